@@ -1,0 +1,45 @@
+// A device is a table of functions with plain C signatures, declared once in kernels.def. A device that has no
+// kernel for a row leaves it null; launching it is a named error, never a silent fallback.
+#pragma once
+#include <stdint.h>
+
+#include "tensor/view.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define BALORA_ABI 1
+
+// What a kernel may use beside its arguments. One per device stream, used by the engine thread only.
+typedef struct balora_context balora_context;
+struct balora_context {
+  // Scratch memory, aligned to 64 bytes, released by the engine when the kernel returns. Null: out of memory.
+  void* (*workspace)(balora_context* ctx, uint64_t bytes);
+  // Adds to (or, negative, takes from) the accounted memory of frozen weights' derived layouts.
+  void (*account)(balora_context* ctx, int64_t bytes);
+  void* device_state;      // owned by the device table (primitive caches, cuBLAS handles)
+  int32_t num_threads;     // threads a kernel may use
+  int32_t deterministic;   // non-zero: results must be bitwise repeatable
+  char error[1024];        // a kernel that returns non-zero says why here
+};
+
+typedef struct balora_kernel_table {
+  uint32_t abi;            // BALORA_ABI
+  uint32_t size;           // sizeof(balora_kernel_table)
+  const char* device;      // "cpu", "cuda"
+  void* (*create_state)(int32_t device_index, char* error, uint64_t error_size);
+  void (*destroy_state)(void* state);
+#define KERNEL(name, signature) int32_t(*name) signature;
+#include "kernels/kernels.def"
+#undef KERNEL
+} balora_kernel_table;
+
+#ifdef __cplusplus
+}  // extern "C"
+
+namespace balora {
+using Context = balora_context;
+using KernelTable = balora_kernel_table;
+}  // namespace balora
+#endif
