@@ -1,0 +1,15 @@
+// Declarations of the CPU device's kernels, one per row of kernels.def. They may throw: the table's guard turns an
+// exception into a status and a message.
+#pragma once
+#include "kernels/kernel_table.h"
+
+namespace balora {
+
+#define KERNEL(name, signature) int32_t name##_kernel signature;
+#include "kernels/kernels.def"
+#undef KERNEL
+
+// The CPU reference device: every row filled.
+const KernelTable* cpu_kernel_table();
+
+}  // namespace balora

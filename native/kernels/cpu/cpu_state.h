@@ -1,0 +1,11 @@
+// What the CPU device keeps between kernels of one stream (the oneDNN engine and its primitive caches). Opaque to
+// everything above the kernels; gemm.cc defines it.
+#pragma once
+#include <cstdint>
+
+namespace balora {
+
+void* create_cpu_state(int32_t device_index, char* error, uint64_t error_size);
+void destroy_cpu_state(void* state);
+
+}  // namespace balora

@@ -1,0 +1,135 @@
+// RMSNorm over the last dimension: statistics in f32 (f64 for f64), one read of each row per direction.
+//   y = x * rstd * (weight + weight_offset),  rstd = 1 / sqrt(mean(x^2) + eps)
+// Llama rounds x * rstd to the activation dtype before it multiplies (cast_before_weight); Gemma, whose weights are
+// stored minus one (weight_offset 1), multiplies in f32 and rounds last. f32 and f64 make no difference.
+#include <cmath>
+#include <vector>
+
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/parallel.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kRowGrain = 16;
+
+template <typename T>
+BALORA_INLINE Acc<T> rounded(Acc<T> value, bool round) {
+  return round ? load(store<T>(value)) : value;
+}
+
+template <typename T>
+BALORA_INLINE void forward_rows(const T* x, const T* weight, T* y, Acc<T>* rstd, int64_t begin,
+                                int64_t end, int64_t channels, Acc<T> eps, Acc<T> offset,
+                                bool round) {
+  using A = Acc<T>;
+  for (int64_t n = begin; n < end; ++n) {
+    const T* row = x + n * channels;
+    A sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t c = 0; c < channels; ++c) {
+      const A value = load(row[c]);
+      sum += value * value;
+    }
+    const A scale = A(1) / std::sqrt(sum / static_cast<A>(channels) + eps);
+    rstd[n] = scale;
+    T* out = y + n * channels;
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      out[c] = store<T>(rounded<T>(load(row[c]) * scale, round) * (load(weight[c]) + offset));
+    }
+  }
+}
+
+// dx = rstd * (g - xhat * mean(g * xhat)), g = dy * (weight + offset), xhat = x * rstd.
+template <typename T>
+BALORA_INLINE void backward_rows(const T* dy, const T* x, const T* weight, const Acc<T>* rstd,
+                                 T* dx, Acc<T>* dweight, int64_t begin, int64_t end,
+                                 int64_t channels, Acc<T> offset, bool round) {
+  using A = Acc<T>;
+  for (int64_t n = begin; n < end; ++n) {
+    const T* g = dy + n * channels;
+    const T* row = x + n * channels;
+    const A scale = rstd[n];
+    if (dweight) {
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) {
+        dweight[c] += load(g[c]) * rounded<T>(load(row[c]) * scale, round);
+      }
+    }
+    if (!dx) continue;
+    A dot = 0;
+#pragma omp simd reduction(+ : dot)
+    for (int64_t c = 0; c < channels; ++c) {
+      dot += load(g[c]) * (load(weight[c]) + offset) * load(row[c]);
+    }
+    const A mean = dot * scale * scale / static_cast<A>(channels);
+    T* out = dx + n * channels;
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      out[c] = store<T>(scale * (load(g[c]) * (load(weight[c]) + offset) - load(row[c]) * mean));
+    }
+  }
+}
+
+// target_clones cannot mark a template, so each dtype gets a plain function of its own.
+#define ROWS(T)                                                                                    \
+  BALORA_SIMD void forward(const T* x, const T* w, T* y, Acc<T>* r, int64_t b, int64_t e,          \
+                           int64_t c, Acc<T> eps, Acc<T> off, bool round) {                        \
+    forward_rows<T>(x, w, y, r, b, e, c, eps, off, round);                                         \
+  }                                                                                                \
+  BALORA_SIMD void backward(const T* dy, const T* x, const T* w, const Acc<T>* r, T* dx,           \
+                            Acc<T>* dw, int64_t b, int64_t e, int64_t c, Acc<T> off, bool round) { \
+    backward_rows<T>(dy, x, w, r, dx, dw, b, e, c, off, round);                                    \
+  }
+ROWS(float)
+ROWS(bf16)
+ROWS(f16)
+ROWS(double)
+#undef ROWS
+
+}  // namespace
+
+int32_t rms_norm_forward_kernel(Context* ctx, const View* x, const View* weight, const View* y,
+                                const View* rstd, double eps, double weight_offset,
+                                int32_t cast_before_weight) {
+  const int64_t rows = x->shape[0], channels = x->shape[1];
+  dispatch_float(x->dtype, [&]<typename T>() {
+    parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
+      forward(data_of<T>(x), data_of<T>(weight), data_of<T>(y), data_of<Acc<T>>(rstd), begin, end,
+              channels, static_cast<Acc<T>>(eps), static_cast<Acc<T>>(weight_offset),
+              cast_before_weight != 0);
+    });
+  });
+  return 0;
+}
+
+int32_t rms_norm_backward_kernel(Context* ctx, const View* dy, const View* x, const View* weight,
+                                 const View* rstd, const View* dx, const View* dweight,
+                                 double weight_offset, int32_t cast_before_weight) {
+  const int64_t rows = x->shape[0], channels = x->shape[1];
+  dispatch_float(x->dtype, [&]<typename T>() {
+    using A = Acc<T>;
+    const int width = parallel_width(ctx, rows, kRowGrain);
+    std::vector<A> partial(dweight ? static_cast<size_t>(width * channels) : 0, A(0));
+    parallel_for(ctx, width, 1, [&](int64_t first, int64_t last) {
+      for (int64_t part = first; part < last; ++part) {
+        backward(data_of<T>(dy), data_of<T>(x), data_of<T>(weight), data_of<A>(rstd),
+                 dx ? data_of<T>(dx) : nullptr,
+                 dweight ? partial.data() + part * channels : nullptr, rows * part / width,
+                 rows * (part + 1) / width, channels, static_cast<A>(weight_offset),
+                 cast_before_weight != 0);
+      }
+    });
+    if (!dweight) return;
+    A* out = data_of<A>(dweight);
+    for (int64_t c = 0; c < channels; ++c) {
+      out[c] = 0;
+      for (int part = 0; part < width; ++part) out[c] += partial[part * channels + c];
+    }
+  });
+  return 0;
+}
+
+}  // namespace balora
