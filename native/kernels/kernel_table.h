@@ -30,6 +30,12 @@ typedef struct balora_kernel_table {
   const char* device;      // "cpu", "cuda"
   void* (*create_state)(int32_t device_index, char* error, uint64_t error_size);
   void (*destroy_state)(void* state);
+  // Device memory, aligned to 64 bytes; null when there is none. Both are thread safe.
+  void* (*allocate)(void* state, uint64_t bytes);
+  void (*release)(void* state, void* data, uint64_t bytes);
+  // Copies in stream order; download returns when the bytes are on the host.
+  int32_t (*upload)(balora_context* ctx, void* device, const void* host, uint64_t bytes);
+  int32_t (*download)(balora_context* ctx, void* host, const void* device, uint64_t bytes);
 #define KERNEL(name, signature) int32_t(*name) signature;
 #include "kernels/kernels.def"
 #undef KERNEL

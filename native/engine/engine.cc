@@ -1,0 +1,104 @@
+#include "engine/engine.h"
+
+#include <omp.h>
+#if defined(__linux__)
+#include <sched.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include <algorithm>
+#include <thread>
+
+namespace balora {
+namespace {
+
+int usable_cores() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+// On Linux niceness belongs to the thread and is inherited by the OpenMP workers it starts later.
+void lower_priority(int nice) {
+#if defined(__linux__)
+  const auto thread = static_cast<id_t>(syscall(SYS_gettid));
+  const int now = getpriority(PRIO_PROCESS, thread);
+  setpriority(PRIO_PROCESS, thread, std::min(19, now + nice));
+#else
+  (void)nice;
+#endif
+}
+
+}  // namespace
+
+Engine::Engine(const KernelTable* kernels, const EngineOptions& options) : kernels_(kernels) {
+  if (kernels->abi != BALORA_ABI || kernels->size != sizeof(KernelTable)) {
+    throw UnsupportedError(concat("the device table \"", kernels->device, "\" has ABI ",
+                                  kernels->abi, ", this build needs ", BALORA_ABI));
+  }
+  num_threads_ = options.num_threads > 0 ? options.num_threads : usable_cores();
+  char error[512] = "";
+  device_state_ = kernels->create_state(0, error, sizeof error);
+  if (error[0]) throw UnsupportedError(concat(kernels->device, ": ", error));
+  allocator_ = std::make_shared<Allocator>(kernels, device_state_);
+  context_.engine = this;
+  context_.base.workspace = &Engine::workspace;
+  context_.base.account = &Engine::account;
+  context_.base.device_state = device_state_;
+  context_.base.num_threads = num_threads_;
+  stream_ = std::make_unique<Stream>([nice = options.nice, threads = num_threads_] {
+    lower_priority(nice);
+    omp_set_num_threads(threads);
+  });
+}
+
+Engine::~Engine() {
+  stream_->abandon();
+  stream_.reset();
+  allocator_->trim();
+  kernels_->destroy_state(device_state_);
+}
+
+std::shared_ptr<Storage> Engine::new_storage(int64_t bytes) {
+  return std::make_shared<Storage>(allocator_, bytes, memory_tag);
+}
+
+void Engine::set_num_threads(int threads) {
+  if (threads < 1) throw ArgumentError(concat("setNumThreads: need at least 1, got ", threads));
+  num_threads_ = threads;
+  stream_->enqueue([this, threads] {
+    context_.base.num_threads = threads;
+    omp_set_num_threads(threads);
+  });
+}
+
+void Engine::set_deterministic(bool value) {
+  stream_->enqueue([this, value] { context_.base.deterministic = value ? 1 : 0; });
+}
+
+void* Engine::workspace(Context* ctx, uint64_t bytes) {
+  Engine& engine = *reinterpret_cast<EngineContext*>(ctx)->engine;
+  try {
+    static constexpr int kScratchTag = 0;
+    void* data = engine.allocator_->allocate(static_cast<int64_t>(bytes), kScratchTag);
+    engine.scratch_.emplace_back(data, static_cast<int64_t>(bytes));
+    return data;
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+void Engine::account(Context* ctx, int64_t bytes) {
+  reinterpret_cast<EngineContext*>(ctx)->engine->allocator_->account_derived(bytes);
+}
+
+void Engine::release_workspace() {
+  for (const auto& [data, bytes] : scratch_) allocator_->release(data, bytes, 0);
+  scratch_.clear();
+}
+
+}  // namespace balora

@@ -1,0 +1,170 @@
+#include "engine/launch.h"
+
+#include <array>
+#include <cstring>
+#include <memory>
+#include <string>
+
+namespace balora {
+namespace {
+
+constexpr size_t kInlineOperands = 12;
+
+struct Operand {
+  std::shared_ptr<Storage> storage;  // null: absent
+  View view;                         // data is the offset until the storage has memory
+  int64_t offset = 0;
+  bool frozen = false;
+};
+
+Operand capture(const Tensor& t) {
+  if (!t.defined()) return {};
+  const TensorImpl& impl = *t.impl();
+  Operand operand;
+  operand.storage = impl.storage;
+  operand.offset = impl.offset;
+  operand.frozen = impl.storage->frozen && impl.offset == 0;
+  operand.view.ndim = impl.shape.ndim();
+  operand.view.dtype = static_cast<int32_t>(impl.dtype);
+  for (int i = 0; i < impl.shape.ndim(); ++i) {
+    operand.view.shape[i] = impl.shape[i];
+    operand.view.stride[i] = impl.strides[i];
+  }
+  return operand;
+}
+
+View resolve(Operand& operand) {
+  View view = operand.view;
+  char* data = static_cast<char*>(operand.storage->data());
+  view.data = data ? data + operand.offset * dtype_size(static_cast<DType>(view.dtype)) : nullptr;
+  view.slots = operand.frozen ? operand.storage->slots() : nullptr;
+  return view;
+}
+
+std::string describe(const std::vector<Operand>& operands, size_t num_inputs) {
+  std::string text;
+  for (size_t i = 0; i < operands.size(); ++i) {
+    if (i == num_inputs) text += " -> ";
+    else if (i) text += ", ";
+    const Operand& operand = operands[i];
+    if (!operand.storage) {
+      text += "none";
+      continue;
+    }
+    text += dtype_name(static_cast<DType>(operand.view.dtype));
+    text += Shape(std::span(operand.view.shape, static_cast<size_t>(operand.view.ndim))).to_string();
+  }
+  return text;
+}
+
+// Anomaly mode: the first output with a NaN or an infinity fails the op that made it.
+void check_outputs(Launch& launch) {
+  for (size_t i = launch.num_inputs; i < launch.views.size(); ++i) {
+    const View& view = launch.views[i];
+    if (!launch.present[i] || !is_float(static_cast<DType>(view.dtype))) continue;
+    int32_t finite = 1;
+    if (launch.kernels->check_finite(launch.ctx, &view, &finite) != 0) {
+      throw NativeError(launch.ctx->error);
+    }
+    if (!finite) throw NativeError("made a value that is not finite (NaN or infinity)");
+  }
+}
+
+struct LaunchTask {
+  const char* op;
+  Engine* engine;
+  std::vector<Operand> operands;
+  size_t num_inputs;
+  LaunchFn fn;
+  bool check_finite;
+  std::shared_ptr<const std::string> call_site;
+
+  void run() {
+    try {
+      execute();
+    } catch (const std::exception& error) {
+      engine->release_workspace();
+      std::string message = std::string(op) + ": " + error.what() + " [" +
+                            describe(operands, num_inputs) + "]";
+      if (call_site) message += "\n  enqueued " + *call_site;
+      throw NativeError(message);
+    }
+  }
+
+  void execute() {
+    std::vector<View> views(operands.size());
+    std::array<bool, kInlineOperands> inline_present{};
+    std::unique_ptr<bool[]> many;
+    bool* present = inline_present.data();
+    if (operands.size() > kInlineOperands) {
+      many = std::make_unique<bool[]>(operands.size());
+      present = many.get();
+    }
+    for (size_t i = 0; i < operands.size(); ++i) {
+      Operand& operand = operands[i];
+      present[i] = operand.storage != nullptr;
+      if (!present[i]) continue;
+      if (i >= num_inputs) {
+        operand.storage->ensure_allocated();
+      } else if (!operand.storage->has_data()) {
+        throw NativeError(concat("operand ", i, " has no value, the op that makes it failed"));
+      }
+      views[i] = resolve(operand);
+    }
+    Context* ctx = engine->context();
+    ctx->error[0] = '\0';
+    Launch launch{engine->kernels(), ctx, engine, views, {present, operands.size()}, num_inputs};
+    const int32_t status = fn(launch);
+    if (status != 0) throw NativeError(ctx->error[0] ? ctx->error : "the kernel failed");
+    if (check_finite) check_outputs(launch);
+    engine->release_workspace();
+  }
+};
+
+}  // namespace
+
+void launch(const char* op, std::span<const Tensor> inputs, std::span<const Tensor> outputs,
+            LaunchFn fn) {
+  auto task = std::make_shared<LaunchTask>();
+  task->op = op;
+  task->engine = nullptr;
+  task->num_inputs = inputs.size();
+  task->operands.reserve(inputs.size() + outputs.size());
+  for (const auto& list : {inputs, outputs}) {
+    for (const Tensor& t : list) {
+      task->operands.push_back(capture(t));
+      if (!t.defined()) continue;
+      if (!task->engine) task->engine = &t.engine();
+      if (task->engine != &t.engine()) {
+        throw ArgumentError(concat(op, ": the operands are on different devices (",
+                                   task->engine->device(), " and ", t.engine().device(), ")"));
+      }
+    }
+  }
+  if (!task->engine) throw ArgumentError(concat(op, ": no tensor given"));
+  task->fn = std::move(fn);
+  task->check_finite = task->engine->anomaly_mode;
+  task->call_site = task->engine->call_site;
+  task->engine->stream().enqueue([task = std::move(task)] { task->run(); });
+}
+
+Tensor upload(Engine& engine, const Shape& shape, DType dtype, const void* data) {
+  Tensor t = Tensor::empty(engine, shape, dtype);
+  const auto bytes = static_cast<size_t>(t.bytes());
+  auto staging = std::make_shared<std::vector<char>>(bytes);
+  if (bytes) std::memcpy(staging->data(), data, bytes);
+  launch("upload", {}, {t}, [staging, bytes](Launch& l) {
+    return l.kernels->upload(l.ctx, l.out(0)->data, staging->data(), bytes);
+  });
+  return t;
+}
+
+void download(const Tensor& source, void* host) {
+  if (!source.is_contiguous()) throw ArgumentError("download: the tensor must be contiguous");
+  const auto bytes = static_cast<uint64_t>(source.bytes());
+  launch("download", {source}, {}, [host, bytes](Launch& l) {
+    return l.kernels->download(l.ctx, host, l.in(0)->data, bytes);
+  });
+}
+
+}  // namespace balora

@@ -1,0 +1,45 @@
+// launch(): how an op reaches its kernel. It captures storages and views (never tensors, which belong to the
+// enqueueing thread), allocates the outputs when the op's turn comes, runs the kernel, and names the op in any failure.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <span>
+#include <vector>
+
+#include "engine/engine.h"
+
+namespace balora {
+
+struct Launch {
+  const KernelTable* kernels;
+  Context* ctx;
+  Engine* engine;
+  std::span<const View> views;
+  std::span<const bool> present;
+  size_t num_inputs;
+
+  // Null for an operand that was undefined.
+  const View* in(size_t i) const { return present[i] ? &views[i] : nullptr; }
+  const View* out(size_t i) const { return in(num_inputs + i); }
+};
+
+using LaunchFn = std::function<int32_t(Launch&)>;
+
+// fn runs on the engine thread and returns the kernel's status; it may capture scalars only. Outputs that already hold
+// values are written in place (the op bumps their version).
+void launch(const char* op, std::span<const Tensor> inputs, std::span<const Tensor> outputs,
+            LaunchFn fn);
+inline void launch(const char* op, std::initializer_list<Tensor> inputs,
+                   std::initializer_list<Tensor> outputs, LaunchFn fn) {
+  launch(op, std::span(inputs.begin(), inputs.size()), std::span(outputs.begin(), outputs.size()),
+         std::move(fn));
+}
+
+// Copies host bytes (taken at the call) into a new tensor.
+Tensor upload(Engine& engine, const Shape& shape, DType dtype, const void* data);
+
+// Copies a contiguous tensor to `host`, which must stay valid until the marker after it has run.
+void download(const Tensor& source, void* host);
+
+}  // namespace balora

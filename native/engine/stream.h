@@ -1,0 +1,71 @@
+// The execution stream: one native thread that runs queued work in order. Enqueueing returns at once. The first
+// failure makes the stream skip ops until the next marker, which reports it and clears it: so an error surfaces at the
+// next sync, once, with the name of the op that failed.
+#pragma once
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "tensor/errors.h"
+
+namespace balora {
+
+struct Failure {
+  std::string code;
+  std::string message;
+};
+
+class Stream {
+ public:
+  using Op = std::function<void()>;                       // throws to fail
+  using Marker = std::function<void(const Failure*)>;     // runs always; null: all went well
+
+  // `start` runs first on the new thread (thread priority, thread counts).
+  explicit Stream(std::function<void()> start);
+  ~Stream();  // runs what is queued, unless abandon() was called, then joins
+
+  void enqueue(Op op);
+  void enqueue_marker(Marker marker);
+  void sync();  // blocks the caller until everything before it has run; throws the failure
+  void abandon();  // drops queued ops; markers still run, with a failure
+
+  // Adds where and with what an op failed; called on the stream's thread.
+  static Failure describe(const std::exception& error, const std::string& context);
+
+ private:
+  struct Task {
+    Op op;
+    Marker marker;
+  };
+  void push(Task task);
+  void run();
+
+  static constexpr size_t kMaxQueued = 1 << 16;  // ops; a producer that is further ahead waits
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::condition_variable room_;
+  std::deque<Task> queue_;
+  bool stopping_ = false;
+  bool abandoned_ = false;
+  std::optional<Failure> failure_;  // stream thread only
+  std::thread thread_;
+};
+
+// A failure with its own code and message, thrown where a stream failure surfaces.
+class StreamError : public Error {
+ public:
+  explicit StreamError(const Failure& failure)
+      : Error("ERR_NATIVE", failure.message), code_(failure.code) {}
+  const std::string& failure_code() const { return code_; }
+
+ private:
+  std::string code_;
+};
+
+}  // namespace balora

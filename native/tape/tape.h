@@ -1,0 +1,94 @@
+// The autograd tape. An op that ran on something that wants a gradient leaves a node: its inputs and a backward
+// function that enqueues the gradient ops. backward() walks the nodes newest first over an explicit vector (deep
+// models do not recurse), moves each gradient out as it is used, and frees nodes as it passes them.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "tensor/tensor.h"
+
+namespace balora {
+
+// A tensor kept for backward: off the tape, with the version it had. get() refuses values overwritten since.
+class Saved {
+ public:
+  Saved() = default;
+  explicit Saved(const Tensor& t);
+  Tensor get() const;
+  bool defined() const { return tensor_.defined(); }
+
+ private:
+  Tensor tensor_;
+  int64_t version_ = 0;
+};
+
+class GradSink {
+ public:
+  virtual ~GradSink() = default;
+  virtual bool wants(size_t input) const = 0;
+  // Adds a contribution to the gradient of an input; its shape and dtype must be the input's. Undefined: nothing.
+  virtual void add(size_t input, const Tensor& grad) = 0;
+};
+
+// dy[i] is undefined where output i was not used. Runs on the enqueueing thread, with no_grad in force.
+using BackwardFn = std::function<void(std::span<const Tensor> dy, GradSink& sink)>;
+
+struct Edge {
+  std::shared_ptr<Node> node;        // producer of this input, or
+  int output_index = 0;
+  std::shared_ptr<TensorImpl> leaf;  // the leaf itself; both null: no gradient wanted
+};
+
+struct Node {
+  const char* op;
+  uint64_t sequence;
+  std::vector<Edge> inputs;
+  std::vector<Shape> input_shapes;
+  std::vector<DType> input_dtypes;
+  size_t num_outputs;
+  BackwardFn backward;
+  bool released = false;
+  ~Node();  // iterative: a chain of a million nodes must not overflow the stack
+};
+
+// Whether an op on these inputs will be recorded.
+bool grad_wanted(std::span<const Tensor> inputs);
+inline bool grad_wanted(std::initializer_list<Tensor> inputs) {
+  return grad_wanted(std::span(inputs.begin(), inputs.size()));
+}
+
+// No-op under NoGrad or when no input wants a gradient. `op` must be a string literal.
+void record(const char* op, std::span<const Tensor> inputs, std::span<const Tensor> outputs,
+            BackwardFn backward);
+inline void record(const char* op, std::initializer_list<Tensor> inputs,
+                   std::initializer_list<Tensor> outputs, BackwardFn backward) {
+  record(op, std::span(inputs.begin(), inputs.size()), std::span(outputs.begin(), outputs.size()),
+         std::move(backward));
+}
+
+// Gradients of the leaves below `roots` are added to their grad, in f32 (f64 for f64). `grads` matches roots; an
+// undefined one means 1, for a root with one element.
+void backward(std::span<const Tensor> roots, std::span<const Tensor> grads, bool retain_graph);
+
+// Switches recording off for its lifetime.
+class NoGrad {
+ public:
+  explicit NoGrad(Engine& engine);
+  ~NoGrad();
+  NoGrad(const NoGrad&) = delete;
+  NoGrad& operator=(const NoGrad&) = delete;
+
+ private:
+  Engine& engine_;
+  bool before_;
+};
+
+// For ops that write in place: a leaf that wants a gradient, or a recorded value, must not be overwritten while
+// recording. Bumps the version.
+void prepare_in_place(const char* op, Tensor& t);
+
+}  // namespace balora

@@ -1,0 +1,66 @@
+// The memory behind one or more tensors. A storage is born without memory: the engine thread allocates when the op
+// that writes it runs, so an op queue that is far ahead holds no memory. The last reference frees it, on any thread.
+#pragma once
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "tensor/view.h"
+
+namespace balora {
+
+// Where memory comes from; the engine's caching allocator implements it. Thread safe.
+class MemorySource {
+ public:
+  virtual ~MemorySource() = default;
+  virtual void* allocate(int64_t bytes, int tag) = 0;  // throws NativeError when there is none
+  virtual void release(void* data, int64_t bytes, int tag) = 0;
+};
+
+class Storage {
+ public:
+  Storage(std::shared_ptr<MemorySource> source, int64_t bytes, int tag)
+      : source_(std::move(source)), bytes_(bytes), tag_(tag) {}
+
+  // Memory that something else owns (a mapped file): kept alive by `owner`, never written.
+  Storage(void* data, int64_t bytes, std::shared_ptr<void> owner)
+      : owner_(std::move(owner)), data_(data), bytes_(bytes) {}
+
+  Storage(const Storage&) = delete;
+  Storage& operator=(const Storage&) = delete;
+
+  ~Storage() {
+    for (balora_slot& slot : slots_) {
+      if (slot.data) slot.destroy(slot.data);
+    }
+    if (source_ && data_) source_->release(data_, bytes_, tag_);
+  }
+
+  void* data() const { return data_.load(std::memory_order_acquire); }
+  bool has_data() const { return bytes_ == 0 || data() != nullptr; }
+  int64_t bytes() const { return bytes_; }
+  bool external() const { return owner_ != nullptr; }
+
+  // Engine thread only.
+  void ensure_allocated() {
+    if (!data_ && bytes_ > 0) data_.store(source_->allocate(bytes_, tag_), std::memory_order_release);
+  }
+  balora_slot* slots() { return slots_.data(); }
+
+  // JS thread only: writes seen so far (a saved tensor compares it), tensors that share this storage, and whether
+  // its values are promised not to change (so that devices may keep derived layouts).
+  int64_t version = 0;
+  int tensor_count = 0;
+  bool frozen = false;
+
+ private:
+  std::shared_ptr<MemorySource> source_;
+  std::shared_ptr<void> owner_;
+  std::atomic<void*> data_{nullptr};
+  int64_t bytes_ = 0;
+  int tag_ = 0;
+  std::array<balora_slot, BALORA_SLOTS> slots_{};
+};
+
+}  // namespace balora

@@ -1,0 +1,164 @@
+#include "tensor/tensor.h"
+
+#include "engine/engine.h"
+#include "tape/tape.h"
+
+namespace balora {
+namespace {
+
+TensorImpl& deref(const std::shared_ptr<TensorImpl>& impl) {
+  if (!impl) throw ArgumentError("an undefined tensor was used");
+  return *impl;
+}
+
+void check_extents(const Shape& shape, DType dtype) {
+  int64_t elements = 1;
+  for (const int64_t dim : shape) {
+    if (dim < 0) throw ArgumentError("a shape has no negative extents, got " + shape.to_string());
+    if (__builtin_mul_overflow(elements, dim, &elements) ||
+        elements > INT64_MAX / 16 / dtype_size(dtype)) {
+      throw ArgumentError("the shape " + shape.to_string() + " is larger than any memory");
+    }
+  }
+}
+
+}  // namespace
+
+Tensor Tensor::empty(Engine& engine, const Shape& shape, DType dtype) {
+  check_extents(shape, dtype);
+  auto storage = engine.new_storage(shape.numel() * dtype_size(dtype));
+  return Tensor(std::make_shared<TensorImpl>(&engine, std::move(storage), shape,
+                                             contiguous_strides(shape), 0, dtype));
+}
+
+Tensor Tensor::external(Engine& engine, const Shape& shape, DType dtype, void* data,
+                        std::shared_ptr<void> owner) {
+  check_extents(shape, dtype);
+  auto storage =
+      std::make_shared<Storage>(data, shape.numel() * dtype_size(dtype), std::move(owner));
+  storage->frozen = true;
+  return Tensor(std::make_shared<TensorImpl>(&engine, std::move(storage), shape,
+                                             contiguous_strides(shape), 0, dtype));
+}
+
+const Shape& Tensor::shape() const { return deref(impl_).shape; }
+const Shape& Tensor::strides() const { return deref(impl_).strides; }
+DType Tensor::dtype() const { return deref(impl_).dtype; }
+Engine& Tensor::engine() const { return *deref(impl_).engine; }
+bool Tensor::frozen() const { return deref(impl_).storage->frozen; }
+int64_t Tensor::version() const { return deref(impl_).storage->version; }
+Tensor Tensor::grad() const { return deref(impl_).grad; }
+bool Tensor::is_leaf() const { return deref(impl_).node == nullptr; }
+
+int64_t Tensor::dim(int i) const {
+  const int n = ndim(), index = i < 0 ? i + n : i;
+  if (index < 0 || index >= n) {
+    throw ArgumentError(concat("dimension ", i, " does not exist in ", shape().to_string()));
+  }
+  return shape()[index];
+}
+
+bool Tensor::is_contiguous() const {
+  const TensorImpl& t = deref(impl_);
+  int64_t expected = 1;
+  for (int i = t.shape.ndim() - 1; i >= 0; --i) {
+    if (t.shape[i] != 1 && t.strides[i] != expected) return false;
+    expected *= t.shape[i];
+  }
+  return true;
+}
+
+Tensor Tensor::view(const Shape& shape, const Shape& strides, int64_t offset_elements) const {
+  const TensorImpl& t = deref(impl_);
+  return Tensor(std::make_shared<TensorImpl>(t.engine, t.storage, shape, strides,
+                                             t.offset + offset_elements, t.dtype));
+}
+
+Tensor Tensor::view(const Shape& shape) const {
+  if (!is_contiguous() || shape.numel() != numel()) {
+    throw ArgumentError("view: cannot see " + this->shape().to_string() + " as " +
+                        shape.to_string());
+  }
+  return view(shape, contiguous_strides(shape), 0);
+}
+
+Tensor Tensor::detach() const { return view(shape(), strides(), 0); }
+
+bool Tensor::requires_grad() const {
+  const TensorImpl& t = deref(impl_);
+  return t.requires_grad || t.node != nullptr;
+}
+
+void Tensor::set_requires_grad(bool value) {
+  TensorImpl& t = deref(impl_);
+  if (t.node) throw ArgumentError("requiresGrad can be set on a leaf only; detach() first");
+  if (value && !is_float(t.dtype)) {
+    throw ArgumentError(concat("only float tensors have gradients, this one is ", dtype_name(t.dtype)));
+  }
+  t.requires_grad = value;
+}
+
+void Tensor::set_grad(const Tensor& grad) {
+  TensorImpl& t = deref(impl_);
+  if (grad.defined() && !(grad.shape() == t.shape)) {
+    throw ArgumentError("the gradient of a tensor " + t.shape.to_string() + " cannot be " +
+                        grad.shape().to_string());
+  }
+  t.grad = grad;
+  t.grad_adopted = false;
+}
+
+void Tensor::freeze() { deref(impl_).storage->frozen = true; }
+
+void Tensor::bump_version() {
+  Storage& storage = *deref(impl_).storage;
+  if (storage.frozen) {
+    throw ArgumentError("a frozen tensor (a loaded base weight) cannot be written in place");
+  }
+  ++storage.version;
+}
+
+bool Tensor::exclusive() const {
+  return impl_.use_count() == 1 && impl_->storage->tensor_count == 1 && !impl_->storage->external();
+}
+
+void check_defined(const char* op, const char* name, const Tensor& t) {
+  if (!t.defined()) throw ArgumentError(concat(op, ": ", name, " is missing"));
+}
+
+void check_shape(const char* op, const char* name, const Tensor& t, const Shape& expected,
+                 const char* symbols) {
+  check_defined(op, name, t);
+  if (t.shape() == expected) return;
+  throw ArgumentError(concat(op, ": ", name, " must be ", symbols ? symbols : "",
+                             symbols ? "=" : "", expected.to_string(), ", got ",
+                             t.shape().to_string()));
+}
+
+void check_ndim(const char* op, const char* name, const Tensor& t, int ndim) {
+  check_defined(op, name, t);
+  if (t.ndim() == ndim) return;
+  throw ArgumentError(concat(op, ": ", name, " must have ", ndim, " dimensions, got ",
+                             t.shape().to_string()));
+}
+
+void check_float(const char* op, const char* name, const Tensor& t) {
+  check_defined(op, name, t);
+  if (is_float(t.dtype())) return;
+  throw ArgumentError(concat(op, ": ", name, " must be a float tensor, got ", dtype_name(t.dtype())));
+}
+
+void check_dtype(const char* op, const char* name, const Tensor& t, DType expected) {
+  check_defined(op, name, t);
+  if (t.dtype() == expected) return;
+  throw ArgumentError(concat(op, ": ", name, " must be ", dtype_name(expected), ", got ",
+                             dtype_name(t.dtype())));
+}
+
+void check_same_engine(const char* op, const Tensor& a, const Tensor& b) {
+  if (&a.engine() == &b.engine()) return;
+  throw ArgumentError(concat(op, ": the operands are on different devices (", a.engine().device(),
+                             " and ", b.engine().device(), ")"));
+}
+
+}  // namespace balora
