@@ -1,0 +1,306 @@
+/**
+ * The adapter's configuration in PEFT's vocabulary: from a user (camel or snake case), from an adapter_config.json of
+ * any PEFT version, and back to the bytes that PEFT 0.21 writes.
+ *
+ * PEFT drops keys that it does not know. Here a key that may change the mathematics and is not understood is refused:
+ * an adapter that loads and computes something else is worse than one that does not load.
+ */
+import { ArgumentError, FormatError, UnsupportedError } from '../errors.js';
+import { type PythonJson, PythonFloat, compareCodePoints, pythonJson } from './python_json.js';
+
+/** true: A uniform in +-1/sqrt(in), B zero. false: both uniform (for tests). */
+export type InitLoraWeights = boolean | 'gaussian' | 'pissa' | `pissa_niter_${number}`;
+
+/** What a user may write; PEFT's snake case spelling of every key is accepted as well. */
+export interface LoraConfigInput {
+  /** Rank (default 8, as in PEFT). */
+  r?: number;
+  /** Scale of the update: alpha / r, or alpha / sqrt(r) with `useRslora` (default 8). May be fractional. */
+  loraAlpha?: number;
+  loraDropout?: number;
+  /** Trailing module names, one regular expression for the whole path, or "all-linear" (default). */
+  targetModules?: readonly string[] | string;
+  excludeModules?: readonly string[] | string | null;
+  /** Regular expressions of module paths with their own rank or alpha; the first match in the order given counts. */
+  rankPattern?: Readonly<Record<string, number>>;
+  alphaPattern?: Readonly<Record<string, number>>;
+  useRslora?: boolean;
+  initLoraWeights?: InitLoraWeights;
+  /** Block numbers to adapt, all if absent; `layersPattern` names the list that they count (default: any). */
+  layersToTransform?: readonly number[] | number | null;
+  layersPattern?: readonly string[] | string | null;
+  taskType?: string | null;
+  baseModelNameOrPath?: string | null;
+  revision?: string | null;
+}
+
+/** A checked configuration, every field present. Patterns are lists: their order decides and objects do not keep it. */
+export interface LoraConfig {
+  readonly r: number;
+  readonly loraAlpha: number;
+  readonly loraDropout: number;
+  readonly targetModules: readonly string[] | string | null;
+  readonly excludeModules: readonly string[] | string | null;
+  readonly rankPattern: readonly (readonly [pattern: string, r: number])[];
+  readonly alphaPattern: readonly (readonly [pattern: string, alpha: number])[];
+  readonly useRslora: boolean;
+  /** In a file also an initialisation that only PEFT knows, kept as text: the tensors are loaded over it. */
+  readonly initLoraWeights: InitLoraWeights | (string & {});
+  readonly layersToTransform: readonly number[] | null;
+  readonly layersPattern: readonly string[] | string | null;
+  readonly fanInFanOut: boolean;
+  readonly inferenceMode: boolean;
+  readonly taskType: string | null;
+  readonly baseModelNameOrPath: string | null;
+  readonly revision: string | null;
+}
+
+export const ALL_LINEAR = 'all-linear';
+
+/** The PEFT release whose adapter_config.json is written. */
+const kPeftVersion = '0.21.2';
+const kDefaultRank = 8;
+const kPissa = /^pissa(_niter_([0-9]+))?$/;
+/** Initialisations of PEFT that leave the base weights alone; a trained adapter that began so is a plain LoRA. */
+const kHarmlessInits = new Set(['gaussian', 'eva', 'orthogonal']);
+
+type Raw = Record<string, unknown>;
+
+/** Keys that change nothing in what an adapter computes. */
+const kIgnored = new Set([
+  'peft_type', 'peft_version', 'auto_mapping', 'megatron_core', 'qalora_group_size', 'runtime_config',
+  'corda_config', 'eva_config', 'loftq_config', 'lora_ga_config',
+]);
+/** Keys of PEFT that change the mathematics and have no implementation here, with the value that switches them off. */
+const kUnsupported: Record<string, PythonJson> = {
+  alora_invocation_tokens: null, arrow_config: null, bias: 'none', ensure_weight_tying: false, kasa_config: null,
+  layer_replication: null, lora_bias: false, megatron_config: null, modules_to_save: null, monteclora_config: null,
+  target_parameters: null, trainable_token_indices: null, use_bdlora: null, use_dora: false, use_qalora: false,
+  velora_config: null,
+};
+const kUnderstood = new Set([
+  'r', 'lora_alpha', 'lora_dropout', 'target_modules', 'exclude_modules', 'rank_pattern', 'alpha_pattern',
+  'use_rslora', 'init_lora_weights', 'layers_to_transform', 'layers_pattern', 'fan_in_fan_out', 'inference_mode',
+  'task_type', 'base_model_name_or_path', 'revision',
+]);
+
+/** Checks a user's configuration. @throws ArgumentError on an unknown key or a bad value, UnsupportedError. */
+export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraConfig {
+  const raw: Raw = {};
+  for (const [key, value] of Object.entries(input)) {
+    if (value === undefined) continue;
+    const name = key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+    if (name in raw) throw new ArgumentError(`loraConfig: "${name}" is given in both spellings`);
+    if (!kUnderstood.has(name) && !kIgnored.has(name) && !Object.hasOwn(kUnsupported, name)) {
+      throw new ArgumentError(`loraConfig: unknown key "${key}", known: ${[...kUnderstood].sort().join(', ')}`);
+    }
+    raw[name] = value;
+  }
+  refuseUnsupported(raw, 'loraConfig', new Set());
+  const config = build({ target_modules: ALL_LINEAR, inference_mode: true, ...raw }, 'loraConfig');
+  if (!isKnownInit(config.initLoraWeights)) {
+    throw new UnsupportedError(`loraConfig: initLoraWeights "${String(config.initLoraWeights)}" is not supported`);
+  }
+  return config;
+}
+
+export interface ReadConfigOptions {
+  /** Name of the file for messages. */
+  path?: string;
+  /** Keys that the caller knows to be harmless although this library does not understand them. */
+  ignoreKeys?: readonly string[];
+}
+
+/** Reads the text of an adapter_config.json, old and minimal ones included. @throws FormatError, UnsupportedError. */
+export function parseAdapterConfig(text: string, options: ReadConfigOptions = {}): LoraConfig {
+  const path = options.path ?? 'adapter_config.json';
+  let raw: unknown;
+  try {
+    raw = JSON.parse(text);
+  } catch (error) {
+    throw new FormatError(`${path}: not JSON: ${(error as Error).message}`, { path });
+  }
+  if (typeof raw !== 'object' || raw === null || Array.isArray(raw)) {
+    throw new FormatError(`${path}: must hold one JSON object`, { path });
+  }
+  const type = (raw as Raw)['peft_type'];
+  if (type === undefined) throw new FormatError(`${path}: peft_type is missing`, { path });
+  if (type !== 'LORA') throw new UnsupportedError(`${path}: peft_type ${JSON.stringify(type)} is not supported, only "LORA"`);
+  refuseUnsupported(raw as Raw, path, new Set(options.ignoreKeys));
+  try {
+    return build(raw as Raw, path);
+  } catch (error) {
+    if (error instanceof ArgumentError) throw new FormatError(error.message, { path });
+    throw error;
+  }
+}
+
+/** The text of adapter_config.json, byte for byte as PEFT 0.21 writes it (no newline at the end). */
+export function formatAdapterConfig(config: LoraConfig): string {
+  const list = (value: readonly string[] | string | null): PythonJson =>
+    typeof value === 'string' || value === null ? value : [...value].sort(compareCodePoints);
+  return pythonJson({
+    ...kUnsupported,
+    alpha_pattern: Object.fromEntries(config.alphaPattern),
+    auto_mapping: null,
+    base_model_name_or_path: config.baseModelNameOrPath,
+    corda_config: null,
+    eva_config: null,
+    exclude_modules: list(config.excludeModules),
+    fan_in_fan_out: config.fanInFanOut,
+    inference_mode: config.inferenceMode,
+    init_lora_weights: config.initLoraWeights,
+    layers_pattern: list(config.layersPattern),
+    layers_to_transform: config.layersToTransform === null ? null : [...config.layersToTransform],
+    loftq_config: {},
+    lora_alpha: config.loraAlpha,
+    lora_dropout: new PythonFloat(config.loraDropout),
+    lora_ga_config: null,
+    megatron_core: 'megatron.core',
+    peft_type: 'LORA',
+    peft_version: kPeftVersion,
+    qalora_group_size: 16,
+    r: config.r,
+    rank_pattern: Object.fromEntries(config.rankPattern),
+    revision: config.revision,
+    target_modules: list(config.targetModules),
+    task_type: config.taskType,
+    use_rslora: config.useRslora,
+  });
+}
+
+/** Power iterations of a PiSSA initialisation: null is "to convergence", undefined is "not a PiSSA". */
+export function pissaIterations(init: LoraConfig['initLoraWeights']): number | null | undefined {
+  const match = typeof init === 'string' ? kPissa.exec(init) : null;
+  if (match === null) return undefined;
+  return match[2] === undefined ? null : Number(match[2]);
+}
+
+/** alpha / r, with rank-stabilised LoRA alpha / sqrt(r). */
+export function loraScale(alpha: number, r: number, useRslora: boolean): number {
+  return useRslora ? alpha / Math.sqrt(r) : alpha / r;
+}
+
+/** Whether the tensors of an adapter that began so belong on the untouched base. */
+export function keepsBase(init: LoraConfig['initLoraWeights']): boolean {
+  return typeof init === 'boolean' || kHarmlessInits.has(init);
+}
+
+function isKnownInit(init: LoraConfig['initLoraWeights']): init is InitLoraWeights {
+  return typeof init === 'boolean' || init === 'gaussian' || kPissa.test(init);
+}
+
+/** Off, whatever the key means: how PEFT writes a feature that is not used. */
+function isNeutral(value: unknown): boolean {
+  if (value === null || value === false) return true;
+  return typeof value === 'object' && Object.keys(value as object).length === 0;
+}
+
+function refuseUnsupported(raw: Raw, where: string, ignored: ReadonlySet<string>): void {
+  for (const [key, value] of Object.entries(raw)) {
+    if (kUnderstood.has(key) || kIgnored.has(key) || ignored.has(key) || isNeutral(value)) continue;
+    if (Object.hasOwn(kUnsupported, key)) {
+      if (value === kUnsupported[key]) continue;
+      throw new UnsupportedError(`${where}: ${key} = ${JSON.stringify(value)} is not supported yet`);
+    }
+    throw new UnsupportedError(
+      `${where}: the key "${key}" = ${JSON.stringify(value)} is not understood and may change the mathematics; ` +
+        'name it in ignoreKeys if it does not',
+    );
+  }
+}
+
+/** From snake case keys to a checked configuration; PEFT's defaults fill what is absent. */
+function build(raw: Raw, where: string): LoraConfig {
+  const read = new Reader(raw, where);
+  return Object.freeze({
+    r: read.rank('r', raw['r'] ?? kDefaultRank),
+    loraAlpha: read.number('lora_alpha', raw['lora_alpha'] ?? kDefaultRank),
+    loraDropout: read.dropout(),
+    targetModules: read.names('target_modules'),
+    excludeModules: read.names('exclude_modules'),
+    rankPattern: read.pattern('rank_pattern', (key, value) => read.rank(key, value)),
+    alphaPattern: read.pattern('alpha_pattern', (key, value) => read.number(key, value)),
+    useRslora: read.flag('use_rslora', false),
+    initLoraWeights: read.init(),
+    layersToTransform: read.layers(),
+    layersPattern: read.names('layers_pattern'),
+    fanInFanOut: read.flag('fan_in_fan_out', false),
+    inferenceMode: read.flag('inference_mode', false),
+    taskType: read.text('task_type'),
+    baseModelNameOrPath: read.text('base_model_name_or_path'),
+    revision: read.text('revision'),
+  });
+}
+
+/** Typed reading of one raw configuration; every complaint names the key and the value. */
+class Reader {
+  constructor(
+    private readonly raw: Raw,
+    private readonly where: string,
+  ) {}
+
+  fail(key: string, wanted: string, value: unknown): never {
+    throw new ArgumentError(`${this.where}: ${key} must be ${wanted}, got ${JSON.stringify(value)}`);
+  }
+
+  rank(key: string, value: unknown): number {
+    if (!Number.isSafeInteger(value) || (value as number) < 1) this.fail(key, 'a whole number >= 1', value);
+    return value as number;
+  }
+
+  number(key: string, value: unknown): number {
+    if (typeof value !== 'number' || !Number.isFinite(value)) this.fail(key, 'a finite number', value);
+    return value;
+  }
+
+  flag(key: string, fallback: boolean): boolean {
+    const value = this.raw[key] ?? fallback;
+    if (typeof value !== 'boolean') this.fail(key, 'true or false', value);
+    return value;
+  }
+
+  text(key: string): string | null {
+    const value = this.raw[key] ?? null;
+    if (value !== null && typeof value !== 'string') this.fail(key, 'a string or null', value);
+    return value;
+  }
+
+  dropout(): number {
+    const value = this.number('lora_dropout', this.raw['lora_dropout'] ?? 0);
+    if (value < 0 || value >= 1) this.fail('lora_dropout', 'in [0, 1)', value);
+    return value;
+  }
+
+  names(key: string): readonly string[] | string | null {
+    const value = this.raw[key] ?? null;
+    if (value === null || typeof value === 'string') return value;
+    if (!Array.isArray(value) || value.some((name) => typeof name !== 'string' || name === '')) {
+      this.fail(key, 'a string or a list of names', value);
+    }
+    return Object.freeze([...new Set(value as string[])]);
+  }
+
+  pattern(key: string, check: (key: string, value: unknown) => number): readonly (readonly [string, number])[] {
+    const value = this.raw[key] ?? {};
+    if (typeof value !== 'object' || Array.isArray(value)) this.fail(key, 'an object of numbers', value);
+    const entries = Object.entries(value as object);
+    return Object.freeze(entries.map(([name, item]) => [name, check(`${key}["${name}"]`, item)] as const));
+  }
+
+  layers(): readonly number[] | null {
+    const value = this.raw['layers_to_transform'] ?? null;
+    if (value === null) return null;
+    const list: unknown[] = Array.isArray(value) ? value : [value];
+    if (list.some((item) => !Number.isSafeInteger(item) || (item as number) < 0)) {
+      this.fail('layers_to_transform', 'a block number or a list of them', value);
+    }
+    return Object.freeze(list as number[]);
+  }
+
+  init(): LoraConfig['initLoraWeights'] {
+    const value = this.raw['init_lora_weights'] ?? true;
+    if (typeof value !== 'boolean' && typeof value !== 'string') this.fail('init_lora_weights', 'a flag or a name', value);
+    return value === 'lora' ? true : value;
+  }
+}

@@ -1,0 +1,65 @@
+/**
+ * JSON as Python's `json.dumps(value, indent=2, sort_keys=True)` writes it, because PEFT's adapter_config.json is
+ * compared byte by byte by its users: sorted keys, ASCII only, floats kept apart from integers (0.0, 1e-05).
+ */
+import { ArgumentError } from '../errors.js';
+
+/** A number that Python holds as a float: written with a point or an exponent even when it is whole. */
+export class PythonFloat {
+  constructor(readonly value: number) {}
+}
+
+export type PythonJson = null | boolean | number | string | PythonFloat | PythonJson[] | { [key: string]: PythonJson };
+
+export function pythonJson(value: PythonJson, indent = ''): string {
+  if (value === null || typeof value === 'boolean') return String(value);
+  if (typeof value === 'string') return pythonString(value);
+  if (typeof value === 'number') return Number.isInteger(value) ? integer(value) : pythonFloat(value);
+  if (value instanceof PythonFloat) return pythonFloat(value.value);
+  const inner = `${indent}  `;
+  const [open, close, items] = Array.isArray(value)
+    ? ['[', ']', value.map((item) => pythonJson(item, inner))]
+    : ['{', '}', sortedKeys(value).map((key) => `${pythonString(key)}: ${pythonJson(value[key]!, inner)}`)];
+  if (items.length === 0) return open + close;
+  return `${open}\n${items.map((item) => inner + item).join(',\n')}\n${indent}${close}`;
+}
+
+/** Python orders strings by code point, JavaScript by UTF-16 unit; they differ beyond the basic plane only. */
+export function compareCodePoints(a: string, b: string): number {
+  const [left, right] = [Array.from(a), Array.from(b)];
+  for (let i = 0; i < Math.min(left.length, right.length); i++) {
+    const order = left[i]!.codePointAt(0)! - right[i]!.codePointAt(0)!;
+    if (order !== 0) return order;
+  }
+  return left.length - right.length;
+}
+
+function sortedKeys(value: object): string[] {
+  return Object.keys(value).sort(compareCodePoints);
+}
+
+function pythonString(text: string): string {
+  return JSON.stringify(text).replace(
+    /[\u007f-\uffff]/g,
+    (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  );
+}
+
+function integer(value: number): string {
+  if (!Number.isSafeInteger(value)) throw new ArgumentError(`pythonJson: ${value} is not a safe integer`);
+  return String(value);
+}
+
+/** repr(float): the shortest digits, an exponent below 1e-4 and from 1e16 on, two exponent digits at least. */
+function pythonFloat(value: number): string {
+  if (!Number.isFinite(value)) throw new ArgumentError(`pythonJson: ${value} cannot be written as JSON`);
+  const size = Math.abs(value);
+  if (value === 0) return Object.is(value, -0) ? '-0.0' : '0.0';
+  if (size >= 1e-4 && size < 1e16) {
+    const text = String(value);
+    return text.includes('.') ? text : `${text}.0`;
+  }
+  const [digits, exponent] = value.toExponential().split('e') as [string, string];
+  const sign = exponent.startsWith('-') ? '-' : '+';
+  return `${digits}e${sign}${exponent.replace(/^[+-]/, '').padStart(2, '0')}`;
+}

@@ -1,0 +1,156 @@
+/**
+ * Which modules an adapter touches, and with what rank and scale: PEFT's matching rules over module paths.
+ *
+ * A list matches whole trailing names (`proj` does not match `q_proj`, `dense` matches `pooler.dense`); one string is a
+ * regular expression that must match the whole path. Patterns match `(.*\.)?(pattern)$`, the first in order wins.
+ */
+import { ArgumentError } from '../errors.js';
+import { ALL_LINEAR, type LoraConfig, loraScale } from './config.js';
+
+/** A linear module of a model, as targets see it. */
+export interface TargetCandidate {
+  /** Path in the checkpoint, e.g. `model.layers.0.self_attn.q_proj`. */
+  readonly name: string;
+  readonly inFeatures: number;
+  readonly outFeatures: number;
+  /** The output head: "all-linear" leaves it out, as PEFT does. */
+  readonly isHead?: boolean;
+}
+
+/** One adapted module with its own rank and scale. */
+export interface Target {
+  readonly name: string;
+  readonly r: number;
+  readonly alpha: number;
+  readonly scale: number;
+}
+
+/** A regular expression written for Python's `re`, for JavaScript. @throws ArgumentError if it cannot be compiled. */
+export function pythonRegExp(source: string, wrap: (inner: string) => string): RegExp {
+  let flags = '';
+  const body = source
+    .replace(/^\(\?([aimsux]+)\)/, (_, letters: string) => ((flags = letters.replace(/[^ims]/g, '')), ''))
+    .replace(/\(\?P</g, '(?<')
+    .replace(/\(\?P=(\w+)\)/g, '\\k<$1>')
+    .replace(/\\A/g, '^')
+    .replace(/\\Z/g, '$$');
+  try {
+    return new RegExp(wrap(body), flags);
+  } catch (error) {
+    throw new ArgumentError(`pattern ${JSON.stringify(source)}: ${(error as Error).message}`);
+  }
+}
+
+/** Whether the configuration adapts the module at `name` (head and "all-linear" are the caller's business). */
+export function targetMatcher(config: LoraConfig): (name: string) => boolean {
+  const named = nameMatcher(config.targetModules);
+  const excluded = nameMatcher(config.excludeModules);
+  const inLayers = typeof config.targetModules === 'string' ? () => true : layerMatcher(config);
+  return (name) => !excluded(name) && named(name) && inLayers(name);
+}
+
+/**
+ * The modules to adapt, in the order of the candidates.
+ * @throws ArgumentError if the configuration, or one name of its list, matches nothing, or a rank exceeds a matrix.
+ */
+export function resolveTargets(config: LoraConfig, candidates: readonly TargetCandidate[]): Target[] {
+  const matches = targetMatcher(config);
+  const found = candidates.filter(({ name, isHead }) =>
+    isAllLinear(config) ? isHead !== true && !nameMatcher(config.excludeModules)(name) : matches(name),
+  );
+  const { targetModules } = config;
+  const missing =
+    Array.isArray(targetModules) && found.length > 0
+      ? (targetModules as string[]).filter((entry) => !candidates.some(({ name }) => isTrailing(entry, name)))
+      : [];
+  if (found.length === 0 || missing.length > 0) {
+    const wanted = found.length === 0 ? targetModules : missing;
+    throw new ArgumentError(
+      `targetModules ${JSON.stringify(wanted)} matches no linear module; names that exist: ${lastNames(candidates)}`,
+    );
+  }
+  const settings = moduleSettings(config);
+  return found.map((candidate) => {
+    const target = settings(candidate.name);
+    checkRank(candidate, target.r);
+    return target;
+  });
+}
+
+/** Rank, alpha and scale of any module path. */
+export function moduleSettings(config: LoraConfig): (name: string) => Target {
+  const rankOf = firstMatch(config.rankPattern, config.r);
+  const alphaOf = firstMatch(config.alphaPattern, config.loraAlpha);
+  return (name) => {
+    const [r, alpha] = [rankOf(name), alphaOf(name)];
+    return { name, r, alpha, scale: loraScale(alpha, r, config.useRslora) };
+  };
+}
+
+/**
+ * The list to write into a file for exactly these modules: their last names where these select nothing else, else the
+ * full paths.
+ */
+export function shortestNames(adapted: readonly string[], all: readonly string[]): string[] {
+  const last = [...new Set(adapted.map(lastName))];
+  const chosen = new Set(adapted);
+  const exact = all.every((name) => chosen.has(name) === last.some((entry) => isTrailing(entry, name)));
+  return (exact ? last : [...adapted]).sort();
+}
+
+export function isAllLinear(config: LoraConfig): boolean {
+  return config.targetModules === ALL_LINEAR;
+}
+
+function checkRank({ name, inFeatures, outFeatures }: TargetCandidate, r: number): void {
+  if (r > Math.min(inFeatures, outFeatures)) {
+    throw new ArgumentError(
+      `${name}: rank r=${r} is larger than the matrix (out,in)=(${outFeatures},${inFeatures}) allows, ` +
+        `at most ${Math.min(inFeatures, outFeatures)}`,
+    );
+  }
+}
+
+function nameMatcher(names: readonly string[] | string | null): (name: string) => boolean {
+  if (names === null) return () => false;
+  if (typeof names === 'string') {
+    const whole = pythonRegExp(names, (inner) => `^(?:${inner})$`);
+    return (name) => whole.test(name);
+  }
+  return (name) => names.some((entry) => isTrailing(entry, name));
+}
+
+function isTrailing(entry: string, name: string): boolean {
+  return name === entry || name.endsWith(`.${entry}`);
+}
+
+/** PEFT counts blocks by the last number that follows the list's name and precedes a dot (its match is greedy). */
+function layerMatcher({ layersToTransform, layersPattern }: LoraConfig): (name: string) => boolean {
+  if (layersToTransform === null || layersToTransform.length === 0) return () => true;
+  const named = layersPattern === null ? [] : typeof layersPattern === 'string' ? [layersPattern] : layersPattern;
+  const patterns = (named.length === 0 ? ['[^.]*'] : named).map((pattern) =>
+    pythonRegExp(pattern, (inner) => `^.*\\.${inner}\\.(\\d+)\\.`),
+  );
+  return (name) => {
+    for (const pattern of patterns) {
+      const match = pattern.exec(name);
+      if (match !== null) return layersToTransform.includes(Number(match[1]));
+    }
+    return false;
+  };
+}
+
+function firstMatch(patterns: readonly (readonly [string, number])[], fallback: number): (name: string) => number {
+  const compiled = patterns.map(
+    ([source, value]) => [pythonRegExp(source, (inner) => `^(?:.*\\.)?(?:${inner})$`), value] as const,
+  );
+  return (name) => compiled.find(([pattern]) => pattern.test(name))?.[1] ?? fallback;
+}
+
+function lastName(name: string): string {
+  return name.slice(name.lastIndexOf('.') + 1);
+}
+
+function lastNames(candidates: readonly TargetCandidate[]): string {
+  return [...new Set(candidates.map(({ name }) => lastName(name)))].join(', ') || '(the model has no linear module)';
+}

@@ -1,0 +1,229 @@
+/**
+ * What goes into a training run and what comes out of it: options in transformers' names (camel case), one record a
+ * step, events. The command line is a thin layer on these; nothing here computes.
+ */
+import type { SchedulerOptions } from '../optim/schedulers.js';
+import type { Tensor } from '../tensor.js';
+
+/**
+ * One micro-batch of unpadded rows, the segments one after the other: N rows, B segments.
+ * `targets[n]` is the id that row n must PREDICT (already shifted), -100 where not supervised.
+ */
+export interface Batch {
+  readonly inputIds: Int32Array; // (N)
+  readonly positions: Int32Array; // (N)
+  readonly cuSeqlens: Int32Array; // (B+1)
+  readonly targets: Int32Array; // (N)
+  /** Valid rows of each segment, only where the segments are padded on the right. */
+  readonly lengths?: Int32Array; // (B)
+}
+
+/**
+ * Micro-batches whose order is a pure function of seed and epoch, so that a checkpoint only has to remember a position.
+ */
+export interface BatchSource {
+  /** Micro-batches of one epoch. */
+  batchCount(epoch: number): number | Promise<number>;
+  /** The micro-batches of an epoch from index `start` on. */
+  batches(epoch: number, start: number): AsyncIterable<Batch> | Iterable<Batch>;
+  /** Changes whenever the data, their order or their batching does; a checkpoint of other data is refused. */
+  readonly fingerprint: string;
+}
+
+/** Names of the `--method` presets. */
+export type MethodName = 'lora' | 'rslora' | 'pissa' | 'balora' | 'full';
+
+export type OptimizerName = 'adamw' | 'sgd';
+export type RowSelection = 'supervised' | 'non_padding' | 'label_aligned';
+export type ConsistencySchedule = 'constant' | 'cosine' | 'adaptive';
+export type RegularizerSchedule = 'constant' | 'two_phase' | 'linear_warmup' | 'quadratic_warmup';
+
+/** The three regularizers; a weight of 0 switches one off, and with it what only it needs (the teacher's pass). */
+export interface RegularizerOptions {
+  /** Weights l1, l2, l3 (default 0; the `balora` preset sets .025, .005, .005). */
+  consistencyWeight?: number;
+  diversityWeight?: number;
+  svdWeight?: number;
+  /** Distillation temperature T (default 2). */
+  temperature?: number;
+  /** K of the entropy, 0 = whole vocabulary (default 20), and k of the singular values (default 10). */
+  entropyTopK?: number;
+  svdTopK?: number;
+  svdNorm?: 'frobenius' | 'nuclear';
+  positions?: RowSelection;
+  /** Default `cosine`. */
+  consistencySchedule?: ConsistencySchedule;
+  /** Schedule of diversity and SVD (default `two_phase`), its waiting share w (default .2) and ramp share r (.05). */
+  regularizerSchedule?: RegularizerSchedule;
+  regularizerWarmupRatio?: number;
+  regularizerRampRatio?: number;
+  /** Steps of `linear_warmup` and `quadratic_warmup`; 0 gives the full weight at once (default 0). */
+  regularizerWarmupSteps?: number;
+}
+
+/** Optimisation in transformers' names; defaults in brackets. */
+export interface OptimizationOptions {
+  optim?: OptimizerName; // adamw
+  learningRate?: number; // 2e-5
+  lrSchedulerType?: string; // cosine
+  lrSchedulerKwargs?: SchedulerOptions;
+  warmupSteps?: number; // 0.03; below 1 a share of the run, rounded up
+  weightDecay?: number; // 0
+  adamBeta1?: number; // 0.9
+  adamBeta2?: number; // 0.999
+  adamEpsilon?: number; // 1e-8
+  momentum?: number; // 0, sgd only
+  maxGradNorm?: number; // 1; 0 switches clipping off
+  numTrainEpochs?: number; // 1
+  maxSteps?: number; // none; wins over numTrainEpochs
+  gradientAccumulationSteps?: number; // 1
+}
+
+/** Where a run is written; without `output` nothing is written at all. */
+export interface OutputOptions {
+  /** Folder of the adapter and run/; must be empty or absent unless `overwrite` or `resume` is set. */
+  output?: string;
+  overwrite?: boolean;
+  /** Continue from the last good checkpoint of `output`, bit for bit. */
+  resume?: boolean;
+  /** Steps between checkpoints (0: only at the end), evaluations (0: only at the end) and `log` events. */
+  saveSteps?: number; // 0
+  evalSteps?: number; // 0
+  loggingSteps?: number; // 1
+  /** Checkpoints to keep, the oldest go first. */
+  saveTotalLimit?: number; // 2
+  /** Form of an exported PiSSA adapter: a LoRA of rank 2r on the untouched base, or the residual model's pair. */
+  export?: 'lora' | 'residual';
+  /** Anything JSON, kept in run/config.json under "command" beside the trainer's own resolved options. */
+  runConfig?: unknown;
+}
+
+/** A loss of the user's own: the micro-batch's mean and how many rows it is the mean of. */
+export interface LossResult {
+  /** Scalar, attached to the tape. */
+  readonly loss: Tensor;
+  /** Detached scalars to report in the step's record under `custom`, averaged with the micro-batch's share. */
+  readonly metrics?: Readonly<Record<string, Tensor>>;
+}
+
+/** What a loss may look at; the rows of `hidden` are those of the batch. */
+export interface LossContext {
+  readonly batch: Batch;
+  readonly hidden: Tensor; // (N,C) after the final norm, on the tape
+  readonly headWeight: Tensor; // (V,C)
+  readonly logitSoftcap: number | null;
+  /** Hidden states of the teacher (N,C), computed at the first call, without gradient. */
+  readonly teacherHidden: () => Tensor;
+  readonly step: number;
+  readonly totalSteps: number;
+  /** Rows of this micro-batch and of the whole accumulation window. */
+  readonly supervisedRows: number;
+  readonly windowSupervisedRows: number;
+}
+
+/** Called once a micro-batch; the result counts with supervisedRows / windowSupervisedRows in the step's loss. */
+export type LossFunction = (context: LossContext) => LossResult | Promise<LossResult>;
+
+/** One object a line in run/metrics.jsonl. Terms are raw (unweighted) values of the whole window. */
+export interface StepRecord {
+  /** From 1. */
+  readonly step: number;
+  /** Epochs done after this step, fractional. */
+  readonly epoch: number;
+  /** Weighted total. */
+  readonly loss: number;
+  readonly taskLoss: number;
+  /** null where the term is switched off. */
+  readonly consistency: number | null;
+  readonly diversity: number | null;
+  readonly svd: number | null;
+  readonly consistencyWeight: number;
+  readonly diversityWeight: number;
+  readonly svdWeight: number;
+  /** Before clipping. */
+  readonly gradNorm: number;
+  readonly learningRate: number;
+  /** Real tokens (padding not counted) and supervised tokens of the window. */
+  readonly tokens: number;
+  readonly supervisedTokens: number;
+  readonly tokensPerSecond: number;
+  /** Since the run began, over all its resumptions. */
+  readonly elapsedSeconds: number;
+  readonly peakRssBytes: number;
+  /** What a user's loss reported. */
+  readonly custom?: Readonly<Record<string, number>>;
+}
+
+/** Held-out numbers, over the supervised tokens of the evaluation data. */
+export interface EvaluationResult {
+  /** Sum of the cross-entropy / supervised tokens, in nats. */
+  readonly loss: number;
+  readonly perplexity: number;
+  readonly tokens: number;
+  readonly supervisedTokens: number;
+  /** KL(base || tuned) at T=1 over the whole vocabulary, nats a row; null without a teacher. */
+  readonly kl: number | null;
+  /** Entropy of the tuned model's prediction over the whole vocabulary, nats a row. */
+  readonly entropy: number;
+  /** exp of the entropy of sigma / sum(sigma) of the supervised rows' logits. */
+  readonly effectiveRank: number;
+  readonly seconds: number;
+  readonly examples: readonly ExampleResult[];
+}
+
+export interface ExampleResult {
+  readonly index: number;
+  readonly tokens: number;
+  readonly supervisedTokens: number;
+  /** Mean cross-entropy of the example's supervised tokens; null if it has none. */
+  readonly loss: number | null;
+}
+
+/** Known before the first step (`--dry-run` prints it). Bytes and seconds are estimates, the counts are exact. */
+export interface RunPlan {
+  readonly totalSteps: number;
+  readonly warmupSteps: number;
+  readonly microBatchesPerEpoch: number;
+  readonly trainableParameters: number;
+  readonly baseParameters: number;
+  readonly memory: {
+    readonly baseBytes: number;
+    readonly teacherBytes: number;
+    readonly adapterBytes: number;
+    readonly optimizerBytes: number;
+    readonly activationBytes: number;
+    readonly headBytes: number;
+    readonly totalBytes: number;
+  };
+  readonly flopsPerStep: number;
+  /** null until a step was timed on this machine. */
+  readonly secondsPerStep: number | null;
+}
+
+export type StopReason = 'completed' | 'aborted';
+
+export type TrainEvent =
+  | { readonly type: 'start'; readonly plan: RunPlan; readonly startStep: number }
+  /** After every optimiser step. */
+  | { readonly type: 'step'; readonly record: StepRecord; readonly totalSteps: number; readonly secondsLeft: number }
+  /** Every `loggingSteps`: the same record, for progress lines. */
+  | { readonly type: 'log'; readonly record: StepRecord; readonly totalSteps: number; readonly secondsLeft: number }
+  | { readonly type: 'evaluation'; readonly step: number; readonly result: EvaluationResult }
+  | { readonly type: 'checkpoint'; readonly step: number; readonly path: string }
+  /** `code` is stable, for programs; `message` is for people. */
+  | { readonly type: 'warning'; readonly code: string; readonly message: string }
+  | { readonly type: 'end'; readonly reason: StopReason; readonly result: TrainResult };
+
+export interface TrainResult {
+  readonly reason: StopReason;
+  /** Optimiser steps done, over all resumptions. */
+  readonly steps: number;
+  readonly elapsedSeconds: number;
+  readonly last: StepRecord | null;
+  readonly evaluation: EvaluationResult | null;
+  /** Folder of the exported adapter or model; null without `output`. */
+  readonly output: string | null;
+}
+
+/** Called in the order given, each awaited, before the event is handed to the iterator. */
+export type TrainCallback = (event: TrainEvent) => void | Promise<void>;

@@ -1,0 +1,79 @@
+import { readFileSync } from 'node:fs';
+import { expect, it } from 'vitest';
+import { type SchedulerOptions, SCHEDULER_NAMES, learningRateSchedule, warmupStepsFrom } from '../../lib/optim/schedulers.js';
+import { describeShared, sharedPath } from '../support/shared.js';
+
+interface Table {
+  scheduler: string;
+  total: number;
+  warmup: number;
+  lr: number;
+  options: Record<string, number | string>;
+  lrs: number[];
+}
+
+const camel = (name: string): string => name.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase());
+
+describeShared('schedules of transformers 5.24', () => {
+  const golden = JSON.parse(readFileSync(sharedPath('golden/optim/schedulers.json'), 'utf8')) as {
+    warmup_from_ratio: { total: number; ratio: number; warmup_steps: number }[];
+    tables: Table[];
+  };
+
+  it.each(golden.tables.map((table, i) => [`${i} ${table.scheduler} ${table.total}/${table.warmup}`, table] as const))(
+    '%s',
+    (_, table) => {
+      const options = Object.fromEntries(Object.entries(table.options).map(([key, value]) => [camel(key), value]));
+      const rate = learningRateSchedule({
+        scheduler: table.scheduler,
+        total: table.total,
+        warmup: table.warmup,
+        learningRate: table.lr,
+        options: options as SchedulerOptions,
+      });
+      table.lrs.forEach((expected, step) => {
+        expect(Math.abs(rate(step) - expected), `step ${step}: ${rate(step)}`).toBeLessThanOrEqual(1e-9 * table.lr);
+      });
+    },
+  );
+
+  it('has a table for every name', () => {
+    expect(new Set(golden.tables.map(({ scheduler }) => scheduler))).toEqual(new Set(SCHEDULER_NAMES));
+  });
+
+  it('turns a share of the run into warm-up steps', () => {
+    for (const { total, ratio, warmup_steps } of golden.warmup_from_ratio) {
+      expect(warmupStepsFrom(ratio, total), `${ratio} of ${total}`).toBe(warmup_steps);
+    }
+  });
+});
+
+it('counts a warm-up from 1 on in steps', () => {
+  expect(warmupStepsFrom(1, 200)).toBe(1);
+  expect(warmupStepsFrom(7.9, 200)).toBe(7);
+});
+
+it('ends a polynomial whose warm-up fills the run', () => {
+  const rate = learningRateSchedule({ scheduler: 'polynomial', total: 10, warmup: 10, learningRate: 1e-3 });
+  expect(rate(9)).toBeCloseTo(9e-4, 12);
+  expect(rate(10)).toBeCloseTo(1e-7, 15);
+});
+
+it.each([
+  [{ scheduler: 'cosin' }, /unknown scheduler "cosin".*cosine_with_restarts/],
+  [{ scheduler: 'toString' }, /unknown scheduler/],
+  [{ scheduler: 'reduce_lr_on_plateau' }, /depends on the evaluation/],
+  [{ scheduler: 'cosine_with_min_lr' }, /one of minLr and minLrRate/],
+  [{ scheduler: 'warmup_stable_decay' }, /numDecaySteps/],
+  [{ scheduler: 'polynomial', options: { lrEnd: 1 } }, /lrEnd \(1\) must be smaller/],
+  [{ total: 0 }, /total must be a whole number >= 1, got 0/],
+  [{ warmup: -1 }, /warmup must be/],
+  [{ learningRate: Number.NaN }, /learningRate must be finite/],
+])('refuses %j', (change, message) => {
+  const good = { scheduler: 'linear', total: 10, warmup: 0, learningRate: 1e-3 };
+  expect(() => learningRateSchedule({ ...good, ...change })).toThrow(message);
+});
+
+it('refuses a negative warm-up', () => {
+  expect(() => warmupStepsFrom(-0.5, 10)).toThrow(/warmupSteps must be finite/);
+});
