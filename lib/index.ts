@@ -1,0 +1,2 @@
+// The public surface: re-exports only.
+export {};
