@@ -1,0 +1,159 @@
+// What a kernel test needs: a context, owned arrays that convert to views, and values from a seeded
+// generator. Every array has guard bands on both sides, checked when it is destroyed, so a stray
+// write fails the test that made it.
+#pragma once
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/cpu_state.h"
+#include "tensor/dtype.h"
+
+namespace balora::test {
+
+// A context as the engine gives it: scratch memory that lives until the next kernel, and a device
+// state.
+class TestContext {
+ public:
+  explicit TestContext(int threads = 2) {
+    ctx_.workspace = [](Context* ctx, uint64_t bytes) -> void* {
+      auto* self = reinterpret_cast<TestContext*>(ctx);
+      void* memory = std::aligned_alloc(64, (bytes + 127) / 64 * 64);
+      self->scratch_.emplace_back(memory, &std::free);
+      return memory;
+    };
+    ctx_.account = [](Context*, int64_t) {};
+    ctx_.num_threads = threads;
+    ctx_.deterministic = 1;
+    ctx_.device_state = create_cpu_state(0, ctx_.error, sizeof ctx_.error);
+  }
+  ~TestContext() { destroy_cpu_state(ctx_.device_state); }
+  TestContext(const TestContext&) = delete;
+  TestContext& operator=(const TestContext&) = delete;
+  operator Context*() { return &ctx_; }
+  void set_threads(int threads) { ctx_.num_threads = threads; }
+
+ private:
+  Context ctx_{};  // first member: workspace() finds the object from it
+  std::vector<std::unique_ptr<void, decltype(&std::free)>> scratch_;
+};
+
+template <typename T>
+constexpr int32_t dtype_of() {
+  if constexpr (std::is_same_v<T, float>) return BALORA_F32;
+  if constexpr (std::is_same_v<T, bf16>) return BALORA_BF16;
+  if constexpr (std::is_same_v<T, f16>) return BALORA_F16;
+  if constexpr (std::is_same_v<T, double>) return BALORA_F64;
+  if constexpr (std::is_same_v<T, int32_t>) return BALORA_I32;
+  if constexpr (std::is_same_v<T, int64_t>) return BALORA_I64;
+  if constexpr (std::is_same_v<T, uint8_t>) return BALORA_U8;
+}
+
+template <typename T>
+double to_double(T value) {
+  if constexpr (std::is_same_v<T, bf16> || std::is_same_v<T, f16>)
+    return to_float(value);
+  else
+    return static_cast<double>(value);
+}
+
+template <typename T>
+T from_double(double value) {
+  if constexpr (std::is_same_v<T, bf16>)
+    return to_bf16(static_cast<float>(value));
+  else if constexpr (std::is_same_v<T, f16>)
+    return to_f16(static_cast<float>(value));
+  else
+    return static_cast<T>(value);
+}
+
+// Machine epsilon of the storage type.
+template <typename T>
+constexpr double epsilon_of() {
+  if constexpr (std::is_same_v<T, bf16>) return 0x1p-8;
+  if constexpr (std::is_same_v<T, f16>) return 0x1p-11;
+  if constexpr (std::is_same_v<T, float>) return 0x1p-24;
+  return 0x1p-53;
+}
+
+template <typename T>
+class Array {
+ public:
+  // Filled with a NaN pattern: what a kernel forgets to write is seen.
+  explicit Array(std::vector<int64_t> shape) : shape_(std::move(shape)) {
+    size_ = 1;
+    for (const int64_t dim : shape_) size_ *= dim;
+    bytes_.assign(static_cast<size_t>(size_) * sizeof(T) + 2 * kGuard, kFill);
+  }
+  // Uniform in [-scale, scale], rounded to T.
+  Array(std::vector<int64_t> shape, std::mt19937& random, double scale = 1) : Array(shape) {
+    std::uniform_real_distribution<double> uniform(-scale, scale);
+    for (int64_t i = 0; i < size_; ++i) data()[i] = from_double<T>(uniform(random));
+  }
+  Array(std::vector<int64_t> shape, const std::vector<double>& values) : Array(shape) {
+    for (int64_t i = 0; i < size_; ++i) data()[i] = from_double<T>(values[static_cast<size_t>(i)]);
+  }
+  Array(Array&&) = default;
+  ~Array() {
+    for (size_t i = 0; i < bytes_.size(); ++i) {
+      if (i >= kGuard && i < bytes_.size() - kGuard) continue;
+      if (bytes_[i] != kFill) {
+        CHECK_MESSAGE(false, "a kernel wrote outside its array, at byte ", i);
+        break;
+      }
+    }
+  }
+
+  T* data() { return reinterpret_cast<T*>(bytes_.data() + kGuard); }
+  const T* data() const { return reinterpret_cast<const T*>(bytes_.data() + kGuard); }
+  int64_t size() const { return size_; }
+  double operator[](int64_t i) const { return to_double(data()[i]); }
+  std::vector<double> values() const {
+    std::vector<double> out;
+    for (int64_t i = 0; i < size_; ++i) out.push_back((*this)[i]);
+    return out;
+  }
+
+  View view() {
+    View v{};
+    v.data = data();
+    v.ndim = static_cast<int32_t>(shape_.size());
+    v.dtype = dtype_of<T>();
+    int64_t step = 1;
+    for (int32_t i = v.ndim - 1; i >= 0; --i) {
+      v.shape[i] = shape_[static_cast<size_t>(i)];
+      v.stride[i] = step;
+      step *= v.shape[i];
+    }
+    return v;
+  }
+
+ private:
+  static constexpr size_t kGuard = 64;
+  static constexpr unsigned char kFill = 0xff;
+  std::vector<int64_t> shape_;
+  int64_t size_;
+  std::vector<unsigned char> bytes_;
+};
+
+// |actual - expected| <= tolerance * (1 + |expected|) everywhere; the first miss prints its index
+// and both values.
+template <typename T>
+void check_close(const Array<T>& actual, const std::vector<double>& expected, double tolerance) {
+  REQUIRE(actual.size() == static_cast<int64_t>(expected.size()));
+  for (int64_t i = 0; i < actual.size(); ++i) {
+    const double want = expected[static_cast<size_t>(i)];
+    const bool close = std::abs(actual[i] - want) <= tolerance * (1 + std::abs(want));
+    if (!close) {
+      CHECK_MESSAGE(close, "index ", i, ": got ", actual[i], ", expected ", want);
+      return;
+    }
+  }
+}
+
+}  // namespace balora::test
