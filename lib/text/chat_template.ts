@@ -1,0 +1,81 @@
+/**
+ * Chat templates: Jinja as transformers runs it (trim_blocks, lstrip_blocks, raise_exception, strftime_now), through
+ * @huggingface/jinja.
+ */
+import { Template } from '@huggingface/jinja';
+import { ArgumentError, FormatError } from '../errors.js';
+
+/** One turn. Templates may read further keys (tool_calls, name, ...). */
+export interface ChatMessage {
+  role: string;
+  content: unknown;
+  [key: string]: unknown;
+}
+
+export interface RenderOptions {
+  /** End with the opening of an assistant turn. Default false. */
+  addGenerationPrompt?: boolean;
+  /** Tool descriptions, for templates that know them. */
+  tools?: unknown[];
+  /** Further variables of the template. */
+  variables?: Record<string, unknown>;
+}
+
+/** The value of chat_template: one template, or named ones. */
+export type ChatTemplateSource = string | readonly { name: string; template: string }[];
+
+const text = (error: unknown) => (error instanceof Error ? error.message : String(error));
+
+export class ChatTemplate {
+  private readonly sources: ReadonlyMap<string, string>;
+  private readonly parsed = new Map<string, Template>();
+
+  /** @param specialTokens variables such as bos_token and eos_token */
+  constructor(
+    source: ChatTemplateSource,
+    private readonly specialTokens: Readonly<Record<string, string>>,
+  ) {
+    this.sources = new Map(
+      typeof source === 'string'
+        ? [['default', source]]
+        : source.map(({ name, template }) => [name, template]),
+    );
+    if (this.sources.size === 0) throw new FormatError('chat template: the list is empty');
+  }
+
+  /**
+   * Renders a conversation.
+   * @throws ArgumentError with the template's own message when it refuses the conversation
+   */
+  render(messages: readonly ChatMessage[], options: RenderOptions = {}): string {
+    const { addGenerationPrompt = false, tools, variables } = options;
+    const template = this.choose(tools !== undefined);
+    try {
+      return template.render({
+        ...this.specialTokens,
+        ...variables,
+        messages,
+        add_generation_prompt: addGenerationPrompt,
+        ...(tools === undefined ? {} : { tools }),
+      });
+    } catch (error) {
+      throw new ArgumentError(`chat template: ${text(error)}`);
+    }
+  }
+
+  private choose(withTools: boolean): Template {
+    const wanted = withTools && this.sources.has('tool_use') ? 'tool_use' : 'default';
+    const entry = [...this.sources].find(([name]) => name === wanted) ?? [...this.sources][0];
+    const [name, source] = entry as [string, string];
+    let template = this.parsed.get(name);
+    if (!template) {
+      try {
+        template = new Template(source);
+      } catch (error) {
+        throw new FormatError(`chat template '${name}' does not parse: ${text(error)}`);
+      }
+      this.parsed.set(name, template);
+    }
+    return template;
+  }
+}

@@ -1,0 +1,102 @@
+/**
+ * Pre-tokenizers, in tokenizer.json's vocabulary: the table of those that a GGUF names (tokenizer.ggml.pre), and the
+ * repair of two whose JavaScript form differs from the original. Patterns are those of llama.cpp's llama-vocab.cpp and of
+ * the models' own tokenizer.json files.
+ */
+import { UnsupportedError } from '../errors.js';
+
+type Json = Record<string, unknown>;
+
+/** GPT-2's pattern. `\s` is Unicode White_Space here: the tokenizers package translates it in Split patterns. */
+const kGpt2 = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+const kContractions = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
+const kLlama3 = (digits: string) =>
+  `${kContractions}|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}${digits}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|` +
+  '\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+';
+
+const split = (regex: string): Json => ({
+  type: 'Split',
+  pattern: { Regex: regex },
+  behavior: 'Isolated',
+  invert: false,
+});
+const kBytes: Json = {
+  type: 'ByteLevel',
+  add_prefix_space: false,
+  trim_offsets: false,
+  use_regex: false,
+};
+const sequence = (...pretokenizers: Json[]): Json => ({ type: 'Sequence', pretokenizers });
+
+/** What a GGUF's pre-tokenizer name means. */
+export interface GgufPreTokenizer {
+  preTokenizer: Json;
+  /** A pre-token that is itself in the vocabulary is taken whole. */
+  ignoreMerges: boolean;
+  /** Whether a BOS token is put in front when the file does not say. */
+  addBos: boolean;
+}
+
+const plain = (preTokenizer: Json): GgufPreTokenizer => ({
+  preTokenizer,
+  ignoreMerges: false,
+  addBos: false,
+});
+const gpt2 = plain(sequence(split(kGpt2), kBytes));
+const singleDigits = plain(sequence(split('\\p{N}'), split(kGpt2), kBytes));
+const llama3: GgufPreTokenizer = {
+  preTokenizer: sequence(split(kLlama3('{1,3}')), kBytes),
+  ignoreMerges: true,
+  addBos: true,
+};
+const qwen2 = plain(sequence(split(kLlama3('')), kBytes));
+
+const kByName = new Map<string, GgufPreTokenizer>(
+  Object.entries({
+    'gpt-2': gpt2,
+    'phi-2': gpt2,
+    olmo: gpt2,
+    smollm: singleDigits,
+    starcoder: singleDigits,
+    refact: singleDigits,
+    'command-r': singleDigits,
+    codeshell: singleDigits,
+    'llama-bpe': llama3,
+    'llama-v3': llama3,
+    llama3: llama3,
+    qwen2: qwen2,
+    'deepseek-r1-qwen': qwen2,
+  }),
+);
+
+/**
+ * Looks up tokenizer.ggml.pre. An unknown name is refused: another pattern would give other ids without any sign of it.
+ * @throws UnsupportedError naming those that are known
+ */
+export function ggufPreTokenizer(name: string): GgufPreTokenizer {
+  const known = kByName.get(name);
+  if (known) return known;
+  throw new UnsupportedError(
+    `tokenizer: the GGUF's pre-tokenizer '${name}' is not known (known: ${[...kByName.keys()].join(', ')}); ` +
+      "put the model's tokenizer.json beside the file",
+  );
+}
+
+/**
+ * Rewrites the two pre-tokenizers that @huggingface/tokenizers 0.2 hard-codes with JavaScript's own classes. The original
+ * `Digits` takes any Unicode number (JavaScript's \d: ASCII only); the original `ByteLevel` pattern's \s is White_Space
+ * (JavaScript's \s has U+FEFF and lacks U+0085). Both become Split, whose patterns the package translates faithfully.
+ */
+export function repairPreTokenizer(node: unknown): unknown {
+  if (node === null || typeof node !== 'object') return node;
+  const config = node as Json;
+  if (config.type === 'Sequence' && Array.isArray(config.pretokenizers)) {
+    return { ...config, pretokenizers: config.pretokenizers.map(repairPreTokenizer) };
+  }
+  if (config.type === 'Digits') return split(config.individual_digits ? '\\p{N}' : '\\p{N}+');
+  // A prefix space must be there before the pattern runs: only the original form can do that.
+  if (config.type === 'ByteLevel' && config.use_regex !== false && !config.add_prefix_space) {
+    return sequence(split(kGpt2), { ...config, use_regex: false });
+  }
+  return config;
+}

@@ -1,0 +1,297 @@
+/**
+ * The tokenizer: text <-> ids, over @huggingface/tokenizers (pure JavaScript), from a tokenizer.json, a Hugging Face folder
+ * or the vocabulary inside a GGUF file. Ids equal those of the source's own runtime: Hugging Face tokenizers for a
+ * tokenizer.json, llama.cpp for a GGUF (see docs/decisions/tokenizer-missing-bytes.md for the one case where the two differ).
+ * Truncation and padding that a tokenizer.json switches on are not applied: lengths are the data pipeline's affair.
+ */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { ArgumentError, FormatError } from '../errors.js';
+import { bytesOfToken } from './byte_level.js';
+import {
+  type ChatMessage,
+  ChatTemplate,
+  type ChatTemplateSource,
+  type RenderOptions,
+} from './chat_template.js';
+import {
+  type GgufMetadata,
+  type TokenizerParts,
+  tokenizerFromGgufMetadata,
+} from './gguf_vocabulary.js';
+import { HfBpe, HfTokenizer } from './hf_tokenizers.js';
+import { repairPreTokenizer } from './pre_tokenizers.js';
+
+type Json = Record<string, unknown>;
+
+export interface EncodeOptions {
+  /** Apply the tokenizer's own frame (BOS, [CLS] ... [SEP]). Default true. */
+  addSpecialTokens?: boolean;
+  /** Read `<|im_end|>` and the like in the text as the special token, not as characters. Default true. */
+  parseSpecial?: boolean;
+}
+
+export interface DecodeOptions {
+  /** Leave special tokens out of the text. Default false. */
+  skipSpecialTokens?: boolean;
+}
+
+interface TokenizerOptions extends TokenizerParts {
+  /** What a byte without a token does: vanish before merging (Hugging Face) or stand between merges (llama.cpp). */
+  missingBytes: 'join' | 'separate';
+}
+
+const kRoles = [
+  'bos_token',
+  'eos_token',
+  'unk_token',
+  'pad_token',
+  'cls_token',
+  'sep_token',
+  'mask_token',
+];
+
+export class Tokenizer {
+  /** Ids of special tokens; null where the model has none. */
+  readonly bosId: number | null;
+  readonly eosId: number | null;
+  readonly padId: number | null;
+  readonly unkId: number | null;
+  /** Number of ids: the largest id + 1. */
+  readonly vocabSize: number;
+  readonly specialIds: ReadonlySet<number>;
+  /** Null when the model came without one. */
+  readonly chatTemplate: ChatTemplate | null;
+
+  private readonly tokenizer: HfTokenizer;
+  private readonly plainText: HfTokenizer;
+  private readonly cleanUp: boolean;
+  private readonly byteLevel: boolean;
+  private readonly addedIds: ReadonlySet<number>;
+
+  private constructor({ tokenizerJson, tokenizerConfig, missingBytes }: TokenizerOptions) {
+    const addedTokens = (tokenizerJson.added_tokens ?? []) as { special?: boolean; id: number }[];
+    const json: Json = {
+      ...tokenizerJson,
+      added_tokens: addedTokens,
+      pre_tokenizer: repairPreTokenizer(tokenizerJson.pre_tokenizer),
+    };
+    const config = { ...tokenizerConfig, ...roleTokens(tokenizerConfig) };
+    this.tokenizer = build(json, config);
+    // A second front end that takes special tokens for text; the vocabulary behind it is the same object.
+    this.plainText = build(
+      {
+        ...json,
+        added_tokens: addedTokens.filter((token) => !token.special),
+        model: { type: 'BPE', vocab: {}, merges: [] },
+      },
+      config,
+    );
+    this.plainText.model = this.tokenizer.model;
+    const { model } = this.tokenizer;
+    if (missingBytes === 'join' && model instanceof HfBpe) dropUnknownCharacters(model);
+
+    const idOf = (role: string) => {
+      const token = (config as Json)[role];
+      return typeof token === 'string' ? (this.tokenizer.token_to_id(token) ?? null) : null;
+    };
+    this.bosId = idOf('bos_token');
+    this.eosId = idOf('eos_token');
+    this.padId = idOf('pad_token');
+    this.unkId = idOf('unk_token');
+    this.vocabSize = model.vocab.length;
+    this.addedIds = new Set(addedTokens.map(({ id }) => id));
+    this.specialIds = new Set(addedTokens.filter((token) => token.special).map(({ id }) => id));
+    this.cleanUp = tokenizerConfig.clean_up_tokenization_spaces === true;
+    this.byteLevel = mentions(tokenizerJson.decoder, 'ByteLevel');
+    const template = tokenizerConfig.chat_template as ChatTemplateSource | undefined | null;
+    this.chatTemplate = template ? new ChatTemplate(template, roleTokens(tokenizerConfig)) : null;
+  }
+
+  /** From the contents of tokenizer.json and tokenizer_config.json. */
+  static fromJson(tokenizerJson: object, tokenizerConfig: object = {}): Tokenizer {
+    return new Tokenizer({
+      tokenizerJson: tokenizerJson as Json,
+      tokenizerConfig: tokenizerConfig as Json,
+      missingBytes: 'join',
+    });
+  }
+
+  /**
+   * From a tokenizer.json. The roles of special tokens (eos, ...) and the chat template stand in tokenizer_config.json: give
+   * its path too, or use `fromPretrained`, else they are null.
+   * @throws FormatError naming the file
+   */
+  static async fromFile(path: string, options: { configPath?: string } = {}): Promise<Tokenizer> {
+    const json = await readJson(path);
+    const config = options.configPath === undefined ? {} : await readJson(options.configPath);
+    return within(path, () => Tokenizer.fromJson(json, config));
+  }
+
+  /**
+   * From a Hugging Face folder: tokenizer.json with, where they exist, tokenizer_config.json, special_tokens_map.json and
+   * chat_template.jinja.
+   * @throws FormatError naming the file that is missing or damaged
+   */
+  static async fromPretrained(folder: string): Promise<Tokenizer> {
+    const path = join(folder, 'tokenizer.json');
+    const json = await readJson(path);
+    const config: Json = {
+      ...(await readJsonIfThere(join(folder, 'special_tokens_map.json'))),
+      ...(await readJsonIfThere(join(folder, 'tokenizer_config.json'))),
+    };
+    const template = await readIfThere(join(folder, 'chat_template.jinja'));
+    if (template !== null) config.chat_template = template;
+    return within(path, () => Tokenizer.fromJson(json, config));
+  }
+
+  /**
+   * From the metadata of a GGUF file (tokenizer.ggml.*, tokenizer.chat_template).
+   * @throws UnsupportedError for a vocabulary that is not byte-level BPE or an unknown pre-tokenizer
+   */
+  static fromGguf(metadata: GgufMetadata): Tokenizer {
+    return new Tokenizer({ ...tokenizerFromGgufMetadata(metadata), missingBytes: 'separate' });
+  }
+
+  /** Text -> ids. */
+  encode(text: string, options: EncodeOptions = {}): number[] {
+    const { addSpecialTokens = true, parseSpecial = true } = options;
+    const tokenizer = parseSpecial ? this.tokenizer : this.plainText;
+    return tokenizer.encode(text, { add_special_tokens: addSpecialTokens }).ids;
+  }
+
+  /** Ids -> text. Bytes that are not UTF-8 become U+FFFD. */
+  decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
+    if (ids.length === 0) return '';
+    return this.tokenizer.decode(
+      Array.from(ids, (id) => this.check(id)),
+      {
+        skip_special_tokens: options.skipSpecialTokens ?? false,
+        clean_up_tokenization_spaces: this.cleanUp,
+      },
+    );
+  }
+
+  /** The token's entry in the vocabulary, e.g. `Ġthe`. */
+  token(id: number): string {
+    return this.tokenizer.id_to_token(this.check(id)) as string;
+  }
+
+  /** The id of a vocabulary entry, or null. */
+  tokenId(token: string): number | null {
+    return this.tokenizer.token_to_id(token) ?? null;
+  }
+
+  /**
+   * The bytes that the id stands for; of several ids the bytes join to the text, even where one id holds part of a
+   * character. (A vocabulary that is not byte-level gives the decoded text's bytes.)
+   */
+  tokenBytes(id: number): Uint8Array {
+    const token = this.token(id);
+    const isAdded = this.addedIds.has(id);
+    const bytes = this.byteLevel && !isAdded ? bytesOfToken(token) : null;
+    return bytes ?? new TextEncoder().encode(isAdded ? token : this.decode([id]));
+  }
+
+  /**
+   * A conversation as the model's chat template writes it.
+   * @throws ArgumentError if the model has no chat template, or the template refuses the conversation
+   */
+  renderChat(messages: readonly ChatMessage[], options: RenderOptions = {}): string {
+    if (!this.chatTemplate) throw new ArgumentError('tokenizer: the model has no chat template');
+    return this.chatTemplate.render(messages, options);
+  }
+
+  /** The ids of `renderChat`'s text. The template writes BOS itself, so none is added. */
+  encodeChat(messages: readonly ChatMessage[], options: RenderOptions = {}): number[] {
+    return this.encode(this.renderChat(messages, options), { addSpecialTokens: false });
+  }
+
+  private check(id: number): number {
+    if (this.tokenizer.id_to_token(id) !== undefined) return id;
+    throw new ArgumentError(
+      `tokenizer: ${id} is not an id of this vocabulary of ${this.vocabSize}`,
+    );
+  }
+}
+
+/** The special tokens by role: `eos_token` -> `</s>`; an entry is a string or an object with its content. */
+function roleTokens(config: Json): Record<string, string> {
+  const tokens: Record<string, string> = {};
+  for (const role of kRoles) {
+    const value = config[role];
+    const content = value !== null && typeof value === 'object' ? (value as Json).content : value;
+    if (typeof content === 'string') tokens[role] = content;
+  }
+  return tokens;
+}
+
+function build(json: Json, config: Json): HfTokenizer {
+  try {
+    return new HfTokenizer(json, config);
+  } catch (error) {
+    throw new FormatError(`tokenizer: ${error instanceof Error ? error.message : String(error)}`);
+  }
+}
+
+/**
+ * Hugging Face's BPE leaves out a character that has no token before it merges; the JavaScript port keeps it until after the
+ * merges. Only a vocabulary without unknown token and byte fallback is concerned.
+ */
+function dropUnknownCharacters(model: HfBpe): void {
+  if (model.unk_token != null || model.byte_fallback || model.end_of_word_suffix) return;
+  const merge = model.bpe.bind(model);
+  const known = (char: string) => model.tokens_to_ids.has(char);
+  model.bpe = (token) => {
+    const chars = Array.from(token);
+    return merge(chars.every(known) ? token : chars.filter(known).join(''));
+  };
+}
+
+/** Whether a tokenizer.json component is, or contains, the given type. */
+function mentions(node: unknown, type: string): boolean {
+  if (node === null || typeof node !== 'object') return false;
+  return (node as Json).type === type || Object.values(node).some((child) => mentions(child, type));
+}
+
+async function readIfThere(path: string): Promise<string | null> {
+  try {
+    return await readFile(path, 'utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
+    throw error;
+  }
+}
+
+async function readJsonIfThere(path: string): Promise<Json | null> {
+  const text = await readIfThere(path);
+  if (text === null) return null;
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw new FormatError(`${path}: not valid JSON (${(error as Error).message})`, { path });
+  }
+  if (value === null || typeof value !== 'object' || Array.isArray(value)) {
+    throw new FormatError(`${path}: must hold a JSON object`, { path });
+  }
+  return value as Json;
+}
+
+async function readJson(path: string): Promise<Json> {
+  const json = await readJsonIfThere(path);
+  if (json === null) throw new FormatError(`${path}: no such file`, { path });
+  return json;
+}
+
+/** Puts the file's name on an error made while interpreting it. */
+function within<T>(path: string, make: () => T): T {
+  try {
+    return make();
+  } catch (error) {
+    if (error instanceof FormatError && !error.path) {
+      throw new FormatError(`${path}: ${error.message}`, { path });
+    }
+    throw error;
+  }
+}

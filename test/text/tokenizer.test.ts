@@ -1,0 +1,216 @@
+import { readFileSync } from 'node:fs';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { gguf } from '@huggingface/gguf';
+import fc from 'fast-check';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.js';
+import { Tokenizer } from '../../lib/text/tokenizer.js';
+import { describeShared, sharedPath } from '../support/shared.js';
+import { tinyTokenizerConfig, tinyTokenizerJson } from '../support/tiny_tokenizer.js';
+
+interface Golden {
+  strings: { text: string; ids: number[]; ids_no_special?: number[] }[];
+  chats: {
+    messages: { role: string; content: string }[];
+    add_generation_prompt: boolean;
+    text: string;
+    ids: number[];
+  }[];
+  chat_template: string;
+  missing_bytes: number[];
+  missing_byte_strings: { text: string; ids: number[]; ids_hf_tokenizers: number[] }[];
+}
+
+const kGguf = 'models/smollm2-135m-instruct-gguf/SmolLM2-135M-Instruct.Q4_1.gguf';
+const kTokens = 'golden/smollm2/tokens.json';
+const kJson = 'golden/smollm2/tokenizer.json';
+
+describeShared('SmolLM2 tokenizer', [kGguf, kTokens, kJson], () => {
+  let fromGguf: Tokenizer;
+  let fromFile: Tokenizer;
+  let golden: Golden;
+  beforeAll(async () => {
+    golden = JSON.parse(readFileSync(sharedPath(kTokens), 'utf8')) as Golden;
+    const { metadata } = await gguf(sharedPath(kGguf), { allowLocalFile: true });
+    fromGguf = Tokenizer.fromGguf(metadata as unknown as Record<string, unknown>);
+    fromFile = await Tokenizer.fromFile(sharedPath(kJson));
+  });
+
+  const dropsBytes = (text: string) =>
+    Buffer.from(text, 'utf8').some((byte) => golden.missing_bytes.includes(byte));
+
+  it('gives the golden ids from the GGUF vocabulary and from tokenizer.json', () => {
+    for (const { text, ids } of golden.strings) {
+      expect(fromGguf.encode(text), JSON.stringify(text)).toEqual(ids);
+      expect(fromFile.encode(text), JSON.stringify(text)).toEqual(ids);
+    }
+  });
+
+  it('reads special tokens as text on request', () => {
+    const cases = golden.strings.filter((s) => s.ids_no_special);
+    expect(cases.length).toBeGreaterThan(5);
+    for (const { text, ids, ids_no_special } of golden.strings) {
+      const expected = ids_no_special ?? ids;
+      expect(fromGguf.encode(text, { parseSpecial: false }), text).toEqual(expected);
+      expect(fromFile.encode(text, { parseSpecial: false }), text).toEqual(expected);
+    }
+  });
+
+  it('treats bytes without a token as the runtime of each source does', () => {
+    for (const { text, ids, ids_hf_tokenizers } of golden.missing_byte_strings) {
+      expect(fromGguf.encode(text), JSON.stringify(text)).toEqual(ids);
+      expect(fromFile.encode(text), JSON.stringify(text)).toEqual(ids_hf_tokenizers);
+    }
+  });
+
+  it('renders and tokenizes the golden chats', () => {
+    for (const chat of golden.chats) {
+      const options = { addGenerationPrompt: chat.add_generation_prompt };
+      expect(fromGguf.renderChat(chat.messages, options)).toBe(chat.text);
+      expect(fromGguf.encodeChat(chat.messages, options)).toEqual(chat.ids);
+    }
+  });
+
+  it('knows its special ids', () => {
+    expect([fromGguf.bosId, fromGguf.eosId, fromGguf.padId, fromGguf.unkId]).toEqual([1, 2, 2, 0]);
+    expect(fromGguf.vocabSize).toBe(49152);
+    expect(fromGguf.specialIds.size).toBe(17);
+    expect(fromGguf.specialIds.has(16) && !fromGguf.specialIds.has(17)).toBe(true);
+  });
+
+  it('decodes what it encodes, and joins token bytes to the text', () => {
+    for (const { text, ids } of golden.strings) {
+      if (dropsBytes(text)) continue;
+      expect(fromGguf.decode(ids), JSON.stringify(text)).toBe(text);
+      const bytes = Buffer.concat(ids.map((id) => fromGguf.tokenBytes(id)));
+      expect(bytes.toString('utf8')).toBe(text);
+    }
+    expect(fromGguf.decode([1, 520, 9531, 2], { skipSpecialTokens: true })).toBe('assistant');
+  });
+
+  it('round-trips arbitrary text without dropped bytes, and agrees between sources', () => {
+    const clean = fc.string({ unit: 'binary', maxLength: 60 }).filter((text) => !dropsBytes(text));
+    fc.assert(
+      fc.property(clean, (text) => {
+        const ids = fromGguf.encode(text, { parseSpecial: false });
+        expect(fromGguf.decode(ids)).toBe(text);
+        expect(fromFile.encode(text, { parseSpecial: false })).toEqual(ids);
+      }),
+      { numRuns: 300 },
+    );
+  });
+});
+
+describe('Tokenizer', () => {
+  it('reads a Hugging Face folder with its roles and chat template', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'balora-tokenizer-'));
+    try {
+      await writeFile(join(folder, 'tokenizer.json'), JSON.stringify(tinyTokenizerJson()));
+      await writeFile(
+        join(folder, 'tokenizer_config.json'),
+        JSON.stringify({
+          ...tinyTokenizerConfig(),
+          eos_token: { content: '<end>', special: true },
+        }),
+      );
+      const tokenizer = await Tokenizer.fromPretrained(folder);
+      expect(tokenizer.eosId).toBe(tokenizer.tokenId('<end>'));
+      expect(tokenizer.encode('ab<end>')).toEqual([...tokenizer.encode('ab'), tokenizer.eosId]);
+      await writeFile(
+        join(folder, 'chat_template.jinja'),
+        '{{ messages[0].content }}{{ eos_token }}',
+      );
+      const again = await Tokenizer.fromPretrained(folder);
+      expect(again.renderChat([{ role: 'user', content: 'x' }])).toBe('x<end>');
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  });
+
+  it('names a missing or damaged file', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'balora-tokenizer-'));
+    try {
+      const path = join(folder, 'tokenizer.json');
+      await expect(Tokenizer.fromPretrained(folder)).rejects.toThrow(`${path}: no such file`);
+      await writeFile(path, '{"model": ');
+      await expect(Tokenizer.fromPretrained(folder)).rejects.toThrow(`${path}: not valid JSON`);
+      await writeFile(path, '{}');
+      const error = await Tokenizer.fromPretrained(folder).catch((e: unknown) => e);
+      expect(error).toBeInstanceOf(FormatError);
+      expect((error as FormatError).path).toBe(path);
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  });
+
+  it('splits numbers and white space by Unicode, as the original does', () => {
+    const tokenizer = Tokenizer.fromJson(
+      tinyTokenizerJson({
+        pre_tokenizer: {
+          type: 'Sequence',
+          pretokenizers: [
+            { type: 'Digits', individual_digits: true },
+            { type: 'ByteLevel', add_prefix_space: false, use_regex: true },
+          ],
+        },
+        // A merge of a space with the first byte of U+0661 or U+0085 would only happen inside one pre-token.
+        merges: [
+          ['Ġ', 'Ù'],
+          ['Ġ', 'Â'],
+        ],
+      }),
+    );
+    const tokens = (text: string) => tokenizer.encode(text).map((id) => tokenizer.token(id));
+    expect(tokens(' \u0661')).toEqual(['Ġ', 'Ù', '¡']);
+    expect(tokens(' \u0085x')[0]).toBe('Ġ');
+    expect(tokens(' \u00a2')[0]).toBe('ĠÂ');
+  });
+
+  it('refuses what it does not know', () => {
+    const metadata = (over: Record<string, unknown>) => ({
+      'tokenizer.ggml.model': 'gpt2',
+      'tokenizer.ggml.pre': 'smollm',
+      'tokenizer.ggml.tokens': ['a', 'b', 'ab'],
+      'tokenizer.ggml.token_type': new Int32Array([1, 1, 1]),
+      'tokenizer.ggml.merges': ['a b'],
+      ...over,
+    });
+    expect(Tokenizer.fromGguf(metadata({})).encode('ab')).toEqual([2]);
+    expect(Tokenizer.fromGguf(new Map(Object.entries(metadata({})))).encode('ab')).toEqual([2]);
+    const bad = (over: Record<string, unknown>) => () => Tokenizer.fromGguf(metadata(over));
+    expect(bad({ 'tokenizer.ggml.model': 'llama' })).toThrow(UnsupportedError);
+    expect(bad({ 'tokenizer.ggml.pre': 'poro' })).toThrow(/'poro' is not known/);
+    expect(bad({ 'tokenizer.ggml.pre': undefined })).toThrow(/'default' is not known/);
+    expect(bad({ 'tokenizer.ggml.pre': 'toString' })).toThrow(UnsupportedError);
+    expect(bad({ 'tokenizer.ggml.tokens': undefined })).toThrow(FormatError);
+    expect(bad({ 'tokenizer.ggml.token_type': [1] })).toThrow(/1 entries, tokens 3/);
+    expect(bad({ 'tokenizer.ggml.eos_token_id': 7 })).toThrow(/outside the vocabulary/);
+    expect(bad({ 'tokenizer.ggml.merges': ['ab'] })).toThrow(/merges\[0\] is not two tokens/);
+    expect(bad({ 'tokenizer.ggml.add_bos_token': true })).toThrow(/bos_token_id is missing/);
+    const framed = Tokenizer.fromGguf(
+      metadata({
+        'tokenizer.ggml.add_bos_token': true,
+        'tokenizer.ggml.add_eos_token': true,
+        'tokenizer.ggml.bos_token_id': 0,
+        'tokenizer.ggml.eos_token_id': 1n,
+      }),
+    );
+    expect(framed.encode('ab')).toEqual([0, 2, 1]);
+    expect(framed.encode('ab', { addSpecialTokens: false })).toEqual([2]);
+  });
+
+  it('refuses ids outside the vocabulary and chats without a template', () => {
+    const tokenizer = Tokenizer.fromJson(tinyTokenizerJson());
+    expect(tokenizer.decode([])).toBe('');
+    expect(() => tokenizer.decode([99999])).toThrow(ArgumentError);
+    expect(() => tokenizer.renderChat([{ role: 'user', content: 'x' }])).toThrow(
+      /no chat template/,
+    );
+    const strict = Tokenizer.fromJson(tinyTokenizerJson(), {
+      chat_template: "{{ raise_exception('roles must alternate') }}",
+    });
+    expect(() => strict.renderChat([])).toThrow(/chat template: .*roles must alternate/);
+  });
+});
