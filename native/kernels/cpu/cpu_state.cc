@@ -1,8 +1,171 @@
+// The CPU device's per-stream state: oneDNN engine, stream, primitive cache (least recently used goes first) and
+// grow-only scratch.
 #include "kernels/cpu/cpu_state.h"
 
-namespace balora {
+#include <cstdio>
+#include <cstdlib>
+#include <new>
+#include <string_view>
 
-void* create_cpu_state(int32_t, char*, uint64_t) { return nullptr; }
-void destroy_cpu_state(void*) {}
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "kernels/cpu/onednn.h"
+#include "tensor/errors.h"
+
+namespace balora {
+namespace {
+
+// Bounds the memory of generated code: a primitive's takes some 100 KB.
+constexpr size_t kMaxPrimitives = 1024;
+
+using Dims = dnnl::memory::dims;
+using Desc = dnnl::memory::desc;
+
+Desc matrix(const MatmulSpec& spec, Dims dims, int32_t dtype, Dims strides) {
+  if (spec.batch == 1) {
+    dims.erase(dims.begin());
+    strides.erase(strides.begin());
+  }
+  return Desc(dims, onednn_dtype(dtype), strides);
+}
+
+Desc any_layout(const MatmulSpec& spec, int32_t dtype) {
+  return Desc({spec.k, spec.n}, onednn_dtype(dtype), dnnl::memory::format_tag::any);
+}
+
+}  // namespace
+
+dnnl::memory::data_type onednn_dtype(int32_t dtype) {
+  switch (dtype) {
+    case BALORA_F32: return dnnl::memory::data_type::f32;
+    case BALORA_BF16: return dnnl::memory::data_type::bf16;
+    default: throw UnsupportedError("oneDNN products take f32 and bf16");
+  }
+}
+
+Matmul::Matmul(const dnnl::engine& engine, const MatmulSpec& s) : engine_(engine) {
+  // A repeated matrix is a batch dimension of 1, which oneDNN broadcasts.
+  a_ = matrix(s, {s.a_batch ? s.batch : 1, s.m, s.k}, s.a_dtype, {s.a_batch, s.a_row, s.a_col});
+  b_ = s.packed_b ? any_layout(s, s.b_dtype)
+                  : matrix(s, {s.b_batch ? s.batch : 1, s.k, s.n}, s.b_dtype,
+                           {s.b_batch, s.b_row, s.b_col});
+  c_ = matrix(s, {s.batch, s.m, s.n}, s.c_dtype, {s.c_batch, s.c_row, 1});
+  dnnl::primitive_attr attr;
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  dnnl::post_ops post;
+  if (s.alpha != 1) post.append_eltwise(dnnl::algorithm::eltwise_linear, s.alpha, 0);
+  if (s.beta != 0) post.append_sum(s.beta);
+  if (s.addend_row) {
+    addend_ = matrix(s, {1, s.m, s.n}, BALORA_F32, {s.m * s.addend_row, s.addend_row, 1});
+    post.append_binary(dnnl::algorithm::binary_add, addend_);
+  }
+  post_ops_ = post.len();
+  attr.set_post_ops(post);
+  if (s.bias_dtype >= 0) {
+    bias_ = matrix(s, {1, 1, s.n}, s.bias_dtype, {s.n, s.n, 1});
+  }
+  const dnnl::matmul::primitive_desc pd =
+      s.bias_dtype >= 0 ? dnnl::matmul::primitive_desc(engine, a_, b_, bias_, c_, attr)
+                        : dnnl::matmul::primitive_desc(engine, a_, b_, c_, attr);
+  b_ = pd.weights_desc();
+  scratch_ = pd.scratchpad_desc();
+  primitive_ = dnnl::matmul(pd);
+}
+
+void Matmul::execute(const dnnl::stream& stream, const MatmulArguments& x) const {
+  const auto bind = [&](const Desc& desc, const void* data) {
+    return dnnl::memory(desc, engine_, const_cast<void*>(data));
+  };
+  const dnnl::memory a = bind(a_, x.a), b = bind(b_, x.b), c = bind(c_, x.c);
+  const dnnl::memory scratch = bind(scratch_, x.scratch);
+  dnnl::memory addend, bias;
+  std::array<dnnl_exec_arg_t, 6> arguments = {{{DNNL_ARG_SRC, a.get()},
+                                               {DNNL_ARG_WEIGHTS, b.get()},
+                                               {DNNL_ARG_DST, c.get()},
+                                               {DNNL_ARG_SCRATCHPAD, scratch.get()}}};
+  int count = 4;
+  if (x.addend) {
+    addend = bind(addend_, x.addend);
+    // The addend is the last post-op; alpha and beta come before it.
+    const int index = post_ops_ - 1;
+    arguments[count++] = {DNNL_ARG_ATTR_MULTIPLE_POST_OP(index) | DNNL_ARG_SRC_1, addend.get()};
+  }
+  if (x.bias) {
+    bias = bind(bias_, x.bias);
+    arguments[count++] = {DNNL_ARG_BIAS, bias.get()};
+  }
+  dnnl::error::wrap_c_api(
+      dnnl_primitive_execute(primitive_.get(), stream.get(), count, arguments.data()),
+      "matrix product");
+}
+
+CpuState::~CpuState() {
+  for (const Buffer& buffer : buffers_) std::free(buffer.data);
+}
+
+CpuState& CpuState::of(Context* ctx) { return *static_cast<CpuState*>(ctx->device_state); }
+
+size_t CpuState::Hash::operator()(const MatmulSpec& spec) const {
+  return std::hash<std::string_view>()(
+      std::string_view(reinterpret_cast<const char*>(&spec), sizeof spec));
+}
+
+std::shared_ptr<const Matmul> CpuState::matmul(const MatmulSpec& spec) {
+  const auto found = cache_.find(spec);
+  if (found != cache_.end()) {
+    ages_.splice(ages_.begin(), ages_, found->second.age);
+    return found->second.matmul;
+  }
+  std::shared_ptr<const Matmul> made;
+  try {
+    const OneDnnThreads threads(spec.threads);
+    made = std::make_shared<const Matmul>(engine_, spec);
+  } catch (const dnnl::error& error) {
+    if (error.status != dnnl_unimplemented) throw;
+  }
+  if (cache_.size() >= kMaxPrimitives) {
+    cache_.erase(ages_.back());
+    ages_.pop_back();
+  }
+  ages_.push_front(spec);
+  cache_[spec] = {made, ages_.begin()};
+  return made;
+}
+
+void* CpuState::scratch(int index, uint64_t bytes) {
+  Buffer& buffer = buffers_[index];
+  if (buffer.bytes < bytes) {
+    std::free(buffer.data);
+    buffer = {};
+    const uint64_t rounded = (bytes + 4095) / 4096 * 4096;
+    buffer.data = std::aligned_alloc(64, rounded);
+    if (!buffer.data) throw std::bad_alloc();
+    buffer.bytes = rounded;
+  }
+  return buffer.data;
+}
+
+#if defined(_OPENMP)
+OneDnnThreads::OneDnnThreads(int threads) : saved_(omp_get_max_threads()) {
+  omp_set_num_threads(threads);
+}
+OneDnnThreads::~OneDnnThreads() { omp_set_num_threads(saved_); }
+#else
+OneDnnThreads::OneDnnThreads(int) {}
+OneDnnThreads::~OneDnnThreads() = default;
+#endif
+
+void* create_cpu_state(int32_t, char* error, uint64_t error_size) {
+  try {
+    return new CpuState();
+  } catch (const std::exception& failure) {
+    std::snprintf(error, error_size, "oneDNN: %s", failure.what());
+    return nullptr;
+  }
+}
+
+void destroy_cpu_state(void* state) { delete static_cast<CpuState*>(state); }
 
 }  // namespace balora

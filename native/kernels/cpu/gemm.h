@@ -1,0 +1,74 @@
+// General matrix products for the kernels of the CPU device: C = alpha * op(A) op(B) + beta * C, row-major, per batch.
+// Products run in f32 (oneDNN), in bf16 with f32 accumulation where the CPU has bf16 instructions, and in f64 (Eigen)
+// as soon as one operand is f64; every other mix is widened first. C is rounded once, from the accumulator.
+//   gemm        uses all of the stream's threads: call it outside parallel_for.
+//   SerialGemm  one shape, prepared outside and run by single threads inside parallel_for.
+// Products with a frozen weight go through frozen_gemm.h, which packs the weight once.
+#pragma once
+#include <cstdint>
+#include <memory>
+
+#include "kernels/kernel_table.h"
+
+namespace balora {
+
+// C (batch,m,n), op(A) (batch,m,k), op(B) (batch,k,n).
+struct GemmShape {
+  int64_t m, n, k;
+  int64_t batch = 1;
+};
+
+// Stored (rows,cols) with rows `ld` elements apart; transposed: the product reads it as (cols,rows).
+// batch_stride 0 repeats one matrix for the whole batch.
+struct GemmInput {
+  const void* data;
+  int32_t dtype;
+  int64_t ld;
+  bool transposed = false;
+  int64_t batch_stride = 0;
+};
+
+struct GemmOutput {
+  void* data;
+  int32_t dtype;
+  int64_t ld;
+  int64_t batch_stride = 0;
+};
+
+// With bf16 operands alpha and beta are compiled into the cached primitive: keep them to a few values.
+struct GemmScale {
+  double alpha = 1;
+  double beta = 0;  // 0: C is not read
+};
+
+void gemm(Context* ctx, const GemmShape& shape, const GemmInput& a, const GemmInput& b,
+          const GemmOutput& c, const GemmScale& scale = {});
+
+// True where bf16 x bf16 -> f32 runs on instructions made for it (AVX512-BF16, AMX); else bf16 is widened to f32.
+bool cpu_multiplies_bf16();
+
+class Matmul;
+
+// A product whose shape, types and strides are fixed, for use by several threads at once, each on its own matrices:
+//   const SerialGemm scores(ctx, {bq, bk, d}, {nullptr, dtype, ldq}, {nullptr, dtype, ldk, true}, {nullptr, f32, bk});
+//   parallel_for(..., [&](...) { scores.run(q, k, s); });
+// The data pointers given to the constructor are ignored. Scratch comes from the context's workspace, so construct
+// outside of loops. batch must be 1.
+class SerialGemm {
+ public:
+  SerialGemm(Context* ctx, const GemmShape& shape, const GemmInput& a, const GemmInput& b,
+             const GemmOutput& c, const GemmScale& scale = {});
+  void run(const void* a, const void* b, void* c) const;
+
+ private:
+  GemmShape shape_;
+  GemmInput a_, b_;
+  GemmOutput c_;
+  GemmScale scale_;
+  std::shared_ptr<const Matmul> matmul_;  // null: widen and use the f32 or f64 product
+  char* scratch_ = nullptr;               // scratch_stride_ bytes a thread
+  int64_t scratch_stride_ = 0;
+  const void* stream_ = nullptr;
+};
+
+}  // namespace balora

@@ -1,0 +1,107 @@
+// oneDNN behind one door: an engine and stream per balora stream, and its matmul primitives cached by everything
+// that shapes their code (making one costs about a millisecond). Used by the engine thread only, except
+// Matmul::execute, which any thread may call with its own scratch.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <oneapi/dnnl/dnnl.hpp>
+#include <unordered_map>
+
+#include "kernels/kernel_table.h"
+
+namespace balora {
+
+// C (batch,m,n) = alpha * A (batch,m,k) B (batch,k,n) + beta * C + addend + bias. Strides in elements.
+// All fields are part of the cache key, so the struct has no padding and no field without effect.
+struct MatmulSpec {
+  int64_t batch = 1, m = 0, n = 0, k = 0;
+  int64_t a_batch = 0, a_row = 0, a_col = 0;
+  int64_t b_batch = 0, b_row = 0, b_col = 0;
+  int64_t c_batch = 0, c_row = 0;
+  int64_t addend_row = 0;  // stride of an f32 (m,n) matrix added before rounding; 0: none
+  int32_t a_dtype = 0, b_dtype = 0, c_dtype = 0;
+  int32_t bias_dtype = -1;  // (n) added before rounding; -1: none
+  int32_t packed_b = 0;     // B is in the layout the primitive asked for (b_* strides unused)
+  int32_t threads = 1;
+  float alpha = 1, beta = 0;
+  bool operator==(const MatmulSpec&) const = default;
+};
+static_assert(sizeof(MatmulSpec) == 13 * 8 + 8 * 4, "hashed bytewise: no padding");
+
+struct MatmulArguments {
+  const void* a = nullptr;
+  const void* b = nullptr;
+  void* c = nullptr;
+  const void* addend = nullptr;
+  const void* bias = nullptr;
+  void* scratch = nullptr;  // Matmul::scratch_bytes()
+};
+
+class Matmul {
+ public:
+  // Throws dnnl::error with dnnl_unimplemented where this CPU has no such product.
+  Matmul(const dnnl::engine& engine, const MatmulSpec& spec);
+  void execute(const dnnl::stream& stream, const MatmulArguments& arguments) const;
+  uint64_t scratch_bytes() const { return scratch_.get_size(); }
+  const dnnl::memory::desc& b_layout() const { return b_; }
+
+ private:
+  dnnl::engine engine_;
+  dnnl::memory::desc a_, b_, c_, addend_, bias_, scratch_;
+  dnnl::matmul primitive_;
+  int post_ops_ = 0;
+};
+
+// What a CPU stream keeps: see CpuState::of.
+class CpuState {
+ public:
+  CpuState() : engine_(dnnl::engine::kind::cpu, 0), stream_(engine_) {}
+  ~CpuState();
+  static CpuState& of(Context* ctx);
+
+  const dnnl::engine& engine() const { return engine_; }
+  const dnnl::stream& stream() const { return stream_; }
+
+  // The cached primitive, made on first use; null where oneDNN refuses the types on this CPU.
+  std::shared_ptr<const Matmul> matmul(const MatmulSpec& spec);
+
+  // Grow-only buffers that outlive a kernel, 64-byte aligned; a later call with the same index may move it.
+  static constexpr int kScratchpad = 0, kWideA = 1, kWideB = 2, kWideC = 3, kScratchCount = 4;
+  void* scratch(int index, uint64_t bytes);
+
+ private:
+  struct Hash {
+    size_t operator()(const MatmulSpec& spec) const;
+  };
+  struct Entry {
+    std::shared_ptr<const Matmul> matmul;
+    std::list<MatmulSpec>::iterator age;
+  };
+  dnnl::engine engine_;
+  dnnl::stream stream_;
+  std::unordered_map<MatmulSpec, Entry, Hash> cache_;
+  std::list<MatmulSpec> ages_;  // most recently used first
+  struct Buffer {
+    void* data = nullptr;
+    uint64_t bytes = 0;
+  };
+  std::array<Buffer, kScratchCount> buffers_;
+};
+
+dnnl::memory::data_type onednn_dtype(int32_t dtype);
+
+// oneDNN splits work over omp_get_max_threads(): set it to the stream's count for the life of this object.
+class OneDnnThreads {
+ public:
+  explicit OneDnnThreads(int threads);
+  ~OneDnnThreads();
+  OneDnnThreads(const OneDnnThreads&) = delete;
+  OneDnnThreads& operator=(const OneDnnThreads&) = delete;
+
+ private:
+  int saved_ = 0;
+};
+
+}  // namespace balora
