@@ -5,8 +5,8 @@
  * PEFT drops keys that it does not know. Here a key that may change the mathematics and is not understood is refused:
  * an adapter that loads and computes something else is worse than one that does not load.
  */
-import { ArgumentError, FormatError, UnsupportedError } from '../errors.js';
-import { type PythonJson, PythonFloat, compareCodePoints, pythonJson } from './python_json.js';
+import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
+import { compareCodePoints, PythonFloat, type PythonJson, pythonJson } from './python_json.ts';
 
 /** true: A uniform in +-1/sqrt(in), B zero. false: both uniform (for tests). */
 export type InitLoraWeights = boolean | 'gaussian' | 'pissa' | `pissa_niter_${number}`;
@@ -68,20 +68,53 @@ type Raw = Record<string, unknown>;
 
 /** Keys that change nothing in what an adapter computes. */
 const kIgnored = new Set([
-  'peft_type', 'peft_version', 'auto_mapping', 'megatron_core', 'qalora_group_size', 'runtime_config',
-  'corda_config', 'eva_config', 'loftq_config', 'lora_ga_config',
+  'peft_type',
+  'peft_version',
+  'auto_mapping',
+  'megatron_core',
+  'qalora_group_size',
+  'runtime_config',
+  'corda_config',
+  'eva_config',
+  'loftq_config',
+  'lora_ga_config',
 ]);
 /** Keys of PEFT that change the mathematics and have no implementation here, with the value that switches them off. */
 const kUnsupported: Record<string, PythonJson> = {
-  alora_invocation_tokens: null, arrow_config: null, bias: 'none', ensure_weight_tying: false, kasa_config: null,
-  layer_replication: null, lora_bias: false, megatron_config: null, modules_to_save: null, monteclora_config: null,
-  target_parameters: null, trainable_token_indices: null, use_bdlora: null, use_dora: false, use_qalora: false,
+  alora_invocation_tokens: null,
+  arrow_config: null,
+  bias: 'none',
+  ensure_weight_tying: false,
+  kasa_config: null,
+  layer_replication: null,
+  lora_bias: false,
+  megatron_config: null,
+  modules_to_save: null,
+  monteclora_config: null,
+  target_parameters: null,
+  trainable_token_indices: null,
+  use_bdlora: null,
+  use_dora: false,
+  use_qalora: false,
   velora_config: null,
 };
 const kUnderstood = new Set([
-  'r', 'lora_alpha', 'lora_dropout', 'target_modules', 'exclude_modules', 'rank_pattern', 'alpha_pattern',
-  'use_rslora', 'init_lora_weights', 'layers_to_transform', 'layers_pattern', 'fan_in_fan_out', 'inference_mode',
-  'task_type', 'base_model_name_or_path', 'revision',
+  'r',
+  'lora_alpha',
+  'lora_dropout',
+  'target_modules',
+  'exclude_modules',
+  'rank_pattern',
+  'alpha_pattern',
+  'use_rslora',
+  'init_lora_weights',
+  'layers_to_transform',
+  'layers_pattern',
+  'fan_in_fan_out',
+  'inference_mode',
+  'task_type',
+  'base_model_name_or_path',
+  'revision',
 ]);
 
 /** Checks a user's configuration. @throws ArgumentError on an unknown key or a bad value, UnsupportedError. */
@@ -92,14 +125,18 @@ export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraCon
     const name = key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
     if (name in raw) throw new ArgumentError(`loraConfig: "${name}" is given in both spellings`);
     if (!kUnderstood.has(name) && !kIgnored.has(name) && !Object.hasOwn(kUnsupported, name)) {
-      throw new ArgumentError(`loraConfig: unknown key "${key}", known: ${[...kUnderstood].sort().join(', ')}`);
+      throw new ArgumentError(
+        `loraConfig: unknown key "${key}", known: ${[...kUnderstood].sort().join(', ')}`,
+      );
     }
     raw[name] = value;
   }
   refuseUnsupported(raw, 'loraConfig', new Set());
   const config = build({ target_modules: ALL_LINEAR, inference_mode: true, ...raw }, 'loraConfig');
   if (!isKnownInit(config.initLoraWeights)) {
-    throw new UnsupportedError(`loraConfig: initLoraWeights "${String(config.initLoraWeights)}" is not supported`);
+    throw new UnsupportedError(
+      `loraConfig: initLoraWeights "${String(config.initLoraWeights)}" is not supported`,
+    );
   }
   return config;
 }
@@ -123,9 +160,12 @@ export function parseAdapterConfig(text: string, options: ReadConfigOptions = {}
   if (typeof raw !== 'object' || raw === null || Array.isArray(raw)) {
     throw new FormatError(`${path}: must hold one JSON object`, { path });
   }
-  const type = (raw as Raw)['peft_type'];
+  const type = (raw as Raw).peft_type;
   if (type === undefined) throw new FormatError(`${path}: peft_type is missing`, { path });
-  if (type !== 'LORA') throw new UnsupportedError(`${path}: peft_type ${JSON.stringify(type)} is not supported, only "LORA"`);
+  if (type !== 'LORA')
+    throw new UnsupportedError(
+      `${path}: peft_type ${JSON.stringify(type)} is not supported, only "LORA"`,
+    );
   refuseUnsupported(raw as Raw, path, new Set(options.ignoreKeys));
   try {
     return build(raw as Raw, path);
@@ -201,7 +241,9 @@ function refuseUnsupported(raw: Raw, where: string, ignored: ReadonlySet<string>
     if (kUnderstood.has(key) || kIgnored.has(key) || ignored.has(key) || isNeutral(value)) continue;
     if (Object.hasOwn(kUnsupported, key)) {
       if (value === kUnsupported[key]) continue;
-      throw new UnsupportedError(`${where}: ${key} = ${JSON.stringify(value)} is not supported yet`);
+      throw new UnsupportedError(
+        `${where}: ${key} = ${JSON.stringify(value)} is not supported yet`,
+      );
     }
     throw new UnsupportedError(
       `${where}: the key "${key}" = ${JSON.stringify(value)} is not understood and may change the mathematics; ` +
@@ -214,8 +256,8 @@ function refuseUnsupported(raw: Raw, where: string, ignored: ReadonlySet<string>
 function build(raw: Raw, where: string): LoraConfig {
   const read = new Reader(raw, where);
   return Object.freeze({
-    r: read.rank('r', raw['r'] ?? kDefaultRank),
-    loraAlpha: read.number('lora_alpha', raw['lora_alpha'] ?? kDefaultRank),
+    r: read.rank('r', raw.r ?? kDefaultRank),
+    loraAlpha: read.number('lora_alpha', raw.lora_alpha ?? kDefaultRank),
     loraDropout: read.dropout(),
     targetModules: read.names('target_modules'),
     excludeModules: read.names('exclude_modules'),
@@ -241,16 +283,20 @@ class Reader {
   ) {}
 
   fail(key: string, wanted: string, value: unknown): never {
-    throw new ArgumentError(`${this.where}: ${key} must be ${wanted}, got ${JSON.stringify(value)}`);
+    throw new ArgumentError(
+      `${this.where}: ${key} must be ${wanted}, got ${JSON.stringify(value)}`,
+    );
   }
 
   rank(key: string, value: unknown): number {
-    if (!Number.isSafeInteger(value) || (value as number) < 1) this.fail(key, 'a whole number >= 1', value);
+    if (!Number.isSafeInteger(value) || (value as number) < 1)
+      this.fail(key, 'a whole number >= 1', value);
     return value as number;
   }
 
   number(key: string, value: unknown): number {
-    if (typeof value !== 'number' || !Number.isFinite(value)) this.fail(key, 'a finite number', value);
+    if (typeof value !== 'number' || !Number.isFinite(value))
+      this.fail(key, 'a finite number', value);
     return value;
   }
 
@@ -267,7 +313,7 @@ class Reader {
   }
 
   dropout(): number {
-    const value = this.number('lora_dropout', this.raw['lora_dropout'] ?? 0);
+    const value = this.number('lora_dropout', this.raw.lora_dropout ?? 0);
     if (value < 0 || value >= 1) this.fail('lora_dropout', 'in [0, 1)', value);
     return value;
   }
@@ -281,15 +327,21 @@ class Reader {
     return Object.freeze([...new Set(value as string[])]);
   }
 
-  pattern(key: string, check: (key: string, value: unknown) => number): readonly (readonly [string, number])[] {
+  pattern(
+    key: string,
+    check: (key: string, value: unknown) => number,
+  ): readonly (readonly [string, number])[] {
     const value = this.raw[key] ?? {};
-    if (typeof value !== 'object' || Array.isArray(value)) this.fail(key, 'an object of numbers', value);
+    if (typeof value !== 'object' || Array.isArray(value))
+      this.fail(key, 'an object of numbers', value);
     const entries = Object.entries(value as object);
-    return Object.freeze(entries.map(([name, item]) => [name, check(`${key}["${name}"]`, item)] as const));
+    return Object.freeze(
+      entries.map(([name, item]) => [name, check(`${key}["${name}"]`, item)] as const),
+    );
   }
 
   layers(): readonly number[] | null {
-    const value = this.raw['layers_to_transform'] ?? null;
+    const value = this.raw.layers_to_transform ?? null;
     if (value === null) return null;
     const list: unknown[] = Array.isArray(value) ? value : [value];
     if (list.some((item) => !Number.isSafeInteger(item) || (item as number) < 0)) {
@@ -299,8 +351,9 @@ class Reader {
   }
 
   init(): LoraConfig['initLoraWeights'] {
-    const value = this.raw['init_lora_weights'] ?? true;
-    if (typeof value !== 'boolean' && typeof value !== 'string') this.fail('init_lora_weights', 'a flag or a name', value);
+    const value = this.raw.init_lora_weights ?? true;
+    if (typeof value !== 'boolean' && typeof value !== 'string')
+      this.fail('init_lora_weights', 'a flag or a name', value);
     return value === 'lora' ? true : value;
   }
 }

@@ -2,40 +2,42 @@
  * JSON as Python's `json.dumps(value, indent=2, sort_keys=True)` writes it, because PEFT's adapter_config.json is
  * compared byte by byte by its users: sorted keys, ASCII only, floats kept apart from integers (0.0, 1e-05).
  */
-import { ArgumentError } from '../errors.js';
+import { ArgumentError } from '../errors.ts';
 
 /** A number that Python holds as a float: written with a point or an exponent even when it is whole. */
 export class PythonFloat {
   constructor(readonly value: number) {}
 }
 
-export type PythonJson = null | boolean | number | string | PythonFloat | PythonJson[] | { [key: string]: PythonJson };
+export type PythonJson =
+  | null
+  | boolean
+  | number
+  | string
+  | PythonFloat
+  | PythonJson[]
+  | { [key: string]: PythonJson };
 
 export function pythonJson(value: PythonJson, indent = ''): string {
   if (value === null || typeof value === 'boolean') return String(value);
   if (typeof value === 'string') return pythonString(value);
-  if (typeof value === 'number') return Number.isInteger(value) ? integer(value) : pythonFloat(value);
+  if (typeof value === 'number')
+    return Number.isInteger(value) ? integer(value) : pythonFloat(value);
   if (value instanceof PythonFloat) return pythonFloat(value.value);
   const inner = `${indent}  `;
+  const entries = Array.isArray(value)
+    ? []
+    : Object.entries(value).sort(([a], [b]) => compareCodePoints(a, b));
   const [open, close, items] = Array.isArray(value)
     ? ['[', ']', value.map((item) => pythonJson(item, inner))]
-    : ['{', '}', sortedKeys(value).map((key) => `${pythonString(key)}: ${pythonJson(value[key]!, inner)}`)];
+    : ['{', '}', entries.map(([key, item]) => `${pythonString(key)}: ${pythonJson(item, inner)}`)];
   if (items.length === 0) return open + close;
   return `${open}\n${items.map((item) => inner + item).join(',\n')}\n${indent}${close}`;
 }
 
-/** Python orders strings by code point, JavaScript by UTF-16 unit; they differ beyond the basic plane only. */
+/** Python orders strings by code point, which is the order of their UTF-8 bytes. */
 export function compareCodePoints(a: string, b: string): number {
-  const [left, right] = [Array.from(a), Array.from(b)];
-  for (let i = 0; i < Math.min(left.length, right.length); i++) {
-    const order = left[i]!.codePointAt(0)! - right[i]!.codePointAt(0)!;
-    if (order !== 0) return order;
-  }
-  return left.length - right.length;
-}
-
-function sortedKeys(value: object): string[] {
-  return Object.keys(value).sort(compareCodePoints);
+  return Buffer.compare(Buffer.from(a), Buffer.from(b));
 }
 
 function pythonString(text: string): string {
@@ -46,13 +48,15 @@ function pythonString(text: string): string {
 }
 
 function integer(value: number): string {
-  if (!Number.isSafeInteger(value)) throw new ArgumentError(`pythonJson: ${value} is not a safe integer`);
+  if (!Number.isSafeInteger(value))
+    throw new ArgumentError(`pythonJson: ${value} is not a safe integer`);
   return String(value);
 }
 
 /** repr(float): the shortest digits, an exponent below 1e-4 and from 1e16 on, two exponent digits at least. */
 function pythonFloat(value: number): string {
-  if (!Number.isFinite(value)) throw new ArgumentError(`pythonJson: ${value} cannot be written as JSON`);
+  if (!Number.isFinite(value))
+    throw new ArgumentError(`pythonJson: ${value} cannot be written as JSON`);
   const size = Math.abs(value);
   if (value === 0) return Object.is(value, -0) ? '-0.0' : '0.0';
   if (size >= 1e-4 && size < 1e16) {

@@ -4,8 +4,8 @@
  * A list matches whole trailing names (`proj` does not match `q_proj`, `dense` matches `pooler.dense`); one string is a
  * regular expression that must match the whole path. Patterns match `(.*\.)?(pattern)$`, the first in order wins.
  */
-import { ArgumentError } from '../errors.js';
-import { ALL_LINEAR, type LoraConfig, loraScale } from './config.js';
+import { ArgumentError } from '../errors.ts';
+import { ALL_LINEAR, type LoraConfig, loraScale } from './config.ts';
 
 /** A linear module of a model, as targets see it. */
 export interface TargetCandidate {
@@ -27,9 +27,10 @@ export interface Target {
 
 /** A regular expression written for Python's `re`, for JavaScript. @throws ArgumentError if it cannot be compiled. */
 export function pythonRegExp(source: string, wrap: (inner: string) => string): RegExp {
-  let flags = '';
+  const inline = /^\(\?([aimsux]+)\)/.exec(source);
+  const flags = (inline?.[1] ?? '').replace(/[^ims]/g, '');
   const body = source
-    .replace(/^\(\?([aimsux]+)\)/, (_, letters: string) => ((flags = letters.replace(/[^ims]/g, '')), ''))
+    .slice(inline?.[0].length ?? 0)
     .replace(/\(\?P</g, '(?<')
     .replace(/\(\?P=(\w+)\)/g, '\\k<$1>')
     .replace(/\\A/g, '^')
@@ -53,15 +54,22 @@ export function targetMatcher(config: LoraConfig): (name: string) => boolean {
  * The modules to adapt, in the order of the candidates.
  * @throws ArgumentError if the configuration, or one name of its list, matches nothing, or a rank exceeds a matrix.
  */
-export function resolveTargets(config: LoraConfig, candidates: readonly TargetCandidate[]): Target[] {
+export function resolveTargets(
+  config: LoraConfig,
+  candidates: readonly TargetCandidate[],
+): Target[] {
   const matches = targetMatcher(config);
   const found = candidates.filter(({ name, isHead }) =>
-    isAllLinear(config) ? isHead !== true && !nameMatcher(config.excludeModules)(name) : matches(name),
+    isAllLinear(config)
+      ? isHead !== true && !nameMatcher(config.excludeModules)(name)
+      : matches(name),
   );
   const { targetModules } = config;
   const missing =
     Array.isArray(targetModules) && found.length > 0
-      ? (targetModules as string[]).filter((entry) => !candidates.some(({ name }) => isTrailing(entry, name)))
+      ? (targetModules as string[]).filter(
+          (entry) => !candidates.some(({ name }) => isTrailing(entry, name)),
+        )
       : [];
   if (found.length === 0 || missing.length > 0) {
     const wanted = found.length === 0 ? targetModules : missing;
@@ -94,7 +102,9 @@ export function moduleSettings(config: LoraConfig): (name: string) => Target {
 export function shortestNames(adapted: readonly string[], all: readonly string[]): string[] {
   const last = [...new Set(adapted.map(lastName))];
   const chosen = new Set(adapted);
-  const exact = all.every((name) => chosen.has(name) === last.some((entry) => isTrailing(entry, name)));
+  const exact = all.every(
+    (name) => chosen.has(name) === last.some((entry) => isTrailing(entry, name)),
+  );
   return (exact ? last : [...adapted]).sort();
 }
 
@@ -127,7 +137,12 @@ function isTrailing(entry: string, name: string): boolean {
 /** PEFT counts blocks by the last number that follows the list's name and precedes a dot (its match is greedy). */
 function layerMatcher({ layersToTransform, layersPattern }: LoraConfig): (name: string) => boolean {
   if (layersToTransform === null || layersToTransform.length === 0) return () => true;
-  const named = layersPattern === null ? [] : typeof layersPattern === 'string' ? [layersPattern] : layersPattern;
+  const named =
+    layersPattern === null
+      ? []
+      : typeof layersPattern === 'string'
+        ? [layersPattern]
+        : layersPattern;
   const patterns = (named.length === 0 ? ['[^.]*'] : named).map((pattern) =>
     pythonRegExp(pattern, (inner) => `^.*\\.${inner}\\.(\\d+)\\.`),
   );
@@ -140,9 +155,13 @@ function layerMatcher({ layersToTransform, layersPattern }: LoraConfig): (name: 
   };
 }
 
-function firstMatch(patterns: readonly (readonly [string, number])[], fallback: number): (name: string) => number {
+function firstMatch(
+  patterns: readonly (readonly [string, number])[],
+  fallback: number,
+): (name: string) => number {
   const compiled = patterns.map(
-    ([source, value]) => [pythonRegExp(source, (inner) => `^(?:.*\\.)?(?:${inner})$`), value] as const,
+    ([source, value]) =>
+      [pythonRegExp(source, (inner) => `^(?:.*\\.)?(?:${inner})$`), value] as const,
   );
   return (name) => compiled.find(([pattern]) => pattern.test(name))?.[1] ?? fallback;
 }
@@ -152,5 +171,8 @@ function lastName(name: string): string {
 }
 
 function lastNames(candidates: readonly TargetCandidate[]): string {
-  return [...new Set(candidates.map(({ name }) => lastName(name)))].join(', ') || '(the model has no linear module)';
+  return (
+    [...new Set(candidates.map(({ name }) => lastName(name)))].join(', ') ||
+    '(the model has no linear module)'
+  );
 }

@@ -4,7 +4,7 @@
  * A schedule is a pure function of the step: rate(s) is the rate USED at step s, s = 0 first. A warm-up is s/w from
  * s = 0, so its first step has rate 0. Nothing is stored between steps, so a resumed run needs only the step number.
  */
-import { ArgumentError, UnsupportedError } from '../errors.js';
+import { ArgumentError, UnsupportedError } from '../errors.ts';
 
 /** Shape parameters of a schedule, in transformers' names (camel case). Each schedule reads the ones it knows. */
 export interface SchedulerOptions {
@@ -72,7 +72,8 @@ function cosineFactor(input: FactorInput, floor: number): Factor {
 
 function linearFactor(input: FactorInput): Factor {
   const { total, warmup } = input;
-  return (step) => (step < warmup ? ramp(step, warmup) : Math.max(0, (total - step) / Math.max(1, total - warmup)));
+  return (step) =>
+    step < warmup ? ramp(step, warmup) : Math.max(0, (total - step) / Math.max(1, total - warmup));
 }
 
 function restartsFactor(input: FactorInput): Factor {
@@ -88,7 +89,9 @@ function polynomialFactor(input: FactorInput): Factor {
   const { total, warmup, learningRate } = input;
   const { lrEnd = 1e-7, power = 1 } = input.options;
   if (lrEnd >= learningRate) {
-    throw new ArgumentError(`polynomial: lrEnd (${lrEnd}) must be smaller than the learning rate (${learningRate})`);
+    throw new ArgumentError(
+      `polynomial: lrEnd (${lrEnd}) must be smaller than the learning rate (${learningRate})`,
+    );
   }
   return (step) => {
     if (step < warmup) return ramp(step, warmup);
@@ -100,15 +103,18 @@ function polynomialFactor(input: FactorInput): Factor {
 
 function inverseSqrtFactor({ warmup, options }: FactorInput): Factor {
   const timescale = options.timescale ?? (warmup > 0 ? warmup : kInverseSqrtTimescale);
-  return (step) => (step < warmup ? ramp(step, warmup) : 1 / Math.sqrt((step + timescale - warmup) / timescale));
+  return (step) =>
+    step < warmup ? ramp(step, warmup) : 1 / Math.sqrt((step + timescale - warmup) / timescale);
 }
 
 function minLrFactor(input: FactorInput): Factor {
   const { minLr, minLrRate } = input.options;
-  if ((minLr === undefined) === (minLrRate === undefined)) {
+  const floors = [minLrRate, minLr === undefined ? undefined : minLr / input.learningRate];
+  const [floor, ...others] = floors.filter((value) => value !== undefined);
+  if (floor === undefined || others.length > 0) {
     throw new ArgumentError('cosine_with_min_lr: give one of minLr and minLrRate');
   }
-  return cosineFactor(input, minLrRate ?? minLr! / input.learningRate);
+  return cosineFactor(input, floor);
 }
 
 /** Curves of warmup_stable_decay: how much of the way is done (rising) or left (falling) at `at` in 0..1. */
@@ -124,11 +130,19 @@ const kFalling: Record<RampType, (at: number, cycles: number) => number> = {
 };
 
 function stableDecayFactor({ total, warmup, options }: FactorInput): Factor {
-  const { numDecaySteps: decay, warmupType = 'linear', decayType = 'cosine', minLrRatio: floor = 0 } = options;
-  if (decay === undefined) throw new ArgumentError('warmup_stable_decay: numDecaySteps is required');
+  const {
+    numDecaySteps: decay,
+    warmupType = 'linear',
+    decayType = 'cosine',
+    minLrRatio: floor = 0,
+  } = options;
+  if (decay === undefined)
+    throw new ArgumentError('warmup_stable_decay: numDecaySteps is required');
   for (const type of [warmupType, decayType]) {
     if (!(type in kRising)) {
-      throw new ArgumentError(`warmup_stable_decay: unknown curve "${type}", known: ${Object.keys(kRising).join(', ')}`);
+      throw new ArgumentError(
+        `warmup_stable_decay: unknown curve "${type}", known: ${Object.keys(kRising).join(', ')}`,
+      );
     }
   }
   const stable = options.numStableSteps ?? total - warmup - decay;
@@ -145,7 +159,10 @@ function stableDecayFactor({ total, warmup, options }: FactorInput): Factor {
 /** One row a schedule. */
 const kSchedulers: Record<string, (input: FactorInput) => Factor> = {
   constant: () => () => 1,
-  constant_with_warmup: ({ warmup }) => (step) => (step < warmup ? ramp(step, warmup) : 1),
+  constant_with_warmup:
+    ({ warmup }) =>
+    (step) =>
+      step < warmup ? ramp(step, warmup) : 1,
   linear: linearFactor,
   cosine: (input) => cosineFactor(input, 0),
   cosine_with_restarts: restartsFactor,
@@ -168,16 +185,22 @@ export function learningRateSchedule(input: ScheduleInput): (step: number) => nu
   const { scheduler, total, warmup, learningRate, options = {} } = input;
   const make = Object.hasOwn(kSchedulers, scheduler) ? kSchedulers[scheduler] : undefined;
   if (scheduler === 'reduce_lr_on_plateau' || scheduler === 'greedy') {
-    throw new UnsupportedError(`learningRateSchedule: "${scheduler}" depends on the evaluation, not on the step`);
+    throw new UnsupportedError(
+      `learningRateSchedule: "${scheduler}" depends on the evaluation, not on the step`,
+    );
   }
   if (make === undefined) {
     const known = SCHEDULER_NAMES.join(', ');
-    throw new ArgumentError(`learningRateSchedule: unknown scheduler "${scheduler}", known: ${known}`);
+    throw new ArgumentError(
+      `learningRateSchedule: unknown scheduler "${scheduler}", known: ${known}`,
+    );
   }
   checkCount('total', total, 1);
   checkCount('warmup', warmup, 0);
   if (!(learningRate >= 0) || !Number.isFinite(learningRate)) {
-    throw new ArgumentError(`learningRateSchedule: learningRate must be finite and >= 0, got ${learningRate}`);
+    throw new ArgumentError(
+      `learningRateSchedule: learningRate must be finite and >= 0, got ${learningRate}`,
+    );
   }
   const factor = make({ total, warmup, learningRate, options });
   return (step) => learningRate * factor(step);
@@ -196,6 +219,8 @@ export function warmupStepsFrom(warmupSteps: number, total: number): number {
 
 function checkCount(name: string, value: number, least: number): void {
   if (!Number.isSafeInteger(value) || value < least) {
-    throw new ArgumentError(`learningRateSchedule: ${name} must be a whole number >= ${least}, got ${value}`);
+    throw new ArgumentError(
+      `learningRateSchedule: ${name} must be a whole number >= ${least}, got ${value}`,
+    );
   }
 }

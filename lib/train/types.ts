@@ -2,8 +2,8 @@
  * What goes into a training run and what comes out of it: options in transformers' names (camel case), one record a
  * step, events. The command line is a thin layer on these; nothing here computes.
  */
-import type { SchedulerOptions } from '../optim/schedulers.js';
-import type { Tensor } from '../tensor.js';
+import type { SchedulerOptions } from '../optim/schedulers.ts';
+import type { Tensor } from '../tensor.ts';
 
 /**
  * One micro-batch of unpadded rows, the segments one after the other: N rows, B segments.
@@ -205,9 +205,19 @@ export type StopReason = 'completed' | 'aborted';
 export type TrainEvent =
   | { readonly type: 'start'; readonly plan: RunPlan; readonly startStep: number }
   /** After every optimiser step. */
-  | { readonly type: 'step'; readonly record: StepRecord; readonly totalSteps: number; readonly secondsLeft: number }
+  | {
+      readonly type: 'step';
+      readonly record: StepRecord;
+      readonly totalSteps: number;
+      readonly secondsLeft: number;
+    }
   /** Every `loggingSteps`: the same record, for progress lines. */
-  | { readonly type: 'log'; readonly record: StepRecord; readonly totalSteps: number; readonly secondsLeft: number }
+  | {
+      readonly type: 'log';
+      readonly record: StepRecord;
+      readonly totalSteps: number;
+      readonly secondsLeft: number;
+    }
   | { readonly type: 'evaluation'; readonly step: number; readonly result: EvaluationResult }
   | { readonly type: 'checkpoint'; readonly step: number; readonly path: string }
   /** `code` is stable, for programs; `message` is for people. */

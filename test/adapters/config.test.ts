@@ -1,44 +1,74 @@
-import { readFileSync, readdirSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import {
-  type LoraConfig, formatAdapterConfig, keepsBase, loraConfig, loraScale, parseAdapterConfig, pissaIterations,
-} from '../../lib/adapters/config.js';
-import { PythonFloat, pythonJson } from '../../lib/adapters/python_json.js';
-import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.js';
-import { describeShared, sharedPath } from '../support/shared.js';
+  formatAdapterConfig,
+  keepsBase,
+  type LoraConfig,
+  loraConfig,
+  loraScale,
+  parseAdapterConfig,
+  pissaIterations,
+} from '../../lib/adapters/config.ts';
+import { PythonFloat, type PythonJson, pythonJson } from '../../lib/adapters/python_json.ts';
+import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.ts';
+import { describeShared, sharedPath } from '../support/shared.ts';
 
-const minimal = (extra: object): string => JSON.stringify({ peft_type: 'LORA', r: 4, lora_alpha: 8, ...extra });
+const minimal = (extra: object): string =>
+  JSON.stringify({ peft_type: 'LORA', r: 4, lora_alpha: 8, ...extra });
 
 describeShared('adapter_config.json of PEFT 0.21', () => {
   const read = (path: string): string => readFileSync(sharedPath(`golden/${path}`), 'utf8');
 
-  it.each(['lora_r4', 'rslora_r2', 'pattern', 'pissa_to_lora/trained', 'pissa_to_lora/initial', 'pissa_to_lora/converted'])(
-    'smollm2/%s is read and written back byte for byte',
+  it.each([
+    'lora_r4',
+    'rslora_r2',
+    'pattern',
+    'pissa_to_lora/trained',
+    'pissa_to_lora/initial',
+    'pissa_to_lora/converted',
+  ])('smollm2/%s is read and written back byte for byte', (name) => {
+    const text = read(`smollm2/${name}/adapter_config.json`);
+    expect(formatAdapterConfig(parseAdapterConfig(text))).toBe(text);
+  });
+
+  const llamas = readdirSync(sharedPath('golden/architectures')).filter((name) =>
+    name.startsWith('llama'),
+  );
+  it.each(llamas.filter((name) => name !== 'llama-seqcls'))(
+    '%s/adapter differs at most in the order of targets',
     (name) => {
-      const text = read(`smollm2/${name}/adapter_config.json`);
-      expect(formatAdapterConfig(parseAdapterConfig(text))).toBe(text);
+      const text = read(`architectures/${name}/adapter/adapter_config.json`);
+      const sorted = JSON.parse(text) as { target_modules: string[] };
+      sorted.target_modules.sort();
+      expect(JSON.parse(formatAdapterConfig(parseAdapterConfig(text)))).toEqual(sorted);
     },
   );
 
-  const llamas = readdirSync(sharedPath('golden/architectures')).filter((name) => name.startsWith('llama'));
-  it.each(llamas.filter((name) => name !== 'llama-seqcls'))('%s/adapter differs at most in the order of targets', (name) => {
-    const text = read(`architectures/${name}/adapter/adapter_config.json`);
-    const sorted = JSON.parse(text) as { target_modules: string[] };
-    sorted.target_modules.sort();
-    expect(JSON.parse(formatAdapterConfig(parseAdapterConfig(text)))).toEqual(sorted);
-  });
-
   it('reads a minimal config with an unknown neutral key as the full one', () => {
-    const full = parseAdapterConfig(read('architectures/llama-untied-gqa/adapter/adapter_config.json'));
-    const least = parseAdapterConfig(read('architectures/llama-untied-gqa/adapter_config-minimal.json'));
-    const same: (keyof LoraConfig)[] = ['r', 'loraAlpha', 'targetModules', 'rankPattern', 'useRslora', 'initLoraWeights'];
+    const full = parseAdapterConfig(
+      read('architectures/llama-untied-gqa/adapter/adapter_config.json'),
+    );
+    const least = parseAdapterConfig(
+      read('architectures/llama-untied-gqa/adapter_config-minimal.json'),
+    );
+    const same: (keyof LoraConfig)[] = [
+      'r',
+      'loraAlpha',
+      'targetModules',
+      'rankPattern',
+      'useRslora',
+      'initLoraWeights',
+    ];
     for (const key of same) expect(least[key]).toEqual(full[key]);
   });
 
   it.each([
     ['llama-untied-gqa/adapter-dora', /use_dora = true is not supported yet/],
     ['llama-untied-gqa/adapter-lora-bias', /lora_bias = true is not supported yet/],
-    ['llama-seqcls/adapter', /modules_to_save = \["score","classifier","score"\] is not supported yet/],
+    [
+      'llama-seqcls/adapter',
+      /modules_to_save = \["score","classifier","score"\] is not supported yet/,
+    ],
   ])('%s is refused by name', (name, message) => {
     const text = read(`architectures/${name}/adapter_config.json`);
     expect(() => parseAdapterConfig(text)).toThrow(UnsupportedError);
@@ -55,7 +85,11 @@ describe('reading', () => {
     [minimal({ r: 0 }), FormatError, /r must be a whole number >= 1, got 0/],
     [minimal({ r: '4' }), FormatError, /r must be a whole number/],
     [minimal({ target_modules: [1] }), FormatError, /target_modules must be/],
-    [minimal({ rank_pattern: { a: 1.5 } }), FormatError, /rank_pattern\["a"\] must be a whole number/],
+    [
+      minimal({ rank_pattern: { a: 1.5 } }),
+      FormatError,
+      /rank_pattern\["a"\] must be a whole number/,
+    ],
     [minimal({ layers_to_transform: [-1] }), FormatError, /layers_to_transform/],
     [minimal({ bias: 'all' }), UnsupportedError, /bias = "all"/],
     [minimal({ use_qalora: true }), UnsupportedError, /use_qalora/],
@@ -67,12 +101,18 @@ describe('reading', () => {
   });
 
   it('lets the caller vouch for an unknown key, and drops the ones that are off', () => {
-    expect(parseAdapterConfig(minimal({ new_trick: 0.5 }), { ignoreKeys: ['new_trick'] }).r).toBe(4);
-    expect(parseAdapterConfig(minimal({ new_trick: null, other: false, third: {}, list: [] })).loraAlpha).toBe(8);
+    expect(parseAdapterConfig(minimal({ new_trick: 0.5 }), { ignoreKeys: ['new_trick'] }).r).toBe(
+      4,
+    );
+    expect(
+      parseAdapterConfig(minimal({ new_trick: null, other: false, third: {}, list: [] })).loraAlpha,
+    ).toBe(8);
   });
 
   it('keeps a fractional alpha and an initialisation that only PEFT knows', () => {
-    const config = parseAdapterConfig(minimal({ lora_alpha: 5.656854249492381, init_lora_weights: 'eva' }));
+    const config = parseAdapterConfig(
+      minimal({ lora_alpha: 5.656854249492381, init_lora_weights: 'eva' }),
+    );
     expect(loraScale(config.loraAlpha, 8, true)).toBeCloseTo(2, 12);
     expect(keepsBase(config.initLoraWeights)).toBe(true);
     expect(keepsBase('pissa')).toBe(false);
@@ -82,8 +122,19 @@ describe('reading', () => {
 
 describe('writing for the API', () => {
   it('takes both spellings and gives PEFT defaults', () => {
-    const config = loraConfig({ r: 16, lora_alpha: 32, useRslora: true, initLoraWeights: 'pissa_niter_16' });
-    expect(config).toMatchObject({ r: 16, loraAlpha: 32, useRslora: true, loraDropout: 0, targetModules: 'all-linear' });
+    const config = loraConfig({
+      r: 16,
+      lora_alpha: 32,
+      useRslora: true,
+      initLoraWeights: 'pissa_niter_16',
+    });
+    expect(config).toMatchObject({
+      r: 16,
+      loraAlpha: 32,
+      useRslora: true,
+      loraDropout: 0,
+      targetModules: 'all-linear',
+    });
     expect(pissaIterations(config.initLoraWeights)).toBe(16);
     expect(pissaIterations('pissa')).toBeNull();
     expect(pissaIterations(true)).toBeUndefined();
@@ -106,7 +157,18 @@ describe('writing for the API', () => {
 });
 
 it('writes numbers and text as Python does', () => {
-  const value = [new PythonFloat(0), 1e-5, 0.0001, new PythonFloat(1e16), 123456.75, -3, 'é\u007f\u{1f600}"', {}, [], { b: 1, a: null }];
+  const value: PythonJson[] = [
+    new PythonFloat(0),
+    1e-5,
+    0.0001,
+    new PythonFloat(1e16),
+    123456.75,
+    -3,
+    'é\u007f\u{1f600}"',
+    {},
+    [],
+    { b: 1, a: null },
+  ];
   expect(pythonJson(value)).toBe(
     '[\n  0.0,\n  1e-05,\n  0.0001,\n  1e+16,\n  123456.75,\n  -3,\n  "\\u00e9\\u007f\\ud83d\\ude00\\"",\n' +
       '  {},\n  [],\n  {\n    "a": null,\n    "b": 1\n  }\n]',

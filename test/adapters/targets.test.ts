@@ -1,8 +1,14 @@
 import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
-import { loraConfig, parseAdapterConfig } from '../../lib/adapters/config.js';
-import { type TargetCandidate, moduleSettings, resolveTargets, shortestNames, targetMatcher } from '../../lib/adapters/targets.js';
-import { describeShared, sharedPath } from '../support/shared.js';
+import { loraConfig, parseAdapterConfig } from '../../lib/adapters/config.ts';
+import {
+  moduleSettings,
+  resolveTargets,
+  shortestNames,
+  type TargetCandidate,
+  targetMatcher,
+} from '../../lib/adapters/targets.ts';
+import { describeShared, sharedPath } from '../support/shared.ts';
 
 const kShapes: Record<string, [number, number]> = {
   'self_attn.q_proj': [8, 8],
@@ -30,8 +36,12 @@ const names = (input: object): string[] =>
 describe('targets', () => {
   it('matches whole trailing names', () => {
     expect(names({ targetModules: ['q_proj', 'mlp.up_proj'] })).toHaveLength(24);
-    expect(() => names({ targetModules: ['proj'] })).toThrow(/matches no linear module.*q_proj, k_proj/);
-    expect(names({ targetModules: ['model.layers.1.self_attn.q_proj'] })).toEqual(['model.layers.1.self_attn.q_proj']);
+    expect(() => names({ targetModules: ['proj'] })).toThrow(
+      /matches no linear module.*q_proj, k_proj/,
+    );
+    expect(names({ targetModules: ['model.layers.1.self_attn.q_proj'] })).toEqual([
+      'model.layers.1.self_attn.q_proj',
+    ]);
   });
 
   it('takes a string as one expression for the whole path', () => {
@@ -48,13 +58,25 @@ describe('targets', () => {
   });
 
   it('keeps the blocks asked for', () => {
-    expect(names({ targetModules: ['q_proj'], layersToTransform: 1 })).toEqual(['model.layers.1.self_attn.q_proj']);
-    expect(names({ targetModules: ['q_proj'], layersToTransform: [1, 11], layersPattern: ['h', 'layers'] })).toHaveLength(2);
-    expect(() => names({ targetModules: ['q_proj'], layersToTransform: [0], layersPattern: 'h' })).toThrow(/matches no/);
+    expect(names({ targetModules: ['q_proj'], layersToTransform: 1 })).toEqual([
+      'model.layers.1.self_attn.q_proj',
+    ]);
+    expect(
+      names({
+        targetModules: ['q_proj'],
+        layersToTransform: [1, 11],
+        layersPattern: ['h', 'layers'],
+      }),
+    ).toHaveLength(2);
+    expect(() =>
+      names({ targetModules: ['q_proj'], layersToTransform: [0], layersPattern: 'h' }),
+    ).toThrow(/matches no/);
   });
 
   it('names the one entry of a list that matches nothing', () => {
-    expect(() => names({ targetModules: ['q_proj', 'qproj'] })).toThrow(/\["qproj"\] matches no linear module/);
+    expect(() => names({ targetModules: ['q_proj', 'qproj'] })).toThrow(
+      /\["qproj"\] matches no linear module/,
+    );
   });
 
   it('refuses a rank above the matrix', () => {
@@ -65,18 +87,38 @@ describe('targets', () => {
 
   it('gives each module the first pattern that matches', () => {
     const settings = moduleSettings(
-      loraConfig({ r: 2, loraAlpha: 4, rankPattern: { 'layers.1.self_attn.v_proj': 3, v_proj: 1 }, alphaPattern: { q_proj: 9 } }),
+      loraConfig({
+        r: 2,
+        loraAlpha: 4,
+        rankPattern: { 'layers.1.self_attn.v_proj': 3, v_proj: 1 },
+        alphaPattern: { q_proj: 9 },
+      }),
     );
-    expect(settings('model.layers.1.self_attn.v_proj')).toMatchObject({ r: 3, alpha: 4, scale: 4 / 3 });
+    expect(settings('model.layers.1.self_attn.v_proj')).toMatchObject({
+      r: 3,
+      alpha: 4,
+      scale: 4 / 3,
+    });
     expect(settings('model.layers.11.self_attn.v_proj')).toMatchObject({ r: 1, scale: 4 });
-    expect(settings('model.layers.1.self_attn.q_proj')).toMatchObject({ r: 2, alpha: 9, scale: 4.5 });
+    expect(settings('model.layers.1.self_attn.q_proj')).toMatchObject({
+      r: 2,
+      alpha: 9,
+      scale: 4.5,
+    });
     expect(moduleSettings(loraConfig({ r: 4, loraAlpha: 4, useRslora: true }))('x').scale).toBe(2);
   });
 
   it('writes the shortest list that selects the same modules', () => {
     const all = candidates.map(({ name }) => name);
-    expect(shortestNames(all.filter((name) => /[qv]_proj$/.test(name)), all)).toEqual(['q_proj', 'v_proj']);
-    expect(shortestNames(['model.layers.1.self_attn.q_proj'], all)).toEqual(['model.layers.1.self_attn.q_proj']);
+    expect(
+      shortestNames(
+        all.filter((name) => /[qv]_proj$/.test(name)),
+        all,
+      ),
+    ).toEqual(['q_proj', 'v_proj']);
+    expect(shortestNames(['model.layers.1.self_attn.q_proj'], all)).toEqual([
+      'model.layers.1.self_attn.q_proj',
+    ]);
   });
 });
 
@@ -87,8 +129,13 @@ describeShared('targets of the golden adapters', () => {
     ['adapter-regex', 4],
     ['adapter-pattern', 14],
   ])('%s', (name, count) => {
-    const text = readFileSync(sharedPath(`golden/architectures/llama-untied-gqa/${name}/adapter_config.json`), 'utf8');
+    const text = readFileSync(
+      sharedPath(`golden/architectures/llama-untied-gqa/${name}/adapter_config.json`),
+      'utf8',
+    );
     const twoLayers = candidates.filter((candidate) => /layers\.[01]\./.test(candidate.name));
-    expect(twoLayers.filter((candidate) => targetMatcher(parseAdapterConfig(text))(candidate.name))).toHaveLength(count);
+    expect(
+      twoLayers.filter((candidate) => targetMatcher(parseAdapterConfig(text))(candidate.name)),
+    ).toHaveLength(count);
   });
 });

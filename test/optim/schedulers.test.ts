@@ -1,7 +1,12 @@
 import { readFileSync } from 'node:fs';
 import { expect, it } from 'vitest';
-import { type SchedulerOptions, SCHEDULER_NAMES, learningRateSchedule, warmupStepsFrom } from '../../lib/optim/schedulers.js';
-import { describeShared, sharedPath } from '../support/shared.js';
+import {
+  learningRateSchedule,
+  SCHEDULER_NAMES,
+  type SchedulerOptions,
+  warmupStepsFrom,
+} from '../../lib/optim/schedulers.ts';
+import { describeShared, sharedPath } from '../support/shared.ts';
 
 interface Table {
   scheduler: string;
@@ -12,7 +17,8 @@ interface Table {
   lrs: number[];
 }
 
-const camel = (name: string): string => name.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase());
+const camel = (name: string): string =>
+  name.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase());
 
 describeShared('schedules of transformers 5.24', () => {
   const golden = JSON.parse(readFileSync(sharedPath('golden/optim/schedulers.json'), 'utf8')) as {
@@ -20,25 +26,32 @@ describeShared('schedules of transformers 5.24', () => {
     tables: Table[];
   };
 
-  it.each(golden.tables.map((table, i) => [`${i} ${table.scheduler} ${table.total}/${table.warmup}`, table] as const))(
-    '%s',
-    (_, table) => {
-      const options = Object.fromEntries(Object.entries(table.options).map(([key, value]) => [camel(key), value]));
-      const rate = learningRateSchedule({
-        scheduler: table.scheduler,
-        total: table.total,
-        warmup: table.warmup,
-        learningRate: table.lr,
-        options: options as SchedulerOptions,
-      });
-      table.lrs.forEach((expected, step) => {
-        expect(Math.abs(rate(step) - expected), `step ${step}: ${rate(step)}`).toBeLessThanOrEqual(1e-9 * table.lr);
-      });
-    },
-  );
+  it.each(
+    golden.tables.map(
+      (table, i) => [`${i} ${table.scheduler} ${table.total}/${table.warmup}`, table] as const,
+    ),
+  )('%s', (_, table) => {
+    const options = Object.fromEntries(
+      Object.entries(table.options).map(([key, value]) => [camel(key), value]),
+    );
+    const rate = learningRateSchedule({
+      scheduler: table.scheduler,
+      total: table.total,
+      warmup: table.warmup,
+      learningRate: table.lr,
+      options: options as SchedulerOptions,
+    });
+    table.lrs.forEach((expected, step) => {
+      expect(Math.abs(rate(step) - expected), `step ${step}: ${rate(step)}`).toBeLessThanOrEqual(
+        1e-9 * table.lr,
+      );
+    });
+  });
 
   it('has a table for every name', () => {
-    expect(new Set(golden.tables.map(({ scheduler }) => scheduler))).toEqual(new Set(SCHEDULER_NAMES));
+    expect(new Set(golden.tables.map(({ scheduler }) => scheduler))).toEqual(
+      new Set(SCHEDULER_NAMES),
+    );
   });
 
   it('turns a share of the run into warm-up steps', () => {
@@ -54,7 +67,12 @@ it('counts a warm-up from 1 on in steps', () => {
 });
 
 it('ends a polynomial whose warm-up fills the run', () => {
-  const rate = learningRateSchedule({ scheduler: 'polynomial', total: 10, warmup: 10, learningRate: 1e-3 });
+  const rate = learningRateSchedule({
+    scheduler: 'polynomial',
+    total: 10,
+    warmup: 10,
+    learningRate: 1e-3,
+  });
   expect(rate(9)).toBeCloseTo(9e-4, 12);
   expect(rate(10)).toBeCloseTo(1e-7, 15);
 });

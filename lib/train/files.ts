@@ -1,0 +1,102 @@
+/**
+ * Files that are there whole or not at all: written beside their place, flushed to the disk, renamed over it.
+ * A process killed at any moment leaves the old file or the new one, and at worst a stray `.tmp` name.
+ */
+import { type FileHandle, mkdir, open, readdir, rename, rm } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { NativeError } from '../errors.ts';
+
+const kTemporary = '.tmp-';
+
+/** Writes a text file atomically. @throws NativeError with the path when the disk is full or refuses. */
+export async function writeFileAtomic(path: string, text: string): Promise<void> {
+  const temporary = join(dirname(path), `${kTemporary}${process.pid}-${basename(path)}`);
+  try {
+    const file = await open(temporary, 'w');
+    try {
+      await file.writeFile(text);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await rename(temporary, path);
+    await syncFolder(dirname(path));
+  } catch (error) {
+    await rm(temporary, { force: true });
+    throw diskError(path, error);
+  }
+}
+
+/**
+ * Fills a new folder under a temporary name, then gives it its own: readers see a complete folder or none. A folder
+ * that already has the name is replaced.
+ */
+export async function writeFolderAtomic(
+  path: string,
+  fill: (folder: string) => Promise<void>,
+): Promise<void> {
+  const temporary = join(dirname(path), `${kTemporary}${process.pid}-${basename(path)}`);
+  try {
+    await rm(temporary, { recursive: true, force: true });
+    await mkdir(temporary, { recursive: true });
+    await fill(temporary);
+    await syncFolder(temporary);
+    await rm(path, { recursive: true, force: true });
+    await rename(temporary, path);
+    await syncFolder(dirname(path));
+  } catch (error) {
+    await rm(temporary, { recursive: true, force: true });
+    throw diskError(path, error);
+  }
+}
+
+/** Removes what a killed process left half written in `folder`. */
+export async function removeTemporaries(folder: string): Promise<void> {
+  for (const name of await namesIn(folder)) {
+    if (name.startsWith(kTemporary)) await rm(join(folder, name), { recursive: true, force: true });
+  }
+}
+
+/** Names in a folder; none if it does not exist. */
+export async function namesIn(folder: string): Promise<string[]> {
+  try {
+    return await readdir(folder);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+    throw error;
+  }
+}
+
+/** The disk's own failures by name, anything else as it is. */
+export function diskError(path: string, error: unknown): unknown {
+  const code = (error as NodeJS.ErrnoException | null)?.code;
+  const reasons: Record<string, string> = {
+    ENOSPC: 'no space left on the disk',
+    EDQUOT: 'the disk quota is used up',
+    EROFS: 'the file system is read-only',
+    EACCES: 'permission denied',
+    EFBIG: 'the file is larger than the system allows',
+  };
+  const reason = code === undefined ? undefined : reasons[code];
+  return reason === undefined
+    ? error
+    : new NativeError(`${path}: cannot write: ${reason} (${code})`);
+}
+
+/** A rename is durable only once its folder is flushed; systems that cannot open folders do without. */
+async function syncFolder(folder: string): Promise<void> {
+  let handle: FileHandle | undefined;
+  try {
+    handle = await open(folder, 'r');
+    await handle.sync();
+  } catch (error) {
+    if (
+      !['EISDIR', 'EINVAL', 'EPERM', 'ENOTSUP'].includes(
+        (error as NodeJS.ErrnoException).code ?? '',
+      )
+    )
+      throw error;
+  } finally {
+    await handle?.close();
+  }
+}

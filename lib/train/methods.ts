@@ -1,0 +1,127 @@
+/**
+ * The methods as presets: what a name like `balora` stands for, and the regularizers' defaults and checks.
+ * A method only fills in what the caller left open.
+ */
+import { type LoraConfig, type LoraConfigInput, loraConfig } from '../adapters/config.ts';
+import { ArgumentError } from '../errors.ts';
+import type { MethodName, RegularizerOptions } from './types.ts';
+
+interface MethodPreset {
+  /** null: every weight is trained. */
+  readonly adapter: LoraConfigInput | null;
+  readonly regularizers: RegularizerOptions;
+}
+
+export const METHODS: Readonly<Record<MethodName, MethodPreset>> = {
+  lora: { adapter: {}, regularizers: {} },
+  rslora: { adapter: { useRslora: true }, regularizers: {} },
+  pissa: { adapter: { initLoraWeights: 'pissa' }, regularizers: {} },
+  balora: {
+    adapter: { initLoraWeights: 'pissa' },
+    regularizers: { consistencyWeight: 0.025, diversityWeight: 0.005, svdWeight: 0.005 },
+  },
+  full: { adapter: null, regularizers: {} },
+};
+
+export type ResolvedRegularizers = Required<RegularizerOptions>;
+
+const kDefaults: ResolvedRegularizers = {
+  consistencyWeight: 0,
+  diversityWeight: 0,
+  svdWeight: 0,
+  temperature: 2,
+  entropyTopK: 20,
+  svdTopK: 10,
+  svdNorm: 'frobenius',
+  positions: 'supervised',
+  consistencySchedule: 'cosine',
+  regularizerSchedule: 'two_phase',
+  regularizerWarmupRatio: 0.2,
+  regularizerRampRatio: 0.05,
+  regularizerWarmupSteps: 0,
+};
+
+const kChoices = {
+  svdNorm: ['frobenius', 'nuclear'],
+  positions: ['supervised', 'non_padding', 'label_aligned'],
+  consistencySchedule: ['constant', 'cosine', 'adaptive'],
+  regularizerSchedule: ['constant', 'two_phase', 'linear_warmup', 'quadratic_warmup'],
+} as const;
+
+export interface ResolvedMethod {
+  readonly name: MethodName;
+  readonly adapter: LoraConfig | null;
+  readonly regularizers: ResolvedRegularizers;
+}
+
+/** The preset with the caller's settings over it. @throws ArgumentError on an unknown name or a value out of range. */
+export function resolveMethod(
+  name: MethodName,
+  overrides: { adapter?: LoraConfigInput; regularizers?: RegularizerOptions } = {},
+): ResolvedMethod {
+  if (!Object.hasOwn(METHODS, name)) {
+    throw new ArgumentError(
+      `method must be one of ${Object.keys(METHODS).join(', ')}, got ${JSON.stringify(name)}`,
+    );
+  }
+  const preset = METHODS[name];
+  const given = defined(overrides.adapter ?? {});
+  if (preset.adapter === null && Object.keys(given).length > 0) {
+    throw new ArgumentError(
+      `method full trains every weight: ${Object.keys(given).join(', ')} cannot be set`,
+    );
+  }
+  return {
+    name,
+    adapter: preset.adapter === null ? null : loraConfig({ ...preset.adapter, ...given }),
+    regularizers: resolveRegularizers({
+      ...preset.regularizers,
+      ...defined(overrides.regularizers ?? {}),
+    }),
+  };
+}
+
+/** Defaults filled in, every value checked. */
+export function resolveRegularizers(options: RegularizerOptions): ResolvedRegularizers {
+  const resolved: ResolvedRegularizers = { ...kDefaults, ...defined(options) };
+  for (const key of Object.keys(resolved)) {
+    if (!Object.hasOwn(kDefaults, key))
+      throw new ArgumentError(`unknown regularizer option "${key}"`);
+  }
+  for (const [key, choices] of Object.entries(kChoices)) {
+    const value = resolved[key as keyof typeof kChoices];
+    if (!(choices as readonly string[]).includes(value)) {
+      throw new ArgumentError(
+        `${key} must be one of ${choices.join(', ')}, got ${JSON.stringify(value)}`,
+      );
+    }
+  }
+  const atLeast = (
+    least: number,
+    keys: readonly (keyof ResolvedRegularizers)[],
+    whole = false,
+  ): void => {
+    for (const key of keys) {
+      const value = resolved[key] as number;
+      if (!Number.isFinite(value) || value < least || (whole && !Number.isInteger(value))) {
+        throw new ArgumentError(
+          `${key} must be a ${whole ? 'whole ' : ''}number >= ${least}, got ${String(value)}`,
+        );
+      }
+    }
+  };
+  atLeast(0, ['consistencyWeight', 'diversityWeight', 'svdWeight']);
+  atLeast(0, ['regularizerWarmupRatio', 'regularizerRampRatio', 'regularizerWarmupSteps']);
+  atLeast(0, ['entropyTopK'], true);
+  atLeast(1, ['svdTopK'], true);
+  if (!(resolved.temperature > 0) || !Number.isFinite(resolved.temperature)) {
+    throw new ArgumentError(`temperature must be a number > 0, got ${resolved.temperature}`);
+  }
+  return resolved;
+}
+
+function defined<T extends object>(values: T): Partial<T> {
+  return Object.fromEntries(
+    Object.entries(values).filter(([, value]) => value !== undefined),
+  ) as Partial<T>;
+}

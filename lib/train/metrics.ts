@@ -1,0 +1,47 @@
+/**
+ * run/metrics.jsonl: one JSON object a step, appended as steps end. A resumed run first cuts the lines of steps that
+ * its checkpoint does not know, so that every step stands there once.
+ */
+import { type FileHandle, open, readFile } from 'node:fs/promises';
+import { diskError, writeFileAtomic } from './files.ts';
+import type { StepRecord } from './types.ts';
+
+export class MetricsFile {
+  private constructor(
+    private readonly path: string,
+    private readonly file: FileHandle,
+  ) {}
+
+  /** Opens the file for appending after `step`; later and unfinished lines go. */
+  static async open(path: string, step: number): Promise<MetricsFile> {
+    await writeFileAtomic(path, (await linesUpTo(path, step)).map((line) => `${line}\n`).join(''));
+    return new MetricsFile(path, await open(path, 'a'));
+  }
+
+  async append(record: StepRecord): Promise<void> {
+    try {
+      await this.file.appendFile(`${JSON.stringify(record)}\n`);
+    } catch (error) {
+      throw diskError(this.path, error);
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.file.close();
+  }
+}
+
+async function linesUpTo(path: string, step: number): Promise<string[]> {
+  if (step === 0) return [];
+  const text = await readFile(path, 'utf8').catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return '';
+    throw error;
+  });
+  return text.split('\n').filter((line) => {
+    try {
+      return (JSON.parse(line) as { step: number }).step <= step;
+    } catch {
+      return false;
+    }
+  });
+}

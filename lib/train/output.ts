@@ -1,0 +1,165 @@
+/**
+ * The output folder of a run: who may use it, and where things lie in it.
+ *
+ *     <output>/adapter_config.json, adapter_model.safetensors      the result (a full model for method full)
+ *     <output>/run/metrics.jsonl, config.json, checkpoints/        how it came about
+ *     <output>/run/lock                                            the process that is writing
+ */
+import { readFileSync } from 'node:fs';
+import { mkdir, open, readFile, rm, stat } from 'node:fs/promises';
+import { hostname } from 'node:os';
+import { join } from 'node:path';
+import { ArgumentError } from '../errors.ts';
+import { diskError, namesIn, removeTemporaries } from './files.ts';
+
+export interface OutputFolder {
+  readonly path: string;
+  readonly run: string;
+  readonly metrics: string;
+  readonly config: string;
+  readonly checkpoints: string;
+  /** Ends this process's claim. */
+  release(): Promise<void>;
+}
+
+export interface ClaimOptions {
+  overwrite: boolean;
+  resume: boolean;
+}
+
+/** What a run may have left behind; `overwrite` removes these and touches nothing else. */
+const kOwnNames = [
+  'run',
+  'adapter_config.json',
+  'adapter_model.safetensors',
+  'residual',
+  'initial',
+  'model.safetensors',
+  'config.json',
+  'generation_config.json',
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'README.md',
+];
+const kOwnFiles = new Set(kOwnNames);
+
+/**
+ * Claims the folder for one run. Without `overwrite` or `resume` it must be absent or empty.
+ * @throws ArgumentError if it holds anything else, is no folder, or is in use by a living process.
+ */
+export async function claimOutput(
+  path: string,
+  { overwrite, resume }: ClaimOptions,
+): Promise<OutputFolder> {
+  if (overwrite && resume) throw new ArgumentError('overwrite and resume exclude each other');
+  const names = await folderNames(path);
+  if (names.length > 0 && !overwrite && !resume) {
+    throw new ArgumentError(
+      `output folder ${path} is not empty (${names.slice(0, 4).join(', ')}${names.length > 4 ? ', ...' : ''}): ` +
+        'choose another one, or pass overwrite or resume',
+    );
+  }
+  const run = join(path, 'run');
+  const checkpoints = join(run, 'checkpoints');
+  const lock = join(run, 'lock');
+  try {
+    await mkdir(run, { recursive: true });
+    await takeLock(lock, path);
+    if (overwrite) await clear(path);
+    await mkdir(checkpoints, { recursive: true });
+    for (const folder of [path, run, checkpoints]) await removeTemporaries(folder);
+  } catch (error) {
+    throw diskError(path, error);
+  }
+  return {
+    path,
+    run,
+    metrics: join(run, 'metrics.jsonl'),
+    config: join(run, 'config.json'),
+    checkpoints,
+    release: () => rm(lock, { force: true }),
+  };
+}
+
+async function folderNames(path: string): Promise<string[]> {
+  const info = await stat(path).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return null;
+    throw error;
+  });
+  if (info !== null && !info.isDirectory())
+    throw new ArgumentError(`output ${path} is a file, not a folder`);
+  return namesIn(path);
+}
+
+/** Everything of an earlier run but the lock, which is ours by now. */
+async function clear(path: string): Promise<void> {
+  for (const name of await namesIn(path)) {
+    if (name !== 'run' && kOwnFiles.has(name))
+      await rm(join(path, name), { recursive: true, force: true });
+  }
+  for (const name of await namesIn(join(path, 'run'))) {
+    if (name !== 'lock') await rm(join(path, 'run', name), { recursive: true, force: true });
+  }
+}
+
+interface LockHolder {
+  pid: number;
+  host: string;
+  started: string | null;
+}
+
+async function takeLock(lock: string, path: string): Promise<void> {
+  const mine: LockHolder = {
+    pid: process.pid,
+    host: hostname(),
+    started: processStart(process.pid),
+  };
+  for (let attempt = 0; attempt < 2; attempt++) {
+    try {
+      const file = await open(lock, 'wx');
+      await file.writeFile(JSON.stringify(mine));
+      await file.close();
+      return;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+    }
+    const holder = await readHolder(lock);
+    if (holder !== null && isAlive(holder)) {
+      throw new ArgumentError(
+        `output folder ${path} is in use by process ${holder.pid} on ${holder.host}; if that is wrong, remove ${lock}`,
+      );
+    }
+    await rm(lock, { force: true });
+  }
+  throw new ArgumentError(`output folder ${path} is being claimed by another process`);
+}
+
+/** null for a lock that its writer did not finish. */
+async function readHolder(lock: string): Promise<LockHolder | null> {
+  try {
+    return JSON.parse(await readFile(lock, 'utf8')) as LockHolder;
+  } catch {
+    return null;
+  }
+}
+
+/** A lock of another machine counts as held: its process cannot be asked. */
+function isAlive({ pid, host, started }: LockHolder): boolean {
+  if (host !== hostname()) return true;
+  try {
+    process.kill(pid, 0);
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM';
+  }
+  return started === null || processStart(pid) === started;
+}
+
+/** When a process began, in the kernel's ticks: tells a reused number from the same process. null where unknown. */
+function processStart(pid: number): string | null {
+  try {
+    const text = readFileSync(`/proc/${pid}/stat`, 'utf8');
+    return text.slice(text.lastIndexOf(')') + 2).split(' ')[19] ?? null;
+  } catch {
+    return null;
+  }
+}

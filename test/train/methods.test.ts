@@ -1,0 +1,59 @@
+import { expect, it } from 'vitest';
+import { METHODS, resolveMethod, resolveRegularizers } from '../../lib/train/methods.ts';
+import type { MethodName } from '../../lib/train/types.ts';
+
+it('gives the recipe to balora and nothing but the start to pissa', () => {
+  const balora = resolveMethod('balora');
+  expect(balora.adapter?.initLoraWeights).toBe('pissa');
+  expect(balora.regularizers).toMatchObject({
+    consistencyWeight: 0.025,
+    diversityWeight: 0.005,
+    svdWeight: 0.005,
+    temperature: 2,
+    entropyTopK: 20,
+    svdTopK: 10,
+    consistencySchedule: 'cosine',
+    regularizerSchedule: 'two_phase',
+    regularizerWarmupRatio: 0.2,
+    regularizerRampRatio: 0.05,
+  });
+  for (const name of ['lora', 'rslora', 'pissa', 'full'] as const) {
+    expect(resolveMethod(name).regularizers.consistencyWeight).toBe(0);
+  }
+  expect(resolveMethod('rslora').adapter?.useRslora).toBe(true);
+  expect(resolveMethod('full').adapter).toBeNull();
+});
+
+it('lets flags override a preset, and ignores the ones that are not set', () => {
+  const method = resolveMethod('balora', {
+    adapter: { r: 16, initLoraWeights: 'pissa_niter_4' },
+    regularizers: { svdWeight: 0, temperature: undefined as unknown as number },
+  });
+  expect(method.adapter).toMatchObject({ r: 16, initLoraWeights: 'pissa_niter_4' });
+  expect(method.regularizers).toMatchObject({
+    svdWeight: 0,
+    diversityWeight: 0.005,
+    temperature: 2,
+  });
+});
+
+it.each([
+  [
+    () => resolveMethod('dora' as MethodName),
+    /method must be one of lora, rslora, pissa, balora, full/,
+  ],
+  [() => resolveMethod('constructor' as MethodName), /method must be one of/],
+  [() => resolveMethod('full', { adapter: { r: 4 } }), /method full trains every weight: r cannot/],
+  [() => resolveRegularizers({ temperature: 0 }), /temperature must be a number > 0/],
+  [() => resolveRegularizers({ svdWeight: -1 }), /svdWeight must be a number >= 0, got -1/],
+  [() => resolveRegularizers({ entropyTopK: 1.5 }), /entropyTopK must be a whole number >= 0/],
+  [() => resolveRegularizers({ svdTopK: 0 }), /svdTopK must be a whole number >= 1/],
+  [() => resolveRegularizers({ positions: 'all' as never }), /positions must be one of supervised/],
+  [() => resolveRegularizers({ sdvWeight: 1 } as never), /unknown regularizer option "sdvWeight"/],
+])('refuses %s', (call, message) => {
+  expect(call).toThrow(message);
+});
+
+it('has one preset for every name', () => {
+  expect(Object.keys(METHODS)).toEqual(['lora', 'rslora', 'pissa', 'balora', 'full']);
+});

@@ -1,0 +1,104 @@
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { hostname, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { ArgumentError, NativeError } from '../../lib/errors.ts';
+import { namesIn, writeFolderAtomic } from '../../lib/train/files.ts';
+import { MetricsFile } from '../../lib/train/metrics.ts';
+import { claimOutput } from '../../lib/train/output.ts';
+import type { StepRecord } from '../../lib/train/types.ts';
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'balora-output-'));
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+const fresh = { overwrite: false, resume: false };
+
+describe('claimOutput', () => {
+  it('makes the folder and gives it back', async () => {
+    const output = await claimOutput(join(folder, 'a/b'), fresh);
+    expect(existsSync(output.checkpoints)).toBe(true);
+    await output.release();
+    await (await claimOutput(join(folder, 'a/b'), { overwrite: false, resume: true })).release();
+  });
+
+  it('refuses a folder that holds anything', async () => {
+    writeFileSync(join(folder, 'thesis.txt'), 'x');
+    await expect(claimOutput(folder, fresh)).rejects.toThrow(/is not empty \(thesis.txt\)/);
+    await expect(claimOutput(folder, fresh)).rejects.toThrow(ArgumentError);
+    expect(await namesIn(folder)).toEqual(['thesis.txt']);
+  });
+
+  it('overwrites what a run wrote and nothing else', async () => {
+    writeFileSync(join(folder, 'thesis.txt'), 'x');
+    writeFileSync(join(folder, 'adapter_config.json'), '{}');
+    mkdirSync(join(folder, 'run/checkpoints/step-1'), { recursive: true });
+    const output = await claimOutput(folder, { overwrite: true, resume: false });
+    expect((await namesIn(folder)).sort()).toEqual(['run', 'thesis.txt']);
+    expect(await namesIn(output.checkpoints)).toEqual([]);
+    await output.release();
+  });
+
+  it('keeps everything but half-written files on resume', async () => {
+    mkdirSync(join(folder, 'run/checkpoints/step-1'), { recursive: true });
+    mkdirSync(join(folder, 'run/checkpoints/.tmp-77-step-2'));
+    const output = await claimOutput(folder, { overwrite: false, resume: true });
+    expect(await namesIn(output.checkpoints)).toEqual(['step-1']);
+    await output.release();
+  });
+
+  it('refuses a file, and overwrite with resume', async () => {
+    writeFileSync(join(folder, 'f'), '');
+    await expect(claimOutput(join(folder, 'f'), fresh)).rejects.toThrow(/is a file/);
+    await expect(claimOutput(folder, { overwrite: true, resume: true })).rejects.toThrow(/exclude/);
+  });
+
+  it('refuses a folder in use, and takes over from a dead process', async () => {
+    const output = await claimOutput(folder, fresh);
+    await expect(claimOutput(folder, { overwrite: true, resume: false })).rejects.toThrow(
+      new RegExp(`in use by process ${process.pid}`),
+    );
+    await output.release();
+    const dead = spawnSync(process.execPath, ['-e', '']).pid;
+    const lock = join(folder, 'run/lock');
+    for (const text of [JSON.stringify({ pid: dead, host: hostname(), started: '1' }), '{"pi']) {
+      writeFileSync(lock, text);
+      await (await claimOutput(folder, { overwrite: false, resume: true })).release();
+    }
+    // A living process that began later than the one that took the lock.
+    writeFileSync(lock, JSON.stringify({ pid: process.pid, host: hostname(), started: '1' }));
+    if (existsSync('/proc/self/stat')) {
+      await (await claimOutput(folder, { overwrite: false, resume: true })).release();
+    }
+  });
+});
+
+describe('atomic writing', () => {
+  it('leaves the old file and no stray one when filling fails', async () => {
+    await writeFolderAtomic(join(folder, 'x'), async (path) => writeFileSync(join(path, 'a'), '1'));
+    const failing = writeFolderAtomic(join(folder, 'x'), async (path) => {
+      writeFileSync(join(path, 'a'), '2');
+      throw Object.assign(new Error('write'), { code: 'ENOSPC' });
+    });
+    await expect(failing).rejects.toThrow(/x: cannot write: no space left on the disk \(ENOSPC\)/);
+    await expect(failing).rejects.toThrow(NativeError);
+    expect(await namesIn(folder)).toEqual(['x']);
+    expect(readFileSync(join(folder, 'x/a'), 'utf8')).toBe('1');
+  });
+});
+
+it('cuts metrics back to the step that a checkpoint knows', async () => {
+  const path = join(folder, 'metrics.jsonl');
+  const line = (step: number): string => JSON.stringify({ step, loss: step / 2 });
+  writeFileSync(path, `${line(1)}\n${line(2)}\n${line(3)}\n{"step":4,"lo`);
+  const file = await MetricsFile.open(path, 2);
+  await file.append({ step: 3, loss: 9 } as StepRecord);
+  await file.close();
+  const lines = readFileSync(path, 'utf8').trimEnd().split('\n');
+  expect(lines).toEqual([line(1), line(2), '{"step":3,"loss":9}']);
+  await (await MetricsFile.open(path, 0)).close();
+  expect(readFileSync(path, 'utf8')).toBe('');
+});
