@@ -1,49 +1,67 @@
-/**
- * The library's errors. Every one that it throws on purpose is one of these four, with a stable `code`; the message names the
- * function or file and what was expected. The native side's errors arrive as the same classes.
- */
+// The four kinds of failure a caller can tell apart, by class or by `code`. Native errors arrive as the same classes.
 
-export abstract class BaloraError extends Error {
-  constructor(
-    readonly code: 'ERR_ARGUMENT' | 'ERR_UNSUPPORTED' | 'ERR_FORMAT' | 'ERR_NATIVE',
-    message: string,
-  ) {
-    super(message);
+/** Base of every error that balora throws on purpose. */
+export class BaloraError extends Error {
+  readonly code: string;
+
+  constructor(code: string, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.code = code;
     this.name = new.target.name;
   }
 }
 
-/** The caller's fault: a wrong value, shape or option. */
+/** The caller passed something wrong (`ERR_ARGUMENT`). */
 export class ArgumentError extends BaloraError {
-  constructor(message: string) {
-    super('ERR_ARGUMENT', message);
+  constructor(message: string, options?: ErrorOptions) {
+    super('ERR_ARGUMENT', message, options);
   }
 }
 
-/** A sensible request that this version, device or build cannot do. */
+/** The request is sensible, but not available here (`ERR_UNSUPPORTED`): a device, a dtype, a platform, a model. */
 export class UnsupportedError extends BaloraError {
-  constructor(message: string) {
-    super('ERR_UNSUPPORTED', message);
+  constructor(message: string, options?: ErrorOptions) {
+    super('ERR_UNSUPPORTED', message, options);
   }
 }
 
-/** A damaged or inconsistent file. */
+/** A damaged or foreign file (`ERR_FORMAT`), with its `path` and, where one place is at fault, the byte `offset`. */
 export class FormatError extends BaloraError {
-  /** The file, if it is one. */
   readonly path: string | undefined;
-  /** Where in it, in bytes from its start. */
   readonly offset: number | undefined;
 
-  constructor(message: string, where: { path?: string; offset?: number } = {}) {
-    super('ERR_FORMAT', message);
+  constructor(message: string, where: { path?: string; offset?: number } & ErrorOptions = {}) {
+    super('ERR_FORMAT', message, where);
     this.path = where.path;
     this.offset = where.offset;
   }
 }
 
-/** Anything else that failed natively: memory, a device, a value that is not finite. */
+/** Everything else (`ERR_NATIVE`): memory, the operating system, a library, a kernel. */
 export class NativeError extends BaloraError {
-  constructor(message: string) {
-    super('ERR_NATIVE', message);
+  constructor(message: string, options?: ErrorOptions) {
+    super('ERR_NATIVE', message, options);
+  }
+}
+
+/** The class for a code; what the addon calls to build the errors it throws. */
+export function errorFromCode(
+  code: string,
+  message: string,
+  path?: string,
+  offset?: number,
+): BaloraError {
+  switch (code) {
+    case 'ERR_ARGUMENT':
+      return new ArgumentError(message);
+    case 'ERR_UNSUPPORTED':
+      return new UnsupportedError(message);
+    case 'ERR_FORMAT':
+      return new FormatError(message, {
+        ...(path !== undefined && { path }),
+        ...(offset !== undefined && { offset }),
+      });
+    default:
+      return new NativeError(message);
   }
 }
