@@ -1,0 +1,95 @@
+// The tape's public side: backward from several roots, ops written in TypeScript, and segments that are recomputed
+// instead of kept.
+import { native } from './native.ts';
+import { enableGrad, noGrad, scope, Tensor, unscoped } from './tensor.ts';
+
+/**
+ * backward() from several tensors at once.
+ * @param grads gradient of each root; null for a single number (then 1).
+ */
+export function backward(
+  roots: readonly Tensor[],
+  grads: readonly (Tensor | null)[] = [],
+  options: { retainGraph?: boolean } = {},
+): void {
+  native.backward(
+    roots.map((root) => root.handle),
+    grads.map((grad) => grad?.handle ?? null),
+    options.retainGraph ?? false,
+  );
+}
+
+/** An op given as two functions. */
+export interface CustomOp<Saved> {
+  /** Names the op in errors. */
+  name: string;
+  /** Computes the outputs (not recorded), and whatever backward needs of it. */
+  forward: (inputs: readonly Tensor[]) => { outputs: Tensor[]; saved: Saved };
+  /**
+   * Gradients of the inputs from those of the outputs (null where an output was not used): one for each input, null
+   * where there is none. Runs unrecorded, in a scope of its own.
+   */
+  backward: (grads: readonly (Tensor | null)[], saved: Saved) => readonly (Tensor | null)[];
+}
+
+/**
+ * Applies an op written in TypeScript.
+ * @example
+ * const cube = (x: Tensor) => customOp({
+ *   name: 'cube',
+ *   forward: ([x]) => ({ outputs: [mul(mul(x, x), x)], saved: x }),
+ *   backward: ([dy], x) => [mul(dy, mul(3, mul(x, x)))],
+ * }, [x])[0];
+ */
+export function customOp<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]): Tensor[] {
+  const { outputs, saved } = noGrad(() => op.forward(inputs));
+  const handles = native.customNode(
+    op.name,
+    inputs.map((input) => input.handle),
+    outputs.map((output) => output.handle),
+    // The native side takes ownership of the handles returned here.
+    (dy: number[]) =>
+      scope(() => {
+        const grads = dy.map((handle) => (handle === 0 ? null : new Tensor(handle)));
+        return op
+          .backward(grads, saved)
+          .map((grad) => (grad === null ? 0 : native.detach(grad.handle)));
+      }) as number[],
+  );
+  return handles.map((handle) => new Tensor(handle));
+}
+
+/**
+ * Runs `segment` without keeping its intermediate values; backward() runs it again. Trades time for memory.
+ * The segment must compute the same thing both times; gradients of tensors it closes over are collected too.
+ * @param inputs the tensors it takes; their gradients are returned through the tape.
+ */
+export function checkpoint(
+  segment: (...inputs: Tensor[]) => Tensor,
+  inputs: readonly Tensor[],
+): Tensor {
+  const wanted = inputs.map((input) => input.requiresGrad);
+  const [output] = customOp(
+    {
+      name: 'checkpoint',
+      forward: (given) => ({
+        outputs: [scope(() => segment(...given))],
+        // References of our own: the caller may dispose its tensors before backward.
+        saved: unscoped(() => given.map((input) => input.detach())),
+      }),
+      backward: ([dy], saved) => {
+        if (!dy) return saved.map(() => null);
+        const leaves = saved.map((input, i) => {
+          const leaf = input.detach();
+          if (wanted[i]) leaf.requiresGrad = true;
+          return leaf;
+        });
+        enableGrad(() => segment(...leaves)).backward(dy);
+        for (const input of saved) input.dispose();
+        return leaves.map((leaf) => leaf.grad);
+      },
+    },
+    inputs,
+  );
+  return output as Tensor;
+}

@@ -1,0 +1,57 @@
+// The only importer of the addon. It finds the binary, loads it, and hands its functions on with the types that the
+// binding generated (native_ops.ts). Nobody else in lib/ knows where the binary comes from.
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { errorFromCode, UnsupportedError } from './errors.ts';
+import type { NativeOps } from './native_ops.ts';
+
+export type { DType, Handle } from './native_ops.ts';
+
+/** One row of the binding: a function's name, its TypeScript signature, and whether it has a gradient. */
+export interface NativeSignature {
+  name: string;
+  typescript: string;
+  grad: 'differentiable' | 'noGrad' | 'plain';
+}
+
+export type Native = NativeOps & { signatures: NativeSignature[] };
+
+const packageRoot = dirname(dirname(fileURLToPath(import.meta.url)));
+
+function candidates(): string[] {
+  const explicit = process.env.BALORA_BINARY;
+  if (explicit) return [explicit];
+  const platform = `${process.platform}-${process.arch}`;
+  return [
+    join(packageRoot, 'build', 'release', 'balora.node'),
+    join(packageRoot, 'build', 'Release', 'balora.node'),
+    join(packageRoot, 'prebuilds', platform, 'balora.node'),
+  ];
+}
+
+function load(): Native {
+  // libgomp reads this once, when it is loaded: idle kernel threads sleep instead of spinning on the event loop's core.
+  process.env.OMP_WAIT_POLICY ??= 'passive';
+  const require = createRequire(import.meta.url);
+  const reasons: string[] = [];
+  for (const path of candidates()) {
+    if (!existsSync(path)) {
+      reasons.push(`${path}: not there`);
+      continue;
+    }
+    try {
+      const native = require(path) as Native;
+      native.setErrorFactory(errorFromCode);
+      return native;
+    } catch (error) {
+      reasons.push(`${path}: ${(error as Error).message}`);
+    }
+  }
+  throw new UnsupportedError(
+    `balora has no usable native binary for ${process.platform}-${process.arch} (Node ${process.version}). Tried:\n  ${reasons.join('\n  ')}\nIn a clone of the repository run "npm run setup", which builds it.`,
+  );
+}
+
+export const native: Native = load();

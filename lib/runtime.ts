@@ -1,0 +1,76 @@
+// The engine's settings and statistics in this thread's environment.
+import { native } from './native.ts';
+
+/** Bytes on the device, exact once the work before has run (await `synchronize()` first). */
+export interface MemoryStats {
+  /** Held by tensors and by work in flight. */
+  liveBytes: number;
+  /** The largest liveBytes since the start or the last resetPeakMemory(). */
+  peakBytes: number;
+  /** Freed, kept for reuse. */
+  cachedBytes: number;
+  /** Packed layouts of frozen weights. */
+  derivedBytes: number;
+  /** Requests that the cache could not serve. */
+  deviceAllocations: number;
+  /** Tensors that JS holds. */
+  liveTensors: number;
+  /** liveBytes by the tag in force when the tensor was made (withMemoryTag). */
+  byTag: Record<string, number>;
+}
+
+/** Resolves when everything enqueued so far has run; rejects with the first failure among it. */
+export function synchronize(): Promise<void> {
+  return native.synchronize();
+}
+
+/** Like synchronize(), but blocks the event loop. */
+export function synchronizeSync(): void {
+  native.synchronizeSync();
+}
+
+/** Threads the kernels of this environment use from now on. Default: the cores this process may run on. */
+export function setNumThreads(threads: number): void {
+  native.setNumThreads(threads);
+}
+
+export function getNumThreads(): number {
+  return native.numThreads();
+}
+
+export function memoryStats(): MemoryStats {
+  return native.memoryStats() as MemoryStats;
+}
+
+/** Makes peakBytes start again from what is live now. */
+export function resetPeakMemory(): void {
+  native.resetPeakMemory();
+}
+
+/** Gives cached blocks back to the operating system. */
+export function trimMemory(): void {
+  native.trimMemory();
+}
+
+/** Refuses allocations beyond `bytes` of live memory, with an error that gives the sizes. 0: no limit. */
+export function setMemoryLimit(bytes: number): void {
+  native.setMemoryLimit(bytes);
+}
+
+/** Counts the memory of tensors made in `body` under a name of its own in memoryStats().byTag. */
+export function withMemoryTag<T>(name: string, body: () => T): T {
+  const before = native.setMemoryTag(name);
+  try {
+    return body();
+  } finally {
+    native.restoreMemoryTag(before);
+  }
+}
+
+/**
+ * In anomaly mode every op checks what it made: the first NaN or infinity is an error that names the op and its
+ * shapes. Slow; for finding faults. Returns the mode before.
+ */
+export function setAnomalyMode(enabled: boolean): boolean {
+  return native.setAnomalyMode(enabled);
+}

@@ -1,0 +1,349 @@
+// Tensors as JS sees them: a thin object around a native handle. Memory belongs to native reference counts; JS frees
+// its references with dispose(), `using`, or at the end of a scope(). A FinalizationRegistry is only the leak net.
+import { ArgumentError } from './errors.ts';
+import { type DType, type Handle, native } from './native.ts';
+
+export type { DType } from './native.ts';
+
+/** What `data()` returns. bf16 and f16 are widened to f32. */
+export type TensorData = Float32Array | Float64Array | Int32Array | BigInt64Array | Uint8Array;
+
+/** Numbers nested in arrays, as deep as the tensor has dimensions. */
+export type NestedNumbers = number | readonly NestedNumbers[];
+
+export interface TensorOptions {
+  /** Extents; defaults to the nesting of the data, or to one dimension for a typed array. */
+  shape?: readonly number[];
+  /** Element type; defaults to the typed array's own, and to f32 for plain numbers. */
+  dtype?: DType;
+  /** Whether backward() collects a gradient for this tensor. Default false. */
+  requiresGrad?: boolean;
+}
+
+const registry = new FinalizationRegistry<Handle>((handle) => native.dispose(handle));
+
+/** The innermost scope's tensors, or null outside any scope. */
+let currentScope: Set<Tensor> | null = null;
+
+/**
+ * An n-dimensional array (up to 6 dimensions) on a device. Ops on it return at once and run in order on the engine's
+ * own thread; reading a value waits for it.
+ */
+export class Tensor {
+  #handle: Handle;
+  #shape: readonly number[] | undefined;
+  #dtype: DType | undefined;
+
+  /** Wraps a native handle; for lib/ops, not for users (see `tensor()`). */
+  constructor(handle: Handle) {
+    this.#handle = handle;
+    registry.register(this, handle, this);
+    currentScope?.add(this);
+  }
+
+  /** The native handle; a disposed tensor's handle is refused by every op with a named error. */
+  get handle(): Handle {
+    return this.#handle;
+  }
+
+  get shape(): readonly number[] {
+    this.#shape ??= native.shapeOf(this.#handle);
+    return this.#shape;
+  }
+
+  get dtype(): DType {
+    this.#dtype ??= native.dtypeOf(this.#handle);
+    return this.#dtype;
+  }
+
+  get device(): string {
+    return native.deviceOf(this.#handle);
+  }
+
+  get ndim(): number {
+    return this.shape.length;
+  }
+
+  /** Number of elements. */
+  get size(): number {
+    return this.shape.reduce((product, extent) => product * extent, 1);
+  }
+
+  /** Whether backward() reaches this tensor: a leaf that wants a gradient, or anything computed from one. */
+  get requiresGrad(): boolean {
+    return native.requiresGrad(this.#handle);
+  }
+
+  /** Settable on leaves only. */
+  set requiresGrad(value: boolean) {
+    native.setRequiresGrad(this.#handle, value);
+  }
+
+  /** True for a tensor that no recorded op produced. */
+  get isLeaf(): boolean {
+    return native.isLeaf(this.#handle);
+  }
+
+  /** The gradient that backward() accumulated (f32, or f64 for f64), or null. A new Tensor object at each read. */
+  get grad(): Tensor | null {
+    const handle = native.gradOf(this.#handle);
+    return handle === 0 ? null : new Tensor(handle);
+  }
+
+  /** Replaces the gradient; a tensor given here is added to in place by later backward passes. null drops it. */
+  set grad(value: Tensor | null) {
+    native.setGrad(this.#handle, value?.handle ?? null);
+  }
+
+  /**
+   * Adds d(this)/d(leaf) to the grad of every leaf below. The graph is freed on the way unless `retainGraph`.
+   * @param grad gradient of the result, of this tensor's shape; may be left out for a single number (then 1).
+   * @throws ArgumentError when nothing below wants a gradient, or the graph was used already.
+   */
+  backward(grad?: Tensor | null, options: { retainGraph?: boolean } = {}): void {
+    native.backward([this.#handle], [grad?.handle ?? null], options.retainGraph ?? false);
+  }
+
+  /** The same values off the tape. */
+  detach(): Tensor {
+    return new Tensor(native.detach(this.#handle));
+  }
+
+  /** Promises that the values never change, so that kernels may keep packed layouts of them (frozen weights). */
+  freeze(): this {
+    native.freeze(this.#handle);
+    return this;
+  }
+
+  /** Values in row-major order, once every op before has run. bf16 and f16 arrive as Float32Array. */
+  async data(): Promise<TensorData> {
+    const { source, array, bytes } = this.#prepareRead();
+    try {
+      await native.read(source.handle, bytes);
+    } finally {
+      if (source !== this) source.dispose();
+    }
+    return array;
+  }
+
+  /** Like `data()`, but blocks the event loop until the engine has caught up. */
+  dataSync(): TensorData {
+    const { source, array, bytes } = this.#prepareRead();
+    try {
+      native.readSync(source.handle, bytes);
+    } finally {
+      if (source !== this) source.dispose();
+    }
+    return array;
+  }
+
+  /** The only element of a tensor with one element. */
+  async item(): Promise<number> {
+    return single(await this.#one().data());
+  }
+
+  /** Like `item()`, but blocks the event loop. */
+  itemSync(): number {
+    return single(this.#one().dataSync());
+  }
+
+  /** A copy of another dtype (differentiable); the tensor itself when it has that dtype already. */
+  to(dtype: DType): Tensor {
+    return dtype === this.dtype ? this : new Tensor(native.cast(this.#handle, dtype));
+  }
+
+  /** Gives this reference back. The memory goes when no op in flight, view or graph needs it. Idempotent. */
+  dispose(): void {
+    registry.unregister(this);
+    currentScope?.delete(this);
+    native.dispose(this.#handle);
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  toString(): string {
+    return `Tensor(${this.dtype}, [${this.shape.join(', ')}])`;
+  }
+
+  #one(): Tensor {
+    if (this.size !== 1) {
+      throw new ArgumentError(`item: the tensor has ${this.size} elements, not one`);
+    }
+    return this;
+  }
+
+  #prepareRead(): { source: Tensor; array: TensorData; bytes: Uint8Array } {
+    const half = this.dtype === 'bf16' || this.dtype === 'f16';
+    const source = half ? unscoped(() => noGrad(() => this.to('f32'))) : this;
+    const array = newArray(source.dtype, this.size);
+    return { source, array, bytes: new Uint8Array(array.buffer) };
+  }
+}
+
+function single(data: TensorData): number {
+  return Number(data[0]);
+}
+
+function newArray(dtype: DType, size: number): TensorData {
+  switch (dtype) {
+    case 'f32':
+      return new Float32Array(size);
+    case 'f64':
+      return new Float64Array(size);
+    case 'i32':
+      return new Int32Array(size);
+    case 'i64':
+      return new BigInt64Array(size);
+    case 'u8':
+      return new Uint8Array(size);
+    default:
+      throw new ArgumentError(`${dtype} has no typed array`);
+  }
+}
+
+function dtypeOfArray(array: ArrayBufferView): DType {
+  if (array instanceof Float32Array) return 'f32';
+  if (array instanceof Float64Array) return 'f64';
+  if (array instanceof Int32Array) return 'i32';
+  if (array instanceof BigInt64Array) return 'i64';
+  if (array instanceof Uint8Array) return 'u8';
+  throw new ArgumentError(
+    'tensor: the data must be a Float32Array, Float64Array, Int32Array, BigInt64Array, Uint8Array or numbers',
+  );
+}
+
+function nestedShape(data: NestedNumbers): number[] {
+  const shape: number[] = [];
+  for (let level: NestedNumbers | undefined = data; Array.isArray(level); level = level[0]) {
+    shape.push(level.length);
+  }
+  return shape;
+}
+
+function flatten(data: NestedNumbers, shape: readonly number[], into: number[], depth = 0): void {
+  if (depth === shape.length) {
+    if (typeof data !== 'number') throw new ArgumentError('tensor: the nested data is ragged');
+    into.push(data);
+    return;
+  }
+  if (!Array.isArray(data) || data.length !== shape[depth]) {
+    throw new ArgumentError('tensor: the nested data is ragged');
+  }
+  for (const part of data) flatten(part, shape, into, depth + 1);
+}
+
+/**
+ * A tensor with the given values, copied at the call: changing the array afterwards changes nothing.
+ * @example const w = tensor([[1, 2], [3, 4]], { requiresGrad: true });
+ * @throws ArgumentError for ragged data, or a shape that does not fit it.
+ */
+export function tensor(
+  data: TensorData | NestedNumbers,
+  { shape, dtype, requiresGrad = false }: TensorOptions = {},
+): Tensor {
+  let array: TensorData;
+  let extents: readonly number[];
+  if (typeof data === 'number' || Array.isArray(data)) {
+    const nested = nestedShape(data as NestedNumbers);
+    const values: number[] = [];
+    flatten(data as NestedNumbers, nested, values);
+    const type = dtype ?? 'f32';
+    array = newArray(type === 'bf16' || type === 'f16' ? 'f32' : type, values.length);
+    if (array instanceof BigInt64Array) array.set(values.map((value) => BigInt(value)));
+    else array.set(values);
+    extents = shape ?? nested;
+  } else {
+    array = data as TensorData;
+    dtypeOfArray(array);
+    extents = shape ?? [array.length];
+  }
+  const own = dtypeOfArray(array);
+  const bytes = new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
+  let result = new Tensor(native.fromBytes(bytes, extents, own));
+  if (dtype !== undefined && dtype !== own) {
+    const converted = noGrad(() => result.to(dtype));
+    result.dispose();
+    result = converted;
+  }
+  if (requiresGrad) result.requiresGrad = true;
+  return result;
+}
+
+/** Tensors inside a value that scope() hands out: itself, or nested in arrays and plain objects. */
+function collect(value: unknown, into: Set<Tensor>): void {
+  if (value instanceof Tensor) into.add(value);
+  else if (Array.isArray(value)) for (const part of value) collect(part, into);
+  else if (value !== null && typeof value === 'object') {
+    const prototype = Object.getPrototypeOf(value);
+    if (prototype !== Object.prototype && prototype !== null) return;
+    for (const part of Object.values(value)) collect(part, into);
+  }
+}
+
+/**
+ * Runs `body` and disposes every tensor made inside, except those in its result (also nested in arrays and plain
+ * objects) and those passed to `keep()`. Works for synchronous functions only: between awaits other code would run in
+ * the scope.
+ * @throws ArgumentError when the body returns a promise.
+ */
+export function scope<T>(body: () => T): T {
+  const outer = currentScope;
+  const mine = new Set<Tensor>();
+  currentScope = mine;
+  const survivors = new Set<Tensor>();
+  try {
+    const result = body();
+    if (result instanceof Promise) {
+      throw new ArgumentError('scope: the body must not be async; open scopes between awaits');
+    }
+    collect(result, survivors);
+    return result;
+  } finally {
+    currentScope = null;  // dispose() need not look for itself
+    for (const made of mine) {
+      if (!survivors.has(made)) made.dispose();
+    }
+    currentScope = outer;
+    if (outer) {
+      for (const kept of survivors) if (mine.has(kept)) outer.add(kept);
+    }
+  }
+}
+
+/** Takes a tensor out of the scope that would free it (and of the scopes around that). */
+export function keep<T extends Tensor>(kept: T): T {
+  currentScope?.delete(kept);
+  return kept;
+}
+
+/** Runs `body` with no scope in force: what it makes is the caller's to dispose. */
+export function unscoped<T>(body: () => T): T {
+  const outer = currentScope;
+  currentScope = null;
+  try {
+    return body();
+  } finally {
+    currentScope = outer;
+  }
+}
+
+/** Runs `body` without recording ops for backward(). */
+export function noGrad<T>(body: () => T): T {
+  return withGrad(false, body);
+}
+
+/** Runs `body` with recording on, also inside noGrad(). */
+export function enableGrad<T>(body: () => T): T {
+  return withGrad(true, body);
+}
+
+function withGrad<T>(enabled: boolean, body: () => T): T {
+  const before = native.setGradEnabled(enabled);
+  try {
+    return body();
+  } finally {
+    native.setGradEnabled(before);
+  }
+}

@@ -1,0 +1,191 @@
+#include "binding/env.h"
+
+#include "kernels/cpu/cpu_kernels.h"
+
+namespace balora::binding {
+namespace {
+
+// Distinguishes environments in handles. The only thing the process shares, and it only counts.
+std::atomic<uint32_t> environments{0};
+
+}  // namespace
+
+Handle HandleTable::add(const Tensor& tensor) {
+  if (!tensor.defined()) return 0;
+  uint32_t index;
+  if (!free_.empty()) {
+    index = free_.back();
+    free_.pop_back();
+  } else {
+    if (slots_.size() == (size_t{1} << kSlotBits)) {
+      throw NativeError("too many live tensors (16 million); free some with scope() or dispose()");
+    }
+    index = static_cast<uint32_t>(slots_.size());
+    slots_.emplace_back();
+  }
+  Slot& slot = slots_[index];
+  slot.tensor = tensor;
+  slot.generation = (slot.generation + 1) & ((1u << kGenerationBits) - 1);
+  if (slot.generation == 0) slot.generation = 1;
+  ++live_;
+  return (static_cast<Handle>(env_tag_ & ((1u << kTagBits) - 1)) << (kSlotBits + kGenerationBits)) |
+         (static_cast<Handle>(slot.generation) << kSlotBits) | static_cast<Handle>(index);
+}
+
+size_t HandleTable::slot_of(Handle handle) const {
+  const auto index = static_cast<size_t>(handle & ((1 << kSlotBits) - 1));
+  const auto generation =
+      static_cast<uint32_t>((handle >> kSlotBits) & ((1 << kGenerationBits) - 1));
+  const auto tag = static_cast<uint32_t>(handle >> (kSlotBits + kGenerationBits));
+  if (handle <= 0 || tag != (env_tag_ & ((1u << kTagBits) - 1))) {
+    throw ArgumentError("a tensor of another thread (or no tensor) was given; tensors stay in the "
+                        "thread that made them");
+  }
+  if (index >= slots_.size() || slots_[index].generation != generation ||
+      !slots_[index].tensor.defined()) {
+    throw ArgumentError("a tensor was used after it was disposed (by dispose(), or at the end of "
+                        "the scope() that made it)");
+  }
+  return index;
+}
+
+const Tensor& HandleTable::get(Handle handle) const { return slots_[slot_of(handle)].tensor; }
+
+bool HandleTable::dispose(Handle handle) {
+  size_t index;
+  try {
+    index = slot_of(handle);
+  } catch (const ArgumentError&) {
+    return false;
+  }
+  const Tensor dying = std::move(slots_[index].tensor);  // freed after the slot is consistent again
+  slots_[index].tensor = Tensor();
+  free_.push_back(static_cast<uint32_t>(index));
+  --live_;
+  return true;
+}
+
+void HandleTable::clear() {
+  std::vector<Slot> dying;
+  dying.swap(slots_);
+  free_.clear();
+  live_ = 0;
+}
+
+struct Env::Completion {
+  Env* env;
+  napi_deferred deferred;
+  napi_ref keep = nullptr;
+  std::unique_ptr<Failure> failure;
+};
+
+Env::Env(Napi::Env env) : env_(env), handles_(environments.fetch_add(1) + 1) {
+  engine_ = std::make_unique<Engine>(cpu_kernel_table(), EngineOptions{});
+  const Napi::String name = Napi::String::New(env, "balora");
+  const napi_status status = napi_create_threadsafe_function(
+      env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, &Env::settle, &settle_queue_);
+  if (status != napi_ok) throw NativeError("cannot create the promise queue");
+  napi_unref_threadsafe_function(env, settle_queue_);
+  napi_add_env_cleanup_hook(
+      env, [](void* self) { static_cast<Env*>(self)->shut_down(); }, this);
+}
+
+Env::~Env() {
+  shut_down();
+  for (const auto& destroy : owned_) destroy();
+}
+
+Env& Env::of(napi_env env) {
+  void* data = nullptr;
+  napi_get_instance_data(env, &data);
+  return *static_cast<Env*>(data);
+}
+
+void Env::shut_down() {
+  if (!engine_) return;
+  engine_->stream().abandon();
+  try {
+    engine_->stream().sync();
+  } catch (const std::exception&) {  // the failure is the shutdown itself; nobody is left to tell
+  }
+  handles_.clear();
+  engine_.reset();
+  error_factory_.Reset();
+  napi_release_threadsafe_function(settle_queue_, napi_tsfn_abort);
+}
+
+Napi::Value Env::promise_after_stream(Napi::Value keep) {
+  auto completion = std::make_unique<Completion>();
+  completion->env = this;
+  napi_value promise;
+  if (napi_create_promise(env_, &completion->deferred, &promise) != napi_ok) {
+    throw NativeError("cannot create a promise");
+  }
+  if (!keep.IsEmpty()) napi_create_reference(env_, keep, 1, &completion->keep);
+  if (pending_++ == 0) napi_ref_threadsafe_function(env_, settle_queue_);
+  Completion* raw = completion.release();
+  engine_->stream().enqueue_marker([raw, queue = settle_queue_](const Failure* failure) {
+    if (failure) raw->failure = std::make_unique<Failure>(*failure);
+    if (napi_call_threadsafe_function(queue, raw, napi_tsfn_nonblocking) != napi_ok) {
+      delete raw;  // the environment is going away
+    }
+  });
+  return Napi::Value(env_, promise);
+}
+
+void Env::settle(napi_env env, napi_value, void*, void* data) {
+  const std::unique_ptr<Completion> completion(static_cast<Completion*>(data));
+  if (!env) return;  // torn down with calls still queued
+  Env& self = *completion->env;
+  Napi::HandleScope scope(env);
+  if (--self.pending_ == 0) napi_unref_threadsafe_function(env, self.settle_queue_);
+  if (completion->keep) napi_delete_reference(env, completion->keep);
+  self.adjust_external_memory();
+  if (completion->failure) {
+    napi_reject_deferred(
+        env, completion->deferred,
+        self.make_error(completion->failure->code, completion->failure->message));
+  } else {
+    napi_value undefined;
+    napi_get_undefined(env, &undefined);
+    napi_resolve_deferred(env, completion->deferred, undefined);
+  }
+}
+
+void Env::adjust_external_memory() {
+  const int64_t live = engine_ ? engine_->allocator().stats().live_bytes : 0;
+  int64_t total = 0;
+  napi_adjust_external_memory(env_, live - reported_external_, &total);
+  reported_external_ = live;
+}
+
+Napi::Value Env::make_error(const std::string& code, const std::string& message,
+                            const std::string& path, int64_t offset) {
+  Napi::Env env(env_);
+  if (!error_factory_.IsEmpty()) {
+    return error_factory_.Call({Napi::String::New(env, code), Napi::String::New(env, message),
+                                path.empty() ? env.Undefined() : Napi::String::New(env, path),
+                                offset < 0 ? env.Undefined()
+                                           : Napi::Number::New(env, static_cast<double>(offset))});
+  }
+  Napi::Error error = Napi::Error::New(env, message);
+  error.Value().Set("code", code);
+  return error.Value();
+}
+
+void Env::rethrow(const std::exception& error) {
+  Napi::Env env(env_);
+  Napi::Value value;
+  if (const auto* format = dynamic_cast<const FormatError*>(&error)) {
+    value = make_error(format->code(), format->what(), format->path(), format->offset());
+  } else if (const auto* stream = dynamic_cast<const StreamError*>(&error)) {
+    value = make_error(stream->failure_code(), stream->what());
+  } else if (const auto* own = dynamic_cast<const Error*>(&error)) {
+    value = make_error(own->code(), own->what());
+  } else {
+    value = make_error("ERR_NATIVE", error.what());
+  }
+  throw Napi::Error(env, value);
+}
+
+}  // namespace balora::binding

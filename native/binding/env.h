@@ -1,0 +1,87 @@
+// What one Node environment (the main thread or a worker) owns: its engine, the table of tensors that JS holds by
+// handle, and the queue that settles promises. Nothing here is shared between environments.
+//
+// A handle is a number: slot, generation and a tag of the environment. A disposed or foreign handle is recognised, so a
+// stale use is a named error and never touches freed memory. No finalizer runs per tensor; lib/tensor.ts has the leak
+// net.
+#pragma once
+#include <napi.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "tensor/tensor.h"
+
+namespace balora::binding {
+
+using Handle = int64_t;
+
+class HandleTable {
+ public:
+  explicit HandleTable(uint32_t env_tag) : env_tag_(env_tag) {}
+  Handle add(const Tensor& tensor);
+  const Tensor& get(Handle handle) const;
+  bool dispose(Handle handle);  // false: was gone already
+  void clear();
+  int64_t live() const { return live_; }
+
+ private:
+  struct Slot {
+    Tensor tensor;
+    uint32_t generation = 0;
+  };
+  static constexpr int kSlotBits = 24, kGenerationBits = 20, kTagBits = 8;
+  size_t slot_of(Handle handle) const;  // throws
+
+  uint32_t env_tag_;
+  std::vector<Slot> slots_;
+  std::vector<uint32_t> free_;
+  int64_t live_ = 0;
+};
+
+class Env {
+ public:
+  explicit Env(Napi::Env env);
+  ~Env();
+
+  static Env& of(napi_env env);
+
+  Engine& engine() { return *engine_; }
+  HandleTable& handles() { return handles_; }
+  napi_env napi() const { return env_; }
+
+  // A promise that settles when everything enqueued so far has run. `keep` (may be empty) stays alive until then.
+  Napi::Value promise_after_stream(Napi::Value keep);
+
+  // The JS error for a C++ one, of the class that lib/errors.ts registered.
+  Napi::Value make_error(const std::string& code, const std::string& message,
+                         const std::string& path = {}, int64_t offset = -1);
+  [[noreturn]] void rethrow(const std::exception& error);
+  void set_error_factory(Napi::Function factory) { error_factory_ = Napi::Persistent(factory); }
+
+  const char* intern(const std::string& text) { return interned_.insert(text).first->c_str(); }
+  void own(std::function<void()> destroy) { owned_.push_back(std::move(destroy)); }
+  void shut_down();  // joins the stream and drops every tensor; idempotent
+
+ private:
+  struct Completion;
+  static void settle(napi_env env, napi_value, void* context, void* data);
+  void adjust_external_memory();
+
+  napi_env env_;
+  HandleTable handles_;
+  std::set<std::string> interned_;
+  std::vector<std::function<void()>> owned_;
+  std::unique_ptr<Engine> engine_;
+  Napi::FunctionReference error_factory_;
+  napi_threadsafe_function settle_queue_ = nullptr;
+  int64_t pending_ = 0;           // promises not settled yet
+  int64_t reported_external_ = 0; // bytes told to the JS collector
+};
+
+}  // namespace balora::binding
