@@ -1,45 +1,11 @@
-// Builds what the package is made of: `native` (CMake, build/release) and `ts` (tsc, dist/); no argument: both.
-import { spawnSync } from 'node:child_process';
-import { existsSync, rmSync } from 'node:fs';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+// Builds what the package is made of, no set-up: `native` (CMake, build/release), `ts` (tsc, dist/), default both.
+import { buildNative, ensureTypeScript } from './support/build_steps.mjs';
+import { main, SetupError, say } from './support/shell.mjs';
 
-const root = dirname(dirname(fileURLToPath(import.meta.url)));
-
-function run(command, args) {
-  const { status, error } = spawnSync(command, args, { cwd: root, stdio: 'inherit' });
-  if (error) throw error;
-  if (status !== 0) process.exit(status ?? 1);
-}
-
-function has(command) {
-  return spawnSync(command, ['--version'], { stdio: 'ignore' }).status === 0;
-}
-
-function buildNative() {
-  const out = join(root, 'build', 'release');
-  if (!existsSync(join(out, 'CMakeCache.txt'))) {
-    run('cmake', [
-      '-S',
-      root,
-      '-B',
-      out,
-      '-DCMAKE_BUILD_TYPE=Release',
-      ...(has('ninja') ? ['-G', 'Ninja'] : []),
-    ]);
+await main(async ([what = 'all']) => {
+  if (!['native', 'ts', 'all'].includes(what)) {
+    throw new SetupError(`usage: node scripts/build.mjs [native|ts|all], got ${what}`);
   }
-  run('cmake', ['--build', out, '--parallel', '2']);
-}
-
-function buildTs() {
-  rmSync(join(root, 'dist'), { recursive: true, force: true });
-  run(process.execPath, [
-    join(root, 'node_modules', 'typescript', 'bin', 'tsc'),
-    '-p',
-    'tsconfig.build.json',
-  ]);
-}
-
-const what = process.argv[2] ?? 'all';
-if (what === 'native' || what === 'all') buildNative();
-if (what === 'ts' || what === 'all') buildTs();
+  if (what !== 'ts') await buildNative();
+  if (what !== 'native') say(`TypeScript: ${await ensureTypeScript()}`);
+});

@@ -1,0 +1,25 @@
+# The CPU addon with node-gyp and no CMake, from the same list of sources:
+#   node-gyp configure build --nodedir=<folder with include/node, e.g. /usr>
+{
+  'targets': [{
+    'target_name': 'balora',
+    'sources': ['<!@(grep "^native/" native/sources.txt | sort -u)'],
+    'include_dirs': ['native', 'node_modules/node-addon-api', '/usr/include/eigen3'],
+    'defines': ['NAPI_VERSION=9', 'NAPI_CPP_EXCEPTIONS', 'NODE_ADDON_API_DISABLE_DEPRECATED',
+                'EIGEN_DONT_PARALLELIZE', 'EIGEN_MPL2_ONLY'],
+    'cflags!': ['-fno-exceptions'],
+    'cflags_cc!': ['-fno-exceptions', '-fno-rtti', '-std=gnu++17', '-std=gnu++20', '-std=gnu++14'],
+    'cflags_cc': ['-std=c++20', '-O3', '-fopenmp', '-fvisibility=hidden', '-fno-math-errno',
+                  '-fno-trapping-math', '-Wno-cast-function-type'],
+    'ldflags': ['-fopenmp', "-Wl,-rpath,'$$ORIGIN'", '-Wl,--enable-new-dtags'],
+    'libraries': ['-ldnnl', '-ldl'],
+    'conditions': [['OS=="mac"', {
+      'xcode_settings': {
+        'GCC_ENABLE_CPP_EXCEPTIONS': 'YES',
+        'GCC_ENABLE_CPP_RTTI': 'YES',
+        'CLANG_CXX_LANGUAGE_STANDARD': 'c++20',
+        'OTHER_CPLUSPLUSFLAGS': ['-Xpreprocessor', '-fopenmp'],
+      },
+    }]],
+  }],
+}

@@ -1,0 +1,85 @@
+// The set-up steps that every entry shares: system packages, Node packages, native build, TypeScript build. Each
+// does nothing when its result is already up to date.
+import { createHash } from 'node:crypto';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { dirname } from 'node:path';
+import { has, inRoot, root, runLogged, runVisible, SetupError } from './shell.mjs';
+
+const jobs = String(Math.max(1, availableParallelism()));
+
+/** Runs work unless stamp already holds the key; writes the key when it succeeded. */
+async function unlessStamped(stamp, key, work) {
+  if (existsSync(stamp) && readFileSync(stamp, 'utf8') === key) return 'up to date';
+  await work();
+  mkdirSync(dirname(stamp), { recursive: true });
+  writeFileSync(stamp, key);
+  return 'done';
+}
+
+function hashOf(text) {
+  return createHash('sha256').update(text).digest('hex');
+}
+
+/** `npm ci --ignore-scripts`, again only when the lockfile has changed since. */
+export async function ensureNodePackages() {
+  const key = hashOf(readFileSync(inRoot('package-lock.json')));
+  return unlessStamped(inRoot('node_modules', '.balora-lock'), key, async () => {
+    const npm = process.env.npm_execpath; // npm's own file when an npm script runs this
+    const [command, first] = npm?.endsWith('.js') ? [process.execPath, [npm]] : ['npm', []];
+    await runLogged('npm-ci', command, [
+      ...first,
+      'ci',
+      '--ignore-scripts',
+      '--no-audit',
+      '--no-fund',
+    ]);
+  });
+}
+
+/**
+ * Configures and builds with CMake; the build tool itself knows what is stale.
+ * @param out folder below build/
+ * @param targets CMake targets, all when empty
+ * @param defines CMake cache entries, as NAME=VALUE
+ */
+export async function buildNative({ out = 'release', targets = [], defines = [] } = {}) {
+  const folder = inRoot('build', out);
+  const fresh = !existsSync(inRoot('build', out, 'CMakeCache.txt'));
+  const generator = fresh && has('ninja') ? ['-G', 'Ninja'] : [];
+  const flags = ['CMAKE_BUILD_TYPE=Release', ...defines].map((define) => `-D${define}`);
+  await runLogged(`cmake-${out}`, 'cmake', ['-S', root, '-B', folder, ...generator, ...flags]);
+  const wanted = targets.length > 0 ? ['--target', ...targets] : [];
+  const built = runVisible('cmake', ['--build', folder, '--parallel', jobs, ...wanted]);
+  if (built !== 0) throw new SetupError('The native build failed (see the first error above).');
+  return 'done';
+}
+
+/** tsc into dist/, again only when a source or a configuration has changed. */
+export async function ensureTypeScript() {
+  const inputs = ['package-lock.json', 'tsconfig.json', 'tsconfig.build.json'];
+  for (const name of readdirSync(inRoot('lib'), { recursive: true })) {
+    if (name.endsWith('.ts')) inputs.push(`lib/${name}`);
+  }
+  const key = hashOf(
+    inputs
+      .sort()
+      .map((name) => `${name} ${statSync(inRoot(name)).mtimeMs} ${statSync(inRoot(name)).size}`)
+      .join('\n'),
+  );
+  return unlessStamped(inRoot('dist', '.inputs'), key, () => {
+    rmSync(inRoot('dist'), { recursive: true, force: true });
+    const tsc = inRoot('node_modules', 'typescript', 'bin', 'tsc');
+    if (runVisible(process.execPath, [tsc, '-p', 'tsconfig.build.json']) !== 0) {
+      throw new SetupError('The TypeScript build failed (see above).');
+    }
+  });
+}

@@ -1,0 +1,87 @@
+// Running commands and telling the person in front of the terminal what goes on. Node built-ins only: these files
+// run before anything is installed.
+import { spawn, spawnSync } from 'node:child_process';
+import { createWriteStream, mkdirSync, readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+export const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
+export const inRoot = (...parts) => join(root, ...parts);
+
+/** A failure whose message is all the user needs: printed without a stack. */
+export class SetupError extends Error {
+  name = 'SetupError';
+}
+
+const tty = process.stdout.isTTY === true && !process.env.NO_COLOR;
+const paint = (code, text) => (tty ? `\x1b[${code}m${text}\x1b[0m` : text);
+export const bold = (text) => paint(1, text);
+export const green = (text) => paint(32, text);
+export const red = (text) => paint(31, text);
+export const yellow = (text) => paint(33, text);
+
+export function say(text) {
+  process.stdout.write(`${text}\n`);
+}
+
+/** True when the command exists and answers `--version`. */
+export function has(command, args = ['--version']) {
+  return spawnSync(command, args, { stdio: 'ignore' }).status === 0;
+}
+
+/** Standard output of a command, trimmed; null when it fails or does not exist. */
+export function capture(command, args) {
+  const { status, stdout } = spawnSync(command, args, { cwd: root, encoding: 'utf8' });
+  return status === 0 ? stdout.trim() : null;
+}
+
+/** Runs with the terminal's own streams; the exit status (null: killed by a signal). */
+export function runVisible(command, args, { env } = {}) {
+  const options = { cwd: root, stdio: ['ignore', 'inherit', 'inherit'] };
+  const { status, error } = spawnSync(command, args, {
+    ...options,
+    env: { ...process.env, ...env },
+  });
+  if (error) throw new SetupError(`could not run ${command}: ${error.message}`);
+  return status;
+}
+
+/** Runs quietly into build/logs/NAME.log; a failure throws with the log's last lines. */
+export async function runLogged(name, command, args, { env } = {}) {
+  const log = inRoot('build', 'logs', `${name}.log`);
+  mkdirSync(dirname(log), { recursive: true });
+  const out = createWriteStream(log);
+  await new Promise((resolve) => out.once('open', resolve));
+  const stdio = ['ignore', out, out];
+  const child = spawn(command, args, { cwd: root, stdio, env: { ...process.env, ...env } });
+  const status = await new Promise((resolve, reject) => {
+    child.once('error', (error) => reject(new SetupError(`${command}: ${error.message}`)));
+    child.once('close', resolve);
+  });
+  out.end();
+  if (status === 0) return;
+  const tail = readFileSync(log, 'utf8').trimEnd().split('\n').slice(-25).join('\n');
+  throw new SetupError(
+    `${[command, ...args].join(' ')} failed (${status ?? 'killed'}).\n${tail}\nThe whole log: ${log}`,
+  );
+}
+
+/** `[2/4] Node packages ... done in 5.1 s`, the work's own lines between when it prints any. */
+export async function step(position, title, work) {
+  const started = performance.now();
+  say(`${bold(`[${position}]`)} ${title}`);
+  const note = await work();
+  const seconds = ((performance.now() - started) / 1000).toFixed(1);
+  say(`${bold(`[${position}]`)} ${title}: ${green(note ?? 'done')} (${seconds} s)`);
+}
+
+/** Runs a script's main function: a SetupError prints its message only; both exit with 1. */
+export async function main(body) {
+  try {
+    process.exitCode = (await body(process.argv.slice(2))) ?? 0;
+  } catch (error) {
+    const text = error instanceof SetupError ? error.message : (error?.stack ?? String(error));
+    process.stderr.write(`\n${red('error')} ${text}\n`);
+    process.exitCode = 1;
+  }
+}

@@ -1,0 +1,125 @@
+// The checks of `npm test`. Each runs a program and says how many of its tests passed, failed and were skipped; a
+// program that fails without saying so counts as one failure.
+
+import { spawnSync } from 'node:child_process';
+import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { buildNative } from './build_steps.mjs';
+import { bold, green, inRoot, red, runVisible, say, yellow } from './shell.mjs';
+import { kClangMajor } from './system.mjs';
+
+const bin = (name, file) => inRoot('node_modules', ...name.split('/'), ...file.split('/'));
+
+/** One yes-or-no check: a program's exit status. */
+function single(command, args, options) {
+  const status = runVisible(command, args, options);
+  return { passed: status === 0 ? 1 : 0, failed: status === 0 ? 0 : 1, skipped: 0 };
+}
+
+/** Keeps a failing exit status from hiding behind counts that are all green. */
+function withStatus(counts, status) {
+  return status !== 0 && counts.failed === 0 ? { ...counts, failed: 1 } : counts;
+}
+
+/** Runs a doctest executable and reads its summary line. */
+function runDoctest(executable, env = {}) {
+  const result = spawnSync(executable, ['--no-colors=true'], {
+    encoding: 'utf8',
+    env: { ...process.env, ...env },
+    maxBuffer: 1 << 28,
+  });
+  process.stdout.write(result.stdout ?? '');
+  process.stderr.write(result.stderr ?? '');
+  const line = /test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed \|\s*(\d+) skipped/.exec(
+    result.stdout ?? '',
+  );
+  const [passed, failed, skipped] = line ? line.slice(1).map(Number) : [0, 1, 0];
+  return withStatus({ passed, failed, skipped }, result.status);
+}
+
+/** The C++ tests again with AddressSanitizer and UndefinedBehaviorSanitizer. */
+async function runSanitized() {
+  const defines = ['BALORA_SANITIZE=address,undefined', 'BALORA_ADDON=OFF'];
+  await buildNative({ out: 'sanitize', targets: ['balora_tests'], defines });
+  return runDoctest(inRoot('build', 'sanitize', 'balora_tests'), {
+    ASAN_OPTIONS: 'detect_stack_use_after_return=1:strict_string_checks=1',
+    UBSAN_OPTIONS: 'print_stacktrace=1',
+  });
+}
+
+function runVitest() {
+  const report = inRoot('build', 'vitest.json');
+  rmSync(report, { force: true });
+  const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${report}`];
+  const vitest = bin('vitest', 'vitest.mjs');
+  const status = runVisible(process.execPath, [vitest, 'run', ...reporters]);
+  if (!existsSync(report)) return { passed: 0, failed: 1, skipped: 0 };
+  const json = JSON.parse(readFileSync(report, 'utf8'));
+  // A file that failed to load holds no test that could fail.
+  const broken = json.testResults.filter(
+    (file) => file.status === 'failed' && !file.assertionResults.some((t) => t.status === 'failed'),
+  ).length;
+  const counts = {
+    passed: json.numPassedTests,
+    failed: json.numFailedTests + broken,
+    skipped: json.numPendingTests + json.numTodoTests,
+  };
+  return withStatus(counts, status);
+}
+
+/** Every C++ file of ours; what clang-format checks. */
+export function nativeFiles() {
+  return ['native', 'cuda', 'test/native', 'bench'].flatMap((folder) =>
+    existsSync(inRoot(folder))
+      ? readdirSync(inRoot(folder), { recursive: true })
+          .filter((name) => /\.(h|cc|cu|cuh)$/.test(name))
+          .map((name) => `${folder}/${name}`)
+      : [],
+  );
+}
+
+const biome = bin('@biomejs/biome', 'bin/biome');
+const tsc = bin('typescript', 'bin/tsc');
+
+export const kSuites = [
+  { name: 'types', run: () => single(process.execPath, [tsc, '--noEmit', '-p', 'tsconfig.json']) },
+  { name: 'lint', run: () => single(process.execPath, [biome, 'lint', '--error-on-warnings']) },
+  { name: 'format-ts', run: () => single(process.execPath, [biome, 'format']) },
+  {
+    name: 'format-cpp',
+    run: () => single(`clang-format-${kClangMajor}`, ['--dry-run', '-Werror', ...nativeFiles()]),
+  },
+  { name: 'cpp', run: () => runDoctest(inRoot('build', 'release', 'balora_tests')) },
+  { name: 'vitest', run: runVitest },
+  { name: 'sanitize', slow: true, run: runSanitized },
+];
+
+/** Runs the wanted suites; returns the sum of their counts. */
+export async function runSuites({ quick, only }) {
+  const rows = [];
+  for (const suite of kSuites) {
+    if (only && !only.includes(suite.name)) continue;
+    say(`\n${bold(`── ${suite.name}`)}`);
+    if (quick && suite.slow) {
+      say('skipped: --quick');
+      rows.push({ name: suite.name, seconds: 0, passed: 0, failed: 0, skipped: 1 });
+      continue;
+    }
+    const started = performance.now();
+    let counts;
+    try {
+      counts = await suite.run();
+    } catch (error) {
+      say(red(error.message));
+      counts = { passed: 0, failed: 1, skipped: 0 };
+    }
+    rows.push({ name: suite.name, seconds: (performance.now() - started) / 1000, ...counts });
+  }
+  say('');
+  for (const { name, seconds, passed, failed, skipped } of rows) {
+    const state = failed > 0 ? red('failed') : skipped > 0 ? yellow('ok    ') : green('ok    ');
+    const counts = `${passed} passed, ${failed} failed, ${skipped} skipped`;
+    say(`${state} ${name.padEnd(12)} ${counts.padEnd(42)} ${seconds.toFixed(1)} s`);
+  }
+  const sum = (key) => rows.reduce((total, row) => total + row[key], 0);
+  return { passed: sum('passed'), failed: sum('failed'), skipped: sum('skipped') };
+}

@@ -1,0 +1,35 @@
+// `npm test [-- --quick] [-- --only NAME,NAME]`: set-up where needed, then every check, one after the other; a
+// failure does not stop the rest. The last line sums all of them: `N passed, N failed, N skipped`.
+import { setUp } from './support/set_up.mjs';
+import { main, SetupError, say } from './support/shell.mjs';
+import { kSuites, runSuites } from './support/suites.mjs';
+
+function parse(args) {
+  const options = { quick: false, only: null };
+  for (let i = 0; i < args.length; ++i) {
+    if (args[i] === '--quick') options.quick = true;
+    else if (args[i] === '--only' && args[i + 1]) options.only = args[++i].split(',');
+    else throw new SetupError(`usage: npm test -- [--quick] [--only NAME,...], got ${args[i]}`);
+  }
+  const names = kSuites.map((suite) => suite.name);
+  const unknown = (options.only ?? []).filter((name) => !names.includes(name));
+  if (unknown.length > 0) {
+    throw new SetupError(`no check is called ${unknown.join(', ')}; there are ${names.join(', ')}`);
+  }
+  return options;
+}
+
+await main(async (args) => {
+  const options = parse(args);
+  let total;
+  try {
+    await setUp(['build', 'test']);
+    total = await runSuites(options);
+  } catch (error) {
+    // The closing line is owed even when nothing could be built.
+    process.stderr.write(`\n${error instanceof SetupError ? error.message : error.stack}\n`);
+    total = { passed: 0, failed: 1, skipped: 0 };
+  }
+  say(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);
+  return total.failed > 0 ? 1 : 0;
+});
