@@ -1,0 +1,141 @@
+/**
+ * A run's options with every default filled in and every value checked, and the run's identity: the part that must be
+ * the same for a checkpoint to go on bit for bit.
+ */
+import { ArgumentError } from '../errors.ts';
+import { SCHEDULER_NAMES } from '../optim/schedulers.ts';
+import { type ResolvedRegularizers, resolveRegularizers } from './methods.ts';
+import type { OptimizationOptions, OutputOptions, RegularizerOptions } from './types.ts';
+
+export interface ResolvedOptimization extends Required<Omit<OptimizationOptions, 'maxSteps'>> {
+  /** null: numTrainEpochs decides. */
+  readonly maxSteps: number | null;
+}
+
+export interface ResolvedOutput extends Required<Omit<OutputOptions, 'output' | 'runConfig'>> {
+  readonly output: string | null;
+  readonly runConfig: unknown;
+}
+
+export interface ResolvedOptions {
+  readonly optimization: ResolvedOptimization;
+  readonly regularizers: ResolvedRegularizers;
+  readonly output: ResolvedOutput;
+  readonly seed: number;
+}
+
+const kOptimization: ResolvedOptimization = {
+  optim: 'adamw',
+  learningRate: 2e-5,
+  lrSchedulerType: 'cosine',
+  lrSchedulerKwargs: {},
+  warmupSteps: 0.03,
+  weightDecay: 0,
+  adamBeta1: 0.9,
+  adamBeta2: 0.999,
+  adamEpsilon: 1e-8,
+  momentum: 0,
+  maxGradNorm: 1,
+  numTrainEpochs: 1,
+  maxSteps: null,
+  gradientAccumulationSteps: 1,
+};
+
+const kOutput: Omit<ResolvedOutput, 'output' | 'runConfig'> = {
+  overwrite: false,
+  resume: false,
+  saveSteps: 0,
+  evalSteps: 0,
+  loggingSteps: 1,
+  saveTotalLimit: 2,
+  export: 'lora',
+};
+
+/** [least, most, whole] of every number; the ends count, `open` excludes the upper one. */
+const kRanges: Record<string, { least: number; below?: number; whole?: true; positive?: true }> = {
+  learningRate: { least: 0 },
+  warmupSteps: { least: 0 },
+  weightDecay: { least: 0 },
+  adamBeta1: { least: 0, below: 1 },
+  adamBeta2: { least: 0, below: 1 },
+  adamEpsilon: { least: 0 },
+  momentum: { least: 0, below: 1 },
+  maxGradNorm: { least: 0 },
+  numTrainEpochs: { least: 0, positive: true },
+  maxSteps: { least: 1, whole: true },
+  gradientAccumulationSteps: { least: 1, whole: true },
+  saveSteps: { least: 0, whole: true },
+  evalSteps: { least: 0, whole: true },
+  loggingSteps: { least: 1, whole: true },
+  saveTotalLimit: { least: 1, whole: true },
+  seed: { least: 0, whole: true },
+};
+
+export interface OptionsInput extends OptimizationOptions, OutputOptions {
+  regularizers?: RegularizerOptions;
+  /** Of the adapter's first values; the data source has its own. Default 42. */
+  seed?: number;
+}
+
+/** Picks and checks the options of a run. @throws ArgumentError with the option's name and value. */
+export function resolveOptions(input: OptionsInput): ResolvedOptions {
+  const optimization = fill(kOptimization, input);
+  const output = fill(kOutput, input);
+  const seed = input.seed ?? 42;
+  for (const [key, value] of Object.entries({ ...optimization, ...output, seed })) {
+    if (Object.hasOwn(kRanges, key) && value !== null) checkRange(key, value);
+  }
+  if (!SCHEDULER_NAMES.includes(optimization.lrSchedulerType)) {
+    throw new ArgumentError(
+      `lrSchedulerType must be one of ${SCHEDULER_NAMES.join(', ')}, got "${optimization.lrSchedulerType}"`,
+    );
+  }
+  checkChoice('optim', optimization.optim, ['adamw', 'sgd']);
+  checkChoice('export', output.export, ['lora', 'residual']);
+  return {
+    optimization,
+    regularizers: resolveRegularizers(input.regularizers ?? {}),
+    output: { ...output, output: input.output ?? null, runConfig: input.runConfig ?? null },
+    seed,
+  };
+}
+
+/** Everything that the numbers of a step depend on, as plain JSON. */
+export type Identity = Record<string, unknown>;
+
+/** Where two identities differ, as `key: then, now` lines; empty when a checkpoint may be continued. */
+export function differences(then: Identity, now: Identity): string[] {
+  const lines: string[] = [];
+  for (const key of [...new Set([...Object.keys(then), ...Object.keys(now)])].sort()) {
+    const [before, after] = [JSON.stringify(then[key]), JSON.stringify(now[key])];
+    if (before !== after) lines.push(`${key}: was ${before}, is ${after}`);
+  }
+  return lines;
+}
+
+function fill<T extends object>(defaults: T, input: object): T {
+  const result = { ...defaults };
+  for (const key of Object.keys(defaults) as (keyof T)[]) {
+    const value = (input as Partial<T>)[key];
+    if (value !== undefined) result[key] = value as T[typeof key];
+  }
+  return result;
+}
+
+function checkRange(key: string, value: unknown): void {
+  const { least, below, whole, positive } = kRanges[key] as (typeof kRanges)[string];
+  const wanted = `a ${whole ? 'whole ' : ''}number ${positive ? `> ${least}` : `>= ${least}`}${below === undefined ? '' : ` and < ${below}`}`;
+  const ok =
+    typeof value === 'number' &&
+    Number.isFinite(value) &&
+    (positive ? value > least : value >= least) &&
+    (below === undefined || value < below) &&
+    (!whole || Number.isInteger(value));
+  if (!ok) throw new ArgumentError(`${key} must be ${wanted}, got ${String(value)}`);
+}
+
+function checkChoice(key: string, value: string, choices: readonly string[]): void {
+  if (!choices.includes(value)) {
+    throw new ArgumentError(`${key} must be one of ${choices.join(', ')}, got "${value}"`);
+  }
+}
