@@ -301,7 +301,7 @@ export function scope<T>(body: () => T): T {
     collect(result, survivors);
     return result;
   } finally {
-    currentScope = null;  // dispose() need not look for itself
+    currentScope = null; // dispose() need not look for itself
     for (const made of mine) {
       if (!survivors.has(made)) made.dispose();
     }

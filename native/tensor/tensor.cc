@@ -11,6 +11,8 @@ TensorImpl& deref(const std::shared_ptr<TensorImpl>& impl) {
   return *impl;
 }
 
+}  // namespace
+
 void check_extents(const Shape& shape, DType dtype) {
   int64_t elements = 1;
   for (const int64_t dim : shape) {
@@ -21,8 +23,6 @@ void check_extents(const Shape& shape, DType dtype) {
     }
   }
 }
-
-}  // namespace
 
 Tensor Tensor::empty(Engine& engine, const Shape& shape, DType dtype) {
   check_extents(shape, dtype);

@@ -100,6 +100,9 @@ inline Tensor empty_like(const Tensor& x) {
   return Tensor::empty(x.engine(), x.shape(), x.dtype());
 }
 
+// Refuses negative extents and sizes beyond any memory.
+void check_extents(const Shape& shape, DType dtype);
+
 // "rms_norm: weight must be (C)=(576), got (575)" and its kin. `symbols` names the dimensions.
 void check_shape(const char* op, const char* name, const Tensor& t, const Shape& expected,
                  const char* symbols = nullptr);

@@ -34,10 +34,17 @@ describe('rmsNorm', () => {
         const w = randomTensor([shape.at(-1) as number], { seed: 4, dtype });
         const y = rmsNorm(x, w, { eps: 1e-5, weightOffset: 1 });
         expect(y.shape).toEqual(shape);
-        const want = definition(x.to('f64').dataSync() as Float64Array, w.to('f64').dataSync() as Float64Array, 1e-5, 1);
+        const want = definition(
+          x.to('f64').dataSync() as Float64Array,
+          w.to('f64').dataSync() as Float64Array,
+          1e-5,
+          1,
+        );
         const got = y.dataSync();
         want.forEach((value, i) => {
-          expect(Math.abs(Number(got[i]) - value)).toBeLessThanOrEqual(tolerance * Math.max(1, Math.abs(value)));
+          expect(Math.abs(Number(got[i]) - value)).toBeLessThanOrEqual(
+            tolerance * Math.max(1, Math.abs(value)),
+          );
         });
       }
     });
@@ -45,17 +52,21 @@ describe('rmsNorm', () => {
 
   it('has the gradient of its definition', () => {
     for (const shape of kShapes) {
-      gradcheck((x, w) => rmsNorm(x as Tensor, w as Tensor, { eps: 1e-3 }), [
-        randomTensor(shape, { seed: 5 }),
-        randomTensor([shape.at(-1) as number], { seed: 6 }),
-      ]);
+      gradcheck(
+        (x, w) => rmsNorm(x as Tensor, w as Tensor, { eps: 1e-3 }),
+        [randomTensor(shape, { seed: 5 }), randomTensor([shape.at(-1) as number], { seed: 6 })],
+      );
     }
   });
 
   it('refuses bad arguments by name', () => {
     const x = tensor(new Float32Array(12), { shape: [2, 6] });
-    expect(() => rmsNorm(x, tensor(new Float32Array(5)))).toThrow('rms_norm: weight must be (C)=(6), got (5)');
-    expect(() => rmsNorm(x, tensor(new Float64Array(6)))).toThrow('rms_norm: weight must be f32, got f64');
+    expect(() => rmsNorm(x, tensor(new Float32Array(5)))).toThrow(
+      'rms_norm: weight must be (C)=(6), got (5)',
+    );
+    expect(() => rmsNorm(x, tensor(new Float64Array(6)))).toThrow(
+      'rms_norm: weight must be f32, got f64',
+    );
     expect(() => rmsNorm(x, tensor(new Float32Array(6)), { eps: -1 })).toThrow('eps must be >= 0');
   });
 });

@@ -1,6 +1,6 @@
 // Gradient checks in float64: the tape's gradient of a random projection of f's output against central differences.
 import { expect } from 'vitest';
-import { noGrad, scope, Tensor, tensor } from '../../lib/tensor.ts';
+import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
 
 export interface GradcheckOptions {
   /** Step of the central difference. Default 1e-6. */

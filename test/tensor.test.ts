@@ -1,0 +1,148 @@
+// Tensors from TypeScript: values in and out, lifetimes, errors that surface at a sync.
+import { afterEach, describe, expect, it } from 'vitest';
+import {
+  ArgumentError,
+  keep,
+  memoryStats,
+  NativeError,
+  rmsNorm,
+  scope,
+  setMemoryLimit,
+  synchronize,
+  synchronizeSync,
+  type Tensor,
+  tensor,
+} from '../lib/index.ts';
+
+afterEach(() => setMemoryLimit(0));
+
+describe('tensor', () => {
+  it('takes numbers, nested numbers and typed arrays, and gives them back', async () => {
+    expect(tensor(3).shape).toEqual([]);
+    expect(await tensor(3).item()).toBe(3);
+    const nested = tensor([
+      [1, 2, 3],
+      [4, 5, 6],
+    ]);
+    expect(nested.shape).toEqual([2, 3]);
+    expect(nested.dtype).toBe('f32');
+    expect(await nested.data()).toEqual(new Float32Array([1, 2, 3, 4, 5, 6]));
+    const ids = tensor(new Int32Array([7, 8]), { shape: [2, 1] });
+    expect(ids.dtype).toBe('i32');
+    expect(ids.dataSync()).toEqual(new Int32Array([7, 8]));
+    expect(tensor(new BigInt64Array([2n ** 40n])).dataSync()).toEqual(
+      new BigInt64Array([2n ** 40n]),
+    );
+    expect(tensor([]).shape).toEqual([0]);
+    expect(tensor([]).dataSync()).toEqual(new Float32Array(0));
+  });
+
+  it('copies at the call: the array may change afterwards', async () => {
+    const array = new Float32Array([1, 2, 3]);
+    const t = tensor(array);
+    array.fill(9);
+    expect(await t.data()).toEqual(new Float32Array([1, 2, 3]));
+  });
+
+  it('widens bf16 and f16 on reading, after one rounding on writing', () => {
+    const values = [1, 1.0039, -0.1, 65504, 3e-8];
+    const bf16 = tensor(values, { dtype: 'bf16' }).dataSync();
+    expect(bf16[0]).toBe(1);
+    expect(bf16[1]).toBe(1.0078125 - 0.0078125); // rounds to even
+    expect(Math.abs((bf16[2] as number) + 0.1)).toBeLessThan(0.1 / 256);
+    const f16 = tensor(values, { dtype: 'f16' }).dataSync();
+    expect(f16[3]).toBe(65504);
+    expect(f16[4]).toBe(2 ** -24 * Math.round(3e-8 / 2 ** -24)); // a subnormal
+  });
+
+  it('refuses data that does not fit', () => {
+    expect(() => tensor([[1, 2], [3]])).toThrow('ragged');
+    expect(() => tensor(new Float32Array(3), { shape: [2, 2] })).toThrow(
+      'the shape (2,2) of f32 needs 16 bytes, the data has 12',
+    );
+    expect(() => tensor([1, 2]).itemSync()).toThrow('2 elements');
+    expect(() => tensor([1], { shape: [1, 1, 1, 1, 1, 1, 1] })).toThrow('at most 6 dimensions');
+    expect(() => tensor([], { shape: [-1] })).toThrow('negative');
+    expect(() => tensor([], { shape: [2 ** 40, 2 ** 40] })).toThrow('larger than any memory');
+  });
+});
+
+describe('lifetime', () => {
+  it('names the use of a disposed tensor', () => {
+    const t = tensor([1, 2]);
+    t.dispose();
+    t.dispose(); // idempotent
+    expect(() => t.shape).toThrow(ArgumentError);
+    expect(() => t.dataSync()).toThrow('used after it was disposed');
+    // Its slot is taken by another tensor: still refused.
+    const other = tensor([3]);
+    expect(() => rmsNorm(t, other)).toThrow('used after it was disposed');
+  });
+
+  it('frees in scope() what is not returned, and nests', async () => {
+    await synchronize();
+    const before = memoryStats();
+    let inner: Tensor | undefined;
+    let kept: Tensor | undefined;
+    const out = scope(() => {
+      inner = tensor(new Float32Array(1000));
+      kept = keep(tensor([5]));
+      return { list: [scope(() => tensor([1, 2]))] };
+    });
+    expect(() => inner?.shape).toThrow('disposed');
+    expect(kept?.itemSync()).toBe(5);
+    expect(out.list[0]?.dataSync()).toEqual(new Float32Array([1, 2]));
+    expect(memoryStats().liveTensors).toBe(before.liveTensors + 2);
+    kept?.dispose();
+    out.list[0]?.dispose();
+    await synchronize();
+    expect(memoryStats().liveBytes).toBe(before.liveBytes);
+  });
+
+  it('frees after a throw, and refuses async bodies', () => {
+    const before = memoryStats().liveTensors;
+    expect(() =>
+      scope(() => {
+        tensor([1]);
+        throw new Error('mine');
+      }),
+    ).toThrow('mine');
+    expect(memoryStats().liveTensors).toBe(before);
+    expect(() => scope(async () => {})).toThrow('must not be async');
+  });
+
+  it('works with using', async () => {
+    let outside: Tensor;
+    {
+      using t = tensor([1]);
+      outside = t;
+    }
+    expect(() => outside.shape).toThrow('disposed');
+  });
+});
+
+describe('failures', () => {
+  it('surface once, at the next sync, with the op, the shapes and the sizes', async () => {
+    await synchronize();
+    setMemoryLimit(memoryStats().liveBytes + 2_000_000);
+    const x = tensor(new Float32Array(400_000), { shape: [1000, 400] });
+    const w = tensor(new Float32Array(400));
+    const y = rmsNorm(x, w);
+    const z = rmsNorm(y, w); // enqueued behind it: skipped
+    await expect(synchronize()).rejects.toThrow(
+      /rms_norm: out of memory: 1600000 bytes wanted, \d+ in use, the limit is \d+ \[f32\(1000,400\), f32\(400\) -> f32\(1000,400\), f32\(1000\)\]/,
+    );
+    await synchronize(); // reported once
+    setMemoryLimit(0);
+    await expect(z.data()).rejects.toThrow('has no value, the op that makes it failed');
+    await expect(z.data()).rejects.toBeInstanceOf(NativeError);
+    expect((await rmsNorm(x, w).data()).length).toBe(400_000); // the engine goes on
+  });
+
+  it('throw from the blocking variant too', () => {
+    synchronizeSync();
+    setMemoryLimit(1);
+    tensor(new Float32Array(100));
+    expect(() => synchronizeSync()).toThrow('out of memory');
+  });
+});
