@@ -6,14 +6,9 @@ export type DType = 'f32' | 'bf16' | 'f16' | 'f64' | 'i32' | 'i64' | 'u8';
 export type Handle = number;
 
 export interface NativeOps {
-  backward(roots: readonly Handle[], grads: readonly (Handle | null)[], retainGraph: boolean): void;
+  backward(roots: readonly (Handle)[], grads: readonly (Handle | null)[], retainGraph: boolean): void;
   cast(x: Handle, dtype: DType): Handle;
-  customNode(
-    name: string,
-    inputs: readonly Handle[],
-    outputs: readonly Handle[],
-    backward: (...args: never[]) => unknown,
-  ): Handle[];
+  customNode(name: string, inputs: readonly (Handle)[], outputs: readonly (Handle)[], backward: (...args: never[]) => unknown): (Handle)[];
   detach(x: Handle): Handle;
   deviceOf(x: Handle): string;
   dispose(handle: number): boolean;
@@ -29,13 +24,7 @@ export interface NativeOps {
   requiresGrad(x: Handle): boolean;
   resetPeakMemory(): void;
   restoreMemoryTag(tag: number): void;
-  rmsNorm(
-    x: Handle,
-    weight: Handle,
-    eps: number,
-    weightOffset: number,
-    castBeforeWeight: boolean,
-  ): Handle;
+  rmsNorm(x: Handle, weight: Handle, eps: number, weightOffset: number, castBeforeWeight: boolean): Handle;
   setAnomalyMode(value: boolean): boolean;
   setCallSite(site: string): void;
   setErrorFactory(factory: (...args: never[]) => unknown): void;
