@@ -35,8 +35,8 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, double weight
                                                            accumulator_dtype(w_.dtype()))
                                            : Tensor();
            launch("rms_norm_backward", {g, x2_, w_, rstd.get()}, {dx, dw}, [=](Launch& l) {
-             return l.kernels->rms_norm_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3),
-                                                 l.out(0), l.out(1), weight_offset,
+             return l.kernels->rms_norm_backward(l.ctx, l.in(0), nullptr, l.in(1), l.in(2),
+                                                 l.in(3), l.out(0), l.out(1), weight_offset,
                                                  cast_before_weight);
            });
            if (dx.defined()) sink.add(0, dx.view(shape));

@@ -1,7 +1,10 @@
-// RMSNorm over the last dimension: statistics in f32 (f64 for f64), one read of each row per direction.
+// RMSNorm over the last dimension: statistics in f32 (f64 for f64), one read of each row per
+// direction.
 //   y = x * rstd * (weight + weight_offset),  rstd = 1 / sqrt(mean(x^2) + eps)
-// Llama rounds x * rstd to the activation dtype before it multiplies (cast_before_weight); Gemma, whose weights are
-// stored minus one (weight_offset 1), multiplies in f32 and rounds last. f32 and f64 make no difference.
+// rms_norm_add first forms x + residual, rounds it, and normalises what it stored, so it equals the
+// two ops apart. Llama rounds x * rstd to the activation dtype before it multiplies
+// (cast_before_weight); Gemma, whose weights are stored minus one (weight_offset 1), multiplies in
+// f32 and rounds last. f32 and f64 make no difference.
 #include <cmath>
 #include <vector>
 
@@ -42,11 +45,12 @@ BALORA_INLINE void forward_rows(const T* x, const T* weight, T* y, Acc<T>* rstd,
   }
 }
 
-// dx = rstd * (g - xhat * mean(g * xhat)), g = dy * (weight + offset), xhat = x * rstd.
+// dx = rstd * (g - xhat * mean(g * xhat)) + dsum, g = dy * (weight + offset), xhat = x * rstd; dsum
+// (may be null) is the gradient that reaches x beside the norm.
 template <typename T>
-BALORA_INLINE void backward_rows(const T* dy, const T* x, const T* weight, const Acc<T>* rstd,
-                                 T* dx, Acc<T>* dweight, int64_t begin, int64_t end,
-                                 int64_t channels, Acc<T> offset, bool round) {
+BALORA_INLINE void backward_rows(const T* dy, const T* dsum, const T* x, const T* weight,
+                                 const Acc<T>* rstd, T* dx, Acc<T>* dweight, int64_t begin,
+                                 int64_t end, int64_t channels, Acc<T> offset, bool round) {
   using A = Acc<T>;
   for (int64_t n = begin; n < end; ++n) {
     const T* g = dy + n * channels;
@@ -66,6 +70,15 @@ BALORA_INLINE void backward_rows(const T* dy, const T* x, const T* weight, const
     }
     const A mean = dot * scale * scale / static_cast<A>(channels);
     T* out = dx + n * channels;
+    if (dsum) {
+      const T* beside = dsum + n * channels;
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) {
+        const A through = load(g[c]) * (load(weight[c]) + offset) - load(row[c]) * mean;
+        out[c] = store<T>(load(beside[c]) + scale * through);
+      }
+      continue;
+    }
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
       out[c] = store<T>(scale * (load(g[c]) * (load(weight[c]) + offset) - load(row[c]) * mean));
@@ -73,15 +86,30 @@ BALORA_INLINE void backward_rows(const T* dy, const T* x, const T* weight, const
   }
 }
 
-// target_clones cannot mark a template, so each dtype gets a plain function of its own.
-#define ROWS(T)                                                                                    \
-  BALORA_SIMD void forward(const T* x, const T* w, T* y, Acc<T>* r, int64_t b, int64_t e,          \
-                           int64_t c, Acc<T> eps, Acc<T> off, bool round) {                        \
-    forward_rows<T>(x, w, y, r, b, e, c, eps, off, round);                                         \
-  }                                                                                                \
-  BALORA_SIMD void backward(const T* dy, const T* x, const T* w, const Acc<T>* r, T* dx,           \
-                            Acc<T>* dw, int64_t b, int64_t e, int64_t c, Acc<T> off, bool round) { \
-    backward_rows<T>(dy, x, w, r, dx, dw, b, e, c, off, round);                                    \
+template <typename T>
+BALORA_INLINE void add_rows(const T* x, const T* residual, T* sum, int64_t begin, int64_t end) {
+#pragma omp simd
+  for (int64_t i = begin; i < end; ++i) sum[i] = store<T>(load(x[i]) + load(residual[i]));
+}
+
+// target_clones cannot mark a template, so each dtype gets plain functions of its own.
+#define ROWS(T)                                                                                  \
+  BALORA_SIMD void forward(const T* x, const T* w, T* y, Acc<T>* r, int64_t b, int64_t e,        \
+                           int64_t c, Acc<T> eps, Acc<T> off, bool round) {                      \
+    forward_rows<T>(x, w, y, r, b, e, c, eps, off, round);                                       \
+  }                                                                                              \
+  BALORA_SIMD void forward_add(const T* x, const T* res, const T* w, T* sum, T* y, Acc<T>* r,    \
+                               int64_t b, int64_t e, int64_t c, Acc<T> eps, Acc<T> off,          \
+                               bool round) {                                                     \
+    for (int64_t n = b; n < e; ++n) {                                                            \
+      add_rows<T>(x, res, sum, n * c, (n + 1) * c);                                              \
+      forward_rows<T>(sum, w, y, r, n, n + 1, c, eps, off, round);                               \
+    }                                                                                            \
+  }                                                                                              \
+  BALORA_SIMD void backward(const T* dy, const T* dsum, const T* x, const T* w, const Acc<T>* r, \
+                            T* dx, Acc<T>* dw, int64_t b, int64_t e, int64_t c, Acc<T> off,      \
+                            bool round) {                                                        \
+    backward_rows<T>(dy, dsum, x, w, r, dx, dw, b, e, c, off, round);                            \
   }
 ROWS(float)
 ROWS(bf16)
@@ -105,9 +133,26 @@ int32_t rms_norm_forward_kernel(Context* ctx, const View* x, const View* weight,
   return 0;
 }
 
-int32_t rms_norm_backward_kernel(Context* ctx, const View* dy, const View* x, const View* weight,
-                                 const View* rstd, const View* dx, const View* dweight,
-                                 double weight_offset, int32_t cast_before_weight) {
+int32_t rms_norm_add_forward_kernel(Context* ctx, const View* x, const View* residual,
+                                    const View* weight, const View* sum, const View* y,
+                                    const View* rstd, double eps, double weight_offset,
+                                    int32_t cast_before_weight) {
+  const int64_t rows = x->shape[0], channels = x->shape[1];
+  dispatch_float(x->dtype, [&]<typename T>() {
+    parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
+      forward_add(data_of<T>(x), data_of<T>(residual), data_of<T>(weight), data_of<T>(sum),
+                  data_of<T>(y), data_of<Acc<T>>(rstd), begin, end, channels,
+                  static_cast<Acc<T>>(eps), static_cast<Acc<T>>(weight_offset),
+                  cast_before_weight != 0);
+    });
+  });
+  return 0;
+}
+
+int32_t rms_norm_backward_kernel(Context* ctx, const View* dy, const View* dsum, const View* x,
+                                 const View* weight, const View* rstd, const View* dx,
+                                 const View* dweight, double weight_offset,
+                                 int32_t cast_before_weight) {
   const int64_t rows = x->shape[0], channels = x->shape[1];
   dispatch_float(x->dtype, [&]<typename T>() {
     using A = Acc<T>;
@@ -115,8 +160,8 @@ int32_t rms_norm_backward_kernel(Context* ctx, const View* dy, const View* x, co
     std::vector<A> partial(dweight ? static_cast<size_t>(width * channels) : 0, A(0));
     parallel_for(ctx, width, 1, [&](int64_t first, int64_t last) {
       for (int64_t part = first; part < last; ++part) {
-        backward(data_of<T>(dy), data_of<T>(x), data_of<T>(weight), data_of<A>(rstd),
-                 dx ? data_of<T>(dx) : nullptr,
+        backward(data_of<T>(dy), dsum ? data_of<T>(dsum) : nullptr, data_of<T>(x),
+                 data_of<T>(weight), data_of<A>(rstd), dx ? data_of<T>(dx) : nullptr,
                  dweight ? partial.data() + part * channels : nullptr, rows * part / width,
                  rows * (part + 1) / width, channels, static_cast<A>(weight_offset),
                  cast_before_weight != 0);

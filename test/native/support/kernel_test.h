@@ -13,6 +13,7 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/cpu_state.h"
 #include "tensor/dtype.h"
+#include "tensor/errors.h"
 
 namespace balora::test {
 
