@@ -16,6 +16,8 @@ export interface Batch {
   readonly targets: Int32Array; // (N)
   /** Valid rows of each segment, only where the segments are padded on the right. */
   readonly lengths?: Int32Array; // (B)
+  /** Index of each segment's row in the data, for reports by example. */
+  readonly indices?: Int32Array; // (B)
 }
 
 /**
@@ -179,10 +181,14 @@ export interface ExampleResult {
   readonly loss: number | null;
 }
 
-/** Known before the first step (`--dry-run` prints it). Bytes and seconds are estimates, the counts are exact. */
+/**
+ * Known before the first step. Counts and the bytes of what stands still are exact; what a step needs on top is
+ * measured on one micro-batch (`--dry-run`, `Trainer.plan({ measure: true })`), else null.
+ */
 export interface RunPlan {
   readonly totalSteps: number;
   readonly warmupSteps: number;
+  /** Of the first epoch. */
   readonly microBatchesPerEpoch: number;
   readonly trainableParameters: number;
   readonly baseParameters: number;
@@ -190,13 +196,14 @@ export interface RunPlan {
     readonly baseBytes: number;
     readonly teacherBytes: number;
     readonly adapterBytes: number;
+    /** Moments and gradients. */
     readonly optimizerBytes: number;
-    readonly activationBytes: number;
-    readonly headBytes: number;
-    readonly totalBytes: number;
+    /** Peak of a micro-batch's forward and backward over what stands still. */
+    readonly activationBytes: number | null;
+    readonly totalBytes: number | null;
   };
-  readonly flopsPerStep: number;
-  /** null until a step was timed on this machine. */
+  /** Tokens of the measured micro-batch; a longer one needs more. */
+  readonly measuredTokens: number | null;
   readonly secondsPerStep: number | null;
 }
 
