@@ -17,6 +17,13 @@ export const kByteToChar: readonly string[] = buildAlphabet();
 
 const kCharToByte = new Map(kByteToChar.map((char, byte) => [char, byte]));
 
+/** Text in the byte alphabet, as UTF-8. */
+export function toByteLevel(text: string): string {
+  let written = '';
+  for (const byte of Buffer.from(text, 'utf8')) written += kByteToChar[byte];
+  return written;
+}
+
 /** The bytes that a byte-level token stands for; null if a character of it is outside the alphabet. */
 export function bytesOfToken(token: string): Uint8Array | null {
   const bytes = new Uint8Array(token.length);

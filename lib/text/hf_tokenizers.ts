@@ -7,6 +7,8 @@ import * as hf from '@huggingface/tokenizers';
 export interface HfModel {
   vocab: string[];
   tokens_to_ids: Map<string, number>;
+  /** Pre-tokens -> tokens. */
+  encode(pieces: string[]): string[];
 }
 
 export interface HfBpe extends HfModel {

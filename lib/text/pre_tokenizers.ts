@@ -82,21 +82,41 @@ export function ggufPreTokenizer(name: string): GgufPreTokenizer {
   );
 }
 
+/** A tokenizer.json's pre-tokenizer, taken apart. */
+export interface PreTokenizerSteps {
+  /** What splits the text. */
+  splits: unknown;
+  /** Whether the pieces are then written in the byte alphabet. */
+  byteLevel: boolean;
+}
+
 /**
- * Rewrites the two pre-tokenizers that @huggingface/tokenizers 0.2 hard-codes with JavaScript's own classes. The original
- * `Digits` takes any Unicode number (JavaScript's \d: ASCII only); the original `ByteLevel` pattern's \s is White_Space
- * (JavaScript's \s has U+FEFF and lacks U+0085). Both become Split, whose patterns the package translates faithfully.
+ * Takes a pre-tokenizer apart into splitting and the step into the byte alphabet (if that is the last one), and rewrites the
+ * two that @huggingface/tokenizers 0.2 hard-codes with JavaScript's own classes. The original `Digits` takes any Unicode
+ * number (JavaScript's \d: ASCII only); the original `ByteLevel` pattern's \s is White_Space (JavaScript's \s has U+FEFF and
+ * lacks U+0085). Both become Split, whose patterns the package translates faithfully.
  */
-export function repairPreTokenizer(node: unknown): unknown {
-  if (node === null || typeof node !== 'object') return node;
+export function preTokenizerSteps(config: unknown): PreTokenizerSteps {
+  const steps = flatten(config);
+  const byteLevel = isBareByteLevel(steps.at(-1));
+  if (byteLevel) steps.pop();
+  return { splits: steps.length === 0 ? null : sequence(...steps), byteLevel };
+}
+
+function flatten(node: unknown): Json[] {
+  if (node === null || typeof node !== 'object') return [];
   const config = node as Json;
   if (config.type === 'Sequence' && Array.isArray(config.pretokenizers)) {
-    return { ...config, pretokenizers: config.pretokenizers.map(repairPreTokenizer) };
+    return config.pretokenizers.flatMap(flatten);
   }
-  if (config.type === 'Digits') return split(config.individual_digits ? '\\p{N}' : '\\p{N}+');
+  if (config.type === 'Digits') return [split(config.individual_digits ? '\\p{N}' : '\\p{N}+')];
   // A prefix space must be there before the pattern runs: only the original form can do that.
   if (config.type === 'ByteLevel' && config.use_regex !== false && !config.add_prefix_space) {
-    return sequence(split(kGpt2), { ...config, use_regex: false });
+    return [split(kGpt2), kBytes];
   }
-  return config;
+  return [config];
+}
+
+function isBareByteLevel(step: Json | undefined): boolean {
+  return step?.type === 'ByteLevel' && step.use_regex === false && !step.add_prefix_space;
 }

@@ -7,7 +7,6 @@ const kMerges: [string, string][] = [
   ['Ġ', 'a'],
   ['t', 'h'],
   ['th', 'e'],
-  [':', 'x'],
 ];
 
 /** tokenizer.json; ids: bytes 0-255, merges from 256, then `<start>` and `<end>`. */

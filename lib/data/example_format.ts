@@ -1,0 +1,95 @@
+/**
+ * How a row becomes an example: prompt and response fields through a prompt template, or `messages` through the model's chat
+ * template. What is not given is read off the first row.
+ */
+import { ArgumentError } from '../errors.js';
+import type { ChatMessage } from '../text/chat_template.js';
+import type { Tokenizer } from '../text/tokenizer.js';
+import { type Example, encodeConversation, encodePromptResponse } from './example.js';
+import { fieldText, kRecipeTemplate, PromptTemplate } from './prompt_template.js';
+import type { Row } from './rows.js';
+
+export interface FormatOptions {
+  /** A template with {field} places or the name of one; default: the recipe's. */
+  promptTemplate?: string;
+  promptField?: string;
+  responseField?: string;
+}
+
+export interface ExampleFormat {
+  /** For people: `question -> answer` or `messages`. */
+  readonly description: string;
+  encode(row: Row): Example;
+}
+
+/** Pairs of the public data sets of the recipe, tried in this order. */
+const kKnownPairs = [
+  ['instruction', 'output'],
+  ['query', 'response'],
+  ['query', 'answer'],
+  ['question', 'answer'],
+  ['prompt', 'completion'],
+  ['prompt', 'response'],
+  ['human', 'assistant'],
+] as const;
+
+/**
+ * Chooses the format by the options and the fields of the first row.
+ * @throws ArgumentError naming the fields that there are when no known pair fits
+ */
+export function chooseFormat(
+  tokenizer: Tokenizer,
+  firstRow: Row,
+  options: FormatOptions = {},
+): ExampleFormat {
+  const { promptTemplate, promptField, responseField } = options;
+  const asksForFields = [promptTemplate, promptField, responseField].some((o) => o !== undefined);
+  if (!asksForFields && Array.isArray(firstRow.messages)) {
+    return {
+      description: 'messages',
+      encode: (row) => encodeConversation(tokenizer, checkedMessages(row)),
+    };
+  }
+  const [prompt, response] = chooseFields(firstRow, options);
+  const template = new PromptTemplate(promptTemplate ?? kRecipeTemplate);
+  return {
+    description: `${prompt ?? 'template'} -> ${response}`,
+    encode: (row) =>
+      encodePromptResponse(tokenizer, template.fill(row, prompt), fieldText(row, response)),
+  };
+}
+
+/** The prompt's field (null: a custom template names its own) and the response's. */
+function chooseFields(row: Row, options: FormatOptions): [string | null, string] {
+  const { promptField, responseField, promptTemplate } = options;
+  if (promptField !== undefined && responseField !== undefined) return [promptField, responseField];
+  const pair = kKnownPairs.find(
+    ([p, r]) =>
+      Object.hasOwn(row, promptField ?? p) &&
+      Object.hasOwn(row, responseField ?? r) &&
+      (promptField === undefined || p === promptField) &&
+      (responseField === undefined || r === responseField),
+  );
+  if (pair) return [...pair];
+  if (promptTemplate !== undefined && responseField !== undefined) return [null, responseField];
+  throw new ArgumentError(
+    `cannot tell which fields hold prompt and response (fields: ${Object.keys(row).join(', ') || 'none'}); ` +
+      'name them with promptField and responseField',
+  );
+}
+
+function checkedMessages(row: Row): ChatMessage[] {
+  const { messages } = row;
+  if (!Array.isArray(messages)) {
+    throw new ArgumentError(
+      messages === undefined
+        ? `no field 'messages' (fields: ${Object.keys(row).join(', ') || 'none'})`
+        : "field 'messages' must be an array",
+    );
+  }
+  messages.forEach((message: unknown, i) => {
+    const role = (message as ChatMessage | null)?.role;
+    if (typeof role !== 'string') throw new ArgumentError(`messages[${i}] has no role`);
+  });
+  return messages as ChatMessage[];
+}

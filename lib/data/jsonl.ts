@@ -1,0 +1,241 @@
+/**
+ * JSON Lines files that may be larger than memory: one pass notes where each row begins (8 bytes a row), then rows are read
+ * by index. Blank lines and a byte-order mark are skipped. A damaged line is an error naming file, line and column.
+ */
+import { type FileHandle, open } from 'node:fs/promises';
+import { ArgumentError, FormatError } from '../errors.js';
+import { jsonErrorOffset } from './json_position.js';
+import type { Row, RowSource } from './rows.js';
+
+const kChunkBytes = 1 << 20;
+const kNewline = 10;
+/** The longest row: what fits into a JavaScript string. */
+const kMaxRowBytes = 0x1fffffe8;
+
+export interface JsonlOptions {
+  signal?: AbortSignal;
+}
+
+/** Growing list of byte offsets (exact up to 2^53). */
+class Offsets {
+  private values = new Float64Array(1024);
+  length = 0;
+
+  push(value: number): void {
+    if (this.length === this.values.length) {
+      const grown = new Float64Array(2 * this.values.length);
+      grown.set(this.values);
+      this.values = grown;
+    }
+    this.values[this.length++] = value;
+  }
+
+  finish(): Float64Array {
+    return this.values.slice(0, this.length);
+  }
+}
+
+/** Finds the lines that hold something, fed chunk by chunk. */
+class LineFinder {
+  readonly starts = new Offsets();
+  private base = 0;
+  private lineStart = 0;
+  private lineHasContent = false;
+
+  feed(chunk: Uint8Array): void {
+    let at = 0;
+    if (this.base === 0 && chunk[0] === 0xef && chunk[1] === 0xbb && chunk[2] === 0xbf) {
+      at = 3;
+      this.lineStart = 3;
+    }
+    while (at < chunk.length) {
+      if (!this.lineHasContent) {
+        while (at < chunk.length && isBlank(chunk[at])) at++;
+        if (at === chunk.length) break;
+        if (chunk[at] !== kNewline) {
+          this.starts.push(this.lineStart);
+          this.lineHasContent = true;
+        }
+      }
+      const newline = chunk.indexOf(kNewline, at);
+      if (newline < 0) break;
+      at = newline + 1;
+      this.lineStart = this.base + at;
+      this.lineHasContent = false;
+    }
+    this.base += chunk.length;
+  }
+}
+
+function isBlank(byte: number | undefined): boolean {
+  return byte === 0x20 || byte === 0x09 || byte === 0x0d;
+}
+
+export class JsonlFile implements RowSource {
+  private window = { start: 0, bytes: new Uint8Array() as Uint8Array };
+  /** The row after the one read last. */
+  private next = 0;
+
+  private constructor(
+    readonly path: string,
+    private readonly file: FileHandle,
+    private readonly starts: Float64Array,
+    private readonly size: number,
+  ) {}
+
+  /**
+   * Opens a file and indexes its lines, a chunk at a time.
+   * @throws ArgumentError if it cannot be opened or has no rows
+   */
+  static async open(path: string, options: JsonlOptions = {}): Promise<JsonlFile> {
+    let file: FileHandle;
+    try {
+      file = await open(path, 'r');
+      if ((await file.stat()).isDirectory()) {
+        await file.close();
+        throw new Error('it is a folder');
+      }
+    } catch (error) {
+      const { code, message } = error as NodeJS.ErrnoException;
+      throw new ArgumentError(
+        `data: cannot open ${path}: ${code === 'ENOENT' ? 'no such file' : message}`,
+      );
+    }
+    try {
+      const finder = new LineFinder();
+      let size = 0;
+      for await (const chunk of readChunks(file, 0)) {
+        options.signal?.throwIfAborted();
+        finder.feed(chunk);
+        size += chunk.length;
+      }
+      if (finder.starts.length === 0) throw new ArgumentError(`data: ${path} has no rows`);
+      return new JsonlFile(path, file, finder.starts.finish(), size);
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
+  }
+
+  get length(): number {
+    return this.starts.length;
+  }
+
+  async row(index: number): Promise<Row> {
+    const start = this.starts[index];
+    if (start === undefined) {
+      throw new ArgumentError(`data: ${this.path} has ${this.length} rows, no row ${index}`);
+    }
+    const bytes = await this.read(index, start, this.starts[index + 1] ?? this.size);
+    const text = await this.decode(index, bytes);
+    let value: unknown;
+    try {
+      value = JSON.parse(text);
+    } catch (error) {
+      const column = (jsonErrorOffset(text) ?? 0) + 1;
+      throw await this.damaged(index, column, `not valid JSON (${(error as Error).message})`);
+    }
+    if (value === null || typeof value !== 'object' || Array.isArray(value)) {
+      const kind =
+        value === null ? 'null' : Array.isArray(value) ? 'an array' : `a ${typeof value}`;
+      throw await this.damaged(index, 1, `a row must be a JSON object, got ${kind}`);
+    }
+    return value as Row;
+  }
+
+  async where(index: number): Promise<string> {
+    return `${this.path}:${await this.line(index)}`;
+  }
+
+  async close(): Promise<void> {
+    await this.file.close();
+  }
+
+  /** Rows read in their order come out of a window that is filled a chunk at a time. */
+  private async read(index: number, start: number, end: number): Promise<Uint8Array> {
+    if (end - start > kMaxRowBytes) {
+      throw await this.damaged(index, 1, `a row of ${end - start} bytes is too long`);
+    }
+    const inOrder = index === this.next;
+    this.next = index + 1;
+    let { window } = this; // one object, replaced whole: reads may overlap
+    if (start < window.start || end > window.start + window.bytes.length) {
+      const ahead = Math.min(Math.max(end - start, kChunkBytes), this.size - start);
+      const bytes = await this.readBytes(index, start, inOrder ? ahead : end - start);
+      window = { start, bytes };
+      this.window = window;
+    }
+    return window.bytes.subarray(start - window.start, end - window.start);
+  }
+
+  private async readBytes(index: number, start: number, length: number): Promise<Uint8Array> {
+    const bytes = new Uint8Array(length);
+    for (let filled = 0; filled < length; ) {
+      const { bytesRead } = await this.file.read(bytes, filled, length - filled, start + filled);
+      if (bytesRead === 0) throw await this.damaged(index, 1, 'the file has shrunk while in use');
+      filled += bytesRead;
+    }
+    return bytes;
+  }
+
+  private async decode(index: number, bytes: Uint8Array): Promise<string> {
+    try {
+      return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
+    } catch {
+      const at = invalidUtf8Offset(bytes);
+      const column = new TextDecoder().decode(bytes.subarray(0, at)).length + 1;
+      throw await this.damaged(index, column, 'not valid UTF-8');
+    }
+  }
+
+  /** `column` counts UTF-16 units from 1. */
+  private async damaged(index: number, column: number, what: string): Promise<FormatError> {
+    const where = `${this.path}:${await this.line(index)}:${column}`;
+    return new FormatError(`${where}: ${what}`, { path: this.path, offset: this.starts[index] });
+  }
+
+  /** The row's line number from 1: blank lines count, so the file is read again up to the row. */
+  private async line(index: number): Promise<number> {
+    let left = this.starts[index] as number;
+    let line = 1;
+    for await (const chunk of readChunks(this.file, 0)) {
+      const part = chunk.subarray(0, Math.min(left, chunk.length));
+      for (let at = part.indexOf(kNewline); at >= 0; at = part.indexOf(kNewline, at + 1)) line++;
+      left -= part.length;
+      if (left === 0) break;
+    }
+    return line;
+  }
+}
+
+/** The chunk is valid until the next one is asked for. */
+async function* readChunks(file: FileHandle, from: number): AsyncGenerator<Uint8Array> {
+  const buffer = new Uint8Array(kChunkBytes);
+  for (let position = from; ; ) {
+    const { bytesRead } = await file.read(buffer, 0, buffer.length, position);
+    if (bytesRead === 0) return;
+    yield buffer.subarray(0, bytesRead);
+    position += bytesRead;
+  }
+}
+
+/** Number of bytes before the first that cannot belong to UTF-8: the longest prefix that decodes. */
+function invalidUtf8Offset(bytes: Uint8Array): number {
+  let good = 0;
+  let bad = bytes.length + 1;
+  while (bad - good > 1) {
+    const middle = (good + bad) >> 1;
+    try {
+      // stream: true lets a character be cut by the end of the prefix.
+      new TextDecoder('utf-8', { fatal: true }).decode(bytes.subarray(0, middle), { stream: true });
+      good = middle;
+    } catch {
+      bad = middle;
+    }
+  }
+  // All of it decodes but for a character that the end cuts: step back to its first byte.
+  if (good === bytes.length)
+    do good--;
+    while (good > 0 && ((bytes[good] as number) & 0xc0) === 0x80);
+  return good;
+}

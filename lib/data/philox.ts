@@ -1,0 +1,78 @@
+/**
+ * Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), a counter-based generator: the number
+ * at a place is a pure function of key and counter. The order of an epoch therefore needs no stored state: (seed, epoch)
+ * gives it again.
+ */
+import { ArgumentError } from '../errors.js';
+
+const kMultiplier0 = 0xd2511f53;
+const kMultiplier1 = 0xcd9e8d57;
+const kWeyl0 = 0x9e3779b9;
+const kWeyl1 = 0xbb67ae85;
+const kRounds = 10;
+
+/** The high 32 bits of the 64-bit product. */
+function multiplyHigh(a: number, b: number): number {
+  const aLow = a & 0xffff;
+  const aHigh = a >>> 16;
+  const bLow = b & 0xffff;
+  const bHigh = b >>> 16;
+  const middle = aHigh * bLow + ((aLow * bLow) >>> 16);
+  const carry = (middle & 0xffff) + aLow * bHigh;
+  return (aHigh * bHigh + Math.floor(middle / 0x10000) + Math.floor(carry / 0x10000)) >>> 0;
+}
+
+export type Words4 = [number, number, number, number];
+
+/** One block of four 32-bit words. */
+export function philox4x32(counter: Readonly<Words4>, key: readonly [number, number]): Words4 {
+  let [c0, c1, c2, c3] = counter;
+  let [k0, k1] = key;
+  for (let round = 0; round < kRounds; round++) {
+    const high0 = multiplyHigh(kMultiplier0, c0);
+    const low0 = Math.imul(kMultiplier0, c0) >>> 0;
+    const high1 = multiplyHigh(kMultiplier1, c2);
+    const low1 = Math.imul(kMultiplier1, c2) >>> 0;
+    [c0, c1, c2, c3] = [(high1 ^ c1 ^ k0) >>> 0, low1, (high0 ^ c3 ^ k1) >>> 0, low0];
+    k0 = (k0 + kWeyl0) >>> 0;
+    k1 = (k1 + kWeyl1) >>> 0;
+  }
+  return [c0, c1, c2, c3];
+}
+
+/** Counter word that keeps this use of a seed apart from others ("shuf"). */
+const kShuffleStream = 0x73687566;
+
+/**
+ * A uniformly random order of 0..n-1 (Fisher-Yates), a pure function of its arguments.
+ * @param seed integer from 0 to 2^53 - 1
+ */
+export function shuffledOrder(n: number, seed: number, epoch: number): Uint32Array {
+  if (!Number.isSafeInteger(seed) || seed < 0) {
+    throw new ArgumentError(`shuffle: seed must be an integer from 0 to 2^53 - 1, got ${seed}`);
+  }
+  const key: [number, number] = [seed >>> 0, Math.floor(seed / 2 ** 32)];
+  let block: Words4 = [0, 0, 0, 0];
+  let used = 4;
+  let blocks = 0;
+  const next = () => {
+    if (used === 4) {
+      block = philox4x32([blocks >>> 0, Math.floor(blocks / 2 ** 32), epoch, kShuffleStream], key);
+      blocks++;
+      used = 0;
+    }
+    return block[used++] as number;
+  };
+  const order = Uint32Array.from({ length: n }, (_, i) => i);
+  for (let i = n - 1; i > 0; i--) {
+    // Words beyond the last whole multiple of i + 1 are drawn again, so that no index is favoured.
+    const limit = 2 ** 32 - (2 ** 32 % (i + 1));
+    let word = next();
+    while (word >= limit) word = next();
+    const j = word % (i + 1);
+    const kept = order[i] as number;
+    order[i] = order[j] as number;
+    order[j] = kept;
+  }
+  return order;
+}

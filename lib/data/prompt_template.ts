@@ -1,0 +1,102 @@
+/**
+ * Prompt templates: text with `{field}` places; `{{` and `}}` stand for braces. `{instruction}` and `{prompt}` mean the
+ * prompt field whatever its name, unless the row has a field of that very name.
+ */
+import { ArgumentError } from '../errors.js';
+import type { Row } from './rows.js';
+
+/** The prompt of the BA-LoRA recipe (and of Alpaca and PiSSA). */
+export const kRecipeTemplate =
+  'Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n' +
+  '### Instruction:\n{instruction}\n\n### Response:';
+
+/** Templates that can be given by name. */
+export const kNamedTemplates: Readonly<Record<string, string>> = {
+  alpaca: kRecipeTemplate,
+  none: '{prompt}',
+};
+
+const kAliases = new Set(['instruction', 'prompt']);
+
+type Piece = { text: string } | { field: string };
+
+export class PromptTemplate {
+  private readonly pieces: Piece[];
+
+  /**
+   * @param source a template, or the name of one in `kNamedTemplates`
+   * @throws ArgumentError for braces that do not pair, or a template that shows nothing of the row
+   */
+  constructor(source: string) {
+    const text = Object.hasOwn(kNamedTemplates, source)
+      ? (kNamedTemplates[source] as string)
+      : source;
+    this.pieces = parse(text);
+    if (!this.pieces.some((piece) => 'field' in piece)) {
+      throw new ArgumentError(
+        `prompt template: ${JSON.stringify(source)} has no {field}; named templates: ` +
+          Object.keys(kNamedTemplates).join(', '),
+      );
+    }
+  }
+
+  /** The row's prompt. `where` tells the row's place for the error about a missing field. */
+  fill(row: Row, promptField: string | null): string {
+    return this.pieces
+      .map((piece) => {
+        if ('text' in piece) return piece.text;
+        const { field } = piece;
+        const isAlias = kAliases.has(field) && !Object.hasOwn(row, field) && promptField !== null;
+        return fieldText(row, isAlias ? promptField : field);
+      })
+      .join('');
+  }
+}
+
+/**
+ * A field as text: strings as they are, numbers and booleans as JSON writes them.
+ * @throws ArgumentError naming the fields that the row has
+ */
+export function fieldText(row: Row, field: string): string {
+  const value = Object.hasOwn(row, field) ? row[field] : undefined;
+  if (typeof value === 'string') return value;
+  if (typeof value === 'number' || typeof value === 'boolean') return String(value);
+  if (value === undefined) {
+    const names = Object.keys(row);
+    throw new ArgumentError(
+      `no field '${field}' (fields: ${names.length ? names.join(', ') : 'none'})`,
+    );
+  }
+  const kind = value === null ? 'null' : Array.isArray(value) ? 'an array' : 'an object';
+  throw new ArgumentError(`field '${field}' must be text, got ${kind}`);
+}
+
+function parse(source: string): Piece[] {
+  const pieces: Piece[] = [];
+  let text = '';
+  for (let i = 0; i < source.length; i++) {
+    const char = source.charAt(i);
+    if ((char === '{' || char === '}') && source[i + 1] === char) {
+      text += char;
+      i++;
+    } else if (char === '{') {
+      const end = source.indexOf('}', i);
+      const field = end < 0 ? '' : source.slice(i + 1, end).trim();
+      if (field === '' || field.includes('{')) {
+        throw new ArgumentError(
+          `prompt template: '{' at ${i} opens no field (write {{ for a brace)`,
+        );
+      }
+      if (text) pieces.push({ text });
+      text = '';
+      pieces.push({ field });
+      i = end;
+    } else if (char === '}') {
+      throw new ArgumentError(`prompt template: '}' at ${i} closes nothing (write }} for a brace)`);
+    } else {
+      text += char;
+    }
+  }
+  if (text) pieces.push({ text });
+  return pieces;
+}

@@ -1,0 +1,28 @@
+/**
+ * Where rows of data come from: anything with a length that gives a row by its index. `JsonlFile` reads a file that may be
+ * larger than memory; `arrayRows` wraps rows that are there already.
+ */
+import { ArgumentError } from '../errors.js';
+
+/** One row: fields by name. */
+export type Row = Readonly<Record<string, unknown>>;
+
+export interface RowSource {
+  readonly length: number;
+  /** @throws FormatError naming file, line and column if the row is damaged */
+  row(index: number): Promise<Row>;
+  /** Where the row stands, for messages: `train.jsonl:12`. */
+  where(index: number): Promise<string>;
+  close(): Promise<void>;
+}
+
+/** Rows in memory. */
+export function arrayRows(rows: readonly Row[], name = 'row'): RowSource {
+  if (rows.length === 0) throw new ArgumentError(`data: ${name} has no rows`);
+  return {
+    length: rows.length,
+    row: async (index) => rows[index] as Row,
+    where: async (index) => `${name} ${index}`,
+    close: async () => {},
+  };
+}
