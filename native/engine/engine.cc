@@ -1,6 +1,8 @@
 #include "engine/engine.h"
 
+#if defined(_OPENMP)
 #include <omp.h>
+#endif
 #if defined(__linux__)
 #include <sched.h>
 #include <sys/resource.h>
@@ -33,6 +35,14 @@ void lower_priority(int nice) {
 #endif
 }
 
+void set_openmp_threads(int threads) {
+#if defined(_OPENMP)
+  omp_set_num_threads(threads);
+#else
+  (void)threads;
+#endif
+}
+
 }  // namespace
 
 Engine::Engine(const KernelTable* kernels, const EngineOptions& options) : kernels_(kernels) {
@@ -52,7 +62,7 @@ Engine::Engine(const KernelTable* kernels, const EngineOptions& options) : kerne
   context_.base.num_threads = num_threads_;
   stream_ = std::make_unique<Stream>([nice = options.nice, threads = num_threads_] {
     lower_priority(nice);
-    omp_set_num_threads(threads);
+    set_openmp_threads(threads);
   });
 }
 
@@ -72,7 +82,7 @@ void Engine::set_num_threads(int threads) {
   num_threads_ = threads;
   stream_->enqueue([this, threads] {
     context_.base.num_threads = threads;
-    omp_set_num_threads(threads);
+    set_openmp_threads(threads);
   });
 }
 
