@@ -8,6 +8,7 @@ export type Handle = number;
 export interface NativeOps {
   backward(roots: readonly (Handle)[], grads: readonly (Handle | null)[], retainGraph: boolean): void;
   cast(x: Handle, dtype: DType): Handle;
+  crossEntropy(logits: Handle, targets: Handle, reduction: string): Handle;
   customNode(name: string, inputs: readonly (Handle)[], outputs: readonly (Handle)[], backward: (...args: never[]) => unknown): (Handle)[];
   detach(x: Handle): Handle;
   deviceOf(x: Handle): string;
@@ -15,8 +16,11 @@ export interface NativeOps {
   dtypeOf(x: Handle): DType;
   freeze(x: Handle): void;
   fromBytes(bytes: Uint8Array, shape: readonly number[], dtype: DType): Handle;
+  gated(gate: Handle, up: Handle, activation: string): Handle;
   gradOf(x: Handle): Handle;
   isLeaf(x: Handle): boolean;
+  layerNorm(x: Handle, weight: Handle | null, bias: Handle | null, eps: number): Handle;
+  logSoftmax(x: Handle): Handle;
   memoryStats(): unknown;
   numThreads(): number;
   read(x: Handle, into: Uint8Array): Promise<void>;
@@ -25,6 +29,8 @@ export interface NativeOps {
   resetPeakMemory(): void;
   restoreMemoryTag(tag: number): void;
   rmsNorm(x: Handle, weight: Handle, eps: number, weightOffset: number, castBeforeWeight: boolean): Handle;
+  rmsNormAdd(x: Handle, residual: Handle, weight: Handle, eps: number, weightOffset: number, castBeforeWeight: boolean): [Handle, Handle];
+  rope(x: Handle, cos: Handle, sin: Handle, positions: Handle): Handle;
   setAnomalyMode(value: boolean): boolean;
   setCallSite(site: string): void;
   setErrorFactory(factory: (...args: never[]) => unknown): void;
@@ -35,6 +41,7 @@ export interface NativeOps {
   setNumThreads(threads: number): void;
   setRequiresGrad(x: Handle, value: boolean): void;
   shapeOf(x: Handle): number[];
+  softmax(x: Handle): Handle;
   synchronize(): Promise<void>;
   synchronizeSync(): void;
   trimMemory(): void;

@@ -1,1 +1,2 @@
+export * from './nn.ts';
 export * from './norm.ts';

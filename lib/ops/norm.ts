@@ -24,3 +24,49 @@ export function rmsNorm(
 ): Tensor {
   return new Tensor(native.rmsNorm(x.handle, weight.handle, eps, weightOffset, castBeforeWeight));
 }
+
+/**
+ * The sum of two tensors and its RMSNorm in one pass over memory, as every pre-norm block needs them:
+ * sum = x + residual (rounded to the dtype), y = rmsNorm(sum). The gradients of both outputs are merged in one pass too.
+ * @param x (..., C), any float dtype
+ * @param residual like x
+ * @param weight (C), of x's dtype
+ * @returns [sum, y], both (..., C)
+ */
+export function rmsNormAdd(
+  x: Tensor,
+  residual: Tensor,
+  weight: Tensor,
+  { eps = 1e-6, weightOffset = 0, castBeforeWeight = true }: RmsNormOptions = {},
+): [sum: Tensor, y: Tensor] {
+  const [sum, y] = native.rmsNormAdd(
+    x.handle,
+    residual.handle,
+    weight.handle,
+    eps,
+    weightOffset,
+    castBeforeWeight,
+  );
+  return [new Tensor(sum), new Tensor(y)];
+}
+
+export interface LayerNormOptions {
+  /** (C), of x's dtype; left out: 1. */
+  weight?: Tensor | null;
+  /** (C), of x's dtype; left out: 0. */
+  bias?: Tensor | null;
+  /** Added to the variance. Default 1e-5. */
+  eps?: number;
+}
+
+/**
+ * LayerNorm over the last dimension: y = (x - mean) / sqrt(var + eps) * weight + bias, var without Bessel's correction.
+ * @param x (..., C), any float dtype
+ * @returns (..., C), of x's dtype; statistics are taken in f32 (f64 for f64)
+ */
+export function layerNorm(
+  x: Tensor,
+  { weight = null, bias = null, eps = 1e-5 }: LayerNormOptions = {},
+): Tensor {
+  return new Tensor(native.layerNorm(x.handle, weight?.handle ?? null, bias?.handle ?? null, eps));
+}

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "tensor/tensor.h"
@@ -13,6 +14,27 @@ namespace balora {
 // rms_norm.cc: x (...,C), weight (C) -> (...,C)
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, double weight_offset,
                 bool cast_before_weight);
+// x, residual (...,C), weight (C) -> sum = x + residual, the norm of sum
+std::tuple<Tensor, Tensor> rms_norm_add(const Tensor& x, const Tensor& residual,
+                                        const Tensor& weight, double eps, double weight_offset,
+                                        bool cast_before_weight);
+
+// layer_norm.cc: x (...,C), weight, bias (C) -> (...,C)
+Tensor layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
+                  const std::optional<Tensor>& bias, double eps);
+
+// gated.cc: gate, up (...,F) -> (...,F); activation silu, gelu or gelu_tanh
+Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation);
+
+// rope.cc: x (N,H,D), cosine, sine (P,Drot/2), positions (N) i32 -> (N,H,D)
+Tensor rope(const Tensor& x, const Tensor& cosine, const Tensor& sine, const Tensor& positions);
+
+// softmax.cc: x (...,C) -> (...,C)
+Tensor softmax(const Tensor& x);
+Tensor log_softmax(const Tensor& x);
+
+// cross_entropy.cc: logits (N,V), targets (N) i32 -> (N) or (); reduction none, sum or mean
+Tensor cross_entropy(const Tensor& logits, const Tensor& targets, const std::string& reduction);
 
 // Declared here because the tape needs them; see their files.
 Tensor contiguous(const Tensor& x);

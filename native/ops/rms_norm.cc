@@ -1,48 +1,115 @@
-// RMSNorm: y = x / sqrt(mean(x^2) + eps) * (weight + weight_offset), over the last dimension.
-// Kept for backward: x, weight and the reciprocal root of each row. See kernels/cpu/norm.cc for the rounding rules.
+// RMSNorm: y = x / sqrt(mean(x^2) + eps) * (weight + weight_offset), over the last dimension; and
+// the same of x + residual, which it returns too. Kept for backward: what was normalised, weight
+// and the reciprocal root of each row. See kernels/cpu/norm.cc for the rounding rules.
 #include "engine/launch.h"
 #include "ops/ops.h"
+#include "ops/rows.h"
 #include "tape/tape.h"
 
 namespace balora {
+namespace {
+
+struct Options {
+  double eps, weight_offset;
+  bool cast_before_weight;
+};
+
+void check(const char* op, const Tensor& x, const Tensor& weight, double eps) {
+  check_float(op, "x", x);
+  if (x.ndim() < 1) throw ArgumentError(concat(op, ": x needs at least one dimension"));
+  check_shape(op, "weight", weight, {x.dim(-1)}, "(C)");
+  check_dtype(op, "weight", weight, x.dtype());
+  if (!(eps >= 0)) throw ArgumentError(concat(op, ": eps must be >= 0, got ", eps));
+}
+
+// Enqueues the gradient of the norm of `x` (N,C); dsum, when defined, joins dx.
+struct Gradients {
+  Tensor dx, dweight;
+};
+Gradients launch_backward(const Tensor& dy, const Tensor& dsum, const Tensor& x,
+                          const Tensor& weight, const Tensor& rstd, bool wants_x, bool wants_weight,
+                          const Options& options) {
+  Gradients out;
+  if (wants_x) out.dx = empty_like(x);
+  if (wants_weight) {
+    out.dweight = Tensor::empty(x.engine(), weight.shape(), accumulator_dtype(x.dtype()));
+  }
+  launch("rms_norm_backward", {dy, dsum, x, weight, rstd}, {out.dx, out.dweight},
+         [options](Launch& l) {
+           return l.kernels->rms_norm_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.in(4),
+                                               l.out(0), l.out(1), options.weight_offset,
+                                               options.cast_before_weight);
+         });
+  return out;
+}
+
+}  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, double weight_offset,
                 bool cast_before_weight) {
-  check_float("rms_norm", "x", x);
-  if (x.ndim() < 1) throw ArgumentError("rms_norm: x needs at least one dimension");
-  const int64_t channels = x.dim(-1);
-  check_shape("rms_norm", "weight", weight, {channels}, "(C)");
-  check_dtype("rms_norm", "weight", weight, x.dtype());
-  if (!(eps >= 0)) throw ArgumentError(concat("rms_norm: eps must be >= 0, got ", eps));
-
-  const int64_t rows = channels > 0 ? x.numel() / channels : 0;
-  const Tensor x2 = contiguous(x.detach()).view({rows, channels});
+  check("rms_norm", x, weight, eps);
+  const Options options{eps, weight_offset, cast_before_weight};
+  const Tensor x2 = contiguous_rows("rms_norm", "x", x);
   const Tensor w = contiguous(weight.detach());
   const Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
-  const Tensor rstd = Tensor::empty(x.engine(), {rows}, accumulator_dtype(x.dtype()));
-  launch("rms_norm", {x2, w}, {y.view({rows, channels}), rstd}, [=](Launch& l) {
-    return l.kernels->rms_norm_forward(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), eps,
-                                       weight_offset, cast_before_weight);
+  const Tensor rstd = Tensor::empty(x.engine(), {x2.dim(0)}, accumulator_dtype(x.dtype()));
+  launch("rms_norm", {x2, w}, {y.view(x2.shape()), rstd}, [options](Launch& l) {
+    return l.kernels->rms_norm_forward(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), options.eps,
+                                       options.weight_offset, options.cast_before_weight);
   });
 
   record("rms_norm", {x, weight}, {y},
-         [x2 = Saved(x2), w = Saved(w), rstd = Saved(rstd), shape = x.shape(), weight_offset,
-          cast_before_weight](std::span<const Tensor> dy, GradSink& sink) {
-           const Tensor x2_ = x2.get(), w_ = w.get();
-           const Tensor g = contiguous(dy[0]).view(x2_.shape());
-           const Tensor dx = sink.wants(0) ? empty_like(x2_) : Tensor();
-           const Tensor dw = sink.wants(1) ? Tensor::empty(x2_.engine(), w_.shape(),
-                                                           accumulator_dtype(w_.dtype()))
-                                           : Tensor();
-           launch("rms_norm_backward", {g, x2_, w_, rstd.get()}, {dx, dw}, [=](Launch& l) {
-             return l.kernels->rms_norm_backward(l.ctx, l.in(0), nullptr, l.in(1), l.in(2),
-                                                 l.in(3), l.out(0), l.out(1), weight_offset,
-                                                 cast_before_weight);
-           });
-           if (dx.defined()) sink.add(0, dx.view(shape));
-           sink.add(1, dw);
+         [x2 = Saved(x2), w = Saved(w), rstd = Saved(rstd), shape = x.shape(), options](
+             std::span<const Tensor> dy, GradSink& sink) {
+           const Tensor rows = x2.get();
+           const Gradients g =
+               launch_backward(contiguous(dy[0]).view(rows.shape()), Tensor(), rows, w.get(),
+                               rstd.get(), sink.wants(0), sink.wants(1), options);
+           if (g.dx.defined()) sink.add(0, g.dx.view(shape));
+           sink.add(1, g.dweight);
          });
   return y;
+}
+
+std::tuple<Tensor, Tensor> rms_norm_add(const Tensor& x, const Tensor& residual,
+                                        const Tensor& weight, double eps, double weight_offset,
+                                        bool cast_before_weight) {
+  check("rms_norm_add", x, weight, eps);
+  check_shape("rms_norm_add", "residual", residual, x.shape(), "the shape of x");
+  check_dtype("rms_norm_add", "residual", residual, x.dtype());
+  const Options options{eps, weight_offset, cast_before_weight};
+  const Tensor x2 = contiguous_rows("rms_norm_add", "x", x);
+  const Tensor residual2 = contiguous_rows("rms_norm_add", "residual", residual);
+  const Tensor w = contiguous(weight.detach());
+  const Tensor sum = Tensor::empty(x.engine(), x.shape(), x.dtype());
+  const Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
+  const Tensor rstd = Tensor::empty(x.engine(), {x2.dim(0)}, accumulator_dtype(x.dtype()));
+  const Tensor sum2 = sum.view(x2.shape());
+  launch(
+      "rms_norm_add", {x2, residual2, w}, {sum2, y.view(x2.shape()), rstd}, [options](Launch& l) {
+        return l.kernels->rms_norm_add_forward(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0), l.out(1),
+                                               l.out(2), options.eps, options.weight_offset,
+                                               options.cast_before_weight);
+      });
+
+  record("rms_norm_add", {x, residual, weight}, {sum, y},
+         [sum2 = Saved(sum2), w = Saved(w), rstd = Saved(rstd), shape = x.shape(), options](
+             std::span<const Tensor> dy, GradSink& sink) {
+           const Tensor rows = sum2.get();
+           const bool wants_sum = sink.wants(0) || sink.wants(1);
+           Tensor dsum = dy[0];
+           if (dy[1].defined()) {
+             const Tensor beside = dsum.defined() ? contiguous(dsum).view(rows.shape()) : Tensor();
+             const Gradients g =
+                 launch_backward(contiguous(dy[1]).view(rows.shape()), beside, rows, w.get(),
+                                 rstd.get(), wants_sum, sink.wants(2), options);
+             sink.add(2, g.dweight);
+             if (wants_sum) dsum = g.dx.view(shape);
+           }
+           sink.add(0, dsum);
+           sink.add(1, dsum);
+         });
+  return {sum, y};
 }
 
 }  // namespace balora

@@ -65,7 +65,7 @@ int32_t rope_kernel(Context* ctx, const View* x, const View* cosine, const View*
   const int32_t* position = data_of<int32_t>(positions);
   for (int64_t n = 0; n < rows; ++n) {
     if (position[n] < 0 || position[n] >= cosine->shape[0]) {
-      throw ArgumentError(concat("rope: position ", position[n], " of row ", n,
+      throw ArgumentError(concat("position ", position[n], " of row ", n,
                                  " is outside the tables, which have ", cosine->shape[0], " rows"));
     }
   }

@@ -74,7 +74,7 @@ TEST_CASE("rope refuses positions outside its tables") {
   Array<int32_t> positions({2}, std::vector<double>{0, 8});
   View vx = x.view(), vy = y.view(), c = cosine.view(), s = sine.view(), p = positions.view();
   CHECK_THROWS_WITH_AS(rope_kernel(ctx, &vx, &c, &s, &p, &vy, 0),
-                       "rope: position 8 of row 1 is outside the tables, which have 8 rows",
+                       "position 8 of row 1 is outside the tables, which have 8 rows",
                        ArgumentError);
 }
 

@@ -130,7 +130,7 @@ TEST_CASE("cross_entropy refuses a target that is no class, and a mean of nothin
       none({2}, std::vector<double>{-100, -100});
   View vz = z.view(), vo = outside.view(), vn = none.view(), vl = loss.view(), vs = lse.view();
   CHECK_THROWS_WITH_AS(cross_entropy_forward_kernel(ctx, &vz, &vo, &vl, &vs, 1),
-                       "cross_entropy: target 5 of row 1 is not a class id below 5 (-100 marks a "
+                       "target 5 of row 1 is not a class id below 5 (-100 marks a "
                        "row to ignore)",
                        ArgumentError);
   REQUIRE(cross_entropy_forward_kernel(ctx, &vz, &vn, &vl, &vs, 2) == 0);

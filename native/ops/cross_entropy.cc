@@ -1,0 +1,44 @@
+// Cross-entropy of logits (N,V) against class ids (N) i32, -100 meaning "does not count"; reduction
+// none, sum, or mean over the rows that count. The loss is f32 (f64 for f64). Kept for backward:
+// the logits and each row's log-sum-exp. A target outside the classes is found when the op runs; a
+// mean over no row at all is NaN.
+#include "engine/launch.h"
+#include "ops/ops.h"
+#include "ops/rows.h"
+#include "tape/tape.h"
+
+namespace balora {
+
+Tensor cross_entropy(const Tensor& logits, const Tensor& targets, const std::string& reduction) {
+  check_float("cross_entropy", "logits", logits);
+  check_ndim("cross_entropy", "logits (N,V)", logits, 2);
+  check_shape("cross_entropy", "targets", targets, {logits.dim(0)}, "(N)");
+  check_dtype("cross_entropy", "targets", targets, DType::kI32);
+  const int32_t kind = reduction == "none" ? 0 : reduction == "sum" ? 1 : 2;
+  if (kind == 2 && reduction != "mean") {
+    throw ArgumentError("cross_entropy: reduction must be none, sum or mean, got " + reduction);
+  }
+
+  const Tensor z = contiguous(logits.detach()), t = contiguous(targets.detach());
+  const DType wide = accumulator_dtype(logits.dtype());
+  const Shape rows{z.dim(0)};
+  const Tensor loss = Tensor::empty(z.engine(), kind == 0 ? rows : Shape{}, wide);
+  const Tensor lse = Tensor::empty(z.engine(), rows, wide);
+  launch("cross_entropy", {z, t}, {loss, lse}, [kind](Launch& l) {
+    return l.kernels->cross_entropy_forward(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), kind);
+  });
+  record("cross_entropy", {logits}, {loss},
+         [z = Saved(z), t = Saved(t), lse = Saved(lse), kind](std::span<const Tensor> dy,
+                                                              GradSink& sink) {
+           const Tensor dz = empty_like(z.get());
+           launch("cross_entropy_backward", {contiguous(dy[0]), z.get(), t.get(), lse.get()}, {dz},
+                  [kind](Launch& l) {
+                    return l.kernels->cross_entropy_backward(l.ctx, l.in(0), l.in(1), l.in(2),
+                                                             l.in(3), l.out(0), kind);
+                  });
+           sink.add(0, dz);
+         });
+  return loss;
+}
+
+}  // namespace balora

@@ -1,0 +1,56 @@
+// Gated activations: y = act(gate) * up, act one of silu (swiglu), gelu, gelu_tanh (geglu). Kept
+// for backward: gate and up only; act is recomputed. gate and up may be row-strided halves of one
+// fused product.
+#include "engine/launch.h"
+#include "ops/ops.h"
+#include "ops/rows.h"
+#include "tape/tape.h"
+
+namespace balora {
+namespace {
+
+int32_t activation_number(const std::string& activation) {
+  if (activation == "silu") return 0;
+  if (activation == "gelu") return 1;
+  if (activation == "gelu_tanh") return 2;
+  throw ArgumentError("gated: activation must be silu, gelu or gelu_tanh, got " + activation);
+}
+
+// (N,F) rows, strided only when the tensor has two dimensions.
+Tensor gated_rows(const Tensor& x) {
+  return x.ndim() == 2 ? row_strided(x) : contiguous_rows("gated", "gate", x);
+}
+
+}  // namespace
+
+Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation) {
+  check_float("gated", "gate", gate);
+  if (gate.ndim() < 1) throw ArgumentError("gated: gate needs at least one dimension");
+  check_shape("gated", "up", up, gate.shape(), "the shape of gate");
+  check_dtype("gated", "up", up, gate.dtype());
+  const int32_t act = activation_number(activation);
+  const Tensor g = gated_rows(gate), u = gated_rows(up);
+  const Tensor y = Tensor::empty(gate.engine(), gate.shape(), gate.dtype());
+  launch("gated", {g, u}, {y.view(g.shape())}, [act](Launch& l) {
+    return l.kernels->gated_forward(l.ctx, l.in(0), l.in(1), l.out(0), act);
+  });
+
+  record("gated", {gate, up}, {y},
+         [g = Saved(g), u = Saved(u), shape = gate.shape(), act](std::span<const Tensor> dy,
+                                                                 GradSink& sink) {
+           const Tensor gate_rows = g.get();
+           const Tensor dgate =
+               Tensor::empty(gate_rows.engine(), gate_rows.shape(), gate_rows.dtype());
+           const Tensor dup = empty_like(dgate);
+           launch("gated_backward", {contiguous(dy[0]).view(dgate.shape()), gate_rows, u.get()},
+                  {dgate, dup}, [act](Launch& l) {
+                    return l.kernels->gated_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0),
+                                                     l.out(1), act);
+                  });
+           sink.add(0, dgate.view(shape));
+           sink.add(1, dup.view(shape));
+         });
+  return y;
+}
+
+}  // namespace balora

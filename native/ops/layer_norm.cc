@@ -1,0 +1,59 @@
+// LayerNorm: y = (x - mean) / sqrt(var + eps) * weight + bias over the last dimension; weight and
+// bias may be absent. Kept for backward: x, weight, and each row's mean and reciprocal deviation.
+#include "engine/launch.h"
+#include "ops/ops.h"
+#include "ops/rows.h"
+#include "tape/tape.h"
+
+namespace balora {
+namespace {
+
+// The (C) operand off the tape, or undefined.
+Tensor channel_operand(const char* name, const std::optional<Tensor>& t, const Tensor& x) {
+  if (!t) return Tensor();
+  check_shape("layer_norm", name, *t, {x.dim(-1)}, "(C)");
+  check_dtype("layer_norm", name, *t, x.dtype());
+  return contiguous(t->detach());
+}
+
+}  // namespace
+
+Tensor layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
+                  const std::optional<Tensor>& bias, double eps) {
+  const Tensor x2 = contiguous_rows("layer_norm", "x", x);
+  const Tensor w = channel_operand("weight", weight, x);
+  const Tensor b = channel_operand("bias", bias, x);
+  if (!(eps >= 0)) throw ArgumentError(concat("layer_norm: eps must be >= 0, got ", eps));
+
+  const DType wide = accumulator_dtype(x.dtype());
+  const Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
+  const Tensor mean = Tensor::empty(x.engine(), {x2.dim(0)}, wide);
+  const Tensor rstd = Tensor::empty(x.engine(), {x2.dim(0)}, wide);
+  launch("layer_norm", {x2, w, b}, {y.view(x2.shape()), mean, rstd}, [eps](Launch& l) {
+    return l.kernels->layer_norm_forward(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0), l.out(1),
+                                         l.out(2), eps);
+  });
+
+  record(
+      "layer_norm", {x, weight.value_or(Tensor()), bias.value_or(Tensor())}, {y},
+      [x2 = Saved(x2), w = Saved(w), mean = Saved(mean), rstd = Saved(rstd), shape = x.shape(),
+       wide](std::span<const Tensor> dy, GradSink& sink) {
+        const Tensor rows = x2.get();
+        const Shape channels{rows.dim(1)};
+        const Tensor dx = sink.wants(0) ? empty_like(rows) : Tensor();
+        const Tensor dw = sink.wants(1) ? Tensor::empty(rows.engine(), channels, wide) : Tensor();
+        const Tensor db = sink.wants(2) ? Tensor::empty(rows.engine(), channels, wide) : Tensor();
+        launch("layer_norm_backward",
+               {contiguous(dy[0]).view(rows.shape()), rows, w.get(), mean.get(), rstd.get()},
+               {dx, dw, db}, [](Launch& l) {
+                 return l.kernels->layer_norm_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3),
+                                                       l.in(4), l.out(0), l.out(1), l.out(2));
+               });
+        if (dx.defined()) sink.add(0, dx.view(shape));
+        sink.add(1, dw);
+        sink.add(2, db);
+      });
+  return y;
+}
+
+}  // namespace balora

@@ -1,0 +1,41 @@
+// softmax and log_softmax over the last dimension. Kept for backward: x and each row's log-sum-exp.
+#include "engine/launch.h"
+#include "ops/ops.h"
+#include "ops/rows.h"
+#include "tape/tape.h"
+
+namespace balora {
+namespace {
+
+Tensor softmax_family(const char* op, const Tensor& x, bool logarithm) {
+  const Tensor x2 = contiguous_rows(op, "x", x);
+  const Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
+  const Tensor lse = Tensor::empty(x.engine(), {x2.dim(0)}, accumulator_dtype(x.dtype()));
+  launch(op, {x2}, {y.view(x2.shape()), lse}, [logarithm](Launch& l) {
+    return l.kernels->softmax_forward(l.ctx, l.in(0), l.out(0), l.out(1), logarithm);
+  });
+  record(op, {x}, {y},
+         [x2 = Saved(x2), lse = Saved(lse), shape = x.shape(), logarithm](
+             std::span<const Tensor> dy, GradSink& sink) {
+           const Tensor rows = x2.get();
+           const Tensor dx = empty_like(rows);
+           launch("softmax_backward", {contiguous(dy[0]).view(rows.shape()), rows, lse.get()}, {dx},
+                  [logarithm](Launch& l) {
+                    return l.kernels->softmax_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0),
+                                                       logarithm);
+                  });
+           sink.add(0, dx.view(shape));
+         });
+  return y;
+}
+
+}  // namespace
+
+Tensor softmax(const Tensor& x) {
+  return softmax_family("softmax", x, false);
+}
+Tensor log_softmax(const Tensor& x) {
+  return softmax_family("log_softmax", x, true);
+}
+
+}  // namespace balora
