@@ -1,0 +1,166 @@
+// Elementwise ops on two strided views of one (broadcast) shape. Same shape and broadcast scalar or row have loops
+// without index arithmetic. Integers know add, sub, mul, maximum and minimum, and wrap around.
+//   gradients: div  da = dy/b, db = -dy*y/b;  pow  da = dy*b*a^(b-1), db = dy*a^b*ln a;
+//   maximum and minimum: to the operand that won, half to each in a tie.
+#include <cmath>
+
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/strided.h"
+#include "kernels/op_codes.h"
+
+namespace balora {
+namespace {
+
+template <int Op, typename A>
+BALORA_INLINE A apply(A a, A b) {
+  if constexpr (std::is_integral_v<A>) {
+    using U = std::make_unsigned_t<A>;
+    if constexpr (Op == BALORA_ADD) return static_cast<A>(static_cast<U>(a) + static_cast<U>(b));
+    if constexpr (Op == BALORA_SUB) return static_cast<A>(static_cast<U>(a) - static_cast<U>(b));
+    if constexpr (Op == BALORA_MUL) return static_cast<A>(static_cast<U>(a) * static_cast<U>(b));
+  } else {
+    if constexpr (Op == BALORA_ADD) return a + b;
+    if constexpr (Op == BALORA_SUB) return a - b;
+    if constexpr (Op == BALORA_MUL) return a * b;
+    if constexpr (Op == BALORA_DIV) return a / b;
+    if constexpr (Op == BALORA_POW) return std::pow(a, b);
+  }
+  // A NaN on either side wins.
+  if constexpr (Op == BALORA_MAXIMUM) return a > b || a != a ? a : b;
+  if constexpr (Op == BALORA_MINIMUM) return a < b || a != a ? a : b;
+}
+
+template <typename T>
+BALORA_INLINE T load_any(const T& value) requires std::is_integral_v<T> { return value; }
+template <typename T>
+BALORA_INLINE Acc<T> load_any(const T& value) requires(!std::is_integral_v<T>) {
+  return load(value);
+}
+template <typename T, typename A>
+BALORA_INLINE T store_any(A value) {
+  if constexpr (std::is_integral_v<T>) {
+    return value;
+  } else {
+    return store<T>(value);
+  }
+}
+
+template <int Op, typename T>
+BALORA_INLINE void loop(const T* a, int64_t a_step, const T* b, int64_t b_step, T* y, int64_t n) {
+  if (a_step == 1 && b_step == 1) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) y[i] = store_any<T>(apply<Op>(load_any(a[i]), load_any(b[i])));
+  } else if (a_step == 1 && b_step == 0) {
+    const auto scalar = load_any(*b);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) y[i] = store_any<T>(apply<Op>(load_any(a[i]), scalar));
+  } else if (a_step == 0 && b_step == 1) {
+    const auto scalar = load_any(*a);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) y[i] = store_any<T>(apply<Op>(scalar, load_any(b[i])));
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      y[i] = store_any<T>(apply<Op>(load_any(a[i * a_step]), load_any(b[i * b_step])));
+    }
+  }
+}
+
+// One dispatched function per dtype that holds every op.
+#define ROW(T)                                                                                       \
+  BALORA_SIMD void binary_row(int op, const T* a, int64_t as, const T* b, int64_t bs, T* y, int64_t n) { \
+    switch (op) {                                                                                    \
+      case BALORA_ADD: return loop<BALORA_ADD>(a, as, b, bs, y, n);                                  \
+      case BALORA_SUB: return loop<BALORA_SUB>(a, as, b, bs, y, n);                                  \
+      case BALORA_MUL: return loop<BALORA_MUL>(a, as, b, bs, y, n);                                  \
+      case BALORA_MAXIMUM: return loop<BALORA_MAXIMUM>(a, as, b, bs, y, n);                          \
+      case BALORA_MINIMUM: return loop<BALORA_MINIMUM>(a, as, b, bs, y, n);                          \
+      FLOAT_CASES                                                                                    \
+      default: return;                                                                               \
+    }                                                                                                \
+  }
+#define FLOAT_CASES                                             \
+  case BALORA_DIV: return loop<BALORA_DIV>(a, as, b, bs, y, n); \
+  case BALORA_POW: return loop<BALORA_POW>(a, as, b, bs, y, n);
+ROW(float)
+ROW(bf16)
+ROW(f16)
+ROW(double)
+#undef FLOAT_CASES
+#define FLOAT_CASES
+ROW(int32_t)
+ROW(int64_t)
+#undef FLOAT_CASES
+#undef ROW
+
+template <int Op, typename A>
+BALORA_INLINE void gradients(A dy, A a, A b, A& da, A& db) {
+  if constexpr (Op == BALORA_DIV) {
+    da = dy / b;
+    db = -dy * (a / b) / b;
+  } else if constexpr (Op == BALORA_POW) {
+    da = b == A(0) ? A(0) : dy * b * std::pow(a, b - A(1));
+    db = a == A(0) && b >= A(0) ? A(0) : dy * std::pow(a, b) * std::log(a);
+  } else {
+    const bool a_wins = Op == BALORA_MAXIMUM ? a > b : a < b;
+    da = a == b ? dy / A(2) : a_wins ? dy : A(0);
+    db = a == b ? dy / A(2) : a_wins ? A(0) : dy;
+  }
+}
+
+template <int Op, typename T>
+BALORA_INLINE void gradient_loop(const T* dy, const T* a, const T* b, T* da, T* db,
+                                 const std::array<int64_t, 5>& step, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    Acc<T> to_a, to_b;
+    gradients<Op, Acc<T>>(load(dy[i * step[0]]), load(a[i * step[1]]), load(b[i * step[2]]), to_a, to_b);
+    if (da) da[i] = store<T>(to_a);
+    if (db) db[i] = store<T>(to_b);
+  }
+}
+
+}  // namespace
+
+int32_t binary_kernel(Context* ctx, const View* a, const View* b, const View* y, int32_t op) {
+  const LoopPlan<3> plan = plan_loops<3>({a, b, y});
+  dispatch_any(y->dtype, [&]<typename T>() {
+    if constexpr (std::is_same_v<T, uint8_t>) {
+      throw UnsupportedError("u8 has no arithmetic");
+    } else {
+      for_each_row<3>(ctx, plan, [&](const std::array<int64_t, 3>& at, int64_t n) {
+        const auto& step = plan.row_stride();
+        binary_row(op, data_of<T>(a) + at[0], step[0], data_of<T>(b) + at[1], step[1],
+                   data_of<T>(y) + at[2], n);
+      });
+    }
+  });
+  return 0;
+}
+
+int32_t binary_backward_kernel(Context* ctx, const View* dy, const View* a, const View* b,
+                               const View* da, const View* db, int32_t op) {
+  // An unwanted output takes the place of the other one in the plan: both are contiguous and of one shape.
+  const View* any = da ? da : db;
+  if (!any) return 0;
+  const LoopPlan<5> plan = plan_loops<5>({dy, a, b, da ? da : any, db ? db : any});
+  dispatch_float(any->dtype, [&]<typename T>() {
+    for_each_row<5>(ctx, plan, [&](const std::array<int64_t, 5>& at, int64_t n) {
+      const T* g = data_of<T>(dy) + at[0];
+      const T* x = data_of<T>(a) + at[1];
+      const T* z = data_of<T>(b) + at[2];
+      T* dx = da ? data_of<T>(da) + at[3] : nullptr;
+      T* dz = db ? data_of<T>(db) + at[4] : nullptr;
+      const auto& step = plan.row_stride();
+      switch (op) {
+        case BALORA_DIV: return gradient_loop<BALORA_DIV>(g, x, z, dx, dz, step, n);
+        case BALORA_POW: return gradient_loop<BALORA_POW>(g, x, z, dx, dz, step, n);
+        case BALORA_MAXIMUM: return gradient_loop<BALORA_MAXIMUM>(g, x, z, dx, dz, step, n);
+        case BALORA_MINIMUM: return gradient_loop<BALORA_MINIMUM>(g, x, z, dx, dz, step, n);
+        default: return;
+      }
+    });
+  });
+  return 0;
+}
+
+}  // namespace balora

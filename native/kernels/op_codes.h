@@ -1,0 +1,59 @@
+// The codes by which one kernel row serves a family of elementwise ops. They cross the device plug-in boundary:
+// append only.
+#pragma once
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum balora_binary_op {
+  BALORA_ADD = 0,
+  BALORA_SUB = 1,
+  BALORA_MUL = 2,
+  BALORA_DIV = 3,
+  BALORA_POW = 4,
+  BALORA_MAXIMUM = 5,
+  BALORA_MINIMUM = 6
+} balora_binary_op;
+
+typedef enum balora_compare_op {
+  BALORA_EQUAL = 0,
+  BALORA_NOT_EQUAL = 1,
+  BALORA_LESS = 2,
+  BALORA_LESS_EQUAL = 3,
+  BALORA_GREATER = 4,
+  BALORA_GREATER_EQUAL = 5
+} balora_compare_op;
+
+typedef enum balora_unary_op {
+  BALORA_NEG = 0,
+  BALORA_ABS = 1,
+  BALORA_EXP = 2,
+  BALORA_LOG = 3,
+  BALORA_SQRT = 4,
+  BALORA_RSQRT = 5,
+  BALORA_SQUARE = 6,
+  BALORA_SIN = 7,
+  BALORA_COS = 8,
+  BALORA_TANH = 9,
+  BALORA_SIGMOID = 10,
+  BALORA_RELU = 11,
+  BALORA_SILU = 12,
+  BALORA_GELU = 13,       // x * Phi(x), Phi through erf
+  BALORA_GELU_TANH = 14,  // the tanh approximation of it
+  BALORA_SOFTPLUS = 15,
+  BALORA_CLAMP = 16  // to [low, high]
+} balora_unary_op;
+
+typedef enum balora_reduce_op {
+  BALORA_SUM = 0,
+  BALORA_MEAN = 1,
+  BALORA_LOGSUMEXP = 2,
+  BALORA_VARIANCE = 3
+} balora_reduce_op;
+
+typedef enum balora_norm_kind { BALORA_NORM_1 = 0, BALORA_NORM_2 = 1, BALORA_NORM_INF = 2 } balora_norm_kind;
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif
