@@ -4,14 +4,14 @@
  * supervised token come up before the first step instead of hours into a run, and lengths are known for packing.
  */
 import { createHash } from 'node:crypto';
-import { ArgumentError, BaloraError, FormatError, UnsupportedError } from '../errors.js';
-import type { Tokenizer } from '../text/tokenizer.js';
-import { type Batch, collate } from './collate.js';
-import { type Example, supervisedCount, truncate } from './example.js';
-import { chooseFormat, type ExampleFormat, type FormatOptions } from './example_format.js';
-import { groupStarts } from './grouping.js';
-import { shuffledOrder } from './philox.js';
-import type { RowSource } from './rows.js';
+import { ArgumentError, BaloraError, FormatError, UnsupportedError } from '../errors.ts';
+import type { Tokenizer } from '../text/tokenizer.ts';
+import { type Batch, collate } from './collate.ts';
+import { type Example, supervisedCount, truncate } from './example.ts';
+import { chooseFormat, type ExampleFormat, type FormatOptions } from './example_format.ts';
+import { groupStarts } from './grouping.ts';
+import { shuffledOrder } from './philox.ts';
+import type { RowSource } from './rows.ts';
 
 export interface BatchOptions extends FormatOptions {
   /** Examples (rows, when packing) a micro-batch. Default 1. */

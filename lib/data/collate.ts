@@ -3,8 +3,8 @@
  * segment's first id is nobody's target and its last row predicts nothing. Segments are never seen by each other: positions
  * start again and cuSeqlens bounds attention, whether the segments are padded, packed or simply put one after the other.
  */
-import { ArgumentError } from '../errors.js';
-import { type Example, supervisedCount } from './example.js';
+import { ArgumentError } from '../errors.ts';
+import { type Example, supervisedCount } from './example.ts';
 
 /** Target of a row that is not supervised. */
 export const kNotSupervised = -100;

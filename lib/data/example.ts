@@ -3,9 +3,9 @@
  * the longest common prefix with the prompt alone: where the last characters of the prompt and the first of the response merge
  * into one token, that token is supervised.
  */
-import { ArgumentError } from '../errors.js';
-import type { ChatMessage } from '../text/chat_template.js';
-import type { Tokenizer } from '../text/tokenizer.js';
+import { ArgumentError } from '../errors.ts';
+import type { ChatMessage } from '../text/chat_template.ts';
+import type { Tokenizer } from '../text/tokenizer.ts';
 
 /** Not shifted: `supervised[t]` says that id t is to be learned (predicted by row t-1). */
 export interface Example {

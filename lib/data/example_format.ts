@@ -2,12 +2,12 @@
  * How a row becomes an example: prompt and response fields through a prompt template, or `messages` through the model's chat
  * template. What is not given is read off the first row.
  */
-import { ArgumentError } from '../errors.js';
-import type { ChatMessage } from '../text/chat_template.js';
-import type { Tokenizer } from '../text/tokenizer.js';
-import { type Example, encodeConversation, encodePromptResponse } from './example.js';
-import { fieldText, kRecipeTemplate, PromptTemplate } from './prompt_template.js';
-import type { Row } from './rows.js';
+import { ArgumentError } from '../errors.ts';
+import type { ChatMessage } from '../text/chat_template.ts';
+import type { Tokenizer } from '../text/tokenizer.ts';
+import { type Example, encodeConversation, encodePromptResponse } from './example.ts';
+import { fieldText, kRecipeTemplate, PromptTemplate } from './prompt_template.ts';
+import type { Row } from './rows.ts';
 
 export interface FormatOptions {
   /** A template with {field} places or the name of one; default: the recipe's. */

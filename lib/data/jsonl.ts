@@ -3,9 +3,9 @@
  * by index. Blank lines and a byte-order mark are skipped. A damaged line is an error naming file, line and column.
  */
 import { type FileHandle, open } from 'node:fs/promises';
-import { ArgumentError, FormatError } from '../errors.js';
-import { jsonErrorOffset } from './json_position.js';
-import type { Row, RowSource } from './rows.js';
+import { ArgumentError, FormatError } from '../errors.ts';
+import { jsonErrorOffset } from './json_position.ts';
+import type { Row, RowSource } from './rows.ts';
 
 const kChunkBytes = 1 << 20;
 const kNewline = 10;

@@ -3,7 +3,7 @@
  * at a place is a pure function of key and counter. The order of an epoch therefore needs no stored state: (seed, epoch)
  * gives it again.
  */
-import { ArgumentError } from '../errors.js';
+import { ArgumentError } from '../errors.ts';
 
 const kMultiplier0 = 0xd2511f53;
 const kMultiplier1 = 0xcd9e8d57;

@@ -2,8 +2,8 @@
  * Prompt templates: text with `{field}` places; `{{` and `}}` stand for braces. `{instruction}` and `{prompt}` mean the
  * prompt field whatever its name, unless the row has a field of that very name.
  */
-import { ArgumentError } from '../errors.js';
-import type { Row } from './rows.js';
+import { ArgumentError } from '../errors.ts';
+import type { Row } from './rows.ts';
 
 /** The prompt of the BA-LoRA recipe (and of Alpaca and PiSSA). */
 export const kRecipeTemplate =

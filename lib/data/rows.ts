@@ -2,7 +2,7 @@
  * Where rows of data come from: anything with a length that gives a row by its index. `JsonlFile` reads a file that may be
  * larger than memory; `arrayRows` wraps rows that are there already.
  */
-import { ArgumentError } from '../errors.js';
+import { ArgumentError } from '../errors.ts';
 
 /** One row: fields by name. */
 export type Row = Readonly<Record<string, unknown>>;

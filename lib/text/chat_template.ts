@@ -3,7 +3,7 @@
  * @huggingface/jinja.
  */
 import { Template } from '@huggingface/jinja';
-import { ArgumentError, FormatError } from '../errors.js';
+import { ArgumentError, FormatError } from '../errors.ts';
 
 /** One turn. Templates may read further keys (tool_calls, name, ...). */
 export interface ChatMessage {

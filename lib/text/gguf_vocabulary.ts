@@ -2,8 +2,8 @@
  * A tokenizer.json-like object built from the vocabulary inside a GGUF file (tokenizer.ggml.*). Only byte-level BPE
  * (tokenizer.ggml.model = "gpt2") is supported: the other kinds are refused by name, never guessed.
  */
-import { FormatError, UnsupportedError } from '../errors.js';
-import { ggufPreTokenizer } from './pre_tokenizers.js';
+import { FormatError, UnsupportedError } from '../errors.ts';
+import { ggufPreTokenizer } from './pre_tokenizers.ts';
 
 /** The metadata key/values of a GGUF file, as a plain object or a Map. */
 export type GgufMetadata = Readonly<Record<string, unknown>> | ReadonlyMap<string, unknown>;

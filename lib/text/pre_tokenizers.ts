@@ -3,7 +3,7 @@
  * repair of two whose JavaScript form differs from the original. Patterns are those of llama.cpp's llama-vocab.cpp and of
  * the models' own tokenizer.json files.
  */
-import { UnsupportedError } from '../errors.js';
+import { UnsupportedError } from '../errors.ts';
 
 type Json = Record<string, unknown>;
 

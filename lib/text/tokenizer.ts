@@ -6,21 +6,21 @@
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { ArgumentError, FormatError } from '../errors.js';
-import { bytesOfToken, toByteLevel } from './byte_level.js';
+import { ArgumentError, FormatError } from '../errors.ts';
+import { bytesOfToken, toByteLevel } from './byte_level.ts';
 import {
   type ChatMessage,
   ChatTemplate,
   type ChatTemplateSource,
   type RenderOptions,
-} from './chat_template.js';
+} from './chat_template.ts';
 import {
   type GgufMetadata,
   type TokenizerParts,
   tokenizerFromGgufMetadata,
-} from './gguf_vocabulary.js';
-import { HfBpe, type HfModel, HfTokenizer } from './hf_tokenizers.js';
-import { preTokenizerSteps } from './pre_tokenizers.js';
+} from './gguf_vocabulary.ts';
+import { HfBpe, type HfModel, HfTokenizer } from './hf_tokenizers.ts';
+import { preTokenizerSteps } from './pre_tokenizers.ts';
 
 type Json = Record<string, unknown>;
 

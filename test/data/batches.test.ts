@@ -1,12 +1,12 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { Batches, type BatchOptions, type DataWarning } from '../../lib/data/batches.js';
-import { type Batch, collate } from '../../lib/data/collate.js';
-import type { Example } from '../../lib/data/example.js';
-import { groupStarts } from '../../lib/data/grouping.js';
-import { arrayRows } from '../../lib/data/rows.js';
-import { ArgumentError } from '../../lib/errors.js';
-import { tinyTokenizer } from '../support/tiny_tokenizer.js';
+import { Batches, type BatchOptions, type DataWarning } from '../../lib/data/batches.ts';
+import { type Batch, collate } from '../../lib/data/collate.ts';
+import type { Example } from '../../lib/data/example.ts';
+import { groupStarts } from '../../lib/data/grouping.ts';
+import { arrayRows } from '../../lib/data/rows.ts';
+import { ArgumentError } from '../../lib/errors.ts';
+import { tinyTokenizer } from '../support/tiny_tokenizer.ts';
 
 const tokenizer = tinyTokenizer();
 const kPlain = { promptTemplate: 'none', promptField: 'q', responseField: 'a' };

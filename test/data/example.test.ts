@@ -5,15 +5,15 @@ import {
   encodePromptResponse,
   supervisedCount,
   truncate,
-} from '../../lib/data/example.js';
-import { chooseFormat } from '../../lib/data/example_format.js';
-import { kRecipeTemplate, PromptTemplate } from '../../lib/data/prompt_template.js';
-import { Tokenizer } from '../../lib/text/tokenizer.js';
+} from '../../lib/data/example.ts';
+import { chooseFormat } from '../../lib/data/example_format.ts';
+import { kRecipeTemplate, PromptTemplate } from '../../lib/data/prompt_template.ts';
+import { Tokenizer } from '../../lib/text/tokenizer.ts';
 import {
   tinyTokenizer,
   tinyTokenizerConfig,
   tinyTokenizerJson,
-} from '../support/tiny_tokenizer.js';
+} from '../support/tiny_tokenizer.ts';
 
 const tokenizer = tinyTokenizer();
 const withTemplate = (chat_template: string) =>

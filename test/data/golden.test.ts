@@ -2,13 +2,13 @@
 import { readFileSync } from 'node:fs';
 import { gguf } from '@huggingface/gguf';
 import { beforeAll, expect, it } from 'vitest';
-import { Batches } from '../../lib/data/batches.js';
-import type { Batch } from '../../lib/data/collate.js';
-import { JsonlFile } from '../../lib/data/jsonl.js';
-import type { RowSource } from '../../lib/data/rows.js';
-import { Tokenizer } from '../../lib/text/tokenizer.js';
-import { readInt32Tensors } from '../support/read_safetensors.js';
-import { describeShared, sharedPath } from '../support/shared.js';
+import { Batches } from '../../lib/data/batches.ts';
+import type { Batch } from '../../lib/data/collate.ts';
+import { JsonlFile } from '../../lib/data/jsonl.ts';
+import type { RowSource } from '../../lib/data/rows.ts';
+import { Tokenizer } from '../../lib/text/tokenizer.ts';
+import { readInt32Tensors } from '../support/read_safetensors.ts';
+import { describeShared, sharedPath } from '../support/shared.ts';
 
 const kGguf = 'models/smollm2-135m-instruct-gguf/SmolLM2-135M-Instruct.Q4_1.gguf';
 const kTrain = 'golden/smollm2/train.json';

@@ -3,9 +3,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { jsonErrorOffset } from '../../lib/data/json_position.js';
-import { JsonlFile } from '../../lib/data/jsonl.js';
-import { ArgumentError, FormatError } from '../../lib/errors.js';
+import { jsonErrorOffset } from '../../lib/data/json_position.ts';
+import { JsonlFile } from '../../lib/data/jsonl.ts';
+import { ArgumentError, FormatError } from '../../lib/errors.ts';
 
 let folder: string;
 beforeAll(async () => {

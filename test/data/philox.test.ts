@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { philox4x32, shuffledOrder } from '../../lib/data/philox.js';
+import { philox4x32, shuffledOrder } from '../../lib/data/philox.ts';
 
 describe('philox4x32', () => {
   // Known answers of the authors' Random123 library (kat_vectors, philox4x32 10).

@@ -1,6 +1,6 @@
 /** A byte-level BPE tokenizer of 256 bytes, a few merges and two special tokens, for tests without any model. */
-import { kByteToChar } from '../../lib/text/byte_level.js';
-import { Tokenizer } from '../../lib/text/tokenizer.js';
+import { kByteToChar } from '../../lib/text/byte_level.ts';
+import { Tokenizer } from '../../lib/text/tokenizer.ts';
 
 const kMerges: [string, string][] = [
   ['a', 'b'],

@@ -5,10 +5,10 @@ import { join } from 'node:path';
 import { gguf } from '@huggingface/gguf';
 import fc from 'fast-check';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.js';
-import { Tokenizer } from '../../lib/text/tokenizer.js';
-import { describeShared, sharedPath } from '../support/shared.js';
-import { tinyTokenizerConfig, tinyTokenizerJson } from '../support/tiny_tokenizer.js';
+import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.ts';
+import { Tokenizer } from '../../lib/text/tokenizer.ts';
+import { describeShared, sharedPath } from '../support/shared.ts';
+import { tinyTokenizerConfig, tinyTokenizerJson } from '../support/tiny_tokenizer.ts';
 
 interface Golden {
   strings: { text: string; ids: number[]; ids_no_special?: number[] }[];
