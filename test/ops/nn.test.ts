@@ -104,7 +104,7 @@ describe('rmsNormAdd', () => {
             values(x).map((v, i) => v + (r[i] as number)),
             roundingOf(dtype),
           );
-          expectClose(y, values(rmsNorm(sum, w, options)), 2 * roundingOf(dtype));
+          expectClose(y, values(rmsNorm(sum, w, options)), toleranceOf(dtype));
         }
       }
     }
