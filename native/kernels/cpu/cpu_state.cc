@@ -45,12 +45,15 @@ dnnl::memory::data_type onednn_dtype(int32_t dtype) {
   }
 }
 
-Matmul::Matmul(const dnnl::engine& engine, const MatmulSpec& s) : engine_(engine) {
+Matmul::Matmul(const dnnl::engine& engine, const MatmulSpec& s, const Desc* packed_b)
+    : engine_(engine) {
   // A repeated matrix is a batch dimension of 1, which oneDNN broadcasts.
   a_ = matrix(s, {s.a_batch ? s.batch : 1, s.m, s.k}, s.a_dtype, {s.a_batch, s.a_row, s.a_col});
-  b_ = s.packed_b ? any_layout(s, s.b_dtype)
-                  : matrix(s, {s.b_batch ? s.batch : 1, s.k, s.n}, s.b_dtype,
-                           {s.b_batch, s.b_row, s.b_col});
+  if (s.packed_b) {
+    b_ = packed_b ? *packed_b : any_layout(s, s.b_dtype);
+  } else {
+    b_ = matrix(s, {s.b_batch ? s.batch : 1, s.k, s.n}, s.b_dtype, {s.b_batch, s.b_row, s.b_col});
+  }
   c_ = matrix(s, {s.batch, s.m, s.n}, s.c_dtype, {s.c_batch, s.c_row, 1});
   dnnl::primitive_attr attr;
   attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
@@ -112,7 +115,7 @@ size_t CpuState::Hash::operator()(const MatmulSpec& spec) const {
       std::string_view(reinterpret_cast<const char*>(&spec), sizeof spec));
 }
 
-std::shared_ptr<const Matmul> CpuState::matmul(const MatmulSpec& spec) {
+std::shared_ptr<const Matmul> CpuState::matmul(const MatmulSpec& spec, const Desc* packed_b) {
   const auto found = cache_.find(spec);
   if (found != cache_.end()) {
     ages_.splice(ages_.begin(), ages_, found->second.age);
@@ -121,7 +124,7 @@ std::shared_ptr<const Matmul> CpuState::matmul(const MatmulSpec& spec) {
   std::shared_ptr<const Matmul> made;
   try {
     const OneDnnThreads threads(spec.threads);
-    made = std::make_shared<const Matmul>(engine_, spec);
+    made = std::make_shared<const Matmul>(engine_, spec, packed_b);
   } catch (const dnnl::error& error) {
     if (error.status != dnnl_unimplemented) throw;
   }

@@ -185,6 +185,12 @@ void scale_only(const GemmShape& s, const GemmOutput& c, double beta) {
   });
 }
 
+// The values of oneDNN's ISA levels are sets of bits; ONEDNN_MAX_CPU_ISA lowers the effective one.
+bool cpu_has(dnnl::cpu_isa level) {
+  const auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
+  return (isa & static_cast<unsigned>(level)) == static_cast<unsigned>(level);
+}
+
 int thread_index() {
 #if defined(_OPENMP)
   return omp_get_thread_num();
@@ -195,11 +201,8 @@ int thread_index() {
 
 }  // namespace
 
-bool cpu_multiplies_bf16() {
-  const auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
-  const auto wanted = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_bf16);
-  return (isa & wanted) == wanted;
-}
+bool cpu_multiplies_bf16() { return cpu_has(dnnl::cpu_isa::avx512_core_bf16); }
+bool cpu_has_amx() { return cpu_has(dnnl::cpu_isa::avx512_core_amx); }
 
 void gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,
           const GemmOutput& c, const GemmScale& scale) {

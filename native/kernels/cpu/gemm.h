@@ -46,6 +46,8 @@ void gemm(Context* ctx, const GemmShape& shape, const GemmInput& a, const GemmIn
 
 // True where bf16 x bf16 -> f32 runs on instructions made for it (AVX512-BF16, AMX); else bf16 is widened to f32.
 bool cpu_multiplies_bf16();
+// True where those instructions are AMX tiles.
+bool cpu_has_amx();
 
 class Matmul;
 

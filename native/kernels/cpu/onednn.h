@@ -23,7 +23,7 @@ struct MatmulSpec {
   int64_t addend_row = 0;  // stride of an f32 (m,n) matrix added before rounding; 0: none
   int32_t a_dtype = 0, b_dtype = 0, c_dtype = 0;
   int32_t bias_dtype = -1;  // (n) added before rounding; -1: none
-  int32_t packed_b = 0;     // B is in the layout the primitive asked for (b_* strides unused)
+  int32_t packed_b = 0;     // B is packed, in a layout that k, n and the types determine (b_* strides unused)
   int32_t threads = 1;
   float alpha = 1, beta = 0;
   bool operator==(const MatmulSpec&) const = default;
@@ -41,8 +41,9 @@ struct MatmulArguments {
 
 class Matmul {
  public:
+  // packed_b: B's layout, or null to let oneDNN choose one (b_layout() tells it). Without spec.packed_b, unused.
   // Throws dnnl::error with dnnl_unimplemented where this CPU has no such product.
-  Matmul(const dnnl::engine& engine, const MatmulSpec& spec);
+  Matmul(const dnnl::engine& engine, const MatmulSpec& spec, const dnnl::memory::desc* packed_b);
   void execute(const dnnl::stream& stream, const MatmulArguments& arguments) const;
   uint64_t scratch_bytes() const { return scratch_.get_size(); }
   const dnnl::memory::desc& b_layout() const { return b_; }
@@ -65,10 +66,12 @@ class CpuState {
   const dnnl::stream& stream() const { return stream_; }
 
   // The cached primitive, made on first use; null where oneDNN refuses the types on this CPU.
-  std::shared_ptr<const Matmul> matmul(const MatmulSpec& spec);
+  std::shared_ptr<const Matmul> matmul(const MatmulSpec& spec,
+                                       const dnnl::memory::desc* packed_b = nullptr);
 
   // Grow-only buffers that outlive a kernel, 64-byte aligned; a later call with the same index may move it.
-  static constexpr int kScratchpad = 0, kWideA = 1, kWideB = 2, kWideC = 3, kScratchCount = 4;
+  static constexpr int kScratchpad = 0, kWideA = 1, kWideB = 2, kWideC = 3, kSum = 4, kFirst = 5, kSecond = 6;
+  static constexpr int kScratchCount = 7;
   void* scratch(int index, uint64_t bytes);
 
  private:

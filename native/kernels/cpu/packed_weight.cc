@@ -1,0 +1,95 @@
+// packed_weight.h. oneDNN compiles a primitive for each number of rows (about half a millisecond), so rows are taken
+// as a multiple of kRowBucket and a rest: batches of all lengths then share a few primitives.
+#include "kernels/cpu/packed_weight.h"
+
+#include <cstdlib>
+#include <new>
+
+#include "kernels/cpu/gemm.h"
+#include "tensor/dtype.h"
+#include "tensor/errors.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kRowBucket = 64;
+constexpr int64_t kTypicalRows = 1024;  // the layout is chosen for products of this size
+
+const char* advance(const void* data, int64_t elements, int32_t dtype) {
+  return static_cast<const char*>(data) + elements * dtype_size(static_cast<DType>(dtype));
+}
+
+}  // namespace
+
+void PackedWeight::Free::operator()(void* data) const { std::free(data); }
+
+const PackedWeight* PackedWeight::of(Context* ctx, const View& b, bool transposed) {
+  if (!b.slots || !view_contiguous(b) || view_numel(b) == 0) return nullptr;
+  if (b.shape[transposed ? 0 : 1] == 1) return nullptr;  // see gemm.cc on single columns
+  if (b.dtype != BALORA_F32 && !(b.dtype == BALORA_BF16 && cpu_multiplies_bf16())) return nullptr;
+  balora_slot& slot = b.slots[transposed ? 0 : 1];
+  if (!slot.data) {
+    slot.data = new PackedWeight(ctx, b, transposed);
+    slot.destroy = [](void* data) { delete static_cast<PackedWeight*>(data); };
+  }
+  const auto* packed = static_cast<const PackedWeight*>(slot.data);
+  const int64_t k = b.shape[transposed ? 1 : 0], n = b.shape[transposed ? 0 : 1];
+  // The slots belong to the storage; another view of it (a slice, a reshape) is multiplied unpacked.
+  const bool same = packed->k_ == k && packed->n_ == n && packed->dtype_ == b.dtype;
+  return same && packed->data_ ? packed : nullptr;
+}
+
+PackedWeight::PackedWeight(Context* ctx, const View& b, bool transposed)
+    : k_(b.shape[transposed ? 1 : 0]), n_(b.shape[transposed ? 0 : 1]), dtype_(b.dtype) {
+  CpuState& state = CpuState::of(ctx);
+  MatmulSpec spec;
+  spec.m = kTypicalRows, spec.n = n_, spec.k = k_;
+  spec.a_row = k_, spec.a_col = 1, spec.c_row = n_;
+  spec.a_dtype = spec.b_dtype = spec.c_dtype = dtype_;
+  spec.packed_b = 1;
+  spec.threads = ctx->num_threads;
+  const OneDnnThreads threads(ctx->num_threads);
+  const auto matmul = state.matmul(spec);
+  if (!matmul) return;
+  layout_ = matmul->b_layout();
+  const uint64_t bytes = (layout_.get_size() + 63) / 64 * 64;
+  data_.reset(std::aligned_alloc(64, bytes));
+  if (!data_) throw std::bad_alloc();
+  const dnnl::memory::dims strides = transposed ? dnnl::memory::dims{1, k_} : dnnl::memory::dims{n_, 1};
+  const dnnl::memory from({{k_, n_}, onednn_dtype(dtype_), strides}, state.engine(), b.data);
+  dnnl::memory to(layout_, state.engine(), data_.get());
+  dnnl::reorder(from, to).execute(const_cast<dnnl::stream&>(state.stream()),
+                                  const_cast<dnnl::memory&>(from), to);
+  if (ctx->account) ctx->account(ctx, static_cast<int64_t>(bytes));
+}
+
+void PackedWeight::multiply(Context* ctx, int64_t m, const void* a, int64_t lda, void* c,
+                            int32_t c_dtype, int64_t ldc, float beta, const float* addend) const {
+  MatmulSpec spec;
+  spec.n = n_, spec.k = k_;
+  spec.a_row = lda, spec.a_col = 1, spec.c_row = ldc;
+  spec.a_dtype = spec.b_dtype = dtype_, spec.c_dtype = c_dtype;
+  spec.addend_row = addend ? n_ : 0;
+  spec.packed_b = 1, spec.beta = beta;
+  spec.threads = ctx->num_threads;
+  const OneDnnThreads threads(ctx->num_threads);
+  CpuState& state = CpuState::of(ctx);
+  const int64_t body = m / kRowBucket * kRowBucket;
+  const MatmulArguments arguments = {a, data_.get(), c, addend, nullptr, nullptr};
+  if (body > 0) multiply_rows(state, spec, 0, body, arguments);
+  if (body < m) multiply_rows(state, spec, body, m - body, arguments);
+}
+
+void PackedWeight::multiply_rows(CpuState& state, MatmulSpec spec, int64_t first, int64_t rows,
+                                 MatmulArguments x) const {
+  spec.m = rows;
+  x.a = advance(x.a, first * spec.a_row, dtype_);
+  x.c = const_cast<char*>(advance(x.c, first * spec.c_row, spec.c_dtype));
+  if (x.addend) x.addend = advance(x.addend, first * spec.addend_row, BALORA_F32);
+  const auto matmul = state.matmul(spec, &layout_);
+  if (!matmul) throw UnsupportedError("oneDNN refuses a product with a packed weight");
+  x.scratch = state.scratch(CpuState::kScratchpad, matmul->scratch_bytes());
+  matmul->execute(state.stream(), x);
+}
+
+}  // namespace balora

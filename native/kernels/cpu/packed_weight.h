@@ -1,0 +1,34 @@
+// A frozen weight in oneDNN's layout for the right side of a product. Slot 0 of a (out,in) weight holds the layout for
+// x W^T, slot 1 the one for dy W.
+#pragma once
+#include <cstdint>
+#include <memory>
+
+#include "kernels/cpu/onednn.h"
+
+namespace balora {
+
+class PackedWeight {
+ public:
+  // The packed form of op(b), made on first use. Null where b is not frozen or oneDNN cannot multiply its type here.
+  static const PackedWeight* of(Context* ctx, const View& b, bool transposed);
+
+  // C (m,n) = A (m,k) W + beta C (+ addend, f32 (m,n) dense), with A and W of one type; C f32 or that type.
+  void multiply(Context* ctx, int64_t m, const void* a, int64_t lda, void* c, int32_t c_dtype,
+                int64_t ldc, float beta, const float* addend) const;
+
+ private:
+  PackedWeight(Context* ctx, const View& b, bool transposed);
+  void multiply_rows(CpuState& state, MatmulSpec spec, int64_t first, int64_t rows,
+                     MatmulArguments arguments) const;
+
+  struct Free {
+    void operator()(void* data) const;
+  };
+  int64_t k_, n_;
+  int32_t dtype_;
+  dnnl::memory::desc layout_;
+  std::unique_ptr<void, Free> data_;  // null: not supported on this CPU
+};
+
+}  // namespace balora

@@ -1,0 +1,37 @@
+// The product kernels' tests again, in child processes that hold oneDNN to older instruction sets: AVX2 has no bf16
+// products (weights stay bf16 and are widened), AVX512_CORE_BF16 has no AMX.
+#include <doctest/doctest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+
+#include "kernels/cpu/gemm.h"
+
+namespace balora::test {
+namespace {
+
+constexpr const char* kChild = "BALORA_TEST_ISA_CHILD";
+
+void run_with(const std::string& isa) {
+  if (std::getenv(kChild)) return;
+  // The shell's own /proc/self is the shell, so the path is resolved here.
+  const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
+  const std::string command = "ONEDNN_MAX_CPU_ISA=" + isa + " " + kChild + "=1 '" + self +
+                              "' --test-case='gemm:*,linear:*,matmul:*,isa:*' >&2";
+  CHECK_MESSAGE(std::system(command.c_str()) == 0, "failed with ", isa);
+}
+
+}  // namespace
+
+TEST_CASE("products with oneDNN held to AVX2") { run_with("AVX2"); }
+TEST_CASE("products with oneDNN held to AVX512_CORE_BF16") { run_with("AVX512_CORE_BF16"); }
+
+TEST_CASE("isa: the limit is in force in the child") {
+  const char* limit = std::getenv("ONEDNN_MAX_CPU_ISA");
+  if (!std::getenv(kChild) || !limit) return;
+  CHECK_FALSE(cpu_has_amx());
+  if (std::string(limit) == "AVX2") CHECK_FALSE(cpu_multiplies_bf16());
+}
+
+}  // namespace balora::test
