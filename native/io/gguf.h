@@ -1,0 +1,70 @@
+// The GGUF container, versions 2 and 3, little-endian (ggml/docs/gguf.md): metadata of every type, tensor infos, data
+// aligned to general.alignment. Shapes are given row-major (the file's ne reversed). Every violation is a FormatError
+// with path, byte offset and field; what is well formed but not for us (big-endian, version 1) is an UnsupportedError.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "io/ggml_types.h"
+#include "io/mapped_file.h"
+
+namespace balora::io {
+
+enum class GgufType : uint32_t {
+  kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64,
+};
+constexpr uint32_t kGgufTypeCount = 13;
+const char* gguf_type_name(GgufType type);  // "UINT32", as the format's document names them
+
+struct GgufValue;
+struct GgufArray {
+  GgufType element;
+  std::vector<GgufValue> values;
+};
+struct GgufValue {
+  GgufType type;
+  std::variant<uint64_t, int64_t, double, bool, std::string, GgufArray> value;
+};
+
+struct GgufTensor {
+  std::string name;
+  const GgmlTypeInfo* type;
+  std::vector<int64_t> shape;  // row-major; the last extent is ne[0]
+  uint64_t begin = 0;          // bytes from the start of the file
+  uint64_t bytes = 0;
+};
+
+struct GgufHeader {
+  uint32_t version = 0;
+  uint64_t alignment = 32;
+  uint64_t data_begin = 0;
+  std::vector<std::pair<std::string, GgufValue>> metadata;  // in file order, keys unique
+  std::vector<GgufTensor> tensors;                          // in file order, names unique
+};
+
+GgufHeader parse_gguf(const std::string& path, std::span<const std::byte> bytes);
+
+class GgufFile {
+ public:
+  static std::shared_ptr<const GgufFile> open(const std::string& path);
+
+  const std::string& path() const { return file_->path(); }
+  const GgufHeader& header() const { return header_; }
+  const GgufTensor* find(const std::string& name) const;  // null: not in this file
+  std::span<const std::byte> bytes(const GgufTensor& tensor) const {
+    return file_->bytes().subspan(tensor.begin, tensor.bytes);
+  }
+  const std::shared_ptr<const MappedFile>& file() const { return file_; }
+
+ private:
+  std::shared_ptr<const MappedFile> file_;
+  GgufHeader header_;
+  std::map<std::string, size_t> index_;
+};
+
+}  // namespace balora::io
