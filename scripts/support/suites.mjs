@@ -88,6 +88,10 @@ export const kSuites = [
     name: 'format-cpp',
     run: () => single(`clang-format-${kClangMajor}`, ['--dry-run', '-Werror', ...nativeFiles()]),
   },
+  {
+    name: 'generated',
+    run: () => single(process.execPath, [inRoot('scripts', 'gen_types.mjs'), '--check']),
+  },
   { name: 'cpp', run: () => runDoctest(inRoot('build', 'release', 'balora_tests')) },
   { name: 'vitest', run: runVitest },
   { name: 'sanitize', slow: true, run: runSanitized },

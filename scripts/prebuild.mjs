@@ -1,0 +1,54 @@
+// Puts the release addon and the shared libraries it needs beyond the C and C++ runtimes into
+// prebuilds/PLATFORM-ARCH/, the folder that the published package carries. The addon's RUNPATH is $ORIGIN, so the
+// copies beside it win over the system's.
+import { spawnSync } from 'node:child_process';
+import { copyFileSync, existsSync, mkdirSync, realpathSync, rmSync, statSync } from 'node:fs';
+import { basename, join } from 'node:path';
+import { buildNative } from './support/build_steps.mjs';
+import { capture, inRoot, main, SetupError, say } from './support/shell.mjs';
+
+// Every machine that runs Node has these, and two copies of them in one process would clash.
+const kSystem = /^(linux-vdso|ld-linux.*|lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s))\.so/;
+
+/** [name the loader asks for, file] of each library the binary needs, transitively. */
+function sharedLibraries(binary) {
+  const text = capture('ldd', [binary]);
+  if (text === null) throw new SetupError(`ldd cannot read ${binary}`);
+  const missing = text.match(/^.*not found.*$/m);
+  if (missing) throw new SetupError(`${binary} misses a library: ${missing[0].trim()}`);
+  return [...text.matchAll(/^\s*(\S+) => (\/\S+)/gm)]
+    .map(([, name, path]) => [name, path])
+    .filter(([name]) => !kSystem.test(name));
+}
+
+/** The licence text that Debian keeps for the package a library came from; null elsewhere. */
+function copyrightOf(path) {
+  for (const candidate of [path, realpathSync(path), realpathSync(path).replace(/^\/usr/, '')]) {
+    const owner = capture('dpkg', ['-S', candidate])?.split(':')[0];
+    if (owner) return `/usr/share/doc/${owner}/copyright`;
+  }
+  return null;
+}
+
+await main(async () => {
+  if (process.platform !== 'linux') {
+    throw new SetupError(`UnsupportedPlatform: no packaging for ${process.platform} yet.`);
+  }
+  await buildNative({ targets: ['balora'] });
+  const folder = inRoot('prebuilds', `${process.platform}-${process.arch}`);
+  rmSync(folder, { recursive: true, force: true });
+  mkdirSync(folder, { recursive: true });
+  const binary = join(folder, 'balora.node');
+  copyFileSync(inRoot('build', 'release', 'balora.node'), binary);
+  spawnSync('strip', ['--strip-debug', binary]);
+  for (const [name, path] of sharedLibraries(inRoot('build', 'release', 'balora.node'))) {
+    copyFileSync(realpathSync(path), join(folder, name));
+    const copyright = copyrightOf(path);
+    if (copyright && existsSync(copyright)) {
+      copyFileSync(copyright, join(folder, `${basename(name).split('.')[0]}.copyright.txt`));
+    }
+    const megabytes = (statSync(join(folder, name)).size / 1e6).toFixed(1);
+    say(`${name} (${megabytes} MB) from ${path}`);
+  }
+  say(folder);
+});

@@ -1,0 +1,214 @@
+// The house rules that a machine can read: who may import whom, what may know Node, file length, a banner per file.
+// A new room or a new exception is added here, with its reason, in the commit that needs it.
+import { readdirSync, readFileSync } from 'node:fs';
+import { isBuiltin } from 'node:module';
+import { dirname, join, normalize, relative } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { describe, expect, it } from 'vitest';
+
+const kRoot = fileURLToPath(new URL('..', import.meta.url));
+
+/** C++: the rooms a room may include, beside itself. Lowest first. */
+const kNativeRooms: Record<string, string[]> = {
+  tensor: [],
+  kernels: ['tensor'],
+  engine: ['kernels', 'tensor'],
+  tape: ['engine', 'kernels', 'tensor'],
+  ops: ['tape', 'engine', 'kernels', 'tensor'],
+  linalg: ['ops', 'tape', 'engine', 'kernels', 'tensor'],
+  io: ['tensor'],
+  binding: ['linalg', 'io', 'ops', 'tape', 'engine', 'kernels', 'tensor'],
+};
+
+/** Implementation files (never headers) that reach upwards, and why. */
+const kNativeExceptions: Record<string, string[]> = {
+  // Tensor::empty asks the engine for memory and requires_grad asks the tape; tensor.h only declares both.
+  'native/tensor/tensor.cc': ['engine', 'tape'],
+  // Backward sums gradients with the ordinary add.
+  'native/tape/tape.cc': ['ops'],
+};
+
+/** TypeScript: the rooms (folders or files of lib/) a room may import, beside itself. */
+const kLibRooms: Record<string, string[]> = {
+  errors: [],
+  native: ['errors'],
+  tensor: ['native', 'errors'],
+  ops: ['tensor', 'native', 'errors'],
+  io: ['tensor', 'native', 'errors'],
+  nn: ['ops', 'tensor', 'errors'],
+  text: ['io', 'errors'],
+  data: ['text', 'errors'],
+  models: ['nn', 'io', 'ops', 'tensor', 'errors'],
+  adapters: ['models', 'nn', 'io', 'ops', 'tensor', 'errors'],
+  losses: ['ops', 'tensor', 'errors'],
+  optim: ['nn', 'ops', 'tensor', 'errors'],
+  eval: ['losses', 'adapters', 'models', 'data', 'text', 'nn', 'io', 'ops', 'tensor', 'errors'],
+  train: [
+    ...['eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['nn', 'io', 'ops', 'tensor', 'errors'],
+  ],
+  cli: [
+    ...['train', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['nn', 'io', 'ops', 'tensor', 'errors'],
+  ],
+};
+/** Files at the top of lib/ that belong to a room with another name. */
+const kLibFiles: Record<string, string> = {
+  'lib/native_ops.ts': 'native',
+  'lib/autograd.ts': 'tensor',
+  'lib/runtime.ts': 'tensor',
+};
+/** The rooms that may use a package. */
+const kPackages: Record<string, string[]> = {
+  '@huggingface/tokenizers': ['text'],
+  '@huggingface/jinja': ['text'],
+  '@huggingface/hub': ['models'],
+  commander: ['cli'],
+  zod: ['models', 'text', 'adapters', 'train', 'cli'],
+};
+
+const kMaxLines = 400;
+
+function filesBelow(folder: string, ending: RegExp): string[] {
+  return readdirSync(join(kRoot, folder), { recursive: true })
+    .map((name) => `${folder}/${String(name)}`)
+    .filter((name) => ending.test(name))
+    .sort();
+}
+const read = (path: string): string => readFileSync(join(kRoot, path), 'utf8');
+const nativeFiles = filesBelow('native', /\.(h|cc|def)$/);
+const libFiles = filesBelow('lib', /\.ts$/);
+
+function libRoom(path: string): string {
+  return kLibFiles[path] ?? path.split('/')[1]?.replace(/\.ts$/, '') ?? '';
+}
+
+/** The module specifiers that a TypeScript source names, types included. */
+function importsOf(source: string): string[] {
+  const pattern = /(?:\bfrom\s*|\bimport\s*\(?\s*|\brequire\s*\(\s*)(['"])([^'"\n]+)\1/g;
+  const code = source.replace(/\/\*[\s\S]*?\*\//g, '').replace(/^\s*\/\/.*$/gm, '');
+  return [...code.matchAll(pattern)].map((match) => match[2] ?? '');
+}
+
+/** One complaint per include of a C++ file that its room does not allow. */
+function nativeComplaints(path: string, source: string): string[] {
+  const room = path.split('/')[1] ?? '';
+  const allowed = kNativeRooms[room];
+  if (!allowed) return [`${path}: native/${room} is not in the table of rooms`];
+  const wanted = [...allowed, room, ...(kNativeExceptions[path] ?? [])];
+  const complaints: string[] = [];
+  for (const [, mark, name = ''] of source.matchAll(/^\s*#\s*include\s*([<"])([^>"]+)[>"]/gm)) {
+    const head = name.split('/')[0] ?? '';
+    if (mark === '"' && !name.includes('/')) {
+      complaints.push(`${path}: "${name}" must be named from native/`);
+    } else if (head in kNativeRooms && !wanted.includes(head)) {
+      complaints.push(`${path}: ${room} may not include ${name}`);
+    } else if (room !== 'binding' && /^(napi|node_api|js_native_api|node|uv|v8)\b/.test(name)) {
+      complaints.push(`${path}: only binding knows Node, found ${name}`);
+    }
+  }
+  return complaints;
+}
+
+/** One complaint per import of a file of lib/ that its room does not allow. */
+function libComplaints(path: string, source: string): string[] {
+  const room = libRoom(path);
+  if (room === 'index') return [];
+  const allowed = kLibRooms[room];
+  if (!allowed) return [`${path}: lib/${room} is not in the table of rooms`];
+  const complaints: string[] = [];
+  for (const specifier of importsOf(source)) {
+    if (specifier.startsWith('.')) {
+      const target = normalize(join(dirname(path), specifier)).replace(/\.js$/, '.ts');
+      if (!target.startsWith('lib/')) continue; // package.json
+      const other = libRoom(target);
+      if (other !== room && !allowed.includes(other)) {
+        complaints.push(`${path}: ${room} may not import ${relative('lib', target)}`);
+      }
+    } else if (!isBuiltin(specifier)) {
+      const name = specifier.split('/', specifier.startsWith('@') ? 2 : 1).join('/');
+      if (!kPackages[name]?.includes(room)) {
+        complaints.push(`${path}: ${room} may not use the package ${name}`);
+      }
+    }
+  }
+  return complaints;
+}
+
+describe('layers', () => {
+  it('C++ rooms include only what lies below them, and only binding knows Node', () => {
+    expect(nativeFiles.flatMap((path) => nativeComplaints(path, read(path)))).toEqual([]);
+  });
+
+  it('the CUDA plugin sees the kernel table, the view and nothing else', () => {
+    const complaints = filesBelow('cuda', /\.(cuh|cu|h|cc)$/).flatMap((path) =>
+      [...read(path).matchAll(/#\s*include\s*"([^"]+)"/g)]
+        .map((match) => match[1] ?? '')
+        .filter((name) => /^(engine|tape|ops|linalg|io|binding|kernels\/cpu)\//.test(name))
+        .map((name) => `${path}: ${name}`),
+    );
+    expect(complaints).toEqual([]);
+  });
+
+  it('TypeScript rooms import only what lies below them', () => {
+    expect(libFiles.flatMap((path) => libComplaints(path, read(path)))).toEqual([]);
+  });
+
+  it('packages that lib/ uses are dependencies', () => {
+    const manifest = JSON.parse(read('package.json')) as Record<string, Record<string, string>>;
+    const declared = Object.keys({ ...manifest.dependencies, ...manifest.optionalDependencies });
+    expect(Object.keys(kPackages).filter((name) => !declared.includes(name))).toEqual([]);
+  });
+
+  it('sees the violations it exists for', () => {
+    const cpp = '#include "ops/ops.h"\n#include <napi.h>\n#include "view.h"\n';
+    expect(nativeComplaints('native/kernels/cpu/x.cc', cpp)).toHaveLength(3);
+    expect(nativeComplaints('native/attic/x.cc', '')).toHaveLength(1);
+    const ts =
+      "import { a } from '../adapters/lora.ts';\nexport * from 'lodash';\nimport('../cli/x.js')";
+    expect(libComplaints('lib/models/llama.ts', ts)).toHaveLength(3);
+    expect(
+      libComplaints('lib/losses/x.ts', "import type { M } from '../models/llama.ts'"),
+    ).toHaveLength(1);
+  });
+});
+
+describe('house style', () => {
+  const sources = [...nativeFiles, ...libFiles].filter((path) => path !== 'lib/native_ops.ts');
+
+  it(`files stay under ${kMaxLines} lines`, () => {
+    const long = sources
+      .filter((path) => !path.endsWith('.def'))
+      .map((path) => ({ path, lines: read(path).split('\n').length - 1 }))
+      .filter(({ lines }) => lines > kMaxLines);
+    expect(long).toEqual([]);
+  });
+
+  it('every file starts with a banner, a source beside its header excepted', () => {
+    const bare = sources.filter((path) => !/^(#!.*\n)?\s*\/[/*]/.test(read(path)));
+    const excused = (path: string): boolean =>
+      path.endsWith('/index.ts') || nativeFiles.includes(path.replace(/\.cc$/, '.h'));
+    expect(bare.filter((path) => !excused(path))).toEqual([]);
+  });
+
+  it('index files only re-export', () => {
+    const code = libFiles
+      .filter((path) => path.endsWith('/index.ts'))
+      .map((path) => ({ path, text: read(path).replace(/\/\*[\s\S]*?\*\/|\/\/.*$/gm, '') }))
+      .filter(({ text }) => text.replace(/export\s[^;]*?from\s*'[^']+';/g, '').trim() !== '');
+    expect(code).toEqual([]);
+  });
+
+  it('file names are snake_case', () => {
+    const odd = sources.filter((path) => !/^[a-z0-9_/]+(\.d)?\.[a-z]+$/.test(path));
+    expect(odd).toEqual([]);
+  });
+
+  it('every C++ source is in native/sources.txt, and nothing else', () => {
+    const listed = read('native/sources.txt')
+      .split('\n')
+      .filter((line) => line.startsWith('native/'));
+    const found = nativeFiles.filter((path) => path.endsWith('.cc'));
+    expect([...new Set(listed)].sort()).toEqual(found);
+  });
+});

@@ -1,0 +1,102 @@
+// The published package, as a user gets it: packed, installed into an empty folder without install scripts, and the
+// README's first example run there as an ES module, from CommonJS, and through the type checker.
+import { execFileSync, spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+
+const kRoot = fileURLToPath(new URL('../..', import.meta.url));
+const kPlatform = `${process.platform}-${process.arch}`;
+const kRequiresEsm = process.features.require_module === true;
+
+let folder = '';
+let files: string[] = [];
+
+function run(command: string, args: string[], cwd: string): string {
+  const { status, stdout, stderr, error } = spawnSync(command, args, { cwd, encoding: 'utf8' });
+  if (error) throw error;
+  if (status !== 0) throw new Error(`${[command, ...args].join(' ')} failed:\n${stdout}${stderr}`);
+  return stdout;
+}
+
+/** The first fenced block of the README. */
+function readmeExample(): string {
+  const block = /^```js\n([\s\S]*?)^```/m.exec(readFileSync(join(kRoot, 'README.md'), 'utf8'));
+  if (!block?.[1]) throw new Error('README.md has no js example');
+  return block[1];
+}
+
+/** Runs a file in the empty folder with nothing of the repository in its environment. */
+function runThere(name: string, source: string): string {
+  writeFileSync(join(folder, name), source);
+  const env = { PATH: process.env.PATH, HOME: process.env.HOME };
+  return execFileSync(process.execPath, [name], { cwd: folder, encoding: 'utf8', env });
+}
+
+beforeAll(() => {
+  run(process.execPath, ['scripts/prebuild.mjs'], kRoot);
+  run(process.execPath, ['scripts/build.mjs', 'ts'], kRoot);
+  folder = mkdtempSync(join(tmpdir(), 'balora-package-'));
+  const pack = ['pack', '--json', '--ignore-scripts', '--pack-destination', folder];
+  const [packed] = JSON.parse(run('npm', pack, kRoot)) as [
+    { filename: string; files: { path: string }[] },
+  ];
+  files = packed.files.map((file) => file.path);
+  writeFileSync(join(folder, 'package.json'), '{ "name": "empty", "private": true }');
+  const flags = ['--ignore-scripts', '--prefer-offline', '--no-audit', '--no-fund'];
+  run('npm', ['install', ...flags, join(folder, packed.filename)], folder);
+}, 300_000);
+
+afterAll(() => {
+  if (folder) rmSync(folder, { recursive: true, force: true });
+});
+
+describe('the packed tarball', () => {
+  it('carries the built library, the binary with its libraries, and no source to build', () => {
+    const expected = ['LICENSE', 'README.md', 'CHANGELOG.md', 'dist/index.js', 'dist/index.d.ts'];
+    expect(files).toEqual(
+      expect.arrayContaining([...expected, `prebuilds/${kPlatform}/balora.node`]),
+    );
+    expect(files.some((path) => path.startsWith(`prebuilds/${kPlatform}/libdnnl.so.3`))).toBe(true);
+    expect(files.some((path) => path.startsWith(`prebuilds/${kPlatform}/libgomp.so.`))).toBe(true);
+    expect(files.filter((path) => /^(native|lib|test|scripts)\/|binding\.gyp/.test(path))).toEqual(
+      [],
+    );
+  });
+
+  it("runs the README's example from an empty folder", () => {
+    expect(runThere('example.mjs', readmeExample())).not.toBe('');
+  });
+
+  it('loads the binary and the libraries from the package', () => {
+    const source = `import 'balora';
+      import { readFileSync } from 'node:fs';
+      const maps = readFileSync('/proc/self/maps', 'utf8').match(/\\S*(balora\\.node|libdnnl|libgomp)\\S*/g);
+      console.log(JSON.stringify([...new Set(maps)]));`;
+    const mapped = JSON.parse(runThere('maps.mjs', source)) as string[];
+    expect(mapped).toHaveLength(3);
+    const home = join(folder, 'node_modules', 'balora', 'prebuilds', kPlatform);
+    expect(mapped.filter((path) => !path.startsWith(home))).toEqual([]);
+  });
+
+  it.skipIf(!kRequiresEsm)('can be required from CommonJS (needs a Node that requires ESM)', () => {
+    const source = "console.log(typeof require('balora').tensor);";
+    expect(runThere('example.cjs', source).trim()).toBe('function');
+  });
+
+  it('type-checks in a strict project that knows no DOM', () => {
+    const example = `${readmeExample()}export {};\n`;
+    writeFileSync(join(folder, 'example.mts'), example.replace(/(\w+)\.grad\./g, '$1.grad!.'));
+    const types = ['--types', 'node', '--typeRoots', join(kRoot, 'node_modules', '@types')];
+    const flags = ['--noEmit', '--strict', '--module', 'nodenext', '--target', 'es2022'];
+    const tsc = join(kRoot, 'node_modules', 'typescript', 'bin', 'tsc');
+    run(process.execPath, [tsc, ...flags, ...types, 'example.mts'], folder);
+  });
+
+  it.skipIf(!existsSync(join(kRoot, 'lib/cli/main.ts')))('has a bin that starts', () => {
+    const bin = join(folder, 'node_modules', 'balora', 'dist', 'cli', 'main.js');
+    expect(run(process.execPath, [bin, '--version'], folder)).toMatch(/^\d+\.\d+\.\d+/);
+  });
+});
