@@ -15,7 +15,8 @@ namespace balora::binding {
 
 namespace {
 
-// OpenMP's threads may outlive the environment that started them: the code they return to must stay mapped.
+// OpenMP's threads may outlive the environment that started them: the code they return to must stay
+// mapped.
 void keep_loaded() {
 #if defined(__linux__)
   Dl_info info;
@@ -27,9 +28,12 @@ void keep_loaded() {
 
 const char* grad_name(Grad grad) {
   switch (grad) {
-    case Grad::kYes: return "differentiable";
-    case Grad::kNone: return "noGrad";
-    default: return "plain";
+    case Grad::kYes:
+      return "differentiable";
+    case Grad::kNone:
+      return "noGrad";
+    default:
+      return "plain";
   }
 }
 

@@ -1,6 +1,7 @@
-// One template reads a C++ signature and makes the JS function and its TypeScript declaration from it, so the two
-// cannot drift. A row:  op(m, "rmsNorm", &rms_norm, {"x", "weight", "eps", ...}, Grad::kYes);
-// A leading Engine& or Env& parameter is filled in and does not appear in JS. Tensors travel as handles.
+// One template reads a C++ signature and makes the JS function and its TypeScript declaration from
+// it, so the two cannot drift. A row:  op(m, "rmsNorm", &rms_norm, {"x", "weight", "eps", ...},
+// Grad::kYes); A leading Engine& or Env& parameter is filled in and does not appear in JS. Tensors
+// travel as handles.
 #pragma once
 #include <napi.h>
 
@@ -16,7 +17,8 @@
 
 namespace balora::binding {
 
-// kNone: the op has no gradient by nature (comparisons, indices, in-place updates); kPlain: not an op on tensors.
+// kNone: the op has no gradient by nature (comparisons, indices, in-place updates); kPlain: not an
+// op on tensors.
 enum class Grad { kYes, kNone, kPlain };
 
 struct Signature {
@@ -31,7 +33,8 @@ struct Module {
   std::vector<Signature> signatures;
 };
 
-// ---- JS -> C++ -----------------------------------------------------------------------------------------------
+// ---- JS -> C++
+// -----------------------------------------------------------------------------------------------
 template <typename T>
 struct Arg;
 
@@ -153,7 +156,8 @@ struct Arg<Napi::Uint8Array> {
   }
 };
 
-// ---- C++ -> JS -----------------------------------------------------------------------------------------------
+// ---- C++ -> JS
+// -----------------------------------------------------------------------------------------------
 template <typename T>
 struct Result;
 
@@ -188,9 +192,7 @@ struct Result<bool> {
 template <>
 struct Result<std::string> {
   static std::string ts() { return "string"; }
-  static Napi::Value to(Env& env, const std::string& v) {
-    return Napi::String::New(env.napi(), v);
-  }
+  static Napi::Value to(Env& env, const std::string& v) { return Napi::String::New(env.napi(), v); }
 };
 template <>
 struct Result<DType> {
@@ -254,7 +256,8 @@ struct Result<Napi::Promise> {
   static Napi::Value to(Env&, const Napi::Promise& v) { return v; }
 };
 
-// ---- rows -----------------------------------------------------------------------------------------------------
+// ---- rows
+// -----------------------------------------------------------------------------------------------------
 template <typename T>
 constexpr bool kInjected = std::is_same_v<T, Engine&> || std::is_same_v<T, Env&>;
 
@@ -311,8 +314,8 @@ struct Row {
       }
     };
     (add.template operator()<Args>(), ...);
-    if (i != params.size()) throw NativeError(name + ": the row names " +
-                                              std::to_string(params.size()) + " parameters");
+    if (i != params.size())
+      throw NativeError(name + ": the row names " + std::to_string(params.size()) + " parameters");
     return text + "): " + Result<std::remove_cvref_t<R>>::ts();
   }
 };

@@ -1,4 +1,5 @@
-// Tensors, the tape and the engine as JS sees them: making, reading, disposing, backward, settings, statistics.
+// Tensors, the tape and the engine as JS sees them: making, reading, disposing, backward, settings,
+// statistics.
 #include "binding/bind.h"
 #include "engine/launch.h"
 #include "ops/ops.h"
@@ -19,8 +20,8 @@ Tensor from_bytes(Engine& engine, Napi::Uint8Array bytes, Shape shape, DType dty
 
 void start_read(const Tensor& t, Napi::Uint8Array into) {
   if (static_cast<int64_t>(into.ByteLength()) != t.bytes()) {
-    throw ArgumentError(concat("read: the buffer has ", into.ByteLength(), " bytes, the tensor ",
-                               t.bytes()));
+    throw ArgumentError(
+        concat("read: the buffer has ", into.ByteLength(), " bytes, the tensor ", t.bytes()));
   }
   download(contiguous(t.detach()), into.Data());
 }
@@ -38,23 +39,47 @@ void read_sync(Env& env, Tensor t, Napi::Uint8Array into) {
 Napi::Promise synchronize(Env& env) {
   return env.promise_after_stream(Napi::Value()).As<Napi::Promise>();
 }
-void synchronize_sync(Engine& engine) { engine.stream().sync(); }
+void synchronize_sync(Engine& engine) {
+  engine.stream().sync();
+}
 
-Shape shape_of(Tensor t) { return t.shape(); }
-DType dtype_of(Tensor t) { return t.dtype(); }
-std::string device_of(Tensor t) { return t.engine().device(); }
-bool requires_grad(Tensor t) { return t.requires_grad(); }
-bool is_leaf(Tensor t) { return t.is_leaf(); }
-void set_requires_grad(Tensor t, bool value) { t.set_requires_grad(value); }
-Tensor grad_of(Tensor t) { return t.grad(); }
+Shape shape_of(Tensor t) {
+  return t.shape();
+}
+DType dtype_of(Tensor t) {
+  return t.dtype();
+}
+std::string device_of(Tensor t) {
+  return t.engine().device();
+}
+bool requires_grad(Tensor t) {
+  return t.requires_grad();
+}
+bool is_leaf(Tensor t) {
+  return t.is_leaf();
+}
+void set_requires_grad(Tensor t, bool value) {
+  t.set_requires_grad(value);
+}
+Tensor grad_of(Tensor t) {
+  return t.grad();
+}
 void set_grad(Tensor t, std::optional<Tensor> grad) {
   t.set_grad(grad ? grad->detach() : Tensor());
 }
-Tensor detach(Tensor t) { return t.detach(); }
-void freeze(Tensor t) { t.freeze(); }
-int64_t version_of(Tensor t) { return t.version(); }
+Tensor detach(Tensor t) {
+  return t.detach();
+}
+void freeze(Tensor t) {
+  t.freeze();
+}
+int64_t version_of(Tensor t) {
+  return t.version();
+}
 
-bool dispose(Env& env, double handle) { return env.handles().dispose(static_cast<Handle>(handle)); }
+bool dispose(Env& env, double handle) {
+  return env.handles().dispose(static_cast<Handle>(handle));
+}
 
 void backward_from(std::vector<Tensor> roots, std::vector<std::optional<Tensor>> grads,
                    bool retain_graph) {
@@ -72,17 +97,27 @@ bool set_anomaly_mode(Engine& engine, bool value) {
 void set_call_site(Engine& engine, std::string site) {
   engine.call_site = site.empty() ? nullptr : std::make_shared<const std::string>(std::move(site));
 }
-void set_num_threads(Engine& engine, int threads) { engine.set_num_threads(threads); }
-int64_t num_threads(Engine& engine) { return engine.num_threads(); }
+void set_num_threads(Engine& engine, int threads) {
+  engine.set_num_threads(threads);
+}
+int64_t num_threads(Engine& engine) {
+  return engine.num_threads();
+}
 int64_t set_memory_tag(Engine& engine, std::string name) {
   return std::exchange(engine.memory_tag, engine.allocator().tag(name));
 }
-void restore_memory_tag(Engine& engine, int tag) { engine.memory_tag = tag; }
+void restore_memory_tag(Engine& engine, int tag) {
+  engine.memory_tag = tag;
+}
 void set_memory_limit(Engine& engine, double bytes) {
   engine.allocator().set_limit(static_cast<int64_t>(bytes));
 }
-void reset_peak_memory(Engine& engine) { engine.allocator().reset_peak(); }
-void trim_memory(Engine& engine) { engine.allocator().trim(); }
+void reset_peak_memory(Engine& engine) {
+  engine.allocator().reset_peak();
+}
+void trim_memory(Engine& engine) {
+  engine.allocator().trim();
+}
 
 Napi::Value memory_stats(Env& env) {
   const MemoryStats stats = env.engine().allocator().stats();
@@ -104,8 +139,9 @@ Napi::Value memory_stats(Env& env) {
   return object;
 }
 
-// A node whose backward is a JS function: dy handles (0: unused) in, one handle or 0 per input out. The outputs are
-// new tensors over the same values, now on the tape. The node takes the handles that backward returns.
+// A node whose backward is a JS function: dy handles (0: unused) in, one handle or 0 per input out.
+// The outputs are new tensors over the same values, now on the tape. The node takes the handles
+// that backward returns.
 std::vector<Tensor> custom_node(Env& env, std::string name, std::vector<Tensor> inputs,
                                 std::vector<Tensor> outputs, Napi::Function backward_fn) {
   std::vector<Tensor> results;
@@ -124,8 +160,10 @@ std::vector<Tensor> custom_node(Env& env, std::string name, std::vector<Tensor> 
            }
            const Napi::Value result = callback->Call({grads_in});
            if (!result.IsArray() || result.As<Napi::Array>().Length() != count) {
-             throw ArgumentError(concat(op, ": backward must return an array with one gradient (or "
-                                            "null) for each of the ", count, " inputs"));
+             throw ArgumentError(concat(op,
+                                        ": backward must return an array with one gradient (or "
+                                        "null) for each of the ",
+                                        count, " inputs"));
            }
            for (uint32_t i = 0; i < count; ++i) {
              const Napi::Value grad = result.As<Napi::Array>().Get(i);
@@ -139,7 +177,9 @@ std::vector<Tensor> custom_node(Env& env, std::string name, std::vector<Tensor> 
   return results;
 }
 
-void set_error_factory(Env& env, Napi::Function factory) { env.set_error_factory(factory); }
+void set_error_factory(Env& env, Napi::Function factory) {
+  env.set_error_factory(factory);
+}
 
 }  // namespace
 

@@ -38,18 +38,22 @@ size_t HandleTable::slot_of(Handle handle) const {
       static_cast<uint32_t>((handle >> kSlotBits) & ((1 << kGenerationBits) - 1));
   const auto tag = static_cast<uint32_t>(handle >> (kSlotBits + kGenerationBits));
   if (handle <= 0 || tag != (env_tag_ & ((1u << kTagBits) - 1))) {
-    throw ArgumentError("a tensor of another thread (or no tensor) was given; tensors stay in the "
-                        "thread that made them");
+    throw ArgumentError(
+        "a tensor of another thread (or no tensor) was given; tensors stay in the "
+        "thread that made them");
   }
   if (index >= slots_.size() || slots_[index].generation != generation ||
       !slots_[index].tensor.defined()) {
-    throw ArgumentError("a tensor was used after it was disposed (by dispose(), or at the end of "
-                        "the scope() that made it)");
+    throw ArgumentError(
+        "a tensor was used after it was disposed (by dispose(), or at the end of "
+        "the scope() that made it)");
   }
   return index;
 }
 
-const Tensor& HandleTable::get(Handle handle) const { return slots_[slot_of(handle)].tensor; }
+const Tensor& HandleTable::get(Handle handle) const {
+  return slots_[slot_of(handle)].tensor;
+}
 
 bool HandleTable::dispose(Handle handle) {
   size_t index;
@@ -86,8 +90,7 @@ Env::Env(Napi::Env env) : env_(env), handles_(environments.fetch_add(1) + 1) {
       env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, &Env::settle, &settle_queue_);
   if (status != napi_ok) throw NativeError("cannot create the promise queue");
   napi_unref_threadsafe_function(env, settle_queue_);
-  napi_add_env_cleanup_hook(
-      env, [](void* self) { static_cast<Env*>(self)->shut_down(); }, this);
+  napi_add_env_cleanup_hook(env, [](void* self) { static_cast<Env*>(self)->shut_down(); }, this);
 }
 
 Env::~Env() {
@@ -142,9 +145,8 @@ void Env::settle(napi_env env, napi_value, void*, void* data) {
   if (completion->keep) napi_delete_reference(env, completion->keep);
   self.adjust_external_memory();
   if (completion->failure) {
-    napi_reject_deferred(
-        env, completion->deferred,
-        self.make_error(completion->failure->code, completion->failure->message));
+    napi_reject_deferred(env, completion->deferred,
+                         self.make_error(completion->failure->code, completion->failure->message));
   } else {
     napi_value undefined;
     napi_get_undefined(env, &undefined);
@@ -163,10 +165,10 @@ Napi::Value Env::make_error(const std::string& code, const std::string& message,
                             const std::string& path, int64_t offset) {
   Napi::Env env(env_);
   if (!error_factory_.IsEmpty()) {
-    return error_factory_.Call({Napi::String::New(env, code), Napi::String::New(env, message),
-                                path.empty() ? env.Undefined() : Napi::String::New(env, path),
-                                offset < 0 ? env.Undefined()
-                                           : Napi::Number::New(env, static_cast<double>(offset))});
+    return error_factory_.Call(
+        {Napi::String::New(env, code), Napi::String::New(env, message),
+         path.empty() ? env.Undefined() : Napi::String::New(env, path),
+         offset < 0 ? env.Undefined() : Napi::Number::New(env, static_cast<double>(offset))});
   }
   Napi::Error error = Napi::Error::New(env, message);
   error.Value().Set("code", code);

@@ -1,9 +1,10 @@
-// What one Node environment (the main thread or a worker) owns: its engine, the table of tensors that JS holds by
-// handle, and the queue that settles promises. Nothing here is shared between environments.
+// What one Node environment (the main thread or a worker) owns: its engine, the table of tensors
+// that JS holds by handle, and the queue that settles promises. Nothing here is shared between
+// environments.
 //
-// A handle is a number: slot, generation and a tag of the environment. A disposed or foreign handle is recognised, so a
-// stale use is a named error and never touches freed memory. No finalizer runs per tensor; lib/tensor.ts has the leak
-// net.
+// A handle is a number: slot, generation and a tag of the environment. A disposed or foreign handle
+// is recognised, so a stale use is a named error and never touches freed memory. No finalizer runs
+// per tensor; lib/tensor.ts has the leak net.
 #pragma once
 #include <napi.h>
 
@@ -55,7 +56,8 @@ class Env {
   HandleTable& handles() { return handles_; }
   napi_env napi() const { return env_; }
 
-  // A promise that settles when everything enqueued so far has run. `keep` (may be empty) stays alive until then.
+  // A promise that settles when everything enqueued so far has run. `keep` (may be empty) stays
+  // alive until then.
   Napi::Value promise_after_stream(Napi::Value keep);
 
   // The JS error for a C++ one, of the class that lib/errors.ts registered.
@@ -80,8 +82,8 @@ class Env {
   std::unique_ptr<Engine> engine_;
   Napi::FunctionReference error_factory_;
   napi_threadsafe_function settle_queue_ = nullptr;
-  int64_t pending_ = 0;           // promises not settled yet
-  int64_t reported_external_ = 0; // bytes told to the JS collector
+  int64_t pending_ = 0;            // promises not settled yet
+  int64_t reported_external_ = 0;  // bytes told to the JS collector
 };
 
 }  // namespace balora::binding

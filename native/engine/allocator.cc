@@ -24,7 +24,9 @@ Allocator::Allocator(const KernelTable* kernels, void* device_state)
   tags_.emplace_back("default", 0);
 }
 
-Allocator::~Allocator() { trim(); }
+Allocator::~Allocator() {
+  trim();
+}
 
 void* Allocator::allocate(int64_t bytes, int tag) {
   const int64_t size = class_size(bytes);

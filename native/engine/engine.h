@@ -1,5 +1,5 @@
-// An engine is one device in one environment: its stream, its memory, its kernel table, and the tape's switches. Two
-// environments (worker threads) have engines of their own and share nothing.
+// An engine is one device in one environment: its stream, its memory, its kernel table, and the
+// tape's switches. Two environments (worker threads) have engines of their own and share nothing.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -15,8 +15,9 @@
 namespace balora {
 
 struct EngineOptions {
-  int num_threads = 0;    // 0: one per core that this process may use
-  int nice = 10;          // added to the engine threads' niceness, so that an event loop beside them stays quick
+  int num_threads = 0;  // 0: one per core that this process may use
+  int nice =
+      10;  // added to the engine threads' niceness, so that an event loop beside them stays quick
 };
 
 class Engine {
@@ -42,9 +43,9 @@ class Engine {
 
   // State of the thread that enqueues.
   bool grad_enabled = true;
-  bool anomaly_mode = false;                     // every op's outputs are checked for NaN and infinity
-  bool debug = false;                            // ops remember the JS call site
-  int memory_tag = 0;                            // tag of the storages made from now on
+  bool anomaly_mode = false;  // every op's outputs are checked for NaN and infinity
+  bool debug = false;         // ops remember the JS call site
+  int memory_tag = 0;         // tag of the storages made from now on
   std::shared_ptr<const std::string> call_site;  // of the op being enqueued, in debug mode
   uint64_t next_sequence = 0;                    // of tape nodes
 

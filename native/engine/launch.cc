@@ -44,21 +44,24 @@ View resolve(Operand& operand) {
 std::string describe(const std::vector<Operand>& operands, size_t num_inputs) {
   std::string text;
   for (size_t i = 0; i < operands.size(); ++i) {
-    if (i == num_inputs) text += " -> ";
-    else if (i) text += ", ";
+    if (i == num_inputs)
+      text += " -> ";
+    else if (i)
+      text += ", ";
     const Operand& operand = operands[i];
     if (!operand.storage) {
       text += "none";
       continue;
     }
     text += dtype_name(static_cast<DType>(operand.view.dtype));
-    text += Shape(std::span(operand.view.shape, static_cast<size_t>(operand.view.ndim))).to_string();
+    text +=
+        Shape(std::span(operand.view.shape, static_cast<size_t>(operand.view.ndim))).to_string();
   }
   return text;
 }
 
-// Anomaly mode: the first output with a NaN or an infinity fails the op that made it. Values that the caller brought
-// (ops without inputs) are the caller's business.
+// Anomaly mode: the first output with a NaN or an infinity fails the op that made it. Values that
+// the caller brought (ops without inputs) are the caller's business.
 void check_outputs(Launch& launch) {
   for (size_t i = launch.num_inputs; i < launch.views.size(); ++i) {
     const View& view = launch.views[i];
@@ -85,8 +88,8 @@ struct LaunchTask {
       execute();
     } catch (const std::exception& error) {
       engine->release_workspace();
-      std::string message = std::string(op) + ": " + error.what() + " [" +
-                            describe(operands, num_inputs) + "]";
+      std::string message =
+          std::string(op) + ": " + error.what() + " [" + describe(operands, num_inputs) + "]";
       if (call_site) message += "\n  enqueued " + *call_site;
       throw NativeError(message);
     }

@@ -1,5 +1,6 @@
-// launch(): how an op reaches its kernel. It captures storages and views (never tensors, which belong to the
-// enqueueing thread), allocates the outputs when the op's turn comes, runs the kernel, and names the op in any failure.
+// launch(): how an op reaches its kernel. It captures storages and views (never tensors, which
+// belong to the enqueueing thread), allocates the outputs when the op's turn comes, runs the
+// kernel, and names the op in any failure.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -26,8 +27,8 @@ struct Launch {
 
 using LaunchFn = std::function<int32_t(Launch&)>;
 
-// fn runs on the engine thread and returns the kernel's status; it may capture scalars only. Outputs that already hold
-// values are written in place (the op bumps their version).
+// fn runs on the engine thread and returns the kernel's status; it may capture scalars only.
+// Outputs that already hold values are written in place (the op bumps their version).
 void launch(const char* op, std::span<const Tensor> inputs, std::span<const Tensor> outputs,
             LaunchFn fn);
 inline void launch(const char* op, std::initializer_list<Tensor> inputs,

@@ -28,8 +28,12 @@ void Stream::push(Task task) {
   if (queue_.size() == 1) wake_.notify_one();
 }
 
-void Stream::enqueue(Op op) { push({std::move(op), nullptr}); }
-void Stream::enqueue_marker(Marker marker) { push({nullptr, std::move(marker)}); }
+void Stream::enqueue(Op op) {
+  push({std::move(op), nullptr});
+}
+void Stream::enqueue_marker(Marker marker) {
+  push({nullptr, std::move(marker)});
+}
 
 void Stream::abandon() {
   std::lock_guard lock(mutex_);

@@ -1,6 +1,6 @@
-// The execution stream: one native thread that runs queued work in order. Enqueueing returns at once. The first
-// failure makes the stream skip ops until the next marker, which reports it and clears it: so an error surfaces at the
-// next sync, once, with the name of the op that failed.
+// The execution stream: one native thread that runs queued work in order. Enqueueing returns at
+// once. The first failure makes the stream skip ops until the next marker, which reports it and
+// clears it: so an error surfaces at the next sync, once, with the name of the op that failed.
 #pragma once
 #include <condition_variable>
 #include <deque>
@@ -22,8 +22,8 @@ struct Failure {
 
 class Stream {
  public:
-  using Op = std::function<void()>;                       // throws to fail
-  using Marker = std::function<void(const Failure*)>;     // runs always; null: all went well
+  using Op = std::function<void()>;                    // throws to fail
+  using Marker = std::function<void(const Failure*)>;  // runs always; null: all went well
 
   // `start` runs first on the new thread (thread priority, thread counts).
   explicit Stream(std::function<void()> start);
@@ -31,7 +31,7 @@ class Stream {
 
   void enqueue(Op op);
   void enqueue_marker(Marker marker);
-  void sync();  // blocks the caller until everything before it has run; throws the failure
+  void sync();     // blocks the caller until everything before it has run; throws the failure
   void abandon();  // drops queued ops; markers still run, with a failure
 
   // Adds where and with what an op failed; called on the stream's thread.

@@ -13,9 +13,8 @@ Tensor contiguous(const Tensor& x) {
 Tensor cast(const Tensor& x, DType dtype) {
   if (x.dtype() == dtype) return x;
   const Tensor y = Tensor::empty(x.engine(), x.shape(), dtype);
-  launch("cast", {contiguous(x.detach())}, {y}, [](Launch& l) {
-    return l.kernels->accumulate(l.ctx, l.in(0), l.out(0), 0.0);
-  });
+  launch("cast", {contiguous(x.detach())}, {y},
+         [](Launch& l) { return l.kernels->accumulate(l.ctx, l.in(0), l.out(0), 0.0); });
   record("cast", {x}, {y}, [from = x.dtype()](std::span<const Tensor> dy, GradSink& sink) {
     sink.add(0, cast(dy[0], from));
   });

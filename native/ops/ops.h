@@ -1,5 +1,6 @@
-// Declarations of every op, in the order of the files in ops/. What an op computes stands in its file.
-// Dimensions: B batch, T time, N rows, C channels, V vocabulary, H heads, D head size, F mlp width, R rank, L layers.
+// Declarations of every op, in the order of the files in ops/. What an op computes stands in its
+// file. Dimensions: B batch, T time, N rows, C channels, V vocabulary, H heads, D head size, F mlp
+// width, R rank, L layers.
 #pragma once
 #include <cstdint>
 #include <optional>

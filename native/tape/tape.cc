@@ -78,13 +78,16 @@ void record(const char* op, std::span<const Tensor> inputs, std::span<const Tens
 NoGrad::NoGrad(Engine& engine) : engine_(engine), before_(engine.grad_enabled) {
   engine.grad_enabled = false;
 }
-NoGrad::~NoGrad() { engine_.grad_enabled = before_; }
+NoGrad::~NoGrad() {
+  engine_.grad_enabled = before_;
+}
 
 void prepare_in_place(const char* op, Tensor& t) {
   check_defined(op, "the tensor written to", t);
   if (t.engine().grad_enabled && t.requires_grad()) {
-    throw ArgumentError(concat(op, ": a tensor that wants a gradient cannot be overwritten while "
-                                   "ops are recorded; use noGrad"));
+    throw ArgumentError(concat(op,
+                               ": a tensor that wants a gradient cannot be overwritten while "
+                               "ops are recorded; use noGrad"));
   }
   t.bump_version();
 }
@@ -93,9 +96,8 @@ namespace {
 
 // dst = beta * dst + src, where dst may be wider than src.
 void accumulate_into(const Tensor& destination, const Tensor& source, double beta) {
-  launch("accumulate", {contiguous(source)}, {destination}, [beta](Launch& l) {
-    return l.kernels->accumulate(l.ctx, l.in(0), l.out(0), beta);
-  });
+  launch("accumulate", {contiguous(source)}, {destination},
+         [beta](Launch& l) { return l.kernels->accumulate(l.ctx, l.in(0), l.out(0), beta); });
 }
 
 // Sums two contributions. `sum` is overwritten when nobody else can see it.
@@ -112,8 +114,9 @@ void accumulate(Tensor& sum, const Tensor& grad) {
   accumulate_into(sum, grad, 1);
 }
 
-// A gradient of the right type is adopted as it is and copied only when a second contribution comes while others can
-// still see it. A gradient that the caller set (a view into a flat buffer) is always added to in place.
+// A gradient of the right type is adopted as it is and copied only when a second contribution comes
+// while others can still see it. A gradient that the caller set (a view into a flat buffer) is
+// always added to in place.
 void accumulate_leaf(TensorImpl& leaf, const Tensor& grad) {
   const DType wide = accumulator_dtype(leaf.dtype);
   if (!leaf.grad.defined() && grad.dtype() == wide && grad.is_contiguous()) {
@@ -222,9 +225,8 @@ class Walk {
       }
       nodes.push_back(std::move(node));
     }
-    std::sort(nodes.begin(), nodes.end(), [](const auto& a, const auto& b) {
-      return a->sequence > b->sequence;
-    });
+    std::sort(nodes.begin(), nodes.end(),
+              [](const auto& a, const auto& b) { return a->sequence > b->sequence; });
     return nodes;
   }
 

@@ -1,6 +1,7 @@
-// The autograd tape. An op that ran on something that wants a gradient leaves a node: its inputs and a backward
-// function that enqueues the gradient ops. backward() walks the nodes newest first over an explicit vector (deep
-// models do not recurse), moves each gradient out as it is used, and frees nodes as it passes them.
+// The autograd tape. An op that ran on something that wants a gradient leaves a node: its inputs
+// and a backward function that enqueues the gradient ops. backward() walks the nodes newest first
+// over an explicit vector (deep models do not recurse), moves each gradient out as it is used, and
+// frees nodes as it passes them.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -13,7 +14,8 @@
 
 namespace balora {
 
-// A tensor kept for backward: off the tape, with the version it had. get() refuses values overwritten since.
+// A tensor kept for backward: off the tape, with the version it had. get() refuses values
+// overwritten since.
 class Saved {
  public:
   Saved() = default;
@@ -30,15 +32,17 @@ class GradSink {
  public:
   virtual ~GradSink() = default;
   virtual bool wants(size_t input) const = 0;
-  // Adds a contribution to the gradient of an input; its shape and dtype must be the input's. Undefined: nothing.
+  // Adds a contribution to the gradient of an input; its shape and dtype must be the input's.
+  // Undefined: nothing.
   virtual void add(size_t input, const Tensor& grad) = 0;
 };
 
-// dy[i] is undefined where output i was not used. Runs on the enqueueing thread, with no_grad in force.
+// dy[i] is undefined where output i was not used. Runs on the enqueueing thread, with no_grad in
+// force.
 using BackwardFn = std::function<void(std::span<const Tensor> dy, GradSink& sink)>;
 
 struct Edge {
-  std::shared_ptr<Node> node;        // producer of this input, or
+  std::shared_ptr<Node> node;  // producer of this input, or
   int output_index = 0;
   std::shared_ptr<TensorImpl> leaf;  // the leaf itself; both null: no gradient wanted
 };
@@ -70,8 +74,8 @@ inline void record(const char* op, std::initializer_list<Tensor> inputs,
          std::move(backward));
 }
 
-// Gradients of the leaves below `roots` are added to their grad, in f32 (f64 for f64). `grads` matches roots; an
-// undefined one means 1, for a root with one element.
+// Gradients of the leaves below `roots` are added to their grad, in f32 (f64 for f64). `grads`
+// matches roots; an undefined one means 1, for a root with one element.
 void backward(std::span<const Tensor> roots, std::span<const Tensor> grads, bool retain_graph);
 
 // Switches recording off for its lifetime.
@@ -87,8 +91,8 @@ class NoGrad {
   bool before_;
 };
 
-// For ops that write in place: a leaf that wants a gradient, or a recorded value, must not be overwritten while
-// recording. Bumps the version.
+// For ops that write in place: a leaf that wants a gradient, or a recorded value, must not be
+// overwritten while recording. Bumps the version.
 void prepare_in_place(const char* op, Tensor& t);
 
 }  // namespace balora

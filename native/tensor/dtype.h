@@ -1,4 +1,5 @@
-// Element types and their host representations. bf16 and f16 are storage formats: arithmetic happens in f32.
+// Element types and their host representations. bf16 and f16 are storage formats: arithmetic
+// happens in f32.
 #pragma once
 #include <bit>
 #include <cstdint>
@@ -30,7 +31,9 @@ constexpr const char* dtype_name(DType dtype) {
   return names[static_cast<int>(dtype)];
 }
 
-constexpr bool is_float(DType dtype) { return static_cast<int>(dtype) <= BALORA_F64; }
+constexpr bool is_float(DType dtype) {
+  return static_cast<int>(dtype) <= BALORA_F64;
+}
 
 // The type in which sums over values of `dtype` are kept: f64 for f64, else f32.
 constexpr DType accumulator_dtype(DType dtype) {
@@ -48,7 +51,8 @@ inline float to_float(bf16 value) {
   return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
 }
 
-// Round to nearest even; a NaN stays a NaN (its top payload bit is set so that truncation cannot make an infinity).
+// Round to nearest even; a NaN stays a NaN (its top payload bit is set so that truncation cannot
+// make an infinity).
 inline bf16 to_bf16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -60,7 +64,8 @@ inline bf16 to_bf16(float value) {
 inline float to_float(f16 value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
-  if ((value.bits & 0x7c00u) == 0x7c00u) return std::bit_cast<float>(sign | 0x7f800000u | magnitude);
+  if ((value.bits & 0x7c00u) == 0x7c00u)
+    return std::bit_cast<float>(sign | 0x7f800000u | magnitude);
   const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;
   return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(scaled));
 }

@@ -1,4 +1,5 @@
-// The four kinds of failure a caller can tell apart. The binding maps each to a JS class with the same code.
+// The four kinds of failure a caller can tell apart. The binding maps each to a JS class with the
+// same code.
 #pragma once
 #include <cstdint>
 #include <sstream>
@@ -28,12 +29,13 @@ class UnsupportedError : public Error {
   explicit UnsupportedError(const std::string& message) : Error("ERR_UNSUPPORTED", message) {}
 };
 
-// A damaged or foreign file; offset is in bytes from its start, -1 where no single place is at fault.
+// A damaged or foreign file; offset is in bytes from its start, -1 where no single place is at
+// fault.
 class FormatError : public Error {
  public:
   FormatError(const std::string& path, int64_t offset, const std::string& message)
-      : Error("ERR_FORMAT", path + (offset >= 0 ? " at byte " + std::to_string(offset) : "") + ": " +
-                                message),
+      : Error("ERR_FORMAT",
+              path + (offset >= 0 ? " at byte " + std::to_string(offset) : "") + ": " + message),
         path_(path),
         offset_(offset) {}
   const std::string& path() const { return path_; }
@@ -50,7 +52,8 @@ class NativeError : public Error {
   explicit NativeError(const std::string& message) : Error("ERR_NATIVE", message) {}
 };
 
-// Joins the parts with operator<<: `throw ArgumentError(concat("rms_norm: eps must be >= 0, got ", eps))`.
+// Joins the parts with operator<<: `throw ArgumentError(concat("rms_norm: eps must be >= 0, got ",
+// eps))`.
 template <typename... Parts>
 std::string concat(const Parts&... parts) {
   std::ostringstream out;

@@ -1,4 +1,5 @@
-// Shape and strides by value: at most BALORA_MAX_DIMS extents, no allocation. Strides count elements.
+// Shape and strides by value: at most BALORA_MAX_DIMS extents, no allocation. Strides count
+// elements.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -18,8 +19,8 @@ class Shape {
       : Shape(std::span<const int64_t>(dims.begin(), dims.size())) {}
   explicit Shape(std::span<const int64_t> dims) {
     if (dims.size() > BALORA_MAX_DIMS) {
-      throw ArgumentError(concat("a tensor has at most ", BALORA_MAX_DIMS, " dimensions, got ",
-                                 dims.size()));
+      throw ArgumentError(
+          concat("a tensor has at most ", BALORA_MAX_DIMS, " dimensions, got ", dims.size()));
     }
     for (const int64_t dim : dims) dims_[static_cast<size_t>(ndim_++)] = dim;
   }

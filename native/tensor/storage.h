@@ -1,5 +1,6 @@
-// The memory behind one or more tensors. A storage is born without memory: the engine thread allocates when the op
-// that writes it runs, so an op queue that is far ahead holds no memory. The last reference frees it, on any thread.
+// The memory behind one or more tensors. A storage is born without memory: the engine thread
+// allocates when the op that writes it runs, so an op queue that is far ahead holds no memory. The
+// last reference frees it, on any thread.
 #pragma once
 #include <array>
 #include <atomic>
@@ -44,12 +45,14 @@ class Storage {
 
   // Engine thread only.
   void ensure_allocated() {
-    if (!data_ && bytes_ > 0) data_.store(source_->allocate(bytes_, tag_), std::memory_order_release);
+    if (!data_ && bytes_ > 0)
+      data_.store(source_->allocate(bytes_, tag_), std::memory_order_release);
   }
   balora_slot* slots() { return slots_.data(); }
 
-  // JS thread only: writes seen so far (a saved tensor compares it), tensors that share this storage, and whether
-  // its values are promised not to change (so that devices may keep derived layouts).
+  // JS thread only: writes seen so far (a saved tensor compares it), tensors that share this
+  // storage, and whether its values are promised not to change (so that devices may keep derived
+  // layouts).
   int64_t version = 0;
   int tensor_count = 0;
   bool frozen = false;

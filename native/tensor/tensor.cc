@@ -41,14 +41,30 @@ Tensor Tensor::external(Engine& engine, const Shape& shape, DType dtype, void* d
                                              contiguous_strides(shape), 0, dtype));
 }
 
-const Shape& Tensor::shape() const { return deref(impl_).shape; }
-const Shape& Tensor::strides() const { return deref(impl_).strides; }
-DType Tensor::dtype() const { return deref(impl_).dtype; }
-Engine& Tensor::engine() const { return *deref(impl_).engine; }
-bool Tensor::frozen() const { return deref(impl_).storage->frozen; }
-int64_t Tensor::version() const { return deref(impl_).storage->version; }
-Tensor Tensor::grad() const { return deref(impl_).grad; }
-bool Tensor::is_leaf() const { return deref(impl_).node == nullptr; }
+const Shape& Tensor::shape() const {
+  return deref(impl_).shape;
+}
+const Shape& Tensor::strides() const {
+  return deref(impl_).strides;
+}
+DType Tensor::dtype() const {
+  return deref(impl_).dtype;
+}
+Engine& Tensor::engine() const {
+  return *deref(impl_).engine;
+}
+bool Tensor::frozen() const {
+  return deref(impl_).storage->frozen;
+}
+int64_t Tensor::version() const {
+  return deref(impl_).storage->version;
+}
+Tensor Tensor::grad() const {
+  return deref(impl_).grad;
+}
+bool Tensor::is_leaf() const {
+  return deref(impl_).node == nullptr;
+}
 
 int64_t Tensor::dim(int i) const {
   const int n = ndim(), index = i < 0 ? i + n : i;
@@ -82,7 +98,9 @@ Tensor Tensor::view(const Shape& shape) const {
   return view(shape, contiguous_strides(shape), 0);
 }
 
-Tensor Tensor::detach() const { return view(shape(), strides(), 0); }
+Tensor Tensor::detach() const {
+  return view(shape(), strides(), 0);
+}
 
 bool Tensor::requires_grad() const {
   const TensorImpl& t = deref(impl_);
@@ -93,7 +111,8 @@ void Tensor::set_requires_grad(bool value) {
   TensorImpl& t = deref(impl_);
   if (t.node) throw ArgumentError("requiresGrad can be set on a leaf only; detach() first");
   if (value && !is_float(t.dtype)) {
-    throw ArgumentError(concat("only float tensors have gradients, this one is ", dtype_name(t.dtype)));
+    throw ArgumentError(
+        concat("only float tensors have gradients, this one is ", dtype_name(t.dtype)));
   }
   t.requires_grad = value;
 }
@@ -108,7 +127,9 @@ void Tensor::set_grad(const Tensor& grad) {
   t.grad_adopted = false;
 }
 
-void Tensor::freeze() { deref(impl_).storage->frozen = true; }
+void Tensor::freeze() {
+  deref(impl_).storage->frozen = true;
+}
 
 void Tensor::bump_version() {
   Storage& storage = *deref(impl_).storage;
@@ -138,21 +159,22 @@ void check_shape(const char* op, const char* name, const Tensor& t, const Shape&
 void check_ndim(const char* op, const char* name, const Tensor& t, int ndim) {
   check_defined(op, name, t);
   if (t.ndim() == ndim) return;
-  throw ArgumentError(concat(op, ": ", name, " must have ", ndim, " dimensions, got ",
-                             t.shape().to_string()));
+  throw ArgumentError(
+      concat(op, ": ", name, " must have ", ndim, " dimensions, got ", t.shape().to_string()));
 }
 
 void check_float(const char* op, const char* name, const Tensor& t) {
   check_defined(op, name, t);
   if (is_float(t.dtype())) return;
-  throw ArgumentError(concat(op, ": ", name, " must be a float tensor, got ", dtype_name(t.dtype())));
+  throw ArgumentError(
+      concat(op, ": ", name, " must be a float tensor, got ", dtype_name(t.dtype())));
 }
 
 void check_dtype(const char* op, const char* name, const Tensor& t, DType expected) {
   check_defined(op, name, t);
   if (t.dtype() == expected) return;
-  throw ArgumentError(concat(op, ": ", name, " must be ", dtype_name(expected), ", got ",
-                             dtype_name(t.dtype())));
+  throw ArgumentError(
+      concat(op, ": ", name, " must be ", dtype_name(expected), ", got ", dtype_name(t.dtype())));
 }
 
 void check_same_engine(const char* op, const Tensor& a, const Tensor& b) {

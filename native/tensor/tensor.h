@@ -1,5 +1,6 @@
-// A tensor: a counted reference to shape, strides and storage, with its place on the tape. Everything here belongs to
-// the thread that enqueues ops; the engine thread sees storages and views only.
+// A tensor: a counted reference to shape, strides and storage, with its place on the tape.
+// Everything here belongs to the thread that enqueues ops; the engine thread sees storages and
+// views only.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -37,7 +38,8 @@ class Tensor {
   Engine& engine() const;
   bool is_contiguous() const;
 
-  // The same storage seen with another shape; no gradient is recorded (ops/ has the differentiable forms).
+  // The same storage seen with another shape; no gradient is recorded (ops/ has the differentiable
+  // forms).
   Tensor view(const Shape& shape, const Shape& strides, int64_t offset_elements) const;
   Tensor view(const Shape& shape) const;  // contiguous tensors only
   Tensor detach() const;                  // the same view, off the tape
@@ -55,7 +57,8 @@ class Tensor {
   int64_t version() const;
   void bump_version();
 
-  // True when this reference is the only tensor over its storage, so it may be overwritten in stream order.
+  // True when this reference is the only tensor over its storage, so it may be overwritten in
+  // stream order.
   bool exclusive() const;
 
   TensorImpl* impl() const { return impl_.get(); }
@@ -92,8 +95,9 @@ struct TensorImpl {
   bool requires_grad = false;
   std::shared_ptr<Node> node;
   int output_index = 0;
-  Tensor grad;               // leaves only
-  bool grad_adopted = false; // grad is a tensor that the backward pass made and that others may still see
+  Tensor grad;  // leaves only
+  bool grad_adopted =
+      false;  // grad is a tensor that the backward pass made and that others may still see
 };
 
 inline Tensor empty_like(const Tensor& x) {

@@ -1,5 +1,6 @@
-// The plain C description of a tensor that kernels see. It crosses the device plug-in boundary, so it holds no
-// C++ type and never changes its layout without a new ABI number (kernels/kernel_table.h).
+// The plain C description of a tensor that kernels see. It crosses the device plug-in boundary, so
+// it holds no C++ type and never changes its layout without a new ABI number
+// (kernels/kernel_table.h).
 #pragma once
 #include <stdint.h>
 
@@ -19,22 +20,24 @@ typedef enum balora_dtype {
   BALORA_U8 = 6
 } balora_dtype;
 
-// Data a device derived from a frozen tensor (a packed layout of a weight): filled by the first kernel that wants
-// it, reused by the next, freed with the tensor's storage. Touched by the engine thread only.
+// Data a device derived from a frozen tensor (a packed layout of a weight): filled by the first
+// kernel that wants it, reused by the next, freed with the tensor's storage. Touched by the engine
+// thread only.
 typedef struct balora_slot {
   void* data;
   void (*destroy)(void* data);
 } balora_slot;
 
-#define BALORA_SLOTS 4  // one per layout a device keeps of a frozen tensor; the meaning of each is the device's
+#define BALORA_SLOTS \
+  4  // one per layout a device keeps of a frozen tensor; the meaning of each is the device's
 
 typedef struct balora_view {
-  void* data;                          // first element of the view; null only for an empty view
-  int64_t shape[BALORA_MAX_DIMS];      // first ndim entries are valid
-  int64_t stride[BALORA_MAX_DIMS];     // in elements; 0 repeats an element (broadcast)
+  void* data;                       // first element of the view; null only for an empty view
+  int64_t shape[BALORA_MAX_DIMS];   // first ndim entries are valid
+  int64_t stride[BALORA_MAX_DIMS];  // in elements; 0 repeats an element (broadcast)
   int32_t ndim;
-  int32_t dtype;                       // balora_dtype
-  balora_slot* slots;                  // BALORA_SLOTS entries for a frozen tensor, else null
+  int32_t dtype;       // balora_dtype
+  balora_slot* slots;  // BALORA_SLOTS entries for a frozen tensor, else null
 } balora_view;
 
 #ifdef __cplusplus

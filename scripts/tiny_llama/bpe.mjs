@@ -48,12 +48,15 @@ export function trainBpe(texts, { vocabSize, special }) {
     for (let i = 0; i + 1 < symbols.length; ++i) {
       const key = `${symbols[i]} ${symbols[i + 1]}`;
       let entry = pairs.get(key);
-      if (!entry) pairs.set(key, (entry = { count: 0, words: new Set() }));
+      if (!entry) {
+        entry = { count: 0, words: new Set() };
+        pairs.set(key, entry);
+      }
       entry.count += sign * count;
       if (sign > 0) entry.words.add(index);
     }
   };
-  words.forEach((_, index) => add(index, 1));
+  for (let index = 0; index < words.length; ++index) add(index, 1);
 
   const tokens = [...special, ...alphabet];
   const merges = [];

@@ -23,14 +23,13 @@ BALORA_INLINE void accumulate_range(const S* source, D* destination, int64_t beg
   }
 #pragma omp simd
   for (int64_t i = begin; i < end; ++i) {
-    destination[i] =
-        store<D>(beta * load(destination[i]) + static_cast<Acc<D>>(load(source[i])));
+    destination[i] = store<D>(beta * load(destination[i]) + static_cast<Acc<D>>(load(source[i])));
   }
 }
 
-#define RANGE(S, D)                                                                        \
-  BALORA_SIMD void accumulate(const S* s, D* d, int64_t b, int64_t e, Acc<D> beta) {       \
-    accumulate_range<S, D>(s, d, b, e, beta);                                              \
+#define RANGE(S, D)                                                                  \
+  BALORA_SIMD void accumulate(const S* s, D* d, int64_t b, int64_t e, Acc<D> beta) { \
+    accumulate_range<S, D>(s, d, b, e, beta);                                        \
   }
 #define RANGES(D) RANGE(float, D) RANGE(bf16, D) RANGE(f16, D) RANGE(double, D)
 RANGES(float)
@@ -46,7 +45,8 @@ BALORA_INLINE bool finite_range(const T* x, int64_t begin, int64_t end) {
 #pragma omp simd reduction(| : bad)
   for (int64_t i = begin; i < end; ++i) {
     const Acc<T> value = load(x[i]);
-    bad |= !(value - value == Acc<T>(0));  // NaN and infinity are the values whose difference is no zero
+    bad |= !(value - value ==
+             Acc<T>(0));  // NaN and infinity are the values whose difference is no zero
   }
   return bad == 0;
 }

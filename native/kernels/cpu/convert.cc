@@ -20,8 +20,10 @@ BALORA_INLINE void convert_row(const From* from, To* to, int64_t cols) {
 }
 
 // target_clones cannot mark a template, so each pair gets a plain function of its own.
-#define PAIR(From, To) \
-  BALORA_SIMD void convert(const From* from, To* to, int64_t cols) { convert_row(from, to, cols); }
+#define PAIR(From, To)                                               \
+  BALORA_SIMD void convert(const From* from, To* to, int64_t cols) { \
+    convert_row(from, to, cols);                                     \
+  }
 #define PAIRS(From) PAIR(From, float) PAIR(From, bf16) PAIR(From, f16) PAIR(From, double)
 PAIRS(float)
 PAIRS(bf16)

@@ -6,7 +6,8 @@
 
 namespace balora {
 
-// to[i][j] = from[i][j] for rows x cols elements; leading dimensions in elements. ctx null: on the calling thread.
+// to[i][j] = from[i][j] for rows x cols elements; leading dimensions in elements. ctx null: on the
+// calling thread.
 void convert_rows(Context* ctx, const void* from, int32_t from_dtype, int64_t from_ld, void* to,
                   int32_t to_dtype, int64_t to_ld, int64_t rows, int64_t cols);
 

@@ -1,5 +1,5 @@
-// Declarations of the CPU device's kernels, one per row of kernels.def. They may throw: the table's guard turns an
-// exception into a status and a message.
+// Declarations of the CPU device's kernels, one per row of kernels.def. They may throw: the table's
+// guard turns an exception into a status and a message.
 #pragma once
 #include "kernels/kernel_table.h"
 

@@ -1,5 +1,5 @@
-// What the CPU device keeps between kernels of one stream (the oneDNN engine and its primitive caches). Opaque to
-// everything above the kernels; gemm.cc defines it.
+// What the CPU device keeps between kernels of one stream (the oneDNN engine and its primitive
+// caches). Opaque to everything above the kernels; gemm.cc defines it.
 #pragma once
 #include <cstdint>
 

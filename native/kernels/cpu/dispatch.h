@@ -1,5 +1,6 @@
-// From a run-time dtype to a compile-time element type, and from storage to arithmetic: kernels load into Acc<T>
-// (double for double, else float), compute there, and store with one rounding to nearest even.
+// From a run-time dtype to a compile-time element type, and from storage to arithmetic: kernels
+// load into Acc<T> (double for double, else float), compute there, and store with one rounding to
+// nearest even.
 #pragma once
 #include <string>
 
@@ -21,10 +22,18 @@ struct AccOf<double> {
 template <typename T>
 using Acc = typename AccOf<T>::type;
 
-BALORA_INLINE float load(float value) { return value; }
-BALORA_INLINE double load(double value) { return value; }
-BALORA_INLINE float load(bf16 value) { return to_float(value); }
-BALORA_INLINE float load(f16 value) { return to_float(value); }
+BALORA_INLINE float load(float value) {
+  return value;
+}
+BALORA_INLINE double load(double value) {
+  return value;
+}
+BALORA_INLINE float load(bf16 value) {
+  return to_float(value);
+}
+BALORA_INLINE float load(f16 value) {
+  return to_float(value);
+}
 
 template <typename T>
 BALORA_INLINE T store(Acc<T> value) {
@@ -41,11 +50,16 @@ BALORA_INLINE T store(Acc<T> value) {
 template <typename Body>
 decltype(auto) dispatch_float(int32_t dtype, Body&& body) {
   switch (dtype) {
-    case BALORA_F32: return body.template operator()<float>();
-    case BALORA_BF16: return body.template operator()<bf16>();
-    case BALORA_F16: return body.template operator()<f16>();
-    case BALORA_F64: return body.template operator()<double>();
-    default: throw UnsupportedError("dtype number " + std::to_string(dtype) + " is not a float type");
+    case BALORA_F32:
+      return body.template operator()<float>();
+    case BALORA_BF16:
+      return body.template operator()<bf16>();
+    case BALORA_F16:
+      return body.template operator()<f16>();
+    case BALORA_F64:
+      return body.template operator()<double>();
+    default:
+      throw UnsupportedError("dtype number " + std::to_string(dtype) + " is not a float type");
   }
 }
 
@@ -53,10 +67,14 @@ decltype(auto) dispatch_float(int32_t dtype, Body&& body) {
 template <typename Body>
 decltype(auto) dispatch_any(int32_t dtype, Body&& body) {
   switch (dtype) {
-    case BALORA_I32: return body.template operator()<int32_t>();
-    case BALORA_I64: return body.template operator()<int64_t>();
-    case BALORA_U8: return body.template operator()<uint8_t>();
-    default: return dispatch_float(dtype, std::forward<Body>(body));
+    case BALORA_I32:
+      return body.template operator()<int32_t>();
+    case BALORA_I64:
+      return body.template operator()<int64_t>();
+    case BALORA_U8:
+      return body.template operator()<uint8_t>();
+    default:
+      return dispatch_float(dtype, std::forward<Body>(body));
   }
 }
 

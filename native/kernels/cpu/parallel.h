@@ -1,5 +1,5 @@
-// Static work sharing over OpenMP: the same thread count always gives the same split, so a kernel whose blocks are
-// independent (or summed in block order) is bitwise repeatable.
+// Static work sharing over OpenMP: the same thread count always gives the same split, so a kernel
+// whose blocks are independent (or summed in block order) is bitwise repeatable.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -19,8 +19,8 @@ inline int parallel_width(const Context* ctx, int64_t n, int64_t grain) {
   return static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max(ctx->num_threads, 1)));
 }
 
-// Calls body(begin, end) on disjoint ranges that cover [0, n). The ranges depend on n, grain and the number of
-// threads only. body must not throw.
+// Calls body(begin, end) on disjoint ranges that cover [0, n). The ranges depend on n, grain and
+// the number of threads only. body must not throw.
 template <typename Body>
 void parallel_for(const Context* ctx, int64_t n, int64_t grain, const Body& body) {
   if (n <= 0) return;

@@ -1,6 +1,7 @@
-// Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): 128 random bits from a 128-bit
-// counter and a 64-bit key, without state, so an element's value depends on the seed and its index only, whatever the
-// thread count or the device. Known answers of the reference implementation are in philox_test.cc.
+// Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): 128
+// random bits from a 128-bit counter and a 64-bit key, without state, so an element's value depends
+// on the seed and its index only, whatever the thread count or the device. Known answers of the
+// reference implementation are in philox_test.cc.
 #pragma once
 #include <array>
 #include <cmath>

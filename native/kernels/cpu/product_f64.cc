@@ -1,5 +1,6 @@
-// Blocked f64 product after Goto and van de Geijn: panels of B (kDepth x 8) and strips of A (kDepth x 6) are widened and
-// packed, a register tile of 6 x 8 accumulates. 12 AVX2 or 6 AVX-512 accumulators: no spills on either.
+// Blocked f64 product after Goto and van de Geijn: panels of B (kDepth x 8) and strips of A (kDepth
+// x 6) are widened and packed, a register tile of 6 x 8 accumulates. 12 AVX2 or 6 AVX-512
+// accumulators: no spills on either.
 #include "kernels/cpu/product_f64.h"
 
 #include <algorithm>
@@ -13,8 +14,8 @@ namespace {
 
 constexpr int64_t kTileRows = 6;
 constexpr int64_t kTileCols = 8;
-constexpr int64_t kDepth = 256;          // k-extent of a block: a packed strip of A stays in L1
-constexpr int64_t kBlockCols = 1024;     // columns packed at once: 2 MiB of B
+constexpr int64_t kDepth = 256;       // k-extent of a block: a packed strip of A stays in L1
+constexpr int64_t kBlockCols = 1024;  // columns packed at once: 2 MiB of B
 constexpr int64_t kBlockRows = 16 * kTileRows;
 
 typedef double Lanes __attribute__((vector_size(64)));
@@ -40,7 +41,8 @@ BALORA_SIMD void multiply_tile(const double* a, const double* b, int64_t depth, 
   }
 }
 
-// Columns [first, first + width) of a (k x n) block become (depth, width), zero where the matrix ends.
+// Columns [first, first + width) of a (k x n) block become (depth, width), zero where the matrix
+// ends.
 template <typename T>
 void pack(const T* data, int64_t depth_stride, int64_t lane_stride, int64_t depth, int64_t lanes,
           int64_t width, double* packed) {
@@ -70,7 +72,8 @@ double* aligned(std::vector<double>& storage, int64_t count) {
   return storage.data() + ((64 - address % 64) % 64) / sizeof(double);
 }
 
-// C[:, block] += A[:, block depth] * packed B. With lower_only, tiles wholly above the diagonal are left out.
+// C[:, block] += A[:, block depth] * packed B. With lower_only, tiles wholly above the diagonal are
+// left out.
 void multiply_block(const Context* ctx, int64_t m, const MatrixRef& a, const double* packed_b,
                     const Block& block, double* c, int64_t ldc, bool lower_only) {
   const int64_t panels = (block.cols + kTileCols - 1) / kTileCols;

@@ -1,6 +1,7 @@
-// Matrix products that accumulate in f64 whatever their operands are stored in: for Gram matrices, whose small
-// eigenvalues drown in f32 rounding, and for the dense linear algebra of reference precision. oneDNN has no f64 product
-// and a distribution's Eigen is compiled for SSE2; this one dispatches at run time like the other kernels.
+// Matrix products that accumulate in f64 whatever their operands are stored in: for Gram matrices,
+// whose small eigenvalues drown in f32 rounding, and for the dense linear algebra of reference
+// precision. oneDNN has no f64 product and a distribution's Eigen is compiled for SSE2; this one
+// dispatches at run time like the other kernels.
 #pragma once
 #include <cstdint>
 
@@ -18,12 +19,14 @@ struct MatrixRef {
   MatrixRef transposed() const { return {data, dtype, col_stride, row_stride}; }
 };
 
-// C (m,n) = A (m,k) B (k,n), or C += with accumulate; C is row-major f64 with rows ldc apart. Uses all of the stream's
-// threads; each element is summed in one fixed order, so the thread count does not matter.
+// C (m,n) = A (m,k) B (k,n), or C += with accumulate; C is row-major f64 with rows ldc apart. Uses
+// all of the stream's threads; each element is summed in one fixed order, so the thread count does
+// not matter.
 void product_f64(const Context* ctx, int64_t m, int64_t n, int64_t k, const MatrixRef& a,
                  const MatrixRef& b, double* c, int64_t ldc, bool accumulate = false);
 
-// C (m,m) = A (m,k) B (k,m) where the product is known to be symmetric: computes half of it and mirrors it.
+// C (m,m) = A (m,k) B (k,m) where the product is known to be symmetric: computes half of it and
+// mirrors it.
 void symmetric_product_f64(const Context* ctx, int64_t m, int64_t k, const MatrixRef& a,
                            const MatrixRef& b, double* c, bool accumulate = false);
 

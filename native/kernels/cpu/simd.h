@@ -1,6 +1,7 @@
-// Run-time dispatch on CPU features without -march=native: a function marked BALORA_SIMD is compiled for each
-// level and the loader picks one. It only works for code inlined into that function, so mark plain row loops and call
-// them from parallel_for with a range; lambdas inside an OpenMP region would be compiled for the baseline.
+// Run-time dispatch on CPU features without -march=native: a function marked BALORA_SIMD is
+// compiled for each level and the loader picks one. It only works for code inlined into that
+// function, so mark plain row loops and call them from parallel_for with a range; lambdas inside an
+// OpenMP region would be compiled for the baseline.
 #pragma once
 
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && !defined(BALORA_SANITIZED)

@@ -1,4 +1,5 @@
-// The CPU device's table: every row of kernels.def behind a guard that turns an exception into a status.
+// The CPU device's table: every row of kernels.def behind a guard that turns an exception into a
+// status.
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -46,7 +47,9 @@ void* allocate(void*, uint64_t bytes) {
   return data;
 }
 
-void release(void*, void* data, uint64_t) { std::free(data); }
+void release(void*, void* data, uint64_t) {
+  std::free(data);
+}
 
 int32_t copy(Context*, void* destination, const void* source, uint64_t bytes) {
   if (bytes) std::memcpy(destination, source, bytes);
@@ -57,8 +60,15 @@ int32_t copy(Context*, void* destination, const void* source, uint64_t bytes) {
 
 const KernelTable* cpu_kernel_table() {
   static const KernelTable table = {
-      BALORA_ABI,        sizeof(KernelTable), "cpu", create_cpu_state, destroy_cpu_state,
-      allocate,          release,             copy,  copy,
+      BALORA_ABI,
+      sizeof(KernelTable),
+      "cpu",
+      create_cpu_state,
+      destroy_cpu_state,
+      allocate,
+      release,
+      copy,
+      copy,
 #define KERNEL(name, signature) Guard<&name##_kernel>::call,
 #include "kernels/kernels.def"
 #undef KERNEL

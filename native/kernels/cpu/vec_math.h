@@ -1,8 +1,9 @@
-// Branch-free elementary functions on f32 that the compiler vectorises inside a BALORA_SIMD row loop, with the C
-// library's on double beside them so that templates read the same. Polynomials are minimax fits (iteratively
-// reweighted least squares over 2000 Chebyshev nodes in high precision, coefficients rounded to f32); the bounds in
-// ulp are measured by vec_math_test.cc over the whole range, with and without fused multiply-add.
-// Subnormals, infinities and NaN behave as in the C library, where no comment says otherwise.
+// Branch-free elementary functions on f32 that the compiler vectorises inside a BALORA_SIMD row
+// loop, with the C library's on double beside them so that templates read the same. Polynomials are
+// minimax fits (iteratively reweighted least squares over 2000 Chebyshev nodes in high precision,
+// coefficients rounded to f32); the bounds in ulp are measured by vec_math_test.cc over the whole
+// range, with and without fused multiply-add. Subnormals, infinities and NaN behave as in the C
+// library, where no comment says otherwise.
 #pragma once
 #include <bit>
 #include <cmath>
@@ -33,7 +34,8 @@ BALORA_INLINE float absolute(float x) {
 }
 }  // namespace vec
 
-// e^x, 1.5 ulp. The argument is clamped where the result is 0 or infinity anyway; the comparisons keep a NaN.
+// e^x, 1.5 ulp. The argument is clamped where the result is 0 or infinity anyway; the comparisons
+// keep a NaN.
 BALORA_INLINE float vexp(float x) {
   x = x < -104.0f ? -104.0f : x;
   x = x > 89.0f ? 89.0f : x;
@@ -47,10 +49,10 @@ BALORA_INLINE float vexp(float x) {
   p = p * r + 1.666666567e-1f;
   p = p * r + 0.5f;
   p = (p * r) * r + r + 1.0f;
-  // 2^n as two factors: each is a normal number where the result is subnormal or overflows. For a NaN the exponent
-  // bits are garbage in range, and p is NaN.
-  const int32_t exponent = (std::bit_cast<int32_t>(shifted) & 0x1ff) -
-                           ((std::bit_cast<int32_t>(shifted) & 0x100) << 1);
+  // 2^n as two factors: each is a normal number where the result is subnormal or overflows. For a
+  // NaN the exponent bits are garbage in range, and p is NaN.
+  const int32_t exponent =
+      (std::bit_cast<int32_t>(shifted) & 0x1ff) - ((std::bit_cast<int32_t>(shifted) & 0x100) << 1);
   const int32_t half = exponent >> 1;
   return p * vec::pow2(half) * vec::pow2(exponent - half);
 }
@@ -59,7 +61,8 @@ BALORA_INLINE float vexp(float x) {
 BALORA_INLINE float vlog(float x) {
   const bool subnormal = x < std::numeric_limits<float>::min();
   const float scaled = subnormal ? x * 0x1p23f : x;
-  // The mantissa in [sqrt(1/2), sqrt(2)): subtracting sqrt(1/2)'s bits first moves the cut from a power of 2 to there.
+  // The mantissa in [sqrt(1/2), sqrt(2)): subtracting sqrt(1/2)'s bits first moves the cut from a
+  // power of 2 to there.
   constexpr int32_t kRootHalf = 0x3f3504f3;
   const int32_t bits = std::bit_cast<int32_t>(scaled) - kRootHalf;
   const float exponent = static_cast<float>((bits >> 23) - (subnormal ? 23 : 0));
@@ -117,10 +120,18 @@ BALORA_INLINE float verf(float x) {
   return magnitude < 0.921875f ? small : (x == x ? large : x);
 }
 
-BALORA_INLINE double vexp(double x) { return std::exp(x); }
-BALORA_INLINE double vlog(double x) { return std::log(x); }
-BALORA_INLINE double vtanh(double x) { return std::tanh(x); }
-BALORA_INLINE double verf(double x) { return std::erf(x); }
+BALORA_INLINE double vexp(double x) {
+  return std::exp(x);
+}
+BALORA_INLINE double vlog(double x) {
+  return std::log(x);
+}
+BALORA_INLINE double vtanh(double x) {
+  return std::tanh(x);
+}
+BALORA_INLINE double verf(double x) {
+  return std::erf(x);
+}
 
 // 1 / (1 + e^-x), 2.5 ulp.
 template <typename A>
@@ -128,8 +139,8 @@ BALORA_INLINE A vsigmoid(A x) {
   return A(1) / (A(1) + vexp(-x));
 }
 
-// ln(1 + e^x), exact in both tails: max(x, 0) + log1p(e^-|x|), where log1p(u) = ln(w) - ((w - 1) - u) / w, w = 1 + u,
-// gives back the digits that the addition lost.
+// ln(1 + e^x), exact in both tails: max(x, 0) + log1p(e^-|x|), where log1p(u) = ln(w) - ((w - 1) -
+// u) / w, w = 1 + u, gives back the digits that the addition lost.
 template <typename A>
 BALORA_INLINE A vsoftplus(A x) {
   const A u = vexp(x < A(0) ? x : -x), w = A(1) + u;

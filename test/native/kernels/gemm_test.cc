@@ -1,4 +1,5 @@
-// Matrix products against plain loops in f64, for every type, transposition and odd size, with alpha and beta.
+// Matrix products against plain loops in f64, for every type, transposition and odd size, with
+// alpha and beta.
 #include "kernels/cpu/gemm.h"
 
 #include <doctest/doctest.h>
@@ -73,7 +74,8 @@ void check_case(const Case& c, bool serial, int64_t pad = kPad) {
         const double expected = c.alpha * sum + old;
         const double sums = (f64 ? 0x1p-52 : 0x1p-23) * (4 * std::sqrt(c.k) + 4) *
                             (std::abs(c.alpha) * magnitude + std::abs(old));
-        const double allowed = unit * std::abs(expected) + sums + (dtype_of<C>() == BALORA_F16 ? 0x1p-25 : 1e-30);
+        const double allowed =
+            unit * std::abs(expected) + sums + (dtype_of<C>() == BALORA_F16 ? 0x1p-25 : 1e-30);
         worst = std::max(worst, std::abs(to_double(out[where]) - expected) / allowed);
       }
     }
@@ -85,7 +87,7 @@ void check_case(const Case& c, bool serial, int64_t pad = kPad) {
 
 template <typename A, typename B, typename C>
 void check_types() {
-  const int64_t sizes[][4] = {{1, 1, 1, 1},   {1, 1, 33, 31},  {1, 31, 1, 123}, {2, 33, 31, 16},
+  const int64_t sizes[][4] = {{1, 1, 1, 1},    {1, 1, 33, 31},  {1, 31, 1, 123}, {2, 33, 31, 16},
                               {3, 16, 48, 64}, {1, 123, 65, 1}, {1, 5, 7, 0}};
   for (const auto& s : sizes) {
     for (int bits = 0; bits < 4; ++bits) {
@@ -102,13 +104,27 @@ void check_types() {
 
 }  // namespace
 
-TEST_CASE("gemm: f32") { check_types<float, float, float>(); }
-TEST_CASE("gemm: bf16 into f32") { check_types<bf16, bf16, float>(); }
-TEST_CASE("gemm: bf16 into bf16") { check_types<bf16, bf16, bf16>(); }
-TEST_CASE("gemm: f16") { check_types<f16, f16, f16>(); }
-TEST_CASE("gemm: f64") { check_types<double, double, double>(); }
-TEST_CASE("gemm: mixed bf16 and f32") { check_types<bf16, float, float>(); }
-TEST_CASE("gemm: mixed f32 and bf16 into bf16") { check_types<float, bf16, bf16>(); }
+TEST_CASE("gemm: f32") {
+  check_types<float, float, float>();
+}
+TEST_CASE("gemm: bf16 into f32") {
+  check_types<bf16, bf16, float>();
+}
+TEST_CASE("gemm: bf16 into bf16") {
+  check_types<bf16, bf16, bf16>();
+}
+TEST_CASE("gemm: f16") {
+  check_types<f16, f16, f16>();
+}
+TEST_CASE("gemm: f64") {
+  check_types<double, double, double>();
+}
+TEST_CASE("gemm: mixed bf16 and f32") {
+  check_types<bf16, float, float>();
+}
+TEST_CASE("gemm: mixed f32 and bf16 into bf16") {
+  check_types<float, bf16, bf16>();
+}
 
 TEST_CASE("gemm: a wide B is widened in blocks of columns") {
   check_case<f16, f16, f16>({1, 3, 9000, 600, false, true, 1, 0}, false);
@@ -122,7 +138,8 @@ TEST_CASE("gemm: a repeated batch operand has batch stride 0") {
     auto a16 = random_vector<bf16>(2 * 3 * 5, 1), b16 = random_vector<bf16>(5 * 4, 2);
     std::vector<float> c(2 * 3 * 4);
     const int32_t type = narrow ? BALORA_BF16 : BALORA_F32;
-    gemm(ctx, {3, 4, 5, 2}, {narrow ? static_cast<void*>(a16.data()) : a.data(), type, 5, false, 15},
+    gemm(ctx, {3, 4, 5, 2},
+         {narrow ? static_cast<void*>(a16.data()) : a.data(), type, 5, false, 15},
          {narrow ? static_cast<void*>(b16.data()) : b.data(), type, 4},
          {c.data(), BALORA_F32, 4, 12});
     for (int64_t i = 0; i < 24; ++i) {

@@ -1,4 +1,5 @@
-// Philox against the known answers that ship with Random123 (kat_vectors, philox4x32 10), and the normals' moments.
+// Philox against the known answers that ship with Random123 (kat_vectors, philox4x32 10), and the
+// normals' moments.
 #include "kernels/cpu/philox.h"
 
 #include <doctest/doctest.h>

@@ -1,4 +1,5 @@
-// product_f64 against plain loops: every dtype, transposed operands, odd sizes, accumulation, the symmetric form.
+// product_f64 against plain loops: every dtype, transposed operands, odd sizes, accumulation, the
+// symmetric form.
 #include "kernels/cpu/product_f64.h"
 
 #include "support/kernel_test.h"

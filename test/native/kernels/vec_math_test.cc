@@ -1,6 +1,7 @@
-// The vectorisable functions against the C library in double, in units of the last place of the f32 result. Every
-// 997th float of the interval is tried (so small magnitudes count as much as large ones), both as compiled for the
-// baseline and through a dispatched row loop, which may fuse multiply and add.
+// The vectorisable functions against the C library in double, in units of the last place of the f32
+// result. Every 997th float of the interval is tried (so small magnitudes count as much as large
+// ones), both as compiled for the baseline and through a dispatched row loop, which may fuse
+// multiply and add.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -17,8 +18,8 @@ using namespace balora;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
-#define ROW(name)                                               \
-  BALORA_SIMD void name##_row(const float* x, float* y, int n) { \
+#define ROW(name)                                                      \
+  BALORA_SIMD void name##_row(const float* x, float* y, int n) {       \
     _Pragma("omp simd") for (int i = 0; i < n; ++i) y[i] = name(x[i]); \
   }
 ROW(vexp)
@@ -32,7 +33,8 @@ ROW(vsoftplus)
 // Floats of [low, high], 0 < low, and their negatives where asked for.
 std::vector<float> floats(float low, float high, bool both_signs = false) {
   std::vector<float> values;
-  for (uint32_t bits = std::bit_cast<uint32_t>(low); bits <= std::bit_cast<uint32_t>(high); bits += 997) {
+  for (uint32_t bits = std::bit_cast<uint32_t>(low); bits <= std::bit_cast<uint32_t>(high);
+       bits += 997) {
     values.push_back(std::bit_cast<float>(bits));
     if (both_signs) values.push_back(-values.back());
   }
@@ -57,8 +59,8 @@ double worst(const std::vector<float>& x, Fast fast, Row row, Exact exact) {
   return error;
 }
 
-#define WORST(values, name, exact) worst(values, [](float x) { return name(x); }, name##_row, \
-                                         [](double x) { return exact; })
+#define WORST(values, name, exact) \
+  worst(values, [](float x) { return name(x); }, name##_row, [](double x) { return exact; })
 
 TEST_CASE("vexp: ulps, and exact at its ends") {
   CHECK(WORST(floats(1e-30f, 87.0f, true), vexp, std::exp(x)) < 1.5);

@@ -17,8 +17,8 @@ TEST_CASE("bf16: every value survives, rounding goes to even, NaN stays NaN") {
       CHECK(to_bf16(wide).bits == bits);
     }
   }
-  CHECK(to_float(to_bf16(1.0f + 0x1p-8f)) == 1.0f);                  // tie, to even
-  CHECK(to_float(to_bf16(1.0f + 3 * 0x1p-8f)) == 1.0f + 0x1p-6f);    // tie, to even
+  CHECK(to_float(to_bf16(1.0f + 0x1p-8f)) == 1.0f);                // tie, to even
+  CHECK(to_float(to_bf16(1.0f + 3 * 0x1p-8f)) == 1.0f + 0x1p-6f);  // tie, to even
   CHECK(std::isinf(to_float(to_bf16(std::numeric_limits<float>::max()))));
 }
 
@@ -34,7 +34,7 @@ TEST_CASE("f16: every value survives, subnormals and overflow included") {
   }
   CHECK(to_float(to_f16(65519.0f)) == 65504.0f);
   CHECK(std::isinf(to_float(to_f16(65520.0f))));
-  CHECK(to_float(to_f16(0x1p-25f)) == 0.0f);              // tie with zero, to even
+  CHECK(to_float(to_f16(0x1p-25f)) == 0.0f);  // tie with zero, to even
   CHECK(to_float(to_f16(0x1.8p-25f)) == 0x1p-24f);
-  CHECK(to_float(to_f16(1.0f + 0x1p-11f)) == 1.0f);       // tie, to even
+  CHECK(to_float(to_f16(1.0f + 0x1p-11f)) == 1.0f);  // tie, to even
 }
