@@ -64,6 +64,7 @@ const kPackages: Record<string, string[]> = {
   '@huggingface/jinja': ['text'],
   '@huggingface/hub': ['models'],
   commander: ['cli'],
+  yaml: ['cli'],
   zod: ['models', 'text', 'adapters', 'train', 'cli'],
 };
 

@@ -1,0 +1,33 @@
+/** Configuration files: YAML or JSON, a flat object of options. */
+import { readFile } from 'node:fs/promises';
+import { parseDocument } from 'yaml';
+import { ArgumentError, FormatError } from '../errors.ts';
+
+/**
+ * Reads a configuration file; JSON is read as YAML, of which it is a part.
+ * @throws FormatError naming file, line and column; ArgumentError if there is no such file
+ */
+export async function readConfigFile(path: string): Promise<Record<string, unknown>> {
+  let text: string;
+  try {
+    text = await readFile(path, 'utf8');
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    const reason = code === 'ENOENT' ? 'no such file' : message;
+    throw new ArgumentError(`cannot read the configuration ${path}: ${reason}`);
+  }
+  // prettyErrors gives line and column; uniqueKeys (the default) refuses a key given twice.
+  const document = parseDocument(text, { prettyErrors: true });
+  const [error] = document.errors;
+  if (error) {
+    const { line = 1, col = 1 } = error.linePos?.[0] ?? {};
+    const what = error.message.split(' at line')[0];
+    throw new FormatError(`${path}:${line}:${col}: ${what}`, { path });
+  }
+  const value: unknown = document.toJS();
+  if (value === null) return {};
+  if (typeof value !== 'object' || Array.isArray(value)) {
+    throw new FormatError(`${path}: must hold options by name`, { path });
+  }
+  return value as Record<string, unknown>;
+}

@@ -1,0 +1,71 @@
+/** `balora inspect`: the tensors of a model or adapter, or the tokens of an example. */
+import type { Command } from 'commander';
+import { supervisedCount, truncate } from '../data/example.ts';
+import { chooseFormat } from '../data/example_format.ts';
+import { JsonlFile } from '../data/jsonl.ts';
+import { ArgumentError } from '../errors.ts';
+import { Tokenizer } from '../text/tokenizer.ts';
+import { addOptions, readOptions } from './command_options.ts';
+import type { OptionRow, OptionValues } from './option_table.ts';
+import { integer, onOff, text } from './option_types.ts';
+import type { CliContext, CommandModule } from './program.ts';
+import { hasColour, styler } from './terminal.ts';
+import { colouredTokens, tokenTable } from './token_view.ts';
+import { kExampleOptions } from './train_options.ts';
+
+const kInspectOptions = {
+  data: {
+    type: text('file'),
+    help: 'show the tokens of a row of this JSON Lines file',
+    group: 'Examples',
+  },
+  row: { type: integer(0), help: 'which row, from 0', group: 'Examples' },
+  table: { type: onOff(), help: 'one line a token, also on a terminal', group: 'Examples' },
+  ...kExampleOptions,
+} satisfies Record<string, OptionRow>;
+
+type InspectSettings = OptionValues<typeof kInspectOptions>;
+
+export const addInspect: CommandModule = (program, context, run) => {
+  const command = program
+    .command('inspect')
+    .description("a model's or adapter's tensors; with --data the tokens of an example")
+    .argument('<path>', 'a model folder, an adapter folder, a .gguf or a .safetensors file');
+  addOptions(command, kInspectOptions, { defaults: { row: 0, maxLength: 512 } });
+  command.action(
+    run(async (path: string, _: unknown, self: Command) => {
+      const settings = await readOptions(self, kInspectOptions);
+      if (settings.data === undefined) {
+        throw new ArgumentError('inspect: --data is required');
+      }
+      await showExample(path, settings.data, settings, context);
+      return 0;
+    }),
+  );
+};
+
+async function showExample(
+  path: string,
+  data: string,
+  settings: InspectSettings,
+  { stdout }: CliContext,
+): Promise<void> {
+  const { row: index = 0, table = false, maxLength = 512, ...format } = settings;
+  const tokenizer = await Tokenizer.fromPretrained(path);
+  const rows = await JsonlFile.open(data);
+  try {
+    const chosen = chooseFormat(tokenizer, await rows.row(0), format);
+    const whole = chosen.encode(await rows.row(index));
+    const example = truncate(whole, maxLength);
+    const colour = hasColour(stdout) && !table;
+    const view = colour ? colouredTokens(tokenizer, example) : tokenTable(tokenizer, example);
+    const style = styler(hasColour(stdout));
+    const cut = whole.ids.length - example.ids.length;
+    const summary =
+      `${await rows.where(index)} (${chosen.description}): ${example.ids.length} tokens, ` +
+      `${supervisedCount(example)} supervised${cut > 0 ? `, ${cut} cut off` : ''}`;
+    stdout.write(`${style(summary, 'bold')}\n${view}\n`);
+  } finally {
+    await rows.close();
+  }
+}

@@ -1,0 +1,40 @@
+/** "Did you mean": the name most like one that does not exist. */
+
+/** Edits (insert, delete, replace, swap neighbours) between two words. */
+export function editDistance(a: string, b: string): number {
+  let beforeLast: number[] = [];
+  let last = Array.from({ length: b.length + 1 }, (_, j) => j);
+  for (let i = 1; i <= a.length; i++) {
+    const row = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const same = a[i - 1] === b[j - 1] ? 0 : 1;
+      let cost = Math.min(at(last, j) + 1, at(row, j - 1) + 1, at(last, j - 1) + same);
+      if (i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]) {
+        cost = Math.min(cost, at(beforeLast, j - 2) + 1);
+      }
+      row.push(cost);
+    }
+    beforeLast = last;
+    last = row;
+  }
+  return at(last, b.length);
+}
+
+const at = (row: readonly number[], j: number) => row[j] as number;
+
+/** ` (did you mean "x"?)`, or nothing where no name is alike. */
+export function nearest(name: string, known: readonly string[]): string {
+  const plain = name.toLowerCase().replaceAll('_', '-');
+  let best: string | null = null;
+  let bestDistance = Math.max(2, Math.floor(plain.length / 2)) + 1;
+  for (const candidate of known) {
+    // A part of the name counts as close: `alpha` means `lora-alpha`.
+    const isPart = candidate.split('-').includes(plain) || candidate.startsWith(`${plain}-`);
+    const distance = isPart ? 1.5 : editDistance(plain, candidate);
+    if (distance < bestDistance) {
+      best = candidate;
+      bestDistance = distance;
+    }
+  }
+  return best === null ? '' : ` (did you mean "${best}"?)`;
+}

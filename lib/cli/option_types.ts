@@ -1,0 +1,89 @@
+/**
+ * The kinds of values that options take. One kind serves the command line (text), the configuration file (YAML or JSON values)
+ * and the help page, so that the three cannot disagree.
+ */
+import { z } from 'zod';
+
+export interface OptionType<T = unknown> {
+  readonly schema: z.ZodType<T>;
+  /** What the value must be, for messages: `a whole number >= 1`. */
+  readonly wanted: string;
+  /** Shown in the help after the flag; null for a switch. */
+  readonly placeholder: string | null;
+  /** The flag's text as a value for the schema; a text that is none is passed on, for the schema to refuse. */
+  parse(text: string): unknown;
+}
+
+const asNumber = (text: string): unknown =>
+  text.trim() === '' || Number.isNaN(Number(text)) ? text : Number(text);
+
+export function text(placeholder = 'text'): OptionType<string> {
+  return { schema: z.string(), wanted: 'text', placeholder, parse: (value) => value };
+}
+
+/** A prompt template; on the command line \\n and \\t stand for a line break and a tab. */
+export function template(): OptionType<string> {
+  const escapes: Record<string, string> = { n: '\n', t: '\t', '\\': '\\' };
+  return {
+    ...text('template'),
+    parse: (value) => value.replace(/\\([nt\\])/g, (_, char: string) => escapes[char] as string),
+  };
+}
+
+export function number(least: number): OptionType<number> {
+  return {
+    schema: z.number().min(least),
+    wanted: `a number >= ${least}`,
+    placeholder: 'number',
+    parse: asNumber,
+  };
+}
+
+export function integer(least: number): OptionType<number> {
+  return {
+    schema: z.int().min(least),
+    wanted: `a whole number >= ${least}`,
+    placeholder: 'n',
+    parse: asNumber,
+  };
+}
+
+export function choice<const T extends string>(...choices: readonly T[]): OptionType<T> {
+  return {
+    schema: z.enum(choices),
+    wanted: `one of ${choices.join(', ')}`,
+    placeholder: choices.join('|'),
+    parse: (value) => value,
+  };
+}
+
+/** On or off. On the command line the bare flag means on, `--no-` and its name off. */
+export function onOff(): OptionType<boolean> {
+  return {
+    schema: z.boolean(),
+    wanted: 'true or false',
+    placeholder: null,
+    parse: (value) => (value === 'true' ? true : value === 'false' ? false : value),
+  };
+}
+
+/** Names: a list, or one text. On the command line commas make a list. */
+export function names(): OptionType<string | string[]> {
+  return {
+    schema: z.union([z.string(), z.array(z.string()).min(1)]),
+    wanted: 'a name or a list of names',
+    placeholder: 'name,name',
+    parse: (value) => (value.includes(',') ? value.split(',').map((name) => name.trim()) : value),
+  };
+}
+
+/** PEFT's init_lora_weights: true, false or the name of a start. */
+export function loraInit(): OptionType<boolean | string> {
+  const onOrOff = onOff();
+  return {
+    schema: z.union([z.boolean(), z.string()]),
+    wanted: 'true, false or a name (gaussian, pissa, pissa_niter_N)',
+    placeholder: 'true|gaussian|pissa|pissa_niter_N',
+    parse: (value) => onOrOff.parse(value),
+  };
+}

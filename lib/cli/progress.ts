@@ -1,0 +1,102 @@
+/**
+ * The progress of a run. On a terminal one line at the bottom is redrawn (at most ten times a second) and messages scroll above
+ * it; elsewhere there is a plain line for every log event, and nothing is ever drawn over.
+ */
+import type { StepRecord, TrainEvent } from '../train/types.ts';
+import { formatBytes, formatSeconds, hasColour, type OutputStream, styler } from './terminal.ts';
+
+const kRedrawMs = 100;
+
+export class Progress {
+  private readonly redraws: boolean;
+  private readonly style: ReturnType<typeof styler>;
+  private line = '';
+  private drawnAt = Number.NEGATIVE_INFINITY;
+
+  constructor(
+    private readonly stream: OutputStream,
+    private readonly now: () => number = () => performance.now(),
+  ) {
+    this.redraws = stream.isTTY === true && process.env.TERM !== 'dumb';
+    this.style = styler(hasColour(stream));
+  }
+
+  /** Shows an event of the run. */
+  show(event: TrainEvent): void {
+    switch (event.type) {
+      case 'step':
+        if (this.redraws) this.draw(stepLine(event));
+        break;
+      case 'log':
+        if (!this.redraws) this.stream.write(`${stepLine(event)}\n`);
+        break;
+      case 'evaluation': {
+        const { loss, perplexity, kl, seconds } = event.result;
+        const drift = kl === null ? '' : `  KL to the base ${kl.toFixed(4)}`;
+        this.message(
+          this.style(
+            `evaluation at step ${event.step}: loss ${loss.toFixed(4)}  perplexity ${perplexity.toFixed(3)}${drift}  (${formatSeconds(seconds)})`,
+            'bold',
+          ),
+        );
+        break;
+      }
+      case 'checkpoint':
+        this.message(this.style(`checkpoint ${event.path}`, 'dim'));
+        break;
+      case 'warning':
+        this.message(`${this.style('warning:', 'yellow')} ${event.message}`);
+        break;
+      default:
+    }
+  }
+
+  /** A line of its own, above the progress line. */
+  message(text: string): void {
+    const below = this.line;
+    this.clear();
+    this.stream.write(`${text}\n`);
+    if (below) {
+      this.line = below;
+      this.stream.write(below);
+    }
+  }
+
+  /** Takes the progress line away. */
+  clear(): void {
+    if (this.line) this.stream.write('\r\u001b[K');
+    this.line = '';
+  }
+
+  private draw(text: string): void {
+    const time = this.now();
+    if (time - this.drawnAt < kRedrawMs) return;
+    this.drawnAt = time;
+    // A line that wraps could not be taken back.
+    const cut = text.slice(0, Math.max(1, (this.stream.columns ?? 80) - 1));
+    this.stream.write(`\r\u001b[K${cut}`);
+    this.line = cut;
+  }
+}
+
+/** `step 12/200  loss 1.2345  ...`: the terms that the run has, the speed and the time left. */
+export function stepLine(event: {
+  record: StepRecord;
+  totalSteps: number;
+  secondsLeft: number;
+}): string {
+  const { record, totalSteps, secondsLeft } = event;
+  const terms = (['consistency', 'diversity', 'svd'] as const)
+    .filter((term) => record[term] !== null)
+    .map((term) => `${term} ${(record[term] as number).toFixed(4)}`);
+  const step = String(record.step).padStart(String(totalSteps).length);
+  return [
+    `step ${step}/${totalSteps}`,
+    `loss ${record.loss.toFixed(4)}`,
+    ...(terms.length > 0 ? [`task ${record.taskLoss.toFixed(4)}`, ...terms] : []),
+    `lr ${record.learningRate.toExponential(2)}`,
+    `${Math.round(record.tokensPerSecond)} tokens/s`,
+    `${formatSeconds(secondsLeft)} left`,
+    formatBytes(record.peakRssBytes),
+  ].join('  ');
+}

@@ -1,0 +1,62 @@
+/** What a stream can show: colours and redrawn lines are for terminals only. */
+
+export interface OutputStream {
+  write(text: string): unknown;
+  isTTY?: boolean;
+  columns?: number;
+}
+
+export type Style = 'bold' | 'dim' | 'red' | 'yellow' | 'green' | 'underline';
+
+const kCodes: Record<Style, [number, number]> = {
+  bold: [1, 22],
+  dim: [2, 22],
+  underline: [4, 24],
+  red: [31, 39],
+  green: [32, 39],
+  yellow: [33, 39],
+};
+
+/** Colours on a terminal, unless NO_COLOR is set; FORCE_COLOR sets them everywhere. */
+export function hasColour(stream: OutputStream, env: NodeJS.ProcessEnv = process.env): boolean {
+  if (env.NO_COLOR) return false;
+  if (env.FORCE_COLOR && env.FORCE_COLOR !== '0') return true;
+  return stream.isTTY === true && env.TERM !== 'dumb';
+}
+
+/** A function that styles text, or leaves it alone. */
+export function styler(colour: boolean): (text: string, ...styles: Style[]) => string {
+  return (text, ...styles) =>
+    colour
+      ? styles.reduce((inner, s) => `\u001b[${kCodes[s][0]}m${inner}\u001b[${kCodes[s][1]}m`, text)
+      : text;
+}
+
+/** 1536 -> `1.5 KiB`. */
+export function formatBytes(bytes: number): string {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
+  let unit = 0;
+  let value = bytes;
+  while (value >= 1024 && unit < units.length - 1) {
+    value /= 1024;
+    unit++;
+  }
+  return `${unit === 0 ? value : value.toFixed(value < 10 ? 2 : 1)} ${units[unit]}`;
+}
+
+/** 3725 -> `1h02m`; 65 -> `1m05s`; 4.2 -> `4s`. */
+export function formatSeconds(seconds: number): string {
+  if (!Number.isFinite(seconds)) return '?';
+  const whole = Math.round(seconds);
+  const two = (n: number) => String(n).padStart(2, '0');
+  if (whole < 60) return `${whole}s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)}m${two(whole % 60)}s`;
+  return `${Math.floor(whole / 3600)}h${two(Math.floor((whole % 3600) / 60))}m`;
+}
+
+/** 12345678 -> `12.3 M`. */
+export function formatCount(count: number): string {
+  if (count < 10_000) return String(count);
+  const [divisor, unit] = count < 1e6 ? [1e3, 'k'] : count < 1e9 ? [1e6, 'M'] : [1e9, 'G'];
+  return `${(count / divisor).toFixed(1)} ${unit}`;
+}

@@ -1,0 +1,122 @@
+/** The options of `balora train`, in the names of transformers and PEFT. */
+import type { OptionRow, OptionValues } from './option_table.ts';
+import {
+  choice,
+  integer,
+  loraInit,
+  names,
+  number,
+  type OptionType,
+  onOff,
+  template,
+  text,
+} from './option_types.ts';
+
+const kGroups = {
+  run: 'Model, data and output',
+  adapter: 'Method and adapter',
+  optimization: 'Optimization',
+  examples: 'Examples',
+  regularizers: 'BA-LoRA regularizers',
+} as const;
+
+const row =
+  (group: string) =>
+  <T>(type: OptionType<T>, help: string, more: Partial<OptionRow<T>> = {}): OptionRow<T> => ({
+    type,
+    help,
+    group,
+    ...more,
+  });
+const run = row(kGroups.run);
+const adapter = row(kGroups.adapter);
+const optimization = row(kGroups.optimization);
+const examples = row(kGroups.examples);
+const regularizers = row(kGroups.regularizers);
+
+/** How rows become examples; `evaluate` and `inspect` take these too. */
+export const kExampleOptions = {
+  promptTemplate: examples(template(), 'text with {field} places, or alpaca (the recipe) or none'),
+  promptField: examples(text('field'), "the prompt's field; default: found among known pairs"),
+  responseField: examples(text('field'), "the response's field"),
+  maxLength: examples(integer(2), 'tokens of an example; longer ones are cut'),
+};
+
+/** How a model is loaded and run. */
+export const kModelOptions = {
+  model: run(text('path'), 'a model folder, a GGUF file or a hub id', { required: true }),
+  dtype: run(choice('f32', 'bf16'), 'of the frozen base and the activations'),
+  threads: run(integer(1), 'of the engine; default: the cores'),
+};
+
+export const kTrainOptions = {
+  ...kModelOptions,
+  data: run(text('file'), 'training data, JSON Lines', { required: true }),
+  evalData: run(text('file'), 'held-out data, JSON Lines'),
+  output: run(text('folder'), 'where the adapter and run/ are written'),
+  overwrite: run(onOff(), 'replace an earlier run in the output folder'),
+  resume: run(onOff(), 'go on from the last checkpoint in the output folder'),
+  export: run(
+    choice('lora', 'residual'),
+    'form of a PiSSA adapter: rank 2r on the untouched base, or the residual pair',
+  ),
+  evalSteps: run(integer(0), 'steps between evaluations; 0: only at the end'),
+  saveSteps: run(integer(0), 'steps between checkpoints; 0: only at the end'),
+  loggingSteps: run(integer(1), 'steps between lines of the log'),
+  seed: run(integer(0), 'of the order of the data and the start of the adapter'),
+  dryRun: run(onOff(), 'print what the run would take in memory and time, and stop', {
+    commandLineOnly: true,
+  }),
+
+  method: adapter(
+    choice('lora', 'rslora', 'pissa', 'balora', 'full'),
+    'preset that the other options override',
+  ),
+  r: adapter(integer(1), 'rank'),
+  loraAlpha: adapter(number(0), 'scale: alpha / r, with rslora alpha / sqrt(r)'),
+  initLoraWeights: adapter(loraInit(), 'start of the adapter'),
+  targetModules: adapter(names(), 'trailing module names, a regular expression, or all-linear'),
+  adapter: adapter(text('folder'), 'go on from an adapter (PEFT folder)'),
+
+  optim: optimization(choice('adamw', 'sgd'), 'optimizer'),
+  learningRate: optimization(number(0), 'highest learning rate'),
+  lrSchedulerType: optimization(text('name'), 'schedule of the learning rate'),
+  warmupSteps: optimization(number(0), 'warm-up; below 1: a share of the run'),
+  weightDecay: optimization(number(0), 'decoupled weight decay'),
+  adamBeta1: optimization(number(0), 'decay of the first moment'),
+  adamBeta2: optimization(number(0), 'decay of the second moment'),
+  adamEpsilon: optimization(number(0), 'added to the root of the second moment'),
+  maxGradNorm: optimization(number(0), 'gradients are clipped to this norm; 0: not'),
+  numTrainEpochs: optimization(number(0), 'passes over the data'),
+  maxSteps: optimization(integer(1), 'steps; wins over the epochs'),
+  perDeviceTrainBatchSize: optimization(
+    integer(1),
+    'examples (rows, when packing) of a micro-batch',
+  ),
+  gradientAccumulationSteps: optimization(integer(1), 'micro-batches of a step'),
+
+  ...kExampleOptions,
+  packing: examples(onOff(), 'fill rows of max-length tokens with several examples each'),
+  shuffle: examples(onOff(), 'new order in every epoch'),
+
+  consistencyWeight: regularizers(number(0), 'l1 of the divergence from the pre-trained model'),
+  diversityWeight: regularizers(number(0), 'l2 of the entropy term'),
+  svdWeight: regularizers(number(0), 'l3 of the singular-value term'),
+  temperature: regularizers(number(0), 'T of the divergence'),
+  entropyTopK: regularizers(integer(0), 'logits of a row in the entropy; 0: all'),
+  svdTopK: regularizers(integer(1), 'singular values in the sum'),
+  svdNorm: regularizers(choice('frobenius', 'nuclear'), 'what the sum is divided by'),
+  positions: regularizers(
+    choice('supervised', 'non_padding', 'label_aligned'),
+    'rows that are regularized',
+  ),
+  consistencySchedule: regularizers(choice('constant', 'cosine', 'adaptive'), 'of l1'),
+  regularizerSchedule: regularizers(
+    choice('constant', 'two_phase', 'linear_warmup', 'quadratic_warmup'),
+    'of l2 and l3',
+  ),
+  regularizerWarmupRatio: regularizers(number(0), 'two_phase: share of the run without l2 and l3'),
+  regularizerRampRatio: regularizers(number(0), 'two_phase: share of the run in which they grow'),
+} satisfies Record<string, OptionRow>;
+
+export type TrainSettings = OptionValues<typeof kTrainOptions>;

@@ -1,0 +1,138 @@
+import { stripVTControlCharacters } from 'node:util';
+import { describe, expect, it } from 'vitest';
+import { Progress, stepLine } from '../../lib/cli/progress.ts';
+import { formatBytes, formatCount, formatSeconds, hasColour } from '../../lib/cli/terminal.ts';
+import type { StepRecord, TrainEvent } from '../../lib/train/types.ts';
+
+const record = (step: number, over: Partial<StepRecord> = {}): StepRecord => ({
+  step,
+  epoch: 0.1,
+  loss: 1.23456,
+  taskLoss: 1.2,
+  consistency: null,
+  diversity: null,
+  svd: null,
+  consistencyWeight: 0,
+  diversityWeight: 0,
+  svdWeight: 0,
+  gradNorm: 1,
+  learningRate: 2e-5,
+  tokens: 100,
+  supervisedTokens: 50,
+  tokensPerSecond: 812.4,
+  elapsedSeconds: 3,
+  peakRssBytes: 1536 * 1024 ** 2,
+  ...over,
+});
+const event = (type: 'step' | 'log', step: number): TrainEvent => ({
+  type,
+  record: record(step),
+  totalSteps: 200,
+  secondsLeft: 192,
+});
+
+class Stream {
+  text = '';
+  constructor(
+    readonly isTTY: boolean,
+    readonly columns = 200,
+  ) {}
+  write(text: string): void {
+    this.text += text;
+  }
+  /** What a terminal would show. */
+  screen(): string[] {
+    const lines = [''];
+    for (const part of this.text
+      .split('\n')
+      .flatMap((line) => ['\n', line])
+      .slice(1)) {
+      if (part === '\n') lines.push('');
+      else {
+        // Only the last start of a line that was cleared remains.
+        const redrawn = part.split('\r\u001b[K');
+        lines[lines.length - 1] = redrawn.at(-1) as string;
+      }
+    }
+    return lines.map(stripVTControlCharacters);
+  }
+}
+
+describe('stepLine', () => {
+  it('shows loss, speed and time left', () => {
+    expect(stepLine({ record: record(12), totalSteps: 200, secondsLeft: 192 })).toBe(
+      'step  12/200  loss 1.2346  lr 2.00e-5  812 tokens/s  3m12s left  1.50 GiB',
+    );
+  });
+
+  it('shows the terms that are on', () => {
+    const line = stepLine({
+      record: record(1, { consistency: 0.5, svd: -1.4 }),
+      totalSteps: 2,
+      secondsLeft: 1,
+    });
+    expect(line).toContain('task 1.2000  consistency 0.5000  svd -1.4000');
+    expect(line).not.toContain('diversity');
+  });
+});
+
+describe('Progress', () => {
+  it('writes plain lines at log events where it is no terminal', () => {
+    const stream = new Stream(false);
+    const progress = new Progress(stream);
+    for (const step of [1, 2]) {
+      progress.show(event('step', step));
+      progress.show(event('log', step));
+    }
+    progress.show({ type: 'warning', code: 'x', message: 'careful' });
+    expect(stream.text).toMatch(/^step {3}1\/200 .*\nstep {3}2\/200 .*\nwarning: careful\n$/);
+    expect(stream.text).not.toContain('\u001b');
+    expect(stream.text).not.toContain('\r');
+  });
+
+  it('redraws one line on a terminal, below the messages, at a bounded rate', () => {
+    let time = 0;
+    const stream = new Stream(true, 40);
+    const progress = new Progress(stream, () => time);
+    for (let step = 1; step <= 50; step++) {
+      progress.show(event('step', step));
+      progress.show(event('log', step));
+      time += 30;
+    }
+    expect(stream.text.split('\r').length - 1).toBeLessThanOrEqual(16);
+    progress.show({ type: 'warning', code: 'x', message: 'careful' });
+    const [first, second] = stream.screen();
+    expect(first).toBe('warning: careful');
+    expect(second).toMatch(/^step +\d+\/200/);
+    expect((second as string).length).toBeLessThan(40);
+    progress.clear();
+    expect(stream.screen()).toEqual(['warning: careful', '']);
+  });
+});
+
+describe('terminal', () => {
+  it('colours terminals only, and asks the environment', () => {
+    expect(hasColour(new Stream(true), {})).toBe(true);
+    expect(hasColour(new Stream(false), {})).toBe(false);
+    expect(hasColour(new Stream(true), { NO_COLOR: '1' })).toBe(false);
+    expect(hasColour(new Stream(false), { FORCE_COLOR: '1' })).toBe(true);
+    expect(hasColour(new Stream(true), { TERM: 'dumb' })).toBe(false);
+  });
+
+  it('writes amounts for people', () => {
+    expect([0, 1023, 1536, 20 * 1024 ** 2].map(formatBytes)).toEqual([
+      '0 B',
+      '1023 B',
+      '1.50 KiB',
+      '20.0 MiB',
+    ]);
+    expect([4.2, 59.7, 65, 3725, Number.POSITIVE_INFINITY].map(formatSeconds)).toEqual([
+      '4s',
+      '1m00s',
+      '1m05s',
+      '1h02m',
+      '?',
+    ]);
+    expect([9999, 12_345, 12_345_678].map(formatCount)).toEqual(['9999', '12.3 k', '12.3 M']);
+  });
+});
