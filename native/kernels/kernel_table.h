@@ -3,6 +3,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "kernels/head_options.h"
 #include "kernels/linear.h"
 #include "tensor/view.h"
 

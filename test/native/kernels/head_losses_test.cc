@@ -1,0 +1,229 @@
+// The fused head losses against the formulas in plain f64 loops over the whole (M,V) logits: values, dH and dW, per dtype,
+// with the terms' rows apart, ties, soft-capping, a second head, and chunks of one row.
+#include <algorithm>
+#include <numeric>
+
+#include "support/kernel_test.h"
+
+using namespace balora;
+using namespace balora::test;
+
+namespace {
+
+struct Plain {
+  double sums[3] = {0, 0, 0};
+  std::vector<double> dh, dw;
+};
+
+struct Setting {
+  int64_t m = 9, c = 8, v = 37;
+  HeadOptions options{0.3, 0.2, 0.15, 2.0, 1.0, 0.0, 5, 0};
+  bool teacher = true, other_head = false, masks = true;
+};
+
+std::vector<double> softmax(const std::vector<double>& x, double temperature) {
+  const double max = *std::max_element(x.begin(), x.end());
+  std::vector<double> p(x.size());
+  double sum = 0;
+  for (size_t i = 0; i < x.size(); ++i) sum += p[i] = std::exp((x[i] - max) / temperature);
+  for (double& value : p) value /= sum;
+  return p;
+}
+
+template <typename T>
+std::vector<double> logits(const Array<T>& h, const Array<T>& w, int64_t row, const Setting& s) {
+  std::vector<double> z(static_cast<size_t>(s.v));
+  for (int64_t j = 0; j < s.v; ++j) {
+    double sum = 0;
+    for (int64_t c = 0; c < s.c; ++c) sum += h[row * s.c + c] * w[j * s.c + c];
+    z[static_cast<size_t>(j)] =
+        s.options.softcap > 0 ? s.options.softcap * std::tanh(sum / s.options.softcap) : sum;
+  }
+  return z;
+}
+
+// Adds the row's gradient with respect to its (capped) logits to dz.
+void entropy_row(const std::vector<double>& z, const Setting& s, double& sum, std::vector<double>& dz) {
+  std::vector<size_t> order(z.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return z[a] > z[b]; });
+  const size_t k = s.options.entropy_top_k > 0
+                       ? std::min(z.size(), static_cast<size_t>(s.options.entropy_top_k))
+                       : z.size();
+  std::vector<double> kept;
+  for (size_t i = 0; i < k; ++i) kept.push_back(z[order[i]]);
+  const std::vector<double> pi = softmax(kept, s.options.entropy_temperature);
+  double entropy = 0;
+  for (const double p : pi) entropy -= p > 0 ? p * std::log(p) : 0;
+  sum += entropy;
+  for (size_t i = 0; i < k; ++i) {
+    const double log_pi = pi[i] > 0 ? std::log(pi[i]) : 0;
+    dz[order[i]] += s.options.diversity_scale * pi[i] * (log_pi + entropy) / s.options.entropy_temperature;
+  }
+}
+
+template <typename T>
+Plain plain_losses(const Array<T>& h, const Array<T>& ht, const Array<T>& w, const Array<T>& wt,
+                   const Array<int32_t>& targets, const Array<uint8_t>& regularized, const Setting& s) {
+  Plain out;
+  out.dh.assign(static_cast<size_t>(s.m * s.c), 0);
+  out.dw.assign(static_cast<size_t>(s.v * s.c), 0);
+  const double t = s.options.temperature;
+  for (int64_t n = 0; n < s.m; ++n) {
+    const std::vector<double> z = logits(h, w, n, s);
+    std::vector<double> dz(z.size(), 0);
+    const int64_t target = targets.data()[n];
+    if (target >= 0) {
+      const std::vector<double> p = softmax(z, 1);
+      out.sums[0] -= std::log(p[static_cast<size_t>(target)]);
+      for (size_t j = 0; j < z.size(); ++j) dz[j] += s.options.task_scale * p[j];
+      dz[static_cast<size_t>(target)] -= s.options.task_scale;
+    }
+    if (!s.masks || regularized.data()[n]) {
+      if (s.teacher) {
+        const std::vector<double> y = logits(ht, s.other_head ? wt : w, n, s);
+        const std::vector<double> p = softmax(z, t), q = softmax(y, t);
+        for (size_t j = 0; j < z.size(); ++j) {
+          out.sums[1] += t * t * q[j] * (std::log(q[j]) - std::log(p[j]));
+          dz[j] += s.options.consistency_scale * t * (p[j] - q[j]);
+        }
+      }
+      entropy_row(z, s, out.sums[2], dz);
+    }
+    for (int64_t j = 0; j < s.v; ++j) {
+      const double capped = s.options.softcap > 0 ? z[static_cast<size_t>(j)] / s.options.softcap : 0;
+      const double du = dz[static_cast<size_t>(j)] * (1 - capped * capped);
+      for (int64_t c = 0; c < s.c; ++c) {
+        out.dh[static_cast<size_t>(n * s.c + c)] += du * w[j * s.c + c];
+        out.dw[static_cast<size_t>(j * s.c + c)] += du * h[n * s.c + c];
+      }
+    }
+  }
+  return out;
+}
+
+template <typename T>
+void check_near(const Array<T>& actual, const std::vector<double>& expected, double tolerance) {
+  double largest = 0, worst = 0;
+  for (const double value : expected) largest = std::max(largest, std::abs(value));
+  for (int64_t i = 0; i < actual.size(); ++i) {
+    const double error = std::abs(actual[i] - expected[static_cast<size_t>(i)]);
+    worst = std::max(worst, std::isnan(error) ? 1e300 : error);
+  }
+  CHECK(worst <= tolerance * largest + tolerance * 1e-3);
+}
+
+template <typename T>
+void check_setting(const Setting& s, double tolerance, double scale = 2) {
+  std::mt19937 random(21);
+  TestContext ctx;
+  Array<T> h({s.m, s.c}, random, scale), ht({s.m, s.c}, random, scale);
+  Array<T> w({s.v, s.c}, random), wt({s.v, s.c}, random);
+  Array<int32_t> targets(std::vector<int64_t>{s.m});
+  Array<uint8_t> regularized(std::vector<int64_t>{s.m});
+  for (int64_t n = 0; n < s.m; ++n) {
+    targets.data()[n] = n % 3 == 1 ? -100 : static_cast<int32_t>((n * 7) % s.v);
+    regularized.data()[n] = n % 4 != 2;
+  }
+  using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  Array<double> sums(std::vector<int64_t>{3}), rows({s.m, 3});
+  Array<T> dh({s.m, s.c});
+  Array<Sum> dw({s.v, s.c});
+  const View vh = h.view(), vht = ht.view(), vw = w.view(), vwt = wt.view(), vt = targets.view(),
+             vr = regularized.view(), vs = sums.view(), vrows = rows.view(), vdh = dh.view(),
+             vdw = dw.view();
+  head_losses_kernel(ctx, &vh, s.teacher ? &vht : nullptr, &vw, s.other_head ? &vwt : nullptr, &vt,
+                     s.masks ? &vr : nullptr, &vs, &vrows, &vdh, &vdw, &s.options);
+  const Plain expected = plain_losses(h, ht, w, wt, targets, regularized, s);
+  for (int i = 0; i < 3; ++i) {
+    CHECK(std::abs(sums[i] - expected.sums[i]) <= tolerance * (std::abs(expected.sums[i]) + 0.1));
+    double total = 0;
+    for (int64_t n = 0; n < s.m; ++n) total += rows[3 * n + i];
+    CHECK(total == doctest::Approx(sums[i]).epsilon(1e-12));
+  }
+  check_near(dh, expected.dh, tolerance);
+  check_near(dw, expected.dw, tolerance);
+  const std::vector<double> before = sums.values();
+  head_losses_kernel(ctx, &vh, s.teacher ? &vht : nullptr, &vw, s.other_head ? &vwt : nullptr, &vt,
+                     s.masks ? &vr : nullptr, &vs, nullptr, nullptr, nullptr, &s.options);
+  CHECK(sums.values() == before);  // values alone are the same bits
+}
+
+template <typename T>
+void check_settings(double tolerance) {
+  Setting s;
+  check_setting<T>(s, tolerance);
+  s.options.chunk_bytes = 1;  // one row at a time
+  s.other_head = true;
+  check_setting<T>(s, tolerance);
+  s.options.chunk_bytes = 4000;
+  s.options.softcap = 6;
+  check_setting<T>(s, tolerance);
+  s.options.entropy_top_k = 0;
+  check_setting<T>(s, tolerance);
+  s = Setting{};
+  s.teacher = s.masks = false;
+  s.v = 700;  // several blocks of the row passes
+  check_setting<T>(s, tolerance);
+  s.options.entropy_top_k = 90;  // beyond the insertion limit
+  s.options.entropy_temperature = 1.7;
+  check_setting<T>(s, tolerance);
+  s.m = 1;
+  s.v = 1;
+  s.options.entropy_top_k = 0;
+  check_setting<T>(s, tolerance);
+}
+
+}  // namespace
+
+TEST_CASE("head losses equal plain loops in f64") { check_settings<double>(1e-12); }
+TEST_CASE("head losses equal plain loops in f32") { check_settings<float>(3e-6); }
+TEST_CASE("head losses with bf16 operands stay within bf16 rounding of dZ and dH") {
+  check_settings<bf16>(1.2e-2);
+}
+TEST_CASE("head losses with f16 operands stay within f16 rounding of dH") {
+  check_settings<f16>(1.5e-3);
+}
+
+TEST_CASE("head losses: student equal to teacher gives consistency exactly 0") {
+  std::mt19937 random(4);
+  TestContext ctx;
+  Array<float> h({5, 16}, random, 3), w({999, 16}, random);
+  Array<double> sums(std::vector<int64_t>{3});
+  Array<float> dh({5, 16});
+  const View vh = h.view(), vw = w.view(), vs = sums.view(), vdh = dh.view();
+  const HeadOptions options{0, 1, 0, 2, 1, 0, -1, 0};
+  head_losses_kernel(ctx, &vh, &vh, &vw, nullptr, nullptr, nullptr, &vs, nullptr, &vdh, nullptr, &options);
+  CHECK(sums[1] == 0);
+  for (int64_t i = 0; i < dh.size(); ++i) CHECK(dh[i] == 0);
+}
+
+TEST_CASE("head losses: a target outside the vocabulary is named") {
+  std::mt19937 random(4);
+  TestContext ctx;
+  Array<float> h({2, 3}, random), w({5, 3}, random);
+  Array<double> sums(std::vector<int64_t>{3});
+  Array<int32_t> targets(std::vector<int64_t>{2}, {1, 5});
+  const View vh = h.view(), vw = w.view(), vs = sums.view(), vt = targets.view();
+  const HeadOptions options{1, 0, 0, 1, 1, 0, -1, 0};
+  CHECK_THROWS_WITH_AS(head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, &vt, nullptr, &vs, nullptr,
+                                          nullptr, nullptr, &options),
+                       doctest::Contains("target 5 of row 1"), ArgumentError);
+}
+
+TEST_CASE("head losses do not depend on the thread count") {
+  std::mt19937 random(6);
+  Array<float> h({13, 24}, random, 2), w({400, 24}, random);
+  const View vh = h.view(), vw = w.view();
+  const HeadOptions options{0, 0.5, 0.5, 2, 1, 0, 20, 0};
+  std::vector<double> values[2];
+  for (int i = 0; i < 2; ++i) {
+    TestContext ctx(i ? 4 : 1);
+    Array<double> sums(std::vector<int64_t>{3});
+    const View vs = sums.view();
+    head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, nullptr, nullptr, &vs, nullptr, nullptr, nullptr,
+                       &options);
+    values[i] = sums.values();
+  }
+  CHECK(values[0] == values[1]);
+}
