@@ -1,0 +1,71 @@
+// However a process or a worker ends in the middle of work, it ends: with its own status, soon, and without a crash.
+import { describe, expect, it } from 'vitest';
+import { type ChildResult, runProgram } from '../support/child.ts';
+
+const kProgram = 'test/lifetime/programs/ending.mjs';
+const kLimitMs = 60_000;
+
+function end(name: string, onLine?: Parameters<typeof runProgram>[1]): Promise<ChildResult> {
+  return runProgram(kProgram, { args: [name], limitMs: kLimitMs, ...onLine });
+}
+
+describe('ending in the middle of work', () => {
+  it.each([
+    ['natural', 0],
+    ['process.exit', 7],
+    ['exit-in-await', 7],
+    ['exit-with-busy-worker', 7],
+  ])('%s: status %i', { timeout: kLimitMs }, async (name, code) => {
+    expect(await end(name)).toMatchObject({ code, signal: null, stopped: null, stderr: '' });
+  });
+
+  it.each(['throw', 'throw-in-timer', 'rejection'])(
+    '%s: status 1 and the message',
+    { timeout: kLimitMs },
+    async (name) => {
+      const result = await end(name);
+      expect(result).toMatchObject({ code: 1, signal: null, stopped: null });
+      expect(result.stderr).toContain('on purpose');
+    },
+  );
+
+  it('process.abort: SIGABRT', { timeout: kLimitMs }, async () => {
+    expect(await end('abort')).toMatchObject({ signal: 'SIGABRT', stopped: null });
+  });
+
+  it.each(['SIGTERM', 'SIGINT', 'SIGKILL'] as const)(
+    '%s from outside',
+    { timeout: kLimitMs },
+    async (signal) => {
+      const result = await end('signal', { onLine: (_, kill) => kill(signal) });
+      expect(result).toMatchObject({ signal, stopped: null, stderr: '' });
+    },
+  );
+
+  it('worker.terminate, five times', { timeout: kLimitMs }, async () => {
+    const result = await end('worker-terminate');
+    expect(result).toMatchObject({ code: 0, signal: null, stopped: null, stderr: '' });
+    expect(result.stdout).toContain('terminated 4');
+  });
+
+  it('process.exit in a worker', { timeout: kLimitMs }, async () => {
+    const result = await end('worker-exit');
+    expect(result).toMatchObject({ code: 0, signal: null, stopped: null, stderr: '' });
+    expect(result.stdout).toBe('worker exited with 5\n');
+  });
+
+  it('an uncaught throw in a worker', { timeout: kLimitMs }, async () => {
+    const result = await end('worker-throw');
+    expect(result).toMatchObject({ code: 0, signal: null, stopped: null, stderr: '' });
+    expect(result.stdout).toBe('worker failed: thrown on purpose\n');
+  });
+});
+
+describe('the harness', () => {
+  it('tells a hang from a slow run', { timeout: kLimitMs }, async () => {
+    const hung = await runProgram('-e', { args: ['setInterval(() => {}, 1e6)'], hangMs: 1500 });
+    expect(hung).toMatchObject({ stopped: 'hang', signal: 'SIGKILL' });
+    const slow = await runProgram('-e', { args: ['for (;;);'], hangMs: 1500, limitMs: 4000 });
+    expect(slow).toMatchObject({ stopped: 'slow', signal: 'SIGKILL' });
+  });
+});

@@ -1,0 +1,53 @@
+// What must hold over a long run: memory stays flat, the event loop stays free, two workers do not disturb each other.
+import { expect, it } from 'vitest';
+import { runProgram } from '../support/child.ts';
+
+const kSteps = 10_000;
+const kMaxDelayMs = 20;
+const kMegabyte = 1 << 20;
+
+interface Sample {
+  step: number;
+  rss: number;
+  heapUsed: number;
+  liveBytes: number;
+  cachedBytes: number;
+  liveTensors: number;
+}
+
+async function report(program: string, args: string[], nodeArgs: string[] = []): Promise<unknown> {
+  const result = await runProgram(`test/lifetime/programs/${program}`, { args, nodeArgs });
+  expect(result).toMatchObject({ code: 0, signal: null, stopped: null, stderr: '' });
+  return JSON.parse(result.stdout);
+}
+
+it(`${kSteps} steps at flat memory`, { timeout: 150_000 }, async () => {
+  const samples = (await report('flat_memory.mjs', [`${kSteps}`], ['--expose-gc'])) as Sample[];
+  const settled = samples[1] as Sample; // caches and compiled code are in place
+  const last = samples.at(-1) as Sample;
+  expect(last.step).toBe(kSteps);
+  expect(last.liveBytes).toBe(settled.liveBytes);
+  expect(last.cachedBytes).toBe(settled.cachedBytes);
+  expect(last.liveTensors).toBe(settled.liveTensors);
+  expect(last.heapUsed - settled.heapUsed).toBeLessThan(kMegabyte);
+  // 8,000 steps that each lost one small block (64 bytes and more) would already cost half a megabyte.
+  expect(last.rss - settled.rss).toBeLessThan(6 * kMegabyte);
+});
+
+it('the event loop stays free while the engine trains', { timeout: 120_000 }, async () => {
+  const { idle, busy, steps } = (await report('event_loop.mjs', ['5000', '30000'])) as {
+    idle: Record<string, number>;
+    busy: Record<string, number>;
+    steps: number;
+  };
+  console.log(
+    `event loop delay, ms: idle p99 ${idle.p99?.toFixed(2)}, max ${idle.max?.toFixed(2)}; ` +
+      `training p99 ${busy.p99?.toFixed(2)}, max ${busy.max?.toFixed(2)} over ${steps} steps`,
+  );
+  expect(steps).toBeGreaterThan(10);
+  expect(busy.p99).toBeLessThan(kMaxDelayMs);
+});
+
+it('two workers and the main thread train side by side', { timeout: 120_000 }, async () => {
+  expect(await report('two_workers.mjs', [])).toEqual({ codes: [0, 0], equal: true });
+});

@@ -1,0 +1,62 @@
+// Ends in the way its argument names while the engine is in the middle of queued work.
+import { Worker } from 'node:worker_threads';
+import { enqueueLong, makeStep } from './work.mjs';
+
+const endings = {
+  // Nobody waits for the queued work: the process just ends.
+  natural: () => {},
+  'process.exit': () => process.exit(7),
+  'exit-in-await': async () => {
+    setTimeout(() => process.exit(7), 50);
+    const loss = makeStep({ rows: 2048, columns: 4096 }).step();
+    await loss.data();
+    await new Promise(() => setInterval(() => {}, 1000));
+  },
+  throw: () => {
+    throw new Error('thrown on purpose');
+  },
+  'throw-in-timer': () => {
+    setTimeout(() => {
+      throw new Error('thrown on purpose');
+    }, 20);
+  },
+  rejection: () => {
+    void Promise.reject(new Error('rejected on purpose'));
+  },
+  abort: () => process.abort(),
+  // The parent sends the signal when it reads this line.
+  signal: () => {
+    setInterval(() => enqueueLong(2), 100);
+    console.log('busy');
+  },
+  'worker-terminate': async () => {
+    for (let round = 0; round < 5; ++round) {
+      const worker = new Worker(new URL('./busy_worker.mjs', import.meta.url));
+      await new Promise((resolve) => worker.once('message', resolve));
+      await worker.terminate();
+      console.log(`terminated ${round}`);
+    }
+  },
+  'worker-exit': async () => {
+    const worker = new Worker(new URL('./busy_worker.mjs', import.meta.url), {
+      workerData: { exit: 5 },
+    });
+    const code = await new Promise((resolve) => worker.once('exit', resolve));
+    console.log(`worker exited with ${code}`);
+  },
+  'worker-throw': async () => {
+    const worker = new Worker(new URL('./busy_worker.mjs', import.meta.url), {
+      workerData: { fail: true },
+    });
+    const error = await new Promise((resolve) => worker.once('error', resolve));
+    console.log(`worker failed: ${error.message}`);
+  },
+  'exit-with-busy-worker': async () => {
+    const worker = new Worker(new URL('./busy_worker.mjs', import.meta.url));
+    await new Promise((resolve) => worker.once('message', resolve));
+    process.exit(7);
+  },
+};
+
+enqueueLong();
+await endings[process.argv[2]]();
