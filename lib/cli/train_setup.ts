@@ -1,0 +1,138 @@
+/** From the settings of `balora train` to the library's own options: names change hands here, nothing is decided. */
+import type { LoraConfigInput } from '../adapters/config.ts';
+import type { BatchOptions } from '../data/batches.ts';
+import type { FormatOptions } from '../data/example_format.ts';
+import { ArgumentError } from '../errors.ts';
+import { type ResolvedMethod, resolveMethod } from '../train/methods.ts';
+import type { OptionsInput } from '../train/options.ts';
+import type { MethodName } from '../train/types.ts';
+import { kebab, toConfig } from './option_table.ts';
+import type { TrainSettings } from './train_options.ts';
+
+/** What the command line chooses where the library leaves the choice open. */
+export const kTrainDefaults = {
+  method: 'balora',
+  dtype: 'f32',
+  perDeviceTrainBatchSize: 8,
+  maxLength: 512,
+  seed: 42,
+  shuffle: true,
+} as const satisfies Partial<TrainSettings>;
+
+export interface TrainSetup {
+  readonly method: ResolvedMethod;
+  /** Options of the Trainer. */
+  readonly training: OptionsInput;
+  readonly batches: BatchOptions;
+  /** Held-out data: in order, never packed, so that results belong to rows. */
+  readonly evalBatches: BatchOptions;
+}
+
+/**
+ * Sorts the settings.
+ * @throws ArgumentError for settings that exclude each other
+ */
+export function trainSetup(settings: TrainSettings): TrainSetup {
+  const seed = settings.seed ?? kTrainDefaults.seed;
+  const method = chooseMethod(settings);
+  const batchSize = settings.perDeviceTrainBatchSize ?? kTrainDefaults.perDeviceTrainBatchSize;
+  const examples = exampleOptions(settings);
+  return {
+    method,
+    training: {
+      ...pick(settings, kOptimizationKeys),
+      ...pick(settings, kOutputKeys),
+      regularizers: method.regularizers,
+      seed,
+      runConfig: toConfig({ ...kTrainDefaults, ...settings }),
+    },
+    batches: {
+      ...examples,
+      batchSize,
+      seed,
+      packing: settings.packing ?? false,
+      shuffle: settings.shuffle ?? kTrainDefaults.shuffle,
+    },
+    evalBatches: { ...examples, batchSize, shuffle: false },
+  };
+}
+
+/** Template, fields and length. */
+export function exampleOptions(
+  settings: Pick<TrainSettings, 'promptTemplate' | 'promptField' | 'responseField' | 'maxLength'>,
+): FormatOptions & { maxLength: number } {
+  return {
+    ...pick(settings, ['promptTemplate', 'promptField', 'responseField']),
+    maxLength: settings.maxLength ?? kTrainDefaults.maxLength,
+  };
+}
+
+const kOptimizationKeys = [
+  'optim',
+  'learningRate',
+  'lrSchedulerType',
+  'warmupSteps',
+  'weightDecay',
+  'adamBeta1',
+  'adamBeta2',
+  'adamEpsilon',
+  'maxGradNorm',
+  'numTrainEpochs',
+  'maxSteps',
+  'gradientAccumulationSteps',
+] as const;
+
+const kOutputKeys = [
+  'output',
+  'overwrite',
+  'resume',
+  'saveSteps',
+  'evalSteps',
+  'loggingSteps',
+  'export',
+] as const;
+
+const kAdapterKeys = ['r', 'loraAlpha', 'initLoraWeights', 'targetModules'] as const;
+
+const kRegularizerKeys = [
+  'consistencyWeight',
+  'diversityWeight',
+  'svdWeight',
+  'temperature',
+  'entropyTopK',
+  'svdTopK',
+  'svdNorm',
+  'positions',
+  'consistencySchedule',
+  'regularizerSchedule',
+  'regularizerWarmupRatio',
+  'regularizerRampRatio',
+] as const;
+
+function chooseMethod(settings: TrainSettings): ResolvedMethod {
+  const name: MethodName = settings.method ?? kTrainDefaults.method;
+  const adapter = pick(settings, kAdapterKeys);
+  const [shape] = Object.keys(adapter);
+  if (settings.adapter !== undefined && shape !== undefined) {
+    throw new ArgumentError(`--${kebab(shape)} cannot be set: --adapter brings its own shape`);
+  }
+  if (settings.adapter !== undefined && name === 'full') {
+    throw new ArgumentError(
+      '--adapter cannot go with --method full: merge it into the model first',
+    );
+  }
+  if (settings.resume && settings.output === undefined) {
+    throw new ArgumentError('--resume needs --output, the folder of the run');
+  }
+  return resolveMethod(name, {
+    adapter: adapter as LoraConfigInput,
+    regularizers: pick(settings, kRegularizerKeys),
+  });
+}
+
+/** The given keys that have a value. */
+function pick<T extends object, const K extends keyof T>(from: T, keys: readonly K[]): Pick<T, K> {
+  return Object.fromEntries(
+    keys.filter((key) => from[key] !== undefined).map((key) => [key, from[key]]),
+  ) as Pick<T, K>;
+}

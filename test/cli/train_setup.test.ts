@@ -1,0 +1,74 @@
+import { describe, expect, it } from 'vitest';
+import { kTrainOptions, type TrainSettings } from '../../lib/cli/train_options.ts';
+import { trainSetup } from '../../lib/cli/train_setup.ts';
+
+const setup = (settings: Partial<TrainSettings> = {}) =>
+  trainSetup({ model: 'm', data: 'd', ...settings });
+
+describe('trainSetup', () => {
+  it('takes the preset of the method, flags over it', () => {
+    const balora = setup().method;
+    expect(balora.name).toBe('balora');
+    expect(balora.adapter?.initLoraWeights).toBe('pissa');
+    expect(balora.regularizers).toMatchObject({ consistencyWeight: 0.025, svdWeight: 0.005 });
+    const tuned = setup({ svdWeight: 0, initLoraWeights: 'pissa_niter_4', r: 4 }).method;
+    expect(tuned.regularizers).toMatchObject({ consistencyWeight: 0.025, svdWeight: 0 });
+    expect(tuned.adapter).toMatchObject({ r: 4, initLoraWeights: 'pissa_niter_4' });
+    const lora = setup({ method: 'lora' }).method;
+    expect(lora.regularizers).toMatchObject({ consistencyWeight: 0, svdWeight: 0 });
+    expect(setup({ method: 'full' }).method.adapter).toBeNull();
+  });
+
+  it('hands every option to someone', () => {
+    const values: Record<string, unknown> = {
+      model: 'm',
+      data: 'd',
+      promptTemplate: '{q}',
+      promptField: 'q',
+      responseField: 'a',
+      output: 'o',
+    };
+    // Options that the commands use themselves.
+    const own = ['model', 'data', 'evalData', 'dtype', 'threads', 'dryRun', 'method', 'adapter'];
+    const marks: Record<string, unknown> = {
+      ...{ optim: 'sgd', export: 'residual', lrSchedulerType: 'linear', svdNorm: 'nuclear' },
+      ...{
+        positions: 'non_padding',
+        consistencySchedule: 'constant',
+        regularizerSchedule: 'constant',
+      },
+      ...{ initLoraWeights: 'gaussian', targetModules: ['x'], adamBeta1: 0.5, adamBeta2: 0.6 },
+      ...{ overwrite: true, resume: true, packing: true, shuffle: false },
+    };
+    const handedOn = (settings: Partial<TrainSettings>) => {
+      const { training, ...rest } = setup(settings);
+      return JSON.stringify({ ...rest, training: { ...training, runConfig: null } });
+    };
+    for (const key of Object.keys(kTrainOptions)) {
+      if (own.includes(key) || key in values) continue;
+      expect(handedOn({ ...values, [key]: marks[key] ?? 7 }), key).not.toBe(handedOn(values));
+    }
+  });
+
+  it('keeps the settings for run/config.json, in the spelling of a configuration file', () => {
+    expect(setup({ loraAlpha: 4 }).training.runConfig).toMatchObject({
+      model: 'm',
+      'lora-alpha': 4,
+      method: 'balora',
+      'per-device-train-batch-size': 8,
+    });
+  });
+
+  it('evaluates in order and unpacked', () => {
+    const { evalBatches, batches } = setup({ packing: true, maxLength: 64, promptField: 'q' });
+    expect(evalBatches).toEqual({ batchSize: 8, maxLength: 64, shuffle: false, promptField: 'q' });
+    expect(batches).toMatchObject({ packing: true, shuffle: true, seed: 42 });
+  });
+
+  it('refuses what excludes each other', () => {
+    expect(() => setup({ adapter: 'a', r: 4 })).toThrow('--r cannot be set: --adapter brings');
+    expect(() => setup({ adapter: 'a', method: 'full' })).toThrow(/merge it into the model first/);
+    expect(() => setup({ method: 'full', r: 4 })).toThrow(/method full trains every weight/);
+    expect(() => setup({ resume: true })).toThrow(/--resume needs --output/);
+  });
+});
