@@ -1,5 +1,23 @@
 // The public surface: re-exports only.
 export * from './autograd.ts';
+export {
+  Batches,
+  type BatchOptions,
+  type DataStatistics,
+  type DataWarning,
+} from './data/batches.ts';
+export { type Batch, type CollateOptions, collate, kNotSupervised } from './data/collate.ts';
+export {
+  type Example,
+  encodeConversation,
+  encodePromptResponse,
+  supervisedCount,
+  truncate,
+} from './data/example.ts';
+export type { FormatOptions } from './data/example_format.ts';
+export { JsonlFile, type JsonlOptions } from './data/jsonl.ts';
+export { kNamedTemplates, kRecipeTemplate, PromptTemplate } from './data/prompt_template.ts';
+export { arrayRows, type Row, type RowSource } from './data/rows.ts';
 export * from './errors.ts';
 export * from './ops/index.ts';
 export * from './runtime.ts';
@@ -15,3 +33,6 @@ export {
   type TensorOptions,
   tensor,
 } from './tensor.ts';
+export { type ChatMessage, ChatTemplate, type RenderOptions } from './text/chat_template.ts';
+export type { GgufMetadata } from './text/gguf_vocabulary.ts';
+export { type DecodeOptions, type EncodeOptions, Tokenizer } from './text/tokenizer.ts';

@@ -30,6 +30,8 @@ export interface BatchOptions extends FormatOptions {
   onUnsupervised?: 'skip' | 'error';
   /** What the user should know; the default drops it. */
   onWarning?: (warning: DataWarning) => void;
+  /** Told now and then how many of the rows have been read. */
+  onProgress?: (rowsRead: number, rows: number) => void;
   /** Bytes of encoded examples kept in memory. Default 64 MiB. */
   cacheBytes?: number;
   signal?: AbortSignal;
@@ -181,7 +183,13 @@ class ExampleSource {
 
 async function measure(
   source: ExampleSource,
-  { onUnsupervised = 'skip', onWarning, signal, maxLength = kDefaultMaxLength }: BatchOptions,
+  {
+    onUnsupervised = 'skip',
+    onWarning,
+    onProgress,
+    signal,
+    maxLength = kDefaultMaxLength,
+  }: BatchOptions,
 ): Promise<{ kept: Uint32Array; statistics: DataStatistics; digest: Buffer }> {
   const { rows } = source;
   const hash = createHash('sha256');
@@ -191,6 +199,7 @@ async function measure(
   for (let index = 0; index < rows.length; index++) {
     if (index % kRowsATurn === 0) {
       signal?.throwIfAborted();
+      onProgress?.(index, rows.length);
       await new Promise((resolve) => setImmediate(resolve));
     }
     const example = await source.first(index);

@@ -197,6 +197,12 @@ describe('Batches', () => {
     ).rejects.toThrow(/row 0: no supervised token.*nor in any of the 1 rows/);
   });
 
+  it('tells how far it has read', async () => {
+    const seen: number[] = [];
+    await make(200, { onProgress: (read) => seen.push(read) });
+    expect(seen).toEqual([0, 64, 128, 192]);
+  });
+
   it('counts what one epoch holds', async () => {
     const batches = await make(10);
     const list = await all(batches);
