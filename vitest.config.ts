@@ -7,7 +7,7 @@ const kAlone = ['test/lifetime/**/*.test.ts', 'test/package/**/*.test.ts'];
 export default defineConfig({
   test: {
     pool: 'forks',
-    globalSetup: ['test/support/global_setup.ts'],
+    globalSetup: ['test/support/global_setup.mjs'],
     testTimeout: 30_000,
     hookTimeout: 30_000,
     projects: [
