@@ -6,6 +6,7 @@ export type DType = 'f32' | 'bf16' | 'f16' | 'f64' | 'i32' | 'i64' | 'u8';
 export type Handle = number;
 
 export interface NativeOps {
+  attention(q: Handle, k: Handle, v: Handle, cuSeqlens: Handle, lengths: Handle | null, scale: number, softcap: number, window: number, causal: boolean): Handle;
   backward(roots: readonly (Handle)[], grads: readonly (Handle | null)[], retainGraph: boolean): void;
   cast(x: Handle, dtype: DType): Handle;
   crossEntropy(logits: Handle, targets: Handle, reduction: string): Handle;

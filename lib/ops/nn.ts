@@ -1,4 +1,4 @@
-// Ops of transformer layers: gated activations, positions, softmax and its loss.
+// Ops of transformer layers: gated activations, positions, attention, softmax and its loss.
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 
@@ -48,6 +48,58 @@ export interface RopeTables {
  */
 export function rope(x: Tensor, { cos, sin }: RopeTables, positions: Tensor): Tensor {
   return new Tensor(native.rope(x.handle, cos.handle, sin.handle, positions.handle));
+}
+
+export interface AttentionOptions {
+  /** (B+1) i32, rising from 0 to N: rows [cuSeqlens[b], cuSeqlens[b+1]) are one sequence. */
+  cuSeqlens: Tensor;
+  /** (B) i32: rows of each segment that are not padding; the rest get zeros and give no gradient. Default: all. */
+  lengths?: Tensor | null;
+  /** A row sees no later row of its sequence. Default true. */
+  causal?: boolean;
+  /** A row sees itself and the window - 1 rows before it (and after it, when not causal). Default 0: no limit. */
+  window?: number;
+  /** Scores become softcap * tanh(score / softcap), after the scale (Gemma-2). Default 0: none. */
+  softcap?: number;
+  /** Default 1 / sqrt(D). */
+  scale?: number;
+}
+
+/**
+ * Attention by sequence and head: softmax(scale * q k^T + mask) v, in tiles with an online softmax (FlashAttention,
+ * Dao et al. 2022), so no matrix of scores is ever kept. H must be a multiple of Hkv: query head h reads key and value
+ * head floor(h * Hkv / H). Deterministic for a given number of threads.
+ * @param q (N, H, D), any float dtype; q, k and v may be row-strided slices of one fused product, used in place
+ * @param k (N, Hkv, D), of q's dtype
+ * @param v like k
+ * @returns (N, H, D); bad cuSeqlens or lengths are a NativeError at the next read
+ */
+export function attention(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  {
+    cuSeqlens,
+    lengths = null,
+    causal = true,
+    window = 0,
+    softcap = 0,
+    scale = 1 / Math.sqrt(q.shape.at(-1) ?? 1),
+  }: AttentionOptions,
+): Tensor {
+  return new Tensor(
+    native.attention(
+      q.handle,
+      k.handle,
+      v.handle,
+      cuSeqlens.handle,
+      lengths?.handle ?? null,
+      scale,
+      softcap,
+      window,
+      causal,
+    ),
+  );
 }
 
 /**

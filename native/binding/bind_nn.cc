@@ -3,10 +3,21 @@
 #include "ops/ops.h"
 
 namespace balora::binding {
+namespace {
+
+Tensor attention_row(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
+                     const std::optional<Tensor>& lengths, double scale, double softcap,
+                     int64_t window, bool causal) {
+  return attention(q, k, v, cu_seqlens, lengths, {scale, softcap, window, causal});
+}
+
+}  // namespace
 
 void bind_nn(Module& m) {
   op(m, "gated", &gated, {"gate", "up", "activation"}, Grad::kYes);
   op(m, "rope", &rope, {"x", "cos", "sin", "positions"}, Grad::kYes);
+  op(m, "attention", &attention_row,
+     {"q", "k", "v", "cuSeqlens", "lengths", "scale", "softcap", "window", "causal"}, Grad::kYes);
   op(m, "softmax", &softmax, {"x"}, Grad::kYes);
   op(m, "logSoftmax", &log_softmax, {"x"}, Grad::kYes);
   op(m, "crossEntropy", &cross_entropy, {"logits", "targets", "reduction"}, Grad::kYes);

@@ -30,6 +30,16 @@ Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation
 // rope.cc: x (N,H,D), cosine, sine (P,Drot/2), positions (N) i32 -> (N,H,D)
 Tensor rope(const Tensor& x, const Tensor& cosine, const Tensor& sine, const Tensor& positions);
 
+// attention.cc: q (N,H,D), k, v (N,Hkv,D), cu_seqlens (B+1), lengths (B) i32 -> (N,H,D)
+struct AttentionOptions {
+  double scale;
+  double softcap;  // 0: none
+  int64_t window;  // 0: none
+  bool causal;
+};
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
+                 const std::optional<Tensor>& lengths, const AttentionOptions& options);
+
 // softmax.cc: x (...,C) -> (...,C)
 Tensor softmax(const Tensor& x);
 Tensor log_softmax(const Tensor& x);

@@ -1,0 +1,269 @@
+// Attention backward: probabilities come back from q, k and the saved log-sum-exp, tile by tile.
+//   delta = rowsum(dout * out), dp = dout v^T, ds = p (dp - delta) * scale
+//   dv = p^T dout, dk = ds^T q, dq = ds k
+// A thread owns runs of key tiles, so dk and dv are its own; dq sums over key tiles, and where
+// threads share a kv head each keeps its part in a slot, added in order afterwards. No atomics: a
+// thread count always gives the same bits. Scores are computed transposed (keys x queries), which
+// hands p and ds to the products over queries as they are.
+#include "kernels/cpu/attention_tiles.h"
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/parallel.h"
+
+namespace balora::attention {
+namespace {
+
+// Rows of heads: (row, head) starts at data + row * stride + head * size.
+template <typename T>
+struct Heads {
+  T* data;
+  int64_t stride, size;
+  explicit Heads(const View* view)
+      : data(data_of<T>(view)), stride(view->stride[0]), size(view->shape[2]) {}
+  T* at(int64_t row, int64_t head) const { return data + row * stride + head * size; }
+  Source<T> source(int64_t row, int64_t head, int64_t rows) const {
+    return {at(row, head), stride, rows, size};
+  }
+};
+
+template <typename T, typename A>
+struct Operands {
+  Heads<T> dout, q, k, v, out, dq, dk, dv;
+  const A* lse;  // (N,H)
+};
+
+// One thread's scratch: the packed keys and values of a run, the packed queries of one head, and
+// the sums.
+template <typename E>
+struct Scratch {
+  using A = Acc<E>;
+  E *keys, *values, *keys_turned;        // A operands: (k,d), (k,d), (d,k) a tile
+  E *q, *q_turned, *dout, *dout_turned;  // B operands: (r,d), (d,r) a tile
+  E *p, *ds, *ds_right;
+  A *scores, *dp, *dk, *dv, *dq, *lse, *delta;  // dq: (d,r) a tile
+  uint8_t *packed_keys, *packed_queries;
+
+  Scratch(Arena& arena, const Geometry& g, int64_t longest) {
+    const int64_t tiles = tile_count(longest), all = tiles * kTile * g.padded();
+    for (E** operand : {&keys, &values, &keys_turned, &q, &q_turned, &dout, &dout_turned}) {
+      *operand = arena.take<E>(all);
+    }
+    for (E** square : {&p, &ds, &ds_right}) *square = arena.take<E>(kTile * kTile);
+    if constexpr (!std::is_same_v<E, bf16>) ds_right = ds;
+    for (A** square : {&scores, &dp}) *square = arena.take<A>(kTile * kTile);
+    for (A** sum : {&dk, &dv, &dq}) *sum = arena.take<A>(all);
+    for (A** row : {&lse, &delta}) *row = arena.take<A>(tiles * kTile);
+    packed_keys = arena.take<uint8_t>(tiles);
+    packed_queries = arena.take<uint8_t>(tiles);
+  }
+};
+
+template <typename T, typename E>
+class Backward {
+ public:
+  using A = Acc<E>;
+
+  // slots: (slot, head of the group, tile, d, r) of dq, for the runs that share their kv head.
+  Backward(const Geometry& g, const Operands<T, A>& operands, A* slots, int64_t slot_size)
+      : g_(g), o_(operands), slots_(slots), slot_size_(slot_size) {}
+
+  void run(const Segment& segment, const Run& run, const Scratch<E>& s) const {
+    const int64_t tiles = tile_count(segment.rows), tile = kTile * g_.padded();
+    std::fill(s.packed_keys, s.packed_keys + tiles, uint8_t{0});
+    std::fill(s.dk + run.first * tile, s.dk + run.last * tile, A(0));
+    std::fill(s.dv + run.first * tile, s.dv + run.last * tile, A(0));
+    for (int64_t h = 0; h < g_.group(); ++h) {
+      const int64_t head = run.kv_head * g_.group() + h;
+      std::fill(s.packed_queries, s.packed_queries + tiles, uint8_t{0});
+      std::fill(s.dq, s.dq + tiles * tile, A(0));
+      for (int64_t key_tile = run.first; key_tile < run.last; ++key_tile) {
+        pack_keys(segment, run.kv_head, key_tile, s);
+        const TileRange met = queries_of_keys(g_, segment.rows, key_tile);
+        for (int64_t query_tile = met.first; query_tile < met.last; ++query_tile) {
+          pack_queries(segment, head, query_tile, s);
+          tile_pair(segment, key_tile, query_tile, s);
+        }
+      }
+      if (run.slot < 0) {
+        write_dq(segment, head, s.dq);
+      } else {
+        std::copy(s.dq, s.dq + tiles * tile, slot(run.slot, h));
+      }
+    }
+    write_keys(segment, run, s);
+  }
+
+  A* slot(int64_t index, int64_t h) const { return slots_ + (index * g_.group() + h) * slot_size_; }
+
+  // Stores the sums (d,r) of a head's query tiles as rows of dq.
+  void write_dq(const Segment& segment, int64_t head, const A* sums) const {
+    for (int64_t row = 0; row < segment.rows; ++row) {
+      const int64_t first = row / kTile * kTile;
+      const int64_t r = tile_padded(std::min(kTile, segment.rows - first));
+      const A* from = sums + first * g_.padded() + row - first;
+      T* to = o_.dq.at(segment.begin + row, head);
+      for (int64_t d = 0; d < g_.size; ++d) to[d] = store<T>(from[d * r]);
+    }
+  }
+
+ private:
+  void pack_keys(const Segment& segment, int64_t kv_head, int64_t tile, const Scratch<E>& s) const {
+    if (s.packed_keys[tile]) return;
+    s.packed_keys[tile] = 1;
+    const int64_t first = tile * kTile, keys = std::min(kTile, segment.rows - first);
+    const int64_t n = tile_padded(keys), d = g_.padded(), at = first * d;
+    const Source<T> k = o_.k.source(segment.begin + first, kv_head, keys);
+    const Source<T> v = o_.v.source(segment.begin + first, kv_head, keys);
+    Packing<T, E>::rows_left(k, s.keys + at, n, d);
+    Packing<T, E>::columns_left(k, s.keys_turned + at, n, d);
+    Packing<T, E>::rows_left(v, s.values + at, n, d);
+  }
+
+  void pack_queries(const Segment& segment, int64_t head, int64_t tile, const Scratch<E>& s) const {
+    if (s.packed_queries[tile]) return;
+    s.packed_queries[tile] = 1;
+    const int64_t first = tile * kTile, queries = std::min(kTile, segment.rows - first);
+    const int64_t r = tile_padded(queries), d = g_.padded(), at = first * d;
+    const int64_t row = segment.begin + first;
+    const Source<T> q = o_.q.source(row, head, queries);
+    const Source<T> dout = o_.dout.source(row, head, queries);
+    Packing<T, E>::rows_right(q, s.q + at, r, d);
+    Packing<T, E>::columns_right(q, s.q_turned + at, r, d);
+    Packing<T, E>::rows_right(dout, s.dout + at, r, d);
+    Packing<T, E>::columns_right(dout, s.dout_turned + at, r, d);
+    const Source<T> out = o_.out.source(row, head, queries);
+    for (int64_t i = 0; i < queries; ++i) {
+      s.lse[first + i] = o_.lse[(row + i) * g_.heads + head];
+      A delta = 0;
+      for (int64_t c = 0; c < g_.size; ++c) {
+        delta += load(dout.data[i * dout.stride + c]) * load(out.data[i * out.stride + c]);
+      }
+      s.delta[first + i] = delta;
+    }
+  }
+
+  void tile_pair(const Segment& segment, int64_t key_tile, int64_t query_tile,
+                 const Scratch<E>& s) const {
+    const int64_t first_key = key_tile * kTile, first_query = query_tile * kTile;
+    const int64_t keys = std::min(kTile, segment.rows - first_key), n = tile_padded(keys);
+    const int64_t queries = std::min(kTile, segment.rows - first_query), r = tile_padded(queries);
+    const int64_t d = g_.padded(), k_at = first_key * d, q_at = first_query * d;
+    tile_gemm({n, r, d}, s.keys + k_at, d, s.q_turned + q_at, s.scores, r, false);
+    tile_gemm({n, r, d}, s.values + k_at, d, s.dout_turned + q_at, s.dp, r, false);
+    ScoreGradient<E>::run({g_, segment.rows, first_query, queries, first_key, keys, r, n, s.scores,
+                           s.dp, s.lse + first_query, s.delta + first_query, s.p, s.ds,
+                           s.ds_right});
+    tile_gemm({n, d, r}, s.p, r, s.dout + q_at, s.dv + k_at, d, true);
+    tile_gemm({n, d, r}, s.ds, r, s.q + q_at, s.dk + k_at, d, true);
+    tile_gemm({d, r, n}, s.keys_turned + k_at, n, s.ds_right, s.dq + q_at, r, true);
+  }
+
+  void write_keys(const Segment& segment, const Run& run, const Scratch<E>& s) const {
+    const int64_t last = std::min(segment.rows, run.last * kTile);
+    for (int64_t row = run.first * kTile; row < last; ++row) {
+      T* dk = o_.dk.at(segment.begin + row, run.kv_head);
+      T* dv = o_.dv.at(segment.begin + row, run.kv_head);
+      const int64_t at = row * g_.padded();
+      for (int64_t d = 0; d < g_.size; ++d) dk[d] = store<T>(s.dk[at + d]);
+      for (int64_t d = 0; d < g_.size; ++d) dv[d] = store<T>(s.dv[at + d]);
+    }
+  }
+
+  Geometry g_;
+  Operands<T, A> o_;
+  A* slots_;
+  int64_t slot_size_;
+};
+
+// Adds the slots of each shared kv head, in order, and writes its dq.
+template <typename T, typename E>
+void merge_slots(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
+                 const Plan& plan, const Backward<T, E>& backward) {
+  std::vector<Run> shared;
+  for (const auto& runs : plan.threads) {
+    for (const Run& run : runs) {
+      if (run.slot >= 0) shared.push_back(run);
+    }
+  }
+  const auto same = [](const Run& a, const Run& b) {
+    return a.segment == b.segment && a.kv_head == b.kv_head;
+  };
+  for (size_t i = 0; i < shared.size();) {
+    size_t next = i + 1;
+    while (next < shared.size() && same(shared[i], shared[next])) ++next;
+    const Segment& segment = segments[static_cast<size_t>(shared[i].segment)];
+    const int64_t size = tile_count(segment.rows) * kTile * g.padded();
+    parallel_for(ctx, g.group(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t h = begin; h < end; ++h) {
+        auto* total = backward.slot(shared[i].slot, h);
+        for (size_t other = i + 1; other < next; ++other) {
+          const auto* part = backward.slot(shared[other].slot, h);
+          for (int64_t e = 0; e < size; ++e) total[e] += part[e];
+        }
+        backward.write_dq(segment, shared[i].kv_head * g.group() + h, total);
+      }
+    });
+    i = next;
+  }
+}
+
+template <typename T>
+void clear_rows(const Heads<T>& heads, int64_t count, const Segment& segment) {
+  for (int64_t row = segment.begin + segment.rows; row < segment.stop; ++row) {
+    std::fill(heads.at(row, 0), heads.at(row, count), T{});
+  }
+}
+
+template <typename T, typename E>
+void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
+              const Operands<T, Acc<E>>& operands) {
+  using A = Acc<E>;
+  for (const Segment& segment : segments) {
+    clear_rows(operands.dq, g.heads, segment);
+    clear_rows(operands.dk, g.kv_heads, segment);
+    clear_rows(operands.dv, g.kv_heads, segment);
+  }
+  const Plan plan = make_plan(g, segments, ctx->num_threads, true);
+  Arena count;
+  Scratch<E>(count, g, plan.longest);
+  const int64_t width = static_cast<int64_t>(plan.threads.size());
+  const int64_t slot_size = tile_count(plan.longest) * kTile * g.padded();
+  const int64_t slot_bytes = plan.slots * g.group() * slot_size * static_cast<int64_t>(sizeof(A));
+  char* memory = scratch_memory(ctx, count.used() * width + slot_bytes);
+  A* slots = reinterpret_cast<A*>(memory + count.used() * width);
+  const Backward<T, E> backward(g, operands, slots, slot_size);
+  parallel_for(ctx, width, 1, [&](int64_t begin, int64_t end) {
+    const TileScope scope;
+    for (int64_t thread = begin; thread < end; ++thread) {
+      Arena arena(memory + thread * count.used());
+      const Scratch<E> scratch(arena, g, plan.longest);
+      for (const Run& run : plan.threads[static_cast<size_t>(thread)]) {
+        backward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
+      }
+    }
+  });
+  merge_slots(ctx, g, segments, plan, backward);
+}
+
+}  // namespace
+}  // namespace balora::attention
+
+namespace balora {
+
+int32_t attention_backward_kernel(Context* ctx, const View* dout, const View* q, const View* k,
+                                  const View* v, const View* cu_seqlens, const View* lengths,
+                                  const View* out, const View* lse, const View* dq, const View* dk,
+                                  const View* dv, double scale, double softcap, int64_t window,
+                                  int32_t causal) {
+  using namespace attention;
+  const Geometry g{q->shape[1], k->shape[1], q->shape[2], scale, softcap, window, causal != 0};
+  const std::vector<Segment> segments = read_segments(cu_seqlens, lengths, q->shape[0]);
+  dispatch_tiles(q->dtype, [&]<typename T, typename E>() {
+    const Operands<T, Acc<E>> operands{Heads<T>(dout), Heads<T>(q),   Heads<T>(k),
+                                       Heads<T>(v),    Heads<T>(out), Heads<T>(dq),
+                                       Heads<T>(dk),   Heads<T>(dv),  data_of<Acc<E>>(lse)};
+    attention::backward<T, E>(ctx, g, segments, operands);
+  });
+  return 0;
+}
+
+}  // namespace balora

@@ -1,0 +1,92 @@
+// Attention over unpadded segments: out = softmax(cap(scale * q k^T) + mask) v by head, heads of a
+// group sharing a kv head. Kept for backward: q, k, v (views of a fused product stay views), out,
+// and each row's log-sum-exp; never a matrix of scores. cu_seqlens and lengths are values on the
+// device, so they are checked when the op runs.
+#include "engine/launch.h"
+#include "ops/ops.h"
+#include "ops/rows.h"
+#include "tape/tape.h"
+
+namespace balora {
+namespace {
+
+void check_operands(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
+                    const std::optional<Tensor>& lengths) {
+  check_float("attention", "q", q);
+  check_ndim("attention", "q (N,H,D)", q, 3);
+  check_ndim("attention", "k (N,Hkv,D)", k, 3);
+  check_shape("attention", "k", k, {q.dim(0), k.dim(1), q.dim(2)}, "(N,Hkv,D)");
+  check_shape("attention", "v", v, k.shape(), "the shape of k");
+  check_dtype("attention", "k", k, q.dtype());
+  check_dtype("attention", "v", v, q.dtype());
+  if (k.dim(1) < 1 || q.dim(1) % k.dim(1) != 0) {
+    throw ArgumentError(concat("attention: the ", q.dim(1), " heads of q cannot share the ",
+                               k.dim(1), " heads of k and v evenly"));
+  }
+  if (q.dim(2) < 1) throw ArgumentError("attention: heads need at least one channel");
+  check_ndim("attention", "cuSeqlens (B+1)", cu_seqlens, 1);
+  check_dtype("attention", "cuSeqlens", cu_seqlens, DType::kI32);
+  if (cu_seqlens.dim(0) < 1) throw ArgumentError("attention: cuSeqlens needs at least one entry");
+  if (!lengths) return;
+  check_shape("attention", "lengths", *lengths, {cu_seqlens.dim(0) - 1}, "(B)");
+  check_dtype("attention", "lengths", *lengths, DType::kI32);
+}
+
+void check_options(const AttentionOptions& options) {
+  if (!(options.softcap >= 0)) {
+    throw ArgumentError(concat("attention: softcap must be >= 0 (0: none), got ", options.softcap));
+  }
+  if (options.window < 0) {
+    throw ArgumentError(concat("attention: window must be >= 0 (0: none), got ", options.window));
+  }
+}
+
+// Everything but out and lse that both directions read.
+struct Inputs {
+  Saved q, k, v, cu_seqlens, lengths;
+};
+
+void backward(const Inputs& in, const Tensor& out, const Tensor& lse,
+              const AttentionOptions& options, const Tensor& dy, GradSink& sink) {
+  const Tensor q = in.q.get(), k = in.k.get(), v = in.v.get();
+  const Tensor dq = Tensor::empty(q.engine(), q.shape(), q.dtype());
+  const Tensor dk = Tensor::empty(q.engine(), k.shape(), q.dtype());
+  const Tensor dv = Tensor::empty(q.engine(), v.shape(), q.dtype());
+  launch("attention_backward",
+         {row_strided(dy), q, k, v, in.cu_seqlens.get(), in.lengths.get(), out, lse}, {dq, dk, dv},
+         [options](Launch& l) {
+           return l.kernels->attention_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.in(4),
+                                                l.in(5), l.in(6), l.in(7), l.out(0), l.out(1),
+                                                l.out(2), options.scale, options.softcap,
+                                                options.window, options.causal);
+         });
+  sink.add(0, dq);
+  sink.add(1, dk);
+  sink.add(2, dv);
+}
+
+}  // namespace
+
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
+                 const std::optional<Tensor>& lengths, const AttentionOptions& options) {
+  check_operands(q, k, v, cu_seqlens, lengths);
+  check_options(options);
+  const Tensor q3 = row_strided(q), k3 = row_strided(k), v3 = row_strided(v);
+  const Tensor cu = contiguous(cu_seqlens.detach());
+  const Tensor valid = lengths ? contiguous(lengths->detach()) : Tensor();
+  const Tensor out = Tensor::empty(q.engine(), q.shape(), q.dtype());
+  const Tensor lse = Tensor::empty(q.engine(), {q.dim(0), q.dim(1)}, accumulator_dtype(q.dtype()));
+  launch("attention", {q3, k3, v3, cu, valid}, {out, lse}, [options](Launch& l) {
+    return l.kernels->attention_forward(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.in(4),
+                                        l.out(0), l.out(1), options.scale, options.softcap,
+                                        options.window, options.causal);
+  });
+  record("attention", {q, k, v}, {out},
+         [in = Inputs{Saved(q3), Saved(k3), Saved(v3), Saved(cu), Saved(valid)}, out = Saved(out),
+          lse = Saved(lse), options](std::span<const Tensor> dy, GradSink& sink) {
+           backward(in, out.get(), lse.get(), options, dy[0], sink);
+         });
+  return out;
+}
+
+}  // namespace balora
