@@ -21,7 +21,9 @@ export interface NativeOps {
   gradOf(x: Handle): Handle;
   isLeaf(x: Handle): boolean;
   layerNorm(x: Handle, weight: Handle | null, bias: Handle | null, eps: number): Handle;
+  linearGroup(x: Handle, adapterInput: Handle | null, weights: readonly (Handle)[], biases: readonly (Handle | null)[], a: readonly (Handle)[], b: readonly (Handle)[], scales: readonly (number)[], linears: readonly (number)[]): (Handle)[];
   logSoftmax(x: Handle): Handle;
+  matmul(a: Handle, b: Handle, transposeA: boolean, transposeB: boolean): Handle;
   memoryStats(): unknown;
   numThreads(): number;
   read(x: Handle, into: Uint8Array): Promise<void>;

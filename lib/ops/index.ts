@@ -1,2 +1,3 @@
+export * from './linear.ts';
 export * from './nn.ts';
 export * from './norm.ts';

@@ -1,5 +1,6 @@
-// Plain C operands of the linear layers' kernels: several linears that share their input, each with any number of
-// low-rank parts. Crosses the device plug-in boundary; see kernel_table.h for the ABI number.
+// Plain C operands of the linear layers' kernels: several linears that share their input, each with
+// any number of low-rank parts. Crosses the device plug-in boundary; see kernel_table.h for the ABI
+// number.
 #pragma once
 #include "tensor/view.h"
 
@@ -7,7 +8,8 @@
 extern "C" {
 #endif
 
-// y = x W^T + bias. In backward kernels y is the gradient of y, null where that output was not used.
+// y = x W^T + bias. In backward kernels y is the gradient of y, null where that output was not
+// used.
 typedef struct balora_linear {
   const balora_view* weight;  // (O,I)
   const balora_view* bias;    // (O) or null

@@ -47,6 +47,17 @@ Tensor log_softmax(const Tensor& x);
 // cross_entropy.cc: logits (N,V), targets (N) i32 -> (N) or (); reduction none, sum or mean
 Tensor cross_entropy(const Tensor& logits, const Tensor& targets, const std::string& reduction);
 
+// matmul.cc: op(a) (...,M,K), op(b) (...,K,N) -> (...,M,N)
+Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose_b);
+
+// linear.cc: x, x_adapter (...,I), weights (O,I), biases (O), a (R,I), b (O,R) -> one (...,O) a weight
+std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x_adapter,
+                                 const std::vector<Tensor>& weights,
+                                 const std::vector<std::optional<Tensor>>& biases,
+                                 const std::vector<Tensor>& a, const std::vector<Tensor>& b,
+                                 const std::vector<double>& scales,
+                                 const std::vector<int64_t>& targets);
+
 // Declared here because the tape needs them; see their files.
 Tensor contiguous(const Tensor& x);
 Tensor cast(const Tensor& x, DType dtype);

@@ -1,5 +1,5 @@
-// The CPU device's per-stream state: oneDNN engine, stream, primitive cache (least recently used goes first) and
-// grow-only scratch.
+// The CPU device's per-stream state: oneDNN engine, stream, primitive cache (least recently used
+// goes first) and grow-only scratch.
 #include "kernels/cpu/cpu_state.h"
 
 #include <cstdio>
@@ -39,9 +39,12 @@ Desc any_layout(const MatmulSpec& spec, int32_t dtype) {
 
 dnnl::memory::data_type onednn_dtype(int32_t dtype) {
   switch (dtype) {
-    case BALORA_F32: return dnnl::memory::data_type::f32;
-    case BALORA_BF16: return dnnl::memory::data_type::bf16;
-    default: throw UnsupportedError("oneDNN products take f32 and bf16");
+    case BALORA_F32:
+      return dnnl::memory::data_type::f32;
+    case BALORA_BF16:
+      return dnnl::memory::data_type::bf16;
+    default:
+      throw UnsupportedError("oneDNN products take f32 and bf16");
   }
 }
 
@@ -108,7 +111,9 @@ CpuState::~CpuState() {
   for (const Buffer& buffer : buffers_) std::free(buffer.data);
 }
 
-CpuState& CpuState::of(Context* ctx) { return *static_cast<CpuState*>(ctx->device_state); }
+CpuState& CpuState::of(Context* ctx) {
+  return *static_cast<CpuState*>(ctx->device_state);
+}
 
 size_t CpuState::Hash::operator()(const MatmulSpec& spec) const {
   return std::hash<std::string_view>()(
@@ -154,7 +159,9 @@ void* CpuState::scratch(int index, uint64_t bytes) {
 OneDnnThreads::OneDnnThreads(int threads) : saved_(omp_get_max_threads()) {
   omp_set_num_threads(threads);
 }
-OneDnnThreads::~OneDnnThreads() { omp_set_num_threads(saved_); }
+OneDnnThreads::~OneDnnThreads() {
+  omp_set_num_threads(saved_);
+}
 #else
 OneDnnThreads::OneDnnThreads(int) {}
 OneDnnThreads::~OneDnnThreads() = default;
@@ -169,6 +176,8 @@ void* create_cpu_state(int32_t, char* error, uint64_t error_size) {
   }
 }
 
-void destroy_cpu_state(void* state) { delete static_cast<CpuState*>(state); }
+void destroy_cpu_state(void* state) {
+  delete static_cast<CpuState*>(state);
+}
 
 }  // namespace balora

@@ -1,5 +1,6 @@
-// gemm.h by way of oneDNN (f32, bf16) and Eigen (f64). Mixed and half types are widened into scratch first; a large
-// B is widened and multiplied in blocks of columns so that scratch stays bounded.
+// gemm.h by way of oneDNN (f32, bf16) and Eigen (f64). Mixed and half types are widened into
+// scratch first; a large B is widened and multiplied in blocks of columns so that scratch stays
+// bounded.
 #include "kernels/cpu/gemm.h"
 
 #include <Eigen/Core>
@@ -50,7 +51,8 @@ const void* at(const GemmInput& x, int64_t elements) {
   return static_cast<const char*>(x.data) + elements * dtype_size(static_cast<DType>(x.dtype));
 }
 
-// One f32 product. dnnl_sgemm needs no primitive and, inside a parallel region, runs on the calling thread.
+// One f32 product. dnnl_sgemm needs no primitive and, inside a parallel region, runs on the calling
+// thread.
 void f32_product(const GemmShape& s, const GemmInput& a, const GemmInput& b, float* c, int64_t ldc,
                  const GemmScale& scale) {
   dnnl::error::wrap_c_api(
@@ -201,8 +203,12 @@ int thread_index() {
 
 }  // namespace
 
-bool cpu_multiplies_bf16() { return cpu_has(dnnl::cpu_isa::avx512_core_bf16); }
-bool cpu_has_amx() { return cpu_has(dnnl::cpu_isa::avx512_core_amx); }
+bool cpu_multiplies_bf16() {
+  return cpu_has(dnnl::cpu_isa::avx512_core_bf16);
+}
+bool cpu_has_amx() {
+  return cpu_has(dnnl::cpu_isa::avx512_core_amx);
+}
 
 void gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,
           const GemmOutput& c, const GemmScale& scale) {
@@ -223,13 +229,13 @@ void gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput&
     return one_by_one([&](auto&, auto&, auto& ci) { scale_only(single, ci, scale.beta); });
   }
   if (path == Path::kF64) {
-    return one_by_one([&](auto& ai, auto& bi, auto& ci) {
-      wide_gemm<double>(ctx, single, ai, bi, ci, scale);
-    });
+    return one_by_one(
+        [&](auto& ai, auto& bi, auto& ci) { wide_gemm<double>(ctx, single, ai, bi, ci, scale); });
   }
-  // A batch of f32 matrices also goes through a primitive: one call shares the batch among the threads.
-  const bool f32_batch = s.batch > 1 && a.dtype == BALORA_F32 && b.dtype == BALORA_F32 &&
-                         c.dtype == BALORA_F32;
+  // A batch of f32 matrices also goes through a primitive: one call shares the batch among the
+  // threads.
+  const bool f32_batch =
+      s.batch > 1 && a.dtype == BALORA_F32 && b.dtype == BALORA_F32 && c.dtype == BALORA_F32;
   if (path == Path::kBf16 || f32_batch) {
     CpuState& state = CpuState::of(ctx);
     if (const auto matmul = state.matmul(spec_of(s, a, b, c, scale, ctx->num_threads))) {
@@ -237,9 +243,8 @@ void gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput&
       return matmul->execute(state.stream(), {a.data, b.data, c.data, nullptr, nullptr, scratch});
     }
   }
-  one_by_one([&](auto& ai, auto& bi, auto& ci) {
-    wide_gemm<float>(ctx, single, ai, bi, ci, scale);
-  });
+  one_by_one(
+      [&](auto& ai, auto& bi, auto& ci) { wide_gemm<float>(ctx, single, ai, bi, ci, scale); });
 }
 
 SerialGemm::SerialGemm(Context* ctx, const GemmShape& shape, const GemmInput& a, const GemmInput& b,
@@ -261,8 +266,8 @@ SerialGemm::SerialGemm(Context* ctx, const GemmShape& shape, const GemmInput& a,
   }
   scratch_stride_ = (bytes + 63) / 64 * 64;
   if (scratch_stride_ == 0) return;
-  scratch_ = static_cast<char*>(ctx->workspace(
-      ctx, static_cast<uint64_t>(scratch_stride_) * std::max(ctx->num_threads, 1)));
+  scratch_ = static_cast<char*>(
+      ctx->workspace(ctx, static_cast<uint64_t>(scratch_stride_) * std::max(ctx->num_threads, 1)));
   if (!scratch_) throw std::bad_alloc();
 }
 

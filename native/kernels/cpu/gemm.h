@@ -1,6 +1,7 @@
-// General matrix products for the kernels of the CPU device: C = alpha * op(A) op(B) + beta * C, row-major, per batch.
-// Products run in f32 (oneDNN), in bf16 with f32 accumulation where the CPU has bf16 instructions, and in f64 (Eigen)
-// as soon as one operand is f64; every other mix is widened first. C is rounded once, from the accumulator.
+// General matrix products for the kernels of the CPU device: C = alpha * op(A) op(B) + beta * C,
+// row-major, per batch. Products run in f32 (oneDNN), in bf16 with f32 accumulation where the CPU
+// has bf16 instructions, and in f64 (Eigen) as soon as one operand is f64; every other mix is
+// widened first. C is rounded once, from the accumulator.
 //   gemm        uses all of the stream's threads: call it outside parallel_for.
 //   SerialGemm  one shape, prepared outside and run by single threads inside parallel_for.
 // Products with a frozen weight go through frozen_gemm.h, which packs the weight once.
@@ -18,8 +19,8 @@ struct GemmShape {
   int64_t batch = 1;
 };
 
-// Stored (rows,cols) with rows `ld` elements apart; transposed: the product reads it as (cols,rows).
-// batch_stride 0 repeats one matrix for the whole batch.
+// Stored (rows,cols) with rows `ld` elements apart; transposed: the product reads it as
+// (cols,rows). batch_stride 0 repeats one matrix for the whole batch.
 struct GemmInput {
   const void* data;
   int32_t dtype;
@@ -35,7 +36,8 @@ struct GemmOutput {
   int64_t batch_stride = 0;
 };
 
-// With bf16 operands alpha and beta are compiled into the cached primitive: keep them to a few values.
+// With bf16 operands alpha and beta are compiled into the cached primitive: keep them to a few
+// values.
 struct GemmScale {
   double alpha = 1;
   double beta = 0;  // 0: C is not read
@@ -44,18 +46,20 @@ struct GemmScale {
 void gemm(Context* ctx, const GemmShape& shape, const GemmInput& a, const GemmInput& b,
           const GemmOutput& c, const GemmScale& scale = {});
 
-// True where bf16 x bf16 -> f32 runs on instructions made for it (AVX512-BF16, AMX); else bf16 is widened to f32.
+// True where bf16 x bf16 -> f32 runs on instructions made for it (AVX512-BF16, AMX); else bf16 is
+// widened to f32.
 bool cpu_multiplies_bf16();
 // True where those instructions are AMX tiles.
 bool cpu_has_amx();
 
 class Matmul;
 
-// A product whose shape, types and strides are fixed, for use by several threads at once, each on its own matrices:
-//   const SerialGemm scores(ctx, {bq, bk, d}, {nullptr, dtype, ldq}, {nullptr, dtype, ldk, true}, {nullptr, f32, bk});
-//   parallel_for(..., [&](...) { scores.run(q, k, s); });
-// The data pointers given to the constructor are ignored. Scratch comes from the context's workspace, so construct
-// outside of loops. batch must be 1.
+// A product whose shape, types and strides are fixed, for use by several threads at once, each on
+// its own matrices:
+//   const SerialGemm scores(ctx, {bq, bk, d}, {nullptr, dtype, ldq}, {nullptr, dtype, ldk, true},
+//   {nullptr, f32, bk}); parallel_for(..., [&](...) { scores.run(q, k, s); });
+// The data pointers given to the constructor are ignored. Scratch comes from the context's
+// workspace, so construct outside of loops. batch must be 1.
 class SerialGemm {
  public:
   SerialGemm(Context* ctx, const GemmShape& shape, const GemmInput& a, const GemmInput& b,

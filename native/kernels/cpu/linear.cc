@@ -1,5 +1,5 @@
-// Linears with low-rank parts (kernels/linear.h). The base and the low-rank part meet in one f32 sum that is rounded
-// once; the gradient of a shared input is one such sum over every linear.
+// Linears with low-rank parts (kernels/linear.h). The base and the low-rank part meet in one f32
+// sum that is rounded once; the gradient of a shared input is one such sum over every linear.
 #include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
@@ -12,7 +12,9 @@
 namespace balora {
 namespace {
 
-GemmOutput dense(const View& y) { return {y.data, y.dtype, y.shape[1]}; }
+GemmOutput dense(const View& y) {
+  return {y.data, y.dtype, y.shape[1]};
+}
 
 ProductTerm base_term(const View& x, const View& weight, bool transposed) {
   return {x.data, x.dtype, x.shape[1], &weight, transposed};
@@ -59,10 +61,10 @@ BALORA_INLINE void sum_rows(const T* dy, Acc<T>* out, int64_t rows, int64_t cols
     for (int64_t j = begin; j < end; ++j) out[j] += load(dy[i * cols + j]);
   }
 }
-#define ROWS(T)                                                                               \
+#define ROWS(T)                                                                                 \
   BALORA_SIMD void sum_columns(const T* dy, Acc<T>* out, int64_t rows, int64_t cols, int64_t b, \
-                               int64_t e) {                                                   \
-    sum_rows<T>(dy, out, rows, cols, b, e);                                                   \
+                               int64_t e) {                                                     \
+    sum_rows<T>(dy, out, rows, cols, b, e);                                                     \
   }
 ROWS(float)
 ROWS(bf16)
@@ -84,12 +86,15 @@ int32_t linear_forward_kernel(Context* ctx, const View* x, const View* x_adapter
   std::vector<ProductTerm> terms;
   for (int32_t i = 0; i < count; ++i) {
     const View& y = *linears[i].y;
-    terms.assign(1, base_term(*x, *linears[i].weight, true));
+    terms.clear();
     for (int32_t p = 0; p < part_count; ++p) {
       if (parts[p].linear != i) continue;
-      terms.push_back(low_rank_term(parts[p].u->data, parts[p].b->shape[1], *parts[p].b, true,
-                                    parts[p].scale));
+      terms.push_back(
+          low_rank_term(parts[p].u->data, parts[p].b->shape[1], *parts[p].b, true, parts[p].scale));
     }
+    // Last, so that parts which cancel (a PiSSA pair before its first step) leave the base alone to
+    // the last bit.
+    terms.push_back(base_term(*x, *linears[i].weight, true));
     sum_products(ctx, {y.shape[0], y.shape[1], terms, linears[i].bias}, dense(y));
   }
   return 0;

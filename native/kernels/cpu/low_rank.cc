@@ -14,9 +14,12 @@ namespace {
 
 constexpr int64_t kBlockElements = int64_t{1} << 18;  // of widened x: 1 MiB, about one core's L2
 
-bool is_narrow(int32_t dtype) { return dtype == BALORA_BF16 || dtype == BALORA_F16; }
+bool is_narrow(int32_t dtype) {
+  return dtype == BALORA_BF16 || dtype == BALORA_F16;
+}
 
-// Calls body(first_row, rows, x) with x (rows,k) as a product operand: x itself, or blocks of it widened to f32.
+// Calls body(first_row, rows, x) with x (rows,k) as a product operand: x itself, or blocks of it
+// widened to f32.
 template <typename Body>
 void for_wide_rows(Context* ctx, const View& x, const Body& body) {
   const int64_t m = x.shape[0], k = x.shape[1];
@@ -33,7 +36,9 @@ void for_wide_rows(Context* ctx, const View& x, const Body& body) {
   }
 }
 
-int64_t element_bytes(int32_t accumulator) { return accumulator == BALORA_F64 ? 8 : 4; }
+int64_t element_bytes(int32_t accumulator) {
+  return accumulator == BALORA_F64 ? 8 : 4;
+}
 
 // value = hi + lo to 16 bits.
 BALORA_INLINE void split_row(const float* value, bf16* hi, bf16* lo, int64_t count) {

@@ -1,6 +1,7 @@
-// The thin products around an adapter. Factors are f32 masters (f64 beside f64) and never rounded to the activations'
-// type: narrow activations are widened block by block, or, on AMX, factors are split into pairs of bf16 whose sum
-// holds 16 bits, which costs no more than one bf16 product of that shape.
+// The thin products around an adapter. Factors are f32 masters (f64 beside f64) and never rounded
+// to the activations' type: narrow activations are widened block by block, or, on AMX, factors are
+// split into pairs of bf16 whose sum holds 16 bits, which costs no more than one bf16 product of
+// that shape.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -22,7 +23,8 @@ struct Factor {
 // out = scale * x op(W) for each factor; x (m,k) contiguous; all factors stored alike.
 void project(Context* ctx, const View& x, std::span<const Factor> factors);
 
-// out (R,k) = scale * p^T x, or (k,R) = scale * x^T p if `transposed`. p (m,R), x (m,k), out contiguous.
+// out (R,k) = scale * p^T x, or (k,R) = scale * x^T p if `transposed`. p (m,R), x (m,k), out
+// contiguous.
 void contract(Context* ctx, const View& x, const void* p, int64_t rank, double scale,
               const View& out, bool transposed);
 

@@ -1,6 +1,6 @@
-// Batched matrix product of strided, broadcasting operands, brought to gemm()'s terms: batch dimensions are merged
-// where their strides allow it, a shared right side turns the batch into rows, and an operand without a unit stride is
-// copied first.
+// Batched matrix product of strided, broadcasting operands, brought to gemm()'s terms: batch
+// dimensions are merged where their strides allow it, a shared right side turns the batch into
+// rows, and an operand without a unit stride is copied first.
 #include <algorithm>
 #include <vector>
 
@@ -15,7 +15,8 @@ struct BatchDim {
   int64_t extent, a_stride, b_stride;
 };
 
-// The batch dimensions, outermost first, with neighbours merged. c is contiguous and needs no strides.
+// The batch dimensions, outermost first, with neighbours merged. c is contiguous and needs no
+// strides.
 std::vector<BatchDim> batch_dims(const View& a, const View& b, const View& c) {
   std::vector<BatchDim> dims;
   const int32_t count = c.ndim - 2;
@@ -74,8 +75,8 @@ const void* matrix(const View& view, const Layout& layout, int64_t offset, void*
 void* copy_buffer(Context* ctx, const View& view, const Layout& layout) {
   if (!layout.copy) return nullptr;
   const int64_t size = dtype_size(static_cast<DType>(view.dtype));
-  void* buffer = ctx->workspace(ctx, static_cast<uint64_t>(view.shape[view.ndim - 2] *
-                                                           view.shape[view.ndim - 1] * size));
+  void* buffer = ctx->workspace(
+      ctx, static_cast<uint64_t>(view.shape[view.ndim - 2] * view.shape[view.ndim - 1] * size));
   if (!buffer) throw std::bad_alloc();
   return buffer;
 }

@@ -1,6 +1,6 @@
-// oneDNN behind one door: an engine and stream per balora stream, and its matmul primitives cached by everything
-// that shapes their code (making one costs about a millisecond). Used by the engine thread only, except
-// Matmul::execute, which any thread may call with its own scratch.
+// oneDNN behind one door: an engine and stream per balora stream, and its matmul primitives cached
+// by everything that shapes their code (making one costs about a millisecond). Used by the engine
+// thread only, except Matmul::execute, which any thread may call with its own scratch.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -13,8 +13,9 @@
 
 namespace balora {
 
-// C (batch,m,n) = alpha * A (batch,m,k) B (batch,k,n) + beta * C + addend + bias. Strides in elements.
-// All fields are part of the cache key, so the struct has no padding and no field without effect.
+// C (batch,m,n) = alpha * A (batch,m,k) B (batch,k,n) + beta * C + addend + bias. Strides in
+// elements. All fields are part of the cache key, so the struct has no padding and no field without
+// effect.
 struct MatmulSpec {
   int64_t batch = 1, m = 0, n = 0, k = 0;
   int64_t a_batch = 0, a_row = 0, a_col = 0;
@@ -23,7 +24,8 @@ struct MatmulSpec {
   int64_t addend_row = 0;  // stride of an f32 (m,n) matrix added before rounding; 0: none
   int32_t a_dtype = 0, b_dtype = 0, c_dtype = 0;
   int32_t bias_dtype = -1;  // (n) added before rounding; -1: none
-  int32_t packed_b = 0;     // B is packed, in a layout that k, n and the types determine (b_* strides unused)
+  int32_t packed_b =
+      0;  // B is packed, in a layout that k, n and the types determine (b_* strides unused)
   int32_t threads = 1;
   float alpha = 1, beta = 0;
   bool operator==(const MatmulSpec&) const = default;
@@ -41,8 +43,9 @@ struct MatmulArguments {
 
 class Matmul {
  public:
-  // packed_b: B's layout, or null to let oneDNN choose one (b_layout() tells it). Without spec.packed_b, unused.
-  // Throws dnnl::error with dnnl_unimplemented where this CPU has no such product.
+  // packed_b: B's layout, or null to let oneDNN choose one (b_layout() tells it). Without
+  // spec.packed_b, unused. Throws dnnl::error with dnnl_unimplemented where this CPU has no such
+  // product.
   Matmul(const dnnl::engine& engine, const MatmulSpec& spec, const dnnl::memory::desc* packed_b);
   void execute(const dnnl::stream& stream, const MatmulArguments& arguments) const;
   uint64_t scratch_bytes() const { return scratch_.get_size(); }
@@ -69,8 +72,10 @@ class CpuState {
   std::shared_ptr<const Matmul> matmul(const MatmulSpec& spec,
                                        const dnnl::memory::desc* packed_b = nullptr);
 
-  // Grow-only buffers that outlive a kernel, 64-byte aligned; a later call with the same index may move it.
-  static constexpr int kScratchpad = 0, kWideA = 1, kWideB = 2, kWideC = 3, kSum = 4, kFirst = 5, kSecond = 6;
+  // Grow-only buffers that outlive a kernel, 64-byte aligned; a later call with the same index may
+  // move it.
+  static constexpr int kScratchpad = 0, kWideA = 1, kWideB = 2, kWideC = 3, kSum = 4, kFirst = 5,
+                       kSecond = 6;
   static constexpr int kScratchCount = 7;
   void* scratch(int index, uint64_t bytes);
 
@@ -95,7 +100,8 @@ class CpuState {
 
 dnnl::memory::data_type onednn_dtype(int32_t dtype);
 
-// oneDNN splits work over omp_get_max_threads(): set it to the stream's count for the life of this object.
+// oneDNN splits work over omp_get_max_threads(): set it to the stream's count for the life of this
+// object.
 class OneDnnThreads {
  public:
   explicit OneDnnThreads(int threads);

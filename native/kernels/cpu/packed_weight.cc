@@ -1,5 +1,6 @@
-// packed_weight.h. oneDNN compiles a primitive for each number of rows (about half a millisecond), so rows are taken
-// as a multiple of kRowBucket and a rest: batches of all lengths then share a few primitives.
+// packed_weight.h. oneDNN compiles a primitive for each number of rows (about half a millisecond),
+// so rows are taken as a multiple of kRowBucket and a rest: batches of all lengths then share a few
+// primitives.
 #include "kernels/cpu/packed_weight.h"
 
 #include <cstdlib>
@@ -21,7 +22,9 @@ const char* advance(const void* data, int64_t elements, int32_t dtype) {
 
 }  // namespace
 
-void PackedWeight::Free::operator()(void* data) const { std::free(data); }
+void PackedWeight::Free::operator()(void* data) const {
+  std::free(data);
+}
 
 const PackedWeight* PackedWeight::of(Context* ctx, const View& b, bool transposed) {
   if (!b.slots || !view_contiguous(b) || view_numel(b) == 0) return nullptr;
@@ -34,7 +37,8 @@ const PackedWeight* PackedWeight::of(Context* ctx, const View& b, bool transpose
   }
   const auto* packed = static_cast<const PackedWeight*>(slot.data);
   const int64_t k = b.shape[transposed ? 1 : 0], n = b.shape[transposed ? 0 : 1];
-  // The slots belong to the storage; another view of it (a slice, a reshape) is multiplied unpacked.
+  // The slots belong to the storage; another view of it (a slice, a reshape) is multiplied
+  // unpacked.
   const bool same = packed->k_ == k && packed->n_ == n && packed->dtype_ == b.dtype;
   return same && packed->data_ ? packed : nullptr;
 }
@@ -55,7 +59,8 @@ PackedWeight::PackedWeight(Context* ctx, const View& b, bool transposed)
   const uint64_t bytes = (layout_.get_size() + 63) / 64 * 64;
   data_.reset(std::aligned_alloc(64, bytes));
   if (!data_) throw std::bad_alloc();
-  const dnnl::memory::dims strides = transposed ? dnnl::memory::dims{1, k_} : dnnl::memory::dims{n_, 1};
+  const dnnl::memory::dims strides =
+      transposed ? dnnl::memory::dims{1, k_} : dnnl::memory::dims{n_, 1};
   const dnnl::memory from({{k_, n_}, onednn_dtype(dtype_), strides}, state.engine(), b.data);
   dnnl::memory to(layout_, state.engine(), data_.get());
   dnnl::reorder(from, to).execute(const_cast<dnnl::stream&>(state.stream()),

@@ -1,5 +1,5 @@
-// A frozen weight in oneDNN's layout for the right side of a product. Slot 0 of a (out,in) weight holds the layout for
-// x W^T, slot 1 the one for dy W.
+// A frozen weight in oneDNN's layout for the right side of a product. Slot 0 of a (out,in) weight
+// holds the layout for x W^T, slot 1 the one for dy W.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -10,10 +10,12 @@ namespace balora {
 
 class PackedWeight {
  public:
-  // The packed form of op(b), made on first use. Null where b is not frozen or oneDNN cannot multiply its type here.
+  // The packed form of op(b), made on first use. Null where b is not frozen or oneDNN cannot
+  // multiply its type here.
   static const PackedWeight* of(Context* ctx, const View& b, bool transposed);
 
-  // C (m,n) = A (m,k) W + beta C (+ addend, f32 (m,n) dense), with A and W of one type; C f32 or that type.
+  // C (m,n) = A (m,k) W + beta C (+ addend, f32 (m,n) dense), with A and W of one type; C f32 or
+  // that type.
   void multiply(Context* ctx, int64_t m, const void* a, int64_t lda, void* c, int32_t c_dtype,
                 int64_t ldc, float beta, const float* addend) const;
 

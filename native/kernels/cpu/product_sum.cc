@@ -1,5 +1,6 @@
-// product_sum.h over packed weights and gemm(). A narrow C is written once: either the last base product adds the f32
-// sum of the others as it stores (oneDNN's binary post-op), or the whole sum is kept in f32 and converted.
+// product_sum.h over packed weights and gemm(). A narrow C is written once: either the last base
+// product adds the f32 sum of the others as it stores (oneDNN's binary post-op), or the whole sum
+// is kept in f32 and converted.
 #include "kernels/cpu/product_sum.h"
 
 #include <algorithm>
@@ -37,7 +38,8 @@ void multiply(Context* ctx, const ProductTerm& term, int64_t m, int64_t n, const
 }
 
 // C rows = bias (+ C).
-void add_bias(Context* ctx, int64_t m, int64_t n, const View& bias, const GemmOutput& c, bool keep) {
+void add_bias(Context* ctx, int64_t m, int64_t n, const View& bias, const GemmOutput& c,
+              bool keep) {
   dispatch_float(bias.dtype, [&]<typename B>() {
     dispatch_float(c.dtype, [&]<typename C>() {
       const B* from = data_of<B>(&bias);
@@ -69,7 +71,8 @@ bool sum_wide(Context* ctx, const ProductSum& sum, const GemmOutput& c, const Pr
   return written;
 }
 
-// The term whose product can round into a bf16 C itself; the largest, as that saves the most traffic.
+// The term whose product can round into a bf16 C itself; the largest, as that saves the most
+// traffic.
 const ProductTerm* finishing_term(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
   const ProductTerm* best = nullptr;
   for (const ProductTerm& term : sum.terms) {
@@ -89,7 +92,8 @@ void sum_narrow(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
   const bool written = sum_wide(ctx, sum, wide, last);
   if (last) {
     const float* addend = written ? static_cast<const float*>(scratch) : nullptr;
-    packed_of(ctx, *last)->multiply(ctx, sum.m, last->a, last->lda, c.data, c.dtype, c.ld, 0, addend);
+    packed_of(ctx, *last)
+        ->multiply(ctx, sum.m, last->a, last->lda, c.data, c.dtype, c.ld, 0, addend);
   } else {
     convert_rows(ctx, scratch, BALORA_F32, sum.n, c.data, c.dtype, c.ld, sum.m, sum.n);
   }

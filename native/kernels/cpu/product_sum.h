@@ -1,6 +1,7 @@
-// C (m,n) = sum_t alpha_t A_t B_t + bias, accumulated in f32 (f64 for f64) and rounded once: a frozen linear with its
-// low-rank parts, or the gradient of an input that several linears share. A frozen B is packed on first use and kept
-// in its tensor's slots, one layout a direction, for every later product.
+// C (m,n) = sum_t alpha_t A_t B_t + bias, accumulated in f32 (f64 for f64) and rounded once: a
+// frozen linear with its low-rank parts, or the gradient of an input that several linears share. A
+// frozen B is packed on first use and kept in its tensor's slots, one layout a direction, for every
+// later product.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -10,7 +11,8 @@
 
 namespace balora {
 
-// A (m,k), rows lda elements apart. B (k,n), or stored (n,k) and read transposed; contiguous if it is frozen.
+// A (m,k), rows lda elements apart. B (k,n), or stored (n,k) and read transposed; contiguous if it
+// is frozen.
 struct ProductTerm {
   const void* a;
   int32_t a_dtype;

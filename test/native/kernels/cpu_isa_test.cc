@@ -1,5 +1,5 @@
-// The product kernels' tests again, in child processes that hold oneDNN to older instruction sets: AVX2 has no bf16
-// products (weights stay bf16 and are widened), AVX512_CORE_BF16 has no AMX.
+// The product kernels' tests again, in child processes that hold oneDNN to older instruction sets:
+// AVX2 has no bf16 products (weights stay bf16 and are widened), AVX512_CORE_BF16 has no AMX.
 #include <doctest/doctest.h>
 
 #include <cstdlib>
@@ -24,8 +24,12 @@ void run_with(const std::string& isa) {
 
 }  // namespace
 
-TEST_CASE("products with oneDNN held to AVX2") { run_with("AVX2"); }
-TEST_CASE("products with oneDNN held to AVX512_CORE_BF16") { run_with("AVX512_CORE_BF16"); }
+TEST_CASE("products with oneDNN held to AVX2") {
+  run_with("AVX2");
+}
+TEST_CASE("products with oneDNN held to AVX512_CORE_BF16") {
+  run_with("AVX512_CORE_BF16");
+}
 
 TEST_CASE("isa: the limit is in force in the child") {
   const char* limit = std::getenv("ONEDNN_MAX_CPU_ISA");

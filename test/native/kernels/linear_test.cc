@@ -1,6 +1,7 @@
-// The linear layers' kernels against plain loops in f64, for every type: several linears on one input, low-rank parts
-// (none, one, a trained and a frozen pair), frozen and free weights, odd sizes, unwanted operands.
-// The rule: |kernel - truth| <= |plain loops in the same type - truth| + a few roundings.
+// The linear layers' kernels against plain loops in f64, for every type: several linears on one
+// input, low-rank parts (none, one, a trained and a frozen pair), frozen and free weights, odd
+// sizes, unwanted operands. The rule: |kernel - truth| <= |plain loops in the same type - truth| +
+// a few roundings.
 #include <doctest/doctest.h>
 
 #include <array>
@@ -28,7 +29,8 @@ struct Case {
   bool frozen = true, bias = true, adapter_input = false;
 };
 
-// A sum of products and the error that f32 (f64) accumulation and bf16-pair factors may leave in it.
+// A sum of products and the error that f32 (f64) accumulation and bf16-pair factors may leave in
+// it.
 struct Sum {
   double value = 0, magnitude = 0;
   void add(double x, double y) { value += x * y, magnitude += std::abs(x * y); }
@@ -38,18 +40,22 @@ struct Sum {
 template <typename T>
 void check_sum(double got, const Sum& want, double storage_epsilon, const char* what, int64_t i) {
   // 16-bit pairs: each factor is off by 2^-17 of itself, and lo x lo is left out.
-  const double relative = std::is_same_v<T, double> ? 0x1p-48 : std::is_same_v<T, bf16> ? 0x1p-15 : 0x1p-20;
+  const double relative = std::is_same_v<T, double> ? 0x1p-48
+                          : std::is_same_v<T, bf16> ? 0x1p-15
+                                                    : 0x1p-20;
   const double floor = std::is_same_v<T, f16> ? 0x1p-24 : 1e-30;
   const double allowed = storage_epsilon * std::abs(want.value) + relative * want.magnitude + floor;
   const bool close = std::abs(got - want.value) <= allowed;
-  CHECK_MESSAGE(close, what, "[", i, "]: got ", got, ", expected ", want.value, ", allowed ", allowed);
+  CHECK_MESSAGE(close, what, "[", i, "]: got ", got, ", expected ", want.value, ", allowed ",
+                allowed);
 }
 
 template <typename T>
 class Fixture {
  public:
   using A = Accumulator<T>;
-  explicit Fixture(const Case& c) : case_(c), x_({c.rows, c.in}, random_), xa_({c.rows, c.in}, random_) {
+  explicit Fixture(const Case& c)
+      : case_(c), x_({c.rows, c.in}, random_), xa_({c.rows, c.in}, random_) {
     slots_.resize(c.outs.size());
     for (const int64_t out : c.outs) {
       w_.emplace_back(std::vector<int64_t>{out, c.in}, random_, 0.5);
@@ -84,7 +90,8 @@ class Fixture {
         const int64_t n = i / outs, o = i % outs;
         Sum sum;
         if (case_.bias) sum.add(bias_[l][o], 1);
-        for (int64_t k = 0; k < case_.in; ++k) sum.add(x_[n * case_.in + k], w_[l][o * case_.in + k]);
+        for (int64_t k = 0; k < case_.in; ++k)
+          sum.add(x_[n * case_.in + k], w_[l][o * case_.in + k]);
         for_parts(l, [&](size_t p, int64_t rank, double scale) {
           for (int64_t r = 0; r < rank; ++r) sum.add(u(p, n, r), scale * b_[p][o * rank + r]);
         });
@@ -229,9 +236,17 @@ void check_all() {
 
 }  // namespace
 
-TEST_CASE("linear: f32") { check_all<float>(); }
-TEST_CASE("linear: bf16") { check_all<bf16>(); }
-TEST_CASE("linear: f16") { check_all<f16>(); }
-TEST_CASE("linear: f64") { check_all<double>(); }
+TEST_CASE("linear: f32") {
+  check_all<float>();
+}
+TEST_CASE("linear: bf16") {
+  check_all<bf16>();
+}
+TEST_CASE("linear: f16") {
+  check_all<f16>();
+}
+TEST_CASE("linear: f64") {
+  check_all<double>();
+}
 
 }  // namespace balora::test

@@ -72,18 +72,29 @@ void check_layouts() {
   check<T>(strided(a, {2, 3, 7, 5}, {105, 35, 5, 1}), strided(b, {5, 9}, {9, 1}), {2, 3});
   check<T>(strided(a, {7, 5}, {5, 1}), strided(b, {2, 3, 5, 9}, {135, 45, 9, 1}), {2, 3});
   // Heads beside rows: (B,T,H,D) read as (B,H,T,D).
-  check<T>(strided(a, {2, 4, 6, 8}, {192, 8, 32, 1}), strided(b, {2, 4, 8, 6}, {192, 8, 1, 32}), {2, 4});
+  check<T>(strided(a, {2, 4, 6, 8}, {192, 8, 32, 1}), strided(b, {2, 4, 8, 6}, {192, 8, 1, 32}),
+           {2, 4});
   // Both sides broadcast, each over its own dimension.
-  check<T>(strided(a, {2, 1, 7, 5}, {35, 35, 5, 1}), strided(b, {1, 3, 5, 9}, {135, 45, 9, 1}), {2, 3});
-  check<T>(strided(a, {2, 3, 4, 5}, {20, 0, 1, 4}), strided(b, {2, 3, 5, 4}, {0, 40, 8, 2}), {2, 3});
+  check<T>(strided(a, {2, 1, 7, 5}, {35, 35, 5, 1}), strided(b, {1, 3, 5, 9}, {135, 45, 9, 1}),
+           {2, 3});
+  check<T>(strided(a, {2, 3, 4, 5}, {20, 0, 1, 4}), strided(b, {2, 3, 5, 4}, {0, 40, 8, 2}),
+           {2, 3});
   check<T>(strided(a, {2, 3, 0}, {0, 1, 1}), strided(b, {2, 0, 4}, {0, 4, 1}), {2});
 }
 
 }  // namespace
 
-TEST_CASE("matmul: f32") { check_layouts<float>(); }
-TEST_CASE("matmul: bf16") { check_layouts<bf16>(); }
-TEST_CASE("matmul: f16") { check_layouts<f16>(); }
-TEST_CASE("matmul: f64") { check_layouts<double>(); }
+TEST_CASE("matmul: f32") {
+  check_layouts<float>();
+}
+TEST_CASE("matmul: bf16") {
+  check_layouts<bf16>();
+}
+TEST_CASE("matmul: f16") {
+  check_layouts<f16>();
+}
+TEST_CASE("matmul: f64") {
+  check_layouts<double>();
+}
 
 }  // namespace balora::test

@@ -1,0 +1,103 @@
+// Matrix products and linear layers, with the low-rank parts of adapters.
+import { ArgumentError } from '../errors.ts';
+import { native } from '../native.ts';
+import { Tensor } from '../tensor.ts';
+
+export interface MatmulOptions {
+  /** Reads a as its transpose over the last two dimensions, without a copy. Default false. */
+  transposeA?: boolean;
+  /** The same for b. */
+  transposeB?: boolean;
+}
+
+/**
+ * The matrix product over the last two dimensions; batch dimensions broadcast as in NumPy.
+ * @param a (..., M, K), any float dtype
+ * @param b (..., K, N), of a's dtype
+ * @returns (..., M, N): accumulated in f32 (f64 for f64) and rounded once
+ * @throws ArgumentError for one-dimensional operands, other dtypes, or shapes that do not fit.
+ */
+export function matmul(
+  a: Tensor,
+  b: Tensor,
+  { transposeA = false, transposeB = false }: MatmulOptions = {},
+): Tensor {
+  return new Tensor(native.matmul(a.handle, b.handle, transposeA, transposeB));
+}
+
+/** A low-rank part of a linear: it adds scale * (x a^T) b^T (LoRA, Hu et al. 2021). */
+export interface LowRank {
+  /** (R, I): f32 (f64 beside f64) whatever x is, so that small steps are not lost; x's dtype is widened. */
+  a: Tensor;
+  /** (O, R), likewise. */
+  b: Tensor;
+  /** Default 1. A negative scale takes a frozen pair out again (PiSSA: W + s (B A - B0 A0)). */
+  scale?: number;
+}
+
+/** One linear of a group. */
+export interface LinearOperands {
+  /** (O, I), of x's dtype. Frozen (`weight.freeze()`): packed once a direction, and never given a gradient. */
+  weight: Tensor;
+  /** (O), of x's dtype. */
+  bias?: Tensor | null;
+  lowRank?: readonly LowRank[];
+}
+
+export interface LinearOptions {
+  /** What the low-rank parts read in place of x: LoRA's dropout of x. Default x itself. */
+  adapterInput?: Tensor | null;
+}
+
+/**
+ * Linears that share their input (q, k, v; gate, up): y = x W^T + bias + sum of scale * (x a^T) b^T for each. The base and
+ * the low-rank parts meet in one f32 sum, rounded once; so does the gradient of x over the whole group. The backward
+ * never forms a gradient of W that is not wanted, nor one of x below the first adapter; it keeps x and x a^T only where
+ * a gradient needs them.
+ * @param x (..., I), any float dtype
+ * @returns (..., O) for each linear
+ * @throws ArgumentError for an empty group, or shapes and dtypes that do not fit.
+ */
+export function linearGroup(
+  x: Tensor,
+  linears: readonly LinearOperands[],
+  { adapterInput = null }: LinearOptions = {},
+): Tensor[] {
+  const parts = linears.flatMap(({ lowRank = [] }, linear) =>
+    lowRank.map(({ a, b, scale = 1 }) => {
+      if (!Number.isFinite(scale)) {
+        throw new ArgumentError(
+          `linear: the scale of a low-rank part must be finite, got ${scale}`,
+        );
+      }
+      return { a: a.handle, b: b.handle, scale, linear };
+    }),
+  );
+  return native
+    .linearGroup(
+      x.handle,
+      adapterInput?.handle ?? null,
+      linears.map(({ weight }) => weight.handle),
+      linears.map(({ bias }) => bias?.handle ?? null),
+      parts.map(({ a }) => a),
+      parts.map(({ b }) => b),
+      parts.map(({ scale }) => scale),
+      parts.map(({ linear }) => linear),
+    )
+    .map((handle) => new Tensor(handle));
+}
+
+/**
+ * y = x W^T + bias + sum of scale * (x a^T) b^T; see `linearGroup`, of which this is a group of one.
+ * @param x (..., I), any float dtype
+ * @param weight (O, I)
+ * @returns (..., O)
+ */
+export function linear(
+  x: Tensor,
+  weight: Tensor,
+  options: Omit<LinearOperands, 'weight'> & LinearOptions = {},
+): Tensor {
+  const { adapterInput = null, ...rest } = options;
+  return linearGroup(x, [{ weight, ...rest }], { adapterInput })[0] as Tensor;
+}

@@ -1,0 +1,13 @@
+// Products: matmul, and linears with low-rank parts.
+#include "binding/bind.h"
+#include "ops/ops.h"
+
+namespace balora::binding {
+
+void bind_linear(Module& m) {
+  op(m, "matmul", &matmul, {"a", "b", "transposeA", "transposeB"}, Grad::kYes);
+  op(m, "linearGroup", &linear_group,
+     {"x", "adapterInput", "weights", "biases", "a", "b", "scales", "linears"}, Grad::kYes);
+}
+
+}  // namespace balora::binding
