@@ -1,5 +1,5 @@
-// The codes by which one kernel row serves a family of elementwise ops. They cross the device plug-in boundary:
-// append only.
+// The codes by which one kernel row serves a family of elementwise ops. They cross the device
+// plug-in boundary: append only.
 #pragma once
 
 #ifdef __cplusplus
@@ -42,7 +42,8 @@ typedef enum balora_unary_op {
   BALORA_GELU = 13,       // x * Phi(x), Phi through erf
   BALORA_GELU_TANH = 14,  // the tanh approximation of it
   BALORA_SOFTPLUS = 15,
-  BALORA_CLAMP = 16  // to [low, high]
+  BALORA_CLAMP = 16,  // to [a, b]
+  BALORA_AFFINE = 17  // a * x + b
 } balora_unary_op;
 
 typedef enum balora_reduce_op {
@@ -52,7 +53,11 @@ typedef enum balora_reduce_op {
   BALORA_VARIANCE = 3
 } balora_reduce_op;
 
-typedef enum balora_norm_kind { BALORA_NORM_1 = 0, BALORA_NORM_2 = 1, BALORA_NORM_INF = 2 } balora_norm_kind;
+typedef enum balora_norm_kind {
+  BALORA_NORM_1 = 0,
+  BALORA_NORM_2 = 1,
+  BALORA_NORM_INF = 2
+} balora_norm_kind;
 
 #ifdef __cplusplus
 }  // extern "C"

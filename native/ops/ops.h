@@ -59,8 +59,74 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
                                  const std::vector<int64_t>& targets);
 
 // Declared here because the tape needs them; see their files.
+// convert.cc
 Tensor contiguous(const Tensor& x);
 Tensor cast(const Tensor& x, DType dtype);
+
+// create.cc; random values depend on (seed, stream, index) only
 Tensor full(Engine& engine, const Shape& shape, double value, DType dtype);
+Tensor arange(Engine& engine, double start, double stop, double step, DType dtype);
+Tensor random_uniform(Engine& engine, const Shape& shape, double low, double high, int64_t seed,
+                      int64_t stream, DType dtype);
+Tensor random_normal(Engine& engine, const Shape& shape, double mean, double deviation,
+                     int64_t seed, int64_t stream, DType dtype);
+Tensor random_words(Engine& engine, int64_t count, int64_t seed, int64_t stream);  // i64
+
+// unary.cc: elementwise functions by name; clamp to [low, high]; affine a*x + b
+Tensor unary(const Tensor& x, const std::string& name);
+Tensor clamp(const Tensor& x, double low, double high);
+Tensor affine(const Tensor& x, double a, double b);
+
+// binary.cc: operands that broadcast, of one dtype; comparisons give u8
+Tensor binary(const Tensor& a, const Tensor& b, const std::string& name);
+Tensor compare(const Tensor& a, const Tensor& b, const std::string& name);
+Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b);
+Tensor is_finite(const Tensor& x);
+Tensor all_finite(const std::vector<Tensor>& tensors);  // () u8
+
+// shape.cc: views where the layout allows
+Tensor reshape(const Tensor& x, const Shape& shape);  // one extent may be -1
+Tensor permute(const Tensor& x, const std::vector<int64_t>& order);
+Tensor expand(const Tensor& x, const Shape& shape);
+Tensor slice(const Tensor& x, int64_t axis, int64_t start, int64_t stop, int64_t step);
+std::vector<Tensor> split(const Tensor& x, const std::vector<int64_t>& sizes, int64_t axis);
+Tensor concat_tensors(const std::vector<Tensor>& parts, int64_t axis);
+
+// reduce.cc: over the given axes (none given: all)
+Tensor sum(const Tensor& x, const std::vector<int64_t>& axes, bool keep_dims);
+Tensor mean(const Tensor& x, const std::vector<int64_t>& axes, bool keep_dims);
+Tensor logsumexp(const Tensor& x, const std::vector<int64_t>& axes, bool keep_dims);
+Tensor variance(const Tensor& x, const std::vector<int64_t>& axes, bool keep_dims,
+                double correction);
+Tensor max(const Tensor& x, const std::vector<int64_t>& axes, bool keep_dims);
+Tensor min(const Tensor& x, const std::vector<int64_t>& axes, bool keep_dims);
+Tensor argmax(const Tensor& x, int64_t axis, bool keep_dims);  // i32, the first of equals
+Tensor argmin(const Tensor& x, int64_t axis, bool keep_dims);
+
+// index.cc: indices i32 or i64
+Tensor embedding(const Tensor& weight, const Tensor& ids);  // weight (V,C), ids (...) -> (...,C)
+Tensor index_select(const Tensor& x, const Tensor& rows);   // x (N,...), rows (M) -> (M,...)
+Tensor gather(const Tensor& x, const Tensor& index, int64_t axis);
+Tensor scatter_add(const Tensor& x, const Tensor& index, const Tensor& source, int64_t axis);
+std::tuple<Tensor, Tensor> top_k(const Tensor& x,
+                                 int64_t k);  // x (...,C) -> values, columns i32 (...,k)
+
+// dropout.cc
+Tensor dropout(const Tensor& x, double p, int64_t seed, int64_t stream);
+
+// in_place.cc: updates without gradients; coefficient is a () f64 on the device
+void copy_in_place(Tensor x, const Tensor& source);
+void fill_in_place(Tensor x, double value);
+void add_in_place(Tensor x, const Tensor& source, double alpha);
+void scale_in_place(Tensor x, const Tensor& coefficient);
+void adamw_step(Tensor param, const Tensor& grad, Tensor m, Tensor v,
+                const std::optional<Tensor>& coefficient, double lr, double beta1, double beta2,
+                double eps, double weight_decay, int64_t step);
+void sgd_step(Tensor param, const Tensor& grad, std::optional<Tensor> buffer,
+              const std::optional<Tensor>& coefficient, double lr, double momentum,
+              double dampening, double weight_decay, bool nesterov, bool first);
+Tensor grad_norm(const std::vector<Tensor>& grads,
+                 const std::string& kind);  // () f64; kind 1, 2 or inf
+Tensor clip_coefficient(const Tensor& norm, double max_norm);
 
 }  // namespace balora

@@ -1,5 +1,6 @@
-// Elementwise ops on two strided views of one (broadcast) shape. Same shape and broadcast scalar or row have loops
-// without index arithmetic. Integers know add, sub, mul, maximum and minimum, and wrap around.
+// Elementwise ops on two strided views of one (broadcast) shape. Same shape and broadcast scalar or
+// row have loops without index arithmetic. Integers know add, sub, mul, maximum and minimum, and
+// wrap around.
 //   gradients: div  da = dy/b, db = -dy*y/b;  pow  da = dy*b*a^(b-1), db = dy*a^b*ln a;
 //   maximum and minimum: to the operand that won, half to each in a tie.
 #include <cmath>
@@ -32,9 +33,15 @@ BALORA_INLINE A apply(A a, A b) {
 }
 
 template <typename T>
-BALORA_INLINE T load_any(const T& value) requires std::is_integral_v<T> { return value; }
+BALORA_INLINE T load_any(const T& value)
+  requires std::is_integral_v<T>
+{
+  return value;
+}
 template <typename T>
-BALORA_INLINE Acc<T> load_any(const T& value) requires(!std::is_integral_v<T>) {
+BALORA_INLINE Acc<T> load_any(const T& value)
+  requires(!std::is_integral_v<T>)
+{
   return load(value);
 }
 template <typename T, typename A>
@@ -67,21 +74,30 @@ BALORA_INLINE void loop(const T* a, int64_t a_step, const T* b, int64_t b_step, 
 }
 
 // One dispatched function per dtype that holds every op.
-#define ROW(T)                                                                                       \
-  BALORA_SIMD void binary_row(int op, const T* a, int64_t as, const T* b, int64_t bs, T* y, int64_t n) { \
-    switch (op) {                                                                                    \
-      case BALORA_ADD: return loop<BALORA_ADD>(a, as, b, bs, y, n);                                  \
-      case BALORA_SUB: return loop<BALORA_SUB>(a, as, b, bs, y, n);                                  \
-      case BALORA_MUL: return loop<BALORA_MUL>(a, as, b, bs, y, n);                                  \
-      case BALORA_MAXIMUM: return loop<BALORA_MAXIMUM>(a, as, b, bs, y, n);                          \
-      case BALORA_MINIMUM: return loop<BALORA_MINIMUM>(a, as, b, bs, y, n);                          \
-      FLOAT_CASES                                                                                    \
-      default: return;                                                                               \
-    }                                                                                                \
+#define ROW(T)                                                                              \
+  BALORA_SIMD void binary_row(int op, const T* a, int64_t as, const T* b, int64_t bs, T* y, \
+                              int64_t n) {                                                  \
+    switch (op) {                                                                           \
+      case BALORA_ADD:                                                                      \
+        return loop<BALORA_ADD>(a, as, b, bs, y, n);                                        \
+      case BALORA_SUB:                                                                      \
+        return loop<BALORA_SUB>(a, as, b, bs, y, n);                                        \
+      case BALORA_MUL:                                                                      \
+        return loop<BALORA_MUL>(a, as, b, bs, y, n);                                        \
+      case BALORA_MAXIMUM:                                                                  \
+        return loop<BALORA_MAXIMUM>(a, as, b, bs, y, n);                                    \
+      case BALORA_MINIMUM:                                                                  \
+        return loop<BALORA_MINIMUM>(a, as, b, bs, y, n);                                    \
+        FLOAT_CASES                                                                         \
+      default:                                                                              \
+        return;                                                                             \
+    }                                                                                       \
   }
-#define FLOAT_CASES                                             \
-  case BALORA_DIV: return loop<BALORA_DIV>(a, as, b, bs, y, n); \
-  case BALORA_POW: return loop<BALORA_POW>(a, as, b, bs, y, n);
+#define FLOAT_CASES                              \
+  case BALORA_DIV:                               \
+    return loop<BALORA_DIV>(a, as, b, bs, y, n); \
+  case BALORA_POW:                               \
+    return loop<BALORA_POW>(a, as, b, bs, y, n);
 ROW(float)
 ROW(bf16)
 ROW(f16)
@@ -113,7 +129,8 @@ BALORA_INLINE void gradient_loop(const T* dy, const T* a, const T* b, T* da, T* 
                                  const std::array<int64_t, 5>& step, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     Acc<T> to_a, to_b;
-    gradients<Op, Acc<T>>(load(dy[i * step[0]]), load(a[i * step[1]]), load(b[i * step[2]]), to_a, to_b);
+    gradients<Op, Acc<T>>(load(dy[i * step[0]]), load(a[i * step[1]]), load(b[i * step[2]]), to_a,
+                          to_b);
     if (da) da[i] = store<T>(to_a);
     if (db) db[i] = store<T>(to_b);
   }
@@ -139,7 +156,8 @@ int32_t binary_kernel(Context* ctx, const View* a, const View* b, const View* y,
 
 int32_t binary_backward_kernel(Context* ctx, const View* dy, const View* a, const View* b,
                                const View* da, const View* db, int32_t op) {
-  // An unwanted output takes the place of the other one in the plan: both are contiguous and of one shape.
+  // An unwanted output takes the place of the other one in the plan: both are contiguous and of one
+  // shape.
   const View* any = da ? da : db;
   if (!any) return 0;
   const LoopPlan<5> plan = plan_loops<5>({dy, a, b, da ? da : any, db ? db : any});
@@ -152,11 +170,16 @@ int32_t binary_backward_kernel(Context* ctx, const View* dy, const View* a, cons
       T* dz = db ? data_of<T>(db) + at[4] : nullptr;
       const auto& step = plan.row_stride();
       switch (op) {
-        case BALORA_DIV: return gradient_loop<BALORA_DIV>(g, x, z, dx, dz, step, n);
-        case BALORA_POW: return gradient_loop<BALORA_POW>(g, x, z, dx, dz, step, n);
-        case BALORA_MAXIMUM: return gradient_loop<BALORA_MAXIMUM>(g, x, z, dx, dz, step, n);
-        case BALORA_MINIMUM: return gradient_loop<BALORA_MINIMUM>(g, x, z, dx, dz, step, n);
-        default: return;
+        case BALORA_DIV:
+          return gradient_loop<BALORA_DIV>(g, x, z, dx, dz, step, n);
+        case BALORA_POW:
+          return gradient_loop<BALORA_POW>(g, x, z, dx, dz, step, n);
+        case BALORA_MAXIMUM:
+          return gradient_loop<BALORA_MAXIMUM>(g, x, z, dx, dz, step, n);
+        case BALORA_MINIMUM:
+          return gradient_loop<BALORA_MINIMUM>(g, x, z, dx, dz, step, n);
+        default:
+          return;
       }
     });
   });

@@ -1,6 +1,7 @@
-// copy: the one kernel behind contiguous(), cast() and copy_(): any strides, any pair of dtypes, one read and one write.
-// A float becomes an integer by truncation towards zero, saturating at the ends (NaN gives 0); f64 and integers become
-// bf16 or f16 through f32. Transposed sources go through tiles, so that each cache line is read once.
+// copy: the one kernel behind contiguous(), cast() and copy_(): any strides, any pair of dtypes,
+// one read and one write. A float becomes an integer by truncation towards zero, saturating at the
+// ends (NaN gives 0); f64 and integers become bf16 or f16 through f32. Transposed sources go
+// through tiles, so that each cache line is read once.
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -54,9 +55,9 @@ BALORA_INLINE void row_body(const S* s, int64_t s_step, D* d, int64_t d_step, in
 }
 
 // Pairs of float types are worth vector code; the rest are index lists and masks.
-#define ROW(S, D)                                                                              \
+#define ROW(S, D)                                                                          \
   BALORA_SIMD void copy_row(const S* s, int64_t s_step, D* d, int64_t d_step, int64_t n) { \
-    row_body<S, D>(s, s_step, d, d_step, n);                                                   \
+    row_body<S, D>(s, s_step, d, d_step, n);                                               \
   }
 #define ROWS(D) ROW(float, D) ROW(bf16, D) ROW(f16, D) ROW(double, D)
 ROWS(float)
@@ -71,9 +72,11 @@ void copy_row(const S* s, int64_t s_step, D* d, int64_t d_step, int64_t n) {
   row_body<S, D>(s, s_step, d, d_step, n);
 }
 
-// The dimension (not the last) along which the source is contiguous while the destination is so along the last; -1: none.
+// The dimension (not the last) along which the source is contiguous while the destination is so
+// along the last; -1: none.
 int transposed_dim(const LoopPlan<2>& plan) {
-  if (plan.row_stride()[0] == 1 || plan.row_stride()[0] == 0 || plan.row_stride()[1] != 1) return -1;
+  if (plan.row_stride()[0] == 1 || plan.row_stride()[0] == 0 || plan.row_stride()[1] != 1)
+    return -1;
   for (int d = 0; d + 1 < plan.ndim; ++d) {
     const auto at = static_cast<size_t>(d);
     if (plan.stride[at][0] == 1 && plan.shape[at] >= 8 && plan.row_length() >= 8) return d;
@@ -82,12 +85,14 @@ int transposed_dim(const LoopPlan<2>& plan) {
 }
 
 template <typename S, typename D>
-void copy_transposed(const Context* ctx, LoopPlan<2> plan, int dim, const S* source, D* destination) {
+void copy_transposed(const Context* ctx, LoopPlan<2> plan, int dim, const S* source,
+                     D* destination) {
   constexpr int64_t kTile = 32;
   const auto at = static_cast<size_t>(dim), last = static_cast<size_t>(plan.ndim - 1);
   const int64_t rows = plan.shape[at], columns = plan.shape[last];
   const int64_t source_step = plan.stride[last][0], destination_step = plan.stride[at][1];
-  const int64_t row_tiles = (rows + kTile - 1) / kTile, column_tiles = (columns + kTile - 1) / kTile;
+  const int64_t row_tiles = (rows + kTile - 1) / kTile,
+                column_tiles = (columns + kTile - 1) / kTile;
   int64_t outer = 1;
   for (size_t d = 0; d < last; ++d) outer *= d == at ? 1 : plan.shape[d];
   parallel_for(ctx, outer * row_tiles * column_tiles, 16, [&](int64_t begin, int64_t end) {

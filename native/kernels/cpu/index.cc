@@ -1,6 +1,7 @@
-// Reads and writes through an index: rows of a table (embedding, selected rows) and gather along the middle of
-// (A,R,C). Indices are i32 or i64 and are checked here, because only the device sees them. Scatters add in a fixed
-// order: threads own columns, never positions, so repeated indices need no atomics and repeat bit for bit.
+// Reads and writes through an index: rows of a table (embedding, selected rows) and gather along
+// the middle of (A,R,C). Indices are i32 or i64 and are checked here, because only the device sees
+// them. Scatters add in a fixed order: threads own columns, never positions, so repeated indices
+// need no atomics and repeat bit for bit.
 #include <cstring>
 #include <vector>
 
@@ -11,15 +12,16 @@
 namespace balora {
 namespace {
 
-constexpr int64_t kCopyGrain = 1 << 14;   // elements
-constexpr int64_t kColumnGrain = 64;      // a few cache lines, so that threads do not share one
+constexpr int64_t kCopyGrain = 1 << 14;  // elements
+constexpr int64_t kColumnGrain = 64;     // a few cache lines, so that threads do not share one
 
 // The indices widened to i64, each within [0, limit).
 std::vector<int64_t> checked_indices(const View* ids, int64_t limit) {
   const int64_t n = view_numel(*ids);
   std::vector<int64_t> out(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t id = ids->dtype == BALORA_I32 ? data_of<int32_t>(ids)[i] : data_of<int64_t>(ids)[i];
+    const int64_t id =
+        ids->dtype == BALORA_I32 ? data_of<int32_t>(ids)[i] : data_of<int64_t>(ids)[i];
     if (id < 0 || id >= limit) {
       throw ArgumentError(concat("index ", id, " at position ", i, " is outside [0,", limit, ")"));
     }
@@ -33,8 +35,10 @@ BALORA_INLINE void add_range(const S* s, A* d, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) d[i] += static_cast<A>(load(s[i]));
 }
-#define ADD(S, A) \
-  BALORA_SIMD void add_row(const S* s, A* d, int64_t n) { add_range<S, A>(s, d, n); }
+#define ADD(S, A)                                         \
+  BALORA_SIMD void add_row(const S* s, A* d, int64_t n) { \
+    add_range<S, A>(s, d, n);                             \
+  }
 ADD(float, float)
 ADD(bf16, float)
 ADD(f16, float)
@@ -46,12 +50,13 @@ template <typename S, typename A>
 void scatter_columns(const S* dy, A* dx, const std::vector<int64_t>& ids, int64_t columns,
                      int64_t first, int64_t last) {
   for (size_t n = 0; n < ids.size(); ++n) {
-    add_row(dy + static_cast<int64_t>(n) * columns + first, dx + ids[n] * columns + first, last - first);
+    add_row(dy + static_cast<int64_t>(n) * columns + first, dx + ids[n] * columns + first,
+            last - first);
   }
 }
 
-// Runs scatter(accumulator array of x's size) straight into x where x is as wide as the accumulator, otherwise
-// into scratch that is then rounded to x. Either is zeroed first.
+// Runs scatter(accumulator array of x's size) straight into x where x is as wide as the
+// accumulator, otherwise into scratch that is then rounded to x. Either is zeroed first.
 template <typename T, typename Scatter>
 void accumulate_wide(Context* ctx, const View* x, const Scatter& scatter) {
   using A = Acc<T>;
@@ -85,7 +90,8 @@ struct Middle {
 int32_t select_rows_kernel(Context* ctx, const View* table, const View* ids, const View* y) {
   const int64_t columns = table->shape[1];
   const std::vector<int64_t> rows = checked_indices(ids, table->shape[0]);
-  const auto row_bytes = static_cast<size_t>(columns * dtype_size(static_cast<DType>(table->dtype)));
+  const auto row_bytes =
+      static_cast<size_t>(columns * dtype_size(static_cast<DType>(table->dtype)));
   const char* source = data_of<char>(table);
   char* out = data_of<char>(y);
   const int64_t grain = std::max<int64_t>(1, kCopyGrain / std::max<int64_t>(columns, 1));
@@ -93,7 +99,8 @@ int32_t select_rows_kernel(Context* ctx, const View* table, const View* ids, con
   parallel_for(ctx, static_cast<int64_t>(rows.size()), grain, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       std::memcpy(out + static_cast<size_t>(n) * row_bytes,
-                  source + static_cast<size_t>(rows[static_cast<size_t>(n)]) * row_bytes, row_bytes);
+                  source + static_cast<size_t>(rows[static_cast<size_t>(n)]) * row_bytes,
+                  row_bytes);
     }
   });
   return 0;
@@ -125,15 +132,16 @@ int32_t gather_kernel(Context* ctx, const View* x, const View* index, const View
   dispatch_any(x->dtype, [&]<typename T>() {
     const T* source = data_of<T>(x);
     T* out = data_of<T>(y);
-    parallel_for(ctx, m.outer * m.length, std::max<int64_t>(1, kCopyGrain / std::max<int64_t>(inner, 1)),
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t ak = begin; ak < end; ++ak) {
-                     const T* slab = source + ak / m.length * rows * inner;
-                     for (int64_t c = 0; c < inner; ++c) {
-                       out[ak * inner + c] = slab[ids[static_cast<size_t>(ak * inner + c)] * inner + c];
-                     }
-                   }
-                 });
+    parallel_for(
+        ctx, m.outer * m.length, std::max<int64_t>(1, kCopyGrain / std::max<int64_t>(inner, 1)),
+        [&](int64_t begin, int64_t end) {
+          for (int64_t ak = begin; ak < end; ++ak) {
+            const T* slab = source + ak / m.length * rows * inner;
+            for (int64_t c = 0; c < inner; ++c) {
+              out[ak * inner + c] = slab[ids[static_cast<size_t>(ak * inner + c)] * inner + c];
+            }
+          }
+        });
   });
   return 0;
 }

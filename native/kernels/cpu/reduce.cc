@@ -1,5 +1,6 @@
-// Reductions over the middle of a contiguous (A,R,C) -> (A,C). Sums run in f64 whatever the dtype, in pieces whose
-// boundaries depend on the shape alone and which are combined in order, so the thread count does not change a bit.
+// Reductions over the middle of a contiguous (A,R,C) -> (A,C). Sums run in f64 whatever the dtype,
+// in pieces whose boundaries depend on the shape alone and which are combined in order, so the
+// thread count does not change a bit.
 //   logsumexp = m + ln sum e^(x - m), m the maximum (-infinity where all are);
 //   variance  = sum (x - mean)^2 / (R - correction), in two passes.
 #include <cmath>
@@ -15,8 +16,8 @@
 namespace balora {
 namespace {
 
-constexpr int64_t kPiece = 1 << 15;    // elements of a row that one task sums
-constexpr int64_t kColumns = 256;      // columns that one task sums side by side
+constexpr int64_t kPiece = 1 << 15;  // elements of a row that one task sums
+constexpr int64_t kColumns = 256;    // columns that one task sums side by side
 constexpr int64_t kGrain = 1 << 14;
 
 // What is added up: x, (x - shift)^2, or e^(x - shift).
@@ -50,17 +51,18 @@ BALORA_INLINE void column_loop(const T* x, int64_t rows, int64_t stride, int64_t
   }
 }
 
-#define ROW(T)                                                                                       \
-  BALORA_SIMD double sum_row(Term term, const T* x, int64_t n, Acc<T> shift) {                       \
-    if (term == Term::kSquare) return row_loop<Term::kSquare>(x, n, shift);                          \
-    if (term == Term::kExp) return row_loop<Term::kExp>(x, n, shift);                                \
-    return row_loop<Term::kValue>(x, n, shift);                                                      \
-  }                                                                                                  \
-  BALORA_SIMD void sum_columns(Term term, const T* x, int64_t rows, int64_t stride, int64_t columns, \
-                               const Acc<T>* shift, double* sums) {                                  \
-    if (term == Term::kSquare) return column_loop<Term::kSquare>(x, rows, stride, columns, shift, sums); \
-    if (term == Term::kExp) return column_loop<Term::kExp>(x, rows, stride, columns, shift, sums);   \
-    return column_loop<Term::kValue>(x, rows, stride, columns, shift, sums);                         \
+#define ROW(T)                                                                                     \
+  BALORA_SIMD double sum_row(Term term, const T* x, int64_t n, Acc<T> shift) {                     \
+    if (term == Term::kSquare) return row_loop<Term::kSquare>(x, n, shift);                        \
+    if (term == Term::kExp) return row_loop<Term::kExp>(x, n, shift);                              \
+    return row_loop<Term::kValue>(x, n, shift);                                                    \
+  }                                                                                                \
+  BALORA_SIMD void sum_columns(Term term, const T* x, int64_t rows, int64_t stride,                \
+                               int64_t columns, const Acc<T>* shift, double* sums) {               \
+    if (term == Term::kSquare)                                                                     \
+      return column_loop<Term::kSquare>(x, rows, stride, columns, shift, sums);                    \
+    if (term == Term::kExp) return column_loop<Term::kExp>(x, rows, stride, columns, shift, sums); \
+    return column_loop<Term::kValue>(x, rows, stride, columns, shift, sums);                       \
   }
 ROW(float)
 ROW(bf16)
@@ -81,7 +83,8 @@ std::vector<double> sum_middle(Context* ctx, const T* x, const Extent& e, Term t
     const int64_t pieces = std::max<int64_t>(1, (e.rows + kPiece - 1) / kPiece);
     std::vector<double> partial(pieces > 1 ? static_cast<size_t>(e.outer * pieces) : 0);
     double* out = pieces > 1 ? partial.data() : sums.data();
-    const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, std::min(e.rows, kPiece)));
+    const int64_t grain =
+        std::max<int64_t>(1, kGrain / std::max<int64_t>(1, std::min(e.rows, kPiece)));
     parallel_for(ctx, e.outer * pieces, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t a = i / pieces, from = i % pieces * kPiece;
@@ -94,7 +97,8 @@ std::vector<double> sum_middle(Context* ctx, const T* x, const Extent& e, Term t
   }
   const std::vector<Acc<T>> zeros(shift.empty() ? static_cast<size_t>(kColumns) : 0, Acc<T>(0));
   const int64_t tiles = (e.inner + kColumns - 1) / kColumns;
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, e.rows * std::min(e.inner, kColumns)));
+  const int64_t grain =
+      std::max<int64_t>(1, kGrain / std::max<int64_t>(1, e.rows * std::min(e.inner, kColumns)));
   parallel_for(ctx, e.outer * tiles, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t a = i / tiles, from = i % tiles * kColumns;
@@ -129,7 +133,9 @@ void extremes(Context* ctx, const T* x, const Extent& e, Acc<T>* values, int32_t
   });
 }
 
-Extent extent_of(const View* x) { return {x->shape[0], x->shape[1], x->shape[2]}; }
+Extent extent_of(const View* x) {
+  return {x->shape[0], x->shape[1], x->shape[2]};
+}
 
 template <typename T>
 std::vector<double> logsumexp(Context* ctx, const T* x, const Extent& e) {
@@ -156,7 +162,8 @@ std::vector<double> variance(Context* ctx, const T* x, const Extent& e, double c
     mean_error[i] = sums[i] / rows - static_cast<double>(mean[i]);
   }
   std::vector<double> out = sum_middle<T>(ctx, x, e, Term::kSquare, mean);
-  // The shift was rounded to the accumulator type: take its known effect on the sum of squares out again.
+  // The shift was rounded to the accumulator type: take its known effect on the sum of squares out
+  // again.
   for (size_t i = 0; i < out.size(); ++i) {
     out[i] = std::max(0.0, out[i] - rows * mean_error[i] * mean_error[i]) / (rows - correction);
     if (!(sums[i] - sums[i] == 0)) out[i] = std::numeric_limits<double>::quiet_NaN();

@@ -1,6 +1,7 @@
-// Loops over strided views of one shape. A plan merges dimensions that every operand walks evenly, so that contiguous
-// operands become one long row and a broadcast row or scalar becomes a row with stride 0; for_each_row() then shares
-// the rows among threads and hands each to a one-dimensional loop.
+// Loops over strided views of one shape. A plan merges dimensions that every operand walks evenly,
+// so that contiguous operands become one long row and a broadcast row or scalar becomes a row with
+// stride 0; for_each_row() then shares the rows among threads and hands each to a one-dimensional
+// loop.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -48,8 +49,8 @@ LoopPlan<K> plan_loops(const std::array<const View*, K>& views) {
   return plan;
 }
 
-// Calls row(offsets, n) for pieces of at most kRowPiece elements of the innermost dimension; offsets are in elements.
-// The pieces do not depend on the number of threads.
+// Calls row(offsets, n) for pieces of at most kRowPiece elements of the innermost dimension;
+// offsets are in elements. The pieces do not depend on the number of threads.
 template <int K, typename Row>
 void for_each_row(const Context* ctx, const LoopPlan<K>& plan, const Row& row) {
   constexpr int64_t kRowPiece = 1 << 14;

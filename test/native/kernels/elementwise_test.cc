@@ -1,5 +1,5 @@
-// fill, arange, copy and the binary kernels against plain loops: every dtype, strided and broadcast operands, sizes that
-// fill no vector, and thread counts that must not change a bit.
+// fill, arange, copy and the binary kernels against plain loops: every dtype, strided and broadcast
+// operands, sizes that fill no vector, and thread counts that must not change a bit.
 #include <cmath>
 #include <limits>
 
@@ -16,13 +16,20 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 double plain(int op, double a, double b) {
   switch (op) {
-    case BALORA_ADD: return a + b;
-    case BALORA_SUB: return a - b;
-    case BALORA_MUL: return a * b;
-    case BALORA_DIV: return a / b;
-    case BALORA_POW: return std::pow(a, b);
-    case BALORA_MAXIMUM: return a > b ? a : b;
-    default: return a < b ? a : b;
+    case BALORA_ADD:
+      return a + b;
+    case BALORA_SUB:
+      return a - b;
+    case BALORA_MUL:
+      return a * b;
+    case BALORA_DIV:
+      return a / b;
+    case BALORA_POW:
+      return std::pow(a, b);
+    case BALORA_MAXIMUM:
+      return a > b ? a : b;
+    default:
+      return a < b ? a : b;
   }
 }
 
@@ -68,14 +75,16 @@ void check_cast(std::mt19937& random) {
         want = to_double(from_double<D>(want));
       }
       if (y[i] != want) {
-        FAIL_CHECK("dtype ", dtype_of<S>(), " -> ", dtype_of<D>(), " index ", i, ": ", y[i], " for ", want);
+        FAIL_CHECK("dtype ", dtype_of<S>(), " -> ", dtype_of<D>(), " index ", i, ": ", y[i],
+                   " for ", want);
         return;
       }
     }
   }
 }
 
-TEST_CASE_TEMPLATE("copy converts between all dtypes", S, float, bf16, f16, double, int32_t, int64_t) {
+TEST_CASE_TEMPLATE("copy converts between all dtypes", S, float, bf16, f16, double, int32_t,
+                   int64_t) {
   std::mt19937 random(1);
   check_cast<S, float>(random);
   check_cast<S, bf16>(random);
@@ -134,9 +143,12 @@ void check_binary(const View& a, const View& b, double tolerance) {
   }
 }
 
-TEST_CASE_TEMPLATE("binary ops: same shape, broadcast, permuted", T, float, bf16, f16, double, int32_t, int64_t) {
+TEST_CASE_TEMPLATE("binary ops: same shape, broadcast, permuted", T, float, bf16, f16, double,
+                   int32_t, int64_t) {
   std::mt19937 random(3);
-  const double tolerance = std::is_integral_v<T> ? 0 : 2 * epsilon_of<std::conditional_t<std::is_integral_v<T>, float, T>>();
+  const double tolerance =
+      std::is_integral_v<T> ? 0
+                            : 2 * epsilon_of<std::conditional_t<std::is_integral_v<T>, float, T>>();
   const auto positive = [&](std::vector<int64_t> shape) {  // for pow, and no zero divisor
     Array<T> x(std::move(shape), random, 1);
     for (int64_t i = 0; i < x.size(); ++i) x.data()[i] = from_double<T>(std::abs(x[i]) * 3 + 1);
@@ -146,7 +158,8 @@ TEST_CASE_TEMPLATE("binary ops: same shape, broadcast, permuted", T, float, bf16
     Array<T> a = positive({n}), b = positive({n});
     check_binary<T>(a.view(), b.view(), tolerance);
   }
-  Array<T> a = positive({3, 31, 33}), row = positive({33}), column = positive({31, 1}), scalar = positive({1});
+  Array<T> a = positive({3, 31, 33}), row = positive({33}), column = positive({31, 1}),
+           scalar = positive({1});
   const std::vector<int64_t> shape{3, 31, 33};
   for (Array<T>* other : {&row, &column, &scalar}) {
     check_binary<T>(a.view(), expanded(other->view(), shape), tolerance);
@@ -181,8 +194,10 @@ TEST_CASE("binary gradients against central differences; each output alone") {
     std::vector<double> da_expected, db_expected;
     constexpr double h = 1e-6;
     for (int64_t i = 0; i < 123; ++i) {
-      da_expected.push_back(dy[i] * (plain(op, a[i] + h, b[i]) - plain(op, a[i] - h, b[i])) / (2 * h));
-      db_expected.push_back(dy[i] * (plain(op, a[i], b[i] + h) - plain(op, a[i], b[i] - h)) / (2 * h));
+      da_expected.push_back(dy[i] * (plain(op, a[i] + h, b[i]) - plain(op, a[i] - h, b[i])) /
+                            (2 * h));
+      db_expected.push_back(dy[i] * (plain(op, a[i], b[i] + h) - plain(op, a[i], b[i] - h)) /
+                            (2 * h));
     }
     Array<double> da({123}), db({123}), alone({123});
     const View vda = da.view(), vdb = db.view(), valone = alone.view();

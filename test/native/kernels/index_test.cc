@@ -11,7 +11,8 @@ using namespace balora::test;
 
 std::vector<double> some_ids(int64_t n, int64_t limit, std::mt19937& random) {
   std::vector<double> ids;
-  for (int64_t i = 0; i < n; ++i) ids.push_back(static_cast<double>(random() % static_cast<uint32_t>(limit)));
+  for (int64_t i = 0; i < n; ++i)
+    ids.push_back(static_cast<double>(random() % static_cast<uint32_t>(limit)));
   return ids;
 }
 
@@ -23,7 +24,8 @@ void check_rows(int64_t vocabulary, int64_t channels, int64_t n) {
   Array<I> ids({n}, some_ids(n, vocabulary, random));
   Array<T> y({n, channels}), narrow({vocabulary, channels});
   Array<std::conditional_t<std::is_same_v<T, double>, double, float>> wide({vocabulary, channels});
-  const View vt = table.view(), vi = ids.view(), vy = y.view(), vdy = dy.view(), vn = narrow.view(), vw = wide.view();
+  const View vt = table.view(), vi = ids.view(), vy = y.view(), vdy = dy.view(), vn = narrow.view(),
+             vw = wide.view();
   REQUIRE(select_rows_kernel(ctx, &vt, &vi, &vy) == 0);
   REQUIRE(select_rows_backward_kernel(ctx, &vdy, &vi, &vn) == 0);
   REQUIRE(select_rows_backward_kernel(ctx, &vdy, &vi, &vw) == 0);

@@ -13,7 +13,8 @@ using namespace balora;
 using namespace balora::test;
 
 using Extents = std::array<int64_t, 3>;
-const std::vector<Extents> kExtents{{1, 1, 1}, {31, 33, 1}, {3, 31, 123}, {1, 100003, 1}, {2, 123, 513}, {5, 2, 3}, {123, 1, 1}};
+const std::vector<Extents> kExtents{{1, 1, 1},     {31, 33, 1}, {3, 31, 123}, {1, 100003, 1},
+                                    {2, 123, 513}, {5, 2, 3},   {123, 1, 1}};
 
 // The R values of column (a, c).
 template <typename T>
@@ -27,12 +28,17 @@ double plain(int op, const std::vector<double>& x, double correction) {
   double sum = 0, peak = -INFINITY, square = 0, exponentials = 0;
   for (const double v : x) sum += v, peak = std::max(peak, v);
   const auto n = static_cast<double>(x.size());
-  for (const double v : x) square += (v - sum / n) * (v - sum / n), exponentials += std::exp(v - peak);
+  for (const double v : x)
+    square += (v - sum / n) * (v - sum / n), exponentials += std::exp(v - peak);
   switch (op) {
-    case BALORA_SUM: return sum;
-    case BALORA_MEAN: return sum / n;
-    case BALORA_LOGSUMEXP: return peak + std::log(exponentials);
-    default: return square / (n - correction);
+    case BALORA_SUM:
+      return sum;
+    case BALORA_MEAN:
+      return sum / n;
+    case BALORA_LOGSUMEXP:
+      return peak + std::log(exponentials);
+    default:
+      return square / (n - correction);
   }
 }
 
@@ -40,16 +46,19 @@ TEST_CASE_TEMPLATE("sum, mean, logsumexp and variance", T, float, bf16, f16, dou
   std::mt19937 random(7);
   for (const Extents& e : kExtents) {
     Array<T> x({e[0], e[1], e[2]}, random, 3);
-    for (int64_t i = 0; i < x.size(); ++i) x.data()[i] = from_double<T>(x[i] + 10);  // a mean far from zero
+    for (int64_t i = 0; i < x.size(); ++i)
+      x.data()[i] = from_double<T>(x[i] + 10);  // a mean far from zero
     const View vx = x.view();
     for (const int op : {BALORA_SUM, BALORA_MEAN, BALORA_LOGSUMEXP, BALORA_VARIANCE}) {
       const double correction = e[1] > 1 ? 1 : 0;
       std::vector<double> expected;
       for (int64_t a = 0; a < e[0]; ++a) {
-        for (int64_t c = 0; c < e[2]; ++c) expected.push_back(plain(op, column(x, e, a, c), correction));
+        for (int64_t c = 0; c < e[2]; ++c)
+          expected.push_back(plain(op, column(x, e, a, c), correction));
       }
       // Outputs wider than the input: the sum itself must be right, not just its rounding.
-      Array<std::conditional_t<std::is_same_v<T, double>, double, float>> first({e[0], e[2]}), second({e[0], e[2]});
+      Array<std::conditional_t<std::is_same_v<T, double>, double, float>> first({e[0], e[2]}),
+          second({e[0], e[2]});
       const View v1 = first.view(), v2 = second.view();
       TestContext one(1), three(3);
       REQUIRE(reduce_kernel(one, &vx, &v1, op, correction) == 0);
@@ -97,7 +106,8 @@ TEST_CASE("gradients of logsumexp and variance against central differences") {
       std::vector<double> up = column(x, e, a, c), down = up;
       up[static_cast<size_t>(r)] += 1e-6;
       down[static_cast<size_t>(r)] -= 1e-6;
-      expected[static_cast<size_t>(i)] = dy[a * 5 + c] * (plain(op, up, 1) - plain(op, down, 1)) / 2e-6;
+      expected[static_cast<size_t>(i)] =
+          dy[a * 5 + c] * (plain(op, up, 1) - plain(op, down, 1)) / 2e-6;
     }
     check_close(dx, expected, 1e-8);
   }
@@ -108,7 +118,8 @@ TEST_CASE_TEMPLATE("extremes and their first positions", T, float, bf16, double)
   TestContext ctx(3);
   for (const Extents& e : kExtents) {
     Array<T> x({e[0], e[1], e[2]}, random), values({e[0], e[2]});
-    for (int64_t i = 0; i < x.size(); ++i) x.data()[i] = from_double<T>(std::round(x[i] * 8));  // many ties
+    for (int64_t i = 0; i < x.size(); ++i)
+      x.data()[i] = from_double<T>(std::round(x[i] * 8));  // many ties
     Array<int32_t> positions({e[0], e[2]});
     const View vx = x.view(), vv = values.view(), vp = positions.view();
     for (const int is_max : {0, 1}) {
@@ -116,7 +127,8 @@ TEST_CASE_TEMPLATE("extremes and their first positions", T, float, bf16, double)
       std::vector<double> expected, where;
       for (int64_t i = 0; i < e[0] * e[2]; ++i) {
         const std::vector<double> v = column(x, e, i / e[2], i % e[2]);
-        const auto best = is_max ? std::max_element(v.begin(), v.end()) : std::min_element(v.begin(), v.end());
+        const auto best =
+            is_max ? std::max_element(v.begin(), v.end()) : std::min_element(v.begin(), v.end());
         expected.push_back(*best);
         where.push_back(static_cast<double>(best - v.begin()));
       }

@@ -1,0 +1,99 @@
+// Comparisons (u8 results, 1 where true), where, and the finiteness tests. Comparisons follow IEEE:
+// a NaN equals nothing.
+#include <atomic>
+#include <cmath>
+
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/strided.h"
+#include "kernels/op_codes.h"
+
+namespace balora {
+namespace {
+
+template <typename T>
+auto value_of(const T& x) {
+  if constexpr (std::is_integral_v<T>) {
+    return x;
+  } else {
+    return load(x);
+  }
+}
+
+template <int Op, typename T>
+void compare_row(const T* a, int64_t a_step, const T* b, int64_t b_step, uint8_t* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const auto x = value_of(a[i * a_step]), z = value_of(b[i * b_step]);
+    bool yes = false;
+    if constexpr (Op == BALORA_EQUAL) yes = x == z;
+    if constexpr (Op == BALORA_NOT_EQUAL) yes = x != z;
+    if constexpr (Op == BALORA_LESS) yes = x < z;
+    if constexpr (Op == BALORA_LESS_EQUAL) yes = x <= z;
+    if constexpr (Op == BALORA_GREATER) yes = x > z;
+    if constexpr (Op == BALORA_GREATER_EQUAL) yes = x >= z;
+    y[i] = yes ? 1 : 0;
+  }
+}
+
+}  // namespace
+
+int32_t compare_kernel(Context* ctx, const View* a, const View* b, const View* y, int32_t op) {
+  const LoopPlan<3> plan = plan_loops<3>({a, b, y});
+  dispatch_any(a->dtype, [&]<typename T>() {
+    for_each_row<3>(ctx, plan, [&](const std::array<int64_t, 3>& at, int64_t n) {
+      const auto& step = plan.row_stride();
+      const T* x = data_of<T>(a) + at[0];
+      const T* z = data_of<T>(b) + at[1];
+      uint8_t* out = data_of<uint8_t>(y) + at[2];
+      switch (op) {
+        case BALORA_EQUAL:
+          return compare_row<BALORA_EQUAL>(x, step[0], z, step[1], out, n);
+        case BALORA_NOT_EQUAL:
+          return compare_row<BALORA_NOT_EQUAL>(x, step[0], z, step[1], out, n);
+        case BALORA_LESS:
+          return compare_row<BALORA_LESS>(x, step[0], z, step[1], out, n);
+        case BALORA_LESS_EQUAL:
+          return compare_row<BALORA_LESS_EQUAL>(x, step[0], z, step[1], out, n);
+        case BALORA_GREATER:
+          return compare_row<BALORA_GREATER>(x, step[0], z, step[1], out, n);
+        default:
+          return compare_row<BALORA_GREATER_EQUAL>(x, step[0], z, step[1], out, n);
+      }
+    });
+  });
+  return 0;
+}
+
+int32_t where_kernel(Context* ctx, const View* condition, const View* a, const View* b,
+                     const View* y) {
+  // A null operand is zero; y takes its place in the plan.
+  const LoopPlan<4> plan = plan_loops<4>({condition, a ? a : y, b ? b : y, y});
+  dispatch_any(y->dtype, [&]<typename T>() {
+    for_each_row<4>(ctx, plan, [&](const std::array<int64_t, 4>& at, int64_t n) {
+      const auto& step = plan.row_stride();
+      const uint8_t* choose = data_of<uint8_t>(condition) + at[0];
+      const T* x = a ? data_of<T>(a) + at[1] : nullptr;
+      const T* z = b ? data_of<T>(b) + at[2] : nullptr;
+      T* out = data_of<T>(y) + at[3];
+      for (int64_t i = 0; i < n; ++i) {
+        const T* from =
+            choose[i * step[0]] ? (x ? x + i * step[1] : nullptr) : (z ? z + i * step[2] : nullptr);
+        out[i] = from ? *from : T{};
+      }
+    });
+  });
+  return 0;
+}
+
+int32_t is_finite_kernel(Context* ctx, const View* x, const View* y) {
+  dispatch_float(x->dtype, [&]<typename T>() {
+    parallel_for(ctx, view_numel(*x), 1 << 14, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        data_of<uint8_t>(y)[i] = std::isfinite(load(data_of<T>(x)[i])) ? 1 : 0;
+      }
+    });
+  });
+  return 0;
+}
+
+}  // namespace balora

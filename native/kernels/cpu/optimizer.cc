@@ -1,0 +1,213 @@
+// What an optimiser does to flat buffers, in place and in one pass: AdamW and SGD steps, scaling by
+// a coefficient that stays on the device, adding a multiple, and the gradients' norm in f64.
+//   AdamW (Loshchilov and Hutter, 2019; torch's order): p -= lr*wd*p; m += (1-b1)(g-m); v +=
+//   (1-b2)(g^2-v);
+//     p -= lr/c1 * m / (sqrt(v)/sqrt(c2) + eps), c1 = 1-b1^t, c2 = 1-b2^t
+//   SGD: g += wd*p; buffer = first ? g : mu*buffer + (1-dampening)*g; p -= lr * (nesterov ? g +
+//   mu*buffer : buffer)
+#include <cmath>
+#include <vector>
+
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/op_codes.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kGrain = 1 << 13;
+constexpr int64_t kPiece = 1 << 15;  // elements summed by one task; the same for any thread count
+
+template <typename T>
+struct Adam {
+  T decay, keep1, keep2, step, root, eps,
+      scale;  // 1-lr*wd, 1-b1, 1-b2, lr/c1, 1/sqrt(c2), eps, gradient scale
+};
+
+template <typename T>
+BALORA_INLINE void adamw_range(const T* grad, T* param, T* m, T* v, int64_t n, const Adam<T>& k) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const T g = grad[i] * k.scale;
+    const T first = m[i] + k.keep1 * (g - m[i]);
+    const T second = v[i] + k.keep2 * (g * g - v[i]);
+    m[i] = first;
+    v[i] = second;
+    param[i] = param[i] * k.decay - k.step * first / (std::sqrt(second) * k.root + k.eps);
+  }
+}
+
+template <typename T>
+struct Sgd {
+  T lr, momentum, fresh, decay, scale;  // fresh: 1-dampening, or 1 in the first step
+  bool nesterov, first;
+};
+
+template <typename T>
+BALORA_INLINE void sgd_range(const T* grad, T* param, T* buffer, int64_t n, const Sgd<T>& k) {
+  if (!buffer) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      param[i] -= k.lr * (grad[i] * k.scale + k.decay * param[i]);
+    }
+    return;
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const T g = grad[i] * k.scale + k.decay * param[i];
+    const T moment = k.first ? g : k.momentum * buffer[i] + k.fresh * g;
+    buffer[i] = moment;
+    param[i] -= k.lr * (k.nesterov ? g + k.momentum * moment : moment);
+  }
+}
+
+template <typename T>
+BALORA_INLINE double norm_range(const T* x, int64_t n, int kind) {
+  double total = 0;
+  if (kind == BALORA_NORM_1) {
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < n; ++i) total += std::abs(static_cast<double>(load(x[i])));
+  } else if (kind == BALORA_NORM_2) {
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < n; ++i) {
+      const auto value = static_cast<double>(load(x[i]));
+      total += value * value;
+    }
+  } else {
+    int nan = 0;
+#pragma omp simd reduction(max : total) reduction(| : nan)
+    for (int64_t i = 0; i < n; ++i) {
+      const double value = std::abs(static_cast<double>(load(x[i])));
+      nan |= value != value;
+      total = value > total ? value : total;
+    }
+    if (nan) total = std::nan("");
+  }
+  return total;
+}
+
+#define STEPS(T)                                                                      \
+  BALORA_SIMD void adamw(const T* g, T* p, T* m, T* v, int64_t n, const Adam<T>& k) { \
+    adamw_range<T>(g, p, m, v, n, k);                                                 \
+  }                                                                                   \
+  BALORA_SIMD void sgd(const T* g, T* p, T* buffer, int64_t n, const Sgd<T>& k) {     \
+    sgd_range<T>(g, p, buffer, n, k);                                                 \
+  }
+STEPS(float)
+STEPS(double)
+#undef STEPS
+#define NORM(T)                                                 \
+  BALORA_SIMD double norm_of(const T* x, int64_t n, int kind) { \
+    return norm_range<T>(x, n, kind);                           \
+  }
+NORM(float)
+NORM(bf16)
+NORM(f16)
+NORM(double)
+#undef NORM
+
+// The dtypes that optimiser state may have.
+template <typename Body>
+void dispatch_state(const View* param, Body&& body) {
+  if (param->dtype == BALORA_F32) return body.template operator()<float>();
+  if (param->dtype == BALORA_F64) return body.template operator()<double>();
+  throw UnsupportedError("optimiser state must be f32 or f64");
+}
+
+double scale_of(const View* coefficient) {
+  return coefficient ? *data_of<double>(coefficient) : 1.0;
+}
+
+}  // namespace
+
+int32_t adamw_step_kernel(Context* ctx, const View* grad, const View* coefficient,
+                          const View* param, const View* m, const View* v, double lr, double beta1,
+                          double beta2, double eps, double weight_decay, int64_t step) {
+  const auto t = static_cast<double>(step);
+  dispatch_state(param, [&]<typename T>() {
+    const Adam<T> k{static_cast<T>(1 - lr * weight_decay),
+                    static_cast<T>(1 - beta1),
+                    static_cast<T>(1 - beta2),
+                    static_cast<T>(lr / (1 - std::pow(beta1, t))),
+                    static_cast<T>(1 / std::sqrt(1 - std::pow(beta2, t))),
+                    static_cast<T>(eps),
+                    static_cast<T>(scale_of(coefficient))};
+    parallel_for(ctx, view_numel(*param), kGrain, [&](int64_t begin, int64_t end) {
+      adamw(data_of<T>(grad) + begin, data_of<T>(param) + begin, data_of<T>(m) + begin,
+            data_of<T>(v) + begin, end - begin, k);
+    });
+  });
+  return 0;
+}
+
+int32_t sgd_step_kernel(Context* ctx, const View* grad, const View* coefficient, const View* param,
+                        const View* buffer, double lr, double momentum, double dampening,
+                        double weight_decay, int32_t nesterov, int32_t first) {
+  dispatch_state(param, [&]<typename T>() {
+    const Sgd<T> k{static_cast<T>(lr),
+                   static_cast<T>(momentum),
+                   static_cast<T>(1 - dampening),
+                   static_cast<T>(weight_decay),
+                   static_cast<T>(scale_of(coefficient)),
+                   nesterov != 0,
+                   first != 0};
+    parallel_for(ctx, view_numel(*param), kGrain, [&](int64_t begin, int64_t end) {
+      sgd(data_of<T>(grad) + begin, data_of<T>(param) + begin,
+          buffer ? data_of<T>(buffer) + begin : nullptr, end - begin, k);
+    });
+  });
+  return 0;
+}
+
+int32_t norm_accumulate_kernel(Context* ctx, const View* x, const View* total, int32_t kind) {
+  const int64_t n = view_numel(*x), pieces = (n + kPiece - 1) / kPiece;
+  std::vector<double> partial(static_cast<size_t>(pieces));
+  dispatch_float(x->dtype, [&]<typename T>() {
+    parallel_for(ctx, pieces, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        partial[static_cast<size_t>(i)] =
+            norm_of(data_of<T>(x) + i * kPiece, std::min(kPiece, n - i * kPiece), kind);
+      }
+    });
+  });
+  double& sum = *data_of<double>(total);
+  for (const double part : partial) {
+    if (kind == BALORA_NORM_INF) {
+      sum = part > sum || part != part ? part : sum;
+    } else {
+      sum += part;
+    }
+  }
+  return 0;
+}
+
+int32_t scale_kernel(Context* ctx, const View* coefficient, const View* x) {
+  const double scale = scale_of(coefficient);
+  dispatch_float(x->dtype, [&]<typename T>() {
+    parallel_for(ctx, view_numel(*x), kGrain, [&](int64_t begin, int64_t end) {
+      T* data = data_of<T>(x);
+      for (int64_t i = begin; i < end; ++i)
+        data[i] = store<T>(load(data[i]) * static_cast<Acc<T>>(scale));
+    });
+  });
+  return 0;
+}
+
+int32_t add_scaled_kernel(Context* ctx, const View* source, const View* destination, double alpha) {
+  dispatch_float(destination->dtype, [&]<typename D>() {
+    dispatch_float(source->dtype, [&]<typename S>() {
+      using A = Acc<D>;
+      parallel_for(ctx, view_numel(*destination), kGrain, [&](int64_t begin, int64_t end) {
+        D* d = data_of<D>(destination);
+        const S* s = data_of<S>(source);
+        for (int64_t i = begin; i < end; ++i) {
+          d[i] = store<D>(load(d[i]) + static_cast<A>(alpha) * static_cast<A>(load(s[i])));
+        }
+      });
+    });
+  });
+  return 0;
+}
+
+}  // namespace balora

@@ -1,0 +1,143 @@
+// What optimisers write in place, one launch each: updates of flat buffers, AdamW and SGD steps,
+// and the gradient's norm and clipping coefficient, which stay on the device. Formulas are in
+// kernels/cpu/optimizer.cc. No gradients: a tensor that wants one may be written only under noGrad
+// (prepare_in_place).
+#include <cmath>
+
+#include "engine/launch.h"
+#include "kernels/op_codes.h"
+#include "ops/ops.h"
+#include "tape/tape.h"
+
+namespace balora {
+namespace {
+
+void check_target(const char* op, const char* name, const Tensor& t) {
+  check_float(op, name, t);
+  if (t.is_contiguous()) return;
+  throw ArgumentError(concat(op, ": ", name, " is written in place and must be contiguous"));
+}
+
+// State that moves with param: its shape and dtype, contiguous.
+void check_state(const char* op, const char* name, const Tensor& t, const Tensor& param) {
+  check_shape(op, name, t, param.shape(), "the shape of param");
+  check_dtype(op, name, t, param.dtype());
+  check_target(op, name, t);
+}
+
+void check_step(const char* op, const Tensor& param, const Tensor& grad,
+                const std::optional<Tensor>& coefficient) {
+  check_target(op, "param", param);
+  if (accumulator_dtype(param.dtype()) != param.dtype()) {
+    throw ArgumentError(concat(op, ": param must be f32 or f64, got ", dtype_name(param.dtype())));
+  }
+  check_shape(op, "grad", grad, param.shape(), "the shape of param");
+  check_dtype(op, "grad", grad, param.dtype());
+  if (!coefficient) return;
+  check_shape(op, "coefficient", *coefficient, {});
+  check_dtype(op, "coefficient", *coefficient, DType::kF64);
+}
+
+}  // namespace
+
+void copy_in_place(Tensor x, const Tensor& source) {
+  check_shape("copy_", "source", source, x.shape(), "the shape of x");
+  prepare_in_place("copy_", x);
+  launch("copy_", {source.detach()}, {x},
+         [](Launch& l) { return l.kernels->copy(l.ctx, l.in(0), l.out(0)); });
+}
+
+void fill_in_place(Tensor x, double value) {
+  prepare_in_place("fill_", x);
+  launch("fill_", {}, {x}, [value](Launch& l) { return l.kernels->fill(l.ctx, l.out(0), value); });
+}
+
+void add_in_place(Tensor x, const Tensor& source, double alpha) {
+  check_target("add_", "x", x);
+  check_float("add_", "source", source);
+  check_shape("add_", "source", source, x.shape(), "the shape of x");
+  prepare_in_place("add_", x);
+  launch("add_", {contiguous(source.detach())}, {x},
+         [alpha](Launch& l) { return l.kernels->add_scaled(l.ctx, l.in(0), l.out(0), alpha); });
+}
+
+void scale_in_place(Tensor x, const Tensor& coefficient) {
+  check_target("scale_", "x", x);
+  check_shape("scale_", "coefficient", coefficient, {});
+  check_dtype("scale_", "coefficient", coefficient, DType::kF64);
+  prepare_in_place("scale_", x);
+  launch("scale_", {coefficient}, {x},
+         [](Launch& l) { return l.kernels->scale(l.ctx, l.in(0), l.out(0)); });
+}
+
+void adamw_step(Tensor param, const Tensor& grad, Tensor m, Tensor v,
+                const std::optional<Tensor>& coefficient, double lr, double beta1, double beta2,
+                double eps, double weight_decay, int64_t step) {
+  check_step("adamw_step", param, grad, coefficient);
+  check_state("adamw_step", "m", m, param);
+  check_state("adamw_step", "v", v, param);
+  if (step < 1) throw ArgumentError(concat("adamw_step: step counts from 1, got ", step));
+  if (!(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1)) {
+    throw ArgumentError(
+        concat("adamw_step: the betas must be in [0,1), got ", beta1, " and ", beta2));
+  }
+  if (!(eps >= 0)) throw ArgumentError(concat("adamw_step: eps must be >= 0, got ", eps));
+  for (Tensor* t : {&param, &m, &v}) prepare_in_place("adamw_step", *t);
+  launch("adamw_step", {contiguous(grad.detach()), coefficient.value_or(Tensor())}, {param, m, v},
+         [=](Launch& l) {
+           return l.kernels->adamw_step(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), l.out(2), lr,
+                                        beta1, beta2, eps, weight_decay, step);
+         });
+}
+
+void sgd_step(Tensor param, const Tensor& grad, std::optional<Tensor> buffer,
+              const std::optional<Tensor>& coefficient, double lr, double momentum,
+              double dampening, double weight_decay, bool nesterov, bool first) {
+  check_step("sgd_step", param, grad, coefficient);
+  if ((momentum != 0) != buffer.has_value()) {
+    throw ArgumentError("sgd_step: momentum needs a buffer, and only momentum does");
+  }
+  if (nesterov && (!(momentum > 0) || dampening != 0)) {
+    throw ArgumentError("sgd_step: nesterov needs momentum > 0 and no dampening");
+  }
+  if (buffer) {
+    check_state("sgd_step", "buffer", *buffer, param);
+    prepare_in_place("sgd_step", *buffer);
+  }
+  prepare_in_place("sgd_step", param);
+  launch("sgd_step", {contiguous(grad.detach()), coefficient.value_or(Tensor())},
+         {param, buffer.value_or(Tensor())}, [=](Launch& l) {
+           return l.kernels->sgd_step(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), lr, momentum,
+                                      dampening, weight_decay, nesterov, first);
+         });
+}
+
+Tensor grad_norm(const std::vector<Tensor>& grads, const std::string& kind) {
+  const int code = kind == "1" ? BALORA_NORM_1 : kind == "2" ? BALORA_NORM_2 : BALORA_NORM_INF;
+  if (code == BALORA_NORM_INF && kind != "inf") {
+    throw ArgumentError("grad_norm: the norm must be 1, 2 or inf, got " + kind);
+  }
+  if (grads.empty()) throw ArgumentError("grad_norm: no tensor given");
+  for (const Tensor& g : grads) check_float("grad_norm", "every tensor", g);
+  const Tensor total = full(grads[0].engine(), {}, 0, DType::kF64);
+  for (const Tensor& g : grads) {
+    if (g.numel() == 0) continue;
+    launch("grad_norm", {contiguous(g.detach())}, {total}, [code](Launch& l) {
+      return l.kernels->norm_accumulate(l.ctx, l.in(0), l.out(0), code);
+    });
+  }
+  return code == BALORA_NORM_2 ? unary(total, "sqrt") : total;
+}
+
+// min(1, max_norm / (norm + 1e-6)), the guard of torch's clip_grad_norm_. A NaN stays one; an
+// infinite norm gives 0.
+Tensor clip_coefficient(const Tensor& norm, double max_norm) {
+  check_shape("clip_coefficient", "norm", norm, {});
+  check_dtype("clip_coefficient", "norm", norm, DType::kF64);
+  if (!(max_norm > 0))
+    throw ArgumentError(concat("clip_coefficient: maxNorm must be > 0, got ", max_norm));
+  const Tensor limit = full(norm.engine(), {}, max_norm, DType::kF64);
+  return clamp(binary(limit, affine(norm.detach(), 1, 1e-6), "div"), 0, 1);
+}
+
+}  // namespace balora

@@ -1,0 +1,87 @@
+// Elementwise functions of one tensor by name, from one table; formulas and slopes are in
+// kernels/cpu/unary.cc. Kept for backward: the result where the slope is cheapest from it, else the
+// operand.
+#include <cmath>
+
+#include "engine/launch.h"
+#include "kernels/op_codes.h"
+#include "ops/ops.h"
+#include "tape/tape.h"
+
+namespace balora {
+namespace {
+
+struct UnaryRow {
+  const char* name;
+  int code;
+  bool saves_result;
+};
+
+constexpr UnaryRow kUnary[] = {
+    {"neg", BALORA_NEG, false},
+    {"abs", BALORA_ABS, false},
+    {"exp", BALORA_EXP, true},
+    {"log", BALORA_LOG, false},
+    {"sqrt", BALORA_SQRT, true},
+    {"rsqrt", BALORA_RSQRT, true},
+    {"square", BALORA_SQUARE, false},
+    {"sin", BALORA_SIN, false},
+    {"cos", BALORA_COS, false},
+    {"tanh", BALORA_TANH, true},
+    {"sigmoid", BALORA_SIGMOID, true},
+    {"relu", BALORA_RELU, true},
+    {"silu", BALORA_SILU, false},
+    {"gelu", BALORA_GELU, false},
+    {"gelu_tanh", BALORA_GELU_TANH, false},
+    {"softplus", BALORA_SOFTPLUS, false},
+};
+constexpr UnaryRow kClamp{"clamp", BALORA_CLAMP, false};
+
+Tensor apply(const UnaryRow& row, const Tensor& x, double a = 0, double b = 0) {
+  check_float(row.name, "x", x);
+  const Tensor xc = contiguous(x.detach());
+  const Tensor y = empty_like(xc);
+  const int code = row.code;
+  launch(row.name, {xc}, {y},
+         [=](Launch& l) { return l.kernels->unary(l.ctx, l.in(0), l.out(0), code, a, b); });
+  record(row.name, {x}, {y},
+         [name = row.name, code, a, b, saved = Saved(row.saves_result ? y : xc)](
+             std::span<const Tensor> dy, GradSink& sink) {
+           const Tensor dx = empty_like(dy[0]);
+           launch(name, {contiguous(dy[0]), saved.get()}, {dx}, [=](Launch& l) {
+             return l.kernels->unary_backward(l.ctx, l.in(0), l.in(1), l.out(0), code, a, b);
+           });
+           sink.add(0, dx);
+         });
+  return y;
+}
+
+}  // namespace
+
+Tensor unary(const Tensor& x, const std::string& name) {
+  for (const UnaryRow& row : kUnary) {
+    if (name == row.name) return apply(row, x);
+  }
+  throw ArgumentError("unary: there is no function \"" + name + "\"");
+}
+
+Tensor clamp(const Tensor& x, double low, double high) {
+  if (!(low <= high)) {
+    throw ArgumentError(concat("clamp: low must not be above high, got ", low, " and ", high));
+  }
+  return apply(kClamp, x, low, high);
+}
+
+// Its slope is a constant, so nothing is kept.
+Tensor affine(const Tensor& x, double a, double b) {
+  check_float("affine", "x", x);
+  const Tensor y = empty_like(x);
+  launch("affine", {contiguous(x.detach())}, {y}, [=](Launch& l) {
+    return l.kernels->unary(l.ctx, l.in(0), l.out(0), BALORA_AFFINE, a, b);
+  });
+  record("affine", {x}, {y},
+         [a](std::span<const Tensor> dy, GradSink& sink) { sink.add(0, affine(dy[0], a, 0)); });
+  return y;
+}
+
+}  // namespace balora
