@@ -4,10 +4,8 @@
  * A window never reaches over the end of an epoch; the last one of an epoch may be short.
  */
 import { ArgumentError } from '../errors.ts';
+import { selectedRows, supervisedRows } from './rows.ts';
 import type { Batch, BatchSource, RowSelection } from './types.ts';
-
-/** Label of a row that predicts nothing. */
-export const IGNORED = -100;
 
 /** Where the next micro-batch is. */
 export interface Position {
@@ -33,14 +31,14 @@ export interface Window {
   readonly epoch: number;
 }
 
-/** Rows of a micro-batch, by kind. `label_aligned` has one row for each supervised one (the row after it). */
+/** Rows of a micro-batch, by kind. */
 export function countRows(batch: Batch, positions: RowSelection): RowCounts {
   const tokens = batch.lengths
     ? batch.lengths.reduce((sum, length) => sum + length, 0)
     : batch.inputIds.length;
-  let supervised = 0;
-  for (const target of batch.targets) if (target !== IGNORED) supervised++;
-  return { tokens, supervised, selected: positions === 'non_padding' ? tokens : supervised };
+  const supervised = supervisedRows(batch).length;
+  const selected = positions === 'supervised' ? supervised : selectedRows(batch, positions).length;
+  return { tokens, supervised, selected };
 }
 
 export class WindowReader {
