@@ -3,8 +3,9 @@
  * each mean counts with its share of the whole window's rows: 1x8 and 8x1 then give the same step.
  * A window never reaches over the end of an epoch; the last one of an epoch may be short.
  */
+
+import { selectedRows, supervisedRows } from '../data/row_selection.ts';
 import { ArgumentError } from '../errors.ts';
-import { selectedRows, supervisedRows } from './rows.ts';
 import type { Batch, BatchSource, RowSelection } from './types.ts';
 
 /** Where the next micro-batch is. */

@@ -2,10 +2,10 @@
  * Which rows of a micro-batch count for what. Row t predicts `targets[t]`; selections never cross segments, and padding
  * is told by lengths, never by an id.
  */
-import type { Batch, RowSelection } from './types.ts';
+import { type Batch, kNotSupervised } from './collate.ts';
 
-/** Target of a row that predicts nothing. */
-export const IGNORED = -100;
+/** Rows that the regularizers look at, see {@link selectedRows}. */
+export type RowSelection = 'supervised' | 'non_padding' | 'label_aligned';
 
 /** Real rows of segment `b`: [begin, end), padding left out. */
 export function realRows(
@@ -19,7 +19,7 @@ export function realRows(
 
 /** Rows of the task loss, ascending. */
 export function supervisedRows({ targets }: Batch): Int32Array {
-  return Int32Array.from(indicesWhere(targets.length, (row) => targets[row] !== IGNORED));
+  return Int32Array.from(indicesWhere(targets.length, (row) => targets[row] !== kNotSupervised));
 }
 
 /**
@@ -32,7 +32,7 @@ export function selectedRows(batch: Batch, positions: RowSelection): Int32Array 
   for (let b = 0; b + 1 < batch.cuSeqlens.length; b++) {
     const { begin, end } = realRows(batch, b);
     for (let row = begin; row < end; row++) {
-      const aligned = row > begin && batch.targets[row - 1] !== IGNORED;
+      const aligned = row > begin && batch.targets[row - 1] !== kNotSupervised;
       if (positions === 'non_padding' || aligned) rows.push(row);
     }
   }
@@ -42,7 +42,7 @@ export function selectedRows(batch: Batch, positions: RowSelection): Int32Array 
 /** Rows of the task or the regularizers, with the masks of both. */
 export interface RowSets {
   readonly rows: Int32Array; // (M) of the batch, ascending
-  /** (M): the id to predict, IGNORED for a row without task term. */
+  /** (M): the id to predict, kNotSupervised for a row without task term. */
   readonly targets: Int32Array;
   /** (M): 1 where the regularizers count; null: everywhere. */
   readonly regularized: Uint8Array | null;

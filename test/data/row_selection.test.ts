@@ -1,6 +1,6 @@
 import { expect, it } from 'vitest';
-import { realRows, rowSets, selectedRows, supervisedRows } from '../../lib/train/rows.ts';
-import type { Batch } from '../../lib/train/types.ts';
+import type { Batch } from '../../lib/data/collate.ts';
+import { realRows, rowSets, selectedRows, supervisedRows } from '../../lib/data/row_selection.ts';
 
 /** Two segments, the first padded: rows 0..4 (4 real) and 5..9. */
 const batch: Batch = {
