@@ -91,8 +91,7 @@ struct LaunchTask {
       std::string message =
           std::string(op) + ": " + error.what() + " [" + describe(operands, num_inputs) + "]";
       if (call_site) message += "\n  enqueued " + *call_site;
-      const auto* own = dynamic_cast<const Error*>(&error);
-      throw Error(own ? own->code() : "ERR_NATIVE", message);
+      throw NativeError(message);
     }
   }
 

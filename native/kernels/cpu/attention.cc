@@ -66,7 +66,7 @@ class Forward {
     const int64_t first = tile * kTile, queries = std::min(kTile, segment.rows - first);
     const int64_t r = tile_padded(queries), d = g_.padded();
     const T* q = operands_.q + (segment.begin + first) * operands_.q_stride + head * g_.size;
-    Packing<T, E>::rows_left({q, operands_.q_stride, queries, g_.size}, scratch.q, r, d);
+    Packing<T, E>::columns_right({q, operands_.q_stride, queries, g_.size}, scratch.q, r, d);
     std::fill(scratch.out, scratch.out + r * d, A(0));
     std::fill(scratch.highest, scratch.highest + r, -std::numeric_limits<A>::infinity());
     std::fill(scratch.total, scratch.total + r, A(0));
@@ -75,11 +75,11 @@ class Forward {
       pack_keys(segment, kv_head, key_tile, scratch);
       const int64_t first_key = key_tile * kTile;
       const int64_t keys = std::min(kTile, segment.rows - first_key), n = tile_padded(keys);
-      tile_gemm({r, n, d}, scratch.q, d, scratch.keys + key_tile * kTile * d, scratch.scores, n,
+      tile_gemm({n, r, d}, scratch.keys + key_tile * kTile * d, d, scratch.q, scratch.scores, r,
                 false);
       Softmax<E>::run({g_, segment.rows, first, queries, first_key, keys, r, n, d, scratch.scores,
                        scratch.p, scratch.highest, scratch.total, scratch.out});
-      tile_gemm({r, d, n}, scratch.p, n, scratch.values + key_tile * kTile * d, scratch.out, d,
+      tile_gemm({d, r, n}, scratch.values + key_tile * kTile * d, n, scratch.p, scratch.out, r,
                 true);
     }
     finish(segment.begin + first, queries, head, scratch);
@@ -93,20 +93,20 @@ class Forward {
     const int64_t n = tile_padded(keys), d = g_.padded(), row = segment.begin + first;
     const T* k = operands_.k + row * operands_.k_stride + kv_head * g_.size;
     const T* v = operands_.v + row * operands_.v_stride + kv_head * g_.size;
-    Packing<T, E>::columns_right({k, operands_.k_stride, keys, g_.size},
-                                 scratch.keys + tile * kTile * d, n, d);
-    Packing<T, E>::rows_right({v, operands_.v_stride, keys, g_.size},
-                              scratch.values + tile * kTile * d, n, d);
+    Packing<T, E>::rows_left({k, operands_.k_stride, keys, g_.size},
+                             scratch.keys + tile * kTile * d, n, d);
+    Packing<T, E>::columns_left({v, operands_.v_stride, keys, g_.size},
+                                scratch.values + tile * kTile * d, n, d);
   }
 
   void finish(int64_t row, int64_t queries, int64_t head, const Scratch<E>& scratch) const {
     for (int64_t i = 0; i < queries; ++i) {
-      const A inverse = A(1) / scratch.total[i];
-      const A* from = scratch.out + i * g_.padded();
-      T* to = operands_.out + ((row + i) * g_.heads + head) * g_.size;
-      for (int64_t d = 0; d < g_.size; ++d) to[d] = store<T>(from[d] * inverse);
       lse_[(row + i) * g_.heads + head] = scratch.highest[i] + std::log(scratch.total[i]);
+      scratch.total[i] = A(1) / scratch.total[i];
     }
+    Unpacking<T>::columns(scratch.out, tile_padded(queries), scratch.total,
+                          operands_.out + (row * g_.heads + head) * g_.size, g_.heads * g_.size,
+                          queries, g_.size);
   }
 
   Geometry g_;

@@ -96,12 +96,10 @@ class Backward {
 
   // Stores the sums (d,r) of a head's query tiles as rows of dq.
   void write_dq(const Segment& segment, int64_t head, const A* sums) const {
-    for (int64_t row = 0; row < segment.rows; ++row) {
-      const int64_t first = row / kTile * kTile;
-      const int64_t r = tile_padded(std::min(kTile, segment.rows - first));
-      const A* from = sums + first * g_.padded() + row - first;
-      T* to = o_.dq.at(segment.begin + row, head);
-      for (int64_t d = 0; d < g_.size; ++d) to[d] = store<T>(from[d * r]);
+    for (int64_t first = 0; first < segment.rows; first += kTile) {
+      const int64_t queries = std::min(kTile, segment.rows - first);
+      Unpacking<T>::columns(sums + first * g_.padded(), tile_padded(queries), nullptr,
+                            o_.dq.at(segment.begin + first, head), o_.dq.stride, queries, g_.size);
     }
   }
 
@@ -130,15 +128,8 @@ class Backward {
     Packing<T, E>::columns_right(q, s.q_turned + at, r, d);
     Packing<T, E>::rows_right(dout, s.dout + at, r, d);
     Packing<T, E>::columns_right(dout, s.dout_turned + at, r, d);
-    const Source<T> out = o_.out.source(row, head, queries);
-    for (int64_t i = 0; i < queries; ++i) {
-      s.lse[first + i] = o_.lse[(row + i) * g_.heads + head];
-      A delta = 0;
-      for (int64_t c = 0; c < g_.size; ++c) {
-        delta += load(dout.data[i * dout.stride + c]) * load(out.data[i * out.stride + c]);
-      }
-      s.delta[first + i] = delta;
-    }
+    Unpacking<T>::row_dots(dout, o_.out.source(row, head, queries), s.delta + first);
+    for (int64_t i = 0; i < queries; ++i) s.lse[first + i] = o_.lse[(row + i) * g_.heads + head];
   }
 
   void tile_pair(const Segment& segment, int64_t key_tile, int64_t query_tile,
@@ -158,14 +149,13 @@ class Backward {
   }
 
   void write_keys(const Segment& segment, const Run& run, const Scratch<E>& s) const {
-    const int64_t last = std::min(segment.rows, run.last * kTile);
-    for (int64_t row = run.first * kTile; row < last; ++row) {
-      T* dk = o_.dk.at(segment.begin + row, run.kv_head);
-      T* dv = o_.dv.at(segment.begin + row, run.kv_head);
-      const int64_t at = row * g_.padded();
-      for (int64_t d = 0; d < g_.size; ++d) dk[d] = store<T>(s.dk[at + d]);
-      for (int64_t d = 0; d < g_.size; ++d) dv[d] = store<T>(s.dv[at + d]);
-    }
+    const int64_t first = run.first * kTile, d = g_.padded();
+    const int64_t keys = std::min(segment.rows, run.last * kTile) - first;
+    const int64_t row = segment.begin + first;
+    Unpacking<T>::rows(s.dk + first * d, d, o_.dk.at(row, run.kv_head), o_.dk.stride, keys,
+                       g_.size);
+    Unpacking<T>::rows(s.dv + first * d, d, o_.dv.at(row, run.kv_head), o_.dv.stride, keys,
+                       g_.size);
   }
 
   Geometry g_;

@@ -32,8 +32,32 @@ struct Packing {
   static void columns_right(const Source<T>& source, E* out, int64_t r, int64_t d);
 };
 
-// Forward, one query tile against one key tile. scores (r,k) become probabilities in p (r,k);
-// highest, total (r) and the output rows (r,d) are brought to the new maximum.
+// Two rows interleaved: one 32-bit word holds a value of each.
+BALORA_INLINE void interleave(const bf16* even, const bf16* odd, bf16* pairs, int64_t n) {
+  typedef uint32_t __attribute__((may_alias)) Word;
+  Word* words = reinterpret_cast<Word*>(pairs);
+#pragma omp simd
+  for (int64_t c = 0; c < n; ++c) {
+    words[c] = even[c].bits | static_cast<uint32_t>(odd[c].bits) << 16;
+  }
+}
+
+// Sums of tiles stored as rows of T, `stride` elements apart.
+template <typename T>
+struct Unpacking {
+  // sums (rows, ld)
+  static void rows(const Acc<T>* sums, int64_t ld, T* out, int64_t stride, int64_t rows,
+                   int64_t size);
+  // sums (size, ld): row i of out is column i, times its factor (null: 1)
+  static void columns(const Acc<T>* sums, int64_t ld, const Acc<T>* factors, T* out, int64_t stride,
+                      int64_t rows, int64_t size);
+  // out[i] = <x[i], y[i]>
+  static void row_dots(const Source<T>& x, const Source<T>& y, Acc<T>* out);
+};
+
+// Forward, transposed: one key tile (rows) against one query tile (columns). scores (k,r) become
+// probabilities in p, a B operand over keys; highest, total (r) and the columns of out (d,r) are
+// brought to the new maximum.
 template <typename E>
 struct SoftmaxTile {
   using A = Acc<E>;

@@ -1,3 +1,0 @@
-export * from './gguf.ts';
-export * from './safetensors.ts';
-export type { ReadOptions, TensorFile, TensorInfo } from './tensor_file.ts';

@@ -1,3 +1,0 @@
-export * from './clip.ts';
-export * from './optimizers.ts';
-export * from './schedulers.ts';
