@@ -19,6 +19,7 @@ export { JsonlFile, type JsonlOptions } from './data/jsonl.ts';
 export { kNamedTemplates, kRecipeTemplate, PromptTemplate } from './data/prompt_template.ts';
 export { arrayRows, type Row, type RowSource } from './data/rows.ts';
 export * from './errors.ts';
+export * from './io/index.ts';
 export * from './ops/index.ts';
 export * from './runtime.ts';
 export {

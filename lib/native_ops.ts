@@ -13,6 +13,7 @@ export interface NativeOps {
   arange(start: number, stop: number, step: number, dtype: DType): Handle;
   argmax(x: Handle, axis: number, keepDims: boolean): Handle;
   argmin(x: Handle, axis: number, keepDims: boolean): Handle;
+  abandonSafetensors(writer: unknown): void;
   attention(q: Handle, k: Handle, v: Handle, cuSeqlens: Handle, lengths: Handle | null, scale: number, softcap: number, window: number, causal: boolean): Handle;
   backward(roots: readonly (Handle)[], grads: readonly (Handle | null)[], retainGraph: boolean): void;
   binary(a: Handle, b: Handle, name: string): Handle;
@@ -23,6 +24,10 @@ export interface NativeOps {
   concat(parts: readonly (Handle)[], axis: number): Handle;
   contiguous(x: Handle): Handle;
   copyInPlace(x: Handle, source: Handle): void;
+  closeGguf(file: unknown): void;
+  closeSafetensors(file: unknown): void;
+  commitSafetensors(writer: unknown): Promise<void>;
+  createSafetensors(path: string, names: readonly (string)[], dtypes: readonly (DType)[], shapes: readonly (readonly number[])[], metadataKeys: readonly (string)[], metadataValues: readonly (string)[]): unknown;
   crossEntropy(logits: Handle, targets: Handle, reduction: string): Handle;
   customNode(name: string, inputs: readonly (Handle)[], outputs: readonly (Handle)[], backward: (...args: never[]) => unknown): (Handle)[];
   detach(x: Handle): Handle;
@@ -39,6 +44,7 @@ export interface NativeOps {
   gated(gate: Handle, up: Handle, activation: string): Handle;
   gather(x: Handle, index: Handle, axis: number): Handle;
   gradNorm(grads: readonly (Handle)[], kind: string): Handle;
+  ggufHeader(file: unknown): unknown;
   gradOf(x: Handle): Handle;
   indexSelect(x: Handle, rows: Handle): Handle;
   isFinite(x: Handle): Handle;
@@ -57,7 +63,11 @@ export interface NativeOps {
   randomNormal(shape: readonly number[], mean: number, deviation: number, seed: number, stream: number, dtype: DType): Handle;
   randomUniform(shape: readonly number[], low: number, high: number, seed: number, stream: number, dtype: DType): Handle;
   randomWords(count: number, seed: number, stream: number): Handle;
+  openGguf(path: string): unknown;
+  openSafetensors(path: string): unknown;
   read(x: Handle, into: Uint8Array): Promise<void>;
+  readGguf(file: unknown, name: string, dtype: DType, heads: number, checkFinite: boolean): Handle;
+  readSafetensors(file: unknown, name: string, dtype: DType, share: boolean, checkFinite: boolean): Handle;
   readSync(x: Handle, into: Uint8Array): void;
   requiresGrad(x: Handle): boolean;
   resetPeakMemory(): void;
@@ -68,6 +78,8 @@ export interface NativeOps {
   rope(x: Handle, cos: Handle, sin: Handle, positions: Handle): Handle;
   scaleInPlace(x: Handle, coefficient: Handle): void;
   scatterAdd(x: Handle, index: Handle, source: Handle, axis: number): Handle;
+  safetensorsHeader(file: unknown): unknown;
+  safetensorsIndex(path: string): ((string)[])[];
   setAnomalyMode(value: boolean): boolean;
   setCallSite(site: string): void;
   setErrorFactory(factory: (...args: never[]) => unknown): void;
@@ -91,4 +103,5 @@ export interface NativeOps {
   variance(x: Handle, axes: readonly (number)[], keepDims: boolean, correction: number): Handle;
   versionOf(x: Handle): number;
   where(condition: Handle, a: Handle, b: Handle): Handle;
+  writeSafetensors(writer: unknown, name: string, x: Handle): void;
 }

@@ -226,6 +226,15 @@ export function keepsBase(init: LoraConfig['initLoraWeights']): boolean {
   return typeof init === 'boolean' || kHarmlessInits.has(init);
 }
 
+/** @throws UnsupportedError: a loaded adapter may have been trained with dropout, a new one cannot yet. */
+export function refuseTrainingDropout({ loraDropout }: LoraConfig): void {
+  if (loraDropout > 0) {
+    throw new UnsupportedError(
+      `loraDropout ${loraDropout}: training with dropout is not supported yet`,
+    );
+  }
+}
+
 function isKnownInit(init: LoraConfig['initLoraWeights']): init is InitLoraWeights {
   return typeof init === 'boolean' || init === 'gaussian' || kPissa.test(init);
 }

@@ -3,7 +3,7 @@
  * its checkpoint does not know, so that every step stands there once.
  */
 import { type FileHandle, open, readFile } from 'node:fs/promises';
-import { diskError, writeFileAtomic } from './files.ts';
+import { diskError, writeFileAtomic } from '../io/files.ts';
 import type { StepRecord } from './types.ts';
 
 export class MetricsFile {

@@ -10,7 +10,7 @@ import { mkdir, open, readFile, rm, stat } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { ArgumentError } from '../errors.ts';
-import { diskError, namesIn, removeTemporaries } from './files.ts';
+import { diskError, namesIn, removeTemporaries } from '../io/files.ts';
 
 export interface OutputFolder {
   readonly path: string;

@@ -2,23 +2,11 @@
  * What goes into a training run and what comes out of it: options in transformers' names (camel case), one record a
  * step, events. The command line is a thin layer on these; nothing here computes.
  */
+import type { Batch } from '../data/collate.ts';
+import type { RowSelection } from '../data/row_selection.ts';
+import type { EvaluationResult } from '../eval/types.ts';
 import type { SchedulerOptions } from '../optim/schedulers.ts';
 import type { Tensor } from '../tensor.ts';
-
-/**
- * One micro-batch of unpadded rows, the segments one after the other: N rows, B segments.
- * `targets[n]` is the id that row n must PREDICT (already shifted), -100 where not supervised.
- */
-export interface Batch {
-  readonly inputIds: Int32Array; // (N)
-  readonly positions: Int32Array; // (N)
-  readonly cuSeqlens: Int32Array; // (B+1)
-  readonly targets: Int32Array; // (N)
-  /** Valid rows of each segment, only where the segments are padded on the right. */
-  readonly lengths?: Int32Array; // (B)
-  /** Index of each segment's row in the data, for reports by example. */
-  readonly indices?: Int32Array; // (B)
-}
 
 /**
  * Micro-batches whose order is a pure function of seed and epoch, so that a checkpoint only has to remember a position.
@@ -32,11 +20,13 @@ export interface BatchSource {
   readonly fingerprint: string;
 }
 
+export type { EvaluationResult, ExampleResult } from '../eval/types.ts';
+export type { Batch, RowSelection };
+
 /** Names of the `--method` presets. */
 export type MethodName = 'lora' | 'rslora' | 'pissa' | 'balora' | 'full';
 
 export type OptimizerName = 'adamw' | 'sgd';
-export type RowSelection = 'supervised' | 'non_padding' | 'label_aligned';
 export type ConsistencySchedule = 'constant' | 'cosine' | 'adaptive';
 export type RegularizerSchedule = 'constant' | 'two_phase' | 'linear_warmup' | 'quadratic_warmup';
 
@@ -154,31 +144,6 @@ export interface StepRecord {
   readonly peakRssBytes: number;
   /** What a user's loss reported. */
   readonly custom?: Readonly<Record<string, number>>;
-}
-
-/** Held-out numbers, over the supervised tokens of the evaluation data. */
-export interface EvaluationResult {
-  /** Sum of the cross-entropy / supervised tokens, in nats. */
-  readonly loss: number;
-  readonly perplexity: number;
-  readonly tokens: number;
-  readonly supervisedTokens: number;
-  /** KL(base || tuned) at T=1 over the whole vocabulary, nats a row; null without a teacher. */
-  readonly kl: number | null;
-  /** Entropy of the tuned model's prediction over the whole vocabulary, nats a row. */
-  readonly entropy: number;
-  /** exp of the entropy of sigma / sum(sigma) of the supervised rows' logits. */
-  readonly effectiveRank: number;
-  readonly seconds: number;
-  readonly examples: readonly ExampleResult[];
-}
-
-export interface ExampleResult {
-  readonly index: number;
-  readonly tokens: number;
-  readonly supervisedTokens: number;
-  /** Mean cross-entropy of the example's supervised tokens; null if it has none. */
-  readonly loss: number | null;
 }
 
 /**

@@ -3,11 +3,10 @@
  * each mean counts with its share of the whole window's rows: 1x8 and 8x1 then give the same step.
  * A window never reaches over the end of an epoch; the last one of an epoch may be short.
  */
+
+import { selectedRows, supervisedRows } from '../data/row_selection.ts';
 import { ArgumentError } from '../errors.ts';
 import type { Batch, BatchSource, RowSelection } from './types.ts';
-
-/** Label of a row that predicts nothing. */
-export const IGNORED = -100;
 
 /** Where the next micro-batch is. */
 export interface Position {
@@ -33,14 +32,14 @@ export interface Window {
   readonly epoch: number;
 }
 
-/** Rows of a micro-batch, by kind. `label_aligned` has one row for each supervised one (the row after it). */
+/** Rows of a micro-batch, by kind. */
 export function countRows(batch: Batch, positions: RowSelection): RowCounts {
   const tokens = batch.lengths
     ? batch.lengths.reduce((sum, length) => sum + length, 0)
     : batch.inputIds.length;
-  let supervised = 0;
-  for (const target of batch.targets) if (target !== IGNORED) supervised++;
-  return { tokens, supervised, selected: positions === 'non_padding' ? tokens : supervised };
+  const supervised = supervisedRows(batch).length;
+  const selected = positions === 'supervised' ? supervised : selectedRows(batch, positions).length;
+  return { tokens, supervised, selected };
 }
 
 export class WindowReader {

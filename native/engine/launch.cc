@@ -91,7 +91,8 @@ struct LaunchTask {
       std::string message =
           std::string(op) + ": " + error.what() + " [" + describe(operands, num_inputs) + "]";
       if (call_site) message += "\n  enqueued " + *call_site;
-      throw NativeError(message);
+      const auto* own = dynamic_cast<const Error*>(&error);
+      throw Error(own ? own->code() : "ERR_NATIVE", message);
     }
   }
 

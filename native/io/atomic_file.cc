@@ -60,7 +60,9 @@ AtomicFile::AtomicFile(std::string path, uint64_t size, const FileCalls& calls)
   }
 }
 
-AtomicFile::~AtomicFile() { abandon(); }
+AtomicFile::~AtomicFile() {
+  abandon();
+}
 
 void AtomicFile::abandon() noexcept {
   if (fd_ >= 0) ::close(fd_);
@@ -72,8 +74,8 @@ void AtomicFile::abandon() noexcept {
 void AtomicFile::fail(const char* action, int error) {
   std::string message = concat(path_, ": ", action, ": ", std::strerror(error));
   if (error == ENOSPC || error == EDQUOT || error == EFBIG) {
-    message += concat("; the file needs ", size_, " bytes, ", free_bytes(folder_),
-                      " are free in ", folder_);
+    message += concat("; the file needs ", size_, " bytes, ", free_bytes(folder_), " are free in ",
+                      folder_);
   }
   abandon();
   throw NativeError(message);
@@ -103,7 +105,8 @@ void AtomicFile::commit() {
   if (closed != 0) fail("cannot be closed", errno);
   if (calls_.rename(temporary_.c_str(), path_.c_str()) != 0) fail("cannot be renamed", errno);
   temporary_.clear();
-  // The rename itself must survive a power cut. Some file systems refuse to sync a folder; that is not an error.
+  // The rename itself must survive a power cut. Some file systems refuse to sync a folder; that is
+  // not an error.
   const int folder = ::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (folder >= 0) {
     calls_.fsync(folder);

@@ -1,6 +1,7 @@
-// A file that appears whole or not at all: written to a temporary file in the same folder, synced, renamed over the
-// target, and the folder synced. An error or a destroyed writer removes the temporary file and leaves the target as it
-// was. A full disk is found before the first byte where the file system can reserve space, and named with sizes.
+// A file that appears whole or not at all: written to a temporary file in the same folder, synced,
+// renamed over the target, and the folder synced. An error or a destroyed writer removes the
+// temporary file and leaves the target as it was. A full disk is found before the first byte where
+// the file system can reserve space, and named with sizes.
 #pragma once
 #include <sys/types.h>
 

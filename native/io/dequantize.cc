@@ -1,4 +1,5 @@
-// Types of one or 32 elements a block, the two IQ4 types, and element conversion. Layouts: ggml-common.h.
+// Types of one or 32 elements a block, the two IQ4 types, and element conversion. Layouts:
+// ggml-common.h.
 #include "io/dequantize.h"
 
 #include <algorithm>
@@ -18,9 +19,15 @@ T load(const std::byte* p) {
   std::memcpy(&value, p, sizeof value);
   return value;
 }
-float half(const std::byte* p) { return to_float(load<f16>(p)); }
-int byte(const std::byte* p) { return static_cast<int>(*p); }
-int signed_byte(const std::byte* p) { return static_cast<int8_t>(*p); }
+float half(const std::byte* p) {
+  return to_float(load<f16>(p));
+}
+int byte(const std::byte* p) {
+  return static_cast<int>(*p);
+}
+int signed_byte(const std::byte* p) {
+  return static_cast<int8_t>(*p);
+}
 
 void decode_f32(const std::byte* data, int64_t blocks, float* out) {
   std::memcpy(out, data, static_cast<size_t>(blocks) * sizeof(float));
@@ -109,7 +116,8 @@ void decode_iq4_nl(const std::byte* p, int64_t blocks, float* out) {
   }
 }
 
-// d f16, scales_h u16 (2 bits a group), scales_l (4 bits a group), 8 groups of 32 elements in nibbles
+// d f16, scales_h u16 (2 bits a group), scales_l (4 bits a group), 8 groups of 32 elements in
+// nibbles
 void decode_iq4_xs(const std::byte* p, int64_t blocks, float* out) {
   for (; blocks-- > 0; p += 136, out += 256) {
     const float d = half(p);
@@ -129,19 +137,30 @@ void decode_iq4_xs(const std::byte* p, int64_t blocks, float* out) {
 
 double load_float(DType dtype, const std::byte* data, int64_t i) {
   switch (dtype) {
-    case DType::kF32: return load<float>(data + 4 * i);
-    case DType::kBF16: return to_float(load<bf16>(data + 2 * i));
-    case DType::kF16: return to_float(load<f16>(data + 2 * i));
-    default: return load<double>(data + 8 * i);
+    case DType::kF32:
+      return load<float>(data + 4 * i);
+    case DType::kBF16:
+      return to_float(load<bf16>(data + 2 * i));
+    case DType::kF16:
+      return to_float(load<f16>(data + 2 * i));
+    default:
+      return load<double>(data + 8 * i);
   }
 }
 
 void store_float(DType dtype, void* out, int64_t i, double value) {
   switch (dtype) {
-    case DType::kF32: static_cast<float*>(out)[i] = static_cast<float>(value); return;
-    case DType::kBF16: static_cast<bf16*>(out)[i] = to_bf16(static_cast<float>(value)); return;
-    case DType::kF16: static_cast<f16*>(out)[i] = to_f16(static_cast<float>(value)); return;
-    default: static_cast<double*>(out)[i] = value;
+    case DType::kF32:
+      static_cast<float*>(out)[i] = static_cast<float>(value);
+      return;
+    case DType::kBF16:
+      static_cast<bf16*>(out)[i] = to_bf16(static_cast<float>(value));
+      return;
+    case DType::kF16:
+      static_cast<f16*>(out)[i] = to_f16(static_cast<float>(value));
+      return;
+    default:
+      static_cast<double*>(out)[i] = value;
   }
 }
 
@@ -149,17 +168,28 @@ void store_float(DType dtype, void* out, int64_t i, double value) {
 
 BlockDecoder find_block_decoder(GgmlType type) {
   switch (type) {
-    case GgmlType::kF32: return decode_f32;
-    case GgmlType::kF16: return decode_f16;
-    case GgmlType::kBF16: return decode_bf16;
-    case GgmlType::kQ8_0: return decode_q8_0;
-    case GgmlType::kQ4_0: return decode_q4_0;
-    case GgmlType::kQ4_1: return decode_q4_1;
-    case GgmlType::kQ5_0: return decode_q5_0;
-    case GgmlType::kQ5_1: return decode_q5_1;
-    case GgmlType::kIQ4_NL: return decode_iq4_nl;
-    case GgmlType::kIQ4_XS: return decode_iq4_xs;
-    default: return find_k_quant_decoder(type);
+    case GgmlType::kF32:
+      return decode_f32;
+    case GgmlType::kF16:
+      return decode_f16;
+    case GgmlType::kBF16:
+      return decode_bf16;
+    case GgmlType::kQ8_0:
+      return decode_q8_0;
+    case GgmlType::kQ4_0:
+      return decode_q4_0;
+    case GgmlType::kQ4_1:
+      return decode_q4_1;
+    case GgmlType::kQ5_0:
+      return decode_q5_0;
+    case GgmlType::kQ5_1:
+      return decode_q5_1;
+    case GgmlType::kIQ4_NL:
+      return decode_iq4_nl;
+    case GgmlType::kIQ4_XS:
+      return decode_iq4_xs;
+    default:
+      return find_k_quant_decoder(type);
   }
 }
 
@@ -167,12 +197,12 @@ void dequantize(const GgmlTypeInfo& type, const std::byte* data, int64_t begin, 
                 DType out_dtype, void* out) {
   const BlockDecoder decode = find_block_decoder(static_cast<GgmlType>(type.id));
   if (!decode) {
-    throw UnsupportedError(concat("GGUF type ", type.name, " is not decoded; supported: ",
-                                  decoded_ggml_types()));
+    throw UnsupportedError(
+        concat("GGUF type ", type.name, " is not decoded; supported: ", decoded_ggml_types()));
   }
   if (out_dtype != DType::kF32 && out_dtype != DType::kBF16) {
-    throw UnsupportedError(concat("GGUF tensors are decoded to f32 or bf16, not ",
-                                  dtype_name(out_dtype)));
+    throw UnsupportedError(
+        concat("GGUF tensors are decoded to f32 or bf16, not ", dtype_name(out_dtype)));
   }
   if (begin % type.block != 0 || end % type.block != 0) {
     throw ArgumentError(concat("dequantize: the range [", begin, ", ", end,
@@ -192,7 +222,9 @@ void dequantize(const GgmlTypeInfo& type, const std::byte* data, int64_t begin, 
   }
 }
 
-bool can_convert(DType from, DType to) { return from == to || (is_float(from) && is_float(to)); }
+bool can_convert(DType from, DType to) {
+  return from == to || (is_float(from) && is_float(to));
+}
 
 void convert(DType from, const std::byte* data, int64_t begin, int64_t end, DType to, void* out) {
   if (!can_convert(from, to)) {

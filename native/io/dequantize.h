@@ -1,6 +1,7 @@
-// Decodes GGUF's block types to f32 or bf16, and converts between element types. Plain functions over a range, so
-// that a caller may split the work over threads; inputs need no alignment. All block arithmetic is in f32 in ggml's
-// order (d*q, d*q+m, d*sc*q - dmin*m; ggml-quants.c), so the f32 result equals the reference bit for bit.
+// Decodes GGUF's block types to f32 or bf16, and converts between element types. Plain functions
+// over a range, so that a caller may split the work over threads; inputs need no alignment. All
+// block arithmetic is in f32 in ggml's order (d*q, d*q+m, d*sc*q - dmin*m; ggml-quants.c), so the
+// f32 result equals the reference bit for bit.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -11,14 +12,14 @@
 
 namespace balora::io {
 
-// Elements [begin, end) of a tensor whose blocks start at `data`; begin and end are multiples of type.block. `out` is
-// the start of the whole output, of dtype kF32 or kBF16 (rounded to nearest even). Throws UnsupportedError for a type
-// that is not decoded.
+// Elements [begin, end) of a tensor whose blocks start at `data`; begin and end are multiples of
+// type.block. `out` is the start of the whole output, of dtype kF32 or kBF16 (rounded to nearest
+// even). Throws UnsupportedError for a type that is not decoded.
 void dequantize(const GgmlTypeInfo& type, const std::byte* data, int64_t begin, int64_t end,
                 DType out_dtype, void* out);
 
-// Elements [begin, end): float to float (through f32, or f64 where both sides allow), or a copy where the types are
-// equal. Throws UnsupportedError for a conversion between integers and floats.
+// Elements [begin, end): float to float (through f32, or f64 where both sides allow), or a copy
+// where the types are equal. Throws UnsupportedError for a conversion between integers and floats.
 void convert(DType from, const std::byte* data, int64_t begin, int64_t end, DType to, void* out);
 bool can_convert(DType from, DType to);
 

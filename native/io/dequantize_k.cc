@@ -1,5 +1,5 @@
-// The K-quants: super-blocks of 256 elements with quantised scales. Layouts and order of operations: ggml-quants.c
-// (dequantize_row_q2_K .. q6_K).
+// The K-quants: super-blocks of 256 elements with quantised scales. Layouts and order of
+// operations: ggml-quants.c (dequantize_row_q2_K .. q6_K).
 #include <cstring>
 
 #include "io/dequantize.h"
@@ -14,7 +14,9 @@ float half(const std::byte* p) {
   std::memcpy(&value, p, sizeof value);
   return to_float(value);
 }
-int byte(const std::byte* p) { return static_cast<int>(*p); }
+int byte(const std::byte* p) {
+  return static_cast<int>(*p);
+}
 
 // scales[16] (low nibble scale, high nibble minimum), qs[64] (2 bits), d, dmin
 void decode_q2_k(const std::byte* p, int64_t blocks, float* out) {
@@ -39,7 +41,8 @@ void decode_q3_k(const std::byte* p, int64_t blocks, float* out) {
     const std::byte* qs = p + 32;
     const std::byte* packed = p + 96;
     for (int group = 0; group < 16; ++group) {
-      // Low four bits: nibbles of bytes 0-7; high two bits: bytes 8-11, a pair of bits for each quarter.
+      // Low four bits: nibbles of bytes 0-7; high two bits: bytes 8-11, a pair of bits for each
+      // quarter.
       const int low = (byte(packed + group % 8) >> (4 * (group / 8))) & 15;
       const int high = (byte(packed + 8 + group % 4) >> (2 * (group / 4))) & 3;
       const float dl = d * static_cast<float>((low | (high << 4)) - 32);
@@ -53,7 +56,8 @@ void decode_q3_k(const std::byte* p, int64_t blocks, float* out) {
   }
 }
 
-// Scale and minimum (6 bits each) of group j of eight, packed in 12 bytes: get_scale_min_k4 of ggml-quants.c.
+// Scale and minimum (6 bits each) of group j of eight, packed in 12 bytes: get_scale_min_k4 of
+// ggml-quants.c.
 struct ScaleMin {
   int scale;
   int min;
@@ -90,15 +94,16 @@ void decode_q5_k(const std::byte* p, int64_t blocks, float* out) {
       const std::byte* high = p + 16;
       const std::byte* q = p + 48 + group / 2 * 32;
       for (int i = 0; i < 32; ++i) {
-        const int value = ((byte(q + i) >> (4 * (group % 2))) & 15) |
-                          (((byte(high + i) >> group) & 1) << 4);
+        const int value =
+            ((byte(q + i) >> (4 * (group % 2))) & 15) | (((byte(high + i) >> group) & 1) << 4);
         out[32 * group + i] = dl * static_cast<float>(value) - ml;
       }
     }
   }
 }
 
-// ql[128] (low four bits), qh[64] (high two), scales[16] i8, d: halves of 128 elements, quarters of 32 in each
+// ql[128] (low four bits), qh[64] (high two), scales[16] i8, d: halves of 128 elements, quarters of
+// 32 in each
 void decode_q6_k(const std::byte* p, int64_t blocks, float* out) {
   for (; blocks-- > 0; p += 210, out += kSuper) {
     const float d = half(p + 208);
@@ -118,12 +123,18 @@ void decode_q6_k(const std::byte* p, int64_t blocks, float* out) {
 
 BlockDecoder find_k_quant_decoder(GgmlType type) {
   switch (type) {
-    case GgmlType::kQ2_K: return decode_q2_k;
-    case GgmlType::kQ3_K: return decode_q3_k;
-    case GgmlType::kQ4_K: return decode_q4_k;
-    case GgmlType::kQ5_K: return decode_q5_k;
-    case GgmlType::kQ6_K: return decode_q6_k;
-    default: return nullptr;
+    case GgmlType::kQ2_K:
+      return decode_q2_k;
+    case GgmlType::kQ3_K:
+      return decode_q3_k;
+    case GgmlType::kQ4_K:
+      return decode_q4_k;
+    case GgmlType::kQ5_K:
+      return decode_q5_k;
+    case GgmlType::kQ6_K:
+      return decode_q6_k;
+    default:
+      return nullptr;
   }
 }
 

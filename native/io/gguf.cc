@@ -13,13 +13,14 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "GGUF is read in host order");
 
-constexpr int kMaxDims = 4;        // GGML_MAX_DIMS
-constexpr int kMaxArrayDepth = 4;  // arrays of arrays
+constexpr int kMaxDims = 4;           // GGML_MAX_DIMS
+constexpr int kMaxArrayDepth = 4;     // arrays of arrays
 constexpr uint64_t kMaxName = 65535;  // bytes of a key or tensor name
 
 constexpr size_t kScalarBytes[kGgufTypeCount] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 
-// Reads forward through the bytes; every step is bounds-checked and errors name the field in progress.
+// Reads forward through the bytes; every step is bounds-checked and errors name the field in
+// progress.
 class Reader {
  public:
   Reader(const std::string& path, std::span<const std::byte> bytes) : path_(path), bytes_(bytes) {}
@@ -86,12 +87,14 @@ GgufValue read_array(Reader& in, const std::string& field, int depth) {
   GgufArray array{read_type(in, field), {}};
   const uint64_t at = in.offset();
   const auto count = in.scalar<uint64_t>(field + ".length");
-  // The smallest encoding of an element bounds the count by what is left, before anything is reserved.
+  // The smallest encoding of an element bounds the count by what is left, before anything is
+  // reserved.
   const size_t scalar_bytes = kScalarBytes[static_cast<size_t>(array.element)];
   const uint64_t least = scalar_bytes ? scalar_bytes : array.element == GgufType::kString ? 8 : 12;
   if (count > in.remaining() / least) {
-    in.fail_at(at, field + ".length", concat(count, " elements cannot fit in the ", in.remaining(),
-                                             " bytes that are left"));
+    in.fail_at(
+        at, field + ".length",
+        concat(count, " elements cannot fit in the ", in.remaining(), " bytes that are left"));
   }
   array.values.reserve(count);
   for (uint64_t i = 0; i < count; ++i) {
@@ -104,16 +107,26 @@ GgufValue read_value(Reader& in, const std::string& field, GgufType type, int de
   const auto u = [&]<typename T>() { return static_cast<uint64_t>(in.scalar<T>(field)); };
   const auto i = [&]<typename T>() { return static_cast<int64_t>(in.scalar<T>(field)); };
   switch (type) {
-    case GgufType::kU8: return {type, u.template operator()<uint8_t>()};
-    case GgufType::kU16: return {type, u.template operator()<uint16_t>()};
-    case GgufType::kU32: return {type, u.template operator()<uint32_t>()};
-    case GgufType::kU64: return {type, u.template operator()<uint64_t>()};
-    case GgufType::kI8: return {type, i.template operator()<int8_t>()};
-    case GgufType::kI16: return {type, i.template operator()<int16_t>()};
-    case GgufType::kI32: return {type, i.template operator()<int32_t>()};
-    case GgufType::kI64: return {type, i.template operator()<int64_t>()};
-    case GgufType::kF32: return {type, static_cast<double>(in.scalar<float>(field))};
-    case GgufType::kF64: return {type, in.scalar<double>(field)};
+    case GgufType::kU8:
+      return { type, u.template operator()<uint8_t>() };
+    case GgufType::kU16:
+      return { type, u.template operator()<uint16_t>() };
+    case GgufType::kU32:
+      return { type, u.template operator()<uint32_t>() };
+    case GgufType::kU64:
+      return { type, u.template operator()<uint64_t>() };
+    case GgufType::kI8:
+      return { type, i.template operator()<int8_t>() };
+    case GgufType::kI16:
+      return { type, i.template operator()<int16_t>() };
+    case GgufType::kI32:
+      return { type, i.template operator()<int32_t>() };
+    case GgufType::kI64:
+      return { type, i.template operator()<int64_t>() };
+    case GgufType::kF32:
+      return {type, static_cast<double>(in.scalar<float>(field))};
+    case GgufType::kF64:
+      return {type, in.scalar<double>(field)};
     case GgufType::kBool: {
       const uint64_t at = in.offset();
       const auto value = in.scalar<uint8_t>(field);
@@ -121,8 +134,10 @@ GgufValue read_value(Reader& in, const std::string& field, GgufType type, int de
       return {type, value == 1};
     }
     // Vocabularies hold pieces of characters, so values (unlike keys) may be any bytes.
-    case GgufType::kString: return {type, in.string(field, false)};
-    case GgufType::kArray: return read_array(in, field, depth);
+    case GgufType::kString:
+      return {type, in.string(field, false)};
+    case GgufType::kArray:
+      return read_array(in, field, depth);
   }
   in.fail(field, "unknown type");
 }
@@ -133,7 +148,8 @@ void read_prologue(Reader& in, const std::string& path, GgufHeader& header) {
   if (std::memcmp(magic, "GGUF", 4) != 0) in.fail_at(0, "magic", "is not \"GGUF\"");
   header.version = in.scalar<uint32_t>("version");
   if (header.version == 1 || __builtin_bswap32(header.version) <= 3) {
-    throw UnsupportedError(concat(path, ": ", header.version == 1 ? "GGUF version 1" : "big-endian GGUF",
+    throw UnsupportedError(concat(path, ": ",
+                                  header.version == 1 ? "GGUF version 1" : "big-endian GGUF",
                                   " is not supported; convert it with llama.cpp's gguf tools"));
   }
   if (header.version != 2 && header.version != 3) {
@@ -181,14 +197,16 @@ GgufTensor read_tensor_info(Reader& in, uint64_t index) {
   const auto type = in.scalar<uint32_t>(tensor.name + ".type");
   tensor.type = find_ggml_type(type);
   if (!tensor.type) {
-    in.fail_at(type_at, tensor.name + ".type",
-               concat(type, " is not a known ggml type; types that are read: ", decoded_ggml_types()));
+    in.fail_at(
+        type_at, tensor.name + ".type",
+        concat(type, " is not a known ggml type; types that are read: ", decoded_ggml_types()));
   }
   const auto block = static_cast<uint64_t>(tensor.type->block);
   const uint64_t row = tensor.shape.empty() ? 1 : static_cast<uint64_t>(tensor.shape.back());
   if (row % block != 0) {
-    in.fail_at(at, tensor.name + ".ne[0]", concat(row, " is not a multiple of the ", block,
-                                                  " elements of a ", tensor.type->name, " block"));
+    in.fail_at(at, tensor.name + ".ne[0]",
+               concat(row, " is not a multiple of the ", block, " elements of a ",
+                      tensor.type->name, " block"));
   }
   if (__builtin_mul_overflow(elements / block, static_cast<uint64_t>(tensor.type->bytes),
                              &tensor.bytes)) {
@@ -206,13 +224,14 @@ void place_tensors(const Reader& in, GgufHeader& header, uint64_t file_size) {
   for (GgufTensor& tensor : header.tensors) {
     const std::string field = tensor.name + ".offset";
     if (tensor.begin & mask) {
-      in.fail(field, concat(tensor.begin, " is not a multiple of the alignment ", header.alignment));
+      in.fail(field,
+              concat(tensor.begin, " is not a multiple of the alignment ", header.alignment));
     }
     uint64_t end = 0;
     if (__builtin_add_overflow(tensor.begin, header.data_begin, &tensor.begin) ||
         __builtin_add_overflow(tensor.begin, tensor.bytes, &end) || end > file_size) {
-      in.fail(field, concat("its ", tensor.bytes, " bytes of data end beyond the file's ", file_size,
-                            "; the file is truncated or damaged: fetch it again"));
+      in.fail(field, concat("its ", tensor.bytes, " bytes of data end beyond the file's ",
+                            file_size, "; the file is truncated or damaged: fetch it again"));
     }
     if (tensor.bytes > 0) order.push_back(&tensor);
   }
@@ -230,8 +249,8 @@ void place_tensors(const Reader& in, GgufHeader& header, uint64_t file_size) {
 
 const char* gguf_type_name(GgufType type) {
   static constexpr const char* kNames[kGgufTypeCount] = {
-      "UINT8",  "INT8",   "UINT16", "INT16",  "UINT32", "INT32",  "FLOAT32",
-      "BOOL",   "STRING", "ARRAY",  "UINT64", "INT64",  "FLOAT64"};
+      "UINT8", "INT8",   "UINT16", "INT16",  "UINT32", "INT32",  "FLOAT32",
+      "BOOL",  "STRING", "ARRAY",  "UINT64", "INT64",  "FLOAT64"};
   return kNames[static_cast<size_t>(type)];
 }
 

@@ -1,6 +1,7 @@
-// The GGUF container, versions 2 and 3, little-endian (ggml/docs/gguf.md): metadata of every type, tensor infos, data
-// aligned to general.alignment. Shapes are given row-major (the file's ne reversed). Every violation is a FormatError
-// with path, byte offset and field; what is well formed but not for us (big-endian, version 1) is an UnsupportedError.
+// The GGUF container, versions 2 and 3, little-endian (ggml/docs/gguf.md): metadata of every type,
+// tensor infos, data aligned to general.alignment. Shapes are given row-major (the file's ne
+// reversed). Every violation is a FormatError with path, byte offset and field; what is well formed
+// but not for us (big-endian, version 1) is an UnsupportedError.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -16,7 +17,19 @@
 namespace balora::io {
 
 enum class GgufType : uint32_t {
-  kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64,
+  kU8,
+  kI8,
+  kU16,
+  kI16,
+  kU32,
+  kI32,
+  kF32,
+  kBool,
+  kString,
+  kArray,
+  kU64,
+  kI64,
+  kF64,
 };
 constexpr uint32_t kGgufTypeCount = 13;
 const char* gguf_type_name(GgufType type);  // "UINT32", as the format's document names them

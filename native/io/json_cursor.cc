@@ -5,7 +5,9 @@
 namespace balora::io {
 namespace {
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
+bool is_digit(char c) {
+  return c >= '0' && c <= '9';
+}
 
 void append_utf8(std::string& out, uint32_t code) {
   const auto put = [&](uint32_t byte) { out.push_back(static_cast<char>(byte)); };
@@ -116,7 +118,7 @@ uint32_t JsonCursor::hex4() {
   uint32_t value = 0;
   for (int i = 0; i < 4; ++i) {
     const char c = text_[position_++];
-    const int digit = is_digit(c)             ? c - '0'
+    const int digit = is_digit(c)            ? c - '0'
                       : c >= 'a' && c <= 'f' ? c - 'a' + 10
                       : c >= 'A' && c <= 'F' ? c - 'A' + 10
                                              : -1;
@@ -130,14 +132,30 @@ void JsonCursor::escape(std::string& out) {
   if (position_ == text_.size()) fail("the JSON text ends inside a string");
   const char c = text_[position_++];
   switch (c) {
-    case '"': case '\\': case '/': out += c; return;
-    case 'b': out += '\b'; return;
-    case 'f': out += '\f'; return;
-    case 'n': out += '\n'; return;
-    case 'r': out += '\r'; return;
-    case 't': out += '\t'; return;
-    case 'u': break;
-    default: fail(concat("unknown escape \\", shown(c)));
+    case '"':
+    case '\\':
+    case '/':
+      out += c;
+      return;
+    case 'b':
+      out += '\b';
+      return;
+    case 'f':
+      out += '\f';
+      return;
+    case 'n':
+      out += '\n';
+      return;
+    case 'r':
+      out += '\r';
+      return;
+    case 't':
+      out += '\t';
+      return;
+    case 'u':
+      break;
+    default:
+      fail(concat("unknown escape \\", shown(c)));
   }
   uint32_t code = hex4();
   if (code >= 0xdc00 && code <= 0xdfff) fail("a low surrogate without its high surrogate");
@@ -219,13 +237,26 @@ void JsonCursor::skip_literal(std::string_view word) {
 void JsonCursor::skip_value() {
   if (++depth_ > kMaxDepth) fail(concat("nested deeper than ", kMaxDepth, " levels"));
   switch (peek()) {
-    case '{': object([&](const std::string&, uint64_t) { skip_value(); }); break;
-    case '[': array([&] { skip_value(); }); break;
-    case '"': string(); break;
-    case 't': skip_literal("true"); break;
-    case 'f': skip_literal("false"); break;
-    case 'n': skip_literal("null"); break;
-    default: skip_number();
+    case '{':
+      object([&](const std::string&, uint64_t) { skip_value(); });
+      break;
+    case '[':
+      array([&] { skip_value(); });
+      break;
+    case '"':
+      string();
+      break;
+    case 't':
+      skip_literal("true");
+      break;
+    case 'f':
+      skip_literal("false");
+      break;
+    case 'n':
+      skip_literal("null");
+      break;
+    default:
+      skip_number();
   }
   --depth_;
 }

@@ -1,5 +1,6 @@
-// A strict JSON pull parser over bytes in memory, for headers whose byte offsets must appear in errors and whose
-// duplicate keys must be seen (a DOM would hide both). RFC 8259; the text must be valid UTF-8; nesting is capped.
+// A strict JSON pull parser over bytes in memory, for headers whose byte offsets must appear in
+// errors and whose duplicate keys must be seen (a DOM would hide both). RFC 8259; the text must be
+// valid UTF-8; nesting is capped.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -11,19 +12,21 @@ namespace balora::io {
 
 class JsonCursor {
  public:
-  // `base` is the file offset of text[0]; `what` names the text in errors ("header", "index"). Throws FormatError
-  // when the text is not UTF-8.
+  // `base` is the file offset of text[0]; `what` names the text in errors ("header", "index").
+  // Throws FormatError when the text is not UTF-8.
   JsonCursor(std::string path, uint64_t base, std::string what, std::string_view text);
 
-  char peek();                  // the next character that is not white space; '\0' at the end
-  void expect(char c);          // consumes it or throws
-  bool consume(char c);         // consumes it if it is next
+  char peek();           // the next character that is not white space; '\0' at the end
+  void expect(char c);   // consumes it or throws
+  bool consume(char c);  // consumes it if it is next
   std::string string();
-  uint64_t unsigned_integer(const char* field);  // digits only: no sign, fraction, exponent or leading zero
+  uint64_t unsigned_integer(
+      const char* field);  // digits only: no sign, fraction, exponent or leading zero
   void skip_value();
   void end();  // only white space may follow
 
-  // Calls member(key, offset of the key) for each member of an object, with the cursor at its value.
+  // Calls member(key, offset of the key) for each member of an object, with the cursor at its
+  // value.
   template <typename F>
   void object(F&& member) {
     expect('{');

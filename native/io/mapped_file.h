@@ -1,6 +1,6 @@
-// A read-only memory map of a whole file. Readers keep it alive with a shared pointer, so tensors may alias its pages.
-// A file that another process shortens while it is mapped raises SIGBUS on access, as with every memory map: replace
-// files by rename (io/atomic_file.h), never in place.
+// A read-only memory map of a whole file. Readers keep it alive with a shared pointer, so tensors
+// may alias its pages. A file that another process shortens while it is mapped raises SIGBUS on
+// access, as with every memory map: replace files by rename (io/atomic_file.h), never in place.
 #pragma once
 #include <cstddef>
 #include <memory>
@@ -11,7 +11,8 @@ namespace balora::io {
 
 class MappedFile {
  public:
-  // Throws FormatError (missing, not a regular file, empty) or NativeError (the system refused the map).
+  // Throws FormatError (missing, not a regular file, empty) or NativeError (the system refused the
+  // map).
   static std::shared_ptr<const MappedFile> open(const std::string& path);
 
   ~MappedFile();

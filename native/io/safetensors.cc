@@ -12,17 +12,28 @@ namespace {
 
 // Order and widths of the reference implementation's Dtype.
 const SafetensorsDType kDTypes[] = {
-    {"BOOL", 8, std::nullopt},      {"F4", 4, std::nullopt},
-    {"F6_E2M3", 6, std::nullopt},   {"F6_E3M2", 6, std::nullopt},
-    {"U8", 8, DType::kU8},          {"I8", 8, std::nullopt},
-    {"F8_E5M2", 8, std::nullopt},   {"F8_E4M3", 8, std::nullopt},
-    {"F8_E8M0", 8, std::nullopt},   {"F8_E4M3FNUZ", 8, std::nullopt},
-    {"F8_E5M2FNUZ", 8, std::nullopt}, {"I16", 16, std::nullopt},
-    {"U16", 16, std::nullopt},      {"F16", 16, DType::kF16},
-    {"BF16", 16, DType::kBF16},     {"I32", 32, DType::kI32},
-    {"U32", 32, std::nullopt},      {"F32", 32, DType::kF32},
-    {"C64", 64, std::nullopt},      {"F64", 64, DType::kF64},
-    {"I64", 64, DType::kI64},       {"U64", 64, std::nullopt},
+    {"BOOL", 8, std::nullopt},
+    {"F4", 4, std::nullopt},
+    {"F6_E2M3", 6, std::nullopt},
+    {"F6_E3M2", 6, std::nullopt},
+    {"U8", 8, DType::kU8},
+    {"I8", 8, std::nullopt},
+    {"F8_E5M2", 8, std::nullopt},
+    {"F8_E4M3", 8, std::nullopt},
+    {"F8_E8M0", 8, std::nullopt},
+    {"F8_E4M3FNUZ", 8, std::nullopt},
+    {"F8_E5M2FNUZ", 8, std::nullopt},
+    {"I16", 16, std::nullopt},
+    {"U16", 16, std::nullopt},
+    {"F16", 16, DType::kF16},
+    {"BF16", 16, DType::kBF16},
+    {"I32", 32, DType::kI32},
+    {"U32", 32, std::nullopt},
+    {"F32", 32, DType::kF32},
+    {"C64", 64, std::nullopt},
+    {"F64", 64, DType::kF64},
+    {"I64", 64, DType::kI64},
+    {"U64", 64, std::nullopt},
 };
 
 constexpr const char* kFetchAgain = "; the file is damaged or incomplete: fetch or write it again";
@@ -53,8 +64,9 @@ RawEntry parse_entry(JsonCursor& json, const std::string& name, uint64_t at) {
       if (json.peek() != '"') json.fail(concat(name, ".dtype must be a string"));
       raw.entry.dtype_name = json.string();
       const SafetensorsDType* dtype = find_safetensors_dtype(raw.entry.dtype_name);
-      if (!dtype) json.fail_at(key_at, concat(name, ".dtype \"", raw.entry.dtype_name,
-                                              "\" is not a dtype of the format"));
+      if (!dtype)
+        json.fail_at(key_at, concat(name, ".dtype \"", raw.entry.dtype_name,
+                                    "\" is not a dtype of the format"));
       raw.entry.dtype = dtype->dtype;
       raw.bits = dtype->bits;
     } else if (key == "shape") {
@@ -103,9 +115,9 @@ void check_layout(const JsonCursor& json, std::vector<RawEntry>& raws, uint64_t 
     SafetensorsEntry& entry = raw.entry;
     const std::string field = entry.name + ".data_offsets";
     if (entry.begin != expected) {
-      json.fail_at(raw.at, concat(field, " begins at ", entry.begin, ", expected ", expected,
-                                  entry.begin < expected ? " (tensors overlap)" : " (a hole)",
-                                  kFetchAgain));
+      json.fail_at(
+          raw.at, concat(field, " begins at ", entry.begin, ", expected ", expected,
+                         entry.begin < expected ? " (tensors overlap)" : " (a hole)", kFetchAgain));
     }
     const std::optional<uint64_t> size = byte_size(raw);
     if (!size) {
@@ -124,8 +136,8 @@ void check_layout(const JsonCursor& json, std::vector<RawEntry>& raws, uint64_t 
     entry.end += data_begin;
   }
   if (expected != data_size) {
-    json.fail_at(data_begin + expected, concat(data_size - expected,
-                                               " bytes follow the last tensor", kFetchAgain));
+    json.fail_at(data_begin + expected,
+                 concat(data_size - expected, " bytes follow the last tensor", kFetchAgain));
   }
 }
 
@@ -148,18 +160,21 @@ const char* safetensors_dtype_name(DType dtype) {
 SafetensorsHeader parse_safetensors(const std::string& path, std::span<const std::byte> bytes) {
   uint64_t length = 0;
   if (bytes.size() < sizeof length) {
-    throw FormatError(path, 0, concat("header length: the file has ", bytes.size(),
-                                      " bytes, a safetensors file at least 8", kFetchAgain));
+    throw FormatError(path, 0,
+                      concat("header length: the file has ", bytes.size(),
+                             " bytes, a safetensors file at least 8", kFetchAgain));
   }
   std::memcpy(&length, bytes.data(), sizeof length);
   const uint64_t available = bytes.size() - sizeof length;
   if (length > kMaxSafetensorsHeader) {
-    throw FormatError(path, 0, concat("header length: ", length, " bytes exceeds the cap of ",
-                                      kMaxSafetensorsHeader, "; is this a safetensors file?"));
+    throw FormatError(path, 0,
+                      concat("header length: ", length, " bytes exceeds the cap of ",
+                             kMaxSafetensorsHeader, "; is this a safetensors file?"));
   }
   if (length > available) {
-    throw FormatError(path, 0, concat("header length: ", length, " bytes, but only ", available,
-                                      " follow", kFetchAgain));
+    throw FormatError(
+        path, 0,
+        concat("header length: ", length, " bytes, but only ", available, " follow", kFetchAgain));
   }
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + sizeof length, length);
   JsonCursor json(path, sizeof length, "header", text);

@@ -1,6 +1,7 @@
-// The safetensors container (https://github.com/huggingface/safetensors, format 0.4): u64 little-endian header length,
-// JSON header, then the tensors' bytes, contiguous, in order, without holes, ending exactly at the end of the file.
-// Reading is strict: what the reference reader refuses is refused here, with the path, the byte offset and the field.
+// The safetensors container (https://github.com/huggingface/safetensors, format 0.4): u64
+// little-endian header length, JSON header, then the tensors' bytes, contiguous, in order, without
+// holes, ending exactly at the end of the file. Reading is strict: what the reference reader
+// refuses is refused here, with the path, the byte offset and the field.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -27,8 +28,8 @@ struct SafetensorsEntry {
 };
 
 struct SafetensorsHeader {
-  std::vector<SafetensorsEntry> entries;         // in file order
-  std::map<std::string, std::string> metadata;   // __metadata__
+  std::vector<SafetensorsEntry> entries;        // in file order
+  std::map<std::string, std::string> metadata;  // __metadata__
 };
 
 // Throws FormatError for every violation. `path` is only named in errors.
@@ -52,12 +53,13 @@ class SafetensorsFile {
   std::map<std::string, size_t> index_;
 };
 
-// model.safetensors.index.json: the shard (a file name in the same folder) of every tensor. Throws FormatError; a shard
-// name with a directory in it is refused.
+// model.safetensors.index.json: the shard (a file name in the same folder) of every tensor. Throws
+// FormatError; a shard name with a directory in it is refused.
 std::map<std::string, std::string> parse_safetensors_index(const std::string& path,
                                                            std::string_view text);
 
-// Bits of one element, and balora's dtype for it where it has one. False: the format has no such dtype.
+// Bits of one element, and balora's dtype for it where it has one. False: the format has no such
+// dtype.
 struct SafetensorsDType {
   const char* name;
   int bits;

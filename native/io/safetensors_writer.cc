@@ -13,13 +13,20 @@ namespace {
 // The reference sorts by its dtype enumeration, descending.
 int dtype_rank(DType dtype) {
   switch (dtype) {
-    case DType::kI64: return 6;
-    case DType::kF64: return 5;
-    case DType::kF32: return 4;
-    case DType::kI32: return 3;
-    case DType::kBF16: return 2;
-    case DType::kF16: return 1;
-    default: return 0;
+    case DType::kI64:
+      return 6;
+    case DType::kF64:
+      return 5;
+    case DType::kF32:
+      return 4;
+    case DType::kI32:
+      return 3;
+    case DType::kBF16:
+      return 2;
+    case DType::kF16:
+      return 1;
+    default:
+      return 0;
   }
 }
 
@@ -105,8 +112,8 @@ void SafetensorsWriter::write(const std::string& name, std::span<const std::byte
     throw ArgumentError(concat("safetensors: ", name, " was not announced or is already written"));
   }
   if (data.size() != found->second.bytes) {
-    throw ArgumentError(concat("safetensors: ", name, " needs ", found->second.bytes,
-                               " bytes, got ", data.size()));
+    throw ArgumentError(
+        concat("safetensors: ", name, " needs ", found->second.bytes, " bytes, got ", data.size()));
   }
   file_->write(found->second.begin, data);
   found->second.written = true;

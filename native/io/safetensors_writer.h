@@ -1,6 +1,7 @@
-// Writes a safetensors file as the reference implementation lays it out: tensors by dtype (widest alignment first),
-// then name, so equal contents give equal bytes. The layout is fixed up front; tensors may then be written in any
-// order, one at a time, so that a large model never has to be in memory at once.
+// Writes a safetensors file as the reference implementation lays it out: tensors by dtype (widest
+// alignment first), then name, so equal contents give equal bytes. The layout is fixed up front;
+// tensors may then be written in any order, one at a time, so that a large model never has to be in
+// memory at once.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -22,7 +23,8 @@ struct SafetensorsSpec {
 
 class SafetensorsWriter {
  public:
-  // Throws ArgumentError for a repeated or reserved name, NativeError where the disk cannot hold the file.
+  // Throws ArgumentError for a repeated or reserved name, NativeError where the disk cannot hold
+  // the file.
   SafetensorsWriter(const std::string& path, const std::vector<SafetensorsSpec>& tensors,
                     const std::map<std::string, std::string>& metadata,
                     const FileCalls& calls = kSystemFileCalls);

@@ -4,7 +4,7 @@ import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { ArgumentError, NativeError } from '../../lib/errors.ts';
-import { namesIn, writeFolderAtomic } from '../../lib/train/files.ts';
+import { namesIn, writeFolderAtomic } from '../../lib/io/files.ts';
 import { MetricsFile } from '../../lib/train/metrics.ts';
 import { claimOutput } from '../../lib/train/output.ts';
 import type { StepRecord } from '../../lib/train/types.ts';

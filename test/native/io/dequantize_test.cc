@@ -113,7 +113,8 @@ TEST_CASE("dequantize: what is not decoded is named") {
   float out[256];
   CHECK_THROWS_WITH_AS(dequantize(*type_named("IQ2_XXS"), block, 0, 256, DType::kF32, out),
                        doctest::Contains("IQ2_XXS"), UnsupportedError);
-  CHECK_THROWS_AS(dequantize(*type_named("Q8_0"), block, 0, 32, DType::kI32, out), UnsupportedError);
+  CHECK_THROWS_AS(dequantize(*type_named("Q8_0"), block, 0, 32, DType::kI32, out),
+                  UnsupportedError);
   CHECK_THROWS_AS(dequantize(*type_named("Q8_0"), block, 0, 33, DType::kF32, out), ArgumentError);
 }
 
@@ -133,11 +134,13 @@ TEST_CASE("convert: between float types, from unaligned bytes") {
       std::memcpy(shifted.data() + 1, source.data(), static_cast<size_t>(n * dtype_size(from)));
       convert(from, shifted.data() + 1, 3, n, to, target.data());
       convert(from, shifted.data() + 1, 0, 3, to, target.data());
-      convert(to, reinterpret_cast<const std::byte*>(target.data()), 0, n, DType::kF64, back.data());
+      convert(to, reinterpret_cast<const std::byte*>(target.data()), 0, n, DType::kF64,
+              back.data());
       convert(from, reinterpret_cast<const std::byte*>(source.data()), 0, n, DType::kF64,
               direct.data());
       for (size_t i = 0; i < values.size(); ++i) {
-        // Halves of 65504 and 1e-7 round; what `from` holds exactly must survive a type at least as wide.
+        // Halves of 65504 and 1e-7 round; what `from` holds exactly must survive a type at least as
+        // wide.
         if (dtype_size(to) > dtype_size(from) || from == to) CHECK(back[i] == direct[i]);
         if (i < 4) CHECK(back[i] == values[i]);
       }

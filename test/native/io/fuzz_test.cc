@@ -1,5 +1,6 @@
-// Thousands of seeded truncations and bit flips: every damaged file is read or refused by name, never a crash. Buffers
-// are heap blocks of the exact size, so the address sanitizer sees a read one byte too far.
+// Thousands of seeded truncations and bit flips: every damaged file is read or refused by name,
+// never a crash. Buffers are heap blocks of the exact size, so the address sanitizer sees a read
+// one byte too far.
 #include <doctest/doctest.h>
 
 #include <memory>
@@ -95,7 +96,8 @@ TEST_CASE("fuzz: damaged GGUF files are read or refused") {
 TEST_CASE("fuzz: damaged safetensors files and indices are read or refused") {
   for (const char* name : {"align64", "kquants", "tiny_llama"}) {
     CAPTURE(name);
-    const auto bytes = read_bytes(fixture(std::string("quant/") + name + ".gguf.values.safetensors"));
+    const auto bytes =
+        read_bytes(fixture(std::string("quant/") + name + ".gguf.values.safetensors"));
     uint64_t focus = 0;
     std::memcpy(&focus, bytes.data(), sizeof focus);
     const Tally tally = fuzz(bytes, focus + sizeof focus, 20260712, consume_safetensors);

@@ -1,4 +1,5 @@
-// GGUF headers: version 2 and 3, metadata of every type, alignment, and each violation with its place and field.
+// GGUF headers: version 2 and 3, metadata of every type, alignment, and each violation with its
+// place and field.
 #include "io/gguf.h"
 
 #include <doctest/doctest.h>
@@ -32,7 +33,8 @@ struct Builder {
     b.put<uint32_t>(version).put<uint64_t>(tensors).put<uint64_t>(entries);
     return b;
   }
-  Builder& tensor(const std::string& name, std::vector<uint64_t> ne, uint32_t type, uint64_t offset) {
+  Builder& tensor(const std::string& name, std::vector<uint64_t> ne, uint32_t type,
+                  uint64_t offset) {
     str(name).put<uint32_t>(static_cast<uint32_t>(ne.size()));
     for (const uint64_t extent : ne) put<uint64_t>(extent);
     return put<uint32_t>(type).put<uint64_t>(offset);
@@ -120,14 +122,22 @@ TEST_CASE("gguf: violations are named") {
   Builder nested = entry().put<uint32_t>(9);
   for (int i = 0; i < 1000; ++i) nested.put<uint32_t>(9).put<uint64_t>(1);
   check_refused(nested.done(), "nest deeper");
-  check_refused(
-      Builder::start(0, 2).str("k").put<uint32_t>(0).put('a').str("k").put<uint32_t>(0).put('b').done(),
-      "k: occurs twice");
+  check_refused(Builder::start(0, 2)
+                    .str("k")
+                    .put<uint32_t>(0)
+                    .put('a')
+                    .str("k")
+                    .put<uint32_t>(0)
+                    .put('b')
+                    .done(),
+                "k: occurs twice");
   check_refused(Builder::start(0, 1).str("\xff").put<uint32_t>(0).put('a').done(), "UTF-8");
-  check_refused(Builder::start(0, 1).str("general.alignment").put<uint32_t>(4).put<uint32_t>(24).done(),
-                "power of two");
-  check_refused(Builder::start(0, 1).str("general.alignment").put<uint32_t>(4).put<uint32_t>(0).done(),
-                "power of two");
+  check_refused(
+      Builder::start(0, 1).str("general.alignment").put<uint32_t>(4).put<uint32_t>(24).done(),
+      "power of two");
+  check_refused(
+      Builder::start(0, 1).str("general.alignment").put<uint32_t>(4).put<uint32_t>(0).done(),
+      "power of two");
   const auto one = [](std::vector<uint64_t> ne, uint32_t type, uint64_t offset, size_t data) {
     return Builder::start(1, 0).tensor("t", ne, type, offset).with_data(data);
   };

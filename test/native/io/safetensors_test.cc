@@ -1,4 +1,5 @@
-// The reader refuses every violation of the format with a FormatError that names the place and the field.
+// The reader refuses every violation of the format with a FormatError that names the place and the
+// field.
 #include "io/safetensors.h"
 
 #include <doctest/doctest.h>
@@ -70,7 +71,9 @@ TEST_CASE("safetensors: violations are named") {
   check_refused(file_with("{\"\xff\":1}", 0), 10, "UTF-8");
   check_refused(file_with("{\"\xed\xa0\x80\":1}", 0), 10, "UTF-8");
   check_refused(file_with(R"({"\udc00":1})", 0), 16, "surrogate");
-  const auto entry = [](const std::string& fields) { return file_with("{\"a\":{" + fields + "}}", 8); };
+  const auto entry = [](const std::string& fields) {
+    return file_with("{\"a\":{" + fields + "}}", 8);
+  };
   check_refused(entry(R"("dtype":"F32","shape":[2],"data_offsets":[4,12])"), 9, "(a hole)");
   check_refused(entry(R"("dtype":"F32","shape":[3],"data_offsets":[0,8])"), 9, "need 12");
   check_refused(entry(R"("dtype":"F99","shape":[2],"data_offsets":[0,8])"), 14, "a.dtype \"F99\"");
@@ -87,10 +90,10 @@ TEST_CASE("safetensors: violations are named") {
   check_refused(entry(R"("dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8])"), 9,
                 "too many elements");
   check_refused(file_with(R"({"__metadata__":{"format":1}})", 0), 34, "must be a string");
-  check_refused(
-      file_with(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
-                R"("b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})", 3),
-      61, "tensors overlap");
+  check_refused(file_with(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
+                          R"("b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})",
+                          3),
+                61, "tensors overlap");
 }
 
 TEST_CASE("safetensors: the header length is capped and checked before use") {
@@ -129,6 +132,6 @@ TEST_CASE("safetensors: a missing, empty or special file is named") {
   CHECK_THROWS_AS(SafetensorsFile::open(folder.file("none")), FormatError);
   CHECK_THROWS_AS(SafetensorsFile::open(folder.path), FormatError);
   std::ofstream(folder.file("empty")).close();
-  CHECK_THROWS_WITH_AS(SafetensorsFile::open(folder.file("empty")),
-                       doctest::Contains("is empty"), FormatError);
+  CHECK_THROWS_WITH_AS(SafetensorsFile::open(folder.file("empty")), doctest::Contains("is empty"),
+                       FormatError);
 }

@@ -1,4 +1,5 @@
-// Files appear whole or not at all; a disk that fills up is named with sizes and leaves nothing behind.
+// Files appear whole or not at all; a disk that fills up is named with sizes and leaves nothing
+// behind.
 #include <doctest/doctest.h>
 
 #include <cerrno>
@@ -17,16 +18,28 @@ using balora::io::test::to_bytes;
 
 namespace {
 
-int full_fallocate(int, int, off_t, off_t) { return errno = ENOSPC, -1; }
-int no_fallocate(int, int, off_t, off_t) { return errno = EOPNOTSUPP, -1; }
-ssize_t full_pwrite(int, const void*, size_t, off_t) { return errno = ENOSPC, -1; }
+int full_fallocate(int, int, off_t, off_t) {
+  return errno = ENOSPC, -1;
+}
+int no_fallocate(int, int, off_t, off_t) {
+  return errno = EOPNOTSUPP, -1;
+}
+ssize_t full_pwrite(int, const void*, size_t, off_t) {
+  return errno = ENOSPC, -1;
+}
 ssize_t short_pwrite(int fd, const void* data, size_t count, off_t offset) {
   return ::pwrite(fd, data, std::min<size_t>(count, 3), offset);
 }
-int bad_fsync(int) { return errno = EIO, -1; }
-int bad_rename(const char*, const char*) { return errno = EACCES, -1; }
+int bad_fsync(int) {
+  return errno = EIO, -1;
+}
+int bad_rename(const char*, const char*) {
+  return errno = EACCES, -1;
+}
 
-std::span<const std::byte> raw(const auto& values) { return std::as_bytes(std::span(values)); }
+std::span<const std::byte> raw(const auto& values) {
+  return std::as_bytes(std::span(values));
+}
 
 }  // namespace
 
@@ -67,8 +80,8 @@ TEST_CASE("safetensors writer: misuse is named") {
                   ArgumentError);
   CHECK_THROWS_AS(SafetensorsWriter(path, {{"__metadata__", DType::kU8, {1}}}, {}), ArgumentError);
   CHECK_THROWS_AS(SafetensorsWriter(path, {{"\xff", DType::kU8, {1}}}, {}), ArgumentError);
-  CHECK_THROWS_AS(
-      SafetensorsWriter(path, {{"a", DType::kF32, {int64_t{1} << 62, 4}}}, {}), ArgumentError);
+  CHECK_THROWS_AS(SafetensorsWriter(path, {{"a", DType::kF32, {int64_t{1} << 62, 4}}}, {}),
+                  ArgumentError);
   {
     SafetensorsWriter writer(path, {{"a", DType::kU8, {2}}}, {});
     CHECK_THROWS_AS(writer.write("b", {}), ArgumentError);
@@ -106,8 +119,8 @@ TEST_CASE("atomic file: a failure at any step leaves the old file and no tempora
 
 TEST_CASE("atomic file: a folder that is missing, and writes outside the announced size") {
   TempFolder folder;
-  CHECK_THROWS_WITH_AS(AtomicFile(folder.file("no/such"), 1), doctest::Contains("cannot be created"),
-                       NativeError);
+  CHECK_THROWS_WITH_AS(AtomicFile(folder.file("no/such"), 1),
+                       doctest::Contains("cannot be created"), NativeError);
   AtomicFile file(folder.file("x"), 4);
   CHECK_THROWS_AS(file.write(2, to_bytes("abc")), ArgumentError);
   CHECK_THROWS_AS(file.write(UINT64_MAX, to_bytes("abc")), ArgumentError);

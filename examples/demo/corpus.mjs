@@ -31,3 +31,30 @@ export function split(list, every = 20) {
     heldOut: list.filter((_, i) => i % every === every - 1),
   };
 }
+
+/**
+ * Documents as rows of a data set: passages of whole sentences, about `length` characters each, without a prompt.
+ * @param {{ text: string }[]} list
+ */
+export function passages(list, length = 900) {
+  const rows = [];
+  for (const { text } of list) {
+    let passage = '';
+    for (const sentence of text.split(/(?<=[.!?;]["”’]?)\s+/)) {
+      if (passage && passage.length + sentence.length > length) {
+        rows.push({ prompt: '', text: passage });
+        passage = '';
+      }
+      passage += (passage ? ' ' : '') + sentence;
+    }
+    if (passage) rows.push({ prompt: '', text: passage });
+  }
+  return rows;
+}
+
+/** How Batches reads such rows: every token of the text is supervised. */
+export const kPassageFormat = {
+  promptTemplate: 'none',
+  promptField: 'prompt',
+  responseField: 'text',
+};

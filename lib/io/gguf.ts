@@ -1,0 +1,78 @@
+/**
+ * GGUF files (versions 2 and 3, little-endian): metadata of every type, and tensors decoded from F32 and 14 block types
+ * on the engine's stream. Every violation of the format is a FormatError with the path, the byte offset and the field.
+ */
+import { type DType, native } from '../native.ts';
+import { noGrad, Tensor } from '../tensor.ts';
+import { infoMap, type ReadOptions, type TensorFile, type TensorInfo } from './tensor_file.ts';
+
+/** Integers beyond 2^53 arrive as BigInt. */
+export type GgufMetadataValue = number | bigint | boolean | string | readonly GgufMetadataValue[];
+
+export interface GgufReadOptions extends ReadOptions {
+  /**
+   * Heads whose rows are stored in the llama architecture's interleaved order (attn_q, attn_k): they come back in
+   * Hugging Face's order of halves. Default 0: as stored.
+   */
+  permutedHeads?: number;
+}
+
+/** An open GGUF file. Made by {@link GgufFile.open}. */
+export class GgufFile implements TensorFile {
+  readonly version: number;
+  readonly alignment: number;
+  readonly metadata: ReadonlyMap<string, GgufMetadataValue>;
+  /** The format's names for the types of the metadata: "UINT32", "ARRAY STRING". */
+  readonly metadataTypes: ReadonlyMap<string, string>;
+  readonly tensors: ReadonlyMap<string, TensorInfo>;
+  readonly #file: unknown;
+
+  private constructor(readonly path: string) {
+    this.#file = native.openGguf(path);
+    const header = native.ggufHeader(this.#file) as {
+      version: number;
+      alignment: number;
+      metadata: [string, GgufMetadataValue, string][];
+      tensors: TensorInfo[];
+    };
+    this.version = header.version;
+    this.alignment = header.alignment;
+    this.metadata = new Map(header.metadata.map(([key, value]) => [key, value]));
+    this.metadataTypes = new Map(header.metadata.map(([key, , type]) => [key, type]));
+    this.tensors = infoMap(header.tensors);
+  }
+
+  /**
+   * Maps a file and checks its header.
+   * @throws FormatError for a file that cannot be opened or breaks the format, UnsupportedError for version 1 and
+   *   big-endian files
+   */
+  static open(path: string): GgufFile {
+    return new GgufFile(path);
+  }
+
+  /**
+   * Enqueues the decoding of one tensor. Values are f32 in the reference's order of operations, rounded once for other
+   * dtypes.
+   * @throws FormatError if the file has no such tensor, UnsupportedError for a type that is not decoded
+   */
+  read(name: string, options: GgufReadOptions = {}): Tensor {
+    const { dtype = 'f32', checkFinite = false, permutedHeads = 0 } = options;
+    const decoded: DType = dtype === 'bf16' ? 'bf16' : 'f32';
+    const tensor = new Tensor(
+      native.readGguf(this.#file, name, decoded, permutedHeads, checkFinite),
+    );
+    if (decoded === dtype) return tensor;
+    const converted = noGrad(() => tensor.to(dtype));
+    tensor.dispose();
+    return converted;
+  }
+
+  close(): void {
+    native.closeGguf(this.#file);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}

@@ -1,0 +1,3 @@
+export * from './gguf.ts';
+export * from './safetensors.ts';
+export type { ReadOptions, TensorFile, TensorInfo } from './tensor_file.ts';

@@ -1,0 +1,169 @@
+/**
+ * safetensors files: opened as a memory map whose tensors are read or aliased one at a time, and written atomically.
+ * The format is checked strictly; every violation is a FormatError with the path, the byte offset and the field.
+ */
+import { ArgumentError, UnsupportedError } from '../errors.ts';
+import { type DType, native } from '../native.ts';
+import { synchronize } from '../runtime.ts';
+import { Tensor } from '../tensor.ts';
+import { infoMap, type ReadOptions, type TensorFile, type TensorInfo } from './tensor_file.ts';
+
+const kDTypes: Readonly<Record<string, DType>> = {
+  F32: 'f32',
+  F64: 'f64',
+  F16: 'f16',
+  BF16: 'bf16',
+  I32: 'i32',
+  I64: 'i64',
+  U8: 'u8',
+};
+
+export interface SafetensorsReadOptions extends ReadOptions {
+  /**
+   * Let the tensor alias the file's pages where dtype and alignment allow: no copy, and frozen. Without it the tensor
+   * owns its memory. Default false.
+   */
+  share?: boolean;
+}
+
+/** An open safetensors file. Made by {@link SafetensorsFile.open}. */
+export class SafetensorsFile implements TensorFile {
+  /** `__metadata__`, strings only. */
+  readonly metadata: ReadonlyMap<string, string>;
+  readonly tensors: ReadonlyMap<string, TensorInfo>;
+  readonly #file: unknown;
+
+  private constructor(readonly path: string) {
+    this.#file = native.openSafetensors(path);
+    const header = native.safetensorsHeader(this.#file) as {
+      metadata: [string, string][];
+      tensors: TensorInfo[];
+    };
+    this.metadata = new Map(header.metadata);
+    this.tensors = infoMap(header.tensors);
+  }
+
+  /**
+   * Maps a file and checks its header.
+   * @throws FormatError for a file that cannot be opened or breaks the format
+   */
+  static open(path: string): SafetensorsFile {
+    return new SafetensorsFile(path);
+  }
+
+  /**
+   * Enqueues the reading of one tensor, converted between float types where asked.
+   * @throws FormatError if the file has no such tensor, UnsupportedError for a dtype without conversion
+   */
+  read(name: string, options: SafetensorsReadOptions = {}): Tensor {
+    const { share = false, checkFinite = false } = options;
+    const info = this.tensors.get(name);
+    const dtype = options.dtype ?? kDTypes[info?.dtype ?? 'F32'];
+    if (dtype === undefined) {
+      throw new UnsupportedError(
+        `${this.path}: ${name} has dtype ${info?.dtype}, which no tensor has`,
+      );
+    }
+    return new Tensor(native.readSafetensors(this.#file, name, dtype, share, checkFinite));
+  }
+
+  close(): void {
+    native.closeSafetensors(this.#file);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** All tensors of a file, owning their memory, and its metadata. */
+export async function loadSafetensors(
+  path: string,
+  options: ReadOptions = {},
+): Promise<{ tensors: Record<string, Tensor>; metadata: Record<string, string> }> {
+  const file = SafetensorsFile.open(path);
+  try {
+    const tensors: Record<string, Tensor> = {};
+    for (const name of file.tensors.keys()) tensors[name] = file.read(name, options);
+    await synchronize();
+    return { tensors, metadata: Object.fromEntries(file.metadata) };
+  } finally {
+    file.close();
+  }
+}
+
+/** The tensor of every name in a sharded checkpoint: name to file name, from model.safetensors.index.json. */
+export function readSafetensorsIndex(path: string): Map<string, string> {
+  return new Map(native.safetensorsIndex(path) as [string, string][]);
+}
+
+/** What a file to be written will hold. */
+export interface TensorSpec {
+  readonly dtype: DType;
+  readonly shape: readonly number[];
+}
+
+/**
+ * Writes a safetensors file tensor by tensor, in any order. The file appears under its name at {@link commit}, whole;
+ * until then, and after a failure, there is only a temporary file that {@link abandon} removes.
+ */
+export class SafetensorsWriter {
+  readonly #writer: unknown;
+
+  /** @throws NativeError with sizes when the disk cannot hold the file */
+  constructor(
+    readonly path: string,
+    specs: Readonly<Record<string, TensorSpec>>,
+    metadata: Readonly<Record<string, string>> = {},
+  ) {
+    const rows = Object.values(specs);
+    this.#writer = native.createSafetensors(
+      path,
+      Object.keys(specs),
+      rows.map(({ dtype }) => dtype),
+      rows.map(({ shape }) => shape),
+      Object.keys(metadata),
+      Object.values(metadata),
+    );
+  }
+
+  /** Enqueues one tensor; its dtype and shape must be those announced. */
+  write(name: string, tensor: Tensor): void {
+    native.writeSafetensors(this.#writer, name, tensor.handle);
+  }
+
+  /** Resolves when the file is on the disk under its name. @throws NativeError, and then leaves nothing behind */
+  async commit(): Promise<void> {
+    try {
+      await native.commitSafetensors(this.#writer);
+    } catch (error) {
+      this.abandon();
+      throw error;
+    }
+  }
+
+  /** Removes what was written. Idempotent; after commit() it does nothing. */
+  abandon(): void {
+    native.abandonSafetensors(this.#writer);
+  }
+}
+
+/**
+ * Writes tensors to a file that appears whole or not at all.
+ * @throws NativeError with sizes when the disk is full, ArgumentError for names the format reserves
+ */
+export async function saveSafetensors(
+  path: string,
+  tensors: Readonly<Record<string, Tensor>>,
+  metadata: Readonly<Record<string, string>> = {},
+): Promise<void> {
+  if (path === '') throw new ArgumentError('saveSafetensors: the path is empty');
+  const writer = new SafetensorsWriter(path, tensors, metadata);
+  try {
+    for (const [name, tensor] of Object.entries(tensors)) writer.write(name, tensor);
+  } catch (error) {
+    writer.abandon();
+    throw error;
+  }
+  await writer.commit();
+}

@@ -1,0 +1,4 @@
+export * from './adapter_hook.ts';
+export * from './linear.ts';
+export * from './module.ts';
+export * from './norm.ts';

@@ -1,0 +1,112 @@
+// Tensors from nothing. Random values are pure functions of (seed, stream, index): Philox 4x32-10 counters, so there is
+// no hidden state and no default seed.
+import { type DType, native } from '../native.ts';
+import { Tensor } from '../tensor.ts';
+
+export interface CreateOptions {
+  /** Element type. Default f32. */
+  dtype?: DType;
+  /** Whether backward() collects a gradient. Default false. */
+  requiresGrad?: boolean;
+}
+
+function created(handle: number, requiresGrad = false): Tensor {
+  const made = new Tensor(handle);
+  if (requiresGrad) made.requiresGrad = true;
+  return made;
+}
+
+/** A tensor with every element `value` (truncated towards zero for integer types). */
+export function full(
+  shape: readonly number[],
+  value: number,
+  { dtype = 'f32', requiresGrad }: CreateOptions = {},
+): Tensor {
+  return created(native.full(shape, value, dtype), requiresGrad);
+}
+
+/** A tensor of zeros. */
+export function zeros(shape: readonly number[], options: CreateOptions = {}): Tensor {
+  return full(shape, 0, options);
+}
+
+/** A tensor of ones. */
+export function ones(shape: readonly number[], options: CreateOptions = {}): Tensor {
+  return full(shape, 1, options);
+}
+
+export interface ArangeOptions {
+  /** Default 1; negative counts down. */
+  step?: number;
+  /** Default i32. */
+  dtype?: DType;
+}
+
+/**
+ * start, start + step, ... up to but without stop; empty where stop lies on the other side.
+ * @returns (ceil((stop - start) / step))
+ * @throws ArgumentError for a step of 0 or a value that is not finite.
+ */
+export function arange(
+  start: number,
+  stop: number,
+  { step = 1, dtype = 'i32' }: ArangeOptions = {},
+): Tensor {
+  return new Tensor(native.arange(start, stop, step, dtype));
+}
+
+export interface RandomOptions extends CreateOptions {
+  /** Whole number from 0 to 2^53. The same seed gives the same values on every device and thread count. */
+  seed: number;
+  /** Tells independent draws of one seed apart. Default 0. */
+  stream?: number;
+}
+
+export interface UniformOptions extends RandomOptions {
+  /** Default 0. */
+  low?: number;
+  /** Default 1. */
+  high?: number;
+}
+
+/**
+ * Uniform values in [low, high): as many random bits as the dtype holds (24 for f32, 53 for f64, 8 for bf16, 11 for f16),
+ * bit for bit the same on every device.
+ * @throws ArgumentError for an integer dtype or low > high.
+ */
+export function rand(
+  shape: readonly number[],
+  { seed, stream = 0, low = 0, high = 1, dtype = 'f32', requiresGrad }: UniformOptions,
+): Tensor {
+  return created(native.randomUniform(shape, low, high, seed, stream, dtype), requiresGrad);
+}
+
+export interface NormalOptions extends RandomOptions {
+  /** Default 0. */
+  mean?: number;
+  /** Standard deviation. Default 1. */
+  deviation?: number;
+}
+
+/**
+ * Normal values by Box and Muller's transform, computed in f64 and rounded once.
+ * @throws ArgumentError for an integer dtype or a negative deviation.
+ */
+export function randn(
+  shape: readonly number[],
+  { seed, stream = 0, mean = 0, deviation = 1, dtype = 'f32', requiresGrad }: NormalOptions,
+): Tensor {
+  return created(native.randomNormal(shape, mean, deviation, seed, stream, dtype), requiresGrad);
+}
+
+/**
+ * The raw 32-bit words of Philox 4x32-10 that rand() and dropout() are made of: word i is word i % 4 of the block whose
+ * counter is (i / 4, stream) under the key seed (Salmon et al., SC 2011).
+ * @returns (count) i64
+ */
+export function randomWords(
+  count: number,
+  { seed, stream = 0 }: Pick<RandomOptions, 'seed' | 'stream'>,
+): Tensor {
+  return new Tensor(native.randomWords(count, seed, stream));
+}

@@ -1,0 +1,134 @@
+// Writing in place, as optimisers do. No gradients: a tensor that wants one can be written under noGrad() only, and a
+// value that a recorded op saved for its backward is refused there when it has been overwritten. Frozen tensors are refused.
+import { native } from '../native.ts';
+import { Tensor } from '../tensor.ts';
+
+/** x = source, converted to x's dtype. x may be a view. */
+export function copy_(x: Tensor, source: Tensor): Tensor {
+  native.copyInPlace(x.handle, source.handle);
+  return x;
+}
+
+/** x = value. x may be a view. */
+export function fill_(x: Tensor, value: number): Tensor {
+  native.fillInPlace(x.handle, value);
+  return x;
+}
+
+/** x = 0. */
+export function zero_(x: Tensor): Tensor {
+  return fill_(x, 0);
+}
+
+/** x += alpha * source, in x's dtype (which may be wider than the source's). */
+export function add_(x: Tensor, source: Tensor, alpha = 1): Tensor {
+  native.addInPlace(x.handle, source.handle, alpha);
+  return x;
+}
+
+/** x *= coefficient, a () f64 tensor that never leaves the device (see clipCoefficient). */
+export function scale_(x: Tensor, coefficient: Tensor): Tensor {
+  native.scaleInPlace(x.handle, coefficient.handle);
+  return x;
+}
+
+export interface AdamwStepOptions {
+  /** First moment, like param; zeros before the first step. */
+  m: Tensor;
+  /** Second moment, like param; zeros before the first step. */
+  v: Tensor;
+  /** Counts from 1. */
+  step: number;
+  lr: number;
+  betas: readonly [number, number];
+  eps: number;
+  weightDecay: number;
+  /** Multiplied into the gradient first: a () f64 tensor. Default 1. */
+  coefficient?: Tensor | null;
+}
+
+/**
+ * One AdamW step in place (Loshchilov and Hutter, 2019), decay first: p -= lr*wd*p;
+ * p -= lr * mHat / (sqrt(vHat) + eps).
+ * @param param f32 or f64, contiguous
+ * @param grad of param's shape and dtype
+ */
+export function adamwStep(param: Tensor, grad: Tensor, options: AdamwStepOptions): void {
+  const { m, v, step, lr, betas, eps, weightDecay, coefficient = null } = options;
+  native.adamwStep(
+    param.handle,
+    grad.handle,
+    m.handle,
+    v.handle,
+    coefficient?.handle ?? null,
+    lr,
+    betas[0],
+    betas[1],
+    eps,
+    weightDecay,
+    step,
+  );
+}
+
+export interface SgdStepOptions {
+  lr: number;
+  /** Default 0. */
+  momentum?: number;
+  /** Default 0. */
+  dampening?: number;
+  /** Added to the gradient as weightDecay * param. Default 0. */
+  weightDecay?: number;
+  /** Default false; needs momentum and no dampening. */
+  nesterov?: boolean;
+  /** Momentum buffer, like param; needed with momentum only. */
+  buffer?: Tensor | null;
+  /** The buffer is empty and takes the gradient as it is. */
+  first?: boolean;
+  /** Multiplied into the gradient first: a () f64 tensor. Default 1. */
+  coefficient?: Tensor | null;
+}
+
+/**
+ * One SGD step in place: buffer = momentum*buffer + (1-dampening)*g; p -= lr*buffer, or lr*(g + momentum*buffer).
+ * @param param f32 or f64, contiguous
+ * @param grad of param's shape and dtype
+ */
+export function sgdStep(param: Tensor, grad: Tensor, options: SgdStepOptions): void {
+  const { lr, momentum = 0, dampening = 0, weightDecay = 0 } = options;
+  const { nesterov = false, first = false, buffer = null, coefficient = null } = options;
+  native.sgdStep(
+    param.handle,
+    grad.handle,
+    buffer?.handle ?? null,
+    coefficient?.handle ?? null,
+    lr,
+    momentum,
+    dampening,
+    weightDecay,
+    nesterov,
+    first,
+  );
+}
+
+/**
+ * The norm of all gradients as one vector, summed in f64 in a fixed order. Values that are not finite show in it as they are.
+ * @param kind 2 (default), 1 or 'inf'
+ * @returns () f64
+ */
+export function gradNorm(grads: readonly Tensor[], kind: 1 | 2 | 'inf' = 2): Tensor {
+  return new Tensor(
+    native.gradNorm(
+      grads.map((grad) => grad.handle),
+      String(kind),
+    ),
+  );
+}
+
+/**
+ * min(1, maxNorm / (norm + 1e-6)), torch's clip_grad_norm_ guard, without a trip to the host. A NaN stays one.
+ * @param norm () f64
+ * @returns () f64
+ */
+export function clipCoefficient(norm: Tensor, maxNorm: number): Tensor {
+  return new Tensor(native.clipCoefficient(norm.handle, maxNorm));
+}

@@ -1,0 +1,72 @@
+// Reductions. Float dtypes; sums run in f64 and are rounded once to x's dtype.
+import { native } from '../native.ts';
+import { Tensor } from '../tensor.ts';
+
+export interface ReduceOptions {
+  /** The axis or axes to reduce; negative ones count from the end. Default: all. */
+  axis?: number | readonly number[];
+  /** Keep reduced axes with extent 1. Default false. */
+  keepDims?: boolean;
+}
+
+type Reduction = (x: number, axes: readonly number[], keepDims: boolean) => number;
+
+function reduce(op: Reduction, x: Tensor, { axis, keepDims = false }: ReduceOptions): Tensor {
+  if (typeof axis === 'object' && axis.length === 0) return x; // no axis named: nothing to reduce
+  const axes = axis === undefined ? [] : typeof axis === 'number' ? [axis] : axis;
+  return new Tensor(op(x.handle, axes, keepDims));
+}
+
+/** Sum over axes; 0 over nothing. */
+export function sum(x: Tensor, options: ReduceOptions = {}): Tensor {
+  return reduce(native.sum, x, options);
+}
+
+/** Mean over axes. @throws ArgumentError when there is nothing to reduce. */
+export function mean(x: Tensor, options: ReduceOptions = {}): Tensor {
+  return reduce(native.mean, x, options);
+}
+
+/** ln sum e^x over axes, shifted by the maximum. @throws ArgumentError when there is nothing to reduce. */
+export function logSumExp(x: Tensor, options: ReduceOptions = {}): Tensor {
+  return reduce(native.logSumExp, x, options);
+}
+
+/**
+ * Variance over axes: sum (x - mean)^2 / (R - correction), in two passes.
+ * @param options correction: 1 (default, Bessel's) or 0
+ * @throws ArgumentError when R is not larger than the correction.
+ */
+export function variance(
+  x: Tensor,
+  { correction = 1, ...options }: ReduceOptions & { correction?: number } = {},
+): Tensor {
+  return reduce((h, axes, keep) => native.variance(h, axes, keep, correction), x, options);
+}
+
+/** Maximum over axes; a NaN wins. The gradient goes to the first position that holds it. */
+export function max(x: Tensor, options: ReduceOptions = {}): Tensor {
+  return reduce(native.max, x, options);
+}
+
+/** Minimum over axes; a NaN wins. The gradient goes to the first position that holds it. */
+export function min(x: Tensor, options: ReduceOptions = {}): Tensor {
+  return reduce(native.min, x, options);
+}
+
+export interface ArgOptions {
+  /** Default -1. */
+  axis?: number;
+  /** Keep the axis with extent 1. Default false. */
+  keepDims?: boolean;
+}
+
+/** Position of the maximum along one axis, i32; the first of equals, a NaN above every number. No gradient. */
+export function argmax(x: Tensor, { axis = -1, keepDims = false }: ArgOptions = {}): Tensor {
+  return new Tensor(native.argmax(x.handle, axis, keepDims));
+}
+
+/** Position of the minimum along one axis, i32; the first of equals, a NaN below every number. No gradient. */
+export function argmin(x: Tensor, { axis = -1, keepDims = false }: ArgOptions = {}): Tensor {
+  return new Tensor(native.argmin(x.handle, axis, keepDims));
+}

@@ -1,0 +1,45 @@
+/**
+ * Gradient clipping by the norm of all gradients together, as torch.nn.utils.clip_grad_norm_ does it: the gradients are
+ * multiplied by min(1, c / (norm + 1e-6)). The norm is summed in f64; the factor stays on the device.
+ */
+import { clipCoefficient, gradNorm } from '../ops/index.ts';
+import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
+
+/** The sum of |x|, the root of the sum of squares, or the largest |x|. */
+export type NormType = 1 | 2 | 'inf';
+
+export interface ClippedNorm {
+  /** Before clipping. */
+  readonly norm: number;
+  /** () f64 for {@link Optimizer.step}; null: nothing is clipped. The caller's to dispose. */
+  readonly coefficient: Tensor | null;
+}
+
+export interface ClipOptions {
+  /** 0 only measures. */
+  maxNorm: number;
+  /** Default 2. */
+  normType?: NormType;
+}
+
+/**
+ * Norm of the gradients of `parameters` (one without a gradient counts as zero) and the factor that clips them.
+ * Waits for the engine.
+ */
+export async function clipNorm(
+  parameters: readonly Tensor[],
+  { maxNorm, normType = 2 }: ClipOptions,
+): Promise<ClippedNorm> {
+  const { norm, coefficient } = scope(() =>
+    noGrad(() => {
+      const grads = parameters.flatMap(({ grad }) => (grad === null ? [] : [grad]));
+      const norm = grads.length > 0 ? gradNorm(grads, normType) : tensor(0, { dtype: 'f64' });
+      return { norm, coefficient: maxNorm > 0 ? clipCoefficient(norm, maxNorm) : null };
+    }),
+  );
+  try {
+    return { norm: await norm.item(), coefficient };
+  } finally {
+    norm.dispose();
+  }
+}

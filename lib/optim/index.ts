@@ -1,0 +1,3 @@
+export * from './clip.ts';
+export * from './optimizers.ts';
+export * from './schedulers.ts';

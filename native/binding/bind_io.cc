@@ -1,0 +1,374 @@
+// Weight files as JS sees them: headers as plain objects, tensors read on the engine's stream (or
+// aliased from the map), safetensors written from it.
+#include <cmath>
+
+#include "binding/bind.h"
+#include "engine/launch.h"
+#include "io/dequantize.h"
+#include "io/gguf.h"
+#include "io/safetensors.h"
+#include "io/safetensors_writer.h"
+#include "kernels/cpu/parallel.h"
+#include "ops/ops.h"
+
+namespace balora::binding {
+
+using io::GgufFile;
+using io::GgufTensor;
+using io::SafetensorsEntry;
+using io::SafetensorsFile;
+using io::SafetensorsWriter;
+
+namespace {
+
+constexpr int64_t kGrain = 1 << 15;  // elements a thread converts at least
+
+// A native object held by JS until it is closed or collected.
+template <typename T>
+struct Box {
+  std::shared_ptr<T> object;
+  const std::shared_ptr<T>& get() const {
+    if (!object) throw ArgumentError("the file is closed");
+    return object;
+  }
+};
+using SafetensorsBox = Box<const SafetensorsFile>;
+using GgufBox = Box<const GgufFile>;
+using WriterBox = Box<SafetensorsWriter>;
+
+template <typename T>
+constexpr napi_type_tag kTag{};
+template <>
+constexpr napi_type_tag kTag<SafetensorsBox>{0x62616c6f7261696f, 1};
+template <>
+constexpr napi_type_tag kTag<GgufBox>{0x62616c6f7261696f, 2};
+template <>
+constexpr napi_type_tag kTag<WriterBox>{0x62616c6f7261696f, 3};
+
+template <typename B>
+Napi::Value wrap(Env& env, B box) {
+  auto value = Napi::External<B>::New(env.napi(), new B(std::move(box)),
+                                      [](Napi::Env, B* held) { delete held; });
+  value.TypeTag(&kTag<B>);
+  return value;
+}
+
+}  // namespace
+
+template <typename T>
+struct Arg<Box<T>*> {
+  static std::string ts() { return "unknown"; }
+  static Box<T>* from(Env&, const Napi::Value& v) {
+    if (v.IsExternal()) {
+      auto external = v.As<Napi::External<Box<T>>>();
+      if (external.CheckTypeTag(&kTag<Box<T>>)) return external.Data();
+    }
+    throw ArgumentError("expected an open file of this format");
+  }
+};
+
+namespace {
+
+// ---- headers
+// ---------------------------------------------------------------------------------------------------
+// Exact: a number where a double holds the integer, else a BigInt.
+template <typename Int>
+Napi::Value integer(Napi::Env napi, Int value) {
+  constexpr auto kSafe = static_cast<Int>((int64_t{1} << 53) - 1);
+  const bool below = std::is_signed_v<Int> && value < Int{0} - kSafe;
+  if (value > kSafe || below) return Napi::BigInt::New(napi, value);
+  return Napi::Number::New(napi, static_cast<double>(value));
+}
+
+Napi::Value to_js(Napi::Env napi, const io::GgufValue& value) {
+  if (const auto* u = std::get_if<uint64_t>(&value.value)) return integer(napi, *u);
+  if (const auto* i = std::get_if<int64_t>(&value.value)) return integer(napi, *i);
+  if (const auto* d = std::get_if<double>(&value.value)) return Napi::Number::New(napi, *d);
+  if (const auto* b = std::get_if<bool>(&value.value)) return Napi::Boolean::New(napi, *b);
+  if (const auto* s = std::get_if<std::string>(&value.value)) return Napi::String::New(napi, *s);
+  const auto& values = std::get<io::GgufArray>(value.value).values;
+  auto array = Napi::Array::New(napi, values.size());
+  for (uint32_t i = 0; i < values.size(); ++i) {
+    Napi::HandleScope scope(napi);
+    array.Set(i, to_js(napi, values[i]));
+  }
+  return array;
+}
+
+Napi::Value shape_to_js(Napi::Env napi, const std::vector<int64_t>& shape) {
+  auto array = Napi::Array::New(napi, shape.size());
+  for (uint32_t i = 0; i < shape.size(); ++i) array.Set(i, integer(napi, shape[i]));
+  return array;
+}
+
+Napi::Object tensor_to_js(Napi::Env napi, const std::string& name, const std::string& dtype,
+                          const std::vector<int64_t>& shape, uint64_t bytes) {
+  auto object = Napi::Object::New(napi);
+  object.Set("name", name);
+  object.Set("dtype", dtype);
+  object.Set("shape", shape_to_js(napi, shape));
+  object.Set("bytes", integer(napi, bytes));
+  return object;
+}
+
+Napi::Value open_safetensors(Env& env, std::string path) {
+  return wrap(env, SafetensorsBox{SafetensorsFile::open(path)});
+}
+Napi::Value open_gguf(Env& env, std::string path) {
+  return wrap(env, GgufBox{GgufFile::open(path)});
+}
+void close_safetensors(SafetensorsBox* file) {
+  file->object.reset();
+}
+void close_gguf(GgufBox* file) {
+  file->object.reset();
+}
+
+// {metadata: [key, value][], tensors: {name, dtype, shape, bytes}[]}
+Napi::Value safetensors_header(Env& env, SafetensorsBox* file) {
+  Napi::Env napi(env.napi());
+  const io::SafetensorsHeader& header = file->get()->header();
+  auto metadata = Napi::Array::New(napi);
+  for (const auto& [key, value] : header.metadata) {
+    auto pair = Napi::Array::New(napi, 2);
+    pair.Set(0u, key);
+    pair.Set(1u, value);
+    metadata.Set(metadata.Length(), pair);
+  }
+  auto tensors = Napi::Array::New(napi, header.entries.size());
+  for (uint32_t i = 0; i < header.entries.size(); ++i) {
+    const SafetensorsEntry& entry = header.entries[i];
+    tensors.Set(
+        i, tensor_to_js(napi, entry.name, entry.dtype_name, entry.shape, entry.end - entry.begin));
+  }
+  auto object = Napi::Object::New(napi);
+  object.Set("metadata", metadata);
+  object.Set("tensors", tensors);
+  return object;
+}
+
+// {version, alignment, metadata: [key, value, type][], tensors: as above}
+Napi::Value gguf_header(Env& env, GgufBox* file) {
+  Napi::Env napi(env.napi());
+  const io::GgufHeader& header = file->get()->header();
+  auto metadata = Napi::Array::New(napi, header.metadata.size());
+  for (uint32_t i = 0; i < header.metadata.size(); ++i) {
+    const auto& [key, value] = header.metadata[i];
+    std::string type = io::gguf_type_name(value.type);
+    if (const auto* array = std::get_if<io::GgufArray>(&value.value)) {
+      type += std::string(" ") + io::gguf_type_name(array->element);
+    }
+    auto entry = Napi::Array::New(napi, 3);
+    entry.Set(0u, key);
+    entry.Set(1u, to_js(napi, value));
+    entry.Set(2u, type);
+    metadata.Set(i, entry);
+  }
+  auto tensors = Napi::Array::New(napi, header.tensors.size());
+  for (uint32_t i = 0; i < header.tensors.size(); ++i) {
+    const GgufTensor& tensor = header.tensors[i];
+    tensors.Set(i, tensor_to_js(napi, tensor.name, tensor.type->name, tensor.shape, tensor.bytes));
+  }
+  auto object = Napi::Object::New(napi);
+  object.Set("version", static_cast<double>(header.version));
+  object.Set("alignment", static_cast<double>(header.alignment));
+  object.Set("metadata", metadata);
+  object.Set("tensors", tensors);
+  return object;
+}
+
+std::vector<std::vector<std::string>> safetensors_index(std::string path) {
+  const auto file = io::MappedFile::open(path);
+  const auto bytes = file->bytes();
+  std::vector<std::vector<std::string>> rows;
+  for (const auto& [name, shard] : io::parse_safetensors_index(
+           path, {reinterpret_cast<const char*>(bytes.data()), bytes.size()})) {
+    rows.push_back({name, shard});
+  }
+  return rows;
+}
+
+// ---- reading
+// ---------------------------------------------------------------------------------------------------
+Shape shape_of(const std::string& path, const std::string& name, const std::vector<int64_t>& dims) {
+  if (dims.size() > BALORA_MAX_DIMS) {
+    throw UnsupportedError(concat(path, ": ", name, " has ", dims.size(), " dimensions, at most ",
+                                  BALORA_MAX_DIMS, " are supported"));
+  }
+  return Shape(std::span(dims));
+}
+
+// Readers write where kernels will read: true of the CPU only. A device of its own memory needs a
+// staging copy here.
+void check_device(const Engine& engine) {
+  if (std::string(engine.device()) != "cpu") {
+    throw UnsupportedError(
+        concat("reading weights to the device ", engine.device(), " is not supported"));
+  }
+}
+
+void refuse_non_finite(const std::string& path, const std::string& name, const View& view,
+                       uint64_t offset) {
+  const auto dtype = static_cast<DType>(view.dtype);
+  const int64_t at = io::find_non_finite(dtype, view.data, view_numel(view));
+  if (at >= 0) {
+    throw FormatError(path, static_cast<int64_t>(offset),
+                      concat(name, ": element ", at,
+                             " is NaN or infinite; the weights are damaged "
+                             "or their training diverged"));
+  }
+}
+
+Tensor read_safetensors(Engine& engine, SafetensorsBox* box, std::string name, DType dtype,
+                        bool share, bool check_finite) {
+  check_device(engine);
+  const std::shared_ptr<const SafetensorsFile> file = box->get();
+  const SafetensorsEntry* entry = file->find(name);
+  if (!entry) throw FormatError(file->path(), -1, concat("holds no tensor ", name));
+  if (!entry->dtype || !io::can_convert(*entry->dtype, dtype)) {
+    throw UnsupportedError(concat(file->path(), ": ", name, " of dtype ", entry->dtype_name,
+                                  " cannot be read as ", dtype_name(dtype)));
+  }
+  const Shape shape = shape_of(file->path(), name, entry->shape);
+  const std::byte* data = file->bytes(*entry).data();
+  const bool aligned = reinterpret_cast<uintptr_t>(data) % dtype_size(dtype) == 0;
+  if (share && *entry->dtype == dtype && aligned && shape.numel() > 0) {
+    const Tensor t = Tensor::external(engine, shape, dtype, const_cast<std::byte*>(data),
+                                      std::const_pointer_cast<SafetensorsFile>(file));
+    if (check_finite) {
+      launch("read", {t}, {}, [file, entry](Launch& l) {
+        refuse_non_finite(file->path(), entry->name, *l.in(0), entry->begin);
+        return 0;
+      });
+    }
+    return t;
+  }
+  const Tensor t = Tensor::empty(engine, shape, dtype);
+  launch("read", {}, {t}, [file, entry, data, dtype, check_finite](Launch& l) {
+    const View& out = *l.out(0);
+    parallel_for(l.ctx, view_numel(out), kGrain, [&](int64_t begin, int64_t end) {
+      io::convert(*entry->dtype, data, begin, end, dtype, out.data);
+    });
+    if (check_finite) refuse_non_finite(file->path(), entry->name, out, entry->begin);
+    return 0;
+  });
+  return t;
+}
+
+// heads > 0: rows are put back from the llama architecture's interleaved order to HF's halves:
+// within a head of D rows, stored row 2i + j is row j*D/2 + i (convert_hf_to_gguf.py,
+// LlamaModel.permute).
+Tensor read_gguf(Engine& engine, GgufBox* box, std::string name, DType dtype, int64_t heads,
+                 bool check_finite) {
+  check_device(engine);
+  const std::shared_ptr<const GgufFile> file = box->get();
+  const GgufTensor* tensor = file->find(name);
+  if (!tensor) throw FormatError(file->path(), -1, concat("holds no tensor ", name));
+  if (!tensor->type->decoded) {
+    throw UnsupportedError(concat(file->path(), ": ", name, " has type ", tensor->type->name,
+                                  ", which is not decoded; supported: ", io::decoded_ggml_types()));
+  }
+  if (dtype != DType::kF32 && dtype != DType::kBF16) {
+    throw UnsupportedError(concat("GGUF tensors are read as f32 or bf16, not ", dtype_name(dtype)));
+  }
+  const Shape shape = shape_of(file->path(), name, tensor->shape);
+  const int64_t rows = heads > 0 ? shape[0] : 1;
+  if (heads > 0 && (rows % (2 * heads) != 0)) {
+    throw FormatError(file->path(), static_cast<int64_t>(tensor->begin),
+                      concat(name, ": ", rows, " rows are not whole pairs in ", heads, " heads"));
+  }
+  const Tensor t = Tensor::empty(engine, shape, dtype);
+  launch("read", {}, {t}, [file, tensor, dtype, heads, rows, check_finite](Launch& l) {
+    const View& out = *l.out(0);
+    const std::byte* data = file->bytes(*tensor).data();
+    const io::GgmlTypeInfo& type = *tensor->type;
+    const int64_t n = view_numel(out);
+    if (heads == 0) {
+      parallel_for(l.ctx, n / type.block, kGrain / type.block, [&](int64_t begin, int64_t end) {
+        io::dequantize(type, data, begin * type.block, end * type.block, dtype, out.data);
+      });
+    } else {
+      const int64_t columns = n / rows, per_head = rows / heads, half = per_head / 2;
+      const int64_t row_bytes = columns / type.block * type.bytes;
+      const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(columns, 1));
+      parallel_for(l.ctx, rows, grain, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          const int64_t in_head = row % per_head;
+          const int64_t stored = row - in_head + 2 * (in_head % half) + in_head / half;
+          io::dequantize(type, data + stored * row_bytes, 0, columns, dtype,
+                         static_cast<char*>(out.data) + row * columns * dtype_size(dtype));
+        }
+      });
+    }
+    if (check_finite) refuse_non_finite(file->path(), tensor->name, out, tensor->begin);
+    return 0;
+  });
+  return t;
+}
+
+// ---- writing
+// ---------------------------------------------------------------------------------------------------
+Napi::Value create_safetensors(Env& env, std::string path, std::vector<std::string> names,
+                               std::vector<DType> dtypes, std::vector<Shape> shapes,
+                               std::vector<std::string> metadata_keys,
+                               std::vector<std::string> metadata_values) {
+  if (dtypes.size() != names.size() || shapes.size() != names.size() ||
+      metadata_keys.size() != metadata_values.size()) {
+    throw ArgumentError("createSafetensors: the lists differ in length");
+  }
+  std::vector<io::SafetensorsSpec> specs;
+  for (size_t i = 0; i < names.size(); ++i) {
+    specs.push_back({names[i], dtypes[i], {shapes[i].begin(), shapes[i].end()}});
+  }
+  std::map<std::string, std::string> metadata;
+  for (size_t i = 0; i < metadata_keys.size(); ++i) metadata[metadata_keys[i]] = metadata_values[i];
+  return wrap(env, WriterBox{std::make_shared<SafetensorsWriter>(path, specs, metadata)});
+}
+
+// In stream order: a failure surfaces where the caller awaits the stream.
+void write_safetensors(WriterBox* box, std::string name, Tensor t) {
+  const std::shared_ptr<SafetensorsWriter> writer = box->get();
+  const Tensor source = contiguous(t.detach());
+  auto bytes = std::make_shared<std::vector<std::byte>>();
+  const auto count = static_cast<uint64_t>(source.bytes());
+  launch("write", {source}, {}, [writer, bytes, name, count](Launch& l) {
+    bytes->resize(count);
+    const int32_t status = l.kernels->download(l.ctx, bytes->data(), l.in(0)->data, count);
+    if (status == 0) writer->write(name, *bytes);
+    return status;
+  });
+}
+
+Napi::Promise commit_safetensors(Env& env, WriterBox* box) {
+  const std::shared_ptr<SafetensorsWriter> writer = box->get();
+  env.engine().stream().enqueue([writer] { writer->commit(); });
+  return env.promise_after_stream(Napi::Value()).As<Napi::Promise>();
+}
+
+// In stream order too, after the writes that may still use it.
+void abandon_safetensors(Env& env, WriterBox* box) {
+  if (!box->object) return;
+  const std::shared_ptr<SafetensorsWriter> writer = std::move(box->object);
+  env.engine().stream().enqueue_marker([writer](const Failure*) { writer->abandon(); });
+}
+
+}  // namespace
+
+void bind_io(Module& m) {
+  op(m, "openSafetensors", &open_safetensors, {"path"});
+  op(m, "closeSafetensors", &close_safetensors, {"file"});
+  op(m, "safetensorsHeader", &safetensors_header, {"file"});
+  op(m, "safetensorsIndex", &safetensors_index, {"path"});
+  op(m, "readSafetensors", &read_safetensors, {"file", "name", "dtype", "share", "checkFinite"});
+  op(m, "openGguf", &open_gguf, {"path"});
+  op(m, "closeGguf", &close_gguf, {"file"});
+  op(m, "ggufHeader", &gguf_header, {"file"});
+  op(m, "readGguf", &read_gguf, {"file", "name", "dtype", "heads", "checkFinite"});
+  op(m, "createSafetensors", &create_safetensors,
+     {"path", "names", "dtypes", "shapes", "metadataKeys", "metadataValues"});
+  op(m, "writeSafetensors", &write_safetensors, {"writer", "name", "x"});
+  op(m, "commitSafetensors", &commit_safetensors, {"writer"});
+  op(m, "abandonSafetensors", &abandon_safetensors, {"writer"});
+}
+
+}  // namespace balora::binding

@@ -1,0 +1,145 @@
+// GGUF through the library: metadata against the reference's listing and against @huggingface/gguf, values exact.
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { gguf } from '@huggingface/gguf';
+import { describe, expect, it } from 'vitest';
+import { FormatError, UnsupportedError } from '../../lib/errors.ts';
+import { GgufFile } from '../../lib/io/gguf.ts';
+import { SafetensorsFile } from '../../lib/io/safetensors.ts';
+import { synchronize } from '../../lib/runtime.ts';
+
+const kFixtures = fileURLToPath(new URL('../fixtures/quant', import.meta.url));
+const fixture = (name: string): string => join(kFixtures, name);
+
+interface Listed {
+  file: string;
+  alignment: number;
+  metadata: Record<string, { types: string[]; value: unknown }>;
+  tensors: { name: string; type: string; ne: number[]; bytes: number }[];
+}
+const listing = JSON.parse(readFileSync(fixture('gguf_files.json'), 'utf8')) as { files: Listed[] };
+
+/** The listing writes integers beyond 2^53, and what is not finite, as strings. */
+function same(found: unknown, expected: unknown): boolean {
+  if (Array.isArray(expected)) {
+    return (
+      Array.isArray(found) &&
+      found.length === expected.length &&
+      expected.every((value, i) => same(found[i], value))
+    );
+  }
+  return typeof found === 'bigint' ? String(found) === expected : Object.is(found, expected);
+}
+
+describe.each(listing.files)('$file', ({ file: name, alignment, metadata, tensors }) => {
+  const file = GgufFile.open(fixture(name));
+
+  it('has the listed metadata and types', () => {
+    const expected = Object.entries(metadata).filter(([key]) => !key.startsWith('GGUF.'));
+    expect([...file.metadata.keys()]).toEqual(expected.map(([key]) => key));
+    for (const [key, { types, value }] of expected) {
+      expect(file.metadataTypes.get(key), key).toBe(types.join(' '));
+      expect(same(file.metadata.get(key), value), `${key}: ${file.metadata.get(key)}`).toBe(true);
+    }
+    expect(file.alignment).toBe(alignment);
+    expect(file.version).toBe(3);
+  });
+
+  it('has the listed tensors', () => {
+    expect([...file.tensors.values()]).toEqual(
+      tensors.map(({ name, type, ne, bytes }) => ({
+        name,
+        dtype: type,
+        shape: ne.toReversed(),
+        bytes,
+      })),
+    );
+  });
+
+  it('agrees with the parser of @huggingface/gguf', async () => {
+    const { metadata, tensorInfos } = await gguf(fixture(name), { allowLocalFile: true });
+    for (const [key, value] of file.metadata) {
+      const other = (metadata as Record<string, unknown>)[key];
+      const plain = (v: unknown): unknown =>
+        Array.isArray(v)
+          ? v.map(plain)
+          : typeof v === 'bigint'
+            ? String(v)
+            : typeof v === 'number'
+              ? String(v)
+              : v;
+      expect(plain(other), key).toEqual(plain(value));
+    }
+    expect(tensorInfos.map(({ name, shape }) => [name, shape.map(Number).toReversed()])).toEqual(
+      Array.from(file.tensors.values(), ({ name, shape }) => [name, shape]),
+    );
+  });
+
+  it('decodes every tensor exactly', () => {
+    const values = SafetensorsFile.open(fixture(`${name}.values.safetensors`));
+    for (const tensor of file.tensors.keys()) {
+      const got = file.read(tensor, { checkFinite: true });
+      expect(got.shape, tensor).toEqual(values.tensors.get(tensor)?.shape);
+      expect(got.dataSync(), tensor).toEqual(values.read(tensor).dataSync());
+      const rounded = values.read(tensor).to('bf16');
+      expect(file.read(tensor, { dtype: 'bf16' }).dataSync()).toEqual(rounded.dataSync());
+    }
+  });
+});
+
+describe('the llama row order', () => {
+  it('is undone: stored row 2i + j of a head is row j D/2 + i', () => {
+    const file = GgufFile.open(fixture('tiny_llama.gguf'));
+    const [heads, d, columns] = [4, 16, 64];
+    const stored = file.read('blk.0.attn_q.weight').dataSync();
+    const got = file.read('blk.0.attn_q.weight', { permutedHeads: heads }).dataSync();
+    for (let h = 0; h < heads; ++h) {
+      for (let i = 0; i < d / 2; ++i) {
+        for (const j of [0, 1]) {
+          const from = (h * d + 2 * i + j) * columns;
+          const to = (h * d + (j * d) / 2 + i) * columns;
+          expect(got.slice(to, to + columns)).toEqual(stored.slice(from, from + columns));
+        }
+      }
+    }
+  });
+
+  it('needs whole pairs in each head', () => {
+    const file = GgufFile.open(fixture('tiny_llama.gguf'));
+    expect(() => file.read('blk.0.attn_q.weight', { permutedHeads: 3 })).toThrow(FormatError);
+  });
+});
+
+describe('bad input', () => {
+  it('names a file that is not there or is something else', () => {
+    expect(() => GgufFile.open('/none.gguf')).toThrow(FormatError);
+    const other = fixture('gguf_files.json');
+    expect(() => GgufFile.open(other)).toThrow(
+      expect.objectContaining({ code: 'ERR_FORMAT', path: other, offset: 0 }),
+    );
+  });
+
+  it('names a tensor that is not there, and a closed file', () => {
+    const file = GgufFile.open(fixture('kquants.gguf'));
+    expect(() => file.read('nope')).toThrow(/kquants\.gguf: holds no tensor nope/);
+    const tensor = file.read('q4_k.weight');
+    file.close();
+    expect(() => file.read('q4_k.weight')).toThrow(/closed/);
+    expect(tensor.dataSync().length).toBe(3 * 512);
+  });
+
+  it('does not take the handle of another format', async () => {
+    const { native } = await import('../../lib/native.ts');
+    const file = native.openSafetensors(fixture('kquants.gguf.values.safetensors'));
+    expect(() => native.ggufHeader(file)).toThrow(/open file of this format/);
+    expect(() => native.ggufHeader(17)).toThrow(/open file of this format/);
+  });
+
+  it('refuses dtypes without a decoder by name', async () => {
+    const { native } = await import('../../lib/native.ts');
+    const file = native.openGguf(fixture('kquants.gguf'));
+    expect(() => native.readGguf(file, 'q4_k.weight', 'i32', 0, false)).toThrow(UnsupportedError);
+    await synchronize();
+  });
+});

@@ -1,0 +1,171 @@
+// safetensors through the library: round trips of every dtype, aliasing, conversion, damage, atomic writing.
+import { execFileSync } from 'node:child_process';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, describe, expect, it } from 'vitest';
+import { ArgumentError, FormatError, NativeError, UnsupportedError } from '../../lib/errors.ts';
+import {
+  loadSafetensors,
+  SafetensorsFile,
+  SafetensorsWriter,
+  saveSafetensors,
+} from '../../lib/io/safetensors.ts';
+import { synchronize } from '../../lib/runtime.ts';
+import { type DType, tensor } from '../../lib/tensor.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'balora-io-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+const path = (name: string): string => join(folder, name);
+
+/** A safetensors file from a header and bytes, for damage that no writer makes. */
+function write(name: string, header: object | string, data: Uint8Array): string {
+  const text = typeof header === 'string' ? header : JSON.stringify(header);
+  const length = new BigUint64Array([BigInt(Buffer.byteLength(text))]);
+  writeFileSync(
+    path(name),
+    Buffer.concat([new Uint8Array(length.buffer), Buffer.from(text), data]),
+  );
+  return path(name);
+}
+
+describe('a round trip', () => {
+  it('keeps names, dtypes, shapes, values and metadata', async () => {
+    const dtypes: DType[] = ['f32', 'bf16', 'f16', 'f64', 'i32', 'i64', 'u8'];
+    const tensors = Object.fromEntries(
+      dtypes.map((dtype) => [
+        `a.${dtype}`,
+        tensor(
+          [
+            [1, 2, 3],
+            [4, 5, 6],
+          ],
+          { dtype },
+        ),
+      ]),
+    );
+    await saveSafetensors(
+      path('all'),
+      { ...tensors, empty: tensor(new Float32Array(0), { shape: [0, 3] }) },
+      { format: 'pt' },
+    );
+    const loaded = await loadSafetensors(path('all'));
+    expect(loaded.metadata).toEqual({ format: 'pt' });
+    expect(Object.keys(loaded.tensors)).toHaveLength(dtypes.length + 1);
+    for (const dtype of dtypes) {
+      const found = loaded.tensors[`a.${dtype}`];
+      expect(found?.dtype).toBe(dtype);
+      expect(found?.shape).toEqual([2, 3]);
+      expect(Array.from(found?.dataSync() ?? [], Number)).toEqual([1, 2, 3, 4, 5, 6]);
+    }
+    expect(loaded.tensors.empty?.shape).toEqual([0, 3]);
+  });
+
+  it('gives the bytes that the reference writes: sorted, padded to 8', async () => {
+    await saveSafetensors(path('bytes'), { b: tensor([2]), a: tensor([1]) }, { format: 'pt' });
+    const bytes = readFileSync(path('bytes'));
+    const text = `{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}`;
+    const padded = text.padEnd(Math.ceil(text.length / 8) * 8);
+    expect(Number(bytes.readBigUInt64LE(0))).toBe(padded.length);
+    expect(bytes.subarray(8, 8 + padded.length).toString()).toBe(padded);
+  });
+});
+
+describe('reading', () => {
+  it('aliases the file where asked, converts otherwise', async () => {
+    await saveSafetensors(path('w'), { w: tensor([1.5, -2, 3]) });
+    const file = SafetensorsFile.open(path('w'));
+    const shared = file.read('w', { share: true });
+    const wide = file.read('w', { dtype: 'f64' });
+    const narrow = file.read('w', { dtype: 'bf16', share: true });
+    file.close();
+    rmSync(path('w'));
+    expect(shared.dataSync()).toEqual(new Float32Array([1.5, -2, 3]));
+    expect(wide.dtype).toBe('f64');
+    expect(narrow.dtype).toBe('bf16');
+    expect(narrow.dataSync()).toEqual(new Float32Array([1.5, -2, 3]));
+  });
+
+  it('copies where the data are not aligned', () => {
+    const data = new Uint8Array(Float32Array.of(7, 8).buffer);
+    const odd = write('odd', '{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}} ', data);
+    expect(SafetensorsFile.open(odd).read('w', { share: true }).dataSync()).toEqual(
+      Float32Array.of(7, 8),
+    );
+  });
+
+  it.each([true, false])('finds NaN in weights, share %s', async (share) => {
+    await saveSafetensors(path('nan'), { good: tensor([1]), bad: tensor([1, 2, Number.NaN]) });
+    const file = SafetensorsFile.open(path('nan'));
+    file.read('good', { checkFinite: true, share });
+    await synchronize();
+    file.read('bad', { checkFinite: true, share });
+    const failure = await synchronize().catch((error: unknown) => error);
+    expect(failure).toBeInstanceOf(FormatError);
+    expect(String(failure)).toMatch(/nan at byte \d+: bad: element 2 is NaN or infinite/);
+  });
+
+  it('names what it cannot read', () => {
+    const f8 = write(
+      'f8',
+      { w: { dtype: 'F8_E4M3', shape: [2], data_offsets: [0, 2] } },
+      new Uint8Array(2),
+    );
+    const file = SafetensorsFile.open(f8);
+    expect(file.tensors.get('w')?.dtype).toBe('F8_E4M3');
+    expect(() => file.read('w')).toThrow(UnsupportedError);
+    expect(() => file.read('w', { dtype: 'f32' })).toThrow(
+      /w of dtype F8_E4M3 cannot be read as f32/,
+    );
+    expect(() => file.read('v')).toThrow(/holds no tensor v/);
+  });
+
+  it('names a truncated file with the field', () => {
+    const cut = write(
+      'cut',
+      { w: { dtype: 'F32', shape: [2], data_offsets: [0, 8] } },
+      new Uint8Array(7),
+    );
+    expect(() => SafetensorsFile.open(cut)).toThrow(
+      expect.objectContaining({ code: 'ERR_FORMAT', path: cut, offset: 9 }),
+    );
+    expect(() => SafetensorsFile.open(cut)).toThrow(/w\.data_offsets ends at 8 of 7/);
+  });
+});
+
+describe('writing', () => {
+  it('leaves nothing behind when it is abandoned or fails', async () => {
+    const before = readdirSync(folder).length;
+    const writer = new SafetensorsWriter(path('half'), { w: { dtype: 'f32', shape: [1] } });
+    expect(readdirSync(folder).length).toBe(before + 1);
+    await expect(writer.commit()).rejects.toThrow(/w was never written/);
+    await synchronize();
+    expect(readdirSync(folder).length).toBe(before);
+    await expect(saveSafetensors(path('no/such/folder'), { w: tensor([1]) })).rejects.toThrow(
+      NativeError,
+    );
+    await expect(saveSafetensors(path('x'), { __metadata__: tensor([1]) })).rejects.toThrow(
+      ArgumentError,
+    );
+    expect(readdirSync(folder).length).toBe(before);
+  });
+
+  it('names the sizes when a file may not grow that large', () => {
+    const place = mkdtempSync(join(folder, 'limited-'));
+    const program = fileURLToPath(new URL('./programs/save_large.mjs', import.meta.url));
+    // 512 blocks of 1 KiB (512 bytes in some shells); the file needs 1 MiB and a header.
+    const command = `ulimit -f 512; exec "${process.execPath}" "${program}"`;
+    const out = execFileSync('bash', ['-c', command], { cwd: place, encoding: 'utf8' });
+    const { code, message, files } = JSON.parse(out) as {
+      code: string;
+      message: string;
+      files: string[];
+    };
+    expect(code).toBe('ERR_NATIVE');
+    expect(message).toMatch(
+      /big: cannot be written: .*the file needs 10486\d\d bytes, \d+ are free/,
+    );
+    expect(files).toEqual([]);
+  });
+});
