@@ -3,12 +3,12 @@ import type { Command } from 'commander';
 import { supervisedCount, truncate } from '../data/example.ts';
 import { chooseFormat } from '../data/example_format.ts';
 import { JsonlFile } from '../data/jsonl.ts';
-import { ArgumentError } from '../errors.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import type { OptionRow, OptionValues } from './option_table.ts';
 import { integer, onOff, text } from './option_types.ts';
 import type { CliContext, CommandModule } from './program.ts';
+import { listTensors, tensorTable } from './tensor_view.ts';
 import { hasColour, styler } from './terminal.ts';
 import { colouredTokens, tokenTable } from './token_view.ts';
 import { kExampleOptions } from './train_options.ts';
@@ -35,10 +35,8 @@ export const addInspect: CommandModule = (program, context, run) => {
   command.action(
     run(async (path: string, _: unknown, self: Command) => {
       const settings = await readOptions(self, kInspectOptions);
-      if (settings.data === undefined) {
-        throw new ArgumentError('inspect: --data is required');
-      }
-      await showExample(path, settings.data, settings, context);
+      if (settings.data !== undefined) await showExample(path, settings.data, settings, context);
+      else context.stdout.write(`${tensorTable(await listTensors(path))}\n`);
       return 0;
     }),
   );

@@ -91,6 +91,28 @@ function surround(bos: string | null, eos: string | null): Record<string, unknow
   };
 }
 
+/** The roles of special tokens and the chat template, as a tokenizer_config.json would hold them. */
+export function ggufTokenizerConfig(source: GgufMetadata): Record<string, unknown> {
+  const metadata = new Metadata(source);
+  return configOf(metadata, metadata.list<string>('tokenizer.ggml.tokens', 'string') ?? []);
+}
+
+function configOf(metadata: Metadata, tokens: readonly string[]): Record<string, unknown> {
+  const tokenizerConfig: Record<string, unknown> = { clean_up_tokenization_spaces: false };
+  for (const [role, key] of Object.entries(kSpecialRoles)) {
+    const id = metadata.integer(key);
+    if (id === undefined) continue;
+    const token = tokens[id];
+    if (token === undefined) {
+      throw new FormatError(`gguf: ${key} = ${id} is outside the vocabulary of ${tokens.length}`);
+    }
+    tokenizerConfig[role] = token;
+  }
+  const template = metadata.string('tokenizer.chat_template');
+  if (template !== undefined) tokenizerConfig.chat_template = template;
+  return tokenizerConfig;
+}
+
 /**
  * Builds the tokenizer of a GGUF file.
  * @throws UnsupportedError for a vocabulary that is not byte-level BPE or a pre-tokenizer without a known pattern
@@ -116,19 +138,7 @@ export function tokenizerFromGgufMetadata(source: GgufMetadata): TokenizerParts 
   }
   const pre = ggufPreTokenizer(metadata.string('tokenizer.ggml.pre') ?? 'default');
 
-  const tokenizerConfig: Record<string, unknown> = { clean_up_tokenization_spaces: false };
-  for (const [role, key] of Object.entries(kSpecialRoles)) {
-    const id = metadata.integer(key);
-    if (id === undefined) continue;
-    const token = tokens[id];
-    if (token === undefined) {
-      throw new FormatError(`gguf: ${key} = ${id} is outside the vocabulary of ${tokens.length}`);
-    }
-    tokenizerConfig[role] = token;
-  }
-  const template = metadata.string('tokenizer.chat_template');
-  if (template !== undefined) tokenizerConfig.chat_template = template;
-
+  const tokenizerConfig = configOf(metadata, tokens);
   const added = (which: 'bos' | 'eos', byDefault: boolean): string | null => {
     if (!(metadata.boolean(`tokenizer.ggml.add_${which}_token`) ?? byDefault)) return null;
     const token = tokenizerConfig[`${which}_token`];

@@ -4,8 +4,6 @@
  * tokenizer.json, llama.cpp for a GGUF (see docs/decisions/tokenizer-missing-bytes.md for the one case where the two differ).
  * Truncation and padding that a tokenizer.json switches on are not applied: lengths are the data pipeline's affair.
  */
-import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
 import { ArgumentError, FormatError } from '../errors.ts';
 import { bytesOfToken, toByteLevel } from './byte_level.ts';
 import {
@@ -21,6 +19,7 @@ import {
 } from './gguf_vocabulary.ts';
 import { HfBpe, type HfModel, HfTokenizer } from './hf_tokenizers.ts';
 import { preTokenizerSteps } from './pre_tokenizers.ts';
+import { readJson, readTokenizerFiles } from './tokenizer_files.ts';
 
 type Json = Record<string, unknown>;
 
@@ -131,20 +130,16 @@ export class Tokenizer {
   }
 
   /**
-   * From a Hugging Face folder: tokenizer.json with, where they exist, tokenizer_config.json, special_tokens_map.json and
-   * chat_template.jinja.
+   * From a model: a Hugging Face folder (tokenizer.json with, where they exist, tokenizer_config.json, special_tokens_map.json
+   * and chat_template.jinja), a GGUF file, or a folder that holds one. A tokenizer.json beside a GGUF file goes first.
    * @throws FormatError naming the file that is missing or damaged
    */
-  static async fromPretrained(folder: string): Promise<Tokenizer> {
-    const path = join(folder, 'tokenizer.json');
-    const json = await readJson(path);
-    const config: Json = {
-      ...(await readJsonIfThere(join(folder, 'special_tokens_map.json'))),
-      ...(await readJsonIfThere(join(folder, 'tokenizer_config.json'))),
-    };
-    const template = await readIfThere(join(folder, 'chat_template.jinja'));
-    if (template !== null) config.chat_template = template;
-    return within(path, () => Tokenizer.fromJson(json, config));
+  static async fromPretrained(path: string): Promise<Tokenizer> {
+    const files = await readTokenizerFiles(path);
+    if (files.tokenizerJson === null)
+      return within(files.path, () => Tokenizer.fromGguf(files.metadata));
+    const { tokenizerJson, tokenizerConfig } = files;
+    return within(files.path, () => Tokenizer.fromJson(tokenizerJson, tokenizerConfig));
   }
 
   /**
@@ -276,36 +271,6 @@ function encodeBytesOfPieces(model: HfModel): void {
 function mentions(node: unknown, type: string): boolean {
   if (node === null || typeof node !== 'object') return false;
   return (node as Json).type === type || Object.values(node).some((child) => mentions(child, type));
-}
-
-async function readIfThere(path: string): Promise<string | null> {
-  try {
-    return await readFile(path, 'utf8');
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
-    throw error;
-  }
-}
-
-async function readJsonIfThere(path: string): Promise<Json | null> {
-  const text = await readIfThere(path);
-  if (text === null) return null;
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch (error) {
-    throw new FormatError(`${path}: not valid JSON (${(error as Error).message})`, { path });
-  }
-  if (value === null || typeof value !== 'object' || Array.isArray(value)) {
-    throw new FormatError(`${path}: must hold a JSON object`, { path });
-  }
-  return value as Json;
-}
-
-async function readJson(path: string): Promise<Json> {
-  const json = await readJsonIfThere(path);
-  if (json === null) throw new FormatError(`${path}: no such file`, { path });
-  return json;
 }
 
 /** Puts the file's name on an error made while interpreting it. */

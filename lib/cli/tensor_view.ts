@@ -1,0 +1,105 @@
+/** The tensors of a model or adapter as a table: what the files' headers say, nothing of the data is read. */
+import { readdir, readFile, stat } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import { type LoraConfig, parseAdapterConfig } from '../adapters/config.ts';
+import { ArgumentError } from '../errors.ts';
+import { GgufFile } from '../io/gguf.ts';
+import { readSafetensorsIndex, SafetensorsFile } from '../io/safetensors.ts';
+import type { TensorInfo } from '../io/tensor_file.ts';
+import { formatBytes, formatCount } from './terminal.ts';
+
+export interface TensorListing {
+  /** One line on what it is. */
+  readonly title: string;
+  readonly tensors: readonly TensorInfo[];
+}
+
+/**
+ * Lists a model folder (safetensors, single or sharded, or GGUF), an adapter folder, or one file.
+ * @throws ArgumentError if there are no tensors to list; FormatError for a damaged file
+ */
+export async function listTensors(path: string): Promise<TensorListing> {
+  const info = await stat(path).catch(() => null);
+  if (info === null) throw new ArgumentError(`${path}: no such file or folder`);
+  if (!info.isDirectory()) return listFile(path);
+  const names = await readdir(path);
+  if (names.includes('adapter_model.safetensors')) return listAdapter(path);
+  if (names.includes('model.safetensors.index.json')) {
+    const index = readSafetensorsIndex(join(path, 'model.safetensors.index.json'));
+    const shards = [...new Set(index.values())].sort();
+    const tensors = shards.flatMap((shard) => safetensors(join(path, shard)));
+    return { title: `sharded safetensors, ${shards.length} files`, tensors };
+  }
+  const file =
+    names.find((name) => name === 'model.safetensors') ??
+    names.filter((name) => /\.(gguf|safetensors)$/.test(name)).sort()[0];
+  if (file === undefined) {
+    throw new ArgumentError(`${path}: no .safetensors and no .gguf file in this folder`);
+  }
+  return listFile(join(path, file));
+}
+
+/** The listing as text: title, one line a tensor, the sum. */
+export function tensorTable({ title, tensors }: TensorListing): string {
+  const rows = tensors.map(({ name, dtype, shape, bytes }) => [
+    name,
+    dtype,
+    `(${shape.join(', ')})`,
+    formatBytes(bytes),
+  ]);
+  const widths = [0, 1, 2, 3].map((c) =>
+    Math.max(0, ...rows.map((row) => (row[c] as string).length)),
+  );
+  const lines = rows.map((row) =>
+    row
+      .map((cell, c) =>
+        c === 3 ? cell.padStart(widths[c] as number) : cell.padEnd(widths[c] as number),
+      )
+      .join('  '),
+  );
+  const values = tensors.reduce((sum, { shape }) => sum + shape.reduce((n, d) => n * d, 1), 0);
+  const bytes = tensors.reduce((sum, tensor) => sum + tensor.bytes, 0);
+  const total = `${tensors.length} tensors, ${formatCount(values)} values, ${formatBytes(bytes)}`;
+  return [title, ...lines, total].join('\n');
+}
+
+function listFile(path: string): TensorListing {
+  if (path.endsWith('.gguf')) {
+    const file = GgufFile.open(path);
+    try {
+      const architecture = file.metadata.get('general.architecture') ?? 'unknown architecture';
+      const title = `${basename(path)}: GGUF v${file.version}, ${String(architecture)}`;
+      return { title, tensors: [...file.tensors.values()] };
+    } finally {
+      file.close();
+    }
+  }
+  if (path.endsWith('.safetensors')) return { title: basename(path), tensors: safetensors(path) };
+  throw new ArgumentError(`${path}: neither a folder nor a .safetensors or .gguf file`);
+}
+
+async function listAdapter(folder: string): Promise<TensorListing> {
+  const path = join(folder, 'adapter_config.json');
+  const config = parseAdapterConfig(await readFile(path, 'utf8'), { path });
+  const tensors = safetensors(join(folder, 'adapter_model.safetensors'));
+  return { title: describeAdapter(config), tensors };
+}
+
+function describeAdapter(config: LoraConfig): string {
+  const { r, loraAlpha, useRslora, initLoraWeights, targetModules, baseModelNameOrPath } = config;
+  const targets =
+    typeof targetModules === 'string' ? targetModules : (targetModules ?? []).join(', ');
+  return (
+    `LoRA adapter: r ${r}, alpha ${loraAlpha}${useRslora ? ' (rslora)' : ''}, init ${String(initLoraWeights)}, ` +
+    `on ${targets || 'no modules'}, base ${baseModelNameOrPath ?? 'not named'}`
+  );
+}
+
+function safetensors(path: string): TensorInfo[] {
+  const file = SafetensorsFile.open(path);
+  try {
+    return [...file.tensors.values()];
+  } finally {
+    file.close();
+  }
+}

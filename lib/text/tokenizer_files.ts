@@ -1,0 +1,99 @@
+/** The files that a model's tokenizer is made of, wherever the model keeps them. */
+import { readdir, readFile, stat } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { ArgumentError, FormatError } from '../errors.ts';
+import { type GgufMetadata, ggufTokenizerConfig } from './gguf_vocabulary.ts';
+
+type Json = Record<string, unknown>;
+
+/** Either a tokenizer.json with its configuration, or the metadata of a GGUF file that brings its own vocabulary. */
+export type TokenizerFiles =
+  | { path: string; tokenizerJson: Json; tokenizerConfig: Json }
+  | { path: string; tokenizerJson: null; metadata: GgufMetadata };
+
+/**
+ * Finds and reads them.
+ * @throws FormatError naming a file that is missing or damaged; ArgumentError if a folder holds several GGUF files
+ */
+export async function readTokenizerFiles(model: string): Promise<TokenizerFiles> {
+  const gguf = await findGguf(model);
+  const folder = gguf === model ? dirname(model) : model;
+  const path = join(folder, 'tokenizer.json');
+  const tokenizerJson = await readJsonIfThere(path);
+  if (gguf === null && tokenizerJson === null) throw noSuchFile(path);
+  const metadata = gguf === null ? null : await readGgufMetadata(gguf);
+  if (tokenizerJson === null) {
+    return { path: gguf as string, tokenizerJson: null, metadata: metadata as GgufMetadata };
+  }
+  const tokenizerConfig: Json = {
+    ...(metadata === null ? null : ggufTokenizerConfig(metadata)),
+    ...(await readJsonIfThere(join(folder, 'special_tokens_map.json'))),
+    ...(await readJsonIfThere(join(folder, 'tokenizer_config.json'))),
+  };
+  const template = await readIfThere(join(folder, 'chat_template.jinja'));
+  if (template !== null) tokenizerConfig.chat_template = template;
+  return { path, tokenizerJson, tokenizerConfig };
+}
+
+/** The GGUF file that `model` is, or the only one in it; null if there is none. */
+async function findGguf(model: string): Promise<string | null> {
+  const info = await stat(model).catch(() => null);
+  if (info === null) throw noSuchFile(model);
+  if (!info.isDirectory()) {
+    if (model.endsWith('.gguf')) return model;
+    throw new ArgumentError(`tokenizer: ${model} is neither a folder nor a .gguf file`);
+  }
+  const names = (await readdir(model)).filter((name) => name.endsWith('.gguf')).sort();
+  if (names.length > 1) {
+    throw new ArgumentError(
+      `tokenizer: ${model} holds several GGUF files (${names.join(', ')}); name one`,
+    );
+  }
+  return names[0] === undefined ? null : join(model, names[0]);
+}
+
+async function readGgufMetadata(path: string): Promise<GgufMetadata> {
+  // Loaded when needed: everything else about text works without the native engine.
+  const { GgufFile } = await import('../io/gguf.ts');
+  const file = GgufFile.open(path);
+  try {
+    return file.metadata;
+  } finally {
+    file.close();
+  }
+}
+
+function noSuchFile(path: string): FormatError {
+  return new FormatError(`${path}: no such file`, { path });
+}
+
+/** A file that must hold a JSON object. @throws FormatError naming it */
+export async function readJson(path: string): Promise<Json> {
+  const json = await readJsonIfThere(path);
+  if (json === null) throw noSuchFile(path);
+  return json;
+}
+
+async function readIfThere(path: string): Promise<string | null> {
+  try {
+    return await readFile(path, 'utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
+    throw error;
+  }
+}
+
+async function readJsonIfThere(path: string): Promise<Json | null> {
+  const text = await readIfThere(path);
+  if (text === null) return null;
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw new FormatError(`${path}: not valid JSON (${(error as Error).message})`, { path });
+  }
+  if (value === null || typeof value !== 'object' || Array.isArray(value)) {
+    throw new FormatError(`${path}: must hold a JSON object`, { path });
+  }
+  return value as Json;
+}
