@@ -1,9 +1,10 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { addInspect } from '../../lib/cli/inspect_command.ts';
 import { runCli } from '../../lib/cli/program.ts';
+import { describeShared, sharedPath } from '../support/shared.ts';
 import { tinyTokenizerConfig, tinyTokenizerJson } from '../support/tiny_tokenizer.ts';
 
 let folder: string;
@@ -48,6 +49,63 @@ describe('balora inspect --data', () => {
     const data = join(folder, 'data.jsonl');
     const args = ['--data', data, '--row', '1', '--max-length', '3', ...kFields];
     expect((await balora('inspect', folder, ...args)).out).toContain('2 supervised, 1 cut off');
+  });
+});
+
+/** A safetensors file of one f32 tensor of zeros. */
+function safetensors(name: string, shape: number[]): Buffer {
+  const bytes = 4 * shape.reduce((a, b) => a * b, 1);
+  const header = { [name]: { dtype: 'F32', shape, data_offsets: [0, bytes] } };
+  const text = Buffer.from(JSON.stringify(header));
+  const padded = Buffer.concat([text, Buffer.alloc((8 - (text.length % 8)) % 8, ' ')]);
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(padded.length));
+  return Buffer.concat([length, padded, Buffer.alloc(bytes)]);
+}
+
+describe('balora inspect', () => {
+  it('lists the tensors of a file, a folder and an adapter', async () => {
+    const model = join(folder, 'model');
+    await mkdir(model);
+    await writeFile(join(model, 'model.safetensors'), safetensors('a.weight', [3, 2]));
+    const expected = 'a.weight  F32  (3, 2)  24 B\n1 tensors, 6 values, 24 B\n';
+    for (const path of [model, join(model, 'model.safetensors')]) {
+      expect((await balora('inspect', path)).out).toBe(`model.safetensors\n${expected}`);
+    }
+    const adapter = join(folder, 'adapter');
+    await mkdir(adapter);
+    await writeFile(join(adapter, 'adapter_model.safetensors'), safetensors('a.weight', [3, 2]));
+    const config = { peft_type: 'LORA', r: 2, lora_alpha: 4, target_modules: ['q_proj'] };
+    await writeFile(join(adapter, 'adapter_config.json'), JSON.stringify(config));
+    expect((await balora('inspect', adapter)).out).toBe(
+      `LoRA adapter: r 2, alpha 4, init true, on q_proj, base not named\n${expected}`,
+    );
+  });
+
+  it('names what is not there', async () => {
+    const none = await balora('inspect', join(folder, 'none'));
+    expect(none).toMatchObject({
+      code: 2,
+      err: `error: ${join(folder, 'none')}: no such file or folder\n`,
+    });
+    const empty = join(folder, 'empty');
+    await mkdir(empty);
+    expect((await balora('inspect', empty)).err).toMatch(/no \.safetensors and no \.gguf file/);
+  });
+});
+
+const kModel = 'models/smollm2-135m-instruct-gguf';
+describeShared('balora inspect on SmolLM2', [kModel, 'data/gsm8k'], () => {
+  it('lists tensors and shows tokens', async () => {
+    const path = sharedPath(kModel);
+    const { out } = await balora('inspect', path);
+    expect(out).toMatch(/: GGUF v3, llama\n/);
+    expect(out).toMatch(/^token_embd\.weight +Q8_0 +\(49152, 576\) +28\.7 MiB$/m);
+    expect(out).toMatch(/^272 tensors, 134\.5 M values, /m);
+    const data = sharedPath('data/gsm8k/train.jsonl');
+    const tokens = (await balora('inspect', path, '--data', data)).out;
+    expect(tokens).toMatch(/train\.jsonl:1 \(question -> answer\): \d+ tokens, \d+ supervised\n/);
+    expect(tokens).toMatch(/ {2}\* {2}<\|im_end\|>\n$/);
   });
 });
 

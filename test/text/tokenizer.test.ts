@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { copyFile, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { gguf } from '@huggingface/gguf';
 import fc from 'fast-check';
 import { beforeAll, describe, expect, it } from 'vitest';
@@ -55,6 +55,30 @@ describeShared('SmolLM2 tokenizer', [kGguf, kTokens, kJson], () => {
       const expected = ids_no_special ?? ids;
       expect(fromGguf.encode(text, { parseSpecial: false }), text).toEqual(expected);
       expect(fromFile.encode(text, { parseSpecial: false }), text).toEqual(expected);
+    }
+  });
+
+  it('finds the vocabulary inside a GGUF file, and prefers a tokenizer.json beside it', async () => {
+    const inside = await Tokenizer.fromPretrained(dirname(sharedPath(kGguf)));
+    const { text, ids, ids_hf_tokenizers } = golden.missing_byte_strings[0] as Required<
+      Golden['missing_byte_strings'][0]
+    >;
+    expect(inside.encode(text)).toEqual(ids);
+    expect(inside.eosId).toBe(2);
+    const folder = await mkdtemp(join(tmpdir(), 'balora-tokenizer-'));
+    try {
+      await symlink(sharedPath(kGguf), join(folder, 'model.gguf'));
+      await copyFile(sharedPath(kJson), join(folder, 'tokenizer.json'));
+      const beside = await Tokenizer.fromPretrained(join(folder, 'model.gguf'));
+      expect(beside.encode(text)).toEqual(ids_hf_tokenizers);
+      // tokenizer.json knows no roles and no chats: those come from the GGUF.
+      expect(beside.eosId).toBe(2);
+      const chat = golden.chats[0] as Golden['chats'][0];
+      expect(beside.renderChat(chat.messages, { addGenerationPrompt: true })).toBe(chat.text);
+      await symlink(sharedPath(kGguf), join(folder, 'other.gguf'));
+      await expect(Tokenizer.fromPretrained(folder)).rejects.toThrow(/several GGUF files/);
+    } finally {
+      await rm(folder, { recursive: true });
     }
   });
 
