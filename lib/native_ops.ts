@@ -52,8 +52,8 @@ export interface NativeOps {
   layerNorm(x: Handle, weight: Handle | null, bias: Handle | null, eps: number): Handle;
   linearGroup(x: Handle, adapterInput: Handle | null, weights: readonly (Handle)[], biases: readonly (Handle | null)[], a: readonly (Handle)[], b: readonly (Handle)[], scales: readonly (number)[], linears: readonly (number)[]): (Handle)[];
   logSoftmax(x: Handle): Handle;
-  matmul(a: Handle, b: Handle, transposeA: boolean, transposeB: boolean): Handle;
   logSumExp(x: Handle, axes: readonly (number)[], keepDims: boolean): Handle;
+  matmul(a: Handle, b: Handle, transposeA: boolean, transposeB: boolean): Handle;
   max(x: Handle, axes: readonly (number)[], keepDims: boolean): Handle;
   mean(x: Handle, axes: readonly (number)[], keepDims: boolean): Handle;
   memoryStats(): unknown;

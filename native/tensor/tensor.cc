@@ -76,6 +76,7 @@ int64_t Tensor::dim(int i) const {
 
 bool Tensor::is_contiguous() const {
   const TensorImpl& t = deref(impl_);
+  if (t.shape.numel() == 0) return true;
   int64_t expected = 1;
   for (int i = t.shape.ndim() - 1; i >= 0; --i) {
     if (t.shape[i] != 1 && t.strides[i] != expected) return false;

@@ -53,6 +53,7 @@ inline int64_t view_numel(const View& v) {
 }
 
 inline bool view_contiguous(const View& v) {
+  if (view_numel(v) == 0) return true;
   int64_t expected = 1;
   for (int32_t i = v.ndim - 1; i >= 0; --i) {
     if (v.shape[i] != 1 && v.stride[i] != expected) return false;

@@ -6,7 +6,7 @@ export const kFloatTypes = ['f64', 'f32', 'bf16', 'f16'] as const;
 
 /** Values of any dtype as f64. */
 export function values(t: Tensor): Float64Array {
-  return Float64Array.from(t.dataSync() as ArrayLike<number>);
+  return Float64Array.from(t.dataSync() as ArrayLike<number>, Number);
 }
 
 /** Half a unit in the last place of 1: what one rounding to the dtype may cost. */

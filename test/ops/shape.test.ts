@@ -1,0 +1,195 @@
+import { describe, expect, it } from 'vitest';
+import {
+  add_,
+  concat,
+  contiguous,
+  type DType,
+  expand,
+  mul,
+  permute,
+  reshape,
+  slice,
+  split,
+  squeeze,
+  stack,
+  sum,
+  type Tensor,
+  tensor,
+  transpose,
+  unsqueeze,
+} from '../../lib/index.ts';
+import { expectClose, values } from '../support/compare.ts';
+import { gradcheck, randomTensor } from '../support/gradcheck.ts';
+
+const kTypes: DType[] = ['f64', 'f32', 'bf16', 'f16', 'i32', 'i64', 'u8'];
+
+/** 0, 1, 2, ... below 100 again and again: exact in every dtype. */
+function counting(shape: number[], dtype: DType): Tensor {
+  const size = shape.reduce((a, b) => a * b, 1);
+  return tensor(
+    Float64Array.from({ length: size }, (_, i) => i % 100),
+    { shape, dtype },
+  );
+}
+
+/** Values of x picked by index, for every index of `shape`. */
+function pick(x: Tensor, shape: readonly number[], from: (index: number[]) => number[]): number[] {
+  const data = values(x);
+  const out: number[] = [];
+  const visit = (index: number[]): void => {
+    if (index.length < shape.length) {
+      for (let i = 0; i < (shape[index.length] as number); ++i) visit([...index, i]);
+      return;
+    }
+    const source = from(index);
+    out.push(data[source.reduce((at, v, d) => at * (x.shape[d] as number) + v, 0)] as number);
+  };
+  visit([]);
+  return out;
+}
+
+describe('shapes', () => {
+  it('reshape keeps the order, finds an extent, copies what is not contiguous', () => {
+    for (const dtype of kTypes) {
+      const x = counting([3, 8, 5], dtype);
+      expect(reshape(x, [-1, 10]).shape).toEqual([12, 10]);
+      expectClose(reshape(x, [12, 10]), values(x), 0);
+      const turned = transpose(x);
+      expectClose(reshape(turned, [120]), values(turned), 0);
+    }
+    gradcheck((x) => reshape(transpose(x as Tensor), [10, -1]), [randomTensor([3, 4, 5])]);
+  });
+
+  it('permute and transpose move axes', () => {
+    for (const dtype of kTypes) {
+      const x = counting([31, 3, 33], dtype);
+      for (const order of [
+        [2, 0, 1],
+        [1, 0, 2],
+        [0, 2, 1],
+        [2, 1, 0],
+      ]) {
+        const y = permute(x, order);
+        const want = pick(x, y.shape, (index) =>
+          order.map((_, d) => index[order.indexOf(d)] as number),
+        );
+        expectClose(y, want, 0);
+        expectClose(contiguous(y), want, 0);
+      }
+    }
+    gradcheck((x) => mul(permute(x as Tensor, [2, 0, 1]), 2), [randomTensor([3, 4, 5])]);
+    gradcheck((x) => contiguous(transpose(x as Tensor, 0, 2)), [randomTensor([3, 4, 5])]);
+  });
+
+  it('expand stretches and sums back', () => {
+    const x = counting([3, 1], 'f32');
+    expectClose(
+      expand(x, [2, 3, 4]),
+      [0, 1, 2, 0, 1, 2].flatMap((v) => [v, v, v, v]),
+      0,
+    );
+    gradcheck((x) => expand(x as Tensor, [2, 3, 4]), [randomTensor([3, 1])]);
+    gradcheck((x) => expand(x as Tensor, [1, 1, 3]), [randomTensor([3])]);
+  });
+
+  it('unsqueeze and squeeze are inverse', () => {
+    const x = counting([2, 3], 'f32');
+    expect(unsqueeze(x, 0).shape).toEqual([1, 2, 3]);
+    expect(unsqueeze(x, -1).shape).toEqual([2, 3, 1]);
+    expect(squeeze(unsqueeze(x, 1), 1).shape).toEqual([2, 3]);
+    expect(() => squeeze(x, 0)).toThrow('squeeze: axis 0 of (2,3) has more than one element');
+  });
+
+  it('slice follows Array.prototype.slice on any axis', () => {
+    for (const dtype of kTypes) {
+      const x = counting([5, 7], dtype);
+      for (const [start, stop, step] of [
+        [0, 7, 1],
+        [2, 5, 1],
+        [-3, -1, 1],
+        [1, 7, 3],
+        [4, 2, 1],
+        [0, 99, 2],
+      ] as const) {
+        const columns = [0, 1, 2, 3, 4, 5, 6].slice(start, stop).filter((_, i) => i % step === 0);
+        const y = slice(x, 1, { start, stop, step });
+        expect(y.shape).toEqual([5, columns.length]);
+        expectClose(
+          y,
+          pick(x, y.shape, ([r, c]) => [r as number, columns[c as number] as number]),
+          0,
+        );
+      }
+    }
+    gradcheck((x) => slice(x as Tensor, 0, { start: 1, step: 2 }), [randomTensor([6, 4])]);
+    gradcheck((x) => slice(transpose(x as Tensor), 0, { start: -2 }), [randomTensor([6, 4])]);
+    gradcheck(
+      (x) => [slice(x as Tensor, 0, { stop: 3 }), slice(x as Tensor, 0, { start: 2 })],
+      [randomTensor([5, 3])],
+    );
+  });
+
+  it('split gives views whose gradients are joined, zero where a part is unused', () => {
+    const x = randomTensor([4, 7], { requiresGrad: true });
+    const parts = split(x, [2, 4, 1]);
+    expect(parts.map((p) => p.shape)).toEqual([
+      [4, 2],
+      [4, 4],
+      [4, 1],
+    ]);
+    expectClose(
+      parts[1] as Tensor,
+      pick(x, [4, 4], ([r, c]) => [r as number, (c as number) + 2]),
+      0,
+    );
+    sum(mul(parts[1] as Tensor, 3)).backward();
+    expectClose(
+      x.grad as Tensor,
+      Array.from({ length: 28 }, (_, i) => (i % 7 >= 2 && i % 7 < 6 ? 3 : 0)),
+      0,
+    );
+    gradcheck((x) => split(x as Tensor, [1, 0, 3], 0), [randomTensor([4, 3])]);
+  });
+
+  it('concat and stack join along an axis', () => {
+    for (const dtype of kTypes) {
+      const parts = [counting([2, 3], dtype), counting([2, 1], dtype), counting([2, 0], dtype)];
+      expectClose(concat(parts, 1), [0, 1, 2, 0, 3, 4, 5, 1], 0);
+      const [a, b] = [counting([2], dtype), counting([2], dtype)];
+      expectClose(stack([a, b], 1), [0, 0, 1, 1], 0);
+      expect(stack([a, b, a]).shape).toEqual([3, 2]);
+    }
+    const inputs = [randomTensor([3, 2], { seed: 1 }), randomTensor([3, 4], { seed: 2 })];
+    gradcheck((a, b) => concat([a as Tensor, b as Tensor, a as Tensor], -1), inputs);
+    gradcheck(
+      (a) => stack([a as Tensor, transpose(transpose(a as Tensor))], -1),
+      [inputs[0] as Tensor],
+    );
+  });
+
+  it('a write in place is seen through a view', () => {
+    const x = counting([2, 3], 'f32');
+    add_(slice(x, 0, { start: 1 }), tensor([[10, 10, 10]]));
+    expectClose(x, [0, 1, 2, 13, 14, 15], 0);
+  });
+
+  it('refuses bad arguments by name', () => {
+    const x = randomTensor([2, 3]);
+    expect(() => reshape(x, [4, -1])).toThrow('reshape: (2,3) does not fit (4,-1)');
+    expect(() => reshape(x, [-1, -1])).toThrow('reshape: at most one extent may be -1');
+    expect(() => permute(x, [0])).toThrow('permute: (2,3) needs 2 axes, got 1');
+    expect(() => permute(x, [0, 0])).toThrow('permute: axis 0 occurs twice');
+    expect(() => expand(x, [2, 4])).toThrow('expand: the shapes (2,3) and (2,4) do not broadcast');
+    expect(() => expand(x, [3])).toThrow('expand: (2,3) does not stretch to (3)');
+    expect(() => slice(x, 1, { step: 0 })).toThrow('slice: step must be >= 1, got 0');
+    expect(() => split(x, [1, 1])).toThrow('split: the sizes add up to 2, axis 1 of (2,3) has 3');
+    expect(() => concat([])).toThrow('concat: no tensor given');
+    expect(() => concat([x, randomTensor([2, 4])])).toThrow(
+      'concat: every part must be (2,3), got (2,4)',
+    );
+    expect(() => concat([x, randomTensor([2, 3], { dtype: 'f32' })])).toThrow(
+      'must be f64, got f32',
+    );
+    expect(() => transpose(x, 0, 2)).toThrow('transpose: axis 2 does not exist in 2 dimensions');
+  });
+});
