@@ -1,5 +1,14 @@
 import { describe, expect, it } from 'vitest';
-import { type AttentionOptions, attention, type Tensor, tensor } from '../../lib/index.ts';
+import {
+  type AttentionOptions,
+  attention,
+  memoryStats,
+  resetPeakMemory,
+  scope,
+  synchronizeSync,
+  type Tensor,
+  tensor,
+} from '../../lib/index.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 
@@ -144,6 +153,25 @@ describe('attention', () => {
       });
       expect(values(alone)).toEqual(packed.slice(from * 64, to * 64));
     }
+  });
+
+  it('never holds a matrix of scores', () => {
+    const rows = 4096;
+    const c = { cu: [0, rows], heads: 1, kvHeads: 1, size: 16 };
+    const leaves = inputs(c, 'f32');
+    for (const leaf of leaves) leaf.requiresGrad = true;
+    synchronizeSync();
+    resetPeakMemory();
+    const before = memoryStats().peakBytes;
+    scope(() => {
+      const out = attention(...leaves, optionsOf(c));
+      out.backward(out.detach());
+    });
+    synchronizeSync();
+    const used = memoryStats().peakBytes - before;
+    // Scores alone would be 64 MiB; rows of operands, sums and packed tiles are a few hundred bytes each and thread.
+    expect(used).toBeGreaterThan(rows * 16 * 4);
+    expect(used).toBeLessThan(rows * rows);
   });
 
   it('repeats its bits', () => {
