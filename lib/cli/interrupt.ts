@@ -15,9 +15,12 @@ export async function abortable<T>(
 ): Promise<T> {
   const controller = new AbortController();
   const listener = () => {
-    if (controller.signal.aborted) process.exit(kInterrupted);
-    controller.abort();
-    onFirst();
+    if (controller.signal.aborted) {
+      process.exit(kInterrupted);
+    } else {
+      controller.abort();
+      onFirst();
+    }
   };
   for (const name of kSignals) process.on(name, listener);
   try {

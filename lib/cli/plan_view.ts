@@ -1,0 +1,42 @@
+/** What a run would be, for `--dry-run`: exact counts, measured memory and time. */
+import type { DataStatistics } from '../data/batches.ts';
+import type { RunPlan } from '../train/types.ts';
+import { formatBytes, formatCount, formatSeconds } from './terminal.ts';
+
+export function planText(plan: RunPlan, data: DataStatistics, format: string): string {
+  const { memory } = plan;
+  const share = (100 * plan.trainableParameters) / plan.baseParameters;
+  const rows: [string, string][] = [
+    [
+      'data',
+      `${data.examples} examples (${format}), ${formatCount(data.tokens)} tokens, ${formatCount(data.supervisedTokens)} supervised, longest ${data.longest}`,
+    ],
+    [
+      'steps',
+      `${plan.totalSteps}, of them ${plan.warmupSteps} warm-up; ${plan.microBatchesPerEpoch} micro-batches an epoch`,
+    ],
+    [
+      'parameters',
+      `${formatCount(plan.baseParameters)} in the model, ${formatCount(plan.trainableParameters)} trained (${share.toFixed(2)} %)`,
+    ],
+    ['memory', memory.totalBytes === null ? 'not measured' : formatBytes(memory.totalBytes)],
+    ['  model', formatBytes(memory.baseBytes)],
+    ['  second copy', formatBytes(memory.teacherBytes)],
+    ['  adapter', formatBytes(memory.adapterBytes)],
+    ['  gradients and moments', formatBytes(memory.optimizerBytes)],
+    [
+      '  a micro-batch',
+      memory.activationBytes === null
+        ? 'not measured'
+        : `${formatBytes(memory.activationBytes)} (${plan.measuredTokens} tokens; a longer one needs more)`,
+    ],
+    [
+      'time',
+      plan.secondsPerStep === null
+        ? 'not measured'
+        : `${formatSeconds(plan.secondsPerStep * plan.totalSteps)} (${plan.secondsPerStep.toFixed(2)} s a step, from one micro-batch)`,
+    ],
+  ];
+  const width = Math.max(...rows.map(([name]) => name.length));
+  return rows.map(([name, value]) => `${name.padEnd(width)}  ${value}`).join('\n');
+}
