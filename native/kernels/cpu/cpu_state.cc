@@ -142,7 +142,7 @@ std::shared_ptr<const Matmul> CpuState::matmul(const MatmulSpec& spec, const Des
   return made;
 }
 
-void* CpuState::scratch(int index, uint64_t bytes) {
+void* CpuState::scratch(Scratch index, uint64_t bytes) {
   Buffer& buffer = buffers_[index];
   if (buffer.bytes < bytes) {
     std::free(buffer.data);

@@ -157,7 +157,7 @@ void wide_gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmI
   const bool whole = b.dtype == kType && c.dtype == kType;
   const int64_t fitting = std::max<int64_t>(kWideBlockElements / std::max<int64_t>(s.k, 1), 64);
   const int64_t block = whole ? s.n : std::min(s.n, fitting);
-  const auto buffer = [&](int index, bool wanted, int64_t elements) {
+  const auto buffer = [&](CpuState::Scratch index, bool wanted, int64_t elements) {
     return wanted ? static_cast<T*>(state.scratch(index, elements * sizeof(T))) : nullptr;
   };
   const Wide<T> wide = {buffer(CpuState::kWideA, a.dtype != kType, s.m * s.k),

@@ -74,10 +74,20 @@ class CpuState {
 
   // Grow-only buffers that outlive a kernel, 64-byte aligned; a later call with the same index may
   // move it.
-  static constexpr int kScratchpad = 0, kWideA = 1, kWideB = 2, kWideC = 3, kSum = 4, kFirst = 5,
-                       kSecond = 6;
-  static constexpr int kScratchCount = 7;
-  void* scratch(int index, uint64_t bytes);
+  enum Scratch {
+    kScratchpad,
+    kWideA,
+    kWideB,
+    kWideC,
+    kSum,
+    kFirst,
+    kSecond,
+    kTilePadding,
+    kFactorA,
+    kFactorB,
+    kScratchCount
+  };
+  void* scratch(Scratch index, uint64_t bytes);
 
  private:
   struct Hash {

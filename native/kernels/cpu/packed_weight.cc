@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <new>
 
+#include "kernels/cpu/amx.h"
 #include "kernels/cpu/gemm.h"
 #include "tensor/dtype.h"
 #include "tensor/errors.h"
@@ -45,6 +46,25 @@ const PackedWeight* PackedWeight::of(Context* ctx, const View& b, bool transpose
 
 PackedWeight::PackedWeight(Context* ctx, const View& b, bool transposed)
     : k_(b.shape[transposed ? 1 : 0]), n_(b.shape[transposed ? 0 : 1]), dtype_(b.dtype) {
+  tiled_ = dtype_ == BALORA_BF16 && amx_ready();
+  if (!tiled_) {
+    pack_onednn(ctx, b, transposed);
+    return;
+  }
+  data_ = allocate(ctx, static_cast<uint64_t>(tiles_size(k_, n_)) * sizeof(bf16));
+  pack_tiles(ctx, static_cast<const bf16*>(b.data), transposed ? 1 : n_, transposed ? k_ : 1, k_,
+             n_, static_cast<bf16*>(data_.get()));
+}
+
+PackedWeight::Data PackedWeight::allocate(Context* ctx, uint64_t bytes) {
+  const uint64_t rounded = (bytes + 63) / 64 * 64;
+  Data data(std::aligned_alloc(64, rounded));
+  if (!data) throw std::bad_alloc();
+  if (ctx->account) ctx->account(ctx, static_cast<int64_t>(rounded));
+  return data;
+}
+
+void PackedWeight::pack_onednn(Context* ctx, const View& b, bool transposed) {
   CpuState& state = CpuState::of(ctx);
   MatmulSpec spec;
   spec.m = kTypicalRows, spec.n = n_, spec.k = k_;
@@ -56,20 +76,21 @@ PackedWeight::PackedWeight(Context* ctx, const View& b, bool transposed)
   const auto matmul = state.matmul(spec);
   if (!matmul) return;
   layout_ = matmul->b_layout();
-  const uint64_t bytes = (layout_.get_size() + 63) / 64 * 64;
-  data_.reset(std::aligned_alloc(64, bytes));
-  if (!data_) throw std::bad_alloc();
+  data_ = allocate(ctx, layout_.get_size());
   const dnnl::memory::dims strides =
       transposed ? dnnl::memory::dims{1, k_} : dnnl::memory::dims{n_, 1};
-  const dnnl::memory from({{k_, n_}, onednn_dtype(dtype_), strides}, state.engine(), b.data);
+  dnnl::memory from({{k_, n_}, onednn_dtype(dtype_), strides}, state.engine(), b.data);
   dnnl::memory to(layout_, state.engine(), data_.get());
-  dnnl::reorder(from, to).execute(const_cast<dnnl::stream&>(state.stream()),
-                                  const_cast<dnnl::memory&>(from), to);
-  if (ctx->account) ctx->account(ctx, static_cast<int64_t>(bytes));
+  dnnl::stream stream = state.stream();
+  dnnl::reorder(from, to).execute(stream, from, to);
 }
 
 void PackedWeight::multiply(Context* ctx, int64_t m, const void* a, int64_t lda, void* c,
                             int32_t c_dtype, int64_t ldc, float beta, const float* addend) const {
+  if (tiled_) {
+    const TileTerm term = {static_cast<const bf16*>(a), lda, k_, tiles()};
+    return multiply_tiles(ctx, m, n_, {&term, 1}, {c, c_dtype, ldc, beta != 0, addend, n_});
+  }
   MatmulSpec spec;
   spec.n = n_, spec.k = k_;
   spec.a_row = lda, spec.a_col = 1, spec.c_row = ldc;

@@ -1,10 +1,12 @@
-// A frozen weight in oneDNN's layout for the right side of a product. Slot 0 of a (out,in) weight
-// holds the layout for x W^T, slot 1 the one for dy W.
+// A frozen weight as the packed right side of a product: in AMX tiles for bf16 where there is AMX,
+// else in oneDNN's layout. Slot 0 of a (out,in) weight holds the layout for x W^T, slot 1 the one
+// for dy W.
 #pragma once
 #include <cstdint>
 #include <memory>
 
 #include "kernels/cpu/onednn.h"
+#include "tensor/dtype.h"
 
 namespace balora {
 
@@ -14,23 +16,31 @@ class PackedWeight {
   // multiply its type here.
   static const PackedWeight* of(Context* ctx, const View& b, bool transposed);
 
+  // The AMX tiles (amx.h), or null where the layout is oneDNN's.
+  const bf16* tiles() const { return tiled_ ? static_cast<const bf16*>(data_.get()) : nullptr; }
+
   // C (m,n) = A (m,k) W + beta C (+ addend, f32 (m,n) dense), with A and W of one type; C f32 or
   // that type.
   void multiply(Context* ctx, int64_t m, const void* a, int64_t lda, void* c, int32_t c_dtype,
-                int64_t ldc, float beta, const float* addend) const;
+                int64_t ldc, float beta, const float* addend) const;  // beta 0 or 1
 
  private:
-  PackedWeight(Context* ctx, const View& b, bool transposed);
-  void multiply_rows(CpuState& state, MatmulSpec spec, int64_t first, int64_t rows,
-                     MatmulArguments arguments) const;
-
   struct Free {
     void operator()(void* data) const;
   };
+  using Data = std::unique_ptr<void, Free>;
+
+  PackedWeight(Context* ctx, const View& b, bool transposed);
+  static Data allocate(Context* ctx, uint64_t bytes);
+  void pack_onednn(Context* ctx, const View& b, bool transposed);
+  void multiply_rows(CpuState& state, MatmulSpec spec, int64_t first, int64_t rows,
+                     MatmulArguments arguments) const;
+
   int64_t k_, n_;
   int32_t dtype_;
+  bool tiled_ = false;
   dnnl::memory::desc layout_;
-  std::unique_ptr<void, Free> data_;  // null: not supported on this CPU
+  Data data_;  // null: not supported on this CPU
 };
 
 }  // namespace balora

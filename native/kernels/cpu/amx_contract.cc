@@ -1,0 +1,168 @@
+// contract_tiles (amx.h): p^T x over the rows, the shape of every adapter gradient. p is transposed
+// into bf16 pairs once; x is interleaved into tiles on the way, 128 rows x 32 columns at a time,
+// straight from L2. Interleaving within 128-bit lanes leaves the columns of a pair of tiles
+// shuffled; they are put right when the sums are written.
+#include <algorithm>
+
+#include "kernels/cpu/amx.h"
+#include "kernels/cpu/onednn.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/simd.h"
+#include "tensor/errors.h"
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+#define BALORA_AMX 1
+#include <immintrin.h>
+#endif
+
+namespace balora {
+
+#ifdef BALORA_AMX
+namespace {
+
+#define AMX_TARGET \
+  __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+
+constexpr int64_t kBlockSteps = 4;  // 128 rows
+constexpr int64_t kRankTile = 16;
+constexpr int64_t kTileElements = kRankTile * kTileK;  // bf16 of an A tile
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// p^T as A tiles: for each 32 rows of p and each 16 ranks, a tile of upper halves, then one of
+// lower halves.
+void pack_transposed(const float* p, int64_t m, int64_t rank, int64_t step, int64_t rank_tiles,
+                     bf16* to) {
+  for (int64_t tile = 0; tile < rank_tiles; ++tile) {
+    bf16* high = to + tile * 2 * kTileElements;
+    bf16* low = high + kTileElements;
+    for (int64_t i = 0; i < kRankTile; ++i) {
+      const int64_t r = tile * kRankTile + i;
+      for (int64_t j = 0; j < kTileK; ++j) {
+        const int64_t n = step * kTileK + j;
+        const float value = r < rank && n < m ? p[n * rank + r] : 0;
+        high[i * kTileK + j] = to_bf16(value);
+        low[i * kTileK + j] = to_bf16(value - to_float(high[i * kTileK + j]));
+      }
+    }
+  }
+}
+
+// 32 rows of x from column `col` into two tiles of row pairs. Rows from m and columns from k on are
+// zero.
+AMX_TARGET void interleave(const bf16* x, int64_t m, int64_t k, int64_t row, int64_t col,
+                           bf16* to) {
+  const int64_t width = std::min<int64_t>(k - col, 32);
+  const auto mask = static_cast<__mmask32>(width == 32 ? ~0u : (1u << width) - 1);
+  for (int64_t pair = 0; pair < 16; ++pair) {
+    const int64_t n = row + 2 * pair;
+    const bf16* from = x + n * k + col;
+    const __m512i a = n < m ? _mm512_maskz_loadu_epi16(mask, from) : _mm512_setzero_si512();
+    const __m512i b = n + 1 < m ? _mm512_maskz_loadu_epi16(mask, from + k) : _mm512_setzero_si512();
+    _mm512_store_si512(to + pair * 32, _mm512_unpacklo_epi16(a, b));
+    _mm512_store_si512(to + kTileElements + pair * 32, _mm512_unpackhi_epi16(a, b));
+  }
+}
+
+// Column of x (within its 32) that stands at `lane` of tile `half`.
+constexpr int64_t true_column(int64_t half, int64_t lane) {
+  return lane / 4 * 8 + half * 4 + lane % 4;
+}
+
+struct Contraction {
+  const bf16* x;
+  int64_t m, k;
+  const bf16* pt;  // pack_transposed's tiles, all steps
+  int64_t rank_tiles;
+  float* sums;  // per column panel, per rank tile: two tiles of 16 x 16
+};
+
+AMX_TARGET void contract_panels(const Contraction& c, int64_t begin, int64_t end) {
+  const TileConfig config;
+  _tile_loadconfig(&config);
+  alignas(64) bf16 wide[kBlockSteps * 2 * kTileElements];
+  const int64_t steps = round_up(c.m, kTileK) / kTileK;
+  for (int64_t first = 0; first < steps; first += kBlockSteps) {
+    const int64_t count = std::min(kBlockSteps, steps - first);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      for (int64_t s = 0; s < count; ++s) {
+        interleave(c.x, c.m, c.k, (first + s) * kTileK, panel * 32, wide + s * 2 * kTileElements);
+      }
+      for (int64_t tile = 0; tile < c.rank_tiles; ++tile) {
+        float* sums = c.sums + (panel * c.rank_tiles + tile) * 2 * 256;
+        if (first == 0) {
+          _tile_zero(0);
+          _tile_zero(1);
+        } else {
+          _tile_loadd(0, sums, 64);
+          _tile_loadd(1, sums + 256, 64);
+        }
+        for (int64_t s = 0; s < count; ++s) {
+          const bf16* a = c.pt + ((first + s) * c.rank_tiles + tile) * 2 * kTileElements;
+          const bf16* b = wide + s * 2 * kTileElements;
+          _tile_loadd(4, a, 64);
+          _tile_loadd(5, a + kTileElements, 64);
+          _tile_loadd(6, b, 64);
+          _tile_loadd(7, b + kTileElements, 64);
+          _tile_dpbf16ps(0, 4, 6);
+          _tile_dpbf16ps(1, 4, 7);
+          _tile_dpbf16ps(0, 5, 6);
+          _tile_dpbf16ps(1, 5, 7);
+        }
+        _tile_stored(0, sums, 64);
+        _tile_stored(1, sums + 256, 64);
+      }
+    }
+  }
+  _tile_release();
+}
+
+}  // namespace
+
+void contract_tiles(Context* ctx, const bf16* x, int64_t m, int64_t k, const float* p, int64_t rank,
+                    float* out) {
+  const int64_t rank_tiles = round_up(rank, kRankTile) / kRankTile;
+  const int64_t steps = round_up(m, kTileK) / kTileK, panels = round_up(k, 32) / 32;
+  CpuState& state = CpuState::of(ctx);
+  const int64_t step_elements = rank_tiles * 2 * kTileElements;
+  auto* pt =
+      static_cast<bf16*>(state.scratch(CpuState::kFirst, steps * step_elements * sizeof(bf16)));
+  auto* sums = static_cast<float*>(
+      state.scratch(CpuState::kSecond, panels * rank_tiles * 512 * sizeof(float)));
+  parallel_for(ctx, steps, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s) {
+      pack_transposed(p, m, rank, s, rank_tiles, pt + s * step_elements);
+    }
+  });
+  const Contraction work = {x, m, k, pt, rank_tiles, sums};
+  parallel_for(ctx, panels, 1, [&](int64_t begin, int64_t end) {
+    contract_panels(work, begin, end);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      for (int64_t r = 0; r < rank; ++r) {
+        const float* from = sums + (panel * rank_tiles + r / kRankTile) * 512 + r % kRankTile * 16;
+        for (int64_t half = 0; half < 2; ++half) {
+          for (int64_t lane = 0; lane < 16; ++lane) {
+            const int64_t col = panel * 32 + true_column(half, lane);
+            if (col < k) out[r * k + col] = from[half * 256 + lane];
+          }
+        }
+      }
+    }
+  });
+}
+
+#else
+
+void contract_tiles(Context*, const bf16*, int64_t, int64_t, const float*, int64_t, float*) {
+  throw UnsupportedError("this build has no AMX kernels");
+}
+
+#endif
+
+}  // namespace balora
