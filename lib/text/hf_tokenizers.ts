@@ -21,6 +21,7 @@ export interface HfBpe extends HfModel {
 
 export interface HfTokenizer {
   model: HfModel;
+  readonly normalizer: unknown;
   encode(text: string, options: { add_special_tokens: boolean }): { ids: number[] };
   decode(
     ids: number[],

@@ -18,6 +18,7 @@ import {
   tokenizerFromGgufMetadata,
 } from './gguf_vocabulary.ts';
 import { HfBpe, type HfModel, HfTokenizer } from './hf_tokenizers.ts';
+import { repairNormalizer } from './normalizers.ts';
 import { preTokenizerSteps } from './pre_tokenizers.ts';
 import { readJson, readTokenizerFiles } from './tokenizer_files.ts';
 
@@ -225,7 +226,9 @@ function roleTokens(config: Json): Record<string, string> {
 
 function build(json: Json, config: Json): HfTokenizer {
   try {
-    return new HfTokenizer(json, config);
+    const tokenizer = new HfTokenizer(json, config);
+    repairNormalizer(tokenizer.normalizer);
+    return tokenizer;
   } catch (error) {
     throw new FormatError(`tokenizer: ${error instanceof Error ? error.message : String(error)}`);
   }

@@ -127,6 +127,18 @@ describeShared('SmolLM2 tokenizer', [kGguf, kTokens, kJson], () => {
   });
 });
 
+describeShared('WordPiece tokenizer', ['models/all-minilm-l6-v2', 'golden/nlu'], () => {
+  it('gives the golden ids, without the truncation and padding of its tokenizer.json', async () => {
+    const tokenizer = await Tokenizer.fromPretrained(sharedPath('models/all-minilm-l6-v2'));
+    const { strings } = JSON.parse(
+      readFileSync(sharedPath('golden/nlu/tokenizer.json'), 'utf8'),
+    ) as { strings: { text: string; ids: number[] }[] };
+    expect(strings.length).toBeGreaterThan(10);
+    for (const { text, ids } of strings) expect(tokenizer.encode(text), text).toEqual(ids);
+    expect(tokenizer.encode('word '.repeat(300)).length).toBe(302);
+  });
+});
+
 describe('Tokenizer', () => {
   it('reads a Hugging Face folder with its roles and chat template', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'balora-tokenizer-'));

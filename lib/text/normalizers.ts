@@ -1,0 +1,24 @@
+/**
+ * Repair of a normalizer that @huggingface/tokenizers 0.2 gets wrong: BERT's puts spaces around ideographs, and the package
+ * looks for them in UTF-16 units, so those beyond the basic plane stay glued together.
+ */
+
+/** BERT's list of CJK blocks. */
+const kIdeograph =
+  /[\u4e00-\u9fff\u3400-\u4dbf\u{20000}-\u{2a6df}\u{2a700}-\u{2b73f}\u{2b740}-\u{2b81f}\u{2b920}-\u{2ceaf}\uf900-\ufaff\u{2f800}-\u{2fa1f}]/gu;
+
+interface Normalizer {
+  normalizers?: unknown;
+  tokenize_chinese_chars?: (text: string) => string;
+}
+
+/** Mends a normalizer of the package and those inside it, in place. */
+export function repairNormalizer(normalizer: unknown): void {
+  // The package's components are callable: functions with properties.
+  if (typeof normalizer !== 'function') return;
+  const { normalizers, tokenize_chinese_chars } = normalizer as Normalizer;
+  if (Array.isArray(normalizers)) normalizers.forEach(repairNormalizer);
+  if (tokenize_chinese_chars) {
+    (normalizer as Normalizer).tokenize_chinese_chars = (text) => text.replace(kIdeograph, ' $& ');
+  }
+}
