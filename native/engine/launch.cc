@@ -150,7 +150,8 @@ void launch(const char* op, std::span<const Tensor> inputs, std::span<const Tens
   task->fn = std::move(fn);
   task->check_finite = task->engine->anomaly_mode && !inputs.empty();
   task->call_site = task->engine->call_site;
-  task->engine->stream().enqueue([task = std::move(task)] { task->run(); });
+  Stream& stream = task->engine->stream();
+  stream.enqueue([task = std::move(task)] { task->run(); });
 }
 
 Tensor upload(Engine& engine, const Shape& shape, DType dtype, const void* data) {

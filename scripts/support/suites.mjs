@@ -3,9 +3,10 @@
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { buildNative } from './build_steps.mjs';
 import { bold, green, inRoot, red, runVisible, say, yellow } from './shell.mjs';
-import { kClangMajor } from './system.mjs';
+import { kClangMajor, nodeHeaders } from './system.mjs';
 
 const bin = (name, file) => inRoot('node_modules', ...name.split('/'), ...file.split('/'));
 
@@ -29,9 +30,9 @@ function runDoctest(executable, env = {}) {
   });
   process.stdout.write(result.stdout ?? '');
   process.stderr.write(result.stderr ?? '');
-  const line = /test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed \|\s*(\d+) skipped/.exec(
-    result.stdout ?? '',
-  );
+  // The last one: a test may run the executable again with other settings, and that run reports first.
+  const summary = /test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed \|\s*(\d+) skipped/g;
+  const line = [...(result.stdout ?? '').matchAll(summary)].at(-1);
   const [passed, failed, skipped] = line ? line.slice(1).map(Number) : [0, 1, 0];
   return withStatus({ passed, failed, skipped }, result.status);
 }
@@ -44,6 +45,30 @@ async function runSanitized() {
     ASAN_OPTIONS: 'detect_stack_use_after_return=1:strict_string_checks=1',
     UBSAN_OPTIONS: 'print_stacktrace=1',
   });
+}
+
+/** clang-tidy over the product's C++, without OpenMP, whose GCC header clang does not read. */
+function runTidy() {
+  const folder = inRoot('build', 'release');
+  const extra = ['-fno-openmp', '-Wno-unknown-pragmas', '-Wno-unused-private-field'];
+  const flags = ['-quiet', '-p', folder, ...extra.map((flag) => `-extra-arg=${flag}`)];
+  return single(`run-clang-tidy-${kClangMajor}`, [...flags, `^${inRoot('native')}/`]);
+}
+
+/** binding.gyp: the addon once more without CMake, loaded and asked for its signatures. */
+function runGyp() {
+  const headers = nodeHeaders();
+  if (!headers) {
+    say('skipped: no Node headers beside this Node or in the system');
+    return { passed: 0, failed: 0, skipped: 1 };
+  }
+  const gyp = bin('node-gyp', 'bin/node-gyp.js');
+  const flags = [`--nodedir=${dirname(dirname(headers))}`, '--jobs=max', '--silent'];
+  const built = single(process.execPath, [gyp, 'configure', 'build', ...flags]);
+  if (built.failed > 0) return built;
+  const BALORA_BINARY = inRoot('build', 'Release', 'balora.node');
+  const check = [inRoot('scripts', 'gen_types.mjs'), '--check'];
+  return single(process.execPath, check, { env: { BALORA_BINARY } });
 }
 
 function runVitest() {
@@ -77,6 +102,16 @@ export function nativeFiles() {
   );
 }
 
+/** A committed file that a script generates must be what the script writes. */
+function checkGenerated(script) {
+  return single(process.execPath, [inRoot('scripts', script), '--check']);
+}
+
+function sum(rows) {
+  const total = (key) => rows.reduce((so, row) => so + row[key], 0);
+  return { passed: total('passed'), failed: total('failed'), skipped: total('skipped') };
+}
+
 const biome = bin('@biomejs/biome', 'bin/biome');
 const tsc = bin('typescript', 'bin/tsc');
 
@@ -90,12 +125,23 @@ export const kSuites = [
   },
   {
     name: 'generated',
-    run: () => single(process.execPath, [inRoot('scripts', 'gen_types.mjs'), '--check']),
+    run: () => sum(['gen_types.mjs', 'gen_kernels_doc.mjs'].map(checkGenerated)),
   },
   { name: 'cpp', run: () => runDoctest(inRoot('build', 'release', 'balora_tests')) },
   { name: 'vitest', run: runVitest },
   { name: 'sanitize', slow: true, run: runSanitized },
+  { name: 'gyp', slow: true, ci: true, run: runGyp },
+  { name: 'tidy', slow: true, ci: true, run: runTidy },
 ];
+
+/** Why a suite does not run this time, or null. What is named with --only always runs. */
+function skipReason(suite, { quick, only }) {
+  if (only) return null;
+  if (quick && suite.slow) return '--quick';
+  if (suite.ci && process.env.CI !== 'true')
+    return `runs where CI=true, or with --only ${suite.name}`;
+  return null;
+}
 
 /** Runs the wanted suites; returns the sum of their counts. */
 export async function runSuites({ quick, only }) {
@@ -103,8 +149,9 @@ export async function runSuites({ quick, only }) {
   for (const suite of kSuites) {
     if (only && !only.includes(suite.name)) continue;
     say(`\n${bold(`── ${suite.name}`)}`);
-    if (quick && suite.slow) {
-      say('skipped: --quick');
+    const reason = skipReason(suite, { quick, only });
+    if (reason) {
+      say(`skipped: ${reason}`);
       rows.push({ name: suite.name, seconds: 0, passed: 0, failed: 0, skipped: 1 });
       continue;
     }
@@ -124,6 +171,5 @@ export async function runSuites({ quick, only }) {
     const counts = `${passed} passed, ${failed} failed, ${skipped} skipped`;
     say(`${state} ${name.padEnd(12)} ${counts.padEnd(42)} ${seconds.toFixed(1)} s`);
   }
-  const sum = (key) => rows.reduce((total, row) => total + row[key], 0);
-  return { passed: sum('passed'), failed: sum('failed'), skipped: sum('skipped') };
+  return sum(rows);
 }

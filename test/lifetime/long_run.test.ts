@@ -11,7 +11,6 @@ interface Sample {
   rss: number;
   heapUsed: number;
   liveBytes: number;
-  cachedBytes: number;
   liveTensors: number;
 }
 
@@ -22,16 +21,16 @@ async function report(program: string, args: string[], nodeArgs: string[] = []):
 }
 
 it(`${kSteps} steps at flat memory`, { timeout: 150_000 }, async () => {
-  const samples = (await report('flat_memory.mjs', [`${kSteps}`], ['--expose-gc'])) as Sample[];
-  const settled = samples[1] as Sample; // caches and compiled code are in place
+  // As many steps before: the allocator of the C library takes thousands to reach its size.
+  const samples = (await report('flat_memory.mjs', [`${2 * kSteps}`], ['--expose-gc'])) as Sample[];
+  const settled = samples.find((sample) => sample.step === kSteps) as Sample;
   const last = samples.at(-1) as Sample;
-  expect(last.step).toBe(kSteps);
+  expect(last.step).toBe(2 * kSteps);
   expect(last.liveBytes).toBe(settled.liveBytes);
-  expect(last.cachedBytes).toBe(settled.cachedBytes);
   expect(last.liveTensors).toBe(settled.liveTensors);
   expect(last.heapUsed - settled.heapUsed).toBeLessThan(kMegabyte);
-  // 8,000 steps that each lost one small block (64 bytes and more) would already cost half a megabyte.
-  expect(last.rss - settled.rss).toBeLessThan(6 * kMegabyte);
+  // A loss of 300 bytes a step would show.
+  expect(last.rss - settled.rss).toBeLessThan(3 * kMegabyte);
 });
 
 it('the event loop stays free while the engine trains', { timeout: 120_000 }, async () => {

@@ -5,8 +5,8 @@ import { Linear, LinearGroup } from '../../lib/nn/linear.ts';
 import { Module } from '../../lib/nn/module.ts';
 import { RMSNorm } from '../../lib/nn/norm.ts';
 import { matmul } from '../../lib/ops/index.ts';
-import { randomTensor } from '../support/gradcheck.ts';
 import { values } from '../support/compare.ts';
+import { randomTensor } from '../support/gradcheck.ts';
 
 class Block extends Module {
   q_proj = new Linear(randomTensor([4, 3], { seed: 1 }));

@@ -2,8 +2,8 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import { enqueueLong, makeStep } from './work.mjs';
 
-const { step } = makeStep({ rows: 512, columns: 1024 });
-enqueueLong(4);
+const step = makeStep({ rows: 256, width: 256 });
+enqueueLong();
 parentPort.postMessage('busy');
 if (workerData?.exit !== undefined) process.exit(workerData.exit);
 if (workerData?.fail) throw new Error('thrown on purpose');

@@ -8,7 +8,7 @@ const endings = {
   'process.exit': () => process.exit(7),
   'exit-in-await': async () => {
     setTimeout(() => process.exit(7), 50);
-    const loss = makeStep({ rows: 2048, columns: 4096 }).step();
+    const loss = makeStep({ rows: 1024, width: 1024 })();
     await loss.data();
     await new Promise(() => setInterval(() => {}, 1000));
   },
@@ -26,7 +26,7 @@ const endings = {
   abort: () => process.abort(),
   // The parent sends the signal when it reads this line.
   signal: () => {
-    setInterval(() => enqueueLong(2), 100);
+    setInterval(() => enqueueLong(), 100);
     console.log('busy');
   },
   'worker-terminate': async () => {

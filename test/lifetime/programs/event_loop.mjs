@@ -15,7 +15,7 @@ async function delays(work) {
   return { p50: ms(monitor.percentile(50)) - 5, p99: ms(monitor.percentile(99)) - 5, max: ms(monitor.max) - 5 };
 }
 
-const { step } = makeStep({ rows: 2048, columns: 4096 });
+const step = makeStep({ rows: 1024, width: 1024 });
 const warmUp = step();
 await warmUp.data();
 const idle = await delays(() => sleep(idleMs));

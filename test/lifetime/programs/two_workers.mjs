@@ -5,7 +5,7 @@ import { makeStep } from './work.mjs';
 
 async function losses() {
   setNumThreads(1);
-  const { step } = makeStep({ rows: 64, columns: 257 });
+  const step = makeStep({ rows: 64, width: 65 });
   const values = [];
   for (let i = 0; i < 200; ++i) {
     const loss = step();
@@ -17,15 +17,14 @@ async function losses() {
 
 if (isMainThread) {
   const workers = [0, 1].map(() => new Worker(new URL(import.meta.url)));
-  const results = await Promise.all([
-    losses(),
-    ...workers.map((worker) => new Promise((resolve) => worker.once('message', resolve))),
-  ]);
-  const codes = await Promise.all(
-    workers.map((worker) => new Promise((resolve) => worker.once('exit', resolve))),
-  );
-  const [first, ...others] = results.map((values) => JSON.stringify(values));
-  console.log(JSON.stringify({ codes, equal: others.every((other) => other === first) }));
+  const once = (event) =>
+    Promise.all(workers.map((worker) => new Promise((resolve) => worker.once(event, resolve))));
+  const exits = once('exit'); // listened for from the start: a worker may be done first
+  const others = once('message');
+  const results = [await losses(), ...(await others)];
+  const codes = await exits;
+  const [first, ...rest] = results.map((values) => JSON.stringify(values));
+  console.log(JSON.stringify({ codes, equal: rest.every((other) => other === first) }));
 } else {
   parentPort.postMessage(await losses());
 }

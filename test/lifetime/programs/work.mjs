@@ -1,30 +1,56 @@
-// Work for the life-time programs: a step that keeps the engine busy for a while, and a small one.
-import { crossEntropy, layerNorm, rmsNorm, scope, tensor } from 'balora';
+// Work for the life-time programs: training of a small network with a frozen layer, its LoRA pair, a norm and a
+// cross-entropy, by AdamW; deterministic.
+import {
+  adamwStep,
+  crossEntropy,
+  linear,
+  matmul,
+  noGrad,
+  randn,
+  rmsNorm,
+  scope,
+  swiglu,
+  tensor,
+  zeros,
+} from 'balora';
 
-/** A step's parameters and data; deterministic. */
-export function makeStep({ rows, columns }) {
-  const values = new Float32Array(rows * columns);
-  for (let i = 0; i < values.length; ++i) values[i] = ((i * 7919) % 1009) / 250 - 2;
-  const targets = Int32Array.from({ length: rows }, (_, n) => (n * 7) % columns);
-  const weight = tensor(new Float32Array(columns).fill(1), { requiresGrad: true });
-  const bias = tensor(new Float32Array(columns), { requiresGrad: true });
-  const x = tensor(values, { shape: [rows, columns] });
-  const y = tensor(targets);
-  const parameters = [weight, bias];
-  /** Forward, backward, gradients dropped; returns the loss, to be disposed by the caller. */
-  const step = () =>
+const kRank = 8;
+const kAdamw = { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0.01 };
+
+/** A training step on (rows, width) inputs; a call enqueues it and returns its loss, the caller's to dispose. */
+export function makeStep({ rows, width }) {
+  const frozen = (shape, seed) => randn(shape, { seed }).freeze();
+  const x = randn([rows, width], { seed: 1 });
+  const targets = tensor(Int32Array.from({ length: rows }, (_, n) => (n * 7) % width));
+  const weight = frozen([width, width], 2);
+  const head = frozen([width, width], 3);
+  const parameters = [
+    randn([kRank, width], { seed: 4, requiresGrad: true }),
+    zeros([width, kRank], { requiresGrad: true }),
+    tensor(new Float32Array(width).fill(1), { requiresGrad: true }),
+  ];
+  const [a, b, gain] = parameters;
+  const moments = parameters.map(({ shape }) => ({ m: zeros(shape), v: zeros(shape) }));
+  let count = 0;
+  return () =>
     scope(() => {
-      const hidden = layerNorm(x, { weight, bias });
-      const loss = crossEntropy(rmsNorm(hidden, weight, { eps: 1e-5 }), y);
+      const hidden = linear(x, weight, { lowRank: [{ a, b, scale: 2 }] });
+      const normed = rmsNorm(swiglu(hidden, x), gain, { eps: 1e-5 });
+      const loss = crossEntropy(matmul(normed, head), targets);
       loss.backward();
-      for (const parameter of parameters) parameter.grad = null;
+      ++count;
+      noGrad(() => {
+        parameters.forEach((parameter, i) => {
+          adamwStep(parameter, parameter.grad, { ...moments[i], ...kAdamw, step: count });
+          parameter.grad = null;
+        });
+      });
       return loss;
     });
-  return { step, parameters };
 }
 
-/** Enqueues about `count` long steps and returns at once. */
-export function enqueueLong(count = 20) {
-  const { step } = makeStep({ rows: 2048, columns: 4096 });
-  for (let i = 0; i < count; ++i) step().dispose();
+/** Enqueues a second or so of work and returns at once. */
+export function enqueueLong() {
+  const step = makeStep({ rows: 1024, width: 1024 });
+  for (let i = 0; i < 40; ++i) step().dispose();
 }

@@ -13,8 +13,11 @@
 
 namespace balora::io::test {
 
+// In main.cc: the only object file that depends on where the clone lies.
+const char* repository_root();
+
 inline std::string fixture(const std::string& name) {
-  return std::string(BALORA_ROOT) + "/test/fixtures/" + name;
+  return std::string(repository_root()) + "/test/fixtures/" + name;
 }
 
 inline std::vector<std::byte> read_bytes(const std::string& path) {
