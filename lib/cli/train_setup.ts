@@ -3,7 +3,7 @@ import type { LoraConfigInput } from '../adapters/config.ts';
 import type { BatchOptions } from '../data/batches.ts';
 import type { FormatOptions } from '../data/example_format.ts';
 import { ArgumentError } from '../errors.ts';
-import { type ResolvedMethod, resolveMethod } from '../train/methods.ts';
+import { METHODS, type ResolvedMethod, resolveMethod } from '../train/methods.ts';
 import type { OptionsInput } from '../train/options.ts';
 import type { MethodName } from '../train/types.ts';
 import { kebab, toConfig } from './option_table.ts';
@@ -21,6 +21,8 @@ export const kTrainDefaults = {
 
 export interface TrainSetup {
   readonly method: ResolvedMethod;
+  /** What a fresh adapter is made with; null for full fine-tuning. */
+  readonly adapter: LoraConfigInput | null;
   /** Options of the Trainer. */
   readonly training: OptionsInput;
   readonly batches: BatchOptions;
@@ -39,6 +41,12 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
   const examples = exampleOptions(settings);
   return {
     method,
+    adapter: method.adapter && {
+      ...METHODS[method.name].adapter,
+      ...(pick(settings, kAdapterKeys) as LoraConfigInput),
+      taskType: 'CAUSAL_LM',
+      ...(settings.model === undefined ? {} : { baseModelNameOrPath: settings.model }),
+    },
     training: {
       ...pick(settings, kOptimizationKeys),
       ...pick(settings, kOutputKeys),

@@ -77,17 +77,26 @@ function readMerges(metadata: Metadata): [string, string][] {
   });
 }
 
+interface Special {
+  token: string;
+  id: number;
+}
+
 /** The post-processor that puts `bos` in front and `eos` behind; null when neither is wanted. */
-function surround(bos: string | null, eos: string | null): Record<string, unknown> | null {
+function surround(bos: Special | null, eos: Special | null): Record<string, unknown> | null {
   if (bos === null && eos === null) return null;
-  const special = (token: string | null) =>
-    token === null ? [] : [{ SpecialToken: { id: token, type_id: 0 } }];
+  const item = (special: Special | null) =>
+    special === null ? [] : [{ SpecialToken: { id: special.token, type_id: 0 } }];
   const a = { Sequence: { id: 'A', type_id: 0 } };
   const b = { Sequence: { id: 'B', type_id: 0 } };
+  const used = [bos, eos].filter((special) => special !== null);
   return {
     type: 'TemplateProcessing',
-    single: [...special(bos), a, ...special(eos)],
-    pair: [...special(bos), a, b, ...special(eos)],
+    single: [...item(bos), a, ...item(eos)],
+    pair: [...item(bos), a, b, ...item(eos)],
+    special_tokens: Object.fromEntries(
+      used.map(({ token, id }) => [token, { id: token, ids: [id], tokens: [token] }]),
+    ),
   };
 }
 
@@ -139,10 +148,11 @@ export function tokenizerFromGgufMetadata(source: GgufMetadata): TokenizerParts 
   const pre = ggufPreTokenizer(metadata.string('tokenizer.ggml.pre') ?? 'default');
 
   const tokenizerConfig = configOf(metadata, tokens);
-  const added = (which: 'bos' | 'eos', byDefault: boolean): string | null => {
+  const added = (which: 'bos' | 'eos', byDefault: boolean): Special | null => {
     if (!(metadata.boolean(`tokenizer.ggml.add_${which}_token`) ?? byDefault)) return null;
-    const token = tokenizerConfig[`${which}_token`];
-    if (token !== undefined) return token as string;
+    const token = tokenizerConfig[`${which}_token`] as string | undefined;
+    const id = metadata.integer(`tokenizer.ggml.${which}_token_id`);
+    if (token !== undefined && id !== undefined) return { token, id };
     throw new FormatError(
       `gguf: ${which} is to be added, but tokenizer.ggml.${which}_token_id is missing`,
     );
@@ -150,21 +160,37 @@ export function tokenizerFromGgufMetadata(source: GgufMetadata): TokenizerParts 
   const addedTokens = tokens.flatMap((content, id) => {
     const special = types[id] === kControl;
     return special || types[id] === kUserDefined
-      ? [{ id, content, special, normalized: false }]
+      ? [
+          {
+            ...{ id, content, special, normalized: false },
+            ...{ single_word: false, lstrip: false, rstrip: false },
+          },
+        ]
       : [];
   });
   return {
     tokenizerConfig,
     tokenizerJson: {
       version: '1.0',
+      truncation: null,
+      padding: null,
       added_tokens: addedTokens,
       normalizer: null,
       pre_tokenizer: pre.preTokenizer,
       post_processor: surround(added('bos', pre.addBos), added('eos', false)),
-      decoder: { type: 'ByteLevel' },
+      decoder: {
+        type: 'ByteLevel',
+        add_prefix_space: false,
+        trim_offsets: false,
+        use_regex: false,
+      },
       model: {
         type: 'BPE',
+        dropout: null,
         unk_token: null,
+        continuing_subword_prefix: null,
+        end_of_word_suffix: null,
+        fuse_unk: false,
         byte_fallback: false,
         ignore_merges: pre.ignoreMerges,
         vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),

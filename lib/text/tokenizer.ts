@@ -20,7 +20,7 @@ import {
 import { HfBpe, type HfModel, HfTokenizer } from './hf_tokenizers.ts';
 import { repairNormalizer } from './normalizers.ts';
 import { preTokenizerSteps } from './pre_tokenizers.ts';
-import { readJson, readTokenizerFiles } from './tokenizer_files.ts';
+import { readJson, readTokenizerFiles, writeTokenizerFiles } from './tokenizer_files.ts';
 
 type Json = Record<string, unknown>;
 
@@ -63,6 +63,7 @@ export class Tokenizer {
   /** Null when the model came without one. */
   readonly chatTemplate: ChatTemplate | null;
 
+  private readonly parts: TokenizerParts;
   private readonly tokenizer: HfTokenizer;
   private readonly plainText: HfTokenizer;
   private readonly cleanUp: boolean;
@@ -71,6 +72,7 @@ export class Tokenizer {
 
   private constructor({ tokenizerJson, tokenizerConfig, missingBytes }: TokenizerOptions) {
     const addedTokens = (tokenizerJson.added_tokens ?? []) as { special?: boolean; id: number }[];
+    this.parts = { tokenizerJson, tokenizerConfig };
     const steps = preTokenizerSteps(tokenizerJson.pre_tokenizer);
     const json: Json = {
       ...tokenizerJson,
@@ -149,6 +151,14 @@ export class Tokenizer {
    */
   static fromGguf(metadata: GgufMetadata): Tokenizer {
     return new Tokenizer({ ...tokenizerFromGgufMetadata(metadata), missingBytes: 'separate' });
+  }
+
+  /**
+   * Writes tokenizer.json and tokenizer_config.json into a folder, for this library and Hugging Face's; from a GGUF too. A file
+   * that is there already is left alone.
+   */
+  async save(folder: string): Promise<void> {
+    await writeTokenizerFiles(folder, this.parts);
   }
 
   /** Text -> ids. */

@@ -1,8 +1,8 @@
 /** The files that a model's tokenizer is made of, wherever the model keeps them. */
-import { readdir, readFile, stat } from 'node:fs/promises';
+import { mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { ArgumentError, FormatError } from '../errors.ts';
-import { type GgufMetadata, ggufTokenizerConfig } from './gguf_vocabulary.ts';
+import { type GgufMetadata, ggufTokenizerConfig, type TokenizerParts } from './gguf_vocabulary.ts';
 
 type Json = Record<string, unknown>;
 
@@ -96,4 +96,17 @@ async function readJsonIfThere(path: string): Promise<Json | null> {
     throw new FormatError(`${path}: must hold a JSON object`, { path });
   }
   return value as Json;
+}
+
+/** Writes the two files where they are not there yet. */
+export async function writeTokenizerFiles(folder: string, parts: TokenizerParts): Promise<void> {
+  const tokenizerConfig = { tokenizer_class: 'PreTrainedTokenizerFast', ...parts.tokenizerConfig };
+  const files = { 'tokenizer.json': parts.tokenizerJson, 'tokenizer_config.json': tokenizerConfig };
+  await mkdir(folder, { recursive: true });
+  for (const [name, content] of Object.entries(files)) {
+    const text = `${JSON.stringify(content, null, 2)}\n`;
+    await writeFile(join(folder, name), text, { flag: 'wx' }).catch((error) => {
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+    });
+  }
 }

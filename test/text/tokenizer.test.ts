@@ -82,6 +82,29 @@ describeShared('SmolLM2 tokenizer', [kGguf, kTokens, kJson], () => {
     }
   });
 
+  it('saves a GGUF vocabulary as a tokenizer.json that gives the same ids', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'balora-tokenizer-'));
+    try {
+      await fromGguf.save(folder);
+      await fromGguf.save(folder); // what is there is left alone
+      const saved = await Tokenizer.fromPretrained(folder);
+      for (const { text, ids } of golden.strings) expect(saved.encode(text), text).toEqual(ids);
+      for (const { messages, text, add_generation_prompt } of golden.chats) {
+        const options = { addGenerationPrompt: add_generation_prompt };
+        expect(saved.renderChat(messages, options)).toBe(text);
+      }
+      expect([saved.bosId, saved.eosId, saved.padId]).toEqual([1, 2, 2]);
+      const written = JSON.parse(readFileSync(join(folder, 'tokenizer.json'), 'utf8'));
+      const reference = JSON.parse(readFileSync(sharedPath(kJson), 'utf8'));
+      expect(written.model.vocab).toEqual(reference.model.vocab);
+      expect(written.model.merges).toEqual(reference.model.merges);
+      expect(written.added_tokens).toEqual(reference.added_tokens);
+      expect(Object.keys(written.model).sort()).toEqual(Object.keys(reference.model).sort());
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  });
+
   it('treats bytes without a token as the runtime of each source does', () => {
     for (const { text, ids, ids_hf_tokenizers } of golden.missing_byte_strings) {
       expect(fromGguf.encode(text), JSON.stringify(text)).toEqual(ids);
