@@ -20,6 +20,8 @@ export { kNamedTemplates, kRecipeTemplate, PromptTemplate } from './data/prompt_
 export { arrayRows, type Row, type RowSource } from './data/rows.ts';
 export * from './errors.ts';
 export * from './io/index.ts';
+export * from './models/index.ts';
+export * from './nn/index.ts';
 export * from './ops/index.ts';
 export * from './runtime.ts';
 export {

@@ -1,4 +1,5 @@
 export * from './adapter_hook.ts';
+export * from './embedding.ts';
 export * from './linear.ts';
 export * from './module.ts';
 export * from './norm.ts';

@@ -1,0 +1,157 @@
+/** Loading a model by what its files say it is: one table from model_type to the class that computes it. */
+import { statSync } from 'node:fs';
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { FormatError, UnsupportedError } from '../errors.ts';
+import { GgufFile } from '../io/index.ts';
+import { maximum, sub, max } from '../ops/index.ts';
+import { synchronize, withMemoryTag } from '../runtime.ts';
+import { type DType, noGrad, scope, unscoped } from '../tensor.ts';
+import type { CausalLM, ModelOrigin } from './causal_lm.ts';
+import { type ConfigOptions, readConfigJson } from './config_keys.ts';
+import { GgufWeights, ggufLlamaConfig, ggufRopeFactors } from './gguf_llama.ts';
+import { HfWeights, hasSafetensors } from './hf_weights.ts';
+import { type ResolveOptions, resolveModel } from './hub.ts';
+import { LlamaForCausalLM } from './llama.ts';
+import { type LlamaConfig, llamaConfig } from './llama_config.ts';
+import { WeightLoader, type WeightReadOptions, type WeightSource } from './weights.ts';
+
+export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
+  /** Of weights and activations (default f32); f64 is for research. */
+  dtype?: 'f32' | 'bf16' | 'f64';
+  /** Only 'cpu' so far. */
+  device?: string;
+  /**
+   * Weights get memory of their own, so that they may be trained in place; without it they may be pages of the file, and
+   * are frozen. Default false.
+   */
+  trainable?: boolean;
+  /** Refuse weights that hold NaN or infinities (default true; one pass over them). */
+  checkFinite?: boolean;
+}
+
+/** Everything between the files and the tensors of one model. */
+interface Opened {
+  readonly config: LlamaConfig;
+  readonly source: WeightSource;
+}
+
+const kModelTypes = ['llama'];
+
+export const AutoModelForCausalLM = {
+  /**
+   * Loads a causal language model.
+   * @param nameOrPath a Hugging Face folder (safetensors, single or sharded), a .gguf file, a folder that holds one, or an
+   *   id on the Hub
+   * @throws UnsupportedError for a model_type, device or config key that is not known; FormatError for damaged files,
+   *   missing tensors, wrong shapes, NaN in the weights; ArgumentError, NativeError as resolveModel does
+   * @example const model = await AutoModelForCausalLM.fromPretrained('./SmolLM2-135M', { dtype: 'bf16' });
+   */
+  async fromPretrained(nameOrPath: string, options: FromPretrainedOptions = {}): Promise<CausalLM> {
+    const { dtype = 'f32', device = 'cpu', trainable = false, checkFinite = true } = options;
+    if (device !== 'cpu')
+      throw new UnsupportedError(`device "${device}" is not supported (known: cpu)`);
+    const folder = await resolveModel(nameOrPath, options);
+    const { config, source } = await open(folder, options);
+    try {
+      const read = { dtype, checkFinite, share: !trainable };
+      const model = await build({ config, source }, read, { nameOrPath, folder, dtype });
+      await settle(model, { trainable });
+      return model;
+    } finally {
+      source.close();
+    }
+  },
+};
+
+async function open(path: string, options: ConfigOptions): Promise<Opened> {
+  if (!statSync(path).isDirectory()) {
+    if (path.endsWith('.gguf')) return openGguf(path, options);
+    throw new FormatError(`${path}: is neither a model folder nor a .gguf file`, { path });
+  }
+  const names = (await readdir(path)).sort();
+  if (names.includes('config.json') && hasSafetensors(path)) return openFolder(path, options);
+  const ggufs = names.filter((name) => name.endsWith('.gguf'));
+  if (ggufs.length === 1) return openGguf(join(path, ggufs[0] as string), options);
+  const reason =
+    ggufs.length > 1
+      ? `holds several GGUF files, name one of them: ${ggufs.join(', ')}`
+      : `needs config.json with model.safetensors (or its index and shards), or one .gguf file; it holds ${names.join(', ') || 'nothing'}`;
+  throw new FormatError(`${path}: ${reason}`, { path });
+}
+
+async function openFolder(folder: string, options: ConfigOptions): Promise<Opened> {
+  const path = join(folder, 'config.json');
+  const json = await readConfigJson(path);
+  checkModelType(String(json.model_type ?? 'none'), path);
+  const config = llamaConfig(json, { ...options, path });
+  return { config, source: HfWeights.open(folder) };
+}
+
+async function openGguf(path: string, options: ConfigOptions): Promise<Opened> {
+  const file = GgufFile.open(path);
+  try {
+    checkModelType(String(file.metadata.get('general.architecture') ?? 'none'), path);
+    const config = ggufLlamaConfig(file, await ggufRopeFactors(file), options);
+    return { config, source: new GgufWeights(file, config) };
+  } catch (error) {
+    file.close();
+    throw error;
+  }
+}
+
+function checkModelType(type: string, path: string): void {
+  if (kModelTypes.includes(type)) return;
+  throw new UnsupportedError(
+    `${path}: model_type "${type}" is not supported (known: ${kModelTypes.join(', ')})`,
+  );
+}
+
+async function build(
+  { config, source }: Opened,
+  read: WeightReadOptions,
+  origin: ModelOrigin,
+): Promise<CausalLM> {
+  const tied = config.tied && (await headIsEmbedding(source));
+  const options = { ...read, ignore: tied ? [kHead] : [] };
+  return withMemoryTag('weights', () =>
+    unscoped(() =>
+      WeightLoader.build(
+        source,
+        options,
+        (weights) => new LlamaForCausalLM({ ...config, tied }, weights, origin),
+      ),
+    ),
+  );
+}
+
+const kHead = 'lm_head.weight';
+const kEmbedding = 'model.embed_tokens.weight';
+
+/** A tied model may store its head again. One that differs was trained apart: as in transformers 5, it is then not tied. */
+async function headIsEmbedding(source: WeightSource): Promise<boolean> {
+  if (!source.shapes.has(kHead) || !source.shapes.has(kEmbedding)) return true;
+  if (source.shapes.get(kHead)?.join() !== source.shapes.get(kEmbedding)?.join()) return false;
+  const read: WeightReadOptions = { dtype: 'f32' as DType, checkFinite: false, share: true };
+  const largest = scope(() =>
+    noGrad(() => {
+      const difference = sub(source.read(kHead, read), source.read(kEmbedding, read));
+      return max(maximum(difference, sub(0, difference)));
+    }),
+  );
+  const value = await largest.item();
+  largest.dispose();
+  return value === 0;
+}
+
+/** Waits for the reads, so that damaged weights surface here; frees everything when they do. */
+async function settle(model: CausalLM, { trainable }: { trainable: boolean }): Promise<void> {
+  try {
+    await synchronize();
+  } catch (error) {
+    model.dispose();
+    throw error;
+  }
+  if (trainable) return;
+  for (const parameter of model.parameters()) parameter.freeze();
+}

@@ -1,0 +1,83 @@
+/**
+ * Reading config.json: which keys say nothing about the mathematics, and what happens to the others. A model that loads
+ * and computes something else is worse than one that does not load, so a key that is not understood is refused, unless
+ * the caller names it in `ignoreKeys`.
+ */
+import { readFile } from 'node:fs/promises';
+import { z } from 'zod';
+import { FormatError, UnsupportedError } from '../errors.ts';
+
+/** Bookkeeping, labels and generation settings of every transformers version. */
+const kHarmlessKeys = new Set(
+  `_name_or_path _commit_hash _attn_implementation _attn_implementation_autoset architectures auto_map dtype torch_dtype
+   transformers_version transformers.js_config use_cache return_dict return_dict_in_generate output_attentions
+   output_hidden_states output_scores torchscript tokenizer_class prefix task_specific_params finetuning_task id2label
+   label2id num_labels problem_type initializer_range pad_token_id bos_token_id eos_token_id sep_token_id
+   decoder_start_token_id forced_bos_token_id forced_eos_token_id begin_suppress_tokens suppress_tokens max_length
+   min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p
+   repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+   num_return_sequences exponential_decay_length_penalty remove_invalid_values is_encoder_decoder is_decoder
+   cross_attention_hidden_size add_cross_attention tie_encoder_decoder chunk_size_feed_forward pruned_heads
+   is_llama_config model_type pretraining_tp unsloth_version unsloth_fixed`.split(/\s+/),
+);
+
+export interface ConfigOptions {
+  /** Keys of config.json that the caller knows not to matter. */
+  ignoreKeys?: readonly string[];
+}
+
+/** A config.json as an object. @throws FormatError */
+export async function readConfigJson(path: string): Promise<Record<string, unknown>> {
+  let text: string;
+  try {
+    text = await readFile(path, 'utf8');
+  } catch (error) {
+    throw new FormatError(`${path}: cannot be read: ${(error as Error).message}`, {
+      path,
+      cause: error,
+    });
+  }
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch (error) {
+    throw new FormatError(`${path}: is not JSON: ${(error as Error).message}`, {
+      path,
+      cause: error,
+    });
+  }
+  if (json === null || typeof json !== 'object' || Array.isArray(json)) {
+    throw new FormatError(`${path}: must hold a JSON object`, { path });
+  }
+  return json as Record<string, unknown>;
+}
+
+/**
+ * The keys that a model understands, checked; others must be harmless or named in `ignoreKeys`.
+ * @throws FormatError for a missing or wrong value, UnsupportedError for a key that is not understood
+ */
+export function parseConfig<S extends z.ZodRawShape>(
+  shape: S,
+  json: Record<string, unknown>,
+  { path, ignoreKeys = [] }: ConfigOptions & { path: string },
+): z.infer<z.ZodObject<S>> {
+  const unknown = Object.keys(json).filter(
+    (key) =>
+      !(key in shape) && !kHarmlessKeys.has(key) && !ignoreKeys.includes(key) && json[key] !== null,
+  );
+  if (unknown.length > 0) {
+    throw new UnsupportedError(
+      `${path}: ${unknown.join(', ')} ${unknown.length > 1 ? 'are' : 'is'} not understood and may change the ` +
+        'mathematics; if you know better, pass ignoreKeys',
+    );
+  }
+  const known = Object.fromEntries(
+    Object.entries(json).filter(([key]) => !ignoreKeys.includes(key)),
+  );
+  const parsed = z.object(shape).safeParse(known);
+  if (parsed.success) return parsed.data;
+  const issue = parsed.error.issues[0] as z.core.$ZodIssue;
+  const key = issue.path.join('.');
+  const value = key in json ? JSON.stringify(json[key]) : 'nothing';
+  throw new FormatError(`${path}: ${key}: ${issue.message} (the file has ${value})`, { path });
+}

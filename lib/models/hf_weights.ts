@@ -1,0 +1,112 @@
+/** A Hugging Face folder as a source of weights: model.safetensors, or shards named by model.safetensors.index.json. */
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { FormatError } from '../errors.ts';
+import { readSafetensorsIndex, SafetensorsFile } from '../io/index.ts';
+import type { Tensor } from '../tensor.ts';
+import type { WeightReadOptions, WeightSource } from './weights.ts';
+
+const kSingle = 'model.safetensors';
+const kIndex = 'model.safetensors.index.json';
+
+export function hasSafetensors(folder: string): boolean {
+  return [kSingle, kIndex].some((name) => existsSync(join(folder, name)));
+}
+
+export class HfWeights implements WeightSource {
+  readonly shapes: ReadonlyMap<string, readonly number[]>;
+  /** The file of every tensor. */
+  readonly #files = new Map<string, SafetensorsFile>();
+
+  private constructor(
+    readonly path: string,
+    private readonly opened: readonly SafetensorsFile[],
+  ) {
+    const shapes = new Map<string, readonly number[]>();
+    for (const file of opened) {
+      for (const { name, shape } of file.tensors.values()) {
+        shapes.set(name, shape);
+        this.#files.set(name, file);
+      }
+    }
+    this.shapes = withModelPrefix(shapes, this.#files);
+  }
+
+  /** @throws FormatError for a file that is missing or damaged, or an index that does not tell the truth */
+  static open(folder: string): HfWeights {
+    const single = join(folder, kSingle);
+    if (existsSync(single)) return new HfWeights(single, [SafetensorsFile.open(single)]);
+    const indexPath = join(folder, kIndex);
+    const index = readSafetensorsIndex(indexPath);
+    const opened = new Map<string, SafetensorsFile>();
+    try {
+      for (const shard of new Set(index.values())) {
+        const path = join(folder, shard);
+        if (!existsSync(path)) {
+          throw new FormatError(`${indexPath}: the shard ${shard} is not there: fetch it again`, {
+            path,
+          });
+        }
+        opened.set(shard, SafetensorsFile.open(path));
+      }
+      checkIndex(indexPath, index, opened);
+    } catch (error) {
+      for (const file of opened.values()) file.close();
+      throw error;
+    }
+    return new HfWeights(indexPath, [...opened.values()]);
+  }
+
+  read(name: string, options: WeightReadOptions): Tensor {
+    const file = this.#files.get(name);
+    if (file === undefined)
+      throw new FormatError(`${this.path}: holds no tensor ${name}`, { path: this.path });
+    const stored = file.tensors.has(name) ? name : name.slice(kModelPrefix.length);
+    return file.read(stored, options);
+  }
+
+  close(): void {
+    for (const file of this.opened) file.close();
+  }
+}
+
+function checkIndex(
+  path: string,
+  index: ReadonlyMap<string, string>,
+  opened: ReadonlyMap<string, SafetensorsFile>,
+): void {
+  for (const [name, shard] of index) {
+    if (!opened.get(shard)?.tensors.has(name)) {
+      throw new FormatError(
+        `${path}: weight_map places ${name} in ${shard}, which does not hold it`,
+        { path },
+      );
+    }
+  }
+  for (const [shard, file] of opened) {
+    for (const name of file.tensors.keys()) {
+      if (index.get(name) === shard) continue;
+      throw new FormatError(
+        `${path}: ${shard} holds ${name}, which weight_map does not place there`,
+        { path },
+      );
+    }
+  }
+}
+
+const kModelPrefix = 'model.';
+
+/** A checkpoint of the bare model, saved without its head, has no `model.` before its names: they get it here. */
+function withModelPrefix(
+  shapes: ReadonlyMap<string, readonly number[]>,
+  files: Map<string, SafetensorsFile>,
+): ReadonlyMap<string, readonly number[]> {
+  if (!shapes.has('embed_tokens.weight')) return shapes;
+  return new Map(
+    Array.from(shapes, ([name, shape]) => {
+      if (name.startsWith('lm_head.')) return [name, shape];
+      files.set(kModelPrefix + name, files.get(name) as SafetensorsFile);
+      return [kModelPrefix + name, shape];
+    }),
+  );
+}

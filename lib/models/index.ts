@@ -1,0 +1,7 @@
+export { AutoModelForCausalLM, type FromPretrainedOptions } from './auto.ts';
+export { CausalLM, type Head, type ModelBatch } from './causal_lm.ts';
+export { type ResolveOptions, resolveModel } from './hub.ts';
+export { LlamaForCausalLM } from './llama.ts';
+export type { LlamaConfig } from './llama_config.ts';
+export type { RopeConfig } from './rope.ts';
+export { type SaveModelOptions, saveModel } from './save.ts';

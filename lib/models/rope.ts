@@ -1,0 +1,262 @@
+/**
+ * Rotary position embedding, all variants that models share: how a configuration (in transformers 4's or 5's spelling)
+ * becomes frequencies, and frequencies become tables. Formulas: transformers' modeling_rope_utils.py. Angles are computed
+ * in f64 and the tables rounded once.
+ */
+import { z } from 'zod';
+import { FormatError, UnsupportedError } from '../errors.ts';
+import type { RopeTables } from '../ops/index.ts';
+import { type DType, type Tensor, tensor, unscoped } from '../tensor.ts';
+
+interface RopeBase {
+  readonly theta: number;
+  /** Channels of a head that turn. */
+  readonly dim: number;
+}
+export type RopeConfig = RopeBase &
+  (
+    | { readonly type: 'default' }
+    | { readonly type: 'linear'; readonly factor: number }
+    | { readonly type: 'dynamic'; readonly factor: number; readonly maxPositions: number }
+    | {
+        readonly type: 'llama3';
+        readonly factor: number;
+        readonly lowFreqFactor: number;
+        readonly highFreqFactor: number;
+        readonly originalMaxPositions: number;
+      }
+    | {
+        readonly type: 'yarn';
+        readonly factor: number;
+        readonly originalMaxPositions: number;
+        readonly betaFast: number;
+        readonly betaSlow: number;
+        /** Of cos and sin. */
+        readonly attentionFactor: number;
+        readonly truncate: boolean;
+      }
+    /** Every frequency divided by its own factor (GGUF's rope_freqs.weight). */
+    | { readonly type: 'factors'; readonly factors: readonly number[] }
+  );
+
+const positive = z.number().positive();
+const common = {
+  rope_theta: positive.optional(),
+  type: z.string().optional(),
+  rope_type: z.string(),
+};
+const kSchemas = {
+  default: z.strictObject({ ...common, factor: z.literal(1).optional() }),
+  linear: z.strictObject({ ...common, factor: positive }),
+  dynamic: z.strictObject({
+    ...common,
+    factor: positive,
+    original_max_position_embeddings: positive.optional(),
+  }),
+  llama3: z.strictObject({
+    ...common,
+    factor: positive,
+    low_freq_factor: positive,
+    high_freq_factor: positive,
+    original_max_position_embeddings: positive,
+  }),
+  yarn: z.strictObject({
+    ...common,
+    factor: positive,
+    original_max_position_embeddings: positive.optional(),
+    beta_fast: positive.optional(),
+    beta_slow: positive.optional(),
+    attention_factor: positive.optional(),
+    truncate: z.boolean().optional(),
+  }),
+} as const;
+
+/** The keys of a config.json that this file reads. */
+export interface RopeKeys {
+  rope_parameters?: unknown;
+  rope_scaling?: unknown;
+  rope_theta?: number | undefined;
+  max_position_embeddings: number;
+}
+
+/**
+ * Reads `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta` (transformers 4).
+ * @throws FormatError for values that are missing or wrong, UnsupportedError for a type or key that is not understood
+ */
+export function ropeConfig(keys: RopeKeys, dim: number, path: string): RopeConfig {
+  const given = (keys.rope_parameters ?? keys.rope_scaling ?? {}) as Record<string, unknown>;
+  const field = keys.rope_parameters != null ? 'rope_parameters' : 'rope_scaling';
+  if (typeof given !== 'object' || Array.isArray(given)) {
+    throw new FormatError(`${path}: ${field} must be an object`, { path });
+  }
+  const type = String(given.rope_type ?? given.type ?? 'default');
+  const schema = kSchemas[type as keyof typeof kSchemas];
+  if (schema === undefined) {
+    const known = Object.keys(kSchemas).join(', ');
+    throw new UnsupportedError(
+      `${path}: ${field}.rope_type "${type}" is not supported (known: ${known})`,
+    );
+  }
+  const parsed = schema.safeParse({ ...given, rope_type: type });
+  if (!parsed.success) throw ropeError(parsed.error, `${path}: ${field}`, path);
+  const base = {
+    theta: (given.rope_theta as number | undefined) ?? keys.rope_theta ?? 10_000,
+    dim,
+  };
+  return typed({ ...parsed.data, rope_type: type }, base, keys.max_position_embeddings);
+}
+
+function ropeError(error: z.ZodError, place: string, path: string): Error {
+  const issue = error.issues[0] as z.core.$ZodIssue;
+  if (issue.code === 'unrecognized_keys') {
+    return new UnsupportedError(
+      `${place}.${issue.keys.join(', ')} is not understood, and may change the mathematics`,
+    );
+  }
+  return new FormatError(`${place}.${issue.path.join('.')}: ${issue.message}`, { path });
+}
+
+function typed(values: Record<string, unknown>, base: RopeBase, maxPositions: number): RopeConfig {
+  const number = (key: string, fallback?: number): number => (values[key] as number) ?? fallback;
+  const factor = number('factor', 1);
+  const originalMaxPositions = number('original_max_position_embeddings', maxPositions);
+  switch (values.rope_type) {
+    case 'linear':
+      return { ...base, type: 'linear', factor };
+    case 'dynamic':
+      return { ...base, type: 'dynamic', factor, maxPositions: originalMaxPositions };
+    case 'llama3':
+      return {
+        ...base,
+        type: 'llama3',
+        factor,
+        lowFreqFactor: number('low_freq_factor'),
+        highFreqFactor: number('high_freq_factor'),
+        originalMaxPositions,
+      };
+    case 'yarn':
+      return {
+        ...base,
+        type: 'yarn',
+        factor,
+        originalMaxPositions,
+        betaFast: number('beta_fast', 32),
+        betaSlow: number('beta_slow', 1),
+        attentionFactor: number('attention_factor', factor > 1 ? 0.1 * Math.log(factor) + 1 : 1),
+        truncate: values.truncate !== false,
+      };
+    default:
+      return { ...base, type: 'default' };
+  }
+}
+
+/**
+ * Turning per position, in radians, of each of the dim/2 pairs.
+ * @param length longest sequence of the batch (position + 1): `dynamic` depends on it
+ */
+export function ropeFrequencies(config: RopeConfig, length: number): Float64Array {
+  const half = config.dim / 2;
+  const power = (theta: number): Float64Array =>
+    Float64Array.from({ length: half }, (_, i) => theta ** (-i / half));
+  const plain = power(config.theta);
+  switch (config.type) {
+    case 'linear':
+      return plain.map((frequency) => frequency / config.factor);
+    case 'dynamic': {
+      const reach = Math.max(length, config.maxPositions);
+      const growth = (config.factor * reach) / config.maxPositions - (config.factor - 1);
+      return power(config.theta * growth ** (config.dim / (config.dim - 2)));
+    }
+    case 'llama3':
+      return plain.map((frequency) => llama3Frequency(frequency, config));
+    case 'yarn':
+      return yarnFrequencies(plain, config);
+    case 'factors':
+      return plain.map((frequency, i) => frequency / (config.factors[i] as number));
+    default:
+      return plain;
+  }
+}
+
+/** Wavelengths longer than the original context are stretched, short ones kept, those between blended. */
+function llama3Frequency(frequency: number, config: RopeConfig & { type: 'llama3' }): number {
+  const { factor, lowFreqFactor: low, highFreqFactor: high, originalMaxPositions } = config;
+  const turns = (originalMaxPositions * frequency) / (2 * Math.PI);
+  if (turns < low) return frequency / factor;
+  if (turns > high) return frequency;
+  const smooth = (turns - low) / (high - low);
+  return ((1 - smooth) * frequency) / factor + smooth * frequency;
+}
+
+/** Interpolated above the ramp between two channels, unchanged below it (Peng et al. 2023). */
+function yarnFrequencies(plain: Float64Array, config: RopeConfig & { type: 'yarn' }): Float64Array {
+  const { dim, theta, factor, originalMaxPositions, betaFast, betaSlow, truncate } = config;
+  const channel = (turns: number): number =>
+    (dim * Math.log(originalMaxPositions / (turns * 2 * Math.PI))) / (2 * Math.log(theta));
+  let [low, high] = [channel(betaFast), channel(betaSlow)];
+  if (truncate) [low, high] = [Math.floor(low), Math.ceil(high)];
+  low = Math.max(low, 0);
+  high = Math.min(high, dim - 1);
+  if (low === high) high += 0.001;
+  return plain.map((frequency, i) => {
+    const ramp = Math.min(1, Math.max(0, (i - low) / (high - low)));
+    return (frequency / factor) * ramp + frequency * (1 - ramp);
+  });
+}
+
+/** Tables that grow with the longest position seen; shared by the layers of a model. */
+export class RopeCache {
+  #tables: RopeTables | null = null;
+  #rows = 0;
+  #length = 0;
+
+  constructor(
+    readonly config: RopeConfig,
+    /** f32, or f64 beside f64 activations. */
+    private readonly dtype: DType,
+  ) {}
+
+  /** Tables for positions below `length`. */
+  tables(length: number): RopeTables {
+    const { config } = this;
+    const stale =
+      config.type === 'dynamic' && reachOf(config, length) !== reachOf(config, this.#length);
+    if (this.#tables !== null && length <= this.#rows && !stale) return this.#tables;
+    this.dispose();
+    this.#rows = 2 ** Math.ceil(Math.log2(Math.max(length, 128)));
+    this.#length = length;
+    this.#tables = unscoped(() =>
+      makeTables(config, { length, rows: this.#rows, dtype: this.dtype }),
+    );
+    return this.#tables;
+  }
+
+  dispose(): void {
+    this.#tables?.cos.dispose();
+    this.#tables?.sin.dispose();
+    this.#tables = null;
+  }
+}
+
+function reachOf(config: RopeConfig & { type: 'dynamic' }, length: number): number {
+  return Math.max(length, config.maxPositions);
+}
+
+function makeTables(
+  config: RopeConfig,
+  { length, rows, dtype }: { length: number; rows: number; dtype: DType },
+): RopeTables {
+  const frequencies = ropeFrequencies(config, length);
+  const half = frequencies.length;
+  const scale = config.type === 'yarn' ? config.attentionFactor : 1;
+  const table = (f: (angle: number) => number): Tensor => {
+    const values = dtype === 'f64' ? new Float64Array(rows * half) : new Float32Array(rows * half);
+    for (let position = 0; position < rows; ++position) {
+      for (let i = 0; i < half; ++i) {
+        values[position * half + i] = scale * f(position * (frequencies[i] as number));
+      }
+    }
+    return tensor(values, { shape: [rows, half] });
+  };
+  return { cos: table(Math.cos), sin: table(Math.sin) };
+}

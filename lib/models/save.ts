@@ -1,0 +1,65 @@
+/** Writing a model as a Hugging Face folder: config.json, model.safetensors, and the tokenizer's files from its source. */
+import { existsSync, statSync } from 'node:fs';
+import { copyFile, mkdir } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { SafetensorsWriter, type TensorSpec } from '../io/index.ts';
+import { writeFileAtomic } from '../io/files.ts';
+import { synchronize } from '../runtime.ts';
+import type { Tensor } from '../tensor.ts';
+import type { CausalLM } from './causal_lm.ts';
+
+export interface SaveModelOptions {
+  /**
+   * Another tensor of the same shape and dtype to write in a weight's place, or null for the weight itself. Called in the
+   * order of the parameters; what it returns is disposed of once written.
+   */
+  replace?: (name: string, weight: Tensor) => Tensor | null;
+}
+
+/** Files beside the weights that go with the vocabulary. */
+const kCompanions = [
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'chat_template.jinja',
+  'generation_config.json',
+];
+
+/**
+ * Writes a model in its own dtype; the weights appear whole or not at all. At most one replaced tensor is alive at a time.
+ * @throws NativeError with sizes when the disk is full
+ */
+export async function saveModel(
+  model: CausalLM,
+  folder: string,
+  { replace }: SaveModelOptions = {},
+): Promise<void> {
+  const parameters = [...model.namedParameters()];
+  const specs: Record<string, TensorSpec> = Object.fromEntries(
+    parameters.map(([name, { dtype, shape }]) => [name, { dtype, shape }]),
+  );
+  const config = `${JSON.stringify(model.configJson(), null, 2)}\n`;
+  await mkdir(folder, { recursive: true });
+  const writer = new SafetensorsWriter(join(folder, 'model.safetensors'), specs, { format: 'pt' });
+  try {
+    for (const [name, weight] of parameters) {
+      const replacement = replace?.(name, weight) ?? null;
+      writer.write(name, replacement ?? weight);
+      replacement?.dispose();
+      await synchronize();
+    }
+    await writer.commit();
+  } catch (error) {
+    writer.abandon();
+    throw error;
+  }
+  await writeFileAtomic(join(folder, 'config.json'), config);
+  await copyCompanions(model.folder, folder);
+}
+
+async function copyCompanions(from: string, to: string): Promise<void> {
+  if (!existsSync(from) || !statSync(from).isDirectory() || resolve(from) === resolve(to)) return;
+  for (const name of kCompanions) {
+    if (existsSync(join(from, name))) await copyFile(join(from, name), join(to, name));
+  }
+}

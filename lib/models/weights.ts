@@ -1,0 +1,120 @@
+/**
+ * From a model's files to its tensors: one place that knows which names exist, asks for each with the shape the
+ * configuration implies, and reports everything that is missing, left over or of the wrong shape in one error.
+ */
+import { FormatError, UnsupportedError } from '../errors.ts';
+import { Linear } from '../nn/index.ts';
+import { type DType, keep, type Tensor } from '../tensor.ts';
+
+/** Tensors of a checkpoint under Hugging Face's names, wherever they lie. */
+export interface WeightSource {
+  /** Named in errors. */
+  readonly path: string;
+  /** Name to shape. */
+  readonly shapes: ReadonlyMap<string, readonly number[]>;
+  read(name: string, options: WeightReadOptions): Tensor;
+  close(): void;
+}
+
+export interface WeightReadOptions {
+  dtype: DType;
+  checkFinite: boolean;
+  /** The result may alias a file's pages and is never written. */
+  share: boolean;
+}
+
+/** Names a source may hold that no parameter takes: buffers that old versions saved. */
+const kBuffers = /(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias|position_ids)$/;
+
+const kListed = 8;
+
+/**
+ * Plans what a model needs while its modules are built with empty places, checks the plan against the source, then
+ * reads. Two passes over the same constructor, so that no model has a second list of its weights.
+ */
+export class WeightLoader {
+  private constructor(
+    private readonly source: WeightSource,
+    private readonly options: WeightReadOptions,
+    private readonly prefix: string,
+    private readonly plan: Map<string, readonly number[]> | null,
+  ) {}
+
+  get dtype(): DType {
+    return this.options.dtype;
+  }
+
+  /**
+   * Builds a model from a source.
+   * @param ignore names that may be left over
+   * @throws FormatError for missing tensors and wrong shapes, UnsupportedError for tensors without a place
+   */
+  static build<T>(
+    source: WeightSource,
+    options: WeightReadOptions & { ignore?: readonly string[] },
+    make: (weights: WeightLoader) => T,
+  ): T {
+    const plan = new Map<string, readonly number[]>();
+    make(new WeightLoader(source, options, '', plan));
+    check(source, plan, options.ignore ?? []);
+    return make(new WeightLoader(source, options, '', null));
+  }
+
+  /** The same source below a path. */
+  at(path: string): WeightLoader {
+    return new WeightLoader(this.source, this.options, `${this.prefix}${path}.`, this.plan);
+  }
+
+  tensor(name: string, shape: readonly number[]): Tensor {
+    const full = this.prefix + name;
+    if (this.plan !== null) {
+      this.plan.set(full, shape);
+      return undefined as unknown as Tensor; // this pass only counts; its modules are thrown away
+    }
+    return keep(this.source.read(full, this.options));
+  }
+
+  /** @param shape (out,in) */
+  linear(name: string, shape: readonly [number, number], bias: boolean): Linear {
+    const weight = this.tensor(`${name}.weight`, shape);
+    return new Linear(weight, bias ? this.tensor(`${name}.bias`, [shape[0]]) : null);
+  }
+}
+
+function check(
+  source: WeightSource,
+  plan: ReadonlyMap<string, readonly number[]>,
+  ignore: readonly string[],
+): void {
+  const { path, shapes } = source;
+  const missing = [...plan.keys()].filter((name) => !shapes.has(name));
+  if (missing.length > 0) {
+    throw new FormatError(
+      `${path}: ${missing.length} of ${plan.size} tensors are missing: ${listed(missing)}; ` +
+        'the download is incomplete or the configuration is of another model',
+      { path },
+    );
+  }
+  for (const [name, wanted] of plan) {
+    const found = shapes.get(name) as readonly number[];
+    if (found.join() !== wanted.join()) {
+      throw new FormatError(
+        `${path}: ${name} must be (${wanted.join(',')}) by the configuration, got (${found.join(',')})`,
+        { path },
+      );
+    }
+  }
+  const left = [...shapes.keys()].filter(
+    (name) => !plan.has(name) && !kBuffers.test(name) && !ignore.includes(name),
+  );
+  if (left.length > 0) {
+    throw new UnsupportedError(
+      `${path}: this architecture has no place for ${left.length} of its tensors: ${listed(left)}`,
+    );
+  }
+}
+
+function listed(names: readonly string[]): string {
+  const more = names.length > kListed ? `, and ${names.length - kListed} more` : '';
+  return names.slice(0, kListed).join(', ') + more;
+}

@@ -1,0 +1,18 @@
+/** A table of vectors by id. */
+import { embedding } from '../ops/index.ts';
+import type { Tensor } from '../tensor.ts';
+import { Module } from './module.ts';
+
+export class Embedding extends Module {
+  weight: Tensor; // (V,C)
+
+  constructor(weight: Tensor) {
+    super();
+    this.weight = weight;
+  }
+
+  /** ids (N) i32 -> (N,C) */
+  forward(ids: Tensor): Tensor {
+    return embedding(this.weight, ids);
+  }
+}

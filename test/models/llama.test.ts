@@ -1,0 +1,160 @@
+// The llama architecture against transformers: logits, hidden states, losses and gradients of eleven tiny checkpoints in
+// f32 and in f64, in both spellings of the configuration and with other tensor names.
+import { cpSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, it } from 'vitest';
+import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
+import { crossEntropy } from '../../lib/ops/index.ts';
+import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
+import { architecture, type Golden, readGolden, relativeError, rowError } from './golden.ts';
+
+const kNames = [
+  'llama-bf16',
+  'llama-biases',
+  'llama-dynamic-rope',
+  'llama-fp16',
+  'llama-linear-rope',
+  'llama-sharded',
+  'llama-tied',
+  'llama-untied-gqa',
+  'llama-yarn',
+  'llama3-rope',
+];
+const folder = mkdtempSync(join(tmpdir(), 'balora-llama-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+function logitsOf(model: CausalLM, { batch }: Golden): Tensor {
+  return noGrad(() => model.logits(model.forward(batch)));
+}
+
+describe.each(kNames)('%s', (name) => {
+  it('gives the logits and hidden states of transformers in f32', async () => {
+    const golden = await readGolden(name);
+    const { tolerance } = golden.facts;
+    const model = await AutoModelForCausalLM.fromPretrained(join(golden.folder, 'model'));
+    const hidden = noGrad(() => model.forward(golden.batch));
+    const { last_hidden_state, logits } = golden.expected as Record<string, Tensor>;
+    expect(rowError(hidden, last_hidden_state as Tensor, golden.rows)).toBeLessThan(
+      tolerance.last_hidden_state_abs,
+    );
+    expect(rowError(model.logits(hidden), logits as Tensor, golden.rows)).toBeLessThan(
+      tolerance.logits_abs,
+    );
+  });
+
+  it('gives the f64 logits in f64, where nothing hides in rounding', async () => {
+    const golden = await readGolden(name);
+    const model = await AutoModelForCausalLM.fromPretrained(join(golden.folder, 'model'), {
+      dtype: 'f64',
+    });
+    const error = rowError(
+      logitsOf(model, golden),
+      golden.expected.logits_f64 as Tensor,
+      golden.rows,
+    );
+    expect(error).toBeLessThan(1e-9);
+  });
+
+  it('gives the loss and its gradients', async () => {
+    const golden = await readGolden(name);
+    const { loss: expected, tolerance } = golden.facts;
+    const model = await AutoModelForCausalLM.fromPretrained(join(golden.folder, 'model'), {
+      trainable: true,
+    });
+    const parameters = new Map(model.namedParameters());
+    for (const parameter of parameters.values()) parameter.requiresGrad = true;
+    const loss = crossEntropy(
+      model.logits(model.forward(golden.batch)),
+      tensor(golden.batch.targets),
+    );
+    expect(Math.abs((await loss.item()) - expected)).toBeLessThan(tolerance.loss_abs);
+    loss.backward();
+    const gradients = Object.keys(golden.expected).filter((key) => key.startsWith('grad.'));
+    expect(gradients.length).toBeGreaterThan(5);
+    for (const key of gradients) {
+      const grad = parameters.get(key.slice('grad.'.length))?.grad;
+      expect(grad, key).toBeDefined();
+      const error = relativeError(grad as Tensor, golden.expected[key] as Tensor);
+      expect(error, key).toBeLessThan(tolerance.grad_abs_over_max_abs);
+    }
+  });
+
+  it('reads the transformers 4 spelling of its configuration', async () => {
+    const golden = await readGolden(name);
+    const legacy = join(folder, name);
+    cpSync(join(golden.folder, 'model'), legacy, { recursive: true });
+    cpSync(join(golden.folder, 'config-legacy.json'), join(legacy, 'config.json'));
+    const [a, b] = await Promise.all(
+      [legacy, join(golden.folder, 'model')].map((path) =>
+        AutoModelForCausalLM.fromPretrained(path),
+      ),
+    );
+    expect(logitsOf(a as CausalLM, golden).dataSync()).toEqual(
+      logitsOf(b as CausalLM, golden).dataSync(),
+    );
+  });
+});
+
+describe('tied embeddings', () => {
+  it('are one parameter, also when the file holds the head again', async () => {
+    const golden = await readGolden('llama-tied');
+    const model = await AutoModelForCausalLM.fromPretrained(join(golden.folder, 'model-alt'));
+    const names = Array.from(model.namedParameters(), ([name]) => name);
+    expect(names).not.toContain('lm_head.weight');
+    expect(model.head.weight).toBe(
+      new Map(model.namedParameters()).get('model.embed_tokens.weight'),
+    );
+    const error = rowError(logitsOf(model, golden), golden.expected.logits as Tensor, golden.rows);
+    expect(error).toBeLessThan(golden.facts.tolerance.logits_abs);
+  });
+});
+
+describe('forward', () => {
+  it('gives padded rows the same numbers, and chosen rows alone', async () => {
+    const golden = await readGolden('llama-untied-gqa');
+    const model = await AutoModelForCausalLM.fromPretrained(join(golden.folder, 'model'));
+    const { inputIds, positions, cuSeqlens } = golden.batch;
+    const plain = model.forward(golden.batch);
+    const [b, t] = [cuSeqlens.length - 1, Math.max(...positions) + 1];
+    const padded = {
+      inputIds: new Int32Array(b * t),
+      positions: Int32Array.from({ length: b * t }, (_, i) => i % t),
+      cuSeqlens: Int32Array.from({ length: b + 1 }, (_, i) => i * t),
+      lengths: Int32Array.from(
+        { length: b },
+        (_, i) => (cuSeqlens[i + 1] as number) - (cuSeqlens[i] as number),
+      ),
+    };
+    golden.rows.forEach((row, n) => {
+      padded.inputIds[row] = inputIds[n] as number;
+    });
+    const rows = model.forward(padded);
+    const chosen = model.logits(rows, golden.rows).dataSync() as Float32Array;
+    (model.logits(plain).dataSync() as Float32Array).forEach((value, i) => {
+      expect(chosen[i]).toBeCloseTo(value, 4);
+    });
+  });
+
+  it('refuses batches that do not fit together, and ids outside the vocabulary', async () => {
+    const model = await AutoModelForCausalLM.fromPretrained(architecture('llama-tied/model'));
+    const batch = { inputIds: [1, 2, 3], positions: [0, 1, 2], cuSeqlens: [0, 3] };
+    const run = (change: Partial<Record<keyof typeof batch | 'lengths', number[]>>): Tensor => {
+      const all = Object.entries({ ...batch, ...change }).map(([k, v]) => [
+        k,
+        Int32Array.from(v as number[]),
+      ]);
+      return model.forward(Object.fromEntries(all));
+    };
+    expect(run({}).shape).toEqual([3, 40]);
+    expect(() => run({ inputIds: [1, 113, 3] })).toThrow(
+      /inputIds\[1\] = 113 is outside the vocabulary of 113/,
+    );
+    expect(() => run({ inputIds: [] })).toThrow(/no rows/);
+    expect(() => run({ positions: [0, 1] })).toThrow(/3 ids, but 2 positions/);
+    expect(() => run({ positions: [0, -1, 2] })).toThrow(/positions\[1\] = -1/);
+    expect(() => run({ cuSeqlens: [0, 2] })).toThrow(/from 0 to 3/);
+    expect(() => run({ cuSeqlens: [0, 2, 1, 3] })).toThrow(/falls at segment 1/);
+    expect(() => run({ lengths: [4] })).toThrow(/lengths\[0\] = 4, its segment has 3 rows/);
+  });
+});
