@@ -1,8 +1,7 @@
-// Products on AMX tiles (bf16 x bf16 -> f32), for what a library's GEMM cannot do in one pass:
-// several products into one accumulator (a frozen base and its low-rank parts, the linears that
-// share an input) with one rounding at the end. B operands are packed in tiles once; A operands are
-// read where they lie. The k order of every sum is fixed, so the number of threads does not change
-// a bit.
+// Products on AMX tiles (bf16 x bf16 -> f32), for what a library's GEMM cannot do in one pass: the
+// low-rank parts of a linear and the linears that share an input meet in one accumulator, which is
+// rounded once. B operands are packed in tiles; A operands are read where they lie. The k order of
+// every sum is fixed, so the number of threads does not change a bit.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -13,12 +12,14 @@
 
 namespace balora {
 
-// True where this process may use AMX (the CPU has it, oneDNN's ISA limit allows it, the kernel
-// granted the state).
+// True where this process may use AMX: the CPU has it, oneDNN's ISA limit allows it, and the system
+// granted the tile state (asked for at the first call).
 bool amx_ready();
 
-constexpr int64_t kTileK = 32;  // bf16 of k in one tile step
-constexpr int64_t kTileN = 32;  // columns of a panel: two tiles
+constexpr int64_t kTileK = 32;      // bf16 of k in one step
+constexpr int64_t kTileN = 32;      // columns of a panel: two tiles
+constexpr int64_t kPanelRows = 32;  // rows of a panel of A or C: two tiles
+constexpr int64_t kRankTile = 16;   // ranks of a panel of a factor: upper halves, then lower halves
 
 constexpr int64_t round_up(int64_t value, int64_t step) {
   return (value + step - 1) / step * step;
@@ -33,7 +34,7 @@ constexpr int64_t tiles_size(int64_t k, int64_t n) {
 void pack_tiles(Context* ctx, const bf16* b, int64_t k_stride, int64_t n_stride, int64_t k,
                 int64_t n, bf16* tiles);
 
-// The upper or lower half of scale * value: a bf16 pair holds 16 bits of an f32.
+// The upper or lower half of scale * value: a pair of bf16 holds 16 bits of an f32.
 enum class Half { kHigh, kLow };
 
 // One row of k, or one column, of a B operand made of f32 factors: element j at data[j * stride];
@@ -53,9 +54,10 @@ struct TileTerm {
   int64_t lda;
   int64_t k;
   const bf16* tiles;
+  bool padded_rows = false;  // A has zeroed rows up to a multiple of kPanelRows
 };
 
-// C (m,n) = sum of terms (+ C) (+ addend) (+ bias), in f32 or bf16.
+// Where a sum goes: C (m,n) = sum (+ C) (+ addend) (+ bias), in f32 or bf16.
 struct TileOutput {
   void* c;
   int32_t dtype;
@@ -65,12 +67,47 @@ struct TileOutput {
   int64_t addend_ld = 0;
   const float* bias = nullptr;  // (n)
 };
-void multiply_tiles(Context* ctx, int64_t m, int64_t n, std::span<const TileTerm> terms,
-                    const TileOutput& out);
 
-// sums (R,k) = p^T x, f32 dense, with p (m,R) in f32 taken as bf16 pairs and x (m,k) bf16
+struct TileSum {
+  int64_t n;
+  std::vector<TileTerm> terms;
+  TileOutput out;
+};
+
+// u (m,rank) = scale * x w for one factor w, kept in f32 and spread out as the A operand of the
+// sums that follow: row i gets u's upper halves at pairs + i * ld, `step` elements apart, then its
+// lower halves, then the upper ones again. Either may be null. `pairs` has rows up to a multiple of
+// kPanelRows; those past m are written as zeros.
+struct TileFactor {
+  int64_t rank;
+  float scale;
+  float* u;
+  bf16* pairs;
+  int64_t ld;
+  int64_t step;
+};
+
+// x times factors whose columns are packed one after the other, each filled up to kRankTile ranks
+// and each kRankTile ranks as a panel of upper, then lower halves.
+struct TileProjection {
+  TileTerm x;
+  std::vector<TileFactor> factors;
+};
+
+// Rows of one m: the projections of a panel of rows first, then the sums of that panel, so that
+// rows of x are fetched once and what projections write is read from cache.
+void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projections,
+               std::span<const TileSum> sums);
+
+// Row r of the left operand of contract_tiles: element i at data[i * stride].
+struct RankLine {
+  const float* data;
+  int64_t stride;
+};
+
+// sums (R,k) = p^T x, f32 dense, with p's R columns in f32 taken as pairs of bf16 and x (m,k) bf16
 // contiguous.
-void contract_tiles(Context* ctx, const bf16* x, int64_t m, int64_t k, const float* p, int64_t rank,
+void contract_tiles(Context* ctx, const bf16* x, int64_t m, int64_t k, std::span<const RankLine> p,
                     float* sums);
 
 }  // namespace balora

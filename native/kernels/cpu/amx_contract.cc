@@ -5,51 +5,41 @@
 #include <algorithm>
 
 #include "kernels/cpu/amx.h"
+#include "kernels/cpu/amx_target.h"
 #include "kernels/cpu/onednn.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/simd.h"
 #include "tensor/errors.h"
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
-#define BALORA_AMX 1
-#include <immintrin.h>
-#endif
 
 namespace balora {
 
 #ifdef BALORA_AMX
 namespace {
 
-#define AMX_TARGET \
-  __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-
-constexpr int64_t kBlockSteps = 4;  // 128 rows
-constexpr int64_t kRankTile = 16;
+constexpr int64_t kBlockSteps = 4;                     // 128 rows
 constexpr int64_t kTileElements = kRankTile * kTileK;  // bf16 of an A tile
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
 // p^T as A tiles: for each 32 rows of p and each 16 ranks, a tile of upper halves, then one of
-// lower halves.
-void pack_transposed(const float* p, int64_t m, int64_t rank, int64_t step, int64_t rank_tiles,
-                     bf16* to) {
-  for (int64_t tile = 0; tile < rank_tiles; ++tile) {
-    bf16* high = to + tile * 2 * kTileElements;
-    bf16* low = high + kTileElements;
-    for (int64_t i = 0; i < kRankTile; ++i) {
-      const int64_t r = tile * kRankTile + i;
-      for (int64_t j = 0; j < kTileK; ++j) {
-        const int64_t n = step * kTileK + j;
-        const float value = r < rank && n < m ? p[n * rank + r] : 0;
-        high[i * kTileK + j] = to_bf16(value);
-        low[i * kTileK + j] = to_bf16(value - to_float(high[i * kTileK + j]));
-      }
+// lower halves. This is one line of it: a rank's values in one step.
+BALORA_SIMD void split_line(const RankLine& line, int64_t first, int64_t count, bf16* high,
+                            bf16* low) {
+  const float* from = line.data + first * line.stride;
+  for (int64_t j = 0; j < kTileK; ++j) {
+    const float value = j < count ? from[j * line.stride] : 0;
+    high[j] = to_bf16(value);
+    low[j] = to_bf16(value - to_float(high[j]));
+  }
+}
+
+void pack_step(std::span<const RankLine> p, int64_t m, int64_t step, int64_t rank_tiles, bf16* to) {
+  const int64_t first = step * kTileK, count = std::min(kTileK, m - first);
+  for (int64_t r = 0; r < rank_tiles * kRankTile; ++r) {
+    bf16* high = to + r / kRankTile * 2 * kTileElements + r % kRankTile * kTileK;
+    if (r < static_cast<int64_t>(p.size())) {
+      split_line(p[static_cast<size_t>(r)], first, count, high, high + kTileElements);
+    } else {
+      std::fill_n(high, kTileK, bf16{0});
+      std::fill_n(high + kTileElements, kTileK, bf16{0});
     }
   }
 }
@@ -75,10 +65,20 @@ constexpr int64_t true_column(int64_t half, int64_t lane) {
   return lane / 4 * 8 + half * 4 + lane % 4;
 }
 
+// The first `width` of 32 sums, from a row of two tiles, in the order of x's columns.
+void unshuffle(const float* from, int64_t width, float* to) {
+  for (int64_t half = 0; half < 2; ++half) {
+    for (int64_t lane = 0; lane < 16; ++lane) {
+      const int64_t col = true_column(half, lane);
+      if (col < width) to[col] = from[half * 256 + lane];
+    }
+  }
+}
+
 struct Contraction {
   const bf16* x;
   int64_t m, k;
-  const bf16* pt;  // pack_transposed's tiles, all steps
+  const bf16* pt;  // pack_step's tiles, all steps
   int64_t rank_tiles;
   float* sums;  // per column panel, per rank tile: two tiles of 16 x 16
 };
@@ -125,8 +125,9 @@ AMX_TARGET void contract_panels(const Contraction& c, int64_t begin, int64_t end
 
 }  // namespace
 
-void contract_tiles(Context* ctx, const bf16* x, int64_t m, int64_t k, const float* p, int64_t rank,
+void contract_tiles(Context* ctx, const bf16* x, int64_t m, int64_t k, std::span<const RankLine> p,
                     float* out) {
+  const auto rank = static_cast<int64_t>(p.size());
   const int64_t rank_tiles = round_up(rank, kRankTile) / kRankTile;
   const int64_t steps = round_up(m, kTileK) / kTileK, panels = round_up(k, 32) / 32;
   CpuState& state = CpuState::of(ctx);
@@ -135,10 +136,8 @@ void contract_tiles(Context* ctx, const bf16* x, int64_t m, int64_t k, const flo
       static_cast<bf16*>(state.scratch(CpuState::kFirst, steps * step_elements * sizeof(bf16)));
   auto* sums = static_cast<float*>(
       state.scratch(CpuState::kSecond, panels * rank_tiles * 512 * sizeof(float)));
-  parallel_for(ctx, steps, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s) {
-      pack_transposed(p, m, rank, s, rank_tiles, pt + s * step_elements);
-    }
+  parallel_for(ctx, steps, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s) pack_step(p, m, s, rank_tiles, pt + s * step_elements);
   });
   const Contraction work = {x, m, k, pt, rank_tiles, sums};
   parallel_for(ctx, panels, 1, [&](int64_t begin, int64_t end) {
@@ -146,12 +145,7 @@ void contract_tiles(Context* ctx, const bf16* x, int64_t m, int64_t k, const flo
     for (int64_t panel = begin; panel < end; ++panel) {
       for (int64_t r = 0; r < rank; ++r) {
         const float* from = sums + (panel * rank_tiles + r / kRankTile) * 512 + r % kRankTile * 16;
-        for (int64_t half = 0; half < 2; ++half) {
-          for (int64_t lane = 0; lane < 16; ++lane) {
-            const int64_t col = panel * 32 + true_column(half, lane);
-            if (col < k) out[r * k + col] = from[half * 256 + lane];
-          }
-        }
+        unshuffle(from, std::min<int64_t>(k - panel * 32, 32), out + r * k + panel * 32);
       }
     }
   });
@@ -159,7 +153,7 @@ void contract_tiles(Context* ctx, const bf16* x, int64_t m, int64_t k, const flo
 
 #else
 
-void contract_tiles(Context*, const bf16*, int64_t, int64_t, const float*, int64_t, float*) {
+void contract_tiles(Context*, const bf16*, int64_t, int64_t, std::span<const RankLine>, float*) {
   throw UnsupportedError("this build has no AMX kernels");
 }
 

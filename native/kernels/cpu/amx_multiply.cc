@@ -1,150 +1,79 @@
-// multiply_tiles and packing (amx.h). A block of C is 2 x 2 tiles (32 x 32 f32) that stay in
-// registers over the whole of k and over every term; for a panel of 32 rows of A, which stays in
-// L1, B's panels stream from L2. A block is rounded and written while the next one multiplies.
-// (Software prefetch of A's next rows and of C's lines was tried: 5-10% slower.) Packed B: panels
-// of 32 columns; in a panel, for each 32 of k, two tiles of 16 columns; in a tile, 16 rows of (k,
-// k+1) pairs. Edges are padded with zeros.
-#include "kernels/cpu/amx.h"
-
+// run_tiles (amx.h). A block of C is 2 x 2 tiles (32 x 32 f32) that stay in registers over the
+// whole of k and over every term. A panel of 32 rows of A stays in L1 while B's panels stream from
+// L2; where B is larger than that, the rows are walked once for each part of B. A block is rounded
+// and written while the next one multiplies. (Tried without a gain: prefetching A's next rows, C's
+// lines.)
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cpu/amx.h"
+#include "kernels/cpu/amx_target.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/onednn.h"
 #include "kernels/cpu/parallel.h"
-#include "kernels/cpu/simd.h"
 #include "tensor/errors.h"
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
-#define BALORA_AMX 1
-#include <immintrin.h>
+#ifdef BALORA_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
 namespace balora {
-namespace {
-
-constexpr int64_t kPanelRows = 32;
-constexpr int64_t kStepElements = kTileK * kTileN;  // of B, one step of one panel
-constexpr int64_t kCachedBytes = int64_t{1} << 20;  // of B's panels, kept in L2 over all rows
-
-// (k, k+1) of one column.
-constexpr uint32_t pair_of(bf16 first, bf16 second) {
-  return static_cast<uint32_t>(first.bits) | static_cast<uint32_t>(second.bits) << 16;
-}
-
-BALORA_INLINE bf16 half_of(float value, Half half) {
-  const bf16 high = to_bf16(value);
-  return half == Half::kHigh ? high : to_bf16(value - to_float(high));
-}
-
-// Where the pair (k, k+1), k even, of column n stands, in pairs.
-BALORA_INLINE int64_t pair_index(int64_t k, int64_t n, int64_t steps) {
-  return ((n / kTileN * steps + k / kTileK) * kStepElements +
-          n % kTileN / 16 * (kStepElements / 2)) /
-             2 +
-         k % kTileK / 2 * 16 + n % 16;
-}
-
-BALORA_SIMD void pack_row_pair(const FactorLine& a, const FactorLine& b, int64_t n, int64_t begin,
-                               int64_t end, uint32_t* to) {
-  for (int64_t j = begin; j < end; ++j) {
-    const float first = a.data && j < n ? a.scale * a.data[j * a.stride] : 0;
-    const float second = b.data && j < n ? b.scale * b.data[j * b.stride] : 0;
-    to[j - begin] = pair_of(half_of(first, a.half), half_of(second, b.half));
-  }
-}
-
-BALORA_SIMD void pack_column(const FactorLine& c, int64_t k, int64_t n, int64_t steps,
-                             uint32_t* to) {
-  const int64_t padded = steps * kTileK;
-  for (int64_t i = 0; i < padded; i += 2) {
-    const float first = c.data && i < k ? c.scale * c.data[i * c.stride] : 0;
-    const float second = c.data && i + 1 < k ? c.scale * c.data[(i + 1) * c.stride] : 0;
-    to[pair_index(i, n, steps)] = pair_of(half_of(first, c.half), half_of(second, c.half));
-  }
-}
-
-}  // namespace
-
-void pack_tiles(Context* ctx, const bf16* b, int64_t k_stride, int64_t n_stride, int64_t k,
-                int64_t n, bf16* tiles) {
-  const int64_t steps = round_up(k, kTileK) / kTileK, panels = round_up(n, kTileN) / kTileN;
-  auto* to = reinterpret_cast<uint32_t*>(tiles);
-  const auto value = [&](int64_t i, int64_t j) {
-    return i < k && j < n ? b[i * k_stride + j * n_stride] : bf16{0};
-  };
-  parallel_for(ctx, panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = 0; i < steps * kTileK; i += 2) {
-      for (int64_t j = begin * kTileN; j < end * kTileN; ++j) {
-        to[pair_index(i, j, steps)] = pair_of(value(i, j), value(i + 1, j));
-      }
-    }
-  });
-}
-
-void pack_factor_rows(Context* ctx, std::span<const FactorLine> rows, int64_t n, bf16* tiles) {
-  const auto k = static_cast<int64_t>(rows.size());
-  const int64_t steps = round_up(k, kTileK) / kTileK, panels = round_up(n, kTileN) / kTileN;
-  auto* to = reinterpret_cast<uint32_t*>(tiles);
-  parallel_for(ctx, panels * 2, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-      for (int64_t i = 0; i < steps * kTileK; i += 2) {
-        const FactorLine a = i < k ? rows[static_cast<size_t>(i)] : FactorLine{};
-        const FactorLine b = i + 1 < k ? rows[static_cast<size_t>(i + 1)] : FactorLine{};
-        pack_row_pair(a, b, n, tile * 16, tile * 16 + 16, to + pair_index(i, tile * 16, steps));
-      }
-    }
-  });
-}
-
-void pack_factor_columns(Context* ctx, std::span<const FactorLine> columns, int64_t k,
-                         bf16* tiles) {
-  const auto n = static_cast<int64_t>(columns.size());
-  const int64_t steps = round_up(k, kTileK) / kTileK;
-  parallel_for(ctx, round_up(n, kTileN), 8, [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) {
-      const FactorLine column = j < n ? columns[static_cast<size_t>(j)] : FactorLine{};
-      pack_column(column, k, j, steps, reinterpret_cast<uint32_t*>(tiles));
-    }
-  });
-}
 
 #ifdef BALORA_AMX
 namespace {
 
-#define AMX_TARGET \
-  __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+constexpr int64_t kStepElements = kTileK * kTileN;  // of B, one step of one panel
+constexpr int64_t kCachedBytes = int64_t{5} << 18;  // of B, kept in L2 over all rows: 1.25 MiB
 
-// The layout that LDTILECFG reads: palette 1, eight tiles of 16 rows x 64 bytes.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-static_assert(sizeof(TileConfig) == 64);
-
-// One panel of 32 rows of a term.
-struct PanelTerm {
+// A term whose k is a multiple of 32, and its last rows filled up to a panel.
+struct Source {
   const bf16* a;
   int64_t lda;
+  const bf16* tail;
+  int64_t tail_ld;
   int64_t steps;
   const bf16* tiles;
 };
 
-AMX_TARGET void multiply_block(const std::vector<PanelTerm>& terms, int64_t panel) {
+struct Projection {
+  Source x;
+  std::span<const TileFactor> factors;
+};
+
+struct Sum {
+  int64_t n;
+  std::vector<Source> terms;
+  TileOutput out;
+  bool plain;  // nothing is added to the sum
+};
+
+// One panel of columns of one sum.
+struct Item {
+  const Sum* sum;
+  int64_t panel;
+  int64_t bytes;
+};
+
+struct Job {
+  int64_t m;
+  std::vector<Projection> projections;
+  std::vector<Sum> sums;
+  std::vector<Item> items;
+};
+
+AMX_TARGET void multiply_block(std::span<const Source> terms, int64_t row, bool tail,
+                               int64_t panel) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (const PanelTerm& term : terms) {
-    const bf16* a0 = term.a;
-    const bf16* a1 = term.a + 16 * term.lda;
+  for (const Source& term : terms) {
+    const int64_t lda = tail ? term.tail_ld : term.lda;
+    const bf16* a0 = tail ? term.tail : term.a + row * lda;
+    const bf16* a1 = a0 + 16 * lda;
     const bf16* b = term.tiles + panel * term.steps * kStepElements;
-    const int64_t stride = term.lda * static_cast<int64_t>(sizeof(bf16));
+    const int64_t stride = lda * static_cast<int64_t>(sizeof(bf16));
     for (int64_t step = 0; step < term.steps; ++step) {
       _tile_loadd(4, a0, stride);
       _tile_loadd(6, b, 64);
@@ -211,79 +140,113 @@ AMX_TARGET void write_block(const float* block, const TileOutput& out, int64_t r
   }
 }
 
-struct Tiling {
-  int64_t m, n;
-  std::span<const TileTerm> terms;  // k a multiple of 32
-  const TileOutput* out;
-  std::span<const PanelTerm> last;  // the rows after the last whole panel, padded
-};
+// 16 bf16 to `to`, side by side (step 1) or on every second element (step 2).
+AMX_TARGET void store_spread(bf16* to, __m256i values, __mmask16 mask, int64_t step) {
+  if (step == 1) {
+    _mm256_mask_storeu_epi16(to, mask, values);
+  } else {
+    const __mmask32 even = _pdep_u32(mask, 0x55555555u);
+    _mm512_mask_storeu_epi16(to, even, _mm512_cvtepu16_epi32(values));
+  }
+}
 
-// A finished block on its way to C. Each is written while the next one multiplies.
+// Ranks first .. first + 15 of a factor, from a block of upper and lower columns.
+AMX_TARGET void write_factor(const float* block, const TileFactor& f, int64_t row, int64_t rows,
+                             int64_t first) {
+  const auto mask = static_cast<__mmask16>((1u << std::min(f.rank - first, kRankTile)) - 1);
+  const __m512 scale = _mm512_set1_ps(f.scale);
+  for (int64_t r = 0; r < kPanelRows; ++r) {
+    const __m512 high_sum = _mm512_load_ps(block + r * kTileN);
+    const __m512 low_sum = _mm512_load_ps(block + r * kTileN + 16);
+    const __m512 u = _mm512_mul_ps(scale, _mm512_add_ps(high_sum, low_sum));
+    if (f.u && r < rows) _mm512_mask_storeu_ps(f.u + (row + r) * f.rank + first, mask, u);
+    if (!f.pairs) continue;
+    const auto high = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(u));
+    const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16);
+    const __m512 rest = _mm512_sub_ps(u, _mm512_castsi512_ps(wide));
+    const auto low = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(rest));
+    bf16* to = f.pairs + (row + r) * f.ld + first * f.step;
+    store_spread(to, high, mask, f.step);
+    store_spread(to + f.rank * f.step, low, mask, f.step);
+    store_spread(to + 2 * f.rank * f.step, high, mask, f.step);
+  }
+}
+
+AMX_TARGET void project_panel(const Projection& projection, int64_t row, int64_t rows) {
+  alignas(64) float block[kPanelRows * kTileN];
+  int64_t panel = 0;
+  for (const TileFactor& factor : projection.factors) {
+    for (int64_t first = 0; first < factor.rank; first += kRankTile) {
+      multiply_block({&projection.x, 1}, row, rows < kPanelRows, panel++);
+      store_tiles(block, kTileN);
+      write_factor(block, factor, row, rows, first);
+    }
+  }
+}
+
+// The last finished block on its way to C.
 class BlockWriter {
  public:
-  explicit BlockWriter(const TileOutput& out, int64_t n) : out_(out), n_(n) {
-    plain_ = !out.accumulate && !out.addend && !out.bias;
-  }
-
   AMX_TARGET void flush() {
     if (rows_ == 0) return;
-    const int64_t cols = std::min(kTileN, n_ - col_);
+    const TileOutput& out = sum_->out;
+    const int64_t cols = std::min(kTileN, sum_->n - col_);
     const float* block = blocks_ + current_ * kPanelRows * kTileN;
-    if (plain_ && rows_ == kPanelRows && cols == kTileN && out_.dtype == BALORA_BF16) {
-      write_whole(block, static_cast<bf16*>(out_.c) + row_ * out_.ldc + col_, out_.ldc);
+    if (sum_->plain && rows_ == kPanelRows && cols == kTileN && out.dtype == BALORA_BF16) {
+      write_whole(block, static_cast<bf16*>(out.c) + row_ * out.ldc + col_, out.ldc);
     } else {
-      write_block(block, out_, row_, col_, rows_, cols);
+      write_block(block, out, row_, col_, rows_, cols);
     }
     rows_ = 0;
   }
 
   // Takes the tiles as the block at (row, col). The one before must be flushed.
-  AMX_TARGET void take(int64_t row, int64_t col, int64_t rows) {
-    if (plain_ && rows == kPanelRows && n_ - col >= kTileN && out_.dtype == BALORA_F32) {
-      return store_tiles(static_cast<float*>(out_.c) + row * out_.ldc + col, out_.ldc);
+  AMX_TARGET void take(const Sum& sum, int64_t row, int64_t col, int64_t rows) {
+    const TileOutput& out = sum.out;
+    if (sum.plain && rows == kPanelRows && sum.n - col >= kTileN && out.dtype == BALORA_F32) {
+      return store_tiles(static_cast<float*>(out.c) + row * out.ldc + col, out.ldc);
     }
     current_ ^= 1;
     store_tiles(blocks_ + current_ * kPanelRows * kTileN, kTileN);
-    row_ = row, col_ = col, rows_ = rows;
+    sum_ = &sum, row_ = row, col_ = col, rows_ = rows;
   }
 
  private:
-  const TileOutput& out_;
-  int64_t n_, row_ = 0, col_ = 0, rows_ = 0;
-  bool plain_;
+  const Sum* sum_ = nullptr;
+  int64_t row_ = 0, col_ = 0, rows_ = 0;
   int current_ = 0;
   alignas(64) float blocks_[2 * kPanelRows * kTileN];
 };
 
-AMX_TARGET void multiply_range(const Tiling& t, int64_t row_begin, int64_t row_end,
-                               int64_t panel_begin, int64_t panel_end) {
+// Row panels and items given as [begin, end).
+AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, size_t item_begin,
+                          size_t item_end) {
   const TileConfig config;
   _tile_loadconfig(&config);
-  BlockWriter writer(*t.out, t.n);
-  std::vector<PanelTerm> panel;
-  int64_t bytes = 0;
-  for (const TileTerm& term : t.terms) bytes += term.k * kTileN * int64_t{sizeof(bf16)};
-  const int64_t cached = std::max<int64_t>(kCachedBytes / std::max<int64_t>(bytes, 1), 1);
-  for (int64_t first = panel_begin; first < panel_end; first += cached) {
-    const int64_t last = std::min(first + cached, panel_end);
-    for (int64_t row = row_begin * kPanelRows; row < std::min(row_end * kPanelRows, t.m);
-         row += kPanelRows) {
-      const int64_t rows = std::min(kPanelRows, t.m - row);
-      if (rows < kPanelRows) {
-        panel.assign(t.last.begin(), t.last.end());
-      } else {
-        panel.clear();
-        for (const TileTerm& x : t.terms) {
-          panel.push_back({x.a + row * x.lda, x.lda, x.k / kTileK, x.tiles});
-        }
+  BlockWriter writer;
+  bool project = true;
+  size_t first = item_begin;
+  do {
+    size_t last = first;
+    for (int64_t bytes = 0; last < item_end; ++last) {
+      bytes += job.items[last].bytes;
+      if (bytes > kCachedBytes && last > first) break;
+    }
+    for (int64_t panel = row_begin; panel < row_end; ++panel) {
+      const int64_t row = panel * kPanelRows, rows = std::min(kPanelRows, job.m - row);
+      if (project) {
+        for (const Projection& p : job.projections) project_panel(p, row, rows);
       }
-      for (int64_t p = first; p < last; ++p) {
-        multiply_block(panel, p);
+      for (size_t i = first; i < last; ++i) {
+        const Item& item = job.items[i];
+        multiply_block(item.sum->terms, row, rows < kPanelRows, item.panel);
         writer.flush();
-        writer.take(row, p * kTileN, rows);
+        writer.take(*item.sum, row, item.panel * kTileN, rows);
       }
     }
-  }
+    project = false;
+    first = last;
+  } while (first < item_end);
   writer.flush();
   _tile_release();
 }
@@ -297,6 +260,58 @@ void copy_padded(const bf16* x, int64_t lda, int64_t rows, int64_t k, bf16* to, 
     if (width) std::memcpy(row, x + i * lda, static_cast<size_t>(width) * sizeof(bf16));
     std::memset(row + width, 0, static_cast<size_t>(padded_k - width) * sizeof(bf16));
   }
+}
+
+int64_t padding_elements(const TileTerm& term, int64_t m) {
+  const int64_t padded = round_up(term.k, kTileK);
+  return kPanelRows * padded + (padded != term.k ? m * padded : 0);
+}
+
+// A tile may read neither past its row nor past the last row, so ragged edges are copied to
+// `scratch`.
+Source make_source(const TileTerm& term, int64_t m, bf16*& scratch) {
+  const int64_t padded = round_up(term.k, kTileK), whole = m / kPanelRows * kPanelRows;
+  Source source = {term.a, term.lda, nullptr, padded, padded / kTileK, term.tiles};
+  if (padded != term.k) {
+    copy_padded(term.a, term.lda, m, term.k, scratch, m, padded);
+    source.a = scratch, source.lda = padded;
+    scratch += m * padded;
+  }
+  if (term.padded_rows) {
+    source.tail = source.a + whole * source.lda, source.tail_ld = source.lda;
+  } else if (whole < m) {
+    copy_padded(source.a + whole * source.lda, source.lda, m - whole, padded, scratch, kPanelRows,
+                padded);
+    source.tail = scratch;
+    scratch += kPanelRows * padded;
+  }
+  return source;
+}
+
+Job make_job(Context* ctx, int64_t m, std::span<const TileProjection> projections,
+             std::span<const TileSum> sums) {
+  int64_t elements = 0;
+  for (const TileProjection& p : projections) elements += padding_elements(p.x, m);
+  for (const TileSum& sum : sums) {
+    for (const TileTerm& term : sum.terms) elements += padding_elements(term, m);
+  }
+  auto* scratch = static_cast<bf16*>(
+      CpuState::of(ctx).scratch(CpuState::kTilePadding, elements * sizeof(bf16)));
+  Job job{m, {}, {}, {}};
+  for (const TileProjection& p : projections) {
+    job.projections.push_back({make_source(p.x, m, scratch), p.factors});
+  }
+  for (const TileSum& sum : sums) {
+    const bool plain = !sum.out.accumulate && !sum.out.addend && !sum.out.bias;
+    Sum& made = job.sums.emplace_back(Sum{sum.n, {}, sum.out, plain});
+    for (const TileTerm& term : sum.terms) made.terms.push_back(make_source(term, m, scratch));
+  }
+  for (const Sum& sum : job.sums) {
+    int64_t bytes = 0;
+    for (const Source& term : sum.terms) bytes += term.steps * kStepElements * int64_t{2};
+    for (int64_t p = 0; p * kTileN < sum.n; ++p) job.items.push_back({&sum, p, bytes});
+  }
+  return job;
 }
 
 // How evenly `items` share out among threads.
@@ -314,43 +329,20 @@ bool amx_ready() {
   return cpu_has_amx() && granted;
 }
 
-void multiply_tiles(Context* ctx, int64_t m, int64_t n, std::span<const TileTerm> terms,
-                    const TileOutput& out) {
-  if (m == 0 || n == 0) return;
-  CpuState& state = CpuState::of(ctx);
-  const int64_t tail = m % kPanelRows;
-  int64_t elements = 0;
-  for (const TileTerm& term : terms) {
-    const int64_t padded = round_up(term.k, kTileK);
-    elements += kPanelRows * padded + (padded != term.k ? m * padded : 0);
-  }
-  auto* scratch =
-      static_cast<bf16*>(state.scratch(CpuState::kTilePadding, elements * sizeof(bf16)));
-  std::vector<TileTerm> whole(terms.begin(), terms.end());
-  std::vector<PanelTerm> last;
-  for (TileTerm& term : whole) {
-    const int64_t padded = round_up(term.k, kTileK);
-    if (padded != term.k) {  // a tile may not read past its row
-      copy_padded(term.a, term.lda, m, term.k, scratch, m, padded);
-      term.a = scratch, term.lda = padded, term.k = padded;
-      scratch += m * padded;
-    }
-    if (!tail) continue;
-    copy_padded(term.a + (m - tail) * term.lda, term.lda, tail, term.k, scratch, kPanelRows,
-                padded);
-    last.push_back({scratch, padded, padded / kTileK, term.tiles});
-    scratch += kPanelRows * padded;
-  }
-  const Tiling tiling = {m, n, whole, &out, last};
-  const int64_t row_panels = round_up(m, kPanelRows) / kPanelRows;
-  const int64_t panels = round_up(n, kTileN) / kTileN;
-  if (evenness(row_panels, ctx->num_threads) + 0.02 >= evenness(panels, ctx->num_threads)) {
-    parallel_for(ctx, row_panels, 1, [&](int64_t begin, int64_t end) {
-      multiply_range(tiling, begin, end, 0, panels);
+void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projections,
+               std::span<const TileSum> sums) {
+  if (m == 0) return;
+  const Job job = make_job(ctx, m, projections, sums);
+  const int64_t rows = round_up(m, kPanelRows) / kPanelRows;
+  const auto items = static_cast<int64_t>(job.items.size());
+  const int threads = ctx->num_threads;
+  if (!projections.empty() || evenness(rows, threads) + 0.02 >= evenness(items, threads)) {
+    parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) {
+      run_range(job, begin, end, 0, job.items.size());
     });
   } else {
-    parallel_for(ctx, panels, 1, [&](int64_t begin, int64_t end) {
-      multiply_range(tiling, 0, row_panels, begin, end);
+    parallel_for(ctx, items, 1, [&](int64_t begin, int64_t end) {
+      run_range(job, 0, rows, static_cast<size_t>(begin), static_cast<size_t>(end));
     });
   }
 }
@@ -360,7 +352,7 @@ void multiply_tiles(Context* ctx, int64_t m, int64_t n, std::span<const TileTerm
 bool amx_ready() {
   return false;
 }
-void multiply_tiles(Context*, int64_t, int64_t, std::span<const TileTerm>, const TileOutput&) {
+void run_tiles(Context*, int64_t, std::span<const TileProjection>, std::span<const TileSum>) {
   throw UnsupportedError("this build has no AMX kernels");
 }
 

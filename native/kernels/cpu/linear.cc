@@ -5,6 +5,7 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/linear_tiles.h"
 #include "kernels/cpu/low_rank.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/product_sum.h"
@@ -77,6 +78,11 @@ ROWS(double)
 int32_t linear_forward_kernel(Context* ctx, const View* x, const View* x_adapter,
                               const LinearOperands* linears, int32_t count,
                               const LowRankOperands* parts, int32_t part_count) {
+  const std::span<const LinearOperands> group(linears, static_cast<size_t>(count));
+  if (linear_fits_tiles(ctx, *x, group, true)) {
+    linear_forward_tiles(ctx, *x, x_adapter, group, {parts, static_cast<size_t>(part_count)});
+    return 0;
+  }
   const View& input = x_adapter ? *x_adapter : *x;
   std::vector<Factor> factors;
   for (int32_t p = 0; p < part_count; ++p) {
@@ -104,6 +110,11 @@ int32_t linear_backward_kernel(Context* ctx, const View* x, const View* x_adapte
                                const View* dx_adapter, const LinearOperands* linears, int32_t count,
                                const LowRankOperands* parts, int32_t part_count) {
   const std::span<const LowRankOperands> all(parts, static_cast<size_t>(part_count));
+  const std::span<const LinearOperands> group(linears, static_cast<size_t>(count));
+  if (linear_fits_tiles(ctx, *linears[0].weight, group, false)) {
+    linear_backward_tiles(ctx, {x, x_adapter, dx, dx_adapter}, group, all);
+    return 0;
+  }
   const View* const low_rank_dx = x_adapter ? dx_adapter : dx;
   const std::vector<void*> du = input_gradients(ctx, linears, all, low_rank_dx != nullptr);
   for (size_t p = 0; p < all.size(); ++p) {

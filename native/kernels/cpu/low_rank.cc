@@ -2,9 +2,7 @@
 #include "kernels/cpu/low_rank.h"
 
 #include <algorithm>
-#include <vector>
 
-#include "kernels/cpu/amx.h"
 #include "kernels/cpu/convert.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/gemm.h"
@@ -42,63 +40,10 @@ int64_t element_bytes(int32_t accumulator) {
   return accumulator == BALORA_F64 ? 8 : 4;
 }
 
-// out (m,R) = scale * (t[:, :R] + t[:, R:2R]) of rows `ld` apart.
-BALORA_INLINE void join_row(const float* t, float* out, int64_t rank, float scale) {
-#pragma omp simd
-  for (int64_t r = 0; r < rank; ++r) out[r] = scale * (t[r] + t[rank + r]);
-}
-BALORA_SIMD void join(const float* t, int64_t ld, float* out, int64_t rank, float scale,
-                      int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) join_row(t + i * ld, out + i * rank, rank, scale);
-}
-
-// One AMX product with the upper and lower halves of every factor as columns side by side.
-void project_tiles(Context* ctx, const View& x, std::span<const Factor> factors) {
-  const int64_t m = x.shape[0], k = x.shape[1];
-  std::vector<FactorLine> columns;
-  for (const Factor& factor : factors) {
-    const float* w = data_of<float>(factor.w);
-    const int64_t rank = factor.rank();
-    for (const Half half : {Half::kHigh, Half::kLow}) {
-      for (int64_t r = 0; r < rank; ++r) {
-        columns.push_back(factor.transposed ? FactorLine{w + r * k, 1, 1, half}
-                                            : FactorLine{w + r, rank, 1, half});
-      }
-    }
-  }
-  const auto n = static_cast<int64_t>(columns.size());
-  CpuState& state = CpuState::of(ctx);
-  auto* tiles =
-      static_cast<bf16*>(state.scratch(CpuState::kFactorB, tiles_size(k, n) * sizeof(bf16)));
-  auto* sums = static_cast<float*>(state.scratch(CpuState::kSecond, m * n * sizeof(float)));
-  pack_factor_columns(ctx, columns, k, tiles);
-  const TileTerm term = {data_of<bf16>(&x), k, k, tiles};
-  multiply_tiles(ctx, m, n, {&term, 1}, {sums, BALORA_F32, n});
-  int64_t column = 0;
-  for (const Factor& factor : factors) {
-    const int64_t rank = factor.rank();
-    parallel_for(ctx, m, 512, [&](int64_t begin, int64_t end) {
-      join(sums + column, n, static_cast<float*>(factor.out), rank,
-           static_cast<float>(factor.scale), begin, end);
-    });
-    column += 2 * rank;
-  }
-}
-
-// contract() from sums (R,k).
-void finish(const float* sums, int64_t rank, int64_t k, float scale, float* out, bool transposed) {
-  for (int64_t r = 0; r < rank; ++r) {
-    for (int64_t i = 0; i < k; ++i) {
-      out[transposed ? i * rank + r : r * k + i] = scale * sums[r * k + i];
-    }
-  }
-}
-
 }  // namespace
 
 void project(Context* ctx, const View& x, std::span<const Factor> factors) {
   if (factors.empty()) return;
-  if (x.dtype == BALORA_BF16 && amx_ready()) return project_tiles(ctx, x, factors);
   const int32_t type = factors[0].w->dtype;
   for_wide_rows(ctx, x, [&](int64_t first, int64_t rows, const GemmInput& wide) {
     for (const Factor& factor : factors) {
@@ -118,12 +63,6 @@ void contract(Context* ctx, const View& x, const void* p, int64_t rank, double s
   if (x.shape[0] == 0) {
     std::fill_n(static_cast<char*>(out.data), view_numel(out) * element_bytes(type), char{0});
     return;
-  }
-  if (x.dtype == BALORA_BF16 && amx_ready()) {
-    auto* sums = static_cast<float*>(
-        CpuState::of(ctx).scratch(CpuState::kFactorA, rank * k * sizeof(float)));
-    contract_tiles(ctx, data_of<bf16>(&x), x.shape[0], k, static_cast<const float*>(p), rank, sums);
-    return finish(sums, rank, k, static_cast<float>(scale), data_of<float>(&out), transposed);
   }
   for_wide_rows(ctx, x, [&](int64_t first, int64_t rows, GemmInput wide) {
     const void* block = static_cast<const char*>(p) + first * rank * element_bytes(type);

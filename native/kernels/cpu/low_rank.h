@@ -1,7 +1,5 @@
-// The thin products around an adapter. Factors are f32 masters (f64 beside f64) and never rounded
-// to the activations' type: narrow activations are widened block by block, or, on AMX, factors are
-// split into pairs of bf16 whose sum holds 16 bits, which costs no more than one bf16 product of
-// that shape.
+// The thin products around an adapter, by way of gemm(). Factors are f32 masters (f64 beside f64)
+// and never rounded to the activations' type: narrow activations are widened block by block.
 #pragma once
 #include <cstdint>
 #include <span>

@@ -88,8 +88,10 @@ void PackedWeight::pack_onednn(Context* ctx, const View& b, bool transposed) {
 void PackedWeight::multiply(Context* ctx, int64_t m, const void* a, int64_t lda, void* c,
                             int32_t c_dtype, int64_t ldc, float beta, const float* addend) const {
   if (tiled_) {
-    const TileTerm term = {static_cast<const bf16*>(a), lda, k_, tiles()};
-    return multiply_tiles(ctx, m, n_, {&term, 1}, {c, c_dtype, ldc, beta != 0, addend, n_});
+    const TileSum sum = {n_,
+                         {{static_cast<const bf16*>(a), lda, k_, tiles()}},
+                         {c, c_dtype, ldc, beta != 0, addend, n_}};
+    return run_tiles(ctx, m, {}, {&sum, 1});
   }
   MatmulSpec spec;
   spec.n = n_, spec.k = k_;

@@ -8,7 +8,6 @@
 
 #include "kernels/cpu/convert.h"
 #include "kernels/cpu/dispatch.h"
-#include "kernels/cpu/factor_terms.h"
 #include "kernels/cpu/packed_weight.h"
 #include "kernels/cpu/parallel.h"
 
@@ -100,60 +99,10 @@ void sum_narrow(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
   }
 }
 
-bool is_factor(const ProductTerm& term) {
-  return term.a_dtype == BALORA_F32 && term.b->dtype == BALORA_F32 && view_contiguous(*term.b);
-}
-
-// One AMX pass takes the sum if every product is a packed bf16 weight or an f32 low-rank part.
-bool fits_tiles(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
-  if (!amx_ready() || (c.dtype != BALORA_F32 && c.dtype != BALORA_BF16)) return false;
-  bool any = false;
-  for (const ProductTerm& term : sum.terms) {
-    if (is_factor(term)) continue;
-    const PackedWeight* packed = packed_of(ctx, term);
-    if (term.a_dtype != BALORA_BF16 || !packed || !packed->tiles()) return false;
-    any = true;
-  }
-  return any;
-}
-
-void sum_tiles(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
-  CpuState& state = CpuState::of(ctx);
-  std::vector<FactorTerm> factors;
-  for (const ProductTerm& term : sum.terms) {
-    if (!is_factor(term) || term.k() == 0) continue;
-    factors.push_back({static_cast<const float*>(term.a), term.lda, data_of<float>(term.b),
-                       term.k(), term.transposed ? term.k() : 1, term.transposed ? 1 : sum.n,
-                       static_cast<float>(term.alpha)});
-  }
-  std::vector<TileTerm> terms;
-  if (!factors.empty()) {
-    const int64_t k = factor_columns(factors);
-    auto* a = static_cast<bf16*>(state.scratch(CpuState::kFactorA, sum.m * k * sizeof(bf16)));
-    auto* b =
-        static_cast<bf16*>(state.scratch(CpuState::kFactorB, tiles_size(k, sum.n) * sizeof(bf16)));
-    terms.push_back(split_factors(ctx, factors, sum.m, sum.n, a, b));
-  }
-  for (const ProductTerm& term : sum.terms) {
-    if (is_factor(term)) continue;
-    terms.push_back(
-        {static_cast<const bf16*>(term.a), term.lda, term.k(), packed_of(ctx, term)->tiles()});
-  }
-  TileOutput out = {c.data, c.dtype, c.ld, sum.accumulate};
-  if (sum.bias) {
-    auto* bias = static_cast<float*>(state.scratch(CpuState::kWideC, sum.n * sizeof(float)));
-    convert_rows(nullptr, sum.bias->data, sum.bias->dtype, sum.n, bias, BALORA_F32, sum.n, 1,
-                 sum.n);
-    out.bias = bias;
-  }
-  multiply_tiles(ctx, sum.m, sum.n, terms, out);
-}
-
 }  // namespace
 
 void sum_products(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
   if (sum.m == 0 || sum.n == 0) return;
-  if (fits_tiles(ctx, sum, c)) return sum_tiles(ctx, sum, c);
   if (c.dtype == BALORA_F32 || c.dtype == BALORA_F64) {
     sum_wide(ctx, sum, c, nullptr);
     return;

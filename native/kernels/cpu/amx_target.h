@@ -1,0 +1,25 @@
+// What the AMX kernels share: the compiler target, and the tile configuration.
+#pragma once
+#include <cstdint>
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+#define BALORA_AMX 1
+#include <immintrin.h>
+
+#define AMX_TARGET \
+  __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,bmi2")))
+
+namespace balora {
+
+// The layout that LDTILECFG reads: palette 1, eight tiles of 16 rows x 64 bytes.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static_assert(sizeof(TileConfig) == 64);
+
+}  // namespace balora
+#endif
