@@ -14,19 +14,28 @@ namespace balora {
 
 using PhiloxBlock = std::array<uint32_t, 4>;
 
+constexpr int kPhiloxRounds = 10;
+constexpr uint32_t kPhiloxKeyStep0 = 0x9E3779B9u, kPhiloxKeyStep1 = 0xBB67AE85u;
+
+// One round on the four words of a counter; the key steps after it.
+BALORA_INLINE void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t k0,
+                                uint32_t k1) {
+  const uint64_t a = uint64_t{0xD2511F53u} * c0, b = uint64_t{0xCD9E8D57u} * c2;
+  c0 = static_cast<uint32_t>(b >> 32) ^ c1 ^ k0;
+  c2 = static_cast<uint32_t>(a >> 32) ^ c3 ^ k1;
+  c1 = static_cast<uint32_t>(b);
+  c3 = static_cast<uint32_t>(a);
+}
+
 // counter = (index, stream) as four little-endian words; key = seed as two.
 BALORA_INLINE PhiloxBlock philox(uint64_t seed, uint64_t index, uint64_t stream = 0) {
   uint32_t c0 = static_cast<uint32_t>(index), c1 = static_cast<uint32_t>(index >> 32);
   uint32_t c2 = static_cast<uint32_t>(stream), c3 = static_cast<uint32_t>(stream >> 32);
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t a = uint64_t{0xD2511F53u} * c0, b = uint64_t{0xCD9E8D57u} * c2;
-    c0 = static_cast<uint32_t>(b >> 32) ^ c1 ^ k0;
-    c2 = static_cast<uint32_t>(a >> 32) ^ c3 ^ k1;
-    c1 = static_cast<uint32_t>(b);
-    c3 = static_cast<uint32_t>(a);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    philox_round(c0, c1, c2, c3, k0, k1);
+    k0 += kPhiloxKeyStep0;
+    k1 += kPhiloxKeyStep1;
   }
   return {c0, c1, c2, c3};
 }

@@ -70,6 +70,29 @@ ROW(f16)
 ROW(double)
 #undef ROW
 
+// The largest of n >= 1 values; NaN if one is.
+template <typename T>
+BALORA_INLINE Acc<T> highest_loop(const T* x, int64_t n) {
+  Acc<T> best = load(x[0]);
+  int nan = 0;
+#pragma omp simd reduction(max : best) reduction(| : nan)
+  for (int64_t i = 0; i < n; ++i) {
+    const Acc<T> value = load(x[i]);
+    nan |= value != value;
+    best = value > best ? value : best;
+  }
+  return nan ? std::numeric_limits<Acc<T>>::quiet_NaN() : best;
+}
+#define HIGHEST(T)                                    \
+  BALORA_SIMD Acc<T> highest(const T* x, int64_t n) { \
+    return highest_loop<T>(x, n);                     \
+  }
+HIGHEST(float)
+HIGHEST(bf16)
+HIGHEST(f16)
+HIGHEST(double)
+#undef HIGHEST
+
 struct Extent {
   int64_t outer, rows, inner;
 };
@@ -118,6 +141,10 @@ void extremes(Context* ctx, const T* x, const Extent& e, Acc<T>* values, int32_t
   parallel_for(ctx, e.outer * e.inner, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const T* column = x + i / e.inner * e.rows * e.inner + i % e.inner;
+      if (kMax && e.inner == 1 && !positions) {
+        values[i] = highest(column, e.rows);
+        continue;
+      }
       Acc<T> best = load(column[0]);
       int32_t position = 0;
       for (int64_t r = 1; r < e.rows && best == best; ++r) {
