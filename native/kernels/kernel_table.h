@@ -1,5 +1,6 @@
-// A device is a table of functions with plain C signatures, declared once in kernels.def. A device that has no
-// kernel for a row leaves it null; launching it is a named error, never a silent fallback.
+// A device is a table of functions with plain C signatures, declared once in kernels.def. A device
+// that has no kernel for a row leaves it null; launching it is a named error, never a silent
+// fallback.
 #pragma once
 #include <stdint.h>
 
@@ -13,23 +14,25 @@ extern "C" {
 
 #define BALORA_ABI 1
 
-// What a kernel may use beside its arguments. One per device stream, used by the engine thread only.
+// What a kernel may use beside its arguments. One per device stream, used by the engine thread
+// only.
 typedef struct balora_context balora_context;
 struct balora_context {
-  // Scratch memory, aligned to 64 bytes, released by the engine when the kernel returns. Null: out of memory.
+  // Scratch memory, aligned to 64 bytes, released by the engine when the kernel returns. Null: out
+  // of memory.
   void* (*workspace)(balora_context* ctx, uint64_t bytes);
   // Adds to (or, negative, takes from) the accounted memory of frozen weights' derived layouts.
   void (*account)(balora_context* ctx, int64_t bytes);
-  void* device_state;      // owned by the device table (primitive caches, cuBLAS handles)
-  int32_t num_threads;     // threads a kernel may use
-  int32_t deterministic;   // non-zero: results must be bitwise repeatable
-  char error[1024];        // a kernel that returns non-zero says why here
+  void* device_state;     // owned by the device table (primitive caches, cuBLAS handles)
+  int32_t num_threads;    // threads a kernel may use
+  int32_t deterministic;  // non-zero: results must be bitwise repeatable
+  char error[1024];       // a kernel that returns non-zero says why here
 };
 
 typedef struct balora_kernel_table {
-  uint32_t abi;            // BALORA_ABI
-  uint32_t size;           // sizeof(balora_kernel_table)
-  const char* device;      // "cpu", "cuda"
+  uint32_t abi;        // BALORA_ABI
+  uint32_t size;       // sizeof(balora_kernel_table)
+  const char* device;  // "cpu", "cuda"
   void* (*create_state)(int32_t device_index, char* error, uint64_t error_size);
   void (*destroy_state)(void* state);
   // Device memory, aligned to 64 bytes; null when there is none. Both are thread safe.

@@ -50,7 +50,8 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& targets, const std::str
 // matmul.cc: op(a) (...,M,K), op(b) (...,K,N) -> (...,M,N)
 Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose_b);
 
-// linear.cc: x, x_adapter (...,I), weights (O,I), biases (O), a (R,I), b (O,R) -> one (...,O) a weight
+// linear.cc: x, x_adapter (...,I), weights (O,I), biases (O), a (R,I), b (O,R) -> one (...,O) a
+// weight
 std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x_adapter,
                                  const std::vector<Tensor>& weights,
                                  const std::vector<std::optional<Tensor>>& biases,

@@ -33,7 +33,7 @@ it(`${kSteps} steps at flat memory`, { timeout: 150_000 }, async () => {
   expect(last.rss - settled.rss).toBeLessThan(3 * kMegabyte);
 });
 
-it('the event loop stays free while the engine trains', { timeout: 120_000 }, async () => {
+it('the event loop stays free while the engine trains', { timeout: 120_000 }, async ({ skip }) => {
   const { idle, busy, steps } = (await report('event_loop.mjs', ['5000', '30000'])) as {
     idle: Record<string, number>;
     busy: Record<string, number>;
@@ -43,6 +43,7 @@ it('the event loop stays free while the engine trains', { timeout: 120_000 }, as
     `event loop delay, ms: idle p99 ${idle.p99?.toFixed(2)}, max ${idle.max?.toFixed(2)}; ` +
       `training p99 ${busy.p99?.toFixed(2)}, max ${busy.max?.toFixed(2)} over ${steps} steps`,
   );
+  skip((idle.p99 ?? 0) > kMaxDelayMs / 2, 'the machine is too busy: it delays an idle loop too');
   expect(steps).toBeGreaterThan(10);
   expect(busy.p99).toBeLessThan(kMaxDelayMs);
 });

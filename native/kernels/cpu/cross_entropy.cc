@@ -74,9 +74,8 @@ int64_t count_targets(const int32_t* targets, int64_t rows, int64_t classes) {
   for (int64_t n = 0; n < rows; ++n) {
     if (targets[n] == kIgnored) continue;
     if (targets[n] < 0 || targets[n] >= classes) {
-      throw ArgumentError(concat("target ", targets[n], " of row ", n,
-                                 " is not a class id below ", classes, " (", kIgnored,
-                                 " marks a row to ignore)"));
+      throw ArgumentError(concat("target ", targets[n], " of row ", n, " is not a class id below ",
+                                 classes, " (", kIgnored, " marks a row to ignore)"));
     }
     ++counted;
   }
