@@ -22,6 +22,7 @@ export * from './errors.ts';
 export * from './io/index.ts';
 export * from './models/index.ts';
 export * from './nn/index.ts';
+export * from './losses/index.ts';
 export * from './ops/index.ts';
 export * from './runtime.ts';
 export {

@@ -35,6 +35,7 @@ export interface NativeOps {
   dispose(handle: number): boolean;
   dropout(x: Handle, p: number, seed: number, stream: number): Handle;
   dtypeOf(x: Handle): DType;
+  eigh(a: Handle): [Handle, Handle];
   embedding(weight: Handle, ids: Handle): Handle;
   expand(x: Handle, shape: readonly number[]): Handle;
   fillInPlace(x: Handle, value: number): void;
@@ -46,6 +47,11 @@ export interface NativeOps {
   ggufHeader(file: unknown): unknown;
   gradNorm(grads: readonly (Handle)[], kind: string): Handle;
   gradOf(x: Handle): Handle;
+  gram(a: Handle): Handle;
+  gramAdd(g: Handle, a: Handle): void;
+  gramSpectrum(m: Handle, g: Handle): Handle;
+  headLosses(hidden: Handle, teacher: Handle | null, head: Handle, teacherHead: Handle | null, targets: Handle | null, regularized: Handle | null, scales: readonly (number)[], temperature: number, entropyTopK: number, softcap: number, chunkBytes: number): [Handle, Handle];
+  headRows(hidden: Handle, teacher: Handle | null, head: Handle, teacherHead: Handle | null, targets: Handle | null, temperature: number, entropyTemperature: number, entropyTopK: number, softcap: number, chunkBytes: number): Handle;
   indexSelect(x: Handle, rows: Handle): Handle;
   isFinite(x: Handle): Handle;
   isLeaf(x: Handle): boolean;
@@ -62,9 +68,11 @@ export interface NativeOps {
   openGguf(path: string): unknown;
   openSafetensors(path: string): unknown;
   permute(x: Handle, order: readonly (number)[]): Handle;
+  qr(a: Handle): [Handle, Handle];
   randomNormal(shape: readonly number[], mean: number, deviation: number, seed: number, stream: number, dtype: DType): Handle;
   randomUniform(shape: readonly number[], low: number, high: number, seed: number, stream: number, dtype: DType): Handle;
   randomWords(count: number, seed: number, stream: number): Handle;
+  randomizedSvd(a: Handle, rank: number, niter: number, oversample: number, seed: number): [Handle, Handle, Handle];
   read(x: Handle, into: Uint8Array): Promise<void>;
   readGguf(file: unknown, name: string, dtype: DType, heads: number, checkFinite: boolean): Handle;
   readSafetensors(file: unknown, name: string, dtype: DType, share: boolean, checkFinite: boolean): Handle;
@@ -91,10 +99,14 @@ export interface NativeOps {
   setRequiresGrad(x: Handle, value: boolean): void;
   sgdStep(param: Handle, grad: Handle, buffer: Handle | null, coefficient: Handle | null, lr: number, momentum: number, dampening: number, weightDecay: number, nesterov: boolean, first: boolean): void;
   shapeOf(x: Handle): number[];
+  singularValues(a: Handle): Handle;
   slice(x: Handle, axis: number, start: number, stop: number, step: number): Handle;
   softmax(x: Handle): Handle;
   split(x: Handle, sizes: readonly (number)[], axis: number): (Handle)[];
   sum(x: Handle, axes: readonly (number)[], keepDims: boolean): Handle;
+  svd(a: Handle): [Handle, Handle, Handle];
+  svdRatio(hidden: Handle, head: Handle, k: number, norm: string, softcap: number, chunkBytes: number): Handle;
+  svdRatioGram(hidden: Handle, gram: Handle, k: number, norm: string): Handle;
   synchronize(): Promise<void>;
   synchronizeSync(): void;
   topK(x: Handle, k: number): [Handle, Handle];

@@ -1,5 +1,6 @@
-// See dense.h. Accuracy notes: a Gram matrix squares the condition number, so CholeskyQR2 is used below 1e6 only, and
-// singular values never come from one; the SVD of a long matrix is that of its R factor.
+// See dense.h. Accuracy notes: a Gram matrix squares the condition number, so CholeskyQR2 is used
+// below 1e6 only, and singular values never come from one; the SVD of a long matrix is that of its
+// R factor.
 #include "kernels/cpu/dense.h"
 
 #include <Eigen/Dense>
@@ -17,8 +18,12 @@ namespace {
 using EigenMatrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using EigenColumns = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::ColMajor>;
 
-Eigen::Map<EigenMatrix> map(Matrix& a) { return {a.values.data(), a.rows, a.cols}; }
-Eigen::Map<const EigenMatrix> map(const Matrix& a) { return {a.values.data(), a.rows, a.cols}; }
+Eigen::Map<EigenMatrix> map(Matrix& a) {
+  return {a.values.data(), a.rows, a.cols};
+}
+Eigen::Map<const EigenMatrix> map(const Matrix& a) {
+  return {a.values.data(), a.rows, a.cols};
+}
 
 Matrix gram(const Context* ctx, const Matrix& a) {
   Matrix g(a.cols, a.cols);
@@ -26,7 +31,8 @@ Matrix gram(const Context* ctx, const Matrix& a) {
   return g;
 }
 
-// One pass of A = Q R with R the Cholesky factor of A^T A; false when its diagonal spreads over more than `limit`.
+// One pass of A = Q R with R the Cholesky factor of A^T A; false when its diagonal spreads over
+// more than `limit`.
 bool cholesky_pass(const Context* ctx, Matrix& q, EigenMatrix& r, double limit) {
   const Matrix g = gram(ctx, q);
   const Eigen::LLT<EigenMatrix> factor(map(g));

@@ -1,5 +1,6 @@
-// Dense f64 matrices and their decompositions for the kernels: the host side of qr, eigh, svd, randomized_svd and of the
-// SVD regularizer. Products run in product_f64, the small decompositions in Eigen.
+// Dense f64 matrices and their decompositions for the kernels: the host side of qr, eigh, svd,
+// randomized_svd and of the SVD regularizer. Products run in product_f64, the small decompositions
+// in Eigen.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -31,22 +32,24 @@ Matrix widened(const MatrixRef& a, int64_t rows, int64_t cols);
 void store_matrix(const Matrix& matrix, const View& view);
 void store_values(const double* values, int64_t count, const View& view);
 
-Matrix product(const Context* ctx, const Matrix& a, const Matrix& b);              // A B
-Matrix product_tn(const Context* ctx, const Matrix& a, const Matrix& b);           // A^T B
+Matrix product(const Context* ctx, const Matrix& a, const Matrix& b);     // A B
+Matrix product_tn(const Context* ctx, const Matrix& a, const Matrix& b);  // A^T B
 Matrix leading_columns(const Matrix& a, int64_t count);
 Matrix transposed(const Matrix& a);
 
 struct QrResult {
   Matrix q, r;  // thin: q (m,k), r (k,n), k = min(m,n); the diagonal of r is >= 0
 };
-// CholeskyQR2; Householder where the Gram matrix is ill-conditioned, so q is orthonormal for any input.
+// CholeskyQR2; Householder where the Gram matrix is ill-conditioned, so q is orthonormal for any
+// input.
 QrResult thin_qr(const Context* ctx, const Matrix& a);
 
 struct EighResult {
   std::vector<double> values;  // ascending
   Matrix vectors;              // columns
 };
-// Reads the lower triangle. Throws NativeError when the iteration does not converge (NaN in the input).
+// Reads the lower triangle. Throws NativeError when the iteration does not converge (NaN in the
+// input).
 EighResult symmetric_eigen(const Matrix& a);
 
 struct SvdResult {

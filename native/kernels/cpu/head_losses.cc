@@ -1,7 +1,8 @@
-// Language-model head and losses without the (M,V) logits: rows go through in chunks of a byte budget. For each chunk
-// Z = H W^T and Y = Ht Wt^T, one pass for the statistics, one that writes dZ over Z, then dH = dZ W and dW += dZ^T H.
-// Logits are f32 (f64 when H is f64) and never leave the chunk; with bf16 weights dZ is rounded to bf16 for the
-// product, after p - 1 has been formed in f32.
+// Language-model head and losses without the (M,V) logits: rows go through in chunks of a byte
+// budget. For each chunk Z = H W^T and Y = Ht Wt^T, one pass for the statistics, one that writes dZ
+// over Z, then dH = dZ W and dW += dZ^T H. Logits are f32 (f64 when H is f64) and never leave the
+// chunk; with bf16 weights dZ is rounded to bf16 for the product, after p - 1 has been formed in
+// f32.
 #include <algorithm>
 #include <vector>
 
@@ -62,7 +63,8 @@ class HeadChunks {
  public:
   HeadChunks(Context* ctx, const HeadViews& views, const HeadOptions& options)
       : ctx_(ctx), v_(views), options_(options), vocabulary_(views.w->shape[0]) {
-    rounds_ = std::is_same_v<A, float> && v_.dh && v_.w->dtype == BALORA_BF16 && cpu_multiplies_bf16();
+    rounds_ = std::is_same_v<A, float> && wants_gradient() && v_.w->dtype == BALORA_BF16 &&
+              cpu_multiplies_bf16();
     const int64_t m = v_.h->shape[0];
     const int64_t row_bytes =
         vocabulary_ * static_cast<int64_t>(sizeof(A) * (v_.ht ? 2 : 1) + (rounds_ ? 2 : 0));
@@ -87,11 +89,13 @@ class HeadChunks {
                    row_terms + 3 * (first + i), rounds_ ? rounded_ + i * vocabulary_ : nullptr);
         }
       });
-      if (v_.dh) multiply_back(first, rows);
+      if (wants_gradient()) multiply_back(first, rows);
     }
   }
 
  private:
+  bool wants_gradient() const { return v_.dh || v_.dw; }
+
   template <typename T>
   T* scratch(int64_t count) {
     void* memory = ctx_->workspace(ctx_, static_cast<uint64_t>(count) * sizeof(T));
@@ -108,7 +112,7 @@ class HeadChunks {
     terms[0] = found.task;
     terms[1] = found.consistency;
     terms[2] = found.entropy;
-    if (!v_.dh) return;
+    if (!wants_gradient()) return;
     head.gradient(z, y, target, regularized, found);
     if (rounded) {
       convert_rows(nullptr, z, BALORA_F32, vocabulary_, rounded, BALORA_BF16, vocabulary_, 1,
@@ -120,13 +124,15 @@ class HeadChunks {
     const void* dz = rounds_ ? static_cast<const void*>(rounded_) : z_;
     const int32_t dtype = rounds_ ? static_cast<int32_t>(BALORA_BF16) : dtype_of_logits<A>();
     const int64_t channels = v_.h->shape[1];
-    const ProductTerm term{dz, dtype, vocabulary_, v_.w};
-    sum_products(ctx_, {rows, channels, {&term, 1}},
-                 {const_cast<void*>(rows_of(v_.dh, first)), v_.dh->dtype, channels});
+    if (v_.dh) {
+      const ProductTerm term{dz, dtype, vocabulary_, v_.w};
+      sum_products(ctx_, {rows, channels, {&term, 1}},
+                   {const_cast<void*>(rows_of(v_.dh, first)), v_.dh->dtype, channels});
+    }
     if (!v_.dw) return;
     gemm(ctx_, {vocabulary_, channels, rows}, {dz, dtype, vocabulary_, true},
-         {rows_of(v_.h, first), v_.h->dtype, v_.h->stride[0]}, {v_.dw->data, v_.dw->dtype, channels},
-         {1, first ? 1.0 : 0.0});
+         {rows_of(v_.h, first), v_.h->dtype, v_.h->stride[0]},
+         {v_.dw->data, v_.dw->dtype, channels}, {1, first ? 1.0 : 0.0});
   }
 
   Context* ctx_;
@@ -140,9 +146,9 @@ class HeadChunks {
 
 }  // namespace
 
-int32_t head_losses_kernel(Context* ctx, const View* h, const View* ht, const View* w, const View* wt,
-                           const View* targets, const View* regularized, const View* sums,
-                           const View* rows, const View* dh, const View* dw,
+int32_t head_losses_kernel(Context* ctx, const View* h, const View* ht, const View* w,
+                           const View* wt, const View* targets, const View* regularized,
+                           const View* sums, const View* rows, const View* dh, const View* dw,
                            const HeadOptions* options) {
   const HeadViews views{h, ht, w, wt, targets, regularized, sums, rows, dh, dw};
   const int64_t m = h->shape[0];
@@ -163,6 +169,21 @@ int32_t head_losses_kernel(Context* ctx, const View* h, const View* ht, const Vi
   for (int64_t n = 0; n < m; ++n) {
     for (int i = 0; i < 3; ++i) out[i] += terms[3 * n + i];
   }
+  out[3] = options->task_scale * out[0] + options->consistency_scale * out[1] -
+           options->diversity_scale * out[2];
+  return 0;
+}
+
+int32_t scale_by_kernel(Context* ctx, const View* x, const View* factor, const View* y) {
+  const double by = *data_of<double>(factor);
+  dispatch_float(x->dtype, [&]<typename T>() {
+    const T* in = data_of<T>(x);
+    T* out = data_of<T>(y);
+    parallel_for(ctx, view_numel(*x), 1 << 14, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        out[i] = store<T>(load(in[i]) * static_cast<Acc<T>>(by));
+    });
+  });
   return 0;
 }
 

@@ -1,6 +1,7 @@
 // Formulas (p, q softmax of z/T and y/T, pi softmax of z/Te over the K largest, H its entropy):
-//   task lse(z) - z_c;  consistency T^2 (lse(z/T) - lse(y/T) + sum q (y-z)/T), exactly 0 where y == z;  entropy H
-//   dz = ts (softmax(z) - e_c) + cs T (p - q) + ds pi (log pi + H) / Te, times 1 - (z/cap)^2 under soft-capping
+//   task lse(z) - z_c;  consistency T^2 (lse(z/T) - lse(y/T) + sum q (y-z)/T), exactly 0 where y ==
+//   z;  entropy H dz = ts (softmax(z) - e_c) + cs T (p - q) + ds pi (log pi + H) / Te, times 1 -
+//   (z/cap)^2 under soft-capping
 #include "kernels/cpu/head_rows.h"
 
 #include <algorithm>
@@ -81,11 +82,13 @@ BALORA_INLINE WeightedSum entropy_sums_of(const A* x, int64_t n, A shift, A scal
   return total;
 }
 
-// The dense part of dz: each coefficient holds the reciprocal of its sum; zero leaves its exponentials out.
+// The dense part of dz: each coefficient holds the reciprocal of its sum; zero leaves its
+// exponentials out.
 template <typename A>
 struct DenseGradient {
   A shift, task;
-  A scale, student, gap, teacher_shift;  // gap = student - teacher: p = q gives exactly 0 even with fused adds
+  A scale, student, gap,
+      teacher_shift;  // gap = student - teacher: p = q gives exactly 0 even with fused adds
   A diversity, entropy_scale, log_sum, entropy;
   A inverse_cap;  // 0: no soft-capping
 };
@@ -131,21 +134,25 @@ BALORA_INLINE void cap_of(A* x, int64_t n, A cap) {
   for (int64_t i = 0; i < n; ++i) x[i] = cap * vtanh(x[i] * inverse);
 }
 
-#define ROWS(A)                                                                                  \
-  BALORA_SIMD A row_max(const A* x, int64_t n) { return max_of<A>(x, n); }                       \
-  BALORA_SIMD double exp_sum(const A* x, int64_t n, A shift, A scale) {                          \
-    return exp_sum_of<A>(x, n, shift, scale);                                                    \
-  }                                                                                              \
-  BALORA_SIMD WeightedSum teacher_sums(const A* y, const A* z, int64_t n, A shift, A scale) {    \
-    return teacher_sums_of<A>(y, z, n, shift, scale);                                            \
-  }                                                                                              \
-  BALORA_SIMD WeightedSum entropy_sums(const A* x, int64_t n, A shift, A scale) {                \
-    return entropy_sums_of<A>(x, n, shift, scale);                                               \
-  }                                                                                              \
-  BALORA_SIMD void dense_gradient(A* z, const A* y, int64_t n, const DenseGradient<A>& g) {      \
-    gradient_of<A>(z, y, n, g);                                                                  \
-  }                                                                                              \
-  BALORA_SIMD void cap_row(A* x, int64_t n, A cap) { cap_of<A>(x, n, cap); }
+#define ROWS(A)                                                                               \
+  BALORA_SIMD A row_max(const A* x, int64_t n) {                                              \
+    return max_of<A>(x, n);                                                                   \
+  }                                                                                           \
+  BALORA_SIMD double exp_sum(const A* x, int64_t n, A shift, A scale) {                       \
+    return exp_sum_of<A>(x, n, shift, scale);                                                 \
+  }                                                                                           \
+  BALORA_SIMD WeightedSum teacher_sums(const A* y, const A* z, int64_t n, A shift, A scale) { \
+    return teacher_sums_of<A>(y, z, n, shift, scale);                                         \
+  }                                                                                           \
+  BALORA_SIMD WeightedSum entropy_sums(const A* x, int64_t n, A shift, A scale) {             \
+    return entropy_sums_of<A>(x, n, shift, scale);                                            \
+  }                                                                                           \
+  BALORA_SIMD void dense_gradient(A* z, const A* y, int64_t n, const DenseGradient<A>& g) {   \
+    gradient_of<A>(z, y, n, g);                                                               \
+  }                                                                                           \
+  BALORA_SIMD void cap_row(A* x, int64_t n, A cap) {                                          \
+    cap_of<A>(x, n, cap);                                                                     \
+  }
 ROWS(float)
 ROWS(double)
 #undef ROWS
@@ -154,22 +161,26 @@ ROWS(double)
 
 template <typename A>
 HeadRows<A>::HeadRows(const HeadOptions& options, int64_t vocabulary)
-    : options_(options), vocabulary_(vocabulary), top_k_(std::max<int64_t>(options.entropy_top_k, 0)) {}
+    : options_(options),
+      vocabulary_(vocabulary),
+      top_k_(std::max<int64_t>(options.entropy_top_k, 0)) {}
 
 template <typename A>
 void HeadRows<A>::cap(A* logits) const {
   if (options_.softcap > 0) cap_row(logits, vocabulary_, static_cast<A>(options_.softcap));
 }
 
-// Keeps the K best in order. A logit enters only if it is strictly larger than the last, so equal ones keep the lower
-// index; a block whose maximum cannot enter is skipped by its maximum alone.
+// Keeps the K best in order. A logit enters only if it is strictly larger than the last, so equal
+// ones keep the lower index; a block whose maximum cannot enter is skipped by its maximum alone.
 template <typename A>
 void HeadRows<A>::find_top_k(const A* z) {
   const size_t k = static_cast<size_t>(top_k_);
   if (top_k_ > kInsertionLimit) {
     top_.resize(static_cast<size_t>(vocabulary_));
     std::iota(top_.begin(), top_.end(), int64_t{0});
-    const auto before = [z](int64_t a, int64_t b) { return z[a] > z[b] || (z[a] == z[b] && a < b); };
+    const auto before = [z](int64_t a, int64_t b) {
+      return z[a] > z[b] || (z[a] == z[b] && a < b);
+    };
     std::nth_element(top_.begin(), top_.begin() + top_k_ - 1, top_.end(), before);
     top_.resize(k);
     std::sort(top_.begin(), top_.end(), before);
@@ -231,8 +242,8 @@ HeadRow HeadRows<A>::statistics(const A* z, const A* y, int64_t target, bool reg
     row.sum_teacher = teacher.weight;
     const double lse_gap = (row.shift - row.shift_teacher) / temperature +
                            (std::log(row.sum_student) - std::log(row.sum_teacher));
-    row.consistency = temperature * temperature * lse_gap +
-                      temperature * (teacher.value / teacher.weight);
+    row.consistency =
+        temperature * temperature * lse_gap + temperature * (teacher.value / teacher.weight);
   }
   if (options_.entropy_top_k >= 0) take_entropy(z, row);
   return row;

@@ -1,6 +1,6 @@
-// One row of the fused head losses: the statistics of its student logits z (V) and teacher logits y (V), and the
-// gradient written over z. Elements in f32 (f64 for f64), sums over the vocabulary in f64 from blocks of 256: plain f32
-// sums read the cross-entropy 1e-5 low at V = 49152.
+// One row of the fused head losses: the statistics of its student logits z (V) and teacher logits y
+// (V), and the gradient written over z. Elements in f32 (f64 for f64), sums over the vocabulary in
+// f64 from blocks of 256: plain f32 sums read the cross-entropy 1e-5 low at V = 49152.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -11,9 +11,10 @@ namespace balora {
 
 // What stays of a row between its two passes.
 struct HeadRow {
-  double task = 0, consistency = 0, entropy = 0;  // the row's terms, unscaled; consistency includes T^2
-  // Largest logit and the sum of e^(logit - largest), at temperature 1, T and Te: exact differences, so that the
-  // gradient does not inherit the rounding of a log-sum-exp stored in f32.
+  double task = 0, consistency = 0,
+         entropy = 0;  // the row's terms, unscaled; consistency includes T^2
+  // Largest logit and the sum of e^(logit - largest), at temperature 1, T and Te: exact
+  // differences, so that the gradient does not inherit the rounding of a log-sum-exp stored in f32.
   double shift = 0, sum = 1, sum_student = 1;
   double shift_teacher = 0, sum_teacher = 1;
   double shift_entropy = 0, log_sum_entropy = 0;
@@ -24,8 +25,8 @@ class HeadRows {
  public:
   HeadRows(const HeadOptions& options, int64_t vocabulary);
 
-  // y null: no consistency term. target < 0: no task term. With `regularized` false the row is in the task term alone.
-  // Keeps the row's top-K for a gradient() that follows.
+  // y null: no consistency term. target < 0: no task term. With `regularized` false the row is in
+  // the task term alone. Keeps the row's top-K for a gradient() that follows.
   HeadRow statistics(const A* z, const A* y, int64_t target, bool regularized);
 
   // z becomes d(loss)/d(logits before soft-capping) for the row of the last statistics().
@@ -41,7 +42,7 @@ class HeadRows {
 
   HeadOptions options_;
   int64_t vocabulary_, top_k_;
-  std::vector<int64_t> top_;       // indices of the K largest logits, largest first, ties by index
+  std::vector<int64_t> top_;  // indices of the K largest logits, largest first, ties by index
   std::vector<A> top_values_;
 };
 

@@ -8,8 +8,8 @@
 namespace balora {
 namespace {
 
-constexpr int64_t kDenseOrder = 192;      // up to here a dense eigen-solver is as quick
-constexpr double kEigenTolerance = 1e-12; // residual over the largest eigenvalue
+constexpr int64_t kDenseOrder = 192;       // up to here a dense eigen-solver is as quick
+constexpr double kEigenTolerance = 1e-12;  // residual over the largest eigenvalue
 
 // A matrix that grows by columns: storage for `capacity` of them, `cols` in use.
 struct Basis {
@@ -42,8 +42,8 @@ Matrix combine(const Context* ctx, const Basis& q, const Matrix& weights) {
   return out;
 }
 
-// Orthonormal columns, orthogonal to the basis. Three passes: where a column lies in the basis to rounding, the first
-// normalisation blows up noise, and the later passes make it orthogonal again.
+// Orthonormal columns, orthogonal to the basis. Three passes: where a column lies in the basis to
+// rounding, the first normalisation blows up noise, and the later passes make it orthogonal again.
 Matrix orthonormal_to(const Context* ctx, const Basis& q, Matrix block) {
   const int passes = q.cols ? 3 : 1;
   for (int pass = 0; pass < passes; ++pass) {
@@ -56,7 +56,8 @@ Matrix orthonormal_to(const Context* ctx, const Basis& q, Matrix block) {
   return block;
 }
 
-// Rayleigh-Ritz: the `keep` leading pairs of the operator within the basis; *images = A times their vectors.
+// Rayleigh-Ritz: the `keep` leading pairs of the operator within the basis; *images = A times their
+// vectors.
 RitzPairs ritz(const Context* ctx, const Basis& q, const Basis& aq, int64_t keep, Matrix* images) {
   Matrix projected = against(ctx, q, aq.ref(), aq.cols);
   for (int64_t i = 0; i < projected.rows; ++i) {
@@ -177,7 +178,9 @@ SvdResult finish(const Context* ctx, const MatrixRef& a, int64_t m, const Matrix
   return core;
 }
 
-SvdResult flip(SvdResult r) { return {transposed(r.vt), std::move(r.s), transposed(r.u)}; }
+SvdResult flip(SvdResult r) {
+  return {transposed(r.vt), std::move(r.s), transposed(r.u)};
+}
 
 double squared_norm(const MatrixRef& a, int64_t m, int64_t n) {
   const Matrix wide = widened(a, m, n);
@@ -223,7 +226,8 @@ SvdResult converged_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64
     gain = energy - captured;
     captured = energy;
     if (last_gain == 0) return gain <= 0;
-    // What geometric convergence at the observed ratio leaves uncaptured, against a third of the tolerance.
+    // What geometric convergence at the observed ratio leaves uncaptured, against a third of the
+    // tolerance.
     const double ratio = std::clamp(gain / last_gain, 0.0, 0.95);
     const double error = std::sqrt(std::max(0.0, 1 - energy / total));
     const double allowed = 2 * error * (1e-5 * error + 1e-6) * total + 1e-12 * total;
@@ -236,9 +240,7 @@ SvdResult converged_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64
   options.max_cycles = 200;
   const RitzPairs pairs = block_krylov(
       ctx, n, options,
-      [&](const Matrix& x) {
-        return apply_left(ctx, a.transposed(), n, apply_left(ctx, a, m, x));
-      },
+      [&](const Matrix& x) { return apply_left(ctx, a.transposed(), n, apply_left(ctx, a, m, x)); },
       test, &converged);
   if (!converged) throw NativeError("randomized_svd: the captured energy did not converge");
   return finish(ctx, a, m, pairs.vectors, rank);

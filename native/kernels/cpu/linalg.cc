@@ -1,4 +1,5 @@
-// qr, eigh, svd and randomized_svd as device functions: widen to f64, decompose (dense.h, krylov.h), round once.
+// qr, eigh, svd and randomized_svd as device functions: widen to f64, decompose (dense.h,
+// krylov.h), round once.
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/dense.h"
 #include "kernels/cpu/dispatch.h"

@@ -11,15 +11,18 @@ constexpr double kRankTolerance = 1e-6;
 
 }  // namespace
 
-SvdRatio svd_ratio(const std::vector<double>& squares, double squared_norm, int64_t k, bool nuclear) {
+SvdRatio svd_ratio(const std::vector<double>& squares, double squared_norm, int64_t k,
+                   bool nuclear) {
   const size_t count = squares.size(), leading = std::min(count, static_cast<size_t>(k));
   SvdRatio ratio;
   ratio.weights.assign(count, 0.0);
   std::vector<double> sigma(count);
-  // Eigenvalues at the rounding of the Gram matrix are zero: as singular values they would add 1e-8 each.
+  // Eigenvalues at the rounding of the Gram matrix are zero: as singular values they would add 1e-8
+  // each.
   const double noise = count ? squares[0] * static_cast<double>(count) * 0x1p-52 : 0;
   for (size_t i = 0; i < count; ++i) sigma[i] = squares[i] > noise ? std::sqrt(squares[i]) : 0.0;
-  const double sum = std::accumulate(sigma.begin(), sigma.begin() + static_cast<int64_t>(leading), 0.0);
+  const double sum =
+      std::accumulate(sigma.begin(), sigma.begin() + static_cast<int64_t>(leading), 0.0);
   const double norm = nuclear ? std::accumulate(sigma.begin(), sigma.end(), 0.0)
                               : std::sqrt(std::max(squared_norm, 0.0));
   if (!(norm > 0) || count == 0) return ratio;

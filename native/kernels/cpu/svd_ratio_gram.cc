@@ -1,7 +1,8 @@
-// The SVD regularizer of Z = H W^T without Z, for a linear and frozen head: sigma(Z)^2 = eig(H G H^T), G = W^T W.
-// With P = H G the gradient is dL/dH = U diag(weights) U^T P + shift P. The leading pairs come from products with H and G
-// alone (block Krylov); all pairs (nuclear norm) or small problems from the smaller of two dense matrices: H G H^T, or
-// L^T (H^T H) L with G = L L^T, L from G's eigen-decomposition (Cholesky fails on rank-deficient heads).
+// The SVD regularizer of Z = H W^T without Z, for a linear and frozen head: sigma(Z)^2 = eig(H G
+// H^T), G = W^T W. With P = H G the gradient is dL/dH = U diag(weights) U^T P + shift P. The
+// leading pairs come from products with H and G alone (block Krylov); all pairs (nuclear norm) or
+// small problems from the smaller of two dense matrices: H G H^T, or L^T (H^T H) L with G = L L^T,
+// L from G's eigen-decomposition (Cholesky fails on rank-deficient heads).
 #include <algorithm>
 #include <cmath>
 
@@ -86,8 +87,7 @@ Matrix rows_gram(const GramProblem& p) {
 // More rows than channels: dL/dH = H (A diag(weights) A^T + shift G), A = L V.
 double tall_form(const GramProblem& p, int64_t k, bool nuclear, double norm2, Matrix* dh) {
   const Matrix root = gram_root(p.g, p.c);
-  const RitzPairs pairs =
-      ratio_eigenpairs(p.ctx, congruent(p.ctx, root, rows_gram(p)), k, nuclear);
+  const RitzPairs pairs = ratio_eigenpairs(p.ctx, congruent(p.ctx, root, rows_gram(p)), k, nuclear);
   const SvdRatio ratio = svd_ratio(pairs.values, norm2, k, nuclear);
   if (!dh) return ratio.value;
   const Matrix a = product(p.ctx, root, pairs.vectors);
@@ -139,8 +139,7 @@ int32_t svd_ratio_gram_kernel(Context* ctx, const View* h, const View* g, const 
 int32_t gram_spectrum_kernel(Context* ctx, const View* m, const View* g, const View* s) {
   const int64_t c = m->shape[0];
   const Matrix root = gram_root(matrix_ref(*g), c);
-  const EighResult eigen =
-      symmetric_eigen(congruent(ctx, root, widened(matrix_ref(*m), c, c)));
+  const EighResult eigen = symmetric_eigen(congruent(ctx, root, widened(matrix_ref(*m), c, c)));
   std::vector<double> sigma;
   for (int64_t i = c - 1; i >= 0; --i) {
     sigma.push_back(std::sqrt(std::max(eigen.values[static_cast<size_t>(i)], 0.0)));

@@ -1,7 +1,8 @@
-// The SVD regularizer where the Gram form is not allowed: the head is trained (G changes every step and dW is wanted) or
-// its logits are soft-capped (not linear). Tiles of Z = cap(H W^T) are made twice: once to sum the smaller Gram matrix,
-// K = sum Z_t Z_t^T over vocabulary tiles, or sum Z_t^T Z_t over row tiles when rows outnumber the vocabulary, and once to
-// turn each tile into dZ_t = U diag(weights) U^T Z_t + shift Z_t, then dH += dU_t W_t, dW_t = dU_t^T H.
+// The SVD regularizer where the Gram form is not allowed: the head is trained (G changes every step
+// and dW is wanted) or its logits are soft-capped (not linear). Tiles of Z = cap(H W^T) are made
+// twice: once to sum the smaller Gram matrix, K = sum Z_t Z_t^T over vocabulary tiles, or sum Z_t^T
+// Z_t over row tiles when rows outnumber the vocabulary, and once to turn each tile into dZ_t = U
+// diag(weights) U^T Z_t + shift Z_t, then dH += dU_t W_t, dW_t = dU_t^T H.
 #include <algorithm>
 #include <cmath>
 #include <new>
@@ -78,7 +79,8 @@ class Tiles {
     if (!dh) return;
     dispatch_float(dh->dtype, [&]<typename T>() {
       T* out = data_of<T>(dh);
-      for (int64_t i = 0; i < rows_ * channels_; ++i) out[i] = store<T>(static_cast<Acc<T>>(sum[i]));
+      for (int64_t i = 0; i < rows_ * channels_; ++i)
+        out[i] = store<T>(static_cast<Acc<T>>(sum[i]));
     });
   }
 
@@ -119,7 +121,8 @@ class Tiles {
   void replace_by_gradient(const Tile& tile, const Matrix& vectors, const SvdRatio& ratio) {
     const MatrixRef logits{logits_, dtype(), tile.tokens, 1};
     Matrix z = widened(logits, tile.rows, tile.tokens);
-    // From the right the roles of rows and columns swap: dZ^T = V diag(weights) V^T Z^T + shift Z^T.
+    // From the right the roles of rows and columns swap: dZ^T = V diag(weights) V^T Z^T + shift
+    // Z^T.
     z = by_rows_ ? transposed(ratio_gradient(ctx_, vectors, ratio, transposed(z)))
                  : ratio_gradient(ctx_, vectors, ratio, z);
     const double inverse = softcap_ > 0 ? 1 / softcap_ : 0;
@@ -158,9 +161,8 @@ int32_t svd_ratio_tiles_kernel(Context* ctx, const View* h, const View* w, const
                                const View* dh, const View* dw, int64_t k, int32_t nuclear,
                                double softcap, int64_t chunk_bytes) {
   *data_of<double>(value) =
-      h->dtype == BALORA_F64
-          ? run<double>(ctx, h, w, dh, dw, k, nuclear != 0, softcap, chunk_bytes)
-          : run<float>(ctx, h, w, dh, dw, k, nuclear != 0, softcap, chunk_bytes);
+      h->dtype == BALORA_F64 ? run<double>(ctx, h, w, dh, dw, k, nuclear != 0, softcap, chunk_bytes)
+                             : run<float>(ctx, h, w, dh, dw, k, nuclear != 0, softcap, chunk_bytes);
   return 0;
 }
 

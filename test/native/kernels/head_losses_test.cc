@@ -1,5 +1,6 @@
-// The fused head losses against the formulas in plain f64 loops over the whole (M,V) logits: values, dH and dW, per dtype,
-// with the terms' rows apart, ties, soft-capping, a second head, and chunks of one row.
+// The fused head losses against the formulas in plain f64 loops over the whole (M,V) logits:
+// values, dH and dW, per dtype, with the terms' rows apart, ties, soft-capping, a second head, and
+// chunks of one row.
 #include <algorithm>
 #include <numeric>
 
@@ -43,7 +44,8 @@ std::vector<double> logits(const Array<T>& h, const Array<T>& w, int64_t row, co
 }
 
 // Adds the row's gradient with respect to its (capped) logits to dz.
-void entropy_row(const std::vector<double>& z, const Setting& s, double& sum, std::vector<double>& dz) {
+void entropy_row(const std::vector<double>& z, const Setting& s, double& sum,
+                 std::vector<double>& dz) {
   std::vector<size_t> order(z.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return z[a] > z[b]; });
@@ -58,13 +60,15 @@ void entropy_row(const std::vector<double>& z, const Setting& s, double& sum, st
   sum += entropy;
   for (size_t i = 0; i < k; ++i) {
     const double log_pi = pi[i] > 0 ? std::log(pi[i]) : 0;
-    dz[order[i]] += s.options.diversity_scale * pi[i] * (log_pi + entropy) / s.options.entropy_temperature;
+    dz[order[i]] +=
+        s.options.diversity_scale * pi[i] * (log_pi + entropy) / s.options.entropy_temperature;
   }
 }
 
 template <typename T>
 Plain plain_losses(const Array<T>& h, const Array<T>& ht, const Array<T>& w, const Array<T>& wt,
-                   const Array<int32_t>& targets, const Array<uint8_t>& regularized, const Setting& s) {
+                   const Array<int32_t>& targets, const Array<uint8_t>& regularized,
+                   const Setting& s) {
   Plain out;
   out.dh.assign(static_cast<size_t>(s.m * s.c), 0);
   out.dw.assign(static_cast<size_t>(s.v * s.c), 0);
@@ -91,7 +95,8 @@ Plain plain_losses(const Array<T>& h, const Array<T>& ht, const Array<T>& w, con
       entropy_row(z, s, out.sums[2], dz);
     }
     for (int64_t j = 0; j < s.v; ++j) {
-      const double capped = s.options.softcap > 0 ? z[static_cast<size_t>(j)] / s.options.softcap : 0;
+      const double capped =
+          s.options.softcap > 0 ? z[static_cast<size_t>(j)] / s.options.softcap : 0;
       const double du = dz[static_cast<size_t>(j)] * (1 - capped * capped);
       for (int64_t c = 0; c < s.c; ++c) {
         out.dh[static_cast<size_t>(n * s.c + c)] += du * w[j * s.c + c];
@@ -126,7 +131,7 @@ void check_setting(const Setting& s, double tolerance, double scale = 2) {
     regularized.data()[n] = n % 4 != 2;
   }
   using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
-  Array<double> sums(std::vector<int64_t>{3}), rows({s.m, 3});
+  Array<double> sums(std::vector<int64_t>{4}), rows({s.m, 3});
   Array<T> dh({s.m, s.c});
   Array<Sum> dw({s.v, s.c});
   const View vh = h.view(), vht = ht.view(), vw = w.view(), vwt = wt.view(), vt = targets.view(),
@@ -176,8 +181,12 @@ void check_settings(double tolerance) {
 
 }  // namespace
 
-TEST_CASE("head losses equal plain loops in f64") { check_settings<double>(1e-12); }
-TEST_CASE("head losses equal plain loops in f32") { check_settings<float>(3e-6); }
+TEST_CASE("head losses equal plain loops in f64") {
+  check_settings<double>(1e-12);
+}
+TEST_CASE("head losses equal plain loops in f32") {
+  check_settings<float>(3e-6);
+}
 TEST_CASE("head losses with bf16 operands stay within bf16 rounding of dZ and dH") {
   check_settings<bf16>(1.2e-2);
 }
@@ -189,11 +198,12 @@ TEST_CASE("head losses: student equal to teacher gives consistency exactly 0") {
   std::mt19937 random(4);
   TestContext ctx;
   Array<float> h({5, 16}, random, 3), w({999, 16}, random);
-  Array<double> sums(std::vector<int64_t>{3});
+  Array<double> sums(std::vector<int64_t>{4});
   Array<float> dh({5, 16});
   const View vh = h.view(), vw = w.view(), vs = sums.view(), vdh = dh.view();
   const HeadOptions options{0, 1, 0, 2, 1, 0, -1, 0};
-  head_losses_kernel(ctx, &vh, &vh, &vw, nullptr, nullptr, nullptr, &vs, nullptr, &vdh, nullptr, &options);
+  head_losses_kernel(ctx, &vh, &vh, &vw, nullptr, nullptr, nullptr, &vs, nullptr, &vdh, nullptr,
+                     &options);
   CHECK(sums[1] == 0);
   for (int64_t i = 0; i < dh.size(); ++i) CHECK(dh[i] == 0);
 }
@@ -202,12 +212,12 @@ TEST_CASE("head losses: a target outside the vocabulary is named") {
   std::mt19937 random(4);
   TestContext ctx;
   Array<float> h({2, 3}, random), w({5, 3}, random);
-  Array<double> sums(std::vector<int64_t>{3});
+  Array<double> sums(std::vector<int64_t>{4});
   Array<int32_t> targets(std::vector<int64_t>{2}, {1, 5});
   const View vh = h.view(), vw = w.view(), vs = sums.view(), vt = targets.view();
   const HeadOptions options{1, 0, 0, 1, 1, 0, -1, 0};
-  CHECK_THROWS_WITH_AS(head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, &vt, nullptr, &vs, nullptr,
-                                          nullptr, nullptr, &options),
+  CHECK_THROWS_WITH_AS(head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, &vt, nullptr, &vs,
+                                          nullptr, nullptr, nullptr, &options),
                        doctest::Contains("target 5 of row 1"), ArgumentError);
 }
 
@@ -219,10 +229,10 @@ TEST_CASE("head losses do not depend on the thread count") {
   std::vector<double> values[2];
   for (int i = 0; i < 2; ++i) {
     TestContext ctx(i ? 4 : 1);
-    Array<double> sums(std::vector<int64_t>{3});
+    Array<double> sums(std::vector<int64_t>{4});
     const View vs = sums.view();
-    head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, nullptr, nullptr, &vs, nullptr, nullptr, nullptr,
-                       &options);
+    head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, nullptr, nullptr, &vs, nullptr, nullptr,
+                       nullptr, &options);
     values[i] = sums.values();
   }
   CHECK(values[0] == values[1]);

@@ -1,4 +1,5 @@
-// qr, eigh, svd and randomized_svd by their defining properties, on well and badly conditioned, deficient and odd shapes.
+// qr, eigh, svd and randomized_svd by their defining properties, on well and badly conditioned,
+// deficient and odd shapes.
 #include <algorithm>
 
 #include "kernels/cpu/krylov.h"
@@ -88,8 +89,8 @@ TEST_CASE("qr: orthonormal Q, upper triangular R with a non-negative diagonal, Q
   check_qr(random_matrix(33, 33, 2));
   check_qr(random_matrix(7, 20, 3));
   check_qr(random_matrix(1, 1, 4));
-  check_qr(decaying(100, 30, 0.3, 5));    // condition 1e15: the Householder way
-  check_qr(Matrix(9, 4));                 // zero
+  check_qr(decaying(100, 30, 0.3, 5));  // condition 1e15: the Householder way
+  check_qr(Matrix(9, 4));               // zero
 }
 
 TEST_CASE("eigh: ascending values, orthonormal vectors, A V = V diag(w)") {
@@ -111,7 +112,8 @@ TEST_CASE("eigh: ascending values, orthonormal vectors, A V = V diag(w)") {
 
 TEST_CASE("svd: descending values and a reconstruction to rounding, tall, wide and square") {
   TestContext ctx;
-  for (const auto& [m, n] : {std::pair<int64_t, int64_t>{123, 31}, {31, 123}, {33, 33}, {1, 9}, {9, 1}}) {
+  for (const auto& [m, n] :
+       {std::pair<int64_t, int64_t>{123, 31}, {31, 123}, {33, 33}, {1, 9}, {9, 1}}) {
     const Matrix a = random_matrix(m, n, 7);
     const SvdResult r = thin_svd(ctx, a);
     CHECK(std::is_sorted(r.s.rbegin(), r.s.rend()));
@@ -128,8 +130,8 @@ TEST_CASE("leading_eigenpairs: the Krylov iteration agrees with the dense solver
   const RitzPairs pairs = leading_eigenpairs(ctx, a, 10);
   const EighResult dense = symmetric_eigen(a);
   for (int64_t j = 0; j < 10; ++j) {
-    CHECK(std::abs(pairs.values[static_cast<size_t>(j)] - dense.values[static_cast<size_t>(299 - j)]) <
-          1e-13);
+    CHECK(std::abs(pairs.values[static_cast<size_t>(j)] -
+                   dense.values[static_cast<size_t>(299 - j)]) < 1e-13);
   }
   CHECK_FALSE(pairs.exact);  // or this would compare the dense solver with itself
   CHECK(orthonormality(pairs.vectors) < 1e-12);

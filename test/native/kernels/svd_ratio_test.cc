@@ -1,4 +1,5 @@
-// The SVD regularizer's kernels against the dense singular values of Z and central differences, in f64.
+// The SVD regularizer's kernels against the dense singular values of Z and central differences, in
+// f64.
 #include <functional>
 
 #include "kernels/cpu/krylov.h"
@@ -38,7 +39,8 @@ Matrix to_matrix(Array<double>& a, int64_t rows, int64_t cols) {
 }
 
 // A few entries of the gradient by central differences.
-void check_gradient(Matrix x, const Array<double>& gradient, const std::function<double(const Matrix&)>& f) {
+void check_gradient(Matrix x, const Array<double>& gradient,
+                    const std::function<double(const Matrix&)>& f) {
   double largest = 0;
   for (int64_t i = 0; i < gradient.size(); ++i) largest = std::max(largest, std::abs(gradient[i]));
   for (int64_t i = 0; i < gradient.size(); i += std::max<int64_t>(1, gradient.size() / 12)) {
@@ -86,13 +88,13 @@ void check_case(const Case& t) {
 TEST_CASE("svd ratio: Gram and tile forms equal the definition and its central differences") {
   check_case({7, 16, 33, 3, false, 0});
   check_case({7, 16, 33, 3, true, 0});
-  check_case({31, 9, 40, 4, false, 0});   // more rows than channels
+  check_case({31, 9, 40, 4, false, 0});  // more rows than channels
   check_case({31, 9, 40, 4, true, 0});
-  check_case({50, 9, 13, 4, false, 0});   // more rows than tokens
-  check_case({50, 20, 13, 4, true, 0});   // head of deficient column rank
+  check_case({50, 9, 13, 4, false, 0});  // more rows than tokens
+  check_case({50, 20, 13, 4, true, 0});  // head of deficient column rank
   check_case({12, 9, 33, 4, false, 5});
   check_case({50, 9, 13, 4, true, 3});
-  check_case({1, 5, 9, 3, false, 0});     // constant -1
+  check_case({1, 5, 9, 3, false, 0});  // constant -1
 }
 
 TEST_CASE("svd ratio: the block Krylov form at sizes where it takes over") {
@@ -100,7 +102,8 @@ TEST_CASE("svd ratio: the block Krylov form at sizes where it takes over") {
   check_case({210, 230, 240, 4, false, 0});
 }
 
-TEST_CASE("svd ratio: zero logits give value 0 and gradient 0; components below the rank carry none") {
+TEST_CASE(
+    "svd ratio: zero logits give value 0 and gradient 0; components below the rank carry none") {
   TestContext ctx;
   Array<double> h({4, 3}, std::vector<double>(12, 0.0)), g({3, 3}, {1, 0, 0, 0, 1, 0, 0, 0, 1});
   Array<double> value(std::vector<int64_t>{}), dh({4, 3});

@@ -1,0 +1,132 @@
+// The fast form of the losses: selected rows only, the head in chunks, no (M,V) tensor at any time. The SVD regularizer goes
+// through G = W^T W where that is allowed, else over tiles of the logits.
+import { gram, gramAdd, gramSpectrum } from '../ops/linalg.ts';
+import { headRows, svdRatio, svdRatioGram } from '../ops/losses.ts';
+import { noGrad, type Tensor, unscoped } from '../tensor.ts';
+
+export interface Head {
+  /** (V, C). */
+  weight: Tensor;
+  /** Logits are softcap * tanh(h W^T / softcap). Default 0: plain. */
+  softcap?: number;
+  /** (V, C) of the teacher, where it has a head of its own. */
+  teacherWeight?: Tensor | null;
+}
+
+/**
+ * Whether the SVD term may use G = W^T W: the logits must be linear in the hidden states, and the head must not be trained
+ * (its G would change with every step, and its gradient is wanted).
+ */
+export function gramFormAllowed(head: Head): boolean {
+  return !head.weight.requiresGrad && !((head.softcap ?? 0) > 0);
+}
+
+/** G of a frozen head, made at the first use and kept for the model's life: (C, C) f64. */
+export class HeadGram {
+  #gram: Tensor | null = null;
+
+  constructor(private readonly head: Tensor) {}
+
+  get(): Tensor {
+    this.#gram ??= unscoped(() => noGrad(() => gram(this.head)));
+    return this.#gram;
+  }
+
+  dispose(): void {
+    this.#gram?.dispose();
+    this.#gram = null;
+  }
+}
+
+export interface SvdTermOptions {
+  /** Singular values summed. Default 10. */
+  k?: number;
+  norm?: 'frobenius' | 'nuclear';
+  /** Bound on the tiles' scratch where the Gram form is not allowed; 0: 16 MiB. */
+  chunkBytes?: number;
+}
+
+/**
+ * L_SVDR = -(sum of the k largest singular values of the rows' logits) / norm.
+ * @param hidden (M, C)
+ * @returns () f64
+ */
+export function fusedSvdLoss(
+  hidden: Tensor,
+  head: Head,
+  headGram: HeadGram | null,
+  { k = 10, norm = 'frobenius', chunkBytes = 0 }: SvdTermOptions = {},
+): Tensor {
+  if (headGram && gramFormAllowed(head)) return svdRatioGram(hidden, headGram.get(), { k, norm });
+  return svdRatio(hidden, head.weight, { k, norm, softcap: head.softcap ?? 0, chunkBytes });
+}
+
+/**
+ * Evaluation rows: cross-entropy, KL(teacher || student) at T = 1 and entropy over the whole vocabulary, in nats.
+ * @param hidden (M, C) of the tuned model
+ * @param teacher (M, C) of the base, or null (the KL column is 0)
+ * @param targets (M) i32, -100 for a row without cross-entropy
+ * @returns (M, 3) f64: cross-entropy, KL, entropy
+ */
+export function evaluationRows(
+  hidden: Tensor,
+  teacher: Tensor | null,
+  targets: Tensor | null,
+  head: Head,
+): Tensor {
+  return noGrad(() =>
+    headRows({
+      hidden,
+      teacher,
+      head: head.weight,
+      teacherHead: teacher ? (head.teacherWeight ?? null) : null,
+      targets,
+      softcap: head.softcap ?? 0,
+    }),
+  );
+}
+
+/** exp of the entropy of sigma / sum(sigma); 0 for a zero matrix. */
+export function effectiveRankOf(singularValues: ArrayLike<number>): number {
+  let sum = 0;
+  for (let i = 0; i < singularValues.length; i++) sum += singularValues[i] as number;
+  if (!(sum > 0)) return 0;
+  let entropy = 0;
+  for (let i = 0; i < singularValues.length; i++) {
+    const share = (singularValues[i] as number) / sum;
+    if (share > 0) entropy -= share * Math.log(share);
+  }
+  return Math.exp(entropy);
+}
+
+/**
+ * Effective rank of the logits of any number of rows: only H^T H (C, C) is kept. Soft-capping is left out: the rank is that
+ * of the linear logits.
+ */
+export class EffectiveRank {
+  #sum: Tensor | null = null;
+
+  /** @param hidden (M, C), any M, of the rows to count in */
+  add(hidden: Tensor): void {
+    noGrad(() => {
+      if (this.#sum) gramAdd(this.#sum, hidden);
+      else this.#sum = unscoped(() => gram(hidden));
+    });
+  }
+
+  /** @param headGram of the head that makes the logits */
+  async value(headGram: HeadGram): Promise<number> {
+    if (!this.#sum) return 0;
+    const spectrum = unscoped(() => gramSpectrum(this.#sum as Tensor, headGram.get()));
+    try {
+      return effectiveRankOf((await spectrum.data()) as Float64Array);
+    } finally {
+      spectrum.dispose();
+    }
+  }
+
+  dispose(): void {
+    this.#sum?.dispose();
+    this.#sum = null;
+  }
+}

@@ -1,0 +1,40 @@
+// BA-LoRA's losses: the fused form, the same in plain ops, and the schedules of their weights.
+export {
+  EffectiveRank,
+  effectiveRankOf,
+  evaluationRows,
+  fusedSvdLoss,
+  gramFormAllowed,
+  type Head as LossHead,
+  HeadGram,
+  type SvdTermOptions,
+} from './fused.ts';
+export {
+  BaLoraLoss,
+  type BaLoraOptions,
+  type MicroBatch as LossMicroBatch,
+  type MicroBatchLoss,
+  type TermValues,
+  type TermWeights,
+  type WindowCounts,
+  WindowTerms,
+} from './nlg.ts';
+export {
+  baLoraPlainLoss,
+  consistencyLoss,
+  diversityLoss,
+  headLogits,
+  type PlainInputs,
+  type PlainOptions,
+  type PlainTerms,
+  svdLoss,
+} from './plain.ts';
+export { kIgnoredTarget, type Positions, type RowsOfBatch, selectRows } from './positions.ts';
+export {
+  type AdaptiveOptions,
+  adaptiveConsistencyWeight,
+  consistencyWeightAt,
+  type RegularizerScheduleOptions,
+  regularizerFactorAt,
+  type StepOfRun,
+} from './schedules.ts';

@@ -1,0 +1,220 @@
+// BA-LoRA's loss for causal language models (arXiv 2408.04556) on one micro-batch of an accumulation window:
+//   L = task + l1 CR - l2 H + l3 SVDR
+// Every mean counts with the micro-batch's share of the WINDOW's rows: the task with supervised rows, the regularizers with
+// selected rows. Task, CR and DR of 1x8 and 8x1 then agree exactly; SVDR belongs to the micro-batch's own matrix.
+import { ArgumentError } from '../errors.ts';
+import { add, headLosses, headRows, indexSelect, mul } from '../ops/index.ts';
+import { noGrad, type Tensor, tensor, unscoped } from '../tensor.ts';
+import { fusedSvdLoss, gramFormAllowed, type Head, HeadGram } from './fused.ts';
+import { type Positions, type RowsOfBatch, type SelectedRows, selectRows } from './positions.ts';
+
+export interface BaLoraOptions {
+  /** Which regularizers are on; an off term is neither computed nor reported. Default all. */
+  terms?: { consistency?: boolean; diversity?: boolean; svd?: boolean };
+  /** T of the consistency term. Default 2. */
+  temperature?: number;
+  /** K of the entropy, 0: whole vocabulary. Default 20. */
+  entropyTopK?: number;
+  /** k of the singular values. Default 10. */
+  svdTopK?: number;
+  svdNorm?: 'frobenius' | 'nuclear';
+  /** Rows of the regularizers. Default supervised. */
+  positions?: Positions;
+  /** Bound on the scratch for logits; 0: the default of the device. */
+  chunkBytes?: number;
+}
+
+/** Weights l1, l2, l3 at this step; 0 computes a term's value without its gradient. */
+export interface TermWeights {
+  consistency: number;
+  diversity: number;
+  svd: number;
+}
+
+/** Rows of the whole accumulation window, all its micro-batches together. */
+export interface WindowCounts {
+  supervised: number;
+  selected: number;
+}
+
+export interface MicroBatch {
+  /** (N, C) after the final norm, on the tape. */
+  hidden: Tensor;
+  /** (N, C) of the teacher, without gradient; needed while consistency is on. */
+  teacherHidden?: Tensor | null;
+  batch: RowsOfBatch;
+  weights: TermWeights;
+  /** Default: this micro-batch is the whole window. */
+  window?: WindowCounts;
+}
+
+export interface MicroBatchLoss {
+  /** Share of the step's loss, () f64, on the tape; null where the micro-batch has no row of any kind. */
+  loss: Tensor | null;
+  /** (4) f64: sums over rows of CE, T^2 KL and entropy; null with loss. */
+  sums: Tensor | null;
+  /** () f64, the micro-batch's own value; null where it is off or no row is selected. */
+  svd: Tensor | null;
+  /** Rows of the task loss and of the regularizers in this micro-batch. */
+  supervised: number;
+  selected: number;
+}
+
+/** Raw values of the terms over a window. null: switched off. */
+export interface TermValues {
+  task: number;
+  consistency: number | null;
+  diversity: number | null;
+  svd: number | null;
+}
+
+export class BaLoraLoss {
+  readonly options: Required<Omit<BaLoraOptions, 'terms'>>;
+  readonly terms: { consistency: boolean; diversity: boolean; svd: boolean };
+  #gram: HeadGram | null = null;
+
+  constructor(
+    readonly head: Head,
+    options: BaLoraOptions = {},
+  ) {
+    const { terms = {}, ...rest } = options;
+    this.terms = { consistency: true, diversity: true, svd: true, ...terms };
+    this.options = {
+      temperature: 2,
+      entropyTopK: 20,
+      svdTopK: 10,
+      svdNorm: 'frobenius',
+      positions: 'supervised',
+      chunkBytes: 0,
+      ...rest,
+    };
+    if (!(this.options.entropyTopK >= 0)) {
+      throw new ArgumentError(`entropyTopK must be >= 0, got ${this.options.entropyTopK}`);
+    }
+  }
+
+  /** Rows that each kind of term uses; the counts of a window are sums of these. */
+  select(batch: RowsOfBatch): SelectedRows {
+    return selectRows(batch, this.options.positions);
+  }
+
+  /** Enqueues the loss of one micro-batch; nothing is read back. */
+  compute({ hidden, teacherHidden = null, batch, weights, window }: MicroBatch): MicroBatchLoss {
+    const selected = this.select(batch);
+    const counts = { supervised: selected.supervised, selected: selected.regularizedRows.length };
+    if (selected.rows.length === 0) return { loss: null, sums: null, svd: null, ...counts };
+    if (this.terms.consistency && counts.selected > 0 && !teacherHidden) {
+      throw new ArgumentError('BaLoraLoss: the consistency term needs teacherHidden');
+    }
+    const shares = window ?? counts;
+    const rows = pick(hidden, selected.rows);
+    const teacher =
+      this.terms.consistency && teacherHidden
+        ? noGrad(() => pick(teacherHidden, selected.rows))
+        : null;
+    const { loss: headLoss, sums } = headLosses({
+      hidden: rows,
+      teacher,
+      head: this.head.weight,
+      teacherHead: teacher ? (this.head.teacherWeight ?? null) : null,
+      targets: tensor(selected.targets),
+      regularized: selected.regularized ? tensor(selected.regularized) : null,
+      softcap: this.head.softcap ?? 0,
+      temperature: this.options.temperature,
+      entropyTopK: this.terms.diversity ? this.options.entropyTopK : -1,
+      chunkBytes: this.options.chunkBytes,
+      taskScale: perRow(1, shares.supervised),
+      consistencyScale: perRow(weights.consistency, shares.selected),
+      diversityScale: perRow(weights.diversity, shares.selected),
+    });
+    const svd = this.#svd(hidden, rows, selected, weights.svd);
+    if (!svd || weights.svd === 0) return { loss: headLoss, sums, svd, ...counts };
+    const share = (weights.svd * counts.selected) / shares.selected;
+    return { loss: add(headLoss, mul(svd, share)), sums, svd: svd.detach(), ...counts };
+  }
+
+  /**
+   * Sum over the selected rows of the teacher's entropy at T, for the adaptive schedule (its mean / ln V gives l1). Exact
+   * over a window when the caller adds up its micro-batches before it computes their losses.
+   * @returns (S, 3) f64 whose last column is the entropy of each selected row, or null for none
+   */
+  teacherEntropyRows(teacherHidden: Tensor, batch: RowsOfBatch): Tensor | null {
+    const { regularizedRows } = this.select(batch);
+    if (regularizedRows.length === 0) return null;
+    return noGrad(() =>
+      headRows({
+        hidden: pick(teacherHidden, regularizedRows),
+        head: this.head.teacherWeight ?? this.head.weight,
+        softcap: this.head.softcap ?? 0,
+        entropyTemperature: this.options.temperature,
+        chunkBytes: this.options.chunkBytes,
+      }),
+    );
+  }
+
+  dispose(): void {
+    this.#gram?.dispose();
+    this.#gram = null;
+  }
+
+  #svd(hidden: Tensor, rows: Tensor, selected: SelectedRows, weight: number): Tensor | null {
+    if (!this.terms.svd || selected.regularizedRows.length === 0) return null;
+    const own = selected.regularized ? pick(hidden, selected.regularizedRows) : rows;
+    if (gramFormAllowed(this.head)) this.#gram ??= new HeadGram(this.head.weight);
+    const { svdTopK: k, svdNorm: norm, chunkBytes } = this.options;
+    const value = (): Tensor => fusedSvdLoss(own, this.head, this.#gram, { k, norm, chunkBytes });
+    return weight === 0 ? noGrad(value) : value();
+  }
+}
+
+/** The terms' raw values over a window, from its micro-batches. The values are read once, at the end. */
+export class WindowTerms {
+  #parts: { sums: Tensor; svd: Tensor | null; selected: number }[] = [];
+  #supervised = 0;
+  #selected = 0;
+
+  constructor(private readonly terms: BaLoraLoss['terms']) {}
+
+  add(result: MicroBatchLoss): void {
+    this.#supervised += result.supervised;
+    this.#selected += result.selected;
+    if (!result.sums) return;
+    unscoped(() => {
+      this.#parts.push({
+        sums: (result.sums as Tensor).detach(),
+        svd: result.svd?.detach() ?? null,
+        selected: result.selected,
+      });
+    });
+  }
+
+  /** Waits for the values, and frees what was kept. */
+  async read(): Promise<TermValues> {
+    const totals = [0, 0, 0];
+    let svd = 0;
+    for (const part of this.#parts) {
+      const sums = (await part.sums.data()) as Float64Array;
+      for (let i = 0; i < 3; i++) totals[i] = (totals[i] as number) + (sums[i] as number);
+      if (part.svd) svd += (await part.svd.item()) * perRow(part.selected, this.#selected);
+      part.sums.dispose();
+      part.svd?.dispose();
+    }
+    this.#parts = [];
+    const [task, consistency, entropy] = totals as [number, number, number];
+    return {
+      task: task * perRow(1, this.#supervised),
+      consistency: this.terms.consistency ? consistency * perRow(1, this.#selected) : null,
+      diversity: this.terms.diversity ? -entropy * perRow(1, this.#selected) : null,
+      svd: this.terms.svd ? svd : null,
+    };
+  }
+}
+
+function pick(x: Tensor, rows: Int32Array): Tensor {
+  return rows.length === x.shape[0] ? x : indexSelect(x, tensor(rows));
+}
+
+/** A window without rows of a kind has no such term. */
+function perRow(weight: number, rows: number): number {
+  return rows > 0 ? weight / rows : 0;
+}

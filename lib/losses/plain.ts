@@ -1,0 +1,168 @@
+// BA-LoRA's losses on logits that exist as tensors, in plain tensor ops: for research, for a user's own loss, and as the truth
+// that the fused form is tested against. Every function takes any float dtype (f64 too; bf16 and f16 are widened to f32) and
+// is differentiable in its first argument; teachers are not given a gradient.
+import { ArgumentError } from '../errors.ts';
+import {
+  add,
+  crossEntropy,
+  div,
+  exp,
+  greater,
+  logSoftmax,
+  matmul,
+  max,
+  mean,
+  mul,
+  neg,
+  singularValues,
+  slice,
+  sqrt,
+  square,
+  sub,
+  sum,
+  tanh,
+  topK,
+  where,
+} from '../ops/index.ts';
+import type { Tensor } from '../tensor.ts';
+
+/** Singular values up to this share of the largest carry no gradient. */
+const kRankTolerance = 1e-6;
+
+/**
+ * Logits of a head: hidden W^T, soft-capped to softcap * tanh(. / softcap) where softcap > 0.
+ * @param hidden (M, C)
+ * @param weight (V, C)
+ * @returns (M, V)
+ */
+export function headLogits(
+  hidden: Tensor,
+  weight: Tensor,
+  { softcap = 0 }: { softcap?: number } = {},
+): Tensor {
+  const logits = matmul(hidden, weight, { transposeB: true });
+  return softcap > 0 ? mul(tanh(mul(logits, 1 / softcap)), softcap) : logits;
+}
+
+/**
+ * L_CR = T^2 mean_M KL(softmax(teacher/T) || softmax(student/T)), in nats.
+ * @param student (M, V) logits
+ * @param teacher (M, V) logits
+ */
+export function consistencyLoss(
+  student: Tensor,
+  teacher: Tensor,
+  { temperature = 2 }: { temperature?: number } = {},
+): Tensor {
+  if (!(temperature > 0)) {
+    throw new ArgumentError(`consistencyLoss: temperature must be > 0, got ${temperature}`);
+  }
+  const z = rowsOf('consistencyLoss', student);
+  const logP = logSoftmax(mul(centred(z), 1 / temperature));
+  const logQ = logSoftmax(mul(centred(wide(teacher.detach())), 1 / temperature));
+  const rows = sum(mul(exp(logQ), sub(logQ, logP)), { axis: -1 });
+  return mul(mean(rows), temperature * temperature);
+}
+
+/**
+ * L_DR = -mean_M H(pi), pi the softmax over the K largest logits of a row (renormalised; ties: lowest index).
+ * @param student (M, V) logits
+ * @param options topK: K; 0 or >= V: the whole vocabulary. Default 20
+ */
+export function diversityLoss(student: Tensor, { topK: k = 20 }: { topK?: number } = {}): Tensor {
+  if (!(k >= 0)) throw new ArgumentError(`diversityLoss: topK must be >= 0, got ${k}`);
+  const z = rowsOf('diversityLoss', student);
+  const kept = k === 0 || k >= (z.shape[1] as number) ? z : topK(z, k).values;
+  const logPi = logSoftmax(centred(kept));
+  return mean(sum(mul(exp(logPi), logPi), { axis: -1 }));
+}
+
+/**
+ * L_SVDR = -(sum of the k largest singular values of the logits) / norm. 0, with gradient 0, for zero logits; where k exceeds
+ * the numerical rank, the smallest-norm subgradient.
+ * @param student (M, V) logits
+ * @param options k: default 10; norm: 'frobenius' (default) or 'nuclear'
+ */
+export function svdLoss(
+  student: Tensor,
+  { k = 10, norm = 'frobenius' }: { k?: number; norm?: 'frobenius' | 'nuclear' } = {},
+): Tensor {
+  if (!(k >= 1)) throw new ArgumentError(`svdLoss: k must be >= 1, got ${k}`);
+  const z = rowsOf('svdLoss', student);
+  const all = singularValues(z);
+  const threshold = mul(slice(all, 0, { stop: 1 }), kRankTolerance).detach();
+  const sigma = where(greater(all, threshold), all, all.detach());
+  const leading = sum(slice(sigma, 0, { stop: k }));
+  // The norm of a zero matrix is replaced before it is divided by, so that no 0 * infinity reaches the gradient.
+  const total = norm === 'nuclear' ? sum(sigma) : sum(square(z));
+  const nonzero = greater(total, 0);
+  const safe = where(nonzero, total, 1);
+  const ratio = div(leading, norm === 'nuclear' ? safe : sqrt(safe));
+  return neg(where(nonzero, ratio, 0));
+}
+
+export interface PlainInputs {
+  /** (M, V) logits of the rows of the regularizers. */
+  logits: Tensor;
+  /** (M, V) logits of the teacher; none: no consistency term. */
+  teacherLogits?: Tensor | null;
+  /** (M) i32: the id each row must predict, -100 where it has no task term. */
+  targets: Tensor;
+  /** (S, V) logits of the task's rows, where they are others; targets are theirs then. */
+  taskLogits?: Tensor;
+}
+
+export interface PlainOptions {
+  /** l1, l2, l3. */
+  weights: { consistency: number; diversity: number; svd: number };
+  /** Default 2. */
+  temperature?: number;
+  /** Default 20. */
+  entropyTopK?: number;
+  /** Default 10. */
+  svdTopK?: number;
+  svdNorm?: 'frobenius' | 'nuclear';
+}
+
+export interface PlainTerms {
+  /** task + l1 consistency + l2 diversity + l3 svd, () on the tape. */
+  loss: Tensor;
+  task: Tensor;
+  consistency: Tensor | null;
+  diversity: Tensor;
+  svd: Tensor;
+}
+
+/** The whole loss and its terms, each a mean over its rows. */
+export function baLoraPlainLoss(inputs: PlainInputs, options: PlainOptions): PlainTerms {
+  const { logits, teacherLogits = null, targets, taskLogits = logits } = inputs;
+  const { weights, temperature = 2, entropyTopK = 20, svdTopK = 10, svdNorm } = options;
+  const task = crossEntropy(wide(taskLogits), targets);
+  const consistency = teacherLogits
+    ? consistencyLoss(logits, teacherLogits, { temperature })
+    : null;
+  const diversity = diversityLoss(logits, { topK: entropyTopK });
+  const svd = svdLoss(logits, { k: svdTopK, norm: svdNorm ?? 'frobenius' });
+  let loss = add(task, mul(diversity, weights.diversity));
+  loss = add(loss, mul(svd, weights.svd));
+  if (consistency) loss = add(loss, mul(consistency, weights.consistency));
+  return { loss, task, consistency, diversity, svd };
+}
+
+/** Rows less their largest element: the same softmax, but its logarithm is not rounded at the size of large logits. */
+function centred(x: Tensor): Tensor {
+  return sub(x, max(x.detach(), { axis: -1, keepDims: true }));
+}
+
+function wide(x: Tensor): Tensor {
+  return x.dtype === 'bf16' || x.dtype === 'f16' ? x.to('f32') : x;
+}
+
+function rowsOf(op: string, logits: Tensor): Tensor {
+  if (logits.ndim !== 2 || logits.size === 0) {
+    throw new ArgumentError(
+      `${op}: logits must be (M,V) with rows, got (${logits.shape.join(',')})`,
+    );
+  }
+  return wide(logits);
+}

@@ -1,0 +1,98 @@
+// Which rows of a micro-batch the task loss and the regularizers use. Rows are unpadded unless `lengths` says how many of each
+// segment are valid; targets are shifted already (targets[n] is the id that row n must predict).
+import { ArgumentError } from '../errors.ts';
+
+/** Target of a row that is not supervised. */
+export const kIgnoredTarget = -100;
+
+/**
+ * `supervised`: the rows of the task loss; `non_padding`: every real token's row, as the paper's text says; `label_aligned`:
+ * rows whose own label is supervised, as the published code does (unshifted: one row late).
+ */
+export type Positions = 'supervised' | 'non_padding' | 'label_aligned';
+
+export interface RowsOfBatch {
+  /** (N). */
+  targets: Int32Array;
+  /** (B+1): first row of each segment, and N. */
+  cuSeqlens: Int32Array;
+  /** (B): valid rows of each segment, for segments padded on the right. */
+  lengths?: Int32Array | undefined;
+  /** (N) unshifted labels, for label_aligned where a segment's first label is supervised (the shift drops it). */
+  labels?: Int32Array | undefined;
+}
+
+export interface SelectedRows {
+  /** (M): rows in either set, ascending. */
+  rows: Int32Array;
+  /** (M): targets of those rows. */
+  targets: Int32Array;
+  /** (M): 1 where the row is in the regularizers; null where all are. */
+  regularized: Uint8Array | null;
+  /** (S): rows of the regularizers alone, as places in the batch. */
+  regularizedRows: Int32Array;
+  /** Rows of the task loss. */
+  supervised: number;
+}
+
+/** The union of the rows that the terms need, with who needs which. */
+export function selectRows(batch: RowsOfBatch, positions: Positions = 'supervised'): SelectedRows {
+  const { targets } = batch;
+  const inRegularizers = regularizerMask(batch, positions);
+  const rows: number[] = [];
+  const regularizedRows: number[] = [];
+  let supervised = 0;
+  for (let n = 0; n < targets.length; n++) {
+    const hasTarget = targets[n] !== kIgnoredTarget;
+    if (hasTarget) supervised++;
+    if (inRegularizers[n]) regularizedRows.push(n);
+    if (hasTarget || inRegularizers[n]) rows.push(n);
+  }
+  const same = regularizedRows.length === rows.length;
+  return {
+    rows: Int32Array.from(rows),
+    targets: Int32Array.from(rows, (n) => targets[n] as number),
+    regularized: same ? null : Uint8Array.from(rows, (n) => inRegularizers[n] as number),
+    regularizedRows: Int32Array.from(regularizedRows),
+    supervised,
+  };
+}
+
+function regularizerMask(batch: RowsOfBatch, positions: Positions): Uint8Array {
+  const { targets, cuSeqlens, lengths, labels } = batch;
+  const rows = targets.length;
+  if (cuSeqlens[cuSeqlens.length - 1] !== rows) {
+    throw new ArgumentError(
+      `selectRows: cuSeqlens ends at ${cuSeqlens[cuSeqlens.length - 1]}, the batch has ${rows} rows`,
+    );
+  }
+  const mask = new Uint8Array(rows);
+  for (let b = 0; b + 1 < cuSeqlens.length; b++) {
+    const start = cuSeqlens[b] as number;
+    const end = lengths ? start + (lengths[b] as number) : (cuSeqlens[b + 1] as number);
+    for (let n = start; n < end; n++) {
+      mask[n] = Number(isRegularized(positions, n, start, targets, labels));
+    }
+  }
+  return mask;
+}
+
+function isRegularized(
+  positions: Positions,
+  n: number,
+  start: number,
+  targets: Int32Array,
+  labels: Int32Array | undefined,
+): boolean {
+  switch (positions) {
+    case 'supervised':
+      return targets[n] !== kIgnoredTarget;
+    case 'non_padding':
+      return true;
+    case 'label_aligned':
+      if (labels) return labels[n] !== kIgnoredTarget;
+      return n > start && targets[n - 1] !== kIgnoredTarget;
+    default:
+      throw new ArgumentError(`selectRows: unknown positions ${JSON.stringify(positions)}`);
+  }
+}

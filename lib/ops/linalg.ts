@@ -1,0 +1,103 @@
+// Matrix decompositions. Everything is computed in f64 and rounded once: f32 would drown singular values below 3e-4 of
+// the largest wherever a Gram matrix is involved.
+import { ArgumentError } from '../errors.ts';
+import { native } from '../native.ts';
+import { Tensor } from '../tensor.ts';
+
+/**
+ * A = Q R, thin, with a non-negative diagonal of R. Q is orthonormal also for rank-deficient A.
+ * @param a (M, N), any float dtype; K = min(M, N). The gradient needs M >= N.
+ * @returns q (M, K) and r (K, N), of a's dtype
+ */
+export function qr(a: Tensor): { q: Tensor; r: Tensor } {
+  const [q, r] = native.qr(a.handle);
+  return { q: new Tensor(q), r: new Tensor(r) };
+}
+
+/**
+ * Eigenvalues and eigenvectors of a symmetric matrix (its lower triangle is read). Vectors of equal eigenvalues have no
+ * gradient; theirs counts as 0.
+ * @param a (N, N), any float dtype
+ * @returns values (N), ascending, in f32 (f64 for f64); vectors (N, N), one a column
+ */
+export function eigh(a: Tensor): { values: Tensor; vectors: Tensor } {
+  const [values, vectors] = native.eigh(a.handle);
+  return { values: new Tensor(values), vectors: new Tensor(vectors) };
+}
+
+export interface SvdFactors {
+  /** (M, K), left singular vectors in columns. */
+  u: Tensor;
+  /** (K), descending. */
+  s: Tensor;
+  /** (K, N), right singular vectors in rows. */
+  vt: Tensor;
+}
+
+/**
+ * The thin singular value decomposition a = u diag(s) vt.
+ * @param a (M, N), any float dtype; K = min(M, N)
+ */
+export function svd(a: Tensor): SvdFactors {
+  const [u, s, vt] = native.svd(a.handle);
+  return { u: new Tensor(u), s: new Tensor(s), vt: new Tensor(vt) };
+}
+
+/**
+ * The singular values of a (M, N), descending, in f32 (f64 for f64). Their gradient U diag(ds) Vt is defined where that
+ * of the vectors is not (equal values), so take this where the vectors are not needed.
+ */
+export function singularValues(a: Tensor): Tensor {
+  return new Tensor(native.singularValues(a.handle));
+}
+
+export interface RandomizedSvdOptions {
+  /**
+   * Power iterations, or 'converged' (default): a block Krylov method until ||A - U S Vt||_F is within
+   * optimum * (1 + 1e-5) + 1e-6 ||A||_F.
+   */
+  niter?: number | 'converged';
+  /** Columns beyond the rank. Default 10. */
+  oversample?: number;
+  /** Of the random test matrix (Philox normals: the same on every device). Default 0. */
+  seed?: number;
+}
+
+/**
+ * The leading singular triplets of a (M, N) after Halko, Martinsson and Tropp (2011). Has no gradient: an input that
+ * wants one is an ArgumentError.
+ * @param rank R, 1..min(M, N)
+ * @returns u (M, R), s (R), vt (R, N), in f32 (f64 for f64)
+ */
+export function randomizedSvd(
+  a: Tensor,
+  rank: number,
+  { niter = 'converged', oversample = 10, seed = 0 }: RandomizedSvdOptions = {},
+): SvdFactors {
+  if (niter !== 'converged' && !(niter >= 0)) {
+    throw new ArgumentError(`randomizedSvd: niter must be >= 0 or 'converged', got ${niter}`);
+  }
+  const iterations = niter === 'converged' ? -1 : niter;
+  const [u, s, vt] = native.randomizedSvd(a.handle, rank, iterations, oversample, seed);
+  return { u: new Tensor(u), s: new Tensor(s), vt: new Tensor(vt) };
+}
+
+/** a^T a (C, C) in f64 for a (N, C), summed in f64. Has no gradient. */
+export function gram(a: Tensor): Tensor {
+  return new Tensor(native.gram(a.handle));
+}
+
+/** g += a^T a in place, for g (C, C) f64 and a (N, C). */
+export function gramAdd(g: Tensor, a: Tensor): void {
+  native.gramAdd(g.handle, a.handle);
+}
+
+/**
+ * The singular values (C) f64, descending, of H W^T from the two factors' Gram matrices: of all logits of an evaluation
+ * without one of them being kept.
+ * @param m H^T H (C, C) f64
+ * @param g W^T W (C, C) f64
+ */
+export function gramSpectrum(m: Tensor, g: Tensor): Tensor {
+  return new Tensor(native.gramSpectrum(m.handle, g.handle));
+}

@@ -1,0 +1,149 @@
+// The language-model head fused with its losses: logits live for one chunk of rows at a time.
+import { native } from '../native.ts';
+import { Tensor } from '../tensor.ts';
+
+/** What the fused head reads. M rows (the selected positions), C channels, V vocabulary. */
+export interface HeadInputs {
+  /** (M, C) after the final norm, any float dtype. */
+  hidden: Tensor;
+  /** (M, C) of the teacher, never given a gradient; none: no consistency term. */
+  teacher?: Tensor | null;
+  /** (V, C). A gradient is made for it where it wants one. */
+  head: Tensor;
+  /** (V, C) where the teacher's head is another one. */
+  teacherHead?: Tensor | null;
+  /** (M) i32: the id each row must predict, -100 for a row without task term; none: no row has one. */
+  targets?: Tensor | null;
+  /** Logits are softcap * tanh(h W^T / softcap), for both models. Default 0: plain. */
+  softcap?: number;
+  /** T of the consistency term. Default 1. */
+  temperature?: number;
+  /** K of the entropy; 0: the whole vocabulary; -1: no entropy at all. Default 0. */
+  entropyTopK?: number;
+  /** Bound on the logits' scratch; 0 (default): 48 MiB. */
+  chunkBytes?: number;
+}
+
+export interface HeadLossInputs extends HeadInputs {
+  /** (M) u8: 0 for a row that is in the task term alone; none: every row is in the regularizers. */
+  regularized?: Tensor | null;
+  /** Factors of the sums in the loss; the caller divides by its counts. */
+  taskScale?: number;
+  consistencyScale?: number;
+  diversityScale?: number;
+}
+
+/**
+ * loss = taskScale * sum CE + consistencyScale * sum T^2 KL(softmax(y/T) || softmax(z/T)) - diversityScale * sum H, with
+ * H the entropy of the K largest logits (renormalised; ties: lowest index). Gradients are made beside the logits.
+ * @returns loss () f64, differentiable in hidden and head; sums (4) f64 = the three sums, unscaled, and the loss
+ */
+export function headLosses({
+  hidden,
+  teacher = null,
+  head,
+  teacherHead = null,
+  targets = null,
+  regularized = null,
+  softcap = 0,
+  temperature = 1,
+  entropyTopK = 0,
+  chunkBytes = 0,
+  taskScale = 0,
+  consistencyScale = 0,
+  diversityScale = 0,
+}: HeadLossInputs): { loss: Tensor; sums: Tensor } {
+  const [loss, sums] = native.headLosses(
+    hidden.handle,
+    teacher?.handle ?? null,
+    head.handle,
+    teacherHead?.handle ?? null,
+    targets?.handle ?? null,
+    regularized?.handle ?? null,
+    [taskScale, consistencyScale, diversityScale],
+    temperature,
+    entropyTopK,
+    softcap,
+    chunkBytes,
+  );
+  return { loss: new Tensor(loss), sums: new Tensor(sums) };
+}
+
+export interface HeadRowInputs extends HeadInputs {
+  /** Of the distribution whose entropy is taken. Default 1. */
+  entropyTemperature?: number;
+}
+
+/**
+ * The terms row by row, without gradients: cross-entropy (0 for a row without target), T^2 KL(teacher || student)
+ * (0 without a teacher) and entropy, in nats.
+ * @returns (M, 3) f64
+ */
+export function headRows({
+  hidden,
+  teacher = null,
+  head,
+  teacherHead = null,
+  targets = null,
+  softcap = 0,
+  temperature = 1,
+  entropyTopK = 0,
+  entropyTemperature = 1,
+  chunkBytes = 0,
+}: HeadRowInputs): Tensor {
+  return new Tensor(
+    native.headRows(
+      hidden.handle,
+      teacher?.handle ?? null,
+      head.handle,
+      teacherHead?.handle ?? null,
+      targets?.handle ?? null,
+      temperature,
+      entropyTemperature,
+      entropyTopK,
+      softcap,
+      chunkBytes,
+    ),
+  );
+}
+
+export interface SvdRatioOptions {
+  /** Singular values summed. Default 10. */
+  k?: number;
+  /** The denominator. Default 'frobenius'. */
+  norm?: 'frobenius' | 'nuclear';
+}
+
+/**
+ * -(sum of the k largest singular values of hidden W^T) / norm, from gram = W^T W: for a head that is linear and frozen.
+ * 0, with gradient 0, for zero logits; components below 1e-6 of the largest carry no gradient.
+ * @param hidden (M, C)
+ * @param gram (C, C) f64, from `gram(head)`
+ * @returns () f64, differentiable in hidden
+ */
+export function svdRatioGram(
+  hidden: Tensor,
+  gram: Tensor,
+  { k = 10, norm = 'frobenius' }: SvdRatioOptions = {},
+): Tensor {
+  return new Tensor(native.svdRatioGram(hidden.handle, gram.handle, k, norm));
+}
+
+/**
+ * The same by tiles of the logits, for a head that is trained or whose logits are soft-capped.
+ * @param hidden (M, C)
+ * @param head (V, C)
+ * @returns () f64, differentiable in hidden and head
+ */
+export function svdRatio(
+  hidden: Tensor,
+  head: Tensor,
+  {
+    k = 10,
+    norm = 'frobenius',
+    softcap = 0,
+    chunkBytes = 0,
+  }: SvdRatioOptions & { softcap?: number; chunkBytes?: number } = {},
+): Tensor {
+  return new Tensor(native.svdRatio(hidden.handle, head.handle, k, norm, softcap, chunkBytes));
+}

@@ -1,0 +1,158 @@
+// The language-model head fused with its losses (kernels/cpu/head_losses.cc): no (M,V) tensor
+// exists. The gradients are made in the forward pass, beside the logits, and scaled by the upstream
+// scalar in the backward. Also the SVD regularizer on the same rows, in the form that svd_ratio's
+// caller may use (losses/fused.ts has the predicate).
+#include "engine/launch.h"
+#include "ops/losses.h"
+#include "ops/ops.h"
+#include "tape/tape.h"
+
+namespace balora {
+namespace {
+
+void check_head(const char* op, const char* name, const Tensor& hidden, const Tensor& head) {
+  check_float(op, name, head);
+  check_ndim(op, name, head, 2);
+  check_shape(op, name, head, {head.dim(0), hidden.dim(1)}, "(V,C)");
+}
+
+void check_hidden(const char* op, const Tensor& hidden) {
+  check_float(op, "hidden", hidden);
+  check_ndim(op, "hidden", hidden, 2);
+  if (hidden.numel() == 0) {
+    throw ArgumentError(
+        concat(op, ": no rows are selected, hidden is ", hidden.shape().to_string()));
+  }
+}
+
+void check_head_inputs(const char* op, const HeadInputs& x, const HeadOptions& options) {
+  check_hidden(op, x.hidden);
+  const int64_t rows = x.hidden.dim(0);
+  check_head(op, "head", x.hidden, x.head);
+  if (x.teacher) check_shape(op, "teacher", *x.teacher, x.hidden.shape(), "(M,C)");
+  if (x.teacher_head) {
+    if (!x.teacher) throw ArgumentError(concat(op, ": teacherHead without teacher"));
+    check_shape(op, "teacherHead", *x.teacher_head, x.head.shape(), "(V,C)");
+    check_float(op, "teacherHead", *x.teacher_head);
+  }
+  if (x.targets) {
+    check_shape(op, "targets", *x.targets, {rows}, "(M)");
+    check_dtype(op, "targets", *x.targets, DType::kI32);
+  }
+  if (x.regularized) {
+    check_shape(op, "regularized", *x.regularized, {rows}, "(M)");
+    check_dtype(op, "regularized", *x.regularized, DType::kU8);
+  }
+  if (!(options.temperature > 0) || !(options.entropy_temperature > 0)) {
+    throw ArgumentError(concat(op, ": temperatures must be > 0, got ", options.temperature, " and ",
+                               options.entropy_temperature));
+  }
+  if (!(options.softcap >= 0)) {
+    throw ArgumentError(concat(op, ": softcap must be >= 0, got ", options.softcap));
+  }
+}
+
+Tensor flat(const std::optional<Tensor>& t) {
+  return t ? contiguous(t->detach()) : Tensor();
+}
+
+void launch_head(const char* op, const HeadInputs& x, const Tensor& sums, const Tensor& rows,
+                 const Tensor& dh, const Tensor& dw, const HeadOptions& options) {
+  launch(op,
+         {contiguous(x.hidden.detach()), flat(x.teacher), contiguous(x.head.detach()),
+          flat(x.teacher_head), flat(x.targets), flat(x.regularized)},
+         {sums, rows, dh, dw}, [=](Launch& l) {
+           return l.kernels->head_losses(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.in(4),
+                                         l.in(5), l.out(0), l.out(1), l.out(2), l.out(3), &options);
+         });
+}
+
+Tensor scaled(const Tensor& x, const Tensor& factor) {
+  const Tensor y = empty_like(x);
+  launch("scale_by", {x, factor}, {y},
+         [](Launch& l) { return l.kernels->scale_by(l.ctx, l.in(0), l.in(1), l.out(0)); });
+  return y;
+}
+
+// Gradients computed beside the values, for a scalar output: backward multiplies them by dy.
+void record_ready(const char* op, const Tensor& hidden, const Tensor& head, const Tensor& value,
+                  const Tensor& dh, const Tensor& dw) {
+  record(op, {hidden, head}, {value},
+         [dh = Saved(dh), dw = Saved(dw)](std::span<const Tensor> dy, GradSink& sink) {
+           const Tensor factor = contiguous(dy[0]);
+           if (sink.wants(0)) sink.add(0, scaled(dh.get(), factor));
+           if (sink.wants(1)) sink.add(1, scaled(dw.get(), factor));
+         });
+}
+
+Tensor gradient_of(const Tensor& x, DType dtype) {
+  return grad_wanted({x}) ? Tensor::empty(x.engine(), x.shape(), dtype) : Tensor();
+}
+
+void check_ratio(const char* op, int64_t k, const std::string& norm) {
+  if (k < 1) throw ArgumentError(concat(op, ": k must be >= 1, got ", k));
+  if (norm != "frobenius" && norm != "nuclear") {
+    throw ArgumentError(concat(op, ": norm must be frobenius or nuclear, got ", norm));
+  }
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> head_losses(const HeadInputs& x, const HeadOptions& options) {
+  check_head_inputs("head_losses", x, options);
+  const Tensor sums = Tensor::empty(x.hidden.engine(), {4}, DType::kF64);
+  const Tensor dh = gradient_of(x.hidden, x.hidden.dtype());
+  const Tensor dw = gradient_of(x.head, accumulator_dtype(x.head.dtype()));
+  launch_head("head_losses", x, sums, Tensor(), dh, dw, options);
+  const Tensor loss = sums.view({}, {}, 3);
+  record_ready("head_losses", x.hidden, x.head, loss, dh, dw);
+  return {loss, sums};
+}
+
+Tensor head_rows(const HeadInputs& x, const HeadOptions& options) {
+  check_head_inputs("head_rows", x, options);
+  const Tensor sums = Tensor::empty(x.hidden.engine(), {4}, DType::kF64);
+  const Tensor rows = Tensor::empty(x.hidden.engine(), {x.hidden.dim(0), 3}, DType::kF64);
+  launch_head("head_rows", x, sums, rows, Tensor(), Tensor(), options);
+  return rows;
+}
+
+Tensor svd_ratio_gram(const Tensor& hidden, const Tensor& gram, int64_t k,
+                      const std::string& norm) {
+  check_hidden("svd_ratio_gram", hidden);
+  check_ratio("svd_ratio_gram", k, norm);
+  check_dtype("svd_ratio_gram", "gram", gram, DType::kF64);
+  check_shape("svd_ratio_gram", "gram", gram, {hidden.dim(1), hidden.dim(1)}, "(C,C)");
+  const Tensor value = Tensor::empty(hidden.engine(), {}, DType::kF64);
+  const Tensor dh = gradient_of(hidden, hidden.dtype());
+  const int32_t nuclear = norm == "nuclear";
+  launch("svd_ratio_gram", {contiguous(hidden.detach()), contiguous(gram.detach())}, {value, dh},
+         [=](Launch& l) {
+           return l.kernels->svd_ratio_gram(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), k,
+                                            nuclear);
+         });
+  record_ready("svd_ratio_gram", hidden, Tensor(), value, dh, Tensor());
+  return value;
+}
+
+Tensor svd_ratio(const Tensor& hidden, const Tensor& head, int64_t k, const std::string& norm,
+                 double softcap, int64_t chunk_bytes) {
+  check_hidden("svd_ratio", hidden);
+  check_head("svd_ratio", "head", hidden, head);
+  check_ratio("svd_ratio", k, norm);
+  if (!(softcap >= 0))
+    throw ArgumentError(concat("svd_ratio: softcap must be >= 0, got ", softcap));
+  const Tensor value = Tensor::empty(hidden.engine(), {}, DType::kF64);
+  const Tensor dh = gradient_of(hidden, hidden.dtype());
+  const Tensor dw = gradient_of(head, accumulator_dtype(head.dtype()));
+  const int32_t nuclear = norm == "nuclear";
+  launch("svd_ratio", {contiguous(hidden.detach()), contiguous(head.detach())}, {value, dh, dw},
+         [=](Launch& l) {
+           return l.kernels->svd_ratio_tiles(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), l.out(2),
+                                             k, nuclear, softcap, chunk_bytes);
+         });
+  record_ready("svd_ratio", hidden, head, value, dh, dw);
+  return value;
+}
+
+}  // namespace balora

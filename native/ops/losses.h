@@ -1,0 +1,40 @@
+// The fused head losses. M rows (the selected positions), C channels, V vocabulary.
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "kernels/head_options.h"
+#include "tensor/tensor.h"
+
+namespace balora {
+
+struct HeadInputs {
+  const Tensor& hidden;                       // (M,C), after the final norm
+  const std::optional<Tensor>& teacher;       // (M,C), no gradient; none: no consistency term
+  const Tensor& head;                         // (V,C)
+  const std::optional<Tensor>& teacher_head;  // (V,C); none: head
+  const std::optional<Tensor>&
+      targets;  // (M) i32, -100: the row has no task term; none: no row has
+  const std::optional<Tensor>&
+      regularized;  // (M) u8, 0: the row is in the task term alone; none: all are in
+};
+
+// -> loss () f64 = task_scale sums[0] + consistency_scale sums[1] - diversity_scale sums[2],
+// differentiable in hidden and head; sums (4) f64 = the terms' sums over rows (CE; T^2 KL;
+// entropy), unscaled, and the loss. Softmax, sums: head_rows.h
+std::tuple<Tensor, Tensor> head_losses(const HeadInputs& inputs, const HeadOptions& options);
+
+// The terms of each row, (M,3) f64, without gradients: for evaluation and the adaptive schedule.
+Tensor head_rows(const HeadInputs& inputs, const HeadOptions& options);
+
+// -(sum of the k largest singular values of hidden head^T) / norm, () f64; 0 for zero logits. norm:
+// frobenius or nuclear. By gram = head^T head (C,C) f64: the head is linear and frozen.
+Tensor svd_ratio_gram(const Tensor& hidden, const Tensor& gram, int64_t k, const std::string& norm);
+// By tiles of the logits: the head may want a gradient, the logits may be soft-capped (softcap >
+// 0).
+Tensor svd_ratio(const Tensor& hidden, const Tensor& head, int64_t k, const std::string& norm,
+                 double softcap, int64_t chunk_bytes);
+
+}  // namespace balora

@@ -1,0 +1,347 @@
+// qr, eigh, svd and randomizedSvd against the golden decompositions (tolerances: ../fixtures/linalg), gradients in f64.
+import { describe, expect, it } from 'vitest';
+import {
+  eigh,
+  gram,
+  gramAdd,
+  gramSpectrum,
+  qr,
+  randomizedSvd,
+  singularValues,
+  svd,
+} from '../../lib/ops/linalg.ts';
+import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
+import { fixturePath, goldenTensor, readJson, relativeError } from '../support/fixtures.ts';
+import { goldenArrays } from '../support/golden.ts';
+import { gradcheck, randomTensor } from '../support/gradcheck.ts';
+
+interface SvdCase {
+  name: string;
+  M: number;
+  N: number;
+  r: number;
+  relative_gap_at_r: number;
+  best_rank_r_rel_error: number;
+  svd_lowrank_f32?: { niter: number; q: number; rel_error: number[] }[];
+}
+interface EighCase {
+  name: string;
+  n: number;
+  k: number;
+  relative_gap_at_k: number;
+  has_projector: boolean;
+}
+interface PissaCase {
+  name: string;
+  r: number;
+  scale: number;
+}
+
+const cases = readJson(fixturePath('linalg/linalg.json')) as {
+  svd: SvdCase[];
+  eigh: EighCase[];
+  pissa: PissaCase[];
+};
+const arrays = goldenArrays(fixturePath('linalg/linalg.safetensors'));
+const dtypes = ['f32', 'f64'] as const;
+
+const valuesOf = (t: Tensor): Float64Array => Float64Array.from(t.dataSync() as Float64Array);
+const array = (name: string) => {
+  const found = arrays.get(name);
+  if (!found) throw new Error(`no golden array ${name}`);
+  return found;
+};
+const plain = (name: string): Float64Array =>
+  Float64Array.from(array(name).data as ArrayLike<number>, Number);
+
+/** (m,k) times (k,n), row-major. */
+function multiply(a: ArrayLike<number>, b: ArrayLike<number>, m: number, k: number, n: number) {
+  const c = new Float64Array(m * n);
+  for (let i = 0; i < m; i++) {
+    for (let p = 0; p < k; p++) {
+      const x = a[i * k + p] as number;
+      for (let j = 0; j < n; j++)
+        c[i * n + j] = (c[i * n + j] as number) + x * (b[p * n + j] as number);
+    }
+  }
+  return c;
+}
+
+function transpose(a: ArrayLike<number>, m: number, n: number): Float64Array {
+  return Float64Array.from(
+    { length: m * n },
+    (_, i) => a[(i % m) * n + Math.floor(i / m)] as number,
+  );
+}
+
+function scaleColumns(a: Float64Array, s: ArrayLike<number>): Float64Array {
+  return a.map((value, i) => value * (s[i % s.length] as number));
+}
+
+function leadingColumns(a: Float64Array, m: number, n: number, count: number): Float64Array {
+  return Float64Array.from(
+    { length: m * count },
+    (_, i) => a[Math.floor(i / count) * n + (i % count)] as number,
+  );
+}
+
+const frobenius = (a: ArrayLike<number>): number =>
+  Math.sqrt(Array.from(a).reduce((s, v) => s + v * v, 0));
+const difference = (a: ArrayLike<number>, b: ArrayLike<number>): Float64Array =>
+  Float64Array.from(a, (v, i) => v - (b[i] as number));
+
+/** max |Q^T Q - I| */
+function orthogonality(q: Float64Array, m: number, k: number): number {
+  const gramMatrix = multiply(transpose(q, m, k), q, k, m, k);
+  return Math.max(...gramMatrix.map((v, i) => Math.abs(v - (i % (k + 1) === 0 ? 1 : 0))));
+}
+
+describe.each(dtypes)('svd in %s', (dtype) => {
+  it.each(cases.svd)('$name', ({ name, M, N, r, relative_gap_at_r: gap }) => {
+    const k = Math.min(M, N);
+    const { u, s, vt } = scope(() => svd(goldenTensor(array(`${name}/A`), dtype)));
+    const [us, ss, vs] = [valuesOf(u), valuesOf(s), valuesOf(vt)];
+    const reference = plain(`${name}/s`);
+    const largest = reference[0] as number;
+    const sTolerance = (dtype === 'f64' ? 1e-10 : 2e-6) * largest;
+    ss.forEach((value, i) => {
+      expect(Math.abs(value - (reference[i] as number))).toBeLessThanOrEqual(sTolerance);
+    });
+    const exact = dtype === 'f64' ? 1e-12 : 1e-5;
+    expect(orthogonality(us, M, k)).toBeLessThanOrEqual(exact);
+    expect(orthogonality(transpose(vs, k, N), N, k)).toBeLessThanOrEqual(exact);
+    const A = plain(`${name}/A`);
+    const back = multiply(scaleColumns(us, ss), vs, M, k, N);
+    expect(frobenius(difference(A, back))).toBeLessThanOrEqual(
+      (dtype === 'f64' ? 1e-13 : 2e-6) * frobenius(A),
+    );
+    const projected = arrays.get(`${name}/PuX`);
+    if (!projected) return;
+    const lead = leadingColumns(us, M, k, r);
+    const PuX = multiply(
+      lead,
+      multiply(transpose(lead, M, r), plain(`${name}/X`), r, M, 4),
+      M,
+      r,
+      4,
+    );
+    const tolerance = dtype === 'f64' ? Math.max(1e-13 / gap, 1e-11) : 1e-5 / gap;
+    expect(
+      frobenius(difference(PuX, projected.data as Float64Array)) / frobenius(plain(`${name}/X`)),
+    ).toBeLessThanOrEqual(tolerance);
+  });
+});
+
+describe.each(dtypes)('qr in %s', (dtype) => {
+  it.each(cases.svd)('$name', ({ name, M, N }) => {
+    const k = Math.min(M, N);
+    const { q, r } = scope(() => qr(goldenTensor(array(`${name}/A`), dtype)));
+    const [qs, rs] = [valuesOf(q), valuesOf(r)];
+    const A = plain(`${name}/A`);
+    expect(orthogonality(qs, M, k)).toBeLessThanOrEqual(dtype === 'f64' ? 1e-12 : 1e-5);
+    expect(frobenius(difference(A, multiply(qs, rs, M, k, N)))).toBeLessThanOrEqual(
+      (dtype === 'f64' ? 1e-13 : 2e-6) * frobenius(A),
+    );
+    const absR = arrays.get(`${name}/absR`);
+    if (absR)
+      expect(relativeError(rs, absR.data as Float64Array)).toBeLessThanOrEqual(
+        dtype === 'f64' ? 1e-10 : 1e-5,
+      );
+  });
+});
+
+describe.each(dtypes)('eigh in %s', (dtype) => {
+  it.each(cases.eigh)('$name', ({ name, n, k, relative_gap_at_k: gap, has_projector }) => {
+    const { values, vectors } = scope(() => eigh(goldenTensor(array(`${name}/K`), dtype)));
+    const reference = plain(`${name}/w`);
+    const largest = Math.max(...reference.map(Math.abs));
+    valuesOf(values).forEach((value, i) => {
+      expect(Math.abs(value - (reference[i] as number))).toBeLessThanOrEqual(
+        (dtype === 'f64' ? 1e-12 : 5e-6) * largest,
+      );
+    });
+    const v = valuesOf(vectors);
+    expect(orthogonality(v, n, n)).toBeLessThanOrEqual(dtype === 'f64' ? 1e-12 : 1e-5);
+    if (!has_projector) return;
+    const lead = Float64Array.from(
+      { length: n * k },
+      (_, i) => v[Math.floor(i / k) * n + n - k + (i % k)] as number,
+    );
+    const X = plain(`${name}/X`);
+    const PX = multiply(lead, multiply(transpose(lead, n, k), X, k, n, 3), n, k, 3);
+    expect(frobenius(difference(PX, plain(`${name}/PX`))) / frobenius(X)).toBeLessThanOrEqual(
+      (dtype === 'f64' ? 1e-12 : 1e-5) / gap,
+    );
+  });
+});
+
+function lowRankError(
+  A: Float64Array,
+  [m, n, r]: [number, number, number],
+  f: { u: Tensor; s: Tensor; vt: Tensor },
+) {
+  const back = multiply(scaleColumns(valuesOf(f.u), valuesOf(f.s)), valuesOf(f.vt), m, r, n);
+  const norm = frobenius(A);
+  return norm > 0 ? frobenius(difference(A, back)) / norm : frobenius(back);
+}
+
+describe('randomizedSvd', () => {
+  it.each(cases.svd)('is no further from the optimum than the oversampled baseline: $name', (c) => {
+    const A = plain(`${c.name}/A`);
+    for (const { niter, q, rel_error } of c.svd_lowrank_f32 ?? []) {
+      if (q === c.r && Math.min(c.M, c.N) > c.r) continue;
+      const factors = scope(() =>
+        randomizedSvd(goldenTensor(array(`${c.name}/A`), 'f32'), c.r, {
+          niter,
+          oversample: 8,
+          seed: 5,
+        }),
+      );
+      const excess = lowRankError(A, [c.M, c.N, c.r], factors) - c.best_rank_r_rel_error;
+      const baseline = Math.max(...rel_error) - c.best_rank_r_rel_error;
+      expect(excess, `niter ${niter}`).toBeLessThanOrEqual(Math.max(1.5 * baseline, 1e-6));
+    }
+  });
+
+  it.each(dtypes.flatMap((dtype) => cases.svd.map((c) => ({ ...c, dtype }))))(
+    'converges to the optimum: $name in $dtype',
+    (c) => {
+      const factors = scope(() =>
+        randomizedSvd(goldenTensor(array(`${c.name}/A`), c.dtype), c.r, { seed: 5 }),
+      );
+      const error = lowRankError(plain(`${c.name}/A`), [c.M, c.N, c.r], factors);
+      expect(error).toBeLessThanOrEqual(c.best_rank_r_rel_error * (1 + 1e-5) + 1e-6);
+      expect(Array.from(valuesOf(factors.u)).every(Number.isFinite)).toBe(true);
+    },
+  );
+
+  it('repeats for a seed, reads bf16, and refuses what it cannot do', () => {
+    const a = randomTensor([40, 60], { dtype: 'f32' });
+    const first = randomizedSvd(a, 5, { niter: 2, seed: 9 });
+    const second = randomizedSvd(a, 5, { niter: 2, seed: 9 });
+    expect(valuesOf(first.u)).toEqual(valuesOf(second.u));
+    const half = randomizedSvd(a.to('bf16'), 5);
+    expect(half.u.dtype).toBe('f32');
+    expect(relativeError(valuesOf(half.s), valuesOf(randomizedSvd(a, 5).s))).toBeLessThan(1e-2);
+    expect(() => randomizedSvd(a, 41)).toThrow(/rank must be 1..40/);
+    expect(() => randomizedSvd(a, 0)).toThrow(/rank/);
+    expect(() => randomizedSvd(a, 3, { niter: -2 })).toThrow(/niter/);
+    expect(() => randomizedSvd(randomTensor([4, 4], { requiresGrad: true }), 2)).toThrow(
+      /gradient/,
+    );
+    expect(() => svd(tensor([1, 2, 3]))).toThrow(/dimension/);
+    expect(() => eigh(randomTensor([3, 4]))).toThrow(/\(N,N\)/);
+  });
+});
+
+describe('PiSSA split from the converged SVD', () => {
+  it.each(cases.pissa)('$name', ({ name, r, scale }) => {
+    const { shape } = array(`${name}/W`);
+    const [m, n] = shape as [number, number];
+    const W = plain(`${name}/W`);
+    const { u, s, vt } = scope(() => randomizedSvd(goldenTensor(array(`${name}/W`), 'f64'), r));
+    const root = valuesOf(s).map((value) => Math.sqrt(value / scale));
+    const B = scaleColumns(valuesOf(u), root);
+    const A = transpose(scaleColumns(transpose(valuesOf(vt), r, n), root), n, r);
+    const residual = difference(
+      W,
+      multiply(B, A, m, r, n).map((value) => scale * value),
+    );
+    // Energy converges, not the subspace: these matrices are small enough for the dense way, which is exact.
+    expect(relativeError(residual, plain(`${name}/W_res`))).toBeLessThanOrEqual(1e-9);
+    expect(
+      relativeError(multiply(transpose(A, r, n), A, n, r, n), plain(`${name}/AtA`)),
+    ).toBeLessThanOrEqual(1e-9);
+    expect(
+      relativeError(multiply(B, transpose(B, m, r), m, r, m), plain(`${name}/BBt`)),
+    ).toBeLessThanOrEqual(1e-9);
+  });
+});
+
+describe('gradients', () => {
+  it('qr, tall and square', () => {
+    gradcheck((a) => Object.values(qr(a)), [randomTensor([7, 4], { seed: 2 })], {
+      tolerance: 1e-5,
+    });
+    gradcheck((a) => Object.values(qr(a)), [randomTensor([3, 3], { seed: 3 })], {
+      tolerance: 1e-5,
+    });
+    expect(() => qr(randomTensor([2, 3], { requiresGrad: true }))).toThrow(/rows/);
+  });
+  it('svd of tall, wide and square matrices', () => {
+    // The signs of the vectors are the solver's: products that do not depend on them are checked with the values.
+    for (const shape of [
+      [6, 4],
+      [4, 6],
+      [5, 5],
+    ]) {
+      gradcheck((a) => Object.values(svd(a)), [randomTensor(shape, { seed: 4 })], {
+        tolerance: 1e-5,
+      });
+      gradcheck((a) => singularValues(a), [randomTensor(shape, { seed: 5 })]);
+    }
+  });
+  it('eigh of a symmetric matrix, entry pairs moving together', () => {
+    const half = randomTensor([5, 5], { seed: 6 });
+    const values = valuesOf(half);
+    const symmetric = tensor(
+      Float64Array.from(values, (v, i) => v + (values[(i % 5) * 5 + Math.floor(i / 5)] as number)),
+      { shape: [5, 5], requiresGrad: true },
+    );
+    const { values: w, vectors } = eigh(symmetric);
+    const dw = randomTensor([5], { seed: 7 });
+    const dv = randomTensor([5, 5], { seed: 8 });
+    w.backward(dw, { retainGraph: true });
+    vectors.backward(dv);
+    const found = valuesOf(symmetric.grad as Tensor);
+    const base = valuesOf(symmetric);
+    const objective = (moved: Float64Array): number => {
+      const result = noGrad(() => eigh(tensor(moved, { shape: [5, 5] })));
+      const dot = (a: Tensor, b: Tensor) =>
+        valuesOf(a).reduce((s, v, i) => s + v * (valuesOf(b)[i] as number), 0);
+      return dot(result.values, dw) + dot(result.vectors, dv);
+    };
+    for (let i = 0; i < 5; i++) {
+      for (let j = 0; j <= i; j++) {
+        const moved = (delta: number) => {
+          const copy = base.slice();
+          copy[i * 5 + j] = (copy[i * 5 + j] as number) + delta;
+          if (i !== j) copy[j * 5 + i] = (copy[j * 5 + i] as number) + delta;
+          return objective(copy);
+        };
+        const numeric = (moved(1e-6) - moved(-1e-6)) / 2e-6;
+        const tape = (found[i * 5 + j] as number) * (i === j ? 1 : 2);
+        expect(Math.abs(numeric - tape)).toBeLessThan(1e-5 * Math.max(1, Math.abs(tape)));
+      }
+    }
+  });
+});
+
+describe('gram', () => {
+  it('sums a^T a in f64 and accumulates in place', () => {
+    const a = randomTensor([9, 4], { dtype: 'f32', seed: 1 });
+    const g = gram(a);
+    expect(g.dtype).toBe('f64');
+    const A = valuesOf(a);
+    const expected = multiply(transpose(A, 9, 4), A, 4, 9, 4);
+    expect(relativeError(valuesOf(g), expected)).toBeLessThan(1e-14);
+    gramAdd(g, a);
+    expect(
+      relativeError(
+        valuesOf(g),
+        expected.map((v) => 2 * v),
+      ),
+    ).toBeLessThan(1e-14);
+    expect(() => gramAdd(g, randomTensor([3, 5]))).toThrow(/\(C,C\)/);
+    expect(() => gram(randomTensor([3, 5], { requiresGrad: true }))).toThrow(/gradient/);
+  });
+
+  it('gives the singular values of H W^T', () => {
+    const h = randomTensor([12, 5], { seed: 2 });
+    const w = randomTensor([20, 5], { seed: 3 });
+    const spectrum = valuesOf(gramSpectrum(gram(h), gram(w)));
+    const z = multiply(valuesOf(h), transpose(valuesOf(w), 20, 5), 12, 5, 20);
+    const s = valuesOf(svd(tensor(z, { shape: [12, 20] })).s).slice(0, 5);
+    expect(relativeError(spectrum, s)).toBeLessThan(1e-12);
+  });
+});

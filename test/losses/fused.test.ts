@@ -1,0 +1,289 @@
+// The fused form against the plain one on random inputs, in every dtype; gradcheck; evaluation; bad arguments; memory.
+import { describe, expect, it } from 'vitest';
+import {
+  EffectiveRank,
+  effectiveRankOf,
+  evaluationRows,
+  gramFormAllowed,
+  HeadGram,
+} from '../../lib/losses/fused.ts';
+import { BaLoraLoss } from '../../lib/losses/nlg.ts';
+import { baLoraPlainLoss, headLogits } from '../../lib/losses/plain.ts';
+import {
+  headLosses,
+  indexSelect,
+  singularValues,
+  svdRatio,
+  svdRatioGram,
+} from '../../lib/ops/index.ts';
+import { memoryStats, resetPeakMemory, synchronizeSync } from '../../lib/runtime.ts';
+import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
+import { relativeError } from '../support/fixtures.ts';
+import { gradcheck, randomTensor } from '../support/gradcheck.ts';
+
+const valuesOf = (t: Tensor): Float64Array => Float64Array.from(t.dataSync() as Float64Array);
+
+/** M rows, some without target; the regularizers see every row ('non_padding'). */
+function randomBatch(rows: number, vocabulary: number) {
+  const targets = Int32Array.from({ length: rows }, (_, n) =>
+    n % 3 === 2 ? -100 : (n * 31) % vocabulary,
+  );
+  return { targets, cuSeqlens: Int32Array.of(0, rows) };
+}
+
+const weights = { consistency: 0.5, diversity: 0.3, svd: 0.4 };
+
+describe('fused against plain', () => {
+  const sizes = [
+    { rows: 31, channels: 33, vocabulary: 123 },
+    { rows: 123, channels: 31, vocabulary: 1025 },
+    { rows: 1, channels: 8, vocabulary: 31 },
+  ];
+  const settings = sizes.flatMap((size) =>
+    [0, 4].flatMap((softcap) => [false, true].map((trained) => ({ ...size, softcap, trained }))),
+  );
+  it.each(settings)(
+    'M $rows, C $channels, V $vocabulary, softcap $softcap, trained $trained',
+    ({ rows, channels, vocabulary, softcap, trained }) => {
+      const make = (shape: number[], seed: number, requiresGrad = false) =>
+        randomTensor(shape, { seed, requiresGrad });
+      const batch = randomBatch(rows, vocabulary);
+      const teacherHidden = make([rows, channels], 2);
+      const hidden = [make([rows, channels], 1, true), make([rows, channels], 1, true)] as const;
+      const weight = [
+        make([vocabulary, channels], 3, trained),
+        make([vocabulary, channels], 3, trained),
+      ] as const;
+      const options = {
+        temperature: 3,
+        entropyTopK: 7,
+        svdTopK: 5,
+        positions: 'non_padding',
+      } as const;
+      const fused = new BaLoraLoss({ weight: weight[0], softcap }, options).compute({
+        hidden: hidden[0],
+        teacherHidden,
+        batch,
+        weights,
+      });
+      (fused.loss as Tensor).backward();
+      const logits = headLogits(hidden[1], weight[1], { softcap });
+      const teacherLogits = noGrad(() => headLogits(teacherHidden, weight[1], { softcap }));
+      const plain = baLoraPlainLoss(
+        { logits, teacherLogits, targets: tensor(batch.targets) },
+        { ...options, weights },
+      );
+      plain.loss.backward();
+      expect((fused.loss as Tensor).itemSync()).toBeCloseTo(plain.loss.itemSync(), 10);
+      const gradients = (t: Tensor) => valuesOf(t.grad as Tensor);
+      expect(relativeError(gradients(hidden[0]), gradients(hidden[1]))).toBeLessThan(1e-9);
+      if (trained)
+        expect(relativeError(gradients(weight[0]), gradients(weight[1]))).toBeLessThan(1e-9);
+    },
+  );
+
+  // |fused in a narrow type - f64 truth| against the rounding of that type's operands and results.
+  it.each([
+    ['f32', 2e-5],
+    ['bf16', 3e-2],
+    ['f16', 4e-3],
+  ] as const)('%s stays within its rounding of f64', (dtype, tolerance) => {
+    const [rows, channels, vocabulary] = [40, 48, 300];
+    const batch = randomBatch(rows, vocabulary);
+    // The same numbers, exactly representable in the narrow type.
+    const narrow = (shape: number[], seed: number) => randomTensor(shape, { seed }).to(dtype);
+    const run = (wide: boolean) => {
+      const cast = (t: Tensor) => noGrad(() => (wide ? t.to('f64') : t)).detach();
+      const hidden = cast(narrow([rows, channels], 1));
+      hidden.requiresGrad = true;
+      const result = new BaLoraLoss({ weight: cast(narrow([vocabulary, channels], 3)) }).compute({
+        hidden,
+        teacherHidden: cast(narrow([rows, channels], 2)),
+        batch,
+        weights,
+      });
+      (result.loss as Tensor).backward();
+      return {
+        value: (result.loss as Tensor).itemSync(),
+        gradient: valuesOf(hidden.grad as Tensor),
+      };
+    };
+    const [truth, found] = [run(true), run(false)];
+    expect(Math.abs(found.value - truth.value)).toBeLessThan(1e-5 * Math.abs(truth.value));
+    expect(relativeError(found.gradient, truth.gradient)).toBeLessThan(tolerance);
+  });
+});
+
+describe('gradients in f64', () => {
+  const head = randomTensor([29, 6], { seed: 3 });
+  const targets = tensor(Int32Array.of(4, -100, 28, 0, 7));
+  const regularized = tensor(Uint8Array.of(1, 1, 0, 1, 0));
+  const scales = { taskScale: 0.3, consistencyScale: 0.2, diversityScale: 0.5 };
+
+  it.each([0, 3])('headLosses, softcap %d', (softcap) => {
+    const f = (hidden: Tensor, weight: Tensor) =>
+      headLosses({
+        hidden,
+        teacher: randomTensor([5, 6], { seed: 2 }),
+        // Without a head of its own the teacher would follow the moved weight.
+        teacherHead: head,
+        head: weight,
+        targets,
+        regularized,
+        softcap,
+        temperature: 2,
+        entropyTopK: 4,
+        ...scales,
+      }).loss;
+    gradcheck(f, [randomTensor([5, 6], { seed: 1 }), head]);
+  });
+
+  it('the SVD term in both forms', () => {
+    const hidden = randomTensor([5, 6], { seed: 1 });
+    const gram = new HeadGram(head);
+    gradcheck((h) => svdRatioGram(h, gram.get(), { k: 2 }), [hidden]);
+    gradcheck((h) => svdRatioGram(h, gram.get(), { k: 2, norm: 'nuclear' }), [hidden]);
+    gradcheck((h, w) => svdRatio(h, w, { k: 2, softcap: 3 }), [hidden, head]);
+  });
+
+  it('an upstream factor scales both gradients', () => {
+    const leaf = () => randomTensor([5, 6], { seed: 1, requiresGrad: true });
+    const [one, three] = [leaf(), leaf()];
+    headLosses({ hidden: one, head, targets, ...scales }).loss.backward();
+    headLosses({ hidden: three, head, targets, ...scales }).loss.backward(
+      tensor(Float64Array.of(3), { shape: [] }),
+    );
+    const [a, b] = [valuesOf(one.grad as Tensor), valuesOf(three.grad as Tensor)];
+    expect(
+      relativeError(
+        b,
+        a.map((v) => 3 * v),
+      ),
+    ).toBeLessThan(1e-14);
+  });
+});
+
+describe('which form of the SVD term', () => {
+  it('the Gram form needs a frozen, linear head', () => {
+    const frozen = randomTensor([5, 3]);
+    const trained = randomTensor([5, 3], { requiresGrad: true });
+    expect(gramFormAllowed({ weight: frozen })).toBe(true);
+    expect(gramFormAllowed({ weight: frozen, softcap: 30 })).toBe(false);
+    expect(gramFormAllowed({ weight: trained })).toBe(false);
+  });
+});
+
+describe('evaluation', () => {
+  it('rows: cross-entropy, KL and entropy equal their definitions', () => {
+    const [rows, vocabulary] = [4, 9];
+    const hidden = randomTensor([rows, 5], { seed: 1 });
+    const teacher = randomTensor([rows, 5], { seed: 2 });
+    const weight = randomTensor([vocabulary, 5], { seed: 3 });
+    const targets = Int32Array.of(2, -100, 8, 0);
+    const found = valuesOf(evaluationRows(hidden, teacher, tensor(targets), { weight }));
+    const distribution = (h: Tensor) => {
+      const z = valuesOf(headLogits(h, weight));
+      return Array.from({ length: rows }, (_, n) => {
+        const row = z.slice(n * vocabulary, (n + 1) * vocabulary).map(Math.exp);
+        const total = row.reduce((a, b) => a + b);
+        return row.map((v) => v / total);
+      });
+    };
+    const [p, q] = [distribution(hidden), distribution(teacher)];
+    for (let n = 0; n < rows; n++) {
+      const [pn, qn] = [p[n] as Float64Array, q[n] as Float64Array];
+      const target = targets[n] as number;
+      const expected = [
+        target < 0 ? 0 : -Math.log(pn[target] as number),
+        qn.reduce((s, v, j) => s + v * Math.log(v / (pn[j] as number)), 0),
+        pn.reduce((s, v) => s - v * Math.log(v), 0),
+      ];
+      expect(relativeError(found.slice(3 * n, 3 * n + 3), expected)).toBeLessThan(1e-12);
+    }
+  });
+
+  it('effective rank of all logits through the accumulated Gram matrix', async () => {
+    const weight = randomTensor([40, 6], { seed: 3 });
+    const hidden = randomTensor([23, 6], { seed: 1 });
+    const rank = new EffectiveRank();
+    rank.add(indexSelect(hidden, tensor(Int32Array.from({ length: 10 }, (_, n) => n))));
+    rank.add(indexSelect(hidden, tensor(Int32Array.from({ length: 13 }, (_, n) => n + 10))));
+    const expected = effectiveRankOf(valuesOf(singularValues(headLogits(hidden, weight))));
+    expect(await rank.value(new HeadGram(weight))).toBeCloseTo(expected, 6);
+    expect(effectiveRankOf([2, 2, 2])).toBeCloseTo(3, 12);
+    expect(effectiveRankOf([0, 0])).toBe(0);
+    rank.dispose();
+  });
+});
+
+describe('no (M,V) tensor', () => {
+  it('the peak stays far below one matrix of logits', () => {
+    const [rows, channels, vocabulary] = [2048, 16, 8192];
+    scope(() => {
+      const hidden = randomTensor([rows, channels], { dtype: 'f32', requiresGrad: true });
+      const weight = randomTensor([vocabulary, channels], { dtype: 'f32', seed: 2 });
+      synchronizeSync();
+      const before = memoryStats().liveBytes;
+      resetPeakMemory();
+      const loss = new BaLoraLoss({ weight }, { positions: 'non_padding', chunkBytes: 1 << 20 });
+      const batch = randomBatch(rows, vocabulary);
+      const result = loss.compute({ hidden, teacherHidden: hidden.detach(), batch, weights });
+      (result.loss as Tensor).backward();
+      synchronizeSync();
+      const logitsBytes = rows * vocabulary * 4;
+      expect(memoryStats().peakBytes - before).toBeLessThan(logitsBytes / 8);
+      loss.dispose();
+    });
+  });
+});
+
+describe('bad arguments are named', () => {
+  const hidden = randomTensor([3, 4]);
+  const head = randomTensor([7, 4]);
+  const targets = tensor(Int32Array.of(1, 2, 3));
+  it.each([
+    [
+      'head of other channels',
+      () => headLosses({ hidden, head: randomTensor([7, 5]) }),
+      /head.*\(7,4\)|\(V,C\)/,
+    ],
+    [
+      'targets of another length',
+      () => headLosses({ hidden, head, targets: tensor(Int32Array.of(1)) }),
+      /targets/,
+    ],
+    [
+      'targets of another dtype',
+      () => headLosses({ hidden, head, targets: tensor([1, 2, 3]) }),
+      /targets.*i32/,
+    ],
+    ['temperature 0', () => headLosses({ hidden, head, temperature: 0 }), /temperature/],
+    [
+      'no rows',
+      () => headLosses({ hidden: tensor(new Float64Array(0), { shape: [0, 4] }), head }),
+      /no rows/,
+    ],
+    ['k = 0', () => svdRatioGram(hidden, new HeadGram(head).get(), { k: 0 }), /k must be/],
+    ['another norm', () => svdRatio(hidden, head, { norm: 'spectral' as 'nuclear' }), /norm/],
+    [
+      'a teacher head without a teacher',
+      () => headLosses({ hidden, head, teacherHead: head }),
+      /teacherHead/,
+    ],
+  ])('%s', (_, call, message) => {
+    expect(call).toThrow(message);
+  });
+
+  it('a target outside the vocabulary surfaces at the next read', () => {
+    const bad = tensor(Int32Array.of(1, 7, 3));
+    const { sums } = headLosses({ hidden, head, targets: bad });
+    expect(() => sums.dataSync()).toThrow(/target 7 of row 1/);
+  });
+
+  it('consistency without a teacher', () => {
+    const loss = new BaLoraLoss({ weight: head });
+    const batch = { targets: targets.dataSync() as Int32Array, cuSeqlens: Int32Array.of(0, 3) };
+    expect(() => loss.compute({ hidden, batch, weights })).toThrow(/teacherHidden/);
+    expect(() => new BaLoraLoss({ weight: head }, { entropyTopK: -3 })).toThrow(/entropyTopK/);
+  });
+});

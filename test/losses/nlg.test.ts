@@ -1,0 +1,246 @@
+// BaLoraLoss (the fused form) against every golden head, accumulation and positions case, in f64 and f32.
+import { describe, expect, it } from 'vitest';
+import { BaLoraLoss, WindowTerms } from '../../lib/losses/nlg.ts';
+import type { Tensor } from '../../lib/tensor.ts';
+import { goldenTensor } from '../support/fixtures.ts';
+import {
+  array,
+  type Case,
+  cases,
+  type Dtype,
+  dtypes,
+  expectGrad,
+  expectValue,
+  gradOf,
+  has,
+  headSetting,
+  identity,
+  load,
+  ofKind,
+  weightsOf,
+} from '../support/golden_losses.ts';
+
+const wholeBatch = (targets: Int32Array) => ({
+  targets,
+  cuSeqlens: Int32Array.of(0, targets.length),
+});
+const targetsOf = (c: Case): Int32Array =>
+  Int32Array.from(array(c, 'c').data as BigInt64Array, Number);
+
+async function expectTerms(terms: WindowTerms, expected: Record<string, number>, dtype: Dtype) {
+  const found = await terms.read();
+  for (const [term, value] of Object.entries(expected)) {
+    expectValue(found[term as keyof typeof found] as number, value, dtype);
+  }
+}
+
+describe.each(dtypes)('head in %s', (dtype) => {
+  it.each(ofKind('nlg_head').flatMap((c) => [false, true].map((trained) => ({ ...c, trained }))))(
+    '$name, head trained: $trained',
+    async (c) => {
+      const { softcap, ...options } = headSetting(c);
+      const hidden = load(c, 'H', dtype, true);
+      const weight = load(c, 'W', dtype, c.trained);
+      const head = { weight, softcap, teacherWeight: has(c, 'Wt') ? load(c, 'Wt', dtype) : null };
+      const loss = new BaLoraLoss(head, { ...options, chunkBytes: 3000 });
+      const terms = new WindowTerms(loss.terms);
+      const result = loss.compute({
+        hidden,
+        teacherHidden: load(c, 'Ht', dtype),
+        batch: wholeBatch(targetsOf(c)),
+        weights: weightsOf(c.params.lambda),
+      });
+      terms.add(result);
+      (result.loss as Tensor).backward();
+      expectValue((result.loss as Tensor).itemSync(), c.value as number, dtype);
+      expectGrad(gradOf(hidden), array(c, 'dH').data as Float64Array, c, dtype);
+      if (c.trained) expectGrad(gradOf(weight), array(c, 'dW').data as Float64Array, c, dtype);
+      else expect(weight.grad).toBeNull();
+      await expectTerms(terms, c.terms as Record<string, number>, dtype);
+      loss.dispose();
+    },
+  );
+
+  it.each(ofKind('nlg_head'))('each term alone: $name', (c) => {
+    const { softcap, ...options } = headSetting(c);
+    const teacherWeight = has(c, 'Wt') ? load(c, 'Wt', dtype) : null;
+    const loss = new BaLoraLoss({ weight: load(c, 'W', dtype), softcap, teacherWeight }, options);
+    const gradient = (weights: { consistency: number; diversity: number; svd: number }) => {
+      const hidden = load(c, 'H', dtype, true);
+      const teacherHidden = load(c, 'Ht', dtype);
+      const batch = wholeBatch(targetsOf(c));
+      (loss.compute({ hidden, teacherHidden, batch, weights }).loss as Tensor).backward();
+      return gradOf(hidden);
+    };
+    const none = { consistency: 0, diversity: 0, svd: 0 };
+    const task = gradient(none);
+    expectGrad(task, array(c, 'dH_task').data as Float64Array, c, dtype);
+    for (const term of ['consistency', 'diversity', 'svd'] as const) {
+      // A large weight, so that taking the task's part off again leaves the term's digits.
+      const scale = 1000;
+      const all = gradient({ ...none, [term]: scale });
+      const alone = all.map((v, i) => (v - (task[i] as number)) / scale);
+      expectGrad(alone, array(c, `dH_${term}`).data as Float64Array, c, dtype);
+    }
+  });
+});
+
+describe.each(dtypes)('accumulation in %s', (dtype) => {
+  it.each(ofKind('nlg_accumulation'))('$name', async (c) => {
+    const [total, channels] = array(c, 'H').shape as [number, number];
+    const loss = new BaLoraLoss({ weight: load(c, 'W', dtype) }, headSetting(c));
+    const terms = new WindowTerms(loss.terms);
+    const targets = targetsOf(c);
+    const gradients: number[] = [];
+    let value = 0;
+    let first = 0;
+    for (const rows of c.params.counts) {
+      const part = (name: string, requiresGrad = false): Tensor => {
+        const source = array(c, name).data as Float32Array;
+        const values = source.slice(first * channels, (first + rows) * channels);
+        return goldenTensor({ shape: [rows, channels], data: values }, dtype, { requiresGrad });
+      };
+      const hidden = part('H', true);
+      const result = loss.compute({
+        hidden,
+        teacherHidden: part('Ht'),
+        batch: wholeBatch(targets.slice(first, first + rows)),
+        weights: weightsOf(c.params.lambda),
+        window: { supervised: total, selected: total },
+      });
+      terms.add(result);
+      (result.loss as Tensor).backward();
+      value += (result.loss as Tensor).itemSync();
+      gradients.push(...gradOf(hidden));
+      first += rows;
+    }
+    expectValue(value, c.value as number, dtype);
+    expectGrad(gradients, array(c, 'dH').data as Float64Array, c, dtype);
+    await expectTerms(terms, c.terms as Record<string, number>, dtype);
+  });
+});
+
+type Mode = 'supervised' | 'non_padding' | 'label_aligned';
+const modes: Mode[] = ['supervised', 'non_padding', 'label_aligned'];
+interface PositionsCase extends Case {
+  rows: Record<Mode, number[]>;
+  targets: number[];
+  modes: Record<Mode, Record<'total' | 'task' | 'consistency' | 'diversity' | 'svd', number>>;
+}
+
+/** The padded (B,T) case as rows: segments one after the other, or padded on the right with lengths. */
+function asRows(c: Case, padded: boolean) {
+  const [batch, length] = array(c, 'labels').shape as [number, number];
+  const read = (name: string) => Array.from(array(c, name).data as BigInt64Array, Number);
+  const mask = read('attention_mask');
+  const labels = read('labels');
+  const segment = has(c, 'segment') ? read('segment') : labels.map(() => 0);
+  const places: number[] = []; // of each row, in the flat (B*T)
+  const cuSeqlens = [0];
+  const lengths: number[] = [];
+  for (let b = 0; b < batch; b++) {
+    let valid = 0;
+    for (let t = 0; t < length; t++) {
+      const at = b * length + t;
+      if (!padded && !mask[at]) continue;
+      if (t > 0 && mask[at - 1] && segment[at] !== segment[at - 1]) cuSeqlens.push(places.length);
+      places.push(at);
+      valid += mask[at] as number;
+    }
+    cuSeqlens.push(places.length);
+    lengths.push(valid);
+  }
+  const targets = Int32Array.from(places, (_, n) =>
+    cuSeqlens.includes(n + 1) ? -100 : (labels[places[n + 1] as number] as number),
+  );
+  return {
+    places,
+    batch: {
+      targets,
+      cuSeqlens: Int32Array.from(cuSeqlens),
+      labels: Int32Array.from(places, (at) => labels[at] as number),
+      ...(padded ? { lengths: Int32Array.from(lengths) } : {}),
+    },
+  };
+}
+
+/** The (B,T,C) array's rows at the places, as (N,C). */
+function rowsAt(c: Case, name: string, places: number[], dtype: Dtype, requiresGrad = false) {
+  const channels = array(c, name).shape[2] as number;
+  const source = array(c, name).data as Float32Array;
+  const values = Float32Array.from(
+    places.flatMap((at) => Array.from(source.slice(at * channels, (at + 1) * channels))),
+  );
+  return goldenTensor({ shape: [places.length, channels], data: values }, dtype, { requiresGrad });
+}
+
+describe.each(dtypes)('positions in %s', (dtype) => {
+  const settings = (ofKind('nlg_positions') as PositionsCase[])
+    .filter((c) => has(c, 'H'))
+    .flatMap((c) => modes.map((mode) => ({ ...c, mode })))
+    .flatMap((c) =>
+      c.name === 'positions_right_padded'
+        ? [
+            { ...c, padded: false },
+            { ...c, padded: true },
+          ]
+        : [{ ...c, padded: false }],
+    );
+  it.each(settings)('$name, $mode, padded $padded', async (c) => {
+    const { places, batch } = asRows(c, c.padded);
+    const options = { ...headSetting(c), positions: c.mode };
+    const loss = new BaLoraLoss({ weight: load(c, 'W', dtype) }, options);
+    const selected = loss.select(batch);
+    expect(Array.from(selected.regularizedRows, (n) => places[n])).toEqual(c.rows[c.mode]);
+    expect(Array.from(batch.targets).filter((t) => t !== -100)).toEqual(c.targets);
+
+    const hidden = rowsAt(c, 'H', places, dtype, true);
+    const terms = new WindowTerms(loss.terms);
+    const result = loss.compute({
+      hidden,
+      teacherHidden: rowsAt(c, 'Ht', places, dtype),
+      batch,
+      weights: weightsOf(c.params.lambda),
+    });
+    terms.add(result);
+    (result.loss as Tensor).backward();
+    const { total, ...expected } = c.modes[c.mode];
+    expectValue((result.loss as Tensor).itemSync(), total, dtype);
+    await expectTerms(terms, expected, dtype);
+
+    const channels = hidden.shape[1] as number;
+    const gradient = new Float64Array((array(c, 'H').data as Float32Array).length);
+    gradOf(hidden).forEach((v, i) => {
+      gradient[(places[Math.floor(i / channels)] as number) * channels + (i % channels)] = v;
+    });
+    expectGrad(gradient, array(c, `dH_${c.mode}`).data as Float64Array, c, dtype);
+  });
+
+  it('no supervised token: no loss, and nothing to report but zeros', async () => {
+    const c = cases.find(({ name }) => name === 'positions_none_supervised') as Case;
+    const { batch, places } = asRows(c, false);
+    const loss = new BaLoraLoss({ weight: identity(4, dtype) });
+    const terms = new WindowTerms(loss.terms);
+    const values = new Float32Array(places.length * 4);
+    const hidden = goldenTensor({ shape: [places.length, 4], data: values }, dtype);
+    const weights = { consistency: 1, diversity: 1, svd: 1 };
+    const result = loss.compute({ hidden, teacherHidden: hidden, batch, weights });
+    expect(result).toEqual({ loss: null, sums: null, svd: null, supervised: 0, selected: 0 });
+    terms.add(result);
+    expect(Object.values(await terms.read()).every((value) => value === 0 || value === 0)).toBe(
+      true,
+    );
+  });
+});
+
+it('every language-model kind of the fixture has a test', () => {
+  const kinds = new Set(cases.map(({ kind }) => kind).filter((kind) => kind.startsWith('nlg_')));
+  expect([...kinds].sort()).toEqual([
+    'nlg_accumulation',
+    'nlg_consistency',
+    'nlg_diversity',
+    'nlg_head',
+    'nlg_positions',
+    'nlg_svd',
+  ]);
+});
