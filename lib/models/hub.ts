@@ -3,16 +3,18 @@
  * cache that Python's huggingface_hub shares, through @huggingface/hub; only what a model and its tokenizer need.
  */
 import { existsSync } from 'node:fs';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { mkdir, open, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
+import { dirname, join, relative } from 'node:path';
 import {
-  downloadFileToCacheDir,
+  downloadFile,
   getHFHubCachePath,
   getRepoFolderName,
+  type ListFileEntry,
   listFiles,
   modelInfo,
 } from '@huggingface/hub';
-import { ArgumentError, NativeError } from '../errors.ts';
+import { ArgumentError, BaloraError, NativeError } from '../errors.ts';
+import { diskError } from '../io/files.ts';
 
 export interface ResolveOptions {
   /** Branch, tag or commit (default main). */
@@ -25,6 +27,8 @@ export interface ResolveOptions {
   accessToken?: string;
   /** Never ask the Hub, use the cache only. Default: HF_HUB_OFFLINE is 1. */
   offline?: boolean;
+  /** Told of every file before it is downloaded. */
+  onDownload?: (path: string, bytes: number) => void;
 }
 
 const kWanted =
@@ -54,6 +58,7 @@ export async function resolveModel(
     cacheDir = getHFHubCachePath(),
     accessToken = process.env.HF_TOKEN,
     offline = process.env.HF_HUB_OFFLINE === '1',
+    onDownload,
   } = options;
   const snapshot = (folder: string): string => (file === null ? folder : join(folder, file));
   const cached = await cachedSnapshot(cacheDir, repo, revision);
@@ -63,8 +68,9 @@ export async function resolveModel(
   }
   const access = { ...(hubUrl && { hubUrl }), ...(accessToken && { accessToken }) };
   try {
-    return snapshot(await download({ repo, file, revision, cacheDir, access }));
+    return snapshot(await download({ repo, file, revision, cacheDir, access, onDownload }));
   } catch (error) {
+    if (error instanceof BaloraError) throw error;
     if (isNetworkFailure(error) && cached !== null && existsSync(snapshot(cached)))
       return snapshot(cached);
     throw new NativeError(
@@ -80,20 +86,80 @@ interface Download {
   revision: string;
   cacheDir: string;
   access: { hubUrl?: string; accessToken?: string };
+  onDownload: ResolveOptions['onDownload'];
 }
 
-async function download({ repo, file, revision, cacheDir, access }: Download): Promise<string> {
+async function download(request: Download): Promise<string> {
+  const { repo, file, revision, cacheDir, access } = request;
   const { sha } = await modelInfo({ name: repo, revision, additionalFields: ['sha'], ...access });
-  const names: string[] = [];
-  for await (const { type, path } of listFiles({ repo, revision: sha, ...access })) {
-    if (type === 'file') names.push(path);
+  const entries = new Map<string, ListFileEntry>();
+  for await (const entry of listFiles({
+    repo,
+    revision: sha,
+    recursive: file !== null,
+    ...access,
+  })) {
+    if (entry.type === 'file') entries.set(entry.path, entry);
   }
-  const chosen = file === null ? chooseFiles(names, repo) : [file];
+  const chosen = file === null ? chooseFiles([...entries.keys()], repo) : [file];
+  const folder = join(cacheDir, repoFolder(repo));
   for (const path of chosen) {
-    await downloadFileToCacheDir({ repo, path, revision: sha, cacheDir, ...access });
+    const entry = entries.get(path);
+    if (entry === undefined) throw new ArgumentError(`${repo} has no file ${path}`);
+    await fetchFile(entry, { ...request, folder, sha });
   }
   if (revision !== sha) await writeRef(cacheDir, repo, revision, sha);
-  return join(cacheDir, repoFolder(repo), 'snapshots', sha);
+  return join(folder, 'snapshots', sha);
+}
+
+/** One file into the cache: a blob under its hash, appearing whole, and a link to it in the snapshot. */
+async function fetchFile(
+  { path, size, oid, lfs, xetHash }: ListFileEntry,
+  { repo, access, onDownload, folder, sha }: Download & { folder: string; sha: string },
+): Promise<void> {
+  const link = join(folder, 'snapshots', sha, path);
+  if (existsSync(link)) return;
+  const hash = lfs?.oid ?? xetHash ?? oid;
+  if (hash === undefined || !/^[\w-]+$/.test(hash))
+    throw new Error(`the Hub gives no hash for ${path}`);
+  const blobPath = join(folder, 'blobs', hash);
+  await mkdir(dirname(blobPath), { recursive: true });
+  await mkdir(dirname(link), { recursive: true });
+  if (!existsSync(blobPath)) {
+    onDownload?.(path, size);
+    const blob = await downloadFile({ repo, path, revision: sha, ...access });
+    if (blob === null) throw new Error(`the Hub lists ${path}, but does not have it`);
+    await writeBlob(blobPath, blob.stream() as unknown as AsyncIterable<Uint8Array>, {
+      path,
+      size,
+    });
+  }
+  await symlink(relative(dirname(link), blobPath), link);
+}
+
+async function writeBlob(
+  blobPath: string,
+  stream: AsyncIterable<Uint8Array>,
+  { path, size }: { path: string; size: number },
+): Promise<void> {
+  const incomplete = `${blobPath}.${process.pid}.incomplete`;
+  try {
+    const out = await open(incomplete, 'w');
+    let written = 0;
+    try {
+      for await (const chunk of stream) {
+        await out.writeFile(chunk);
+        written += chunk.length;
+      }
+    } finally {
+      await out.close();
+    }
+    if (written !== size) throw new Error(`${path} ended after ${written} of ${size} bytes`);
+    await rename(incomplete, blobPath);
+  } catch (error) {
+    await rm(incomplete, { force: true });
+    throw diskError(incomplete, error);
+  }
 }
 
 /** Safetensors and what stands beside them; in a repository without any, its only GGUF file. */
