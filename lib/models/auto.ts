@@ -1,4 +1,4 @@
-/** Loading a model by what its files say it is: one table from model_type to the class that computes it. */
+/** Loading a model by what its files say it is: folder or GGUF, and the model_type in them (see registry.ts). */
 import { statSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -9,11 +9,9 @@ import { synchronize, withMemoryTag } from '../runtime.ts';
 import { type DType, noGrad, scope, unscoped } from '../tensor.ts';
 import type { CausalLM, ModelOrigin } from './causal_lm.ts';
 import { type ConfigOptions, readConfigJson } from './config_keys.ts';
-import { GgufWeights, ggufLlamaConfig, ggufRopeFactors } from './gguf_llama.ts';
 import { HfWeights, hasSafetensors } from './hf_weights.ts';
 import { type ResolveOptions, resolveModel } from './hub.ts';
-import { LlamaForCausalLM } from './llama.ts';
-import { type LlamaConfig, llamaConfig } from './llama_config.ts';
+import { modelKind, type OpenedModel } from './registry.ts';
 import { WeightLoader, type WeightReadOptions, type WeightSource } from './weights.ts';
 
 export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
@@ -30,14 +28,6 @@ export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
   checkFinite?: boolean;
 }
 
-/** Everything between the files and the tensors of one model. */
-interface Opened {
-  readonly config: LlamaConfig;
-  readonly source: WeightSource;
-}
-
-const kModelTypes = ['llama'];
-
 export const AutoModelForCausalLM = {
   /**
    * Loads a causal language model.
@@ -52,19 +42,19 @@ export const AutoModelForCausalLM = {
     if (device !== 'cpu')
       throw new UnsupportedError(`device "${device}" is not supported (known: cpu)`);
     const folder = await resolveModel(nameOrPath, options);
-    const { config, source } = await open(folder, options);
+    const opened = await open(folder, options);
     try {
       const read = { dtype, checkFinite, share: !trainable };
-      const model = await build({ config, source }, read, { nameOrPath, folder, dtype });
+      const model = await build(opened, read, { nameOrPath, folder, dtype });
       await settle(model, { trainable });
       return model;
     } finally {
-      source.close();
+      opened.source.close();
     }
   },
 };
 
-async function open(path: string, options: ConfigOptions): Promise<Opened> {
+async function open(path: string, options: ConfigOptions): Promise<OpenedModel> {
   if (!statSync(path).isDirectory()) {
     if (path.endsWith('.gguf')) return openGguf(path, options);
     throw new FormatError(`${path}: is neither a model folder nor a .gguf file`, { path });
@@ -80,47 +70,35 @@ async function open(path: string, options: ConfigOptions): Promise<Opened> {
   throw new FormatError(`${path}: ${reason}`, { path });
 }
 
-async function openFolder(folder: string, options: ConfigOptions): Promise<Opened> {
+async function openFolder(folder: string, options: ConfigOptions): Promise<OpenedModel> {
   const path = join(folder, 'config.json');
   const json = await readConfigJson(path);
-  checkModelType(String(json.model_type ?? 'none'), path);
-  const config = llamaConfig(json, { ...options, path });
-  return { config, source: HfWeights.open(folder) };
+  const kind = modelKind(String(json.model_type ?? 'none'), path);
+  const parts = kind.fromJson(json, { ...options, path });
+  return { ...parts, source: HfWeights.open(folder) };
 }
 
-async function openGguf(path: string, options: ConfigOptions): Promise<Opened> {
+async function openGguf(path: string, options: ConfigOptions): Promise<OpenedModel> {
   const file = GgufFile.open(path);
   try {
-    checkModelType(String(file.metadata.get('general.architecture') ?? 'none'), path);
-    const config = ggufLlamaConfig(file, await ggufRopeFactors(file), options);
-    return { config, source: new GgufWeights(file, config) };
+    const kind = modelKind(String(file.metadata.get('general.architecture') ?? 'none'), path);
+    return await kind.fromGguf(file, options);
   } catch (error) {
     file.close();
     throw error;
   }
 }
 
-function checkModelType(type: string, path: string): void {
-  if (kModelTypes.includes(type)) return;
-  throw new UnsupportedError(
-    `${path}: model_type "${type}" is not supported (known: ${kModelTypes.join(', ')})`,
-  );
-}
-
 async function build(
-  { config, source }: Opened,
+  { tied: mayTie, make, source }: OpenedModel,
   read: WeightReadOptions,
   origin: ModelOrigin,
 ): Promise<CausalLM> {
-  const tied = config.tied && (await headIsEmbedding(source));
+  const tied = mayTie && (await headIsEmbedding(source));
   const options = { ...read, ignore: tied ? [kHead] : [] };
   return withMemoryTag('weights', () =>
     unscoped(() =>
-      WeightLoader.build(
-        source,
-        options,
-        (weights) => new LlamaForCausalLM({ ...config, tied }, weights, origin),
-      ),
+      WeightLoader.build(source, options, (weights) => make({ weights, origin, tied })),
     ),
   );
 }

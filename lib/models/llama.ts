@@ -4,7 +4,8 @@
  */
 import { UnsupportedError } from '../errors.ts';
 import { Embedding, Linear, LinearGroup, Module, RMSNorm } from '../nn/index.ts';
-import { attention, reshape, rope, type RopeTables, swiglu } from '../ops/index.ts';
+import { checkpoint } from '../autograd.ts';
+import { add, attention, reshape, rope, type RopeTables, swiglu } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { CausalLM, type Head, type ModelInputs, type ModelOrigin } from './causal_lm.ts';
 import { type LlamaConfig, llamaConfigJson } from './llama_config.ts';
@@ -85,6 +86,13 @@ class LlamaLayer extends Module {
     this.post_attention_layernorm = norm(config, weights.at('post_attention_layernorm'));
     this.mlp = new LlamaMlp(config, weights.at('mlp'));
   }
+
+  /** x (N,C), a residual sum -> the next one */
+  forward(x: Tensor, shared: Shared): Tensor {
+    const attended = this.self_attn.forward(this.input_layernorm.forward(x), shared);
+    const [sum, normed] = this.post_attention_layernorm.addForward(attended, x);
+    return add(this.mlp.forward(normed), sum);
+  }
 }
 
 class LlamaModel extends Module {
@@ -106,10 +114,15 @@ class LlamaModel extends Module {
     this.#rope = new RopeCache(config.rope, weights.dtype === 'f64' ? 'f64' : 'f32');
   }
 
-  /** Every residual sum is taken together with the norm that follows it. */
-  forward(inputs: ModelInputs): Tensor {
+  forward(inputs: ModelInputs, gradientCheckpointing: boolean): Tensor {
     const shared = { inputs, tables: this.#rope.tables(inputs.length) };
-    let stream = this.embed_tokens.forward(inputs.ids); // (N,C)
+    const stream = this.embed_tokens.forward(inputs.ids); // (N,C)
+    return gradientCheckpointing ? this.#checkpointed(stream, shared) : this.#fused(stream, shared);
+  }
+
+  /** Every residual sum is taken together with the norm that follows it. */
+  #fused(embedded: Tensor, shared: Shared): Tensor {
+    let stream = embedded;
     let x = (this.layers[0] as LlamaLayer).input_layernorm.forward(stream);
     for (const [i, layer] of this.layers.entries()) {
       const attended = layer.self_attn.forward(x, shared);
@@ -118,6 +131,35 @@ class LlamaModel extends Module {
       [stream, x] = next.addForward(layer.mlp.forward(x), stream);
     }
     return x;
+  }
+
+  /** The same blocks, each a segment from sum to sum. */
+  #checkpointed(embedded: Tensor, { inputs, tables }: Shared): Tensor {
+    const { ids, positions, cuSeqlens, lengths, length } = inputs;
+    const { cos, sin } = tables;
+    let stream = embedded;
+    for (const layer of this.layers) {
+      // What the segment reads must outlive this call, so all of it goes through its inputs.
+      const segment = (x: Tensor, ...rest: Tensor[]): Tensor => {
+        const [c, s, p, cu, len = null] = rest as [Tensor, Tensor, Tensor, Tensor, Tensor?];
+        const own = { ids, positions: p, cuSeqlens: cu, lengths: len, length };
+        return layer.forward(x, { inputs: own, tables: { cos: c, sin: s } });
+      };
+      const given = [
+        stream,
+        cos,
+        sin,
+        positions,
+        cuSeqlens,
+        ...(lengths === null ? [] : [lengths]),
+      ];
+      // A segment none of whose inputs wants a gradient would not be recorded, and adapters in it would get none: the
+      // first block of a frozen model runs as usual.
+      stream = stream.requiresGrad
+        ? checkpoint(segment, given)
+        : segment(...(given as [Tensor, ...Tensor[]]));
+    }
+    return this.norm.forward(stream);
   }
 
   override dispose(): void {
@@ -165,7 +207,7 @@ export class LlamaForCausalLM extends CausalLM {
   }
 
   protected hidden(inputs: ModelInputs): Tensor {
-    return this.model.forward(inputs);
+    return this.model.forward(inputs, this.gradientCheckpointing);
   }
 
   override dispose(): void {

@@ -121,8 +121,18 @@ function refuseVariants(config: Json, path: string): void {
   }
 }
 
-/** config.json of the configuration. One read from a GGUF file is spelled out in transformers 5's words. */
+/**
+ * config.json of the configuration. One read from a GGUF file is spelled out in transformers 5's words.
+ * @throws UnsupportedError for what only GGUF files can say
+ */
 export function llamaConfigJson(config: LlamaConfig, dtype: string): Record<string, unknown> {
+  if (config.rope.type === 'factors' || config.qkvBias !== config.outputBias) {
+    const what =
+      config.rope.type === 'factors' ? 'rope_freqs.weight' : 'a bias on some projections only';
+    throw new UnsupportedError(
+      `the model was read from a GGUF file with ${what}, which config.json cannot say`,
+    );
+  }
   const { torch_dtype: _, ...source } = config.source;
   const json: Record<string, unknown> = {
     ...source,

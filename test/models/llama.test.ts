@@ -5,7 +5,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
-import { crossEntropy } from '../../lib/ops/index.ts';
+import type { Linear } from '../../lib/nn/index.ts';
+import { crossEntropy, full } from '../../lib/ops/index.ts';
+import { memoryStats, synchronize } from '../../lib/runtime.ts';
 import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
 import { architecture, type Golden, readGolden, relativeError, rowError } from './golden.ts';
 
@@ -93,6 +95,65 @@ describe.each(kNames)('%s', (name) => {
     expect(logitsOf(a as CausalLM, golden).dataSync()).toEqual(
       logitsOf(b as CausalLM, golden).dataSync(),
     );
+  });
+});
+
+describe('gradient checkpointing', () => {
+  it.each(['llama-biases', 'llama-dynamic-rope', 'llama-tied'])(
+    'gives %s the same loss and gradients in f64',
+    async (name) => {
+      const golden = await readGolden(name);
+      const results = [];
+      for (const gradientCheckpointing of [false, true]) {
+        const model = await AutoModelForCausalLM.fromPretrained(join(golden.folder, 'model'), {
+          trainable: true,
+          dtype: 'f64',
+        });
+        model.gradientCheckpointing = gradientCheckpointing;
+        for (const parameter of model.parameters()) parameter.requiresGrad = true;
+        const loss = crossEntropy(
+          model.logits(model.forward(golden.batch)),
+          tensor(golden.batch.targets),
+        );
+        loss.backward();
+        results.push([loss, ...model.parameters().map((parameter) => parameter.grad as Tensor)]);
+      }
+      const [plain, checkpointed] = results as [Tensor[], Tensor[]];
+      plain.forEach((expected, i) => {
+        expect(relativeError(checkpointed[i] as Tensor, expected)).toBeLessThan(1e-12);
+      });
+    },
+  );
+
+  it('reaches a layer whose input is frozen, and needs less memory', async () => {
+    const golden = await readGolden('llama-untied-gqa');
+    const peaks: number[] = [];
+    const gradients: Tensor[] = [];
+    for (const gradientCheckpointing of [false, true]) {
+      const model = await AutoModelForCausalLM.fromPretrained(join(golden.folder, 'model'), {
+        trainable: true,
+      });
+      model.gradientCheckpointing = gradientCheckpointing;
+      const first = model.module('model.layers.0.self_attn.q_proj') as Linear;
+      first.weight.requiresGrad = true;
+      const n = 2000;
+      const batch = {
+        inputIds: Int32Array.from({ length: n }, (_, i) => i % 113),
+        positions: Int32Array.from({ length: n }, (_, i) => i % 20),
+        cuSeqlens: Int32Array.from({ length: n / 20 + 1 }, (_, i) => i * 20),
+      };
+      await synchronize();
+      const before = memoryStats().liveBytes;
+      const hidden = model.forward(batch);
+      await synchronize();
+      peaks.push(memoryStats().liveBytes - before);
+      hidden.backward(noGrad(() => full(hidden.shape, 1)));
+      gradients.push(first.weight.grad as Tensor);
+      hidden.dispose();
+    }
+    const [plain, checkpointed] = peaks as [number, number];
+    expect(checkpointed).toBeLessThan(0.6 * plain);
+    expect(relativeError(gradients[1] as Tensor, gradients[0] as Tensor)).toBeLessThan(1e-5);
   });
 });
 
