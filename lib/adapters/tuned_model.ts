@@ -1,0 +1,42 @@
+/**
+ * A model that is being tuned, as the trainer sees it: parameters, a teacher, a state that can be put away and back.
+ * Two kinds stand behind it: an adapter on a frozen base, and a model whose own weights are trained.
+ */
+import type { CausalLM } from '../models/index.ts';
+import type { Tensor } from '../tensor.ts';
+
+export interface NamedTensor {
+  readonly name: string;
+  readonly tensor: Tensor;
+}
+
+/** Form of an exported adapter: see {@link AdapterModel.save}. */
+export type ExportForm = 'lora' | 'residual';
+
+export interface TunedModel {
+  readonly model: CausalLM;
+  readonly kind: 'adapter' | 'full';
+  /** Whether the output head moves: the losses then may not use what only holds for a frozen one. */
+  readonly trainsHead: boolean;
+  readonly hasTeacher: boolean;
+  /** Memory of a second frozen model; 0 where the base itself is the teacher. */
+  readonly teacherBytes: number;
+  /** The f32 masters, always in the same order. */
+  parameters(): readonly NamedTensor[];
+  /** Called when a window's gradients are complete: the masters' `grad` holds them afterwards. */
+  collectGradients(): void;
+  /** Runs `body` on the model as it was before tuning. @throws ArgumentError without a teacher. */
+  withTeacher<T>(body: (teacher: CausalLM) => T): T;
+  /** Called after the optimiser wrote the masters. */
+  afterStep(): void;
+  /** Everything that a resumed run needs besides the base, by name. */
+  state(): Record<string, Tensor>;
+  /** Takes the values of an earlier state(). @throws FormatError if names or shapes differ. */
+  restore(tensors: Readonly<Record<string, Tensor>>, path: string): void;
+  /** What must be the same for a state to fit, as plain JSON. */
+  identity(): Record<string, unknown>;
+  /** Writes the result of the run into a folder. */
+  save(folder: string, options: { form: ExportForm }): Promise<void>;
+  /** Gives the tensors back; the base stays with its owner. */
+  dispose(): void;
+}

@@ -1,0 +1,287 @@
+import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { AdapterModel, type LoraModule } from '../../lib/adapters/adapter_model.ts';
+import type { LoraConfigInput } from '../../lib/adapters/config.ts';
+import type { LowRankPair } from '../../lib/adapters/init.ts';
+import { deltaOf, saveMerged } from '../../lib/adapters/merge.ts';
+import type { Batch } from '../../lib/data/collate.ts';
+import { FormatError, UnsupportedError } from '../../lib/errors.ts';
+import { saveSafetensors } from '../../lib/io/safetensors.ts';
+import { copy_, randn } from '../../lib/ops/index.ts';
+import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
+import { goldenArray, goldenArrays } from '../support/golden.ts';
+import { TinyModel, tinyBatches } from '../support/tiny_model.ts';
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'balora-adapter-'));
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+const batch = tinyBatches({ count: 1, rows: 16 })[0] as Batch;
+const hidden = (model: TinyModel): number[] =>
+  scope(() => noGrad(() => Array.from(model.forward(batch).dataSync() as Float32Array)));
+const numbers = (value: Tensor): number[] => Array.from(value.dataSync() as Float32Array);
+
+/** Moves every trainable value, as training would. */
+function disturb(tuned: AdapterModel): void {
+  let seed = 100;
+  for (const { tensor: parameter } of tuned.parameters()) {
+    scope(() =>
+      noGrad(() => copy_(parameter, randn(parameter.shape, { seed: seed++, deviation: 0.3 }))),
+    );
+  }
+}
+
+function expectNear(
+  found: readonly number[],
+  expected: readonly number[],
+  tolerance: number,
+): void {
+  expect(found).toHaveLength(expected.length);
+  found.forEach((value, i) => {
+    expect(Math.abs(value - (expected[i] as number)), `[${i}]`).toBeLessThanOrEqual(tolerance);
+  });
+}
+
+const kConfigs: [string, LoraConfigInput][] = [
+  ['lora', {}],
+  ['gaussian', { initLoraWeights: 'gaussian' }],
+  ['pissa', { initLoraWeights: 'pissa' }],
+  ['pissa_niter_4', { initLoraWeights: 'pissa_niter_4' }],
+  ['rank-stabilised pissa', { initLoraWeights: 'pissa', useRslora: true }],
+];
+
+describe('a fresh adapter', () => {
+  it.each(kConfigs)('%s changes nothing, and switched off it is the base', async (_, config) => {
+    const model = new TinyModel();
+    const base = hidden(model);
+    const tuned = await AdapterModel.create(model, { r: 3, loraAlpha: 6, ...config });
+    expectNear(hidden(model), base, 1e-6);
+    disturb(tuned);
+    const moved = hidden(model);
+    expect(moved.some((value, i) => Math.abs(value - (base[i] as number)) > 0.01)).toBe(true);
+    expect(tuned.withTeacher(() => hidden(model))).toEqual(base);
+    expect(hidden(model)).toEqual(moved);
+    tuned.dispose();
+    expect(hidden(model)).toEqual(base);
+  });
+
+  it('starts A uniformly within 1/sqrt(in), by seed and module only', async () => {
+    const make = async (config: LoraConfigInput, seed?: number) =>
+      (
+        await AdapterModel.create(
+          new TinyModel(),
+          { r: 3, ...config },
+          seed === undefined ? {} : { seed },
+        )
+      ).state();
+    const all = await make({});
+    const some = await make({ targetModules: ['up_proj'] });
+    for (const [name, value] of Object.entries(some)) {
+      expect(numbers(value)).toEqual(numbers(all[name] as Tensor));
+    }
+    const name = 'layers.0.up_proj.lora_A';
+    const values = numbers(all[name] as Tensor);
+    expect(Math.max(...values.map(Math.abs))).toBeLessThanOrEqual(1 / Math.sqrt(8));
+    expect(new Set(values).size).toBeGreaterThan(values.length / 2);
+    expect(numbers((await make({}, 43))[name] as Tensor)).not.toEqual(values);
+    expect(numbers(all['layers.1.up_proj.lora_A'] as Tensor)).not.toEqual(values);
+  });
+
+  it('takes the best rank-r part out of W (PiSSA)', async () => {
+    const model = new TinyModel();
+    const tuned = await AdapterModel.create(model, {
+      r: 8,
+      loraAlpha: 8,
+      initLoraWeights: 'pissa',
+    });
+    const module = tuned.modules.find(({ name }) => name === 'layers.0.down_proj');
+    // r = min(in, out): all of W. At the start A = A0 and B = B0, so the pair alone is W.
+    const { a, b } = (module as LoraModule).frozen as LowRankPair;
+    const [rank, inner, out] = [8, 16, 8];
+    const [av, bv, w] = [numbers(a), numbers(b), numbers((module as LoraModule).linear.weight)];
+    const product = Array.from({ length: out * inner }, (_, at) => {
+      const [row, column] = [Math.floor(at / inner), at % inner];
+      let sum = 0;
+      for (let k = 0; k < rank; k++)
+        sum += (bv[row * rank + k] as number) * (av[k * inner + column] as number);
+      return sum;
+    });
+    expectNear(product, w, 1e-5);
+  });
+
+  it('refuses targets that match nothing, ranks that do not fit, and a second adapter', async () => {
+    const model = new TinyModel();
+    await expect(AdapterModel.create(model, { targetModules: ['q_proj'] })).rejects.toThrow(
+      /matches no linear module; names that exist: gate_proj, up_proj, down_proj/,
+    );
+    await expect(AdapterModel.create(model, { r: 9 })).rejects.toThrow(
+      /rank r=9 is larger than the matrix/,
+    );
+    await expect(AdapterModel.create(model, { loraDropout: 0.1 })).rejects.toThrow(
+      UnsupportedError,
+    );
+    await AdapterModel.create(model, { r: 2 });
+    await expect(AdapterModel.create(model, { r: 2 })).rejects.toThrow(/has an adapter already/);
+  });
+});
+
+describe('an adapter folder', () => {
+  it.each(kConfigs)('%s: exported as a plain LoRA it gives the same model', async (_, config) => {
+    const model = new TinyModel();
+    const tuned = await AdapterModel.create(model, {
+      r: 3,
+      loraAlpha: 6,
+      rankPattern: { 'layers.1.up_proj': 2 },
+      ...config,
+    });
+    disturb(tuned);
+    const expected = hidden(model);
+    await tuned.save(folder);
+    const loaded = new TinyModel();
+    const again = await AdapterModel.load(loaded, folder);
+    expect(again.warnings).toEqual([]);
+    expect(again.modules.every(({ frozen }) => frozen === null)).toBe(true);
+    expectNear(hidden(loaded), expected, 1e-5);
+    const written = JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'));
+    const doubled = String(config.initLoraWeights).startsWith('pissa');
+    expect(written).toMatchObject({
+      r: doubled ? 6 : 3,
+      lora_alpha: !doubled ? 6 : config.useRslora ? 6 * Math.SQRT2 : 12,
+      rank_pattern: { 'layers.1.up_proj': doubled ? 4 : 2 },
+      target_modules: ['down_proj', 'gate_proj', 'up_proj'],
+      base_model_name_or_path: 'tiny',
+      task_type: 'CAUSAL_LM',
+    });
+  });
+
+  it('residual: the pair of rank r on W - s B0 A0', async () => {
+    const model = new TinyModel();
+    const tuned = await AdapterModel.create(model, {
+      r: 3,
+      loraAlpha: 6,
+      initLoraWeights: 'pissa',
+    });
+    disturb(tuned);
+    const expected = hidden(model);
+    await tuned.save(folder, { form: 'residual' });
+    const residual = new TinyModel();
+    const weights = goldenArrays(join(folder, 'residual/model.safetensors'));
+    for (const [name, parameter] of residual.namedParameters()) {
+      const { data, shape } = goldenArray(weights, name);
+      scope(() => noGrad(() => copy_(parameter, tensor(data, { shape }))));
+    }
+    await AdapterModel.load(residual, folder);
+    expectNear(hidden(residual), expected, 1e-4);
+    expect(
+      JSON.parse(readFileSync(join(folder, 'initial/adapter_config.json'), 'utf8')),
+    ).toMatchObject({
+      r: 3,
+      inference_mode: false,
+    });
+    const lora = await AdapterModel.create(new TinyModel(), { r: 3 });
+    await expect(lora.save(join(folder, 'x'), { form: 'residual' })).rejects.toThrow(
+      UnsupportedError,
+    );
+  });
+
+  it('saved as "pissa" belongs on a residual that is made again, with a warning', async () => {
+    const model = new TinyModel();
+    const tuned = await AdapterModel.create(model, {
+      r: 3,
+      loraAlpha: 3,
+      initLoraWeights: 'pissa',
+    });
+    const base = hidden(model);
+    await tuned.save(folder, { form: 'residual' });
+    const config = JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'));
+    writeFileSync(
+      join(folder, 'adapter_config.json'),
+      JSON.stringify({ ...config, init_lora_weights: 'pissa' }),
+    );
+    const loaded = new TinyModel();
+    const again = await AdapterModel.load(loaded, folder);
+    expect(again.warnings[0]).toMatch(/belongs on a residual/);
+    expectNear(hidden(loaded), base, 1e-4);
+  });
+
+  it('merges into the weights and says how far rounding went', async () => {
+    for (const [dtype, tolerance] of [
+      ['f32', 1e-5],
+      ['bf16', 0.2],
+    ] as const) {
+      const model = new TinyModel({ dtype });
+      const tuned = await AdapterModel.create(model, { r: 3, loraAlpha: 6 });
+      disturb(tuned);
+      const expected = hidden(model);
+      const out = join(folder, dtype);
+      const error = await saveMerged(tuned, out);
+      const merged = new TinyModel({ dtype });
+      const weights = goldenArrays(join(out, 'model.safetensors'));
+      let worst = 0;
+      for (const [name, parameter] of merged.namedParameters()) {
+        const { data, shape } = goldenArray(weights, name);
+        scope(() => noGrad(() => copy_(parameter, tensor(data, { shape }))));
+        const module = tuned.modules.find((one) => `${one.name}.weight` === name);
+        if (module === undefined) continue;
+        const delta = scope(() => numbers(deltaOf(module)));
+        const old = numbers(module.linear.weight);
+        numbers(parameter).forEach((value, i) => {
+          worst = Math.max(worst, Math.abs(value - ((old[i] as number) + (delta[i] as number))));
+        });
+      }
+      expectNear(hidden(merged), expected, tolerance);
+      expect(Math.abs(error.maxAbsError - worst)).toBeLessThan(1e-7);
+      expect(error.maxAbsError).toBeLessThan(dtype === 'f32' ? 1e-6 : 0.02);
+      expect(error.module).toMatch(/^layers\./);
+    }
+  });
+
+  it('that does not fit is refused by name', async () => {
+    const tuned = await AdapterModel.create(new TinyModel(), { r: 3 });
+    await tuned.save(folder);
+    const { a, b } = (tuned.modules[0] as LoraModule).pair;
+    const variant = async (tensors: Record<string, Tensor>): Promise<string> => {
+      const path = join(folder, 'variant');
+      mkdirSync(path, { recursive: true });
+      copyFileSync(join(folder, 'adapter_config.json'), join(path, 'adapter_config.json'));
+      await saveSafetensors(join(path, 'adapter_model.safetensors'), tensors);
+      return path;
+    };
+    const at = 'base_model.model.layers.0.gate_proj';
+    const cases: [Record<string, Tensor>, unknown, RegExp][] = [
+      [{ [`${at}.lora_A.weight`]: a }, FormatError, /layers.0.gate_proj has no lora_B/],
+      [{ [`${at}.lora_A.weight`]: a, [`${at}.lora_B.weight`]: a }, FormatError, /do not fit/],
+      [
+        { [`${at}x.lora_A.weight`]: a, [`${at}x.lora_B.weight`]: b },
+        FormatError,
+        /no linear module of the model/,
+      ],
+      [
+        { [`${at}.lora_magnitude_vector`]: a },
+        UnsupportedError,
+        /"base_model.*lora_magnitude_vector"/,
+      ],
+      [
+        {
+          'base_model.model.layers.0.down_proj.lora_A.weight': a,
+          'base_model.model.layers.0.down_proj.lora_B.weight': b,
+        },
+        FormatError,
+        /do not fit the weight \(out,in\)=\(8,16\)/,
+      ],
+    ];
+    for (const [tensors, type, message] of cases) {
+      const path = await variant(tensors);
+      const loading = AdapterModel.load(new TinyModel(), path);
+      await expect(loading).rejects.toThrow(type as typeof Error);
+      await expect(loading).rejects.toThrow(message);
+    }
+    await expect(AdapterModel.load(new TinyModel(), join(folder, 'none'))).rejects.toThrow(
+      FormatError,
+    );
+  });
+});

@@ -1,0 +1,173 @@
+/** PEFT adapters on SmolLM2-135M in f32: logits, the losses of every option, and gradients. */
+import { readFileSync } from 'node:fs';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import type { Positions } from '../../lib/losses/positions.ts';
+import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
+import { gather, indexSelect, linear, logSumExp } from '../../lib/ops/index.ts';
+import { noGrad, scope, tensor } from '../../lib/tensor.ts';
+import { resolveRegularizers } from '../../lib/train/methods.ts';
+import { makeObjective } from '../../lib/train/objective.ts';
+import type { CombinedTerms } from '../../lib/train/record.ts';
+import type { RegularizerOptions } from '../../lib/train/types.ts';
+import { goldenArray, goldenArrays } from '../support/golden.ts';
+import { goldenBatch, type PaddedBatch, windowOf } from '../support/golden_batch.ts';
+import { describeShared, sharedPath } from '../support/shared.ts';
+
+interface Case {
+  options: {
+    l1: number;
+    l2: number;
+    l3: number;
+    T: number;
+    K: number;
+    k: number;
+    svd: 'frobenius' | 'nuclear';
+    positions: Positions;
+  };
+  rows: number;
+  task: number;
+  cr: number;
+  dr: number;
+  svdr: number;
+  total: number;
+  grad_norm: number;
+  module_grad_norm: Record<string, number>;
+}
+
+const kMinute = 60_000;
+const kNames = { ids: 'ids', mask: 'attention_mask', labels: 'targets' };
+const kTop = 20;
+
+describeShared('adapters on SmolLM2', () => {
+  const path = (name: string): string => sharedPath(`golden/smollm2/${name}`);
+  let model: CausalLM;
+  beforeAll(async () => {
+    model = await AutoModelForCausalLM.fromPretrained(
+      sharedPath('models/smollm2-135m-instruct-gguf'),
+      { dtype: 'f32' },
+    );
+  }, kMinute);
+  afterAll(() => model.dispose());
+
+  it.each(['lora_r4', 'rslora_r2', 'pattern', 'pissa_to_lora/converted'])(
+    '%s: logits',
+    async (name) => {
+      const tuned = await AdapterModel.load(model, path(name));
+      const arrays = goldenArrays(path(`${name.replace('/converted', '')}/expected.safetensors`));
+      const padded = goldenBatch(arrays, kNames);
+      const { top, total } = topLogits(
+        model,
+        padded,
+        goldenArray(arrays, 'top_ids').data as Int32Array,
+      );
+      const expectedTop = goldenArray(arrays, 'top_logits').data as Float32Array;
+      const expectedTotal = goldenArray(arrays, 'logsumexp').data as Float32Array;
+      const tolerance = name.startsWith('pissa') ? 1e-3 : 5e-4;
+      padded.real.forEach((row, i) => {
+        expect(Math.abs((total[i] as number) - (expectedTotal[row] as number))).toBeLessThan(
+          tolerance,
+        );
+        for (let j = 0; j < kTop; j++) {
+          const error = (top[i * kTop + j] as number) - (expectedTop[row * kTop + j] as number);
+          expect(Math.abs(error), `row ${row}, place ${j}`).toBeLessThan(tolerance);
+        }
+      });
+      tuned.dispose();
+    },
+    kMinute,
+  );
+
+  const facts = JSON.parse(readFileSync(path('lora_r4/expected.json'), 'utf8')) as {
+    cases: Record<string, Case>;
+  };
+  it.each(Object.entries(facts.cases))(
+    'lora_r4: losses and gradients of %s',
+    async (name, one) => {
+      const tuned = await AdapterModel.load(model, path('lora_r4'));
+      const arrays = goldenArrays(path('lora_r4/expected.safetensors'));
+      const { batch } = goldenBatch(arrays, kNames);
+      const options = regularizersOf(one);
+      const window = windowOf(batch, options.positions);
+      const objective = makeObjective(tuned, resolveRegularizers(options));
+      const input = { tuned, window, step: 0, totalSteps: 1 };
+      const terms = (await objective.accumulate(input)) as CombinedTerms;
+      expect(window.totals.selected).toBe(one.rows);
+      const near = (found: number | null, expected: number, what: string): void => {
+        if (found === null) return;
+        expect(Math.abs(found - expected), what).toBeLessThanOrEqual(5e-5 * Math.abs(expected));
+      };
+      near(terms.taskLoss, one.task, 'task');
+      near(terms.consistency, one.cr, 'cr');
+      near(terms.diversity, one.dr, 'dr');
+      near(terms.svd, one.svdr, 'svdr');
+      near(terms.loss, one.total, 'total');
+      compareGradients(tuned, name, one, arrays);
+      tuned.dispose();
+    },
+    2 * kMinute,
+  );
+});
+
+function regularizersOf({ options }: Case): RegularizerOptions {
+  return {
+    consistencyWeight: options.l1,
+    diversityWeight: options.l2,
+    svdWeight: options.l3,
+    temperature: options.T,
+    entropyTopK: options.K,
+    svdTopK: options.k,
+    svdNorm: options.svd,
+    positions: options.positions,
+    consistencySchedule: 'constant',
+    regularizerSchedule: 'constant',
+  };
+}
+
+function compareGradients(
+  tuned: AdapterModel,
+  name: string,
+  one: Case,
+  arrays: ReturnType<typeof goldenArrays>,
+): void {
+  let squares = 0;
+  for (const { name: key, tensor: parameter } of tuned.parameters()) {
+    const grad = parameter.grad?.dataSync() as Float32Array;
+    const peft = `base_model.model.${key}.weight`;
+    const norm = Math.hypot(...grad);
+    squares += norm * norm;
+    const expected = one.module_grad_norm?.[peft];
+    if (expected !== undefined) {
+      expect(Math.abs(norm - expected), peft).toBeLessThanOrEqual(5e-3 * expected);
+    }
+    const golden = arrays.get(`grad.${name}.${peft}`)?.data as Float32Array | undefined;
+    if (golden === undefined) continue;
+    const error = Math.hypot(...grad.map((value, i) => value - (golden[i] as number)));
+    expect(error, peft).toBeLessThanOrEqual(5e-3 * Math.hypot(...golden));
+  }
+  const total = Math.sqrt(squares);
+  expect(Math.abs(total - one.grad_norm)).toBeLessThanOrEqual(1e-3 * one.grad_norm);
+}
+
+/** Logits of the real rows at the golden top ids, and the log-sum-exp of all. */
+function topLogits(
+  model: CausalLM,
+  { batch, real }: PaddedBatch,
+  ids: Int32Array,
+): { top: Float32Array; total: Float32Array } {
+  const wanted = Int32Array.from({ length: real.length * kTop }, (_, at) => {
+    const row = real[Math.floor(at / kTop)] as number;
+    return ids[row * kTop + (at % kTop)] as number;
+  });
+  return scope(() =>
+    noGrad(() => {
+      const hidden = indexSelect(model.forward(batch), tensor(real));
+      const logits = linear(hidden, model.head.weight);
+      const index = tensor(wanted, { shape: [real.length, kTop] });
+      return {
+        top: gather(logits, index).dataSync() as Float32Array,
+        total: logSumExp(logits, { axis: 1 }).dataSync() as Float32Array,
+      };
+    }),
+  );
+}

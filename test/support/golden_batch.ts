@@ -1,0 +1,64 @@
+/** Golden batches (ids, mask, unshifted labels, padded on the right) as the library's micro-batches. */
+import type { Batch } from '../../lib/data/collate.ts';
+import type { Positions } from '../../lib/losses/positions.ts';
+import { countRows, type Window } from '../../lib/train/window.ts';
+import { type GoldenArray, goldenArray } from './golden.ts';
+
+const kIgnored = -100;
+
+export interface PaddedBatch {
+  readonly batch: Batch;
+  readonly rows: number; // B
+  readonly length: number; // T
+  /** Places of the real rows in (B*T). */
+  readonly real: Int32Array;
+}
+
+/** ids, mask and labels (B,T) of any integer type. */
+export function paddedBatch(ids: GoldenArray, mask: GoldenArray, labels: GoldenArray): PaddedBatch {
+  const [rows, length] = ids.shape as [number, number];
+  const inputIds = Int32Array.from(ids.data as Int32Array, Number);
+  const masked = Int32Array.from(mask.data as Int32Array, Number);
+  const wanted = Int32Array.from(labels.data as Int32Array, Number);
+  const targets = Int32Array.from(wanted, (_, at) =>
+    (at + 1) % length === 0 ? kIgnored : (wanted[at + 1] as number),
+  );
+  const lengths = Int32Array.from({ length: rows }, (_, b) =>
+    masked.subarray(b * length, (b + 1) * length).reduce((sum, one) => sum + one, 0),
+  );
+  return {
+    rows,
+    length,
+    real: Int32Array.from(Array.from(masked.keys()).filter((at) => masked[at] === 1)),
+    batch: {
+      inputIds,
+      positions: Int32Array.from(inputIds, (_, at) => at % length),
+      cuSeqlens: Int32Array.from({ length: rows + 1 }, (_, b) => b * length),
+      targets,
+      lengths,
+    },
+  };
+}
+
+/** The micro-batch of a golden file by the names of its arrays. */
+export function goldenBatch(
+  arrays: Map<string, GoldenArray>,
+  names: { ids: string; mask: string; labels: string },
+): PaddedBatch {
+  return paddedBatch(
+    goldenArray(arrays, names.ids),
+    goldenArray(arrays, names.mask),
+    goldenArray(arrays, names.labels),
+  );
+}
+
+/** A micro-batch that is a whole window. */
+export function windowOf(batch: Batch, positions: Positions = 'supervised'): Window {
+  const counts = countRows(batch, positions);
+  return {
+    batches: [{ batch, counts }],
+    totals: counts,
+    after: { epoch: 0, microBatch: 1 },
+    epoch: 1,
+  };
+}
