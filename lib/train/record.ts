@@ -1,26 +1,15 @@
 /**
  * From the values of a window's micro-batches to the one record of its step.
  */
-import type { Term } from './objective.ts';
+import type { TermValues, TermWeights } from '../losses/nlg.ts';
 import type { StepRecord } from './types.ts';
 
-/** A term whose value has arrived from the engine. */
-export interface ReadTerm {
-  readonly name: Term['name'];
-  readonly label?: string;
-  /** Mean over the micro-batch's own rows. */
-  readonly value: number;
-  /** The micro-batch's part of the window's rows. */
-  readonly share: number;
-  /** What the term counts with in the total. */
-  readonly weight: number;
-}
-
+/** The terms of a window, with the weights that they counted with. */
 export interface CombinedTerms {
   /** Weighted total. */
   readonly loss: number;
   readonly taskLoss: number;
-  /** null: no micro-batch has the term. */
+  /** null: switched off. */
   readonly consistency: number | null;
   readonly diversity: number | null;
   readonly svd: number | null;
@@ -30,28 +19,49 @@ export interface CombinedTerms {
   readonly custom: Record<string, number> | null;
 }
 
-/** Sums over the micro-batches, in f64. An adaptive weight is reported as its mean over the window's rows. */
-export function combineTerms(terms: readonly ReadTerm[]): CombinedTerms {
-  const mean = (name: Term['name'], key: 'value' | 'weight'): number | null => {
-    const own = terms.filter((term) => term.name === name);
-    return own.length === 0 ? null : own.reduce((sum, term) => sum + term[key] * term.share, 0);
-  };
-  const custom: Record<string, number> = {};
-  for (const { name, label, value, share } of terms) {
-    if (name === 'custom') custom[label ?? ''] = (custom[label ?? ''] ?? 0) + value * share;
-  }
+/** loss = task + l1 consistency + l2 diversity + l3 SVD. */
+export function weightedTerms(values: TermValues, weights: TermWeights): CombinedTerms {
+  const { task, consistency, diversity, svd } = values;
   return {
-    loss: terms.reduce((sum, { value, share, weight }) => sum + weight * share * value, 0),
-    taskLoss: mean('taskLoss', 'value') ?? 0,
-    consistency: mean('consistency', 'value'),
-    diversity: mean('diversity', 'value'),
-    svd: mean('svd', 'value'),
-    consistencyWeight: mean('consistency', 'weight') ?? 0,
-    diversityWeight: mean('diversity', 'weight') ?? 0,
-    svdWeight: mean('svd', 'weight') ?? 0,
-    custom: Object.keys(custom).length > 0 ? custom : null,
+    loss:
+      task +
+      weights.consistency * (consistency ?? 0) +
+      weights.diversity * (diversity ?? 0) +
+      weights.svd * (svd ?? 0),
+    taskLoss: task,
+    consistency,
+    diversity,
+    svd,
+    consistencyWeight: weights.consistency,
+    diversityWeight: weights.diversity,
+    svdWeight: weights.svd,
+    custom: null,
   };
 }
+
+/** Gathers a user's own loss and metrics, weighted with the micro-batches' shares. */
+export function customTerms(): {
+  addLoss(value: number, share: number): void;
+  addMetric(label: string, value: number, share: number): void;
+  combined(): CombinedTerms;
+} {
+  let loss = 0;
+  const metrics: Record<string, number> = {};
+  return {
+    addLoss: (value, share) => {
+      loss += value * share;
+    },
+    addMetric: (label, value, share) => {
+      metrics[label] = (metrics[label] ?? 0) + value * share;
+    },
+    combined: () => ({
+      ...weightedTerms({ task: loss, consistency: null, diversity: null, svd: null }, kNoWeights),
+      custom: Object.keys(metrics).length > 0 ? metrics : null,
+    }),
+  };
+}
+
+const kNoWeights: TermWeights = { consistency: 0, diversity: 0, svd: 0 };
 
 /** Wall time over all resumptions, and the pace of the steps. */
 export class StepClock {

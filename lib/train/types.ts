@@ -3,8 +3,9 @@
  * step, events. The command line is a thin layer on these; nothing here computes.
  */
 import type { Batch } from '../data/collate.ts';
-import type { RowSelection } from '../data/row_selection.ts';
 import type { EvaluationResult } from '../eval/types.ts';
+import type { Positions } from '../losses/positions.ts';
+import type { ConsistencySchedule, RegularizerSchedule } from '../losses/schedules.ts';
 import type { SchedulerOptions } from '../optim/schedulers.ts';
 import type { Tensor } from '../tensor.ts';
 
@@ -21,14 +22,12 @@ export interface BatchSource {
 }
 
 export type { EvaluationResult, ExampleResult } from '../eval/types.ts';
-export type { Batch, RowSelection };
+export type { Batch };
 
 /** Names of the `--method` presets. */
 export type MethodName = 'lora' | 'rslora' | 'pissa' | 'balora' | 'full';
 
 export type OptimizerName = 'adamw' | 'sgd';
-export type ConsistencySchedule = 'constant' | 'cosine' | 'adaptive';
-export type RegularizerSchedule = 'constant' | 'two_phase' | 'linear_warmup' | 'quadratic_warmup';
 
 /** The three regularizers; a weight of 0 switches one off, and with it what only it needs (the teacher's pass). */
 export interface RegularizerOptions {
@@ -42,7 +41,7 @@ export interface RegularizerOptions {
   entropyTopK?: number;
   svdTopK?: number;
   svdNorm?: 'frobenius' | 'nuclear';
-  positions?: RowSelection;
+  positions?: Positions;
   /** Default `cosine`. */
   consistencySchedule?: ConsistencySchedule;
   /** Schedule of diversity and SVD (default `two_phase`), its waiting share w (default .2) and ramp share r (.05). */

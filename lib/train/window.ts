@@ -4,9 +4,9 @@
  * A window never reaches over the end of an epoch; the last one of an epoch may be short.
  */
 
-import { selectedRows, supervisedRows } from '../data/row_selection.ts';
 import { ArgumentError } from '../errors.ts';
-import type { Batch, BatchSource, RowSelection } from './types.ts';
+import { type Positions, selectRows } from '../losses/positions.ts';
+import type { Batch, BatchSource } from './types.ts';
 
 /** Where the next micro-batch is. */
 export interface Position {
@@ -33,13 +33,12 @@ export interface Window {
 }
 
 /** Rows of a micro-batch, by kind. */
-export function countRows(batch: Batch, positions: RowSelection): RowCounts {
+export function countRows(batch: Batch, positions: Positions): RowCounts {
   const tokens = batch.lengths
     ? batch.lengths.reduce((sum, length) => sum + length, 0)
     : batch.inputIds.length;
-  const supervised = supervisedRows(batch).length;
-  const selected = positions === 'supervised' ? supervised : selectedRows(batch, positions).length;
-  return { tokens, supervised, selected };
+  const { supervised, regularizedRows } = selectRows(batch, positions);
+  return { tokens, supervised, selected: regularizedRows.length };
 }
 
 export class WindowReader {
@@ -48,7 +47,7 @@ export class WindowReader {
 
   constructor(
     private readonly source: BatchSource,
-    private readonly options: { accumulation: number; positions: RowSelection },
+    private readonly options: { accumulation: number; positions: Positions },
     start: Position,
   ) {
     this.position = start;

@@ -1,33 +1,39 @@
 import { expect, it } from 'vitest';
-import { combineTerms, makeRecord, StepClock } from '../../lib/train/record.ts';
+import { customTerms, makeRecord, StepClock, weightedTerms } from '../../lib/train/record.ts';
 
-it('adds terms with their shares and weights', () => {
-  const combined = combineTerms([
-    { name: 'taskLoss', value: 2, share: 0.25, weight: 1 },
-    { name: 'taskLoss', value: 1, share: 0.75, weight: 1 },
-    { name: 'consistency', value: 4, share: 0.5, weight: 0.1 },
-    { name: 'consistency', value: 2, share: 0.5, weight: 0.3 },
-    { name: 'custom', label: 'margin', value: 3, share: 0.25, weight: 0 },
-    { name: 'custom', label: 'margin', value: 5, share: 0.75, weight: 0 },
-  ]);
-  expect(combined).toEqual({
-    loss: 1.25 + 0.2 + 0.3,
-    taskLoss: 1.25,
+it('adds terms with their weights', () => {
+  const values = { task: 2, consistency: 3, diversity: -1, svd: null };
+  const weights = { consistency: 0.5, diversity: 0.25, svd: 0.1 };
+  expect(weightedTerms(values, weights)).toEqual({
+    loss: 2 + 1.5 - 0.25,
+    taskLoss: 2,
     consistency: 3,
-    diversity: null,
+    diversity: -1,
     svd: null,
-    consistencyWeight: 0.2,
-    diversityWeight: 0,
-    svdWeight: 0,
-    custom: { margin: 4.5 },
+    consistencyWeight: 0.5,
+    diversityWeight: 0.25,
+    svdWeight: 0.1,
+    custom: null,
   });
+});
+
+it("adds a user's loss and metrics with the micro-batches' shares", () => {
+  const terms = customTerms();
+  terms.addLoss(2, 0.25);
+  terms.addLoss(1, 0.75);
+  terms.addMetric('margin', 3, 0.25);
+  terms.addMetric('margin', 5, 0.75);
+  expect(terms.combined()).toMatchObject({ loss: 1.25, taskLoss: 1.25, custom: { margin: 4.5 } });
 });
 
 it('writes a record with the keys of metrics.jsonl', () => {
   const record = makeRecord({
     step: 1,
     epoch: 0.5,
-    terms: combineTerms([{ name: 'taskLoss', value: 2, share: 1, weight: 1 }]),
+    terms: weightedTerms(
+      { task: 2, consistency: null, diversity: null, svd: null },
+      { consistency: 0, diversity: 0, svd: 0 },
+    ),
     gradNorm: 3,
     learningRate: 1e-4,
     tokens: 100,

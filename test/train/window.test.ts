@@ -98,9 +98,9 @@ async function last(options: { accumulation: number; positions: 'supervised' }, 
 }
 
 it('counts rows by kind, padding never', () => {
-  const batch = { ...batchOf(2, 1), lengths: Int32Array.of(4) };
-  expect(countRows(batch, 'supervised')).toEqual({ tokens: 4, supervised: 2, selected: 2 });
-  expect(countRows(batch, 'non_padding')).toEqual({ tokens: 4, supervised: 2, selected: 4 });
+  const batch = { ...batchOf(2, 1), lengths: Int32Array.of(5) };
+  expect(countRows(batch, 'supervised')).toEqual({ tokens: 5, supervised: 2, selected: 2 });
+  expect(countRows(batch, 'non_padding')).toEqual({ tokens: 5, supervised: 2, selected: 5 });
   expect(countRows(batchOf(2, 1), 'label_aligned')).toEqual({
     tokens: 6,
     supervised: 2,

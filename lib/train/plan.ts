@@ -1,0 +1,95 @@
+/**
+ * What a run will be, before its first step. Counts and the bytes of what stands still are exact; what a step needs on
+ * top depends on kernels and shapes, so it is measured on one micro-batch rather than guessed by a formula.
+ */
+import { warmupStepsFrom } from '../optim/schedulers.ts';
+import { memoryStats, resetPeakMemory, synchronize } from '../runtime.ts';
+import type { Tensor } from '../tensor.ts';
+import { makeObjective } from './objective.ts';
+import type { ResolvedOptions } from './options.ts';
+import type { TrainerOptions } from './trainer.ts';
+import type { RunPlan } from './types.ts';
+import { countSteps, WindowReader } from './window.ts';
+
+const kBytes = { f64: 8, f32: 4, bf16: 2, f16: 2, i64: 8, i32: 4, u8: 1 } as const;
+
+export async function makePlan(
+  { tuned, data }: TrainerOptions,
+  { optimization }: ResolvedOptions,
+): Promise<RunPlan> {
+  const { gradientAccumulationSteps: accumulation, numTrainEpochs, maxSteps } = optimization;
+  const totalSteps = await countSteps(data, { accumulation, numTrainEpochs, maxSteps });
+  const base = tuned.model.parameters();
+  const trained = tuned.parameters().map(({ tensor }) => tensor);
+  const moments = optimization.optim === 'adamw' ? 2 : optimization.momentum > 0 ? 1 : 0;
+  const trainedBytes = bytesOf(trained);
+  return {
+    totalSteps,
+    warmupSteps: warmupStepsFrom(optimization.warmupSteps, totalSteps),
+    microBatchesPerEpoch: await data.batchCount(0),
+    trainableParameters: count(trained),
+    baseParameters: count(base),
+    memory: {
+      baseBytes: bytesOf(base),
+      teacherBytes: tuned.teacherBytes,
+      adapterBytes: bytesOf(Object.values(tuned.state())),
+      optimizerBytes: (moments + 1) * trainedBytes,
+      activationBytes: null,
+      totalBytes: null,
+    },
+    measuredTokens: null,
+    secondsPerStep: null,
+  };
+}
+
+/** Computes one micro-batch and throws it away. The second pass is timed: the first one packs weights. */
+export async function measurePlan(
+  plan: RunPlan,
+  input: TrainerOptions,
+  options: ResolvedOptions,
+): Promise<RunPlan> {
+  const { tuned, data } = input;
+  const { positions } = options.regularizers;
+  const windows = new WindowReader(
+    data,
+    { accumulation: 1, positions },
+    { epoch: 0, microBatch: 0 },
+  );
+  const window = await windows.next();
+  await windows.close();
+  const objective = makeObjective(tuned, options.regularizers, input.loss);
+  const work = { tuned, window, step: 0, totalSteps: plan.totalSteps };
+  let [seconds, standing] = [0, 0];
+  for (let pass = 0; pass < 2; pass++) {
+    await synchronize();
+    standing = memoryStats().liveBytes;
+    resetPeakMemory();
+    const begun = performance.now();
+    await objective.accumulate(work);
+    await synchronize();
+    seconds = (performance.now() - begun) / 1000;
+    for (const { tensor } of tuned.parameters()) tensor.grad = null;
+  }
+  objective.dispose();
+  const { peakBytes, derivedBytes } = memoryStats();
+  const activationBytes = peakBytes - standing;
+  const { optimizerBytes } = plan.memory;
+  return {
+    ...plan,
+    memory: {
+      ...plan.memory,
+      activationBytes,
+      totalBytes: standing + derivedBytes + optimizerBytes + activationBytes,
+    },
+    measuredTokens: window.totals.tokens,
+    secondsPerStep: seconds * options.optimization.gradientAccumulationSteps,
+  };
+}
+
+function count(tensors: readonly Tensor[]): number {
+  return tensors.reduce((sum, { size }) => sum + size, 0);
+}
+
+function bytesOf(tensors: readonly Tensor[]): number {
+  return tensors.reduce((sum, { size, dtype }) => sum + size * kBytes[dtype], 0);
+}

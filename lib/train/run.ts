@@ -1,0 +1,325 @@
+/**
+ * One run of a trainer: what lives between two steps. It claims the output folder, takes up a checkpoint if asked to,
+ * and writes metrics, checkpoints and the result.
+ */
+import type { TunedModel } from '../adapters/tuned_model.ts';
+import { ArgumentError, NativeError } from '../errors.ts';
+import { writeFileAtomic } from '../io/files.ts';
+import { AdamW, type Optimizer, Sgd } from '../optim/optimizers.ts';
+import { learningRateSchedule } from '../optim/schedulers.ts';
+import { type Checkpoint, latestCheckpoint, saveCheckpoint } from './checkpoints.ts';
+import { MetricsFile } from './metrics.ts';
+import { makeObjective, type Objective } from './objective.ts';
+import { differences, type Identity, type ResolvedOptions } from './options.ts';
+import { claimOutput, type OutputFolder } from './output.ts';
+import { makePlan } from './plan.ts';
+import { type CombinedTerms, StepClock } from './record.ts';
+import type { TrainerOptions } from './trainer.ts';
+import type { RunPlan, StepRecord, TrainEvent } from './types.ts';
+import { type Position, WindowReader } from './window.ts';
+
+type Warning = Extract<TrainEvent, { type: 'warning' }>;
+
+const kStart: Position = { epoch: 0, microBatch: 0 };
+const kPrefix = { tuned: 'tuned/', optimizer: 'optimizer/' } as const;
+
+/** What a run is made of; built by {@link openRun}. */
+interface Parts {
+  readonly input: TrainerOptions;
+  readonly options: ResolvedOptions;
+  readonly plan: RunPlan;
+  readonly identity: Identity;
+  readonly folder: OutputFolder | null;
+  readonly metrics: MetricsFile | null;
+  readonly optimizer: Optimizer;
+  readonly objective: Objective;
+  readonly windows: WindowReader;
+  readonly clock: StepClock;
+  readonly rate: (step: number) => number;
+  readonly warnings: readonly Warning[];
+}
+
+interface Progress {
+  /** Optimiser steps done. */
+  readonly step: number;
+  /** The next micro-batch. */
+  readonly position: Position;
+  readonly last: StepRecord | null;
+}
+
+export class Run {
+  private savedStep: number | null = null;
+  private savedPath: string | null = null;
+
+  constructor(
+    private readonly parts: Parts,
+    private progress: Progress,
+  ) {}
+
+  get step(): number {
+    return this.progress.step;
+  }
+
+  get last(): StepRecord | null {
+    return this.progress.last;
+  }
+
+  get totalSteps(): number {
+    return this.parts.plan.totalSteps;
+  }
+
+  get plan(): RunPlan {
+    return this.parts.plan;
+  }
+
+  get folder(): OutputFolder | null {
+    return this.parts.folder;
+  }
+
+  get optimizer(): Optimizer {
+    return this.parts.optimizer;
+  }
+
+  get objective(): Objective {
+    return this.parts.objective;
+  }
+
+  get windows(): WindowReader {
+    return this.parts.windows;
+  }
+
+  get clock(): StepClock {
+    return this.parts.clock;
+  }
+
+  /** To be told before the first step. */
+  get warnings(): readonly Warning[] {
+    return this.parts.warnings;
+  }
+
+  /** Learning rate of a step, 0 the first. */
+  rate(step: number): number {
+    return this.parts.rate(step);
+  }
+
+  secondsLeft(): number {
+    return this.clock.estimate(this.totalSteps - this.step);
+  }
+
+  /** Takes note of a whole step. */
+  async commit(record: StepRecord, position: Position): Promise<void> {
+    await this.parts.metrics?.append(record);
+    this.progress = { step: record.step, position, last: record };
+  }
+
+  /** Puts everything away that a resumed run needs; null without an output folder or when it is saved already. */
+  async saveCheckpoint(): Promise<string | null> {
+    const { folder, input, optimizer, options } = this.parts;
+    if (folder === null || this.savedStep === this.step) return null;
+    const moments = optimizer.state();
+    this.savedPath = await saveCheckpoint(
+      folder.checkpoints,
+      {
+        state: {
+          format: 1,
+          step: this.step,
+          totalSteps: this.totalSteps,
+          position: this.progress.position,
+          elapsedSeconds: this.clock.elapsed(),
+          last: this.last,
+          identity: this.parts.identity,
+          optimizerSteps: moments.steps,
+        },
+        tensors: {
+          ...withPrefix(kPrefix.tuned, input.tuned.state()),
+          ...withPrefix(kPrefix.optimizer, moments.tensors),
+        },
+      },
+      options.output.saveTotalLimit,
+    );
+    this.savedStep = this.step;
+    return this.savedPath;
+  }
+
+  /** Writes the adapter or model where users look for it. */
+  async exportResult(): Promise<void> {
+    const { folder, input, options } = this.parts;
+    if (folder !== null) await input.tuned.save(folder.path, { form: options.output.export });
+  }
+
+  /** The error of a step whose numbers are not finite; nothing was changed by it. */
+  notFinite(terms: CombinedTerms, norm: number): NativeError {
+    const { taskLoss, consistency, diversity, svd } = terms;
+    const values = Object.entries({ taskLoss, consistency, diversity, svd, gradNorm: norm })
+      .filter(([, value]) => value !== null)
+      .map(([name, value]) => `${name} ${value}`);
+    const kept =
+      this.savedPath === null
+        ? 'no checkpoint had been saved'
+        : `the last good checkpoint is ${this.savedPath}`;
+    return new NativeError(
+      `step ${this.step + 1}: not finite (${values.join(', ')}); the parameters are those after step ${this.step}, ${kept}`,
+    );
+  }
+
+  async close(): Promise<void> {
+    const { windows, metrics, optimizer, objective, folder } = this.parts;
+    await windows.close();
+    await metrics?.close();
+    optimizer.dispose();
+    objective.dispose();
+    await folder?.release();
+  }
+
+  /** Adopts a checkpoint that stands in the folder already. */
+  adopt({ path, state }: Checkpoint): void {
+    this.savedStep = state.step;
+    this.savedPath = path;
+  }
+}
+
+/** Makes a run ready for its next step. Whatever is wrong with options, folder or data comes up here. */
+export async function openRun(input: TrainerOptions, options: ResolvedOptions): Promise<Run> {
+  const { output, overwrite, resume } = options.output;
+  const plan = await makePlan(input, options);
+  const folder = output === null ? null : await claimOutput(output, { overwrite, resume });
+  let metrics: MetricsFile | null = null;
+  try {
+    const identity = identityOf(input, options, plan);
+    const warnings: Warning[] = [];
+    const checkpoint =
+      folder !== null && resume ? await takeUp(folder, { identity, plan, warnings }) : null;
+    const optimizer = makeOptimizer(input.tuned, options.optimization);
+    if (checkpoint !== null) restore(checkpoint, input, optimizer);
+    const { step, position, last, elapsedSeconds } = checkpoint?.state ?? {
+      step: 0,
+      position: kStart,
+      last: null,
+      elapsedSeconds: 0,
+    };
+    if (folder !== null) {
+      metrics = await MetricsFile.open(folder.metrics, step);
+      await writeFileAtomic(folder.config, configText(options, identity));
+    }
+    const { gradientAccumulationSteps: accumulation, learningRate } = options.optimization;
+    const run = new Run(
+      {
+        input,
+        options,
+        plan,
+        identity,
+        folder,
+        metrics,
+        optimizer,
+        objective: makeObjective(input.tuned, options.regularizers, input.loss),
+        windows: new WindowReader(
+          input.data,
+          { accumulation, positions: options.regularizers.positions },
+          position,
+        ),
+        clock: new StepClock(elapsedSeconds),
+        rate: learningRateSchedule({
+          scheduler: options.optimization.lrSchedulerType,
+          total: plan.totalSteps,
+          warmup: plan.warmupSteps,
+          learningRate,
+          options: options.optimization.lrSchedulerKwargs,
+        }),
+        warnings,
+      },
+      { step, position, last },
+    );
+    if (checkpoint !== null) run.adopt(checkpoint);
+    return run;
+  } catch (error) {
+    await metrics?.close();
+    await folder?.release();
+    throw error;
+  }
+}
+
+/** The checkpoint to go on from, or null (with a warning) when the earlier run did not come to one. */
+async function takeUp(
+  folder: OutputFolder,
+  { identity, plan, warnings }: { identity: Identity; plan: RunPlan; warnings: Warning[] },
+): Promise<Checkpoint | null> {
+  const warn = (code: string, message: string): void => {
+    warnings.push({ type: 'warning', code, message });
+  };
+  const checkpoint = await latestCheckpoint(folder.checkpoints, (message) =>
+    warn('checkpoint_damaged', message),
+  );
+  if (checkpoint === null) {
+    warn(
+      'nothing_to_resume',
+      `${folder.path} has no checkpoint: the run starts from the beginning`,
+    );
+    return null;
+  }
+  const { state, path } = checkpoint;
+  const changed = differences(
+    { ...state.identity, totalSteps: state.totalSteps },
+    { ...identity, totalSteps: plan.totalSteps },
+  );
+  if (changed.length > 0) {
+    throw new ArgumentError(
+      `${path} belongs to another run and cannot be continued bit for bit: ${changed.join('; ')}`,
+    );
+  }
+  return checkpoint;
+}
+
+function restore(checkpoint: Checkpoint, input: TrainerOptions, optimizer: Optimizer): void {
+  const { path, state, tensors } = checkpoint;
+  const values = withoutPrefix(kPrefix.tuned, tensors);
+  input.tuned.restore(values, path);
+  for (const tensor of Object.values(values)) tensor.dispose();
+  optimizer.restore(
+    { tensors: withoutPrefix(kPrefix.optimizer, tensors), steps: state.optimizerSteps },
+    path,
+  );
+}
+
+/** Everything that the numbers depend on; threads and machine are the caller's business (docs: what repeats). */
+function identityOf(input: TrainerOptions, options: ResolvedOptions, plan: RunPlan): Identity {
+  return {
+    ...options.optimization,
+    ...options.regularizers,
+    warmupSteps: plan.warmupSteps,
+    seed: options.seed,
+    data: input.data.fingerprint,
+    customLoss: input.loss !== undefined,
+    ...input.tuned.identity(),
+  };
+}
+
+function configText(options: ResolvedOptions, identity: Identity): string {
+  const { runConfig, ...output } = options.output;
+  const trainer = {
+    ...options.optimization,
+    ...options.regularizers,
+    ...output,
+    seed: options.seed,
+  };
+  return `${JSON.stringify({ command: runConfig, trainer, identity }, null, 2)}\n`;
+}
+
+function withPrefix<T>(prefix: string, values: Readonly<Record<string, T>>): Record<string, T> {
+  return Object.fromEntries(Object.entries(values).map(([key, value]) => [prefix + key, value]));
+}
+
+function withoutPrefix<T>(prefix: string, values: Readonly<Record<string, T>>): Record<string, T> {
+  return Object.fromEntries(
+    Object.entries(values)
+      .filter(([key]) => key.startsWith(prefix))
+      .map(([key, value]) => [key.slice(prefix.length), value]),
+  );
+}
+
+function makeOptimizer(tuned: TunedModel, options: ResolvedOptions['optimization']): Optimizer {
+  const groups = [{ parameters: tuned.parameters() }];
+  const { weightDecay, adamBeta1, adamBeta2, adamEpsilon, momentum } = options;
+  return options.optim === 'sgd'
+    ? new Sgd(groups, { momentum, weightDecay })
+    : new AdamW(groups, { beta1: adamBeta1, beta2: adamBeta2, eps: adamEpsilon, weightDecay });
+}

@@ -1,0 +1,190 @@
+/**
+ * The training loop. It runs on the JS thread and only enqueues: the engine works on its own thread, and the loop
+ * awaits it at the points where a number is needed (after each micro-batch, and before the optimiser's step).
+ *
+ * A step: read and count the window -> for each micro-batch forward, teacher, losses, backward -> norm -> refuse what
+ * is not finite -> clip, step -> record. Nothing of a step shows outside before all of it is done, so a run that is
+ * stopped, killed or fails in the middle goes on from the last whole step.
+ */
+import type { TunedModel } from '../adapters/tuned_model.ts';
+import { ArgumentError } from '../errors.ts';
+import { evaluate } from '../eval/evaluate.ts';
+import { clipNorm } from '../optim/clip.ts';
+import { synchronize } from '../runtime.ts';
+import { type OptionsInput, type ResolvedOptions, resolveOptions } from './options.ts';
+import { makePlan, measurePlan } from './plan.ts';
+import { makeRecord } from './record.ts';
+import { openRun, type Run } from './run.ts';
+import type {
+  BatchSource,
+  EvaluationResult,
+  LossFunction,
+  RunPlan,
+  StepRecord,
+  TrainCallback,
+  TrainEvent,
+  TrainResult,
+} from './types.ts';
+
+export interface TrainerOptions extends OptionsInput {
+  tuned: TunedModel;
+  data: BatchSource;
+  /** Held-out examples; evaluated every `evalSteps` and at the end. */
+  evalData?: BatchSource;
+  /** A loss of the user's own instead of the cross-entropy and the regularizers. */
+  loss?: LossFunction;
+  callbacks?: readonly TrainCallback[];
+  /** Stops after the micro-batch in flight; the run can be resumed. */
+  signal?: AbortSignal;
+}
+
+/**
+ * Trains a tuned model.
+ * @example
+ * const trainer = new Trainer({ tuned, data, maxSteps: 200, output: 'out' });
+ * for await (const event of trainer.run()) {
+ *   if (event.type === 'step') console.log(event.record.step, event.record.loss);
+ * }
+ */
+export class Trainer {
+  readonly options: ResolvedOptions;
+
+  constructor(private readonly input: TrainerOptions) {
+    this.options = resolveOptions(input);
+    checkTeacher(input.tuned, this.options);
+  }
+
+  /** What the run will be; with `measure` one micro-batch is computed (and thrown away) for memory and time. */
+  async plan({ measure = false }: { measure?: boolean } = {}): Promise<RunPlan> {
+    const plan = await makePlan(this.input, this.options);
+    return measure ? measurePlan(plan, this.input, this.options) : plan;
+  }
+
+  /** Runs to the end; events go to the callbacks only. */
+  async train(): Promise<TrainResult> {
+    const events = this.run();
+    for (;;) {
+      const next = await events.next();
+      if (next.done) return next.value;
+    }
+  }
+
+  /**
+   * The run as a stream of events; it waits while its consumer is busy, and leaving the loop stops it.
+   * @throws ArgumentError before the first step for a bad option, folder or data; NativeError naming the step when a
+   *   loss or a gradient is not finite (parameters and checkpoints stay those of the step before).
+   */
+  async *run(): AsyncGenerator<TrainEvent, TrainResult> {
+    const { signal } = this.input;
+    const run = await openRun(this.input, this.options);
+    try {
+      const { loggingSteps, saveSteps, evalSteps } = this.options.output;
+      for (const event of run.warnings) yield await this.tell(event);
+      yield await this.tell({ type: 'start', plan: run.plan, startStep: run.step });
+      while (run.step < run.totalSteps) {
+        const record = await this.step(run);
+        if (record === null) break;
+        const pace = { totalSteps: run.totalSteps, secondsLeft: run.secondsLeft() };
+        yield await this.tell({ type: 'step', record, ...pace });
+        const last = run.step === run.totalSteps;
+        if (run.step % loggingSteps === 0 || last)
+          yield await this.tell({ type: 'log', record, ...pace });
+        if (evalSteps > 0 && run.step % evalSteps === 0 && !last) yield* this.evaluation(run);
+        if (saveSteps > 0 && run.step % saveSteps === 0 && !last) yield* this.checkpoint(run);
+      }
+      return yield* this.finish(run, signal?.aborted === true && run.step < run.totalSteps);
+    } finally {
+      await run.close();
+    }
+  }
+
+  private async *finish(run: Run, aborted: boolean): AsyncGenerator<TrainEvent, TrainResult> {
+    let evaluation: EvaluationResult | null = null;
+    if (!aborted) evaluation = yield* this.evaluation(run);
+    yield* this.checkpoint(run);
+    if (!aborted) await run.exportResult();
+    const result: TrainResult = {
+      reason: aborted ? 'aborted' : 'completed',
+      steps: run.step,
+      elapsedSeconds: run.clock.elapsed(),
+      last: run.last,
+      evaluation,
+      output: aborted ? null : (run.folder?.path ?? null),
+    };
+    yield await this.tell({ type: 'end', reason: result.reason, result });
+    return result;
+  }
+
+  private async *evaluation(run: Run): AsyncGenerator<TrainEvent, EvaluationResult | null> {
+    const { evalData, tuned, signal } = this.input;
+    if (evalData === undefined) return null;
+    const result = await evaluate(
+      tuned,
+      evalData.batches(0, 0),
+      signal === undefined ? {} : { signal },
+    );
+    yield await this.tell({ type: 'evaluation', step: run.step, result });
+    return result;
+  }
+
+  private async *checkpoint(run: Run): AsyncGenerator<TrainEvent, void> {
+    const path = await run.saveCheckpoint();
+    if (path !== null) yield await this.tell({ type: 'checkpoint', step: run.step, path });
+  }
+
+  /** One optimiser step; null if the signal stopped it on the way. */
+  private async step(run: Run): Promise<StepRecord | null> {
+    run.clock.start();
+    const window = await run.windows.next();
+    const { tuned, signal } = this.input;
+    const { maxGradNorm } = this.options.optimization;
+    const { step, totalSteps } = run;
+    const terms = await run.objective.accumulate({ tuned, window, step, totalSteps, signal });
+    if (terms === null) {
+      run.optimizer.zeroGrad();
+      return null;
+    }
+    tuned.collectGradients();
+    const { norm, coefficient } = await clipNorm(
+      tuned.parameters().map(({ tensor }) => tensor),
+      { maxNorm: maxGradNorm },
+    );
+    if (!Number.isFinite(terms.loss) || !Number.isFinite(norm)) {
+      run.optimizer.zeroGrad();
+      throw run.notFinite(terms, norm);
+    }
+    const learningRate = run.rate(run.step);
+    run.optimizer.step({ learningRate, coefficient });
+    coefficient?.dispose();
+    run.optimizer.zeroGrad();
+    tuned.afterStep();
+    await synchronize();
+    const record = makeRecord({
+      step: run.step + 1,
+      epoch: window.epoch,
+      terms,
+      gradNorm: norm,
+      learningRate,
+      tokens: window.totals.tokens,
+      supervisedTokens: window.totals.supervised,
+      seconds: run.clock.stop(),
+      elapsedSeconds: run.clock.elapsed(),
+    });
+    await run.commit(record, window.after);
+    return record;
+  }
+
+  private async tell(event: TrainEvent): Promise<TrainEvent> {
+    for (const callback of this.input.callbacks ?? []) await callback(event);
+    return event;
+  }
+}
+
+/** A consistency term without a teacher would be a term against nothing. */
+function checkTeacher(tuned: TunedModel, { regularizers }: ResolvedOptions): void {
+  if (regularizers.consistencyWeight > 0 && !tuned.hasTeacher) {
+    throw new ArgumentError(
+      'consistencyWeight > 0 needs the model as it was: give full fine-tuning a frozen copy as its teacher',
+    );
+  }
+}

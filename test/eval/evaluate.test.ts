@@ -1,0 +1,99 @@
+import { expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { FullModel } from '../../lib/adapters/full_model.ts';
+import type { Batch } from '../../lib/data/collate.ts';
+import { evaluate } from '../../lib/eval/evaluate.ts';
+import { copy_, linear, randn } from '../../lib/ops/index.ts';
+import { noGrad, scope } from '../../lib/tensor.ts';
+import { TinyModel, tinyBatches } from '../support/tiny_model.ts';
+
+/** Logits (N,V) in f64. */
+function logitsOf(model: TinyModel, batch: Batch): Float64Array {
+  return scope(() =>
+    noGrad(() => {
+      const hidden = model.forward(batch).to('f64');
+      return linear(hidden, model.head.weight.to('f64')).dataSync() as Float64Array;
+    }),
+  );
+}
+
+function logSoftmax(row: Float64Array): number[] {
+  const largest = Math.max(...row);
+  const sum = row.reduce((total, value) => total + Math.exp(value - largest), 0);
+  return Array.from(row, (value) => value - largest - Math.log(sum));
+}
+
+async function disturbed(): Promise<AdapterModel> {
+  const tuned = await AdapterModel.create(new TinyModel(), { r: 4, loraAlpha: 8 });
+  let seed = 5;
+  for (const { tensor } of tuned.parameters()) {
+    scope(() => noGrad(() => copy_(tensor, randn(tensor.shape, { seed: seed++, deviation: 0.2 }))));
+  }
+  return tuned;
+}
+
+it('agrees with the definitions, over batches and by example', async () => {
+  const tuned = await disturbed();
+  const model = tuned.model as TinyModel;
+  const batches = tinyBatches({ count: 3 }).map((batch, i) => ({
+    ...batch,
+    indices: Int32Array.of(2 * i + 10, 2 * i + 11),
+  }));
+  const found = await evaluate(tuned, batches);
+
+  const width = 17;
+  let [loss, kl, entropy, rows] = [0, 0, 0, 0];
+  const perExample: { index: number; supervisedTokens: number; sum: number }[] = [];
+  for (const batch of batches) {
+    const student = logitsOf(model, batch);
+    const teacher = tuned.withTeacher(() => logitsOf(model, batch));
+    batch.targets.forEach((target, n) => {
+      const segment = n < (batch.cuSeqlens[1] as number) ? 0 : 1;
+      if (n === 0 || n === batch.cuSeqlens[1]) {
+        perExample.push({ index: batch.indices[segment] as number, supervisedTokens: 0, sum: 0 });
+      }
+      if (target === -100) return;
+      const q = logSoftmax(student.subarray(n * width, (n + 1) * width));
+      const p = logSoftmax(teacher.subarray(n * width, (n + 1) * width));
+      rows++;
+      loss -= q[target] as number;
+      const example = perExample[perExample.length - 1] as (typeof perExample)[number];
+      example.supervisedTokens++;
+      example.sum -= q[target] as number;
+      for (let v = 0; v < width; v++) {
+        kl += Math.exp(p[v] as number) * ((p[v] as number) - (q[v] as number));
+        entropy -= Math.exp(q[v] as number) * (q[v] as number);
+      }
+    });
+  }
+  expect(found.supervisedTokens).toBe(rows);
+  expect(found.tokens).toBe(36);
+  expect(found.loss).toBeCloseTo(loss / rows, 5);
+  expect(found.perplexity).toBeCloseTo(Math.exp(loss / rows), 4);
+  expect(found.kl as number).toBeCloseTo(kl / rows, 5);
+  expect(found.entropy).toBeCloseTo(entropy / rows, 5);
+  expect(found.effectiveRank).toBeGreaterThan(1);
+  expect(found.effectiveRank).toBeLessThanOrEqual(8 + 1e-9);
+  expect(found.examples.map(({ index }) => index)).toEqual([10, 11, 12, 13, 14, 15]);
+  found.examples.forEach((example, i) => {
+    const expected = perExample[i] as (typeof perExample)[number];
+    expect(example.supervisedTokens).toBe(expected.supervisedTokens);
+    expect(example.tokens).toBe(6);
+    expect(example.loss as number).toBeCloseTo(expected.sum / expected.supervisedTokens, 5);
+  });
+});
+
+it('finds a KL of 0 for a fresh adapter, and none without a teacher', async () => {
+  const fresh = await AdapterModel.create(new TinyModel(), { r: 2 });
+  expect((await evaluate(fresh, tinyBatches({ count: 1 }))).kl).toBe(0);
+  expect((await evaluate(new FullModel(new TinyModel()), tinyBatches({ count: 1 }))).kl).toBeNull();
+});
+
+it('says so when nothing is supervised, and stops at a signal', async () => {
+  const tuned = await AdapterModel.create(new TinyModel(), { r: 2 });
+  const [batch] = tinyBatches({ count: 1 }) as [Batch];
+  const none = { ...batch, targets: new Int32Array(batch.targets.length).fill(-100) };
+  await expect(evaluate(tuned, [none])).rejects.toThrow(/no supervised token/);
+  const stopped = evaluate(tuned, [batch], { signal: AbortSignal.abort() });
+  await expect(stopped).rejects.toThrow(/abort/i);
+});

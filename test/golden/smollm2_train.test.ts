@@ -1,0 +1,242 @@
+/**
+ * Training trajectories of SmolLM2-135M in f32 against the reference's: every step's terms, gradient norm and rate, and
+ * how far each module has moved at the end. Slow (minutes): runs with BALORA_SLOW=1 in whole, else the first steps.
+ */
+import { readFileSync } from 'node:fs';
+import { expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import type { LoraConfigInput } from '../../lib/adapters/config.ts';
+import { deltaOf } from '../../lib/adapters/merge.ts';
+import type { Batch } from '../../lib/data/collate.ts';
+import { AutoModelForCausalLM } from '../../lib/models/index.ts';
+import { mul, sum } from '../../lib/ops/index.ts';
+import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
+import { resolveRegularizers } from '../../lib/train/methods.ts';
+import { makeObjective } from '../../lib/train/objective.ts';
+import type { CombinedTerms } from '../../lib/train/record.ts';
+import { Trainer } from '../../lib/train/trainer.ts';
+import type { BatchSource, RegularizerOptions, StepRecord } from '../../lib/train/types.ts';
+import { type GoldenArray, goldenArray, goldenArrays } from '../support/golden.ts';
+import { windowOf } from '../support/golden_batch.ts';
+import { describeShared, sharedPath } from '../support/shared.ts';
+
+interface Step {
+  task: number;
+  cr: number;
+  dr: number;
+  svdr: number;
+  l1: number;
+  l2: number;
+  l3: number;
+  grad_norm: number;
+  lr: number;
+  supervised_tokens: number;
+  tokens: number;
+}
+
+interface RunFacts {
+  config: {
+    T: number;
+    K: number;
+    k: number;
+    l1: number;
+    l2: number;
+    l3: number;
+    init: 'pissa' | 'lora';
+    r: number;
+    alpha: number;
+    lr: number;
+    lr_warmup_steps: number;
+    steps: number;
+    micro_batch: number;
+    accumulation: number;
+    two_phase: [number, number];
+    clip_norm: number;
+  };
+  steps: Step[];
+  eval_after: { task: number; cr: number; dr: number; svdr: number };
+  delta_norm: Record<string, number>;
+}
+
+const kWhole = process.env.BALORA_SLOW === '1';
+const kQuickSteps = 3;
+const kMinutes = 60_000;
+const kModel = 'models/smollm2-135m-instruct-gguf';
+
+describeShared('SmolLM2 trajectories in f32', () => {
+  const facts = JSON.parse(readFileSync(sharedPath('golden/smollm2/train.json'), 'utf8')) as {
+    runs: Record<string, RunFacts>;
+  };
+  const arrays = goldenArrays(sharedPath('golden/smollm2/train.safetensors'));
+
+  it.each(Object.entries(facts.runs))(
+    '%s',
+    async (name, run) => {
+      const { config } = run;
+      const model = await AutoModelForCausalLM.fromPretrained(sharedPath(kModel), { dtype: 'f32' });
+      const tuned = await AdapterModel.create(model, adapterConfig(run));
+      if (config.init === 'lora') tuned.restore(firstValues(tuned, name, arrays), 'golden');
+      const examples = splitRows(arrays, name);
+      const records: StepRecord[] = [];
+      const stop = new AbortController();
+      const trainer = new Trainer({
+        tuned,
+        data: sourceOf(examples, config.micro_batch),
+        regularizers: regularizersOf(run),
+        learningRate: config.lr,
+        warmupSteps: config.lr_warmup_steps,
+        maxSteps: config.steps,
+        maxGradNorm: config.clip_norm,
+        gradientAccumulationSteps: config.accumulation,
+        signal: stop.signal,
+      });
+      for await (const event of trainer.run()) {
+        if (event.type !== 'step') continue;
+        records.push(event.record);
+        compareStep(event.record, run.steps[event.record.step - 1] as Step);
+        if (!kWhole && records.length === kQuickSteps) stop.abort();
+      }
+      expect(records).toHaveLength(kWhole ? config.steps : Math.min(kQuickSteps, config.steps));
+      if (kWhole || records.length === config.steps) {
+        await compareEnd(tuned, run, batchOf(examples.slice(-config.micro_batch)));
+      }
+      tuned.dispose();
+      model.dispose();
+    },
+    20 * kMinutes,
+  );
+});
+
+function adapterConfig({ config }: RunFacts): LoraConfigInput {
+  return {
+    r: config.r,
+    loraAlpha: config.alpha,
+    initLoraWeights: config.init === 'pissa' ? 'pissa' : true,
+    targetModules: ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'],
+  };
+}
+
+function regularizersOf({ config }: RunFacts): RegularizerOptions {
+  return {
+    consistencyWeight: config.l1,
+    diversityWeight: config.l2,
+    svdWeight: config.l3,
+    temperature: config.T,
+    entropyTopK: config.K,
+    svdTopK: config.k,
+    regularizerWarmupRatio: config.two_phase[0],
+    regularizerRampRatio: config.two_phase[1],
+  };
+}
+
+/** The reference's A; B zero. */
+function firstValues(
+  tuned: AdapterModel,
+  run: string,
+  arrays: Map<string, GoldenArray>,
+): Record<string, Tensor> {
+  return Object.fromEntries(
+    Object.entries(tuned.state()).map(([key, value]) => {
+      const [module, half] = key.split('.lora_') as [string, string];
+      const { shape } = value;
+      if (half === 'B') return [key, tensor(new Float32Array(value.size), { shape })];
+      return [key, tensor(goldenArray(arrays, `${run}.${module}.A0`).data, { shape })];
+    }),
+  );
+}
+
+interface Row {
+  ids: Int32Array;
+  targets: Int32Array;
+}
+
+function splitRows(arrays: Map<string, GoldenArray>, run: string): Row[] {
+  const data = (name: string) => goldenArray(arrays, `${run}.${name}`).data as Int32Array;
+  const [ids, targets] = [data('ids'), data('targets')];
+  let at = 0;
+  return Array.from(data('lengths'), (length) => {
+    const row = { ids: ids.slice(at, at + length), targets: targets.slice(at, at + length) };
+    at += length;
+    return row;
+  });
+}
+
+function batchOf(rows: readonly Row[]): Batch {
+  const inputIds: number[] = [];
+  const positions: number[] = [];
+  const targets: number[] = [];
+  const cuSeqlens = [0];
+  for (const row of rows) {
+    row.ids.forEach((id, t) => {
+      inputIds.push(id);
+      positions.push(t);
+      targets.push(row.targets[t + 1] ?? -100);
+    });
+    cuSeqlens.push(inputIds.length);
+  }
+  const ints = (values: number[]) => Int32Array.from(values);
+  return {
+    inputIds: ints(inputIds),
+    positions: ints(positions),
+    targets: ints(targets),
+    cuSeqlens: ints(cuSeqlens),
+  };
+}
+
+function sourceOf(rows: readonly Row[], size: number): BatchSource {
+  const count = Math.floor(rows.length / size);
+  return {
+    fingerprint: 'golden',
+    batchCount: () => count,
+    *batches(_, start) {
+      for (let i = start; i < count; i++) yield batchOf(rows.slice(i * size, (i + 1) * size));
+    },
+  };
+}
+
+function near(found: number | null, expected: number, tolerance: number, what: string): void {
+  const error = Math.abs((found as number) - expected);
+  expect(error, `${what}: ${found}, expected ${expected}`).toBeLessThanOrEqual(tolerance);
+}
+
+function compareStep(record: StepRecord, step: Step): void {
+  const at = (name: string): string => `step ${record.step} ${name}`;
+  near(record.taskLoss, step.task, 1e-4, at('task'));
+  near(record.diversity, step.dr, 1e-4, at('dr'));
+  near(record.consistency, step.cr, record.step <= 2 ? 1e-6 : 5e-4, at('cr'));
+  near(record.svd, step.svdr, 5e-4, at('svdr'));
+  near(record.gradNorm, step.grad_norm, 5e-4 * step.grad_norm, at('grad_norm'));
+  near(record.learningRate, step.lr, 1e-12, at('lr'));
+  near(record.consistencyWeight, step.l1, 1e-12, at('l1'));
+  near(record.diversityWeight, step.l2, 1e-12, at('l2'));
+  near(record.svdWeight, step.l3, 1e-12, at('l3'));
+  expect(record.supervisedTokens).toBe(step.supervised_tokens);
+  expect(record.tokens).toBe(step.tokens);
+}
+
+async function compareEnd(tuned: AdapterModel, run: RunFacts, batch: Batch): Promise<void> {
+  const objective = makeObjective(tuned, resolveRegularizers(regularizersOf(run)));
+  const input = { tuned, window: windowOf(batch), step: 0, totalSteps: 1 };
+  const terms = (await objective.accumulate(input)) as CombinedTerms;
+  near(terms.taskLoss, run.eval_after.task, 1e-3, 'eval_after task');
+  near(
+    terms.consistency,
+    run.eval_after.cr,
+    1e-3 * Math.max(1, run.eval_after.cr),
+    'eval_after cr',
+  );
+  near(terms.diversity, run.eval_after.dr, 1e-3, 'eval_after dr');
+  near(terms.svd, run.eval_after.svdr, 1e-3, 'eval_after svdr');
+  for (const module of tuned.modules) {
+    const squares = scope(() =>
+      noGrad(() => {
+        const delta = deltaOf(module);
+        return sum(mul(delta, delta));
+      }),
+    );
+    const norm = Math.sqrt(await squares.item());
+    squares.dispose();
+    const expected = run.delta_norm[module.name] as number;
+    near(norm, expected, 1e-3 * expected, `delta_norm ${module.name}`);
+  }
+}

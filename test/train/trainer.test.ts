@@ -1,0 +1,362 @@
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import type { LoraConfigInput } from '../../lib/adapters/config.ts';
+import { FullModel } from '../../lib/adapters/full_model.ts';
+import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
+import type { Batch } from '../../lib/data/collate.ts';
+import { NativeError } from '../../lib/errors.ts';
+import { namesIn } from '../../lib/io/files.ts';
+import { crossEntropy, linear, mul } from '../../lib/ops/index.ts';
+import { tensor } from '../../lib/tensor.ts';
+import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
+import type { StepRecord, TrainEvent } from '../../lib/train/types.ts';
+import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'balora-trainer-'));
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+const kBaLora = { consistencyWeight: 0.1, diversityWeight: 0.02, svdWeight: 0.02, svdTopK: 3 };
+
+const adapted = (config: LoraConfigInput = {}, dtype: 'f32' | 'bf16' = 'f32') =>
+  AdapterModel.create(new TinyModel({ dtype }), { r: 4, loraAlpha: 8, ...config });
+
+const optionsFor = (tuned: TunedModel, more: Partial<TrainerOptions> = {}): TrainerOptions => ({
+  tuned,
+  data: tinySource(tinyBatches()),
+  learningRate: 0.02,
+  lrSchedulerType: 'constant',
+  maxSteps: 6,
+  ...more,
+});
+
+async function records(options: TrainerOptions): Promise<StepRecord[]> {
+  const found: StepRecord[] = [];
+  for await (const event of new Trainer(options).run()) {
+    if (event.type === 'step') found.push(event.record);
+  }
+  return found;
+}
+
+const bits = (tuned: TunedModel): Record<string, number[]> =>
+  Object.fromEntries(
+    Object.entries(tuned.state()).map(([name, value]) => [
+      name,
+      Array.from(new Uint32Array((value.dataSync() as Float32Array).buffer)),
+    ]),
+  );
+
+/** Everything in a record that does not depend on the clock. */
+const timeless = ({ tokensPerSecond, elapsedSeconds, peakRssBytes, ...rest }: StepRecord) => rest;
+
+describe('Trainer', () => {
+  it.each([
+    ['lora', {}],
+    ['pissa', { initLoraWeights: 'pissa' as const }],
+    ['rslora', { useRslora: true }],
+  ])('learns with %s', async (_, config) => {
+    const tuned = await adapted(config);
+    const found = await records(optionsFor(tuned, { maxSteps: 60, regularizers: kBaLora }));
+    expect(found).toHaveLength(60);
+    expect((found[59] as StepRecord).taskLoss).toBeLessThan(
+      0.5 * (found[0] as StepRecord).taskLoss,
+    );
+    expect((found[0] as StepRecord).consistency).toBe(0);
+    expect((found[59] as StepRecord).consistency as number).toBeGreaterThan(0);
+  });
+
+  it('takes the same step from 1 micro-batch of 8 and 8 of 1, but for the SVD term', async () => {
+    const batches = tinyBatches({ count: 8 });
+    const whole = joined(batches);
+    const regularizers = { ...kBaLora, svdWeight: 0, consistencySchedule: 'adaptive' as const };
+    const runs: StepRecord[][] = [];
+    const states: Record<string, number[]>[] = [];
+    for (const [data, gradientAccumulationSteps] of [
+      [tinySource([whole]), 1],
+      [tinySource(batches), 8],
+    ] as const) {
+      const tuned = await adapted({ initLoraWeights: 'pissa' });
+      runs.push(
+        await records(
+          optionsFor(tuned, {
+            data,
+            gradientAccumulationSteps,
+            regularizers,
+            maxSteps: 4,
+            optim: 'sgd',
+          }),
+        ),
+      );
+      states.push(
+        Object.fromEntries(
+          tuned
+            .parameters()
+            .map(({ name, tensor: t }) => [name, Array.from(t.dataSync() as Float32Array)]),
+        ),
+      );
+    }
+    const [one, eight] = runs as [StepRecord[], StepRecord[]];
+    one.forEach((record, i) => {
+      const other = eight[i] as StepRecord;
+      for (const key of [
+        'loss',
+        'taskLoss',
+        'consistency',
+        'diversity',
+        'consistencyWeight',
+        'gradNorm',
+      ] as const) {
+        expect(Math.abs((record[key] as number) - (other[key] as number)), key).toBeLessThan(1e-5);
+      }
+      expect(other.tokens).toBe(record.tokens);
+      expect(other.supervisedTokens).toBe(record.supervisedTokens);
+    });
+    for (const [name, values] of Object.entries(states[0] as object)) {
+      (values as number[]).forEach((value, i) => {
+        expect(
+          Math.abs(value - ((states[1] as Record<string, number[]>)[name]?.[i] as number)),
+        ).toBeLessThan(1e-5);
+      });
+    }
+  });
+
+  it('leaves an adapter, metrics, config and a checkpoint', async () => {
+    const output = join(folder, 'out');
+    const tuned = await adapted({ initLoraWeights: 'pissa' });
+    const events: string[] = [];
+    const seen: TrainEvent['type'][] = [];
+    const trainer = new Trainer(
+      optionsFor(tuned, {
+        output,
+        evalData: tinySource(tinyBatches({ count: 2 })),
+        saveSteps: 2,
+        evalSteps: 3,
+        loggingSteps: 4,
+        saveTotalLimit: 1,
+        runConfig: { model: 'tiny' },
+        callbacks: [(event) => void seen.push(event.type)],
+      }),
+    );
+    let last: TrainEvent | undefined;
+    for await (const event of trainer.run()) {
+      events.push(event.type);
+      last = event;
+    }
+    expect(events).toEqual(seen);
+    expect(events.join(' ')).toBe(
+      'start step step checkpoint step evaluation step log checkpoint step step log evaluation checkpoint end',
+    );
+    expect(last).toMatchObject({ type: 'end', reason: 'completed', result: { steps: 6, output } });
+    expect((await namesIn(output)).sort()).toEqual([
+      'adapter_config.json',
+      'adapter_model.safetensors',
+      'run',
+    ]);
+    expect(await namesIn(join(output, 'run/checkpoints'))).toEqual(['step-6']);
+    const lines = readFileSync(join(output, 'run/metrics.jsonl'), 'utf8').trimEnd().split('\n');
+    expect(lines.map((line) => (JSON.parse(line) as StepRecord).step)).toEqual([1, 2, 3, 4, 5, 6]);
+    const config = JSON.parse(readFileSync(join(output, 'run/config.json'), 'utf8'));
+    expect(config).toMatchObject({ command: { model: 'tiny' }, trainer: { learningRate: 0.02 } });
+
+    const again = await AdapterModel.load(new TinyModel(), output);
+    const batch = tinyBatches({ count: 1 })[0] as Batch;
+    const hidden = (one: TunedModel) => one.model.forward(batch).dataSync() as Float32Array;
+    const [mine, theirs] = [hidden(tuned), hidden(again)];
+    mine.forEach((value, i) => {
+      expect(Math.abs(value - (theirs[i] as number))).toBeLessThan(1e-5);
+    });
+  });
+
+  it.each(['lora', 'pissa', 'full'])(
+    'goes on bit for bit after an interruption: %s',
+    async (kind) => {
+      const make = async (): Promise<TunedModel> =>
+        kind === 'full'
+          ? new FullModel(new TinyModel({ dtype: 'bf16' }), {
+              teacher: new TinyModel({ dtype: 'bf16' }),
+            })
+          : adapted(kind === 'pissa' ? { initLoraWeights: 'pissa' } : {});
+      const settings = {
+        regularizers: kBaLora,
+        gradientAccumulationSteps: 3,
+        maxSteps: 7,
+        saveSteps: 2,
+      };
+      const straight = await make();
+      const whole = await records(optionsFor(straight, { ...settings, output: join(folder, 'a') }));
+
+      const output = join(folder, 'b');
+      const stop = new AbortController();
+      const first = await new Trainer(
+        optionsFor(await make(), {
+          ...settings,
+          output,
+          signal: stop.signal,
+          callbacks: [
+            (event) => void (event.type === 'step' && event.record.step === 5 && stop.abort()),
+          ],
+        }),
+      ).train();
+      expect(first).toMatchObject({ reason: 'aborted', steps: 5, output: null });
+      const resumed = await make();
+      const rest = await records(optionsFor(resumed, { ...settings, output, resume: true }));
+      expect(rest.map(timeless)).toEqual(whole.slice(5).map(timeless));
+      expect(bits(resumed)).toEqual(bits(straight));
+      const steps = readFileSync(join(output, 'run/metrics.jsonl'), 'utf8').trimEnd().split('\n');
+      expect(steps.map((line) => timeless(JSON.parse(line) as StepRecord))).toEqual(
+        whole.map(timeless),
+      );
+
+      const done = await new Trainer(
+        optionsFor(await make(), { ...settings, output, resume: true }),
+      ).train();
+      expect(done).toMatchObject({ reason: 'completed', steps: 7 });
+    },
+  );
+
+  it('refuses to resume another run, and passes over a damaged checkpoint', async () => {
+    const output = join(folder, 'out');
+    await new Trainer(optionsFor(await adapted(), { output, saveSteps: 2 })).train();
+    const changed = new Trainer(
+      optionsFor(await adapted(), { output, resume: true, learningRate: 1 }),
+    );
+    await expect(changed.train()).rejects.toThrow(/learningRate: was 0.02, is 1/);
+    rmSync(join(output, 'run/checkpoints/step-6/state.safetensors'));
+    const warnings: string[] = [];
+    const tuned = await adapted();
+    await new Trainer(
+      optionsFor(tuned, {
+        output,
+        resume: true,
+        callbacks: [(event) => void (event.type === 'warning' && warnings.push(event.code))],
+      }),
+    ).train();
+    expect(warnings).toEqual(['checkpoint_damaged']);
+  });
+
+  it('stops at a loss that is not a number, with the step and the last good checkpoint', async () => {
+    const output = join(folder, 'out');
+    const tuned = await adapted();
+    let before: unknown;
+    const trainer = new Trainer(
+      optionsFor(tuned, {
+        output,
+        saveSteps: 1,
+        loss: ({ hidden, headWeight, batch, step }) => ({
+          loss: mul(
+            crossEntropy(linear(hidden, headWeight), tensor(batch.targets)),
+            step === 3 ? Number.NaN : 1,
+          ),
+        }),
+        callbacks: [
+          (event) => {
+            if (event.type === 'checkpoint') before = bits(tuned);
+          },
+        ],
+      }),
+    );
+    const failed = trainer.train();
+    await expect(failed).rejects.toThrow(NativeError);
+    await expect(failed).rejects.toThrow(
+      /step 4: not finite \(taskLoss NaN, gradNorm NaN\).*last good checkpoint is .*step-3/,
+    );
+    expect(bits(tuned)).toEqual(before);
+    expect(await namesIn(join(output, 'run/checkpoints'))).toContain('step-3');
+  });
+
+  it("takes a user's loss and reports what it measures", async () => {
+    const tuned = await adapted();
+    const own = await records(
+      optionsFor(tuned, {
+        gradientAccumulationSteps: 2,
+        loss: ({ hidden, headWeight, batch, teacherHidden }) => {
+          expect(teacherHidden().shape).toEqual(hidden.shape);
+          const loss = crossEntropy(linear(hidden, headWeight), tensor(batch.targets));
+          return { loss, metrics: { twice: mul(loss.detach(), 2) } };
+        },
+      }),
+    );
+    const builtIn = await records(optionsFor(await adapted(), { gradientAccumulationSteps: 2 }));
+    own.forEach((record, i) => {
+      const other = builtIn[i] as StepRecord;
+      expect(Math.abs(record.loss - other.loss)).toBeLessThan(1e-5);
+      expect(Math.abs(record.gradNorm - other.gradNorm)).toBeLessThan(1e-4);
+      expect(record.custom?.twice).toBeCloseTo(2 * record.loss, 5);
+    });
+    const detached = new Trainer(
+      optionsFor(await adapted(), { loss: ({ hidden }) => ({ loss: hidden.detach() }) }),
+    );
+    await expect(detached.train()).rejects.toThrow(/loss: must be one number/);
+  });
+
+  it.each(['f32', 'bf16'] as const)('trains every weight in %s', async (dtype) => {
+    const tuned = new FullModel(new TinyModel({ dtype }), { teacher: new TinyModel({ dtype }) });
+    const found = await records(
+      optionsFor(tuned, { maxSteps: 40, learningRate: 0.01, regularizers: kBaLora }),
+    );
+    // The teacher's weights are packed, the trained ones are not: f32 rounding may differ.
+    expect(Math.abs((found[0] as StepRecord).consistency as number)).toBeLessThan(1e-6);
+    expect((found[39] as StepRecord).taskLoss).toBeLessThan(
+      0.5 * (found[0] as StepRecord).taskLoss,
+    );
+    const [first] = tuned.parameters();
+    expect(first?.tensor.dtype).toBe('f32');
+  });
+
+  it('refuses a consistency term without a teacher, and options out of range', async () => {
+    const tuned = new FullModel(new TinyModel());
+    expect(() => new Trainer(optionsFor(tuned, { regularizers: kBaLora }))).toThrow(
+      /needs the model as it was/,
+    );
+    expect(() => new Trainer(optionsFor(tuned, { adamBeta1: 1 }))).toThrow(
+      /adamBeta1 must be a number >= 0 and < 1/,
+    );
+    expect(() => new Trainer(optionsFor(tuned, { maxSteps: 0 }))).toThrow(
+      /maxSteps must be a whole number >= 1/,
+    );
+    expect(() => new Trainer(optionsFor(tuned, { lrSchedulerType: 'cosin' }))).toThrow(
+      /lrSchedulerType must be one of/,
+    );
+  });
+
+  it('plans and measures', async () => {
+    const tuned = await adapted({ initLoraWeights: 'pissa' });
+    const plan = await new Trainer(optionsFor(tuned, { warmupSteps: 0.5 })).plan({ measure: true });
+    expect(plan).toMatchObject({
+      totalSteps: 6,
+      warmupSteps: 3,
+      microBatchesPerEpoch: 8,
+      measuredTokens: 12,
+    });
+    const trainable = tuned.parameters().reduce((sum, { tensor: t }) => sum + t.size, 0);
+    expect(plan.trainableParameters).toBe(trainable);
+    expect(plan.memory.adapterBytes).toBe(8 * trainable); // masters and frozen first values
+    expect(plan.memory.activationBytes).toBeGreaterThan(0);
+    expect(plan.secondsPerStep).toBeGreaterThan(0);
+    expect(tuned.parameters().every(({ tensor: t }) => t.grad === null)).toBe(true);
+  });
+});
+
+/** Several micro-batches as one. */
+function joined(batches: readonly Batch[]): Batch {
+  const rows: number[] = [];
+  const concat = (key: 'inputIds' | 'positions' | 'targets') =>
+    Int32Array.from(batches.flatMap((batch) => Array.from(batch[key])));
+  let at = 0;
+  rows.push(0);
+  for (const { cuSeqlens } of batches) {
+    for (const end of cuSeqlens.slice(1)) rows.push(at + end);
+    at += cuSeqlens[cuSeqlens.length - 1] as number;
+  }
+  return {
+    inputIds: concat('inputIds'),
+    positions: concat('positions'),
+    targets: concat('targets'),
+    cuSeqlens: Int32Array.from(rows),
+  };
+}
