@@ -1,4 +1,25 @@
 // The public surface: re-exports only.
+export {
+  AdapterModel,
+  type CreateOptions,
+  type LoadOptions,
+  LoraModule,
+} from './adapters/adapter_model.ts';
+export {
+  ALL_LINEAR,
+  formatAdapterConfig,
+  type InitLoraWeights,
+  type LoraConfig,
+  type LoraConfigInput,
+  loraConfig,
+  loraScale,
+  parseAdapterConfig,
+} from './adapters/config.ts';
+export { FullModel } from './adapters/full_model.ts';
+export type { InitialPair, LowRankPair } from './adapters/init.ts';
+export { type MergeError, saveMerged } from './adapters/merge.ts';
+export type { Target, TargetCandidate } from './adapters/targets.ts';
+export type { ExportForm, NamedTensor, TunedModel } from './adapters/tuned_model.ts';
 export * from './autograd.ts';
 export {
   Batches,
@@ -19,11 +40,13 @@ export { JsonlFile, type JsonlOptions } from './data/jsonl.ts';
 export { kNamedTemplates, kRecipeTemplate, PromptTemplate } from './data/prompt_template.ts';
 export { arrayRows, type Row, type RowSource } from './data/rows.ts';
 export * from './errors.ts';
+export { type EvaluateOptions, evaluate } from './eval/evaluate.ts';
 export * from './io/index.ts';
+export * from './losses/index.ts';
 export * from './models/index.ts';
 export * from './nn/index.ts';
-export * from './losses/index.ts';
 export * from './ops/index.ts';
+export * from './optim/index.ts';
 export * from './runtime.ts';
 export {
   type DType,
@@ -40,3 +63,6 @@ export {
 export { type ChatMessage, ChatTemplate, type RenderOptions } from './text/chat_template.ts';
 export type { GgufMetadata } from './text/gguf_vocabulary.ts';
 export { type DecodeOptions, type EncodeOptions, Tokenizer } from './text/tokenizer.ts';
+export { METHODS, type ResolvedMethod, resolveMethod } from './train/methods.ts';
+export { Trainer, type TrainerOptions } from './train/trainer.ts';
+export * from './train/types.ts';

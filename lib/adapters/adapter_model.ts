@@ -71,6 +71,11 @@ export interface CreateOptions {
   seed?: number;
 }
 
+export interface LoadOptions extends CreateOptions {
+  /** Keys of adapter_config.json that the caller knows to be harmless although they are not understood. */
+  ignoreKeys?: readonly string[];
+}
+
 /** See the head of the file. Made by {@link AdapterModel.create} or {@link AdapterModel.load}. */
 export class AdapterModel implements TunedModel {
   readonly kind = 'adapter';
@@ -126,7 +131,7 @@ export class AdapterModel implements TunedModel {
   static async load(
     model: CausalLM,
     folder: string,
-    options: { ignoreKeys?: readonly string[]; seed?: number } = {},
+    options: LoadOptions = {},
   ): Promise<AdapterModel> {
     const { config, pairs } = await readPeftFolder(folder, options);
     const { seed = 42 } = options;
