@@ -2,6 +2,7 @@
 // values, dH and dW, per dtype, with the terms' rows apart, ties, soft-capping, a second head, and
 // chunks of one row.
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include "support/kernel_test.h"
@@ -236,4 +237,23 @@ TEST_CASE("head losses do not depend on the thread count") {
     values[i] = sums.values();
   }
   CHECK(values[0] == values[1]);
+}
+
+TEST_CASE("head losses leave no subnormal numbers in the gradient of f32 logits") {
+  // Logits 0, -8, -16, ...: probabilities far below f32's normal range, and a small scale on top.
+  TestContext ctx;
+  const int64_t v = 24;
+  Array<float> h({1, 1}, {1.0}), w(std::vector<int64_t>{v, 1}), dw(std::vector<int64_t>{v, 1});
+  for (int64_t j = 0; j < v; ++j) w.data()[j] = static_cast<float>(-8 * j);
+  Array<int32_t> targets(std::vector<int64_t>{1}, {0});
+  Array<double> sums(std::vector<int64_t>{4});
+  const View vh = h.view(), vw = w.view(), vt = targets.view(), vs = sums.view(), vdw = dw.view();
+  const HeadOptions options{1e-4, 0, 0, 1, 1, 0, -1, 0};
+  head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, &vt, nullptr, &vs, nullptr, nullptr, &vdw,
+                     &options);
+  for (int64_t j = 0; j < v; ++j) {
+    CHECK((dw[j] == 0 || std::abs(dw[j]) >= std::numeric_limits<float>::min()));
+    CHECK(std::abs(dw[j]) <=
+          1e-4 * std::exp(-8.0 * static_cast<double>(std::max<int64_t>(j, 1))) * 1.01);
+  }
 }
