@@ -30,6 +30,7 @@ export function planText(plan: RunPlan, data: DataStatistics, format: string): s
         ? 'not measured'
         : `${formatBytes(memory.activationBytes)} (${plan.measuredTokens} tokens; a longer one needs more)`,
     ],
+    ...packedRow(plan),
     [
       'time',
       plan.secondsPerStep === null
@@ -39,4 +40,12 @@ export function planText(plan: RunPlan, data: DataStatistics, format: string): s
   ];
   const width = Math.max(...rows.map(([name]) => name.length));
   return rows.map(([name, value]) => `${name.padEnd(width)}  ${value}`).join('\n');
+}
+
+/** What the engine keeps besides: the frozen weights in the layouts that the processor multiplies fastest. */
+function packedRow({ memory }: RunPlan): [string, string][] {
+  const { totalBytes, activationBytes, ...parts } = memory;
+  if (totalBytes === null || activationBytes === null) return [];
+  const known = Object.values(parts).reduce((sum, bytes) => sum + bytes, activationBytes);
+  return [['  packed weights', formatBytes(Math.max(0, totalBytes - known))]];
 }

@@ -45,7 +45,7 @@ export class Progress {
         this.message(this.style(`checkpoint ${event.path}`, 'dim'));
         break;
       case 'warning':
-        this.message(`${this.style('warning:', 'yellow')} ${event.message}`);
+        this.warn(event.message);
         break;
       default:
     }
@@ -60,6 +60,10 @@ export class Progress {
       this.line = below;
       this.stream.write(below);
     }
+  }
+
+  warn(text: string): void {
+    this.message(`${this.style('warning:', 'yellow')} ${text}`);
   }
 
   /** Takes the progress line away. */

@@ -62,6 +62,9 @@ export function chooseFormat(
 /** The prompt's field (null: a custom template names its own) and the response's. */
 function chooseFields(row: Row, options: FormatOptions): [string | null, string] {
   const { promptField, responseField, promptTemplate } = options;
+  for (const field of [promptField, responseField]) {
+    if (field !== undefined) fieldText(row, field); // a name that is given must be there
+  }
   if (promptField !== undefined && responseField !== undefined) return [promptField, responseField];
   const pair = kKnownPairs.find(
     ([p, r]) =>

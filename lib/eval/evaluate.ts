@@ -11,6 +11,9 @@ import { indexSelect } from '../ops/index.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 import type { EvaluationResult, ExampleResult } from './types.ts';
 
+/** What an evaluation needs of a tuned model: a plain model without a teacher will do. */
+export type EvaluatedModel = Pick<TunedModel, 'model' | 'hasTeacher' | 'withTeacher'>;
+
 export interface EvaluateOptions {
   /** Compare with the model as it was before tuning (default: where there is a teacher). */
   kl?: boolean;
@@ -37,7 +40,7 @@ const kColumns = 3;
  * @throws ArgumentError when no row is supervised
  */
 export async function evaluate(
-  tuned: TunedModel,
+  tuned: EvaluatedModel,
   batches: AsyncIterable<Batch> | Iterable<Batch>,
   options: EvaluateOptions = {},
 ): Promise<EvaluationResult> {
@@ -85,7 +88,7 @@ export async function evaluate(
 
 /** Terms of the supervised rows (M,3) f64, and their hidden states (M,C). */
 function measureBatch(
-  tuned: TunedModel,
+  tuned: EvaluatedModel,
   batch: Batch,
   { supervised, withKl }: { supervised: Int32Array; withKl: boolean },
 ): { rows: Tensor; hidden: Tensor } {

@@ -2,8 +2,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { addInspect } from '../../lib/cli/inspect_command.ts';
-import { runCli } from '../../lib/cli/program.ts';
+import { balora } from '../support/run_cli.ts';
 import { describeShared, sharedPath } from '../support/shared.ts';
 import { tinyTokenizerConfig, tinyTokenizerJson } from '../support/tiny_tokenizer.ts';
 
@@ -16,25 +15,20 @@ beforeAll(async () => {
 });
 afterAll(() => rm(folder, { recursive: true }));
 
-async function balora(...args: string[]): Promise<{ code: number; out: string; err: string }> {
-  let [out, err] = ['', ''];
-  const code = await runCli(
-    args,
-    {
-      stdout: { write: (text) => (out += text) },
-      stderr: { write: (text) => (err += text) },
-    },
-    [addInspect],
-  );
-  return { code, out, err };
-}
-
 const kFields = ['--prompt-field', 'q', '--response-field', 'a', '--prompt-template', 'none'];
 
 describe('balora inspect --data', () => {
   it('shows which tokens are supervised', async () => {
     const data = join(folder, 'data.jsonl');
-    const { code, out } = await balora('inspect', folder, '--data', data, '--row', '1', ...kFields);
+    const { code, out } = await balora([
+      'inspect',
+      folder,
+      '--data',
+      data,
+      '--row',
+      '1',
+      ...kFields,
+    ]);
     expect(code).toBe(0);
     expect(out).toContain(`${data}:2 (q -> a): 4 tokens, 3 supervised`);
     const marks = out
@@ -48,7 +42,7 @@ describe('balora inspect --data', () => {
   it('tells what is cut off', async () => {
     const data = join(folder, 'data.jsonl');
     const args = ['--data', data, '--row', '1', '--max-length', '3', ...kFields];
-    expect((await balora('inspect', folder, ...args)).out).toContain('2 supervised, 1 cut off');
+    expect((await balora(['inspect', folder, ...args])).out).toContain('2 supervised, 1 cut off');
   });
 });
 
@@ -70,27 +64,27 @@ describe('balora inspect', () => {
     await writeFile(join(model, 'model.safetensors'), safetensors('a.weight', [3, 2]));
     const expected = 'a.weight  F32  (3, 2)  24 B\n1 tensors, 6 values, 24 B\n';
     for (const path of [model, join(model, 'model.safetensors')]) {
-      expect((await balora('inspect', path)).out).toBe(`model.safetensors\n${expected}`);
+      expect((await balora(['inspect', path])).out).toBe(`model.safetensors\n${expected}`);
     }
     const adapter = join(folder, 'adapter');
     await mkdir(adapter);
     await writeFile(join(adapter, 'adapter_model.safetensors'), safetensors('a.weight', [3, 2]));
     const config = { peft_type: 'LORA', r: 2, lora_alpha: 4, target_modules: ['q_proj'] };
     await writeFile(join(adapter, 'adapter_config.json'), JSON.stringify(config));
-    expect((await balora('inspect', adapter)).out).toBe(
+    expect((await balora(['inspect', adapter])).out).toBe(
       `LoRA adapter: r 2, alpha 4, init true, on q_proj, base not named\n${expected}`,
     );
   });
 
   it('names what is not there', async () => {
-    const none = await balora('inspect', join(folder, 'none'));
+    const none = await balora(['inspect', join(folder, 'none')]);
     expect(none).toMatchObject({
       code: 2,
       err: `error: ${join(folder, 'none')}: no such file or folder\n`,
     });
     const empty = join(folder, 'empty');
     await mkdir(empty);
-    expect((await balora('inspect', empty)).err).toMatch(/no \.safetensors and no \.gguf file/);
+    expect((await balora(['inspect', empty])).err).toMatch(/no \.safetensors and no \.gguf file/);
   });
 });
 
@@ -98,12 +92,12 @@ const kModel = 'models/smollm2-135m-instruct-gguf';
 describeShared('balora inspect on SmolLM2', [kModel, 'data/gsm8k'], () => {
   it('lists tensors and shows tokens', async () => {
     const path = sharedPath(kModel);
-    const { out } = await balora('inspect', path);
+    const { out } = await balora(['inspect', path]);
     expect(out).toMatch(/: GGUF v3, llama\n/);
     expect(out).toMatch(/^token_embd\.weight +Q8_0 +\(49152, 576\) +28\.7 MiB$/m);
     expect(out).toMatch(/^272 tensors, 134\.5 M values, /m);
     const data = sharedPath('data/gsm8k/train.jsonl');
-    const tokens = (await balora('inspect', path, '--data', data)).out;
+    const tokens = (await balora(['inspect', path, '--data', data])).out;
     expect(tokens).toMatch(/train\.jsonl:1 \(question -> answer\): \d+ tokens, \d+ supervised\n/);
     expect(tokens).toMatch(/ {2}\* {2}<\|im_end\|>\n$/);
   });
@@ -111,18 +105,18 @@ describeShared('balora inspect on SmolLM2', [kModel, 'data/gsm8k'], () => {
 
 describe('exit codes', () => {
   it('0 for help and version, 2 for wrong use, 1 for damaged files', async () => {
-    expect(await balora('--version')).toMatchObject({ code: 0 });
-    const help = await balora('inspect', '--help');
+    expect(await balora(['--version'])).toMatchObject({ code: 0 });
+    const help = await balora(['inspect', '--help']);
     expect(help.code).toBe(0);
     expect(help.out).toMatch(/--max-length <n> +tokens of an example.*\(default: 512\)/s);
-    const unknown = await balora('inspekt');
+    const unknown = await balora(['inspekt']);
     expect(unknown.code).toBe(2);
     expect(unknown.err).toMatch(/unknown command 'inspekt'/);
-    const missing = await balora('inspect', folder, '--data', join(folder, 'none.jsonl'));
+    const missing = await balora(['inspect', folder, '--data', join(folder, 'none.jsonl')]);
     expect(missing).toMatchObject({ code: 2 });
     expect(missing.err).toMatch(/^error: data: cannot open .*none\.jsonl: no such file\n$/);
     await writeFile(join(folder, 'bad.jsonl'), '{"a": }\n');
-    const damaged = await balora('inspect', folder, '--data', join(folder, 'bad.jsonl'));
+    const damaged = await balora(['inspect', folder, '--data', join(folder, 'bad.jsonl')]);
     expect(damaged.code).toBe(1);
     expect(damaged.err).toMatch(/bad\.jsonl:1:7: not valid JSON/);
   });

@@ -1,0 +1,115 @@
+/** `balora evaluate`: held-out numbers of a model, with or without an adapter. */
+import type { Command } from 'commander';
+import { AdapterModel } from '../adapters/adapter_model.ts';
+import { ArgumentError } from '../errors.ts';
+import { type EvaluatedModel, evaluate } from '../eval/evaluate.ts';
+import type { CausalLM } from '../models/index.ts';
+import { setNumThreads } from '../runtime.ts';
+import type { EvaluationResult } from '../train/types.ts';
+import { addOptions, readOptions } from './command_options.ts';
+import { abortable, kInterrupted } from './interrupt.ts';
+import { loadModel, openBatches } from './load.ts';
+import type { OptionRow, OptionValues } from './option_table.ts';
+import { integer, onOff, text } from './option_types.ts';
+import type { CliContext, CommandModule } from './program.ts';
+import { Progress } from './progress.ts';
+import { formatSeconds } from './terminal.ts';
+import { kExampleOptions, kModelOptions } from './train_options.ts';
+import { exampleOptions, kTrainDefaults } from './train_setup.ts';
+
+const kGroup = 'Model, data and output';
+
+const kEvaluateOptions = {
+  ...kModelOptions,
+  adapter: { type: text('folder'), help: 'a PEFT folder to put on the model', group: kGroup },
+  data: {
+    type: text('file'),
+    help: 'held-out data, JSON Lines',
+    group: kGroup,
+    required: true,
+  },
+  json: { type: onOff(), help: 'the result as JSON, with every example', group: kGroup },
+  perDeviceEvalBatchSize: {
+    type: integer(1),
+    help: 'examples of a batch; the result does not depend on it',
+    group: kGroup,
+  },
+  ...kExampleOptions,
+} satisfies Record<string, OptionRow>;
+
+type EvaluateSettings = OptionValues<typeof kEvaluateOptions>;
+
+const kBatchSize = 8;
+
+export const addEvaluate: CommandModule = (program, context, run) => {
+  const command = program
+    .command('evaluate')
+    .description('loss, divergence from the base, entropy and effective rank on held-out data');
+  addOptions(command, kEvaluateOptions, {
+    defaults: { ...kTrainDefaults, perDeviceEvalBatchSize: kBatchSize },
+  });
+  command.action(
+    run(async (_: unknown, self: Command) => {
+      const settings = await readOptions(self, kEvaluateOptions);
+      try {
+        return await abortable(
+          (signal) => runEvaluate(settings, { context, signal }),
+          () => {},
+        );
+      } catch (error) {
+        if ((error as Error).name === 'AbortError') return kInterrupted;
+        throw error;
+      }
+    }),
+  );
+};
+
+async function runEvaluate(
+  settings: EvaluateSettings,
+  { context, signal }: { context: CliContext; signal: AbortSignal },
+): Promise<number> {
+  const progress = new Progress(context.stderr);
+  const { dtype = kTrainDefaults.dtype, adapter, threads } = settings;
+  if (threads !== undefined) setNumThreads(threads);
+  const { model, tokenizer } = await loadModel(settings.model as string, { dtype });
+  const { batches, close } = await openBatches(settings.data as string, tokenizer, {
+    ...exampleOptions(settings),
+    batchSize: settings.perDeviceEvalBatchSize ?? kBatchSize,
+    shuffle: false,
+    progress,
+    signal,
+  });
+  try {
+    const tuned = adapter === undefined ? untuned(model) : await AdapterModel.load(model, adapter);
+    const result = await evaluate(tuned, batches.batches(0), { signal });
+    const text = settings.json ? JSON.stringify(result, null, 2) : evaluationText(result);
+    context.stdout.write(`${text}\n`);
+    return 0;
+  } finally {
+    await close();
+  }
+}
+
+/** A model as it is: there is nothing to compare it with. */
+function untuned(model: CausalLM): EvaluatedModel {
+  return {
+    model,
+    hasTeacher: false,
+    withTeacher: () => {
+      throw new ArgumentError('evaluate: a model without an adapter has no base to compare with');
+    },
+  };
+}
+
+function evaluationText(result: EvaluationResult): string {
+  const { loss, perplexity, kl, entropy, effectiveRank, examples, seconds } = result;
+  return [
+    `loss            ${loss.toFixed(6)}`,
+    `perplexity      ${perplexity.toFixed(4)}`,
+    `KL to the base  ${kl === null ? 'no adapter' : kl.toFixed(6)}`,
+    `entropy         ${entropy.toFixed(6)}`,
+    `effective rank  ${effectiveRank.toFixed(2)}`,
+    `examples        ${examples.length}, ${result.tokens} tokens, ${result.supervisedTokens} supervised`,
+    `time            ${formatSeconds(seconds)}`,
+  ].join('\n');
+}

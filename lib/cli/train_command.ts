@@ -1,0 +1,109 @@
+/** `balora train`: settings to a Trainer, its events to the terminal. */
+import type { Command } from 'commander';
+import { loraConfig } from '../adapters/config.ts';
+import type { BatchOptions } from '../data/batches.ts';
+import { setNumThreads } from '../runtime.ts';
+import { resolveRegularizers } from '../train/methods.ts';
+import { resolveOptions } from '../train/options.ts';
+import { Trainer } from '../train/trainer.ts';
+import type { TrainResult } from '../train/types.ts';
+import { addOptions, readOptions } from './command_options.ts';
+import { abortable, kInterrupted } from './interrupt.ts';
+import { loadTuned, openBatches } from './load.ts';
+import { planText } from './plan_view.ts';
+import type { CliContext, CommandModule } from './program.ts';
+import { Progress } from './progress.ts';
+import { formatSeconds } from './terminal.ts';
+import { kTrainOptions, type TrainSettings } from './train_options.ts';
+import { kTrainDefaults, trainSetup } from './train_setup.ts';
+
+export const addTrain: CommandModule = (program, context, run) => {
+  const command = program.command('train').description('fine-tune a model');
+  const { optimization, output } = resolveOptions({});
+  addOptions(command, kTrainOptions, {
+    config: true,
+    defaults: {
+      ...resolveRegularizers({}),
+      ...loraConfig({}),
+      ...optimization,
+      ...output,
+      ...kTrainDefaults,
+      // The method's preset decides.
+      ...{ consistencyWeight: null, diversityWeight: null, svdWeight: null, initLoraWeights: null },
+    },
+  });
+  command.action(
+    run(async (_: unknown, self: Command) =>
+      train(await readOptions(self, kTrainOptions), context),
+    ),
+  );
+};
+
+async function train(settings: TrainSettings, context: CliContext): Promise<number> {
+  const progress = new Progress(context.stderr);
+  const message =
+    'stopping after this micro-batch; the checkpoint can be resumed (interrupt again to quit at once)';
+  try {
+    return await abortable(
+      (signal) => run(settings, { context, progress, signal }),
+      () => progress.message(message),
+    );
+  } catch (error) {
+    // Stopped before the first step: there is nothing to save.
+    if ((error as Error).name === 'AbortError') return kInterrupted;
+    throw error;
+  } finally {
+    progress.clear();
+  }
+}
+
+interface Surroundings {
+  context: CliContext;
+  progress: Progress;
+  signal: AbortSignal;
+}
+
+async function run(
+  settings: TrainSettings,
+  { context, progress, signal }: Surroundings,
+): Promise<number> {
+  const setup = trainSetup(settings);
+  if (settings.threads !== undefined) setNumThreads(settings.threads);
+  const { tuned, tokenizer } = await loadTuned(settings, setup, progress);
+  const open = (file: string, options: BatchOptions) =>
+    openBatches(file, tokenizer, { ...options, progress, signal });
+  const data = await open(settings.data as string, setup.batches);
+  const evalData =
+    settings.evalData === undefined ? null : await open(settings.evalData, setup.evalBatches);
+  try {
+    const trainer = new Trainer({
+      ...setup.training,
+      tuned,
+      data: data.batches,
+      ...(evalData === null ? {} : { evalData: evalData.batches }),
+      signal,
+    });
+    if (settings.dryRun) {
+      const plan = await trainer.plan({ measure: true });
+      context.stdout.write(`${planText(plan, data.batches.statistics, data.batches.format)}\n`);
+      return 0;
+    }
+    const events = trainer.run();
+    for (;;) {
+      const { value, done } = await events.next();
+      if (done) return report(value, progress);
+      progress.show(value);
+    }
+  } finally {
+    await data.close();
+    await evalData?.close();
+  }
+}
+
+function report(result: TrainResult, progress: Progress): number {
+  progress.clear();
+  const { reason, steps, elapsedSeconds, output } = result;
+  const where = output === null ? '' : `, written to ${output}`;
+  progress.message(`${reason} after ${steps} steps and ${formatSeconds(elapsedSeconds)}${where}`);
+  return reason === 'aborted' ? kInterrupted : 0;
+}

@@ -1,0 +1,183 @@
+/** The commands end to end on a tiny model: what they write, what they say, how they stop and go on. */
+import { existsSync } from 'node:fs';
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { StepRecord } from '../../lib/train/types.ts';
+import { balora } from '../support/run_cli.ts';
+import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
+
+let folder: string;
+let model: string;
+let data: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'balora-train-'));
+  model = join(folder, 'model');
+  data = join(folder, 'data.jsonl');
+  await writeTinyCheckpoint(model);
+  const rows = Array.from({ length: 24 }, (_, i) => ({
+    question: `What is ${i}?`,
+    answer: `It is ${'ab'.repeat((i % 4) + 1)}.`,
+  }));
+  await writeFile(data, rows.map((row) => JSON.stringify(row)).join('\n'));
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+const train = (output: string, ...more: string[]) => [
+  ...['train', '--model', model, '--data', data, '--output', join(folder, output)],
+  ...['--prompt-template', 'none', '--r', '4', '--per-device-train-batch-size', '2'],
+  ...['--learning-rate', '0.01', '--max-steps', '6', '--max-length', '64', ...more],
+];
+
+async function metrics(output: string): Promise<StepRecord[]> {
+  const text = await readFile(join(folder, output, 'run', 'metrics.jsonl'), 'utf8');
+  return text
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line) as StepRecord);
+}
+
+/** What must repeat from run to run. */
+const values = (records: StepRecord[]) =>
+  records.map(({ step, loss, gradNorm, learningRate, supervisedTokens }) => [
+    ...[step, loss, gradNorm, learningRate, supervisedTokens],
+  ]);
+
+describe('balora train', () => {
+  it('writes an adapter, metrics and its settings, and plain lines', async () => {
+    const { code, out, err } = await balora(
+      train('plain', '--eval-data', data, '--eval-steps', '3'),
+    );
+    expect(err).toMatch(/^step 1\/6 {2}loss [\d.]+ {2}task [\d.]+ {2}consistency /);
+    expect(code).toBe(0);
+    expect(out).toBe('');
+    expect(err.match(/^step /gm)).toHaveLength(6);
+    expect(err.match(/^evaluation at step [36]: loss /gm)).toHaveLength(2);
+    expect(err).toMatch(/completed after 6 steps and .*, written to .*plain\n$/);
+    expect(err).not.toContain('\u001b');
+    const names = await readdir(join(folder, 'plain'));
+    expect(names.sort()).toEqual(['adapter_config.json', 'adapter_model.safetensors', 'run']);
+    expect((await metrics('plain')).map(({ step }) => step)).toEqual([1, 2, 3, 4, 5, 6]);
+    const { command } = JSON.parse(
+      await readFile(join(folder, 'plain', 'run', 'config.json'), 'utf8'),
+    ) as { command: Record<string, unknown> };
+    expect(command).toMatchObject({ r: 4, method: 'balora', 'learning-rate': 0.01, data });
+  });
+
+  it('gives the same run from a configuration file', async () => {
+    const run = JSON.parse(await readFile(join(folder, 'plain', 'run', 'config.json'), 'utf8')) as {
+      command: object;
+    };
+    const config = join(folder, 'again.json');
+    await writeFile(config, JSON.stringify({ ...run.command, 'eval-data': null }));
+    const { code } = await balora(['train', '--config', config, '--output', join(folder, 'again')]);
+    expect(code).toBe(0);
+    expect(values(await metrics('again'))).toEqual(values(await metrics('plain')));
+  });
+
+  it('stops at an interrupt with a checkpoint and goes on bit for bit', async () => {
+    let sent = false;
+    const stopped = await balora(train('stopped'), (err) => {
+      if (sent || !err.includes('step 2/6')) return;
+      sent = true;
+      process.emit('SIGINT');
+    });
+    expect(stopped.code).toBe(130);
+    expect(stopped.err).toMatch(/stopping after this micro-batch/);
+    expect(stopped.err).toMatch(/aborted after 2 steps/);
+    expect(existsSync(join(folder, 'stopped', 'adapter_model.safetensors'))).toBe(false);
+    const resumed = await balora(train('stopped', '--resume'));
+    expect(resumed.code).toBe(0);
+    expect(resumed.err).toMatch(/^step 3\/6/);
+    expect(values(await metrics('stopped'))).toEqual(values(await metrics('plain')));
+  });
+
+  it.each(['lora', 'rslora', 'pissa', 'full'])('--method %s lowers the loss', async (method) => {
+    const { code } = await balora(
+      train(method, '--method', method, '--packing', '--max-steps', '12').filter(
+        (arg, i, all) => method !== 'full' || (arg !== '--r' && all[i - 1] !== '--r'),
+      ),
+    );
+    expect(code).toBe(0);
+    const records = await metrics(method);
+    expect(records.at(-1)?.loss).toBeLessThan((records[0] as StepRecord).loss - 0.05);
+    expect(records[0]?.consistency).toBeNull();
+  });
+
+  it('--dry-run says what a run would take and writes nothing', async () => {
+    const { code, out } = await balora(train('dry', '--dry-run'));
+    expect(code).toBe(0);
+    expect(out).toMatch(/^data +24 examples \(question -> answer\), /);
+    expect(out).toMatch(/^steps +6, of them 1 warm-up; 12 micro-batches an epoch$/m);
+    expect(out).toMatch(/^memory +[\d.]+ MiB$/m);
+    expect(existsSync(join(folder, 'dry'))).toBe(false);
+  });
+
+  it.each([
+    [['--r', '400'], 2, /r(ank)? .*400/],
+    [['--target-modules', 'nope'], 2, /nope.*q_proj/s],
+    [['--response-field', 'reply'], 2, /no field 'reply' \(fields: question, answer\)/],
+    [['--max-length', '3'], 2, /no supervised token/],
+    [['--lr-scheduler-type', 'cosign'], 2, /cosine/],
+    [['--adapter', 'none'], 2, /--r cannot be set/],
+  ])('%j is refused, and nothing is written', async (args, code, message) => {
+    const result = await balora(train('refused', ...args));
+    expect(result.err).toMatch(message);
+    expect(result.code).toBe(code);
+    expect(existsSync(join(folder, 'refused', 'adapter_model.safetensors'))).toBe(false);
+    await rm(join(folder, 'refused'), { recursive: true, force: true });
+  });
+
+  it('refuses a folder in which something stands', async () => {
+    await mkdir(join(folder, 'full-house'));
+    await writeFile(join(folder, 'full-house', 'notes.txt'), '');
+    const { code, err } = await balora(train('full-house'));
+    expect(err).toMatch(/is not empty \(notes\.txt\)/);
+    expect(code).toBe(2);
+  });
+});
+
+describe('balora evaluate and merge', () => {
+  const evaluate = async (...args: string[]) => {
+    const { code, out, err } = await balora([
+      ...['evaluate', '--data', data, '--prompt-template', 'none', '--max-length', '64', '--json'],
+      ...args,
+    ]);
+    expect(err).toBe('');
+    expect(code).toBe(0);
+    return JSON.parse(out) as Record<string, number> & { examples: { index: number }[] };
+  };
+
+  it('agree on the adapter and on the merged model', async () => {
+    const adapter = join(folder, 'plain');
+    const tuned = await evaluate('--model', model, '--adapter', adapter);
+    const base = await evaluate('--model', model);
+    expect(tuned.loss).toBeLessThan(base.loss as number);
+    expect(tuned.kl).toBeGreaterThan(0);
+    expect(base.kl).toBeNull();
+    expect(tuned.examples.map(({ index }) => index)).toEqual(
+      Array.from({ length: 24 }, (_, i) => i),
+    );
+    const one = await evaluate(
+      ...['--model', model, '--adapter', adapter, '--per-device-eval-batch-size', '1'],
+    );
+    expect(one.loss).toBeCloseTo(tuned.loss as number, 5);
+
+    const merged = join(folder, 'merged');
+    const args = ['merge', '--model', model, '--adapter', adapter, '--output', merged];
+    const { code, out } = await balora(args);
+    expect(code).toBe(0);
+    expect(out).toMatch(/largest rounding error \d\.\d+e-\d+ in model\.layers\.\d/);
+    const whole = await evaluate('--model', merged);
+    expect(whole.loss).toBeCloseTo(tuned.loss as number, 5);
+    expect((await balora(args)).err).toMatch(/is not empty/);
+  });
+
+  it('say numbers for people without --json', async () => {
+    const { out } = await balora([
+      ...['evaluate', '--model', model, '--data', data, '--prompt-template', 'none'],
+    ]);
+    expect(out).toMatch(/^loss +[\d.]+\nperplexity +[\d.]+\nKL to the base +no adapter\n/);
+  });
+});

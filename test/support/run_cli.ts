@@ -1,0 +1,23 @@
+/** Runs the command line inside the test's process, its streams kept as text. */
+import { kCommands } from '../../lib/cli/commands.ts';
+import { runCli } from '../../lib/cli/program.ts';
+
+export interface CliResult {
+  code: number;
+  out: string;
+  err: string;
+}
+
+/** @param onErr sees what has been written to stderr so far */
+export async function balora(args: string[], onErr?: (err: string) => void): Promise<CliResult> {
+  let [out, err] = ['', ''];
+  const stdout = { write: (text: string) => (out += text) };
+  const stderr = {
+    write: (text: string) => {
+      err += text;
+      onErr?.(err);
+    },
+  };
+  const code = await runCli(args, { stdout, stderr }, kCommands);
+  return { code, out, err };
+}
