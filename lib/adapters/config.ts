@@ -341,9 +341,12 @@ class Reader {
     check: (key: string, value: unknown) => number,
   ): readonly (readonly [string, number])[] {
     const value = this.raw[key] ?? {};
-    if (typeof value !== 'object' || Array.isArray(value))
+    if (typeof value !== 'object') this.fail(key, 'an object of numbers', value);
+    // A configuration that was checked before holds pairs: it can be given again.
+    const entries: [string, unknown][] = Array.isArray(value) ? value : Object.entries(value);
+    if (!entries.every((entry) => Array.isArray(entry) && typeof entry[0] === 'string')) {
       this.fail(key, 'an object of numbers', value);
-    const entries = Object.entries(value as object);
+    }
     return Object.freeze(
       entries.map(([name, item]) => [name, check(`${key}["${name}"]`, item)] as const),
     );

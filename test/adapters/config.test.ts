@@ -174,3 +174,10 @@ it('writes numbers and text as Python does', () => {
       '  {},\n  [],\n  {\n    "a": null,\n    "b": 1\n  }\n]',
   );
 });
+
+describe('a checked configuration', () => {
+  it('can be given again', () => {
+    const config = loraConfig({ r: 4, rankPattern: { 'layers.0.q_proj': 2 } });
+    expect(loraConfig(config as unknown as Parameters<typeof loraConfig>[0])).toEqual(config);
+  });
+});
