@@ -4,7 +4,7 @@ import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { FormatError, UnsupportedError } from '../errors.ts';
 import { GgufFile } from '../io/index.ts';
-import { maximum, sub, max } from '../ops/index.ts';
+import { max, maximum, sub } from '../ops/index.ts';
 import { synchronize, withMemoryTag } from '../runtime.ts';
 import { type DType, noGrad, scope, unscoped } from '../tensor.ts';
 import type { CausalLM, ModelOrigin } from './causal_lm.ts';

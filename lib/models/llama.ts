@@ -2,10 +2,11 @@
  * The llama architecture: pre-norm blocks of rotary attention (grouped queries) and a gated mlp. Attributes are named as
  * in the checkpoint. Dimensions: N rows, C hidden, H heads, Hkv key/value heads, D head size, F mlp width, V vocabulary.
  */
+
+import { checkpoint } from '../autograd.ts';
 import { UnsupportedError } from '../errors.ts';
 import { Embedding, Linear, LinearGroup, Module, RMSNorm } from '../nn/index.ts';
-import { checkpoint } from '../autograd.ts';
-import { add, attention, reshape, rope, type RopeTables, swiglu } from '../ops/index.ts';
+import { add, attention, type RopeTables, reshape, rope, swiglu } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { CausalLM, type Head, type ModelInputs, type ModelOrigin } from './causal_lm.ts';
 import { type LlamaConfig, llamaConfigJson } from './llama_config.ts';

@@ -2,8 +2,8 @@
 import { existsSync, statSync } from 'node:fs';
 import { copyFile, mkdir } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { SafetensorsWriter, type TensorSpec } from '../io/index.ts';
 import { writeFileAtomic } from '../io/files.ts';
+import { SafetensorsWriter, type TensorSpec } from '../io/index.ts';
 import { synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
 import type { CausalLM } from './causal_lm.ts';
