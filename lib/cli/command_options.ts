@@ -23,18 +23,23 @@ export function addOptions(command: Command, table: OptionTable, options: TableO
   if (config) {
     command.option('--config <file>', 'options from a YAML or JSON file; flags win over it');
   }
-  for (const [key, { type, help, group, required }] of Object.entries(table)) {
+  for (const [key, { type, help, helpOff, group, required }] of Object.entries(table)) {
     const name = kebab(key);
     const standard = defaults[key];
     const hint = required ? ' (required)' : isShown(standard) ? ` (default: ${standard})` : '';
+    const choices = type.choices ? `: ${type.choices.join(', ')}` : '';
     if (type.placeholder !== null) {
       command.addOption(
-        new Option(`--${name} <${type.placeholder}>`, help + hint).helpGroup(`${group}:`),
+        new Option(`--${name} <${type.placeholder}>`, `${help}${choices}${hint}`).helpGroup(
+          `${group}:`,
+        ),
       );
     } else {
       const on = standard === true;
       const yes = new Option(`--${name}`, help).helpGroup(`${group}:`).hideHelp(on);
-      const no = new Option(`--no-${name}`, `not: ${help}`).helpGroup(`${group}:`).hideHelp(!on);
+      const no = new Option(`--no-${name}`, helpOff ?? `not: ${help}`)
+        .helpGroup(`${group}:`)
+        .hideHelp(!on);
       command.addOption(yes).addOption(no);
     }
   }

@@ -11,6 +11,8 @@ export interface OptionRow<T = unknown> {
   readonly type: OptionType<T>;
   readonly help: string;
   readonly group: string;
+  /** What `--no-...` does, for a switch that is on by default. */
+  readonly helpOff?: string;
   readonly required?: boolean;
   /** Only on the command line: an act, not a setting. */
   readonly commandLineOnly?: boolean;

@@ -10,6 +10,8 @@ export interface OptionType<T = unknown> {
   readonly wanted: string;
   /** Shown in the help after the flag; null for a switch. */
   readonly placeholder: string | null;
+  /** The values there are, where the placeholder is too short to say so. */
+  readonly choices?: readonly string[];
   /** The flag's text as a value for the schema; a text that is none is passed on, for the schema to refuse. */
   parse(text: string): unknown;
 }
@@ -52,7 +54,8 @@ export function choice<const T extends string>(...choices: readonly T[]): Option
   return {
     schema: z.enum(choices),
     wanted: `one of ${choices.join(', ')}`,
-    placeholder: choices.join('|'),
+    placeholder: choices.length < 4 ? choices.join('|') : 'name',
+    ...(choices.length < 4 ? {} : { choices }),
     parse: (value) => value,
   };
 }
@@ -83,7 +86,8 @@ export function loraInit(): OptionType<boolean | string> {
   return {
     schema: z.union([z.boolean(), z.string()]),
     wanted: 'true, false or a name (gaussian, pissa, pissa_niter_N)',
-    placeholder: 'true|gaussian|pissa|pissa_niter_N',
+    placeholder: 'name',
+    choices: ['true', 'gaussian', 'pissa', 'pissa_niter_N'],
     parse: (value) => onOrOff.parse(value),
   };
 }

@@ -6,6 +6,8 @@ import type { StepRecord, TrainEvent } from '../train/types.ts';
 import { formatBytes, formatSeconds, hasColour, type OutputStream, styler } from './terminal.ts';
 
 const kRedrawMs = 100;
+/** Of a terminal that does not tell (or says 0, as under a recorder). */
+const kColumns = 80;
 
 export class Progress {
   private readonly redraws: boolean;
@@ -77,7 +79,7 @@ export class Progress {
     if (time - this.drawnAt < kRedrawMs) return;
     this.drawnAt = time;
     // A line that wraps could not be taken back.
-    const cut = text.slice(0, Math.max(1, (this.stream.columns ?? 80) - 1));
+    const cut = text.slice(0, (this.stream.columns || kColumns) - 1);
     this.stream.write(`\r\u001b[K${cut}`);
     this.line = cut;
   }

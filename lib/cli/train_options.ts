@@ -1,4 +1,5 @@
 /** The options of `balora train`, in the names of transformers and PEFT. */
+import { SCHEDULER_NAMES } from '../optim/schedulers.ts';
 import type { OptionRow, OptionValues } from './option_table.ts';
 import {
   choice,
@@ -80,7 +81,7 @@ export const kTrainOptions = {
 
   optim: optimization(choice('adamw', 'sgd'), 'optimizer'),
   learningRate: optimization(number(0), 'highest learning rate'),
-  lrSchedulerType: optimization(text('name'), 'schedule of the learning rate'),
+  lrSchedulerType: optimization(choice(...SCHEDULER_NAMES), 'schedule of the learning rate'),
   warmupSteps: optimization(number(0), 'warm-up; below 1: a share of the run'),
   weightDecay: optimization(number(0), 'decoupled weight decay'),
   adamBeta1: optimization(number(0), 'decay of the first moment'),
@@ -97,7 +98,9 @@ export const kTrainOptions = {
 
   ...kExampleOptions,
   packing: examples(onOff(), 'fill rows of max-length tokens with several examples each'),
-  shuffle: examples(onOff(), 'new order in every epoch'),
+  shuffle: examples(onOff(), 'a new order in every epoch', {
+    helpOff: 'keep the order of the file',
+  }),
 
   consistencyWeight: regularizers(number(0), 'l1 of the divergence from the pre-trained model'),
   diversityWeight: regularizers(number(0), 'l2 of the entropy term'),
@@ -117,6 +120,10 @@ export const kTrainOptions = {
   ),
   regularizerWarmupRatio: regularizers(number(0), 'two_phase: share of the run without l2 and l3'),
   regularizerRampRatio: regularizers(number(0), 'two_phase: share of the run in which they grow'),
+  regularizerWarmupSteps: regularizers(
+    integer(0),
+    'linear_warmup, quadratic_warmup: steps in which they grow',
+  ),
 } satisfies Record<string, OptionRow>;
 
 export type TrainSettings = OptionValues<typeof kTrainOptions>;

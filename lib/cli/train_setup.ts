@@ -115,6 +115,7 @@ const kRegularizerKeys = [
   'regularizerSchedule',
   'regularizerWarmupRatio',
   'regularizerRampRatio',
+  'regularizerWarmupSteps',
 ] as const;
 
 function chooseMethod(settings: TrainSettings): ResolvedMethod {

@@ -110,6 +110,12 @@ describe('Progress', () => {
   });
 });
 
+it('Progress takes 80 columns where a terminal says 0', () => {
+  const stream = new Stream(true, 0);
+  new Progress(stream, () => 0).show(event('step', 1));
+  expect(stream.screen()[0]).toMatch(/^step {3}1\/200 {2}loss 1\.2346 .{20,}/);
+});
+
 describe('terminal', () => {
   it('colours terminals only, and asks the environment', () => {
     expect(hasColour(new Stream(true), {})).toBe(true);
