@@ -131,13 +131,14 @@ export const kSuites = [
   { name: 'vitest', run: runVitest },
   { name: 'sanitize', slow: true, run: runSanitized },
   { name: 'gyp', slow: true, ci: true, run: runGyp },
-  { name: 'tidy', slow: true, ci: true, run: runTidy },
+  { name: 'tidy', onRequest: true, run: runTidy },
 ];
 
 /** Why a suite does not run this time, or null. What is named with --only always runs. */
 function skipReason(suite, { quick, only }) {
   if (only) return null;
   if (quick && suite.slow) return '--quick';
+  if (suite.onRequest) return `runs with --only ${suite.name}`;
   if (suite.ci && process.env.CI !== 'true')
     return `runs where CI=true, or with --only ${suite.name}`;
   return null;
