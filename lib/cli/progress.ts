@@ -96,13 +96,14 @@ export function stepLine(event: {
     .filter((term) => record[term] !== null)
     .map((term) => `${term} ${(record[term] as number).toFixed(4)}`);
   const step = String(record.step).padStart(String(totalSteps).length);
+  // What matters most stands first: a narrow terminal cuts the rest.
   return [
     `step ${step}/${totalSteps}`,
     `loss ${record.loss.toFixed(4)}`,
-    ...(terms.length > 0 ? [`task ${record.taskLoss.toFixed(4)}`, ...terms] : []),
-    `lr ${record.learningRate.toExponential(2)}`,
     `${Math.round(record.tokensPerSecond)} tokens/s`,
     `${formatSeconds(secondsLeft)} left`,
+    ...(terms.length > 0 ? [`task ${record.taskLoss.toFixed(4)}`, ...terms] : []),
+    `lr ${record.learningRate.toExponential(2)}`,
     formatBytes(record.peakRssBytes),
   ].join('  ');
 }

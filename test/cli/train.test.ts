@@ -49,7 +49,9 @@ describe('balora train', () => {
     const { code, out, err } = await balora(
       train('plain', '--eval-data', data, '--eval-steps', '3'),
     );
-    expect(err).toMatch(/^step 1\/6 {2}loss [\d.]+ {2}task [\d.]+ {2}consistency /);
+    expect(err).toMatch(
+      /^step 1\/6 {2}loss [\d.]+ {2}\d+ tokens\/s {2}\d+s left {2}task [\d.]+ {2}consistency /,
+    );
     expect(code).toBe(0);
     expect(out).toBe('');
     expect(err.match(/^step /gm)).toHaveLength(6);
