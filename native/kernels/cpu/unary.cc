@@ -97,14 +97,25 @@ BALORA_INLINE void backward_loop(const T* dy, const T* s, T* dx, int64_t n, Acc<
   for (int64_t i = 0; i < n; ++i) dx[i] = store<T>(load(dy[i]) * slope_of<Op>(load(s[i]), a, b));
 }
 
-#define EACH_OP(CASE)                                                                             \
-  CASE(BALORA_NEG)                                                                                \
-  CASE(BALORA_ABS)                                                                                \
-  CASE(BALORA_EXP)                                                                                \
-  CASE(BALORA_LOG) CASE(BALORA_SQRT) CASE(BALORA_RSQRT) CASE(BALORA_SQUARE) CASE(BALORA_SIN)      \
-      CASE(BALORA_COS) CASE(BALORA_TANH) CASE(BALORA_SIGMOID) CASE(BALORA_RELU) CASE(BALORA_SILU) \
-          CASE(BALORA_GELU) CASE(BALORA_GELU_TANH) CASE(BALORA_SOFTPLUS) CASE(BALORA_CLAMP)       \
-              CASE(BALORA_AFFINE)
+#define EACH_OP(CASE)    \
+  CASE(BALORA_NEG)       \
+  CASE(BALORA_ABS)       \
+  CASE(BALORA_EXP)       \
+  CASE(BALORA_LOG)       \
+  CASE(BALORA_SQRT)      \
+  CASE(BALORA_RSQRT)     \
+  CASE(BALORA_SQUARE)    \
+  CASE(BALORA_SIN)       \
+  CASE(BALORA_COS)       \
+  CASE(BALORA_TANH)      \
+  CASE(BALORA_SIGMOID)   \
+  CASE(BALORA_RELU)      \
+  CASE(BALORA_SILU)      \
+  CASE(BALORA_GELU)      \
+  CASE(BALORA_GELU_TANH) \
+  CASE(BALORA_SOFTPLUS)  \
+  CASE(BALORA_CLAMP)     \
+  CASE(BALORA_AFFINE)
 #define FORWARD(OP) \
   case OP:          \
     return forward_loop<OP>(x, y, n, a, b);
