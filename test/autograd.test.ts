@@ -99,7 +99,8 @@ describe('backward', () => {
       x.grad = null;
     });
     await synchronize();
-    expect(memoryStats().liveBytes).toBe(before);
+    // Not equal: tensors that earlier tests dropped may be collected meanwhile. What a leak here would keep is larger.
+    expect(memoryStats().liveBytes).toBeLessThanOrEqual(before);
   });
 });
 
