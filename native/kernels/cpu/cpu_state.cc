@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <string_view>
 
@@ -152,6 +153,7 @@ void* CpuState::scratch(Scratch index, uint64_t bytes) {
     if (!buffer.data) throw std::bad_alloc();
     buffer.bytes = rounded;
   }
+  if (poisoned_ && bytes > 0) std::memset(buffer.data, 0xff, bytes);
   return buffer.data;
 }
 
@@ -178,6 +180,10 @@ void* create_cpu_state(int32_t, char* error, uint64_t error_size) {
 
 void destroy_cpu_state(void* state) {
   delete static_cast<CpuState*>(state);
+}
+
+void poison_cpu_scratch(void* state) {
+  static_cast<CpuState*>(state)->poison_scratch();
 }
 
 }  // namespace balora

@@ -41,7 +41,11 @@ struct Stretch {
     int64_t first, step;
   };
   std::vector<Place> places;
-  int64_t used = 0;  // the columns from here to k are zero
+  struct Range {
+    int64_t begin, end;
+  };
+  std::vector<Range> unfilled;  // columns that no part fills: clear_rest
+  int64_t used = 0;
   int64_t k = 0;
   bf16* a = nullptr;  // (rows up to a panel, k)
   bf16* tiles = nullptr;
@@ -57,10 +61,12 @@ Stretch layout(std::span<const LowRankOperands* const> parts) {
     const int64_t rank = rank_of(*parts[p]);
     const int64_t step = p + 1 < parts.size() && rank_of(*parts[p + 1]) == rank ? 2 : 1;
     const int64_t first = round_up(stretch.used, 2);
+    if (first > stretch.used) stretch.unfilled.push_back({stretch.used, first});
     for (int64_t i = 0; i < step; ++i, ++p) stretch.places.push_back({parts[p], first + i, step});
     stretch.used = first + 3 * step * rank;
   }
   stretch.k = round_up(stretch.used, kTileK);
+  if (stretch.k > stretch.used) stretch.unfilled.push_back({stretch.used, stretch.k});
   return stretch;
 }
 
@@ -94,10 +100,11 @@ void pack_stretch(Context* ctx, const Stretch& stretch, int64_t n, const Line& l
 
 // Zeros in the columns that no part fills: they meet zeros in B, but must not be NaN.
 void clear_rest(Context* ctx, const Stretch& stretch, int64_t m) {
-  if (stretch.used == stretch.k) return;
+  if (stretch.unfilled.empty()) return;
   parallel_for(ctx, round_up(m, kPanelRows), 1024, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      std::fill(stretch.a + i * stretch.k + stretch.used, stretch.a + (i + 1) * stretch.k, bf16{0});
+      bf16* row = stretch.a + i * stretch.k;
+      for (const auto& [from, to] : stretch.unfilled) std::fill(row + from, row + to, bf16{0});
     }
   });
 }

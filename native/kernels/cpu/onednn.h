@@ -73,7 +73,7 @@ class CpuState {
                                        const dnnl::memory::desc* packed_b = nullptr);
 
   // Grow-only buffers that outlive a kernel, 64-byte aligned; a later call with the same index may
-  // move it.
+  // move it. Its contents are what any kernel left there: NaNs, as well.
   enum Scratch {
     kScratchpad,
     kWideA,
@@ -88,6 +88,7 @@ class CpuState {
     kScratchCount
   };
   void* scratch(Scratch index, uint64_t bytes);
+  void poison_scratch() { poisoned_ = true; }  // see cpu_state.h
 
  private:
   struct Hash {
@@ -106,6 +107,7 @@ class CpuState {
     uint64_t bytes = 0;
   };
   std::array<Buffer, kScratchCount> buffers_;
+  bool poisoned_ = false;
 };
 
 dnnl::memory::data_type onednn_dtype(int32_t dtype);

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <vector>
@@ -18,13 +19,15 @@
 namespace balora::test {
 
 // A context as the engine gives it: scratch memory that lives until the next kernel, and a device
-// state.
+// state. All scratch comes full of NaN patterns, as recycled memory may.
 class TestContext {
  public:
   explicit TestContext(int threads = 2) {
     ctx_.workspace = [](Context* ctx, uint64_t bytes) -> void* {
       auto* self = reinterpret_cast<TestContext*>(ctx);
-      void* memory = std::aligned_alloc(64, (bytes + 127) / 64 * 64);
+      const uint64_t rounded = (bytes + 127) / 64 * 64;
+      void* memory = std::aligned_alloc(64, rounded);
+      std::memset(memory, 0xff, rounded);
       self->scratch_.emplace_back(memory, &std::free);
       return memory;
     };
@@ -32,6 +35,7 @@ class TestContext {
     ctx_.num_threads = threads;
     ctx_.deterministic = 1;
     ctx_.device_state = create_cpu_state(0, ctx_.error, sizeof ctx_.error);
+    poison_cpu_scratch(ctx_.device_state);
   }
   ~TestContext() { destroy_cpu_state(ctx_.device_state); }
   TestContext(const TestContext&) = delete;
