@@ -26,7 +26,7 @@ const here = dirname(fileURLToPath(import.meta.url));
 const { values: options } = parseArgs({
   options: {
     model: { type: 'string', default: join(here, 'checkpoint') },
-    steps: { type: 'string', default: '150' },
+    steps: { type: 'string', default: '100' },
     'batch-size': { type: 'string', default: '8' },
     rank: { type: 'string', default: '8' },
     'learning-rate': { type: 'string', default: '1e-3' },

@@ -2,7 +2,7 @@
 // from random weights on the State of the Union addresses by this library. The same command gives the same files on
 // the same CPU model and thread count.
 //
-//   node examples/demo/make_checkpoint.mjs [--epochs 3] [--out examples/demo/checkpoint]
+//   node examples/demo/make_checkpoint.mjs [--epochs 1] [--out examples/demo/checkpoint]
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -16,6 +16,7 @@ import {
   mul,
   ones,
   randn,
+  saveModel,
   saveSafetensors,
   Tokenizer,
   Trainer,
@@ -25,7 +26,7 @@ import { kPassageFormat, passages, split, stateOfTheUnion } from './corpus.mjs';
 
 const { values: options } = parseArgs({
   options: {
-    epochs: { type: 'string', default: '3' },
+    epochs: { type: 'string', default: '1' },
     out: {
       type: 'string',
       default: join(dirname(fileURLToPath(import.meta.url)), 'checkpoint'),
@@ -105,7 +106,10 @@ const vocabulary = trainBpe(
   { vocabSize: kVocabulary, special: kSpecial },
 );
 
-const start = mkdtempSync(join(tmpdir(), 'balora-tiny-'));
+const work = mkdtempSync(join(tmpdir(), 'balora-tiny-'));
+const start = join(work, 'start');
+const trained = join(work, 'trained');
+mkdirSync(start);
 writeDescription(start, 'float32', vocabulary);
 await saveSafetensors(join(start, 'model.safetensors'), randomWeights());
 const tokenizer = await Tokenizer.fromPretrained(start);
@@ -131,8 +135,7 @@ const trainer = new Trainer({
   numTrainEpochs: Number(options.epochs),
   evalSteps: 500,
   loggingSteps: 25,
-  output: options.out,
-  overwrite: true,
+  output: trained,
 });
 for await (const event of trainer.run()) {
   if (event.type === 'log') {
@@ -145,6 +148,8 @@ for await (const event of trainer.run()) {
     console.log(`step ${event.step}  held-out loss ${event.result.loss.toFixed(4)}`);
   }
 }
-mkdirSync(options.out, { recursive: true });
+writeDescription(trained, 'float32', vocabulary);
+const rounded = await AutoModelForCausalLM.fromPretrained(trained, { dtype: 'bf16' });
+await saveModel(rounded, options.out);
 writeDescription(options.out, 'bfloat16', vocabulary);
-rmSync(start, { recursive: true });
+rmSync(work, { recursive: true });
