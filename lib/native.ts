@@ -44,6 +44,9 @@ function load(): Native {
     try {
       const native = require(path) as Native;
       native.setErrorFactory(errorFromCode);
+      // process.exit() runs C++ static destructors (oneDNN unmaps its kernels) without the environment's clean-up
+      // hooks: no kernel may be running by then.
+      process.once('exit', () => native.abandonWork());
       return native;
     } catch (error) {
       reasons.push(`${path}: ${(error as Error).message}`);

@@ -7,6 +7,7 @@ export type Handle = number;
 
 export interface NativeOps {
   abandonSafetensors(writer: unknown): void;
+  abandonWork(): void;
   adamwStep(param: Handle, grad: Handle, m: Handle, v: Handle, coefficient: Handle | null, lr: number, beta1: number, beta2: number, eps: number, weightDecay: number, step: number): void;
   addInPlace(x: Handle, source: Handle, alpha: number): void;
   affine(x: Handle, a: number, b: number): Handle;

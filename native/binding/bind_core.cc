@@ -43,6 +43,15 @@ void synchronize_sync(Engine& engine) {
   engine.stream().sync();
 }
 
+// Drops what is queued and returns when no kernel runs any more.
+void abandon_work(Engine& engine) {
+  engine.stream().abandon();
+  try {
+    engine.stream().sync();
+  } catch (const std::exception&) {  // that work was dropped is what was asked for
+  }
+}
+
 Shape shape_of(Tensor t) {
   return t.shape();
 }
@@ -189,6 +198,7 @@ void bind_core(Module& m) {
   op(m, "readSync", &read_sync, {"x", "into"});
   op(m, "synchronize", &synchronize, {});
   op(m, "synchronizeSync", &synchronize_sync, {});
+  op(m, "abandonWork", &abandon_work, {});
   op(m, "shapeOf", &shape_of, {"x"});
   op(m, "dtypeOf", &dtype_of, {"x"});
   op(m, "deviceOf", &device_of, {"x"});
