@@ -5,6 +5,7 @@ import type { BatchOptions } from '../data/batches.ts';
 import { setNumThreads } from '../runtime.ts';
 import { resolveRegularizers } from '../train/methods.ts';
 import { resolveOptions } from '../train/options.ts';
+import { checkOutput } from '../train/output.ts';
 import { Trainer } from '../train/trainer.ts';
 import type { TrainResult } from '../train/types.ts';
 import { addOptions, readOptions } from './command_options.ts';
@@ -69,6 +70,10 @@ async function run(
 ): Promise<number> {
   const setup = trainSetup(settings);
   if (settings.threads !== undefined) setNumThreads(settings.threads);
+  if (settings.output !== undefined && !settings.dryRun) {
+    const { overwrite = false, resume = false } = settings;
+    await checkOutput(settings.output, { overwrite, resume });
+  }
   const { tuned, tokenizer } = await loadTuned(settings, setup, progress);
   const open = (file: string, options: BatchOptions) =>
     openBatches(file, tokenizer, { ...options, progress, signal });

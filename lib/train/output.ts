@@ -28,7 +28,7 @@ export interface ClaimOptions {
 }
 
 /** What a run may have left behind; `overwrite` removes these and touches nothing else. */
-const kOwnNames = [
+const kOwnFiles = new Set([
   'run',
   'adapter_config.json',
   'adapter_model.safetensors',
@@ -39,18 +39,14 @@ const kOwnNames = [
   'generation_config.json',
   'tokenizer.json',
   'tokenizer_config.json',
-  'README.md',
-];
-const kOwnFiles = new Set(kOwnNames);
+]);
 
 /**
- * Claims the folder for one run. Without `overwrite` or `resume` it must be absent or empty.
- * @throws ArgumentError if it holds anything else, is no folder, or is in use by a living process.
+ * What claimOutput() would say, without touching anything: for a caller who has long work to do before the run.
+ * @throws ArgumentError
  */
-export async function claimOutput(
-  path: string,
-  { overwrite, resume }: ClaimOptions,
-): Promise<OutputFolder> {
+export async function checkOutput(path: string, options: ClaimOptions): Promise<void> {
+  const { overwrite, resume } = options;
   if (overwrite && resume) throw new ArgumentError('overwrite and resume exclude each other');
   const names = await folderNames(path);
   if (names.length > 0 && !overwrite && !resume) {
@@ -59,13 +55,24 @@ export async function claimOutput(
         'choose another one, or pass overwrite or resume',
     );
   }
+  const lock = join(path, 'run', 'lock');
+  const holder = await readHolder(lock);
+  if (holder !== null && isAlive(holder)) throw inUse(path, lock, holder);
+}
+
+/**
+ * Claims the folder for one run. Without `overwrite` or `resume` it must be absent or empty.
+ * @throws ArgumentError if it holds anything else, is no folder, or is in use by a living process.
+ */
+export async function claimOutput(path: string, options: ClaimOptions): Promise<OutputFolder> {
+  await checkOutput(path, options);
   const run = join(path, 'run');
   const checkpoints = join(run, 'checkpoints');
   const lock = join(run, 'lock');
   try {
     await mkdir(run, { recursive: true });
     await takeLock(lock, path);
-    if (overwrite) await clear(path);
+    if (options.overwrite) await clear(path);
     await mkdir(checkpoints, { recursive: true });
     for (const folder of [path, run, checkpoints]) await removeTemporaries(folder);
   } catch (error) {
@@ -91,15 +98,20 @@ async function folderNames(path: string): Promise<string[]> {
   return namesIn(path);
 }
 
-/** Everything of an earlier run but the lock, which is ours by now. */
+/** Everything of an earlier run but the lock, which is ours by now. Without its config.json nothing is known to be a run's. */
 async function clear(path: string): Promise<void> {
-  for (const name of await namesIn(path)) {
-    if (name !== 'run' && kOwnFiles.has(name))
-      await rm(join(path, name), { recursive: true, force: true });
-  }
-  for (const name of await namesIn(join(path, 'run'))) {
-    if (name !== 'lock') await rm(join(path, 'run', name), { recursive: true, force: true });
-  }
+  const run = join(path, 'run');
+  const inside = await namesIn(run);
+  if (!inside.includes('config.json')) return;
+  const own = (await namesIn(path)).filter((name) => kOwnFiles.has(name) && name !== 'run');
+  const paths = [
+    ...own.map((name) => join(path, name)),
+    ...inside
+      .filter((name) => name !== 'lock' && name !== 'config.json')
+      .map((name) => join(run, name)),
+    join(run, 'config.json'), // last: an interrupted removal is taken up again
+  ];
+  for (const old of paths) await rm(old, { recursive: true, force: true });
 }
 
 interface LockHolder {
@@ -124,14 +136,16 @@ async function takeLock(lock: string, path: string): Promise<void> {
       if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
     }
     const holder = await readHolder(lock);
-    if (holder !== null && isAlive(holder)) {
-      throw new ArgumentError(
-        `output folder ${path} is in use by process ${holder.pid} on ${holder.host}; if that is wrong, remove ${lock}`,
-      );
-    }
+    if (holder !== null && isAlive(holder)) throw inUse(path, lock, holder);
     await rm(lock, { force: true });
   }
   throw new ArgumentError(`output folder ${path} is being claimed by another process`);
+}
+
+function inUse(path: string, lock: string, { pid, host }: LockHolder): ArgumentError {
+  return new ArgumentError(
+    `output folder ${path} is in use by process ${pid} on ${host}; if that is wrong, remove ${lock}`,
+  );
 }
 
 /** null for a lock that its writer did not finish. */

@@ -36,6 +36,10 @@ describe('claimOutput', () => {
     writeFileSync(join(folder, 'thesis.txt'), 'x');
     writeFileSync(join(folder, 'adapter_config.json'), '{}');
     mkdirSync(join(folder, 'run/checkpoints/step-1'), { recursive: true });
+    const foreign = await claimOutput(folder, { overwrite: true, resume: false });
+    expect(await namesIn(foreign.checkpoints)).toEqual(['step-1']); // no run's config.json: not ours
+    await foreign.release();
+    writeFileSync(join(folder, 'run/config.json'), '{}');
     const output = await claimOutput(folder, { overwrite: true, resume: false });
     expect((await namesIn(folder)).sort()).toEqual(['run', 'thesis.txt']);
     expect(await namesIn(output.checkpoints)).toEqual([]);
