@@ -113,7 +113,7 @@ describeShared('adapters on SmolLM2', () => {
 /**
  * bf16 keeps 8 bits: an activation is off by up to 2^-9, and 30 blocks of residual sums leave the logits off by some
  * 0.05. That moves cross-entropy, entropy and the SVD ratio by thousandths, and puts a floor of half the variance of the
- * logits' noise, times T^2, under the KL of student and teacher. Measured on two CPUs: task 3e-3, cr 4e-3 absolute,
+ * logits' noise, times T^2, under the KL of student and teacher. Measured on one CPU: task 3e-3, cr 4e-3 absolute,
  * dr 3e-3, svdr 5e-4, norm of the gradient 7e-3, gradient 5e-2 (relative); the band is three times that.
  */
 describeShared('adapters on SmolLM2 in bf16', () => {
