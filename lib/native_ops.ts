@@ -66,6 +66,7 @@ export interface NativeOps {
   memoryStats(): unknown;
   min(x: Handle, axes: readonly (number)[], keepDims: boolean): Handle;
   numThreads(): number;
+  opTimes(): unknown;
   openGguf(path: string): unknown;
   openSafetensors(path: string): unknown;
   permute(x: Handle, order: readonly (number)[]): Handle;
@@ -79,9 +80,11 @@ export interface NativeOps {
   readSafetensors(file: unknown, name: string, dtype: DType, share: boolean, checkFinite: boolean): Handle;
   readSync(x: Handle, into: Uint8Array): void;
   requiresGrad(x: Handle): boolean;
+  resetOpTimes(): void;
   resetPeakMemory(): void;
   reshape(x: Handle, shape: readonly number[]): Handle;
   restoreMemoryTag(tag: number): void;
+  restorePhase(phase: number): void;
   rmsNorm(x: Handle, weight: Handle, eps: number, weightOffset: number, castBeforeWeight: boolean): Handle;
   rmsNormAdd(x: Handle, residual: Handle, weight: Handle, eps: number, weightOffset: number, castBeforeWeight: boolean): [Handle, Handle];
   rope(x: Handle, cos: Handle, sin: Handle, positions: Handle): Handle;
@@ -97,6 +100,7 @@ export interface NativeOps {
   setMemoryLimit(bytes: number): void;
   setMemoryTag(name: string): number;
   setNumThreads(threads: number): void;
+  setPhase(name: string): number;
   setRequiresGrad(x: Handle, value: boolean): void;
   sgdStep(param: Handle, grad: Handle, buffer: Handle | null, coefficient: Handle | null, lr: number, momentum: number, dampening: number, weightDecay: number, nesterov: boolean, first: boolean): void;
   shapeOf(x: Handle): number[];

@@ -21,6 +21,16 @@ export interface MemoryStats {
   byTag: Record<string, number>;
 }
 
+/** What one op has cost since the start or the last resetOpTimes(), exact once the work before has run. */
+export interface OpTime {
+  /** The innermost `withPhase` at the call, '' outside any. */
+  phase: string;
+  op: string;
+  calls: number;
+  /** On the engine's thread, waiting for the queue not counted. */
+  seconds: number;
+}
+
 /** Resolves when everything enqueued so far has run; rejects with the first failure among it. */
 export function synchronize(): Promise<void> {
   return native.synchronize();
@@ -66,6 +76,26 @@ export function withMemoryTag<T>(name: string, body: () => T): T {
     return body();
   } finally {
     native.restoreMemoryTag(before);
+  }
+}
+
+/** Where the engine's time went, by phase and op (await `synchronize()` first). */
+export function opTimes(): OpTime[] {
+  return native.opTimes() as OpTime[];
+}
+
+/** Starts the counts of opTimes() afresh. */
+export function resetOpTimes(): void {
+  native.resetOpTimes();
+}
+
+/** Counts the ops that `body` enqueues under this name in opTimes(); the trainer's phases are its step's parts. */
+export function withPhase<T>(name: string, body: () => T): T {
+  const before = native.setPhase(name);
+  try {
+    return body();
+  } finally {
+    native.restorePhase(before);
   }
 }
 

@@ -10,7 +10,7 @@ import {
   consistencyWeightAt,
   regularizerFactorAt,
 } from '../losses/schedules.ts';
-import { synchronize } from '../runtime.ts';
+import { synchronize, withPhase } from '../runtime.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 import { yieldToEventLoop } from './events.ts';
 import type { ResolvedRegularizers } from './methods.ts';
@@ -95,19 +95,15 @@ class BaLoraObjective implements Objective {
     micro: { batch: Batch; teacherHidden: Tensor | null; weights: TermWeights; terms: WindowTerms },
   ): Promise<void> {
     const { batch, teacherHidden, weights, terms } = micro;
-    const hidden = tuned.model.forward(batch);
+    const hidden = withPhase('forward', () => tuned.model.forward(batch));
     try {
       await yieldToEventLoop();
       scope(() => {
-        const result = this.loss.compute({
-          hidden,
-          teacherHidden,
-          batch,
-          weights,
-          window: window.totals,
-        });
+        const result = withPhase('losses', () =>
+          this.loss.compute({ hidden, teacherHidden, batch, weights, window: window.totals }),
+        );
         terms.add(result);
-        result.loss?.backward();
+        withPhase('backward', () => result.loss?.backward());
       });
     } finally {
       hidden.dispose();
@@ -121,7 +117,7 @@ class BaLoraObjective implements Objective {
     batch: Batch,
     teachers: Map<Batch, Tensor>,
   ): Promise<Tensor> {
-    const hidden = tuned.withTeacher((model) => noGrad(() => model.forward(batch)));
+    const hidden = teach(tuned, batch);
     teachers.set(batch, hidden);
     await yieldToEventLoop();
     return hidden;
@@ -190,7 +186,7 @@ class CustomObjective implements Objective {
         return value;
       };
       try {
-        const hidden = own(tuned.model.forward(batch));
+        const hidden = own(withPhase('forward', () => tuned.model.forward(batch)));
         await yieldToEventLoop();
         let teacher: Tensor | null = null;
         const { head } = tuned.model;
@@ -200,7 +196,7 @@ class CustomObjective implements Objective {
           headWeight: head.weight,
           logitSoftcap: head.softcap > 0 ? head.softcap : null,
           teacherHidden: () => {
-            teacher ??= own(tuned.withTeacher((model) => noGrad(() => model.forward(batch))));
+            teacher ??= own(teach(tuned, batch));
             return teacher;
           },
           step,
@@ -210,7 +206,9 @@ class CustomObjective implements Objective {
         });
         const loss = own(result.loss);
         checkLoss(loss);
-        scope(() => loss.backward(tensor([share], { dtype: loss.dtype, shape: loss.shape })));
+        withPhase('backward', () =>
+          scope(() => loss.backward(tensor([share], { dtype: loss.dtype, shape: loss.shape }))),
+        );
         terms.addLoss(await loss.item(), share);
         for (const [label, value] of Object.entries(result.metrics ?? {})) {
           terms.addMetric(label, await own(value).item(), share);
@@ -223,6 +221,13 @@ class CustomObjective implements Objective {
   }
 
   dispose(): void {}
+}
+
+/** The teacher's hidden states: (N,C). */
+function teach(tuned: TunedModel, batch: Batch): Tensor {
+  return withPhase('teacher', () =>
+    tuned.withTeacher((model) => noGrad(() => model.forward(batch))),
+  );
 }
 
 function checkLoss(loss: Tensor): void {

@@ -10,7 +10,7 @@ import type { TunedModel } from '../adapters/tuned_model.ts';
 import { ArgumentError } from '../errors.ts';
 import { evaluate } from '../eval/evaluate.ts';
 import { clipNorm } from '../optim/clip.ts';
-import { synchronize } from '../runtime.ts';
+import { synchronize, withPhase } from '../runtime.ts';
 import { type OptionsInput, type ResolvedOptions, resolveOptions } from './options.ts';
 import { makePlan, measurePlan } from './plan.ts';
 import { makeRecord } from './record.ts';
@@ -144,20 +144,24 @@ export class Trainer {
       run.optimizer.zeroGrad();
       return null;
     }
-    tuned.collectGradients();
-    const { norm, coefficient } = await clipNorm(
-      tuned.parameters().map(({ tensor }) => tensor),
-      { maxNorm: maxGradNorm },
-    );
+    const { norm, coefficient } = await withPhase('optimizer', () => {
+      tuned.collectGradients();
+      return clipNorm(
+        tuned.parameters().map(({ tensor }) => tensor),
+        { maxNorm: maxGradNorm },
+      );
+    });
     if (!Number.isFinite(terms.loss) || !Number.isFinite(norm)) {
       run.optimizer.zeroGrad();
       throw run.notFinite(terms, norm);
     }
     const learningRate = run.rate(run.step);
-    run.optimizer.step({ learningRate, coefficient });
-    coefficient?.dispose();
-    run.optimizer.zeroGrad();
-    tuned.afterStep();
+    withPhase('optimizer', () => {
+      run.optimizer.step({ learningRate, coefficient });
+      coefficient?.dispose();
+      run.optimizer.zeroGrad();
+      tuned.afterStep();
+    });
     await synchronize();
     const record = makeRecord({
       step: run.step + 1,

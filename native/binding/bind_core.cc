@@ -148,6 +148,30 @@ Napi::Value memory_stats(Env& env) {
   return object;
 }
 
+int64_t set_phase(Engine& engine, std::string name) {
+  return std::exchange(engine.phase, engine.op_times().phase(name));
+}
+void restore_phase(Engine& engine, int phase) {
+  engine.phase = phase;
+}
+void reset_op_times(Engine& engine) {
+  engine.op_times().reset();
+}
+
+Napi::Value op_times(Env& env) {
+  const std::vector<OpTime> times = env.engine().op_times().read();
+  auto list = Napi::Array::New(env.napi(), times.size());
+  for (uint32_t i = 0; i < times.size(); ++i) {
+    auto entry = Napi::Object::New(env.napi());
+    entry.Set("phase", Napi::String::New(env.napi(), times[i].phase));
+    entry.Set("op", Napi::String::New(env.napi(), times[i].op));
+    entry.Set("calls", Napi::Number::New(env.napi(), static_cast<double>(times[i].calls)));
+    entry.Set("seconds", Napi::Number::New(env.napi(), times[i].seconds));
+    list.Set(i, entry);
+  }
+  return list;
+}
+
 // A node whose backward is a JS function: dy handles (0: unused) in, one handle or 0 per input out.
 // The outputs are new tensors over the same values, now on the tape. The node takes the handles
 // that backward returns.
@@ -225,6 +249,10 @@ void bind_core(Module& m) {
   op(m, "resetPeakMemory", &reset_peak_memory, {});
   op(m, "trimMemory", &trim_memory, {});
   op(m, "memoryStats", &memory_stats, {});
+  op(m, "setPhase", &set_phase, {"name"});
+  op(m, "restorePhase", &restore_phase, {"phase"});
+  op(m, "opTimes", &op_times, {});
+  op(m, "resetOpTimes", &reset_op_times, {});
   op(m, "setErrorFactory", &set_error_factory, {"factory"});
 }
 

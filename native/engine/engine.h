@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/allocator.h"
+#include "engine/op_times.h"
 #include "engine/stream.h"
 #include "kernels/kernel_table.h"
 #include "tensor/tensor.h"
@@ -30,6 +31,7 @@ class Engine {
   Context* context() { return &context_.base; }  // engine thread only
   Stream& stream() { return *stream_; }
   Allocator& allocator() { return *allocator_; }
+  OpTimes& op_times() { return op_times_; }
 
   std::shared_ptr<Storage> new_storage(int64_t bytes);
 
@@ -46,6 +48,7 @@ class Engine {
   bool anomaly_mode = false;  // every op's outputs are checked for NaN and infinity
   bool debug = false;         // ops remember the JS call site
   int memory_tag = 0;         // tag of the storages made from now on
+  int phase = 0;              // of the ops enqueued from now on, a number of op_times()
   std::shared_ptr<const std::string> call_site;  // of the op being enqueued, in debug mode
   uint64_t next_sequence = 0;                    // of tape nodes
 
@@ -63,6 +66,7 @@ class Engine {
   EngineContext context_{};
   std::vector<std::pair<void*, int64_t>> scratch_;
   std::shared_ptr<Allocator> allocator_;
+  OpTimes op_times_;
   std::unique_ptr<Stream> stream_;  // last: joined before the rest goes
 };
 

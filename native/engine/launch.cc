@@ -1,6 +1,7 @@
 #include "engine/launch.h"
 
 #include <array>
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -81,11 +82,16 @@ struct LaunchTask {
   size_t num_inputs;
   LaunchFn fn;
   bool check_finite;
+  int phase;
   std::shared_ptr<const std::string> call_site;
 
   void run() {
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point start = Clock::now();
     try {
       execute();
+      const std::chrono::duration<double> spent = Clock::now() - start;
+      engine->op_times().add(phase, op, spent.count());
     } catch (const std::exception& error) {
       engine->release_workspace();
       std::string message =
@@ -149,6 +155,7 @@ void launch(const char* op, std::span<const Tensor> inputs, std::span<const Tens
   if (!task->engine) throw ArgumentError(concat(op, ": no tensor given"));
   task->fn = std::move(fn);
   task->check_finite = task->engine->anomaly_mode && !inputs.empty();
+  task->phase = task->engine->phase;
   task->call_site = task->engine->call_site;
   Stream& stream = task->engine->stream();
   stream.enqueue([task = std::move(task)] { task->run(); });
