@@ -20,6 +20,27 @@ export {
   WindowTerms,
 } from './nlg.ts';
 export {
+  kProblemTypes,
+  kVariants as kNluVariants,
+  NluLoss,
+  type NluMicroBatch,
+  type NluMicroBatchLoss,
+  type NluOptions,
+  type NluWarning,
+  NluWindowTerms,
+  nluTaskLoss,
+} from './nlu.ts';
+export {
+  binaryCrossEntropy,
+  clampSvdTopK,
+  type NluConsistencyOptions,
+  type NluVariant,
+  nluConsistencyLoss,
+  nluDiversityLoss,
+  nluSvdLoss,
+  type ProblemType,
+} from './nlu_terms.ts';
+export {
   baLoraPlainLoss,
   consistencyLoss,
   diversityLoss,

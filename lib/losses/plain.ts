@@ -158,7 +158,8 @@ function wide(x: Tensor): Tensor {
   return x.dtype === 'bf16' || x.dtype === 'f16' ? x.to('f32') : x;
 }
 
-function rowsOf(op: string, logits: Tensor): Tensor {
+/** Checked logits (M, V), with at least one row; half precision is widened to f32. */
+export function rowsOf(op: string, logits: Tensor): Tensor {
   if (logits.ndim !== 2 || logits.size === 0) {
     throw new ArgumentError(
       `${op}: logits must be (M,V) with rows, got (${logits.shape.join(',')})`,

@@ -1,0 +1,141 @@
+// BA-LoRA's three regularizers for classification and regression heads (arXiv 2408.04556), on Z (N, D): the logits of the N
+// examples of a batch, D of them each. Plain tensor ops: Z is small. Every function takes any float dtype (bf16 and f16 are
+// widened to f32) and is differentiable in its first argument; teachers are not given a gradient.
+import { ArgumentError } from '../errors.ts';
+import {
+  add,
+  arange,
+  div,
+  equal,
+  greater,
+  matmul,
+  mean,
+  mul,
+  neg,
+  reshape,
+  sigmoid,
+  softplus,
+  sqrt,
+  square,
+  sub,
+  sum,
+  where,
+} from '../ops/index.ts';
+import type { Tensor } from '../tensor.ts';
+import { consistencyLoss, rowsOf, svdLoss } from './plain.ts';
+
+/**
+ * What the head's outputs mean. `single_label_classification`: one of D classes, cross-entropy; `regression`: D numbers, mean
+ * squared error; `multi_label_classification`: D independent yes/no labels, binary cross-entropy.
+ */
+export type ProblemType =
+  | 'single_label_classification'
+  | 'regression'
+  | 'multi_label_classification';
+
+/** Which form of the consistency term: the divergence of the ICLR paper, or the 2024 code's distance of normalised rows. */
+export type NluVariant = 'iclr' | '2024';
+
+/** Squared norms up to this count as zero rows of the 2024 variant: they are divided by 1e-12 and get no gradient of it. */
+const kLeastSquaredNorm = 1e-24;
+
+export interface NluConsistencyOptions {
+  /** Default 'iclr'. */
+  variant?: NluVariant;
+  /** T of the 'iclr' divergence. Default 2. */
+  temperature?: number;
+  /** Default 'single_label_classification'. */
+  problemType?: ProblemType;
+}
+
+/**
+ * L_CR, how far the outputs went from the teacher's.
+ * - 'iclr': T^2 mean_N KL(softmax(P/T) || softmax(Z/T)); with independent labels the teacher's distribution is a product of
+ *   Bernoullis, so the divergence is the sum of theirs: T^2 mean_N sum_D KL(sigmoid(P/T) || sigmoid(Z/T)).
+ * - '2024': the mean over N*D of the squared difference of the rows of Z and P, each divided by max(its norm, 1e-12).
+ * - regression, either variant: mean (Z - P)^2, since outputs are no distribution and a row of one number has no direction.
+ * @param student Z (N, D)
+ * @param teacher P (N, D)
+ * @returns ()
+ */
+export function nluConsistencyLoss(
+  student: Tensor,
+  teacher: Tensor,
+  options: NluConsistencyOptions = {},
+): Tensor {
+  const { variant = 'iclr', temperature = 2, problemType } = options;
+  const z = rowsOf('nluConsistencyLoss', student);
+  const p = rowsOf('nluConsistencyLoss', teacher.detach());
+  if (z.shape.join() !== p.shape.join()) {
+    throw new ArgumentError(
+      `nluConsistencyLoss: student is (${z.shape.join(',')}), teacher (${p.shape.join(',')})`,
+    );
+  }
+  if (problemType === 'regression') return mean(square(sub(z, p)));
+  if (variant === '2024') return mean(square(sub(normalized(z), normalized(p))));
+  if (problemType === 'multi_label_classification') return bernoulliDivergence(z, p, temperature);
+  return consistencyLoss(z, p, { temperature });
+}
+
+/**
+ * L_DR = (1/D) sum_{i != j} C_ij^2, C = Zc^T Zc / (N-1) the covariance of the outputs.
+ * @param student Z (N, D)
+ * @returns (), or null where it is undefined (N = 1) or empty (D = 1)
+ */
+export function nluDiversityLoss(student: Tensor): Tensor | null {
+  const z = rowsOf('nluDiversityLoss', student);
+  const [rows, classes] = z.shape as [number, number];
+  if (rows === 1 || classes === 1) return null;
+  const centred = sub(z, mean(z, { axis: 0, keepDims: true }));
+  const covariance = mul(matmul(centred, centred, { transposeA: true }), 1 / (rows - 1));
+  const index = arange(0, classes);
+  const diagonal = equal(reshape(index, [classes, 1]), reshape(index, [1, classes]));
+  return mul(sum(square(where(diagonal, 0, covariance))), 1 / classes);
+}
+
+/**
+ * L_SVDR = -(sum of the k largest singular values of Z) / (sum of all of them); 0, with gradient 0, for Z = 0.
+ * @param student Z (N, D)
+ * @param k is clamped to {@link clampSvdTopK}. Default 5
+ * @returns (), or null where min(N, D) = 1: the ratio is the constant 1
+ */
+export function nluSvdLoss(student: Tensor, { k = 5 }: { k?: number } = {}): Tensor | null {
+  const z = rowsOf('nluSvdLoss', student);
+  const used = clampSvdTopK(k, z.shape as readonly [number, number]);
+  return used === 0 ? null : svdLoss(z, { k: used, norm: 'nuclear' });
+}
+
+/**
+ * min(k, min(N, D) - 1). With all min(N, D) singular values in the sum the ratio would be the constant 1 with gradient 0, as
+ * it is for every task of at most k classes; 0: the term is undefined.
+ */
+export function clampSvdTopK(k: number, [rows, classes]: readonly [number, number]): number {
+  if (!(k >= 1)) throw new ArgumentError(`nluSvdLoss: k must be >= 1, got ${k}`);
+  return Math.min(k, Math.min(rows, classes) - 1);
+}
+
+/**
+ * Binary cross-entropy with logits, mean over N*D: softplus(z) - y z.
+ * @param logits Z (N, D)
+ * @param targets (N, D), of the logits' dtype, 0 to 1
+ */
+export function binaryCrossEntropy(logits: Tensor, targets: Tensor): Tensor {
+  return mean(sub(softplus(logits), mul(logits, targets)));
+}
+
+/** T^2 mean_N sum_D KL(sigmoid(p/T) || sigmoid(z/T)), from ln sigmoid(x) = -softplus(-x). */
+function bernoulliDivergence(z: Tensor, p: Tensor, temperature: number): Tensor {
+  if (!(temperature > 0)) {
+    throw new ArgumentError(`nluConsistencyLoss: temperature must be > 0, got ${temperature}`);
+  }
+  const [a, b] = [mul(z, 1 / temperature), mul(p, 1 / temperature)];
+  const yes = mul(sigmoid(b), sub(softplus(neg(a)), softplus(neg(b))));
+  const no = mul(sigmoid(neg(b)), sub(softplus(a), softplus(b)));
+  return mul(mean(sum(add(yes, no), { axis: -1 })), temperature * temperature);
+}
+
+/** Rows divided by max(norm, 1e-12). */
+function normalized(x: Tensor): Tensor {
+  const squared = sum(square(x), { axis: -1, keepDims: true });
+  return div(x, sqrt(where(greater(squared, kLeastSquaredNorm), squared, kLeastSquaredNorm)));
+}
