@@ -63,6 +63,11 @@ export {
 export { type ChatMessage, ChatTemplate, type RenderOptions } from './text/chat_template.ts';
 export type { GgufMetadata } from './text/gguf_vocabulary.ts';
 export { type DecodeOptions, type EncodeOptions, Tokenizer } from './text/tokenizer.ts';
-export { METHODS, type ResolvedMethod, resolveMethod } from './train/methods.ts';
+export {
+  type AdapterMethod,
+  METHODS,
+  type ResolvedMethod,
+  resolveMethod,
+} from './train/methods.ts';
 export { Trainer, type TrainerOptions } from './train/trainer.ts';
 export * from './train/types.ts';

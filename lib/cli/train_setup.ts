@@ -3,7 +3,7 @@ import type { LoraConfigInput } from '../adapters/config.ts';
 import type { BatchOptions } from '../data/batches.ts';
 import type { FormatOptions } from '../data/example_format.ts';
 import { ArgumentError } from '../errors.ts';
-import { METHODS, type ResolvedMethod, resolveMethod } from '../train/methods.ts';
+import { type ResolvedMethod, resolveMethod } from '../train/methods.ts';
 import type { OptionsInput } from '../train/options.ts';
 import type { MethodName } from '../train/types.ts';
 import { kebab, toConfig } from './option_table.ts';
@@ -42,8 +42,7 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
   return {
     method,
     adapter: method.adapter && {
-      ...METHODS[method.name].adapter,
-      ...(pick(settings, kAdapterKeys) as LoraConfigInput),
+      ...method.adapter,
       taskType: 'CAUSAL_LM',
       ...(settings.model === undefined ? {} : { baseModelNameOrPath: settings.model }),
     },

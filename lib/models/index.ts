@@ -1,5 +1,6 @@
 export { AutoModelForCausalLM, type FromPretrainedOptions } from './auto.ts';
 export { CausalLM, type Head, type ModelBatch } from './causal_lm.ts';
+export { demoCheckpoint } from './demo_checkpoint.ts';
 export { type ResolveOptions, resolveModel } from './hub.ts';
 export { LlamaForCausalLM } from './llama.ts';
 export type { LlamaConfig } from './llama_config.ts';

@@ -2,7 +2,7 @@
  * The methods as presets: what a name like `balora` stands for, and the regularizers' defaults and checks.
  * A method only fills in what the caller left open.
  */
-import { type LoraConfig, type LoraConfigInput, loraConfig } from '../adapters/config.ts';
+import { type LoraConfigInput, loraConfig } from '../adapters/config.ts';
 import { ArgumentError } from '../errors.ts';
 import type { MethodName, RegularizerOptions } from './types.ts';
 
@@ -50,15 +50,23 @@ const kChoices = {
 
 export interface ResolvedMethod {
   readonly name: MethodName;
-  readonly adapter: LoraConfig | null;
+  /** What a fresh adapter is made with (checked); null for full fine-tuning. */
+  readonly adapter: LoraConfigInput | null;
   readonly regularizers: ResolvedRegularizers;
 }
 
+/** A method that trains an adapter. */
+export type AdapterMethod = ResolvedMethod & { readonly adapter: LoraConfigInput };
+
+type MethodOverrides = { adapter?: LoraConfigInput; regularizers?: RegularizerOptions };
+
 /** The preset with the caller's settings over it. @throws ArgumentError on an unknown name or a value out of range. */
 export function resolveMethod(
-  name: MethodName,
-  overrides: { adapter?: LoraConfigInput; regularizers?: RegularizerOptions } = {},
-): ResolvedMethod {
+  name: Exclude<MethodName, 'full'>,
+  overrides?: MethodOverrides,
+): AdapterMethod;
+export function resolveMethod(name: MethodName, overrides?: MethodOverrides): ResolvedMethod;
+export function resolveMethod(name: MethodName, overrides: MethodOverrides = {}): ResolvedMethod {
   if (!Object.hasOwn(METHODS, name)) {
     throw new ArgumentError(
       `method must be one of ${Object.keys(METHODS).join(', ')}, got ${JSON.stringify(name)}`,
@@ -71,9 +79,11 @@ export function resolveMethod(
       `method full trains every weight: ${Object.keys(given).join(', ')} cannot be set`,
     );
   }
+  const adapter = preset.adapter && { ...preset.adapter, ...given };
+  if (adapter !== null) loraConfig(adapter);
   return {
     name,
-    adapter: preset.adapter === null ? null : loraConfig({ ...preset.adapter, ...given }),
+    adapter,
     regularizers: resolveRegularizers({
       ...preset.regularizers,
       ...defined(overrides.regularizers ?? {}),
