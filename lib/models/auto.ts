@@ -11,6 +11,7 @@ import type { CausalLM, ModelOrigin } from './causal_lm.ts';
 import { type ConfigOptions, readConfigJson } from './config_keys.ts';
 import { HfWeights, hasSafetensors } from './hf_weights.ts';
 import { type ResolveOptions, resolveModel } from './hub.ts';
+import { RandomWeights } from './random_weights.ts';
 import { modelKind, type OpenedModel } from './registry.ts';
 import { WeightLoader, type WeightReadOptions, type WeightSource } from './weights.ts';
 
@@ -27,6 +28,18 @@ export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
   /** Refuse weights that hold NaN or infinities (default true; one pass over them). */
   checkFinite?: boolean;
 }
+
+export interface FromConfigOptions extends ConfigOptions {
+  /** Of weights and activations (default f32). */
+  dtype?: 'f32' | 'bf16' | 'f64';
+  /** Of the random weights (default 42). */
+  seed?: number;
+  /** See {@link FromPretrainedOptions.trainable}. Default false. */
+  trainable?: boolean;
+}
+
+/** transformers' initializer_range where the configuration has none. */
+const kDeviation = 0.02;
 
 export const AutoModelForCausalLM = {
   /**
@@ -51,6 +64,30 @@ export const AutoModelForCausalLM = {
     } finally {
       opened.source.close();
     }
+  },
+
+  /**
+   * A model of a configuration with random weights: matrices normal with deviation `initializer_range`, norms 1, biases 0.
+   * The same seed gives the same weights.
+   * @param config the keys of config.json
+   * @throws as fromPretrained does for the configuration
+   * @example const model = await AutoModelForCausalLM.fromConfig({ model_type: 'llama', ... }, { dtype: 'bf16' });
+   */
+  async fromConfig(
+    config: Readonly<Record<string, unknown>>,
+    { dtype = 'f32', seed = 42, trainable = false, ...options }: FromConfigOptions = {},
+  ): Promise<CausalLM> {
+    const path = 'the configuration';
+    const kind = modelKind(String(config.model_type ?? 'none'), path);
+    const { tied, make } = kind.fromJson({ ...config }, { ...options, path });
+    const origin: ModelOrigin = { nameOrPath: 'random weights', folder: '', dtype };
+    const read: WeightReadOptions = { dtype, checkFinite: false, share: false };
+    const shapes = WeightLoader.plan(read, (weights) => make({ weights, origin, tied }));
+    const deviation = Number(config.initializer_range ?? kDeviation);
+    const source = new RandomWeights(shapes, { seed, deviation });
+    const model = await build({ tied, make, source }, read, origin);
+    await settle(model, { trainable });
+    return model;
   },
 };
 

@@ -1,4 +1,8 @@
-export { AutoModelForCausalLM, type FromPretrainedOptions } from './auto.ts';
+export {
+  AutoModelForCausalLM,
+  type FromConfigOptions,
+  type FromPretrainedOptions,
+} from './auto.ts';
 export { CausalLM, type Head, type ModelBatch } from './causal_lm.ts';
 export { demoCheckpoint } from './demo_checkpoint.ts';
 export { type ResolveOptions, resolveModel } from './hub.ts';

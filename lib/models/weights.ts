@@ -2,7 +2,7 @@
  * From a model's files to its tensors: one place that knows which names exist, asks for each with the shape the
  * configuration implies, and reports everything that is missing, left over or of the wrong shape in one error.
  */
-import { FormatError, UnsupportedError } from '../errors.ts';
+import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import { Linear } from '../nn/index.ts';
 import { type DType, keep, type Tensor } from '../tensor.ts';
 
@@ -27,6 +27,16 @@ export interface WeightReadOptions {
 const kBuffers = /(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias|position_ids)$/;
 
 const kListed = 8;
+
+/** Stands in where a pass only counts. */
+const kNoSource: WeightSource = {
+  path: '',
+  shapes: new Map(),
+  read: () => {
+    throw new ArgumentError('a pass that only counts reads nothing');
+  },
+  close: () => {},
+};
 
 /**
  * Plans what a model needs while its modules are built with empty places, checks the plan against the source, then
@@ -54,10 +64,18 @@ export class WeightLoader {
     options: WeightReadOptions & { ignore?: readonly string[] },
     make: (weights: WeightLoader) => T,
   ): T {
-    const plan = new Map<string, readonly number[]>();
-    make(new WeightLoader(source, options, '', plan));
-    check(source, plan, options.ignore ?? []);
+    check(source, WeightLoader.plan(options, make), options.ignore ?? []);
     return make(new WeightLoader(source, options, '', null));
+  }
+
+  /** The names and shapes that a model asks for; nothing is read. */
+  static plan(
+    options: WeightReadOptions,
+    make: (weights: WeightLoader) => unknown,
+  ): ReadonlyMap<string, readonly number[]> {
+    const plan = new Map<string, readonly number[]>();
+    make(new WeightLoader(kNoSource, options, '', plan));
+    return plan;
   }
 
   /** The same source below a path. */

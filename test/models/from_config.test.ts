@@ -1,0 +1,65 @@
+// Models of a configuration with random weights.
+import { describe, expect, it } from 'vitest';
+import { FormatError, UnsupportedError } from '../../lib/errors.ts';
+import { AutoModelForCausalLM } from '../../lib/models/index.ts';
+
+const kConfig = {
+  model_type: 'llama',
+  ...{ vocab_size: 40, hidden_size: 16, intermediate_size: 24, num_hidden_layers: 2 },
+  ...{ num_attention_heads: 4, num_key_value_heads: 2, attention_bias: true },
+};
+
+async function values(options: Parameters<typeof AutoModelForCausalLM.fromConfig>[1]) {
+  using model = await AutoModelForCausalLM.fromConfig(kConfig, options);
+  const all: Record<string, Float32Array> = {};
+  for (const [name, tensor] of model.namedParameters()) {
+    all[name] = (await tensor.data()) as Float32Array;
+  }
+  return all;
+}
+
+describe('fromConfig', () => {
+  it('gives every weight of the configuration: matrices normal, norms 1, biases 0', async () => {
+    const all = await values({ seed: 3 });
+    expect(Object.keys(all)).toHaveLength(1 + 2 * (2 + 7 + 4) + 1 + 1);
+    expect(new Set(all['model.norm.weight'])).toEqual(new Set([1]));
+    expect(new Set(all['model.layers.0.self_attn.q_proj.bias'])).toEqual(new Set([0]));
+    const matrix = all['model.layers.1.mlp.up_proj.weight'] as Float32Array;
+    const variance = matrix.reduce((sum, x) => sum + x * x, 0) / matrix.length;
+    expect(Math.sqrt(variance)).toBeGreaterThan(0.017);
+    expect(Math.sqrt(variance)).toBeLessThan(0.023);
+  });
+
+  it('repeats for the same seed, and differs for another and between tensors', async () => {
+    const [a, b, c] = [
+      await values({ seed: 3 }),
+      await values({ seed: 3 }),
+      await values({ seed: 4 }),
+    ];
+    expect(a).toEqual(b);
+    const name = 'model.layers.0.mlp.up_proj.weight';
+    expect(a[name]).not.toEqual(c[name]);
+    expect(a[name]).not.toEqual(a['model.layers.1.mlp.up_proj.weight']);
+  });
+
+  it('runs, in bf16 too, with the head tied where the configuration says so', async () => {
+    const config = { ...kConfig, tie_word_embeddings: true, initializer_range: 0.1 };
+    using model = await AutoModelForCausalLM.fromConfig(config, { dtype: 'bf16' });
+    const batch = {
+      inputIds: Int32Array.of(1, 2, 3),
+      positions: Int32Array.of(0, 1, 2),
+      cuSeqlens: Int32Array.of(0, 3),
+    };
+    using hidden = model.forward(batch);
+    expect(hidden.shape).toEqual([3, 16]);
+    expect((await hidden.data()).every(Number.isFinite)).toBe(true);
+    expect([...model.namedParameters()].some(([name]) => name.startsWith('lm_head'))).toBe(false);
+  });
+
+  it('refuses a configuration as fromPretrained does', async () => {
+    const load = (config: Record<string, unknown>) => AutoModelForCausalLM.fromConfig(config);
+    await expect(load({})).rejects.toThrow(UnsupportedError);
+    await expect(load({ ...kConfig, hidden_size: undefined })).rejects.toThrow(FormatError);
+    await expect(load({ ...kConfig, novel_key: 1 })).rejects.toThrow(/novel_key/);
+  });
+});
