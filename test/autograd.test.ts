@@ -99,7 +99,7 @@ describe('backward', () => {
       x.grad = null;
     });
     await synchronize();
-    // Not equal: tensors that earlier tests dropped may be collected meanwhile. What a leak here would keep is larger.
+    // A bound: tensors that earlier tests dropped may be collected meanwhile. test/lifetime counts to the byte.
     expect(memoryStats().liveBytes).toBeLessThanOrEqual(before);
   });
 });

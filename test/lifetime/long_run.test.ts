@@ -33,6 +33,16 @@ it(`${kSteps} steps at flat memory`, { timeout: 150_000 }, async () => {
   expect(last.rss - settled.rss).toBeLessThan(3 * kMegabyte);
 });
 
+it('nothing is left behind by scopes and backward, to the byte', async () => {
+  const nothing = { bytes: 0, tensors: 0 };
+  expect(await report('exact_memory.mjs', [])).toEqual({
+    scope: nothing,
+    'scope with one result': { bytes: 1024, tensors: 1 },
+    'a throw in a scope': nothing,
+    backward: nothing,
+  });
+});
+
 it('the event loop stays free while the engine trains', { timeout: 120_000 }, async ({ skip }) => {
   const { idle, busy, steps } = (await report('event_loop.mjs', ['5000', '30000'])) as {
     idle: Record<string, number>;

@@ -53,8 +53,8 @@ describe.each(dtypes)('head in %s', (dtype) => {
       terms.add(result);
       (result.loss as Tensor).backward();
       expectValue((result.loss as Tensor).itemSync(), c.value as number, dtype);
-      expectGrad(gradOf(hidden), array(c, 'dH').data as Float64Array, c, dtype);
-      if (c.trained) expectGrad(gradOf(weight), array(c, 'dW').data as Float64Array, c, dtype);
+      expectGrad(gradOf(hidden), array(c, 'dH').data as Float64Array, dtype);
+      if (c.trained) expectGrad(gradOf(weight), array(c, 'dW').data as Float64Array, dtype);
       else expect(weight.grad).toBeNull();
       await expectTerms(terms, c.terms as Record<string, number>, dtype);
       loss.dispose();
@@ -74,13 +74,13 @@ describe.each(dtypes)('head in %s', (dtype) => {
     };
     const none = { consistency: 0, diversity: 0, svd: 0 };
     const task = gradient(none);
-    expectGrad(task, array(c, 'dH_task').data as Float64Array, c, dtype);
+    expectGrad(task, array(c, 'dH_task').data as Float64Array, dtype);
     for (const term of ['consistency', 'diversity', 'svd'] as const) {
       // A large weight, so that taking the task's part off again leaves the term's digits.
       const scale = 1000;
       const all = gradient({ ...none, [term]: scale });
       const alone = all.map((v, i) => (v - (task[i] as number)) / scale);
-      expectGrad(alone, array(c, `dH_${term}`).data as Float64Array, c, dtype);
+      expectGrad(alone, array(c, `dH_${term}`).data as Float64Array, dtype);
     }
   });
 });
@@ -115,7 +115,7 @@ describe.each(dtypes)('accumulation in %s', (dtype) => {
       first += rows;
     }
     expectValue(value, c.value as number, dtype);
-    expectGrad(gradients, array(c, 'dH').data as Float64Array, c, dtype);
+    expectGrad(gradients, array(c, 'dH').data as Float64Array, dtype);
     await expectTerms(terms, c.terms as Record<string, number>, dtype);
   });
 });
@@ -213,7 +213,7 @@ describe.each(dtypes)('positions in %s', (dtype) => {
     gradOf(hidden).forEach((v, i) => {
       gradient[(places[Math.floor(i / channels)] as number) * channels + (i % channels)] = v;
     });
-    expectGrad(gradient, array(c, `dH_${c.mode}`).data as Float64Array, c, dtype);
+    expectGrad(gradient, array(c, `dH_${c.mode}`).data as Float64Array, dtype);
   });
 
   it('no supervised token: no loss, and nothing to report but zeros', async () => {

@@ -1,0 +1,46 @@
+// What three small pieces of work leave behind, to the byte and the tensor, in a process where nothing else was ever
+// made that a collector could free meanwhile. One JSON line.
+import { memoryStats, rmsNorm, scope, synchronize, tensor } from 'balora';
+
+const found = {};
+async function leaves(name, body) {
+  await synchronize();
+  const before = memoryStats();
+  await body();
+  await synchronize();
+  const { liveBytes, liveTensors } = memoryStats();
+  found[name] = {
+    bytes: liveBytes - before.liveBytes,
+    tensors: liveTensors - before.liveTensors,
+  };
+}
+
+// Made before the counting begins, and held.
+const w = tensor(new Float32Array(1000).fill(1));
+const shape = [100, 1000];
+const x = tensor(new Float32Array(100_000).fill(1), { shape, requiresGrad: true });
+
+await leaves('scope', () => {
+  scope(() => {
+    tensor(new Float32Array(1000));
+    scope(() => tensor([1, 2]));
+  });
+});
+await leaves('scope with one result', () => {
+  globalThis.kept = scope(() => scope(() => tensor(new Float32Array(256))));
+});
+await leaves('a throw in a scope', () => {
+  try {
+    scope(() => {
+      tensor(new Float32Array(1000));
+      throw new Error('mine');
+    });
+  } catch {}
+});
+await leaves('backward', () => {
+  scope(() => {
+    rmsNorm(rmsNorm(x, w), w).backward(tensor(new Float32Array(100_000), { shape }));
+    x.grad = null;
+  });
+});
+console.log(JSON.stringify(found));
