@@ -6,7 +6,7 @@
  * student, teacher and every adapter, a teacher that is the plain base pass, a step-0 KL of exactly 0 and an exact
  * export, for r more columns in the student's pass (docs/decisions has the measurement against W_res + s B A).
  */
-import type { CausalLM } from '../models/index.ts';
+import type { CausalLM, Model } from '../models/index.ts';
 import type { LinearAdapter, LowRankUpdate } from '../nn/adapter_hook.ts';
 import type { Linear } from '../nn/linear.ts';
 import { copy_ } from '../ops/index.ts';
@@ -77,14 +77,14 @@ export interface LoadOptions extends CreateOptions {
 }
 
 /** See the head of the file. Made by {@link AdapterModel.create} or {@link AdapterModel.load}. */
-export class AdapterModel implements TunedModel {
+export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   readonly kind = 'adapter';
   readonly trainsHead = false;
   readonly hasTeacher = true;
   readonly teacherBytes = 0;
 
   private constructor(
-    readonly model: CausalLM,
+    readonly model: M,
     readonly config: LoraConfig,
     readonly modules: readonly LoraModule[],
     private readonly power: { on: boolean },
@@ -100,11 +100,11 @@ export class AdapterModel implements TunedModel {
    * Adds fresh adapters to a model and freezes its own weights.
    * @throws ArgumentError if targets match nothing, a rank exceeds a matrix, or a module has an adapter already
    */
-  static async create(
-    model: CausalLM,
+  static async create<M extends Model>(
+    model: M,
     config: LoraConfigInput = {},
     { seed = 42 }: CreateOptions = {},
-  ): Promise<AdapterModel> {
+  ): Promise<AdapterModel<M>> {
     const checked = loraConfig(config);
     refuseTrainingDropout(checked);
     const linears = freeLinears(model);
@@ -113,7 +113,7 @@ export class AdapterModel implements TunedModel {
     const modules: LoraModule[] = [];
     for (const { name, r, scale, alpha } of targets) {
       const linear = linearNamed(linears, name, 'targetModules');
-      refuseHead(model, linear, name);
+      refuseHead(model, name);
       const initial = initialPair(checked, { name, r, scale, linear, seed });
       const pair = trainablePair(initial);
       const frozen = initial.fromWeight ? initial : null;
@@ -128,11 +128,11 @@ export class AdapterModel implements TunedModel {
    * Adds the adapter of a PEFT folder to a model. Ranks come from the tensors; every tensor must find its module.
    * @throws FormatError, UnsupportedError for a folder that cannot be understood whole
    */
-  static async load(
-    model: CausalLM,
+  static async load<M extends Model>(
+    model: M,
     folder: string,
     options: LoadOptions = {},
-  ): Promise<AdapterModel> {
+  ): Promise<AdapterModel<M>> {
     const { config, pairs } = await readPeftFolder(folder, options);
     const { seed = 42 } = options;
     const plain = keepsBase(config.initLoraWeights);
@@ -142,7 +142,7 @@ export class AdapterModel implements TunedModel {
     const modules: LoraModule[] = [];
     for (const [name, loaded] of pairs) {
       const linear = linearNamed(linears, name, folder);
-      refuseHead(model, linear, name);
+      refuseHead(model, name);
       checkShapes(name, loaded, linear, folder);
       const { alpha } = settings(name);
       const r = loaded.a.shape[0] as number;
@@ -166,7 +166,7 @@ export class AdapterModel implements TunedModel {
   }
 
   /** Runs `body` with the adapter switched off: on the base as it was loaded. */
-  withTeacher<T>(body: (teacher: CausalLM) => T): T {
+  withTeacher<T>(body: (teacher: M) => T): T {
     const before = this.power.on;
     this.power.on = false;
     try {

@@ -2,7 +2,7 @@
  * The way from a model to the linear modules that adapters hook, and the checks on the way.
  */
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
-import type { CausalLM } from '../models/index.ts';
+import type { Model } from '../models/index.ts';
 import { Linear } from '../nn/linear.ts';
 import { copy_, zeros } from '../ops/index.ts';
 import { scope, type Tensor, unscoped } from '../tensor.ts';
@@ -16,16 +16,15 @@ export interface NamedLinear extends TargetCandidate {
 }
 
 /** Every linear module of a model. @throws ArgumentError if one is hooked already. */
-export function freeLinears(model: CausalLM): NamedLinear[] {
+export function freeLinears(model: Model): NamedLinear[] {
   const linears: NamedLinear[] = [];
-  const { weight: head } = model.head;
   for (const [name, module] of model.namedModules()) {
     if (!(module instanceof Linear)) continue;
     if (module.adapter !== null) {
       throw new ArgumentError(`${name} has an adapter already: dispose of that one first`);
     }
     const [outFeatures, inFeatures] = module.weight.shape as [number, number];
-    const isHead = module.weight === head;
+    const isHead = isOfHead(model, name);
     linears.push({ name, linear: module, inFeatures, outFeatures, isHead });
   }
   return linears;
@@ -44,15 +43,20 @@ export function linearNamed(linears: readonly NamedLinear[], name: string, path:
   return found.linear;
 }
 
+/** Whether a module is the head of its model, or a part of it. */
+export function isOfHead(model: Model, name: string): boolean {
+  return model.headPaths.some((path) => name === path || name.startsWith(`${path}.`));
+}
+
 /** @throws UnsupportedError for the output head: the losses read it as a plain matrix. */
-export function refuseHead(model: CausalLM, linear: Linear, name: string): void {
-  if (linear.weight === model.head.weight) {
+export function refuseHead(model: Model, name: string): void {
+  if (isOfHead(model, name)) {
     throw new UnsupportedError(`${name}: an adapter on the output head is not supported yet`);
   }
 }
 
 /** No weight of the model wants a gradient, and kernels may keep packed layouts of all of them. */
-export function freezeBase(model: CausalLM): void {
+export function freezeBase(model: Model): void {
   for (const [, parameter] of model.namedParameters()) {
     parameter.requiresGrad = false;
     parameter.freeze();
@@ -123,7 +127,7 @@ export function checkSameTensors(
 }
 
 /** Paths of all linear modules. */
-export function linearNames(model: CausalLM): string[] {
+export function linearNames(model: Model): string[] {
   return Array.from(model.namedModules())
     .filter(([, module]) => module instanceof Linear)
     .map(([name]) => name);

@@ -3,7 +3,7 @@
  */
 import { join } from 'node:path';
 import { UnsupportedError } from '../errors.ts';
-import { saveModel } from '../models/index.ts';
+import { type Model, saveModel } from '../models/index.ts';
 import { add, concat, mul, neg } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { AdapterModel, LoraModule } from './adapter_model.ts';
@@ -17,7 +17,7 @@ export const RESIDUAL_BASE = 'residual';
 export const INITIAL_ADAPTER = 'initial';
 
 /** One pair on the untouched base. With frozen first values: [A;A0], [B|-B0], the rank doubled and the scale kept. */
-export async function savePlain(adapter: AdapterModel, folder: string): Promise<void> {
+export async function savePlain(adapter: AdapterModel<Model>, folder: string): Promise<void> {
   const doubled = adapter.modules.some(({ frozen }) => frozen !== null);
   const config = doubled ? doubledConfig(adapter.config) : adapter.config;
   const modules = adapter.modules.map((module) => plainModule(module, adapter.config.useRslora));
@@ -32,7 +32,7 @@ export async function savePlain(adapter: AdapterModel, folder: string): Promise<
  * The pair of rank r, with the model W - s B0 A0 that it belongs on and its first values beside it.
  * @throws UnsupportedError for an adapter that did not start from its weights
  */
-export async function saveResidual(adapter: AdapterModel, folder: string): Promise<void> {
+export async function saveResidual(adapter: AdapterModel<Model>, folder: string): Promise<void> {
   const { modules, config } = adapter;
   if (modules.some(({ frozen }) => frozen === null)) {
     throw new UnsupportedError('export "residual" is for PiSSA adapters: this one has no residual');
@@ -83,18 +83,22 @@ function alphaGrowth(useRslora: boolean): number {
 }
 
 function write(
-  adapter: AdapterModel,
+  adapter: AdapterModel<Model>,
   folder: string,
   config: LoraConfig,
   modules: readonly ExportedModule[],
 ): Promise<void> {
   const baseModelNameOrPath = config.baseModelNameOrPath ?? adapter.model.nameOrPath;
-  const named = { ...config, baseModelNameOrPath, taskType: config.taskType ?? 'CAUSAL_LM' };
+  const named = {
+    ...config,
+    baseModelNameOrPath,
+    taskType: config.taskType ?? adapter.model.taskType,
+  };
   return writePeftFolder(folder, named, modules, linearNames(adapter.model));
 }
 
 /** W - s B0 A0, rounded once; null for a tensor that no adapter touches. */
-function residualWeight(adapter: AdapterModel, name: string, weight: Tensor): Tensor | null {
+function residualWeight(adapter: AdapterModel<Model>, name: string, weight: Tensor): Tensor | null {
   const module = adapter.modules.find((one) => `${one.name}.weight` === name);
   if (!module?.frozen) return null;
   const { frozen, scale } = module;

@@ -3,7 +3,7 @@
  * with rounded copies that are written anew after each step. A teacher is a second, frozen model.
  */
 import { ArgumentError } from '../errors.ts';
-import { type CausalLM, saveModel } from '../models/index.ts';
+import { type CausalLM, type Model, saveModel } from '../models/index.ts';
 import { copy_, zeros } from '../ops/index.ts';
 import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import { checkSameTensors, freeLinears, freezeBase } from './attach.ts';
@@ -14,7 +14,7 @@ interface Trained extends NamedTensor {
   readonly working: Tensor;
 }
 
-export class FullModel implements TunedModel {
+export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
   readonly kind = 'full';
   readonly trainsHead = true;
   private readonly trained: readonly Trained[];
@@ -25,8 +25,8 @@ export class FullModel implements TunedModel {
    * @param options.teacher the same model, loaded a second time; frozen here. Needed for a consistency weight.
    */
   constructor(
-    readonly model: CausalLM,
-    private readonly options: { teacher?: CausalLM } = {},
+    readonly model: M,
+    private readonly options: { teacher?: M } = {},
   ) {
     freeLinears(model);
     if (options.teacher) freezeBase(options.teacher);
@@ -51,7 +51,7 @@ export class FullModel implements TunedModel {
     return this.trained;
   }
 
-  withTeacher<T>(body: (teacher: CausalLM) => T): T {
+  withTeacher<T>(body: (teacher: M) => T): T {
     const { teacher } = this.options;
     if (teacher === undefined) throw new ArgumentError('full fine-tuning was given no teacher');
     return body(teacher);

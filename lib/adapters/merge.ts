@@ -2,7 +2,7 @@
  * An adapter folded into the weights of its base: W' = W + s (B A - B0 A0), computed in f64, rounded to the base's dtype
  * once. The largest error of that rounding is reported; in bf16 it can swallow a small update whole.
  */
-import { saveModel } from '../models/index.ts';
+import { type Model, saveModel } from '../models/index.ts';
 import { abs, add, matmul, max, mul, sub } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { AdapterModel, LoraModule } from './adapter_model.ts';
@@ -38,7 +38,10 @@ export function mergedWeight(module: LoraModule): { weight: Tensor; error: Tenso
 }
 
 /** Writes the base with the adapter folded in, as a model folder. */
-export async function saveMerged(adapter: AdapterModel, folder: string): Promise<MergeError> {
+export async function saveMerged(
+  adapter: AdapterModel<Model>,
+  folder: string,
+): Promise<MergeError> {
   const byName = new Map(adapter.modules.map((module) => [`${module.name}.weight`, module]));
   const errors: { module: string; error: Tensor; delta: Tensor }[] = [];
   try {

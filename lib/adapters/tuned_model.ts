@@ -2,7 +2,7 @@
  * A model that is being tuned, as the trainer sees it: parameters, a teacher, a state that can be put away and back.
  * Two kinds stand behind it: an adapter on a frozen base, and a model whose own weights are trained.
  */
-import type { CausalLM } from '../models/index.ts';
+import type { CausalLM, Model } from '../models/index.ts';
 import type { Tensor } from '../tensor.ts';
 
 export interface NamedTensor {
@@ -13,8 +13,9 @@ export interface NamedTensor {
 /** Form of an exported adapter: see {@link AdapterModel.save}. */
 export type ExportForm = 'lora' | 'residual';
 
-export interface TunedModel {
-  readonly model: CausalLM;
+/** @typeParam M what is tuned: a causal language model unless said otherwise */
+export interface TunedModel<M extends Model = CausalLM> {
+  readonly model: M;
   readonly kind: 'adapter' | 'full';
   /** Whether the output head moves: the losses then may not use what only holds for a frozen one. */
   readonly trainsHead: boolean;
@@ -26,7 +27,7 @@ export interface TunedModel {
   /** Called when a window's gradients are complete: the masters' `grad` holds them afterwards. */
   collectGradients(): void;
   /** Runs `body` on the model as it was before tuning. @throws ArgumentError without a teacher. */
-  withTeacher<T>(body: (teacher: CausalLM) => T): T;
+  withTeacher<T>(body: (teacher: M) => T): T;
   /** Called after the optimiser wrote the masters. */
   afterStep(): void;
   /** Everything that a resumed run needs besides the base, by name. */

@@ -3,10 +3,11 @@ export {
   type FromConfigOptions,
   type FromPretrainedOptions,
 } from './auto.ts';
-export { CausalLM, type Head, type ModelBatch } from './causal_lm.ts';
+export { CausalLM, type Head } from './causal_lm.ts';
 export { demoCheckpoint } from './demo_checkpoint.ts';
 export { type ResolveOptions, resolveModel } from './hub.ts';
 export { LlamaForCausalLM } from './llama.ts';
 export type { LlamaConfig } from './llama_config.ts';
+export { Model, type ModelBatch, type ModelOrigin } from './model.ts';
 export type { RopeConfig } from './rope.ts';
 export { type SaveModelOptions, saveModel } from './save.ts';

@@ -8,8 +8,9 @@ import { UnsupportedError } from '../errors.ts';
 import { Embedding, Linear, LinearGroup, Module, RMSNorm } from '../nn/index.ts';
 import { add, attention, type RopeTables, reshape, rope, swiglu } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
-import { CausalLM, type Head, type ModelInputs, type ModelOrigin } from './causal_lm.ts';
+import { CausalLM, type Head } from './causal_lm.ts';
 import { type LlamaConfig, llamaConfigJson } from './llama_config.ts';
+import type { ModelInputs, ModelOrigin } from './model.ts';
 import { RopeCache } from './rope.ts';
 import type { WeightLoader } from './weights.ts';
 
@@ -136,14 +137,14 @@ class LlamaModel extends Module {
 
   /** The same blocks, each a segment from sum to sum. */
   #checkpointed(embedded: Tensor, { inputs, tables }: Shared): Tensor {
-    const { ids, positions, cuSeqlens, lengths, length } = inputs;
+    const { positions, cuSeqlens, lengths } = inputs;
     const { cos, sin } = tables;
     let stream = embedded;
     for (const layer of this.layers) {
       // What the segment reads must outlive this call, so all of it goes through its inputs.
       const segment = (x: Tensor, ...rest: Tensor[]): Tensor => {
         const [c, s, p, cu, len = null] = rest as [Tensor, Tensor, Tensor, Tensor, Tensor?];
-        const own = { ids, positions: p, cuSeqlens: cu, lengths: len, length };
+        const own = { ...inputs, positions: p, cuSeqlens: cu, lengths: len };
         return layer.forward(x, { inputs: own, tables: { cos: c, sin: s } });
       };
       const given = [
@@ -198,13 +199,7 @@ export class LlamaForCausalLM extends CausalLM {
   }
 
   configJson(): Record<string, unknown> {
-    const names: Record<string, string> = {
-      f32: 'float32',
-      bf16: 'bfloat16',
-      f16: 'float16',
-      f64: 'float64',
-    };
-    return llamaConfigJson(this.config, names[this.dtype] as string);
+    return llamaConfigJson(this.config, this.dtypeName);
   }
 
   protected hidden(inputs: ModelInputs): Tensor {

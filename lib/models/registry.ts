@@ -1,11 +1,12 @@
 /** The architectures that can be loaded: one row a model_type (general.architecture in GGUF files). */
 import { UnsupportedError } from '../errors.ts';
 import type { GgufFile } from '../io/index.ts';
-import type { CausalLM, ModelOrigin } from './causal_lm.ts';
+import type { CausalLM } from './causal_lm.ts';
 import type { ConfigOptions } from './config_keys.ts';
 import { GgufWeights, ggufLlamaConfig, ggufRopeFactors } from './gguf_llama.ts';
 import { LlamaForCausalLM } from './llama.ts';
 import { type LlamaConfig, llamaConfig } from './llama_config.ts';
+import type { ModelOrigin } from './model.ts';
 import type { WeightLoader, WeightSource } from './weights.ts';
 
 export interface MakeInput {

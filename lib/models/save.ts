@@ -6,7 +6,7 @@ import { writeFileAtomic } from '../io/files.ts';
 import { SafetensorsWriter, type TensorSpec } from '../io/index.ts';
 import { synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
-import type { CausalLM } from './causal_lm.ts';
+import type { Model } from './model.ts';
 
 export interface SaveModelOptions {
   /**
@@ -23,6 +23,12 @@ const kCompanions = [
   'special_tokens_map.json',
   'chat_template.jinja',
   'generation_config.json',
+  'vocab.txt',
+  'vocab.json',
+  'merges.txt',
+  'spiece.model',
+  'tokenizer.model',
+  'added_tokens.json',
 ];
 
 /**
@@ -30,7 +36,7 @@ const kCompanions = [
  * @throws NativeError with sizes when the disk is full
  */
 export async function saveModel(
-  model: CausalLM,
+  model: Model,
   folder: string,
   { replace }: SaveModelOptions = {},
 ): Promise<void> {

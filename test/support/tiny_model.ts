@@ -1,6 +1,7 @@
 /** A causal model of a few thousand weights for tests of adapters and the trainer: no attention, real modules. */
 import type { Batch } from '../../lib/data/collate.ts';
-import { CausalLM, type Head, type ModelInputs } from '../../lib/models/causal_lm.ts';
+import { CausalLM, type Head } from '../../lib/models/causal_lm.ts';
+import type { ModelInputs } from '../../lib/models/model.ts';
 import { Linear, LinearGroup, Module, RMSNorm } from '../../lib/nn/index.ts';
 import { add, embedding, ones, randn, swiglu } from '../../lib/ops/index.ts';
 import { scope, type Tensor } from '../../lib/tensor.ts';

@@ -1,0 +1,182 @@
+/**
+ * What every model offers, whatever its task: hidden states from a batch of unpadded rows. Heads stand apart from them
+ * (see causal_lm.ts, sequence_classifier.ts), so that a loss may run a head in chunks or on chosen rows only.
+ */
+import { ArgumentError } from '../errors.ts';
+import { Module } from '../nn/index.ts';
+import { type DType, scope, type Tensor, tensor } from '../tensor.ts';
+
+/** Segments one after the other: N rows, B segments. See `collate`. */
+export interface ModelBatch {
+  readonly inputIds: Int32Array; // (N)
+  readonly positions: Int32Array; // (N)
+  readonly cuSeqlens: Int32Array; // (B+1)
+  /** Valid rows of each segment, where segments are padded on the right; hidden states of the rest mean nothing. */
+  readonly lengths?: Int32Array; // (B)
+  /** Which text of a pair each row belongs to, for models that tell them apart (BERT); left out: 0. */
+  readonly tokenTypeIds?: Int32Array; // (N)
+}
+
+/** Where a model came from and how it is kept. */
+export interface ModelOrigin {
+  /** What fromPretrained was given. */
+  readonly nameOrPath: string;
+  /** The folder (or the file) on this machine. */
+  readonly folder: string;
+  readonly dtype: DType;
+}
+
+/** A batch as tensors. */
+export interface ModelInputs {
+  readonly ids: Tensor; // (N) i32
+  readonly positions: Tensor; // (N) i32
+  readonly cuSeqlens: Tensor; // (B+1) i32
+  readonly lengths: Tensor | null; // (B) i32
+  readonly tokenTypes: Tensor | null; // (N) i32
+  /** Largest position + 1. */
+  readonly length: number;
+}
+
+/** The word of config.json for a dtype. */
+const kDTypeNames: Readonly<Record<string, string>> = {
+  f32: 'float32',
+  bf16: 'bfloat16',
+  f16: 'float16',
+  f64: 'float64',
+};
+
+export abstract class Model extends Module {
+  readonly nameOrPath: string;
+  readonly folder: string;
+  /** Of the weights and the activations. */
+  readonly dtype: DType;
+  /**
+   * Keep only the sum between blocks for backward and compute each block again there: less memory, about a third more
+   * time. Same values. Default false.
+   */
+  gradientCheckpointing = false;
+  abstract readonly modelType: string;
+  abstract readonly vocabSize: number;
+
+  constructor({ nameOrPath, folder, dtype }: ModelOrigin) {
+    super();
+    this.nameOrPath = nameOrPath;
+    this.folder = folder;
+    this.dtype = dtype;
+  }
+
+  /** Paths of the modules that make up the head: what stands above the hidden states. */
+  abstract get headPaths(): readonly string[];
+
+  /** PEFT's word for what the head does. */
+  abstract get taskType(): 'CAUSAL_LM' | 'SEQ_CLS' | 'SEQ_2_SEQ_LM';
+
+  /** The configuration as config.json holds it (transformers 5's spelling). */
+  abstract configJson(): Record<string, unknown>;
+
+  protected abstract hidden(inputs: ModelInputs): Tensor;
+
+  /** Rows that a segment may have: the positions of a learned table. */
+  protected get maxPositions(): number {
+    return Number.POSITIVE_INFINITY;
+  }
+
+  /** Kinds of token that the embedding tells apart; 0: the model takes no tokenTypeIds. */
+  protected get tokenTypeCount(): number {
+    return 0;
+  }
+
+  /** `dtype` in the words of config.json. */
+  protected get dtypeName(): string {
+    return kDTypeNames[this.dtype] as string;
+  }
+
+  /**
+   * Hidden states of the last layer, after the final norm where there is one.
+   * @returns (N,C)
+   * @throws ArgumentError for a batch that does not fit together, ids outside the vocabulary, or a sequence longer than
+   *   the position table
+   */
+  forward(batch: ModelBatch): Tensor {
+    checkBatch(batch, this.vocabSize);
+    checkTokenTypes(batch, this.modelType, this.tokenTypeCount);
+    return scope(() => {
+      const inputs = modelInputs(batch);
+      checkLength(this.modelType, inputs.length, this.maxPositions);
+      return this.hidden(inputs);
+    });
+  }
+}
+
+/** @throws ArgumentError naming the model, its limit and the length */
+export function checkLength(modelType: string, length: number, maxPositions: number): void {
+  if (length <= maxPositions) return;
+  throw new ArgumentError(
+    `forward: a sequence of ${length} tokens is longer than the position table of this ${modelType} model ` +
+      `(${maxPositions}): truncate the data to maxLength ${maxPositions}`,
+  );
+}
+
+export function modelInputs(batch: ModelBatch): ModelInputs {
+  const { inputIds, positions, cuSeqlens, lengths, tokenTypeIds } = batch;
+  return {
+    ids: tensor(inputIds),
+    positions: tensor(positions),
+    cuSeqlens: tensor(cuSeqlens),
+    lengths: lengths === undefined ? null : tensor(lengths),
+    tokenTypes: tokenTypeIds === undefined ? null : tensor(tokenTypeIds),
+    length: positions.reduce((most, position) => Math.max(most, position), 0) + 1,
+  };
+}
+
+function refuse(what: string): never {
+  throw new ArgumentError(`forward: ${what}`);
+}
+
+function checkTokenTypes(
+  { inputIds, tokenTypeIds }: ModelBatch,
+  modelType: string,
+  count: number,
+): void {
+  if (tokenTypeIds === undefined) return;
+  if (tokenTypeIds.length !== inputIds.length) {
+    refuse(`${inputIds.length} ids, but ${tokenTypeIds.length} tokenTypeIds`);
+  }
+  tokenTypeIds.forEach((type, n) => {
+    if (type < 0 || type >= Math.max(count, 1)) {
+      refuse(
+        `tokenTypeIds[${n}] = ${type}, this ${modelType} model has ${Math.max(count, 1)} kind(s) of token`,
+      );
+    }
+  });
+}
+
+/** @throws ArgumentError for parts that do not fit together, or ids outside the vocabulary */
+export function checkBatch(batch: ModelBatch, vocabSize: number): void {
+  const { inputIds, positions, cuSeqlens, lengths } = batch;
+  const rows = inputIds.length;
+  const segments = cuSeqlens.length - 1;
+  if (rows === 0) refuse('the batch has no rows');
+  if (positions.length !== rows) refuse(`${rows} ids, but ${positions.length} positions`);
+  if (cuSeqlens[0] !== 0 || cuSeqlens[segments] !== rows) {
+    refuse(`cuSeqlens must run from 0 to ${rows}, got ${cuSeqlens[0]} to ${cuSeqlens[segments]}`);
+  }
+  for (let b = 0; b < segments; ++b) {
+    const size = (cuSeqlens[b + 1] as number) - (cuSeqlens[b] as number);
+    if (size < 0) refuse(`cuSeqlens falls at segment ${b}`);
+    const length = lengths?.[b] ?? size;
+    if (length < 0 || length > size)
+      refuse(`lengths[${b}] = ${length}, its segment has ${size} rows`);
+  }
+  if (lengths !== undefined && lengths.length !== segments) {
+    refuse(`${segments} segments, but ${lengths.length} lengths`);
+  }
+  inputIds.forEach((id, n) => {
+    if (id < 0 || id >= vocabSize) {
+      refuse(`inputIds[${n}] = ${id} is outside the vocabulary of ${vocabSize}`);
+    }
+  });
+  positions.forEach((position, n) => {
+    if (position < 0) refuse(`positions[${n}] = ${position} is negative`);
+  });
+}
