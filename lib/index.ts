@@ -61,8 +61,14 @@ export {
   tensor,
 } from './tensor.ts';
 export { type ChatMessage, ChatTemplate, type RenderOptions } from './text/chat_template.ts';
+export type { Encoding } from './text/frame.ts';
 export type { GgufMetadata } from './text/gguf_vocabulary.ts';
-export { type DecodeOptions, type EncodeOptions, Tokenizer } from './text/tokenizer.ts';
+export {
+  type DecodeOptions,
+  type EncodeOptions,
+  type PairOptions,
+  Tokenizer,
+} from './text/tokenizer.ts';
 export {
   type AdapterMethod,
   METHODS,

@@ -1,7 +1,9 @@
 /**
- * Repair of a normalizer that @huggingface/tokenizers 0.2 gets wrong: BERT's puts spaces around ideographs, and the package
- * looks for them in UTF-16 units, so those beyond the basic plane stay glued together.
+ * Repair of normalizers that @huggingface/tokenizers 0.2 gets wrong: BERT's puts spaces around ideographs, and the package
+ * looks for them in UTF-16 units, so those beyond the basic plane stay glued together; SentencePiece's compiled map is not
+ * read at all, NFKC stands in for it.
  */
+import { PrecompiledMap } from './precompiled.ts';
 
 /** BERT's list of CJK blocks. */
 const kIdeograph =
@@ -10,15 +12,22 @@ const kIdeograph =
 interface Normalizer {
   normalizers?: unknown;
   tokenize_chinese_chars?: (text: string) => string;
+  charsmap?: string | null;
+  normalize: (text: string) => string;
 }
 
 /** Mends a normalizer of the package and those inside it, in place. */
-export function repairNormalizer(normalizer: unknown): void {
+export function repairNormalizer(node: unknown): void {
   // The package's components are callable: functions with properties.
-  if (typeof normalizer !== 'function') return;
-  const { normalizers, tokenize_chinese_chars } = normalizer as Normalizer;
+  if (typeof node !== 'function') return;
+  const normalizer = node as unknown as Normalizer;
+  const { normalizers, tokenize_chinese_chars, charsmap } = normalizer;
   if (Array.isArray(normalizers)) normalizers.forEach(repairNormalizer);
   if (tokenize_chinese_chars) {
-    (normalizer as Normalizer).tokenize_chinese_chars = (text) => text.replace(kIdeograph, ' $& ');
+    normalizer.tokenize_chinese_chars = (text) => text.replace(kIdeograph, ' $& ');
+  }
+  if (charsmap) {
+    const map = new PrecompiledMap(charsmap);
+    normalizer.normalize = (text) => map.normalize(text);
   }
 }

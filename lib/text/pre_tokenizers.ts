@@ -92,7 +92,7 @@ export interface PreTokenizerSteps {
 
 /**
  * Takes a pre-tokenizer apart into splitting and the step into the byte alphabet (if that is the last one), and rewrites the
- * two that @huggingface/tokenizers 0.2 hard-codes with JavaScript's own classes. The original `Digits` takes any Unicode
+ * two that @huggingface/tokenizers 0.2 hard-codes with JavaScript's own classes, and the one that it leaves whole. The original `Digits` takes any Unicode
  * number (JavaScript's \d: ASCII only); the original `ByteLevel` pattern's \s is White_Space (JavaScript's \s has U+FEFF and
  * lacks U+0085). Both become Split, whose patterns the package translates faithfully.
  */
@@ -110,11 +110,21 @@ function flatten(node: unknown): Json[] {
     return config.pretokenizers.flatMap(flatten);
   }
   if (config.type === 'Digits') return [split(config.individual_digits ? '\\p{N}' : '\\p{N}+')];
+  if (config.type === 'Metaspace') return metaspace(config);
   // A prefix space must be there before the pattern runs: only the original form can do that.
   if (config.type === 'ByteLevel' && config.use_regex !== false && !config.add_prefix_space) {
     return [split(kGpt2), kBytes];
   }
   return [config];
+}
+
+/** The original cuts before every mark, so that unknown characters of two words are not one; and has an older spelling. */
+function metaspace(config: Json): Json[] {
+  const { replacement = '\u2581', split: cuts = true, add_prefix_space: prefix } = config;
+  const scheme = config.prepend_scheme ?? (prefix === false ? 'never' : 'always');
+  const mark = String(replacement).replace(/[\\^$.*+?()[\]{}|]/g, '\\$&');
+  const whole = { ...config, prepend_scheme: scheme };
+  return cuts === false ? [whole] : [whole, split(`${mark}[^${mark}]*`)];
 }
 
 function isBareByteLevel(step: Json | undefined): boolean {

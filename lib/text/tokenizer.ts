@@ -12,6 +12,7 @@ import {
   type ChatTemplateSource,
   type RenderOptions,
 } from './chat_template.ts';
+import { applyFrame, type Encoding, type Frame, frameLength, readFrame } from './frame.ts';
 import {
   type GgufMetadata,
   type TokenizerParts,
@@ -29,6 +30,11 @@ export interface EncodeOptions {
   addSpecialTokens?: boolean;
   /** Read `<|im_end|>` and the like in the text as the special token, not as characters. Default true. */
   parseSpecial?: boolean;
+}
+
+export interface PairOptions extends EncodeOptions {
+  /** Tokens of the whole, frame included; the longer text is cut first (`longest_first`). Default: no limit. */
+  maxLength?: number;
 }
 
 export interface DecodeOptions {
@@ -57,6 +63,9 @@ export class Tokenizer {
   readonly eosId: number | null;
   readonly padId: number | null;
   readonly unkId: number | null;
+  readonly clsId: number | null;
+  readonly sepId: number | null;
+  readonly maskId: number | null;
   /** Number of ids: the largest id + 1. */
   readonly vocabSize: number;
   readonly specialIds: ReadonlySet<number>;
@@ -66,6 +75,7 @@ export class Tokenizer {
   private readonly parts: TokenizerParts;
   private readonly tokenizer: HfTokenizer;
   private readonly plainText: HfTokenizer;
+  private readonly frame: Frame;
   private readonly cleanUp: boolean;
   private readonly byteLevel: boolean;
   private readonly addedIds: ReadonlySet<number>;
@@ -76,6 +86,7 @@ export class Tokenizer {
     const steps = preTokenizerSteps(tokenizerJson.pre_tokenizer);
     const json: Json = {
       ...tokenizerJson,
+      post_processor: null,
       added_tokens: addedTokens,
       pre_tokenizer: steps.splits,
     };
@@ -94,6 +105,8 @@ export class Tokenizer {
     const { model } = this.tokenizer;
     if (missingBytes === 'join' && model instanceof HfBpe) dropUnknownCharacters(model);
     if (steps.byteLevel) encodeBytesOfPieces(model);
+    const { type, byte_fallback: byteFallback } = (tokenizerJson.model ?? {}) as Json;
+    if (type === 'Unigram' && byteFallback === true) fallBackToBytes(model);
 
     const idOf = (role: string) => {
       const token = (config as Json)[role];
@@ -103,6 +116,10 @@ export class Tokenizer {
     this.eosId = idOf('eos_token');
     this.padId = idOf('pad_token');
     this.unkId = idOf('unk_token');
+    this.clsId = idOf('cls_token');
+    this.sepId = idOf('sep_token');
+    this.maskId = idOf('mask_token');
+    this.frame = readFrame(tokenizerJson.post_processor);
     this.vocabSize = model.vocab.length;
     this.addedIds = new Set(addedTokens.map(({ id }) => id));
     this.specialIds = new Set(addedTokens.filter((token) => token.special).map(({ id }) => id));
@@ -165,7 +182,26 @@ export class Tokenizer {
   encode(text: string, options: EncodeOptions = {}): number[] {
     const { addSpecialTokens = true, parseSpecial = true } = options;
     const tokenizer = parseSpecial ? this.tokenizer : this.plainText;
-    return tokenizer.encode(text, { add_special_tokens: addSpecialTokens }).ids;
+    const { ids } = tokenizer.encode(text, { add_special_tokens: false });
+    return addSpecialTokens ? applyFrame(this.frame, ids, null).ids : ids;
+  }
+
+  /**
+   * A text, or a pair of texts, in the tokenizer's frame ([CLS] a [SEP] b [SEP]), with the segment of every token.
+   * @param b null: `a` alone
+   * @throws ArgumentError if maxLength leaves no room for a token of text
+   */
+  encodePair(a: string, b: string | null = null, options: PairOptions = {}): Encoding {
+    const { addSpecialTokens = true, maxLength, ...rest } = options;
+    const frame = addSpecialTokens ? this.frame : readFrame(null);
+    const own = frameLength(frame, b === null ? 1 : 2);
+    if (maxLength !== undefined && !(maxLength > own)) {
+      throw new ArgumentError(
+        `tokenizer: maxLength ${maxLength} leaves no room beside ${own} special tokens`,
+      );
+    }
+    const plain = (text: string) => this.encode(text, { ...rest, addSpecialTokens: false });
+    return applyFrame(frame, plain(a), b === null ? null : plain(b), maxLength);
   }
 
   /** Ids -> text. Bytes that are not UTF-8 become U+FFFD. */
@@ -256,6 +292,18 @@ function dropUnknownCharacters(model: HfBpe): void {
     const chars = Array.from(token);
     return merge(chars.every(known) ? token : chars.filter(known).join(''));
   };
+}
+
+/** Unigram with byte fallback: a character without token is written as its bytes, where all of them have tokens. */
+function fallBackToBytes(model: HfModel): void {
+  const encode = model.encode.bind(model);
+  const tokenOf = (byte: number) => `<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`;
+  model.encode = (pieces) =>
+    encode(pieces).flatMap((token) => {
+      if (model.tokens_to_ids.has(token)) return [token];
+      const bytes = Array.from(Buffer.from(token, 'utf8'), tokenOf);
+      return bytes.every((byte) => model.tokens_to_ids.has(byte)) ? bytes : [token];
+    });
 }
 
 /** Pieces whose tokens are remembered; natural text repeats its words. */

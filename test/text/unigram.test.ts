@@ -1,0 +1,201 @@
+// SentencePiece's Unigram as tokenizer.json holds it: the best segmentation by exhaustive search, the compiled character map on a
+// trie built here, marks for spaces, unknown characters, byte fallback.
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { FormatError } from '../../lib/errors.ts';
+import { PrecompiledMap } from '../../lib/text/precompiled.ts';
+import { Tokenizer } from '../../lib/text/tokenizer.ts';
+
+type Json = Record<string, unknown>;
+
+const kPieces: [string, number][] = [
+  ['<pad>', 0],
+  ['</s>', 0],
+  ['<unk>', 0],
+  ['▁', -3.1],
+  ['a', -4.2],
+  ['b', -4.7],
+  ['c', -5.9],
+  ['ab', -5.1],
+  ['bc', -6.3],
+  ['abc', -9.6],
+  ['▁a', -4.4],
+  ['▁ab', -7.5],
+  ['ca', -7.25],
+];
+const kUnknown = 2;
+
+function unigram(
+  over: { normalizer?: unknown; preTokenizer?: Json; model?: Json } = {},
+): Tokenizer {
+  return Tokenizer.fromJson({
+    version: '1.0',
+    added_tokens: [0, 1, 2].map((id) => ({
+      id,
+      content: kPieces[id]?.[0],
+      special: true,
+      normalized: false,
+    })),
+    normalizer: over.normalizer ?? null,
+    pre_tokenizer: over.preTokenizer ?? {
+      type: 'Metaspace',
+      replacement: '▁',
+      prepend_scheme: 'always',
+    },
+    post_processor: {
+      type: 'TemplateProcessing',
+      single: [{ Sequence: { id: 'A', type_id: 0 } }, { SpecialToken: { id: '</s>', type_id: 0 } }],
+      pair: [],
+      special_tokens: { '</s>': { id: '</s>', ids: [1], tokens: ['</s>'] } },
+    },
+    decoder: { type: 'Metaspace', replacement: '▁', prepend_scheme: 'always' },
+    model: { type: 'Unigram', unk_id: kUnknown, vocab: kPieces, ...over.model },
+  });
+}
+
+/** The segmentation of the highest score; an unknown character costs 10 more than the worst piece. */
+function best(word: string): { score: number; ids: number[] } {
+  if (word === '') return { score: 0, ids: [] };
+  const worst = Math.min(...kPieces.map(([, score]) => score)) - 10;
+  const choices = kPieces.flatMap(([piece, score], id) =>
+    id > kUnknown && word.startsWith(piece) ? [{ piece, score, id }] : [],
+  );
+  const first = Array.from(word)[0] as string;
+  if (!choices.some(({ piece }) => piece === first)) {
+    choices.push({ piece: first, score: worst, id: kUnknown });
+  }
+  return choices
+    .map(({ piece, score, id }) => {
+      const rest = best(word.slice(piece.length));
+      const fused = id === kUnknown && rest.ids[0] === kUnknown ? [] : [id];
+      return { score: score + rest.score, ids: [...fused, ...rest.ids] };
+    })
+    .reduce((a, b) => (b.score > a.score + 1e-9 ? b : a));
+}
+
+describe('Unigram', () => {
+  it('is the best segmentation of every word', () => {
+    const tokenizer = unigram();
+    const words = fc.array(
+      fc.string({ unit: fc.constantFrom('a', 'b', 'c', 'd', 'é'), maxLength: 7 }),
+    );
+    fc.assert(
+      fc.property(words, (list) => {
+        const text = list.join(' ');
+        const marked = text.replaceAll(' ', '▁');
+        const pieces = (marked.startsWith('▁') ? marked : `▁${marked}`)
+          .split(/(?=▁)/)
+          .filter((piece) => piece !== '');
+        const expected = text === '' ? [] : pieces.flatMap((piece) => best(piece).ids);
+        expect(tokenizer.encode(text, { addSpecialTokens: false })).toEqual(expected);
+      }),
+      { numRuns: 300 },
+    );
+  });
+
+  it('adds its frame, and reads it back', () => {
+    const tokenizer = unigram();
+    expect(tokenizer.encode('ab')).toEqual([11, 1]);
+    expect(tokenizer.decode([10, 5])).toBe('ab');
+  });
+
+  it('unknown characters of one word are one token, those of two words are two', () => {
+    expect(unigram().encode('xyz', { addSpecialTokens: false })).toEqual([3, kUnknown]);
+    expect(unigram().encode('xy z', { addSpecialTokens: false })).toEqual([
+      3,
+      kUnknown,
+      3,
+      kUnknown,
+    ]);
+  });
+
+  it('reads the older spelling add_prefix_space', () => {
+    const preTokenizer = { type: 'Metaspace', replacement: '▁', add_prefix_space: false };
+    expect(unigram({ preTokenizer }).encode('b a', { addSpecialTokens: false })).toEqual([5, 10]);
+  });
+
+  it('byte fallback writes an unknown character as its bytes', () => {
+    const bytes = Array.from({ length: 256 }, (_, byte): [string, number] => [
+      `<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`,
+      -20,
+    ]);
+    const model = { byte_fallback: true, vocab: [...kPieces, ...bytes] };
+    const ids = unigram({ model }).encode('é', { addSpecialTokens: false });
+    expect(ids).toEqual([3, kPieces.length + 0xc3, kPieces.length + 0xa9]);
+  });
+});
+
+/** The map as SentencePiece writes it, every node's children in a block of 256 of its own. */
+function compiledMap(entries: Record<string, string>): string {
+  interface Node {
+    children: Map<number, Node>;
+    value?: number;
+  }
+  const root: Node = { children: new Map() };
+  const texts: number[] = [];
+  for (const [key, replacement] of Object.entries(entries)) {
+    let node = root;
+    for (const byte of Buffer.from(key)) {
+      let next = node.children.get(byte);
+      if (!next) {
+        next = { children: new Map() };
+        node.children.set(byte, next);
+      }
+      node = next;
+    }
+    node.value = texts.length;
+    texts.push(...Buffer.from(replacement), 0);
+  }
+  const units: number[] = [];
+  let blocks = 1;
+  const place = (node: Node, at: number, label: number): void => {
+    const base = 256 * blocks++;
+    units[at] = (((at ^ base) << 10) | label | (node.value === undefined ? 0 : 1 << 8)) >>> 0;
+    if (node.value !== undefined) units[base] = (node.value | 0x80000000) >>> 0;
+    for (const [byte, child] of node.children) place(child, base ^ byte, byte);
+  };
+  place(root, 0, 0);
+  const size = 256 * blocks;
+  const bytes = Buffer.alloc(4 + 4 * size + texts.length);
+  bytes.writeUInt32LE(4 * size, 0);
+  for (let i = 0; i < size; i++) bytes.writeUInt32LE(units[i] ?? 0, 4 + 4 * i);
+  bytes.set(texts, 4 + 4 * size);
+  return bytes.toString('base64');
+}
+
+describe('compiled character maps', () => {
+  const source = compiledMap({ '①': '1', ﬁ: 'fi', '\u00ad': '', é: 'E', '\u0301': '!', '\t': ' ' });
+
+  it('replaces what they hold, and nothing else', () => {
+    const map = new PrecompiledMap(source);
+    expect(map.normalize('a①b')).toBe('a1b');
+    expect(map.normalize('ﬁne\tsoft\u00adhyphen')).toBe('fine softhyphen');
+    // NFKC would change both; this map does not know them.
+    expect(map.normalize('② Ａ')).toBe('② Ａ');
+  });
+
+  it('takes a grapheme whole if it knows it, else character by character', () => {
+    const map = new PrecompiledMap(source);
+    expect(map.normalize('é')).toBe('E');
+    expect(map.normalize('e\u0301')).toBe('e!');
+    // A grapheme that only begins with a known sequence is replaced whole, as in Hugging Face's tokenizers.
+    expect(map.normalize('é\u0302')).toBe('E');
+    // From 6 bytes on only its characters are looked up.
+    expect(map.normalize('é\u0302\u0302')).toBe('E\u0302\u0302');
+  });
+
+  it('stands in the tokenizer where tokenizer.json says Precompiled', () => {
+    const normalizer = {
+      type: 'Sequence',
+      normalizers: [{ type: 'Precompiled', precompiled_charsmap: compiledMap({ '①': 'ab' }) }],
+    };
+    const [mapped, plain] = [unigram({ normalizer }), unigram()];
+    expect(mapped.encode('①')).toEqual(plain.encode('ab'));
+  });
+
+  it('a map cut short is refused', () => {
+    expect(() => new PrecompiledMap('AAAA')).toThrow(FormatError);
+    const cut = Buffer.from(source, 'base64').subarray(0, 100).toString('base64');
+    expect(() => new PrecompiledMap(cut)).toThrow(/claims a trie of/);
+  });
+});
