@@ -40,7 +40,24 @@ export { JsonlFile, type JsonlOptions } from './data/jsonl.ts';
 export { kNamedTemplates, kRecipeTemplate, PromptTemplate } from './data/prompt_template.ts';
 export { arrayRows, type Row, type RowSource } from './data/rows.ts';
 export * from './errors.ts';
+export {
+  gsm8kAnswer,
+  gsm8kCorrect,
+  gsm8kGold,
+  mathAnswer,
+  mathCorrect,
+} from './eval/answers.ts';
 export { type EvaluateOptions, evaluate } from './eval/evaluate.ts';
+export {
+  type ClassificationMetrics,
+  type ConfusionMatrix,
+  classificationMetrics,
+  confusionMatrix,
+  type MultiLabelMetrics,
+  multiLabelMetrics,
+  type RegressionMetrics,
+  regressionMetrics,
+} from './eval/metrics.ts';
 export * from './io/index.ts';
 export * from './losses/index.ts';
 export * from './models/index.ts';
