@@ -58,6 +58,7 @@ export {
   type RegressionMetrics,
   regressionMetrics,
 } from './eval/metrics.ts';
+export { type EvaluatedModel, type EvaluateOptions, evaluate } from './eval/evaluate.ts';
 export * from './io/index.ts';
 export * from './losses/index.ts';
 export * from './models/index.ts';
@@ -79,6 +80,12 @@ export {
 } from './tensor.ts';
 export { type ChatMessage, ChatTemplate, type RenderOptions } from './text/chat_template.ts';
 export type { Encoding } from './text/frame.ts';
+export {
+  type ChatMessage,
+  ChatTemplate,
+  type ChatTemplateSource,
+  type RenderOptions,
+} from './text/chat_template.ts';
 export type { GgufMetadata } from './text/gguf_vocabulary.ts';
 export {
   type DecodeOptions,
@@ -90,7 +97,9 @@ export {
   type AdapterMethod,
   METHODS,
   type ResolvedMethod,
+  type ResolvedRegularizers,
   resolveMethod,
 } from './train/methods.ts';
+export type { ResolvedOptions } from './train/options.ts';
 export { Trainer, type TrainerOptions } from './train/trainer.ts';
 export * from './train/types.ts';

@@ -46,10 +46,12 @@ export function setNumThreads(threads: number): void {
   native.setNumThreads(threads);
 }
 
+/** Threads that the kernels of this environment use. */
 export function getNumThreads(): number {
   return native.numThreads();
 }
 
+/** Memory by the engine's own count; await {@link synchronize} first for exact figures. */
 export function memoryStats(): MemoryStats {
   return native.memoryStats() as MemoryStats;
 }

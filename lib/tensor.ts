@@ -11,6 +11,7 @@ export type TensorData = Float32Array | Float64Array | Int32Array | BigInt64Arra
 /** Numbers nested in arrays, as deep as the tensor has dimensions. */
 export type NestedNumbers = number | readonly NestedNumbers[];
 
+/** Shape, type and gradient of a new tensor. */
 export interface TensorOptions {
   /** Extents; defaults to the nesting of the data, or to one dimension for a typed array. */
   shape?: readonly number[];
@@ -159,10 +160,12 @@ export class Tensor {
     native.dispose(this.#handle);
   }
 
+  /** `using` frees it at the end of its block. */
   [Symbol.dispose](): void {
     this.dispose();
   }
 
+  /** Type and shape, without the values. */
   toString(): string {
     return `Tensor(${this.dtype}, [${this.shape.join(', ')}])`;
   }

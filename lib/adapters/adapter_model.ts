@@ -60,17 +60,20 @@ export class LoraModule implements LinearAdapter {
     return frozen === null ? { ...pair, scale } : { ...pair, scale, frozen };
   }
 
+  /** All that the module owns: what is trained and what it started from. */
   tensors(): Tensor[] {
     const { pair, frozen } = this;
     return [pair.a, pair.b, ...(frozen === null ? [] : [frozen.a, frozen.b])];
   }
 }
 
+/** Options of {@link AdapterModel.create}. */
 export interface CreateOptions {
   /** Of the adapter's first values (default 42). */
   seed?: number;
 }
 
+/** Options of {@link AdapterModel.load}. */
 export interface LoadOptions extends CreateOptions {
   /** Keys of adapter_config.json that the caller knows to be harmless although they are not understood. */
   ignoreKeys?: readonly string[];
@@ -219,7 +222,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
 
   /**
    * Writes adapter_config.json and adapter_model.safetensors as PEFT does.
-   * @param options.form `lora`: one pair on the untouched base, PiSSA as [A;A0], [B|-B0] of rank 2r. `residual`: PiSSA's
+   * @param options form: `lora`: one pair on the untouched base, PiSSA as [A;A0], [B|-B0] of rank 2r. `residual`: PiSSA's
    *   pair of rank r, with the residual model that it belongs on in `residual/` and its first values in `initial/`.
    */
   async save(folder: string, { form = 'lora' }: { form?: ExportForm } = {}): Promise<void> {

@@ -55,6 +55,7 @@ export interface LoraConfig {
   readonly revision: string | null;
 }
 
+/** `targetModules` that means every linear module of the blocks. */
 export const ALL_LINEAR = 'all-linear';
 
 /** The PEFT release whose adapter_config.json is written. */

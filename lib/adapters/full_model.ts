@@ -14,6 +14,7 @@ interface Trained extends NamedTensor {
   readonly working: Tensor;
 }
 
+/** Full fine-tuning: every weight is trained, through f32 masters. */
 export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
   readonly kind = 'full';
   readonly trainsHead = true;

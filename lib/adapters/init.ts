@@ -21,11 +21,13 @@ export interface InitInput {
   readonly weight: () => Tensor;
 }
 
+/** The two factors of an update B A. */
 export interface LowRankPair {
   readonly a: Tensor; // (r,in)
   readonly b: Tensor; // (out,r)
 }
 
+/** What an initialisation gives. */
 export interface InitialPair extends LowRankPair {
   /** The pair came out of W: what it adds must be taken off, so that the model starts as it was. */
   readonly fromWeight: boolean;

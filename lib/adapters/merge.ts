@@ -8,6 +8,7 @@ import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { AdapterModel, LoraModule } from './adapter_model.ts';
 import type { LowRankPair } from './init.ts';
 
+/** How far rounding moved one merged weight. */
 export interface MergeError {
   /** Largest |merged - exact| over all elements, and the module it is in. */
   readonly maxAbsError: number;

@@ -5,6 +5,7 @@
 import type { CausalLM, Model } from '../models/index.ts';
 import type { Tensor } from '../tensor.ts';
 
+/** A tensor and its path in the model. */
 export interface NamedTensor {
   readonly name: string;
   readonly tensor: Tensor;
@@ -13,7 +14,10 @@ export interface NamedTensor {
 /** Form of an exported adapter: see {@link AdapterModel.save}. */
 export type ExportForm = 'lora' | 'residual';
 
-/** @typeParam M what is tuned: a causal language model unless said otherwise */
+/**
+ * A model that is being tuned, as the trainer sees it.
+ * @typeParam M what is tuned: a causal language model unless said otherwise
+ */
 export interface TunedModel<M extends Model = CausalLM> {
   readonly model: M;
   readonly kind: 'adapter' | 'full';

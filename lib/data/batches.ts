@@ -13,6 +13,7 @@ import { groupStarts } from './grouping.ts';
 import { shuffledOrder } from './philox.ts';
 import type { RowSource } from './rows.ts';
 
+/** How rows become micro-batches. */
 export interface BatchOptions extends FormatOptions {
   /** Examples (rows, when packing) a micro-batch. Default 1. */
   batchSize?: number;
@@ -37,11 +38,13 @@ export interface BatchOptions extends FormatOptions {
   signal?: AbortSignal;
 }
 
+/** Something about the data that a user should know. */
 export interface DataWarning {
   readonly code: 'examples_skipped' | 'examples_truncated';
   readonly message: string;
 }
 
+/** Counts over one epoch. */
 export interface DataStatistics {
   /** Rows read. */
   readonly rows: number;
@@ -63,6 +66,7 @@ const kDefaultCacheBytes = 64 << 20;
 /** Rows encoded between two looks at the event loop. */
 const kRowsATurn = 64;
 
+/** Micro-batches of encoded examples; the trainer's usual data source. */
 export class Batches {
   private epochGroups: { epoch: number; order: Uint32Array; starts: Uint32Array } | null = null;
 

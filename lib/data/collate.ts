@@ -9,6 +9,7 @@ import { type Example, supervisedCount } from './example.ts';
 /** Target of a row that is not supervised. */
 export const kNotSupervised = -100;
 
+/** A micro-batch: segments one after the other, N rows in all. */
 export interface Batch {
   readonly inputIds: Int32Array; // (N)
   /** Place of each row in its own segment. */
@@ -23,6 +24,7 @@ export interface Batch {
   readonly indices?: Int32Array; // (B)
 }
 
+/** Options of {@link collate}. */
 export interface CollateOptions {
   /** `none`: segments of their own lengths; `longest`: all as long as the longest, with `lengths`. Default none. */
   padding?: 'none' | 'longest';

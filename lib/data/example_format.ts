@@ -9,6 +9,7 @@ import { type Example, encodeConversation, encodePromptResponse } from './exampl
 import { fieldText, kRecipeTemplate, PromptTemplate } from './prompt_template.ts';
 import type { Row } from './rows.ts';
 
+/** Which fields of a row hold prompt and response, and the template around them. */
 export interface FormatOptions {
   /** A template with {field} places or the name of one; default: the recipe's. */
   promptTemplate?: string;

@@ -12,6 +12,7 @@ const kNewline = 10;
 /** The longest row: what fits into a JavaScript string. */
 const kMaxRowBytes = 0x1fffffe8;
 
+/** Options of {@link JsonlFile.open}. */
 export interface JsonlOptions {
   signal?: AbortSignal;
 }
@@ -71,6 +72,7 @@ function isBlank(byte: number | undefined): boolean {
   return byte === 0x20 || byte === 0x09 || byte === 0x0d;
 }
 
+/** A JSON-lines file of any size: lines are indexed by offset and read when asked for. */
 export class JsonlFile implements RowSource {
   private window = { start: 0, bytes: new Uint8Array() as Uint8Array };
   /** The row after the one read last. */
@@ -147,6 +149,7 @@ export class JsonlFile implements RowSource {
     return `${this.path}:${await this.line(index)}`;
   }
 
+  /** Closes the file; rows cannot be read afterwards. */
   async close(): Promise<void> {
     await this.file.close();
   }

@@ -20,6 +20,7 @@ const kAliases = new Set(['instruction', 'prompt']);
 
 type Piece = { text: string } | { field: string };
 
+/** Text with `{field}` places that a row fills. */
 export class PromptTemplate {
   private readonly pieces: Piece[];
 

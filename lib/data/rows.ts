@@ -7,12 +7,14 @@ import { ArgumentError } from '../errors.ts';
 /** One row: fields by name. */
 export type Row = Readonly<Record<string, unknown>>;
 
+/** Rows of data by index. */
 export interface RowSource {
   readonly length: number;
   /** @throws FormatError naming file, line and column if the row is damaged */
   row(index: number): Promise<Row>;
   /** Where the row stands, for messages: `train.jsonl:12`. */
   where(index: number): Promise<string>;
+  /** Lets go of the file, if there is one. */
   close(): Promise<void>;
 }
 

@@ -14,6 +14,7 @@ import type { EvaluationResult, ExampleResult } from './types.ts';
 /** What an evaluation needs of a tuned model: a plain model without a teacher will do. */
 export type EvaluatedModel = Pick<TunedModel, 'model' | 'hasTeacher' | 'withTeacher'>;
 
+/** Options of {@link evaluate}. */
 export interface EvaluateOptions {
   /** Compare with the model as it was before tuning (default: where there is a teacher). */
   kl?: boolean;

@@ -17,6 +17,7 @@ export interface EvaluationResult {
   readonly examples: readonly ExampleResult[];
 }
 
+/** Held-out numbers of one example. */
 export interface ExampleResult {
   readonly index: number;
   readonly tokens: number;

@@ -9,6 +9,7 @@ import { infoMap, type ReadOptions, type TensorFile, type TensorInfo } from './t
 /** Integers beyond 2^53 arrive as BigInt. */
 export type GgufMetadataValue = number | bigint | boolean | string | readonly GgufMetadataValue[];
 
+/** How {@link GgufFile.read} gives a tensor. */
 export interface GgufReadOptions extends ReadOptions {
   /**
    * Heads whose rows are stored in the llama architecture's interleaved order (attn_q, attn_k): they come back in
@@ -72,6 +73,7 @@ export class GgufFile implements TensorFile {
     native.closeGguf(this.#file);
   }
 
+  /** `using` closes it at the end of its block. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -18,6 +18,7 @@ const kDTypes: Readonly<Record<string, DType>> = {
   U8: 'u8',
 };
 
+/** How {@link SafetensorsFile.read} gives a tensor. */
 export interface SafetensorsReadOptions extends ReadOptions {
   /**
    * Let the tensor alias the file's pages where dtype and alignment allow: no copy, and frozen. Without it the tensor
@@ -71,6 +72,7 @@ export class SafetensorsFile implements TensorFile {
     native.closeSafetensors(this.#file);
   }
 
+  /** `using` closes it at the end of its block. */
   [Symbol.dispose](): void {
     this.close();
   }

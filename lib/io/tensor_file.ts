@@ -12,6 +12,7 @@ export interface TensorInfo {
   readonly bytes: number;
 }
 
+/** How a tensor is read out of a file. */
 export interface ReadOptions {
   /** Element type of the result; defaults to the file's own, and to f32 for quantised blocks. */
   dtype?: DType;
@@ -21,6 +22,7 @@ export interface ReadOptions {
   checkFinite?: boolean;
 }
 
+/** A file of named tensors, mapped into memory. */
 export interface TensorFile {
   readonly path: string;
   readonly tensors: ReadonlyMap<string, TensorInfo>;

@@ -4,6 +4,7 @@ import { gram, gramAdd, gramSpectrum } from '../ops/linalg.ts';
 import { headRows, svdRatio, svdRatioGram } from '../ops/losses.ts';
 import { noGrad, type Tensor, unscoped } from '../tensor.ts';
 
+/** The output head as the losses use it. */
 export interface Head {
   /** (V, C). */
   weight: Tensor;
@@ -27,17 +28,20 @@ export class HeadGram {
 
   constructor(private readonly head: Tensor) {}
 
+  /** W^T W (C,C) f32, made at the first call. */
   get(): Tensor {
     this.#gram ??= unscoped(() => noGrad(() => gram(this.head)));
     return this.#gram;
   }
 
+  /** Frees its tensors now instead of when the collector comes by. */
   dispose(): void {
     this.#gram?.dispose();
     this.#gram = null;
   }
 }
 
+/** Options of {@link fusedSvdLoss}. */
 export interface SvdTermOptions {
   /** Singular values summed. Default 10. */
   k?: number;
@@ -106,7 +110,10 @@ export function effectiveRankOf(singularValues: ArrayLike<number>): number {
 export class EffectiveRank {
   #sum: Tensor | null = null;
 
-  /** @param hidden (M, C), any M, of the rows to count in */
+  /**
+   * Counts rows in.
+   * @param hidden (M, C), any M
+   */
   add(hidden: Tensor): void {
     noGrad(() => {
       if (this.#sum) gramAdd(this.#sum, hidden);
@@ -114,7 +121,10 @@ export class EffectiveRank {
     });
   }
 
-  /** @param headGram of the head that makes the logits */
+  /**
+   * exp of the entropy of sigma / sum sigma of all rows' logits.
+   * @param headGram of the head that makes the logits
+   */
   async value(headGram: HeadGram): Promise<number> {
     if (!this.#sum) return 0;
     const spectrum = unscoped(() => gramSpectrum(this.#sum as Tensor, headGram.get()));
@@ -125,6 +135,7 @@ export class EffectiveRank {
     }
   }
 
+  /** Frees its tensors now instead of when the collector comes by. */
   dispose(): void {
     this.#sum?.dispose();
     this.#sum = null;

@@ -50,11 +50,19 @@ export {
   type PlainTerms,
   svdLoss,
 } from './plain.ts';
-export { kIgnoredTarget, type Positions, type RowsOfBatch, selectRows } from './positions.ts';
+export {
+  kIgnoredTarget,
+  type Positions,
+  type RowsOfBatch,
+  type SelectedRows,
+  selectRows,
+} from './positions.ts';
 export {
   type AdaptiveOptions,
   adaptiveConsistencyWeight,
+  type ConsistencySchedule,
   consistencyWeightAt,
+  type RegularizerSchedule,
   type RegularizerScheduleOptions,
   regularizerFactorAt,
   type StepOfRun,

@@ -8,6 +8,7 @@ import { noGrad, type Tensor, tensor, unscoped } from '../tensor.ts';
 import { fusedSvdLoss, gramFormAllowed, type Head, HeadGram } from './fused.ts';
 import { type Positions, type RowsOfBatch, type SelectedRows, selectRows } from './positions.ts';
 
+/** Options of {@link BaLoraLoss}. */
 export interface BaLoraOptions {
   /** Which regularizers are on; an off term is neither computed nor reported. Default all. */
   terms?: { consistency?: boolean; diversity?: boolean; svd?: boolean };
@@ -37,6 +38,7 @@ export interface WindowCounts {
   selected: number;
 }
 
+/** What {@link BaLoraLoss.compute} needs. */
 export interface MicroBatch {
   /** (N, C) after the final norm, on the tape. */
   hidden: Tensor;
@@ -48,6 +50,7 @@ export interface MicroBatch {
   window?: WindowCounts;
 }
 
+/** What {@link BaLoraLoss.compute} gives. */
 export interface MicroBatchLoss {
   /** Share of the step's loss, () f64, on the tape; null where the micro-batch has no row of any kind. */
   loss: Tensor | null;
@@ -68,6 +71,7 @@ export interface TermValues {
   svd: number | null;
 }
 
+/** The whole loss of a micro-batch in its fused form. */
 export class BaLoraLoss {
   readonly options: Required<Omit<BaLoraOptions, 'terms'>>;
   readonly terms: { consistency: boolean; diversity: boolean; svd: boolean };
@@ -152,6 +156,7 @@ export class BaLoraLoss {
     );
   }
 
+  /** Frees the head's Gram matrix. */
   dispose(): void {
     this.#gram?.dispose();
     this.#gram = null;
@@ -175,6 +180,7 @@ export class WindowTerms {
 
   constructor(private readonly terms: BaLoraLoss['terms']) {}
 
+  /** Counts a micro-batch in. */
   add(result: MicroBatchLoss): void {
     this.#supervised += result.supervised;
     this.#selected += result.selected;

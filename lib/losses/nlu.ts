@@ -17,6 +17,7 @@ import {
 } from './nlu_terms.ts';
 import { rowsOf } from './plain.ts';
 
+/** Options of {@link NluLoss}. */
 export interface NluOptions {
   /** What the outputs mean, and with it the task's loss. Default 'single_label_classification'. */
   problemType?: ProblemType;
@@ -32,11 +33,13 @@ export interface NluOptions {
   onWarning?: (warning: NluWarning) => void;
 }
 
+/** Something about the loss that a user should know. */
 export interface NluWarning {
   readonly code: 'nlu_svd_clamped' | 'nlu_terms_undefined' | 'nlu_single_example';
   readonly message: string;
 }
 
+/** What {@link NluLoss.compute} needs. */
 export interface NluMicroBatch {
   /** Z (N, D), on the tape. */
   logits: Tensor;
@@ -50,6 +53,7 @@ export interface NluMicroBatch {
   windowExamples?: number;
 }
 
+/** What {@link NluLoss.compute} gives. */
 export interface NluMicroBatchLoss {
   /** Share of the step's loss, () on the tape. */
   loss: Tensor;
@@ -59,6 +63,7 @@ export interface NluMicroBatchLoss {
   examples: number;
 }
 
+/** The whole loss of a micro-batch of a classification or regression model. */
 export class NluLoss {
   readonly options: Required<Omit<NluOptions, 'terms' | 'onWarning'>>;
   readonly terms: { consistency: boolean; diversity: boolean; svd: boolean };
@@ -185,6 +190,7 @@ export class NluWindowTerms {
 
   constructor(private readonly on: NluLoss['terms']) {}
 
+  /** Counts a micro-batch in. */
   add({ terms, examples }: NluMicroBatchLoss): void {
     unscoped(() => this.#parts.push({ terms: terms.detach(), examples }));
   }

@@ -39,6 +39,7 @@ export type NluVariant = 'iclr' | '2024';
 /** Squared norms up to this count as zero rows of the 2024 variant: they are divided by 1e-12 and get no gradient of it. */
 const kLeastSquaredNorm = 1e-24;
 
+/** Options of the consistency term. */
 export interface NluConsistencyOptions {
   /** Default 'iclr'. */
   variant?: NluVariant;

@@ -101,6 +101,7 @@ export function svdLoss(
   return neg(where(nonzero, ratio, 0));
 }
 
+/** Logits and targets of the plain losses. */
 export interface PlainInputs {
   /** (M, V) logits of the rows of the regularizers. */
   logits: Tensor;
@@ -112,6 +113,7 @@ export interface PlainInputs {
   taskLogits?: Tensor;
 }
 
+/** Settings of the plain losses. */
 export interface PlainOptions {
   /** l1, l2, l3. */
   weights: { consistency: number; diversity: number; svd: number };
@@ -124,6 +126,7 @@ export interface PlainOptions {
   svdNorm?: 'frobenius' | 'nuclear';
 }
 
+/** Values of the plain losses, on the tape. */
 export interface PlainTerms {
   /** task + l1 consistency + l2 diversity + l3 svd, () on the tape. */
   loss: Tensor;

@@ -11,6 +11,7 @@ export const kIgnoredTarget = -100;
  */
 export type Positions = 'supervised' | 'non_padding' | 'label_aligned';
 
+/** What the choice of rows looks at. */
 export interface RowsOfBatch {
   /** (N). */
   targets: Int32Array;
@@ -22,6 +23,7 @@ export interface RowsOfBatch {
   labels?: Int32Array | undefined;
 }
 
+/** Rows of a micro-batch that some term uses. */
 export interface SelectedRows {
   /** (M): rows in either set, ascending. */
   rows: Int32Array;

@@ -2,9 +2,12 @@
 // a run of no steps asks nothing, but a call with S = 0 is finite all the same (progress 0).
 import { ArgumentError } from '../errors.ts';
 
+/** How the weight of the consistency term moves over a run. */
 export type ConsistencySchedule = 'constant' | 'cosine' | 'adaptive';
+/** How the weights of diversity and SVD grow over a run. */
 export type RegularizerSchedule = 'constant' | 'two_phase' | 'linear_warmup' | 'quadratic_warmup';
 
+/** Place in a run. */
 export interface StepOfRun {
   /** From 0. */
   step: number;
@@ -27,6 +30,7 @@ export function consistencyWeightAt(
   return 0.1 * weight + (0.9 * weight * (1 + Math.cos(Math.PI * progress))) / 2;
 }
 
+/** Bounds of the `adaptive` schedule. */
 export interface AdaptiveOptions {
   /** l1, from which the defaults of the bounds come. */
   weight: number;
@@ -51,6 +55,7 @@ export function adaptiveConsistencyWeight(
   return min + (max - min) * confidence;
 }
 
+/** Settings of the schedules of diversity and SVD. */
 export interface RegularizerScheduleOptions {
   /** w of two_phase, a share of the run. Default .2. */
   warmupRatio?: number;

@@ -16,6 +16,7 @@ import { RandomWeights } from './random_weights.ts';
 import { modelKind, type OpenedModel } from './registry.ts';
 import { WeightLoader, type WeightReadOptions, type WeightSource } from './weights.ts';
 
+/** Options of {@link AutoModelForCausalLM.fromPretrained}. */
 export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
   /** Of weights and activations (default f32); f64 is for research. */
   dtype?: 'f32' | 'bf16' | 'f64';
@@ -30,6 +31,7 @@ export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
   checkFinite?: boolean;
 }
 
+/** Options of `fromConfig`. */
 export interface FromConfigOptions extends ConfigOptions {
   /** Of weights and activations (default f32). */
   dtype?: 'f32' | 'bf16' | 'f64';
@@ -42,6 +44,7 @@ export interface FromConfigOptions extends ConfigOptions {
 /** transformers' initializer_range where the configuration has none. */
 const kDeviation = 0.02;
 
+/** Loads causal language models of every supported family. */
 export const AutoModelForCausalLM = {
   /**
    * Loads a causal language model.

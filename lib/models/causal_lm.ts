@@ -12,6 +12,7 @@ export interface Head {
   readonly softcap: number;
 }
 
+/** A causal language model: hidden states from ids, and a head apart from them. */
 export abstract class CausalLM extends Model {
   /** The output head; tied models give their embedding. */
   abstract get head(): Head;

@@ -16,6 +16,7 @@ import {
 import { ArgumentError, BaloraError, NativeError } from '../errors.ts';
 import { diskError } from '../io/files.ts';
 
+/** How a name on the hub is found. */
 export interface ResolveOptions {
   /** Branch, tag or commit (default main). */
   revision?: string;

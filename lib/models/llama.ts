@@ -170,6 +170,7 @@ class LlamaModel extends Module {
   }
 }
 
+/** A model of the LLaMA family. */
 export class LlamaForCausalLM extends CausalLM {
   readonly modelType = 'llama';
   readonly config: LlamaConfig;

@@ -4,6 +4,7 @@ import { FormatError, UnsupportedError } from '../errors.ts';
 import { type ConfigOptions, parseConfig } from './config_keys.ts';
 import { type RopeConfig, ropeConfig } from './rope.ts';
 
+/** What of a configuration the mathematics needs. */
 export interface LlamaConfig {
   readonly vocabSize: number;
   readonly hiddenSize: number;

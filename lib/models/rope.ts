@@ -13,6 +13,7 @@ interface RopeBase {
   /** Channels of a head that turn. */
   readonly dim: number;
 }
+/** Rotary embedding: base frequency and how it is stretched. */
 export type RopeConfig = RopeBase &
   (
     | { readonly type: 'default' }

@@ -8,6 +8,7 @@ import { synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
 import type { Model } from './model.ts';
 
+/** Options of {@link saveModel}. */
 export interface SaveModelOptions {
   /**
    * Another tensor of the same shape and dtype to write in a weight's place, or null for the weight itself. Called in the

@@ -13,6 +13,7 @@ export interface LowRankUpdate {
   readonly frozen?: { readonly a: Tensor; readonly b: Tensor }; // (R0,in), (out,R0)
 }
 
+/** What hooks a {@link Linear}: asked at each forward for the update to add. */
 export interface LinearAdapter {
   /** Asked at every forward; null adds nothing (the adapter is switched off). */
   update(): LowRankUpdate | null;

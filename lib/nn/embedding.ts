@@ -3,6 +3,7 @@ import { embedding } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { Module } from './module.ts';
 
+/** A table of rows (V,C): ids (N) give their rows (N,C). */
 export class Embedding extends Module {
   weight: Tensor; // (V,C)
 

@@ -6,6 +6,7 @@
 import { ArgumentError } from '../errors.ts';
 import { Tensor } from '../tensor.ts';
 
+/** A part of a model: it names its parameters by the paths that its attributes form, as in a checkpoint. */
 export class Module {
   /** This module and everything below it, each with its path ('' for this one), parents first. */
   *namedModules(prefix = ''): Generator<[string, Module]> {
@@ -25,6 +26,7 @@ export class Module {
     }
   }
 
+  /** All parameters, in the order of their paths. */
   parameters(): Tensor[] {
     return Array.from(this.namedParameters(), ([, parameter]) => parameter);
   }
@@ -58,6 +60,7 @@ export class Module {
     for (const parameter of this.parameters()) parameter.dispose();
   }
 
+  /** `using` frees it at the end of its block. */
   [Symbol.dispose](): void {
     this.dispose();
   }

@@ -3,6 +3,7 @@
 import { type DType, native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 
+/** Type of a new tensor. */
 export interface CreateOptions {
   /** Element type. Default f32. */
   dtype?: DType;
@@ -35,6 +36,7 @@ export function ones(shape: readonly number[], options: CreateOptions = {}): Ten
   return full(shape, 1, options);
 }
 
+/** Bounds and step of {@link arange}. */
 export interface ArangeOptions {
   /** Default 1; negative counts down. */
   step?: number;
@@ -55,6 +57,7 @@ export function arange(
   return new Tensor(native.arange(start, stop, step, dtype));
 }
 
+/** Seed and type of random values; one seed gives the same values on every device. */
 export interface RandomOptions extends CreateOptions {
   /** Whole number from 0 to 2^53. The same seed gives the same values on every device and thread count. */
   seed: number;
@@ -62,6 +65,7 @@ export interface RandomOptions extends CreateOptions {
   stream?: number;
 }
 
+/** Range of {@link rand}. */
 export interface UniformOptions extends RandomOptions {
   /** Default 0. */
   low?: number;
@@ -81,6 +85,7 @@ export function rand(
   return created(native.randomUniform(shape, low, high, seed, stream, dtype), requiresGrad);
 }
 
+/** Options of {@link randn}. */
 export interface NormalOptions extends RandomOptions {
   /** Default 0. */
   mean?: number;

@@ -168,6 +168,7 @@ export function allFinite(tensors: readonly Tensor[]): Tensor {
   return new Tensor(native.allFinite(tensors.map((t) => t.handle)));
 }
 
+/** Options of {@link dropout}. */
 export interface DropoutOptions {
   /** Probability of a zero, in [0, 1]. */
   p: number;

@@ -32,6 +32,7 @@ export function scale_(x: Tensor, coefficient: Tensor): Tensor {
   return x;
 }
 
+/** Settings of one {@link adamwStep}. */
 export interface AdamwStepOptions {
   /** First moment, like param; zeros before the first step. */
   m: Tensor;
@@ -70,6 +71,7 @@ export function adamwStep(param: Tensor, grad: Tensor, options: AdamwStepOptions
   );
 }
 
+/** Settings of one {@link sgdStep}. */
 export interface SgdStepOptions {
   lr: number;
   /** Default 0. */

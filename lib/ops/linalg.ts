@@ -25,6 +25,7 @@ export function eigh(a: Tensor): { values: Tensor; vectors: Tensor } {
   return { values: new Tensor(values), vectors: new Tensor(vectors) };
 }
 
+/** A = U diag(s) V^T, singular values in falling order. */
 export interface SvdFactors {
   /** (M, K), left singular vectors in columns. */
   u: Tensor;
@@ -51,6 +52,7 @@ export function singularValues(a: Tensor): Tensor {
   return new Tensor(native.singularValues(a.handle));
 }
 
+/** Options of {@link randomizedSvd}. */
 export interface RandomizedSvdOptions {
   /**
    * Power iterations, or 'converged' (default): a block Krylov method until ||A - U S Vt||_F is within

@@ -3,6 +3,7 @@ import { ArgumentError } from '../errors.ts';
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 
+/** Which operand of {@link matmul} is transposed. */
 export interface MatmulOptions {
   /** Reads a as its transpose over the last two dimensions, without a copy. Default false. */
   transposeA?: boolean;
@@ -44,6 +45,7 @@ export interface LinearOperands {
   lowRank?: readonly LowRank[];
 }
 
+/** What {@link linear} adds to the product. */
 export interface LinearOptions {
   /** What the low-rank parts read in place of x: LoRA's dropout of x. Default x itself. */
   adapterInput?: Tensor | null;

@@ -107,6 +107,7 @@ export function headRows({
   );
 }
 
+/** Options of {@link svdRatio}. */
 export interface SvdRatioOptions {
   /** Singular values summed. Default 10. */
   k?: number;

@@ -17,7 +17,7 @@ export function swiglu(gate: Tensor, up: Tensor): Tensor {
  * gelu(gate) * up, the gated activation of Gemma (approximate 'tanh') and T5 v1.1.
  * @param gate (..., F), any float dtype; may be a row-strided slice of a fused product
  * @param up like gate
- * @param options.approximate 'none' (default): 0.5 z (1 + erf(z / sqrt 2)); 'tanh': 0.5 z (1 + tanh(sqrt(2/pi)
+ * @param options approximate: 'none' (default): 0.5 z (1 + erf(z / sqrt 2)); 'tanh': 0.5 z (1 + tanh(sqrt(2/pi)
  *   (z + 0.044715 z^3))), called gelu_new and gelu_pytorch_tanh in checkpoints
  * @returns (..., F), rounded once
  */
@@ -50,6 +50,7 @@ export function rope(x: Tensor, { cos, sin }: RopeTables, positions: Tensor): Te
   return new Tensor(native.rope(x.handle, cos.handle, sin.handle, positions.handle));
 }
 
+/** Segments, mask and scale of {@link attention}. */
 export interface AttentionOptions {
   /** (B+1) i32, rising from 0 to N: rows [cuSeqlens[b], cuSeqlens[b+1]) are one sequence. */
   cuSeqlens: Tensor;
@@ -118,6 +119,7 @@ export function logSoftmax(x: Tensor): Tensor {
   return new Tensor(native.logSoftmax(x.handle));
 }
 
+/** Options of {@link crossEntropy}. */
 export interface CrossEntropyOptions {
   /**
    * 'mean' (default) over the rows that count, 'sum', or 'none': one loss a row, 0 where it is ignored. The mean over

@@ -2,6 +2,7 @@
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 
+/** Options of {@link rmsNorm}. */
 export interface RmsNormOptions {
   /** Added to the mean square. Default 1e-6. */
   eps?: number;
@@ -50,6 +51,7 @@ export function rmsNormAdd(
   return [new Tensor(sum), new Tensor(y)];
 }
 
+/** Options of {@link layerNorm}. */
 export interface LayerNormOptions {
   /** (C), of x's dtype; left out: 1. */
   weight?: Tensor | null;

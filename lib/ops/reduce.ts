@@ -2,6 +2,7 @@
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 
+/** Axes of a reduction. */
 export interface ReduceOptions {
   /** The axis or axes to reduce; negative ones count from the end. Default: all. */
   axis?: number | readonly number[];
@@ -54,6 +55,7 @@ export function min(x: Tensor, options: ReduceOptions = {}): Tensor {
   return reduce(native.min, x, options);
 }
 
+/** Axis of {@link argmax} and its like. */
 export interface ArgOptions {
   /** Default -1. */
   axis?: number;

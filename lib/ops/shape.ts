@@ -56,6 +56,7 @@ export function squeeze(x: Tensor, axis: number): Tensor {
   return reshape(x, [...x.shape.slice(0, at), ...x.shape.slice(at + 1)]);
 }
 
+/** Axis and range of {@link slice}. */
 export interface SliceOptions {
   /** First index; negative counts from the end. Default 0. */
   start?: number;

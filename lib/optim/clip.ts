@@ -8,6 +8,7 @@ import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 /** The sum of |x|, the root of the sum of squares, or the largest |x|. */
 export type NormType = 1 | 2 | 'inf';
 
+/** Norm of all gradients, and what they are to be multiplied by. */
 export interface ClippedNorm {
   /** Before clipping. */
   readonly norm: number;
@@ -15,6 +16,7 @@ export interface ClippedNorm {
   readonly coefficient: Tensor | null;
 }
 
+/** Options of {@link clipNorm}. */
 export interface ClipOptions {
   /** 0 only measures. */
   maxNorm: number;

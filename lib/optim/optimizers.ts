@@ -6,6 +6,7 @@ import { ArgumentError, FormatError } from '../errors.ts';
 import { adamwStep, sgdStep, zeros } from '../ops/index.ts';
 import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 
+/** A trained tensor and its name, under which its state is kept. */
 export interface OptimizerParameter {
   readonly name: string;
   readonly tensor: Tensor;
@@ -20,6 +21,7 @@ export interface ParameterGroup {
   readonly learningRateScale?: number;
 }
 
+/** One update. */
 export interface StepInput {
   readonly learningRate: number;
   /** () f64, multiplied into every gradient (clipping). Default 1. */
@@ -44,6 +46,7 @@ interface Update {
   readonly coefficient: Tensor | null;
 }
 
+/** Writes parameters from their gradients; its state is named tensors that a checkpoint holds. */
 export abstract class Optimizer {
   private readonly slots: Slot[] = [];
 
@@ -118,6 +121,7 @@ export abstract class Optimizer {
     }
   }
 
+  /** Frees the moments. */
   dispose(): void {
     for (const { moments } of this.slots) {
       for (const moment of Object.values(moments)) moment.dispose();
@@ -127,6 +131,7 @@ export abstract class Optimizer {
   protected abstract update(slot: Slot, grad: Tensor, update: Update): void;
 }
 
+/** Settings of {@link AdamW} in torch's names. */
 export interface AdamWOptions {
   beta1?: number; // 0.9
   beta2?: number; // 0.999
@@ -157,6 +162,7 @@ export class AdamW extends Optimizer {
   }
 }
 
+/** Settings of {@link Sgd}. */
 export interface SgdOptions {
   momentum?: number; // 0
   dampening?: number; // 0

@@ -26,8 +26,10 @@ export interface SchedulerOptions {
   minLrRatio?: number;
 }
 
+/** Shape of the warm-up or decay part of a schedule. */
 export type RampType = 'linear' | 'cosine' | '1-sqrt';
 
+/** Place in a run. */
 export interface ScheduleInput {
   /** Hugging Face name of the schedule. */
   scheduler: string;

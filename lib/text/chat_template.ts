@@ -12,6 +12,7 @@ export interface ChatMessage {
   [key: string]: unknown;
 }
 
+/** Options of {@link ChatTemplate.render}. */
 export interface RenderOptions {
   /** End with the opening of an assistant turn. Default false. */
   addGenerationPrompt?: boolean;
@@ -26,6 +27,7 @@ export type ChatTemplateSource = string | readonly { name: string; template: str
 
 const text = (error: unknown) => (error instanceof Error ? error.message : String(error));
 
+/** A model's chat template (Jinja). */
 export class ChatTemplate {
   private readonly sources: ReadonlyMap<string, string>;
   private readonly parsed = new Map<string, Template>();

@@ -25,6 +25,7 @@ import { readJson, readTokenizerFiles, writeTokenizerFiles } from './tokenizer_f
 
 type Json = Record<string, unknown>;
 
+/** Options of {@link Tokenizer.encode}. */
 export interface EncodeOptions {
   /** Apply the tokenizer's own frame (BOS, [CLS] ... [SEP]). Default true. */
   addSpecialTokens?: boolean;
@@ -32,11 +33,13 @@ export interface EncodeOptions {
   parseSpecial?: boolean;
 }
 
+/** Options of {@link Tokenizer.encodePair}. */
 export interface PairOptions extends EncodeOptions {
   /** Tokens of the whole, frame included; the longer text is cut first (`longest_first`). Default: no limit. */
   maxLength?: number;
 }
 
+/** Options of {@link Tokenizer.decode}. */
 export interface DecodeOptions {
   /** Leave special tokens out of the text. Default false. */
   skipSpecialTokens?: boolean;
@@ -57,6 +60,7 @@ const kRoles = [
   'mask_token',
 ];
 
+/** Text to ids and back, from a tokenizer.json or a GGUF file's own vocabulary. */
 export class Tokenizer {
   /** Ids of special tokens; null where the model has none. */
   readonly bosId: number | null;

@@ -12,6 +12,7 @@ interface MethodPreset {
   readonly regularizers: RegularizerOptions;
 }
 
+/** What each method's name stands for. */
 export const METHODS: Readonly<Record<MethodName, MethodPreset>> = {
   lora: { adapter: {}, regularizers: {} },
   rslora: { adapter: { useRslora: true }, regularizers: {} },
@@ -23,6 +24,7 @@ export const METHODS: Readonly<Record<MethodName, MethodPreset>> = {
   full: { adapter: null, regularizers: {} },
 };
 
+/** The regularizers with every default filled in. */
 export type ResolvedRegularizers = Required<RegularizerOptions>;
 
 const kDefaults: ResolvedRegularizers = {
@@ -48,6 +50,7 @@ const kChoices = {
   regularizerSchedule: ['constant', 'two_phase', 'linear_warmup', 'quadratic_warmup'],
 } as const;
 
+/** A method with every choice made. */
 export interface ResolvedMethod {
   readonly name: MethodName;
   /** What a fresh adapter is made with (checked); null for full fine-tuning. */

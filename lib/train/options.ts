@@ -17,6 +17,7 @@ export interface ResolvedOutput extends Required<Omit<OutputOptions, 'output' | 
   readonly runConfig: unknown;
 }
 
+/** Options of a run with every default filled in. */
 export interface ResolvedOptions {
   readonly optimization: ResolvedOptimization;
   readonly regularizers: ResolvedRegularizers;

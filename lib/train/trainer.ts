@@ -26,6 +26,7 @@ import type {
   TrainResult,
 } from './types.ts';
 
+/** What a {@link Trainer} needs, beside the options of optimisation and output. */
 export interface TrainerOptions extends OptionsInput {
   tuned: TunedModel;
   data: BatchSource;

@@ -27,6 +27,7 @@ export type { Batch };
 /** Names of the `--method` presets. */
 export type MethodName = 'lora' | 'rslora' | 'pissa' | 'balora' | 'full';
 
+/** Optimisers by name. */
 export type OptimizerName = 'adamw' | 'sgd';
 
 /** The three regularizers; a weight of 0 switches one off, and with it what only it needs (the teacher's pass). */
@@ -171,8 +172,10 @@ export interface RunPlan {
   readonly secondsPerStep: number | null;
 }
 
+/** Why a run ended. */
 export type StopReason = 'completed' | 'aborted';
 
+/** What a run tells while it goes on; `type` says which. */
 export type TrainEvent =
   | { readonly type: 'start'; readonly plan: RunPlan; readonly startStep: number }
   /** After every optimiser step. */
@@ -195,6 +198,7 @@ export type TrainEvent =
   | { readonly type: 'warning'; readonly code: string; readonly message: string }
   | { readonly type: 'end'; readonly reason: StopReason; readonly result: TrainResult };
 
+/** How a run ended. */
 export interface TrainResult {
   readonly reason: StopReason;
   /** Optimiser steps done, over all resumptions. */

@@ -127,6 +127,11 @@ export const kSuites = [
     name: 'generated',
     run: () => sum(['gen_types.mjs', 'gen_kernels_doc.mjs'].map(checkGenerated)),
   },
+  {
+    // Every export has a doc comment, and every link in one leads somewhere.
+    name: 'api',
+    run: () => single(process.execPath, [bin('typedoc', 'bin/typedoc'), '--emit', 'none']),
+  },
   { name: 'cpp', run: () => runDoctest(inRoot('build', 'release', 'balora_tests')) },
   { name: 'vitest', run: runVitest },
   { name: 'sanitize', slow: true, run: runSanitized },
