@@ -78,7 +78,6 @@ export {
   type TensorOptions,
   tensor,
 } from './tensor.ts';
-export { type ChatMessage, ChatTemplate, type RenderOptions } from './text/chat_template.ts';
 export type { Encoding } from './text/frame.ts';
 export {
   type ChatMessage,
