@@ -47,7 +47,7 @@ export {
   mathAnswer,
   mathCorrect,
 } from './eval/answers.ts';
-export { type EvaluateOptions, evaluate } from './eval/evaluate.ts';
+export { type EvaluatedModel, type EvaluateOptions, evaluate } from './eval/evaluate.ts';
 export {
   type ClassificationMetrics,
   type ConfusionMatrix,
@@ -58,7 +58,6 @@ export {
   type RegressionMetrics,
   regressionMetrics,
 } from './eval/metrics.ts';
-export { type EvaluatedModel, type EvaluateOptions, evaluate } from './eval/evaluate.ts';
 export * from './io/index.ts';
 export * from './losses/index.ts';
 export * from './models/index.ts';
@@ -78,13 +77,13 @@ export {
   type TensorOptions,
   tensor,
 } from './tensor.ts';
-export type { Encoding } from './text/frame.ts';
 export {
   type ChatMessage,
   ChatTemplate,
   type ChatTemplateSource,
   type RenderOptions,
 } from './text/chat_template.ts';
+export type { Encoding } from './text/frame.ts';
 export type { GgufMetadata } from './text/gguf_vocabulary.ts';
 export {
   type DecodeOptions,

@@ -7,6 +7,7 @@ import { ArgumentError } from '../errors.ts';
 /** Counts of a classification: rows are labels, columns predictions. */
 export type ConfusionMatrix = readonly (readonly number[])[]; // (D,D)
 
+/** Scores of predicted classes. */
 export interface ClassificationMetrics {
   /** Share of the examples predicted rightly. */
   readonly accuracy: number;
@@ -27,6 +28,7 @@ export interface ClassificationMetrics {
   readonly examples: number;
 }
 
+/** Scores of predicted numbers. */
 export interface RegressionMetrics {
   /** Pearson's r; null where labels or predictions are constant. */
   readonly pearson: number | null;
@@ -108,6 +110,7 @@ function matthews(
   return ratio(numerator, Math.sqrt(spreadOfPredictions) * Math.sqrt(spreadOfLabels));
 }
 
+/** Scores of several yes-or-no labels an example. */
 export interface MultiLabelMetrics {
   /** Share of the single decisions that are right. */
   readonly accuracy: number;
