@@ -9,11 +9,11 @@ export interface MemoryStats {
   liveBytes: number;
   /** The largest liveBytes since the start or the last resetPeakMemory(). */
   peakBytes: number;
-  /** Freed, kept for reuse. */
+  /** Freed and kept for reuse, with what rounding adds to live blocks; at most about a quarter of the largest liveBytes. */
   cachedBytes: number;
   /** Packed layouts of frozen weights. */
   derivedBytes: number;
-  /** Requests that the cache could not serve. */
+  /** Requests that needed pages of the device; none in the steady state of a training loop. */
   deviceAllocations: number;
   /** Tensors that JS holds. */
   liveTensors: number;

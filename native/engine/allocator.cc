@@ -1,56 +1,40 @@
 #include "engine/allocator.h"
 
 #include <algorithm>
-#include <bit>
 
 #include "tensor/errors.h"
 
 namespace balora {
 namespace {
 
-constexpr int64_t kSmallest = 256;
+constexpr int64_t kKiB = 1024, kMiB = kKiB * kKiB, kGiB = kKiB * kMiB;
+constexpr Heap::Options kSmallBlocks = {64, 64 * kKiB, kGiB, 2 * kMiB};
+// Whole huge pages are committed and discarded, so that none is torn.
+constexpr Heap::Options kLargeBlocks = {4 * kKiB, 2 * kMiB, 64 * kGiB, 64 * kMiB};
 
-// The next size of the form (4..7) * 2^k, so at most a quarter is wasted.
-int64_t class_size(int64_t bytes) {
-  const uint64_t n = static_cast<uint64_t>(std::max(bytes, kSmallest));
-  const int shift = std::max(0, static_cast<int>(std::bit_width(n - 1)) - 3);
-  return static_cast<int64_t>(((n - 1) >> shift) + 1) << shift;
-}
+// Held beyond the largest live sum before free pages go back: a share of it and a floor.
+constexpr int64_t kSlackShare = 4;
+constexpr int64_t kSlackFloor = 32 * kMiB;
 
 }  // namespace
 
 Allocator::Allocator(const KernelTable* kernels, void* device_state)
-    : kernels_(kernels), device_state_(device_state) {
+    : kernels_(kernels),
+      small_(kernels, device_state, kSmallBlocks),
+      large_(kernels, device_state, kLargeBlocks) {
   tags_.emplace_back("default", 0);
 }
 
-Allocator::~Allocator() {
-  trim();
-}
-
 void* Allocator::allocate(int64_t bytes, int tag) {
-  const int64_t size = class_size(bytes);
   std::lock_guard lock(mutex_);
   if (limit_ > 0 && stats_.live_bytes + bytes > limit_) {
     throw NativeError(concat("out of memory: ", bytes, " bytes wanted, ", stats_.live_bytes,
                              " in use, the limit is ", limit_));
   }
-  void* data = nullptr;
-  if (auto it = cache_.find(size); it != cache_.end() && !it->second.empty()) {
-    data = it->second.back();
-    it->second.pop_back();
-    stats_.cached_bytes -= size;
-  } else {
-    data = kernels_->allocate(device_state_, static_cast<uint64_t>(size));
-    if (!data) {
-      trim_locked();
-      data = kernels_->allocate(device_state_, static_cast<uint64_t>(size));
-    }
-    if (!data) {
-      throw NativeError(concat("out of memory: ", bytes, " bytes wanted, ", stats_.live_bytes,
-                               " in use on ", kernels_->device));
-    }
-    ++stats_.allocations;
+  void* data = take(bytes);
+  if (!data) {
+    throw NativeError(concat("out of memory: ", bytes, " bytes wanted, ", stats_.live_bytes,
+                             " in use on ", kernels_->device));
   }
   stats_.live_bytes += bytes;
   stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.live_bytes);
@@ -58,11 +42,32 @@ void* Allocator::allocate(int64_t bytes, int tag) {
   return data;
 }
 
+void* Allocator::take(int64_t bytes) {
+  Heap& heap = heap_for(bytes);
+  const int64_t growths = heap.growths();
+  void* data = heap.allocate(bytes);
+  if (!data) {
+    small_.discard(0);
+    large_.discard(0);
+    data = heap.allocate(bytes);
+  }
+  most_used_ = std::max(most_used_, small_.used_bytes() + large_.used_bytes());
+  if (heap.growths() > growths) hold_to_bound();
+  return data;
+}
+
+// The pages of a block just handed out have not been touched yet, so what is discarded here never
+// stands beside them.
+void Allocator::hold_to_bound() {
+  const int64_t bound = most_used_ + std::max(most_used_ / kSlackShare, kSlackFloor);
+  if (small_.committed_bytes() + large_.committed_bytes() <= bound) return;
+  large_.discard(bound - small_.committed_bytes());
+  small_.discard(bound - large_.committed_bytes());
+}
+
 void Allocator::release(void* data, int64_t bytes, int tag) {
-  const int64_t size = class_size(bytes);
   std::lock_guard lock(mutex_);
-  cache_[size].push_back(data);
-  stats_.cached_bytes += size;
+  heap_for(bytes).release(data);
   stats_.live_bytes -= bytes;
   tags_[static_cast<size_t>(tag)].second -= bytes;
 }
@@ -85,6 +90,8 @@ MemoryStats Allocator::stats() const {
   std::lock_guard lock(mutex_);
   MemoryStats stats = stats_;
   stats.by_tag = tags_;
+  stats.cached_bytes = small_.committed_bytes() + large_.committed_bytes() - stats.live_bytes;
+  stats.allocations = small_.growths() + large_.growths();
   return stats;
 }
 
@@ -95,20 +102,13 @@ void Allocator::reset_peak() {
 
 void Allocator::trim() {
   std::lock_guard lock(mutex_);
-  trim_locked();
+  small_.discard(0);
+  large_.discard(0);
 }
 
 void Allocator::set_limit(int64_t bytes) {
   std::lock_guard lock(mutex_);
   limit_ = bytes;
-}
-
-void Allocator::trim_locked() {
-  for (auto& [size, blocks] : cache_) {
-    for (void* block : blocks) kernels_->release(device_state_, block, static_cast<uint64_t>(size));
-    blocks.clear();
-  }
-  stats_.cached_bytes = 0;
 }
 
 }  // namespace balora

@@ -1,15 +1,16 @@
-// A caching allocator with exact statistics. Blocks are rounded to size classes (four per power of
-// two) and kept for the next request of the same class; when the device refuses memory the cache is
-// emptied and the request repeated. Blocks are freed in stream order by construction: a queued op
-// holds its storages until it has run.
+// A caching allocator with exact statistics over two heaps (heap.h), one for small blocks and one
+// for large, so that a small block that lives long never splits the room of a large one. What is
+// held beyond the live bytes is bounded: past a quarter of the largest live sum the free pages go
+// back to the device, and all of them do when it refuses memory. A loop of equal steps, and one of
+// steps of any sizes once it has seen the largest, makes no request to the device. Blocks are freed
+// in stream order by construction: a queued op holds its storages until it has run.
 #pragma once
-#include <array>
 #include <cstdint>
-#include <map>
 #include <mutex>
 #include <string>
 #include <vector>
 
+#include "engine/heap.h"
 #include "kernels/kernel_table.h"
 #include "tensor/storage.h"
 
@@ -18,22 +19,21 @@ namespace balora {
 struct MemoryStats {
   int64_t live_bytes = 0;     // handed out now, as requested
   int64_t peak_bytes = 0;     // the largest live_bytes since the last reset
-  int64_t cached_bytes = 0;   // held for reuse
+  int64_t cached_bytes = 0;   // held for reuse, with the rounding of live blocks
   int64_t derived_bytes = 0;  // packed layouts of frozen weights
-  int64_t allocations = 0;    // requests that went to the device (not served from the cache)
+  int64_t allocations = 0;  // requests that needed pages of the device (not served from the cache)
   std::vector<std::pair<std::string, int64_t>> by_tag;  // live bytes
 };
 
 class Allocator : public MemorySource {
  public:
   Allocator(const KernelTable* kernels, void* device_state);
-  ~Allocator() override;
 
   void* allocate(int64_t bytes, int tag) override;
   void release(void* data, int64_t bytes, int tag) override;
 
   int tag(const std::string& name);  // the number of a tag, new or known
-  void account_derived(int64_t bytes);
+  void account_derived(int64_t bytes) override;
   MemoryStats stats() const;
   void reset_peak();
   void trim();                    // gives the cache back to the device
@@ -41,14 +41,18 @@ class Allocator : public MemorySource {
                                   // gives the sizes.
 
  private:
-  void trim_locked();
+  Heap& heap_for(int64_t bytes) { return bytes < kLarge ? small_ : large_; }
+  void* take(int64_t bytes);
+  void hold_to_bound();
+
+  static constexpr int64_t kLarge = int64_t{256} << 10;
 
   const KernelTable* kernels_;
-  void* device_state_;
   mutable std::mutex mutex_;
-  std::map<int64_t, std::vector<void*>> cache_;  // by class size
+  Heap small_, large_;
   std::vector<std::pair<std::string, int64_t>> tags_;
   MemoryStats stats_;
+  int64_t most_used_ = 0;  // the largest sum of both heaps' used bytes
   int64_t limit_ = 0;
 };
 

@@ -77,6 +77,11 @@ std::shared_ptr<Storage> Engine::new_storage(int64_t bytes) {
   return std::make_shared<Storage>(allocator_, bytes, memory_tag);
 }
 
+std::shared_ptr<Storage> Engine::external_storage(void* data, int64_t bytes,
+                                                  std::shared_ptr<void> owner) {
+  return std::make_shared<Storage>(allocator_, data, bytes, std::move(owner));
+}
+
 void Engine::set_num_threads(int threads) {
   if (threads < 1) throw ArgumentError(concat("setNumThreads: need at least 1, got ", threads));
   num_threads_ = threads;

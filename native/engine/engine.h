@@ -34,6 +34,8 @@ class Engine {
   OpTimes& op_times() { return op_times_; }
 
   std::shared_ptr<Storage> new_storage(int64_t bytes);
+  // Over memory that `owner` keeps alive.
+  std::shared_ptr<Storage> external_storage(void* data, int64_t bytes, std::shared_ptr<void> owner);
 
   // Takes effect in stream order.
   void set_num_threads(int threads);

@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-#define BALORA_ABI 1
+#define BALORA_ABI 2
 
 // What a kernel may use beside its arguments. One per device stream, used by the engine thread
 // only.
@@ -38,6 +38,10 @@ typedef struct balora_kernel_table {
   // Device memory, aligned to 64 bytes; null when there is none. Both are thread safe.
   void* (*allocate)(void* state, uint64_t bytes);
   void (*release)(void* state, void* data, uint64_t bytes);
+  // Takes back the pages of a part of an allocation, whose addresses stay valid: the next write
+  // finds others. `data` and `bytes` are multiples of 64 KiB. Null: the device cannot; where it
+  // can, allocate() only reserves addresses until they are written.
+  void (*discard)(void* state, void* data, uint64_t bytes);
   // Copies in stream order; download returns when the bytes are on the host.
   int32_t (*upload)(balora_context* ctx, void* device, const void* host, uint64_t bytes);
   int32_t (*download)(balora_context* ctx, void* host, const void* device, uint64_t bytes);

@@ -17,6 +17,8 @@ class MemorySource {
   virtual ~MemorySource() = default;
   virtual void* allocate(int64_t bytes, int tag) = 0;  // throws NativeError when there is none
   virtual void release(void* data, int64_t bytes, int tag) = 0;
+  // Adds to, or takes from, the statistics of layouts that devices derived from frozen tensors.
+  virtual void account_derived(int64_t bytes) = 0;
 };
 
 class Storage {
@@ -24,18 +26,22 @@ class Storage {
   Storage(std::shared_ptr<MemorySource> source, int64_t bytes, int tag)
       : source_(std::move(source)), bytes_(bytes), tag_(tag) {}
 
-  // Memory that something else owns (a mapped file): kept alive by `owner`, never written.
-  Storage(void* data, int64_t bytes, std::shared_ptr<void> owner)
-      : owner_(std::move(owner)), data_(data), bytes_(bytes) {}
+  // Memory that something else owns (a mapped file): kept alive by `owner`, never written. `source`
+  // keeps the statistics.
+  Storage(std::shared_ptr<MemorySource> source, void* data, int64_t bytes,
+          std::shared_ptr<void> owner)
+      : source_(std::move(source)), owner_(std::move(owner)), data_(data), bytes_(bytes) {}
 
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
 
   ~Storage() {
     for (balora_slot& slot : slots_) {
-      if (slot.data) slot.destroy(slot.data);
+      if (!slot.data) continue;
+      slot.destroy(slot.data);
+      source_->account_derived(-slot.bytes);
     }
-    if (source_ && data_) source_->release(data_, bytes_, tag_);
+    if (!owner_ && data_) source_->release(data_, bytes_, tag_);
   }
 
   void* data() const { return data_.load(std::memory_order_acquire); }

@@ -34,8 +34,7 @@ Tensor Tensor::empty(Engine& engine, const Shape& shape, DType dtype) {
 Tensor Tensor::external(Engine& engine, const Shape& shape, DType dtype, void* data,
                         std::shared_ptr<void> owner) {
   check_extents(shape, dtype);
-  auto storage =
-      std::make_shared<Storage>(data, shape.numel() * dtype_size(dtype), std::move(owner));
+  auto storage = engine.external_storage(data, shape.numel() * dtype_size(dtype), std::move(owner));
   storage->frozen = true;
   return Tensor(std::make_shared<TensorImpl>(&engine, std::move(storage), shape,
                                              contiguous_strides(shape), 0, dtype));

@@ -26,6 +26,7 @@ typedef enum balora_dtype {
 typedef struct balora_slot {
   void* data;
   void (*destroy)(void* data);
+  int64_t bytes;  // what the kernel accounted for it (balora_context.account); taken off with it
 } balora_slot;
 
 #define BALORA_SLOTS \

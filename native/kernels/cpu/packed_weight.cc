@@ -33,7 +33,9 @@ const PackedWeight* PackedWeight::of(Context* ctx, const View& b, bool transpose
   if (b.dtype != BALORA_F32 && !(b.dtype == BALORA_BF16 && cpu_multiplies_bf16())) return nullptr;
   balora_slot& slot = b.slots[transposed ? 0 : 1];
   if (!slot.data) {
-    slot.data = new PackedWeight(ctx, b, transposed);
+    auto packed = std::unique_ptr<PackedWeight>(new PackedWeight(ctx, b, transposed));
+    slot.bytes = packed->bytes_;
+    slot.data = packed.release();
     slot.destroy = [](void* data) { delete static_cast<PackedWeight*>(data); };
   }
   const auto* packed = static_cast<const PackedWeight*>(slot.data);
@@ -51,17 +53,17 @@ PackedWeight::PackedWeight(Context* ctx, const View& b, bool transposed)
     pack_onednn(ctx, b, transposed);
     return;
   }
-  data_ = allocate(ctx, static_cast<uint64_t>(tiles_size(k_, n_)) * sizeof(bf16));
+  allocate(ctx, static_cast<uint64_t>(tiles_size(k_, n_)) * sizeof(bf16));
   pack_tiles(ctx, static_cast<const bf16*>(b.data), transposed ? 1 : n_, transposed ? k_ : 1, k_,
              n_, static_cast<bf16*>(data_.get()));
 }
 
-PackedWeight::Data PackedWeight::allocate(Context* ctx, uint64_t bytes) {
+void PackedWeight::allocate(Context* ctx, uint64_t bytes) {
   const uint64_t rounded = (bytes + 63) / 64 * 64;
-  Data data(std::aligned_alloc(64, rounded));
-  if (!data) throw std::bad_alloc();
-  if (ctx->account) ctx->account(ctx, static_cast<int64_t>(rounded));
-  return data;
+  data_.reset(std::aligned_alloc(64, rounded));
+  if (!data_) throw std::bad_alloc();
+  bytes_ = static_cast<int64_t>(rounded);
+  if (ctx->account) ctx->account(ctx, bytes_);
 }
 
 void PackedWeight::pack_onednn(Context* ctx, const View& b, bool transposed) {
@@ -76,7 +78,7 @@ void PackedWeight::pack_onednn(Context* ctx, const View& b, bool transposed) {
   const auto matmul = state.matmul(spec);
   if (!matmul) return;
   layout_ = matmul->b_layout();
-  data_ = allocate(ctx, layout_.get_size());
+  allocate(ctx, layout_.get_size());
   const dnnl::memory::dims strides =
       transposed ? dnnl::memory::dims{1, k_} : dnnl::memory::dims{n_, 1};
   dnnl::memory from({{k_, n_}, onednn_dtype(dtype_), strides}, state.engine(), b.data);

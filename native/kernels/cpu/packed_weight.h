@@ -31,7 +31,7 @@ class PackedWeight {
   using Data = std::unique_ptr<void, Free>;
 
   PackedWeight(Context* ctx, const View& b, bool transposed);
-  static Data allocate(Context* ctx, uint64_t bytes);
+  void allocate(Context* ctx, uint64_t bytes);
   void pack_onednn(Context* ctx, const View& b, bool transposed);
   void multiply_rows(CpuState& state, MatmulSpec spec, int64_t first, int64_t rows,
                      MatmulArguments arguments) const;
@@ -40,6 +40,7 @@ class PackedWeight {
   int32_t dtype_;
   bool tiled_ = false;
   dnnl::memory::desc layout_;
+  int64_t bytes_ = 0;
   Data data_;  // null: not supported on this CPU
 };
 

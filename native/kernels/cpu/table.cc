@@ -33,23 +33,49 @@ struct Guard<Kernel> {
   }
 };
 
-constexpr size_t kAlignment = 64;
+#if defined(__linux__)
 constexpr uint64_t kHugePageBytes = uint64_t{1} << 21;
 
-// Large blocks start on a huge page, and ask for them: fewer TLB misses in the GEMMs.
+uint64_t mapped_bytes(uint64_t bytes) {
+  return (bytes + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
+}
+
+// Addresses without pages, from a huge page's start, and a request for huge pages: fewer TLB misses
+// in the GEMMs. The kernel may hand out a page for each 4 KiB where it has no huge ones.
 void* allocate(void*, uint64_t bytes) {
-  const bool large = bytes >= 2 * kHugePageBytes;
-  const uint64_t alignment = large ? kHugePageBytes : kAlignment;
-  void* data = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-#if defined(__linux__)
-  if (data && large) madvise(data, bytes, MADV_HUGEPAGE);
-#endif
-  return data;
+  const uint64_t size = mapped_bytes(bytes), wide = size + kHugePageBytes;
+  void* mapped = mmap(nullptr, wide, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  auto* begin = static_cast<char*>(mapped);
+  const uint64_t before =
+      mapped_bytes(reinterpret_cast<uintptr_t>(begin)) - reinterpret_cast<uintptr_t>(begin);
+  if (before > 0) munmap(begin, before);
+  if (before < kHugePageBytes) munmap(begin + before + size, kHugePageBytes - before);
+  madvise(begin + before, size, MADV_HUGEPAGE);
+  return begin + before;
+}
+
+void release(void*, void* data, uint64_t bytes) {
+  munmap(data, mapped_bytes(bytes));
+}
+
+void discard_pages(void*, void* data, uint64_t bytes) {
+  madvise(data, bytes, MADV_DONTNEED);
+}
+constexpr auto kDiscard = discard_pages;
+#else
+constexpr size_t kAlignment = 64;
+
+void* allocate(void*, uint64_t bytes) {
+  return std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
 }
 
 void release(void*, void* data, uint64_t) {
   std::free(data);
 }
+constexpr decltype(KernelTable::discard) kDiscard = nullptr;
+#endif
 
 int32_t copy(Context*, void* destination, const void* source, uint64_t bytes) {
   if (bytes) std::memcpy(destination, source, bytes);
@@ -67,6 +93,7 @@ const KernelTable* cpu_kernel_table() {
       destroy_cpu_state,
       allocate,
       release,
+      kDiscard,
       copy,
       copy,
 #define KERNEL(name, signature) Guard<&name##_kernel>::call,
