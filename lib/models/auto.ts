@@ -9,11 +9,13 @@ import { synchronize, withMemoryTag } from '../runtime.ts';
 import { type DType, noGrad, scope, unscoped } from '../tensor.ts';
 import type { CausalLM } from './causal_lm.ts';
 import { type ConfigOptions, readConfigJson } from './config_keys.ts';
+import type { ConfiguredModel, ModelFamily } from './family.ts';
+import { readGguf } from './gguf.ts';
 import { HfWeights, hasSafetensors } from './hf_weights.ts';
 import { type ResolveOptions, resolveModel } from './hub.ts';
 import type { ModelOrigin } from './model.ts';
 import { RandomWeights } from './random_weights.ts';
-import { modelKind, type OpenedModel } from './registry.ts';
+import { familyOf, familyOfGguf } from './registry.ts';
 import { WeightLoader, type WeightReadOptions, type WeightSource } from './weights.ts';
 
 /** Options of {@link AutoModelForCausalLM.fromPretrained}. */
@@ -82,18 +84,26 @@ export const AutoModelForCausalLM = {
     { dtype = 'f32', seed = 42, trainable = false, ...options }: FromConfigOptions = {},
   ): Promise<CausalLM> {
     const path = 'the configuration';
-    const kind = modelKind(String(config.model_type ?? 'none'), path);
-    const { tied, make } = kind.fromJson({ ...config }, { ...options, path });
+    const family = familyOf(String(config.model_type ?? 'none'), path);
+    const configured = family.configure({ ...config }, { ...options, path });
+    const { tied, causalLM } = configured;
     const origin: ModelOrigin = { nameOrPath: 'random weights', folder: '', dtype };
     const read: WeightReadOptions = { dtype, checkFinite: false, share: false };
-    const shapes = WeightLoader.plan(read, (weights) => make({ weights, origin, tied }));
+    const shapes = WeightLoader.plan(read, (weights) => causalLM({ weights, origin, tied }));
     const deviation = Number(config.initializer_range ?? kDeviation);
     const source = new RandomWeights(shapes, { seed, deviation });
-    const model = await build({ tied, make, source }, read, origin);
+    const model = await build({ family, configured, source }, read, origin);
     await settle(model, { trainable });
     return model;
   },
 };
+
+/** A model's files, understood but not read. */
+interface OpenedModel {
+  readonly family: ModelFamily;
+  readonly configured: ConfiguredModel;
+  readonly source: WeightSource;
+}
 
 async function open(path: string, options: ConfigOptions): Promise<OpenedModel> {
   if (!statSync(path).isDirectory()) {
@@ -114,16 +124,20 @@ async function open(path: string, options: ConfigOptions): Promise<OpenedModel> 
 async function openFolder(folder: string, options: ConfigOptions): Promise<OpenedModel> {
   const path = join(folder, 'config.json');
   const json = await readConfigJson(path);
-  const kind = modelKind(String(json.model_type ?? 'none'), path);
-  const parts = kind.fromJson(json, { ...options, path });
-  return { ...parts, source: HfWeights.open(folder) };
+  const family = familyOf(String(json.model_type ?? 'none'), path);
+  const configured = family.configure(json, { ...options, path });
+  return { family, configured, source: HfWeights.open(folder, family.prefix) };
 }
 
 async function openGguf(path: string, options: ConfigOptions): Promise<OpenedModel> {
   const file = GgufFile.open(path);
   try {
-    const kind = modelKind(String(file.metadata.get('general.architecture') ?? 'none'), path);
-    return await kind.fromGguf(file, options);
+    const { family, table } = familyOfGguf(
+      String(file.metadata.get('general.architecture') ?? 'none'),
+      path,
+    );
+    const { json, source } = await readGguf(file, table, options);
+    return { family, configured: family.configure(json, { path }), source };
   } catch (error) {
     file.close();
     throw error;
@@ -131,30 +145,31 @@ async function openGguf(path: string, options: ConfigOptions): Promise<OpenedMod
 }
 
 async function build(
-  { tied: mayTie, make, source }: OpenedModel,
+  { family, configured, source }: OpenedModel,
   read: WeightReadOptions,
   origin: ModelOrigin,
 ): Promise<CausalLM> {
-  const tied = mayTie && (await headIsEmbedding(source));
+  const tied = configured.tied && (await headIsEmbedding(source, family.embedding));
   const options = { ...read, ignore: tied ? [kHead] : [] };
   return withMemoryTag('weights', () =>
     unscoped(() =>
-      WeightLoader.build(source, options, (weights) => make({ weights, origin, tied })),
+      WeightLoader.build(source, options, (weights) =>
+        configured.causalLM({ weights, origin, tied }),
+      ),
     ),
   );
 }
 
 const kHead = 'lm_head.weight';
-const kEmbedding = 'model.embed_tokens.weight';
 
 /** A tied model may store its head again. One that differs was trained apart: as in transformers 5, it is then not tied. */
-async function headIsEmbedding(source: WeightSource): Promise<boolean> {
-  if (!source.shapes.has(kHead) || !source.shapes.has(kEmbedding)) return true;
-  if (source.shapes.get(kHead)?.join() !== source.shapes.get(kEmbedding)?.join()) return false;
+async function headIsEmbedding(source: WeightSource, embedding: string): Promise<boolean> {
+  if (!source.shapes.has(kHead) || !source.shapes.has(embedding)) return true;
+  if (source.shapes.get(kHead)?.join() !== source.shapes.get(embedding)?.join()) return false;
   const read: WeightReadOptions = { dtype: 'f32' as DType, checkFinite: false, share: true };
   const largest = scope(() =>
     noGrad(() => {
-      const difference = sub(source.read(kHead, read), source.read(kEmbedding, read));
+      const difference = sub(source.read(kHead, read), source.read(embedding, read));
       return max(maximum(difference, sub(0, difference)));
     }),
   );

@@ -1,8 +1,9 @@
 /**
  * What every causal language model offers beside its hidden states: a head that stands apart from them.
  */
-import { ArgumentError } from '../errors.ts';
-import { indexSelect, linear } from '../ops/index.ts';
+import { UnsupportedError } from '../errors.ts';
+import type { Linear } from '../nn/index.ts';
+import { indexSelect, linear, mul, tanh } from '../ops/index.ts';
 import { scope, type Tensor, tensor } from '../tensor.ts';
 import { Model } from './model.ts';
 
@@ -33,12 +34,21 @@ export abstract class CausalLM extends Model {
    */
   logits(hidden: Tensor, rows?: Int32Array | readonly number[]): Tensor {
     const { weight, softcap } = this.head;
-    if (softcap > 0)
-      throw new ArgumentError('logits: a model with soft-capping must override this');
     return scope(() => {
       const chosen =
         rows === undefined ? hidden : indexSelect(hidden, tensor(Int32Array.from(rows)));
-      return linear(chosen, weight);
+      const logits = linear(chosen, weight);
+      return softcap > 0 ? mul(tanh(mul(logits, 1 / softcap)), softcap) : logits;
     });
   }
+}
+
+/** A head that is a linear module. @throws UnsupportedError while an adapter hooks it */
+export function linearHead({ weight, adapter }: Linear, softcap = 0): Head {
+  if (adapter !== null) {
+    throw new UnsupportedError(
+      'an adapter on lm_head is not supported: losses read the head as a matrix',
+    );
+  }
+  return { weight, softcap };
 }

@@ -18,7 +18,9 @@ const kHarmlessKeys = new Set(
    repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
    num_return_sequences exponential_decay_length_penalty remove_invalid_values is_encoder_decoder is_decoder
    cross_attention_hidden_size add_cross_attention tie_encoder_decoder chunk_size_feed_forward pruned_heads
-   is_llama_config model_type pretraining_tp unsloth_version unsloth_fixed`.split(/\s+/),
+   is_llama_config cache_implementation model_type pretraining_tp unsloth_version unsloth_fixed`.split(
+    /\s+/,
+  ),
 );
 
 export interface ConfigOptions {
@@ -80,4 +82,43 @@ export function parseConfig<S extends z.ZodRawShape>(
   const key = issue.path.join('.');
   const value = key in json ? JSON.stringify(json[key]) : 'nothing';
   throw new FormatError(`${path}: ${key}: ${issue.message} (the file has ${value})`, { path });
+}
+
+/** @throws UnsupportedError naming the keys whose values (null: fine) change the mathematics in a way that is not computed */
+export function refuseValues(path: string, values: Readonly<Record<string, unknown>>): void {
+  for (const [key, value] of Object.entries(values)) {
+    if (value === null || value === undefined) continue;
+    throw new UnsupportedError(`${path}: ${key} ${JSON.stringify(value)} is not supported`);
+  }
+}
+
+/** Keys of configurations made from GGUF files, and what of the file they stand for. */
+const kGgufOnly: Readonly<Record<string, string>> = {
+  gguf_rope_factors: 'rope_freqs.weight',
+  gguf_output_bias: 'a bias on some projections of the attention only',
+};
+
+/**
+ * config.json of a model: the keys it was made from, in transformers 5's words.
+ * @throws UnsupportedError for what only GGUF files can say
+ */
+export function configJsonOf(
+  source: Readonly<Record<string, unknown>>,
+  model: { modelType: string; architecture: string; dtypeName: string; tied: boolean },
+): Record<string, unknown> {
+  for (const [key, what] of Object.entries(kGgufOnly)) {
+    if (!(key in source)) continue;
+    throw new UnsupportedError(
+      `the model was read from a GGUF file with ${what}, which config.json cannot say`,
+    );
+  }
+  const { torch_dtype: _, ...kept } = source;
+  const json: Record<string, unknown> = {
+    ...kept,
+    architectures: [model.architecture],
+    model_type: model.modelType,
+    dtype: model.dtypeName,
+    tie_word_embeddings: model.tied,
+  };
+  return Object.fromEntries(Object.entries(json).sort(([a], [b]) => (a < b ? -1 : 1)));
 }

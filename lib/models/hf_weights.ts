@@ -21,6 +21,7 @@ export class HfWeights implements WeightSource {
   private constructor(
     readonly path: string,
     private readonly opened: readonly SafetensorsFile[],
+    private readonly prefix: string,
   ) {
     const shapes = new Map<string, readonly number[]>();
     for (const file of opened) {
@@ -29,13 +30,16 @@ export class HfWeights implements WeightSource {
         this.#files.set(name, file);
       }
     }
-    this.shapes = withModelPrefix(shapes, this.#files);
+    this.shapes = this.#prefixed(shapes);
   }
 
-  /** @throws FormatError for a file that is missing or damaged, or an index that does not tell the truth */
-  static open(folder: string): HfWeights {
+  /**
+   * @param prefix before the names of the bare model's tensors: a checkpoint saved without its head lacks it, and gets it
+   * @throws FormatError for a file that is missing or damaged, or an index that does not tell the truth
+   */
+  static open(folder: string, prefix: string): HfWeights {
     const single = join(folder, kSingle);
-    if (existsSync(single)) return new HfWeights(single, [SafetensorsFile.open(single)]);
+    if (existsSync(single)) return new HfWeights(single, [SafetensorsFile.open(single)], prefix);
     const indexPath = join(folder, kIndex);
     const index = readSafetensorsIndex(indexPath);
     const opened = new Map<string, SafetensorsFile>();
@@ -54,19 +58,33 @@ export class HfWeights implements WeightSource {
       for (const file of opened.values()) file.close();
       throw error;
     }
-    return new HfWeights(indexPath, [...opened.values()]);
+    return new HfWeights(indexPath, [...opened.values()], prefix);
   }
 
   read(name: string, options: WeightReadOptions): Tensor {
     const file = this.#files.get(name);
     if (file === undefined)
       throw new FormatError(`${this.path}: holds no tensor ${name}`, { path: this.path });
-    const stored = file.tensors.has(name) ? name : name.slice(kModelPrefix.length);
+    const stored = file.tensors.has(name) ? name : name.slice(this.prefix.length);
     return file.read(stored, options);
   }
 
   close(): void {
     for (const file of this.opened) file.close();
+  }
+
+  #prefixed(
+    shapes: ReadonlyMap<string, readonly number[]>,
+  ): ReadonlyMap<string, readonly number[]> {
+    const bare = [...shapes.keys()].every((name) => !name.startsWith(this.prefix));
+    if (!bare) return shapes;
+    return new Map(
+      Array.from(shapes, ([name, shape]) => {
+        if (name.startsWith('lm_head.')) return [name, shape];
+        this.#files.set(this.prefix + name, this.#files.get(name) as SafetensorsFile);
+        return [this.prefix + name, shape];
+      }),
+    );
   }
 }
 
@@ -92,21 +110,4 @@ function checkIndex(
       );
     }
   }
-}
-
-const kModelPrefix = 'model.';
-
-/** A checkpoint of the bare model, saved without its head, has no `model.` before its names: they get it here. */
-function withModelPrefix(
-  shapes: ReadonlyMap<string, readonly number[]>,
-  files: Map<string, SafetensorsFile>,
-): ReadonlyMap<string, readonly number[]> {
-  if (!shapes.has('embed_tokens.weight')) return shapes;
-  return new Map(
-    Array.from(shapes, ([name, shape]) => {
-      if (name.startsWith('lm_head.')) return [name, shape];
-      files.set(kModelPrefix + name, files.get(name) as SafetensorsFile);
-      return [kModelPrefix + name, shape];
-    }),
-  );
 }

@@ -4,10 +4,9 @@ export {
   type FromPretrainedOptions,
 } from './auto.ts';
 export { CausalLM, type Head } from './causal_lm.ts';
+export { type DecoderConfig, DecoderLM, type LayerAttention } from './decoder.ts';
 export { demoCheckpoint } from './demo_checkpoint.ts';
 export { type ResolveOptions, resolveModel } from './hub.ts';
-export { LlamaForCausalLM } from './llama.ts';
-export type { LlamaConfig } from './llama_config.ts';
 export { Model, type ModelBatch, type ModelOrigin } from './model.ts';
 export type { RopeConfig } from './rope.ts';
 export { type SaveModelOptions, saveModel } from './save.ts';

@@ -1,59 +1,38 @@
-/** The architectures that can be loaded: one row a model_type (general.architecture in GGUF files). */
+/** The architectures that can be loaded: one row a model_type (in GGUF files: general.architecture). */
 import { UnsupportedError } from '../errors.ts';
-import type { GgufFile } from '../io/index.ts';
-import type { CausalLM } from './causal_lm.ts';
-import type { ConfigOptions } from './config_keys.ts';
-import { GgufWeights, ggufLlamaConfig, ggufRopeFactors } from './gguf_llama.ts';
-import { LlamaForCausalLM } from './llama.ts';
-import { type LlamaConfig, llamaConfig } from './llama_config.ts';
-import type { ModelOrigin } from './model.ts';
-import type { WeightLoader, WeightSource } from './weights.ts';
+import type { ModelFamily } from './family.ts';
+import type { GgufTable } from './gguf.ts';
+import { llama } from './llama.ts';
 
-export interface MakeInput {
-  readonly weights: WeightLoader;
-  readonly origin: ModelOrigin;
-  /** Whether the head is the embedding: the configuration's word, corrected by what the file holds. */
-  readonly tied: boolean;
-}
-
-/** A configuration that has been read and understood. */
-interface Understood {
-  /** By the configuration. */
-  readonly tied: boolean;
-  readonly make: (input: MakeInput) => CausalLM;
-}
-
-export interface OpenedModel extends Understood {
-  readonly source: WeightSource;
-}
-
-interface ModelKind {
-  /** @throws FormatError, UnsupportedError for a configuration that is wrong or not understood */
-  fromJson(json: Record<string, unknown>, options: ConfigOptions & { path: string }): Understood;
-  fromGguf(file: GgufFile, options: ConfigOptions): Promise<OpenedModel>;
-}
-
-const llama: ModelKind = {
-  fromJson: (json, options) => understood(llamaConfig(json, options)),
-  async fromGguf(file, options) {
-    const config = ggufLlamaConfig(file, await ggufRopeFactors(file), options);
-    return { ...understood(config), source: new GgufWeights(file, config) };
-  },
-};
-
-function understood(config: LlamaConfig): Understood {
-  return {
-    tied: config.tied,
-    make: ({ weights, origin, tied }) => new LlamaForCausalLM({ ...config, tied }, weights, origin),
-  };
-}
-
-const kModels: Readonly<Record<string, ModelKind>> = { llama };
+/** In the order of the README's table. */
+export const kFamilies: readonly ModelFamily[] = [llama];
 
 /** @throws UnsupportedError naming the types that are known */
-export function modelKind(type: string, path: string): ModelKind {
-  const kind = Object.hasOwn(kModels, type) ? kModels[type] : undefined;
-  if (kind !== undefined) return kind;
-  const known = Object.keys(kModels).join(', ');
-  throw new UnsupportedError(`${path}: model_type "${type}" is not supported (known: ${known})`);
+export function familyOf(type: string, path: string): ModelFamily {
+  const found = kFamilies.find(({ modelType }) => modelType === type);
+  if (found !== undefined) return found;
+  throw unknown(
+    `${path}: model_type "${type}"`,
+    kFamilies.map(({ modelType }) => modelType),
+  );
+}
+
+/** @throws UnsupportedError naming the architectures that are known */
+export function familyOfGguf(
+  architecture: string,
+  path: string,
+): { family: ModelFamily; table: GgufTable } {
+  for (const family of kFamilies) {
+    if (family.gguf?.architecture === architecture) return { family, table: family.gguf };
+  }
+  throw unknown(
+    `${path}: general.architecture "${architecture}"`,
+    kFamilies.flatMap(({ gguf }) => gguf?.architecture ?? []),
+  );
+}
+
+function unknown(what: string, known: readonly string[]): UnsupportedError {
+  return new UnsupportedError(
+    `${what} is not supported (known: ${known.join(', ')}); docs/how-to-add-a-model.md tells what another one takes`,
+  );
 }

@@ -43,6 +43,7 @@ export type RopeConfig = RopeBase &
 const positive = z.number().positive();
 const common = {
   rope_theta: positive.optional(),
+  partial_rotary_factor: positive.max(1).optional(),
   type: z.string().optional(),
   rope_type: z.string(),
 };
@@ -77,14 +78,17 @@ export interface RopeKeys {
   rope_parameters?: unknown;
   rope_scaling?: unknown;
   rope_theta?: number | undefined;
+  /** Share of each head that turns. Default 1. */
+  partial_rotary_factor?: number | null | undefined;
   max_position_embeddings: number;
 }
 
 /**
  * Reads `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta` (transformers 4).
+ * @param headDim channels of a head
  * @throws FormatError for values that are missing or wrong, UnsupportedError for a type or key that is not understood
  */
-export function ropeConfig(keys: RopeKeys, dim: number, path: string): RopeConfig {
+export function ropeConfig(keys: RopeKeys, headDim: number, path: string): RopeConfig {
   const given = (keys.rope_parameters ?? keys.rope_scaling ?? {}) as Record<string, unknown>;
   const field = keys.rope_parameters != null ? 'rope_parameters' : 'rope_scaling';
   if (typeof given !== 'object' || Array.isArray(given)) {
@@ -100,6 +104,14 @@ export function ropeConfig(keys: RopeKeys, dim: number, path: string): RopeConfi
   }
   const parsed = schema.safeParse({ ...given, rope_type: type });
   if (!parsed.success) throw ropeError(parsed.error, `${path}: ${field}`, path);
+  const share = parsed.data.partial_rotary_factor ?? keys.partial_rotary_factor ?? 1;
+  const dim = Math.trunc(headDim * share);
+  if (dim < 2 || dim % 2 !== 0) {
+    throw new FormatError(
+      `${path}: partial_rotary_factor ${share} turns ${dim} of a head's ${headDim} channels, which is not even`,
+      { path },
+    );
+  }
   const base = {
     theta: (given.rope_theta as number | undefined) ?? keys.rope_theta ?? 10_000,
     dim,
@@ -149,6 +161,23 @@ function typed(values: Record<string, unknown>, base: RopeBase, maxPositions: nu
     default:
       return { ...base, type: 'default' };
   }
+}
+
+/**
+ * The rope with a factor for every frequency (GGUF's rope_freqs.weight).
+ * @throws UnsupportedError where the two do not go together
+ */
+export function ropeWithFactors(
+  rope: RopeConfig,
+  factors: readonly number[],
+  path: string,
+): RopeConfig {
+  if (rope.type !== 'default' || factors.length !== rope.dim / 2) {
+    throw new UnsupportedError(
+      `${path}: ${factors.length} factors of frequencies do not go with rope type ${rope.type} of ${rope.dim} channels`,
+    );
+  }
+  return { type: 'factors', theta: rope.theta, dim: rope.dim, factors };
 }
 
 /**

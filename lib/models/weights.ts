@@ -3,7 +3,8 @@
  * configuration implies, and reports everything that is missing, left over or of the wrong shape in one error.
  */
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
-import { Linear } from '../nn/index.ts';
+import { Linear, RMSNorm } from '../nn/index.ts';
+import type { RmsNormOptions } from '../ops/index.ts';
 import { type DType, keep, type Tensor } from '../tensor.ts';
 
 /** Tensors of a checkpoint under Hugging Face's names, wherever they lie. */
@@ -96,6 +97,11 @@ export class WeightLoader {
   linear(name: string, shape: readonly [number, number], bias: boolean): Linear {
     const weight = this.tensor(`${name}.weight`, shape);
     return new Linear(weight, bias ? this.tensor(`${name}.bias`, [shape[0]]) : null);
+  }
+
+  /** @param channels C */
+  rmsNorm(name: string, channels: number, options: RmsNormOptions): RMSNorm {
+    return new RMSNorm(this.tensor(`${name}.weight`, [channels]), options);
   }
 }
 

@@ -1,10 +1,19 @@
 /** Normalisation modules. */
-import { layerNorm, type RmsNormOptions, rmsNorm, rmsNormAdd } from '../ops/index.ts';
+import { add, layerNorm, type RmsNormOptions, rmsNorm, rmsNormAdd } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { Module } from './module.ts';
 
+/** A module that normalises rows, alone or together with the residual sum before it. */
+export abstract class Norm extends Module {
+  /** x (...,C) -> (...,C) */
+  abstract forward(x: Tensor): Tensor;
+
+  /** [x + residual, its norm] */
+  abstract addForward(x: Tensor, residual: Tensor): [sum: Tensor, y: Tensor];
+}
+
 /** y = x / sqrt(mean(x^2) + eps) * weight over the last dimension, see `rmsNorm`. */
-export class RMSNorm extends Module {
+export class RMSNorm extends Norm {
   weight: Tensor; // (C)
   readonly options: Readonly<RmsNormOptions>;
 
@@ -14,19 +23,18 @@ export class RMSNorm extends Module {
     this.options = options;
   }
 
-  /** x (...,C) -> (...,C) */
   forward(x: Tensor): Tensor {
     return rmsNorm(x, this.weight, this.options);
   }
 
-  /** [x + residual, its norm] in one pass over memory */
+  /** In one pass over memory. */
   addForward(x: Tensor, residual: Tensor): [sum: Tensor, y: Tensor] {
     return rmsNormAdd(x, residual, this.weight, this.options);
   }
 }
 
 /** y = (x - mean) / sqrt(variance + eps) * weight + bias over the last dimension, see `layerNorm`. */
-export class LayerNorm extends Module {
+export class LayerNorm extends Norm {
   weight: Tensor; // (C)
   bias: Tensor; // (C)
   readonly eps: number;
@@ -38,8 +46,12 @@ export class LayerNorm extends Module {
     this.eps = eps;
   }
 
-  /** x (...,C) -> (...,C) */
   forward(x: Tensor): Tensor {
     return layerNorm(x, { weight: this.weight, bias: this.bias, eps: this.eps });
+  }
+
+  addForward(x: Tensor, residual: Tensor): [sum: Tensor, y: Tensor] {
+    const sum = add(x, residual);
+    return [sum, this.forward(sum)];
   }
 }

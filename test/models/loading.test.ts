@@ -59,7 +59,7 @@ describe('config.json', () => {
     [
       'an unknown model_type',
       (c) => ({ ...c, model_type: 'mamba' }),
-      /model_type "mamba" is not supported \(known: llama\)/,
+      /model_type "mamba" is not supported \(known: llama.*docs\/how-to-add-a-model\.md/,
       'ERR_UNSUPPORTED',
     ],
     ['none at all', ({ model_type: _, ...c }) => c, /model_type "none"/, 'ERR_UNSUPPORTED'],
@@ -284,7 +284,9 @@ describe('GGUF', () => {
 
   it('of another architecture is refused by name', async () => {
     const other = path.replace('tiny_llama', 'metadata_arrays');
-    expect((await failure(other)).message).toMatch(/model_type "test" is not supported/);
+    expect((await failure(other)).message).toMatch(
+      /general\.architecture "test" is not supported \(known: llama/,
+    );
     expect((await failure(path.replace('tiny_llama', 'kquants'))).message).toMatch(
       /llama\.attention\.head_count is missing/,
     );

@@ -1,0 +1,124 @@
+/** The attention of decoders and encoders over unpadded rows, and the module that most decoders share. */
+import { type Linear, LinearGroup, Module, type RMSNorm } from '../nn/index.ts';
+import { attention, type RmsNormOptions, type RopeTables, reshape, rope } from '../ops/index.ts';
+import type { Tensor } from '../tensor.ts';
+import type { ModelInputs } from './model.ts';
+import type { WeightLoader } from './weights.ts';
+
+/** Which rows see each other. */
+export type Rows = Pick<ModelInputs, 'positions' | 'cuSeqlens' | 'lengths'>;
+
+/** What the layers of a decoder read besides their rows. */
+export interface DecoderInputs {
+  readonly rows: Rows;
+  /** The tables of every rope that some layer uses. */
+  readonly ropes: readonly RopeTables[];
+}
+
+export interface HeadShape {
+  readonly numHeads: number;
+  readonly numKeyValueHeads: number;
+  readonly headDim: number;
+}
+
+export interface AttendOptions {
+  /** Default true. */
+  readonly causal?: boolean;
+  /** Keys a row sees, itself included; 0: no limit. Default 0. */
+  readonly window?: number;
+  /** See `attention`. Default 0: none. */
+  readonly softcap?: number;
+  /** Default headDim^-1/2. */
+  readonly scale?: number;
+  /** Applied to q and k by head, before they turn. */
+  readonly headNorms?: readonly [q: RMSNorm, k: RMSNorm] | null;
+  /** Turns q and k. */
+  readonly rope?: RopeTables | null;
+}
+
+/**
+ * Attention over heads that lie side by side in the channels.
+ * @param qkv q (N, H*D), k and v (N, Hkv*D); may be row-strided parts of one product
+ * @returns (N, H*D)
+ */
+export function attend(
+  [q, k, v]: readonly [Tensor, Tensor, Tensor],
+  { numHeads, numKeyValueHeads, headDim }: HeadShape,
+  { positions, cuSeqlens, lengths }: Rows,
+  { headNorms = null, rope: tables = null, ...options }: AttendOptions = {},
+): Tensor {
+  const n = q.shape[0] as number;
+  const turned = (x: Tensor, heads: number, norm: RMSNorm | undefined): Tensor => {
+    const byHead = reshape(x, [n, heads, headDim]);
+    const normed = norm === undefined ? byHead : norm.forward(byHead);
+    return tables === null ? normed : rope(normed, tables, positions);
+  };
+  const attended = attention(
+    turned(q, numHeads, headNorms?.[0]),
+    turned(k, numKeyValueHeads, headNorms?.[1]),
+    reshape(v, [n, numKeyValueHeads, headDim]),
+    { cuSeqlens, lengths, ...options },
+  );
+  return reshape(attended, [n, numHeads * headDim]);
+}
+
+/** The attention of one decoder layer. */
+export interface AttentionConfig extends HeadShape {
+  readonly hiddenSize: number;
+  readonly qkvBias: boolean;
+  readonly outputBias: boolean;
+  /** RMSNorms of q and k: of each head, of the whole vector, or none. */
+  readonly qkNorm: 'head' | 'whole' | null;
+  readonly norm: Readonly<RmsNormOptions>;
+  readonly window: number;
+  readonly softcap: number;
+  readonly scale: number;
+  /** Index into DecoderInputs.ropes. */
+  readonly rope: number;
+}
+
+/** Rotary attention with four projections, q, k and v as one product. */
+export class SelfAttention extends Module {
+  readonly q_proj: Linear;
+  readonly k_proj: Linear;
+  readonly v_proj: Linear;
+  readonly o_proj: Linear;
+  readonly q_norm: RMSNorm | null;
+  readonly k_norm: RMSNorm | null;
+  readonly #qkv: LinearGroup;
+  readonly #config: AttentionConfig;
+
+  constructor(config: AttentionConfig, weights: WeightLoader) {
+    super();
+    const { hiddenSize: c, headDim: d, numHeads, numKeyValueHeads, qkvBias, outputBias } = config;
+    this.q_proj = weights.linear('q_proj', [numHeads * d, c], qkvBias);
+    this.k_proj = weights.linear('k_proj', [numKeyValueHeads * d, c], qkvBias);
+    this.v_proj = weights.linear('v_proj', [numKeyValueHeads * d, c], qkvBias);
+    this.o_proj = weights.linear('o_proj', [c, numHeads * d], outputBias);
+    const qkNorm = (name: string, heads: number): RMSNorm | null =>
+      config.qkNorm === null
+        ? null
+        : weights.rmsNorm(name, config.qkNorm === 'head' ? d : heads * d, config.norm);
+    this.q_norm = qkNorm('q_norm', numHeads);
+    this.k_norm = qkNorm('k_norm', numKeyValueHeads);
+    this.#qkv = new LinearGroup([this.q_proj, this.k_proj, this.v_proj]);
+    this.#config = config;
+  }
+
+  /** x (N,C) -> (N,C) */
+  forward(x: Tensor, { rows, ropes }: DecoderInputs): Tensor {
+    const { qkNorm, window, softcap, scale, rope: kind } = this.#config;
+    let [q, k, v] = this.#qkv.forward(x) as [Tensor, Tensor, Tensor];
+    const norms =
+      this.q_norm === null || this.k_norm === null ? null : ([this.q_norm, this.k_norm] as const);
+    if (norms !== null && qkNorm === 'whole') [q, k] = [norms[0].forward(q), norms[1].forward(k)];
+    const attended = attend([q, k, v], this.#config, rows, {
+      window,
+      softcap,
+      scale,
+      rope: ropes[kind] ?? null,
+      headNorms: qkNorm === 'head' ? norms : null,
+    });
+    return this.o_proj.forward(attended);
+  }
+}

@@ -1,0 +1,230 @@
+/**
+ * The decoder that most causal language models are: an embedding, layers of rotary attention and a gated mlp, a norm. A
+ * family says by its configuration what each part does and brings the class of its layers where they are built otherwise.
+ * Attributes are named as in the checkpoint. Dimensions: N rows, C hidden, H heads, Hkv key/value heads, D head size,
+ * F mlp width, V vocabulary.
+ */
+import { Embedding, Linear, Module, type RMSNorm } from '../nn/index.ts';
+import { mul, type RmsNormOptions } from '../ops/index.ts';
+import type { DType, Tensor } from '../tensor.ts';
+import { type AttentionConfig, type DecoderInputs, SelfAttention } from './attention.ts';
+import { CausalLM, type Head, linearHead } from './causal_lm.ts';
+import { configJsonOf } from './config_keys.ts';
+import { type Branch, Layer, runLayers } from './layers.ts';
+import { type GatedActivation, GatedMlp } from './mlp.ts';
+import { RopeCache, type RopeConfig } from './rope.ts';
+import type { ModelInputs, ModelOrigin } from './model.ts';
+import type { WeightLoader } from './weights.ts';
+
+/** What one layer's attention sees, and how its heads turn. */
+export interface LayerAttention {
+  /** Keys a row sees, itself included; 0: all before it. */
+  readonly window: number;
+  /** Index into `ropes`. */
+  readonly rope: number;
+}
+
+/** What of a decoder's configuration the mathematics needs. */
+export interface DecoderConfig {
+  readonly vocabSize: number;
+  readonly hiddenSize: number;
+  readonly intermediateSize: number;
+  readonly numLayers: number;
+  readonly numHeads: number;
+  readonly numKeyValueHeads: number;
+  readonly headDim: number;
+  readonly maxPositions: number;
+  readonly norm: Readonly<RmsNormOptions>;
+  readonly activation: GatedActivation;
+  readonly ropes: readonly RopeConfig[];
+  /** One a layer. */
+  readonly layers: readonly LayerAttention[];
+  /** Scores are multiplied by it. */
+  readonly attentionScale: number;
+  /** Scores become softcap * tanh(score / softcap); 0: they stay. */
+  readonly attentionSoftcap: number;
+  /** RMSNorms of q and k before they turn: of each head, of the whole vector, or none. */
+  readonly qkNorm: 'head' | 'whole' | null;
+  /** Biases on q, k, v; on o; on gate, up, down. */
+  readonly qkvBias: boolean;
+  readonly outputBias: boolean;
+  readonly mlpBias: boolean;
+  /** Embeddings are multiplied by it, rounded to the model's dtype. */
+  readonly embeddingScale: number;
+  /** Logits become softcap * tanh(logit / softcap); 0: they stay. */
+  readonly headSoftcap: number;
+  readonly tied: boolean;
+  /** config.json's own keys, for writing it back. */
+  readonly source: Readonly<Record<string, unknown>>;
+}
+
+export type DecoderLayer = Layer<DecoderInputs>;
+
+/** Makes layer i of a decoder. */
+export type MakeLayer = (config: DecoderConfig, weights: WeightLoader, i: number) => DecoderLayer;
+
+/** What SelfAttention needs to know for layer i. */
+export function attentionOf(config: DecoderConfig, i: number): AttentionConfig {
+  const { window, rope } = config.layers[i] as LayerAttention;
+  const { attentionScale: scale, attentionSoftcap: softcap, ...rest } = config;
+  return { ...rest, window, rope, scale, softcap };
+}
+
+export interface Attention extends Module {
+  forward(x: Tensor, inputs: DecoderInputs): Tensor;
+}
+export interface Mlp extends Module {
+  forward(x: Tensor): Tensor;
+}
+
+/** The layer of Llama: a norm before attention, another before the mlp. */
+export class PreNormLayer extends Layer<DecoderInputs> {
+  readonly input_layernorm: RMSNorm;
+  readonly self_attn: Attention;
+  readonly post_attention_layernorm: RMSNorm;
+  readonly mlp: Mlp;
+  readonly #branches: readonly Branch<DecoderInputs>[];
+
+  constructor(
+    { hiddenSize, norm }: DecoderConfig,
+    weights: WeightLoader,
+    parts: { attention: Attention; mlp: Mlp },
+  ) {
+    super();
+    this.input_layernorm = weights.rmsNorm('input_layernorm', hiddenSize, norm);
+    this.self_attn = parts.attention;
+    this.post_attention_layernorm = weights.rmsNorm('post_attention_layernorm', hiddenSize, norm);
+    this.mlp = parts.mlp;
+    this.#branches = [
+      {
+        enter: this.input_layernorm,
+        leave: null,
+        forward: (x, inputs) => this.self_attn.forward(x, inputs),
+      },
+      { enter: this.post_attention_layernorm, leave: null, forward: (x) => this.mlp.forward(x) },
+    ];
+  }
+
+  branches(): readonly Branch<DecoderInputs>[] {
+    return this.#branches;
+  }
+}
+
+/** Layers of separate projections with a norm before each branch. */
+export const makePreNormLayer: MakeLayer = (config, weights, i) =>
+  new PreNormLayer(config, weights, {
+    attention: new SelfAttention(attentionOf(config, i), weights.at('self_attn')),
+    mlp: new GatedMlp(config, weights.at('mlp')),
+  });
+
+/** From ids to hidden states. */
+export class Decoder extends Module {
+  readonly embed_tokens: Embedding;
+  readonly layers: readonly DecoderLayer[];
+  readonly norm: RMSNorm;
+  readonly #ropes: readonly RopeCache[];
+  readonly #embeddingScale: number;
+
+  constructor(config: DecoderConfig, weights: WeightLoader, makeLayer: MakeLayer) {
+    super();
+    const { vocabSize, hiddenSize, numLayers } = config;
+    this.embed_tokens = new Embedding(
+      weights.tensor('embed_tokens.weight', [vocabSize, hiddenSize]),
+    );
+    this.layers = Array.from({ length: numLayers }, (_, i) =>
+      makeLayer(config, weights.at(`layers.${i}`), i),
+    );
+    this.norm = weights.rmsNorm('norm', hiddenSize, config.norm);
+    const tables = weights.dtype === 'f64' ? 'f64' : 'f32';
+    this.#ropes = config.ropes.map((rope) => new RopeCache(rope, tables));
+    this.#embeddingScale = roundedTo(config.embeddingScale, weights.dtype);
+  }
+
+  /** @returns (N,C) after the last norm */
+  forward(inputs: ModelInputs, options: { gradientCheckpointing: boolean }): Tensor {
+    const { ids, positions, cuSeqlens, lengths, length } = inputs;
+    const embedded = this.embed_tokens.forward(ids);
+    return runLayers(
+      this.layers,
+      this.#embeddingScale === 1 ? embedded : mul(embedded, this.#embeddingScale),
+      {
+        shared: {
+          rows: { positions, cuSeqlens, lengths },
+          ropes: this.#ropes.map((rope) => rope.tables(length)),
+        },
+        last: this.norm,
+        recompute: () => options.gradientCheckpointing,
+      },
+    );
+  }
+
+  override dispose(): void {
+    super.dispose();
+    for (const rope of this.#ropes) rope.dispose();
+  }
+}
+
+/** A number as a tensor of a dtype would hold it. */
+function roundedTo(value: number, dtype: DType): number {
+  if (dtype === 'f64') return value;
+  if (dtype !== 'bf16') return Math.fround(value);
+  const bits = new Uint32Array(Float32Array.of(value).buffer);
+  const word = bits[0] as number;
+  bits[0] = (word + 0x7fff + ((word >>> 16) & 1)) & 0xffff0000; // ties to even
+  return new Float32Array(bits.buffer)[0] as number;
+}
+
+/** What sets one family's causal model apart from another's. */
+export interface DecoderFamily {
+  readonly modelType: string;
+  /** transformers' class, written into config.json. */
+  readonly architecture: string;
+  readonly makeLayer: MakeLayer;
+}
+
+/** A decoder with a head over its vocabulary. */
+export class DecoderLM extends CausalLM {
+  readonly modelType: string;
+  readonly config: DecoderConfig;
+  readonly model: Decoder;
+  readonly lm_head: Linear;
+  readonly #family: DecoderFamily;
+
+  constructor(
+    family: DecoderFamily,
+    config: DecoderConfig,
+    weights: WeightLoader,
+    origin: ModelOrigin,
+  ) {
+    super(origin);
+    this.modelType = family.modelType;
+    this.config = config;
+    this.#family = family;
+    this.model = new Decoder(config, weights.at('model'), family.makeLayer);
+    this.lm_head = config.tied
+      ? new Linear(this.model.embed_tokens.weight)
+      : weights.linear('lm_head', [config.vocabSize, config.hiddenSize], false);
+  }
+
+  get vocabSize(): number {
+    return this.config.vocabSize;
+  }
+
+  get head(): Head {
+    return linearHead(this.lm_head, this.config.headSoftcap);
+  }
+
+  configJson(): Record<string, unknown> {
+    const { source, tied } = this.config;
+    return configJsonOf(source, { ...this.#family, dtypeName: this.dtypeName, tied });
+  }
+
+  protected hidden(inputs: ModelInputs): Tensor {
+    return this.model.forward(inputs, this);
+  }
+
+  override dispose(): void {
+    super.dispose();
+    this.model.dispose();
+  }
+}

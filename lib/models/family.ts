@@ -1,0 +1,68 @@
+/** What a model_type brings to be loaded: the reading of its configuration, its construction, its place in GGUF files. */
+import type { CausalLM } from './causal_lm.ts';
+import type { ConfigOptions } from './config_keys.ts';
+import { type DecoderConfig, type DecoderFamily, DecoderLM } from './decoder.ts';
+import type { GgufTable } from './gguf.ts';
+import type { ModelOrigin } from './model.ts';
+import type { WeightLoader } from './weights.ts';
+
+export interface MakeInput {
+  readonly weights: WeightLoader;
+  readonly origin: ModelOrigin;
+  /** Whether the head is the embedding: the configuration's word, corrected by what the file holds. */
+  readonly tied: boolean;
+}
+
+/** A configuration that has been read and understood. */
+export interface ConfiguredModel {
+  /** By the configuration. */
+  readonly tied: boolean;
+  readonly causalLM: (input: MakeInput) => CausalLM;
+}
+
+/** Reads config.json. @throws FormatError, UnsupportedError for one that is wrong or not understood */
+export type Configure<T> = (
+  json: Record<string, unknown>,
+  options: ConfigOptions & { path: string },
+) => T;
+
+export interface ModelFamily {
+  readonly modelType: string;
+  /** What is supported of it, for the table in the README. */
+  readonly features: string;
+  /** Before the names of the bare model's tensors: `model.`. A checkpoint saved without its head lacks it. */
+  readonly prefix: string;
+  /** Name of the embedding, with the prefix; what a tied head is compared with. */
+  readonly embedding: string;
+  readonly configure: Configure<ConfiguredModel>;
+  /** null: llama.cpp has no such architecture, or files of it load as another one. */
+  readonly gguf: GgufTable | null;
+}
+
+/** The row of a family that is a Decoder with its own configuration. */
+export function decoderFamily({
+  configure,
+  features,
+  gguf,
+  ...family
+}: DecoderFamily & {
+  configure: Configure<DecoderConfig>;
+  features: string;
+  gguf: GgufTable | null;
+}): ModelFamily {
+  return {
+    modelType: family.modelType,
+    features,
+    prefix: 'model.',
+    embedding: 'model.embed_tokens.weight',
+    gguf,
+    configure: (json, options) => {
+      const config = configure(json, options);
+      return {
+        tied: config.tied,
+        causalLM: ({ weights, origin, tied }) =>
+          new DecoderLM(family, { ...config, tied }, weights, origin),
+      };
+    },
+  };
+}

@@ -1,0 +1,280 @@
+/**
+ * A GGUF file seen as its Hugging Face twin: metadata as config.json, tensors under HF's names and in HF's layout. Each
+ * family brings a table of what differs. Names: llama.cpp's gguf-py/gguf/constants.py.
+ */
+import { FormatError, UnsupportedError } from '../errors.ts';
+import type { GgufFile } from '../io/index.ts';
+import { permute, sub } from '../ops/index.ts';
+import { noGrad, scope, type Tensor } from '../tensor.ts';
+import type { ConfigOptions } from './config_keys.ts';
+import type { WeightReadOptions, WeightSource } from './weights.ts';
+
+/** How a file stores a tensor otherwise than safetensors do. */
+export interface TensorStorage {
+  /** Heads whose rows are interleaved, see `GgufFile.read`. */
+  readonly permutedHeads?: number;
+  /** Added to the values: Gemma's norms are stored with their 1. */
+  readonly offset?: number;
+  /** Rows and columns swapped. */
+  readonly transposed?: boolean;
+}
+
+export interface GgufNames {
+  /** Tensors outside the layers, whole names. */
+  readonly top: Readonly<Record<string, string>>;
+  /** What HF has before a layer's number. */
+  readonly layers: string;
+  /** `blk.N.<name>.weight` and the module below layer N. */
+  readonly block: Readonly<Record<string, string>>;
+}
+
+export interface GgufTable {
+  /** general.architecture, the prefix of the metadata. */
+  readonly architecture: string;
+  readonly names: GgufNames;
+  /** Metadata under the architecture that is read, or says nothing about the mathematics, beside kCommonKeys. */
+  readonly keys: readonly string[];
+  /** Tensors that are no parameters. */
+  readonly ignoredTensors: readonly string[];
+  /** The metadata as config.json would say it. */
+  configJson(keys: GgufKeys): Record<string, unknown> | Promise<Record<string, unknown>>;
+  /** @param name HF's */
+  stored(name: string, json: Readonly<Record<string, unknown>>): TensorStorage;
+}
+
+/** Names of decoders with separate projections. */
+export const kDecoderNames: GgufNames = {
+  top: {
+    'token_embd.weight': 'model.embed_tokens.weight',
+    'output_norm.weight': 'model.norm.weight',
+    'output.weight': 'lm_head.weight',
+  },
+  layers: 'model.layers',
+  block: {
+    attn_norm: 'input_layernorm',
+    attn_q: 'self_attn.q_proj',
+    attn_k: 'self_attn.k_proj',
+    attn_v: 'self_attn.v_proj',
+    attn_q_norm: 'self_attn.q_norm',
+    attn_k_norm: 'self_attn.k_norm',
+    attn_output: 'self_attn.o_proj',
+    ffn_norm: 'post_attention_layernorm',
+    ffn_gate: 'mlp.gate_proj',
+    ffn_up: 'mlp.up_proj',
+    ffn_down: 'mlp.down_proj',
+  },
+};
+
+const kCommonKeys =
+  `vocab_size context_length embedding_length block_count feed_forward_length attention.head_count
+   attention.head_count_kv attention.layer_norm_rms_epsilon attention.key_length attention.value_length
+   rope.dimension_count rope.freq_base rope.scaling.type rope.scaling.factor rope.scaling.original_context_length
+   rope.scaling.finetuned tensor_data_layout`.split(/\s+/);
+
+/** A file's metadata under its architecture, each value checked for its type. */
+export class GgufKeys {
+  constructor(
+    readonly file: GgufFile,
+    readonly architecture: string,
+  ) {}
+
+  number(key: string): number | undefined {
+    const value = this.file.metadata.get(this.#name(key));
+    // Lists with one value a layer are what hybrid models use; equal ones are one number.
+    const single = Array.isArray(value) && new Set(value).size === 1 ? value[0] : value;
+    if (single === undefined || typeof single === 'number') return single;
+    const shown = JSON.stringify(value, (_, v) => (typeof v === 'bigint' ? String(v) : v));
+    throw this.error(key, `must be one number, got ${shown}`);
+  }
+
+  required(key: string): number {
+    const value = this.number(key);
+    if (value === undefined) throw this.error(key, 'is missing from the metadata');
+    return value;
+  }
+
+  text(key: string): string | undefined {
+    const value = this.file.metadata.get(this.#name(key));
+    if (value === undefined || typeof value === 'string') return value;
+    throw this.error(key, 'must be a string');
+  }
+
+  /** Whether the file holds a tensor. */
+  has(tensor: string): boolean {
+    return this.file.tensors.has(tensor);
+  }
+
+  /** The values of a tensor, or null where the file has none. */
+  async values(name: string): Promise<number[] | null> {
+    if (!this.has(name)) return null;
+    const tensor = noGrad(() => this.file.read(name, { checkFinite: true }));
+    const values = Array.from((await tensor.data()) as Float32Array);
+    tensor.dispose();
+    return values;
+  }
+
+  /** @throws UnsupportedError for a value that is there and another one */
+  expect(key: string, value: number, what: string): void {
+    const found = this.number(key) ?? value;
+    if (found === value) return;
+    const { path } = this.file;
+    throw new UnsupportedError(
+      `${path}: ${this.#name(key)} ${found} differs from ${what} ${value}`,
+    );
+  }
+
+  error(key: string, what: string): FormatError {
+    const { path } = this.file;
+    return new FormatError(`${path}: ${this.#name(key)} ${what}`, { path });
+  }
+
+  #name(key: string): string {
+    return `${this.architecture}.${key}`;
+  }
+}
+
+/** config.json of what all decoders have in common, in transformers 5's words. */
+export function decoderJson(
+  keys: GgufKeys,
+  { modelType, architecture }: { modelType: string; architecture: string },
+): Record<string, unknown> {
+  const heads = keys.required('attention.head_count');
+  const headDim = keys.number('attention.key_length') ?? keys.required('embedding_length') / heads;
+  keys.expect('attention.value_length', headDim, "the head's");
+  return {
+    architectures: [architecture],
+    model_type: modelType,
+    vocab_size: vocabSize(keys.file),
+    hidden_size: keys.required('embedding_length'),
+    intermediate_size: keys.required('feed_forward_length'),
+    num_hidden_layers: keys.required('block_count'),
+    num_attention_heads: heads,
+    num_key_value_heads: keys.number('attention.head_count_kv') ?? heads,
+    head_dim: headDim,
+    max_position_embeddings: keys.number('context_length') ?? 2048,
+    rms_norm_eps: keys.required('attention.layer_norm_rms_epsilon'),
+    rope_parameters: ropeParameters(keys, headDim),
+    tie_word_embeddings: !keys.has('output.weight'),
+    ...tokenIds(keys.file),
+  };
+}
+
+/** Rows of the embedding. */
+export function vocabSize({ tensors, path }: GgufFile): number {
+  const embedding = tensors.get('token_embd.weight');
+  if (embedding !== undefined) return embedding.shape[0] as number;
+  throw new FormatError(`${path}: token_embd.weight is missing`, { path });
+}
+
+function ropeParameters(keys: GgufKeys, headDim: number): Record<string, unknown> {
+  const rope_theta = keys.number('rope.freq_base') ?? 10_000;
+  const type = keys.text('rope.scaling.type') ?? 'none';
+  const dim = keys.number('rope.dimension_count') ?? headDim;
+  const common = { rope_theta, ...(dim !== headDim && { partial_rotary_factor: dim / headDim }) };
+  if (type === 'none') return { rope_type: 'default', ...common };
+  const factor = keys.required('rope.scaling.factor');
+  if (type === 'linear') return { rope_type: 'linear', ...common, factor };
+  if (type !== 'yarn') {
+    const { path } = keys.file;
+    throw new UnsupportedError(
+      `${path}: ${keys.architecture}.rope.scaling.type "${type}" is not supported`,
+    );
+  }
+  const original_max_position_embeddings = keys.required('rope.scaling.original_context_length');
+  return { rope_type: 'yarn', ...common, factor, original_max_position_embeddings };
+}
+
+/** Special tokens, as config.json names them. */
+export function tokenIds({ metadata }: GgufFile): Record<string, number> {
+  const ids: Record<string, number> = {};
+  for (const name of ['bos', 'eos', 'padding']) {
+    const id = metadata.get(`tokenizer.ggml.${name}_token_id`);
+    if (typeof id === 'number') ids[`${name === 'padding' ? 'pad' : name}_token_id`] = id;
+  }
+  return ids;
+}
+
+/**
+ * A file as a configuration and a source of weights.
+ * @throws FormatError for metadata that is missing or wrong, UnsupportedError for what is not understood
+ */
+export async function readGguf(
+  file: GgufFile,
+  table: GgufTable,
+  { ignoreKeys = [] }: ConfigOptions,
+): Promise<{ json: Record<string, unknown>; source: WeightSource }> {
+  refuseUnknown(file, table, ignoreKeys);
+  const json = await table.configJson(new GgufKeys(file, table.architecture));
+  return { json, source: new GgufWeights(file, table, json) };
+}
+
+function refuseUnknown(file: GgufFile, table: GgufTable, ignoreKeys: readonly string[]): void {
+  const prefix = `${table.architecture}.`;
+  const known = new Set([...kCommonKeys, ...table.keys]);
+  const unknown = [...file.metadata.keys()].filter(
+    (key) =>
+      key.startsWith(prefix) && !known.has(key.slice(prefix.length)) && !ignoreKeys.includes(key),
+  );
+  if (unknown.length > 0) {
+    throw new UnsupportedError(
+      `${file.path}: ${unknown.join(', ')} not understood and may change the mathematics; if you know better, pass ` +
+        'ignoreKeys',
+    );
+  }
+}
+
+/** The HF name of a GGUF tensor; itself where there is none. */
+function hfName(name: string, { top, layers, block }: GgufNames): string {
+  const parts = /^blk\.(\d+)\.(\w+)\.(weight|bias)$/.exec(name);
+  const module = block[parts?.[2] ?? ''];
+  if (parts === null || module === undefined) return top[name] ?? name;
+  return `${layers}.${parts[1]}.${module}.${parts[3]}`;
+}
+
+class GgufWeights implements WeightSource {
+  readonly path: string;
+  readonly shapes: ReadonlyMap<string, readonly number[]>;
+  readonly #stored: ReadonlyMap<string, string>; // HF name to GGUF name
+
+  constructor(
+    private readonly file: GgufFile,
+    private readonly table: GgufTable,
+    private readonly json: Readonly<Record<string, unknown>>,
+  ) {
+    this.path = file.path;
+    const tensors = [...file.tensors.values()]
+      .filter(({ name }) => !table.ignoredTensors.includes(name))
+      .map((tensor) => ({ ...tensor, hf: hfName(tensor.name, table.names) }));
+    this.#stored = new Map(tensors.map(({ name, hf }) => [hf, name]));
+    this.shapes = new Map(
+      tensors.map(({ hf, shape }) => [
+        hf,
+        table.stored(hf, json).transposed ? [...shape].reverse() : shape,
+      ]),
+    );
+  }
+
+  read(name: string, { dtype, checkFinite }: WeightReadOptions): Tensor {
+    const stored = this.#stored.get(name) ?? name;
+    const {
+      permutedHeads = 0,
+      offset = 0,
+      transposed = false,
+    } = this.table.stored(name, this.json);
+    if (offset === 0 && !transposed) {
+      return this.file.read(stored, { dtype, checkFinite, permutedHeads });
+    }
+    return scope(() =>
+      noGrad(() => {
+        const wide = dtype === 'f64' || offset === 0 ? dtype : 'f32';
+        const read = this.file.read(stored, { dtype: wide, checkFinite, permutedHeads });
+        const values = offset === 0 ? read : sub(read, offset).to(dtype);
+        return transposed ? permute(values, [1, 0]) : values;
+      }),
+    );
+  }
+
+  close(): void {
+    this.file.close();
+  }
+}

@@ -1,0 +1,138 @@
+/**
+ * The loop over a transformer's layers, in one place for all architectures. A layer is a few residual branches (attention,
+ * mlp); the sum that flows through them is the stream. Two things are decided here: every residual sum is taken together
+ * with the norm that reads it, across layers too; and a layer may be computed again in the backward, keeping its stream
+ * alone.
+ */
+import { checkpoint } from '../autograd.ts';
+import { Module, type Norm } from '../nn/index.ts';
+import { add } from '../ops/index.ts';
+import { Tensor } from '../tensor.ts';
+
+/**
+ * stream <- leave(stream + forward(enter(stream))); a norm that is null does nothing. `enter` alone is the pre-norm block,
+ * `leave` alone the post-norm block of BERT. A norm of the branch's own output belongs into forward.
+ */
+export interface Branch<Shared> {
+  readonly enter: Norm | null;
+  readonly leave: Norm | null;
+  /** x (N,C) -> (N,C) */
+  forward(x: Tensor, shared: Shared): Tensor;
+}
+
+/** A layer: its branches in order. `Shared` is what all layers read besides their rows, a plain object. */
+export abstract class Layer<Shared> extends Module {
+  abstract branches(): readonly Branch<Shared>[];
+}
+
+export interface LayerRun<Shared> {
+  /** What all layers read besides their rows: tensors, nested in plain objects and arrays, and plain values. */
+  readonly shared: Shared;
+  /** The norm after the last layer; null where there is none. */
+  readonly last: Norm | null;
+  /** Whether layer i keeps only its stream for the backward and is computed again there. */
+  readonly recompute: (layer: number) => boolean;
+}
+
+/** The residual sum, and what the next branch reads of it; null where the next branch takes its norm itself. */
+interface State {
+  readonly stream: Tensor;
+  readonly x: Tensor | null;
+}
+
+/**
+ * Runs the layers one after the other.
+ * @param embedded (N,C)
+ * @returns (N,C) after the last norm
+ */
+export function runLayers<Shared>(
+  layers: readonly Layer<Shared>[],
+  embedded: Tensor,
+  { shared, last, recompute }: LayerRun<Shared>,
+): Tensor {
+  let state: State = { stream: embedded, x: null };
+  for (const [i, layer] of layers.entries()) {
+    if (recompute(i)) {
+      state = { stream: recomputed(layer, state.stream, shared), x: null };
+      continue;
+    }
+    // A layer that will be computed again takes its first norm inside.
+    const following = layers[i + 1];
+    const next = following === undefined ? last : recompute(i + 1) ? undefined : entry(following);
+    state = runLayer(layer, state, shared, next);
+  }
+  return state.x ?? normed(last, state.stream);
+}
+
+function entry<Shared>(layer: Layer<Shared>): Norm | null {
+  return layer.branches()[0]?.enter ?? null;
+}
+
+function normed(norm: Norm | null, x: Tensor): Tensor {
+  return norm === null ? x : norm.forward(x);
+}
+
+/** @param next the norm of whoever reads the stream next; undefined: not here */
+function runLayer<Shared>(
+  layer: Layer<Shared>,
+  state: State,
+  shared: Shared,
+  next: Norm | null | undefined,
+): State {
+  const branches = layer.branches();
+  return branches.reduce((before, branch, i) => {
+    const following = branches[i + 1];
+    const x = before.x ?? normed(branch.enter, before.stream);
+    const y = branch.forward(x, shared);
+    return joined(branch, y, before.stream, following === undefined ? next : following.enter);
+  }, state);
+}
+
+function joined<Shared>(
+  { leave }: Branch<Shared>,
+  y: Tensor,
+  stream: Tensor,
+  next: Norm | null | undefined,
+): State {
+  if (leave !== null) {
+    const sum = leave.addForward(y, stream)[1];
+    return { stream: sum, x: next === undefined ? null : normed(next, sum) };
+  }
+  if (next) {
+    const [sum, x] = next.addForward(y, stream);
+    return { stream: sum, x };
+  }
+  const sum = add(y, stream);
+  return { stream: sum, x: next === null ? sum : null };
+}
+
+/** A layer as a segment from stream to stream. */
+function recomputed<Shared>(layer: Layer<Shared>, stream: Tensor, shared: Shared): Tensor {
+  const segment = (x: Tensor, ...own: Tensor[]): Tensor =>
+    runLayer(layer, { stream: x, x: null }, withTensors(shared, own), undefined).stream;
+  // What the segment reads must outlive this call, so all of it goes through its inputs.
+  const given: [Tensor, ...Tensor[]] = [stream, ...tensorsOf(shared)];
+  // A segment none of whose inputs wants a gradient would not be recorded, and adapters in it would get none: the first
+  // layer of a frozen model runs as usual.
+  return given.some((tensor) => tensor.requiresGrad)
+    ? checkpoint(segment, given)
+    : segment(...given);
+}
+
+/** The tensors of a value, in order: itself, or nested in arrays and plain objects. */
+function tensorsOf(value: unknown): Tensor[] {
+  if (value instanceof Tensor) return [value];
+  return value !== null && typeof value === 'object' ? Object.values(value).flatMap(tensorsOf) : [];
+}
+
+/** The same value with other tensors in their places. */
+function withTensors<T>(value: T, tensors: readonly Tensor[]): T {
+  const left = [...tensors];
+  const replaced = (part: unknown): unknown => {
+    if (part instanceof Tensor) return left.shift();
+    if (Array.isArray(part)) return part.map(replaced);
+    if (part === null || typeof part !== 'object') return part;
+    return Object.fromEntries(Object.entries(part).map(([key, inner]) => [key, replaced(inner)]));
+  };
+  return replaced(value) as T;
+}
