@@ -13,7 +13,7 @@ import type { ConfiguredModel, ModelFamily } from './family.ts';
 import { readGguf } from './gguf.ts';
 import { HfWeights, hasSafetensors } from './hf_weights.ts';
 import { type ResolveOptions, resolveModel } from './hub.ts';
-import type { ModelOrigin } from './model.ts';
+import type { Model, ModelOrigin } from './model.ts';
 import { RandomWeights } from './random_weights.ts';
 import { familyOf, familyOfGguf } from './registry.ts';
 import { WeightLoader, type WeightReadOptions, type WeightSource } from './weights.ts';
@@ -179,7 +179,7 @@ async function headIsEmbedding(source: WeightSource, embedding: string): Promise
 }
 
 /** Waits for the reads, so that damaged weights surface here; frees everything when they do. */
-async function settle(model: CausalLM, { trainable }: { trainable: boolean }): Promise<void> {
+export async function settle(model: Model, { trainable }: { trainable: boolean }): Promise<void> {
   try {
     await synchronize();
   } catch (error) {

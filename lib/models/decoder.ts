@@ -12,8 +12,8 @@ import { CausalLM, type Head, linearHead } from './causal_lm.ts';
 import { configJsonOf } from './config_keys.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
 import { type GatedActivation, GatedMlp } from './mlp.ts';
-import { RopeCache, type RopeConfig } from './rope.ts';
 import type { ModelInputs, ModelOrigin } from './model.ts';
+import { RopeCache, type RopeConfig } from './rope.ts';
 import type { WeightLoader } from './weights.ts';
 
 /** What one layer's attention sees, and how its heads turn. */

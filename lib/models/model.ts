@@ -29,11 +29,12 @@ export interface ModelOrigin {
 /** A batch as tensors. */
 export interface ModelInputs {
   readonly ids: Tensor; // (N) i32
+  /** From `firstPosition` on. */
   readonly positions: Tensor; // (N) i32
   readonly cuSeqlens: Tensor; // (B+1) i32
   readonly lengths: Tensor | null; // (B) i32
   readonly tokenTypes: Tensor | null; // (N) i32
-  /** Largest position + 1. */
+  /** Rows of the longest segment: its largest position + 1, as the batch counts. */
   readonly length: number;
 }
 
@@ -81,6 +82,11 @@ export abstract class Model extends Module {
     return Number.POSITIVE_INFINITY;
   }
 
+  /** Row of the position table that a sequence's first token reads. */
+  protected get firstPosition(): number {
+    return 0;
+  }
+
   /** Kinds of token that the embedding tells apart; 0: the model takes no tokenTypeIds. */
   protected get tokenTypeCount(): number {
     return 0;
@@ -101,7 +107,7 @@ export abstract class Model extends Module {
     checkBatch(batch, this.vocabSize);
     checkTokenTypes(batch, this.modelType, this.tokenTypeCount);
     return scope(() => {
-      const inputs = modelInputs(batch);
+      const inputs = modelInputs(batch, this.firstPosition);
       checkLength(this.modelType, inputs.length, this.maxPositions);
       return this.hidden(inputs);
     });
@@ -117,11 +123,11 @@ export function checkLength(modelType: string, length: number, maxPositions: num
   );
 }
 
-export function modelInputs(batch: ModelBatch): ModelInputs {
+export function modelInputs(batch: ModelBatch, firstPosition = 0): ModelInputs {
   const { inputIds, positions, cuSeqlens, lengths, tokenTypeIds } = batch;
   return {
     ids: tensor(inputIds),
-    positions: tensor(positions),
+    positions: tensor(positions.map((position) => position + firstPosition)),
     cuSeqlens: tensor(cuSeqlens),
     lengths: lengths === undefined ? null : tensor(lengths),
     tokenTypes: tokenTypeIds === undefined ? null : tensor(tokenTypeIds),

@@ -1,11 +1,16 @@
 /** The architectures that can be loaded: one row a model_type (in GGUF files: general.architecture). */
 import { UnsupportedError } from '../errors.ts';
+import { bertClassifier } from './bert.ts';
+import type { ClassifierKind } from './classifier_kind.ts';
 import type { ModelFamily } from './family.ts';
 import type { GgufTable } from './gguf.ts';
 import { llama } from './llama.ts';
 
 /** In the order of the README's table. */
 export const kFamilies: readonly ModelFamily[] = [llama];
+
+/** Families of encoders: they classify and have no language model here. */
+const kEncoders: readonly ClassifierKind[] = [bertClassifier];
 
 /** @throws UnsupportedError naming the types that are known */
 export function familyOf(type: string, path: string): ModelFamily {
@@ -28,6 +33,16 @@ export function familyOfGguf(
   throw unknown(
     `${path}: general.architecture "${architecture}"`,
     kFamilies.flatMap(({ gguf }) => gguf?.architecture ?? []),
+  );
+}
+
+/** @throws UnsupportedError naming the types that are known */
+export function classifierKind(type: string, path: string): ClassifierKind {
+  const found = kEncoders.find(({ modelType }) => modelType === type);
+  if (found !== undefined) return found;
+  throw unknown(
+    `${path}: model_type "${type}" for classification`,
+    kEncoders.map(({ modelType }) => modelType),
   );
 }
 

@@ -7,6 +7,11 @@ import { loadSafetensors } from '../../lib/io/safetensors.ts';
 import type { Tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
 
+export interface AdapterFacts {
+  readonly loss: number;
+  readonly tolerance: { logits_abs: number; loss_abs: number; grad_abs_over_max_abs: number };
+}
+
 export interface Golden {
   readonly folder: string;
   readonly batch: {
@@ -27,6 +32,7 @@ export interface Golden {
       loss_abs: number;
       grad_abs_over_max_abs: number;
     };
+    adapters: Record<string, AdapterFacts>;
   };
 }
 

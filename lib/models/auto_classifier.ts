@@ -1,0 +1,124 @@
+/** Loading a model with a classification or regression head: its own, or a fresh one on a pre-trained trunk. */
+import { statSync } from 'node:fs';
+import { join } from 'node:path';
+import { UnsupportedError } from '../errors.ts';
+import { withMemoryTag } from '../runtime.ts';
+import { unscoped } from '../tensor.ts';
+import { type FromPretrainedOptions, settle } from './auto.ts';
+import type { ClassifierKind, MakeClassifier } from './classifier_kind.ts';
+import { readConfigJson } from './config_keys.ts';
+import { HfWeights } from './hf_weights.ts';
+import { resolveModel } from './hub.ts';
+import { RandomWeights } from './random_weights.ts';
+import { classifierKind } from './registry.ts';
+import { CompletedWeights, RenamedWeights } from './renamed_weights.ts';
+import {
+  type HeadOrigin,
+  type LabelOptions,
+  resolveLabels,
+  type SequenceClassifier,
+} from './sequence_classifier.ts';
+import { WeightLoader, type WeightReadOptions, type WeightSource } from './weights.ts';
+
+/** How a classifier is read, and with what labels. */
+export interface ClassifierOptions extends FromPretrainedOptions, LabelOptions {
+  /** Draw a new head even if the checkpoint has one. Default false. */
+  newHead?: boolean;
+  /** Of the weights that the checkpoint lacks. Default 42. */
+  seed?: number;
+}
+
+/** transformers' initializer_range where the configuration has none. */
+const kDeviation = 0.02;
+
+/** Loads classifiers and regressors; see {@link AutoModelForSequenceClassification.fromPretrained}. */
+export const AutoModelForSequenceClassification = {
+  /**
+   * Loads a model with one row of outputs a sequence. A head (and a pooler) that the checkpoint lacks is drawn anew, as
+   * transformers does, and named in `newlyInitialized`. Dropout of the configuration is not applied.
+   * @param nameOrPath a Hugging Face folder with safetensors, or an id on the Hub
+   * @throws UnsupportedError for a model_type without a classifier, a GGUF file, or a config key that is not known;
+   *   ArgumentError for labels that contradict the head; FormatError and others as AutoModelForCausalLM does
+   * @example
+   * const model = await AutoModelForSequenceClassification.fromPretrained('./all-MiniLM-L6-v2', { numLabels: 2 });
+   * const logits = model.logits(model.forward(batch), batch); // (B,2)
+   */
+  async fromPretrained(
+    nameOrPath: string,
+    options: ClassifierOptions = {},
+  ): Promise<SequenceClassifier> {
+    const { dtype = 'f32', device = 'cpu', trainable = false, checkFinite = true } = options;
+    if (device !== 'cpu')
+      throw new UnsupportedError(`device "${device}" is not supported (known: cpu)`);
+    const folder = await resolveModel(nameOrPath, options);
+    if (!statSync(folder).isDirectory()) {
+      throw new UnsupportedError(
+        `${folder}: a classifier is read from a folder with config.json and safetensors`,
+      );
+    }
+    const path = join(folder, 'config.json');
+    const json = await readConfigJson(path);
+    const kind = classifierKind(String(json.model_type ?? 'none'), path);
+    const make = kind.fromJson(json, { ...options, path });
+    const stored = HfWeights.open(folder, '');
+    try {
+      const read: WeightReadOptions = { dtype, checkFinite, share: !trainable };
+      const { source, head } = withHead(kind, stored, { json, options, make, read });
+      const model = withMemoryTag('weights', () =>
+        unscoped(() =>
+          WeightLoader.build(source, read, (weights) =>
+            make(weights, { nameOrPath, folder, dtype }, head),
+          ),
+        ),
+      );
+      await settle(model, { trainable });
+      return model;
+    } finally {
+      stored.close();
+    }
+  },
+};
+
+interface HeadInput {
+  readonly json: Record<string, unknown>;
+  readonly options: ClassifierOptions;
+  readonly make: MakeClassifier;
+  readonly read: WeightReadOptions;
+}
+
+/** The checkpoint's tensors with those that it may lack, and what the head is. */
+function withHead(
+  kind: ClassifierKind,
+  stored: WeightSource,
+  { json, options, make, read }: HeadInput,
+): { source: WeightSource; head: HeadOrigin } {
+  const { newHead = false, seed = 42 } = options;
+  const headModule = kind.headWeight.slice(0, kind.headWeight.indexOf('.'));
+  const source = new RenamedWeights(stored, (name) => {
+    const renamed = kind.rename(name);
+    return newHead && renamed !== null && isBelow(headModule, renamed) ? null : renamed;
+  });
+  const rows = source.shapes.get(kind.headWeight)?.[0];
+  const found = rows === undefined ? null : { name: kind.headWeight, rows };
+  const labels = resolveLabels(json, options, { path: source.path, head: found });
+  const plan = WeightLoader.plan(read, (weights) =>
+    make(weights, kNowhere, { ...labels, newlyInitialized: [] }),
+  );
+  const lacking = kind.mayLack.filter((module) =>
+    [...source.shapes.keys()].every((name) => !isBelow(module, name)),
+  );
+  const fresh = new Map(
+    [...plan].filter(([name]) => lacking.some((module) => isBelow(module, name))),
+  );
+  const deviation = Number(json.initializer_range ?? kDeviation);
+  return {
+    source: new CompletedWeights(source, new RandomWeights(fresh, { seed, deviation })),
+    head: { ...labels, newlyInitialized: [...fresh.keys()] },
+  };
+}
+
+const kNowhere = { nameOrPath: '', folder: '', dtype: 'f32' } as const;
+
+function isBelow(module: string, name: string): boolean {
+  return name.startsWith(`${module}.`);
+}

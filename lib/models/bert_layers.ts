@@ -1,0 +1,132 @@
+/**
+ * The post-norm blocks that BERT, RoBERTa and DeBERTa share; they differ in their self-attention and their embeddings.
+ * Dimensions: N rows, C hidden, H heads, D head size, F mlp width.
+ */
+import { LayerNorm, type Linear, LinearGroup, Module } from '../nn/index.ts';
+import { attention, reshape } from '../ops/index.ts';
+import type { Tensor } from '../tensor.ts';
+import type { Activation } from './activations.ts';
+import { type Branch, Layer } from './layers.ts';
+import type { WeightLoader } from './weights.ts';
+
+export interface BlockConfig {
+  readonly hiddenSize: number;
+  readonly intermediateSize: number;
+  readonly numHeads: number;
+  readonly layerNormEps: number;
+  readonly activation: Activation;
+}
+
+/** What bidirectional attention over the segments of a batch reads beside its rows. */
+export interface Segments {
+  readonly cuSeqlens: Tensor; // (B+1) i32
+  readonly lengths: Tensor | null; // (B) i32
+}
+
+export interface SelfAttention<S> extends Module {
+  /** x (N,C) -> (N,C), before the output projection */
+  forward(x: Tensor, shared: S): Tensor;
+}
+
+export function layerNorm(name: string, config: BlockConfig, weights: WeightLoader): LayerNorm {
+  const shape = [config.hiddenSize];
+  return new LayerNorm(
+    weights.tensor(`${name}.weight`, shape),
+    weights.tensor(`${name}.bias`, shape),
+    { eps: config.layerNormEps },
+  );
+}
+
+export class BertSelfAttention extends Module implements SelfAttention<Segments> {
+  readonly query: Linear;
+  readonly key: Linear;
+  readonly value: Linear;
+  readonly #qkv: LinearGroup;
+  readonly #numHeads: number;
+
+  constructor({ hiddenSize: c, numHeads }: BlockConfig, weights: WeightLoader) {
+    super();
+    this.query = weights.linear('query', [c, c], true);
+    this.key = weights.linear('key', [c, c], true);
+    this.value = weights.linear('value', [c, c], true);
+    this.#qkv = new LinearGroup([this.query, this.key, this.value]);
+    this.#numHeads = numHeads;
+  }
+
+  forward(x: Tensor, segments: Segments): Tensor {
+    const [n, c] = x.shape as [number, number];
+    const heads = [n, this.#numHeads, c / this.#numHeads];
+    const [q, k, v] = this.#qkv.forward(x).map((y) => reshape(y, heads)) as [
+      Tensor,
+      Tensor,
+      Tensor,
+    ];
+    return reshape(attention(q, k, v, { ...segments, causal: false }), [n, c]);
+  }
+}
+
+/** A projection and the norm of its sum with the residual. */
+class Output extends Module {
+  readonly dense: Linear;
+  readonly LayerNorm: LayerNorm;
+
+  constructor(inner: number, config: BlockConfig, weights: WeightLoader) {
+    super();
+    this.dense = weights.linear('dense', [config.hiddenSize, inner], true);
+    this.LayerNorm = layerNorm('LayerNorm', config, weights);
+  }
+}
+
+class Attention<S> extends Module {
+  readonly self: SelfAttention<S>;
+  readonly output: Output;
+
+  constructor(self: SelfAttention<S>, config: BlockConfig, weights: WeightLoader) {
+    super();
+    this.self = self;
+    this.output = new Output(config.hiddenSize, config, weights.at('output'));
+  }
+}
+
+class Intermediate extends Module {
+  readonly dense: Linear;
+
+  constructor(config: BlockConfig, weights: WeightLoader) {
+    super();
+    this.dense = weights.linear('dense', [config.intermediateSize, config.hiddenSize], true);
+  }
+}
+
+export class BertLayer<S> extends Layer<S> {
+  readonly attention: Attention<S>;
+  readonly intermediate: Intermediate;
+  readonly output: Output;
+  readonly #branches: readonly Branch<S>[];
+
+  /** @param self the attention, built from weights.at('attention.self') */
+  constructor(self: SelfAttention<S>, config: BlockConfig, weights: WeightLoader) {
+    super();
+    const attention = new Attention(self, config, weights.at('attention'));
+    const intermediate = new Intermediate(config, weights.at('intermediate'));
+    const output = new Output(config.intermediateSize, config, weights.at('output'));
+    this.attention = attention;
+    this.intermediate = intermediate;
+    this.output = output;
+    this.#branches = [
+      {
+        enter: null,
+        leave: attention.output.LayerNorm,
+        forward: (x, shared) => attention.output.dense.forward(self.forward(x, shared)),
+      },
+      {
+        enter: null,
+        leave: output.LayerNorm,
+        forward: (x) => output.dense.forward(config.activation(intermediate.dense.forward(x))),
+      },
+    ];
+  }
+
+  branches(): readonly Branch<S>[] {
+    return this.#branches;
+  }
+}

@@ -1,0 +1,163 @@
+/**
+ * What every model with a classification or regression head offers: one row of outputs for each sequence of a batch.
+ * D is the number of labels.
+ */
+import { ArgumentError, FormatError } from '../errors.ts';
+import { indexSelect } from '../ops/index.ts';
+import { scope, type Tensor, tensor } from '../tensor.ts';
+import { Model, type ModelBatch, type ModelOrigin } from './model.ts';
+
+/** In transformers' words. Outputs are logits of one class of several, of each label apart, or plain values. */
+export type ProblemType =
+  | 'single_label_classification'
+  | 'multi_label_classification'
+  | 'regression';
+
+const kProblemTypes: readonly ProblemType[] = [
+  'single_label_classification',
+  'multi_label_classification',
+  'regression',
+];
+
+/** What a head's outputs mean. */
+export interface Labels {
+  readonly numLabels: number;
+  readonly problemType: ProblemType;
+}
+
+/** Where the head came from. */
+export interface HeadOrigin extends Labels {
+  /** Tensors that the checkpoint does not hold and that were drawn anew: they need training. */
+  readonly newlyInitialized: readonly string[];
+}
+
+/** A model with a classification or regression head; see the head of the file. */
+export abstract class SequenceClassifier extends Model implements HeadOrigin {
+  readonly numLabels: number;
+  readonly problemType: ProblemType;
+  readonly newlyInitialized: readonly string[];
+
+  constructor(origin: ModelOrigin, { numLabels, problemType, newlyInitialized }: HeadOrigin) {
+    super(origin);
+    this.numLabels = numLabels;
+    this.problemType = problemType;
+    this.newlyInitialized = newlyInitialized;
+  }
+
+  get taskType(): 'SEQ_CLS' {
+    return 'SEQ_CLS';
+  }
+
+  /** The head on one row of hidden states a sequence: (B,C) -> (B,D) */
+  protected abstract classify(rows: Tensor): Tensor;
+
+  /** The row of each sequence that the head reads: the first, which encoders keep for this. */
+  protected headRows({ cuSeqlens, lengths }: ModelBatch): Int32Array {
+    return refuseEmpty(cuSeqlens, lengths).slice(0, -1);
+  }
+
+  /**
+   * The head's outputs for each sequence of a batch.
+   * @param hidden (N,C), what forward(batch) returned
+   * @returns (B,D)
+   * @throws ArgumentError for a sequence without tokens
+   */
+  logits(hidden: Tensor, batch: ModelBatch): Tensor {
+    return scope(() => this.classify(indexSelect(hidden, tensor(this.headRows(batch)))));
+  }
+
+  /** `source` as the config.json of this model: its architecture, dtype and labels. */
+  protected classifierJson(
+    source: Readonly<Record<string, unknown>>,
+    architecture: string,
+  ): Record<string, unknown> {
+    const json: Record<string, unknown> = {
+      ...this.#withLabels(source),
+      architectures: [architecture],
+      dtype: this.dtypeName,
+    };
+    return Object.fromEntries(Object.entries(json).sort(([a], [b]) => (a < b ? -1 : 1)));
+  }
+
+  /** `json` with the labels that this model has. */
+  #withLabels(json: Readonly<Record<string, unknown>>): Record<string, unknown> {
+    const { num_labels: _, torch_dtype: __, id2label, label2id, ...rest } = json;
+    const named = id2label !== undefined && labelCountOf(json) === this.numLabels;
+    const names = Array.from({ length: this.numLabels }, (___, i) => `LABEL_${i}`);
+    return {
+      ...rest,
+      id2label: named ? id2label : { ...names },
+      label2id: named ? label2id : Object.fromEntries(names.map((name, i) => [name, i])),
+      problem_type: this.problemType,
+    };
+  }
+}
+
+/** cuSeqlens, when every segment has a row. @throws ArgumentError */
+export function refuseEmpty(cuSeqlens: Int32Array, lengths?: Int32Array): Int32Array {
+  for (let b = 0; b + 1 < cuSeqlens.length; ++b) {
+    const rows = lengths?.[b] ?? (cuSeqlens[b + 1] as number) - (cuSeqlens[b] as number);
+    if (rows < 1) throw new ArgumentError(`logits: sequence ${b} of the batch has no tokens`);
+  }
+  return cuSeqlens;
+}
+
+/** What the caller says of a head's labels. */
+export interface LabelOptions {
+  /**
+   * Outputs of the head. Left out: rows of the head in the checkpoint, else id2label of its configuration, else 2. A head
+   * in the checkpoint must have this many.
+   */
+  numLabels?: number;
+  /** Left out: the configuration's word, else regression for one output and one class of several for more. */
+  problemType?: ProblemType;
+}
+
+/**
+ * Labels by the caller, the checkpoint's head and the configuration, in this order of trust.
+ * @param head name and rows of the head's last weight, if the checkpoint holds one
+ * @throws ArgumentError for options that contradict the head, FormatError for a configuration that makes no sense
+ */
+export function resolveLabels(
+  json: Readonly<Record<string, unknown>>,
+  { numLabels, problemType }: LabelOptions,
+  { path, head }: { path: string; head: { name: string; rows: number } | null },
+): Labels {
+  if (numLabels !== undefined && (!Number.isInteger(numLabels) || numLabels < 1)) {
+    throw new ArgumentError(`numLabels must be a whole number from 1 on, got ${numLabels}`);
+  }
+  if (numLabels !== undefined && head !== null && head.rows !== numLabels) {
+    throw new ArgumentError(
+      `${path}: the head in the checkpoint (${head.name}) has ${head.rows} labels, numLabels asks for ${numLabels}: ` +
+        'leave numLabels out, or pass newHead: true to draw another head',
+    );
+  }
+  const count = numLabels ?? head?.rows ?? labelCountOf(json) ?? 2;
+  return { numLabels: count, problemType: resolveProblem(json, { problemType, count, path }) };
+}
+
+function resolveProblem(
+  json: Readonly<Record<string, unknown>>,
+  options: { problemType: ProblemType | undefined; count: number; path: string },
+): ProblemType {
+  const { problemType, count, path } = options;
+  const stated = problemType ?? json.problem_type ?? null;
+  if (stated === null) return count === 1 ? 'regression' : 'single_label_classification';
+  if (!kProblemTypes.includes(stated as ProblemType)) {
+    const message = `problem type ${JSON.stringify(stated)} is not one of ${kProblemTypes.join(', ')}`;
+    if (problemType !== undefined) throw new ArgumentError(message);
+    throw new FormatError(`${path}: ${message}`, { path });
+  }
+  if (stated === 'single_label_classification' && count === 1) {
+    throw new ArgumentError(
+      `${path}: one label cannot be classified: use problemType "regression", or more labels`,
+    );
+  }
+  return stated as ProblemType;
+}
+
+function labelCountOf(json: Readonly<Record<string, unknown>>): number | undefined {
+  const { id2label, num_labels } = json;
+  if (id2label !== null && typeof id2label === 'object') return Object.keys(id2label).length;
+  return typeof num_labels === 'number' ? num_labels : undefined;
+}
