@@ -28,6 +28,7 @@ export {
   type DataWarning,
 } from './data/batches.ts';
 export { type Batch, type CollateOptions, collate, kNotSupervised } from './data/collate.ts';
+export { DelimitedFile, type DelimitedOptions } from './data/delimited.ts';
 export {
   type Example,
   encodeConversation,
@@ -36,7 +37,18 @@ export {
   truncate,
 } from './data/example.ts';
 export type { FormatOptions } from './data/example_format.ts';
+export { GLUE_TASKS, type GlueTask, glueTask, type MetricName } from './data/glue.ts';
 export { JsonlFile, type JsonlOptions } from './data/jsonl.ts';
+export {
+  type LabelledBatch,
+  LabelledBatches,
+  type LabelledOptions,
+  type LabelledStatistics,
+  type LabelledWarning,
+} from './data/labelled_batches.ts';
+export type { LabelScheme } from './data/labels.ts';
+export { type OpenRowsOptions, openRows } from './data/open_rows.ts';
+export { ParquetFile } from './data/parquet.ts';
 export { kNamedTemplates, kRecipeTemplate, PromptTemplate } from './data/prompt_template.ts';
 export { arrayRows, type Row, type RowSource } from './data/rows.ts';
 export * from './errors.ts';

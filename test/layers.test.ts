@@ -62,6 +62,7 @@ const kLibFiles: Record<string, string> = {
 const kPackages: Record<string, string[]> = {
   '@huggingface/tokenizers': ['text'],
   '@huggingface/jinja': ['text'],
+  hyparquet: ['data'],
   '@huggingface/hub': ['models'],
   commander: ['cli'],
   yaml: ['cli'],

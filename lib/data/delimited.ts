@@ -1,0 +1,189 @@
+/**
+ * TSV and CSV files as rows. TSV has one row a line and no quoting, as GLUE's files; CSV quotes as RFC 4180 (a quoted field may
+ * hold commas, doubled quotes and line ends). The file is held in memory; rows are taken apart when they are read.
+ */
+import { readFile } from 'node:fs/promises';
+import { ArgumentError, FormatError } from '../errors.ts';
+import type { Row, RowSource } from './rows.ts';
+
+/** How a TSV or CSV file is read. */
+export interface DelimitedOptions {
+  /** Names of the columns; given, the file has no header and its first line is a row. Default: the first line names them. */
+  columns?: readonly string[];
+  /** Default: a comma for a path that ends in .csv, else a tab. */
+  separator?: ',' | '\t';
+}
+
+/** Where a record begins: offset into the text, and line from 1. */
+interface Place {
+  readonly offset: number;
+  readonly line: number;
+}
+
+/** A TSV or CSV file as rows. */
+export class DelimitedFile implements RowSource {
+  private constructor(
+    readonly path: string,
+    private readonly text: string,
+    private readonly places: readonly Place[],
+    private readonly form: { columns: readonly string[]; separator: ',' | '\t' },
+  ) {}
+
+  /**
+   * Reads a file and finds its rows.
+   * @throws ArgumentError if it cannot be read or has no rows; FormatError for text that is not UTF-8, a quote that never
+   *   closes, or a header with a name twice
+   */
+  static async open(path: string, options: DelimitedOptions = {}): Promise<DelimitedFile> {
+    const separator = options.separator ?? (path.endsWith('.csv') ? ',' : '\t');
+    const text = decode(path, await bytesOf(path));
+    const places = findRecords(path, text, separator);
+    let { columns } = options;
+    if (columns === undefined) {
+      const header = places.shift();
+      columns = header ? splitRecord(text, header.offset, separator).fields : [];
+    }
+    const twice = columns.find((name, i) => columns.indexOf(name) !== i);
+    if (twice !== undefined) {
+      throw new FormatError(
+        `${path}: two columns are called ${JSON.stringify(twice)}; if the first line is a row, name the columns`,
+        { path },
+      );
+    }
+    if (places.length === 0) throw new ArgumentError(`data: ${path} has no rows`);
+    return new DelimitedFile(path, text, places, { columns, separator });
+  }
+
+  get length(): number {
+    return this.places.length;
+  }
+
+  async row(index: number): Promise<Row> {
+    const place = this.places[index];
+    if (place === undefined) {
+      throw new ArgumentError(`data: ${this.path} has ${this.length} rows, no row ${index}`);
+    }
+    const { columns, separator } = this.form;
+    const { fields } = splitRecord(this.text, place.offset, separator);
+    if (fields.length !== columns.length) {
+      throw new FormatError(
+        `${this.path}:${place.line}: ${fields.length} fields, but there are ${columns.length} columns (${columns.join(', ')})`,
+        { path: this.path },
+      );
+    }
+    return Object.fromEntries(columns.map((name, i) => [name, fields[i]]));
+  }
+
+  async where(index: number): Promise<string> {
+    return `${this.path}:${this.places[index]?.line}`;
+  }
+
+  async close(): Promise<void> {}
+}
+
+async function bytesOf(path: string): Promise<Uint8Array> {
+  try {
+    return await readFile(path);
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    const reason = code === 'ENOENT' ? 'no such file' : message;
+    throw new ArgumentError(`data: cannot open ${path}: ${reason}`);
+  }
+}
+
+function decode(path: string, bytes: Uint8Array): string {
+  try {
+    return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
+  } catch {
+    let line = 1;
+    for (let start = 0; start < bytes.length; line++) {
+      const newline = bytes.indexOf(10, start);
+      const end = newline < 0 ? bytes.length : newline;
+      try {
+        new TextDecoder('utf-8', { fatal: true }).decode(bytes.subarray(start, end));
+      } catch {
+        break;
+      }
+      start = end + 1;
+    }
+    throw new FormatError(`${path}:${line}: not valid UTF-8`, { path });
+  }
+}
+
+function findRecords(path: string, text: string, separator: ',' | '\t'): Place[] {
+  const places: Place[] = [];
+  let line = 1;
+  for (let offset = 0; offset < text.length; ) {
+    const { end, lines, closed, blank } = splitRecord(text, offset, separator);
+    if (!closed) throw new FormatError(`${path}:${line}: a quote is never closed`, { path });
+    if (!blank) places.push({ offset, line });
+    line += lines;
+    offset = end;
+  }
+  return places;
+}
+
+interface Record {
+  readonly fields: string[];
+  /** Where the next record begins. */
+  readonly end: number;
+  /** Lines that this one takes. */
+  readonly lines: number;
+  readonly closed: boolean;
+  readonly blank: boolean;
+}
+
+function splitRecord(text: string, start: number, separator: ',' | '\t'): Record {
+  return separator === '\t' ? splitTabs(text, start) : splitQuoted(text, start);
+}
+
+function splitTabs(text: string, start: number): Record {
+  const newline = text.indexOf('\n', start);
+  const end = newline < 0 ? text.length : newline;
+  const line = text.slice(start, text[end - 1] === '\r' && end > start ? end - 1 : end);
+  return { fields: line.split('\t'), end: end + 1, lines: 1, closed: true, blank: line === '' };
+}
+
+function splitQuoted(text: string, start: number): Record {
+  const fields: string[] = [];
+  let [at, lines, closed] = [start, 1, true];
+  for (;;) {
+    let field = '';
+    if (text[at] === '"') {
+      const quoted = readQuoted(text, at + 1);
+      field = quoted.value;
+      at = quoted.end;
+      lines += quoted.lines;
+      closed &&= quoted.closed;
+    }
+    const rest = /[,\n]/g;
+    rest.lastIndex = at;
+    const stop = rest.exec(text)?.index ?? text.length;
+    const carriage = text[stop] !== ',' && text[stop - 1] === '\r' && stop > at;
+    field += text.slice(at, carriage ? stop - 1 : stop);
+    fields.push(field);
+    at = stop + 1;
+    if (text[stop] !== ',') break;
+  }
+  return { fields, end: at, lines, closed, blank: fields.length === 1 && fields[0] === '' };
+}
+
+/** From behind the opening quote to behind the closing one. */
+function readQuoted(
+  text: string,
+  start: number,
+): { value: string; end: number; lines: number; closed: boolean } {
+  let value = '';
+  for (let at = start; ; ) {
+    const quote = text.indexOf('"', at);
+    const closed = quote >= 0;
+    value += text.slice(at, closed ? quote : text.length);
+    if (closed && text[quote + 1] === '"') {
+      value += '"';
+      at = quote + 2;
+      continue;
+    }
+    const lines = value.split('\n').length - 1;
+    return { value, end: closed ? quote + 1 : text.length, lines, closed };
+  }
+}

@@ -1,0 +1,75 @@
+/** Which fields of a row are its texts and its label: named, by a task of GLUE, or found among known ones. */
+import { ArgumentError } from '../errors.ts';
+import { glueTask } from './glue.ts';
+import type { LabelOptions } from './labels.ts';
+import type { Row } from './rows.ts';
+
+export interface FieldOptions {
+  /** A task of GLUE: gives fields, label names and the kind of label where they are not given. */
+  glue?: string;
+  /** Default: `sentence` or `text`, or the first pair of GLUE's fields that the first row has. */
+  textField?: string;
+  /** The second text of a pair. Default: none, unless found with the first. */
+  textPairField?: string;
+  /** Default `label`. */
+  labelField?: string;
+}
+
+export interface Fields {
+  readonly texts: readonly string[];
+  readonly label: string;
+}
+
+/** Pairs before single texts: a row with both fields is a pair. */
+const kKnownTexts = [
+  ['sentence1', 'sentence2'],
+  ['premise', 'hypothesis'],
+  ['question1', 'question2'],
+  ['question', 'sentence'],
+  ['sentence'],
+  ['text'],
+] as const;
+
+/** @throws ArgumentError naming the fields that there are */
+export function chooseFields(row: Row, options: FieldOptions): Fields {
+  const { glue, textField, textPairField, labelField } = options;
+  const task = glue === undefined ? null : glueTask(glue);
+  const has = (name: string): boolean => Object.hasOwn(row, name);
+  const names = Object.keys(row).join(', ');
+  const hint = 'a .tsv or .csv file without a header needs its columns named';
+  const label = labelField ?? task?.label.find(has) ?? 'label';
+  if (!has(label)) {
+    throw new ArgumentError(`no field '${label}' for the label (fields: ${names}); ${hint}`);
+  }
+  if (textField !== undefined || textPairField !== undefined) {
+    if (textField === undefined) throw new ArgumentError('textPairField needs textField');
+    const texts = [textField, ...(textPairField === undefined ? [] : [textPairField])];
+    const missing = texts.find((name) => !has(name));
+    if (missing === undefined) return { texts, label };
+    throw new ArgumentError(`no field '${missing}' (fields: ${names}); ${hint}`);
+  }
+  const texts = (task?.texts ?? kKnownTexts).find((fields) => fields.every(has));
+  if (texts) return { texts, label };
+  throw new ArgumentError(
+    `none of the known text fields (fields: ${names}); name it with textField; ${hint}`,
+  );
+}
+
+/** What is said about the labels: by the caller, else by the task. */
+export function labelOptions(options: FieldOptions & LabelOptions): LabelOptions {
+  const { glue, labelNames, numLabels, problemType } = options;
+  const own: LabelOptions = {
+    ...(labelNames === undefined ? {} : { labelNames }),
+    ...(numLabels === undefined ? {} : { numLabels }),
+    ...(problemType === undefined ? {} : { problemType }),
+  };
+  if (glue === undefined) return own;
+  const names = glueTask(glue).labelNames;
+  if (names === null) return { problemType: 'regression', ...own };
+  const named = numLabels === undefined || numLabels === names.length;
+  return {
+    problemType: 'single_label_classification',
+    ...(named ? { labelNames: names } : {}),
+    ...own,
+  };
+}

@@ -1,0 +1,29 @@
+/** A data file as rows, by the end of its name. */
+import { ArgumentError } from '../errors.ts';
+import { DelimitedFile } from './delimited.ts';
+import { JsonlFile, type JsonlOptions } from './jsonl.ts';
+import { ParquetFile } from './parquet.ts';
+import type { RowSource } from './rows.ts';
+
+/** How a data file is opened. */
+export interface OpenRowsOptions extends JsonlOptions {
+  /** Names of the columns of a TSV or CSV file without header. */
+  columns?: readonly string[];
+}
+
+/**
+ * Opens .tsv, .csv, .parquet, or JSON Lines (any other name).
+ * @throws ArgumentError, FormatError, UnsupportedError as the reader of that kind does
+ */
+export async function openRows(path: string, options: OpenRowsOptions = {}): Promise<RowSource> {
+  const { columns, ...rest } = options;
+  if (/\.(tsv|csv)$/i.test(path)) {
+    return DelimitedFile.open(path, columns === undefined ? {} : { columns });
+  }
+  if (columns !== undefined) {
+    throw new ArgumentError(
+      `data: ${path} names its own fields; columns are for .tsv and .csv files`,
+    );
+  }
+  return /\.parquet$/i.test(path) ? ParquetFile.open(path) : JsonlFile.open(path, rest);
+}

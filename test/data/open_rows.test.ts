@@ -1,0 +1,122 @@
+// TSV, CSV and Parquet files as rows, and what is said when they are wrong.
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { openRows } from '../../lib/data/open_rows.ts';
+import type { RowSource } from '../../lib/data/rows.ts';
+import { ArgumentError, FormatError } from '../../lib/errors.ts';
+import { fixturePath } from '../support/fixtures.ts';
+
+let folder: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'balora-rows-'));
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+async function written(name: string, content: string | Uint8Array): Promise<string> {
+  const path = join(folder, name);
+  await writeFile(path, content);
+  return path;
+}
+async function all(rows: RowSource): Promise<unknown[]> {
+  const found: unknown[] = [];
+  for (let i = 0; i < rows.length; i++) found.push(await rows.row(i));
+  return found;
+}
+
+describe('TSV', () => {
+  it('names columns by its header; quotes, commas and blank lines mean nothing', async () => {
+    const path = await written('a.tsv', '\ufeffsentence\tlabel\r\n"a, b\t1\r\n\r\né\t0');
+    const rows = await openRows(path);
+    expect(await all(rows)).toEqual([
+      { sentence: '"a, b', label: '1' },
+      { sentence: 'é', label: '0' },
+    ]);
+    expect(await rows.where(1)).toBe(`${path}:4`);
+  });
+
+  it('has no header where the columns are named', async () => {
+    const rows = await openRows(await written('b.tsv', '1\tx\n0\ty\n'), {
+      columns: ['label', 'sentence'],
+    });
+    expect(await all(rows)).toEqual([
+      { label: '1', sentence: 'x' },
+      { label: '0', sentence: 'y' },
+    ]);
+  });
+
+  it('says where a line has too few fields, or bytes that are no UTF-8', async () => {
+    const path = await written('c.tsv', 'a\tb\n1\t2\n3\n');
+    await expect((await openRows(path)).row(1)).rejects.toThrow(
+      `${path}:3: 1 fields, but there are 2 columns (a, b)`,
+    );
+    const bad = await written(
+      'd.tsv',
+      Buffer.concat([Buffer.from('a\tb\n1\t2\n3\t'), Buffer.of(255)]),
+    );
+    await expect(openRows(bad)).rejects.toThrow(FormatError);
+    await expect(openRows(bad)).rejects.toThrow(`${bad}:3: not valid UTF-8`);
+  });
+
+  it('refuses no rows, no file, a column named twice, a row that is not there', async () => {
+    await expect(openRows(await written('e.tsv', 'a\tb\n'))).rejects.toThrow(/has no rows/);
+    await expect(openRows(join(folder, 'none.tsv'))).rejects.toThrow(/no such file/);
+    await expect(openRows(await written('f.tsv', 'a\ta\n1\t2\n'))).rejects.toThrow(
+      /two columns are called "a"; if the first line is a row, name the columns/,
+    );
+    const rows = await openRows(await written('g.tsv', 'a\n1\n'));
+    await expect(rows.row(1)).rejects.toThrow(/has 1 rows, no row 1/);
+  });
+});
+
+describe('CSV', () => {
+  it('reads quoted fields with commas, quotes and line ends', async () => {
+    const path = await written('a.csv', 'n,text\r\n1,"a, ""b""\nc"\r\n\r\n2,plain\r\n');
+    const rows = await openRows(path);
+    expect(await all(rows)).toEqual([
+      { n: '1', text: 'a, "b"\nc' },
+      { n: '2', text: 'plain' },
+    ]);
+    expect(await rows.where(1)).toBe(`${path}:5`);
+  });
+
+  it('refuses a quote that is never closed', async () => {
+    const path = await written('b.csv', 'n,text\n1,"a\n2,b\n');
+    await expect(openRows(path)).rejects.toThrow(`${path}:2: a quote is never closed`);
+  });
+});
+
+describe('Parquet', () => {
+  const path = fixturePath('data/rows.parquet');
+
+  it('reads rows of every row group, in any order, 64-bit integers as numbers', async () => {
+    const rows = await openRows(path);
+    expect(rows.length).toBe(7);
+    expect(await all(rows)).toEqual(
+      Array.from({ length: 7 }, (_, i) => ({
+        sentence: `row ${i} é`,
+        label: i % 2,
+        score: i / 2,
+      })),
+    );
+    expect((await rows.row(0)).score).toBe(0);
+    expect(await rows.where(5)).toBe(`${path} row 5`);
+    await expect(rows.row(7)).rejects.toThrow(/has 7 rows, no row 7/);
+    await rows.close();
+  });
+
+  it('refuses what is no Parquet file, and columns', async () => {
+    const bad = await written('a.parquet', 'not a parquet file');
+    await expect(openRows(bad)).rejects.toThrow(FormatError);
+    await expect(openRows(bad)).rejects.toThrow(bad);
+    await expect(openRows(join(folder, 'none.parquet'))).rejects.toThrow(ArgumentError);
+    await expect(openRows(path, { columns: ['a'] })).rejects.toThrow(/names its own fields/);
+  });
+});
+
+it('any other name is JSON Lines', async () => {
+  const rows = await openRows(await written('a.jsonl', '{"a":1}\n{"a":2}\n'));
+  expect(await all(rows)).toEqual([{ a: 1 }, { a: 2 }]);
+  await rows.close();
+});
