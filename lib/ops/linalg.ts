@@ -1,5 +1,5 @@
-// Matrix decompositions. Everything is computed in f64 and rounded once: f32 would drown singular values below 3e-4 of
-// the largest wherever a Gram matrix is involved.
+// Matrix decompositions. They are computed in f64 and rounded once: f32 would drown singular values below 3e-4 of
+// the largest wherever a Gram matrix is involved. randomizedSvd alone has a quicker way for weights (docs/performance.md).
 import { ArgumentError } from '../errors.ts';
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
@@ -55,19 +55,21 @@ export function singularValues(a: Tensor): Tensor {
 /** Options of {@link randomizedSvd}. */
 export interface RandomizedSvdOptions {
   /**
-   * Power iterations, or 'converged' (default): a block Krylov method until ||A - U S Vt||_F is within
+   * Power iterations (what is captured is no less than they would), or 'converged' (default): a block Krylov method until ||A - U S Vt||_F is within
    * optimum * (1 + 1e-5) + 1e-6 ||A||_F.
    */
   niter?: number | 'converged';
   /** Columns beyond the rank. Default 10. */
   oversample?: number;
-  /** Of the random test matrix (Philox normals: the same on every device). Default 0. */
+  /** Of the random test matrix (Philox). Default 0. */
   seed?: number;
 }
 
 /**
  * The leading singular triplets of a (M, N) after Halko, Martinsson and Tropp (2011). Has no gradient: an input that
- * wants one is an ArgumentError.
+ * wants one is an ArgumentError. f64 is computed in f64; weights of lower precision from min(M, N) = 128 on in f32 with
+ * rough iterations in bf16 before, unless what is found is too small for that (sigma_R below 1e-3 sigma_1, or less than
+ * 5 % of the norm left over), which is then computed in f64 as well.
  * @param rank R, 1..min(M, N)
  * @returns u (M, R), s (R), vt (R, N), in f32 (f64 for f64)
  */

@@ -136,6 +136,23 @@ QrResult thin_qr(const Context* ctx, const Matrix& a) {
   return householder_qr(a);
 }
 
+bool orthonormal_weights(const Matrix& gram, double smallest, Matrix* weights) {
+  const Eigen::VectorXd diagonal = map(gram).diagonal();
+  if (!(diagonal.minCoeff() > 0) || !std::isfinite(diagonal.maxCoeff())) return false;
+  const Eigen::VectorXd scale = diagonal.array().rsqrt();
+  const EigenMatrix unit = scale.asDiagonal() * map(gram) * scale.asDiagonal();
+  const Eigen::LLT<EigenMatrix> factor(unit);
+  if (factor.info() != Eigen::Success) return false;
+  const double pivot = factor.matrixLLT().diagonal().minCoeff();
+  if (!(pivot * pivot >= smallest)) return false;
+  *weights = Matrix(gram.rows, gram.cols);
+  auto inverse = map(*weights);
+  inverse.setIdentity();
+  factor.matrixU().solveInPlace(inverse);
+  inverse = scale.asDiagonal() * inverse;
+  return true;
+}
+
 EighResult symmetric_eigen(const Matrix& a) {
   for (const double value : a.values) {
     if (!std::isfinite(value)) throw NativeError("the matrix holds NaN or infinity");

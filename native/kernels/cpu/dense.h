@@ -44,6 +44,10 @@ struct QrResult {
 // input.
 QrResult thin_qr(const Context* ctx, const Matrix& a);
 
+// Weights (n,n), upper triangular, with Y weights orthonormal where gram = Y^T Y: Cholesky's way,
+// once. False when Y's columns, scaled to length 1, leave a squared pivot below `smallest`.
+bool orthonormal_weights(const Matrix& gram, double smallest, Matrix* weights);
+
 struct EighResult {
   std::vector<double> values;  // ascending
   Matrix vectors;              // columns

@@ -1,9 +1,9 @@
 // qr, eigh, svd and randomized_svd as device functions: widen to f64, decompose (dense.h,
-// krylov.h), round once.
+// low_rank_svds.h), round once.
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/dense.h"
 #include "kernels/cpu/dispatch.h"
-#include "kernels/cpu/krylov.h"
+#include "kernels/cpu/low_rank_svds.h"
 
 namespace balora {
 
@@ -31,13 +31,12 @@ int32_t svd_kernel(Context* ctx, const View* a, const View* u, const View* s, co
 
 int32_t randomized_svd_kernel(Context* ctx, const View* a, const View* u, const View* s,
                               const View* vt, int64_t niter, int64_t oversample, uint64_t seed) {
-  const int64_t m = a->shape[0], n = a->shape[1], rank = s->shape[0];
-  const SvdResult result =
-      niter < 0 ? converged_svd(ctx, matrix_ref(*a), m, n, rank, oversample, seed)
-                : randomized_svd(ctx, matrix_ref(*a), m, n, rank, niter, oversample, seed);
-  store_matrix(result.u, *u);
-  store_values(result.s.data(), rank, *s);
-  store_matrix(result.vt, *vt);
+  LowRankTask task{
+      {{a->data, a->dtype, a->shape[0], a->shape[1]}, s->shape[0], niter, oversample, seed}};
+  low_rank_svds(ctx, {&task, 1});
+  store_matrix(task.result.u, *u);
+  store_values(task.result.s.data(), s->shape[0], *s);
+  store_matrix(task.result.vt, *vt);
   return 0;
 }
 

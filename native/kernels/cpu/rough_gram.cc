@@ -1,0 +1,250 @@
+#include "kernels/cpu/rough_gram.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/transpose16.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kPanelCols = 64;
+
+// tile_gemm's operands in 32-bit words: one f32, or two bf16 that follow each other in k.
+template <typename T>
+constexpr int64_t kPerWord = 4 / static_cast<int64_t>(sizeof(T));
+
+template <typename T>
+BALORA_INLINE uint32_t word_of(float first, float second) {
+  if constexpr (sizeof(T) == 2) {
+    return static_cast<uint32_t>(to_bf16(first).bits) | static_cast<uint32_t>(to_bf16(second).bits)
+                                                            << 16;
+  } else {
+    return std::bit_cast<uint32_t>(first);
+  }
+}
+
+// 16 words: each from two rows of W, or from neighbours in one row.
+template <typename T, typename S>
+BALORA_INLINE void words_across(const S* first, const S* second, uint32_t* to) {
+  for (int j = 0; j < 16; ++j) {
+    to[j] = word_of<T>(static_cast<float>(load(first[j])), static_cast<float>(load(second[j])));
+  }
+}
+template <typename T, typename S>
+BALORA_INLINE void words_along(const S* row, uint32_t* to) {
+  for (int64_t j = 0; j < 16; ++j) {
+    to[j] = word_of<T>(static_cast<float>(load(row[j * kPerWord<T>])),
+                       static_cast<float>(load(row[(j + 1) * kPerWord<T> - 1])));
+  }
+}
+
+// Lines of 16 words from `across` rows (tall A: lines are words of k) or along them. One function a
+// pair of types, since a template cannot be compiled for several CPUs.
+#define READ_LINES(name, T, S)                                                  \
+  BALORA_SIMD void name(const S* w, int64_t ld, bool across, uint32_t* words) { \
+    for (int64_t i = 0; i < 16; ++i) {                                          \
+      const S* row = w + i * (across ? kPerWord<T> : 1) * ld;                   \
+      if (across) {                                                             \
+        words_across<T, S>(row, row + (kPerWord<T> - 1) * ld, words + i * 16);  \
+      } else {                                                                  \
+        words_along<T, S>(row, words + i * 16);                                 \
+      }                                                                         \
+    }                                                                           \
+  }
+READ_LINES(read_bf16_f32, bf16, float)
+READ_LINES(read_bf16_bf16, bf16, bf16)
+READ_LINES(read_bf16_f16, bf16, f16)
+READ_LINES(read_f32_f32, float, float)
+READ_LINES(read_f32_bf16, float, bf16)
+READ_LINES(read_f32_f16, float, f16)
+#undef READ_LINES
+
+void read_lines(bf16*, const float* w, int64_t ld, bool across, uint32_t* words) {
+  read_bf16_f32(w, ld, across, words);
+}
+void read_lines(bf16*, const bf16* w, int64_t ld, bool across, uint32_t* words) {
+  read_bf16_bf16(w, ld, across, words);
+}
+void read_lines(bf16*, const f16* w, int64_t ld, bool across, uint32_t* words) {
+  read_bf16_f16(w, ld, across, words);
+}
+void read_lines(float*, const float* w, int64_t ld, bool across, uint32_t* words) {
+  read_f32_f32(w, ld, across, words);
+}
+void read_lines(float*, const bf16* w, int64_t ld, bool across, uint32_t* words) {
+  read_f32_bf16(w, ld, across, words);
+}
+void read_lines(float*, const f16* w, int64_t ld, bool across, uint32_t* words) {
+  read_f32_f16(w, ld, across, words);
+}
+
+// The 16 x (16 words of k) block of A^T at row `row`, word `word`: lines of words of k (tall) or of
+// rows. Where W ends, zeros.
+template <typename T, typename S>
+void read_block(const WeightSource& w, int64_t row, int64_t word, uint32_t* words) {
+  constexpr int64_t kDepth = 16 * kPerWord<T>;
+  const S* data = static_cast<const S*>(w.data);
+  const int64_t k = word * kPerWord<T>;
+  const int64_t w_row = w.tall() ? k : row, w_col = w.tall() ? row : k;
+  const int64_t height = w.tall() ? kDepth : 16, width = w.tall() ? 16 : kDepth;
+  const int64_t rows = std::clamp<int64_t>(w.rows - w_row, 0, height);
+  const int64_t cols = std::clamp<int64_t>(w.cols - w_col, 0, width);
+  if (rows == height && cols == width) {
+    return read_lines(static_cast<T*>(nullptr), data + w_row * w.cols + w_col, w.cols, w.tall(),
+                      words);
+  }
+  S edge[32 * 32] = {};
+  for (int64_t i = 0; i < rows; ++i) {
+    std::copy_n(data + (w_row + i) * w.cols + w_col, cols, edge + i * width);
+  }
+  read_lines(static_cast<T*>(nullptr), edge, width, w.tall(), words);
+}
+
+void copy_lines(const uint32_t* from, uint32_t* to, int64_t stride) {
+  for (int64_t i = 0; i < 16; ++i) std::memcpy(to + i * stride, from + i * 16, 64);
+}
+
+// x as pairs of bf16, or as pairs of what that rounding takes off it.
+BALORA_SIMD void pack_pairs(const float* x, int64_t rows, int64_t cols, bool rest, uint32_t* to) {
+  for (int64_t i = 0; i < rows; i += 2) {
+    for (int64_t j = 0; j < cols; ++j) {
+      float first = x[i * cols + j], second = x[(i + 1) * cols + j];
+      if (rest) first -= to_float(to_bf16(first)), second -= to_float(to_bf16(second));
+      to[i / 2 * cols + j] = word_of<bf16>(first, second);
+    }
+  }
+}
+
+// 16 x 16 values, rounded to bf16; or what that rounding takes off them.
+BALORA_SIMD void round_lines(const float* from, int64_t from_ld, bool rest, bf16* to,
+                             int64_t to_ld) {
+  for (int64_t i = 0; i < 16; ++i) {
+    for (int64_t j = 0; j < 16; ++j) {
+      const float value = from[i * from_ld + j];
+      to[i * to_ld + j] = to_bf16(rest ? value - to_float(to_bf16(value)) : value);
+    }
+  }
+}
+void round_lines(const float* from, int64_t from_ld, bool, float* to, int64_t to_ld) {
+  for (int64_t i = 0; i < 16; ++i) std::copy_n(from + i * from_ld, 16, to + i * to_ld);
+}
+
+// Both triangles (n,n), rows to_ld apart, from the lower one of `sums`.
+template <typename T>
+void round_symmetric(const Context* ctx, const float* sums, int64_t n, bool rest, T* to,
+                     int64_t to_ld) {
+  parallel_for(ctx, n / 16, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * 16; i < end * 16; i += 16) {
+      for (int64_t j = 0; j <= i; j += 16) {
+        alignas(64) float mirrored[16 * 16];
+        const float* block = sums + i * n + j;
+        round_lines(block, n, rest, to + i * to_ld + j, to_ld);
+        if (i == j) continue;
+        transpose16(reinterpret_cast<const uint32_t*>(block), n,
+                    reinterpret_cast<uint32_t*>(mirrored), 16);
+        round_lines(mirrored, 16, rest, to + j * to_ld + i, to_ld);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+RoughGram::RoughGram(const WeightSource& w, int64_t block_cols, Arena& arena)
+    : w_(w), narrow_(tile_gemm_has_bf16()) {
+  const int64_t m = w.padded_m(), n = w.padded_n(), bytes = narrow_ ? 2 : 4;
+  left_ld_ = m + 64 / bytes, gram_ld_ = n + 64 / bytes;
+  left_ = arena.take<char>(n * left_ld_ * bytes);
+  panels_ = arena.take<char>(n * m * bytes);
+  sums_ = arena.take<float>(n * n);
+  gram_ = arena.take<char>(n * gram_ld_ * bytes);
+  if (narrow_) rest_ = arena.take<char>(n * gram_ld_ * bytes);
+  packed_x_ = arena.take<char>(2 * n * block_cols * bytes);
+}
+
+void RoughGram::make(const Context* ctx) {
+  narrow_ ? make_in<bf16>(ctx) : make_in<float>(ctx);
+}
+
+template <typename T>
+void RoughGram::make_in(const Context* ctx) {
+  const int64_t m = w_.padded_m(), n = w_.padded_n();
+  const int64_t words = m / kPerWord<T>, left_ld = left_ld_ / kPerWord<T>;
+  auto* left = static_cast<uint32_t*>(left_);
+  auto* panels = static_cast<uint32_t*>(panels_);
+  parallel_for(ctx, n / 16, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t word = 0; word < words; word += 16) {
+      for (int64_t row = begin * 16; row < end * 16; row += 16) {
+        alignas(64) uint32_t lines[16 * 16];
+        dispatch_float(w_.dtype, [&]<typename S>() {
+          if constexpr (!std::is_same_v<S, double>) read_block<T, S>(w_, row, word, lines);
+        });
+        const int64_t panel = row / kPanelCols * kPanelCols;
+        const int64_t width = std::min(kPanelCols, n - panel);
+        uint32_t* right = panels + panel * words + word * width + row - panel;
+        if (w_.tall()) {
+          copy_lines(lines, right, width);
+          transpose16(lines, 16, left + row * left_ld + word, left_ld);
+        } else {
+          copy_lines(lines, left + row * left_ld + word, left_ld);
+          transpose16(lines, 16, right, width);
+        }
+      }
+    }
+  });
+  auto* gram = static_cast<T*>(gram_);
+  const int64_t panel_count = (n + kPanelCols - 1) / kPanelCols;
+  parallel_for(ctx, panel_count, 1, [&](int64_t begin, int64_t end) {
+    const TileScope tiles;
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t col = panel * kPanelCols, width = std::min(kPanelCols, n - col);
+      tile_gemm({n - col, width, m}, static_cast<const T*>(left_) + col * left_ld_, left_ld_,
+                static_cast<const T*>(panels_) + col * m, sums_ + col * n + col, n, false);
+    }
+  });
+  round_symmetric(ctx, sums_, n, false, gram, gram_ld_);
+  refined_ = false;
+}
+
+bool RoughGram::refine(const Context* ctx) {
+  if (!narrow_ || refined_) return false;
+  round_symmetric(ctx, sums_, w_.padded_n(), true, static_cast<bf16*>(rest_), gram_ld_);
+  refined_ = true;
+  return true;
+}
+
+void RoughGram::apply(const Context* ctx, const FloatBlock& x, const FloatBlock& y,
+                      bool fine) const {
+  narrow_ ? apply_in<bf16>(ctx, x, y, fine) : apply_in<float>(ctx, x, y, fine);
+}
+
+template <typename T>
+void RoughGram::apply_in(const Context* ctx, const FloatBlock& x, const FloatBlock& y,
+                         bool fine) const {
+  const T *right = nullptr, *right_rest = nullptr;
+  if constexpr (std::is_same_v<T, bf16>) {
+    auto* packed = static_cast<uint32_t*>(packed_x_);
+    pack_pairs(x.values, x.rows, x.cols, false, packed);
+    if (fine) pack_pairs(x.values, x.rows, x.cols, true, packed + x.size() / 2);
+    right = static_cast<const bf16*>(packed_x_);
+    if (fine) right_rest = right + x.size();
+  } else {
+    right = x.values;
+  }
+  parallel_for(ctx, x.rows / 32, 16, [&](int64_t begin, int64_t end) {
+    const TileScope tiles;
+    const int64_t row = begin * 32;
+    const auto add = [&](const void* gram, const T* operand, bool accumulate) {
+      tile_gemm({(end - begin) * 32, x.cols, x.rows}, static_cast<const T*>(gram) + row * gram_ld_,
+                gram_ld_, operand, y.values + row * y.cols, y.cols, accumulate);
+    };
+    add(gram_, right, false);
+    if (refined_) add(rest_, right, true);
+    if (right_rest) add(gram_, right_rest, true);
+  });
+}
+
+}  // namespace balora
