@@ -45,23 +45,42 @@ export interface DecoderDefaults {
 
 export type ReadOptions = ConfigOptions & { readonly path: string };
 
+/** What a family adds to the shared keys. */
+export interface DecoderReading<S extends z.ZodRawShape> {
+  /** Keys of its own. */
+  readonly extra: S;
+  readonly defaults: DecoderDefaults;
+  /** Values of hidden_act that are computed, the default first. Default: silu alone. */
+  readonly hiddenAct?: readonly string[];
+  /** Whether part of each head may stay as it is. Default false. */
+  readonly partialRotary?: boolean;
+}
+
 /**
- * Reads the keys that all decoders share and `extra` ones. What the result says beyond them is Llama's: silu, full
- * attention, no biases, no caps, one rope over the whole head.
+ * Reads the keys that all decoders share and a family's own. What the result says beyond the shared ones is Llama's: silu,
+ * full attention, no biases, no caps, one rope.
  * @throws FormatError for values that are missing or do not fit together, UnsupportedError for keys that are not
- *   understood and for dropout in attention
+ *   understood, other activations, and dropout in attention
  */
 export function readDecoder<S extends z.ZodRawShape>(
   json: Record<string, unknown>,
   options: ReadOptions,
-  { extra, defaults }: { extra: S; defaults: DecoderDefaults },
+  { extra, defaults, hiddenAct = ['silu'], partialRotary = false }: DecoderReading<S>,
 ): { config: DecoderConfig; keys: CommonKeys & z.infer<z.ZodObject<S>> } {
   const { path } = options;
   const keys = parseConfig({ ...kShape, ...extra }, json, options) as CommonKeys &
     z.infer<z.ZodObject<S>>;
-  refuseValues(path, { attention_dropout: keys.attention_dropout || null });
+  const act = keys.hidden_act ?? (hiddenAct[0] as string);
+  refuseValues(path, {
+    attention_dropout: keys.attention_dropout || null,
+    hidden_act: hiddenAct.includes(act) ? null : act,
+  });
   const heads = headShape(keys, defaults, path);
   const maxPositions = keys.max_position_embeddings ?? defaults.maxPositions;
+  const rope = ropeOf(keys, heads.headDim, { ...defaults, maxPositions, path });
+  if (rope.dim !== heads.headDim && !partialRotary) {
+    refuseValues(path, { partial_rotary_factor: rope.dim / heads.headDim });
+  }
   const config: DecoderConfig = {
     ...heads,
     vocabSize: keys.vocab_size,
@@ -71,7 +90,7 @@ export function readDecoder<S extends z.ZodRawShape>(
     maxPositions,
     norm: { eps: keys.rms_norm_eps ?? defaults.rmsNormEps, castBeforeWeight: true },
     activation: 'silu',
-    ropes: [ropeOf(keys, heads.headDim, { ...defaults, maxPositions, path })],
+    ropes: [rope],
     layers: Array.from({ length: keys.num_hidden_layers }, () => ({ window: 0, rope: 0 })),
     attentionScale: 1 / Math.sqrt(heads.headDim),
     attentionSoftcap: 0,
@@ -96,7 +115,9 @@ function headShape(
     throw new FormatError(`${path}: ${message}`, { path });
   };
   const numHeads = keys.num_attention_heads;
-  const numKeyValueHeads = keys.num_key_value_heads ?? defaults.numKeyValueHeads ?? numHeads;
+  // null is as many as heads; left out it is the class's default.
+  const { num_key_value_heads: given = defaults.numKeyValueHeads } = keys;
+  const numKeyValueHeads = given ?? numHeads;
   if (numHeads % numKeyValueHeads !== 0) {
     refuse(
       `num_attention_heads ${numHeads} is not a multiple of num_key_value_heads ${numKeyValueHeads}`,
@@ -126,12 +147,6 @@ function ropeOf(
   return ropeConfig(keys, headDim, path);
 }
 
-/** @throws UnsupportedError for a rope that leaves part of each head as it is */
-export function refusePartialRotary({ ropes, headDim }: DecoderConfig, path: string): void {
-  const partial = ropes.find(({ dim }) => dim !== headDim);
-  refuseValues(path, { partial_rotary_factor: partial ? partial.dim / headDim : null });
-}
-
 const kLayerTypes = ['full_attention', 'sliding_attention'] as const;
 /** Keys of models some of whose layers see a window. */
 export const kWindowKeys = {
@@ -139,29 +154,29 @@ export const kWindowKeys = {
   sliding_window: z.int().nonnegative().nullish(),
 };
 
-/**
- * The attention of each layer where some see a window.
- * @param options.isSliding where `layer_types` is absent
- * @param options.globalRope rope of the layers that see everything (default 0)
- */
+export interface SlidingOptions {
+  /** `layer_types`; where it is absent, `isSliding` says it. */
+  readonly layerTypes: readonly (typeof kLayerTypes)[number][] | null | undefined;
+  readonly isSliding: (layer: number) => boolean;
+  /** Keys a sliding layer sees; 0: all. */
+  readonly window: number;
+  /** Index of the rope of the layers that see everything. Default 0. */
+  readonly globalRope?: number;
+  readonly path: string;
+}
+
+/** The attention of each layer where some see a window. @throws FormatError for a list of another length */
 export function slidingLayers(
-  config: DecoderConfig,
-  layerTypes: readonly (typeof kLayerTypes)[number][] | null | undefined,
-  options: {
-    window: number;
-    isSliding: (layer: number) => boolean;
-    globalRope?: number;
-    path: string;
-  },
+  { layers }: DecoderConfig,
+  { layerTypes, isSliding, window, globalRope = 0, path }: SlidingOptions,
 ): LayerAttention[] {
-  const { window, isSliding, globalRope = 0, path } = options;
-  if (layerTypes && layerTypes.length !== config.numLayers) {
+  if (layerTypes && layerTypes.length !== layers.length) {
     throw new FormatError(
-      `${path}: layer_types has ${layerTypes.length} entries for ${config.numLayers} layers`,
+      `${path}: layer_types has ${layerTypes.length} entries for ${layers.length} layers`,
       { path },
     );
   }
-  return config.layers.map((_, i) => {
+  return layers.map((_, i) => {
     const sliding = layerTypes ? layerTypes[i] === 'sliding_attention' : isSliding(i);
     return sliding ? { window, rope: 0 } : { window: 0, rope: globalRope };
   });

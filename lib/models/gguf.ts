@@ -38,7 +38,7 @@ export interface GgufTable {
   readonly ignoredTensors: readonly string[];
   /** The metadata as config.json would say it. */
   configJson(keys: GgufKeys): Record<string, unknown> | Promise<Record<string, unknown>>;
-  /** @param name HF's */
+  /** What of a tensor is stored otherwise. @param name HF's */
   stored(name: string, json: Readonly<Record<string, unknown>>): TensorStorage;
 }
 
@@ -134,16 +134,11 @@ export class GgufKeys {
 }
 
 /** config.json of what all decoders have in common, in transformers 5's words. */
-export function decoderJson(
-  keys: GgufKeys,
-  { modelType, architecture }: { modelType: string; architecture: string },
-): Record<string, unknown> {
+export function decoderJson(keys: GgufKeys): Record<string, unknown> {
   const heads = keys.required('attention.head_count');
   const headDim = keys.number('attention.key_length') ?? keys.required('embedding_length') / heads;
   keys.expect('attention.value_length', headDim, "the head's");
   return {
-    architectures: [architecture],
-    model_type: modelType,
     vocab_size: vocabSize(keys.file),
     hidden_size: keys.required('embedding_length'),
     intermediate_size: keys.required('feed_forward_length'),

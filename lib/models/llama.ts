@@ -2,7 +2,7 @@
 import { z } from 'zod';
 import { refuseValues } from './config_keys.ts';
 import { type DecoderConfig, makePreNormLayer } from './decoder.ts';
-import { flag, type ReadOptions, readDecoder, refusePartialRotary } from './decoder_config.ts';
+import { flag, type ReadOptions, readDecoder } from './decoder_config.ts';
 import { decoderFamily } from './family.ts';
 import { decoderJson, type GgufKeys, type GgufTable, kDecoderNames } from './gguf.ts';
 import { ropeWithFactors } from './rope.ts';
@@ -24,11 +24,7 @@ function llamaConfig(json: Record<string, unknown>, options: ReadOptions): Decod
     extra: kKeys,
     defaults: { rmsNormEps: 1e-6, ropeTheta: 10_000, tied: false, maxPositions: 2048 },
   });
-  refuseValues(options.path, {
-    hidden_act: (keys.hidden_act ?? 'silu') === 'silu' ? null : keys.hidden_act,
-    rope_interleaved: keys.rope_interleaved || null,
-  });
-  refusePartialRotary(config, options.path);
+  refuseValues(options.path, { rope_interleaved: keys.rope_interleaved || null });
   const qkvBias = keys.attention_bias ?? false;
   return {
     ...config,
@@ -51,7 +47,7 @@ const gguf: GgufTable = {
     const outputBias = keys.has('blk.0.attn_output.bias');
     const factors = await keys.values(kRopeFactors);
     return {
-      ...decoderJson(keys, { modelType: 'llama', architecture: 'LlamaForCausalLM' }),
+      ...decoderJson(keys),
       hidden_act: 'silu',
       attention_bias: qkvBias,
       mlp_bias: keys.has('blk.0.ffn_gate.bias'),

@@ -3,11 +3,31 @@ import { UnsupportedError } from '../errors.ts';
 import { bertClassifier } from './bert.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
 import type { ModelFamily } from './family.ts';
+import { gemma } from './gemma.ts';
+import { gemma2 } from './gemma2.ts';
+import { gemma3 } from './gemma3.ts';
 import type { GgufTable } from './gguf.ts';
+import { gpt2 } from './gpt2.ts';
 import { llama } from './llama.ts';
+import { mistral } from './mistral.ts';
+import { olmo2 } from './olmo2.ts';
+import { phi3 } from './phi3.ts';
+import { qwen2 } from './qwen2.ts';
+import { qwen3 } from './qwen3.ts';
 
 /** In the order of the README's table. */
-export const kFamilies: readonly ModelFamily[] = [llama];
+export const kFamilies: readonly ModelFamily[] = [
+  llama,
+  mistral,
+  gemma,
+  gemma2,
+  gemma3,
+  qwen2,
+  qwen3,
+  phi3,
+  olmo2,
+  gpt2,
+];
 
 /** Families of encoders: they classify and have no language model here. */
 const kEncoders: readonly ClassifierKind[] = [bertClassifier];

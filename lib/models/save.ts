@@ -4,8 +4,10 @@ import { copyFile, mkdir } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { writeFileAtomic } from '../io/files.ts';
 import { SafetensorsWriter, type TensorSpec } from '../io/index.ts';
+import { Conv1D } from '../nn/index.ts';
+import { contiguous, transpose } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
-import type { Tensor } from '../tensor.ts';
+import { scope, type Tensor } from '../tensor.ts';
 import type { Model } from './model.ts';
 
 /** Options of {@link saveModel}. */
@@ -42,8 +44,12 @@ export async function saveModel(
   { replace }: SaveModelOptions = {},
 ): Promise<void> {
   const parameters = [...model.namedParameters()];
+  const transposed = transposedWeights(model);
   const specs: Record<string, TensorSpec> = Object.fromEntries(
-    parameters.map(([name, { dtype, shape }]) => [name, { dtype, shape }]),
+    parameters.map(([name, weight]) => {
+      const { dtype, shape } = weight;
+      return [name, { dtype, shape: transposed.has(weight) ? [...shape].reverse() : shape }];
+    }),
   );
   const config = `${JSON.stringify(model.configJson(), null, 2)}\n`;
   await mkdir(folder, { recursive: true });
@@ -51,7 +57,13 @@ export async function saveModel(
   try {
     for (const [name, weight] of parameters) {
       const replacement = replace?.(name, weight) ?? null;
-      writer.write(name, replacement ?? weight);
+      const values = replacement ?? weight;
+      scope(() => {
+        writer.write(
+          name,
+          transposed.has(weight) ? contiguous(transpose(values.detach())) : values,
+        );
+      });
       replacement?.dispose();
       await synchronize();
     }
@@ -62,6 +74,12 @@ export async function saveModel(
   }
   await writeFileAtomic(join(folder, 'config.json'), config);
   await copyCompanions(model.folder, folder);
+}
+
+/** Weights that a checkpoint holds as (in,out). */
+function transposedWeights(model: Model): ReadonlySet<Tensor> {
+  const modules = Array.from(model.namedModules(), ([, module]) => module);
+  return new Set(modules.flatMap((module) => (module instanceof Conv1D ? [module.weight] : [])));
 }
 
 async function copyCompanions(from: string, to: string): Promise<void> {

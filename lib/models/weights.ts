@@ -3,9 +3,9 @@
  * configuration implies, and reports everything that is missing, left over or of the wrong shape in one error.
  */
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
-import { Linear, RMSNorm } from '../nn/index.ts';
-import type { RmsNormOptions } from '../ops/index.ts';
-import { type DType, keep, type Tensor } from '../tensor.ts';
+import { Conv1D, LayerNorm, Linear, RMSNorm } from '../nn/index.ts';
+import { contiguous, type RmsNormOptions, transpose } from '../ops/index.ts';
+import { type DType, keep, noGrad, scope, type Tensor } from '../tensor.ts';
 
 /** Tensors of a checkpoint under Hugging Face's names, wherever they lie. */
 export interface WeightSource {
@@ -97,6 +97,22 @@ export class WeightLoader {
   linear(name: string, shape: readonly [number, number], bias: boolean): Linear {
     const weight = this.tensor(`${name}.weight`, shape);
     return new Linear(weight, bias ? this.tensor(`${name}.bias`, [shape[0]]) : null);
+  }
+
+  /** A linear stored as (in,out), with its bias. @param shape (out,in) */
+  conv1d(name: string, [out, inner]: readonly [number, number]): Conv1D {
+    const stored = this.tensor(`${name}.weight`, [inner, out]);
+    const bias = this.tensor(`${name}.bias`, [out]);
+    if (this.plan !== null) return new Conv1D(stored, bias);
+    const weight = keep(scope(() => noGrad(() => contiguous(transpose(stored)))));
+    stored.dispose();
+    return new Conv1D(weight, bias);
+  }
+
+  /** With a bias. @param channels C */
+  layerNorm(name: string, channels: number, eps: number): LayerNorm {
+    const weight = this.tensor(`${name}.weight`, [channels]);
+    return new LayerNorm(weight, this.tensor(`${name}.bias`, [channels]), { eps });
   }
 
   /** @param channels C */

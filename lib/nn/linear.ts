@@ -33,6 +33,9 @@ export class Linear extends Module {
   }
 }
 
+/** A Linear whose checkpoint stores the weight as (in,out), as GPT-2's Conv1D does; in memory it is like any other. */
+export class Conv1D extends Linear {}
+
 /** Several linears over one input, as one op: a wide product, and one gradient of x. Holds its members, owns nothing. */
 export class LinearGroup {
   readonly members: readonly Linear[];

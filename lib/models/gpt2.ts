@@ -1,0 +1,273 @@
+/**
+ * GPT-2: LayerNorm before each branch, learned positions, a plain mlp, biases everywhere. Its linears are stored as (in,out)
+ * (Conv1D). The dropouts of its configuration are those it was trained with; fine-tuning here runs without.
+ */
+import { z } from 'zod';
+import { type Conv1D, Embedding, type LayerNorm, Linear, Module } from '../nn/index.ts';
+import { add, split } from '../ops/index.ts';
+import type { Tensor } from '../tensor.ts';
+import { type Activation, activation } from './activations.ts';
+import { attend, type Rows } from './attention.ts';
+import { CausalLM, type Head, linearHead } from './causal_lm.ts';
+import { configJsonOf, parseConfig, refuseValues } from './config_keys.ts';
+import { flag, optionalSize, type ReadOptions, size, text } from './decoder_config.ts';
+import type { ModelFamily } from './family.ts';
+import { type GgufKeys, type GgufTable, tokenIds, vocabSize } from './gguf.ts';
+import { type Branch, Layer, runLayers } from './layers.ts';
+import type { ModelInputs, ModelOrigin } from './model.ts';
+import type { WeightLoader } from './weights.ts';
+
+interface Gpt2Config {
+  readonly vocabSize: number;
+  readonly hiddenSize: number;
+  readonly intermediateSize: number;
+  readonly numLayers: number;
+  readonly numHeads: number;
+  readonly maxPositions: number;
+  readonly eps: number;
+  readonly activation: Activation;
+  /** Of the scores, one a layer. */
+  readonly scales: readonly number[];
+  readonly tied: boolean;
+  readonly source: Readonly<Record<string, unknown>>;
+}
+
+class Gpt2Attention extends Module {
+  readonly c_attn: Conv1D;
+  readonly c_proj: Conv1D;
+  readonly #heads: { numHeads: number; numKeyValueHeads: number; headDim: number };
+  readonly #scale: number;
+
+  constructor({ hiddenSize: c, numHeads, scales }: Gpt2Config, weights: WeightLoader, i: number) {
+    super();
+    this.c_attn = weights.conv1d('c_attn', [3 * c, c]);
+    this.c_proj = weights.conv1d('c_proj', [c, c]);
+    this.#heads = { numHeads, numKeyValueHeads: numHeads, headDim: c / numHeads };
+    this.#scale = scales[i] as number;
+  }
+
+  /** x (N,C) -> (N,C) */
+  forward(x: Tensor, rows: Rows): Tensor {
+    const c = x.shape[1] as number;
+    const qkv = split(this.c_attn.forward(x), [c, c, c], 1) as [Tensor, Tensor, Tensor];
+    return this.c_proj.forward(attend(qkv, this.#heads, rows, { scale: this.#scale }));
+  }
+}
+
+class Gpt2Mlp extends Module {
+  readonly c_fc: Conv1D;
+  readonly c_proj: Conv1D;
+  readonly #activation: Activation;
+
+  constructor(config: Gpt2Config, weights: WeightLoader) {
+    super();
+    const { hiddenSize: c, intermediateSize: f } = config;
+    this.c_fc = weights.conv1d('c_fc', [f, c]);
+    this.c_proj = weights.conv1d('c_proj', [c, f]);
+    this.#activation = config.activation;
+  }
+
+  /** x (N,C) -> (N,C) */
+  forward(x: Tensor): Tensor {
+    return this.c_proj.forward(this.#activation(this.c_fc.forward(x)));
+  }
+}
+
+class Gpt2Block extends Layer<Rows> {
+  readonly ln_1: LayerNorm;
+  readonly attn: Gpt2Attention;
+  readonly ln_2: LayerNorm;
+  readonly mlp: Gpt2Mlp;
+  readonly #branches: readonly Branch<Rows>[];
+
+  constructor(config: Gpt2Config, weights: WeightLoader, i: number) {
+    super();
+    this.ln_1 = weights.layerNorm('ln_1', config.hiddenSize, config.eps);
+    this.attn = new Gpt2Attention(config, weights.at('attn'), i);
+    this.ln_2 = weights.layerNorm('ln_2', config.hiddenSize, config.eps);
+    this.mlp = new Gpt2Mlp(config, weights.at('mlp'));
+    this.#branches = [
+      { enter: this.ln_1, leave: null, forward: (x, rows) => this.attn.forward(x, rows) },
+      { enter: this.ln_2, leave: null, forward: (x) => this.mlp.forward(x) },
+    ];
+  }
+
+  branches(): readonly Branch<Rows>[] {
+    return this.#branches;
+  }
+}
+
+class Gpt2Model extends Module {
+  readonly wte: Embedding;
+  readonly wpe: Embedding;
+  readonly h: readonly Gpt2Block[];
+  readonly ln_f: LayerNorm;
+
+  constructor(config: Gpt2Config, weights: WeightLoader) {
+    super();
+    const { vocabSize: v, hiddenSize: c, maxPositions, numLayers } = config;
+    this.wte = new Embedding(weights.tensor('wte.weight', [v, c]));
+    this.wpe = new Embedding(weights.tensor('wpe.weight', [maxPositions, c]));
+    this.h = Array.from(
+      { length: numLayers },
+      (_, i) => new Gpt2Block(config, weights.at(`h.${i}`), i),
+    );
+    this.ln_f = weights.layerNorm('ln_f', c, config.eps);
+  }
+
+  forward(inputs: ModelInputs, options: { gradientCheckpointing: boolean }): Tensor {
+    const { ids, positions, cuSeqlens, lengths } = inputs;
+    const embedded = add(this.wte.forward(ids), this.wpe.forward(positions));
+    return runLayers(this.h, embedded, {
+      shared: { positions, cuSeqlens, lengths },
+      last: this.ln_f,
+      recompute: () => options.gradientCheckpointing,
+    });
+  }
+}
+
+const kModel = { modelType: 'gpt2', architecture: 'GPT2LMHeadModel' };
+
+class Gpt2LM extends CausalLM {
+  readonly modelType = kModel.modelType;
+  readonly config: Gpt2Config;
+  readonly transformer: Gpt2Model;
+  readonly lm_head: Linear;
+
+  constructor(config: Gpt2Config, weights: WeightLoader, origin: ModelOrigin) {
+    super(origin);
+    this.config = config;
+    this.transformer = new Gpt2Model(config, weights.at('transformer'));
+    this.lm_head = config.tied
+      ? new Linear(this.transformer.wte.weight)
+      : weights.linear('lm_head', [config.vocabSize, config.hiddenSize], false);
+  }
+
+  get vocabSize(): number {
+    return this.config.vocabSize;
+  }
+
+  protected override get maxPositions(): number {
+    return this.config.maxPositions;
+  }
+
+  get head(): Head {
+    return linearHead(this.lm_head);
+  }
+
+  configJson(): Record<string, unknown> {
+    const { source, tied } = this.config;
+    return configJsonOf(source, { ...kModel, dtypeName: this.dtypeName, tied });
+  }
+
+  protected hidden(inputs: ModelInputs): Tensor {
+    return this.transformer.forward(inputs, this);
+  }
+}
+
+const ignored = z.unknown().optional();
+const kShape = {
+  vocab_size: size,
+  n_embd: size,
+  n_layer: size,
+  n_head: size,
+  n_inner: optionalSize,
+  n_positions: optionalSize,
+  n_ctx: optionalSize,
+  activation_function: text,
+  layer_norm_epsilon: z.number().positive().nullish(),
+  scale_attn_weights: flag,
+  scale_attn_by_inverse_layer_idx: flag,
+  add_cross_attention: flag,
+  tie_word_embeddings: flag,
+  // How scores are computed in half precision; here always in f32.
+  reorder_and_upcast_attn: flag,
+  attn_pdrop: ignored,
+  embd_pdrop: ignored,
+  resid_pdrop: ignored,
+  // Heads of other tasks.
+  summary_activation: ignored,
+  summary_first_dropout: ignored,
+  summary_proj_to_labels: ignored,
+  summary_type: ignored,
+  summary_use_proj: ignored,
+};
+
+function gpt2Config(json: Record<string, unknown>, options: ReadOptions): Gpt2Config {
+  const keys = parseConfig(kShape, json, options);
+  const { path } = options;
+  refuseValues(path, {
+    add_cross_attention: keys.add_cross_attention || null,
+    n_head: keys.n_embd % keys.n_head === 0 ? null : keys.n_head,
+  });
+  const scale = keys.scale_attn_weights === false ? 1 : 1 / Math.sqrt(keys.n_embd / keys.n_head);
+  const byLayer = keys.scale_attn_by_inverse_layer_idx ?? false;
+  return {
+    vocabSize: keys.vocab_size,
+    hiddenSize: keys.n_embd,
+    intermediateSize: keys.n_inner ?? 4 * keys.n_embd,
+    numLayers: keys.n_layer,
+    numHeads: keys.n_head,
+    maxPositions: keys.n_positions ?? keys.n_ctx ?? 1024,
+    eps: keys.layer_norm_epsilon ?? 1e-5,
+    activation: activation(keys.activation_function ?? 'gelu_new', {
+      path,
+      key: 'activation_function',
+    }),
+    scales: Array.from({ length: keys.n_layer }, (_, i) => (byLayer ? scale / (i + 1) : scale)),
+    tied: keys.tie_word_embeddings ?? true,
+    source: json,
+  };
+}
+
+const gguf: GgufTable = {
+  architecture: 'gpt2',
+  names: {
+    top: {
+      'token_embd.weight': 'transformer.wte.weight',
+      'position_embd.weight': 'transformer.wpe.weight',
+      'output_norm.weight': 'transformer.ln_f.weight',
+      'output_norm.bias': 'transformer.ln_f.bias',
+      'output.weight': 'lm_head.weight',
+    },
+    layers: 'transformer.h',
+    block: {
+      attn_norm: 'ln_1',
+      attn_qkv: 'attn.c_attn',
+      attn_output: 'attn.c_proj',
+      ffn_norm: 'ln_2',
+      ffn_up: 'mlp.c_fc',
+      ffn_down: 'mlp.c_proj',
+    },
+  },
+  keys: ['attention.layer_norm_epsilon'],
+  ignoredTensors: [],
+  configJson: (keys: GgufKeys) => ({
+    vocab_size: vocabSize(keys.file),
+    n_embd: keys.required('embedding_length'),
+    n_inner: keys.required('feed_forward_length'),
+    n_layer: keys.required('block_count'),
+    n_head: keys.required('attention.head_count'),
+    n_positions: keys.required('context_length'),
+    layer_norm_epsilon: keys.required('attention.layer_norm_epsilon'),
+    activation_function: 'gelu_new',
+    tie_word_embeddings: true, // files may hold the embedding a second time
+    ...tokenIds(keys.file),
+  }),
+  stored: (name) => ({ transposed: /\.(c_attn|c_proj|c_fc)\.weight$/.test(name) }),
+};
+
+export const gpt2: ModelFamily = {
+  modelType: kModel.modelType,
+  features: 'learned positions, LayerNorm, Conv1D weights',
+  prefix: 'transformer.',
+  embedding: 'transformer.wte.weight',
+  gguf,
+  configure: (json, options) => {
+    const config = gpt2Config(json, options);
+    return {
+      tied: config.tied,
+      causalLM: ({ weights, origin, tied }) => new Gpt2LM({ ...config, tied }, weights, origin),
+    };
+  },
+};
