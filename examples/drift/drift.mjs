@@ -1,6 +1,6 @@
 // How far does each method move a model to learn the same thing? LoRA, PiSSA and BA-LoRA are trained on the same rows
 // with the same settings, from several seeds; the held-out loss and the KL to the model before tuning are measured as
-// the runs go on. Every run is then read at one and the same held-out loss: the lowest that all of them reach.
+// the runs go on. The runs are then compared at one and the same held-out loss.
 //
 //   npm run build && node examples/drift/drift.mjs --model PATH --data train.jsonl --eval-data test.jsonl
 //     --prompt-field question --response-field answer [--seeds 0,1,2 --steps 100 --eval-every 5 --eval-rows 48
@@ -142,26 +142,35 @@ function meanAndDeviation(values) {
   return [mean, values.length > 1 ? Math.sqrt(squares / (values.length - 1)) : 0];
 }
 
-function printTable() {
+/** One table for each method: read where its slowest run ends, for all methods that come down so far. */
+function printTables() {
   const runs = new Map();
   for (const row of measured()) {
     const key = `${row.method} ${row.seed}`;
     runs.set(key, [...(runs.get(key) ?? []), row]);
   }
+  const lowest = (run) => Math.min(...run.map(({ loss }) => loss));
   const all = [...runs.values()];
-  const level = Math.max(...all.map((run) => Math.min(...run.map(({ loss }) => loss))));
-  const format = (values, digits) => {
-    const [mean, deviation] = meanAndDeviation(values);
-    return `${mean.toFixed(digits)} ± ${deviation.toFixed(digits)}`;
-  };
-  console.log(
-    `\nRead where each run first reaches the held-out loss ${level.toFixed(4)}; mean ± deviation\n`,
-  );
-  console.log('| method | seeds | step | KL to the base | entropy | loss, KL at the end |');
-  console.log('| --- | --- | --- | --- | --- | --- |');
   for (const method of options.methods.split(',')) {
     const own = all.filter(([row]) => row.method === method);
-    if (own.length === 0) continue;
+    if (own.length > 0) printTable(all, { method, level: Math.max(...own.map(lowest)), lowest });
+  }
+}
+
+function printTable(all, { method, level, lowest }) {
+  const format = (values, digits) => {
+    const [mean, deviation] = meanAndDeviation(values);
+    const spread = values.length > 1 ? ` ± ${deviation.toFixed(digits)}` : '';
+    return `${mean.toFixed(digits)}${spread}`;
+  };
+  console.log(
+    `\nAt held-out loss ${level.toFixed(4)}, which every ${kLabels[method]} run reaches:\n`,
+  );
+  console.log('| method | seeds | step | KL to the base | entropy | loss and KL at the end |');
+  console.log('| --- | --- | --- | --- | --- | --- |');
+  for (const other of options.methods.split(',')) {
+    const own = all.filter(([row]) => row.method === other);
+    if (own.length === 0 || own.some((run) => lowest(run) > level)) continue;
     const at = own.map((run) => firstReached(run, level));
     const last = own.map((run) => run.at(-1));
     const column = (list, key, digits) =>
@@ -170,11 +179,11 @@ function printTable() {
         digits,
       );
     console.log(
-      `| ${kLabels[method] ?? method} | ${own.length} | ${column(at, 'step', 1)} | ${column(at, 'kl', 4)} | ` +
+      `| ${kLabels[other]} | ${own.length} | ${column(at, 'step', 1)} | ${column(at, 'kl', 4)} | ` +
         `${column(at, 'entropy', 3)} | ${column(last, 'loss', 4)}, ${column(last, 'kl', 4)} |`,
     );
   }
 }
 
 if (!options.table) await study();
-printTable();
+printTables();
