@@ -47,8 +47,13 @@ const kLibRooms: Record<string, string[]> = {
     ...['eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'errors'],
   ],
-  cli: [
+  // Measures everything that a training run is made of.
+  bench: [
     ...['train', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['nn', 'io', 'ops', 'tensor', 'errors'],
+  ],
+  cli: [
+    ...['bench', 'train', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'errors'],
   ],
 };
@@ -66,7 +71,7 @@ const kPackages: Record<string, string[]> = {
   '@huggingface/hub': ['models'],
   commander: ['cli'],
   yaml: ['cli'],
-  zod: ['models', 'text', 'adapters', 'train', 'cli'],
+  zod: ['models', 'text', 'adapters', 'train', 'bench', 'cli'],
 };
 
 const kMaxLines = 400;

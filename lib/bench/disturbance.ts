@@ -1,0 +1,114 @@
+/**
+ * Was the machine idle? Processor time is read before and after, own time taken off: what is left was somebody else's.
+ * The rules that turn this into warnings are pure functions.
+ */
+import { readFileSync } from 'node:fs';
+import { loadavg } from 'node:os';
+import type { Disturbance, Machine } from './types.ts';
+
+/** Seconds since the start of the machine, summed over its cores. */
+export interface CpuSeconds {
+  readonly busy: number;
+  readonly idle: number;
+  readonly stolen: number;
+}
+
+const kTicksPerSecond = 100; // USER_HZ, 100 on every Linux
+
+/** From the text of /proc/stat; null if it is not that. */
+export function parseCpuSeconds(stat: string): CpuSeconds | null {
+  const fields = /^cpu\s+(.*)$/m.exec(stat)?.[1]?.split(/\s+/).map(Number);
+  if (fields === undefined || fields.length < 8) return null;
+  const [user, nice, system, idle, wait, irq, softirq, stolen] = fields as number[] &
+    Record<0 | 1 | 2 | 3 | 4 | 5 | 6 | 7, number>;
+  return {
+    busy: (user + nice + system + irq + softirq) / kTicksPerSecond,
+    idle: (idle + wait) / kTicksPerSecond,
+    stolen: stolen / kTicksPerSecond,
+  };
+}
+
+/** What others had of the processor between two readings, given the seconds this process used itself. */
+export function disturbanceBetween(
+  before: CpuSeconds,
+  after: CpuSeconds,
+  ownSeconds: number,
+): Disturbance {
+  const busy = after.busy - before.busy;
+  const stolen = after.stolen - before.stolen;
+  const all = busy + stolen + after.idle - before.idle;
+  if (!(all > 0)) return { others: 0, stolen: 0 };
+  return {
+    others: Math.max(0, busy - ownSeconds + stolen) / all,
+    stolen: Math.max(0, stolen) / all,
+  };
+}
+
+/** Watches from its making on. Where /proc is not there it sees nothing. */
+export class CpuWatch {
+  private readonly before = readCpuSeconds();
+  private readonly own = process.cpuUsage();
+
+  read(): Disturbance {
+    const after = readCpuSeconds();
+    if (this.before === null || after === null) return { others: 0, stolen: 0 };
+    const { user, system } = process.cpuUsage(this.own);
+    return disturbanceBetween(this.before, after, (user + system) / 1e6);
+  }
+}
+
+function readCpuSeconds(): CpuSeconds | null {
+  try {
+    return parseCpuSeconds(readFileSync('/proc/stat', 'utf8'));
+  } catch {
+    return null;
+  }
+}
+
+/** Peaks measured before and after a run. */
+export type Calibration = Pick<Machine, 'peakF32' | 'peakBf16' | 'memoryBandwidth'>;
+
+export interface IdleFacts {
+  readonly cores: number;
+  /** Load average of the minute before the run. */
+  readonly loadBefore: number;
+  readonly before: Calibration;
+  readonly after: Calibration;
+  readonly rows: readonly { readonly name: string; readonly disturbance: Disturbance }[];
+}
+
+const kLoadShare = 0.25;
+const kOthersShare = 0.05;
+const kCalibrationShare = 0.1;
+
+export function loadBefore(): number {
+  return loadavg()[0] as number;
+}
+
+/** One line for each reason to distrust the figures; none on an idle machine. */
+export function idleWarnings({ cores, loadBefore, before, after, rows }: IdleFacts): string[] {
+  const warnings: string[] = [];
+  if (loadBefore > kLoadShare * cores) {
+    const load = loadBefore.toFixed(2);
+    warnings.push(`the machine was busy before the run: load average ${load} on ${cores} cores`);
+  }
+  for (const { name, disturbance } of rows) {
+    if (disturbance.others <= kOthersShare) continue;
+    const stolen =
+      disturbance.stolen > kOthersShare / 2 ? ` (${percent(disturbance.stolen)} stolen)` : '';
+    warnings.push(
+      `${name}: other processes had ${percent(disturbance.others)} of the processor${stolen}`,
+    );
+  }
+  const labels = { peakF32: 'f32 product', peakBf16: 'bf16 product', memoryBandwidth: 'memory' };
+  for (const [key, label] of Object.entries(labels)) {
+    const ratio = after[key as keyof Calibration] / before[key as keyof Calibration];
+    if (Math.abs(Math.log(ratio)) <= Math.log(1 + kCalibrationShare)) continue;
+    warnings.push(`the ${label} peak after the run was ${ratio.toFixed(2)} times that before it`);
+  }
+  return warnings;
+}
+
+function percent(share: number): string {
+  return `${(100 * share).toFixed(0)}%`;
+}

@@ -1,0 +1,14 @@
+/** The kernels of a training step at the model's shapes, one row each. */
+
+import type { MicroTable } from './micro_kit.ts';
+import { kMicroLinears } from './micro_linears.ts';
+import { kMicroLosses } from './micro_losses.ts';
+import { kMicroMemory } from './micro_memory.ts';
+import { kMicroNorms } from './micro_norms.ts';
+
+export const kMicroTable: MicroTable = [
+  ...kMicroLinears,
+  ...kMicroNorms,
+  ...kMicroLosses,
+  ...kMicroMemory,
+];

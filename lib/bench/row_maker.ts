@@ -1,0 +1,159 @@
+/** One row at a time: the jobs that it takes, alone or in turns with PyTorch. */
+import type { InitLoraWeights } from '../adapters/config.ts';
+import { runJob } from './children.ts';
+import { missingFeature } from './features.ts';
+import type { BenchOptions } from './options.ts';
+import { mean, median, spread } from './statistics.ts';
+import {
+  pairsOf,
+  recipeOptions,
+  runRecipe,
+  type TorchRun,
+  torchPissa,
+  withTorchFolder,
+} from './torch.ts';
+import type { BenchDType, PissaRow, Row, StepRow, Workload } from './types.ts';
+import type { Plan } from './workloads.ts';
+
+const kWarmup = 2;
+const kPairs = 3;
+const kSteps = 5;
+const kPairedSteps = 3;
+const kTorch = { warmup: 1, steps: 2 };
+const kPissaRank = 16;
+const kPissaRepetitions = 3;
+const kStarts = 5;
+
+export class RowMaker {
+  private readonly dtype: BenchDType;
+  private readonly subject: { shape: string; model: string | undefined; dtype: BenchDType };
+
+  constructor(private readonly options: BenchOptions) {
+    const { shape = 'smollm2-135m', model, dtype = 'bf16' } = options;
+    this.dtype = dtype;
+    this.subject = { shape, model, dtype };
+  }
+
+  /** Measures a row that is made of nothing but itself. */
+  async make(plan: Extract<Plan, { kind: 'step' | 'pissa' | 'start' }>): Promise<Row> {
+    switch (plan.kind) {
+      case 'step':
+        return this.stepOrReason(plan.name, plan.workload);
+      case 'pissa':
+        return this.pissa(plan.name, plan.init);
+      case 'start':
+        return this.start(plan.name);
+    }
+  }
+
+  /** @param shape other than the run's own, with random weights */
+  step(
+    name: string,
+    workload: Workload,
+    { steps, shape, roofline = true }: { steps: number; shape?: string; roofline?: boolean },
+  ): Promise<StepRow> {
+    const subject =
+      shape === undefined ? this.subject : { ...this.subject, shape, model: undefined };
+    const { data: dataFile } = this.options;
+    return runJob('step', {
+      ...subject,
+      ...{ name, workload, steps, warmup: kWarmup, roofline, dataFile },
+    });
+  }
+
+  private async stepOrReason(name: string, workload: Workload): Promise<Row> {
+    const { dtype } = this;
+    const reason = workload.feature === undefined ? null : missingFeature(workload.feature);
+    if (reason !== null) return { kind: 'unavailable', name, dtype, reason };
+    const { torch, steps } = this.options;
+    if (torch !== undefined) return this.pairedStep(name, workload, torch);
+    return this.step(name, workload, { steps: steps ?? kSteps });
+  }
+
+  /** The two sides in turns, so that a disturbance meets both. */
+  private async pairedStep(name: string, workload: Workload, python: string): Promise<StepRow> {
+    const { pairs = kPairs, steps = kPairedSteps, data: dataFile } = this.options;
+    const count = (kTorch.warmup + kTorch.steps) * workload.accumulation;
+    return withTorchFolder(async (folder) => {
+      await runJob('torchInputs', { ...this.subject, folder, workload, dataFile, count });
+      const made: { balora: StepRow; torch: TorchRun }[] = [];
+      for (let i = 0; i < pairs; i++) {
+        const balora = await this.step(name, workload, { steps, roofline: i === 0 });
+        const flags = { ...recipeOptions(workload, this.dtype), ...kTorch };
+        made.push({ balora, torch: await runRecipe(python, folder, flags) });
+      }
+      return mergeRuns(
+        made.map(({ balora }) => balora),
+        { torch: pairsOf(made) },
+      );
+    });
+  }
+
+  private async pissa(name: string, init: InitLoraWeights): Promise<PissaRow> {
+    const { dtype, subject } = this;
+    const { torch } = this.options;
+    const rank = kPissaRank;
+    const own = (repetitions: number): Promise<PissaRow> =>
+      runJob('pissa', { ...subject, name, rank, init, repetitions });
+    if (torch === undefined) return own(kPissaRepetitions);
+    const niter = init === 'pissa' ? 'exact' : String(init).replace('pissa_niter_', '');
+    return withTorchFolder(async (folder) => {
+      await runJob('torchInputs', { ...subject, folder, count: 0 });
+      const row = await own(kPissaRepetitions);
+      const flags = { job: 'pissa', dtype, rank, niter, warmup: 0, steps: kPissaRepetitions };
+      return { ...row, torch: torchPissa(await runRecipe(torch, folder, flags)) };
+    });
+  }
+
+  private async start(name: string): Promise<Row> {
+    const { dtype } = this;
+    const { model } = this.options;
+    if (model === undefined) {
+      const reason = 'needs --model: a start reads a file and a tokenizer';
+      return { kind: 'unavailable', name, dtype, reason };
+    }
+    const seconds: number[] = [];
+    for (let i = 0; i <= kStarts; i++) {
+      const one = await runJob('start', { model, dtype, startedAt: Date.now() });
+      if (i > 0) seconds.push(one); // the first one warms the file
+    }
+    const notes = ['the file is warm'];
+    return { kind: 'start', name, dtype, seconds: spread(seconds), notes };
+  }
+}
+
+/** One row out of several runs of it: medians of the runs, the extremes of all. */
+export function mergeRuns(
+  runs: readonly StepRow[],
+  extra: Pick<StepRow, 'torch'> | Record<string, never> = {},
+): StepRow {
+  const first = runs[0] as StepRow; // the run with the roofline
+  const over = (pick: (row: StepRow) => number): number => median(runs.map(pick));
+  const merged = (pick: (row: StepRow) => StepRow['seconds']): StepRow['seconds'] => ({
+    median: over((row) => pick(row).median),
+    low: Math.min(...runs.map((row) => pick(row).low)),
+    high: Math.max(...runs.map((row) => pick(row).high)),
+    samples: runs.reduce((sum, row) => sum + pick(row).samples, 0),
+  });
+  const split = Object.fromEntries(
+    Object.keys(first.split).map((key) => [
+      key,
+      over((row) => row.split[key as keyof StepRow['split']]),
+    ]),
+  ) as unknown as StepRow['split'];
+  const seconds = merged((row) => row.seconds);
+  return {
+    ...first,
+    ...extra,
+    tokensPerSecond: over((row) => row.tokensPerSecond),
+    rate: merged((row) => row.rate),
+    seconds,
+    split,
+    peakBytes: over((row) => row.peakBytes),
+    rooflineShare: first.rooflineSeconds / seconds.median,
+    disturbance: {
+      others: mean(runs.map((row) => row.disturbance.others)),
+      stolen: mean(runs.map((row) => row.disturbance.stolen)),
+    },
+  };
+}

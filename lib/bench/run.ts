@@ -1,0 +1,88 @@
+/** A benchmark run: the machine, the rows one after the other, the machine again, and what to think of it all. */
+import { ArgumentError } from '../errors.ts';
+import { runJob } from './children.ts';
+import { idleWarnings, loadBefore } from './disturbance.ts';
+import { chooseSeries, growthSeries, type SeriesPlan } from './growth.ts';
+import type { BenchOptions } from './options.ts';
+import { ratioRow } from './ratios.ts';
+import { RowMaker } from './row_maker.ts';
+import { type ModelShape, shapeNamed } from './shapes.ts';
+import type { GrowthSeries, Machine, Report, Row, StepRow } from './types.ts';
+import { choosePlans, kGroupNames, type Plan, type RatioName } from './workloads.ts';
+
+const kGrowthSteps = 2;
+/** Says nothing about the machine: its ceilings are not worth measuring either. */
+const kTrialShape = 'tiny';
+
+/**
+ * Measures and reports. Each training row runs in a process of its own; nothing else should run on the machine.
+ * @throws ArgumentError for rows that do not exist; NativeError with the message of a row's process that failed
+ */
+export async function runBench(options: BenchOptions = {}): Promise<Report> {
+  const { only = ['all'], onProgress = () => {}, onRow = () => {} } = options;
+  const series = chooseSeries(only);
+  const plans = choosePlans(only.filter((name) => !name.startsWith('growth')));
+  if (plans.length + series.length === 0) {
+    throw new ArgumentError(`nothing to measure; groups: ${kGroupNames.join(', ')}`);
+  }
+  const trial = options.shape === kTrialShape;
+  const load = loadBefore();
+  onProgress('machine');
+  const machine = await runJob('machine', { trial });
+  const maker = new RowMaker(options);
+  const rows: Row[] = [];
+  const add = (row: Row): void => {
+    rows.push(row);
+    onRow(row);
+  };
+  for (const plan of plans) {
+    if (plan.kind === 'micro') continue;
+    onProgress(plan.name);
+    const isRatio = plan.kind === 'ratio';
+    add(isRatio ? ratio(plan, options, rows) : await maker.make(plan));
+  }
+  for (const row of await micro(plans, options, machine)) add(row);
+  const growth: GrowthSeries[] = [];
+  for (const plan of series) growth.push(await grow(plan, maker, options));
+  onProgress('machine');
+  const after = await runJob('machine', { trial });
+  const warnings = idleWarnings({
+    cores: machine.cores,
+    loadBefore: load,
+    before: machine,
+    after,
+    rows: rows.filter((row): row is StepRow => row.kind === 'step'),
+  });
+  return { format: 1, date: new Date().toISOString(), machine, warnings, rows, growth };
+}
+
+function ratio(plan: Plan, { dtype = 'bf16' }: BenchOptions, rows: readonly Row[]): Row {
+  return ratioRow(plan.name as RatioName, dtype, rows);
+}
+
+async function micro(
+  plans: readonly Plan[],
+  { shape = 'smollm2-135m', dtype = 'bf16', onProgress = () => {} }: BenchOptions,
+  ceilings: Machine,
+): Promise<Row[]> {
+  const names = plans.filter(({ kind }) => kind === 'micro').map(({ name }) => name);
+  if (names.length === 0) return [];
+  onProgress(`${names.length} kernels`);
+  const sizes: ModelShape = shapeNamed(shape);
+  return runJob('micro', { names, shape: sizes, dtype, ceilings });
+}
+
+async function grow(
+  plan: SeriesPlan,
+  maker: RowMaker,
+  { dtype = 'bf16', onProgress = () => {} }: BenchOptions,
+): Promise<GrowthSeries> {
+  const measured: { x: number; row: StepRow }[] = [];
+  for (const { x, workload } of plan.points) {
+    onProgress(`${plan.name} ${x}`);
+    const { name, shape } = plan;
+    const row = await maker.step(name, workload, { steps: kGrowthSteps, shape, roofline: false });
+    measured.push({ x, row });
+  }
+  return growthSeries(plan, dtype, measured);
+}

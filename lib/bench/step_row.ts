@@ -1,0 +1,198 @@
+/** One training row, in a process of its own: the trainer's real steps, timed from outside, then their roofline. */
+import { readFileSync } from 'node:fs';
+import { AdapterModel } from '../adapters/adapter_model.ts';
+import type { LoraConfigInput } from '../adapters/config.ts';
+import type { CausalLM } from '../models/index.ts';
+import { opTimes, resetOpTimes, setNumThreads } from '../runtime.ts';
+import { METHODS, resolveMethod } from '../train/methods.ts';
+import { Trainer, type TrainerOptions } from '../train/trainer.ts';
+import type { BatchSource, StepRecord } from '../train/types.ts';
+import { CpuWatch } from './disturbance.ts';
+import { kFeatures } from './features.ts';
+import { type StepShape, stepProducts, usefulFlops } from './flops.ts';
+import { peakRate, productsSeconds } from './products.ts';
+import { mean, median, spread, sum } from './statistics.ts';
+import { openSubject, type Subject, type SubjectOptions } from './subject.ts';
+import type { StepRow, StepSplit, Workload } from './types.ts';
+import { TimedSource, workloadData } from './workload_batches.ts';
+
+export interface StepRowInput extends SubjectOptions {
+  readonly name: string;
+  readonly workload: Workload;
+  readonly dataFile?: string | undefined;
+  /** Steps that are measured, and steps before them. */
+  readonly steps: number;
+  readonly warmup: number;
+  /** Whether the products are timed too. */
+  readonly roofline: boolean;
+}
+
+/** What one step told. */
+interface StepSample {
+  readonly record: StepRecord;
+  readonly seconds: number;
+  readonly split: StepSplit;
+}
+
+const kPhases = ['forward', 'teacher', 'losses', 'backward', 'optimizer'] as const;
+
+export async function stepRow(input: StepRowInput): Promise<StepRow> {
+  const { workload, dtype, warmup } = input;
+  if (workload.threads !== undefined) setNumThreads(workload.threads);
+  const subject = await openSubject({ ...input, vocabulary: workload.vocabulary });
+  const { samples, disturbance, notes, squaredLengths } = await train(input, subject);
+  const peakBytes = peakResidentBytes();
+  subject.model.dispose();
+  const measured = samples.slice(warmup);
+  const seconds = measured.map((sample) => sample.seconds);
+  const tokens = mean(measured.map(({ record }) => record.tokens));
+  const supervised = mean(measured.map(({ record }) => record.supervisedTokens));
+  const shape: StepShape = {
+    sizes: subject.sizes,
+    method: workload.method,
+    rank: workload.rank,
+    tokens: Math.round(tokens / workload.accumulation),
+    supervised: Math.round(supervised / workload.accumulation),
+    squaredLengths,
+    accumulation: workload.accumulation,
+  };
+  const rooflineSeconds = input.roofline ? await productsSeconds(stepProducts(shape), dtype) : 0;
+  return {
+    kind: 'step',
+    name: input.name,
+    dtype,
+    shape: subject.name,
+    workload,
+    tokens,
+    supervisedTokens: supervised,
+    tokensPerSecond: rateOf(measured),
+    rate: spread(measured.map(({ record, seconds }) => record.tokens / seconds)),
+    seconds: spread(seconds),
+    split: medianSplit(measured.map(({ split }) => split)),
+    peakBytes,
+    flopsPerToken: usefulFlops(shape) / tokens,
+    rooflineSeconds,
+    rooflineShare: rooflineSeconds / median(seconds),
+    gemmPeak: input.roofline ? await peakRate(dtype, { trial: input.shape === 'tiny' }) : 0,
+    disturbance,
+    notes: [...subject.notes, ...notes],
+  };
+}
+
+/** Steps of one size: the median step's rate. Steps of many sizes: all tokens over all seconds. */
+function rateOf(samples: readonly StepSample[]): number {
+  const tokens = samples.map(({ record }) => record.tokens);
+  const seconds = samples.map((sample) => sample.seconds);
+  const equal = tokens.every((count) => count === tokens[0]);
+  return equal ? (tokens[0] as number) / median(seconds) : sum(tokens) / sum(seconds);
+}
+
+async function train(input: StepRowInput, subject: Subject) {
+  const { workload, steps, warmup } = input;
+  const total = warmup + steps;
+  // A cached teacher is met again from the second epoch on.
+  const epochSteps = workload.feature === 'cacheTeacher' ? Math.min(2, warmup) : total;
+  const data = await workloadData(workload, {
+    vocabulary: subject.sizes.v,
+    count: epochSteps * workload.accumulation,
+    model: input.model,
+    dataFile: input.dataFile,
+  });
+  try {
+    const source = new TimedSource(data.source);
+    const tuned = await tunedModel(workload, subject.model, input.model !== undefined);
+    const trainer = new Trainer({ tuned, data: source, ...trainerOptions(workload, total) });
+    const samples: StepSample[] = [];
+    let watch = new CpuWatch();
+    let fetched = 0;
+    resetOpTimes();
+    for await (const event of trainer.run()) {
+      if (event.type !== 'step') continue;
+      samples.push(sampleOf(event.record, source.seconds - fetched));
+      fetched = source.seconds;
+      resetOpTimes();
+      if (samples.length === warmup) watch = new CpuWatch();
+    }
+    const disturbance = watch.read();
+    const squaredLengths = await meanSquaredLengths(data.source);
+    tuned.dispose();
+    return { samples, disturbance, notes: data.notes, squaredLengths };
+  } finally {
+    await data.close();
+  }
+}
+
+/** A random matrix has no leading directions to converge to, and a step costs the same from any start. */
+function tunedModel(
+  { method, rank }: Workload,
+  model: CausalLM,
+  real: boolean,
+): Promise<AdapterModel> {
+  const quick: LoraConfigInput =
+    method === 'balora' && !real ? { initLoraWeights: 'pissa_niter_1' } : {};
+  return AdapterModel.create(model, {
+    ...METHODS[method].adapter,
+    ...quick,
+    r: rank,
+    loraAlpha: rank,
+  });
+}
+
+/** Every term at its full weight from the first step on. */
+function trainerOptions(workload: Workload, total: number): Partial<TrainerOptions> {
+  const { regularizers } = resolveMethod(workload.method);
+  return {
+    maxSteps: total,
+    gradientAccumulationSteps: workload.accumulation,
+    regularizers: {
+      ...regularizers,
+      consistencySchedule: 'constant',
+      regularizerSchedule: 'constant',
+    },
+    ...(workload.feature === undefined ? {} : kFeatures[workload.feature].option),
+  };
+}
+
+function sampleOf(record: StepRecord, data: number): StepSample {
+  const seconds = record.tokens / record.tokensPerSecond;
+  const times = opTimes();
+  const phases = Object.fromEntries(
+    kPhases.map((phase) => [
+      phase,
+      sum(times.filter((time) => time.phase === phase).map((time) => time.seconds)),
+    ]),
+  ) as Record<(typeof kPhases)[number], number>;
+  const other = Math.max(0, seconds - data - sum(Object.values(phases)));
+  return { record, seconds, split: { ...phases, data, other } };
+}
+
+function medianSplit(splits: readonly StepSplit[]): StepSplit {
+  const keys = [...kPhases, 'data', 'other'] as const;
+  return Object.fromEntries(
+    keys.map((key) => [key, median(splits.map((split) => split[key]))]),
+  ) as unknown as StepSplit;
+}
+
+/** Sum of the squared lengths of a micro-batch's sequences, on average. */
+async function meanSquaredLengths(source: BatchSource): Promise<number> {
+  const sums: number[] = [];
+  for await (const { cuSeqlens } of source.batches(0, 0)) {
+    let total = 0;
+    for (let b = 0; b + 1 < cuSeqlens.length; b++) {
+      total += ((cuSeqlens[b + 1] as number) - (cuSeqlens[b] as number)) ** 2;
+    }
+    sums.push(total);
+  }
+  return mean(sums);
+}
+
+/** The largest resident memory of this process since it began its program, mapped pages included. */
+export function peakResidentBytes(): number {
+  try {
+    const kib = /^VmHWM:\s*(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1];
+    if (kib !== undefined) return Number(kib) * 1024;
+  } catch {
+    // Not a Linux: the next best thing, which may count the parent's memory from before exec.
+  }
+  return process.resourceUsage().maxRSS * 1024;
+}

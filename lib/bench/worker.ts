@@ -1,0 +1,49 @@
+/**
+ * The child's side of a row: one job in a process that nothing else has used, so that its memory and its caches are the
+ * row's own. Started by children.ts with the job as its argument; answers once and ends.
+ */
+import { setNumThreads } from '../runtime.ts';
+import { describeMachine } from './machine.ts';
+import { type MicroInput, microRows } from './micro_row.ts';
+import { type PissaRowInput, pissaRow } from './pissa_row.ts';
+import { type StartRowInput, startSeconds } from './start_row.ts';
+import { type StepRowInput, stepRow } from './step_row.ts';
+import { type TorchInputs, writeTorchInputs } from './torch_inputs.ts';
+
+const kJobs = {
+  machine: (input: { trial: boolean }) => describeMachine(input),
+  step: (input: StepRowInput) => stepRow(input),
+  micro: (input: MicroInput) => microRows(input),
+  pissa: (input: PissaRowInput) => pissaRow(input),
+  start: (input: StartRowInput) => startSeconds(input),
+  torchInputs: (input: TorchInputs) => writeTorchInputs(input),
+};
+
+export type JobKind = keyof typeof kJobs;
+export type JobInput<K extends JobKind> = Parameters<(typeof kJobs)[K]>[0];
+export type JobResult<K extends JobKind> = Awaited<ReturnType<(typeof kJobs)[K]>>;
+
+/** What a child sends back. */
+export type Answer = { readonly result: unknown } | { readonly error: string };
+
+export interface Job {
+  readonly kind: JobKind;
+  readonly input: unknown;
+  readonly threads?: number;
+}
+
+async function answer(text: string): Promise<Answer> {
+  try {
+    const { kind, input, threads } = JSON.parse(text) as Job;
+    if (threads !== undefined) setNumThreads(threads);
+    const job = kJobs[kind] as (input: unknown) => Promise<unknown>;
+    return { result: await job(input) };
+  } catch (error) {
+    return { error: (error as Error).stack ?? String(error) };
+  }
+}
+
+if (process.send !== undefined && process.argv[2] !== undefined) {
+  process.send(await answer(process.argv[2]));
+  process.disconnect();
+}

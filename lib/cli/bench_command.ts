@@ -1,0 +1,100 @@
+/** `balora bench`: rows as they are measured, a table at the end, JSON in a file, and a comparison with an earlier one. */
+import type { Command } from 'commander';
+import {
+  type BenchOptions,
+  compareReports,
+  comparisonText,
+  kShapeNames,
+  type Report,
+  readReport,
+  reportText,
+  runBench,
+} from '../bench/index.ts';
+import { writeFileAtomic } from '../io/files.ts';
+import { addOptions, readOptions } from './command_options.ts';
+import type { OptionRow, OptionValues } from './option_table.ts';
+import { choice, integer, names, number, text } from './option_types.ts';
+import type { CliContext, CommandModule } from './program.ts';
+
+const kOutput = 'balora-bench.json';
+const kMargin = 0.1;
+
+const kBenchOptions = {
+  only: {
+    type: names(),
+    help: 'rows (balora-4x512, a beginning with *) or groups: all, steps, micro, pissa, start, growth',
+    group: 'What',
+  },
+  dtype: { type: choice('bf16', 'f32'), help: 'type of base and activations', group: 'What' },
+  shape: { type: choice(...kShapeNames), help: 'shape of the random weights', group: 'What' },
+  model: { type: text('path'), help: 'a model instead of random weights', group: 'What' },
+  data: {
+    type: text('file'),
+    help: "GSM8K's train.jsonl for the gsm8k rows (with --model); else rows of the same lengths",
+    group: 'What',
+  },
+  steps: { type: integer(1), help: 'measured steps of a training row', group: 'What' },
+  torch: {
+    type: text('python'),
+    help: 'a Python with torch: run the PyTorch recipe in turns with balora and report the ratio',
+    group: 'Against',
+  },
+  pairs: { type: integer(1), help: 'pairs of runs beside torch', group: 'Against' },
+  compare: {
+    type: text('file'),
+    help: 'an earlier JSON: show ratios, fail on a regression past the margin',
+    group: 'Against',
+  },
+  margin: { type: number(0), help: 'share by which a figure may be worse', group: 'Against' },
+  json: {
+    type: text('file'),
+    help: 'where the JSON goes; - for standard output alone',
+    group: 'Output',
+  },
+} satisfies Record<string, OptionRow>;
+
+type BenchSettings = OptionValues<typeof kBenchOptions>;
+
+export const addBench: CommandModule = (program, context, run) => {
+  const command = program
+    .command('bench')
+    .description('measure speed and memory of training and of the kernels on this machine');
+  addOptions(command, kBenchOptions, {
+    defaults: {
+      ...{ only: 'all', dtype: 'bf16', shape: 'smollm2-135m', steps: 5, pairs: 3 },
+      ...{ margin: kMargin, json: kOutput },
+    },
+  });
+  command.action(
+    run(async (_: unknown, self: Command) =>
+      bench(await readOptions(self, kBenchOptions), context),
+    ),
+  );
+};
+
+async function bench(settings: BenchSettings, { stdout, stderr }: CliContext): Promise<number> {
+  const { compare, margin = kMargin, json = kOutput, only, ...rest } = settings;
+  const before = compare === undefined ? null : await readReport(compare); // a bad file fails first
+  const report = await runBench({
+    ...(rest as Omit<BenchOptions, 'only'>),
+    ...(only === undefined ? {} : { only: typeof only === 'string' ? [only] : only }),
+    onProgress: (name) => stderr.write(`measuring ${name}\n`),
+  });
+  await write(report, json, stdout);
+  if (before === null) return 0;
+  const compared = compareReports(before, report, margin);
+  const target = json === '-' ? stderr : stdout;
+  target.write(`\n${comparisonText(compared, margin)}\n`);
+  return compared.comparisons.some(({ regression }) => regression) ? 1 : 0;
+}
+
+async function write(report: Report, json: string, stdout: CliContext['stdout']): Promise<void> {
+  const text = `${JSON.stringify(report, null, 2)}\n`;
+  if (json === '-') {
+    stdout.write(text);
+    return;
+  }
+  stdout.write(`${reportText(report)}\n`);
+  await writeFileAtomic(json, text);
+  stdout.write(`\nwritten to ${json}\n`);
+}

@@ -1,0 +1,112 @@
+// The command as a user calls it, at a size that takes no time: rows in processes of their own, the JSON's shape, comparison.
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { kMicroNames } from '../../lib/bench/micro_row.ts';
+import type { Report, StepRow } from '../../lib/bench/types.ts';
+import { runProgram } from '../support/child.ts';
+import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
+
+let folder = '';
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'balora-'));
+  await writeTinyCheckpoint(join(folder, 'model'));
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+async function bench(...args: string[]): Promise<{ code: number | null; text: string }> {
+  const options = { args: ['bench', '--steps', '2', ...args], hangMs: 60_000 };
+  const { code, stdout, stderr } = await runProgram('dist/cli/main.js', options);
+  return { code, text: stdout + stderr };
+}
+
+const readJson = async (path: string): Promise<Report> =>
+  JSON.parse(await readFile(path, 'utf8')) as Report;
+
+describe('balora bench', () => {
+  it('measures training rows and writes them as a table and as JSON', async () => {
+    const json = join(folder, 'steps.json');
+    const only = 'balora-4x512,lora-gsm8k,balora-over-lora,balora-4x512-cache-teacher';
+    const { code, text } = await bench('--shape', 'tiny', '--only', only, '--json', json);
+    expect(text).toContain('GFLOP/token');
+    expect(code).toBe(0);
+    const { format, machine, rows } = await readJson(json);
+    expect(format).toBe(1);
+    expect(machine).toMatchObject({ threads: expect.any(Number), cpu: expect.any(String) });
+    expect(machine.peakBf16).toBeGreaterThan(0);
+    expect(rows.map(({ name }) => name)).toEqual([
+      ...['balora-4x512', 'lora-4x512', 'lora-gsm8k'],
+      ...['balora-4x512-cache-teacher', 'balora-over-lora'],
+    ]);
+    const row = rows[0] as StepRow;
+    expect(row).toMatchObject({ kind: 'step', tokens: 2048, supervisedTokens: 1024 });
+    expect(row.tokensPerSecond).toBeGreaterThan(0);
+    expect(row.peakBytes).toBeGreaterThan(1e7);
+    expect(row.seconds.samples).toBe(2);
+    const { data, other, ...phases } = row.split;
+    for (const seconds of Object.values(phases)) expect(seconds).toBeGreaterThan(0);
+    const parts = Object.values(row.split).reduce((sum, part) => sum + part, 0);
+    expect(parts).toBeGreaterThan(0.5 * row.seconds.median);
+    expect(data + other).toBeGreaterThanOrEqual(0);
+    expect(row.rooflineShare).toBeGreaterThan(0);
+    expect(rows[2]?.kind === 'step' && rows[2].notes.join()).toContain('synthetic');
+    const ratio = rows.find(({ name }) => name === 'balora-over-lora');
+    expect(ratio?.kind === 'ratio' && ratio.value).toBeGreaterThan(0);
+  }, 180_000);
+
+  it('measures every kernel, and fails on a regression past the margin', async () => {
+    const json = join(folder, 'micro.json');
+    const first = await bench('--shape', 'tiny', '--only', 'micro', '--json', json);
+    expect(first.code).toBe(0);
+    const report = await readJson(json);
+    expect(report.rows.map(({ name }) => name)).toEqual(kMicroNames);
+    for (const row of report.rows) {
+      expect(row.kind === 'micro' && row.rate > 0 && row.seconds.median > 0).toBe(true);
+    }
+    const better = report.rows.map((row) =>
+      row.kind === 'micro'
+        ? { ...row, seconds: { ...row.seconds, median: row.seconds.median / 1e6 } }
+        : row,
+    );
+    await writeFile(json, JSON.stringify({ ...report, rows: better }));
+    const again = ['--shape', 'tiny', '--only', 'micro-rope', '--json', join(folder, 'x.json')];
+    const worse = await bench(...again, '--compare', json);
+    expect(worse.text).toContain('REGRESSION');
+    expect(worse.code).toBe(1);
+    const same = await bench(...again, '--compare', json, '--margin', '1e12');
+    expect(same.text).toContain('0 of 1 figures');
+    expect(same.code).toBe(0);
+  }, 180_000);
+
+  it('starts and initialises a real folder, as JSON on standard output', async () => {
+    const args = ['--model', join(folder, 'model'), '--shape', 'tiny', '--only', 'start'];
+    const options = { args: ['bench', ...args, '--json', '-'], hangMs: 60_000 };
+    const { stdout } = await runProgram('dist/cli/main.js', options);
+    const { rows } = JSON.parse(stdout) as Report;
+    expect(rows).toMatchObject([{ kind: 'start', name: 'start-lora' }]);
+    expect(rows[0]?.kind === 'start' && rows[0].seconds.median).toBeGreaterThan(0.05);
+  }, 180_000);
+
+  it('measures PiSSA, and says what it cannot', async () => {
+    const json = join(folder, 'pissa.json');
+    await bench('--shape', 'tiny', '--only', 'pissa,start', '--json', json);
+    const { rows } = await readJson(json);
+    expect(rows).toMatchObject([
+      { kind: 'pissa', name: 'pissa-converged', modules: 14 },
+      { kind: 'pissa', name: 'pissa-niter-16', modules: 14 },
+      { kind: 'unavailable', name: 'start-lora', reason: expect.stringContaining('--model') },
+    ]);
+    const [converged, sixteen] = rows.map((row) => (row.kind === 'pissa' ? row.capturedEnergy : 0));
+    expect(converged).toBeGreaterThan(0.2);
+    expect(converged).toBeLessThan(1);
+    expect(sixteen).toBeCloseTo(converged as number, 3);
+  }, 180_000);
+
+  it('refuses a row that is none before it measures anything', async () => {
+    const { code, text } = await bench('--only', 'balora-4x513');
+    expect(code).toBe(2);
+    expect(text).toContain('balora-4x512');
+    expect(text).not.toContain('measuring');
+  });
+});
