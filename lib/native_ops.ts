@@ -9,6 +9,7 @@ export type Handle = number;
 export interface NativeOps {
   abandonSafetensors(writer: unknown): void;
   abandonWork(): void;
+  adafactorStep(param: Handle, grad: Handle, row: Handle, column: Handle | null, m: Handle | null, coefficient: Handle | null, lr: number, beta1: number, beta2: number, eps: number, clip: number, weightDecay: number, scaleFloor: number): void;
   adamwStep(param: Handle, grad: Handle, m: Handle, v: Handle, coefficient: Handle | null, lr: number, beta1: number, beta2: number, eps: number, weightDecay: number, step: number): void;
   addInPlace(x: Handle, source: Handle, alpha: number): void;
   affine(x: Handle, a: number, b: number): Handle;
@@ -24,6 +25,7 @@ export interface NativeOps {
   clipCoefficient(norm: Handle, maxNorm: number): Handle;
   closeGguf(file: unknown): void;
   closeSafetensors(file: unknown): void;
+  columnScale(x: Handle, scale: Handle, bias: Handle | null): Handle;
   commitSafetensors(writer: unknown): Promise<void>;
   compare(a: Handle, b: Handle, name: string): Handle;
   concat(parts: readonly (Handle)[], axis: number): Handle;
@@ -89,6 +91,7 @@ export interface NativeOps {
   rmsNorm(x: Handle, weight: Handle, eps: number, weightOffset: number, castBeforeWeight: boolean): Handle;
   rmsNormAdd(x: Handle, residual: Handle, weight: Handle, eps: number, weightOffset: number, castBeforeWeight: boolean): [Handle, Handle];
   rope(x: Handle, cos: Handle, sin: Handle, positions: Handle): Handle;
+  rowNorm(weight: Handle, a: readonly (Handle)[], b: readonly (Handle)[], scales: readonly (number)[]): Handle;
   safetensorsHeader(file: unknown): unknown;
   safetensorsIndex(path: string): ((string)[])[];
   scaleInPlace(x: Handle, coefficient: Handle): void;

@@ -1,5 +1,6 @@
 /** The options of `balora train`, in the names of transformers and PEFT. */
 import { SCHEDULER_NAMES } from '../optim/schedulers.ts';
+import { OPTIMIZER_NAMES } from '../train/types.ts';
 import type { OptionRow, OptionValues } from './option_table.ts';
 import {
   choice,
@@ -79,7 +80,7 @@ export const kTrainOptions = {
   targetModules: adapter(names(), 'trailing module names, a regular expression, or all-linear'),
   adapter: adapter(text('folder'), 'go on from an adapter (PEFT folder)'),
 
-  optim: optimization(choice('adamw', 'sgd'), 'optimizer'),
+  optim: optimization(choice(...OPTIMIZER_NAMES), 'optimizer'),
   learningRate: optimization(number(0), 'highest learning rate'),
   lrSchedulerType: optimization(choice(...SCHEDULER_NAMES), 'schedule of the learning rate'),
   warmupSteps: optimization(number(0), 'warm-up; below 1: a share of the run'),

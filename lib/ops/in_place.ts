@@ -112,6 +112,53 @@ export function sgdStep(param: Tensor, grad: Tensor, options: SgdStepOptions): v
   );
 }
 
+export interface AdafactorStepOptions {
+  /** (..., R) means of the rows' squares; without a column: the whole second moment, like param. Zeros at first. */
+  row: Tensor;
+  /** (..., C) means of the columns' squares; null for a vector. */
+  column: Tensor | null;
+  /** First moment, like param; null: none. */
+  m: Tensor | null;
+  lr: number;
+  /** Decay of the first moment. */
+  beta1: number;
+  /** Decay of the second moment at this step. */
+  beta2: number;
+  /** Added to the squared gradient. */
+  eps: number;
+  /** The update's RMS is brought down to it. */
+  clip: number;
+  weightDecay: number;
+  /** The rate is multiplied by RMS(param), at least this; null: it is not. */
+  scaleFloor: number | null;
+  /** Multiplied into the gradient first: a () f64 tensor. Default 1. */
+  coefficient?: Tensor | null;
+}
+
+/**
+ * One Adafactor step in place (Shazeer and Stern, 2018; order of operations as in transformers).
+ * @param param (..., R, C) or a vector, f32 or f64, contiguous
+ * @param grad of param's shape and dtype
+ */
+export function adafactorStep(param: Tensor, grad: Tensor, options: AdafactorStepOptions): void {
+  const { row, column, m, coefficient = null, scaleFloor, ...rest } = options;
+  native.adafactorStep(
+    param.handle,
+    grad.handle,
+    row.handle,
+    column?.handle ?? null,
+    m?.handle ?? null,
+    coefficient?.handle ?? null,
+    rest.lr,
+    rest.beta1,
+    rest.beta2,
+    rest.eps,
+    rest.clip,
+    rest.weightDecay,
+    scaleFloor ?? -1,
+  );
+}
+
 /**
  * The norm of all gradients as one vector, summed in f64 in a fixed order. Values that are not finite show in it as they are.
  * @param kind 2 (default), 1 or 'inf'

@@ -103,3 +103,32 @@ export function linear(
   const { adapterInput = null, ...rest } = options;
   return linearGroup(x, [{ weight, ...rest }], { adapterInput })[0] as Tensor;
 }
+
+/**
+ * y = x * scale + bias, a factor and an offset a column, computed in f32 (f64) and rounded once.
+ * @param x (..., C), any float dtype
+ * @param scale (C), f32 (f64 beside f64) whatever x is
+ * @param bias (C), of x's dtype; null: none
+ * @returns (..., C)
+ */
+export function columnScale(x: Tensor, scale: Tensor, bias: Tensor | null = null): Tensor {
+  return new Tensor(native.columnScale(x.handle, scale.handle, bias?.handle ?? null));
+}
+
+/**
+ * The norm of each row of weight + sum of scale * b a, which is never made as a whole. Without a gradient: DoRA (Liu et
+ * al. 2024) holds this norm constant.
+ * @param weight (O, I), any float dtype
+ * @param parts a (R, I) and b (O, R), f32 (f64 beside f64)
+ * @returns (O) f32 (f64)
+ */
+export function rowNorm(weight: Tensor, parts: readonly LowRank[]): Tensor {
+  return new Tensor(
+    native.rowNorm(
+      weight.handle,
+      parts.map(({ a }) => a.handle),
+      parts.map(({ b }) => b.handle),
+      parts.map(({ scale = 1 }) => scale),
+    ),
+  );
+}

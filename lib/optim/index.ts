@@ -1,3 +1,11 @@
+export { Adafactor, type AdafactorOptions } from './adafactor.ts';
+export { AdamW, type AdamWOptions } from './adamw.ts';
 export * from './clip.ts';
-export * from './optimizers.ts';
+export {
+  Optimizer,
+  type OptimizerParameter,
+  type ParameterGroup,
+  type StepInput,
+} from './optimizer.ts';
 export * from './schedulers.ts';
+export { Sgd, type SgdOptions } from './sgd.ts';

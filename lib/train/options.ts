@@ -5,7 +5,12 @@
 import { ArgumentError } from '../errors.ts';
 import { SCHEDULER_NAMES } from '../optim/schedulers.ts';
 import { type ResolvedRegularizers, resolveRegularizers } from './methods.ts';
-import type { OptimizationOptions, OutputOptions, RegularizerOptions } from './types.ts';
+import {
+  OPTIMIZER_NAMES,
+  type OptimizationOptions,
+  type OutputOptions,
+  type RegularizerOptions,
+} from './types.ts';
 
 export interface ResolvedOptimization extends Required<Omit<OptimizationOptions, 'maxSteps'>> {
   /** null: numTrainEpochs decides. */
@@ -91,7 +96,7 @@ export function resolveOptions(input: OptionsInput): ResolvedOptions {
       `lrSchedulerType must be one of ${SCHEDULER_NAMES.join(', ')}, got "${optimization.lrSchedulerType}"`,
     );
   }
-  checkChoice('optim', optimization.optim, ['adamw', 'sgd']);
+  checkChoice('optim', optimization.optim, OPTIMIZER_NAMES);
   checkChoice('export', output.export, ['lora', 'residual']);
   return {
     optimization,

@@ -6,6 +6,7 @@ import { warmupStepsFrom } from '../optim/schedulers.ts';
 import { memoryStats, resetPeakMemory, synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
 import { makeObjective } from './objective.ts';
+import { momentCount } from './optimizers.ts';
 import type { ResolvedOptions } from './options.ts';
 import type { TrainerOptions } from './trainer.ts';
 import type { RunPlan } from './types.ts';
@@ -21,7 +22,6 @@ export async function makePlan(
   const totalSteps = await countSteps(data, { accumulation, numTrainEpochs, maxSteps });
   const base = tuned.model.parameters();
   const trained = tuned.parameters().map(({ tensor }) => tensor);
-  const moments = optimization.optim === 'adamw' ? 2 : optimization.momentum > 0 ? 1 : 0;
   const trainedBytes = bytesOf(trained);
   return {
     totalSteps,
@@ -33,7 +33,7 @@ export async function makePlan(
       baseBytes: bytesOf(base),
       teacherBytes: tuned.teacherBytes,
       adapterBytes: bytesOf(Object.values(tuned.state())),
-      optimizerBytes: (moments + 1) * trainedBytes,
+      optimizerBytes: kBytes.f32 * momentCount(trained, optimization) + trainedBytes,
       activationBytes: null,
       totalBytes: null,
     },

@@ -2,14 +2,14 @@
  * One run of a trainer: what lives between two steps. It claims the output folder, takes up a checkpoint if asked to,
  * and writes metrics, checkpoints and the result.
  */
-import type { TunedModel } from '../adapters/tuned_model.ts';
 import { ArgumentError, NativeError } from '../errors.ts';
 import { writeFileAtomic } from '../io/files.ts';
-import { AdamW, type Optimizer, Sgd } from '../optim/optimizers.ts';
+import type { Optimizer } from '../optim/optimizer.ts';
 import { learningRateSchedule } from '../optim/schedulers.ts';
 import { type Checkpoint, latestCheckpoint, saveCheckpoint } from './checkpoints.ts';
 import { MetricsFile } from './metrics.ts';
 import { makeObjective, type Objective } from './objective.ts';
+import { makeOptimizer } from './optimizers.ts';
 import { differences, type Identity, type ResolvedOptions } from './options.ts';
 import { claimOutput, type OutputFolder } from './output.ts';
 import { makePlan } from './plan.ts';
@@ -189,7 +189,10 @@ export async function openRun(input: TrainerOptions, options: ResolvedOptions): 
     const warnings: Warning[] = [];
     const checkpoint =
       folder !== null && resume ? await takeUp(folder, { identity, plan, warnings }) : null;
-    const optimizer = makeOptimizer(input.tuned, options.optimization);
+    const optimizer = makeOptimizer(
+      [{ parameters: input.tuned.parameters() }],
+      options.optimization,
+    );
     if (checkpoint !== null) restore(checkpoint, input, optimizer);
     const { step, position, last, elapsedSeconds } = checkpoint?.state ?? {
       step: 0,
@@ -314,12 +317,4 @@ function withoutPrefix<T>(prefix: string, values: Readonly<Record<string, T>>): 
       .filter(([key]) => key.startsWith(prefix))
       .map(([key, value]) => [key.slice(prefix.length), value]),
   );
-}
-
-function makeOptimizer(tuned: TunedModel, options: ResolvedOptions['optimization']): Optimizer {
-  const groups = [{ parameters: tuned.parameters() }];
-  const { weightDecay, adamBeta1, adamBeta2, adamEpsilon, momentum } = options;
-  return options.optim === 'sgd'
-    ? new Sgd(groups, { momentum, weightDecay })
-    : new AdamW(groups, { beta1: adamBeta1, beta2: adamBeta2, eps: adamEpsilon, weightDecay });
 }

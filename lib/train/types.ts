@@ -28,7 +28,8 @@ export type { Batch };
 export type MethodName = 'lora' | 'rslora' | 'pissa' | 'balora' | 'full';
 
 /** Optimisers by name. */
-export type OptimizerName = 'adamw' | 'sgd';
+export const OPTIMIZER_NAMES = ['adamw', 'adafactor', 'sgd'] as const;
+export type OptimizerName = (typeof OPTIMIZER_NAMES)[number];
 
 /** The three regularizers; a weight of 0 switches one off, and with it what only it needs (the teacher's pass). */
 export interface RegularizerOptions {

@@ -36,6 +36,10 @@ void bind_tensor(Module& m) {
      {"param", "grad", "buffer", "coefficient", "lr", "momentum", "dampening", "weightDecay",
       "nesterov", "first"},
      Grad::kNone);
+  op(m, "adafactorStep", &adafactor_step,
+     {"param", "grad", "row", "column", "m", "coefficient", "lr", "beta1", "beta2", "eps", "clip",
+      "weightDecay", "scaleFloor"},
+     Grad::kNone);
   op(m, "gradNorm", &grad_norm, {"grads", "kind"}, Grad::kNone);
   op(m, "clipCoefficient", &clip_coefficient, {"norm", "maxNorm"}, Grad::kNone);
 }

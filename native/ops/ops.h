@@ -112,6 +112,13 @@ Tensor scatter_add(const Tensor& x, const Tensor& index, const Tensor& source, i
 std::tuple<Tensor, Tensor> top_k(const Tensor& x,
                                  int64_t k);  // x (...,C) -> values, columns i32 (...,k)
 
+// column_scale.cc: x (...,C), scale (C) in the accumulator type, bias (C) -> x * scale + bias
+Tensor column_scale(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& bias);
+
+// row_norm.cc: ||weight + sum scale b a|| by rows, without a gradient; weight (O,I) -> (O)
+Tensor row_norm(const Tensor& weight, const std::vector<Tensor>& a, const std::vector<Tensor>& b,
+                const std::vector<double>& scales);
+
 // dropout.cc
 Tensor dropout(const Tensor& x, double p, int64_t seed, int64_t stream);
 
@@ -126,6 +133,11 @@ void adamw_step(Tensor param, const Tensor& grad, Tensor m, Tensor v,
 void sgd_step(Tensor param, const Tensor& grad, std::optional<Tensor> buffer,
               const std::optional<Tensor>& coefficient, double lr, double momentum,
               double dampening, double weight_decay, bool nesterov, bool first);
+// adafactor.cc
+void adafactor_step(Tensor param, const Tensor& grad, Tensor row, std::optional<Tensor> column,
+                    std::optional<Tensor> m, const std::optional<Tensor>& coefficient, double lr,
+                    double beta1, double beta2, double eps, double clip, double weight_decay,
+                    double scale_floor);
 Tensor grad_norm(const std::vector<Tensor>& grads,
                  const std::string& kind);  // () f64; kind 1, 2 or inf
 Tensor clip_coefficient(const Tensor& norm, double max_norm);

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import {
+  adafactorStep,
   adamwStep,
   add_,
   clipCoefficient,
@@ -20,9 +21,9 @@ import {
   zeros,
 } from '../../lib/index.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
+import { fixturePath } from '../support/fixtures.ts';
 import { randomTensor } from '../support/gradcheck.ts';
 import { readFloatTensors } from '../support/read_safetensors.ts';
-import { describeShared, sharedPath } from '../support/shared.ts';
 
 describe('writes in place', () => {
   it('copy_, fill_, zero_ and add_ in every dtype, and through views', () => {
@@ -144,11 +145,11 @@ interface GoldenCase {
   };
 }
 
-describeShared('steps against torch', ['golden/optim'], () => {
-  const folder = 'golden/optim/optim';
+describe('steps against torch', () => {
+  const folder = 'optim/optim';
   const read = () => ({
-    json: JSON.parse(readFileSync(sharedPath(`${folder}.json`), 'utf8')),
-    arrays: readFloatTensors(sharedPath(`${folder}.safetensors`)),
+    json: JSON.parse(readFileSync(fixturePath(`${folder}.json`), 'utf8')),
+    arrays: readFloatTensors(fixturePath(`${folder}.safetensors`)),
   });
 
   /** The parameter after each step, as one (steps, size) array. */
@@ -249,6 +250,111 @@ describeShared('steps against torch', ['golden/optim'], () => {
         expect(error).toBeLessThanOrEqual(1e-6 * Math.abs(g * factor));
       });
     }
+  });
+});
+
+/** One Adafactor step of a (rows, columns) matrix or, without rows, of a vector, in plain loops. */
+function adafactorDefinition(
+  { p, g, row, column, m }: Record<'p' | 'g' | 'row' | 'column' | 'm', Float64Array>,
+  rows: number,
+  { lr, beta1, beta2, eps, clip, weightDecay, scaleFloor }: typeof kAdafactor,
+): void {
+  const columns = p.length / rows;
+  const rms = (x: Float64Array) => Math.sqrt(x.reduce((sum, v) => sum + v * v, 0) / x.length);
+  const rate = lr * Math.max(scaleFloor, rms(p));
+  const squares = g.map((v) => v * v + eps);
+  const blend = (old: number, fresh: number) => beta2 * old + (1 - beta2) * fresh;
+  const u = new Float64Array(p.length);
+  if (column.length === 0) {
+    row.forEach((v, i) => {
+      row[i] = blend(v, squares[i] as number);
+      u[i] = (g[i] as number) / Math.sqrt(row[i] as number);
+    });
+  } else {
+    for (let r = 0; r < rows; ++r) {
+      let sum = 0;
+      for (let c = 0; c < columns; ++c) sum += squares[r * columns + c] as number;
+      row[r] = blend(row[r] as number, sum / columns);
+    }
+    for (let c = 0; c < columns; ++c) {
+      let sum = 0;
+      for (let r = 0; r < rows; ++r) sum += squares[r * columns + c] as number;
+      column[c] = blend(column[c] as number, sum / rows);
+    }
+    const mean = row.reduce((sum, v) => sum + v, 0) / rows;
+    u.forEach((_, i) => {
+      const [r, c] = [row[Math.floor(i / columns)] as number, column[i % columns] as number];
+      u[i] = (g[i] as number) / Math.sqrt(r / mean) / Math.sqrt(c);
+    });
+  }
+  const factor = rate / Math.max(1, rms(u) / clip);
+  p.forEach((v, i) => {
+    m[i] = beta1 * (m[i] as number) + (1 - beta1) * factor * (u[i] as number);
+    p[i] = v * (1 - weightDecay * rate) - (m[i] as number);
+  });
+}
+
+const kAdafactor = {
+  lr: 0.3,
+  beta1: 0.6,
+  beta2: 0.7,
+  eps: 1e-3,
+  clip: 0.5,
+  weightDecay: 0.1,
+  scaleFloor: 1e-2,
+};
+
+describe('Adafactor steps', () => {
+  const positive = (shape: number[], seed: number, dtype: 'f32' | 'f64') =>
+    tensor(values(randomTensor(shape, { seed })).map(Math.abs), { shape, dtype });
+
+  for (const dtype of ['f64', 'f32'] as const) {
+    for (const shape of [[1], [123], [1, 31], [33, 123], [31, 1], [700, 200]]) {
+      it(`follow the definition in ${dtype} for (${shape})`, () => {
+        const [p, g, m] = [1, 2, 3].map((seed) => randomTensor(shape, { seed, dtype })) as [
+          Tensor,
+          Tensor,
+          Tensor,
+        ];
+        const matrix = shape.length === 2;
+        const row = positive(matrix ? shape.slice(0, 1) : shape, 4, dtype);
+        const column = matrix ? positive(shape.slice(1), 5, dtype) : null;
+        const expected = {
+          p: values(p),
+          g: values(g).map((v) => 0.5 * v),
+          row: values(row),
+          column: column ? values(column) : new Float64Array(),
+          m: values(m),
+        };
+        const coefficient = tensor(Float64Array.of(0.5), { shape: [] });
+        adafactorStep(p, g, { row, column, m, coefficient, ...kAdafactor });
+        adafactorDefinition(expected, matrix ? (shape[0] as number) : 1, kAdafactor);
+        const tolerance = dtype === 'f64' ? 1e-14 : 1e-6;
+        expectClose(p, expected.p, tolerance);
+        expectClose(row, expected.row, tolerance);
+        expectClose(m, expected.m, tolerance);
+        if (column) expectClose(column, expected.column, tolerance);
+      });
+    }
+  }
+
+  it('refuse bad arguments by name', () => {
+    const options = { row: zeros([2]), column: zeros([3]), m: null, ...kAdafactor };
+    const [p, g] = [zeros([2, 3]), zeros([2, 3])];
+    const refused = (more: object, message: string, param = p) =>
+      expect(() => adafactorStep(param, g, { ...options, ...more })).toThrow(message);
+    refused({ row: zeros([3]) }, 'adafactor_step: row must be (2), got (3)');
+    refused({ column: zeros([2]) }, 'adafactor_step: column must be (3), got (2)');
+    refused({ column: null }, 'adafactor_step: row must be (2,3), got (2)');
+    refused({ m: zeros([2]) }, 'adafactor_step: m must be (2,3), got (2)');
+    refused({ beta2: 1 }, 'adafactor_step: beta2 must be in [0,1), got 1');
+    refused({ eps: 0 }, 'adafactor_step: eps must be > 0, got 0');
+    refused({ clip: 0 }, 'adafactor_step: clip must be > 0, got 0');
+    refused(
+      {},
+      'adafactor_step: param must be f32 or f64, got bf16',
+      zeros([2, 3], { dtype: 'bf16' }),
+    );
   });
 });
 

@@ -1,12 +1,12 @@
 import { readFileSync } from 'node:fs';
-import { expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import {
   learningRateSchedule,
   SCHEDULER_NAMES,
   type SchedulerOptions,
   warmupStepsFrom,
 } from '../../lib/optim/schedulers.ts';
-import { describeShared, sharedPath } from '../support/shared.ts';
+import { fixturePath } from '../support/fixtures.ts';
 
 interface Table {
   scheduler: string;
@@ -20,8 +20,8 @@ interface Table {
 const camel = (name: string): string =>
   name.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase());
 
-describeShared('schedules of transformers 5.24', () => {
-  const golden = JSON.parse(readFileSync(sharedPath('golden/optim/schedulers.json'), 'utf8')) as {
+describe('schedules of transformers 5.24', () => {
+  const golden = JSON.parse(readFileSync(fixturePath('optim/schedulers.json'), 'utf8')) as {
     warmup_from_ratio: { total: number; ratio: number; warmup_steps: number }[];
     tables: Table[];
   };
