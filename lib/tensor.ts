@@ -110,6 +110,11 @@ export class Tensor {
     return new Tensor(native.detach(this.#handle));
   }
 
+  /** Grows whenever an op writes into the tensor's memory: equal versions are equal values. */
+  get version(): number {
+    return native.versionOf(this.#handle);
+  }
+
   /** Promises that the values never change, so that kernels may keep packed layouts of them (frozen weights). */
   freeze(): this {
     native.freeze(this.#handle);

@@ -5,126 +5,58 @@
  * PiSSA starts from W's own best rank-r part B0 A0. It runs as W + s (B A - B0 A0) on the untouched base: one base for
  * student, teacher and every adapter, a teacher that is the plain base pass, a step-0 KL of exactly 0 and an exact
  * export, for r more columns in the student's pass (docs/decisions has the measurement against W_res + s B A).
+ *
+ * Several adapters may live on one base. One of them is active: it is the one that runs, is trained and is saved.
  */
+import { ArgumentError } from '../errors.ts';
 import type { CausalLM, Model } from '../models/index.ts';
-import type { LinearAdapter, LowRankUpdate } from '../nn/adapter_hook.ts';
-import type { Linear } from '../nn/linear.ts';
-import { copy_ } from '../ops/index.ts';
-import { synchronize } from '../runtime.ts';
-import { noGrad, type Tensor } from '../tensor.ts';
-import {
-  checkSameTensors,
-  checkShapes,
-  freeLinears,
-  freezeBase,
-  initialPair,
-  linearNamed,
-  refuseHead,
-  trainablePair,
-} from './attach.ts';
-import {
-  keepsBase,
-  type LoraConfig,
-  type LoraConfigInput,
-  loraConfig,
-  loraScale,
-  refuseTrainingDropout,
-} from './config.ts';
+import type { Tensor } from '../tensor.ts';
+import type { Adapter } from './adapter.ts';
+import { freeLinears } from './attach.ts';
+import type { LoraConfig, LoraConfigInput } from './config.ts';
 import { savePlain, saveResidual } from './export.ts';
-import type { LowRankPair } from './init.ts';
-import { readPeftFolder } from './peft_folder.ts';
-import { moduleSettings, resolveTargets } from './targets.ts';
-import type { ExportForm, NamedTensor, TunedModel } from './tuned_model.ts';
+import type { LoraModule } from './lora_module.ts';
+import {
+  type CreateOptions,
+  createAdapter,
+  type LoadOptions,
+  loadAdapter,
+} from './make_adapter.ts';
+import type { SavedModules } from './saved_modules.ts';
+import type { ExportForm, NamedTensor, TrainingPass, TunedModel } from './tuned_model.ts';
 
-/** One adapted linear: its pair, and what W holds of it already. */
-export class LoraModule implements LinearAdapter {
-  constructor(
-    readonly name: string,
-    readonly linear: Linear,
-    readonly pair: LowRankPair,
-    readonly frozen: LowRankPair | null,
-    /** s, and the alpha that it came from: s = alpha / r, rank-stabilised alpha / sqrt(r). */
-    readonly scale: number,
-    readonly alpha: number,
-    /** Shared by all modules of one adapter. */
-    private readonly power: { on: boolean },
-  ) {}
-
-  get r(): number {
-    return this.pair.a.shape[0] as number;
-  }
-
-  update(): LowRankUpdate | null {
-    if (!this.power.on) return null;
-    const { pair, frozen, scale } = this;
-    return frozen === null ? { ...pair, scale } : { ...pair, scale, frozen };
-  }
-
-  /** All that the module owns: what is trained and what it started from. */
-  tensors(): Tensor[] {
-    const { pair, frozen } = this;
-    return [pair.a, pair.b, ...(frozen === null ? [] : [frozen.a, frozen.b])];
-  }
-}
-
-/** Options of {@link AdapterModel.create}. */
-export interface CreateOptions {
-  /** Of the adapter's first values (default 42). */
-  seed?: number;
-}
-
-/** Options of {@link AdapterModel.load}. */
-export interface LoadOptions extends CreateOptions {
-  /** Keys of adapter_config.json that the caller knows to be harmless although they are not understood. */
-  ignoreKeys?: readonly string[];
-}
+export type { CreateOptions, LoadOptions };
+export { LoraModule } from './lora_module.ts';
 
 /** See the head of the file. Made by {@link AdapterModel.create} or {@link AdapterModel.load}. */
 export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   readonly kind = 'adapter';
-  readonly trainsHead = false;
   readonly hasTeacher = true;
   readonly teacherBytes = 0;
+  readonly #adapters = new Map<string, Adapter>();
+  #active: Adapter;
+  #enabled = true;
 
   private constructor(
     readonly model: M,
-    readonly config: LoraConfig,
-    readonly modules: readonly LoraModule[],
-    private readonly power: { on: boolean },
-    private readonly seed: number,
-    /** What the user should know about a loaded adapter. */
-    readonly warnings: readonly string[],
+    first: Adapter,
   ) {
-    for (const module of modules) module.linear.adapter = module;
-    freezeBase(model);
+    this.#adapters.set(first.name, first);
+    this.#active = first;
+    first.attach();
   }
 
   /**
-   * Adds fresh adapters to a model and freezes its own weights.
+   * Adds a fresh adapter to a model and freezes its own weights.
    * @throws ArgumentError if targets match nothing, a rank exceeds a matrix, or a module has an adapter already
    */
   static async create<M extends Model>(
     model: M,
     config: LoraConfigInput = {},
-    { seed = 42 }: CreateOptions = {},
+    options: CreateOptions = {},
   ): Promise<AdapterModel<M>> {
-    const checked = loraConfig(config);
-    refuseTrainingDropout(checked);
-    const linears = freeLinears(model);
-    const targets = resolveTargets(checked, linears);
-    const power = { on: true };
-    const modules: LoraModule[] = [];
-    for (const { name, r, scale, alpha } of targets) {
-      const linear = linearNamed(linears, name, 'targetModules');
-      refuseHead(model, name);
-      const initial = initialPair(checked, { name, r, scale, linear, seed });
-      const pair = trainablePair(initial);
-      const frozen = initial.fromWeight ? initial : null;
-      if (frozen === null) for (const tensor of [initial.a, initial.b]) tensor.dispose();
-      modules.push(new LoraModule(name, linear, pair, frozen, scale, alpha, power));
-      await synchronize();
-    }
-    return new AdapterModel(model, checked, modules, power, seed, []);
+    freeLinears(model);
+    return new AdapterModel(model, await createAdapter(model, config, options));
   }
 
   /**
@@ -136,92 +68,136 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     folder: string,
     options: LoadOptions = {},
   ): Promise<AdapterModel<M>> {
-    const { config, pairs } = await readPeftFolder(folder, options);
-    const { seed = 42 } = options;
-    const plain = keepsBase(config.initLoraWeights);
-    const linears = freeLinears(model);
-    const settings = moduleSettings(config);
-    const power = { on: true };
-    const modules: LoraModule[] = [];
-    for (const [name, loaded] of pairs) {
-      const linear = linearNamed(linears, name, folder);
-      refuseHead(model, name);
-      checkShapes(name, loaded, linear, folder);
-      const { alpha } = settings(name);
-      const r = loaded.a.shape[0] as number;
-      const scale = loraScale(alpha, r, config.useRslora);
-      const frozen = plain ? null : initialPair(config, { name, r, scale, linear, seed });
-      const pair = trainablePair(loaded);
-      for (const tensor of [loaded.a, loaded.b]) tensor.dispose();
-      modules.push(new LoraModule(name, linear, pair, frozen, scale, alpha, power));
-      await synchronize();
-    }
-    const warnings = plain ? [] : [residualWarning(config, folder)];
-    return new AdapterModel(model, config, modules, power, seed, warnings);
+    freeLinears(model);
+    return new AdapterModel(model, await loadAdapter(model, folder, options));
   }
 
-  /** The pairs A, B of every module, by `<module>.lora_A` and `<module>.lora_B`. */
+  /**
+   * Adds another fresh adapter; the active one stays active. The model is the bare base until the promise is settled.
+   * @throws ArgumentError as create(), or for a name that is taken
+   */
+  async add(
+    name: string,
+    config: LoraConfigInput = {},
+    options: CreateOptions = {},
+  ): Promise<void> {
+    await this.#adding(name, () => createAdapter(this.model, config, { ...options, name }));
+  }
+
+  /** The same with the adapter of a PEFT folder. @throws as load() */
+  async addFrom(name: string, folder: string, options: LoadOptions = {}): Promise<void> {
+    await this.#adding(name, () => loadAdapter(this.model, folder, { ...options, name }));
+  }
+
+  /** Names of all adapters, in the order in which they came. */
+  get names(): readonly string[] {
+    return [...this.#adapters.keys()];
+  }
+
+  /** Name of the adapter that runs. */
+  get active(): string {
+    return this.#active.name;
+  }
+
+  /** Makes another adapter the active one. Gradients, moments and checkpoints of a run belong to the one it began with. */
+  use(name: string): void {
+    const next = this.#named(name);
+    if (next === this.#active) return;
+    this.#active.detach();
+    this.#active = next;
+    next.attach();
+    next.turn(this.#enabled);
+  }
+
+  /** Takes an adapter off and frees its tensors. @throws ArgumentError for the active one */
+  delete(name: string): void {
+    const adapter = this.#named(name);
+    if (adapter === this.#active) {
+      throw new ArgumentError(
+        `the adapter "${name}" is active: use() another one before deleting it`,
+      );
+    }
+    this.#adapters.delete(name);
+    adapter.dispose();
+  }
+
+  /** Configuration of the active adapter. */
+  get config(): LoraConfig {
+    return this.#active.config;
+  }
+
+  /** Its adapted linears. */
+  get modules(): readonly LoraModule[] {
+    return this.#active.modules;
+  }
+
+  /** Its modules that are trained and kept whole. */
+  get saved(): SavedModules | null {
+    return this.#active.saved;
+  }
+
+  /** What the user should know about it, if it was loaded. */
+  get warnings(): readonly string[] {
+    return this.#active.warnings;
+  }
+
+  get trainsHead(): boolean {
+    return this.#active.trainsHead(this.model);
+  }
+
+  /** The masters of the active adapter: A and B by `<module>.lora_A` and `<module>.lora_B`, and what else it trains. */
   parameters(): readonly NamedTensor[] {
-    return this.modules.flatMap(({ name, pair }) => [
-      { name: `${name}.lora_A`, tensor: pair.a },
-      { name: `${name}.lora_B`, tensor: pair.b },
-    ]);
+    return this.#active.parameters();
   }
 
   /** Runs `body` with the adapter switched off: on the base as it was loaded. */
   withTeacher<T>(body: (teacher: M) => T): T {
-    const before = this.power.on;
-    this.power.on = false;
+    const before = this.#enabled;
+    this.enabled = false;
     try {
       return body(this.model);
     } finally {
-      this.power.on = before;
+      this.enabled = before;
     }
   }
 
   /** Whether the adapter takes part; switch it off to look at the base. */
   get enabled(): boolean {
-    return this.power.on;
+    return this.#enabled;
   }
 
   set enabled(value: boolean) {
-    this.power.on = value;
+    this.#enabled = value;
+    this.#active.turn(value);
   }
 
-  collectGradients(): void {}
+  trainingPass(pass: TrainingPass | null): void {
+    this.#active.power.pass = pass;
+  }
 
-  afterStep(): void {}
+  collectGradients(): void {
+    this.#active.saved?.collectGradients();
+  }
+
+  afterStep(): void {
+    this.#active.saved?.refresh();
+  }
 
   state(): Record<string, Tensor> {
-    const state: Record<string, Tensor> = {};
-    for (const { name, pair, frozen } of this.modules) {
-      state[`${name}.lora_A`] = pair.a;
-      state[`${name}.lora_B`] = pair.b;
-      if (frozen !== null) {
-        state[`${name}.initial_A`] = frozen.a;
-        state[`${name}.initial_B`] = frozen.b;
-      }
-    }
-    return state;
+    return this.#active.state();
   }
 
   restore(tensors: Readonly<Record<string, Tensor>>, path: string): void {
-    const current = this.state();
-    checkSameTensors(current, tensors, path);
-    noGrad(() => {
-      for (const [name, target] of Object.entries(current)) {
-        copy_(target, tensors[name] as Tensor);
-      }
-    });
+    this.#active.restore(tensors, path);
   }
 
   identity(): Record<string, unknown> {
     const { baseModelNameOrPath: _, ...config } = this.config;
-    return { method: 'adapter', adapter: config, adapterSeed: this.seed };
+    return { method: 'adapter', adapter: config, adapterSeed: this.#active.power.seed };
   }
 
   /**
-   * Writes adapter_config.json and adapter_model.safetensors as PEFT does.
+   * Writes the active adapter's adapter_config.json and adapter_model.safetensors as PEFT does.
    * @param options form: `lora`: one pair on the untouched base, PiSSA as [A;A0], [B|-B0] of rank 2r. `residual`: PiSSA's
    *   pair of rank r, with the residual model that it belongs on in `residual/` and its first values in `initial/`.
    */
@@ -229,18 +205,25 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     await (form === 'lora' ? savePlain(this, folder) : saveResidual(this, folder));
   }
 
-  /** Takes the adapter off the model and frees its tensors. */
+  /** Takes all adapters off the model and frees their tensors. */
   dispose(): void {
-    for (const module of this.modules) {
-      if (module.linear.adapter === module) module.linear.adapter = null;
-      for (const tensor of module.tensors()) tensor.dispose();
+    for (const adapter of this.#adapters.values()) adapter.dispose();
+  }
+
+  async #adding(name: string, make: () => Promise<Adapter>): Promise<void> {
+    if (this.#adapters.has(name)) throw new ArgumentError(`there is an adapter "${name}" already`);
+    const before = this.#enabled;
+    this.enabled = false;
+    try {
+      this.#adapters.set(name, await make());
+    } finally {
+      this.enabled = before;
     }
   }
-}
 
-function residualWarning(config: LoraConfig, folder: string): string {
-  return (
-    `${folder}: the adapter was saved as initLoraWeights "${String(config.initLoraWeights)}", so it belongs on a residual ` +
-    'that is computed again from this base, as PEFT does; export it as a plain LoRA to be independent of that'
-  );
+  #named(name: string): Adapter {
+    const adapter = this.#adapters.get(name);
+    if (adapter !== undefined) return adapter;
+    throw new ArgumentError(`there is no adapter "${name}", only ${this.names.join(', ')}`);
+  }
 }

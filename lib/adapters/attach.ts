@@ -5,24 +5,32 @@ import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import { Linear } from '../nn/linear.ts';
 import { copy_, zeros } from '../ops/index.ts';
-import { scope, type Tensor, unscoped } from '../tensor.ts';
+import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import type { LoraConfig } from './config.ts';
 import { type InitialPair, initialiser, type LowRankPair } from './init.ts';
 import type { TargetCandidate } from './targets.ts';
+import { masterDType } from './variants.ts';
 
 /** A linear module of a model under its path in the checkpoint. */
 export interface NamedLinear extends TargetCandidate {
   readonly linear: Linear;
 }
 
-/** Every linear module of a model. @throws ArgumentError if one is hooked already. */
-export function freeLinears(model: Model): NamedLinear[] {
+/** @throws ArgumentError if a linear module is hooked already */
+export function freeLinears(model: Model): void {
+  for (const { name, linear } of linearsOf(model)) {
+    if (linear.adapter === null) continue;
+    throw new ArgumentError(
+      `${name} has an adapter already: dispose of that one first, or add() to its AdapterModel`,
+    );
+  }
+}
+
+/** Every linear module of a model. */
+export function linearsOf(model: Model): NamedLinear[] {
   const linears: NamedLinear[] = [];
   for (const [name, module] of model.namedModules()) {
     if (!(module instanceof Linear)) continue;
-    if (module.adapter !== null) {
-      throw new ArgumentError(`${name} has an adapter already: dispose of that one first`);
-    }
     const [outFeatures, inFeatures] = module.weight.shape as [number, number];
     const isHead = isOfHead(model, name);
     linears.push({ name, linear: module, inFeatures, outFeatures, isHead });
@@ -70,7 +78,7 @@ export function initialPair(
 ): InitialPair {
   const { linear, ...rest } = target;
   const [outFeatures, inFeatures] = linear.weight.shape as [number, number];
-  return unscoped(() =>
+  const initial = unscoped(() =>
     initialiser(config)({
       ...rest,
       outFeatures,
@@ -78,35 +86,44 @@ export function initialPair(
       weight: () => linear.weight.to('f32'),
     }),
   );
+  if (linear.weight.dtype !== 'f64') return initial;
+  const { a, b, fromWeight } = initial;
+  const wide = unscoped(() => ({ a: a.to('f64'), b: b.to('f64'), fromWeight }));
+  for (const tensor of [a, b]) tensor.dispose();
+  return wide;
 }
 
-/** f32 masters of their own that collect gradients; `pair` stays as it is. */
-export function trainablePair(pair: LowRankPair): LowRankPair {
-  return { a: masterOf(pair.a), b: masterOf(pair.b) };
+/** Masters of their own that collect gradients; `pair` stays as it is. */
+export function trainablePair(pair: LowRankPair, linear: Linear): LowRankPair {
+  return { a: masterOf(pair.a, linear), b: masterOf(pair.b, linear) };
 }
 
-function masterOf(values: Tensor): Tensor {
-  const master = unscoped(() => zeros(values.shape, { dtype: 'f32' }));
-  scope(() => copy_(master, values.to('f32')));
+/** A trained copy in f32 (f64 beside f64). */
+export function masterOf(values: Tensor, { weight }: Linear): Tensor {
+  const dtype = masterDType(weight.dtype);
+  const master = unscoped(() => zeros(values.shape, { dtype }));
+  scope(() => noGrad(() => copy_(master, values.to(dtype))));
   master.requiresGrad = true;
   return master;
 }
 
-/** @throws FormatError if a pair does not fit its module. */
+/** @throws FormatError if a pair or a variant's tensor does not fit its module. */
 export function checkShapes(
-  name: string,
-  { a, b }: LowRankPair,
-  linear: Linear,
+  { name, pair: { a, b }, extra }: { name: string; pair: LowRankPair; extra: Tensor | null },
+  { inFeatures, outFeatures }: Linear,
   path: string,
 ): void {
-  const [outFeatures, inFeatures] = linear.weight.shape as [number, number];
-  if (a.shape[1] !== inFeatures || b.shape[0] !== outFeatures) {
-    throw new FormatError(
-      `${path}: ${name}: lora_A (r,in)=(${a.shape.join(',')}) and lora_B (out,r)=(${b.shape.join(',')}) ` +
-        `do not fit the weight (out,in)=(${outFeatures},${inFeatures})`,
-      { path },
-    );
-  }
+  const fits =
+    a.shape[1] === inFeatures &&
+    b.shape[0] === outFeatures &&
+    (extra === null || extra.shape.join() === String(outFeatures));
+  if (fits) return;
+  const beside = extra === null ? '' : ` and (${extra.shape.join(',')}) beside them`;
+  throw new FormatError(
+    `${path}: ${name}: lora_A (r,in)=(${a.shape.join(',')}), lora_B (out,r)=(${b.shape.join(',')})${beside} ` +
+      `do not fit the weight (out,in)=(${outFeatures},${inFeatures})`,
+    { path },
+  );
 }
 
 /** @throws FormatError unless both hold the same names with the same shapes. */
@@ -128,7 +145,5 @@ export function checkSameTensors(
 
 /** Paths of all linear modules. */
 export function linearNames(model: Model): string[] {
-  return Array.from(model.namedModules())
-    .filter(([, module]) => module instanceof Linear)
-    .map(([name]) => name);
+  return linearsOf(model).map(({ name }) => name);
 }

@@ -6,10 +6,10 @@
  * an adapter that loads and computes something else is worse than one that does not load.
  */
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
+import { ConfigReader, type InitLoraWeights, type Raw } from './config_reader.ts';
 import { compareCodePoints, PythonFloat, type PythonJson, pythonJson } from './python_json.ts';
 
-/** true: A uniform in +-1/sqrt(in), B zero. false: both uniform (for tests). */
-export type InitLoraWeights = boolean | 'gaussian' | 'pissa' | `pissa_niter_${number}`;
+export type { InitLoraWeights };
 
 /** What a user may write; PEFT's snake case spelling of every key is accepted as well. */
 export interface LoraConfigInput {
@@ -17,6 +17,7 @@ export interface LoraConfigInput {
   r?: number;
   /** Scale of the update: alpha / r, or alpha / sqrt(r) with `useRslora` (default 8). May be fractional. */
   loraAlpha?: number;
+  /** Share of the pair's inputs that training drops (default 0). */
   loraDropout?: number;
   /** Trailing module names, one regular expression for the whole path, or "all-linear" (default). */
   targetModules?: readonly string[] | string;
@@ -25,7 +26,13 @@ export interface LoraConfigInput {
   rankPattern?: Readonly<Record<string, number>>;
   alphaPattern?: Readonly<Record<string, number>>;
   useRslora?: boolean;
+  /** DoRA: the rows of W + s B A are brought to a trained length (default false). */
+  useDora?: boolean;
+  /** B has a bias of its own (default false). */
+  loraBias?: boolean;
   initLoraWeights?: InitLoraWeights;
+  /** Trailing names of modules that are trained and kept whole, in the place of the base's. */
+  modulesToSave?: readonly string[] | null;
   /** Block numbers to adapt, all if absent; `layersPattern` names the list that they count (default: any). */
   layersToTransform?: readonly number[] | number | null;
   layersPattern?: readonly string[] | string | null;
@@ -44,6 +51,10 @@ export interface LoraConfig {
   readonly rankPattern: readonly (readonly [pattern: string, r: number])[];
   readonly alphaPattern: readonly (readonly [pattern: string, alpha: number])[];
   readonly useRslora: boolean;
+  readonly useDora: boolean;
+  readonly loraBias: boolean;
+  /** In the order given, PEFT's repetitions included. */
+  readonly modulesToSave: readonly string[] | null;
   /** In a file also an initialisation that only PEFT knows, kept as text: the tensors are loaded over it. */
   readonly initLoraWeights: InitLoraWeights | (string & {});
   readonly layersToTransform: readonly number[] | null;
@@ -64,8 +75,6 @@ const kDefaultRank = 8;
 const kPissa = /^pissa(_niter_([0-9]+))?$/;
 /** Initialisations of PEFT that leave the base weights alone; a trained adapter that began so is a plain LoRA. */
 const kHarmlessInits = new Set(['gaussian', 'eva', 'orthogonal']);
-
-type Raw = Record<string, unknown>;
 
 /** Keys that change nothing in what an adapter computes. */
 const kIgnored = new Set([
@@ -88,14 +97,11 @@ const kUnsupported: Record<string, PythonJson> = {
   ensure_weight_tying: false,
   kasa_config: null,
   layer_replication: null,
-  lora_bias: false,
   megatron_config: null,
-  modules_to_save: null,
   monteclora_config: null,
   target_parameters: null,
   trainable_token_indices: null,
   use_bdlora: null,
-  use_dora: false,
   use_qalora: false,
   velora_config: null,
 };
@@ -108,6 +114,9 @@ const kUnderstood = new Set([
   'rank_pattern',
   'alpha_pattern',
   'use_rslora',
+  'use_dora',
+  'lora_bias',
+  'modules_to_save',
   'init_lora_weights',
   'layers_to_transform',
   'layers_pattern',
@@ -195,9 +204,11 @@ export function formatAdapterConfig(config: LoraConfig): string {
     layers_to_transform: config.layersToTransform === null ? null : [...config.layersToTransform],
     loftq_config: {},
     lora_alpha: config.loraAlpha,
+    lora_bias: config.loraBias,
     lora_dropout: new PythonFloat(config.loraDropout),
     lora_ga_config: null,
     megatron_core: 'megatron.core',
+    modules_to_save: config.modulesToSave === null ? null : [...config.modulesToSave],
     peft_type: 'LORA',
     peft_version: kPeftVersion,
     qalora_group_size: 16,
@@ -206,6 +217,7 @@ export function formatAdapterConfig(config: LoraConfig): string {
     revision: config.revision,
     target_modules: list(config.targetModules),
     task_type: config.taskType,
+    use_dora: config.useDora,
     use_rslora: config.useRslora,
   });
 }
@@ -225,15 +237,6 @@ export function loraScale(alpha: number, r: number, useRslora: boolean): number 
 /** Whether the tensors of an adapter that began so belong on the untouched base. */
 export function keepsBase(init: LoraConfig['initLoraWeights']): boolean {
   return typeof init === 'boolean' || kHarmlessInits.has(init);
-}
-
-/** @throws UnsupportedError: a loaded adapter may have been trained with dropout, a new one cannot yet. */
-export function refuseTrainingDropout({ loraDropout }: LoraConfig): void {
-  if (loraDropout > 0) {
-    throw new UnsupportedError(
-      `loraDropout ${loraDropout}: training with dropout is not supported yet`,
-    );
-  }
 }
 
 function isKnownInit(init: LoraConfig['initLoraWeights']): init is InitLoraWeights {
@@ -264,8 +267,8 @@ function refuseUnsupported(raw: Raw, where: string, ignored: ReadonlySet<string>
 
 /** From snake case keys to a checked configuration; PEFT's defaults fill what is absent. */
 function build(raw: Raw, where: string): LoraConfig {
-  const read = new Reader(raw, where);
-  return Object.freeze({
+  const read = new ConfigReader(raw, where);
+  const config: LoraConfig = Object.freeze({
     r: read.rank('r', raw.r ?? kDefaultRank),
     loraAlpha: read.number('lora_alpha', raw.lora_alpha ?? kDefaultRank),
     loraDropout: read.dropout(),
@@ -274,6 +277,9 @@ function build(raw: Raw, where: string): LoraConfig {
     rankPattern: read.pattern('rank_pattern', (key, value) => read.rank(key, value)),
     alphaPattern: read.pattern('alpha_pattern', (key, value) => read.number(key, value)),
     useRslora: read.flag('use_rslora', false),
+    useDora: read.flag('use_dora', false),
+    loraBias: read.flag('lora_bias', false),
+    modulesToSave: read.list('modules_to_save'),
     initLoraWeights: read.init(),
     layersToTransform: read.layers(),
     layersPattern: read.names('layers_pattern'),
@@ -283,90 +289,28 @@ function build(raw: Raw, where: string): LoraConfig {
     baseModelNameOrPath: read.text('base_model_name_or_path'),
     revision: read.text('revision'),
   });
+  refuseCombinations(config, where);
+  return config;
 }
 
-/** Typed reading of one raw configuration; every complaint names the key and the value. */
-class Reader {
-  constructor(
-    private readonly raw: Raw,
-    private readonly where: string,
-  ) {}
-
-  fail(key: string, wanted: string, value: unknown): never {
-    throw new ArgumentError(
-      `${this.where}: ${key} must be ${wanted}, got ${JSON.stringify(value)}`,
+/** What cannot go together, as PEFT has it. @throws ArgumentError */
+function refuseCombinations(config: LoraConfig, where: string): void {
+  const refuse = (what: string): never => {
+    throw new ArgumentError(`${where}: ${what}`);
+  };
+  const { loraBias, useDora, initLoraWeights, targetModules } = config;
+  const { layersToTransform, layersPattern } = config;
+  if (loraBias && useDora) refuse('lora_bias cannot go with use_dora');
+  if (loraBias && typeof initLoraWeights !== 'boolean') {
+    refuse(`lora_bias needs init_lora_weights true or false, got "${initLoraWeights}"`);
+  }
+  const regex = typeof targetModules === 'string' && targetModules !== ALL_LINEAR;
+  if (regex && (layersToTransform !== null || layersPattern !== null)) {
+    refuse(
+      'layers_to_transform and layers_pattern need a list of target_modules: a regular expression can name layers itself',
     );
   }
-
-  rank(key: string, value: unknown): number {
-    if (!Number.isSafeInteger(value) || (value as number) < 1)
-      this.fail(key, 'a whole number >= 1', value);
-    return value as number;
-  }
-
-  number(key: string, value: unknown): number {
-    if (typeof value !== 'number' || !Number.isFinite(value))
-      this.fail(key, 'a finite number', value);
-    return value;
-  }
-
-  flag(key: string, fallback: boolean): boolean {
-    const value = this.raw[key] ?? fallback;
-    if (typeof value !== 'boolean') this.fail(key, 'true or false', value);
-    return value;
-  }
-
-  text(key: string): string | null {
-    const value = this.raw[key] ?? null;
-    if (value !== null && typeof value !== 'string') this.fail(key, 'a string or null', value);
-    return value;
-  }
-
-  dropout(): number {
-    const value = this.number('lora_dropout', this.raw.lora_dropout ?? 0);
-    if (value < 0 || value >= 1) this.fail('lora_dropout', 'in [0, 1)', value);
-    return value;
-  }
-
-  names(key: string): readonly string[] | string | null {
-    const value = this.raw[key] ?? null;
-    if (value === null || typeof value === 'string') return value;
-    if (!Array.isArray(value) || value.some((name) => typeof name !== 'string' || name === '')) {
-      this.fail(key, 'a string or a list of names', value);
-    }
-    return Object.freeze([...new Set(value as string[])]);
-  }
-
-  pattern(
-    key: string,
-    check: (key: string, value: unknown) => number,
-  ): readonly (readonly [string, number])[] {
-    const value = this.raw[key] ?? {};
-    if (typeof value !== 'object') this.fail(key, 'an object of numbers', value);
-    // A configuration that was checked before holds pairs: it can be given again.
-    const entries: [string, unknown][] = Array.isArray(value) ? value : Object.entries(value);
-    if (!entries.every((entry) => Array.isArray(entry) && typeof entry[0] === 'string')) {
-      this.fail(key, 'an object of numbers', value);
-    }
-    return Object.freeze(
-      entries.map(([name, item]) => [name, check(`${key}["${name}"]`, item)] as const),
-    );
-  }
-
-  layers(): readonly number[] | null {
-    const value = this.raw.layers_to_transform ?? null;
-    if (value === null) return null;
-    const list: unknown[] = Array.isArray(value) ? value : [value];
-    if (list.some((item) => !Number.isSafeInteger(item) || (item as number) < 0)) {
-      this.fail('layers_to_transform', 'a block number or a list of them', value);
-    }
-    return Object.freeze(list as number[]);
-  }
-
-  init(): LoraConfig['initLoraWeights'] {
-    const value = this.raw.init_lora_weights ?? true;
-    if (typeof value !== 'boolean' && typeof value !== 'string')
-      this.fail('init_lora_weights', 'a flag or a name', value);
-    return value === 'lora' ? true : value;
+  if (layersPattern !== null && layersPattern.length > 0 && layersToTransform === null) {
+    refuse('layers_pattern needs layers_to_transform');
   }
 }

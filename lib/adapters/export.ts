@@ -37,10 +37,17 @@ export async function saveResidual(adapter: AdapterModel<Model>, folder: string)
   if (modules.some(({ frozen }) => frozen === null)) {
     throw new UnsupportedError('export "residual" is for PiSSA adapters: this one has no residual');
   }
+  if (config.useDora) {
+    throw new UnsupportedError(
+      'export "residual" is not for DoRA: its norm belongs to the whole weight, export it as "lora"',
+    );
+  }
   const base = join(folder, RESIDUAL_BASE);
-  await saveModel(adapter.model, base, {
-    replace: (name, weight) => residualWeight(adapter, name, weight),
-  });
+  await onBase(adapter, () =>
+    saveModel(adapter.model, base, {
+      replace: (name, weight) => residualWeight(adapter, name, weight),
+    }),
+  );
   const plain = { ...config, initLoraWeights: true, baseModelNameOrPath: base };
   const trained = modules.map(({ name, pair, alpha }) => ({ name, pair, alpha }));
   const first = modules.map(({ name, frozen, alpha }) => ({
@@ -67,15 +74,17 @@ export function doubledConfig(config: LoraConfig): LoraConfig {
 
 /** A module as a plain pair: its own tensors, or new ones of rank 2r. */
 export function plainModule(module: LoraModule, useRslora: boolean): ExportedModule {
-  const { name, pair, frozen, alpha } = module;
-  if (frozen === null) return { name, pair, alpha };
+  const { name, pair, frozen, alpha, extra, extraKey } = module;
+  const beside =
+    extra === null || extraKey === null ? {} : { extra: { key: extraKey, tensor: extra } };
+  if (frozen === null) return { name, pair, alpha, ...beside };
   const doubled = scope(() =>
     noGrad(() => ({
       a: concat([pair.a, frozen.a], 0),
       b: concat([pair.b, neg(frozen.b)], 1),
     })),
   );
-  return { name, pair: doubled, alpha: alphaGrowth(useRslora) * alpha };
+  return { name, pair: doubled, alpha: alphaGrowth(useRslora) * alpha, ...beside };
 }
 
 function alphaGrowth(useRslora: boolean): number {
@@ -94,7 +103,19 @@ function write(
     baseModelNameOrPath,
     taskType: config.taskType ?? adapter.model.taskType,
   };
-  return writePeftFolder(folder, named, modules, linearNames(adapter.model));
+  const saved = adapter.saved?.parameters ?? [];
+  return writePeftFolder(folder, named, { modules, saved }, linearNames(adapter.model));
+}
+
+/** With the adapter switched off, so that modules saved whole are the base's. */
+async function onBase(adapter: AdapterModel<Model>, body: () => Promise<void>): Promise<void> {
+  const before = adapter.enabled;
+  adapter.enabled = false;
+  try {
+    await body();
+  } finally {
+    adapter.enabled = before;
+  }
 }
 
 /** W - s B0 A0, rounded once; null for a tensor that no adapter touches. */

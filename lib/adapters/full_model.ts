@@ -4,21 +4,23 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { type CausalLM, type Model, saveModel } from '../models/index.ts';
-import { copy_, zeros } from '../ops/index.ts';
-import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
+import { copy_ } from '../ops/index.ts';
+import { noGrad, Tensor } from '../tensor.ts';
 import { checkSameTensors, freeLinears, freezeBase } from './attach.ts';
+import {
+  collectGradients,
+  decaysIn,
+  refreshWorking,
+  type TrainedParameter,
+  trainedParameter,
+} from './trained_parameter.ts';
 import type { NamedTensor, TunedModel } from './tuned_model.ts';
-
-interface Trained extends NamedTensor {
-  /** What the model computes with: the master itself in an f32 model. */
-  readonly working: Tensor;
-}
 
 /** Full fine-tuning: every weight is trained, through f32 masters. */
 export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
   readonly kind = 'full';
   readonly trainsHead = true;
-  private readonly trained: readonly Trained[];
+  private readonly trained: readonly TrainedParameter[];
 
   /**
    * Makes every parameter of `model` trainable. Its tensors are replaced by copies, since loaded ones may be pages of a
@@ -31,10 +33,11 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
   ) {
     freeLinears(model);
     if (options.teacher) freezeBase(options.teacher);
-    this.trained = Array.from(model.namedParameters()).map(([name, old]) => {
-      const trained = makeTrained(name, old);
-      model.replaceParameter(old, trained.working);
-      old.dispose();
+    const decaying = new Set(decayingTensors(model));
+    this.trained = Array.from(model.namedParameters()).map(([name, base]) => {
+      const trained = trainedParameter({ name, base, decays: decaying.has(base) });
+      model.replaceParameter(base, trained.working);
+      base.dispose();
       return trained;
     });
   }
@@ -59,24 +62,14 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
   }
 
   collectGradients(): void {
-    for (const { tensor, working } of this.trained) {
-      if (working === tensor) continue;
-      scope(() => {
-        tensor.grad = working.grad;
-      });
-      working.grad = null;
-    }
+    collectGradients(this.trained);
   }
 
   afterStep(): void {
-    scope(() =>
-      noGrad(() => {
-        for (const { tensor, working } of this.trained) {
-          if (working !== tensor) copy_(working, tensor.to(working.dtype));
-        }
-      }),
-    );
+    refreshWorking(this.trained);
   }
+
+  trainingPass(): void {}
 
   state(): Record<string, Tensor> {
     return Object.fromEntries(this.trained.map(({ name, tensor }) => [name, tensor]));
@@ -105,15 +98,10 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
   }
 }
 
-function makeTrained(name: string, old: Tensor): Trained {
-  return unscoped(() =>
-    noGrad(() => {
-      const tensor = zeros(old.shape, { dtype: 'f32' });
-      scope(() => copy_(tensor, old.to('f32')));
-      const working = old.dtype === 'f32' ? tensor : zeros(old.shape, { dtype: old.dtype });
-      if (working !== tensor) copy_(working, old);
-      working.requiresGrad = true;
-      return { name, tensor, working };
-    }),
-  );
+function* decayingTensors(model: Model): Generator<Tensor> {
+  for (const [, module] of model.namedModules()) {
+    for (const [attribute, value] of Object.entries(module)) {
+      if (value instanceof Tensor && decaysIn(module, attribute)) yield value;
+    }
+  }
 }

@@ -2,6 +2,7 @@
  * An adapter folded into the weights of its base: W' = W + s (B A - B0 A0), computed in f64, rounded to the base's dtype
  * once. The largest error of that rounding is reported; in bf16 it can swallow a small update whole.
  */
+import { UnsupportedError } from '../errors.ts';
 import { type Model, saveModel } from '../models/index.ts';
 import { abs, add, matmul, max, mul, sub } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
@@ -29,46 +30,79 @@ export function deltaOf({ pair, frozen, scale }: LoraModule): Tensor {
 export function mergedWeight(module: LoraModule): { weight: Tensor; error: Tensor; delta: Tensor } {
   return scope(() =>
     noGrad(() => {
-      const delta = deltaOf(module);
-      const exact = add(module.linear.weight.to('f64'), delta);
+      const base = module.linear.weight.to('f64');
+      const exact = module.mergedWeight(add(base, deltaOf(module)));
       const weight = exact.to(module.linear.weight.dtype);
       const error = max(abs(sub(weight.to('f64'), exact)));
-      return { weight, error, delta: max(abs(delta)) };
+      return { weight, error, delta: max(abs(sub(exact, base))) };
     }),
   );
 }
 
-/** Writes the base with the adapter folded in, as a model folder. */
+/**
+ * Writes the base with the adapter folded in, as a model folder; modules that the adapter saves whole stand in the place of
+ * the base's.
+ * @throws ArgumentError for lora_bias on a layer without a bias, UnsupportedError for a trained head that the base ties
+ */
 export async function saveMerged(
   adapter: AdapterModel<Model>,
   folder: string,
 ): Promise<MergeError> {
-  const byName = new Map(adapter.modules.map((module) => [`${module.name}.weight`, module]));
+  const tied = adapter.saved?.tiedIn(adapter.model) ?? [];
+  if (tied.length > 0) {
+    throw new UnsupportedError(
+      `merge: ${tied.join(', ')} is trained apart from the weight that the model ties it to; its config cannot say so`,
+    );
+  }
+  const byName = new Map(adapter.modules.map((module) => [module.name, module]));
+  // Whatever cannot be merged is refused before anything is written.
+  for (const module of byName.values()) mergedBias(module)?.dispose();
   const errors: { module: string; error: Tensor; delta: Tensor }[] = [];
+  const before = adapter.enabled;
+  adapter.enabled = true;
   try {
     await saveModel(adapter.model, folder, {
       replace: (name) => {
-        const module = byName.get(name);
+        const [path, attribute] = split(name);
+        const module = byName.get(path);
         if (module === undefined) return null;
+        if (attribute === 'bias') return mergedBias(module);
         const { weight, error, delta } = mergedWeight(module);
         errors.push({ module: module.name, error, delta });
         return weight;
       },
     });
-    let worst: MergeError = { maxAbsError: -1, module: '', relativeToDelta: 0 };
-    for (const { module, error, delta } of errors) {
-      const [maxAbsError, largest] = [await error.item(), await delta.item()];
-      if (!(maxAbsError <= worst.maxAbsError)) {
-        worst = { maxAbsError, module, relativeToDelta: largest > 0 ? maxAbsError / largest : 0 };
-      }
-    }
-    return worst;
+    return await largestError(errors);
   } finally {
+    adapter.enabled = before;
     for (const { error, delta } of errors) {
       error.dispose();
       delta.dispose();
     }
   }
+}
+
+function mergedBias(module: LoraModule): Tensor | null {
+  return scope(() => noGrad(() => module.mergedBias()?.to(module.linear.weight.dtype) ?? null));
+}
+
+async function largestError(
+  errors: readonly { module: string; error: Tensor; delta: Tensor }[],
+): Promise<MergeError> {
+  let worst: MergeError = { maxAbsError: -1, module: '', relativeToDelta: 0 };
+  for (const { module, error, delta } of errors) {
+    const [maxAbsError, largest] = [await error.item(), await delta.item()];
+    if (!(maxAbsError <= worst.maxAbsError)) {
+      worst = { maxAbsError, module, relativeToDelta: largest > 0 ? maxAbsError / largest : 0 };
+    }
+  }
+  return worst;
+}
+
+/** `a.b.weight` -> [`a.b`, `weight`] */
+function split(name: string): [path: string, attribute: string] {
+  const at = name.lastIndexOf('.');
+  return [name.slice(0, at), name.slice(at + 1)];
 }
 
 /** B A of a pair, f64. */

@@ -10,59 +10,105 @@ import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
 import type { Tensor } from '../tensor.ts';
 import { formatAdapterConfig, type LoraConfig, parseAdapterConfig } from './config.ts';
 import type { LowRankPair } from './init.ts';
-import { moduleSettings, shortestNames } from './targets.ts';
+import { CLASSIFIER_MODULES, isSaved } from './saved_modules.ts';
+import { moduleSettings, shortestNames, targetMatcher } from './targets.ts';
+import type { NamedTensor } from './tuned_model.ts';
+import { variantOf } from './variants.ts';
 
 export const ADAPTER_CONFIG = 'adapter_config.json';
 export const ADAPTER_TENSORS = 'adapter_model.safetensors';
 
 const kPrefix = 'base_model.model.';
-/** `default` is the adapter's name in a state dict that was not saved through save_pretrained. */
-const kKey = /^(?:base_model\.model\.)?(.+)\.lora_(A|B)(?:\.default)?\.weight$/;
+/** Names of adapters in a state dict that was not saved through save_pretrained. */
+const kPair = /^(.+)\.lora_(A|B)(?:\.default)?\.weight$/;
+const kExtra =
+  /^(.+)\.(?:(lora_magnitude_vector)(?:\.default)?(?:\.weight)?|lora_B(?:\.default)?\.(bias))$/;
 
 /** One module's part of an adapter that is to be written. */
 export interface ExportedModule {
   readonly name: string;
   readonly pair: LowRankPair;
   readonly alpha: number;
+  /** What its variant trains beside the pair, with its key behind the module's path. */
+  readonly extra?: { readonly key: string; readonly tensor: Tensor };
 }
 
-/** Config and pairs, in the order of the file. */
+/** One module's part of an adapter that was read. */
+export interface LoadedModule {
+  readonly pair: LowRankPair;
+  readonly extra: Tensor | null;
+}
+
+export interface PeftFolder {
+  readonly config: LoraConfig;
+  /** By path, in the order of the file. */
+  readonly modules: ReadonlyMap<string, LoadedModule>;
+  /** Parameters of modules that were saved whole, by path. */
+  readonly saved: ReadonlyMap<string, Tensor>;
+  /** Of the tensors' file. */
+  readonly path: string;
+}
+
+interface Found {
+  a?: Tensor;
+  b?: Tensor;
+  extra?: { key: string; tensor: Tensor };
+}
+
+/** @throws FormatError, UnsupportedError for a folder that cannot be understood whole */
 export async function readPeftFolder(
   folder: string,
   options: { ignoreKeys?: readonly string[] } = {},
-): Promise<{ config: LoraConfig; pairs: Map<string, LowRankPair> }> {
+): Promise<PeftFolder> {
   const configPath = join(folder, ADAPTER_CONFIG);
   const config = parseAdapterConfig(await readText(configPath), { path: configPath, ...options });
   const path = join(folder, ADAPTER_TENSORS);
-  const pairs = new Map<string, { a?: Tensor; b?: Tensor }>();
+  const whole = [
+    ...(config.modulesToSave ?? []),
+    ...(config.taskType === 'SEQ_CLS' ? CLASSIFIER_MODULES : []),
+  ];
+  const found = new Map<string, Found>();
+  const saved = new Map<string, Tensor>();
   const { tensors } = await loadSafetensors(path);
-  for (const [key, tensor] of Object.entries(tensors)) {
-    const match = kKey.exec(key);
-    if (match === null)
-      throw new UnsupportedError(`${path}: the tensor "${key}" is not supported yet`);
-    const [, name, half] = match as unknown as [string, string, 'A' | 'B'];
-    const pair = pairs.get(name) ?? {};
-    pair[half === 'A' ? 'a' : 'b'] = tensor;
-    pairs.set(name, pair);
+  const moduleOf = (name: string): Found => {
+    const module = found.get(name) ?? {};
+    found.set(name, module);
+    return module;
+  };
+  for (const [fullKey, tensor] of Object.entries(tensors)) {
+    const key = fullKey.startsWith(kPrefix) ? fullKey.slice(kPrefix.length) : fullKey;
+    const [pair, extra] = [kPair.exec(key), kExtra.exec(key)];
+    const plain = key.replace('.modules_to_save.default.', '.');
+    if (pair !== null) moduleOf(pair[1] as string)[pair[2] === 'A' ? 'a' : 'b'] = tensor;
+    else if (extra !== null) {
+      moduleOf(extra[1] as string).extra = { key: extra[2] ?? 'lora_B.bias', tensor };
+    } else if (isSaved(plain.slice(0, plain.lastIndexOf('.')), whole)) saved.set(plain, tensor);
+    else throw new UnsupportedError(`${path}: the tensor "${fullKey}" is not supported yet`);
   }
-  if (pairs.size === 0) throw new FormatError(`${path}: holds no LoRA tensor`, { path });
-  for (const [name, pair] of pairs) checkPair(name, pair, path);
-  return { config, pairs: pairs as Map<string, LowRankPair> };
+  if (found.size === 0) throw new FormatError(`${path}: holds no LoRA tensor`, { path });
+  const { extraKey } = variantOf(config);
+  const modules = new Map(
+    Array.from(found, ([name, module]) => [name, checkModule(name, module, { extraKey, path })]),
+  );
+  return { config, modules, saved, path };
 }
 
 /** Writes the two files. Ranks and alphas that differ between modules become patterns of full names. */
 export async function writePeftFolder(
   folder: string,
   config: LoraConfig,
-  modules: readonly ExportedModule[],
+  parts: { modules: readonly ExportedModule[]; saved: readonly NamedTensor[] },
   allLinears: readonly string[],
 ): Promise<void> {
+  const { modules, saved } = parts;
   await mkdir(folder, { recursive: true });
   const tensors: Record<string, Tensor> = {};
-  for (const { name, pair } of modules) {
+  for (const { name, pair, extra } of modules) {
     tensors[`${kPrefix}${name}.lora_A.weight`] = pair.a;
     tensors[`${kPrefix}${name}.lora_B.weight`] = pair.b;
+    if (extra) tensors[`${kPrefix}${name}.${extra.key}`] = extra.tensor;
   }
+  for (const { name, tensor } of saved) tensors[kPrefix + name] = tensor;
   await saveSafetensors(join(folder, ADAPTER_TENSORS), tensors, { format: 'pt' });
   const text = formatAdapterConfig(configOf(config, modules, allLinears));
   await writeFileAtomic(join(folder, ADAPTER_CONFIG), text);
@@ -77,13 +123,14 @@ export function configOf(
   modules: readonly ExportedModule[],
   allLinears: readonly string[],
 ): LoraConfig {
+  const candidate = targetMatcher(config);
   const named =
     typeof config.targetModules === 'string' && config.targetModules === 'all-linear'
       ? {
           ...config,
           targetModules: shortestNames(
             modules.map(({ name }) => name),
-            allLinears,
+            allLinears.filter((name) => candidate(name) && !isSaved(name, config.modulesToSave)),
           ),
         }
       : config;
@@ -118,16 +165,36 @@ function escapeName(name: string): string {
   return name;
 }
 
-function checkPair(name: string, { a, b }: { a?: Tensor; b?: Tensor }, path: string): void {
-  const missing = a === undefined ? 'lora_A' : b === undefined ? 'lora_B' : null;
+/** @throws FormatError for a module whose tensors are not those of its variant */
+function checkModule(
+  name: string,
+  { a, b, extra }: Found,
+  { extraKey, path }: { extraKey: string | null; path: string },
+): LoadedModule {
+  const missing =
+    a === undefined
+      ? 'lora_A'
+      : b === undefined
+        ? 'lora_B'
+        : extraKey !== null && extra?.key !== extraKey
+          ? extraKey
+          : null;
   if (missing !== null) throw new FormatError(`${path}: ${name} has no ${missing}`, { path });
-  const [shapeA, shapeB] = [(a as Tensor).shape, (b as Tensor).shape];
+  if (extra !== undefined && extra.key !== extraKey) {
+    throw new FormatError(
+      `${path}: ${name} has a ${extra.key}, which its ${ADAPTER_CONFIG} does not provide for`,
+      { path },
+    );
+  }
+  const pair = { a: a as Tensor, b: b as Tensor };
+  const [shapeA, shapeB] = [pair.a.shape, pair.b.shape];
   if (shapeA.length !== 2 || shapeB.length !== 2 || shapeA[0] !== shapeB[1]) {
     throw new FormatError(
       `${path}: ${name}: lora_A (r,in)=(${shapeA.join(',')}) and lora_B (out,r)=(${shapeB.join(',')}) do not fit`,
       { path },
     );
   }
+  return { pair, extra: extra?.tensor ?? null };
 }
 
 async function readText(path: string): Promise<string> {

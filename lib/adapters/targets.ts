@@ -44,9 +44,9 @@ export function pythonRegExp(source: string, wrap: (inner: string) => string): R
 
 /** Whether the configuration adapts the module at `name` (head and "all-linear" are the caller's business). */
 export function targetMatcher(config: LoraConfig): (name: string) => boolean {
-  const named = nameMatcher(config.targetModules);
+  const named = isAllLinear(config) ? () => true : nameMatcher(config.targetModules);
   const excluded = nameMatcher(config.excludeModules);
-  const inLayers = typeof config.targetModules === 'string' ? () => true : layerMatcher(config);
+  const inLayers = layerMatcher(config);
   return (name) => !excluded(name) && named(name) && inLayers(name);
 }
 
@@ -59,10 +59,8 @@ export function resolveTargets(
   candidates: readonly TargetCandidate[],
 ): Target[] {
   const matches = targetMatcher(config);
-  const found = candidates.filter(({ name, isHead }) =>
-    isAllLinear(config)
-      ? isHead !== true && !nameMatcher(config.excludeModules)(name)
-      : matches(name),
+  const found = candidates.filter(
+    ({ name, isHead }) => matches(name) && !(isAllLinear(config) && isHead === true),
   );
   const { targetModules } = config;
   const missing =
@@ -130,7 +128,8 @@ function nameMatcher(names: readonly string[] | string | null): (name: string) =
   return (name) => names.some((entry) => isTrailing(entry, name));
 }
 
-function isTrailing(entry: string, name: string): boolean {
+/** Whether a module's path is `entry`, or ends with it as whole names. */
+export function isTrailing(entry: string, name: string): boolean {
   return name === entry || name.endsWith(`.${entry}`);
 }
 

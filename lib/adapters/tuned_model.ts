@@ -9,6 +9,16 @@ import type { Tensor } from '../tensor.ts';
 export interface NamedTensor {
   readonly name: string;
   readonly tensor: Tensor;
+  /** Whether weight decay takes it (default true): not biases, not the weights of norms. */
+  readonly decays?: boolean;
+}
+
+/** A micro-batch's place in a run. */
+export interface TrainingPass {
+  /** Optimiser steps done before. */
+  readonly step: number;
+  /** Within the step, from 0. */
+  readonly microBatch: number;
 }
 
 /** Form of an exported adapter: see {@link AdapterModel.save}. */
@@ -30,6 +40,11 @@ export interface TunedModel<M extends Model = CausalLM> {
   parameters(): readonly NamedTensor[];
   /** Called when a window's gradients are complete: the masters' `grad` holds them afterwards. */
   collectGradients(): void;
+  /**
+   * Says which micro-batch the forwards and backwards that follow belong to; null: none, they are not training. What is
+   * random in training (dropout) is a function of the adapter's seed and this place, so that a resumed run repeats it.
+   */
+  trainingPass(pass: TrainingPass | null): void;
   /** Runs `body` on the model as it was before tuning. @throws ArgumentError without a teacher. */
   withTeacher<T>(body: (teacher: M) => T): T;
   /** Called after the optimiser wrote the masters. */

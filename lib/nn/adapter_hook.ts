@@ -4,17 +4,33 @@
  */
 import type { Tensor } from '../tensor.ts';
 
-/** y = x W^T + scale * ((x a^T) b^T - (x frozen.a^T) frozen.b^T), accumulated in f32 and rounded once. */
-export interface LowRankUpdate {
+/**
+ * y = outputScale * (x W^T + scale * ((d a^T) b^T - (d frozen.a^T) frozen.b^T)) + bias of the linear + bias, where d is x
+ * or what dropout leaves of it. Products are accumulated in f32 and rounded once.
+ */
+export interface LinearUpdate {
   readonly a: Tensor; // (R,in), f32 master or the activations' dtype
   readonly b: Tensor; // (out,R)
   readonly scale: number;
   /** The adapter's first values, never trained: what W itself already holds of the pair (PiSSA). */
   readonly frozen?: { readonly a: Tensor; readonly b: Tensor }; // (R0,in), (out,R0)
+  /** Added to the output, f32 (f64 beside f64). */
+  readonly bias?: Tensor; // (out)
+  /** Multiplied into the output before any bias, f32 (f64 beside f64). */
+  readonly outputScale?: Tensor; // (out)
+  readonly dropout?: InputDropout;
+}
+
+/** Dropout of what the low-rank parts read. Linears of a group share one mask, the first adapted member's. */
+export interface InputDropout {
+  readonly p: number;
+  /** The mask is a function of both. */
+  readonly seed: number;
+  readonly stream: number;
 }
 
 /** What hooks a {@link Linear}: asked at each forward for the update to add. */
 export interface LinearAdapter {
   /** Asked at every forward; null adds nothing (the adapter is switched off). */
-  update(): LowRankUpdate | null;
+  update(): LinearUpdate | null;
 }

@@ -2,9 +2,16 @@
  * Linear modules, and groups of them that read the same input (q, k, v; gate, up) and run as one op. An adapter hooks a
  * Linear by its `adapter` attribute; a group asks each of its members.
  */
-import { type LinearOperands, type LowRank, linearGroup } from '../ops/index.ts';
+import {
+  add,
+  columnScale,
+  dropout,
+  type LinearOperands,
+  type LowRank,
+  linearGroup,
+} from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
-import type { LinearAdapter } from './adapter_hook.ts';
+import type { LinearAdapter, LinearUpdate } from './adapter_hook.ts';
 import { Module } from './module.ts';
 
 /** y = x weight^T + bias, plus what the adapter adds. */
@@ -29,7 +36,7 @@ export class Linear extends Module {
 
   /** x (...,in) -> (...,out) */
   forward(x: Tensor): Tensor {
-    return linearGroup(x, [operands(this)])[0] as Tensor;
+    return forwardAll(x, [this])[0] as Tensor;
   }
 }
 
@@ -46,15 +53,42 @@ export class LinearGroup {
 
   /** x (...,in) -> (...,out) for each member */
   forward(x: Tensor): Tensor[] {
-    return linearGroup(x, this.members.map(operands));
+    return forwardAll(x, this.members);
   }
 }
 
-function operands({ weight, bias, adapter }: Linear): LinearOperands {
+/** A linear as it runs now, with its adapter's say. */
+interface Running {
+  readonly operands: LinearOperands;
+  readonly update: LinearUpdate | null;
+  readonly bias: Tensor | null;
+}
+
+function forwardAll(x: Tensor, linears: readonly Linear[]): Tensor[] {
+  const running = linears.map(runningOf);
+  const drop = running.find(({ update }) => update?.dropout)?.update?.dropout;
+  const outputs = linearGroup(
+    x,
+    running.map(({ operands }) => operands),
+    { adapterInput: drop ? dropout(x, drop) : null },
+  );
+  return outputs.map((y, i) => {
+    const { update, bias } = running[i] as Running;
+    return update?.outputScale ? columnScale(y, update.outputScale, bias) : y;
+  });
+}
+
+function runningOf({ weight, bias: own, adapter }: Linear): Running {
   const update = adapter?.update() ?? null;
-  if (update === null) return { weight, bias };
-  const { a, b, scale, frozen } = update;
+  if (update === null) return { operands: { weight, bias: own }, update, bias: own };
+  const { a, b, scale, frozen, outputScale } = update;
   const lowRank: LowRank[] = [{ a, b, scale }];
   if (frozen) lowRank.push({ ...frozen, scale: -scale });
-  return { weight, bias, lowRank };
+  const bias = update.bias ? addBias(own, update.bias, weight.dtype) : own;
+  return { operands: { weight, bias: outputScale ? null : bias, lowRank }, update, bias };
+}
+
+/** Both offsets as one of the activations' dtype; summed in f32 (f64). */
+function addBias(own: Tensor | null, added: Tensor, dtype: Tensor['dtype']): Tensor {
+  return (own === null ? added : add(own.to(added.dtype), added)).to(dtype);
 }

@@ -121,9 +121,6 @@ describe('a fresh adapter', () => {
     await expect(AdapterModel.create(model, { r: 9 })).rejects.toThrow(
       /rank r=9 is larger than the matrix/,
     );
-    await expect(AdapterModel.create(model, { loraDropout: 0.1 })).rejects.toThrow(
-      UnsupportedError,
-    );
     await AdapterModel.create(model, { r: 2 });
     await expect(AdapterModel.create(model, { r: 2 })).rejects.toThrow(/has an adapter already/);
   });
@@ -261,10 +258,15 @@ describe('an adapter folder', () => {
         /no linear module of the model/,
       ],
       [
-        { [`${at}.lora_magnitude_vector`]: a },
-        UnsupportedError,
-        /"base_model.*lora_magnitude_vector"/,
+        {
+          [`${at}.lora_A.weight`]: a,
+          [`${at}.lora_B.weight`]: b,
+          [`${at}.lora_magnitude_vector`]: a,
+        },
+        FormatError,
+        /has a lora_magnitude_vector, which its adapter_config.json does not provide for/,
       ],
+      [{ [`${at}.lora_embedding_A`]: a }, UnsupportedError, /"base_model.*lora_embedding_A"/],
       [
         {
           'base_model.model.layers.0.down_proj.lora_A.weight': a,

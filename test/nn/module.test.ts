@@ -1,6 +1,6 @@
 // Modules by reflection, linears with adapters, groups.
 import { describe, expect, it } from 'vitest';
-import type { LinearAdapter, LowRankUpdate } from '../../lib/nn/adapter_hook.ts';
+import type { LinearAdapter, LinearUpdate } from '../../lib/nn/adapter_hook.ts';
 import { Linear, LinearGroup } from '../../lib/nn/linear.ts';
 import { Module } from '../../lib/nn/module.ts';
 import { RMSNorm } from '../../lib/nn/norm.ts';
@@ -53,7 +53,7 @@ describe('Module', () => {
 
 describe('Linear', () => {
   const x = randomTensor([6, 3], { seed: 5 });
-  const adapterOf = (update: LowRankUpdate | null): LinearAdapter => ({ update: () => update });
+  const adapterOf = (update: LinearUpdate | null): LinearAdapter => ({ update: () => update });
 
   it('gives x W^T + bias, alone and in a group', () => {
     const { q_proj, k_proj, group } = new Block();

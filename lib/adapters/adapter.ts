@@ -1,0 +1,97 @@
+/** One named adapter: its configuration, the linears it hooks and the modules it replaces. */
+import type { Model } from '../models/index.ts';
+import { copy_ } from '../ops/index.ts';
+import { noGrad, type Tensor } from '../tensor.ts';
+import { checkSameTensors, isOfHead } from './attach.ts';
+import type { LoraConfig } from './config.ts';
+import type { LoraModule, Power } from './lora_module.ts';
+import type { SavedModules } from './saved_modules.ts';
+import type { NamedTensor } from './tuned_model.ts';
+
+export interface AdapterParts {
+  readonly config: LoraConfig;
+  readonly modules: readonly LoraModule[];
+  readonly saved: SavedModules | null;
+  readonly power: Power;
+  /** What the user should know about a loaded adapter. */
+  readonly warnings: readonly string[];
+}
+
+export class Adapter {
+  readonly config: LoraConfig;
+  readonly modules: readonly LoraModule[];
+  readonly saved: SavedModules | null;
+  readonly power: Power;
+  readonly warnings: readonly string[];
+
+  constructor(
+    readonly name: string,
+    { config, modules, saved, power, warnings }: AdapterParts,
+  ) {
+    this.config = config;
+    this.modules = modules;
+    this.saved = saved;
+    this.power = power;
+    this.warnings = warnings;
+  }
+
+  /** Takes part in the model's forwards, or leaves them to the base. */
+  turn(on: boolean): void {
+    if (on === this.power.on) return;
+    this.power.on = on;
+    if (on) this.saved?.on();
+    else this.saved?.off();
+  }
+
+  /** Hooks the linears and turns on. */
+  attach(): void {
+    for (const module of this.modules) module.linear.adapter = module;
+    this.turn(true);
+  }
+
+  /** Turns off and leaves the linears. */
+  detach(): void {
+    this.turn(false);
+    for (const module of this.modules) {
+      if (module.linear.adapter === module) module.linear.adapter = null;
+    }
+  }
+
+  trainsHead(model: Model): boolean {
+    return (this.saved?.parameters ?? []).some(({ name }) => isOfHead(model, name));
+  }
+
+  /** A, B and what else is trained of every module, then the parameters of modules that are saved whole. */
+  parameters(): readonly NamedTensor[] {
+    return [
+      ...this.modules.flatMap((module) => module.trained()),
+      ...(this.saved?.parameters ?? []),
+    ];
+  }
+
+  state(): Record<string, Tensor> {
+    const state: Record<string, Tensor> = {};
+    for (const { name, tensor } of this.parameters()) state[name] = tensor;
+    for (const { name, frozen } of this.modules) {
+      if (frozen === null) continue;
+      state[`${name}.initial_A`] = frozen.a;
+      state[`${name}.initial_B`] = frozen.b;
+    }
+    return state;
+  }
+
+  restore(tensors: Readonly<Record<string, Tensor>>, path: string): void {
+    const current = this.state();
+    checkSameTensors(current, tensors, path);
+    noGrad(() => {
+      for (const [name, target] of Object.entries(current)) copy_(target, tensors[name] as Tensor);
+    });
+    this.saved?.refresh();
+  }
+
+  dispose(): void {
+    this.detach();
+    for (const module of this.modules) module.dispose();
+    this.saved?.dispose();
+  }
+}

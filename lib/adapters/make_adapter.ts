@@ -1,0 +1,136 @@
+/** Fresh adapters, and adapters out of PEFT folders. The model must stand as the base while one is made. */
+import type { Model } from '../models/index.ts';
+import { synchronize } from '../runtime.ts';
+import { noGrad, type Tensor, unscoped } from '../tensor.ts';
+import { Adapter } from './adapter.ts';
+import {
+  checkShapes,
+  freezeBase,
+  initialPair,
+  linearNamed,
+  linearsOf,
+  masterOf,
+  refuseHead,
+  trainablePair,
+} from './attach.ts';
+import {
+  keepsBase,
+  type LoraConfig,
+  type LoraConfigInput,
+  loraConfig,
+  loraScale,
+} from './config.ts';
+import { LoraModule, type LoraParts, lowRankParts, type Power } from './lora_module.ts';
+import { readPeftFolder } from './peft_folder.ts';
+import { CLASSIFIER_MODULES, isSaved, SavedModules } from './saved_modules.ts';
+import { moduleSettings, resolveTargets } from './targets.ts';
+import { type Variant, type VariantInput, variantOf } from './variants.ts';
+
+/** Options of {@link AdapterModel.create}. */
+export interface CreateOptions {
+  /** Of the adapter's first values and its dropout (default 42). */
+  seed?: number;
+  /** By which {@link AdapterModel.use} finds it (default "default"). */
+  name?: string;
+}
+
+/** Options of {@link AdapterModel.load}. */
+export interface LoadOptions extends CreateOptions {
+  /** Keys of adapter_config.json that the caller knows to be harmless although they are not understood. */
+  ignoreKeys?: readonly string[];
+}
+
+export const DEFAULT_ADAPTER = 'default';
+const kSeed = 42;
+
+/** @throws ArgumentError if targets or modules to save match nothing, or a rank exceeds a matrix */
+export async function createAdapter(
+  model: Model,
+  input: LoraConfigInput,
+  { seed = kSeed, name: adapterName = DEFAULT_ADAPTER }: CreateOptions,
+): Promise<Adapter> {
+  const config = withHead(model, loraConfig(input));
+  const variant = variantOf(config);
+  freezeBase(model);
+  const saved = config.modulesToSave && new SavedModules(model, config.modulesToSave);
+  const linears = linearsOf(model).filter(({ name }) => !isSaved(name, config.modulesToSave));
+  const targets = resolveTargets(config, linears);
+  for (const { name } of targets) refuseHead(model, name);
+  const power: Power = { on: false, pass: null, dropout: config.loraDropout, seed };
+  const modules: LoraModule[] = [];
+  for (const { name, r, scale, alpha } of targets) {
+    const linear = linearNamed(linears, name, 'targetModules');
+    const initial = initialPair(config, { name, r, scale, linear, seed });
+    const pair = trainablePair(initial, linear);
+    const frozen = initial.fromWeight ? initial : null;
+    if (frozen === null) for (const tensor of [initial.a, initial.b]) tensor.dispose();
+    const base = { name, linear, pair, frozen, scale, alpha, variant };
+    modules.push(new LoraModule({ ...base, extra: startOf(variant, base) }, power));
+    await synchronize();
+  }
+  return new Adapter(adapterName, { config, modules, saved, power, warnings: [] });
+}
+
+/**
+ * The adapter of a PEFT folder. Ranks come from the tensors; every tensor must find its module.
+ * @throws FormatError, UnsupportedError for a folder that cannot be understood whole
+ */
+export async function loadAdapter(
+  model: Model,
+  folder: string,
+  { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, ...options }: LoadOptions,
+): Promise<Adapter> {
+  const { config, modules: found, saved: values, path } = await readPeftFolder(folder, options);
+  const plain = keepsBase(config.initLoraWeights);
+  const variant = variantOf(config);
+  freezeBase(model);
+  const names = config.modulesToSave ?? (values.size > 0 ? CLASSIFIER_MODULES : null);
+  const saved = names && new SavedModules(model, names, { tensors: values, path });
+  for (const tensor of values.values()) tensor.dispose();
+  const linears = linearsOf(model);
+  const settings = moduleSettings(config);
+  const power: Power = { on: false, pass: null, dropout: config.loraDropout, seed };
+  const modules: LoraModule[] = [];
+  for (const [name, { pair: loaded, extra: value }] of found) {
+    const linear = linearNamed(linears, name, folder);
+    refuseHead(model, name);
+    checkShapes({ name, pair: loaded, extra: value }, linear, folder);
+    const { alpha } = settings(name);
+    const r = loaded.a.shape[0] as number;
+    const scale = loraScale(alpha, r, config.useRslora);
+    const frozen = plain ? null : initialPair(config, { name, r, scale, linear, seed });
+    const pair = trainablePair(loaded, linear);
+    const extra = value && masterOf(value, linear);
+    for (const tensor of [loaded.a, loaded.b, value]) tensor?.dispose();
+    modules.push(
+      new LoraModule({ name, linear, pair, frozen, scale, alpha, variant, extra }, power),
+    );
+    await synchronize();
+  }
+  const warnings = plain ? [] : [residualWarning(config, folder)];
+  return new Adapter(adapterName, { config, modules, saved, power, warnings });
+}
+
+/** A classifier's head is trained with the adapter, and listed as PEFT lists it. */
+function withHead(model: Model, config: LoraConfig): LoraConfig {
+  if (model.taskType !== 'SEQ_CLS') return config;
+  const given =
+    config.modulesToSave ?? model.headPaths.filter((path) => !CLASSIFIER_MODULES.includes(path));
+  return { ...config, modulesToSave: [...given, ...CLASSIFIER_MODULES] };
+}
+
+function startOf(variant: Variant, module: Omit<LoraParts, 'extra'>): Tensor | null {
+  if (variant.extraKey === null) return null;
+  const { name, linear, pair, frozen, scale } = module;
+  const input: VariantInput = { name, linear, scale, parts: lowRankParts(pair, frozen, scale) };
+  const extra = unscoped(() => noGrad(() => variant.start(input)));
+  extra.requiresGrad = true;
+  return extra;
+}
+
+function residualWarning(config: LoraConfig, folder: string): string {
+  return (
+    `${folder}: the adapter was saved as initLoraWeights "${String(config.initLoraWeights)}", so it belongs on a residual ` +
+    'that is computed again from this base, as PEFT does; export it as a plain LoRA to be independent of that'
+  );
+}

@@ -1,0 +1,145 @@
+/**
+ * Modules that an adapter trains and keeps whole (PEFT's modules_to_save): a classifier, a norm, the head. Their trained
+ * parameters stand in the place of the base's while the adapter is on; the base's come back for the teacher.
+ */
+import { ArgumentError, FormatError } from '../errors.ts';
+import type { Model } from '../models/index.ts';
+import type { Module } from '../nn/index.ts';
+import { Tensor } from '../tensor.ts';
+import { isTrailing } from './targets.ts';
+import {
+  collectGradients,
+  decaysIn,
+  refreshWorking,
+  type TrainedParameter,
+  trainedParameter,
+} from './trained_parameter.ts';
+
+/** Where a parameter stands in the model. */
+interface Place {
+  readonly name: string;
+  readonly module: Module;
+  readonly attribute: string;
+  readonly base: Tensor;
+}
+
+/** PEFT adds these to every classifier's list, whether the model has them or not. */
+export const CLASSIFIER_MODULES: readonly string[] = ['classifier', 'score'];
+
+export class SavedModules {
+  readonly parameters: readonly TrainedParameter[];
+  private readonly places: readonly Place[];
+
+  /**
+   * @param names whole trailing names of modules
+   * @param values trained parameters of a file by path; null: they start as the base's
+   * @throws ArgumentError for a name that no module has, FormatError for values that do not fit
+   */
+  constructor(
+    model: Model,
+    names: readonly string[],
+    values: { tensors: ReadonlyMap<string, Tensor>; path: string } | null = null,
+  ) {
+    this.places = placesOf(model, names);
+    if (values !== null) checkValues(this.places, values.tensors, values.path);
+    this.parameters = this.places.map(({ name, module, attribute, base }) =>
+      trainedParameter(
+        { name, base, decays: decaysIn(module, attribute) },
+        values?.tensors.get(name),
+      ),
+    );
+  }
+
+  /** Puts the trained parameters in the model. */
+  on(): void {
+    this.places.forEach((place, i) => {
+      put(place, (this.parameters[i] as TrainedParameter).working);
+    });
+  }
+
+  /** Puts the base's back. */
+  off(): void {
+    for (const place of this.places) put(place, place.base);
+  }
+
+  collectGradients(): void {
+    collectGradients(this.parameters);
+  }
+
+  /** After the masters were written. */
+  refresh(): void {
+    refreshWorking(this.parameters);
+  }
+
+  /** Paths of parameters that the base shares with another module (a tied head). */
+  tiedIn(model: Model): string[] {
+    const standing = Array.from(allPlaces(model));
+    return this.places
+      .filter((place, i) => {
+        const tensors = [place.base, (this.parameters[i] as TrainedParameter).working];
+        return standing.some(({ name, base }) => name !== place.name && tensors.includes(base));
+      })
+      .map(({ name }) => name);
+  }
+
+  dispose(): void {
+    for (const { tensor, working } of this.parameters) {
+      tensor.dispose();
+      if (working !== tensor) working.dispose();
+    }
+  }
+}
+
+/** Whether a module of this path belongs to one that is saved whole (and so gets no low-rank pair). */
+export function isSaved(path: string, names: readonly string[] | null): boolean {
+  const parts = path.split('.');
+  return parts.some((_, i) =>
+    names?.some((entry) => isTrailing(entry, parts.slice(0, i + 1).join('.'))),
+  );
+}
+
+/** Every place of a parameter below a module; a tied one comes as often as it stands. */
+function* allPlaces(root: Module, path = ''): Generator<Place> {
+  for (const [below, module] of root.namedModules(path)) {
+    for (const [attribute, base] of Object.entries(module)) {
+      if (!(base instanceof Tensor)) continue;
+      yield { name: below === '' ? attribute : `${below}.${attribute}`, module, attribute, base };
+    }
+  }
+}
+
+function placesOf(model: Model, names: readonly string[]): Place[] {
+  const places = new Map<string, Place>();
+  const found = new Set<string>();
+  for (const [path, module] of model.namedModules()) {
+    const hits = names.filter((entry) => path !== '' && isTrailing(entry, path));
+    if (hits.length === 0) continue;
+    for (const entry of hits) found.add(entry);
+    for (const place of allPlaces(module, path)) places.set(place.name, place);
+  }
+  const missing = names.filter((entry) => !found.has(entry) && !CLASSIFIER_MODULES.includes(entry));
+  if (missing.length > 0) {
+    throw new ArgumentError(`modulesToSave ${JSON.stringify(missing)} matches no module`);
+  }
+  return [...places.values()];
+}
+
+function checkValues(
+  places: readonly Place[],
+  tensors: ReadonlyMap<string, Tensor>,
+  path: string,
+): void {
+  const wanted = new Map(places.map(({ name, base }) => [name, base.shape.join(',')]));
+  for (const name of new Set([...wanted.keys(), ...tensors.keys()])) {
+    const [want, got] = [wanted.get(name), tensors.get(name)?.shape.join(',')];
+    if (want === got) continue;
+    throw new FormatError(
+      `${path}: the saved module's "${name}" has the shape (${got ?? 'none'}), the model's (${want ?? 'none'})`,
+      { path },
+    );
+  }
+}
+
+function put({ module, attribute }: Place, tensor: Tensor): void {
+  (module as unknown as Record<string, unknown>)[attribute] = tensor;
+}

@@ -1,0 +1,59 @@
+/**
+ * A weight of the model that is itself trained: an f32 master (f64 in an f64 model) for the optimiser, and what the model
+ * computes with, the master itself or a copy rounded to the model's dtype after each step.
+ */
+import { LayerNorm, type Module, RMSNorm } from '../nn/index.ts';
+import { copy_, zeros } from '../ops/index.ts';
+import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
+import type { NamedTensor } from './tuned_model.ts';
+import { masterDType } from './variants.ts';
+
+export interface TrainedParameter extends NamedTensor {
+  /** What the model computes with. */
+  readonly working: Tensor;
+}
+
+/** Copies `values` (default: `base` itself), so that pages of a file stay untouched; `base` stays its owner's. */
+export function trainedParameter(
+  { name, base, decays }: { name: string; base: Tensor; decays: boolean },
+  values: Tensor = base,
+): TrainedParameter {
+  return unscoped(() =>
+    noGrad(() => {
+      const master = masterDType(base.dtype);
+      const tensor = zeros(base.shape, { dtype: master });
+      scope(() => copy_(tensor, values.to(master)));
+      const working = base.dtype === master ? tensor : zeros(base.shape, { dtype: base.dtype });
+      if (working !== tensor) scope(() => copy_(working, tensor.to(base.dtype)));
+      working.requiresGrad = true;
+      return { name, tensor, working, decays };
+    }),
+  );
+}
+
+/** Weight decay leaves biases and the weights of norms alone, as transformers' trainer does. */
+export function decaysIn(module: Module, attribute: string): boolean {
+  return attribute !== 'bias' && !(module instanceof RMSNorm || module instanceof LayerNorm);
+}
+
+/** Moves the gradients of the working copies to the masters. */
+export function collectGradients(parameters: readonly TrainedParameter[]): void {
+  for (const { tensor, working } of parameters) {
+    if (working === tensor) continue;
+    scope(() => {
+      tensor.grad = working.grad;
+    });
+    working.grad = null;
+  }
+}
+
+/** Rounds the masters into the working copies. */
+export function refreshWorking(parameters: readonly TrainedParameter[]): void {
+  scope(() =>
+    noGrad(() => {
+      for (const { tensor, working } of parameters) {
+        if (working !== tensor) copy_(working, tensor.to(working.dtype));
+      }
+    }),
+  );
+}
