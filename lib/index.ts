@@ -19,7 +19,7 @@ export { FullModel } from './adapters/full_model.ts';
 export type { InitialPair, LowRankPair } from './adapters/init.ts';
 export { type MergeError, saveMerged } from './adapters/merge.ts';
 export type { Target, TargetCandidate } from './adapters/targets.ts';
-export type { ExportForm, NamedTensor, TunedModel } from './adapters/tuned_model.ts';
+export type { ExportForm, NamedTensor, TrainingPass, TunedModel } from './adapters/tuned_model.ts';
 export * from './autograd.ts';
 export {
   Batches,
