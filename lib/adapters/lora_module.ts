@@ -122,6 +122,7 @@ export class LoraModule implements LinearAdapter {
     return list;
   }
 
+  /** Frees what the module owns; the linear stays. */
   dispose(): void {
     for (const tensor of this.tensors()) tensor.dispose();
     this.#norm?.tensor.dispose();

@@ -112,6 +112,7 @@ export function sgdStep(param: Tensor, grad: Tensor, options: SgdStepOptions): v
   );
 }
 
+/** State and settings of {@link adafactorStep}. */
 export interface AdafactorStepOptions {
   /** (..., R) means of the rows' squares; without a column: the whole second moment, like param. Zeros at first. */
   row: Tensor;

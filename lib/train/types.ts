@@ -29,6 +29,7 @@ export type MethodName = 'lora' | 'rslora' | 'pissa' | 'balora' | 'full';
 
 /** Optimisers by name. */
 export const OPTIMIZER_NAMES = ['adamw', 'adafactor', 'sgd'] as const;
+/** One of {@link OPTIMIZER_NAMES}. */
 export type OptimizerName = (typeof OPTIMIZER_NAMES)[number];
 
 /** The three regularizers; a weight of 0 switches one off, and with it what only it needs (the teacher's pass). */
