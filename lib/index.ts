@@ -111,5 +111,5 @@ export {
   resolveMethod,
 } from './train/methods.ts';
 export type { ResolvedOptions } from './train/options.ts';
-export { Trainer, type TrainerOptions } from './train/trainer.ts';
+export { type ClassifierTrainerOptions, Trainer, type TrainerOptions } from './train/trainer.ts';
 export * from './train/types.ts';

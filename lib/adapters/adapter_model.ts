@@ -25,8 +25,8 @@ import {
 import type { SavedModules } from './saved_modules.ts';
 import type { ExportForm, NamedTensor, TrainingPass, TunedModel } from './tuned_model.ts';
 
-export type { CreateOptions, LoadOptions };
 export { LoraModule } from './lora_module.ts';
+export type { CreateOptions, LoadOptions };
 
 /** See the head of the file. Made by {@link AdapterModel.create} or {@link AdapterModel.load}. */
 export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {

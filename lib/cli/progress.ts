@@ -3,6 +3,7 @@
  * it; elsewhere there is a plain line for every log event, and nothing is ever drawn over.
  */
 import type { StepRecord, TrainEvent } from '../train/types.ts';
+import { evaluationLine } from './evaluation_view.ts';
 import { formatBytes, formatSeconds, hasColour, type OutputStream, styler } from './terminal.ts';
 
 const kRedrawMs = 100;
@@ -33,14 +34,8 @@ export class Progress {
         if (!this.redraws) this.stream.write(`${stepLine(event)}\n`);
         break;
       case 'evaluation': {
-        const { loss, perplexity, kl, seconds } = event.result;
-        const drift = kl === null ? '' : `  KL to the base ${kl.toFixed(4)}`;
-        this.message(
-          this.style(
-            `evaluation at step ${event.step}: loss ${loss.toFixed(4)}  perplexity ${perplexity.toFixed(3)}${drift}  (${formatSeconds(seconds)})`,
-            'bold',
-          ),
-        );
+        const line = `evaluation at step ${event.step}: ${evaluationLine(event.result)}`;
+        this.message(this.style(line, 'bold'));
         break;
       }
       case 'checkpoint':

@@ -1,4 +1,6 @@
 /** What an evaluation reports. */
+import type { LabelKind } from '../data/labels.ts';
+import type { ClassificationMetrics, MultiLabelMetrics, RegressionMetrics } from './metrics.ts';
 
 /** Held-out numbers, over the supervised tokens of the evaluation data. */
 export interface EvaluationResult {
@@ -24,4 +26,19 @@ export interface ExampleResult {
   readonly supervisedTokens: number;
   /** Mean cross-entropy of the example's supervised tokens; null if it has none. */
   readonly loss: number | null;
+}
+
+/** Held-out numbers of a classifier. D labels. */
+export interface ClassifierEvaluation {
+  readonly problemType: LabelKind;
+  /** Mean task loss of an example. */
+  readonly loss: number;
+  readonly examples: number;
+  readonly tokens: number;
+  /** By the kind of label: see `classificationMetrics`, `regressionMetrics`, `multiLabelMetrics`. */
+  readonly metrics: ClassificationMetrics | RegressionMetrics | MultiLabelMetrics;
+  /** By row of the data: class ids, numbers, or D zeros and ones each. */
+  readonly predictions: readonly (number | readonly number[])[];
+  readonly labels: readonly (number | readonly number[])[];
+  readonly seconds: number;
 }

@@ -7,7 +7,9 @@ import {
   arange,
   div,
   equal,
+  exp,
   greater,
+  logSoftmax,
   matmul,
   mean,
   mul,
@@ -133,6 +135,24 @@ function bernoulliDivergence(z: Tensor, p: Tensor, temperature: number): Tensor 
   const yes = mul(sigmoid(b), sub(softplus(neg(a)), softplus(neg(b))));
   const no = mul(sigmoid(neg(b)), sub(softplus(a), softplus(b)));
   return mul(mean(sum(add(yes, no), { axis: -1 })), temperature * temperature);
+}
+
+/**
+ * The teacher's entropy at T, example by example, in nats: of its classes, or the sum over independent labels. For the adaptive
+ * schedule, which regression has none for.
+ * @param teacher P (N, D)
+ * @returns (N)
+ */
+export function teacherEntropyRows(
+  teacher: Tensor,
+  { problemType, temperature = 2 }: Omit<NluConsistencyOptions, 'variant'>,
+): Tensor {
+  const p = mul(rowsOf('teacherEntropyRows', teacher.detach()), 1 / temperature);
+  if (problemType === 'multi_label_classification') {
+    return sum(sub(softplus(p), mul(p, sigmoid(p))), { axis: -1 });
+  }
+  const logP = logSoftmax(p);
+  return neg(sum(mul(exp(logP), logP), { axis: -1 }));
 }
 
 /** Rows divided by max(norm, 1e-12). */

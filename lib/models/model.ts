@@ -92,6 +92,11 @@ export abstract class Model extends Module {
     return 0;
   }
 
+  /** Whether the model tells the two texts of a pair apart, so that a batch should say which is which. */
+  get readsTokenTypes(): boolean {
+    return this.tokenTypeCount > 1;
+  }
+
   /** `dtype` in the words of config.json. */
   protected get dtypeName(): string {
     return kDTypeNames[this.dtype] as string;

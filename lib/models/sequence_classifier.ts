@@ -56,6 +56,11 @@ export abstract class SequenceClassifier extends Model implements HeadOrigin {
     return refuseEmpty(cuSeqlens, lengths).slice(0, -1);
   }
 
+  /** The rows of hidden states that the head reads, one a sequence: hidden (N,C) -> (B,C) */
+  headInputs(hidden: Tensor, batch: ModelBatch): Tensor {
+    return indexSelect(hidden, tensor(this.headRows(batch)));
+  }
+
   /**
    * The head's outputs for each sequence of a batch.
    * @param hidden (N,C), what forward(batch) returned
@@ -63,7 +68,7 @@ export abstract class SequenceClassifier extends Model implements HeadOrigin {
    * @throws ArgumentError for a sequence without tokens
    */
   logits(hidden: Tensor, batch: ModelBatch): Tensor {
-    return scope(() => this.classify(indexSelect(hidden, tensor(this.headRows(batch)))));
+    return scope(() => this.classify(this.headInputs(hidden, batch)));
   }
 
   /** `source` as the config.json of this model: its architecture, dtype and labels. */

@@ -4,6 +4,8 @@
  */
 import { type LoraConfigInput, loraConfig } from '../adapters/config.ts';
 import { ArgumentError } from '../errors.ts';
+import { kVariants as kNluVariants } from '../losses/nlu.ts';
+import { type Model, SequenceClassifier } from '../models/index.ts';
 import type { MethodName, RegularizerOptions } from './types.ts';
 
 interface MethodPreset {
@@ -36,6 +38,7 @@ const kDefaults: ResolvedRegularizers = {
   svdTopK: 10,
   svdNorm: 'frobenius',
   positions: 'supervised',
+  variant: 'iclr',
   consistencySchedule: 'cosine',
   regularizerSchedule: 'two_phase',
   regularizerWarmupRatio: 0.2,
@@ -43,9 +46,35 @@ const kDefaults: ResolvedRegularizers = {
   regularizerWarmupSteps: 0,
 };
 
+/** What a model is tuned for. */
+export type TaskKind = 'causal-lm' | 'sequence-classification';
+
+/** The kind of a model. */
+export function taskOf(model: Model): TaskKind {
+  return model instanceof SequenceClassifier ? 'sequence-classification' : 'causal-lm';
+}
+
+interface TaskDefaults {
+  readonly defaults: RegularizerOptions;
+  /** Options that the task has no use for. */
+  readonly without: readonly (keyof RegularizerOptions)[];
+  /** Over the preset of `balora`: the weights of the paper's experiments. */
+  readonly balora: RegularizerOptions;
+}
+
+const kByTask: Readonly<Record<TaskKind, TaskDefaults>> = {
+  'causal-lm': { defaults: {}, without: ['variant'], balora: {} },
+  'sequence-classification': {
+    defaults: { svdTopK: 5 },
+    without: ['entropyTopK', 'positions', 'svdNorm'],
+    balora: { consistencyWeight: 0.15, diversityWeight: 0.03, svdWeight: 0.03 },
+  },
+};
+
 const kChoices = {
   svdNorm: ['frobenius', 'nuclear'],
   positions: ['supervised', 'non_padding', 'label_aligned'],
+  variant: kNluVariants,
   consistencySchedule: ['constant', 'cosine', 'adaptive'],
   regularizerSchedule: ['constant', 'two_phase', 'linear_warmup', 'quadratic_warmup'],
 } as const;
@@ -61,7 +90,12 @@ export interface ResolvedMethod {
 /** A method that trains an adapter. */
 export type AdapterMethod = ResolvedMethod & { readonly adapter: LoraConfigInput };
 
-type MethodOverrides = { adapter?: LoraConfigInput; regularizers?: RegularizerOptions };
+type MethodOverrides = {
+  adapter?: LoraConfigInput;
+  regularizers?: RegularizerOptions;
+  /** Default causal-lm; a classifier has other weights. */
+  task?: TaskKind;
+};
 
 /** The preset with the caller's settings over it. @throws ArgumentError on an unknown name or a value out of range. */
 export function resolveMethod(
@@ -75,6 +109,7 @@ export function resolveMethod(name: MethodName, overrides: MethodOverrides = {})
       `method must be one of ${Object.keys(METHODS).join(', ')}, got ${JSON.stringify(name)}`,
     );
   }
+  const { task = 'causal-lm' } = overrides;
   const preset = METHODS[name];
   const given = defined(overrides.adapter ?? {});
   if (preset.adapter === null && Object.keys(given).length > 0) {
@@ -87,16 +122,27 @@ export function resolveMethod(name: MethodName, overrides: MethodOverrides = {})
   return {
     name,
     adapter,
-    regularizers: resolveRegularizers({
-      ...preset.regularizers,
-      ...defined(overrides.regularizers ?? {}),
-    }),
+    regularizers: resolveRegularizers(
+      {
+        ...preset.regularizers,
+        ...(name === 'balora' ? kByTask[task].balora : {}),
+        ...defined(overrides.regularizers ?? {}),
+      },
+      task,
+    ),
   };
 }
 
 /** Defaults filled in, every value checked. */
-export function resolveRegularizers(options: RegularizerOptions): ResolvedRegularizers {
-  const resolved: ResolvedRegularizers = { ...kDefaults, ...defined(options) };
+export function resolveRegularizers(
+  options: RegularizerOptions,
+  task: TaskKind = 'causal-lm',
+): ResolvedRegularizers {
+  const given = defined(options);
+  const { defaults, without } = kByTask[task];
+  const resolved: ResolvedRegularizers = { ...kDefaults, ...defaults, ...given };
+  const useless = without.find((key) => key in given && given[key] !== kDefaults[key]);
+  if (useless !== undefined) throw new ArgumentError(`${useless} has no meaning for ${task}`);
   for (const key of Object.keys(resolved)) {
     if (!Object.hasOwn(kDefaults, key))
       throw new ArgumentError(`unknown regularizer option "${key}"`);

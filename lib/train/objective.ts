@@ -5,32 +5,29 @@
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { ArgumentError } from '../errors.ts';
 import { BaLoraLoss, type TermWeights, WindowTerms } from '../losses/nlg.ts';
-import {
-  adaptiveConsistencyWeight,
-  consistencyWeightAt,
-  regularizerFactorAt,
-} from '../losses/schedules.ts';
+import type { CausalLM, Model } from '../models/index.ts';
 import { synchronize, withPhase } from '../runtime.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 import { yieldToEventLoop } from './events.ts';
 import type { ResolvedRegularizers } from './methods.ts';
 import { type CombinedTerms, customTerms, weightedTerms } from './record.ts';
+import { type TeacherEntropy, termWeights } from './term_weights.ts';
 import type { Batch, LossFunction } from './types.ts';
 import type { Window } from './window.ts';
 
 /** One step's work. */
-export interface WindowInput {
-  readonly tuned: TunedModel;
-  readonly window: Window;
+export interface WindowInput<M extends Model = CausalLM, B = Batch> {
+  readonly tuned: TunedModel<M>;
+  readonly window: Window<B>;
   /** From 0. */
   readonly step: number;
   readonly totalSteps: number;
   readonly signal?: AbortSignal | undefined;
 }
 
-export interface Objective {
+export interface Objective<M extends Model = CausalLM, B = Batch> {
   /** Adds the window's gradients; its terms, or null if the signal stopped it on the way. */
-  accumulate(input: WindowInput): Promise<CombinedTerms | null>;
+  accumulate(input: WindowInput<M, B>): Promise<CombinedTerms | null>;
   dispose(): void;
 }
 
@@ -69,7 +66,7 @@ class BaLoraObjective implements Objective {
     const teachers = new Map<Batch, Tensor>();
     const terms = new WindowTerms(this.loss.terms);
     try {
-      const weights = await this.weights(input, teachers);
+      const weights = await termWeights(this.options, input, () => this.entropy(input, teachers));
       if (weights === null) return null;
       for (const { batch } of window.batches) {
         if (signal?.aborted) return null;
@@ -123,23 +120,11 @@ class BaLoraObjective implements Objective {
     return hidden;
   }
 
-  /** Weights at this step. `adaptive` runs the window's teachers first, so that all of it has one weight. */
-  private async weights(
+  /** The teacher's mean entropy over the window, for the adaptive schedule. Its hidden states are kept for the losses. */
+  private async entropy(
     input: WindowInput,
     teachers: Map<Batch, Tensor>,
-  ): Promise<TermWeights | null> {
-    const { consistencySchedule, consistencyWeight, diversityWeight, svdWeight } = this.options;
-    const factor = regularizerFactorAt(this.options.regularizerSchedule, input, {
-      warmupRatio: this.options.regularizerWarmupRatio,
-      rampRatio: this.options.regularizerRampRatio,
-      warmupSteps: this.options.regularizerWarmupSteps,
-    });
-    const others = { diversity: diversityWeight * factor, svd: svdWeight * factor };
-    if (consistencyWeight === 0) return { consistency: 0, ...others };
-    if (consistencySchedule !== 'adaptive') {
-      const consistency = consistencyWeightAt(consistencySchedule, consistencyWeight, input);
-      return { consistency, ...others };
-    }
+  ): Promise<TeacherEntropy | null> {
     let [entropy, rows] = [0, 0];
     for (const { batch } of input.window.batches) {
       if (input.signal?.aborted) return null;
@@ -152,11 +137,8 @@ class BaLoraObjective implements Objective {
       for (let i = kEntropyColumn; i < values.length; i += kRowColumns)
         entropy += values[i] as number;
     }
-    const vocabulary = input.tuned.model.head.weight.shape[0] as number;
-    const consistency = adaptiveConsistencyWeight(rows > 0 ? entropy / rows : 0, vocabulary, {
-      weight: consistencyWeight,
-    });
-    return { consistency, ...others };
+    const outcomes = input.tuned.model.head.weight.shape[0] as number;
+    return { mean: rows > 0 ? entropy / rows : 0, outcomes };
   }
 }
 

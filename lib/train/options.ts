@@ -4,7 +4,7 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { SCHEDULER_NAMES } from '../optim/schedulers.ts';
-import { type ResolvedRegularizers, resolveRegularizers } from './methods.ts';
+import { type ResolvedRegularizers, resolveRegularizers, type TaskKind } from './methods.ts';
 import {
   OPTIMIZER_NAMES,
   type OptimizationOptions,
@@ -84,7 +84,7 @@ export interface OptionsInput extends OptimizationOptions, OutputOptions {
 }
 
 /** Picks and checks the options of a run. @throws ArgumentError with the option's name and value. */
-export function resolveOptions(input: OptionsInput): ResolvedOptions {
+export function resolveOptions(input: OptionsInput, task: TaskKind = 'causal-lm'): ResolvedOptions {
   const optimization = fill(kOptimization, input);
   const output = fill(kOutput, input);
   const seed = input.seed ?? 42;
@@ -100,7 +100,7 @@ export function resolveOptions(input: OptionsInput): ResolvedOptions {
   checkChoice('export', output.export, ['lora', 'residual']);
   return {
     optimization,
-    regularizers: resolveRegularizers(input.regularizers ?? {}),
+    regularizers: resolveRegularizers(input.regularizers ?? {}, task),
     output: { ...output, output: input.output ?? null, runConfig: input.runConfig ?? null },
     seed,
   };

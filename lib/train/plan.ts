@@ -5,17 +5,17 @@
 import { warmupStepsFrom } from '../optim/schedulers.ts';
 import { memoryStats, resetPeakMemory, synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
-import { makeObjective } from './objective.ts';
+import { objectiveOf } from './objectives.ts';
 import { momentCount } from './optimizers.ts';
 import type { ResolvedOptions } from './options.ts';
-import type { TrainerOptions } from './trainer.ts';
-import type { RunPlan } from './types.ts';
+import type { AnyTrainerOptions } from './trainer_options.ts';
+import type { AnyBatch, RunPlan } from './types.ts';
 import { countSteps, WindowReader } from './window.ts';
 
 const kBytes = { f64: 8, f32: 4, bf16: 2, f16: 2, i64: 8, i32: 4, u8: 1 } as const;
 
 export async function makePlan(
-  { tuned, data }: TrainerOptions,
+  { tuned, data }: AnyTrainerOptions,
   { optimization }: ResolvedOptions,
 ): Promise<RunPlan> {
   const { gradientAccumulationSteps: accumulation, numTrainEpochs, maxSteps } = optimization;
@@ -45,19 +45,19 @@ export async function makePlan(
 /** Computes one micro-batch and throws it away. The second pass is timed: the first one packs weights. */
 export async function measurePlan(
   plan: RunPlan,
-  input: TrainerOptions,
+  input: AnyTrainerOptions,
   options: ResolvedOptions,
 ): Promise<RunPlan> {
   const { tuned, data } = input;
   const { positions } = options.regularizers;
-  const windows = new WindowReader(
+  const windows = new WindowReader<AnyBatch>(
     data,
     { accumulation: 1, positions },
     { epoch: 0, microBatch: 0 },
   );
   const window = await windows.next();
   await windows.close();
-  const objective = makeObjective(tuned, options.regularizers, input.loss);
+  const objective = objectiveOf(input, options.regularizers, () => {});
   const work = { tuned, window, step: 0, totalSteps: plan.totalSteps };
   let [seconds, standing] = [0, 0];
   for (let pass = 0; pass < 2; pass++) {

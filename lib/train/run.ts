@@ -2,20 +2,24 @@
  * One run of a trainer: what lives between two steps. It claims the output folder, takes up a checkpoint if asked to,
  * and writes metrics, checkpoints and the result.
  */
+import { join } from 'node:path';
 import { ArgumentError, NativeError } from '../errors.ts';
 import { writeFileAtomic } from '../io/files.ts';
+import type { Model } from '../models/index.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import { learningRateSchedule } from '../optim/schedulers.ts';
+import { BestKeeper, defaultMetric } from './best.ts';
 import { type Checkpoint, latestCheckpoint, saveCheckpoint } from './checkpoints.ts';
 import { MetricsFile } from './metrics.ts';
-import { makeObjective, type Objective } from './objective.ts';
+import type { Objective } from './objective.ts';
+import { objectiveOf } from './objectives.ts';
 import { makeOptimizer } from './optimizers.ts';
 import { differences, type Identity, type ResolvedOptions } from './options.ts';
 import { claimOutput, type OutputFolder } from './output.ts';
 import { makePlan } from './plan.ts';
 import { type CombinedTerms, StepClock } from './record.ts';
-import type { TrainerOptions } from './trainer.ts';
-import type { RunPlan, StepRecord, TrainEvent } from './types.ts';
+import type { AnyTrainerOptions } from './trainer_options.ts';
+import type { AnyBatch, RunPlan, StepRecord, TrainEvent } from './types.ts';
 import { type Position, WindowReader } from './window.ts';
 
 type Warning = Extract<TrainEvent, { type: 'warning' }>;
@@ -25,18 +29,20 @@ const kPrefix = { tuned: 'tuned/', optimizer: 'optimizer/' } as const;
 
 /** What a run is made of; built by {@link openRun}. */
 interface Parts {
-  readonly input: TrainerOptions;
+  readonly input: AnyTrainerOptions;
   readonly options: ResolvedOptions;
   readonly plan: RunPlan;
   readonly identity: Identity;
   readonly folder: OutputFolder | null;
   readonly metrics: MetricsFile | null;
   readonly optimizer: Optimizer;
-  readonly objective: Objective;
-  readonly windows: WindowReader;
+  readonly objective: Objective<Model, AnyBatch>;
+  readonly windows: WindowReader<AnyBatch>;
+  readonly keeper: BestKeeper | null;
   readonly clock: StepClock;
   readonly rate: (step: number) => number;
-  readonly warnings: readonly Warning[];
+  /** Not told yet. */
+  readonly warnings: Warning[];
 }
 
 interface Progress {
@@ -80,11 +86,11 @@ export class Run {
     return this.parts.optimizer;
   }
 
-  get objective(): Objective {
+  get objective(): Objective<Model, AnyBatch> {
     return this.parts.objective;
   }
 
-  get windows(): WindowReader {
+  get windows(): WindowReader<AnyBatch> {
     return this.parts.windows;
   }
 
@@ -92,9 +98,14 @@ export class Run {
     return this.parts.clock;
   }
 
-  /** To be told before the first step. */
-  get warnings(): readonly Warning[] {
-    return this.parts.warnings;
+  /** Keeps the best evaluated step; null where the last one is exported. */
+  get keeper(): BestKeeper | null {
+    return this.parts.keeper;
+  }
+
+  /** Warnings since the last call, to be told. */
+  takeWarnings(): Warning[] {
+    return this.parts.warnings.splice(0);
   }
 
   /** Learning rate of a step, 0 the first. */
@@ -143,7 +154,8 @@ export class Run {
 
   /** Writes the adapter or model where users look for it. */
   async exportResult(): Promise<void> {
-    const { folder, input, options } = this.parts;
+    const { folder, input, options, keeper } = this.parts;
+    await keeper?.restore(input.tuned, this.step);
     if (folder !== null) await input.tuned.save(folder.path, { form: options.output.export });
   }
 
@@ -163,11 +175,12 @@ export class Run {
   }
 
   async close(): Promise<void> {
-    const { windows, metrics, optimizer, objective, folder } = this.parts;
+    const { windows, metrics, optimizer, objective, folder, keeper } = this.parts;
     await windows.close();
     await metrics?.close();
     optimizer.dispose();
     objective.dispose();
+    keeper?.dispose();
     await folder?.release();
   }
 
@@ -179,7 +192,7 @@ export class Run {
 }
 
 /** Makes a run ready for its next step. Whatever is wrong with options, folder or data comes up here. */
-export async function openRun(input: TrainerOptions, options: ResolvedOptions): Promise<Run> {
+export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions): Promise<Run> {
   const { output, overwrite, resume } = options.output;
   const plan = await makePlan(input, options);
   const folder = output === null ? null : await claimOutput(output, { overwrite, resume });
@@ -214,8 +227,11 @@ export async function openRun(input: TrainerOptions, options: ResolvedOptions): 
         folder,
         metrics,
         optimizer,
-        objective: makeObjective(input.tuned, options.regularizers, input.loss),
-        windows: new WindowReader(
+        objective: objectiveOf(input, options.regularizers, ({ code, message }) =>
+          warnings.push({ type: 'warning', code, message }),
+        ),
+        keeper: await makeKeeper(input, folder, step > 0),
+        windows: new WindowReader<AnyBatch>(
           input.data,
           { accumulation, positions: options.regularizers.positions },
           position,
@@ -239,6 +255,26 @@ export async function openRun(input: TrainerOptions, options: ResolvedOptions): 
     await folder?.release();
     throw error;
   }
+}
+
+/** Of a run with evaluations on the way whose best step is to be kept. */
+async function makeKeeper(
+  { tuned, evalData, metricForBestModel, evalSteps = 0 }: AnyTrainerOptions,
+  folder: OutputFolder | null,
+  resumed: boolean,
+): Promise<BestKeeper | null> {
+  const metric =
+    metricForBestModel === undefined && evalSteps > 0
+      ? defaultMetric(tuned.model)
+      : (metricForBestModel ?? null);
+  if (metric === null) return null;
+  if (evalData === undefined) {
+    if (metricForBestModel === undefined) return null;
+    throw new ArgumentError('metricForBestModel needs evalData');
+  }
+  const keeper = new BestKeeper(metric, folder === null ? null : join(folder.run, 'best'));
+  if (resumed) await keeper.resume();
+  return keeper;
 }
 
 /** The checkpoint to go on from, or null (with a warning) when the earlier run did not come to one. */
@@ -272,7 +308,7 @@ async function takeUp(
   return checkpoint;
 }
 
-function restore(checkpoint: Checkpoint, input: TrainerOptions, optimizer: Optimizer): void {
+function restore(checkpoint: Checkpoint, input: AnyTrainerOptions, optimizer: Optimizer): void {
   const { path, state, tensors } = checkpoint;
   const values = withoutPrefix(kPrefix.tuned, tensors);
   input.tuned.restore(values, path);
@@ -284,14 +320,14 @@ function restore(checkpoint: Checkpoint, input: TrainerOptions, optimizer: Optim
 }
 
 /** Everything that the numbers depend on; threads and machine are the caller's business (docs: what repeats). */
-function identityOf(input: TrainerOptions, options: ResolvedOptions, plan: RunPlan): Identity {
+function identityOf(input: AnyTrainerOptions, options: ResolvedOptions, plan: RunPlan): Identity {
   return {
     ...options.optimization,
     ...options.regularizers,
     warmupSteps: plan.warmupSteps,
     seed: options.seed,
     data: input.data.fingerprint,
-    customLoss: input.loss !== undefined,
+    customLoss: 'loss' in input && input.loss !== undefined,
     ...input.tuned.identity(),
   };
 }

@@ -8,39 +8,30 @@
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { ArgumentError } from '../errors.ts';
+import { evaluateClassifier } from '../eval/classify.ts';
 import { evaluate } from '../eval/evaluate.ts';
+import type { Model, SequenceClassifier } from '../models/index.ts';
 import { clipNorm } from '../optim/clip.ts';
 import { synchronize, withPhase } from '../runtime.ts';
-import { type OptionsInput, type ResolvedOptions, resolveOptions } from './options.ts';
+import { taskOf } from './methods.ts';
+import { type ResolvedOptions, resolveOptions } from './options.ts';
 import { makePlan, measurePlan } from './plan.ts';
 import { makeRecord } from './record.ts';
 import { openRun, type Run } from './run.ts';
+import { type AnyTrainerOptions, isClassifierRun } from './trainer_options.ts';
 import type {
-  BatchSource,
+  ClassifierEvaluation,
   EvaluationResult,
-  LossFunction,
   RunPlan,
   StepRecord,
-  TrainCallback,
   TrainEvent,
   TrainResult,
 } from './types.ts';
 
-/** What a {@link Trainer} needs, beside the options of optimisation and output. */
-export interface TrainerOptions extends OptionsInput {
-  tuned: TunedModel;
-  data: BatchSource;
-  /** Held-out examples; evaluated every `evalSteps` and at the end. */
-  evalData?: BatchSource;
-  /** A loss of the user's own instead of the cross-entropy and the regularizers. */
-  loss?: LossFunction;
-  callbacks?: readonly TrainCallback[];
-  /** Stops after the micro-batch in flight; the run can be resumed. */
-  signal?: AbortSignal;
-}
+export type { ClassifierTrainerOptions, TrainerOptions } from './trainer_options.ts';
 
 /**
- * Trains a tuned model.
+ * Trains a tuned model: a causal language model, or one with a classification or regression head.
  * @example
  * const trainer = new Trainer({ tuned, data, maxSteps: 200, output: 'out' });
  * for await (const event of trainer.run()) {
@@ -50,9 +41,10 @@ export interface TrainerOptions extends OptionsInput {
 export class Trainer {
   readonly options: ResolvedOptions;
 
-  constructor(private readonly input: TrainerOptions) {
-    this.options = resolveOptions(input);
+  constructor(private readonly input: AnyTrainerOptions) {
+    this.options = resolveOptions(input, taskOf(input.tuned.model));
     checkTeacher(input.tuned, this.options);
+    if (isClassifierRun(input)) checkSchedule(input.tuned.model, this.options);
   }
 
   /** What the run will be; with `measure` one micro-batch is computed (and thrown away) for memory and time. */
@@ -80,11 +72,12 @@ export class Trainer {
     const run = await openRun(this.input, this.options);
     try {
       const { loggingSteps, saveSteps, evalSteps } = this.options.output;
-      for (const event of run.warnings) yield await this.tell(event);
+      for (const event of run.takeWarnings()) yield await this.tell(event);
       yield await this.tell({ type: 'start', plan: run.plan, startStep: run.step });
       while (run.step < run.totalSteps) {
         const record = await this.step(run);
         if (record === null) break;
+        for (const event of run.takeWarnings()) yield await this.tell(event);
         const pace = { totalSteps: run.totalSteps, secondsLeft: run.secondsLeft() };
         yield await this.tell({ type: 'step', record, ...pace });
         const last = run.step === run.totalSteps;
@@ -100,8 +93,7 @@ export class Trainer {
   }
 
   private async *finish(run: Run, aborted: boolean): AsyncGenerator<TrainEvent, TrainResult> {
-    let evaluation: EvaluationResult | null = null;
-    if (!aborted) evaluation = yield* this.evaluation(run);
+    const last = aborted ? null : yield* this.evaluation(run);
     yield* this.checkpoint(run);
     if (!aborted) await run.exportResult();
     const result: TrainResult = {
@@ -109,21 +101,18 @@ export class Trainer {
       steps: run.step,
       elapsedSeconds: run.clock.elapsed(),
       last: run.last,
-      evaluation,
+      evaluation: aborted ? null : (run.keeper?.evaluation ?? last),
+      best: run.keeper?.best ?? null,
       output: aborted ? null : (run.folder?.path ?? null),
     };
     yield await this.tell({ type: 'end', reason: result.reason, result });
     return result;
   }
 
-  private async *evaluation(run: Run): AsyncGenerator<TrainEvent, EvaluationResult | null> {
-    const { evalData, tuned, signal } = this.input;
-    if (evalData === undefined) return null;
-    const result = await evaluate(
-      tuned,
-      evalData.batches(0, 0),
-      signal === undefined ? {} : { signal },
-    );
+  private async *evaluation(run: Run): AsyncGenerator<TrainEvent, Evaluation | null> {
+    const result = await evaluationOf(this.input);
+    if (result === null) return null;
+    await run.keeper?.offer(this.input.tuned, result, run.step);
     yield await this.tell({ type: 'evaluation', step: run.step, result });
     return result;
   }
@@ -185,8 +174,29 @@ export class Trainer {
   }
 }
 
+type Evaluation = EvaluationResult | ClassifierEvaluation;
+
+async function evaluationOf(input: AnyTrainerOptions): Promise<Evaluation | null> {
+  const options = input.signal === undefined ? {} : { signal: input.signal };
+  if (isClassifierRun(input)) {
+    const { evalData, tuned } = input;
+    return evalData ? evaluateClassifier(tuned.model, evalData.batches(0, 0), options) : null;
+  }
+  const { evalData, tuned } = input;
+  return evalData ? evaluate(tuned, evalData.batches(0, 0), options) : null;
+}
+
+/** The adaptive schedule asks how sure the teacher is of its classes; numbers have none. */
+function checkSchedule({ problemType }: SequenceClassifier, options: ResolvedOptions): void {
+  const { consistencySchedule, consistencyWeight } = options.regularizers;
+  if (problemType !== 'regression' || consistencyWeight === 0) return;
+  if (consistencySchedule === 'adaptive') {
+    throw new ArgumentError('consistencySchedule adaptive has no meaning for regression');
+  }
+}
+
 /** A consistency term without a teacher would be a term against nothing. */
-function checkTeacher(tuned: TunedModel, { regularizers }: ResolvedOptions): void {
+function checkTeacher(tuned: TunedModel<Model>, { regularizers }: ResolvedOptions): void {
   if (regularizers.consistencyWeight > 0 && !tuned.hasTeacher) {
     throw new ArgumentError(
       'consistencyWeight > 0 needs the model as it was: give full fine-tuning a frozen copy as its teacher',

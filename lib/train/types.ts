@@ -3,7 +3,10 @@
  * step, events. The command line is a thin layer on these; nothing here computes.
  */
 import type { Batch } from '../data/collate.ts';
-import type { EvaluationResult } from '../eval/types.ts';
+import type { MetricName } from '../data/glue.ts';
+import type { LabelledBatch } from '../data/labelled_batches.ts';
+import type { ClassifierEvaluation, EvaluationResult } from '../eval/types.ts';
+import type { NluVariant } from '../losses/nlu_terms.ts';
 import type { Positions } from '../losses/positions.ts';
 import type { ConsistencySchedule, RegularizerSchedule } from '../losses/schedules.ts';
 import type { SchedulerOptions } from '../optim/schedulers.ts';
@@ -12,17 +15,20 @@ import type { Tensor } from '../tensor.ts';
 /**
  * Micro-batches whose order is a pure function of seed and epoch, so that a checkpoint only has to remember a position.
  */
-export interface BatchSource {
+export interface BatchSource<B = Batch> {
   /** Micro-batches of one epoch. */
   batchCount(epoch: number): number | Promise<number>;
   /** The micro-batches of an epoch from index `start` on. */
-  batches(epoch: number, start: number): AsyncIterable<Batch> | Iterable<Batch>;
+  batches(epoch: number, start: number): AsyncIterable<B> | Iterable<B>;
   /** Changes whenever the data, their order or their batching does; a checkpoint of other data is refused. */
   readonly fingerprint: string;
 }
 
-export type { EvaluationResult, ExampleResult } from '../eval/types.ts';
+export type { ClassifierEvaluation, EvaluationResult, ExampleResult } from '../eval/types.ts';
 export type { Batch };
+
+/** What a micro-batch may be: rows with targets for a language model, sequences with labels for a classifier. */
+export type AnyBatch = Batch | LabelledBatch;
 
 /** Names of the `--method` presets. */
 export type MethodName = 'lora' | 'rslora' | 'pissa' | 'balora' | 'full';
@@ -40,11 +46,14 @@ export interface RegularizerOptions {
   svdWeight?: number;
   /** Distillation temperature T (default 2). */
   temperature?: number;
-  /** K of the entropy, 0 = whole vocabulary (default 20), and k of the singular values (default 10). */
+  /** K of the entropy, 0 = whole vocabulary (default 20), and k of the singular values (default 10; of a classifier 5). */
   entropyTopK?: number;
   svdTopK?: number;
   svdNorm?: 'frobenius' | 'nuclear';
+  /** Rows of the regularizers; causal language models only. */
   positions?: Positions;
+  /** Form of the consistency term of a classifier (default `iclr`); see `nluConsistencyLoss`. */
+  variant?: NluVariant;
   /** Default `cosine`. */
   consistencySchedule?: ConsistencySchedule;
   /** Schedule of diversity and SVD (default `two_phase`), its waiting share w (default .2) and ramp share r (.05). */
@@ -71,6 +80,16 @@ export interface OptimizationOptions {
   numTrainEpochs?: number; // 1
   maxSteps?: number; // none; wins over numTrainEpochs
   gradientAccumulationSteps?: number; // 1
+}
+
+/** Which of the evaluated steps a run exports. */
+export interface BestOptions {
+  /**
+   * Keep the parameters of the step whose evaluation was best by this metric, and export those; null: export the last ones.
+   * Default for a classifier with `evalSteps`: accuracy, Pearson's r for regression, F1 over all decisions for several labels.
+   * Default for a language model: null (`loss` is what it can be judged by).
+   */
+  metricForBestModel?: MetricName | null;
 }
 
 /** Where a run is written; without `output` nothing is written at all. */
@@ -194,7 +213,11 @@ export type TrainEvent =
       readonly totalSteps: number;
       readonly secondsLeft: number;
     }
-  | { readonly type: 'evaluation'; readonly step: number; readonly result: EvaluationResult }
+  | {
+      readonly type: 'evaluation';
+      readonly step: number;
+      readonly result: EvaluationResult | ClassifierEvaluation;
+    }
   | { readonly type: 'checkpoint'; readonly step: number; readonly path: string }
   /** `code` is stable, for programs; `message` is for people. */
   | { readonly type: 'warning'; readonly code: string; readonly message: string }
@@ -207,9 +230,19 @@ export interface TrainResult {
   readonly steps: number;
   readonly elapsedSeconds: number;
   readonly last: StepRecord | null;
-  readonly evaluation: EvaluationResult | null;
+  /** Of the parameters that were exported: the last ones, or the best. */
+  readonly evaluation: EvaluationResult | ClassifierEvaluation | null;
+  /** Which step the exported parameters are of, where the best are kept. */
+  readonly best: BestStep | null;
   /** Folder of the exported adapter or model; null without `output`. */
   readonly output: string | null;
+}
+
+/** The step whose evaluation was the best so far. */
+export interface BestStep {
+  readonly step: number;
+  readonly metric: MetricName;
+  readonly value: number;
 }
 
 /** Called in the order given, each awaited, before the event is handed to the iterator. */

@@ -6,7 +6,7 @@
 
 import { ArgumentError } from '../errors.ts';
 import { type Positions, selectRows } from '../losses/positions.ts';
-import type { Batch, BatchSource } from './types.ts';
+import type { AnyBatch, Batch, BatchSource } from './types.ts';
 
 /** Where the next micro-batch is. */
 export interface Position {
@@ -23,8 +23,8 @@ export interface RowCounts {
   readonly selected: number;
 }
 
-export interface Window {
-  readonly batches: readonly { readonly batch: Batch; readonly counts: RowCounts }[];
+export interface Window<B = Batch> {
+  readonly batches: readonly { readonly batch: B; readonly counts: RowCounts }[];
   readonly totals: RowCounts;
   /** Where the next window begins. */
   readonly after: Position;
@@ -32,8 +32,12 @@ export interface Window {
   readonly epoch: number;
 }
 
-/** Rows of a micro-batch, by kind. */
-export function countRows(batch: Batch, positions: Positions): RowCounts {
+/** Rows of a micro-batch, by kind. Of labelled sequences every one is a row of the losses. */
+export function countRows(batch: AnyBatch, positions: Positions): RowCounts {
+  if (!('targets' in batch)) {
+    const examples = batch.indices.length;
+    return { tokens: batch.inputIds.length, supervised: examples, selected: examples };
+  }
   const tokens = batch.lengths
     ? batch.lengths.reduce((sum, length) => sum + length, 0)
     : batch.inputIds.length;
@@ -41,12 +45,13 @@ export function countRows(batch: Batch, positions: Positions): RowCounts {
   return { tokens, supervised, selected: regularizedRows.length };
 }
 
-export class WindowReader {
-  private iterator: AsyncIterator<Batch> | Iterator<Batch> | null = null;
+/** Reads windows from a source, from a position on. */
+export class WindowReader<B extends AnyBatch = Batch> {
+  private iterator: AsyncIterator<B> | Iterator<B> | null = null;
   private position: Position;
 
   constructor(
-    private readonly source: BatchSource,
+    private readonly source: BatchSource<B>,
     private readonly options: { accumulation: number; positions: Positions },
     start: Position,
   ) {
@@ -54,8 +59,8 @@ export class WindowReader {
   }
 
   /** @throws ArgumentError when a whole window has no supervised row: its loss would be 0/0. */
-  async next(): Promise<Window> {
-    const batches: { batch: Batch; counts: RowCounts }[] = [];
+  async next(): Promise<Window<B>> {
+    const batches: { batch: B; counts: RowCounts }[] = [];
     let count = await this.source.batchCount(this.position.epoch);
     if (this.position.microBatch >= count) {
       await this.close();
@@ -87,7 +92,7 @@ export class WindowReader {
     this.iterator = null;
   }
 
-  private async read(): Promise<Batch> {
+  private async read(): Promise<B> {
     if (this.iterator === null) {
       const { epoch, microBatch } = this.position;
       const batches = this.source.batches(epoch, microBatch);
@@ -108,7 +113,7 @@ export class WindowReader {
 
 /** Optimiser steps of a run: `maxSteps`, or the windows of that many epochs (a part of an epoch rounds up). */
 export async function countSteps(
-  source: BatchSource,
+  source: BatchSource<AnyBatch>,
   options: { accumulation: number; numTrainEpochs: number; maxSteps: number | null },
 ): Promise<number> {
   if (options.maxSteps !== null) return options.maxSteps;

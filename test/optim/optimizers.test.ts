@@ -10,8 +10,8 @@ import {
   Sgd,
 } from '../../lib/optim/index.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
-import { type GoldenArray, goldenArray, goldenArrays } from '../support/golden.ts';
 import { fixturePath } from '../support/fixtures.ts';
+import { type GoldenArray, goldenArray, goldenArrays } from '../support/golden.ts';
 
 interface Case {
   name: string;

@@ -1,0 +1,112 @@
+/** Held-out numbers of a classifier, and its outputs for a batch. */
+import type { LabelledBatch } from '../data/labelled_batches.ts';
+import { ArgumentError } from '../errors.ts';
+import { nluTaskLoss } from '../losses/nlu.ts';
+import type { SequenceClassifier } from '../models/index.ts';
+import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
+import { classificationMetrics, multiLabelMetrics, regressionMetrics } from './metrics.ts';
+import type { ClassifierEvaluation } from './types.ts';
+
+/** Options of {@link evaluateClassifier}. */
+export interface ClassifierEvaluateOptions {
+  signal?: AbortSignal;
+  /** After each batch: examples done. */
+  onProgress?: (examples: number) => void;
+}
+
+/**
+ * The head's outputs for a batch, the segments of a pair left out where the model has none.
+ * @returns (B,D)
+ */
+export function classifierLogits(model: SequenceClassifier, batch: LabelledBatch): Tensor {
+  return scope(() => model.logits(model.forward(modelBatch(model, batch)), batch));
+}
+
+/** The batch as this model reads it. */
+export function modelBatch(model: SequenceClassifier, batch: LabelledBatch) {
+  const { inputIds, positions, cuSeqlens, tokenTypeIds } = batch;
+  const rows = { inputIds, positions, cuSeqlens };
+  return model.readsTokenTypes ? { ...rows, tokenTypeIds } : rows;
+}
+
+/** A batch's labels as a tensor: (B) i32, or (B,D) f32. */
+export function labelTensor(model: SequenceClassifier, { labels, indices }: LabelledBatch): Tensor {
+  const classes = model.problemType === 'single_label_classification';
+  if (classes !== labels instanceof Int32Array) {
+    throw new ArgumentError(`labels: the data's are not those of ${model.problemType}`);
+  }
+  return classes ? tensor(labels) : tensor(labels, { shape: [indices.length, model.numLabels] });
+}
+
+/**
+ * Loss, metrics and predictions: the class of the largest output (the first of equals), the output itself, or each label whose
+ * output is above 0.
+ * @throws ArgumentError when there is no example
+ */
+export async function evaluateClassifier(
+  model: SequenceClassifier,
+  batches: AsyncIterable<LabelledBatch> | Iterable<LabelledBatch>,
+  { signal, onProgress }: ClassifierEvaluateOptions = {},
+): Promise<ClassifierEvaluation> {
+  const begun = performance.now();
+  const rows: { index: number; label: number[]; prediction: number[] }[] = [];
+  let [loss, tokens] = [0, 0];
+  for await (const batch of batches) {
+    signal?.throwIfAborted();
+    const [logits, mean] = scope(() =>
+      noGrad(() => {
+        const outputs = classifierLogits(model, batch);
+        const task = nluTaskLoss(outputs, labelTensor(model, batch), model.problemType);
+        return [outputs.to('f32'), task] as const;
+      }),
+    );
+    const values = (await logits.data()) as Float32Array;
+    loss += (await mean.item()) * batch.indices.length;
+    logits.dispose();
+    mean.dispose();
+    tokens += batch.inputIds.length;
+    const width = batch.labels.length / batch.indices.length;
+    batch.indices.forEach((index, b) => {
+      const outputs = values.subarray(b * model.numLabels, (b + 1) * model.numLabels);
+      const label = Array.from(batch.labels.subarray(b * width, (b + 1) * width));
+      rows.push({ index, label, prediction: predicted(outputs, model) });
+    });
+    onProgress?.(rows.length);
+  }
+  if (rows.length === 0) throw new ArgumentError('evaluate: the data has no example');
+  rows.sort((a, b) => a.index - b.index);
+  const bare = (values: number[]) => (values.length === 1 ? (values[0] as number) : values);
+  return {
+    problemType: model.problemType,
+    loss: loss / rows.length,
+    examples: rows.length,
+    tokens,
+    metrics: metricsOf(rows, model),
+    predictions: rows.map(({ prediction }) => bare(prediction)),
+    labels: rows.map(({ label }) => bare(label)),
+    seconds: (performance.now() - begun) / 1000,
+  };
+}
+
+function predicted(outputs: Float32Array, { problemType }: SequenceClassifier): number[] {
+  if (problemType === 'regression') return Array.from(outputs);
+  if (problemType === 'multi_label_classification')
+    return Array.from(outputs, (z) => Number(z > 0));
+  let best = 0;
+  outputs.forEach((z, d) => {
+    if (z > (outputs[best] as number)) best = d;
+  });
+  return [best];
+}
+
+function metricsOf(
+  rows: readonly { label: number[]; prediction: number[] }[],
+  { problemType, numLabels }: SequenceClassifier,
+): ClassifierEvaluation['metrics'] {
+  const labels = rows.flatMap(({ label }) => label);
+  const predictions = rows.flatMap(({ prediction }) => prediction);
+  if (problemType === 'regression') return regressionMetrics(labels, predictions);
+  return problemType === 'single_label_classification'
+    ? classificationMetrics(labels, predictions, numLabels)
+    : multiLabelMetrics(labels, predictions, numLabels);
+}

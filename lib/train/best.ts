@@ -1,0 +1,132 @@
+/**
+ * The best evaluated step of a run: its parameters are put away when its metric beats the ones before, and come back at the
+ * end, to be what the run exports. On the disk of the output folder where there is one (run/best/), else in memory.
+ */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { TunedModel } from '../adapters/tuned_model.ts';
+import type { MetricName } from '../data/glue.ts';
+import { ArgumentError } from '../errors.ts';
+import { writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
+import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
+import { type Model, SequenceClassifier } from '../models/index.ts';
+import { copy_, zeros } from '../ops/index.ts';
+import { noGrad, type Tensor, unscoped } from '../tensor.ts';
+import type { BestStep, ClassifierEvaluation, EvaluationResult } from './types.ts';
+
+type Evaluation = EvaluationResult | ClassifierEvaluation;
+
+const kNote = 'best.json';
+const kTensors = 'state.safetensors';
+
+/** The metric that decides where the caller names none; null: none does. */
+export function defaultMetric(model: Model): MetricName | null {
+  if (!(model instanceof SequenceClassifier)) return null;
+  const byProblem = {
+    single_label_classification: 'accuracy',
+    regression: 'pearson',
+    multi_label_classification: 'f1Micro',
+  } as const;
+  return byProblem[model.problemType];
+}
+
+/**
+ * The value of a metric in an evaluation; an undefined correlation counts as the worst.
+ * @throws ArgumentError naming the metrics that there are
+ */
+export function metricOf(evaluation: Evaluation, metric: MetricName): number {
+  if (metric === 'loss') return evaluation.loss;
+  const found: Record<string, unknown> = 'metrics' in evaluation ? { ...evaluation.metrics } : {};
+  const value = found[metric];
+  if (typeof value === 'number') return value;
+  if (value === null) return Number.NEGATIVE_INFINITY;
+  const names = Object.keys(found).filter((name) => typeof found[name] === 'number');
+  throw new ArgumentError(
+    `metricForBestModel: this evaluation has no ${metric} (it has ${['loss', ...names].join(', ')})`,
+  );
+}
+
+interface Kept {
+  readonly step: BestStep;
+  readonly evaluation: Evaluation;
+}
+
+/** See the head of the file. */
+export class BestKeeper {
+  #best: Kept | null = null;
+  #state: Record<string, Tensor> | null = null;
+
+  /** @param folder run/best of the output; null: in memory */
+  constructor(
+    private readonly metric: MetricName,
+    private readonly folder: string | null,
+  ) {}
+
+  /** Takes up what an earlier part of the run kept. */
+  async resume(): Promise<void> {
+    if (this.folder === null) return;
+    const text = await readFile(join(this.folder, kNote), 'utf8').catch(() => null);
+    const note = text === null ? null : (JSON.parse(text) as Kept);
+    if (note?.step.metric !== this.metric) return;
+    // JSON has no -Infinity.
+    const value = note.step.value ?? Number.NEGATIVE_INFINITY;
+    this.#best = { ...note, step: { ...note.step, value } };
+  }
+
+  get best(): BestStep | null {
+    return this.#best?.step ?? null;
+  }
+
+  get evaluation(): Evaluation | null {
+    return this.#best?.evaluation ?? null;
+  }
+
+  /** Keeps the parameters if their evaluation is the best so far; of equals the first stays. */
+  async offer(tuned: TunedModel<Model>, evaluation: Evaluation, step: number): Promise<void> {
+    const value = metricOf(evaluation, this.metric);
+    const sign = this.metric === 'loss' ? -1 : 1;
+    if (this.#best !== null && !(sign * value > sign * this.#best.step.value)) return;
+    this.#best = { step: { step, metric: this.metric, value }, evaluation };
+    const { folder } = this;
+    if (folder === null) {
+      this.#forget();
+      this.#state = unscoped(() => noGrad(() => copies(tuned.state())));
+      return;
+    }
+    const note = `${JSON.stringify(this.#best, null, 2)}\n`;
+    await writeFolderAtomic(folder, async (temporary) => {
+      await saveSafetensors(join(temporary, kTensors), tuned.state());
+      await writeFileAtomic(join(temporary, kNote), note);
+    });
+  }
+
+  /** Puts the best parameters back into the model, if they are not those of `step`. */
+  async restore(tuned: TunedModel<Model>, step: number): Promise<void> {
+    if (this.#best === null || this.#best.step.step === step) return;
+    if (this.folder === null) {
+      if (this.#state !== null) tuned.restore(this.#state, 'the best step');
+      return;
+    }
+    const path = join(this.folder, kTensors);
+    const { tensors } = await loadSafetensors(path);
+    tuned.restore(tensors, path);
+    for (const tensor of Object.values(tensors)) tensor.dispose();
+  }
+
+  dispose(): void {
+    this.#forget();
+  }
+
+  #forget(): void {
+    for (const tensor of Object.values(this.#state ?? {})) tensor.dispose();
+    this.#state = null;
+  }
+}
+
+function copies(state: Readonly<Record<string, Tensor>>): Record<string, Tensor> {
+  return Object.fromEntries(Object.entries(state).map(([name, t]) => [name, copyOf(t)]));
+}
+
+function copyOf(source: Tensor): Tensor {
+  return copy_(zeros(source.shape, { dtype: source.dtype }), source);
+}
