@@ -4,6 +4,7 @@
 import { join } from 'node:path';
 import { UnsupportedError } from '../errors.ts';
 import { type Model, saveModel } from '../models/index.ts';
+import { Conv1D } from '../nn/linear.ts';
 import { add, concat, mul, neg } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { AdapterModel, LoraModule } from './adapter_model.ts';
@@ -102,6 +103,8 @@ function write(
     ...config,
     baseModelNameOrPath,
     taskType: config.taskType ?? adapter.model.taskType,
+    // PEFT's word for the layout of the base's weights; A and B are not affected.
+    fanInFanOut: adapter.modules.some(({ linear }) => linear instanceof Conv1D),
   };
   const saved = adapter.saved?.parameters ?? [];
   return writePeftFolder(folder, named, { modules, saved }, linearNames(adapter.model));

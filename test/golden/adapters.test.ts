@@ -25,9 +25,13 @@ interface AdapterFacts {
 const folder = mkdtempSync(join(tmpdir(), 'balora-golden-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-const families = readdirSync(fixturePath('architectures')).filter((name) =>
-  existsSync(fixturePath(`architectures/${name}/adapter`)),
-);
+const families = readdirSync(fixturePath('architectures')).filter((name) => {
+  const path = fixturePath(`architectures/${name}`);
+  const { task } = JSON.parse(readFileSync(join(path, 'expected.json'), 'utf8')) as {
+    task: string;
+  };
+  return task === 'causal_lm' && existsSync(join(path, 'adapter'));
+});
 
 describe.each(families)('PEFT adapters on %s', (family) => {
   const path = (name: string): string => fixturePath(`architectures/${family}/${name}`);
