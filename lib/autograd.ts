@@ -1,5 +1,6 @@
 // The tape's public side: backward from several roots, ops written in TypeScript, and segments that are recomputed
 // instead of kept.
+import { ArgumentError } from './errors.ts';
 import { native } from './native.ts';
 import { enableGrad, noGrad, scope, Tensor, unscoped } from './tensor.ts';
 
@@ -27,7 +28,7 @@ export interface CustomOp<Saved> {
   forward: (inputs: readonly Tensor[]) => { outputs: Tensor[]; saved: Saved };
   /**
    * Gradients of the inputs from those of the outputs (null where an output was not used): one for each input, null
-   * where there is none. Runs unrecorded, in a scope of its own.
+   * where there is none, in the input's own dtype. Runs unrecorded, in a scope of its own.
    */
   backward: (grads: readonly (Tensor | null)[], saved: Saved) => readonly (Tensor | null)[];
 }
@@ -43,6 +44,7 @@ export interface CustomOp<Saved> {
  */
 export function customOp<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]): Tensor[] {
   const { outputs, saved } = noGrad(() => op.forward(inputs));
+  const types = inputs.map(({ dtype }) => dtype);
   const handles = native.customNode(
     op.name,
     inputs.map((input) => input.handle),
@@ -51,9 +53,13 @@ export function customOp<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]):
     (dy: number[]) =>
       scope(() => {
         const grads = dy.map((handle) => (handle === 0 ? null : new Tensor(handle)));
-        return op
-          .backward(grads, saved)
-          .map((grad) => (grad === null ? 0 : native.detach(grad.handle)));
+        return op.backward(grads, saved).map((grad, i) => {
+          if (grad === null) return 0;
+          if (grad.dtype === types[i]) return native.detach(grad.handle);
+          throw new ArgumentError(
+            `${op.name}: the gradient of input ${i} must be ${types[i]}, got ${grad.dtype}`,
+          );
+        });
       }) as number[],
   );
   return handles.map((handle) => new Tensor(handle));
@@ -86,7 +92,8 @@ export function checkpoint(
         });
         enableGrad(() => segment(...leaves)).backward(dy);
         for (const input of saved) input.dispose();
-        return leaves.map((leaf) => leaf.grad);
+        // A leaf's gradient is f32 whatever the leaf is; the tape goes on in the input's own type.
+        return leaves.map((leaf) => leaf.grad?.to(leaf.dtype) ?? null);
       },
     },
     inputs,

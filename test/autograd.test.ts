@@ -5,10 +5,12 @@ import {
   checkpoint,
   customOp,
   memoryStats,
+  mul,
   noGrad,
   rmsNorm,
   scope,
   setAnomalyMode,
+  sum,
   synchronize,
   type Tensor,
   tensor,
@@ -175,6 +177,21 @@ describe('customOp', () => {
       }).backward(),
     ).toThrow(RangeError);
   });
+
+  it('refuses a gradient of another type than its input', () => {
+    const x = randomTensor([3], { dtype: 'bf16', requiresGrad: true });
+    const [y] = customOp(
+      {
+        name: 'copy',
+        forward: ([t]) => ({ outputs: [mul(t as Tensor, 1)], saved: null }),
+        backward: ([dy]) => [(dy as Tensor).to('f32')],
+      },
+      [x],
+    );
+    expect(() => y?.backward(randomTensor([3], { dtype: 'bf16' }))).toThrow(
+      'copy: the gradient of input 0 must be bf16, got f32',
+    );
+  });
 });
 
 describe('checkpoint', () => {
@@ -191,6 +208,20 @@ describe('checkpoint', () => {
       return grads;
     };
     expect(run((t) => checkpoint(segment, [t]))).toEqual(run(segment));
+  });
+
+  it('gives on a gradient in the type of its input', () => {
+    const run = (body: (t: Tensor) => Tensor): number[] => {
+      const x = randomTensor([33], { seed: 3, dtype: 'bf16', requiresGrad: true });
+      scope(() => sum(mul(body(mul(x, x)), body(mul(x, 0.5)))).backward());
+      return Array.from(x.grad?.dataSync() as Float32Array);
+    };
+    const segment = (t: Tensor) => mul(t, t);
+    const kept = run(segment);
+    run((t) => checkpoint(segment, [t])).forEach((value, i) => {
+      // The segment's own sums are f32 in one and bf16 in the other.
+      expect(Math.abs(value - (kept[i] as number))).toBeLessThanOrEqual(2 ** -6);
+    });
   });
 });
 
