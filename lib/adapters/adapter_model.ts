@@ -14,7 +14,7 @@ import type { Tensor } from '../tensor.ts';
 import type { Adapter } from './adapter.ts';
 import { freeLinears } from './attach.ts';
 import type { LoraConfig, LoraConfigInput } from './config.ts';
-import { savePlain, saveResidual } from './export.ts';
+import { checkResidual, savePlain, saveResidual } from './export.ts';
 import type { LoraModule } from './lora_module.ts';
 import {
   type CreateOptions,
@@ -194,6 +194,10 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   identity(): Record<string, unknown> {
     const { baseModelNameOrPath: _, ...config } = this.config;
     return { method: 'adapter', adapter: config, adapterSeed: this.#active.power.seed };
+  }
+
+  checkForm(form: ExportForm): void {
+    if (form === 'residual') checkResidual(this);
   }
 
   /**

@@ -34,15 +34,8 @@ export async function savePlain(adapter: AdapterModel<Model>, folder: string): P
  * @throws UnsupportedError for an adapter that did not start from its weights
  */
 export async function saveResidual(adapter: AdapterModel<Model>, folder: string): Promise<void> {
+  checkResidual(adapter);
   const { modules, config } = adapter;
-  if (modules.some(({ frozen }) => frozen === null)) {
-    throw new UnsupportedError('export "residual" is for PiSSA adapters: this one has no residual');
-  }
-  if (config.useDora) {
-    throw new UnsupportedError(
-      'export "residual" is not for DoRA: its norm belongs to the whole weight, export it as "lora"',
-    );
-  }
   const base = join(folder, RESIDUAL_BASE);
   await onBase(adapter, () =>
     saveModel(adapter.model, base, {
@@ -58,6 +51,18 @@ export async function saveResidual(adapter: AdapterModel<Model>, folder: string)
   }));
   await write(adapter, folder, { ...plain, inferenceMode: true }, trained);
   await write(adapter, join(folder, INITIAL_ADAPTER), { ...plain, inferenceMode: false }, first);
+}
+
+/** @throws UnsupportedError for an adapter that has no residual form */
+export function checkResidual({ modules, config }: AdapterModel<Model>): void {
+  if (modules.some(({ frozen }) => frozen === null)) {
+    throw new UnsupportedError('export "residual" is for PiSSA adapters: this one has no residual');
+  }
+  if (config.useDora) {
+    throw new UnsupportedError(
+      'export "residual" is not for DoRA: its norm belongs to the whole weight, export it as "lora"',
+    );
+  }
 }
 
 /** alpha/r stays with both doubled; alpha/sqrt(r) with alpha times sqrt(2). */

@@ -87,6 +87,9 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
     return { method: 'full' };
   }
 
+  /** A model folder has one form only. */
+  checkForm(): void {}
+
   /** Writes a model folder in the model's own dtype. */
   async save(folder: string): Promise<void> {
     await saveModel(this.model, folder);

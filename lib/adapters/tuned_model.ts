@@ -55,6 +55,8 @@ export interface TunedModel<M extends Model = CausalLM> {
   restore(tensors: Readonly<Record<string, Tensor>>, path: string): void;
   /** What must be the same for a state to fit, as plain JSON. */
   identity(): Record<string, unknown>;
+  /** Refuses a form that save() could not write, so that a run does not end on it. @throws UnsupportedError */
+  checkForm(form: ExportForm): void;
   /** Writes the result of the run into a folder. */
   save(folder: string, options: { form: ExportForm }): Promise<void>;
   /** Gives the tensors back; the base stays with its owner. */

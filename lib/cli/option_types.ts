@@ -80,6 +80,26 @@ export function names(): OptionType<string | string[]> {
   };
 }
 
+/** A list of names; on the command line separated by commas. */
+export function nameList(): OptionType<string[]> {
+  return {
+    schema: z.array(z.string().min(1)).min(1),
+    wanted: 'a list of names',
+    placeholder: 'name,name',
+    parse: (value) => value.split(',').map((name) => name.trim()),
+  };
+}
+
+/** A list of whole numbers from 0 on; on the command line separated by commas. */
+export function integers(): OptionType<number[]> {
+  return {
+    schema: z.array(z.int().min(0)).min(1),
+    wanted: 'a list of whole numbers >= 0',
+    placeholder: 'n,n',
+    parse: (value) => value.split(',').map(asNumber),
+  };
+}
+
 /** PEFT's init_lora_weights: true, false or the name of a start. */
 export function loraInit(): OptionType<boolean | string> {
   const onOrOff = onOff();

@@ -76,6 +76,7 @@ export function exampleOptions(
 
 const kOptimizationKeys = [
   'optim',
+  'loraplusLrRatio',
   'learningRate',
   'lrSchedulerType',
   'warmupSteps',
@@ -99,7 +100,18 @@ const kOutputKeys = [
   'export',
 ] as const;
 
-const kAdapterKeys = ['r', 'loraAlpha', 'initLoraWeights', 'targetModules'] as const;
+const kAdapterKeys = [
+  'r',
+  'loraAlpha',
+  'initLoraWeights',
+  'targetModules',
+  'layersToTransform',
+  'layersPattern',
+  'modulesToSave',
+  'useDora',
+  'loraBias',
+  'loraDropout',
+] as const;
 
 const kRegularizerKeys = [
   'consistencyWeight',

@@ -39,6 +39,15 @@ export function makeObjective(
   return loss === null ? new BaLoraObjective(tuned, regularizers) : new CustomObjective(loss);
 }
 
+interface MicroBatch {
+  readonly batch: Batch;
+  /** Within its window. */
+  readonly index: number;
+  readonly teacherHidden: Tensor | null;
+  readonly weights: TermWeights;
+  readonly terms: WindowTerms;
+}
+
 /** Cross-entropy + l1 consistency + l2 diversity + l3 SVD; a weight of 0 leaves its term out. */
 class BaLoraObjective implements Objective {
   private readonly loss: BaLoraLoss;
@@ -68,12 +77,12 @@ class BaLoraObjective implements Objective {
     try {
       const weights = await termWeights(this.options, input, () => this.entropy(input, teachers));
       if (weights === null) return null;
-      for (const { batch } of window.batches) {
+      for (const [index, { batch }] of window.batches.entries()) {
         if (signal?.aborted) return null;
         const teacherHidden = this.loss.terms.consistency
           ? (teachers.get(batch) ?? (await this.teach(input, batch, teachers)))
           : null;
-        await this.microBatch(input, { batch, teacherHidden, weights, terms });
+        await this.microBatch(input, { batch, index, teacherHidden, weights, terms });
         teacherHidden?.dispose();
         teachers.delete(batch);
       }
@@ -87,11 +96,9 @@ class BaLoraObjective implements Objective {
     this.loss.dispose();
   }
 
-  private async microBatch(
-    { tuned, window }: WindowInput,
-    micro: { batch: Batch; teacherHidden: Tensor | null; weights: TermWeights; terms: WindowTerms },
-  ): Promise<void> {
-    const { batch, teacherHidden, weights, terms } = micro;
+  private async microBatch({ tuned, window, step }: WindowInput, micro: MicroBatch): Promise<void> {
+    const { batch, index, teacherHidden, weights, terms } = micro;
+    tuned.trainingPass({ step, microBatch: index });
     const hidden = withPhase('forward', () => tuned.model.forward(batch));
     try {
       await yieldToEventLoop();
@@ -103,6 +110,7 @@ class BaLoraObjective implements Objective {
         withPhase('backward', () => result.loss?.backward());
       });
     } finally {
+      tuned.trainingPass(null);
       hidden.dispose();
     }
     await synchronize();
@@ -158,7 +166,7 @@ class CustomObjective implements Objective {
     signal,
   }: WindowInput): Promise<CombinedTerms | null> {
     const terms = customTerms();
-    for (const { batch, counts } of window.batches) {
+    for (const [microBatch, { batch, counts }] of window.batches.entries()) {
       if (signal?.aborted) return null;
       if (counts.supervised === 0) continue;
       const share = counts.supervised / window.totals.supervised;
@@ -168,6 +176,7 @@ class CustomObjective implements Objective {
         return value;
       };
       try {
+        tuned.trainingPass({ step, microBatch });
         const hidden = own(withPhase('forward', () => tuned.model.forward(batch)));
         await yieldToEventLoop();
         let teacher: Tensor | null = null;
@@ -196,6 +205,7 @@ class CustomObjective implements Objective {
           terms.addMetric(label, await own(value).item(), share);
         }
       } finally {
+        tuned.trainingPass(null);
         for (const value of made) value.dispose();
       }
     }

@@ -16,6 +16,7 @@ import { objectiveOf } from './objectives.ts';
 import { makeOptimizer } from './optimizers.ts';
 import { differences, type Identity, type ResolvedOptions } from './options.ts';
 import { claimOutput, type OutputFolder } from './output.ts';
+import { parameterGroups } from './parameter_groups.ts';
 import { makePlan } from './plan.ts';
 import { type CombinedTerms, StepClock } from './record.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
@@ -194,6 +195,7 @@ export class Run {
 /** Makes a run ready for its next step. Whatever is wrong with options, folder or data comes up here. */
 export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions): Promise<Run> {
   const { output, overwrite, resume } = options.output;
+  const groups = parameterGroups(input.tuned.parameters(), options.optimization);
   const plan = await makePlan(input, options);
   const folder = output === null ? null : await claimOutput(output, { overwrite, resume });
   let metrics: MetricsFile | null = null;
@@ -202,10 +204,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
     const warnings: Warning[] = [];
     const checkpoint =
       folder !== null && resume ? await takeUp(folder, { identity, plan, warnings }) : null;
-    const optimizer = makeOptimizer(
-      [{ parameters: input.tuned.parameters() }],
-      options.optimization,
-    );
+    const optimizer = makeOptimizer(groups, options.optimization);
     if (checkpoint !== null) restore(checkpoint, input, optimizer);
     const { step, position, last, elapsedSeconds } = checkpoint?.state ?? {
       step: 0,

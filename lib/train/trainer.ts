@@ -45,6 +45,7 @@ export class Trainer {
     this.options = resolveOptions(input, taskOf(input.tuned.model));
     checkTeacher(input.tuned, this.options);
     if (isClassifierRun(input)) checkSchedule(input.tuned.model, this.options);
+    if (this.options.output.output !== null) input.tuned.checkForm(this.options.output.export);
   }
 
   /** What the run will be; with `measure` one micro-batch is computed (and thrown away) for memory and time. */

@@ -76,6 +76,8 @@ export interface OptimizationOptions {
   adamBeta2?: number; // 0.999
   adamEpsilon?: number; // 1e-8
   momentum?: number; // 0, sgd only
+  /** LoRA+: rate of B over that of A. */
+  loraplusLrRatio?: number; // 1
   maxGradNorm?: number; // 1; 0 switches clipping off
   numTrainEpochs?: number; // 1
   maxSteps?: number; // none; wins over numTrainEpochs

@@ -51,6 +51,9 @@ const kConfigs: [string, LoraConfigInput][] = [
   ['gaussian', { initLoraWeights: 'gaussian' }],
   ['pissa', { initLoraWeights: 'pissa' }],
   ['pissa_niter_4', { initLoraWeights: 'pissa_niter_4' }],
+  ['dora', { useDora: true }],
+  ['dora on pissa', { useDora: true, initLoraWeights: 'pissa' }],
+  ['lora_bias', { loraBias: true }],
   ['rank-stabilised pissa', { initLoraWeights: 'pissa', useRslora: true }],
 ];
 

@@ -38,7 +38,18 @@ describe('trainSetup', () => {
         regularizerSchedule: 'constant',
       },
       ...{ initLoraWeights: 'gaussian', targetModules: ['x'], adamBeta1: 0.5, adamBeta2: 0.6 },
+      ...{
+        layersToTransform: [1],
+        layersPattern: 'layers',
+        modulesToSave: ['x'],
+        loraDropout: 0.1,
+      },
+      ...{ useDora: true, loraBias: true },
       ...{ overwrite: true, resume: true, packing: true, shuffle: false },
+    };
+    const needs: Record<string, Partial<TrainSettings>> = {
+      loraBias: { method: 'lora' },
+      layersPattern: { layersToTransform: [1] },
     };
     const handedOn = (settings: Partial<TrainSettings>) => {
       const { training, ...rest } = setup(settings);
@@ -46,7 +57,8 @@ describe('trainSetup', () => {
     };
     for (const key of Object.keys(kTrainOptions)) {
       if (own.includes(key) || key in values) continue;
-      expect(handedOn({ ...values, [key]: marks[key] ?? 7 }), key).not.toBe(handedOn(values));
+      const given = { ...values, ...needs[key] };
+      expect(handedOn({ ...given, [key]: marks[key] ?? 7 }), key).not.toBe(handedOn(given));
     }
   });
 

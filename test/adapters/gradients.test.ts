@@ -1,0 +1,94 @@
+/** The gradient of a whole model's loss in f64, by every tensor that an adapter trains, against central differences. */
+import { expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import type { LoraConfigInput } from '../../lib/adapters/config.ts';
+import type { LinearUpdate } from '../../lib/nn/adapter_hook.ts';
+import { AutoModelForCausalLM } from '../../lib/models/index.ts';
+import { copy_, crossEntropy, div, randn, rowNorm } from '../../lib/ops/index.ts';
+import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
+import { fixturePath } from '../support/fixtures.ts';
+import { goldenArrays } from '../support/golden.ts';
+import { goldenBatch } from '../support/golden_batch.ts';
+import { testRandom } from '../support/gradcheck.ts';
+
+const kFamily = 'architectures/llama-untied-gqa';
+const { batch } = goldenBatch(goldenArrays(fixturePath(`${kFamily}/inputs.safetensors`)), {
+  ids: 'input_ids',
+  mask: 'attention_mask',
+  labels: 'labels',
+});
+
+const kVariants: [string, LoraConfigInput][] = [
+  ['lora', {}],
+  ['dora', { useDora: true }],
+  ['dora on pissa', { useDora: true, initLoraWeights: 'pissa' }],
+  ['lora_bias', { loraBias: true }],
+  ['dropout', { loraDropout: 0.3 }],
+  ['dora with dropout', { useDora: true, loraDropout: 0.3 }],
+  ['saved modules', { modulesToSave: ['norm', 'o_proj'] }],
+];
+
+it.each(kVariants)('%s', async (_, config) => {
+  const path = fixturePath(`${kFamily}/model`);
+  const model = await AutoModelForCausalLM.fromPretrained(path, { dtype: 'f64' });
+  const tuned = await AdapterModel.create(model, { r: 3, loraAlpha: 6, ...config });
+  let seed = 1;
+  for (const { tensor: parameter } of tuned.parameters()) {
+    const move = randn(parameter.shape, { seed: seed++, deviation: 0.1, dtype: 'f64' });
+    scope(() => noGrad(() => copy_(parameter, added(parameter, move))));
+  }
+  holdNorms(tuned);
+  tuned.trainingPass({ step: 3, microBatch: 1 });
+  const loss = (): Tensor =>
+    crossEntropy(model.logits(model.forward(batch)), tensor(batch.targets));
+  scope(() => loss().backward());
+  const value = (): number => scope(() => noGrad(() => loss().itemSync()));
+
+  const random = testRandom(5);
+  const byKind = new Map<string, number>();
+  for (const { name, tensor: parameter } of tuned.parameters()) {
+    // Some of each kind: three modules' A, B and what is beside them.
+    const kind = name.slice(name.lastIndexOf('_proj') + 1);
+    byKind.set(kind, (byKind.get(kind) ?? 0) + 1);
+    if ((byKind.get(kind) as number) > 3) continue;
+    const gradient = parameter.grad?.dataSync() as Float64Array;
+    expect(
+      gradient.some((g) => g !== 0),
+      name,
+    ).toBe(true);
+    const scale = gradient.reduce((most, g) => Math.max(most, Math.abs(g)), 0);
+    const start = Float64Array.from(parameter.dataSync() as Float64Array);
+    const at = Math.floor(((random() + 1) / 2) * start.length) % start.length;
+    const moved = (by: number): number => {
+      const values = start.slice();
+      values[at] = (values[at] as number) + by;
+      scope(() => noGrad(() => copy_(parameter, tensor(values, { shape: parameter.shape }))));
+      return value();
+    };
+    const difference = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+    moved(0);
+    expect(Math.abs(difference - (gradient[at] as number)), `${name}[${at}]`).toBeLessThan(
+      1e-6 * Math.max(scale, 1e-2),
+    );
+  }
+});
+
+/** DoRA's gradient holds the norm constant, so differences must too. */
+function holdNorms(tuned: AdapterModel): void {
+  for (const module of tuned.modules) {
+    const { linear, extra, extraKey } = module;
+    if (extra === null || extraKey !== 'lora_magnitude_vector') continue;
+    const norm = noGrad(() => rowNorm(linear.weight, module.parts));
+    linear.adapter = {
+      update: () => ({ ...(module.update() as LinearUpdate), outputScale: div(extra, norm) }),
+    };
+  }
+}
+
+const added = (a: Tensor, b: Tensor): Tensor => {
+  const [x, y] = [a.dataSync() as Float64Array, b.dataSync() as Float64Array];
+  return tensor(
+    x.map((v, i) => v + (y[i] as number)),
+    { shape: a.shape },
+  );
+};

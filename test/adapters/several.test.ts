@@ -1,0 +1,190 @@
+/** Several adapters on one base, modules that are trained whole, and dropout. */
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { saveMerged } from '../../lib/adapters/merge.ts';
+import type { Batch } from '../../lib/data/collate.ts';
+import { AutoModelForCausalLM } from '../../lib/models/index.ts';
+import { copy_, randn } from '../../lib/ops/index.ts';
+import { noGrad, scope } from '../../lib/tensor.ts';
+import { fixturePath } from '../support/fixtures.ts';
+import { goldenArrays } from '../support/golden.ts';
+import { TinyModel, tinyBatches } from '../support/tiny_model.ts';
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'balora-several-'));
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+const batch = tinyBatches({ count: 1, rows: 16 })[0] as Batch;
+const hidden = (model: TinyModel): number[] =>
+  scope(() => noGrad(() => Array.from(model.forward(batch).dataSync() as Float32Array)));
+
+/** Moves every trainable value, as training would. */
+function disturb(tuned: AdapterModel, first = 100): void {
+  let seed = first;
+  for (const { tensor: parameter } of tuned.parameters()) {
+    scope(() =>
+      noGrad(() => copy_(parameter, randn(parameter.shape, { seed: seed++, deviation: 0.3 }))),
+    );
+  }
+  tuned.afterStep();
+}
+
+describe('several adapters on one base', () => {
+  it('are added, switched, disabled and deleted by name', async () => {
+    const model = new TinyModel();
+    const base = hidden(model);
+    const tuned = await AdapterModel.create(model, { r: 3 }, { name: 'one' });
+    disturb(tuned);
+    const one = hidden(model);
+    await tuned.add('two', { r: 2, useDora: true, modulesToSave: ['norm'] });
+    expect([tuned.names, tuned.active]).toEqual([['one', 'two'], 'one']);
+    expect(hidden(model)).toEqual(one);
+    tuned.use('two');
+    expect(hidden(model)).toEqual(base);
+    expect(tuned.config.useDora).toBe(true);
+    disturb(tuned, 500);
+    const two = hidden(model);
+    expect(two).not.toEqual(base);
+    await tuned.save(folder);
+    tuned.use('one');
+    expect(hidden(model)).toEqual(one);
+    tuned.use('two');
+    expect(hidden(model)).toEqual(two);
+    expect(tuned.withTeacher(() => hidden(model))).toEqual(base);
+    tuned.enabled = false;
+    expect(hidden(model)).toEqual(base);
+    tuned.use('one');
+    expect(hidden(model)).toEqual(base);
+    tuned.enabled = true;
+    expect(hidden(model)).toEqual(one);
+    await tuned.addFrom('again', folder);
+    tuned.delete('two');
+    tuned.use('again');
+    expect(hidden(model)).toEqual(two);
+    expect(tuned.names).toEqual(['one', 'again']);
+    tuned.dispose();
+    expect(hidden(model)).toEqual(base);
+  });
+
+  it('are refused by name', async () => {
+    const tuned = await AdapterModel.create(new TinyModel(), { r: 3 });
+    await expect(tuned.add('default')).rejects.toThrow('there is an adapter "default" already');
+    await expect(tuned.add('other', { targetModules: ['none'] })).rejects.toThrow(/matches no/);
+    expect([tuned.names, tuned.enabled]).toEqual([['default'], true]);
+    expect(() => tuned.use('other')).toThrow('there is no adapter "other", only default');
+    expect(() => tuned.delete('default')).toThrow(/is active: use\(\) another one/);
+  });
+});
+
+describe('modulesToSave', () => {
+  it.each(['f32', 'bf16'] as const)('train whole modules, in %s', async (dtype) => {
+    const model = new TinyModel({ dtype });
+    const base = hidden(model);
+    const tuned = await AdapterModel.create(model, {
+      r: 3,
+      modulesToSave: ['norm', 'layers.1.down_proj'],
+    });
+    expect(hidden(model)).toEqual(base);
+    expect(tuned.modules.map(({ name }) => name)).not.toContain('layers.1.down_proj');
+    expect(tuned.modules).toHaveLength(5);
+    const saved = ['layers.0.norm.weight', 'layers.1.norm.weight', 'norm.weight'];
+    expect(tuned.saved?.parameters.map(({ name }) => name).sort()).toEqual(
+      [...saved, 'layers.1.down_proj.weight'].sort(),
+    );
+    for (const { name, tensor, decays } of tuned.saved?.parameters ?? []) {
+      expect(tensor.dtype).toBe('f32');
+      expect(decays).toBe(!saved.includes(name));
+    }
+    disturb(tuned);
+    const moved = hidden(model);
+    expect(tuned.withTeacher(() => hidden(model))).toEqual(base);
+    await tuned.save(folder);
+    const keys = [...goldenArrays(join(folder, 'adapter_model.safetensors')).keys()];
+    expect(keys).toContain('base_model.model.layers.1.down_proj.weight');
+    const config = JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'));
+    expect(config.modules_to_save).toEqual(['norm', 'layers.1.down_proj']);
+    const other = new TinyModel({ dtype });
+    const loaded = await AdapterModel.load(other, folder);
+    expect(hidden(other)).toEqual(moved);
+    expect(loaded.withTeacher(() => hidden(other))).toEqual(base);
+  });
+
+  it('may be the head: the losses see the trained one, the teacher the base, merging both', async () => {
+    const path = fixturePath('architectures/llama-untied-gqa/model');
+    const model = await AutoModelForCausalLM.fromPretrained(path);
+    const base = model.head.weight;
+    const tuned = await AdapterModel.create(model, { r: 2, modulesToSave: ['lm_head'] });
+    expect(tuned.trainsHead).toBe(true);
+    expect(model.head.weight).not.toBe(base);
+    expect(tuned.withTeacher((teacher) => teacher.head.weight)).toBe(base);
+    disturb(tuned);
+    await saveMerged(tuned, folder);
+    const written = goldenArrays(join(folder, 'model.safetensors')).get('lm_head.weight');
+    expect(written?.data).toEqual(model.head.weight.dataSync());
+  });
+
+  it('are refused where they do not fit', async () => {
+    await expect(
+      AdapterModel.create(new TinyModel(), { r: 3, modulesToSave: ['head'] }),
+    ).rejects.toThrow('modulesToSave ["head"] matches no module');
+    const tuned = await AdapterModel.create(new TinyModel(), { r: 3, modulesToSave: ['norm'] });
+    await tuned.save(folder);
+    await expect(AdapterModel.load(new TinyModel({ width: 6 }), folder)).rejects.toThrow(
+      /the saved module's "layers.0.norm.weight" has the shape \(8\), the model's \(6\)/,
+    );
+    const tied = fixturePath('architectures/llama-tied/model');
+    const model = await AutoModelForCausalLM.fromPretrained(tied);
+    const head = await AdapterModel.create(model, { r: 2, modulesToSave: ['lm_head'] });
+    await expect(saveMerged(head, join(folder, 'merged'))).rejects.toThrow(
+      /lm_head.weight is trained apart from the weight that the model ties it to/,
+    );
+  });
+});
+
+describe('dropout', () => {
+  it('is a function of seed, step and micro-batch, and only in training', async () => {
+    const model = new TinyModel();
+    const tuned = await AdapterModel.create(model, { r: 3, loraDropout: 0.5 }, { seed: 7 });
+    disturb(tuned);
+    const plain = hidden(model);
+    const at = (step: number, microBatch: number): number[] => {
+      tuned.trainingPass({ step, microBatch });
+      const found = hidden(model);
+      tuned.trainingPass(null);
+      return found;
+    };
+    const first = at(0, 0);
+    expect(at(0, 0)).toEqual(first);
+    for (const other of [at(1, 0), at(0, 1), plain]) expect(other).not.toEqual(first);
+    expect(hidden(model)).toEqual(plain);
+    const again = new TinyModel();
+    const seeded = await AdapterModel.create(again, { r: 3, loraDropout: 0.5 }, { seed: 8 });
+    disturb(seeded);
+    seeded.trainingPass({ step: 0, microBatch: 0 });
+    expect(hidden(again)).not.toEqual(first);
+  });
+
+  it('falls on what A reads: without B it changes nothing', async () => {
+    const model = new TinyModel();
+    const base = hidden(model);
+    const tuned = await AdapterModel.create(model, { r: 3, loraDropout: 0.5, useDora: true });
+    tuned.trainingPass({ step: 0, microBatch: 0 });
+    expect(hidden(model)).toEqual(base);
+    // The first pair and what it takes out of W read the same rows: PiSSA starts as the base too.
+    const other = new TinyModel();
+    const pissa = await AdapterModel.create(other, {
+      r: 3,
+      loraDropout: 0.5,
+      initLoraWeights: 'pissa',
+    });
+    pissa.trainingPass({ step: 0, microBatch: 0 });
+    hidden(other).forEach((value, i) => {
+      expect(Math.abs(value - (base[i] as number))).toBeLessThan(1e-6);
+    });
+  });
+});
