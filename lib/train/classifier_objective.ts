@@ -46,7 +46,7 @@ export class ClassifierObjective implements Objective<SequenceClassifier, Labell
     try {
       const weights = await termWeights(this.options, input, () => this.entropy(input, teachers));
       if (weights === null) return null;
-      for (const { batch } of window.batches) {
+      for (const [index, { batch }] of window.batches.entries()) {
         if (signal?.aborted) return null;
         if (this.loss.terms.consistency && !teachers.has(batch)) {
           teachers.set(batch, teacherLogits(tuned, batch));
@@ -54,6 +54,7 @@ export class ClassifierObjective implements Objective<SequenceClassifier, Labell
         }
         await this.microBatch(input, {
           batch,
+          index,
           teacher: teachers.get(batch) ?? null,
           weights,
           terms,
@@ -69,15 +70,17 @@ export class ClassifierObjective implements Objective<SequenceClassifier, Labell
   dispose(): void {}
 
   private async microBatch(
-    { tuned, window }: Input,
+    { tuned, window, step }: Input,
     micro: {
       batch: LabelledBatch;
+      index: number;
       teacher: Tensor | null;
       weights: TermWeights;
       terms: NluWindowTerms;
     },
   ): Promise<void> {
-    const { batch, teacher, weights, terms } = micro;
+    const { batch, index, teacher, weights, terms } = micro;
+    tuned.trainingPass({ step, microBatch: index });
     const logits = withPhase('forward', () => classifierLogits(tuned.model, batch));
     try {
       await yieldToEventLoop();
@@ -95,6 +98,7 @@ export class ClassifierObjective implements Objective<SequenceClassifier, Labell
         withPhase('backward', () => result.loss.backward());
       });
     } finally {
+      tuned.trainingPass(null);
       logits.dispose();
     }
     await synchronize();
