@@ -104,6 +104,12 @@ export {
   Tokenizer,
 } from './text/tokenizer.ts';
 export {
+  copyHead,
+  type HeadWarmUp,
+  type HeadWarmUpOptions,
+  warmUpHead,
+} from './train/head_warmup.ts';
+export {
   type AdapterMethod,
   METHODS,
   type ResolvedMethod,

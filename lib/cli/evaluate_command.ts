@@ -2,11 +2,14 @@
 import type { Command } from 'commander';
 import { AdapterModel } from '../adapters/adapter_model.ts';
 import { ArgumentError } from '../errors.ts';
+import { evaluateClassifier } from '../eval/classify.ts';
 import { type EvaluatedModel, evaluate } from '../eval/evaluate.ts';
 import type { CausalLM } from '../models/index.ts';
 import { setNumThreads } from '../runtime.ts';
 import type { EvaluationResult } from '../train/types.ts';
+import { loadClassifier, loadTokenizer, openLabelled } from './classifier_load.ts';
 import { addOptions, readOptions } from './command_options.ts';
+import { classifierText } from './evaluation_view.ts';
 import { abortable, kInterrupted } from './interrupt.ts';
 import { loadModel, openBatches } from './load.ts';
 import type { OptionRow, OptionValues } from './option_table.ts';
@@ -14,17 +17,24 @@ import { integer, onOff, text } from './option_types.ts';
 import type { CliContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { formatSeconds } from './terminal.ts';
-import { kExampleOptions, kModelOptions } from './train_options.ts';
-import { exampleOptions, kTrainDefaults } from './train_setup.ts';
+import { kExampleOptions, kLabelOptions, kModelOptions, kTaskOption } from './train_options.ts';
+import {
+  exampleOptions,
+  isClassification,
+  kTrainDefaults,
+  labelledOptions,
+  listOf,
+} from './train_setup.ts';
 
 const kGroup = 'Model, data and output';
 
 const kEvaluateOptions = {
+  ...kTaskOption,
   ...kModelOptions,
   adapter: { type: text('folder'), help: 'a PEFT folder to put on the model', group: kGroup },
   data: {
     type: text('file'),
-    help: 'held-out data, JSON Lines',
+    help: 'held-out data, JSON Lines; of a classifier .tsv, .csv or .parquet too',
     group: kGroup,
     required: true,
   },
@@ -35,6 +45,7 @@ const kEvaluateOptions = {
     group: kGroup,
   },
   ...kExampleOptions,
+  ...kLabelOptions,
 } satisfies Record<string, OptionRow>;
 
 type EvaluateSettings = OptionValues<typeof kEvaluateOptions>;
@@ -44,7 +55,9 @@ const kBatchSize = 8;
 export const addEvaluate: CommandModule = (program, context, run) => {
   const command = program
     .command('evaluate')
-    .description('loss, divergence from the base, entropy and effective rank on held-out data');
+    .description(
+      'held-out numbers: loss, divergence from the base, entropy, rank; of a classifier metrics, confusion matrix, recall by class',
+    );
   addOptions(command, kEvaluateOptions, {
     defaults: { ...kTrainDefaults, perDeviceEvalBatchSize: kBatchSize },
   });
@@ -53,7 +66,10 @@ export const addEvaluate: CommandModule = (program, context, run) => {
       const settings = await readOptions(self, kEvaluateOptions);
       try {
         return await abortable(
-          (signal) => runEvaluate(settings, { context, signal }),
+          (signal) =>
+            isClassification(settings)
+              ? runClassifier(settings, { context, signal })
+              : runEvaluate(settings, { context, signal }),
           () => {},
         );
       } catch (error) {
@@ -88,6 +104,34 @@ async function runEvaluate(
   } finally {
     await close();
   }
+}
+
+async function runClassifier(
+  settings: EvaluateSettings,
+  { context, signal }: { context: CliContext; signal: AbortSignal },
+): Promise<number> {
+  const progress = new Progress(context.stderr);
+  const { dtype = kTrainDefaults.dtype, adapter, threads, model: path } = settings;
+  if (threads !== undefined) setNumThreads(threads);
+  const data = await openLabelled(settings.data as string, await loadTokenizer(path as string), {
+    ...labelledOptions(settings),
+    columns: listOf(settings.columns),
+    batchSize: settings.perDeviceEvalBatchSize ?? kBatchSize,
+    shuffle: false,
+    progress,
+    signal,
+  });
+  const model = await loadClassifier(path as string, data.scheme, { dtype });
+  if (adapter !== undefined) await AdapterModel.load(model, adapter);
+  else if (model.newlyInitialized.length > 0) {
+    progress.warn(`${path} has no trained head (${model.newlyInitialized.join(', ')} drawn anew)`);
+  }
+  const result = await evaluateClassifier(model, data.batches(), { signal });
+  const text = settings.json
+    ? JSON.stringify(result, null, 2)
+    : classifierText(result, data.scheme.names);
+  context.stdout.write(`${text}\n`);
+  return 0;
 }
 
 /** A model as it is: there is nothing to compare it with. */

@@ -1,15 +1,19 @@
 /** What a run would be, for `--dry-run`: exact counts, measured memory and time. */
 import type { DataStatistics } from '../data/batches.ts';
+import type { LabelledStatistics } from '../data/labelled_batches.ts';
 import type { RunPlan } from '../train/types.ts';
 import { formatBytes, formatCount, formatSeconds } from './terminal.ts';
 
-export function planText(plan: RunPlan, data: DataStatistics, format: string): string {
+/** What a plan says of the data: of prompts and responses, or of labelled texts. */
+export type PlanStatistics = DataStatistics | LabelledStatistics;
+
+export function planText(plan: RunPlan, data: PlanStatistics, format: string): string {
   const { memory } = plan;
   const share = (100 * plan.trainableParameters) / plan.baseParameters;
   const rows: [string, string][] = [
     [
       'data',
-      `${data.examples} examples (${format}), ${formatCount(data.tokens)} tokens, ${formatCount(data.supervisedTokens)} supervised, longest ${data.longest}`,
+      `${data.examples} examples (${format}), ${formatCount(data.tokens)} tokens, ${detail(data)}longest ${data.longest}`,
     ],
     [
       'steps',
@@ -40,6 +44,11 @@ export function planText(plan: RunPlan, data: DataStatistics, format: string): s
   ];
   const width = Math.max(...rows.map(([name]) => name.length));
   return rows.map(([name, value]) => `${name.padEnd(width)}  ${value}`).join('\n');
+}
+
+function detail(data: PlanStatistics): string {
+  if ('supervisedTokens' in data) return `${formatCount(data.supervisedTokens)} supervised, `;
+  return data.perClass === null ? '' : `by class ${data.perClass.join(' + ')}, `;
 }
 
 /** What the engine keeps besides: the frozen weights in the layouts that the processor multiplies fastest. */

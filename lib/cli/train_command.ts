@@ -2,21 +2,23 @@
 import type { Command } from 'commander';
 import { loraConfig } from '../adapters/config.ts';
 import type { BatchOptions } from '../data/batches.ts';
+import type { LabelledOptions } from '../data/labelled_batches.ts';
 import { setNumThreads } from '../runtime.ts';
 import { resolveRegularizers } from '../train/methods.ts';
 import { resolveOptions } from '../train/options.ts';
 import { checkOutput } from '../train/output.ts';
-import { Trainer } from '../train/trainer.ts';
+import { type ClassifierTrainerOptions, Trainer, type TrainerOptions } from '../train/trainer.ts';
 import type { TrainResult } from '../train/types.ts';
+import { loadTokenizer, loadTunedClassifier, openLabelled } from './classifier_load.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import { abortable, kInterrupted } from './interrupt.ts';
 import { loadTuned, openBatches } from './load.ts';
-import { planText } from './plan_view.ts';
+import { type PlanStatistics, planText } from './plan_view.ts';
 import type { CliContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { formatSeconds } from './terminal.ts';
 import { kTrainOptions, type TrainSettings } from './train_options.ts';
-import { kTrainDefaults, trainSetup } from './train_setup.ts';
+import { kTrainDefaults, type LabelledSetup, type TrainSetup, trainSetup } from './train_setup.ts';
 
 export const addTrain: CommandModule = (program, context, run) => {
   const command = program.command('train').description('fine-tune a model');
@@ -74,23 +76,20 @@ async function run(
     const { overwrite = false, resume = false } = settings;
     await checkOutput(settings.output, { overwrite, resume });
   }
-  const { tuned, tokenizer } = await loadTuned(settings, setup, progress);
-  const open = (file: string, options: BatchOptions) =>
-    openBatches(file, tokenizer, { ...options, progress, signal });
-  const data = await open(settings.data as string, setup.batches);
-  const evalData =
-    settings.evalData === undefined ? null : await open(settings.evalData, setup.evalBatches);
+  const prepared =
+    setup.labelled === null
+      ? await prepare(settings, setup, { progress, signal })
+      : await prepareClassifier(
+          settings,
+          { ...setup, labelled: setup.labelled },
+          { progress, signal },
+        );
+  const { input, statistics, format, close } = prepared;
   try {
-    const trainer = new Trainer({
-      ...setup.training,
-      tuned,
-      data: data.batches,
-      ...(evalData === null ? {} : { evalData: evalData.batches }),
-      signal,
-    });
+    const trainer = new Trainer(input);
     if (settings.dryRun) {
       const plan = await trainer.plan({ measure: true });
-      context.stdout.write(`${planText(plan, data.batches.statistics, data.batches.format)}\n`);
+      context.stdout.write(`${planText(plan, statistics, format)}\n`);
       return 0;
     }
     const events = trainer.run();
@@ -100,15 +99,89 @@ async function run(
       progress.show(value);
     }
   } finally {
-    await data.close();
-    await evalData?.close();
+    await close();
   }
+}
+
+/** A run that is ready to begin, and what its plan says of the data. */
+interface Prepared {
+  readonly input: TrainerOptions | ClassifierTrainerOptions;
+  readonly statistics: PlanStatistics;
+  readonly format: string;
+  close(): Promise<void>;
+}
+
+type Telling = Pick<Surroundings, 'progress' | 'signal'>;
+
+async function prepare(
+  settings: TrainSettings,
+  setup: TrainSetup,
+  { progress, signal }: Telling,
+): Promise<Prepared> {
+  const { tuned, tokenizer } = await loadTuned(settings, setup, progress);
+  const open = (file: string, options: BatchOptions) =>
+    openBatches(file, tokenizer, { ...options, progress, signal });
+  const data = await open(settings.data as string, setup.batches);
+  const evalData =
+    settings.evalData === undefined ? null : await open(settings.evalData, setup.evalBatches);
+  return {
+    input: {
+      ...setup.training,
+      tuned,
+      data: data.batches,
+      ...(evalData === null ? {} : { evalData: evalData.batches }),
+      signal,
+    },
+    statistics: data.batches.statistics,
+    format: data.batches.format,
+    close: async () => {
+      await data.close();
+      await evalData?.close();
+    },
+  };
+}
+
+async function prepareClassifier(
+  settings: TrainSettings,
+  setup: TrainSetup & { labelled: LabelledSetup },
+  { progress, signal }: Telling,
+): Promise<Prepared> {
+  const { columns, data: dataOptions, evalData: evalOptions, metricForBestModel } = setup.labelled;
+  const tokenizer = await loadTokenizer(settings.model as string);
+  const open = (file: string, options: LabelledOptions) =>
+    openLabelled(file, tokenizer, { ...options, columns, progress, signal });
+  const data = await open(settings.data as string, dataOptions);
+  // The held-out labels mean what the training labels mean.
+  const { numLabels, problemType, names } = data.scheme;
+  const known = { numLabels, problemType, ...(names === null ? {} : { labelNames: names }) };
+  const evalData =
+    settings.evalData === undefined
+      ? null
+      : await open(settings.evalData, { ...evalOptions, ...known });
+  const tuned = await loadTunedClassifier(settings, setup, { data, progress, signal });
+  return {
+    input: {
+      ...setup.training,
+      tuned,
+      data,
+      ...(evalData === null ? {} : { evalData }),
+      ...(metricForBestModel === undefined ? {} : { metricForBestModel }),
+      signal,
+    },
+    statistics: data.statistics,
+    format: data.format,
+    close: async () => {},
+  };
 }
 
 function report(result: TrainResult, progress: Progress): number {
   progress.clear();
-  const { reason, steps, elapsedSeconds, output } = result;
+  const { reason, steps, elapsedSeconds, output, best } = result;
   const where = output === null ? '' : `, written to ${output}`;
-  progress.message(`${reason} after ${steps} steps and ${formatSeconds(elapsedSeconds)}${where}`);
+  const kept =
+    best === null ? '' : `; kept step ${best.step} (${best.metric} ${best.value.toFixed(4)})`;
+  progress.message(
+    `${reason} after ${steps} steps and ${formatSeconds(elapsedSeconds)}${where}${kept}`,
+  );
   return reason === 'aborted' ? kInterrupted : 0;
 }

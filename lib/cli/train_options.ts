@@ -1,4 +1,6 @@
 /** The options of `balora train`, in the names of transformers and PEFT. */
+import { GLUE_TASKS, kMetricNames } from '../data/glue.ts';
+import { kVariants as kNluVariants, kProblemTypes } from '../losses/nlu.ts';
 import { SCHEDULER_NAMES } from '../optim/schedulers.ts';
 import { OPTIMIZER_NAMES } from '../train/types.ts';
 import type { OptionRow, OptionValues } from './option_table.ts';
@@ -21,6 +23,7 @@ const kGroups = {
   adapter: 'Method and adapter',
   optimization: 'Optimization',
   examples: 'Examples',
+  labels: 'Classification (--task sequence-classification)',
   regularizers: 'BA-LoRA regularizers',
 } as const;
 
@@ -36,6 +39,7 @@ const run = row(kGroups.run);
 const adapter = row(kGroups.adapter);
 const optimization = row(kGroups.optimization);
 const examples = row(kGroups.examples);
+const labels = row(kGroups.labels);
 const regularizers = row(kGroups.regularizers);
 
 /** How rows become examples; `evaluate` and `inspect` take these too. */
@@ -46,6 +50,26 @@ export const kExampleOptions = {
   maxLength: examples(integer(2), 'tokens of an example; longer ones are cut'),
 };
 
+/** How labelled rows become examples; `evaluate` takes these too. */
+export const kLabelOptions = {
+  glue: labels(choice(...Object.keys(GLUE_TASKS)), 'a task of GLUE: gives fields and label names'),
+  textField: labels(text('field'), "the text's field; default: found among known ones"),
+  textPairField: labels(text('field'), "the second text's field, for pairs"),
+  labelField: labels(text('field'), "the label's field; default: label"),
+  columns: labels(names(), 'columns of a .tsv or .csv file that has no header'),
+  numLabels: labels(integer(1), 'outputs of the head; 1: regression; default: counted in the data'),
+  labelNames: labels(names(), 'class names by id, where the data writes names'),
+  problemType: labels(choice(...kProblemTypes), 'what the outputs mean; default: by the labels'),
+};
+
+/** What a model is tuned for. */
+export const kTaskOption = {
+  task: run(
+    choice('causal-lm', 'sequence-classification'),
+    'a language model, or a head over whole texts (.tsv, .csv, .parquet or JSON Lines)',
+  ),
+};
+
 /** How a model is loaded and run. */
 export const kModelOptions = {
   model: run(text('path'), 'a model folder, a GGUF file or a hub id', { required: true }),
@@ -54,9 +78,10 @@ export const kModelOptions = {
 };
 
 export const kTrainOptions = {
+  ...kTaskOption,
   ...kModelOptions,
   data: run(text('file'), 'training data, JSON Lines', { required: true }),
-  evalData: run(text('file'), 'held-out data, JSON Lines'),
+  evalData: run(text('file'), 'held-out data, like the training data'),
   output: run(text('folder'), 'where the adapter and run/ are written'),
   overwrite: run(onOff(), 'replace an earlier run in the output folder'),
   resume: run(onOff(), 'go on from the last checkpoint in the output folder'),
@@ -112,6 +137,17 @@ export const kTrainOptions = {
     helpOff: 'keep the order of the file',
   }),
 
+  ...kLabelOptions,
+  groupByLength: labels(onOff(), 'texts of like length in one micro-batch'),
+  headWarmupEpochs: labels(
+    integer(0),
+    'passes of a linear probe that trains the head before tuning, and with it the teacher; 0: none',
+  ),
+  metricForBestModel: labels(
+    choice(...kMetricNames),
+    'export the evaluated step that was best by this; default: accuracy, pearson or f1Micro',
+  ),
+
   consistencyWeight: regularizers(number(0), 'l1 of the divergence from the pre-trained model'),
   diversityWeight: regularizers(number(0), 'l2 of the entropy term'),
   svdWeight: regularizers(number(0), 'l3 of the singular-value term'),
@@ -123,6 +159,7 @@ export const kTrainOptions = {
     choice('supervised', 'non_padding', 'label_aligned'),
     'rows that are regularized',
   ),
+  variant: regularizers(choice(...kNluVariants), "form of a classifier's consistency term"),
   consistencySchedule: regularizers(choice('constant', 'cosine', 'adaptive'), 'of l1'),
   regularizerSchedule: regularizers(
     choice('constant', 'two_phase', 'linear_warmup', 'quadratic_warmup'),

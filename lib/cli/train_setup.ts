@@ -2,12 +2,14 @@
 import type { LoraConfigInput } from '../adapters/config.ts';
 import type { BatchOptions } from '../data/batches.ts';
 import type { FormatOptions } from '../data/example_format.ts';
+import type { MetricName } from '../data/glue.ts';
+import type { LabelledOptions } from '../data/labelled_batches.ts';
 import { ArgumentError } from '../errors.ts';
 import { type ResolvedMethod, resolveMethod } from '../train/methods.ts';
 import type { OptionsInput } from '../train/options.ts';
 import type { MethodName } from '../train/types.ts';
 import { kebab, toConfig } from './option_table.ts';
-import type { TrainSettings } from './train_options.ts';
+import { kLabelOptions, type TrainSettings } from './train_options.ts';
 
 /** What the command line chooses where the library leaves the choice open. */
 export const kTrainDefaults = {
@@ -28,6 +30,19 @@ export interface TrainSetup {
   readonly batches: BatchOptions;
   /** Held-out data: in order, never packed, so that results belong to rows. */
   readonly evalBatches: BatchOptions;
+  /** The same of a classifier; null for a language model. */
+  readonly labelled: LabelledSetup | null;
+}
+
+/** What a classifier has instead of prompts and responses. */
+export interface LabelledSetup {
+  /** Columns of a file without header. */
+  readonly columns: readonly string[] | undefined;
+  readonly data: LabelledOptions;
+  readonly evalData: LabelledOptions;
+  /** Passes of the linear probe; 0: none. */
+  readonly headWarmupEpochs: number;
+  readonly metricForBestModel: MetricName | undefined;
 }
 
 /**
@@ -35,6 +50,7 @@ export interface TrainSetup {
  * @throws ArgumentError for settings that exclude each other
  */
 export function trainSetup(settings: TrainSettings): TrainSetup {
+  checkTask(settings);
   const seed = settings.seed ?? kTrainDefaults.seed;
   const method = chooseMethod(settings);
   const batchSize = settings.perDeviceTrainBatchSize ?? kTrainDefaults.perDeviceTrainBatchSize;
@@ -43,7 +59,7 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
     method,
     adapter: method.adapter && {
       ...method.adapter,
-      taskType: 'CAUSAL_LM',
+      taskType: isClassification(settings) ? 'SEQ_CLS' : 'CAUSAL_LM',
       ...(settings.model === undefined ? {} : { baseModelNameOrPath: settings.model }),
     },
     training: {
@@ -61,7 +77,84 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
       shuffle: settings.shuffle ?? kTrainDefaults.shuffle,
     },
     evalBatches: { ...examples, batchSize, shuffle: false },
+    labelled: isClassification(settings) ? labelledSetup(settings, { batchSize, seed }) : null,
   };
+}
+
+function labelledSetup(
+  settings: TrainSettings,
+  { batchSize, seed }: { batchSize: number; seed: number },
+): LabelledSetup {
+  const shared = { ...labelledOptions(settings), batchSize };
+  return {
+    columns: listOf(settings.columns),
+    data: {
+      ...shared,
+      seed,
+      shuffle: settings.shuffle ?? kTrainDefaults.shuffle,
+      groupByLength: settings.groupByLength ?? false,
+    },
+    evalData: { ...shared, shuffle: false },
+    headWarmupEpochs: settings.headWarmupEpochs ?? 0,
+    metricForBestModel: settings.metricForBestModel,
+  };
+}
+
+/** Fields, labels and length of labelled rows. */
+export function labelledOptions(
+  settings: Pick<
+    TrainSettings,
+    | 'glue'
+    | 'textField'
+    | 'textPairField'
+    | 'labelField'
+    | 'numLabels'
+    | 'labelNames'
+    | 'problemType'
+    | 'maxLength'
+  >,
+): LabelledOptions & { maxLength: number } {
+  const labelNames = listOf(settings.labelNames);
+  return {
+    ...pick(settings, [
+      'glue',
+      'textField',
+      'textPairField',
+      'labelField',
+      'numLabels',
+      'problemType',
+    ]),
+    ...(labelNames === undefined ? {} : { labelNames }),
+    maxLength: settings.maxLength ?? kTrainDefaults.maxLength,
+  };
+}
+
+export function isClassification({ task }: Pick<TrainSettings, 'task'>): boolean {
+  return task === 'sequence-classification';
+}
+
+/** Options of one task mean nothing to the other. */
+function checkTask(settings: TrainSettings): void {
+  const classifier = isClassification(settings);
+  const keys: readonly (keyof TrainSettings)[] = classifier
+    ? ['promptTemplate', 'promptField', 'responseField', 'packing']
+    : [
+        ...(Object.keys(kLabelOptions) as (keyof TrainSettings)[]),
+        'groupByLength',
+        'headWarmupEpochs',
+        'metricForBestModel',
+      ];
+  const odd = keys.find((key) => settings[key] !== undefined && settings[key] !== false);
+  if (odd === undefined) return;
+  throw new ArgumentError(
+    classifier
+      ? `--${kebab(odd)} has no meaning for --task sequence-classification`
+      : `--${kebab(odd)} needs --task sequence-classification`,
+  );
+}
+
+export function listOf(value: string | string[] | undefined): string[] | undefined {
+  return typeof value === 'string' ? [value] : value;
 }
 
 /** Template, fields and length. */
@@ -122,6 +215,7 @@ const kRegularizerKeys = [
   'svdTopK',
   'svdNorm',
   'positions',
+  'variant',
   'consistencySchedule',
   'regularizerSchedule',
   'regularizerWarmupRatio',
@@ -147,6 +241,7 @@ function chooseMethod(settings: TrainSettings): ResolvedMethod {
   return resolveMethod(name, {
     adapter: adapter as LoraConfigInput,
     regularizers: pick(settings, kRegularizerKeys),
+    task: settings.task ?? 'causal-lm',
   });
 }
 

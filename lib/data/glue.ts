@@ -4,17 +4,20 @@
  */
 import { ArgumentError } from '../errors.ts';
 
+/** What a checkpoint may be chosen by. */
+export const kMetricNames = [
+  'accuracy',
+  'matthews',
+  'f1Binary',
+  'f1Macro',
+  'f1Micro',
+  'exactMatch',
+  'pearson',
+  'spearman',
+  'loss',
+] as const;
 /** What a checkpoint is chosen by. */
-export type MetricName =
-  | 'accuracy'
-  | 'matthews'
-  | 'f1Binary'
-  | 'f1Macro'
-  | 'f1Micro'
-  | 'exactMatch'
-  | 'pearson'
-  | 'spearman'
-  | 'loss';
+export type MetricName = (typeof kMetricNames)[number];
 
 /** One task of GLUE. */
 export interface GlueTask {

@@ -2,8 +2,8 @@
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../../lib/adapters/config.ts';
-import type { LinearUpdate } from '../../lib/nn/adapter_hook.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
+import type { LinearUpdate } from '../../lib/nn/adapter_hook.ts';
 import { copy_, crossEntropy, div, randn, rowNorm } from '../../lib/ops/index.ts';
 import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
 import { fixturePath } from '../support/fixtures.ts';

@@ -30,6 +30,11 @@ describe('trainSetup', () => {
     };
     // Options that the commands use themselves.
     const own = ['model', 'data', 'evalData', 'dtype', 'threads', 'dryRun', 'method', 'adapter'];
+    const labelled: Record<string, unknown> = {
+      ...{ glue: 'cola', problemType: 'regression', variant: '2024', groupByLength: true },
+      ...{ labelNames: ['x', 'y'], columns: ['x'], metricForBestModel: 'matthews' },
+      ...{ textField: 'x', textPairField: 'x', labelField: 'x', numLabels: 3, headWarmupEpochs: 2 },
+    };
     const marks: Record<string, unknown> = {
       ...{ optim: 'sgd', export: 'residual', lrSchedulerType: 'linear', svdNorm: 'nuclear' },
       ...{
@@ -56,10 +61,36 @@ describe('trainSetup', () => {
       return JSON.stringify({ ...rest, training: { ...training, runConfig: null } });
     };
     for (const key of Object.keys(kTrainOptions)) {
-      if (own.includes(key) || key in values) continue;
+      if (own.includes(key) || key in values || key in labelled || key === 'task') continue;
       const given = { ...values, ...needs[key] };
       expect(handedOn({ ...given, [key]: marks[key] ?? 7 }), key).not.toBe(handedOn(given));
     }
+    const classifier = { task: 'sequence-classification', output: 'o' } as const;
+    for (const [key, value] of Object.entries(labelled)) {
+      expect(handedOn({ ...classifier, [key]: value }), key).not.toBe(handedOn(classifier));
+    }
+  });
+
+  it('knows classification: its weights, its adapter, its options', () => {
+    const { method, adapter, labelled } = setup({ task: 'sequence-classification', maxLength: 64 });
+    expect(method.regularizers).toMatchObject({
+      consistencyWeight: 0.15,
+      diversityWeight: 0.03,
+      svdWeight: 0.03,
+      svdTopK: 5,
+      variant: 'iclr',
+    });
+    expect(adapter?.taskType).toBe('SEQ_CLS');
+    expect(labelled?.evalData).toEqual({ maxLength: 64, batchSize: 8, shuffle: false });
+    expect(setup().labelled).toBeNull();
+    expect(() => setup({ labelField: 'x' })).toThrow('--label-field needs --task sequence-cl');
+    expect(() => setup({ task: 'sequence-classification', packing: true })).toThrow(
+      '--packing has no meaning for --task sequence-classification',
+    );
+    expect(() => setup({ task: 'sequence-classification', positions: 'non_padding' })).toThrow(
+      'positions has no meaning for sequence-classification',
+    );
+    expect(() => setup({ variant: '2024' })).toThrow('variant has no meaning for causal-lm');
   });
 
   it('keeps the settings for run/config.json, in the spelling of a configuration file', () => {

@@ -1,0 +1,214 @@
+/**
+ * A linear probe before tuning: the head alone is trained on the frozen model's hidden states, which are computed once. A teacher
+ * with a head that was drawn at random has nothing to teach; one with a probed head says what the pre-trained model knows of
+ * the task.
+ */
+import {
+  collectGradients,
+  decaysIn,
+  refreshWorking,
+  type TrainedParameter,
+  trainedParameter,
+} from '../adapters/trained_parameter.ts';
+import type { LabelledBatch } from '../data/labelled_batches.ts';
+import { shuffledOrder } from '../data/philox.ts';
+import { ArgumentError } from '../errors.ts';
+import { modelBatch } from '../eval/classify.ts';
+import { nluTaskLoss } from '../losses/nlu.ts';
+import type { SequenceClassifier } from '../models/index.ts';
+import { concat, indexSelect } from '../ops/index.ts';
+import { AdamW } from '../optim/adamw.ts';
+import { synchronize } from '../runtime.ts';
+import { noGrad, scope, Tensor, tensor, unscoped } from '../tensor.ts';
+import { yieldToEventLoop } from './events.ts';
+import type { BatchSource } from './types.ts';
+
+/** Options of {@link warmUpHead}. */
+export interface HeadWarmUpOptions {
+  /** Passes over the examples. Default 20. */
+  epochs?: number;
+  /** Highest rate of AdamW, falling linearly to 0. Default 5e-3. */
+  learningRate?: number;
+  /** Decoupled weight decay. Default 0. */
+  weightDecay?: number;
+  /** Examples of a step. Default 64. */
+  batchSize?: number;
+  /** Of the order of the examples. Default 0. */
+  seed?: number;
+  signal?: AbortSignal;
+}
+
+/** What a warm-up came to. */
+export interface HeadWarmUp {
+  /** Mean task loss over the last epoch. */
+  readonly loss: number;
+  readonly examples: number;
+  /** Parameters that were trained, by their path. */
+  readonly trained: readonly string[];
+}
+
+/**
+ * Trains the modules of the head (`model.headPaths`) in place; everything else, and the head afterwards, is frozen. Call it before
+ * an adapter is put on: the teacher then has the probed head, and a trained head starts from it.
+ * @param data one epoch of it is read, in its own order
+ * @throws ArgumentError for options out of range or data without examples
+ */
+export async function warmUpHead(
+  model: SequenceClassifier,
+  data: BatchSource<LabelledBatch>,
+  options: HeadWarmUpOptions = {},
+): Promise<HeadWarmUp> {
+  const settings = checked(options);
+  const { features, labels, width } = await headFeatures(model, data, settings.signal);
+  const head = trainableHead(model);
+  const optimizer = new AdamW([{ parameters: head }], { weightDecay: settings.weightDecay });
+  try {
+    const examples = features.shape[0] as number;
+    const steps = Math.ceil(examples / settings.batchSize) * settings.epochs;
+    let [step, loss] = [0, 0];
+    for (let epoch = 0; epoch < settings.epochs; epoch++) {
+      const order = shuffledOrder(examples, settings.seed, epoch);
+      loss = 0;
+      for (let at = 0; at < examples; at += settings.batchSize) {
+        settings.signal?.throwIfAborted();
+        const rows = Int32Array.from(order.subarray(at, at + settings.batchSize));
+        const mean = probeLoss(model, features, { rows, labels, width });
+        collectGradients(head);
+        optimizer.step({ learningRate: settings.learningRate * (1 - step++ / steps) });
+        optimizer.zeroGrad();
+        refreshWorking(head);
+        loss += ((await mean.item()) * rows.length) / examples;
+        mean.dispose();
+      }
+      await yieldToEventLoop();
+    }
+    return { loss, examples, trained: head.map(({ name }) => name) };
+  } finally {
+    features.dispose();
+    optimizer.dispose();
+    freezeHead(head);
+    await synchronize();
+  }
+}
+
+/** Puts the head of one model into another of the same kind: a second model that is to be the teacher of the first. */
+export function copyHead(from: SequenceClassifier, to: SequenceClassifier): void {
+  const source = new Map(from.namedParameters());
+  for (const [name, old] of [...to.namedParameters()]) {
+    if (!isOfHead(to, name)) continue;
+    const value = source.get(name);
+    if (value === undefined || value.shape.join() !== old.shape.join()) {
+      throw new ArgumentError(`copyHead: ${name} is not the same in both models`);
+    }
+    const { tensor: master, working } = trainedParameter({ name, base: old, decays: false }, value);
+    if (working !== master) master.dispose();
+    working.requiresGrad = false;
+    to.replaceParameter(old, working.freeze());
+    old.dispose();
+  }
+}
+
+interface Features {
+  /** (M,C), what the head reads of every example. */
+  readonly features: Tensor;
+  readonly labels: Int32Array | Float32Array;
+  /** Labels of an example. */
+  readonly width: number;
+}
+
+async function headFeatures(
+  model: SequenceClassifier,
+  data: BatchSource<LabelledBatch>,
+  signal: AbortSignal | undefined,
+): Promise<Features> {
+  const parts: Tensor[] = [];
+  const labels: number[] = [];
+  let examples = 0;
+  let classes = true;
+  try {
+    for await (const batch of data.batches(0, 0)) {
+      signal?.throwIfAborted();
+      parts.push(
+        scope(() => noGrad(() => model.headInputs(model.forward(modelBatch(model, batch)), batch))),
+      );
+      labels.push(...batch.labels);
+      examples += batch.indices.length;
+      classes = batch.labels instanceof Int32Array;
+      await synchronize();
+    }
+    if (examples === 0) throw new ArgumentError('warmUpHead: the data has no example');
+    const features = unscoped(() => noGrad(() => concat(parts)));
+    const values = classes ? Int32Array.from(labels) : Float32Array.from(labels);
+    return { features, labels: values, width: labels.length / examples };
+  } finally {
+    for (const part of parts) part.dispose();
+  }
+}
+
+/** The head's parameters as trained ones, in their places. */
+function trainableHead(model: SequenceClassifier): TrainedParameter[] {
+  const head: TrainedParameter[] = [];
+  for (const [path, module] of [...model.namedModules()]) {
+    for (const [attribute, base] of Object.entries(module)) {
+      const name = `${path}.${attribute}`;
+      if (!(base instanceof Tensor) || !isOfHead(model, name)) continue;
+      const parameter = trainedParameter({ name, base, decays: decaysIn(module, attribute) });
+      model.replaceParameter(base, parameter.working);
+      base.dispose();
+      head.push(parameter);
+    }
+  }
+  return head;
+}
+
+function freezeHead(head: readonly TrainedParameter[]): void {
+  for (const { tensor: master, working } of head) {
+    if (working !== master) master.dispose();
+    working.requiresGrad = false;
+    working.grad = null;
+    working.freeze();
+  }
+}
+
+function isOfHead(model: SequenceClassifier, name: string): boolean {
+  return model.headPaths.some((path) => name.startsWith(`${path}.`));
+}
+
+/** Forward and backward of the head on chosen examples: their mean loss. */
+function probeLoss(
+  model: SequenceClassifier,
+  features: Tensor,
+  { rows, labels, width }: Omit<Features, 'features'> & { rows: Int32Array },
+): Tensor {
+  return scope(() => {
+    const cuSeqlens = Int32Array.from({ length: rows.length + 1 }, (_, b) => b);
+    // Every example is a sequence of one row.
+    const batch = { inputIds: rows, positions: rows, cuSeqlens };
+    const logits = model.logits(indexSelect(features, tensor(rows)), batch);
+    const chosen = Array.from(rows).flatMap((row) =>
+      Array.from(labels.subarray(row * width, (row + 1) * width)),
+    );
+    const targets =
+      labels instanceof Int32Array
+        ? tensor(Int32Array.from(chosen))
+        : tensor(Float32Array.from(chosen), { shape: [rows.length, width] });
+    const loss = nluTaskLoss(logits, targets, model.problemType);
+    loss.backward();
+    return loss.detach();
+  });
+}
+
+function checked(options: HeadWarmUpOptions) {
+  const { epochs = 20, learningRate = 5e-3, weightDecay = 0, batchSize = 64, seed = 0 } = options;
+  for (const [name, value, whole] of [
+    ['epochs', epochs, true],
+    ['batchSize', batchSize, true],
+    ['learningRate', learningRate, false],
+  ] as const) {
+    if (Number.isFinite(value) && value > 0 && (!whole || Number.isInteger(value))) continue;
+    throw new ArgumentError(
+      `warmUpHead: ${name} must be a ${whole ? 'whole ' : ''}number > 0, got ${value}`,
+    );
+  }
+  return { epochs, learningRate, weightDecay, batchSize, seed, signal: options.signal };
+}

@@ -1,0 +1,322 @@
+// Training a classifier on a tiny bert: what it learns, windows, the best step, resuming, the warm-up of the head, bad input.
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { FullModel } from '../../lib/adapters/full_model.ts';
+import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
+import { LabelledBatches } from '../../lib/data/labelled_batches.ts';
+import { arrayRows } from '../../lib/data/rows.ts';
+import { ArgumentError } from '../../lib/errors.ts';
+import { classifierLogits, evaluateClassifier } from '../../lib/eval/classify.ts';
+import type { ClassificationMetrics } from '../../lib/eval/metrics.ts';
+import type { SequenceClassifier } from '../../lib/models/index.ts';
+import { noGrad } from '../../lib/tensor.ts';
+import { copyHead, warmUpHead } from '../../lib/train/head_warmup.ts';
+import { resolveMethod } from '../../lib/train/methods.ts';
+import { type ClassifierTrainerOptions, Trainer } from '../../lib/train/trainer.ts';
+import type { StepRecord, TrainEvent } from '../../lib/train/types.ts';
+import { values } from '../support/compare.ts';
+import {
+  tinyClassifier,
+  tinyClassifierTokenizer,
+  tinyLabelled,
+  tinyRows,
+} from '../support/tiny_classifier.ts';
+
+let folder: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'balora-classifier-'));
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+const { regularizers: kBaLora } = resolveMethod('balora', { task: 'sequence-classification' });
+const adapted = async (config = {}) =>
+  AdapterModel.create(await tinyClassifier(), { r: 4, loraAlpha: 8, ...config });
+
+async function run(
+  tuned: TunedModel<SequenceClassifier>,
+  options: Partial<ClassifierTrainerOptions> = {},
+) {
+  const events: TrainEvent[] = [];
+  const trainer = new Trainer({
+    tuned,
+    data: await tinyLabelled(24, { batchSize: 8 }),
+    learningRate: 1e-2,
+    lrSchedulerType: 'constant',
+    warmupSteps: 0,
+    ...options,
+    callbacks: [(event) => void events.push(event)],
+  });
+  const result = await trainer.train();
+  const records = events.flatMap((event) => (event.type === 'step' ? [event.record] : []));
+  return { result, records, events };
+}
+const accuracyOf = async (model: SequenceClassifier) => {
+  const { metrics } = await evaluateClassifier(
+    model,
+    (await tinyLabelled(30, { batchSize: 7 })).batches(),
+  );
+  return (metrics as ClassificationMetrics).accuracy;
+};
+
+describe('training', () => {
+  it.each([
+    ['lora', {}],
+    ['pissa', { initLoraWeights: 'pissa' as const }],
+  ])('learns with %s and the regularizers; the head is trained and saved', async (name, config) => {
+    const tuned = await adapted(config);
+    const { records, result } = await run(tuned, {
+      regularizers: kBaLora,
+      maxSteps: 60,
+      output: join(folder, name),
+    });
+    expect(records[0]?.consistency).toBeCloseTo(0, 6);
+    expect(records[59]?.consistency).toBeGreaterThan(0);
+    expect(records[59]?.taskLoss).toBeLessThan(0.2 * (records[0] as StepRecord).taskLoss);
+    expect(records[0]?.supervisedTokens).toBe(8);
+    expect(await accuracyOf(tuned.model)).toBe(1);
+    const again = await AdapterModel.load(await tinyClassifier(), result.output as string);
+    expect(await accuracyOf(again.model)).toBe(1);
+  });
+
+  it('full fine-tuning has a teacher with the same head', async () => {
+    const [model, teacher] = [await tinyClassifier({ trainable: true }), await tinyClassifier()];
+    const { records } = await run(new FullModel(model, { teacher }), {
+      regularizers: kBaLora,
+      maxSteps: 3,
+    });
+    expect(records[0]?.consistency).toBeCloseTo(0, 6);
+    expect(records[2]?.consistency).toBeGreaterThan(0);
+  });
+
+  it('the same step from one micro-batch of 8 and 8 of 1, diversity and svd aside', async () => {
+    const regularizers = {
+      ...kBaLora,
+      diversityWeight: 0,
+      svdWeight: 0,
+      consistencySchedule: 'adaptive' as const,
+    };
+    const runs: StepRecord[][] = [];
+    for (const [batchSize, gradientAccumulationSteps] of [
+      [8, 1],
+      [1, 8],
+    ] as const) {
+      const data = await tinyLabelled(16, { batchSize });
+      const tuned = await adapted();
+      const { records } = await run(tuned, {
+        data,
+        gradientAccumulationSteps,
+        regularizers,
+        optim: 'sgd',
+        maxSteps: 4,
+      });
+      runs.push(records);
+    }
+    const [one, eight] = runs as [StepRecord[], StepRecord[]];
+    one.forEach((record, i) => {
+      for (const key of [
+        'loss',
+        'taskLoss',
+        'consistency',
+        'consistencyWeight',
+        'gradNorm',
+      ] as const) {
+        expect(Math.abs((record[key] as number) - (eight[i]?.[key] as number)), key).toBeLessThan(
+          1e-5,
+        );
+      }
+      expect(record.diversity).toBeNull();
+    });
+  });
+
+  it('says once what a term cannot be', async () => {
+    const { events } = await run(await adapted(), { regularizers: kBaLora, maxSteps: 3 });
+    const warnings = events.filter(({ type }) => type === 'warning');
+    expect(warnings).toHaveLength(1);
+    expect(warnings[0]).toMatchObject({ code: 'nlu_svd_clamped' });
+  });
+
+  it('regression and several labels', async () => {
+    const numbers = tinyRows(16).map(({ text, label }) => ({ text, label: label / 2 - 0.5 }));
+    const flags = tinyRows(16).map(({ text, label }) => ({
+      text,
+      label: [label, 1, 2].map((x) => Number(x === 1)),
+    }));
+    for (const [rows, problemType, numLabels] of [
+      [numbers, 'regression', 1],
+      [flags, 'multi_label_classification', 3],
+    ] as const) {
+      const data = await LabelledBatches.create(arrayRows(rows), tinyClassifierTokenizer(), {
+        ...{ batchSize: 8, problemType, numLabels },
+      });
+      const model = await tinyClassifier({ numLabels, problemType, newHead: true });
+      const tuned = await AdapterModel.create(model, { r: 4, loraAlpha: 8 });
+      const { records } = await run(tuned, { data, regularizers: kBaLora, maxSteps: 40 });
+      expect(records[39]?.taskLoss).toBeLessThan(0.5 * (records[0] as StepRecord).taskLoss);
+      expect(records[0]?.consistency).toBeCloseTo(0, 6);
+      if (problemType === 'regression') expect(records[0]?.svd).toBeNull();
+      const { metrics } = await evaluateClassifier(model, data.batches());
+      expect(Object.keys(metrics)).toContain(numLabels === 1 ? 'pearson' : 'exactMatch');
+    }
+  });
+});
+
+describe('the best step', () => {
+  const options = async () => ({
+    evalData: await tinyLabelled(30, { batchSize: 10 }),
+    maxSteps: 12,
+    evalSteps: 3,
+  });
+
+  it.each(['on disk', 'in memory'])('is kept %s, exported and reported', async (where) => {
+    const tuned = await adapted();
+    const output = join(folder, 'best');
+    // A rate that wrecks the model later on.
+    const { result, events } = await run(tuned, {
+      ...(await options()),
+      learningRate: 0.02,
+      lrSchedulerType: 'constant',
+      metricForBestModel: 'loss',
+      ...(where === 'on disk' ? { output } : {}),
+    });
+    const losses = events.flatMap((event) =>
+      event.type === 'evaluation' ? [[event.step, event.result.loss] as const] : [],
+    );
+    const [step, loss] = losses.reduce((a, b) => (b[1] < a[1] ? b : a));
+    expect(losses.map(([at]) => at)).toEqual([3, 6, 9, 12]);
+    expect(result.best).toEqual({ step, metric: 'loss', value: loss });
+    expect(result.evaluation?.loss).toBe(loss);
+    const data = await tinyLabelled(30, { batchSize: 10 });
+    expect((await evaluateClassifier(tuned.model, data.batches())).loss).toBe(loss);
+    if (where === 'on disk') {
+      const again = await AdapterModel.load(await tinyClassifier(), output);
+      expect((await evaluateClassifier(again.model, data.batches())).loss).toBeCloseTo(loss, 6);
+      const note = JSON.parse(await readFile(join(output, 'run', 'best', 'best.json'), 'utf8'));
+      expect(note.step.step).toBe(step);
+    }
+  });
+
+  it('the default is accuracy; an unknown metric is named', async () => {
+    const { result } = await run(await adapted(), await options());
+    expect(result.best?.metric).toBe('accuracy');
+    const wrong = run(await adapted(), { ...(await options()), metricForBestModel: 'pearson' });
+    await expect(wrong).rejects.toThrow(/no pearson \(it has loss, accuracy, matthews/);
+    const without = run(await adapted(), { maxSteps: 1, metricForBestModel: 'loss' });
+    await expect(without).rejects.toThrow('metricForBestModel needs evalData');
+  });
+
+  it('survives a stop: a resumed run ends as an unbroken one', async () => {
+    const controller = new AbortController();
+    const output = join(folder, 'stopped');
+    const shared = { ...(await options()), regularizers: kBaLora, maxSteps: 8 };
+    const whole = await run(await adapted(), shared);
+    const data = await tinyLabelled(24, { batchSize: 8 });
+    const stopping = new Trainer({
+      ...shared,
+      ...{ tuned: await adapted(), data, output, signal: controller.signal, learningRate: 1e-2 },
+      ...{ lrSchedulerType: 'constant', warmupSteps: 0 },
+      callbacks: [
+        (event) => {
+          if (event.type === 'step' && event.record.step === 5) controller.abort();
+        },
+      ],
+    });
+    expect((await stopping.train()).reason).toBe('aborted');
+    const resumed = await run(await adapted(), { ...shared, output, resume: true });
+    expect(resumed.result.best).toEqual(whole.result.best);
+    expect(resumed.records.map(({ loss }) => loss)).toEqual(
+      whole.records.slice(5).map(({ loss }) => loss),
+    );
+  });
+});
+
+describe('the warm-up of the head', () => {
+  it('trains the head alone, from the model as it is; the teacher has it too', async () => {
+    const model = await tinyClassifier({ newHead: true });
+    const trunk = values(model.parameters()[0] as never);
+    const data = await tinyLabelled(30, { batchSize: 8 });
+    const before = (await evaluateClassifier(model, data.batches())).loss;
+    const { loss, examples, trained } = await warmUpHead(model, data, {
+      epochs: 60,
+      learningRate: 0.05,
+    });
+    expect([examples, trained]).toEqual([30, ['classifier.weight', 'classifier.bias']]);
+    expect(loss).toBeLessThan(0.7 * before);
+    expect(values(model.parameters()[0] as never)).toEqual(trunk);
+    expect(model.parameters().every(({ requiresGrad }) => !requiresGrad)).toBe(true);
+    const tuned = await AdapterModel.create(model, { r: 2 });
+    const batch = data.collate([0, 1, 2]);
+    const student = values(noGrad(() => classifierLogits(tuned.model, batch)));
+    const teacher = tuned.withTeacher((base) =>
+      values(noGrad(() => classifierLogits(base, batch))),
+    );
+    student.forEach((value, i) => {
+      expect(Math.abs(value - (teacher[i] as number))).toBeLessThan(1e-5);
+    });
+  });
+
+  it('copyHead gives a second model the same one', async () => {
+    const [one, two] = [await tinyClassifier({ newHead: true, seed: 1 }), await tinyClassifier()];
+    copyHead(one, two);
+    const batch = (await tinyLabelled(4)).collate([0, 1, 2, 3]);
+    const [a, b] = [one, two].map((model) => values(noGrad(() => classifierLogits(model, batch))));
+    expect(a).toEqual(b);
+    const other = await tinyClassifier({ newHead: true, numLabels: 2 });
+    expect(() => copyHead(one, other)).toThrow(/classifier.weight is not the same/);
+  });
+
+  it('refuses options out of range', async () => {
+    const model = await tinyClassifier();
+    const data = await tinyLabelled(4);
+    await expect(warmUpHead(model, data, { epochs: 0 })).rejects.toThrow(ArgumentError);
+    await expect(warmUpHead(model, data, { learningRate: -1 })).rejects.toThrow(/learningRate/);
+  });
+});
+
+describe('bad input', () => {
+  it('labels that are not those of the model', async () => {
+    const data = await LabelledBatches.create(
+      arrayRows(tinyRows(8).map(({ text }) => ({ text, label: 0.5 }))),
+      tinyClassifierTokenizer(),
+      { problemType: 'regression' },
+    );
+    await expect(run(await adapted(), { data, maxSteps: 1 })).rejects.toThrow(
+      "labels: the data's are not those of single_label_classification",
+    );
+  });
+
+  it('a sequence longer than the position table', async () => {
+    const rows = [{ text: Array(40).fill('film').join(' '), label: 0 }];
+    const data = await LabelledBatches.create(arrayRows(rows), tinyClassifierTokenizer(), {
+      numLabels: 3,
+    });
+    await expect(run(await adapted(), { data, maxSteps: 1 })).rejects.toThrow(
+      /a sequence of 42 tokens is longer than/,
+    );
+  });
+
+  it('a head with another number of labels, in the checkpoint and in an adapter', async () => {
+    await expect(tinyClassifier({ numLabels: 2 })).rejects.toThrow(
+      /has 3 labels, numLabels asks for 2/,
+    );
+    const output = join(folder, 'three');
+    await (await adapted()).save(output);
+    const two = await tinyClassifier({ numLabels: 2, newHead: true });
+    await expect(AdapterModel.load(two, output)).rejects.toThrow(
+      /classifier\.(weight|bias)" has the shape \(3/,
+    );
+  });
+
+  it('a consistency weight without a teacher; adaptive for regression', async () => {
+    const full = new FullModel(await tinyClassifier({ trainable: true }));
+    await expect(run(full, { regularizers: kBaLora, maxSteps: 1 })).rejects.toThrow(/frozen copy/);
+    const model = await tinyClassifier({ numLabels: 1, problemType: 'regression', newHead: true });
+    const tuned = await AdapterModel.create(model, { r: 2 });
+    const regularizers = { ...kBaLora, consistencySchedule: 'adaptive' as const };
+    await expect(run(tuned, { regularizers, maxSteps: 1 })).rejects.toThrow(
+      'adaptive has no meaning for regression',
+    );
+  });
+});
