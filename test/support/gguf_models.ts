@@ -1,0 +1,197 @@
+/** The golden checkpoints as llama.cpp's converter would write them: names, metadata, and what it changes in the tensors. */
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fixturePath } from './fixtures.ts';
+import { type GoldenArray, goldenArrays } from './golden.ts';
+import { type GgufTensor, type GgufValue, writeGguf } from './write_gguf.ts';
+
+type Json = Record<string, unknown>;
+
+interface Conversion {
+  readonly architecture: string;
+  /** Last part of a module's path below its layer (`self_attn.q_proj`), and the name in `blk.N.`. */
+  readonly block: Readonly<Record<string, string>>;
+  readonly top: Readonly<Record<string, string>>;
+  /** Metadata below the architecture beside the sizes. */
+  readonly metadata: (config: Json) => Record<string, GgufValue>;
+  readonly change?: (hf: string, array: GoldenArray) => GoldenArray;
+}
+
+const kDecoderTop = {
+  'model.embed_tokens': 'token_embd',
+  'model.norm': 'output_norm',
+  lm_head: 'output',
+};
+const kDecoderBlock = {
+  input_layernorm: 'attn_norm',
+  'self_attn.q_proj': 'attn_q',
+  'self_attn.k_proj': 'attn_k',
+  'self_attn.v_proj': 'attn_v',
+  'self_attn.o_proj': 'attn_output',
+  'self_attn.q_norm': 'attn_q_norm',
+  'self_attn.k_norm': 'attn_k_norm',
+  post_attention_layernorm: 'ffn_norm',
+  'mlp.gate_proj': 'ffn_gate',
+  'mlp.up_proj': 'ffn_up',
+  'mlp.down_proj': 'ffn_down',
+};
+const kSandwichBlock = {
+  ...kDecoderBlock,
+  post_attention_layernorm: 'post_attention_norm',
+  pre_feedforward_layernorm: 'ffn_norm',
+  post_feedforward_layernorm: 'post_ffw_norm',
+};
+const ropeOf = (config: Json): Json => config.rope_parameters as Json;
+const thetaOf = (config: Json): Record<string, GgufValue> => ({
+  'rope.freq_base': { f32: ropeOf(config).rope_theta as number },
+});
+const decoder = { top: kDecoderTop, block: kDecoderBlock, metadata: thetaOf };
+
+/** Gemma's norms are written with their 1. */
+const withOne = (hf: string, array: GoldenArray): GoldenArray =>
+  hf.endsWith('norm.weight')
+    ? { ...array, data: Float32Array.from(array.data as Float32Array, (w) => w + 1) }
+    : array;
+
+function transposed({ shape, data }: GoldenArray): GoldenArray {
+  const [rows, columns] = shape as [number, number];
+  const swapped = new Float32Array(rows * columns);
+  for (let i = 0; i < rows; i++) {
+    for (let j = 0; j < columns; j++) swapped[j * rows + i] = data[i * columns + j] as number;
+  }
+  return { shape: [columns, rows], data: swapped };
+}
+
+export const kConversions: Readonly<Record<string, Conversion>> = {
+  gemma: { ...decoder, architecture: 'gemma', metadata: () => ({}), change: withOne },
+  gemma2: {
+    architecture: 'gemma2',
+    top: kDecoderTop,
+    block: kSandwichBlock,
+    metadata: (config) => ({
+      attn_logit_softcapping: { f32: config.attn_logit_softcapping as number },
+      final_logit_softcapping: { f32: config.final_logit_softcapping as number },
+      'attention.sliding_window': config.sliding_window as number,
+    }),
+    change: withOne,
+  },
+  'gemma3-text': {
+    architecture: 'gemma3',
+    top: kDecoderTop,
+    block: kSandwichBlock,
+    metadata: (config) => ({
+      'attention.sliding_window': config.sliding_window as number,
+      'rope.freq_base': { f32: (ropeOf(config).full_attention as Json).rope_theta as number },
+      'rope.scaling.type': 'linear',
+      'rope.scaling.factor': { f32: (ropeOf(config).full_attention as Json).factor as number },
+    }),
+    change: withOne,
+  },
+  qwen2: { ...decoder, architecture: 'qwen2' },
+  qwen3: { ...decoder, architecture: 'qwen3' },
+  phi3: {
+    architecture: 'phi3',
+    top: kDecoderTop,
+    block: { ...kDecoderBlock, 'self_attn.qkv_proj': 'attn_qkv', 'mlp.gate_up_proj': 'ffn_up' },
+    metadata: (config) => ({
+      ...thetaOf(config),
+      'rope.dimension_count': 6,
+      'rope.scaling.original_context_length': config.original_max_position_embeddings as number,
+      'attention.sliding_window': 0,
+    }),
+  },
+  olmo2: {
+    ...decoder,
+    architecture: 'olmo2',
+    block: {
+      ...kDecoderBlock,
+      post_attention_layernorm: 'post_attention_norm',
+      post_feedforward_layernorm: 'post_ffw_norm',
+    },
+  },
+  gpt2: {
+    architecture: 'gpt2',
+    top: {
+      'transformer.wte': 'token_embd',
+      'transformer.wpe': 'position_embd',
+      'transformer.ln_f': 'output_norm',
+    },
+    block: {
+      ln_1: 'attn_norm',
+      'attn.c_attn': 'attn_qkv',
+      'attn.c_proj': 'attn_output',
+      ln_2: 'ffn_norm',
+      'mlp.c_fc': 'ffn_up',
+      'mlp.c_proj': 'ffn_down',
+    },
+    metadata: () => ({}),
+    change: (hf, array) => (/\.c_\w+\.weight$/.test(hf) ? transposed(array) : array),
+  },
+};
+
+function sizes(config: Json): Record<string, GgufValue> {
+  const get = (...keys: string[]): number =>
+    Number(keys.map((key) => config[key]).find((value) => typeof value === 'number'));
+  const heads = get('num_attention_heads', 'n_head');
+  const hidden = get('hidden_size', 'n_embd');
+  const rms = config.rms_norm_eps !== undefined;
+  return {
+    context_length: get('max_position_embeddings', 'n_positions'),
+    embedding_length: hidden,
+    block_count: get('num_hidden_layers', 'n_layer'),
+    feed_forward_length: config.n_embd === undefined ? get('intermediate_size') : 4 * hidden,
+    'attention.head_count': heads,
+    ...(rms && { 'attention.head_count_kv': get('num_key_value_heads') }),
+    [rms ? 'attention.layer_norm_rms_epsilon' : 'attention.layer_norm_epsilon']: {
+      f32: get('rms_norm_eps', 'layer_norm_epsilon'),
+    },
+    ...(typeof config.head_dim === 'number' && {
+      'attention.key_length': config.head_dim,
+      'attention.value_length': config.head_dim,
+    }),
+  };
+}
+
+function ggufName(hf: string, { top, block }: Conversion): string {
+  const [, module, kind] = /^(.*)\.(weight|bias)$/.exec(hf) as unknown as [string, string, string];
+  const [, layer, rest] = /^(?:model\.layers|transformer\.h)\.(\d+)\.(.*)$/.exec(module) ?? [];
+  const name = layer === undefined ? top[module] : `blk.${layer}.${block[rest as string]}`;
+  if (name === undefined) throw new Error(`no GGUF name for ${hf}`);
+  return `${name}.${kind}`;
+}
+
+const kVocabulary = 113;
+
+/** Writes a golden checkpoint as a GGUF file. `extra` is metadata below the architecture. */
+export function writeGoldenGguf(
+  path: string,
+  family: string,
+  extra: Record<string, GgufValue> = {},
+): void {
+  const conversion = kConversions[family] as Conversion;
+  const { architecture, metadata, change = (_, array) => array } = conversion;
+  const folder = fixturePath(`architectures/${family}/model`);
+  const config = JSON.parse(readFileSync(join(folder, 'config.json'), 'utf8')) as Json;
+  const below = { ...sizes(config), ...metadata(config), ...extra };
+  const tensors: GgufTensor[] = Array.from(
+    goldenArrays(join(folder, 'model.safetensors')),
+    ([hf, array]) => {
+      const { shape, data } = change(hf, array);
+      return { name: ggufName(hf, conversion), shape, data: data as Float32Array };
+    },
+  );
+  const named = Object.entries(below).map(([key, value]) => [`${architecture}.${key}`, value]);
+  const tokens = Array.from({ length: kVocabulary }, (_, id) => `<${id}>`);
+  const all: Record<string, GgufValue> = {
+    'general.architecture': architecture,
+    ...Object.fromEntries(named),
+    'tokenizer.ggml.model': 'gpt2',
+    'tokenizer.ggml.pre': 'gpt-2',
+    'tokenizer.ggml.tokens': tokens,
+    'tokenizer.ggml.token_type': tokens.map(() => 1),
+    'tokenizer.ggml.merges': ['< 0', '< 1'],
+    'tokenizer.ggml.bos_token_id': 1,
+    'tokenizer.ggml.eos_token_id': 2,
+  };
+  writeGguf(path, all, tensors);
+}

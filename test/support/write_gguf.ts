@@ -1,0 +1,87 @@
+/** A writer of GGUF files for tests: F32 tensors and the metadata types that models need. */
+import { writeFileSync } from 'node:fs';
+
+export interface GgufTensor {
+  readonly name: string;
+  /** Row-major, as numpy has it (GGUF lists it the other way round). */
+  readonly shape: readonly number[];
+  readonly data: Float32Array;
+}
+
+/** Whole numbers become u32 (or f32 under a name that ends so), strings and lists of them what they are. */
+export type GgufValue = number | { f32: number } | string | readonly string[] | readonly number[];
+
+const kAlignment = 32;
+const kTypes = { u32: 4, i32: 5, f32: 6, string: 8, array: 9 };
+
+export function writeGguf(
+  path: string,
+  metadata: Readonly<Record<string, GgufValue>>,
+  tensors: readonly GgufTensor[],
+): void {
+  let offset = 0;
+  const infos = tensors.map(({ name, shape, data }) => {
+    const at = offset;
+    offset += padded(data.byteLength);
+    return Buffer.concat([
+      text(name),
+      u32(shape.length),
+      ...[...shape].reverse().map(u64),
+      u32(0),
+      u64(at),
+    ]);
+  });
+  const head = Buffer.concat([
+    Buffer.from('GGUF'),
+    u32(3),
+    u64(tensors.length),
+    u64(Object.keys(metadata).length),
+    ...Object.entries(metadata).flatMap(([key, value]) => [text(key), typed(value)]),
+    ...infos,
+  ]);
+  const parts = tensors.map(({ data }) =>
+    filled(Buffer.from(data.buffer, data.byteOffset, data.byteLength)),
+  );
+  writeFileSync(path, Buffer.concat([filled(head), ...parts]));
+}
+
+function typed(value: GgufValue): Buffer {
+  if (typeof value === 'string') return Buffer.concat([u32(kTypes.string), text(value)]);
+  if (typeof value === 'number') return Buffer.concat([u32(kTypes.u32), u32(value)]);
+  if ('f32' in value) return Buffer.concat([u32(kTypes.f32), f32(value.f32)]);
+  const strings = value.every((item) => typeof item === 'string');
+  const items = value.map((item) => (typeof item === 'string' ? text(item) : u32(item)));
+  const type = strings ? kTypes.string : kTypes.i32;
+  return Buffer.concat([u32(kTypes.array), u32(type), u64(value.length), ...items]);
+}
+
+function text(value: string): Buffer {
+  const bytes = Buffer.from(value);
+  return Buffer.concat([u64(bytes.length), bytes]);
+}
+
+function u32(value: number): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32LE(value);
+  return bytes;
+}
+
+function u64(value: number): Buffer {
+  const bytes = Buffer.alloc(8);
+  bytes.writeBigUInt64LE(BigInt(value));
+  return bytes;
+}
+
+function f32(value: number): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeFloatLE(value);
+  return bytes;
+}
+
+function padded(bytes: number): number {
+  return Math.ceil(bytes / kAlignment) * kAlignment;
+}
+
+function filled(bytes: Buffer): Buffer {
+  return Buffer.concat([bytes, Buffer.alloc(padded(bytes.length) - bytes.length)]);
+}
