@@ -32,8 +32,13 @@ function candidates(): string[] {
 }
 
 function load(): Native {
-  // libgomp reads this once, when it is loaded: idle kernel threads sleep instead of spinning on the event loop's core.
-  process.env.OMP_WAIT_POLICY ??= 'passive';
+  // libgomp reads these once, when it is loaded: kernel threads spin for some tenths of a millisecond between two
+  // regions of work, because waking one costs 40 us on a virtual machine and a step has thousands of regions; after that
+  // they sleep, so that an idle engine leaves its cores to others.
+  if (process.env.OMP_WAIT_POLICY === undefined) {
+    process.env.OMP_WAIT_POLICY = 'passive';
+    process.env.GOMP_SPINCOUNT ??= '10000';
+  }
   const require = createRequire(import.meta.url);
   const reasons: string[] = [];
   for (const path of candidates()) {

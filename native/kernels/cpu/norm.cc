@@ -22,6 +22,26 @@ BALORA_INLINE Acc<T> rounded(Acc<T> value, bool round) {
   return round ? load(store<T>(value)) : value;
 }
 
+// One row once its sum of squares is known; returns rstd.
+template <typename T>
+BALORA_INLINE Acc<T> normalise_row(const T* row, Acc<T> squares, const T* weight, T* out,
+                                   int64_t channels, Acc<T> eps, Acc<T> offset, bool round) {
+  using A = Acc<T>;
+  const A scale = A(1) / std::sqrt(squares / static_cast<A>(channels) + eps);
+  if (round) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      out[c] = store<T>(load(store<T>(load(row[c]) * scale)) * (load(weight[c]) + offset));
+    }
+  } else {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      out[c] = store<T>(load(row[c]) * scale * (load(weight[c]) + offset));
+    }
+  }
+  return scale;
+}
+
 template <typename T>
 BALORA_INLINE void forward_rows(const T* x, const T* weight, T* y, Acc<T>* rstd, int64_t begin,
                                 int64_t end, int64_t channels, Acc<T> eps, Acc<T> offset,
@@ -29,19 +49,14 @@ BALORA_INLINE void forward_rows(const T* x, const T* weight, T* y, Acc<T>* rstd,
   using A = Acc<T>;
   for (int64_t n = begin; n < end; ++n) {
     const T* row = x + n * channels;
-    A sum = 0;
-#pragma omp simd reduction(+ : sum)
+    A squares = 0;
+#pragma omp simd reduction(+ : squares)
     for (int64_t c = 0; c < channels; ++c) {
       const A value = load(row[c]);
-      sum += value * value;
+      squares += value * value;
     }
-    const A scale = A(1) / std::sqrt(sum / static_cast<A>(channels) + eps);
-    rstd[n] = scale;
-    T* out = y + n * channels;
-#pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) {
-      out[c] = store<T>(rounded<T>(load(row[c]) * scale, round) * (load(weight[c]) + offset));
-    }
+    rstd[n] =
+        normalise_row<T>(row, squares, weight, y + n * channels, channels, eps, offset, round);
   }
 }
 
@@ -87,9 +102,22 @@ BALORA_INLINE void backward_rows(const T* dy, const T* dsum, const T* x, const T
 }
 
 template <typename T>
-BALORA_INLINE void add_rows(const T* x, const T* residual, T* sum, int64_t begin, int64_t end) {
-#pragma omp simd
-  for (int64_t i = begin; i < end; ++i) sum[i] = store<T>(load(x[i]) + load(residual[i]));
+BALORA_INLINE void forward_add_rows(const T* x, const T* residual, const T* weight, T* sum, T* y,
+                                    Acc<T>* rstd, int64_t begin, int64_t end, int64_t channels,
+                                    Acc<T> eps, Acc<T> offset, bool round) {
+  using A = Acc<T>;
+  for (int64_t n = begin; n < end; ++n) {
+    const T *a = x + n * channels, *b = residual + n * channels;
+    T* row = sum + n * channels;
+    A squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t c = 0; c < channels; ++c) {
+      row[c] = store<T>(load(a[c]) + load(b[c]));
+      squares += load(row[c]) * load(row[c]);
+    }
+    rstd[n] =
+        normalise_row<T>(row, squares, weight, y + n * channels, channels, eps, offset, round);
+  }
 }
 
 // target_clones cannot mark a template, so each dtype gets plain functions of its own.
@@ -101,10 +129,7 @@ BALORA_INLINE void add_rows(const T* x, const T* residual, T* sum, int64_t begin
   BALORA_SIMD void forward_add(const T* x, const T* res, const T* w, T* sum, T* y, Acc<T>* r,    \
                                int64_t b, int64_t e, int64_t c, Acc<T> eps, Acc<T> off,          \
                                bool round) {                                                     \
-    for (int64_t n = b; n < e; ++n) {                                                            \
-      add_rows<T>(x, res, sum, n * c, (n + 1) * c);                                              \
-      forward_rows<T>(sum, w, y, r, n, n + 1, c, eps, off, round);                               \
-    }                                                                                            \
+    forward_add_rows<T>(x, res, w, sum, y, r, b, e, c, eps, off, round);                         \
   }                                                                                              \
   BALORA_SIMD void backward(const T* dy, const T* dsum, const T* x, const T* w, const Acc<T>* r, \
                             T* dx, Acc<T>* dw, int64_t b, int64_t e, int64_t c, Acc<T> off,      \
