@@ -62,13 +62,13 @@ export const CONDITIONS = {
   },
   imbalanced: {
     title: 'SST-2, 5 % negative',
-    metric: 'minority recall',
+    metric: 'recall of class 0',
     file: 'sst2',
     rows: (rows, count) => imbalanced(rows, count, 0.05),
   },
   imbalanced20: {
     title: 'SST-2, 20 % negative',
-    metric: 'minority recall',
+    metric: 'recall of class 0',
     file: 'sst2',
     rows: (rows, count) => imbalanced(rows, count, 0.2),
   },

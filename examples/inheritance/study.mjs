@@ -4,7 +4,8 @@
 //
 //   npm run build && node examples/inheritance/study.mjs --model PATH --data FOLDER
 //     [--conditions clean,imbalanced,imbalanced20,noise20,noise40,cola --methods lora,pissa,balora,full --seeds 1,2,3 --train-rows 1000
-//     --eval-rows 600 --batch-size 16 --learning-rate 5e-4 --full-learning-rate 5e-5 --epochs 1 --output output/inheritance]
+//     --eval-rows 600 --batch-size 16 --learning-rate 5e-4 --full-learning-rate 5e-5 --epochs 1 --warm-up-epochs 20
+//     --output output/inheritance]
 //
 // FOLDER holds sst2/{train,dev}.tsv (label, sentence) and cola/{train,dev}.tsv (sentence, label), without headers.
 // output/runs.jsonl holds one run a line. A run that stands there is not repeated, so a study that was stopped goes on.
@@ -42,6 +43,7 @@ const { values: options } = parseArgs({
     'full-learning-rate': { type: 'string', default: '5e-5' },
     epochs: { type: 'string', default: '1' },
     rank: { type: 'string', default: '8' },
+    'warm-up-epochs': { type: 'string', default: '20' },
     output: { type: 'string', default: join('output', 'inheritance') },
   },
 });
@@ -108,7 +110,8 @@ async function train(condition, arm, seed) {
     });
   const model = await load(method === 'full');
   // The same start for every arm: a head that says what the pre-trained model knows of the task, from the same (unfair) rows.
-  const probe = await warmUpHead(model, data, { seed });
+  const epochs = Number(options['warm-up-epochs']);
+  const probe = epochs > 0 ? await warmUpHead(model, data, { seed, epochs }) : null;
   const tuned = await tune(model, resolved, { load, seed });
   const trainer = new Trainer({
     tuned,
@@ -133,7 +136,7 @@ async function train(condition, arm, seed) {
     f1Macro,
     evalLoss: evaluation.loss,
     last: { loss, taskLoss, consistency, diversity, svd },
-    probeLoss: probe.loss,
+    probeLoss: probe?.loss ?? null,
     seconds: (performance.now() - begun) / 1000,
   };
 }
