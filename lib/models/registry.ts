@@ -71,3 +71,33 @@ function unknown(what: string, known: readonly string[]): UnsupportedError {
     `${what} is not supported (known: ${known.join(', ')}); docs/how-to-add-a-model.md tells what another one takes`,
   );
 }
+
+/** One model_type, for the table in the README. */
+export interface SupportedModel {
+  readonly modelType: string;
+  readonly tasks: readonly string[];
+  readonly features: string;
+  /** general.architecture of GGUF files, or null. */
+  readonly gguf: string | null;
+}
+
+/** Every model_type that can be loaded, with all that it can be loaded for. */
+export function supportedModels(): SupportedModel[] {
+  const rows = new Map<string, SupportedModel>();
+  const put = ({ modelType, tasks, features, gguf }: SupportedModel): void => {
+    const before = rows.get(modelType);
+    rows.set(modelType, {
+      modelType,
+      tasks: [...(before?.tasks ?? []), ...tasks],
+      features: before?.features ?? features,
+      gguf: before?.gguf ?? gguf,
+    });
+  };
+  for (const { modelType, features, gguf } of kFamilies) {
+    put({ modelType, tasks: ['language model'], features, gguf: gguf?.architecture ?? null });
+  }
+  for (const { modelType, features } of kEncoders) {
+    put({ modelType, tasks: ['classification'], features, gguf: null });
+  }
+  return [...rows.values()];
+}
