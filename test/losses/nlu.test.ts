@@ -7,6 +7,7 @@ import {
   nluConsistencyLoss,
   nluDiversityLoss,
   nluSvdLoss,
+  teacherEntropyRows,
 } from '../../lib/losses/nlu_terms.ts';
 import { slice } from '../../lib/ops/index.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
@@ -213,6 +214,28 @@ describe('heads of one output and of independent labels', () => {
     expect(binaryCrossEntropy(z, y).itemSync()).toBeCloseTo(bce / 12, 13);
     const problemType = 'multi_label_classification';
     expect(nluConsistencyLoss(z, p, { problemType }).itemSync()).toBeCloseTo((4 * kl) / 4, 13);
+  });
+
+  it("the teacher's entropy at T, of classes and of independent labels, in plain loops", () => {
+    const p = randomTensor([4, 3], { seed: 6 });
+    const rows = p.dataSync() as Float64Array;
+    const entropyOf = (shares: number[]) => shares.reduce((sum, q) => sum - q * Math.log(q), 0);
+    for (const problemType of [
+      'single_label_classification',
+      'multi_label_classification',
+    ] as const) {
+      const found = teacherEntropyRows(p, { problemType, temperature: 2 }).dataSync();
+      for (let n = 0; n < 4; n++) {
+        const halves = Array.from(rows.slice(3 * n, 3 * n + 3), (z) => z / 2);
+        const total = halves.reduce((sum, z) => sum + Math.exp(z), 0);
+        const yes = halves.map((z) => 1 / (1 + Math.exp(-z)));
+        const expected =
+          problemType === 'single_label_classification'
+            ? entropyOf(halves.map((z) => Math.exp(z) / total))
+            : yes.reduce((sum, q) => sum + entropyOf([q, 1 - q]), 0);
+        expect(found[n]).toBeCloseTo(expected, 13);
+      }
+    }
   });
 
   it('gradients of the parts that no golden case has', () => {
