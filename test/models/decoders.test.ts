@@ -48,6 +48,22 @@ function asStored(model: CausalLM, parameter: Tensor, grad: Tensor): Tensor {
   return transposed ? noGrad(() => contiguous(transpose(grad))) : grad;
 }
 
+/** |actual - expected| / |expected| over the real rows, as vectors; `expected` is (B,T,K). */
+function rowNormError(actual: Tensor, expected: Tensor, rows: readonly number[]): number {
+  const width = expected.shape.at(-1) as number;
+  const want = values(expected);
+  const chosen = rows.flatMap((row) => Array.from(want.subarray(row * width, (row + 1) * width)));
+  return normError(Array.from(values(actual)), chosen);
+}
+
+function normError(actual: readonly number[], expected: readonly number[]): number {
+  const difference = actual.map((v, i) => v - (expected[i] as number));
+  return Math.hypot(...difference) / Math.hypot(...expected);
+}
+
+const kBf16Logits = 0.03;
+const kBf16Gradients = 0.055;
+
 describe.each(kNames)('%s', (name) => {
   it('gives the logits and hidden states of transformers in f32', async () => {
     const golden = await readGolden(name);
@@ -99,6 +115,39 @@ describe.each(kNames)('%s', (name) => {
       const error = relativeError(stored, golden.expected[key] as Tensor);
       expect(error, key).toBeLessThan(tolerance.grad_abs_over_max_abs);
     }
+  });
+
+  // A bf16 value is off by up to 2^-9 of itself. Each of the 2 or 3 layers rounds about ten times on the way of a value, so
+  // logits should move by some 2^-9 sqrt(30), 1 per cent of their norm, gradients by somewhat more, as they pass through
+  // everything twice. Measured: .009 to .019 and .015 to .035. The bands are 1.5 times the largest; what a lost detail costs
+  // (if_wrong of expected.json) is for f32 and f64 to find.
+  it('stays within the band of rounding in bf16', async () => {
+    const golden = await readGolden(name);
+    const model = await AutoModelForCausalLM.fromPretrained(join(golden.folder, 'model'), {
+      trainable: true,
+      dtype: 'bf16',
+    });
+    const parameters = new Map(model.namedParameters());
+    for (const parameter of parameters.values()) parameter.requiresGrad = true;
+    const logits = model.logits(model.forward(golden.batch));
+    const error = rowNormError(logits, golden.expected.logits_f64 as Tensor, golden.rows);
+    expect(error).toBeLessThan(kBf16Logits);
+    crossEntropy(logits.to('f32'), tensor(golden.batch.targets)).backward();
+    const [found, wanted]: [number[], number[]] = [[], []];
+    for (const [key, expected] of Object.entries(golden.expected)) {
+      if (!key.startsWith('grad.')) continue;
+      const parameter = parameters.get(key.slice('grad.'.length)) as Tensor;
+      const scale = Math.hypot(...values(expected));
+      found.push(
+        ...Array.from(
+          values(asStored(model, parameter, parameter.grad as Tensor)),
+          (v) => v / scale,
+        ),
+      );
+      wanted.push(...Array.from(values(expected), (v) => v / scale));
+    }
+    const gradError = normError(found, wanted);
+    expect(gradError).toBeLessThan(kBf16Gradients);
   });
 
   // gpt2 is spelled alike in both.
