@@ -67,6 +67,45 @@ describe('balora train', () => {
     expect(command).toMatchObject({ r: 4, method: 'balora', 'learning-rate': 0.01, data });
   });
 
+  it('runs variants and optimisers, and folds the result in', async () => {
+    const { code, err } = await balora(
+      train(
+        ...['dora', '--method', 'lora', '--use-dora', '--lora-dropout', '0.1'],
+        ...['--layers-to-transform', '0', '--modules-to-save', 'norm', '--optim', 'adafactor'],
+        ...['--loraplus-lr-ratio', '4'],
+      ),
+    );
+    expect(err).toMatch(/completed after 6 steps/);
+    expect(code).toBe(0);
+    const adapter = join(folder, 'dora');
+    const config = JSON.parse(await readFile(join(adapter, 'adapter_config.json'), 'utf8'));
+    expect(config).toMatchObject({
+      use_dora: true,
+      lora_dropout: 0.1,
+      layers_to_transform: [0],
+      modules_to_save: ['norm'],
+    });
+    const output = join(folder, 'dora-merged');
+    const merged = await balora([
+      ...['merge', '--model', model, '--adapter', adapter, '--output', output],
+    ]);
+    expect(merged.out).toMatch(/largest rounding error/);
+  });
+
+  it.each([
+    [['--lora-bias'], 'lora_bias needs init_lora_weights true or false, got "pissa"'],
+    [['--use-dora', '--lora-bias', '--method', 'lora'], 'lora_bias cannot go with use_dora'],
+    [['--use-dora', '--export', 'residual'], 'export "residual" is not for DoRA'],
+    [['--layers-pattern', 'layers'], 'layers_pattern needs layers_to_transform'],
+    [['--modules-to-save', 'head'], 'modulesToSave ["head"] matches no module'],
+    [['--optim', 'lion'], '--optim must be one of adamw, adafactor, sgd'],
+  ])('refuses %j by name', async (flags, message) => {
+    const { code, err } = await balora(train('refused', ...flags));
+    expect(err).toContain(message);
+    expect(code).not.toBe(0);
+    expect(existsSync(join(folder, 'refused', 'adapter_config.json'))).toBe(false);
+  });
+
   it('gives the same run from a configuration file', async () => {
     const run = JSON.parse(await readFile(join(folder, 'plain', 'run', 'config.json'), 'utf8')) as {
       command: object;

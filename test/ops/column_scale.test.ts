@@ -1,6 +1,14 @@
 // Columns scaled and shifted, and the norms of rows of W + s B A: what DoRA is made of.
 import { describe, expect, it } from 'vitest';
-import { columnScale, type LowRank, rowNorm, tensor } from '../../lib/index.ts';
+import {
+  columnScale,
+  getNumThreads,
+  type LowRank,
+  rowNorm,
+  setNumThreads,
+  type Tensor,
+  tensor,
+} from '../../lib/index.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 
@@ -128,6 +136,28 @@ describe('rowNorm', () => {
       }
     });
   }
+
+  it('has the same bits with any number of threads, and so have the sums of columns', () => {
+    const before = getNumThreads();
+    const run = (threads: number): Float64Array[] => {
+      setNumThreads(threads);
+      const weight = randomTensor([301, 700], { seed: 1, dtype: 'bf16' });
+      const norm = rowNorm(weight, [
+        {
+          a: randomTensor([5, 700], { seed: 2, dtype: 'f32' }),
+          b: randomTensor([301, 5], { seed: 3, dtype: 'f32' }),
+        },
+      ]);
+      const scale = randomTensor([700], { seed: 4, dtype: 'f32', requiresGrad: true });
+      columnScale(weight, scale).backward(randomTensor([301, 700], { seed: 5, dtype: 'bf16' }));
+      return [values(norm), values(scale.grad as Tensor)];
+    };
+    try {
+      expect(run(3)).toEqual(run(1));
+    } finally {
+      setNumThreads(before);
+    }
+  });
 
   it('refuses bad arguments by name', () => {
     const weight = randomTensor([4, 3], { dtype: 'f32' });

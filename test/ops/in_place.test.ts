@@ -8,11 +8,13 @@ import {
   copy_,
   exp,
   fill_,
+  getNumThreads,
   gradNorm,
   mul,
   noGrad,
   permute,
   scale_,
+  setNumThreads,
   sgdStep,
   sum,
   type Tensor,
@@ -337,6 +339,25 @@ describe('Adafactor steps', () => {
       });
     }
   }
+
+  it('have the same bits with any number of threads', () => {
+    const before = getNumThreads();
+    const run = (threads: number): Float64Array[] => {
+      setNumThreads(threads);
+      const shape = [301, 517];
+      const p = randomTensor(shape, { seed: 1, dtype: 'f32' });
+      const row = zeros([301]);
+      const column = zeros([517]);
+      const grad = randomTensor(shape, { seed: 2, dtype: 'f32' });
+      adafactorStep(p, grad, { row, column, m: null, ...kAdafactor });
+      return [values(p), values(row), values(column)];
+    };
+    try {
+      expect(run(3)).toEqual(run(1));
+    } finally {
+      setNumThreads(before);
+    }
+  });
 
   it('refuse bad arguments by name', () => {
     const options = { row: zeros([2]), column: zeros([3]), m: null, ...kAdafactor };
