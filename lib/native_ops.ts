@@ -82,6 +82,7 @@ export interface NativeOps {
   readGguf(file: unknown, name: string, dtype: DType, heads: number, checkFinite: boolean): Handle;
   readSafetensors(file: unknown, name: string, dtype: DType, share: boolean, checkFinite: boolean): Handle;
   readSync(x: Handle, into: Uint8Array): void;
+  relativeAttention(q: Handle, k: Handle, v: Handle, cuQueries: Handle, cuKeys: Handle, optional: readonly (Handle | null)[], scale: number, causal: boolean): Handle;
   requiresGrad(x: Handle): boolean;
   resetOpTimes(): void;
   resetPeakMemory(): void;

@@ -160,10 +160,11 @@ async function build(
   );
 }
 
-const kHead = 'lm_head.weight';
+/** The name of a head over a vocabulary. */
+export const kHead = 'lm_head.weight';
 
 /** A tied model may store its head again. One that differs was trained apart: as in transformers 5, it is then not tied. */
-async function headIsEmbedding(source: WeightSource, embedding: string): Promise<boolean> {
+export async function headIsEmbedding(source: WeightSource, embedding: string): Promise<boolean> {
   if (!source.shapes.has(kHead) || !source.shapes.has(embedding)) return true;
   if (source.shapes.get(kHead)?.join() !== source.shapes.get(embedding)?.join()) return false;
   const read: WeightReadOptions = { dtype: 'f32' as DType, checkFinite: false, share: true };

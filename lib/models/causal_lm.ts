@@ -33,14 +33,21 @@ export abstract class CausalLM extends Model {
    * @returns (rows,V)
    */
   logits(hidden: Tensor, rows?: Int32Array | readonly number[]): Tensor {
-    const { weight, softcap } = this.head;
-    return scope(() => {
-      const chosen =
-        rows === undefined ? hidden : indexSelect(hidden, tensor(Int32Array.from(rows)));
-      const logits = linear(chosen, weight);
-      return softcap > 0 ? mul(tanh(mul(logits, 1 / softcap)), softcap) : logits;
-    });
+    return headLogits(this.head, hidden, rows);
   }
+}
+
+/** A head on all rows of hidden (N,C), or on chosen ones -> (rows,V) */
+export function headLogits(
+  { weight, softcap }: Head,
+  hidden: Tensor,
+  rows?: Int32Array | readonly number[],
+): Tensor {
+  return scope(() => {
+    const chosen = rows === undefined ? hidden : indexSelect(hidden, tensor(Int32Array.from(rows)));
+    const logits = linear(chosen, weight);
+    return softcap > 0 ? mul(tanh(mul(logits, 1 / softcap)), softcap) : logits;
+  });
 }
 
 /** A head that is a linear module. @throws UnsupportedError while an adapter hooks it */

@@ -1,7 +1,9 @@
 /** What a model_type brings to be loaded: the reading of its configuration, its construction, its place in GGUF files. */
 import type { CausalLM } from './causal_lm.ts';
+import type { ClassifierKind } from './classifier_kind.ts';
 import type { ConfigOptions } from './config_keys.ts';
 import { type DecoderConfig, type DecoderFamily, DecoderLM } from './decoder.ts';
+import { decoderClassifier } from './decoder_classifier.ts';
 import type { GgufTable } from './gguf.ts';
 import type { ModelOrigin } from './model.ts';
 import type { WeightLoader } from './weights.ts';
@@ -35,6 +37,8 @@ export interface ModelFamily {
   /** Name of the embedding, with the prefix; what a tied head is compared with. */
   readonly embedding: string;
   readonly configure: Configure<ConfiguredModel>;
+  /** Left out: the family has no classification head here. */
+  readonly classifier?: ClassifierKind;
   /** null: llama.cpp has no such architecture, or files of it load as another one. */
   readonly gguf: GgufTable | null;
 }
@@ -55,6 +59,7 @@ export function decoderFamily({
     features,
     prefix: 'model.',
     embedding: 'model.embed_tokens.weight',
+    classifier: decoderClassifier(family, configure),
     gguf,
     configure: (json, options) => {
       const config = configure(json, options);

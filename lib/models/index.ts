@@ -4,17 +4,24 @@ export {
   type FromPretrainedOptions,
 } from './auto.ts';
 export { AutoModelForSequenceClassification, type ClassifierOptions } from './auto_classifier.ts';
+export { AutoModelForSeq2SeqLM } from './auto_seq2seq.ts';
 export { BertForSequenceClassification } from './bert.ts';
 export { CausalLM, type Head } from './causal_lm.ts';
+export { DebertaV2ForSequenceClassification } from './deberta_v2.ts';
 export { type DecoderConfig, DecoderLM, type LayerAttention } from './decoder.ts';
 export { demoCheckpoint } from './demo_checkpoint.ts';
+export { DistilBertForSequenceClassification } from './distilbert.ts';
 export { type ResolveOptions, resolveModel } from './hub.ts';
 export { Model, type ModelBatch, type ModelOrigin } from './model.ts';
+export { RobertaForSequenceClassification } from './roberta.ts';
 export type { RopeConfig } from './rope.ts';
 export { type SaveModelOptions, saveModel } from './save.ts';
+export { type Seq2SeqBatch, Seq2SeqLM } from './seq2seq_lm.ts';
 export {
   type HeadOrigin,
   type LabelOptions,
   type Labels,
   SequenceClassifier,
 } from './sequence_classifier.ts';
+export { T5ForConditionalGeneration } from './t5.ts';
+export type { T5Config } from './t5_config.ts';

@@ -87,7 +87,7 @@ export abstract class Model extends Module {
     return 0;
   }
 
-  /** Kinds of token that the embedding tells apart; 0: the model takes no tokenTypeIds. */
+  /** Kinds of token that the embedding tells apart; 0: the model does not look at tokenTypeIds. */
   protected get tokenTypeCount(): number {
     return 0;
   }
@@ -154,10 +154,8 @@ function checkTokenTypes(
     refuse(`${inputIds.length} ids, but ${tokenTypeIds.length} tokenTypeIds`);
   }
   tokenTypeIds.forEach((type, n) => {
-    if (type < 0 || type >= Math.max(count, 1)) {
-      refuse(
-        `tokenTypeIds[${n}] = ${type}, this ${modelType} model has ${Math.max(count, 1)} kind(s) of token`,
-      );
+    if (type < 0 || (count > 0 && type >= count)) {
+      refuse(`tokenTypeIds[${n}] = ${type}, this ${modelType} model has ${count} kind(s) of token`);
     }
   });
 }

@@ -2,6 +2,8 @@
 import { UnsupportedError } from '../errors.ts';
 import { bertClassifier } from './bert.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
+import { debertaV2Classifier } from './deberta_v2.ts';
+import { distilBertClassifier } from './distilbert.ts';
 import type { ModelFamily } from './family.ts';
 import { gemma } from './gemma.ts';
 import { gemma2 } from './gemma2.ts';
@@ -14,6 +16,9 @@ import { olmo2 } from './olmo2.ts';
 import { phi3 } from './phi3.ts';
 import { qwen2 } from './qwen2.ts';
 import { qwen3 } from './qwen3.ts';
+import { robertaClassifier } from './roberta.ts';
+import type { Seq2SeqFamily } from './seq2seq_lm.ts';
+import { t5 } from './t5.ts';
 
 /** In the order of the README's table. */
 export const kFamilies: readonly ModelFamily[] = [
@@ -30,7 +35,15 @@ export const kFamilies: readonly ModelFamily[] = [
 ];
 
 /** Families of encoders: they classify and have no language model here. */
-const kEncoders: readonly ClassifierKind[] = [bertClassifier];
+export const kEncoders: readonly ClassifierKind[] = [
+  bertClassifier,
+  distilBertClassifier,
+  robertaClassifier,
+  debertaV2Classifier,
+];
+
+/** Families of encoder-decoders. */
+export const kSeq2SeqFamilies: readonly Seq2SeqFamily[] = [t5];
 
 /** @throws UnsupportedError naming the types that are known */
 export function familyOf(type: string, path: string): ModelFamily {
@@ -57,12 +70,23 @@ export function familyOfGguf(
 }
 
 /** @throws UnsupportedError naming the types that are known */
+export function seq2SeqFamilyOf(type: string, path: string): Seq2SeqFamily {
+  const found = kSeq2SeqFamilies.find(({ modelType }) => modelType === type);
+  if (found !== undefined) return found;
+  throw unknown(
+    `${path}: model_type "${type}" as an encoder-decoder`,
+    kSeq2SeqFamilies.map(({ modelType }) => modelType),
+  );
+}
+
+/** @throws UnsupportedError naming the types that are known */
 export function classifierKind(type: string, path: string): ClassifierKind {
-  const found = kEncoders.find(({ modelType }) => modelType === type);
+  const kinds = [...kEncoders, ...kFamilies.flatMap(({ classifier }) => classifier ?? [])];
+  const found = kinds.find(({ modelType }) => modelType === type);
   if (found !== undefined) return found;
   throw unknown(
     `${path}: model_type "${type}" for classification`,
-    kEncoders.map(({ modelType }) => modelType),
+    kinds.map(({ modelType }) => modelType),
   );
 }
 
@@ -93,8 +117,12 @@ export function supportedModels(): SupportedModel[] {
       gguf: before?.gguf ?? gguf,
     });
   };
-  for (const { modelType, features, gguf } of kFamilies) {
-    put({ modelType, tasks: ['language model'], features, gguf: gguf?.architecture ?? null });
+  for (const { modelType, features, gguf, classifier } of kFamilies) {
+    const tasks = classifier ? ['language model', 'classification'] : ['language model'];
+    put({ modelType, tasks, features, gguf: gguf?.architecture ?? null });
+  }
+  for (const { modelType, features } of kSeq2SeqFamilies) {
+    put({ modelType, tasks: ['encoder-decoder'], features, gguf: null });
   }
   for (const { modelType, features } of kEncoders) {
     put({ modelType, tasks: ['classification'], features, gguf: null });

@@ -103,6 +103,64 @@ export function attention(
   );
 }
 
+/** Options of relativeAttention(). */
+export interface RelativeAttentionOptions {
+  /** (B+1) i32, rising from 0 to N: rows [cuQueries[b], cuQueries[b+1]) of q are one sequence. */
+  cuQueries: Tensor;
+  /** (B+1) i32, rising from 0 to M: the keys that sequence b sees. Default cuQueries. */
+  cuKeys?: Tensor;
+  /** (B) i32: queries of each segment that are not padding; the rest get zeros and give no gradient. Default: all. */
+  queryLengths?: Tensor | null;
+  /** (B) i32, likewise for the keys. Default: queryLengths, unless there are cuKeys. */
+  keyLengths?: Tensor | null;
+  /** (R, H), R odd: added to the scores of key - query = r - (R-1)/2, after the scale (T5). Must reach all of them. */
+  bias?: Tensor | null;
+  /** (P, H, D): q_t positionKeys[p] is added to q_t k_j, p = index[r] (DeBERTa's c2p). */
+  positionKeys?: Tensor | null;
+  /** (P, H, D): k_j positionQueries[p] likewise (p2c). */
+  positionQueries?: Tensor | null;
+  /** (R) i32, R odd: the row of the tables for key - query = r - (R-1)/2. */
+  index?: Tensor | null;
+  /** A query sees the keys of its own and of lower positions. Default false. */
+  causal?: boolean;
+  /** Of all products. Default 1 / sqrt(D). */
+  scale?: number;
+}
+
+/**
+ * Attention with relative positions, within a sequence or from one to another:
+ * softmax(scale * (q_t k_j + q_t positionKeys[p] + k_j positionQueries[p]) + bias[r]) v by head. The bias is T5's (Raffel
+ * et al. 2020), the position terms are DeBERTa's disentangled attention (He et al. 2021). No matrix of scores is kept.
+ * @param q (N, H, D), any float dtype; q, k and v may be row-strided slices of a fused product
+ * @param k (M, H, D), of q's dtype
+ * @param v like k
+ * @returns (N, H, D); a query that sees no key gives zeros. Bad segments or an index out of range are a NativeError at
+ *   the next read
+ */
+export function relativeAttention(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: RelativeAttentionOptions,
+): Tensor {
+  const { cuQueries, cuKeys = cuQueries, queryLengths = null } = options;
+  const { keyLengths = options.cuKeys === undefined ? queryLengths : null } = options;
+  const { bias, positionKeys, positionQueries, index, causal = false } = options;
+  const optional = [queryLengths, keyLengths, bias, positionKeys, positionQueries, index];
+  return new Tensor(
+    native.relativeAttention(
+      q.handle,
+      k.handle,
+      v.handle,
+      cuQueries.handle,
+      cuKeys.handle,
+      optional.map((operand) => operand?.handle ?? null),
+      options.scale ?? 1 / Math.sqrt(q.shape.at(-1) ?? 1),
+      causal,
+    ),
+  );
+}
+
 /**
  * e^x / sum(e^x) over the last dimension; sums are kept in f64.
  * @param x (..., C), any float dtype

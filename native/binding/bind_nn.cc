@@ -11,6 +11,16 @@ Tensor attention_row(const Tensor& q, const Tensor& k, const Tensor& v, const Te
   return attention(q, k, v, cu_seqlens, lengths, {scale, softcap, window, causal});
 }
 
+Tensor relative_attention_row(const Tensor& q, const Tensor& k, const Tensor& v,
+                              const Tensor& cu_queries, const Tensor& cu_keys,
+                              const std::vector<std::optional<Tensor>>& optional, double scale,
+                              bool causal) {
+  if (optional.size() != 6) throw ArgumentError("relative_attention: expected 6 optional operands");
+  return relative_attention({q, k, v, cu_queries, cu_keys, optional[0], optional[1], optional[2],
+                             optional[3], optional[4], optional[5]},
+                            scale, causal);
+}
+
 }  // namespace
 
 void bind_nn(Module& m) {
@@ -18,6 +28,8 @@ void bind_nn(Module& m) {
   op(m, "rope", &rope, {"x", "cos", "sin", "positions"}, Grad::kYes);
   op(m, "attention", &attention_row,
      {"q", "k", "v", "cuSeqlens", "lengths", "scale", "softcap", "window", "causal"}, Grad::kYes);
+  op(m, "relativeAttention", &relative_attention_row,
+     {"q", "k", "v", "cuQueries", "cuKeys", "optional", "scale", "causal"}, Grad::kYes);
   op(m, "softmax", &softmax, {"x"}, Grad::kYes);
   op(m, "logSoftmax", &log_softmax, {"x"}, Grad::kYes);
   op(m, "crossEntropy", &cross_entropy, {"logits", "targets", "reduction"}, Grad::kYes);

@@ -40,6 +40,18 @@ struct AttentionOptions {
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
                  const std::optional<Tensor>& lengths, const AttentionOptions& options);
 
+// relative_attention.cc: queries (N,H,D) of one sequence attend to keys and values (M,H,D) of
+// another, or the same one. Relative position r = key - query + (R-1)/2 adds bias[r] (R,H) to the
+// scaled score; with p = index[r] (R) i32, q_t position_k[p] and k_j position_q[p] (P,H,D) are
+// added before the scale.
+struct RelativeOperands {
+  Tensor q, k, v;
+  Tensor cu_queries, cu_keys;                        // (B+1) i32
+  std::optional<Tensor> query_lengths, key_lengths;  // (B) i32
+  std::optional<Tensor> bias, position_k, position_q, index;
+};
+Tensor relative_attention(const RelativeOperands& operands, double scale, bool causal);
+
 // softmax.cc: x (...,C) -> (...,C)
 Tensor softmax(const Tensor& x);
 Tensor log_softmax(const Tensor& x);

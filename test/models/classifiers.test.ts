@@ -1,6 +1,6 @@
 // Models with a classification head against transformers: logits, hidden states, losses and gradients of tiny checkpoints
 // in f32 and in f64, in bf16 within the band of its own rounding, in older spellings and under older names.
-import { cpSync, existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { cpSync, existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
@@ -21,7 +21,7 @@ import {
   readClassifierGolden,
 } from './golden_classifiers.ts';
 
-const kNames = ['bert', 'bert-regression'];
+const kNames = ['bert', 'bert-regression', 'distilbert', 'roberta', 'deberta-v2', 'llama-seqcls'];
 const folder = mkdtempSync(join(tmpdir(), 'balora-classifiers-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
@@ -236,9 +236,30 @@ describe('bad input', () => {
     );
   });
 
+  it('of a decoder is a sequence whose padding nobody tells', async () => {
+    const model = await Auto.fromPretrained(architecture('llama-seqcls/model'));
+    const batch = batchOf(4, { inputIds: Int32Array.of(5, 6, 0, 0) });
+    const hidden = model.forward(batch);
+    expect(() => model.logits(hidden, batch)).toThrow(
+      /sequence 0 ends in the padding id 0, but the batch has no lengths/,
+    );
+    const told = model.logits(hidden, { ...batch, lengths: Int32Array.of(2) });
+    const short = batchOf(2, { inputIds: Int32Array.of(5, 6) });
+    expect(relativeError(told, model.logits(model.forward(short), short))).toBeLessThan(1e-5);
+  });
+
+  it("of roberta is a sequence that reaches the table's end", async () => {
+    const model = await Auto.fromPretrained(architecture('roberta/model'));
+    expect(model.forward(batchOf(24)).shape).toEqual([24, 40]);
+    expect(() => model.forward(batchOf(25))).toThrow(/position table of this roberta model \(24\)/);
+  });
+
   it('of a family without a classifier names those that have one', async () => {
-    await expect(Auto.fromPretrained(architecture('llama-tied/model'))).rejects.toThrow(
-      /model_type "llama" for classification is not supported \(known: bert.*how-to-add-a-model/,
+    const other = join(folder, 'mamba');
+    cpSync(architecture('bert/model'), other, { recursive: true });
+    writeFileSync(join(other, 'config.json'), JSON.stringify({ model_type: 'mamba' }));
+    await expect(Auto.fromPretrained(other)).rejects.toThrow(
+      /model_type "mamba" for classification is not supported \(known: bert.*llama.*how-to-add-a-model/,
     );
   });
 });

@@ -1,0 +1,61 @@
+/** Loading an encoder-decoder. */
+import { statSync } from 'node:fs';
+import { join } from 'node:path';
+import { UnsupportedError } from '../errors.ts';
+import { withMemoryTag } from '../runtime.ts';
+import { unscoped } from '../tensor.ts';
+import { type FromPretrainedOptions, headIsEmbedding, kHead, settle } from './auto.ts';
+import { readConfigJson } from './config_keys.ts';
+import { HfWeights } from './hf_weights.ts';
+import { resolveModel } from './hub.ts';
+import { seq2SeqFamilyOf } from './registry.ts';
+import { RenamedWeights } from './renamed_weights.ts';
+import type { Seq2SeqLM } from './seq2seq_lm.ts';
+import { WeightLoader } from './weights.ts';
+
+/** Loads encoder-decoders; see {@link AutoModelForSeq2SeqLM.fromPretrained}. */
+export const AutoModelForSeq2SeqLM = {
+  /**
+   * Loads an encoder-decoder with a head over its vocabulary. A head in the file that differs from the embedding is not
+   * tied, whatever the configuration says. Dropout of the configuration is not applied.
+   * @param nameOrPath a Hugging Face folder with safetensors, or an id on the Hub
+   * @throws UnsupportedError for a model_type that is no encoder-decoder, a GGUF file, or a config key that is not known;
+   *   FormatError and others as AutoModelForCausalLM does
+   * @example
+   * const model = await AutoModelForSeq2SeqLM.fromPretrained('./t5-small');
+   * const loss = crossEntropy(model.logits(model.forward({ ...source, decoder })), targets);
+   */
+  async fromPretrained(
+    nameOrPath: string,
+    options: FromPretrainedOptions = {},
+  ): Promise<Seq2SeqLM> {
+    const { dtype = 'f32', device = 'cpu', trainable = false, checkFinite = true } = options;
+    if (device !== 'cpu')
+      throw new UnsupportedError(`device "${device}" is not supported (known: cpu)`);
+    const folder = await resolveModel(nameOrPath, options);
+    if (!statSync(folder).isDirectory()) {
+      throw new UnsupportedError(
+        `${folder}: an encoder-decoder is read from a folder with config.json and safetensors`,
+      );
+    }
+    const path = join(folder, 'config.json');
+    const json = await readConfigJson(path);
+    const family = seq2SeqFamilyOf(String(json.model_type ?? 'none'), path);
+    const configured = family.configure(json, { ...options, path });
+    const source = new RenamedWeights(HfWeights.open(folder, ''), family.rename);
+    try {
+      const tied = configured.tied && (await headIsEmbedding(source, family.embedding));
+      const read = { dtype, checkFinite, share: !trainable, ignore: tied ? [kHead] : [] };
+      const origin = { nameOrPath, folder, dtype };
+      const model = withMemoryTag('weights', () =>
+        unscoped(() =>
+          WeightLoader.build(source, read, (weights) => configured.make({ weights, origin, tied })),
+        ),
+      );
+      await settle(model, { trainable });
+      return model;
+    } finally {
+      source.close();
+    }
+  },
+};

@@ -1,0 +1,351 @@
+/**
+ * The deberta-v2 architecture, DeBERTa-v3 checkpoints included: bert's blocks with disentangled attention. Scores are
+ * (q_t k_j + q_t K_r + k_j Q_r) / sqrt(3 D), where K and Q are embeddings of the relative position r that go through the
+ * key and query projections of each layer (so an adapter on these acts there too), or through projections of their own.
+ * Dimensions: N rows, C hidden, H heads, D head size, P relative positions in use.
+ */
+import { z } from 'zod';
+import { UnsupportedError } from '../errors.ts';
+import { Embedding, type LayerNorm, type Linear, LinearGroup, Module } from '../nn/index.ts';
+import { add, relativeAttention, reshape, zeros } from '../ops/index.ts';
+import { type Tensor, tensor } from '../tensor.ts';
+import { type Activation, activation } from './activations.ts';
+import { checkHeads } from './bert.ts';
+import {
+  BertLayer,
+  type BlockConfig,
+  layerNorm,
+  type Segments,
+  type SelfAttention,
+} from './bert_layers.ts';
+import type { ClassifierKind } from './classifier_kind.ts';
+import { type ConfigOptions, parseConfig, refuseValues } from './config_keys.ts';
+import { runLayers } from './layers.ts';
+import type { ModelInputs, ModelOrigin } from './model.ts';
+import { byRelativePosition, type DebertaBuckets, debertaBucket } from './relative_positions.ts';
+import { trunkNames } from './renamed_weights.ts';
+import { type HeadOrigin, SequenceClassifier } from './sequence_classifier.ts';
+import type { WeightLoader } from './weights.ts';
+
+interface DebertaConfig extends BlockConfig {
+  readonly vocabSize: number;
+  readonly numLayers: number;
+  readonly buckets: DebertaBuckets;
+  /** Rows of the table of relative positions on either side of 0. */
+  readonly span: number;
+  readonly contentToPosition: boolean;
+  readonly positionToContent: boolean;
+  /** Relative positions go through the projections of the content. */
+  readonly sharedKeys: boolean;
+  readonly normRelative: boolean;
+  /** Rows of the table of absolute positions; 0: there is none. */
+  readonly positionRows: number;
+  readonly tokenTypes: number;
+  readonly pooling: Activation;
+  readonly source: Readonly<Record<string, unknown>>;
+}
+
+const size = z.int().positive();
+const ignored = z.unknown().optional();
+const kShape = {
+  vocab_size: size,
+  hidden_size: size,
+  intermediate_size: size,
+  num_hidden_layers: size,
+  num_attention_heads: size,
+  max_position_embeddings: size,
+  type_vocab_size: z.int().nonnegative().nullish(),
+  hidden_act: z.string().nullish(),
+  layer_norm_eps: z.number().positive().nullish(),
+  relative_attention: z.boolean().nullish(),
+  max_relative_positions: z.int().nullish(),
+  position_buckets: z.int().nullish(),
+  norm_rel_ebd: z.string().nullish(),
+  share_att_key: z.boolean().nullish(),
+  pos_att_type: z.union([z.string(), z.array(z.string())]).nullish(),
+  position_biased_input: z.boolean().nullish(),
+  pooler_hidden_act: z.string().nullish(),
+  pooler_hidden_size: size.nullish(),
+  embedding_size: size.nullish(),
+  attention_head_size: size.nullish(),
+  conv_kernel_size: z.int().nullish(),
+  // Dropout is not applied; the rest is of the convolution that is refused, and of other heads.
+  hidden_dropout_prob: ignored,
+  attention_probs_dropout_prob: ignored,
+  pooler_dropout: ignored,
+  cls_dropout: ignored,
+  conv_act: ignored,
+  conv_groups: ignored,
+  legacy: ignored,
+  tie_word_embeddings: ignored,
+};
+type Json = z.infer<z.ZodObject<typeof kShape>>;
+
+function debertaConfig(
+  json: Record<string, unknown>,
+  options: ConfigOptions & { path: string },
+): DebertaConfig {
+  const { path } = options;
+  const config = parseConfig(kShape, json, options);
+  refuseVariants(config, path);
+  checkHeads(config.hidden_size, config.num_attention_heads, path);
+  const positions = positionTypes(config.pos_att_type ?? [], path);
+  const stated = config.max_relative_positions ?? -1;
+  const maxPosition = stated < 1 ? config.max_position_embeddings : stated;
+  const buckets = Math.max(config.position_buckets ?? -1, 0);
+  return {
+    vocabSize: config.vocab_size,
+    hiddenSize: config.hidden_size,
+    intermediateSize: config.intermediate_size,
+    numLayers: config.num_hidden_layers,
+    numHeads: config.num_attention_heads,
+    layerNormEps: config.layer_norm_eps ?? 1e-7,
+    activation: activation(config.hidden_act ?? 'gelu', { path, key: 'hidden_act' }),
+    buckets: { buckets, maxPosition },
+    span: buckets > 0 ? buckets : maxPosition,
+    contentToPosition: positions.includes('c2p'),
+    positionToContent: positions.includes('p2c'),
+    sharedKeys: config.share_att_key ?? false,
+    normRelative: (config.norm_rel_ebd ?? 'none').split('|').includes('layer_norm'),
+    positionRows: config.position_biased_input === false ? 0 : config.max_position_embeddings,
+    tokenTypes: config.type_vocab_size ?? 0,
+    pooling: activation(config.pooler_hidden_act ?? 'gelu', { path, key: 'pooler_hidden_act' }),
+    source: json,
+  };
+}
+
+function refuseVariants(config: Json, path: string): void {
+  const c = config.hidden_size;
+  const other = (value: number | null | undefined, usual: number) =>
+    (value ?? usual) === usual ? null : value;
+  refuseValues(path, {
+    relative_attention:
+      config.relative_attention === true ? null : (config.relative_attention ?? false),
+    conv_kernel_size: (config.conv_kernel_size ?? 0) > 0 ? config.conv_kernel_size : null,
+    embedding_size: other(config.embedding_size, c),
+    pooler_hidden_size: other(config.pooler_hidden_size, c),
+    attention_head_size: other(config.attention_head_size, c / config.num_attention_heads),
+  });
+}
+
+/** A list, or (transformers 4) one string with bars. */
+function positionTypes(stated: string | readonly string[], path: string): readonly string[] {
+  const types = typeof stated === 'string' ? stated.toLowerCase().split('|') : stated;
+  const unknown = types.filter((type) => !['c2p', 'p2c', ''].includes(type));
+  if (unknown.length === 0) return types;
+  throw new UnsupportedError(`${path}: pos_att_type ${unknown.join(', ')} is not supported`);
+}
+
+/** What the layers share. */
+interface Shared extends Segments {
+  readonly relative: Tensor; // (P,C)
+  readonly index: Tensor; // (2L-1) i32: rows of `relative` by key - query
+}
+
+class DisentangledSelfAttention extends Module implements SelfAttention<Shared> {
+  readonly query_proj: Linear;
+  readonly key_proj: Linear;
+  readonly value_proj: Linear;
+  readonly pos_key_proj: Linear | null;
+  readonly pos_query_proj: Linear | null;
+  readonly #qkv: LinearGroup;
+  readonly #config: DebertaConfig;
+
+  constructor(config: DebertaConfig, weights: WeightLoader) {
+    super();
+    const { hiddenSize: c, sharedKeys, contentToPosition, positionToContent } = config;
+    const projection = (name: string) => weights.linear(name, [c, c], true);
+    this.query_proj = projection('query_proj');
+    this.key_proj = projection('key_proj');
+    this.value_proj = projection('value_proj');
+    this.pos_key_proj = !sharedKeys && contentToPosition ? projection('pos_key_proj') : null;
+    this.pos_query_proj = !sharedKeys && positionToContent ? projection('pos_query_proj') : null;
+    this.#qkv = new LinearGroup([this.query_proj, this.key_proj, this.value_proj]);
+    this.#config = config;
+  }
+
+  forward(x: Tensor, { cuSeqlens, lengths, relative, index }: Shared): Tensor {
+    const { numHeads: h, hiddenSize: c, contentToPosition, positionToContent } = this.#config;
+    const heads = (y: Tensor) => reshape(y, [y.shape[0] as number, h, c / h]);
+    const [q, k, v] = this.#qkv.forward(x).map(heads) as [Tensor, Tensor, Tensor];
+    const terms = 1 + Number(contentToPosition) + Number(positionToContent);
+    const attended = relativeAttention(q, k, v, {
+      cuQueries: cuSeqlens,
+      queryLengths: lengths,
+      positionKeys: contentToPosition
+        ? heads((this.pos_key_proj ?? this.key_proj).forward(relative))
+        : null,
+      positionQueries: positionToContent
+        ? heads((this.pos_query_proj ?? this.query_proj).forward(relative))
+        : null,
+      index: terms > 1 ? index : null,
+      scale: 1 / Math.sqrt((c / h) * terms),
+    });
+    return reshape(attended, x.shape);
+  }
+}
+
+class DebertaEmbeddings extends Module {
+  readonly word_embeddings: Embedding;
+  readonly position_embeddings: Embedding | null;
+  readonly token_type_embeddings: Embedding | null;
+  readonly LayerNorm: LayerNorm;
+
+  constructor(config: DebertaConfig, weights: WeightLoader) {
+    super();
+    const table = (name: string, rows: number): Embedding =>
+      new Embedding(weights.tensor(`${name}.weight`, [rows, config.hiddenSize]));
+    const { vocabSize, positionRows, tokenTypes } = config;
+    this.word_embeddings = table('word_embeddings', vocabSize);
+    this.position_embeddings = positionRows > 0 ? table('position_embeddings', positionRows) : null;
+    this.token_type_embeddings = tokenTypes > 0 ? table('token_type_embeddings', tokenTypes) : null;
+    this.LayerNorm = layerNorm('LayerNorm', config, weights);
+  }
+
+  /** (N,C) */
+  forward({ ids, positions, tokenTypes }: ModelInputs): Tensor {
+    let sum = this.word_embeddings.forward(ids);
+    if (this.position_embeddings) sum = add(sum, this.position_embeddings.forward(positions));
+    if (this.token_type_embeddings) {
+      const types = tokenTypes ?? zeros(ids.shape, { dtype: 'i32' });
+      sum = add(sum, this.token_type_embeddings.forward(types));
+    }
+    return this.LayerNorm.forward(sum);
+  }
+}
+
+class DebertaEncoder extends Module {
+  readonly layer: readonly BertLayer<Shared>[];
+  readonly rel_embeddings: Embedding;
+  readonly LayerNorm: LayerNorm | null;
+  readonly #config: DebertaConfig;
+
+  constructor(config: DebertaConfig, weights: WeightLoader) {
+    super();
+    this.layer = Array.from({ length: config.numLayers }, (_, i) => {
+      const at = weights.at(`layer.${i}`);
+      const self = new DisentangledSelfAttention(config, at.at('attention.self'));
+      return new BertLayer(self, config, at);
+    });
+    this.rel_embeddings = new Embedding(
+      weights.tensor('rel_embeddings.weight', [2 * config.span, config.hiddenSize]),
+    );
+    this.LayerNorm = config.normRelative ? layerNorm('LayerNorm', config, weights) : null;
+    this.#config = config;
+  }
+
+  forward(x: Tensor, inputs: ModelInputs, options: { gradientCheckpointing: boolean }): Tensor {
+    const { cuSeqlens, lengths, length } = inputs;
+    return runLayers(this.layer, x, {
+      shared: { cuSeqlens, lengths, ...this.#relative(length) },
+      last: null,
+      recompute: () => options.gradientCheckpointing,
+    });
+  }
+
+  /** The rows of the table that sequences of this length use, and where each relative position finds its own. */
+  #relative(length: number): { relative: Tensor; index: Tensor } {
+    const { span, buckets } = this.#config;
+    const row = (keyMinusQuery: number): number =>
+      Math.min(Math.max(debertaBucket(-keyMinusQuery, buckets) + span, 0), 2 * span - 1);
+    const wanted = byRelativePosition(length, row);
+    const first = Math.min(...wanted);
+    const rows = Int32Array.from({ length: Math.max(...wanted) - first + 1 }, (_, i) => first + i);
+    const states = this.rel_embeddings.forward(tensor(rows));
+    return {
+      relative: this.LayerNorm?.forward(states) ?? states,
+      index: tensor(wanted.map((at) => at - first)),
+    };
+  }
+}
+
+class DebertaModel extends Module {
+  readonly embeddings: DebertaEmbeddings;
+  readonly encoder: DebertaEncoder;
+
+  constructor(config: DebertaConfig, weights: WeightLoader) {
+    super();
+    this.embeddings = new DebertaEmbeddings(config, weights.at('embeddings'));
+    this.encoder = new DebertaEncoder(config, weights.at('encoder'));
+  }
+}
+
+class ContextPooler extends Module {
+  readonly dense: Linear;
+  readonly #activation: Activation;
+
+  constructor({ hiddenSize: c, pooling }: DebertaConfig, weights: WeightLoader) {
+    super();
+    this.dense = weights.linear('dense', [c, c], true);
+    this.#activation = pooling;
+  }
+
+  forward(rows: Tensor): Tensor {
+    return this.#activation(this.dense.forward(rows));
+  }
+}
+
+/** deberta-v2 (and v3) with a linear head on the pooled first token. */
+export class DebertaV2ForSequenceClassification extends SequenceClassifier {
+  readonly modelType = 'deberta-v2';
+  readonly deberta: DebertaModel;
+  readonly pooler: ContextPooler;
+  readonly classifier: Linear;
+  readonly #config: DebertaConfig;
+
+  constructor(config: DebertaConfig, weights: WeightLoader, origin: ModelOrigin, head: HeadOrigin) {
+    super(origin, head);
+    this.#config = config;
+    this.deberta = new DebertaModel(config, weights.at('deberta'));
+    this.pooler = new ContextPooler(config, weights.at('pooler'));
+    this.classifier = weights.linear('classifier', [head.numLabels, config.hiddenSize], true);
+  }
+
+  get vocabSize(): number {
+    return this.#config.vocabSize;
+  }
+
+  get headPaths(): readonly string[] {
+    return ['classifier'];
+  }
+
+  protected override get maxPositions(): number {
+    const { positionRows } = this.#config;
+    return positionRows > 0 ? positionRows : Number.POSITIVE_INFINITY;
+  }
+
+  protected override get tokenTypeCount(): number {
+    return this.#config.tokenTypes;
+  }
+
+  protected hidden(inputs: ModelInputs): Tensor {
+    const embedded = this.deberta.embeddings.forward(inputs);
+    return this.deberta.encoder.forward(embedded, inputs, this);
+  }
+
+  protected classify(rows: Tensor): Tensor {
+    return this.classifier.forward(this.pooler.forward(rows));
+  }
+
+  configJson(): Record<string, unknown> {
+    return this.classifierJson(this.#config.source, 'DebertaV2ForSequenceClassification');
+  }
+}
+
+export const debertaV2Classifier: ClassifierKind = {
+  modelType: 'deberta-v2',
+  features:
+    'v2 and v3: disentangled attention, shared or separate position projections, log buckets',
+  headWeight: 'classifier.weight',
+  mayLack: ['classifier', 'pooler'],
+  rename: trunkNames(
+    'deberta',
+    ['embeddings', 'encoder'],
+    /^(cls|lm_predictions|mask_predictions|lm_head)\.|\.position_ids$/,
+  ),
+  fromJson(json, options) {
+    const config = debertaConfig(json, options);
+    return (weights, origin, head) =>
+      new DebertaV2ForSequenceClassification(config, weights, origin, head);
+  },
+};

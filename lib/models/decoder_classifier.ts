@@ -1,0 +1,111 @@
+/**
+ * A decoder with a classification head: `score`, without bias, on the last token of each sequence, the only one that has
+ * seen all others.
+ */
+import { ArgumentError } from '../errors.ts';
+import type { Linear } from '../nn/index.ts';
+import type { Tensor } from '../tensor.ts';
+import type { ClassifierKind } from './classifier_kind.ts';
+import type { ConfigOptions } from './config_keys.ts';
+import { Decoder, type DecoderConfig, type DecoderFamily } from './decoder.ts';
+import type { ModelBatch, ModelInputs, ModelOrigin } from './model.ts';
+import { trunkNames } from './renamed_weights.ts';
+import { type HeadOrigin, refuseEmpty, SequenceClassifier } from './sequence_classifier.ts';
+import type { WeightLoader } from './weights.ts';
+
+class DecoderForSequenceClassification extends SequenceClassifier {
+  readonly modelType: string;
+  readonly model: Decoder;
+  readonly score: Linear;
+  readonly #config: DecoderConfig;
+  readonly #architecture: string;
+
+  constructor(
+    family: DecoderFamily,
+    config: DecoderConfig,
+    weights: WeightLoader,
+    { origin, head }: { origin: ModelOrigin; head: HeadOrigin },
+  ) {
+    super(origin, head);
+    this.modelType = family.modelType;
+    this.#config = config;
+    this.#architecture = family.architecture.replace('ForCausalLM', 'ForSequenceClassification');
+    this.model = new Decoder(config, weights.at('model'), family.makeLayer);
+    this.score = weights.linear('score', [head.numLabels, config.hiddenSize], false);
+  }
+
+  get vocabSize(): number {
+    return this.#config.vocabSize;
+  }
+
+  get headPaths(): readonly string[] {
+    return ['score'];
+  }
+
+  protected hidden(inputs: ModelInputs): Tensor {
+    return this.model.forward(inputs, this);
+  }
+
+  protected classify(rows: Tensor): Tensor {
+    return this.score.forward(rows);
+  }
+
+  /**
+   * The last row of each sequence that is not padding, by `lengths`.
+   * @throws ArgumentError for a sequence that ends in the padding id although no lengths say that it is padded
+   */
+  protected override headRows({ cuSeqlens, lengths, inputIds }: ModelBatch): Int32Array {
+    const starts = refuseEmpty(cuSeqlens, lengths);
+    if (lengths !== undefined) {
+      return lengths.map((length, b) => (starts[b] as number) + length - 1);
+    }
+    const last = cuSeqlens.slice(1).map((end) => end - 1);
+    const padding = this.#paddingId();
+    last.forEach((row, b) => {
+      if (padding === null || inputIds[row] !== padding) return;
+      throw new ArgumentError(
+        `logits: sequence ${b} ends in the padding id ${padding}, but the batch has no lengths: a decoder classifies on ` +
+          'the last token, so padding must be left out or told by lengths',
+      );
+    });
+    return last;
+  }
+
+  /** The id that stands for padding and for nothing else. */
+  #paddingId(): number | null {
+    const { pad_token_id: padding, eos_token_id: end } = this.#config.source;
+    const used = [end].flat().includes(padding);
+    return typeof padding === 'number' && !used ? padding : null;
+  }
+
+  configJson(): Record<string, unknown> {
+    return this.classifierJson(this.#config.source, this.#architecture);
+  }
+
+  override dispose(): void {
+    super.dispose();
+    this.model.dispose();
+  }
+}
+
+/** The classifier of a family that is a Decoder with its own configuration. */
+export function decoderClassifier(
+  family: DecoderFamily,
+  configure: (
+    json: Record<string, unknown>,
+    options: ConfigOptions & { path: string },
+  ) => DecoderConfig,
+): ClassifierKind {
+  return {
+    modelType: family.modelType,
+    features: 'the last token',
+    headWeight: 'score.weight',
+    mayLack: ['score'],
+    rename: trunkNames('model', ['embed_tokens', 'layers', 'norm'], /^lm_head\./),
+    fromJson(json, options) {
+      const config = configure(json, options);
+      return (weights, origin, head) =>
+        new DecoderForSequenceClassification(family, config, weights, { origin, head });
+    },
+  };
+}

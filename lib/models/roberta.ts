@@ -1,0 +1,78 @@
+/**
+ * The roberta architecture: bert's blocks, positions that start behind the padding id, no pooler; the head is a dense
+ * layer with tanh and a projection on the first token.
+ */
+import { FormatError } from '../errors.ts';
+import { type Linear, Module } from '../nn/index.ts';
+import { tanh } from '../ops/index.ts';
+import type { Tensor } from '../tensor.ts';
+import { BertClassifier, type BertConfig, BertTrunk, bertConfig } from './bert.ts';
+import type { ClassifierKind } from './classifier_kind.ts';
+import type { ModelOrigin } from './model.ts';
+import { trunkNames } from './renamed_weights.ts';
+import type { HeadOrigin } from './sequence_classifier.ts';
+import type { WeightLoader } from './weights.ts';
+
+class RobertaHead extends Module {
+  readonly dense: Linear;
+  readonly out_proj: Linear;
+
+  constructor(hiddenSize: number, numLabels: number, weights: WeightLoader) {
+    super();
+    this.dense = weights.linear('dense', [hiddenSize, hiddenSize], true);
+    this.out_proj = weights.linear('out_proj', [numLabels, hiddenSize], true);
+  }
+
+  forward(rows: Tensor): Tensor {
+    return this.out_proj.forward(tanh(this.dense.forward(rows)));
+  }
+}
+
+/** roberta with its two-layer head on the first token. */
+export class RobertaForSequenceClassification extends BertClassifier {
+  readonly modelType = 'roberta';
+  readonly roberta: BertTrunk;
+  readonly classifier: RobertaHead;
+
+  constructor(config: BertConfig, weights: WeightLoader, origin: ModelOrigin, head: HeadOrigin) {
+    super(config, origin, head);
+    this.roberta = new BertTrunk(config, weights.at('roberta'));
+    this.classifier = new RobertaHead(config.hiddenSize, head.numLabels, weights.at('classifier'));
+  }
+
+  protected get trunk(): BertTrunk {
+    return this.roberta;
+  }
+
+  protected classify(rows: Tensor): Tensor {
+    return this.classifier.forward(rows);
+  }
+
+  configJson(): Record<string, unknown> {
+    return this.classifierJson(this.config.source, 'RobertaForSequenceClassification');
+  }
+}
+
+export const robertaClassifier: ClassifierKind = {
+  modelType: 'roberta',
+  features: 'positions from the padding id on, dense head',
+  headWeight: 'classifier.out_proj.weight',
+  mayLack: ['classifier'],
+  rename: trunkNames(
+    'roberta',
+    ['embeddings', 'encoder', 'pooler'],
+    /^lm_head\.|^roberta\.pooler\.|\.position_ids$/,
+  ),
+  fromJson(json, options) {
+    const padding = json.pad_token_id ?? 1;
+    if (typeof padding !== 'number' || !Number.isInteger(padding) || padding < 0) {
+      const { path } = options;
+      throw new FormatError(`${path}: pad_token_id must be a whole number: positions follow it`, {
+        path,
+      });
+    }
+    const config = bertConfig(json, options, { firstPosition: padding + 1 });
+    return (weights, origin, head) =>
+      new RobertaForSequenceClassification(config, weights, origin, head);
+  },
+};

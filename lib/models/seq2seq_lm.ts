@@ -1,0 +1,81 @@
+/**
+ * What every encoder-decoder offers: hidden states of its decoder's rows, from a batch with a text for either side, and a
+ * head over the vocabulary that stands apart from them, so that the losses of causal models serve it too.
+ */
+import { ArgumentError } from '../errors.ts';
+import type { Tensor } from '../tensor.ts';
+import { type Head, headLogits } from './causal_lm.ts';
+import type { ConfigOptions } from './config_keys.ts';
+import { Model, type ModelBatch, type ModelOrigin } from './model.ts';
+import type { Rename } from './renamed_weights.ts';
+import type { WeightLoader } from './weights.ts';
+
+/** Segment b of the decoder reads segment b of the encoder. Targets of the decoder's rows are not shifted. */
+export interface Seq2SeqBatch extends ModelBatch {
+  /** What the decoder reads: its start token, then the target but for its last token. */
+  readonly decoder: ModelBatch;
+}
+
+/** An encoder-decoder; see the head of the file. */
+export abstract class Seq2SeqLM extends Model {
+  /** The output head; tied models give their embedding. */
+  abstract get head(): Head;
+
+  get headPaths(): readonly string[] {
+    return ['lm_head'];
+  }
+
+  get taskType(): 'SEQ_2_SEQ_LM' {
+    return 'SEQ_2_SEQ_LM';
+  }
+
+  /**
+   * Hidden states of the decoder's rows, as the head takes them: after the last norm, and after the factor that tied
+   * models put before their head.
+   * @returns (N,C), N rows of `batch.decoder`
+   * @throws ArgumentError for batches that do not fit together, or ids outside the vocabulary
+   */
+  abstract override forward(batch: Seq2SeqBatch): Tensor;
+
+  /** See CausalLM.logits. @param hidden (N,C) @returns (rows,V) */
+  logits(hidden: Tensor, rows?: Int32Array | readonly number[]): Tensor {
+    return headLogits(this.head, hidden, rows);
+  }
+}
+
+/** What a model_type brings to be loaded as an encoder-decoder. */
+export interface Seq2SeqFamily {
+  readonly modelType: string;
+  /** What is supported of it, for the table in the README. */
+  readonly features: string;
+  /** What a tied head is compared with. */
+  readonly embedding: string;
+  readonly rename: Rename;
+  /** @throws FormatError, UnsupportedError for a configuration that is wrong or not understood */
+  configure(
+    json: Record<string, unknown>,
+    options: ConfigOptions & { path: string },
+  ): {
+    /** By the configuration; the file may know better. */
+    readonly tied: boolean;
+    readonly make: (input: {
+      weights: WeightLoader;
+      origin: ModelOrigin;
+      tied: boolean;
+    }) => Seq2SeqLM;
+  };
+}
+
+/** @throws ArgumentError unless both sides have the same number of segments, and every decoder row an encoder row to read */
+export function checkSides({ cuSeqlens, lengths, decoder }: Seq2SeqBatch): void {
+  const [sources, targets] = [cuSeqlens.length - 1, decoder.cuSeqlens.length - 1];
+  if (sources !== targets) {
+    throw new ArgumentError(
+      `forward: ${sources} segments for the encoder, ${targets} for the decoder`,
+    );
+  }
+  for (let b = 0; b < sources; ++b) {
+    const rows = lengths?.[b] ?? (cuSeqlens[b + 1] as number) - (cuSeqlens[b] as number);
+    if (rows < 1) throw new ArgumentError(`forward: segment ${b} of the encoder has no tokens`);
+  }
+}

@@ -1,0 +1,308 @@
+/**
+ * The t5 architecture, v1.0 and v1.1: pre-norm blocks without biases, attention without a scale but with a bias by
+ * relative position, which the first block holds for all; the decoder reads the encoder through a second attention.
+ * Dimensions: N rows, M rows of the encoder, C hidden, H heads, D head size, F mlp width, V vocabulary.
+ */
+import { Embedding, Linear, LinearGroup, Module, type RMSNorm } from '../nn/index.ts';
+import { mul, relativeAttention, reshape } from '../ops/index.ts';
+import { scope, type Tensor, tensor } from '../tensor.ts';
+import { type Head, linearHead } from './causal_lm.ts';
+import { configJsonOf } from './config_keys.ts';
+import { type Branch, Layer, runLayers } from './layers.ts';
+import { checkBatch, type ModelInputs, type ModelOrigin, modelInputs } from './model.ts';
+import { byRelativePosition, t5Bucket } from './relative_positions.ts';
+import { checkSides, type Seq2SeqBatch, type Seq2SeqFamily, Seq2SeqLM } from './seq2seq_lm.ts';
+import { type T5Config, t5Config } from './t5_config.ts';
+import type { WeightLoader } from './weights.ts';
+
+interface Segments {
+  readonly cuSeqlens: Tensor; // (B+1) i32
+  readonly lengths: Tensor | null; // (B) i32
+}
+
+/** What the blocks of one stack share. */
+interface Shared {
+  readonly own: Segments;
+  readonly bias: Tensor; // (2L-1,H)
+  /** The encoder's result; null in the encoder itself. */
+  readonly encoder: (Segments & { readonly states: Tensor }) | null; // (M,C)
+}
+
+class T5Attention extends Module {
+  readonly q: Linear;
+  readonly k: Linear;
+  readonly v: Linear;
+  readonly o: Linear;
+  readonly relative_attention_bias: Embedding | null;
+  readonly #all: LinearGroup;
+  readonly #keyValue: LinearGroup;
+  readonly #config: T5Config;
+
+  constructor(config: T5Config, weights: WeightLoader, { withBias }: { withBias: boolean }) {
+    super();
+    const { hiddenSize: c, numHeads: h, headDim: d, numBuckets } = config;
+    this.q = weights.linear('q', [h * d, c], false);
+    this.k = weights.linear('k', [h * d, c], false);
+    this.v = weights.linear('v', [h * d, c], false);
+    this.o = weights.linear('o', [c, h * d], false);
+    this.relative_attention_bias = withBias
+      ? new Embedding(weights.tensor('relative_attention_bias.weight', [numBuckets, h]))
+      : null;
+    this.#all = new LinearGroup([this.q, this.k, this.v]);
+    this.#keyValue = new LinearGroup([this.k, this.v]);
+    this.#config = config;
+  }
+
+  /** x (N,C) -> (N,C), within its own segments */
+  self(x: Tensor, { own, bias, encoder }: Shared): Tensor {
+    const [q, k, v] = this.#all.forward(x).map((y) => this.#heads(y)) as [Tensor, Tensor, Tensor];
+    const attended = relativeAttention(q, k, v, {
+      cuQueries: own.cuSeqlens,
+      queryLengths: own.lengths,
+      bias,
+      causal: encoder !== null,
+      scale: 1,
+    });
+    return this.#out(attended);
+  }
+
+  /** x (N,C) -> (N,C), from the encoder's rows */
+  cross(x: Tensor, { own, encoder }: Shared): Tensor {
+    const { states, cuSeqlens, lengths } = encoder as NonNullable<Shared['encoder']>;
+    const [k, v] = this.#keyValue.forward(states).map((y) => this.#heads(y)) as [Tensor, Tensor];
+    const attended = relativeAttention(this.#heads(this.q.forward(x)), k, v, {
+      cuQueries: own.cuSeqlens,
+      cuKeys: cuSeqlens,
+      queryLengths: own.lengths,
+      keyLengths: lengths,
+      scale: 1,
+    });
+    return this.#out(attended);
+  }
+
+  #heads(x: Tensor): Tensor {
+    return reshape(x, [x.shape[0] as number, this.#config.numHeads, this.#config.headDim]);
+  }
+
+  #out(attended: Tensor): Tensor {
+    const [n, h, d] = attended.shape as [number, number, number];
+    return this.o.forward(reshape(attended, [n, h * d]));
+  }
+}
+
+class T5Mlp extends Module {
+  readonly wi: Linear | null;
+  readonly wi_0: Linear | null;
+  readonly wi_1: Linear | null;
+  readonly wo: Linear;
+  readonly #config: T5Config;
+  readonly #inner: LinearGroup;
+
+  constructor(config: T5Config, weights: WeightLoader) {
+    super();
+    const { hiddenSize: c, intermediateSize: f, gated } = config;
+    const inner = (name: string, wanted: boolean) =>
+      wanted ? weights.linear(name, [f, c], false) : null;
+    this.wi = inner('wi', !gated);
+    this.wi_0 = inner('wi_0', gated);
+    this.wi_1 = inner('wi_1', gated);
+    this.wo = weights.linear('wo', [c, f], false);
+    this.#config = config;
+    this.#inner = new LinearGroup(
+      [this.wi, this.wi_0, this.wi_1].filter((linear) => linear !== null),
+    );
+  }
+
+  /** x (N,C) -> (N,C) */
+  forward(x: Tensor): Tensor {
+    const [gate, up] = this.#inner.forward(x) as [Tensor, Tensor?];
+    const activated = this.#config.activation(gate);
+    return this.wo.forward(up === undefined ? activated : mul(activated, up));
+  }
+}
+
+/** One branch of a block: its norm, and the attention or mlp behind it. */
+class T5Part extends Module {
+  readonly layer_norm: RMSNorm;
+  readonly SelfAttention: T5Attention | null;
+  readonly EncDecAttention: T5Attention | null;
+  readonly DenseReluDense: T5Mlp | null;
+
+  constructor(
+    kind: 'SelfAttention' | 'EncDecAttention' | 'DenseReluDense',
+    config: T5Config,
+    weights: WeightLoader,
+    { withBias }: { withBias: boolean },
+  ) {
+    super();
+    const at = weights.at(kind);
+    const attention = (wanted: string) =>
+      kind === wanted ? new T5Attention(config, at, { withBias }) : null;
+    this.SelfAttention = attention('SelfAttention');
+    this.EncDecAttention = attention('EncDecAttention');
+    this.DenseReluDense = kind === 'DenseReluDense' ? new T5Mlp(config, at) : null;
+    this.layer_norm = weights.rmsNorm('layer_norm', config.hiddenSize, config.norm);
+  }
+
+  forward(x: Tensor, shared: Shared): Tensor {
+    if (this.SelfAttention) return this.SelfAttention.self(x, shared);
+    if (this.EncDecAttention) return this.EncDecAttention.cross(x, shared);
+    return (this.DenseReluDense as T5Mlp).forward(x);
+  }
+}
+
+class T5Block extends Layer<Shared> {
+  readonly layer: readonly T5Part[];
+  readonly #branches: readonly Branch<Shared>[];
+
+  constructor(
+    config: T5Config,
+    weights: WeightLoader,
+    { decoder, first }: { decoder: boolean; first: boolean },
+  ) {
+    super();
+    const kinds = decoder
+      ? (['SelfAttention', 'EncDecAttention', 'DenseReluDense'] as const)
+      : (['SelfAttention', 'DenseReluDense'] as const);
+    this.layer = kinds.map(
+      (kind, i) =>
+        new T5Part(kind, config, weights.at(`layer.${i}`), { withBias: first && i === 0 }),
+    );
+    this.#branches = this.layer.map((part) => ({
+      enter: part.layer_norm,
+      leave: null,
+      forward: (x, shared) => part.forward(x, shared),
+    }));
+  }
+
+  branches(): readonly Branch<Shared>[] {
+    return this.#branches;
+  }
+}
+
+class T5Stack extends Module {
+  readonly block: readonly T5Block[];
+  readonly final_layer_norm: RMSNorm;
+  readonly #decoder: boolean;
+  readonly #config: T5Config;
+
+  constructor(config: T5Config, weights: WeightLoader, { decoder }: { decoder: boolean }) {
+    super();
+    this.#config = config;
+    this.#decoder = decoder;
+    const count = decoder ? config.decoderLayers : config.encoderLayers;
+    this.block = Array.from(
+      { length: count },
+      (_, i) => new T5Block(config, weights.at(`block.${i}`), { decoder, first: i === 0 }),
+    );
+    this.final_layer_norm = weights.rmsNorm('final_layer_norm', config.hiddenSize, config.norm);
+  }
+
+  /** @param embedded (N,C) -> (N,C) after the last norm */
+  forward(
+    embedded: Tensor,
+    { cuSeqlens, lengths, length }: ModelInputs,
+    encoder: Shared['encoder'],
+    options: { gradientCheckpointing: boolean },
+  ): Tensor {
+    const own = { cuSeqlens, lengths };
+    return runLayers(this.block, embedded, {
+      shared: { own, bias: this.#bias(length), encoder },
+      last: this.final_layer_norm,
+      recompute: () => options.gradientCheckpointing,
+    });
+  }
+
+  /** (2L-1,H) by key - query */
+  #bias(length: number): Tensor {
+    const { numBuckets, maxDistance } = this.#config;
+    const buckets = { numBuckets, maxDistance, bidirectional: !this.#decoder };
+    const ids = byRelativePosition(length, (relative) => t5Bucket(relative, buckets));
+    const table = this.block[0]?.layer[0]?.SelfAttention?.relative_attention_bias as Embedding;
+    return table.forward(tensor(ids));
+  }
+}
+
+/** t5 with a head over its vocabulary. */
+export class T5ForConditionalGeneration extends Seq2SeqLM {
+  readonly modelType = 't5';
+  readonly config: T5Config;
+  readonly shared: Embedding;
+  readonly encoder: T5Stack;
+  readonly decoder: T5Stack;
+  readonly lm_head: Linear;
+
+  constructor(config: T5Config, weights: WeightLoader, origin: ModelOrigin) {
+    super(origin);
+    this.config = config;
+    const shape = [config.vocabSize, config.hiddenSize] as const;
+    this.shared = new Embedding(weights.tensor('shared.weight', shape));
+    this.encoder = new T5Stack(config, weights.at('encoder'), { decoder: false });
+    this.decoder = new T5Stack(config, weights.at('decoder'), { decoder: true });
+    this.lm_head = config.tied
+      ? new Linear(this.shared.weight)
+      : weights.linear('lm_head', shape, false);
+  }
+
+  get vocabSize(): number {
+    return this.config.vocabSize;
+  }
+
+  get head(): Head {
+    return linearHead(this.lm_head);
+  }
+
+  configJson(): Record<string, unknown> {
+    return {
+      ...configJsonOf(this.config.source, {
+        modelType: 't5',
+        architecture: 'T5ForConditionalGeneration',
+        dtypeName: this.dtypeName,
+        tied: this.config.tied,
+      }),
+      scale_decoder_outputs: this.config.scaledHead,
+    };
+  }
+
+  /** (M,C): the encoder's states for `batch`, after its last norm. */
+  encode(batch: Omit<Seq2SeqBatch, 'decoder'>): Tensor {
+    checkBatch(batch, this.vocabSize);
+    return scope(() => this.hidden(modelInputs(batch)));
+  }
+
+  protected hidden(inputs: ModelInputs): Tensor {
+    return this.encoder.forward(this.shared.forward(inputs.ids), inputs, null, this);
+  }
+
+  forward(batch: Seq2SeqBatch): Tensor {
+    checkBatch(batch, this.vocabSize);
+    checkBatch(batch.decoder, this.vocabSize);
+    checkSides(batch);
+    return scope(() => {
+      const [source, target] = [modelInputs(batch), modelInputs(batch.decoder)];
+      const { cuSeqlens, lengths } = source;
+      const encoder = { states: this.hidden(source), cuSeqlens, lengths };
+      const embedded = this.shared.forward(target.ids);
+      const states = this.decoder.forward(embedded, target, encoder, this);
+      return this.config.scaledHead ? mul(states, this.config.hiddenSize ** -0.5) : states;
+    });
+  }
+}
+
+/** Copies of the embedding that old files hold, and a bias that no attention reads. */
+const kUnused = /^(en|de)coder\.embed_tokens\.|EncDecAttention\.relative_attention_bias\./;
+
+export const t5: Seq2SeqFamily = {
+  modelType: 't5',
+  features: 'v1.0 and v1.1: tied and untied heads, plain and gated mlp',
+  embedding: 'shared.weight',
+  rename: (name) => (kUnused.test(name) ? null : name),
+  configure(json, options) {
+    const config = t5Config(json, options);
+    return {
+      tied: config.tied,
+      make: ({ weights, origin, tied }) =>
+        new T5ForConditionalGeneration({ ...config, tied }, weights, origin),
+    };
+  },
+};

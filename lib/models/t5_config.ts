@@ -1,0 +1,97 @@
+/** The configuration of the t5 architecture, v1.0 and v1.1, read from config.json (transformers 4 and 5). */
+import { z } from 'zod';
+import { FormatError } from '../errors.ts';
+import type { RmsNormOptions } from '../ops/index.ts';
+import { type Activation, activation } from './activations.ts';
+import { type ConfigOptions, parseConfig, refuseValues } from './config_keys.ts';
+
+/** What of a t5 configuration the mathematics needs. */
+export interface T5Config {
+  readonly vocabSize: number;
+  readonly hiddenSize: number;
+  readonly intermediateSize: number;
+  readonly encoderLayers: number;
+  readonly decoderLayers: number;
+  readonly numHeads: number;
+  readonly headDim: number;
+  readonly norm: Readonly<RmsNormOptions>;
+  /** Of the mlp; gated: of its gate. */
+  readonly activation: Activation;
+  readonly gated: boolean;
+  readonly numBuckets: number;
+  readonly maxDistance: number;
+  readonly tied: boolean;
+  /** The decoder's states are multiplied by C^-1/2 before the head. */
+  readonly scaledHead: boolean;
+  readonly source: Readonly<Record<string, unknown>>;
+}
+
+const size = z.int().positive();
+const ignored = z.unknown().optional();
+const kShape = {
+  vocab_size: size,
+  d_model: size,
+  d_kv: size,
+  d_ff: size,
+  num_layers: size,
+  num_decoder_layers: size.nullish(),
+  num_heads: size,
+  relative_attention_num_buckets: size.nullish(),
+  relative_attention_max_distance: size.nullish(),
+  layer_norm_epsilon: z.number().positive().nullish(),
+  feed_forward_proj: z.string().nullish(),
+  tie_word_embeddings: z.boolean().nullish(),
+  scale_decoder_outputs: z.boolean().nullish(),
+  // Said by feed_forward_proj already; dropout is not applied; the rest is how weights start.
+  is_gated_act: ignored,
+  dense_act_fn: ignored,
+  dropout_rate: ignored,
+  classifier_dropout: ignored,
+  initializer_factor: ignored,
+  n_positions: ignored,
+  output_past: ignored,
+};
+
+/** @throws FormatError for values that are missing or wrong, UnsupportedError for what is not computed */
+export function t5Config(
+  json: Record<string, unknown>,
+  options: ConfigOptions & { path: string },
+): T5Config {
+  const { path } = options;
+  const config = parseConfig(kShape, json, options);
+  const tied = config.tie_word_embeddings ?? true;
+  const buckets = config.relative_attention_num_buckets ?? 32;
+  if (buckets < 4) {
+    throw new FormatError(`${path}: relative_attention_num_buckets ${buckets} is less than 4`, {
+      path,
+    });
+  }
+  return {
+    vocabSize: config.vocab_size,
+    hiddenSize: config.d_model,
+    intermediateSize: config.d_ff,
+    encoderLayers: config.num_layers,
+    decoderLayers: config.num_decoder_layers ?? config.num_layers,
+    numHeads: config.num_heads,
+    headDim: config.d_kv,
+    norm: { eps: config.layer_norm_epsilon ?? 1e-6, castBeforeWeight: true },
+    ...feedForward(config.feed_forward_proj ?? 'relu', path),
+    numBuckets: buckets,
+    maxDistance: config.relative_attention_max_distance ?? 128,
+    tied,
+    // transformers 4 had one word for both.
+    scaledHead: config.scale_decoder_outputs ?? tied,
+    source: json,
+  };
+}
+
+/** `relu`, `gated-gelu`: the gated one means the approximation by tanh. */
+function feedForward(stated: string, path: string): { activation: Activation; gated: boolean } {
+  const [first, second, ...rest] = stated.split('-');
+  const gated = first === 'gated' && second !== undefined;
+  refuseValues(path, {
+    feed_forward_proj: rest.length > 0 || (second !== undefined && !gated) ? stated : null,
+  });
+  const name = gated ? (second === 'gelu' ? 'gelu_new' : second) : (first as string);
+  return { gated, activation: activation(name, { path, key: 'feed_forward_proj' }) };
+}

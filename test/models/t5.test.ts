@@ -1,0 +1,186 @@
+// T5 against transformers: both versions' logits, hidden states, losses and gradients in f32 and f64, the adapter, bf16.
+import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, it } from 'vitest';
+import { loadSafetensors } from '../../lib/io/safetensors.ts';
+import {
+  AutoModelForSeq2SeqLM as Auto,
+  type Seq2SeqBatch,
+  type Seq2SeqLM,
+  saveModel,
+  type T5ForConditionalGeneration,
+} from '../../lib/models/index.ts';
+import { crossEntropy, headLosses, mul } from '../../lib/ops/index.ts';
+import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
+import { values } from '../support/compare.ts';
+import { type AdapterFacts, architecture, type Golden, relativeError, rowError } from './golden.ts';
+import { hookAdapter, unpadded } from './golden_classifiers.ts';
+
+interface Seq2SeqGolden extends Pick<Golden, 'folder' | 'expected' | 'facts'> {
+  readonly batch: Seq2SeqBatch;
+  readonly targets: Int32Array;
+  /** Rows of the padded outputs. */
+  readonly encoderRows: readonly number[];
+  readonly rows: readonly number[];
+}
+
+async function readGolden(name: string): Promise<Seq2SeqGolden> {
+  const folder = architecture(name);
+  const { tensors: inputs } = await loadSafetensors(join(folder, 'inputs.safetensors'));
+  const { tensors: expected } = await loadSafetensors(join(folder, 'expected.safetensors'));
+  const side = (ids: string, mask: string) =>
+    unpadded(
+      { ids: numbers(inputs[ids] as Tensor), mask: numbers(inputs[mask] as Tensor) },
+      (inputs[ids] as Tensor).shape[1] as number,
+    );
+  const source = side('input_ids', 'attention_mask');
+  const target = side('decoder_input_ids', 'decoder_attention_mask');
+  const labels = numbers(inputs.labels as Tensor);
+  return {
+    folder,
+    expected,
+    batch: { ...source.batch, decoder: target.batch },
+    targets: Int32Array.from(target.rows, (row) => labels[row] as number),
+    encoderRows: source.rows,
+    rows: target.rows,
+    facts: JSON.parse(readFileSync(join(folder, 'expected.json'), 'utf8')),
+  };
+}
+
+const numbers = (t: Tensor) => Array.from(t.dataSync(), Number);
+const modelOf = ({ folder }: Seq2SeqGolden) => join(folder, 'model');
+const lossOf = (model: Seq2SeqLM, { batch, targets }: Seq2SeqGolden) =>
+  crossEntropy(model.logits(model.forward(batch)), tensor(targets));
+const logitsOf = (model: Seq2SeqLM, { batch }: Seq2SeqGolden) =>
+  noGrad(() => model.logits(model.forward(batch)));
+/** The same loss by the fused head of causal models. */
+const fusedLossOf = (model: Seq2SeqLM, { batch, targets }: Seq2SeqGolden) =>
+  headLosses({
+    hidden: model.forward(batch),
+    head: model.head.weight,
+    targets: tensor(targets),
+    entropyTopK: -1,
+    taskScale: 1 / targets.filter((target) => target !== -100).length,
+  }).loss;
+const folder = mkdtempSync(join(tmpdir(), 'balora-t5-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+describe.each(['t5', 't5-v1.1'])('%s', (name) => {
+  it('gives the logits and hidden states of transformers in f32', async () => {
+    const golden = await readGolden(name);
+    const { tolerance } = golden.facts;
+    const model = (await Auto.fromPretrained(modelOf(golden))) as T5ForConditionalGeneration;
+    const { last_hidden_state, encoder_last_hidden_state, logits } = golden.expected as Record<
+      'last_hidden_state' | 'encoder_last_hidden_state' | 'logits',
+      Tensor
+    >;
+    const encoded = noGrad(() => model.encode(golden.batch));
+    expect(rowError(encoded, encoder_last_hidden_state, golden.encoderRows)).toBeLessThan(
+      tolerance.last_hidden_state_abs,
+    );
+    const hidden = noGrad(() => model.forward(golden.batch));
+    const { scaledHead, hiddenSize } = model.config;
+    const unscaled = mul(hidden, scaledHead ? Math.sqrt(hiddenSize) : 1);
+    expect(rowError(unscaled, last_hidden_state, golden.rows)).toBeLessThan(
+      tolerance.last_hidden_state_abs,
+    );
+    expect(rowError(model.logits(hidden), logits, golden.rows)).toBeLessThan(tolerance.logits_abs);
+  });
+
+  it('gives the f64 logits in f64, where nothing hides in rounding', async () => {
+    const golden = await readGolden(name);
+    const model = await Auto.fromPretrained(modelOf(golden), { dtype: 'f64' });
+    const { logits_f64 } = golden.expected;
+    expect(rowError(logitsOf(model, golden), logits_f64 as Tensor, golden.rows)).toBeLessThan(1e-9);
+  });
+
+  it.each([false, true])(
+    'gives the loss and its gradients, fused and checkpointed %s',
+    async (cut) => {
+      const golden = await readGolden(name);
+      const { loss: expected, tolerance } = golden.facts;
+      const model = await Auto.fromPretrained(modelOf(golden), { trainable: true });
+      model.gradientCheckpointing = cut;
+      const parameters = new Map(model.namedParameters());
+      for (const parameter of parameters.values()) parameter.requiresGrad = true;
+      const loss = cut ? fusedLossOf(model, golden) : lossOf(model, golden);
+      expect(Math.abs((await loss.item()) - expected)).toBeLessThan(tolerance.loss_abs);
+      loss.backward();
+      const gradients = Object.keys(golden.expected).filter((key) => key.startsWith('grad.'));
+      expect(gradients.length).toBeGreaterThan(5);
+      for (const key of gradients) {
+        const grad = parameters.get(key.slice('grad.'.length))?.grad;
+        expect(grad, key).toBeDefined();
+        const error = relativeError(grad as Tensor, golden.expected[key] as Tensor);
+        expect(error, key).toBeLessThan(tolerance.grad_abs_over_max_abs);
+      }
+    },
+  );
+
+  // As for the classifiers: the band that MiniLM's golden numbers give bf16 for six layers.
+  it('stays within bf16 rounding in bf16', async () => {
+    const golden = await readGolden(name);
+    const model = await Auto.fromPretrained(modelOf(golden), { dtype: 'bf16' });
+    const logits = golden.expected.logits_f64 as Tensor;
+    const largest = Math.max(...numbers(logits).map(Math.abs));
+    expect(rowError(logitsOf(model, golden), logits, golden.rows)).toBeLessThan(3e-2 * largest);
+  });
+
+  it('gives the logits and gradients of its adapter', async () => {
+    const golden = await readGolden(name);
+    const { tolerance, loss: expectedLoss } = golden.facts.adapters.adapter as AdapterFacts;
+    const model = await Auto.fromPretrained(modelOf(golden));
+    const { tensors: expected } = await loadSafetensors(
+      join(golden.folder, 'expected-adapter.safetensors'),
+    );
+    const hooked = await hookAdapter(model, join(golden.folder, 'adapter'));
+    const loss = lossOf(model, golden);
+    loss.backward();
+    expect(Math.abs((await loss.item()) - expectedLoss)).toBeLessThan(tolerance.loss_abs);
+    const error = rowError(logitsOf(model, golden), expected.logits as Tensor, golden.rows);
+    expect(error).toBeLessThan(tolerance.logits_abs);
+    for (const key of Object.keys(expected).filter((one) => one.startsWith('grad.'))) {
+      const grad = hooked[key.slice('grad.'.length)]?.grad as Tensor;
+      expect(relativeError(grad, expected[key] as Tensor), key).toBeLessThan(
+        tolerance.grad_abs_over_max_abs,
+      );
+    }
+  });
+
+  it('reads other spellings of its configuration and its names, and itself again', async () => {
+    const golden = await readGolden(name);
+    const copies = [join(golden.folder, 'model-alt')].filter((path) => existsSync(path));
+    const legacy = join(golden.folder, 'config-legacy.json');
+    if (existsSync(legacy)) {
+      const copy = join(folder, `${name}-legacy`);
+      cpSync(modelOf(golden), copy, { recursive: true });
+      cpSync(legacy, join(copy, 'config.json'));
+      copies.push(copy);
+    }
+    const model = await Auto.fromPretrained(modelOf(golden));
+    copies.push(join(folder, `${name}-saved`));
+    await saveModel(model, copies.at(-1) as string);
+    const plain = values(logitsOf(model, golden));
+    for (const copy of copies) {
+      const other = logitsOf(await Auto.fromPretrained(copy), golden);
+      expect(values(other), copy).toEqual(plain);
+    }
+  });
+});
+
+it('refuses batches whose sides do not fit, and types that are no encoder-decoder', async () => {
+  const golden = await readGolden('t5');
+  const model = await Auto.fromPretrained(modelOf(golden));
+  const { decoder } = golden.batch;
+  const one = { ...decoder, cuSeqlens: Int32Array.of(0, decoder.inputIds.length) };
+  expect(() => model.forward({ ...golden.batch, decoder: one })).toThrow(
+    /3 segments for the encoder, 1 for the decoder/,
+  );
+  expect(() => model.forward({ ...golden.batch, lengths: Int32Array.of(0, 1, 1) })).toThrow(
+    /segment 0 of the encoder has no tokens/,
+  );
+  await expect(Auto.fromPretrained(architecture('bert/model'))).rejects.toThrow(
+    /model_type "bert" as an encoder-decoder is not supported \(known: t5\)/,
+  );
+});
