@@ -62,7 +62,14 @@ const { adapter, regularizers } = resolveMethod(options.method, {
   adapter: { r: 8, loraAlpha: 16, targetModules: ['query', 'key', 'value', 'dense'] },
 });
 const tuned = await AdapterModel.create(model, adapter);
-const trainer = new Trainer({ tuned, data, regularizers, learningRate: 5e-4, maxSteps: steps, maxGradNorm: 0 });
+const trainer = new Trainer({
+  tuned,
+  data,
+  regularizers,
+  learningRate: 5e-4,
+  maxSteps: steps,
+  maxGradNorm: 0,
+});
 const seconds = [];
 let tokens = 0;
 for await (const event of trainer.run()) {

@@ -82,7 +82,7 @@ class Linear(nn.Module):
         if self.a is None:
             return y
         update = F.linear(F.linear(x.to(self.a.dtype), self.a), self.b)
-        return (y + update).to(y.dtype)
+        return y + update.to(y.dtype)
 
 
 def pissa(weight, rank, niter):

@@ -16,6 +16,8 @@ export interface BenchOptions {
   torch?: string;
   /** Pairs of runs beside torch. Default 3. */
   pairs?: number;
+  /** Measured steps of each of torch's runs, after one other. Default 2. */
+  torchSteps?: number;
   /** Measured steps of a run, after two others. Default 5; beside torch 3. */
   steps?: number;
   /** Told what is measured next. */

@@ -19,7 +19,8 @@ const kWarmup = 2;
 const kPairs = 3;
 const kSteps = 5;
 const kPairedSteps = 3;
-const kTorch = { warmup: 1, steps: 2 };
+const kTorchWarmup = 1;
+const kTorchSteps = 2;
 const kPissaRank = 16;
 const kPissaRepetitions = 3;
 const kStarts = 5;
@@ -72,14 +73,18 @@ export class RowMaker {
 
   /** The two sides in turns, so that a disturbance meets both. */
   private async pairedStep(name: string, workload: Workload, python: string): Promise<StepRow> {
-    const { pairs = kPairs, steps = kPairedSteps, data: dataFile } = this.options;
-    const count = (kTorch.warmup + kTorch.steps) * workload.accumulation;
+    const { pairs = kPairs, steps = kPairedSteps, torchSteps = kTorchSteps } = this.options;
+    const { data: dataFile } = this.options;
+    const count = (kTorchWarmup + torchSteps) * workload.accumulation;
     return withTorchFolder(async (folder) => {
       await runJob('torchInputs', { ...this.subject, folder, workload, dataFile, count });
       const made: { balora: StepRow; torch: TorchRun }[] = [];
       for (let i = 0; i < pairs; i++) {
         const balora = await this.step(name, workload, { steps, roofline: i === 0 });
-        const flags = { ...recipeOptions(workload, this.dtype), ...kTorch };
+        const flags = {
+          ...recipeOptions(workload, this.dtype),
+          ...{ warmup: kTorchWarmup, steps: torchSteps },
+        };
         made.push({ balora, torch: await runRecipe(python, folder, flags) });
       }
       return mergeRuns(

@@ -40,6 +40,11 @@ const kBenchOptions = {
     group: 'Against',
   },
   pairs: { type: integer(1), help: 'pairs of runs beside torch', group: 'Against' },
+  torchSteps: {
+    type: integer(1),
+    help: "measured steps of each of torch's runs",
+    group: 'Against',
+  },
   compare: {
     type: text('file'),
     help: 'an earlier JSON: show ratios, fail on a regression past the margin',
@@ -61,7 +66,7 @@ export const addBench: CommandModule = (program, context, run) => {
     .description('measure speed and memory of training and of the kernels on this machine');
   addOptions(command, kBenchOptions, {
     defaults: {
-      ...{ only: 'all', dtype: 'bf16', shape: 'smollm2-135m', steps: 5, pairs: 3 },
+      ...{ only: 'all', dtype: 'bf16', shape: 'smollm2-135m', steps: 5, pairs: 3, torchSteps: 2 },
       ...{ margin: kMargin, json: kOutput },
     },
   });

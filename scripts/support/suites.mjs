@@ -126,7 +126,11 @@ export const kSuites = [
   {
     name: 'generated',
     run: () =>
-      sum(['gen_types.mjs', 'gen_kernels_doc.mjs', 'gen_models_doc.mjs'].map(checkGenerated)),
+      sum(
+        ['gen_types.mjs', 'gen_kernels_doc.mjs', 'gen_models_doc.mjs', 'gen_performance.mjs'].map(
+          checkGenerated,
+        ),
+      ),
   },
   {
     // Every export has a doc comment, and every link in one leads somewhere.

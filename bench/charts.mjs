@@ -1,0 +1,153 @@
+// Pictures of the growth series of a benchmark report, as SVG: one file an axis, time and memory side by side, measured
+// points with their fits. `node bench/charts.mjs REPORT.json FOLDER` writes them; echarts draws, without a browser.
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import * as echarts from 'echarts';
+
+const kColours = ['#1f6f8b', '#c8553d', '#588157', '#6d597a'];
+const kWidth = 960;
+const kHeight = 420;
+const kGiB = 2 ** 30;
+const kFont = { fontFamily: 'sans-serif', fontSize: 12 };
+const kAxisNames = {
+  length: 'tokens of the sequence',
+  batch: 'sequences of 256 tokens',
+  rank: 'rank',
+  vocabulary: 'vocabulary',
+};
+
+/** Two panels: what a step takes, and what the process needs. */
+const kPanels = [
+  { title: 'seconds a step', fit: 'time', value: (point) => point.seconds, left: '7%' },
+  {
+    title: 'peak memory, GiB',
+    fit: 'memory',
+    value: (point) => point.peakBytes / kGiB,
+    left: '56%',
+  },
+];
+
+const valueAt = ({ form, a, b }, x) => (form === 'linear' ? a + b * x : a * x ** b);
+
+/** Points on the fit between the smallest and the largest size, evenly by ratio: the axes are logarithmic. */
+function fitPoints(fit, xs) {
+  const [low, high] = [Math.min(...xs), Math.max(...xs)];
+  return Array.from({ length: 33 }, (_, i) => {
+    const x = low * (high / low) ** (i / 32);
+    return [x, valueAt(fit, x)];
+  });
+}
+
+function linesOf(series, index, panel, at) {
+  const color = kColours[index % kColours.length];
+  const xs = series.points.map(({ x }) => x);
+  const fit = series[panel.fit];
+  const base = { xAxisIndex: at, yAxisIndex: at, color, silent: true };
+  return [
+    {
+      ...base,
+      name: series.shape,
+      type: 'scatter',
+      symbolSize: 9,
+      data: series.points.map((point) => [point.x, panel.value(point)]),
+    },
+    {
+      ...base,
+      type: 'line',
+      showSymbol: false,
+      lineStyle: { color, width: 1.5, type: 'dashed' },
+      data: fitPoints(fit, xs),
+      endLabel: {
+        show: true,
+        formatter: fit.formula,
+        color,
+        ...kFont,
+        fontSize: 11,
+        align: 'right',
+        offset: [-4, -14],
+      },
+    },
+  ];
+}
+
+/** @param all growth series of one axis; @returns an SVG document */
+export function growthChart(all) {
+  const [{ axis, fixed, dtype }] = all;
+  const chart = echarts.init(null, null, {
+    ...{ renderer: 'svg', ssr: true, width: kWidth, height: kHeight },
+  });
+  const xs = all.flatMap(({ points }) => points.map(({ x }) => x));
+  const grid = { top: 84, bottom: 52, width: '38%' };
+  const axisStyle = { nameLocation: 'middle', nameTextStyle: kFont, axisLabel: kFont };
+  chart.setOption({
+    animation: false,
+    backgroundColor: '#ffffff',
+    textStyle: kFont,
+    title: {
+      text: `BA-LoRA step against ${axis} (${fixed}, ${dtype})`,
+      ...{ left: 'center', top: 4 },
+      textStyle: { ...kFont, fontSize: 15 },
+    },
+    legend: { top: 32, itemGap: 48, data: all.map(({ shape }) => shape), textStyle: kFont },
+    grid: kPanels.map(({ left }) => ({ ...grid, left })),
+    xAxis: kPanels.map((_, gridIndex) => ({
+      ...axisStyle,
+      ...{ gridIndex, type: 'log', logBase: 2, name: kAxisNames[axis], nameGap: 30 },
+      ...{ min: Math.min(...xs), max: Math.max(...xs), minorSplitLine: { show: false } },
+    })),
+    yAxis: kPanels.map(({ title }, gridIndex) => ({
+      ...{
+        gridIndex,
+        type: 'log',
+        logBase: 2,
+        name: title,
+        nameTextStyle: kFont,
+        axisLabel: kFont,
+      },
+    })),
+    series: kPanels.flatMap((panel, at) =>
+      all.flatMap((series, index) => linesOf(series, index, panel, at)),
+    ),
+  });
+  const svg = chart.renderToSVGString();
+  chart.dispose();
+  return withoutCounters(svg);
+}
+
+/** The picture alone: hover styles and numbers that count what this process drew before would change it each time. */
+function withoutCounters(svg) {
+  return svg
+    .replace(/<style[\s\S]*?<\/style>/g, '')
+    .replace(/ class="zr[^"]*"/g, '')
+    .replace(/\bzr\d+-/g, 'zr-');
+}
+
+/** File name -> SVG, one an axis that has been measured. */
+export function growthCharts(growth) {
+  const byAxis = new Map();
+  for (const series of growth) {
+    byAxis.set(series.axis, [...(byAxis.get(series.axis) ?? []), series]);
+  }
+  return Object.fromEntries(
+    [...byAxis].map(([axis, all]) => [`growth-${axis}.svg`, `${growthChart(all)}\n`]),
+  );
+}
+
+/** Writes the charts of a report; returns their paths. */
+export function writeCharts(report, folder) {
+  mkdirSync(folder, { recursive: true });
+  return Object.entries(growthCharts(report.growth)).map(([name, svg]) => {
+    const path = join(folder, name);
+    writeFileSync(path, svg);
+    return path;
+  });
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+  const [path, folder] = process.argv.slice(2);
+  if (!path || !folder) throw new Error('usage: node bench/charts.mjs REPORT.json FOLDER');
+  for (const written of writeCharts(JSON.parse(readFileSync(path, 'utf8')), folder)) {
+    console.log(written);
+  }
+}

@@ -1,0 +1,127 @@
+// What balora set out to reach, beside what the rows of a report say. `reached` gives null where nothing was measured.
+
+const find = (rows, name, dtype = 'bf16') =>
+  rows.find((row) => row.name === name && row.dtype === dtype && row.kind !== 'unavailable');
+const times = (value) => `${value.toFixed(2)}x`;
+const part = (value) => `1/${value.toFixed(2)}`;
+const seconds = (value) => `${value.toFixed(2)} s`;
+
+/** A figure of the pairs with torch. */
+const paired = (name, dtype, pick) => (rows) => {
+  const row = find(rows, name, dtype);
+  return row?.torch ? pick(row) : null;
+};
+const speed = (name, dtype) =>
+  paired(name, dtype, ({ torch, tokensPerSecond }) => {
+    const { speedRatio, tokensPerSecond: theirs } = torch;
+    const rates = `${tokensPerSecond.toFixed(0)} against ${theirs.median.toFixed(0)} tokens/s`;
+    return `${times(speedRatio.median)} (${rates})`;
+  });
+const ratio = (name) => (rows) => {
+  const row = find(rows, name);
+  return row ? times(row.value) : null;
+};
+
+/** PiSSA's seconds and energy. */
+const pissa = (name) => (rows) => {
+  const row = find(rows, name);
+  if (!row) return null;
+  const beside = row.torch
+    ? `; torch ${seconds(row.torch.seconds.median)}, ${row.torch.capturedEnergy.toFixed(6)}`
+    : '';
+  return `${seconds(row.seconds.median)}, energy ${row.capturedEnergy.toFixed(6)}${beside}`;
+};
+
+function smallestMemory(rows) {
+  const [small, plain] = [find(rows, 'balora-4x512-memory-min'), find(rows, 'balora-4x512')];
+  const time = find(rows, 'memory-min-time');
+  const theirs = small?.torch?.peakBytes ?? plain?.torch?.peakBytes;
+  if (!small || !theirs) return null;
+  const gib = (bytes) => `${(bytes / 2 ** 30).toFixed(2)} GiB`;
+  const slower = time ? `, ${times(time.value)} the time` : '';
+  return `${part(theirs / small.peakBytes)} (${gib(small.peakBytes)} of ${gib(theirs)})${slower}`;
+}
+
+function longOverShort(rows) {
+  const [time, memory] = ['long-over-short-time', 'long-over-short-memory'].map((name) =>
+    find(rows, name),
+  );
+  return time && memory ? `time ${times(time.value)}, memory ${times(memory.value)}` : null;
+}
+
+export const kTargets = [
+  {
+    ...{ what: 'BA-LoRA 4 x 512, bf16, tokens/s over torch, on AMX', must: '>= 6x', aim: '10x' },
+    reached: speed('balora-4x512', 'bf16'),
+  },
+  {
+    ...{ what: 'BA-LoRA 4 x 512, f32', must: '>= 3x', aim: '4x' },
+    reached: speed('balora-4x512', 'f32'),
+  },
+  {
+    ...{ what: 'BA-LoRA on GSM8K, bf16, real tokens', must: '>= 5x', aim: '8x' },
+    reached: speed('balora-gsm8k', 'bf16'),
+  },
+  {
+    ...{ what: 'LoRA 4 x 512, bf16', must: '>= 2.5x', aim: '4x' },
+    reached: speed('lora-4x512', 'bf16'),
+  },
+  {
+    ...{ what: 'peak memory of BA-LoRA 4 x 512, bf16, over torch', must: '<= 1/4', aim: '1/6' },
+    reached: paired('balora-4x512', 'bf16', ({ torch, peakBytes }) => {
+      const gib = (bytes) => (bytes / 2 ** 30).toFixed(2);
+      return `${part(torch.memoryRatio.median)} (${gib(peakBytes)} of ${gib(torch.peakBytes)} GiB)`;
+    }),
+  },
+  {
+    what: 'the same with `--memory-budget min`, at no more than 1.4x the time',
+    ...{ must: '<= 1/8', aim: '1/10', reached: smallestMemory },
+  },
+  {
+    ...{ what: 'BA-LoRA step over our LoRA step, live teacher', must: '<= 1.7x', aim: '1.55x' },
+    reached: ratio('balora-over-lora'),
+  },
+  {
+    what: 'the same with `--cache-teacher`, from the second epoch on',
+    ...{ must: '<= 1.25x', aim: '1.2x', reached: ratio('cache-teacher-over-lora') },
+  },
+  {
+    ...{
+      what: "share of the step's own product roofline, bf16, on AMX",
+      must: '>= 25%',
+      aim: '40%',
+    },
+    reached: (rows) => {
+      const row = find(rows, 'balora-4x512');
+      return row ? `${(100 * row.rooflineShare).toFixed(0)}%` : null;
+    },
+  },
+  {
+    ...{ what: 'PiSSA to convergence, 210 layers, r 16', must: '<= 2 s', aim: '1 s' },
+    reached: pissa('pissa-converged'),
+  },
+  {
+    what: "PiSSA randomized, niter 16, energy no worse than torch's",
+    ...{ must: '<= 0.5 s', aim: '0.3 s', reached: pissa('pissa-niter-16') },
+  },
+  {
+    what: 'process start to the first step, GGUF, method lora, warm file',
+    ...{ must: '<= 2 s', aim: '1 s' },
+    reached: (rows) => {
+      const row = find(rows, 'start-lora');
+      return row ? seconds(row.seconds.median) : null;
+    },
+  },
+  {
+    what: '1 x 2048 over 8 x 256 tokens',
+    ...{ must: 'time <= 1.6x, memory <= 1.1x', aim: '', reached: longOverShort },
+  },
+  {
+    what: 'threads 1 to 2: gain of the step over the gain of the packed product',
+    ...{ must: '>= 0.9', aim: '' },
+    reached: (rows) => {
+      const row = find(rows, 'threads-1-2');
+      return row ? row.value.toFixed(2) : null;
+    },
+  },
+];

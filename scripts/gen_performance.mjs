@@ -1,0 +1,144 @@
+// Writes the tables of docs/performance.md and README.md, and the growth charts, from the reports in bench/results/.
+// Of each row the latest measurement counts, one beside torch before one alone. `--check` only compares, and fails when a page is stale.
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { kTargets } from '../bench/targets.mjs';
+import { ensureTypeScript } from './support/build_steps.mjs';
+import { inRoot, main, SetupError } from './support/shell.mjs';
+
+const kResults = inRoot('bench', 'results');
+const kImages = inRoot('docs', 'images');
+const kPages = ['docs/performance.md', 'README.md'];
+
+/** The latest of each row and series, with the report it came from. */
+async function collect() {
+  const names = readdirSync(kResults).filter((name) => name.endsWith('.json'));
+  const reports = names
+    .map((name) => JSON.parse(readFileSync(`${kResults}/${name}`, 'utf8')))
+    .sort((a, b) => (a.date < b.date ? -1 : 1));
+  const rows = new Map();
+  const growth = new Map();
+  for (const report of reports) {
+    for (const row of report.rows) {
+      // A row that could not be made of one report's rows is made of all of them below.
+      const paired = rows.get(keyOf(row))?.torch !== undefined;
+      const alone = row.torch === undefined;
+      if (row.kind === 'ratio' || row.kind === 'unavailable' || (paired && alone)) continue;
+      rows.set(keyOf(row), row);
+    }
+    for (const row of report.rows) {
+      if (row.kind === 'unavailable' && !rows.has(keyOf(row))) rows.set(keyOf(row), row);
+    }
+    for (const series of report.growth) growth.set(`${series.shape} ${series.axis}`, series);
+  }
+  const { kRatioNeeds } = await import('../dist/bench/workloads.js');
+  const { ratioRow } = await import('../dist/bench/ratios.js');
+  for (const name of Object.keys(kRatioNeeds)) {
+    const row = ratioRow(name, 'bf16', [...rows.values()]);
+    rows.set(keyOf(row), row);
+  }
+  return { reports, rows: [...rows.values()], growth: [...growth.values()] };
+}
+
+const keyOf = ({ name, dtype }) => `${name} ${dtype}`;
+
+const cell = (text) => String(text).replaceAll('|', '\\|');
+const line = (cells) => `| ${cells.map(cell).join(' | ')} |`;
+const markdown = ({ head, rows }) =>
+  [line(head), line(head.map(() => '---')), ...rows.map(line)].join('\n');
+
+/** The blocks by name; each is the text between its two marks. */
+async function blocks({ reports, rows, growth }) {
+  const tables = await import('../dist/bench/tables.js');
+  const last = reports.at(-1);
+  const best = { ...last.machine };
+  for (const { machine } of reports) {
+    for (const key of ['peakF32', 'peakBf16', 'memoryBandwidth']) {
+      best[key] = Math.max(best[key], machine[key]);
+    }
+  }
+  const warnings = [...new Set(reports.flatMap((report) => report.warnings))];
+  const dates = [reports[0].date.slice(0, 10), last.date.slice(0, 10)];
+  const when = dates[0] === dates[1] ? dates[0] : dates.join(' to ');
+  const targets = kTargets.map((target) => {
+    const reached = target.reached(rows);
+    return [target.what, target.must, target.aim, reached ?? 'not measured'];
+  });
+  return {
+    machine: [
+      `Measured ${when} on:`,
+      '',
+      ...tables
+        .machineText(best)
+        .split('\n')
+        .map((text) => `- ${text}`),
+    ].join('\n'),
+    targets: markdown({ head: ['what', 'must', 'aim', 'reached'], rows: targets }),
+    training: markdown(tables.stepTable(rows)),
+    split: markdown(tables.splitTable(rows)),
+    torch: markdown(tables.torchTable(rows)),
+    other: markdown(tables.otherTable(rows)),
+    kernels: markdown(tables.microTable(rows)),
+    growth: [
+      markdown(tables.growthTable(growth)),
+      '',
+      ...[...new Set(growth.map(({ axis }) => axis))].map(
+        (axis) => `![${axis}](images/growth-${axis}.svg)`,
+      ),
+    ].join('\n'),
+    warnings: warnings.length === 0 ? 'None.' : warnings.map((text) => `- ${text}`).join('\n'),
+    fast: markdown(summary(rows)),
+  };
+}
+
+/** The README's table: what a user gets, beside torch. */
+function summary(rows) {
+  const head = ['SmolLM2-135M, r 16', 'type', 'tokens/s', 'peak memory', 'against PyTorch'];
+  const wanted = {
+    'balora-4x512': 'BA-LoRA, 4 x 512',
+    'balora-gsm8k': 'BA-LoRA, GSM8K rows',
+    'lora-4x512': 'LoRA, 4 x 512',
+  };
+  const lines = rows
+    .filter((row) => row.kind === 'step' && row.name in wanted && row.torch)
+    .sort((a, b) => Object.keys(wanted).indexOf(a.name) - Object.keys(wanted).indexOf(b.name))
+    .map((row) => [
+      wanted[row.name],
+      row.dtype,
+      row.tokensPerSecond.toFixed(0),
+      `${(row.peakBytes / 2 ** 30).toFixed(2)} GiB`,
+      `${row.torch.speedRatio.median.toFixed(1)} times the speed, 1/${row.torch.memoryRatio.median.toFixed(1)} of the memory`,
+    ]);
+  return { head, rows: lines };
+}
+
+/** A page with the text between `<!-- bench:NAME -->` and `<!-- /bench -->` replaced. */
+function filled(page, text, made) {
+  const block = /(<!-- bench:([\w-]+) -->\n)[\s\S]*?(<!-- \/bench -->)/g;
+  return text.replace(block, (_, open, name, close) => {
+    if (!(name in made)) throw new SetupError(`${page}: there is no block "${name}"`);
+    return `${open}${made[name]}\n${close}`;
+  });
+}
+
+await main(async ([flag]) => {
+  const check = flag === '--check';
+  await ensureTypeScript({ check: false });
+  const collected = await collect();
+  const made = await blocks(collected);
+  const files = new Map(
+    kPages.map((page) => {
+      const text = readFileSync(inRoot(page), 'utf8');
+      return [inRoot(page), filled(page, text, made)];
+    }),
+  );
+  const { growthCharts } = await import('../bench/charts.mjs');
+  for (const [name, svg] of Object.entries(growthCharts(collected.growth))) {
+    files.set(`${kImages}/${name}`, svg);
+  }
+  for (const [path, text] of files) {
+    if (!check) writeFileSync(path, text);
+    else if (!existsSync(path) || readFileSync(path, 'utf8') !== text) {
+      throw new SetupError(`${path} is stale: run npm run gen:performance`);
+    }
+  }
+});

@@ -1,0 +1,56 @@
+// What is made of reports for the documentation: the growth charts and the targets beside what was reached.
+import { describe, expect, it } from 'vitest';
+import { growthSeries, kSeries } from '../../lib/bench/growth.ts';
+import type { GrowthSeries, Row } from '../../lib/bench/types.ts';
+import { stepRow } from './reports.ts';
+
+const load = (path: string) => import(new URL(`../../${path}`, import.meta.url).href);
+const { growthCharts } = (await load('bench/charts.mjs')) as {
+  growthCharts: (growth: readonly GrowthSeries[]) => Record<string, string>;
+};
+const { kTargets } = (await load('bench/targets.mjs')) as {
+  kTargets: { what: string; must: string; reached: (rows: readonly Row[]) => string | null }[];
+};
+
+function measured(name: string): GrowthSeries {
+  const plan = kSeries.find((series) => series.name === name) as (typeof kSeries)[number];
+  const points = plan.points.map(({ x }) => {
+    const seconds = { median: 0.1 + x / 1000, low: 1, high: 9, samples: 2 };
+    return { x, row: stepRow({ seconds, peakBytes: (1 + x / 512) * 2 ** 30 }) };
+  });
+  return growthSeries(plan, 'bf16', points);
+}
+
+describe('growthCharts', () => {
+  it('draws one picture an axis, with every shape and its fits', () => {
+    const growth = [
+      measured('growth-smollm2-135m-length'),
+      measured('growth-smollm2-360m-length'),
+      measured('growth-smollm2-135m-rank'),
+    ];
+    const charts = growthCharts(growth);
+    expect(Object.keys(charts)).toEqual(['growth-length.svg', 'growth-rank.svg']);
+    const svg = charts['growth-length.svg'] as string;
+    expect(svg).toMatch(/^<svg [\s\S]*<\/svg>\n$/);
+    for (const text of ['smollm2-135m', 'smollm2-360m', '0.1 + 0.001 x', '1 + 0.00195 x']) {
+      expect(svg).toContain(text);
+    }
+    expect(growthCharts(growth)).toEqual(charts); // generated files must not change by themselves
+  });
+});
+
+describe('kTargets', () => {
+  it('shows what was reached, and nothing where nothing was measured', () => {
+    expect(kTargets.every(({ reached }) => reached([]) === null)).toBe(true);
+    const spread = { median: 200, low: 190, high: 210, samples: 3 };
+    const torch = {
+      ...{ version: '2.13', tokensPerSecond: spread, peakBytes: 6 * 2 ** 30 },
+      speedRatio: { ...spread, median: 5.12 },
+      memoryRatio: { ...spread, median: 6 },
+    };
+    const texts = kTargets.map(({ reached }) => reached([stepRow({ torch })]));
+    expect(texts).toContain('5.12x (1024 against 200 tokens/s)');
+    expect(texts).toContain('1/6.00 (1.00 of 6.00 GiB)');
+    expect(texts).toContain('50%');
+  });
+});
