@@ -118,4 +118,5 @@ export {
 } from './train/methods.ts';
 export type { ResolvedOptions } from './train/options.ts';
 export { type ClassifierTrainerOptions, Trainer, type TrainerOptions } from './train/trainer.ts';
+export type { BatchPlan, MemoryBudget } from './train/memory_plan.ts';
 export * from './train/types.ts';

@@ -50,6 +50,31 @@ export function integer(least: number): OptionType<number> {
   };
 }
 
+/** `max`, `min`, or a size in bytes: a number, or a text such as 1.2GiB or 900MB. */
+export function memoryBudget(): OptionType<'max' | 'min' | number> {
+  const units: Record<string, number> = {
+    '': 1,
+    b: 1,
+    kb: 1e3,
+    mb: 1e6,
+    gb: 1e9,
+    kib: 2 ** 10,
+    mib: 2 ** 20,
+    gib: 2 ** 30,
+  };
+  const parse = (value: unknown): unknown => {
+    const found = typeof value === 'string' && /^([0-9.]+) *([a-z]*)$/i.exec(value.trim());
+    const unit = found ? units[(found[2] as string).toLowerCase()] : undefined;
+    return found && unit !== undefined ? Math.round(Number(found[1]) * unit) : value;
+  };
+  return {
+    schema: z.preprocess(parse, z.union([z.literal('max'), z.literal('min'), z.number().min(1)])),
+    wanted: 'max, min or a size such as 1.2GiB',
+    placeholder: 'max|min|size',
+    parse,
+  };
+}
+
 export function choice<const T extends string>(...choices: readonly T[]): OptionType<T> {
   return {
     schema: z.enum(choices),

@@ -35,6 +35,7 @@ export function planText(plan: RunPlan, data: PlanStatistics, format: string): s
         : `${formatBytes(memory.activationBytes)} (${plan.measuredTokens} tokens; a longer one needs more)`,
     ],
     ...packedRow(plan),
+    ...planRows(plan),
     [
       'time',
       plan.secondsPerStep === null
@@ -49,6 +50,19 @@ export function planText(plan: RunPlan, data: PlanStatistics, format: string): s
 function detail(data: PlanStatistics): string {
   if ('supervisedTokens' in data) return `${formatCount(data.supervisedTokens)} supervised, `;
   return data.perClass === null ? '' : `by class ${data.perClass.join(' + ')}, `;
+}
+
+/** What a memory budget chose. */
+function planRows({ memoryPlan }: RunPlan): [string, string][] {
+  if (memoryPlan === null) return [];
+  const { layers, bytes } = memoryPlan;
+  const kept = Object.entries(layers)
+    .filter(([, count]) => count > 0)
+    .map(([keep, count]) => `${count} ${keep}`);
+  return [
+    ['  layers', kept.join(', ')],
+    ['  foretold peak', `${formatBytes(bytes)} of the process, from rows of a small forward`],
+  ];
 }
 
 /** What the engine keeps besides: the frozen weights in the layouts that the processor multiplies fastest. */

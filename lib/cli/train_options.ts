@@ -9,6 +9,7 @@ import {
   integer,
   integers,
   loraInit,
+  memoryBudget,
   nameList,
   names,
   number,
@@ -93,6 +94,17 @@ export const kTrainOptions = {
   saveSteps: run(integer(0), 'steps between checkpoints; 0: only at the end'),
   loggingSteps: run(integer(1), 'steps between lines of the log'),
   seed: run(integer(0), 'of the order of the data and the start of the adapter'),
+  memoryBudget: run(
+    memoryBudget(),
+    'what the process may hold: the fastest plan, the smallest, or a size such as 1.2GiB',
+  ),
+  cacheTeacher: run(
+    onOff(),
+    'keep what the loss needs of the teacher: later epochs do not run it',
+    {
+      helpOff: 'run the teacher in every epoch',
+    },
+  ),
   dryRun: run(onOff(), 'print what the run would take in memory and time, and stop', {
     commandLineOnly: true,
   }),

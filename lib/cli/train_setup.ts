@@ -65,6 +65,7 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
     training: {
       ...pick(settings, kOptimizationKeys),
       ...pick(settings, kOutputKeys),
+      ...pick(settings, ['memoryBudget']),
       regularizers: method.regularizers,
       seed,
       runConfig: toConfig({ ...kTrainDefaults, ...settings }),

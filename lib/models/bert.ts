@@ -18,7 +18,7 @@ import {
 import type { ClassifierKind } from './classifier_kind.ts';
 import { type ConfigOptions, parseConfig } from './config_keys.ts';
 import { runLayers } from './layers.ts';
-import type { ModelInputs, ModelOrigin } from './model.ts';
+import type { LayersKept, ModelInputs, ModelOrigin } from './model.ts';
 import { trunkNames } from './renamed_weights.ts';
 import { type HeadOrigin, SequenceClassifier } from './sequence_classifier.ts';
 import type { WeightLoader } from './weights.ts';
@@ -158,13 +158,13 @@ export class BertTrunk extends Module {
     this.encoder = new BertEncoder(config, weights.at('encoder'));
   }
 
-  forward(inputs: ModelInputs, options: { gradientCheckpointing: boolean }): Tensor {
+  forward(inputs: ModelInputs, { keepOf }: LayersKept): Tensor {
     const { cuSeqlens, lengths } = inputs;
     const embedded = this.embeddings.forward(inputs);
     return runLayers(this.encoder.layer, embedded, {
       shared: { cuSeqlens, lengths },
       last: null,
-      recompute: () => options.gradientCheckpointing,
+      keep: keepOf,
     });
   }
 }

@@ -21,7 +21,7 @@ import {
 import type { ClassifierKind } from './classifier_kind.ts';
 import { type ConfigOptions, parseConfig, refuseValues } from './config_keys.ts';
 import { runLayers } from './layers.ts';
-import type { ModelInputs, ModelOrigin } from './model.ts';
+import type { LayersKept, ModelInputs, ModelOrigin } from './model.ts';
 import { byRelativePosition, type DebertaBuckets, debertaBucket } from './relative_positions.ts';
 import { trunkNames } from './renamed_weights.ts';
 import { type HeadOrigin, SequenceClassifier } from './sequence_classifier.ts';
@@ -234,12 +234,12 @@ class DebertaEncoder extends Module {
     this.#config = config;
   }
 
-  forward(x: Tensor, inputs: ModelInputs, options: { gradientCheckpointing: boolean }): Tensor {
+  forward(x: Tensor, inputs: ModelInputs, { keepOf }: LayersKept): Tensor {
     const { cuSeqlens, lengths, length } = inputs;
     return runLayers(this.layer, x, {
       shared: { cuSeqlens, lengths, ...this.#relative(length) },
       last: null,
-      recompute: () => options.gradientCheckpointing,
+      keep: keepOf,
     });
   }
 

@@ -12,7 +12,7 @@ import { CausalLM, type Head, linearHead } from './causal_lm.ts';
 import { configJsonOf } from './config_keys.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
 import { type GatedActivation, GatedMlp } from './mlp.ts';
-import type { ModelInputs, ModelOrigin } from './model.ts';
+import type { LayersKept, ModelInputs, ModelOrigin } from './model.ts';
 import { RopeCache, type RopeConfig } from './rope.ts';
 import type { WeightLoader } from './weights.ts';
 
@@ -141,7 +141,7 @@ export class Decoder extends Module {
   }
 
   /** @returns (N,C) after the last norm */
-  forward(inputs: ModelInputs, options: { gradientCheckpointing: boolean }): Tensor {
+  forward(inputs: ModelInputs, { keepOf }: LayersKept): Tensor {
     const { ids, positions, cuSeqlens, lengths, length } = inputs;
     const embedded = this.embed_tokens.forward(ids);
     return runLayers(
@@ -153,7 +153,7 @@ export class Decoder extends Module {
           ropes: this.#ropes.map((rope) => rope.tables(length)),
         },
         last: this.norm,
-        recompute: () => options.gradientCheckpointing,
+        keep: keepOf,
       },
     );
   }

@@ -235,7 +235,7 @@ export class DistilBertForSequenceClassification extends SequenceClassifier {
       {
         shared: { cuSeqlens, lengths },
         last: null,
-        recompute: () => this.gradientCheckpointing,
+        keep: this.keepOf,
       },
     );
   }

@@ -3,7 +3,6 @@
  * (Conv1D). The dropouts of its configuration are those it was trained with; fine-tuning here runs without.
  */
 import { z } from 'zod';
-import { FormatError } from '../errors.ts';
 import { type Conv1D, Embedding, type LayerNorm, Linear, Module } from '../nn/index.ts';
 import { add, split } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
@@ -15,7 +14,7 @@ import { flag, optionalSize, type ReadOptions, size, text } from './decoder_conf
 import type { ModelFamily } from './family.ts';
 import { type GgufKeys, type GgufTable, tokenIds, vocabSize } from './gguf.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
-import type { ModelInputs, ModelOrigin } from './model.ts';
+import type { LayersKept, ModelInputs, ModelOrigin } from './model.ts';
 import type { WeightLoader } from './weights.ts';
 
 interface Gpt2Config {
@@ -116,13 +115,13 @@ class Gpt2Model extends Module {
     this.ln_f = weights.layerNorm('ln_f', c, config.eps);
   }
 
-  forward(inputs: ModelInputs, options: { gradientCheckpointing: boolean }): Tensor {
+  forward(inputs: ModelInputs, { keepOf }: LayersKept): Tensor {
     const { ids, positions, cuSeqlens, lengths } = inputs;
     const embedded = add(this.wte.forward(ids), this.wpe.forward(positions));
     return runLayers(this.h, embedded, {
       shared: { positions, cuSeqlens, lengths },
       last: this.ln_f,
-      recompute: () => options.gradientCheckpointing,
+      keep: keepOf,
     });
   }
 }
@@ -197,12 +196,10 @@ const kShape = {
 function gpt2Config(json: Record<string, unknown>, options: ReadOptions): Gpt2Config {
   const keys = parseConfig(kShape, json, options);
   const { path } = options;
-  refuseValues(path, { add_cross_attention: keys.add_cross_attention || null });
-  if (keys.n_embd % keys.n_head !== 0) {
-    throw new FormatError(`${path}: n_head ${keys.n_head} does not divide n_embd ${keys.n_embd}`, {
-      path,
-    });
-  }
+  refuseValues(path, {
+    add_cross_attention: keys.add_cross_attention || null,
+    n_head: keys.n_embd % keys.n_head === 0 ? null : keys.n_head,
+  });
   const scale = keys.scale_attn_weights === false ? 1 : 1 / Math.sqrt(keys.n_embd / keys.n_head);
   const byLayer = keys.scale_attn_by_inverse_layer_idx ?? false;
   return {

@@ -12,6 +12,7 @@ export { type DecoderConfig, DecoderLM, type LayerAttention } from './decoder.ts
 export { demoCheckpoint } from './demo_checkpoint.ts';
 export { DistilBertForSequenceClassification } from './distilbert.ts';
 export { type ResolveOptions, resolveModel } from './hub.ts';
+export type { LayerKeep } from './layers.ts';
 export { Model, type ModelBatch, type ModelOrigin } from './model.ts';
 export { RobertaForSequenceClassification } from './roberta.ts';
 export type { RopeConfig } from './rope.ts';

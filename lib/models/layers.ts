@@ -1,8 +1,7 @@
 /**
  * The loop over a transformer's layers, in one place for all architectures. A layer is a few residual branches (attention,
  * mlp); the sum that flows through them is the stream. Two things are decided here: every residual sum is taken together
- * with the norm that reads it, across layers too; and a layer may be computed again in the backward, keeping its stream
- * alone.
+ * with the norm that reads it, across layers too; and what a layer keeps for the backward.
  */
 import { checkpoint } from '../autograd.ts';
 import { Module, type Norm } from '../nn/index.ts';
@@ -20,6 +19,12 @@ export interface Branch<Shared> {
   forward(x: Tensor, shared: Shared): Tensor;
 }
 
+/**
+ * What a layer keeps for the backward; the same values, gradients but for rounding.
+ * `saved`: all that its gradients read. `checkpointed`: its stream alone, the layer is computed again.
+ */
+export type LayerKeep = 'saved' | 'checkpointed';
+
 /** A layer: its branches in order. `Shared` is what all layers read besides their rows, a plain object. */
 export abstract class Layer<Shared> extends Module {
   abstract branches(): readonly Branch<Shared>[];
@@ -30,8 +35,8 @@ export interface LayerRun<Shared> {
   readonly shared: Shared;
   /** The norm after the last layer; null where there is none. */
   readonly last: Norm | null;
-  /** Whether layer i keeps only its stream for the backward and is computed again there. */
-  readonly recompute: (layer: number) => boolean;
+  /** What layer i keeps of a batch of so many rows. */
+  readonly keep: (layer: number, rows: number) => LayerKeep;
 }
 
 /** The residual sum, and what the next branch reads of it; null where the next branch takes its norm itself. */
@@ -48,17 +53,19 @@ interface State {
 export function runLayers<Shared>(
   layers: readonly Layer<Shared>[],
   embedded: Tensor,
-  { shared, last, recompute }: LayerRun<Shared>,
+  { shared, last, keep }: LayerRun<Shared>,
 ): Tensor {
   let state: State = { stream: embedded, x: null };
+  const kept = layers.map((_, i) => keep(i, embedded.shape[0] as number));
   for (const [i, layer] of layers.entries()) {
-    if (recompute(i)) {
-      state = { stream: recomputed(layer, state.stream, shared), x: null };
+    if (kept[i] === 'checkpointed') {
+      state = { stream: checkpointed(layer, state.stream, shared), x: null };
       continue;
     }
     // A layer that will be computed again takes its first norm inside.
     const following = layers[i + 1];
-    const next = following === undefined ? last : recompute(i + 1) ? undefined : entry(following);
+    const again = kept[i + 1] === 'checkpointed';
+    const next = following === undefined ? last : again ? undefined : entry(following);
     state = runLayer(layer, state, shared, next);
   }
   return state.x ?? normed(last, state.stream);
@@ -107,13 +114,13 @@ function joined<Shared>(
 }
 
 /** A layer as a segment from stream to stream. */
-function recomputed<Shared>(layer: Layer<Shared>, stream: Tensor, shared: Shared): Tensor {
+function checkpointed<Shared>(layer: Layer<Shared>, stream: Tensor, shared: Shared): Tensor {
   const segment = (x: Tensor, ...own: Tensor[]): Tensor =>
     runLayer(layer, { stream: x, x: null }, withTensors(shared, own), undefined).stream;
   // What the segment reads must outlive this call, so all of it goes through its inputs.
   const given: [Tensor, ...Tensor[]] = [stream, ...tensorsOf(shared)];
   // A segment none of whose inputs wants a gradient would not be recorded, and adapters in it would get none: the first
-  // layer of a frozen model runs as usual.
+  // layer of a frozen model is kept as it is.
   return given.some((tensor) => tensor.requiresGrad)
     ? checkpoint(segment, given)
     : segment(...given);

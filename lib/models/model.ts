@@ -4,6 +4,7 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { Module } from '../nn/index.ts';
+import type { LayerKeep } from './layers.ts';
 import { type DType, scope, type Tensor, tensor } from '../tensor.ts';
 
 /** Segments one after the other: N rows, B segments. See `collate`. */
@@ -38,6 +39,11 @@ export interface ModelInputs {
   readonly length: number;
 }
 
+/** What the layers of one forward keep for its backward. */
+export interface LayersKept {
+  readonly keepOf: (layer: number, rows: number) => LayerKeep;
+}
+
 /** The word of config.json for a dtype. */
 const kDTypeNames: Readonly<Record<string, string>> = {
   f32: 'float32',
@@ -56,6 +62,11 @@ export abstract class Model extends Module {
    * time. Same values. Default false.
    */
   gradientCheckpointing = false;
+  /**
+   * What layer i keeps for the backward of a batch of so many rows, where gradientCheckpointing is off. The same values
+   * whatever it says. Default: `saved`.
+   */
+  layerKeep: (layer: number, rows: number) => LayerKeep = () => 'saved';
   abstract readonly modelType: string;
   abstract readonly vocabSize: number;
 
@@ -65,6 +76,10 @@ export abstract class Model extends Module {
     this.folder = folder;
     this.dtype = dtype;
   }
+
+  /** What layer i keeps, all settings taken together. */
+  readonly keepOf = (layer: number, rows: number): LayerKeep =>
+    this.gradientCheckpointing ? 'checkpointed' : this.layerKeep(layer, rows);
 
   /** Paths of the modules that make up the head: what stands above the hidden states. */
   abstract get headPaths(): readonly string[];

@@ -9,7 +9,13 @@ import { scope, type Tensor, tensor } from '../tensor.ts';
 import { type Head, linearHead } from './causal_lm.ts';
 import { configJsonOf } from './config_keys.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
-import { checkBatch, type ModelInputs, type ModelOrigin, modelInputs } from './model.ts';
+import {
+  checkBatch,
+  type LayersKept,
+  type ModelInputs,
+  type ModelOrigin,
+  modelInputs,
+} from './model.ts';
 import { byRelativePosition, t5Bucket } from './relative_positions.ts';
 import { checkSides, type Seq2SeqBatch, type Seq2SeqFamily, Seq2SeqLM } from './seq2seq_lm.ts';
 import { type T5Config, t5Config } from './t5_config.ts';
@@ -203,13 +209,13 @@ class T5Stack extends Module {
     embedded: Tensor,
     { cuSeqlens, lengths, length }: ModelInputs,
     encoder: Shared['encoder'],
-    options: { gradientCheckpointing: boolean },
+    { keepOf }: LayersKept,
   ): Tensor {
     const own = { cuSeqlens, lengths };
     return runLayers(this.block, embedded, {
       shared: { own, bias: this.#bias(length), encoder },
       last: this.final_layer_norm,
-      recompute: () => options.gradientCheckpointing,
+      keep: keepOf,
     });
   }
 

@@ -35,8 +35,17 @@ export function makeObjective(
   tuned: TunedModel,
   regularizers: ResolvedRegularizers,
   loss: LossFunction | null = null,
+  resources: ObjectiveResources = {},
 ): Objective {
-  return loss === null ? new BaLoraObjective(tuned, regularizers) : new CustomObjective(loss);
+  return loss === null
+    ? new BaLoraObjective(tuned, regularizers, resources)
+    : new CustomObjective(loss);
+}
+
+/** What an objective may use. */
+export interface ObjectiveResources {
+  /** Bound on the logits in work, see BaLoraOptions. */
+  chunkBytes?: number;
 }
 
 interface MicroBatch {
@@ -55,12 +64,14 @@ class BaLoraObjective implements Objective {
   constructor(
     tuned: TunedModel,
     private readonly options: ResolvedRegularizers,
+    { chunkBytes = 0 }: ObjectiveResources,
   ) {
     const { head } = tuned.model;
     this.loss = new BaLoraLoss(
       { weight: head.weight, softcap: head.softcap, teacherWeight: teacherHead(tuned) },
       {
         ...options,
+        chunkBytes,
         terms: {
           consistency: options.consistencyWeight > 0,
           diversity: options.diversityWeight > 0,

@@ -3,7 +3,7 @@ import type { NluWarning } from '../losses/nlu.ts';
 import type { Model } from '../models/index.ts';
 import { ClassifierObjective } from './classifier_objective.ts';
 import type { ResolvedRegularizers } from './methods.ts';
-import { makeObjective, type Objective } from './objective.ts';
+import { makeObjective, type Objective, type ObjectiveResources } from './objective.ts';
 import { type AnyTrainerOptions, isClassifierRun } from './trainer_options.ts';
 import type { AnyBatch } from './types.ts';
 
@@ -12,8 +12,9 @@ export function objectiveOf(
   input: AnyTrainerOptions,
   regularizers: ResolvedRegularizers,
   onWarning: (warning: NluWarning) => void,
+  resources: ObjectiveResources = {},
 ): Objective<Model, AnyBatch> {
   return isClassifierRun(input)
     ? new ClassifierObjective(input.tuned.model, regularizers, onWarning)
-    : makeObjective(input.tuned, regularizers, input.loss);
+    : makeObjective(input.tuned, regularizers, input.loss, resources);
 }

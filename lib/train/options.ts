@@ -4,12 +4,14 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { SCHEDULER_NAMES } from '../optim/schedulers.ts';
+import { checkMemoryBudget, type MemoryBudget } from './memory_plan.ts';
 import { type ResolvedRegularizers, resolveRegularizers, type TaskKind } from './methods.ts';
 import {
   OPTIMIZER_NAMES,
   type OptimizationOptions,
   type OutputOptions,
   type RegularizerOptions,
+  type ResourceOptions,
 } from './types.ts';
 
 export interface ResolvedOptimization extends Required<Omit<OptimizationOptions, 'maxSteps'>> {
@@ -27,7 +29,13 @@ export interface ResolvedOptions {
   readonly optimization: ResolvedOptimization;
   readonly regularizers: ResolvedRegularizers;
   readonly output: ResolvedOutput;
+  readonly resources: ResolvedResources;
   readonly seed: number;
+}
+
+export interface ResolvedResources {
+  /** null: the default. */
+  readonly memoryBudget: MemoryBudget | null;
 }
 
 const kOptimization: ResolvedOptimization = {
@@ -79,7 +87,7 @@ const kRanges: Record<string, { least: number; below?: number; whole?: true; pos
   seed: { least: 0, whole: true },
 };
 
-export interface OptionsInput extends OptimizationOptions, OutputOptions {
+export interface OptionsInput extends OptimizationOptions, OutputOptions, ResourceOptions {
   regularizers?: RegularizerOptions;
   /** Of the adapter's first values; the data source has its own. Default 42. */
   seed?: number;
@@ -100,9 +108,14 @@ export function resolveOptions(input: OptionsInput, task: TaskKind = 'causal-lm'
   }
   checkChoice('optim', optimization.optim, OPTIMIZER_NAMES);
   checkChoice('export', output.export, ['lora', 'residual']);
+  const { memoryBudget } = input;
+  const regularizers = resolveRegularizers(input.regularizers ?? {}, task);
   return {
     optimization,
-    regularizers: resolveRegularizers(input.regularizers ?? {}, task),
+    regularizers,
+    resources: {
+      memoryBudget: memoryBudget === undefined ? null : checkMemoryBudget(memoryBudget),
+    },
     output: { ...output, output: input.output ?? null, runConfig: input.runConfig ?? null },
     seed,
   };

@@ -5,6 +5,7 @@
 import { warmupStepsFrom } from '../optim/schedulers.ts';
 import { memoryStats, resetPeakMemory, synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
+import { MemoryPlanner } from './memory_plan.ts';
 import { objectiveOf } from './objectives.ts';
 import { momentCount } from './optimizers.ts';
 import type { ResolvedOptions } from './options.ts';
@@ -37,9 +38,21 @@ export async function makePlan(
       activationBytes: null,
       totalBytes: null,
     },
+    memoryPlan: null,
     measuredTokens: null,
     secondsPerStep: null,
   };
+}
+
+/** Sets the model up for a memory budget, or for none. */
+export async function planMemory(
+  { tuned }: AnyTrainerOptions,
+  { resources }: ResolvedOptions,
+  plan: RunPlan,
+): Promise<MemoryPlanner | null> {
+  if (resources.memoryBudget === null) return null;
+  const { optimizerBytes } = plan.memory;
+  return MemoryPlanner.open(tuned, resources.memoryBudget, { optimizerBytes });
 }
 
 /** Computes one micro-batch and throws it away. The second pass is timed: the first one packs weights. */
@@ -57,7 +70,10 @@ export async function measurePlan(
   );
   const window = await windows.next();
   await windows.close();
-  const objective = objectiveOf(input, options.regularizers, () => {});
+  const planner = await planMemory(input, options, plan);
+  const objective = objectiveOf(input, options.regularizers, () => {}, {
+    chunkBytes: planner?.chunkBytes ?? 0,
+  });
   const work = { tuned, window, step: 0, totalSteps: plan.totalSteps };
   let [seconds, standing] = [0, 0];
   for (let pass = 0; pass < 2; pass++) {
@@ -81,6 +97,7 @@ export async function measurePlan(
       activationBytes,
       totalBytes: standing + derivedBytes + optimizerBytes + activationBytes,
     },
+    memoryPlan: planner?.plan(window.totals.tokens) ?? null,
     measuredTokens: window.totals.tokens,
     secondsPerStep: seconds * options.optimization.gradientAccumulationSteps,
   };

@@ -17,7 +17,7 @@ import { makeOptimizer } from './optimizers.ts';
 import { differences, type Identity, type ResolvedOptions } from './options.ts';
 import { claimOutput, type OutputFolder } from './output.ts';
 import { parameterGroups } from './parameter_groups.ts';
-import { makePlan } from './plan.ts';
+import { makePlan, planMemory } from './plan.ts';
 import { type CombinedTerms, StepClock } from './record.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { AnyBatch, RunPlan, StepRecord, TrainEvent } from './types.ts';
@@ -217,6 +217,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
       await writeFileAtomic(folder.config, configText(options, identity));
     }
     const { gradientAccumulationSteps: accumulation, learningRate } = options.optimization;
+    const memory = await planMemory(input, options, plan);
     const run = new Run(
       {
         input,
@@ -226,8 +227,11 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
         folder,
         metrics,
         optimizer,
-        objective: objectiveOf(input, options.regularizers, ({ code, message }) =>
-          warnings.push({ type: 'warning', code, message }),
+        objective: objectiveOf(
+          input,
+          options.regularizers,
+          ({ code, message }) => warnings.push({ type: 'warning', code, message }),
+          { chunkBytes: memory?.chunkBytes ?? 0 },
         ),
         keeper: await makeKeeper(input, folder, step > 0),
         windows: new WindowReader<AnyBatch>(

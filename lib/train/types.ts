@@ -11,6 +11,7 @@ import type { Positions } from '../losses/positions.ts';
 import type { ConsistencySchedule, RegularizerSchedule } from '../losses/schedules.ts';
 import type { SchedulerOptions } from '../optim/schedulers.ts';
 import type { Tensor } from '../tensor.ts';
+import type { BatchPlan, MemoryBudget } from './memory_plan.ts';
 
 /**
  * Micro-batches whose order is a pure function of seed and epoch, so that a checkpoint only has to remember a position.
@@ -113,6 +114,15 @@ export interface OutputOptions {
   runConfig?: unknown;
 }
 
+/** What a run spends. */
+export interface ResourceOptions {
+  /**
+   * What the process may hold: `max` (the fastest plan), `min` (the smallest), or bytes. The losses are the same,
+   * the gradients but for rounding. Default: what the model's own settings say (everything is kept).
+   */
+  memoryBudget?: MemoryBudget;
+}
+
 /** A loss of the user's own: the micro-batch's mean and how many rows it is the mean of. */
 export interface LossResult {
   /** Scalar, attached to the tape. */
@@ -190,6 +200,8 @@ export interface RunPlan {
     readonly activationBytes: number | null;
     readonly totalBytes: number | null;
   };
+  /** What a memory budget chose for the measured micro-batch; null without one. */
+  readonly memoryPlan: BatchPlan | null;
   /** Tokens of the measured micro-batch; a longer one needs more. */
   readonly measuredTokens: number | null;
   readonly secondsPerStep: number | null;

@@ -16,7 +16,7 @@ it('planText names what is measured and what is not', () => {
     ...{ totalSteps: 200, warmupSteps: 6, microBatchesPerEpoch: 13 },
     ...{ trainableParameters: 1_345_150, baseParameters: 134_515_008 },
     memory: { ...memory, activationBytes: null, totalBytes: null },
-    ...{ measuredTokens: null, secondsPerStep: null },
+    ...{ memoryPlan: null, measuredTokens: null, secondsPerStep: null },
   };
   const bare = planText(plan, data, 'question -> answer');
   expect(bare).toMatch(

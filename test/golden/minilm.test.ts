@@ -58,7 +58,11 @@ describeShared('MiniLM', [kModel, kGolden], () => {
           const all = [model.bert.embeddings.forward(inputs)];
           for (const layer of model.bert.encoder.layer) {
             const { cuSeqlens, lengths } = inputs;
-            const shared = { shared: { cuSeqlens, lengths }, last: null, recompute: () => false };
+            const shared = {
+              shared: { cuSeqlens, lengths },
+              last: null,
+              keep: () => 'saved' as const,
+            };
             all.push(runLayers([layer], all.at(-1) as Tensor, shared));
           }
           return [...all, model.forward(batch)];

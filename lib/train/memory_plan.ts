@@ -1,0 +1,128 @@
+/**
+ * What a run may hold in memory, and what it gives up for it: for each micro-batch and layer it chooses between keeping
+ * activations and computing the layer again. The losses are the same whatever the plan, the gradients but for rounding.
+ *
+ * Rows cost what a small forward shows under each choice; what stands still is measured; the rest (the head's chunk, the
+ * gradients in flight of one layer) is bounded from the two. See docs/memory.md.
+ */
+import type { TunedModel } from '../adapters/tuned_model.ts';
+import { ArgumentError } from '../errors.ts';
+import type { Model } from '../models/index.ts';
+import type { LayerKeep } from '../models/layers.ts';
+import { memoryStats, synchronize, trimMemory } from '../runtime.ts';
+
+/** `max`: the fastest. `min`: the smallest. A number: bytes of the whole process. */
+export type MemoryBudget = 'max' | 'min' | number;
+
+/** What a plan says of a batch of so many rows. */
+export interface BatchPlan {
+  readonly rows: number;
+  /** Layers by what they keep. */
+  readonly layers: Readonly<Record<LayerKeep, number>>;
+  /** Foretold peak of the process. */
+  readonly bytes: number;
+}
+
+/** Bytes that a row takes in all layers together, by what they keep. */
+type RowCosts = Readonly<Record<LayerKeep, number>>;
+
+const kKeeps: readonly LayerKeep[] = ['saved', 'checkpointed'];
+const kProbeRows = 64;
+/** Gradients and recomputed values in flight, in layers' worth of saved rows. */
+const kInFlight = 2.5;
+const kChunkBytes = { most: 48 * 2 ** 20, least: 12 * 2 ** 20 };
+
+/** @throws ArgumentError for anything but max, min or a number of bytes */
+export function checkMemoryBudget(budget: MemoryBudget): MemoryBudget {
+  if (budget === 'max' || budget === 'min' || (Number.isFinite(budget) && budget > 0))
+    return budget;
+  throw new ArgumentError(
+    `memoryBudget must be max, min or a number of bytes > 0, got ${JSON.stringify(budget)}`,
+  );
+}
+
+/** Chooses what the layers keep of each micro-batch. Made by {@link MemoryPlanner.open}. */
+export class MemoryPlanner {
+  private constructor(
+    readonly budget: MemoryBudget,
+    private readonly layerCount: number,
+    private readonly costs: RowCosts,
+    /** Bytes of the process without any batch, both packed copies of the weights included. */
+    readonly standingBytes: number,
+  ) {}
+
+  /**
+   * Measures, and sets the model up.
+   * @param optimizerBytes moments and gradients, which do not exist yet
+   */
+  static async open(
+    tuned: TunedModel<Model>,
+    budget: MemoryBudget,
+    { optimizerBytes }: { optimizerBytes: number },
+  ): Promise<MemoryPlanner> {
+    const { layerCount, costs } = await probe(tuned);
+    trimMemory();
+    // The backward packs the weights once more, for its direction.
+    const standing = process.memoryUsage().rss + optimizerBytes + memoryStats().derivedBytes;
+    const planner = new MemoryPlanner(budget, layerCount, costs, standing);
+    tuned.model.layerKeep = (layer, rows) => planner.keep(layer, rows);
+    return planner;
+  }
+
+  /** Bound on the head's logits in work. */
+  get chunkBytes(): number {
+    return this.budget === 'max' ? kChunkBytes.most : kChunkBytes.least;
+  }
+
+  /** What layer i keeps of a batch of so many rows: the first layers the least, as they keep it the longest. */
+  keep(layer: number, rows: number): LayerKeep {
+    return layer < this.plan(rows).layers.checkpointed ? 'checkpointed' : 'saved';
+  }
+
+  /** The whole plan of a batch of so many rows. */
+  plan(rows: number): BatchPlan {
+    const { budget, layerCount, costs } = this;
+    if (budget === 'max') return this.planOf(rows, 0);
+    if (budget === 'min') return this.planOf(rows, layerCount);
+    const over = this.planOf(rows, 0).bytes - budget;
+    const gain = (rows * (costs.saved - costs.checkpointed)) / layerCount;
+    return this.planOf(rows, over <= 0 ? 0 : Math.min(layerCount, Math.ceil(over / gain)));
+  }
+
+  private planOf(rows: number, checkpointed: number): BatchPlan {
+    const { costs, layerCount } = this;
+    const saved = layerCount - checkpointed;
+    const kept = (saved * costs.saved + checkpointed * costs.checkpointed) / layerCount;
+    const inFlight = (kInFlight * costs.saved) / layerCount;
+    const bytes = Math.round(this.standingBytes + this.chunkBytes + rows * (kept + inFlight));
+    return { rows, layers: { saved, checkpointed }, bytes };
+  }
+}
+
+/** Forwards a few rows under each choice and looks at what they leave for the backward. */
+async function probe(tuned: TunedModel<Model>): Promise<{ layerCount: number; costs: RowCosts }> {
+  const { model } = tuned;
+  const batch = {
+    inputIds: new Int32Array(kProbeRows),
+    positions: Int32Array.from({ length: kProbeRows }, (_, i) => i),
+    cuSeqlens: Int32Array.of(0, kProbeRows),
+  };
+  let layerCount = 0;
+  const costs = { saved: 0, checkpointed: 0 };
+  // The first one packs the weights and is not counted.
+  for (const keep of ['saved', ...kKeeps] as const) {
+    model.layerKeep = (layer) => {
+      layerCount = Math.max(layerCount, layer + 1);
+      return keep;
+    };
+    await synchronize();
+    const before = memoryStats().liveBytes;
+    const hidden = model.forward(batch);
+    await synchronize();
+    costs[keep] = Math.max(0, memoryStats().liveBytes - before) / kProbeRows;
+    hidden.dispose();
+  }
+  await synchronize();
+  // A model without the shared loop over layers has nothing to choose.
+  return { layerCount: Math.max(1, layerCount), costs };
+}

@@ -1,0 +1,125 @@
+// Memory budgets choose what is kept, never what comes out.
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { AutoModelForCausalLM } from '../../lib/models/index.ts';
+import { memoryStats, synchronize } from '../../lib/runtime.ts';
+import { type MemoryBudget, MemoryPlanner } from '../../lib/train/memory_plan.ts';
+import { resolveOptions } from '../../lib/train/options.ts';
+import { Trainer } from '../../lib/train/trainer.ts';
+import type { Batch } from '../../lib/train/types.ts';
+import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
+import { tinySource } from '../support/tiny_model.ts';
+
+let folder: string;
+beforeAll(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'balora-memory-'));
+  await writeTinyCheckpoint(folder);
+});
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+const adapted = async (dtype: 'f32' | 'bf16') =>
+  AdapterModel.create(await AutoModelForCausalLM.fromPretrained(folder, { dtype }), {
+    r: 3,
+    loraAlpha: 6,
+    initLoraWeights: 'pissa_niter_4',
+  });
+
+/** Micro-batches of two segments, of many lengths. */
+const batches = (): Batch[] =>
+  Array.from({ length: 4 }, (_, b) => {
+    const rows = 20 + 17 * b;
+    const half = rows >> 1;
+    return {
+      inputIds: Int32Array.from({ length: rows }, (_, n) => (5 * n + 3 * b) % 11),
+      targets: Int32Array.from({ length: rows }, (_, n) => (n % 3 === 0 ? -100 : (7 * n) % 11)),
+      positions: Int32Array.from({ length: rows }, (_, n) => (n < half ? n : n - half)),
+      cuSeqlens: Int32Array.of(0, half, rows),
+    };
+  });
+
+async function run(dtype: 'f32' | 'bf16', memoryBudget?: MemoryBudget) {
+  const tuned = await adapted(dtype);
+  const numbers: number[][] = [];
+  const norms: number[] = [];
+  for await (const event of new Trainer({
+    tuned,
+    data: tinySource(batches()),
+    maxSteps: 4,
+    learningRate: 0, // every step sees the same parameters
+    lrSchedulerType: 'constant',
+    regularizers: { consistencyWeight: 0.1, diversityWeight: 0.02, svdWeight: 0.02, svdTopK: 2 },
+    ...(memoryBudget === undefined ? {} : { memoryBudget }),
+  }).run()) {
+    if (event.type !== 'step') continue;
+    const { loss, taskLoss, consistency, diversity, svd, gradNorm } = event.record;
+    numbers.push([loss, taskLoss, consistency, diversity, svd].map(Number));
+    norms.push(gradNorm);
+  }
+  tuned.model.dispose();
+  tuned.dispose();
+  return { numbers, norms };
+}
+
+// Where a layer is cut off, the two gradients that meet in its stream are rounded before they are added, not after.
+describe.each([
+  ['f32', 1e-6],
+  ['bf16', 2e-3],
+] as const)('memory budgets in %s', (dtype, rounding) => {
+  it('give the same losses bit for bit, and gradients but for rounding', async () => {
+    const free = await run(dtype);
+    expect(free.numbers).toHaveLength(4);
+    for (const budget of ['max', 'min', 1, 2 ** 40] as const) {
+      const found = await run(dtype, budget);
+      expect(found.numbers).toEqual(free.numbers);
+      found.norms.forEach((norm, step) => {
+        const wanted = free.norms[step] as number;
+        expect(Math.abs(norm - wanted)).toBeLessThanOrEqual(rounding * wanted);
+      });
+      if (budget === 'max' || budget === 2 ** 40) expect(found.norms).toEqual(free.norms);
+    }
+  });
+});
+
+describe('MemoryPlanner', () => {
+  it('foretells less for less, and chooses by the bytes it is given', async () => {
+    const tuned = await adapted('bf16');
+    const rows = 4096;
+    const open = (budget: MemoryBudget) => MemoryPlanner.open(tuned, budget, { optimizerBytes: 0 });
+    const max = (await open('max')).plan(rows);
+    const least = await open('min');
+    const min = least.plan(rows);
+    expect(max.layers).toEqual({ saved: 2, checkpointed: 0 });
+    expect(min.layers).toEqual({ saved: 0, checkpointed: 2 });
+    expect(min.bytes).toBeLessThan(max.bytes);
+    expect((await open(2 ** 40)).plan(rows).layers).toEqual(max.layers);
+    const tight = (await open(1)).plan(rows);
+    expect(tight.layers).toEqual(min.layers);
+    // One layer less than all of them fits into a little less than what keeping them takes.
+    const many = 2 ** 20;
+    const roomy = await open(2 ** 40);
+    const budget = roomy.plan(many).bytes - 1;
+    const between = (await open(budget)).plan(many);
+    expect(between.layers).toEqual({ saved: 1, checkpointed: 1 });
+    expect(between.bytes).toBeLessThanOrEqual(budget * 1.05);
+    tuned.model.dispose();
+    tuned.dispose();
+  });
+
+  it('refuses what is no budget', () => {
+    for (const memoryBudget of [0, -1, Number.NaN, 'small' as MemoryBudget]) {
+      expect(() => resolveOptions({ memoryBudget })).toThrow(/memoryBudget must be/);
+    }
+  });
+
+  it('leaves nothing behind: a model disposed of takes its packed weights with it', async () => {
+    await synchronize();
+    const before = memoryStats();
+    await run('f32', 'min');
+    await synchronize();
+    const after = memoryStats();
+    expect(after.derivedBytes).toBe(before.derivedBytes);
+  });
+});
