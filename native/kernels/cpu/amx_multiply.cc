@@ -11,6 +11,7 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/onednn.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/simd.h"
 #include "tensor/errors.h"
 
 #ifdef BALORA_AMX
@@ -24,6 +25,7 @@ namespace balora {
 namespace {
 
 constexpr int64_t kStepElements = kTileK * kTileN;  // of B, one step of one panel
+constexpr int64_t kRowsAStep = 2;                   // of the block before, written in one step
 constexpr int64_t kCachedBytes = int64_t{5} << 18;  // of B, kept in L2 over all rows: 1.25 MiB
 
 // A term whose k is a multiple of 32, and its last rows filled up to a panel.
@@ -62,8 +64,32 @@ struct Job {
   std::vector<Item> items;
 };
 
-AMX_TARGET void multiply_block(std::span<const Source> terms, int64_t row, bool tail,
-                               int64_t panel) {
+// A finished block whose rows go to C between the steps of the next one: stores that miss the cache
+// then wait side by side with products, and not in a burst that stops them.
+struct PendingRows {
+  const float* block = nullptr;
+  bf16* to = nullptr;
+  int64_t ldc = 0;
+  int64_t left = 0;
+
+  AMX_TARGET BALORA_INLINE void write(int64_t count) {
+    for (; count > 0 && left > 0; --count, --left) {
+      const __m512 low = _mm512_load_ps(block), high = _mm512_load_ps(block + 16);
+      _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+      block += kTileN, to += ldc;
+    }
+  }
+};
+
+// The next step of B, half of it at a time, on its way from L2. Past the end of B it does nothing.
+AMX_TARGET BALORA_INLINE void prefetch_half(const bf16* b) {
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < 16; ++i)
+    _mm_prefetch(reinterpret_cast<const char*>(b) + 64 * i, _MM_HINT_T0);
+}
+
+AMX_TARGET void multiply_block(std::span<const Source> terms, int64_t row, bool tail, int64_t panel,
+                               PendingRows& pending) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -76,13 +102,16 @@ AMX_TARGET void multiply_block(std::span<const Source> terms, int64_t row, bool 
     const int64_t stride = lda * static_cast<int64_t>(sizeof(bf16));
     for (int64_t step = 0; step < term.steps; ++step) {
       _tile_loadd(4, a0, stride);
+      prefetch_half(b + kStepElements);
       _tile_loadd(6, b, 64);
       _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(7, b + kStepElements / 2, 64);
+      prefetch_half(b + kStepElements * 3 / 2);
       _tile_dpbf16ps(1, 4, 7);
       _tile_loadd(5, a1, stride);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
+      pending.write(kRowsAStep);
       a0 += kTileK, a1 += kTileK, b += kStepElements;
     }
   }
@@ -99,16 +128,6 @@ AMX_TARGET void store_tiles(float* c, int64_t ldc) {
 AMX_TARGET __m512 load_narrow(const void* from, __mmask16 mask) {
   const __m256i bits = _mm256_maskz_loadu_epi16(mask, from);
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
-// The common case: a whole block, rounded and stored, one line a row.
-AMX_TARGET void write_whole(const float* block, bf16* to, int64_t ldc) {
-  for (int64_t r = 0; r < kPanelRows; ++r) {
-    const __m512 low = _mm512_load_ps(block + r * kTileN);
-    const __m512 high = _mm512_load_ps(block + r * kTileN + 16);
-    const auto line = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-    _mm512_storeu_si512(to + r * ldc, line);
-  }
 }
 
 // Writes rows x cols of a block to C, at (row, col), with whatever is added on the way.
@@ -172,12 +191,13 @@ AMX_TARGET void write_factor(const float* block, const TileFactor& f, int64_t ro
   }
 }
 
-AMX_TARGET void project_panel(const Projection& projection, int64_t row, int64_t rows) {
+AMX_TARGET void project_panel(const Projection& projection, int64_t row, int64_t rows,
+                              PendingRows& pending) {
   alignas(64) float block[kPanelRows * kTileN];
   int64_t panel = 0;
   for (const TileFactor& factor : projection.factors) {
     for (int64_t first = 0; first < factor.rank; first += kRankTile) {
-      multiply_block({&projection.x, 1}, row, rows < kPanelRows, panel++);
+      multiply_block({&projection.x, 1}, row, rows < kPanelRows, panel++, pending);
       store_tiles(block, kTileN);
       write_factor(block, factor, row, rows, first);
     }
@@ -187,15 +207,13 @@ AMX_TARGET void project_panel(const Projection& projection, int64_t row, int64_t
 // The last finished block on its way to C.
 class BlockWriter {
  public:
+  PendingRows& pending() { return pending_; }
+
   AMX_TARGET void flush() {
-    if (rows_ == 0) return;
-    const TileOutput& out = sum_->out;
-    const int64_t cols = std::min(kTileN, sum_->n - col_);
-    const float* block = blocks_ + current_ * kPanelRows * kTileN;
-    if (sum_->plain && rows_ == kPanelRows && cols == kTileN && out.dtype == BALORA_BF16) {
-      write_whole(block, static_cast<bf16*>(out.c) + row_ * out.ldc + col_, out.ldc);
-    } else {
-      write_block(block, out, row_, col_, rows_, cols);
+    pending_.write(kPanelRows);
+    if (rows_ > 0) {
+      const int64_t cols = std::min(kTileN, sum_->n - col_);
+      write_block(blocks_ + current_ * kPanelRows * kTileN, sum_->out, row_, col_, rows_, cols);
     }
     rows_ = 0;
   }
@@ -203,18 +221,25 @@ class BlockWriter {
   // Takes the tiles as the block at (row, col). The one before must be flushed.
   AMX_TARGET void take(const Sum& sum, int64_t row, int64_t col, int64_t rows) {
     const TileOutput& out = sum.out;
-    if (sum.plain && rows == kPanelRows && sum.n - col >= kTileN && out.dtype == BALORA_F32) {
+    const bool whole = sum.plain && rows == kPanelRows && sum.n - col >= kTileN;
+    if (whole && out.dtype == BALORA_F32) {
       return store_tiles(static_cast<float*>(out.c) + row * out.ldc + col, out.ldc);
     }
     current_ ^= 1;
-    store_tiles(blocks_ + current_ * kPanelRows * kTileN, kTileN);
-    sum_ = &sum, row_ = row, col_ = col, rows_ = rows;
+    float* block = blocks_ + current_ * kPanelRows * kTileN;
+    store_tiles(block, kTileN);
+    if (whole) {
+      pending_ = {block, static_cast<bf16*>(out.c) + row * out.ldc + col, out.ldc, kPanelRows};
+    } else {
+      sum_ = &sum, row_ = row, col_ = col, rows_ = rows;
+    }
   }
 
  private:
   const Sum* sum_ = nullptr;
   int64_t row_ = 0, col_ = 0, rows_ = 0;
   int current_ = 0;
+  PendingRows pending_;
   alignas(64) float blocks_[2 * kPanelRows * kTileN];
 };
 
@@ -235,11 +260,11 @@ AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, si
     for (int64_t panel = row_begin; panel < row_end; ++panel) {
       const int64_t row = panel * kPanelRows, rows = std::min(kPanelRows, job.m - row);
       if (project) {
-        for (const Projection& p : job.projections) project_panel(p, row, rows);
+        for (const Projection& p : job.projections) project_panel(p, row, rows, writer.pending());
       }
       for (size_t i = first; i < last; ++i) {
         const Item& item = job.items[i];
-        multiply_block(item.sum->terms, row, rows < kPanelRows, item.panel);
+        multiply_block(item.sum->terms, row, rows < kPanelRows, item.panel, writer.pending());
         writer.flush();
         writer.take(*item.sum, row, item.panel * kTileN, rows);
       }
