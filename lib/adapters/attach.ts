@@ -83,7 +83,7 @@ export function initialPair(
       ...rest,
       outFeatures,
       inFeatures,
-      weight: () => linear.weight.to('f32'),
+      weight: () => (linear.weight.dtype === 'f64' ? linear.weight.to('f32') : linear.weight),
     }),
   );
   if (linear.weight.dtype !== 'f64') return initial;

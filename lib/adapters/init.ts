@@ -17,7 +17,7 @@ export interface InitInput {
   /** s in y += s (x A^T) B^T. */
   readonly scale: number;
   readonly seed: number;
-  /** The frozen weight (out,in) in f32; made when asked for. */
+  /** The frozen weight (out,in), in f32 or narrower; made when asked for. */
   readonly weight: () => Tensor;
 }
 
