@@ -109,6 +109,7 @@ export {
   type HeadWarmUpOptions,
   warmUpHead,
 } from './train/head_warmup.ts';
+export type { BatchPlan, MemoryBudget } from './train/memory_plan.ts';
 export {
   type AdapterMethod,
   METHODS,
@@ -118,5 +119,4 @@ export {
 } from './train/methods.ts';
 export type { ResolvedOptions } from './train/options.ts';
 export { type ClassifierTrainerOptions, Trainer, type TrainerOptions } from './train/trainer.ts';
-export type { BatchPlan, MemoryBudget } from './train/memory_plan.ts';
 export * from './train/types.ts';

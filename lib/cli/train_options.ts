@@ -98,13 +98,6 @@ export const kTrainOptions = {
     memoryBudget(),
     'what the process may hold: the fastest plan, the smallest, or a size such as 1.2GiB',
   ),
-  cacheTeacher: run(
-    onOff(),
-    'keep what the loss needs of the teacher: later epochs do not run it',
-    {
-      helpOff: 'run the teacher in every epoch',
-    },
-  ),
   dryRun: run(onOff(), 'print what the run would take in memory and time, and stop', {
     commandLineOnly: true,
   }),

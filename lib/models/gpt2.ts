@@ -3,6 +3,7 @@
  * (Conv1D). The dropouts of its configuration are those it was trained with; fine-tuning here runs without.
  */
 import { z } from 'zod';
+import { FormatError } from '../errors.ts';
 import { type Conv1D, Embedding, type LayerNorm, Linear, Module } from '../nn/index.ts';
 import { add, split } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
@@ -196,10 +197,12 @@ const kShape = {
 function gpt2Config(json: Record<string, unknown>, options: ReadOptions): Gpt2Config {
   const keys = parseConfig(kShape, json, options);
   const { path } = options;
-  refuseValues(path, {
-    add_cross_attention: keys.add_cross_attention || null,
-    n_head: keys.n_embd % keys.n_head === 0 ? null : keys.n_head,
-  });
+  refuseValues(path, { add_cross_attention: keys.add_cross_attention || null });
+  if (keys.n_embd % keys.n_head !== 0) {
+    throw new FormatError(`${path}: n_head ${keys.n_head} does not divide n_embd ${keys.n_embd}`, {
+      path,
+    });
+  }
   const scale = keys.scale_attn_weights === false ? 1 : 1 / Math.sqrt(keys.n_embd / keys.n_head);
   const byLayer = keys.scale_attn_by_inverse_layer_idx ?? false;
   return {

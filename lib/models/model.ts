@@ -4,8 +4,8 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { Module } from '../nn/index.ts';
-import type { LayerKeep } from './layers.ts';
 import { type DType, scope, type Tensor, tensor } from '../tensor.ts';
+import type { LayerKeep } from './layers.ts';
 
 /** Segments one after the other: N rows, B segments. See `collate`. */
 export interface ModelBatch {

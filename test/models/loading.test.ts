@@ -49,7 +49,8 @@ async function failure(
     () => expect.fail('loaded'),
     (e: unknown) => e,
   );
-  expect(memoryStats().liveTensors, 'tensors left alive').toBe(before);
+  // A bound: tensors that earlier tests dropped may be collected meanwhile.
+  expect(memoryStats().liveTensors, 'tensors left alive').toBeLessThanOrEqual(before);
   return error as Error & { code: string; path?: string };
 }
 
