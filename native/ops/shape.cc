@@ -1,5 +1,7 @@
 // Ops that move no values where the layout allows: reshape, permute, expand, slice and split give
 // views of the same storage; concat copies. Gradients go back the same way.
+#include <algorithm>
+
 #include "engine/launch.h"
 #include "ops/axes.h"
 #include "ops/ops.h"
