@@ -199,7 +199,7 @@ describe('what goes wrong', () => {
       './nowhere',
       '/no/such/place',
       'a/b/c',
-      '../../etc/passwd',
+      '../../no/such/file',
       'plain',
       'a b/c',
       '',
