@@ -46,6 +46,29 @@ export interface FromConfigOptions extends ConfigOptions {
 /** transformers' initializer_range where the configuration has none. */
 const kDeviation = 0.02;
 
+/**
+ * The folder of a checkpoint that can only be a folder, and its config.json.
+ * @param what the kind of model, for the message
+ * @throws UnsupportedError for a device that is not known or a file
+ */
+export async function openCheckpoint(
+  nameOrPath: string,
+  options: FromPretrainedOptions,
+  what: string,
+): Promise<{ folder: string; path: string; json: Record<string, unknown> }> {
+  const { device = 'cpu' } = options;
+  if (device !== 'cpu')
+    throw new UnsupportedError(`device "${device}" is not supported (known: cpu)`);
+  const folder = await resolveModel(nameOrPath, options);
+  if (!statSync(folder).isDirectory()) {
+    throw new UnsupportedError(
+      `${folder}: ${what} is read from a folder with config.json and safetensors`,
+    );
+  }
+  const path = join(folder, 'config.json');
+  return { folder, path, json: await readConfigJson(path) };
+}
+
 /** Loads causal language models of every supported family. */
 export const AutoModelForCausalLM = {
   /**

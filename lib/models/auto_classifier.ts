@@ -1,14 +1,9 @@
 /** Loading a model with a classification or regression head: its own, or a fresh one on a pre-trained trunk. */
-import { statSync } from 'node:fs';
-import { join } from 'node:path';
-import { UnsupportedError } from '../errors.ts';
 import { withMemoryTag } from '../runtime.ts';
 import { unscoped } from '../tensor.ts';
-import { type FromPretrainedOptions, settle } from './auto.ts';
+import { type FromPretrainedOptions, openCheckpoint, settle } from './auto.ts';
 import type { ClassifierKind, MakeClassifier } from './classifier_kind.ts';
-import { readConfigJson } from './config_keys.ts';
 import { HfWeights } from './hf_weights.ts';
-import { resolveModel } from './hub.ts';
 import { RandomWeights } from './random_weights.ts';
 import { classifierKind } from './registry.ts';
 import { CompletedWeights, RenamedWeights } from './renamed_weights.ts';
@@ -47,17 +42,8 @@ export const AutoModelForSequenceClassification = {
     nameOrPath: string,
     options: ClassifierOptions = {},
   ): Promise<SequenceClassifier> {
-    const { dtype = 'f32', device = 'cpu', trainable = false, checkFinite = true } = options;
-    if (device !== 'cpu')
-      throw new UnsupportedError(`device "${device}" is not supported (known: cpu)`);
-    const folder = await resolveModel(nameOrPath, options);
-    if (!statSync(folder).isDirectory()) {
-      throw new UnsupportedError(
-        `${folder}: a classifier is read from a folder with config.json and safetensors`,
-      );
-    }
-    const path = join(folder, 'config.json');
-    const json = await readConfigJson(path);
+    const { dtype = 'f32', trainable = false, checkFinite = true } = options;
+    const { folder, path, json } = await openCheckpoint(nameOrPath, options, 'a classifier');
     const kind = classifierKind(String(json.model_type ?? 'none'), path);
     const make = kind.fromJson(json, { ...options, path });
     const stored = HfWeights.open(folder, '');

@@ -1,13 +1,14 @@
 /** Loading an encoder-decoder. */
-import { statSync } from 'node:fs';
-import { join } from 'node:path';
-import { UnsupportedError } from '../errors.ts';
 import { withMemoryTag } from '../runtime.ts';
 import { unscoped } from '../tensor.ts';
-import { type FromPretrainedOptions, headIsEmbedding, kHead, settle } from './auto.ts';
-import { readConfigJson } from './config_keys.ts';
+import {
+  type FromPretrainedOptions,
+  headIsEmbedding,
+  kHead,
+  openCheckpoint,
+  settle,
+} from './auto.ts';
 import { HfWeights } from './hf_weights.ts';
-import { resolveModel } from './hub.ts';
 import { seq2SeqFamilyOf } from './registry.ts';
 import { RenamedWeights } from './renamed_weights.ts';
 import type { Seq2SeqLM } from './seq2seq_lm.ts';
@@ -29,17 +30,8 @@ export const AutoModelForSeq2SeqLM = {
     nameOrPath: string,
     options: FromPretrainedOptions = {},
   ): Promise<Seq2SeqLM> {
-    const { dtype = 'f32', device = 'cpu', trainable = false, checkFinite = true } = options;
-    if (device !== 'cpu')
-      throw new UnsupportedError(`device "${device}" is not supported (known: cpu)`);
-    const folder = await resolveModel(nameOrPath, options);
-    if (!statSync(folder).isDirectory()) {
-      throw new UnsupportedError(
-        `${folder}: an encoder-decoder is read from a folder with config.json and safetensors`,
-      );
-    }
-    const path = join(folder, 'config.json');
-    const json = await readConfigJson(path);
+    const { dtype = 'f32', trainable = false, checkFinite = true } = options;
+    const { folder, path, json } = await openCheckpoint(nameOrPath, options, 'an encoder-decoder');
     const family = seq2SeqFamilyOf(String(json.model_type ?? 'none'), path);
     const configured = family.configure(json, { ...options, path });
     const source = new RenamedWeights(HfWeights.open(folder, ''), family.rename);

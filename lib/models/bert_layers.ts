@@ -37,6 +37,18 @@ export function layerNorm(name: string, config: BlockConfig, weights: WeightLoad
   );
 }
 
+/** Attention of every row to all rows of its segment: q, k, v (N,C) each -> (N,C). */
+export function attendBothWays(
+  qkv: readonly Tensor[],
+  numHeads: number,
+  segments: Segments,
+): Tensor {
+  const [n, c] = (qkv[0] as Tensor).shape as [number, number];
+  const heads = qkv.map((y) => reshape(y, [n, numHeads, c / numHeads]));
+  const [q, k, v] = heads as [Tensor, Tensor, Tensor];
+  return reshape(attention(q, k, v, { ...segments, causal: false }), [n, c]);
+}
+
 export class BertSelfAttention extends Module implements SelfAttention<Segments> {
   readonly query: Linear;
   readonly key: Linear;
@@ -54,14 +66,7 @@ export class BertSelfAttention extends Module implements SelfAttention<Segments>
   }
 
   forward(x: Tensor, segments: Segments): Tensor {
-    const [n, c] = x.shape as [number, number];
-    const heads = [n, this.#numHeads, c / this.#numHeads];
-    const [q, k, v] = this.#qkv.forward(x).map((y) => reshape(y, heads)) as [
-      Tensor,
-      Tensor,
-      Tensor,
-    ];
-    return reshape(attention(q, k, v, { ...segments, causal: false }), [n, c]);
+    return attendBothWays(this.#qkv.forward(x), this.#numHeads, segments);
   }
 }
 

@@ -4,11 +4,11 @@
  */
 import { z } from 'zod';
 import { Embedding, type LayerNorm, type Linear, LinearGroup, Module } from '../nn/index.ts';
-import { add, attention, relu, reshape } from '../ops/index.ts';
+import { add, relu } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { activation } from './activations.ts';
 import { checkHeads } from './bert.ts';
-import { type BlockConfig, layerNorm, type Segments } from './bert_layers.ts';
+import { attendBothWays, type BlockConfig, layerNorm, type Segments } from './bert_layers.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
 import { type ConfigOptions, parseConfig } from './config_keys.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
@@ -111,15 +111,7 @@ class Attention extends Module {
 
   /** x (N,C) -> (N,C) */
   forward(x: Tensor, segments: Segments): Tensor {
-    const [n, c] = x.shape as [number, number];
-    const heads = [n, this.#numHeads, c / this.#numHeads];
-    const [q, k, v] = this.#qkv.forward(x).map((y) => reshape(y, heads)) as [
-      Tensor,
-      Tensor,
-      Tensor,
-    ];
-    const attended = attention(q, k, v, { ...segments, causal: false });
-    return this.out_lin.forward(reshape(attended, [n, c]));
+    return this.out_lin.forward(attendBothWays(this.#qkv.forward(x), this.#numHeads, segments));
   }
 }
 
