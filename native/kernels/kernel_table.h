@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-#define BALORA_ABI 2
+#define BALORA_ABI 3
 
 // What a kernel may use beside its arguments. One per device stream, used by the engine thread
 // only.
@@ -27,7 +27,9 @@ struct balora_context {
   void* device_state;     // owned by the device table (primitive caches, cuBLAS handles)
   int32_t num_threads;    // threads a kernel may use
   int32_t deterministic;  // non-zero: results must be bitwise repeatable
-  char error[1024];       // a kernel that returns non-zero says why here
+  int32_t allow_tf32;     // non-zero: f32 products may round their factors to TF32
+  int32_t debug;     // non-zero: a device that runs behind its kernels waits for each and checks it
+  char error[1024];  // a kernel that returns non-zero says why here
 };
 
 typedef struct balora_kernel_table {
@@ -46,6 +48,19 @@ typedef struct balora_kernel_table {
   // Copies in stream order; download returns when the bytes are on the host.
   int32_t (*upload)(balora_context* ctx, void* device, const void* host, uint64_t bytes);
   int32_t (*download)(balora_context* ctx, void* host, const void* device, uint64_t bytes);
+  // Waits until the device has run everything, and reports what failed since the last call. Null: a
+  // kernel has run when its row returns (the CPU).
+  int32_t (*synchronize)(balora_context* ctx);
+  // A line about the device, and its memory: free and total bytes as the driver sees them. Null
+  // where the engine has no use for it (the CPU).
+  void (*describe)(void* state, char* text, uint64_t text_size);
+  int32_t (*memory)(void* state, uint64_t* free_bytes, uint64_t* total_bytes);
+  // Kernels launched between begin and end are recorded, not run; a graph is launched any number of
+  // times on the same addresses. All null where the device cannot.
+  int32_t (*capture_begin)(balora_context* ctx);
+  int32_t (*capture_end)(balora_context* ctx, void** graph);
+  int32_t (*graph_launch)(balora_context* ctx, void* graph);
+  void (*graph_destroy)(void* state, void* graph);
 #define KERNEL(name, signature) int32_t(*name) signature;
 #include "kernels/kernels.def"
 #undef KERNEL

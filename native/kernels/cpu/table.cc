@@ -96,6 +96,13 @@ const KernelTable* cpu_kernel_table() {
       kDiscard,
       copy,
       copy,
+      nullptr,  // synchronize: rows return when they have run
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr,
 #define KERNEL(name, signature) Guard<&name##_kernel>::call,
 #include "kernels/kernels.def"
 #undef KERNEL
