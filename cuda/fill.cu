@@ -1,0 +1,49 @@
+// fill and arange: constants and counters. One thread an element, in a grid-stride loop.
+#include "common.cuh"
+
+namespace balora::cuda {
+namespace {
+
+template <typename T>
+__device__ T element(double value) {
+  if constexpr (std::is_integral_v<T>) {
+    return static_cast<T>(value);
+  } else {
+    return store<T>(static_cast<Acc<T>>(value));
+  }
+}
+
+template <typename T>
+__global__ void fill_elements(T* y, Strided layout, int64_t n, double value) {
+  const T constant = element<T>(value);
+  for (int64_t i = thread_index(); i < n; i += thread_count()) y[offset_of(layout, i)] = constant;
+}
+
+template <typename T>
+__global__ void count_elements(T* y, int64_t n, double start, double step) {
+  for (int64_t i = thread_index(); i < n; i += thread_count()) {
+    y[i] = element<T>(start + static_cast<double>(i) * step);
+  }
+}
+
+}  // namespace
+
+int32_t fill_kernel(Context* ctx, const View* y, double value) {
+  const int64_t n = view_numel(*y);
+  if (n == 0) return 0;
+  dispatch_any(y->dtype, [&]<typename T>() {
+    launch(ctx, "fill", elements(n), fill_elements<T>, data_of<T>(y), strided(*y), n, value);
+  });
+  return 0;
+}
+
+int32_t arange_kernel(Context* ctx, const View* y, double start, double step) {
+  const int64_t n = view_numel(*y);
+  if (n == 0) return 0;
+  dispatch_any(y->dtype, [&]<typename T>() {
+    launch(ctx, "arange", elements(n), count_elements<T>, data_of<T>(y), n, start, step);
+  });
+  return 0;
+}
+
+}  // namespace balora::cuda

@@ -1,0 +1,60 @@
+// Rows whose kernels are still to come: each fails with its name.
+#include "common.cuh"
+
+namespace balora::cuda {
+
+#define PENDING(name, signature)                           \
+  int32_t name##_kernel signature {                        \
+    throw std::runtime_error(#name " has no cuda kernel"); \
+  }
+PENDING(select_rows, (balora_context*, const balora_view*, const balora_view*, const balora_view*))
+PENDING(select_rows_backward,
+        (balora_context*, const balora_view*, const balora_view*, const balora_view*))
+PENDING(gather, (balora_context*, const balora_view*, const balora_view*, const balora_view*))
+PENDING(scatter_add, (balora_context*, const balora_view*, const balora_view*, const balora_view*,
+                      const balora_view*))
+PENDING(reduce, (balora_context*, const balora_view*, const balora_view*, int32_t, double))
+PENDING(reduce_backward, (balora_context*, const balora_view*, const balora_view*,
+                          const balora_view*, const balora_view*, int32_t, double))
+PENDING(extreme,
+        (balora_context*, const balora_view*, const balora_view*, const balora_view*, int32_t))
+PENDING(topk, (balora_context*, const balora_view*, const balora_view*, const balora_view*))
+PENDING(rms_norm_forward, (balora_context*, const balora_view*, const balora_view*,
+                           const balora_view*, const balora_view*, double, double, int32_t))
+PENDING(rms_norm_add_forward,
+        (balora_context*, const balora_view*, const balora_view*, const balora_view*,
+         const balora_view*, const balora_view*, const balora_view*, double, double, int32_t))
+PENDING(rms_norm_backward, (balora_context*, const balora_view*, const balora_view*,
+                            const balora_view*, const balora_view*, const balora_view*,
+                            const balora_view*, const balora_view*, double, int32_t))
+PENDING(layer_norm_forward,
+        (balora_context*, const balora_view*, const balora_view*, const balora_view*,
+         const balora_view*, const balora_view*, const balora_view*, double))
+PENDING(layer_norm_backward, (balora_context*, const balora_view*, const balora_view*,
+                              const balora_view*, const balora_view*, const balora_view*,
+                              const balora_view*, const balora_view*, const balora_view*))
+PENDING(gated_forward,
+        (balora_context*, const balora_view*, const balora_view*, const balora_view*, int32_t))
+PENDING(gated_backward, (balora_context*, const balora_view*, const balora_view*,
+                         const balora_view*, const balora_view*, const balora_view*, int32_t))
+PENDING(rope, (balora_context*, const balora_view*, const balora_view*, const balora_view*,
+               const balora_view*, const balora_view*, int32_t))
+PENDING(softmax_forward,
+        (balora_context*, const balora_view*, const balora_view*, const balora_view*, int32_t))
+PENDING(softmax_backward, (balora_context*, const balora_view*, const balora_view*,
+                           const balora_view*, const balora_view*, int32_t))
+PENDING(cross_entropy_forward, (balora_context*, const balora_view*, const balora_view*,
+                                const balora_view*, const balora_view*, int32_t))
+PENDING(cross_entropy_backward,
+        (balora_context*, const balora_view*, const balora_view*, const balora_view*,
+         const balora_view*, const balora_view*, int32_t))
+PENDING(column_scale_forward, (balora_context*, const balora_view*, const balora_view*,
+                               const balora_view*, const balora_view*))
+PENDING(column_scale_backward,
+        (balora_context*, const balora_view*, const balora_view*, const balora_view*,
+         const balora_view*, const balora_view*, const balora_view*))
+PENDING(row_norm,
+        (balora_context*, const balora_view*, const balora_low_rank*, int32_t, const balora_view*))
+#undef PENDING
+
+}  // namespace balora::cuda

@@ -1,0 +1,221 @@
+#include "state.cuh"
+
+#include <cstring>
+#include <memory>
+
+#include "blas.cuh"
+
+namespace balora::cuda {
+namespace {
+
+constexpr uint64_t kStagingBytes = uint64_t{8} << 20;
+
+int32_t attribute(cudaDeviceAttr which, int32_t device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+// Names what was looked for and what is there.
+void find_device(int32_t device) {
+  int driver = 0, count = 0;
+  cudaDriverGetVersion(&driver);
+  if (driver == 0) {
+    throw std::runtime_error(
+        "no NVIDIA driver was found (libcuda.so.1); install the driver, or use device \"cpu\"");
+  }
+  int runtime = 0;
+  cudaRuntimeGetVersion(&runtime);
+  if (driver / 1000 < runtime / 1000) {
+    throw std::runtime_error("the NVIDIA driver is for CUDA " + std::to_string(driver / 1000) +
+                             "." + std::to_string(driver % 1000 / 10) +
+                             ", this plug-in needs CUDA " + std::to_string(runtime / 1000) +
+                             "; install a newer driver");
+  }
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0) {
+    throw std::runtime_error(std::string("no CUDA device was found (") +
+                             cudaGetErrorString(status) + ")");
+  }
+  if (device < 0 || device >= count) {
+    throw std::runtime_error("there is no cuda:" + std::to_string(device) + "; this machine has " +
+                             std::to_string(count) + " CUDA device(s), from cuda:0 on");
+  }
+}
+
+std::unique_ptr<DeviceState> open_device(int32_t device) {
+  find_device(device);
+  check(cudaSetDevice(device), "cudaSetDevice");
+  auto state = std::make_unique<DeviceState>();
+  state->device = device;
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  state->name = properties.name;
+  state->compute_capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+                              attribute(cudaDevAttrComputeCapabilityMinor, device);
+  if (state->compute_capability < 80) {
+    throw std::runtime_error(
+        state->name + " has compute capability " + std::to_string(state->compute_capability / 10) +
+        "." + std::to_string(state->compute_capability % 10) + "; the kernels need 8.0 or newer");
+  }
+  state->multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
+  state->shared_limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  check(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  void* fault = nullptr;
+  check(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped | cudaHostAllocPortable),
+        "cudaHostAlloc");
+  state->fault = new (fault) Fault{};
+  for (int i = 0; i < 2; ++i) {
+    check(cudaHostAlloc(&state->staging[i], kStagingBytes, cudaHostAllocPortable), "cudaHostAlloc");
+    check(cudaEventCreateWithFlags(&state->staged[i], cudaEventDisableTiming), "cudaEventCreate");
+  }
+  state->blas = open_blas(*state);
+  return state;
+}
+
+void close_device(DeviceState& state) {
+  cudaSetDevice(state.device);
+  if (state.stream) cudaStreamSynchronize(state.stream);
+  if (state.blas) close_blas(state.blas);
+  for (int i = 0; i < 2; ++i) {
+    if (state.staged[i]) cudaEventDestroy(state.staged[i]);
+    if (state.staging[i]) cudaFreeHost(state.staging[i]);
+  }
+  if (state.fault) cudaFreeHost(state.fault);
+  if (state.stream) cudaStreamDestroy(state.stream);
+}
+
+std::string fault_text(const Fault& fault) {
+  const std::string row = row_name(fault.row);
+  switch (fault.code) {
+    case kIndexOutOfRange:
+      return row + ": index " + std::to_string(fault.value) + " is out of range [0, " +
+             std::to_string(fault.limit) + ")";
+    case kSingularMatrix:
+      return row + ": the matrix is singular";
+    default:
+      return row + ": fault " + std::to_string(fault.code);
+  }
+}
+
+}  // namespace
+
+void* create_state(int32_t device_index, char* error, uint64_t error_size) {
+  try {
+    return open_device(device_index).release();
+  } catch (const std::exception& failure) {
+    std::snprintf(error, error_size, "%s", failure.what());
+  }
+  return nullptr;
+}
+
+void destroy_state(void* state) {
+  if (!state) return;
+  close_device(*static_cast<DeviceState*>(state));
+  delete static_cast<DeviceState*>(state);
+}
+
+void* allocate(void* state, uint64_t bytes) {
+  cudaSetDevice(static_cast<DeviceState*>(state)->device);
+  void* data = nullptr;
+  if (cudaMalloc(&data, bytes) != cudaSuccess) {
+    cudaGetLastError();  // taken note of: the caller sees null
+    return nullptr;
+  }
+  return data;
+}
+
+void release(void* state, void* data, uint64_t) {
+  cudaSetDevice(static_cast<DeviceState*>(state)->device);
+  cudaFree(data);  // waits for the device, so no kernel loses memory under its feet
+}
+
+// Through two pinned halves, so that filling one overlaps the copy of the other; the caller's bytes
+// have been read when this returns.
+int32_t upload(Context* ctx, void* device, const void* host, uint64_t bytes) {
+  DeviceState& state = state_of(ctx);
+  const auto* from = static_cast<const char*>(host);
+  auto* to = static_cast<char*>(device);
+  for (uint64_t at = 0, turn = 0; at < bytes; at += kStagingBytes, ++turn) {
+    const uint64_t size = std::min(kStagingBytes, bytes - at);
+    void* half = state.staging[turn % 2];
+    check(cudaEventSynchronize(state.staged[turn % 2]), "upload");
+    std::memcpy(half, from + at, size);
+    check(cudaMemcpyAsync(to + at, half, size, cudaMemcpyHostToDevice, state.stream), "upload");
+    check(cudaEventRecord(state.staged[turn % 2], state.stream), "upload");
+  }
+  return 0;
+}
+
+int32_t download(Context* ctx, void* host, const void* device, uint64_t bytes) {
+  DeviceState& state = state_of(ctx);
+  auto* to = static_cast<char*>(host);
+  const auto* from = static_cast<const char*>(device);
+  // Both halves must be free of uploads before they are written from the other side.
+  check(cudaStreamSynchronize(state.stream), "download");
+  for (uint64_t at = 0; at < bytes; at += kStagingBytes) {
+    const uint64_t size = std::min(kStagingBytes, bytes - at);
+    check(cudaMemcpyAsync(state.staging[0], from + at, size, cudaMemcpyDeviceToHost, state.stream),
+          "download");
+    check(cudaStreamSynchronize(state.stream), "download");
+    std::memcpy(to + at, state.staging[0], size);
+  }
+  return 0;
+}
+
+int32_t synchronize(Context* ctx) {
+  DeviceState& state = state_of(ctx);
+  check(cudaStreamSynchronize(state.stream), "the device");
+  if (state.fault->code != kNoFault) {
+    const Fault fault = *state.fault;
+    *state.fault = Fault{};
+    throw std::runtime_error(fault_text(fault));
+  }
+  return 0;
+}
+
+void describe(void* state, char* text, uint64_t text_size) {
+  const auto& device = *static_cast<DeviceState*>(state);
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  std::snprintf(text, text_size, "%s, sm_%d, %d multiprocessors, CUDA %d.%d, driver for %d.%d",
+                device.name.c_str(), device.compute_capability, device.multiprocessors,
+                runtime / 1000, runtime % 1000 / 10, driver / 1000, driver % 1000 / 10);
+}
+
+int32_t memory(void* state, uint64_t* free_bytes, uint64_t* total_bytes) {
+  cudaSetDevice(static_cast<DeviceState*>(state)->device);
+  size_t free_size = 0, total_size = 0;
+  if (cudaMemGetInfo(&free_size, &total_size) != cudaSuccess) return 1;
+  *free_bytes = free_size;
+  *total_bytes = total_size;
+  return 0;
+}
+
+int32_t capture_begin(Context* ctx) {
+  check(cudaStreamBeginCapture(stream_of(ctx), cudaStreamCaptureModeThreadLocal), "capture");
+  return 0;
+}
+
+int32_t capture_end(Context* ctx, void** graph) {
+  cudaGraph_t recorded = nullptr;
+  check(cudaStreamEndCapture(stream_of(ctx), &recorded), "capture");
+  cudaGraphExec_t ready = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&ready, recorded, 0);
+  cudaGraphDestroy(recorded);
+  check(status, "capture");
+  *graph = ready;
+  return 0;
+}
+
+int32_t graph_launch(Context* ctx, void* graph) {
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream_of(ctx)), "graph");
+  return 0;
+}
+
+void graph_destroy(void*, void* graph) {
+  cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph));
+}
+
+}  // namespace balora::cuda

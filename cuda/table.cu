@@ -1,0 +1,78 @@
+// The CUDA device's table: every row of kernels.def behind a guard that turns an exception into a
+// status, and the one symbol that the plug-in exports.
+#include <cstring>
+#include <exception>
+#include <iterator>
+
+#include "common.cuh"
+#include "state.cuh"
+
+namespace balora::cuda {
+namespace {
+
+template <auto Kernel>
+struct Guard;
+
+template <typename... Args, int32_t (*Kernel)(Context*, Args...)>
+struct Guard<Kernel> {
+  static int32_t call(Context* ctx, Args... args) {
+    try {
+      return Kernel(ctx, args...);
+    } catch (const std::exception& error) {
+      std::snprintf(ctx->error, sizeof ctx->error, "%s", error.what());
+    } catch (...) {
+      std::snprintf(ctx->error, sizeof ctx->error, "an unknown failure");
+    }
+    return 1;
+  }
+};
+
+constexpr const char* kRows[] = {
+#define KERNEL(name, signature) #name,
+#include "kernels/kernels.def"
+#undef KERNEL
+};
+
+}  // namespace
+
+int32_t fault_row(const char* name) {
+  for (size_t i = 0; i < std::size(kRows); ++i) {
+    if (std::strcmp(kRows[i], name) == 0) return static_cast<int32_t>(i) + 1;
+  }
+  return 0;
+}
+
+const char* row_name(int32_t row) {
+  const bool known = row > 0 && row <= static_cast<int32_t>(std::size(kRows));
+  return known ? kRows[row - 1] : "a kernel";
+}
+
+}  // namespace balora::cuda
+
+extern "C" __attribute__((visibility("default"))) const balora_kernel_table* balora_device_table(
+    void) {
+  using namespace balora::cuda;
+  static const balora_kernel_table table = {
+      BALORA_ABI,
+      sizeof(balora_kernel_table),
+      "cuda",
+      create_state,
+      destroy_state,
+      allocate,
+      release,
+      nullptr,  // discard: memory comes and goes in whole segments
+      Guard<&upload>::call,
+      Guard<&download>::call,
+      Guard<&synchronize>::call,
+      describe,
+      memory,
+      Guard<&capture_begin>::call,
+      Guard<&capture_end>::call,
+      Guard<&graph_launch>::call,
+      graph_destroy,
+#define KERNEL(name, signature) Guard<&name##_kernel>::call,
+#include "kernels/kernels.def"
+#undef KERNEL
+  };
+  return &table;
+}

@@ -1,0 +1,33 @@
+// fill and arange on the device against the CPU, every dtype, odd sizes.
+#include "support/device_test.h"
+
+namespace {
+
+using namespace balora;
+using namespace balora::test;
+
+template <typename T>
+void check_fill() {
+  for (const int64_t n : {int64_t{1}, int64_t{31}, int64_t{33}, int64_t{12345}}) {
+    CAPTURE(n);
+    DeviceTest t;
+    const Array y = t.empty<T>({n}), z = t.empty<T>({n});
+    t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+      return k.fill(ctx, view(y), 3.3) | k.arange(ctx, view(z), 2, 0.5);
+    });
+    t.check_equal(y);
+    t.check_equal(z);
+  }
+}
+
+TEST_CASE("fill and arange give the CPU's bits in every dtype") {
+  check_fill<float>();
+  check_fill<bf16>();
+  check_fill<f16>();
+  check_fill<double>();
+  check_fill<int32_t>();
+  check_fill<int64_t>();
+  check_fill<uint8_t>();
+}
+
+}  // namespace

@@ -1,0 +1,28 @@
+// The emulated twins of the instructions in cuda/common.cuh.
+#pragma once
+#include <cstdint>
+
+#include "emulator.h"
+
+namespace emulator {
+
+float half_to_float(uint16_t bits);
+uint16_t float_to_half(float value);
+uint16_t float_to_bf16(float value);
+
+// A copy happens when its group is waited for, so that a read before the wait sees old bytes.
+void cp_async16(void* shared, const void* global, int valid = 16);
+void cp_async_commit();
+void cp_async_wait_until(int pending);
+template <int N>
+void cp_async_wait() {
+  cp_async_wait_until(N);
+}
+
+void ldmatrix_x4(uint32_t (&out)[4], const void* shared);
+void ldmatrix_x4_trans(uint32_t (&out)[4], const void* shared);
+void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+}  // namespace emulator
