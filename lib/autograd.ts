@@ -1,5 +1,6 @@
 // The tape's public side: backward from several roots, ops written in TypeScript, and segments that are recomputed
 // instead of kept.
+import { getDefaultDevice, withDevice } from './device.ts';
 import { ArgumentError } from './errors.ts';
 import { native } from './native.ts';
 import { enableGrad, noGrad, scope, Tensor, unscoped } from './tensor.ts';
@@ -28,7 +29,8 @@ export interface CustomOp<Saved> {
   forward: (inputs: readonly Tensor[]) => { outputs: Tensor[]; saved: Saved };
   /**
    * Gradients of the inputs from those of the outputs (null where an output was not used): one for each input, null
-   * where there is none, in the input's own dtype. Runs unrecorded, in a scope of its own.
+   * where there is none, in the input's own dtype and on its device. Runs unrecorded, in a scope of its own, with the
+   * default device that was in force at the call.
    */
   backward: (grads: readonly (Tensor | null)[], saved: Saved) => readonly (Tensor | null)[];
 }
@@ -45,6 +47,7 @@ export interface CustomOp<Saved> {
 export function customOp<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]): Tensor[] {
   const { outputs, saved } = noGrad(() => op.forward(inputs));
   const types = inputs.map(({ dtype }) => dtype);
+  const device = getDefaultDevice();
   const handles = native.customNode(
     op.name,
     inputs.map((input) => input.handle),
@@ -53,7 +56,7 @@ export function customOp<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]):
     (dy: number[]) =>
       scope(() => {
         const grads = dy.map((handle) => (handle === 0 ? null : new Tensor(handle)));
-        return op.backward(grads, saved).map((grad, i) => {
+        return withDevice(device, () => op.backward(grads, saved)).map((grad, i) => {
           if (grad === null) return 0;
           if (grad.dtype === types[i]) return native.detach(grad.handle);
           throw new ArgumentError(

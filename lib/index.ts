@@ -51,6 +51,13 @@ export { type OpenRowsOptions, openRows } from './data/open_rows.ts';
 export { ParquetFile } from './data/parquet.ts';
 export { kNamedTemplates, kRecipeTemplate, PromptTemplate } from './data/prompt_template.ts';
 export { arrayRows, type Row, type RowSource } from './data/rows.ts';
+export {
+  type DeviceInfo,
+  deviceInfo,
+  getDefaultDevice,
+  setDefaultDevice,
+  withDevice,
+} from './device.ts';
 export * from './errors.ts';
 export {
   gsm8kAnswer,

@@ -79,7 +79,8 @@ let plain: Partial<Native> | null = null;
 
 /**
  * In debug mode every op remembers where JS called it, and a failure on the engine's thread says so. Each call then
- * costs a stack trace. Returns the mode before.
+ * costs a stack trace. A device that runs behind its kernels waits for each and checks it, so that a fault names the op
+ * that made it. Returns the mode before.
  */
 export function setDebugMode(enabled: boolean): boolean {
   const before = plain !== null;
@@ -87,6 +88,7 @@ export function setDebugMode(enabled: boolean): boolean {
   const functions = native as unknown as Record<string, (...args: unknown[]) => unknown>;
   if (plain) {
     Object.assign(native, plain);
+    native.setDebug(false);
     native.setCallSite('');
     plain = null;
     return before;
@@ -102,5 +104,6 @@ export function setDebugMode(enabled: boolean): boolean {
     };
   }
   plain = originals as Partial<Native>;
+  native.setDebug(true);
   return before;
 }

@@ -1,4 +1,5 @@
-// The engine's settings and statistics in this thread's environment.
+// Settings and statistics of the engines (one a device) in this thread's environment.
+import { getDefaultDevice } from './device.ts';
 import { native } from './native.ts';
 
 export { setDebugMode } from './native.ts';
@@ -23,22 +24,48 @@ export interface MemoryStats {
 
 /** What one op has cost since the start or the last resetOpTimes(), exact once the work before has run. */
 export interface OpTime {
+  /** "cpu", "cuda:0" */
+  device: string;
   /** The innermost `withPhase` at the call, '' outside any. */
   phase: string;
   op: string;
   calls: number;
-  /** On the engine's thread, waiting for the queue not counted. */
+  /**
+   * On the engine's thread, waiting for the queue not counted. Of a GPU that is the time of launching, unless
+   * {@link setProfiling} is on.
+   */
   seconds: number;
 }
 
-/** Resolves when everything enqueued so far has run; rejects with the first failure among it. */
-export function synchronize(): Promise<void> {
-  return native.synchronize();
+/**
+ * Resolves when everything enqueued so far has run; rejects with the first failure among it.
+ * @param device this one alone. Default: all that are in use
+ */
+export function synchronize(device = ''): Promise<void> {
+  return native.synchronize(device);
 }
 
 /** Like synchronize(), but blocks the event loop. */
-export function synchronizeSync(): void {
-  native.synchronizeSync();
+export function synchronizeSync(device = ''): void {
+  native.synchronizeSync(device);
+}
+
+/** Results of every op are bitwise repeatable: on a GPU no sum then depends on timing. Returns the mode before. */
+export function setDeterministic(enabled: boolean): boolean {
+  return native.setDeterministic(enabled);
+}
+
+/** Lets a GPU round the factors of f32 products to TF32 (10 bits). Default off. Returns the mode before. */
+export function setAllowTf32(enabled: boolean): boolean {
+  return native.setAllowTf32(enabled);
+}
+
+/**
+ * Every op then waits for its device, so that {@link opTimes} counts kernels rather than launches; the CPU's times are
+ * the same either way. Returns the mode before.
+ */
+export function setProfiling(enabled: boolean): boolean {
+  return native.setProfiling(enabled);
 }
 
 /** Threads the kernels of this environment use from now on. Default: the cores this process may run on. */
@@ -51,24 +78,31 @@ export function getNumThreads(): number {
   return native.numThreads();
 }
 
+/** Of one device, the default one unless named. */
+export interface OfDevice {
+  device?: string;
+}
+
+const named = ({ device }: OfDevice): string => device ?? getDefaultDevice();
+
 /** Memory by the engine's own count; await {@link synchronize} first for exact figures. */
-export function memoryStats(): MemoryStats {
-  return native.memoryStats() as MemoryStats;
+export function memoryStats(of: OfDevice = {}): MemoryStats {
+  return native.memoryStats(named(of)) as MemoryStats;
 }
 
 /** Makes peakBytes start again from what is live now. */
-export function resetPeakMemory(): void {
-  native.resetPeakMemory();
+export function resetPeakMemory(of: OfDevice = {}): void {
+  native.resetPeakMemory(named(of));
 }
 
-/** Gives cached blocks back to the operating system. */
-export function trimMemory(): void {
-  native.trimMemory();
+/** Gives cached blocks back to the operating system or the device's driver. */
+export function trimMemory(of: OfDevice = {}): void {
+  native.trimMemory(named(of));
 }
 
 /** Refuses allocations beyond `bytes` of live memory, with an error that gives the sizes. 0: no limit. */
-export function setMemoryLimit(bytes: number): void {
-  native.setMemoryLimit(bytes);
+export function setMemoryLimit(bytes: number, of: OfDevice = {}): void {
+  native.setMemoryLimit(named(of), bytes);
 }
 
 /** Counts the memory of tensors made in `body` under a name of its own in memoryStats().byTag. */
@@ -77,7 +111,7 @@ export function withMemoryTag<T>(name: string, body: () => T): T {
   try {
     return body();
   } finally {
-    native.restoreMemoryTag(before);
+    native.setMemoryTag(before);
   }
 }
 
@@ -97,7 +131,7 @@ export function withPhase<T>(name: string, body: () => T): T {
   try {
     return body();
   } finally {
-    native.restorePhase(before);
+    native.setPhase(before);
   }
 }
 

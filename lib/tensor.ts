@@ -1,5 +1,6 @@
 // Tensors as JS sees them: a thin object around a native handle. Memory belongs to native reference counts; JS frees
 // its references with dispose(), `using`, or at the end of a scope(). A FinalizationRegistry is only the leak net.
+import { deviceName, withDevice } from './device.ts';
 import { ArgumentError } from './errors.ts';
 import { type DType, type Handle, native } from './native.ts';
 
@@ -19,7 +20,11 @@ export interface TensorOptions {
   dtype?: DType;
   /** Whether backward() collects a gradient for this tensor. Default false. */
   requiresGrad?: boolean;
+  /** "cpu", "cuda", "cuda:1". Default: see {@link getDefaultDevice}. */
+  device?: string;
 }
+
+const kDTypes: readonly string[] = ['f32', 'bf16', 'f16', 'f64', 'i32', 'i64', 'u8'];
 
 const registry = new FinalizationRegistry<Handle>((handle) => native.dispose(handle));
 
@@ -34,6 +39,7 @@ export class Tensor {
   #handle: Handle;
   #shape: readonly number[] | undefined;
   #dtype: DType | undefined;
+  #device: string | undefined;
 
   /** Wraps a native handle; for lib/ops, not for users (see `tensor()`). */
   constructor(handle: Handle) {
@@ -57,8 +63,10 @@ export class Tensor {
     return this.#dtype;
   }
 
+  /** "cpu", "cuda:0" */
   get device(): string {
-    return native.deviceOf(this.#handle);
+    this.#device ??= native.deviceOf(this.#handle);
+    return this.#device;
   }
 
   get ndim(): number {
@@ -153,9 +161,18 @@ export class Tensor {
     return single(this.#one().dataSync());
   }
 
-  /** A copy of another dtype (differentiable); the tensor itself when it has that dtype already. */
-  to(dtype: DType): Tensor {
-    return dtype === this.dtype ? this : new Tensor(native.cast(this.#handle, dtype));
+  /**
+   * A copy of another dtype, or on another device ("cpu", "cuda:1"); the tensor itself when it is that already.
+   * Differentiable: the gradient goes the way back.
+   * @throws UnsupportedError for a device that is not known, or cannot be had
+   */
+  to(dtypeOrDevice: DType | (string & {})): Tensor {
+    if (kDTypes.includes(dtypeOrDevice)) {
+      if (dtypeOrDevice === this.dtype) return this;
+      return new Tensor(native.cast(this.#handle, dtypeOrDevice as DType));
+    }
+    if (deviceName(dtypeOrDevice) === this.device) return this;
+    return new Tensor(native.toDevice(this.#handle, dtypeOrDevice));
   }
 
   /** Gives this reference back. The memory goes when no op in flight, view or graph needs it. Idempotent. */
@@ -245,11 +262,12 @@ function flatten(data: NestedNumbers, shape: readonly number[], into: number[], 
 /**
  * A tensor with the given values, copied at the call: changing the array afterwards changes nothing.
  * @example const w = tensor([[1, 2], [3, 4]], { requiresGrad: true });
- * @throws ArgumentError for ragged data, or a shape that does not fit it.
+ * @throws ArgumentError for ragged data, or a shape that does not fit it; UnsupportedError for a device as
+ *   setDefaultDevice does
  */
 export function tensor(
   data: TensorData | NestedNumbers,
-  { shape, dtype, requiresGrad = false }: TensorOptions = {},
+  { shape, dtype, requiresGrad = false, device }: TensorOptions = {},
 ): Tensor {
   let array: TensorData;
   let extents: readonly number[];
@@ -269,7 +287,7 @@ export function tensor(
   }
   const own = dtypeOfArray(array);
   const bytes = new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
-  let result = new Tensor(native.fromBytes(bytes, extents, own));
+  let result = withDevice(device, () => new Tensor(native.fromBytes(bytes, extents, own)));
   if (dtype !== undefined && dtype !== own) {
     const converted = noGrad(() => result.to(dtype));
     result.dispose();

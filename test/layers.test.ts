@@ -61,6 +61,7 @@ const kLibRooms: Record<string, string[]> = {
 const kLibFiles: Record<string, string> = {
   'lib/native_ops.ts': 'native',
   'lib/autograd.ts': 'tensor',
+  'lib/device.ts': 'tensor',
   'lib/runtime.ts': 'tensor',
 };
 /** The rooms that may use a package. */

@@ -131,7 +131,7 @@ describe('failures', () => {
     const y = rmsNorm(x, w);
     const z = rmsNorm(y, w); // enqueued behind it: skipped
     await expect(synchronize()).rejects.toThrow(
-      /rms_norm: out of memory: 1600000 bytes wanted, \d+ in use, the limit is \d+ \[f32\(1000,400\), f32\(400\) -> f32\(1000,400\), f32\(1000\)\]/,
+      /rms_norm: out of memory: 1600000 bytes wanted, \d+ in use on \S+, the limit is \d+ \[f32\(1000,400\), f32\(400\) -> f32\(1000,400\), f32\(1000\)\]/,
     );
     await synchronize(); // reported once
     setMemoryLimit(0);

@@ -1,6 +1,7 @@
 /**
  * The way from a model to the linear modules that adapters hook, and the checks on the way.
  */
+import { withDevice } from '../device.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import { Linear } from '../nn/linear.ts';
@@ -78,13 +79,15 @@ export function initialPair(
 ): InitialPair {
   const { linear, ...rest } = target;
   const [outFeatures, inFeatures] = linear.weight.shape as [number, number];
-  const initial = unscoped(() =>
-    initialiser(config)({
-      ...rest,
-      outFeatures,
-      inFeatures,
-      weight: () => (linear.weight.dtype === 'f64' ? linear.weight.to('f32') : linear.weight),
-    }),
+  const initial = withDevice(linear.weight.device, () =>
+    unscoped(() =>
+      initialiser(config)({
+        ...rest,
+        outFeatures,
+        inFeatures,
+        weight: () => (linear.weight.dtype === 'f64' ? linear.weight.to('f32') : linear.weight),
+      }),
+    ),
   );
   if (linear.weight.dtype !== 'f64') return initial;
   const { a, b, fromWeight } = initial;
@@ -101,7 +104,7 @@ export function trainablePair(pair: LowRankPair, linear: Linear): LowRankPair {
 /** A trained copy in f32 (f64 beside f64). */
 export function masterOf(values: Tensor, { weight }: Linear): Tensor {
   const dtype = masterDType(weight.dtype);
-  const master = unscoped(() => zeros(values.shape, { dtype }));
+  const master = unscoped(() => zeros(values.shape, { dtype, device: weight.device }));
   scope(() => noGrad(() => copy_(master, values.to(dtype))));
   master.requiresGrad = true;
   return master;

@@ -80,7 +80,8 @@ export async function loadAdapter(
   folder: string,
   { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, ...options }: LoadOptions,
 ): Promise<Adapter> {
-  const { config, modules: found, saved: values, path } = await readPeftFolder(folder, options);
+  const read = await readPeftFolder(folder, { ...options, device: model.device });
+  const { config, modules: found, saved: values, path } = read;
   const plain = keepsBase(config.initLoraWeights);
   const variant = variantOf(config);
   freezeBase(model);

@@ -55,10 +55,13 @@ interface Found {
   extra?: { key: string; tensor: Tensor };
 }
 
-/** @throws FormatError, UnsupportedError for a folder that cannot be understood whole */
+/**
+ * @param options device: of the tensors
+ * @throws FormatError, UnsupportedError for a folder that cannot be understood whole
+ */
 export async function readPeftFolder(
   folder: string,
-  options: { ignoreKeys?: readonly string[] } = {},
+  { device, ...options }: { ignoreKeys?: readonly string[]; device?: string } = {},
 ): Promise<PeftFolder> {
   const configPath = join(folder, ADAPTER_CONFIG);
   const config = parseAdapterConfig(await readText(configPath), { path: configPath, ...options });
@@ -69,7 +72,7 @@ export async function readPeftFolder(
   ];
   const found = new Map<string, Found>();
   const saved = new Map<string, Tensor>();
-  const { tensors } = await loadSafetensors(path);
+  const { tensors } = await loadSafetensors(path, device === undefined ? {} : { device });
   const moduleOf = (name: string): Found => {
     const module = found.get(name) ?? {};
     found.set(name, module);

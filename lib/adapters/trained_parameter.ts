@@ -20,10 +20,12 @@ export function trainedParameter(
 ): TrainedParameter {
   return unscoped(() =>
     noGrad(() => {
+      const { device } = base;
       const master = masterDType(base.dtype);
-      const tensor = zeros(base.shape, { dtype: master });
+      const tensor = zeros(base.shape, { dtype: master, device });
       scope(() => copy_(tensor, values.to(master)));
-      const working = base.dtype === master ? tensor : zeros(base.shape, { dtype: base.dtype });
+      const working =
+        base.dtype === master ? tensor : zeros(base.shape, { dtype: base.dtype, device });
       if (working !== tensor) scope(() => copy_(working, tensor.to(base.dtype)));
       working.requiresGrad = true;
       return { name, tensor, working, decays };

@@ -62,7 +62,8 @@ const dora: Variant = {
 /** PEFT's lora_bias: B has a bias of its own, scaled like the pair; y = W x + s (B A x + c). */
 const bias: Variant = {
   extraKey: 'lora_B.bias',
-  start: ({ linear }) => zeros([linear.outFeatures], { dtype: masterDType(linear.weight.dtype) }),
+  start: ({ linear: { outFeatures, weight } }) =>
+    zeros([outFeatures], { dtype: masterDType(weight.dtype), device: weight.device }),
   update: (offset, { scale }) => ({ bias: mul(offset, scale) }),
   mergeWeight: (exact) => exact,
   mergeBias: (offset, { name, linear, scale }) => {

@@ -49,7 +49,7 @@ export async function loadTokenizer(path: string): Promise<Tokenizer> {
 export async function loadClassifier(
   path: string,
   { numLabels, problemType }: LabelScheme,
-  options: Pick<ClassifierOptions, 'dtype' | 'trainable' | 'seed'>,
+  options: Pick<ClassifierOptions, 'dtype' | 'device' | 'trainable' | 'seed'>,
 ): Promise<SequenceClassifier> {
   return AutoModelForSequenceClassification.fromPretrained(await resolveModel(path), {
     ...options,
@@ -71,9 +71,9 @@ export async function loadTunedClassifier(
   { data, progress, signal }: Surroundings,
 ): Promise<TunedModel<SequenceClassifier>> {
   const path = settings.model as string;
-  const { dtype = kTrainDefaults.dtype, seed = kTrainDefaults.seed } = settings;
+  const { dtype, device, seed } = { ...kTrainDefaults, ...settings };
   const load = (trainable: boolean) =>
-    loadClassifier(path, data.scheme, { dtype, trainable, seed });
+    loadClassifier(path, data.scheme, { dtype, device, trainable, seed });
   const model = await load(setup.adapter === null);
   if (model.newlyInitialized.length > 0) {
     progress.message(`drawn anew, since ${path} has none: ${model.newlyInitialized.join(', ')}`);

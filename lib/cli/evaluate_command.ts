@@ -85,9 +85,9 @@ async function runEvaluate(
   { context, signal }: { context: CliContext; signal: AbortSignal },
 ): Promise<number> {
   const progress = new Progress(context.stderr);
-  const { dtype = kTrainDefaults.dtype, adapter, threads } = settings;
+  const { dtype, device, adapter, threads } = { ...kTrainDefaults, ...settings };
   if (threads !== undefined) setNumThreads(threads);
-  const { model, tokenizer } = await loadModel(settings.model as string, { dtype });
+  const { model, tokenizer } = await loadModel(settings.model as string, { dtype, device });
   const { batches, close } = await openBatches(settings.data as string, tokenizer, {
     ...exampleOptions(settings),
     batchSize: settings.perDeviceEvalBatchSize ?? kBatchSize,
@@ -111,7 +111,7 @@ async function runClassifier(
   { context, signal }: { context: CliContext; signal: AbortSignal },
 ): Promise<number> {
   const progress = new Progress(context.stderr);
-  const { dtype = kTrainDefaults.dtype, adapter, threads, model: path } = settings;
+  const { dtype, device, adapter, threads, model: path } = { ...kTrainDefaults, ...settings };
   if (threads !== undefined) setNumThreads(threads);
   const data = await openLabelled(settings.data as string, await loadTokenizer(path as string), {
     ...labelledOptions(settings),
@@ -121,7 +121,7 @@ async function runClassifier(
     progress,
     signal,
   });
-  const model = await loadClassifier(path as string, data.scheme, { dtype });
+  const model = await loadClassifier(path as string, data.scheme, { dtype, device });
   if (adapter !== undefined) await AdapterModel.load(model, adapter);
   else if (model.newlyInitialized.length > 0) {
     progress.warn(`${path} has no trained head (${model.newlyInitialized.join(', ')} drawn anew)`);

@@ -43,7 +43,7 @@ export async function openBatches(
 /** A model and its tokenizer. `folder` is where they lie on this machine. */
 export async function loadModel(
   path: string,
-  options: { dtype: 'f32' | 'bf16'; trainable?: boolean },
+  options: { dtype: 'f32' | 'bf16'; device?: string; trainable?: boolean },
 ): Promise<{ model: CausalLM; tokenizer: Tokenizer }> {
   const folder = await resolveModel(path);
   const tokenizer = await Tokenizer.fromPretrained(folder);
@@ -57,13 +57,14 @@ export async function loadTuned(
   progress: Progress,
 ): Promise<{ tuned: TunedModel; tokenizer: Tokenizer }> {
   const path = settings.model as string;
-  const { dtype = kTrainDefaults.dtype, seed = kTrainDefaults.seed } = settings;
-  const { model, tokenizer } = await loadModel(path, { dtype, trainable: adapter === null });
+  const { dtype, device, seed } = { ...kTrainDefaults, ...settings };
+  const trainable = adapter === null;
+  const { model, tokenizer } = await loadModel(path, { dtype, device, trainable });
   if (adapter === null) {
     if (method.regularizers.consistencyWeight === 0) {
       return { tuned: new FullModel(model), tokenizer };
     }
-    const second = await loadModel(path, { dtype });
+    const second = await loadModel(path, { dtype, device });
     const full = new FullModel(model, { teacher: second.model });
     progress.message(
       `a consistency weight with --method full keeps a second copy of the model: ${formatBytes(full.teacherBytes)}`,

@@ -35,9 +35,9 @@ export const addMerge: CommandModule = (program, context, run) => {
     run(async (_: unknown, self: Command) => {
       const progress = new Progress(context.stderr);
       const settings = await readOptions(self, kMergeOptions);
-      const { dtype = kTrainDefaults.dtype, output, adapter } = settings;
+      const { dtype, device, output, adapter } = { ...kTrainDefaults, ...settings };
       await refuseFullFolder(output as string);
-      const { model, tokenizer } = await loadModel(settings.model as string, { dtype });
+      const { model, tokenizer } = await loadModel(settings.model as string, { dtype, device });
       const loaded = await AdapterModel.load(model, adapter as string);
       for (const warning of loaded.warnings) progress.warn(warning);
       const { maxAbsError, module, relativeToDelta } = await saveMerged(loaded, output as string);

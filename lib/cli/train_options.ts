@@ -75,6 +75,7 @@ export const kTaskOption = {
 export const kModelOptions = {
   model: run(text('path'), 'a model folder, a GGUF file or a hub id', { required: true }),
   dtype: run(choice('f32', 'bf16'), 'of the frozen base and the activations'),
+  device: run(text('name'), 'cpu, cuda, cuda:1; default: cpu'),
   threads: run(integer(1), 'of the engine; default: the cores'),
 };
 

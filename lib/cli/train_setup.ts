@@ -15,6 +15,7 @@ import { kLabelOptions, type TrainSettings } from './train_options.ts';
 export const kTrainDefaults = {
   method: 'balora',
   dtype: 'f32',
+  device: 'cpu',
   perDeviceTrainBatchSize: 8,
   maxLength: 512,
   seed: 42,

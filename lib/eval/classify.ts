@@ -35,7 +35,10 @@ export function labelTensor(model: SequenceClassifier, { labels, indices }: Labe
   if (classes !== labels instanceof Int32Array) {
     throw new ArgumentError(`labels: the data's are not those of ${model.problemType}`);
   }
-  return classes ? tensor(labels) : tensor(labels, { shape: [indices.length, model.numLabels] });
+  const { device, numLabels } = model;
+  return classes
+    ? tensor(labels, { device })
+    : tensor(labels, { shape: [indices.length, numLabels], device });
 }
 
 /**

@@ -95,7 +95,8 @@ function measureBatch(
 ): { rows: Tensor; hidden: Tensor } {
   return scope(() =>
     noGrad(() => {
-      const index = tensor(supervised);
+      const { device } = tuned.model;
+      const index = tensor(supervised, { device });
       const select = (model: CausalLM): Tensor =>
         scope(() => indexSelect(model.forward(batch), index));
       const { weight, softcap } = tuned.model.head;
@@ -105,8 +106,8 @@ function measureBatch(
       const hidden = select(tuned.model);
       const targets = Int32Array.from(supervised, (row) => batch.targets[row] as number);
       const head = { weight, softcap, teacherWeight: teacher?.head.weight ?? null };
-      const rows = evaluationRows(hidden, teacher?.hidden ?? null, tensor(targets), head);
-      return { rows, hidden };
+      const wanted = tensor(targets, { device });
+      return { rows: evaluationRows(hidden, teacher?.hidden ?? null, wanted, head), hidden };
     }),
   );
 }

@@ -2,6 +2,7 @@
  * GGUF files (versions 2 and 3, little-endian): metadata of every type, and tensors decoded from F32 and 14 block types
  * on the engine's stream. Every violation of the format is a FormatError with the path, the byte offset and the field.
  */
+import { withDevice } from '../device.ts';
 import { type DType, native } from '../native.ts';
 import { noGrad, Tensor } from '../tensor.ts';
 import { infoMap, type ReadOptions, type TensorFile, type TensorInfo } from './tensor_file.ts';
@@ -58,10 +59,11 @@ export class GgufFile implements TensorFile {
    * @throws FormatError if the file has no such tensor, UnsupportedError for a type that is not decoded
    */
   read(name: string, options: GgufReadOptions = {}): Tensor {
-    const { dtype = 'f32', checkFinite = false, permutedHeads = 0 } = options;
+    const { dtype = 'f32', checkFinite = false, permutedHeads = 0, device } = options;
     const decoded: DType = dtype === 'bf16' ? 'bf16' : 'f32';
-    const tensor = new Tensor(
-      native.readGguf(this.#file, name, decoded, permutedHeads, checkFinite),
+    const tensor = withDevice(
+      device,
+      () => new Tensor(native.readGguf(this.#file, name, decoded, permutedHeads, checkFinite)),
     );
     if (decoded === dtype) return tensor;
     const converted = noGrad(() => tensor.to(dtype));

@@ -2,6 +2,7 @@
  * safetensors files: opened as a memory map whose tensors are read or aliased one at a time, and written atomically.
  * The format is checked strictly; every violation is a FormatError with the path, the byte offset and the field.
  */
+import { withDevice } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { type DType, native } from '../native.ts';
 import { synchronize } from '../runtime.ts';
@@ -22,7 +23,7 @@ const kDTypes: Readonly<Record<string, DType>> = {
 export interface SafetensorsReadOptions extends ReadOptions {
   /**
    * Let the tensor alias the file's pages where dtype and alignment allow: no copy, and frozen. Without it the tensor
-   * owns its memory. Default false.
+   * owns its memory. On the CPU only: elsewhere it is copied all the same. Default false.
    */
   share?: boolean;
 }
@@ -57,7 +58,7 @@ export class SafetensorsFile implements TensorFile {
    * @throws FormatError if the file has no such tensor, UnsupportedError for a dtype without conversion
    */
   read(name: string, options: SafetensorsReadOptions = {}): Tensor {
-    const { share = false, checkFinite = false } = options;
+    const { share = false, checkFinite = false, device } = options;
     const info = this.tensors.get(name);
     const dtype = options.dtype ?? kDTypes[info?.dtype ?? 'F32'];
     if (dtype === undefined) {
@@ -65,7 +66,10 @@ export class SafetensorsFile implements TensorFile {
         `${this.path}: ${name} has dtype ${info?.dtype}, which no tensor has`,
       );
     }
-    return new Tensor(native.readSafetensors(this.#file, name, dtype, share, checkFinite));
+    return withDevice(
+      device,
+      () => new Tensor(native.readSafetensors(this.#file, name, dtype, share, checkFinite)),
+    );
   }
 
   close(): void {

@@ -20,6 +20,8 @@ export interface ReadOptions {
    * Look for NaN and infinities: the first one is a FormatError with its index, at the next sync. Default false.
    */
   checkFinite?: boolean;
+  /** Where the tensor is made. Default: see {@link getDefaultDevice}. */
+  device?: string;
 }
 
 /** A file of named tensors, mapped into memory. */

@@ -111,6 +111,7 @@ export class BaLoraLoss {
       throw new ArgumentError('BaLoraLoss: the consistency term needs teacherHidden');
     }
     const shares = window ?? counts;
+    const { device } = hidden;
     const rows = pick(hidden, selected.rows);
     const teacher =
       this.terms.consistency && teacherHidden
@@ -121,8 +122,8 @@ export class BaLoraLoss {
       teacher,
       head: this.head.weight,
       teacherHead: teacher ? (this.head.teacherWeight ?? null) : null,
-      targets: tensor(selected.targets),
-      regularized: selected.regularized ? tensor(selected.regularized) : null,
+      targets: tensor(selected.targets, { device }),
+      regularized: selected.regularized ? tensor(selected.regularized, { device }) : null,
       softcap: this.head.softcap ?? 0,
       temperature: this.options.temperature,
       entropyTopK: this.terms.diversity ? this.options.entropyTopK : -1,
@@ -217,7 +218,7 @@ export class WindowTerms {
 }
 
 function pick(x: Tensor, rows: Int32Array): Tensor {
-  return rows.length === x.shape[0] ? x : indexSelect(x, tensor(rows));
+  return rows.length === x.shape[0] ? x : indexSelect(x, tensor(rows, { device: x.device }));
 }
 
 /** A window without rows of a kind has no such term. */

@@ -113,8 +113,9 @@ export class NluLoss {
       const factor = (factors[i] as number) * share;
       if (i > 0 && value && factor !== 0) loss = add(loss, mul(value, factor));
     });
+    const { device } = z;
     const terms = noGrad(() =>
-      stack(values.map((value) => value?.detach() ?? zeros([], { dtype: z.dtype }))),
+      stack(values.map((value) => value?.detach() ?? zeros([], { dtype: z.dtype, device }))),
     );
     return { loss, terms, examples };
   }

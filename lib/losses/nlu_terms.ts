@@ -91,7 +91,7 @@ export function nluDiversityLoss(student: Tensor): Tensor | null {
   if (rows === 1 || classes === 1) return null;
   const centred = sub(z, mean(z, { axis: 0, keepDims: true }));
   const covariance = mul(matmul(centred, centred, { transposeA: true }), 1 / (rows - 1));
-  const index = arange(0, classes);
+  const index = arange(0, classes, { device: z.device });
   const diagonal = equal(reshape(index, [classes, 1]), reshape(index, [1, classes]));
   return mul(sum(square(where(diagonal, 0, covariance))), 1 / classes);
 }

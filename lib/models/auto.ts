@@ -2,6 +2,7 @@
 import { statSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import { withDevice } from '../device.ts';
 import { FormatError, UnsupportedError } from '../errors.ts';
 import { GgufFile } from '../io/index.ts';
 import { max, maximum, sub } from '../ops/index.ts';
@@ -22,7 +23,7 @@ import { WeightLoader, type WeightReadOptions, type WeightSource } from './weigh
 export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
   /** Of weights and activations (default f32); f64 is for research. */
   dtype?: 'f32' | 'bf16' | 'f64';
-  /** Only 'cpu' so far. */
+  /** "cpu", "cuda", "cuda:1". Default: see {@link getDefaultDevice}. */
   device?: string;
   /**
    * Weights get memory of their own, so that they may be trained in place; without it they may be pages of the file, and
@@ -41,6 +42,8 @@ export interface FromConfigOptions extends ConfigOptions {
   seed?: number;
   /** See {@link FromPretrainedOptions.trainable}. Default false. */
   trainable?: boolean;
+  /** See {@link FromPretrainedOptions.device}. */
+  device?: string;
 }
 
 /** transformers' initializer_range where the configuration has none. */
@@ -49,16 +52,14 @@ const kDeviation = 0.02;
 /**
  * The folder of a checkpoint that can only be a folder, and its config.json.
  * @param what the kind of model, for the message
- * @throws UnsupportedError for a device that is not known or a file
+ * @throws UnsupportedError for a device that cannot be had, or a file
  */
 export async function openCheckpoint(
   nameOrPath: string,
   options: FromPretrainedOptions,
   what: string,
 ): Promise<{ folder: string; path: string; json: Record<string, unknown> }> {
-  const { device = 'cpu' } = options;
-  if (device !== 'cpu')
-    throw new UnsupportedError(`device "${device}" is not supported (known: cpu)`);
+  requireDevice(options);
   const folder = await resolveModel(nameOrPath, options);
   if (!statSync(folder).isDirectory()) {
     throw new UnsupportedError(
@@ -80,14 +81,13 @@ export const AutoModelForCausalLM = {
    * @example const model = await AutoModelForCausalLM.fromPretrained('./SmolLM2-135M', { dtype: 'bf16' });
    */
   async fromPretrained(nameOrPath: string, options: FromPretrainedOptions = {}): Promise<CausalLM> {
-    const { dtype = 'f32', device = 'cpu', trainable = false, checkFinite = true } = options;
-    if (device !== 'cpu')
-      throw new UnsupportedError(`device "${device}" is not supported (known: cpu)`);
+    const { dtype = 'f32', device, trainable = false, checkFinite = true } = options;
+    requireDevice(options);
     const folder = await resolveModel(nameOrPath, options);
     const opened = await open(folder, options);
     try {
       const read = { dtype, checkFinite, share: !trainable };
-      const model = await build(opened, read, { nameOrPath, folder, dtype });
+      const model = await build(opened, { ...read, device }, { nameOrPath, folder, dtype });
       await settle(model, { trainable });
       return model;
     } finally {
@@ -104,8 +104,9 @@ export const AutoModelForCausalLM = {
    */
   async fromConfig(
     config: Readonly<Record<string, unknown>>,
-    { dtype = 'f32', seed = 42, trainable = false, ...options }: FromConfigOptions = {},
+    { dtype = 'f32', seed = 42, trainable = false, device, ...options }: FromConfigOptions = {},
   ): Promise<CausalLM> {
+    requireDevice({ device });
     const path = 'the configuration';
     const family = familyOf(String(config.model_type ?? 'none'), path);
     const configured = family.configure({ ...config }, { ...options, path });
@@ -115,7 +116,7 @@ export const AutoModelForCausalLM = {
     const shapes = WeightLoader.plan(read, (weights) => causalLM({ weights, origin, tied }));
     const deviation = Number(config.initializer_range ?? kDeviation);
     const source = new RandomWeights(shapes, { seed, deviation });
-    const model = await build({ family, configured, source }, read, origin);
+    const model = await build({ family, configured, source }, { ...read, device }, origin);
     await settle(model, { trainable });
     return model;
   },
@@ -169,18 +170,30 @@ async function openGguf(path: string, options: ConfigOptions): Promise<OpenedMod
 
 async function build(
   { family, configured, source }: OpenedModel,
-  read: WeightReadOptions,
+  { device, ...read }: WeightReadOptions & OnDevice,
   origin: ModelOrigin,
 ): Promise<CausalLM> {
   const tied = configured.tied && (await headIsEmbedding(source, family.embedding));
   const options = { ...read, ignore: tied ? [kHead] : [] };
-  return withMemoryTag('weights', () =>
-    unscoped(() =>
-      WeightLoader.build(source, options, (weights) =>
-        configured.causalLM({ weights, origin, tied }),
-      ),
+  return buildOn(device, () =>
+    WeightLoader.build(source, options, (weights) =>
+      configured.causalLM({ weights, origin, tied }),
     ),
   );
+}
+
+interface OnDevice {
+  readonly device: string | undefined;
+}
+
+/** Fails early: before anything is downloaded or read. @throws UnsupportedError as setDefaultDevice does */
+function requireDevice({ device }: { device?: string | undefined }): void {
+  withDevice(device, () => {});
+}
+
+/** Builds a model whose weights are made on a device and outlive any scope. */
+export function buildOn<T>(device: string | undefined, make: () => T): T {
+  return withMemoryTag('weights', () => unscoped(() => withDevice(device, make)));
 }
 
 /** The name of a head over a vocabulary. */
@@ -191,11 +204,14 @@ export async function headIsEmbedding(source: WeightSource, embedding: string): 
   if (!source.shapes.has(kHead) || !source.shapes.has(embedding)) return true;
   if (source.shapes.get(kHead)?.join() !== source.shapes.get(embedding)?.join()) return false;
   const read: WeightReadOptions = { dtype: 'f32' as DType, checkFinite: false, share: true };
-  const largest = scope(() =>
-    noGrad(() => {
-      const difference = sub(source.read(kHead, read), source.read(embedding, read));
-      return max(maximum(difference, sub(0, difference)));
-    }),
+  // On the CPU, which may look at the file's own pages.
+  const largest = withDevice('cpu', () =>
+    scope(() =>
+      noGrad(() => {
+        const difference = sub(source.read(kHead, read), source.read(embedding, read));
+        return max(maximum(difference, sub(0, difference)));
+      }),
+    ),
   );
   const value = await largest.item();
   largest.dispose();

@@ -1,7 +1,5 @@
 /** Loading a model with a classification or regression head: its own, or a fresh one on a pre-trained trunk. */
-import { withMemoryTag } from '../runtime.ts';
-import { unscoped } from '../tensor.ts';
-import { type FromPretrainedOptions, openCheckpoint, settle } from './auto.ts';
+import { buildOn, type FromPretrainedOptions, openCheckpoint, settle } from './auto.ts';
 import type { ClassifierKind, MakeClassifier } from './classifier_kind.ts';
 import { HfWeights } from './hf_weights.ts';
 import { RandomWeights } from './random_weights.ts';
@@ -42,7 +40,7 @@ export const AutoModelForSequenceClassification = {
     nameOrPath: string,
     options: ClassifierOptions = {},
   ): Promise<SequenceClassifier> {
-    const { dtype = 'f32', trainable = false, checkFinite = true } = options;
+    const { dtype = 'f32', device, trainable = false, checkFinite = true } = options;
     const { folder, path, json } = await openCheckpoint(nameOrPath, options, 'a classifier');
     const kind = classifierKind(String(json.model_type ?? 'none'), path);
     const make = kind.fromJson(json, { ...options, path });
@@ -50,11 +48,9 @@ export const AutoModelForSequenceClassification = {
     try {
       const read: WeightReadOptions = { dtype, checkFinite, share: !trainable };
       const { source, head } = withHead(kind, stored, { json, options, make, read });
-      const model = withMemoryTag('weights', () =>
-        unscoped(() =>
-          WeightLoader.build(source, read, (weights) =>
-            make(weights, { nameOrPath, folder, dtype }, head),
-          ),
+      const model = buildOn(device, () =>
+        WeightLoader.build(source, read, (weights) =>
+          make(weights, { nameOrPath, folder, dtype }, head),
         ),
       );
       await settle(model, { trainable });

@@ -1,7 +1,6 @@
 /** Loading an encoder-decoder. */
-import { withMemoryTag } from '../runtime.ts';
-import { unscoped } from '../tensor.ts';
 import {
+  buildOn,
   type FromPretrainedOptions,
   headIsEmbedding,
   kHead,
@@ -30,7 +29,7 @@ export const AutoModelForSeq2SeqLM = {
     nameOrPath: string,
     options: FromPretrainedOptions = {},
   ): Promise<Seq2SeqLM> {
-    const { dtype = 'f32', trainable = false, checkFinite = true } = options;
+    const { dtype = 'f32', device, trainable = false, checkFinite = true } = options;
     const { folder, path, json } = await openCheckpoint(nameOrPath, options, 'an encoder-decoder');
     const family = seq2SeqFamilyOf(String(json.model_type ?? 'none'), path);
     const configured = family.configure(json, { ...options, path });
@@ -39,10 +38,8 @@ export const AutoModelForSeq2SeqLM = {
       const tied = configured.tied && (await headIsEmbedding(source, family.embedding));
       const read = { dtype, checkFinite, share: !trainable, ignore: tied ? [kHead] : [] };
       const origin = { nameOrPath, folder, dtype };
-      const model = withMemoryTag('weights', () =>
-        unscoped(() =>
-          WeightLoader.build(source, read, (weights) => configured.make({ weights, origin, tied })),
-        ),
+      const model = buildOn(device, () =>
+        WeightLoader.build(source, read, (weights) => configured.make({ weights, origin, tied })),
       );
       await settle(model, { trainable });
       return model;

@@ -44,7 +44,10 @@ export function headLogits(
   rows?: Int32Array | readonly number[],
 ): Tensor {
   return scope(() => {
-    const chosen = rows === undefined ? hidden : indexSelect(hidden, tensor(Int32Array.from(rows)));
+    const chosen =
+      rows === undefined
+        ? hidden
+        : indexSelect(hidden, tensor(Int32Array.from(rows), { device: hidden.device }));
     const logits = linear(chosen, weight);
     return softcap > 0 ? mul(tanh(mul(logits, 1 / softcap)), softcap) : logits;
   });

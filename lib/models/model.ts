@@ -2,6 +2,7 @@
  * What every model offers, whatever its task: hidden states from a batch of unpadded rows. Heads stand apart from them
  * (see causal_lm.ts, sequence_classifier.ts), so that a loss may run a head in chunks or on chosen rows only.
  */
+import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
 import { Module } from '../nn/index.ts';
 import { type DType, scope, type Tensor, tensor } from '../tensor.ts';
@@ -69,12 +70,19 @@ export abstract class Model extends Module {
   layerKeep: (layer: number, rows: number) => LayerKeep = () => 'saved';
   abstract readonly modelType: string;
   abstract readonly vocabSize: number;
+  #device: string | undefined;
 
   constructor({ nameOrPath, folder, dtype }: ModelOrigin) {
     super();
     this.nameOrPath = nameOrPath;
     this.folder = folder;
     this.dtype = dtype;
+  }
+
+  /** Of the weights, and so of what a forward makes: "cpu", "cuda:0". */
+  get device(): string {
+    this.#device ??= (this.parameters()[0] as Tensor).device;
+    return this.#device;
   }
 
   /** What layer i keeps, all settings taken together. */
@@ -126,11 +134,16 @@ export abstract class Model extends Module {
   forward(batch: ModelBatch): Tensor {
     checkBatch(batch, this.vocabSize);
     checkTokenTypes(batch, this.modelType, this.tokenTypeCount);
-    return scope(() => {
+    return this.onDevice(() => {
       const inputs = modelInputs(batch, this.firstPosition);
       checkLength(this.modelType, inputs.length, this.maxPositions);
       return this.hidden(inputs);
     });
+  }
+
+  /** Runs a forward in a scope, where ids, masks and tables are made on the model's device. */
+  protected onDevice<T>(body: () => T): T {
+    return scope(() => withDevice(this.device, body));
   }
 }
 

@@ -58,7 +58,7 @@ export abstract class SequenceClassifier extends Model implements HeadOrigin {
 
   /** The rows of hidden states that the head reads, one a sequence: hidden (N,C) -> (B,C) */
   headInputs(hidden: Tensor, batch: ModelBatch): Tensor {
-    return indexSelect(hidden, tensor(this.headRows(batch)));
+    return indexSelect(hidden, tensor(this.headRows(batch), { device: hidden.device }));
   }
 
   /**

@@ -5,7 +5,7 @@
  */
 import { Embedding, Linear, LinearGroup, Module, type RMSNorm } from '../nn/index.ts';
 import { mul, relativeAttention, reshape } from '../ops/index.ts';
-import { scope, type Tensor, tensor } from '../tensor.ts';
+import { type Tensor, tensor } from '../tensor.ts';
 import { type Head, linearHead } from './causal_lm.ts';
 import { configJsonOf } from './config_keys.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
@@ -273,7 +273,7 @@ export class T5ForConditionalGeneration extends Seq2SeqLM {
   /** (M,C): the encoder's states for `batch`, after its last norm. */
   encode(batch: Omit<Seq2SeqBatch, 'decoder'>): Tensor {
     checkBatch(batch, this.vocabSize);
-    return scope(() => this.hidden(modelInputs(batch)));
+    return this.onDevice(() => this.hidden(modelInputs(batch)));
   }
 
   protected hidden(inputs: ModelInputs): Tensor {
@@ -284,7 +284,7 @@ export class T5ForConditionalGeneration extends Seq2SeqLM {
     checkBatch(batch, this.vocabSize);
     checkBatch(batch.decoder, this.vocabSize);
     checkSides(batch);
-    return scope(() => {
+    return this.onDevice(() => {
       const [source, target] = [modelInputs(batch), modelInputs(batch.decoder)];
       const { cuSeqlens, lengths } = source;
       const encoder = { states: this.hidden(source), cuSeqlens, lengths };

@@ -1,5 +1,6 @@
 // Tensors from nothing. Random values are pure functions of (seed, stream, index): Philox 4x32-10 counters, so there is
 // no hidden state and no default seed.
+import { withDevice } from '../device.ts';
 import { type DType, native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 
@@ -9,10 +10,15 @@ export interface CreateOptions {
   dtype?: DType;
   /** Whether backward() collects a gradient. Default false. */
   requiresGrad?: boolean;
+  /** "cpu", "cuda", "cuda:1". Default: see {@link getDefaultDevice}. */
+  device?: string;
 }
 
-function created(handle: number, requiresGrad = false): Tensor {
-  const made = new Tensor(handle);
+function created(
+  make: () => number,
+  { requiresGrad = false, device }: Pick<CreateOptions, 'requiresGrad' | 'device'>,
+): Tensor {
+  const made = withDevice(device, () => new Tensor(make()));
   if (requiresGrad) made.requiresGrad = true;
   return made;
 }
@@ -21,9 +27,9 @@ function created(handle: number, requiresGrad = false): Tensor {
 export function full(
   shape: readonly number[],
   value: number,
-  { dtype = 'f32', requiresGrad }: CreateOptions = {},
+  { dtype = 'f32', ...rest }: CreateOptions = {},
 ): Tensor {
-  return created(native.full(shape, value, dtype), requiresGrad);
+  return created(() => native.full(shape, value, dtype), rest);
 }
 
 /** A tensor of zeros. */
@@ -42,6 +48,8 @@ export interface ArangeOptions {
   step?: number;
   /** Default i32. */
   dtype?: DType;
+  /** Default: see {@link getDefaultDevice}. */
+  device?: string;
 }
 
 /**
@@ -52,9 +60,9 @@ export interface ArangeOptions {
 export function arange(
   start: number,
   stop: number,
-  { step = 1, dtype = 'i32' }: ArangeOptions = {},
+  { step = 1, dtype = 'i32', ...rest }: ArangeOptions = {},
 ): Tensor {
-  return new Tensor(native.arange(start, stop, step, dtype));
+  return created(() => native.arange(start, stop, step, dtype), rest);
 }
 
 /** Seed and type of random values; one seed gives the same values on every device. */
@@ -80,9 +88,9 @@ export interface UniformOptions extends RandomOptions {
  */
 export function rand(
   shape: readonly number[],
-  { seed, stream = 0, low = 0, high = 1, dtype = 'f32', requiresGrad }: UniformOptions,
+  { seed, stream = 0, low = 0, high = 1, dtype = 'f32', ...rest }: UniformOptions,
 ): Tensor {
-  return created(native.randomUniform(shape, low, high, seed, stream, dtype), requiresGrad);
+  return created(() => native.randomUniform(shape, low, high, seed, stream, dtype), rest);
 }
 
 /** Options of {@link randn}. */
@@ -99,9 +107,9 @@ export interface NormalOptions extends RandomOptions {
  */
 export function randn(
   shape: readonly number[],
-  { seed, stream = 0, mean = 0, deviation = 1, dtype = 'f32', requiresGrad }: NormalOptions,
+  { seed, stream = 0, mean = 0, deviation = 1, dtype = 'f32', ...rest }: NormalOptions,
 ): Tensor {
-  return created(native.randomNormal(shape, mean, deviation, seed, stream, dtype), requiresGrad);
+  return created(() => native.randomNormal(shape, mean, deviation, seed, stream, dtype), rest);
 }
 
 /**
@@ -111,7 +119,7 @@ export function randn(
  */
 export function randomWords(
   count: number,
-  { seed, stream = 0 }: Pick<RandomOptions, 'seed' | 'stream'>,
+  { seed, stream = 0, device }: Pick<RandomOptions, 'seed' | 'stream' | 'device'>,
 ): Tensor {
-  return new Tensor(native.randomWords(count, seed, stream));
+  return created(() => native.randomWords(count, seed, stream), { device });
 }

@@ -1,10 +1,11 @@
 // Elementwise functions. Two tensors broadcast (shapes aligned right, extent 1 stretches) and must have one dtype; a number
 // takes the tensor's dtype. Arithmetic runs in f32 (f64 for f64) and is rounded once.
+import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 
-/** A tensor, or a number that stands for a tensor of the other operand's dtype. */
+/** A tensor, or a number that stands for a tensor of the other operand's dtype and device. */
 export type Operand = Tensor | number;
 
 /** Calls `run` with the handles of both operands; a number becomes a tensor for as long as that takes. */
@@ -19,7 +20,7 @@ function withHandles(
   const temporary: number[] = [];
   const handleOf = (operand: Operand): number => {
     if (operand instanceof Tensor) return operand.handle;
-    temporary.push(native.full([], operand, like.dtype));
+    temporary.push(withDevice(like.device, () => native.full([], operand, like.dtype)));
     return temporary.at(-1) as number;
   };
   try {

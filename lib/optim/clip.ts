@@ -35,7 +35,9 @@ export async function clipNorm(
   const { norm, coefficient } = scope(() =>
     noGrad(() => {
       const grads = parameters.flatMap(({ grad }) => (grad === null ? [] : [grad]));
-      const norm = grads.length > 0 ? gradNorm(grads, normType) : tensor(0, { dtype: 'f64' });
+      const device = parameters[0]?.device ?? 'cpu';
+      const norm =
+        grads.length > 0 ? gradNorm(grads, normType) : tensor(0, { dtype: 'f64', device });
       return { norm, coefficient: maxNorm > 0 ? clipCoefficient(norm, maxNorm) : null };
     }),
   );

@@ -131,13 +131,13 @@ export abstract class Optimizer {
   protected abstract update(slot: Slot, grad: Tensor, update: Update): void;
 }
 
-function makeMoments(shapes: MomentShapes, { dtype }: Tensor): Record<string, Tensor> {
+function makeMoments(shapes: MomentShapes, { dtype, device }: Tensor): Record<string, Tensor> {
   if (dtype !== 'f32' && dtype !== 'f64') {
     throw new ArgumentError(`optimizer: masters must be f32 or f64, got ${dtype}`);
   }
   return unscoped(() =>
     Object.fromEntries(
-      Object.entries(shapes).map(([name, shape]) => [name, zeros(shape, { dtype })]),
+      Object.entries(shapes).map(([name, shape]) => [name, zeros(shape, { dtype, device })]),
     ),
   );
 }

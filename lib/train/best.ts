@@ -108,7 +108,7 @@ export class BestKeeper {
       return;
     }
     const path = join(this.folder, kTensors);
-    const { tensors } = await loadSafetensors(path);
+    const { tensors } = await loadSafetensors(path, { device: tuned.model.device });
     tuned.restore(tensors, path);
     for (const tensor of Object.values(tensors)) tensor.dispose();
   }
@@ -128,5 +128,5 @@ function copies(state: Readonly<Record<string, Tensor>>): Record<string, Tensor>
 }
 
 function copyOf(source: Tensor): Tensor {
-  return copy_(zeros(source.shape, { dtype: source.dtype }), source);
+  return copy_(zeros(source.shape, { dtype: source.dtype, device: source.device }), source);
 }

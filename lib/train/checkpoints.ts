@@ -69,19 +69,19 @@ export async function listCheckpoints(folder: string): Promise<{ name: string; s
 
 /**
  * The latest checkpoint that can be read, or null if there is none.
- * @param onDamaged told about each one passed over
+ * @param options device: of its tensors; onDamaged: told about each one passed over
  * @throws FormatError if there are checkpoints and all are damaged
  */
 export async function latestCheckpoint(
   folder: string,
-  onDamaged: (message: string) => void,
+  { device, onDamaged }: { device: string; onDamaged: (message: string) => void },
 ): Promise<Checkpoint | null> {
   const names = await listCheckpoints(folder);
   const complaints: string[] = [];
   for (const { name } of names) {
     const path = join(folder, name);
     try {
-      return await readCheckpoint(path);
+      return await readCheckpoint(path, device);
     } catch (error) {
       if (!(error instanceof BaloraError)) throw error;
       complaints.push(`${path} is damaged (${error.message})`);
@@ -92,7 +92,7 @@ export async function latestCheckpoint(
   return null;
 }
 
-async function readCheckpoint(path: string): Promise<Checkpoint> {
+async function readCheckpoint(path: string, device: string): Promise<Checkpoint> {
   const statePath = join(path, kState);
   let state: CheckpointState;
   try {
@@ -104,6 +104,6 @@ async function readCheckpoint(path: string): Promise<Checkpoint> {
     const found = JSON.stringify(state.format);
     throw new FormatError(`${statePath}: format ${found} is not known`, { path: statePath });
   }
-  const { tensors } = await loadSafetensors(join(path, kTensors));
+  const { tensors } = await loadSafetensors(join(path, kTensors), { device });
   return { path, state, tensors };
 }

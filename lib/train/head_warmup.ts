@@ -184,14 +184,15 @@ function probeLoss(
     const cuSeqlens = Int32Array.from({ length: rows.length + 1 }, (_, b) => b);
     // Every example is a sequence of one row.
     const batch = { inputIds: rows, positions: rows, cuSeqlens };
-    const logits = model.logits(indexSelect(features, tensor(rows)), batch);
+    const { device } = features;
+    const logits = model.logits(indexSelect(features, tensor(rows, { device })), batch);
     const chosen = Array.from(rows).flatMap((row) =>
       Array.from(labels.subarray(row * width, (row + 1) * width)),
     );
     const targets =
       labels instanceof Int32Array
-        ? tensor(Int32Array.from(chosen))
-        : tensor(Float32Array.from(chosen), { shape: [rows.length, width] });
+        ? tensor(Int32Array.from(chosen), { device })
+        : tensor(Float32Array.from(chosen), { shape: [rows.length, width], device });
     const loss = nluTaskLoss(logits, targets, model.problemType);
     loss.backward();
     return loss.detach();

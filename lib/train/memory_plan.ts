@@ -11,7 +11,7 @@ import type { Model } from '../models/index.ts';
 import type { LayerKeep } from '../models/layers.ts';
 import { memoryStats, synchronize, trimMemory } from '../runtime.ts';
 
-/** `max`: the fastest. `min`: the smallest. A number: bytes of the whole process. */
+/** `max`: the fastest. `min`: the smallest. A number: bytes of the whole process, on a GPU of its memory. */
 export type MemoryBudget = 'max' | 'min' | number;
 
 /** What a plan says of a batch of so many rows. */
@@ -19,7 +19,7 @@ export interface BatchPlan {
   readonly rows: number;
   /** Layers by what they keep. */
   readonly layers: Readonly<Record<LayerKeep, number>>;
-  /** Foretold peak of the process. */
+  /** Foretold peak of the process, on a GPU of its memory. */
   readonly bytes: number;
 }
 
@@ -47,7 +47,7 @@ export class MemoryPlanner {
     readonly budget: MemoryBudget,
     private readonly layerCount: number,
     private readonly costs: RowCosts,
-    /** Bytes of the process without any batch, both packed copies of the weights included. */
+    /** Bytes of the process (on a GPU of its memory) without any batch, both packed copies of the weights included. */
     readonly standingBytes: number,
   ) {}
 
@@ -61,9 +61,12 @@ export class MemoryPlanner {
     { optimizerBytes }: { optimizerBytes: number },
   ): Promise<MemoryPlanner> {
     const { layerCount, costs } = await probe(tuned);
-    trimMemory();
+    const { device } = tuned.model;
+    trimMemory({ device });
+    const { liveBytes, derivedBytes } = memoryStats({ device });
+    const now = device === 'cpu' ? process.memoryUsage().rss : liveBytes + derivedBytes;
     // The backward packs the weights once more, for its direction.
-    const standing = process.memoryUsage().rss + optimizerBytes + memoryStats().derivedBytes;
+    const standing = now + optimizerBytes + derivedBytes;
     const planner = new MemoryPlanner(budget, layerCount, costs, standing);
     tuned.model.layerKeep = (layer, rows) => planner.keep(layer, rows);
     return planner;
@@ -102,6 +105,7 @@ export class MemoryPlanner {
 /** Forwards a few rows under each choice and looks at what they leave for the backward. */
 async function probe(tuned: TunedModel<Model>): Promise<{ layerCount: number; costs: RowCosts }> {
   const { model } = tuned;
+  const { device } = model;
   const batch = {
     inputIds: new Int32Array(kProbeRows),
     positions: Int32Array.from({ length: kProbeRows }, (_, i) => i),
@@ -116,10 +120,10 @@ async function probe(tuned: TunedModel<Model>): Promise<{ layerCount: number; co
       return keep;
     };
     await synchronize();
-    const before = memoryStats().liveBytes;
+    const before = memoryStats({ device }).liveBytes;
     const hidden = model.forward(batch);
     await synchronize();
-    costs[keep] = Math.max(0, memoryStats().liveBytes - before) / kProbeRows;
+    costs[keep] = Math.max(0, memoryStats({ device }).liveBytes - before) / kProbeRows;
     hidden.dispose();
   }
   await synchronize();

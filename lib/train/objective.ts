@@ -209,7 +209,10 @@ class CustomObjective implements Objective {
         const loss = own(result.loss);
         checkLoss(loss);
         withPhase('backward', () =>
-          scope(() => loss.backward(tensor([share], { dtype: loss.dtype, shape: loss.shape }))),
+          scope(() => {
+            const { dtype, shape, device } = loss;
+            loss.backward(tensor([share], { dtype, shape, device }));
+          }),
         );
         terms.addLoss(await loss.item(), share);
         for (const [label, value] of Object.entries(result.metrics ?? {})) {

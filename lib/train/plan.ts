@@ -63,6 +63,7 @@ export async function measurePlan(
 ): Promise<RunPlan> {
   const { tuned, data } = input;
   const { positions } = options.regularizers;
+  const { device } = tuned.model;
   const windows = new WindowReader<AnyBatch>(
     data,
     { accumulation: 1, positions },
@@ -78,8 +79,8 @@ export async function measurePlan(
   let [seconds, standing] = [0, 0];
   for (let pass = 0; pass < 2; pass++) {
     await synchronize();
-    standing = memoryStats().liveBytes;
-    resetPeakMemory();
+    standing = memoryStats({ device }).liveBytes;
+    resetPeakMemory({ device });
     const begun = performance.now();
     await objective.accumulate(work);
     await synchronize();
@@ -87,7 +88,7 @@ export async function measurePlan(
     for (const { tensor } of tuned.parameters()) tensor.grad = null;
   }
   objective.dispose();
-  const { peakBytes, derivedBytes } = memoryStats();
+  const { peakBytes, derivedBytes } = memoryStats({ device });
   const activationBytes = peakBytes - standing;
   const { optimizerBytes } = plan.memory;
   return {

@@ -203,7 +203,9 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
     const identity = identityOf(input, options, plan);
     const warnings: Warning[] = [];
     const checkpoint =
-      folder !== null && resume ? await takeUp(folder, { identity, plan, warnings }) : null;
+      folder !== null && resume
+        ? await takeUp(folder, { identity, plan, warnings, device: input.tuned.model.device })
+        : null;
     const optimizer = makeOptimizer(groups, options.optimization);
     if (checkpoint !== null) restore(checkpoint, input, optimizer);
     const { step, position, last, elapsedSeconds } = checkpoint?.state ?? {
@@ -283,14 +285,16 @@ async function makeKeeper(
 /** The checkpoint to go on from, or null (with a warning) when the earlier run did not come to one. */
 async function takeUp(
   folder: OutputFolder,
-  { identity, plan, warnings }: { identity: Identity; plan: RunPlan; warnings: Warning[] },
+  found: { identity: Identity; plan: RunPlan; warnings: Warning[]; device: string },
 ): Promise<Checkpoint | null> {
+  const { identity, plan, warnings, device } = found;
   const warn = (code: string, message: string): void => {
     warnings.push({ type: 'warning', code, message });
   };
-  const checkpoint = await latestCheckpoint(folder.checkpoints, (message) =>
-    warn('checkpoint_damaged', message),
-  );
+  const checkpoint = await latestCheckpoint(folder.checkpoints, {
+    device,
+    onDamaged: (message) => warn('checkpoint_damaged', message),
+  });
   if (checkpoint === null) {
     warn(
       'nothing_to_resume',

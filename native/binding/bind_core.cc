@@ -1,5 +1,5 @@
-// Tensors, the tape and the engine as JS sees them: making, reading, disposing, backward, settings,
-// statistics.
+// Tensors and the tape as JS sees them: making, reading, disposing, backward. The settings and
+// statistics of engines are in bind_runtime.cc.
 #include "binding/bind.h"
 #include "engine/launch.h"
 #include "ops/ops.h"
@@ -28,28 +28,26 @@ void start_read(const Tensor& t, Napi::Uint8Array into) {
 
 Napi::Promise read(Env& env, Tensor t, Napi::Uint8Array into) {
   start_read(t, into);
-  return env.promise_after_stream(into).As<Napi::Promise>();
+  return env.promise_after({&t.engine()}, into);
 }
 
-void read_sync(Env& env, Tensor t, Napi::Uint8Array into) {
+void read_sync(Tensor t, Napi::Uint8Array into) {
   start_read(t, into);
-  env.engine().stream().sync();
+  t.engine().stream().sync();
 }
 
-Napi::Promise synchronize(Env& env) {
-  return env.promise_after_stream(Napi::Value()).As<Napi::Promise>();
+// device '': all of them.
+Napi::Promise synchronize(Env& env, std::string device) {
+  if (device.empty()) return env.promise_after(env.engines().all(), Napi::Value());
+  return env.promise_after({&env.engines().get(device)}, Napi::Value());
 }
-void synchronize_sync(Engine& engine) {
-  engine.stream().sync();
+void synchronize_sync(Env& env, std::string device) {
+  if (device.empty()) return env.engines().sync();
+  env.engines().get(device).stream().sync();
 }
 
-// Drops what is queued and returns when no kernel runs any more.
-void abandon_work(Engine& engine) {
-  engine.stream().abandon();
-  try {
-    engine.stream().sync();
-  } catch (const std::exception&) {  // that work was dropped is what was asked for
-  }
+void abandon_work(Env& env) {
+  env.engines().abandon();
 }
 
 Shape shape_of(Tensor t) {
@@ -97,79 +95,15 @@ void backward_from(std::vector<Tensor> roots, std::vector<std::optional<Tensor>>
   backward(roots, plain, retain_graph);
 }
 
-bool set_grad_enabled(Engine& engine, bool value) {
-  return std::exchange(engine.grad_enabled, value);
+bool set_grad_enabled(Env& env, bool value) {
+  return std::exchange(env.engines().state().grad_enabled, value);
 }
-bool set_anomaly_mode(Engine& engine, bool value) {
-  return std::exchange(engine.anomaly_mode, value);
+bool set_anomaly_mode(Env& env, bool value) {
+  return std::exchange(env.engines().state().anomaly_mode, value);
 }
-void set_call_site(Engine& engine, std::string site) {
-  engine.call_site = site.empty() ? nullptr : std::make_shared<const std::string>(std::move(site));
-}
-void set_num_threads(Engine& engine, int threads) {
-  engine.set_num_threads(threads);
-}
-int64_t num_threads(Engine& engine) {
-  return engine.num_threads();
-}
-int64_t set_memory_tag(Engine& engine, std::string name) {
-  return std::exchange(engine.memory_tag, engine.allocator().tag(name));
-}
-void restore_memory_tag(Engine& engine, int tag) {
-  engine.memory_tag = tag;
-}
-void set_memory_limit(Engine& engine, double bytes) {
-  engine.allocator().set_limit(static_cast<int64_t>(bytes));
-}
-void reset_peak_memory(Engine& engine) {
-  engine.allocator().reset_peak();
-}
-void trim_memory(Engine& engine) {
-  engine.allocator().trim();
-}
-
-Napi::Value memory_stats(Env& env) {
-  const MemoryStats stats = env.engine().allocator().stats();
-  auto object = Napi::Object::New(env.napi());
-  const auto set = [&](const char* key, int64_t value) {
-    object.Set(key, Napi::Number::New(env.napi(), static_cast<double>(value)));
-  };
-  set("liveBytes", stats.live_bytes);
-  set("peakBytes", stats.peak_bytes);
-  set("cachedBytes", stats.cached_bytes);
-  set("derivedBytes", stats.derived_bytes);
-  set("deviceAllocations", stats.allocations);
-  set("liveTensors", env.handles().live());
-  auto tags = Napi::Object::New(env.napi());
-  for (const auto& [name, bytes] : stats.by_tag) {
-    tags.Set(name, Napi::Number::New(env.napi(), static_cast<double>(bytes)));
-  }
-  object.Set("byTag", tags);
-  return object;
-}
-
-int64_t set_phase(Engine& engine, std::string name) {
-  return std::exchange(engine.phase, engine.op_times().phase(name));
-}
-void restore_phase(Engine& engine, int phase) {
-  engine.phase = phase;
-}
-void reset_op_times(Engine& engine) {
-  engine.op_times().reset();
-}
-
-Napi::Value op_times(Env& env) {
-  const std::vector<OpTime> times = env.engine().op_times().read();
-  auto list = Napi::Array::New(env.napi(), times.size());
-  for (uint32_t i = 0; i < times.size(); ++i) {
-    auto entry = Napi::Object::New(env.napi());
-    entry.Set("phase", Napi::String::New(env.napi(), times[i].phase));
-    entry.Set("op", Napi::String::New(env.napi(), times[i].op));
-    entry.Set("calls", Napi::Number::New(env.napi(), static_cast<double>(times[i].calls)));
-    entry.Set("seconds", Napi::Number::New(env.napi(), times[i].seconds));
-    list.Set(i, entry);
-  }
-  return list;
+void set_call_site(Env& env, std::string site) {
+  env.engines().state().call_site =
+      site.empty() ? nullptr : std::make_shared<const std::string>(std::move(site));
 }
 
 // A node whose backward is a JS function: dy handles (0: unused) in, one handle or 0 per input out.
@@ -214,14 +148,18 @@ void set_error_factory(Env& env, Napi::Function factory) {
   env.set_error_factory(factory);
 }
 
+Tensor move_to(Env& env, Tensor x, std::string device) {
+  return to_device(x, env.engines().get(device));
+}
+
 }  // namespace
 
 void bind_core(Module& m) {
   op(m, "fromBytes", &from_bytes, {"bytes", "shape", "dtype"});
   op(m, "read", &read, {"x", "into"});
   op(m, "readSync", &read_sync, {"x", "into"});
-  op(m, "synchronize", &synchronize, {});
-  op(m, "synchronizeSync", &synchronize_sync, {});
+  op(m, "synchronize", &synchronize, {"device"});
+  op(m, "synchronizeSync", &synchronize_sync, {"device"});
   op(m, "abandonWork", &abandon_work, {});
   op(m, "shapeOf", &shape_of, {"x"});
   op(m, "dtypeOf", &dtype_of, {"x"});
@@ -233,6 +171,7 @@ void bind_core(Module& m) {
   op(m, "setGrad", &set_grad, {"x", "grad"});
   op(m, "detach", &detach, {"x"});
   op(m, "cast", &cast, {"x", "dtype"}, Grad::kYes);
+  op(m, "toDevice", &move_to, {"x", "device"}, Grad::kYes);
   op(m, "freeze", &freeze, {"x"});
   op(m, "versionOf", &version_of, {"x"});
   op(m, "dispose", &dispose, {"handle"});
@@ -241,18 +180,6 @@ void bind_core(Module& m) {
   op(m, "setGradEnabled", &set_grad_enabled, {"value"});
   op(m, "setAnomalyMode", &set_anomaly_mode, {"value"});
   op(m, "setCallSite", &set_call_site, {"site"});
-  op(m, "setNumThreads", &set_num_threads, {"threads"});
-  op(m, "numThreads", &num_threads, {});
-  op(m, "setMemoryTag", &set_memory_tag, {"name"});
-  op(m, "restoreMemoryTag", &restore_memory_tag, {"tag"});
-  op(m, "setMemoryLimit", &set_memory_limit, {"bytes"});
-  op(m, "resetPeakMemory", &reset_peak_memory, {});
-  op(m, "trimMemory", &trim_memory, {});
-  op(m, "memoryStats", &memory_stats, {});
-  op(m, "setPhase", &set_phase, {"name"});
-  op(m, "restorePhase", &restore_phase, {"phase"});
-  op(m, "opTimes", &op_times, {});
-  op(m, "resetOpTimes", &reset_op_times, {});
   op(m, "setErrorFactory", &set_error_factory, {"factory"});
 }
 

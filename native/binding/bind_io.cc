@@ -1,14 +1,16 @@
 // Weight files as JS sees them: headers as plain objects, tensors read on the engine's stream (or
 // aliased from the map), safetensors written from it.
-#include <cmath>
+#include <algorithm>
+#include <functional>
+#include <span>
 
 #include "binding/bind.h"
+#include "binding/stored.h"
 #include "engine/launch.h"
 #include "io/dequantize.h"
 #include "io/gguf.h"
 #include "io/safetensors.h"
 #include "io/safetensors_writer.h"
-#include "kernels/cpu/parallel.h"
 #include "ops/ops.h"
 
 namespace balora::binding {
@@ -198,30 +200,8 @@ Shape shape_of(const std::string& path, const std::string& name, const std::vect
   return Shape(std::span(dims));
 }
 
-// Readers write where kernels will read: true of the CPU only. A device of its own memory needs a
-// staging copy here.
-void check_device(const Engine& engine) {
-  if (std::string(engine.device()) != "cpu") {
-    throw UnsupportedError(
-        concat("reading weights to the device ", engine.device(), " is not supported"));
-  }
-}
-
-void refuse_non_finite(const std::string& path, const std::string& name, const View& view,
-                       uint64_t offset) {
-  const auto dtype = static_cast<DType>(view.dtype);
-  const int64_t at = io::find_non_finite(dtype, view.data, view_numel(view));
-  if (at >= 0) {
-    throw FormatError(path, static_cast<int64_t>(offset),
-                      concat(name, ": element ", at,
-                             " is NaN or infinite; the weights are damaged "
-                             "or their training diverged"));
-  }
-}
-
 Tensor read_safetensors(Engine& engine, SafetensorsBox* box, std::string name, DType dtype,
                         bool share, bool check_finite) {
-  check_device(engine);
   const std::shared_ptr<const SafetensorsFile> file = box->get();
   const SafetensorsEntry* entry = file->find(name);
   if (!entry) throw FormatError(file->path(), -1, concat("holds no tensor ", name));
@@ -232,26 +212,29 @@ Tensor read_safetensors(Engine& engine, SafetensorsBox* box, std::string name, D
   const Shape shape = shape_of(file->path(), name, entry->shape);
   const std::byte* data = file->bytes(*entry).data();
   const bool aligned = reinterpret_cast<uintptr_t>(data) % dtype_size(dtype) == 0;
-  if (share && *entry->dtype == dtype && aligned && shape.numel() > 0) {
-    const Tensor t = Tensor::external(engine, shape, dtype, const_cast<std::byte*>(data),
-                                      std::const_pointer_cast<SafetensorsFile>(file));
-    if (check_finite) {
-      launch("read", {t}, {}, [file, entry](Launch& l) {
-        refuse_non_finite(file->path(), entry->name, *l.in(0), entry->begin);
-        return 0;
-      });
-    }
-    return t;
+  const DType from = *entry->dtype;
+  Stored stored{file->path(),
+                entry->name,
+                entry->begin,
+                shape.numel(),
+                1,
+                kGrain,
+                [from, data, dtype](int64_t begin, int64_t end, void* out) {
+                  io::convert(from, data + begin * dtype_size(from), 0, end - begin, dtype, out);
+                }};
+  auto owner = std::const_pointer_cast<SafetensorsFile>(file);
+  if (!share || from != dtype || !aligned || shape.numel() == 0 || !engine.host_memory()) {
+    return read_stored(engine, shape, dtype, std::move(owner), std::move(stored), check_finite);
   }
-  const Tensor t = Tensor::empty(engine, shape, dtype);
-  launch("read", {}, {t}, [file, entry, data, dtype, check_finite](Launch& l) {
-    const View& out = *l.out(0);
-    parallel_for(l.ctx, view_numel(out), kGrain, [&](int64_t begin, int64_t end) {
-      io::convert(*entry->dtype, data, begin, end, dtype, out.data);
+  const Tensor t =
+      Tensor::external(engine, shape, dtype, const_cast<std::byte*>(data), std::move(owner));
+  if (check_finite) {
+    launch("read", {t}, {}, [stored = std::move(stored)](Launch& l) {
+      const View& view = *l.in(0);
+      refuse_non_finite(stored, static_cast<DType>(view.dtype), view.data, view_numel(view), 0);
+      return 0;
     });
-    if (check_finite) refuse_non_finite(file->path(), entry->name, out, entry->begin);
-    return 0;
-  });
+  }
   return t;
 }
 
@@ -260,7 +243,6 @@ Tensor read_safetensors(Engine& engine, SafetensorsBox* box, std::string name, D
 // LlamaModel.permute).
 Tensor read_gguf(Engine& engine, GgufBox* box, std::string name, DType dtype, int64_t heads,
                  bool check_finite) {
-  check_device(engine);
   const std::shared_ptr<const GgufFile> file = box->get();
   const GgufTensor* tensor = file->find(name);
   if (!tensor) throw FormatError(file->path(), -1, concat("holds no tensor ", name));
@@ -277,33 +259,36 @@ Tensor read_gguf(Engine& engine, GgufBox* box, std::string name, DType dtype, in
     throw FormatError(file->path(), static_cast<int64_t>(tensor->begin),
                       concat(name, ": ", rows, " rows are not whole pairs in ", heads, " heads"));
   }
-  const Tensor t = Tensor::empty(engine, shape, dtype);
-  launch("read", {}, {t}, [file, tensor, dtype, heads, rows, check_finite](Launch& l) {
-    const View& out = *l.out(0);
-    const std::byte* data = file->bytes(*tensor).data();
-    const io::GgmlTypeInfo& type = *tensor->type;
-    const int64_t n = view_numel(out);
-    if (heads == 0) {
-      parallel_for(l.ctx, n / type.block, kGrain / type.block, [&](int64_t begin, int64_t end) {
-        io::dequantize(type, data, begin * type.block, end * type.block, dtype, out.data);
-      });
-    } else {
-      const int64_t columns = n / rows, per_head = rows / heads, half = per_head / 2;
+  const std::byte* data = file->bytes(*tensor).data();
+  const io::GgmlTypeInfo& type = *tensor->type;
+  Stored stored{file->path(),
+                tensor->name,
+                tensor->begin,
+                shape.numel() / type.block,
+                type.block,
+                kGrain / type.block,
+                {}};
+  if (heads == 0) {
+    stored.decode = [&type, data, dtype](int64_t begin, int64_t end, void* out) {
+      io::dequantize(type, data + begin * type.bytes, 0, (end - begin) * type.block, dtype, out);
+    };
+  } else if (shape.numel() > 0) {
+    const int64_t columns = shape.numel() / rows, per_head = rows / heads, half = per_head / 2;
+    stored.units = rows;
+    stored.unit_elements = columns;
+    stored.grain = std::max<int64_t>(1, kGrain / columns);
+    stored.decode = [=, &type](int64_t begin, int64_t end, void* out) {
       const int64_t row_bytes = columns / type.block * type.bytes;
-      const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(columns, 1));
-      parallel_for(l.ctx, rows, grain, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-          const int64_t in_head = row % per_head;
-          const int64_t stored = row - in_head + 2 * (in_head % half) + in_head / half;
-          io::dequantize(type, data + stored * row_bytes, 0, columns, dtype,
-                         static_cast<char*>(out.data) + row * columns * dtype_size(dtype));
-        }
-      });
-    }
-    if (check_finite) refuse_non_finite(file->path(), tensor->name, out, tensor->begin);
-    return 0;
-  });
-  return t;
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t in_head = row % per_head;
+        const int64_t source = row - in_head + 2 * (in_head % half) + in_head / half;
+        io::dequantize(type, data + source * row_bytes, 0, columns, dtype,
+                       static_cast<char*>(out) + (row - begin) * columns * dtype_size(dtype));
+      }
+    };
+  }
+  return read_stored(engine, shape, dtype, std::const_pointer_cast<GgufFile>(file),
+                     std::move(stored), check_finite);
 }
 
 // ---- writing
@@ -325,31 +310,29 @@ Napi::Value create_safetensors(Env& env, std::string path, std::vector<std::stri
   return wrap(env, WriterBox{std::make_shared<SafetensorsWriter>(path, specs, metadata)});
 }
 
-// In stream order: a failure surfaces where the caller awaits the stream.
-void write_safetensors(WriterBox* box, std::string name, Tensor t) {
+// All of a file's writing runs on the CPU's stream, whatever device a tensor is on: in that
+// stream's order, a failure surfacing where the caller awaits it.
+void write_safetensors(Env& env, WriterBox* box, std::string name, Tensor t) {
   const std::shared_ptr<SafetensorsWriter> writer = box->get();
-  const Tensor source = contiguous(t.detach());
-  auto bytes = std::make_shared<std::vector<std::byte>>();
-  const auto count = static_cast<uint64_t>(source.bytes());
-  launch("write", {source}, {}, [writer, bytes, name, count](Launch& l) {
-    bytes->resize(count);
-    const int32_t status = l.kernels->download(l.ctx, bytes->data(), l.in(0)->data, count);
-    if (status == 0) writer->write(name, *bytes);
-    return status;
+  const Tensor source = to_device(contiguous(t.detach()), env.engines().cpu());
+  const auto count = static_cast<size_t>(source.bytes());
+  launch("write", {source}, {}, [writer, name, count](Launch& l) {
+    writer->write(name, std::span(static_cast<const std::byte*>(l.in(0)->data), count));
+    return 0;
   });
 }
 
 Napi::Promise commit_safetensors(Env& env, WriterBox* box) {
   const std::shared_ptr<SafetensorsWriter> writer = box->get();
-  env.engine().stream().enqueue([writer] { writer->commit(); });
-  return env.promise_after_stream(Napi::Value()).As<Napi::Promise>();
+  env.engines().cpu().stream().enqueue([writer] { writer->commit(); });
+  return env.promise_after(env.engines().all(), Napi::Value());
 }
 
 // In stream order too, after the writes that may still use it.
 void abandon_safetensors(Env& env, WriterBox* box) {
   if (!box->object) return;
   const std::shared_ptr<SafetensorsWriter> writer = std::move(box->object);
-  env.engine().stream().enqueue_marker([writer](const Failure*) { writer->abandon(); });
+  env.engines().cpu().stream().enqueue_marker([writer](const Failure*) { writer->abandon(); });
 }
 
 }  // namespace

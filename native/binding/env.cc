@@ -1,6 +1,7 @@
 #include "binding/env.h"
 
-#include "kernels/cpu/cpu_kernels.h"
+#include <atomic>
+#include <mutex>
 
 namespace balora::binding {
 namespace {
@@ -76,15 +77,29 @@ void HandleTable::clear() {
   live_ = 0;
 }
 
+// One promise and the streams it waits for. The last stream to arrive hands it to JS.
 struct Env::Completion {
   Env* env;
   napi_deferred deferred;
   napi_ref keep = nullptr;
+  std::atomic<size_t> waiting;
+  std::mutex mutex;
   std::unique_ptr<Failure> failure;
+
+  void arrive(const Failure* one, napi_threadsafe_function queue) {
+    if (one) {
+      std::lock_guard lock(mutex);
+      if (says_more(*one, failure.get())) failure = std::make_unique<Failure>(*one);
+    }
+    if (--waiting > 0) return;
+    if (napi_call_threadsafe_function(queue, this, napi_tsfn_nonblocking) != napi_ok) {
+      delete this;  // the environment is going away
+    }
+  }
 };
 
 Env::Env(Napi::Env env) : env_(env), handles_(environments.fetch_add(1) + 1) {
-  engine_ = std::make_unique<Engine>(cpu_kernel_table(), EngineOptions{});
+  engines_ = std::make_unique<Engines>();
   const Napi::String name = Napi::String::New(env, "balora");
   const napi_status status = napi_create_threadsafe_function(
       env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, &Env::settle, &settle_queue_);
@@ -105,21 +120,18 @@ Env& Env::of(napi_env env) {
 }
 
 void Env::shut_down() {
-  if (!engine_) return;
-  engine_->stream().abandon();
-  try {
-    engine_->stream().sync();
-  } catch (const std::exception&) {  // the failure is the shutdown itself; nobody is left to tell
-  }
+  if (!engines_) return;
+  engines_->abandon();
   handles_.clear();
-  engine_.reset();
+  engines_.reset();
   error_factory_.Reset();
   napi_release_threadsafe_function(settle_queue_, napi_tsfn_abort);
 }
 
-Napi::Value Env::promise_after_stream(Napi::Value keep) {
+Napi::Promise Env::promise_after(const std::vector<Engine*>& engines, Napi::Value keep) {
   auto completion = std::make_unique<Completion>();
   completion->env = this;
+  completion->waiting = engines.size();
   napi_value promise;
   if (napi_create_promise(env_, &completion->deferred, &promise) != napi_ok) {
     throw NativeError("cannot create a promise");
@@ -127,13 +139,11 @@ Napi::Value Env::promise_after_stream(Napi::Value keep) {
   if (!keep.IsEmpty()) napi_create_reference(env_, keep, 1, &completion->keep);
   if (pending_++ == 0) napi_ref_threadsafe_function(env_, settle_queue_);
   Completion* raw = completion.release();
-  engine_->stream().enqueue_marker([raw, queue = settle_queue_](const Failure* failure) {
-    if (failure) raw->failure = std::make_unique<Failure>(*failure);
-    if (napi_call_threadsafe_function(queue, raw, napi_tsfn_nonblocking) != napi_ok) {
-      delete raw;  // the environment is going away
-    }
-  });
-  return Napi::Value(env_, promise);
+  for (Engine* engine : engines) {
+    engine->stream().enqueue_marker(
+        [raw, queue = settle_queue_](const Failure* failure) { raw->arrive(failure, queue); });
+  }
+  return Napi::Promise(env_, promise);
 }
 
 void Env::settle(napi_env env, napi_value, void*, void* data) {
@@ -155,7 +165,7 @@ void Env::settle(napi_env env, napi_value, void*, void* data) {
 }
 
 void Env::adjust_external_memory() {
-  const int64_t live = engine_ ? engine_->allocator().stats().live_bytes : 0;
+  const int64_t live = engines_ ? engines_->live_bytes() : 0;
   int64_t total = 0;
   napi_adjust_external_memory(env_, live - reported_external_, &total);
   reported_external_ = live;

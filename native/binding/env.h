@@ -1,6 +1,6 @@
-// What one Node environment (the main thread or a worker) owns: its engine, the table of tensors
-// that JS holds by handle, and the queue that settles promises. Nothing here is shared between
-// environments.
+// What one Node environment (the main thread or a worker) owns: its engines (engines.h), the table
+// of tensors that JS holds by handle, and the queue that settles promises. Nothing here is shared
+// between environments.
 //
 // A handle is a number: slot, generation and a tag of the environment. A disposed or foreign handle
 // is recognised, so a stale use is a named error and never touches freed memory. No finalizer runs
@@ -8,14 +8,13 @@
 #pragma once
 #include <napi.h>
 
-#include <atomic>
 #include <functional>
 #include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
-#include "engine/engine.h"
+#include "binding/engines.h"
 #include "tensor/tensor.h"
 
 namespace balora::binding {
@@ -52,13 +51,14 @@ class Env {
 
   static Env& of(napi_env env);
 
-  Engine& engine() { return *engine_; }
+  Engines& engines() { return *engines_; }
+  Engine& engine() { return engines_->current(); }  // where new tensors are made
   HandleTable& handles() { return handles_; }
   napi_env napi() const { return env_; }
 
-  // A promise that settles when everything enqueued so far has run. `keep` (may be empty) stays
-  // alive until then.
-  Napi::Value promise_after_stream(Napi::Value keep);
+  // A promise that settles when everything enqueued so far on these engines has run. `keep` (may
+  // be empty) stays alive until then.
+  Napi::Promise promise_after(const std::vector<Engine*>& engines, Napi::Value keep);
 
   // The JS error for a C++ one, of the class that lib/errors.ts registered.
   Napi::Value make_error(const std::string& code, const std::string& message,
@@ -68,7 +68,7 @@ class Env {
 
   const char* intern(const std::string& text) { return interned_.insert(text).first->c_str(); }
   void own(std::function<void()> destroy) { owned_.push_back(std::move(destroy)); }
-  void shut_down();  // joins the stream and drops every tensor; idempotent
+  void shut_down();  // joins the streams and drops every tensor; idempotent
 
  private:
   struct Completion;
@@ -79,7 +79,7 @@ class Env {
   HandleTable handles_;
   std::set<std::string> interned_;
   std::vector<std::function<void()>> owned_;
-  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Engines> engines_;
   Napi::FunctionReference error_factory_;
   napi_threadsafe_function settle_queue_ = nullptr;
   int64_t pending_ = 0;            // promises not settled yet

@@ -18,10 +18,12 @@ constexpr int64_t kSlackFloor = 32 * kMiB;
 
 }  // namespace
 
-Allocator::Allocator(const KernelTable* kernels, void* device_state)
-    : kernels_(kernels),
-      small_(kernels, device_state, kSmallBlocks),
-      large_(kernels, device_state, kLargeBlocks) {
+Allocator::Allocator(const KernelTable* kernels, std::shared_ptr<void> device_state,
+                     std::string device)
+    : device_state_(std::move(device_state)),
+      device_(std::move(device)),
+      small_(kernels, device_state_.get(), kSmallBlocks),
+      large_(kernels, device_state_.get(), kLargeBlocks) {
   tags_.emplace_back("default", 0);
 }
 
@@ -29,12 +31,12 @@ void* Allocator::allocate(int64_t bytes, int tag) {
   std::lock_guard lock(mutex_);
   if (limit_ > 0 && stats_.live_bytes + bytes > limit_) {
     throw NativeError(concat("out of memory: ", bytes, " bytes wanted, ", stats_.live_bytes,
-                             " in use, the limit is ", limit_));
+                             " in use on ", device_, ", the limit is ", limit_));
   }
   void* data = take(bytes);
   if (!data) {
     throw NativeError(concat("out of memory: ", bytes, " bytes wanted, ", stats_.live_bytes,
-                             " in use on ", kernels_->device));
+                             " in use on ", device_));
   }
   stats_.live_bytes += bytes;
   stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.live_bytes);

@@ -6,6 +6,7 @@
 // in stream order by construction: a queued op holds its storages until it has run.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -27,7 +28,8 @@ struct MemoryStats {
 
 class Allocator : public MemorySource {
  public:
-  Allocator(const KernelTable* kernels, void* device_state);
+  // `device` names the device in errors.
+  Allocator(const KernelTable* kernels, std::shared_ptr<void> device_state, std::string device);
 
   void* allocate(int64_t bytes, int tag) override;
   void release(void* data, int64_t bytes, int tag) override;
@@ -47,7 +49,8 @@ class Allocator : public MemorySource {
 
   static constexpr int64_t kLarge = int64_t{256} << 10;
 
-  const KernelTable* kernels_;
+  std::shared_ptr<void> device_state_;  // before the heaps, which give their memory back to it
+  std::string device_;
   mutable std::mutex mutex_;
   Heap small_, large_;
   std::vector<std::pair<std::string, int64_t>> tags_;

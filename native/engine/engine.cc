@@ -45,32 +45,43 @@ void set_openmp_threads(int threads) {
 
 }  // namespace
 
-Engine::Engine(const KernelTable* kernels, const EngineOptions& options) : kernels_(kernels) {
+Engine::Engine(const KernelTable* kernels, const EngineOptions& options)
+    : kernels_(kernels),
+      device_(kernels->device),
+      host_memory_(device_ == "cpu"),
+      state_(options.state ? options.state : std::make_shared<EnqueueState>()) {
   if (kernels->abi != BALORA_ABI || kernels->size != sizeof(KernelTable)) {
     throw UnsupportedError(concat("the device table \"", kernels->device, "\" has ABI ",
                                   kernels->abi, ", this build needs ", BALORA_ABI));
   }
+  if (!host_memory_) device_ += concat(":", options.device_index);
   num_threads_ = options.num_threads > 0 ? options.num_threads : usable_cores();
   char error[512] = "";
-  device_state_ = kernels->create_state(0, error, sizeof error);
-  if (error[0]) throw UnsupportedError(concat(kernels->device, ": ", error));
-  allocator_ = std::make_shared<Allocator>(kernels, device_state_);
+  void* state = kernels->create_state(options.device_index, error, sizeof error);
+  error[sizeof error - 1] = '\0';
+  if (error[0] || !state) {
+    if (state) kernels->destroy_state(state);
+    throw UnsupportedError(concat(device_, ": ", error[0] ? error : "the device gave no reason"));
+  }
+  device_state_ = std::shared_ptr<void>(state, kernels->destroy_state);
+  allocator_ = std::make_shared<Allocator>(kernels, device_state_, device_);
   context_.engine = this;
   context_.base.workspace = &Engine::workspace;
   context_.base.account = &Engine::account;
-  context_.base.device_state = device_state_;
+  context_.base.device_state = state;
   context_.base.num_threads = num_threads_;
-  stream_ = std::make_unique<Stream>([nice = options.nice, threads = num_threads_] {
-    lower_priority(nice);
-    set_openmp_threads(threads);
-  });
+  stream_ = std::make_unique<Stream>(
+      [nice = options.nice, threads = num_threads_] {
+        lower_priority(nice);
+        set_openmp_threads(threads);
+      },
+      [this] { wait_for_device(); });
 }
 
 Engine::~Engine() {
   stream_->abandon();
   stream_.reset();
   allocator_->trim();
-  kernels_->destroy_state(device_state_);
 }
 
 std::shared_ptr<Storage> Engine::new_storage(int64_t bytes) {
@@ -91,8 +102,40 @@ void Engine::set_num_threads(int threads) {
   });
 }
 
+void Engine::set_in_order(int32_t Context::*field, bool value) {
+  stream_->enqueue([this, field, value] { context_.base.*field = value ? 1 : 0; });
+}
+
 void Engine::set_deterministic(bool value) {
-  stream_->enqueue([this, value] { context_.base.deterministic = value ? 1 : 0; });
+  set_in_order(&Context::deterministic, value);
+}
+void Engine::set_allow_tf32(bool value) {
+  set_in_order(&Context::allow_tf32, value);
+}
+void Engine::set_debug(bool value) {
+  set_in_order(&Context::debug, value);
+}
+
+void Engine::wait_for_device() {
+  if (!kernels_->synchronize) return;
+  Context& ctx = context_.base;
+  ctx.error[0] = '\0';
+  if (kernels_->synchronize(&ctx) == 0) return;
+  throw NativeError(concat(device_, ": ", ctx.error[0] ? ctx.error : "the device failed"));
+}
+
+std::string Engine::description() const {
+  char text[256] = "";
+  if (kernels_->describe) kernels_->describe(device_state_.get(), text, sizeof text);
+  text[sizeof text - 1] = '\0';
+  return text;
+}
+
+std::pair<uint64_t, uint64_t> Engine::device_memory() const {
+  uint64_t free_bytes = 0, total_bytes = 0;
+  if (!kernels_->memory) return {0, 0};
+  if (kernels_->memory(device_state_.get(), &free_bytes, &total_bytes) != 0) return {0, 0};
+  return {free_bytes, total_bytes};
 }
 
 void* Engine::workspace(Context* ctx, uint64_t bytes) {

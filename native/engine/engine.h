@@ -1,10 +1,12 @@
-// An engine is one device in one environment: its stream, its memory, its kernel table, and the
-// tape's switches. Two environments (worker threads) have engines of their own and share nothing.
+// An engine is one device in one environment: its stream, its memory and its kernel table. The
+// engines of an environment share what the thread that enqueues has switched on. Two environments
+// (worker threads) have engines of their own and share nothing.
 #pragma once
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/allocator.h"
@@ -15,10 +17,21 @@
 
 namespace balora {
 
+// Of the thread that enqueues, for all engines of its environment.
+struct EnqueueState {
+  bool grad_enabled = true;
+  bool anomaly_mode = false;  // every op's outputs are checked for NaN and infinity
+  bool profiling = false;     // every op waits for its device, so that op_times() has its kernels
+  std::shared_ptr<const std::string> call_site;  // of the op being enqueued, in debug mode
+  uint64_t next_sequence = 0;                    // of tape nodes, across devices
+};
+
 struct EngineOptions {
   int num_threads = 0;  // 0: one per core that this process may use
   int nice =
       10;  // added to the engine threads' niceness, so that an event loop beside them stays quick
+  int device_index = 0;
+  std::shared_ptr<EnqueueState> state;  // null: the engine has one of its own
 };
 
 class Engine {
@@ -26,7 +39,10 @@ class Engine {
   Engine(const KernelTable* kernels, const EngineOptions& options);
   ~Engine();
 
-  const char* device() const { return kernels_->device; }
+  // "cpu", "cuda:0"
+  const char* device() const { return device_.c_str(); }
+  // Whether the CPU can read and write what the kernels do.
+  bool host_memory() const { return host_memory_; }
   const KernelTable* kernels() const { return kernels_; }
   Context* context() { return &context_.base; }  // engine thread only
   Stream& stream() { return *stream_; }
@@ -41,18 +57,23 @@ class Engine {
   void set_num_threads(int threads);
   int num_threads() const { return num_threads_; }
   void set_deterministic(bool value);
+  void set_allow_tf32(bool value);
+  void set_debug(bool value);  // each kernel is waited for and checked
+
+  // Waits until the device has run what was enqueued to it; throws what failed on it. Engine thread
+  // only.
+  void wait_for_device();
+  // A line about the device; free and total bytes as its driver sees them, 0 where nobody counts.
+  std::string description() const;
+  std::pair<uint64_t, uint64_t> device_memory() const;
 
   // Releases the scratch of the kernel that just returned. Engine thread only.
   void release_workspace();
 
-  // State of the thread that enqueues.
-  bool grad_enabled = true;
-  bool anomaly_mode = false;  // every op's outputs are checked for NaN and infinity
-  bool debug = false;         // ops remember the JS call site
-  int memory_tag = 0;         // tag of the storages made from now on
-  int phase = 0;              // of the ops enqueued from now on, a number of op_times()
-  std::shared_ptr<const std::string> call_site;  // of the op being enqueued, in debug mode
-  uint64_t next_sequence = 0;                    // of tape nodes
+  // State of the thread that enqueues: shared, and what counts for this device alone.
+  EnqueueState& state() { return *state_; }
+  int memory_tag = 0;  // tag of the storages made from now on
+  int phase = 0;       // of the ops enqueued from now on, a number of op_times()
 
  private:
   struct EngineContext {
@@ -62,8 +83,13 @@ class Engine {
   static void* workspace(Context* ctx, uint64_t bytes);
   static void account(Context* ctx, int64_t bytes);
 
+  void set_in_order(int32_t Context::*field, bool value);
+
   const KernelTable* kernels_;
-  void* device_state_ = nullptr;
+  std::string device_;
+  bool host_memory_;
+  std::shared_ptr<void> device_state_;  // the allocator holds it too: memory may outlive the engine
+  std::shared_ptr<EnqueueState> state_;
   int num_threads_ = 1;
   EngineContext context_{};
   std::vector<std::pair<void*, int64_t>> scratch_;

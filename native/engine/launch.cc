@@ -2,7 +2,9 @@
 
 #include <array>
 #include <chrono>
+#include <cstddef>
 #include <cstring>
+#include <future>
 #include <memory>
 #include <string>
 
@@ -75,13 +77,19 @@ void check_outputs(Launch& launch) {
   }
 }
 
+std::shared_ptr<std::byte[]> host_bytes(size_t bytes) {
+  return std::make_unique_for_overwrite<std::byte[]>(bytes);
+}
+
 struct LaunchTask {
   const char* op;
   Engine* engine;
   std::vector<Operand> operands;
   size_t num_inputs;
+  std::vector<Storage*> fresh;  // outputs that had no value before
   LaunchFn fn;
   bool check_finite;
+  bool profiling;
   int phase;
   std::shared_ptr<const std::string> call_site;
 
@@ -94,9 +102,11 @@ struct LaunchTask {
       engine->op_times().add(phase, op, spent.count());
     } catch (const std::exception& error) {
       engine->release_workspace();
+      for (Storage* storage : fresh) storage->drop_data();
       std::string message =
           std::string(op) + ": " + error.what() + " [" + describe(operands, num_inputs) + "]";
       if (call_site) message += "\n  enqueued " + *call_site;
+      if (dynamic_cast<const ConsequenceError*>(&error)) throw ConsequenceError(message);
       const auto* own = dynamic_cast<const Error*>(&error);
       throw Error(own ? own->code() : "ERR_NATIVE", message);
     }
@@ -116,9 +126,10 @@ struct LaunchTask {
       present[i] = operand.storage != nullptr;
       if (!present[i]) continue;
       if (i >= num_inputs) {
+        if (!operand.storage->has_data()) fresh.push_back(operand.storage.get());
         operand.storage->ensure_allocated();
       } else if (!operand.storage->has_data()) {
-        throw NativeError(concat("operand ", i, " has no value, the op that makes it failed"));
+        throw ConsequenceError(concat("operand ", i, " has no value, the op that makes it failed"));
       }
       views[i] = resolve(operand);
     }
@@ -128,6 +139,7 @@ struct LaunchTask {
     const int32_t status = fn(launch);
     if (status != 0) throw NativeError(ctx->error[0] ? ctx->error : "the kernel failed");
     if (check_finite) check_outputs(launch);
+    if (profiling) engine->wait_for_device();
     engine->release_workspace();
   }
 };
@@ -146,17 +158,16 @@ void launch(const char* op, std::span<const Tensor> inputs, std::span<const Tens
       task->operands.push_back(capture(t));
       if (!t.defined()) continue;
       if (!task->engine) task->engine = &t.engine();
-      if (task->engine != &t.engine()) {
-        throw ArgumentError(concat(op, ": the operands are on different devices (",
-                                   task->engine->device(), " and ", t.engine().device(), ")"));
-      }
+      if (task->engine != &t.engine()) refuse_devices(op, *task->engine, t.engine());
     }
   }
   if (!task->engine) throw ArgumentError(concat(op, ": no tensor given"));
   task->fn = std::move(fn);
-  task->check_finite = task->engine->anomaly_mode && !inputs.empty();
+  const EnqueueState& state = task->engine->state();
+  task->check_finite = state.anomaly_mode && !inputs.empty();
+  task->profiling = state.profiling;
   task->phase = task->engine->phase;
-  task->call_site = task->engine->call_site;
+  task->call_site = state.call_site;
   Stream& stream = task->engine->stream();
   stream.enqueue([task = std::move(task)] { task->run(); });
 }
@@ -164,10 +175,11 @@ void launch(const char* op, std::span<const Tensor> inputs, std::span<const Tens
 Tensor upload(Engine& engine, const Shape& shape, DType dtype, const void* data) {
   Tensor t = Tensor::empty(engine, shape, dtype);
   const auto bytes = static_cast<size_t>(t.bytes());
-  auto staging = std::make_shared<std::vector<char>>(bytes);
-  if (bytes) std::memcpy(staging->data(), data, bytes);
+  if (bytes == 0) return t;
+  const std::shared_ptr<std::byte[]> staging = host_bytes(bytes);
+  std::memcpy(staging.get(), data, bytes);
   launch("upload", {}, {t}, [staging, bytes](Launch& l) {
-    return l.kernels->upload(l.ctx, l.out(0)->data, staging->data(), bytes);
+    return l.kernels->upload(l.ctx, l.out(0)->data, staging.get(), bytes);
   });
   return t;
 }
@@ -176,8 +188,40 @@ void download(const Tensor& source, void* host) {
   if (!source.is_contiguous()) throw ArgumentError("download: the tensor must be contiguous");
   const auto bytes = static_cast<uint64_t>(source.bytes());
   launch("download", {source}, {}, [host, bytes](Launch& l) {
-    return l.kernels->download(l.ctx, host, l.in(0)->data, bytes);
+    return bytes ? l.kernels->download(l.ctx, host, l.in(0)->data, bytes) : 0;
   });
+}
+
+// The source's thread fills the buffer, the target's waits for it: it was enqueued before, so no
+// two engines can wait for one another. A source op that is skipped destroys its promise, which
+// wakes the target.
+Tensor transfer(const Tensor& source, Engine& engine) {
+  if (!source.is_contiguous()) throw ArgumentError("to: the tensor must be contiguous");
+  struct Buffer {
+    std::shared_ptr<std::byte[]> data;
+  };
+  const auto bytes = static_cast<uint64_t>(source.bytes());
+  Tensor t = Tensor::empty(engine, source.shape(), source.dtype());
+  if (bytes == 0) return t;
+  auto buffer = std::make_shared<Buffer>();
+  auto filled = std::make_shared<std::promise<void>>();
+  const std::shared_future<void> ready = filled->get_future().share();
+  launch("to", {source}, {}, [buffer, filled = std::move(filled), bytes](Launch& l) {
+    buffer->data = host_bytes(bytes);
+    const int32_t status = l.kernels->download(l.ctx, buffer->data.get(), l.in(0)->data, bytes);
+    if (status == 0) filled->set_value();
+    return status;
+  });
+  const std::string from = source.engine().device();
+  launch("to", {}, {t}, [buffer, ready, bytes, from](Launch& l) {
+    try {
+      ready.get();
+    } catch (const std::future_error&) {
+      throw ConsequenceError("no value came from " + from + ", where an op before it failed");
+    }
+    return l.kernels->upload(l.ctx, l.out(0)->data, buffer->data.get(), bytes);
+  });
+  return t;
 }
 
 }  // namespace balora

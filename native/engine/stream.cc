@@ -5,7 +5,8 @@
 
 namespace balora {
 
-Stream::Stream(std::function<void()> start) {
+Stream::Stream(std::function<void()> start, std::function<void()> finish)
+    : finish_(std::move(finish)) {
   thread_ = std::thread([this, start = std::move(start)] {
     if (start) start();
     run();
@@ -50,7 +51,21 @@ void Stream::sync() {
 
 Failure Stream::describe(const std::exception& error, const std::string& context) {
   const auto* own = dynamic_cast<const Error*>(&error);
-  return {own ? own->code() : "ERR_NATIVE", context + error.what()};
+  return {own ? own->code() : "ERR_NATIVE", context + error.what(),
+          dynamic_cast<const ConsequenceError*>(&error) != nullptr};
+}
+
+// The failure is cleared before the marker runs, so that whoever it wakes starts afresh.
+std::optional<Failure> Stream::settle(bool abandoned) {
+  if (finish_) {
+    try {
+      finish_();
+    } catch (const std::exception& error) {
+      if (!failure_ || failure_->consequence) failure_ = describe(error, "");
+    }
+  }
+  if (abandoned && !failure_) failure_ = Failure{"ERR_NATIVE", "the engine is shutting down"};
+  return std::exchange(failure_, std::nullopt);
 }
 
 void Stream::run() {
@@ -67,9 +82,7 @@ void Stream::run() {
       if (queue_.size() == kMaxQueued - 1) room_.notify_all();
     }
     if (task.marker) {
-      if (abandoned && !failure_) failure_ = Failure{"ERR_NATIVE", "the engine is shutting down"};
-      // Cleared before the marker runs, so that whoever it wakes starts afresh.
-      const std::optional<Failure> failure = std::exchange(failure_, std::nullopt);
+      const std::optional<Failure> failure = settle(abandoned);
       task.marker(failure ? &*failure : nullptr);
     } else if (!abandoned && !failure_) {
       try {

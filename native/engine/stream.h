@@ -18,6 +18,13 @@ namespace balora {
 struct Failure {
   std::string code;
   std::string message;
+  bool consequence = false;  // something else failed first, and says more
+};
+
+// What an op throws that could not run because another failed.
+class ConsequenceError : public Error {
+ public:
+  explicit ConsequenceError(const std::string& message) : Error("ERR_NATIVE", message) {}
 };
 
 class Stream {
@@ -25,8 +32,9 @@ class Stream {
   using Op = std::function<void()>;                    // throws to fail
   using Marker = std::function<void(const Failure*)>;  // runs always; null: all went well
 
-  // `start` runs first on the new thread (thread priority, thread counts).
-  explicit Stream(std::function<void()> start);
+  // `start` runs first on the new thread (thread priority, thread counts); `finish` before each
+  // marker: it waits for what the ops left running and throws what failed there.
+  explicit Stream(std::function<void()> start, std::function<void()> finish = {});
   ~Stream();  // runs what is queued, unless abandon() was called, then joins
 
   void enqueue(Op op);
@@ -44,6 +52,7 @@ class Stream {
   };
   void push(Task task);
   void run();
+  std::optional<Failure> settle(bool abandoned);  // what the next marker is told
 
   static constexpr size_t kMaxQueued = 1 << 16;  // ops; a producer that is further ahead waits
 
@@ -53,6 +62,7 @@ class Stream {
   std::deque<Task> queue_;
   bool stopping_ = false;
   bool abandoned_ = false;
+  std::function<void()> finish_;
   std::optional<Failure> failure_;  // stream thread only
   std::thread thread_;
 };

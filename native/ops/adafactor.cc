@@ -11,6 +11,7 @@ constexpr const char* kOp = "adafactor_step";
 void check_state(const char* name, const Tensor& t, const Shape& shape, const Tensor& param) {
   check_shape(kOp, name, t, shape);
   check_dtype(kOp, name, t, param.dtype());
+  check_same_engine(kOp, param, t);
   if (t.is_contiguous()) return;
   throw ArgumentError(concat(kOp, ": ", name, " is written in place and must be contiguous"));
 }
@@ -47,9 +48,11 @@ void adafactor_step(Tensor param, const Tensor& grad, Tensor row, std::optional<
   check_state("param", param, param.shape(), param);
   check_shape(kOp, "grad", grad, param.shape(), "the shape of param");
   check_dtype(kOp, "grad", grad, param.dtype());
+  check_same_engine(kOp, param, grad);
   if (coefficient) {
     check_shape(kOp, "coefficient", *coefficient, {});
     check_dtype(kOp, "coefficient", *coefficient, DType::kF64);
+    check_same_engine(kOp, param, *coefficient);
   }
   const int axes = param.ndim();
   if (column && axes < 2) throw ArgumentError(concat(kOp, ": a vector has no column moment"));

@@ -1,4 +1,5 @@
-// Layout and type conversions: contiguous (a copy where the strides ask for one) and cast.
+// Conversions of layout, type and place: contiguous (a copy where the strides ask for one), cast,
+// and a copy on another device.
 #include "engine/launch.h"
 #include "ops/ops.h"
 #include "tape/tape.h"
@@ -29,6 +30,15 @@ Tensor cast(const Tensor& x, DType dtype) {
   if (!is_float(dtype)) return y;  // a whole number does not move with x
   record("cast", {x}, {y}, [from = x.dtype()](std::span<const Tensor> dy, GradSink& sink) {
     sink.add(0, cast(dy[0], from));
+  });
+  return y;
+}
+
+Tensor to_device(const Tensor& x, Engine& engine) {
+  if (&x.engine() == &engine) return x;
+  const Tensor y = transfer(contiguous(x.detach()), engine);
+  record("to", {x}, {y}, [home = &x.engine()](std::span<const Tensor> dy, GradSink& sink) {
+    sink.add(0, to_device(dy[0], *home));
   });
   return y;
 }

@@ -22,6 +22,7 @@ void check_target(const char* op, const char* name, const Tensor& t) {
 void check_state(const char* op, const char* name, const Tensor& t, const Tensor& param) {
   check_shape(op, name, t, param.shape(), "the shape of param");
   check_dtype(op, name, t, param.dtype());
+  check_same_engine(op, param, t);
   check_target(op, name, t);
 }
 
@@ -33,15 +34,18 @@ void check_step(const char* op, const Tensor& param, const Tensor& grad,
   }
   check_shape(op, "grad", grad, param.shape(), "the shape of param");
   check_dtype(op, "grad", grad, param.dtype());
+  check_same_engine(op, param, grad);
   if (!coefficient) return;
   check_shape(op, "coefficient", *coefficient, {});
   check_dtype(op, "coefficient", *coefficient, DType::kF64);
+  check_same_engine(op, param, *coefficient);
 }
 
 }  // namespace
 
 void copy_in_place(Tensor x, const Tensor& source) {
   check_shape("copy_", "source", source, x.shape(), "the shape of x");
+  check_same_engine("copy_", x, source);
   prepare_in_place("copy_", x);
   launch("copy_", {source.detach()}, {x},
          [](Launch& l) { return l.kernels->copy(l.ctx, l.in(0), l.out(0)); });
@@ -56,6 +60,7 @@ void add_in_place(Tensor x, const Tensor& source, double alpha) {
   check_target("add_", "x", x);
   check_float("add_", "source", source);
   check_shape("add_", "source", source, x.shape(), "the shape of x");
+  check_same_engine("add_", x, source);
   prepare_in_place("add_", x);
   launch("add_", {contiguous(source.detach())}, {x},
          [alpha](Launch& l) { return l.kernels->add_scaled(l.ctx, l.in(0), l.out(0), alpha); });
@@ -65,6 +70,7 @@ void scale_in_place(Tensor x, const Tensor& coefficient) {
   check_target("scale_", "x", x);
   check_shape("scale_", "coefficient", coefficient, {});
   check_dtype("scale_", "coefficient", coefficient, DType::kF64);
+  check_same_engine("scale_", x, coefficient);
   prepare_in_place("scale_", x);
   launch("scale_", {coefficient}, {x},
          [](Launch& l) { return l.kernels->scale(l.ctx, l.in(0), l.out(0)); });

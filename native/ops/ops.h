@@ -75,6 +75,7 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
 // convert.cc
 Tensor contiguous(const Tensor& x);
 Tensor cast(const Tensor& x, DType dtype);
+Tensor to_device(const Tensor& x, Engine& engine);  // x itself where it is there already
 
 // create.cc; random values depend on (seed, stream, index) only
 Tensor full(Engine& engine, const Shape& shape, double value, DType dtype);

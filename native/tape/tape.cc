@@ -42,7 +42,7 @@ Node::~Node() {
 
 bool grad_wanted(std::span<const Tensor> inputs) {
   return std::any_of(inputs.begin(), inputs.end(), [](const Tensor& t) {
-    return t.defined() && t.engine().grad_enabled && t.requires_grad();
+    return t.defined() && t.engine().state().grad_enabled && t.requires_grad();
   });
 }
 
@@ -62,11 +62,12 @@ void record(const char* op, std::span<const Tensor> inputs, std::span<const Tens
         edge.node = t.impl()->node;
         edge.output_index = t.impl()->output_index;
       }
-      node->sequence = t.engine().next_sequence++;
+      node->sequence = t.engine().state().next_sequence++;
     }
     node->inputs.push_back(std::move(edge));
     node->input_shapes.push_back(t.defined() ? t.shape() : Shape{});
     node->input_dtypes.push_back(t.defined() ? t.dtype() : DType::kF32);
+    node->input_engines.push_back(t.defined() ? &t.engine() : nullptr);
   }
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (!outputs[i].defined()) continue;
@@ -75,16 +76,16 @@ void record(const char* op, std::span<const Tensor> inputs, std::span<const Tens
   }
 }
 
-NoGrad::NoGrad(Engine& engine) : engine_(engine), before_(engine.grad_enabled) {
-  engine.grad_enabled = false;
+NoGrad::NoGrad(Engine& engine) : engine_(engine), before_(engine.state().grad_enabled) {
+  engine.state().grad_enabled = false;
 }
 NoGrad::~NoGrad() {
-  engine_.grad_enabled = before_;
+  engine_.state().grad_enabled = before_;
 }
 
 void prepare_in_place(const char* op, Tensor& t) {
   check_defined(op, "the tensor written to", t);
-  if (t.engine().grad_enabled && t.requires_grad()) {
+  if (t.engine().state().grad_enabled && t.requires_grad()) {
     throw ArgumentError(concat(op,
                                ": a tensor that wants a gradient cannot be overwritten while "
                                "ops are recorded; use noGrad"));
@@ -150,6 +151,7 @@ class Walk {
       throw ArgumentError("backward: the gradient is " + grad.shape().to_string() +
                           ", the tensor " + root.shape().to_string());
     }
+    check_same_engine("backward", root, grad);
     const Tensor cast_grad = cast(grad, root.dtype());
     if (root.is_leaf()) return accumulate_leaf(*root.impl(), cast_grad);
     accumulate(slot(root.impl()->node, root.impl()->output_index), cast_grad);
@@ -196,6 +198,8 @@ class Walk {
 
    private:
     void check(size_t input, const Tensor& grad) const {
+      const Engine* engine = node_.input_engines[input];
+      if (engine != &grad.engine()) refuse_devices(node_.op, *engine, grad.engine());
       if (grad.shape() == node_.input_shapes[input]) return;
       throw NativeError(concat(node_.op, ": the gradient of input ", input, " is ",
                                grad.shape().to_string(), ", the input was ",

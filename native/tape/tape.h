@@ -53,6 +53,7 @@ struct Node {
   std::vector<Edge> inputs;
   std::vector<Shape> input_shapes;
   std::vector<DType> input_dtypes;
+  std::vector<Engine*> input_engines;  // null where the input was undefined
   size_t num_outputs;
   BackwardFn backward;
   bool released = false;
@@ -78,7 +79,7 @@ inline void record(const char* op, std::initializer_list<Tensor> inputs,
 // matches roots; an undefined one means 1, for a root with one element.
 void backward(std::span<const Tensor> roots, std::span<const Tensor> grads, bool retain_graph);
 
-// Switches recording off for its lifetime.
+// Switches recording off for its lifetime, on every device of the engine's environment.
 class NoGrad {
  public:
   explicit NoGrad(Engine& engine);

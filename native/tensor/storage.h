@@ -54,6 +54,11 @@ class Storage {
     if (!data_ && bytes_ > 0)
       data_.store(source_->allocate(bytes_, tag_), std::memory_order_release);
   }
+  // The op that was to write here failed: there is no value.
+  void drop_data() {
+    if (owner_) return;
+    if (void* data = data_.exchange(nullptr)) source_->release(data, bytes_, tag_);
+  }
   balora_slot* slots() { return slots_.data(); }
 
   // JS thread only: writes seen so far (a saved tensor compares it), tensors that share this

@@ -123,6 +123,7 @@ void Tensor::set_grad(const Tensor& grad) {
     throw ArgumentError("the gradient of a tensor " + t.shape.to_string() + " cannot be " +
                         grad.shape().to_string());
   }
+  if (grad.defined()) check_same_engine("the gradient of a tensor", *this, grad);
   t.grad = grad;
   t.grad_adopted = false;
 }
@@ -178,9 +179,12 @@ void check_dtype(const char* op, const char* name, const Tensor& t, DType expect
 }
 
 void check_same_engine(const char* op, const Tensor& a, const Tensor& b) {
-  if (&a.engine() == &b.engine()) return;
-  throw ArgumentError(concat(op, ": the operands are on different devices (", a.engine().device(),
-                             " and ", b.engine().device(), ")"));
+  if (&a.engine() != &b.engine()) refuse_devices(op, a.engine(), b.engine());
+}
+
+void refuse_devices(const char* op, const Engine& a, const Engine& b) {
+  throw ArgumentError(concat(op, ": the operands are on different devices (", a.device(), " and ",
+                             b.device(), "); to() copies a tensor to another device"));
 }
 
 }  // namespace balora

@@ -115,5 +115,6 @@ void check_defined(const char* op, const char* name, const Tensor& t);
 void check_float(const char* op, const char* name, const Tensor& t);
 void check_dtype(const char* op, const char* name, const Tensor& t, DType expected);
 void check_same_engine(const char* op, const Tensor& a, const Tensor& b);
+[[noreturn]] void refuse_devices(const char* op, const Engine& a, const Engine& b);
 
 }  // namespace balora

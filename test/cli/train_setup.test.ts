@@ -29,7 +29,17 @@ describe('trainSetup', () => {
       output: 'o',
     };
     // Options that the commands use themselves.
-    const own = ['model', 'data', 'evalData', 'dtype', 'threads', 'dryRun', 'method', 'adapter'];
+    const own = [
+      'model',
+      'data',
+      'evalData',
+      'dtype',
+      'device',
+      'threads',
+      'dryRun',
+      'method',
+      'adapter',
+    ];
     const labelled: Record<string, unknown> = {
       ...{ glue: 'cola', problemType: 'regression', variant: '2024', groupByLength: true },
       ...{ labelNames: ['x', 'y'], columns: ['x'], metricForBestModel: 'matthews' },

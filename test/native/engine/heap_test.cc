@@ -153,7 +153,7 @@ TEST_CASE("heap: discarded pages go back to the system") {
 
 TEST_CASE("allocator: batches of all lengths share one bounded range") {
   for (const KernelTable* table : {cpu_kernel_table(), eager_table()}) {
-    Allocator allocator(table, nullptr);
+    Allocator allocator(table, nullptr, "cpu");
     std::mt19937 random(11);
     for (int i = 0; i < 60; ++i) step(allocator, 200 + static_cast<int64_t>(random() % 1800));
     step(allocator, 2000);
@@ -172,7 +172,7 @@ TEST_CASE("allocator: batches of all lengths share one bounded range") {
 }
 
 TEST_CASE("allocator: a held small block does not split the room of large ones") {
-  Allocator allocator(cpu_kernel_table(), nullptr);
+  Allocator allocator(cpu_kernel_table(), nullptr, "cpu");
   void* first = allocator.allocate(100 * kMiB, 0);
   void* small = allocator.allocate(100, 0);
   allocator.release(first, 100 * kMiB, 0);
@@ -185,7 +185,7 @@ TEST_CASE("allocator: a held small block does not split the room of large ones")
 }
 
 TEST_CASE("allocator: a peak that is over is not kept for ever") {
-  Allocator allocator(cpu_kernel_table(), nullptr);
+  Allocator allocator(cpu_kernel_table(), nullptr, "cpu");
   // Sizes that do not fit each other's holes: without the bound each would leave its own behind.
   for (int64_t size = 10; size < 110; ++size) {
     void* a = allocator.allocate(size * kMiB, 0);

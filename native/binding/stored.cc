@@ -1,0 +1,69 @@
+#include "binding/stored.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "engine/launch.h"
+#include "io/dequantize.h"
+#include "kernels/cpu/parallel.h"
+
+namespace balora::binding {
+namespace {
+
+constexpr int64_t kStagingBytes = 8 << 20;  // decoded at a time for a device with memory of its own
+
+// Straight into the tensor where the CPU can write it; else piece by piece through a buffer, so
+// that the host never holds a second copy of the weights.
+int32_t decode_into(Launch& l, const Stored& stored, bool check_finite) {
+  const View& out = *l.out(0);
+  const auto dtype = static_cast<DType>(out.dtype);
+  const int64_t unit_bytes = stored.unit_elements * dtype_size(dtype);
+  const bool direct = l.engine->host_memory();
+  const int64_t step = direct ? stored.units : std::max<int64_t>(1, kStagingBytes / unit_bytes);
+  std::unique_ptr<char[]> buffer;
+  if (!direct) {
+    const int64_t most = std::min(step, stored.units) * unit_bytes;
+    buffer = std::make_unique_for_overwrite<char[]>(static_cast<size_t>(most));
+  }
+  for (int64_t begin = 0; begin < stored.units; begin += step) {
+    const int64_t count = std::min(step, stored.units - begin);
+    char* target = static_cast<char*>(out.data) + begin * unit_bytes;
+    char* decoded = direct ? target : buffer.get();
+    parallel_for(l.ctx, count, stored.grain, [&](int64_t from, int64_t to) {
+      stored.decode(begin + from, begin + to, decoded + from * unit_bytes);
+    });
+    if (check_finite) {
+      refuse_non_finite(stored, dtype, decoded, count * stored.unit_elements,
+                        begin * stored.unit_elements);
+    }
+    if (direct) continue;
+    const auto bytes = static_cast<uint64_t>(count * unit_bytes);
+    if (const int32_t status = l.kernels->upload(l.ctx, target, decoded, bytes)) return status;
+  }
+  return 0;
+}
+
+}  // namespace
+
+void refuse_non_finite(const Stored& stored, DType dtype, const void* data, int64_t count,
+                       int64_t first) {
+  const int64_t at = io::find_non_finite(dtype, data, count);
+  if (at >= 0) {
+    throw FormatError(stored.path, static_cast<int64_t>(stored.offset),
+                      concat(stored.name, ": element ", first + at,
+                             " is NaN or infinite; the weights are damaged "
+                             "or their training diverged"));
+  }
+}
+
+Tensor read_stored(Engine& engine, const Shape& shape, DType dtype, std::shared_ptr<void> file,
+                   Stored stored, bool check_finite) {
+  const Tensor t = Tensor::empty(engine, shape, dtype);
+  if (t.numel() == 0) return t;
+  launch("read", {}, {t}, [file, stored = std::move(stored), check_finite](Launch& l) {
+    return decode_into(l, stored, check_finite);
+  });
+  return t;
+}
+
+}  // namespace balora::binding

@@ -1,0 +1,124 @@
+#include "kernels/device_plugin.h"
+
+#if defined(__linux__) || defined(__APPLE__)
+#include <dlfcn.h>
+#define BALORA_HAS_DLOPEN 1
+#endif
+
+#include <cctype>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <utility>
+
+#include "tensor/errors.h"
+
+namespace balora {
+namespace {
+
+constexpr const char* kEntry = "balora_device_table";
+
+struct Location {
+  std::string path;
+  std::string variable;  // the environment variable's name
+  bool from_variable;
+};
+
+Location locate(const std::string& family, const std::string& folder) {
+  std::string variable = "BALORA_";
+  for (const char c : family) {
+    variable += static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  }
+  variable += "_PLUGIN";
+  const char* value = std::getenv(variable.c_str());
+  if (value && value[0]) return {value, variable, true};
+  return {(std::filesystem::path(folder) / ("balora_" + family + ".so")).string(), variable, false};
+}
+
+void require_file(const Location& at, const std::string& family) {
+  std::error_code ignored;
+  if (std::filesystem::is_regular_file(at.path, ignored)) return;
+  const std::string found =
+      std::filesystem::exists(at.path, ignored) ? "is not a file" : "is not there";
+  throw UnsupportedError(concat(
+      "device \"", family, "\": its plug-in ", at.path, " ", found, " (",
+      at.from_variable ? concat("the path in ", at.variable)
+                       : concat("the place beside the addon; ", at.variable, " is not set"),
+      "). Build it with \"npm run build:", family, "\", or set ", at.variable, " to its path"));
+}
+
+#if BALORA_HAS_DLOPEN
+using Entry = const KernelTable* (*)();
+
+// The handle is never closed: kernels and the driver's threads may run until the process ends.
+Entry open_entry(const std::string& path, const std::string& family) {
+  dlerror();
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!library) {
+    const char* reason = dlerror();
+    throw UnsupportedError(concat("device \"", family, "\": its plug-in ", path,
+                                  " cannot be loaded: ", reason ? reason : "no reason given"));
+  }
+  const auto entry = reinterpret_cast<Entry>(dlsym(library, kEntry));
+  if (entry) return entry;
+  throw UnsupportedError(concat("device \"", family, "\": ", path, " is no plug-in of balora: it ",
+                                "exports no function ", kEntry));
+}
+#endif
+
+// The first row or function that a device must have and this one has not; null: it has all.
+const char* missing_function(const KernelTable& table) {
+  const std::pair<bool, const char*> needed[] = {
+      {table.create_state, "create_state"},
+      {table.destroy_state, "destroy_state"},
+      {table.allocate, "allocate"},
+      {table.release, "release"},
+      {table.upload, "upload"},
+      {table.download, "download"},
+#define KERNEL(name, signature) {table.name != nullptr, #name},
+#include "kernels/kernels.def"
+#undef KERNEL
+  };
+  for (const auto& [present, name] : needed) {
+    if (!present) return name;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+void check_device_table(const KernelTable* table, const std::string& family,
+                        const std::string& path) {
+  const auto refuse = [&](const std::string& what) {
+    throw UnsupportedError(concat("device \"", family, "\": the plug-in ", path, " ", what));
+  };
+  const std::string rebuild =
+      concat("; build it from the same source as the addon (\"npm run build:", family, "\")");
+  if (!table) refuse(concat("gave no table from ", kEntry));
+  if (table->abi != BALORA_ABI) {
+    refuse(concat("has ABI ", table->abi, ", this build of balora needs ", BALORA_ABI, rebuild));
+  }
+  if (table->size != sizeof(KernelTable)) {
+    refuse(concat("has a table of ", table->size, " bytes, this build of balora needs ",
+                  sizeof(KernelTable), rebuild));
+  }
+  if (!table->device || family != table->device) {
+    refuse(concat("is for the device \"", table->device ? table->device : "", "\""));
+  }
+  if (const char* name = missing_function(*table)) refuse(concat("has no ", name, rebuild));
+}
+
+const KernelTable* load_device_plugin(const std::string& family, const std::string& folder) {
+#if BALORA_HAS_DLOPEN
+  const Location at = locate(family, folder);
+  require_file(at, family);
+  const KernelTable* table = open_entry(at.path, family)();
+  check_device_table(table, family, at.path);
+  return table;
+#else
+  (void)folder, (void)&locate, (void)&require_file;
+  throw UnsupportedError(concat("device \"", family, "\": plug-ins are not loaded on this system"));
+#endif
+}
+
+}  // namespace balora

@@ -1,0 +1,21 @@
+// Finds the kernel tables of devices that are libraries of their own, loaded when a device is first
+// asked for: `balora_<family>.so` beside the addon, or the path in BALORA_<FAMILY>_PLUGIN. Such a
+// library exports one C function, `const balora_kernel_table* balora_device_table(void)`, and stays
+// mapped for the rest of the process. Whatever is wrong with it is an UnsupportedError that says
+// what was looked for, where, and what was found there; nothing falls back to another device.
+#pragma once
+#include <string>
+
+#include "kernels/kernel_table.h"
+
+namespace balora {
+
+// `family` is a device's name without its number ("cuda"); `folder` is the addon's.
+const KernelTable* load_device_plugin(const std::string& family, const std::string& folder);
+
+// Throws UnsupportedError for a table that this build cannot use: another ABI or size, another
+// device, a function that every device needs or a kernel that is missing. `path` names the library.
+void check_device_table(const KernelTable* table, const std::string& family,
+                        const std::string& path);
+
+}  // namespace balora

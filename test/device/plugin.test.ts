@@ -1,0 +1,97 @@
+// How the plug-in of a device is found and refused. Each way to be unusable is one error, which says what was looked for,
+// where, and what was found; the CPU goes on as before.
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, afterEach, describe, expect, it } from 'vitest';
+import { deviceInfo, getDefaultDevice, tensor, UnsupportedError, zeros } from '../../lib/index.ts';
+import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'balora-plugin-'));
+const original = process.env.BALORA_CUDA_PLUGIN;
+
+afterEach(() => {
+  setVariable('BALORA_CUDA_PLUGIN', original);
+  setVariable('BALORA_FAKE_DEVICE', undefined);
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+function refusal(plugin: string | undefined, variant?: string): UnsupportedError {
+  setVariable('BALORA_CUDA_PLUGIN', plugin);
+  setVariable('BALORA_FAKE_DEVICE', variant);
+  try {
+    zeros([1], { device: 'cuda' });
+  } catch (error) {
+    expect(error).toBeInstanceOf(UnsupportedError);
+    expect((error as UnsupportedError).code).toBe('ERR_UNSUPPORTED');
+    return error as UnsupportedError;
+  }
+  throw new Error('the device was accepted');
+}
+
+describe('a plug-in that cannot be loaded', () => {
+  it('is looked for beside the addon, and the variable that names another place is told', () => {
+    const { message } = refusal(undefined);
+    expect(message).toMatch(
+      /^device "cuda": its plug-in \/.*\/balora_cuda\.so is not there \(the place beside the addon; BALORA_CUDA_PLUGIN is not set\)\. Build it with "npm run build:cuda", or set BALORA_CUDA_PLUGIN to its path$/,
+    );
+  });
+
+  it('is named when the variable points nowhere, or at a folder', () => {
+    const path = join(folder, 'absent.so');
+    expect(refusal(path).message).toContain(`${path} is not there (the path in BALORA_CUDA_PLUGIN`);
+    expect(refusal(folder).message).toContain(`${folder} is not a file`);
+  });
+
+  it("is refused with the loader's own reason", () => {
+    const path = join(folder, 'text.so');
+    writeFileSync(path, 'no library');
+    expect(refusal(path).message).toMatch(/text\.so cannot be loaded: .*(ELF|file too short)/);
+  });
+
+  it('must export the entry', () => {
+    const library = '/lib/x86_64-linux-gnu/libm.so.6';
+    const { message } = refusal(library);
+    expect(message).toMatch(/libm\.so\.6 .*(exports no function balora_device_table|is not there)/);
+  });
+});
+
+describe.skipIf(kNoFake !== null)('a plug-in that does not fit', () => {
+  it.each([
+    ['null', /gave no table from balora_device_table/],
+    ['abi', /has ABI 2, this build of balora needs \d+; build it from the same source/],
+    ['size', /has a table of \d+ bytes, this build of balora needs \d+/],
+    ['other', /is for the device "rocm"/],
+    ['missing row', /has no rope;/],
+    ['missing function', /has no upload;/],
+    ['no driver', /^cuda:0: no driver: libcuda\.so\.1 was looked for and is not there$/],
+    ['no state', /^cuda:0: the device gave no reason$/],
+  ])('%s', (variant, message) => {
+    expect(refusal(kFakePlugin, variant).message).toMatch(message);
+    // Nothing has changed: the default is the CPU, and it works.
+    expect(getDefaultDevice()).toBe('cpu');
+    expect(Array.from(tensor([1, 2]).dataSync() as Float32Array)).toEqual([1, 2]);
+  });
+
+  it('says which device of a working plug-in is not there', () => {
+    setVariable('BALORA_CUDA_PLUGIN', kFakePlugin);
+    expect(() => zeros([1], { device: 'cuda:7' })).toThrow(
+      /^cuda:7: there are 2 devices, number 7 is none$/,
+    );
+    expect(deviceInfo('cuda:1')).toMatchObject({
+      device: 'cuda:1',
+      description: 'pretended device 1',
+      totalBytes: 2 ** 30,
+    });
+  });
+});
+
+it.each(['tpu', 'cuda:', 'cuda:x', 'cuda:-1', 'CPU', 'cpu:0', ''])(
+  'refuses the name "%s"',
+  (device) => {
+    expect(() => zeros([1], { device })).toThrow(UnsupportedError);
+    expect(() => zeros([1], { device })).toThrow(
+      `device "${device}" is not known (known: cpu, cuda, cuda:0, cuda:1 and so on)`,
+    );
+  },
+);

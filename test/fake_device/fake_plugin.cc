@@ -1,0 +1,214 @@
+// A device plug-in for the tests of everything above the table: "cuda" by name, the CPU's kernels
+// by nature. Its memory is its own, and it checks what a real device would fault on: that a kernel
+// gets addresses of its memory only, and a copy one address on either side. Like a GPU it may find
+// out late that a kernel failed: BALORA_FAKE_FAULT names a row whose failure shows at the next
+// synchronize(), or at once in debug mode. BALORA_FAKE_DEVICE picks a way to be no usable device.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/cpu_state.h"
+
+namespace balora {
+namespace {
+
+constexpr int32_t kDevices = 2;
+constexpr size_t kAlignment = 64;
+constexpr uint64_t kTotalBytes = uint64_t{1} << 30;
+
+std::string setting(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? value : "";
+}
+
+struct State {
+  int32_t index = 0;
+  void* cpu = nullptr;
+  std::mutex mutex;
+  std::map<const char*, uint64_t> blocks;  // by address
+  uint64_t used = 0;
+  std::string fault;  // waits for synchronize()
+
+  bool owns(const void* data, uint64_t bytes) {
+    const auto* at = static_cast<const char*>(data);
+    std::lock_guard lock(mutex);
+    auto block = blocks.upper_bound(at);
+    if (block == blocks.begin()) return false;
+    --block;
+    return at + bytes <= block->first + block->second;
+  }
+};
+
+int32_t fail(Context* ctx, const std::string& message) {
+  std::snprintf(ctx->error, sizeof ctx->error, "%s", message.c_str());
+  return 1;
+}
+
+State& state_of(Context* ctx) {
+  return *static_cast<State*>(ctx->device_state);
+}
+
+void* create_state(int32_t index, char* error, uint64_t error_size) {
+  const std::string variant = setting("BALORA_FAKE_DEVICE");
+  if (variant == "no driver" || index >= kDevices) {
+    const std::string why =
+        index >= kDevices ? "there are 2 devices, number " + std::to_string(index) + " is none"
+                          : "no driver: libcuda.so.1 was looked for and is not there";
+    std::snprintf(error, error_size, "%s", why.c_str());
+    return nullptr;
+  }
+  if (variant == "no state") return nullptr;
+  auto* state = new State;
+  state->index = index;
+  state->cpu = create_cpu_state(0, error, error_size);
+  return state;
+}
+
+void destroy_state(void* data) {
+  auto* state = static_cast<State*>(data);
+  destroy_cpu_state(state->cpu);
+  if (!state->blocks.empty()) {
+    std::fprintf(stderr, "fake device: %zu blocks were not given back\n", state->blocks.size());
+    std::abort();
+  }
+  delete state;
+}
+
+void* allocate(void* data, uint64_t bytes) {
+  auto& state = *static_cast<State*>(data);
+  std::lock_guard lock(state.mutex);
+  if (state.used + bytes > kTotalBytes) return nullptr;
+  void* block = std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+  if (!block) return nullptr;
+  std::memset(block, 0xff, bytes);  // new memory holds NaN patterns
+  state.blocks[static_cast<const char*>(block)] = bytes;
+  state.used += bytes;
+  return block;
+}
+
+void release(void* data, void* block, uint64_t bytes) {
+  auto& state = *static_cast<State*>(data);
+  {
+    std::lock_guard lock(state.mutex);
+    if (state.blocks.erase(static_cast<const char*>(block)) != 1) std::abort();
+    state.used -= bytes;
+  }
+  std::free(block);
+}
+
+int32_t upload(Context* ctx, void* device, const void* host, uint64_t bytes) {
+  State& state = state_of(ctx);
+  if (!state.owns(device, bytes)) return fail(ctx, "upload: the target is not on the device");
+  if (state.owns(host, 1)) return fail(ctx, "upload: the source is not on the host");
+  std::memcpy(device, host, bytes);
+  return 0;
+}
+
+int32_t download(Context* ctx, void* host, const void* device, uint64_t bytes) {
+  State& state = state_of(ctx);
+  if (!state.owns(device, bytes)) return fail(ctx, "download: the source is not on the device");
+  if (state.owns(host, 1)) return fail(ctx, "download: the target is not on the host");
+  std::memcpy(host, device, bytes);
+  return 0;
+}
+
+int32_t synchronize(Context* ctx) {
+  std::string fault;
+  fault.swap(state_of(ctx).fault);
+  return fault.empty() ? 0 : fail(ctx, fault);
+}
+
+void describe(void* data, char* text, uint64_t text_size) {
+  std::snprintf(text, text_size, "pretended device %d", static_cast<State*>(data)->index);
+}
+
+int32_t memory(void* data, uint64_t* free_bytes, uint64_t* total_bytes) {
+  auto& state = *static_cast<State*>(data);
+  std::lock_guard lock(state.mutex);
+  *free_bytes = kTotalBytes - state.used;
+  *total_bytes = kTotalBytes;
+  return 0;
+}
+
+// ---- rows
+// ------------------------------------------------------------------------------------------
+enum RowIndex {
+#define KERNEL(name, signature) kRow_##name,
+#include "kernels/kernels.def"
+#undef KERNEL
+};
+const char* const kRowNames[] = {
+#define KERNEL(name, signature) #name,
+#include "kernels/kernels.def"
+#undef KERNEL
+};
+
+template <typename T>
+bool on_device(State&, const T&) {
+  return true;
+}
+bool on_device(State& state, const View* view) {
+  return !view || view_numel(*view) == 0 || state.owns(view->data, 1);
+}
+
+template <auto Member, int Index>
+struct Row;
+template <typename... Args, int32_t (*KernelTable::*Member)(Context*, Args...), int Index>
+struct Row<Member, Index> {
+  static int32_t call(Context* ctx, Args... args) {
+    State& state = state_of(ctx);
+    if (!(on_device(state, args) && ...)) {
+      return fail(ctx, std::string(kRowNames[Index]) + ": an operand is not on the device");
+    }
+    if (setting("BALORA_FAKE_FAULT") == kRowNames[Index]) {
+      const std::string fault = std::string(kRowNames[Index]) + "_kernel: a pretended fault";
+      if (ctx->debug) return fail(ctx, fault);
+      if (state.fault.empty()) state.fault = fault;
+      return 0;
+    }
+    ctx->device_state = state.cpu;
+    const int32_t status = (cpu_kernel_table()->*Member)(ctx, args...);
+    ctx->device_state = &state;
+    return status;
+  }
+};
+
+KernelTable make_table() {
+  KernelTable table = {};
+  table.abi = BALORA_ABI;
+  table.size = sizeof(KernelTable);
+  table.device = "cuda";
+  table.create_state = create_state;
+  table.destroy_state = destroy_state;
+  table.allocate = allocate;
+  table.release = release;
+  table.upload = upload;
+  table.download = download;
+  table.synchronize = synchronize;
+  table.describe = describe;
+  table.memory = memory;
+#define KERNEL(name, signature) table.name = Row<&KernelTable::name, kRow_##name>::call;
+#include "kernels/kernels.def"
+#undef KERNEL
+  const std::string variant = setting("BALORA_FAKE_DEVICE");
+  if (variant == "abi") table.abi = 2;
+  if (variant == "size") table.size -= sizeof(void*);
+  if (variant == "other") table.device = "rocm";
+  if (variant == "missing row") table.rope = nullptr;
+  if (variant == "missing function") table.upload = nullptr;
+  return table;
+}
+
+}  // namespace
+}  // namespace balora
+
+// A table for each call: the variant may have changed, and engines keep the one they were given.
+extern "C" __attribute__((visibility("default"))) const balora_kernel_table* balora_device_table(
+    void) {
+  if (balora::setting("BALORA_FAKE_DEVICE") == "null") return nullptr;
+  return new balora::KernelTable(balora::make_table());
+}
