@@ -17,10 +17,13 @@
 #include "kernels/kernel_table.h"
 #include "tensor/view.h"
 
+// BALORA_UNROLL before a loop: all of it, so that arrays indexed by it live in registers.
 #if defined(__CUDACC__)
 #define BALORA_EMULATED 0
+#define BALORA_UNROLL _Pragma("unroll")
 #else
 #define BALORA_EMULATED 1
+#define BALORA_UNROLL
 #include "instructions.h"
 #endif
 
@@ -118,8 +121,10 @@ void launch(Context* ctx, const char* name, const Grid& grid, void (*kernel)(Par
                                static_cast<int>(grid.shared_bytes)),
           name);
   }
-  kernel<<<grid.blocks, grid.threads, static_cast<size_t>(grid.shared_bytes), stream_of(ctx)> > >(
-      static_cast<Params>(args)...);
+  const auto shared = static_cast<size_t>(grid.shared_bytes);
+  // clang-format off: in C++ mode it takes the brackets apart
+  kernel<<<grid.blocks, grid.threads, shared, stream_of(ctx)>>>(static_cast<Params>(args)...);
+  // clang-format on
 #endif
   check(cudaGetLastError(), name);
   if (ctx->debug) check(cudaStreamSynchronize(stream_of(ctx)), name);
