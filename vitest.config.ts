@@ -1,7 +1,37 @@
-import { defineConfig } from 'vitest/config';
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { defineConfig, type TestProjectInlineConfiguration } from 'vitest/config';
 
 // Tests that measure, or that start processes of their own, run one file at a time after all the others.
 const kAlone = ['test/lifetime/**/*.test.ts', 'test/package/**/*.test.ts'];
+
+// Run a second time on the CUDA device: the emulated plug-in where it is built, or the one that BALORA_CUDA_PLUGIN names.
+const kOnDevices = [
+  'test/{ops,linalg,losses,optim}/**/*.test.ts',
+  'test/{autograd,tensor}.test.ts',
+];
+const kEmulated = fileURLToPath(new URL('build/emulator/balora_cuda.so', import.meta.url));
+
+function cudaProject(): TestProjectInlineConfiguration[] {
+  const named = process.env.BALORA_CUDA_PLUGIN;
+  const plugin = named ?? kEmulated;
+  if (!existsSync(plugin)) return [];
+  return [
+    {
+      extends: true,
+      test: {
+        name: named === undefined ? 'cuda-emulated' : 'cuda',
+        include: kOnDevices,
+        setupFiles: ['test/support/device_setup.ts'],
+        env: { BALORA_TEST_DEVICE: 'cuda', BALORA_CUDA_PLUGIN: plugin },
+        // A fibre a thread on one processor: slow, and no hang.
+        testTimeout: 120_000,
+        maxWorkers: 2,
+        sequence: { groupOrder: 2 },
+      },
+    },
+  ];
+}
 
 // Forked processes: an addon that crashes takes one test file with it, and every file sees a fresh engine.
 export default defineConfig({
@@ -25,6 +55,7 @@ export default defineConfig({
         extends: true,
         test: { name: 'alone', include: kAlone, maxWorkers: 1, sequence: { groupOrder: 1 } },
       },
+      ...cudaProject(),
     ],
   },
 });
