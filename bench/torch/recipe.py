@@ -42,7 +42,7 @@ def read_safetensors(path):
         dtype = DTYPES[entry["dtype"]]
         count = (end - begin) // dtype.itemsize
         flat = torch.frombuffer(data, dtype=dtype, count=count, offset=begin)
-        tensors[name] = flat.reshape(entry["shape"]).clone()
+        tensors[name] = flat.reshape(entry["shape"]).to(torch.get_default_device(), copy=True)
     return tensors
 
 
@@ -83,6 +83,25 @@ class Linear(nn.Module):
             return y
         update = F.linear(F.linear(x.to(self.a.dtype), self.a), self.b)
         return y + update.to(y.dtype)
+
+
+def random_tensors(config, dtype):
+    """Weights of config.json's shape without a file, for shapes whose files would be too large to write."""
+    c, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    size = config.get("head_dim") or c // config["num_attention_heads"]
+    heads, groups = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
+    shapes = {"model.embed_tokens.weight": (v, c), "model.norm.weight": (c,)}
+    if not config.get("tie_word_embeddings"):
+        shapes["lm_head.weight"] = (v, c)
+    for i in range(config["num_hidden_layers"]):
+        at = f"model.layers.{i}."
+        for name, shape in {"q": (heads, c), "k": (groups, c), "v": (groups, c), "o": (c, heads)}.items():
+            shapes[f"{at}self_attn.{name}_proj.weight"] = shape
+        for name, shape in {"gate": (f, c), "up": (f, c), "down": (c, f)}.items():
+            shapes[f"{at}mlp.{name}_proj.weight"] = shape
+        shapes[at + "input_layernorm.weight"] = shapes[at + "post_attention_layernorm.weight"] = (c,)
+    make = lambda shape: torch.ones(shape) if len(shape) == 1 else torch.randn(shape) * 0.02
+    return {name: make(shape).to(dtype) for name, shape in shapes.items()}
 
 
 def pissa(weight, rank, niter):
@@ -212,12 +231,19 @@ def micro_batch_loss(model, teacher, ids, labels, padding):
 
 
 def peak_bytes():
+    if torch.get_default_device().type == "cuda":
+        return torch.cuda.max_memory_allocated()
     try:
         with open("/proc/self/status") as status:
             line = next(line for line in status if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def wait():
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
 
 
 def run_steps(args, config, tensors):
@@ -242,6 +268,7 @@ def run_steps(args, config, tensors):
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        wait()
         seconds.append(time.perf_counter() - begun)
         tokens.append(count)
         losses.append(total)
@@ -256,6 +283,7 @@ def run_pissa(args, config, tensors):
     for _ in range(args.warmup + args.steps):
         begun = time.perf_counter()
         captured = sum(pissa(weight, args.rank, niter)[2] for weight in weights)
+        wait()
         seconds.append(time.perf_counter() - begun)
     whole = sum(weight.double().square().sum().item() for weight in weights)
     return {"seconds": seconds[args.warmup :], "capturedEnergy": captured / whole}
@@ -272,6 +300,8 @@ def main():
     parser.add_argument("--niter", default="16", help="a number, or exact")
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--random", action="store_true", help="weights of config.json's shape without model.safetensors")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -279,7 +309,11 @@ def main():
         torch.set_num_threads(args.threads)
     with open(os.path.join(args.folder, "config.json")) as file:
         config = json.load(file)
-    tensors = read_safetensors(os.path.join(args.folder, "model.safetensors"))
+    torch.set_default_device(args.device)
+    if args.random:
+        tensors = random_tensors(config, COMPUTE[args.dtype])
+    else:
+        tensors = read_safetensors(os.path.join(args.folder, "model.safetensors"))
     result = (run_steps if args.job == "step" else run_pissa)(args, config, tensors)
     print(json.dumps({"version": torch.__version__, "threads": torch.get_num_threads(), "peakBytes": peak_bytes(), **result}))
 

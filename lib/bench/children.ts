@@ -9,15 +9,21 @@ const kWorker = fileURLToPath(new URL('./worker.js', import.meta.url));
 export interface ChildOptions {
   /** Kernel threads; left out: all. */
   readonly threads?: number | undefined;
+  /** Where the job's models and tensors are made; left out: the CPU. */
+  readonly device?: string | undefined;
 }
 
 /** @throws NativeError with the child's own message and stack when the job fails or the process dies */
 export function runJob<K extends JobKind>(
   kind: K,
   input: JobInput<K>,
-  { threads }: ChildOptions = {},
+  { threads, device }: ChildOptions = {},
 ): Promise<JobResult<K>> {
-  const job: Job = { kind, input, ...(threads === undefined ? {} : { threads }) };
+  const job: Job = {
+    ...{ kind, input },
+    ...(threads === undefined ? {} : { threads }),
+    ...(device === undefined ? {} : { device }),
+  };
   return new Promise((resolve, reject) => {
     const child = fork(kWorker, [JSON.stringify(job)], {
       stdio: ['ignore', 'ignore', 'inherit', 'ipc'],

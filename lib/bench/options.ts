@@ -8,6 +8,8 @@ export interface BenchOptions {
   dtype?: BenchDType;
   /** Shape of the random weights. Default smollm2-135m. */
   shape?: string;
+  /** "cpu" or "cuda:0". Default cpu. */
+  device?: string;
   /** A model's folder or .gguf file instead of random weights. */
   model?: string;
   /** GSM8K's train.jsonl; without it rows of the same lengths. */

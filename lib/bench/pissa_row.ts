@@ -1,11 +1,12 @@
 /** PiSSA's start, in a process of its own: seconds for every linear layer of the model, and the energy it captured. */
 import { AdapterModel } from '../adapters/adapter_model.ts';
 import type { InitLoraWeights } from '../adapters/config.ts';
+import { getDefaultDevice } from '../device.ts';
 import { mul, sum as sumOf } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import { spread } from './statistics.ts';
-import { peakResidentBytes } from './step_row.ts';
+import { peakBytesOf } from './step_row.ts';
 import { openSubject, type SubjectOptions } from './subject.ts';
 import type { PissaRow } from './types.ts';
 
@@ -43,7 +44,7 @@ export async function pissaRow(input: PissaRowInput): Promise<PissaRow> {
     modules,
     rank,
     capturedEnergy: captured,
-    peakBytes: peakResidentBytes(),
+    peakBytes: peakBytesOf(getDefaultDevice()),
     notes,
   };
 }

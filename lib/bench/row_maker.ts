@@ -13,6 +13,7 @@ import {
   withTorchFolder,
 } from './torch.ts';
 import type { BenchDType, PissaRow, Row, StepRow, Workload } from './types.ts';
+import type { JobInput, JobKind, JobResult } from './worker.ts';
 import type { Plan } from './workloads.ts';
 
 const kWarmup = 2;
@@ -33,6 +34,21 @@ export class RowMaker {
     const { shape = 'smollm2-135m', model, dtype = 'bf16' } = options;
     this.dtype = dtype;
     this.subject = { shape, model, dtype };
+  }
+
+  private job<K extends JobKind>(kind: K, input: JobInput<K>): Promise<JobResult<K>> {
+    return runJob(kind, input, { device: this.options.device });
+  }
+
+  /** On a GPU random weights are drawn on both sides. */
+  private get ownWeights(): boolean {
+    const { device = 'cpu', model } = this.options;
+    return device !== 'cpu' && model === undefined;
+  }
+
+  private torchDevice(): Record<string, string | boolean> {
+    const { device = 'cpu' } = this.options;
+    return device === 'cpu' ? {} : { device, random: this.ownWeights };
   }
 
   /** Measures a row that is made of nothing but itself. */
@@ -56,7 +72,7 @@ export class RowMaker {
     const subject =
       shape === undefined ? this.subject : { ...this.subject, shape, model: undefined };
     const { data: dataFile } = this.options;
-    return runJob('step', {
+    return this.job('step', {
       ...subject,
       ...{ name, workload, steps, warmup: kWarmup, roofline, dataFile },
     });
@@ -77,12 +93,17 @@ export class RowMaker {
     const { data: dataFile } = this.options;
     const count = (kTorchWarmup + torchSteps) * workload.accumulation;
     return withTorchFolder(async (folder) => {
-      await runJob('torchInputs', { ...this.subject, folder, workload, dataFile, count });
+      const { ownWeights } = this;
+      await this.job('torchInputs', {
+        ...this.subject,
+        ...{ folder, workload, dataFile, count, ownWeights },
+      });
       const made: { balora: StepRow; torch: TorchRun }[] = [];
       for (let i = 0; i < pairs; i++) {
         const balora = await this.step(name, workload, { steps, roofline: i === 0 });
         const flags = {
           ...recipeOptions(workload, this.dtype),
+          ...this.torchDevice(),
           ...{ warmup: kTorchWarmup, steps: torchSteps },
         };
         made.push({ balora, torch: await runRecipe(python, folder, flags) });
@@ -99,13 +120,16 @@ export class RowMaker {
     const { torch } = this.options;
     const rank = kPissaRank;
     const own = (repetitions: number): Promise<PissaRow> =>
-      runJob('pissa', { ...subject, name, rank, init, repetitions });
+      this.job('pissa', { ...subject, name, rank, init, repetitions });
     if (torch === undefined) return own(kPissaRepetitions);
     const niter = init === 'pissa' ? 'exact' : String(init).replace('pissa_niter_', '');
     return withTorchFolder(async (folder) => {
-      await runJob('torchInputs', { ...subject, folder, count: 0 });
+      await this.job('torchInputs', { ...subject, folder, count: 0, ownWeights: this.ownWeights });
       const row = await own(kPissaRepetitions);
-      const flags = { job: 'pissa', dtype, rank, niter, warmup: 0, steps: kPissaRepetitions };
+      const flags = {
+        ...{ job: 'pissa', dtype, rank, niter, warmup: 0, steps: kPissaRepetitions },
+        ...this.torchDevice(),
+      };
       return { ...row, torch: torchPissa(await runRecipe(torch, folder, flags)) };
     });
   }
@@ -119,7 +143,7 @@ export class RowMaker {
     }
     const seconds: number[] = [];
     for (let i = 0; i <= kStarts; i++) {
-      const one = await runJob('start', { model, dtype, startedAt: Date.now() });
+      const one = await this.job('start', { model, dtype, startedAt: Date.now() });
       if (i > 0) seconds.push(one); // the first one warms the file
     }
     const notes = ['the file is warm'];

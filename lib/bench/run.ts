@@ -28,7 +28,8 @@ export async function runBench(options: BenchOptions = {}): Promise<Report> {
   const trial = options.shape === kTrialShape;
   const load = loadBefore();
   onProgress('machine');
-  const machine = await runJob('machine', { trial });
+  const { device } = options;
+  const machine = await runJob('machine', { trial }, { device });
   const maker = new RowMaker(options);
   const rows: Row[] = [];
   const add = (row: Row): void => {
@@ -45,7 +46,7 @@ export async function runBench(options: BenchOptions = {}): Promise<Report> {
   const growth: GrowthSeries[] = [];
   for (const plan of series) growth.push(await grow(plan, maker, options));
   onProgress('machine');
-  const after = await runJob('machine', { trial });
+  const after = await runJob('machine', { trial }, { device });
   const warnings = idleWarnings({
     cores: machine.cores,
     loadBefore: load,
@@ -62,14 +63,14 @@ function ratio(plan: Plan, { dtype = 'bf16' }: BenchOptions, rows: readonly Row[
 
 async function micro(
   plans: readonly Plan[],
-  { shape = 'smollm2-135m', dtype = 'bf16', onProgress = () => {} }: BenchOptions,
+  { shape = 'smollm2-135m', dtype = 'bf16', device, onProgress = () => {} }: BenchOptions,
   ceilings: Machine,
 ): Promise<Row[]> {
   const names = plans.filter(({ kind }) => kind === 'micro').map(({ name }) => name);
   if (names.length === 0) return [];
   onProgress(`${names.length} kernels`);
   const sizes: ModelShape = shapeNamed(shape);
-  return runJob('micro', { names, shape: sizes, dtype, ceilings });
+  return runJob('micro', { names, shape: sizes, dtype, ceilings }, { device });
 }
 
 async function grow(

@@ -38,6 +38,12 @@ export const kShapes = {
     ...{ num_attention_heads: 32, num_key_value_heads: 4 },
     ...{ max_position_embeddings: 2048, rope_theta: 10000, rms_norm_eps: 1e-5 },
   },
+  'llama-7b': {
+    ...{ model_type: 'llama', vocab_size: 32000, tie_word_embeddings: false },
+    ...{ hidden_size: 4096, intermediate_size: 11008, num_hidden_layers: 32 },
+    ...{ num_attention_heads: 32, num_key_value_heads: 32 },
+    ...{ max_position_embeddings: 4096, rope_theta: 10000, rms_norm_eps: 1e-5 },
+  },
   /** For trying the benchmark itself: nothing to learn from its figures. */
   tiny: {
     ...{ model_type: 'llama', vocab_size: 512, tie_word_embeddings: true },

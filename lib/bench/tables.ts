@@ -33,6 +33,7 @@ export function machineText(machine: Machine): string {
   return [
     `${cpu}, ${cores} cores, ${threads} threads, ${(memoryBytes / kGiB).toFixed(0)} GiB; ${features.join(' ')}`,
     `${system}, Node ${node}, balora ${balora}`,
+    ...(machine.device === undefined ? [] : [`on ${machine.device}`]),
     `packed products: bf16 ${tera(machine.peakBf16)} TFLOP/s, f32 ${tera(machine.peakF32)} TFLOP/s; ` +
       `memory ${(machine.memoryBandwidth / kGiga).toFixed(1)} GB/s`,
   ].join('\n');

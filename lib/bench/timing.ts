@@ -1,6 +1,6 @@
 /** Timing ops by the engine's own clock: what JavaScript and the queue cost is not in it. */
 import { ArgumentError } from '../errors.ts';
-import { opTimes, resetOpTimes, synchronize, withPhase } from '../runtime.ts';
+import { opTimes, resetOpTimes, setProfiling, synchronize, withPhase } from '../runtime.ts';
 import { scope } from '../tensor.ts';
 import { sum } from './statistics.ts';
 
@@ -43,6 +43,18 @@ export async function timeOps(
     if (times.length === 0) throw new ArgumentError(`timing: no ${ops ?? 'op'} ran`);
     return sum(times.map((time) => time.seconds)) / calls;
   };
+  const profiling = setProfiling(true); // on a GPU an op's time is its kernels', not the launch's
+  try {
+    return await repeat(sample, { least, most, seconds });
+  } finally {
+    setProfiling(profiling);
+  }
+}
+
+async function repeat(
+  sample: (calls: number) => Promise<number>,
+  { least, most, seconds }: Required<Pick<TimingOptions, 'least' | 'most' | 'seconds'>>,
+): Promise<number[]> {
   await sample(1);
   const calls = Math.max(1, Math.ceil(kLeastSample / Math.max(await sample(1), 1e-7)));
   const samples: number[] = [];

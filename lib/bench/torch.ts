@@ -27,11 +27,13 @@ export type TorchRun = z.infer<typeof kOutput>;
 export async function runRecipe(
   python: string,
   folder: string,
-  options: Readonly<Record<string, string | number>>,
+  options: Readonly<Record<string, string | number | boolean>>,
 ): Promise<TorchRun> {
   if (!existsSync(kScript))
     throw new UnsupportedError(`--torch needs ${kScript}, which is missing`);
-  const flags = Object.entries(options).flatMap(([key, value]) => [`--${key}`, String(value)]);
+  const flags = Object.entries(options)
+    .filter(([, value]) => value !== false)
+    .flatMap(([key, value]) => [`--${key}`, ...(value === true ? [] : [String(value)])]);
   const { code, stdout, stderr } = await capture(python, [kScript, folder, ...flags]);
   if (code !== 0) throw new NativeError(`${python} ${kScript} failed:\n${stderr.slice(-2000)}`);
   return kOutput.parse(JSON.parse(stdout.trim().split('\n').at(-1) as string));

@@ -3,6 +3,7 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Batch } from '../data/collate.ts';
 import { saveModel } from '../models/index.ts';
+import { type Sizes, shapeNamed, sizesOf } from './shapes.ts';
 import { openSubject, type SubjectOptions } from './subject.ts';
 import type { Workload } from './types.ts';
 import { workloadData } from './workload_batches.ts';
@@ -12,16 +13,16 @@ export interface TorchInputs extends SubjectOptions {
   /** Left out: weights alone. */
   readonly workload?: Workload | undefined;
   readonly dataFile?: string | undefined;
+  /** No weights: both sides draw their own (a large model's file would take longer than its steps). */
+  readonly ownWeights?: boolean | undefined;
   /** Micro-batches wanted. */
   readonly count: number;
 }
 
-/** Writes config.json, model.safetensors and batches.json. */
+/** Writes config.json, model.safetensors (unless `ownWeights`) and batches.json. */
 export async function writeTorchInputs(input: TorchInputs): Promise<null> {
   const { folder, workload, count, model: path, dataFile } = input;
-  const { model, sizes } = await openSubject({ ...input, vocabulary: workload?.vocabulary });
-  await saveModel(model, folder);
-  model.dispose();
+  const sizes = await (input.ownWeights ? writeShape(input) : writeWeights(input));
   if (workload === undefined) return null;
   const data = await workloadData(workload, { vocabulary: sizes.v, count, model: path, dataFile });
   try {
@@ -32,6 +33,20 @@ export async function writeTorchInputs(input: TorchInputs): Promise<null> {
     await data.close();
   }
   return null;
+}
+
+async function writeWeights(input: TorchInputs): Promise<Sizes> {
+  const { workload, folder } = input;
+  const { model, sizes } = await openSubject({ ...input, vocabulary: workload?.vocabulary });
+  await saveModel(model, folder);
+  model.dispose();
+  return sizes;
+}
+
+async function writeShape({ folder, shape: name }: TorchInputs): Promise<Sizes> {
+  const shape = shapeNamed(name);
+  await writeFile(join(folder, 'config.json'), JSON.stringify(shape));
+  return sizesOf(shape);
 }
 
 export interface RecipeRow {

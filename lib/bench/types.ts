@@ -22,6 +22,8 @@ export interface Machine {
   readonly features: readonly string[];
   readonly memoryBytes: number;
   readonly system: string;
+  /** The device that was measured, in its driver's words; left out: the CPU. */
+  readonly device?: string;
   readonly node: string;
   readonly balora: string;
   /** Best packed product found, floating point operations a second. */
@@ -98,7 +100,7 @@ export interface StepRow {
   /** Of a step. */
   readonly seconds: Spread;
   readonly split: StepSplit;
-  /** VmHWM of the process that ran this row alone. */
+  /** VmHWM of the process that ran this row alone; of a GPU, the largest sum of device memory in use. */
   readonly peakBytes: number;
   /** Useful operations a token, counted from the shapes. */
   readonly flopsPerToken: number;

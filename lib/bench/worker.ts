@@ -2,6 +2,7 @@
  * The child's side of a row: one job in a process that nothing else has used, so that its memory and its caches are the
  * row's own. Started by children.ts with the job as its argument; answers once and ends.
  */
+import { setDefaultDevice } from '../device.ts';
 import { setNumThreads } from '../runtime.ts';
 import { describeMachine } from './machine.ts';
 import { type MicroInput, microRows } from './micro_row.ts';
@@ -30,11 +31,14 @@ export interface Job {
   readonly kind: JobKind;
   readonly input: unknown;
   readonly threads?: number;
+  /** Where models and tensors of the job are made; left out: the CPU. */
+  readonly device?: string;
 }
 
 async function answer(text: string): Promise<Answer> {
   try {
-    const { kind, input, threads } = JSON.parse(text) as Job;
+    const { kind, input, threads, device } = JSON.parse(text) as Job;
+    if (device !== undefined) setDefaultDevice(device);
     if (threads !== undefined) setNumThreads(threads);
     const job = kJobs[kind] as (input: unknown) => Promise<unknown>;
     return { result: await job(input) };

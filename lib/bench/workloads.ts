@@ -22,6 +22,7 @@ const kShared: readonly Omit<Workload, 'method'>[] = [
   { ...kPlain, label: 'gsm8k', data: 'gsm8k' },
   { ...kPlain, label: '1x2048', batch: 1, length: 2048 },
   { ...kPlain, label: 'r128', rank: 128, batch: 1, accumulation: 8 },
+  { ...kPlain, label: '4x512-r128', rank: 128 },
 ];
 
 /** Workloads of BA-LoRA alone. */

@@ -27,6 +27,7 @@ const kBenchOptions = {
   },
   dtype: { type: choice('bf16', 'f32'), help: 'type of base and activations', group: 'What' },
   shape: { type: choice(...kShapeNames), help: 'shape of the random weights', group: 'What' },
+  device: { type: text('device'), help: 'cpu, cuda or cuda:N', group: 'What' },
   model: { type: text('path'), help: 'a model instead of random weights', group: 'What' },
   data: {
     type: text('file'),

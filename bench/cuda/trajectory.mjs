@@ -1,0 +1,85 @@
+// The same BA-LoRA training on the CPU and on another device: random weights and adapters from one seed, the same
+// micro-batches. Prints one line of JSON: every term of every step on both devices and the largest relative distance.
+// Exit status 1 when that is further than the dtype's rounding explains.
+//
+//   node bench/cuda/trajectory.mjs --device cuda [--shape tiny|smollm2-135m|...] [--dtype f32|bf16] [--steps 6]
+import { parseArgs } from 'node:util';
+import {
+  AdapterModel,
+  AutoModelForCausalLM,
+  deviceInfo,
+  resolveMethod,
+  setDefaultDevice,
+  Trainer,
+} from 'balora';
+import { shapeNamed } from '../../dist/bench/shapes.js';
+import { workloadData } from '../../dist/bench/workload_batches.js';
+
+const { values: options } = parseArgs({
+  options: {
+    device: { type: 'string', default: 'cuda' },
+    shape: { type: 'string', default: 'tiny' },
+    dtype: { type: 'string', default: 'f32' },
+    steps: { type: 'string', default: '6' },
+  },
+});
+const { shape: shapeName, dtype } = options;
+const kSteps = Number(options.steps);
+const kTerms = ['taskLoss', 'consistency', 'diversity', 'svd', 'gradNorm'];
+/** Relative. f32: sums in another order, carried through the steps; bf16: each activation is rounded to 2^-9. */
+const kTolerance = { f32: 2e-4, bf16: 2e-2 };
+/** Divergences begin at zero, where a relative distance says nothing. */
+const kFloor = 1e-3;
+
+async function trajectory(device) {
+  setDefaultDevice(device);
+  const shape = shapeNamed(shapeName);
+  const model = await AutoModelForCausalLM.fromConfig(shape, { dtype, seed: 5 });
+  // Plain LoRA's start: its A is the same numbers on every device, where singular vectors are not.
+  const { adapter, regularizers } = resolveMethod('balora', {
+    adapter: { r: 8, loraAlpha: 8, initLoraWeights: true },
+  });
+  const tuned = await AdapterModel.create(model, adapter);
+  const workload = { data: 'random', batch: 2, length: 96, accumulation: 1 };
+  const data = await workloadData(workload, { vocabulary: shape.vocab_size, count: kSteps });
+  const trainer = new Trainer({
+    ...{
+      tuned,
+      data: data.source,
+      maxSteps: kSteps,
+      learningRate: 1e-2,
+      lrSchedulerType: 'constant',
+    },
+    regularizers: {
+      ...regularizers,
+      consistencySchedule: 'constant',
+      regularizerSchedule: 'constant',
+    },
+  });
+  const records = [];
+  for await (const event of trainer.run()) {
+    if (event.type !== 'step') continue;
+    records.push(Object.fromEntries(kTerms.map((term) => [term, event.record[term]])));
+  }
+  await data.close();
+  tuned.dispose();
+  model.dispose();
+  return records;
+}
+
+const cpu = await trajectory('cpu');
+const other = await trajectory(options.device);
+let worst = 0;
+for (const [i, record] of cpu.entries()) {
+  for (const term of kTerms) {
+    const scale = Math.max(Math.abs(record[term]), kFloor);
+    worst = Math.max(worst, Math.abs(record[term] - other[i][term]) / scale);
+  }
+}
+const tolerance = kTolerance[dtype];
+const passed = worst <= tolerance; // false for a NaN too
+const { description } = deviceInfo(options.device);
+process.stdout.write(
+  `${JSON.stringify({ ...options, description, tolerance, worst, passed, cpu, other })}\n`,
+);
+process.exitCode = passed ? 0 : 1;

@@ -1,0 +1,74 @@
+// `npm run pack:cuda`: everything that `test:cuda` and `bench:cuda` need on a machine that has an NVIDIA driver but no
+// Node, no compiler and no network, in one file: build/cuda-pack.tar.xz (below 60 MB). There:
+//
+//   tar xJf cuda-pack.tar.xz && sh balora-cuda/run.sh [--output FOLDER] [--torch PYTHON]
+import { spawnSync } from 'node:child_process';
+import { chmodSync, cpSync, existsSync, mkdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { dirname, join, relative } from 'node:path';
+import { cudaPlugin } from './support/cuda.mjs';
+import { buildNative, ensureTypeScript } from './support/build_steps.mjs';
+import { capture, inRoot, main, root, runVisible, SetupError, say } from './support/shell.mjs';
+
+const kLimit = 60e6;
+const kFiles = ['package.json', 'dist', 'scripts', 'bench/cuda', 'bench/torch', 'prebuilds'];
+
+const kRun = `#!/bin/sh
+# Correctness, then speed; the report is left in the folder given with --output (default build/cuda-report).
+cd "$(dirname "$0")" || exit 1
+export BALORA_BINARY="$PWD/prebuilds/linux-x64/balora.node"
+./node scripts/test_cuda.mjs $(echo "$@" | sed 's/--torch [^ ]*//')
+tested=$?
+./node scripts/bench_cuda.mjs "$@" || exit 1
+exit $tested
+`;
+
+/** Folders of the packages that the library needs at run time. */
+function runtimePackages() {
+  const listed = capture('npm', ['ls', '--omit=dev', '--all', '--parseable']);
+  if (listed === null) throw new SetupError('npm ls failed: run "npm run setup" first.');
+  return listed
+    .split('\n')
+    .slice(1)
+    .map((path) => relative(root, path));
+}
+
+function pack(folder) {
+  rmSync(folder, { recursive: true, force: true });
+  mkdirSync(folder, { recursive: true });
+  const copy = (from, to) => {
+    mkdirSync(dirname(join(folder, to)), { recursive: true });
+    cpSync(from, join(folder, to), { recursive: true, dereference: true });
+  };
+  for (const path of [...kFiles, ...runtimePackages()]) copy(inRoot(path), path);
+  copy(process.execPath, 'node');
+  copy(cudaPlugin(), 'build/cuda/balora_cuda.so');
+  copy(inRoot('build', 'release', 'balora_device_tests'), 'build/release/balora_device_tests');
+  for (const file of ['node', 'build/cuda/balora_cuda.so', 'build/release/balora_device_tests']) {
+    spawnSync('strip', ['--strip-debug', join(folder, file)]);
+  }
+  writeFileSync(join(folder, 'run.sh'), kRun);
+  chmodSync(join(folder, 'run.sh'), 0o755);
+}
+
+await main(async () => {
+  if (!existsSync(cudaPlugin())) return 1;
+  await ensureTypeScript({ check: false });
+  await buildNative({ targets: ['balora', 'balora_device_tests'] });
+  if (runVisible(process.execPath, [inRoot('scripts', 'prebuild.mjs')]) !== 0) return 1;
+  const folder = inRoot('build', 'cuda-pack', 'balora-cuda');
+  pack(folder);
+  const file = inRoot('build', 'cuda-pack.tar.xz');
+  const flags = [
+    '-C',
+    dirname(folder),
+    '-cf',
+    file,
+    '--use-compress-program=xz -6 -T2',
+    'balora-cuda',
+  ];
+  if (runVisible('tar', flags) !== 0) throw new SetupError('tar failed (is xz installed?)');
+  const { size } = statSync(file);
+  say(`${file}: ${(size / 1e6).toFixed(1)} MB`);
+  if (size <= kLimit) return 0;
+  throw new SetupError(`${file} has ${size} bytes, more than the ${kLimit} that may travel`);
+});

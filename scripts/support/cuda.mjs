@@ -1,0 +1,69 @@
+// What the scripts for a machine with a GPU share: where the plug-in is, and a report of several parts.
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { inRoot, root, SetupError, say } from './shell.mjs';
+
+/** The plug-in that is measured; named errors where there is none. */
+export function cudaPlugin() {
+  const path = process.env.BALORA_CUDA_PLUGIN ?? inRoot('build', 'cuda', 'balora_cuda.so');
+  if (existsSync(path)) return path;
+  throw new SetupError(
+    `There is no CUDA plug-in at ${path}: build it with "npm run build:cuda" (needs nvcc), or name one in BALORA_CUDA_PLUGIN.`,
+  );
+}
+
+/** The environment of a child that uses the plug-in; a packed folder has its libraries in prebuilds. */
+export function cudaEnvironment() {
+  const libraries = inRoot('prebuilds', `${process.platform}-${process.arch}`);
+  const path = [libraries, process.env.LD_LIBRARY_PATH].filter(Boolean).join(':');
+  return { ...process.env, BALORA_CUDA_PLUGIN: cudaPlugin(), LD_LIBRARY_PATH: path };
+}
+
+/** Runs a program, shows and returns what it printed. */
+export function runCaptured(command, args, { limit = 600_000 } = {}) {
+  const started = performance.now();
+  const result = spawnSync(command, args, {
+    ...{ cwd: root, encoding: 'utf8', env: cudaEnvironment(), maxBuffer: 1 << 28, timeout: limit },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  const seconds = (performance.now() - started) / 1000;
+  const text = `${result.stdout ?? ''}${result.stderr ?? ''}`;
+  const reason = result.error ? `\n${result.error.message}` : '';
+  return { status: result.status ?? 1, stdout: result.stdout ?? '', text: text + reason, seconds };
+}
+
+/** A report in the making: `add` says a part and keeps it; `write` leaves NAME.json and NAME.txt in the folder. */
+export class Report {
+  constructor(name, folder) {
+    this.name = name;
+    this.folder = folder;
+    this.parts = [];
+    this.lines = [];
+  }
+  add(part, line) {
+    this.parts.push(part);
+    this.lines.push(line);
+    say(line);
+    this.write(); // what was measured survives a machine that goes away
+  }
+  write() {
+    mkdirSync(this.folder, { recursive: true });
+    const json = { format: 1, date: new Date().toISOString(), parts: this.parts };
+    writeFileSync(join(this.folder, `${this.name}.json`), `${JSON.stringify(json, null, 2)}\n`);
+    writeFileSync(join(this.folder, `${this.name}.txt`), `${this.lines.join('\n')}\n`);
+  }
+}
+
+/** `--output FOLDER` (default build/cuda-report) and `--torch PYTHON`. */
+export function reportOptions(args) {
+  const options = { output: inRoot('build', 'cuda-report'), torch: null };
+  for (let i = 0; i < args.length; ++i) {
+    const name = args[i].replace(/^--/, '');
+    if (!Object.hasOwn(options, name) || args[i + 1] === undefined) {
+      throw new SetupError(`usage: [--output FOLDER] [--torch PYTHON], got ${args.join(' ')}`);
+    }
+    options[name] = args[++i];
+  }
+  return options;
+}
