@@ -7,8 +7,6 @@ namespace balora::cuda {
   int32_t name##_kernel signature {                        \
     throw std::runtime_error(#name " has no cuda kernel"); \
   }
-PENDING(matmul,
-        (balora_context*, const balora_view*, const balora_view*, const balora_view*, double))
 PENDING(linear_forward, (balora_context*, const balora_view*, const balora_view*,
                          const balora_linear*, int32_t, const balora_low_rank*, int32_t))
 PENDING(linear_backward,
@@ -20,7 +18,6 @@ PENDING(head_losses,
         (balora_context*, const balora_view*, const balora_view*, const balora_view*,
          const balora_view*, const balora_view*, const balora_view*, const balora_view*,
          const balora_view*, const balora_view*, const balora_view*, const balora_head_options*))
-PENDING(gram, (balora_context*, const balora_view*, const balora_view*, int32_t))
 #undef PENDING
 
 }  // namespace balora::cuda

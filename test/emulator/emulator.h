@@ -35,6 +35,8 @@ using Body = std::function<void()>;
 void run(const char* name, dim3 grid, dim3 block, int64_t shared_bytes, Stream* stream, Body body);
 // Other work of the stream (a copy, a library's product), in its order.
 void enqueue(Stream* stream, const char* name, Body work);
+// Whether all of it lies in one allocation of the device.
+bool is_device_memory(const void* data, size_t bytes);
 
 void block_barrier();
 int block_or(int predicate);

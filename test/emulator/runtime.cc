@@ -1,7 +1,9 @@
 // The emulated run-time library: device memory, streams, events, graphs.
 #include <chrono>
 #include <cstdlib>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -36,6 +38,26 @@ void enqueue(Stream* stream, const char* name, Body work) {
 
 void run(const char* name, dim3 grid, dim3 block, int64_t shared_bytes, Stream* stream, Body body) {
   enqueue(stream, name, [=] { run_kernel(name, grid, block, shared_bytes, body); });
+}
+
+// What cudaMalloc gave out: first byte and length.
+struct Allocations {
+  std::mutex mutex;
+  std::map<const char*, size_t> sizes;
+};
+Allocations& allocations() {
+  static Allocations all;
+  return all;
+}
+
+bool is_device_memory(const void* data, size_t bytes) {
+  Allocations& all = allocations();
+  const std::lock_guard lock(all.mutex);
+  const char* first = static_cast<const char*>(data);
+  auto found = all.sizes.upper_bound(first);
+  if (found == all.sizes.begin()) return false;
+  --found;
+  return first + bytes <= found->first + found->second;
 }
 
 void check_access(const void*, size_t, size_t, bool) {}
@@ -102,10 +124,18 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
 }
 cudaError_t cudaMalloc(void** data, size_t bytes) {
   *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-  if (*data) std::memset(*data, 0xff, bytes);
+  if (*data) {
+    std::memset(*data, 0xff, bytes);
+    const std::lock_guard lock(emulator::allocations().mutex);
+    emulator::allocations().sizes[static_cast<const char*>(*data)] = bytes;
+  }
   return *data ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 cudaError_t cudaFree(void* data) {
+  {
+    const std::lock_guard lock(emulator::allocations().mutex);
+    emulator::allocations().sizes.erase(static_cast<const char*>(data));
+  }
   std::free(data);
   return cudaSuccess;
 }

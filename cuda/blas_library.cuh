@@ -1,0 +1,11 @@
+// Finding cuBLAS: by dlopen, which also searches LD_LIBRARY_PATH, the way to the copies that Python
+// wheels bring along (nvidia/cublas/lib beside torch).
+#pragma once
+#include "blas_api.h"
+
+namespace balora::cuda {
+
+// Opened once a process and kept. Throws with the names that were tried and the loader's words.
+const blas_api::Library& blas_library();
+
+}  // namespace balora::cuda

@@ -1,0 +1,148 @@
+// matmul and gram on the device against the CPU: layouts, broadcasting, every float type, empty
+// inner extents; and what is said when there is no cuBLAS.
+#include <unistd.h>
+
+#include "support/device_test.h"
+
+namespace {
+
+using namespace balora;
+using namespace balora::test;
+
+struct Layout {
+  std::vector<int64_t> shape, stride;
+};
+
+View over(const View* base, const Layout& layout) {
+  View view = *base;
+  view.ndim = static_cast<int32_t>(layout.shape.size());
+  for (size_t i = 0; i < layout.shape.size(); ++i) {
+    view.shape[i] = layout.shape[i];
+    view.stride[i] = layout.stride[i];
+  }
+  return view;
+}
+
+// f64 truth of element (i,j) of the product, with the batch index of c.
+double product_at(const Operand& a, const Layout& la, const Operand& b, const Layout& lb,
+                  const std::vector<int64_t>& shape, int64_t at) {
+  const int64_t n = shape.back(), m = shape[shape.size() - 2], k = la.shape.back();
+  int64_t offset_a = 0, offset_b = 0, rest = at / (m * n);
+  const auto batch = static_cast<int64_t>(shape.size()) - 2;
+  for (int64_t d = batch - 1; d >= 0; --d) {
+    const int64_t index = rest % shape[static_cast<size_t>(d)];
+    rest /= shape[static_cast<size_t>(d)];
+    const auto add = [&](const Layout& l, int64_t& offset) {
+      const int64_t own = d - (batch - (static_cast<int64_t>(l.shape.size()) - 2));
+      if (own < 0 || l.shape[static_cast<size_t>(own)] == 1) return;
+      offset += index * l.stride[static_cast<size_t>(own)];
+    };
+    add(la, offset_a);
+    add(lb, offset_b);
+  }
+  double sum = 0;
+  for (int64_t q = 0; q < k; ++q) {
+    const size_t ra = la.stride.size() - 2, rb = lb.stride.size() - 2;
+    sum += a.host(offset_a + at / n % m * la.stride[ra] + q * la.stride[ra + 1]) *
+           b.host(offset_b + q * lb.stride[rb] + at % n * lb.stride[rb + 1]);
+  }
+  return sum;
+}
+
+template <typename T>
+void check_matmul(const Layout& la, const Layout& lb, std::vector<int64_t> shape) {
+  CAPTURE(shape);
+  DeviceTest t;
+  const Array a = t.random<T>({4000}), b = t.random<T>({4000}), c = t.empty<T>(shape);
+  t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+    const View va = over(view(a), la), vb = over(view(b), lb);
+    return k.matmul(ctx, &va, &vb, view(c), 0.5);
+  });
+  std::vector<double> truth;
+  for (int64_t i = 0; i < c->size(); ++i) {
+    truth.push_back(0.5 * product_at(*a, la, *b, lb, shape, i));
+  }
+  t.check_truth(c, truth, 2 * epsilon_of<T>() + (sizeof(T) < 8 ? 0x1p-20 : 0x1p-49));
+}
+
+template <typename T>
+void check_layouts() {
+  check_matmul<T>({{7, 5}, {5, 1}}, {{5, 9}, {9, 1}}, {7, 9});
+  check_matmul<T>({{7, 5}, {1, 7}}, {{5, 9}, {1, 5}}, {7, 9});
+  check_matmul<T>({{7, 5}, {20, 2}}, {{5, 9}, {30, 3}}, {7, 9});
+  check_matmul<T>({{7, 5}, {0, 1}}, {{5, 9}, {9, 0}}, {7, 9});
+  check_matmul<T>({{1, 33}, {33, 1}}, {{33, 1}, {1, 1}}, {1, 1});
+  check_matmul<T>({{33, 1}, {1, 1}}, {{1, 31}, {31, 1}}, {33, 31});
+  check_matmul<T>({{7, 0}, {1, 1}}, {{0, 9}, {9, 1}}, {7, 9});
+  check_matmul<T>({{2, 3, 7, 5}, {105, 35, 5, 1}}, {{5, 9}, {9, 1}}, {2, 3, 7, 9});
+  check_matmul<T>({{7, 5}, {5, 1}}, {{2, 3, 5, 9}, {135, 45, 9, 1}}, {2, 3, 7, 9});
+  // Heads beside rows: (B,T,H,D) read as (B,H,T,D).
+  check_matmul<T>({{2, 4, 6, 8}, {192, 8, 32, 1}}, {{2, 4, 8, 6}, {192, 8, 1, 32}}, {2, 4, 6, 6});
+  // Both sides broadcast, each over its own dimension; packed ones too.
+  check_matmul<T>({{2, 1, 7, 5}, {35, 35, 5, 1}}, {{1, 3, 5, 9}, {135, 45, 9, 1}}, {2, 3, 7, 9});
+  check_matmul<T>({{2, 3, 4, 5}, {20, 0, 1, 4}}, {{2, 3, 5, 4}, {0, 40, 8, 2}}, {2, 3, 4, 4});
+  check_matmul<T>({{5, 3, 4, 5}, {0, 40, 10, 2}}, {{5, 3, 5, 4}, {60, 20, 4, 1}}, {5, 3, 4, 4});
+}
+
+TEST_CASE("matmul takes every layout and type") {
+  check_layouts<float>();
+  check_layouts<bf16>();
+  check_layouts<f16>();
+  check_layouts<double>();
+}
+
+template <typename T>
+void check_gram() {
+  for (const int64_t n : {int64_t{0}, int64_t{1}, int64_t{33}}) {
+    CAPTURE(n);
+    DeviceTest t;
+    const Array a = t.random<T>({n, 31}), g = t.random<double>({31, 31});
+    for (const int32_t accumulate : {0, 1}) {
+      // Accumulated onto the (symmetric) result of the first round, on both sides.
+      t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+        return k.gram(ctx, view(a), view(g), 0) || (accumulate && k.gram(ctx, view(a), view(g), 1));
+      });
+      t.check_close(g, 1e-14);
+    }
+    const std::vector<double> values = g->from_device();
+    for (size_t i = 0; i < 31; ++i) {
+      for (size_t j = 0; j < i; ++j) REQUIRE(values[i * 31 + j] == values[j * 31 + i]);
+    }
+  }
+}
+
+TEST_CASE("gram sums in f64 and is symmetric") {
+  check_gram<float>();
+  check_gram<bf16>();
+  check_gram<f16>();
+  check_gram<double>();
+}
+
+// Run by the case below in a process of its own: the library is looked for once a process.
+TEST_CASE("opening a device without cuBLAS" * doctest::skip()) {
+  std::string said;
+  try {
+    DeviceTest t;
+  } catch (const std::exception& error) {
+    said = error.what();
+  }
+  for (const char* part : {"cuBLAS was not found", "libcublas.so.13", "libcublas.so.12",
+                           "No such file", "LD_LIBRARY_PATH"}) {
+    CHECK_MESSAGE(said.find(part) != std::string::npos, "'", part, "' is not in: ", said);
+  }
+}
+
+TEST_CASE("a machine without cuBLAS is told what was looked for") {
+  const char* plugin = std::getenv("BALORA_CUDA_PLUGIN");
+  if (!plugin || !std::strstr(plugin, "emulator")) {
+    MESSAGE("skipped: only the emulated device can be without its cuBLAS");
+    return;
+  }
+  char self[4096] = {};
+  REQUIRE(readlink("/proc/self/exe", self, sizeof self - 1) > 0);
+  const std::string command = std::string("BALORA_EMULATOR_NO_CUBLAS=1 '") + self +
+                              "' --no-skip -tc='opening a device without cuBLAS'";
+  CHECK(std::system(command.c_str()) == 0);
+}
+
+}  // namespace
