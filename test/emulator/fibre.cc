@@ -56,7 +56,8 @@ Fibre::~Fibre() {
 
 void Fibre::start(void (*entry)(void*), void* argument) {
   auto* top = reinterpret_cast<void**>(stack_ + kStackBytes - 64);
-  *--top = nullptr;  // keeps the stack aligned where the entry is called
+  *--top = nullptr;  // where a backtrace ends
+  *--top = nullptr;  // keeps the stack aligned to 16 where the entry is called
   *--top = reinterpret_cast<void*>(&balora_fibre_entry);
   *--top = nullptr;                         // rbp
   *--top = reinterpret_cast<void*>(entry);  // rbx
