@@ -19,14 +19,6 @@ PENDING(reduce_backward, (balora_context*, const balora_view*, const balora_view
 PENDING(extreme,
         (balora_context*, const balora_view*, const balora_view*, const balora_view*, int32_t))
 PENDING(topk, (balora_context*, const balora_view*, const balora_view*, const balora_view*))
-PENDING(rms_norm_forward, (balora_context*, const balora_view*, const balora_view*,
-                           const balora_view*, const balora_view*, double, double, int32_t))
-PENDING(rms_norm_add_forward,
-        (balora_context*, const balora_view*, const balora_view*, const balora_view*,
-         const balora_view*, const balora_view*, const balora_view*, double, double, int32_t))
-PENDING(rms_norm_backward, (balora_context*, const balora_view*, const balora_view*,
-                            const balora_view*, const balora_view*, const balora_view*,
-                            const balora_view*, const balora_view*, double, int32_t))
 PENDING(layer_norm_forward,
         (balora_context*, const balora_view*, const balora_view*, const balora_view*,
          const balora_view*, const balora_view*, const balora_view*, double))
