@@ -39,7 +39,13 @@ struct Fault {
   int64_t value;
   int64_t limit;
 };
-enum FaultCode : int32_t { kNoFault = 0, kIndexOutOfRange = 1, kSingularMatrix = 2 };
+enum FaultCode : int32_t {
+  kNoFault = 0,
+  kIndexOutOfRange = 1,
+  kSingularMatrix = 2,
+  kNotFinite = 3,
+  kNotConverged = 4
+};
 
 // One device in one environment. Used by the engine thread only, except allocate and release.
 struct DeviceState {

@@ -8,7 +8,6 @@ namespace balora::cuda {
     throw std::runtime_error(#name " has no cuda kernel"); \
   }
 PENDING(qr, (balora_context*, const balora_view*, const balora_view*, const balora_view*))
-PENDING(eigh, (balora_context*, const balora_view*, const balora_view*, const balora_view*))
 PENDING(svd, (balora_context*, const balora_view*, const balora_view*, const balora_view*,
               const balora_view*))
 PENDING(randomized_svd, (balora_context*, const balora_view*, const balora_view*,

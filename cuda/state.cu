@@ -93,6 +93,10 @@ std::string fault_text(const Fault& fault) {
              std::to_string(fault.limit) + ")";
     case kSingularMatrix:
       return row + ": the matrix is singular";
+    case kNotFinite:
+      return row + ": the matrix holds NaN or infinity";
+    case kNotConverged:
+      return row + ": the iteration did not converge";
     default:
       return row + ": fault " + std::to_string(fault.code);
   }
