@@ -328,7 +328,7 @@ constexpr int kWarp = 32;
 
 // Bytes that array<T>(count) takes, for Grid::shared_bytes.
 template <typename T>
-constexpr int64_t shared_bytes(int64_t count) {
+__host__ __device__ constexpr int64_t shared_bytes(int64_t count) {
   return (count * static_cast<int64_t>(sizeof(T)) + 127) / 128 * 128;
 }
 
