@@ -1,0 +1,260 @@
+// The whole of fine-tuning on a device against the CPU, on the golden tiny LLaMA: loading, a fresh adapter out of the SVD,
+// BA-LoRA steps, evaluation, an adapter folder out and in, merging, checkpoints. The default device stays the CPU, so that a
+// tensor which is not made where its model lives is found out. On the pretended device (test/fake_device) the numbers are
+// the CPU's bit for bit; elsewhere they agree to the rounding of f32 sums.
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { evaluateClassifier } from '../../lib/eval/classify.ts';
+import {
+  AdapterModel,
+  AutoModelForCausalLM,
+  AutoModelForSeq2SeqLM,
+  AutoModelForSequenceClassification,
+  type CausalLM,
+  crossEntropy,
+  evaluate,
+  FullModel,
+  memoryStats,
+  saveMerged,
+  setDefaultDevice,
+  synchronize,
+  type Tensor,
+  Trainer,
+  type TrainerOptions,
+  type TunedModel,
+  tensor,
+} from '../../lib/index.ts';
+import { warmUpHead } from '../../lib/train/head_warmup.ts';
+import type { StepRecord } from '../../lib/train/types.ts';
+import { expectClose, values } from '../support/compare.ts';
+import { fixturePath } from '../support/fixtures.ts';
+import { balora } from '../support/run_cli.ts';
+import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
+import { tinyLabelled } from '../support/tiny_classifier.ts';
+import { tinyBatches, tinySource } from '../support/tiny_model.ts';
+import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
+
+const kPlugin = process.env.BALORA_CUDA_PLUGIN;
+const kExact = kPlugin === undefined || kPlugin === kFakePlugin;
+const kReason = kPlugin === undefined ? kNoFake : null;
+const kRelative = 2e-3; // of a tensor's largest value, after a few steps
+
+const kModel = fixturePath('architectures/llama-untied-gqa/model');
+const kBaLora = { consistencyWeight: 0.1, diversityWeight: 0.02, svdWeight: 0.02, svdTopK: 3 };
+const kVocabulary = 96;
+
+const batches = () => tinyBatches({ count: 4, rows: 20, vocabulary: kVocabulary });
+
+function expectSame(found: ArrayLike<number>, expected: ArrayLike<number>, what: string): void {
+  expect(found.length, what).toBe(expected.length);
+  let [scale, worst] = [1e-6, 0];
+  for (let i = 0; i < expected.length; i++) {
+    scale = Math.max(scale, Math.abs(expected[i] as number));
+    const error = Math.abs((found[i] as number) - (expected[i] as number));
+    if (!(error <= worst)) worst = error; // a NaN wins
+  }
+  expect(worst, `${what} (largest value ${scale})`).toBeLessThanOrEqual(
+    kExact ? 0 : kRelative * scale,
+  );
+}
+
+function expectSameTensors(found: Record<string, Tensor>, expected: Record<string, Tensor>): void {
+  expect(Object.keys(found)).toEqual(Object.keys(expected));
+  for (const [name, t] of Object.entries(expected)) {
+    expect(found[name]?.device).toBe('cuda:0');
+    expectSame(values(found[name] as Tensor), values(t), name);
+  }
+}
+
+async function train(tuned: TunedModel, more: Partial<TrainerOptions> = {}): Promise<StepRecord[]> {
+  const found: StepRecord[] = [];
+  const options: TrainerOptions = {
+    tuned,
+    data: tinySource(batches()),
+    learningRate: 0.01,
+    lrSchedulerType: 'constant',
+    regularizers: kBaLora,
+    gradientAccumulationSteps: 2,
+    maxSteps: 2,
+    ...more,
+  };
+  for await (const event of new Trainer(options).run()) {
+    if (event.type === 'step') found.push(event.record);
+  }
+  return found;
+}
+
+function expectSameRecords(found: readonly StepRecord[], expected: readonly StepRecord[]): void {
+  const numbers = ({ loss, taskLoss, consistency, diversity, svd, gradNorm }: StepRecord) =>
+    [loss, taskLoss, consistency, diversity, svd, gradNorm].map(Number);
+  expect(found.length).toBe(expected.length);
+  found.forEach((record, i) => {
+    numbers(record).forEach((value, k) => {
+      expectSame([value], [numbers(expected[i] as StepRecord)[k] as number], `record ${i} ${k}`);
+    });
+  });
+}
+
+describe.skipIf(kReason !== null)('fine-tuning on a device', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'balora-device-training-'));
+  let before: string;
+  beforeAll(() => {
+    if (kPlugin === undefined) setVariable('BALORA_CUDA_PLUGIN', kFakePlugin);
+    before = setDefaultDevice('cpu');
+  });
+  afterAll(() => {
+    setDefaultDevice(before);
+    rmSync(folder, { recursive: true });
+  });
+
+  const load = (device: string, dtype: 'f32' | 'bf16' = 'f32'): Promise<CausalLM> =>
+    AutoModelForCausalLM.fromPretrained(kModel, { device, dtype });
+  const adapted = async (device: string) =>
+    AdapterModel.create(await load(device), { r: 4, initLoraWeights: 'pissa' });
+
+  it('BA-LoRA: steps, evaluation, folders out and in, merging', async () => {
+    const host = await adapted('cpu');
+    const tuned = await adapted('cuda');
+    expect(tuned.model.device).toBe('cuda:0');
+    for (const t of tuned.model.parameters()) expect(t.device).toBe('cuda:0');
+    expectSameRecords(await train(tuned), await train(host));
+    expectSameTensors(tuned.state(), host.state());
+
+    const [found, expected] = [await evaluate(tuned, batches()), await evaluate(host, batches())];
+    for (const key of ['loss', 'kl', 'entropy', 'effectiveRank'] as const) {
+      expectSame([Number(found[key])], [Number(expected[key])], key);
+    }
+
+    await tuned.save(join(folder, 'adapter'), { form: 'lora' });
+    const again = await AdapterModel.load(await load('cuda'), join(folder, 'adapter'));
+    const batch = batches()[0] as ReturnType<typeof batches>[0];
+    // Saved with twice the rank instead of a difference: another order of summation.
+    expectClose(again.model.forward(batch), values(tuned.model.forward(batch)), 1e-5);
+    await saveMerged(tuned, join(folder, 'merged'));
+    await saveMerged(host, join(folder, 'merged-host'));
+    const merged = await AutoModelForCausalLM.fromPretrained(join(folder, 'merged'), {
+      device: 'cuda',
+    });
+    const mergedHost = await AutoModelForCausalLM.fromPretrained(join(folder, 'merged-host'));
+    const weights = (model: CausalLM) => Object.fromEntries(model.namedParameters());
+    expectSameTensors(weights(merged), weights(mergedHost));
+  });
+
+  it('goes on from a checkpoint, bit for bit', async () => {
+    const settings = { maxSteps: 3, saveSteps: 1 };
+    const straight = await adapted('cuda');
+    const whole = await train(straight, { ...settings, output: join(folder, 'straight') });
+    const stop = new AbortController();
+    const output = join(folder, 'resumed');
+    await train(await adapted('cuda'), {
+      ...settings,
+      output,
+      signal: stop.signal,
+      callbacks: [
+        (event) => void (event.type === 'step' && event.record.step === 2 && stop.abort()),
+      ],
+    });
+    const resumed = await adapted('cuda');
+    const rest = await train(resumed, { ...settings, output, resume: true });
+    expect(rest.map(({ loss }) => loss)).toEqual(whole.slice(2).map(({ loss }) => loss));
+    for (const [name, t] of Object.entries(straight.state())) {
+      expect(values(resumed.state()[name] as Tensor)).toEqual(values(t));
+    }
+  });
+
+  describe.skipIf(!kExact)('the rest of the library', () => {
+    it('bf16, DoRA, dropout, checkpointed layers, the memory plan', async () => {
+      const run = async (device: string) => {
+        const model = await load(device, 'bf16');
+        const tuned = await AdapterModel.create(model, { r: 2, useDora: true, loraDropout: 0.1 });
+        const records = await train(tuned, { memoryBudget: 'min' });
+        model.gradientCheckpointing = true;
+        return { tuned, records: [...records, ...(await train(tuned))] };
+      };
+      const [found, expected] = [await run('cuda'), await run('cpu')];
+      expectSameRecords(found.records, expected.records);
+      expectSameTensors(found.tuned.state(), expected.tuned.state());
+    });
+
+    it('full fine-tuning beside a teacher, with the best step kept', async () => {
+      const run = async (device: string) => {
+        const [model, teacher] = [await load(device), await load(device)];
+        const tuned = new FullModel(model, { teacher });
+        const more = { evalData: tinySource(batches()), evalSteps: 1, loadBestModelAtEnd: true };
+        return { tuned, records: await train(tuned, more) };
+      };
+      const [found, expected] = [await run('cuda'), await run('cpu')];
+      expectSameRecords(found.records, expected.records);
+      expectSameTensors(found.tuned.state(), expected.tuned.state());
+    });
+
+    it('a classifier, its head warmed up', async () => {
+      const run = async (device: string) => {
+        const model = await AutoModelForSequenceClassification.fromPretrained(
+          fixturePath('architectures/bert/model'),
+          { device, numLabels: 3, newHead: true },
+        );
+        const data = await tinyLabelled(12, { batchSize: 4 });
+        await warmUpHead(model, data, { epochs: 1 });
+        const tuned = await AdapterModel.create(model, { r: 2 });
+        const regularizers = { consistencyWeight: 0.1, diversityWeight: 0.1, svdWeight: 0.1 };
+        await new Trainer({ tuned, data, learningRate: 0.01, maxSteps: 2, regularizers }).train();
+        const { loss } = await evaluateClassifier(model, data.batches());
+        return { tuned, loss };
+      };
+      const [found, expected] = [await run('cuda'), await run('cpu')];
+      expect(found.loss).toBe(expected.loss);
+      expectSameTensors(found.tuned.state(), expected.tuned.state());
+    });
+
+    it('an encoder-decoder, and a model with random weights', async () => {
+      const t5 = async (device: string) => {
+        const model = await AutoModelForSeq2SeqLM.fromPretrained(
+          fixturePath('architectures/t5/model'),
+          { device },
+        );
+        const [batch] = tinyBatches({ count: 1, vocabulary: 17 });
+        const side = batch as NonNullable<typeof batch>;
+        const logits = model.logits(model.forward({ ...side, decoder: side }));
+        return values(crossEntropy(logits, tensor(side.targets, { device })));
+      };
+      expect(await t5('cuda')).toEqual(await t5('cpu'));
+      const config = JSON.parse(readFileSync(join(kModel, 'config.json'), 'utf8'));
+      const random = await AutoModelForCausalLM.fromConfig(config, { device: 'cuda' });
+      expect(random.device).toBe('cuda:0');
+    });
+
+    it('the command line', async () => {
+      const [model, data] = [join(folder, 'model'), join(folder, 'data.jsonl')];
+      await writeTinyCheckpoint(model);
+      const rows = Array.from({ length: 8 }, (_, i) => ({ prompt: `q ${i}`, response: 'a b a' }));
+      writeFileSync(data, rows.map((row) => JSON.stringify(row)).join('\n'));
+      const common = ['--model', model, '--data', data, '--prompt-template', 'none'];
+      const run = async (device: string): Promise<string> => {
+        const output = join(folder, `cli-${device}`);
+        const more = ['--output', output, '--max-steps', '2', '--r', '2', '--device', device];
+        expect(await balora(['train', ...common, ...more])).toMatchObject({ code: 0 });
+        const evaluation = ['--adapter', output, '--json', '--device', device];
+        const { out } = await balora(['evaluate', ...common, ...evaluation]);
+        return JSON.stringify({ ...JSON.parse(out), seconds: 0 });
+      };
+      expect(await run('cuda')).toBe(await run('cpu'));
+      const refused = await balora(['train', ...common, '--device', 'tpu']);
+      expect(refused.code).not.toBe(0);
+      expect(refused.err).toContain('device "tpu" is not known (known: cpu, cuda');
+    });
+
+    it('everything that was made there can be freed', async () => {
+      const start = memoryStats({ device: 'cuda' }).liveBytes;
+      const tuned = await adapted('cuda');
+      await train(tuned);
+      tuned.dispose();
+      tuned.model.dispose();
+      await synchronize();
+      // A run leaves nothing of its own; what the collector has not taken yet of earlier tests may go in between.
+      expect(memoryStats({ device: 'cuda' }).liveBytes).toBeLessThanOrEqual(start);
+    });
+  });
+});
