@@ -7,12 +7,6 @@ namespace balora::cuda {
   int32_t name##_kernel signature {                        \
     throw std::runtime_error(#name " has no cuda kernel"); \
   }
-PENDING(select_rows, (balora_context*, const balora_view*, const balora_view*, const balora_view*))
-PENDING(select_rows_backward,
-        (balora_context*, const balora_view*, const balora_view*, const balora_view*))
-PENDING(gather, (balora_context*, const balora_view*, const balora_view*, const balora_view*))
-PENDING(scatter_add, (balora_context*, const balora_view*, const balora_view*, const balora_view*,
-                      const balora_view*))
 PENDING(reduce, (balora_context*, const balora_view*, const balora_view*, int32_t, double))
 PENDING(reduce_backward, (balora_context*, const balora_view*, const balora_view*,
                           const balora_view*, const balora_view*, int32_t, double))
