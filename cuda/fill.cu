@@ -14,7 +14,8 @@ __device__ T element(double value) {
 }
 
 template <typename T>
-__global__ void fill_elements(T* y, Strided layout, int64_t n, double value) {
+__global__ void fill_elements(T* y, const __grid_constant__ Strided layout, int64_t n,
+                              double value) {
   const T constant = element<T>(value);
   for (int64_t i = thread_index(); i < n; i += thread_count()) y[offset_of(layout, i)] = constant;
 }

@@ -1,0 +1,208 @@
+// Elementwise functions of one contiguous operand and their gradients. `saved` is the result where
+// the gradient is cheapest from it (exp, sqrt, rsqrt, tanh, sigmoid, relu), otherwise the operand,
+// as on the CPU (kernels/cpu/unary.cc has the formulas). One kernel a function for the types that
+// compute in f32: a thread takes eight elements, forward moves 4 bytes of bf16 an element and
+// backward 6, and even erf stays below the 50 or more instructions an element that the memory's
+// time allows. f64 is for checks: its functions share one kernel.
+#include <cmath>
+
+#include "elementwise.cuh"
+#include "kernels/op_codes.h"
+
+namespace balora::cuda {
+namespace {
+
+template <typename A>
+constexpr A kGeluScale = static_cast<A>(0.79788456080286535588);  // sqrt(2 / pi)
+template <typename A>
+constexpr A kGeluCubic = static_cast<A>(0.044715);
+
+template <typename A>
+__device__ A sigmoid(A x) {
+  return A(1) / (A(1) + std::exp(-x));
+}
+template <typename A>
+__device__ A normal_cdf(A x) {
+  return A(0.5) * (A(1) + std::erf(x * static_cast<A>(0.70710678118654752440)));
+}
+
+template <int Op, typename A>
+__device__ A value_of(A x, A a, A b) {
+  if constexpr (Op == BALORA_NEG) return -x;
+  if constexpr (Op == BALORA_ABS) return std::abs(x);
+  if constexpr (Op == BALORA_EXP) return std::exp(x);
+  if constexpr (Op == BALORA_LOG) return std::log(x);
+  if constexpr (Op == BALORA_SQRT) return std::sqrt(x);
+  if constexpr (Op == BALORA_RSQRT) return A(1) / std::sqrt(x);
+  if constexpr (Op == BALORA_SQUARE) return x * x;
+  if constexpr (Op == BALORA_SIN) return std::sin(x);
+  if constexpr (Op == BALORA_COS) return std::cos(x);
+  if constexpr (Op == BALORA_TANH) return std::tanh(x);
+  if constexpr (Op == BALORA_SIGMOID) return sigmoid(x);
+  if constexpr (Op == BALORA_RELU) return x < A(0) ? A(0) : x;
+  if constexpr (Op == BALORA_SILU) return x * sigmoid(x);
+  if constexpr (Op == BALORA_GELU) return x * normal_cdf(x);
+  if constexpr (Op == BALORA_GELU_TANH) {
+    return A(0.5) * x * (A(1) + std::tanh(kGeluScale<A> * (x + kGeluCubic<A> * x * x * x)));
+  }
+  if constexpr (Op == BALORA_SOFTPLUS) {
+    return (x > A(0) ? x : A(0)) + std::log1p(std::exp(x < A(0) ? x : -x));
+  }
+  if constexpr (Op == BALORA_CLAMP) return x < a ? a : x > b ? b : x;
+  if constexpr (Op == BALORA_AFFINE) return a * x + b;
+}
+
+// d value / d x; s is the saved operand or result.
+template <int Op, typename A>
+__device__ A slope_of(A s, A a, A b) {
+  if constexpr (Op == BALORA_NEG) return A(-1);
+  if constexpr (Op == BALORA_ABS) return s > A(0) ? A(1) : s < A(0) ? A(-1) : A(0);
+  if constexpr (Op == BALORA_EXP) return s;
+  if constexpr (Op == BALORA_LOG) return A(1) / s;
+  if constexpr (Op == BALORA_SQRT) return A(0.5) / s;
+  if constexpr (Op == BALORA_RSQRT) return A(-0.5) * s * s * s;
+  if constexpr (Op == BALORA_SQUARE) return A(2) * s;
+  if constexpr (Op == BALORA_SIN) return std::cos(s);
+  if constexpr (Op == BALORA_COS) return -std::sin(s);
+  if constexpr (Op == BALORA_TANH) return A(1) - s * s;
+  if constexpr (Op == BALORA_SIGMOID) return s * (A(1) - s);
+  if constexpr (Op == BALORA_RELU) return s > A(0) ? A(1) : A(0);
+  if constexpr (Op == BALORA_SILU) {
+    const A y = sigmoid(s);
+    return y * (A(1) + s * (A(1) - y));
+  }
+  if constexpr (Op == BALORA_GELU) {
+    constexpr A kDensity = static_cast<A>(0.39894228040143267794);  // 1 / sqrt(2 pi)
+    return normal_cdf(s) + s * kDensity * std::exp(A(-0.5) * s * s);
+  }
+  if constexpr (Op == BALORA_GELU_TANH) {
+    const A t = std::tanh(kGeluScale<A> * (s + kGeluCubic<A> * s * s * s));
+    const A inner = kGeluScale<A> * (A(1) + A(3) * kGeluCubic<A> * s * s);
+    return A(0.5) * (A(1) + t) + A(0.5) * s * (A(1) - t * t) * inner;
+  }
+  if constexpr (Op == BALORA_SOFTPLUS) return sigmoid(s);
+  if constexpr (Op == BALORA_CLAMP) return s >= a && s <= b ? A(1) : A(0);
+  if constexpr (Op == BALORA_AFFINE) return a;
+}
+
+#define EACH_OP(CASE)    \
+  CASE(BALORA_NEG)       \
+  CASE(BALORA_ABS)       \
+  CASE(BALORA_EXP)       \
+  CASE(BALORA_LOG)       \
+  CASE(BALORA_SQRT)      \
+  CASE(BALORA_RSQRT)     \
+  CASE(BALORA_SQUARE)    \
+  CASE(BALORA_SIN)       \
+  CASE(BALORA_COS)       \
+  CASE(BALORA_TANH)      \
+  CASE(BALORA_SIGMOID)   \
+  CASE(BALORA_RELU)      \
+  CASE(BALORA_SILU)      \
+  CASE(BALORA_GELU)      \
+  CASE(BALORA_GELU_TANH) \
+  CASE(BALORA_SOFTPLUS)  \
+  CASE(BALORA_CLAMP)     \
+  CASE(BALORA_AFFINE)
+
+template <int Op>
+__global__ void forward_groups(Operand x, Operand y, int64_t n, float a, float b) {
+  for (int64_t at = thread_index() * kGroup; at < n; at += thread_count() * kGroup) {
+    const int count = group_count(n, at);
+    float v[kGroup];
+    read_group(x, at, count, v);
+    BALORA_UNROLL
+    for (int j = 0; j < kGroup; ++j) v[j] = value_of<Op>(v[j], a, b);
+    write_group(y, at, count, v);
+  }
+}
+
+template <int Op>
+__global__ void backward_groups(Operand dy, Operand saved, Operand dx, int64_t n, float a,
+                                float b) {
+  for (int64_t at = thread_index() * kGroup; at < n; at += thread_count() * kGroup) {
+    const int count = group_count(n, at);
+    float slope[kGroup], v[kGroup];
+    read_group(dy, at, count, slope);
+    read_group(saved, at, count, v);
+    BALORA_UNROLL
+    for (int j = 0; j < kGroup; ++j) v[j] = slope[j] * slope_of<Op>(v[j], a, b);
+    write_group(dx, at, count, v);
+  }
+}
+
+__global__ void forward_f64(const double* x, double* y, int64_t n, int32_t op, double a, double b) {
+#define FORWARD(OP)                  \
+  case OP:                           \
+    y[i] = value_of<OP>(x[i], a, b); \
+    break;
+  for (int64_t i = thread_index(); i < n; i += thread_count()) {
+    switch (op) { EACH_OP(FORWARD) }
+  }
+#undef FORWARD
+}
+
+__global__ void backward_f64(const double* dy, const double* saved, double* dx, int64_t n,
+                             int32_t op, double a, double b) {
+#define BACKWARD(OP)                              \
+  case OP:                                        \
+    dx[i] = dy[i] * slope_of<OP>(saved[i], a, b); \
+    break;
+  for (int64_t i = thread_index(); i < n; i += thread_count()) {
+    switch (op) { EACH_OP(BACKWARD) }
+  }
+#undef BACKWARD
+}
+
+auto forward_of(int32_t op) -> decltype(&forward_groups<BALORA_NEG>) {
+#define FORWARD(OP) \
+  case OP:          \
+    return forward_groups<OP>;
+  switch (op) { EACH_OP(FORWARD) }
+#undef FORWARD
+  throw std::runtime_error("function number " + std::to_string(op) + " is not known");
+}
+
+auto backward_of(int32_t op) -> decltype(&backward_groups<BALORA_NEG>) {
+#define BACKWARD(OP) \
+  case OP:           \
+    return backward_groups<OP>;
+  switch (op) { EACH_OP(BACKWARD) }
+#undef BACKWARD
+  throw std::runtime_error("function number " + std::to_string(op) + " is not known");
+}
+#undef EACH_OP
+
+}  // namespace
+
+int32_t unary_kernel(Context* ctx, const View* x, const View* y, int32_t op, double a, double b) {
+  const int64_t n = view_numel(*x);
+  if (n == 0) return 0;
+  dispatch_accumulator(x->dtype, [&]<typename A>() {
+    if constexpr (std::is_same_v<A, double>) {
+      launch(ctx, "unary", elements(n), forward_f64, data_of<double>(x), data_of<double>(y), n, op,
+             a, b);
+    } else {
+      launch(ctx, "unary", groups(n), forward_of(op), operand(x), operand(y), n, a, b);
+    }
+  });
+  return 0;
+}
+
+int32_t unary_backward_kernel(Context* ctx, const View* dy, const View* saved, const View* dx,
+                              int32_t op, double a, double b) {
+  const int64_t n = view_numel(*dy);
+  if (n == 0) return 0;
+  dispatch_accumulator(dy->dtype, [&]<typename A>() {
+    if constexpr (std::is_same_v<A, double>) {
+      launch(ctx, "unary_backward", elements(n), backward_f64, data_of<double>(dy),
+             data_of<double>(saved), data_of<double>(dx), n, op, a, b);
+    } else {
+      launch(ctx, "unary_backward", groups(n), backward_of(op), operand(dy), operand(saved),
+             operand(dx), n, a, b);
+    }
+  });
+  return 0;
+}
+
+}  // namespace balora::cuda

@@ -1,0 +1,114 @@
+// The optimiser's rows on the device against the CPU: both state types, with and without a
+// coefficient and a buffer, odd sizes, addresses that fit no vector access; norms repeat bit by
+// bit.
+#include <limits>
+
+#include "kernels/op_codes.h"
+#include "support/device_test.h"
+#include "support/strided_views.h"
+
+namespace {
+
+using namespace balora;
+using namespace balora::test;
+
+constexpr int64_t kSizes[] = {0, 1, 31, 33, 123, 5001};
+
+TEST_CASE_TEMPLATE("AdamW steps", T, float, double) {
+  for (const int64_t n : kSizes) {
+    for (const int64_t skip : {int64_t{0}, std::min<int64_t>(n, 1)}) {
+      DeviceTest t;
+      const Array grad = t.random<T>({n}), param = t.random<T>({n}), m = t.random<T>({n}),
+                  v = t.random<T>({n}), coefficient = t.values<double>({}, {0.5});
+      for (int64_t i = 0; i < n; ++i) v->set(i, std::abs(v->host(i)));
+      t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+        const View g = from(*view(grad), skip), p = from(*view(param), skip),
+                   first = from(*view(m), skip), second = from(*view(v), skip);
+        return k.adamw_step(ctx, &g, view(coefficient), &p, &first, &second, 0.01, 0.9, 0.99, 1e-6,
+                            0.1, 3) |
+               k.adamw_step(ctx, &g, nullptr, &p, &first, &second, 0.01, 0.9, 0.99, 1e-6, 0.1, 4);
+      });
+      t.check_close(param, 8 * epsilon_of<T>());
+      t.check_close(m, 8 * epsilon_of<T>());
+      t.check_close(v, 8 * epsilon_of<T>());
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("SGD steps, with and without momentum", T, float, double) {
+  for (const int64_t n : kSizes) {
+    for (const int32_t nesterov : {0, 1}) {
+      for (const int32_t first : {0, 1}) {
+        DeviceTest t;
+        const Array grad = t.random<T>({n}), param = t.random<T>({n}), plain = t.random<T>({n}),
+                    buffer = first ? t.empty<T>({n}) : t.random<T>({n});
+        const Array coefficient = t.values<double>({}, {0.3});
+        t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+          return k.sgd_step(ctx, view(grad), view(coefficient), view(param), view(buffer), 0.2, 0.9,
+                            0.3, 0.1, nesterov, first) |
+                 k.sgd_step(ctx, view(grad), nullptr, view(plain), nullptr, 0.2, 0, 0, 0.1,
+                            nesterov, first);
+        });
+        t.check_close(param, 8 * epsilon_of<T>());
+        t.check_close(buffer, 8 * epsilon_of<T>());
+        t.check_close(plain, 8 * epsilon_of<T>());
+      }
+    }
+  }
+}
+
+TEST_CASE("optimiser state must be f32 or f64") {
+  DeviceTest t;
+  const Array x = t.random<bf16>({3});
+  CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
+    return k.adamw_step(ctx, view(x), nullptr, view(x), view(x), view(x), 0, 0, 0, 0, 0, 1);
+  }) != 0);
+  CHECK(t.error() == "optimiser state must be f32 or f64");
+}
+
+TEST_CASE_TEMPLATE("norms add up over calls and repeat bit by bit", T, float, bf16, f16, double) {
+  for (const int64_t n : {int64_t{0}, int64_t{1}, int64_t{33}, int64_t{20001}}) {
+    for (const int kind : {BALORA_NORM_1, BALORA_NORM_2, BALORA_NORM_INF}) {
+      CAPTURE(kind);
+      DeviceTest t;
+      const Array x = t.random<T>({n}), total = t.values<double>({}, {0.5}),
+                  again = t.values<double>({}, {0.5});
+      t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+        return k.norm_accumulate(ctx, view(x), view(total), kind) |
+               k.norm_accumulate(ctx, view(x), view(again), kind);
+      });
+      t.check_close(total, 1e-13);
+      CHECK(total->from_device() == again->from_device());
+    }
+  }
+}
+
+TEST_CASE("the largest magnitude keeps a NaN") {
+  DeviceTest t;
+  const Array x = t.random<float>({700}), total = t.values<double>({}, {0.5});
+  x->set(650, std::numeric_limits<double>::quiet_NaN());
+  t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+    return k.norm_accumulate(ctx, view(x), view(total), BALORA_NORM_INF);
+  });
+  CHECK(std::isnan(total->from_device()[0]));
+}
+
+TEST_CASE_TEMPLATE("scale, scale_by and adding a multiple", T, float, bf16, f16, double) {
+  for (const int64_t n : kSizes) {
+    DeviceTest t;
+    const Array x = t.random<T>({n}), y = t.empty<T>({n}), sum = t.random<T>({n}),
+                source = t.random<bf16>({n}), wide = t.random<double>({n}),
+                coefficient = t.values<double>({}, {0.3});
+    t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+      return k.scale_by(ctx, view(x), view(coefficient), view(y)) |
+             k.scale(ctx, view(coefficient), view(x)) |
+             k.add_scaled(ctx, view(source), view(sum), -1.5) |
+             k.add_scaled(ctx, view(wide), view(sum), 0.25);
+    });
+    t.check_equal(x);
+    t.check_equal(y);
+    t.check_close(sum, 4 * epsilon_of<T>());
+  }
+}
+
+}  // namespace

@@ -1,0 +1,75 @@
+// Philox on the device: words, uniforms and dropout's mask are the CPU's bits, normals within 4
+// units in the last place; whatever seed, stream and size.
+#include "support/device_test.h"
+#include "support/strided_views.h"
+
+namespace {
+
+using namespace balora;
+using namespace balora::test;
+
+constexpr int64_t kSizes[] = {0, 1, 2, 3, 31, 33, 5003};
+constexpr uint64_t kSeed = 0x123456789abcdef0u, kStream = 0xfedcba9876543210u;
+
+TEST_CASE("words are the CPU's") {
+  for (const int64_t n : kSizes) {
+    DeviceTest t;
+    const Array y = t.empty<int64_t>({n});
+    t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+      return k.random_words(ctx, view(y), kSeed, kStream);
+    });
+    t.check_equal(y);
+  }
+}
+
+TEST_CASE_TEMPLATE("uniforms are the CPU's", T, float, bf16, f16, double) {
+  for (const int64_t n : kSizes) {
+    for (const auto& [low, high] :
+         std::vector<std::pair<double, double>>{{0, 1}, {-0.1, 0.3}, {-1e-3, 1e3}}) {
+      DeviceTest t;
+      const Array y = t.empty<T>({n});
+      t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+        return k.random_uniform(ctx, view(y), kSeed, 3, low, high);
+      });
+      t.check_equal(y);
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("normals are within 4 units in the last place", T, float, bf16, f16, double) {
+  for (const int64_t n : kSizes) {
+    DeviceTest t;
+    const Array y = t.empty<T>({n}), z = t.empty<T>({n});
+    t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+      return k.random_normal(ctx, view(y), kSeed, kStream, 0, 1) |
+             k.random_normal(ctx, view(z), 5, 6, -0.5, 0.02);
+    });
+    const std::vector<double> got = y->from_device();
+    for (int64_t i = 0; i < n; ++i) {
+      const double have = got[static_cast<size_t>(i)], want = y->host(i);
+      if (std::abs(have - want) > 8 * epsilon_of<T>() * std::abs(want)) {
+        FAIL_CHECK("index ", i, ": ", have, " for ", want);
+        break;
+      }
+    }
+    t.check_close(z, 8 * epsilon_of<T>());
+  }
+}
+
+TEST_CASE_TEMPLATE("dropout is the CPU's", T, float, bf16, f16, double) {
+  for (const int64_t n : kSizes) {
+    for (const double p : {0.0, 0.1, 0.5, 1.0}) {
+      for (const int64_t skip : {int64_t{0}, std::min<int64_t>(n, 1)}) {
+        DeviceTest t;
+        const Array x = t.random<T>({n}, 3), y = t.empty<T>({n});
+        t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+          const View in = from(*view(x), skip), out = from(*view(y), skip);
+          return k.dropout(ctx, &in, &out, kSeed, 9, p);
+        });
+        t.check_equal(y);
+      }
+    }
+  }
+}
+
+}  // namespace
