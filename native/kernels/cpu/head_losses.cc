@@ -2,7 +2,7 @@
 // budget. For each chunk Z = H W^T and Y = Ht Wt^T, one pass for the statistics, one that writes dZ
 // over Z, then dH = dZ W and dW += dZ^T H. Logits are f32 (f64 when H is f64) and never leave the
 // chunk; with bf16 weights dZ is rounded to bf16 for the product, after p - 1 has been formed in
-// f32.
+// f32, each row in the first half of its own place.
 #include <algorithm>
 #include <vector>
 
@@ -10,6 +10,7 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/head_rows.h"
+#include "kernels/cpu/head_tiles.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/product_sum.h"
 
@@ -66,27 +67,26 @@ class HeadChunks {
     rounds_ = std::is_same_v<A, float> && wants_gradient() && v_.w->dtype == BALORA_BF16 &&
               cpu_multiplies_bf16();
     const int64_t m = v_.h->shape[0];
-    const int64_t row_bytes =
-        vocabulary_ * static_cast<int64_t>(sizeof(A) * (v_.ht ? 2 : 1) + (rounds_ ? 2 : 0));
+    const int64_t row_bytes = vocabulary_ * static_cast<int64_t>(sizeof(A) * (v_.ht ? 2 : 1));
     const int64_t budget = options.chunk_bytes > 0 ? options.chunk_bytes : kDefaultChunkBytes;
     int64_t rows = std::max<int64_t>(1, budget / row_bytes);
     if (rows > kRowMultiple) rows -= rows % kRowMultiple;
     chunk_ = std::min(rows, m);
     z_ = scratch<A>(chunk_ * vocabulary_);
     if (v_.ht) y_ = scratch<A>(chunk_ * vocabulary_);
-    if (rounds_) rounded_ = scratch<bf16>(chunk_ * vocabulary_);
+    if constexpr (std::is_same_v<A, float>) tiled_ = fits_tiles();
+    if (tiled_ && v_.dh) sum_ = scratch<A>(chunk_ * v_.h->shape[1]);
   }
 
   void run(double* row_terms) {
     for (int64_t first = 0; first < v_.h->shape[0]; first += chunk_) {
       const int64_t rows = std::min(chunk_, v_.h->shape[0] - first);
-      multiply_head(ctx_, v_.h, first, rows, v_.w, z_);
-      if (v_.ht) multiply_head(ctx_, v_.ht, first, rows, v_.wt ? v_.wt : v_.w, y_);
+      make_logits(first, rows);
       parallel_for(ctx_, rows, 1, [&](int64_t begin, int64_t end) {
         HeadRows<A> head(options_, vocabulary_);
         for (int64_t i = begin; i < end; ++i) {
           take_row(head, first + i, z_ + i * vocabulary_, v_.ht ? y_ + i * vocabulary_ : nullptr,
-                   row_terms + 3 * (first + i), rounds_ ? rounded_ + i * vocabulary_ : nullptr);
+                   row_terms + 3 * (first + i));
         }
       });
       if (wants_gradient()) multiply_back(first, rows);
@@ -103,7 +103,31 @@ class HeadChunks {
     return static_cast<T*>(memory);
   }
 
-  void take_row(HeadRows<A>& head, int64_t row, A* z, A* y, double* terms, bf16* rounded) const {
+  bool fits_tiles() const {
+    const View* wt = v_.wt ? v_.wt : v_.w;
+    return head_fits_tiles(*v_.h, *v_.w) && (!v_.ht || head_fits_tiles(*v_.ht, *wt));
+  }
+
+  void make_logits(int64_t first, int64_t rows) {
+    const View* wt = v_.wt ? v_.wt : v_.w;
+    if constexpr (std::is_same_v<A, float>) {
+      if (tiled_) {
+        const auto logits = [&](const View* h, A* z) {
+          return HeadLogits{static_cast<const bf16*>(rows_of(h, first)), h->stride[0], z};
+        };
+        std::vector<HeadLogits> products = {logits(v_.h, z_)};
+        if (v_.ht && wt == v_.w) products.push_back(logits(v_.ht, y_));
+        head_logits_tiles(ctx_, products, rows, *v_.w);
+        if (!v_.ht || wt == v_.w) return;
+        products = {logits(v_.ht, y_)};
+        return head_logits_tiles(ctx_, products, rows, *wt);
+      }
+    }
+    multiply_head(ctx_, v_.h, first, rows, v_.w, z_);
+    if (v_.ht) multiply_head(ctx_, v_.ht, first, rows, wt, y_);
+  }
+
+  void take_row(HeadRows<A>& head, int64_t row, A* z, A* y, double* terms) const {
     const int64_t target = v_.target(row);
     const bool regularized = v_.is_regularized(row);
     head.cap(z);
@@ -114,23 +138,32 @@ class HeadChunks {
     terms[2] = found.entropy;
     if (!wants_gradient()) return;
     head.gradient(z, y, target, regularized, found);
-    if (rounded) {
-      convert_rows(nullptr, z, BALORA_F32, vocabulary_, rounded, BALORA_BF16, vocabulary_, 1,
+    // An element is written no further on than it is read.
+    if (rounds_) {
+      convert_rows(nullptr, z, BALORA_F32, vocabulary_, z, BALORA_BF16, vocabulary_, 1,
                    vocabulary_);
     }
   }
 
   void multiply_back(int64_t first, int64_t rows) {
-    const void* dz = rounds_ ? static_cast<const void*>(rounded_) : z_;
     const int32_t dtype = rounds_ ? static_cast<int32_t>(BALORA_BF16) : dtype_of_logits<A>();
+    const int64_t dz_ld = rounds_ ? 2 * vocabulary_ : vocabulary_;
     const int64_t channels = v_.h->shape[1];
     if (v_.dh) {
-      const ProductTerm term{dz, dtype, vocabulary_, v_.w};
-      sum_products(ctx_, {rows, channels, {&term, 1}},
-                   {const_cast<void*>(rows_of(v_.dh, first)), v_.dh->dtype, channels});
+      const GemmOutput dh = {const_cast<void*>(rows_of(v_.dh, first)), v_.dh->dtype, channels};
+      if constexpr (std::is_same_v<A, float>) {
+        if (tiled_) {
+          const auto* rounded = reinterpret_cast<const bf16*>(z_);
+          head_gradient_tiles(ctx_, rounded, dz_ld, rows, *v_.w, sum_);
+          convert_rows(ctx_, sum_, BALORA_F32, channels, dh.data, dh.dtype, channels, rows,
+                       channels);
+        }
+      }
+      const ProductTerm term{z_, dtype, dz_ld, v_.w};
+      if (!tiled_) sum_products(ctx_, {rows, channels, {&term, 1}}, dh);
     }
     if (!v_.dw) return;
-    gemm(ctx_, {vocabulary_, channels, rows}, {dz, dtype, vocabulary_, true},
+    gemm(ctx_, {vocabulary_, channels, rows}, {z_, dtype, dz_ld, true},
          {rows_of(v_.h, first), v_.h->dtype, v_.h->stride[0]},
          {v_.dw->data, v_.dw->dtype, channels}, {1, first ? 1.0 : 0.0});
   }
@@ -139,9 +172,10 @@ class HeadChunks {
   HeadViews v_;
   HeadOptions options_;
   int64_t vocabulary_, chunk_ = 0;
-  bool rounds_ = false;
+  bool rounds_ = false;  // dZ, to bf16
+  bool tiled_ = false;   // implies rounds_ where a gradient is wanted
   A *z_ = nullptr, *y_ = nullptr;
-  bf16* rounded_ = nullptr;
+  A* sum_ = nullptr;  // of dH, a chunk
 };
 
 }  // namespace

@@ -79,7 +79,7 @@ int32_t linear_forward_kernel(Context* ctx, const View* x, const View* x_adapter
                               const LinearOperands* linears, int32_t count,
                               const LowRankOperands* parts, int32_t part_count) {
   const std::span<const LinearOperands> group(linears, static_cast<size_t>(count));
-  if (linear_fits_tiles(ctx, *x, group, true)) {
+  if (linear_fits_tiles(*x, group)) {
     linear_forward_tiles(ctx, *x, x_adapter, group, {parts, static_cast<size_t>(part_count)});
     return 0;
   }
@@ -111,7 +111,7 @@ int32_t linear_backward_kernel(Context* ctx, const View* x, const View* x_adapte
                                const LowRankOperands* parts, int32_t part_count) {
   const std::span<const LowRankOperands> all(parts, static_cast<size_t>(part_count));
   const std::span<const LinearOperands> group(linears, static_cast<size_t>(count));
-  if (linear_fits_tiles(ctx, *linears[0].weight, group, false)) {
+  if (linear_fits_tiles(*linears[0].weight, group)) {
     linear_backward_tiles(ctx, {x, x_adapter, dx, dx_adapter}, group, all);
     return 0;
   }

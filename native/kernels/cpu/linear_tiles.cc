@@ -1,15 +1,14 @@
-// linear_tiles.h: lays out the stretches, projections and sums of one walk (amx.h).
+// linear_tiles.h: lays out the stretches, projections and sums of one walk (tiles.h).
 #include "kernels/cpu/linear_tiles.h"
 
 #include <algorithm>
 #include <vector>
 
-#include "kernels/cpu/amx.h"
 #include "kernels/cpu/convert.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/onednn.h"
-#include "kernels/cpu/packed_weight.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/tiles.h"
 
 namespace balora {
 namespace {
@@ -140,9 +139,39 @@ int64_t projection_columns(std::span<const LowRankOperands* const> parts) {
   return columns;
 }
 
-const bf16* weight_tiles(Context* ctx, const LinearOperands& linear, bool transposed) {
-  return PackedWeight::of(ctx, *linear.weight, transposed)->tiles();
-}
+// The weights of a group in tiles, made anew for each walk: next to the products of a few hundred
+// rows that costs nothing (it reads what has to be read anyhow), and nothing of it has to be kept.
+class WeightTiles {
+ public:
+  WeightTiles(Context* ctx, std::span<const LinearOperands> linears, bool transposed)
+      : ctx_(ctx), transposed_(transposed), arena_(ctx, CpuState::kWeightTiles, bytes(linears)) {}
+
+  const bf16* take(const LinearOperands& linear) {
+    const View& w = *linear.weight;
+    const int64_t out = w.shape[0], in = w.shape[1];
+    auto* tiles = arena_.take<bf16>(transposed_ ? tiles_size(in, out) : tiles_size(out, in));
+    const auto* from = data_of<bf16>(&w);
+    if (transposed_) {
+      pack_tiles(ctx_, from, 1, in, in, out, tiles);
+    } else {
+      pack_tiles(ctx_, from, in, 1, out, in, tiles);
+    }
+    return tiles;
+  }
+
+ private:
+  static int64_t bytes(std::span<const LinearOperands> linears) {
+    int64_t sum = 0;
+    for (const LinearOperands& linear : linears) {
+      sum += Arena::bytes<bf16>(tiles_size(linear.weight->shape[0], linear.weight->shape[1]));
+    }
+    return sum;
+  }
+
+  Context* ctx_;
+  bool transposed_;
+  Arena arena_;
+};
 
 TileTerm rows_term(const View& x, const bf16* tiles) {
   return {data_of<bf16>(&x), x.shape[1], x.shape[1], tiles};
@@ -247,13 +276,14 @@ std::vector<float*> backward_inputs(Context* ctx, const LinearGradients& g,
     projection.x = rows_term(*linears[i].y, tiles);
     projections.push_back(std::move(projection));
   }
+  WeightTiles weights(ctx, linears, false);
   std::vector<TileSum> sums;
   const auto add_sum = [&](const View& out, bool with_base, bool with_parts) {
     TileSum sum{in, {}, {out.data, out.dtype, in}};
     if (with_parts && stretch.k > 0) sum.terms.push_back(stretch_term(stretch));
     for (const LinearOperands& linear : linears) {
       if (!with_base || !linear.y) continue;
-      sum.terms.push_back(rows_term(*linear.y, weight_tiles(ctx, linear, false)));
+      sum.terms.push_back(rows_term(*linear.y, weights.take(linear)));
     }
     sums.push_back(std::move(sum));
   };
@@ -265,14 +295,11 @@ std::vector<float*> backward_inputs(Context* ctx, const LinearGradients& g,
 
 }  // namespace
 
-bool linear_fits_tiles(Context* ctx, const View& input, std::span<const LinearOperands> linears,
-                       bool transposed) {
-  if (input.dtype != BALORA_BF16 || !amx_ready()) return false;
-  for (const LinearOperands& linear : linears) {
-    const PackedWeight* packed = PackedWeight::of(ctx, *linear.weight, transposed);
-    if (!packed || !packed->tiles()) return false;
-  }
-  return true;
+bool linear_fits_tiles(const View& input, std::span<const LinearOperands> linears) {
+  if (input.dtype != BALORA_BF16 || !tiles_ready()) return false;
+  return std::all_of(linears.begin(), linears.end(), [](const LinearOperands& linear) {
+    return view_contiguous(*linear.weight) && view_numel(*linear.weight) > 0;
+  });
 }
 
 void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
@@ -294,6 +321,7 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
   const int64_t columns_size = tiles_size(in, projection_columns(all));
   Arena a(ctx, CpuState::kFactorA, a_bytes), bias(ctx, CpuState::kWideC, bias_bytes);
   Arena b(ctx, CpuState::kFactorB, b_bytes + Arena::bytes<bf16>(columns_size));
+  WeightTiles weights(ctx, linears, true);
   TileProjection projection;
   std::vector<FactorLine> columns;
   std::vector<TileSum> sums;
@@ -321,7 +349,7 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
                    outs);
       sum.out.bias = wide;
     }
-    sum.terms.push_back(rows_term(x, weight_tiles(ctx, linear, true)));
+    sum.terms.push_back(rows_term(x, weights.take(linear)));
     sums.push_back(std::move(sum));
   }
   if (columns.empty()) return run_tiles(ctx, m, {}, sums);

@@ -85,6 +85,7 @@ class CpuState {
     kTilePadding,
     kFactorA,
     kFactorB,
+    kWeightTiles,
     kScratchCount
   };
   void* scratch(Scratch index, uint64_t bytes);

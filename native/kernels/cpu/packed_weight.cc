@@ -6,8 +6,8 @@
 #include <cstdlib>
 #include <new>
 
-#include "kernels/cpu/amx.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/tiles.h"
 #include "tensor/dtype.h"
 #include "tensor/errors.h"
 
@@ -30,7 +30,8 @@ void PackedWeight::Free::operator()(void* data) const {
 const PackedWeight* PackedWeight::of(Context* ctx, const View& b, bool transposed) {
   if (!b.slots || !view_contiguous(b) || view_numel(b) == 0) return nullptr;
   if (b.shape[transposed ? 0 : 1] == 1) return nullptr;  // see gemm.cc on single columns
-  if (b.dtype != BALORA_F32 && !(b.dtype == BALORA_BF16 && cpu_multiplies_bf16())) return nullptr;
+  const bool narrow = b.dtype == BALORA_BF16 && cpu_multiplies_bf16() && !tiles_ready();
+  if (b.dtype != BALORA_F32 && !narrow) return nullptr;
   balora_slot& slot = b.slots[transposed ? 0 : 1];
   if (!slot.data) {
     auto packed = std::unique_ptr<PackedWeight>(new PackedWeight(ctx, b, transposed));
@@ -48,14 +49,7 @@ const PackedWeight* PackedWeight::of(Context* ctx, const View& b, bool transpose
 
 PackedWeight::PackedWeight(Context* ctx, const View& b, bool transposed)
     : k_(b.shape[transposed ? 1 : 0]), n_(b.shape[transposed ? 0 : 1]), dtype_(b.dtype) {
-  tiled_ = dtype_ == BALORA_BF16 && amx_ready();
-  if (!tiled_) {
-    pack_onednn(ctx, b, transposed);
-    return;
-  }
-  allocate(ctx, static_cast<uint64_t>(tiles_size(k_, n_)) * sizeof(bf16));
-  pack_tiles(ctx, static_cast<const bf16*>(b.data), transposed ? 1 : n_, transposed ? k_ : 1, k_,
-             n_, static_cast<bf16*>(data_.get()));
+  pack_onednn(ctx, b, transposed);
 }
 
 void PackedWeight::allocate(Context* ctx, uint64_t bytes) {
@@ -89,12 +83,6 @@ void PackedWeight::pack_onednn(Context* ctx, const View& b, bool transposed) {
 
 void PackedWeight::multiply(Context* ctx, int64_t m, const void* a, int64_t lda, void* c,
                             int32_t c_dtype, int64_t ldc, float beta, const float* addend) const {
-  if (tiled_) {
-    const TileSum sum = {n_,
-                         {{static_cast<const bf16*>(a), lda, k_, tiles()}},
-                         {c, c_dtype, ldc, beta != 0, addend, n_}};
-    return run_tiles(ctx, m, {}, {&sum, 1});
-  }
   MatmulSpec spec;
   spec.n = n_, spec.k = k_;
   spec.a_row = lda, spec.a_col = 1, spec.c_row = ldc;

@@ -1,6 +1,6 @@
-// A frozen weight as the packed right side of a product: in AMX tiles for bf16 where there is AMX,
-// else in oneDNN's layout. Slot 0 of a (out,in) weight holds the layout for x W^T, slot 1 the one
-// for dy W.
+// A frozen weight as the packed right side of a product: in tiles for bf16 where the CPU multiplies
+// it, else in oneDNN's layout. Slot 0 of a (out,in) weight holds the layout for x W^T, slot 1 the
+// one for dy W.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -12,12 +12,9 @@ namespace balora {
 
 class PackedWeight {
  public:
-  // The packed form of op(b), made on first use. Null where b is not frozen or oneDNN cannot
-  // multiply its type here.
+  // The packed form of op(b), made on first use. Null where b is not frozen, oneDNN cannot multiply
+  // its type here, or tiles can.
   static const PackedWeight* of(Context* ctx, const View& b, bool transposed);
-
-  // The AMX tiles (amx.h), or null where the layout is oneDNN's.
-  const bf16* tiles() const { return tiled_ ? static_cast<const bf16*>(data_.get()) : nullptr; }
 
   // C (m,n) = A (m,k) W + beta C (+ addend, f32 (m,n) dense), with A and W of one type; C f32 or
   // that type.
@@ -38,7 +35,6 @@ class PackedWeight {
 
   int64_t k_, n_;
   int32_t dtype_;
-  bool tiled_ = false;
   dnnl::memory::desc layout_;
   int64_t bytes_ = 0;
   Data data_;  // null: not supported on this CPU

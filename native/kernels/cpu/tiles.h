@@ -1,7 +1,8 @@
-// Products on AMX tiles (bf16 x bf16 -> f32), for what a library's GEMM cannot do in one pass: the
-// low-rank parts of a linear and the linears that share an input meet in one accumulator, which is
-// rounded once. B operands are packed in tiles; A operands are read where they lie. The k order of
-// every sum is fixed, so the number of threads does not change a bit.
+// Products of tiles (bf16 x bf16 -> f32) on AMX or AVX512-BF16, for what a library's GEMM cannot do
+// in one pass: the low-rank parts of a linear and the linears that share an input meet in one
+// accumulator, which is rounded once. B operands are packed in tiles, in one layout for both kinds
+// of instruction; A operands are read where they lie. The k order of every sum is fixed, so the
+// number of threads does not change a bit.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -12,9 +13,11 @@
 
 namespace balora {
 
-// True where this process may use AMX: the CPU has it, oneDNN's ISA limit allows it, and the system
-// granted the tile state (asked for at the first call).
-bool amx_ready();
+// True where this process may run the functions below: the CPU has AVX512-BF16 or AMX and oneDNN's
+// ISA limit allows it.
+bool tiles_ready();
+// True where they run on AMX: the system granted the tile state, too (asked for at the first call).
+bool tiles_use_amx();
 
 constexpr int64_t kTileK = 32;      // bf16 of k in one step
 constexpr int64_t kTileN = 32;      // columns of a panel: two tiles

@@ -1,11 +1,13 @@
-// What the AMX kernels share: the compiler target, and the tile configuration.
+// What the tile kernels share: the compiler targets, and AMX's tile configuration.
 #pragma once
 #include <cstdint>
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
-#define BALORA_AMX 1
+#define BALORA_TILES 1
 #include <immintrin.h>
 
+// AVX512-BF16, and the same with AMX. A function of the second may inline those of the first.
+#define BF16_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,bmi2")))
 #define AMX_TARGET \
   __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,bmi2")))
 

@@ -1,8 +1,13 @@
-// The packed form of B operands (amx.h): panels of 32 columns; in a panel, for each 32 of k, two
+// The packed form of B operands (tiles.h): panels of 32 columns; in a panel, for each 32 of k, two
 // tiles of 16 columns; in a tile, 16 rows of (k, k+1) pairs. Edges are padded with zeros.
-#include "kernels/cpu/amx.h"
+#include <algorithm>
+#include <array>
+
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/tiles.h"
+#include "kernels/cpu/tiles_target.h"
+#include "kernels/cpu/transpose16.h"
 
 namespace balora {
 namespace {
@@ -46,19 +51,84 @@ BALORA_SIMD void pack_column(const FactorLine& c, int64_t k, int64_t n, int64_t 
   }
 }
 
+// What pack_tiles reads: element (i,j) of B (k,n) at data[i * k_stride + j * n_stride].
+struct Matrix16 {
+  const bf16* data;
+  int64_t k_stride, n_stride;
+
+  Matrix16 at(int64_t i, int64_t j) const {
+    return {data + i * k_stride + j * n_stride, k_stride, n_stride};
+  }
+};
+
+#ifdef BALORA_TILES
+// 32 x 32 elements whose rows of B are contiguous: each pair of rows is interleaved.
+BF16_TARGET void pack_rows_block(const Matrix16& b, uint32_t* to) {
+  alignas(64) static constexpr auto kOrder = [] {
+    std::array<uint16_t, 64> order{};
+    for (uint16_t lane = 0; lane < 32; ++lane) {
+      order[2 * lane] = lane, order[2 * lane + 1] = static_cast<uint16_t>(lane + 32);
+    }
+    return order;
+  }();
+  const __m512i left = _mm512_load_si512(kOrder.data()), right = _mm512_load_si512(&kOrder[32]);
+  for (int64_t pair = 0; pair < kTileK / 2; ++pair) {
+    const bf16* from = b.data + 2 * pair * b.k_stride;
+    const __m512i first = _mm512_loadu_si512(from);
+    const __m512i second = _mm512_loadu_si512(from + b.k_stride);
+    _mm512_store_si512(to + pair * 16, _mm512_permutex2var_epi16(first, left, second));
+    _mm512_store_si512(to + 256 + pair * 16, _mm512_permutex2var_epi16(first, right, second));
+  }
+}
+#else
+void pack_rows_block(const Matrix16& b, uint32_t* to) {
+  for (int64_t i = 0; i < kTileK; i += 2) {
+    for (int64_t j = 0; j < kTileN; ++j) {
+      const bf16* at = b.data + i * b.k_stride + j;
+      to[pair_index(i, j, 1)] = pair_of(at[0], at[b.k_stride]);
+    }
+  }
+}
+#endif
+
+// The same where its columns are: their pairs are words already.
+void pack_columns_block(const Matrix16& b, uint32_t* to) {
+  for (int64_t tile = 0; tile < 2; ++tile) {
+    const auto* from = reinterpret_cast<const uint32_t*>(b.data + tile * 16 * b.n_stride);
+    transpose16(from, b.n_stride / 2, to + tile * 256, 16);
+  }
+}
+
+// A block at the edge, or of any strides: gathered with zeros around.
+void pack_edge_block(const Matrix16& b, int64_t k, int64_t n, uint32_t* to) {
+  alignas(64) bf16 block[kStepElements] = {};
+  for (int64_t i = 0; i < k; ++i) {
+    for (int64_t j = 0; j < n; ++j) block[i * kTileN + j] = *b.at(i, j).data;
+  }
+  pack_rows_block({block, kTileN, 1}, to);
+}
+
 }  // namespace
 
 void pack_tiles(Context* ctx, const bf16* b, int64_t k_stride, int64_t n_stride, int64_t k,
                 int64_t n, bf16* tiles) {
   const int64_t steps = round_up(k, kTileK) / kTileK, panels = round_up(n, kTileN) / kTileN;
-  auto* to = reinterpret_cast<uint32_t*>(tiles);
-  const auto value = [&](int64_t i, int64_t j) {
-    return i < k && j < n ? b[i * k_stride + j * n_stride] : bf16{0};
-  };
+  const Matrix16 matrix = {b, k_stride, n_stride};
+  const bool words = k_stride == 1 && n_stride % 2 == 0 && reinterpret_cast<uintptr_t>(b) % 4 == 0;
   parallel_for(ctx, panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = 0; i < steps * kTileK; i += 2) {
-      for (int64_t j = begin * kTileN; j < end * kTileN; ++j) {
-        to[pair_index(i, j, steps)] = pair_of(value(i, j), value(i + 1, j));
+    for (int64_t panel = begin; panel < end; ++panel) {
+      for (int64_t step = 0; step < steps; ++step) {
+        const Matrix16 from = matrix.at(step * kTileK, panel * kTileN);
+        auto* to = reinterpret_cast<uint32_t*>(tiles + (panel * steps + step) * kStepElements);
+        const int64_t rows = std::min(kTileK, k - step * kTileK);
+        const int64_t cols = std::min(kTileN, n - panel * kTileN);
+        if (rows < kTileK || cols < kTileN || !(words || n_stride == 1)) {
+          pack_edge_block(from, rows, cols, to);
+        } else if (n_stride == 1) {
+          pack_rows_block(from, to);
+        } else {
+          pack_columns_block(from, to);
+        }
       }
     }
   });

@@ -1,42 +1,33 @@
-// run_tiles (amx.h). A block of C is 2 x 2 tiles (32 x 32 f32) that stay in registers over the
-// whole of k and over every term. A panel of 32 rows of A stays in L1 while B's panels stream from
-// L2; where B is larger than that, the rows are walked once for each part of B. A block is rounded
-// and written while the next one multiplies. (Tried without a gain: prefetching A's next rows, C's
-// lines.)
+// run_tiles (tiles.h). A block of C is 32 x 32 f32 and stays in registers over the whole of k and
+// over every term: 2 x 2 tiles of AMX, or 8 rows at a time of AVX512-BF16. A panel of 32 rows of A
+// stays in L1 while B's panels stream from L2; where B is larger than that, the rows are walked
+// once for each part of B. With AMX a block is rounded and written while the next one multiplies.
+// (Tried without a gain: prefetching A's next rows, C's lines.)
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/cpu/amx.h"
-#include "kernels/cpu/amx_target.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/onednn.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/tiles.h"
+#include "kernels/cpu/tiles_cores.h"
+#include "kernels/cpu/tiles_target.h"
 #include "tensor/errors.h"
 
-#ifdef BALORA_AMX
+#ifdef BALORA_TILES
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
 namespace balora {
 
-#ifdef BALORA_AMX
+#ifdef BALORA_TILES
 namespace {
 
-constexpr int64_t kStepElements = kTileK * kTileN;  // of B, one step of one panel
-constexpr int64_t kRowsAStep = 2;                   // of the block before, written in one step
-constexpr int64_t kCachedBytes = int64_t{5} << 18;  // of B, kept in L2 over all rows: 1.25 MiB
+using namespace tiles;
 
-// A term whose k is a multiple of 32, and its last rows filled up to a panel.
-struct Source {
-  const bf16* a;
-  int64_t lda;
-  const bf16* tail;
-  int64_t tail_ld;
-  int64_t steps;
-  const bf16* tiles;
-};
+constexpr int64_t kCachedBytes = int64_t{5} << 18;  // of B, kept in L2 over all rows: 1.25 MiB
 
 struct Projection {
   Source x;
@@ -64,75 +55,14 @@ struct Job {
   std::vector<Item> items;
 };
 
-// A finished block whose rows go to C between the steps of the next one: stores that miss the cache
-// then wait side by side with products, and not in a burst that stops them.
-struct PendingRows {
-  const float* block = nullptr;
-  bf16* to = nullptr;
-  int64_t ldc = 0;
-  int64_t left = 0;
-
-  AMX_TARGET BALORA_INLINE void write(int64_t count) {
-    for (; count > 0 && left > 0; --count, --left) {
-      const __m512 low = _mm512_load_ps(block), high = _mm512_load_ps(block + 16);
-      _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
-      block += kTileN, to += ldc;
-    }
-  }
-};
-
-// The next step of B, half of it at a time, on its way from L2. Past the end of B it does nothing.
-AMX_TARGET BALORA_INLINE void prefetch_half(const bf16* b) {
-#pragma GCC unroll 16
-  for (int64_t i = 0; i < 16; ++i)
-    _mm_prefetch(reinterpret_cast<const char*>(b) + 64 * i, _MM_HINT_T0);
-}
-
-AMX_TARGET void multiply_block(std::span<const Source> terms, int64_t row, bool tail, int64_t panel,
-                               PendingRows& pending) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (const Source& term : terms) {
-    const int64_t lda = tail ? term.tail_ld : term.lda;
-    const bf16* a0 = tail ? term.tail : term.a + row * lda;
-    const bf16* a1 = a0 + 16 * lda;
-    const bf16* b = term.tiles + panel * term.steps * kStepElements;
-    const int64_t stride = lda * static_cast<int64_t>(sizeof(bf16));
-    for (int64_t step = 0; step < term.steps; ++step) {
-      _tile_loadd(4, a0, stride);
-      prefetch_half(b + kStepElements);
-      _tile_loadd(6, b, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, b + kStepElements / 2, 64);
-      prefetch_half(b + kStepElements * 3 / 2);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_loadd(5, a1, stride);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-      pending.write(kRowsAStep);
-      a0 += kTileK, a1 += kTileK, b += kStepElements;
-    }
-  }
-}
-
-AMX_TARGET void store_tiles(float* c, int64_t ldc) {
-  const int64_t stride = ldc * static_cast<int64_t>(sizeof(float));
-  _tile_stored(0, c, stride);
-  _tile_stored(1, c + 16, stride);
-  _tile_stored(2, c + 16 * ldc, stride);
-  _tile_stored(3, c + 16 * ldc + 16, stride);
-}
-
-AMX_TARGET __m512 load_narrow(const void* from, __mmask16 mask) {
+BF16_TARGET __m512 load_narrow(const void* from, __mmask16 mask) {
   const __m256i bits = _mm256_maskz_loadu_epi16(mask, from);
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
 // Writes rows x cols of a block to C, at (row, col), with whatever is added on the way.
-AMX_TARGET void write_block(const float* block, const TileOutput& out, int64_t row, int64_t col,
-                            int64_t rows, int64_t cols) {
+BF16_TARGET void write_block(const float* block, const TileOutput& out, int64_t row, int64_t col,
+                             int64_t rows, int64_t cols) {
   for (int64_t half = 0; half < cols; half += 16) {
     const auto mask = static_cast<__mmask16>((1u << std::min<int64_t>(cols - half, 16)) - 1);
     const int64_t j = col + half;
@@ -160,7 +90,7 @@ AMX_TARGET void write_block(const float* block, const TileOutput& out, int64_t r
 }
 
 // 16 bf16 to `to`, side by side (step 1) or on every second element (step 2).
-AMX_TARGET void store_spread(bf16* to, __m256i values, __mmask16 mask, int64_t step) {
+BF16_TARGET void store_spread(bf16* to, __m256i values, __mmask16 mask, int64_t step) {
   if (step == 1) {
     _mm256_mask_storeu_epi16(to, mask, values);
   } else {
@@ -170,8 +100,8 @@ AMX_TARGET void store_spread(bf16* to, __m256i values, __mmask16 mask, int64_t s
 }
 
 // Ranks first .. first + 15 of a factor, from a block of upper and lower columns.
-AMX_TARGET void write_factor(const float* block, const TileFactor& f, int64_t row, int64_t rows,
-                             int64_t first) {
+BF16_TARGET void write_factor(const float* block, const TileFactor& f, int64_t row, int64_t rows,
+                              int64_t first) {
   const auto mask = static_cast<__mmask16>((1u << std::min(f.rank - first, kRankTile)) - 1);
   const __m512 scale = _mm512_set1_ps(f.scale);
   for (int64_t r = 0; r < kPanelRows; ++r) {
@@ -191,14 +121,14 @@ AMX_TARGET void write_factor(const float* block, const TileFactor& f, int64_t ro
   }
 }
 
+template <typename Core>
 AMX_TARGET void project_panel(const Projection& projection, int64_t row, int64_t rows,
                               PendingRows& pending) {
   alignas(64) float block[kPanelRows * kTileN];
   int64_t panel = 0;
   for (const TileFactor& factor : projection.factors) {
     for (int64_t first = 0; first < factor.rank; first += kRankTile) {
-      multiply_block({&projection.x, 1}, row, rows < kPanelRows, panel++, pending);
-      store_tiles(block, kTileN);
+      Core::multiply({&projection.x, 1}, row, rows < kPanelRows, panel++, pending, {block, kTileN});
       write_factor(block, factor, row, rows, first);
     }
   }
@@ -209,7 +139,7 @@ class BlockWriter {
  public:
   PendingRows& pending() { return pending_; }
 
-  AMX_TARGET void flush() {
+  BF16_TARGET void flush() {
     pending_.write(kPanelRows);
     if (rows_ > 0) {
       const int64_t cols = std::min(kTileN, sum_->n - col_);
@@ -218,24 +148,34 @@ class BlockWriter {
     rows_ = 0;
   }
 
-  // Takes the tiles as the block at (row, col). The one before must be flushed.
-  AMX_TARGET void take(const Sum& sum, int64_t row, int64_t col, int64_t rows) {
+  // Where the block at (row, col) of a sum is to be put.
+  BlockPlace place(const Sum& sum, int64_t row, int64_t col, int64_t rows) const {
     const TileOutput& out = sum.out;
-    const bool whole = sum.plain && rows == kPanelRows && sum.n - col >= kTileN;
-    if (whole && out.dtype == BALORA_F32) {
-      return store_tiles(static_cast<float*>(out.c) + row * out.ldc + col, out.ldc);
+    if (is_whole(sum, col, rows) && out.dtype == BALORA_F32) {
+      return {static_cast<float*>(out.c) + row * out.ldc + col, out.ldc};
     }
+    return {const_cast<float*>(blocks_) + (current_ ^ 1) * kPanelRows * kTileN, kTileN};
+  }
+
+  // Takes note that it is there. The one before must be flushed.
+  void take(const Sum& sum, int64_t row, int64_t col, int64_t rows) {
+    const TileOutput& out = sum.out;
+    const bool whole = is_whole(sum, col, rows);
+    if (whole && out.dtype == BALORA_F32) return;
     current_ ^= 1;
-    float* block = blocks_ + current_ * kPanelRows * kTileN;
-    store_tiles(block, kTileN);
     if (whole) {
-      pending_ = {block, static_cast<bf16*>(out.c) + row * out.ldc + col, out.ldc, kPanelRows};
+      pending_ = {blocks_ + current_ * kPanelRows * kTileN,
+                  static_cast<bf16*>(out.c) + row * out.ldc + col, out.ldc, kPanelRows};
     } else {
       sum_ = &sum, row_ = row, col_ = col, rows_ = rows;
     }
   }
 
  private:
+  static bool is_whole(const Sum& sum, int64_t col, int64_t rows) {
+    return sum.plain && rows == kPanelRows && sum.n - col >= kTileN;
+  }
+
   const Sum* sum_ = nullptr;
   int64_t row_ = 0, col_ = 0, rows_ = 0;
   int current_ = 0;
@@ -244,10 +184,10 @@ class BlockWriter {
 };
 
 // Row panels and items given as [begin, end).
+template <typename Core>
 AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, size_t item_begin,
                           size_t item_end) {
-  const TileConfig config;
-  _tile_loadconfig(&config);
+  Core::open();
   BlockWriter writer;
   bool project = true;
   size_t first = item_begin;
@@ -260,20 +200,23 @@ AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, si
     for (int64_t panel = row_begin; panel < row_end; ++panel) {
       const int64_t row = panel * kPanelRows, rows = std::min(kPanelRows, job.m - row);
       if (project) {
-        for (const Projection& p : job.projections) project_panel(p, row, rows, writer.pending());
+        for (const Projection& p : job.projections)
+          project_panel<Core>(p, row, rows, writer.pending());
       }
       for (size_t i = first; i < last; ++i) {
         const Item& item = job.items[i];
-        multiply_block(item.sum->terms, row, rows < kPanelRows, item.panel, writer.pending());
+        const int64_t col = item.panel * kTileN;
+        Core::multiply(item.sum->terms, row, rows < kPanelRows, item.panel, writer.pending(),
+                       writer.place(*item.sum, row, col, rows));
         writer.flush();
-        writer.take(*item.sum, row, item.panel * kTileN, rows);
+        writer.take(*item.sum, row, col, rows);
       }
     }
     project = false;
     first = last;
   } while (first < item_end);
   writer.flush();
-  _tile_release();
+  Core::close();
 }
 
 // x (rows,k) into `to` (padded_rows, padded_k), zeros around.
@@ -346,12 +289,16 @@ double evenness(int64_t items, int64_t threads) {
 
 }  // namespace
 
-bool amx_ready() {
+bool tiles_use_amx() {
   static const bool granted = [] {
     constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    return cpu_has_amx() && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   }();
-  return cpu_has_amx() && granted;
+  return granted;
+}
+
+bool tiles_ready() {
+  return tiles_use_amx() || cpu_multiplies_bf16();
 }
 
 void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projections,
@@ -361,24 +308,27 @@ void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projecti
   const int64_t rows = round_up(m, kPanelRows) / kPanelRows;
   const auto items = static_cast<int64_t>(job.items.size());
   const int threads = ctx->num_threads;
+  const auto run = tiles_use_amx() ? &run_range<AmxCore> : &run_range<Avx512Core>;
   if (!projections.empty() || evenness(rows, threads) + 0.02 >= evenness(items, threads)) {
-    parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) {
-      run_range(job, begin, end, 0, job.items.size());
-    });
+    parallel_for(ctx, rows, 1,
+                 [&](int64_t begin, int64_t end) { run(job, begin, end, 0, job.items.size()); });
   } else {
     parallel_for(ctx, items, 1, [&](int64_t begin, int64_t end) {
-      run_range(job, 0, rows, static_cast<size_t>(begin), static_cast<size_t>(end));
+      run(job, 0, rows, static_cast<size_t>(begin), static_cast<size_t>(end));
     });
   }
 }
 
 #else
 
-bool amx_ready() {
+bool tiles_use_amx() {
+  return false;
+}
+bool tiles_ready() {
   return false;
 }
 void run_tiles(Context*, int64_t, std::span<const TileProjection>, std::span<const TileSum>) {
-  throw UnsupportedError("this build has no AMX kernels");
+  throw UnsupportedError("this build has no tile kernels");
 }
 
 #endif

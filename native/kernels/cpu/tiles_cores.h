@@ -1,0 +1,150 @@
+// The two ways of multiplying one block of tiles (tiles_multiply.cc): on AMX, and on AVX512-BF16.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <span>
+
+#include "kernels/cpu/simd.h"
+#include "kernels/cpu/tiles.h"
+#include "kernels/cpu/tiles_target.h"
+
+#ifdef BALORA_TILES
+namespace balora::tiles {
+
+constexpr int64_t kStepElements = kTileK * kTileN;  // of B, one step of one panel
+constexpr int64_t kRowsAStep = 2;                   // of the block before, written in one step
+
+// A term whose k is a multiple of 32, and its last rows filled up to a panel.
+struct Source {
+  const bf16* a;
+  int64_t lda;
+  const bf16* tail;
+  int64_t tail_ld;
+  int64_t steps;
+  const bf16* tiles;
+};
+
+// A finished block whose rows go to C between the steps of the next one: stores that miss the cache
+// then wait side by side with products, and not in a burst that stops them.
+struct PendingRows {
+  const float* block = nullptr;
+  bf16* to = nullptr;
+  int64_t ldc = 0;
+  int64_t left = 0;
+
+  BF16_TARGET BALORA_INLINE void write(int64_t count) {
+    for (; count > 0 && left > 0; --count, --left) {
+      const __m512 low = _mm512_load_ps(block), high = _mm512_load_ps(block + 16);
+      _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+      block += kTileN, to += ldc;
+    }
+  }
+};
+
+// The next step of B, half of it at a time, on its way from L2. Past the end of B it does nothing.
+BF16_TARGET BALORA_INLINE void prefetch_half(const bf16* b) {
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < 16; ++i)
+    _mm_prefetch(reinterpret_cast<const char*>(b) + 64 * i, _MM_HINT_T0);
+}
+
+// Where a block of sums goes: 32 x 32 f32, rows ld apart.
+struct BlockPlace {
+  float* data;
+  int64_t ld;
+};
+
+struct AmxCore {
+  AMX_TARGET static void open() {
+    const TileConfig config;
+    _tile_loadconfig(&config);
+  }
+  AMX_TARGET static void close() { _tile_release(); }
+
+  AMX_TARGET static void multiply(std::span<const Source> terms, int64_t row, bool tail,
+                                  int64_t panel, PendingRows& pending, BlockPlace c) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (const Source& term : terms) {
+      const int64_t lda = tail ? term.tail_ld : term.lda;
+      const bf16* a0 = tail ? term.tail : term.a + row * lda;
+      const bf16* a1 = a0 + 16 * lda;
+      const bf16* b = term.tiles + panel * term.steps * kStepElements;
+      const int64_t stride = lda * static_cast<int64_t>(sizeof(bf16));
+      for (int64_t step = 0; step < term.steps; ++step) {
+        _tile_loadd(4, a0, stride);
+        prefetch_half(b + kStepElements);
+        _tile_loadd(6, b, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, b + kStepElements / 2, 64);
+        prefetch_half(b + kStepElements * 3 / 2);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, a1, stride);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        pending.write(kRowsAStep);
+        a0 += kTileK, a1 += kTileK, b += kStepElements;
+      }
+    }
+    const int64_t stride = c.ld * static_cast<int64_t>(sizeof(float));
+    _tile_stored(0, c.data, stride);
+    _tile_stored(1, c.data + 16, stride);
+    _tile_stored(2, c.data + 16 * c.ld, stride);
+    _tile_stored(3, c.data + 16 * c.ld + 16, stride);
+  }
+};
+
+struct Avx512Core {
+  static void open() {}
+  static void close() {}
+
+  BF16_TARGET static void multiply(std::span<const Source> terms, int64_t row, bool tail,
+                                   int64_t panel, PendingRows& pending, BlockPlace c) {
+    pending.write(kPanelRows);
+    const auto rows_at = [&](int64_t r) { return BlockPlace{c.data + r * c.ld, c.ld}; };
+    multiply_rows<12>(terms, row, tail ? 0 : -1, panel, rows_at(0));
+    multiply_rows<12>(terms, row + 12, tail ? 12 : -1, panel, rows_at(12));
+    multiply_rows<8>(terms, row + 24, tail ? 24 : -1, panel, rows_at(24));
+  }
+
+ private:
+  // kRows x 2 vectors of sums. `tail_row` >= 0: rows of the tail from there on.
+  template <int kRows>
+  BF16_TARGET static void multiply_rows(std::span<const Source> terms, int64_t row,
+                                        int64_t tail_row, int64_t panel, BlockPlace c) {
+    __m512 sums[kRows][2];
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+    for (const Source& term : terms) {
+      const bool tail = tail_row >= 0;
+      const int64_t lda = tail ? term.tail_ld : term.lda;
+      const bf16* a = tail ? term.tail + tail_row * lda : term.a + row * lda;
+      const bf16* b = term.tiles + panel * term.steps * kStepElements;
+      for (int64_t step = 0; step < term.steps; ++step) {
+        for (int64_t pair = 0; pair < kTileK / 2; ++pair) {
+          const auto low = (__m512bh)_mm512_load_si512(b + pair * kTileN);
+          const auto high = (__m512bh)_mm512_load_si512(b + kStepElements / 2 + pair * kTileN);
+#pragma GCC unroll 12
+          for (int r = 0; r < kRows; ++r) {
+            int32_t bits;
+            std::memcpy(&bits, a + r * lda + 2 * pair, sizeof bits);
+            const auto value = (__m512bh)_mm512_set1_epi32(bits);
+            sums[r][0] = _mm512_dpbf16_ps(sums[r][0], value, low);
+            sums[r][1] = _mm512_dpbf16_ps(sums[r][1], value, high);
+          }
+        }
+        a += kTileK, b += kStepElements;
+      }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      _mm512_storeu_ps(c.data + r * c.ld, sums[r][0]);
+      _mm512_storeu_ps(c.data + r * c.ld + 16, sums[r][1]);
+    }
+  }
+};
+
+}  // namespace balora::tiles
+#endif
