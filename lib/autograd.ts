@@ -69,6 +69,19 @@ export function customOp<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]):
 }
 
 /**
+ * Says whether ops made in `body` keep how to make a cheap input again (a norm of rows that are kept, an activation of
+ * kept factors) instead of the input. The same gradients bit for bit, less memory.
+ */
+export function recomputing<T>(enabled: boolean, body: () => T): T {
+  const before = native.setRecompute(enabled);
+  try {
+    return body();
+  } finally {
+    native.setRecompute(before);
+  }
+}
+
+/**
  * Runs `segment` without keeping its intermediate values; backward() runs it again. Trades time for memory.
  * The segment must compute the same thing both times; gradients of tensors it closes over are collected too.
  * @param inputs the tensors it takes; their gradients are returned through the tape.

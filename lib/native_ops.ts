@@ -111,6 +111,7 @@ export interface NativeOps {
   setNumThreads(threads: number): void;
   setPhase(name: string): string;
   setProfiling(value: boolean): boolean;
+  setRecompute(value: boolean): boolean;
   setRequiresGrad(x: Handle, value: boolean): void;
   sgdStep(param: Handle, grad: Handle, buffer: Handle | null, coefficient: Handle | null, lr: number, momentum: number, dampening: number, weightDecay: number, nesterov: boolean, first: boolean): void;
   shapeOf(x: Handle): number[];

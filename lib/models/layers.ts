@@ -3,7 +3,7 @@
  * mlp); the sum that flows through them is the stream. Two things are decided here: every residual sum is taken together
  * with the norm that reads it, across layers too; and what a layer keeps for the backward.
  */
-import { checkpoint } from '../autograd.ts';
+import { checkpoint, recomputing } from '../autograd.ts';
 import { Module, type Norm } from '../nn/index.ts';
 import { add } from '../ops/index.ts';
 import { Tensor } from '../tensor.ts';
@@ -20,10 +20,12 @@ export interface Branch<Shared> {
 }
 
 /**
- * What a layer keeps for the backward; the same values, gradients but for rounding.
- * `saved`: all that its gradients read. `checkpointed`: its stream alone, the layer is computed again.
+ * What a layer keeps for the backward.
+ * `saved`: all that its gradients read.
+ * `lean`: the same without what one pass over kept rows gives again, norms and activations; the same gradients.
+ * `checkpointed`: its stream alone, the layer is computed again; the same gradients but for rounding.
  */
-export type LayerKeep = 'saved' | 'checkpointed';
+export type LayerKeep = 'saved' | 'lean' | 'checkpointed';
 
 /** A layer: its branches in order. `Shared` is what all layers read besides their rows, a plain object. */
 export abstract class Layer<Shared> extends Module {
@@ -66,7 +68,8 @@ export function runLayers<Shared>(
     const following = layers[i + 1];
     const again = kept[i + 1] === 'checkpointed';
     const next = following === undefined ? last : again ? undefined : entry(following);
-    state = runLayer(layer, state, shared, next);
+    const before = state;
+    state = recomputing(kept[i] === 'lean', () => runLayer(layer, before, shared, next));
   }
   return state.x ?? normed(last, state.stream);
 }

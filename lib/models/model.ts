@@ -65,9 +65,9 @@ export abstract class Model extends Module {
   gradientCheckpointing = false;
   /**
    * What layer i keeps for the backward of a batch of so many rows, where gradientCheckpointing is off. The same values
-   * whatever it says. Default: `saved`.
+   * whatever it says. Default: `lean`.
    */
-  layerKeep: (layer: number, rows: number) => LayerKeep = () => 'saved';
+  layerKeep: (layer: number, rows: number) => LayerKeep = () => 'lean';
   abstract readonly modelType: string;
   abstract readonly vocabSize: number;
   #device: string | undefined;

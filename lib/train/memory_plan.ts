@@ -26,7 +26,7 @@ export interface BatchPlan {
 /** Bytes that a row takes in all layers together, by what they keep. */
 type RowCosts = Readonly<Record<LayerKeep, number>>;
 
-const kKeeps: readonly LayerKeep[] = ['saved', 'checkpointed'];
+const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'checkpointed'];
 const kProbeRows = 64;
 /** Gradients and recomputed values in flight, in layers' worth of saved rows. */
 const kInFlight = 2.5;
@@ -79,26 +79,30 @@ export class MemoryPlanner {
 
   /** What layer i keeps of a batch of so many rows: the first layers the least, as they keep it the longest. */
   keep(layer: number, rows: number): LayerKeep {
-    return layer < this.plan(rows).layers.checkpointed ? 'checkpointed' : 'saved';
+    const { layers } = this.plan(rows);
+    if (layer < layers.checkpointed) return 'checkpointed';
+    return layers.saved > 0 ? 'saved' : 'lean';
   }
 
   /** The whole plan of a batch of so many rows. */
   plan(rows: number): BatchPlan {
     const { budget, layerCount, costs } = this;
-    if (budget === 'max') return this.planOf(rows, 0);
-    if (budget === 'min') return this.planOf(rows, layerCount);
-    const over = this.planOf(rows, 0).bytes - budget;
-    const gain = (rows * (costs.saved - costs.checkpointed)) / layerCount;
-    return this.planOf(rows, over <= 0 ? 0 : Math.min(layerCount, Math.ceil(over / gain)));
+    const most = this.planOf(rows, { saved: layerCount, lean: 0, checkpointed: 0 });
+    if (budget === 'max' || (budget !== 'min' && most.bytes <= budget)) return most;
+    const givingUp = (checkpointed: number): BatchPlan =>
+      this.planOf(rows, { saved: 0, lean: layerCount - checkpointed, checkpointed });
+    if (budget === 'min') return givingUp(layerCount);
+    const over = givingUp(0).bytes - budget;
+    const gain = (rows * (costs.lean - costs.checkpointed)) / layerCount;
+    return givingUp(over <= 0 ? 0 : Math.min(layerCount, Math.ceil(over / gain)));
   }
 
-  private planOf(rows: number, checkpointed: number): BatchPlan {
+  private planOf(rows: number, layers: BatchPlan['layers']): BatchPlan {
     const { costs, layerCount } = this;
-    const saved = layerCount - checkpointed;
-    const kept = (saved * costs.saved + checkpointed * costs.checkpointed) / layerCount;
+    const kept = kKeeps.reduce((sum, keep) => sum + layers[keep] * costs[keep], 0) / layerCount;
     const inFlight = (kInFlight * costs.saved) / layerCount;
     const bytes = Math.round(this.standingBytes + this.chunkBytes + rows * (kept + inFlight));
-    return { rows, layers: { saved, checkpointed }, bytes };
+    return { rows, layers, bytes };
   }
 }
 
@@ -112,7 +116,7 @@ async function probe(tuned: TunedModel<Model>): Promise<{ layerCount: number; co
     cuSeqlens: Int32Array.of(0, kProbeRows),
   };
   let layerCount = 0;
-  const costs = { saved: 0, checkpointed: 0 };
+  const costs = { saved: 0, lean: 0, checkpointed: 0 };
   // The first one packs the weights and is not counted.
   for (const keep of ['saved', ...kKeeps] as const) {
     model.layerKeep = (layer) => {

@@ -98,6 +98,9 @@ void backward_from(std::vector<Tensor> roots, std::vector<std::optional<Tensor>>
 bool set_grad_enabled(Env& env, bool value) {
   return std::exchange(env.engines().state().grad_enabled, value);
 }
+bool set_recompute(Env& env, bool value) {
+  return std::exchange(env.engines().state().recompute, value);
+}
 bool set_anomaly_mode(Env& env, bool value) {
   return std::exchange(env.engines().state().anomaly_mode, value);
 }
@@ -178,6 +181,7 @@ void bind_core(Module& m) {
   op(m, "backward", &backward_from, {"roots", "grads", "retainGraph"});
   op(m, "customNode", &custom_node, {"name", "inputs", "outputs", "backward"});
   op(m, "setGradEnabled", &set_grad_enabled, {"value"});
+  op(m, "setRecompute", &set_recompute, {"value"});
   op(m, "setAnomalyMode", &set_anomaly_mode, {"value"});
   op(m, "setCallSite", &set_call_site, {"site"});
   op(m, "setErrorFactory", &set_error_factory, {"factory"});

@@ -20,6 +20,7 @@ namespace balora {
 // Of the thread that enqueues, for all engines of its environment.
 struct EnqueueState {
   bool grad_enabled = true;
+  bool recompute = false;     // ops keep how to make cheap inputs again, not the inputs (tape.h)
   bool anomaly_mode = false;  // every op's outputs are checked for NaN and infinity
   bool profiling = false;     // every op waits for its device, so that op_times() has its kernels
   std::shared_ptr<const std::string> call_site;  // of the op being enqueued, in debug mode

@@ -31,9 +31,12 @@ Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation
   const int32_t act = activation_number(activation);
   const Tensor g = gated_rows(gate), u = gated_rows(up);
   const Tensor y = Tensor::empty(gate.engine(), gate.shape(), gate.dtype());
-  launch("gated", {g, u}, {y.view(g.shape())}, [act](Launch& l) {
-    return l.kernels->gated_forward(l.ctx, l.in(0), l.in(1), l.out(0), act);
-  });
+  const auto enqueue = [act](const Tensor& from, const Tensor& by, const Tensor& to) {
+    launch("gated", {from, by}, {to.view(from.shape())}, [act](Launch& l) {
+      return l.kernels->gated_forward(l.ctx, l.in(0), l.in(1), l.out(0), act);
+    });
+  };
+  enqueue(g, u, y);
 
   record("gated", {gate, up}, {y},
          [g = Saved(g), u = Saved(u), shape = gate.shape(), act](std::span<const Tensor> dy,
@@ -50,6 +53,11 @@ Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation
            sink.add(0, dgate.view(shape));
            sink.add(1, dup.view(shape));
          });
+  offer_recipe(y, [g = Saved(g), u = Saved(u), shape = y.shape(), enqueue] {
+    const Tensor rows = g.get(), again = Tensor::empty(rows.engine(), shape, rows.dtype());
+    enqueue(rows, u.get(), again);
+    return again;
+  });
   return y;
 }
 

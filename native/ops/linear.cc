@@ -3,8 +3,8 @@
 //   unless given.
 // x (...,I), W (O,I), A (R,I), B (O,R). Base and low-rank parts are summed in f32 and rounded once;
 // A and B are f32 (f64 beside f64), or of x's type and then widened. A frozen W is packed once and
-// never gets a gradient. Kept for backward: x and U = x A^T (N,R), each only where a gradient needs
-// it.
+// never gets a gradient. Kept for backward: x (or how to make it again) and U = x A^T (N,R), each
+// only where a gradient needs it.
 #include <algorithm>
 
 #include "engine/launch.h"
@@ -165,7 +165,8 @@ Kept keep_for_backward(const Layout& at, const Tensor& x, const std::vector<Tens
   }
   for (size_t i = 0; i < flat.size(); ++i) {
     const bool needed = i == 0 ? needs_x : flat[i].defined();
-    kept.operands.push_back(needed ? Saved(flat[i]) : Saved());
+    const Tensor& origin = i < 2 ? inputs[i] : Tensor();
+    kept.operands.push_back(needed ? Saved::remade(flat[i], origin) : Saved());
   }
   return kept;
 }

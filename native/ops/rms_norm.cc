@@ -43,6 +43,26 @@ Gradients launch_backward(const Tensor& dy, const Tensor& dsum, const Tensor& x,
   return out;
 }
 
+// Enqueues y (N,C) and rstd (N) of x (N,C).
+void launch_forward(const Tensor& x, const Tensor& weight, const Tensor& y, const Tensor& rstd,
+                    const Options& options) {
+  launch("rms_norm", {x, weight}, {y, rstd}, [options](Launch& l) {
+    return l.kernels->rms_norm_forward(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), options.eps,
+                                       options.weight_offset, options.cast_before_weight);
+  });
+}
+
+// y is the norm of `x` (N,C), which is kept.
+void offer_norm(const Tensor& y, const Tensor& x, const Tensor& weight, const Options& options) {
+  offer_recipe(y, [x = Saved(x), weight = Saved(weight), options] {
+    const Tensor rows = x.get(), again = empty_like(rows);
+    const Tensor rstd =
+        Tensor::empty(rows.engine(), {rows.dim(0)}, accumulator_dtype(rows.dtype()));
+    launch_forward(rows, weight.get(), again, rstd, options);
+    return again;
+  });
+}
+
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, double weight_offset,
@@ -53,10 +73,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, double weight
   const Tensor w = contiguous(weight.detach());
   const Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
   const Tensor rstd = Tensor::empty(x.engine(), {x2.dim(0)}, accumulator_dtype(x.dtype()));
-  launch("rms_norm", {x2, w}, {y.view(x2.shape()), rstd}, [options](Launch& l) {
-    return l.kernels->rms_norm_forward(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), options.eps,
-                                       options.weight_offset, options.cast_before_weight);
-  });
+  launch_forward(x2, w, y.view(x2.shape()), rstd, options);
 
   record("rms_norm", {x, weight}, {y},
          [x2 = Saved(x2), w = Saved(w), rstd = Saved(rstd), shape = x.shape(), options](
@@ -68,6 +85,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, double weight
            if (g.dx.defined()) sink.add(0, g.dx.view(shape));
            sink.add(1, g.dweight);
          });
+  offer_norm(y, x2, w, options);
   return y;
 }
 
@@ -109,6 +127,7 @@ std::tuple<Tensor, Tensor> rms_norm_add(const Tensor& x, const Tensor& residual,
            sink.add(0, dsum);
            sink.add(1, dsum);
          });
+  offer_norm(y, sum2, w, options);
   return {sum, y};
 }
 

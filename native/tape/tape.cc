@@ -15,7 +15,21 @@ Saved::Saved(const Tensor& t) {
   version_ = t.version();
 }
 
+Saved Saved::remade(const Tensor& value, const Tensor& x) {
+  if (!x.defined() || !x.impl()->recipe) return Saved(value);
+  Saved saved;
+  saved.recipe_ = x.impl()->recipe;
+  saved.shape_ = value.shape();
+  return saved;
+}
+
+void offer_recipe(const Tensor& y, std::function<Tensor()> recipe) {
+  if (!y.engine().state().recompute || !grad_wanted({y})) return;
+  y.impl()->recipe = std::make_shared<const std::function<Tensor()>>(std::move(recipe));
+}
+
 Tensor Saved::get() const {
+  if (recipe_) return (*recipe_)().view(shape_);
   if (tensor_.defined() && tensor_.version() != version_) {
     throw ArgumentError(concat("backward: a tensor ", tensor_.shape().to_string(),
                                " that the forward pass saved was overwritten in place since"));

@@ -21,12 +21,22 @@ class Saved {
   Saved() = default;
   explicit Saved(const Tensor& t);
   Tensor get() const;
-  bool defined() const { return tensor_.defined(); }
+  bool defined() const { return tensor_.defined() || recipe_; }
+
+  // `value`, which is `x` in another shape, or how to make it again, where x's op offered a recipe.
+  static Saved remade(const Tensor& value, const Tensor& x);
 
  private:
   Tensor tensor_;
   int64_t version_ = 0;
+  std::shared_ptr<const std::function<Tensor()>> recipe_;
+  Shape shape_;  // with recipe_
 };
+
+// Offers to make y's value anew from what its op keeps for its own backward anyway: the ops that
+// read y then need not keep it. Only where the engine recomputes and y is on the tape; the value
+// must be the same bit for bit, and cheap next to a matrix product.
+void offer_recipe(const Tensor& y, std::function<Tensor()> recipe);
 
 class GradSink {
  public:

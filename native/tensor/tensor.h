@@ -3,6 +3,7 @@
 // views only.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -96,6 +97,8 @@ struct TensorImpl {
   std::shared_ptr<Node> node;
   int output_index = 0;
   Tensor grad;  // leaves only
+  // Makes the value anew, where the op that made it offered that (tape.h); null: nobody did.
+  std::shared_ptr<const std::function<Tensor()>> recipe;
   bool grad_adopted =
       false;  // grad is a tensor that the backward pass made and that others may still see
 };
