@@ -5,8 +5,8 @@
 import { spawnSync } from 'node:child_process';
 import { chmodSync, cpSync, existsSync, mkdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
-import { cudaPlugin } from './support/cuda.mjs';
 import { buildNative, ensureTypeScript } from './support/build_steps.mjs';
+import { cudaPlugin } from './support/cuda.mjs';
 import { capture, inRoot, main, root, runVisible, SetupError, say } from './support/shell.mjs';
 
 const kLimit = 60e6;

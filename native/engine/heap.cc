@@ -6,6 +6,9 @@
 namespace balora {
 namespace {
 
+constexpr int64_t kGrowthShare = 8;
+constexpr int64_t kLargestEager = int64_t{512} << 20;
+
 int64_t round_up(int64_t value, int64_t unit) {
   return (value + unit - 1) / unit * unit;
 }
@@ -69,7 +72,10 @@ void Heap::discard(int64_t keep) {
 
 bool Heap::add_segment(int64_t bytes) {
   const int64_t least = round_up(bytes, options_.granule);
-  int64_t size = std::max(least, lazy() ? options_.reserved : options_.eager);
+  // Blocks never cross segments, so these grow with the heap: few requests, and little left over.
+  const int64_t eager = std::clamp(round_up(committed_ / kGrowthShare, options_.granule),
+                                   options_.eager, std::max(options_.eager, kLargestEager));
+  int64_t size = std::max(least, lazy() ? options_.reserved : eager);
   void* data = nullptr;
   for (;;) {
     data = kernels_->allocate(device_state_, static_cast<uint64_t>(size));

@@ -91,9 +91,14 @@ function runVitest() {
   return withStatus(counts, status);
 }
 
+const kNativeFolders = [
+  ...['native', 'cuda', 'bench'],
+  ...['test/native', 'test/device', 'test/emulator', 'test/fake_device'],
+];
+
 /** Every C++ file of ours; what clang-format checks. */
 export function nativeFiles() {
-  return ['native', 'cuda', 'test/native', 'bench'].flatMap((folder) =>
+  return kNativeFolders.flatMap((folder) =>
     existsSync(inRoot(folder))
       ? readdirSync(inRoot(folder), { recursive: true })
           .filter((name) => /\.(h|cc|cu|cuh)$/.test(name))

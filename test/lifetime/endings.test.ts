@@ -1,15 +1,23 @@
-// However a process or a worker ends in the middle of work, it ends: with its own status, soon, and without a crash.
+// However a process or a worker ends in the middle of work, it ends: with its own status, soon, and without a crash. On the
+// pretended device too, where two engines of a process wait for one another's copies.
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { type ChildResult, runProgram } from '../support/child.ts';
 
 const kProgram = 'test/lifetime/programs/ending.mjs';
 const kLimitMs = 60_000;
 
-function end(name: string, onLine?: Parameters<typeof runProgram>[1]): Promise<ChildResult> {
-  return runProgram(kProgram, { args: [name], limitMs: kLimitMs, ...onLine });
-}
+const kFake = fileURLToPath(new URL('../../build/release/balora_fake.so', import.meta.url));
+const kDevices = [
+  { device: 'cpu', env: {} },
+  { device: 'cuda', env: { BALORA_TEST_DEVICE: 'cuda', BALORA_CUDA_PLUGIN: kFake } },
+].filter(({ device }) => device === 'cpu' || existsSync(kFake));
 
-describe('ending in the middle of work', () => {
+describe.each(kDevices)('ending in the middle of work on $device', ({ env }) => {
+  const end = (name: string, more: Parameters<typeof runProgram>[1] = {}): Promise<ChildResult> =>
+    runProgram(kProgram, { args: [name], limitMs: kLimitMs, env, ...more });
+
   it.each([
     ['natural', 0],
     ['process.exit', 7],

@@ -1,5 +1,6 @@
 // Work for the life-time programs: training of a small network with a frozen layer, its LoRA pair, a norm and a
-// cross-entropy, by AdamW; deterministic.
+// cross-entropy, by AdamW; deterministic. On the device that BALORA_TEST_DEVICE names; if that is not the CPU, a tensor
+// goes over to the CPU and back in each step.
 import {
   adamwStep,
   crossEntropy,
@@ -9,10 +10,14 @@ import {
   randn,
   rmsNorm,
   scope,
+  setDefaultDevice,
   swiglu,
   tensor,
   zeros,
 } from 'balora';
+
+const kDevice = process.env.BALORA_TEST_DEVICE ?? 'cpu';
+setDefaultDevice(kDevice);
 
 const kRank = 8;
 const kAdamw = { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0.01 };
@@ -35,7 +40,8 @@ export function makeStep({ rows, width }) {
   return () =>
     scope(() => {
       const hidden = linear(x, weight, { lowRank: [{ a, b, scale: 2 }] });
-      const normed = rmsNorm(swiglu(hidden, x), gain, { eps: 1e-5 });
+      const back = hidden.to('cpu').to(kDevice);
+      const normed = rmsNorm(swiglu(back, x), gain, { eps: 1e-5 });
       const loss = crossEntropy(matmul(normed, head), targets);
       loss.backward();
       ++count;

@@ -3,7 +3,9 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
+#include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 using namespace balora;
@@ -45,6 +47,31 @@ TEST_CASE("stream: a producer that runs far ahead waits for room") {
   for (int64_t i = 0; i < kOps; ++i) stream.enqueue([&ran] { ++ran; });
   stream.sync();
   CHECK(ran == kOps);
+}
+
+TEST_CASE("stream: what finishing finds surfaces at the next marker, after an op's own failure") {
+  std::string fault;
+  Stream stream(nullptr, [&fault] {
+    if (!fault.empty()) throw NativeError(std::exchange(fault, {}));
+  });
+  const auto failure = [&stream]() -> std::string {
+    try {
+      stream.sync();
+    } catch (const StreamError& error) {
+      return error.what();
+    }
+    return "none";
+  };
+  CHECK(failure() == "none");
+  stream.enqueue([&fault] { fault = "late"; });
+  CHECK(failure() == "late");
+  CHECK(failure() == "none");
+  stream.enqueue([&fault] { fault = "late"; });
+  stream.enqueue([] { throw ArgumentError("at once"); });
+  CHECK(failure() == "at once");
+  stream.enqueue([&fault] { fault = "late"; });
+  stream.enqueue([] { throw ConsequenceError("no value"); });
+  CHECK(failure() == "late");
 }
 
 TEST_CASE("stream: an abandoned one drops its ops and still answers its markers") {
