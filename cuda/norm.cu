@@ -74,7 +74,7 @@ struct ForwardOperands {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, 1)
     normalise_rows(ForwardOperands<T> o, RowTask task, NormOptions<Acc<T>> options) {
   using A = Acc<T>;
   BALORA_SHARED(A, scratch, kWarp + 1);
@@ -154,20 +154,8 @@ struct Slope {
   }
 };
 
-// total, in the columns from `first`, into the group's partial row, or added to it.
-template <typename A, int W>
-__device__ inline void leave(A* partial, int32_t first, int64_t size, const A (&total)[W],
-                             bool add) {
-  BALORA_UNROLL
-  for (int j = 0; j < W; ++j) {
-    if (first + j < size) {
-      partial[first + j] = add ? partial[first + j] + total[j] : total[j];
-    }
-  }
-}
-
 template <typename T>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, 1)
     norm_gradients(BackwardOperands<T> o, RowTask task, NormOptions<Acc<T>> options) {
   using A = Acc<T>;
   BALORA_SHARED(A, scratch, kWarp + 1);
@@ -206,7 +194,7 @@ __global__ void __launch_bounds__(kRowThreads)
       if (!partial) continue;
       A total[kPackOf<T>] = {};
       slope.add_weight(total, scale, options.round);
-      leave(partial, cut.first(i), task.size, total, n != group.index);
+      leave_partial(partial, cut.first(i), task.size, total, n != group.index);
     }
     if (!o.dx) continue;
     dot = group_reduce(task, dot, A(0), scratch);
@@ -225,7 +213,7 @@ __global__ void __launch_bounds__(kRowThreads)
   if (!partial || group.index >= task.groups) return;
   BALORA_UNROLL
   for (int k = 0; k < kHeldBackward; ++k) {
-    leave(partial, cut.first(group.lane + k * group.threads), task.size, totals[k], false);
+    leave_partial(partial, cut.first(group.lane + k * group.threads), task.size, totals[k], false);
   }
 }
 

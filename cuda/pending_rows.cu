@@ -13,12 +13,6 @@ PENDING(reduce_backward, (balora_context*, const balora_view*, const balora_view
 PENDING(extreme,
         (balora_context*, const balora_view*, const balora_view*, const balora_view*, int32_t))
 PENDING(topk, (balora_context*, const balora_view*, const balora_view*, const balora_view*))
-PENDING(layer_norm_forward,
-        (balora_context*, const balora_view*, const balora_view*, const balora_view*,
-         const balora_view*, const balora_view*, const balora_view*, double))
-PENDING(layer_norm_backward, (balora_context*, const balora_view*, const balora_view*,
-                              const balora_view*, const balora_view*, const balora_view*,
-                              const balora_view*, const balora_view*, const balora_view*))
 PENDING(gated_forward,
         (balora_context*, const balora_view*, const balora_view*, const balora_view*, int32_t))
 PENDING(gated_backward, (balora_context*, const balora_view*, const balora_view*,

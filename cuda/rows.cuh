@@ -190,6 +190,18 @@ void launch_sum_partials(Context* ctx, const char* name, const A* partial, A* y,
   launch(ctx, name, grid, sum_partials<A>, partial, y, groups, size);
 }
 
+// A thread's sums of the columns from `first` go into its group's partial row (may be null), or are
+// added to what it left there.
+template <typename A, int W>
+__device__ inline void leave_partial(A* partial, int32_t first, int32_t size, const A (&sums)[W],
+                                     bool add) {
+  if (!partial) return;
+  BALORA_UNROLL
+  for (int j = 0; j < W; ++j) {
+    if (first + j < size) partial[first + j] = add ? partial[first + j] + sums[j] : sums[j];
+  }
+}
+
 // How many groups share the rows where each leaves a partial sum of columns: writing and reading
 // them back costs a sixth of the rows' own traffic or, with few rows, stays small.
 inline int64_t partial_groups(int64_t rows) {
