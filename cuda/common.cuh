@@ -44,7 +44,13 @@ enum FaultCode : int32_t {
   kIndexOutOfRange = 1,
   kSingularMatrix = 2,
   kNotFinite = 3,
-  kNotConverged = 4
+  kNotConverged = 4,
+  // Of attention's segments; value holds two numbers, see fault_pair().
+  kSegmentEnds = 5,    // (first, last) bound, limit: rows
+  kSegmentFalls = 6,   // (bound, next bound), limit: index of the next
+  kSegmentLength = 7,  // (length, rows of the segment), limit: segment
+  kSegmentReach = 8,   // (segment, its rows), limit: relative positions
+  kPositionIndex = 9,  // (index, its value), limit: rows of the position table
 };
 
 // One device in one environment. Used by the engine thread only, except allocate and release.
@@ -310,6 +316,11 @@ __device__ inline void report_fault(Fault* fault, int32_t code, int32_t row, int
   fault->value = value;
   fault->limit = limit;
 }
+// Two numbers in a fault's value.
+__host__ __device__ inline int64_t fault_pair(int32_t first, int32_t second) {
+  return static_cast<int64_t>(static_cast<uint64_t>(static_cast<uint32_t>(first)) << 32 |
+                              static_cast<uint32_t>(second));
+}
 // Number of a row of kernels.def by its name, for report_fault; 0 where there is none.
 int32_t fault_row(const char* name);
 
@@ -409,12 +420,33 @@ __device__ inline A block_reduce(A value, A identity, A* scratch, Op op = {}) {
 using emulator::cp_async16;
 using emulator::cp_async_commit;
 using emulator::cp_async_wait;
+using emulator::exp2_approx;
 using emulator::ldmatrix_x4;
 using emulator::ldmatrix_x4_trans;
 using emulator::mma_bf16;
 using emulator::mma_f16;
 using emulator::mma_tf32;
+using emulator::pack_bf16;
+using emulator::pack_f16;
 #else
+
+// 2^x to 2 ulp; a subnormal result is 0.
+__device__ inline float exp2_approx(float x) {
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+// Two values, each rounded to nearest even, the first in the low half.
+__device__ inline uint32_t pack_bf16(float low, float high) {
+  uint32_t out;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+}
+__device__ inline uint32_t pack_f16(float low, float high) {
+  uint32_t out;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+}
 
 // Copies 16 bytes from global to shared memory in the background; both aligned to 16. With
 // `valid` bytes below 16 the rest is zeros.

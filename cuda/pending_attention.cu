@@ -7,10 +7,6 @@ namespace balora::cuda {
   int32_t name##_kernel signature {                        \
     throw std::runtime_error(#name " has no cuda kernel"); \
   }
-PENDING(attention_forward,
-        (balora_context*, const balora_view*, const balora_view*, const balora_view*,
-         const balora_view*, const balora_view*, const balora_view*, const balora_view*, double,
-         double, int64_t, int32_t))
 PENDING(attention_backward,
         (balora_context*, const balora_view*, const balora_view*, const balora_view*,
          const balora_view*, const balora_view*, const balora_view*, const balora_view*,

@@ -86,7 +86,9 @@ void close_device(DeviceState& state) {
 }
 
 std::string fault_text(const Fault& fault) {
-  const std::string row = row_name(fault.row);
+  const std::string row = row_name(fault.row), limit = std::to_string(fault.limit);
+  const std::string first = std::to_string(static_cast<int32_t>(fault.value >> 32));
+  const std::string second = std::to_string(static_cast<int32_t>(fault.value));
   switch (fault.code) {
     case kIndexOutOfRange:
       return row + ": index " + std::to_string(fault.value) + " is out of range [0, " +
@@ -97,6 +99,20 @@ std::string fault_text(const Fault& fault) {
       return row + ": the matrix holds NaN or infinity";
     case kNotConverged:
       return row + ": the iteration did not converge";
+    case kSegmentEnds:
+      return row + ": cu_seqlens must rise from 0 to the " + limit + " rows of q, got " + first +
+             " to " + second;
+    case kSegmentFalls:
+      return row + ": cu_seqlens falls from " + first + " to " + second + " at index " + limit;
+    case kSegmentLength:
+      return row + ": length " + first + " of segment " + limit + " is not within its " + second +
+             " rows";
+    case kSegmentReach:
+      return row + ": segment " + first + " has " + second + " rows, more than the " + limit +
+             " relative positions reach";
+    case kPositionIndex:
+      return row + ": index[" + first + "] = " + second + " is not a row of the " + limit +
+             " positions";
     default:
       return row + ": fault " + std::to_string(fault.code);
   }

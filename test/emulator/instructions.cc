@@ -2,7 +2,9 @@
 #include "instructions.h"
 
 #include <bit>
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "tensor/dtype.h"
 
@@ -16,6 +18,16 @@ uint16_t float_to_half(float value) {
 }
 uint16_t float_to_bf16(float value) {
   return balora::to_bf16(value).bits;
+}
+uint32_t pack_bf16(float low, float high) {
+  return float_to_bf16(low) | static_cast<uint32_t>(float_to_bf16(high)) << 16;
+}
+uint32_t pack_f16(float low, float high) {
+  return float_to_half(low) | static_cast<uint32_t>(float_to_half(high)) << 16;
+}
+float exp2_approx(float x) {
+  const float power = std::exp2(x);
+  return power < std::numeric_limits<float>::min() ? 0.0f : power;
 }
 
 namespace {

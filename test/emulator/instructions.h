@@ -9,6 +9,9 @@ namespace emulator {
 float half_to_float(uint16_t bits);
 uint16_t float_to_half(float value);
 uint16_t float_to_bf16(float value);
+uint32_t pack_bf16(float low, float high);
+uint32_t pack_f16(float low, float high);
+float exp2_approx(float x);
 
 // A copy happens when its group is waited for, so that a read before the wait sees old bytes.
 void cp_async16(void* shared, const void* global, int valid = 16);

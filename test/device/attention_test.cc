@@ -1,0 +1,238 @@
+// Attention on the device against its definition in f64, as near to it as the CPU is: every float
+// type, grouped heads, packed and padded segments, causal and full, windows, soft-caps, head sizes
+// that the tensor cores take and those that they do not, operands taken in place from a fused
+// product.
+#include "support/device_test.h"
+
+namespace {
+
+using namespace balora;
+using namespace balora::test;
+
+template <typename T>
+using AccT = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+struct Case {
+  std::vector<int32_t> cu;
+  std::vector<int32_t> lengths;  // empty: all rows take part
+  int64_t heads, kv_heads, size;
+  bool causal = true;
+  int64_t window = 0;
+  double softcap = 0;
+  int64_t pad = 0;  // elements between the rows of the fused product
+
+  int64_t rows() const { return cu.back(); }
+  int64_t group() const { return heads / kv_heads; }
+  int64_t width() const { return (heads + 2 * kv_heads) * size + pad; }
+  double scale() const { return 1 / std::sqrt(static_cast<double>(size)); }
+  bool sees(int64_t t, int64_t j) const {
+    return (!causal || j <= t) && (window == 0 || std::abs(t - j) < window);
+  }
+};
+
+struct Expected {
+  std::vector<double> out, lse, dq, dk, dv;
+};
+
+// One row of a head: probabilities, slopes of the soft-cap, gradients of the scores.
+class Definition {
+ public:
+  Definition(const Case& c, const std::vector<double>& fused, const std::vector<double>& dout)
+      : c_(c), fused_(fused), dout_(dout) {
+    const auto n = static_cast<size_t>(c.rows());
+    want.out.assign(n * static_cast<size_t>(c.heads * c.size), 0), want.dq = want.out;
+    want.dk.assign(n * static_cast<size_t>(c.kv_heads * c.size), 0), want.dv = want.dk;
+    want.lse.assign(n * static_cast<size_t>(c.heads), 0);
+    for (size_t b = 0; b + 1 < c.cu.size(); ++b) {
+      const int64_t rows = c.lengths.empty() ? c.cu[b + 1] - c.cu[b] : c.lengths[b];
+      for (int64_t h = 0; h < c.heads; ++h) {
+        for (int64_t t = 0; t < rows; ++t) query(c.cu[b], rows, h, t);
+      }
+    }
+  }
+  Expected want;
+
+ private:
+  double dot(const double* x, const double* y) const {
+    double sum = 0;
+    for (int64_t d = 0; d < c_.size; ++d) sum += x[d] * y[d];
+    return sum;
+  }
+  void add(double* y, double factor, const double* x) const {
+    for (int64_t d = 0; d < c_.size; ++d) y[d] += factor * x[d];
+  }
+
+  void query(int64_t begin, int64_t rows, int64_t h, int64_t t) {
+    const int64_t kv = h / c_.group(), row = (begin + t) * c_.heads + h;
+    const auto in = [&](int64_t r, int64_t head) {
+      return fused_.data() + r * c_.width() + head * c_.size;
+    };
+    const double *q = in(begin + t, h), *g = dout_.data() + row * c_.size;
+    std::vector<double> p(static_cast<size_t>(rows), 0), slope(p.size(), 1), dp(p.size(), 0);
+    double sum = 0, highest = -INFINITY, delta = 0;
+    for (int64_t j = 0; j < rows; ++j) {
+      if (!c_.sees(t, j)) continue;
+      double& score = p[static_cast<size_t>(j)];
+      score = c_.scale() * dot(q, in(begin + j, c_.heads + kv));
+      if (c_.softcap > 0) {
+        const double ratio = std::tanh(score / c_.softcap);
+        score = c_.softcap * ratio, slope[static_cast<size_t>(j)] = 1 - ratio * ratio;
+      }
+      highest = std::max(highest, score);
+    }
+    for (int64_t j = 0; j < rows; ++j) {
+      double& score = p[static_cast<size_t>(j)];
+      score = c_.sees(t, j) ? std::exp(score - highest) : 0;
+      sum += score;
+    }
+    want.lse[static_cast<size_t>(row)] = highest + std::log(sum);
+    for (int64_t j = 0; j < rows; ++j) {
+      const auto at = static_cast<size_t>(j);
+      const double* v = in(begin + j, c_.heads + c_.kv_heads + kv);
+      p[at] /= sum, dp[at] = dot(g, v), delta += p[at] * dp[at];
+      add(want.out.data() + row * c_.size, p[at], v);
+    }
+    for (int64_t j = 0; j < rows; ++j) {
+      const auto at = static_cast<size_t>(j);
+      const double ds = p[at] * (dp[at] - delta) * slope[at] * c_.scale();
+      const int64_t key = ((begin + j) * c_.kv_heads + kv) * c_.size;
+      add(want.dq.data() + row * c_.size, ds, in(begin + j, c_.heads + kv));
+      add(want.dk.data() + key, ds, q);
+      add(want.dv.data() + key, p[at], g);
+    }
+  }
+
+  const Case& c_;
+  const std::vector<double>&fused_, &dout_;
+};
+
+// Both rows on operands that live on both sides.
+template <typename T>
+class Attention {
+ public:
+  explicit Attention(const Case& c) : c_(c) {
+    const int64_t n = c.rows();
+    fused = t.random<T>({n, c.width()}, 2), dout = t.random<T>({n, c.heads, c.size});
+    out = t.empty<T>({n, c.heads, c.size}), lse = t.empty<AccT<T>>({n, c.heads});
+    dq = t.empty<T>({n, c.heads, c.size});
+    dk = t.empty<T>({n, c.kv_heads, c.size}), dv = t.empty<T>({n, c.kv_heads, c.size});
+    const auto integers = [&](const std::vector<int32_t>& list) {
+      return t.values<int32_t>({static_cast<int64_t>(list.size())},
+                               std::vector<double>(list.begin(), list.end()));
+    };
+    cu = integers(c.cu);
+    if (!c.lengths.empty()) lengths = integers(c.lengths);
+  }
+
+  int32_t forward(const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) const {
+    const View q = slice(view, 0, c_.heads), keys = slice(view, c_.heads, c_.kv_heads);
+    const View values = slice(view, c_.heads + c_.kv_heads, c_.kv_heads);
+    return k.attention_forward(ctx, &q, &keys, &values, view(cu), view(lengths), view(out),
+                               view(lse), c_.scale(), c_.softcap, c_.window, c_.causal);
+  }
+
+  DeviceTest t;
+  Array fused, dout, out, lse, dq, dk, dv, cu, lengths;
+
+ private:
+  View slice(const DeviceTest::ViewOf& view, int64_t head, int64_t heads) const {
+    View v = *view(out);
+    v.data = static_cast<T*>(view(fused)->data) + head * c_.size;
+    v.shape[1] = heads;
+    v.stride[0] = c_.width();
+    return v;
+  }
+
+  Case c_;
+};
+
+template <typename T>
+void check_attention(const Case& c) {
+  CAPTURE(c.size);
+  CAPTURE(c.rows());
+  CAPTURE(c.causal);
+  CAPTURE(c.window);
+  CAPTURE(c.softcap);
+  Attention<T> a(c);
+  a.t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+    return a.forward(k, ctx, view);
+  });
+  const Expected want = Definition(c, a.fused->host_values(), a.dout->host_values()).want;
+  const double tolerance = std::is_same_v<T, double>  ? 1e-14
+                           : std::is_same_v<T, float> ? 1e-6
+                                                      : epsilon_of<T>();
+  a.t.check_truth(a.out, want.out, tolerance);
+  a.t.check_truth(a.lse, want.lse, std::is_same_v<T, double> ? 1e-14 : 1e-6);
+}
+
+std::vector<Case> cases() {
+  return {
+      {{0, 1}, {}, 1, 1, 1},
+      {{0, 31}, {}, 2, 1, 16},
+      {{0, 33}, {}, 3, 1, 80, false},
+      {{0, 130}, {}, 1, 1, 64},
+      {{0, 65}, {}, 2, 2, 128, true, 0, 0, 8},
+      {{0, 1, 34, 34, 165}, {}, 3, 3, 7},
+      {{0, 33, 123}, {}, 2, 1, 4, false},
+      {{0, 33}, {}, 1, 1, 96, true, 0, 0, 3},
+      {{0, 65}, {}, 1, 1, 256},
+      {{0, 150}, {}, 1, 1, 16, true, 1},
+      {{0, 130}, {}, 2, 1, 24, true, 5},
+      {{0, 300}, {}, 1, 1, 40, true, 130},
+      {{0, 200}, {}, 1, 1, 40, false, 70},
+      {{0, 70, 141}, {}, 2, 1, 32, true, 0, 5.0},
+      {{0, 129}, {}, 1, 1, 16, true, 20, 2.0},
+      {{0, 70, 140, 210}, {33, 70, 1}, 3, 1, 64},
+      {{0, 70, 140, 210}, {65, 0, 64}, 1, 1, 48, false},
+      {{0, 33}, {}, 1, 1, 300},
+  };
+}
+
+TEST_CASE_TEMPLATE("attention is as near to its definition as the CPU's", T, float, bf16, f16,
+                   double) {
+  for (const Case& c : cases()) check_attention<T>(c);
+}
+
+TEST_CASE("attention takes large scores and repeats its bits") {
+  const Case c{{0, 130}, {}, 3, 1, 64};
+  std::vector<double> once;
+  for (int round = 0; round < 2; ++round) {
+    Attention<bf16> a(c);
+    for (int64_t i = 0; i < a.fused->size(); ++i) a.fused->set(i, 12 * a.fused->host(i));
+    a.t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+      return a.forward(k, ctx, view);
+    });
+    const Expected want = Definition(c, a.fused->host_values(), a.dout->host_values()).want;
+    a.t.check_truth(a.out, want.out, epsilon_of<bf16>());
+    a.t.check_truth(a.lse, want.lse, 1e-6);
+    if (round == 0) once = a.out->from_device();
+    CHECK(once == a.out->from_device());
+  }
+}
+
+TEST_CASE("attention refuses segments that do not cover its rows when it is waited for") {
+  const auto said = [](const Case& c, int64_t rows) {
+    Case given = c;
+    given.cu = {0, static_cast<int32_t>(rows)};
+    Attention<float> a(given);
+    const auto integers = [&](const std::vector<int32_t>& list) {
+      return a.t.values<int32_t>({static_cast<int64_t>(list.size())},
+                                 std::vector<double>(list.begin(), list.end()));
+    };
+    a.cu = integers(c.cu);
+    if (!c.lengths.empty()) a.lengths = integers(c.lengths);
+    CHECK(a.t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
+      return a.forward(k, ctx, view);
+    }) == 0);
+    CHECK(a.t.synchronize() != 0);
+    return a.t.error();
+  };
+  CHECK(said({{0, 3}, {}, 1, 1, 2}, 4) ==
+        "attention_forward: cu_seqlens must rise from 0 to the 4 rows of q, got 0 to 3");
+  CHECK(said({{0, 5, 4}, {}, 1, 1, 2}, 4) ==
+        "attention_forward: cu_seqlens falls from 5 to 4 at index 2");
+  CHECK(said({{0, 4}, {5}, 1, 1, 2}, 4) ==
+        "attention_forward: length 5 of segment 0 is not within its 4 rows");
+}
+
+}  // namespace
