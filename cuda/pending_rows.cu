@@ -19,15 +19,6 @@ PENDING(gated_backward, (balora_context*, const balora_view*, const balora_view*
                          const balora_view*, const balora_view*, const balora_view*, int32_t))
 PENDING(rope, (balora_context*, const balora_view*, const balora_view*, const balora_view*,
                const balora_view*, const balora_view*, int32_t))
-PENDING(softmax_forward,
-        (balora_context*, const balora_view*, const balora_view*, const balora_view*, int32_t))
-PENDING(softmax_backward, (balora_context*, const balora_view*, const balora_view*,
-                           const balora_view*, const balora_view*, int32_t))
-PENDING(cross_entropy_forward, (balora_context*, const balora_view*, const balora_view*,
-                                const balora_view*, const balora_view*, int32_t))
-PENDING(cross_entropy_backward,
-        (balora_context*, const balora_view*, const balora_view*, const balora_view*,
-         const balora_view*, const balora_view*, int32_t))
 PENDING(column_scale_forward, (balora_context*, const balora_view*, const balora_view*,
                                const balora_view*, const balora_view*))
 PENDING(column_scale_backward,

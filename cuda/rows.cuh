@@ -137,6 +137,17 @@ __device__ inline A group_reduce(const RowTask& task, A value, A identity, A* sc
   return task.warp_rows ? warp_reduce(value, op) : block_reduce(value, identity, scratch, op);
 }
 
+// The value of the group's first lane for all; scratch as above.
+template <typename A>
+__device__ inline A group_broadcast(const RowTask& task, A value, A* scratch) {
+  if (task.warp_rows) return __shfl_sync(kAllLanes, value, 0);
+  if (threadIdx.x == 0) scratch[0] = value;
+  __syncthreads();
+  const A first = scratch[0];
+  __syncthreads();  // the next use of scratch waits for every reader
+  return first;
+}
+
 struct RowPlan {
   RowTask task;
   Grid grid;
