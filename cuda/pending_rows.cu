@@ -7,11 +7,6 @@ namespace balora::cuda {
   int32_t name##_kernel signature {                        \
     throw std::runtime_error(#name " has no cuda kernel"); \
   }
-PENDING(reduce, (balora_context*, const balora_view*, const balora_view*, int32_t, double))
-PENDING(reduce_backward, (balora_context*, const balora_view*, const balora_view*,
-                          const balora_view*, const balora_view*, int32_t, double))
-PENDING(extreme,
-        (balora_context*, const balora_view*, const balora_view*, const balora_view*, int32_t))
 PENDING(topk, (balora_context*, const balora_view*, const balora_view*, const balora_view*))
 PENDING(gated_forward,
         (balora_context*, const balora_view*, const balora_view*, const balora_view*, int32_t))
