@@ -4,44 +4,16 @@
 // bf16: the parts' f32 masters go through the tensor cores as pairs of bf16 (low_rank.cuh), and the
 // sum is linear_sum.cuh's, by the own kernel or by cuBLAS. For x (N,I), W (O,I), rank R: 2 N O I
 // flops for the base, 4 N I R for U and 6 N O R for U B^T, R = 16 at I = O = 4096: 2 % more;
-// traffic beyond the operands: 12 bytes an element of U. f32, f64, f16: products by gemm() into the
-// result itself, or for f16 into f32 scratch.
+// traffic beyond the operands: 12 bytes an element of U. f32, f64 and f16: linear_wide.cu.
 #include <vector>
 
 #include "blas.cuh"
+#include "linear.cuh"
 #include "linear_sum.cuh"
 #include "low_rank.cuh"
 
 namespace balora::cuda {
 namespace {
-
-struct Group {
-  const LinearOperands* linears;
-  int32_t count;
-  const LowRankOperands* parts;
-  int32_t part_count;
-};
-
-struct Inputs {
-  const View *x, *x_adapter, *dx, *dx_adapter;
-
-  const View* adapted() const { return x_adapter ? x_adapter : x; }
-  const View* adapted_gradient() const { return x_adapter ? dx_adapter : dx; }
-};
-
-void fill_zero(Context* ctx, const View& view) {
-  const auto bytes = static_cast<size_t>(view_numel(view) * element_size(view.dtype));
-  if (bytes) check(cudaMemsetAsync(view.data, 0, bytes, stream_of(ctx)), "linear");
-}
-
-GemmOperand operand(const View& view, bool transposed = false) {
-  return {view.data, view.dtype, view.shape[1], transposed};
-}
-GemmResult result(const View& view) {
-  return {view.data, view.dtype, view.shape[1]};
-}
-
-// ---- bf16 -------------------------------------------------------------------------------------
 
 // Pairs of every panel side by side: a panel's begin at its offset in rows of `stride`.
 struct PanelPairs {
@@ -76,7 +48,7 @@ bf16* project_input(Context* ctx, const View& x, const PanelPairs& all) {
   return u;
 }
 
-void forward_bf16(Context* ctx, const Inputs& in, const Group& group) {
+void forward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group) {
   std::vector<Panel> panels;
   for (int32_t i = 0; i < group.count; ++i) {
     const std::vector<Panel> own = panels_of(group.parts, group.part_count, i, true);
@@ -144,7 +116,7 @@ void write_db(Context* ctx, const View& dy, const LowRankOperands& part) {
 }
 
 // da, db of a linear's parts; its terms of the input's gradient go to `low_rank`.
-void backward_parts(Context* ctx, const Inputs& in, const Group& group, int32_t linear,
+void backward_parts(Context* ctx, const LinearInputs& in, const LinearGroup& group, int32_t linear,
                     std::vector<SumTerm>& low_rank) {
   const View& dy = *group.linears[linear].y;
   std::vector<Panel> wanted;
@@ -167,7 +139,7 @@ void backward_parts(Context* ctx, const Inputs& in, const Group& group, int32_t 
   }
 }
 
-void backward_bf16(Context* ctx, const Inputs& in, const Group& group) {
+void backward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group) {
   std::vector<SumTerm> low_rank, base;
   for (int32_t i = 0; i < group.count; ++i) {
     const View* dy = group.linears[i].y;
@@ -185,131 +157,14 @@ void backward_bf16(Context* ctx, const Inputs& in, const Group& group) {
   if (in.x_adapter && in.dx_adapter) sum(*in.dx_adapter, low_rank, {});
 }
 
-// ---- f32, f64, f16 ----------------------------------------------------------------------------
-
-// The sum of a result: the result itself where it is as wide as the sum, else scratch.
-struct WideSum {
-  WideSum(Context* ctx, const View& out) : view(out) {
-    view.dtype = accumulator_of(out.dtype);
-    if (view.dtype != out.dtype) view.data = workspace<float>(ctx, view_numel(out));
-  }
-  void add(Context* ctx, double alpha, const GemmOperand& a, const GemmOperand& b, int64_t k) {
-    gemm(ctx, {view.shape[0], view.shape[1], k}, alpha, a, b, beta, result(view));
-    beta = 1;
-  }
-  View view;
-  double beta = 0;
-};
-
-// y = sum + bias, rounded.
-template <typename T>
-__global__ void finish_sum(const Acc<T>* sum, const T* bias, T* y, int64_t n, int64_t cols) {
-  for (int64_t at = thread_index(); at < n; at += thread_count()) {
-    y[at] = store<T>(bias ? sum[at] + load(bias[at % cols]) : sum[at]);
-  }
-}
-
-void finish(Context* ctx, const WideSum& sum, const View* bias, const View& y) {
-  const int64_t n = view_numel(y);
-  if (n == 0) return;
-  if (sum.beta == 0) fill_zero(ctx, sum.view);
-  if (sum.view.dtype == y.dtype && !bias) return;
-  dispatch_float(y.dtype, [&]<typename T>() {
-    launch(ctx, "linear", elements(n), finish_sum<T>, data_of<Acc<T>>(&sum.view), data_of<T>(bias),
-           data_of<T>(&y), n, y.shape[1]);
-  });
-}
-
-void forward_wide(Context* ctx, const Inputs& in, const Group& group) {
-  for (int32_t p = 0; p < group.part_count; ++p) {
-    const LowRankOperands& part = group.parts[p];
-    gemm(ctx, {part.u->shape[0], part.u->shape[1], part.a->shape[1]}, 1, operand(*in.adapted()),
-         operand(*part.a, true), 0, result(*part.u));
-  }
-  for (int32_t i = 0; i < group.count; ++i) {
-    const View &weight = *group.linears[i].weight, &y = *group.linears[i].y;
-    WideSum sum(ctx, y);
-    for (int32_t p = 0; p < group.part_count; ++p) {
-      const LowRankOperands& part = group.parts[p];
-      if (part.linear != i) continue;
-      sum.add(ctx, part.scale, operand(*part.u), operand(*part.b, true), part.b->shape[1]);
-    }
-    // Last, so that parts which cancel leave the base alone to the last bit.
-    sum.add(ctx, 1, operand(*in.x), operand(weight, true), weight.shape[1]);
-    finish(ctx, sum, group.linears[i].bias, y);
-  }
-}
-
-View gradient_of_u(Context* ctx, const View& dy, const LowRankOperands& part) {
-  View du = dy;
-  du.shape[1] = part.b->shape[1];
-  du.dtype = part.b->dtype;
-  du.data = workspace<char>(ctx, view_numel(du) * element_size(du.dtype));
-  gemm(ctx, {du.shape[0], du.shape[1], dy.shape[1]}, part.scale, operand(dy), operand(*part.b), 0,
-       result(du));
-  return du;
-}
-
-void backward_wide(Context* ctx, const Inputs& in, const Group& group) {
-  const View *adapted = in.adapted_gradient(), *dx = in.dx;
-  std::vector<WideSum> sums;  // of dx and of the low-rank part where that is another
-  if (dx) sums.emplace_back(ctx, *dx);
-  if (in.x_adapter && adapted) sums.emplace_back(ctx, *adapted);
-  for (int32_t p = 0; p < group.part_count; ++p) {
-    const LowRankOperands& part = group.parts[p];
-    const View* dy = group.linears[part.linear].y;
-    if (!dy) continue;
-    const int64_t n = dy->shape[0];
-    if (part.db) {
-      gemm(ctx, {part.db->shape[0], part.db->shape[1], n}, part.scale, operand(*dy, true),
-           operand(*part.u), 0, result(*part.db));
-    }
-    if (!part.da && !adapted) continue;
-    const View du = gradient_of_u(ctx, *dy, part);
-    if (part.da) {
-      gemm(ctx, {part.da->shape[0], part.da->shape[1], n}, 1, operand(du, true),
-           operand(*in.adapted()), 0, result(*part.da));
-    }
-    if (adapted) sums.back().add(ctx, 1, operand(du), operand(*part.a), du.shape[1]);
-  }
-  for (int32_t i = 0; dx && i < group.count; ++i) {
-    const View* dy = group.linears[i].y;
-    if (!dy) continue;
-    sums.front().add(ctx, 1, operand(*dy), operand(*group.linears[i].weight), dy->shape[1]);
-  }
-  if (dx) finish(ctx, sums.front(), nullptr, *dx);
-  if (in.x_adapter && adapted) finish(ctx, sums.back(), nullptr, *adapted);
-}
-
-// ---- Gradients of weights ---------------------------------------------------------------------
-
-constexpr int kSumColumns = 32, kSumRows = 8;
-
-// A block sums 32 columns; warp w adds rows w, w + 8, ..., and the eight sums are added in order.
-template <typename T>
-__global__ void sum_rows(const T* dy, int64_t rows, int64_t cols, Acc<T>* out) {
-  BALORA_SHARED(Acc<T>, partial, kSumRows * kSumColumns);
-  const int lane = threadIdx.x % kSumColumns, part = threadIdx.x / kSumColumns;
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kSumColumns + lane;
-  Acc<T> sum = 0;
-  for (int64_t i = part; i < rows && column < cols; i += kSumRows) {
-    sum += load(dy[i * cols + column]);
-  }
-  partial[threadIdx.x] = sum;
-  __syncthreads();
-  if (part != 0 || column >= cols) return;
-  for (int p = 1; p < kSumRows; ++p) sum += partial[p * kSumColumns + lane];
-  out[column] = sum;
-}
-
 }  // namespace
 
 int32_t linear_forward_kernel(Context* ctx, const View* x, const View* x_adapter,
                               const LinearOperands* linears, int32_t count,
                               const LowRankOperands* parts, int32_t part_count) {
-  const Inputs in = {x, x_adapter, nullptr, nullptr};
-  const Group group = {linears, count, parts, part_count};
-  x->dtype == BALORA_BF16 ? forward_bf16(ctx, in, group) : forward_wide(ctx, in, group);
+  const LinearInputs in = {x, x_adapter, nullptr, nullptr};
+  const LinearGroup group = {linears, count, parts, part_count};
+  x->dtype == BALORA_BF16 ? forward_bf16(ctx, in, group) : linear_forward_wide(ctx, in, group);
   return 0;
 }
 
@@ -321,28 +176,12 @@ int32_t linear_backward_kernel(Context* ctx, const View* x, const View* x_adapte
     if (parts[p].da) fill_zero(ctx, *parts[p].da);
     if (parts[p].db) fill_zero(ctx, *parts[p].db);
   }
-  const Inputs in = {x, x_adapter, dx, dx_adapter};
-  const Group group = {linears, count, parts, part_count};
+  const LinearInputs in = {x, x_adapter, dx, dx_adapter};
+  const LinearGroup group = {linears, count, parts, part_count};
   if (linears[0].weight->dtype == BALORA_BF16) {
     backward_bf16(ctx, in, group);
   } else {
-    backward_wide(ctx, in, group);
-  }
-  return 0;
-}
-
-int32_t linear_weight_backward_kernel(Context* ctx, const View* dy, const View* x,
-                                      const View* dweight, const View* dbias) {
-  const int64_t rows = dy->shape[0], out = dy->shape[1];
-  if (dweight) {
-    gemm(ctx, {out, x->shape[1], rows}, 1, operand(*dy, true), operand(*x), 0, result(*dweight));
-  }
-  if (dbias && out > 0) {
-    Grid grid{dim3(static_cast<unsigned>(ceil_div(out, kSumColumns))), dim3(256)};
-    dispatch_float(dy->dtype, [&]<typename T>() {
-      launch(ctx, "linear_weight_backward", grid, sum_rows<T>, data_of<T>(dy), rows, out,
-             data_of<Acc<T>>(dbias));
-    });
+    linear_backward_wide(ctx, in, group);
   }
   return 0;
 }
