@@ -46,11 +46,12 @@ enum FaultCode : int32_t {
   kNotFinite = 3,
   kNotConverged = 4,
   // Of attention's segments; value holds two numbers, see fault_pair().
-  kSegmentEnds = 5,    // (first, last) bound, limit: rows
-  kSegmentFalls = 6,   // (bound, next bound), limit: index of the next
-  kSegmentLength = 7,  // (length, rows of the segment), limit: segment
-  kSegmentReach = 8,   // (segment, its rows), limit: relative positions
-  kPositionIndex = 9,  // (index, its value), limit: rows of the position table
+  kSegmentEnds = 5,     // (first, last) bound, limit: rows
+  kSegmentFalls = 6,    // (bound, next bound), limit: index of the next
+  kSegmentLength = 7,   // (length, rows of the segment), limit: segment
+  kSegmentReach = 8,    // (segment, its rows), limit: relative positions
+  kPositionIndex = 9,   // (index, its value), limit: rows of the position table
+  kOutsideTables = 10,  // (row, its position), limit: rows of the tables
 };
 
 // One device in one environment. Used by the engine thread only, except allocate and release.

@@ -113,6 +113,9 @@ std::string fault_text(const Fault& fault) {
     case kPositionIndex:
       return row + ": index[" + first + "] = " + second + " is not a row of the " + limit +
              " positions";
+    case kOutsideTables:
+      return row + ": position " + second + " of row " + first +
+             " is outside the tables, which have " + limit + " rows";
     default:
       return row + ": fault " + std::to_string(fault.code);
   }

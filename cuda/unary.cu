@@ -6,25 +6,12 @@
 // time allows. f64 is for checks: its functions share one kernel.
 #include <cmath>
 
+#include "activation.cuh"
 #include "elementwise.cuh"
 #include "kernels/op_codes.h"
 
 namespace balora::cuda {
 namespace {
-
-template <typename A>
-constexpr A kGeluScale = static_cast<A>(0.79788456080286535588);  // sqrt(2 / pi)
-template <typename A>
-constexpr A kGeluCubic = static_cast<A>(0.044715);
-
-template <typename A>
-__device__ A sigmoid(A x) {
-  return A(1) / (A(1) + std::exp(-x));
-}
-template <typename A>
-__device__ A normal_cdf(A x) {
-  return A(0.5) * (A(1) + std::erf(x * static_cast<A>(0.70710678118654752440)));
-}
 
 template <int Op, typename A>
 __device__ A value_of(A x, A a, A b) {
@@ -40,11 +27,9 @@ __device__ A value_of(A x, A a, A b) {
   if constexpr (Op == BALORA_TANH) return std::tanh(x);
   if constexpr (Op == BALORA_SIGMOID) return sigmoid(x);
   if constexpr (Op == BALORA_RELU) return x < A(0) ? A(0) : x;
-  if constexpr (Op == BALORA_SILU) return x * sigmoid(x);
-  if constexpr (Op == BALORA_GELU) return x * normal_cdf(x);
-  if constexpr (Op == BALORA_GELU_TANH) {
-    return A(0.5) * x * (A(1) + std::tanh(kGeluScale<A> * (x + kGeluCubic<A> * x * x * x)));
-  }
+  if constexpr (Op == BALORA_SILU) return silu(x).value;
+  if constexpr (Op == BALORA_GELU) return gelu(x).value;
+  if constexpr (Op == BALORA_GELU_TANH) return gelu_tanh(x).value;
   if constexpr (Op == BALORA_SOFTPLUS) {
     return (x > A(0) ? x : A(0)) + std::log1p(std::exp(x < A(0) ? x : -x));
   }
@@ -67,19 +52,9 @@ __device__ A slope_of(A s, A a, A b) {
   if constexpr (Op == BALORA_TANH) return A(1) - s * s;
   if constexpr (Op == BALORA_SIGMOID) return s * (A(1) - s);
   if constexpr (Op == BALORA_RELU) return s > A(0) ? A(1) : A(0);
-  if constexpr (Op == BALORA_SILU) {
-    const A y = sigmoid(s);
-    return y * (A(1) + s * (A(1) - y));
-  }
-  if constexpr (Op == BALORA_GELU) {
-    constexpr A kDensity = static_cast<A>(0.39894228040143267794);  // 1 / sqrt(2 pi)
-    return normal_cdf(s) + s * kDensity * std::exp(A(-0.5) * s * s);
-  }
-  if constexpr (Op == BALORA_GELU_TANH) {
-    const A t = std::tanh(kGeluScale<A> * (s + kGeluCubic<A> * s * s * s));
-    const A inner = kGeluScale<A> * (A(1) + A(3) * kGeluCubic<A> * s * s);
-    return A(0.5) * (A(1) + t) + A(0.5) * s * (A(1) - t * t) * inner;
-  }
+  if constexpr (Op == BALORA_SILU) return silu(s).slope;
+  if constexpr (Op == BALORA_GELU) return gelu(s).slope;
+  if constexpr (Op == BALORA_GELU_TANH) return gelu_tanh(s).slope;
   if constexpr (Op == BALORA_SOFTPLUS) return sigmoid(s);
   if constexpr (Op == BALORA_CLAMP) return s >= a && s <= b ? A(1) : A(0);
   if constexpr (Op == BALORA_AFFINE) return a;
