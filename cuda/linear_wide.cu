@@ -1,6 +1,8 @@
 // The linears in f32, f64 and f16: products by gemm() into the result itself, which is as wide as
 // its sum, or for f16 into f32 scratch that is rounded once. The f32 masters of low-rank parts meet
 // f16 activations in f32.
+#include <vector>
+
 #include "linear.cuh"
 
 namespace balora::cuda {
