@@ -7,11 +7,6 @@ namespace balora::cuda {
   int32_t name##_kernel signature {                        \
     throw std::runtime_error(#name " has no cuda kernel"); \
   }
-PENDING(attention_backward,
-        (balora_context*, const balora_view*, const balora_view*, const balora_view*,
-         const balora_view*, const balora_view*, const balora_view*, const balora_view*,
-         const balora_view*, const balora_view*, const balora_view*, const balora_view*, double,
-         double, int64_t, int32_t))
 PENDING(relative_attention_forward,
         (balora_context*, const balora_relative*, const balora_view*, const balora_view*))
 PENDING(relative_attention_backward,

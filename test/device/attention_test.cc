@@ -131,6 +131,19 @@ class Attention {
                                view(lse), c_.scale(), c_.softcap, c_.window, c_.causal);
   }
 
+  int32_t backward(const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) const {
+    const View q = slice(view, 0, c_.heads), keys = slice(view, c_.heads, c_.kv_heads);
+    const View values = slice(view, c_.heads + c_.kv_heads, c_.kv_heads);
+    return k.attention_backward(ctx, view(dout), &q, &keys, &values, view(cu), view(lengths),
+                                view(out), view(lse), view(dq), view(dk), view(dv), c_.scale(),
+                                c_.softcap, c_.window, c_.causal);
+  }
+  void both() {
+    t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+      return forward(k, ctx, view) | backward(k, ctx, view);
+    });
+  }
+
   DeviceTest t;
   Array fused, dout, out, lse, dq, dk, dv, cu, lengths;
 
@@ -154,15 +167,16 @@ void check_attention(const Case& c) {
   CAPTURE(c.window);
   CAPTURE(c.softcap);
   Attention<T> a(c);
-  a.t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return a.forward(k, ctx, view);
-  });
+  a.both();
   const Expected want = Definition(c, a.fused->host_values(), a.dout->host_values()).want;
   const double tolerance = std::is_same_v<T, double>  ? 1e-14
                            : std::is_same_v<T, float> ? 1e-6
                                                       : epsilon_of<T>();
   a.t.check_truth(a.out, want.out, tolerance);
   a.t.check_truth(a.lse, want.lse, std::is_same_v<T, double> ? 1e-14 : 1e-6);
+  a.t.check_truth(a.dq, want.dq, tolerance);
+  a.t.check_truth(a.dk, want.dk, tolerance);
+  a.t.check_truth(a.dv, want.dv, tolerance);
 }
 
 std::vector<Case> cases() {
@@ -199,14 +213,16 @@ TEST_CASE("attention takes large scores and repeats its bits") {
   for (int round = 0; round < 2; ++round) {
     Attention<bf16> a(c);
     for (int64_t i = 0; i < a.fused->size(); ++i) a.fused->set(i, 12 * a.fused->host(i));
-    a.t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return a.forward(k, ctx, view);
-    });
+    a.both();
     const Expected want = Definition(c, a.fused->host_values(), a.dout->host_values()).want;
     a.t.check_truth(a.out, want.out, epsilon_of<bf16>());
     a.t.check_truth(a.lse, want.lse, 1e-6);
-    if (round == 0) once = a.out->from_device();
-    CHECK(once == a.out->from_device());
+    std::vector<double> now = a.out->from_device();
+    for (const Array& gradient : {a.dq, a.dk, a.dv}) {
+      for (const double value : gradient->from_device()) now.push_back(value);
+    }
+    if (round == 0) once = now;
+    CHECK(once == now);
   }
 }
 
