@@ -4,7 +4,7 @@
 // backward 3 * size (4 with dsum); about 10 flops an element. N=2048, C=4096 in bf16: 34 MB and 50
 // MB, so 10 and 15 us at 3.35 TB/s. A group of threads a row (rows.cuh). The weight's gradient
 // stays in registers over the rows of a group, which leaves one partial row that sum_partials adds
-// in order: no atomics, equal bits in every run. Sums in f32 (f64 for f64) are of at most 16
+// in order: no atomics, equal bits in every run. Sums in f32 (f64 for f64) are of at most 32
 // elements a thread up to C = 8192 in bf16, then a tree.
 #include "rows.cuh"
 
