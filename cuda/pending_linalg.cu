@@ -12,11 +12,6 @@ PENDING(svd, (balora_context*, const balora_view*, const balora_view*, const bal
               const balora_view*))
 PENDING(randomized_svd, (balora_context*, const balora_view*, const balora_view*,
                          const balora_view*, const balora_view*, int64_t, int64_t, uint64_t))
-PENDING(svd_ratio_gram, (balora_context*, const balora_view*, const balora_view*,
-                         const balora_view*, const balora_view*, int64_t, int32_t))
-PENDING(svd_ratio_tiles,
-        (balora_context*, const balora_view*, const balora_view*, const balora_view*,
-         const balora_view*, const balora_view*, int64_t, int32_t, double, int64_t))
 PENDING(gram_spectrum,
         (balora_context*, const balora_view*, const balora_view*, const balora_view*))
 PENDING(qr_backward, (balora_context*, const balora_view*, const balora_view*, const balora_view*,
