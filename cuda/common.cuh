@@ -106,10 +106,13 @@ inline int64_t ceil_div(int64_t a, int64_t b) {
 }
 
 // Blocks of `threads` for n independent elements, each thread with `per_thread` of them in a
-// grid-stride loop.
+// grid-stride loop; the one block of a small n has no more warps than it needs.
 inline Grid elements(int64_t n, int threads = 256, int64_t per_thread = 1) {
-  const int64_t blocks = std::clamp<int64_t>(ceil_div(n, threads * per_thread), 1, kMaxBlocks);
-  return {dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads))};
+  const int64_t wanted = ceil_div(n, per_thread),
+                block = std::min<int64_t>(threads, 32 * ceil_div(wanted, 32));
+  const int64_t blocks = std::clamp<int64_t>(ceil_div(wanted, threads), 1, kMaxBlocks);
+  return {dim3(static_cast<unsigned>(blocks)),
+          dim3(static_cast<unsigned>(std::max<int64_t>(block, 32)))};
 }
 
 // Starts kernel(args...) on the context's stream. Arguments are converted to the parameters' types.
