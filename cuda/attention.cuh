@@ -37,6 +37,7 @@ bool in_packs(const Heads<T>& heads) {
 // The tile starts at row `first` of the segment; one that is not there starts at its end.
 struct Tile {
   int32_t begin, rows, stop, first;
+  int32_t segment;
   __device__ int32_t extent() const { return stop - begin; }
 };
 

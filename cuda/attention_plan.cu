@@ -1,7 +1,7 @@
 // The tiles of a batch of segments, and the row sums that both backward kernels read.
 //
 // plan: one block. A thread counts the tiles of a segment, a scan over the threads places them, the
-// thread writes them: 16 bytes a tile, two bounds read a segment. A few microseconds, most of it
+// thread writes them: 20 bytes a tile, two bounds read a segment. A few microseconds, most of it
 // the launch.
 // row_dots: eight threads a (row, head), 16 bytes of each operand an access: bound by reading both
 // once, N H D elements each.
@@ -72,10 +72,10 @@ __global__ void plan(Bounds b, int32_t side, Tile* tiles, int32_t count, Fault* 
     int32_t all = 0;
     const int32_t at = placed + scan(own, scratch, all);
     const int32_t rows = s < segments && b.lengths ? b.lengths[s] : stop - begin;
-    for (int32_t t = 0; t < own; ++t) tiles[at + t] = {begin, rows, stop, t * side};
+    for (int32_t t = 0; t < own; ++t) tiles[at + t] = {begin, rows, stop, t * side, s};
     placed += all;
   }
-  for (int32_t t = placed + thread; t < count; t += kPlanThreads) tiles[t] = {0, 0, 0, 0};
+  for (int32_t t = placed + thread; t < count; t += kPlanThreads) tiles[t] = {0, 0, 0, 0, 0};
 }
 
 constexpr int kDotLanes = 8;
