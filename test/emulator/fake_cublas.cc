@@ -33,17 +33,38 @@ size_t bytes_of(cudaDataType_t type) {
   return type == CUDA_R_64F ? 8 : type == CUDA_R_32F ? 4 : 2;
 }
 
-double element(const void* data, cudaDataType_t type, int64_t at) {
+float widen(float x) {
+  return x;
+}
+double widen(double x) {
+  return x;
+}
+float widen(bf16 x) {
+  return to_float(x);
+}
+float widen(f16 x) {
+  return to_float(x);
+}
+
+// Calls body with a null pointer of the type.
+template <typename Body>
+void dispatch(cudaDataType_t type, const Body& body) {
   switch (type) {
     case CUDA_R_32F:
-      return static_cast<const float*>(data)[at];
+      return body(static_cast<float*>(nullptr));
     case CUDA_R_16BF:
-      return to_float(static_cast<const bf16*>(data)[at]);
+      return body(static_cast<bf16*>(nullptr));
     case CUDA_R_16F:
-      return to_float(static_cast<const f16*>(data)[at]);
+      return body(static_cast<f16*>(nullptr));
     default:
-      return static_cast<const double*>(data)[at];
+      return body(static_cast<double*>(nullptr));
   }
+}
+
+double element(const void* data, cudaDataType_t type, int64_t at) {
+  double value = 0;
+  dispatch(type, [&]<typename T>(T*) { value = widen(static_cast<const T*>(data)[at]); });
+  return value;
 }
 
 void set_element(void* data, cudaDataType_t type, int64_t at, double value) {
@@ -66,14 +87,17 @@ void set_element(void* data, cudaDataType_t type, int64_t at, double value) {
 template <typename Sum>
 std::vector<Sum> dense(const Matrix& m, int batch) {
   std::vector<Sum> out(static_cast<size_t>(m.rows) * m.cols);
-  for (int i = 0; i < m.rows; ++i) {
-    for (int j = 0; j < m.cols; ++j) {
-      const int64_t at =
-          m.op == CUBLAS_OP_N ? i + int64_t{j} * m.stride : j + int64_t{i} * m.stride;
-      out[static_cast<size_t>(i) * m.cols + j] =
-          static_cast<Sum>(element(m.data, m.type, batch * m.batch_stride + at));
+  const int64_t down = m.op == CUBLAS_OP_N ? 1 : m.stride,
+                across = m.op == CUBLAS_OP_N ? m.stride : 1;
+  dispatch(m.type, [&]<typename T>(T*) {
+    const T* from = static_cast<const T*>(m.data) + batch * m.batch_stride;
+    Sum* to = out.data();
+    for (int i = 0; i < m.rows; ++i) {
+      for (int j = 0; j < m.cols; ++j) {
+        *to++ = static_cast<Sum>(widen(from[i * down + j * across]));
+      }
     }
-  }
+  });
   return out;
 }
 
