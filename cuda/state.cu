@@ -217,7 +217,7 @@ int32_t memory(void* state, uint64_t* free_bytes, uint64_t* total_bytes) {
 }
 
 int32_t capture_begin(Context* ctx) {
-  check(cudaStreamBeginCapture(stream_of(ctx), cudaStreamCaptureModeThreadLocal), "capture");
+  check(cudaStreamBeginCapture(stream_of(ctx), cudaStreamCaptureModeRelaxed), "capture");
   return 0;
 }
 

@@ -17,6 +17,8 @@ template <typename... Args, int32_t (*Kernel)(Context*, Args...)>
 struct Guard<Kernel> {
   static int32_t call(Context* ctx, Args... args) {
     try {
+      // An engine's thread comes with device 0, and its last call may have freed another's memory.
+      check(cudaSetDevice(state_of(ctx).device), "cudaSetDevice");
       return Kernel(ctx, args...);
     } catch (const std::exception& error) {
       std::snprintf(ctx->error, sizeof ctx->error, "%s", error.what());

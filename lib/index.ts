@@ -77,6 +77,7 @@ export {
   type RegressionMetrics,
   regressionMetrics,
 } from './eval/metrics.ts';
+export { CapturedGraph, captureGraph } from './graph.ts';
 export * from './io/index.ts';
 export * from './losses/index.ts';
 export * from './models/index.ts';

@@ -7,6 +7,7 @@ export type DType = 'f32' | 'bf16' | 'f16' | 'f64' | 'i32' | 'i64' | 'u8';
 export type Handle = number;
 
 export interface NativeOps {
+  abandonGraph(graph: unknown): void;
   abandonSafetensors(writer: unknown): void;
   abandonWork(): void;
   adafactorStep(param: Handle, grad: Handle, row: Handle, column: Handle | null, m: Handle | null, coefficient: Handle | null, lr: number, beta1: number, beta2: number, eps: number, clip: number, weightDecay: number, scaleFloor: number): void;
@@ -19,6 +20,7 @@ export interface NativeOps {
   argmin(x: Handle, axis: number, keepDims: boolean): Handle;
   attention(q: Handle, k: Handle, v: Handle, cuSeqlens: Handle, lengths: Handle | null, scale: number, softcap: number, window: number, causal: boolean): Handle;
   backward(roots: readonly (Handle)[], grads: readonly (Handle | null)[], retainGraph: boolean): void;
+  beginGraph(): unknown;
   binary(a: Handle, b: Handle, name: string): Handle;
   cast(x: Handle, dtype: DType): Handle;
   clamp(x: Handle, low: number, high: number): Handle;
@@ -39,10 +41,12 @@ export interface NativeOps {
   deviceInfo(device: string): unknown;
   deviceOf(x: Handle): string;
   dispose(handle: number): boolean;
+  disposeGraph(graph: unknown): void;
   dropout(x: Handle, p: number, seed: number, stream: number): Handle;
   dtypeOf(x: Handle): DType;
   eigh(a: Handle): [Handle, Handle];
   embedding(weight: Handle, ids: Handle): Handle;
+  endGraph(graph: unknown): void;
   expand(x: Handle, shape: readonly number[]): Handle;
   fillInPlace(x: Handle, value: number): void;
   freeze(x: Handle): void;
@@ -93,6 +97,7 @@ export interface NativeOps {
   rmsNormAdd(x: Handle, residual: Handle, weight: Handle, eps: number, weightOffset: number, castBeforeWeight: boolean): [Handle, Handle];
   rope(x: Handle, cos: Handle, sin: Handle, positions: Handle): Handle;
   rowNorm(weight: Handle, a: readonly (Handle)[], b: readonly (Handle)[], scales: readonly (number)[]): Handle;
+  runGraph(graph: unknown): void;
   safetensorsHeader(file: unknown): unknown;
   safetensorsIndex(path: string): ((string)[])[];
   scaleInPlace(x: Handle, coefficient: Handle): void;

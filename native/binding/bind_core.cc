@@ -43,6 +43,7 @@ Napi::Promise synchronize(Env& env, std::string device) {
 }
 void synchronize_sync(Env& env, std::string device) {
   if (device.empty()) return env.engines().sync();
+  env.engines().refuse_recording();
   env.engines().get(device).stream().sync();
 }
 

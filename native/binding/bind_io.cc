@@ -202,7 +202,7 @@ Shape shape_of(const std::string& path, const std::string& name, const std::vect
 
 Tensor read_safetensors(Engine& engine, SafetensorsBox* box, std::string name, DType dtype,
                         bool share, bool check_finite) {
-  const std::shared_ptr<const SafetensorsFile> file = box->get();
+  const std::shared_ptr<const SafetensorsFile>& file = box->get();
   const SafetensorsEntry* entry = file->find(name);
   if (!entry) throw FormatError(file->path(), -1, concat("holds no tensor ", name));
   if (!entry->dtype || !io::can_convert(*entry->dtype, dtype)) {
@@ -243,7 +243,7 @@ Tensor read_safetensors(Engine& engine, SafetensorsBox* box, std::string name, D
 // LlamaModel.permute).
 Tensor read_gguf(Engine& engine, GgufBox* box, std::string name, DType dtype, int64_t heads,
                  bool check_finite) {
-  const std::shared_ptr<const GgufFile> file = box->get();
+  const std::shared_ptr<const GgufFile>& file = box->get();
   const GgufTensor* tensor = file->find(name);
   if (!tensor) throw FormatError(file->path(), -1, concat("holds no tensor ", name));
   if (!tensor->type->decoded) {
@@ -313,7 +313,7 @@ Napi::Value create_safetensors(Env& env, std::string path, std::vector<std::stri
 // All of a file's writing runs on the CPU's stream, whatever device a tensor is on: in that
 // stream's order, a failure surfacing where the caller awaits it.
 void write_safetensors(Env& env, WriterBox* box, std::string name, Tensor t) {
-  const std::shared_ptr<SafetensorsWriter> writer = box->get();
+  const std::shared_ptr<SafetensorsWriter>& writer = box->get();
   const Tensor source = to_device(contiguous(t.detach()), env.engines().cpu());
   const auto count = static_cast<size_t>(source.bytes());
   launch("write", {source}, {}, [writer, name, count](Launch& l) {
@@ -323,7 +323,7 @@ void write_safetensors(Env& env, WriterBox* box, std::string name, Tensor t) {
 }
 
 Napi::Promise commit_safetensors(Env& env, WriterBox* box) {
-  const std::shared_ptr<SafetensorsWriter> writer = box->get();
+  const std::shared_ptr<SafetensorsWriter>& writer = box->get();
   env.engines().cpu().stream().enqueue([writer] { writer->commit(); });
   return env.promise_after(env.engines().all(), Napi::Value());
 }

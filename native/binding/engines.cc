@@ -10,6 +10,7 @@
 #include <optional>
 #include <utility>
 
+#include "engine/graph.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/device_plugin.h"
 
@@ -75,7 +76,7 @@ void Engines::apply_settings(Engine& engine) const {
   engine.phase = engine.op_times().phase(phase_);
   engine.set_deterministic(deterministic_);
   engine.set_allow_tf32(allow_tf32_);
-  engine.set_debug(debug_);
+  engine.set_debug(state_->debug);
 }
 
 std::string Engines::set_current(const std::string& device) {
@@ -112,7 +113,7 @@ bool Engines::set_allow_tf32(bool value) {
 
 bool Engines::set_debug(bool value) {
   for (Engine* engine : all()) engine->set_debug(value);
-  return std::exchange(debug_, value);
+  return std::exchange(state_->debug, value);
 }
 
 std::string Engines::set_memory_tag(const std::string& name) {
@@ -126,6 +127,7 @@ std::string Engines::set_phase(const std::string& name) {
 }
 
 void Engines::sync() {
+  refuse_recording();
   std::vector<std::future<std::optional<Failure>>> results;
   for (Engine* engine : all()) {
     auto done = std::make_shared<std::promise<std::optional<Failure>>>();
@@ -142,8 +144,15 @@ void Engines::sync() {
   if (worst) throw StreamError(*worst);
 }
 
+void Engines::refuse_recording() const {
+  for (const Engine* engine : all()) refuse_while_recording(*engine, "waiting for a device");
+}
+
 void Engines::abandon() {
-  for (Engine* engine : all()) engine->stream().abandon();
+  for (Engine* engine : all()) {
+    engine->recording = nullptr;
+    engine->stream().abandon();
+  }
   try {
     sync();
   } catch (const std::exception&) {  // that work was dropped is what was asked for

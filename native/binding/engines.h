@@ -40,6 +40,7 @@ class Engines {
 
   // Waits for all of them; throws the failure that says most.
   void sync();
+  void refuse_recording() const;  // throws ArgumentError while an engine records a graph
   // Drops what is queued and returns when no kernel runs any more.
   void abandon();
 
@@ -48,7 +49,7 @@ class Engines {
 
   std::shared_ptr<EnqueueState> state_ = std::make_shared<EnqueueState>();
   int num_threads_ = 0;
-  bool deterministic_ = false, allow_tf32_ = false, debug_ = false;
+  bool deterministic_ = false, allow_tf32_ = false;
   std::string memory_tag_ = "default", phase_;
   std::map<std::string, std::unique_ptr<Engine>> engines_;
   Engine* current_;

@@ -129,6 +129,7 @@ void Env::shut_down() {
 }
 
 Napi::Promise Env::promise_after(const std::vector<Engine*>& engines, Napi::Value keep) {
+  engines_->refuse_recording();
   auto completion = std::make_unique<Completion>();
   completion->env = this;
   completion->waiting = engines.size();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/graph.h"
 #include "engine/launch.h"
 #include "io/dequantize.h"
 #include "kernels/cpu/parallel.h"
@@ -58,6 +59,7 @@ void refuse_non_finite(const Stored& stored, DType dtype, const void* data, int6
 
 Tensor read_stored(Engine& engine, const Shape& shape, DType dtype, std::shared_ptr<void> file,
                    Stored stored, bool check_finite) {
+  refuse_while_recording(engine, "reading a file");
   const Tensor t = Tensor::empty(engine, shape, dtype);
   if (t.numel() == 0) return t;
   launch("read", {}, {t}, [file, stored = std::move(stored), check_finite](Launch& l) {

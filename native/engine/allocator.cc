@@ -48,13 +48,13 @@ void* Allocator::take(int64_t bytes) {
   Heap& heap = heap_for(bytes);
   const int64_t growths = heap.growths();
   void* data = heap.allocate(bytes);
-  if (!data) {
+  if (!data && !hold_everything_) {
     small_.discard(0);
     large_.discard(0);
     data = heap.allocate(bytes);
   }
   most_used_ = std::max(most_used_, small_.used_bytes() + large_.used_bytes());
-  if (heap.growths() > growths) hold_to_bound();
+  if (heap.growths() > growths && !hold_everything_) hold_to_bound();
   return data;
 }
 
@@ -92,7 +92,8 @@ MemoryStats Allocator::stats() const {
   std::lock_guard lock(mutex_);
   MemoryStats stats = stats_;
   stats.by_tag = tags_;
-  stats.cached_bytes = small_.committed_bytes() + large_.committed_bytes() - stats.live_bytes;
+  stats.cached_bytes =
+      small_.committed_bytes() + large_.committed_bytes() - (stats.live_bytes - reserved_);
   stats.allocations = small_.growths() + large_.growths();
   return stats;
 }
@@ -106,6 +107,19 @@ void Allocator::trim() {
   std::lock_guard lock(mutex_);
   small_.discard(0);
   large_.discard(0);
+}
+
+void Allocator::hold_everything(bool value) {
+  std::lock_guard lock(mutex_);
+  hold_everything_ = value;
+}
+
+void Allocator::account_reserved(int64_t bytes, int tag) {
+  std::lock_guard lock(mutex_);
+  stats_.live_bytes += bytes;
+  stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.live_bytes);
+  tags_[static_cast<size_t>(tag)].second += bytes;
+  reserved_ += bytes;
 }
 
 void Allocator::set_limit(int64_t bytes) {

@@ -38,7 +38,9 @@ class Allocator : public MemorySource {
   void account_derived(int64_t bytes) override;
   MemoryStats stats() const;
   void reset_peak();
-  void trim();                    // gives the cache back to the device
+  void trim();                                    // gives the cache back to the device
+  void hold_everything(bool value);               // no page goes back to the device meanwhile
+  void account_reserved(int64_t bytes, int tag);  // held elsewhere on behalf of this device
   void set_limit(int64_t bytes);  // 0: none. Live bytes beyond it are refused with an error that
                                   // gives the sizes.
 
@@ -57,6 +59,8 @@ class Allocator : public MemorySource {
   MemoryStats stats_;
   int64_t most_used_ = 0;  // the largest sum of both heaps' used bytes
   int64_t limit_ = 0;
+  int64_t reserved_ = 0;  // of live_bytes: not in these heaps
+  bool hold_everything_ = false;
 };
 
 }  // namespace balora

@@ -1,5 +1,7 @@
 #include "engine/engine.h"
 
+#include "engine/graph.h"
+
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -85,7 +87,10 @@ Engine::~Engine() {
 }
 
 std::shared_ptr<Storage> Engine::new_storage(int64_t bytes) {
-  return std::make_shared<Storage>(allocator_, bytes, memory_tag);
+  if (!recording) return std::make_shared<Storage>(allocator_, bytes, memory_tag);
+  auto storage = std::make_shared<Storage>(recording->memory(), bytes, 0);
+  recording->own(*storage);
+  return storage;
 }
 
 std::shared_ptr<Storage> Engine::external_storage(void* data, int64_t bytes,
@@ -116,8 +121,18 @@ void Engine::set_debug(bool value) {
   set_in_order(&Context::debug, value);
 }
 
+void Engine::enter_capture(std::shared_ptr<MemorySource> memory) {
+  capture_memory_ = std::move(memory);
+  allocator_->hold_everything(true);
+}
+
+void Engine::leave_capture() {
+  capture_memory_ = nullptr;
+  allocator_->hold_everything(false);
+}
+
 void Engine::wait_for_device() {
-  if (!kernels_->synchronize) return;
+  if (!kernels_->synchronize || capture_memory_) return;
   Context& ctx = context_.base;
   ctx.error[0] = '\0';
   if (kernels_->synchronize(&ctx) == 0) return;
@@ -142,7 +157,9 @@ void* Engine::workspace(Context* ctx, uint64_t bytes) {
   Engine& engine = *reinterpret_cast<EngineContext*>(ctx)->engine;
   try {
     static constexpr int kScratchTag = 0;
-    void* data = engine.allocator_->allocate(static_cast<int64_t>(bytes), kScratchTag);
+    MemorySource& source = engine.capture_memory_ ? *engine.capture_memory_
+                                                  : static_cast<MemorySource&>(*engine.allocator_);
+    void* data = source.allocate(static_cast<int64_t>(bytes), kScratchTag);
     engine.scratch_.emplace_back(data, static_cast<int64_t>(bytes));
     return data;
   } catch (const std::exception&) {
@@ -155,7 +172,9 @@ void Engine::account(Context* ctx, int64_t bytes) {
 }
 
 void Engine::release_workspace() {
-  for (const auto& [data, bytes] : scratch_) allocator_->release(data, bytes, 0);
+  MemorySource& source =
+      capture_memory_ ? *capture_memory_ : static_cast<MemorySource&>(*allocator_);
+  for (const auto& [data, bytes] : scratch_) source.release(data, bytes, 0);
   scratch_.clear();
 }
 

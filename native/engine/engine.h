@@ -22,10 +22,13 @@ struct EnqueueState {
   bool grad_enabled = true;
   bool recompute = false;     // ops keep how to make cheap inputs again, not the inputs (tape.h)
   bool anomaly_mode = false;  // every op's outputs are checked for NaN and infinity
+  bool debug = false;         // as set_debug() has told every engine
   bool profiling = false;     // every op waits for its device, so that op_times() has its kernels
   std::shared_ptr<const std::string> call_site;  // of the op being enqueued, in debug mode
   uint64_t next_sequence = 0;                    // of tape nodes, across devices
 };
+
+class Graph;
 
 struct EngineOptions {
   int num_threads = 0;  // 0: one per core that this process may use
@@ -48,6 +51,8 @@ class Engine {
   Context* context() { return &context_.base; }  // engine thread only
   Stream& stream() { return *stream_; }
   Allocator& allocator() { return *allocator_; }
+  const std::shared_ptr<Allocator>& shared_allocator() const { return allocator_; }
+  const std::shared_ptr<void>& device_state() const { return device_state_; }
   OpTimes& op_times() { return op_times_; }
 
   std::shared_ptr<Storage> new_storage(int64_t bytes);
@@ -68,13 +73,19 @@ class Engine {
   std::string description() const;
   std::pair<uint64_t, uint64_t> device_memory() const;
 
+  // While a graph is recorded scratch comes out of its memory, and nothing waits for the device.
+  // Engine thread only.
+  void enter_capture(std::shared_ptr<MemorySource> memory);
+  void leave_capture();
+
   // Releases the scratch of the kernel that just returned. Engine thread only.
   void release_workspace();
 
   // State of the thread that enqueues: shared, and what counts for this device alone.
   EnqueueState& state() { return *state_; }
-  int memory_tag = 0;  // tag of the storages made from now on
-  int phase = 0;       // of the ops enqueued from now on, a number of op_times()
+  int memory_tag = 0;                // tag of the storages made from now on
+  int phase = 0;                     // of the ops enqueued from now on, a number of op_times()
+  std::shared_ptr<Graph> recording;  // takes down what is enqueued; null: it runs
 
  private:
   struct EngineContext {
@@ -95,6 +106,7 @@ class Engine {
   EngineContext context_{};
   std::vector<std::pair<void*, int64_t>> scratch_;
   std::shared_ptr<Allocator> allocator_;
+  std::shared_ptr<MemorySource> capture_memory_;  // engine thread: set while a graph is recorded
   OpTimes op_times_;
   std::unique_ptr<Stream> stream_;  // last: joined before the rest goes
 };

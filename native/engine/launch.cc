@@ -8,6 +8,8 @@
 #include <memory>
 #include <string>
 
+#include "engine/graph.h"
+
 namespace balora {
 namespace {
 
@@ -162,6 +164,11 @@ void launch(const char* op, std::span<const Tensor> inputs, std::span<const Tens
     }
   }
   if (!task->engine) throw ArgumentError(concat(op, ": no tensor given"));
+  if (Graph* graph = task->engine->recording.get()) {
+    for (size_t i = 0; i < task->operands.size(); ++i) {
+      if (task->operands[i].storage) graph->note(task->operands[i].storage, i >= task->num_inputs);
+    }
+  }
   task->fn = std::move(fn);
   const EnqueueState& state = task->engine->state();
   task->check_finite = state.anomaly_mode && !inputs.empty();
@@ -173,6 +180,7 @@ void launch(const char* op, std::span<const Tensor> inputs, std::span<const Tens
 }
 
 Tensor upload(Engine& engine, const Shape& shape, DType dtype, const void* data) {
+  refuse_while_recording(engine, "a tensor of the host's values");
   Tensor t = Tensor::empty(engine, shape, dtype);
   const auto bytes = static_cast<size_t>(t.bytes());
   if (bytes == 0) return t;
@@ -186,6 +194,7 @@ Tensor upload(Engine& engine, const Shape& shape, DType dtype, const void* data)
 
 void download(const Tensor& source, void* host) {
   if (!source.is_contiguous()) throw ArgumentError("download: the tensor must be contiguous");
+  refuse_while_recording(source.engine(), "reading a value");
   const auto bytes = static_cast<uint64_t>(source.bytes());
   launch("download", {source}, {}, [host, bytes](Launch& l) {
     return bytes ? l.kernels->download(l.ctx, host, l.in(0)->data, bytes) : 0;
@@ -197,6 +206,8 @@ void download(const Tensor& source, void* host) {
 // wakes the target.
 Tensor transfer(const Tensor& source, Engine& engine) {
   if (!source.is_contiguous()) throw ArgumentError("to: the tensor must be contiguous");
+  refuse_while_recording(source.engine(), "a copy to another device");
+  refuse_while_recording(engine, "a copy from another device");
   struct Buffer {
     std::shared_ptr<std::byte[]> data;
   };

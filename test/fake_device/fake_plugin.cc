@@ -6,9 +6,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/cpu_state.h"
@@ -32,6 +37,7 @@ struct State {
   std::map<const char*, uint64_t> blocks;  // by address
   uint64_t used = 0;
   std::string fault;  // waits for synchronize()
+  std::vector<std::function<int32_t(Context*)>>* recording = nullptr;
 
   bool owns(const void* data, uint64_t bytes) {
     const auto* at = static_cast<const char*>(data);
@@ -102,6 +108,7 @@ void release(void* data, void* block, uint64_t bytes) {
 
 int32_t upload(Context* ctx, void* device, const void* host, uint64_t bytes) {
   State& state = state_of(ctx);
+  if (state.recording) return fail(ctx, "upload: while a graph is recorded");
   if (!state.owns(device, bytes)) return fail(ctx, "upload: the target is not on the device");
   if (state.owns(host, 1)) return fail(ctx, "upload: the source is not on the host");
   std::memcpy(device, host, bytes);
@@ -117,6 +124,7 @@ int32_t download(Context* ctx, void* host, const void* device, uint64_t bytes) {
 }
 
 int32_t synchronize(Context* ctx) {
+  if (state_of(ctx).recording) return fail(ctx, "waited for while it recorded");
   std::string fault;
   fault.swap(state_of(ctx).fault);
   return fault.empty() ? 0 : fail(ctx, fault);
@@ -133,6 +141,50 @@ int32_t memory(void* data, uint64_t* free_bytes, uint64_t* total_bytes) {
   *total_bytes = kTotalBytes;
   return 0;
 }
+
+// ---- graphs: rows that were called between begin and end, to be called again
+// ------------------------------------------------------------------------------------------
+using Recording = std::vector<std::function<int32_t(Context*)>>;
+
+int32_t capture_begin(Context* ctx) {
+  state_of(ctx).recording = new Recording;
+  return 0;
+}
+
+int32_t capture_end(Context* ctx, void** graph) {
+  *graph = std::exchange(state_of(ctx).recording, nullptr);
+  return 0;
+}
+
+int32_t graph_launch(Context* ctx, void* graph) {
+  for (const auto& row : *static_cast<Recording*>(graph)) {
+    if (const int32_t status = row(ctx)) return status;
+  }
+  return 0;
+}
+
+void graph_destroy(void*, void* graph) {
+  delete static_cast<Recording*>(graph);
+}
+
+// An argument that outlives its call. Rows whose operands come in structures are not recorded.
+template <typename T>
+struct Held {
+  static constexpr bool kPossible = !std::is_pointer_v<T>;
+  T value;
+  explicit Held(T given) : value(given) {}
+  T get() const { return value; }
+};
+template <>
+struct Held<const View*> {
+  static constexpr bool kPossible = true;
+  View view{};
+  bool present;
+  explicit Held(const View* given) : present(given != nullptr) {
+    if (given) view = *given;
+  }
+  const View* get() const { return present ? &view : nullptr; }
+};
 
 // ---- rows
 // ------------------------------------------------------------------------------------------
@@ -170,6 +222,19 @@ struct Row<Member, Index> {
       if (state.fault.empty()) state.fault = fault;
       return 0;
     }
+    if (!state.recording) return run(ctx, args...);
+    if constexpr ((Held<Args>::kPossible && ...)) {
+      state.recording->push_back([held = std::make_tuple(Held<Args>(args)...)](Context* at) {
+        return std::apply([at](const auto&... each) { return run(at, each.get()...); }, held);
+      });
+      return 0;
+    } else {
+      return fail(ctx, std::string(kRowNames[Index]) + " is not recorded");
+    }
+  }
+
+  static int32_t run(Context* ctx, Args... args) {
+    State& state = state_of(ctx);
     ctx->device_state = state.cpu;
     const int32_t status = (cpu_kernel_table()->*Member)(ctx, args...);
     ctx->device_state = &state;
@@ -191,6 +256,10 @@ KernelTable make_table() {
   table.synchronize = synchronize;
   table.describe = describe;
   table.memory = memory;
+  table.capture_begin = capture_begin;
+  table.capture_end = capture_end;
+  table.graph_launch = graph_launch;
+  table.graph_destroy = graph_destroy;
 #define KERNEL(name, signature) table.name = Row<&KernelTable::name, kRow_##name>::call;
 #include "kernels/kernels.def"
 #undef KERNEL

@@ -1,0 +1,135 @@
+#include "engine/graph.h"
+
+#include <chrono>
+#include <future>
+#include <string>
+#include <utility>
+
+namespace balora {
+namespace {
+
+constexpr const char* kTag = "graphs";
+
+}  // namespace
+
+GraphMemory::GraphMemory(std::shared_ptr<Allocator> parent, std::unique_ptr<Allocator> own)
+    : parent_(std::move(parent)), own_(std::move(own)) {
+  // A device must not be asked to take memory back while it records.
+  own_->hold_everything(true);
+}
+
+GraphMemory::~GraphMemory() {
+  parent_->account_reserved(-counted_, parent_->tag(kTag));
+}
+
+void GraphMemory::count() {
+  const MemoryStats stats = own_->stats();
+  counted_ = stats.cached_bytes + stats.live_bytes;
+  parent_->account_reserved(counted_, parent_->tag(kTag));
+}
+
+Graph::Graph(Engine& engine)
+    : engine_(&engine),
+      kernels_(engine.kernels()),
+      device_state_(engine.device_state()),
+      memory_(std::make_shared<GraphMemory>(
+          engine.shared_allocator(),
+          std::make_unique<Allocator>(kernels_, device_state_, engine.device()))) {}
+
+Graph::~Graph() {
+  if (handle_) kernels_->graph_destroy(device_state_.get(), handle_);
+}
+
+std::shared_ptr<Graph> Graph::begin(Engine& engine) {
+  const KernelTable& kernels = *engine.kernels();
+  if (!kernels.capture_begin || !kernels.capture_end || !kernels.graph_launch ||
+      !kernels.graph_destroy) {
+    throw UnsupportedError(concat("captureGraph: the device ", engine.device(),
+                                  " cannot record a graph; graphs are for GPUs"));
+  }
+  if (engine.recording) throw ArgumentError("captureGraph: a graph is being recorded already");
+  const EnqueueState& state = engine.state();
+  if (state.anomaly_mode || state.debug || state.profiling) {
+    throw ArgumentError(
+        "captureGraph: debug mode, anomaly mode and profiling wait for each op; switch them off");
+  }
+  engine.stream().sync();
+  const std::shared_ptr<Graph> graph(new Graph(engine));
+  engine.stream().enqueue([graph] {
+    Context* ctx = graph->engine_->context();
+    ctx->error[0] = '\0';
+    if (graph->kernels_->capture_begin(ctx) != 0) {
+      throw NativeError(concat("captureGraph: ", ctx->error));
+    }
+    graph->open_ = true;
+    graph->engine_->enter_capture(graph->memory_);
+  });
+  engine.recording = graph;
+  return graph;
+}
+
+void Graph::note(const std::shared_ptr<Storage>& storage, bool written) {
+  if (!own_.contains(storage.get())) kept_.insert(storage);
+  if (written) written_[storage.get()] = storage;
+}
+
+// The device's recording ends whatever happened, so that it can run ops again.
+std::optional<Failure> Graph::close(const Failure* failure) {
+  std::optional<Failure> first = failure ? std::optional<Failure>(*failure) : std::nullopt;
+  if (!open_) return first;
+  open_ = false;
+  engine_->leave_capture();
+  Context* ctx = engine_->context();
+  ctx->error[0] = '\0';
+  const int32_t status = kernels_->capture_end(ctx, &handle_);
+  if (!first && status != 0) first = Failure{"ERR_NATIVE", concat("captureGraph: ", ctx->error)};
+  return first;
+}
+
+std::optional<Failure> Graph::finish() {
+  engine_->recording = nullptr;
+  std::promise<std::optional<Failure>> done;
+  engine_->stream().enqueue_marker(
+      [this, &done](const Failure* failure) { done.set_value(close(failure)); });
+  std::optional<Failure> failure = done.get_future().get();
+  own_.clear();
+  memory_->count();
+  return failure;
+}
+
+void Graph::end() {
+  if (const std::optional<Failure> failure = finish()) throw StreamError(*failure);
+}
+
+void Graph::abandon() {
+  finish();
+}
+
+void Graph::run() {
+  if (std::exchange(ran_, true)) {
+    for (const auto& [address, written] : written_) {
+      if (const auto storage = written.lock()) ++storage->version;
+    }
+  }
+  engine_->stream().enqueue([self = shared_from_this(), phase = engine_->phase] {
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point start = Clock::now();
+    Context* ctx = self->engine_->context();
+    ctx->error[0] = '\0';
+    if (self->kernels_->graph_launch(ctx, self->handle_) != 0) {
+      throw NativeError(concat("graph: ", ctx->error));
+    }
+    if (self->engine_->state().profiling) self->engine_->wait_for_device();
+    const std::chrono::duration<double> spent = Clock::now() - start;
+    self->engine_->op_times().add(phase, "graph", spent.count());
+  });
+}
+
+void refuse_while_recording(const Engine& engine, const char* what) {
+  if (!engine.recording) return;
+  throw ArgumentError(concat("captureGraph: ", what,
+                             " cannot be recorded; do it before, or write into a tensor that was "
+                             "made before with copy_"));
+}
+
+}  // namespace balora

@@ -1,0 +1,76 @@
+// A recording of ops on a device that can launch many kernels as one: what is enqueued between
+// begin() and end() is recorded, not run; run() launches all of it, on the same addresses each
+// time.
+//
+// What the recorded ops allocate comes out of memory of the graph's own, which nobody else is given
+// while the graph or one of its results lives. Tensors from outside are kept alive. Nothing may
+// pass between host and device while a graph is recorded.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "engine/engine.h"
+
+namespace balora {
+
+// A graph's memory, counted in its engine's statistics under the tag "graphs" once it is recorded.
+class GraphMemory : public MemorySource {
+ public:
+  GraphMemory(std::shared_ptr<Allocator> parent, std::unique_ptr<Allocator> own);
+  ~GraphMemory() override;
+  void* allocate(int64_t bytes, int) override { return own_->allocate(bytes, 0); }
+  void release(void* data, int64_t bytes, int) override { own_->release(data, bytes, 0); }
+  void account_derived(int64_t bytes) override { parent_->account_derived(bytes); }
+  void count();  // no more will be allocated
+
+ private:
+  std::shared_ptr<Allocator> parent_;
+  std::unique_ptr<Allocator> own_;
+  int64_t counted_ = 0;
+};
+
+// On the enqueueing thread, but for what says otherwise.
+class Graph : public std::enable_shared_from_this<Graph> {
+ public:
+  // Waits for what was enqueued before. Throws UnsupportedError where the device cannot record,
+  // ArgumentError where it must not.
+  static std::shared_ptr<Graph> begin(Engine& engine);
+  ~Graph();
+
+  // Waits until all is recorded; throws the first failure.
+  void end();
+  void abandon();  // ends a recording that is not wanted
+
+  // Enqueues a run. Counts as a write to every tensor that the recorded ops wrote; the first one
+  // does not, as recording them has counted already.
+  void run();
+
+  // Of an engine that records.
+  const std::shared_ptr<GraphMemory>& memory() const { return memory_; }
+  void own(const Storage& storage) { own_.insert(&storage); }
+  void note(const std::shared_ptr<Storage>& storage, bool written);
+
+ private:
+  explicit Graph(Engine& engine);
+  std::optional<Failure> finish();
+  std::optional<Failure> close(const Failure* failure);  // engine thread
+
+  Engine* engine_;
+  const KernelTable* kernels_;
+  std::shared_ptr<void> device_state_;
+  std::shared_ptr<GraphMemory> memory_;
+  void* handle_ = nullptr;
+  bool open_ = false;  // engine thread: the device records
+  bool ran_ = false;
+  std::unordered_set<const Storage*> own_;  // made while recording
+  std::unordered_set<std::shared_ptr<Storage>> kept_;
+  std::unordered_map<const Storage*, std::weak_ptr<Storage>> written_;
+};
+
+// Throws ArgumentError while `engine` records: `what` would not be repeated by the graph.
+void refuse_while_recording(const Engine& engine, const char* what);
+
+}  // namespace balora

@@ -1,0 +1,161 @@
+// Graphs: a function's ops recorded once and run again, on the pretended device of test/fake_device or the plug-in that
+// BALORA_CUDA_PLUGIN names.
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import {
+  add,
+  add_,
+  captureGraph,
+  copy_,
+  exp,
+  fill_,
+  full,
+  matmul,
+  memoryStats,
+  mul,
+  noGrad,
+  rand,
+  scope,
+  setDebugMode,
+  setDefaultDevice,
+  sum,
+  synchronize,
+  synchronizeSync,
+  type Tensor,
+  tensor,
+  zeros,
+} from '../../lib/index.ts';
+import { values } from '../support/compare.ts';
+import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
+
+const kPlugin = process.env.BALORA_CUDA_PLUGIN;
+const kCuda = { device: 'cuda' };
+
+it('the CPU has none, and says so', () => {
+  expect(() => captureGraph(() => zeros([1]), { device: 'cpu' })).toThrow(
+    /the device cpu cannot record a graph/,
+  );
+});
+
+describe.skipIf(kPlugin === undefined && kNoFake !== null)('captureGraph', () => {
+  let before: string;
+  beforeAll(() => {
+    if (kPlugin === undefined) setVariable('BALORA_CUDA_PLUGIN', kFakePlugin);
+    before = setDefaultDevice('cuda');
+  });
+  afterAll(() => {
+    setDefaultDevice(before);
+  });
+
+  it('runs once, and again on new values', () => {
+    const x = tensor([1, 2, 3]);
+    using graph = captureGraph(() => add(mul(exp(mul(x, 0)), x), 1));
+    expect(values(graph.result)).toEqual(Float64Array.of(2, 3, 4));
+    const { version } = graph.result;
+    noGrad(() => copy_(x, tensor([10, 20, 30])));
+    expect(values(graph.result)).toEqual(Float64Array.of(2, 3, 4));
+    graph.replay();
+    expect(values(graph.result)).toEqual(Float64Array.of(11, 21, 31));
+    expect(graph.result.version).toBe(version + 1);
+  });
+
+  it('repeats updates in place, and counts them as writes', () => {
+    const total = zeros([2]);
+    const x = tensor([1, 2]);
+    using graph = captureGraph(() => void add_(total, x));
+    const { version } = total;
+    for (let i = 0; i < 4; i++) graph.replay();
+    expect(values(total)).toEqual(Float64Array.of(5, 10));
+    expect(total.version).toBe(version + 4);
+  });
+
+  it('records a forward with its backward: gradients that exist are added to', () => {
+    const x = tensor([[1, 2]]);
+    const w = tensor(
+      [
+        [1, 0],
+        [0, 1],
+      ],
+      { requiresGrad: true },
+    );
+    w.grad = zeros([2, 2]);
+    using graph = captureGraph(() => {
+      const loss = sum(mul(matmul(x, w), 3));
+      loss.backward();
+      return loss.detach();
+    });
+    expect(values(w.grad as Tensor)).toEqual(Float64Array.of(3, 3, 6, 6));
+    noGrad(() => copy_(x, tensor([[10, 0]])));
+    graph.replay();
+    expect(values(graph.result)).toEqual(Float64Array.of(30));
+    expect(values(w.grad as Tensor)).toEqual(Float64Array.of(33, 33, 6, 6));
+  });
+
+  it('nobody else gets its memory while it or a result lives', async () => {
+    await synchronize();
+    const start = memoryStats(kCuda);
+    const graphs = start.byTag.graphs ?? 0; // of results that the collector has not come to
+    const x = full([1000], 1);
+    const graph = captureGraph(() => {
+      const steps = [x];
+      for (let i = 0; i < 10; i++) steps.push(mul(steps.at(-1) as Tensor, 2));
+      return steps.at(-1) as Tensor;
+    });
+    await synchronize();
+    expect(memoryStats(kCuda).byTag.graphs).toBeGreaterThan(graphs);
+    for (let i = 0; i < 50; i++) {
+      scope(() => fill_(zeros([1000]), 7));
+      graph.replay();
+      scope(() => fill_(zeros([1000]), 7));
+      const result = values(graph.result);
+      expect(result.every((value) => value === 1024)).toBe(true);
+    }
+    graph.dispose();
+    graph.dispose();
+    expect(() => graph.replay()).toThrow('the graph was disposed of');
+    expect(values(graph.result)[999]).toBe(1024);
+    graph.result.dispose();
+    x.dispose();
+    await synchronize();
+    expect(memoryStats(kCuda).byTag.graphs).toBeLessThanOrEqual(graphs);
+    expect(memoryStats(kCuda).liveBytes).toBeLessThanOrEqual(start.liveBytes);
+  });
+
+  it('keeps what it reads from outside', () => {
+    const x = full([3], 2);
+    using graph = captureGraph(() => mul(x, 2));
+    x.dispose();
+    scope(() => rand([3], { seed: 1 }));
+    graph.replay();
+    expect(values(graph.result)).toEqual(Float64Array.of(4, 4, 4));
+  });
+
+  it('refuses what it could not repeat, and the device goes on', () => {
+    const x = tensor([1, 2]);
+    const host = tensor([1], { device: 'cpu' });
+    const refused: [string, () => unknown][] = [
+      ["a tensor of the host's values", () => tensor([1])],
+      ['reading a value', () => x.dataSync()],
+      ['a copy to another device', () => x.to('cpu')],
+      ['a copy from another device', () => host.to('cuda')],
+      ['waiting for a device', () => synchronizeSync()],
+      ['waiting for a device', () => void synchronize()],
+      ['a graph is being recorded already', () => captureGraph(() => x)],
+    ];
+    for (const [what, body] of refused) {
+      expect(() => captureGraph(body), what).toThrow(what);
+      expect(values(add(x, 1))).toEqual(Float64Array.of(2, 3));
+    }
+    expect(() =>
+      captureGraph(() => {
+        throw new Error('out');
+      }),
+    ).toThrow('out');
+    setDebugMode(true);
+    try {
+      expect(() => captureGraph(() => mul(x, 2))).toThrow(/debug mode, anomaly mode and profiling/);
+    } finally {
+      setDebugMode(false);
+    }
+    expect(values(add(x, 1))).toEqual(Float64Array.of(2, 3));
+  });
+});
