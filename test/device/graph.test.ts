@@ -103,9 +103,9 @@ describe.skipIf(kPlugin === undefined && kNoFake !== null)('captureGraph', () =>
     await synchronize();
     expect(memoryStats(kCuda).byTag.graphs).toBeGreaterThan(graphs);
     for (let i = 0; i < 50; i++) {
-      scope(() => fill_(zeros([1000]), 7));
+      scope(() => void fill_(zeros([1000]), 7));
       graph.replay();
-      scope(() => fill_(zeros([1000]), 7));
+      scope(() => void fill_(zeros([1000]), 7));
       const result = values(graph.result);
       expect(result.every((value) => value === 1024)).toBe(true);
     }
@@ -124,7 +124,7 @@ describe.skipIf(kPlugin === undefined && kNoFake !== null)('captureGraph', () =>
     const x = full([3], 2);
     using graph = captureGraph(() => mul(x, 2));
     x.dispose();
-    scope(() => rand([3], { seed: 1 }));
+    scope(() => void rand([3], { seed: 1 }));
     graph.replay();
     expect(values(graph.result)).toEqual(Float64Array.of(4, 4, 4));
   });
