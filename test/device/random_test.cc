@@ -22,10 +22,11 @@ TEST_CASE("words are the CPU's") {
   }
 }
 
+// The last range holds so few numbers that rounding reaches its end.
 TEST_CASE_TEMPLATE("uniforms are the CPU's", T, float, bf16, f16, double) {
   for (const int64_t n : kSizes) {
-    for (const auto& [low, high] :
-         std::vector<std::pair<double, double>>{{0, 1}, {-0.1, 0.3}, {-1e-3, 1e3}}) {
+    for (const auto& [low, high] : std::vector<std::pair<double, double>>{
+             {0, 1}, {-0.1, 0.3}, {-1e-3, 1e3}, {1e15, 1e15 + 1}}) {
       DeviceTest t;
       const Array y = t.empty<T>({n});
       t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
@@ -70,6 +71,21 @@ TEST_CASE_TEMPLATE("dropout is the CPU's", T, float, bf16, f16, double) {
       }
     }
   }
+}
+
+TEST_CASE("dropout keeps the word that equals its threshold") {
+  DeviceTest t;
+  const Array words = t.empty<int64_t>({8}), x = t.values<float>({8}, std::vector<double>(8, 1.0)),
+              y = t.empty<float>({8});
+  REQUIRE(t.on_cpu([&](const KernelTable& k, Context* ctx, const auto& view) {
+    return k.random_words(ctx, view(words), kSeed, 9);
+  }) == 0);
+  const double p = std::floor(words->host(5) / 256) * 0x1p-24;
+  t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+    return k.dropout(ctx, view(x), view(y), kSeed, 9, p);
+  });
+  t.check_equal(y);
+  CHECK(y->from_device()[5] > 0);
 }
 
 }  // namespace
