@@ -56,15 +56,11 @@ __global__ void average_triangles(double* a, int64_t n) {
 constexpr int kScaleThreads = 256;
 constexpr int kScaleBlocks = 256;
 
-__device__ double magnitude(double value) {
-  return value < 0 ? -value : value;
-}
-
 __global__ void largest_part(const double* values, int64_t n, double* parts) {
   BALORA_SHARED(double, scratch, kWarp + 1);
   double largest = 0;
   for (int64_t i = thread_index(); i < n; i += thread_count()) {
-    largest = Max()(magnitude(values[i]), largest);
+    largest = Max()(fabs(values[i]), largest);
   }
   largest = block_reduce(largest, 0.0, scratch, Max());
   if (threadIdx.x == 0) parts[blockIdx.x] = largest;

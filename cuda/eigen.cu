@@ -47,7 +47,7 @@ __device__ Scale load_small(const Small& p, double* a) {
     const int low = i > j ? i : j, high = i > j ? j : i;
     const double value = low < p.n ? p.a[low * p.n + high] : 0;
     a[i * pitch + j] = value;
-    largest = Max()(absolute(value), largest);
+    largest = Max()(fabs(value), largest);
   }
   const Scale scale = scale_for(block_reduce(largest, 0.0, scratch, Max()));
   for (int at = static_cast<int>(threadIdx.x); at < p.order * p.order;
@@ -92,12 +92,6 @@ __global__ void mirror_lower(const double* from, int64_t n, double* a, double* v
 
 __global__ void scale_up(double* a, int64_t count, const Scale* scale) {
   for (int64_t i = thread_index(); i < count; i += thread_count()) a[i] *= scale->up;
-}
-
-__global__ void clear_flags(int32_t* moved, int count) {
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-    moved[i] = 0;
-  }
 }
 
 __global__ void solve_pairs(JacobiRound work, double* a, int64_t padded) {
@@ -203,7 +197,7 @@ void solve_large(Scratch& scratch, int64_t n, const double* from, double* values
   launch(ctx, "eigh", elements(a.size()), mirror_lower, from, n, a.data(), vt.data(), padded);
   const Buffer<Scale> scale = scale_of(scratch, a.data(), a.size());
   launch(ctx, "eigh", elements(a.size()), scale_up, a.data(), a.size(), scale.data());
-  launch(ctx, "eigh", {dim3(1), dim3(kWarp)}, clear_flags, flags.data(), kJacobiSweeps);
+  clear_flags(ctx, flags.data(), kJacobiSweeps);
   const auto tiles = static_cast<unsigned>(pairs + (vectors ? padded / kJacobiTile : 0));
   JacobiRound work{flags.data(), flags.data() + kJacobiSweeps, turns.data(), 0, 0, blocks};
   for (work.sweep = 0; work.sweep < kJacobiSweeps; ++work.sweep) {

@@ -27,19 +27,15 @@ struct Rotation {
   double c, s, t;  // t = s / c; s == 0: none
 };
 
-__device__ inline double absolute(double value) {
-  return value < 0 ? -value : value;
-}
-
 __device__ inline Rotation rotation_for(double app, double apq, double aqq,
                                         const JacobiRule& rule) {
-  const double size = absolute(apq), p = absolute(app), q = absolute(aqq);
+  const double size = fabs(apq), p = fabs(app), q = fabs(aqq);
   // A NaN compares false and rotates nothing, so that the iteration ends.
   const bool wanted = size > rule.absolute && size > rule.relative * (sqrt(p) * sqrt(q)) &&
                       (p < q ? p : q) > rule.floor;
   if (!wanted) return {1, 0, 0};
   const double tau = (aqq - app) / (2 * apq);
-  const double t = (tau < 0 ? -1 : 1) / (absolute(tau) + sqrt(1 + tau * tau));
+  const double t = (tau < 0 ? -1 : 1) / (fabs(tau) + sqrt(1 + tau * tau));
   const double c = 1 / sqrt(1 + t * t);
   return {c, t * c, t};
 }

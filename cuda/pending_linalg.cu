@@ -7,13 +7,8 @@ namespace balora::cuda {
   int32_t name##_kernel signature {                        \
     throw std::runtime_error(#name " has no cuda kernel"); \
   }
-PENDING(qr, (balora_context*, const balora_view*, const balora_view*, const balora_view*))
-PENDING(svd, (balora_context*, const balora_view*, const balora_view*, const balora_view*,
-              const balora_view*))
 PENDING(randomized_svd, (balora_context*, const balora_view*, const balora_view*,
                          const balora_view*, const balora_view*, int64_t, int64_t, uint64_t))
-PENDING(gram_spectrum,
-        (balora_context*, const balora_view*, const balora_view*, const balora_view*))
 PENDING(qr_backward, (balora_context*, const balora_view*, const balora_view*, const balora_view*,
                       const balora_view*, const balora_view*))
 PENDING(eigh_backward, (balora_context*, const balora_view*, const balora_view*, const balora_view*,

@@ -65,4 +65,9 @@ class Buffer {
   int64_t size_ = 0;
 };
 
+inline void clear_flags(Context* ctx, int32_t* flags, int64_t count) {
+  check(cudaMemsetAsync(flags, 0, static_cast<size_t>(count) * sizeof *flags, stream_of(ctx)),
+        "clear_flags");
+}
+
 }  // namespace balora::cuda

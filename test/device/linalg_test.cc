@@ -26,6 +26,19 @@ Matrix multiply(const Matrix& a, const Matrix& b) {
   return product(&ctx, a, b);
 }
 
+// Singular values decay as ratio^i.
+Matrix decaying(int64_t m, int64_t n, double ratio, uint64_t seed) {
+  Context ctx{};
+  ctx.num_threads = 1;
+  const int64_t k = std::min(m, n);
+  Matrix u = thin_qr(&ctx, random_matrix(m, k, seed)).q;
+  const Matrix v = thin_qr(&ctx, random_matrix(n, k, seed + 1)).q;
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < k; ++j) u(i, j) *= std::pow(ratio, static_cast<double>(j));
+  }
+  return multiply(u, transposed(v));
+}
+
 double largest(const Matrix& a) {
   double out = 0;
   for (const double value : a.values) out = std::max(out, std::abs(value));
@@ -129,10 +142,13 @@ TEST_CASE("eigh on the device: one block of threads, every kind of matrix") {
 TEST_CASE("eigh on the device: pairs of blocks") {
   check_eigh(indefinite(65, 9));
   check_eigh(symmetric(81, 40, 10));
-  check_eigh(symmetric(130, 130, 11));
   std::vector<double> graded;
   for (int i = 0; i < 70; ++i) graded.push_back(std::pow(0.5, i));
   check_eigh(designed(graded, 12));
+}
+
+TEST_CASE("eigh on the device: order 130") {
+  check_eigh(symmetric(130, 130, 11));
 }
 
 TEST_CASE("eigh on the device: f32 and 16-bit matrices are rounded once") {
@@ -162,6 +178,172 @@ TEST_CASE("eigh on the device: NaN and infinity end in a named failure") {
       CHECK(t.error() == "eigh: the matrix holds NaN or infinity");
       CHECK(std::isnan(w->from_device()[0]));
     }
+  }
+}
+
+// ---- qr -----------------------------------------------------------------------------------------
+
+void check_qr(const Matrix& a, bool same_r = false) {
+  const int64_t m = a.rows, n = a.cols, k = std::min(m, n);
+  CAPTURE(m);
+  CAPTURE(n);
+  DeviceTest t;
+  const Array x = t.values<double>({m, n}, a.values), q = t.empty<double>({m, k}),
+              r = t.empty<double>({k, n});
+  t.both([&](const KernelTable& table, Context* ctx, const auto& view) {
+    return table.qr(ctx, view(x), view(q), view(r));
+  });
+  const Matrix mq = matrix_of(q->from_device(), m, k), mr = matrix_of(r->from_device(), k, n);
+  CHECK(orthonormality(mq) < 1e-13 * static_cast<double>(m));
+  CHECK(max_difference(multiply(mq, mr), a) <= 1e-14 * static_cast<double>(n) * largest(a));
+  for (int64_t i = 0; i < k; ++i) {
+    CHECK(mr(i, i) >= 0);
+    for (int64_t j = 0; j < i; ++j) CHECK(mr(i, j) == 0);
+  }
+  if (same_r) t.check_close(r, 1e-12 * largest(a));
+}
+
+Matrix times(Matrix a, double factor) {
+  for (double& value : a.values) value *= factor;
+  return a;
+}
+
+TEST_CASE("qr on the device: Cholesky's way, Householder's for what it cannot do") {
+  check_qr(random_matrix(90, 31, 1), true);
+  check_qr(random_matrix(130, 70, 2), true);  // several panels
+  check_qr(random_matrix(33, 33, 3), true);
+  check_qr(random_matrix(7, 20, 4), true);  // wide
+  check_qr(random_matrix(1, 1, 5), true);
+  check_qr(random_matrix(1, 9, 6), true);
+  check_qr(random_matrix(9, 1, 7), true);
+  check_qr(decaying(60, 30, 0.3, 8));                                     // condition 1e15
+  check_qr(Matrix(9, 4));                                                 // zero
+  check_qr(multiply(random_matrix(20, 3, 9), random_matrix(3, 11, 10)));  // rank 3
+  check_qr(times(random_matrix(12, 5, 11), 1e-200));  // the CPU's overflows here
+  check_qr(times(random_matrix(12, 5, 12), 1e200));
+}
+
+TEST_CASE("qr on the device: NaN ends, f32 and 16-bit are rounded once") {
+  DeviceTest t;
+  const Array bad = t.random<double>({6, 4}), q = t.empty<double>({6, 4}),
+              r = t.empty<double>({4, 4});
+  bad->set(5, std::nan(""));
+  CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
+    return k.qr(ctx, view(bad), view(q), view(r));
+  }) == 0);
+  CHECK(t.synchronize() == 0);
+  for (const int32_t dtype : {BALORA_F32, BALORA_BF16, BALORA_F16}) {
+    const Array x = t.random(dtype, {14, 6}), nq = t.make(dtype, {14, 6}),
+                nr = t.make(dtype, {6, 6});
+    t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+      return k.qr(ctx, view(x), view(nq), view(nr));
+    });
+    t.check_close(nq, 1e-7);
+    t.check_close(nr, 1e-7);
+  }
+}
+
+// ---- svd ----------------------------------------------------------------------------------------
+
+void check_svd(const Matrix& a, bool compared = true) {
+  const int64_t m = a.rows, n = a.cols, k = std::min(m, n);
+  CAPTURE(m);
+  CAPTURE(n);
+  DeviceTest t;
+  const Array x = t.values<double>({m, n}, a.values), u = t.empty<double>({m, k}),
+              s = t.empty<double>({k}), vt = t.empty<double>({k, n}), only = t.empty<double>({k});
+  t.both([&](const KernelTable& table, Context* ctx, const auto& view) {
+    return table.svd(ctx, view(x), view(u), view(s), view(vt)) |
+           table.svd(ctx, view(x), nullptr, view(only), nullptr);
+  });
+  const std::vector<double> sigma = s->from_device();
+  CHECK(sigma == only->from_device());
+  CHECK(std::is_sorted(sigma.rbegin(), sigma.rend()));
+  const Matrix mu = matrix_of(u->from_device(), m, k), mv = matrix_of(vt->from_device(), k, n);
+  CHECK(orthonormality(mu) < 1e-12);
+  CHECK(orthonormality(transposed(mv)) < 1e-12);
+  const double size = static_cast<double>(k);
+  CHECK(max_difference(multiply(scaled_columns(mu, sigma), mv), a) <=
+        2e-15 * (4 + size) * sigma[0]);
+  for (int64_t i = 0; compared && i < k; ++i) {
+    CHECK(std::abs(sigma[static_cast<size_t>(i)] - s->host(i)) <= 1e-15 * (4 + size) * s->host(0));
+  }
+}
+
+TEST_CASE("svd on the device: tall, wide, square, deficient, clustered, tiny, huge") {
+  check_svd(random_matrix(90, 31, 1));
+  check_svd(random_matrix(20, 33, 2));
+  check_svd(random_matrix(40, 40, 3));
+  check_svd(random_matrix(1, 1, 4));
+  check_svd(random_matrix(1, 9, 5));
+  check_svd(random_matrix(9, 1, 6));
+  check_svd(Matrix(9, 7));                                                 // zero
+  check_svd(multiply(random_matrix(20, 3, 9), random_matrix(3, 17, 10)));  // rank 3
+  check_svd(decaying(50, 35, 0.3, 8));
+  check_svd(designed(std::vector<double>(20, 1.0), 11));
+  check_svd(times(random_matrix(12, 5, 12), 1e-200), false);  // the CPU's overflows here
+  check_svd(times(random_matrix(5, 12, 13), 1e200), false);
+}
+
+TEST_CASE("svd on the device: small singular values keep their digits") {
+  Matrix a(12, 12);  // columns of very different lengths, in an order that does not help
+  const Matrix q = random_matrix(12, 12, 14);
+  for (int64_t i = 0; i < 12; ++i) {
+    for (int64_t j = 0; j < 12; ++j)
+      a(i, j) = q(i, j) * std::pow(10.0, -static_cast<double>(j * 5 % 12));
+  }
+  DeviceTest t;
+  const Array x = t.values<double>({12, 12}, a.values), s = t.empty<double>({12});
+  t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+    return k.svd(ctx, view(x), nullptr, view(s), nullptr);
+  });
+  const std::vector<double> sigma = s->from_device();
+  for (int64_t i = 0; i < 12; ++i) {  // the CPU's are good to 1e-16 of the largest
+    CHECK(std::abs(sigma[static_cast<size_t>(i)] / s->host(i) - 1) <
+          1e-13 + 1e-15 * sigma[0] / s->host(i));
+  }
+}
+
+TEST_CASE("svd on the device: many pairs of blocks") {
+  check_svd(random_matrix(110, 100, 15));
+}
+
+TEST_CASE("svd on the device: f32 rounded once; NaN and infinity end in a named failure") {
+  DeviceTest t;
+  const Array x = t.random<float>({11, 7}), s = t.empty<float>({7});
+  t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+    return k.svd(ctx, view(x), nullptr, view(s), nullptr);
+  });
+  t.check_close(s, 1e-7);
+  for (const auto& [m, n] : {std::pair<int64_t, int64_t>{6, 6}, {9, 4}, {4, 9}}) {
+    for (const double bad : {std::nan(""), HUGE_VAL}) {
+      const Array y = t.random<double>({m, n}), u = t.empty<double>({m, std::min(m, n)}),
+                  w = t.empty<double>({std::min(m, n)}), vt = t.empty<double>({std::min(m, n), n});
+      y->set(3, bad);
+      CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
+        return k.svd(ctx, view(y), view(u), view(w), view(vt));
+      }) == 0);
+      CHECK(t.synchronize() != 0);
+      CHECK(t.error() == "svd: the matrix holds NaN or infinity");
+    }
+  }
+}
+
+TEST_CASE("gram_spectrum on the device: the singular values of H W^T") {
+  for (const int64_t rows : {int64_t{12}, int64_t{3}}) {  // 3: both Gram matrices are deficient
+    const Matrix h = random_matrix(rows, 9, 16), w = random_matrix(20, 9, 17);
+    DeviceTest t;
+    const Array m = t.values<double>({9, 9}, multiply(transposed(h), h).values),
+                g = t.values<double>({9, 9}, multiply(transposed(w), w).values),
+                s = t.empty<double>({9});
+    t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+      return k.gram_spectrum(ctx, view(m), view(g), view(s));
+    });
+    const std::vector<double> sigma = s->from_device();
+    for (int64_t i = 0; i < std::min(rows, int64_t{9}); ++i) {
+      CHECK(std::abs(sigma[static_cast<size_t>(i)] - s->host(i)) < 1e-12 * s->host(0));
+    }
+    for (int64_t i = rows; i < 9; ++i) CHECK(sigma[static_cast<size_t>(i)] < 1e-6 * sigma[0]);
   }
 }
 
