@@ -1,72 +1,12 @@
 // The decompositions on the device by their defining properties, as the CPU's are tested in
 // test/native/kernels/linalg_test.cc; values against the CPU's.
-#include "kernels/cpu/dense.h"
 #include "support/device_test.h"
+#include "support/matrices.h"
 
 namespace {
 
 using namespace balora;
 using namespace balora::test;
-
-Matrix matrix_of(const std::vector<double>& values, int64_t rows, int64_t cols) {
-  Matrix out(rows, cols);
-  out.values = values;
-  return out;
-}
-
-Matrix random_matrix(int64_t rows, int64_t cols, uint64_t seed) {
-  Context ctx{};
-  ctx.num_threads = 1;
-  return normal_matrix(&ctx, rows, cols, seed);
-}
-
-Matrix multiply(const Matrix& a, const Matrix& b) {
-  Context ctx{};
-  ctx.num_threads = 1;
-  return product(&ctx, a, b);
-}
-
-// Singular values decay as ratio^i.
-Matrix decaying(int64_t m, int64_t n, double ratio, uint64_t seed) {
-  Context ctx{};
-  ctx.num_threads = 1;
-  const int64_t k = std::min(m, n);
-  Matrix u = thin_qr(&ctx, random_matrix(m, k, seed)).q;
-  const Matrix v = thin_qr(&ctx, random_matrix(n, k, seed + 1)).q;
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t j = 0; j < k; ++j) u(i, j) *= std::pow(ratio, static_cast<double>(j));
-  }
-  return multiply(u, transposed(v));
-}
-
-double largest(const Matrix& a) {
-  double out = 0;
-  for (const double value : a.values) out = std::max(out, std::abs(value));
-  return out;
-}
-
-double max_difference(const Matrix& a, const Matrix& b) {
-  REQUIRE(a.values.size() == b.values.size());
-  double worst = 0;
-  for (size_t i = 0; i < a.values.size(); ++i) {
-    const double gap = std::abs(a.values[i] - b.values[i]);
-    worst = gap <= worst ? worst : gap;  // a NaN stays
-  }
-  return worst;
-}
-
-double orthonormality(const Matrix& q) {
-  Matrix gram = multiply(transposed(q), q);
-  for (int64_t i = 0; i < gram.rows; ++i) gram(i, i) -= 1;
-  return largest(gram);
-}
-
-Matrix scaled_columns(Matrix a, const std::vector<double>& d) {
-  for (int64_t i = 0; i < a.rows; ++i) {
-    for (int64_t j = 0; j < a.cols; ++j) a(i, j) *= d[static_cast<size_t>(j)];
-  }
-  return a;
-}
 
 // ---- eigh ---------------------------------------------------------------------------------------
 
@@ -102,19 +42,6 @@ Matrix symmetric(int64_t n, int64_t rank, uint64_t seed) {
 
 Matrix indefinite(int64_t n, uint64_t seed) {
   Matrix a = random_matrix(n, n, seed);
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j < i; ++j) a(j, i) = a(i, j);
-  }
-  return a;
-}
-
-// U diag(values) U^T
-Matrix designed(const std::vector<double>& values, uint64_t seed) {
-  Context ctx{};
-  ctx.num_threads = 1;
-  const auto n = static_cast<int64_t>(values.size());
-  const Matrix u = thin_qr(&ctx, random_matrix(n, n, seed)).q;
-  Matrix a = multiply(scaled_columns(u, values), transposed(u));
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < i; ++j) a(j, i) = a(i, j);
   }
@@ -201,11 +128,6 @@ void check_qr(const Matrix& a, bool same_r = false) {
     for (int64_t j = 0; j < i; ++j) CHECK(mr(i, j) == 0);
   }
   if (same_r) t.check_close(r, 1e-12 * largest(a));
-}
-
-Matrix times(Matrix a, double factor) {
-  for (double& value : a.values) value *= factor;
-  return a;
 }
 
 TEST_CASE("qr on the device: Cholesky's way, Householder's for what it cannot do") {
