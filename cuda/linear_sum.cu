@@ -1,11 +1,13 @@
 // Which way a sum of products goes. Own kernel: one pass, nothing of C's size beside C. cuBLAS: the
-// products with weights add up in f32 scratch, in blocks of rows that stay in the L2 cache, and the
-// own kernel adds the low-rank terms and the bias to it: 10 more bytes an element of C. On paper,
-// bf16: the own kernel's mma.sync reaches about 85 % of cuBLAS on sm_80 to sm_89, where the extra
-// traffic costs more than it saves; on sm_90 only cuBLAS has wgmma, about 700 against 430 TFLOP/s
-// dense, and with 3 TB/s it wins from 2 K (1/430 - 1/700) > 10 / 3e12 s on, K > 1,900.
-// (Expectations to be measured: BALORA_CUDA_LINEAR=own|cublas decides by hand.)
-// A linear without low-rank parts and bias needs no scratch there: cuBLAS rounds itself.
+// products with weights add up in f32 scratch of at most 64 MiB, in equal blocks of rows, and the
+// own kernel adds the low-rank terms and the bias to it: 10 more bytes an element of C, part of
+// them to and from the L2 cache (smaller blocks would keep all of it there, and leave cuBLAS with
+// waves of tiles that do not fill the device). On paper, bf16: the own kernel's mma.sync reaches
+// about 85 % of cuBLAS on sm_80 to sm_89, where the extra traffic costs more than it saves; on
+// sm_90 only cuBLAS has wgmma, about 700 against 430 TFLOP/s dense, and with 3 TB/s it wins from 2
+// K (1/430 - 1/700) > 10 / 3e12 s on, K > 1,900. (Expectations to be measured:
+// BALORA_CUDA_LINEAR=own|cublas decides by hand.) A linear without low-rank parts and bias needs no
+// scratch there: cuBLAS rounds itself.
 #include "linear_sum.cuh"
 
 #include <cstdlib>
@@ -17,7 +19,7 @@
 namespace balora::cuda {
 namespace {
 
-constexpr int64_t kBlockBytes = int64_t{32} << 20;  // of f32 sums
+constexpr int64_t kBlockBytes = int64_t{64} << 20;  // of f32 sums
 
 bool uses_cublas(Context* ctx, int64_t m, int64_t n, int64_t k) {
   const char* choice = std::getenv("BALORA_CUDA_LINEAR");
@@ -89,8 +91,9 @@ void sum_with_cublas(Context* ctx, const SumArgs& args, const std::vector<SumTer
   if (low_rank.empty() && base.size() == 1 && !args.bias) {
     return multiply(ctx, args.m, args.n, base[0], 0, {args.c, BALORA_BF16, args.n});
   }
-  const int64_t fitting = std::max<int64_t>(kBlockBytes / 4 / args.n / 128, 1) * 128;
-  const int64_t block = std::min(fitting, args.m);
+  const int64_t fitting = std::max<int64_t>(kBlockBytes / 4 / args.n, 128);
+  const int64_t blocks = ceil_div(args.m, fitting);
+  const int64_t block = std::min(ceil_div(ceil_div(args.m, blocks), 128) * 128, args.m);
   float* sums = workspace<float>(ctx, block * args.n);
   const auto moved = [](std::vector<SumTerm> terms, int64_t rows) {
     for (SumTerm& term : terms) term.a += rows * term.a_stride;
