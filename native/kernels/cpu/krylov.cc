@@ -218,14 +218,15 @@ SvdResult converged_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64
     return full;
   }
   const double total = squared_norm(a, m, n);
-  double captured = 0, gain = 0;
+  double captured = -1, gain = -1;  // none yet
   const ConvergedFn test = [&](const RitzPairs& pairs) {
     double energy = 0;
     for (int64_t i = 0; i < rank; ++i) energy += pairs.values[static_cast<size_t>(i)];
-    const double last_gain = gain;
-    gain = energy - captured;
+    const double last = captured, last_gain = gain;
     captured = energy;
-    if (last_gain == 0) return gain <= 0;
+    if (last < 0) return false;
+    gain = energy - last;
+    if (last_gain < 0) return gain <= 0;
     // What geometric convergence at the observed ratio leaves uncaptured, against a third of the
     // tolerance.
     const double ratio = std::clamp(gain / last_gain, 0.0, 0.95);
