@@ -23,8 +23,8 @@ inline Ids ids_of(const View* ids) {
 struct FaultPlace {
   Fault* fault;
   int32_t row;
-  __device__ void outside(int64_t index, int64_t limit) const {
-    report_fault(fault, kIndexOutOfRange, row, index, limit);
+  __device__ void outside(int64_t index, int64_t position, int64_t limit) const {
+    report_fault(fault, kIndexOutOfRange, row, index, limit, position);
   }
 };
 inline FaultPlace fault_place(Context* ctx, const char* name) {
@@ -80,7 +80,7 @@ static __global__ void __launch_bounds__(kBucketThreads)
   for (int64_t i = threadIdx.x; i < t.ids; i += kBucketThreads) {
     const int64_t index = ids[from + i];
     if (index < 0 || index >= t.rows) {
-      if (low == 0) place.outside(index, t.rows);
+      if (low == 0) place.outside(index, from + i, t.rows);
       continue;
     }
     const int64_t local = key_of(i) - low;

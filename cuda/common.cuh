@@ -38,20 +38,22 @@ struct Fault {
   int32_t row;   // of kernels.def, see fault_row()
   int64_t value;
   int64_t limit;
+  int64_t position;
 };
 enum FaultCode : int32_t {
   kNoFault = 0,
-  kIndexOutOfRange = 1,
+  kIndexOutOfRange = 1,  // value at position, limit: values below it
   kSingularMatrix = 2,
   kNotFinite = 3,
   kNotConverged = 4,
   // Of attention's segments; value holds two numbers, see fault_pair().
-  kSegmentEnds = 5,     // (first, last) bound, limit: rows
-  kSegmentFalls = 6,    // (bound, next bound), limit: index of the next
-  kSegmentLength = 7,   // (length, rows of the segment), limit: segment
-  kSegmentReach = 8,    // (segment, its rows), limit: relative positions
-  kPositionIndex = 9,   // (index, its value), limit: rows of the position table
-  kOutsideTables = 10,  // (row, its position), limit: rows of the tables
+  kSegmentEnds = 5,        // (first, last) bound, limit: rows
+  kSegmentFalls = 6,       // (bound, next bound), limit: index of the next
+  kSegmentLength = 7,      // (length, rows of the segment), limit: segment
+  kSegmentReach = 8,       // (segment, its rows), limit: relative positions
+  kPositionIndex = 9,      // (index, its value), limit: rows of the position table
+  kOutsideTables = 10,     // (row, its position), limit: rows of the tables
+  kTargetOutOfRange = 11,  // value at position, limit: classes
 };
 
 // One device in one environment. Used by the engine thread only, except allocate and release.
@@ -314,11 +316,12 @@ __device__ inline int64_t thread_count() {
 // ---- Faults -------------------------------------------------------------------------------------
 
 __device__ inline void report_fault(Fault* fault, int32_t code, int32_t row, int64_t value,
-                                    int64_t limit) {
+                                    int64_t limit, int64_t position = 0) {
   if (atomicCAS(&fault->code, int32_t{kNoFault}, code) != kNoFault) return;
   fault->row = row;
   fault->value = value;
   fault->limit = limit;
+  fault->position = position;
 }
 // Two numbers in a fault's value.
 __host__ __device__ inline int64_t fault_pair(int32_t first, int32_t second) {

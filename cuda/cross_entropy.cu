@@ -26,7 +26,7 @@ struct Targets {
     const int32_t target = data[n];
     if (target >= 0 && target < classes) return true;
     if (target != kIgnored && reports) {
-      report_fault(fault, kIndexOutOfRange, row, target, classes);
+      report_fault(fault, kTargetOutOfRange, row, target, classes, n);
     }
     return false;
   }

@@ -31,7 +31,8 @@ class HeadRowPass {
     regularized_ = !args.regularized || args.regularized[args.first + row] != 0;
     if (target_ != -100 && args.targets && (target_ < 0 || target_ >= args.vocabulary)) {
       if (threadIdx.x == 0) {
-        report_fault(args.fault, kIndexOutOfRange, args.fault_row, target_, args.vocabulary);
+        report_fault(args.fault, kTargetOutOfRange, args.fault_row, target_, args.vocabulary,
+                     args.first + row);
       }
       target_ = -1;
     }

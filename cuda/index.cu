@@ -32,7 +32,7 @@ __global__ void copy_rows(const U* table, Ids ids, U* y, Stretches s, FaultPlace
     const int64_t n = w / s.per_row, first = w % s.per_row * s.length;
     const int64_t id = ids[n], last = min(s.size, first + s.length);
     if (id < 0 || id >= s.rows) {
-      if (lane == 0) place.outside(id, s.rows);
+      if (lane == 0) place.outside(id, n, s.rows);
       continue;
     }
     const U* from = table + id * s.size;
@@ -144,7 +144,7 @@ __global__ void gather_elements(const U* x, Ids ids, U* y, Middle m, FaultPlace 
   for (int64_t i = thread_index(); i < n; i += thread_count()) {
     const int64_t id = ids[i], a = i / m.inner / m.length, c = i % m.inner;
     if (id < 0 || id >= m.rows) {
-      place.outside(id, m.rows);
+      place.outside(id, i, m.rows);
       continue;
     }
     y[i] = x[(a * m.rows + id) * m.inner + c];
@@ -172,7 +172,7 @@ __global__ void add_columns(const T* source, Ids ids, Acc<T>* wide, Middle m, Fa
     for (int64_t k = 0; k < m.length; ++k) {
       const int64_t at = (a * m.length + k) * m.inner + c, id = ids[at];
       if (id < 0 || id >= m.rows) {
-        place.outside(id, m.rows);
+        place.outside(id, at, m.rows);
         continue;
       }
       wide[(a * m.rows + id) * m.inner + c] += load(source[at]);

@@ -87,12 +87,16 @@ void close_device(DeviceState& state) {
 
 std::string fault_text(const Fault& fault) {
   const std::string row = row_name(fault.row), limit = std::to_string(fault.limit);
+  const std::string value = std::to_string(fault.value), position = std::to_string(fault.position);
   const std::string first = std::to_string(static_cast<int32_t>(fault.value >> 32));
   const std::string second = std::to_string(static_cast<int32_t>(fault.value));
   switch (fault.code) {
     case kIndexOutOfRange:
-      return row + ": index " + std::to_string(fault.value) + " is out of range [0, " +
-             std::to_string(fault.limit) + ")";
+      return row + ": index " + value + " at position " + position + " is outside [0," + limit +
+             ")";
+    case kTargetOutOfRange:
+      return row + ": target " + value + " of row " + position + " is not a class id below " +
+             limit + " (-100 marks a row to ignore)";
     case kSingularMatrix:
       return row + ": the matrix is singular";
     case kNotFinite:

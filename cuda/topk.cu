@@ -1,21 +1,22 @@
 // The K largest of each row in descending order with their columns; equal values by column, a NaN
 // above every number (kernels/cpu/topk.cc). A block a row, on keys that order as the values do:
-//   1. Each thread keeps the largest keys of two strided parts of the row; the K-th largest of
-//      these 1024 is a lower bound of the row's K-th largest.
+//   1. Each of up to 512 threads keeps the largest keys of two strided parts of the row; the K-th
+//      largest of these P = 1024 is a lower bound of the row's K-th largest.
 //   2. What lies above the bound, and the first K columns that equal it, are gathered in the order
-//      of the columns: for values in no particular order some 1024 ln(1 / (1 - K / 1024)) of them.
+//      of the columns: for values in no particular order some P ln(1 / (1 - K / P)) of them.
 //   3. A bitonic sort of the gathered, by key and column; the first K are the answer.
-// Where too many lie above the bound, or K > 1024, the row's K-th key itself is found bit by bit
-// (8 * size more reads of the row) and takes the bound's place. The row comes from memory once, 2.
-// reads it from the L2 cache: N=2048, V=49152 in bf16 is 201 MB, 60 us at 3.35 TB/s; barriers of
-// the bound (16 sums for bf16) and the sort (55 steps) add about as much.
+// Where too many lie above the bound, or K > P / 2, the row's K-th key itself is found bit by bit
+// (8 * size more reads of the row) and takes the bound's place; a short row is sorted whole. The
+// row comes from memory once, 2. reads it from the L2 cache: N=2048, V=49152 in bf16 is 201 MB, 60
+// us at 3.35 TB/s; the barriers of the bound (32 for bf16) and of the sort (55) add about as much.
 #include "rows.cuh"
 #include "scan.cuh"
 
 namespace balora::cuda {
 namespace {
 
-constexpr int kTopThreads = 512, kParts = 2;
+constexpr int kMaxThreads = 512, kParts = 2;
+constexpr int64_t kSortedWhole = 1024;
 
 template <typename T>
 using Key = std::conditional_t<std::is_same_v<T, double>, uint64_t, uint32_t>;
@@ -53,10 +54,13 @@ struct Entry {
   }
 };
 
+enum BoundKind : int32_t { kNoBound, kFromParts, kExact };
+
 struct TopTask {
   int64_t rows;
   int32_t size, k;
   int32_t slots;  // of the list: a power of two, the last k for what equals the bound
+  int32_t bound;  // a BoundKind
 };
 
 // The largest key that at least k keys reach, 0 where there are fewer; count(key) tells how many
@@ -94,24 +98,25 @@ struct TopRow {
 
   __device__ K bound(int32_t k) const {
     K best[kParts] = {};
-    for (int32_t i = threadIdx.x; i < cut.pieces(); i += kParts * kTopThreads) {
+    const auto threads = static_cast<int32_t>(blockDim.x);
+    for (int32_t i = threadIdx.x; i < cut.pieces(); i += kParts * threads) {
       BALORA_UNROLL
       for (int p = 0; p < kParts; ++p) {
-        each(i + p * kTopThreads, [&](K key, int32_t) { best[p] = key > best[p] ? key : best[p]; });
+        each(i + p * threads, [&](K key, int32_t) { best[p] = key > best[p] ? key : best[p]; });
       }
     }
     return kth_largest<kBits, K>(k, [&](K key) {
       int32_t reached = 0;
       BALORA_UNROLL
-      for (int p = 0; p < kParts; ++p) reached += best[p] >= key;
-      return block_reduce(reached, 0, scratch);
+      for (int p = 0; p < kParts; ++p) reached += __syncthreads_count(best[p] >= key);
+      return reached;
     });
   }
 
   __device__ K exact(int32_t k) const {
     return kth_largest<kBits, K>(k, [&](K key) {
       int32_t reached = 0;
-      for (int32_t i = threadIdx.x; i < cut.pieces(); i += kTopThreads) {
+      for (int32_t i = threadIdx.x; i < cut.pieces(); i += static_cast<int32_t>(blockDim.x)) {
         each(i, [&](K other, int32_t) { reached += other >= key; });
       }
       return block_reduce(reached, 0, scratch);
@@ -123,9 +128,10 @@ struct TopRow {
     constexpr int32_t kEqual = 1 << 16;  // two counts in one sum: a tile has at most 4096
     const int32_t room = task.slots - task.k;
     int32_t above = 0, equal = 0;
-    for (int32_t s = threadIdx.x; s < task.slots; s += kTopThreads) list[s] = {0, 0};
+    for (int32_t s = threadIdx.x; s < task.slots; s += static_cast<int32_t>(blockDim.x))
+      list[s] = {0, 0};
     __syncthreads();
-    for (int32_t tile = 0; tile < cut.pieces(); tile += kTopThreads) {
+    for (int32_t tile = 0; tile < cut.pieces(); tile += static_cast<int32_t>(blockDim.x)) {
       int32_t mine = 0, total = 0;
       each(tile + threadIdx.x, [&](K key, int32_t) {
         mine += key > bound ? 1 : key == bound ? kEqual : 0;
@@ -151,7 +157,7 @@ template <typename K>
 __device__ inline void sort(Entry<K>* list, int32_t slots) {
   for (int32_t run = 2; run <= slots; run *= 2) {
     for (int32_t step = run / 2; step > 0; step /= 2) {
-      for (int32_t i = threadIdx.x; i < slots / 2; i += kTopThreads) {
+      for (int32_t i = threadIdx.x; i < slots / 2; i += static_cast<int32_t>(blockDim.x)) {
         const int32_t low = i / step * 2 * step + i % step, high = low + step;
         const bool descending = (low & run) == 0;
         const Entry<K> a = list[low], b = list[high];
@@ -167,7 +173,7 @@ __device__ inline void sort(Entry<K>* list, int32_t slots) {
 
 // `memory` is null where the list fits into shared memory.
 template <typename T>
-__global__ void __launch_bounds__(kTopThreads)
+__global__ void __launch_bounds__(kMaxThreads)
     top_of_rows(const T* x, T* values, int32_t* columns, TopTask task, Entry<Key<T>>* memory) {
   BALORA_SHARED(int32_t, scratch, kWarp + 1);
   SharedMemory shared;
@@ -178,12 +184,13 @@ __global__ void __launch_bounds__(kTopThreads)
     const Cut<T> cut = Cut<T>::aligned(at, task.size);
     const TopRow<T> row{cut, cut.row(at), scratch};
     bool found = false;
-    if (task.k <= kParts * kTopThreads) {
-      found = row.gather(task, row.bound(task.k), list) <= task.slots - task.k;
+    if (task.bound != kExact) {
+      const Key<T> bound = task.bound == kFromParts ? row.bound(task.k) : 0;
+      found = row.gather(task, bound, list) <= task.slots - task.k;
     }
     if (!found) row.gather(task, row.exact(task.k), list);
     sort(list, task.slots);
-    for (int32_t j = threadIdx.x; j < task.k; j += kTopThreads) {
+    for (int32_t j = threadIdx.x; j < task.k; j += static_cast<int32_t>(blockDim.x)) {
       const auto column = static_cast<int32_t>(~list[j].back);
       values[n * task.k + j] = at[column];
       columns[n * task.k + j] = column;
@@ -192,14 +199,21 @@ __global__ void __launch_bounds__(kTopThreads)
   }
 }
 
-// Twice K, so that what lies above the exact bound and what equals it both fit.
-int32_t slots_for(int64_t k) {
-  int64_t slots = 1024;
-  while (slots < 2 * k) slots *= 2;
+// How a row of `size` elements is taken by `threads` threads: what a random row leaves above the
+// bound fits with room to spare, and what lies above an exact bound always.
+TopTask top_task(int64_t rows, int64_t size, int64_t k, int64_t threads) {
+  const int64_t parts = kParts * threads;
+  const BoundKind bound = size <= kSortedWhole ? kNoBound : k <= parts / 2 ? kFromParts : kExact;
+  const int64_t least = bound == kNoBound     ? size + k
+                        : bound == kFromParts ? std::max(parts, 4 * k)
+                                              : 2 * k;
+  int64_t slots = 64;
+  while (slots < least) slots *= 2;
   if (slots > 1 << 30) {
     throw std::runtime_error("topk: k=" + std::to_string(k) + " is too large");
   }
-  return static_cast<int32_t>(slots);
+  return {rows, static_cast<int32_t>(size), static_cast<int32_t>(k), static_cast<int32_t>(slots),
+          bound};
 }
 
 }  // namespace
@@ -209,14 +223,18 @@ int32_t topk_kernel(Context* ctx, const View* x, const View* values, const View*
   const int64_t rows = x->shape[0], k = values->shape[1];
   if (rows == 0 || k == 0) return 0;
   dispatch_float(x->dtype, [&]<typename T>() {
-    const RowPlan plan = plan_rows<T>("topk", rows, x->shape[1], 1);  // checks the row's length
-    const TopTask task{rows, plan.task.size, static_cast<int32_t>(k), slots_for(k)};
+    const int64_t pieces = ceil_div(x->shape[1], kPackOf<T>);
+    const int64_t threads =
+        std::clamp<int64_t>(ceil_div(pieces, kParts * kWarp) * kWarp, 2 * kWarp, kMaxThreads);
+    plan_rows<T>("topk", rows, x->shape[1], 1);  // refuses a row that is too long
+    const TopTask task = top_task(rows, x->shape[1], k, threads);
     const int64_t bytes = shared_bytes<Entry<Key<T>>>(task.slots);
     const bool in_memory = bytes > kSharedList;
     const int64_t blocks =
         std::min<int64_t>(rows, in_memory ? 2 * state_of(ctx).multiprocessors : kMaxBlocks);
     auto* memory = in_memory ? workspace<Entry<Key<T>>>(ctx, blocks * task.slots) : nullptr;
-    const Grid grid{dim3(static_cast<unsigned>(blocks)), dim3(kTopThreads), in_memory ? 0 : bytes};
+    const Grid grid{dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
+                    in_memory ? 0 : bytes};
     launch(ctx, "topk", grid, top_of_rows<T>, data_of<T>(x), data_of<T>(values),
            data_of<int32_t>(columns), task, memory);
   });

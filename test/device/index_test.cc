@@ -134,7 +134,7 @@ void check_fault(DeviceTest& t, const std::string& row, const DeviceTest::Row& c
   REQUIRE(t.on_device(call) == 0);
   CHECK(t.synchronize() != 0);
   CHECK(t.error().find(row + ": index ") != std::string::npos);
-  CHECK(t.error().find("out of range [0, 5)") != std::string::npos);
+  CHECK(t.error().find(" at position 1 is outside [0,5)") != std::string::npos);
   CHECK(t.synchronize() == 0);
 }
 

@@ -32,6 +32,7 @@ void check_random(int64_t rows, int64_t size, int64_t k, bool ties) {
 template <typename T>
 void check_all() {
   check_random<T>(1, 1, 1, false);
+  check_random<T>(2, 1000, 1000, true);
   check_random<T>(3, 31, 5, true);
   check_random<T>(1, 33, 33, false);
   check_random<T>(2, 2500, 64, true);

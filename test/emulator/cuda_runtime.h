@@ -99,6 +99,9 @@ inline void __syncthreads() {
 inline int __syncthreads_or(int predicate) {
   return emulator::block_or(predicate);
 }
+inline int __syncthreads_count(int predicate) {
+  return emulator::block_count(predicate);
+}
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
   emulator::warp_barrier(mask);
 }

@@ -50,7 +50,7 @@ struct Block {
   std::vector<unsigned char> shared;  // dynamic, then static arrays, each followed by a guard
   size_t dynamic_bytes = 0, dynamic_used = 0, static_used = 0;
   std::map<std::pair<std::string, int>, std::pair<size_t, size_t>> statics;  // offset and bytes
-  int block_or = 0;
+  int block_or = 0, block_count = 0;
   unsigned running = 0;  // index in lanes
   std::exception_ptr error;
 };
@@ -108,7 +108,7 @@ bool release_warps(Block& block, unsigned threads) {
 }
 
 bool release_block(Block& block, unsigned threads) {
-  int any = 0;
+  int any = 0, count = 0;
   unsigned waiting = 0;
   for (unsigned i = 0; i < threads; ++i) {
     const Lane& lane = *block.lanes[i];
@@ -116,8 +116,10 @@ bool release_block(Block& block, unsigned threads) {
     if (lane.wait != Wait::kBlock) return false;
     ++waiting;
     any |= lane.predicate;
+    count += lane.predicate != 0;
   }
   block.block_or = any;
+  block.block_count = count;
   for (unsigned i = 0; i < threads; ++i) {
     if (block.lanes[i]->wait == Wait::kBlock) block.lanes[i]->wait = Wait::kNone;
   }
@@ -203,6 +205,10 @@ int block_or(int predicate) {
   wait_for(Wait::kBlock);
   self().predicate = 0;
   return current->block_or;
+}
+int block_count(int predicate) {
+  block_or(predicate);
+  return current->block_count;
 }
 void warp_barrier(unsigned mask) {
   self().warp_mask = mask;

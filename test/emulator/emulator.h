@@ -40,6 +40,7 @@ bool is_device_memory(const void* data, size_t bytes);
 
 void block_barrier();
 int block_or(int predicate);
+int block_count(int predicate);
 void warp_barrier(unsigned mask);
 
 // Shared memory of the running block: an array known by its place in the source, the whole of the
