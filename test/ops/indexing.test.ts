@@ -11,6 +11,7 @@ import {
   transpose,
 } from '../../lib/index.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
+import { kTestDevice } from '../support/device.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 
 const ids = (n: number, limit: number): Int32Array =>
@@ -52,12 +53,11 @@ describe('embedding and indexSelect', () => {
   it('name a bad index at the next read, and bad arguments at once', () => {
     const weight = randomTensor([4, 3]);
     expect(() => embedding(weight, tensor(Int32Array.of(1, 4))).dataSync()).toThrow(
-      kTestDevice === 'cpu'
-        ? 'embedding: index 4 at position 1 is outside [0,4)'
-        : 'index 4 is out of range [0, 4)',
+      // A device tells of it when it is waited for, and then by its kernel's name.
+      `${kTestDevice === 'cpu' ? 'embedding' : 'select_rows'}: index 4 at position 1 is outside [0,4)`,
     );
     expect(() => indexSelect(weight, tensor(Int32Array.of(-1))).dataSync()).toThrow(
-      kTestDevice === 'cpu' ? 'index -1 at position 0' : 'index -1 is out of range',
+      'index -1 at position 0',
     );
     expect(values(weight).length).toBe(12); // the stream goes on
     expect(() => embedding(weight, tensor([1]))).toThrow(
@@ -122,7 +122,7 @@ describe('gather and scatterAdd', () => {
     );
     expect(() => scatterAdd(x, index, randomTensor([2, 3]))).toThrow('scatter_add: source must be');
     expect(() => gather(x, tensor(Int32Array.of(9, 0), { shape: [2, 1] })).dataSync()).toThrow(
-      kTestDevice === 'cpu' ? 'index 9 at position 0' : 'index 9 is out of range',
+      'index 9 at position 0',
     );
   });
 });
