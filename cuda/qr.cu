@@ -49,7 +49,8 @@ __global__ void factor_diagonal(double* g, int64_t n, int64_t from, int width, i
 // Rows [from, from + width) right of the diagonal block: R_jj^-T times them; a thread a column.
 __global__ void solve_panel(double* g, int64_t n, int64_t from, int width) {
   BALORA_SHARED(double, r, kPanel* kPitch);
-  for (int at = static_cast<int>(threadIdx.x); at < width * width; at += kThreads) {
+  for (int at = static_cast<int>(threadIdx.x); at < width * width;
+       at += static_cast<int>(blockDim.x)) {
     r[at / width * kPitch + at % width] = g[(from + at / width) * n + from + at % width];
   }
   __syncthreads();
@@ -74,14 +75,16 @@ __global__ void finish_triangle(double* r, int64_t n, double limit, int32_t* fai
     const int64_t i = at / n, j = at % n;
     if (i > j) r[at] = 0;
   }
-  if (blockIdx.x != 0 || threadIdx.x != 0) return;
-  double largest = 0, smallest = r[0];
-  for (int64_t i = 0; i < n; ++i) {
-    const double value = r[i * n + i];
-    largest = value > largest || value != value ? value : largest;
-    smallest = value < smallest ? value : smallest;
+  if (blockIdx.x != 0 || threadIdx.x >= kWarp) return;
+  double largest = 0, falling = -r[0];  // falling: of the smallest, negative
+  for (int64_t i = threadIdx.x; i < n; i += kWarp) {
+    largest = Max()(r[i * n + i], largest);
+    falling = Max()(-r[i * n + i], falling);
   }
-  if (!(smallest > 0) || !(largest <= limit * smallest)) *failed = 1;
+  largest = warp_reduce(largest, Max());
+  falling = warp_reduce(falling, Max());
+  const bool fits = falling < 0 && largest <= limit * -falling;
+  if (threadIdx.x == 0 && !fits) *failed = 1;
 }
 
 void cholesky(Context* ctx, const Dense& g, double limit, int32_t* failed) {

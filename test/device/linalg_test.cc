@@ -2,6 +2,7 @@
 // test/native/kernels/linalg_test.cc; values against the CPU's.
 #include "support/device_test.h"
 #include "support/matrices.h"
+#include "support/workspace_spy.h"
 
 namespace {
 
@@ -143,6 +144,27 @@ TEST_CASE("qr on the device: Cholesky's way, Householder's for what it cannot do
   check_qr(multiply(random_matrix(20, 3, 9), random_matrix(3, 11, 10)));  // rank 3
   check_qr(times(random_matrix(12, 5, 11), 1e-200));  // the CPU's overflows here
   check_qr(times(random_matrix(12, 5, 12), 1e200));
+}
+
+// Either way gives the same factors, so a broken Cholesky would go unseen behind Householder: they
+// are told apart by the scratch they take, 2 M N + 3 N^2 elements or M N and more on top.
+int64_t scratch_of_qr(const Matrix& a) {
+  DeviceTest t;
+  const Array x = t.values<double>({a.rows, a.cols}, a.values),
+              q = t.empty<double>({a.rows, a.cols}), r = t.empty<double>({a.cols, a.cols});
+  const WorkspaceSpy spy(t);
+  CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
+    return k.qr(ctx, view(x), view(q), view(r));
+  }) == 0);
+  return spy.total() / static_cast<int64_t>(sizeof(double));
+}
+
+TEST_CASE("qr on the device: well-conditioned matrices take Cholesky's way") {
+  for (const auto& [m, n] : {std::pair<int64_t, int64_t>{130, 70}, {90, 31}, {77, 33}, {60, 60}}) {
+    CAPTURE(m);
+    CHECK(scratch_of_qr(random_matrix(m, n, 21)) < 5 * m * n / 2 + 3 * n * n + 200);
+    CHECK(scratch_of_qr(decaying(m, n, 0.1, 22)) > 3 * m * n + 3 * n * n);
+  }
 }
 
 TEST_CASE("qr on the device: NaN ends, f32 and 16-bit are rounded once") {

@@ -3,6 +3,7 @@
 #include "kernels/cpu/krylov.h"
 #include "support/device_test.h"
 #include "support/matrices.h"
+#include "support/workspace_spy.h"
 
 namespace {
 
@@ -35,6 +36,7 @@ struct Task {
   int32_t dtype = BALORA_F64;
   int64_t rank = 8, niter = -1, oversample = 8;
   uint64_t seed = 7;
+  enum { kEither, kF32, kF64 } precision = kEither;  // that A must be kept in
 };
 
 // The factors found, and into *rounded the matrix as its dtype holds it.
@@ -44,6 +46,7 @@ SvdResult solve(const Matrix& a, const Task& task, Matrix* rounded) {
   const int32_t wide = task.dtype == BALORA_F64 ? BALORA_F64 : BALORA_F32;
   const Array x = t.of_values(task.dtype, {m, n}, a.values), u = t.make(wide, {m, task.rank}),
               s = t.make(wide, {task.rank}), vt = t.make(wide, {task.rank, n});
+  const WorkspaceSpy spy(t);
   const int32_t status = t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
     ctx->allow_tf32 = 1;  // must change nothing
     return k.randomized_svd(ctx, view(x), view(u), view(s), view(vt), task.niter, task.oversample,
@@ -52,6 +55,10 @@ SvdResult solve(const Matrix& a, const Task& task, Matrix* rounded) {
   REQUIRE_MESSAGE(status == 0, t.error());
   REQUIRE_MESSAGE(t.synchronize() == 0, t.error());
   CHECK(t.device_context()->allow_tf32 == 1);
+  const int64_t in_f64 = m * n * static_cast<int64_t>(sizeof(double));
+  if (task.precision != Task::kEither) {
+    CHECK((spy.largest() >= in_f64) == (task.precision == Task::kF64));
+  }
   *rounded = matrix_of(x->host_values(), m, n);
   SvdResult out{matrix_of(u->from_device(), m, task.rank), s->from_device(),
                 matrix_of(vt->from_device(), task.rank, n)};
@@ -94,11 +101,11 @@ TEST_CASE("randomized_svd on the device: to convergence in f64, dense and Krylov
 TEST_CASE("randomized_svd on the device: to convergence in f32, bf16 and f16") {
   const Matrix a = weight_like(140, 131, 21);
   for (const int32_t dtype : {BALORA_F32, BALORA_BF16, BALORA_F16}) {
-    check_converged(a, {dtype, 6, -1, 6});
+    check_converged(a, {dtype, 6, -1, 6, 7, Task::kF32});
   }
-  check_converged(transposed(a), {BALORA_F32, 6, -1, 6});
-  check_converged(times(a, 1e30), {BALORA_F32, 6, -1, 6});
-  check_converged(times(a, 1e-30), {BALORA_F32, 6, -1, 6});
+  check_converged(transposed(a), {BALORA_F32, 6, -1, 6, 7, Task::kF32});
+  check_converged(times(a, 1e30), {BALORA_F32, 6, -1, 6, 7, Task::kF32});
+  check_converged(times(a, 1e-30), {BALORA_F32, 6, -1, 6, 7, Task::kF32});
 }
 
 TEST_CASE("randomized_svd on the device: power iterations capture what the CPU's do") {
@@ -108,7 +115,8 @@ TEST_CASE("randomized_svd on the device: power iterations capture what the CPU's
     for (const int64_t niter : {0, 1, 4}) {
       const Matrix a = weight_like(129, 150, 31);
       Matrix rounded;
-      const SvdResult found = solve(a, {dtype, 6, niter, 6}, &rounded);
+      const SvdResult found = solve(
+          a, {dtype, 6, niter, 6, 7, dtype == BALORA_F32 ? Task::kF32 : Task::kF64}, &rounded);
       const SvdResult plain =
           randomized_svd(&ctx, rounded.ref(), rounded.rows, rounded.cols, 6, niter, 6, 7);
       // The same test matrix, so the same subspace: nearer than another seed's.
@@ -119,12 +127,14 @@ TEST_CASE("randomized_svd on the device: power iterations capture what the CPU's
 }
 
 TEST_CASE("randomized_svd on the device: f32 gives way where its numbers are too small") {
-  check_converged(decaying(130, 140, 0.3, 41), {BALORA_F32, 8, -1, 6});   // sigma_8 = 2e-4
-  check_converged(decaying(130, 140, 0.05, 43), {BALORA_F32, 4, -1, 6});  // nothing is left
+  check_converged(decaying(130, 140, 0.3, 41),
+                  {BALORA_F32, 8, -1, 6, 7, Task::kF64});  // sigma_8 = 2e-4
+  check_converged(decaying(130, 140, 0.05, 43),
+                  {BALORA_F32, 4, -1, 6, 7, Task::kF64});  // nothing is left
   std::vector<double> deficient(130, 0.0);
   for (size_t i = 0; i < 5; ++i) deficient[i] = 1;
-  check_converged(with_values(130, 140, deficient, 45), {BALORA_F32, 4, -1, 6});
-  check_converged(with_values(130, 140, deficient, 47), {BALORA_F32, 7, -1, 6});
+  check_converged(with_values(130, 140, deficient, 45), {BALORA_F32, 4, -1, 6, 7, Task::kF32});
+  check_converged(with_values(130, 140, deficient, 47), {BALORA_F32, 7, -1, 6, 7, Task::kF64});
   check_converged(with_values(130, 140, deficient, 49), {BALORA_F64, 7, -1, 6});
 }
 
