@@ -61,6 +61,7 @@ export interface NativeOps {
   gramAdd(g: Handle, a: Handle): void;
   gramSpectrum(m: Handle, g: Handle): Handle;
   headLosses(hidden: Handle, teacher: Handle | null, head: Handle, teacherHead: Handle | null, targets: Handle | null, regularized: Handle | null, scales: readonly (number)[], temperature: number, entropyTopK: number, softcap: number, chunkBytes: number): [Handle, Handle];
+  headLossesCached(hidden: Handle, mean: Handle, entropy: Handle, head: Handle, targets: Handle | null, regularized: Handle | null, scales: readonly (number)[], temperature: number, entropyTopK: number, softcap: number, chunkBytes: number): [Handle, Handle];
   headRows(hidden: Handle, teacher: Handle | null, head: Handle, teacherHead: Handle | null, targets: Handle | null, temperature: number, entropyTemperature: number, entropyTopK: number, softcap: number, chunkBytes: number): Handle;
   indexSelect(x: Handle, rows: Handle): Handle;
   isFinite(x: Handle): Handle;
@@ -130,6 +131,7 @@ export interface NativeOps {
   svdRatioGram(hidden: Handle, gram: Handle, k: number, norm: string): Handle;
   synchronize(device: string): Promise<void>;
   synchronizeSync(device: string): void;
+  teacherSummary(teacher: Handle, teacherHead: Handle | null, head: Handle, temperature: number, softcap: number, chunkBytes: number): [Handle, Handle];
   toDevice(x: Handle, device: string): Handle;
   topK(x: Handle, k: number): [Handle, Handle];
   trimMemory(device: string): void;

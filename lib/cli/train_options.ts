@@ -99,6 +99,10 @@ export const kTrainOptions = {
     memoryBudget(),
     'what the process may hold: the fastest plan, the smallest, or a size such as 1.2GiB',
   ),
+  cacheTeacher: run(
+    onOff(),
+    'run the teacher once for each sequence and keep its part; for runs of several epochs',
+  ),
   dryRun: run(onOff(), 'print what the run would take in memory and time, and stop', {
     commandLineOnly: true,
   }),

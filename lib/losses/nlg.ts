@@ -3,10 +3,21 @@
 // Every mean counts with the micro-batch's share of the WINDOW's rows: the task with supervised rows, the regularizers with
 // selected rows. Task, CR and DR of 1x8 and 8x1 then agree exactly; SVDR belongs to the micro-batch's own matrix.
 import { ArgumentError } from '../errors.ts';
-import { add, headLosses, headRows, indexSelect, mul } from '../ops/index.ts';
+import {
+  add,
+  headLosses,
+  headLossesCached,
+  headRows,
+  indexSelect,
+  mul,
+  type TeacherSummary,
+  teacherSummary,
+} from '../ops/index.ts';
 import { noGrad, type Tensor, tensor, unscoped } from '../tensor.ts';
 import { fusedSvdLoss, gramFormAllowed, type Head, HeadGram } from './fused.ts';
 import { type Positions, type RowsOfBatch, type SelectedRows, selectRows } from './positions.ts';
+
+export type { SelectedRows, TeacherSummary };
 
 /** Options of {@link BaLoraLoss}. */
 export interface BaLoraOptions {
@@ -44,6 +55,8 @@ export interface MicroBatch {
   hidden: Tensor;
   /** (N, C) of the teacher, without gradient; needed while consistency is on. */
   teacherHidden?: Tensor | null;
+  /** The teacher's selected rows summed up, instead of its hidden states; see {@link BaLoraLoss.summarize}. */
+  teacher?: TeacherSummary | null;
   batch: RowsOfBatch;
   weights: TermWeights;
   /** Default: this micro-batch is the whole window. */
@@ -103,11 +116,12 @@ export class BaLoraLoss {
   }
 
   /** Enqueues the loss of one micro-batch; nothing is read back. */
-  compute({ hidden, teacherHidden = null, batch, weights, window }: MicroBatch): MicroBatchLoss {
+  compute(micro: MicroBatch): MicroBatchLoss {
+    const { hidden, teacherHidden = null, teacher: summary = null, batch, weights, window } = micro;
     const selected = this.select(batch);
     const counts = { supervised: selected.supervised, selected: selected.regularizedRows.length };
     if (selected.rows.length === 0) return { loss: null, sums: null, svd: null, ...counts };
-    if (this.terms.consistency && counts.selected > 0 && !teacherHidden) {
+    if (this.terms.consistency && counts.selected > 0 && !teacherHidden && !summary) {
       throw new ArgumentError('BaLoraLoss: the consistency term needs teacherHidden');
     }
     const shares = window ?? counts;
@@ -117,11 +131,9 @@ export class BaLoraLoss {
       this.terms.consistency && teacherHidden
         ? noGrad(() => pick(teacherHidden, selected.rows))
         : null;
-    const { loss: headLoss, sums } = headLosses({
+    const inputs = {
       hidden: rows,
-      teacher,
       head: this.head.weight,
-      teacherHead: teacher ? (this.head.teacherWeight ?? null) : null,
       targets: tensor(selected.targets, { device }),
       regularized: selected.regularized ? tensor(selected.regularized, { device }) : null,
       softcap: this.head.softcap ?? 0,
@@ -131,11 +143,34 @@ export class BaLoraLoss {
       taskScale: perRow(1, shares.supervised),
       consistencyScale: perRow(weights.consistency, shares.selected),
       diversityScale: perRow(weights.diversity, shares.selected),
-    });
+    };
+    const teacherHead = teacher ? (this.head.teacherWeight ?? null) : null;
+    const { loss: headLoss, sums } =
+      this.terms.consistency && summary
+        ? headLossesCached({ ...inputs, summary })
+        : headLosses({ ...inputs, teacher, teacherHead });
     const svd = this.#svd(hidden, rows, selected, weights.svd);
     if (!svd || weights.svd === 0) return { loss: headLoss, sums, svd, ...counts };
     const share = (weights.svd * counts.selected) / shares.selected;
     return { loss: add(headLoss, mul(svd, share)), sums, svd: svd.detach(), ...counts };
+  }
+
+  /**
+   * The teacher's part in compute(), for keeping: of the rows of select(), in their order.
+   * @param teacherHidden (N, C)
+   * @throws UnsupportedError for a head that is trained or soft-capped
+   */
+  summarize(teacherHidden: Tensor, { rows }: SelectedRows): TeacherSummary {
+    const { temperature, chunkBytes } = this.options;
+    return noGrad(() =>
+      teacherSummary(pick(teacherHidden, rows), {
+        head: this.head.weight,
+        teacherHead: this.head.teacherWeight ?? null,
+        softcap: this.head.softcap ?? 0,
+        temperature,
+        chunkBytes,
+      }),
+    );
   }
 
   /**

@@ -69,6 +69,78 @@ export function headLosses({
   return { loss: new Tensor(loss), sums: new Tensor(sums) };
 }
 
+/** A teacher as the consistency term needs it. */
+export interface TeacherSummary {
+  /** (M, C) = sum_j q_j head_j with q = softmax(y / T); in f32, f64 beside f64. */
+  readonly mean: Tensor;
+  /** (M) f64: the entropy of q, in nats. */
+  readonly entropy: Tensor;
+}
+
+/**
+ * Sums a teacher up: KL(q || p) = lse(z / T) - h . mean / T - entropy, so it need not be run again. Exact while the student's
+ * head is linear and frozen.
+ * @param teacher (M, C) hidden states after the final norm
+ * @throws UnsupportedError for a head that is trained or soft-capped
+ */
+export function teacherSummary(
+  teacher: Tensor,
+  {
+    head,
+    teacherHead = null,
+    temperature = 1,
+    softcap = 0,
+    chunkBytes = 0,
+  }: Pick<HeadInputs, 'head' | 'teacherHead' | 'temperature' | 'softcap' | 'chunkBytes'>,
+): TeacherSummary {
+  const [mean, entropy] = native.teacherSummary(
+    teacher.handle,
+    teacherHead?.handle ?? null,
+    head.handle,
+    temperature,
+    softcap,
+    chunkBytes,
+  );
+  return { mean: new Tensor(mean), entropy: new Tensor(entropy) };
+}
+
+/**
+ * headLosses() with the teacher as its summary; differentiable in hidden.
+ * @throws UnsupportedError for a head that is trained or soft-capped
+ */
+export function headLossesCached({
+  hidden,
+  summary,
+  head,
+  targets = null,
+  regularized = null,
+  softcap = 0,
+  temperature = 1,
+  entropyTopK = 0,
+  chunkBytes = 0,
+  taskScale = 0,
+  consistencyScale = 0,
+  diversityScale = 0,
+}: Omit<HeadLossInputs, 'teacher' | 'teacherHead'> & { summary: TeacherSummary }): {
+  loss: Tensor;
+  sums: Tensor;
+} {
+  const [loss, sums] = native.headLossesCached(
+    hidden.handle,
+    summary.mean.handle,
+    summary.entropy.handle,
+    head.handle,
+    targets?.handle ?? null,
+    regularized?.handle ?? null,
+    [taskScale, consistencyScale, diversityScale],
+    temperature,
+    entropyTopK,
+    softcap,
+    chunkBytes,
+  );
+  return { loss: new Tensor(loss), sums: new Tensor(sums) };
+}
+
 export interface HeadRowInputs extends HeadInputs {
   /** Of the distribution whose entropy is taken. Default 1. */
   entropyTemperature?: number;

@@ -4,13 +4,14 @@
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { ArgumentError } from '../errors.ts';
-import { BaLoraLoss, type TermWeights, WindowTerms } from '../losses/nlg.ts';
+import { BaLoraLoss, type TeacherSummary, type TermWeights, WindowTerms } from '../losses/nlg.ts';
 import type { CausalLM, Model } from '../models/index.ts';
 import { synchronize, withPhase } from '../runtime.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 import { yieldToEventLoop } from './events.ts';
 import type { ResolvedRegularizers } from './methods.ts';
 import { type CombinedTerms, customTerms, weightedTerms } from './record.ts';
+import { TeacherCache } from './teacher_cache.ts';
 import { type TeacherEntropy, termWeights } from './term_weights.ts';
 import type { Batch, LossFunction } from './types.ts';
 import type { Window } from './window.ts';
@@ -46,27 +47,34 @@ export function makeObjective(
 export interface ObjectiveResources {
   /** Bound on the logits in work, see BaLoraOptions. */
   chunkBytes?: number;
+  /** File in which the teacher's part is kept from epoch to epoch, null for a temporary one; left out: it is not kept. */
+  teacherCache?: string | null;
 }
 
 interface MicroBatch {
   readonly batch: Batch;
   /** Within its window. */
   readonly index: number;
-  readonly teacherHidden: Tensor | null;
+  readonly teacher: Teacher | null;
   readonly weights: TermWeights;
   readonly terms: WindowTerms;
 }
 
+/** What a loss reads of the teacher: hidden states (N,C), or the summary of the selected rows. */
+type Teacher = { readonly hidden: Tensor } | { readonly summary: TeacherSummary };
+
 /** Cross-entropy + l1 consistency + l2 diversity + l3 SVD; a weight of 0 leaves its term out. */
 class BaLoraObjective implements Objective {
   private readonly loss: BaLoraLoss;
+  private readonly cache: TeacherCache | null;
 
   constructor(
     tuned: TunedModel,
     private readonly options: ResolvedRegularizers,
-    { chunkBytes = 0 }: ObjectiveResources,
+    { chunkBytes = 0, teacherCache }: ObjectiveResources,
   ) {
-    const { head } = tuned.model;
+    const { model } = tuned;
+    const { head } = model;
     this.loss = new BaLoraLoss(
       { weight: head.weight, softcap: head.softcap, teacherWeight: teacherHead(tuned) },
       {
@@ -79,43 +87,54 @@ class BaLoraObjective implements Objective {
         },
       },
     );
+    const [vocabulary, channels] = head.weight.shape as [number, number];
+    const { temperature } = this.loss.options;
+    const kind = { model: model.nameOrPath, dtype: model.dtype, channels, vocabulary, temperature };
+    this.cache = teacherCache === undefined ? null : new TeacherCache(teacherCache, kind);
   }
 
   async accumulate(input: WindowInput): Promise<CombinedTerms | null> {
     const { window, signal } = input;
-    const teachers = new Map<Batch, Tensor>();
+    const teachers = new Map<Batch, Teacher>();
     const terms = new WindowTerms(this.loss.terms);
     try {
       const weights = await termWeights(this.options, input, () => this.entropy(input, teachers));
       if (weights === null) return null;
       for (const [index, { batch }] of window.batches.entries()) {
         if (signal?.aborted) return null;
-        const teacherHidden = this.loss.terms.consistency
+        const teacher = this.loss.terms.consistency
           ? (teachers.get(batch) ?? (await this.teach(input, batch, teachers)))
           : null;
-        await this.microBatch(input, { batch, index, teacherHidden, weights, terms });
-        teacherHidden?.dispose();
+        await this.microBatch(input, { batch, index, teacher, weights, terms });
+        if (teacher !== null) forget(teacher);
         teachers.delete(batch);
       }
       return weightedTerms(await terms.read(), weights);
     } finally {
-      for (const hidden of teachers.values()) hidden.dispose();
+      for (const teacher of teachers.values()) forget(teacher);
     }
   }
 
   dispose(): void {
     this.loss.dispose();
+    this.cache?.close();
   }
 
   private async microBatch({ tuned, window, step }: WindowInput, micro: MicroBatch): Promise<void> {
-    const { batch, index, teacherHidden, weights, terms } = micro;
+    const { batch, index, teacher, weights, terms } = micro;
+    const taught =
+      teacher === null
+        ? {}
+        : 'hidden' in teacher
+          ? { teacherHidden: teacher.hidden }
+          : { teacher: teacher.summary };
     tuned.trainingPass({ step, microBatch: index });
     const hidden = withPhase('forward', () => tuned.model.forward(batch));
     try {
       await yieldToEventLoop();
       scope(() => {
         const result = withPhase('losses', () =>
-          this.loss.compute({ hidden, teacherHidden, batch, weights, window: window.totals }),
+          this.loss.compute({ hidden, ...taught, batch, weights, window: window.totals }),
         );
         terms.add(result);
         withPhase('backward', () => result.loss?.backward());
@@ -127,37 +146,76 @@ class BaLoraObjective implements Objective {
     await synchronize();
   }
 
-  /** The teacher's hidden states of a micro-batch, kept until its loss is made: (N,C). */
+  /** The teacher's part in a micro-batch, kept until its loss is made. */
   private async teach(
     { tuned }: WindowInput,
     batch: Batch,
-    teachers: Map<Batch, Tensor>,
-  ): Promise<Tensor> {
-    const hidden = teach(tuned, batch);
-    teachers.set(batch, hidden);
+    teachers: Map<Batch, Teacher>,
+  ): Promise<Teacher> {
+    const kept = this.cache && (await this.summary(this.cache, tuned, batch));
+    const teacher = kept ? { summary: kept } : { hidden: teach(tuned, batch) };
+    teachers.set(batch, teacher);
     await yieldToEventLoop();
-    return hidden;
+    return teacher;
   }
 
-  /** The teacher's mean entropy over the window, for the adaptive schedule. Its hidden states are kept for the losses. */
+  /** From the cache, or into it. The first epoch reads the same numbers as the later ones. */
+  private async summary(
+    cache: TeacherCache,
+    tuned: TunedModel,
+    batch: Batch,
+  ): Promise<TeacherSummary | null> {
+    const selected = this.loss.select(batch);
+    if (selected.rows.length === 0) return null;
+    const found = cache.take(batch, selected);
+    if (found !== null) return found;
+    const hidden = teach(tuned, batch);
+    const made = withPhase('teacher', () => scope(() => this.loss.summarize(hidden, selected)));
+    hidden.dispose();
+    await cache.put(batch, selected, made);
+    return made;
+  }
+
+  /** The teacher's mean entropy over the window, for the adaptive schedule. What was computed is kept for the losses. */
   private async entropy(
     input: WindowInput,
-    teachers: Map<Batch, Tensor>,
+    teachers: Map<Batch, Teacher>,
   ): Promise<TeacherEntropy | null> {
     let [entropy, rows] = [0, 0];
     for (const { batch } of input.window.batches) {
       if (input.signal?.aborted) return null;
-      const hidden = await this.teach(input, batch, teachers);
-      const measured = scope(() => this.loss.teacherEntropyRows(hidden, batch));
-      if (measured === null) continue;
-      const values = (await measured.data()) as Float64Array;
-      measured.dispose();
-      rows += values.length / kRowColumns;
-      for (let i = kEntropyColumn; i < values.length; i += kRowColumns)
-        entropy += values[i] as number;
+      const teacher = await this.teach(input, batch, teachers);
+      for (const value of await this.entropies(teacher, batch)) {
+        entropy += value;
+        rows++;
+      }
     }
     const outcomes = input.tuned.model.head.weight.shape[0] as number;
     return { mean: rows > 0 ? entropy / rows : 0, outcomes };
+  }
+
+  /** At T, of the rows of the regularizers. */
+  private async entropies(teacher: Teacher, batch: Batch): Promise<number[]> {
+    if ('summary' in teacher) {
+      const { regularized } = this.loss.select(batch);
+      const values = Array.from((await teacher.summary.entropy.data()) as Float64Array);
+      return regularized === null ? values : values.filter((_, i) => regularized[i] === 1);
+    }
+    const measured = scope(() => this.loss.teacherEntropyRows(teacher.hidden, batch));
+    if (measured === null) return [];
+    const values = (await measured.data()) as Float64Array;
+    measured.dispose();
+    const rows = values.length / kRowColumns;
+    return Array.from(
+      { length: rows },
+      (_, i) => values[i * kRowColumns + kEntropyColumn] as number,
+    );
+  }
+}
+
+function forget(teacher: Teacher): void {
+  for (const tensor of 'hidden' in teacher ? [teacher.hidden] : Object.values(teacher.summary)) {
+    tensor.dispose();
   }
 }
 

@@ -36,6 +36,7 @@ export interface ResolvedOptions {
 export interface ResolvedResources {
   /** null: the default. */
   readonly memoryBudget: MemoryBudget | null;
+  readonly cacheTeacher: boolean;
 }
 
 const kOptimization: ResolvedOptimization = {
@@ -115,6 +116,7 @@ export function resolveOptions(input: OptionsInput, task: TaskKind = 'causal-lm'
     regularizers,
     resources: {
       memoryBudget: memoryBudget === undefined ? null : checkMemoryBudget(memoryBudget),
+      cacheTeacher: input.cacheTeacher ?? false,
     },
     output: { ...output, output: input.output ?? null, runConfig: input.runConfig ?? null },
     seed,

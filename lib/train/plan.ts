@@ -74,6 +74,7 @@ export async function measurePlan(
   const planner = await planMemory(input, options, plan);
   const objective = objectiveOf(input, options.regularizers, () => {}, {
     chunkBytes: planner?.chunkBytes ?? 0,
+    ...(options.resources.cacheTeacher && { teacherCache: null }),
   });
   const work = { tuned, window, step: 0, totalSteps: plan.totalSteps };
   let [seconds, standing] = [0, 0];

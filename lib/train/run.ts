@@ -2,6 +2,7 @@
  * One run of a trainer: what lives between two steps. It claims the output folder, takes up a checkpoint if asked to,
  * and writes metrics, checkpoints and the result.
  */
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ArgumentError, NativeError } from '../errors.ts';
 import { writeFileAtomic } from '../io/files.ts';
@@ -19,6 +20,7 @@ import { claimOutput, type OutputFolder } from './output.ts';
 import { parameterGroups } from './parameter_groups.ts';
 import { makePlan, planMemory } from './plan.ts';
 import { type CombinedTerms, StepClock } from './record.ts';
+import { kTeacherCacheName } from './teacher_cache.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { AnyBatch, RunPlan, StepRecord, TrainEvent } from './types.ts';
 import { type Position, WindowReader } from './window.ts';
@@ -157,7 +159,9 @@ export class Run {
   async exportResult(): Promise<void> {
     const { folder, input, options, keeper } = this.parts;
     await keeper?.restore(input.tuned, this.step);
-    if (folder !== null) await input.tuned.save(folder.path, { form: options.output.export });
+    if (folder === null) return;
+    await rm(join(folder.run, kTeacherCacheName), { force: true });
+    await input.tuned.save(folder.path, { form: options.output.export });
   }
 
   /** The error of a step whose numbers are not finite; nothing was changed by it. */
@@ -233,7 +237,12 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
           input,
           options.regularizers,
           ({ code, message }) => warnings.push({ type: 'warning', code, message }),
-          { chunkBytes: memory?.chunkBytes ?? 0 },
+          {
+            chunkBytes: memory?.chunkBytes ?? 0,
+            ...(options.resources.cacheTeacher && {
+              teacherCache: folder === null ? null : join(folder.run, kTeacherCacheName),
+            }),
+          },
         ),
         keeper: await makeKeeper(input, folder, step > 0),
         windows: new WindowReader<AnyBatch>(
@@ -334,6 +343,7 @@ function identityOf(input: AnyTrainerOptions, options: ResolvedOptions, plan: Ru
     warmupSteps: plan.warmupSteps,
     seed: options.seed,
     data: input.data.fingerprint,
+    ...(options.resources.cacheTeacher && { cacheTeacher: true }),
     customLoss: 'loss' in input && input.loss !== undefined,
     ...input.tuned.identity(),
   };

@@ -7,7 +7,7 @@
  * stopped, killed or fails in the middle goes on from the last whole step.
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
-import { ArgumentError } from '../errors.ts';
+import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { evaluateClassifier } from '../eval/classify.ts';
 import { evaluate } from '../eval/evaluate.ts';
 import type { Model, SequenceClassifier } from '../models/index.ts';
@@ -44,6 +44,7 @@ export class Trainer {
   constructor(private readonly input: AnyTrainerOptions) {
     this.options = resolveOptions(input, taskOf(input.tuned.model));
     checkTeacher(input.tuned, this.options);
+    if (this.options.resources.cacheTeacher) checkCache(input, this.options);
     if (isClassifierRun(input)) checkSchedule(input.tuned.model, this.options);
     if (this.options.output.output !== null) input.tuned.checkForm(this.options.output.export);
   }
@@ -193,6 +194,30 @@ function checkSchedule({ problemType }: SequenceClassifier, options: ResolvedOpt
   if (problemType !== 'regression' || consistencyWeight === 0) return;
   if (consistencySchedule === 'adaptive') {
     throw new ArgumentError('consistencySchedule adaptive has no meaning for regression');
+  }
+}
+
+/** What a kept teacher takes for granted. */
+function checkCache(input: AnyTrainerOptions, { regularizers }: ResolvedOptions): void {
+  if (isClassifierRun(input)) {
+    throw new ArgumentError(
+      'cacheTeacher is for language models: a classifier has no such teacher',
+    );
+  }
+  if (input.loss !== undefined) {
+    throw new ArgumentError("cacheTeacher: a loss of one's own asks the teacher itself");
+  }
+  if (regularizers.consistencyWeight === 0) {
+    throw new ArgumentError('cacheTeacher: without a consistency term there is no teacher to keep');
+  }
+  const { model } = input.tuned;
+  if (input.tuned.trainsHead) {
+    throw new UnsupportedError('cacheTeacher: the head is trained, it must be frozen');
+  }
+  if (model.head.softcap > 0) {
+    throw new UnsupportedError(
+      `cacheTeacher: the logits of this ${model.modelType} model are soft-capped, they must be linear`,
+    );
   }
 }
 

@@ -121,6 +121,11 @@ export interface ResourceOptions {
    * the gradients but for rounding. Default: what the model's own settings say (everything is kept).
    */
   memoryBudget?: MemoryBudget;
+  /**
+   * Run the teacher once for each sequence and keep what the consistency term needs of it, on disk: C + 2 numbers a row. For
+   * runs of several epochs, with a frozen head without soft-capping. Default false.
+   */
+  cacheTeacher?: boolean;
 }
 
 /** A loss of the user's own: the micro-batch's mean and how many rows it is the mean of. */

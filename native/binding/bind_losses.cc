@@ -20,6 +20,25 @@ std::tuple<Tensor, Tensor> bound_head_losses(const Tensor& hidden, const Maybe& 
       {scales[0], scales[1], scales[2], temperature, 1.0, softcap, entropy_top_k, chunk_bytes});
 }
 
+std::tuple<Tensor, Tensor> bound_head_losses_cached(const Tensor& hidden, const Tensor& mean,
+                                                    const Tensor& entropy, const Tensor& head,
+                                                    const Maybe& targets, const Maybe& regularized,
+                                                    const std::vector<double>& scales,
+                                                    double temperature, int64_t entropy_top_k,
+                                                    double softcap, int64_t chunk_bytes) {
+  if (scales.size() != 3) throw ArgumentError("head_losses_cached: expected three scales");
+  return head_losses_cached(
+      {hidden, mean, entropy, head, targets, regularized},
+      {scales[0], scales[1], scales[2], temperature, 1.0, softcap, entropy_top_k, chunk_bytes});
+}
+
+std::tuple<Tensor, Tensor> bound_teacher_summary(const Tensor& teacher, const Maybe& teacher_head,
+                                                 const Tensor& head, double temperature,
+                                                 double softcap, int64_t chunk_bytes) {
+  return teacher_summary(teacher, teacher_head, head,
+                         {0, 0, 0, temperature, 1.0, softcap, 0, chunk_bytes});
+}
+
 Tensor bound_head_rows(const Tensor& hidden, const Maybe& teacher, const Tensor& head,
                        const Maybe& teacher_head, const Maybe& targets, double temperature,
                        double entropy_temperature, int64_t entropy_top_k, double softcap,
@@ -50,6 +69,12 @@ void bind_losses(Module& m) {
      {"hidden", "teacher", "head", "teacherHead", "targets", "regularized", "scales", "temperature",
       "entropyTopK", "softcap", "chunkBytes"},
      Grad::kYes);
+  op(m, "headLossesCached", &bound_head_losses_cached,
+     {"hidden", "mean", "entropy", "head", "targets", "regularized", "scales", "temperature",
+      "entropyTopK", "softcap", "chunkBytes"},
+     Grad::kYes);
+  op(m, "teacherSummary", &bound_teacher_summary,
+     {"teacher", "teacherHead", "head", "temperature", "softcap", "chunkBytes"}, Grad::kNone);
   op(m, "headRows", &bound_head_rows,
      {"hidden", "teacher", "head", "teacherHead", "targets", "temperature", "entropyTemperature",
       "entropyTopK", "softcap", "chunkBytes"},

@@ -109,6 +109,65 @@ std::tuple<Tensor, Tensor> head_losses(const HeadInputs& x, const HeadOptions& o
   return {loss, sums};
 }
 
+// The consistency term from a summary holds for logits that are linear in the hidden states, by a
+// head that stays as it is.
+void check_cacheable(const char* op, const Tensor& head, const HeadOptions& options) {
+  if (options.softcap > 0) {
+    throw UnsupportedError(
+        concat(op, ": logits are soft-capped, a teacher's summary needs them linear"));
+  }
+  if (head.requires_grad()) {
+    throw UnsupportedError(
+        concat(op, ": the head is trained, a teacher's summary needs it frozen"));
+  }
+}
+
+std::tuple<Tensor, Tensor> teacher_summary(const Tensor& teacher,
+                                           const std::optional<Tensor>& teacher_head,
+                                           const Tensor& head, const HeadOptions& options) {
+  constexpr const char* kName = "teacher_summary";
+  const std::optional<Tensor> none;
+  check_head_inputs(kName, {teacher, none, head, none, none, none}, options);
+  check_cacheable(kName, head, options);
+  if (teacher_head) check_shape(kName, "teacherHead", *teacher_head, head.shape(), "(V,C)");
+  const Tensor w = contiguous(head.detach());
+  const Tensor mean =
+      Tensor::empty(teacher.engine(), teacher.shape(), accumulator_dtype(teacher.dtype()));
+  const Tensor entropy = Tensor::empty(teacher.engine(), {teacher.dim(0)}, DType::kF64);
+  launch(kName,
+         {contiguous(teacher.detach()), teacher_head ? contiguous(teacher_head->detach()) : w, w},
+         {mean, entropy}, [options](Launch& l) {
+           return l.kernels->teacher_summary(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0), l.out(1),
+                                             &options);
+         });
+  return {mean, entropy};
+}
+
+std::tuple<Tensor, Tensor> head_losses_cached(const CachedHeadInputs& x,
+                                              const HeadOptions& options) {
+  constexpr const char* kName = "head_losses_cached";
+  const std::optional<Tensor> none;
+  check_head_inputs(kName, {x.hidden, none, x.head, none, x.targets, x.regularized}, options);
+  check_cacheable(kName, x.head, options);
+  check_shape(kName, "mean", x.mean, x.hidden.shape(), "(M,C)");
+  check_dtype(kName, "mean", x.mean, accumulator_dtype(x.hidden.dtype()));
+  check_shape(kName, "entropy", x.entropy, {x.hidden.dim(0)}, "(M)");
+  check_dtype(kName, "entropy", x.entropy, DType::kF64);
+  const Tensor sums = Tensor::empty(x.hidden.engine(), {4}, DType::kF64);
+  const Tensor dh = gradient_of(x.hidden, x.hidden.dtype());
+  launch(
+      kName,
+      {contiguous(x.hidden.detach()), contiguous(x.mean.detach()), contiguous(x.entropy.detach()),
+       contiguous(x.head.detach()), flat(x.targets), flat(x.regularized)},
+      {sums, dh}, [options](Launch& l) {
+        return l.kernels->head_losses_cached(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.in(4),
+                                             l.in(5), l.out(0), l.out(1), &options);
+      });
+  const Tensor loss = sums.view({}, {}, 3);
+  record_ready(kName, x.hidden, Tensor(), loss, dh, Tensor());
+  return {loss, sums};
+}
+
 Tensor head_rows(const HeadInputs& x, const HeadOptions& options) {
   check_head_inputs("head_rows", x, options);
   const Tensor sums = Tensor::empty(x.hidden.engine(), {4}, DType::kF64);

@@ -26,6 +26,25 @@ struct HeadInputs {
 // entropy), unscaled, and the loss. Softmax, sums: head_rows.h
 std::tuple<Tensor, Tensor> head_losses(const HeadInputs& inputs, const HeadOptions& options);
 
+// A teacher as its student's consistency term needs it, for a student whose head (V,C) is linear
+// and frozen: mean (M,C) = sum_j q_j head_j in the accumulator type, q the softmax of the teacher's
+// logits at options.temperature, and q's entropy (M) f64.
+std::tuple<Tensor, Tensor> teacher_summary(const Tensor& teacher,
+                                           const std::optional<Tensor>& teacher_head,
+                                           const Tensor& head, const HeadOptions& options);
+
+// head_losses with the teacher as its summary; differentiable in hidden alone.
+struct CachedHeadInputs {
+  const Tensor& hidden;   // (M,C)
+  const Tensor& mean;     // (M,C)
+  const Tensor& entropy;  // (M)
+  const Tensor& head;     // (V,C), frozen
+  const std::optional<Tensor>& targets;
+  const std::optional<Tensor>& regularized;
+};
+std::tuple<Tensor, Tensor> head_losses_cached(const CachedHeadInputs& inputs,
+                                              const HeadOptions& options);
+
 // The terms of each row, (M,3) f64, without gradients: for evaluation and the adaptive schedule.
 Tensor head_rows(const HeadInputs& inputs, const HeadOptions& options);
 

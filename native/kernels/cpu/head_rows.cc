@@ -115,7 +115,12 @@ BALORA_INLINE void gradient_of(A* z, const A* y, int64_t n, const DenseGradient<
 #pragma omp simd
       for (int64_t i = 0; i < count; ++i) sum[i] = g.task * exp_or_zero(x[i] - g.shift);
     }
-    if (g.student != A(0)) {
+    if (g.student != A(0) && !y) {
+#pragma omp simd
+      for (int64_t i = 0; i < count; ++i) {
+        sum[i] += g.student * exp_or_zero((x[i] - g.shift) * g.scale);
+      }
+    } else if (g.student != A(0)) {
       const A* t = y + first;
 #pragma omp simd
       for (int64_t i = 0; i < count; ++i) {
@@ -146,6 +151,13 @@ BALORA_INLINE void cap_of(A* x, int64_t n, A cap) {
   for (int64_t i = 0; i < n; ++i) x[i] = cap * vtanh(x[i] * inverse);
 }
 
+// q = factor e^((y - shift) * scale)
+template <typename A>
+BALORA_INLINE void scaled_exp_of(const A* y, int64_t n, A shift, A scale, A factor, A* q) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) q[i] = factor * exp_or_zero((y[i] - shift) * scale);
+}
+
 #define ROWS(A)                                                                               \
   BALORA_SIMD A row_max(const A* x, int64_t n) {                                              \
     return max_of<A>(x, n);                                                                   \
@@ -161,6 +173,9 @@ BALORA_INLINE void cap_of(A* x, int64_t n, A cap) {
   }                                                                                           \
   BALORA_SIMD void dense_gradient(A* z, const A* y, int64_t n, const DenseGradient<A>& g) {   \
     gradient_of<A>(z, y, n, g);                                                               \
+  }                                                                                           \
+  BALORA_SIMD void scaled_exp(const A* y, int64_t n, A shift, A scale, A factor, A* q) {      \
+    scaled_exp_of<A>(y, n, shift, scale, factor, q);                                          \
   }                                                                                           \
   BALORA_SIMD void cap_row(A* x, int64_t n, A cap) {                                          \
     cap_of<A>(x, n, cap);                                                                     \
@@ -235,7 +250,8 @@ void HeadRows<A>::take_entropy(const A* z, HeadRow& row) {
 }
 
 template <typename A>
-HeadRow HeadRows<A>::statistics(const A* z, const A* y, int64_t target, bool regularized) {
+HeadRow HeadRows<A>::statistics(const A* z, const A* y, int64_t target, bool regularized,
+                                const TeacherRow* teacher) {
   HeadRow row;
   const double temperature = options_.temperature;
   const A max = row_max(z, vocabulary_);
@@ -245,6 +261,12 @@ HeadRow HeadRows<A>::statistics(const A* z, const A* y, int64_t target, bool reg
     row.task = row.shift + std::log(row.sum) - static_cast<double>(z[target]);
   }
   if (!regularized) return row;
+  if (teacher) {
+    row.summarized = true;
+    row.sum_student = exp_sum(z, vocabulary_, max, static_cast<A>(1 / temperature));
+    const double lse = row.shift / temperature + std::log(row.sum_student);
+    row.consistency = temperature * (temperature * (lse - teacher->entropy) - teacher->mean_logit);
+  }
   if (y) {
     const A scale = static_cast<A>(1 / temperature), teacher_max = row_max(y, vocabulary_);
     // One function for both sums: equal logits give equal bits, hence a term of exactly 0.
@@ -262,6 +284,13 @@ HeadRow HeadRows<A>::statistics(const A* z, const A* y, int64_t target, bool reg
 }
 
 template <typename A>
+void HeadRows<A>::probabilities(const A* y, const HeadRow& row, A* q) const {
+  scaled_exp(y, vocabulary_, static_cast<A>(row.shift_entropy),
+             static_cast<A>(1 / options_.entropy_temperature),
+             static_cast<A>(std::exp(-row.log_sum_entropy)), q);
+}
+
+template <typename A>
 void HeadRows<A>::gradient(A* z, const A* y, int64_t target, bool regularized, const HeadRow& row) {
   const bool has_entropy = regularized && options_.entropy_top_k >= 0;
   DenseGradient<A> g{};
@@ -270,7 +299,7 @@ void HeadRows<A>::gradient(A* z, const A* y, int64_t target, bool regularized, c
   if (target >= 0) g.task = static_cast<A>(options_.task_scale / row.sum);
   g.scale = static_cast<A>(1 / options_.temperature);
   g.teacher_shift = static_cast<A>(row.shift_teacher);
-  if (regularized && y) {
+  if (regularized && (y || row.summarized)) {
     const double scale = options_.consistency_scale * options_.temperature;
     g.student = static_cast<A>(scale / row.sum_student);
     g.gap = static_cast<A>(scale / row.sum_student - scale / row.sum_teacher);

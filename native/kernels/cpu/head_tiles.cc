@@ -46,22 +46,23 @@ bool head_fits_tiles(const View& h, const View& w) {
 
 void head_logits_tiles(Context* ctx, std::span<const HeadLogits> products, int64_t rows,
                        const View& w) {
-  const int64_t vocabulary = w.shape[0], channels = w.shape[1];
+  const int64_t channels = w.shape[1];
   for_blocks(ctx, w, true, [&](int64_t first, int64_t count, const bf16* tiles) {
     for (const HeadLogits& product : products) {
       const TileSum sum = {count,
                            {{product.h, product.ld, channels, tiles}},
-                           {product.z + first, BALORA_F32, vocabulary}};
+                           {product.z + first, BALORA_F32, product.z_ld}};
       run_tiles(ctx, rows, {}, {&sum, 1});
     }
   });
 }
 
-void head_gradient_tiles(Context* ctx, const bf16* dz, int64_t ld, int64_t rows, const View& w,
-                         float* dh) {
+void head_gradient_tiles(Context* ctx, std::span<const bf16* const> parts, int64_t ld, int64_t rows,
+                         const View& w, float* dh) {
   const int64_t channels = w.shape[1];
   for_blocks(ctx, w, false, [&](int64_t first, int64_t count, const bf16* tiles) {
-    TileSum sum = {channels, {{dz + first, ld, count, tiles}}, {dh, BALORA_F32, channels}};
+    TileSum sum = {channels, {}, {dh, BALORA_F32, channels}};
+    for (const bf16* part : parts) sum.terms.push_back({part + first, ld, count, tiles});
     sum.out.accumulate = first > 0;
     run_tiles(ctx, rows, {}, {&sum, 1});
   });

@@ -13,18 +13,19 @@ namespace balora {
 // Whether the products of these hidden states and this head can run in tiles.
 bool head_fits_tiles(const View& h, const View& w);
 
-// z (rows,V) f32 = h (rows,C) W^T, rows of h `ld` apart.
+// z (rows,V) f32, rows z_ld apart, = h (rows,C) W^T, rows of h `ld` apart.
 struct HeadLogits {
   const bf16* h;
   int64_t ld;
   float* z;
+  int64_t z_ld;
 };
 void head_logits_tiles(Context* ctx, std::span<const HeadLogits> products, int64_t rows,
                        const View& w);
 
-// dh (rows,C) f32 dense = dz (rows,V) W, rows of dz `ld` apart. The blocks of tokens are summed in
-// order.
-void head_gradient_tiles(Context* ctx, const bf16* dz, int64_t ld, int64_t rows, const View& w,
-                         float* dh);
+// dh (rows,C) f32 dense = dz (rows,V) W, dz a sum of `parts` whose rows are `ld` apart. The blocks
+// of tokens are summed in order.
+void head_gradient_tiles(Context* ctx, std::span<const bf16* const> parts, int64_t ld, int64_t rows,
+                         const View& w, float* dh);
 
 }  // namespace balora

@@ -1,8 +1,8 @@
-// run_tiles (tiles.h). A block of C is 32 x 32 f32 and stays in registers over the whole of k and
-// over every term: 2 x 2 tiles of AMX, or 8 rows at a time of AVX512-BF16. A panel of 32 rows of A
-// stays in L1 while B's panels stream from L2; where B is larger than that, the rows are walked
-// once for each part of B. With AMX a block is rounded and written while the next one multiplies.
-// (Tried without a gain: prefetching A's next rows, C's lines.)
+// run_tiles (tiles.h). A block of C is 32 x 32 f32 that stays in registers over the whole of k and
+// over every term: 2 x 2 tiles of AMX, or 12, 12 and 8 rows one after the other of AVX512-BF16. A
+// panel of 32 rows of A stays in L1 while B's panels stream from L2; where B is larger than that,
+// the rows are walked once for each part of B. With AMX a block is rounded and written while the
+// next one multiplies. (Tried without a gain: prefetching A's next rows, C's lines.)
 #include <algorithm>
 #include <cstring>
 

@@ -1,6 +1,6 @@
 // The fused head losses against the formulas in plain f64 loops over the whole (M,V) logits:
-// values, dH and dW, per dtype, with the terms' rows apart, ties, soft-capping, a second head, and
-// chunks of one row.
+// values, dH and dW, per dtype, with the teacher live and summed up, the terms' rows apart, ties,
+// soft-capping, a second head, and chunks of one row.
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -153,6 +153,18 @@ void check_setting(const Setting& s, double tolerance, double scale = 2) {
   head_losses_kernel(ctx, &vh, s.teacher ? &vht : nullptr, &vw, s.other_head ? &vwt : nullptr, &vt,
                      s.masks ? &vr : nullptr, &vs, nullptr, nullptr, nullptr, &s.options);
   CHECK(sums.values() == before);  // values alone are the same bits
+  if (!s.teacher || s.options.softcap > 0) return;
+  // The teacher as its summary.
+  Array<Sum> mean({s.m, s.c});
+  Array<double> entropy(std::vector<int64_t>{s.m});
+  const View vmean = mean.view(), ventropy = entropy.view();
+  teacher_summary_kernel(ctx, &vht, s.other_head ? &vwt : &vw, &vw, &vmean, &ventropy, &s.options);
+  head_losses_cached_kernel(ctx, &vh, &vmean, &ventropy, &vw, &vt, s.masks ? &vr : nullptr, &vs,
+                            &vdh, &s.options);
+  for (int i = 0; i < 3; ++i) {
+    CHECK(std::abs(sums[i] - expected.sums[i]) <= tolerance * (std::abs(expected.sums[i]) + 0.1));
+  }
+  check_near(dh, expected.dh, tolerance);
 }
 
 template <typename T>

@@ -1,0 +1,207 @@
+/**
+ * What the consistency term needs of the teacher, kept from one epoch to the next: C numbers and an entropy for each row
+ * that a loss uses (see `teacherSummary`). Kept by sequence, under a digest of its ids and of the rows, so that batches may
+ * be drawn anew in each epoch; in a file, since a large set of long answers does not fit into memory. With a run's
+ * folder the file outlives an interruption, and a resumed run goes on with the same numbers.
+ *
+ *     header   512 bytes: JSON and spaces; a file with another one is begun anew
+ *     record   digest 16, rows u32, crc32 u32 of what follows; mean rows x C f32 or f64, entropy rows f64
+ */
+import { createHash, randomUUID } from 'node:crypto';
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  ftruncateSync,
+  openSync,
+  readSync,
+  rmSync,
+  writeSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { crc32 } from 'node:zlib';
+import type { SelectedRows, TeacherSummary } from '../losses/nlg.ts';
+import { noGrad, tensor, unscoped } from '../tensor.ts';
+import type { Batch } from './types.ts';
+
+/** The name in a run's folder. */
+export const kTeacherCacheName = 'teacher_cache.bin';
+
+/** Everything but the rows that the numbers depend on. */
+export interface TeacherCacheKind {
+  readonly model: string;
+  readonly dtype: string;
+  readonly channels: number;
+  readonly vocabulary: number;
+  readonly temperature: number;
+}
+
+/** One sequence's rows in a batch. */
+interface Piece {
+  readonly key: string;
+  readonly rows: number;
+}
+
+const kHeaderBytes = 512;
+const kDigestBytes = 16;
+const kHeadBytes = kDigestBytes + 8;
+const kEntropyBytes = 8;
+
+export class TeacherCache {
+  readonly #file: number;
+  readonly #path: string;
+  readonly #temporary: boolean;
+  readonly #wide: boolean;
+  readonly #channels: number;
+  /** Where the record of a sequence begins. */
+  readonly #places = new Map<string, number>();
+  #end = kHeaderBytes;
+
+  /** @param path null: a temporary file, removed by close() */
+  constructor(path: string | null, kind: TeacherCacheKind) {
+    this.#temporary = path === null;
+    this.#path = path ?? join(tmpdir(), `balora-${randomUUID()}-${kTeacherCacheName}`);
+    this.#wide = kind.dtype === 'f64';
+    this.#channels = kind.channels;
+    // An earlier run's file is read and added to, by position.
+    this.#file = openSync(this.#path, constants.O_RDWR | constants.O_CREAT, 0o600);
+    const header = Buffer.alloc(kHeaderBytes, ' ');
+    header.write(JSON.stringify({ format: 1, ...kind }));
+    const found = this.#read(0, kHeaderBytes);
+    if (found?.equals(header)) this.#scan();
+    else writeSync(this.#file, header, 0, kHeaderBytes, 0);
+    ftruncateSync(this.#file, this.#end);
+  }
+
+  /** Sequences that are kept. */
+  get size(): number {
+    return this.#places.size;
+  }
+
+  /** The summary of a batch's selected rows, or null where a sequence of it has not been met or its record is damaged. */
+  take(batch: Batch, selected: SelectedRows): TeacherSummary | null {
+    const pieces = piecesOf(batch, selected);
+    const parts: Buffer[] = [];
+    for (const piece of pieces) {
+      const payload = this.#payload(piece);
+      if (payload === null) return null;
+      parts.push(payload);
+    }
+    const rows = selected.rows.length;
+    const mean = this.#numbers(rows * this.#channels);
+    const entropy = new Float64Array(rows);
+    let row = 0;
+    for (const [i, payload] of parts.entries()) {
+      const { rows: count } = pieces[i] as Piece;
+      const bytes = count * this.#channels * mean.BYTES_PER_ELEMENT;
+      bytesOf(mean).set(payload.subarray(0, bytes), row * this.#channels * mean.BYTES_PER_ELEMENT);
+      bytesOf(entropy).set(payload.subarray(bytes), row * kEntropyBytes);
+      row += count;
+    }
+    return unscoped(() =>
+      noGrad(() => ({
+        mean: tensor(mean, { shape: [rows, this.#channels] }),
+        entropy: tensor(entropy, { shape: [rows] }),
+      })),
+    );
+  }
+
+  /** Keeps the summary of a batch's selected rows. */
+  async put(batch: Batch, selected: SelectedRows, summary: TeacherSummary): Promise<void> {
+    const mean = bytesOf((await summary.mean.data()) as Float32Array);
+    const entropy = bytesOf((await summary.entropy.data()) as Float64Array);
+    const width = this.#channels * this.#elementBytes;
+    let row = 0;
+    for (const { key, rows } of piecesOf(batch, selected)) {
+      const payload = Buffer.concat([
+        mean.subarray(row * width, (row + rows) * width),
+        entropy.subarray(row * kEntropyBytes, (row + rows) * kEntropyBytes),
+      ]);
+      row += rows;
+      if (this.#payload({ key, rows }) === null) this.#append(key, rows, payload);
+    }
+  }
+
+  close(): void {
+    closeSync(this.#file);
+    if (this.#temporary) rmSync(this.#path, { force: true });
+  }
+
+  get #elementBytes(): number {
+    return this.#wide ? 8 : 4;
+  }
+
+  #numbers(count: number): Float32Array | Float64Array {
+    return this.#wide ? new Float64Array(count) : new Float32Array(count);
+  }
+
+  #payloadBytes(rows: number): number {
+    return rows * (this.#channels * this.#elementBytes + kEntropyBytes);
+  }
+
+  #append(key: string, rows: number, payload: Buffer): void {
+    const head = Buffer.alloc(kHeadBytes);
+    head.write(key, 'hex');
+    head.writeUInt32LE(rows, kDigestBytes);
+    head.writeUInt32LE(crc32(payload), kDigestBytes + 4);
+    const record = Buffer.concat([head, payload]);
+    writeSync(this.#file, record, 0, record.length, this.#end);
+    this.#places.set(key, this.#end);
+    this.#end += record.length;
+  }
+
+  #payload({ key, rows }: Piece): Buffer | null {
+    if (rows === 0) return Buffer.alloc(0);
+    const place = this.#places.get(key);
+    if (place === undefined) return null;
+    const record = this.#read(place, kHeadBytes + this.#payloadBytes(rows));
+    const payload = record?.subarray(kHeadBytes) ?? null;
+    if (payload === null || record?.readUInt32LE(kDigestBytes + 4) !== crc32(payload)) return null;
+    return payload;
+  }
+
+  /** Finds the whole records of an earlier process. */
+  #scan(): void {
+    const { size } = fstatSync(this.#file);
+    for (;;) {
+      const head = this.#read(this.#end, kHeadBytes);
+      if (head === null) return;
+      const next = this.#end + kHeadBytes + this.#payloadBytes(head.readUInt32LE(kDigestBytes));
+      if (next > size) return;
+      this.#places.set(head.toString('hex', 0, kDigestBytes), this.#end);
+      this.#end = next;
+    }
+  }
+
+  /** null where the file ends before. */
+  #read(position: number, bytes: number): Buffer | null {
+    const buffer = Buffer.alloc(bytes);
+    return readSync(this.#file, buffer, 0, bytes, position) === bytes ? buffer : null;
+  }
+}
+
+/** A batch's sequences with the selected rows of each, in their order. */
+function piecesOf({ inputIds, cuSeqlens, lengths }: Batch, { rows }: SelectedRows): Piece[] {
+  const pieces: Piece[] = [];
+  let at = 0;
+  for (let b = 0; b + 1 < cuSeqlens.length; b++) {
+    const start = cuSeqlens[b] as number;
+    const end = cuSeqlens[b + 1] as number;
+    const first = at;
+    while (at < rows.length && (rows[at] as number) < end) at++;
+    const ids = inputIds.subarray(start, lengths ? start + (lengths[b] as number) : end);
+    const places = rows.subarray(first, at).map((row) => row - start);
+    const digest = createHash('sha256')
+      .update(`${ids.length} ${places.length} `)
+      .update(bytesOf(ids))
+      .update(bytesOf(places))
+      .digest('hex');
+    pieces.push({ key: digest.slice(0, 2 * kDigestBytes), rows: at - first });
+  }
+  return pieces;
+}
+
+function bytesOf(values: Float32Array | Float64Array | Int32Array): Buffer {
+  return Buffer.from(values.buffer, values.byteOffset, values.byteLength);
+}

@@ -1,0 +1,248 @@
+// A kept teacher gives what the live one gives, from epoch to epoch, over an interruption, and only where it holds.
+import { mkdtempSync, rmSync, statSync, truncateSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { ArgumentError, UnsupportedError } from '../../lib/errors.ts';
+import { BaLoraLoss } from '../../lib/losses/nlg.ts';
+import { opTimes, resetOpTimes, synchronize } from '../../lib/runtime.ts';
+import { TeacherCache } from '../../lib/train/teacher_cache.ts';
+import { Trainer } from '../../lib/train/trainer.ts';
+import type { Batch, StepRecord } from '../../lib/train/types.ts';
+import { randomTensor } from '../support/gradcheck.ts';
+import { TinyModel, tinySource } from '../support/tiny_model.ts';
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'balora-cache-'));
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+/** Sequence s of a small set. */
+const sequence = (s: number) => ({
+  ids: Array.from({ length: 5 + (s % 3) * 4 }, (_, t) => (3 * s + 7 * t) % 17),
+  prompt: 1 + (s % 2),
+});
+
+/** Some of the sequences as a micro-batch. */
+function batchOf(sequences: readonly number[]): Batch {
+  const ids = sequences.map((s) => sequence(s).ids);
+  const ends = [0];
+  for (const row of ids) ends.push((ends.at(-1) as number) + row.length);
+  return {
+    inputIds: Int32Array.from(ids.flat()),
+    positions: Int32Array.from(ids.flatMap((row) => row.map((_, t) => t))),
+    cuSeqlens: Int32Array.from(ends),
+    targets: Int32Array.from(
+      ids.flatMap((row, i) =>
+        row.map((_, t) => {
+          const { prompt } = sequence(sequences[i] as number);
+          return t + 1 < row.length && t + 1 >= prompt ? (row[t + 1] as number) : -100;
+        }),
+      ),
+    ),
+  };
+}
+
+/** Two micro-batches an epoch, drawn otherwise in every second one. */
+const data = () => ({
+  fingerprint: 'test',
+  batchCount: () => 2,
+  *batches(epoch: number, start: number) {
+    const order =
+      epoch % 2 === 0
+        ? [
+            [0, 1, 2],
+            [3, 4],
+          ]
+        : [
+            [4, 2],
+            [1, 3, 0],
+          ];
+    yield* order.slice(start).map(batchOf);
+  },
+});
+
+class CappedModel extends TinyModel {
+  override get head() {
+    return { ...super.head, softcap: 30 };
+  }
+}
+
+const kRegularizers = { consistencyWeight: 0.5, diversityWeight: 0.1, svdWeight: 0.1, svdTopK: 2 };
+
+interface RunOptions {
+  cacheTeacher?: boolean;
+  dtype?: 'f32' | 'bf16';
+  consistencySchedule?: 'constant' | 'adaptive';
+  positions?: 'supervised' | 'non_padding';
+  output?: string;
+  resume?: boolean;
+  stopAfter?: number;
+  learningRate?: number;
+}
+
+async function run(options: RunOptions = {}) {
+  const { dtype = 'f32', stopAfter = 9, output, resume = false, learningRate = 0.02 } = options;
+  const { consistencySchedule = 'constant', positions = 'supervised' } = options;
+  const tuned = await AdapterModel.create(new TinyModel({ dtype, vocabulary: 17, width: 8 }), {
+    r: 2,
+    loraAlpha: 4,
+    initLoraWeights: 'pissa_niter_4',
+  });
+  const stop = new AbortController();
+  const records: StepRecord[] = [];
+  resetOpTimes();
+  for await (const event of new Trainer({
+    tuned,
+    data: data(),
+    numTrainEpochs: 3,
+    learningRate,
+    lrSchedulerType: 'constant',
+    regularizers: { ...kRegularizers, consistencySchedule, positions },
+    cacheTeacher: options.cacheTeacher ?? false,
+    signal: stop.signal,
+    ...(output === undefined ? {} : { output, resume }),
+  }).run()) {
+    if (event.type !== 'step') continue;
+    records.push(event.record);
+    if (event.record.step === stopAfter) stop.abort();
+  }
+  await synchronize();
+  const teacherOps = opTimes().filter(({ phase, op }) => phase === 'teacher' && op === 'linear');
+  const parameters = await Promise.all(tuned.parameters().map(({ tensor }) => tensor.data()));
+  tuned.dispose();
+  tuned.model.dispose();
+  return {
+    records,
+    parameters,
+    teacherCalls: teacherOps.reduce((sum, { calls }) => sum + calls, 0),
+  };
+}
+
+const numbers = (records: readonly StepRecord[]) =>
+  records.map(({ loss, taskLoss, consistency, diversity, svd, gradNorm, consistencyWeight }) =>
+    [loss, taskLoss, consistency, diversity, svd, gradNorm, consistencyWeight].map(Number),
+  );
+
+describe('a kept teacher', () => {
+  it.each([
+    ['constant', 'supervised'],
+    ['adaptive', 'supervised'],
+    ['constant', 'non_padding'],
+  ] as const)('equals the live one over three epochs: %s, %s', async (schedule, positions) => {
+    const live = await run({ consistencySchedule: schedule, positions });
+    const kept = await run({ consistencySchedule: schedule, positions, cacheTeacher: true });
+    expect(kept.records).toHaveLength(6);
+    // One forward of the teacher for each of the first epoch's batches; the others are drawn from what was kept.
+    expect(kept.teacherCalls).toBe(live.teacherCalls / 3);
+    const found = numbers(kept.records);
+    numbers(live.records).forEach((row, step) => {
+      row.forEach((value, i) => {
+        const difference = Math.abs(((found[step] as number[])[i] as number) - value);
+        expect(difference).toBeLessThanOrEqual(2e-5 * Math.max(1, Math.abs(value)));
+      });
+    });
+  });
+
+  it('is as near to f32 as the live one in bf16, but for a rounding of dZ', async () => {
+    const still = { learningRate: 0 };
+    const exact = numbers((await run(still)).records);
+    const live = numbers((await run({ ...still, dtype: 'bf16' })).records);
+    const kept = numbers((await run({ ...still, dtype: 'bf16', cacheTeacher: true })).records);
+    exact.forEach((row, step) => {
+      row.forEach((truth, i) => {
+        const [ours, theirs] = [kept, live].map((all) =>
+          Math.abs(((all[step] as number[])[i] as number) - truth),
+        ) as [number, number];
+        expect(ours).toBeLessThanOrEqual(theirs + 2 ** -8 * Math.max(1, Math.abs(truth)));
+      });
+    });
+  });
+
+  it('goes on after an interruption bit for bit, from the file', async () => {
+    const whole = await run({ cacheTeacher: true });
+    const output = join(folder, 'out');
+    const first = await run({ cacheTeacher: true, output, stopAfter: 3 });
+    expect(first.records).toHaveLength(3);
+    const file = join(output, 'run', 'teacher_cache.bin');
+    expect(statSync(file).size).toBeGreaterThan(512);
+    const rest = await run({ cacheTeacher: true, output, resume: true });
+    expect(numbers([...first.records, ...rest.records])).toEqual(numbers(whole.records));
+    expect(rest.parameters).toEqual(whole.parameters);
+    expect(rest.teacherCalls).toBe(0);
+    expect(() => statSync(file)).toThrow(); // done with it
+    await expect(run({ output, resume: true })).rejects.toThrow(/cacheTeacher: was true/);
+  });
+
+  it('is refused where it would not hold', async () => {
+    const tuned = await AdapterModel.create(new TinyModel({}), { r: 2 });
+    const input = { tuned, data: tinySource([batchOf([0])]), maxSteps: 1, cacheTeacher: true };
+    const regularizers = kRegularizers;
+    expect(() => new Trainer(input)).toThrow(ArgumentError);
+    expect(
+      () => new Trainer({ ...input, regularizers, loss: () => ({ loss: 0 as never }) }),
+    ).toThrow(/asks the teacher itself/);
+    const over = await AdapterModel.create(new CappedModel({}), { r: 2 });
+    expect(() => new Trainer({ ...input, tuned: over, regularizers })).toThrow(UnsupportedError);
+    over.dispose();
+    Object.defineProperty(tuned, 'trainsHead', { value: true });
+    expect(() => new Trainer({ ...input, regularizers })).toThrow(/is trained/);
+    tuned.dispose();
+    tuned.model.dispose();
+  });
+});
+
+describe('TeacherCache', () => {
+  const kind = { model: 'm', dtype: 'f32', channels: 8, vocabulary: 17, temperature: 2 };
+  const head = { weight: randomTensor([17, 8], { seed: 1, dtype: 'f32' }) };
+  const loss = new BaLoraLoss(head);
+  const fill = async (cache: TeacherCache, batch: Batch, seed = 2) => {
+    const hidden = randomTensor([batch.inputIds.length, 8], { seed, dtype: 'f32' });
+    const summary = loss.summarize(hidden, loss.select(batch));
+    await cache.put(batch, loss.select(batch), summary);
+    return Array.from((await summary.mean.data()) as Float32Array);
+  };
+  const take = async (cache: TeacherCache, batch: Batch) => {
+    const summary = cache.take(batch, loss.select(batch));
+    return summary && Array.from((await summary.mean.data()) as Float32Array);
+  };
+
+  it('finds sequences in other batches, and after being opened again', async () => {
+    const path = join(folder, 'cache');
+    const cache = new TeacherCache(path, kind);
+    const mean = await fill(cache, batchOf([0, 1]));
+    const rows = loss.select(batchOf([0])).rows.length * 8;
+    expect(await take(cache, batchOf([1, 0]))).toEqual([
+      ...mean.slice(rows),
+      ...mean.slice(0, rows),
+    ]);
+    expect(await take(cache, batchOf([0, 3]))).toBeNull();
+    cache.close();
+    const again = new TeacherCache(path, kind);
+    expect(again.size).toBe(2);
+    expect(await take(again, batchOf([0, 1]))).toEqual(mean);
+    again.close();
+  });
+
+  it('forgets a torn record, and all of another model', async () => {
+    const path = join(folder, 'cache');
+    const cache = new TeacherCache(path, kind);
+    await fill(cache, batchOf([0, 1]));
+    cache.close();
+    truncateSync(path, statSync(path).size - 3);
+    const torn = new TeacherCache(path, kind);
+    expect(torn.size).toBe(1);
+    expect(await take(torn, batchOf([0]))).not.toBeNull();
+    expect(await take(torn, batchOf([1]))).toBeNull();
+    torn.close();
+    const other = new TeacherCache(path, { ...kind, temperature: 3 });
+    expect(other.size).toBe(0);
+    other.close();
+  });
+
+  it('removes a file of its own', () => {
+    new TeacherCache(null, kind).close();
+  });
+});
