@@ -66,7 +66,7 @@ __device__ void differentiate(Corner<Acc<T>>& s, Corner<Acc<T>>& dp, const Plain
 }
 
 template <typename T, bool kOfKeys>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 1)
     backward_plain(PlainBackward<T> o, int32_t slices) {
   using A = Acc<T>;
   const Place<T> p = place_of<kOfKeys>(o, slices);

@@ -33,7 +33,8 @@ __device__ void mask_scores(Corner<Acc<T>>& s, const PlainForward<T>& o, const T
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kBlockThreads) forward_plain(PlainForward<T> o, int32_t slices) {
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    forward_plain(PlainForward<T> o, int32_t slices) {
   using A = Acc<T>;
   const Tile tile = o.tiles.data[o.tiles.count - 1 - blockIdx.x / slices / o.g.heads];
   const int32_t head = static_cast<int32_t>(blockIdx.x / slices % o.g.heads);

@@ -18,7 +18,7 @@ struct Outputs {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 1)
     forward(Operands<T> o, Outputs<T> to, Tiles tiles, int32_t slices) {
   using A = Acc<T>;
   const Tile tile = tiles.data[blockIdx.x / slices / o.heads];

@@ -175,7 +175,7 @@ __device__ void write_scaled(const Corner<Acc<T>>& sums, Acc<T> factor, const He
 }
 
 template <typename T, bool kOfKeys>
-__global__ void __launch_bounds__(kBlockThreads) backward(Operands<T> o, Pass<T> pass) {
+__global__ void __launch_bounds__(kBlockThreads, 1) backward(Operands<T> o, Pass<T> pass) {
   using A = Acc<T>;
   const Place p = place_of<kOfKeys>(o, pass);
   if (p.tile.first >= p.tile.extent()) return;
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(kBlockThreads) backward(Operands<T> o, Pass<T>
 
 // out (P,H,D) = scale (ds by position)^T x over all rows that take part.
 template <typename T>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 1)
     sum_positions(Operands<T> o, Pass<T> pass, Heads<const T> x, Heads<T> out) {
   using A = Acc<T>;
   SharedMemory shared;

@@ -29,7 +29,7 @@ __global__ void check_reach(Bounds queries, Bounds keys, int32_t segments, int32
 
 // out (heads of the chunk, rows, P) = x table^T by head.
 template <typename T>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 1)
     multiply_table(Heads<const T> x, Heads<const T> table, int32_t rows, int32_t positions,
                    int32_t head, int32_t position_tiles, int32_t heads, Acc<T>* out) {
   using A = Acc<T>;
