@@ -9,7 +9,7 @@ const kProgram = 'test/lifetime/programs/ending.mjs';
 const kLimitMs = 60_000;
 
 const kFake = fileURLToPath(new URL('../../build/release/balora_fake.so', import.meta.url));
-const kDevices = [
+const kDevices: { device: string; env: Record<string, string> }[] = [
   { device: 'cpu', env: {} },
   { device: 'cuda', env: { BALORA_TEST_DEVICE: 'cuda', BALORA_CUDA_PLUGIN: kFake } },
 ].filter(({ device }) => device === 'cpu' || existsSync(kFake));
