@@ -2,15 +2,17 @@
 // queries of one head, walks the tiles of keys that they see with an online softmax in base 2, and
 // leaves out and each row's log-sum-exp; no score leaves the registers.
 //
-// bf16, f16 (here): four warps of 32 queries (16 where D > 128), 64 keys a tile. Scores, softmax
-// and sums are f32 in registers; the probabilities, rounded to T, are the A operand of the product
-// with the values as they lie. A tile of values is on its way while scores are computed, the next
-// keys while the sums are. Blocks that start together are heads of one tile, so a group reads its
-// keys and values from L2; tiles with the most keys start first. f32, f64, D > 256:
-// attention_plain.cu.
+// bf16, f16 (here): four warps of 32 queries (16 where D > 128), 64 keys a tile (32 where D > 64).
+// Scores, softmax and sums are f32 in registers; the probabilities, rounded to T, are the A operand
+// of the product with the values as they lie. The next tile of keys and values is on its way while
+// one is used: one barrier a tile. Blocks that start together are heads of one tile, so a group
+// reads its keys and values from L2; tiles with the most keys start first.
+//
+// f32, f64, D > 256: attention_plain.cu.
 //
 // 4 T_seen D flops a query and head. LLaMA-7B's shape (4 x 512, H = 32, D = 128, causal): 8.6 GFLOP
-// and 67 MB: at 60 % of mma.sync's peak 24 us on an H100 (memory 20 us), 46 us on an A100.
+// and 67 MB; predicted at 60 % of mma.sync's peak: 24 us on an H100 (memory 20 us), 46 us on an
+// A100.
 #include "attention_plain.cuh"
 #include "attention_softmax.cuh"
 

@@ -5,7 +5,7 @@
 // place, the position terms in rows made beforehand (relative_plan.cu).
 //
 // 4 T^2 D flops a head and 2 P D a row and position table: DeBERTa-base (8 x 512, H = 12, D = 64,
-// P = 512): 13 GFLOP, 0.6 ms at a third of an H100's 60 TFLOP/s in f32.
+// P = 512): 13 GFLOP, predicted 0.6 ms at a third of an H100's 60 TFLOP/s in f32.
 #include "relative_attention.cuh"
 
 namespace balora::cuda::relative {

@@ -12,7 +12,7 @@
 // small kernels sum over rows and tiles. Every number has one owner and one order: no atomics.
 //
 // 14 T^2 D flops a head and 6 P D a row and position table: DeBERTa-base (8 x 512, H = 12, D = 64,
-// P = 512): 33 GFLOP, 2 ms at a quarter of an H100's 60 TFLOP/s in f32.
+// P = 512): 42 GFLOP, predicted 3 ms at a quarter of an H100's 60 TFLOP/s in f32.
 #include "relative_attention.cuh"
 
 namespace balora::cuda::relative {
