@@ -9,10 +9,11 @@ const kProgram = 'test/lifetime/programs/ending.mjs';
 const kLimitMs = 60_000;
 
 const kFake = fileURLToPath(new URL('../../build/release/balora_fake.so', import.meta.url));
-const kDevices: { device: string; env: Record<string, string> }[] = [
+const kEveryDevice: { device: string; env: Record<string, string> }[] = [
   { device: 'cpu', env: {} },
   { device: 'cuda', env: { BALORA_TEST_DEVICE: 'cuda', BALORA_CUDA_PLUGIN: kFake } },
-].filter(({ device }) => device === 'cpu' || existsSync(kFake));
+];
+const kDevices = kEveryDevice.filter(({ device }) => device === 'cpu' || existsSync(kFake));
 
 describe.each(kDevices)('ending in the middle of work on $device', ({ env }) => {
   const end = (name: string, more: Parameters<typeof runProgram>[1] = {}): Promise<ChildResult> =>
