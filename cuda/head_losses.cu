@@ -88,7 +88,10 @@ class HeadChunks {
       multiply_head(*v_.h, *v_.w, first, rows, args_.z);
       if (v_.ht) multiply_head(*v_.ht, v_.wt ? *v_.wt : *v_.w, first, rows, y_);
       args_.first = first;
-      Grid grid{dim3(static_cast<unsigned>(rows)), dim3(kHeadThreads), HeadScratch<A>::bytes()};
+      const int64_t packs = ceil_div(vocabulary_, kHeadPack * kWarp) * kWarp;
+      const auto threads = std::clamp<int64_t>(packs, kFewSelected, kHeadThreads);
+      Grid grid{dim3(static_cast<unsigned>(rows)), dim3(static_cast<unsigned>(threads)),
+                HeadScratch<A>::bytes()};
       launch(ctx_, "head_losses", grid, head_rows<A>, args_);
       if (v_.dh) hidden_gradient(first, rows);
       if (v_.dw) weight_gradient(first, rows);

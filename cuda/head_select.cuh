@@ -9,7 +9,7 @@
 
 namespace balora::cuda {
 
-constexpr int kHeadThreads = 512;
+constexpr int kHeadThreads = 512;  // at most, and at least kFewSelected
 constexpr int kFewSelected = 128;
 constexpr int kCandidates = 1024;
 
@@ -31,6 +31,7 @@ struct HeadScratch {
   A* maxima;           // 33, likewise
   A* values;           // kCandidates
   int32_t* indices;    // kCandidates
+  A* best;             // kFewSelected, best first
   int32_t* counts;     // kHeadThreads
   A* threshold;        // 1
   int64_t* cutoff;     // 1
@@ -43,6 +44,7 @@ struct HeadScratch {
     s.maxima = memory.array<A>(kWarp + 1);
     s.values = memory.array<A>(kCandidates);
     s.indices = memory.array<int32_t>(kCandidates);
+    s.best = memory.array<A>(kFewSelected);
     s.counts = memory.array<int32_t>(kHeadThreads);
     s.threshold = memory.array<A>(1);
     s.cutoff = memory.array<int64_t>(1);
@@ -53,8 +55,9 @@ struct HeadScratch {
   static int64_t bytes() {
     return shared_bytes<double>(kWarp + 1) + shared_bytes<A>(kWarp + 1) +
            shared_bytes<A>(kCandidates) + shared_bytes<int32_t>(kCandidates) +
-           shared_bytes<int32_t>(kHeadThreads) + shared_bytes<A>(1) + shared_bytes<int64_t>(1) +
-           shared_bytes<uint64_t>(1) + shared_bytes<int32_t>(2);
+           shared_bytes<A>(kFewSelected) + shared_bytes<int32_t>(kHeadThreads) +
+           shared_bytes<A>(1) + shared_bytes<int64_t>(1) + shared_bytes<uint64_t>(1) +
+           shared_bytes<int32_t>(2);
   }
 };
 
@@ -96,7 +99,7 @@ class HeadSelect {
   template <typename Body>
   __device__ void each(const Chosen<A>& chosen, A thread_max, const Body& body) {
     if (chosen.listed) {
-      if (static_cast<int>(threadIdx.x) < k_) body(s_.values[threadIdx.x]);
+      if (static_cast<int>(threadIdx.x) < k_) body(s_.best[threadIdx.x]);
       return;
     }
     if (thread_max < chosen.threshold) return;
@@ -137,7 +140,7 @@ class HeadSelect {
     __syncthreads();
   }
 
-  // Leaves the K best in s_.values, best first. False where too many values reach the bound.
+  // Leaves the K best in s_.best. False where too many values reach the bound.
   __device__ bool find_few(A thread_max) {
     bound_threshold(thread_max);
     const A bound = *s_.threshold;
@@ -153,22 +156,11 @@ class HeadSelect {
     __syncthreads();
     const int32_t count = s_.remaining[1];
     if (count > kCandidates || count < k_) return false;  // fewer: NaNs among the logits
-    constexpr int kEach = kCandidates / kHeadThreads;
-    A value[kEach];
-    int32_t index[kEach], rank[kEach];
-    BALORA_UNROLL
-    for (int e = 0; e < kEach; ++e) {
-      const int own = threadIdx.x + e * kHeadThreads;
-      rank[e] = k_;
-      if (own >= count) continue;
-      value[e] = s_.values[own], index[e] = s_.indices[own];
-      rank[e] = rank_of(value[e], index[e], count);
-    }
-    __syncthreads();
-    BALORA_UNROLL
-    for (int e = 0; e < kEach; ++e) {
-      if (rank[e] < k_) s_.values[rank[e]] = value[e];
-      if (rank[e] == k_ - 1) *s_.threshold = value[e], *s_.cutoff = index[e];
+    for (int32_t own = threadIdx.x; own < count; own += blockDim.x) {
+      const A value = s_.values[own];
+      const int32_t index = s_.indices[own], rank = rank_of(value, index, count);
+      if (rank < k_) s_.best[rank] = value;
+      if (rank == k_ - 1) *s_.threshold = value, *s_.cutoff = index;
     }
     __syncthreads();
     return true;
