@@ -47,7 +47,8 @@ export async function ensureNodePackages() {
 }
 
 /**
- * Configures and builds with CMake; the build tool itself knows what is stale.
+ * Configures and builds with CMake; the build tool itself knows what is stale. Warnings are errors where CI=true only:
+ * another version of the compiler than those that were tried may know more of them.
  * @param out folder below build/
  * @param targets CMake targets, all when empty
  * @param defines CMake cache entries, as NAME=VALUE
@@ -56,7 +57,8 @@ export async function buildNative({ out = 'release', targets = [], defines = [] 
   const folder = inRoot('build', out);
   const fresh = !existsSync(inRoot('build', out, 'CMakeCache.txt'));
   const generator = fresh && has('ninja') ? ['-G', 'Ninja'] : [];
-  const flags = ['CMAKE_BUILD_TYPE=Release', ...defines].map((define) => `-D${define}`);
+  const strict = process.env.CI === 'true' ? ['BALORA_WERROR=ON'] : [];
+  const flags = ['CMAKE_BUILD_TYPE=Release', ...strict, ...defines].map((define) => `-D${define}`);
   await runLogged(`cmake-${out}`, 'cmake', ['-S', root, '-B', folder, ...generator, ...flags]);
   const wanted = targets.length > 0 ? ['--target', ...targets] : [];
   const built = runVisible('cmake', ['--build', folder, '--parallel', jobs, ...wanted]);
