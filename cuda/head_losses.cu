@@ -5,15 +5,14 @@
 // a teacher, 8 with dW) and 28 bytes an element of Z: at M = 8192, V = 128k, C = 4096 on one H100
 // 37 ms of products and 9 ms of rows. W is read once a product and chunk, so a chunk has at least
 // 384 rows where the caller leaves the budget to the device (the products would wait for memory
-// with fewer), and 128 MiB of them: 0.5 GB with V = 128k and a teacher.
-#include "blas.cuh"
+// with fewer), and 128 MiB of them: 0.5 GB with V = 128k and a teacher. A teacher may come as its
+// summary (head_mean.cuh); then the second product and half of the rows' first pass are saved.
+#include "head_chunks.cuh"
+#include "head_mean.cuh"
 #include "head_rows.cuh"
 
 namespace balora::cuda {
 namespace {
-
-constexpr int64_t kDefaultChunkBytes = int64_t{128} << 20;
-constexpr int64_t kLeastRows = 384;
 
 template <typename A>
 __global__ void __launch_bounds__(kHeadThreads, 2) head_rows(HeadArgs<A> args) {
@@ -40,14 +39,11 @@ __global__ void sum_terms(const double* terms, int64_t rows, double* sums, HeadO
 
 struct HeadViews {
   const View *h, *ht, *w, *wt, *targets, *regularized, *sums, *rows, *dh, *dw;
+  const View *mean = nullptr, *entropy = nullptr;  // the teacher's summary, both or none
 
+  const char* name() const { return mean ? "head_losses_cached" : "head_losses"; }
   bool wants_gradient() const { return dh || dw; }
 };
-
-GemmOperand rows_of(const View& view, int64_t first) {
-  const int64_t cols = view.shape[1];
-  return {offset_by(view.data, first * cols, view.dtype), view.dtype, cols};
-}
 
 template <typename A>
 class HeadChunks {
@@ -58,27 +54,25 @@ class HeadChunks {
     vocabulary_ = v_.w->shape[0], channels_ = v_.h->shape[1];
     const bool rounds =
         std::is_same_v<A, float> && v_.wants_gradient() && v_.w->dtype == BALORA_BF16;
-    stride_ = ceil_div(vocabulary_, 8) * 8;  // rows start at 16-byte addresses
+    stride_ = logits_stride(vocabulary_);
     const int64_t row_bytes =
         stride_ * static_cast<int64_t>(sizeof(A) * (v_.ht ? 2 : 1) + (rounds ? 2 : 0));
-    int64_t rows = std::max<int64_t>(options.chunk_bytes / row_bytes, 1);
-    if (options.chunk_bytes <= 0) rows = std::max(kDefaultChunkBytes / row_bytes, kLeastRows);
-    if (rows > 128) rows -= rows % 128;
-    chunk_ = std::min(rows, m);
+    chunk_ = head_chunk_rows(options, m, row_bytes);
+    args_.options = options;
     args_.z = workspace<A>(ctx, chunk_ * stride_);
     if (v_.ht) args_.y = y_ = workspace<A>(ctx, chunk_ * stride_);
     if (rounds) args_.rounded = workspace<bf16>(ctx, chunk_ * stride_);
-    if (v_.dh && !rounds && v_.dh->dtype == BALORA_F16) {
-      sum_ = workspace<float>(ctx, chunk_ * channels_);
+    if (v_.dh && (v_.mean || (!rounds && v_.dh->dtype == BALORA_F16))) {
+      sum_ = workspace<A>(ctx, chunk_ * channels_);
     }
+    if (v_.mean) args_.offsets = offsets();
     args_.stride = stride_, args_.vocabulary = vocabulary_;
     args_.targets = data_of<int32_t>(v_.targets);
     args_.regularized = data_of<uint8_t>(v_.regularized);
     args_.terms = v_.rows ? data_of<double>(v_.rows) : workspace<double>(ctx, 3 * m);
-    args_.options = options;
     args_.gradient = v_.wants_gradient();
     args_.fault = state_of(ctx).fault;
-    args_.fault_row = fault_row("head_losses");
+    args_.fault_row = fault_row(v_.name());
   }
 
   const double* run() {
@@ -88,11 +82,9 @@ class HeadChunks {
       multiply_head(*v_.h, *v_.w, first, rows, args_.z);
       if (v_.ht) multiply_head(*v_.ht, v_.wt ? *v_.wt : *v_.w, first, rows, y_);
       args_.first = first;
-      const int64_t packs = ceil_div(vocabulary_, kHeadPack * kWarp) * kWarp;
-      const auto threads = std::clamp<int64_t>(packs, kFewSelected, kHeadThreads);
-      Grid grid{dim3(static_cast<unsigned>(rows)), dim3(static_cast<unsigned>(threads)),
-                HeadScratch<A>::bytes()};
-      launch(ctx_, "head_losses", grid, head_rows<A>, args_);
+      const unsigned threads = head_row_threads(vocabulary_, kFewSelected, kHeadThreads);
+      Grid grid{dim3(static_cast<unsigned>(rows)), dim3(threads), HeadScratch<A>::bytes()};
+      launch(ctx_, v_.name(), grid, head_rows<A>, args_);
       if (v_.dh) hidden_gradient(first, rows);
       if (v_.dw) weight_gradient(first, rows);
     }
@@ -114,11 +106,44 @@ class HeadChunks {
   void hidden_gradient(int64_t first, int64_t rows) {
     void* to = offset_by(v_.dh->data, first * channels_, v_.dh->dtype);
     const GemmResult direct = {to, v_.dh->dtype, channels_};
-    const GemmResult wide = {sum_, BALORA_F32, channels_};
+    const GemmResult wide = {sum_, kLogits, channels_};
     gemm(ctx_, {rows, channels_, vocabulary_}, 1, dz(false), rows_of(*v_.w, 0), 0,
          sum_ ? wide : direct);
+    if (v_.mean) return without_mean(first, rows);
     if (!sum_) return;
-    convert_matrix(ctx_, rows, channels_, sum_, BALORA_F32, channels_, to, v_.dh->dtype, channels_);
+    convert_matrix(ctx_, rows, channels_, sum_, kLogits, channels_, to, v_.dh->dtype, channels_);
+  }
+  // Calls body<T>() for the type of the hidden states, which A fixes for f64.
+  template <typename Body>
+  void dispatch_hidden(const Body& body) const {
+    if constexpr (std::is_same_v<A, double>) {
+      body.template operator()<double>();
+    } else {
+      dispatch_float(v_.h->dtype, [&]<typename T>() {
+        if constexpr (!std::is_same_v<T, double>) body.template operator()<T>();
+      });
+    }
+  }
+  const double* offsets() {
+    const int64_t m = v_.h->shape[0];
+    auto* offsets = workspace<double>(ctx_, m);
+    dispatch_hidden([&]<typename T>() {
+      launch(ctx_, v_.name(), {dim3(static_cast<unsigned>(m)), dim3(kMeanThreads)},
+             teacher_offsets<T>, data_of<T>(v_.h), data_of<A>(v_.mean), data_of<double>(v_.entropy),
+             channels_, args_.options.temperature, offsets);
+    });
+    return offsets;
+  }
+  // dH = sum - consistency_scale T mu
+  void without_mean(int64_t first, int64_t rows) {
+    const int64_t at = first * channels_;
+    const double factor = args_.options.consistency_scale * args_.options.temperature;
+    dispatch_hidden([&]<typename T>() {
+      launch(ctx_, v_.name(), {dim3(static_cast<unsigned>(rows)), dim3(kMeanThreads)},
+             take_out_mean<T>, sum_, data_of<A>(v_.mean) + at,
+             args_.regularized ? args_.regularized + first : nullptr, channels_, factor,
+             data_of<T>(v_.dh) + at);
+    });
   }
   void weight_gradient(int64_t first, int64_t rows) {
     gemm(ctx_, {vocabulary_, channels_, rows}, 1, dz(true), rows_of(*v_.h, first), first ? 1 : 0,
@@ -129,9 +154,17 @@ class HeadChunks {
   HeadViews v_;
   HeadArgs<A> args_{};
   A* y_ = nullptr;
-  float* sum_ = nullptr;  // of dH where it is narrower than its sums and dZ is not
+  A* sum_ = nullptr;  // of dH where it is not the product's own result
   int64_t vocabulary_, channels_, stride_, chunk_;
 };
+
+int32_t run_head(Context* ctx, const HeadViews& views, const HeadOptions& options) {
+  const double* terms = views.h->dtype == BALORA_F64 ? HeadChunks<double>(ctx, views, options).run()
+                                                     : HeadChunks<float>(ctx, views, options).run();
+  launch(ctx, views.name(), {dim3(1), dim3(256)}, sum_terms, terms, views.h->shape[0],
+         data_of<double>(views.sums), options);
+  return 0;
+}
 
 }  // namespace
 
@@ -139,12 +172,17 @@ int32_t head_losses_kernel(Context* ctx, const View* h, const View* ht, const Vi
                            const View* wt, const View* targets, const View* regularized,
                            const View* sums, const View* rows, const View* dh, const View* dw,
                            const HeadOptions* options) {
-  const HeadViews views{h, ht, w, wt, targets, regularized, sums, rows, dh, dw};
-  const double* terms = h->dtype == BALORA_F64 ? HeadChunks<double>(ctx, views, *options).run()
-                                               : HeadChunks<float>(ctx, views, *options).run();
-  launch(ctx, "head_losses", {dim3(1), dim3(256)}, sum_terms, terms, h->shape[0],
-         data_of<double>(sums), *options);
-  return 0;
+  return run_head(ctx, {h, ht, w, wt, targets, regularized, sums, rows, dh, dw}, *options);
+}
+
+int32_t head_losses_cached_kernel(Context* ctx, const View* h, const View* mean,
+                                  const View* entropy, const View* w, const View* targets,
+                                  const View* regularized, const View* sums, const View* dh,
+                                  const HeadOptions* options) {
+  return run_head(
+      ctx,
+      {h, nullptr, w, nullptr, targets, regularized, sums, nullptr, dh, nullptr, mean, entropy},
+      *options);
 }
 
 }  // namespace balora::cuda

@@ -1,6 +1,7 @@
 // One row of the fused head losses on the device, by one block: the statistics of its student
 // logits z (V) and teacher logits y (V) in one pass, and the gradient written over z (or rounded to
-// bf16 beside it) in a second; formulas in native/kernels/cpu/head_rows.cc. Sums over the
+// bf16 beside it) in a second; formulas in native/kernels/cpu/head_rows.cc. A teacher that came as
+// its summary has no y: its part of the gradient is taken out of dH (head_mean.cuh). Sums over the
 // vocabulary run in f32 for 128 elements of a thread, then in f64, beside a running maximum. A pass
 // reads 8 bytes an element (4 without a teacher); the second writes 2 (bf16) or 4: 18 bytes and
 // about seven exponentials in all.
@@ -36,7 +37,8 @@ class HeadRowPass {
       }
       target_ = -1;
     }
-    consistent_ = regularized_ && y_.data;
+    live_ = regularized_ && y_.data;
+    consistent_ = live_ || (regularized_ && args.offsets);
     entropic_ = regularized_ && args.options.entropy_top_k >= 0;
     dense_ = args.options.entropy_top_k == 0 || args.options.entropy_top_k >= args.vocabulary;
     scale_ = static_cast<A>(1 / args.options.temperature);
@@ -66,7 +68,7 @@ class HeadRowPass {
       A x[kHeadPack], t[kHeadPack] = {};
       const int count = z_.load_pack(pack, x);
       raise(sums, x, count);
-      if (consistent_) {
+      if (live_) {
         y_.load_pack(pack, t);
         raise_teacher(sums, t, count);
       }
@@ -84,9 +86,9 @@ class HeadRowPass {
 
   __device__ void add(HeadSums<A>& sums, A x, A t) const {
     if (target_ >= 0) sums.plain.weight += exp_or_zero(x - sums.max);
-    if (consistent_) {
-      // Equal logits give equal bits in both sums, hence a term of exactly 0.
-      sums.student.weight += exp_or_zero((x - sums.max) * scale_);
+    // Equal logits give equal bits in both sums, hence a term of exactly 0.
+    if (consistent_) sums.student.weight += exp_or_zero((x - sums.max) * scale_);
+    if (live_) {
       const A w = exp_or_zero((t - sums.teacher_max) * scale_);
       sums.teacher.weight += w;
       sums.teacher.value += w * (t - x);
@@ -133,32 +135,39 @@ class HeadRowPass {
   __device__ void combine(HeadSums<A>& sums) {
     const A max = block_reduce(sums.max, A(-INFINITY), scratch_.maxima, Max{});
     const A teacher_max =
-        consistent_ ? block_reduce(sums.teacher_max, A(-INFINITY), scratch_.maxima, Max{}) : A(0);
+        live_ ? block_reduce(sums.teacher_max, A(-INFINITY), scratch_.maxima, Max{}) : A(0);
     s_.shift = static_cast<double>(max);
     if (sums.max > -INFINITY) {
       sums.plain.rescale(max - sums.max, A(1), false);
       sums.student.rescale(max - sums.max, scale_, false);
       sums.dense.rescale(max - sums.max, entropy_scale_, true);
-      if (consistent_) sums.teacher.rescale(teacher_max - sums.teacher_max, scale_, false);
+      if (live_) sums.teacher.rescale(teacher_max - sums.teacher_max, scale_, false);
     }
     if (target_ >= 0) {
       s_.sum = total(sums.plain.weights);
       s_.task = s_.shift + log(s_.sum) - static_cast<double>(z_.at(target_));
     }
-    if (consistent_) {
-      const double temperature = args_.options.temperature;
-      s_.sum_student = total(sums.student.weights);
-      s_.sum_teacher = total(sums.teacher.weights);
-      const double value = total(sums.teacher.values);
-      s_.shift_teacher = static_cast<double>(teacher_max);
-      const double gap =
-          (s_.shift - s_.shift_teacher) / temperature + (log(s_.sum_student) - log(s_.sum_teacher));
-      s_.consistency = temperature * temperature * gap + temperature * (value / s_.sum_teacher);
-    }
+    if (consistent_) compare(sums, teacher_max);
     if (entropic_ && dense_) {
       const double weights = total(sums.dense.weights), values = total(sums.dense.values);
       set_entropy(max, weights, values);
     }
+  }
+
+  __device__ void compare(const HeadSums<A>& sums, A teacher_max) {
+    const double temperature = args_.options.temperature;
+    s_.sum_student = total(sums.student.weights);
+    if (!live_) {
+      const double lse = s_.shift / temperature + log(s_.sum_student);
+      s_.consistency = temperature * (temperature * lse - args_.offsets[args_.first + blockIdx.x]);
+      return;
+    }
+    s_.sum_teacher = total(sums.teacher.weights);
+    const double value = total(sums.teacher.values);
+    s_.shift_teacher = static_cast<double>(teacher_max);
+    const double gap =
+        (s_.shift - s_.shift_teacher) / temperature + (log(s_.sum_student) - log(s_.sum_teacher));
+    s_.consistency = temperature * temperature * gap + temperature * (value / s_.sum_teacher);
   }
 
   __device__ void set_entropy(A max, double weights, double values) {
@@ -213,7 +222,7 @@ class HeadRowPass {
     if (i == target_) sum -= g.task_scale;
     if (g.student != A(0)) {
       const A p = exp_or_zero((x - g.shift) * scale_);
-      const A q = exp_or_zero((t - g.teacher_shift) * scale_);
+      const A q = live_ ? exp_or_zero((t - g.teacher_shift) * scale_) : A(0);
       sum += g.student * (p - q) + g.gap * q;
     }
     if (g.diversity != A(0) && dense_) {
@@ -243,7 +252,7 @@ class HeadRowPass {
     for (int64_t pack = threadIdx.x; pack * kHeadPack < args_.vocabulary; pack += blockDim.x) {
       A x[kHeadPack], t[kHeadPack] = {};
       const int count = z_.load_pack(pack, x);
-      if (consistent_) y_.load_pack(pack, t);
+      if (live_) y_.load_pack(pack, t);
       Pack<A, kHeadPack> out;
       BALORA_UNROLL
       for (int i = 0; i < kHeadPack; ++i) {
@@ -265,7 +274,7 @@ class HeadRowPass {
   HeadScratch<A> scratch_;
   HeadLogits<A> z_, y_;
   int64_t target_;
-  bool regularized_, consistent_, entropic_, dense_;
+  bool regularized_, live_, consistent_, entropic_, dense_;  // live_: the teacher has logits
   A scale_, entropy_scale_;
   HeadStatistics s_;
   Chosen<A> chosen_;

@@ -11,8 +11,9 @@ constexpr int kHeadPack = 4;  // neighbours that one thread takes
 template <typename A>
 struct HeadArgs {
   A* z;
-  const A* y;     // null: no consistency term
-  bf16* rounded;  // where dz goes; null: over z
+  const A* y;             // null, and no offsets: no consistency term
+  const double* offsets;  // (M) T H(q) + h mu of a teacher that came as its summary, or null
+  bf16* rounded;          // where dz goes; null: over z
   int64_t stride, vocabulary, first;
   const int32_t* targets;  // may be null, as regularized
   const uint8_t* regularized;

@@ -1,0 +1,233 @@
+// A teacher's summary and the head losses that take it, on the device: each row against the CPU's,
+// the summary also against plain f64 loops, and the losses from a summary against those with the
+// teacher's hidden states at hand.
+#include "support/device_test.h"
+
+namespace {
+
+using namespace balora;
+using namespace balora::test;
+
+template <typename T>
+using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+struct Setting {
+  int64_t m = 9, c = 8, v = 37;
+  HeadOptions options{0.3, 0.2, 0.15, 2.0, 1.0, 0.0, 5, 0};
+  bool other_head = false, masks = true, targets = true, gradient = true;
+};
+
+struct Arrays {
+  Array h, ht, w, wt, targets, regularized, mean, entropy, sums, dh;
+};
+
+template <typename T>
+Arrays make_arrays(DeviceTest& t, const Setting& s) {
+  Arrays a;
+  a.h = t.random<T>({s.m, s.c}, 2), a.ht = t.random<T>({s.m, s.c}, 2);
+  a.w = t.random<T>({s.v, s.c}), a.wt = t.random<T>({s.v, s.c});
+  a.targets = t.empty<int32_t>({s.m}), a.regularized = t.empty<uint8_t>({s.m});
+  for (int64_t n = 0; n < s.m; ++n) {
+    a.targets->set(n, n % 3 == 1 ? -100 : static_cast<double>(n * 7 % s.v));
+    a.regularized->set(n, n % 4 != 2);
+  }
+  a.mean = t.empty<Accumulator<T>>({s.m, s.c}), a.entropy = t.empty<double>({s.m});
+  a.sums = t.empty<double>({4}), a.dh = t.empty<T>({s.m, s.c});
+  return a;
+}
+
+DeviceTest::Row summary_of(const Arrays& a, const Setting& s) {
+  return [=](const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) {
+    return k.teacher_summary(ctx, view(a.ht), view(s.other_head ? a.wt : a.w), view(a.w),
+                             view(a.mean), view(a.entropy), &s.options);
+  };
+}
+
+DeviceTest::Row cached_of(const Arrays& a, const Setting& s) {
+  return [=](const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) {
+    return k.head_losses_cached(ctx, view(a.h), view(a.mean), view(a.entropy), view(a.w),
+                                s.targets ? view(a.targets) : nullptr,
+                                s.masks ? view(a.regularized) : nullptr, view(a.sums),
+                                s.gradient ? view(a.dh) : nullptr, &s.options);
+  };
+}
+
+DeviceTest::Row live_of(const Arrays& a, const Setting& s) {
+  return [=](const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) {
+    return k.head_losses(ctx, view(a.h), view(a.ht), view(a.w), s.other_head ? view(a.wt) : nullptr,
+                         s.targets ? view(a.targets) : nullptr,
+                         s.masks ? view(a.regularized) : nullptr, view(a.sums), nullptr,
+                         s.gradient ? view(a.dh) : nullptr, nullptr, &s.options);
+  };
+}
+
+// Mean and entropy of q by plain f64 loops over the operands' stored values.
+void plain_summary(const Arrays& a, const Setting& s, std::vector<double>& mean,
+                   std::vector<double>& entropy) {
+  const Array& head = s.other_head ? a.wt : a.w;
+  std::vector<double> q(static_cast<size_t>(s.v));
+  mean.assign(static_cast<size_t>(s.m * s.c), 0);
+  for (int64_t n = 0; n < s.m; ++n) {
+    double largest = -1e300, sum = 0, dot = 0;
+    for (int64_t j = 0; j < s.v; ++j) {
+      double y = 0;
+      for (int64_t c = 0; c < s.c; ++c) y += a.ht->host(n * s.c + c) * head->host(j * s.c + c);
+      q[j] = y / s.options.temperature;
+      largest = std::max(largest, q[j]);
+    }
+    for (double& x : q) {
+      const double weight = std::exp(x - largest);
+      sum += weight, dot += weight * (x - largest);
+      x = weight;
+    }
+    entropy.push_back(std::log(sum) - dot / sum);
+    for (int64_t j = 0; j < s.v; ++j) {
+      for (int64_t c = 0; c < s.c; ++c) mean[n * s.c + c] += q[j] / sum * a.w->host(j * s.c + c);
+    }
+  }
+}
+
+// |got - want| <= tolerance times the largest of want, or of the terms that it is a difference of.
+void check_near(const std::vector<double>& got, const std::vector<double>& want, double tolerance,
+                const std::string& what, double terms = 0) {
+  double largest = terms, worst = 0;
+  REQUIRE(got.size() == want.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    largest = std::max(largest, std::abs(want[i]));
+    const double error = std::abs(got[i] - want[i]);
+    worst = std::max(worst, std::isnan(error) ? 1e300 : error);
+  }
+  const bool near = worst <= tolerance * largest + tolerance * 1e-3;
+  CHECK_MESSAGE(near, what, " is off by ", worst, " of ", largest);
+}
+
+template <typename T>
+void check_setting(const Setting& s, double tolerance) {
+  CAPTURE(s.v);
+  CAPTURE(s.options.entropy_top_k);
+  constexpr bool kRounds = std::is_same_v<T, bf16>;
+  DeviceTest t;
+  const Arrays a = make_arrays<T>(t, s);
+  t.both(summary_of(a, s));
+  // What q loses as two bf16.
+  const double pair = kRounds ? 0x1p-16 : 0;
+  check_near(a.mean->from_device(), a.mean->host_values(), tolerance + pair, "mean");
+  t.check_close(a.entropy, tolerance);
+  std::vector<double> mean, entropy;
+  plain_summary(a, s, mean, entropy);
+  check_near(a.mean->from_device(), mean, tolerance + pair, "mean of plain loops");
+  check_near(a.entropy->from_device(), entropy, tolerance, "entropy of plain loops");
+
+  t.both(cached_of(a, s));  // both from the CPU's summary
+  t.check_close(a.sums, tolerance);
+  // dZ is rounded to bf16 on the way to dH, and dH on its way out.
+  const double rounding = kRounds ? 4 * epsilon_of<T>() : 2 * epsilon_of<T>();
+  double taken = 0;  // the largest of what leaves dH as mu
+  for (const double mu : mean) taken = std::max(taken, std::abs(mu));
+  taken *= s.options.consistency_scale * s.options.temperature;
+  if (s.gradient) {
+    check_near(a.dh->from_device(), a.dh->host_values(), tolerance + rounding, "dh", taken);
+  }
+  const std::vector<double> sums = a.sums->from_device();
+  const std::vector<double> dh = s.gradient ? a.dh->from_device() : std::vector<double>();
+
+  REQUIRE(t.on_device(live_of(a, s)) == 0);
+  double logits = 0;  // the consistency is lse(z/T) less T times these
+  for (int64_t i = 0; i < s.m * s.c; ++i) logits += std::abs(a.h->host(i) * mean[i]);
+  check_near(sums, a.sums->from_device(), 2 * tolerance + pair, "the loss of a live teacher",
+             s.options.temperature * logits);
+  if (s.gradient) {
+    check_near(dh, a.dh->from_device(), tolerance + rounding, "dh of a live teacher", taken);
+  }
+}
+
+template <typename T>
+void check_settings(double tolerance) {
+  Setting s;
+  check_setting<T>(s, tolerance);
+  s.options.chunk_bytes = 1;  // one row at a time
+  s.other_head = true;
+  check_setting<T>(s, tolerance);
+  s.options.chunk_bytes = 900;  // a few
+  s.options.entropy_top_k = 0;
+  s.c = 13;
+  check_setting<T>(s, tolerance);
+  s = Setting{};
+  s.masks = false;
+  s.m = 3, s.v = 4001;  // several packs a thread
+  check_setting<T>(s, tolerance);
+  s.targets = false;
+  s.options.entropy_top_k = 1000;
+  s.options.entropy_temperature = 1.7;
+  check_setting<T>(s, tolerance);
+  s = Setting{};
+  s.gradient = false;
+  s.options.entropy_top_k = -1;
+  check_setting<T>(s, tolerance);
+  s = Setting{};
+  s.m = s.v = s.c = 1;
+  s.options.entropy_top_k = 0;
+  check_setting<T>(s, tolerance);
+}
+
+TEST_CASE("a teacher's summary and the losses from it in f64") {
+  check_settings<double>(1e-12);
+}
+TEST_CASE("a teacher's summary and the losses from it in f32") {
+  check_settings<float>(4e-6);
+}
+TEST_CASE("a teacher's summary and the losses from it in bf16") {
+  check_settings<bf16>(4e-6);
+}
+TEST_CASE("a teacher's summary and the losses from it in f16") {
+  check_settings<f16>(4e-6);
+}
+
+// Plain f32 sums over a vocabulary of this size are off by 1e-5.
+TEST_CASE("a teacher's entropy over a large vocabulary is better than f32 sums") {
+  DeviceTest t;
+  Setting s;
+  s.m = 2, s.c = 2, s.v = 49152;
+  const Arrays a = make_arrays<float>(t, s);
+  for (int64_t i = 0; i < a.w->size(); ++i) a.w->set(i, 1e-3 * a.w->host(i));
+  REQUIRE(t.on_device(summary_of(a, s)) == 0);
+  std::vector<double> mean, entropy;
+  plain_summary(a, s, mean, entropy);
+  for (int64_t n = 0; n < s.m; ++n) {
+    CHECK(std::abs(a.entropy->from_device()[n] - entropy[n]) < 3e-7);
+  }
+}
+
+TEST_CASE("a teacher's summary and the losses from it give the same bits again") {
+  DeviceTest t;
+  Setting s;
+  s.m = 3, s.v = 4001;
+  const Arrays a = make_arrays<bf16>(t, s);
+  t.both(summary_of(a, s));  // the losses start from the CPU's
+  std::vector<double> first[4];
+  for (int pass = 0; pass < 2; ++pass) {
+    REQUIRE(t.on_device(summary_of(a, s)) == 0);
+    const std::vector<double> mean = a.mean->from_device(), entropy = a.entropy->from_device();
+    REQUIRE(t.on_device(cached_of(a, s)) == 0);
+    const std::vector<double> now[] = {mean, entropy, a.sums->from_device(), a.dh->from_device()};
+    for (int i = 0; i < 4; ++i) {
+      if (pass == 0) first[i] = now[i];
+      CHECK(now[i] == first[i]);
+    }
+  }
+}
+
+TEST_CASE("losses from a summary name a target outside the vocabulary") {
+  DeviceTest t;
+  const Setting s;
+  const Arrays a = make_arrays<float>(t, s);
+  t.both(summary_of(a, s));
+  a.targets->set(4, 37);
+  CHECK(t.on_device(cached_of(a, s)) == 0);
+  CHECK(t.synchronize() != 0);
+  CHECK(t.error() ==
+        "head_losses_cached: target 37 of row 4 is not a class id below 37 (-100 marks a row to "
+        "ignore)");
+}
+
+}  // namespace
