@@ -338,6 +338,20 @@ export function scope<T>(body: () => T): T {
   }
 }
 
+/**
+ * Runs `body` and puts every tensor made inside `into`, for the caller to dispose; keep() takes one out again. Of an async
+ * function it sees what was made before the first await.
+ */
+export function collecting<T>(into: Set<Tensor>, body: () => T): T {
+  const outer = currentScope;
+  currentScope = into;
+  try {
+    return body();
+  } finally {
+    currentScope = outer;
+  }
+}
+
 /** Takes a tensor out of the scope that would free it (and of the scopes around that). */
 export function keep<T extends Tensor>(kept: T): T {
   currentScope?.delete(kept);

@@ -3,14 +3,15 @@
  * backward() ALREADY weighted with its share of the window, so that the gradients add up to the window's.
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
-import { ArgumentError } from '../errors.ts';
 import { BaLoraLoss, type TeacherSummary, type TermWeights, WindowTerms } from '../losses/nlg.ts';
 import type { CausalLM, Model } from '../models/index.ts';
 import { synchronize, withPhase } from '../runtime.ts';
-import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
+import { scope, type Tensor } from '../tensor.ts';
+import { CustomObjective } from './custom_objective.ts';
 import { yieldToEventLoop } from './events.ts';
 import type { ResolvedRegularizers } from './methods.ts';
-import { type CombinedTerms, customTerms, weightedTerms } from './record.ts';
+import { type CombinedTerms, weightedTerms } from './record.ts';
+import { teach, teacherHead } from './teacher.ts';
 import { TeacherCache } from './teacher_cache.ts';
 import { type TeacherEntropy, termWeights } from './term_weights.ts';
 import type { Batch, LossFunction } from './types.ts';
@@ -40,7 +41,7 @@ export function makeObjective(
 ): Objective {
   return loss === null
     ? new BaLoraObjective(tuned, regularizers, resources)
-    : new CustomObjective(loss);
+    : new CustomObjective(tuned, loss);
 }
 
 /** What an objective may use. */
@@ -222,90 +223,3 @@ function forget(teacher: Teacher): void {
 /** Columns of the rows of teacherEntropyRows. */
 const kRowColumns = 3;
 const kEntropyColumn = 2;
-
-/** A loss of the user's, counted with each micro-batch's share of supervised rows. */
-class CustomObjective implements Objective {
-  constructor(private readonly loss: LossFunction) {}
-
-  async accumulate({
-    tuned,
-    window,
-    step,
-    totalSteps,
-    signal,
-  }: WindowInput): Promise<CombinedTerms | null> {
-    const terms = customTerms();
-    for (const [microBatch, { batch, counts }] of window.batches.entries()) {
-      if (signal?.aborted) return null;
-      if (counts.supervised === 0) continue;
-      const share = counts.supervised / window.totals.supervised;
-      const made: Tensor[] = [];
-      const own = (value: Tensor): Tensor => {
-        made.push(value);
-        return value;
-      };
-      try {
-        tuned.trainingPass({ step, microBatch });
-        const hidden = own(withPhase('forward', () => tuned.model.forward(batch)));
-        await yieldToEventLoop();
-        let teacher: Tensor | null = null;
-        const { head } = tuned.model;
-        const result = await this.loss({
-          batch,
-          hidden,
-          headWeight: head.weight,
-          logitSoftcap: head.softcap > 0 ? head.softcap : null,
-          teacherHidden: () => {
-            teacher ??= own(teach(tuned, batch));
-            return teacher;
-          },
-          step,
-          totalSteps,
-          supervisedRows: counts.supervised,
-          windowSupervisedRows: window.totals.supervised,
-        });
-        const loss = own(result.loss);
-        checkLoss(loss);
-        withPhase('backward', () =>
-          scope(() => {
-            const { dtype, shape, device } = loss;
-            loss.backward(tensor([share], { dtype, shape, device }));
-          }),
-        );
-        terms.addLoss(await loss.item(), share);
-        for (const [label, value] of Object.entries(result.metrics ?? {})) {
-          terms.addMetric(label, await own(value).item(), share);
-        }
-      } finally {
-        tuned.trainingPass(null);
-        for (const value of made) value.dispose();
-      }
-    }
-    return terms.combined();
-  }
-
-  dispose(): void {}
-}
-
-/** The teacher's hidden states: (N,C). */
-function teach(tuned: TunedModel, batch: Batch): Tensor {
-  return withPhase('teacher', () =>
-    tuned.withTeacher((model) => noGrad(() => model.forward(batch))),
-  );
-}
-
-function checkLoss(loss: Tensor): void {
-  if (loss.size !== 1) {
-    throw new ArgumentError(`loss: must be one number, got the shape (${loss.shape.join(',')})`);
-  }
-  if (!loss.requiresGrad) {
-    throw new ArgumentError('loss: is not attached to the tape; did the function run in noGrad?');
-  }
-}
-
-/** The teacher's own head where it has one: a second model beside full fine-tuning. */
-function teacherHead(tuned: TunedModel): Tensor | null {
-  if (!tuned.hasTeacher) return null;
-  const { weight } = tuned.withTeacher((teacher) => teacher.head);
-  return weight === tuned.model.head.weight ? null : weight;
-}

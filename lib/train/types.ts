@@ -141,6 +141,8 @@ export interface LossContext {
   readonly batch: Batch;
   readonly hidden: Tensor; // (N,C) after the final norm, on the tape
   readonly headWeight: Tensor; // (V,C)
+  /** (V,C), the teacher's: frozen where the head is trained or saved with the adapter, else the same tensor as headWeight. */
+  readonly teacherHeadWeight: Tensor;
   readonly logitSoftcap: number | null;
   /** Hidden states of the teacher (N,C), computed at the first call, without gradient. */
   readonly teacherHidden: () => Tensor;
@@ -151,7 +153,11 @@ export interface LossContext {
   readonly windowSupervisedRows: number;
 }
 
-/** Called once a micro-batch; the result counts with supervisedRows / windowSupervisedRows in the step's loss. */
+/**
+ * Called once a micro-batch; the result counts with supervisedRows / windowSupervisedRows in the step's loss. What the
+ * function makes is freed when it returns, as in a `scope()`; of an async one, what it made before its first await. A
+ * tensor that is to outlive the call needs `keep()`.
+ */
 export type LossFunction = (context: LossContext) => LossResult | Promise<LossResult>;
 
 /** One object a line in run/metrics.jsonl. Terms are raw (unweighted) values of the whole window. */

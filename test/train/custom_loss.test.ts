@@ -1,0 +1,152 @@
+// A loss of the user's own, written with the public plain losses, against the built-in terms on a golden llama.
+import { expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import type { LoraConfigInput } from '../../lib/adapters/config.ts';
+import { consistencyLoss, diversityLoss, headLogits, svdLoss } from '../../lib/losses/index.ts';
+import { AutoModelForCausalLM } from '../../lib/models/index.ts';
+import { add, crossEntropy, indexSelect, mul } from '../../lib/ops/index.ts';
+import { memoryStats, synchronize } from '../../lib/runtime.ts';
+import { keep, type Tensor, tensor } from '../../lib/tensor.ts';
+import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
+import type { LossContext, LossResult, StepRecord } from '../../lib/train/types.ts';
+import { fixturePath } from '../support/fixtures.ts';
+import { tinySource } from '../support/tiny_model.ts';
+
+const kModel = fixturePath('architectures/llama-untied-gqa/model');
+const kWeights = { consistency: 0.4, diversity: 0.05, svd: 0.2 };
+const kTerms = { temperature: 2, entropyTopK: 5, svdTopK: 3 };
+
+/** Two sequences; some rows are not supervised, so that the terms' rows are not all rows. */
+const kBatch = {
+  inputIds: Int32Array.of(3, 9, 14, 20, 5, 7, 11, 2, 30, 8),
+  targets: Int32Array.of(-100, 14, 20, 5, -100, -100, 2, 30, 8, -100),
+  positions: Int32Array.of(0, 1, 2, 3, 4, 0, 1, 2, 3, 4),
+  cuSeqlens: Int32Array.of(0, 5, 10),
+};
+
+function own(context: LossContext): LossResult {
+  const { hidden, headWeight, teacherHidden, teacherHeadWeight, batch } = context;
+  const supervised = [...batch.targets.keys()].filter((i) => batch.targets[i] !== -100);
+  const rows = tensor(Int32Array.from(supervised));
+  const targets = tensor(Int32Array.from(supervised, (i) => batch.targets[i] as number));
+  const logits = headLogits(indexSelect(hidden, rows), headWeight);
+  const teacher = headLogits(indexSelect(teacherHidden(), rows), teacherHeadWeight);
+  const task = crossEntropy(logits, targets);
+  const consistency = consistencyLoss(logits, teacher, { temperature: kTerms.temperature });
+  const diversity = diversityLoss(logits, { topK: kTerms.entropyTopK });
+  const svd = svdLoss(logits, { k: kTerms.svdTopK });
+  let loss = add(task, mul(consistency, kWeights.consistency));
+  loss = add(loss, mul(diversity, kWeights.diversity));
+  loss = add(loss, mul(svd, kWeights.svd));
+  const metrics = { task, consistency, diversity, svd };
+  const detached = Object.entries(metrics).map(([name, value]) => [name, value.detach()]);
+  return { loss, metrics: Object.fromEntries(detached) as Record<string, Tensor> };
+}
+
+/** Plain gradient descent without clipping: the parameters after n steps are those before less the sum of the gradients. */
+async function run(config: LoraConfigInput, more: Partial<TrainerOptions>) {
+  const model = await AutoModelForCausalLM.fromPretrained(kModel, { dtype: 'f32' });
+  const tuned = await AdapterModel.create(model, { r: 3, loraAlpha: 6, ...config });
+  const options: TrainerOptions = {
+    tuned,
+    data: tinySource([kBatch]),
+    optim: 'sgd',
+    learningRate: 0.5,
+    lrSchedulerType: 'constant',
+    maxGradNorm: 0,
+    weightDecay: 0,
+    maxSteps: 4,
+    ...more,
+  };
+  const records: StepRecord[] = [];
+  for await (const event of new Trainer(options).run()) {
+    if (event.type === 'step') records.push(event.record);
+  }
+  const state = Object.entries(tuned.state()).map(
+    ([name, value]) => [name, value.dataSync() as Float32Array] as const,
+  );
+  tuned.dispose();
+  model.dispose();
+  return { records, state };
+}
+
+it.each([
+  ['a frozen head', {}, true],
+  ['a trained head', { modulesToSave: ['lm_head'] }, false],
+] as const)('equals the built-in BA-LoRA with %s', async (_, config, shared) => {
+  const mine = await run(config, {
+    loss: (context) => {
+      expect(context.teacherHeadWeight === context.headWeight).toBe(shared);
+      return own(context);
+    },
+  });
+  const builtIn = await run(config, {
+    regularizers: {
+      consistencyWeight: kWeights.consistency,
+      diversityWeight: kWeights.diversity,
+      svdWeight: kWeights.svd,
+      consistencySchedule: 'constant',
+      regularizerSchedule: 'constant',
+      ...kTerms,
+    },
+  });
+  builtIn.records.forEach((record, i) => {
+    const found = mine.records[i] as StepRecord;
+    expect(found.loss).toBeCloseTo(record.loss, 5);
+    expect(found.gradNorm / record.gradNorm).toBeCloseTo(1, 4);
+    expect(found.custom?.task).toBeCloseTo(record.taskLoss, 5);
+    expect(found.custom?.consistency).toBeCloseTo(record.consistency as number, 5);
+    expect(found.custom?.diversity).toBeCloseTo(record.diversity as number, 5);
+    expect(found.custom?.svd).toBeCloseTo(record.svd as number, 5);
+  });
+  // The terms took part: the student has left the teacher.
+  expect(builtIn.records.at(-1)?.consistency).toBeGreaterThan(1e-4);
+  mine.state.forEach(([name, values], i) => {
+    const [other, expected] = builtIn.state[i] as (typeof builtIn.state)[number];
+    expect(name).toBe(other);
+    const worst = values.reduce(
+      (most, x, j) => Math.max(most, Math.abs(x - (expected[j] as number))),
+      0,
+    );
+    expect(worst, name).toBeLessThan(2e-5); // f32 sums in another order, over four steps of rate 0.5
+  });
+});
+
+it.each([
+  ['a function', (context: LossContext) => own(context)],
+  ['an async function', async (context: LossContext) => own(context)],
+])('frees what %s made', async (_, loss) => {
+  const live: number[] = [];
+  await run(
+    {},
+    {
+      maxSteps: 12,
+      loss,
+      callbacks: [
+        async (event) => {
+          if (event.type !== 'step') return;
+          await synchronize();
+          live.push(memoryStats().liveBytes);
+        },
+      ],
+    },
+  );
+  expect(live).toHaveLength(12);
+  expect(live[11]).toBe(live[2]);
+});
+
+it('leaves what the function keeps', async () => {
+  let kept: Tensor | null = null;
+  const { records } = await run(
+    {},
+    {
+      loss: (context) => {
+        kept ??= keep(tensor([2]));
+        const { loss } = own(context);
+        return { loss: mul(loss, kept) };
+      },
+    },
+  );
+  expect(records).toHaveLength(4);
+  expect((kept as Tensor | null)?.itemSync()).toBe(2);
+});
