@@ -3,7 +3,7 @@
 // what takes the time: 25 rounds a sweep for c = 414.
 #include "krylov.cuh"
 
-#include "eigen.cuh"
+#include "leading_pairs.cuh"
 #include "philox.cuh"
 #include "qr.cuh"
 
@@ -21,46 +21,25 @@ __global__ void fill_normals(double* to, int64_t count, uint64_t seed) {
   }
 }
 
-// The last `keep` of the ascending pairs, descending: weights (order,keep), values (keep).
-__global__ void take_leading(const double* vectors, const double* ascending, int64_t order,
-                             int64_t keep, double* weights, double* values) {
-  for (int64_t at = thread_index(); at < order * keep; at += thread_count()) {
-    const int64_t i = at / keep, j = at % keep;
-    weights[at] = vectors[i * order + order - 1 - j];
-    if (i == 0) values[j] = ascending[order - 1 - j];
+// rest = images - vectors diag(values)
+__global__ void take_residuals(const double* images, const double* vectors, const double* values,
+                               int64_t n, int64_t keep, double* rest) {
+  for (int64_t at = thread_index(); at < n * keep; at += thread_count()) {
+    rest[at] = images[at] - values[at % keep] * vectors[at];
   }
 }
 
-// images -= vectors diag(values); lengths[j] = |column j| of that. A warp a column.
-__global__ void take_residuals(const double* vectors, const double* values, int64_t n, int64_t keep,
-                               double* images, double* lengths) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t j = thread_index() / kWarp;
-  if (j >= keep) return;
-  double square = 0;
-  for (int64_t i = lane; i < n; i += kWarp) {
-    const double rest = images[i * keep + j] - values[j] * vectors[i * keep + j];
-    images[i * keep + j] = rest;
-    square += rest * rest;
+// Block j: the length of column j of r (n,cols).
+__global__ void column_lengths(const double* r, int64_t n, int64_t cols, double* lengths) {
+  BALORA_SHARED(double, scratch, kWarp + 1);
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+    const double value = r[i * cols + blockIdx.x];
+    sum += value * value;
   }
-  square = warp_reduce(square);
-  if (lane == 0) lengths[j] = sqrt(square);
+  sum = block_reduce(sum, 0.0, scratch);
+  if (threadIdx.x == 0) lengths[blockIdx.x] = sqrt(sum);
 }
-
-// A matrix that grows by columns: storage for `capacity` of them, `cols` in use.
-struct Basis {
-  Basis(Scratch& scratch, int64_t n, int64_t capacity) : storage(scratch, n, capacity) {}
-  Factor factor(bool transposed = false) const {
-    return {storage.data(), storage.cols, transposed};
-  }
-  void append(Context* ctx, const Dense& block) {
-    convert_matrix(ctx, block.rows, block.cols, block.data(), BALORA_F64, block.cols,
-                   storage.data() + cols, BALORA_F64, storage.cols);
-    cols += block.cols;
-  }
-  Dense storage;
-  int64_t cols = 0;
-};
 
 // Q^T B and Q W for the columns in use.
 Dense against(Scratch& scratch, const Basis& q, const Factor& b, int64_t cols) {
@@ -81,14 +60,29 @@ Dense combine(Scratch& scratch, const Basis& q, const Dense& weights) {
 Dense orthonormal_to(Scratch& scratch, const Basis& q, Dense block) {
   const int passes = q.cols ? 3 : 1;
   for (int pass = 0; pass < passes; ++pass) {
-    if (q.cols) {
-      const Dense inside = against(scratch, q, {block.data(), block.cols}, block.cols);
-      multiply(scratch.ctx(), {block.rows, block.cols, q.cols}, -1, q.factor(),
-               {inside.data(), inside.cols}, 1, block.data(), block.cols);
-    }
+    if (q.cols) project_out(scratch, q, block);
     block = std::move(thin_qr(scratch, block).q);
   }
   return block;
+}
+
+// What the host wants to know of them.
+RitzPairs pairs_of(Scratch& scratch, const Basis& q, Ritz& found) {
+  RitzPairs pairs;
+  const Dense lengths = residual_lengths(scratch, found);
+  pairs.values = host_values(scratch.ctx(), found.values.data(), found.values.rows);
+  pairs.residuals = host_values(scratch.ctx(), lengths.data(), lengths.rows);
+  pairs.vectors = std::move(found.vectors);
+  pairs.exact = q.cols == q.storage.rows;
+  return pairs;
+}
+
+}  // namespace
+
+void Basis::append(Context* ctx, const Dense& block) {
+  convert_matrix(ctx, block.rows, block.cols, block.data(), BALORA_F64, block.cols,
+                 storage.data() + cols, BALORA_F64, storage.cols);
+  cols += block.cols;
 }
 
 Dense leading_columns(Scratch& scratch, const Dense& a, int64_t count) {
@@ -98,33 +92,33 @@ Dense leading_columns(Scratch& scratch, const Dense& a, int64_t count) {
   return out;
 }
 
-// Rayleigh-Ritz: the `keep` leading pairs of the operator within the basis. *images = A times their
-// vectors, *rest = images - vectors diag(values).
-RitzPairs ritz(Scratch& scratch, const Basis& q, const Basis& aq, int64_t keep, const char* row,
-               Dense* images, Dense* rest) {
-  Context* ctx = scratch.ctx();
-  keep = std::min(keep, q.cols);
-  const Dense projected = against(scratch, q, aq.factor(), aq.cols);
-  symmetrise(ctx, projected);
-  const Dense ascending(scratch, q.cols, 1), vectors(scratch, q.cols, q.cols);
-  symmetric_eigen(scratch, q.cols, projected.data(), ascending.data(), vectors.data(), row);
-  const Dense weights(scratch, q.cols, keep), found(scratch, 2, keep);
-  launch(ctx, "krylov", elements(weights.size()), take_leading, vectors.data(), ascending.data(),
-         q.cols, keep, weights.data(), found.data());
-  RitzPairs pairs;
-  pairs.vectors = combine(scratch, q, weights);
-  *images = combine(scratch, aq, weights);
-  *rest = copied(scratch, *images);
-  launch(ctx, "krylov", elements(keep * kWarp), take_residuals, pairs.vectors.data(), found.data(),
-         pairs.vectors.rows, keep, rest->data(), found.data() + keep);
-  const std::vector<double> host = host_values(ctx, found.data(), 2 * keep);
-  pairs.values.assign(host.begin(), host.begin() + keep);
-  pairs.residuals.assign(host.begin() + keep, host.end());
-  pairs.exact = q.cols == q.storage.rows;
-  return pairs;
+void project_out(Scratch& scratch, const Basis& q, const Dense& block) {
+  const Dense inside = against(scratch, q, {block.data(), block.cols}, block.cols);
+  multiply(scratch.ctx(), {block.rows, block.cols, q.cols}, -1, q.factor(),
+           {inside.data(), inside.cols}, 1, block.data(), block.cols);
 }
 
-}  // namespace
+Ritz ritz(Scratch& scratch, const Basis& q, const Basis& aq, int64_t keep, const char* row) {
+  const Dense projected = against(scratch, q, aq.factor(), aq.cols);
+  symmetrise(scratch.ctx(), projected);
+  Eigenpairs inner = dense_pairs(scratch, projected, std::min(keep, q.cols), row);
+  Ritz found;
+  found.values = std::move(inner.values);
+  found.vectors = combine(scratch, q, inner.vectors);
+  found.images = combine(scratch, aq, inner.vectors);
+  found.rest = Dense(scratch, found.images.rows, found.images.cols);
+  launch(scratch.ctx(), row, elements(found.rest.size()), take_residuals, found.images.data(),
+         found.vectors.data(), found.values.data(), found.rest.rows, found.rest.cols,
+         found.rest.data());
+  return found;
+}
+
+Dense residual_lengths(Scratch& scratch, const Ritz& found) {
+  Dense lengths(scratch, found.rest.cols, 1);
+  launch(scratch.ctx(), "krylov", {dim3(static_cast<unsigned>(lengths.rows)), dim3(256)},
+         column_lengths, found.rest.data(), found.rest.rows, found.rest.cols, lengths.data());
+  return lengths;
+}
 
 Dense normal_matrix(Scratch& scratch, int64_t rows, int64_t cols, uint64_t seed) {
   Dense out(scratch, rows, cols);
@@ -151,13 +145,14 @@ RitzPairs block_krylov(Scratch& scratch, int64_t n, const KrylovOptions& options
       next = apply(next);
       aq.append(ctx, next);
     }
-    Dense images;
-    pairs = ritz(scratch, q, aq, block, row, &images, &next);
+    Ritz found = ritz(scratch, q, aq, block, row);
+    pairs = pairs_of(scratch, q, found);
     *converged = pairs.exact || test(pairs);
     if (*converged) return pairs;
     q.cols = aq.cols = 0;
     q.append(ctx, pairs.vectors);
-    aq.append(ctx, images);
+    aq.append(ctx, found.images);
+    next = std::move(found.rest);
   }
   return pairs;
 }

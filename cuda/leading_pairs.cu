@@ -10,6 +10,8 @@
 // nothing else.
 #include "leading_pairs.cuh"
 
+#include "krylov.cuh"
+
 namespace balora::cuda {
 namespace {
 
@@ -83,34 +85,10 @@ __global__ void take_largest(const double* values, const double* vectors, int64_
   }
 }
 
-// to (n,cols) = from, rows apart by strides.
-__global__ void copy_columns(const double* from, int64_t from_stride, int64_t n, int64_t cols,
-                             double* to, int64_t to_stride) {
-  for (int64_t at = thread_index(); at < n * cols; at += thread_count()) {
-    to[at / cols * to_stride + at % cols] = from[at / cols * from_stride + at % cols];
-  }
-}
-
-// r = image - value x, by columns.
-__global__ void take_residual(const double* image, const double* x, const double* values, int64_t n,
-                              int64_t cols, double* r) {
-  for (int64_t at = thread_index(); at < n * cols; at += thread_count()) {
-    r[at] = image[at] - values[at % cols] * x[at];
-  }
-}
-
-// Block j: the length of residual column j.
-__global__ void check_residual(const double* r, int64_t n, int64_t cols, const double* values,
-                               Fault* fault, int32_t row) {
-  BALORA_SHARED(double, scratch, kWarp + 1);
-  double sum = 0;
-  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
-    const double value = r[i * cols + blockIdx.x];
-    sum += value * value;
-  }
-  sum = block_reduce(sum, 0.0, scratch);
-  if (threadIdx.x == 0 && sqrt(sum) > kResidual * values[0]) {
-    report_fault(fault, kNotConverged, row, static_cast<int64_t>(blockIdx.x), 0);
+__global__ void check_residuals(const double* lengths, int64_t count, const double* values,
+                                Fault* fault, int32_t row) {
+  for (int64_t j = thread_index(); j < count; j += thread_count()) {
+    if (lengths[j] > kResidual * values[0]) report_fault(fault, kNotConverged, row, j, 0);
   }
 }
 
@@ -122,50 +100,49 @@ class BlockKrylov {
         ctx_(scratch.ctx()),
         n_(n),
         block_(block),
-        capacity_(kBlocks * block),
         apply_(apply),
         row_(row),
-        basis_(scratch, n, capacity_),
-        images_(scratch, n, capacity_),
+        basis_(scratch, n, kBlocks * block),
+        images_(scratch, n, kBlocks * block),
         next_(scratch, n, block) {}
 
   Eigenpairs run(int64_t k) {
-    launch(ctx_, row_, elements(next_.size()), start_block, next_.data(), next_.size());
+    launch(ctx_, row_, elements(next_.size()), start_block, next_.data(), n_ * block_);
+    Ritz found;
     for (int cycle = 0; cycle < kCycles; ++cycle) {
-      while (used_ < capacity_) extend();
-      project();
+      while (basis_.cols < basis_.storage.cols) extend();
+      found = ritz(scratch_, basis_, images_, block_, row_);
+      if (cycle + 1 < kCycles) restart(found);
     }
-    launch(ctx_, row_, {dim3(static_cast<unsigned>(k)), dim3(256)}, check_residual, next_.data(),
-           n_, block_, values_.data(), state_of(ctx_).fault, fault_row(row_));
-    Eigenpairs pairs = {Dense(scratch_, k, 1), Dense(scratch_, n_, k)};
-    copy(values_.data(), 1, k, 1, pairs.values.data(), 1);
-    copy(basis_.data(), capacity_, n_, k, pairs.vectors.data(), k);
+    const Dense lengths = residual_lengths(scratch_, found);
+    launch(ctx_, row_, elements(k), check_residuals, lengths.data(), k, found.values.data(),
+           state_of(ctx_).fault, fault_row(row_));
+    Eigenpairs pairs = {Dense(scratch_, k, 1), leading_columns(scratch_, found.vectors, k)};
+    convert_matrix(ctx_, k, 1, found.values.data(), BALORA_F64, 1, pairs.values.data(), BALORA_F64,
+                   1);
     return pairs;
   }
 
  private:
-  void copy(const double* from, int64_t from_stride, int64_t n, int64_t cols, double* to,
-            int64_t to_stride) {
-    launch(ctx_, row_, elements(n * cols), copy_columns, from, from_stride, n, cols, to, to_stride);
+  void restart(Ritz& found) {
+    basis_.cols = images_.cols = 0;
+    basis_.append(ctx_, found.vectors);
+    images_.append(ctx_, found.images);
+    next_ = std::move(found.rest);
   }
 
   // Appends next_, made orthonormal, and its image, which is the next block.
   void extend() {
     for (int pass = 0; pass < 3; ++pass) orthonormalise();
-    copy(next_.data(), block_, n_, block_, basis_.data() + used_, capacity_);
-    apply_(next_.data(), block_, block_, images_.data() + used_, capacity_);
-    copy(images_.data() + used_, capacity_, n_, block_, next_.data(), block_);
-    used_ += block_;
+    basis_.append(ctx_, next_);
+    Dense image(scratch_, n_, block_);
+    apply_(next_.data(), block_, block_, image.data(), block_);
+    images_.append(ctx_, image);
+    next_ = std::move(image);
   }
 
   void orthonormalise() {
-    if (used_) {
-      const Dense inside(scratch_, used_, block_);
-      multiply(ctx_, {used_, block_, n_}, 1, {basis_.data(), capacity_, true},
-               {next_.data(), block_}, 0, inside.data(), block_);
-      multiply(ctx_, {n_, block_, used_}, -1, {basis_.data(), capacity_}, {inside.data(), block_},
-               1, next_.data(), block_);
-    }
+    if (basis_.cols) project_out(scratch_, basis_, next_);
     const Dense gram = product_tn(scratch_, next_, next_);
     const Dense factor(scratch_, block_, block_), weights(scratch_, block_, block_);
     launch(ctx_, row_, {dim3(1), dim3(kOneBlock)}, orthonormal_weights, gram.data(),
@@ -173,36 +150,13 @@ class BlockKrylov {
     next_ = product(scratch_, next_, weights);
   }
 
-  Dense combine(const Dense& columns, const Dense& weights) {
-    Dense out(scratch_, n_, block_);
-    multiply(ctx_, {n_, block_, capacity_}, 1, {columns.data(), capacity_},
-             {weights.data(), block_}, 0, out.data(), block_);
-    return out;
-  }
-
-  // Rayleigh-Ritz: the leading pairs within the basis become its first block, their residuals
-  // next_.
-  void project() {
-    Dense inner(scratch_, capacity_, capacity_);
-    multiply(ctx_, {capacity_, capacity_, n_}, 1, {basis_.data(), capacity_, true},
-             {images_.data(), capacity_}, 0, inner.data(), capacity_);
-    symmetrise(ctx_, inner);
-    const Eigenpairs pairs = dense_pairs(scratch_, inner, block_, row_);
-    const Dense vectors = combine(basis_, pairs.vectors), image = combine(images_, pairs.vectors);
-    launch(ctx_, row_, elements(next_.size()), take_residual, image.data(), vectors.data(),
-           pairs.values.data(), n_, block_, next_.data());
-    copy(vectors.data(), block_, n_, block_, basis_.data(), capacity_);
-    copy(image.data(), block_, n_, block_, images_.data(), capacity_);
-    values_ = copied(scratch_, pairs.values);
-    used_ = block_;
-  }
-
   Scratch& scratch_;
   Context* ctx_;
-  int64_t n_, block_, capacity_, used_ = 0;
+  int64_t n_, block_;
   const ApplyOperator& apply_;
   const char* row_;
-  Dense basis_, images_, next_, values_;
+  Basis basis_, images_;
+  Dense next_;
 };
 
 }  // namespace
