@@ -55,6 +55,12 @@ export function deviceInfo(device: string = getDefaultDevice()): DeviceInfo {
   return native.deviceInfo(device) as DeviceInfo;
 }
 
+/** Whether the device's memory is the process's own, so that the resident size tells of it; else its driver counts it. */
+export function sharesProcessMemory(device: string = getDefaultDevice()): boolean {
+  const { description, totalBytes } = deviceInfo(device);
+  return description === '' && totalBytes === 0;
+}
+
 /** Two names of one device are one name: "cuda" is "cuda:0". */
 export function deviceName(device: string): string {
   return device === 'cuda' ? 'cuda:0' : device;

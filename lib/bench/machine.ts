@@ -1,7 +1,7 @@
 /** The machine as the report names it: what it is, and what it can do at best. */
 import { readFileSync } from 'node:fs';
 import { availableParallelism, cpus, release, totalmem, type } from 'node:os';
-import { deviceInfo, getDefaultDevice } from '../device.ts';
+import { deviceInfo } from '../device.ts';
 import { add, rand } from '../ops/index.ts';
 import { getNumThreads } from '../runtime.ts';
 import { noGrad } from '../tensor.ts';
@@ -49,7 +49,7 @@ async function memoryBandwidth(trial: boolean): Promise<number> {
 export async function describeMachine({ trial = false } = {}): Promise<Machine> {
   const manifest = new URL('../../package.json', import.meta.url);
   const { version } = JSON.parse(readFileSync(manifest, 'utf8')) as { version: string };
-  const device = getDefaultDevice();
+  const { description } = deviceInfo(); // '' for the processor itself
   return {
     cpu: cpus()[0]?.model.trim() ?? 'unknown',
     cores: availableParallelism(),
@@ -57,7 +57,7 @@ export async function describeMachine({ trial = false } = {}): Promise<Machine> 
     features: cpuFeatures(readCpuInfo()),
     memoryBytes: totalmem(),
     system: `${type()} ${release()}`,
-    ...(device === 'cpu' ? {} : { device: deviceInfo(device).description }),
+    ...(description === '' ? {} : { device: description }),
     node: process.version,
     balora: version,
     peakF32: await peakRate('f32', { trial }),

@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { AdapterModel } from '../adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../adapters/config.ts';
-import { getDefaultDevice } from '../device.ts';
+import { getDefaultDevice, sharesProcessMemory } from '../device.ts';
 import type { CausalLM } from '../models/index.ts';
 import { memoryStats, opTimes, resetOpTimes, setNumThreads, setProfiling } from '../runtime.ts';
 import { METHODS, resolveMethod } from '../train/methods.ts';
@@ -91,7 +91,7 @@ function rateOf(samples: readonly StepSample[]): number {
 async function train(input: StepRowInput, subject: Subject) {
   const { workload, steps, warmup } = input;
   // A GPU runs behind the engine: where a step's time goes is seen in one more step that waits for each op.
-  const extra = getDefaultDevice() === 'cpu' ? 0 : 1;
+  const extra = sharesProcessMemory() ? 0 : 1;
   const total = warmup + steps + extra;
   // A cached teacher is met again from the second epoch on.
   const epochSteps = workload.feature === 'cacheTeacher' ? Math.min(2, warmup) : total;
@@ -192,9 +192,9 @@ async function meanSquaredLengths(source: BatchSource): Promise<number> {
   return mean(sums);
 }
 
-/** What a row needed at most: the process's memory on the CPU, else the device's, as the allocator counts it. */
+/** What a row needed at most: the process's memory where the device shares it, else the device's by the allocator's count. */
 export function peakBytesOf(device: string): number {
-  if (device === 'cpu') return peakResidentBytes();
+  if (sharesProcessMemory(device)) return peakResidentBytes();
   const { peakBytes, derivedBytes } = memoryStats({ device });
   return peakBytes + derivedBytes;
 }

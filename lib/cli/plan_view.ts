@@ -23,7 +23,12 @@ export function planText(plan: RunPlan, data: PlanStatistics, format: string): s
       'parameters',
       `${formatCount(plan.baseParameters)} in the model, ${formatCount(plan.trainableParameters)} trained (${share.toFixed(2)} %)`,
     ],
-    ['memory', memory.totalBytes === null ? 'not measured' : formatBytes(memory.totalBytes)],
+    [
+      'memory',
+      memory.totalBytes === null
+        ? 'not measured'
+        : `${formatBytes(memory.totalBytes)} of tensors; Node, code and scratch come on top`,
+    ],
     ['  model', formatBytes(memory.baseBytes)],
     ['  second copy', formatBytes(memory.teacherBytes)],
     ['  adapter', formatBytes(memory.adapterBytes)],

@@ -5,7 +5,9 @@
  * Rows cost what a small forward shows under each choice; what stands still is measured; the rest (the head's chunk, the
  * gradients in flight of one layer) is bounded from the two. See docs/memory.md.
  */
+
 import type { TunedModel } from '../adapters/tuned_model.ts';
+import { sharesProcessMemory } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import type { LayerKeep } from '../models/layers.ts';
@@ -64,7 +66,7 @@ export class MemoryPlanner {
     const { device } = tuned.model;
     trimMemory({ device });
     const { liveBytes, derivedBytes } = memoryStats({ device });
-    const now = device === 'cpu' ? process.memoryUsage().rss : liveBytes + derivedBytes;
+    const now = sharesProcessMemory(device) ? process.memoryUsage().rss : liveBytes + derivedBytes;
     // The backward packs the weights once more, for its direction.
     const standing = now + optimizerBytes + derivedBytes;
     const planner = new MemoryPlanner(budget, layerCount, costs, standing);

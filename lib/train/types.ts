@@ -209,6 +209,7 @@ export interface RunPlan {
     readonly optimizerBytes: number;
     /** Peak of a micro-batch's forward and backward over what stands still. */
     readonly activationBytes: number | null;
+    /** Of tensors and packed weights, by the engine's count; the process holds Node, code and scratch besides. */
     readonly totalBytes: number | null;
   };
   /** What a memory budget chose for the measured micro-batch; null without one. */

@@ -50,6 +50,8 @@ void set_openmp_threads(int threads) {
 Engine::Engine(const KernelTable* kernels, const EngineOptions& options)
     : kernels_(kernels),
       device_(kernels->device),
+      // By name, since the table has no word for whose memory it hands out: the fake device of the
+      // tests takes the process's own and must be treated as if it were another's.
       host_memory_(device_ == "cpu"),
       state_(options.state ? options.state : std::make_shared<EnqueueState>()) {
   if (kernels->abi != BALORA_ABI || kernels->size != sizeof(KernelTable)) {
