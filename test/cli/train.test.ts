@@ -1,6 +1,6 @@
 /** The commands end to end on a tiny model: what they write, what they say, how they stop and go on. */
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -144,6 +144,37 @@ describe('balora train', () => {
     const records = await metrics(method);
     expect(records.at(-1)?.loss).toBeLessThan((records[0] as StepRecord).loss - 0.05);
     expect(records[0]?.consistency).toBeNull();
+  });
+
+  it('--method full with a consistency weight says the size of its second copy', async () => {
+    const flags = ['--method', 'full', '--consistency-weight', '0.02'];
+    const args = train('second', ...flags, '--max-steps', '3').filter(
+      (arg, i, all) => arg !== '--r' && all[i - 1] !== '--r',
+    );
+    const { code, err } = await balora(args);
+    expect(code).toBe(0);
+    const { size } = await stat(join(model, 'model.safetensors'));
+    // f32 like the file, which has a header on top.
+    const said = /^a consistency weight .* keeps a second copy of the model: ([\d.]+) KiB$/m.exec(
+      err,
+    );
+    expect(Math.abs(Number(said?.[1]) - size / 1024)).toBeLessThan(0.1 * (size / 1024));
+    const records = await metrics('second');
+    // The weights move with the second step: the rate of the first is 0.
+    expect(Math.abs(records[0]?.consistency as number)).toBeLessThan(1e-6);
+    expect(records[2]?.consistency).toBeGreaterThan(1e-6);
+  });
+
+  it('--adapter goes on with an adapter; its teacher is the model without it', async () => {
+    const args = train('continued', '--adapter', join(folder, 'plain')).filter(
+      (arg, i, all) => arg !== '--r' && all[i - 1] !== '--r',
+    );
+    expect((await balora(args)).code).toBe(0);
+    const [plain, continued] = [await metrics('plain'), await metrics('continued')];
+    // A fresh PiSSA adapter is its own teacher, a trained one has left it.
+    expect(Math.abs(plain[0]?.consistency as number)).toBeLessThan(1e-6);
+    expect(continued[0]?.consistency).toBeGreaterThan(1e-4);
+    expect(continued[0]?.taskLoss).toBeLessThan((plain[0] as StepRecord).taskLoss);
   });
 
   it('--dry-run says what a run would take and writes nothing', async () => {
