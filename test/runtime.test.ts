@@ -1,5 +1,17 @@
 import { expect, test } from 'vitest';
-import { exp, opTimes, resetOpTimes, synchronize, tensor, withPhase } from '../lib/index.ts';
+import {
+  AutoModelForCausalLM,
+  exp,
+  memoryStats,
+  opTimes,
+  resetOpTimes,
+  synchronize,
+  tensor,
+  withMemoryTag,
+  withPhase,
+  zeros,
+} from '../lib/index.ts';
+import { fixturePath } from './support/fixtures.ts';
 
 test('opTimes counts the calls and seconds of each op under the phase it was enqueued in', async () => {
   await synchronize();
@@ -34,4 +46,52 @@ test('a phase ends with its body, even one that throws', () => {
   exp(x).dispose();
   x.dispose();
   expect(opTimes().some(({ phase }) => phase === 'broken')).toBe(false);
+});
+
+/** Live bytes under a tag, once the work before has run. */
+async function tagged(name: string): Promise<number> {
+  await synchronize();
+  return memoryStats().byTag[name] ?? 0;
+}
+
+test('memory counts under the innermost tag of its making, until it is freed', async () => {
+  const outer = withMemoryTag('outer', () => {
+    const inner = withMemoryTag('inner', () => zeros([1000]));
+    return [inner, zeros([500])];
+  });
+  const untagged = zeros([250]);
+  expect([await tagged('outer'), await tagged('inner')]).toEqual([2000, 4000]);
+  outer[0]?.dispose();
+  expect([await tagged('outer'), await tagged('inner')]).toEqual([2000, 0]);
+  outer[1]?.dispose();
+  untagged.dispose();
+  expect(await tagged('outer')).toBe(0);
+});
+
+test('a tag ends with its body, even one that throws', async () => {
+  expect(() =>
+    withMemoryTag('broken', () => {
+      throw new Error('stop');
+    }),
+  ).toThrow('stop');
+  const x = zeros([1000]);
+  expect(await tagged('broken')).toBe(0);
+  x.dispose();
+});
+
+test("a loaded model's bytes stand under weights, but for what is mapped from its file", async () => {
+  const load = (dtype: 'f32' | 'bf16') =>
+    AutoModelForCausalLM.fromPretrained(fixturePath('architectures/llama-untied-gqa/model'), {
+      dtype,
+    });
+  const before = await tagged('weights');
+  const converted = await load('bf16');
+  const values = converted.parameters().reduce((sum, { size }) => sum + size, 0);
+  expect(values).toBeGreaterThan(10_000);
+  expect((await tagged('weights')) - before).toBe(2 * values);
+  const mapped = await load('f32'); // as it is stored: no memory of the engine's
+  expect((await tagged('weights')) - before).toBe(2 * values);
+  mapped.dispose();
+  converted.dispose();
+  expect(await tagged('weights')).toBe(before);
 });
