@@ -10,6 +10,7 @@ import type { Batch } from '../../lib/data/collate.ts';
 import { NativeError } from '../../lib/errors.ts';
 import { namesIn } from '../../lib/io/files.ts';
 import { crossEntropy, linear, mul } from '../../lib/ops/index.ts';
+import { memoryStats, resetPeakMemory, setMemoryLimit, synchronize } from '../../lib/runtime.ts';
 import { tensor } from '../../lib/tensor.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import type { StepRecord, TrainEvent } from '../../lib/train/types.ts';
@@ -268,6 +269,54 @@ describe('Trainer', () => {
     expect(bits(tuned)).toEqual(before);
     expect(await namesIn(join(output, 'run/checkpoints'))).toContain('step-3');
   });
+
+  it.each([0.05, 0.5])(
+    'runs out of memory after %s of what a step needs, says the sizes, and goes on from its checkpoint',
+    async (share) => {
+      const settings = { regularizers: kBaLora, saveSteps: 1 };
+      const straight = await adapted({ initLoraWeights: 'pissa' });
+      const whole = await records(optionsFor(straight, settings));
+
+      const output = join(folder, 'out');
+      const tuned = await adapted({ initLoraWeights: 'pissa' });
+      let good: unknown;
+      const limited = async (event: TrainEvent) => {
+        if (event.type !== 'checkpoint') return;
+        await synchronize();
+        const { liveBytes, peakBytes } = memoryStats();
+        if (event.step === 2) resetPeakMemory();
+        if (event.step !== 3) return;
+        good = bits(tuned);
+        setMemoryLimit(Math.round(liveBytes + share * (peakBytes - liveBytes)));
+      };
+      try {
+        const failed = new Trainer(
+          optionsFor(tuned, { ...settings, output, callbacks: [limited] }),
+        ).train();
+        await expect(failed).rejects.toThrow(NativeError);
+        await expect(failed).rejects.toThrow(
+          /out of memory: \d+ bytes wanted, \d+ in use on cpu.*, the limit is \d+/,
+        );
+      } finally {
+        setMemoryLimit(0);
+      }
+      expect(bits(tuned)).toEqual(good);
+      expect(await namesIn(join(output, 'run/checkpoints'))).toEqual(['step-2', 'step-3']);
+      expect(await namesIn(output)).toEqual(['run']);
+
+      const warnings: string[] = [];
+      const resumed = await adapted({ initLoraWeights: 'pissa' });
+      const rest = await records(
+        optionsFor(resumed, {
+          ...{ ...settings, output, resume: true },
+          callbacks: [(event) => void (event.type === 'warning' && warnings.push(event.code))],
+        }),
+      );
+      expect(warnings).toEqual([]);
+      expect(rest.map(timeless)).toEqual(whole.slice(3).map(timeless));
+      expect(bits(resumed)).toEqual(bits(straight));
+    },
+  );
 
   it("takes a user's loss and reports what it measures", async () => {
     const tuned = await adapted();
