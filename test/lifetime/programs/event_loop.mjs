@@ -1,8 +1,13 @@
-// Delay of the event loop while it idles and while the engine trains, in milliseconds, as one JSON line.
+// Delay of the event loop while it idles and while the trainer runs BA-LoRA on the packaged demo model, in
+// milliseconds, and how nice the busy threads are, as one JSON line.
+import { readdirSync, readFileSync } from 'node:fs';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { makeStep } from './work.mjs';
+import { fileURLToPath } from 'node:url';
+import { AdapterModel, AutoModelForCausalLM, arrayRows, Batches, resolveMethod, Tokenizer, Trainer } from 'balora';
+import { kPassageFormat, mobyDick, passages, split } from '../../../examples/demo/corpus.mjs';
 
+const kModel = fileURLToPath(new URL('../../../examples/demo/checkpoint', import.meta.url));
 const [idleMs, busyMs] = process.argv.slice(2).map(Number);
 
 async function delays(work) {
@@ -15,16 +20,48 @@ async function delays(work) {
   return { p50: ms(monitor.percentile(50)) - 5, p99: ms(monitor.percentile(99)) - 5, max: ms(monitor.max) - 5 };
 }
 
-const step = makeStep({ rows: 1024, width: 1024 });
-const warmUp = step();
-await warmUp.data();
-const idle = await delays(() => sleep(idleMs));
-let steps = 0;
-const busy = await delays(async () => {
-  for (const end = performance.now() + busyMs; performance.now() < end; ++steps) {
-    const loss = step();
-    await loss.item();
-    loss.dispose();
+/** Niceness and processor time (in ticks) of every thread of this process; empty where there is no /proc. */
+function threads() {
+  if (process.platform !== 'linux') return [];
+  return readdirSync('/proc/self/task').flatMap((id) => {
+    try {
+      const stat = readFileSync(`/proc/self/task/${id}/stat`, 'utf8');
+      const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ').map(Number);
+      return [{ id: Number(id), main: Number(id) === process.pid, ticks: fields[11] + fields[12], nice: fields[16] }];
+    } catch {
+      return []; // ended between the two readings
+    }
+  });
+}
+
+async function demoTrainer() {
+  const tokenizer = await Tokenizer.fromPretrained(kModel);
+  const data = await Batches.create(arrayRows(passages(split(mobyDick()).train)), tokenizer, {
+    ...kPassageFormat,
+    batchSize: 8,
+    maxLength: 320,
+  });
+  const { adapter, regularizers } = resolveMethod('balora', { adapter: { r: 8, targetModules: 'all-linear' } });
+  const tuned = await AdapterModel.create(await AutoModelForCausalLM.fromPretrained(kModel), adapter);
+  return new Trainer({ tuned, data, regularizers, learningRate: 1e-3, maxSteps: 100_000 });
+}
+
+async function nextStep(events) {
+  for (;;) {
+    const { value } = await events.next();
+    if (value.type === 'step') return value.record;
   }
+}
+
+const events = (await demoTrainer()).run();
+const warmUp = await nextStep(events);
+const idle = await delays(() => sleep(idleMs));
+const before = new Map(threads().map(({ id, ticks }) => [id, ticks]));
+let steps = 0;
+let last = warmUp;
+const busy = await delays(async () => {
+  for (const end = performance.now() + busyMs; performance.now() < end; ++steps) last = await nextStep(events);
 });
-console.log(JSON.stringify({ idle, busy, steps }));
+const used = threads().map(({ id, main, nice, ticks }) => ({ main, nice, ticks: ticks - (before.get(id) ?? 0) }));
+await events.return();
+console.log(JSON.stringify({ idle, busy, steps, consistency: last.consistency, threads: used }));
