@@ -13,6 +13,7 @@
 #endif
 
 #include <algorithm>
+#include <cstdio>
 #include <thread>
 
 namespace balora {
@@ -164,7 +165,9 @@ void* Engine::workspace(Context* ctx, uint64_t bytes) {
     void* data = source.allocate(static_cast<int64_t>(bytes), kScratchTag);
     engine.scratch_.emplace_back(data, static_cast<int64_t>(bytes));
     return data;
-  } catch (const std::exception&) {
+  } catch (const std::exception& error) {
+    // The sizes, for the kernel that then gives up.
+    std::snprintf(ctx->error, sizeof ctx->error, "%s", error.what());
     return nullptr;
   }
 }

@@ -270,7 +270,7 @@ describe('Trainer', () => {
     expect(await namesIn(join(output, 'run/checkpoints'))).toContain('step-3');
   });
 
-  it.each([0.05, 0.5])(
+  it.each([0.05, 0.5, 0.95])(
     'runs out of memory after %s of what a step needs, says the sizes, and goes on from its checkpoint',
     async (share) => {
       const settings = { regularizers: kBaLora, saveSteps: 1 };

@@ -25,7 +25,10 @@ struct Guard<Kernel> {
     try {
       return Kernel(ctx, args...);
     } catch (const std::bad_alloc&) {
-      std::snprintf(ctx->error, sizeof ctx->error, "out of memory in scratch space");
+      // workspace() has said why where it was the one to refuse.
+      if (!ctx->error[0]) {
+        std::snprintf(ctx->error, sizeof ctx->error, "out of memory in scratch space");
+      }
     } catch (const std::exception& error) {
       std::snprintf(ctx->error, sizeof ctx->error, "%s", error.what());
     }
