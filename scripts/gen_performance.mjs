@@ -1,7 +1,8 @@
-// Writes the tables of docs/performance.md and README.md, and the growth charts, from the reports in bench/results/.
-// Of each row the latest measurement counts, one beside torch before one alone. `--check` only compares, and fails when a page is stale.
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { kTargets } from '../bench/targets.mjs';
+// Writes the tables of docs/performance.md and README.md, and the growth charts, from the reports in
+// bench/results/MACHINE/: the block `bench:MACHINE/NAME` of a page holds the table NAME of that machine. Of each row the latest measurement counts, one beside torch before one alone. `--check` only compares, and fails when a page is stale.
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { targetsOf } from '../bench/targets.mjs';
 import { ensureTypeScript } from './support/build_steps.mjs';
 import { inRoot, main, SetupError } from './support/shell.mjs';
 
@@ -9,11 +10,12 @@ const kResults = inRoot('bench', 'results');
 const kImages = inRoot('docs', 'images');
 const kPages = ['docs/performance.md', 'README.md'];
 
-/** The latest of each row and series, with the report it came from. */
-async function collect() {
-  const names = readdirSync(kResults).filter((name) => name.endsWith('.json'));
+/** The latest of each row and series of a machine, and its reports. */
+async function collect(machine) {
+  const folder = `${kResults}/${machine}`;
+  const names = readdirSync(folder).filter((name) => name.endsWith('.json'));
   const reports = names
-    .map((name) => JSON.parse(readFileSync(`${kResults}/${name}`, 'utf8')))
+    .map((name) => JSON.parse(readFileSync(`${folder}/${name}`, 'utf8')))
     .sort((a, b) => (a.date < b.date ? -1 : 1));
   const rows = new Map();
   const growth = new Map();
@@ -46,20 +48,20 @@ const line = (cells) => `| ${cells.map(cell).join(' | ')} |`;
 const markdown = ({ head, rows }) =>
   [line(head), line(head.map(() => '---')), ...rows.map(line)].join('\n');
 
-/** The blocks by name; each is the text between its two marks. */
-async function blocks({ reports, rows, growth }) {
+/** A machine's blocks by name; each is the text between its two marks. */
+async function blocks(machine, { reports, rows, growth }) {
   const tables = await import('../dist/bench/tables.js');
   const last = reports.at(-1);
   const best = { ...last.machine };
-  for (const { machine } of reports) {
+  for (const report of reports) {
     for (const key of ['peakF32', 'peakBf16', 'memoryBandwidth']) {
-      best[key] = Math.max(best[key], machine[key]);
+      best[key] = Math.max(best[key], report.machine[key]);
     }
   }
   const warnings = [...new Set(reports.flatMap((report) => report.warnings))];
   const dates = [reports[0].date.slice(0, 10), last.date.slice(0, 10)];
   const when = dates[0] === dates[1] ? dates[0] : dates.join(' to ');
-  const targets = kTargets.map((target) => {
+  const targets = targetsOf(best).map((target) => {
     const reached = target.reached(rows);
     return [target.what, target.must, target.aim, reached ?? 'not measured'];
   });
@@ -82,7 +84,7 @@ async function blocks({ reports, rows, growth }) {
       markdown(tables.growthTable(growth)),
       '',
       ...[...new Set(growth.map(({ axis }) => axis))].map(
-        (axis) => `![${axis}](images/growth-${axis}.svg)`,
+        (axis) => `![${axis}](images/${machine}/growth-${axis}.svg)`,
       ),
     ].join('\n'),
     warnings: warnings.length === 0 ? 'None.' : warnings.map((text) => `- ${text}`).join('\n'),
@@ -113,7 +115,7 @@ function summary(rows) {
 
 /** A page with the text between `<!-- bench:NAME -->` and `<!-- /bench -->` replaced. */
 function filled(page, text, made) {
-  const block = /(<!-- bench:([\w-]+) -->\n)[\s\S]*?(<!-- \/bench -->)/g;
+  const block = /(<!-- bench:([\w/-]+) -->\n)[\s\S]*?(<!-- \/bench -->)/g;
   return text.replace(block, (_, open, name, close) => {
     if (!(name in made)) throw new SetupError(`${page}: there is no block "${name}"`);
     return `${open}${made[name]}\n${close}`;
@@ -123,21 +125,26 @@ function filled(page, text, made) {
 await main(async ([flag]) => {
   const check = flag === '--check';
   await ensureTypeScript({ check: false });
-  const collected = await collect();
-  const made = await blocks(collected);
-  const files = new Map(
-    kPages.map((page) => {
-      const text = readFileSync(inRoot(page), 'utf8');
-      return [inRoot(page), filled(page, text, made)];
-    }),
-  );
   const { growthCharts } = await import('../bench/charts.mjs');
-  for (const [name, svg] of Object.entries(growthCharts(collected.growth))) {
-    files.set(`${kImages}/${name}`, svg);
+  const made = {};
+  const files = new Map();
+  for (const machine of readdirSync(kResults).sort()) {
+    const collected = await collect(machine);
+    for (const [name, text] of Object.entries(await blocks(machine, collected))) {
+      made[`${machine}/${name}`] = text;
+    }
+    for (const [name, svg] of Object.entries(growthCharts(collected.growth))) {
+      files.set(`${kImages}/${machine}/${name}`, svg);
+    }
+  }
+  for (const page of kPages) {
+    files.set(inRoot(page), filled(page, readFileSync(inRoot(page), 'utf8'), made));
   }
   for (const [path, text] of files) {
-    if (!check) writeFileSync(path, text);
-    else if (!existsSync(path) || readFileSync(path, 'utf8') !== text) {
+    if (!check) {
+      mkdirSync(dirname(path), { recursive: true });
+      writeFileSync(path, text);
+    } else if (!existsSync(path) || readFileSync(path, 'utf8') !== text) {
       throw new SetupError(`${path} is stale: run npm run gen:performance`);
     }
   }

@@ -8,8 +8,13 @@ const load = (path: string) => import(new URL(`../../${path}`, import.meta.url).
 const { growthCharts } = (await load('bench/charts.mjs')) as {
   growthCharts: (growth: readonly GrowthSeries[]) => Record<string, string>;
 };
-const { kTargets } = (await load('bench/targets.mjs')) as {
-  kTargets: { what: string; must: string; reached: (rows: readonly Row[]) => string | null }[];
+interface Target {
+  what: string;
+  must: string;
+  reached: (rows: readonly Row[]) => string | null;
+}
+const { targetsOf } = (await load('bench/targets.mjs')) as {
+  targetsOf: (machine: { features: readonly string[] }) => Target[];
 };
 
 function measured(name: string): GrowthSeries {
@@ -39,16 +44,24 @@ describe('growthCharts', () => {
   });
 });
 
-describe('kTargets', () => {
+describe('targetsOf', () => {
+  it('wants more of a processor with AMX', () => {
+    const musts = (features: string[]): string[] => targetsOf({ features }).map(({ must }) => must);
+    expect(musts(['amx_bf16']).slice(0, 2)).toEqual(['>= 6x', '>= 25%']);
+    expect(musts(['avx512_bf16']).slice(0, 2)).toEqual(['>= 4x', '>= 50%']);
+    expect(musts(['amx_bf16']).slice(2)).toEqual(musts([]).slice(2));
+  });
+
   it('shows what was reached, and nothing where nothing was measured', () => {
-    expect(kTargets.every(({ reached }) => reached([]) === null)).toBe(true);
+    const targets = targetsOf({ features: [] });
+    expect(targets.every(({ reached }) => reached([]) === null)).toBe(true);
     const spread = { median: 200, low: 190, high: 210, samples: 3 };
     const torch = {
       ...{ version: '2.13', tokensPerSecond: spread, peakBytes: 6 * 2 ** 30 },
       speedRatio: { ...spread, median: 5.12 },
       memoryRatio: { ...spread, median: 6 },
     };
-    const texts = kTargets.map(({ reached }) => reached([stepRow({ torch })]));
+    const texts = targets.map(({ reached }) => reached([stepRow({ torch })]));
     expect(texts).toContain('5.12x (1024 against 200 tokens/s)');
     expect(texts).toContain('1/6.00 (1.00 of 6.00 GiB)');
     expect(texts).toContain('50%');
