@@ -5,6 +5,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { buildNative } from './build_steps.mjs';
+import { buildCuda, forbiddenSpills, nvccMissing } from './cuda_build.mjs';
 import { bold, green, inRoot, red, runVisible, say, yellow } from './shell.mjs';
 import { kClangMajor, nodeHeaders } from './system.mjs';
 
@@ -45,6 +46,35 @@ async function runSanitized() {
     ASAN_OPTIONS: 'detect_stack_use_after_return=1:strict_string_checks=1',
     UBSAN_OPTIONS: 'print_stacktrace=1',
   });
+}
+
+/** The CUDA kernels on the emulated device, row by row against the CPU. vitest then runs its op tests on it too. */
+async function runEmulated() {
+  if (process.platform !== 'linux' || process.arch !== 'x64') {
+    say('skipped: the emulated device switches its fibres on linux-x64 only');
+    return { passed: 0, failed: 0, skipped: 1 };
+  }
+  await buildNative({ targets: kEmulatedTargets });
+  const plugin = inRoot('build', 'emulator', 'balora_cuda.so');
+  return runDoctest(inRoot('build', 'release', 'balora_device_tests'), {
+    BALORA_CUDA_PLUGIN: plugin,
+  });
+}
+const kEmulatedTargets = ['balora_cuda_emulated', 'balora_device_tests'];
+
+/** Every CUDA file for every architecture, warnings as errors, and no kernel that spills. */
+async function runNvcc() {
+  const reason = nvccMissing();
+  if (reason) {
+    say(`skipped: ${reason}`);
+    return { passed: 0, failed: 0, skipped: 1 };
+  }
+  const rows = await buildCuda();
+  const spilling = forbiddenSpills(rows);
+  for (const { kernel, architecture, spilled } of spilling) {
+    say(red(`${kernel} spills ${spilled} bytes on ${architecture}`));
+  }
+  return { passed: rows.length - spilling.length, failed: spilling.length, skipped: 0 };
 }
 
 /** clang-tidy over the product's C++, without OpenMP, whose GCC header clang does not read. */
@@ -143,9 +173,11 @@ export const kSuites = [
     run: () => single(process.execPath, [bin('typedoc', 'bin/typedoc'), '--emit', 'none']),
   },
   { name: 'cpp', run: () => runDoctest(inRoot('build', 'release', 'balora_tests')) },
+  { name: 'emulated', slow: true, run: runEmulated }, // before vitest, which then finds the device
   { name: 'vitest', run: runVitest },
   { name: 'sanitize', slow: true, run: runSanitized },
   { name: 'gyp', slow: true, ci: true, run: runGyp },
+  { name: 'nvcc', slow: true, ci: true, run: runNvcc },
   { name: 'tidy', onRequest: true, run: runTidy },
 ];
 

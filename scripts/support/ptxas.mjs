@@ -1,0 +1,55 @@
+// What ptxas says of each kernel and architecture (nvcc -Xptxas=-v): registers, spills, stack and static shared memory.
+
+const kEntry = /Compiling entry function '(\w+)' for '(sm_\d+)'/;
+const kSpills = /(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads/;
+const kUsed = /Used (\d+) registers(?:.*?(\d+) bytes smem)?/;
+
+/**
+ * The kernels in a build's output.
+ * @returns [{ kernel, architecture, registers, stack, spilled, shared }]; shared is what is known at compile time
+ */
+export function parsePtxas(text) {
+  const rows = [];
+  let row = null;
+  for (const line of text.split('\n')) {
+    const entry = kEntry.exec(line);
+    if (entry) {
+      row = { kernel: readable(entry[1]), architecture: entry[2], stack: 0, spilled: 0, shared: 0 };
+      continue;
+    }
+    const spills = kSpills.exec(line);
+    if (spills && row) {
+      row.stack = Number(spills[1]);
+      row.spilled = Number(spills[2]) + Number(spills[3]);
+    }
+    const used = kUsed.exec(line);
+    if (used && row) {
+      rows.push({ ...row, registers: Number(used[1]), shared: Number(used[2] ?? 0) });
+      row = null;
+    }
+  }
+  return rows;
+}
+
+/** File and function out of a mangled name in an anonymous namespace: `attention: flash_forward<...>`. */
+export function readable(mangled) {
+  const local = /_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_[0-9a-f]{8}(\d+)(\w+)$/.exec(mangled);
+  if (!local) return mangled;
+  const [, file, length, rest] = local;
+  const name = rest.slice(0, Number(length));
+  return `${file}: ${name} ${rest.slice(Number(length))}`;
+}
+
+/** Registers of a multiprocessor are handed to warps in units of 256; all supported architectures have 65,536. */
+const kRegisters = 65536;
+const kUnit = 256;
+const kMaxWarps = { sm_80: 64, sm_86: 48, sm_89: 48, sm_90: 64 };
+
+/** Share of a multiprocessor's warps that fit by registers alone, in blocks of `threads`. */
+export function occupancyByRegisters({ registers, architecture }, threads) {
+  const warps = Math.ceil(threads / 32);
+  const perWarp = Math.ceil((registers * 32) / kUnit) * kUnit;
+  const blocks = Math.floor(Math.floor(kRegisters / perWarp) / warps);
+  const most = kMaxWarps[architecture] ?? 64;
+  return Math.min(blocks * warps, most) / most;
+}
