@@ -1,6 +1,7 @@
 // Operands of the tile products in and out of their packed orders.
 #include <algorithm>
 
+#include "kernels/cpu/attention_bf16.h"
 #include "kernels/cpu/attention_tiles.h"
 
 namespace balora::attention {
@@ -131,10 +132,23 @@ UNPACKING(bf16, float)
 UNPACKING(f16, float)
 UNPACKING(double, double)
 PACKING(float, float)
-PACKING(bf16, bf16)
 PACKING(bf16, float)
 PACKING(f16, float)
 PACKING(double, double)
+#ifdef BALORA_TILES
+// Tiles are bf16 only where the CPU multiplies them.
+#define LANES(name, loop)                                             \
+  void name(const Source<bf16>& s, bf16* out, int64_t r, int64_t d) { \
+    lanes::loop(s, out, r, d);                                        \
+  }
+LANES(left, rows_left)
+LANES(right, rows_right)
+LANES(turned_left, columns_left)
+LANES(turned_right, columns_right)
+#undef LANES
+#else
+PACKING(bf16, bf16)
+#endif
 #undef PACKING
 #undef UNPACKING
 
@@ -159,15 +173,31 @@ void Packing<T, E>::columns_right(const Source<T>& s, E* out, int64_t r, int64_t
 template <typename T>
 void Unpacking<T>::rows(const Acc<T>* sums, int64_t ld, T* out, int64_t stride, int64_t rows,
                         int64_t size) {
+#ifdef BALORA_TILES
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (tile_gemm_has_bf16()) return lanes::unpack_rows(sums, ld, out, stride, rows, size);
+  }
+#endif
   unpack(sums, ld, out, stride, rows, size);
 }
 template <typename T>
 void Unpacking<T>::columns(const Acc<T>* sums, int64_t ld, const Acc<T>* factors, T* out,
                            int64_t stride, int64_t rows, int64_t size) {
+#ifdef BALORA_TILES
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (tile_gemm_has_bf16())
+      return lanes::unpack_columns(sums, ld, factors, out, stride, rows, size);
+  }
+#endif
   unpack_turned(sums, ld, factors, out, stride, rows, size);
 }
 template <typename T>
 void Unpacking<T>::row_dots(const Source<T>& x, const Source<T>& y, Acc<T>* out) {
+#ifdef BALORA_TILES
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (tile_gemm_has_bf16()) return lanes::row_dots(x, y, out);
+  }
+#endif
   dots(x, y, out);
 }
 template struct Packing<float, float>;

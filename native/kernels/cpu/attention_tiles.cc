@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/cpu/attention_bf16.h"
 #include "kernels/cpu/vec_math.h"
 
 namespace balora::attention {
@@ -176,19 +177,45 @@ BALORA_INLINE void raise_maxima(const SoftmaxTile<E>& t, int64_t column, const B
   constexpr A kNone = -std::numeric_limits<A>::infinity();
   const int64_t ld = t.padded_queries;
   const A* s = t.scores + column;
-  for (int64_t l = 0; l < kLanes; ++l) highest[l] = kNone;
+  A here[kLanes];  // of its own, so that it stays in registers
+  for (int64_t l = 0; l < kLanes; ++l) here[l] = kNone;
   for (int64_t j = keys.first; j < keys.last; ++j) {
 #pragma omp simd
     for (int64_t l = 0; l < kLanes; ++l) {
-      highest[l] = s[j * ld + l] > highest[l] ? s[j * ld + l] : highest[l];
+      here[l] = s[j * ld + l] > here[l] ? s[j * ld + l] : here[l];
     }
   }
 #pragma omp simd
   for (int64_t l = 0; l < kLanes; ++l) {
     before[l] = t.highest[column + l];
-    const A here = highest[l] * scale, both = here > before[l] ? here : before[l];
+    const A scaled = here[l] * scale, both = scaled > before[l] ? scaled : before[l];
     t.highest[column + l] = both;
     highest[l] = both == kNone ? A(0) : both;
+  }
+}
+
+// p = e^(s * scale - highest) of the block, and its sums over the keys.
+template <typename E>
+BALORA_INLINE void sum_exponentials(const SoftmaxTile<E>& t, int64_t column, const BlockKeys& keys,
+                                    Acc<E> scale, const Acc<E>* highest, Acc<E>* sum) {
+  using A = Acc<E>;
+  const int64_t ld = t.padded_queries;
+  const A* s = t.scores + column;
+  E* p = t.p + column * kPairWidth<E>;
+#ifdef BALORA_TILES
+  if constexpr (std::is_same_v<E, bf16>) {
+    return lanes::exponentials(s, ld, keys.first, keys.last, scale, highest, p, sum);
+  }
+#endif
+  for (int64_t j = keys.first; j < keys.last; j += 2) {
+    A even[kLanes], odd[kLanes];
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) {
+      even[l] = exp_unit(s[j * ld + l] * scale - highest[l]);
+      odd[l] = exp_unit(s[(j + 1) * ld + l] * scale - highest[l]);
+      sum[l] += even[l] + odd[l];
+    }
+    store_pair(even, odd, p + j * ld, ld);
   }
 }
 
@@ -211,26 +238,17 @@ BALORA_INLINE void softmax_block(const SoftmaxTile<E>& t, int64_t column) {
   mask_block(t, column, keys);
   A highest[kLanes], before[kLanes], sum[kLanes] = {}, fade[kLanes];
   raise_maxima(t, column, keys, scale, before, highest);
-  E* p = t.p + column * kPairWidth<E>;
-  for (int64_t j = keys.first; j < keys.last; j += 2) {
-    A even[kLanes], odd[kLanes];
-#pragma omp simd
-    for (int64_t l = 0; l < kLanes; ++l) {
-      even[l] = exp_unit(s[j * ld + l] * scale - highest[l]);
-      odd[l] = exp_unit(s[(j + 1) * ld + l] * scale - highest[l]);
-      sum[l] += even[l] + odd[l];
-    }
-    store_pair(even, odd, p + j * ld, ld);
-  }
+  sum_exponentials(t, column, keys, scale, highest, sum);
   zero_pairs(t, column, 0, keys.first);
   zero_pairs(t, column, keys.last, t.padded_keys);
-  bool faded = false;
-#pragma omp simd
+  int faded = 0;
+#pragma omp simd reduction(| : faded)
   for (int64_t l = 0; l < kLanes; ++l) {
     fade[l] = vexp(before[l] - highest[l]);  // 0 for the first tile, before which it was -infinity
     t.total[column + l] = t.total[column + l] * fade[l] + sum[l];
+    // Before the first tile that is seen, out is 0.
+    faded |= (fade[l] != A(1)) & (before[l] != -std::numeric_limits<A>::infinity());
   }
-  for (int64_t l = 0; l < kLanes; ++l) faded |= fade[l] != A(1);
   if (faded) fade_columns(t, column, fade);
 }
 
@@ -312,6 +330,11 @@ void Softmax<E>::run(const SoftmaxTile<E>& tile) {
 }
 template <typename E>
 void ScoreGradient<E>::run(const GradTile<E>& tile) {
+#ifdef BALORA_TILES
+  if constexpr (std::is_same_v<E, bf16>) {
+    if (tile.geometry.softcap == 0) return lanes::score_gradient(tile);
+  }
+#endif
   gradient(tile);
 }
 

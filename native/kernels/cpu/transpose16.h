@@ -2,9 +2,39 @@
 #pragma once
 #include <cstdint>
 
+#include "kernels/cpu/simd.h"
+
 namespace balora {
 
 // Row i starts at from + i * from_stride; its transpose at to + i * to_stride.
 void transpose16(const uint32_t* from, int64_t from_stride, uint32_t* to, int64_t to_stride);
+
+typedef uint32_t Words __attribute__((vector_size(64), may_alias, aligned(4)));
+
+// Rows i and i + kStep trade their off-diagonal runs of kStep words.
+template <int kStep>
+BALORA_INLINE void trade_words(Words* rows) {
+  Words keep, take;
+  for (int lane = 0; lane < 16; ++lane) {
+    const auto at = static_cast<uint32_t>(lane);
+    keep[lane] = lane & kStep ? 16 + at - kStep : at;
+    take[lane] = lane & kStep ? 16 + at : at + kStep;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    if (i & kStep) continue;
+    const Words a = rows[i], b = rows[i + kStep];
+    rows[i] = __builtin_shuffle(a, b, keep);
+    rows[i + kStep] = __builtin_shuffle(a, b, take);
+  }
+}
+
+// For callers that hold the rows: they stay in registers where the caller's target has 512 bits.
+BALORA_INLINE void transpose_words(Words* rows) {
+  trade_words<8>(rows);
+  trade_words<4>(rows);
+  trade_words<2>(rows);
+  trade_words<1>(rows);
+}
 
 }  // namespace balora
