@@ -2,7 +2,7 @@
 // and BA-LoRA from the same seed, and prints what each learned and what each lost. The adapters stay in --output, as
 // PEFT folders. With --model any LLaMA-family checkpoint takes the small one's place.
 //
-//   npm run demo [-- --model PATH --steps N --batch-size N --rank N --dtype f32|bf16 --output DIR]
+//   npm run demo [-- --model PATH --steps N --batch-size N --rank N --dtype f32|bf16 --held-out N --output DIR]
 import { existsSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -32,12 +32,12 @@ const { values: options } = parseArgs({
     'learning-rate': { type: 'string', default: '1e-3' },
     dtype: { type: 'string', default: 'f32' },
     seed: { type: 'string', default: '1' },
+    // Passages of each text that are measured: enough for a stable number, few enough to be quick.
+    'held-out': { type: 'string', default: '64' },
     output: { type: 'string', default: join('output', 'demo') },
   },
 });
 
-/** Held-out passages of each text that are measured: enough for a stable number, few enough to be quick. */
-const kHeldOut = 64;
 const kMethods = ['lora', 'pissa', 'balora'];
 const kLabels = { lora: 'LoRA', pissa: 'PiSSA', balora: 'BA-LoRA' };
 
@@ -58,8 +58,10 @@ function open(documents, { limit = Infinity, shuffle = false } = {}) {
 
 const novel = split(mobyDick());
 const train = await open(novel.train, { shuffle: true });
-const heldOutNovel = await open(novel.heldOut, { limit: kHeldOut });
-const heldOutAddresses = await open(split(stateOfTheUnion()).heldOut, { limit: kHeldOut });
+const heldOutNovel = await open(novel.heldOut, { limit: Number(options['held-out']) });
+const heldOutAddresses = await open(split(stateOfTheUnion()).heldOut, {
+  limit: Number(options['held-out']),
+});
 
 console.log(`Model         ${options.model} (${options.dtype})`);
 console.log(`Learns        Moby Dick, ${options.steps} steps of ${options['batch-size']} passages`);
