@@ -338,8 +338,9 @@ constexpr int kWarp = 32;
 // BALORA_SHARED(float, partial, 32): an array of the block with a size known at compile time.
 #if BALORA_EMULATED
 #define BALORA_SHARED(type, name, count) \
+  static const char name##_key = 0;      \
   type* const name = static_cast<type*>( \
-      emulator::static_shared(sizeof(type) * (count), alignof(type), __LINE__, __FILE__))
+      emulator::static_shared(&name##_key, sizeof(type) * (count), {__FILE__, __LINE__}))
 #else
 #define BALORA_SHARED(type, name, count) __shared__ type name[count]
 #endif
@@ -353,27 +354,29 @@ __host__ __device__ constexpr int64_t shared_bytes(int64_t count) {
 // Hands out the dynamic shared memory of a block, piece by piece; every thread asks for the same.
 class SharedMemory {
  public:
-  __device__ SharedMemory() {
 #if BALORA_EMULATED
-    next_ = static_cast<unsigned char*>(emulator::dynamic_shared());
+  template <typename T>
+  T* array(int64_t count) {
+    return static_cast<T*>(emulator::dynamic_array(next_, static_cast<size_t>(count) * sizeof(T)));
+  }
+
+ private:
+  emulator::SharedCursor next_;
 #else
+  __device__ SharedMemory() {
     extern __shared__ __align__(128) unsigned char balora_dynamic_shared[];
     next_ = balora_dynamic_shared;
-#endif
   }
   template <typename T>
   __device__ T* array(int64_t count) {
-#if BALORA_EMULATED
-    return static_cast<T*>(emulator::dynamic_array(next_, count * sizeof(T)));
-#else
     T* piece = reinterpret_cast<T*>(next_);
     next_ += shared_bytes<T>(count);
     return piece;
-#endif
   }
 
  private:
   unsigned char* next_;
+#endif
 };
 
 // ---- Reductions: the order of additions depends on the shape of the block only ------------------

@@ -48,7 +48,7 @@ async function runSanitized() {
   });
 }
 
-/** The CUDA kernels on the emulated device, row by row against the CPU. vitest then runs its op tests on it too. */
+/** The emulated device's own tests, and the CUDA kernels on it, row by row against the CPU. vitest then runs its op tests on it too. */
 async function runEmulated() {
   if (process.platform !== 'linux' || process.arch !== 'x64') {
     say('skipped: the emulated device switches its fibres on linux-x64 only');
@@ -56,11 +56,12 @@ async function runEmulated() {
   }
   await buildNative({ targets: kEmulatedTargets });
   const plugin = inRoot('build', 'emulator', 'balora_cuda.so');
-  return runDoctest(inRoot('build', 'release', 'balora_device_tests'), {
-    BALORA_CUDA_PLUGIN: plugin,
-  });
+  return sum([
+    runDoctest(inRoot('build', 'release', 'balora_emulator_tests')),
+    runDoctest(inRoot('build', 'release', 'balora_device_tests'), { BALORA_CUDA_PLUGIN: plugin }),
+  ]);
 }
-const kEmulatedTargets = ['balora_cuda_emulated', 'balora_device_tests'];
+const kEmulatedTargets = ['balora_cuda_emulated', 'balora_device_tests', 'balora_emulator_tests'];
 
 /** Every CUDA file for every architecture, warnings as errors, and no kernel that spills. */
 async function runNvcc() {

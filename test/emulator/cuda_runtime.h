@@ -20,8 +20,15 @@
 
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
+constexpr cudaError_t cudaErrorInvalidValue = 1;
 constexpr cudaError_t cudaErrorMemoryAllocation = 2;
+constexpr cudaError_t cudaErrorInvalidConfiguration = 9;
 constexpr cudaError_t cudaErrorNoDevice = 100;
+constexpr cudaError_t cudaErrorInvalidDevice = 101;
+constexpr cudaError_t cudaErrorNotReady = 600;
+constexpr cudaError_t cudaErrorLaunchFailure = 719;
+constexpr cudaError_t cudaErrorStreamCaptureUnsupported = 900;
+constexpr cudaError_t cudaErrorStreamCaptureInvalidated = 901;
 using cudaStream_t = emulator::Stream*;
 using cudaEvent_t = emulator::Event*;
 using cudaGraph_t = emulator::Graph*;
@@ -73,10 +80,13 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamQuery(cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags = 0);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end);
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
@@ -88,55 +98,57 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 
 // ---- What a kernel sees -------------------------------------------------------------------------
 
-#define threadIdx (emulator::thread().index)
-#define blockIdx (emulator::thread().block_index)
-#define blockDim (emulator::thread().block_dim)
-#define gridDim (emulator::thread().grid_dim)
+#define threadIdx (emulator::thread_index())
+#define blockIdx (emulator::block_index())
+#define blockDim (emulator::block_size())
+#define gridDim (emulator::grid_size())
 
-inline void __syncthreads() {
-  emulator::block_barrier();
+inline void __syncthreads(BALORA_HERE) {
+  emulator::block_barrier({file, line});
 }
-inline int __syncthreads_or(int predicate) {
-  return emulator::block_or(predicate);
+inline int __syncthreads_or(int predicate, BALORA_HERE) {
+  return emulator::block_count(predicate, {file, line}) != 0;
 }
-inline int __syncthreads_count(int predicate) {
-  return emulator::block_count(predicate);
+inline int __syncthreads_count(int predicate, BALORA_HERE) {
+  return emulator::block_count(predicate, {file, line});
 }
-inline void __syncwarp(unsigned mask = 0xffffffffu) {
-  emulator::warp_barrier(mask);
+BALORA_UNCHECKED inline void __syncwarp(unsigned mask = 0xffffffffu, BALORA_HERE) {
+  emulator::meet(emulator::Meeting::kBarrier, mask, nullptr, 0, {file, line});
 }
 inline void __threadfence() {}
 
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {
+T __shfl_sync(unsigned mask, T value, int lane, int width = 32, BALORA_HERE) {
   const int self = emulator::lane();
-  return emulator::exchange(mask, value, (self & ~(width - 1)) | (lane & (width - 1)));
+  return emulator::exchange(mask, value, (self & ~(width - 1)) | (lane & (width - 1)),
+                            {file, line});
 }
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int with, int width = 32) {
+T __shfl_xor_sync(unsigned mask, T value, int with, int width = 32, BALORA_HERE) {
   const int self = emulator::lane(), other = self ^ with;
-  return emulator::exchange(mask, value,
-                            (other & ~(width - 1)) == (self & ~(width - 1)) ? other : self);
+  return emulator::exchange(
+      mask, value, (other & ~(width - 1)) == (self & ~(width - 1)) ? other : self, {file, line});
 }
 template <typename T>
-T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32) {
+T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, BALORA_HERE) {
   const int self = emulator::lane(), other = self + static_cast<int>(by);
-  return emulator::exchange(mask, value, other / width == self / width ? other : self);
+  return emulator::exchange(mask, value, other / width == self / width ? other : self,
+                            {file, line});
 }
 template <typename T>
-T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32) {
+T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, BALORA_HERE) {
   const int self = emulator::lane(), other = self - static_cast<int>(by);
-  return emulator::exchange(mask, value,
-                            other >= 0 && other / width == self / width ? other : self);
+  return emulator::exchange(mask, value, other >= 0 && other / width == self / width ? other : self,
+                            {file, line});
 }
-inline unsigned __ballot_sync(unsigned mask, int predicate) {
-  return emulator::ballot(mask, predicate);
+inline unsigned __ballot_sync(unsigned mask, int predicate, BALORA_HERE) {
+  return emulator::ballot(mask, predicate, {file, line});
 }
-inline int __any_sync(unsigned mask, int predicate) {
-  return emulator::ballot(mask, predicate) != 0;
+inline int __any_sync(unsigned mask, int predicate, BALORA_HERE) {
+  return emulator::ballot(mask, predicate, {file, line}) != 0;
 }
-inline int __all_sync(unsigned mask, int predicate) {
-  return emulator::ballot(mask, !predicate) == 0;
+inline int __all_sync(unsigned mask, int predicate, BALORA_HERE) {
+  return emulator::ballot(mask, !predicate, {file, line}) == 0;
 }
 inline int __popc(unsigned value) {
   return __builtin_popcount(value);

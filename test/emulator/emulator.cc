@@ -1,278 +1,399 @@
-// Launches: blocks one after the other, their threads as fibres in rounds, from barrier to barrier.
+// Launches: blocks one after the other, their threads as fibres, a warp at a time until all of its
+// lanes wait. BALORA_EMULATOR_ORDER=reverse or shuffle (shuffle:SEED) takes blocks, warps and lanes
+// in another order, which no correct kernel notices.
 #include "emulator.h"
 
-#include <cstdio>
 #include <cstdlib>
-#include <map>
-#include <memory>
-#include <stdexcept>
-#include <string>
-#include <utility>
-#include <vector>
+#include <numeric>
+#include <random>
 
-#include "fibre.h"
-#include "instructions.h"
+#include "arena.h"
+#include "block.h"
 
 namespace emulator {
+
+Block* current = nullptr;
+thread_local Running* running __attribute__((tls_model("initial-exec"))) = nullptr;
+
 namespace {
 
-constexpr unsigned kLanes = 32;
-constexpr size_t kGuard = 128;  // between two shared arrays
-
-enum class Wait { kNone, kBlock, kWarp, kDone };
-
-struct Copy {
-  void* to;
-  const void* from;
-  int valid;
-};
-
-struct Lane {
-  Thread thread;
-  Fibre fibre;
-  Wait wait = Wait::kNone;
-  unsigned warp_mask = 0;
-  int predicate = 0;
-  unsigned exchanges = 0;
-  std::vector<Copy> copies;               // of the group that is being put together
-  std::vector<std::vector<Copy>> groups;  // committed, oldest first
-};
-
-struct Warp {
-  alignas(16) unsigned char slots[2][kLanes * kExchangeBytes];
-};
-
-struct Block {
-  const char* name = "";
-  const Body* body = nullptr;
-  std::vector<std::unique_ptr<Lane>> lanes;
-  std::vector<Warp> warps;
-  std::vector<unsigned char> shared;  // dynamic, then static arrays, each followed by a guard
-  size_t dynamic_bytes = 0, dynamic_used = 0, static_used = 0;
-  std::map<std::pair<std::string, int>, std::pair<size_t, size_t>> statics;  // offset and bytes
-  int block_or = 0, block_count = 0;
-  unsigned running = 0;  // index in lanes
-  std::exception_ptr error;
-};
-
-thread_local Block* current = nullptr;
+uint32_t next_epoch = 1;
+Running state;  // of the thread that runs
 
 Lane& self() {
   return *current->lanes[current->running];
 }
+Warp& own_warp() {
+  return *current->warps[current->running / kLanes];
+}
 
-void enter(void*) {
-  Lane& lane = self();
-  try {
-    (*current->body)();
-  } catch (...) {
-    if (!current->error) current->error = std::current_exception();
+// After anything that changes who runs or when.
+void refresh() {
+  const Lane& lane = self();
+  state.stack = lane.fibre.stack();
+  state.known = lane.known;
+  state.mine = make_record(state.epoch, current->running, lane.stamp);
+}
+
+// In the emulator's functions that a kernel calls: nothing is checked until they return.
+class Quiet {
+ public:
+  Quiet() { running = nullptr; }
+  ~Quiet() {
+    refresh();
+    running = &state;
   }
-  lane.wait = Wait::kDone;
-  lane.fibre.leave();
+  Quiet(const Quiet&) = delete;
+  Quiet& operator=(const Quiet&) = delete;
+};
+
+// ---- Order --------------------------------------------------------------------------------------
+
+class Order {
+ public:
+  Order() {
+    const char* wish = std::getenv("BALORA_EMULATOR_ORDER");
+    const std::string text = wish ? wish : "";
+    reverse_ = text == "reverse";
+    shuffle_ = text.rfind("shuffle", 0) == 0;
+    if (shuffle_) random_.seed(++launches_ + (text.size() > 8 ? std::stoul(text.substr(8)) : 0));
+  }
+  // 0 to count - 1; another permutation each time where they are shuffled.
+  void fill(std::vector<unsigned>& order, size_t count) {
+    order.resize(count);
+    std::iota(order.begin(), order.end(), 0u);
+    if (reverse_) std::reverse(order.begin(), order.end());
+    if (shuffle_) std::shuffle(order.begin(), order.end(), random_);
+  }
+
+ private:
+  bool reverse_, shuffle_;
+  std::minstd_rand random_;
+  static inline unsigned launches_ = 0;  // each has an order of its own
+};
+
+// ---- Meetings of lanes --------------------------------------------------------------------------
+
+const char* name_of(Meeting meeting) {
+  switch (meeting) {
+    case Meeting::kBarrier:
+      return "__syncwarp";
+    case Meeting::kShuffle:
+      return "a shuffle";
+    case Meeting::kVote:
+      return "a vote";
+    case Meeting::kLoadMatrix:
+      return "ldmatrix";
+    case Meeting::kMultiply:
+      return "mma";
+  }
+  return "";
 }
 
-void wait_for(Wait kind) {
-  Lane& lane = self();
-  lane.wait = kind;
-  lane.fibre.leave();
-  if (current->error) throw std::runtime_error("the block was stopped");
-}
-
-// Lets every warp barrier whose lanes are all there go on; a lane that has ended does not count.
-bool release_warps(Block& block, unsigned threads) {
-  bool any = false;
-  for (unsigned first = 0; first < threads; first += kLanes) {
-    const unsigned end = std::min(first + kLanes, threads);
-    for (unsigned i = first; i < end; ++i) {
-      Lane& lane = *block.lanes[i];
-      if (lane.wait != Wait::kWarp) continue;
-      bool complete = true;
-      for (unsigned j = first; j < end; ++j) {
-        if (!(lane.warp_mask >> (j - first) & 1)) continue;
-        const Lane& other = *block.lanes[j];
-        complete &= other.wait == Wait::kDone ||
-                    (other.wait == Wait::kWarp && other.warp_mask == lane.warp_mask);
-      }
-      if (!complete) continue;
-      const unsigned mask = lane.warp_mask;
-      for (unsigned j = first; j < end; ++j) {
-        if ((mask >> (j - first) & 1) && block.lanes[j]->wait == Wait::kWarp) {
-          block.lanes[j]->wait = Wait::kNone;
-        }
-      }
-      any = true;
+// What the lanes of `present` did before is from now on ordered before what each of them does.
+void order_lanes(Block& block, Warp& warp, unsigned first, unsigned present) {
+  const bool all = present == warp.alive;
+  const uint32_t before = warp.clock;
+  warp.clock = std::min(warp.clock + 1, kLastStamp);
+  uint32_t merged[kLanes + 1] = {};
+  if (!all) {
+    for (unsigned i = 0; i < kLanes; ++i) {
+      if (!(present >> i & 1)) continue;
+      Lane& lane = *block.lanes[first + i];
+      for (unsigned j = 0; j <= kLanes; ++j) merged[j] = std::max(merged[j], lane.known[j]);
+      merged[i] = std::max(merged[i], lane.stamp);
     }
   }
-  return any;
+  for (unsigned i = 0; i < kLanes; ++i) {
+    if (!(present >> i & 1)) continue;
+    Lane& lane = *block.lanes[first + i];
+    lane.stamp = warp.clock;
+    lane.present = present;
+    if (all) {
+      lane.known[kLanes] = before;
+    } else {
+      std::copy(std::begin(merged), std::end(merged), lane.known);
+    }
+  }
 }
 
-bool release_block(Block& block, unsigned threads) {
-  int any = 0, count = 0;
-  unsigned waiting = 0;
-  for (unsigned i = 0; i < threads; ++i) {
-    const Lane& lane = *block.lanes[i];
-    if (lane.wait == Wait::kDone) continue;
-    if (lane.wait != Wait::kBlock) return false;
-    ++waiting;
-    any |= lane.predicate;
-    count += lane.predicate != 0;
+void hand_out(Block& block, Warp& warp, unsigned first, unsigned present, Combine combine) {
+  if (present == warp.alive) {  // every lane has read what the meeting before the last gave
+    Slots& taken = warp.taken[warp.turn++ % 2];
+    taken = warp.brought;
+    if (combine) combine(taken);
+    for (unsigned i = 0; i < kLanes; ++i) {
+      if (present >> i & 1) block.lanes[first + i]->taken = &taken;
+    }
+    return;
   }
-  block.block_or = any;
-  block.block_count = count;
-  for (unsigned i = 0; i < threads; ++i) {
-    if (block.lanes[i]->wait == Wait::kBlock) block.lanes[i]->wait = Wait::kNone;
+  for (unsigned i = 0; i < kLanes; ++i) {
+    if (!(present >> i & 1)) continue;
+    Lane& lane = *block.lanes[first + i];
+    if (!lane.own) lane.own = std::make_unique<Slots>();
+    *lane.own = warp.brought;
+    if (combine) combine(*lane.own);
+    lane.taken = lane.own.get();
   }
-  return waiting > 0;
 }
 
-void run_block(Block& block, dim3 grid, dim3 dims, uint3 at) {
-  const unsigned threads = dims.x * dims.y * dims.z;
-  while (block.lanes.size() < threads) block.lanes.push_back(std::make_unique<Lane>());
-  block.warps.resize((threads + kLanes - 1) / kLanes);
-  block.dynamic_used = 0;
-  block.statics.clear();
-  block.static_used = 0;
-  for (unsigned i = 0; i < threads; ++i) {
+// Lets the lanes that wait with `mask` go on if all that live are there.
+bool try_release(Block& block, unsigned first, unsigned mask) {
+  Warp& warp = *block.warps[first / kLanes];
+  const unsigned present = mask & warp.alive;
+  if ((present & ~warp.waiting) != 0) return false;
+  const Lane* one = nullptr;
+  for (unsigned i = 0; i < kLanes; ++i) {
+    if (!(present >> i & 1)) continue;
+    const Lane& lane = *block.lanes[first + i];
+    if (lane.mask != mask) return false;
+    if (one && one->meeting != lane.meeting) {
+      fail(std::string("and its warp meet in different places: thread ") + text_of(one->index) +
+           " in " + name_of(one->meeting) + text_of(one->site) + ", thread " + text_of(lane.index) +
+           " in " + name_of(lane.meeting) + text_of(lane.site));
+    }
+    one = &lane;
+  }
+  if (one && one->meeting != Meeting::kBarrier) hand_out(block, warp, first, present, one->combine);
+  order_lanes(block, warp, first, present);
+  warp.waiting &= ~present;
+  for (unsigned i = 0; i < kLanes; ++i) {
+    if (present >> i & 1) block.lanes[first + i]->wait = Wait::kNone;
+  }
+  return true;
+}
+
+// ---- Running a block ----------------------------------------------------------------------------
+
+void enter() {
+  running = &state;
+  current->launch->call(current->launch->closure.get());
+  running = nullptr;
+  Lane& lane = self();
+  lane.wait = Wait::kDone;
+  Warp& warp = own_warp();
+  const unsigned first = current->running / kLanes * kLanes;
+  warp.alive &= ~(1u << current->running % kLanes);
+  for (unsigned i = 0; i < kLanes; ++i) {  // some may have waited for this one only
+    if (warp.waiting >> i & 1) try_release(*current, first, current->lanes[first + i]->mask);
+  }
+  lane.fibre.leave();
+}
+
+void start_threads(Block& block) {
+  const dim3 dims = block.launch->dims;
+  while (block.lanes.size() < block.threads) block.lanes.push_back(std::make_unique<Lane>());
+  const size_t warps = (block.threads + kLanes - 1) / kLanes;
+  while (block.warps.size() < warps) block.warps.push_back(std::make_unique<Warp>());
+  for (size_t w = 0; w < warps; ++w) {
+    Warp& warp = *block.warps[w];
+    const size_t lanes = std::min<size_t>(kLanes, block.threads - w * kLanes);
+    warp.alive = lanes == kLanes ? ~0u : (1u << lanes) - 1;
+    warp.waiting = 0;
+    warp.clock = 1;
+  }
+  for (unsigned i = 0; i < block.threads; ++i) {
     Lane& lane = *block.lanes[i];
-    lane.thread = {{i % dims.x, i / dims.x % dims.y, i / (dims.x * dims.y)}, at, dims, grid};
+    lane.index = {i % dims.x, i / dims.x % dims.y, i / (dims.x * dims.y)};
     lane.wait = Wait::kNone;
-    lane.exchanges = 0;
+    lane.predicate = 0;
+    lane.stamp = 1;
+    std::fill(std::begin(lane.known), std::end(lane.known), 0u);
     lane.copies.clear();
     lane.groups.clear();
-    lane.fibre.start(enter, nullptr);
+    lane.fibre.start(enter, i % kLanes * 128);
   }
-  unsigned left = threads;
-  while (left > 0) {
-    bool progress = false;
-    for (unsigned i = 0; i < threads; ++i) {
-      Lane& lane = *block.lanes[i];
+}
+
+void next_interval() {
+  if (next_epoch == ~0u - 1) std::abort();  // four thousand million barriers
+  state.epoch = next_epoch++;
+}
+
+std::string waits(const Lane& lane) {
+  const std::string where = lane.wait == Wait::kBlock ? "__syncthreads" : name_of(lane.meeting);
+  return "thread " + text_of(lane.index) + " waits in " + where + text_of(lane.site);
+}
+
+// All that live wait for the block: they go on together.
+void release_block(Block& block) {
+  const Lane *one = nullptr, *other = nullptr;
+  bool all = true;
+  int count = 0;
+  for (unsigned i = 0; i < block.threads; ++i) {
+    const Lane& lane = *block.lanes[i];
+    if (lane.wait == Wait::kDone) continue;
+    all &= lane.wait == Wait::kBlock;
+    count += lane.predicate;
+    if (!one) one = &lane;
+    if (lane.wait != one->wait || lane.site.line != one->site.line) other = &lane;
+  }
+  if (!one) return;
+  if (!all || other) {
+    block.error = std::string("kernel ") + block.launch->name + ", block " + text_of(block.at) +
+                  ": the threads wait for each other in different places: " + waits(*one) +
+                  (other ? ", " + waits(*other) : "");
+    return;
+  }
+  block.count = count;
+  next_interval();
+  for (unsigned i = 0; i < block.threads; ++i) {
+    Lane& lane = *block.lanes[i];
+    if (lane.wait == Wait::kBlock) lane.wait = Wait::kNone;
+    lane.stamp = 1;
+    std::fill(std::begin(lane.known), std::end(lane.known), 0u);
+  }
+  for (auto& warp : block.warps) warp->clock = 1;
+}
+
+// Runs lanes of a warp until all of them wait or are done.
+void run_warp(Block& block, unsigned first, const std::vector<unsigned>& order, unsigned& left) {
+  for (bool ran = true; ran;) {
+    ran = false;
+    for (const unsigned i : order) {
+      if (first + i >= block.threads) continue;
+      Lane& lane = *block.lanes[first + i];
       if (lane.wait != Wait::kNone) continue;
-      block.running = i;
+      block.running = first + i;
+      refresh();
       lane.fibre.resume();
-      progress = true;
-      if (lane.wait == Wait::kDone) --left;
-    }
-    if (block.error) {  // every waiting fibre is woken to unwind
-      for (unsigned i = 0; i < threads; ++i) {
-        if (block.lanes[i]->wait != Wait::kDone) block.lanes[i]->wait = Wait::kNone;
-      }
-      continue;
-    }
-    progress |= release_warps(block, threads);
-    progress |= release_block(block, threads);
-    if (!progress) {
-      block.error = std::make_exception_ptr(
-          std::runtime_error(std::string(block.name) +
-                             ": the threads of a block wait for each other (a barrier that "
-                             "some of them do not reach)"));
+      running = nullptr;
+      if (!block.error.empty()) return;
+      ran = true;
+      left -= lane.wait == Wait::kDone;
     }
   }
-  if (block.error) std::rethrow_exception(std::exchange(block.error, nullptr));
+}
+
+void run_block(Block& block, Order& order) {
+  start_threads(block);
+  next_interval();
+  state.block_first = state.epoch;
+  block.started.emplace_back(state.epoch, block.at);
+  static std::vector<unsigned> warps, lanes;
+  unsigned left = block.threads;
+  while (left > 0) {
+    order.fill(warps, (block.threads + kLanes - 1) / kLanes);
+    for (const unsigned warp : warps) {
+      order.fill(lanes, kLanes);
+      run_warp(block, warp * kLanes, lanes, left);
+      if (!block.error.empty()) return;
+    }
+    if (left > 0) release_block(block);
+    if (!block.error.empty()) return;
+  }
 }
 
 }  // namespace
 
-const Thread& thread() {
-  return self().thread;
+std::string run_kernel(const Launch& launch, int device) {
+  static Block block;  // keeps its fibres
+  Order order;
+  static std::vector<unsigned> xs;
+  block.launch = &launch;
+  block.threads = launch.dims.x * launch.dims.y * launch.dims.z;
+  block.started.clear();
+  block.error.clear();
+  open_shared(block);
+  state.arena = &Arena::get();
+  state.device = state.arena->part(device);
+  state.shadow = state.arena->shadow(state.device);
+  state.launch_first = next_epoch;
+  current = &block;
+  order.fill(xs, launch.grid.x);
+  for (unsigned z = 0; z < launch.grid.z && block.error.empty(); ++z) {
+    for (unsigned y = 0; y < launch.grid.y && block.error.empty(); ++y) {
+      for (size_t i = 0; i < xs.size() && block.error.empty(); ++i) {
+        block.at = {xs[i], y, z};
+        run_block(block, order);
+      }
+    }
+  }
+  current = nullptr;
+  return block.error;
+}
+
+void leave_for_good(std::string error) {
+  running = nullptr;
+  current->error = std::move(error);
+  self().fibre.leave();
+  std::abort();  // never resumed
+}
+
+uint3 thread_index() {
+  return self().index;
+}
+uint3 block_index() {
+  return current->at;
+}
+dim3 block_size() {
+  return current->launch->dims;
+}
+dim3 grid_size() {
+  return current->launch->grid;
 }
 int lane() {
   return static_cast<int>(current->running % kLanes);
 }
 
-void run_kernel(const char* name, dim3 grid, dim3 dims, int64_t shared_bytes, const Body& body) {
-  thread_local Block block;  // keeps its fibres
-  constexpr size_t kStaticBytes = size_t{160} << 10;
-  block.name = name;
-  block.body = &body;
-  block.dynamic_bytes = static_cast<size_t>(shared_bytes);
-  // Pieces of the dynamic part get guards between them, so it takes more room here.
-  block.shared.assign(2 * block.dynamic_bytes + 64 * kGuard + kStaticBytes, 0xff);
-  current = &block;
-  for (unsigned z = 0; z < grid.z; ++z) {
-    for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x; ++x) run_block(block, grid, dims, {x, y, z});
-    }
-  }
-  current = nullptr;
-}
-
-void block_barrier() {
-  wait_for(Wait::kBlock);
-}
-int block_or(int predicate) {
-  self().predicate = predicate;
-  wait_for(Wait::kBlock);
-  self().predicate = 0;
-  return current->block_or;
-}
-int block_count(int predicate) {
-  block_or(predicate);
-  return current->block_count;
-}
-void warp_barrier(unsigned mask) {
-  self().warp_mask = mask;
-  wait_for(Wait::kWarp);
-}
-
-const unsigned char* exchange_bytes(unsigned mask, const void* value, size_t bytes) {
+void block_barrier(Site site) {
+  const Quiet quiet;
   Lane& lane = self();
-  unsigned char* slots = current->warps[current->running / kLanes].slots[lane.exchanges++ % 2];
-  std::memcpy(slots + current->running % kLanes * kExchangeBytes, value, bytes);
-  warp_barrier(mask);
-  return slots;
+  lane.site = site;
+  lane.wait = Wait::kBlock;
+  lane.fibre.leave();
+  running = nullptr;
+}
+int block_count(int predicate, Site site) {
+  Lane& lane = self();
+  lane.predicate = predicate != 0;
+  block_barrier(site);
+  lane.predicate = 0;
+  return current->count;
 }
 
-unsigned ballot(unsigned mask, int predicate) {
-  const unsigned char* slots = exchange_bytes(mask, &predicate, sizeof predicate);
+const Slots& meet(Meeting kind, unsigned mask, const void* value, size_t bytes, Site site,
+                  Combine combine) {
+  const Quiet quiet;
+  Lane& lane = self();
+  Warp& warp = own_warp();
+  const unsigned bit = current->running % kLanes;
+  lane.mask = mask;
+  lane.meeting = kind;
+  lane.combine = combine;
+  lane.site = site;
+  if (!(mask >> bit & 1)) {
+    fail(std::string("calls ") + name_of(kind) + " with a mask that leaves itself out" +
+         text_of(site));
+  }
+  std::memcpy(warp.brought.of[bit], value, bytes);
+  warp.waiting |= 1u << bit;
+  lane.wait = Wait::kWarp;
+  if (!try_release(*current, current->running / kLanes * kLanes, mask)) {
+    lane.fibre.leave();
+    running = nullptr;
+  }
+  return lane.taken ? *lane.taken : warp.brought;
+}
+
+void check_present(int other) {
+  const Lane& lane = self();
+  if (lane.present >> other & 1) return;
+  running = nullptr;
+  fail("reads the value of lane " + std::to_string(other) + ", which takes no part in " +
+       name_of(lane.meeting) + text_of(lane.site));
+}
+
+unsigned ballot(unsigned mask, int predicate, Site site) {
+  const Slots& slots = meet(Meeting::kVote, mask, &predicate, sizeof predicate, site);
+  const Lane& lane = self();
   unsigned out = 0;
   for (unsigned i = 0; i < kLanes; ++i) {
     int one;
-    std::memcpy(&one, slots + i * kExchangeBytes, sizeof one);
-    if ((mask >> i & 1) && one) out |= 1u << i;
+    std::memcpy(&one, slots.of[i], sizeof one);
+    if ((lane.present >> i & 1) && one) out |= 1u << i;
   }
   return out;
-}
-
-void* dynamic_shared() {
-  return current->shared.data() + kGuard;
-}
-
-void* dynamic_array(unsigned char*& next, size_t bytes) {
-  const size_t rounded = (bytes + 127) / 128 * 128;
-  unsigned char* piece = next;
-  next += rounded + kGuard;
-  return piece;
-}
-
-void* static_shared(size_t bytes, size_t, int line, const char* file) {
-  Block& block = *current;
-  const auto [entry, fresh] = block.statics.try_emplace({file, line});
-  if (fresh) {
-    const size_t dynamic_end = 2 * block.dynamic_bytes + 64 * kGuard;
-    entry->second = {dynamic_end + block.static_used, bytes};
-    block.static_used += (bytes + 127) / 128 * 128 + kGuard;
-  }
-  return block.shared.data() + entry->second.first;
-}
-
-void cp_async16(void* shared, const void* global, int valid) {
-  self().copies.push_back({shared, global, valid});
-}
-void cp_async_commit() {
-  Lane& lane = self();
-  lane.groups.push_back(std::move(lane.copies));
-  lane.copies.clear();
-}
-void cp_async_wait_until(int pending) {
-  Lane& lane = self();
-  while (lane.groups.size() > static_cast<size_t>(pending)) {
-    for (const Copy& copy : lane.groups.front()) {
-      std::memset(copy.to, 0, 16);
-      if (copy.valid > 0) std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.valid));
-    }
-    lane.groups.erase(lane.groups.begin());
-  }
 }
 
 }  // namespace emulator

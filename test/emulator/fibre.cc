@@ -33,7 +33,6 @@ balora_fibre_switch:
 .size balora_fibre_switch, .-balora_fibre_switch
 .type balora_fibre_entry, @function
 balora_fibre_entry:
-  movq %r12, %rdi
   callq *%rbx
   ud2
 .size balora_fibre_entry, .-balora_fibre_entry
@@ -54,14 +53,14 @@ Fibre::~Fibre() {
   munmap(stack_, kStackBytes);
 }
 
-void Fibre::start(void (*entry)(void*), void* argument) {
-  auto* top = reinterpret_cast<void**>(stack_ + kStackBytes - 64);
-  *--top = nullptr;  // where a backtrace ends
-  *--top = nullptr;  // keeps the stack aligned to 16 where the entry is called
+void Fibre::start(void (*entry)(), size_t skew) {
+  auto* top = reinterpret_cast<void**>(stack_ + kStackBytes - 64 - skew);
+  *--top = nullptr;  // these two keep the stack aligned where the entry is called
+  *--top = nullptr;
   *--top = reinterpret_cast<void*>(&balora_fibre_entry);
   *--top = nullptr;                         // rbp
   *--top = reinterpret_cast<void*>(entry);  // rbx
-  *--top = argument;                        // r12
+  *--top = nullptr;                         // r12
   *--top = nullptr;                         // r13
   *--top = nullptr;                         // r14
   *--top = nullptr;                         // r15

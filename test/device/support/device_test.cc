@@ -80,6 +80,9 @@ TableContext::TableContext(const KernelTable& table) : table_(table) {
   ctx_.deterministic = 1;
   ctx_.device_state = table.create_state(0, ctx_.error, sizeof ctx_.error);
   if (!ctx_.device_state && ctx_.error[0]) throw std::runtime_error(ctx_.error);
+  char text[256] = "";
+  if (table.describe) table.describe(ctx_.device_state, text, sizeof text);
+  emulated_ = std::strstr(text, "emulated") != nullptr;
 }
 
 TableContext::~TableContext() {
@@ -87,8 +90,12 @@ TableContext::~TableContext() {
   table_.destroy_state(ctx_.device_state);
 }
 
+uint64_t TableContext::size_of_request(uint64_t bytes) const {
+  return emulated_ ? std::max<uint64_t>(bytes, 1) : (bytes + 511) / 256 * 256;
+}
+
 void* TableContext::allocate(uint64_t bytes) {
-  const uint64_t rounded = (bytes + 511) / 256 * 256;
+  const uint64_t rounded = size_of_request(bytes);
   void* data = table_.allocate(ctx_.device_state, rounded);
   if (data) {
     const std::vector<char> pattern(rounded, static_cast<char>(0xff));
@@ -98,7 +105,7 @@ void* TableContext::allocate(uint64_t bytes) {
 }
 
 void TableContext::release(void* data, uint64_t bytes) {
-  table_.release(ctx_.device_state, data, (bytes + 511) / 256 * 256);
+  table_.release(ctx_.device_state, data, size_of_request(bytes));
 }
 
 void TableContext::upload(void* device, const void* host, uint64_t bytes) {
@@ -115,31 +122,35 @@ void TableContext::release_scratch() {
 }
 
 Operand::Operand(TableContext& device, int32_t dtype, std::vector<int64_t> shape)
-    : device_(device), dtype_(dtype), shape_(std::move(shape)) {
+    : device_(device),
+      guard_(device.emulated() ? 0 : 256),
+      dtype_(dtype),
+      shape_(std::move(shape)) {
   for (const int64_t dim : shape_) size_ *= dim;
   const auto bytes = static_cast<size_t>(size_ * dtype_size(static_cast<DType>(dtype)));
   host_.assign(bytes, static_cast<char>(0xff));
-  device_data_ = device.allocate(bytes + 2 * kGuard);
+  device_data_ = device.allocate(bytes + 2 * guard_);
 }
 
 Operand::~Operand() {
-  const uint64_t bytes = host_.size() + 2 * kGuard;
+  const uint64_t bytes = host_.size() + 2 * guard_;
   std::vector<char> all(bytes);
   device_.download(all.data(), device_data_, bytes);
+  const auto guard = static_cast<ptrdiff_t>(guard_);
   const auto touched = [](char byte) { return byte != static_cast<char>(0xff); };
-  const bool clean = std::none_of(all.begin(), all.begin() + kGuard, touched) &&
-                     std::none_of(all.end() - kGuard, all.end(), touched);
+  const bool clean = std::none_of(all.begin(), all.begin() + guard, touched) &&
+                     std::none_of(all.end() - guard, all.end(), touched);
   CHECK_MESSAGE(clean, "a kernel wrote outside its array");
   device_.release(device_data_, bytes);
 }
 
 void Operand::to_device() {
-  device_.upload(static_cast<char*>(device_data_) + kGuard, host_.data(), host_.size());
+  device_.upload(static_cast<char*>(device_data_) + guard_, host_.data(), host_.size());
 }
 
 std::vector<double> Operand::from_device() {
   std::vector<char> bytes(host_.size());
-  device_.download(bytes.data(), static_cast<char*>(device_data_) + kGuard, bytes.size());
+  device_.download(bytes.data(), static_cast<char*>(device_data_) + guard_, bytes.size());
   std::vector<double> out;
   for (int64_t i = 0; i < size_; ++i) out.push_back(element(dtype_, bytes.data(), i));
   return out;

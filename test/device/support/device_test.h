@@ -1,7 +1,7 @@
 // What a test of a device plug-in needs: the plug-in's table and the CPU's side by side, arrays
 // that live on both, and values from a seeded generator. A test gives the same operands to a row of
 // both tables and compares. Device memory around every array is filled with a pattern that is
-// checked when the array goes.
+// checked when the array goes; on the emulated device, which checks each access, there is none.
 //
 //   DeviceTest t;
 //   auto x = t.random<bf16>({33, 123});
@@ -65,15 +65,20 @@ class TableContext {
 
   Context* get() { return &ctx_; }
   const KernelTable& table() const { return table_; }
+  // Filled with 0xff. Exactly `bytes` long on the emulated device, which finds every access beyond.
   void* allocate(uint64_t bytes);
   void release(void* data, uint64_t bytes);
+  bool emulated() const { return emulated_; }
   void upload(void* device, const void* host, uint64_t bytes);
   void download(void* host, const void* device, uint64_t bytes);
   void release_scratch();
 
  private:
   Context ctx_{};  // first member: workspace() finds the object from it
+  uint64_t size_of_request(uint64_t bytes) const;
+
   const KernelTable& table_;
+  bool emulated_ = false;
   std::vector<std::pair<void*, uint64_t>> scratch_;
 };
 
@@ -94,13 +99,13 @@ class Operand {
   std::vector<double> from_device();  // values
   std::vector<double> host_values() const;
   View host_view() const { return view_on(const_cast<char*>(host_.data())); }
-  View device_view() const { return view_on(static_cast<char*>(device_data_) + kGuard); }
+  View device_view() const { return view_on(static_cast<char*>(device_data_) + guard_); }
 
  private:
   View view_on(void* data) const;
-  static constexpr uint64_t kGuard = 256;
 
   TableContext& device_;
+  uint64_t guard_;  // bytes of a pattern before and after the array
   int32_t dtype_;
   std::vector<int64_t> shape_;
   int64_t size_ = 1;
