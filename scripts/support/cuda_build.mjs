@@ -10,7 +10,7 @@ export function nvccMissing() {
   return has('nvcc') ? null : 'no nvcc on this machine';
 }
 
-const kLog = inRoot('build', 'cuda', 'ptxas.log');
+export const kPtxasLog = inRoot('build', 'cuda', 'ptxas.log');
 
 /**
  * Configures and builds build/cuda/balora_cuda.so; warnings are errors.
@@ -41,9 +41,9 @@ export async function buildCuda() {
     throw new SetupError(`The CUDA build failed.\n${told.slice(-60).join('\n')}`);
   }
   // What is up to date says nothing: the log of the compilations before stays in front.
-  const before = existsSync(kLog) ? readFileSync(kLog, 'utf8') : '';
+  const before = existsSync(kPtxasLog) ? readFileSync(kPtxasLog, 'utf8') : '';
   mkdirSync(folder, { recursive: true });
-  writeFileSync(kLog, `${before}${text}`);
+  writeFileSync(kPtxasLog, `${before}${text}`);
   const latest = new Map();
   for (const row of parsePtxas(`${before}${text}`)) {
     latest.set(`${row.kernel} ${row.architecture}`, row);

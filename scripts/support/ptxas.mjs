@@ -33,11 +33,17 @@ export function parsePtxas(text) {
 
 /** File and function out of a mangled name in an anonymous namespace: `attention: flash_forward<...>`. */
 export function readable(mangled) {
-  const local = /_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_[0-9a-f]{8}(\d+)(\w+)$/.exec(mangled);
-  if (!local) return mangled;
-  const [, file, length, rest] = local;
-  const name = rest.slice(0, Number(length));
-  return `${file}: ${name} ${rest.slice(Number(length))}`;
+  const local = /_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_[0-9a-f]{8}(?:_\d*?)?(\d+)([a-z]\w*)$/.exec(
+    mangled,
+  );
+  if (!local) return plain(mangled);
+  const [, file, digits, rest] = local;
+  // The digits end in the name's length; what stands before belongs to the compiler's tag.
+  const length = [digits.slice(-2), digits.slice(-1)]
+    .map(Number)
+    .find((n) => /^[IEv]/.test(rest.slice(n)));
+  if (!length) return mangled;
+  return `${file}: ${rest.slice(0, length)} ${rest.slice(length)}`;
 }
 
 /** Registers of a multiprocessor are handed to warps in units of 256; all supported architectures have 65,536. */
@@ -52,4 +58,12 @@ export function occupancyByRegisters({ registers, architecture }, threads) {
   const blocks = Math.floor(Math.floor(kRegisters / perWarp) / warps);
   const most = kMaxWarps[architecture] ?? 64;
   return Math.min(blocks * warps, most) / most;
+}
+
+/** A kernel of the namespace itself: `sum_products ILi128E...`. */
+function plain(mangled) {
+  const found = /^_ZN6balora4cuda(\d+)([a-z]\w*)$/.exec(mangled);
+  if (!found) return mangled;
+  const [, length, rest] = found;
+  return `${rest.slice(0, Number(length))} ${rest.slice(Number(length))}`;
 }
