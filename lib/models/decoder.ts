@@ -34,6 +34,7 @@ export interface DecoderConfig {
   readonly numKeyValueHeads: number;
   readonly headDim: number;
   readonly maxPositions: number;
+  /** Of every RMSNorm. `castBeforeWeight` shows in bf16 alone. */
   readonly norm: Readonly<RmsNormOptions>;
   readonly activation: GatedActivation;
   readonly ropes: readonly RopeConfig[];

@@ -1,4 +1,7 @@
-/** OLMo 2: norms after attention and mlp, before the residual sums, and over the whole of q and k. */
+/**
+ * OLMo 2: norms after attention and mlp, before the residual sums, and over the whole of q and k. They multiply by their weight
+ * before they round, unlike Llama's.
+ */
 import type { RMSNorm } from '../nn/index.ts';
 import { type DecoderInputs, SelfAttention } from './attention.ts';
 import { attentionOf, type DecoderConfig } from './decoder.ts';

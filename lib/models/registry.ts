@@ -49,10 +49,10 @@ export const kSeq2SeqFamilies: readonly Seq2SeqFamily[] = [t5];
 export function familyOf(type: string, path: string): ModelFamily {
   const found = kFamilies.find(({ modelType }) => modelType === type);
   if (found !== undefined) return found;
-  throw unknown(
-    `${path}: model_type "${type}"`,
-    kFamilies.map(({ modelType }) => modelType),
-  );
+  throw unknown(`${path}: model_type "${type}"`, {
+    elsewhere: elsewhere(type, 'as a language model'),
+    known: kFamilies.map(({ modelType }) => modelType),
+  });
 }
 
 /** @throws UnsupportedError naming the architectures that are known */
@@ -63,20 +63,19 @@ export function familyOfGguf(
   for (const family of kFamilies) {
     if (family.gguf?.architecture === architecture) return { family, table: family.gguf };
   }
-  throw unknown(
-    `${path}: general.architecture "${architecture}"`,
-    kFamilies.flatMap(({ gguf }) => gguf?.architecture ?? []),
-  );
+  throw unknown(`${path}: general.architecture "${architecture}"`, {
+    known: kFamilies.flatMap(({ gguf }) => gguf?.architecture ?? []),
+  });
 }
 
 /** @throws UnsupportedError naming the types that are known */
 export function seq2SeqFamilyOf(type: string, path: string): Seq2SeqFamily {
   const found = kSeq2SeqFamilies.find(({ modelType }) => modelType === type);
   if (found !== undefined) return found;
-  throw unknown(
-    `${path}: model_type "${type}" as an encoder-decoder`,
-    kSeq2SeqFamilies.map(({ modelType }) => modelType),
-  );
+  throw unknown(`${path}: model_type "${type}"`, {
+    elsewhere: elsewhere(type, 'as an encoder-decoder'),
+    known: kSeq2SeqFamilies.map(({ modelType }) => modelType),
+  });
 }
 
 /** @throws UnsupportedError naming the types that are known */
@@ -84,16 +83,33 @@ export function classifierKind(type: string, path: string): ClassifierKind {
   const kinds = [...kEncoders, ...kFamilies.flatMap(({ classifier }) => classifier ?? [])];
   const found = kinds.find(({ modelType }) => modelType === type);
   if (found !== undefined) return found;
-  throw unknown(
-    `${path}: model_type "${type}" for classification`,
-    kinds.map(({ modelType }) => modelType),
+  throw unknown(`${path}: model_type "${type}"`, {
+    elsewhere: elsewhere(type, 'for classification'),
+    known: kinds.map(({ modelType }) => modelType),
+  });
+}
+
+function unknown(
+  what: string,
+  { elsewhere: where = '', known }: { elsewhere?: string; known: readonly string[] },
+): UnsupportedError {
+  return new UnsupportedError(
+    `${what} is not supported${where} (known: ${known.join(', ')}); docs/how-to-add-a-model.md in balora's sources tells ` +
+      'what another one takes',
   );
 }
 
-function unknown(what: string, known: readonly string[]): UnsupportedError {
-  return new UnsupportedError(
-    `${what} is not supported (known: ${known.join(', ')}); docs/how-to-add-a-model.md tells what another one takes`,
-  );
+const kLoaders: Readonly<Record<string, string>> = {
+  'language model': 'AutoModelForCausalLM',
+  classification: 'AutoModelForSequenceClassification, --task sequence-classification',
+  'encoder-decoder': 'AutoModelForSeq2SeqLM',
+};
+
+/** What else a family can be loaded for, where it is known but not for this. */
+function elsewhere(type: string, asked: string): string {
+  const tasks = supportedModels().find(({ modelType }) => modelType === type)?.tasks ?? [];
+  const loaders = tasks.map((task) => `${task}: ${kLoaders[task]}`);
+  return loaders.length === 0 ? ` ${asked}` : ` ${asked}, only as ${loaders.join('; ')}`;
 }
 
 /** One model_type, for the table in the README. */

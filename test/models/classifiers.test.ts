@@ -13,7 +13,7 @@ import {
 } from '../../lib/models/index.ts';
 import { noGrad, type Tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
-import { type AdapterFacts, architecture, relativeError, rowError } from './golden.ts';
+import { type AdapterFacts, architecture, goldenNames, relativeError, rowError } from './golden.ts';
 import {
   type ClassifierGolden,
   goldenLoss,
@@ -21,7 +21,7 @@ import {
   readClassifierGolden,
 } from './golden_classifiers.ts';
 
-const kNames = ['bert', 'bert-regression', 'distilbert', 'roberta', 'deberta-v2', 'llama-seqcls'];
+const kNames = goldenNames('seq_cls');
 const folder = mkdtempSync(join(tmpdir(), 'balora-classifiers-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
@@ -259,7 +259,7 @@ describe('bad input', () => {
     cpSync(architecture('bert/model'), other, { recursive: true });
     writeFileSync(join(other, 'config.json'), JSON.stringify({ model_type: 'mamba' }));
     await expect(Auto.fromPretrained(other)).rejects.toThrow(
-      /model_type "mamba" for classification is not supported \(known: bert.*llama.*how-to-add-a-model/,
+      /model_type "mamba" is not supported for classification \(known: bert.*llama.*how-to-add-a-model/,
     );
   });
 });

@@ -11,29 +11,16 @@ import { contiguous, crossEntropy, full, transpose } from '../../lib/ops/index.t
 import { memoryStats, synchronize } from '../../lib/runtime.ts';
 import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
-import { architecture, type Golden, readGolden, relativeError, rowError } from './golden.ts';
+import {
+  architecture,
+  type Golden,
+  goldenNames,
+  readGolden,
+  relativeError,
+  rowError,
+} from './golden.ts';
 
-const kNames = [
-  'gemma',
-  'gemma2',
-  'gemma3-text',
-  'gpt2',
-  'llama-bf16',
-  'llama-biases',
-  'llama-dynamic-rope',
-  'llama-fp16',
-  'llama-linear-rope',
-  'llama-sharded',
-  'llama-tied',
-  'llama-untied-gqa',
-  'llama-yarn',
-  'llama3-rope',
-  'mistral',
-  'olmo2',
-  'phi3',
-  'qwen2',
-  'qwen3',
-];
+const kNames = goldenNames('causal_lm');
 const folder = mkdtempSync(join(tmpdir(), 'balora-llama-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
@@ -194,15 +181,7 @@ describe.each(kNames)('%s saved', (name) => {
 });
 
 describe('gradient checkpointing', () => {
-  it.each([
-    'gemma2',
-    'gemma3-text',
-    'gpt2',
-    'llama-biases',
-    'llama-dynamic-rope',
-    'llama-tied',
-    'olmo2',
-  ])('gives %s the same loss and gradients in f64', async (name) => {
+  it.each(kNames)('gives %s the same loss and gradients in f64', async (name) => {
     const golden = await readGolden(name);
     const results = [];
     for (const gradientCheckpointing of [false, true]) {

@@ -1,23 +1,18 @@
 // What the configurations of the families mean where keys are left out, null or out of the ordinary, and what is refused.
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import {
   AutoModelForCausalLM,
   type DecoderConfig,
   type DecoderLM,
 } from '../../lib/models/index.ts';
-import { architecture } from './golden.ts';
+import { goldenConfig } from './golden.ts';
 
 type Json = Record<string, unknown>;
-
-const golden = (name: string): Json =>
-  JSON.parse(readFileSync(join(architecture(name), 'model', 'config.json'), 'utf8'));
 
 /** The golden configuration with changes; a key changed to undefined is left out. */
 const changed = (name: string, change: Json): Json =>
   Object.fromEntries(
-    Object.entries({ ...golden(name), ...change }).filter(([, value]) => value !== undefined),
+    Object.entries({ ...goldenConfig(name), ...change }).filter(([, value]) => value !== undefined),
   );
 
 async function configOf(name: string, change: Json): Promise<DecoderConfig> {
@@ -60,6 +55,17 @@ describe('windows', () => {
     ['phi3: in every layer', 'phi3', { sliding_window: 5 }, [5, 5]],
   ])('%s', async (_, name, change, wanted) => {
     expect(windows(await configOf(name, change))).toEqual(wanted);
+  });
+});
+
+// The order in which transformers' modeling files round and multiply. Nothing else checks it: f32 and f64 do not round, and it
+// is lost in the band that bf16 is allowed.
+describe('norms', () => {
+  it.each([
+    ...['llama-tied', 'mistral', 'phi3', 'qwen2', 'qwen3'].map((name) => [name, true] as const),
+    ...['gemma', 'gemma2', 'gemma3-text', 'olmo2'].map((name) => [name, false] as const),
+  ])('of %s round before they multiply by the weight: %s', async (name, before) => {
+    expect((await configOf(name, {})).norm.castBeforeWeight).toBe(before);
   });
 });
 

@@ -1,5 +1,5 @@
 // Golden architectures: a batch with padding as unpadded rows, and expected values for its real rows.
-import { readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'vitest';
@@ -38,6 +38,20 @@ export interface Golden {
 
 export const architecture = (name: string): string =>
   join(fileURLToPath(new URL('../fixtures/architectures', import.meta.url)), name);
+
+export type GoldenTask = 'causal_lm' | 'seq_cls' | 'seq2seq_lm';
+
+/** The golden checkpoints of a task: whatever lies in the folder of fixtures. */
+export function goldenNames(task: GoldenTask): string[] {
+  return readdirSync(architecture('')).filter((name) => {
+    const facts = join(architecture(name), 'expected.json');
+    return existsSync(facts) && JSON.parse(readFileSync(facts, 'utf8')).task === task;
+  });
+}
+
+/** The configuration of a golden checkpoint. */
+export const goldenConfig = (name: string): Record<string, unknown> =>
+  JSON.parse(readFileSync(join(architecture(name), 'model', 'config.json'), 'utf8'));
 
 export async function readGolden(name: string): Promise<Golden> {
   const folder = architecture(name);

@@ -60,7 +60,7 @@ describe('config.json', () => {
     [
       'an unknown model_type',
       (c) => ({ ...c, model_type: 'mamba' }),
-      /model_type "mamba" is not supported \(known: llama.*docs\/how-to-add-a-model\.md/,
+      /model_type "mamba" is not supported as a language model \(known: llama.*docs\/how-to-add-a-model\.md/,
       'ERR_UNSUPPORTED',
     ],
     ['none at all', ({ model_type: _, ...c }) => c, /model_type "none"/, 'ERR_UNSUPPORTED'],

@@ -14,7 +14,7 @@ interface Conversion {
   readonly top: Readonly<Record<string, string>>;
   /** Metadata below the architecture beside the sizes. */
   readonly metadata: (config: Json) => Record<string, GgufValue>;
-  readonly change?: (hf: string, array: GoldenArray) => GoldenArray;
+  readonly change?: (hf: string, array: GoldenArray, config: Json) => GoldenArray;
 }
 
 const kDecoderTop = {
@@ -62,7 +62,30 @@ function transposed({ shape, data }: GoldenArray): GoldenArray {
   return { shape: [columns, rows], data: swapped };
 }
 
+/**
+ * Rows of q and k as llama.cpp's rope takes them: the two channels that turn together lie side by side, where transformers has
+ * them half a head apart.
+ */
+function interleaved(hf: string, array: GoldenArray, config: Json): GoldenArray {
+  const [, which] = /\.([qk])_proj\.(?:weight|bias)$/.exec(hf) ?? [];
+  if (which === undefined) return array;
+  const heads = Number(which === 'q' ? config.num_attention_heads : config.num_key_value_heads);
+  const rows = array.shape[0] as number;
+  const [head, width] = [rows / heads, array.data.length / rows];
+  const data = new Float32Array(array.data.length);
+  for (let row = 0; row < rows; row++) {
+    const [h, i] = [Math.floor(row / head), row % head];
+    const from = h * head + (i % 2) * (head / 2) + Math.floor(i / 2);
+    for (let k = 0; k < width; k++) data[row * width + k] = Number(array.data[from * width + k]);
+  }
+  return { ...array, data };
+}
+const llama = { ...decoder, architecture: 'llama', change: interleaved };
+
 export const kConversions: Readonly<Record<string, Conversion>> = {
+  'llama-untied-gqa': llama,
+  'llama-biases': llama,
+  mistral: llama,
   gemma: { ...decoder, architecture: 'gemma', metadata: () => ({}), change: withOne },
   gemma2: {
     architecture: 'gemma2',
@@ -169,14 +192,14 @@ export function writeGoldenGguf(
   extra: Record<string, GgufValue> = {},
 ): void {
   const conversion = kConversions[family] as Conversion;
-  const { architecture, metadata, change = (_, array) => array } = conversion;
+  const { architecture, metadata, change = (_: string, array: GoldenArray) => array } = conversion;
   const folder = fixturePath(`architectures/${family}/model`);
   const config = JSON.parse(readFileSync(join(folder, 'config.json'), 'utf8')) as Json;
   const below = { ...sizes(config), ...metadata(config), ...extra };
   const tensors: GgufTensor[] = Array.from(
     goldenArrays(join(folder, 'model.safetensors')),
     ([hf, array]) => {
-      const { shape, data } = change(hf, array);
+      const { shape, data } = change(hf, array, config);
       return { name: ggufName(hf, conversion), shape, data: data as Float32Array };
     },
   );
