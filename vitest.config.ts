@@ -24,7 +24,12 @@ function cudaProject(): TestProjectInlineConfiguration[] {
         name: named === undefined ? 'cuda-emulated' : 'cuda',
         include: kOnDevices,
         setupFiles: ['test/support/device_setup.ts'],
-        env: { BALORA_TEST_DEVICE: 'cuda', BALORA_CUDA_PLUGIN: plugin },
+        env: {
+          BALORA_TEST_DEVICE: 'cuda',
+          BALORA_CUDA_PLUGIN: plugin,
+          // The emulated device then knows where each tensor ends, and finds every access beyond.
+          ...(named === undefined ? { BALORA_EXACT_BLOCKS: '1' } : {}),
+        },
         // A fibre a thread on one processor: slow, and no hang.
         testTimeout: 120_000,
         maxWorkers: 2,

@@ -112,6 +112,8 @@ void Allocator::trim() {
 void Allocator::hold_everything(bool value) {
   std::lock_guard lock(mutex_);
   hold_everything_ = value;
+  small_.hold_exact(value);
+  large_.hold_exact(value);
 }
 
 void Allocator::account_reserved(int64_t bytes, int tag) {

@@ -1,7 +1,9 @@
 #include "engine/heap.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <iterator>
+#include <string_view>
 
 namespace balora {
 namespace {
@@ -13,18 +15,56 @@ int64_t round_up(int64_t value, int64_t unit) {
   return (value + unit - 1) / unit * unit;
 }
 
+bool exact_wanted() {
+  const char* value = std::getenv("BALORA_EXACT_BLOCKS");
+  return value && std::string_view(value) == "1";
+}
+
 }  // namespace
 
 Heap::Heap(const KernelTable* kernels, void* device_state, const Options& options)
-    : kernels_(kernels), device_state_(device_state), options_(options) {}
+    : kernels_(kernels),
+      device_state_(device_state),
+      options_(options),
+      exact_(!lazy() && exact_wanted()) {}
 
 Heap::~Heap() {
+  for (const auto& [data, bytes] : exact_blocks_) {
+    kernels_->release(device_state_, data, static_cast<uint64_t>(bytes));
+  }
   for (const auto& segment : segments_) {
     kernels_->release(device_state_, segment->data, static_cast<uint64_t>(segment->bytes));
   }
 }
 
+void* Heap::allocate_exact(int64_t bytes) {
+  const int64_t size = std::max<int64_t>(bytes, 1);
+  void* data = kernels_->allocate(device_state_, static_cast<uint64_t>(size));
+  if (!data) return nullptr;
+  exact_blocks_[static_cast<char*>(data)] = size;
+  committed_ += size;
+  used_ += size;
+  ++growths_;
+  return data;
+}
+
+void Heap::release_exact(char* data) {
+  const auto block = exact_blocks_.find(data);
+  committed_ -= block->second;
+  used_ -= block->second;
+  kernels_->release(device_state_, data, static_cast<uint64_t>(block->second));
+  exact_blocks_.erase(block);
+}
+
+void Heap::hold_exact(bool value) {
+  held_ = value;
+  if (value) return;
+  for (char* data : waiting_) release_exact(data);
+  waiting_.clear();
+}
+
 void* Heap::allocate(int64_t bytes) {
+  if (exact_ && !held_) return allocate_exact(bytes);
   const int64_t size = round_up(std::max<int64_t>(bytes, 1), options_.unit);
   auto found = free_.lower_bound({size, nullptr});
   if (found == free_.end()) {
@@ -41,6 +81,11 @@ void* Heap::allocate(int64_t bytes) {
 }
 
 void Heap::release(void* data) {
+  if (exact_blocks_.contains(static_cast<char*>(data))) {
+    if (!held_) return release_exact(static_cast<char*>(data));
+    waiting_.push_back(static_cast<char*>(data));
+    return;
+  }
   auto block = blocks_.find(static_cast<char*>(data));
   used_ -= block->second.bytes;
   block->second.free = true;

@@ -5,7 +5,9 @@
 // Where the device can take back the pages of a part of a segment (kernel_table.h: discard), a
 // segment is a large reservation whose pages count as held ("committed") from the first block over
 // them until they are discarded. Elsewhere a segment is as large as it must be, committed whole,
-// and goes back to the device when all of it is free.
+// and goes back to the device when all of it is free. With BALORA_EXACT_BLOCKS=1 in the environment
+// there are no segments on such a device: each block is an allocation of its own and exactly as
+// long as asked for, so that a tool that checks accesses knows its bounds.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -39,6 +41,10 @@ class Heap {
   // committed.
   void discard(int64_t keep);
 
+  // Where blocks are allocations of their own: for the time being they are not, and none goes back,
+  // for a device that records a graph must not be asked to take memory.
+  void hold_exact(bool value);
+
   int64_t committed_bytes() const { return committed_; }
   int64_t used_bytes() const { return used_; }  // blocks handed out, with their rounding
   int64_t growths() const { return growths_; }  // allocations that committed pages
@@ -56,6 +62,8 @@ class Heap {
   };
   using Blocks = std::map<char*, Block>;
 
+  void* allocate_exact(int64_t bytes);
+  void release_exact(char* data);
   bool lazy() const { return kernels_->discard != nullptr; }
   bool add_segment(int64_t bytes);
   void split(Blocks::iterator block, int64_t bytes);
@@ -67,6 +75,10 @@ class Heap {
   const KernelTable* kernels_;
   void* device_state_;
   Options options_;
+  bool exact_;
+  bool held_ = false;
+  std::vector<char*> waiting_;                // exact blocks released meanwhile
+  std::map<char*, int64_t> exact_blocks_;     // address to bytes
   Blocks blocks_;                             // all of them, by address
   std::set<std::pair<int64_t, char*>> free_;  // by size, then address
   std::vector<std::unique_ptr<Segment>> segments_;

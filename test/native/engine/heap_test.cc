@@ -3,7 +3,9 @@
 #include <doctest/doctest.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <map>
 #include <random>
 #include <vector>
 
@@ -76,6 +78,50 @@ void exercise(const KernelTable* table) {
   CHECK(heap.used_bytes() == 0);
   heap.discard(0);
   CHECK(heap.committed_bytes() == 0);
+}
+
+// What a device was asked for and has not got back.
+std::map<void*, uint64_t> outstanding;
+
+const KernelTable* recording_table() {
+  static const KernelTable table = [] {
+    KernelTable copy = *eager_table();
+    copy.allocate = [](void* state, uint64_t bytes) {
+      void* data = cpu_kernel_table()->allocate(state, bytes);
+      outstanding[data] = bytes;
+      return data;
+    };
+    copy.release = [](void* state, void* data, uint64_t bytes) {
+      CHECK(outstanding.at(data) == bytes);
+      outstanding.erase(data);
+      cpu_kernel_table()->release(state, data, bytes);
+    };
+    return copy;
+  }();
+  return &table;
+}
+
+TEST_CASE("heap: with exact blocks each is an allocation of its own, none goes while held") {
+  setenv("BALORA_EXACT_BLOCKS", "1", 1);
+  {
+    Heap heap(recording_table(), nullptr, kSizes);
+    void *small = heap.allocate(7), *large = heap.allocate(100'001), *empty = heap.allocate(0);
+    CHECK(outstanding == std::map<void*, uint64_t>{{small, 7}, {large, 100'001}, {empty, 1}});
+    CHECK(heap.used_bytes() == 100'009);
+    heap.release(large);
+    CHECK(outstanding.size() == 2);
+    heap.hold_exact(true);
+    void* held = heap.allocate(7);  // out of a segment
+    CHECK(outstanding.size() == 3);
+    heap.release(small);
+    heap.release(held);
+    CHECK(outstanding.size() == 3);
+    heap.hold_exact(false);
+    CHECK(!outstanding.contains(small));
+    CHECK(outstanding.size() == 2);
+  }
+  CHECK(outstanding.empty());
+  unsetenv("BALORA_EXACT_BLOCKS");
 }
 
 // Resident bytes of this process.
