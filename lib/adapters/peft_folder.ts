@@ -6,7 +6,7 @@ import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { FormatError, UnsupportedError } from '../errors.ts';
 import { writeFileAtomic } from '../io/files.ts';
-import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
+import { loadSafetensors, SafetensorsFile, saveSafetensors } from '../io/safetensors.ts';
 import type { Tensor } from '../tensor.ts';
 import { formatAdapterConfig, type LoraConfig, parseAdapterConfig } from './config.ts';
 import type { LowRankPair } from './init.ts';
@@ -79,9 +79,9 @@ export async function readPeftFolder(
     return module;
   };
   for (const [fullKey, tensor] of Object.entries(tensors)) {
-    const key = fullKey.startsWith(kPrefix) ? fullKey.slice(kPrefix.length) : fullKey;
+    const key = modelKey(fullKey);
     const [pair, extra] = [kPair.exec(key), kExtra.exec(key)];
-    const plain = key.replace('.modules_to_save.default.', '.');
+    const plain = savedKey(key);
     if (pair !== null) moduleOf(pair[1] as string)[pair[2] === 'A' ? 'a' : 'b'] = tensor;
     else if (extra !== null) {
       moduleOf(extra[1] as string).extra = { key: extra[2] ?? 'lora_B.bias', tensor };
@@ -94,6 +94,30 @@ export async function readPeftFolder(
     Array.from(found, ([name, module]) => [name, checkModule(name, module, { extraKey, path })]),
   );
   return { config, modules, saved, path };
+}
+
+const modelKey = (key: string): string =>
+  key.startsWith(kPrefix) ? key.slice(kPrefix.length) : key;
+const savedKey = (key: string): string => key.replace('.modules_to_save.default.', '.');
+
+/** What a folder's adapter is for, in PEFT's word; null where it does not say. */
+export async function adapterTask(folder: string): Promise<string | null> {
+  const path = join(folder, ADAPTER_CONFIG);
+  return parseAdapterConfig(await readText(path), { path }).taskType;
+}
+
+/**
+ * Shape of a parameter that a folder's adapter keeps whole, by its path in the model; null where it keeps none. Reads the file's
+ * header alone.
+ */
+export function savedShape(folder: string, name: string): readonly number[] | null {
+  const file = SafetensorsFile.open(join(folder, ADAPTER_TENSORS));
+  try {
+    const found = [...file.tensors.values()].find((info) => savedKey(modelKey(info.name)) === name);
+    return found?.shape ?? null;
+  } finally {
+    file.close();
+  }
 }
 
 /** Writes the two files. Ranks and alphas that differ between modules become patterns of full names. */

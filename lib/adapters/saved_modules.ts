@@ -133,10 +133,13 @@ function checkValues(
   for (const name of new Set([...wanted.keys(), ...tensors.keys()])) {
     const [want, got] = [wanted.get(name), tensors.get(name)?.shape.join(',')];
     if (want === got) continue;
-    throw new FormatError(
-      `${path}: the saved module's "${name}" has the shape (${got ?? 'none'}), the model's (${want ?? 'none'})`,
-      { path },
-    );
+    const what =
+      got === undefined
+        ? `lacks "${name}" of a module that is kept whole; it has ${[...tensors.keys()].join(', ') || 'none'}`
+        : want === undefined
+          ? `keeps "${name}", which the model does not have`
+          : `the saved module's "${name}" has the shape (${got}), the model's (${want})`;
+    throw new FormatError(`${path}: ${what}: an adapter of another model or head`, { path });
   }
 }
 

@@ -1,13 +1,14 @@
 /** Loading for classification: labelled data, a model with a head, and what is tuned of it. */
 import { AdapterModel } from '../adapters/adapter_model.ts';
 import { FullModel } from '../adapters/full_model.ts';
+import { savedShape } from '../adapters/peft_folder.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { LabelledBatches, type LabelledOptions } from '../data/labelled_batches.ts';
-import type { LabelScheme } from '../data/labels.ts';
 import { openRows } from '../data/open_rows.ts';
 import {
   AutoModelForSequenceClassification,
   type ClassifierOptions,
+  checkpointHead,
   resolveModel,
   type SequenceClassifier,
 } from '../models/index.ts';
@@ -45,16 +46,33 @@ export async function loadTokenizer(path: string): Promise<Tokenizer> {
   return Tokenizer.fromPretrained(await resolveModel(path));
 }
 
+/** A head that has been trained: the adapter's own, else the checkpoint's. */
+export interface TrainedHead {
+  readonly labels: number;
+  readonly inAdapter: boolean;
+}
+
+/** The trained head of a model with an adapter; null where neither has one. */
+export async function trainedHead(
+  path: string,
+  adapter: string | undefined,
+): Promise<TrainedHead | null> {
+  const { weight, labels } = await checkpointHead(await resolveModel(path));
+  const saved = adapter === undefined ? undefined : savedShape(adapter, weight)?.[0];
+  if (saved !== undefined) return { labels: saved, inAdapter: true };
+  return labels === null ? null : { labels, inAdapter: false };
+}
+
 /** A model with a head for these labels. */
 export async function loadClassifier(
   path: string,
-  { numLabels, problemType }: LabelScheme,
-  options: Pick<ClassifierOptions, 'dtype' | 'device' | 'trainable' | 'seed'>,
+  { numLabels, problemType }: Pick<ClassifierOptions, 'numLabels' | 'problemType'>,
+  options: Pick<ClassifierOptions, 'dtype' | 'device' | 'trainable' | 'seed' | 'newHead'>,
 ): Promise<SequenceClassifier> {
   return AutoModelForSequenceClassification.fromPretrained(await resolveModel(path), {
     ...options,
-    numLabels,
-    problemType,
+    ...(numLabels === undefined ? {} : { numLabels }),
+    ...(problemType === undefined ? {} : { problemType }),
   });
 }
 
@@ -71,12 +89,13 @@ export async function loadTunedClassifier(
   { data, progress, signal }: Surroundings,
 ): Promise<TunedModel<SequenceClassifier>> {
   const path = settings.model as string;
-  const { dtype, device, seed } = { ...kTrainDefaults, ...settings };
+  const { dtype, device, seed, newHead = false } = { ...kTrainDefaults, ...settings };
   const load = (trainable: boolean) =>
-    loadClassifier(path, data.scheme, { dtype, device, trainable, seed });
+    loadClassifier(path, data.scheme, { dtype, device, trainable, seed, newHead });
   const model = await load(setup.adapter === null);
   if (model.newlyInitialized.length > 0) {
-    progress.message(`drawn anew, since ${path} has none: ${model.newlyInitialized.join(', ')}`);
+    const why = newHead ? '' : `, since ${path} has none`;
+    progress.message(`drawn anew${why}: ${model.newlyInitialized.join(', ')}`);
   }
   const { headWarmupEpochs: epochs } = setup.labelled;
   if (epochs > 0) {

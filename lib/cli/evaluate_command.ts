@@ -7,7 +7,13 @@ import { type EvaluatedModel, evaluate } from '../eval/evaluate.ts';
 import type { CausalLM } from '../models/index.ts';
 import { setNumThreads } from '../runtime.ts';
 import type { EvaluationResult } from '../train/types.ts';
-import { loadClassifier, loadTokenizer, openLabelled } from './classifier_load.ts';
+import {
+  loadClassifier,
+  loadTokenizer,
+  openLabelled,
+  type TrainedHead,
+  trainedHead,
+} from './classifier_load.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import { classifierText } from './evaluation_view.ts';
 import { abortable, kInterrupted } from './interrupt.ts';
@@ -113,18 +119,23 @@ async function runClassifier(
   const progress = new Progress(context.stderr);
   const { dtype, device, adapter, threads, model: path } = { ...kTrainDefaults, ...settings };
   if (threads !== undefined) setNumThreads(threads);
+  const head = await trainedHead(path as string, adapter);
   const data = await openLabelled(settings.data as string, await loadTokenizer(path as string), {
     ...labelledOptions(settings),
+    ...labelsOf(head, settings),
     columns: listOf(settings.columns),
     batchSize: settings.perDeviceEvalBatchSize ?? kBatchSize,
     shuffle: false,
     progress,
     signal,
   });
-  const model = await loadClassifier(path as string, data.scheme, { dtype, device });
+  const newHead = head?.inAdapter ?? false;
+  const model = await loadClassifier(path as string, data.scheme, { dtype, device, newHead });
+  model.checkLength(data.statistics.longest);
   if (adapter !== undefined) await AdapterModel.load(model, adapter);
-  else if (model.newlyInitialized.length > 0) {
-    progress.warn(`${path} has no trained head (${model.newlyInitialized.join(', ')} drawn anew)`);
+  if (head === null) {
+    const drawn = model.newlyInitialized.join(', ');
+    progress.warn(`${path} has no trained head (${drawn} drawn anew): the numbers mean nothing`);
   }
   const result = await evaluateClassifier(model, data.batches(), { signal });
   const text = settings.json
@@ -132,6 +143,28 @@ async function runClassifier(
     : classifierText(result, data.scheme.names);
   context.stdout.write(`${text}\n`);
   return 0;
+}
+
+/**
+ * The labels are those of the trained head, unless more is said of them: held-out data may lack a class.
+ * @throws ArgumentError for another number of labels
+ */
+function labelsOf(
+  head: TrainedHead | null,
+  { numLabels, labelNames, glue, adapter, model }: EvaluateSettings,
+): { numLabels?: number } {
+  if (head === null) return {};
+  const asked = numLabels ?? listOf(labelNames)?.length;
+  if (asked !== undefined && asked !== head.labels) {
+    const [where, option] = [
+      head.inAdapter ? adapter : model,
+      numLabels === undefined ? 'label-names' : 'num-labels',
+    ];
+    throw new ArgumentError(
+      `the head in ${where} has ${head.labels} labels, --${option} says ${asked}`,
+    );
+  }
+  return glue === undefined && labelNames === undefined ? { numLabels: head.labels } : {};
 }
 
 /** A model as it is: there is nothing to compare it with. */

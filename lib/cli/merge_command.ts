@@ -3,7 +3,11 @@ import { readdir } from 'node:fs/promises';
 import type { Command } from 'commander';
 import { AdapterModel } from '../adapters/adapter_model.ts';
 import { saveMerged } from '../adapters/merge.ts';
+import { adapterTask } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
+import type { Model } from '../models/index.ts';
+import type { Tokenizer } from '../text/tokenizer.ts';
+import { loadClassifier, loadTokenizer, trainedHead } from './classifier_load.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import { loadModel } from './load.ts';
 import type { OptionRow } from './option_table.ts';
@@ -37,8 +41,9 @@ export const addMerge: CommandModule = (program, context, run) => {
       const settings = await readOptions(self, kMergeOptions);
       const { dtype, device, output, adapter } = { ...kTrainDefaults, ...settings };
       await refuseFullFolder(output as string);
-      const { model, tokenizer } = await loadModel(settings.model as string, { dtype, device });
-      const loaded = await AdapterModel.load(model, adapter as string);
+      const path = settings.model as string;
+      const { model, tokenizer } = await loadBase(path, adapter as string, { dtype, device });
+      const loaded = await AdapterModel.load<Model>(model, adapter as string);
       for (const warning of loaded.warnings) progress.warn(warning);
       const { maxAbsError, module, relativeToDelta } = await saveMerged(loaded, output as string);
       await tokenizer.save(output as string);
@@ -50,6 +55,22 @@ export const addMerge: CommandModule = (program, context, run) => {
     }),
   );
 };
+
+/** The model that the adapter says it is for; a classifier with as many labels as the adapter's head. */
+async function loadBase(
+  path: string,
+  adapter: string,
+  options: { dtype: 'f32' | 'bf16'; device: string },
+): Promise<{ model: Model; tokenizer: Tokenizer }> {
+  if ((await adapterTask(adapter)) !== 'SEQ_CLS') return loadModel(path, options);
+  const head = await trainedHead(path, adapter);
+  const labels = head === null ? {} : { numLabels: head.labels };
+  const newHead = head?.inAdapter ?? false;
+  return {
+    model: await loadClassifier(path, labels, { ...options, newHead }),
+    tokenizer: await loadTokenizer(path),
+  };
+}
 
 async function refuseFullFolder(folder: string): Promise<void> {
   const names = await readdir(folder).catch(() => []);

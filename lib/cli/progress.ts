@@ -89,16 +89,21 @@ export function stepLine(event: {
   const { record, totalSteps, secondsLeft } = event;
   const terms = (['consistency', 'diversity', 'svd'] as const)
     .filter((term) => record[term] !== null)
-    .map((term) => `${term} ${(record[term] as number).toFixed(4)}`);
+    .map((term) => `${term} ${fixed(record[term] as number)}`);
   const step = String(record.step).padStart(String(totalSteps).length);
   // What matters most stands first: a narrow terminal cuts the rest.
   return [
     `step ${step}/${totalSteps}`,
-    `loss ${record.loss.toFixed(4)}`,
+    `loss ${fixed(record.loss)}`,
     `${Math.round(record.tokensPerSecond)} tokens/s`,
     `${formatSeconds(secondsLeft)} left`,
-    ...(terms.length > 0 ? [`task ${record.taskLoss.toFixed(4)}`, ...terms] : []),
+    ...(terms.length > 0 ? [`task ${fixed(record.taskLoss)}`, ...terms] : []),
     `lr ${record.learningRate.toExponential(2)}`,
     formatBytes(record.peakRssBytes),
   ].join('  ');
+}
+
+/** Four digits; a divergence that rounding puts just below 0 is 0. */
+function fixed(value: number): string {
+  return value.toFixed(4).replace(/^-(0\.0+)$/, '$1');
 }

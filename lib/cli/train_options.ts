@@ -58,7 +58,10 @@ export const kLabelOptions = {
   textPairField: labels(text('field'), "the second text's field, for pairs"),
   labelField: labels(text('field'), "the label's field; default: label"),
   columns: labels(names(), 'columns of a .tsv or .csv file that has no header'),
-  numLabels: labels(integer(1), 'outputs of the head; 1: regression; default: counted in the data'),
+  numLabels: labels(
+    integer(1),
+    'outputs of the head; 1: regression; default: counted in the data, for evaluate in the trained head',
+  ),
   labelNames: labels(names(), 'class names by id, where the data writes names'),
   problemType: labels(choice(...kProblemTypes), 'what the outputs mean; default: by the labels'),
 };
@@ -82,7 +85,9 @@ export const kModelOptions = {
 export const kTrainOptions = {
   ...kTaskOption,
   ...kModelOptions,
-  data: run(text('file'), 'training data, JSON Lines', { required: true }),
+  data: run(text('file'), 'training data, JSON Lines; of a classifier .tsv, .csv or .parquet too', {
+    required: true,
+  }),
   evalData: run(text('file'), 'held-out data, like the training data'),
   output: run(text('folder'), 'where the adapter and run/ are written'),
   overwrite: run(onOff(), 'replace an earlier run in the output folder'),
@@ -149,6 +154,7 @@ export const kTrainOptions = {
 
   ...kLabelOptions,
   groupByLength: labels(onOff(), 'texts of like length in one micro-batch'),
+  newHead: labels(onOff(), 'draw a new head even if the model has one'),
   headWarmupEpochs: labels(
     integer(0),
     'passes of a linear probe that trains the head before tuning, and with it the teacher; 0: none',
@@ -163,7 +169,10 @@ export const kTrainOptions = {
   svdWeight: regularizers(number(0), 'l3 of the singular-value term'),
   temperature: regularizers(number(0), 'T of the divergence'),
   entropyTopK: regularizers(integer(0), 'logits of a row in the entropy; 0: all'),
-  svdTopK: regularizers(integer(1), 'singular values in the sum'),
+  svdTopK: regularizers(
+    integer(1),
+    'singular values in the sum; of a classifier 5 where not given',
+  ),
   svdNorm: regularizers(choice('frobenius', 'nuclear'), 'what the sum is divided by'),
   positions: regularizers(
     choice('supervised', 'non_padding', 'label_aligned'),

@@ -143,6 +143,7 @@ function checkTask(settings: TrainSettings): void {
     : [
         ...(Object.keys(kLabelOptions) as (keyof TrainSettings)[]),
         'groupByLength',
+        'newHead',
         'headWarmupEpochs',
         'metricForBestModel',
       ];

@@ -55,7 +55,7 @@ export interface LabelledOptions extends FieldOptions, LabelOptions {
 
 /** What the user should know about the data; `code` is stable. */
 export interface LabelledWarning {
-  readonly code: 'examples_truncated' | 'classes_missing';
+  readonly code: 'examples_truncated' | 'classes_missing' | 'many_classes';
   readonly message: string;
 }
 
@@ -78,6 +78,8 @@ interface Encoded {
 /** Rows encoded between two looks at the event loop. */
 const kRowsATurn = 64;
 const kMaxLength = 512;
+/** Classes that nobody named, above which more than one to every two examples looks like a text taken for the label. */
+const kManyClasses = 20;
 
 /** Unpadded micro-batches of labelled sequences, in an order that is a function of seed and epoch. */
 export class LabelledBatches {
@@ -130,8 +132,8 @@ export class LabelledBatches {
       );
     }
     const statistics = count(examples, labels, { scheme, truncated });
-    tellWarnings(statistics, scheme, options);
     const format = `${fields.texts.join(' + ')} -> ${fields.label}`;
+    tellWarnings(statistics, scheme, { ...options, format });
     const digest = digestOf(examples, labels, { settings, scheme });
     return new LabelledBatches(examples, labels, settings, scheme, statistics, format, digest);
   }
@@ -218,11 +220,16 @@ function count(
 function tellWarnings(
   { examples, truncated, perClass }: LabelledStatistics,
   { names }: LabelScheme,
-  { maxLength = kMaxLength, onWarning }: LabelledOptions,
+  { maxLength = kMaxLength, labelNames, format, onWarning }: LabelledOptions & { format: string },
 ): void {
   if (truncated > 0) {
     const message = `${truncated} of ${examples} examples are cut to ${maxLength} tokens`;
     onWarning?.({ code: 'examples_truncated', message });
+  }
+  const found = labelNames === undefined ? (names?.length ?? 0) : 0;
+  if (found > kManyClasses && found > examples / 2) {
+    const message = `${examples} examples have ${found} different labels: are the fields right (${format})?`;
+    onWarning?.({ code: 'many_classes', message });
   }
   const missing = (perClass ?? []).flatMap((n, d) => (n === 0 ? [names?.[d] ?? String(d)] : []));
   if (missing.length > 0) {

@@ -36,7 +36,8 @@ export function chooseFields(row: Row, options: FieldOptions): Fields {
   const task = glue === undefined ? null : glueTask(glue);
   const has = (name: string): boolean => Object.hasOwn(row, name);
   const names = Object.keys(row).join(', ');
-  const hint = 'a .tsv or .csv file without a header needs its columns named';
+  const hint =
+    'a .tsv or .csv file without a header needs its columns named: columns, --columns label,sentence';
   const label = labelField ?? task?.label.find(has) ?? 'label';
   if (!has(label)) {
     throw new ArgumentError(`no field '${label}' for the label (fields: ${names}); ${hint}`);

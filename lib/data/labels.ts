@@ -48,7 +48,7 @@ export function resolveScheme(values: readonly unknown[], options: LabelOptions)
   const names = labelNames ?? foundNames(values);
   if (numLabels !== undefined && names !== null && names.length !== numLabels) {
     throw new ArgumentError(
-      `labels: the data names ${names.length} classes (${names.slice(0, 8).join(', ')}), numLabels is ${numLabels}: give labelNames`,
+      `labels: the data names ${names.length} classes (${names.slice(0, 8).join(', ')}), numLabels is ${numLabels}: give labelNames (--label-names)`,
     );
   }
   const count = numLabels ?? names?.length ?? countIds(values, problemType);
@@ -62,16 +62,20 @@ export function resolveScheme(values: readonly unknown[], options: LabelOptions)
   return { problemType, numLabels: count, names };
 }
 
-/** The names used, sorted; null where labels are ids, or rows of yes/no. */
+/** The names used, sorted; null where most labels are ids (a name among them is then a mistake), or rows of yes/no. */
 function foundNames(values: readonly unknown[]): string[] | null {
   const names = new Set<string>();
+  let [named, ids] = [0, 0];
   for (const value of values) {
     for (const item of isList(value) ? (value as unknown[]) : [value]) {
-      if (typeof item !== 'string') continue;
-      if (wholeNumber(item) === null) names.add(item);
+      if (wholeNumber(item) !== null) ids++;
+      else if (typeof item === 'string') {
+        names.add(item);
+        named++;
+      }
     }
   }
-  return names.size === 0 ? null : [...names].sort();
+  return named === 0 || named < ids ? null : [...names].sort();
 }
 
 function countIds(values: readonly unknown[], kind: LabelKind): number {

@@ -67,6 +67,12 @@ export async function openCheckpoint(
     );
   }
   const path = join(folder, 'config.json');
+  const names = (await readdir(folder)).sort();
+  if (!names.includes('config.json')) {
+    throw new UnsupportedError(
+      `${folder}: ${what} is read from a folder with config.json and safetensors; it holds ${names.join(', ') || 'nothing'}`,
+    );
+  }
   return { folder, path, json: await readConfigJson(path) };
 }
 

@@ -61,6 +61,33 @@ export const AutoModelForSequenceClassification = {
   },
 };
 
+/** The head of a checkpoint. */
+export interface CheckpointHead {
+  /** Path of its last weight. */
+  readonly weight: string;
+  /** Rows of that weight; null where the checkpoint holds none. */
+  readonly labels: number | null;
+}
+
+/**
+ * What head a classifier's checkpoint has, by the names and shapes of its tensors alone.
+ * @throws as {@link AutoModelForSequenceClassification.fromPretrained} does before it reads weights
+ */
+export async function checkpointHead(
+  nameOrPath: string,
+  options: FromPretrainedOptions = {},
+): Promise<CheckpointHead> {
+  const { folder, path, json } = await openCheckpoint(nameOrPath, options, 'a classifier');
+  const kind = classifierKind(String(json.model_type ?? 'none'), path);
+  const stored = HfWeights.open(folder, '');
+  try {
+    const { shapes } = new RenamedWeights(stored, kind.rename);
+    return { weight: kind.headWeight, labels: shapes.get(kind.headWeight)?.[0] ?? null };
+  } finally {
+    stored.close();
+  }
+}
+
 interface HeadInput {
   readonly json: Record<string, unknown>;
   readonly options: ClassifierOptions;

@@ -3,7 +3,11 @@ export {
   type FromConfigOptions,
   type FromPretrainedOptions,
 } from './auto.ts';
-export { AutoModelForSequenceClassification, type ClassifierOptions } from './auto_classifier.ts';
+export {
+  AutoModelForSequenceClassification,
+  type ClassifierOptions,
+  checkpointHead,
+} from './auto_classifier.ts';
 export { AutoModelForSeq2SeqLM } from './auto_seq2seq.ts';
 export { BertForSequenceClassification } from './bert.ts';
 export { CausalLM, type Head } from './causal_lm.ts';

@@ -136,9 +136,14 @@ export abstract class Model extends Module {
     checkTokenTypes(batch, this.modelType, this.tokenTypeCount);
     return this.onDevice(() => {
       const inputs = modelInputs(batch, this.firstPosition);
-      checkLength(this.modelType, inputs.length, this.maxPositions);
+      this.checkLength(inputs.length);
       return this.hidden(inputs);
     });
+  }
+
+  /** @throws ArgumentError for a sequence of so many tokens that the position table does not reach */
+  checkLength(tokens: number): void {
+    checkLength(this.modelType, tokens, this.maxPositions);
   }
 
   /** Runs a forward in a scope, where ids, masks and tables are made on the model's device. */
@@ -151,8 +156,8 @@ export abstract class Model extends Module {
 export function checkLength(modelType: string, length: number, maxPositions: number): void {
   if (length <= maxPositions) return;
   throw new ArgumentError(
-    `forward: a sequence of ${length} tokens is longer than the position table of this ${modelType} model ` +
-      `(${maxPositions}): truncate the data to maxLength ${maxPositions}`,
+    `a sequence of ${length} tokens is longer than the position table of this ${modelType} model ` +
+      `(${maxPositions}): cut the data with maxLength ${maxPositions} (--max-length)`,
   );
 }
 

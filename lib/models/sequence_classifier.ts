@@ -134,7 +134,7 @@ export function resolveLabels(
   if (numLabels !== undefined && head !== null && head.rows !== numLabels) {
     throw new ArgumentError(
       `${path}: the head in the checkpoint (${head.name}) has ${head.rows} labels, numLabels asks for ${numLabels}: ` +
-        'leave numLabels out, or pass newHead: true to draw another head',
+        'leave numLabels out, or draw another head with newHead: true (--new-head)',
     );
   }
   const count = numLabels ?? head?.rows ?? labelCountOf(json) ?? 2;

@@ -44,6 +44,9 @@ export class Trainer {
   constructor(private readonly input: AnyTrainerOptions) {
     this.options = resolveOptions(input, taskOf(input.tuned.model));
     checkTeacher(input.tuned, this.options);
+    for (const data of [input.data, input.evalData]) {
+      input.tuned.model.checkLength(data?.statistics?.longest ?? 0);
+    }
     if (this.options.resources.cacheTeacher) checkCache(input, this.options);
     if (isClassifierRun(input)) checkSchedule(input.tuned.model, this.options);
     if (this.options.output.output !== null) input.tuned.checkForm(this.options.output.export);

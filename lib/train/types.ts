@@ -23,6 +23,8 @@ export interface BatchSource<B = Batch> {
   batches(epoch: number, start: number): AsyncIterable<B> | Iterable<B>;
   /** Changes whenever the data, their order or their batching does; a checkpoint of other data is refused. */
   readonly fingerprint: string;
+  /** Where it is known: tokens of the longest example, so that one the model cannot take is refused before the first step. */
+  readonly statistics?: { readonly longest: number };
 }
 
 export type { ClassifierEvaluation, EvaluationResult, ExampleResult } from '../eval/types.ts';

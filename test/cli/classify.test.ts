@@ -52,6 +52,62 @@ it('trains, keeps the best step, and evaluates', async () => {
   expect(json.predictions).toEqual(json.labels);
 });
 
+it('evaluates by the labels of the trained head', async () => {
+  const ids = tinyRows(30).map(({ text, label }) => `${label}\t${text}`);
+  const [all, part] = [join(folder, 'ids.tsv'), join(folder, 'part.tsv')];
+  await writeFile(all, `label\tsentence\n${ids.join('\n')}\n`);
+  await writeFile(part, `label\tsentence\n${ids.filter((line) => line[0] !== '2').join('\n')}\n`);
+  const out = join(folder, 'by-head');
+  const tuned = ['train', ...kTask, '--model', model, '--data', all, '--output', out];
+  expect((await balora([...tuned, '--r', '4', '--max-steps', '2'])).code).toBe(0);
+  const evaluate = ['evaluate', ...kTask, '--model', model, '--adapter', out, '--data'];
+  // Held-out data may lack a class.
+  const lacking = await balora([...evaluate, part]);
+  expect(lacking.err).toMatch(/part\.tsv: no example has the label 2/);
+  expect(lacking.out).toMatch(/^label \\ predicted +0 +1 +2$/m);
+  expect((await balora([...evaluate, all, '--num-labels', '2'])).err).toMatch(
+    /error: the head in .*by-head has 3 labels, --num-labels says 2/,
+  );
+  expect((await balora([...evaluate, all, '--label-names', 'a,b'])).err).toMatch(
+    /error: the head in .*by-head has 3 labels, --label-names says 2/,
+  );
+  await writeFile(part, 'label\tsentence\n3\ta good film\n');
+  expect((await balora([...evaluate, part])).err).toMatch(
+    /part\.tsv:2: field 'label': "3" is not one of the ids 0\.\.2 \(numLabels 3\)/,
+  );
+});
+
+it('draws a new head where asked to, and merges what it trained', async () => {
+  const ids = tinyRows(30).map(({ text, label }) => `${label % 2}\t${text}`);
+  const two = join(folder, 'two.tsv');
+  await writeFile(two, `label\tsentence\n${ids.join('\n')}\n`);
+  const [out, merged] = [join(folder, 'two'), join(folder, 'merged')];
+  const tuned = ['train', ...kTask, '--model', model, '--data', two, '--output', out];
+  expect((await balora(tuned)).err).toMatch(
+    /head in the checkpoint \(classifier\.weight\) has 3 labels, numLabels asks for 2: .*--new-head/,
+  );
+  const { err, code } = await balora([...tuned, '--new-head', '--r', '4', '--max-steps', '3']);
+  expect(err).toMatch(/^drawn anew: classifier\.weight, classifier\.bias$/m);
+  expect(code).toBe(0);
+  const evaluate = (...from: string[]) =>
+    balora(['evaluate', ...kTask, ...from, '--data', two, '--json']);
+  const adapted = JSON.parse((await evaluate('--model', model, '--adapter', out)).out);
+  const merge = ['merge', '--model', model, '--adapter', out, '--output', merged];
+  expect((await balora(merge)).code).toBe(0);
+  const whole = await evaluate('--model', merged);
+  expect(whole.err).not.toMatch(/no trained head/);
+  expect(JSON.parse(whole.out).loss).toBeCloseTo(adapted.loss, 5);
+});
+
+it('says that a head drawn at random means nothing', async () => {
+  const bare = join(folder, 'bare');
+  await writeTinyClassifier(bare, { head: false });
+  const { err } = await balora(['evaluate', ...kTask, '--model', bare, '--data', data, ...kFields]);
+  expect(err).toMatch(
+    /bare has no trained head \(classifier\.weight.* drawn anew\): the numbers mean nothing/,
+  );
+});
+
 it('shows a plan', async () => {
   const { code, out } = await balora(train('plan', '--dry-run'));
   expect(code).toBe(0);
@@ -69,5 +125,15 @@ it('says what is wrong', async () => {
   expect(await wrong('--text-field', 'text')).toMatch(/train\.tsv:2: no field 'text'/);
   expect(await wrong('--prompt-field', 'x')).toMatch(/--prompt-field has no meaning for --task/);
   expect(await wrong('--glue', 'snli')).toMatch(/--glue must be one of cola, sst2/);
-  expect(await wrong('--columns', 'a,b')).toMatch(/no field 'verdict'/);
+  expect(await wrong('--columns', 'a,b')).toMatch(/no field 'verdict'.* --columns label,sentence/);
+  const long = join(folder, 'long.tsv');
+  const rows = ['bad', 'middling', 'good'].map((name) => `${name}\t${'a film '.repeat(20)}`);
+  await writeFile(long, `verdict\tsentence\n${rows.join('\n')}\n`);
+  // Before the first step, though only one file has them.
+  const held = await wrong('--eval-data', long);
+  expect(held).toMatch(
+    /a sequence of 42 tokens is longer than the position table of this bert model \(26\)/,
+  );
+  expect(held).toMatch(/cut the data with maxLength 26 \(--max-length\)/);
+  expect(held).not.toMatch(/^step/m);
 });

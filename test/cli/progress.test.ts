@@ -74,6 +74,15 @@ describe('stepLine', () => {
     expect(line).toContain('task 1.2000  consistency 0.5000  svd -1.4000');
     expect(line).not.toContain('diversity');
   });
+
+  it('takes a divergence that rounding puts below 0 for 0', () => {
+    const line = stepLine({
+      record: record(1, { consistency: -1e-9, svd: -0.00006 }),
+      totalSteps: 2,
+      secondsLeft: 1,
+    });
+    expect(line).toContain('consistency 0.0000  svd -0.0001');
+  });
 });
 
 describe('Progress', () => {

@@ -182,7 +182,7 @@ describe('balora train', () => {
     expect(code).toBe(0);
     expect(out).toMatch(/^data +24 examples \(question -> answer\), /);
     expect(out).toMatch(/^steps +6, of them 1 warm-up; 12 micro-batches an epoch$/m);
-    expect(out).toMatch(/^memory +[\d.]+ MiB of tensors; /m);
+    expect(out).toMatch(/^memory +[\d.]+ [KM]iB of tensors; /m);
     expect(existsSync(join(folder, 'dry'))).toBe(false);
   });
 

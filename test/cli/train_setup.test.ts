@@ -39,6 +39,7 @@ describe('trainSetup', () => {
       'dryRun',
       'method',
       'adapter',
+      'newHead',
     ];
     const labelled: Record<string, unknown> = {
       ...{ glue: 'cola', problemType: 'regression', variant: '2024', groupByLength: true },

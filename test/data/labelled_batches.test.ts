@@ -228,6 +228,12 @@ describe('bad input names file, line and field', () => {
       /the data names 2 classes \(x, y\), numLabels is 3: give labelNames/,
     ],
     [
+      'a name among ids',
+      'text\tlabel\na\t0\nb\tgood\nc\t1\n',
+      { numLabels: 2 },
+      /rows\.tsv:3: field 'label': "good" is not one of the ids 0\.\.1 \(numLabels 2\)$/,
+    ],
+    [
       'one class only',
       'text\tlabel\na\t0\nb\t0\n',
       {},
@@ -279,6 +285,19 @@ describe('bad input names file, line and field', () => {
   ])('labels %j', async (labels, message) => {
     const rows = labels.map((label) => ({ text: 'a', label }));
     await expect(made(rows)).rejects.toThrow(message);
+  });
+
+  it('a text taken for the label, as a warning', async () => {
+    const texts = Array.from({ length: 30 }, (_, i) => ({ text: 'a', label: `film ${i % 25}` }));
+    const warnings: string[] = [];
+    const options = { onWarning: ({ message }: { message: string }) => warnings.push(message) };
+    await made(texts, options);
+    expect(warnings).toEqual([
+      '30 examples have 25 different labels: are the fields right (text -> label)?',
+    ]);
+    warnings.length = 0;
+    await made([...texts, ...texts], options);
+    expect(warnings).toEqual([]);
   });
 
   it('a text that is missing', async () => {

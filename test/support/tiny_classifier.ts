@@ -3,6 +3,7 @@ import { cp, mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LabelledBatches, type LabelledOptions } from '../../lib/data/labelled_batches.ts';
 import { arrayRows, type Row } from '../../lib/data/rows.ts';
+import { loadSafetensors, saveSafetensors } from '../../lib/io/index.ts';
 import {
   AutoModelForSequenceClassification,
   type ClassifierOptions,
@@ -19,10 +20,19 @@ export function tinyClassifierTokenizer(): Tokenizer {
   return tinyWordPiece(kWords);
 }
 
-/** A Hugging Face folder: model and tokenizer. */
-export async function writeTinyClassifier(folder: string): Promise<void> {
+/** A Hugging Face folder: model and tokenizer. `head` false: as checkpoints before fine-tuning, without one. */
+export async function writeTinyClassifier(
+  folder: string,
+  { head = true }: { head?: boolean } = {},
+): Promise<void> {
   await mkdir(folder, { recursive: true });
   await cp(kTinyBert, folder, { recursive: true });
+  if (!head) {
+    const path = join(folder, 'model.safetensors');
+    const { tensors } = await loadSafetensors(path);
+    const kept = Object.entries(tensors).filter(([name]) => !name.startsWith('classifier.'));
+    await saveSafetensors(path, Object.fromEntries(kept));
+  }
   await writeFile(join(folder, 'tokenizer.json'), JSON.stringify(tinyWordPieceJson(kWords)));
   await writeFile(join(folder, 'tokenizer_config.json'), JSON.stringify(kTinyWordPieceConfig));
 }
