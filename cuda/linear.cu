@@ -1,10 +1,12 @@
 // Linears with low-rank parts (native/kernels/linear.h). The base and its parts meet in one f32 sum
-// (f64 for f64) that is rounded once; the gradient of a shared input is one such sum over every
-// linear.
-// bf16: the parts' f32 masters go through the tensor cores as pairs of bf16 (low_rank.cuh), and the
-// sum is linear_sum.cuh's, by the own kernel or by cuBLAS. For x (N,I), W (O,I), rank R: 2 N O I
-// flops for the base, 4 N I R for U and 6 N O R for U B^T, R = 16 at I = O = 4096: 2 % more;
-// traffic beyond the operands: 12 bytes an element of U. f32, f64 and f16: linear_wide.cu.
+// (f64 for f64) that is rounded once, but for a pair's change beside cuBLAS (linear_sum.cu); the
+// gradient of a shared input is one such sum over every linear.
+// bf16: the parts' f32 masters go through the tensor cores as bf16 matrices (low_rank.cuh), and the
+// sum is linear_sum.cuh's, by the own kernel or by cuBLAS. Flops beside the base's 2 N O I, for
+// x (N,I), W (O,I), rank R: a PiSSA pair 4 N R (I + O) forward (U, then its product with B) and
+// 6 N R (I + O) backward (dU, its product with A, dA, dB); other parts, each 2 N R (2 I + 3 O) and
+// 2 N R (5 I + 4 O). docs/performance.md has the arithmetic for a layer. f32, f64 and f16:
+// linear_wide.cu.
 #include <vector>
 
 #include "blas.cuh"
@@ -15,35 +17,53 @@
 namespace balora::cuda {
 namespace {
 
-// Pairs of every panel side by side: a panel's begin at its offset in rows of `stride`.
-struct PanelPairs {
+// Halves of every panel side by side: a panel's begin at its offset in rows of `stride`.
+struct PanelHalves {
   std::vector<Panel> panels;
   std::vector<int64_t> offsets;
   int64_t stride = 0;
 
-  explicit PanelPairs(std::vector<Panel> of) : panels(std::move(of)) {
+  explicit PanelHalves(std::vector<Panel> of) : panels(std::move(of)) {
     for (const Panel& panel : panels) {
       offsets.push_back(stride);
       stride += 2 * panel.width;
     }
   }
-  Pairs at(size_t i, bf16* data) const { return {data + offsets[i], stride, panels[i].width}; }
+  Halves at(size_t i, bf16* data) const { return {data + offsets[i], stride, panels[i].width}; }
 };
 
-// U of every panel as pairs, and the parts' u in f32: one product for all linears, whose inner
+// The panels' factors in bf16: A of all one below the other, B of each.
+struct PanelFactors {
+  bf16* a = nullptr;
+  std::vector<Halves> b;
+};
+PanelFactors factors_of(Context* ctx, const PanelHalves& all, int64_t in) {
+  PanelFactors factors;
+  factors.a = workspace<bf16>(ctx, all.stride * in);
+  FactorSplitter splitter(ctx);
+  for (size_t i = 0; i < all.panels.size(); ++i) {
+    const Panel& panel = all.panels[i];
+    const int64_t columns = 2 * panel.width;
+    factors.b.push_back(
+        {workspace<bf16>(ctx, panel.part[0]->b->shape[0] * columns), columns, panel.width});
+    splitter.add_a(panel, factors.a + all.offsets[i] * in);
+    splitter.add_b(panel, factors.b[i]);
+  }
+  splitter.run();
+  return factors;
+}
+
+// U of every panel in halves, and the parts' u in f32: one product for all linears, whose inner
 // extent is x read once.
-bf16* project_input(Context* ctx, const View& x, const PanelPairs& all) {
+bf16* project_input(Context* ctx, const View& x, const PanelHalves& all, const bf16* a) {
   const int64_t n = x.shape[0], in = x.shape[1];
-  bf16* a = workspace<bf16>(ctx, all.stride * in);
   float* products = workspace<float>(ctx, n * all.stride);
   bf16* u = workspace<bf16>(ctx, n * all.stride);
-  for (size_t i = 0; i < all.panels.size(); ++i) {
-    split_a(ctx, all.panels[i], a + all.offsets[i] * in);
-  }
   gemm(ctx, {n, all.stride, in}, 1, operand(x), {a, BALORA_BF16, in, true}, 0,
        {products, BALORA_F32, all.stride});
   for (size_t i = 0; i < all.panels.size(); ++i) {
-    join_products(ctx, all.panels[i], n, products + all.offsets[i], all.stride, all.at(i, u), true);
+    join_products(ctx, all.panels[i], n, products + all.offsets[i], all.stride,
+                  {all.at(i, u), true});
   }
   return u;
 }
@@ -54,18 +74,20 @@ void forward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group
     const std::vector<Panel> own = panels_of(group.parts, group.part_count, i, true);
     panels.insert(panels.end(), own.begin(), own.end());
   }
-  const PanelPairs all(std::move(panels));
-  bf16* u = all.stride ? project_input(ctx, *in.adapted(), all) : nullptr;
+  const PanelHalves all(std::move(panels));
+  PanelFactors factors;
+  bf16* u = nullptr;
+  if (all.stride) {
+    factors = factors_of(ctx, all, in.x->shape[1]);
+    u = project_input(ctx, *in.adapted(), all, factors.a);
+  }
   for (int32_t i = 0; i < group.count; ++i) {
     const View &weight = *group.linears[i].weight, &y = *group.linears[i].y;
     std::vector<SumTerm> low_rank;
-    for (size_t p = 0; p < all.panels.size(); ++p) {
+    for (size_t p = 0; u && p < all.panels.size(); ++p) {
       const Panel& panel = all.panels[p];
       if (panel.part[0]->linear != i) continue;
-      const Pairs b = {workspace<bf16>(ctx, y.shape[1] * 2 * panel.width), 2 * panel.width,
-                       panel.width};
-      split_b(ctx, panel, b);
-      add_pair_terms(low_rank, all.at(p, u), b.hi(), b.lo(), b.stride, true);
+      add_terms(low_rank, panel, all.at(p, u), factors.b[p].data, factors.b[p].stride, true);
     }
     const SumTerm base = {data_of<bf16>(in.x),
                           data_of<bf16>(&weight),
@@ -78,64 +100,82 @@ void forward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group
   }
 }
 
-// dU = scale dY B of a linear's parts as pairs.
-bf16* project_gradient(Context* ctx, const View& dy, const PanelPairs& all) {
+// dU = scale dY B of a linear's panels, in halves.
+struct InputGradients {
+  bf16* halves;
+  std::vector<bf16*> sums;  // of a change with da: dU rounded once, (N, width); else null
+};
+InputGradients project_gradient(Context* ctx, const View& dy, const PanelHalves& all,
+                                const bf16* b) {
   const int64_t n = dy.shape[0], out = dy.shape[1];
-  bf16* b = workspace<bf16>(ctx, out * all.stride);
   float* products = workspace<float>(ctx, n * all.stride);
-  bf16* du = workspace<bf16>(ctx, n * all.stride);
-  for (size_t i = 0; i < all.panels.size(); ++i) split_b(ctx, all.panels[i], all.at(i, b));
+  InputGradients du = {workspace<bf16>(ctx, n * all.stride), {}};
   gemm(ctx, {n, all.stride, out}, 1, operand(dy), {b, BALORA_BF16, all.stride}, 0,
        {products, BALORA_F32, all.stride});
   for (size_t i = 0; i < all.panels.size(); ++i) {
-    join_products(ctx, all.panels[i], n, products + all.offsets[i], all.stride, all.at(i, du),
-                  false);
+    const Panel& panel = all.panels[i];
+    const bool sum = panel.change && panel.part[0]->da;
+    du.sums.push_back(sum ? workspace<bf16>(ctx, n * panel.width) : nullptr);
+    join_products(ctx, panel, n, products + all.offsets[i], all.stride,
+                  {all.at(i, du.halves), false, du.sums[i]});
   }
   return du;
 }
 
-// out (M,N) f32 = scale a^T b with one side as pairs: left (K,M), or right (K,N).
-void contract_pairs(Context* ctx, const Pairs& pairs, const View& x, double scale, const View& out,
-                    bool pairs_right) {
+// out (M,N) f32 = scale a^T b with one side thin: left (K,M), or right (K,N); of pairs both halves.
+struct Thin {
+  Halves halves;
+  bool pairs, right;
+};
+void contract(Context* ctx, const Thin& thin, const View& x, double scale, const View& out) {
   const int64_t n = x.shape[0];
-  double beta = 0;
-  for (const bf16* half : {pairs.hi(), pairs.lo()}) {
-    const GemmOperand thin = {half, BALORA_BF16, pairs.stride, !pairs_right};
-    const GemmOperand wide = operand(x, pairs_right);
-    gemm(ctx, {out.shape[0], out.shape[1], n}, scale, pairs_right ? wide : thin,
-         pairs_right ? thin : wide, beta, result(out));
-    beta = 1;
-  }
+  const auto add = [&](const bf16* half, double beta) {
+    const GemmOperand narrow = {half, BALORA_BF16, thin.halves.stride, !thin.right};
+    const GemmOperand wide = operand(x, thin.right);
+    gemm(ctx, {out.shape[0], out.shape[1], n}, scale, thin.right ? wide : narrow,
+         thin.right ? narrow : wide, beta, result(out));
+  };
+  add(thin.halves.first(), 0);
+  if (thin.pairs) add(thin.halves.second(), 1);
 }
 
-void write_db(Context* ctx, const View& dy, const LowRankOperands& part) {
+void write_db(Context* ctx, const View& dy, const LowRankOperands& part, bool pairs) {
   const int64_t width = ceil_div(part.u->shape[1], 8) * 8;
-  const Pairs u = {workspace<bf16>(ctx, part.u->shape[0] * 2 * width), 2 * width, width};
+  const Halves u = {workspace<bf16>(ctx, part.u->shape[0] * 2 * width), 2 * width, width};
   split_u(ctx, *part.u, u);
-  contract_pairs(ctx, u, dy, part.scale, *part.db, true);
+  contract(ctx, {u, pairs, true}, dy, part.scale, *part.db);
 }
 
-// da, db of a linear's parts; its terms of the input's gradient go to `low_rank`.
+// da, db of a linear's parts; its terms of the input's gradient go to `low_rank`. Only the first
+// part of a panel has gradients.
 void backward_parts(Context* ctx, const LinearInputs& in, const LinearGroup& group, int32_t linear,
                     std::vector<SumTerm>& low_rank) {
   const View& dy = *group.linears[linear].y;
   std::vector<Panel> wanted;
   for (const Panel& panel : panels_of(group.parts, group.part_count, linear, false)) {
-    if (panel.part[0]->db) write_db(ctx, dy, *panel.part[0]);
+    if (panel.part[0]->db) write_db(ctx, dy, *panel.part[0], !panel.change);
     if (panel.part[0]->da || in.adapted_gradient()) wanted.push_back(panel);
   }
   if (wanted.empty()) return;
-  const PanelPairs all(std::move(wanted));
-  bf16* du = project_gradient(ctx, dy, all);
+  const PanelHalves all(std::move(wanted));
+  const int64_t width = all.panels[0].part[0]->a->shape[1];
+  bf16* a = in.adapted_gradient() ? workspace<bf16>(ctx, all.stride * width) : nullptr;
+  bf16* b = workspace<bf16>(ctx, dy.shape[1] * all.stride);
+  FactorSplitter splitter(ctx);
+  for (size_t i = 0; i < all.panels.size(); ++i) {
+    splitter.add_b(all.panels[i], all.at(i, b));
+    if (a) splitter.add_a(all.panels[i], a + all.offsets[i] * width);
+  }
+  splitter.run();
+  const InputGradients du = project_gradient(ctx, dy, all, b);
   for (size_t i = 0; i < all.panels.size(); ++i) {
     const Panel& panel = all.panels[i];
-    const LowRankOperands& part = *panel.part[0];
-    if (part.da) contract_pairs(ctx, all.at(i, du), *in.adapted(), 1, *part.da, false);
-    if (!in.adapted_gradient()) continue;
-    const int64_t width = part.a->shape[1];
-    bf16* a = workspace<bf16>(ctx, 2 * panel.width * width);
-    split_a(ctx, panel, a);
-    add_pair_terms(low_rank, all.at(i, du), a, a + panel.width * width, width, false);
+    const Halves halves = all.at(i, du.halves);
+    if (const View* da = panel.part[0]->da) {
+      const Halves sum = {du.sums[i], panel.width, panel.width};
+      contract(ctx, {panel.change ? sum : halves, !panel.change, false}, *in.adapted(), 1, *da);
+    }
+    if (a) add_terms(low_rank, panel, halves, a + all.offsets[i] * width, width, false);
   }
 }
 

@@ -1,13 +1,20 @@
-// Which way a sum of products goes. Own kernel: one pass, nothing of C's size beside C. cuBLAS: the
-// products with weights add up in f32 scratch of at most 64 MiB, in equal blocks of rows, and the
-// own kernel adds the low-rank terms and the bias to it: 10 more bytes an element of C, part of
-// them to and from the L2 cache (smaller blocks would keep all of it there, and leave cuBLAS with
-// waves of tiles that do not fill the device). On paper, bf16: the own kernel's mma.sync reaches
-// about 85 % of cuBLAS on sm_80 to sm_89, where the extra traffic costs more than it saves; on
-// sm_90 only cuBLAS has wgmma, about 700 against 430 TFLOP/s dense, and with 3 TB/s it wins from 2
-// K (1/430 - 1/700) > 10 / 3e12 s on, K > 1,900. (Expectations to be measured:
-// BALORA_CUDA_LINEAR=own|cublas decides by hand.) A linear without low-rank parts and bias needs no
-// scratch there: cuBLAS rounds itself.
+// Which way a sum of products goes, by expectation on paper, to be measured
+// (BALORA_CUDA_LINEAR=own|cublas decides by hand). Own kernel: one pass, nothing of C's size beside
+// C, at mma.sync's rate: about 85 % of cuBLAS's on sm_80 to sm_89, about 430 of 700 TFLOP/s on
+// sm_90, where only cuBLAS has wgmma. cuBLAS:
+// - A weight alone, without bias: into C, rounded by cuBLAS.
+// - A weight and one low-rank term (a pair's change), no bias: the low-rank product goes to C
+// first,
+//   rounded to bf16, and the base's adds C to its f32 sum before it rounds: 4 more bytes an element
+//   of C, half of them under the base's product. The first rounding is 2^-8 of the change at most,
+//   as those of its factors are, and zero stays zero.
+// - Else the products with weights add up in f32 scratch of at most 64 MiB, in equal blocks of
+// rows,
+//   and the own kernel adds the low-rank terms and the bias to it: 10 more bytes an element
+//   (smaller blocks would stay in the L2 cache, and leave cuBLAS waves of tiles that do not fill
+//   the device).
+// With 3 TB/s the last wins on sm_90 from 2 K (1/430 - 1/700) > 10 / 3e12 s on, K > 1,900. One rule
+// for all three, so that a linear goes the same way with and without its adapter.
 #include "linear_sum.cuh"
 
 #include <cstdlib>
@@ -88,8 +95,10 @@ void multiply(Context* ctx, int64_t m, int64_t n, const SumTerm& term, double be
 
 void sum_with_cublas(Context* ctx, const SumArgs& args, const std::vector<SumTerm>& low_rank,
                      const std::vector<SumTerm>& base) {
-  if (low_rank.empty() && base.size() == 1 && !args.bias) {
-    return multiply(ctx, args.m, args.n, base[0], 0, {args.c, BALORA_BF16, args.n});
+  if (low_rank.size() <= 1 && base.size() == 1 && !args.bias) {
+    const GemmResult c = {args.c, BALORA_BF16, args.n};
+    if (!low_rank.empty()) multiply(ctx, args.m, args.n, low_rank[0], 0, c);
+    return multiply(ctx, args.m, args.n, base[0], low_rank.empty() ? 0 : 1, c);
   }
   const int64_t fitting = std::max<int64_t>(kBlockBytes / 4 / args.n, 128);
   const int64_t blocks = ceil_div(args.m, fitting);

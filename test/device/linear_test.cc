@@ -1,6 +1,6 @@
 // The linears' rows on the device against plain loops in f64, for every type and, in bf16, both
-// ways of summing: several linears on one input, low-rank parts (none, one, a pair that cancels),
-// odd and unaligned sizes, a separate adapter input, unwanted and unused operands.
+// ways of summing: several linears on one input, low-rank parts (none, one, a pair that cancels
+// or has moved), odd and unaligned sizes, a separate adapter input, unwanted and unused operands.
 #include "support/device_test.h"
 
 namespace {
@@ -15,6 +15,7 @@ struct Part {
   int32_t linear;
   int64_t rank;
   double scale;
+  bool frozen = false;  // no gradients wanted
 };
 struct Case {
   int64_t rows, in;
@@ -23,13 +24,23 @@ struct Case {
   bool bias = true, adapter_input = false;
 };
 
-// A sum and the sum of its terms' sizes, which bounds what accumulation and pairs may leave in it.
+// A sum and the sum of its terms' sizes, which bounds what accumulation and pairs may leave in it,
+// and how far roundings of a pair's change may move it.
 struct Sum {
-  double value = 0, magnitude = 0;
+  double value = 0, magnitude = 0, rounding = 0;
   void add(double x, double y) { value += x * y, magnitude += std::abs(x * y); }
-  void add(const Sum& s, double y) { value += s.value * y, magnitude += s.magnitude * std::abs(y); }
+  void add(const Sum& s, double y) {
+    value += s.value * y, magnitude += s.magnitude * std::abs(y);
+    rounding += s.rounding * std::abs(y);
+  }
 };
 using Sums = std::vector<Sum>;  // (rows,cols)
+
+// `times` roundings to bf16 of what these sums are made of.
+Sums rounded(Sums sums, int times) {
+  for (Sum& sum : sums) sum.rounding += times * 0x1p-8 * sum.magnitude;
+  return sums;
+}
 
 template <typename T>
 void check_sums(const Array& array, const Sums& want, double storage_epsilon, const char* what) {
@@ -40,8 +51,8 @@ void check_sums(const Array& array, const Sums& want, double storage_epsilon, co
   const std::vector<double> got = array->from_device();
   REQUIRE(got.size() == want.size());
   for (size_t i = 0; i < got.size(); ++i) {
-    const double allowed =
-        storage_epsilon * std::abs(want[i].value) + relative * want[i].magnitude + floor;
+    const double allowed = storage_epsilon * std::abs(want[i].value) +
+                           relative * want[i].magnitude + want[i].rounding + floor;
     const bool close = std::abs(got[i] - want[i].value) <= allowed;
     if (!close) {
       CHECK_MESSAGE(close, what, "[", i, "]: got ", got[i], ", expected ", want[i].value,
@@ -91,20 +102,40 @@ class Fixture {
     return y_[0]->from_device();
   }
 
+  // A pair that has moved away from its start by `size`, on a base of zeros.
+  void move_pair(double size) {
+    std::uniform_real_distribution<double> step(-size, size);
+    repeat_first_part();
+    for (const Array& now : {a_[0], b_[0]}) {
+      for (int64_t i = 0; i < now->size(); ++i) now->set(i, now->host(i) + step(t_.generator()));
+    }
+    for (int64_t i = 0; i < w_[0]->size(); ++i) w_[0]->set(i, 0);
+  }
+  // The parts' share of y, with what its roundings may cost.
+  Sums low_rank_y() const {
+    Sums y(static_cast<size_t>(y_[0]->size()));
+    add_parts(y, 0);
+    return y;
+  }
+
   void check_forward() {
     forward();
-    for (size_t p = 0; p < a_.size(); ++p) check_sums<T>(u_[p], u(p), 0, "u");
+    for (size_t p = 0; p < a_.size(); ++p) {
+      Sums want = u(p);
+      if (changes(p)) want = rounded(want, 1);
+      if (p > 0 && changes(p - 1)) {  // x A^T - x (A - A0)^T
+        want = rounded(u(p - 1), 1);
+        add(want, rounded(product(*adapted(), false, difference(a_, p - 1), true), 1), -1);
+      }
+      check_sums<T>(u_[p], want, 0, "u");
+    }
     for (size_t l = 0; l < w_.size(); ++l) {
       Sums y = product(*x_, false, *w_[l], true);
       const auto outs = static_cast<size_t>(case_.outs[l]);
       for (size_t i = 0; case_.bias && i < y.size(); ++i) {
         y[i].add(bias_[l]->host(static_cast<int64_t>(i % outs)), 1);
       }
-      for (size_t p = 0; p < a_.size(); ++p) {
-        if (case_.parts[p].linear == static_cast<int32_t>(l)) {
-          add_product(y, u(p), *b_[p], true, case_.parts[p].scale);
-        }
-      }
+      add_parts(y, static_cast<int32_t>(l));
       check_sums<T>(y_[l], y, epsilon_of<T>(), "y");
     }
   }
@@ -128,13 +159,19 @@ class Fixture {
     }
     for (size_t p = 0; p < a_.size(); ++p) {
       const bool used = case_.parts[p].linear != unused;
-      const Sums gradient = du(p);
+      const bool change = changes(p) && case_.parts[p + 1].frozen;
+      if (used && change) add_change_dx(split ? low_rank : base, p);
+      const bool start = p > 0 && changes(p - 1) && case_.parts[p].frozen;
+      if (used && !change && !start) {
+        add_product(split ? low_rank : base, du(p), *a_[p], false, 1);
+      }
+      if (case_.parts[p].frozen) continue;
       Sums da(static_cast<size_t>(da_[p]->size())), db(static_cast<size_t>(db_[p]->size()));
       if (used) {
-        add_product(split ? low_rank : base, gradient, *a_[p], false, 1);
-        add_transposed(da, gradient, *adapted());
         const Array& dy = dy_[static_cast<size_t>(case_.parts[p].linear)];
+        add_transposed(da, change ? change_du(p) : du(p), *adapted());
         db = product(*dy, true, *u_[p], false, case_.parts[p].scale);
+        if (change) db = rounded(db, 1);
       }
       check_sums<T>(da_[p], da, 0, "da");
       check_sums<T>(db_[p], db, 0, "db");
@@ -154,8 +191,10 @@ class Fixture {
         linears.push_back({view(f.w_[l]), f.case_.bias ? view(f.bias_[l]) : nullptr, view(y[l])});
       }
       for (size_t p = 0; p < f.a_.size(); ++p) {
-        parts.push_back({view(f.a_[p]), view(f.b_[p]), view(f.u_[p]), view(f.da_[p]),
-                         view(f.db_[p]), f.case_.parts[p].scale, f.case_.parts[p].linear});
+        const Part& part = f.case_.parts[p];
+        parts.push_back({view(f.a_[p]), view(f.b_[p]), view(f.u_[p]),
+                         part.frozen ? nullptr : view(f.da_[p]),
+                         part.frozen ? nullptr : view(f.db_[p]), part.scale, part.linear});
       }
     }
     int32_t count() const { return static_cast<int32_t>(linears.size()); }
@@ -210,8 +249,56 @@ class Fixture {
       }
     }
   }
-  static void add(Sums& out, const Sums& more) {
-    for (size_t i = 0; i < out.size(); ++i) out[i].add(more[i], 1);
+  static void add(Sums& out, const Sums& more, double scale = 1) {
+    for (size_t i = 0; i < out.size(); ++i) out[i].add(more[i], scale);
+  }
+
+  // Whether parts p and p + 1 are a pair that bf16 computes by its change, s (dB A + B0 dA) with
+  // rounded factors: A, dA, s dB, s B0, x A^T, x dA^T and the like are rounded once each.
+  bool changes(size_t p) const {
+    if (!std::is_same_v<T, bf16> || p + 1 >= case_.parts.size()) return false;
+    const Part &now = case_.parts[p], &start = case_.parts[p + 1];
+    return now.linear == start.linear && now.rank == start.rank && now.scale == -start.scale;
+  }
+  // Part p less part p + 1, in f32 as the kernel forms it.
+  Operand& difference(const std::vector<Array>& factors, size_t p) const {
+    const Operand &now = *factors[p], &start = *factors[p + 1];
+    const View v = now.host_view();
+    difference_ = const_cast<DeviceTest&>(t_).template empty<A>({v.shape[0], v.shape[1]});
+    for (int64_t i = 0; i < now.size(); ++i) difference_->set(i, now.host(i) - start.host(i));
+    return *difference_;
+  }
+  // The parts of a linear, added to its y.
+  void add_parts(Sums& y, int32_t linear) const {
+    for (size_t p = 0; p < a_.size(); ++p) {
+      if (case_.parts[p].linear != linear) continue;
+      if (!changes(p)) {
+        add_product(y, u(p), *b_[p], true, case_.parts[p].scale);
+        continue;
+      }
+      Sums change(y.size());
+      add_product(change, u(p), difference(b_, p), true, case_.parts[p].scale);
+      add_product(change, product(*adapted(), false, difference(a_, p), true), *b_[p + 1], true,
+                  case_.parts[p].scale);
+      add(y, rounded(change, 4));  // two factors, their U, and the low-rank sum beside cuBLAS
+      ++p;
+    }
+  }
+  // dU = v1 + v2 of a change, v1 = s dY dB, v2 = s dY B0; two roundings with dU's own.
+  Sums change_du(size_t p) const {
+    Sums sum = v(p, difference(b_, p));
+    add(sum, v(p, *b_[p + 1]));
+    return rounded(sum, 2);
+  }
+  void add_change_dx(Sums& dx, size_t p) const {
+    Sums change(dx.size());
+    add_product(change, v(p, difference(b_, p)), *a_[p], false, 1);
+    add_product(change, v(p, *b_[p + 1]), difference(a_, p), false, 1);
+    add(dx, rounded(change, 4));
+  }
+  Sums v(size_t p, const Operand& b) const {
+    const Part& part = case_.parts[p];
+    return product(*dy_[static_cast<size_t>(part.linear)], false, b, false, part.scale);
   }
 
   Sums u(size_t p) const { return product(*adapted(), false, *a_[p], true); }
@@ -231,6 +318,7 @@ class Fixture {
   DeviceTest t_;
   Array x_, xa_, dx_, dxa_;
   std::vector<Array> w_, bias_, dy_, y_, a_, b_, u_, da_, db_;
+  mutable Array difference_;
 };
 
 template <typename T>
@@ -250,8 +338,14 @@ void check_all() {
   check_case<T>({33, 31, {48}, {}});
   check_case<T>({1, 64, {33}, {{0, 4, 2.0}}});
   check_case<T>({67, 96, {64, 31, 33}, {{0, 16, 2.0}, {1, 3, 0.5}, {2, 16, 2.0}}});
-  check_case<T>({35, 40, {65}, {{0, 48, 0.25}}});                     // R > in
-  check_case<T>({70, 64, {32}, {{0, 8, 1.0}, {0, 8, -1.0}}, false});  // a pair
+  check_case<T>({35, 40, {65}, {{0, 48, 0.25}}});                           // R > in
+  check_case<T>({70, 64, {32}, {{0, 8, 1.0}, {0, 8, -1.0}}, false});        // a pair
+  check_case<T>({70, 64, {32}, {{0, 8, 1.0}, {0, 8, -1.0, true}}, false});  // its start frozen
+  check_case<T>({35,
+                 33,
+                 {65, 31},
+                 {{0, 5, 2.0}, {0, 5, -2.0, true}, {0, 3, 0.5}, {1, 5, 3.0}, {1, 5, -3.0, true}}});
+  check_case<T>({33, 32, {64}, {{0, 8, 0.5}, {0, 8, -0.5, true}}, false, true});
   check_case<T>({70, 33, {31, 17}, {{1, 5, 3.0}}, true, true});
   check_case<T>({64, 32, {32}, {{0, 2, 1.0}}, false, true});
   check_case<T>({0, 32, {31}, {{0, 2, 1.0}}});
@@ -309,6 +403,27 @@ TEST_CASE("low-rank parts that cancel leave the base alone to the last bit") {
     Fixture<bf16> with(pair), without(plain);
     with.repeat_first_part();
     CHECK(with.forward() == without.forward());
+  }
+}
+
+// The change is 2^-12 of the parts: to be right in it means to lose nothing of B A - B0 A0.
+TEST_CASE("a pair of low-rank parts is off by roundings of its change only") {
+  for (const char* way : {"own", "cublas"}) {
+    CAPTURE(way);
+    const Choice choice(way);
+    Fixture<bf16> fixture({70, 96, {65}, {{0, 24, 1.5}, {0, 24, -1.5, true}}, false});
+    fixture.move_pair(0x1p-12);
+    const std::vector<double> y = fixture.forward();
+    const auto want = fixture.low_rank_y();
+    double error = 0, size = 0;
+    for (size_t i = 0; i < y.size(); ++i) {
+      error += (y[i] - want[i].value) * (y[i] - want[i].value);
+      size += want[i].value * want[i].value;
+    }
+    CHECK(size > 0);
+    CHECK(std::sqrt(error) < 0x1p-8 * std::sqrt(size));
+    fixture.check_forward();
+    fixture.check_backward(true);
   }
 }
 

@@ -168,6 +168,35 @@ describe.skipIf(kReason !== null)('fine-tuning on a device', () => {
     expectSameTensors(weights(merged), weights(mergedHost));
   });
 
+  // In bf16 a GPU computes the pair by its change from where it started. Twice what bf16 costs the CPU against f32 is what it
+  // may cost there.
+  it('a PiSSA pair in bf16: nothing before the first step, then the way of the CPU', async () => {
+    const run = async (device: string, dtype: 'f32' | 'bf16') => {
+      const tuned = await AdapterModel.create(await load(device, dtype), {
+        r: 4,
+        initLoraWeights: 'pissa',
+      });
+      return train(tuned, { maxSteps: 4 });
+    };
+    const [found, expected, exact] = [
+      await run('cuda', 'bf16'),
+      await run('cpu', 'bf16'),
+      await run('cpu', 'f32'),
+    ];
+    expect(found[0]?.consistency).toBe(0);
+    // Root mean square over the steps' figures, each as a share of its largest.
+    const off = (records: readonly StepRecord[]): number => {
+      const keys = ['loss', 'consistency', 'diversity', 'svd', 'gradNorm'] as const;
+      const squares = keys.flatMap((key) => {
+        const truth = exact.map((record) => Number(record[key]));
+        const scale = Math.max(...truth.map(Math.abs));
+        return truth.map((want, i) => ((Number(records[i]?.[key]) - want) / scale) ** 2);
+      });
+      return Math.sqrt(squares.reduce((sum, square) => sum + square) / squares.length);
+    };
+    expect(off(found)).toBeLessThanOrEqual(2 * off(expected));
+  });
+
   it('goes on from a checkpoint, bit for bit', async () => {
     const settings = { maxSteps: 3, saveSteps: 1 };
     const straight = await adapted('cuda');
