@@ -1,6 +1,7 @@
 /**
  * What a step must compute, counted from its shapes: the products of the algorithm itself, without recomputation, padding or
- * work below the first adapter. Terms below one percent (norms, softmax, the SVD term's small products) are left out.
+ * work below the first adapter; of the last layer, behind its attention, the rows of the loss alone. Terms below one percent
+ * (norms, softmax, the SVD term's small products) are left out.
  */
 import type { Sizes } from './shapes.ts';
 
@@ -30,33 +31,36 @@ export interface StepShape {
 interface Group {
   readonly input: number;
   readonly outputs: readonly number[];
+  /** Whether it stands behind the attention: in the last layer it then sees the rows of the loss alone. */
+  readonly behind: boolean;
 }
 
 /** q, k, v share their input; gate and up share theirs. */
 export function groupsOf({ c, f, heads, keyValueHeads, d }: Sizes): Group[] {
   const keyWidth = keyValueHeads * d;
   return [
-    { input: c, outputs: [heads * d, keyWidth, keyWidth] },
-    { input: heads * d, outputs: [c] },
-    { input: c, outputs: [f, f] },
-    { input: f, outputs: [c] },
+    { input: c, outputs: [heads * d, keyWidth, keyWidth], behind: false },
+    { input: heads * d, outputs: [c], behind: true },
+    { input: c, outputs: [f, f], behind: true },
+    { input: f, outputs: [c], behind: true },
   ];
 }
 
 /** Useful operations a step; a multiply and an add are two. */
 export function usefulFlops(step: StepShape): number {
   const { sizes, method, rank, tokens, supervised, squaredLengths, accumulation } = step;
-  let [base, pairs] = [0, 0];
-  for (const { input, outputs } of groupsOf(sizes)) {
+  let [base, pairs] = [0, 0]; // parameters, each as often as a row meets it
+  for (const { input, outputs, behind } of groupsOf(sizes)) {
+    const rows = behind ? tokens * (sizes.layers - 1) + supervised : tokens * sizes.layers;
     for (const output of outputs) {
-      base += input * output;
-      pairs += rank * (input + output);
+      base += rows * input * output;
+      pairs += rows * rank * (input + output);
     }
   }
   // Causal: half of the T x T scores, for the scores and for the values.
   const attention = 2 * squaredLengths * sizes.heads * sizes.d * sizes.layers;
-  const forward = 2 * tokens * base * sizes.layers + attention;
-  const lowRank = 2 * tokens * pairs * sizes.layers;
+  const forward = 2 * base + attention;
+  const lowRank = 2 * pairs;
   const first = groupsOf(sizes)[0] as Group;
   const noGradient = 2 * tokens * first.input * outputWidth(first); // below the first adapter
   const student = 2 * forward + attention + 3 * lowRank - noGradient;
@@ -77,30 +81,48 @@ const kChunkBytes = 48 << 20;
  * dimension. Attention is left out, since its products have no packed form.
  */
 export function stepProducts(step: StepShape): Product[] {
-  const { sizes, method, rank, tokens: m, supervised, accumulation } = step;
-  const each = sizes.layers * accumulation;
+  const { sizes, method, tokens, supervised, accumulation } = step;
   const products: Product[] = [];
-  const add = (k: number, n: number, count: number, rows = m, packed = true): void => {
-    if (rows > 0 && count > 0) products.push({ m: rows, k, n, count, packed });
-  };
+  const { layers, v, c } = sizes;
   groupsOf(sizes).forEach((group, index) => {
-    const { input, outputs } = group;
-    const width = outputWidth(group);
-    const columns = rank * outputs.length;
-    if (method === 'balora') add(input, width, each); // teacher
-    add(input, columns, each); // u = x a^T
-    add(input + columns, width, each); // student
-    for (const output of outputs) {
-      add(output, rank, each); // du = dy b
-      products.push({ m: output, k: m, n: rank, count: each, packed: false }); // db = dy^T u
-    }
-    products.push({ m: columns, k: m, n: input, count: each, packed: false }); // da = du^T x
-    add(width + columns, input, index === 0 ? each - accumulation : each); // dx
+    const first = index === 0 ? accumulation : 0; // below it there is no adapter
+    const full = accumulation * (group.behind ? layers - 1 : layers);
+    products.push(...groupProducts(group, step, { rows: tokens, count: full, withoutDx: first }));
+    if (!group.behind) return;
+    const last = { rows: supervised, count: accumulation, withoutDx: 0 };
+    products.push(...groupProducts(group, step, last));
   });
-  const { v, c } = sizes;
   const rows = Math.min(supervised, Math.max(1, Math.floor(kChunkBytes / (4 * v))));
   const chunks = rows > 0 ? (accumulation * supervised) / rows : 0;
-  add(c, v, method === 'balora' ? 2 * chunks : chunks, rows); // logits
-  add(v, c, chunks, rows); // dh
-  return products;
+  const logits = method === 'balora' ? 2 * chunks : chunks;
+  products.push(
+    { m: rows, k: c, n: v, count: logits, packed: true },
+    { m: rows, k: v, n: c, count: chunks, packed: true }, // dh
+  );
+  return products.filter(({ m, k, count }) => m > 0 && k > 0 && count > 0);
+}
+
+/** A group's products in all layers where it sees so many rows; `count` of them, `withoutDx` of these without dx. */
+function groupProducts(
+  group: Group,
+  { method, rank }: StepShape,
+  { rows: m, count, withoutDx }: { rows: number; count: number; withoutDx: number },
+): Product[] {
+  const { input, outputs } = group;
+  const width = outputWidth(group);
+  const columns = rank * outputs.length;
+  const packed = (k: number, n: number, times = count): Product => {
+    return { m, k, n, count: times, packed: true };
+  };
+  const plain = (rows: number, n: number): Product => {
+    return { m: rows, k: m, n, count, packed: false };
+  };
+  return [
+    ...(method === 'balora' ? [packed(input, width)] : []), // teacher
+    packed(input, columns), // u = x a^T
+    packed(input + columns, width), // student
+    ...outputs.flatMap((output) => [packed(output, rank), plain(output, rank)]), // du = dy b, db = dy^T u
+    plain(columns, input), // da = du^T x
+    packed(width + columns, input, count - withoutDx), // dx
+  ];
 }

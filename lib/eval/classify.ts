@@ -19,7 +19,7 @@ export interface ClassifierEvaluateOptions {
  * @returns (B,D)
  */
 export function classifierLogits(model: SequenceClassifier, batch: LabelledBatch): Tensor {
-  return scope(() => model.logits(model.forward(modelBatch(model, batch)), batch));
+  return model.outputs(modelBatch(model, batch));
 }
 
 /** The batch as this model reads it. */

@@ -7,7 +7,6 @@ import { ArgumentError } from '../errors.ts';
 import { EffectiveRank, evaluationRows, HeadGram } from '../losses/fused.ts';
 import { selectRows } from '../losses/positions.ts';
 import type { CausalLM } from '../models/index.ts';
-import { indexSelect } from '../ops/index.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 import type { EvaluationResult, ExampleResult } from './types.ts';
 
@@ -96,9 +95,7 @@ function measureBatch(
   return scope(() =>
     noGrad(() => {
       const { device } = tuned.model;
-      const index = tensor(supervised, { device });
-      const select = (model: CausalLM): Tensor =>
-        scope(() => indexSelect(model.forward(batch), index));
+      const select = (model: CausalLM): Tensor => model.forward(batch, { rows: supervised });
       const { weight, softcap } = tuned.model.head;
       const teacher = withKl
         ? tuned.withTeacher((base) => ({ hidden: select(base), head: base.head }))

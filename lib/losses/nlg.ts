@@ -51,9 +51,9 @@ export interface WindowCounts {
 
 /** What {@link BaLoraLoss.compute} needs. */
 export interface MicroBatch {
-  /** (N, C) after the final norm, on the tape. */
+  /** (N, C) after the final norm, on the tape; or (M, C), the rows of {@link BaLoraLoss.select} alone. */
   hidden: Tensor;
-  /** (N, C) of the teacher, without gradient; needed while consistency is on. */
+  /** (N, C) or (M, C) of the teacher, without gradient; needed while consistency is on. */
   teacherHidden?: Tensor | null;
   /** The teacher's selected rows summed up, instead of its hidden states; see {@link BaLoraLoss.summarize}. */
   teacher?: TeacherSummary | null;
@@ -126,11 +126,9 @@ export class BaLoraLoss {
     }
     const shares = window ?? counts;
     const { device } = hidden;
-    const rows = pick(hidden, selected.rows);
+    const rows = pick(hidden, selected);
     const teacher =
-      this.terms.consistency && teacherHidden
-        ? noGrad(() => pick(teacherHidden, selected.rows))
-        : null;
+      this.terms.consistency && teacherHidden ? noGrad(() => pick(teacherHidden, selected)) : null;
     const inputs = {
       hidden: rows,
       head: this.head.weight,
@@ -149,7 +147,7 @@ export class BaLoraLoss {
       this.terms.consistency && summary
         ? headLossesCached({ ...inputs, summary })
         : headLosses({ ...inputs, teacher, teacherHead });
-    const svd = this.#svd(hidden, rows, selected, weights.svd);
+    const svd = this.#svd(rows, selected, weights.svd);
     if (!svd || weights.svd === 0) return { loss: headLoss, sums, svd, ...counts };
     const share = (weights.svd * counts.selected) / shares.selected;
     return { loss: add(headLoss, mul(svd, share)), sums, svd: svd.detach(), ...counts };
@@ -157,13 +155,13 @@ export class BaLoraLoss {
 
   /**
    * The teacher's part in compute(), for keeping: of the rows of select(), in their order.
-   * @param teacherHidden (N, C)
+   * @param teacherHidden (N, C), or (M, C): those rows alone
    * @throws UnsupportedError for a head that is trained or soft-capped
    */
-  summarize(teacherHidden: Tensor, { rows }: SelectedRows): TeacherSummary {
+  summarize(teacherHidden: Tensor, selected: SelectedRows): TeacherSummary {
     const { temperature, chunkBytes } = this.options;
     return noGrad(() =>
-      teacherSummary(pick(teacherHidden, rows), {
+      teacherSummary(pick(teacherHidden, selected), {
         head: this.head.weight,
         teacherHead: this.head.teacherWeight ?? null,
         softcap: this.head.softcap ?? 0,
@@ -176,14 +174,15 @@ export class BaLoraLoss {
   /**
    * Sum over the selected rows of the teacher's entropy at T, for the adaptive schedule (its mean / ln V gives l1). Exact
    * over a window when the caller adds up its micro-batches before it computes their losses.
+   * @param teacherHidden (N, C), or (M, C): the rows of select() alone
    * @returns (S, 3) f64 whose last column is the entropy of each selected row, or null for none
    */
   teacherEntropyRows(teacherHidden: Tensor, batch: RowsOfBatch): Tensor | null {
-    const { regularizedRows } = this.select(batch);
-    if (regularizedRows.length === 0) return null;
+    const selected = this.select(batch);
+    if (selected.regularizedRows.length === 0) return null;
     return noGrad(() =>
       headRows({
-        hidden: pick(teacherHidden, regularizedRows),
+        hidden: regularizedOf(pick(teacherHidden, selected), selected),
         head: this.head.teacherWeight ?? this.head.weight,
         softcap: this.head.softcap ?? 0,
         entropyTemperature: this.options.temperature,
@@ -198,9 +197,9 @@ export class BaLoraLoss {
     this.#gram = null;
   }
 
-  #svd(hidden: Tensor, rows: Tensor, selected: SelectedRows, weight: number): Tensor | null {
+  #svd(rows: Tensor, selected: SelectedRows, weight: number): Tensor | null {
     if (!this.terms.svd || selected.regularizedRows.length === 0) return null;
-    const own = selected.regularized ? pick(hidden, selected.regularizedRows) : rows;
+    const own = regularizedOf(rows, selected);
     if (gramFormAllowed(this.head)) this.#gram ??= new HeadGram(this.head.weight);
     const { svdTopK: k, svdNorm: norm, chunkBytes } = this.options;
     const value = (): Tensor => fusedSvdLoss(own, this.head, this.#gram, { k, norm, chunkBytes });
@@ -252,8 +251,20 @@ export class WindowTerms {
   }
 }
 
-function pick(x: Tensor, rows: Int32Array): Tensor {
-  return rows.length === x.shape[0] ? x : indexSelect(x, tensor(rows, { device: x.device }));
+/** The selected rows of hidden states that are those of the whole batch, or the selected ones already. */
+function pick(hidden: Tensor, { rows, batchRows }: SelectedRows): Tensor {
+  const count = hidden.shape[0] as number;
+  if (count === rows.length) return hidden;
+  if (count === batchRows) return indexSelect(hidden, tensor(rows, { device: hidden.device }));
+  throw new ArgumentError(
+    `BaLoraLoss: hidden states must be of all ${batchRows} rows of the batch or of the ${rows.length} ` +
+      `selected ones, got ${count}`,
+  );
+}
+
+/** (M, C) of the selected rows -> (S, C) of the regularizers' */
+function regularizedOf(x: Tensor, { regularized, regularizedRows }: SelectedRows): Tensor {
+  return regularized === null ? x : indexSelect(x, tensor(regularizedRows, { device: x.device }));
 }
 
 /** A window without rows of a kind has no such term. */

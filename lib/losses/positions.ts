@@ -31,10 +31,12 @@ export interface SelectedRows {
   targets: Int32Array;
   /** (M): 1 where the row is in the regularizers; null where all are. */
   regularized: Uint8Array | null;
-  /** (S): rows of the regularizers alone, as places in the batch. */
+  /** (S): rows of the regularizers alone, as places in `rows`. */
   regularizedRows: Int32Array;
   /** Rows of the task loss. */
   supervised: number;
+  /** N: rows of the batch. */
+  batchRows: number;
 }
 
 /** The union of the rows that the terms need, with who needs which. */
@@ -47,7 +49,7 @@ export function selectRows(batch: RowsOfBatch, positions: Positions = 'supervise
   for (let n = 0; n < targets.length; n++) {
     const hasTarget = targets[n] !== kIgnoredTarget;
     if (hasTarget) supervised++;
-    if (inRegularizers[n]) regularizedRows.push(n);
+    if (inRegularizers[n]) regularizedRows.push(rows.length);
     if (hasTarget || inRegularizers[n]) rows.push(n);
   }
   const same = regularizedRows.length === rows.length;
@@ -57,6 +59,7 @@ export function selectRows(batch: RowsOfBatch, positions: Positions = 'supervise
     regularized: same ? null : Uint8Array.from(rows, (n) => inRegularizers[n] as number),
     regularizedRows: Int32Array.from(regularizedRows),
     supervised,
+    batchRows: targets.length,
   };
 }
 

@@ -105,20 +105,19 @@ export class SelfAttention extends Module {
     this.#config = config;
   }
 
-  /** x (N,C) -> (N,C) */
+  /** x (N,C) -> (N,H*D): what o_proj takes. */
   forward(x: Tensor, { rows, ropes }: DecoderInputs): Tensor {
     const { qkNorm, window, softcap, scale, rope: kind } = this.#config;
     let [q, k, v] = this.#qkv.forward(x) as [Tensor, Tensor, Tensor];
     const norms =
       this.q_norm === null || this.k_norm === null ? null : ([this.q_norm, this.k_norm] as const);
     if (norms !== null && qkNorm === 'whole') [q, k] = [norms[0].forward(q), norms[1].forward(k)];
-    const attended = attend([q, k, v], this.#config, rows, {
+    return attend([q, k, v], this.#config, rows, {
       window,
       softcap,
       scale,
       rope: ropes[kind] ?? null,
       headNorms: qkNorm === 'head' ? norms : null,
     });
-    return this.o_proj.forward(attended);
   }
 }

@@ -159,11 +159,12 @@ export class BertTrunk extends Module {
   }
 
   forward(inputs: ModelInputs, { keepOf }: LayersKept): Tensor {
-    const { cuSeqlens, lengths } = inputs;
+    const { cuSeqlens, lengths, wanted } = inputs;
     const embedded = this.embeddings.forward(inputs);
     return runLayers(this.encoder.layer, embedded, {
       shared: { cuSeqlens, lengths },
       last: null,
+      wanted,
       keep: keepOf,
     });
   }

@@ -121,11 +121,13 @@ export class BertLayer<S> extends Layer<S> {
       {
         enter: null,
         leave: attention.output.LayerNorm,
-        forward: (x, shared) => attention.output.dense.forward(self.forward(x, shared)),
+        mix: (x, shared) => self.forward(x, shared),
+        forward: (attended) => attention.output.dense.forward(attended),
       },
       {
         enter: null,
         leave: output.LayerNorm,
+        mix: null,
         forward: (x) => output.dense.forward(config.activation(intermediate.dense.forward(x))),
       },
     ];

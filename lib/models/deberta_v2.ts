@@ -235,10 +235,11 @@ class DebertaEncoder extends Module {
   }
 
   forward(x: Tensor, inputs: ModelInputs, { keepOf }: LayersKept): Tensor {
-    const { cuSeqlens, lengths, length } = inputs;
+    const { cuSeqlens, lengths, length, wanted } = inputs;
     return runLayers(this.layer, x, {
       shared: { cuSeqlens, lengths, ...this.#relative(length) },
       last: null,
+      wanted,
       keep: keepOf,
     });
   }

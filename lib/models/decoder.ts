@@ -72,6 +72,8 @@ export function attentionOf(config: DecoderConfig, i: number): AttentionConfig {
 }
 
 export interface Attention extends Module {
+  readonly o_proj: Linear;
+  /** x (N,C) -> (N,H*D): what o_proj takes. */
   forward(x: Tensor, inputs: DecoderInputs): Tensor;
 }
 export interface Mlp extends Module {
@@ -100,9 +102,15 @@ export class PreNormLayer extends Layer<DecoderInputs> {
       {
         enter: this.input_layernorm,
         leave: null,
-        forward: (x, inputs) => this.self_attn.forward(x, inputs),
+        mix: (x, inputs) => this.self_attn.forward(x, inputs),
+        forward: (attended) => this.self_attn.o_proj.forward(attended),
       },
-      { enter: this.post_attention_layernorm, leave: null, forward: (x) => this.mlp.forward(x) },
+      {
+        enter: this.post_attention_layernorm,
+        leave: null,
+        mix: null,
+        forward: (x) => this.mlp.forward(x),
+      },
     ];
   }
 
@@ -141,9 +149,9 @@ export class Decoder extends Module {
     this.#embeddingScale = roundedTo(config.embeddingScale, weights.dtype);
   }
 
-  /** @returns (N,C) after the last norm */
+  /** @returns (N,C) after the last norm, or its wanted rows */
   forward(inputs: ModelInputs, { keepOf }: LayersKept): Tensor {
-    const { ids, positions, cuSeqlens, lengths, length } = inputs;
+    const { ids, positions, cuSeqlens, lengths, length, wanted } = inputs;
     const embedded = this.embed_tokens.forward(ids);
     return runLayers(
       this.layers,
@@ -154,6 +162,7 @@ export class Decoder extends Module {
           ropes: this.#ropes.map((rope) => rope.tables(length)),
         },
         last: this.norm,
+        wanted,
         keep: keepOf,
       },
     );

@@ -109,9 +109,9 @@ class Attention extends Module {
     this.#numHeads = numHeads;
   }
 
-  /** x (N,C) -> (N,C) */
+  /** x (N,C) -> (N,C): what out_lin takes. */
   forward(x: Tensor, segments: Segments): Tensor {
-    return this.out_lin.forward(attendBothWays(this.#qkv.forward(x), this.#numHeads, segments));
+    return attendBothWays(this.#qkv.forward(x), this.#numHeads, segments);
   }
 }
 
@@ -151,9 +151,15 @@ class Block extends Layer<Segments> {
       {
         enter: null,
         leave: this.sa_layer_norm,
-        forward: (x, segments) => this.attention.forward(x, segments),
+        mix: (x, segments) => this.attention.forward(x, segments),
+        forward: (attended) => this.attention.out_lin.forward(attended),
       },
-      { enter: null, leave: this.output_layer_norm, forward: (x) => this.ffn.forward(x) },
+      {
+        enter: null,
+        leave: this.output_layer_norm,
+        mix: null,
+        forward: (x) => this.ffn.forward(x),
+      },
     ];
   }
 
@@ -220,13 +226,14 @@ export class DistilBertForSequenceClassification extends SequenceClassifier {
   }
 
   protected hidden(inputs: ModelInputs): Tensor {
-    const { cuSeqlens, lengths } = inputs;
+    const { cuSeqlens, lengths, wanted } = inputs;
     return runLayers(
       this.distilbert.transformer.layer,
       this.distilbert.embeddings.forward(inputs),
       {
         shared: { cuSeqlens, lengths },
         last: null,
+        wanted,
         keep: this.keepOf,
       },
     );

@@ -34,12 +34,14 @@ export class SandwichLayer extends Layer<DecoderInputs> {
       {
         enter: this.input_layernorm,
         leave: null,
-        forward: (x, inputs) =>
-          this.post_attention_layernorm.forward(this.self_attn.forward(x, inputs)),
+        mix: (x, inputs) => this.self_attn.forward(x, inputs),
+        forward: (attended) =>
+          this.post_attention_layernorm.forward(this.self_attn.o_proj.forward(attended)),
       },
       {
         enter: this.pre_feedforward_layernorm,
         leave: null,
+        mix: null,
         forward: (x) => this.post_feedforward_layernorm.forward(this.mlp.forward(x)),
       },
     ];

@@ -47,11 +47,11 @@ class Gpt2Attention extends Module {
     this.#scale = scales[i] as number;
   }
 
-  /** x (N,C) -> (N,C) */
+  /** x (N,C) -> (N,C): what c_proj takes. */
   forward(x: Tensor, rows: Rows): Tensor {
     const c = x.shape[1] as number;
     const qkv = split(this.c_attn.forward(x), [c, c, c], 1) as [Tensor, Tensor, Tensor];
-    return this.c_proj.forward(attend(qkv, this.#heads, rows, { scale: this.#scale }));
+    return attend(qkv, this.#heads, rows, { scale: this.#scale });
   }
 }
 
@@ -88,8 +88,13 @@ class Gpt2Block extends Layer<Rows> {
     this.ln_2 = weights.layerNorm('ln_2', config.hiddenSize, config.eps);
     this.mlp = new Gpt2Mlp(config, weights.at('mlp'));
     this.#branches = [
-      { enter: this.ln_1, leave: null, forward: (x, rows) => this.attn.forward(x, rows) },
-      { enter: this.ln_2, leave: null, forward: (x) => this.mlp.forward(x) },
+      {
+        enter: this.ln_1,
+        leave: null,
+        mix: (x, rows) => this.attn.forward(x, rows),
+        forward: (attended) => this.attn.c_proj.forward(attended),
+      },
+      { enter: this.ln_2, leave: null, mix: null, forward: (x) => this.mlp.forward(x) },
     ];
   }
 
@@ -117,11 +122,12 @@ class Gpt2Model extends Module {
   }
 
   forward(inputs: ModelInputs, { keepOf }: LayersKept): Tensor {
-    const { ids, positions, cuSeqlens, lengths } = inputs;
+    const { ids, positions, cuSeqlens, lengths, wanted } = inputs;
     const embedded = add(this.wte.forward(ids), this.wpe.forward(positions));
     return runLayers(this.h, embedded, {
       shared: { positions, cuSeqlens, lengths },
       last: this.ln_f,
+      wanted,
       keep: keepOf,
     });
   }

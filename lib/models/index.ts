@@ -17,7 +17,7 @@ export { demoCheckpoint } from './demo_checkpoint.ts';
 export { DistilBertForSequenceClassification } from './distilbert.ts';
 export { type ResolveOptions, resolveModel } from './hub.ts';
 export type { LayerKeep } from './layers.ts';
-export { Model, type ModelBatch, type ModelOrigin } from './model.ts';
+export { type ForwardOptions, Model, type ModelBatch, type ModelOrigin } from './model.ts';
 export { RobertaForSequenceClassification } from './roberta.ts';
 export type { RopeConfig } from './rope.ts';
 export { type SaveModelOptions, saveModel } from './save.ts';

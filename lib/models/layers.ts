@@ -1,22 +1,25 @@
 /**
  * The loop over a transformer's layers, in one place for all architectures. A layer is a few residual branches (attention,
- * mlp); the sum that flows through them is the stream. Two things are decided here: every residual sum is taken together
- * with the norm that reads it, across layers too; and what a layer keeps for the backward.
+ * mlp); the sum that flows through them is the stream. Three things are decided here: every residual sum is taken together
+ * with the norm that reads it, across layers too; what a layer keeps for the backward; and where rows that nobody asks
+ * for end: behind the last attention, after which no row reads another.
  */
 import { checkpoint, recomputing } from '../autograd.ts';
 import { Module, type Norm } from '../nn/index.ts';
-import { add } from '../ops/index.ts';
+import { add, indexSelect } from '../ops/index.ts';
 import { Tensor } from '../tensor.ts';
 
 /**
- * stream <- leave(stream + forward(enter(stream))); a norm that is null does nothing. `enter` alone is the pre-norm block,
- * `leave` alone the post-norm block of BERT. A norm of the branch's own output belongs into forward.
+ * stream <- leave(stream + forward(mix(enter(stream)))); a norm that is null does nothing. `enter` alone is the pre-norm
+ * block, `leave` alone the post-norm block of BERT. A norm of the branch's own output belongs into forward.
  */
 export interface Branch<Shared> {
   readonly enter: Norm | null;
   readonly leave: Norm | null;
-  /** x (N,C) -> (N,C) */
-  forward(x: Tensor, shared: Shared): Tensor;
+  /** The part in which rows see each other, attention up to its last projection: x (N,C) -> (N,W). null: there is none. */
+  readonly mix: ((x: Tensor, shared: Shared) => Tensor) | null;
+  /** The rest, row by row: (M,W) -> (M,C). */
+  forward(mixed: Tensor): Tensor;
 }
 
 /**
@@ -37,6 +40,8 @@ export interface LayerRun<Shared> {
   readonly shared: Shared;
   /** The norm after the last layer; null where there is none. */
   readonly last: Norm | null;
+  /** (M) i32: the rows of the result, see {@link ModelInputs}; null: all. */
+  readonly wanted: Tensor | null;
   /** What layer i keeps of a batch of so many rows. */
   readonly keep: (layer: number, rows: number) => LayerKeep;
 }
@@ -50,26 +55,27 @@ interface State {
 /**
  * Runs the layers one after the other.
  * @param embedded (N,C)
- * @returns (N,C) after the last norm
+ * @returns (N,C) after the last norm, or the wanted rows of it
  */
 export function runLayers<Shared>(
   layers: readonly Layer<Shared>[],
   embedded: Tensor,
-  { shared, last, keep }: LayerRun<Shared>,
+  { shared, last, wanted, keep }: LayerRun<Shared>,
 ): Tensor {
   let state: State = { stream: embedded, x: null };
   const kept = layers.map((_, i) => keep(i, embedded.shape[0] as number));
   for (const [i, layer] of layers.entries()) {
+    const following = layers[i + 1];
+    const reads = { shared, wanted: following === undefined ? wanted : null };
     if (kept[i] === 'checkpointed') {
-      state = { stream: checkpointed(layer, state.stream, shared), x: null };
+      state = { stream: checkpointed(layer, state.stream, reads), x: null };
       continue;
     }
     // A layer that will be computed again takes its first norm inside.
-    const following = layers[i + 1];
     const again = kept[i + 1] === 'checkpointed';
     const next = following === undefined ? last : again ? undefined : entry(following);
     const before = state;
-    state = recomputing(kept[i] === 'lean', () => runLayer(layer, before, shared, next));
+    state = recomputing(kept[i] === 'lean', () => runLayer(layer, before, reads, next));
   }
   return state.x ?? normed(last, state.stream);
 }
@@ -82,19 +88,26 @@ function normed(norm: Norm | null, x: Tensor): Tensor {
   return norm === null ? x : norm.forward(x);
 }
 
+/** What a layer reads besides its stream; `wanted` in the last layer alone. */
+type Reads<Shared> = Pick<LayerRun<Shared>, 'shared' | 'wanted'>;
+
 /** @param next the norm of whoever reads the stream next; undefined: not here */
 function runLayer<Shared>(
   layer: Layer<Shared>,
   state: State,
-  shared: Shared,
+  { shared, wanted }: Reads<Shared>,
   next: Norm | null | undefined,
 ): State {
   const branches = layer.branches();
+  const lastMix = branches.map(({ mix }) => mix !== null).lastIndexOf(true);
   return branches.reduce((before, branch, i) => {
     const following = branches[i + 1];
+    const chosen = (x: Tensor): Tensor =>
+      wanted !== null && i === lastMix ? indexSelect(x, wanted) : x;
     const x = before.x ?? normed(branch.enter, before.stream);
-    const y = branch.forward(x, shared);
-    return joined(branch, y, before.stream, following === undefined ? next : following.enter);
+    const y = branch.forward(chosen(branch.mix === null ? x : branch.mix(x, shared)));
+    const stream = chosen(before.stream);
+    return joined(branch, y, stream, following === undefined ? next : following.enter);
   }, state);
 }
 
@@ -117,11 +130,11 @@ function joined<Shared>(
 }
 
 /** A layer as a segment from stream to stream. */
-function checkpointed<Shared>(layer: Layer<Shared>, stream: Tensor, shared: Shared): Tensor {
+function checkpointed<Shared>(layer: Layer<Shared>, stream: Tensor, reads: Reads<Shared>): Tensor {
   const segment = (x: Tensor, ...own: Tensor[]): Tensor =>
-    runLayer(layer, { stream: x, x: null }, withTensors(shared, own), undefined).stream;
+    runLayer(layer, { stream: x, x: null }, withTensors(reads, own), undefined).stream;
   // What the segment reads must outlive this call, so all of it goes through its inputs.
-  const given: [Tensor, ...Tensor[]] = [stream, ...tensorsOf(shared)];
+  const given: [Tensor, ...Tensor[]] = [stream, ...tensorsOf(reads)];
   // A segment none of whose inputs wants a gradient would not be recorded, and adapters in it would get none: the first
   // layer of a frozen model is kept as it is.
   return given.some((tensor) => tensor.requiresGrad)

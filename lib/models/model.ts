@@ -36,8 +36,19 @@ export interface ModelInputs {
   readonly cuSeqlens: Tensor; // (B+1) i32
   readonly lengths: Tensor | null; // (B) i32
   readonly tokenTypes: Tensor | null; // (N) i32
+  /** Rows whose hidden states are asked for, in their order; null: all. */
+  readonly wanted: Tensor | null; // (M) i32
   /** Rows of the longest segment: its largest position + 1, as the batch counts. */
   readonly length: number;
+}
+
+/** Options of {@link Model.forward}. */
+export interface ForwardOptions {
+  /**
+   * Rows whose hidden states are wanted, in the order of the result. What the last layer does behind its attention is then
+   * done for these alone. Default: all.
+   */
+  readonly rows?: Int32Array | readonly number[] | undefined; // (M)
 }
 
 /** What the layers of one forward keep for its backward. */
@@ -98,6 +109,7 @@ export abstract class Model extends Module {
   /** The configuration as config.json holds it (transformers 5's spelling). */
   abstract configJson(): Record<string, unknown>;
 
+  /** forward() on checked inputs: (N,C), or the rows `inputs.wanted` of it. */
   protected abstract hidden(inputs: ModelInputs): Tensor;
 
   /** Rows that a segment may have: the positions of a learned table. */
@@ -127,15 +139,15 @@ export abstract class Model extends Module {
 
   /**
    * Hidden states of the last layer, after the final norm where there is one.
-   * @returns (N,C)
-   * @throws ArgumentError for a batch that does not fit together, ids outside the vocabulary, or a sequence longer than
-   *   the position table
+   * @returns (N,C), or (M,C) where M rows are asked for
+   * @throws ArgumentError for a batch that does not fit together, ids outside the vocabulary, rows outside the batch, or a
+   *   sequence longer than the position table
    */
-  forward(batch: ModelBatch): Tensor {
+  forward(batch: ModelBatch, options: ForwardOptions = {}): Tensor {
     checkBatch(batch, this.vocabSize);
     checkTokenTypes(batch, this.modelType, this.tokenTypeCount);
     return this.onDevice(() => {
-      const inputs = modelInputs(batch, this.firstPosition);
+      const inputs = modelInputs(batch, { ...options, firstPosition: this.firstPosition });
       this.checkLength(inputs.length);
       return this.hidden(inputs);
     });
@@ -161,7 +173,10 @@ export function checkLength(modelType: string, length: number, maxPositions: num
   );
 }
 
-export function modelInputs(batch: ModelBatch, firstPosition = 0): ModelInputs {
+export function modelInputs(
+  batch: ModelBatch,
+  { rows, firstPosition = 0 }: ForwardOptions & { firstPosition?: number } = {},
+): ModelInputs {
   const { inputIds, positions, cuSeqlens, lengths, tokenTypeIds } = batch;
   return {
     ids: tensor(inputIds),
@@ -169,8 +184,20 @@ export function modelInputs(batch: ModelBatch, firstPosition = 0): ModelInputs {
     cuSeqlens: tensor(cuSeqlens),
     lengths: lengths === undefined ? null : tensor(lengths),
     tokenTypes: tokenTypeIds === undefined ? null : tensor(tokenTypeIds),
+    wanted: rows === undefined ? null : wantedRows(rows, inputIds.length),
     length: positions.reduce((most, position) => Math.max(most, position), 0) + 1,
   };
+}
+
+/** The rows as a tensor; null for all of them in order. */
+function wantedRows(rows: Int32Array | readonly number[], count: number): Tensor | null {
+  if (rows.length === 0) refuse('no rows are wanted');
+  rows.forEach((row, i) => {
+    if (Number.isInteger(row) && row >= 0 && row < count) return;
+    refuse(`rows[${i}] = ${row} is not a row of the batch of ${count}`);
+  });
+  const all = rows.length === count && rows.every((row, i) => row === i);
+  return all ? null : tensor(Int32Array.from(rows));
 }
 
 function refuse(what: string): never {

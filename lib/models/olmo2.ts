@@ -34,12 +34,14 @@ class PostNormLayer extends Layer<DecoderInputs> {
       {
         enter: null,
         leave: null,
-        forward: (x, inputs) =>
-          this.post_attention_layernorm.forward(this.self_attn.forward(x, inputs)),
+        mix: (x, inputs) => this.self_attn.forward(x, inputs),
+        forward: (attended) =>
+          this.post_attention_layernorm.forward(this.self_attn.o_proj.forward(attended)),
       },
       {
         enter: null,
         leave: null,
+        mix: null,
         forward: (x) => this.post_feedforward_layernorm.forward(this.mlp.forward(x)),
       },
     ];

@@ -32,13 +32,13 @@ class FusedAttention extends Module {
     this.#config = config;
   }
 
-  /** x (N,C) -> (N,C) */
+  /** x (N,C) -> (N,H*D): what o_proj takes. */
   forward(x: Tensor, { rows, ropes }: DecoderInputs): Tensor {
     const { headDim, numHeads, numKeyValueHeads, window, scale, rope } = this.#config;
     const sizes = [numHeads, numKeyValueHeads, numKeyValueHeads].map((heads) => heads * headDim);
     const parts = split(this.qkv_proj.forward(x), sizes, 1) as [Tensor, Tensor, Tensor];
     const options = { window, scale, rope: ropes[rope] ?? null };
-    return this.o_proj.forward(attend(parts, this.#config, rows, options));
+    return attend(parts, this.#config, rows, options);
   }
 }
 

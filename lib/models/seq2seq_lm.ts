@@ -6,7 +6,7 @@ import { ArgumentError } from '../errors.ts';
 import type { Tensor } from '../tensor.ts';
 import { type Head, headLogits } from './causal_lm.ts';
 import type { ConfigOptions } from './config_keys.ts';
-import { Model, type ModelBatch, type ModelOrigin } from './model.ts';
+import { type ForwardOptions, Model, type ModelBatch, type ModelOrigin } from './model.ts';
 import type { Rename } from './renamed_weights.ts';
 import type { WeightLoader } from './weights.ts';
 
@@ -32,10 +32,10 @@ export abstract class Seq2SeqLM extends Model {
   /**
    * Hidden states of the decoder's rows, as the head takes them: after the last norm, and after the factor that tied
    * models put before their head.
-   * @returns (N,C), N rows of `batch.decoder`
+   * @returns (N,C), N rows of `batch.decoder`, or those that are asked for
    * @throws ArgumentError for batches that do not fit together, or ids outside the vocabulary
    */
-  abstract override forward(batch: Seq2SeqBatch): Tensor;
+  abstract override forward(batch: Seq2SeqBatch, options?: ForwardOptions): Tensor;
 
   /** See CausalLM.logits. @param hidden (N,C) @returns (rows,V) */
   logits(hidden: Tensor, rows?: Int32Array | readonly number[]): Tensor {

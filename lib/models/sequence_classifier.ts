@@ -61,6 +61,16 @@ export abstract class SequenceClassifier extends Model implements HeadOrigin {
     return indexSelect(hidden, tensor(this.headRows(batch), { device: hidden.device }));
   }
 
+  /** headInputs(forward(batch), batch): (B,C). Behind its attention the last layer runs on those rows alone. */
+  headInputsOf(batch: ModelBatch): Tensor {
+    return this.forward(batch, { rows: this.headRows(batch) });
+  }
+
+  /** logits(forward(batch), batch) by way of headInputsOf(): (B,D). */
+  outputs(batch: ModelBatch): Tensor {
+    return scope(() => this.classify(this.headInputsOf(batch)));
+  }
+
   /**
    * The head's outputs for each sequence of a batch.
    * @param hidden (N,C), what forward(batch) returned

@@ -11,6 +11,7 @@ import { configJsonOf } from './config_keys.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
 import {
   checkBatch,
+  type ForwardOptions,
   type LayersKept,
   type ModelInputs,
   type ModelOrigin,
@@ -59,7 +60,7 @@ class T5Attention extends Module {
     this.#config = config;
   }
 
-  /** x (N,C) -> (N,C), within its own segments */
+  /** x (N,C) -> (N,H*D), what `o` takes, within its own segments */
   self(x: Tensor, { own, bias, encoder }: Shared): Tensor {
     const [q, k, v] = this.#all.forward(x).map((y) => this.#heads(y)) as [Tensor, Tensor, Tensor];
     const attended = relativeAttention(q, k, v, {
@@ -69,10 +70,10 @@ class T5Attention extends Module {
       causal: encoder !== null,
       scale: 1,
     });
-    return this.#out(attended);
+    return this.#joined(attended);
   }
 
-  /** x (N,C) -> (N,C), from the encoder's rows */
+  /** x (N,C) -> (N,H*D), what `o` takes, from the encoder's rows */
   cross(x: Tensor, { own, encoder }: Shared): Tensor {
     const { states, cuSeqlens, lengths } = encoder as NonNullable<Shared['encoder']>;
     const [k, v] = this.#keyValue.forward(states).map((y) => this.#heads(y)) as [Tensor, Tensor];
@@ -83,16 +84,16 @@ class T5Attention extends Module {
       keyLengths: lengths,
       scale: 1,
     });
-    return this.#out(attended);
+    return this.#joined(attended);
   }
 
   #heads(x: Tensor): Tensor {
     return reshape(x, [x.shape[0] as number, this.#config.numHeads, this.#config.headDim]);
   }
 
-  #out(attended: Tensor): Tensor {
+  #joined(attended: Tensor): Tensor {
     const [n, h, d] = attended.shape as [number, number, number];
-    return this.o.forward(reshape(attended, [n, h * d]));
+    return reshape(attended, [n, h * d]);
   }
 }
 
@@ -150,10 +151,17 @@ class T5Part extends Module {
     this.layer_norm = weights.rmsNorm('layer_norm', config.hiddenSize, config.norm);
   }
 
-  forward(x: Tensor, shared: Shared): Tensor {
-    if (this.SelfAttention) return this.SelfAttention.self(x, shared);
-    if (this.EncDecAttention) return this.EncDecAttention.cross(x, shared);
-    return (this.DenseReluDense as T5Mlp).forward(x);
+  /** The attention, see {@link Branch}; null where the part is the mlp. */
+  get mix(): Branch<Shared>['mix'] {
+    const { SelfAttention: own, EncDecAttention: cross } = this;
+    if (own) return (x, shared) => own.self(x, shared);
+    return cross && ((x, shared) => cross.cross(x, shared));
+  }
+
+  /** What follows the attention, or the mlp: (M,W) -> (M,C) */
+  forward(mixed: Tensor): Tensor {
+    const attention = this.SelfAttention ?? this.EncDecAttention;
+    return attention ? attention.o.forward(mixed) : (this.DenseReluDense as T5Mlp).forward(mixed);
   }
 }
 
@@ -177,7 +185,8 @@ class T5Block extends Layer<Shared> {
     this.#branches = this.layer.map((part) => ({
       enter: part.layer_norm,
       leave: null,
-      forward: (x, shared) => part.forward(x, shared),
+      mix: part.mix,
+      forward: (mixed) => part.forward(mixed),
     }));
   }
 
@@ -204,10 +213,10 @@ class T5Stack extends Module {
     this.final_layer_norm = weights.rmsNorm('final_layer_norm', config.hiddenSize, config.norm);
   }
 
-  /** @param embedded (N,C) -> (N,C) after the last norm */
+  /** @param embedded (N,C) -> (N,C) after the last norm, or its wanted rows */
   forward(
     embedded: Tensor,
-    { cuSeqlens, lengths, length }: ModelInputs,
+    { cuSeqlens, lengths, length, wanted }: ModelInputs,
     encoder: Shared['encoder'],
     { keepOf }: LayersKept,
   ): Tensor {
@@ -215,6 +224,7 @@ class T5Stack extends Module {
     return runLayers(this.block, embedded, {
       shared: { own, bias: this.#bias(length), encoder },
       last: this.final_layer_norm,
+      wanted,
       keep: keepOf,
     });
   }
@@ -280,12 +290,12 @@ export class T5ForConditionalGeneration extends Seq2SeqLM {
     return this.encoder.forward(this.shared.forward(inputs.ids), inputs, null, this);
   }
 
-  forward(batch: Seq2SeqBatch): Tensor {
+  forward(batch: Seq2SeqBatch, options: ForwardOptions = {}): Tensor {
     checkBatch(batch, this.vocabSize);
     checkBatch(batch.decoder, this.vocabSize);
     checkSides(batch);
     return this.onDevice(() => {
-      const [source, target] = [modelInputs(batch), modelInputs(batch.decoder)];
+      const [source, target] = [modelInputs(batch), modelInputs(batch.decoder, options)];
       const { cuSeqlens, lengths } = source;
       const encoder = { states: this.hidden(source), cuSeqlens, lengths };
       const embedded = this.shared.forward(target.ids);

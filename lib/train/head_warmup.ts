@@ -128,9 +128,7 @@ async function headFeatures(
   try {
     for await (const batch of data.batches(0, 0)) {
       signal?.throwIfAborted();
-      parts.push(
-        scope(() => noGrad(() => model.headInputs(model.forward(modelBatch(model, batch)), batch))),
-      );
+      parts.push(scope(() => noGrad(() => model.headInputsOf(modelBatch(model, batch)))));
       labels.push(...batch.labels);
       examples += batch.indices.length;
       classes = batch.labels instanceof Int32Array;

@@ -61,7 +61,7 @@ interface MicroBatch {
   readonly terms: WindowTerms;
 }
 
-/** What a loss reads of the teacher: hidden states (N,C), or the summary of the selected rows. */
+/** What a loss reads of the teacher: of the selected rows, hidden states (M,C) or their summary. */
 type Teacher = { readonly hidden: Tensor } | { readonly summary: TeacherSummary };
 
 /** Cross-entropy + l1 consistency + l2 diversity + l3 SVD; a weight of 0 leaves its term out. */
@@ -103,6 +103,7 @@ class BaLoraObjective implements Objective {
       if (weights === null) return null;
       for (const [index, { batch }] of window.batches.entries()) {
         if (signal?.aborted) return null;
+        if (this.loss.select(batch).rows.length === 0) continue; // no loss reads any of it
         const teacher = this.loss.terms.consistency
           ? (teachers.get(batch) ?? (await this.teach(input, batch, teachers)))
           : null;
@@ -130,7 +131,8 @@ class BaLoraObjective implements Objective {
           ? { teacherHidden: teacher.hidden }
           : { teacher: teacher.summary };
     tuned.trainingPass({ step, microBatch: index });
-    const hidden = withPhase('forward', () => tuned.model.forward(batch));
+    const { rows } = this.loss.select(batch);
+    const hidden = withPhase('forward', () => tuned.model.forward(batch, { rows }));
     try {
       await yieldToEventLoop();
       scope(() => {
@@ -153,8 +155,9 @@ class BaLoraObjective implements Objective {
     batch: Batch,
     teachers: Map<Batch, Teacher>,
   ): Promise<Teacher> {
-    const kept = this.cache && (await this.summary(this.cache, tuned, batch));
-    const teacher = kept ? { summary: kept } : { hidden: teach(tuned, batch) };
+    const teacher = this.cache
+      ? { summary: await this.summary(this.cache, tuned, batch) }
+      : { hidden: teach(tuned, batch, this.loss.select(batch).rows) };
     teachers.set(batch, teacher);
     await yieldToEventLoop();
     return teacher;
@@ -165,12 +168,11 @@ class BaLoraObjective implements Objective {
     cache: TeacherCache,
     tuned: TunedModel,
     batch: Batch,
-  ): Promise<TeacherSummary | null> {
+  ): Promise<TeacherSummary> {
     const selected = this.loss.select(batch);
-    if (selected.rows.length === 0) return null;
     const found = cache.take(batch, selected);
     if (found !== null) return found;
-    const hidden = teach(tuned, batch);
+    const hidden = teach(tuned, batch, selected.rows);
     const made = withPhase('teacher', () => scope(() => this.loss.summarize(hidden, selected)));
     hidden.dispose();
     await cache.put(batch, selected, made);
@@ -185,6 +187,7 @@ class BaLoraObjective implements Objective {
     let [entropy, rows] = [0, 0];
     for (const { batch } of input.window.batches) {
       if (input.signal?.aborted) return null;
+      if (this.loss.select(batch).rows.length === 0) continue;
       const teacher = await this.teach(input, batch, teachers);
       for (const value of await this.entropies(teacher, batch)) {
         entropy += value;

@@ -4,10 +4,10 @@ import { withPhase } from '../runtime.ts';
 import { noGrad, type Tensor } from '../tensor.ts';
 import type { Batch } from './types.ts';
 
-/** The teacher's hidden states: (N,C). */
-export function teach(tuned: TunedModel, batch: Batch): Tensor {
+/** The teacher's hidden states: (N,C), or (M,C) where M rows are asked for. */
+export function teach(tuned: TunedModel, batch: Batch, rows?: Int32Array): Tensor {
   return withPhase('teacher', () =>
-    tuned.withTeacher((model) => noGrad(() => model.forward(batch))),
+    tuned.withTeacher((model) => noGrad(() => model.forward(batch, { rows }))),
   );
 }
 

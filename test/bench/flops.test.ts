@@ -13,15 +13,22 @@ const kStep: StepShape = {
 
 describe('usefulFlops', () => {
   // Weights: q 16, k 8, v 8, o 16, gate 24, up 24, down 24 = 120; pairs (in + out): 8+6+6+8+10+10+10 = 58.
-  const linear = 2 * 8 * 120;
+  // The only layer is the last: behind its attention 3 of the 8 rows go on.
+  const linear = 2 * (8 * (16 + 8 + 8) + 3 * (16 + 24 + 24 + 24));
   const attention = 2 * 32 * 4; // half of the scores, for scores and values
-  const lowRank = 2 * 8 * 58;
+  const lowRank = 2 * (8 * (8 + 6 + 6) + 3 * (8 + 10 + 10 + 10));
   const belowFirst = 2 * 8 * (16 + 8 + 8);
   const head = 2 * 3 * 10 * 4;
 
   it('counts a LoRA step', () => {
     const student = 2 * linear + 3 * attention + 3 * lowRank - belowFirst;
     expect(usefulFlops(kStep)).toBe(student + 2 * head);
+  });
+
+  it('counts all rows in the layers before the last', () => {
+    const two = usefulFlops({ ...kStep, sizes: { ...kSizes, layers: 2 } });
+    const layer = 2 * (2 * 8 * 120) + 3 * attention + 3 * (2 * 8 * 58);
+    expect(two - usefulFlops(kStep)).toBe(layer);
   });
 
   it('adds a forward pass and a head for the teacher, and multiplies by the micro-batches', () => {
@@ -45,10 +52,10 @@ describe('usefulFlops', () => {
 describe('stepProducts', () => {
   it('knows which linears share an input', () => {
     expect(groupsOf(kSizes)).toEqual([
-      { input: 4, outputs: [4, 2, 2] },
-      { input: 4, outputs: [4] },
-      { input: 4, outputs: [6, 6] },
-      { input: 6, outputs: [4] },
+      { input: 4, outputs: [4, 2, 2], behind: false },
+      { input: 4, outputs: [4], behind: true },
+      { input: 4, outputs: [6, 6], behind: true },
+      { input: 6, outputs: [4], behind: true },
     ]);
   });
 
@@ -68,6 +75,15 @@ describe('stepProducts', () => {
     expect(two.filter(({ k, n }) => k === 8 + 3 && n === 4).map(({ count }) => count)).toEqual([1]);
     const plainForward = products.filter(({ m, k, n }) => m === 8 && k === 4 && n === 8);
     expect(plainForward).toEqual([]); // only the student's, whose inner dimension holds the pairs
+  });
+
+  it('runs the last layer behind its attention on the rows of the loss', () => {
+    const products = stepProducts({ ...kStep, sizes: { ...kSizes, layers: 3 } });
+    const down = products.filter(({ k, n, packed }) => packed && k === 6 + 1 && n === 4);
+    expect(down.map(({ m, count }) => [m, count])).toEqual([
+      [8, 2],
+      [3, 1],
+    ]);
   });
 
   it('takes the head in chunks that hold its rows once', () => {

@@ -61,6 +61,7 @@ describeShared('MiniLM', [kModel, kGolden], () => {
             const shared = {
               shared: { cuSeqlens, lengths },
               last: null,
+              wanted: null,
               keep: () => 'saved' as const,
             };
             all.push(runLayers([layer], all.at(-1) as Tensor, shared));

@@ -1,7 +1,8 @@
 // BaLoraLoss (the fused form) against every golden head, accumulation and positions case, in f64 and f32.
 import { describe, expect, it } from 'vitest';
 import { BaLoraLoss, WindowTerms } from '../../lib/losses/nlg.ts';
-import type { Tensor } from '../../lib/tensor.ts';
+import { indexSelect } from '../../lib/ops/index.ts';
+import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { goldenTensor } from '../support/fixtures.ts';
 import {
   array,
@@ -17,6 +18,7 @@ import {
   identity,
   load,
   ofKind,
+  plainValues,
   weightsOf,
 } from '../support/golden_losses.ts';
 
@@ -191,7 +193,9 @@ describe.each(dtypes)('positions in %s', (dtype) => {
     const options = { ...headSetting(c), positions: c.mode };
     const loss = new BaLoraLoss({ weight: load(c, 'W', dtype) }, options);
     const selected = loss.select(batch);
-    expect(Array.from(selected.regularizedRows, (n) => places[n])).toEqual(c.rows[c.mode]);
+    expect(Array.from(selected.regularizedRows, (i) => places[selected.rows[i] as number])).toEqual(
+      c.rows[c.mode],
+    );
     expect(Array.from(batch.targets).filter((t) => t !== -100)).toEqual(c.targets);
 
     const hidden = rowsAt(c, 'H', places, dtype, true);
@@ -214,6 +218,31 @@ describe.each(dtypes)('positions in %s', (dtype) => {
       gradient[(places[Math.floor(i / channels)] as number) * channels + (i % channels)] = v;
     });
     expectGrad(gradient, array(c, `dH_${c.mode}`).data as Float64Array, dtype);
+  });
+
+  it('takes the hidden states of its rows alone', () => {
+    const c = settings.find(({ name, mode }) => /padded/.test(name) && mode === 'label_aligned');
+    const { places, batch } = asRows(c as Case, false);
+    const options = { ...headSetting(c as Case), positions: 'label_aligned' as const };
+    const loss = new BaLoraLoss({ weight: load(c as Case, 'W', dtype) }, options);
+    const selected = loss.select(batch);
+    expect(selected.regularized).not.toBeNull(); // rows of the task alone, and of the regularizers alone
+    const [h, ht] = ['H', 'Ht'].map((name, i) =>
+      rowsAt(c as Case, name, places, dtype, i === 0),
+    ) as [Tensor, Tensor];
+    const chosen = (x: Tensor): Tensor => indexSelect(x, tensor(selected.rows));
+    const run = (hidden: Tensor, teacherHidden: Tensor): number[] => {
+      const weights = { consistency: 0.5, diversity: 0.25, svd: 0.125 };
+      const result = loss.compute({ hidden, teacherHidden, batch, weights });
+      (result.loss as Tensor).backward();
+      const gradient = Array.from(gradOf(h));
+      h.grad = null;
+      const entropies = loss.teacherEntropyRows(teacherHidden, batch) as Tensor;
+      return [(result.loss as Tensor).itemSync(), ...gradient, ...plainValues(entropies)];
+    };
+    expect(run(chosen(h), chosen(ht))).toEqual(run(h, ht));
+    const wrong = rowsAt(c as Case, 'H', places.slice(2), dtype, true);
+    expect(() => run(wrong, ht)).toThrow(/hidden states must be of all \d+ rows of the batch or/);
   });
 
   it('no supervised token: no loss, and nothing to report but zeros', async () => {

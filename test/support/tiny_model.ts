@@ -3,7 +3,7 @@ import type { Batch } from '../../lib/data/collate.ts';
 import { CausalLM, type Head } from '../../lib/models/causal_lm.ts';
 import type { ModelInputs } from '../../lib/models/model.ts';
 import { Linear, LinearGroup, Module, RMSNorm } from '../../lib/nn/index.ts';
-import { add, embedding, ones, randn, swiglu } from '../../lib/ops/index.ts';
+import { add, embedding, indexSelect, ones, randn, swiglu } from '../../lib/ops/index.ts';
 import { scope, type Tensor } from '../../lib/tensor.ts';
 import type { BatchSource } from '../../lib/train/types.ts';
 
@@ -76,10 +76,10 @@ export class TinyModel extends CausalLM {
     return { model_type: 'tiny' };
   }
 
-  protected hidden({ ids }: ModelInputs): Tensor {
+  protected hidden({ ids, wanted }: ModelInputs): Tensor {
     let x = embedding(this.embed_tokens, ids);
     for (const layer of this.layers) x = layer.forward(x);
-    return this.norm.forward(x);
+    return this.norm.forward(wanted === null ? x : indexSelect(x, wanted));
   }
 }
 

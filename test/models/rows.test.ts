@@ -1,0 +1,138 @@
+// Hidden states of chosen rows: what the last layer does for those rows alone against all rows and a selection behind them,
+// values and gradients, in every family that shares the loop over the layers, whatever the layers keep.
+import { join } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import {
+  AutoModelForCausalLM,
+  AutoModelForSeq2SeqLM,
+  AutoModelForSequenceClassification,
+  type CausalLM,
+  type LayerKeep,
+  type Model,
+  type ModelBatch,
+} from '../../lib/models/index.ts';
+import { indexSelect, mul, sum } from '../../lib/ops/index.ts';
+import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
+import { values } from '../support/compare.ts';
+import { architecture, readGolden, relativeError } from './golden.ts';
+import { readClassifierGolden } from './golden_classifiers.ts';
+
+const kCausal = [
+  'gemma',
+  'gemma2',
+  'gemma3-text',
+  'gpt2',
+  'llama-biases',
+  'llama-untied-gqa',
+  'mistral',
+  'olmo2',
+  'phi3',
+  'qwen2',
+  'qwen3',
+];
+const kClassifiers = ['bert', 'distilbert', 'roberta', 'deberta-v2', 'llama-seqcls'];
+const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'checkpointed'];
+
+/** Every other row, the last one first, as a loss may ask for them. */
+const someRows = (count: number): Int32Array =>
+  Int32Array.from({ length: Math.ceil(count / 2) }, (_, i) => count - 1 - 2 * i);
+
+/** A loss that weighs every element of the hidden states differently; its value and the gradients of all parameters. */
+function weighed(model: Model, hidden: Tensor): Tensor[] {
+  const weights = Float64Array.from({ length: hidden.size }, (_, i) => Math.sin(i + 1));
+  const factors = tensor(weights, { shape: [...hidden.shape] }).to(hidden.dtype);
+  sum(mul(hidden, factors)).backward();
+  const gradients = model.parameters().map((parameter) => {
+    const { grad } = parameter;
+    parameter.grad = null;
+    return grad ?? noGrad(() => mul(parameter, 0));
+  });
+  return [hidden, ...gradients];
+}
+
+function expectSame(model: Model, rows: Int32Array, forward: (rows?: Int32Array) => Tensor): void {
+  for (const parameter of model.parameters()) parameter.requiresGrad = true;
+  const tolerance = model.dtype === 'f64' ? 1e-11 : 3e-5;
+  for (const keep of kKeeps) {
+    model.layerKeep = () => keep;
+    const want = weighed(model, indexSelect(forward(), tensor(rows)));
+    const got = weighed(model, forward(rows));
+    want.forEach((expected, i) => {
+      if (values(expected).every((value) => value === 0)) {
+        expect(values(got[i] as Tensor).every((value) => value === 0)).toBe(true);
+      } else {
+        expect(relativeError(got[i] as Tensor, expected), `${keep} ${i}`).toBeLessThan(tolerance);
+      }
+    });
+  }
+}
+
+describe.each(['f64', 'f32'] as const)('chosen rows in %s', (dtype) => {
+  const options = { dtype, trainable: true } as const;
+
+  it.each(kCausal)('of %s', async (name) => {
+    const { folder, batch } = await readGolden(name);
+    const model = await AutoModelForCausalLM.fromPretrained(join(folder, 'model'), options);
+    expect(batch.cuSeqlens.length).toBeGreaterThan(2); // segments
+    expectSame(model, someRows(batch.inputIds.length), (rows) => model.forward(batch, { rows }));
+  });
+
+  it.each(['t5', 't5-v1.1'])('of the decoder of %s', async (name) => {
+    const path = join(architecture(name), 'model');
+    const model = await AutoModelForSeq2SeqLM.fromPretrained(path, options);
+    const batch = { ...segments([4, 6]), decoder: segments([5, 3]) };
+    expectSame(model, someRows(8), (rows) => model.forward(batch, { rows }));
+  });
+
+  it.each(kClassifiers)("of %s, also as its head's inputs", async (name) => {
+    const { folder, batch } = await readClassifierGolden(name);
+    const path = join(folder, 'model');
+    const model = await AutoModelForSequenceClassification.fromPretrained(path, options);
+    expectSame(model, someRows(batch.inputIds.length), (rows) => model.forward(batch, { rows }));
+    const [all, chosen] = noGrad(() => [
+      model.logits(model.forward(batch), batch),
+      model.outputs(batch),
+    ]);
+    expect(relativeError(chosen as Tensor, all as Tensor)).toBeLessThan(
+      dtype === 'f64' ? 1e-12 : 1e-5,
+    );
+  });
+});
+
+describe('rows of a forward', () => {
+  const load = (): Promise<CausalLM> =>
+    AutoModelForCausalLM.fromPretrained(join(architecture('llama-tied'), 'model'));
+
+  it('may repeat, and may be all of them', async () => {
+    const model = await load();
+    const batch = segments([5, 4]);
+    const [all, repeated, whole] = noGrad(() => [
+      model.forward(batch),
+      model.forward(batch, { rows: [3, 3, 0] }),
+      model.forward(batch, { rows: Int32Array.from({ length: 9 }, (_, i) => i) }),
+    ]) as [Tensor, Tensor, Tensor];
+    const selected = noGrad(() => indexSelect(all, tensor(Int32Array.of(3, 3, 0))));
+    expect(relativeError(repeated, selected)).toBeLessThan(1e-5);
+    expect(values(whole)).toEqual(values(all));
+  });
+
+  it('are refused outside the batch', async () => {
+    const model = await load();
+    const run = (rows: number[]) => () => model.forward(segments([5, 4]), { rows });
+    expect(run([])).toThrow(/forward: no rows are wanted/);
+    expect(run([0, 9])).toThrow(/forward: rows\[1\] = 9 is not a row of the batch of 9/);
+    expect(run([-1])).toThrow(/rows\[0\] = -1/);
+    expect(run([0.5])).toThrow(/rows\[0\] = 0.5/);
+  });
+});
+
+/** Segments of these lengths with arbitrary ids. */
+function segments(lengths: readonly number[]): ModelBatch {
+  const positions = lengths.flatMap((length) => Array.from({ length }, (_, i) => i));
+  const ends = lengths.map((_, b) => lengths.slice(0, b + 1).reduce((a, c) => a + c, 0));
+  return {
+    inputIds: Int32Array.from(positions, (_, i) => 3 + ((i * 7) % 20)),
+    positions: Int32Array.from(positions),
+    cuSeqlens: Int32Array.from([0, ...ends]),
+  };
+}
