@@ -1,22 +1,18 @@
 /** Loading a model by what its files say it is: folder or GGUF, and the model_type in them (see registry.ts). */
-import { statSync } from 'node:fs';
-import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { withDevice } from '../device.ts';
-import { FormatError, UnsupportedError } from '../errors.ts';
-import { GgufFile } from '../io/index.ts';
 import { max, maximum, sub } from '../ops/index.ts';
 import { synchronize, withMemoryTag } from '../runtime.ts';
 import { type DType, noGrad, scope, unscoped } from '../tensor.ts';
 import type { CausalLM } from './causal_lm.ts';
 import { type ConfigOptions, readConfigJson } from './config_keys.ts';
 import type { ConfiguredModel, ModelFamily } from './family.ts';
-import { readGguf } from './gguf.ts';
-import { HfWeights, hasSafetensors } from './hf_weights.ts';
+import { HfWeights } from './hf_weights.ts';
 import { type ResolveOptions, resolveModel } from './hub.ts';
 import type { Model, ModelOrigin } from './model.ts';
+import { findFiles, openDecoderGguf, requireDevice } from './opened.ts';
 import { RandomWeights } from './random_weights.ts';
-import { familyOf, familyOfGguf } from './registry.ts';
+import { familyOf } from './registry.ts';
 import { WeightLoader, type WeightReadOptions, type WeightSource } from './weights.ts';
 
 /** Options of {@link AutoModelForCausalLM.fromPretrained}. */
@@ -48,33 +44,6 @@ export interface FromConfigOptions extends ConfigOptions {
 
 /** transformers' initializer_range where the configuration has none. */
 const kDeviation = 0.02;
-
-/**
- * The folder of a checkpoint that can only be a folder, and its config.json.
- * @param what the kind of model, for the message
- * @throws UnsupportedError for a device that cannot be had, or a file
- */
-export async function openCheckpoint(
-  nameOrPath: string,
-  options: FromPretrainedOptions,
-  what: string,
-): Promise<{ folder: string; path: string; json: Record<string, unknown> }> {
-  requireDevice(options);
-  const folder = await resolveModel(nameOrPath, options);
-  if (!statSync(folder).isDirectory()) {
-    throw new UnsupportedError(
-      `${folder}: ${what} is read from a folder with config.json and safetensors`,
-    );
-  }
-  const path = join(folder, 'config.json');
-  const names = (await readdir(folder)).sort();
-  if (!names.includes('config.json')) {
-    throw new UnsupportedError(
-      `${folder}: ${what} is read from a folder with config.json and safetensors; it holds ${names.join(', ') || 'nothing'}`,
-    );
-  }
-  return { folder, path, json: await readConfigJson(path) };
-}
 
 /** Loads causal language models of every supported family. */
 export const AutoModelForCausalLM = {
@@ -136,19 +105,8 @@ interface OpenedModel {
 }
 
 async function open(path: string, options: ConfigOptions): Promise<OpenedModel> {
-  if (!statSync(path).isDirectory()) {
-    if (path.endsWith('.gguf')) return openGguf(path, options);
-    throw new FormatError(`${path}: is neither a model folder nor a .gguf file`, { path });
-  }
-  const names = (await readdir(path)).sort();
-  if (names.includes('config.json') && hasSafetensors(path)) return openFolder(path, options);
-  const ggufs = names.filter((name) => name.endsWith('.gguf'));
-  if (ggufs.length === 1) return openGguf(join(path, ggufs[0] as string), options);
-  const reason =
-    ggufs.length > 1
-      ? `holds several GGUF files, name one of them: ${ggufs.join(', ')}`
-      : `needs config.json with model.safetensors (or its index and shards), or one .gguf file; it holds ${names.join(', ') || 'nothing'}`;
-  throw new FormatError(`${path}: ${reason}`, { path });
+  const found = await findFiles(path);
+  return found.gguf ? openGguf(found.path, options) : openFolder(found.path, options);
 }
 
 async function openFolder(folder: string, options: ConfigOptions): Promise<OpenedModel> {
@@ -160,16 +118,11 @@ async function openFolder(folder: string, options: ConfigOptions): Promise<Opene
 }
 
 async function openGguf(path: string, options: ConfigOptions): Promise<OpenedModel> {
-  const file = GgufFile.open(path);
+  const { family, json, source } = await openDecoderGguf(path, options);
   try {
-    const { family, table } = familyOfGguf(
-      String(file.metadata.get('general.architecture') ?? 'none'),
-      path,
-    );
-    const { json, source } = await readGguf(file, table, options);
     return { family, configured: family.configure(json, { path }), source };
   } catch (error) {
-    file.close();
+    source.close();
     throw error;
   }
 }
@@ -190,11 +143,6 @@ async function build(
 
 interface OnDevice {
   readonly device: string | undefined;
-}
-
-/** Fails early: before anything is downloaded or read. @throws UnsupportedError as setDefaultDevice does */
-function requireDevice({ device }: { device?: string | undefined }): void {
-  withDevice(device, () => {});
 }
 
 /** Builds a model whose weights are made on a device and outlive any scope. */

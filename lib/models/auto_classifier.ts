@@ -1,7 +1,11 @@
 /** Loading a model with a classification or regression head: its own, or a fresh one on a pre-trained trunk. */
-import { buildOn, type FromPretrainedOptions, openCheckpoint, settle } from './auto.ts';
+import { join } from 'node:path';
+import { buildOn, type FromPretrainedOptions, settle } from './auto.ts';
 import type { ClassifierKind, MakeClassifier } from './classifier_kind.ts';
+import { readConfigJson } from './config_keys.ts';
 import { HfWeights } from './hf_weights.ts';
+import { resolveModel } from './hub.ts';
+import { findFiles, openDecoderGguf, requireDevice } from './opened.ts';
 import { RandomWeights } from './random_weights.ts';
 import { classifierKind } from './registry.ts';
 import { CompletedWeights, RenamedWeights } from './renamed_weights.ts';
@@ -29,8 +33,9 @@ export const AutoModelForSequenceClassification = {
   /**
    * Loads a model with one row of outputs a sequence. A head (and a pooler) that the checkpoint lacks is drawn anew, as
    * transformers does, and named in `newlyInitialized`. Dropout of the configuration is not applied.
-   * @param nameOrPath a Hugging Face folder with safetensors, or an id on the Hub
-   * @throws UnsupportedError for a model_type without a classifier, a GGUF file, or a config key that is not known;
+   * @param nameOrPath a Hugging Face folder with safetensors, a GGUF file of a decoder (or a folder with one), or an id on the
+   *   Hub
+   * @throws UnsupportedError for a model_type without a classifier, or a config key that is not known;
    *   ArgumentError for labels that contradict the head; FormatError and others as AutoModelForCausalLM does
    * @example
    * const model = await AutoModelForSequenceClassification.fromPretrained('./all-MiniLM-L6-v2', { numLabels: 2 });
@@ -41,11 +46,9 @@ export const AutoModelForSequenceClassification = {
     options: ClassifierOptions = {},
   ): Promise<SequenceClassifier> {
     const { dtype = 'f32', device, trainable = false, checkFinite = true } = options;
-    const { folder, path, json } = await openCheckpoint(nameOrPath, options, 'a classifier');
-    const kind = classifierKind(String(json.model_type ?? 'none'), path);
-    const make = kind.fromJson(json, { ...options, path });
-    const stored = HfWeights.open(folder, '');
+    const { folder, path, json, kind, stored } = await openClassifier(nameOrPath, options);
     try {
+      const make = kind.fromJson(json, { ...options, path });
       const read: WeightReadOptions = { dtype, checkFinite, share: !trainable };
       const { source, head } = withHead(kind, stored, { json, options, make, read });
       const model = buildOn(device, () =>
@@ -77,14 +80,45 @@ export async function checkpointHead(
   nameOrPath: string,
   options: FromPretrainedOptions = {},
 ): Promise<CheckpointHead> {
-  const { folder, path, json } = await openCheckpoint(nameOrPath, options, 'a classifier');
-  const kind = classifierKind(String(json.model_type ?? 'none'), path);
-  const stored = HfWeights.open(folder, '');
+  const { kind, stored } = await openClassifier(nameOrPath, options);
   try {
     const { shapes } = new RenamedWeights(stored, kind.rename);
     return { weight: kind.headWeight, labels: shapes.get(kind.headWeight)?.[0] ?? null };
   } finally {
     stored.close();
+  }
+}
+
+/** A checkpoint's files, understood but not read. */
+interface OpenedClassifier {
+  /** The folder, or the GGUF file. */
+  readonly folder: string;
+  /** Of the configuration, for messages. */
+  readonly path: string;
+  readonly json: Record<string, unknown>;
+  readonly kind: ClassifierKind;
+  readonly stored: WeightSource;
+}
+
+async function openClassifier(
+  nameOrPath: string,
+  options: FromPretrainedOptions,
+): Promise<OpenedClassifier> {
+  requireDevice(options);
+  const { path: folder, gguf } = await findFiles(await resolveModel(nameOrPath, options));
+  if (!gguf) {
+    const path = join(folder, 'config.json');
+    const json = await readConfigJson(path);
+    const kind = classifierKind(String(json.model_type ?? 'none'), path);
+    return { folder, path, json, kind, stored: HfWeights.open(folder, '') };
+  }
+  const { family, json, source } = await openDecoderGguf(folder, options);
+  try {
+    const kind = classifierKind(family.modelType, folder);
+    return { folder, path: folder, json, kind, stored: source };
+  } catch (error) {
+    source.close();
+    throw error;
   }
 }
 

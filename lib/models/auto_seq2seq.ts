@@ -1,13 +1,7 @@
 /** Loading an encoder-decoder. */
-import {
-  buildOn,
-  type FromPretrainedOptions,
-  headIsEmbedding,
-  kHead,
-  openCheckpoint,
-  settle,
-} from './auto.ts';
+import { buildOn, type FromPretrainedOptions, headIsEmbedding, kHead, settle } from './auto.ts';
 import { HfWeights } from './hf_weights.ts';
+import { openCheckpoint } from './opened.ts';
 import { seq2SeqFamilyOf } from './registry.ts';
 import { RenamedWeights } from './renamed_weights.ts';
 import type { Seq2SeqLM } from './seq2seq_lm.ts';

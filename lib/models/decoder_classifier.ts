@@ -6,7 +6,7 @@ import { ArgumentError } from '../errors.ts';
 import type { Linear } from '../nn/index.ts';
 import type { Tensor } from '../tensor.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
-import type { ConfigOptions } from './config_keys.ts';
+import { type ConfigOptions, configJsonOf } from './config_keys.ts';
 import { Decoder, type DecoderConfig, type DecoderFamily } from './decoder.ts';
 import type { ModelBatch, ModelInputs, ModelOrigin } from './model.ts';
 import { trunkNames } from './renamed_weights.ts';
@@ -79,7 +79,9 @@ class DecoderForSequenceClassification extends SequenceClassifier {
   }
 
   configJson(): Record<string, unknown> {
-    return this.classifierJson(this.#config.source, this.#architecture);
+    const [architecture, { source, tied }] = [this.#architecture, this.#config];
+    const model = { modelType: this.modelType, architecture, dtypeName: this.dtypeName, tied };
+    return this.classifierJson(configJsonOf(source, model), architecture);
   }
 
   override dispose(): void {

@@ -1,6 +1,6 @@
 // Models with a classification head against transformers: logits, hidden states, losses and gradients of tiny checkpoints
 // in f32 and in f64, in bf16 within the band of its own rounding, in older spellings and under older names.
-import { cpSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
@@ -252,15 +252,6 @@ describe('bad input', () => {
     const model = await Auto.fromPretrained(architecture('roberta/model'));
     expect(model.forward(batchOf(24)).shape).toEqual([24, 40]);
     expect(() => model.forward(batchOf(25))).toThrow(/position table of this roberta model \(24\)/);
-  });
-
-  it('of a folder with a GGUF file alone says what a classifier is read from', async () => {
-    const other = join(folder, 'gguf');
-    mkdirSync(other);
-    writeFileSync(join(other, 'model.gguf'), '');
-    await expect(Auto.fromPretrained(other)).rejects.toThrow(
-      /a classifier is read from a folder with config\.json and safetensors; it holds model\.gguf/,
-    );
   });
 
   it('of a family without a classifier names those that have one', async () => {

@@ -5,10 +5,16 @@ import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:f
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
-import { AutoModelForCausalLM } from '../../lib/models/index.ts';
+import {
+  AutoModelForCausalLM,
+  AutoModelForSequenceClassification,
+  type SequenceClassifier,
+  saveModel,
+} from '../../lib/models/index.ts';
 import { noGrad } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
 import { kConversions, writeGoldenGguf } from '../support/gguf_models.ts';
+import { writeGguf } from '../support/write_gguf.ts';
 import { architecture, readGolden } from './golden.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'balora-gguf-'));
@@ -49,5 +55,45 @@ describe.each(Object.keys(kConversions))('a GGUF file of %s', (family) => {
     // Gemma's norms lose their last bits to the 1 that the file adds.
     const tolerance = family.startsWith('gemma') ? 1e-5 : 0;
     expect(Math.max(...error)).toBeLessThanOrEqual(tolerance);
+  });
+});
+
+describe('a classifier on a GGUF file', () => {
+  it.each(Object.keys(kConversions).filter((family) => family !== 'gpt2'))(
+    'of %s is that on its checkpoint: trunk, head drawn anew, and what is saved',
+    async (family) => {
+      const { batch } = await readGolden(family);
+      const path = join(folder, `${family}-head.gguf`);
+      writeGoldenGguf(path, family, kExtra[family]);
+      const [got, want] = (await Promise.all(
+        [path, twin(family, kUnsaid[family] ?? {})].map((p) =>
+          AutoModelForSequenceClassification.fromPretrained(p, { numLabels: 3, seed: 7 }),
+        ),
+      )) as [SequenceClassifier, SequenceClassifier];
+      expect(got.newlyInitialized).toEqual(['score.weight']);
+      const logits = (model: SequenceClassifier) =>
+        values(noGrad(() => model.logits(model.forward(batch), batch)));
+      const expected = logits(want);
+      const error = logits(got).map((v, i) => Math.abs(v - Number(expected[i])));
+      expect(Math.max(...error)).toBeLessThanOrEqual(family.startsWith('gemma') ? 1e-5 : 0);
+      const saved = join(folder, `${family}-head-saved`);
+      await saveModel(got, saved);
+      const again = await AutoModelForSequenceClassification.fromPretrained(saved);
+      expect([again.numLabels, again.newlyInitialized]).toEqual([3, []]);
+      expect(logits(again)).toEqual(logits(got));
+    },
+  );
+
+  it('of a family without one, or of an encoder, is refused by name', async () => {
+    const path = join(folder, 'gpt2-head.gguf');
+    writeGoldenGguf(path, 'gpt2');
+    await expect(AutoModelForSequenceClassification.fromPretrained(path)).rejects.toThrow(
+      /gpt2-head\.gguf: model_type "gpt2" is not supported for classification, only as language model/,
+    );
+    const bert = join(folder, 'bert.gguf');
+    writeGguf(bert, { 'general.architecture': 'bert' }, []);
+    await expect(AutoModelForSequenceClassification.fromPretrained(bert)).rejects.toThrow(
+      /bert\.gguf: general\.architecture "bert" is not supported \(known: llama/,
+    );
   });
 });
