@@ -1,5 +1,5 @@
 import { stripVTControlCharacters } from 'node:util';
-import { describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { Progress, stepLine } from '../../lib/cli/progress.ts';
 import { formatBytes, formatCount, formatSeconds, hasColour } from '../../lib/cli/terminal.ts';
 import type { StepRecord, TrainEvent } from '../../lib/train/types.ts';
@@ -58,6 +58,14 @@ class Stream {
   }
 }
 
+// A dumb terminal gets plain lines, whatever the stream says; the tests may run in one.
+beforeEach(() => {
+  vi.stubEnv('TERM', 'xterm');
+});
+afterEach(() => {
+  vi.unstubAllEnvs();
+});
+
 describe('stepLine', () => {
   it('shows loss, speed and time left', () => {
     expect(stepLine({ record: record(12), totalSteps: 200, secondsLeft: 192 })).toBe(
@@ -97,6 +105,17 @@ describe('Progress', () => {
     expect(stream.text).toMatch(/^step {3}1\/200 .*\nstep {3}2\/200 .*\nwarning: careful\n$/);
     expect(stream.text).not.toContain('\u001b');
     expect(stream.text).not.toContain('\r');
+  });
+
+  it('writes plain lines on a dumb terminal', () => {
+    vi.stubEnv('TERM', 'dumb');
+    const stream = new Stream(true);
+    const progress = new Progress(stream);
+    progress.show(event('step', 1));
+    expect(stream.text).toBe('');
+    progress.show(event('log', 1));
+    expect(stream.text).toMatch(/^step {3}1\/200 .*\n$/);
+    expect(stream.text).not.toContain('\u001b');
   });
 
   it('redraws one line on a terminal, below the messages, at a bounded rate', () => {

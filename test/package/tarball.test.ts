@@ -95,7 +95,7 @@ describe('the packed tarball', () => {
     const flags = ['--noEmit', '--strict', '--module', 'nodenext', '--target', 'es2022'];
     const tsc = join(kRoot, 'node_modules', 'typescript', 'bin', 'tsc');
     run(process.execPath, [tsc, ...flags, ...types, 'example.mts'], folder);
-  });
+  }, 120_000);
 
   it('has a bin that starts', () => {
     const bin = join(folder, 'node_modules', 'balora', 'dist', 'cli', 'main.js');

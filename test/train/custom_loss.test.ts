@@ -92,7 +92,8 @@ it.each([
   });
   builtIn.records.forEach((record, i) => {
     const found = mine.records[i] as StepRecord;
-    expect(found.loss).toBeCloseTo(record.loss, 5);
+    // Both add up in f32, in different orders: the loss is compared by its own size.
+    expect(found.loss / record.loss).toBeCloseTo(1, 5);
     expect(found.gradNorm / record.gradNorm).toBeCloseTo(1, 4);
     expect(found.custom?.task).toBeCloseTo(record.taskLoss, 5);
     expect(found.custom?.consistency).toBeCloseTo(record.consistency as number, 5);
