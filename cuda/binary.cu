@@ -1,41 +1,18 @@
 // Elementwise ops on two strided views of one (broadcast) shape, and the gradients that are no
 // products. A thread takes groups of eight along the innermost dimension: contiguous operands move
 // by accesses of 16 bytes, a broadcast scalar or row costs no memory traffic of its own. Bytes of
-// bf16: 6 an element for equal shapes, 4 for a broadcast operand. Integers know add, sub, mul,
-// maximum and minimum, and wrap around.
-//   gradients: div  da = dy/b, db = -dy*y/b;  pow  da = dy*b*a^(b-1), db = dy*a^b*ln a;
-//   maximum and minimum: to the operand that won, half to each in a tie.
-#include <cmath>
-
+// bf16: 6 an element for equal shapes, 4 for a broadcast operand. kernels/elementwise_math.h has
+// the formulas.
 #include "elementwise.cuh"
-#include "kernels/op_codes.h"
+#include "kernels/elementwise_math.h"
 
 namespace balora::cuda {
 namespace {
 
 template <int Op, typename A>
-__device__ A apply(A a, A b) {
-  if constexpr (std::is_integral_v<A>) {
-    using U = std::make_unsigned_t<A>;
-    if constexpr (Op == BALORA_ADD) return static_cast<A>(static_cast<U>(a) + static_cast<U>(b));
-    if constexpr (Op == BALORA_SUB) return static_cast<A>(static_cast<U>(a) - static_cast<U>(b));
-    if constexpr (Op == BALORA_MUL) return static_cast<A>(static_cast<U>(a) * static_cast<U>(b));
-  } else {
-    if constexpr (Op == BALORA_ADD) return a + b;
-    if constexpr (Op == BALORA_SUB) return a - b;
-    if constexpr (Op == BALORA_MUL) return a * b;
-    if constexpr (Op == BALORA_DIV) return a / b;
-    if constexpr (Op == BALORA_POW) return std::pow(a, b);
-  }
-  // A NaN on either side wins.
-  if constexpr (Op == BALORA_MAXIMUM) return a > b || a != a ? a : b;
-  if constexpr (Op == BALORA_MINIMUM) return a < b || a != a ? a : b;
-}
-
-template <int Op, typename A>
 __device__ void apply_group(const A (&a)[kGroup], A (&b)[kGroup]) {
   BALORA_UNROLL
-  for (int j = 0; j < kGroup; ++j) b[j] = apply<Op>(a[j], b[j]);
+  for (int j = 0; j < kGroup; ++j) b[j] = binary_value<Op>(a[j], b[j]);
 }
 
 // Power has a kernel of its own: its registers would cost the others their occupancy.
@@ -68,28 +45,13 @@ __global__ void binary_groups(Operand a, Operand b, Operand y, const __grid_cons
 }
 
 template <typename A>
-__device__ void gradients(int32_t op, A dy, A a, A b, A& da, A& db) {
-  if (op == BALORA_DIV) {
-    da = dy / b;
-    db = -dy * (a / b) / b;
-  } else if (op == BALORA_POW) {
-    da = b == A(0) ? A(0) : dy * b * std::pow(a, b - A(1));
-    db = a == A(0) && b >= A(0) ? A(0) : dy * std::pow(a, b) * std::log(a);
-  } else {
-    const bool a_wins = op == BALORA_MAXIMUM ? a > b : a < b;
-    da = a == b ? dy / A(2) : a_wins ? dy : A(0);
-    db = a == b ? dy / A(2) : a_wins ? A(0) : dy;
-  }
-}
-
-template <typename A>
 __global__ void gradient_elements(Operand dy, Operand a, Operand b, Operand da, Operand db,
                                   const __grid_constant__ Loop<5> loop, int32_t op) {
   for (int64_t i = thread_index(); i < loop.count; i += thread_count()) {
     int64_t at[5];
     offsets(loop, i, 1, at);
     A to_a, to_b;
-    gradients(op, read<A>(dy, at[0]), read<A>(a, at[1]), read<A>(b, at[2]), to_a, to_b);
+    binary_gradients(op, read<A>(dy, at[0]), read<A>(a, at[1]), read<A>(b, at[2]), to_a, to_b);
     if (da.data) write(da, at[3], to_a);
     if (db.data) write(db, at[4], to_b);
   }

@@ -4,28 +4,10 @@
 #include <cmath>
 
 #include "elementwise.cuh"
-#include "kernels/op_codes.h"
+#include "kernels/elementwise_math.h"
 
 namespace balora::cuda {
 namespace {
-
-template <typename A>
-__device__ bool holds(int32_t op, A a, A b) {
-  switch (op) {
-    case BALORA_EQUAL:
-      return a == b;
-    case BALORA_NOT_EQUAL:
-      return a != b;
-    case BALORA_LESS:
-      return a < b;
-    case BALORA_LESS_EQUAL:
-      return a <= b;
-    case BALORA_GREATER:
-      return a > b;
-    default:
-      return a >= b;
-  }
-}
 
 template <typename A>
 __global__ void compare_elements(Operand a, Operand b, uint8_t* y,
@@ -33,7 +15,7 @@ __global__ void compare_elements(Operand a, Operand b, uint8_t* y,
   for (int64_t i = thread_index(); i < loop.count; i += thread_count()) {
     int64_t at[3];
     offsets(loop, i, 1, at);
-    y[at[2]] = holds(op, read<A>(a, at[0]), read<A>(b, at[1])) ? 1 : 0;
+    y[at[2]] = comparison(op, read<A>(a, at[0]), read<A>(b, at[1])) ? 1 : 0;
   }
 }
 

@@ -60,26 +60,6 @@ __device__ A slope_of(A s, A a, A b) {
   if constexpr (Op == BALORA_AFFINE) return a;
 }
 
-#define EACH_OP(CASE)    \
-  CASE(BALORA_NEG)       \
-  CASE(BALORA_ABS)       \
-  CASE(BALORA_EXP)       \
-  CASE(BALORA_LOG)       \
-  CASE(BALORA_SQRT)      \
-  CASE(BALORA_RSQRT)     \
-  CASE(BALORA_SQUARE)    \
-  CASE(BALORA_SIN)       \
-  CASE(BALORA_COS)       \
-  CASE(BALORA_TANH)      \
-  CASE(BALORA_SIGMOID)   \
-  CASE(BALORA_RELU)      \
-  CASE(BALORA_SILU)      \
-  CASE(BALORA_GELU)      \
-  CASE(BALORA_GELU_TANH) \
-  CASE(BALORA_SOFTPLUS)  \
-  CASE(BALORA_CLAMP)     \
-  CASE(BALORA_AFFINE)
-
 template <int Op>
 __global__ void forward_groups(Operand x, Operand y, int64_t n, float a, float b) {
   for (int64_t at = thread_index() * kGroup; at < n; at += thread_count() * kGroup) {
@@ -112,7 +92,7 @@ __global__ void forward_f64(const double* x, double* y, int64_t n, int32_t op, d
     y[i] = value_of<OP>(x[i], a, b); \
     break;
   for (int64_t i = thread_index(); i < n; i += thread_count()) {
-    switch (op) { EACH_OP(FORWARD) }
+    switch (op) { BALORA_EACH_UNARY_OP(FORWARD) }
   }
 #undef FORWARD
 }
@@ -124,7 +104,7 @@ __global__ void backward_f64(const double* dy, const double* saved, double* dx, 
     dx[i] = dy[i] * slope_of<OP>(saved[i], a, b); \
     break;
   for (int64_t i = thread_index(); i < n; i += thread_count()) {
-    switch (op) { EACH_OP(BACKWARD) }
+    switch (op) { BALORA_EACH_UNARY_OP(BACKWARD) }
   }
 #undef BACKWARD
 }
@@ -133,7 +113,7 @@ auto forward_of(int32_t op) -> decltype(&forward_groups<BALORA_NEG>) {
 #define FORWARD(OP) \
   case OP:          \
     return forward_groups<OP>;
-  switch (op) { EACH_OP(FORWARD) }
+  switch (op) { BALORA_EACH_UNARY_OP(FORWARD) }
 #undef FORWARD
   throw std::runtime_error("function number " + std::to_string(op) + " is not known");
 }
@@ -142,11 +122,10 @@ auto backward_of(int32_t op) -> decltype(&backward_groups<BALORA_NEG>) {
 #define BACKWARD(OP) \
   case OP:           \
     return backward_groups<OP>;
-  switch (op) { EACH_OP(BACKWARD) }
+  switch (op) { BALORA_EACH_UNARY_OP(BACKWARD) }
 #undef BACKWARD
   throw std::runtime_error("function number " + std::to_string(op) + " is not known");
 }
-#undef EACH_OP
 
 }  // namespace
 

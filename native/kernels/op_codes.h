@@ -46,6 +46,27 @@ typedef enum balora_unary_op {
   BALORA_AFFINE = 17  // a * x + b
 } balora_unary_op;
 
+// Each of them once, for the cases of a switch.
+#define BALORA_EACH_UNARY_OP(CASE) \
+  CASE(BALORA_NEG)                 \
+  CASE(BALORA_ABS)                 \
+  CASE(BALORA_EXP)                 \
+  CASE(BALORA_LOG)                 \
+  CASE(BALORA_SQRT)                \
+  CASE(BALORA_RSQRT)               \
+  CASE(BALORA_SQUARE)              \
+  CASE(BALORA_SIN)                 \
+  CASE(BALORA_COS)                 \
+  CASE(BALORA_TANH)                \
+  CASE(BALORA_SIGMOID)             \
+  CASE(BALORA_RELU)                \
+  CASE(BALORA_SILU)                \
+  CASE(BALORA_GELU)                \
+  CASE(BALORA_GELU_TANH)           \
+  CASE(BALORA_SOFTPLUS)            \
+  CASE(BALORA_CLAMP)               \
+  CASE(BALORA_AFFINE)
+
 typedef enum balora_reduce_op {
   BALORA_SUM = 0,
   BALORA_MEAN = 1,

@@ -1,68 +1,31 @@
 // A teacher's summary and the head losses that take it, on the device: each row against the CPU's,
 // the summary also against plain f64 loops, and the losses from a summary against those with the
 // teacher's hidden states at hand.
-#include "support/device_test.h"
+#include "support/head_arrays.h"
 
 namespace {
 
 using namespace balora;
 using namespace balora::test;
 
-template <typename T>
-using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-struct Setting {
-  int64_t m = 9, c = 8, v = 37;
-  HeadOptions options{0.3, 0.2, 0.15, 2.0, 1.0, 0.0, 5, 0};
-  bool other_head = false, masks = true, targets = true, gradient = true;
-};
-
-struct Arrays {
-  Array h, ht, w, wt, targets, regularized, mean, entropy, sums, dh;
-};
-
-template <typename T>
-Arrays make_arrays(DeviceTest& t, const Setting& s) {
-  Arrays a;
-  a.h = t.random<T>({s.m, s.c}, 2), a.ht = t.random<T>({s.m, s.c}, 2);
-  a.w = t.random<T>({s.v, s.c}), a.wt = t.random<T>({s.v, s.c});
-  a.targets = t.empty<int32_t>({s.m}), a.regularized = t.empty<uint8_t>({s.m});
-  for (int64_t n = 0; n < s.m; ++n) {
-    a.targets->set(n, n % 3 == 1 ? -100 : static_cast<double>(n * 7 % s.v));
-    a.regularized->set(n, n % 4 != 2);
-  }
-  a.mean = t.empty<Accumulator<T>>({s.m, s.c}), a.entropy = t.empty<double>({s.m});
-  a.sums = t.empty<double>({4}), a.dh = t.empty<T>({s.m, s.c});
-  return a;
-}
-
-DeviceTest::Row summary_of(const Arrays& a, const Setting& s) {
+DeviceTest::Row summary_of(const HeadArrays& a, const HeadSetting& s) {
   return [=](const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) {
     return k.teacher_summary(ctx, view(a.ht), view(s.other_head ? a.wt : a.w), view(a.w),
                              view(a.mean), view(a.entropy), &s.options);
   };
 }
 
-DeviceTest::Row cached_of(const Arrays& a, const Setting& s) {
+DeviceTest::Row cached_of(const HeadArrays& a, const HeadSetting& s) {
   return [=](const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) {
     return k.head_losses_cached(ctx, view(a.h), view(a.mean), view(a.entropy), view(a.w),
                                 s.targets ? view(a.targets) : nullptr,
-                                s.masks ? view(a.regularized) : nullptr, view(a.sums),
-                                s.gradient ? view(a.dh) : nullptr, &s.options);
-  };
-}
-
-DeviceTest::Row live_of(const Arrays& a, const Setting& s) {
-  return [=](const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) {
-    return k.head_losses(ctx, view(a.h), view(a.ht), view(a.w), s.other_head ? view(a.wt) : nullptr,
-                         s.targets ? view(a.targets) : nullptr,
-                         s.masks ? view(a.regularized) : nullptr, view(a.sums), nullptr,
-                         s.gradient ? view(a.dh) : nullptr, nullptr, &s.options);
+                                s.masks ? view(a.regularized) : nullptr, view(a.sums), view(a.dh),
+                                &s.options);
   };
 }
 
 // Mean and entropy of q by plain f64 loops over the operands' stored values.
-void plain_summary(const Arrays& a, const Setting& s, std::vector<double>& mean,
+void plain_summary(const HeadArrays& a, const HeadSetting& s, std::vector<double>& mean,
                    std::vector<double>& entropy) {
   const Array& head = s.other_head ? a.wt : a.w;
   std::vector<double> q(static_cast<size_t>(s.v));
@@ -87,27 +50,15 @@ void plain_summary(const Arrays& a, const Setting& s, std::vector<double>& mean,
   }
 }
 
-// |got - want| <= tolerance times the largest of want, or of the terms that it is a difference of.
-void check_near(const std::vector<double>& got, const std::vector<double>& want, double tolerance,
-                const std::string& what, double terms = 0) {
-  double largest = terms, worst = 0;
-  REQUIRE(got.size() == want.size());
-  for (size_t i = 0; i < got.size(); ++i) {
-    largest = std::max(largest, std::abs(want[i]));
-    const double error = std::abs(got[i] - want[i]);
-    worst = std::max(worst, std::isnan(error) ? 1e300 : error);
-  }
-  const bool near = worst <= tolerance * largest + tolerance * 1e-3;
-  CHECK_MESSAGE(near, what, " is off by ", worst, " of ", largest);
-}
-
 template <typename T>
-void check_setting(const Setting& s, double tolerance) {
+void check_setting(const HeadSetting& s, double tolerance, bool gradient = true) {
   CAPTURE(s.v);
   CAPTURE(s.options.entropy_top_k);
   constexpr bool kRounds = std::is_same_v<T, bf16>;
   DeviceTest t;
-  const Arrays a = make_arrays<T>(t, s);
+  HeadArrays a = make_head_arrays<T>(t, s);
+  a.rows = a.dw = nullptr;
+  if (!gradient) a.dh = nullptr;
   t.both(summary_of(a, s));
   // What q loses as two bf16.
   const double pair = kRounds ? 0x1p-16 : 0;
@@ -125,25 +76,25 @@ void check_setting(const Setting& s, double tolerance) {
   double taken = 0;  // the largest of what leaves dH as mu
   for (const double mu : mean) taken = std::max(taken, std::abs(mu));
   taken *= s.options.consistency_scale * s.options.temperature;
-  if (s.gradient) {
+  if (gradient) {
     check_near(a.dh->from_device(), a.dh->host_values(), tolerance + rounding, "dh", taken);
   }
   const std::vector<double> sums = a.sums->from_device();
-  const std::vector<double> dh = s.gradient ? a.dh->from_device() : std::vector<double>();
+  const std::vector<double> dh = gradient ? a.dh->from_device() : std::vector<double>();
 
-  REQUIRE(t.on_device(live_of(a, s)) == 0);
+  REQUIRE(t.on_device(head_losses_of(a, s)) == 0);
   double logits = 0;  // the consistency is lse(z/T) less T times these
   for (int64_t i = 0; i < s.m * s.c; ++i) logits += std::abs(a.h->host(i) * mean[i]);
   check_near(sums, a.sums->from_device(), 2 * tolerance + pair, "the loss of a live teacher",
              s.options.temperature * logits);
-  if (s.gradient) {
+  if (gradient) {
     check_near(dh, a.dh->from_device(), tolerance + rounding, "dh of a live teacher", taken);
   }
 }
 
 template <typename T>
 void check_settings(double tolerance) {
-  Setting s;
+  HeadSetting s;
   check_setting<T>(s, tolerance);
   s.options.chunk_bytes = 1;  // one row at a time
   s.other_head = true;
@@ -152,7 +103,7 @@ void check_settings(double tolerance) {
   s.options.entropy_top_k = 0;
   s.c = 13;
   check_setting<T>(s, tolerance);
-  s = Setting{};
+  s = HeadSetting{};
   s.masks = false;
   s.m = 3, s.v = 4001;  // several packs a thread
   check_setting<T>(s, tolerance);
@@ -160,11 +111,10 @@ void check_settings(double tolerance) {
   s.options.entropy_top_k = 1000;
   s.options.entropy_temperature = 1.7;
   check_setting<T>(s, tolerance);
-  s = Setting{};
-  s.gradient = false;
+  s = HeadSetting{};
   s.options.entropy_top_k = -1;
-  check_setting<T>(s, tolerance);
-  s = Setting{};
+  check_setting<T>(s, tolerance, false);
+  s = HeadSetting{};
   s.m = s.v = s.c = 1;
   s.options.entropy_top_k = 0;
   check_setting<T>(s, tolerance);
@@ -186,9 +136,9 @@ TEST_CASE("a teacher's summary and the losses from it in f16") {
 // Plain f32 sums over a vocabulary of this size are off by 1e-5.
 TEST_CASE("a teacher's entropy over a large vocabulary is better than f32 sums") {
   DeviceTest t;
-  Setting s;
+  HeadSetting s;
   s.m = 2, s.c = 2, s.v = 49152;
-  const Arrays a = make_arrays<float>(t, s);
+  const HeadArrays a = make_head_arrays<float>(t, s);
   for (int64_t i = 0; i < a.w->size(); ++i) a.w->set(i, 1e-3 * a.w->host(i));
   REQUIRE(t.on_device(summary_of(a, s)) == 0);
   std::vector<double> mean, entropy;
@@ -200,9 +150,9 @@ TEST_CASE("a teacher's entropy over a large vocabulary is better than f32 sums")
 
 TEST_CASE("a teacher's summary and the losses from it give the same bits again") {
   DeviceTest t;
-  Setting s;
+  HeadSetting s;
   s.m = 3, s.v = 4001;
-  const Arrays a = make_arrays<bf16>(t, s);
+  const HeadArrays a = make_head_arrays<bf16>(t, s);
   t.both(summary_of(a, s));  // the losses start from the CPU's
   std::vector<double> first[4];
   for (int pass = 0; pass < 2; ++pass) {
@@ -219,8 +169,8 @@ TEST_CASE("a teacher's summary and the losses from it give the same bits again")
 
 TEST_CASE("losses from a summary name a target outside the vocabulary") {
   DeviceTest t;
-  const Setting s;
-  const Arrays a = make_arrays<float>(t, s);
+  const HeadSetting s;
+  const HeadArrays a = make_head_arrays<float>(t, s);
   t.both(summary_of(a, s));
   a.targets->set(4, 37);
   CHECK(t.on_device(cached_of(a, s)) == 0);

@@ -1,36 +1,12 @@
 // Elementwise ops on two strided views of one (broadcast) shape. Same shape and broadcast scalar or
-// row have loops without index arithmetic. Integers know add, sub, mul, maximum and minimum, and
-// wrap around.
-//   gradients: div  da = dy/b, db = -dy*y/b;  pow  da = dy*b*a^(b-1), db = dy*a^b*ln a;
-//   maximum and minimum: to the operand that won, half to each in a tie.
-#include <cmath>
-
+// row have loops without index arithmetic. kernels/elementwise_math.h has the formulas.
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/strided.h"
-#include "kernels/op_codes.h"
+#include "kernels/elementwise_math.h"
 
 namespace balora {
 namespace {
-
-template <int Op, typename A>
-BALORA_INLINE A apply(A a, A b) {
-  if constexpr (std::is_integral_v<A>) {
-    using U = std::make_unsigned_t<A>;
-    if constexpr (Op == BALORA_ADD) return static_cast<A>(static_cast<U>(a) + static_cast<U>(b));
-    if constexpr (Op == BALORA_SUB) return static_cast<A>(static_cast<U>(a) - static_cast<U>(b));
-    if constexpr (Op == BALORA_MUL) return static_cast<A>(static_cast<U>(a) * static_cast<U>(b));
-  } else {
-    if constexpr (Op == BALORA_ADD) return a + b;
-    if constexpr (Op == BALORA_SUB) return a - b;
-    if constexpr (Op == BALORA_MUL) return a * b;
-    if constexpr (Op == BALORA_DIV) return a / b;
-    if constexpr (Op == BALORA_POW) return std::pow(a, b);
-  }
-  // A NaN on either side wins.
-  if constexpr (Op == BALORA_MAXIMUM) return a > b || a != a ? a : b;
-  if constexpr (Op == BALORA_MINIMUM) return a < b || a != a ? a : b;
-}
 
 template <typename T>
 BALORA_INLINE T load_any(const T& value)
@@ -57,18 +33,19 @@ template <int Op, typename T>
 BALORA_INLINE void loop(const T* a, int64_t a_step, const T* b, int64_t b_step, T* y, int64_t n) {
   if (a_step == 1 && b_step == 1) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) y[i] = store_any<T>(apply<Op>(load_any(a[i]), load_any(b[i])));
+    for (int64_t i = 0; i < n; ++i)
+      y[i] = store_any<T>(binary_value<Op>(load_any(a[i]), load_any(b[i])));
   } else if (a_step == 1 && b_step == 0) {
     const auto scalar = load_any(*b);
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) y[i] = store_any<T>(apply<Op>(load_any(a[i]), scalar));
+    for (int64_t i = 0; i < n; ++i) y[i] = store_any<T>(binary_value<Op>(load_any(a[i]), scalar));
   } else if (a_step == 0 && b_step == 1) {
     const auto scalar = load_any(*a);
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) y[i] = store_any<T>(apply<Op>(scalar, load_any(b[i])));
+    for (int64_t i = 0; i < n; ++i) y[i] = store_any<T>(binary_value<Op>(scalar, load_any(b[i])));
   } else {
     for (int64_t i = 0; i < n; ++i) {
-      y[i] = store_any<T>(apply<Op>(load_any(a[i * a_step]), load_any(b[i * b_step])));
+      y[i] = store_any<T>(binary_value<Op>(load_any(a[i * a_step]), load_any(b[i * b_step])));
     }
   }
 }
@@ -109,28 +86,13 @@ ROW(int64_t)
 #undef FLOAT_CASES
 #undef ROW
 
-template <int Op, typename A>
-BALORA_INLINE void gradients(A dy, A a, A b, A& da, A& db) {
-  if constexpr (Op == BALORA_DIV) {
-    da = dy / b;
-    db = -dy * (a / b) / b;
-  } else if constexpr (Op == BALORA_POW) {
-    da = b == A(0) ? A(0) : dy * b * std::pow(a, b - A(1));
-    db = a == A(0) && b >= A(0) ? A(0) : dy * std::pow(a, b) * std::log(a);
-  } else {
-    const bool a_wins = Op == BALORA_MAXIMUM ? a > b : a < b;
-    da = a == b ? dy / A(2) : a_wins ? dy : A(0);
-    db = a == b ? dy / A(2) : a_wins ? A(0) : dy;
-  }
-}
-
 template <int Op, typename T>
 BALORA_INLINE void gradient_loop(const T* dy, const T* a, const T* b, T* da, T* db,
                                  const std::array<int64_t, 5>& step, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     Acc<T> to_a, to_b;
-    gradients<Op, Acc<T>>(load(dy[i * step[0]]), load(a[i * step[1]]), load(b[i * step[2]]), to_a,
-                          to_b);
+    binary_gradients<Acc<T>>(Op, load(dy[i * step[0]]), load(a[i * step[1]]), load(b[i * step[2]]),
+                             to_a, to_b);
     if (da) da[i] = store<T>(to_a);
     if (db) db[i] = store<T>(to_b);
   }

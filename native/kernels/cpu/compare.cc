@@ -6,7 +6,7 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/strided.h"
-#include "kernels/op_codes.h"
+#include "kernels/elementwise_math.h"
 
 namespace balora {
 namespace {
@@ -24,14 +24,7 @@ template <int Op, typename T>
 void compare_row(const T* a, int64_t a_step, const T* b, int64_t b_step, uint8_t* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const auto x = value_of(a[i * a_step]), z = value_of(b[i * b_step]);
-    bool yes = false;
-    if constexpr (Op == BALORA_EQUAL) yes = x == z;
-    if constexpr (Op == BALORA_NOT_EQUAL) yes = x != z;
-    if constexpr (Op == BALORA_LESS) yes = x < z;
-    if constexpr (Op == BALORA_LESS_EQUAL) yes = x <= z;
-    if constexpr (Op == BALORA_GREATER) yes = x > z;
-    if constexpr (Op == BALORA_GREATER_EQUAL) yes = x >= z;
-    y[i] = yes ? 1 : 0;
+    y[i] = comparison(Op, x, z) ? 1 : 0;
   }
 }
 

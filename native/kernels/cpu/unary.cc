@@ -97,25 +97,6 @@ BALORA_INLINE void backward_loop(const T* dy, const T* s, T* dx, int64_t n, Acc<
   for (int64_t i = 0; i < n; ++i) dx[i] = store<T>(load(dy[i]) * slope_of<Op>(load(s[i]), a, b));
 }
 
-#define EACH_OP(CASE)    \
-  CASE(BALORA_NEG)       \
-  CASE(BALORA_ABS)       \
-  CASE(BALORA_EXP)       \
-  CASE(BALORA_LOG)       \
-  CASE(BALORA_SQRT)      \
-  CASE(BALORA_RSQRT)     \
-  CASE(BALORA_SQUARE)    \
-  CASE(BALORA_SIN)       \
-  CASE(BALORA_COS)       \
-  CASE(BALORA_TANH)      \
-  CASE(BALORA_SIGMOID)   \
-  CASE(BALORA_RELU)      \
-  CASE(BALORA_SILU)      \
-  CASE(BALORA_GELU)      \
-  CASE(BALORA_GELU_TANH) \
-  CASE(BALORA_SOFTPLUS)  \
-  CASE(BALORA_CLAMP)     \
-  CASE(BALORA_AFFINE)
 #define FORWARD(OP) \
   case OP:          \
     return forward_loop<OP>(x, y, n, a, b);
@@ -124,11 +105,11 @@ BALORA_INLINE void backward_loop(const T* dy, const T* s, T* dx, int64_t n, Acc<
     return backward_loop<OP>(dy, s, dx, n, a, b);
 #define ROW(T)                                                                           \
   BALORA_SIMD void forward(int op, const T* x, T* y, int64_t n, Acc<T> a, Acc<T> b) {    \
-    switch (op) { EACH_OP(FORWARD) }                                                     \
+    switch (op) { BALORA_EACH_UNARY_OP(FORWARD) }                                        \
   }                                                                                      \
   BALORA_SIMD void backward(int op, const T* dy, const T* s, T* dx, int64_t n, Acc<T> a, \
                             Acc<T> b) {                                                  \
-    switch (op) { EACH_OP(BACKWARD) }                                                    \
+    switch (op) { BALORA_EACH_UNARY_OP(BACKWARD) }                                       \
   }
 ROW(float)
 ROW(bf16)
@@ -137,7 +118,6 @@ ROW(double)
 #undef ROW
 #undef FORWARD
 #undef BACKWARD
-#undef EACH_OP
 
 }  // namespace
 

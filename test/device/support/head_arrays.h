@@ -1,0 +1,68 @@
+// Operands of the head's rows, for the tests of losses with a teacher at hand and with its summary.
+#pragma once
+#include "support/device_test.h"
+
+namespace balora::test {
+
+struct HeadSetting {
+  int64_t m = 9, c = 8, v = 37;
+  HeadOptions options{0.3, 0.2, 0.15, 2.0, 1.0, 0.0, 5, 0};
+  bool teacher = true, other_head = false, masks = true, targets = true;
+  bool equal = false;  // runs of equal logits, also among the largest
+};
+
+// An output that is null is not wanted.
+struct HeadArrays {
+  Array h, ht, w, wt, targets, regularized;
+  Array sums, rows, dh, dw;
+  Array mean, entropy;  // the teacher's summary
+
+  HeadArrays without_gradients() const {
+    HeadArrays values = *this;
+    values.rows = values.dh = values.dw = nullptr;
+    return values;
+  }
+};
+
+template <typename T>
+HeadArrays make_head_arrays(DeviceTest& t, const HeadSetting& s) {
+  using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  HeadArrays a;
+  a.h = t.random<T>({s.m, s.c}, 2), a.ht = t.random<T>({s.m, s.c}, 2);
+  a.w = t.random<T>({s.v, s.c}), a.wt = t.random<T>({s.v, s.c});
+  a.targets = t.empty<int32_t>({s.m}), a.regularized = t.empty<uint8_t>({s.m});
+  for (int64_t n = 0; n < s.m; ++n) {
+    a.targets->set(n, n % 3 == 1 ? -100 : static_cast<double>(n * 7 % s.v));
+    a.regularized->set(n, n % 4 != 2);
+  }
+  for (int64_t i = 0; s.equal && i < s.v * s.c; ++i) a.w->set(i, a.w->host(i % (3 * s.c)));
+  a.sums = t.empty<double>({4}), a.rows = t.empty<double>({s.m, 3});
+  a.dh = t.empty<T>({s.m, s.c}), a.dw = t.empty<Sum>({s.v, s.c});
+  a.mean = t.empty<Sum>({s.m, s.c}), a.entropy = t.empty<double>({s.m});
+  return a;
+}
+
+inline DeviceTest::Row head_losses_of(const HeadArrays& a, const HeadSetting& s) {
+  return [=](const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) {
+    return k.head_losses(ctx, view(a.h), s.teacher ? view(a.ht) : nullptr, view(a.w),
+                         s.other_head ? view(a.wt) : nullptr, s.targets ? view(a.targets) : nullptr,
+                         s.masks ? view(a.regularized) : nullptr, view(a.sums), view(a.rows),
+                         view(a.dh), view(a.dw), &s.options);
+  };
+}
+
+// |got - want| <= tolerance times the largest of want, or of the terms that it is a difference of.
+inline void check_near(const std::vector<double>& got, const std::vector<double>& want,
+                       double tolerance, const char* what, double terms = 0) {
+  double largest = terms, worst = 0;
+  REQUIRE(got.size() == want.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    largest = std::max(largest, std::abs(want[i]));
+    const double error = std::abs(got[i] - want[i]);
+    worst = std::max(worst, std::isnan(error) ? 1e300 : error);
+  }
+  const bool near = worst <= tolerance * largest + tolerance * 1e-3;
+  CHECK_MESSAGE(near, what, " is off by ", worst, " of ", largest);
+}
+
+}  // namespace balora::test
