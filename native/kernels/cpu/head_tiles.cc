@@ -10,7 +10,7 @@
 namespace balora {
 namespace {
 
-constexpr int64_t kBlockBytes = int64_t{3} << 19;  // of a packed block: 1.5 MiB, near the cores
+constexpr int64_t kBlockBytes = int64_t{1} << 19;  // of a packed block: half an L2 of 1 MiB
 
 int64_t tokens_of_block(int64_t channels) {
   const int64_t fitting = kBlockBytes / (channels * static_cast<int64_t>(sizeof(bf16)));
