@@ -3,6 +3,8 @@ import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { saveMerged } from '../../lib/adapters/merge.ts';
 import { loadSafetensors } from '../../lib/io/safetensors.ts';
 import {
   AutoModelForSeq2SeqLM as Auto,
@@ -14,6 +16,7 @@ import {
 import { crossEntropy, headLosses, mul } from '../../lib/ops/index.ts';
 import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
+import { goldenArray, goldenArrays } from '../support/golden.ts';
 import {
   type AdapterFacts,
   architecture,
@@ -153,6 +156,50 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
         tolerance.grad_abs_over_max_abs,
       );
     }
+  });
+
+  it('takes its adapter from the PEFT folder, writes it as it was, and merges it', async () => {
+    const golden = await readGolden(name);
+    const facts = golden.facts.adapters.adapter as AdapterFacts & {
+      num_adapted_modules: number;
+      merged_max_abs_logits_minus_adapter: number;
+    };
+    const load = async () =>
+      AdapterModel.load(await Auto.fromPretrained(modelOf(golden)), join(golden.folder, 'adapter'));
+    const tuned = await load();
+    expect(tuned.modules).toHaveLength(facts.num_adapted_modules);
+    const expected = goldenArrays(join(golden.folder, 'expected-adapter.safetensors'));
+    const want = tensor(goldenArray(expected, 'logits').data as Float32Array, {
+      shape: goldenArray(expected, 'logits').shape,
+    });
+    expect(rowError(logitsOf(tuned.model, golden), want, golden.rows)).toBeLessThan(
+      facts.tolerance.logits_abs,
+    );
+    lossOf(tuned.model, golden).backward();
+    const grads = new Map(tuned.parameters().map(({ name: key, tensor: t }) => [key, t.grad]));
+    const keys = [...expected.keys()].filter((key) => key.startsWith('grad.'));
+    expect(keys.length).toBeGreaterThan(3);
+    for (const key of keys) {
+      const path = key.replace('grad.base_model.model.', '').replace(/\.weight$/, '');
+      const { data, shape } = goldenArray(expected, key);
+      const error = relativeError(
+        grads.get(path) as Tensor,
+        tensor(data as Float32Array, { shape }),
+      );
+      expect(error, key).toBeLessThan(facts.tolerance.grad_abs_over_max_abs);
+    }
+    const out = join(folder, `${name}-adapter`);
+    await tuned.save(out);
+    const file = 'adapter_model.safetensors';
+    expect(goldenArrays(join(out, file))).toEqual(
+      goldenArrays(join(golden.folder, 'adapter', file)),
+    );
+    expect(readFileSync(join(out, 'adapter_config.json'), 'utf8')).toContain('SEQ_2_SEQ_LM');
+    await saveMerged(tuned, `${out}-merged`);
+    const merged = await Auto.fromPretrained(`${out}-merged`);
+    expect(rowError(logitsOf(merged, golden), want, golden.rows)).toBeLessThan(
+      facts.tolerance.logits_abs + facts.merged_max_abs_logits_minus_adapter,
+    );
   });
 
   it('reads other spellings of its configuration and its names, and itself again', async () => {
