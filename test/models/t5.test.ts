@@ -1,5 +1,5 @@
 // T5 against transformers: both versions' logits, hidden states, losses and gradients in f32 and f64, the adapter, bf16.
-import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
@@ -16,6 +16,7 @@ import {
 import { crossEntropy, headLosses, mul } from '../../lib/ops/index.ts';
 import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
+import { writeGoldenGguf } from '../support/gguf_models.ts';
 import { goldenArray, goldenArrays } from '../support/golden.ts';
 import {
   type AdapterFacts,
@@ -202,6 +203,37 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
     );
   });
 
+  it('reads its GGUF file', async () => {
+    const golden = await readGolden(name);
+    const path = join(folder, `${name}.gguf`);
+    writeGoldenGguf(path, name);
+    // The file cannot say how far positions reach, and has its numbers in f32.
+    const twin = join(folder, `${name}-twin`);
+    cpSync(modelOf(golden), twin, { recursive: true });
+    const config = JSON.parse(readFileSync(join(twin, 'config.json'), 'utf8'));
+    writeFileSync(
+      join(twin, 'config.json'),
+      JSON.stringify({
+        ...config,
+        relative_attention_max_distance: 128,
+        layer_norm_epsilon: Math.fround(config.layer_norm_epsilon),
+      }),
+    );
+    const [got, want] = (await Promise.all([path, twin].map((p) => Auto.fromPretrained(p)))) as [
+      T5ForConditionalGeneration,
+      T5ForConditionalGeneration,
+    ];
+    const { source: _, ...read } = got.config;
+    const { source: __, ...meant } = want.config;
+    expect(read).toEqual(meant);
+    expect(values(logitsOf(got, golden))).toEqual(values(logitsOf(want, golden)));
+    const saved = join(folder, `${name}-from-gguf`);
+    await saveModel(got, saved);
+    expect(values(logitsOf(await Auto.fromPretrained(saved), golden))).toEqual(
+      values(logitsOf(got, golden)),
+    );
+  });
+
   it('reads other spellings of its configuration and its names, and itself again', async () => {
     const golden = await readGolden(name);
     const copies = [join(golden.folder, 'model-alt')].filter((path) => existsSync(path));
@@ -236,5 +268,10 @@ it('refuses batches whose sides do not fit, and types that are no encoder-decode
   );
   await expect(Auto.fromPretrained(architecture('bert/model'))).rejects.toThrow(
     /model_type "bert" is not supported as an encoder-decoder, only as classification: .*\(known: t5\)/,
+  );
+  const qwen2 = join(folder, 'qwen2.gguf');
+  writeGoldenGguf(qwen2, 'qwen2');
+  await expect(Auto.fromPretrained(qwen2)).rejects.toThrow(
+    /general\.architecture "qwen2" is not supported as an encoder-decoder \(known: t5\)/,
   );
 });
