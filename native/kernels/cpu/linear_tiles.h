@@ -1,12 +1,5 @@
 // The linears' kernels (kernels/linear.h) for bf16 on tiles: each direction is one walk over the
-// rows.
-//
-// A low-rank part is one more stretch of k in its linear's sum. With u = u_hi + u_lo and b = b_hi +
-// b_lo (16 bits each in bf16 pairs) it is u_hi b_hi + u_lo b_hi + u_hi b_lo: three times R; what is
-// left out is below 2^-16 of it. Two neighbouring parts of equal rank are interleaved, one on the
-// even k and one on the odd: AMX sums those apart and AVX512-BF16 adds one right after the other,
-// so parts that are each other's negative cancel to an exact zero (a PiSSA pair before its first
-// step).
+// rows. Low-rank parts are one more stretch of k in the sum of their linear (linear_stretch.h).
 #pragma once
 #include <cstdint>
 #include <span>

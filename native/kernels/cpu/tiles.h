@@ -22,7 +22,7 @@ bool tiles_use_amx();
 constexpr int64_t kTileK = 32;      // bf16 of k in one step
 constexpr int64_t kTileN = 32;      // columns of a panel: two tiles
 constexpr int64_t kPanelRows = 32;  // rows of a panel of A or C: two tiles
-constexpr int64_t kRankTile = 16;   // ranks of a panel of a factor: upper halves, then lower halves
+constexpr int64_t kRankTile = 16;   // ranks of a panel of a factor, each with two columns
 
 constexpr int64_t round_up(int64_t value, int64_t step) {
   return (value + step - 1) / step * step;
@@ -40,15 +40,17 @@ void pack_tiles(Context* ctx, const bf16* b, int64_t k_stride, int64_t n_stride,
 // The upper or lower half of scale * value: a pair of bf16 holds 16 bits of an f32.
 enum class Half { kHigh, kLow };
 
-// One row of k, or one column, of a B operand made of f32 factors: element j at data[j * stride];
-// null data is zero.
+// One row of k, or one column, of a B operand made of f32 factors: element j is
+// scale * (data - minus)[j * stride]; null data is zero, null minus subtracts nothing.
 struct FactorLine {
   const float* data = nullptr;
   int64_t stride = 0;
   float scale = 1;
   Half half = Half::kHigh;
+  const float* minus = nullptr;
 };
 void pack_factor_rows(Context* ctx, std::span<const FactorLine> rows, int64_t n, bf16* tiles);
+// A multiple of kTileN columns.
 void pack_factor_columns(Context* ctx, std::span<const FactorLine> columns, int64_t k, bf16* tiles);
 
 // A (m,k) bf16, rows lda apart, times a packed B.
@@ -58,6 +60,7 @@ struct TileTerm {
   int64_t k;
   const bf16* tiles;
   bool padded_rows = false;  // A has zeroed rows up to a multiple of kPanelRows
+  int64_t used = 0;          // of k, the rest being zeros; 0: all
 };
 
 // Where a sum goes: C (m,n) = sum (+ C) (+ addend) (+ bias), in f32 or bf16.
@@ -77,21 +80,29 @@ struct TileSum {
   TileOutput out;
 };
 
-// u (m,rank) = scale * x w for one factor w, kept in f32 and spread out as the A operand of the
-// sums that follow: row i gets u's upper halves at pairs + i * ld, `step` elements apart, then its
-// lower halves, then the upper ones again. Either may be null. `pairs` has rows up to a multiple of
+// What the two columns of a rank hold, and so what A columns the sums that follow get of u.
+enum class FactorForm {
+  kHalves,  // upper and lower halves of w; u's upper halves, then its lower ones, then the upper
+            // again
+  kChange,  // where w began, and w less that; u, then what the change alone makes of it, each
+            // rounded
+};
+
+// u (m,rank) = scale * x w for one factor w, kept in f32 and as A columns of the sums that follow:
+// of row i at columns + i * ld. Both may be null. `columns` has rows up to a multiple of
 // kPanelRows; those past m are written as zeros.
 struct TileFactor {
   int64_t rank;
   float scale;
+  FactorForm form;
   float* u;
-  bf16* pairs;
+  float* u_start;  // kChange: u of where w began, or null
+  bf16* columns;
   int64_t ld;
-  int64_t step;
 };
 
 // x times factors whose columns are packed one after the other, each filled up to kRankTile ranks
-// and each kRankTile ranks as a panel of upper, then lower halves.
+// and each kRankTile ranks as a panel of their first columns, then their second ones.
 struct TileProjection {
   TileTerm x;
   std::vector<TileFactor> factors;

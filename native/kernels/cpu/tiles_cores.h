@@ -1,5 +1,6 @@
 // The two ways of multiplying one block of tiles (tiles_multiply.cc): on AMX, and on AVX512-BF16.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <span>
@@ -14,13 +15,14 @@ namespace balora::tiles {
 constexpr int64_t kStepElements = kTileK * kTileN;  // of B, one step of one panel
 constexpr int64_t kRowsAStep = 2;                   // of the block before, written in one step
 
-// A term whose k is a multiple of 32, and its last rows filled up to a panel.
+// A term whose k is a multiple of 32, and its last rows filled up to a panel. Beyond `pairs` pairs
+// of k there are only zeros.
 struct Source {
   const bf16* a;
   int64_t lda;
   const bf16* tail;
   int64_t tail_ld;
-  int64_t steps;
+  int64_t steps, pairs;
   const bf16* tiles;
 };
 
@@ -119,23 +121,33 @@ struct Avx512Core {
     for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
     for (const Source& term : terms) {
       const bool tail = tail_row >= 0;
-      const int64_t lda = tail ? term.tail_ld : term.lda;
-      const bf16* a = tail ? term.tail + tail_row * lda : term.a + row * lda;
+      const int64_t lda = tail ? term.tail_ld : term.lda, lda3 = 3 * lda;
       const bf16* b = term.tiles + panel * term.steps * kStepElements;
-      for (int64_t step = 0; step < term.steps; ++step) {
-        for (int64_t pair = 0; pair < kTileK / 2; ++pair) {
-          const auto low = (__m512bh)_mm512_load_si512(b + pair * kTileN);
-          const auto high = (__m512bh)_mm512_load_si512(b + kStepElements / 2 + pair * kTileN);
+      // A row in four has a pointer and the others an offset from it: twelve offsets would not fit
+      // the registers. The empty statement keeps the compiler from making one pointer of them
+      // again.
+      const bf16* a0 = tail ? term.tail + tail_row * lda : term.a + row * lda;
+      const bf16 *a4 = a0 + 4 * lda, *a8 = a4 + 4 * lda;
+      asm("" : "+r"(a4), "+r"(a8));
+      for (int64_t left = term.pairs; left > 0; left -= kTileK / 2) {
+        const bf16* const end = b + std::min(left, kTileK / 2) * kTileN;
+        for (; b < end; b += kTileN) {
+          const auto low = (__m512bh)_mm512_load_si512(b);
+          const auto high = (__m512bh)_mm512_load_si512(b + kStepElements / 2);
+          _mm_prefetch(reinterpret_cast<const char*>(b + kStepElements), _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(b + kStepElements * 3 / 2), _MM_HINT_T0);
 #pragma GCC unroll 12
           for (int r = 0; r < kRows; ++r) {
             int32_t bits;
-            std::memcpy(&bits, a + r * lda + 2 * pair, sizeof bits);
+            const bf16* at = r < 4 ? a0 : r < 8 ? a4 : a8;
+            std::memcpy(&bits, at + (r % 4 == 3 ? lda3 : r % 4 * lda), sizeof bits);
             const auto value = (__m512bh)_mm512_set1_epi32(bits);
             sums[r][0] = _mm512_dpbf16_ps(sums[r][0], value, low);
             sums[r][1] = _mm512_dpbf16_ps(sums[r][1], value, high);
           }
+          a0 += 2, a4 += 2, a8 += 2;
         }
-        a += kTileK, b += kStepElements;
+        b += kStepElements / 2;
       }
     }
 #pragma GCC unroll 12

@@ -60,6 +60,10 @@ BF16_TARGET __m512 load_narrow(const void* from, __mmask16 mask) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
+BF16_TARGET __m256i narrow(__m512 values) {
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values));
+}
+
 // Writes rows x cols of a block to C, at (row, col), with whatever is added on the way.
 BF16_TARGET void write_block(const float* block, const TileOutput& out, int64_t row, int64_t col,
                              int64_t rows, int64_t cols) {
@@ -82,42 +86,38 @@ BF16_TARGET void write_block(const float* block, const TileOutput& out, int64_t 
       } else {
         bf16* to = static_cast<bf16*>(out.c) + at;
         if (out.accumulate) value = _mm512_add_ps(value, load_narrow(to, mask));
-        const auto narrow = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value));
-        _mm256_mask_storeu_epi16(to, mask, narrow);
+        _mm256_mask_storeu_epi16(to, mask, narrow(value));
       }
     }
   }
 }
 
-// 16 bf16 to `to`, side by side (step 1) or on every second element (step 2).
-BF16_TARGET void store_spread(bf16* to, __m256i values, __mmask16 mask, int64_t step) {
-  if (step == 1) {
-    _mm256_mask_storeu_epi16(to, mask, values);
-  } else {
-    const __mmask32 even = _pdep_u32(mask, 0x55555555u);
-    _mm512_mask_storeu_epi16(to, even, _mm512_cvtepu16_epi32(values));
-  }
-}
-
-// Ranks first .. first + 15 of a factor, from a block of upper and lower columns.
+// Ranks first .. first + 15 of a factor, from a block of their first and second columns.
 BF16_TARGET void write_factor(const float* block, const TileFactor& f, int64_t row, int64_t rows,
                               int64_t first) {
   const auto mask = static_cast<__mmask16>((1u << std::min(f.rank - first, kRankTile)) - 1);
   const __m512 scale = _mm512_set1_ps(f.scale);
   for (int64_t r = 0; r < kPanelRows; ++r) {
-    const __m512 high_sum = _mm512_load_ps(block + r * kTileN);
-    const __m512 low_sum = _mm512_load_ps(block + r * kTileN + 16);
-    const __m512 u = _mm512_mul_ps(scale, _mm512_add_ps(high_sum, low_sum));
-    if (f.u && r < rows) _mm512_mask_storeu_ps(f.u + (row + r) * f.rank + first, mask, u);
-    if (!f.pairs) continue;
-    const auto high = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(u));
-    const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16);
-    const __m512 rest = _mm512_sub_ps(u, _mm512_castsi512_ps(wide));
-    const auto low = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(rest));
-    bf16* to = f.pairs + (row + r) * f.ld + first * f.step;
-    store_spread(to, high, mask, f.step);
-    store_spread(to + f.rank * f.step, low, mask, f.step);
-    store_spread(to + 2 * f.rank * f.step, high, mask, f.step);
+    const __m512 left = _mm512_load_ps(block + r * kTileN);
+    const __m512 right = _mm512_load_ps(block + r * kTileN + 16);
+    const __m512 u = _mm512_mul_ps(scale, _mm512_add_ps(left, right));
+    if (r < rows) {
+      const int64_t at = (row + r) * f.rank + first;
+      if (f.u) _mm512_mask_storeu_ps(f.u + at, mask, u);
+      if (f.u_start) _mm512_mask_storeu_ps(f.u_start + at, mask, _mm512_mul_ps(scale, left));
+    }
+    if (!f.columns) continue;
+    bf16* to = f.columns + (row + r) * f.ld + first;
+    const __m256i high = narrow(u);
+    _mm256_mask_storeu_epi16(to, mask, high);
+    if (f.form == FactorForm::kChange) {
+      _mm256_mask_storeu_epi16(to + f.rank, mask, narrow(_mm512_mul_ps(scale, right)));
+    } else {
+      const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16);
+      const __m256i low = narrow(_mm512_sub_ps(u, _mm512_castsi512_ps(wide)));
+      _mm256_mask_storeu_epi16(to + f.rank, mask, low);
+      _mm256_mask_storeu_epi16(to + 2 * f.rank, mask, high);
+    }
   }
 }
 
@@ -239,7 +239,8 @@ int64_t padding_elements(const TileTerm& term, int64_t m) {
 // `scratch`.
 Source make_source(const TileTerm& term, int64_t m, bf16*& scratch) {
   const int64_t padded = round_up(term.k, kTileK), whole = m / kPanelRows * kPanelRows;
-  Source source = {term.a, term.lda, nullptr, padded, padded / kTileK, term.tiles};
+  const int64_t used = term.used > 0 ? term.used : term.k;
+  Source source = {term.a, term.lda, nullptr, padded, padded / kTileK, (used + 1) / 2, term.tiles};
   if (padded != term.k) {
     copy_padded(term.a, term.lda, m, term.k, scratch, m, padded);
     source.a = scratch, source.lda = padded;

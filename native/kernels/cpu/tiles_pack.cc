@@ -2,6 +2,7 @@
 // tiles of 16 columns; in a tile, 16 rows of (k, k+1) pairs. Edges are padded with zeros.
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/simd.h"
@@ -24,31 +25,51 @@ BALORA_INLINE bf16 half_of(float value, Half half) {
   return half == Half::kHigh ? high : to_bf16(value - to_float(high));
 }
 
-// Where the pair (k, k+1), k even, of column n stands, in pairs.
-BALORA_INLINE int64_t pair_index(int64_t k, int64_t n, int64_t steps) {
-  return ((n / kTileN * steps + k / kTileK) * kStepElements +
-          n % kTileN / 16 * (kStepElements / 2)) /
-             2 +
-         k % kTileK / 2 * 16 + n % 16;
+// Elements begin .. begin + kTileN - 1 of a line of n, zeros past its end.
+BALORA_INLINE void read_line(const FactorLine& line, int64_t n, int64_t begin, float* to) {
+  const int64_t count = line.data ? std::clamp<int64_t>(n - begin, 0, kTileN) : 0;
+  const float* from = line.data + begin * line.stride;
+  const float* minus = line.minus ? line.minus + begin * line.stride : nullptr;
+  for (int64_t j = 0; j < count; ++j) to[j] = from[j * line.stride];
+  for (int64_t j = 0; minus && j < count; ++j) to[j] -= minus[j * line.stride];
+  for (int64_t j = count; j < kTileN; ++j) to[j] = 0;
 }
 
-BALORA_SIMD void pack_row_pair(const FactorLine& a, const FactorLine& b, int64_t n, int64_t begin,
-                               int64_t end, uint32_t* to) {
-  for (int64_t j = begin; j < end; ++j) {
-    const float first = a.data && j < n ? a.scale * a.data[j * a.stride] : 0;
-    const float second = b.data && j < n ? b.scale * b.data[j * b.stride] : 0;
-    to[j - begin] = pair_of(half_of(first, a.half), half_of(second, b.half));
+// The same, scaled and in bf16.
+BALORA_INLINE void round_line(const FactorLine& line, int64_t n, int64_t begin, bf16* to) {
+  float values[kTileN];
+  read_line(line, n, begin, values);
+  for (int64_t j = 0; j < kTileN; ++j) to[j] = half_of(line.scale * values[j], line.half);
+}
+
+// A step of a panel whose rows of k are lines.
+BALORA_SIMD void pack_rows_step(std::span<const FactorLine> rows, int64_t n, int64_t step,
+                                int64_t panel, uint32_t* to) {
+  const auto k = static_cast<int64_t>(rows.size());
+  for (int64_t pair = 0; pair < kTileK / 2; ++pair) {
+    const int64_t i = step * kTileK + 2 * pair;
+    bf16 first[kTileN], second[kTileN];
+    round_line(i < k ? rows[static_cast<size_t>(i)] : FactorLine{}, n, panel * kTileN, first);
+    round_line(i + 1 < k ? rows[static_cast<size_t>(i + 1)] : FactorLine{}, n, panel * kTileN,
+               second);
+    for (int64_t j = 0; j < 16; ++j) to[pair * 16 + j] = pair_of(first[j], second[j]);
+    for (int64_t j = 0; j < 16; ++j) {
+      to[256 + pair * 16 + j] = pair_of(first[16 + j], second[16 + j]);
+    }
   }
 }
 
-BALORA_SIMD void pack_column(const FactorLine& c, int64_t k, int64_t n, int64_t steps,
-                             uint32_t* to) {
-  const int64_t padded = steps * kTileK;
-  for (int64_t i = 0; i < padded; i += 2) {
-    const float first = c.data && i < k ? c.scale * c.data[i * c.stride] : 0;
-    const float second = c.data && i + 1 < k ? c.scale * c.data[(i + 1) * c.stride] : 0;
-    to[pair_index(i, n, steps)] = pair_of(half_of(first, c.half), half_of(second, c.half));
+// A step of a tile of 16 columns that are lines.
+BALORA_SIMD void pack_columns_step(std::span<const FactorLine> columns, int64_t k, int64_t step,
+                                   uint32_t* to) {
+  alignas(64) bf16 lines[16 * kTileK];
+  for (int64_t c = 0; c < 16; ++c) {
+    round_line(columns[static_cast<size_t>(c)], k, step * kTileK, lines + c * kTileK);
   }
+  Words words[16];
+  std::memcpy(words, lines, sizeof words);
+  transpose_words(words);
+  std::memcpy(to, words, sizeof words);
 }
 
 // What pack_tiles reads: element (i,j) of B (k,n) at data[i * k_stride + j * n_stride].
@@ -92,7 +113,7 @@ void pack_rows_block(const Matrix16& b, uint32_t* to) {
   for (int64_t i = 0; i < kTileK; i += 2) {
     for (int64_t j = 0; j < kTileN; ++j) {
       const bf16* at = b.data + i * b.k_stride + j;
-      to[pair_index(i, j, 1)] = pair_of(at[0], at[b.k_stride]);
+      to[j / 16 * 256 + i / 2 * 16 + j % 16] = pair_of(at[0], at[b.k_stride]);
     }
   }
 }
@@ -145,15 +166,12 @@ void pack_tiles(Context* ctx, const bf16* b, int64_t k_stride, int64_t n_stride,
 }
 
 void pack_factor_rows(Context* ctx, std::span<const FactorLine> rows, int64_t n, bf16* tiles) {
-  const auto k = static_cast<int64_t>(rows.size());
-  const int64_t steps = round_up(k, kTileK) / kTileK, panels = round_up(n, kTileN) / kTileN;
-  auto* to = reinterpret_cast<uint32_t*>(tiles);
-  parallel_for(ctx, panels * 2, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-      for (int64_t i = 0; i < steps * kTileK; i += 2) {
-        const FactorLine a = i < k ? rows[static_cast<size_t>(i)] : FactorLine{};
-        const FactorLine b = i + 1 < k ? rows[static_cast<size_t>(i + 1)] : FactorLine{};
-        pack_row_pair(a, b, n, tile * 16, tile * 16 + 16, to + pair_index(i, tile * 16, steps));
+  const int64_t steps = round_up(static_cast<int64_t>(rows.size()), kTileK) / kTileK;
+  parallel_for(ctx, round_up(n, kTileN) / kTileN, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      for (int64_t step = 0; step < steps; ++step) {
+        bf16* to = tiles + (panel * steps + step) * kStepElements;
+        pack_rows_step(rows, n, step, panel, reinterpret_cast<uint32_t*>(to));
       }
     }
   });
@@ -161,12 +179,15 @@ void pack_factor_rows(Context* ctx, std::span<const FactorLine> rows, int64_t n,
 
 void pack_factor_columns(Context* ctx, std::span<const FactorLine> columns, int64_t k,
                          bf16* tiles) {
-  const auto n = static_cast<int64_t>(columns.size());
+  const int64_t tile_columns = static_cast<int64_t>(columns.size()) / 16;
   const int64_t steps = round_up(k, kTileK) / kTileK;
-  parallel_for(ctx, round_up(n, kTileN), 8, [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) {
-      const FactorLine column = j < n ? columns[static_cast<size_t>(j)] : FactorLine{};
-      pack_column(column, k, j, steps, reinterpret_cast<uint32_t*>(tiles));
+  parallel_for(ctx, tile_columns, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const auto own = columns.subspan(static_cast<size_t>(tile * 16), 16);
+      for (int64_t step = 0; step < steps; ++step) {
+        bf16* to = tiles + (tile / 2 * steps + step) * kStepElements + tile % 2 * kStepElements / 2;
+        pack_columns_step(own, k, step, reinterpret_cast<uint32_t*>(to));
+      }
     }
   });
 }
