@@ -10,9 +10,9 @@ import type { ConfiguredModel, ModelFamily } from './family.ts';
 import { HfWeights } from './hf_weights.ts';
 import { type ResolveOptions, resolveModel } from './hub.ts';
 import type { Model, ModelOrigin } from './model.ts';
-import { findFiles, openDecoderGguf, requireDevice } from './opened.ts';
+import { findFiles, openGguf, requireDevice } from './opened.ts';
 import { RandomWeights } from './random_weights.ts';
-import { familyOf } from './registry.ts';
+import { familyOf, familyOfGguf } from './registry.ts';
 import { WeightLoader, type WeightReadOptions, type WeightSource } from './weights.ts';
 
 /** Options of {@link AutoModelForCausalLM.fromPretrained}. */
@@ -106,7 +106,7 @@ interface OpenedModel {
 
 async function open(path: string, options: ConfigOptions): Promise<OpenedModel> {
   const found = await findFiles(path);
-  return found.gguf ? openGguf(found.path, options) : openFolder(found.path, options);
+  return found.gguf ? openDecoderGguf(found.path, options) : openFolder(found.path, options);
 }
 
 async function openFolder(folder: string, options: ConfigOptions): Promise<OpenedModel> {
@@ -117,8 +117,8 @@ async function openFolder(folder: string, options: ConfigOptions): Promise<Opene
   return { family, configured, source: HfWeights.open(folder, family.prefix) };
 }
 
-async function openGguf(path: string, options: ConfigOptions): Promise<OpenedModel> {
-  const { family, json, source } = await openDecoderGguf(path, options);
+async function openDecoderGguf(path: string, options: ConfigOptions): Promise<OpenedModel> {
+  const { family, json, source } = await openGguf(path, options, familyOfGguf);
   try {
     return { family, configured: family.configure(json, { path }), source };
   } catch (error) {

@@ -5,9 +5,9 @@ import type { ClassifierKind, MakeClassifier } from './classifier_kind.ts';
 import { readConfigJson } from './config_keys.ts';
 import { HfWeights } from './hf_weights.ts';
 import { resolveModel } from './hub.ts';
-import { findFiles, openDecoderGguf, requireDevice } from './opened.ts';
+import { findFiles, openGguf, requireDevice } from './opened.ts';
 import { RandomWeights } from './random_weights.ts';
-import { classifierKind } from './registry.ts';
+import { classifierKind, familyOfGguf } from './registry.ts';
 import { CompletedWeights, RenamedWeights } from './renamed_weights.ts';
 import {
   type HeadOrigin,
@@ -112,7 +112,7 @@ async function openClassifier(
     const kind = classifierKind(String(json.model_type ?? 'none'), path);
     return { folder, path, json, kind, stored: HfWeights.open(folder, '') };
   }
-  const { family, json, source } = await openDecoderGguf(folder, options);
+  const { family, json, source } = await openGguf(folder, options, familyOfGguf);
   try {
     const kind = classifierKind(family.modelType, folder);
     return { folder, path: folder, json, kind, stored: source };

@@ -1,19 +1,22 @@
 /** Loading an encoder-decoder. */
+import { join } from 'node:path';
 import { buildOn, type FromPretrainedOptions, headIsEmbedding, kHead, settle } from './auto.ts';
+import { readConfigJson } from './config_keys.ts';
 import { HfWeights } from './hf_weights.ts';
-import { openCheckpoint } from './opened.ts';
-import { seq2SeqFamilyOf } from './registry.ts';
+import { resolveModel } from './hub.ts';
+import { findFiles, openGguf, requireDevice } from './opened.ts';
+import { seq2SeqFamilyOf, seq2SeqFamilyOfGguf } from './registry.ts';
 import { RenamedWeights } from './renamed_weights.ts';
-import type { Seq2SeqLM } from './seq2seq_lm.ts';
-import { WeightLoader } from './weights.ts';
+import type { Seq2SeqFamily, Seq2SeqLM } from './seq2seq_lm.ts';
+import { WeightLoader, type WeightSource } from './weights.ts';
 
 /** Loads encoder-decoders; see {@link AutoModelForSeq2SeqLM.fromPretrained}. */
 export const AutoModelForSeq2SeqLM = {
   /**
    * Loads an encoder-decoder with a head over its vocabulary. A head in the file that differs from the embedding is not
    * tied, whatever the configuration says. Dropout of the configuration is not applied.
-   * @param nameOrPath a Hugging Face folder with safetensors, or an id on the Hub
-   * @throws UnsupportedError for a model_type that is no encoder-decoder, a GGUF file, or a config key that is not known;
+   * @param nameOrPath a Hugging Face folder with safetensors, a GGUF file (or a folder with one), or an id on the Hub
+   * @throws UnsupportedError for a model_type that is no encoder-decoder, or a config key that is not known;
    *   FormatError and others as AutoModelForCausalLM does
    * @example
    * const model = await AutoModelForSeq2SeqLM.fromPretrained('./t5-small');
@@ -24,11 +27,11 @@ export const AutoModelForSeq2SeqLM = {
     options: FromPretrainedOptions = {},
   ): Promise<Seq2SeqLM> {
     const { dtype = 'f32', device, trainable = false, checkFinite = true } = options;
-    const { folder, path, json } = await openCheckpoint(nameOrPath, options, 'an encoder-decoder');
-    const family = seq2SeqFamilyOf(String(json.model_type ?? 'none'), path);
-    const configured = family.configure(json, { ...options, path });
-    const source = new RenamedWeights(HfWeights.open(folder, ''), family.rename);
+    requireDevice(options);
+    const { folder, path, family, json, stored } = await openSeq2Seq(nameOrPath, options);
     try {
+      const configured = family.configure(json, { ...options, path });
+      const source = new RenamedWeights(stored, family.rename);
       const tied = configured.tied && (await headIsEmbedding(source, family.embedding));
       const read = { dtype, checkFinite, share: !trainable, ignore: tied ? [kHead] : [] };
       const origin = { nameOrPath, folder, dtype };
@@ -38,7 +41,33 @@ export const AutoModelForSeq2SeqLM = {
       await settle(model, { trainable });
       return model;
     } finally {
-      source.close();
+      stored.close();
     }
   },
 };
+
+/** A checkpoint's files, understood but not read. */
+interface OpenedSeq2Seq {
+  /** The folder, or the GGUF file. */
+  readonly folder: string;
+  /** Of the configuration, for messages. */
+  readonly path: string;
+  readonly family: Seq2SeqFamily;
+  readonly json: Record<string, unknown>;
+  readonly stored: WeightSource;
+}
+
+async function openSeq2Seq(
+  nameOrPath: string,
+  options: FromPretrainedOptions,
+): Promise<OpenedSeq2Seq> {
+  const { path: folder, gguf } = await findFiles(await resolveModel(nameOrPath, options));
+  if (gguf) {
+    const { source, ...opened } = await openGguf(folder, options, seq2SeqFamilyOfGguf);
+    return { folder, path: folder, ...opened, stored: source };
+  }
+  const path = join(folder, 'config.json');
+  const json = await readConfigJson(path);
+  const family = seq2SeqFamilyOf(String(json.model_type ?? 'none'), path);
+  return { folder, path, family, json, stored: HfWeights.open(folder, '') };
+}

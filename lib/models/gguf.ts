@@ -22,7 +22,9 @@ export interface TensorStorage {
 export interface GgufNames {
   /** Tensors outside the layers, whole names. */
   readonly top: Readonly<Record<string, string>>;
-  /** What HF has before a layer's number. */
+  /** What the file has before a layer's number. Default `blk`. */
+  readonly blocks?: string;
+  /** What HF has there. */
   readonly layers: string;
   /** `blk.N.<name>.weight` and the module below layer N. */
   readonly block: Readonly<Record<string, string>>;
@@ -31,7 +33,8 @@ export interface GgufNames {
 export interface GgufTable {
   /** general.architecture, the prefix of the metadata. */
   readonly architecture: string;
-  readonly names: GgufNames;
+  /** One for every stack of layers, the first that knows a name names it; from the file where it decides. */
+  readonly names: GgufNames | ((keys: GgufKeys) => readonly GgufNames[]);
   /** Metadata under the architecture that is read, or says nothing about the mathematics, beside kCommonKeys. */
   readonly keys: readonly string[];
   /** Tensors that are no parameters. */
@@ -199,8 +202,10 @@ export async function readGguf(
   { ignoreKeys = [] }: ConfigOptions,
 ): Promise<{ json: Record<string, unknown>; source: WeightSource }> {
   refuseUnknown(file, table, ignoreKeys);
-  const json = await table.configJson(new GgufKeys(file, table.architecture));
-  return { json, source: new GgufWeights(file, table, json) };
+  const keys = new GgufKeys(file, table.architecture);
+  const json = await table.configJson(keys);
+  const names = typeof table.names === 'function' ? table.names(keys) : [table.names];
+  return { json, source: new GgufWeights(file, { ...table, names, json }) };
 }
 
 function refuseUnknown(file: GgufFile, table: GgufTable, ignoreKeys: readonly string[]): void {
@@ -219,11 +224,21 @@ function refuseUnknown(file: GgufFile, table: GgufTable, ignoreKeys: readonly st
 }
 
 /** The HF name of a GGUF tensor; itself where there is none. */
-function hfName(name: string, { top, layers, block }: GgufNames): string {
-  const parts = /^blk\.(\d+)\.(\w+)\.(weight|bias)$/.exec(name);
-  const module = block[parts?.[2] ?? ''];
-  if (parts === null || module === undefined) return top[name] ?? name;
-  return `${layers}.${parts[1]}.${module}.${parts[3]}`;
+function hfName(name: string, names: readonly GgufNames[]): string {
+  const [, blocks, layer, tensor = '', kind] =
+    /^([\w.]+)\.(\d+)\.(\w+)\.(weight|bias)$/.exec(name) ?? [];
+  for (const { top, blocks: own = 'blk', layers, block } of names) {
+    const module = blocks === own ? block[tensor] : undefined;
+    if (module !== undefined) return `${layers}.${layer}.${module}.${kind}`;
+    if (top[name] !== undefined) return top[name];
+  }
+  return name;
+}
+
+/** A table with what the file at hand decides. */
+interface ReadTable extends Pick<GgufTable, 'stored' | 'ignoredTensors'> {
+  readonly names: readonly GgufNames[];
+  readonly json: Readonly<Record<string, unknown>>;
 }
 
 class GgufWeights implements WeightSource {
@@ -233,8 +248,7 @@ class GgufWeights implements WeightSource {
 
   constructor(
     private readonly file: GgufFile,
-    private readonly table: GgufTable,
-    private readonly json: Readonly<Record<string, unknown>>,
+    private readonly table: ReadTable,
   ) {
     this.path = file.path;
     const tensors = [...file.tensors.values()]
@@ -244,7 +258,7 @@ class GgufWeights implements WeightSource {
     this.shapes = new Map(
       tensors.map(({ hf, shape }) => [
         hf,
-        table.stored(hf, json).transposed ? [...shape].reverse() : shape,
+        table.stored(hf, table.json).transposed ? [...shape].reverse() : shape,
       ]),
     );
   }
@@ -255,7 +269,7 @@ class GgufWeights implements WeightSource {
       permutedHeads = 0,
       offset = 0,
       transposed = false,
-    } = this.table.stored(name, this.json);
+    } = this.table.stored(name, this.table.json);
     if (offset === 0 && !transposed) {
       return this.file.read(stored, { dtype, checkFinite, permutedHeads });
     }

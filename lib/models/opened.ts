@@ -3,15 +3,11 @@ import { statSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { withDevice } from '../device.ts';
-import { FormatError, UnsupportedError } from '../errors.ts';
+import { FormatError } from '../errors.ts';
 import { GgufFile } from '../io/index.ts';
-import type { FromPretrainedOptions } from './auto.ts';
-import { type ConfigOptions, readConfigJson } from './config_keys.ts';
-import type { ModelFamily } from './family.ts';
-import { readGguf } from './gguf.ts';
+import type { ConfigOptions } from './config_keys.ts';
+import { type GgufTable, readGguf } from './gguf.ts';
 import { hasSafetensors } from './hf_weights.ts';
-import { resolveModel } from './hub.ts';
-import { familyOfGguf } from './registry.ts';
 import type { WeightSource } from './weights.ts';
 
 /** What a model is read from: a folder with config.json and safetensors, or a GGUF file. */
@@ -39,41 +35,20 @@ export async function findFiles(path: string): Promise<FoundFiles> {
 }
 
 /**
- * The folder of a checkpoint that can only be a folder, and its config.json.
- * @param what the kind of model, for the message
- * @throws UnsupportedError for a device that cannot be had, or a file
+ * A GGUF file, understood but not read: the family of its architecture, its metadata as config.json, its tensors.
+ * @throws FormatError, UnsupportedError as `find` and readGguf do
  */
-export async function openCheckpoint(
-  nameOrPath: string,
-  options: FromPretrainedOptions,
-  what: string,
-): Promise<{ folder: string; path: string; json: Record<string, unknown> }> {
-  requireDevice(options);
-  const folder = await resolveModel(nameOrPath, options);
-  if (!statSync(folder).isDirectory()) {
-    throw new UnsupportedError(
-      `${folder}: ${what} is read from a folder with config.json and safetensors`,
-    );
-  }
-  const path = join(folder, 'config.json');
-  const names = (await readdir(folder)).sort();
-  if (!names.includes('config.json')) {
-    throw new UnsupportedError(
-      `${folder}: ${what} is read from a folder with config.json and safetensors; it holds ${names.join(', ') || 'nothing'}`,
-    );
-  }
-  return { folder, path, json: await readConfigJson(path) };
-}
-
-/** A GGUF file of a decoder: its family, its metadata as config.json, its tensors. */
-export async function openDecoderGguf(
+export async function openGguf<F>(
   path: string,
   options: ConfigOptions,
-): Promise<{ family: ModelFamily; json: Record<string, unknown>; source: WeightSource }> {
+  find: (architecture: string, path: string) => { family: F; table: GgufTable },
+): Promise<{ family: F; json: Record<string, unknown>; source: WeightSource }> {
   const file = GgufFile.open(path);
   try {
-    const architecture = String(file.metadata.get('general.architecture') ?? 'none');
-    const { family, table } = familyOfGguf(architecture, path);
+    const { family, table } = find(
+      String(file.metadata.get('general.architecture') ?? 'none'),
+      path,
+    );
     return { family, ...(await readGguf(file, table, options)) };
   } catch (error) {
     file.close();

@@ -68,6 +68,20 @@ export function familyOfGguf(
   });
 }
 
+/** @throws UnsupportedError naming the architectures that are known */
+export function seq2SeqFamilyOfGguf(
+  architecture: string,
+  path: string,
+): { family: Seq2SeqFamily; table: GgufTable } {
+  for (const family of kSeq2SeqFamilies) {
+    if (family.gguf?.architecture === architecture) return { family, table: family.gguf };
+  }
+  throw unknown(`${path}: general.architecture "${architecture}"`, {
+    elsewhere: ' as an encoder-decoder',
+    known: kSeq2SeqFamilies.flatMap(({ gguf }) => gguf?.architecture ?? []),
+  });
+}
+
 /** @throws UnsupportedError naming the types that are known */
 export function seq2SeqFamilyOf(type: string, path: string): Seq2SeqFamily {
   const found = kSeq2SeqFamilies.find(({ modelType }) => modelType === type);
@@ -137,8 +151,13 @@ export function supportedModels(): SupportedModel[] {
     const tasks = classifier ? ['language model', 'classification'] : ['language model'];
     put({ modelType, tasks, features, gguf: gguf?.architecture ?? null });
   }
-  for (const { modelType, features } of kSeq2SeqFamilies) {
-    put({ modelType, tasks: ['encoder-decoder'], features, gguf: null });
+  for (const { modelType, features, gguf } of kSeq2SeqFamilies) {
+    put({
+      modelType,
+      tasks: ['encoder-decoder'],
+      features,
+      gguf: gguf?.architecture ?? null,
+    });
   }
   for (const { modelType, features } of kEncoders) {
     put({ modelType, tasks: ['classification'], features, gguf: null });

@@ -6,6 +6,7 @@ import { ArgumentError } from '../errors.ts';
 import type { Tensor } from '../tensor.ts';
 import { type Head, headLogits } from './causal_lm.ts';
 import type { ConfigOptions } from './config_keys.ts';
+import type { GgufTable } from './gguf.ts';
 import { type ForwardOptions, Model, type ModelBatch, type ModelOrigin } from './model.ts';
 import type { Rename } from './renamed_weights.ts';
 import type { WeightLoader } from './weights.ts';
@@ -51,6 +52,8 @@ export interface Seq2SeqFamily {
   /** What a tied head is compared with. */
   readonly embedding: string;
   readonly rename: Rename;
+  /** null: llama.cpp has no such architecture. */
+  readonly gguf: GgufTable | null;
   /** @throws FormatError, UnsupportedError for a configuration that is wrong or not understood */
   configure(
     json: Record<string, unknown>,

@@ -20,6 +20,7 @@ import {
 import { byRelativePosition, t5Bucket } from './relative_positions.ts';
 import { checkSides, type Seq2SeqBatch, type Seq2SeqFamily, Seq2SeqLM } from './seq2seq_lm.ts';
 import { type T5Config, t5Config } from './t5_config.ts';
+import { t5Gguf } from './t5_gguf.ts';
 import type { WeightLoader } from './weights.ts';
 
 interface Segments {
@@ -312,6 +313,7 @@ export const t5: Seq2SeqFamily = {
   modelType: 't5',
   features: 'v1.0 and v1.1: tied and untied heads, plain and gated mlp',
   embedding: 'shared.weight',
+  gguf: t5Gguf,
   rename: (name) => (kUnused.test(name) ? null : name),
   configure(json, options) {
     const config = t5Config(json, options);

@@ -12,7 +12,7 @@ import {
   seq2SeqFamilyOf,
   supportedModels,
 } from '../../lib/models/registry.ts';
-import { kConversions } from '../support/gguf_models.ts';
+import { kConversions, kSeq2SeqConversions } from '../support/gguf_models.ts';
 import { architecture, type GoldenTask, goldenConfig, goldenNames } from './golden.ts';
 
 const typesOf = (task: GoldenTask): Set<unknown> =>
@@ -33,7 +33,8 @@ describe('golden checkpoints', () => {
   });
 
   it('are written as GGUF for every architecture of the table', () => {
-    const written = new Set(Object.values(kConversions).map(({ architecture: name }) => name));
+    const conversions = Object.values({ ...kConversions, ...kSeq2SeqConversions });
+    const written = new Set(conversions.map(({ architecture: name }) => name));
     const named = supportedModels().flatMap(({ gguf }) => gguf ?? []);
     expect(named.filter((name) => !written.has(name))).toEqual([]);
   });

@@ -1,8 +1,10 @@
 // T5 against transformers: both versions' logits, hidden states, losses and gradients in f32 and f64, the adapter, bf16.
-import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { saveMerged } from '../../lib/adapters/merge.ts';
 import { loadSafetensors } from '../../lib/io/safetensors.ts';
 import {
   AutoModelForSeq2SeqLM as Auto,
@@ -14,6 +16,8 @@ import {
 import { crossEntropy, headLosses, mul } from '../../lib/ops/index.ts';
 import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
+import { writeGoldenGguf } from '../support/gguf_models.ts';
+import { goldenArray, goldenArrays } from '../support/golden.ts';
 import {
   type AdapterFacts,
   architecture,
@@ -155,6 +159,81 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
     }
   });
 
+  it('takes its adapter from the PEFT folder, writes it as it was, and merges it', async () => {
+    const golden = await readGolden(name);
+    const facts = golden.facts.adapters.adapter as AdapterFacts & {
+      num_adapted_modules: number;
+      merged_max_abs_logits_minus_adapter: number;
+    };
+    const load = async () =>
+      AdapterModel.load(await Auto.fromPretrained(modelOf(golden)), join(golden.folder, 'adapter'));
+    const tuned = await load();
+    expect(tuned.modules).toHaveLength(facts.num_adapted_modules);
+    const expected = goldenArrays(join(golden.folder, 'expected-adapter.safetensors'));
+    const want = tensor(goldenArray(expected, 'logits').data as Float32Array, {
+      shape: goldenArray(expected, 'logits').shape,
+    });
+    expect(rowError(logitsOf(tuned.model, golden), want, golden.rows)).toBeLessThan(
+      facts.tolerance.logits_abs,
+    );
+    lossOf(tuned.model, golden).backward();
+    const grads = new Map(tuned.parameters().map(({ name: key, tensor: t }) => [key, t.grad]));
+    const keys = [...expected.keys()].filter((key) => key.startsWith('grad.'));
+    expect(keys.length).toBeGreaterThan(3);
+    for (const key of keys) {
+      const path = key.replace('grad.base_model.model.', '').replace(/\.weight$/, '');
+      const { data, shape } = goldenArray(expected, key);
+      const error = relativeError(
+        grads.get(path) as Tensor,
+        tensor(data as Float32Array, { shape }),
+      );
+      expect(error, key).toBeLessThan(facts.tolerance.grad_abs_over_max_abs);
+    }
+    const out = join(folder, `${name}-adapter`);
+    await tuned.save(out);
+    const file = 'adapter_model.safetensors';
+    expect(goldenArrays(join(out, file))).toEqual(
+      goldenArrays(join(golden.folder, 'adapter', file)),
+    );
+    expect(readFileSync(join(out, 'adapter_config.json'), 'utf8')).toContain('SEQ_2_SEQ_LM');
+    await saveMerged(tuned, `${out}-merged`);
+    const merged = await Auto.fromPretrained(`${out}-merged`);
+    expect(rowError(logitsOf(merged, golden), want, golden.rows)).toBeLessThan(
+      facts.tolerance.logits_abs + facts.merged_max_abs_logits_minus_adapter,
+    );
+  });
+
+  it('reads its GGUF file', async () => {
+    const golden = await readGolden(name);
+    const path = join(folder, `${name}.gguf`);
+    writeGoldenGguf(path, name);
+    // The file cannot say how far positions reach, and has its numbers in f32.
+    const twin = join(folder, `${name}-twin`);
+    cpSync(modelOf(golden), twin, { recursive: true });
+    const config = JSON.parse(readFileSync(join(twin, 'config.json'), 'utf8'));
+    writeFileSync(
+      join(twin, 'config.json'),
+      JSON.stringify({
+        ...config,
+        relative_attention_max_distance: 128,
+        layer_norm_epsilon: Math.fround(config.layer_norm_epsilon),
+      }),
+    );
+    const [got, want] = (await Promise.all([path, twin].map((p) => Auto.fromPretrained(p)))) as [
+      T5ForConditionalGeneration,
+      T5ForConditionalGeneration,
+    ];
+    const { source: _, ...read } = got.config;
+    const { source: __, ...meant } = want.config;
+    expect(read).toEqual(meant);
+    expect(values(logitsOf(got, golden))).toEqual(values(logitsOf(want, golden)));
+    const saved = join(folder, `${name}-from-gguf`);
+    await saveModel(got, saved);
+    expect(values(logitsOf(await Auto.fromPretrained(saved), golden))).toEqual(
+      values(logitsOf(got, golden)),
+    );
+  });
+
   it('reads other spellings of its configuration and its names, and itself again', async () => {
     const golden = await readGolden(name);
     const copies = [join(golden.folder, 'model-alt')].filter((path) => existsSync(path));
@@ -189,5 +268,10 @@ it('refuses batches whose sides do not fit, and types that are no encoder-decode
   );
   await expect(Auto.fromPretrained(architecture('bert/model'))).rejects.toThrow(
     /model_type "bert" is not supported as an encoder-decoder, only as classification: .*\(known: t5\)/,
+  );
+  const qwen2 = join(folder, 'qwen2.gguf');
+  writeGoldenGguf(qwen2, 'qwen2');
+  await expect(Auto.fromPretrained(qwen2)).rejects.toThrow(
+    /general\.architecture "qwen2" is not supported as an encoder-decoder \(known: t5\)/,
   );
 });

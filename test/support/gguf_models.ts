@@ -14,6 +14,10 @@ interface Conversion {
   readonly top: Readonly<Record<string, string>>;
   /** Metadata below the architecture beside the sizes. */
   readonly metadata: (config: Json) => Record<string, GgufValue>;
+  /** Default: those of decoders. */
+  readonly sizes?: (config: Json) => Record<string, GgufValue>;
+  /** Name of a module that is not of the usual form, without weight or bias. */
+  readonly name?: (hf: string) => string;
   readonly change?: (hf: string, array: GoldenArray, config: Json) => GoldenArray;
 }
 
@@ -81,6 +85,64 @@ function interleaved(hf: string, array: GoldenArray, config: Json): GoldenArray 
   return { ...array, data };
 }
 const llama = { ...decoder, architecture: 'llama', change: interleaved };
+
+/** encoder.block.N.layer.I.<module>: attention, in the decoder attention to the encoder, and the mlp. */
+function t5Name(hf: string): string {
+  const tops: Record<string, string> = {
+    shared: 'token_embd',
+    lm_head: 'output',
+    'encoder.final_layer_norm': 'enc.output_norm',
+    'decoder.final_layer_norm': 'dec.output_norm',
+  };
+  const parts = /^(enc|dec)oder\.block\.(\d+)\.layer\.(\d)\.(?:\w+\.)?(\w+)$/.exec(hf);
+  if (parts === null) return tops[hf] as string;
+  const [, side, block, layer, module] = parts as unknown as [
+    string,
+    string,
+    string,
+    string,
+    string,
+  ];
+  const last = layer === (side === 'enc' ? '1' : '2');
+  const attention = layer === '0' ? 'attn' : 'cross_attn';
+  const names: Record<string, string> = last
+    ? { layer_norm: 'ffn_norm', wi: 'ffn_up', wi_0: 'ffn_gate', wi_1: 'ffn_up', wo: 'ffn_down' }
+    : {
+        layer_norm: `${attention}_norm`,
+        relative_attention_bias: `${attention}_rel_b`,
+        ...Object.fromEntries([...'qkvo'].map((name) => [name, `${attention}_${name}`])),
+      };
+  return `${side}.blk.${block}.${names[module]}`;
+}
+
+function t5Sizes(config: Json): Record<string, GgufValue> {
+  const get = (key: string): number => config[key] as number;
+  const eps = { f32: get('layer_norm_epsilon') };
+  return {
+    context_length: 512,
+    embedding_length: get('d_model'),
+    feed_forward_length: get('d_ff'),
+    block_count: get('num_layers'),
+    decoder_block_count: get('num_decoder_layers'),
+    'attention.head_count': get('num_heads'),
+    'attention.key_length': get('d_kv'),
+    'attention.value_length': get('d_kv'),
+    'attention.layer_norm_epsilon': eps,
+    'attention.relative_buckets_count': get('relative_attention_num_buckets'),
+    'attention.layer_norm_rms_epsilon': eps,
+    decoder_start_token_id: get('decoder_start_token_id'),
+  };
+}
+const t5 = {
+  architecture: 't5',
+  top: {},
+  block: {},
+  name: t5Name,
+  sizes: t5Sizes,
+  metadata: () => ({}),
+};
+/** Encoder-decoders, which have a loader of their own. */
+export const kSeq2SeqConversions: Readonly<Record<string, Conversion>> = { t5, 't5-v1.1': t5 };
 
 export const kConversions: Readonly<Record<string, Conversion>> = {
   'llama-untied-gqa': llama,
@@ -175,15 +237,14 @@ function sizes(config: Json): Record<string, GgufValue> {
   };
 }
 
-function ggufName(hf: string, { top, block }: Conversion): string {
+function ggufName(hf: string, { top, block, name: own }: Conversion): string {
   const [, module, kind] = /^(.*)\.(weight|bias)$/.exec(hf) as unknown as [string, string, string];
+  if (own !== undefined) return `${own(module)}.${kind}`;
   const [, layer, rest] = /^(?:model\.layers|transformer\.h)\.(\d+)\.(.*)$/.exec(module) ?? [];
   const name = layer === undefined ? top[module] : `blk.${layer}.${block[rest as string]}`;
   if (name === undefined) throw new Error(`no GGUF name for ${hf}`);
   return `${name}.${kind}`;
 }
-
-const kVocabulary = 113;
 
 /** Writes a golden checkpoint as a GGUF file. `extra` is metadata below the architecture. */
 export function writeGoldenGguf(
@@ -191,11 +252,11 @@ export function writeGoldenGguf(
   family: string,
   extra: Record<string, GgufValue> = {},
 ): void {
-  const conversion = kConversions[family] as Conversion;
+  const conversion = (kConversions[family] ?? kSeq2SeqConversions[family]) as Conversion;
   const { architecture, metadata, change = (_: string, array: GoldenArray) => array } = conversion;
   const folder = fixturePath(`architectures/${family}/model`);
   const config = JSON.parse(readFileSync(join(folder, 'config.json'), 'utf8')) as Json;
-  const below = { ...sizes(config), ...metadata(config), ...extra };
+  const below = { ...(conversion.sizes ?? sizes)(config), ...metadata(config), ...extra };
   const tensors: GgufTensor[] = Array.from(
     goldenArrays(join(folder, 'model.safetensors')),
     ([hf, array]) => {
@@ -204,7 +265,7 @@ export function writeGoldenGguf(
     },
   );
   const named = Object.entries(below).map(([key, value]) => [`${architecture}.${key}`, value]);
-  const tokens = Array.from({ length: kVocabulary }, (_, id) => `<${id}>`);
+  const tokens = Array.from({ length: config.vocab_size as number }, (_, id) => `<${id}>`);
   const all: Record<string, GgufValue> = {
     'general.architecture': architecture,
     ...Object.fromEntries(named),
