@@ -4,7 +4,12 @@ import { FullModel } from '../adapters/full_model.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { Batches, type BatchOptions } from '../data/batches.ts';
 import { JsonlFile } from '../data/jsonl.ts';
-import { AutoModelForCausalLM, type CausalLM, resolveModel } from '../models/index.ts';
+import {
+  AutoModelForCausalLM,
+  type CausalLM,
+  checkCausalLM,
+  resolveModel,
+} from '../models/index.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
 import type { Progress } from './progress.ts';
 import { formatBytes } from './terminal.ts';
@@ -46,6 +51,8 @@ export async function loadModel(
   options: { dtype: 'f32' | 'bf16'; device?: string; trainable?: boolean },
 ): Promise<{ model: CausalLM; tokenizer: Tokenizer }> {
   const folder = await resolveModel(path);
+  // What the model is comes before what its tokenizer lacks.
+  await checkCausalLM(folder, options);
   const tokenizer = await Tokenizer.fromPretrained(folder);
   return { model: await AutoModelForCausalLM.fromPretrained(folder, options), tokenizer };
 }

@@ -3,6 +3,7 @@ import type { Command } from 'commander';
 import { loraConfig } from '../adapters/config.ts';
 import type { BatchOptions } from '../data/batches.ts';
 import type { LabelledOptions } from '../data/labelled_batches.ts';
+import { checkpointHead } from '../models/index.ts';
 import { setNumThreads } from '../runtime.ts';
 import { resolveRegularizers } from '../train/methods.ts';
 import { resolveOptions } from '../train/options.ts';
@@ -13,7 +14,7 @@ import { loadTokenizer, loadTunedClassifier, openLabelled } from './classifier_l
 import { addOptions, readOptions } from './command_options.ts';
 import { abortable, kInterrupted } from './interrupt.ts';
 import { loadTuned, openBatches } from './load.ts';
-import { type PlanStatistics, planText } from './plan_view.ts';
+import { dataText, type PlanStatistics, planText } from './plan_view.ts';
 import type { CliContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { formatSeconds } from './terminal.ts';
@@ -92,6 +93,8 @@ async function run(
       context.stdout.write(`${planText(plan, statistics, format)}\n`);
       return 0;
     }
+    progress.message(`data: ${dataText(statistics, format)}`);
+    if (settings.output === undefined) progress.warn('no --output: the result is written nowhere');
     const events = trainer.run();
     for (;;) {
       const { value, done } = await events.next();
@@ -147,6 +150,7 @@ async function prepareClassifier(
   { progress, signal }: Telling,
 ): Promise<Prepared> {
   const { columns, data: dataOptions, evalData: evalOptions, metricForBestModel } = setup.labelled;
+  await checkpointHead(settings.model as string); // what the model is comes before what its tokenizer lacks
   const tokenizer = await loadTokenizer(settings.model as string);
   const open = (file: string, options: LabelledOptions) =>
     openLabelled(file, tokenizer, { ...options, columns, progress, signal });

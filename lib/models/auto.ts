@@ -97,6 +97,19 @@ export const AutoModelForCausalLM = {
   },
 };
 
+/**
+ * Whether a causal language model can be loaded, by its configuration and the headers of its files.
+ * @throws as {@link AutoModelForCausalLM.fromPretrained} does before it reads weights
+ */
+export async function checkCausalLM(
+  nameOrPath: string,
+  options: FromPretrainedOptions = {},
+): Promise<void> {
+  requireDevice(options);
+  const { source } = await open(await resolveModel(nameOrPath, options), options);
+  source.close();
+}
+
 /** A model's files, understood but not read. */
 interface OpenedModel {
   readonly family: ModelFamily;

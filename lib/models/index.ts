@@ -1,10 +1,12 @@
 export {
   AutoModelForCausalLM,
+  checkCausalLM,
   type FromConfigOptions,
   type FromPretrainedOptions,
 } from './auto.ts';
 export {
   AutoModelForSequenceClassification,
+  type CheckpointHead,
   type ClassifierOptions,
   checkpointHead,
 } from './auto_classifier.ts';

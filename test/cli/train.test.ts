@@ -1,6 +1,6 @@
 /** The commands end to end on a tiny model: what they write, what they say, how they stop and go on. */
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -50,13 +50,15 @@ describe('balora train', () => {
       train('plain', '--eval-data', data, '--eval-steps', '3'),
     );
     expect(err).toMatch(
-      /^step 1\/6 {2}loss [\d.]+ {2}\d+ tokens\/s {2}\d+s left {2}task [\d.]+ {2}consistency /,
+      /^step 1\/6 {2}loss [\d.]+ {2}\d+ tokens\/s {2}\d+s left {2}task [\d.]+ {2}consistency /m,
     );
     expect(code).toBe(0);
     expect(out).toBe('');
     expect(err.match(/^step /gm)).toHaveLength(6);
     expect(err.match(/^evaluation at step [36]: loss /gm)).toHaveLength(2);
+    expect(err).toMatch(/^data: 24 examples \(question -> answer\), 506 tokens, 252 supervised, /m);
     expect(err).toMatch(/completed after 6 steps and .*, written to .*plain\n$/);
+    expect(err).not.toContain('no --output');
     expect(err).not.toContain('\u001b');
     const names = await readdir(join(folder, 'plain'));
     expect(names.sort()).toEqual(['adapter_config.json', 'adapter_model.safetensors', 'run']);
@@ -90,6 +92,23 @@ describe('balora train', () => {
       ...['merge', '--model', model, '--adapter', adapter, '--output', output],
     ]);
     expect(merged.out).toMatch(/largest rounding error/);
+  });
+
+  it('says what a model is before what its tokenizer lacks, and that nothing is written', async () => {
+    const unknown = join(folder, 'unknown');
+    await mkdir(unknown);
+    await writeFile(join(unknown, 'config.json'), '{ "model_type": "mamba" }');
+    await cp(join(model, 'model.safetensors'), join(unknown, 'model.safetensors'));
+    for (const task of ['causal-lm', 'sequence-classification']) {
+      const args = ['train', '--task', task, '--model', unknown, '--data', data];
+      const { code, err } = await balora(args);
+      expect(err).toMatch(
+        /model_type "mamba" is not supported .*\(known: .*\); docs\/how-to-add-a-model/,
+      );
+      expect(code).toBe(1);
+    }
+    const { err } = await balora(['train', '--model', model, '--data', data, '--max-steps', '1']);
+    expect(err).toMatch(/^warning: no --output: the result is written nowhere$/m);
   });
 
   it.each([
@@ -130,7 +149,7 @@ describe('balora train', () => {
     expect(existsSync(join(folder, 'stopped', 'adapter_model.safetensors'))).toBe(false);
     const resumed = await balora(train('stopped', '--resume'));
     expect(resumed.code).toBe(0);
-    expect(resumed.err).toMatch(/^step 3\/6/);
+    expect(resumed.err).toMatch(/^data: .*\nstep 3\/6/);
     expect(values(await metrics('stopped'))).toEqual(values(await metrics('plain')));
   });
 
