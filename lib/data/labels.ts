@@ -56,7 +56,7 @@ export function resolveScheme(values: readonly unknown[], options: LabelOptions)
   if (count < least) {
     throw new ArgumentError(
       `labels: ${problemType} needs ${least} labels at least, there ${count === 1 ? 'is' : 'are'} ${count}; ` +
-        'a number to predict is problemType regression',
+        'a number to predict is problemType regression (--problem-type)',
     );
   }
   return { problemType, numLabels: count, names };
