@@ -1,10 +1,13 @@
 /** Loading for classification: labelled data, a model with a head, and what is tuned of it. */
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
 import { AdapterModel } from '../adapters/adapter_model.ts';
 import { FullModel } from '../adapters/full_model.ts';
 import { savedShape } from '../adapters/peft_folder.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { LabelledBatches, type LabelledOptions } from '../data/labelled_batches.ts';
 import { openRows } from '../data/open_rows.ts';
+import { readConfigJson } from '../models/config_keys.ts';
 import {
   AutoModelForSequenceClassification,
   type ClassifierOptions,
@@ -61,6 +64,16 @@ export async function trainedHead(
   const saved = adapter === undefined ? undefined : savedShape(adapter, weight)?.[0];
   if (saved !== undefined) return { labels: saved, inAdapter: true };
   return labels === null ? null : { labels, inAdapter: false };
+}
+
+/** Names of a head's labels by id, as the run that left the folder had them; null where it had none, or is not there. */
+export async function trainedNames(folder: string, labels: number): Promise<string[] | null> {
+  const path = join(folder, 'run', 'config.json');
+  if (!existsSync(path)) return null;
+  const { command } = (await readConfigJson(path)) as { command?: Record<string, unknown> };
+  const names = command?.['label-names'];
+  if (!Array.isArray(names) || names.length !== labels) return null;
+  return names.every((name) => typeof name === 'string') ? names : null;
 }
 
 /** A model with a head for these labels. */

@@ -13,6 +13,7 @@ import {
   openLabelled,
   type TrainedHead,
   trainedHead,
+  trainedNames,
 } from './classifier_load.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import { classifierText } from './evaluation_view.ts';
@@ -122,7 +123,7 @@ async function runClassifier(
   const head = await trainedHead(path as string, adapter);
   const data = await openLabelled(settings.data as string, await loadTokenizer(path as string), {
     ...labelledOptions(settings),
-    ...labelsOf(head, settings),
+    ...(await labelsOf(head, settings)),
     columns: listOf(settings.columns),
     batchSize: settings.perDeviceEvalBatchSize ?? kBatchSize,
     shuffle: false,
@@ -146,13 +147,14 @@ async function runClassifier(
 }
 
 /**
- * The labels are those of the trained head, unless more is said of them: held-out data may lack a class.
+ * The labels are those of the trained head, unless more is said of them: held-out data may lack a class, and its names sorted
+ * may then be others' ids.
  * @throws ArgumentError for another number of labels
  */
-function labelsOf(
+async function labelsOf(
   head: TrainedHead | null,
   { numLabels, labelNames, glue, adapter, model }: EvaluateSettings,
-): { numLabels?: number } {
+): Promise<{ numLabels?: number; labelNames?: string[] }> {
   if (head === null) return {};
   const asked = numLabels ?? listOf(labelNames)?.length;
   if (asked !== undefined && asked !== head.labels) {
@@ -164,7 +166,9 @@ function labelsOf(
       `the head in ${where} has ${head.labels} labels, --${option} says ${asked}`,
     );
   }
-  return glue === undefined && labelNames === undefined ? { numLabels: head.labels } : {};
+  if (glue !== undefined || labelNames !== undefined) return {};
+  const names = await trainedNames((head.inAdapter ? adapter : model) as string, head.labels);
+  return names === null ? { numLabels: head.labels } : { labelNames: names };
 }
 
 /** A model as it is: there is nothing to compare it with. */

@@ -163,9 +163,12 @@ async function prepareClassifier(
       ? null
       : await open(settings.evalData, { ...evalOptions, ...known });
   const tuned = await loadTunedClassifier(settings, setup, { data, progress, signal });
+  // What the ids of the head mean, for `evaluate`.
+  const labelNames = names === null ? {} : { 'label-names': names };
   return {
     input: {
       ...setup.training,
+      runConfig: { ...(setup.training.runConfig as object), ...labelNames },
       tuned,
       data,
       ...(evalData === null ? {} : { evalData }),

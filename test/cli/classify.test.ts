@@ -77,6 +77,26 @@ it('evaluates by the labels of the trained head', async () => {
   );
 });
 
+it('evaluates by the names of the training data, whichever the held-out data has', async () => {
+  const out = join(folder, 'named');
+  const tuned = ['train', ...kTask, '--model', model, '--data', data, '--output', out];
+  const field = ['--label-field', 'verdict'];
+  expect((await balora([...tuned, ...field, '--r', '4', '--max-steps', '2'])).code).toBe(0);
+  const part = join(folder, 'middling.tsv');
+  const rows = (await readFile(data, 'utf8')).split('\n').filter((line) => !line.startsWith('bad'));
+  await writeFile(part, rows.join('\n'));
+  const evaluate = ['evaluate', ...kTask, '--model', model, '--adapter', out, ...field, '--data'];
+  // Sorted, as in training: bad 0, good 1, middling 2. Without bad, good would be 0.
+  const { out: text, err } = await balora([...evaluate, part]);
+  expect(err).toMatch(/no example has the label bad/);
+  expect(text).toMatch(/^label \\ predicted +bad +good +middling$/m);
+  expect(text).toMatch(/^bad +0 +0 +0$/m);
+  await writeFile(part, rows.join('\n').replace('good\t', 'superb\t'));
+  expect((await balora([...evaluate, part])).err).toMatch(
+    /"superb" is not one of the ids 0\.\.2 .* names bad, good, middling/,
+  );
+});
+
 it('draws a new head where asked to, and merges what it trained', async () => {
   const ids = tinyRows(30).map(({ text, label }) => `${label % 2}\t${text}`);
   const two = join(folder, 'two.tsv');
