@@ -63,10 +63,8 @@ struct DeviceState {
   Blas* blas = nullptr;    // cublas.h
   Fault* fault = nullptr;  // pinned
   int32_t multiprocessors = 1;
-  int32_t compute_capability = 80;        // 10 * major + minor
-  int64_t shared_limit = 48 << 10;        // dynamic shared memory a block may ask for
-  void* staging[2] = {nullptr, nullptr};  // pinned halves of an upload
-  cudaEvent_t staged[2] = {nullptr, nullptr};
+  int32_t compute_capability = 80;  // 10 * major + minor
+  int64_t shared_limit = 48 << 10;  // dynamic shared memory a block may ask for
   std::string name;
 };
 

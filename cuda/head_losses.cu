@@ -23,7 +23,8 @@ __global__ void __launch_bounds__(kHeadThreads, 2) head_rows(HeadArgs<A> args) {
 }
 
 // One block: sums (4) of the rows' terms and the loss; each thread adds its rows in order.
-__global__ void sum_terms(const double* terms, int64_t rows, double* sums, HeadOptions options) {
+__global__ void sum_terms(const double* terms, int64_t rows, double* sums, HeadOptions options,
+                          const double* scales) {
   BALORA_SHARED(double, scratch, kWarp + 1);
   double totals[3];
   for (int term = 0; term < 3; ++term) {
@@ -33,12 +34,13 @@ __global__ void sum_terms(const double* terms, int64_t rows, double* sums, HeadO
   }
   if (threadIdx.x != 0) return;
   for (int term = 0; term < 3; ++term) sums[term] = totals[term];
-  sums[3] = options.task_scale * totals[0] + options.consistency_scale * totals[1] -
-            options.diversity_scale * totals[2];
+  const HeadOptions o = scaled_options(options, scales);
+  sums[3] =
+      o.task_scale * totals[0] + o.consistency_scale * totals[1] - o.diversity_scale * totals[2];
 }
 
 struct HeadViews {
-  const View *h, *ht, *w, *wt, *targets, *regularized, *sums, *rows, *dh, *dw;
+  const View *h, *ht, *w, *wt, *targets, *regularized, *scales, *sums, *rows, *dh, *dw;
   const View *mean = nullptr, *entropy = nullptr;  // the teacher's summary, both or none
 
   const char* name() const { return mean ? "head_losses_cached" : "head_losses"; }
@@ -69,6 +71,7 @@ class HeadChunks {
     args_.stride = stride_, args_.vocabulary = vocabulary_;
     args_.targets = data_of<int32_t>(v_.targets);
     args_.regularized = data_of<uint8_t>(v_.regularized);
+    args_.scales = data_of<double>(v_.scales);
     args_.terms = v_.rows ? data_of<double>(v_.rows) : workspace<double>(ctx, 3 * m);
     args_.gradient = v_.wants_gradient();
     args_.fault = state_of(ctx).fault;
@@ -137,12 +140,11 @@ class HeadChunks {
   // dH = sum - consistency_scale T mu
   void without_mean(int64_t first, int64_t rows) {
     const int64_t at = first * channels_;
-    const double factor = args_.options.consistency_scale * args_.options.temperature;
     dispatch_hidden([&]<typename T>() {
       launch(ctx_, v_.name(), {dim3(static_cast<unsigned>(rows)), dim3(kMeanThreads)},
              take_out_mean<T>, sum_, data_of<A>(v_.mean) + at,
-             args_.regularized ? args_.regularized + first : nullptr, channels_, factor,
-             data_of<T>(v_.dh) + at);
+             args_.regularized ? args_.regularized + first : nullptr, channels_, args_.options,
+             args_.scales, data_of<T>(v_.dh) + at);
     });
   }
   void weight_gradient(int64_t first, int64_t rows) {
@@ -162,7 +164,7 @@ int32_t run_head(Context* ctx, const HeadViews& views, const HeadOptions& option
   const double* terms = views.h->dtype == BALORA_F64 ? HeadChunks<double>(ctx, views, options).run()
                                                      : HeadChunks<float>(ctx, views, options).run();
   launch(ctx, views.name(), {dim3(1), dim3(256)}, sum_terms, terms, views.h->shape[0],
-         data_of<double>(views.sums), options);
+         data_of<double>(views.sums), options, data_of<double>(views.scales));
   return 0;
 }
 
@@ -170,19 +172,19 @@ int32_t run_head(Context* ctx, const HeadViews& views, const HeadOptions& option
 
 int32_t head_losses_kernel(Context* ctx, const View* h, const View* ht, const View* w,
                            const View* wt, const View* targets, const View* regularized,
-                           const View* sums, const View* rows, const View* dh, const View* dw,
-                           const HeadOptions* options) {
-  return run_head(ctx, {h, ht, w, wt, targets, regularized, sums, rows, dh, dw}, *options);
+                           const View* scales, const View* sums, const View* rows, const View* dh,
+                           const View* dw, const HeadOptions* options) {
+  return run_head(ctx, {h, ht, w, wt, targets, regularized, scales, sums, rows, dh, dw}, *options);
 }
 
 int32_t head_losses_cached_kernel(Context* ctx, const View* h, const View* mean,
                                   const View* entropy, const View* w, const View* targets,
-                                  const View* regularized, const View* sums, const View* dh,
-                                  const HeadOptions* options) {
-  return run_head(
-      ctx,
-      {h, nullptr, w, nullptr, targets, regularized, sums, nullptr, dh, nullptr, mean, entropy},
-      *options);
+                                  const View* regularized, const View* scales, const View* sums,
+                                  const View* dh, const HeadOptions* options) {
+  return run_head(ctx,
+                  {h, nullptr, w, nullptr, targets, regularized, scales, sums, nullptr, dh, nullptr,
+                   mean, entropy},
+                  *options);
 }
 
 }  // namespace balora::cuda

@@ -4,7 +4,7 @@
 // mu once, by one block a row: 6 and 10 bytes an element with bf16, together 0.2 ms of an H100 at
 // M = 8192, C = 4096. A product of h and mu is exact in f64, where they are summed.
 #pragma once
-#include "common.cuh"
+#include "head_sums.cuh"
 
 namespace balora::cuda {
 
@@ -24,10 +24,13 @@ __global__ void teacher_offsets(const T* h, const Acc<T>* mean, const double* en
   if (threadIdx.x == 0) offset[row] = temperature * entropy[row] + sum;
 }
 
-// dh = sum - factor mu, rounded once; rows outside the regularizers (u8, null: none) are sum alone.
+// dh = sum - consistency_scale T mu, rounded once; rows outside the regularizers (u8, null: none)
+// are sum alone.
 template <typename T>
 __global__ void take_out_mean(const Acc<T>* sum, const Acc<T>* mean, const uint8_t* regularized,
-                              int64_t channels, Acc<T> factor, T* dh) {
+                              int64_t channels, HeadOptions options, const double* scales, T* dh) {
+  const HeadOptions o = scaled_options(options, scales);
+  const auto factor = static_cast<Acc<T>>(o.consistency_scale * o.temperature);
   const int64_t row = blockIdx.x, first = row * channels;
   const bool inside = !regularized || regularized[row] != 0;
   for (int64_t c = threadIdx.x; c < channels; c += blockDim.x) {

@@ -198,7 +198,7 @@ class HeadRowPass {
         task_scale;
   };
   __device__ Slopes slopes() const {
-    const HeadOptions& o = args_.options;
+    const HeadOptions o = scaled_options(args_.options, args_.scales);
     Slopes g{};
     g.shift = static_cast<A>(s_.shift);
     g.task_scale = static_cast<A>(o.task_scale);
@@ -237,7 +237,7 @@ class HeadRowPass {
 
   // Few elements, and where they are nearly equal log pi + H cancels: in f64.
   __device__ A chosen_gradient(A x) const {
-    const HeadOptions& o = args_.options;
+    const HeadOptions o = scaled_options(args_.options, args_.scales);
     const double log_pi =
         (static_cast<double>(x) - s_.shift_entropy) / o.entropy_temperature - s_.log_sum_entropy;
     return static_cast<A>(o.diversity_scale / o.entropy_temperature * exp(log_pi) *

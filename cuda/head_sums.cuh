@@ -17,12 +17,22 @@ struct HeadArgs {
   int64_t stride, vocabulary, first;
   const int32_t* targets;  // may be null, as regularized
   const uint8_t* regularized;
-  double* terms;  // (M,3)
+  const double* scales;  // (3) or null, see scaled_options
+  double* terms;         // (M,3)
   HeadOptions options;
   bool gradient;
   Fault* fault;
   int32_t fault_row;
 };
+
+// The options with their scales multiplied by those that lie on the device (null: ones).
+__device__ inline HeadOptions scaled_options(HeadOptions options, const double* scales) {
+  if (!scales) return options;
+  options.task_scale *= scales[0];
+  options.consistency_scale *= scales[1];
+  options.diversity_scale *= scales[2];
+  return options;
+}
 
 __device__ inline float exp_or_zero(float x) {
   return x < -60.0f ? 0.0f : expf(x);  // nothing subnormal reaches dz

@@ -13,7 +13,8 @@ namespace {
 
 template <typename T>
 struct Adam {
-  T decay, keep1, keep2, step, root, eps;  // 1-lr*wd, 1-b1, 1-b2, lr/c1, 1/sqrt(c2), eps
+  T keep1, keep2, eps;  // 1-b1, 1-b2
+  double weight_decay;
 };
 
 template <typename T>
@@ -22,9 +23,12 @@ __device__ T scale_of(const double* coefficient) {
 }
 
 template <typename T>
-__global__ void adamw_groups(Operand grad, const double* coefficient, Operand param, Operand m,
-                             Operand v, int64_t n, Adam<T> k) {
+__global__ void adamw_groups(Operand grad, const double* coefficient, const double* rate,
+                             Operand param, Operand m, Operand v, int64_t n, Adam<T> k) {
   const T scale = scale_of<T>(coefficient);
+  // 1-lr*wd, lr/c1, 1/sqrt(c2)
+  const T decay = static_cast<T>(1 - rate[0] * k.weight_decay), step = static_cast<T>(rate[1]),
+          root = static_cast<T>(rate[2]);
   for (int64_t at = thread_index() * kGroup; at < n; at += thread_count() * kGroup) {
     const int count = group_count(n, at);
     T g[kGroup], p[kGroup], first[kGroup], second[kGroup];
@@ -37,7 +41,7 @@ __global__ void adamw_groups(Operand grad, const double* coefficient, Operand pa
       const T scaled = g[j] * scale;
       first[j] += k.keep1 * (scaled - first[j]);
       second[j] += k.keep2 * (scaled * scaled - second[j]);
-      p[j] = p[j] * k.decay - k.step * first[j] / (std::sqrt(second[j]) * k.root + k.eps);
+      p[j] = p[j] * decay - step * first[j] / (std::sqrt(second[j]) * root + k.eps);
     }
     write_group(m, at, count, first);
     write_group(v, at, count, second);
@@ -151,21 +155,17 @@ void dispatch_state(const View* param, Body&& body) {
 
 }  // namespace
 
-int32_t adamw_step_kernel(Context* ctx, const View* grad, const View* coefficient,
-                          const View* param, const View* m, const View* v, double lr, double beta1,
-                          double beta2, double eps, double weight_decay, int64_t step) {
+int32_t adamw_step_kernel(Context* ctx, const View* grad, const View* coefficient, const View* rate,
+                          const View* param, const View* m, const View* v, double beta1,
+                          double beta2, double eps, double weight_decay) {
   const int64_t n = view_numel(*param);
-  const auto t = static_cast<double>(step);
   dispatch_state(param, [&]<typename T>() {
-    const Adam<T> k{static_cast<T>(1 - lr * weight_decay),
-                    static_cast<T>(1 - beta1),
-                    static_cast<T>(1 - beta2),
-                    static_cast<T>(lr / (1 - std::pow(beta1, t))),
-                    static_cast<T>(1 / std::sqrt(1 - std::pow(beta2, t))),
-                    static_cast<T>(eps)};
+    const Adam<T> k{static_cast<T>(1 - beta1), static_cast<T>(1 - beta2), static_cast<T>(eps),
+                    weight_decay};
     if (n == 0) return;
     launch(ctx, "adamw_step", groups(n), adamw_groups<T>, operand(grad),
-           data_of<double>(coefficient), operand(param), operand(m), operand(v), n, k);
+           data_of<double>(coefficient), data_of<double>(rate), operand(param), operand(m),
+           operand(v), n, k);
   });
   return 0;
 }

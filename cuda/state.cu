@@ -8,8 +8,6 @@
 namespace balora::cuda {
 namespace {
 
-constexpr uint64_t kStagingBytes = uint64_t{8} << 20;
-
 int32_t attribute(cudaDeviceAttr which, int32_t device) {
   int value = 0;
   check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
@@ -65,10 +63,6 @@ std::unique_ptr<DeviceState> open_device(int32_t device) {
   check(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped | cudaHostAllocPortable),
         "cudaHostAlloc");
   state->fault = new (fault) Fault{};
-  for (int i = 0; i < 2; ++i) {
-    check(cudaHostAlloc(&state->staging[i], kStagingBytes, cudaHostAllocPortable), "cudaHostAlloc");
-    check(cudaEventCreateWithFlags(&state->staged[i], cudaEventDisableTiming), "cudaEventCreate");
-  }
   state->blas = open_blas(*state);
   return state;
 }
@@ -77,10 +71,6 @@ void close_device(DeviceState& state) {
   cudaSetDevice(state.device);
   if (state.stream) cudaStreamSynchronize(state.stream);
   if (state.blas) close_blas(state.blas);
-  for (int i = 0; i < 2; ++i) {
-    if (state.staged[i]) cudaEventDestroy(state.staged[i]);
-    if (state.staging[i]) cudaFreeHost(state.staging[i]);
-  }
   if (state.fault) cudaFreeHost(state.fault);
   if (state.stream) cudaStreamDestroy(state.stream);
 }
@@ -157,37 +147,71 @@ void release(void* state, void* data, uint64_t) {
   cudaFree(data);  // waits for the device, so no kernel loses memory under its feet
 }
 
-// Through two pinned halves, so that filling one overlaps the copy of the other; the caller's bytes
-// have been read when this returns.
+// Pageable memory: the engine has its own way through pinned memory (engine/staging.h).
 int32_t upload(Context* ctx, void* device, const void* host, uint64_t bytes) {
-  DeviceState& state = state_of(ctx);
-  const auto* from = static_cast<const char*>(host);
-  auto* to = static_cast<char*>(device);
-  for (uint64_t at = 0, turn = 0; at < bytes; at += kStagingBytes, ++turn) {
-    const uint64_t size = std::min(kStagingBytes, bytes - at);
-    void* half = state.staging[turn % 2];
-    check(cudaEventSynchronize(state.staged[turn % 2]), "upload");
-    std::memcpy(half, from + at, size);
-    check(cudaMemcpyAsync(to + at, half, size, cudaMemcpyHostToDevice, state.stream), "upload");
-    check(cudaEventRecord(state.staged[turn % 2], state.stream), "upload");
-  }
+  const cudaStream_t stream = stream_of(ctx);
+  check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream), "upload");
+  check(cudaStreamSynchronize(stream), "upload");
   return 0;
 }
 
 int32_t download(Context* ctx, void* host, const void* device, uint64_t bytes) {
-  DeviceState& state = state_of(ctx);
-  auto* to = static_cast<char*>(host);
-  const auto* from = static_cast<const char*>(device);
-  // Both halves must be free of uploads before they are written from the other side.
-  check(cudaStreamSynchronize(state.stream), "download");
-  for (uint64_t at = 0; at < bytes; at += kStagingBytes) {
-    const uint64_t size = std::min(kStagingBytes, bytes - at);
-    check(cudaMemcpyAsync(state.staging[0], from + at, size, cudaMemcpyDeviceToHost, state.stream),
-          "download");
-    check(cudaStreamSynchronize(state.stream), "download");
-    std::memcpy(to + at, state.staging[0], size);
-  }
+  const cudaStream_t stream = stream_of(ctx);
+  check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream), "download");
+  check(cudaStreamSynchronize(stream), "download");
   return 0;
+}
+
+// Portable: the stream of another GPU may copy from it.
+void* pin(void* state, uint64_t bytes) {
+  cudaSetDevice(static_cast<DeviceState*>(state)->device);
+  void* data = nullptr;
+  if (cudaHostAlloc(&data, bytes, cudaHostAllocPortable) != cudaSuccess) {
+    cudaGetLastError();  // taken note of: the caller sees null
+    return nullptr;
+  }
+  return data;
+}
+
+void unpin(void* state, void* data) {
+  cudaSetDevice(static_cast<DeviceState*>(state)->device);
+  cudaFreeHost(data);
+}
+
+int32_t copy_in(Context* ctx, void* device, const void* pinned, uint64_t bytes) {
+  check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, stream_of(ctx)), "copy_in");
+  return 0;
+}
+
+int32_t copy_out(Context* ctx, void* pinned, const void* device, uint64_t bytes) {
+  check(cudaMemcpyAsync(pinned, device, bytes, cudaMemcpyDeviceToHost, stream_of(ctx)), "copy_out");
+  return 0;
+}
+
+// A thread that waits for one sleeps.
+int32_t mark(Context* ctx, void** made) {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync), "mark");
+  const cudaError_t status = cudaEventRecord(event, stream_of(ctx));
+  if (status != cudaSuccess) cudaEventDestroy(event);
+  check(status, "mark");
+  *made = event;
+  return 0;
+}
+
+int32_t reached(void* mark) {
+  return cudaEventQuery(static_cast<cudaEvent_t>(mark)) != cudaErrorNotReady;
+}
+
+int32_t await_mark(void* mark, char* error, uint64_t error_size) {
+  const cudaError_t status = cudaEventSynchronize(static_cast<cudaEvent_t>(mark));
+  if (status == cudaSuccess) return 0;
+  std::snprintf(error, error_size, "%s", cudaGetErrorString(status));
+  return 1;
+}
+
+void unmark(void* mark) {
+  cudaEventDestroy(static_cast<cudaEvent_t>(mark));
 }
 
 int32_t synchronize(Context* ctx) {

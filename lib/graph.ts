@@ -18,6 +18,11 @@ export class CapturedGraph<T> {
     this.#graph = graph;
   }
 
+  /** For captureGraph's `sharing`. */
+  get handle(): unknown {
+    return this.#graph;
+  }
+
   /**
    * Enqueues a run: every op again, on the values that the tensors from outside have then. Tensors that the function
    * wrote, its results among them, count as written.
@@ -43,7 +48,8 @@ export class CapturedGraph<T> {
  * the host's values, read from a file or brought from another device: write inputs into tensors that were made before
  * (`copy_`). Gradients that exist already are added to by every run; those that `fn` makes are written anew. Call `fn` once
  * before, so that kernels are loaded. Recording first waits for the device.
- * @param options device: default see getDefaultDevice
+ * @param options device: default see getDefaultDevice. sharing: a graph whose memory this one uses too, so that several take
+ *   no more than the largest needs; results of the one are then good until the other runs
  * @example
  * const graph = captureGraph(() => mul(x, 2), { device: 'cuda' });
  * copy_(x, next);
@@ -54,10 +60,10 @@ export class CapturedGraph<T> {
  */
 export function captureGraph<T>(
   fn: () => T,
-  { device }: { device?: string } = {},
+  { device, sharing }: { device?: string; sharing?: CapturedGraph<unknown> | undefined } = {},
 ): CapturedGraph<T> {
   return withDevice(device, () => {
-    const graph = native.beginGraph();
+    const graph = native.beginGraph(sharing?.handle ?? null);
     let result: T;
     try {
       result = unscoped(() => scope(fn));

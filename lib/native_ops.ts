@@ -11,7 +11,7 @@ export interface NativeOps {
   abandonSafetensors(writer: unknown): void;
   abandonWork(): void;
   adafactorStep(param: Handle, grad: Handle, row: Handle, column: Handle | null, m: Handle | null, coefficient: Handle | null, lr: number, beta1: number, beta2: number, eps: number, clip: number, weightDecay: number, scaleFloor: number): void;
-  adamwStep(param: Handle, grad: Handle, m: Handle, v: Handle, coefficient: Handle | null, lr: number, beta1: number, beta2: number, eps: number, weightDecay: number, step: number): void;
+  adamwStep(param: Handle, grad: Handle, m: Handle, v: Handle, coefficient: Handle | null, rate: Handle, beta1: number, beta2: number, eps: number, weightDecay: number): void;
   addInPlace(x: Handle, source: Handle, alpha: number): void;
   affine(x: Handle, a: number, b: number): Handle;
   allFinite(tensors: readonly (Handle)[]): Handle;
@@ -20,7 +20,7 @@ export interface NativeOps {
   argmin(x: Handle, axis: number, keepDims: boolean): Handle;
   attention(q: Handle, k: Handle, v: Handle, cuSeqlens: Handle, lengths: Handle | null, scale: number, softcap: number, window: number, causal: boolean): Handle;
   backward(roots: readonly (Handle)[], grads: readonly (Handle | null)[], retainGraph: boolean): void;
-  beginGraph(): unknown;
+  beginGraph(sharing: unknown): unknown;
   binary(a: Handle, b: Handle, name: string): Handle;
   cast(x: Handle, dtype: DType): Handle;
   clamp(x: Handle, low: number, high: number): Handle;
@@ -55,13 +55,14 @@ export interface NativeOps {
   gated(gate: Handle, up: Handle, activation: string): Handle;
   gather(x: Handle, index: Handle, axis: number): Handle;
   ggufHeader(file: unknown): unknown;
+  gradCountOf(x: Handle): number;
   gradNorm(grads: readonly (Handle)[], kind: string): Handle;
   gradOf(x: Handle): Handle;
   gram(a: Handle): Handle;
   gramAdd(g: Handle, a: Handle): void;
   gramSpectrum(m: Handle, g: Handle): Handle;
-  headLosses(hidden: Handle, teacher: Handle | null, head: Handle, teacherHead: Handle | null, targets: Handle | null, regularized: Handle | null, scales: readonly (number)[], temperature: number, entropyTopK: number, softcap: number, chunkBytes: number): [Handle, Handle];
-  headLossesCached(hidden: Handle, mean: Handle, entropy: Handle, head: Handle, targets: Handle | null, regularized: Handle | null, scales: readonly (number)[], temperature: number, entropyTopK: number, softcap: number, chunkBytes: number): [Handle, Handle];
+  headLosses(hidden: Handle, teacher: Handle | null, head: Handle, teacherHead: Handle | null, targets: Handle | null, regularized: Handle | null, scales: Handle | null, fixedScales: readonly (number)[], temperature: number, entropyTopK: number, softcap: number, chunkBytes: number): [Handle, Handle];
+  headLossesCached(hidden: Handle, mean: Handle, entropy: Handle, head: Handle, targets: Handle | null, regularized: Handle | null, scales: Handle | null, fixedScales: readonly (number)[], temperature: number, entropyTopK: number, softcap: number, chunkBytes: number): [Handle, Handle];
   headRows(hidden: Handle, teacher: Handle | null, head: Handle, teacherHead: Handle | null, targets: Handle | null, temperature: number, entropyTemperature: number, entropyTopK: number, softcap: number, chunkBytes: number): Handle;
   indexSelect(x: Handle, rows: Handle): Handle;
   isFinite(x: Handle): Handle;

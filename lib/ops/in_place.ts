@@ -1,7 +1,8 @@
 // Writing in place, as optimisers do. No gradients: a tensor that wants one can be written under noGrad() only, and a
 // value that a recorded op saved for its backward is refused there when it has been overwritten. Frozen tensors are refused.
+import { ArgumentError } from '../errors.ts';
 import { native } from '../native.ts';
-import { Tensor } from '../tensor.ts';
+import { Tensor, tensor, unscoped } from '../tensor.ts';
 
 /** x = source, converted to x's dtype. x may be a view. */
 export function copy_(x: Tensor, source: Tensor): Tensor {
@@ -38,14 +39,28 @@ export interface AdamwStepOptions {
   m: Tensor;
   /** Second moment, like param; zeros before the first step. */
   v: Tensor;
-  /** Counts from 1. */
-  step: number;
-  lr: number;
+  /** Step (from 1) and learning rate, or both as {@link adamwRate} puts them on the device: a graph reads them anew. */
+  step?: number;
+  lr?: number;
+  rate?: Tensor;
   betas: readonly [number, number];
   eps: number;
   weightDecay: number;
   /** Multiplied into the gradient first: a () f64 tensor. Default 1. */
   coefficient?: Tensor | null;
+}
+
+/**
+ * What AdamW's arithmetic takes from a step: lr, lr / (1 - beta1^step), 1 / sqrt(1 - beta2^step).
+ * @throws ArgumentError for a step below 1
+ */
+export function adamwRate(
+  lr: number,
+  step: number,
+  betas: readonly [number, number],
+): Float64Array {
+  if (!(step >= 1)) throw new ArgumentError(`adamw_step: step counts from 1, got ${step}`);
+  return Float64Array.of(lr, lr / (1 - betas[0] ** step), 1 / Math.sqrt(1 - betas[1] ** step));
 }
 
 /**
@@ -56,19 +71,30 @@ export interface AdamwStepOptions {
  */
 export function adamwStep(param: Tensor, grad: Tensor, options: AdamwStepOptions): void {
   const { m, v, step, lr, betas, eps, weightDecay, coefficient = null } = options;
-  native.adamwStep(
-    param.handle,
-    grad.handle,
-    m.handle,
-    v.handle,
-    coefficient?.handle ?? null,
-    lr,
-    betas[0],
-    betas[1],
-    eps,
-    weightDecay,
-    step,
-  );
+  let { rate } = options;
+  const own = rate === undefined;
+  if (rate === undefined) {
+    if (lr === undefined || step === undefined) {
+      throw new ArgumentError('adamw_step: needs lr and step, or rate');
+    }
+    rate = unscoped(() => tensor(adamwRate(lr, step, betas), { device: param.device }));
+  }
+  try {
+    native.adamwStep(
+      param.handle,
+      grad.handle,
+      m.handle,
+      v.handle,
+      coefficient?.handle ?? null,
+      rate.handle,
+      betas[0],
+      betas[1],
+      eps,
+      weightDecay,
+    );
+  } finally {
+    if (own) rate.dispose();
+  }
 }
 
 /** Settings of one {@link sgdStep}. */

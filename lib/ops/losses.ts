@@ -27,10 +27,12 @@ export interface HeadInputs {
 export interface HeadLossInputs extends HeadInputs {
   /** (M) u8: 0 for a row that is in the task term alone; none: every row is in the regularizers. */
   regularized?: Tensor | null;
-  /** Factors of the sums in the loss; the caller divides by its counts. */
+  /** Factors of the sums in the loss; the caller divides by its counts. Default 0, with `scales` 1. */
   taskScale?: number;
   consistencyScale?: number;
   diversityScale?: number;
+  /** (3) f64: the same factors (multiplied by those above) on the device, where a graph reads them anew. */
+  scales?: Tensor | null;
 }
 
 /**
@@ -49,9 +51,10 @@ export function headLosses({
   temperature = 1,
   entropyTopK = 0,
   chunkBytes = 0,
-  taskScale = 0,
-  consistencyScale = 0,
-  diversityScale = 0,
+  scales = null,
+  taskScale = scales === null ? 0 : 1,
+  consistencyScale = scales === null ? 0 : 1,
+  diversityScale = scales === null ? 0 : 1,
 }: HeadLossInputs): { loss: Tensor; sums: Tensor } {
   const [loss, sums] = native.headLosses(
     hidden.handle,
@@ -60,6 +63,7 @@ export function headLosses({
     teacherHead?.handle ?? null,
     targets?.handle ?? null,
     regularized?.handle ?? null,
+    scales?.handle ?? null,
     [taskScale, consistencyScale, diversityScale],
     temperature,
     entropyTopK,
@@ -118,9 +122,10 @@ export function headLossesCached({
   temperature = 1,
   entropyTopK = 0,
   chunkBytes = 0,
-  taskScale = 0,
-  consistencyScale = 0,
-  diversityScale = 0,
+  scales = null,
+  taskScale = scales === null ? 0 : 1,
+  consistencyScale = scales === null ? 0 : 1,
+  diversityScale = scales === null ? 0 : 1,
 }: Omit<HeadLossInputs, 'teacher' | 'teacherHead'> & { summary: TeacherSummary }): {
   loss: Tensor;
   sums: Tensor;
@@ -132,6 +137,7 @@ export function headLossesCached({
     head.handle,
     targets?.handle ?? null,
     regularized?.handle ?? null,
+    scales?.handle ?? null,
     [taskScale, consistencyScale, diversityScale],
     temperature,
     entropyTopK,

@@ -72,6 +72,9 @@ void set_requires_grad(Tensor t, bool value) {
 Tensor grad_of(Tensor t) {
   return t.grad();
 }
+int64_t grad_count_of(Tensor t) {
+  return t.impl()->grad_count;
+}
 void set_grad(Tensor t, std::optional<Tensor> grad) {
   t.set_grad(grad ? grad->detach() : Tensor());
 }
@@ -172,6 +175,7 @@ void bind_core(Module& m) {
   op(m, "isLeaf", &is_leaf, {"x"});
   op(m, "setRequiresGrad", &set_requires_grad, {"x", "value"});
   op(m, "gradOf", &grad_of, {"x"});
+  op(m, "gradCountOf", &grad_count_of, {"x"});
   op(m, "setGrad", &set_grad, {"x", "grad"});
   op(m, "detach", &detach, {"x"});
   op(m, "cast", &cast, {"x", "dtype"}, Grad::kYes);

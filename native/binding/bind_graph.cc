@@ -9,6 +9,10 @@ namespace {
 struct GraphBox {
   std::shared_ptr<Graph> graph;
 };
+// The graph whose memory another is to share, or none.
+struct Sharing {
+  const Graph* graph;
+};
 constexpr napi_type_tag kGraphTag{0x62616c6f72616772, 1};
 
 }  // namespace
@@ -25,6 +29,17 @@ struct Arg<GraphBox*> {
   }
 };
 
+template <>
+struct Arg<Sharing> {
+  static std::string ts() { return "unknown"; }
+  static Sharing from(Env& env, const Napi::Value& v) {
+    if (v.IsNull() || v.IsUndefined()) return {nullptr};
+    const GraphBox* box = Arg<GraphBox*>::from(env, v);
+    if (!box->graph) throw ArgumentError("captureGraph: the graph was disposed of");
+    return {box->graph.get()};
+  }
+};
+
 namespace {
 
 Graph& graph_of(GraphBox* box) {
@@ -33,8 +48,8 @@ Graph& graph_of(GraphBox* box) {
 }
 
 // On the device that is the default now.
-Napi::Value begin_graph(Env& env) {
-  auto box = std::make_unique<GraphBox>(GraphBox{Graph::begin(env.engine())});
+Napi::Value begin_graph(Env& env, Sharing sharing) {
+  auto box = std::make_unique<GraphBox>(GraphBox{Graph::begin(env.engine(), sharing.graph)});
   auto value = Napi::External<GraphBox>::New(env.napi(), box.release(),
                                              [](Napi::Env, GraphBox* held) { delete held; });
   value.TypeTag(&kGraphTag);
@@ -57,7 +72,7 @@ void dispose_graph(GraphBox* box) {
 }  // namespace
 
 void bind_graph(Module& m) {
-  op(m, "beginGraph", &begin_graph, {});
+  op(m, "beginGraph", &begin_graph, {"sharing"});
   op(m, "endGraph", &end_graph, {"graph"});
   op(m, "abandonGraph", &abandon_graph, {"graph"});
   op(m, "runGraph", &run_graph, {"graph"});

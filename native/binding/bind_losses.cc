@@ -11,25 +11,26 @@ using Maybe = std::optional<Tensor>;
 std::tuple<Tensor, Tensor> bound_head_losses(const Tensor& hidden, const Maybe& teacher,
                                              const Tensor& head, const Maybe& teacher_head,
                                              const Maybe& targets, const Maybe& regularized,
-                                             const std::vector<double>& scales, double temperature,
-                                             int64_t entropy_top_k, double softcap,
-                                             int64_t chunk_bytes) {
-  if (scales.size() != 3) throw ArgumentError("head_losses: expected three scales");
+                                             const Maybe& scales, const std::vector<double>& fixed,
+                                             double temperature, int64_t entropy_top_k,
+                                             double softcap, int64_t chunk_bytes) {
+  if (fixed.size() != 3) throw ArgumentError("head_losses: expected three fixed scales");
   return head_losses(
-      {hidden, teacher, head, teacher_head, targets, regularized},
-      {scales[0], scales[1], scales[2], temperature, 1.0, softcap, entropy_top_k, chunk_bytes});
+      {hidden, teacher, head, teacher_head, targets, regularized, scales},
+      {fixed[0], fixed[1], fixed[2], temperature, 1.0, softcap, entropy_top_k, chunk_bytes});
 }
 
 std::tuple<Tensor, Tensor> bound_head_losses_cached(const Tensor& hidden, const Tensor& mean,
                                                     const Tensor& entropy, const Tensor& head,
                                                     const Maybe& targets, const Maybe& regularized,
-                                                    const std::vector<double>& scales,
+                                                    const Maybe& scales,
+                                                    const std::vector<double>& fixed,
                                                     double temperature, int64_t entropy_top_k,
                                                     double softcap, int64_t chunk_bytes) {
-  if (scales.size() != 3) throw ArgumentError("head_losses_cached: expected three scales");
+  if (fixed.size() != 3) throw ArgumentError("head_losses_cached: expected three fixed scales");
   return head_losses_cached(
-      {hidden, mean, entropy, head, targets, regularized},
-      {scales[0], scales[1], scales[2], temperature, 1.0, softcap, entropy_top_k, chunk_bytes});
+      {hidden, mean, entropy, head, targets, regularized, scales},
+      {fixed[0], fixed[1], fixed[2], temperature, 1.0, softcap, entropy_top_k, chunk_bytes});
 }
 
 std::tuple<Tensor, Tensor> bound_teacher_summary(const Tensor& teacher, const Maybe& teacher_head,
@@ -45,7 +46,7 @@ Tensor bound_head_rows(const Tensor& hidden, const Maybe& teacher, const Tensor&
                        int64_t chunk_bytes) {
   const Maybe all;
   return head_rows(
-      {hidden, teacher, head, teacher_head, targets, all},
+      {hidden, teacher, head, teacher_head, targets, all, all},
       {0, 0, 0, temperature, entropy_temperature, softcap, entropy_top_k, chunk_bytes});
 }
 
@@ -66,12 +67,12 @@ void bind_losses(Module& m) {
   op(m, "gramAdd", &bound_gram_add, {"g", "a"}, Grad::kNone);
   op(m, "gramSpectrum", &gram_spectrum, {"m", "g"}, Grad::kNone);
   op(m, "headLosses", &bound_head_losses,
-     {"hidden", "teacher", "head", "teacherHead", "targets", "regularized", "scales", "temperature",
-      "entropyTopK", "softcap", "chunkBytes"},
+     {"hidden", "teacher", "head", "teacherHead", "targets", "regularized", "scales", "fixedScales",
+      "temperature", "entropyTopK", "softcap", "chunkBytes"},
      Grad::kYes);
   op(m, "headLossesCached", &bound_head_losses_cached,
-     {"hidden", "mean", "entropy", "head", "targets", "regularized", "scales", "temperature",
-      "entropyTopK", "softcap", "chunkBytes"},
+     {"hidden", "mean", "entropy", "head", "targets", "regularized", "scales", "fixedScales",
+      "temperature", "entropyTopK", "softcap", "chunkBytes"},
      Grad::kYes);
   op(m, "teacherSummary", &bound_teacher_summary,
      {"teacher", "teacherHead", "head", "temperature", "softcap", "chunkBytes"}, Grad::kNone);

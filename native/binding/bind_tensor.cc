@@ -29,8 +29,7 @@ void bind_tensor(Module& m) {
   op(m, "addInPlace", &add_in_place, {"x", "source", "alpha"}, Grad::kNone);
   op(m, "scaleInPlace", &scale_in_place, {"x", "coefficient"}, Grad::kNone);
   op(m, "adamwStep", &adamw_step,
-     {"param", "grad", "m", "v", "coefficient", "lr", "beta1", "beta2", "eps", "weightDecay",
-      "step"},
+     {"param", "grad", "m", "v", "coefficient", "rate", "beta1", "beta2", "eps", "weightDecay"},
      Grad::kNone);
   op(m, "sgdStep", &sgd_step,
      {"param", "grad", "buffer", "coefficient", "lr", "momentum", "dampening", "weightDecay",

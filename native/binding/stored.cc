@@ -11,25 +11,27 @@
 namespace balora::binding {
 namespace {
 
-constexpr int64_t kStagingBytes = 8 << 20;  // decoded at a time for a device with memory of its own
-
-// Straight into the tensor where the CPU can write it; else piece by piece through a buffer, so
-// that the host never holds a second copy of the weights.
+// Straight into the tensor where the CPU can write it; else piece by piece into the buffers that
+// the device copies from, so that the host never holds a second copy of the weights and decoding
+// goes on while a piece is under way.
 int32_t decode_into(Launch& l, const Stored& stored, bool check_finite) {
   const View& out = *l.out(0);
   const auto dtype = static_cast<DType>(out.dtype);
   const int64_t unit_bytes = stored.unit_elements * dtype_size(dtype);
   const bool direct = l.engine->host_memory();
-  const int64_t step = direct ? stored.units : std::max<int64_t>(1, kStagingBytes / unit_bytes);
+  const bool staged = !direct && l.kernels->pin && unit_bytes <= StagingRing::kPieceBytes;
+  const int64_t step =
+      direct ? stored.units : std::max<int64_t>(1, StagingRing::kPieceBytes / unit_bytes);
   std::unique_ptr<char[]> buffer;
-  if (!direct) {
+  if (!direct && !staged) {
     const int64_t most = std::min(step, stored.units) * unit_bytes;
     buffer = std::make_unique_for_overwrite<char[]>(static_cast<size_t>(most));
   }
+  StagingRing& ring = l.engine->ring();
   for (int64_t begin = 0; begin < stored.units; begin += step) {
-    const int64_t count = std::min(step, stored.units - begin);
+    const int64_t count = std::min(step, stored.units - begin), bytes = count * unit_bytes;
     char* target = static_cast<char*>(out.data) + begin * unit_bytes;
-    char* decoded = direct ? target : buffer.get();
+    char* decoded = direct ? target : staged ? static_cast<char*>(ring.fill()) : buffer.get();
     parallel_for(l.ctx, count, stored.grain, [&](int64_t from, int64_t to) {
       stored.decode(begin + from, begin + to, decoded + from * unit_bytes);
     });
@@ -38,8 +40,11 @@ int32_t decode_into(Launch& l, const Stored& stored, bool check_finite) {
                         begin * stored.unit_elements);
     }
     if (direct) continue;
-    const auto bytes = static_cast<uint64_t>(count * unit_bytes);
-    if (const int32_t status = l.kernels->upload(l.ctx, target, decoded, bytes)) return status;
+    if (staged) {
+      ring.send_filled(l.ctx, target, bytes);
+    } else {
+      ring.send(l.ctx, target, decoded, bytes);
+    }
   }
   return 0;
 }

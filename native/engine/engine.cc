@@ -70,6 +70,8 @@ Engine::Engine(const KernelTable* kernels, const EngineOptions& options)
   }
   device_state_ = std::shared_ptr<void>(state, kernels->destroy_state);
   allocator_ = std::make_shared<Allocator>(kernels, device_state_, device_);
+  pinned_ = std::make_shared<PinnedPool>(kernels, device_state_);
+  ring_ = std::make_unique<StagingRing>(kernels, device_state_);
   context_.engine = this;
   context_.base.workspace = &Engine::workspace;
   context_.base.account = &Engine::account;

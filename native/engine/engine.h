@@ -11,6 +11,7 @@
 
 #include "engine/allocator.h"
 #include "engine/op_times.h"
+#include "engine/staging.h"
 #include "engine/stream.h"
 #include "kernels/kernel_table.h"
 #include "tensor/tensor.h"
@@ -54,6 +55,9 @@ class Engine {
   const std::shared_ptr<Allocator>& shared_allocator() const { return allocator_; }
   const std::shared_ptr<void>& device_state() const { return device_state_; }
   OpTimes& op_times() { return op_times_; }
+  // Where copies between the host and the device pass through.
+  PinnedPool& pinned() { return *pinned_; }
+  StagingRing& ring() { return *ring_; }  // engine thread only
 
   std::shared_ptr<Storage> new_storage(int64_t bytes);
   // Over memory that `owner` keeps alive.
@@ -108,6 +112,8 @@ class Engine {
   std::shared_ptr<Allocator> allocator_;
   std::shared_ptr<MemorySource> capture_memory_;  // engine thread: set while a graph is recorded
   OpTimes op_times_;
+  std::shared_ptr<PinnedPool> pinned_;  // shared with blocks that another engine reads
+  std::unique_ptr<StagingRing> ring_;
   std::unique_ptr<Stream> stream_;  // last: joined before the rest goes
 };
 

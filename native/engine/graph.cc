@@ -24,23 +24,26 @@ GraphMemory::~GraphMemory() {
 
 void GraphMemory::count() {
   const MemoryStats stats = own_->stats();
-  counted_ = stats.cached_bytes + stats.live_bytes;
-  parent_->account_reserved(counted_, parent_->tag(kTag));
+  const int64_t now = stats.cached_bytes + stats.live_bytes;
+  parent_->account_reserved(now - counted_, parent_->tag(kTag));
+  counted_ = now;
 }
 
-Graph::Graph(Engine& engine)
+Graph::Graph(Engine& engine, const Graph* sharing)
     : engine_(&engine),
       kernels_(engine.kernels()),
       device_state_(engine.device_state()),
-      memory_(std::make_shared<GraphMemory>(
-          engine.shared_allocator(),
-          std::make_unique<Allocator>(kernels_, device_state_, engine.device()))) {}
+      memory_(sharing
+                  ? sharing->memory_
+                  : std::make_shared<GraphMemory>(
+                        engine.shared_allocator(),
+                        std::make_unique<Allocator>(kernels_, device_state_, engine.device()))) {}
 
 Graph::~Graph() {
   if (handle_) kernels_->graph_destroy(device_state_.get(), handle_);
 }
 
-std::shared_ptr<Graph> Graph::begin(Engine& engine) {
+std::shared_ptr<Graph> Graph::begin(Engine& engine, const Graph* sharing) {
   const KernelTable& kernels = *engine.kernels();
   if (!kernels.capture_begin || !kernels.capture_end || !kernels.graph_launch ||
       !kernels.graph_destroy) {
@@ -48,13 +51,17 @@ std::shared_ptr<Graph> Graph::begin(Engine& engine) {
                                   " cannot record a graph; graphs are for GPUs"));
   }
   if (engine.recording) throw ArgumentError("captureGraph: a graph is being recorded already");
+  if (sharing && sharing->engine_ != &engine) {
+    throw ArgumentError(concat("captureGraph: the memory to be shared is of ",
+                               sharing->engine_->device(), ", the graph of ", engine.device()));
+  }
   const EnqueueState& state = engine.state();
   if (state.anomaly_mode || state.debug || state.profiling) {
     throw ArgumentError(
         "captureGraph: debug mode, anomaly mode and profiling wait for each op; switch them off");
   }
   engine.stream().sync();
-  const std::shared_ptr<Graph> graph(new Graph(engine));
+  const std::shared_ptr<Graph> graph(new Graph(engine, sharing));
   engine.stream().enqueue([graph] {
     Context* ctx = graph->engine_->context();
     ctx->error[0] = '\0';

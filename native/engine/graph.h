@@ -3,8 +3,8 @@
 // time.
 //
 // What the recorded ops allocate comes out of memory of the graph's own, which nobody else is given
-// while the graph or one of its results lives. Tensors from outside are kept alive. Nothing may
-// pass between host and device while a graph is recorded.
+// while the graph or one of its results lives (but for graphs that share it). Tensors from outside
+// are kept alive. Nothing may pass between host and device while a graph is recorded.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -24,7 +24,7 @@ class GraphMemory : public MemorySource {
   void* allocate(int64_t bytes, int) override { return own_->allocate(bytes, 0); }
   void release(void* data, int64_t bytes, int) override { own_->release(data, bytes, 0); }
   void account_derived(int64_t bytes) override { parent_->account_derived(bytes); }
-  void count();  // no more will be allocated
+  void count();  // brings the statistics up to date
 
  private:
   std::shared_ptr<Allocator> parent_;
@@ -37,7 +37,9 @@ class Graph : public std::enable_shared_from_this<Graph> {
  public:
   // Waits for what was enqueued before. Throws UnsupportedError where the device cannot record,
   // ArgumentError where it must not.
-  static std::shared_ptr<Graph> begin(Engine& engine);
+  // With `sharing`, a graph of the same device: out of that one's memory, so that several take no
+  // more than the largest needs; then none of their results outlives the next run of another.
+  static std::shared_ptr<Graph> begin(Engine& engine, const Graph* sharing = nullptr);
   ~Graph();
 
   // Waits until all is recorded; throws the first failure.
@@ -54,7 +56,7 @@ class Graph : public std::enable_shared_from_this<Graph> {
   void note(const std::shared_ptr<Storage>& storage, bool written);
 
  private:
-  explicit Graph(Engine& engine);
+  Graph(Engine& engine, const Graph* sharing);
   std::optional<Failure> finish();
   std::optional<Failure> close(const Failure* failure);  // engine thread
 

@@ -79,9 +79,45 @@ void check_outputs(Launch& launch) {
   }
 }
 
-std::shared_ptr<std::byte[]> host_bytes(size_t bytes) {
-  return std::make_unique_for_overwrite<std::byte[]>(bytes);
-}
+// Bytes on their way: in pinned memory where the engine's device has some to give, so that copies
+// run while their threads go on, else in ordinary memory.
+class HostBuffer {
+ public:
+  static std::shared_ptr<HostBuffer> take(Engine& engine, int64_t bytes) {
+    auto buffer = std::make_shared<HostBuffer>();
+    buffer->block_ = engine.pinned().take(bytes);
+    if (!buffer->block_) {
+      buffer->bytes_ = std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(bytes));
+    }
+    return buffer;
+  }
+  void* data() const { return block_ ? block_->data() : bytes_.get(); }
+
+  // From the device of the op. Begun on return where the memory is pinned for it, else complete.
+  void fetch(Launch& l, const void* from, int64_t bytes) {
+    if (!pinned_for(l)) return l.engine->ring().fetch(l.ctx, data(), from, bytes);
+    checked(l, block_->copy_out(l.ctx, from, bytes, l.engine->device_state()));
+  }
+  // To the device of the op; the buffer may be given up on return.
+  void send(Launch& l, void* to, int64_t bytes) {
+    if (!pinned_for(l)) return l.engine->ring().send(l.ctx, to, data(), bytes);
+    checked(l, block_->copy_in(l.ctx, to, bytes, l.engine->device_state()));
+  }
+  // The same with what another thread fetched.
+  void pass_on(Launch& l, void* to, int64_t bytes) {
+    if (block_) block_->await();
+    send(l, to, bytes);
+  }
+
+ private:
+  bool pinned_for(const Launch& l) const { return block_ && block_->kernels() == l.kernels; }
+  static void checked(const Launch& l, int32_t status) {
+    if (status != 0) throw NativeError(l.ctx->error[0] ? l.ctx->error : "a copy failed");
+  }
+
+  std::unique_ptr<PinnedBlock> block_;
+  std::unique_ptr<std::byte[]> bytes_;
+};
 
 struct LaunchTask {
   const char* op;
@@ -182,12 +218,13 @@ void launch(const char* op, std::span<const Tensor> inputs, std::span<const Tens
 Tensor upload(Engine& engine, const Shape& shape, DType dtype, const void* data) {
   refuse_while_recording(engine, "a tensor of the host's values");
   Tensor t = Tensor::empty(engine, shape, dtype);
-  const auto bytes = static_cast<size_t>(t.bytes());
+  const int64_t bytes = t.bytes();
   if (bytes == 0) return t;
-  const std::shared_ptr<std::byte[]> staging = host_bytes(bytes);
-  std::memcpy(staging.get(), data, bytes);
-  launch("upload", {}, {t}, [staging, bytes](Launch& l) {
-    return l.kernels->upload(l.ctx, l.out(0)->data, staging.get(), bytes);
+  const std::shared_ptr<HostBuffer> buffer = HostBuffer::take(engine, bytes);
+  std::memcpy(buffer->data(), data, static_cast<size_t>(bytes));
+  launch("upload", {}, {t}, [buffer, bytes](Launch& l) {
+    buffer->send(l, l.out(0)->data, bytes);
+    return 0;
   });
   return t;
 }
@@ -195,42 +232,44 @@ Tensor upload(Engine& engine, const Shape& shape, DType dtype, const void* data)
 void download(const Tensor& source, void* host) {
   if (!source.is_contiguous()) throw ArgumentError("download: the tensor must be contiguous");
   refuse_while_recording(source.engine(), "reading a value");
-  const auto bytes = static_cast<uint64_t>(source.bytes());
+  const int64_t bytes = source.bytes();
   launch("download", {source}, {}, [host, bytes](Launch& l) {
-    return bytes ? l.kernels->download(l.ctx, host, l.in(0)->data, bytes) : 0;
+    if (bytes) l.engine->ring().fetch(l.ctx, host, l.in(0)->data, bytes);
+    return 0;
   });
 }
 
-// The source's thread fills the buffer, the target's waits for it: it was enqueued before, so no
-// two engines can wait for one another. A source op that is skipped destroys its promise, which
-// wakes the target.
+// The source's thread begins the copy into a buffer on the host, the target's waits for that copy
+// and goes on from there: it was enqueued before, so no two engines can wait for one another. A
+// source op that is skipped destroys its promise, which wakes the target.
 Tensor transfer(const Tensor& source, Engine& engine) {
   if (!source.is_contiguous()) throw ArgumentError("to: the tensor must be contiguous");
   refuse_while_recording(source.engine(), "a copy to another device");
   refuse_while_recording(engine, "a copy from another device");
-  struct Buffer {
-    std::shared_ptr<std::byte[]> data;
-  };
-  const auto bytes = static_cast<uint64_t>(source.bytes());
+  const int64_t bytes = source.bytes();
   Tensor t = Tensor::empty(engine, source.shape(), source.dtype());
   if (bytes == 0) return t;
-  auto buffer = std::make_shared<Buffer>();
-  auto filled = std::make_shared<std::promise<void>>();
-  const std::shared_future<void> ready = filled->get_future().share();
-  launch("to", {source}, {}, [buffer, filled = std::move(filled), bytes](Launch& l) {
-    buffer->data = host_bytes(bytes);
-    const int32_t status = l.kernels->download(l.ctx, buffer->data.get(), l.in(0)->data, bytes);
-    if (status == 0) filled->set_value();
-    return status;
+  using Filled = std::shared_ptr<HostBuffer>;
+  auto promise = std::make_shared<std::promise<Filled>>();
+  const auto ready = std::make_shared<std::future<Filled>>(promise->get_future());
+  // Pinned for whichever of the two has memory of its own.
+  Engine* const pins = source.engine().host_memory() ? &engine : &source.engine();
+  launch("to", {source}, {}, [promise = std::move(promise), pins, bytes](Launch& l) {
+    const Filled buffer = HostBuffer::take(*pins, bytes);
+    buffer->fetch(l, l.in(0)->data, bytes);
+    promise->set_value(buffer);
+    return 0;
   });
   const std::string from = source.engine().device();
-  launch("to", {}, {t}, [buffer, ready, bytes, from](Launch& l) {
+  launch("to", {}, {t}, [ready, bytes, from](Launch& l) {
+    Filled buffer;
     try {
-      ready.get();
+      buffer = ready->get();
     } catch (const std::future_error&) {
       throw ConsequenceError("no value came from " + from + ", where an op before it failed");
     }
-    return l.kernels->upload(l.ctx, l.out(0)->data, buffer->data.get(), bytes);
+    buffer->pass_on(l, l.out(0)->data, bytes);
+    return 0;
   });
   return t;
 }

@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-#define BALORA_ABI 3
+#define BALORA_ABI 4
 
 // What a kernel may use beside its arguments. One per device stream, used by the engine thread
 // only.
@@ -45,9 +45,24 @@ typedef struct balora_kernel_table {
   // finds others. `data` and `bytes` are multiples of 64 KiB. Null: the device cannot; where it
   // can, allocate() only reserves addresses until they are written.
   void (*discard)(void* state, void* data, uint64_t bytes);
-  // Copies in stream order; download returns when the bytes are on the host.
+  // Copies in stream order; upload returns when it has read the host's bytes, download when they
+  // are there.
   int32_t (*upload)(balora_context* ctx, void* device, const void* host, uint64_t bytes);
   int32_t (*download)(balora_context* ctx, void* host, const void* device, uint64_t bytes);
+  // Memory of the host that the device copies from and to while its caller goes on (pinned), of
+  // which there may be none: null. Thread safe. All from here to unmark are null where the device
+  // has no use for it (the CPU).
+  void* (*pin)(void* state, uint64_t bytes);
+  void (*unpin)(void* state, void* data);
+  // Copies between the device and pinned memory, in stream order; they return before that.
+  int32_t (*copy_in)(balora_context* ctx, void* device, const void* pinned, uint64_t bytes);
+  int32_t (*copy_out)(balora_context* ctx, void* pinned, const void* device, uint64_t bytes);
+  // A mark behind what the stream was given so far. Any thread may ask whether it has been reached
+  // (non-zero; also where the device failed), wait for it, and give it back.
+  int32_t (*mark)(balora_context* ctx, void** mark);
+  int32_t (*reached)(void* mark);
+  int32_t (*await_mark)(void* mark, char* error, uint64_t error_size);
+  void (*unmark)(void* mark);
   // Waits until the device has run everything, and reports what failed since the last call. Null: a
   // kernel has run when its row returns (the CPU).
   int32_t (*synchronize)(balora_context* ctx);

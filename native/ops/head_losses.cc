@@ -43,6 +43,10 @@ void check_head_inputs(const char* op, const HeadInputs& x, const HeadOptions& o
     check_shape(op, "regularized", *x.regularized, {rows}, "(M)");
     check_dtype(op, "regularized", *x.regularized, DType::kU8);
   }
+  if (x.scales) {
+    check_shape(op, "scales", *x.scales, {3}, "(3)");
+    check_dtype(op, "scales", *x.scales, DType::kF64);
+  }
   if (!(options.temperature > 0) || !(options.entropy_temperature > 0)) {
     throw ArgumentError(concat(op, ": temperatures must be > 0, got ", options.temperature, " and ",
                                options.entropy_temperature));
@@ -60,10 +64,11 @@ void launch_head(const char* op, const HeadInputs& x, const Tensor& sums, const 
                  const Tensor& dh, const Tensor& dw, const HeadOptions& options) {
   launch(op,
          {contiguous(x.hidden.detach()), flat(x.teacher), contiguous(x.head.detach()),
-          flat(x.teacher_head), flat(x.targets), flat(x.regularized)},
+          flat(x.teacher_head), flat(x.targets), flat(x.regularized), flat(x.scales)},
          {sums, rows, dh, dw}, [=](Launch& l) {
            return l.kernels->head_losses(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.in(4),
-                                         l.in(5), l.out(0), l.out(1), l.out(2), l.out(3), &options);
+                                         l.in(5), l.in(6), l.out(0), l.out(1), l.out(2), l.out(3),
+                                         &options);
          });
 }
 
@@ -127,7 +132,7 @@ std::tuple<Tensor, Tensor> teacher_summary(const Tensor& teacher,
                                            const Tensor& head, const HeadOptions& options) {
   constexpr const char* kName = "teacher_summary";
   const std::optional<Tensor> none;
-  check_head_inputs(kName, {teacher, none, head, none, none, none}, options);
+  check_head_inputs(kName, {teacher, none, head, none, none, none, none}, options);
   check_cacheable(kName, head, options);
   if (teacher_head) check_shape(kName, "teacherHead", *teacher_head, head.shape(), "(V,C)");
   const Tensor w = contiguous(head.detach());
@@ -147,7 +152,8 @@ std::tuple<Tensor, Tensor> head_losses_cached(const CachedHeadInputs& x,
                                               const HeadOptions& options) {
   constexpr const char* kName = "head_losses_cached";
   const std::optional<Tensor> none;
-  check_head_inputs(kName, {x.hidden, none, x.head, none, x.targets, x.regularized}, options);
+  check_head_inputs(kName, {x.hidden, none, x.head, none, x.targets, x.regularized, x.scales},
+                    options);
   check_cacheable(kName, x.head, options);
   check_shape(kName, "mean", x.mean, x.hidden.shape(), "(M,C)");
   check_dtype(kName, "mean", x.mean, accumulator_dtype(x.hidden.dtype()));
@@ -158,10 +164,10 @@ std::tuple<Tensor, Tensor> head_losses_cached(const CachedHeadInputs& x,
   launch(
       kName,
       {contiguous(x.hidden.detach()), contiguous(x.mean.detach()), contiguous(x.entropy.detach()),
-       contiguous(x.head.detach()), flat(x.targets), flat(x.regularized)},
+       contiguous(x.head.detach()), flat(x.targets), flat(x.regularized), flat(x.scales)},
       {sums, dh}, [options](Launch& l) {
         return l.kernels->head_losses_cached(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.in(4),
-                                             l.in(5), l.out(0), l.out(1), &options);
+                                             l.in(5), l.in(6), l.out(0), l.out(1), &options);
       });
   const Tensor loss = sums.view({}, {}, 3);
   record_ready(kName, x.hidden, Tensor(), loss, dh, Tensor());

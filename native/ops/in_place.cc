@@ -77,22 +77,25 @@ void scale_in_place(Tensor x, const Tensor& coefficient) {
 }
 
 void adamw_step(Tensor param, const Tensor& grad, Tensor m, Tensor v,
-                const std::optional<Tensor>& coefficient, double lr, double beta1, double beta2,
-                double eps, double weight_decay, int64_t step) {
+                const std::optional<Tensor>& coefficient, const Tensor& rate, double beta1,
+                double beta2, double eps, double weight_decay) {
   check_step("adamw_step", param, grad, coefficient);
   check_state("adamw_step", "m", m, param);
   check_state("adamw_step", "v", v, param);
-  if (step < 1) throw ArgumentError(concat("adamw_step: step counts from 1, got ", step));
+  check_shape("adamw_step", "rate", rate, {3}, "(3)");
+  check_dtype("adamw_step", "rate", rate, DType::kF64);
+  check_same_engine("adamw_step", param, rate);
   if (!(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1)) {
     throw ArgumentError(
         concat("adamw_step: the betas must be in [0,1), got ", beta1, " and ", beta2));
   }
   if (!(eps >= 0)) throw ArgumentError(concat("adamw_step: eps must be >= 0, got ", eps));
   for (Tensor* t : {&param, &m, &v}) prepare_in_place("adamw_step", *t);
-  launch("adamw_step", {contiguous(grad.detach()), coefficient.value_or(Tensor())}, {param, m, v},
-         [=](Launch& l) {
-           return l.kernels->adamw_step(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), l.out(2), lr,
-                                        beta1, beta2, eps, weight_decay, step);
+  launch("adamw_step",
+         {contiguous(grad.detach()), coefficient.value_or(Tensor()), contiguous(rate.detach())},
+         {param, m, v}, [=](Launch& l) {
+           return l.kernels->adamw_step(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0), l.out(1),
+                                        l.out(2), beta1, beta2, eps, weight_decay);
          });
 }
 

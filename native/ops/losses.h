@@ -19,6 +19,7 @@ struct HeadInputs {
       targets;  // (M) i32, -100: the row has no task term; none: no row has
   const std::optional<Tensor>&
       regularized;  // (M) u8, 0: the row is in the task term alone; none: all are in
+  const std::optional<Tensor>& scales;  // (3) f64, times the options' scales; none: ones
 };
 
 // -> loss () f64 = task_scale sums[0] + consistency_scale sums[1] - diversity_scale sums[2],
@@ -41,6 +42,7 @@ struct CachedHeadInputs {
   const Tensor& head;     // (V,C), frozen
   const std::optional<Tensor>& targets;
   const std::optional<Tensor>& regularized;
+  const std::optional<Tensor>& scales;
 };
 std::tuple<Tensor, Tensor> head_losses_cached(const CachedHeadInputs& inputs,
                                               const HeadOptions& options);

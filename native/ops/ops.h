@@ -141,8 +141,8 @@ void fill_in_place(Tensor x, double value);
 void add_in_place(Tensor x, const Tensor& source, double alpha);
 void scale_in_place(Tensor x, const Tensor& coefficient);
 void adamw_step(Tensor param, const Tensor& grad, Tensor m, Tensor v,
-                const std::optional<Tensor>& coefficient, double lr, double beta1, double beta2,
-                double eps, double weight_decay, int64_t step);
+                const std::optional<Tensor>& coefficient, const Tensor& rate, double beta1,
+                double beta2, double eps, double weight_decay);
 void sgd_step(Tensor param, const Tensor& grad, std::optional<Tensor> buffer,
               const std::optional<Tensor>& coefficient, double lr, double momentum,
               double dampening, double weight_decay, bool nesterov, bool first);

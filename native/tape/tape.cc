@@ -134,6 +134,7 @@ void accumulate(Tensor& sum, const Tensor& grad) {
 // always added to in place.
 void accumulate_leaf(TensorImpl& leaf, const Tensor& grad) {
   const DType wide = accumulator_dtype(leaf.dtype);
+  ++leaf.grad_count;
   if (!leaf.grad.defined() && grad.dtype() == wide && grad.is_contiguous()) {
     leaf.grad = grad;
     leaf.grad_adopted = true;

@@ -96,7 +96,8 @@ struct TensorImpl {
   bool requires_grad = false;
   std::shared_ptr<Node> node;
   int output_index = 0;
-  Tensor grad;  // leaves only
+  Tensor grad;             // leaves only
+  int64_t grad_count = 0;  // contributions that backward passes have added to it, or to one before
   // Makes the value anew, where the op that made it offered that (tape.h); null: nobody did.
   std::shared_ptr<const std::function<Tensor()>> recipe;
   bool grad_adopted =

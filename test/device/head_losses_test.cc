@@ -40,6 +40,11 @@ void check_settings(double tolerance) {
   s.options.entropy_top_k = 0;
   check_setting<T>(s, tolerance);
   s = HeadSetting{};
+  s.scaled = true;
+  check_setting<T>(s, tolerance);
+  s.options.entropy_top_k = 0;
+  check_setting<T>(s, tolerance);
+  s = HeadSetting{};
   s.teacher = s.masks = false;
   s.v = 4001;  // several packs a thread
   check_setting<T>(s, tolerance);
@@ -85,7 +90,7 @@ TEST_CASE("head losses: student equal to teacher gives consistency exactly 0") {
   const HeadSetting s{5, 16, 4999, {0, 1, 0, 2, 1, 0, -1, 0}, true, false, false, false};
   const HeadArrays a = make_head_arrays<bf16>(t, s);
   REQUIRE(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.head_losses(ctx, view(a.h), view(a.h), view(a.w), nullptr, nullptr, nullptr,
+    return k.head_losses(ctx, view(a.h), view(a.h), view(a.w), nullptr, nullptr, nullptr, nullptr,
                          view(a.sums), view(a.rows), view(a.dh), view(a.dw), &s.options);
   }) == 0);
   for (const Array& array : {a.rows, a.dh, a.dw}) {

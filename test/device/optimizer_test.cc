@@ -19,14 +19,17 @@ TEST_CASE_TEMPLATE("AdamW steps", T, float, double) {
     for (const int64_t skip : {int64_t{0}, std::min<int64_t>(n, 1)}) {
       DeviceTest t;
       const Array grad = t.random<T>({n}), param = t.random<T>({n}), m = t.random<T>({n}),
-                  v = t.random<T>({n}), coefficient = t.values<double>({}, {0.5});
+                  v = t.random<T>({n}), coefficient = t.values<double>({}, {0.5}),
+                  rate = t.values<double>({3}, {0.01, 0.037, 5.8}),
+                  later = t.values<double>({3}, {0.01, 0.03, 5.1});
       for (int64_t i = 0; i < n; ++i) v->set(i, std::abs(v->host(i)));
       t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
         const View g = from(*view(grad), skip), p = from(*view(param), skip),
                    first = from(*view(m), skip), second = from(*view(v), skip);
-        return k.adamw_step(ctx, &g, view(coefficient), &p, &first, &second, 0.01, 0.9, 0.99, 1e-6,
-                            0.1, 3) |
-               k.adamw_step(ctx, &g, nullptr, &p, &first, &second, 0.01, 0.9, 0.99, 1e-6, 0.1, 4);
+        return k.adamw_step(ctx, &g, view(coefficient), view(rate), &p, &first, &second, 0.9, 0.99,
+                            1e-6, 0.1) |
+               k.adamw_step(ctx, &g, nullptr, view(later), &p, &first, &second, 0.9, 0.99, 1e-6,
+                            0.1);
       });
       t.check_close(param, 8 * epsilon_of<T>());
       t.check_close(m, 8 * epsilon_of<T>());
@@ -59,9 +62,9 @@ TEST_CASE_TEMPLATE("SGD steps, with and without momentum", T, float, double) {
 
 TEST_CASE("optimiser state must be f32 or f64") {
   DeviceTest t;
-  const Array x = t.random<bf16>({3});
+  const Array x = t.random<bf16>({3}), rate = t.values<double>({3}, {0, 0, 0});
   CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.adamw_step(ctx, view(x), nullptr, view(x), view(x), view(x), 0, 0, 0, 0, 0, 1);
+    return k.adamw_step(ctx, view(x), nullptr, view(rate), view(x), view(x), view(x), 0, 0, 0, 0);
   }) != 0);
   CHECK(t.error() == "optimiser state must be f32 or f64");
 }

@@ -17,10 +17,10 @@ DeviceTest::Row summary_of(const HeadArrays& a, const HeadSetting& s) {
 
 DeviceTest::Row cached_of(const HeadArrays& a, const HeadSetting& s) {
   return [=](const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) {
-    return k.head_losses_cached(ctx, view(a.h), view(a.mean), view(a.entropy), view(a.w),
-                                s.targets ? view(a.targets) : nullptr,
-                                s.masks ? view(a.regularized) : nullptr, view(a.sums), view(a.dh),
-                                &s.options);
+    return k.head_losses_cached(
+        ctx, view(a.h), view(a.mean), view(a.entropy), view(a.w),
+        s.targets ? view(a.targets) : nullptr, s.masks ? view(a.regularized) : nullptr,
+        s.scaled ? view(a.scales) : nullptr, view(a.sums), view(a.dh), &s.options);
   };
 }
 
@@ -102,6 +102,9 @@ void check_settings(double tolerance) {
   s.options.chunk_bytes = 900;  // a few
   s.options.entropy_top_k = 0;
   s.c = 13;
+  check_setting<T>(s, tolerance);
+  s = HeadSetting{};
+  s.scaled = true;
   check_setting<T>(s, tolerance);
   s = HeadSetting{};
   s.masks = false;

@@ -173,7 +173,13 @@ class HeadChunks {
 
 namespace {
 
-int32_t run_head(Context* ctx, const HeadViews& views, const HeadOptions& options) {
+int32_t run_head(Context* ctx, const HeadViews& views, const View* scales, HeadOptions options) {
+  if (scales) {
+    const double* by = data_of<double>(scales);
+    options.task_scale *= by[0];
+    options.consistency_scale *= by[1];
+    options.diversity_scale *= by[2];
+  }
   const int64_t m = views.h->shape[0];
   check_targets(views, views.w->shape[0]);
   std::vector<double> own;
@@ -201,19 +207,19 @@ int32_t run_head(Context* ctx, const HeadViews& views, const HeadOptions& option
 
 int32_t head_losses_kernel(Context* ctx, const View* h, const View* ht, const View* w,
                            const View* wt, const View* targets, const View* regularized,
-                           const View* sums, const View* rows, const View* dh, const View* dw,
-                           const HeadOptions* options) {
-  return run_head(ctx, {h, ht, w, wt, targets, regularized, sums, rows, dh, dw}, *options);
+                           const View* scales, const View* sums, const View* rows, const View* dh,
+                           const View* dw, const HeadOptions* options) {
+  return run_head(ctx, {h, ht, w, wt, targets, regularized, sums, rows, dh, dw}, scales, *options);
 }
 
 int32_t head_losses_cached_kernel(Context* ctx, const View* h, const View* mean,
                                   const View* entropy, const View* w, const View* targets,
-                                  const View* regularized, const View* sums, const View* dh,
-                                  const HeadOptions* options) {
+                                  const View* regularized, const View* scales, const View* sums,
+                                  const View* dh, const HeadOptions* options) {
   return run_head(
       ctx,
       {h, nullptr, w, nullptr, targets, regularized, sums, nullptr, dh, nullptr, mean, entropy},
-      *options);
+      scales, *options);
 }
 
 int32_t scale_by_kernel(Context* ctx, const View* x, const View* factor, const View* y) {

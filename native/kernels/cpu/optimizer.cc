@@ -121,16 +121,16 @@ double scale_of(const View* coefficient) {
 
 }  // namespace
 
-int32_t adamw_step_kernel(Context* ctx, const View* grad, const View* coefficient,
-                          const View* param, const View* m, const View* v, double lr, double beta1,
-                          double beta2, double eps, double weight_decay, int64_t step) {
-  const auto t = static_cast<double>(step);
+int32_t adamw_step_kernel(Context* ctx, const View* grad, const View* coefficient, const View* rate,
+                          const View* param, const View* m, const View* v, double beta1,
+                          double beta2, double eps, double weight_decay) {
+  const double* now = data_of<double>(rate);
   dispatch_state(param, [&]<typename T>() {
-    const Adam<T> k{static_cast<T>(1 - lr * weight_decay),
+    const Adam<T> k{static_cast<T>(1 - now[0] * weight_decay),
                     static_cast<T>(1 - beta1),
                     static_cast<T>(1 - beta2),
-                    static_cast<T>(lr / (1 - std::pow(beta1, t))),
-                    static_cast<T>(1 / std::sqrt(1 - std::pow(beta2, t))),
+                    static_cast<T>(now[1]),
+                    static_cast<T>(now[2]),
                     static_cast<T>(eps),
                     static_cast<T>(scale_of(coefficient))};
     parallel_for(ctx, view_numel(*param), kGrain, [&](int64_t begin, int64_t end) {

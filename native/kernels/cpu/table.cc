@@ -99,6 +99,14 @@ const KernelTable* cpu_kernel_table() {
       kDiscard,
       copy,
       copy,
+      nullptr,  // pin, and what goes with it: kernels work on the host's memory
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr,
       nullptr,  // synchronize: rows return when they have run
       nullptr,
       nullptr,

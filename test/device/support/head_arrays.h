@@ -8,12 +8,13 @@ struct HeadSetting {
   int64_t m = 9, c = 8, v = 37;
   HeadOptions options{0.3, 0.2, 0.15, 2.0, 1.0, 0.0, 5, 0};
   bool teacher = true, other_head = false, masks = true, targets = true;
-  bool equal = false;  // runs of equal logits, also among the largest
+  bool equal = false;   // runs of equal logits, also among the largest
+  bool scaled = false;  // the scales lie on the device, too
 };
 
 // An output that is null is not wanted.
 struct HeadArrays {
-  Array h, ht, w, wt, targets, regularized;
+  Array h, ht, w, wt, targets, regularized, scales;
   Array sums, rows, dh, dw;
   Array mean, entropy;  // the teacher's summary
 
@@ -36,6 +37,7 @@ HeadArrays make_head_arrays(DeviceTest& t, const HeadSetting& s) {
     a.regularized->set(n, n % 4 != 2);
   }
   for (int64_t i = 0; s.equal && i < s.v * s.c; ++i) a.w->set(i, a.w->host(i % (3 * s.c)));
+  a.scales = t.values<double>({3}, {1.3, 0.7, 1.9});
   a.sums = t.empty<double>({4}), a.rows = t.empty<double>({s.m, 3});
   a.dh = t.empty<T>({s.m, s.c}), a.dw = t.empty<Sum>({s.v, s.c});
   a.mean = t.empty<Sum>({s.m, s.c}), a.entropy = t.empty<double>({s.m});
@@ -46,7 +48,8 @@ inline DeviceTest::Row head_losses_of(const HeadArrays& a, const HeadSetting& s)
   return [=](const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) {
     return k.head_losses(ctx, view(a.h), s.teacher ? view(a.ht) : nullptr, view(a.w),
                          s.other_head ? view(a.wt) : nullptr, s.targets ? view(a.targets) : nullptr,
-                         s.masks ? view(a.regularized) : nullptr, view(a.sums), view(a.rows),
+                         s.masks ? view(a.regularized) : nullptr,
+                         s.scaled ? view(a.scales) : nullptr, view(a.sums), view(a.rows),
                          view(a.dh), view(a.dw), &s.options);
   };
 }

@@ -139,7 +139,7 @@ void check_setting(const Setting& s, double tolerance, double scale = 2) {
              vr = regularized.view(), vs = sums.view(), vrows = rows.view(), vdh = dh.view(),
              vdw = dw.view();
   head_losses_kernel(ctx, &vh, s.teacher ? &vht : nullptr, &vw, s.other_head ? &vwt : nullptr, &vt,
-                     s.masks ? &vr : nullptr, &vs, &vrows, &vdh, &vdw, &s.options);
+                     s.masks ? &vr : nullptr, nullptr, &vs, &vrows, &vdh, &vdw, &s.options);
   const Plain expected = plain_losses(h, ht, w, wt, targets, regularized, s);
   for (int i = 0; i < 3; ++i) {
     CHECK(std::abs(sums[i] - expected.sums[i]) <= tolerance * (std::abs(expected.sums[i]) + 0.1));
@@ -151,16 +151,26 @@ void check_setting(const Setting& s, double tolerance, double scale = 2) {
   check_near(dw, expected.dw, tolerance);
   const std::vector<double> before = sums.values();
   head_losses_kernel(ctx, &vh, s.teacher ? &vht : nullptr, &vw, s.other_head ? &vwt : nullptr, &vt,
-                     s.masks ? &vr : nullptr, &vs, nullptr, nullptr, nullptr, &s.options);
+                     s.masks ? &vr : nullptr, nullptr, &vs, nullptr, nullptr, nullptr, &s.options);
   CHECK(sums.values() == before);  // values alone are the same bits
+  // Scales that are powers of two, half in the options and half in a tensor: the same bits.
+  const std::vector<double> gradient = dh.values();
+  HeadOptions part = s.options;
+  part.task_scale *= 0.5, part.consistency_scale *= 0.25, part.diversity_scale *= 2;
+  Array<double> scales({3}, {2, 4, 0.5});
+  const View vscales = scales.view();
+  head_losses_kernel(ctx, &vh, s.teacher ? &vht : nullptr, &vw, s.other_head ? &vwt : nullptr, &vt,
+                     s.masks ? &vr : nullptr, &vscales, &vs, nullptr, &vdh, nullptr, &part);
+  CHECK(sums.values() == before);
+  CHECK(dh.values() == gradient);
   if (!s.teacher || s.options.softcap > 0) return;
   // The teacher as its summary.
   Array<Sum> mean({s.m, s.c});
   Array<double> entropy(std::vector<int64_t>{s.m});
   const View vmean = mean.view(), ventropy = entropy.view();
   teacher_summary_kernel(ctx, &vht, s.other_head ? &vwt : &vw, &vw, &vmean, &ventropy, &s.options);
-  head_losses_cached_kernel(ctx, &vh, &vmean, &ventropy, &vw, &vt, s.masks ? &vr : nullptr, &vs,
-                            &vdh, &s.options);
+  head_losses_cached_kernel(ctx, &vh, &vmean, &ventropy, &vw, &vt, s.masks ? &vr : nullptr, nullptr,
+                            &vs, &vdh, &s.options);
   for (int i = 0; i < 3; ++i) {
     CHECK(std::abs(sums[i] - expected.sums[i]) <= tolerance * (std::abs(expected.sums[i]) + 0.1));
   }
@@ -215,8 +225,8 @@ TEST_CASE("head losses: student equal to teacher gives consistency exactly 0") {
   Array<float> dh({5, 16});
   const View vh = h.view(), vw = w.view(), vs = sums.view(), vdh = dh.view();
   const HeadOptions options{0, 1, 0, 2, 1, 0, -1, 0};
-  head_losses_kernel(ctx, &vh, &vh, &vw, nullptr, nullptr, nullptr, &vs, nullptr, &vdh, nullptr,
-                     &options);
+  head_losses_kernel(ctx, &vh, &vh, &vw, nullptr, nullptr, nullptr, nullptr, &vs, nullptr, &vdh,
+                     nullptr, &options);
   CHECK(sums[1] == 0);
   for (int64_t i = 0; i < dh.size(); ++i) CHECK(dh[i] == 0);
 }
@@ -229,8 +239,8 @@ TEST_CASE("head losses: a target outside the vocabulary is named") {
   Array<int32_t> targets(std::vector<int64_t>{2}, {1, 5});
   const View vh = h.view(), vw = w.view(), vs = sums.view(), vt = targets.view();
   const HeadOptions options{1, 0, 0, 1, 1, 0, -1, 0};
-  CHECK_THROWS_WITH_AS(head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, &vt, nullptr, &vs,
-                                          nullptr, nullptr, nullptr, &options),
+  CHECK_THROWS_WITH_AS(head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, &vt, nullptr, nullptr,
+                                          &vs, nullptr, nullptr, nullptr, &options),
                        doctest::Contains("target 5 of row 1"), ArgumentError);
 }
 
@@ -244,8 +254,8 @@ TEST_CASE("head losses do not depend on the thread count") {
     TestContext ctx(i ? 4 : 1);
     Array<double> sums(std::vector<int64_t>{4});
     const View vs = sums.view();
-    head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, nullptr, nullptr, &vs, nullptr, nullptr,
-                       nullptr, &options);
+    head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, nullptr, nullptr, nullptr, &vs, nullptr,
+                       nullptr, nullptr, &options);
     values[i] = sums.values();
   }
   CHECK(values[0] == values[1]);
@@ -261,8 +271,8 @@ TEST_CASE("head losses leave no subnormal numbers in the gradient of f32 logits"
   Array<double> sums(std::vector<int64_t>{4});
   const View vh = h.view(), vw = w.view(), vt = targets.view(), vs = sums.view(), vdw = dw.view();
   const HeadOptions options{1e-4, 0, 0, 1, 1, 0, -1, 0};
-  head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, &vt, nullptr, &vs, nullptr, nullptr, &vdw,
-                     &options);
+  head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, &vt, nullptr, nullptr, &vs, nullptr, nullptr,
+                     &vdw, &options);
   for (int64_t j = 0; j < v; ++j) {
     CHECK((dw[j] == 0 || std::abs(dw[j]) >= std::numeric_limits<float>::min()));
     CHECK(std::abs(dw[j]) <=

@@ -32,8 +32,10 @@ TEST_CASE_TEMPLATE("AdamW steps", T, float, double) {
     const View vg = grad.view(), vc = coefficient.view(), vp = param.view(), vm = m.view(),
                vv = v.view(), wp = param2.view(), wm = m2.view(), wv = v2.view();
     TestContext one(1), three(3);
-    REQUIRE(adamw_step_kernel(one, &vg, &vc, &vp, &vm, &vv, lr, b1, b2, eps, decay, 3) == 0);
-    REQUIRE(adamw_step_kernel(three, &vg, &vc, &wp, &wm, &wv, lr, b1, b2, eps, decay, 3) == 0);
+    Array<double> rate({3}, {lr, lr / (1 - std::pow(b1, 3)), 1 / std::sqrt(1 - std::pow(b2, 3))});
+    const View vr = rate.view();
+    REQUIRE(adamw_step_kernel(one, &vg, &vc, &vr, &vp, &vm, &vv, b1, b2, eps, decay) == 0);
+    REQUIRE(adamw_step_kernel(three, &vg, &vc, &vr, &wp, &wm, &wv, b1, b2, eps, decay) == 0);
     const double tolerance = 4 * epsilon_of<T>();
     check_close(param, p_expected, tolerance);
     check_close(m, m_expected, tolerance);
