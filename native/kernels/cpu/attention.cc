@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/cpu/attention_band.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/parallel.h"
@@ -75,12 +76,12 @@ class Forward {
       pack_keys(segment, kv_head, key_tile, scratch);
       const int64_t first_key = key_tile * kTile;
       const int64_t keys = std::min(kTile, segment.rows - first_key), n = tile_padded(keys);
-      tile_gemm({n, r, d}, scratch.keys + key_tile * kTile * d, d, scratch.q, scratch.scores, r,
-                false);
+      const Band band = band_of(g_, first, first_key);
+      score_product(band, {n, r, d}, scratch.keys + key_tile * kTile * d, scratch.q,
+                    scratch.scores);
       Softmax<E>::run({g_, segment.rows, first, queries, first_key, keys, r, n, d, scratch.scores,
                        scratch.p, scratch.highest, scratch.total, scratch.out});
-      tile_gemm({d, r, n}, scratch.values + key_tile * kTile * d, n, scratch.p, scratch.out, r,
-                true);
+      sum_over_keys(band, {d, r, n}, scratch.values + key_tile * kTile * d, scratch.p, scratch.out);
     }
     finish(segment.begin + first, queries, head, scratch);
   }

@@ -5,6 +5,7 @@
 // threads share a kv head each keeps its part in a slot, added in order afterwards. No atomics: a
 // thread count always gives the same bits. Scores are computed transposed (keys x queries), which
 // hands p and ds to the products over queries as they are.
+#include "kernels/cpu/attention_band.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/parallel.h"
@@ -138,14 +139,15 @@ class Backward {
     const int64_t keys = std::min(kTile, segment.rows - first_key), n = tile_padded(keys);
     const int64_t queries = std::min(kTile, segment.rows - first_query), r = tile_padded(queries);
     const int64_t d = g_.padded(), k_at = first_key * d, q_at = first_query * d;
-    tile_gemm({n, r, d}, s.keys + k_at, d, s.q_turned + q_at, s.scores, r, false);
-    tile_gemm({n, r, d}, s.values + k_at, d, s.dout_turned + q_at, s.dp, r, false);
+    const Band band = band_of(g_, first_query, first_key);
+    score_product(band, {n, r, d}, s.keys + k_at, s.q_turned + q_at, s.scores);
+    score_product(band, {n, r, d}, s.values + k_at, s.dout_turned + q_at, s.dp);
     ScoreGradient<E>::run({g_, segment.rows, first_query, queries, first_key, keys, r, n, s.scores,
                            s.dp, s.lse + first_query, s.delta + first_query, s.p, s.ds,
                            s.ds_right});
-    tile_gemm({n, d, r}, s.p, r, s.dout + q_at, s.dv + k_at, d, true);
-    tile_gemm({n, d, r}, s.ds, r, s.q + q_at, s.dk + k_at, d, true);
-    tile_gemm({d, r, n}, s.keys_turned + k_at, n, s.ds_right, s.dq + q_at, r, true);
+    sum_over_queries(band, {n, d, r}, s.p, s.dout + q_at, s.dv + k_at);
+    sum_over_queries(band, {n, d, r}, s.ds, s.q + q_at, s.dk + k_at);
+    sum_over_keys(band, {d, r, n}, s.keys_turned + k_at, s.ds_right, s.dq + q_at);
   }
 
   void write_keys(const Segment& segment, const Run& run, const Scratch<E>& s) const {

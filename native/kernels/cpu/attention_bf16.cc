@@ -81,6 +81,10 @@ BALORA_INLINE __mmask16 lanes_within(int64_t first, int64_t last, int64_t column
 // One key's share of a tile: the queries [first, last) that see it.
 struct KeyRow {
   int64_t row, first, last;
+
+  bool misses(int64_t column, int64_t count) const {
+    return last <= column || first >= column + count;
+  }
 };
 
 BALORA_INLINE KeyRow key_row(const GradTile<bf16>& t, int64_t j) {
@@ -242,7 +246,10 @@ BF16_TARGET void score_gradient(const GradTile<bf16>& t) {
     const KeyRow even = key_row(t, j), odd = key_row(t, j + 1);
     const int64_t place = j * t.padded_queries;
     for (int64_t column = 0; column < t.padded_queries; column += 32) {
-      const Gradients a = key_gradients(t, even, column), b = key_gradients(t, odd, column);
+      Gradients a{}, b{};
+      if (!even.misses(column, 32) || !odd.misses(column, 32)) {
+        a = key_gradients(t, even, column), b = key_gradients(t, odd, column);
+      }
       const Interleaved pairs = interleave(order, a.ds, b.ds);
       _mm512_store_si512(t.p + place + column, a.p);
       _mm512_store_si512(t.p + place + t.padded_queries + column, b.p);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/cpu/attention_band.h"
 #include "kernels/cpu/attention_bf16.h"
 #include "kernels/cpu/vec_math.h"
 
@@ -109,10 +110,6 @@ BALORA_INLINE void store_pair(const A* even, const A* odd, E* out, int64_t ld) {
     for (int64_t l = 0; l < kLanes; ++l) out[ld + l] = odd[l];
   }
 }
-
-// Columns of a B operand lie this far apart.
-template <typename E>
-constexpr int64_t kPairWidth = std::is_same_v<E, bf16> ? 2 : 1;
 
 // Probabilities of the keys [first, last), both even, that no query of the block sees.
 template <typename E>

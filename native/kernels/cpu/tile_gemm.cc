@@ -22,8 +22,8 @@ struct VectorOf {
 };
 
 template <typename T, int kBytes, int kRows>
-BALORA_INLINE void block(TileShape s, const T* a, int64_t lda, const T* b, T* c, int64_t ldc,
-                         bool accumulate) {
+BALORA_INLINE void block(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
+                         int64_t ldc, bool accumulate) {
   using V = typename VectorOf<T, kBytes>::type;
   constexpr int kWidth = kBytes / static_cast<int>(sizeof(T));
   V sum[kRows][2];
@@ -34,8 +34,8 @@ BALORA_INLINE void block(TileShape s, const T* a, int64_t lda, const T* b, T* c,
     sum[r][1] = accumulate ? row[1] : V{};
   }
   for (int64_t k = 0; k < s.k; ++k) {
-    const V first = *reinterpret_cast<const V*>(b + k * s.n);
-    const V second = *reinterpret_cast<const V*>(b + k * s.n + kWidth);
+    const V first = *reinterpret_cast<const V*>(b + k * ldb);
+    const V second = *reinterpret_cast<const V*>(b + k * ldb + kWidth);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const T value = a[r * lda + k];
@@ -52,24 +52,24 @@ BALORA_INLINE void block(TileShape s, const T* a, int64_t lda, const T* b, T* c,
 }
 
 template <typename T, int kBytes, int kRows>
-BALORA_INLINE void product(TileShape s, const T* a, int64_t lda, const T* b, T* c, int64_t ldc,
-                           bool accumulate) {
+BALORA_INLINE void product(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
+                           int64_t ldc, bool accumulate) {
   constexpr int64_t kColumns = 2 * kBytes / static_cast<int64_t>(sizeof(T));
   for (int64_t n = 0; n < s.n; n += kColumns) {  // a panel of B stays in the first-level cache
     for (int64_t m = 0; m < s.m; m += kRows) {
-      block<T, kBytes, kRows>(s, a + m * lda, lda, b + n, c + m * ldc + n, ldc, accumulate);
+      block<T, kBytes, kRows>(s, a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, accumulate);
     }
   }
 }
 
 template <typename T>
-using Product = void (*)(TileShape, const T*, int64_t, const T*, T*, int64_t, bool);
+using Product = void (*)(TileShape, const T*, int64_t, const T*, int64_t, T*, int64_t, bool);
 
 // Each instruction level as a function of its own, chosen once.
 #define LEVEL(name, T, target, bytes, rows)                                             \
-  target void name(TileShape s, const T* a, int64_t lda, const T* b, T* c, int64_t ldc, \
-                   bool accumulate) {                                                   \
-    product<T, bytes, rows>(s, a, lda, b, c, ldc, accumulate);                          \
+  target void name(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, \
+                   int64_t ldc, bool accumulate) {                                      \
+    product<T, bytes, rows>(s, a, lda, b, ldb, c, ldc, accumulate);                     \
   }
 LEVEL(f32_plain, float, , 16, 4)
 LEVEL(f64_plain, double, , 16, 4)
@@ -99,12 +99,13 @@ Product<double> choose_f64() {
 
 // ---- bf16
 // ----------------------------------------------------------------------------------------------------------
-using Bf16Product = void (*)(TileShape, const bf16*, int64_t, const bf16*, float*, int64_t, bool);
+using Bf16Product = void (*)(TileShape, const bf16*, int64_t, const bf16*, int64_t, float*, int64_t,
+                             bool);
 
 #if BALORA_X86
 
 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) void bf16_avx512(
-    TileShape s, const bf16* a, int64_t lda, const bf16* b, float* c, int64_t ldc,
+    TileShape s, const bf16* a, int64_t lda, const bf16* b, int64_t ldb, float* c, int64_t ldc,
     bool accumulate) {
   constexpr int kRows = 8;
   for (int64_t n = 0; n < s.n; n += 32) {
@@ -118,7 +119,7 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) void bf16_avx512
         sum[r][1] = accumulate ? _mm512_load_ps(block + r * ldc + 16) : _mm512_setzero_ps();
       }
       for (int64_t k = 0; k < s.k; k += 2) {
-        const bf16* pairs = b + k * s.n + 2 * n;
+        const bf16* pairs = b + k * ldb + 2 * n;
         const __m512bh first = (__m512bh)_mm512_load_si512(pairs);
         const __m512bh second = (__m512bh)_mm512_load_si512(pairs + 32);
 #pragma GCC unroll 8
@@ -142,9 +143,9 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) void bf16_avx512
 // Tiles 0-3 hold a 32 x 32 block of C, 4-5 two row panels of A, 6-7 two column panels of B; all are
 // 16 rows of 64 bytes.
 __attribute__((target("amx-tile,amx-bf16"))) void bf16_amx(TileShape s, const bf16* a, int64_t lda,
-                                                           const bf16* b, float* c, int64_t ldc,
-                                                           bool accumulate) {
-  const int64_t a_bytes = lda * 2, b_bytes = s.n * 4, c_bytes = ldc * 4;
+                                                           const bf16* b, int64_t ldb, float* c,
+                                                           int64_t ldc, bool accumulate) {
+  const int64_t a_bytes = lda * 2, b_bytes = ldb * 4, c_bytes = ldc * 4;
   asm volatile("" ::: "memory");  // the tile instructions do not tell the compiler what they touch
   for (int64_t m = 0; m < s.m; m += 32) {
     for (int64_t n = 0; n < s.n; n += 32) {
@@ -161,7 +162,7 @@ __attribute__((target("amx-tile,amx-bf16"))) void bf16_amx(TileShape s, const bf
         _tile_zero(3);
       }
       for (int64_t k = 0; k < s.k; k += 32) {
-        const bf16* panel = b + k * s.n + 2 * n;
+        const bf16* panel = b + k * ldb + 2 * n;
         _tile_loadd(4, a + m * lda + k, a_bytes);
         _tile_loadd(6, panel, b_bytes);
         _tile_dpbf16ps(0, 4, 6);
@@ -240,21 +241,26 @@ Bf16Product bf16_product() {
 
 }  // namespace
 
-void tile_gemm(TileShape shape, const float* a, int64_t lda, const float* b, float* c, int64_t ldc,
-               bool accumulate) {
-  static const Product<float> product = choose_f32();
-  product(shape, a, lda, b, c, ldc, accumulate);
-}
-
-void tile_gemm(TileShape shape, const double* a, int64_t lda, const double* b, double* c,
+void tile_gemm(TileShape shape, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
                int64_t ldc, bool accumulate) {
-  static const Product<double> product = choose_f64();
-  product(shape, a, lda, b, c, ldc, accumulate);
+  static const Product<float> product = choose_f32();
+  product(shape, a, lda, b, ldb, c, ldc, accumulate);
 }
 
-void tile_gemm(TileShape shape, const bf16* a, int64_t lda, const bf16* b, float* c, int64_t ldc,
-               bool accumulate) {
-  bf16_product()(shape, a, lda, b, c, ldc, accumulate);
+void tile_gemm(TileShape shape, const double* a, int64_t lda, const double* b, int64_t ldb,
+               double* c, int64_t ldc, bool accumulate) {
+  static const Product<double> product = choose_f64();
+  product(shape, a, lda, b, ldb, c, ldc, accumulate);
+}
+
+void tile_gemm(TileShape shape, const bf16* a, int64_t lda, const bf16* b, int64_t ldb, float* c,
+               int64_t ldc, bool accumulate) {
+  bf16_product()(shape, a, lda, b, ldb, c, ldc, accumulate);
+}
+
+template <>
+int64_t tile_step<bf16>() {
+  return has_amx() ? kTileUnit : 8;
 }
 
 bool tile_gemm_has_bf16() {

@@ -1,10 +1,11 @@
 // Matrix products of small packed tiles, single-threaded, for kernels that keep their operands in
 // cache (attention).
-//   C (m,n) = A (m,k) B (k,n), or += with accumulate; C is f32 (f64 for f64), every extent a
-//   multiple of kTileUnit.
-// A is row-major. B is dense in "pair" order: row-major for f32 and f64; for bf16 rows 2i and 2i+1
-// are interleaved, [k/2][n][2], which is what AVX512-BF16 and AMX multiply. All pointers are
-// aligned to 64 bytes.
+//   C (m,n) = A (m,k) B (k,n), or += with accumulate; C is f32 (f64 for f64). n is a multiple of
+//   kTileUnit, m and k are of tile_step(), which divides it.
+// A and C are row-major, rows lda and ldc apart. B is in "pair" order: row-major for f32 and f64;
+// for bf16 rows 2i and 2i+1 are interleaved, [k/2][ldb][2], which is what AVX512-BF16 and AMX
+// multiply. It is dense unless ldb says that it is part of a wider one. B and C are aligned to 64
+// bytes.
 #pragma once
 #include <cstdint>
 
@@ -22,13 +23,26 @@ struct TileShape {
   int64_t m, n, k;
 };
 
-void tile_gemm(TileShape shape, const float* a, int64_t lda, const float* b, float* c, int64_t ldc,
-               bool accumulate);
-void tile_gemm(TileShape shape, const double* a, int64_t lda, const double* b, double* c,
+void tile_gemm(TileShape shape, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
                int64_t ldc, bool accumulate);
+void tile_gemm(TileShape shape, const double* a, int64_t lda, const double* b, int64_t ldb,
+               double* c, int64_t ldc, bool accumulate);
 // Only where tile_gemm_has_bf16() says so; elsewhere widen the tiles.
-void tile_gemm(TileShape shape, const bf16* a, int64_t lda, const bf16* b, float* c, int64_t ldc,
-               bool accumulate);
+void tile_gemm(TileShape shape, const bf16* a, int64_t lda, const bf16* b, int64_t ldb, float* c,
+               int64_t ldc, bool accumulate);
+template <typename E, typename A>
+void tile_gemm(TileShape shape, const E* a, int64_t lda, const E* b, A* c, int64_t ldc,
+               bool accumulate) {
+  tile_gemm(shape, a, lda, b, shape.n, c, ldc, accumulate);
+}
+
+// What the rows of a product and its depth are counted in.
+template <typename E>
+int64_t tile_step() {
+  return 8;
+}
+template <>
+int64_t tile_step<bf16>();
 
 bool tile_gemm_has_bf16();
 
