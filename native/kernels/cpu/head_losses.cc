@@ -112,13 +112,7 @@ class HeadChunks {
     terms[0] = found.task;
     terms[1] = found.consistency;
     terms[2] = found.entropy;
-    if (!wants_gradient()) return;
-    head.gradient(z, y, target, regularized, found);
-    // An element is written no further on than it is read.
-    if (rounds_) {
-      convert_rows(nullptr, z, BALORA_F32, vocabulary_, z, BALORA_BF16, vocabulary_, 1,
-                   vocabulary_);
-    }
+    if (wants_gradient()) head.gradient(z, y, target, regularized, found, rounds_);
   }
 
   void multiply_back(int64_t first, int64_t rows) {

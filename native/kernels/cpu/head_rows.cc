@@ -6,183 +6,18 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
+#include <type_traits>
 
-#include "kernels/cpu/simd.h"
-#include "kernels/cpu/vec_math.h"
+#include "kernels/cpu/convert.h"
+#include "kernels/cpu/head_passes.h"
 
 namespace balora {
 namespace {
 
-constexpr int64_t kBlock = 256;
 constexpr int64_t kInsertionLimit = 64;  // above, a selection over an index array is quicker
-
-// e^x, and 0 below e^-60 in f32: what the sums cannot see anyway would become subnormal numbers in
-// dz, and products with those run a hundred times slower on most CPUs.
-BALORA_INLINE float exp_or_zero(float x) {
-  constexpr float kLowest = -60.0f;
-  const float value = vexp(x < kLowest ? kLowest : x);
-  return x < kLowest ? 0.0f : value;
-}
-BALORA_INLINE double exp_or_zero(double x) {
-  return vexp(x);
-}
-
-template <typename A>
-BALORA_INLINE A max_of(const A* x, int64_t n) {
-  A best = -std::numeric_limits<A>::infinity();
-#pragma omp simd reduction(max : best)
-  for (int64_t i = 0; i < n; ++i) best = x[i] > best ? x[i] : best;
-  return best;
-}
-
-// sum e^((x - shift) * scale)
-template <typename A>
-BALORA_INLINE double exp_sum_of(const A* x, int64_t n, A shift, A scale) {
-  double total = 0;
-  for (int64_t first = 0; first < n; first += kBlock) {
-    const int64_t last = std::min(n, first + kBlock);
-    A sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = first; i < last; ++i) sum += exp_or_zero((x[i] - shift) * scale);
-    total += static_cast<double>(sum);
-  }
-  return total;
-}
-
-struct WeightedSum {
-  double weight, value;
-};
-
-// Of w = e^((y - shift) * scale): sum w and sum w (y - z).
-template <typename A>
-BALORA_INLINE WeightedSum teacher_sums_of(const A* y, const A* z, int64_t n, A shift, A scale) {
-  WeightedSum total{0, 0};
-  for (int64_t first = 0; first < n; first += kBlock) {
-    const int64_t last = std::min(n, first + kBlock);
-    A weight = 0, value = 0;
-#pragma omp simd reduction(+ : weight, value)
-    for (int64_t i = first; i < last; ++i) {
-      const A w = exp_or_zero((y[i] - shift) * scale);
-      weight += w;
-      value += w * (y[i] - z[i]);
-    }
-    total.weight += static_cast<double>(weight);
-    total.value += static_cast<double>(value);
-  }
-  return total;
-}
-
-// Of w = e^((x - shift) * scale): sum w and sum w (x - shift).
-template <typename A>
-BALORA_INLINE WeightedSum entropy_sums_of(const A* x, int64_t n, A shift, A scale) {
-  WeightedSum total{0, 0};
-  for (int64_t first = 0; first < n; first += kBlock) {
-    const int64_t last = std::min(n, first + kBlock);
-    A weight = 0, value = 0;
-#pragma omp simd reduction(+ : weight, value)
-    for (int64_t i = first; i < last; ++i) {
-      const A offset = x[i] - shift, w = exp_or_zero(offset * scale);
-      weight += w;
-      value += w * offset;
-    }
-    total.weight += static_cast<double>(weight);
-    total.value += static_cast<double>(value);
-  }
-  return total;
-}
-
-// The dense part of dz: each coefficient holds the reciprocal of its sum; zero leaves its
-// exponentials out.
-template <typename A>
-struct DenseGradient {
-  A shift, task;
-  A scale, student, gap,
-      teacher_shift;  // gap = student - teacher: p = q gives exactly 0 even with fused adds
-  A diversity, entropy_scale, log_sum, entropy;
-  A inverse_cap;  // 0: no soft-capping
-};
-
-template <typename A>
-BALORA_INLINE void gradient_of(A* z, const A* y, int64_t n, const DenseGradient<A>& g) {
-  A sum[kBlock];
-  for (int64_t first = 0; first < n; first += kBlock) {
-    const int64_t count = std::min(n - first, kBlock);
-    A* x = z + first;
-    for (int64_t i = 0; i < count; ++i) sum[i] = 0;
-    if (g.task != A(0)) {
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i) sum[i] = g.task * exp_or_zero(x[i] - g.shift);
-    }
-    if (g.student != A(0) && !y) {
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i) {
-        sum[i] += g.student * exp_or_zero((x[i] - g.shift) * g.scale);
-      }
-    } else if (g.student != A(0)) {
-      const A* t = y + first;
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i) {
-        const A p = exp_or_zero((x[i] - g.shift) * g.scale),
-                q = exp_or_zero((t[i] - g.teacher_shift) * g.scale);
-        sum[i] += g.student * (p - q) + g.gap * q;
-      }
-    }
-    if (g.diversity != A(0)) {
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i) {
-        const A log_pi = (x[i] - g.shift) * g.entropy_scale - g.log_sum;
-        sum[i] += g.diversity * exp_or_zero(log_pi) * (log_pi + g.entropy);
-      }
-    }
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) {
-      const A capped = x[i] * g.inverse_cap;
-      x[i] = sum[i] * (A(1) - capped * capped);
-    }
-  }
-}
-
-template <typename A>
-BALORA_INLINE void cap_of(A* x, int64_t n, A cap) {
-  const A inverse = A(1) / cap;
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) x[i] = cap * vtanh(x[i] * inverse);
-}
-
-// q = factor e^((y - shift) * scale)
-template <typename A>
-BALORA_INLINE void scaled_exp_of(const A* y, int64_t n, A shift, A scale, A factor, A* q) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) q[i] = factor * exp_or_zero((y[i] - shift) * scale);
-}
-
-#define ROWS(A)                                                                               \
-  BALORA_SIMD A row_max(const A* x, int64_t n) {                                              \
-    return max_of<A>(x, n);                                                                   \
-  }                                                                                           \
-  BALORA_SIMD double exp_sum(const A* x, int64_t n, A shift, A scale) {                       \
-    return exp_sum_of<A>(x, n, shift, scale);                                                 \
-  }                                                                                           \
-  BALORA_SIMD WeightedSum teacher_sums(const A* y, const A* z, int64_t n, A shift, A scale) { \
-    return teacher_sums_of<A>(y, z, n, shift, scale);                                         \
-  }                                                                                           \
-  BALORA_SIMD WeightedSum entropy_sums(const A* x, int64_t n, A shift, A scale) {             \
-    return entropy_sums_of<A>(x, n, shift, scale);                                            \
-  }                                                                                           \
-  BALORA_SIMD void dense_gradient(A* z, const A* y, int64_t n, const DenseGradient<A>& g) {   \
-    gradient_of<A>(z, y, n, g);                                                               \
-  }                                                                                           \
-  BALORA_SIMD void scaled_exp(const A* y, int64_t n, A shift, A scale, A factor, A* q) {      \
-    scaled_exp_of<A>(y, n, shift, scale, factor, q);                                          \
-  }                                                                                           \
-  BALORA_SIMD void cap_row(A* x, int64_t n, A cap) {                                          \
-    cap_of<A>(x, n, cap);                                                                     \
-  }
-ROWS(float)
-ROWS(double)
-#undef ROWS
 
 }  // namespace
 
@@ -190,15 +25,30 @@ template <typename A>
 HeadRows<A>::HeadRows(const HeadOptions& options, int64_t vocabulary)
     : options_(options),
       vocabulary_(vocabulary),
-      top_k_(std::max<int64_t>(options.entropy_top_k, 0)) {}
+      top_k_(std::max<int64_t>(options.entropy_top_k, 0)),
+      keeps_(!(options.softcap > 0) && !dense_entropy() &&
+             (options.temperature == 1 || options.temperature == 2)),
+      maxima_(static_cast<size_t>(head::blocks_of(vocabulary))) {}
 
 template <typename A>
 void HeadRows<A>::cap(A* logits) const {
-  if (options_.softcap > 0) cap_row(logits, vocabulary_, static_cast<A>(options_.softcap));
+  if (options_.softcap > 0) head::cap_row(logits, vocabulary_, static_cast<A>(options_.softcap));
 }
 
-// Keeps the K best in order. A logit enters only if it is strictly larger than the last, so equal
-// ones keep the lower index; a block whose maximum cannot enter is skipped by its maximum alone.
+// A logit enters only if it is strictly larger than the last, so equal ones keep the lower index.
+template <typename A>
+void HeadRows<A>::offer_top_k(const A* z, int64_t index) {
+  if (top_.size() == static_cast<size_t>(top_k_)) {
+    if (!(z[index] > z[top_.back()])) return;
+    top_.pop_back();
+  }
+  auto place = top_.end();
+  while (place != top_.begin() && z[index] > z[*(place - 1)]) --place;
+  top_.insert(place, index);
+}
+
+// Keeps the K best in order. At least K logits are no smaller than the K-th largest of the blocks'
+// maxima, so only those that are not smaller are looked at, in blocks that hold such.
 template <typename A>
 void HeadRows<A>::find_top_k(const A* z) {
   const size_t k = static_cast<size_t>(top_k_);
@@ -212,19 +62,26 @@ void HeadRows<A>::find_top_k(const A* z) {
     top_.resize(k);
     std::sort(top_.begin(), top_.end(), before);
   } else {
-    top_.assign(1, 0);
-    for (int64_t first = 0; first < vocabulary_; first += kBlock) {
-      const int64_t last = std::min(vocabulary_, first + kBlock);
-      if (top_.size() == k && !(row_max(z + first, last - first) > z[top_.back()])) continue;
-      for (int64_t i = std::max<int64_t>(first, 1); i < last; ++i) {
-        if (top_.size() == k) {
-          if (!(z[i] > z[top_.back()])) continue;
-          top_.pop_back();
-        }
-        auto place = top_.end();
-        while (place != top_.begin() && z[i] > z[*(place - 1)]) --place;
-        top_.insert(place, i);
-      }
+    A least = -std::numeric_limits<A>::infinity();
+    if (maxima_.size() >= k) {
+      top_values_ = maxima_;
+      const auto at = top_values_.begin() + top_k_ - 1;
+      std::nth_element(top_values_.begin(), at, top_values_.end(), std::greater<A>());
+      least = *at;
+    }
+    top_.clear();
+    found_.resize(static_cast<size_t>(head::kBlock));
+    for (size_t block = 0; block < maxima_.size(); ++block) {
+      if (!(maxima_[block] >= least)) continue;
+      const int64_t first = static_cast<int64_t>(block) * head::kBlock;
+      const int64_t count = head::find_at_least(
+          z + first, std::min(vocabulary_ - first, head::kBlock), least, found_.data());
+      for (int64_t i = 0; i < count; ++i) offer_top_k(z, first + found_[static_cast<size_t>(i)]);
+    }
+    // A NaN is not at least anything: a row with many of them has too few candidates.
+    if (top_.size() < k) {
+      top_.clear();
+      for (int64_t i = 0; i < vocabulary_; ++i) offer_top_k(z, i);
     }
   }
   top_values_.resize(k);
@@ -236,94 +93,179 @@ void HeadRows<A>::take_entropy(const A* z, HeadRow& row) {
   const A scale = static_cast<A>(1 / options_.entropy_temperature);
   const A* values = z;
   int64_t count = vocabulary_;
+  A max = static_cast<A>(row.shift);
   if (!dense_entropy()) {
     find_top_k(z);
     values = top_values_.data();
     count = top_k_;
+    max = head::row_max(values, count);
   }
-  const A max = row_max(values, count);
-  const WeightedSum sums = entropy_sums(values, count, max, scale);
+  const head::WeightedSum sums = head::entropy_sums(values, count, max, scale);
   const double log_sum = std::log(sums.weight);
   row.entropy = log_sum - sums.value / sums.weight * static_cast<double>(scale);
   row.shift_entropy = static_cast<double>(max);
   row.log_sum_entropy = log_sum;
 }
 
+// The row's sums, with their exponentials left in z and y.
 template <typename A>
-HeadRow HeadRows<A>::statistics(const A* z, const A* y, int64_t target, bool regularized,
+void HeadRows<A>::keep(A* z, A* y, HeadRow& row) const {
+  row.squares = row.compared && options_.temperature == 2;
+  const A scale = row.compared ? static_cast<A>(1 / options_.temperature) : A(1);
+  const head::KeptSums sums = head::keep_exponentials(
+      z, y, vocabulary_, {static_cast<A>(row.shift), static_cast<A>(row.shift_teacher), scale});
+  row.sum_student = sums.student;
+  row.sum = row.squares ? sums.squares : sums.student;
+  row.sum_teacher = sums.teacher;
+  row.gap = sums.gap;
+}
+
+// The row's sums.
+template <typename A>
+void HeadRows<A>::take_sums(const A* z, const A* y, int64_t target, HeadRow& row) const {
+  const A scale = static_cast<A>(1 / options_.temperature);
+  const A shift = static_cast<A>(row.shift);
+  if (target >= 0) row.sum = head::exp_sum(z, vocabulary_, shift, A(1));
+  if (row.summarized) row.sum_student = head::exp_sum(z, vocabulary_, shift, scale);
+  if (!y) return;
+  // One function for both sums: equal logits give equal bits, hence a term of exactly 0.
+  row.sum_student = head::teacher_sums(z, z, vocabulary_, shift, scale).weight;
+  const head::WeightedSum teacher =
+      head::teacher_sums(y, z, vocabulary_, static_cast<A>(row.shift_teacher), scale);
+  row.sum_teacher = teacher.weight;
+  row.gap = teacher.value;
+}
+
+template <typename A>
+HeadRow HeadRows<A>::statistics(A* z, A* y, int64_t target, bool regularized,
                                 const TeacherRow* teacher) {
   HeadRow row;
+  if (!regularized) y = nullptr, teacher = nullptr;
   const double temperature = options_.temperature;
-  const A max = row_max(z, vocabulary_);
-  row.shift = static_cast<double>(max);
-  if (target >= 0) {
-    row.sum = exp_sum(z, vocabulary_, max, A(1));
-    row.task = row.shift + std::log(row.sum) - static_cast<double>(z[target]);
+  row.shift = static_cast<double>(head::block_maxima(z, vocabulary_, maxima_.data()));
+  if (y) row.shift_teacher = static_cast<double>(head::row_max(y, vocabulary_));
+  if (regularized && options_.entropy_top_k >= 0) take_entropy(z, row);
+  const double target_logit = target >= 0 ? static_cast<double>(z[target]) : 0;
+  row.summarized = teacher != nullptr;
+  row.compared = y || teacher;
+  if (keeps_) {
+    keep(z, y, row);
+  } else {
+    take_sums(z, y, target, row);
   }
-  if (!regularized) return row;
+  if (target >= 0) row.task = row.shift + std::log(row.sum) - target_logit;
   if (teacher) {
-    row.summarized = true;
-    row.sum_student = exp_sum(z, vocabulary_, max, static_cast<A>(1 / temperature));
     const double lse = row.shift / temperature + std::log(row.sum_student);
     row.consistency = temperature * (temperature * (lse - teacher->entropy) - teacher->mean_logit);
   }
   if (y) {
-    const A scale = static_cast<A>(1 / temperature), teacher_max = row_max(y, vocabulary_);
-    // One function for both sums: equal logits give equal bits, hence a term of exactly 0.
-    row.sum_student = teacher_sums(z, z, vocabulary_, max, scale).weight;
-    const WeightedSum teacher = teacher_sums(y, z, vocabulary_, teacher_max, scale);
-    row.shift_teacher = static_cast<double>(teacher_max);
-    row.sum_teacher = teacher.weight;
     const double lse_gap = (row.shift - row.shift_teacher) / temperature +
                            (std::log(row.sum_student) - std::log(row.sum_teacher));
     row.consistency =
-        temperature * temperature * lse_gap + temperature * (teacher.value / teacher.weight);
+        temperature * temperature * lse_gap + temperature * (row.gap / row.sum_teacher);
   }
-  if (options_.entropy_top_k >= 0) take_entropy(z, row);
   return row;
 }
 
 template <typename A>
 void HeadRows<A>::probabilities(const A* y, const HeadRow& row, A* q) const {
-  scaled_exp(y, vocabulary_, static_cast<A>(row.shift_entropy),
-             static_cast<A>(1 / options_.entropy_temperature),
-             static_cast<A>(std::exp(-row.log_sum_entropy)), q);
+  head::scaled_exp(y, vocabulary_, static_cast<A>(row.shift_entropy),
+                   static_cast<A>(1 / options_.entropy_temperature),
+                   static_cast<A>(std::exp(-row.log_sum_entropy)), q);
+}
+
+// The part of the gradient that all of V has, of logits or kept exponentials z and y.
+template <typename A>
+void HeadRows<A>::dense_part(A* z, const A* y, int64_t n, const Parts& parts, bool rounded) const {
+  if (!keeps_) {
+    head::dense_gradient(z, y, n, parts.dense);
+    if (rounded) convert_rows(nullptr, z, BALORA_F32, n, z, BALORA_BF16, n, 1, n);
+    return;
+  }
+  const DenseGradient& g = parts.dense;
+  const head::KeptGradient<A> kept{g.task, g.student, g.gap, parts.squares};
+  if constexpr (std::is_same_v<A, float>) {
+    if (rounded) return head::kept_gradient_rounded(z, y, n, kept);
+  }
+  head::kept_gradient(z, y, n, kept);
 }
 
 template <typename A>
-void HeadRows<A>::gradient(A* z, const A* y, int64_t target, bool regularized, const HeadRow& row) {
-  const bool has_entropy = regularized && options_.entropy_top_k >= 0;
-  DenseGradient<A> g{};
+typename HeadRows<A>::Parts HeadRows<A>::parts_of(int64_t target, bool regularized,
+                                                  const HeadRow& row) const {
+  Parts parts{};
+  parts.squares = row.squares;
+  DenseGradient& g = parts.dense;
   g.inverse_cap = options_.softcap > 0 ? static_cast<A>(1 / options_.softcap) : A(0);
   g.shift = static_cast<A>(row.shift);
   if (target >= 0) g.task = static_cast<A>(options_.task_scale / row.sum);
   g.scale = static_cast<A>(1 / options_.temperature);
   g.teacher_shift = static_cast<A>(row.shift_teacher);
-  if (regularized && (y || row.summarized)) {
+  if (row.compared) {
     const double scale = options_.consistency_scale * options_.temperature;
     g.student = static_cast<A>(scale / row.sum_student);
     g.gap = static_cast<A>(scale / row.sum_student - scale / row.sum_teacher);
   }
-  const double diversity = options_.diversity_scale / options_.entropy_temperature;
-  if (has_entropy && dense_entropy()) g.diversity = static_cast<A>(diversity);
+  const bool has_entropy = regularized && options_.entropy_top_k >= 0;
+  if (has_entropy && dense_entropy()) {
+    g.diversity = static_cast<A>(options_.diversity_scale / options_.entropy_temperature);
+  }
   g.entropy_scale = static_cast<A>(1 / options_.entropy_temperature);
   g.log_sum = static_cast<A>(row.log_sum_entropy);
   g.entropy = static_cast<A>(row.entropy);
+  return parts;
+}
 
-  const auto slope = [&](A value) {
-    const A capped = value * g.inverse_cap;
-    return A(1) - capped * capped;
-  };
-  const A target_slope = target >= 0 ? slope(z[target]) : A(0);
-  dense_gradient(z, y, vocabulary_, g);
-  if (target >= 0) z[target] -= static_cast<A>(options_.task_scale) * target_slope;
-  if (!has_entropy || dense_entropy() || diversity == 0) return;
-  for (size_t i = 0; i < top_.size(); ++i) {
-    const double value = static_cast<double>(top_values_[i]);
-    const double log_pi =
-        (value - row.shift_entropy) / options_.entropy_temperature - row.log_sum_entropy;
-    z[top_[i]] += static_cast<A>(diversity * std::exp(log_pi) * (log_pi + row.entropy)) *
-                  slope(top_values_[i]);
+// Target and top K of the row, with what they add to the dense part.
+template <typename A>
+void HeadRows<A>::find_places(int64_t target, bool regularized, const HeadRow& row) {
+  places_.clear();
+  const double diversity = options_.diversity_scale / options_.entropy_temperature;
+  if (regularized && options_.entropy_top_k >= 0 && !dense_entropy() && diversity != 0) {
+    for (size_t i = 0; i < top_.size(); ++i) {
+      const double value = static_cast<double>(top_values_[i]);
+      const double log_pi =
+          (value - row.shift_entropy) / options_.entropy_temperature - row.log_sum_entropy;
+      const double added = diversity * std::exp(log_pi) * (log_pi + row.entropy);
+      places_.push_back({top_[i], static_cast<A>(added)});
+    }
+  }
+  if (target < 0) return;
+  const A task = static_cast<A>(options_.task_scale);
+  const auto same = std::find_if(places_.begin(), places_.end(),
+                                 [&](const Place& place) { return place.index == target; });
+  if (same == places_.end()) {
+    places_.push_back({target, -task});
+  } else {
+    same->added -= task;
+  }
+}
+
+template <typename A>
+void HeadRows<A>::gradient(A* z, const A* y, int64_t target, bool regularized, const HeadRow& row,
+                           bool rounded) {
+  if (!regularized) y = nullptr;
+  const Parts parts = parts_of(target, regularized, row);
+  find_places(target, regularized, row);
+  const size_t count = places_.size();
+  place_z_.resize(count), place_y_.resize(count);
+  for (size_t i = 0; i < count; ++i) {
+    place_z_[i] = z[places_[i].index];
+    if (y) place_y_[i] = y[places_[i].index];
+    const A capped =
+        place_z_[i] * parts.dense.inverse_cap;  // of a logit: none is kept beside a cap
+    places_[i].added *= A(1) - capped * capped;
+  }
+  dense_part(place_z_.data(), y ? place_y_.data() : nullptr, static_cast<int64_t>(count), parts,
+             false);
+  dense_part(z, y, vocabulary_, parts, rounded);
+  for (size_t i = 0; i < count; ++i) {
+    const A value = place_z_[i] + places_[i].added;
+    if (rounded) {
+      reinterpret_cast<bf16*>(z)[places_[i].index] = to_bf16(static_cast<float>(value));
+    } else {
+      z[places_[i].index] = value;
+    }
   }
 }
 

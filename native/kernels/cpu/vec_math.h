@@ -32,6 +32,15 @@ BALORA_INLINE float with_sign(float magnitude, float sign) {
 BALORA_INLINE float absolute(float x) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(x) & 0x7fffffffu);
 }
+BALORA_INLINE float exp_near_zero(float r) {  // e^r for |r| <= ln(2)/2
+  float p = 1.979029767e-4f;
+  p = p * r + 1.394470339e-3f;
+  p = p * r + 8.333497681e-3f;
+  p = p * r + 4.166629538e-2f;
+  p = p * r + 1.666666567e-1f;
+  p = p * r + 0.5f;
+  return (p * r) * r + r + 1.0f;
+}
 }  // namespace vec
 
 // e^x, 1.5 ulp. The argument is clamped where the result is 0 or infinity anyway; the comparisons
@@ -42,13 +51,7 @@ BALORA_INLINE float vexp(float x) {
   const float shifted = x * vec::kLog2e + vec::kRound;
   const float n = shifted - vec::kRound;
   const float r = (x - n * vec::kLn2High) - n * vec::kLn2Low;
-  float p = 1.979029767e-4f;
-  p = p * r + 1.394470339e-3f;
-  p = p * r + 8.333497681e-3f;
-  p = p * r + 4.166629538e-2f;
-  p = p * r + 1.666666567e-1f;
-  p = p * r + 0.5f;
-  p = (p * r) * r + r + 1.0f;
+  const float p = vec::exp_near_zero(r);
   // 2^n as two factors: each is a normal number where the result is subnormal or overflows. For a
   // NaN the exponent bits are garbage in range, and p is NaN.
   const int32_t exponent =
@@ -122,6 +125,26 @@ BALORA_INLINE float verf(float x) {
 
 BALORA_INLINE double vexp(double x) {
   return std::exp(x);
+}
+
+// e^x, 1.5 ulp, for x <= 0 where the results are summed up: 0 below -60, which the sums cannot see
+// anyway. So no result is a subnormal number (products with those run a hundred times slower on
+// most CPUs), and 2^n is one factor. A NaN stays one.
+namespace vec {
+constexpr float kVanishing = -60.0f;
+}
+BALORA_INLINE float vexp_or_zero(float x) {
+  const float bounded = x < vec::kVanishing ? vec::kVanishing : x;
+  const float shifted = bounded * vec::kLog2e + vec::kRound;
+  const float n = shifted - vec::kRound;
+  const float r = (bounded - n * vec::kLn2High) - n * vec::kLn2Low;
+  const float p = vec::exp_near_zero(r);
+  // The shift leaves of kRound's bits nothing, n's in the exponent.
+  const float power = std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000u);
+  return x < vec::kVanishing ? 0.0f : p * power;
+}
+BALORA_INLINE double vexp_or_zero(double x) {
+  return vexp(x);
 }
 BALORA_INLINE double vlog(double x) {
   return std::log(x);

@@ -181,6 +181,11 @@ template <typename T>
 void check_settings(double tolerance) {
   Setting s;
   check_setting<T>(s, tolerance);
+  for (const double temperature : {1.0, 3.0}) {  // exponentials kept, and taken again
+    s.options.temperature = temperature;
+    check_setting<T>(s, tolerance);
+  }
+  s.options.temperature = 2;
   s.options.chunk_bytes = 1;  // one row at a time
   s.other_head = true;
   check_setting<T>(s, tolerance);
@@ -191,7 +196,9 @@ void check_settings(double tolerance) {
   check_setting<T>(s, tolerance);
   s = Setting{};
   s.teacher = s.masks = false;
-  s.v = 700;  // several blocks of the row passes
+  s.v = 2100;  // several blocks of the row passes, fewer than K
+  check_setting<T>(s, tolerance);
+  s.options.entropy_top_k = 3;  // more than K
   check_setting<T>(s, tolerance);
   s.options.entropy_top_k = 90;  // beyond the insertion limit
   s.options.entropy_temperature = 1.7;
@@ -217,6 +224,70 @@ TEST_CASE("head losses with f16 operands stay within f16 rounding of dH") {
   check_settings<f16>(1.5e-3);
 }
 
+TEST_CASE("head losses over a large vocabulary sum to the precision of f64") {
+  Setting s;
+  s.m = 3, s.v = 49152;
+  std::mt19937 random(5);
+  TestContext ctx;
+  // Operands that bf16 holds give products that f32 sums exactly, or nearly.
+  Array<bf16> h({s.m, s.c}, random), ht({s.m, s.c}, random), w({s.v, s.c}, random);
+  Array<int32_t> targets(std::vector<int64_t>{s.m}, {0, 49151, 7});
+  Array<uint8_t> regularized(std::vector<int64_t>{s.m}, {1, 1, 1});
+  Array<double> sums(std::vector<int64_t>{4});
+  const View vh = h.view(), vht = ht.view(), vw = w.view(), vt = targets.view(), vs = sums.view();
+  const Plain expected = plain_losses(h, ht, w, w, targets, regularized, s);
+  head_losses_kernel(ctx, &vh, &vht, &vw, nullptr, &vt, nullptr, nullptr, &vs, nullptr, nullptr,
+                     nullptr, &s.options);
+  for (int i = 0; i < 3; ++i) {
+    CHECK(std::abs(sums[i] - expected.sums[i]) <= 1e-6 * std::abs(expected.sums[i]));
+  }
+}
+
+TEST_CASE("head losses: the K largest by value, then by index, wherever they stand") {
+  TestContext ctx;
+  const int64_t v = 5000, k = 6;
+  Array<float> h({1, 1}, {1.0}), w(std::vector<int64_t>{v, 1});
+  for (int64_t j = 0; j < v; ++j) w.data()[j] = static_cast<float>(j % 7) * 0.1f;
+  for (const int64_t j : {511, 512, 4999, 2048, 0}) w.data()[j] = 3;  // the sixth is a tie at 0.6
+  Array<double> sums(std::vector<int64_t>{4});
+  Array<float> dw(std::vector<int64_t>{v, 1});
+  const View vh = h.view(), vw = w.view(), vs = sums.view(), vdw = dw.view();
+  const HeadOptions options{0, 0, 1, 1, 1, 0, k, 0};
+  head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, nullptr, nullptr, nullptr, &vs, nullptr,
+                     nullptr, &vdw, &options);
+  const double rest = std::exp(0.6 - 3.0), sum = 5 + rest;
+  CHECK(sums[2] == doctest::Approx(std::log(sum) - rest * (0.6 - 3.0) / sum).epsilon(1e-6));
+  for (int64_t j = 0; j < v; ++j) {
+    const bool chosen = j == 6 || w.data()[j] == 3;  // of the many ties the first
+    CHECK((dw[j] != 0) == chosen);
+  }
+}
+
+TEST_CASE("head losses: a NaN comes out, and nothing is read past the K") {
+  std::mt19937 random(4);
+  TestContext ctx;
+  Array<float> h({2, 4}, random), w({700, 4}, random);
+  for (int64_t c = 0; c < 4; ++c) h.data()[c] = std::numeric_limits<float>::quiet_NaN();
+  Array<double> sums(std::vector<int64_t>{4}), rows({2, 3});
+  Array<int32_t> targets(std::vector<int64_t>{2}, {1, 5});
+  Array<float> dh({2, 4});
+  const View vh = h.view(), vw = w.view(), vt = targets.view(), vs = sums.view(),
+             vrows = rows.view(), vdh = dh.view();
+  for (const double temperature : {2.0, 3.0}) {
+    const HeadOptions options{1, 1, 1, temperature, 1, 0, 20, 0};
+    head_losses_kernel(ctx, &vh, &vh, &vw, nullptr, &vt, nullptr, nullptr, &vs, &vrows, &vdh,
+                       nullptr, &options);
+    for (int64_t i = 0; i < 3; ++i) {
+      CHECK(std::isnan(rows[i]));
+      CHECK(std::isfinite(rows[3 + i]));
+    }
+    for (int64_t c = 0; c < 4; ++c) {
+      CHECK(std::isnan(dh[c]));
+      CHECK(std::isfinite(dh[4 + c]));
+    }
+  }
+}
+
 TEST_CASE("head losses: student equal to teacher gives consistency exactly 0") {
   std::mt19937 random(4);
   TestContext ctx;
@@ -224,11 +295,13 @@ TEST_CASE("head losses: student equal to teacher gives consistency exactly 0") {
   Array<double> sums(std::vector<int64_t>{4});
   Array<float> dh({5, 16});
   const View vh = h.view(), vw = w.view(), vs = sums.view(), vdh = dh.view();
-  const HeadOptions options{0, 1, 0, 2, 1, 0, -1, 0};
-  head_losses_kernel(ctx, &vh, &vh, &vw, nullptr, nullptr, nullptr, nullptr, &vs, nullptr, &vdh,
-                     nullptr, &options);
-  CHECK(sums[1] == 0);
-  for (int64_t i = 0; i < dh.size(); ++i) CHECK(dh[i] == 0);
+  for (const double temperature : {1.0, 2.0, 3.0}) {
+    const HeadOptions options{0, 1, 0, temperature, 1, 0, -1, 0};
+    head_losses_kernel(ctx, &vh, &vh, &vw, nullptr, nullptr, nullptr, nullptr, &vs, nullptr, &vdh,
+                       nullptr, &options);
+    CHECK(sums[1] == 0);
+    for (int64_t i = 0; i < dh.size(); ++i) CHECK(dh[i] == 0);
+  }
 }
 
 TEST_CASE("head losses: a target outside the vocabulary is named") {
@@ -270,12 +343,15 @@ TEST_CASE("head losses leave no subnormal numbers in the gradient of f32 logits"
   Array<int32_t> targets(std::vector<int64_t>{1}, {0});
   Array<double> sums(std::vector<int64_t>{4});
   const View vh = h.view(), vw = w.view(), vt = targets.view(), vs = sums.view(), vdw = dw.view();
-  const HeadOptions options{1e-4, 0, 0, 1, 1, 0, -1, 0};
-  head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, &vt, nullptr, nullptr, &vs, nullptr, nullptr,
-                     &vdw, &options);
-  for (int64_t j = 0; j < v; ++j) {
-    CHECK((dw[j] == 0 || std::abs(dw[j]) >= std::numeric_limits<float>::min()));
-    CHECK(std::abs(dw[j]) <=
-          1e-4 * std::exp(-8.0 * static_cast<double>(std::max<int64_t>(j, 1))) * 1.01);
+  for (const double temperature : {1.0, 2.0}) {  // the squares of what is kept are at T = 1
+    const HeadOptions options{1e-4, 0, 0, temperature, 1, 0, -1, 0};
+    head_losses_kernel(ctx, &vh, temperature == 2 ? &vh : nullptr, &vw, nullptr, &vt, nullptr,
+                       nullptr, &vs, nullptr, nullptr, &vdw, &options);
+    for (int64_t j = 0; j < v; ++j) {
+      CHECK((dw[j] == 0 || std::abs(dw[j]) >= std::numeric_limits<float>::min()));
+      CHECK(std::abs(dw[j]) <=
+            1e-4 * std::exp(-8.0 * static_cast<double>(std::max<int64_t>(j, 1))) * 1.01);
+    }
+    CHECK(dw[7] > 0);
   }
 }

@@ -23,6 +23,7 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
     _Pragma("omp simd") for (int i = 0; i < n; ++i) y[i] = name(x[i]); \
   }
 ROW(vexp)
+ROW(vexp_or_zero)
 ROW(vlog)
 ROW(vtanh)
 ROW(verf)
@@ -69,6 +70,17 @@ TEST_CASE("vexp: ulps, and exact at its ends") {
   CHECK(vexp(-kInfinity) == 0.0f);
   CHECK(vexp(kInfinity) == kInfinity);
   CHECK(std::isnan(vexp(kNan)));
+}
+
+TEST_CASE("vexp_or_zero: ulps down to -60, zero below") {
+  std::vector<float> values = floats(1e-30f, 60.0f);
+  for (float& value : values) value = -value;
+  CHECK(WORST(values, vexp_or_zero, std::exp(x)) < 1.5);
+  CHECK(vexp_or_zero(0.0f) == 1.0f);
+  CHECK(vexp_or_zero(std::nextafter(-60.0f, -61.0f)) == 0.0f);
+  CHECK(vexp_or_zero(-kInfinity) == 0.0f);
+  CHECK(std::isnan(vexp_or_zero(kNan)));
+  CHECK(std::isnan(vexp_or_zero(std::bit_cast<float>(0x7fc00123u))));  // bits where n's would be
 }
 
 TEST_CASE("vlog: ulps over normals and subnormals, and its ends") {
