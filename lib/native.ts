@@ -77,6 +77,10 @@ function callSite(): string {
 const libraryFolder = dirname(fileURLToPath(import.meta.url));
 let plain: Partial<Native> | null = null;
 
+export function inDebugMode(): boolean {
+  return plain !== null;
+}
+
 /**
  * In debug mode every op remembers where JS called it, and a failure on the engine's thread says so. Each call then
  * costs a stack trace. A device that runs behind its kernels waits for each and checks it, so that a fault names the op

@@ -1,6 +1,6 @@
 // Settings and statistics of the engines (one a device) in this thread's environment.
 import { getDefaultDevice } from './device.ts';
-import { native } from './native.ts';
+import { inDebugMode, native } from './native.ts';
 
 export { setDebugMode } from './native.ts';
 
@@ -37,6 +37,13 @@ export interface OpTime {
   seconds: number;
 }
 
+const modes = { profiling: false, anomaly: false };
+
+/** Whether a mode is on in which every op is looked at by itself: debug mode, anomaly mode or profiling. */
+export function waitsForEachOp(): boolean {
+  return modes.profiling || modes.anomaly || inDebugMode();
+}
+
 /**
  * Resolves when everything enqueued so far has run; rejects with the first failure among it.
  * @param device this one alone. Default: all that are in use
@@ -65,6 +72,7 @@ export function setAllowTf32(enabled: boolean): boolean {
  * the same either way. Returns the mode before.
  */
 export function setProfiling(enabled: boolean): boolean {
+  modes.profiling = enabled;
   return native.setProfiling(enabled);
 }
 
@@ -140,5 +148,6 @@ export function withPhase<T>(name: string, body: () => T): T {
  * shapes. Slow; for finding faults. Returns the mode before.
  */
 export function setAnomalyMode(enabled: boolean): boolean {
+  modes.anomaly = enabled;
   return native.setAnomalyMode(enabled);
 }

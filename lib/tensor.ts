@@ -104,6 +104,11 @@ export class Tensor {
     native.setGrad(this.#handle, value?.handle ?? null);
   }
 
+  /** How often backward passes have added to the gradient of this leaf. */
+  get gradCount(): number {
+    return native.gradCountOf(this.#handle);
+  }
+
   /**
    * Adds d(this)/d(leaf) to the grad of every leaf below. The graph is freed on the way unless `retainGraph`.
    * @param grad gradient of the result, of this tensor's shape; may be left out for a single number (then 1).

@@ -14,6 +14,7 @@ import {
   synchronize,
   type Tensor,
   tensor,
+  zeros,
 } from '../lib/index.ts';
 import { gradcheck, randomTensor } from './support/gradcheck.ts';
 
@@ -222,6 +223,21 @@ describe('checkpoint', () => {
       // The segment's own sums are f32 in one and bf16 in the other.
       expect(Math.abs(value - (kept[i] as number))).toBeLessThanOrEqual(2 ** -6);
     });
+  });
+});
+
+describe('gradCount', () => {
+  it('counts contributions, whoever owns the gradient and whether it was dropped', () => {
+    const x = tensor([1, 2], { requiresGrad: true });
+    expect(x.gradCount).toBe(0);
+    sum(mul(x, x)).backward(); // both factors
+    expect(x.gradCount).toBe(2);
+    x.grad = zeros([2]);
+    sum(mul(x, 3)).backward();
+    expect(x.gradCount).toBe(3);
+    x.grad = null;
+    noGrad(() => mul(x, 3));
+    expect(x.gradCount).toBe(3);
   });
 });
 

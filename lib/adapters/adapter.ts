@@ -61,6 +61,12 @@ export class Adapter {
     return (this.saved?.parameters ?? []).some(({ name }) => isOfHead(model, name));
   }
 
+  get graphObstacle(): string | null {
+    if (this.power.dropout > 0) return 'loraDropout > 0 drops other inputs in each pass';
+    if (this.config.useDora) return "useDora keeps its rows' norms from pass to pass";
+    return this.saved?.graphObstacle ?? null;
+  }
+
   /** A, B and what else is trained of every module, then the parameters of modules that are saved whole. */
   parameters(): readonly NamedTensor[] {
     return [

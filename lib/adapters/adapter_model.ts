@@ -145,6 +145,10 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     return this.#active.trainsHead(this.model);
   }
 
+  get graphObstacle(): string | null {
+    return this.#active.graphObstacle;
+  }
+
   /** The masters of the active adapter: A and B by `<module>.lora_A` and `<module>.lora_B`, and what else it trains. */
   parameters(): readonly NamedTensor[] {
     return this.#active.parameters();

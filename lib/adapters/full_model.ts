@@ -10,6 +10,7 @@ import { checkSameTensors, freeLinears, freezeBase } from './attach.ts';
 import {
   collectGradients,
   decaysIn,
+  graphObstacle,
   refreshWorking,
   type TrainedParameter,
   trainedParameter,
@@ -49,6 +50,10 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
   get teacherBytes(): number {
     const parameters = this.options.teacher?.parameters() ?? [];
     return parameters.reduce((sum, { size, dtype }) => sum + size * (dtype === 'f32' ? 4 : 2), 0);
+  }
+
+  get graphObstacle(): string | null {
+    return graphObstacle(this.trained);
   }
 
   parameters(): readonly NamedTensor[] {

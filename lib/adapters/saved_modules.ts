@@ -10,6 +10,7 @@ import { isTrailing } from './targets.ts';
 import {
   collectGradients,
   decaysIn,
+  graphObstacle,
   refreshWorking,
   type TrainedParameter,
   trainedParameter,
@@ -60,6 +61,10 @@ export class SavedModules {
   /** Puts the base's back. */
   off(): void {
     for (const place of this.places) put(place, place.base);
+  }
+
+  get graphObstacle(): string | null {
+    return graphObstacle(this.parameters);
   }
 
   collectGradients(): void {

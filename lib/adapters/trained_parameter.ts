@@ -38,6 +38,14 @@ export function decaysIn(module: Module, attribute: string): boolean {
   return attribute !== 'bias' && !(module instanceof RMSNorm || module instanceof LayerNorm);
 }
 
+/** Gradients of working copies are taken from them after each window, so they have no place that stays. */
+export function graphObstacle(parameters: readonly TrainedParameter[]): string | null {
+  const found = parameters.find(({ tensor, working }) => working !== tensor);
+  return found === undefined
+    ? null
+    : `${found.name} is trained through an f32 master beside its ${found.working.dtype} weight`;
+}
+
 /** Moves the gradients of the working copies to the masters. */
 export function collectGradients(parameters: readonly TrainedParameter[]): void {
   for (const { tensor, working } of parameters) {

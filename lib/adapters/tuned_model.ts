@@ -36,6 +36,8 @@ export interface TunedModel<M extends Model = CausalLM> {
   readonly hasTeacher: boolean;
   /** Memory of a second frozen model; 0 where the base itself is the teacher. */
   readonly teacherBytes: number;
+  /** Why its passes cannot be recorded once and run again (see captureGraphs), null: they can. */
+  readonly graphObstacle: string | null;
   /** The f32 masters, always in the same order. */
   parameters(): readonly NamedTensor[];
   /** Called when a window's gradients are complete: the masters' `grad` holds them afterwards. */

@@ -41,8 +41,10 @@ export async function stepRow(input: StepRowInput): Promise<StepRow> {
   const { workload, dtype, warmup } = input;
   if (workload.threads !== undefined) setNumThreads(workload.threads);
   const subject = await openSubject({ ...input, vocabulary: workload.vocabulary });
-  const { samples, profiled, disturbance, notes, squaredLengths } = await train(input, subject);
-  const peakBytes = peakBytesOf(getDefaultDevice());
+  const { samples, profiled, disturbance, notes, squaredLengths, peakBytes } = await train(
+    input,
+    subject,
+  );
   subject.model.dispose();
   const measured = samples.slice(warmup);
   const seconds = measured.map((sample) => sample.seconds);
@@ -106,6 +108,7 @@ async function train(input: StepRowInput, subject: Subject) {
     const tuned = await tunedModel(workload, subject.model, input.model !== undefined);
     const trainer = new Trainer({ tuned, data: source, ...trainerOptions(workload, total) });
     const samples: StepSample[] = [];
+    let peakBytes = 0;
     let watch = new CpuWatch();
     let fetched = 0;
     resetOpTimes();
@@ -115,6 +118,8 @@ async function train(input: StepRowInput, subject: Subject) {
       fetched = source.seconds;
       resetOpTimes();
       if (samples.length === warmup) watch = new CpuWatch();
+      // The step that is looked at runs without graphs and counts for nothing else.
+      if (samples.length === total - extra) peakBytes = peakBytesOf(getDefaultDevice());
       if (extra === 1 && samples.length === total - 1) setProfiling(true);
     }
     setProfiling(false);
@@ -122,7 +127,7 @@ async function train(input: StepRowInput, subject: Subject) {
     const disturbance = watch.read();
     const squaredLengths = await meanSquaredLengths(data.source);
     tuned.dispose();
-    return { samples, profiled, disturbance, notes: data.notes, squaredLengths };
+    return { samples, profiled, disturbance, notes: data.notes, squaredLengths, peakBytes };
   } finally {
     await data.close();
   }
@@ -149,6 +154,7 @@ function trainerOptions(workload: Workload, total: number): Partial<TrainerOptio
   const { regularizers } = resolveMethod(workload.method);
   return {
     maxSteps: total,
+    captureGraphs: !sharesProcessMemory(),
     gradientAccumulationSteps: workload.accumulation,
     regularizers: {
       ...regularizers,

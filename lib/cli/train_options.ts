@@ -108,6 +108,10 @@ export const kTrainOptions = {
     onOff(),
     'run the teacher once for each sequence and keep its part; for runs of several epochs',
   ),
+  captureGraphs: run(
+    onOff(),
+    'run micro-batches and updates of shapes that repeat as graphs, on a GPU',
+  ),
   dryRun: run(onOff(), 'print what the run would take in memory and time, and stop', {
     commandLineOnly: true,
   }),

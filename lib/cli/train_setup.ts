@@ -66,7 +66,7 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
     training: {
       ...pick(settings, kOptimizationKeys),
       ...pick(settings, kOutputKeys),
-      ...pick(settings, ['memoryBudget', 'cacheTeacher']),
+      ...pick(settings, ['memoryBudget', 'cacheTeacher', 'captureGraphs']),
       regularizers: method.regularizers,
       seed,
       runConfig: toConfig({ ...kTrainDefaults, ...settings }),

@@ -63,6 +63,30 @@ export interface MicroBatch {
   window?: WindowCounts;
 }
 
+/** What a micro-batch's loss takes from the host: what changes from step to step lies on the device. */
+export interface LossInputs {
+  readonly targets: Tensor; // (M) i32
+  /** null: all rows are regularized. */
+  readonly regularized: Tensor | null; // (M) u8
+  /** Places of the regularizers' rows, where they are not all; for the SVD term. */
+  readonly regularizedRows: Tensor | null; // (S) i32
+  /** Factors of the sums of CE, T^2 KL and entropy. */
+  readonly scales: Tensor; // (3) f64
+  /** Factor of the SVD term; null where it is off or no row is selected. */
+  readonly svdScale: Tensor | null; // () f64
+}
+
+/** A micro-batch as {@link BaLoraLoss.computePrepared} takes it. */
+export interface PreparedMicroBatch {
+  /** (M, C) of the selected rows, on the tape. */
+  readonly hidden: Tensor;
+  readonly teacher: Tensor | null; // (M, C)
+  readonly summary: TeacherSummary | null;
+  readonly inputs: LossInputs;
+  /** false computes the SVD term's value alone. */
+  readonly svdGradient: boolean;
+}
+
 /** What {@link BaLoraLoss.compute} gives. */
 export interface MicroBatchLoss {
   /** Share of the step's loss, () f64, on the tape; null where the micro-batch has no row of any kind. */
@@ -119,38 +143,71 @@ export class BaLoraLoss {
   compute(micro: MicroBatch): MicroBatchLoss {
     const { hidden, teacherHidden = null, teacher: summary = null, batch, weights, window } = micro;
     const selected = this.select(batch);
-    const counts = { supervised: selected.supervised, selected: selected.regularizedRows.length };
+    const counts = countsOf(selected);
     if (selected.rows.length === 0) return { loss: null, sums: null, svd: null, ...counts };
     if (this.terms.consistency && counts.selected > 0 && !teacherHidden && !summary) {
       throw new ArgumentError('BaLoraLoss: the consistency term needs teacherHidden');
     }
+    const result = this.computePrepared({
+      hidden: pick(hidden, selected),
+      teacher: teacherHidden && noGrad(() => pick(teacherHidden, selected)),
+      summary,
+      inputs: this.prepare(selected, { weights, window }, hidden.device),
+      svdGradient: weights.svd !== 0,
+    });
+    return { ...result, ...counts };
+  }
+
+  /** What compute() takes from the host; the caller's to dispose. */
+  prepare(
+    selected: SelectedRows,
+    { weights, window }: Pick<MicroBatch, 'weights' | 'window'>,
+    device: string,
+  ): LossInputs {
+    const counts = countsOf(selected);
     const shares = window ?? counts;
-    const { device } = hidden;
-    const rows = pick(hidden, selected);
-    const teacher =
-      this.terms.consistency && teacherHidden ? noGrad(() => pick(teacherHidden, selected)) : null;
-    const inputs = {
-      hidden: rows,
-      head: this.head.weight,
+    const scales = Float64Array.of(
+      perRow(1, shares.supervised),
+      perRow(weights.consistency, shares.selected),
+      perRow(weights.diversity, shares.selected),
+    );
+    const some = this.terms.svd && selected.regularized !== null && counts.selected > 0;
+    return {
       targets: tensor(selected.targets, { device }),
-      regularized: selected.regularized ? tensor(selected.regularized, { device }) : null,
+      regularized: selected.regularized && tensor(selected.regularized, { device }),
+      regularizedRows: some ? tensor(selected.regularizedRows, { device }) : null,
+      scales: tensor(scales, { device }),
+      svdScale:
+        this.terms.svd && counts.selected > 0
+          ? tensor(Float64Array.of((weights.svd * counts.selected) / shares.selected), {
+              shape: [],
+              device,
+            })
+          : null,
+    };
+  }
+
+  /** compute() on tensors alone, which a graph may record. */
+  computePrepared(micro: PreparedMicroBatch): { loss: Tensor; sums: Tensor; svd: Tensor | null } {
+    const { hidden, summary, inputs, svdGradient } = micro;
+    const { targets, regularized, scales, svdScale } = inputs;
+    const teacher = this.terms.consistency ? micro.teacher : null;
+    const common = {
+      ...{ hidden, targets, regularized, scales },
+      head: this.head.weight,
       softcap: this.head.softcap ?? 0,
       temperature: this.options.temperature,
       entropyTopK: this.terms.diversity ? this.options.entropyTopK : -1,
       chunkBytes: this.options.chunkBytes,
-      taskScale: perRow(1, shares.supervised),
-      consistencyScale: perRow(weights.consistency, shares.selected),
-      diversityScale: perRow(weights.diversity, shares.selected),
     };
     const teacherHead = teacher ? (this.head.teacherWeight ?? null) : null;
-    const { loss: headLoss, sums } =
+    const { loss, sums } =
       this.terms.consistency && summary
-        ? headLossesCached({ ...inputs, summary })
-        : headLosses({ ...inputs, teacher, teacherHead });
-    const svd = this.#svd(rows, selected, weights.svd);
-    if (!svd || weights.svd === 0) return { loss: headLoss, sums, svd, ...counts };
-    const share = (weights.svd * counts.selected) / shares.selected;
-    return { loss: add(headLoss, mul(svd, share)), sums, svd: svd.detach(), ...counts };
+        ? headLossesCached({ ...common, summary })
+        : headLosses({ ...common, teacher, teacherHead });
+    const svd = svdScale && this.#svd(hidden, inputs.regularizedRows, svdGradient);
+    if (!svd || !svdScale || !svdGradient) return { loss, sums, svd };
+    return { loss: add(loss, mul(svd, svdScale)), sums, svd: svd.detach() };
   }
 
   /**
@@ -197,13 +254,12 @@ export class BaLoraLoss {
     this.#gram = null;
   }
 
-  #svd(rows: Tensor, selected: SelectedRows, weight: number): Tensor | null {
-    if (!this.terms.svd || selected.regularizedRows.length === 0) return null;
-    const own = regularizedOf(rows, selected);
+  #svd(rows: Tensor, regularizedRows: Tensor | null, gradient: boolean): Tensor {
+    const own = regularizedRows === null ? rows : indexSelect(rows, regularizedRows);
     if (gramFormAllowed(this.head)) this.#gram ??= new HeadGram(this.head.weight);
     const { svdTopK: k, svdNorm: norm, chunkBytes } = this.options;
     const value = (): Tensor => fusedSvdLoss(own, this.head, this.#gram, { k, norm, chunkBytes });
-    return weight === 0 ? noGrad(value) : value();
+    return gradient ? value() : noGrad(value);
   }
 }
 
@@ -249,6 +305,10 @@ export class WindowTerms {
       svd: this.terms.svd ? svd : null,
     };
   }
+}
+
+function countsOf({ supervised, regularizedRows }: SelectedRows): WindowCounts {
+  return { supervised, selected: regularizedRows.length };
 }
 
 /** The selected rows of hidden states that are those of the whole batch, or the selected ones already. */

@@ -144,13 +144,23 @@ export abstract class Model extends Module {
    *   sequence longer than the position table
    */
   forward(batch: ModelBatch, options: ForwardOptions = {}): Tensor {
+    return this.onDevice(() => this.hidden(this.prepare(batch, options)));
+  }
+
+  /** The checks of forward(), and the batch as tensors: the caller's to dispose. @throws as forward() */
+  prepare(batch: ModelBatch, options: ForwardOptions = {}): ModelInputs {
     checkBatch(batch, this.vocabSize);
     checkTokenTypes(batch, this.modelType, this.tokenTypeCount);
-    return this.onDevice(() => {
-      const inputs = modelInputs(batch, { ...options, firstPosition: this.firstPosition });
-      this.checkLength(inputs.length);
-      return this.hidden(inputs);
-    });
+    const inputs = withDevice(this.device, () =>
+      modelInputs(batch, { ...options, firstPosition: this.firstPosition }),
+    );
+    this.checkLength(inputs.length);
+    return inputs;
+  }
+
+  /** forward() of what prepare() made. */
+  forwardPrepared(inputs: ModelInputs): Tensor {
+    return this.onDevice(() => this.hidden(inputs));
   }
 
   /** @throws ArgumentError for a sequence of so many tokens that the position table does not reach */

@@ -1,6 +1,6 @@
 /** AdamW: Adam with decoupled weight decay (Loshchilov and Hutter, 2019), in torch's order of operations. */
-import { adamwStep } from '../ops/index.ts';
-import type { Tensor } from '../tensor.ts';
+import { adamwRate, adamwStep, copy_, zeros } from '../ops/index.ts';
+import { noGrad, scope, type Tensor, tensor, unscoped } from '../tensor.ts';
 import {
   type MomentShapes,
   Optimizer,
@@ -25,6 +25,9 @@ export const adamwMoments = (shape: readonly number[]): MomentShapes => ({
 /** p -= lr wd p, then p -= lr m_hat / (sqrt(v_hat) + eps). */
 export class AdamW extends Optimizer {
   private readonly options: Required<Omit<AdamWOptions, 'weightDecay'>>;
+  /** (3) f64, one for each of the pairs of rate and step count that parameters have. */
+  private readonly rates: Tensor[] = [];
+  private rateOf: ReadonlyMap<Slot, number> = new Map();
 
   constructor(groups: readonly ParameterGroup[], options: AdamWOptions = {}) {
     const { beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weightDecay = 0 } = options;
@@ -32,15 +35,42 @@ export class AdamW extends Optimizer {
     this.options = { beta1, beta2, eps };
   }
 
-  protected override update(
-    slot: Slot,
-    grad: Tensor,
-    { learningRate: lr, coefficient }: Update,
-  ): void {
+  override get recordingKey(): string {
+    return [...this.rateOf].map(([{ name }, rate]) => `${name}:${rate}`).join();
+  }
+
+  override dispose(): void {
+    super.dispose();
+    for (const rate of this.rates) rate.dispose();
+  }
+
+  protected override prepare(moving: readonly Slot[], learningRate: number): void {
+    const { beta1, beta2 } = this.options;
+    const kinds = new Map<string, number>();
+    this.rateOf = new Map(
+      moving.map((slot) => {
+        const kind = `${slot.learningRateScale} ${slot.steps}`;
+        const known = kinds.get(kind);
+        if (known !== undefined) return [slot, known];
+        const values = adamwRate(learningRate * slot.learningRateScale, slot.steps, [beta1, beta2]);
+        this.setRate(kinds.size, values, slot.tensor.device);
+        kinds.set(kind, kinds.size);
+        return [slot, kinds.size - 1];
+      }),
+    );
+  }
+
+  private setRate(i: number, values: Float64Array, device: string): void {
+    this.rates[i] ??= unscoped(() => zeros([values.length], { dtype: 'f64', device }));
+    scope(() => noGrad(() => copy_(this.rates[i] as Tensor, tensor(values, { device }))));
+  }
+
+  protected override update(slot: Slot, grad: Tensor, { coefficient }: Update): void {
     const { exp_avg: m, exp_avg_sq: v } = slot.moments as { exp_avg: Tensor; exp_avg_sq: Tensor };
     const { beta1, beta2, eps } = this.options;
-    const { steps: step, weightDecay } = slot;
     const betas = [beta1, beta2] as const;
-    adamwStep(slot.tensor, grad, { m, v, step, lr, betas, eps, weightDecay, coefficient });
+    const rate = this.rates[this.rateOf.get(slot) as number] as Tensor;
+    const { weightDecay } = slot;
+    adamwStep(slot.tensor, grad, { m, v, rate, betas, eps, weightDecay, coefficient });
   }
 }

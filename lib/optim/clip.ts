@@ -2,8 +2,8 @@
  * Gradient clipping by the norm of all gradients together, as torch.nn.utils.clip_grad_norm_ does it: the gradients are
  * multiplied by min(1, c / (norm + 1e-6)). The norm is summed in f64; the factor stays on the device.
  */
-import { clipCoefficient, gradNorm } from '../ops/index.ts';
-import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
+import { clipCoefficient, gradNorm, zeros } from '../ops/index.ts';
+import { noGrad, scope, type Tensor } from '../tensor.ts';
 
 /** The sum of |x|, the root of the sum of squares, or the largest |x|. */
 export type NormType = 1 | 2 | 'inf';
@@ -30,20 +30,28 @@ export interface ClipOptions {
  */
 export async function clipNorm(
   parameters: readonly Tensor[],
-  { maxNorm, normType = 2 }: ClipOptions,
+  options: ClipOptions,
 ): Promise<ClippedNorm> {
-  const { norm, coefficient } = scope(() =>
-    noGrad(() => {
-      const grads = parameters.flatMap(({ grad }) => (grad === null ? [] : [grad]));
-      const device = parameters[0]?.device ?? 'cpu';
-      const norm =
-        grads.length > 0 ? gradNorm(grads, normType) : tensor(0, { dtype: 'f64', device });
-      return { norm, coefficient: maxNorm > 0 ? clipCoefficient(norm, maxNorm) : null };
-    }),
-  );
+  const { norm, coefficient } = clippedNorm(parameters, options);
   try {
     return { norm: await norm.item(), coefficient };
   } finally {
     norm.dispose();
   }
+}
+
+/** The same without waiting: () f64 both, the caller's to dispose. */
+export function clippedNorm(
+  parameters: readonly Tensor[],
+  { maxNorm, normType = 2 }: ClipOptions,
+): { norm: Tensor; coefficient: Tensor | null } {
+  return scope(() =>
+    noGrad(() => {
+      const grads = parameters.flatMap(({ grad }) => (grad === null ? [] : [grad]));
+      const device = parameters[0]?.device ?? 'cpu';
+      const norm =
+        grads.length > 0 ? gradNorm(grads, normType) : zeros([], { dtype: 'f64', device });
+      return { norm, coefficient: maxNorm > 0 ? clipCoefficient(norm, maxNorm) : null };
+    }),
+  );
 }

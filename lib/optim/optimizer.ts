@@ -49,6 +49,8 @@ export interface Update {
 /** Writes parameters from their gradients; its state is named tensors that a checkpoint holds. */
 export abstract class Optimizer {
   private readonly slots: Slot[] = [];
+  private moving: readonly Slot[] = [];
+  private learningRate = 0;
 
   constructor(
     groups: readonly ParameterGroup[],
@@ -76,16 +78,39 @@ export abstract class Optimizer {
 
   /** Moves every parameter that has a gradient. Enqueues and returns. */
   step({ learningRate, coefficient = null }: StepInput): void {
-    for (const slot of this.slots) {
+    this.begin(learningRate);
+    this.finish(coefficient);
+  }
+
+  /** The first half of step(): counts a step of every parameter that has a gradient. */
+  begin(learningRate: number): void {
+    this.moving = scope(() => this.slots.filter(({ tensor }) => tensor.grad !== null));
+    this.learningRate = learningRate;
+    for (const slot of this.moving) slot.steps++;
+    this.prepare(this.moving, learningRate);
+  }
+
+  /** The second half: the updates. */
+  finish(coefficient: Tensor | null): void {
+    for (const slot of this.moving) {
       scope(() => {
-        const { grad } = slot.tensor;
-        if (grad === null) return;
-        slot.steps++;
-        const rate = learningRate * slot.learningRateScale;
-        noGrad(() => this.update(slot, grad, { learningRate: rate, coefficient }));
+        const learningRate = this.learningRate * slot.learningRateScale;
+        const grad = slot.tensor.grad as Tensor;
+        noGrad(() => this.update(slot, grad, { learningRate, coefficient }));
       });
     }
   }
+
+  /**
+   * Between the halves: what the ops of finish() depend on besides values on the device; null where numbers of this step are
+   * handed to them, so that they cannot be recorded and run again.
+   */
+  get recordingKey(): string | null {
+    return null;
+  }
+
+  /** For those whose updates read the step's numbers on the device. */
+  protected prepare(_moving: readonly Slot[], _learningRate: number): void {}
 
   /** Drops the gradients. */
   zeroGrad(): void {

@@ -18,6 +18,7 @@ type Input = WindowInput<SequenceClassifier, LabelledBatch>;
 
 /** See the head of the file; a weight of 0 leaves its term out. */
 export class ClassifierObjective implements Objective<SequenceClassifier, LabelledBatch> {
+  readonly graphs = null;
   private readonly loss: NluLoss;
 
   constructor(

@@ -13,6 +13,7 @@ import type { Batch, LossContext, LossFunction } from './types.ts';
 
 /** A loss of the user's, counted with each micro-batch's share of supervised rows. */
 export class CustomObjective implements Objective {
+  readonly graphs = null;
   /** null: the student's. */
   private readonly teacherHead: Tensor | null;
 

@@ -5,11 +5,13 @@
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { BaLoraLoss, type TeacherSummary, type TermWeights, WindowTerms } from '../losses/nlg.ts';
 import type { CausalLM, Model } from '../models/index.ts';
+import { copy_, zeros } from '../ops/index.ts';
 import { synchronize, withPhase } from '../runtime.ts';
-import { scope, type Tensor } from '../tensor.ts';
+import { noGrad, scope, type Tensor } from '../tensor.ts';
 import { CustomObjective } from './custom_objective.ts';
 import { yieldToEventLoop } from './events.ts';
 import type { ResolvedRegularizers } from './methods.ts';
+import { MicroGraphs } from './micro_graphs.ts';
 import { type CombinedTerms, weightedTerms } from './record.ts';
 import { teach, teacherHead } from './teacher.ts';
 import { TeacherCache } from './teacher_cache.ts';
@@ -30,6 +32,8 @@ export interface WindowInput<M extends Model = CausalLM, B = Batch> {
 export interface Objective<M extends Model = CausalLM, B = Batch> {
   /** Adds the window's gradients; its terms, or null if the signal stopped it on the way. */
   accumulate(input: WindowInput<M, B>): Promise<CombinedTerms | null>;
+  /** Those that it runs micro-batches by; null: none. */
+  readonly graphs: MicroGraphs | null;
   dispose(): void;
 }
 
@@ -48,6 +52,8 @@ export function makeObjective(
 export interface ObjectiveResources {
   /** Bound on the logits in work, see BaLoraOptions. */
   chunkBytes?: number;
+  /** Whether micro-batches of shapes that repeat are run as graphs. Default false. */
+  captureGraphs?: boolean;
   /** File in which the teacher's part is kept from epoch to epoch, null for a temporary one; left out: it is not kept. */
   teacherCache?: string | null;
 }
@@ -68,11 +74,12 @@ type Teacher = { readonly hidden: Tensor } | { readonly summary: TeacherSummary 
 class BaLoraObjective implements Objective {
   private readonly loss: BaLoraLoss;
   private readonly cache: TeacherCache | null;
+  readonly graphs: MicroGraphs | null;
 
   constructor(
     tuned: TunedModel,
     private readonly options: ResolvedRegularizers,
-    { chunkBytes = 0, teacherCache }: ObjectiveResources,
+    { chunkBytes = 0, teacherCache, captureGraphs = false }: ObjectiveResources,
   ) {
     const { model } = tuned;
     const { head } = model;
@@ -91,7 +98,9 @@ class BaLoraObjective implements Objective {
     const [vocabulary, channels] = head.weight.shape as [number, number];
     const { temperature } = this.loss.options;
     const kind = { model: model.nameOrPath, dtype: model.dtype, channels, vocabulary, temperature };
-    this.cache = teacherCache === undefined ? null : new TeacherCache(teacherCache, kind);
+    this.graphs = captureGraphs ? new MicroGraphs(tuned, this.loss) : null;
+    this.cache =
+      teacherCache === undefined ? null : new TeacherCache(teacherCache, kind, model.device);
   }
 
   async accumulate(input: WindowInput): Promise<CombinedTerms | null> {
@@ -101,16 +110,22 @@ class BaLoraObjective implements Objective {
     try {
       const weights = await termWeights(this.options, input, () => this.entropy(input, teachers));
       if (weights === null) return null;
+      this.graphs?.gradients.begin();
       for (const [index, { batch }] of window.batches.entries()) {
         if (signal?.aborted) return null;
         if (this.loss.select(batch).rows.length === 0) continue; // no loss reads any of it
-        const teacher = this.loss.terms.consistency
-          ? (teachers.get(batch) ?? (await this.teach(input, batch, teachers)))
-          : null;
-        await this.microBatch(input, { batch, index, teacher, weights, terms });
+        // A graph has the teacher's pass inside, where nothing of it is kept.
+        const before = this.loss.terms.consistency && (this.graphs === null || this.cache !== null);
+        const teacher =
+          teachers.get(batch) ?? (before ? await this.teach(input, batch, teachers) : null);
+        const micro = { batch, index, teacher, weights, terms };
+        await (this.graphs === null
+          ? this.microBatch(input, micro)
+          : this.microGraph(this.graphs, input, micro));
         if (teacher !== null) forget(teacher);
         teachers.delete(batch);
       }
+      this.graphs?.gradients.end();
       return weightedTerms(await terms.read(), weights);
     } finally {
       for (const teacher of teachers.values()) forget(teacher);
@@ -118,6 +133,7 @@ class BaLoraObjective implements Objective {
   }
 
   dispose(): void {
+    this.graphs?.dispose();
     this.loss.dispose();
     this.cache?.close();
   }
@@ -146,6 +162,30 @@ class BaLoraObjective implements Objective {
       tuned.trainingPass(null);
       hidden.dispose();
     }
+    await synchronize();
+  }
+
+  /** microBatch() by way of a graph, where one fits. */
+  private async microGraph(
+    graphs: MicroGraphs,
+    { tuned: { model }, window }: WindowInput,
+    { batch, teacher, weights, terms }: MicroBatch,
+  ): Promise<void> {
+    const selected = this.loss.select(batch);
+    const { results, release } = graphs.run({
+      model: model.prepare(batch, { rows: selected.rows }),
+      loss: this.loss.prepare(selected, { weights, window: window.totals }, model.device),
+      teacherHidden: teacher !== null && 'hidden' in teacher ? teacher.hidden : null,
+      summary: teacher !== null && 'summary' in teacher ? teacher.summary : null,
+      svdGradient: weights.svd !== 0,
+    });
+    const { supervised, regularizedRows } = selected;
+    scope(() => {
+      const { sums, svd } = results;
+      const values = { loss: null, sums: sums && copyOf(sums), svd: svd && copyOf(svd) };
+      terms.add({ ...values, supervised, selected: regularizedRows.length });
+    });
+    release();
     await synchronize();
   }
 
@@ -215,6 +255,11 @@ class BaLoraObjective implements Objective {
       (_, i) => values[i * kRowColumns + kEntropyColumn] as number,
     );
   }
+}
+
+/** Values that the next run writes over, in memory of their own. */
+function copyOf(x: Tensor): Tensor {
+  return noGrad(() => copy_(zeros(x.shape, { dtype: x.dtype, device: x.device }), x));
 }
 
 function forget(teacher: Teacher): void {

@@ -37,6 +37,7 @@ export interface ResolvedResources {
   /** null: the default. */
   readonly memoryBudget: MemoryBudget | null;
   readonly cacheTeacher: boolean;
+  readonly captureGraphs: boolean;
 }
 
 const kOptimization: ResolvedOptimization = {
@@ -117,6 +118,7 @@ export function resolveOptions(input: OptionsInput, task: TaskKind = 'causal-lm'
     resources: {
       memoryBudget: memoryBudget === undefined ? null : checkMemoryBudget(memoryBudget),
       cacheTeacher: input.cacheTeacher ?? false,
+      captureGraphs: input.captureGraphs ?? false,
     },
     output: { ...output, output: input.output ?? null, runConfig: input.runConfig ?? null },
     seed,

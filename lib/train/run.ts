@@ -239,6 +239,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
           ({ code, message }) => warnings.push({ type: 'warning', code, message }),
           {
             chunkBytes: memory?.chunkBytes ?? 0,
+            captureGraphs: options.resources.captureGraphs,
             ...(options.resources.cacheTeacher && {
               teacherCache: folder === null ? null : join(folder.run, kTeacherCacheName),
             }),

@@ -58,8 +58,15 @@ export class TeacherCache {
   readonly #places = new Map<string, number>();
   #end = kHeaderBytes;
 
-  /** @param path null: a temporary file, removed by close() */
-  constructor(path: string | null, kind: TeacherCacheKind) {
+  /**
+   * @param path null: a temporary file, removed by close()
+   * @param device where summaries are read to; default see getDefaultDevice
+   */
+  constructor(
+    path: string | null,
+    kind: TeacherCacheKind,
+    private readonly device?: string,
+  ) {
     this.#temporary = path === null;
     this.#path = path ?? join(tmpdir(), `balora-${randomUUID()}-${kTeacherCacheName}`);
     this.#wide = kind.dtype === 'f64';
@@ -99,10 +106,11 @@ export class TeacherCache {
       bytesOf(entropy).set(payload.subarray(bytes), row * kEntropyBytes);
       row += count;
     }
+    const on = this.device === undefined ? {} : { device: this.device };
     return unscoped(() =>
       noGrad(() => ({
-        mean: tensor(mean, { shape: [rows, this.#channels] }),
-        entropy: tensor(entropy, { shape: [rows] }),
+        mean: tensor(mean, { shape: [rows, this.#channels], ...on }),
+        entropy: tensor(entropy, { shape: [rows], ...on }),
       })),
     );
   }

@@ -7,11 +7,11 @@
  * stopped, killed or fails in the middle goes on from the last whole step.
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
+import { sharesProcessMemory } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { evaluateClassifier } from '../eval/classify.ts';
 import { evaluate } from '../eval/evaluate.ts';
 import type { Model, SequenceClassifier } from '../models/index.ts';
-import { clipNorm } from '../optim/clip.ts';
 import { synchronize, withPhase } from '../runtime.ts';
 import { taskOf } from './methods.ts';
 import { type ResolvedOptions, resolveOptions } from './options.ts';
@@ -27,6 +27,7 @@ import type {
   TrainEvent,
   TrainResult,
 } from './types.ts';
+import { Update } from './update.ts';
 
 export type { ClassifierTrainerOptions, TrainerOptions } from './trainer_options.ts';
 
@@ -48,6 +49,7 @@ export class Trainer {
       input.tuned.model.checkLength(data?.statistics?.longest ?? 0);
     }
     if (this.options.resources.cacheTeacher) checkCache(input, this.options);
+    if (this.options.resources.captureGraphs) checkGraphs(input);
     if (isClassifierRun(input)) checkSchedule(input.tuned.model, this.options);
     if (this.options.output.output !== null) input.tuned.checkForm(this.options.output.export);
   }
@@ -139,21 +141,25 @@ export class Trainer {
       run.optimizer.zeroGrad();
       return null;
     }
-    const { norm, coefficient } = await withPhase('optimizer', () => {
+    const update = withPhase('optimizer', () => {
       tuned.collectGradients();
-      return clipNorm(
-        tuned.parameters().map(({ tensor }) => tensor),
-        { maxNorm: maxGradNorm },
-      );
+      return Update.begin({
+        parameters: tuned.parameters().map(({ tensor }) => tensor),
+        optimizer: run.optimizer,
+        maxNorm: maxGradNorm,
+        graphs: run.objective.graphs,
+      });
     });
+    const norm = await update.norm();
     if (!Number.isFinite(terms.loss) || !Number.isFinite(norm)) {
+      update.dispose();
       run.optimizer.zeroGrad();
       throw run.notFinite(terms, norm);
     }
     const learningRate = run.rate(run.step);
     withPhase('optimizer', () => {
-      run.optimizer.step({ learningRate, coefficient });
-      coefficient?.dispose();
+      update.step(learningRate);
+      update.dispose();
       run.optimizer.zeroGrad();
       tuned.afterStep();
     });
@@ -222,6 +228,20 @@ function checkCache(input: AnyTrainerOptions, { regularizers }: ResolvedOptions)
       `cacheTeacher: the logits of this ${model.modelType} model are soft-capped, they must be linear`,
     );
   }
+}
+
+/** What graphs cannot repeat. */
+function checkGraphs(input: AnyTrainerOptions): void {
+  const obstacle = graphObstacle(input);
+  if (obstacle !== null) throw new UnsupportedError(`captureGraphs: ${obstacle}`);
+}
+
+function graphObstacle(input: AnyTrainerOptions): string | null {
+  const { device } = input.tuned.model;
+  if (sharesProcessMemory(device)) return `the device ${device} has no graphs, they are for GPUs`;
+  if (isClassifierRun(input)) return 'only language models are trained by graphs';
+  if (input.loss !== undefined) return "a loss of one's own may read values, which a graph cannot";
+  return input.tuned.graphObstacle;
 }
 
 /** A consistency term without a teacher would be a term against nothing. */

@@ -128,6 +128,11 @@ export interface ResourceOptions {
    * runs of several epochs, with a frozen head without soft-capping. Default false.
    */
   cacheTeacher?: boolean;
+  /**
+   * Run micro-batches and updates of shapes that repeat as graphs: recorded once, launched as one. For GPUs and language
+   * models without a loss of one's own. The numbers are the same bit for bit. Default false.
+   */
+  captureGraphs?: boolean;
 }
 
 /** A loss of the user's own: the micro-batch's mean and how many rows it is the mean of. */

@@ -117,6 +117,7 @@ describe('balora train', () => {
     [['--use-dora', '--export', 'residual'], 'export "residual" is not for DoRA'],
     [['--layers-pattern', 'layers'], 'layers_pattern needs layers_to_transform'],
     [['--modules-to-save', 'head'], 'modulesToSave ["head"] matches no module'],
+    [['--capture-graphs'], 'captureGraphs: the device cpu has no graphs, they are for GPUs'],
     [['--optim', 'lion'], '--optim must be one of adamw, adafactor, sgd'],
   ])('refuses %j by name', async (flags, message) => {
     const { code, err } = await balora(train('refused', ...flags));

@@ -1,0 +1,68 @@
+/**
+ * The optimiser's part of a step: the norm of the gradients, and the update. Both run as graphs where the micro-batches do
+ * and the optimiser reads its numbers on the device (AdamW); others update op by op.
+ */
+import { clippedNorm } from '../optim/clip.ts';
+import type { Optimizer } from '../optim/optimizer.ts';
+import type { Tensor } from '../tensor.ts';
+import { type Named, shapesOf } from './graph_cache.ts';
+import type { MicroGraphs } from './micro_graphs.ts';
+
+export interface UpdateParts {
+  readonly parameters: readonly Tensor[];
+  readonly optimizer: Optimizer;
+  /** 0 only measures. */
+  readonly maxNorm: number;
+  readonly graphs: MicroGraphs | null;
+}
+
+/** One step's update, from its gradients. */
+export class Update {
+  private constructor(
+    private readonly parts: UpdateParts,
+    private readonly normTensor: Tensor,
+    private readonly coefficient: Tensor | null,
+  ) {}
+
+  /** Enqueues the norm. */
+  static begin(parts: UpdateParts): Update {
+    const { parameters, maxNorm, graphs } = parts;
+    const body = () => clippedNorm(parameters, { maxNorm });
+    if (graphs === null) {
+      const { norm, coefficient } = body();
+      return new Update(parts, norm, coefficient);
+    }
+    const { results, release } = graphs.cache.run(`norm ${graphs.gradients.reached}`, {}, body);
+    const update = new Update(parts, results.norm.detach(), results.coefficient?.detach() ?? null);
+    release();
+    return update;
+  }
+
+  /** Of the gradients, before clipping. Waits for the engine. */
+  norm(): Promise<number> {
+    return this.normTensor.item();
+  }
+
+  /** Enqueues the update. */
+  step(learningRate: number): void {
+    const { optimizer, graphs } = this.parts;
+    optimizer.begin(learningRate);
+    const { recordingKey } = optimizer;
+    const { coefficient } = this;
+    if (graphs === null || recordingKey === null) {
+      optimizer.finish(coefficient);
+      return;
+    }
+    const inputs = { coefficient: coefficient?.detach() ?? null };
+    const update = (now: Named): Named => {
+      optimizer.finish(now.coefficient ?? null);
+      return {};
+    };
+    graphs.cache.run(`update ${shapesOf(inputs)} ${recordingKey}`, inputs, update).release();
+  }
+
+  dispose(): void {
+    this.normTensor.dispose();
+    this.coefficient?.dispose();
+  }
+}

@@ -1,0 +1,305 @@
+// The trainer's graphs on a device that records all rows: the emulated one, or a GPU. A run with graphs is the run without,
+// bit for bit, whatever changes from step to step; and it holds no more memory from some step on.
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { Batch } from '../../lib/data/collate.ts';
+import {
+  AdapterModel,
+  AutoModelForCausalLM,
+  FullModel,
+  type LoraConfigInput,
+  memoryStats,
+  opTimes,
+  resetOpTimes,
+  setDefaultDevice,
+  setProfiling,
+  synchronize,
+  Trainer,
+  type TrainerOptions,
+  type TunedModel,
+} from '../../lib/index.ts';
+import type { BatchSource, StepRecord } from '../../lib/train/types.ts';
+import { values } from '../support/compare.ts';
+import { fixturePath } from '../support/fixtures.ts';
+import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
+import { kFakePlugin } from './fake.ts';
+
+const kPlugin = process.env.BALORA_CUDA_PLUGIN;
+const kRecords = kPlugin !== undefined && kPlugin !== kFakePlugin;
+const kModel = fixturePath('architectures/llama-untied-gqa/model');
+const kVocabulary = 96;
+const kBaLora = { consistencyWeight: 0.1, diversityWeight: 0.02, svdWeight: 0.02, svdTopK: 3 };
+
+/** Of two shapes in turns: their supervised rows differ. */
+const batches = (count = 4): Batch[] =>
+  tinyBatches({ count: 2 * count, rows: 8, vocabulary: kVocabulary })
+    .filter((_, b) => b % 3 !== 2)
+    .slice(0, count);
+const kOneShape = [0, 2, 4].map((b) => batches(6)[b] as Batch);
+
+interface Setting extends Partial<TrainerOptions> {
+  readonly full?: boolean;
+  readonly dtype?: 'f32' | 'bf16';
+  readonly adapter?: LoraConfigInput;
+}
+
+async function tunedModel({ full = false, dtype = 'f32', adapter }: Setting): Promise<TunedModel> {
+  const load = () => AutoModelForCausalLM.fromPretrained(kModel, { device: 'cuda', dtype });
+  if (full) return new FullModel(await load(), { teacher: await load() });
+  return AdapterModel.create(await load(), { r: 2, initLoraWeights: 'pissa_niter_2', ...adapter });
+}
+
+function optionsOf(tuned: TunedModel, setting: Setting, captureGraphs: boolean): TrainerOptions {
+  const { full: _, dtype: __, adapter: ___, ...more } = setting;
+  return {
+    tuned,
+    data: tinySource(batches()),
+    learningRate: 0.01,
+    regularizers: kBaLora,
+    gradientAccumulationSteps: 2,
+    maxSteps: 3,
+    captureGraphs,
+    ...more,
+  };
+}
+
+interface Found {
+  readonly records: readonly StepRecord[];
+  readonly state: Record<string, readonly number[]>;
+  /** Launches of graphs. */
+  readonly launches: number;
+}
+
+async function train(setting: Setting, captureGraphs: boolean): Promise<Found> {
+  const tuned = await tunedModel(setting);
+  await synchronize();
+  resetOpTimes();
+  const records: StepRecord[] = [];
+  for await (const event of new Trainer(optionsOf(tuned, setting, captureGraphs)).run()) {
+    if (event.type === 'step') records.push(event.record);
+  }
+  const state = stateOf(tuned);
+  const launches = launchesOfGraphs();
+  tuned.dispose();
+  tuned.model.dispose();
+  return { records, state, launches };
+}
+
+function stateOf(tuned: TunedModel): Record<string, readonly number[]> {
+  const entries = Object.entries(tuned.state());
+  return Object.fromEntries(entries.map(([name, t]) => [name, Array.from(values(t), Number)]));
+}
+
+function launchesOfGraphs(): number {
+  return opTimes()
+    .filter(({ op }) => op === 'graph')
+    .reduce((total, { calls }) => total + calls, 0);
+}
+
+/** What does not depend on the clock or the process. */
+function numbers(records: readonly StepRecord[]): unknown[] {
+  return records.map(
+    ({ tokensPerSecond: _, elapsedSeconds: __, peakRssBytes: ___, ...rest }) => rest,
+  );
+}
+
+function expectSame(found: Pick<Found, 'records' | 'state'>, expected: Found): void {
+  expect(numbers(found.records)).toEqual(numbers(expected.records));
+  expect(found.state).toEqual(expected.state);
+}
+
+let before: string;
+beforeAll(() => {
+  before = setDefaultDevice('cpu');
+});
+afterAll(() => {
+  setDefaultDevice(before);
+});
+
+it('the CPU has none, and says so', () => {
+  const model = new TinyModel();
+  const tuned = { model, graphObstacle: null } as unknown as TunedModel;
+  expect(() => new Trainer({ tuned, data: tinySource([]), captureGraphs: true })).toThrow(
+    'captureGraphs: the device cpu has no graphs, they are for GPUs',
+  );
+});
+
+describe.skipIf(!kRecords)('training by graphs', () => {
+  const kLeastLaunches = 5;
+  const kConstant = { ...kBaLora, regularizerSchedule: 'constant' } as const;
+  const kSettings: Record<string, Setting> = {
+    // The weights of all terms change from step to step, and so does the rate.
+    'BA-LoRA in bf16, by schedules': {
+      dtype: 'bf16',
+      regularizers: { ...kBaLora, regularizerSchedule: 'linear_warmup', regularizerWarmupSteps: 5 },
+      maxSteps: 5,
+    },
+    'LoRA, windows of three in an epoch of four': {
+      regularizers: {},
+      gradientAccumulationSteps: 3,
+      loraplusLrRatio: 4,
+      weightDecay: 0.1,
+      maxSteps: 5,
+    },
+    'all rows regularized, one micro-batch a step, SGD': {
+      data: tinySource(kOneShape),
+      regularizers: { ...kConstant, positions: 'non_padding' },
+      gradientAccumulationSteps: 1,
+      maxSteps: 4,
+      optim: 'sgd',
+      momentum: 0.5,
+      maxGradNorm: 0,
+    },
+    'the adaptive schedule, whose teacher runs before': {
+      regularizers: { ...kConstant, consistencySchedule: 'adaptive' },
+    },
+    'a kept teacher': { regularizers: kConstant, cacheTeacher: true },
+    'full fine-tuning': { regularizers: kConstant, full: true, optim: 'adafactor' },
+  };
+  for (const [name, setting] of Object.entries(kSettings)) {
+    it(`is the run without, bit for bit: ${name}`, async () => {
+      const found = await train(setting, true);
+      const expected = await train(setting, false);
+      expect(found.launches).toBeGreaterThanOrEqual(kLeastLaunches);
+      expect(expected.launches).toBe(0);
+      expectSame(found, expected);
+    });
+  }
+
+  it('launches a step of one shape as three graphs from the third on', async () => {
+    const data = tinySource(kOneShape);
+    const setting: Setting = { data, gradientAccumulationSteps: 1, maxSteps: 5, regularizers: {} };
+    expect((await train(setting, true)).launches).toBe(3 * (5 - 1));
+  });
+
+  it('does without where no shape comes twice', async () => {
+    const data = tinySource(
+      [8, 10, 12].map(
+        (rows) => tinyBatches({ count: 1, rows, vocabulary: kVocabulary })[0] as Batch,
+      ),
+    );
+    const setting: Setting = {
+      data,
+      gradientAccumulationSteps: 1,
+      maxSteps: 3,
+      regularizers: {},
+      optim: 'sgd',
+      maxGradNorm: 0,
+    };
+    const found = await train(setting, true);
+    // The norm of the gradients has the same shape in every step.
+    expect(found.launches).toBe(2);
+    expectSame(found, await train(setting, false));
+  });
+
+  it('holds the same memory from some step on, and none in the end', async () => {
+    await synchronize();
+    const start = memoryStats({ device: 'cuda' });
+    const tuned = await tunedModel({});
+    const options = optionsOf(tuned, { maxSteps: 6, regularizers: {} }, true);
+    const live: number[] = [];
+    const graphs: number[] = [];
+    for await (const event of new Trainer(options).run()) {
+      if (event.type !== 'step') continue;
+      await synchronize();
+      const { liveBytes, byTag } = memoryStats({ device: 'cuda' });
+      live.push(liveBytes);
+      graphs.push(byTag.graphs ?? 0);
+    }
+    expect(graphs[0]).toBe(start.byTag.graphs ?? 0);
+    expect(graphs.at(-1)).toBeGreaterThan(graphs[0] as number);
+    expect(new Set(live.slice(3)).size).toBe(1);
+    tuned.dispose();
+    tuned.model.dispose();
+    await synchronize();
+    const end = memoryStats({ device: 'cuda' });
+    expect(end.byTag.graphs ?? 0).toBe(start.byTag.graphs ?? 0);
+    expect(end.liveBytes).toBeLessThanOrEqual(start.liveBytes);
+  });
+
+  it('goes on after a stop in the middle of a window, and after modes that see each op', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'balora-train-graphs-'));
+    try {
+      const expected = await train({ maxSteps: 6, regularizers: {} }, false);
+      const stop = new AbortController();
+      const setting: Setting = {
+        regularizers: {},
+        maxSteps: 6,
+        output: join(folder, 'run'),
+        saveSteps: 1,
+      };
+      const tuned = await tunedModel(setting);
+      const records: StepRecord[] = [];
+      // The last window that is read is left after its first micro-batch, when the run waits for the device.
+      const data = stoppingSource(batches(), 10, () => setImmediate(() => stop.abort()));
+      const options = { ...optionsOf(tuned, setting, true), data, signal: stop.signal };
+      for await (const event of new Trainer(options).run()) {
+        if (event.type !== 'step') continue;
+        records.push(event.record);
+        setProfiling(event.record.step === 3);
+      }
+      expect(records.length).toBe(4);
+      expect(tuned.parameters().every(({ tensor }) => tensor.grad === null)).toBe(true);
+      const again = await tunedModel(setting);
+      const rest = { ...optionsOf(again, { ...setting, resume: true }, true) };
+      for await (const event of new Trainer(rest).run()) {
+        if (event.type === 'step') records.push(event.record);
+      }
+      expectSame({ records, state: stateOf(again) }, expected);
+    } finally {
+      setProfiling(false);
+      rmSync(folder, { recursive: true });
+    }
+  });
+
+  it('an error in a launched graph ends the run, and the device goes on', async () => {
+    const tuned = await tunedModel({});
+    const all = [...kOneShape, ...kOneShape];
+    const bad = { ...(all[3] as Batch), targets: (all[3] as Batch).targets.slice() };
+    bad.targets[bad.targets.findIndex((target) => target !== -100)] = 10_000;
+    const data = tinySource([...kOneShape, bad]);
+    const setting: Setting = { data, gradientAccumulationSteps: 1, regularizers: {}, maxSteps: 4 };
+    let steps = 0;
+    const run = async (): Promise<void> => {
+      for await (const event of new Trainer(optionsOf(tuned, setting, true)).run()) {
+        if (event.type === 'step') steps = event.record.step;
+      }
+    };
+    await expect(run()).rejects.toThrow(/target 10000 of row/);
+    expect(steps).toBe(3);
+    const { state } = await train({ ...setting, data: tinySource(all), maxSteps: 1 }, true);
+    expect(Object.values(state).flat().every(Number.isFinite)).toBe(true);
+    tuned.dispose();
+    tuned.model.dispose();
+    await synchronize();
+  });
+
+  it('refuses what graphs cannot repeat', async () => {
+    const refused = async (setting: Setting, why: string): Promise<void> => {
+      const tuned = await tunedModel(setting);
+      expect(() => new Trainer(optionsOf(tuned, setting, true))).toThrow(`captureGraphs: ${why}`);
+      tuned.dispose();
+      tuned.model.dispose();
+    };
+    await refused({ adapter: { loraDropout: 0.1 } }, 'loraDropout > 0');
+    await refused({ adapter: { useDora: true, initLoraWeights: true } }, 'useDora');
+    await refused({ full: true, dtype: 'bf16' }, 'model.embed_tokens.weight is trained through');
+    await refused({ loss: ({ hidden }) => ({ loss: hidden }) }, "a loss of one's own");
+  });
+});
+
+/** Calls `stop` when micro-batch `at` (counted over epochs) has been read. */
+function stoppingSource(list: readonly Batch[], at: number, stop: () => void): BatchSource {
+  let read = 0;
+  return {
+    ...tinySource(list),
+    *batches(_, start) {
+      for (const batch of list.slice(start)) {
+        if (++read === at) stop();
+        yield batch;
+      }
+    },
+  };
+}
