@@ -1,0 +1,69 @@
+// Weights of a file on a device with memory of its own: they go through a few pinned buffers, piece by piece, on the pretended
+// device through one in ordinary memory. Tensors larger than all buffers, beside pieces' ends, converted, damaged.
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { setDefaultDevice, synchronize, type Tensor, tensor } from '../../lib/index.ts';
+import { loadSafetensors, saveSafetensors } from '../../lib/io/index.ts';
+import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
+
+const kPlugin = process.env.BALORA_CUDA_PLUGIN;
+const kPieceElements = 2 ** 20; // f32 of 4 MiB
+const kSizes = [1, kPieceElements - 1, kPieceElements, 5 * kPieceElements + 3];
+
+describe.skipIf(kPlugin === undefined && kNoFake !== null)('weights of a file', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'balora-device-weights-'));
+  const path = join(folder, 'weights.safetensors');
+  const exact = (n: number): Float32Array => Float32Array.from({ length: n }, (_, i) => i % 251);
+  let before: string;
+  beforeAll(async () => {
+    if (kPlugin === undefined) setVariable('BALORA_CUDA_PLUGIN', kFakePlugin);
+    before = setDefaultDevice('cpu');
+    await saveSafetensors(
+      path,
+      Object.fromEntries(kSizes.map((n) => [`t${n}`, tensor(exact(n), { device: 'cpu' })])),
+    );
+  });
+  afterAll(() => {
+    setDefaultDevice(before);
+    rmSync(folder, { recursive: true });
+  });
+
+  for (const dtype of ['f32', 'bf16', 'f64'] as const) {
+    it(`arrive as they are in ${dtype}, on two devices at once`, async () => {
+      const [first, second] = await Promise.all(
+        ['cuda', 'cuda:1'].map((device) => loadSafetensors(path, { device, dtype })),
+      );
+      for (const n of kSizes) {
+        for (const loaded of [first, second]) {
+          const t = loaded?.tensors[`t${n}`] as Tensor;
+          // A device's own conversion to f32 would run a kernel on five million elements.
+          const home = t.to('cpu');
+          expect(Buffer.compare(bytes(await home.to('f32').data()), bytes(exact(n)))).toBe(0);
+          home.dispose();
+          t.dispose();
+        }
+      }
+    });
+  }
+
+  it('are not taken where the last piece is damaged, and the next file is', async () => {
+    const n = 4 * kPieceElements + 7;
+    const values = exact(n);
+    values[n - 1] = Number.NaN;
+    const damaged = join(folder, 'damaged.safetensors');
+    await saveSafetensors(damaged, { w: tensor(values, { device: 'cpu' }) });
+    await expect(loadSafetensors(damaged, { device: 'cuda', checkFinite: true })).rejects.toThrow(
+      `w: element ${n - 1} is NaN or infinite`,
+    );
+    const { tensors } = await loadSafetensors(path, { device: 'cuda', checkFinite: true });
+    await synchronize();
+    const last = (tensors[`t${kSizes[3]}`] as Tensor).to('cpu');
+    expect(Buffer.compare(bytes(await last.data()), bytes(exact(kSizes[3] as number)))).toBe(0);
+  });
+});
+
+function bytes(array: ArrayBufferView): Uint8Array {
+  return new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
+}
