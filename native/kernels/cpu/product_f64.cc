@@ -1,6 +1,7 @@
 // Blocked f64 product after Goto and van de Geijn: panels of B (kDepth x 8) and strips of A (kDepth
 // x 6) are widened and packed, a register tile of 6 x 8 accumulates. 12 AVX2 or 6 AVX-512
-// accumulators: no spills on either.
+// accumulators: no spills on either. Where B has few columns a strip of f64 is read where it lies:
+// packing it would cost as much as the product.
 #include "kernels/cpu/product_f64.h"
 
 #include <algorithm>
@@ -17,23 +18,31 @@ constexpr int64_t kTileCols = 8;
 constexpr int64_t kDepth = 256;       // k-extent of a block: a packed strip of A stays in L1
 constexpr int64_t kBlockCols = 1024;  // columns packed at once: 2 MiB of B
 constexpr int64_t kBlockRows = 16 * kTileRows;
+constexpr int64_t kFewPanels = 4;  // of B: up to here strips of A are not packed
 
 typedef double Lanes __attribute__((vector_size(64)));
 
+// Six rows of A: element (p, i) at data[p * depth_stride + i * row_stride].
+struct Strip {
+  const double* data;
+  int64_t depth_stride, row_stride;
+};
+
 // c (rows,cols) += a (depth,6)^T b (depth,8)
-BALORA_SIMD void multiply_tile(const double* a, const double* b, int64_t depth, double* c,
+BALORA_SIMD void multiply_tile(const Strip& a, const double* b, int64_t depth, double* c,
                                int64_t ldc, int64_t rows, int64_t cols) {
+  const int64_t step = a.row_stride;
   // Named accumulators: as an array GCC keeps them in memory.
   Lanes s0{}, s1{}, s2{}, s3{}, s4{}, s5{};
   for (int64_t p = 0; p < depth; ++p) {
     const Lanes column = *reinterpret_cast<const Lanes*>(b + p * kTileCols);
-    const double* row = a + p * kTileRows;
+    const double* row = a.data + p * a.depth_stride;
     s0 += column * row[0];
-    s1 += column * row[1];
-    s2 += column * row[2];
-    s3 += column * row[3];
-    s4 += column * row[4];
-    s5 += column * row[5];
+    s1 += column * row[step];
+    s2 += column * row[2 * step];
+    s3 += column * row[3 * step];
+    s4 += column * row[4 * step];
+    s5 += column * row[5 * step];
   }
   const Lanes sums[kTileRows] = {s0, s1, s2, s3, s4, s5};
   for (int64_t i = 0; i < rows; ++i) {
@@ -78,6 +87,7 @@ void multiply_block(const Context* ctx, int64_t m, const MatrixRef& a, const dou
                     const Block& block, double* c, int64_t ldc, bool lower_only) {
   const int64_t panels = (block.cols + kTileCols - 1) / kTileCols;
   const int64_t row_blocks = (m + kBlockRows - 1) / kBlockRows;
+  const bool few = panels <= kFewPanels && a.dtype == BALORA_F64;
   // Few rows and many columns: share the columns out instead of the rows.
   const int64_t splits = row_blocks >= 4 ? 1 : std::min<int64_t>(panels, 4);
   parallel_for(ctx, row_blocks * splits, 1, [&](int64_t begin, int64_t end) {
@@ -89,12 +99,19 @@ void multiply_block(const Context* ctx, int64_t m, const MatrixRef& a, const dou
       const int64_t panel_end = panels * (task % splits + 1) / splits;
       for (int64_t i = task / splits * kBlockRows; i < row_end; i += kTileRows) {
         const int64_t rows = std::min(kTileRows, row_end - i);
-        pack_any(a, a.col_stride, a.row_stride, block.depth_begin, block.depth, i, rows, kTileRows,
-                 packed_a);
+        Strip strip = {packed_a, kTileRows, 1};
+        if (few && rows == kTileRows) {
+          strip = {static_cast<const double*>(a.data) + i * a.row_stride +
+                       block.depth_begin * a.col_stride,
+                   a.col_stride, a.row_stride};
+        } else {
+          pack_any(a, a.col_stride, a.row_stride, block.depth_begin, block.depth, i, rows,
+                   kTileRows, packed_a);
+        }
         for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
           const int64_t j = block.col_begin + panel * kTileCols;
           if (lower_only && j >= i + rows) break;
-          multiply_tile(packed_a, packed_b + panel * kTileCols * block.depth, block.depth,
+          multiply_tile(strip, packed_b + panel * kTileCols * block.depth, block.depth,
                         c + i * ldc + j, ldc, rows,
                         std::min(kTileCols, block.col_begin + block.cols - j));
         }

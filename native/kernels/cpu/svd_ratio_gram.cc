@@ -120,7 +120,9 @@ double wide_form(const GramProblem& p, int64_t k, bool nuclear, double norm2, co
 
 int32_t svd_ratio_gram_kernel(Context* ctx, const View* h, const View* g, const View* value,
                               const View* dh, int64_t k, int32_t nuclear) {
-  const GramProblem problem{ctx, matrix_ref(*h), matrix_ref(*g), h->shape[0], h->shape[1]};
+  // In f64 once: the iteration reads it some dozens of times.
+  const Matrix wide = widened(matrix_ref(*h), h->shape[0], h->shape[1]);
+  const GramProblem problem{ctx, wide.ref(), matrix_ref(*g), h->shape[0], h->shape[1]};
   const Matrix ph = times_gram(problem);
   const double norm2 = squared_norm(problem, ph);
   Matrix gradient;
