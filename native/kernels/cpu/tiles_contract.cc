@@ -46,7 +46,8 @@ void pack_step(std::span<const RankLine> p, int64_t m, int64_t step, int64_t ran
 }
 
 // 32 rows of x from column `col` into two tiles of row pairs. Rows from m and columns from k on are
-// zero.
+// zero. The next columns are asked for: 128 rows at a time are more streams than the processor
+// foresees by itself.
 BF16_TARGET void interleave(const bf16* x, int64_t m, int64_t k, int64_t row, int64_t col,
                             bf16* to) {
   const int64_t width = std::min<int64_t>(k - col, 32);
@@ -54,6 +55,8 @@ BF16_TARGET void interleave(const bf16* x, int64_t m, int64_t k, int64_t row, in
   for (int64_t pair = 0; pair < 16; ++pair) {
     const int64_t n = row + 2 * pair;
     const bf16* from = x + n * k + col;
+    __builtin_prefetch(from + 32);
+    __builtin_prefetch(from + k + 32);
     const __m512i a = n < m ? _mm512_maskz_loadu_epi16(mask, from) : _mm512_setzero_si512();
     const __m512i b = n + 1 < m ? _mm512_maskz_loadu_epi16(mask, from + k) : _mm512_setzero_si512();
     _mm512_store_si512(to + pair * 32, _mm512_unpacklo_epi16(a, b));
