@@ -50,21 +50,28 @@ BF16_TARGET BALORA_INLINE void prefetch_half(const bf16* b) {
     _mm_prefetch(reinterpret_cast<const char*>(b) + 64 * i, _MM_HINT_T0);
 }
 
-// Where a block of sums goes: 32 x 32 f32, rows ld apart.
+// Where a block of sums goes: 32 x 32, rows ld apart, in f32 or, from a core that rounds, in bf16.
 struct BlockPlace {
   float* data;
+  bf16* rounded;  // null: data
   int64_t ld;
 };
 
 struct AmxCore {
+  static constexpr bool kRounds = false;
+  static constexpr int64_t kCachedBytes = int64_t{5} << 18;  // of B, in L2 over all rows: 1.25 MiB
+
   AMX_TARGET static void open() {
     const TileConfig config;
     _tile_loadconfig(&config);
   }
   AMX_TARGET static void close() { _tile_release(); }
 
-  AMX_TARGET static void multiply(std::span<const Source> terms, int64_t row, bool tail,
+  // The block of `rows` rows from `row` on, in `panel`; what it leaves in further rows means
+  // nothing.
+  AMX_TARGET static void multiply(std::span<const Source> terms, int64_t row, int64_t rows,
                                   int64_t panel, PendingRows& pending, BlockPlace c) {
+    const bool tail = rows < kPanelRows;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -99,16 +106,28 @@ struct AmxCore {
 };
 
 struct Avx512Core {
+  static constexpr bool kRounds = true;
+  // It needs 11 bytes of B a cycle, which L3 can give; AMX takes 32.
+  static constexpr int64_t kCachedBytes = int64_t{4} << 20;
+
   static void open() {}
   static void close() {}
 
-  BF16_TARGET static void multiply(std::span<const Source> terms, int64_t row, bool tail,
-                                   int64_t panel, PendingRows& pending, BlockPlace c) {
-    pending.write(kPanelRows);
-    const auto rows_at = [&](int64_t r) { return BlockPlace{c.data + r * c.ld, c.ld}; };
-    multiply_rows<12>(terms, row, tail ? 0 : -1, panel, rows_at(0));
-    multiply_rows<12>(terms, row + 12, tail ? 12 : -1, panel, rows_at(12));
-    multiply_rows<8>(terms, row + 24, tail ? 24 : -1, panel, rows_at(24));
+  BF16_TARGET static void multiply(std::span<const Source> terms, int64_t row, int64_t rows,
+                                   int64_t panel, PendingRows&, BlockPlace c) {
+    const bool tail = rows < kPanelRows;
+    for (int64_t r = 0; r < rows;) {
+      const int64_t tail_row = tail ? r : -1;
+      const BlockPlace at = {c.data ? c.data + r * c.ld : nullptr,
+                             c.rounded ? c.rounded + r * c.ld : nullptr, c.ld};
+      if (rows - r > 8) {
+        multiply_rows<12>(terms, row + r, tail_row, panel, at);
+        r += 12;
+      } else {
+        multiply_rows<8>(terms, row + r, tail_row, panel, at);
+        r += 8;
+      }
+    }
   }
 
  private:
@@ -152,8 +171,13 @@ struct Avx512Core {
     }
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      _mm512_storeu_ps(c.data + r * c.ld, sums[r][0]);
-      _mm512_storeu_ps(c.data + r * c.ld + 16, sums[r][1]);
+      if (c.rounded) {
+        const __m512bh values = _mm512_cvtne2ps_pbh(sums[r][1], sums[r][0]);
+        _mm512_storeu_si512(c.rounded + r * c.ld, reinterpret_cast<__m512i>(values));
+      } else {
+        _mm512_storeu_ps(c.data + r * c.ld, sums[r][0]);
+        _mm512_storeu_ps(c.data + r * c.ld + 16, sums[r][1]);
+      }
     }
   }
 };

@@ -1,8 +1,9 @@
 // run_tiles (tiles.h). A block of C is 32 x 32 f32 that stays in registers over the whole of k and
 // over every term: 2 x 2 tiles of AMX, or 12, 12 and 8 rows one after the other of AVX512-BF16. A
-// panel of 32 rows of A stays in L1 while B's panels stream from L2; where B is larger than that,
-// the rows are walked once for each part of B. With AMX a block is rounded and written while the
-// next one multiplies. (Tried without a gain: prefetching A's next rows, C's lines.)
+// panel of 32 rows of A stays in L1 while B's panels stream from L2 or L3; where B is larger than
+// Core::kCachedBytes, the rows are walked once for each part of B. With AMX a block is rounded and
+// written while the next one multiplies; AVX512-BF16 rounds in its registers and computes no rows
+// that are not there. (Tried without a gain: prefetching A's next rows, C's lines.)
 #include <algorithm>
 #include <cstring>
 
@@ -26,8 +27,6 @@ namespace balora {
 namespace {
 
 using namespace tiles;
-
-constexpr int64_t kCachedBytes = int64_t{5} << 18;  // of B, kept in L2 over all rows: 1.25 MiB
 
 struct Projection {
   Source x;
@@ -98,8 +97,9 @@ BF16_TARGET void write_factor(const float* block, const TileFactor& f, int64_t r
   const auto mask = static_cast<__mmask16>((1u << std::min(f.rank - first, kRankTile)) - 1);
   const __m512 scale = _mm512_set1_ps(f.scale);
   for (int64_t r = 0; r < kPanelRows; ++r) {
-    const __m512 left = _mm512_load_ps(block + r * kTileN);
-    const __m512 right = _mm512_load_ps(block + r * kTileN + 16);
+    const auto valid = static_cast<__mmask16>(r < rows ? 0xffff : 0);  // past m: zeros
+    const __m512 left = _mm512_maskz_load_ps(valid, block + r * kTileN);
+    const __m512 right = _mm512_maskz_load_ps(valid, block + r * kTileN + 16);
     const __m512 u = _mm512_mul_ps(scale, _mm512_add_ps(left, right));
     if (r < rows) {
       const int64_t at = (row + r) * f.rank + first;
@@ -128,7 +128,7 @@ AMX_TARGET void project_panel(const Projection& projection, int64_t row, int64_t
   int64_t panel = 0;
   for (const TileFactor& factor : projection.factors) {
     for (int64_t first = 0; first < factor.rank; first += kRankTile) {
-      Core::multiply({&projection.x, 1}, row, rows < kPanelRows, panel++, pending, {block, kTileN});
+      Core::multiply({&projection.x, 1}, row, rows, panel++, pending, {block, nullptr, kTileN});
       write_factor(block, factor, row, rows, first);
     }
   }
@@ -137,6 +137,9 @@ AMX_TARGET void project_panel(const Projection& projection, int64_t row, int64_t
 // The last finished block on its way to C.
 class BlockWriter {
  public:
+  // `rounds`: whether the core rounds whole blocks by itself.
+  explicit BlockWriter(bool rounds) : rounds_(rounds) {}
+
   PendingRows& pending() { return pending_; }
 
   BF16_TARGET void flush() {
@@ -152,16 +155,19 @@ class BlockWriter {
   BlockPlace place(const Sum& sum, int64_t row, int64_t col, int64_t rows) const {
     const TileOutput& out = sum.out;
     if (is_whole(sum, col, rows) && out.dtype == BALORA_F32) {
-      return {static_cast<float*>(out.c) + row * out.ldc + col, out.ldc};
+      return {static_cast<float*>(out.c) + row * out.ldc + col, nullptr, out.ldc};
     }
-    return {const_cast<float*>(blocks_) + (current_ ^ 1) * kPanelRows * kTileN, kTileN};
+    if (is_whole(sum, col, rows) && rounds_) {
+      return {nullptr, static_cast<bf16*>(out.c) + row * out.ldc + col, out.ldc};
+    }
+    return {const_cast<float*>(blocks_) + (current_ ^ 1) * kPanelRows * kTileN, nullptr, kTileN};
   }
 
   // Takes note that it is there. The one before must be flushed.
   void take(const Sum& sum, int64_t row, int64_t col, int64_t rows) {
     const TileOutput& out = sum.out;
     const bool whole = is_whole(sum, col, rows);
-    if (whole && out.dtype == BALORA_F32) return;
+    if (whole && (rounds_ || out.dtype == BALORA_F32)) return;
     current_ ^= 1;
     if (whole) {
       pending_ = {blocks_ + current_ * kPanelRows * kTileN,
@@ -176,6 +182,7 @@ class BlockWriter {
     return sum.plain && rows == kPanelRows && sum.n - col >= kTileN;
   }
 
+  bool rounds_;
   const Sum* sum_ = nullptr;
   int64_t row_ = 0, col_ = 0, rows_ = 0;
   int current_ = 0;
@@ -188,14 +195,14 @@ template <typename Core>
 AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, size_t item_begin,
                           size_t item_end) {
   Core::open();
-  BlockWriter writer;
+  BlockWriter writer(Core::kRounds);
   bool project = true;
   size_t first = item_begin;
   do {
     size_t last = first;
     for (int64_t bytes = 0; last < item_end; ++last) {
       bytes += job.items[last].bytes;
-      if (bytes > kCachedBytes && last > first) break;
+      if (bytes > Core::kCachedBytes && last > first) break;
     }
     for (int64_t panel = row_begin; panel < row_end; ++panel) {
       const int64_t row = panel * kPanelRows, rows = std::min(kPanelRows, job.m - row);
@@ -206,7 +213,7 @@ AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, si
       for (size_t i = first; i < last; ++i) {
         const Item& item = job.items[i];
         const int64_t col = item.panel * kTileN;
-        Core::multiply(item.sum->terms, row, rows < kPanelRows, item.panel, writer.pending(),
+        Core::multiply(item.sum->terms, row, rows, item.panel, writer.pending(),
                        writer.place(*item.sum, row, col, rows));
         writer.flush();
         writer.take(*item.sum, row, col, rows);
