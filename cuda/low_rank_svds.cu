@@ -1,4 +1,4 @@
-// randomized_svd: the leading singular triplets from products with A and A^T alone, after Halko,
+// randomized_svds: the leading singular triplets from products with A and A^T alone, after Halko,
 // Martinsson and Tropp (2011) with niter power iterations, or to convergence of the captured energy
 // by block Krylov (krylov.cuh), as kernels/cpu/krylov.h does. A is kept in f32 where its type is
 // not f64, it is large and the numbers allow it (the CPU's conditions, quick_svd.h), else in f64;
@@ -246,23 +246,28 @@ class FullPrecision {
   int32_t before_;
 };
 
+void decompose(Scratch& scratch, const SvdOperands& task, int64_t niter, int64_t oversample) {
+  const int64_t rank = task.s->shape[0];
+  const Wanted wanted{rank, niter, oversample, task.seed};
+  const Norm norm = norm_of(scratch, *task.a);
+  std::optional<SvdFactors> found = in_f32(scratch, *task.a, norm, wanted);
+  if (!found) found = in_f64(scratch, *task.a, norm, wanted);
+  const Dense left(scratch, found->u.rows, rank);
+  convert_matrix(scratch.ctx(), left.rows, rank, found->u.data(), BALORA_F64, found->u.cols,
+                 left.data(), BALORA_F64, rank);
+  store_values(scratch.ctx(), left.data(), *task.u);
+  store_values(scratch.ctx(), found->s.data(), *task.s);
+  store_values(scratch.ctx(), found->vt.data(), *task.vt);  // its leading rows
+}
+
 }  // namespace
 
-int32_t randomized_svd_kernel(Context* ctx, const View* a, const View* u, const View* s,
-                              const View* vt, int64_t niter, int64_t oversample, uint64_t seed) {
+// One matrix after the other: each fills the device.
+int32_t randomized_svds_kernel(Context* ctx, const SvdOperands* tasks, int32_t count, int64_t niter,
+                               int64_t oversample) {
   Scratch scratch(ctx);
   const FullPrecision full(ctx);
-  const int64_t rank = s->shape[0];
-  const Wanted wanted{rank, niter, oversample, seed};
-  const Norm norm = norm_of(scratch, *a);
-  std::optional<SvdFactors> found = in_f32(scratch, *a, norm, wanted);
-  if (!found) found = in_f64(scratch, *a, norm, wanted);
-  const Dense left(scratch, found->u.rows, rank);
-  convert_matrix(ctx, left.rows, rank, found->u.data(), BALORA_F64, found->u.cols, left.data(),
-                 BALORA_F64, rank);
-  store_values(ctx, left.data(), *u);
-  store_values(ctx, found->s.data(), *s);
-  store_values(ctx, found->vt.data(), *vt);  // its leading rows
+  for (int32_t i = 0; i < count; ++i) decompose(scratch, tasks[i], niter, oversample);
   return 0;
 }
 

@@ -85,7 +85,7 @@ export interface NativeOps {
   randomNormal(shape: readonly number[], mean: number, deviation: number, seed: number, stream: number, dtype: DType): Handle;
   randomUniform(shape: readonly number[], low: number, high: number, seed: number, stream: number, dtype: DType): Handle;
   randomWords(count: number, seed: number, stream: number): Handle;
-  randomizedSvd(a: Handle, rank: number, niter: number, oversample: number, seed: number): [Handle, Handle, Handle];
+  randomizedSvds(matrices: readonly (Handle)[], ranks: readonly (number)[], niter: number, oversample: number, seeds: readonly (number)[]): ([Handle, Handle, Handle])[];
   read(x: Handle, into: Uint8Array): Promise<void>;
   readGguf(file: unknown, name: string, dtype: DType, heads: number, checkFinite: boolean): Handle;
   readSafetensors(file: unknown, name: string, dtype: DType, share: boolean, checkFinite: boolean): Handle;

@@ -72,28 +72,32 @@ export function freezeBase(model: Model): void {
   }
 }
 
-/** First values of a module's pair. */
-export function initialPair(
-  config: LoraConfig,
-  target: { name: string; r: number; scale: number; linear: Linear; seed: number },
-): InitialPair {
-  const { linear, ...rest } = target;
-  const [outFeatures, inFeatures] = linear.weight.shape as [number, number];
-  const initial = withDevice(linear.weight.device, () =>
-    unscoped(() =>
-      initialiser(config)({
-        ...rest,
-        outFeatures,
-        inFeatures,
-        weight: () => (linear.weight.dtype === 'f64' ? linear.weight.to('f32') : linear.weight),
-      }),
-    ),
-  );
-  if (linear.weight.dtype !== 'f64') return initial;
-  const { a, b, fromWeight } = initial;
-  const wide = unscoped(() => ({ a: a.to('f64'), b: b.to('f64'), fromWeight }));
-  for (const tensor of [a, b]) tensor.dispose();
-  return wide;
+/** A module whose pair {@link initialPairs} makes. */
+export interface PairTarget {
+  name: string;
+  r: number;
+  scale: number;
+  linear: Linear;
+  seed: number;
+}
+
+/** First values of the modules' pairs, in their order. All modules are on one device. */
+export function initialPairs(config: LoraConfig, targets: readonly PairTarget[]): InitialPair[] {
+  const device = targets[0]?.linear.weight.device;
+  const inputs = targets.map(({ linear, ...rest }) => {
+    const [outFeatures, inFeatures] = linear.weight.shape as [number, number];
+    const weight = (): Tensor =>
+      linear.weight.dtype === 'f64' ? linear.weight.to('f32') : linear.weight;
+    return { ...rest, outFeatures, inFeatures, weight };
+  });
+  const pairs = withDevice(device, () => unscoped(() => initialiser(config)(inputs)));
+  return pairs.map((initial, i) => {
+    if (targets[i]?.linear.weight.dtype !== 'f64') return initial;
+    const { a, b, fromWeight } = initial;
+    const wide = unscoped(() => ({ a: a.to('f64'), b: b.to('f64'), fromWeight }));
+    for (const tensor of [a, b]) tensor.dispose();
+    return wide;
+  });
 }
 
 /** Masters of their own that collect gradients; `pair` stays as it is. */

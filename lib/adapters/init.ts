@@ -4,7 +4,7 @@
  */
 import { createHash } from 'node:crypto';
 import { UnsupportedError } from '../errors.ts';
-import { div, mul, rand, randn, randomizedSvd, reshape, sqrt, zeros } from '../ops/index.ts';
+import { div, mul, rand, randn, randomizedSvds, reshape, sqrt, zeros } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import { type LoraConfig, pissaIterations } from './config.ts';
 
@@ -33,19 +33,24 @@ export interface InitialPair extends LowRankPair {
   readonly fromWeight: boolean;
 }
 
-type Init = (input: InitInput) => InitialPair;
+/** The pairs of any number of modules, in their order. */
+type Init = (inputs: readonly InitInput[]) => InitialPair[];
 
 /** lora: PEFT's kaiming_uniform(a = sqrt 5), which is uniform within 1/sqrt(in); B = 0. */
-const uniform: Init = (input) => ({ a: uniformA(input), b: zeroB(input), fromWeight: false });
+const uniform = (input: InitInput): InitialPair => ({
+  a: uniformA(input),
+  b: zeroB(input),
+  fromWeight: false,
+});
 
 /** gaussian: A normal with deviation 1/r, B = 0. */
-const gaussian: Init = (input) => {
+const gaussian = (input: InitInput): InitialPair => {
   const a = randn([input.r, input.inFeatures], { seed: seedOf(input, 'A') });
   return { a: mul(a, 1 / input.r), b: zeroB(input), fromWeight: false };
 };
 
 /** init_lora_weights false: both random, so that the adapter changes the model from the start (for tests). */
-const random: Init = (input) => ({
+const random = (input: InitInput): InitialPair => ({
   a: uniformA(input),
   b: uniformWithin([input.outFeatures, input.r], 1 / Math.sqrt(input.r), seedOf(input, 'B')),
   fromWeight: false,
@@ -53,32 +58,38 @@ const random: Init = (input) => ({
 
 /**
  * PiSSA: with the top-r singular triplets of W, A = sqrt(S/s) V^T and B = U sqrt(S/s), so that s B A is W's best rank-r
- * part. `null` iterations: to convergence.
+ * part. `null` iterations: to convergence. Many modules at once are quicker than one after the other.
  */
 const pissa =
   (iterations: number | null): Init =>
-  (input) => {
-    const { r, scale } = input;
-    const { u, s, vt } = randomizedSvd(input.weight(), r, {
+  (inputs) => {
+    const tasks = inputs.map((input) => ({
+      a: input.weight(),
+      rank: input.r,
       seed: seedOf(input, 'svd'),
-      niter: iterations ?? 'converged',
+    }));
+    const found = randomizedSvds(tasks, { niter: iterations ?? 'converged' });
+    return found.map(({ u, s, vt }, i) => {
+      const { r, scale } = inputs[i] as InitInput;
+      const root = sqrt(div(s, scale)); // (r)
+      return { a: mul(vt, reshape(root, [r, 1])), b: mul(u, root), fromWeight: true };
     });
-    const root = sqrt(div(s, scale)); // (r)
-    return { a: mul(vt, reshape(root, [r, 1])), b: mul(u, root), fromWeight: true };
   };
 
 /** The initialisation that a configuration names. @throws UnsupportedError for one that only PEFT knows. */
 export function initialiser({ initLoraWeights }: LoraConfig): Init {
   const iterations = pissaIterations(initLoraWeights);
   if (iterations !== undefined) return tidy(pissa(iterations));
-  if (initLoraWeights === 'gaussian') return tidy(gaussian);
-  if (typeof initLoraWeights === 'boolean') return tidy(initLoraWeights ? uniform : random);
+  if (initLoraWeights === 'gaussian') return tidy((inputs) => inputs.map(gaussian));
+  if (typeof initLoraWeights === 'boolean') {
+    return tidy((inputs) => inputs.map(initLoraWeights ? uniform : random));
+  }
   throw new UnsupportedError(`initLoraWeights "${initLoraWeights}" is not supported`);
 }
 
 /** Frees what an initialisation makes on the way. */
 function tidy(init: Init): Init {
-  return (input) => scope(() => noGrad(() => init(input)));
+  return (inputs) => scope(() => noGrad(() => init(inputs)));
 }
 
 /** A 48-bit seed of its own for every module and purpose. */

@@ -6,7 +6,7 @@ import { Adapter } from './adapter.ts';
 import {
   checkShapes,
   freezeBase,
-  initialPair,
+  initialPairs,
   linearNamed,
   linearsOf,
   masterOf,
@@ -20,6 +20,7 @@ import {
   loraConfig,
   loraScale,
 } from './config.ts';
+import type { InitialPair } from './init.ts';
 import { LoraModule, type LoraParts, lowRankParts, type Power } from './lora_module.ts';
 import { readPeftFolder } from './peft_folder.ts';
 import { CLASSIFIER_MODULES, isSaved, SavedModules } from './saved_modules.ts';
@@ -42,6 +43,7 @@ export interface LoadOptions extends CreateOptions {
 
 export const DEFAULT_ADAPTER = 'default';
 const kSeed = 42;
+const kBatch = 64;
 
 /** @throws ArgumentError if targets or modules to save match nothing, or a rank exceeds a matrix */
 export async function createAdapter(
@@ -58,14 +60,21 @@ export async function createAdapter(
   for (const { name } of targets) refuseHead(model, name);
   const power: Power = { on: false, pass: null, dropout: config.loraDropout, seed };
   const modules: LoraModule[] = [];
-  for (const { name, r, scale, alpha } of targets) {
-    const linear = linearNamed(linears, name, 'targetModules');
-    const initial = initialPair(config, { name, r, scale, linear, seed });
-    const pair = trainablePair(initial, linear);
-    const frozen = initial.fromWeight ? initial : null;
-    if (frozen === null) for (const tensor of [initial.a, initial.b]) tensor.dispose();
-    const base = { name, linear, pair, frozen, scale, alpha, variant };
-    modules.push(new LoraModule({ ...base, extra: startOf(variant, base) }, power));
+  for (const batch of batchesOf(targets)) {
+    const found = batch.map((target) => ({
+      ...target,
+      seed,
+      linear: linearNamed(linears, target.name, 'targetModules'),
+    }));
+    const initial = initialPairs(config, found);
+    for (const [i, { name, linear, scale, alpha }] of found.entries()) {
+      const first = initial[i] as InitialPair;
+      const pair = trainablePair(first, linear);
+      const frozen = first.fromWeight ? first : null;
+      if (frozen === null) for (const tensor of [first.a, first.b]) tensor.dispose();
+      const base = { name, linear, pair, frozen, scale, alpha, variant };
+      modules.push(new LoraModule({ ...base, extra: startOf(variant, base) }, power));
+    }
     await synchronize();
   }
   return new Adapter(adapterName, { config, modules, saved, power, warnings: [] });
@@ -92,24 +101,33 @@ export async function loadAdapter(
   const settings = moduleSettings(config);
   const power: Power = { on: false, pass: null, dropout: config.loraDropout, seed };
   const modules: LoraModule[] = [];
-  for (const [name, { pair: loaded, extra: value }] of found) {
-    const linear = linearNamed(linears, name, folder);
-    refuseHead(model, name);
-    checkShapes({ name, pair: loaded, extra: value }, linear, folder);
-    const { alpha } = settings(name);
-    const r = loaded.a.shape[0] as number;
-    const scale = loraScale(alpha, r, config.useRslora);
-    const frozen = plain ? null : initialPair(config, { name, r, scale, linear, seed });
-    const pair = trainablePair(loaded, linear);
-    const extra = value && masterOf(value, linear);
-    for (const tensor of [loaded.a, loaded.b, value]) tensor?.dispose();
-    modules.push(
-      new LoraModule({ name, linear, pair, frozen, scale, alpha, variant, extra }, power),
-    );
+  for (const batch of batchesOf([...found])) {
+    const targets = batch.map(([name, { pair: loaded, extra: value }]) => {
+      const linear = linearNamed(linears, name, folder);
+      refuseHead(model, name);
+      checkShapes({ name, pair: loaded, extra: value }, linear, folder);
+      const { alpha } = settings(name);
+      const r = loaded.a.shape[0] as number;
+      const scale = loraScale(alpha, r, config.useRslora);
+      return { name, linear, alpha, r, scale, seed, loaded, value };
+    });
+    const initial = plain ? [] : initialPairs(config, targets);
+    for (const [i, { name, linear, scale, alpha, loaded, value }] of targets.entries()) {
+      const pair = trainablePair(loaded, linear);
+      const extra = value && masterOf(value, linear);
+      for (const tensor of [loaded.a, loaded.b, value]) tensor?.dispose();
+      const base = { name, linear, pair, frozen: initial[i] ?? null, scale, alpha };
+      modules.push(new LoraModule({ ...base, variant, extra }, power));
+    }
     await synchronize();
   }
   const warnings = plain ? [] : [residualWarning(config, folder)];
   return new Adapter(adapterName, { config, modules, saved, power, warnings });
+}
+
+/** Modules whose pairs are made at once: enough for all threads, few enough to leave the event loop its turns. */
+function* batchesOf<T>(all: readonly T[]): Generator<T[]> {
+  for (let first = 0; first < all.length; first += kBatch) yield all.slice(first, first + kBatch);
 }
 
 /** A classifier's head is trained with the adapter, and listed as PEFT lists it. */

@@ -52,8 +52,8 @@ export function singularValues(a: Tensor): Tensor {
   return new Tensor(native.singularValues(a.handle));
 }
 
-/** Options of {@link randomizedSvd}. */
-export interface RandomizedSvdOptions {
+/** How {@link randomizedSvd} and {@link randomizedSvds} look for the factors. */
+export interface SvdSearch {
   /**
    * Power iterations (what is captured is no less than they would), or 'converged' (default): a block Krylov method until ||A - U S Vt||_F is within
    * optimum * (1 + 1e-5) + 1e-6 ||A||_F.
@@ -61,6 +61,20 @@ export interface RandomizedSvdOptions {
   niter?: number | 'converged';
   /** Columns beyond the rank. Default 10. */
   oversample?: number;
+}
+
+/** Options of {@link randomizedSvd}. */
+export interface RandomizedSvdOptions extends SvdSearch {
+  /** Of the random test matrix (Philox). Default 0. */
+  seed?: number;
+}
+
+/** One matrix of {@link randomizedSvds}. */
+export interface SvdTask {
+  /** (M, N), any float dtype. */
+  a: Tensor;
+  /** R, 1..min(M, N). */
+  rank: number;
   /** Of the random test matrix (Philox). Default 0. */
   seed?: number;
 }
@@ -76,14 +90,34 @@ export interface RandomizedSvdOptions {
 export function randomizedSvd(
   a: Tensor,
   rank: number,
-  { niter = 'converged', oversample = 10, seed = 0 }: RandomizedSvdOptions = {},
+  { seed = 0, ...search }: RandomizedSvdOptions = {},
 ): SvdFactors {
+  return randomizedSvds([{ a, rank, seed }], search)[0] as SvdFactors;
+}
+
+/**
+ * {@link randomizedSvd} of any number of matrices, with the same results. On the CPU each thread takes small matrices
+ * of its own, which is about twice as quick on two threads as one matrix after the other.
+ */
+export function randomizedSvds(
+  tasks: readonly SvdTask[],
+  { niter = 'converged', oversample = 10 }: SvdSearch = {},
+): SvdFactors[] {
   if (niter !== 'converged' && !(niter >= 0)) {
     throw new ArgumentError(`randomizedSvd: niter must be >= 0 or 'converged', got ${niter}`);
   }
-  const iterations = niter === 'converged' ? -1 : niter;
-  const [u, s, vt] = native.randomizedSvd(a.handle, rank, iterations, oversample, seed);
-  return { u: new Tensor(u), s: new Tensor(s), vt: new Tensor(vt) };
+  const found = native.randomizedSvds(
+    tasks.map(({ a }) => a.handle),
+    tasks.map(({ rank }) => rank),
+    niter === 'converged' ? -1 : niter,
+    oversample,
+    tasks.map(({ seed = 0 }) => seed),
+  );
+  return found.map(([u, s, vt]) => ({
+    u: new Tensor(u),
+    s: new Tensor(s),
+    vt: new Tensor(vt),
+  }));
 }
 
 /** a^T a (C, C) in f64 for a (N, C), summed in f64. Has no gradient. */

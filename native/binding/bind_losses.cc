@@ -61,7 +61,7 @@ void bind_losses(Module& m) {
   op(m, "eigh", &eigh, {"a"}, Grad::kYes);
   op(m, "svd", &svd, {"a"}, Grad::kYes);
   op(m, "singularValues", &singular_values, {"a"}, Grad::kYes);
-  op(m, "randomizedSvd", &randomized_svd, {"a", "rank", "niter", "oversample", "seed"},
+  op(m, "randomizedSvds", &randomized_svds, {"matrices", "ranks", "niter", "oversample", "seeds"},
      Grad::kNone);
   op(m, "gram", &gram, {"a"}, Grad::kNone);
   op(m, "gramAdd", &bound_gram_add, {"g", "a"}, Grad::kNone);

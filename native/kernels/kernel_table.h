@@ -7,13 +7,14 @@
 #include "kernels/head_options.h"
 #include "kernels/linear.h"
 #include "kernels/relative.h"
+#include "kernels/svd.h"
 #include "tensor/view.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-#define BALORA_ABI 4
+#define BALORA_ABI 5
 
 // What a kernel may use beside its arguments. One per device stream, used by the engine thread
 // only.

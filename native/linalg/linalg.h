@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 #include <tuple>
+#include <vector>
 
 #include "tensor/tensor.h"
 
@@ -20,10 +21,13 @@ std::tuple<Tensor, Tensor, Tensor> svd(const Tensor& a);
 // The singular values alone: their gradient U diag(ds) Vt exists where that of the vectors does not
 Tensor singular_values(const Tensor& a);
 
-// randomized_svd.cc: a (M,N) -> u (M,R), s (R), vt (R,N); niter < 0: until the captured energy has
-// converged. No gradient: an input that wants one is refused.
-std::tuple<Tensor, Tensor, Tensor> randomized_svd(const Tensor& a, int64_t rank, int64_t niter,
-                                                  int64_t oversample, int64_t seed);
+// randomized_svd.cc: each a (M,N) of the list -> u (M,R), s (R), vt (R,N) with its own rank and
+// seed; niter < 0: until the captured energy has converged. No gradient: an input that wants one is
+// refused.
+std::vector<std::tuple<Tensor, Tensor, Tensor>> randomized_svds(const std::vector<Tensor>& matrices,
+                                                                const std::vector<int64_t>& ranks,
+                                                                int64_t niter, int64_t oversample,
+                                                                const std::vector<int64_t>& seeds);
 
 // gram.cc: a (N,C) -> a^T a (C,C) f64, summed in f64. No gradient.
 Tensor gram(const Tensor& a);

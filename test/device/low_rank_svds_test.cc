@@ -49,8 +49,8 @@ SvdResult solve(const Matrix& a, const Task& task, Matrix* rounded) {
   const WorkspaceSpy spy(t);
   const int32_t status = t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
     ctx->allow_tf32 = 1;  // must change nothing
-    return k.randomized_svd(ctx, view(x), view(u), view(s), view(vt), task.niter, task.oversample,
-                            task.seed);
+    const SvdOperands operands{view(x), view(u), view(s), view(vt), task.seed};
+    return k.randomized_svds(ctx, &operands, 1, task.niter, task.oversample);
   });
   REQUIRE_MESSAGE(status == 0, t.error());
   REQUIRE_MESSAGE(t.synchronize() == 0, t.error());
@@ -161,7 +161,8 @@ TEST_CASE("randomized_svd on the device: NaN and infinity are a named failure") 
                   s = t.empty<float>({3}), vt = t.empty<float>({3, 30});
       x->set(70, bad);
       CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-        return k.randomized_svd(ctx, view(x), view(u), view(s), view(vt), niter, 4, 1);
+        const SvdOperands operands{view(x), view(u), view(s), view(vt), 1};
+        return k.randomized_svds(ctx, &operands, 1, niter, 4);
       }) != 0);
       CHECK(t.error() == "randomized_svd: the matrix holds NaN or infinity");
     }

@@ -7,6 +7,7 @@ import {
   gramSpectrum,
   qr,
   randomizedSvd,
+  randomizedSvds,
   singularValues,
   svd,
 } from '../../lib/ops/linalg.ts';
@@ -229,8 +230,38 @@ describe('randomizedSvd', () => {
     expect(() => randomizedSvd(randomTensor([4, 4], { requiresGrad: true }), 2)).toThrow(
       /gradient/,
     );
+    expect(() =>
+      randomizedSvds([
+        { a, rank: 3 },
+        { a, rank: 41 },
+      ]),
+    ).toThrow(/rank must be 1..40/);
     expect(() => svd(tensor([1, 2, 3]))).toThrow(/dimension/);
     expect(() => eigh(randomTensor([3, 4]))).toThrow(/\(N,N\)/);
+  });
+});
+
+describe('randomizedSvds', () => {
+  it('is randomizedSvd of each, whatever else is asked for', () => {
+    const tasks = [
+      { a: randomTensor([140, 200], { dtype: 'f32', seed: 3 }), rank: 5, seed: 9 },
+      { a: randomTensor([30, 20], { dtype: 'f64', seed: 4 }), rank: 3 },
+      { a: randomTensor([300, 150], { dtype: 'f32', seed: 5 }).to('bf16'), rank: 7, seed: 2 },
+    ];
+    for (const niter of [2, 16, 'converged'] as const) {
+      const all = randomizedSvds(tasks, { niter });
+      expect(all.length).toBe(3);
+      tasks.forEach(({ a, rank, seed = 0 }, i) => {
+        const one = randomizedSvd(a, rank, { niter, seed });
+        for (const part of ['u', 's', 'vt'] as const) {
+          const mine = all[i]?.[part] as Tensor;
+          expect(mine.shape).toEqual(one[part].shape);
+          expect(mine.dtype).toBe(one[part].dtype);
+          expect(valuesOf(mine)).toEqual(valuesOf(one[part]));
+        }
+      });
+    }
+    expect(randomizedSvds([])).toEqual([]);
   });
 });
 

@@ -1,4 +1,4 @@
-// qr, eigh, svd and randomized_svd as device functions: widen to f64, decompose (dense.h,
+// qr, eigh, svd and randomized_svds as device functions: widen to f64, decompose (dense.h,
 // low_rank_svds.h), round once.
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/dense.h"
@@ -29,14 +29,22 @@ int32_t svd_kernel(Context* ctx, const View* a, const View* u, const View* s, co
   return 0;
 }
 
-int32_t randomized_svd_kernel(Context* ctx, const View* a, const View* u, const View* s,
-                              const View* vt, int64_t niter, int64_t oversample, uint64_t seed) {
-  LowRankTask task{
-      {{a->data, a->dtype, a->shape[0], a->shape[1]}, s->shape[0], niter, oversample, seed}};
-  low_rank_svds(ctx, {&task, 1});
-  store_matrix(task.result.u, *u);
-  store_values(task.result.s.data(), s->shape[0], *s);
-  store_matrix(task.result.vt, *vt);
+int32_t randomized_svds_kernel(Context* ctx, const SvdOperands* tasks, int32_t count, int64_t niter,
+                               int64_t oversample) {
+  std::vector<QuickProblem> problems;
+  for (int32_t i = 0; i < count; ++i) {
+    const View& a = *tasks[i].a;
+    problems.push_back({{a.data, a.dtype, a.shape[0], a.shape[1]},
+                        tasks[i].s->shape[0],
+                        niter,
+                        oversample,
+                        tasks[i].seed});
+  }
+  low_rank_svds(ctx, problems, [&](size_t i, const SvdResult& result) {
+    store_matrix(result.u, *tasks[i].u);
+    store_values(result.s.data(), tasks[i].s->shape[0], *tasks[i].s);
+    store_matrix(result.vt, *tasks[i].vt);
+  });
   return 0;
 }
 

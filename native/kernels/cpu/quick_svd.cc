@@ -19,6 +19,9 @@ constexpr double kWidestSpectrum = 1e6;
 constexpr double kNarrowSpectrum = 30;  // ratio of eigenvalues up to which 8 bits of G will do
 constexpr int64_t kFirstProducts = 10;  // with A^T A before the energy is looked at
 constexpr int64_t kMoreProducts = 6;
+constexpr int64_t kPlainPowers = 4;  // powers up to which each is a product of its own
+constexpr int64_t kPowersOfProduct = 3;
+constexpr double kFineSpectrum = 100;  // ratio of eigenvalues up to which 16 bits of G are as A
 constexpr int kMaxRounds = 8;
 constexpr double kSmallestPivot = 1e-10;  // of the columns' Gram matrix with a unit diagonal
 constexpr double kSmallestSigma = 1e-3;
@@ -28,12 +31,21 @@ int64_t block_cols(const QuickProblem& p) {
   return tile_padded(p.rank + p.oversample);
 }
 
+// Products that take no less than niter powers would. A polynomial of degree d parts eigenvalues
+// more than the power d does: where they hardly differ a product of T_3 is worth 6 powers, 2.7
+// where they are 1.5 times apart, and 2.2 at 2 times, where 16 powers have long come to f32's end.
+int64_t products_for(int64_t niter) {
+  if (niter < 0) return kFirstProducts;
+  const int64_t more = std::max<int64_t>(niter - kPlainPowers, 0);
+  return std::min(niter, kPlainPowers) + (more + kPowersOfProduct - 1) / kPowersOfProduct;
+}
+
 // Whether to form A^T A: it costs m n^2 and then saves 4 m n - 2 n^2 a column and product. In bf16
 // its flops are about six times as quick.
 bool gram_pays(const QuickProblem& p) {
   const double m = static_cast<double>(p.w.m()), n = static_cast<double>(p.w.n());
-  const double columns = static_cast<double>(block_cols(p)) *
-                         static_cast<double>(p.niter < 0 ? kFirstProducts : p.niter);
+  const double columns =
+      static_cast<double>(block_cols(p)) * static_cast<double>(products_for(p.niter));
   const double speed = tile_gemm_has_bf16() ? 6 : 1;
   return (m * n * n + 2 * n * n * columns) / speed < 4 * m * n * columns;
 }
@@ -88,7 +100,7 @@ class QuickSvd {
     ctx_ = ctx;
     prepare();
     fill_uniform(q_, w_.n(), p_.seed);
-    int64_t products = p_.niter < 0 ? kFirstProducts : p_.niter;
+    int64_t products = products_for(p_.niter);
     for (int round = 0; round < kMaxRounds; ++round) {
       if (!iterate(products, round == 0) || !orthonormalise(q_))
         return QuickOutcome::kIllConditioned;
@@ -104,18 +116,19 @@ class QuickSvd {
 
  private:
   void prepare() {
-    if (copied_) {
-      auto* to = const_cast<float*>(exact_);
-      const int64_t size = dtype_size(static_cast<DType>(w_.dtype));
-      std::fill(to + w_.rows * cols_, to + rows_ * cols_, 0.0f);
-      for (int64_t i = 0; i < w_.rows; ++i) {
+    const int64_t size = dtype_size(static_cast<DType>(w_.dtype));
+    for (int64_t i = 0; i < w_.rows; ++i) {
+      if (copied_) {
+        auto* to = const_cast<float*>(exact_) + i * cols_;
         const char* from = static_cast<const char*>(w_.data) + i * w_.cols * size;
-        convert_rows(nullptr, from, w_.dtype, w_.cols, to + i * cols_, BALORA_F32, cols_, 1,
-                     w_.cols);
-        std::fill(to + i * cols_ + w_.cols, to + (i + 1) * cols_, 0.0f);
+        convert_rows(nullptr, from, w_.dtype, w_.cols, to, BALORA_F32, cols_, 1, w_.cols);
+        std::fill(to + w_.cols, to + cols_, 0.0f);
       }
+      total_ += squared_norm(exact_ + i * cols_, cols_);
     }
-    total_ = squared_norm(exact_, rows_ * cols_);
+    if (copied_) {
+      std::fill_n(const_cast<float*>(exact_) + w_.rows * cols_, (rows_ - w_.rows) * cols_, 0.0f);
+    }
     if (gram_) gram_->make(ctx_);
   }
 
@@ -160,6 +173,7 @@ class QuickSvd {
   bool iterate(int64_t products, bool fresh) {
     for (int64_t most = fresh ? 1 : kFilterDegree; products > 0;) {
       fine_ = products <= most;  // the last one's noise stays in q
+      if (fine_ && ends_with_gram()) gram_->refine(ctx_);
       const int64_t degree = filter(std::min(most, products), fresh);
       if (degree == 0 || !orthonormalise(q_)) return false;
       products -= degree;
@@ -184,8 +198,8 @@ class QuickSvd {
       quotients = rayleigh_quotients(q_, y_);
     }
     if (!quotients.within(kWidestSpectrum)) return 0;
-    const double spread = quotients.largest / quotients.smallest;
-    const double growth = std::log(kLargestGrowth) / std::log(4 * spread);
+    spread_ = quotients.largest / quotients.smallest;
+    const double growth = std::log(kLargestGrowth) / std::log(4 * spread_);
     const int64_t degree = std::clamp<int64_t>(static_cast<int64_t>(growth), 1, most);
     const auto half = static_cast<float>(quotients.smallest / 2);
     chebyshev_step(y_, q_, nullptr, half, 1 / half);
@@ -199,17 +213,25 @@ class QuickSvd {
     return degree;
   }
 
+  // Whether the last polynomial in G can be as good as a power iteration with A.
+  bool ends_with_gram() const { return p_.niter > kPlainPowers && gram_ && gram_->exact(); }
+
   // One power iteration with A, then the pairs of A within q. *before: the energy that q captured
   // before that.
   QuickOutcome ritz(double* before) {
     if (!orthonormalise(q_)) return QuickOutcome::kIllConditioned;
     forward(q_, image_);
+    if (ends_with_gram() && spread_ <= kFineSpectrum) return pairs();
     if (p_.niter < 0) *before = sum_of_largest(block_gram(image_, wide_), p_.rank);
     backward(image_, q_);
     for (int pass = 0; pass < 2; ++pass) {
       if (!orthonormalise(q_)) return QuickOutcome::kIllConditioned;
     }
     forward(q_, image_);
+    return pairs();
+  }
+
+  QuickOutcome pairs() {  // of A within q, from its image
     const EighResult eigen = symmetric_eigen(block_gram(image_, wide_));
     const int64_t b = q_.cols;
     values_.resize(static_cast<size_t>(b));
@@ -280,7 +302,8 @@ class QuickSvd {
   const float* exact_;  // W in f32, padded
   std::optional<RoughGram> gram_;
   bool fine_ = false;
-  double total_ = 0;  // |W|_F^2
+  double spread_ = 0;  // of the eigenvalues within q, at the last polynomial
+  double total_ = 0;   // |W|_F^2
   double captured_ = 0;
   std::vector<double> values_;  // eigenvalues of A^T A within q, descending
   Matrix vectors_;

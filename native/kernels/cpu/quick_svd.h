@@ -2,7 +2,8 @@
 //   1. rough subspace iteration on A^T A (rough_gram.h), accelerated by Chebyshev polynomials of
 //      degree 3 that are small on the unwanted part of the spectrum;
 //   2. one power iteration and the Rayleigh-Ritz step with A itself in f32, its small problem in
-//      f64.
+//      f64. The power iteration is left out where a number of them is asked for that the
+//      polynomials do with fewer products, and A^T A has no rounding of A in it.
 // Squares in f32 lose what is small: quick_svd looks at what it found and refuses, and the caller
 // takes krylov.h instead.
 #pragma once
@@ -38,7 +39,7 @@ int64_t quick_svd_bytes(const QuickProblem& problem);
 
 // W ~ U diag(s) Vt; *result is written when the outcome is kDone. The captured energy is within
 // krylov.h's bounds: with niter < 0 |W - U S Vt|_F <= optimum (1 + 1e-5) + 1e-6 |W|_F, else what
-// niter plain power iterations capture, or more.
+// niter plain power iterations capture, or more, but for 1e-7 |W|_F of the norm left over.
 QuickOutcome quick_svd(const Context* ctx, const QuickProblem& problem, void* scratch,
                        SvdResult* result);
 

@@ -26,6 +26,9 @@ class RoughGram {
  public:
   RoughGram(const WeightSource& w, int64_t block_cols, Arena& arena);
   void make(const Context* ctx);
+  // Whether G is formed from A as it is: once refined, its products then are within f32's rounding
+  // of their largest parts.
+  bool exact() const { return !narrow_ || w_.dtype == BALORA_BF16; }
   // From here on G has 16 bits, for spectra so wide that the rounding of what belongs to the
   // largest eigenvalue would drown the wanted ones. False where there is nothing to add.
   bool refine(const Context* ctx);
