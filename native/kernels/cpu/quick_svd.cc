@@ -50,17 +50,18 @@ bool gram_pays(const QuickProblem& p) {
   return (m * n * n + 2 * n * n * columns) / speed < 4 * m * n * columns;
 }
 
+// Into 32 sums, so that none waits for the one before.
 BALORA_SIMD void add_squares(const float* values, int64_t count, double* sums) {
-  for (int64_t i = 0; i + 8 <= count; i += 8) {
-    for (int64_t j = 0; j < 8; ++j) {
+  for (int64_t i = 0; i + 32 <= count; i += 32) {
+    for (int64_t j = 0; j < 32; ++j) {
       const auto value = static_cast<double>(values[i + j]);
       sums[j] += value * value;
     }
   }
 }
 
-double squared_norm(const float* values, int64_t count) {  // count: a multiple of 8
-  double sums[8] = {};
+double squared_norm(const float* values, int64_t count) {  // count: a multiple of 32
+  double sums[32] = {};
   add_squares(values, count, sums);
   double sum = 0;
   for (const double part : sums) sum += part;

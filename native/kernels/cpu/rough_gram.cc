@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/rough_gram_bf16.h"
 #include "kernels/cpu/transpose16.h"
 
 namespace balora {
@@ -16,69 +17,24 @@ constexpr int64_t kPanelCols = 64;
 template <typename T>
 constexpr int64_t kPerWord = 4 / static_cast<int64_t>(sizeof(T));
 
-template <typename T>
-BALORA_INLINE uint32_t word_of(float first, float second) {
-  if constexpr (sizeof(T) == 2) {
-    return static_cast<uint32_t>(to_bf16(first).bits) | static_cast<uint32_t>(to_bf16(second).bits)
-                                                            << 16;
-  } else {
-    return std::bit_cast<uint32_t>(first);
+// 16 lines of 16 words, from the rows of W. One function a type, since a template cannot be
+// compiled for several CPUs.
+#define READ_LINES(S)                                                                         \
+  BALORA_SIMD void read_lines(float*, const S* w, int64_t ld, bool, uint32_t* words) {        \
+    for (int64_t i = 0; i < 16; ++i) {                                                        \
+      for (int64_t j = 0; j < 16; ++j) {                                                      \
+        words[i * 16 + j] = std::bit_cast<uint32_t>(static_cast<float>(load(w[i * ld + j]))); \
+      }                                                                                       \
+    }                                                                                         \
   }
-}
-
-// 16 words: each from two rows of W, or from neighbours in one row.
-template <typename T, typename S>
-BALORA_INLINE void words_across(const S* first, const S* second, uint32_t* to) {
-  for (int j = 0; j < 16; ++j) {
-    to[j] = word_of<T>(static_cast<float>(load(first[j])), static_cast<float>(load(second[j])));
-  }
-}
-template <typename T, typename S>
-BALORA_INLINE void words_along(const S* row, uint32_t* to) {
-  for (int64_t j = 0; j < 16; ++j) {
-    to[j] = word_of<T>(static_cast<float>(load(row[j * kPerWord<T>])),
-                       static_cast<float>(load(row[(j + 1) * kPerWord<T> - 1])));
-  }
-}
-
-// Lines of 16 words from `across` rows (tall A: lines are words of k) or along them. One function a
-// pair of types, since a template cannot be compiled for several CPUs.
-#define READ_LINES(name, T, S)                                                  \
-  BALORA_SIMD void name(const S* w, int64_t ld, bool across, uint32_t* words) { \
-    for (int64_t i = 0; i < 16; ++i) {                                          \
-      const S* row = w + i * (across ? kPerWord<T> : 1) * ld;                   \
-      if (across) {                                                             \
-        words_across<T, S>(row, row + (kPerWord<T> - 1) * ld, words + i * 16);  \
-      } else {                                                                  \
-        words_along<T, S>(row, words + i * 16);                                 \
-      }                                                                         \
-    }                                                                           \
-  }
-READ_LINES(read_bf16_f32, bf16, float)
-READ_LINES(read_bf16_bf16, bf16, bf16)
-READ_LINES(read_bf16_f16, bf16, f16)
-READ_LINES(read_f32_f32, float, float)
-READ_LINES(read_f32_bf16, float, bf16)
-READ_LINES(read_f32_f16, float, f16)
+READ_LINES(float)
+READ_LINES(bf16)
+READ_LINES(f16)
 #undef READ_LINES
 
-void read_lines(bf16*, const float* w, int64_t ld, bool across, uint32_t* words) {
-  read_bf16_f32(w, ld, across, words);
-}
-void read_lines(bf16*, const bf16* w, int64_t ld, bool across, uint32_t* words) {
-  read_bf16_bf16(w, ld, across, words);
-}
-void read_lines(bf16*, const f16* w, int64_t ld, bool across, uint32_t* words) {
-  read_bf16_f16(w, ld, across, words);
-}
-void read_lines(float*, const float* w, int64_t ld, bool across, uint32_t* words) {
-  read_f32_f32(w, ld, across, words);
-}
-void read_lines(float*, const bf16* w, int64_t ld, bool across, uint32_t* words) {
-  read_f32_bf16(w, ld, across, words);
-}
-void read_lines(float*, const f16* w, int64_t ld, bool across, uint32_t* words) {
-  read_f32_f16(w, ld, across, words);
+template <typename S>
+void read_lines(bf16*, const S* w, int64_t ld, bool across, uint32_t* words) {
+  lanes::read_lines(w, ld, across, words);
 }
 
 // The 16 x (16 words of k) block of A^T at row `row`, word `word`: lines of words of k (tall) or of
@@ -107,26 +63,9 @@ void copy_lines(const uint32_t* from, uint32_t* to, int64_t stride) {
   for (int64_t i = 0; i < 16; ++i) std::memcpy(to + i * stride, from + i * 16, 64);
 }
 
-// x as pairs of bf16, or as pairs of what that rounding takes off it.
-BALORA_SIMD void pack_pairs(const float* x, int64_t rows, int64_t cols, bool rest, uint32_t* to) {
-  for (int64_t i = 0; i < rows; i += 2) {
-    for (int64_t j = 0; j < cols; ++j) {
-      float first = x[i * cols + j], second = x[(i + 1) * cols + j];
-      if (rest) first -= to_float(to_bf16(first)), second -= to_float(to_bf16(second));
-      to[i / 2 * cols + j] = word_of<bf16>(first, second);
-    }
-  }
-}
-
-// 16 x 16 values, rounded to bf16; or what that rounding takes off them.
-BALORA_SIMD void round_lines(const float* from, int64_t from_ld, bool rest, bf16* to,
-                             int64_t to_ld) {
-  for (int64_t i = 0; i < 16; ++i) {
-    for (int64_t j = 0; j < 16; ++j) {
-      const float value = from[i * from_ld + j];
-      to[i * to_ld + j] = to_bf16(rest ? value - to_float(to_bf16(value)) : value);
-    }
-  }
+// Rounded values; or, of bf16, what that rounding takes off them.
+void round_lines(const float* from, int64_t from_ld, bool rest, bf16* to, int64_t to_ld) {
+  lanes::round_lines(from, from_ld, rest, to, to_ld);
 }
 void round_lines(const float* from, int64_t from_ld, bool, float* to, int64_t to_ld) {
   for (int64_t i = 0; i < 16; ++i) std::copy_n(from + i * from_ld, 16, to + i * to_ld);
@@ -227,8 +166,7 @@ void RoughGram::apply_in(const Context* ctx, const FloatBlock& x, const FloatBlo
   const T *right = nullptr, *right_rest = nullptr;
   if constexpr (std::is_same_v<T, bf16>) {
     auto* packed = static_cast<uint32_t*>(packed_x_);
-    pack_pairs(x.values, x.rows, x.cols, false, packed);
-    if (fine) pack_pairs(x.values, x.rows, x.cols, true, packed + x.size() / 2);
+    lanes::pack_pairs(x.values, x.rows, x.cols, packed, fine ? packed + x.size() / 2 : nullptr);
     right = static_cast<const bf16*>(packed_x_);
     if (fine) right_rest = right + x.size();
   } else {
