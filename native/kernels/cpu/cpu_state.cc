@@ -79,6 +79,7 @@ Matmul::Matmul(const dnnl::engine& engine, const MatmulSpec& s, const Desc* pack
   b_ = pd.weights_desc();
   scratch_ = pd.scratchpad_desc();
   primitive_ = dnnl::matmul(pd);
+  reference_ = std::string_view(pd.impl_info_str()).starts_with("ref");
 }
 
 void Matmul::execute(const dnnl::stream& stream, const MatmulArguments& x) const {

@@ -50,12 +50,15 @@ class Matmul {
   void execute(const dnnl::stream& stream, const MatmulArguments& arguments) const;
   uint64_t scratch_bytes() const { return scratch_.get_size(); }
   const dnnl::memory::desc& b_layout() const { return b_; }
+  // oneDNN found nothing but its plain loops, which are slower by a factor of hundreds.
+  bool is_reference() const { return reference_; }
 
  private:
   dnnl::engine engine_;
   dnnl::memory::desc a_, b_, c_, addend_, bias_, scratch_;
   dnnl::matmul primitive_;
   int post_ops_ = 0;
+  bool reference_ = false;
 };
 
 // What a CPU stream keeps: see CpuState::of.

@@ -3,9 +3,12 @@
 // primitives.
 #include "kernels/cpu/packed_weight.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
+#include "kernels/cpu/convert.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/tiles.h"
 #include "tensor/dtype.h"
@@ -15,6 +18,7 @@ namespace balora {
 namespace {
 
 constexpr int64_t kRowBucket = 64;
+constexpr int64_t kApartElements = int64_t{1} << 20;  // of A or C at a time in multiply_apart
 constexpr int64_t kTypicalRows = 1024;  // the layout is chosen for products of this size
 
 const char* advance(const void* data, int64_t elements, int32_t dtype) {
@@ -91,23 +95,51 @@ void PackedWeight::multiply(Context* ctx, int64_t m, const void* a, int64_t lda,
   spec.packed_b = 1, spec.beta = beta;
   spec.threads = ctx->num_threads;
   const OneDnnThreads threads(ctx->num_threads);
-  CpuState& state = CpuState::of(ctx);
   const int64_t body = m / kRowBucket * kRowBucket;
   const MatmulArguments arguments = {a, data_.get(), c, addend, nullptr, nullptr};
-  if (body > 0) multiply_rows(state, spec, 0, body, arguments);
-  if (body < m) multiply_rows(state, spec, body, m - body, arguments);
+  if (body > 0) multiply_rows(ctx, spec, 0, body, arguments);
+  if (body < m) multiply_rows(ctx, spec, body, m - body, arguments);
 }
 
-void PackedWeight::multiply_rows(CpuState& state, MatmulSpec spec, int64_t first, int64_t rows,
+void PackedWeight::multiply_rows(Context* ctx, MatmulSpec spec, int64_t first, int64_t rows,
                                  MatmulArguments x) const {
   spec.m = rows;
   x.a = advance(x.a, first * spec.a_row, dtype_);
   x.c = const_cast<char*>(advance(x.c, first * spec.c_row, spec.c_dtype));
   if (x.addend) x.addend = advance(x.addend, first * spec.addend_row, BALORA_F32);
+  CpuState& state = CpuState::of(ctx);
   const auto matmul = state.matmul(spec, &layout_);
   if (!matmul) throw UnsupportedError("oneDNN refuses a product with a packed weight");
+  const bool dense = spec.a_row == k_ && spec.c_row == n_;
+  if (matmul->is_reference() && !dense) return multiply_apart(ctx, spec, x);
   x.scratch = state.scratch(CpuState::kScratchpad, matmul->scratch_bytes());
   matmul->execute(state.stream(), x);
+}
+
+// oneDNN 3.1 (Ubuntu 24.04's) multiplies by a packed weight in its plain loops unless the rows of A
+// and of C are one after the other: blocks of rows are copied to and from where they are.
+void PackedWeight::multiply_apart(Context* ctx, MatmulSpec spec, MatmulArguments x) const {
+  CpuState& state = CpuState::of(ctx);
+  const int64_t lda = std::exchange(spec.a_row, k_), ldc = std::exchange(spec.c_row, n_);
+  const int64_t fitting = kApartElements / std::max(k_, n_) / kRowBucket * kRowBucket;
+  const int64_t block = std::min(std::max(fitting, kRowBucket), spec.m);
+  const auto dense = [&](CpuState::Scratch index, int64_t columns, int32_t dtype) {
+    const int64_t size = dtype_size(static_cast<DType>(dtype));
+    return state.scratch(index, static_cast<uint64_t>(block * columns * size));
+  };
+  void* const a = dense(CpuState::kWideA, k_, dtype_);
+  void* const c = dense(CpuState::kWideC, n_, spec.c_dtype);
+  for (int64_t first = 0; first < spec.m; first += block) {
+    const int64_t rows = std::min(block, spec.m - first);
+    void* const to = const_cast<char*>(advance(x.c, first * ldc, spec.c_dtype));
+    convert_rows(ctx, advance(x.a, first * lda, dtype_), dtype_, lda, a, dtype_, k_, rows, k_);
+    if (spec.beta != 0) convert_rows(ctx, to, spec.c_dtype, ldc, c, spec.c_dtype, n_, rows, n_);
+    MatmulArguments part = x;
+    part.a = a, part.c = c;
+    if (x.addend) part.addend = advance(x.addend, first * spec.addend_row, BALORA_F32);
+    multiply_rows(ctx, spec, 0, rows, part);
+    convert_rows(ctx, c, spec.c_dtype, n_, to, spec.c_dtype, ldc, rows, n_);
+  }
 }
 
 }  // namespace balora

@@ -30,8 +30,9 @@ class PackedWeight {
   PackedWeight(Context* ctx, const View& b, bool transposed);
   void allocate(Context* ctx, uint64_t bytes);
   void pack_onednn(Context* ctx, const View& b, bool transposed);
-  void multiply_rows(CpuState& state, MatmulSpec spec, int64_t first, int64_t rows,
+  void multiply_rows(Context* ctx, MatmulSpec spec, int64_t first, int64_t rows,
                      MatmulArguments arguments) const;
+  void multiply_apart(Context* ctx, MatmulSpec spec, MatmulArguments arguments) const;
 
   int64_t k_, n_;
   int32_t dtype_;
