@@ -7,7 +7,7 @@ import { HfWeights } from './hf_weights.ts';
 import { resolveModel } from './hub.ts';
 import { findFiles, openGguf, requireDevice } from './opened.ts';
 import { RandomWeights } from './random_weights.ts';
-import { classifierKind, familyOfGguf } from './registry.ts';
+import { classifierKind, classifierKindOfGguf } from './registry.ts';
 import { CompletedWeights, RenamedWeights } from './renamed_weights.ts';
 import {
   type HeadOrigin,
@@ -33,8 +33,7 @@ export const AutoModelForSequenceClassification = {
   /**
    * Loads a model with one row of outputs a sequence. A head (and a pooler) that the checkpoint lacks is drawn anew, as
    * transformers does, and named in `newlyInitialized`. Dropout of the configuration is not applied.
-   * @param nameOrPath a Hugging Face folder with safetensors, a GGUF file of a decoder (or a folder with one), or an id on the
-   *   Hub
+   * @param nameOrPath a Hugging Face folder with safetensors, a GGUF file (or a folder with one), or an id on the Hub
    * @throws UnsupportedError for a model_type without a classifier, or a config key that is not known;
    *   ArgumentError for labels that contradict the head; FormatError and others as AutoModelForCausalLM does
    * @example
@@ -112,14 +111,8 @@ async function openClassifier(
     const kind = classifierKind(String(json.model_type ?? 'none'), path);
     return { folder, path, json, kind, stored: HfWeights.open(folder, '') };
   }
-  const { family, json, source } = await openGguf(folder, options, familyOfGguf);
-  try {
-    const kind = classifierKind(family.modelType, folder);
-    return { folder, path: folder, json, kind, stored: source };
-  } catch (error) {
-    source.close();
-    throw error;
-  }
+  const { family, json, source } = await openGguf(folder, options, classifierKindOfGguf);
+  return { folder, path: folder, json, kind: family, stored: source };
 }
 
 interface HeadInput {

@@ -8,6 +8,7 @@ import { Embedding, type LayerNorm, type Linear, Module } from '../nn/index.ts';
 import { add, tanh, zeros } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { activation } from './activations.ts';
+import { bertGguf } from './bert_gguf.ts';
 import {
   BertLayer,
   BertSelfAttention,
@@ -246,6 +247,7 @@ export const bertClassifier: ClassifierKind = {
   headWeight: 'classifier.weight',
   mayLack: ['classifier', 'bert.pooler'],
   rename: trunkNames('bert', ['embeddings', 'encoder', 'pooler'], /^cls\.|\.position_ids$/),
+  gguf: bertGguf,
   fromJson(json, options) {
     const config = bertConfig(json, options);
     return (weights, origin, head) =>

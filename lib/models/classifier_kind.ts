@@ -1,5 +1,6 @@
 /** What a model_type says of its classifier, for the registry. */
 import type { ConfigOptions } from './config_keys.ts';
+import type { GgufTable } from './gguf.ts';
 import type { ModelOrigin } from './model.ts';
 import type { Rename } from './renamed_weights.ts';
 import type { HeadOrigin, SequenceClassifier } from './sequence_classifier.ts';
@@ -20,6 +21,8 @@ export interface ClassifierKind {
   /** Modules that a checkpoint may lack as a whole; they are then drawn anew. */
   readonly mayLack: readonly string[];
   readonly rename: Rename;
+  /** Of an encoder. Left out: llama.cpp has no such architecture, or (a decoder's) it is the family's. */
+  readonly gguf?: GgufTable;
   /** @throws FormatError, UnsupportedError for a configuration that is wrong or not understood */
   fromJson(
     json: Record<string, unknown>,

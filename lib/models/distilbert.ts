@@ -8,6 +8,7 @@ import { add, relu } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { activation } from './activations.ts';
 import { checkHeads } from './bert.ts';
+import { distilBertGguf } from './bert_gguf.ts';
 import { attendBothWays, type BlockConfig, layerNorm, type Segments } from './bert_layers.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
 import { type ConfigOptions, parseConfig } from './config_keys.ts';
@@ -258,6 +259,7 @@ export const distilBertClassifier: ClassifierKind = {
     ['embeddings', 'transformer'],
     /^vocab_|^qa_outputs\.|\.position_ids$/,
   ),
+  gguf: distilBertGguf,
   fromJson(json, options) {
     const config = distilBertConfig(json, options);
     return (weights, origin, head) =>

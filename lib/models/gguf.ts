@@ -4,7 +4,7 @@
  */
 import { FormatError, UnsupportedError } from '../errors.ts';
 import type { GgufFile } from '../io/index.ts';
-import { permute, sub } from '../ops/index.ts';
+import { concat, permute, sub, zeros } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { ConfigOptions } from './config_keys.ts';
 import type { WeightReadOptions, WeightSource } from './weights.ts';
@@ -17,6 +17,8 @@ export interface TensorStorage {
   readonly offset?: number;
   /** Rows and columns swapped. */
   readonly transposed?: boolean;
+  /** Rows that the file lacks in front; they become zeros. */
+  readonly leadingRows?: number;
 }
 
 export interface GgufNames {
@@ -100,6 +102,19 @@ export class GgufKeys {
     const value = this.file.metadata.get(this.#name(key));
     if (value === undefined || typeof value === 'string') return value;
     throw this.error(key, 'must be a string');
+  }
+
+  flag(key: string): boolean | undefined {
+    const value = this.file.metadata.get(this.#name(key));
+    if (value === undefined || typeof value === 'boolean') return value;
+    throw this.error(key, 'must be a boolean');
+  }
+
+  texts(key: string): readonly string[] | undefined {
+    const value = this.file.metadata.get(this.#name(key));
+    if (value === undefined) return undefined;
+    if (Array.isArray(value) && value.every((item) => typeof item === 'string')) return value;
+    throw this.error(key, 'must be a list of strings');
   }
 
   /** Whether the file holds a tensor. */
@@ -241,6 +256,11 @@ interface ReadTable extends Pick<GgufTable, 'stored' | 'ignoredTensors'> {
   readonly json: Readonly<Record<string, unknown>>;
 }
 
+function shapeOf(shape: readonly number[], stored: TensorStorage): readonly number[] {
+  const [rows, ...rest] = stored.transposed ? [...shape].reverse() : shape;
+  return [(rows as number) + (stored.leadingRows ?? 0), ...rest];
+}
+
 class GgufWeights implements WeightSource {
   readonly path: string;
   readonly shapes: ReadonlyMap<string, readonly number[]>;
@@ -256,10 +276,7 @@ class GgufWeights implements WeightSource {
       .map((tensor) => ({ ...tensor, hf: hfName(tensor.name, table.names) }));
     this.#stored = new Map(tensors.map(({ name, hf }) => [hf, name]));
     this.shapes = new Map(
-      tensors.map(({ hf, shape }) => [
-        hf,
-        table.stored(hf, table.json).transposed ? [...shape].reverse() : shape,
-      ]),
+      tensors.map(({ hf, shape }) => [hf, shapeOf(shape, table.stored(hf, table.json))]),
     );
   }
 
@@ -269,8 +286,9 @@ class GgufWeights implements WeightSource {
       permutedHeads = 0,
       offset = 0,
       transposed = false,
+      leadingRows = 0,
     } = this.table.stored(name, this.table.json);
-    if (offset === 0 && !transposed) {
+    if (offset === 0 && !transposed && leadingRows === 0) {
       return this.file.read(stored, { dtype, checkFinite, permutedHeads });
     }
     return scope(() =>
@@ -278,7 +296,9 @@ class GgufWeights implements WeightSource {
         const wide = dtype === 'f64' || offset === 0 ? dtype : 'f32';
         const read = this.file.read(stored, { dtype: wide, checkFinite, permutedHeads });
         const values = offset === 0 ? read : sub(read, offset).to(dtype);
-        return transposed ? permute(values, [1, 0]) : values;
+        const turned = transposed ? permute(values, [1, 0]) : values;
+        if (leadingRows === 0) return turned;
+        return concat([zeros([leadingRows, ...turned.shape.slice(1)], { dtype }), turned]);
       }),
     );
   }

@@ -41,13 +41,14 @@ export async function findFiles(path: string): Promise<FoundFiles> {
 export async function openGguf<F>(
   path: string,
   options: ConfigOptions,
-  find: (architecture: string, path: string) => { family: F; table: GgufTable },
+  find: (architecture: string, path: string, file: GgufFile) => { family: F; table: GgufTable },
 ): Promise<{ family: F; json: Record<string, unknown>; source: WeightSource }> {
   const file = GgufFile.open(path);
   try {
     const { family, table } = find(
       String(file.metadata.get('general.architecture') ?? 'none'),
       path,
+      file,
     );
     return { family, ...(await readGguf(file, table, options)) };
   } catch (error) {

@@ -1,6 +1,8 @@
 /** The architectures that can be loaded: one row a model_type (in GGUF files: general.architecture). */
 import { UnsupportedError } from '../errors.ts';
+import type { GgufFile } from '../io/index.ts';
 import { bertClassifier } from './bert.ts';
+import { bertGguf, bertLikeOf } from './bert_gguf.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
 import { debertaV2Classifier } from './deberta_v2.ts';
 import { distilBertClassifier } from './distilbert.ts';
@@ -64,6 +66,7 @@ export function familyOfGguf(
     if (family.gguf?.architecture === architecture) return { family, table: family.gguf };
   }
   throw unknown(`${path}: general.architecture "${architecture}"`, {
+    ...(isEncoder(architecture) && { elsewhere: elsewhere(architecture, 'as a language model') }),
     known: kFamilies.flatMap(({ gguf }) => gguf?.architecture ?? []),
   });
 }
@@ -101,6 +104,34 @@ export function classifierKind(type: string, path: string): ClassifierKind {
     elsewhere: elsewhere(type, 'for classification'),
     known: kinds.map(({ modelType }) => modelType),
   });
+}
+
+/** Whether GGUF files of an architecture hold encoders. */
+const isEncoder = (architecture: string): boolean =>
+  kEncoders.some(({ gguf }) => gguf?.architecture === architecture);
+
+/**
+ * An encoder's own row, a decoder's with the family's table.
+ * @throws UnsupportedError naming the architectures that are known, or what the file does not tell
+ */
+export function classifierKindOfGguf(
+  architecture: string,
+  path: string,
+  file: GgufFile,
+): { family: ClassifierKind; table: GgufTable } {
+  if (isEncoder(architecture)) {
+    const family = classifierKind(bertLikeOf(file), path);
+    return { family, table: family.gguf as GgufTable };
+  }
+  const known = kFamilies.flatMap(({ gguf, classifier }) => (classifier && gguf) ?? []);
+  if (kFamilies.every(({ gguf }) => gguf?.architecture !== architecture)) {
+    throw unknown(`${path}: general.architecture "${architecture}"`, {
+      elsewhere: ' for classification',
+      known: [bertGguf, ...known].map((table) => table.architecture),
+    });
+  }
+  const { family, table } = familyOfGguf(architecture, path);
+  return { family: classifierKind(family.modelType, path), table };
 }
 
 function unknown(
@@ -159,8 +190,8 @@ export function supportedModels(): SupportedModel[] {
       gguf: gguf?.architecture ?? null,
     });
   }
-  for (const { modelType, features } of kEncoders) {
-    put({ modelType, tasks: ['classification'], features, gguf: null });
+  for (const { modelType, features, gguf } of kEncoders) {
+    put({ modelType, tasks: ['classification'], features, gguf: gguf?.architecture ?? null });
   }
   return [...rows.values()];
 }

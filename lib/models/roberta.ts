@@ -7,6 +7,7 @@ import { type Linear, Module } from '../nn/index.ts';
 import { tanh } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { BertClassifier, type BertConfig, BertTrunk, bertConfig } from './bert.ts';
+import { robertaGguf } from './bert_gguf.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
 import type { ModelOrigin } from './model.ts';
 import { trunkNames } from './renamed_weights.ts';
@@ -63,6 +64,7 @@ export const robertaClassifier: ClassifierKind = {
     ['embeddings', 'encoder', 'pooler'],
     /^lm_head\.|^roberta\.pooler\.|\.position_ids$/,
   ),
+  gguf: robertaGguf,
   fromJson(json, options) {
     const padding = json.pad_token_id ?? 1;
     if (typeof padding !== 'number' || !Number.isInteger(padding) || padding < 0) {

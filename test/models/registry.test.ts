@@ -12,7 +12,7 @@ import {
   seq2SeqFamilyOf,
   supportedModels,
 } from '../../lib/models/registry.ts';
-import { kConversions, kSeq2SeqConversions } from '../support/gguf_models.ts';
+import { kConversions, kEncoderConversions, kSeq2SeqConversions } from '../support/gguf_models.ts';
 import { architecture, type GoldenTask, goldenConfig, goldenNames } from './golden.ts';
 
 const typesOf = (task: GoldenTask): Set<unknown> =>
@@ -33,7 +33,11 @@ describe('golden checkpoints', () => {
   });
 
   it('are written as GGUF for every architecture of the table', () => {
-    const conversions = Object.values({ ...kConversions, ...kSeq2SeqConversions });
+    const conversions = Object.values({
+      ...kConversions,
+      ...kSeq2SeqConversions,
+      ...kEncoderConversions,
+    });
     const written = new Set(conversions.map(({ architecture: name }) => name));
     const named = supportedModels().flatMap(({ gguf }) => gguf ?? []);
     expect(named.filter((name) => !written.has(name))).toEqual([]);

@@ -19,6 +19,10 @@ interface Conversion {
   /** Name of a module that is not of the usual form, without weight or bias. */
   readonly name?: (hf: string) => string;
   readonly change?: (hf: string, array: GoldenArray, config: Json) => GoldenArray;
+  /** Tensors that the converter leaves out. */
+  readonly dropped?: RegExp;
+  /** Metadata of the tokenizer, instead of gpt2's. */
+  readonly vocabulary?: (config: Json) => Record<string, GgufValue>;
 }
 
 const kDecoderTop = {
@@ -144,6 +148,103 @@ const t5 = {
 /** Encoder-decoders, which have a loader of their own. */
 export const kSeq2SeqConversions: Readonly<Record<string, Conversion>> = { t5, 't5-v1.1': t5 };
 
+/** Modules of bert and roberta below their prefix, and of distilbert, whose layers have other names. */
+const kBertBlock: Readonly<Record<string, string>> = {
+  'attention.self.query': 'attn_q',
+  'attention.self.key': 'attn_k',
+  'attention.self.value': 'attn_v',
+  'attention.output.dense': 'attn_output',
+  'attention.output.LayerNorm': 'attn_output_norm',
+  'intermediate.dense': 'ffn_up',
+  'output.dense': 'ffn_down',
+  'output.LayerNorm': 'layer_output_norm',
+  'attention.q_lin': 'attn_q',
+  'attention.k_lin': 'attn_k',
+  'attention.v_lin': 'attn_v',
+  'attention.out_lin': 'attn_output',
+  sa_layer_norm: 'attn_output_norm',
+  'ffn.lin1': 'ffn_up',
+  'ffn.lin2': 'ffn_down',
+  output_layer_norm: 'layer_output_norm',
+};
+const kBertTop: Readonly<Record<string, string>> = {
+  'embeddings.word_embeddings': 'token_embd',
+  'embeddings.position_embeddings': 'position_embd',
+  'embeddings.token_type_embeddings': 'token_types',
+  'embeddings.LayerNorm': 'token_embd_norm',
+  // The last layer of a head whose labels have names of their own is renamed to classifier.out_proj.
+  classifier: 'cls.output',
+  'classifier.dense': 'cls',
+  'classifier.out_proj': 'cls.output',
+  pre_classifier: 'cls',
+};
+
+function bertName(hf: string): string {
+  const bare = hf.replace(/^(?:bert|roberta|distilbert)\./, '');
+  const [, layer, rest] = /^(?:encoder|transformer)\.layer\.(\d+)\.(.*)$/.exec(bare) ?? [];
+  const name = layer === undefined ? kBertTop[bare] : kBertBlock[rest as string];
+  if (name === undefined) throw new Error(`no GGUF name for ${hf}`);
+  return layer === undefined ? name : `blk.${layer}.${name}`;
+}
+
+function bertSizes(config: Json): Record<string, GgufValue> {
+  const get = (...keys: string[]): number =>
+    Number(keys.map((key) => config[key]).find((value) => typeof value === 'number'));
+  const cut = config.model_type === 'roberta' ? get('pad_token_id') + 1 : 0;
+  return {
+    block_count: get('num_hidden_layers', 'n_layers'),
+    context_length: get('max_position_embeddings') - cut,
+    embedding_length: get('hidden_size', 'dim'),
+    feed_forward_length: get('intermediate_size', 'hidden_dim'),
+    'attention.head_count': get('num_attention_heads', 'n_heads'),
+    'attention.layer_norm_epsilon': {
+      f32: config.model_type === 'distilbert' ? 1e-12 : get('layer_norm_eps'),
+    },
+    'attention.causal': false,
+  };
+}
+
+const bertLike = {
+  architecture: 'bert',
+  top: {},
+  block: {},
+  name: bertName,
+  sizes: bertSizes,
+  metadata: () => ({}),
+  dropped: /\.pooler\./,
+  vocabulary: (config: Json) => ({
+    'tokenizer.ggml.model': 'bert',
+    'tokenizer.ggml.pre': 'jina-v2-en',
+    'tokenizer.ggml.token_type_count': (config.type_vocab_size as number | undefined) ?? 1,
+    'tokenizer.ggml.padding_token_id': config.pad_token_id as number,
+  }),
+};
+
+/** The rows of the position table behind the padding id's. */
+function behindPadding(hf: string, array: GoldenArray, config: Json): GoldenArray {
+  if (!hf.endsWith('position_embeddings.weight')) return array;
+  const [rows, width] = array.shape as [number, number];
+  const cut = (config.pad_token_id as number) + 1;
+  return { shape: [rows - cut, width], data: array.data.slice(cut * width) };
+}
+
+/** Encoders, which llama.cpp has as one architecture. */
+export const kEncoderConversions: Readonly<Record<string, Conversion>> = {
+  bert: bertLike,
+  distilbert: bertLike,
+  roberta: {
+    ...bertLike,
+    change: behindPadding,
+    vocabulary: (config) => ({
+      ...bertLike.vocabulary(config),
+      'tokenizer.ggml.model': 'gpt2',
+      'tokenizer.ggml.pre': 'roberta-bpe',
+      'tokenizer.ggml.bos_token_id': config.bos_token_id as number,
+      'tokenizer.ggml.eos_token_id': config.eos_token_id as number,
+    }),
+  },
+};
+
 export const kConversions: Readonly<Record<string, Conversion>> = {
   'llama-untied-gqa': llama,
   'llama-biases': llama,
@@ -237,6 +338,11 @@ function sizes(config: Json): Record<string, GgufValue> {
   };
 }
 
+interface GgufChanges {
+  readonly skip?: RegExp;
+  readonly vocabulary?: Record<string, GgufValue>;
+}
+
 function ggufName(hf: string, { top, block, name: own }: Conversion): string {
   const [, module, kind] = /^(.*)\.(weight|bias)$/.exec(hf) as unknown as [string, string, string];
   if (own !== undefined) return `${own(module)}.${kind}`;
@@ -246,24 +352,30 @@ function ggufName(hf: string, { top, block, name: own }: Conversion): string {
   return `${name}.${kind}`;
 }
 
-/** Writes a golden checkpoint as a GGUF file. `extra` is metadata below the architecture. */
+/**
+ * Writes a golden checkpoint as a GGUF file. `extra` is metadata below the architecture, `skip` names tensors that the
+ * checkpoint is to lack, `vocabulary` is metadata of the tokenizer that differs from the conversion's.
+ */
 export function writeGoldenGguf(
   path: string,
   family: string,
   extra: Record<string, GgufValue> = {},
+  { skip, vocabulary = {} }: GgufChanges = {},
 ): void {
-  const conversion = (kConversions[family] ?? kSeq2SeqConversions[family]) as Conversion;
+  const conversion = { ...kConversions, ...kSeq2SeqConversions, ...kEncoderConversions }[
+    family
+  ] as Conversion;
   const { architecture, metadata, change = (_: string, array: GoldenArray) => array } = conversion;
   const folder = fixturePath(`architectures/${family}/model`);
   const config = JSON.parse(readFileSync(join(folder, 'config.json'), 'utf8')) as Json;
   const below = { ...(conversion.sizes ?? sizes)(config), ...metadata(config), ...extra };
-  const tensors: GgufTensor[] = Array.from(
-    goldenArrays(join(folder, 'model.safetensors')),
-    ([hf, array]) => {
-      const { shape, data } = change(hf, array, config);
-      return { name: ggufName(hf, conversion), shape, data: data as Float32Array };
-    },
+  const held = [...goldenArrays(join(folder, 'model.safetensors'))].filter(
+    ([hf]) => !conversion.dropped?.test(hf) && !skip?.test(hf),
   );
+  const tensors: GgufTensor[] = held.map(([hf, array]) => {
+    const { shape, data } = change(hf, array, config);
+    return { name: ggufName(hf, conversion), shape, data: data as Float32Array };
+  });
   const named = Object.entries(below).map(([key, value]) => [`${architecture}.${key}`, value]);
   const tokens = Array.from({ length: config.vocab_size as number }, (_, id) => `<${id}>`);
   const all: Record<string, GgufValue> = {
@@ -276,6 +388,8 @@ export function writeGoldenGguf(
     'tokenizer.ggml.merges': ['< 0', '< 1'],
     'tokenizer.ggml.bos_token_id': 1,
     'tokenizer.ggml.eos_token_id': 2,
+    ...conversion.vocabulary?.(config),
+    ...vocabulary,
   };
   writeGguf(path, all, tensors);
 }

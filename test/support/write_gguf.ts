@@ -8,11 +8,17 @@ export interface GgufTensor {
   readonly data: Float32Array;
 }
 
-/** Whole numbers become u32 (or f32 under a name that ends so), strings and lists of them what they are. */
-export type GgufValue = number | { f32: number } | string | readonly string[] | readonly number[];
+/** Whole numbers become u32 (or f32 under a name that ends so), the rest what it is. */
+export type GgufValue =
+  | number
+  | boolean
+  | { f32: number }
+  | string
+  | readonly string[]
+  | readonly number[];
 
 const kAlignment = 32;
-const kTypes = { u32: 4, i32: 5, f32: 6, string: 8, array: 9 };
+const kTypes = { u32: 4, i32: 5, f32: 6, bool: 7, string: 8, array: 9 };
 
 export function writeGguf(
   path: string,
@@ -47,6 +53,9 @@ export function writeGguf(
 
 function typed(value: GgufValue): Buffer {
   if (typeof value === 'string') return Buffer.concat([u32(kTypes.string), text(value)]);
+  if (typeof value === 'boolean') {
+    return Buffer.concat([u32(kTypes.bool), Buffer.from([value ? 1 : 0])]);
+  }
   if (typeof value === 'number') return Buffer.concat([u32(kTypes.u32), u32(value)]);
   if ('f32' in value) return Buffer.concat([u32(kTypes.f32), f32(value.f32)]);
   const strings = value.every((item) => typeof item === 'string');
