@@ -11,32 +11,36 @@ import {
 } from '../../lib/adapters/config.ts';
 import { PythonFloat, type PythonJson, pythonJson } from '../../lib/adapters/python_json.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.ts';
+import { fixturePath } from '../support/fixtures.ts';
 import { describeShared, sharedPath } from '../support/shared.ts';
 
 const minimal = (extra: object): string =>
   JSON.stringify({ peft_type: 'LORA', r: 4, lora_alpha: 8, ...extra });
 
-describeShared('adapter_config.json of PEFT 0.21', () => {
-  const read = (path: string): string => readFileSync(sharedPath(`golden/${path}`), 'utf8');
-
+describeShared('adapter_config.json of PEFT 0.21 on SmolLM2', () => {
   it.each([
     'lora_r4',
     'rslora_r2',
+    'dora_r2',
     'pattern',
     'pissa_to_lora/trained',
     'pissa_to_lora/initial',
     'pissa_to_lora/converted',
-  ])('smollm2/%s is read and written back byte for byte', (name) => {
-    const text = read(`smollm2/${name}/adapter_config.json`);
+  ])('%s is read and written back byte for byte', (name) => {
+    const text = readFileSync(sharedPath(`golden/smollm2/${name}/adapter_config.json`), 'utf8');
     expect(formatAdapterConfig(parseAdapterConfig(text))).toBe(text);
   });
+});
 
-  const adapters = readdirSync(sharedPath('golden/architectures'), {
+describe('adapter_config.json of PEFT 0.21', () => {
+  const read = (path: string): string => readFileSync(fixturePath(`architectures/${path}`), 'utf8');
+
+  const adapters = readdirSync(fixturePath('architectures'), {
     recursive: true,
     encoding: 'utf8',
   }).filter((path) => path.endsWith('adapter_config.json'));
   it.each(adapters)('%s differs at most in the order of targets', (path) => {
-    const text = read(`architectures/${path}`);
+    const text = read(path);
     // PEFT writes targets in the order of a set, which is none.
     const sorted = JSON.parse(text) as { target_modules: string[] | string };
     if (Array.isArray(sorted.target_modules)) sorted.target_modules.sort();
@@ -47,12 +51,8 @@ describeShared('adapter_config.json of PEFT 0.21', () => {
   });
 
   it('reads a minimal config with an unknown neutral key as the full one', () => {
-    const full = parseAdapterConfig(
-      read('architectures/llama-untied-gqa/adapter/adapter_config.json'),
-    );
-    const least = parseAdapterConfig(
-      read('architectures/llama-untied-gqa/adapter_config-minimal.json'),
-    );
+    const full = parseAdapterConfig(read('llama-untied-gqa/adapter/adapter_config.json'));
+    const least = parseAdapterConfig(read('llama-untied-gqa/adapter_config-minimal.json'));
     const same: (keyof LoraConfig)[] = [
       'r',
       'loraAlpha',

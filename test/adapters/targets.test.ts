@@ -8,7 +8,7 @@ import {
   type TargetCandidate,
   targetMatcher,
 } from '../../lib/adapters/targets.ts';
-import { describeShared, sharedPath } from '../support/shared.ts';
+import { fixturePath } from '../support/fixtures.ts';
 
 const kShapes: Record<string, [number, number]> = {
   'self_attn.q_proj': [8, 8],
@@ -122,7 +122,7 @@ describe('targets', () => {
   });
 });
 
-describeShared('targets of the golden adapters', () => {
+describe('targets of the golden adapters', () => {
   it.each([
     ['adapter', 14],
     ['adapter-one-layer', 7],
@@ -130,7 +130,7 @@ describeShared('targets of the golden adapters', () => {
     ['adapter-pattern', 14],
   ])('%s', (name, count) => {
     const text = readFileSync(
-      sharedPath(`golden/architectures/llama-untied-gqa/${name}/adapter_config.json`),
+      fixturePath(`architectures/llama-untied-gqa/${name}/adapter_config.json`),
       'utf8',
     );
     const twoLayers = candidates.filter((candidate) => /layers\.[01]\./.test(candidate.name));

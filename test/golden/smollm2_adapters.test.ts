@@ -51,7 +51,7 @@ describeShared('adapters on SmolLM2', () => {
   }, kMinute);
   afterAll(() => model.dispose());
 
-  it.each(['lora_r4', 'rslora_r2', 'pattern', 'pissa_to_lora/converted'])(
+  it.each(['lora_r4', 'rslora_r2', 'dora_r2', 'pattern', 'pissa_to_lora/converted'])(
     '%s: logits',
     async (name) => {
       const tuned = await AdapterModel.load(model, path(name));
