@@ -19,6 +19,7 @@ import { resolveRegularizers } from '../../lib/train/methods.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import type { StepRecord } from '../../lib/train/types.ts';
 import { WindowReader } from '../../lib/train/window.ts';
+import { meanNormError } from '../models/golden.ts';
 import { values } from '../support/compare.ts';
 import { relativeError } from '../support/fixtures.ts';
 import { type GoldenArray, goldenArrays } from '../support/golden.ts';
@@ -30,6 +31,11 @@ const kGolden = 'golden/nlu';
 const kPrefix = 'base_model.model.';
 /** The golden README's: terms, gradients of a tensor's largest, total and norm of every step, final tensors. */
 const kTolerance = { term: 2e-6, gradient: 5e-5, total: 1e-4, norm: 1e-3, final: 2e-2 };
+const kBf16 = {
+  ...{ task: 4e-3, consistency: 1.7e-3, diversity: 3e-4, svd: 8e-3, loss: 3e-3 },
+  ...{ gradient: 0.052, norm: 0.06 },
+};
+const kMinute = 60_000;
 
 interface Step {
   total: number;
@@ -67,14 +73,15 @@ describeShared('MiniLM training', [kModel, kGolden, kTrain], () => {
   const floats = (name: string) => Float64Array.from(array(name).data as Float64Array, Number);
 
   /** The model with the teacher's head as its own, and the adapter with the student's. */
-  async function load(): Promise<AdapterModel<SequenceClassifier>> {
+  async function load(dtype: 'f32' | 'bf16' = 'f32'): Promise<AdapterModel<SequenceClassifier>> {
     const model = await AutoModelForSequenceClassification.fromPretrained(sharedPath(kModel), {
       numLabels: 2,
+      dtype,
     });
     const { tensors } = await loadSafetensors(sharedPath(`${kGolden}/nlu.safetensors`));
     for (const [name, parameter] of [...model.namedParameters()]) {
       const head = tensors[name];
-      if (head !== undefined) model.replaceParameter(parameter, head);
+      if (head !== undefined) model.replaceParameter(parameter, head.to(dtype));
     }
     return AdapterModel.load(model, sharedPath(`${kGolden}/adapter`));
   }
@@ -83,8 +90,8 @@ describeShared('MiniLM training', [kModel, kGolden, kTrain], () => {
   const keyOf = (name: string) =>
     /\.lora_[AB]$/.test(name) ? `${kPrefix}${name}.weight` : `${kPrefix}${name}`;
 
-  it('gives the golden terms and gradients of a batch', async () => {
-    const tuned = await load();
+  /** The golden batch as data, and the terms of a step on it, gradients left in the parameters. */
+  async function stepOf(tuned: AdapterModel<SequenceClassifier>) {
     const rows = facts.texts.map((sentence, i) => ({ sentence, label: facts.labels[i] as number }));
     const data = await LabelledBatches.create(arrayRows(rows), await tokenizer, {
       batchSize: rows.length,
@@ -97,100 +104,141 @@ describeShared('MiniLM training', [kModel, kGolden, kTrain], () => {
     );
     const window = await windows.next();
     expect(Array.from(window.batches[0]?.batch.inputIds ?? [])).toEqual(unpaddedIds(array));
-
     const regularizers = resolveRegularizers(kRegularizers, 'sequence-classification');
     const objective = new ClassifierObjective(tuned.model, regularizers, () => {});
     const terms = await objective.accumulate({ tuned, window, step: 0, totalSteps: 1 });
-    const { task, ...others } = facts.lora.terms;
-    expect(Math.abs((terms?.taskLoss as number) - task)).toBeLessThanOrEqual(kTolerance.term);
-    for (const [name, value] of Object.entries(others)) {
-      const found = terms?.[name as 'svd'] as number;
-      expect(Math.abs(found - value), name).toBeLessThanOrEqual(kTolerance.term);
-    }
-    expect(Math.abs((terms?.loss as number) - facts.lora.total)).toBeLessThanOrEqual(
-      kTolerance.term,
-    );
     tuned.collectGradients();
-    let compared = 0;
-    for (const { name, tensor } of tuned.parameters()) {
-      const gradient = scope(() => values(tensor.grad as Tensor));
-      const norm = Math.hypot(...gradient);
-      const expected = facts.lora.grad_norms[keyOf(name)] as number;
-      expect(Math.abs(norm - expected), name).toBeLessThanOrEqual(kTolerance.norm * expected);
-      if (!golden.has(`grad/${keyOf(name)}`)) continue;
-      const error = relativeError(gradient, floats(`grad/${keyOf(name)}`));
-      expect(error, name).toBeLessThanOrEqual(kTolerance.gradient);
-      compared++;
-    }
-    expect(compared).toBeGreaterThan(20);
-    tuned.enabled = false;
-    const teacher = await evaluateClassifier(tuned.model, data.batches());
-    expect(Math.abs(teacher.loss - facts.ce_teacher)).toBeLessThanOrEqual(1e-5);
-    tuned.dispose();
-  });
+    return { data, terms };
+  }
 
-  it('repeats the golden run of 15 steps', async () => {
-    const tuned = await load();
-    startOfRun(tuned);
-    const all = await openRows(sharedPath(kTrain), { columns: ['label', 'sentence'] });
-    const rows = await Promise.all(Array.from({ length: 240 }, (_, i) => all.row(i)));
-    const data = await LabelledBatches.create(arrayRows(rows), await tokenizer, {
-      batchSize: 16,
-      shuffle: false,
-      numLabels: 2,
-    });
-    const records: StepRecord[] = [];
-    const warnings: string[] = [];
-    const trainer = new Trainer({
-      tuned,
-      data,
-      regularizers: kRegularizers,
-      learningRate: 5e-4,
-      lrSchedulerType: 'constant',
-      warmupSteps: 0,
-      maxGradNorm: 0,
-      callbacks: [
-        (event) => {
-          if (event.type === 'step') records.push(event.record);
-          if (event.type === 'warning') warnings.push(event.message);
-        },
-      ],
-    });
-    await trainer.train();
-    expect(warnings).toEqual([
-      expect.stringMatching(/svdTopK 5 is clamped to 1 = min\(16 examples, 2 outputs\) - 1/),
-    ]);
-    expect(records).toHaveLength(facts.trajectory.float64.length);
-    facts.trajectory.float64.forEach((expected, i) => {
-      const record = records[i] as StepRecord;
-      const near = (found: number | null, value: number, tolerance: number, what: string) => {
-        expect(Math.abs((found as number) - value), `${what} of step ${i}`).toBeLessThanOrEqual(
-          tolerance,
+  it(
+    'gives the golden terms and gradients of a batch',
+    async () => {
+      const tuned = await load();
+      const { data, terms } = await stepOf(tuned);
+      const { task, ...others } = facts.lora.terms;
+      expect(Math.abs((terms?.taskLoss as number) - task)).toBeLessThanOrEqual(kTolerance.term);
+      for (const [name, value] of Object.entries(others)) {
+        const found = terms?.[name as 'svd'] as number;
+        expect(Math.abs(found - value), name).toBeLessThanOrEqual(kTolerance.term);
+      }
+      expect(Math.abs((terms?.loss as number) - facts.lora.total)).toBeLessThanOrEqual(
+        kTolerance.term,
+      );
+      let compared = 0;
+      for (const { name, tensor } of tuned.parameters()) {
+        const gradient = scope(() => values(tensor.grad as Tensor));
+        const norm = Math.hypot(...gradient);
+        const expected = facts.lora.grad_norms[keyOf(name)] as number;
+        expect(Math.abs(norm - expected), name).toBeLessThanOrEqual(kTolerance.norm * expected);
+        if (!golden.has(`grad/${keyOf(name)}`)) continue;
+        const error = relativeError(gradient, floats(`grad/${keyOf(name)}`));
+        expect(error, name).toBeLessThanOrEqual(kTolerance.gradient);
+        compared++;
+      }
+      expect(compared).toBeGreaterThan(20);
+      tuned.enabled = false;
+      const teacher = await evaluateClassifier(tuned.model, data.batches());
+      expect(Math.abs(teacher.loss - facts.ce_teacher)).toBeLessThanOrEqual(1e-5);
+      tuned.dispose();
+    },
+    2 * kMinute,
+  );
+
+  // torch's own bf16 leaves the logits, whose largest is 1.0, off by 1.4e-2; the terms are means over 8 examples of what moves no
+  // faster than the logits, so errors of some thousandths are to be expected. Measured on one CPU: 1.2e-3, 5.5e-4, 9e-5, 2.6e-3,
+  // 1.0e-3 in the order of kBf16; gradients .017 of their norm, their norms up to .020. The band is three times that.
+  it(
+    'stays within the band of rounding in bf16',
+    async () => {
+      const tuned = await load('bf16');
+      const { terms } = await stepOf(tuned);
+      const { terms: expected, total: loss, grad_norms } = facts.lora;
+      for (const [name, value] of Object.entries({ ...expected, loss })) {
+        const found = terms?.[(name === 'task' ? 'taskLoss' : name) as 'loss'] as number;
+        expect(Math.abs(found - value), name).toBeLessThan(kBf16[name as 'loss']);
+      }
+      const compared: (readonly [Float64Array, Float64Array])[] = [];
+      for (const { name, tensor } of tuned.parameters()) {
+        const gradient = scope(() => values(tensor.grad as Tensor));
+        const norm = grad_norms[keyOf(name)] as number;
+        expect(Math.abs(Math.hypot(...gradient) - norm), name).toBeLessThan(kBf16.norm * norm);
+        const key = `grad/${keyOf(name)}`;
+        if (golden.has(key)) compared.push([gradient, floats(key)]);
+      }
+      expect(compared.length).toBeGreaterThan(20);
+      expect(meanNormError(compared)).toBeLessThan(kBf16.gradient);
+      tuned.dispose();
+    },
+    2 * kMinute,
+  );
+
+  it(
+    'repeats the golden run of 15 steps',
+    async () => {
+      const tuned = await load();
+      startOfRun(tuned);
+      const all = await openRows(sharedPath(kTrain), { columns: ['label', 'sentence'] });
+      const rows = await Promise.all(Array.from({ length: 240 }, (_, i) => all.row(i)));
+      const data = await LabelledBatches.create(arrayRows(rows), await tokenizer, {
+        batchSize: 16,
+        shuffle: false,
+        numLabels: 2,
+      });
+      const records: StepRecord[] = [];
+      const warnings: string[] = [];
+      const trainer = new Trainer({
+        tuned,
+        data,
+        regularizers: kRegularizers,
+        learningRate: 5e-4,
+        lrSchedulerType: 'constant',
+        warmupSteps: 0,
+        maxGradNorm: 0,
+        callbacks: [
+          (event) => {
+            if (event.type === 'step') records.push(event.record);
+            if (event.type === 'warning') warnings.push(event.message);
+          },
+        ],
+      });
+      await trainer.train();
+      expect(warnings).toEqual([
+        expect.stringMatching(/svdTopK 5 is clamped to 1 = min\(16 examples, 2 outputs\) - 1/),
+      ]);
+      expect(records).toHaveLength(facts.trajectory.float64.length);
+      facts.trajectory.float64.forEach((expected, i) => {
+        const record = records[i] as StepRecord;
+        const near = (found: number | null, value: number, tolerance: number, what: string) => {
+          expect(Math.abs((found as number) - value), `${what} of step ${i}`).toBeLessThanOrEqual(
+            tolerance,
+          );
+        };
+        near(record.loss, expected.total, kTolerance.total, 'total');
+        near(record.taskLoss, expected.task, kTolerance.total, 'task');
+        near(record.consistency, expected.consistency, kTolerance.total, 'consistency');
+        near(record.diversity, expected.diversity, kTolerance.total, 'diversity');
+        near(record.svd, expected.svd, kTolerance.total, 'svd');
+        near(record.gradNorm, expected.grad_norm, kTolerance.norm * expected.grad_norm, 'norm');
+        expect(record.tokens).toBe(expected.tokens);
+      });
+      expect(records[0]?.consistency).toBeLessThanOrEqual(1e-6);
+      for (const { name, tensor } of tuned.parameters()) {
+        const key = keyOf(name);
+        const found = values(tensor);
+        const norm = facts.trajectory.final_norms_float64[key] as number;
+        expect(Math.abs(Math.hypot(...found) - norm), name).toBeLessThanOrEqual(
+          kTolerance.final * norm,
         );
-      };
-      near(record.loss, expected.total, kTolerance.total, 'total');
-      near(record.taskLoss, expected.task, kTolerance.total, 'task');
-      near(record.consistency, expected.consistency, kTolerance.total, 'consistency');
-      near(record.diversity, expected.diversity, kTolerance.total, 'diversity');
-      near(record.svd, expected.svd, kTolerance.total, 'svd');
-      near(record.gradNorm, expected.grad_norm, kTolerance.norm * expected.grad_norm, 'norm');
-      expect(record.tokens).toBe(expected.tokens);
-    });
-    expect(records[0]?.consistency).toBeLessThanOrEqual(1e-6);
-    for (const { name, tensor } of tuned.parameters()) {
-      const key = keyOf(name);
-      const found = values(tensor);
-      const norm = facts.trajectory.final_norms_float64[key] as number;
-      expect(Math.abs(Math.hypot(...found) - norm), name).toBeLessThanOrEqual(
-        kTolerance.final * norm,
-      );
-      if (!golden.has(`final/${key}`)) continue;
-      expect(relativeError(found, floats(`final/${key}`)), name).toBeLessThanOrEqual(
-        kTolerance.final,
-      );
-    }
-    tuned.dispose();
-  });
+        if (!golden.has(`final/${key}`)) continue;
+        expect(relativeError(found, floats(`final/${key}`)), name).toBeLessThanOrEqual(
+          kTolerance.final,
+        );
+      }
+      tuned.dispose();
+    },
+    4 * kMinute,
+  );
 });
 
 /** B = 0, and the head as the teacher's. */

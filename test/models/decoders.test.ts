@@ -15,9 +15,12 @@ import {
   architecture,
   type Golden,
   goldenNames,
+  gradientNormError,
+  kBf16Band,
   readGolden,
   relativeError,
   rowError,
+  rowNormError,
 } from './golden.ts';
 
 const kNames = goldenNames('causal_lm');
@@ -34,22 +37,6 @@ function asStored(model: CausalLM, parameter: Tensor, grad: Tensor): Tensor {
   const transposed = owners.some((m) => m instanceof Conv1D && m.weight === parameter);
   return transposed ? noGrad(() => contiguous(transpose(grad))) : grad;
 }
-
-/** |actual - expected| / |expected| over the real rows, as vectors; `expected` is (B,T,K). */
-function rowNormError(actual: Tensor, expected: Tensor, rows: readonly number[]): number {
-  const width = expected.shape.at(-1) as number;
-  const want = values(expected);
-  const chosen = rows.flatMap((row) => Array.from(want.subarray(row * width, (row + 1) * width)));
-  return normError(Array.from(values(actual)), chosen);
-}
-
-function normError(actual: readonly number[], expected: readonly number[]): number {
-  const difference = actual.map((v, i) => v - (expected[i] as number));
-  return Math.hypot(...difference) / Math.hypot(...expected);
-}
-
-const kBf16Logits = 0.03;
-const kBf16Gradients = 0.055;
 
 describe.each(kNames)('%s', (name) => {
   it('gives the logits and hidden states of transformers in f32', async () => {
@@ -104,10 +91,6 @@ describe.each(kNames)('%s', (name) => {
     }
   });
 
-  // A bf16 value is off by up to 2^-9 of itself. Each of the 2 or 3 layers rounds about ten times on the way of a value, so
-  // logits should move by some 2^-9 sqrt(30), 1 per cent of their norm, gradients by somewhat more, as they pass through
-  // everything twice. Measured: .009 to .019 and .015 to .035. The bands are 1.5 times the largest; what a lost detail costs
-  // (if_wrong of expected.json) is for f32 and f64 to find.
   it('stays within the band of rounding in bf16', async () => {
     const golden = await readGolden(name);
     const model = await AutoModelForCausalLM.fromPretrained(join(golden.folder, 'model'), {
@@ -118,23 +101,13 @@ describe.each(kNames)('%s', (name) => {
     for (const parameter of parameters.values()) parameter.requiresGrad = true;
     const logits = model.logits(model.forward(golden.batch));
     const error = rowNormError(logits, golden.expected.logits_f64 as Tensor, golden.rows);
-    expect(error).toBeLessThan(kBf16Logits);
+    expect(error).toBeLessThan(kBf16Band.logits);
     crossEntropy(logits.to('f32'), tensor(golden.batch.targets)).backward();
-    const [found, wanted]: [number[], number[]] = [[], []];
-    for (const [key, expected] of Object.entries(golden.expected)) {
-      if (!key.startsWith('grad.')) continue;
-      const parameter = parameters.get(key.slice('grad.'.length)) as Tensor;
-      const scale = Math.hypot(...values(expected));
-      found.push(
-        ...Array.from(
-          values(asStored(model, parameter, parameter.grad as Tensor)),
-          (v) => v / scale,
-        ),
-      );
-      wanted.push(...Array.from(values(expected), (v) => v / scale));
-    }
-    const gradError = normError(found, wanted);
-    expect(gradError).toBeLessThan(kBf16Gradients);
+    const gradError = gradientNormError(golden.expected, (key) => {
+      const parameter = parameters.get(key) as Tensor;
+      return asStored(model, parameter, parameter.grad as Tensor);
+    });
+    expect(gradError).toBeLessThan(kBf16Band.gradients);
   });
 
   // gpt2 is spelled alike in both.

@@ -4,7 +4,9 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'vitest';
 import { loadSafetensors } from '../../lib/io/safetensors.ts';
-import type { Tensor } from '../../lib/tensor.ts';
+import type { Model } from '../../lib/models/index.ts';
+import { copy_ } from '../../lib/ops/index.ts';
+import { noGrad, type Tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
 
 export interface AdapterFacts {
@@ -107,4 +109,66 @@ export function relativeError(actual: Tensor, expected: Tensor): number {
     const error = Math.abs((got[i] as number) - v) / scale;
     return Math.max(error, worst);
   }, 0);
+}
+
+/**
+ * normError of tiny models in bf16. A bf16 value is off by up to 2^-9 of itself. Each of the 2 or 3 layers rounds about ten
+ * times on the way of a value, so logits should move by some 2^-9 sqrt(30), 1 per cent of their norm, gradients by somewhat
+ * more, as they pass through everything twice. Measured on decoders: .009 to .019 and .015 to .035. The bands are 1.5 times
+ * the largest; what a lost detail costs (if_wrong of expected.json) is for f32 and f64 to find.
+ */
+export const kBf16Band = { logits: 0.03, gradients: 0.055 };
+
+/**
+ * Rounds a model's parameters to bf16, in their own dtype. Beside kBf16Band a measure of what bf16 may cost: run in f32, such
+ * a model shows what rounding the weights alone costs.
+ */
+export function roundToBf16(model: Model): void {
+  noGrad(() => {
+    for (const weight of model.parameters()) copy_(weight, weight.to('bf16').to(weight.dtype));
+  });
+}
+
+/** |actual - expected| / |expected|, as vectors. */
+export function normError(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
+  let [difference, norm] = [0, 0];
+  for (let i = 0; i < expected.length; ++i) {
+    difference += ((actual[i] as number) - (expected[i] as number)) ** 2;
+    norm += (expected[i] as number) ** 2;
+  }
+  return Math.sqrt(difference / norm);
+}
+
+/** normError over the real rows; `expected` is (B,T,K). */
+export function rowNormError(actual: Tensor, expected: Tensor, rows: readonly number[]): number {
+  const width = expected.shape.at(-1) as number;
+  const want = values(expected);
+  const chosen = rows.flatMap((row) => Array.from(want.subarray(row * width, (row + 1) * width)));
+  return normError(values(actual), chosen);
+}
+
+/**
+ * normError of all gradients in `expected` (its keys `grad.<key>`), each scaled to norm 1 first, so that they count alike.
+ * @param found the gradient of a key, as the file stores it
+ */
+export function gradientNormError(
+  expected: Readonly<Record<string, Tensor>>,
+  found: (key: string) => Tensor,
+): number {
+  const pairs = Object.entries(expected).flatMap(([key, want]) => {
+    if (!key.startsWith('grad.')) return [];
+    const got = found(key.slice('grad.'.length));
+    expect(got.shape, key).toEqual(want.shape);
+    return [[values(got), values(want)] as const];
+  });
+  return meanNormError(pairs);
+}
+
+/** normError of several vectors, each pair scaled by its expected one's norm, so that they count alike. */
+export function meanNormError(
+  pairs: readonly (readonly [actual: ArrayLike<number>, expected: ArrayLike<number>])[],
+): number {
+  expect(pairs.length).toBeGreaterThan(3);
+  const squares = pairs.map(([actual, expected]) => normError(actual, expected) ** 2);
+  return Math.sqrt(squares.reduce((sum, square) => sum + square, 0) / squares.length);
 }
