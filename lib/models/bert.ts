@@ -73,7 +73,7 @@ export function bertConfig(
   }
   if (json.is_decoder === true)
     throw new UnsupportedError(`${path}: is_decoder true is not supported`);
-  checkHeads(config.hidden_size, config.num_attention_heads, path);
+  checkHeads(config, ['hidden_size', 'num_attention_heads'], path);
   return {
     vocabSize: config.vocab_size,
     hiddenSize: config.hidden_size,
@@ -89,11 +89,15 @@ export function bertConfig(
   };
 }
 
-/** @throws FormatError unless the heads share the hidden size evenly */
-export function checkHeads(hiddenSize: number, numHeads: number, path: string): void {
-  if (hiddenSize % numHeads === 0) return;
+/** @throws FormatError unless the heads share the hidden size evenly; `keys` name the two in the configuration */
+export function checkHeads<K extends string>(
+  config: Readonly<Record<K, number>>,
+  [size, heads]: readonly [size: K, heads: K],
+  path: string,
+): void {
+  if (config[size] % config[heads] === 0) return;
   throw new FormatError(
-    `${path}: hidden_size ${hiddenSize} is not a multiple of num_attention_heads ${numHeads}`,
+    `${path}: ${size} ${config[size]} is not a multiple of ${heads} ${config[heads]}`,
     { path },
   );
 }

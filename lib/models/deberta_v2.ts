@@ -1,7 +1,8 @@
 /**
  * The deberta-v2 architecture, DeBERTa-v3 checkpoints included: bert's blocks with disentangled attention. Scores are
  * (q_t k_j + q_t K_r + k_j Q_r) / sqrt(3 D), where K and Q are embeddings of the relative position r that go through the
- * key and query projections of each layer (so an adapter on these acts there too), or through projections of their own.
+ * key and query projections of each layer (so an adapter on these acts there too), or through projections of their own. The
+ * convolution beside the first layer that large v2 checkpoints have is refused.
  * Dimensions: N rows, C hidden, H heads, D head size, P relative positions in use.
  */
 import { z } from 'zod';
@@ -88,7 +89,7 @@ function debertaConfig(
   const { path } = options;
   const config = parseConfig(kShape, json, options);
   refuseVariants(config, path);
-  checkHeads(config.hidden_size, config.num_attention_heads, path);
+  checkHeads(config, ['hidden_size', 'num_attention_heads'], path);
   const positions = positionTypes(config.pos_att_type ?? [], path);
   const stated = config.max_relative_positions ?? -1;
   const maxPosition = stated < 1 ? config.max_position_embeddings : stated;
@@ -106,7 +107,7 @@ function debertaConfig(
     contentToPosition: positions.includes('c2p'),
     positionToContent: positions.includes('p2c'),
     sharedKeys: config.share_att_key ?? false,
-    normRelative: (config.norm_rel_ebd ?? 'none').split('|').includes('layer_norm'),
+    normRelative: words(config.norm_rel_ebd ?? 'none').includes('layer_norm'),
     positionRows: config.position_biased_input === false ? 0 : config.max_position_embeddings,
     tokenTypes: config.type_vocab_size ?? 0,
     pooling: activation(config.pooler_hidden_act ?? 'gelu', { path, key: 'pooler_hidden_act' }),
@@ -128,9 +129,16 @@ function refuseVariants(config: Json, path: string): void {
   });
 }
 
+/** One string with bars, as transformers reads it. */
+const words = (stated: string): string[] =>
+  stated
+    .toLowerCase()
+    .split('|')
+    .map((word) => word.trim());
+
 /** A list, or (transformers 4) one string with bars. */
 function positionTypes(stated: string | readonly string[], path: string): readonly string[] {
-  const types = typeof stated === 'string' ? stated.toLowerCase().split('|') : stated;
+  const types = typeof stated === 'string' ? words(stated) : stated;
   const unknown = types.filter((type) => !['c2p', 'p2c', ''].includes(type));
   if (unknown.length === 0) return types;
   throw new UnsupportedError(`${path}: pos_att_type ${unknown.join(', ')} is not supported`);
@@ -336,7 +344,7 @@ export class DebertaV2ForSequenceClassification extends SequenceClassifier {
 export const debertaV2Classifier: ClassifierKind = {
   modelType: 'deberta-v2',
   features:
-    'v2 and v3: disentangled attention, shared or separate position projections, log buckets',
+    'v2 and v3: disentangled attention, shared or separate position projections, log buckets (no convolution)',
   headWeight: 'classifier.weight',
   mayLack: ['classifier', 'pooler'],
   rename: trunkNames(

@@ -54,7 +54,7 @@ function distilBertConfig(
 ): DistilBertConfig {
   const { path } = options;
   const config = parseConfig(kShape, json, options);
-  checkHeads(config.dim, config.n_heads, path);
+  checkHeads(config, ['dim', 'n_heads'], path);
   return {
     vocabSize: config.vocab_size,
     hiddenSize: config.dim,

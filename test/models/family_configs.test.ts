@@ -5,6 +5,8 @@ import {
   type DecoderConfig,
   type DecoderLM,
 } from '../../lib/models/index.ts';
+import { classifierKind } from '../../lib/models/registry.ts';
+import { t5Config } from '../../lib/models/t5_config.ts';
 import { goldenConfig } from './golden.ts';
 
 type Json = Record<string, unknown>;
@@ -125,5 +127,109 @@ describe('refusals', () => {
     );
     expect(error?.message).toMatch(message);
     expect(error?.code).toBe(code);
+  });
+});
+
+// Encoders and T5 are asked without weights.
+const path = 'config.json';
+const read = (name: string, change: Json, ignoreKeys: string[] = []): unknown => {
+  const json = changed(name, change);
+  const options = { path, ignoreKeys };
+  return json.model_type === 't5'
+    ? t5Config(json, options)
+    : classifierKind(String(json.model_type), path).fromJson(json, options);
+};
+
+describe('refusals of encoders and t5', () => {
+  const [unsupported, format] = ['ERR_UNSUPPORTED', 'ERR_FORMAT'];
+  it.each<[string, Json, RegExp, string | undefined]>([
+    ...['bert', 'roberta'].flatMap((name): [string, Json, RegExp, string | undefined][] => [
+      [
+        name,
+        { position_embedding_type: 'relative_key' },
+        /position_embedding_type "relative_key" is not supported/,
+        unsupported,
+      ],
+      [name, { is_decoder: true }, /is_decoder true is not supported/, unsupported],
+      [name, { hidden_act: 'mish' }, /hidden_act "mish" .*known: gelu, /, unsupported],
+      [
+        name,
+        { num_attention_heads: 3 },
+        /hidden_size 40 is not a multiple of num_attention_heads 3/,
+        format,
+      ],
+      [name, { embedding_size: 20 }, /embedding_size is not understood/, unsupported],
+      [name, { type_vocab_size: 0 }, /type_vocab_size: .*\(the file has 0\)/, format],
+      [name, { vocab_size: undefined }, /vocab_size: .*\(the file has nothing\)/, format],
+    ]),
+    ...['-1', -1, 1.5].map((id): [string, Json, RegExp, string | undefined] => [
+      'roberta',
+      { pad_token_id: id },
+      /pad_token_id must be a whole number: positions follow it/,
+      format,
+    ]),
+    ['distilbert', { n_heads: 3 }, /dim 40 is not a multiple of n_heads 3/, format],
+    ['distilbert', { activation: 'mish' }, /activation "mish" is not supported/, unsupported],
+    ['distilbert', { hidden_size: 40 }, /hidden_size is not understood/, unsupported],
+    ['distilbert', { n_layers: 0 }, /n_layers: .*\(the file has 0\)/, format],
+    ['deberta-v2', { relative_attention: false }, /relative_attention false/, unsupported],
+    ['deberta-v2', { relative_attention: undefined }, /relative_attention false/, unsupported],
+    ['deberta-v2', { conv_kernel_size: 3 }, /conv_kernel_size 3 is not supported/, unsupported],
+    ['deberta-v2', { embedding_size: 20 }, /embedding_size 20 is not supported/, unsupported],
+    ['deberta-v2', { pooler_hidden_size: 20 }, /pooler_hidden_size 20/, unsupported],
+    ['deberta-v2', { attention_head_size: 5 }, /attention_head_size 5/, unsupported],
+    ['deberta-v2', { pos_att_type: 'c2p|p2p' }, /pos_att_type p2p is not/, unsupported],
+    ['deberta-v2', { pos_att_type: ['c2c', 'p2c'] }, /pos_att_type c2c is not/, unsupported],
+    ['deberta-v2', { hidden_act: 'mish' }, /hidden_act "mish"/, unsupported],
+    ['deberta-v2', { pooler_hidden_act: 'mish' }, /pooler_hidden_act "mish"/, unsupported],
+    [
+      'deberta-v2',
+      { num_attention_heads: 3 },
+      /hidden_size 40 is not a multiple of num_attention_heads 3/,
+      format,
+    ],
+    ['deberta-v2', { attention_bias: true }, /attention_bias is not understood/, unsupported],
+    ['deberta-v2', { type_vocab_size: -1 }, /type_vocab_size: .*\(the file has -1\)/, format],
+    ...['t5', 't5-v1.1'].flatMap((name): [string, Json, RegExp, string | undefined][] => [
+      [name, { feed_forward_proj: 'mish' }, /feed_forward_proj "mish" is not/, unsupported],
+      [name, { feed_forward_proj: 'gated-mish' }, /feed_forward_proj "mish" is not/, unsupported],
+      [name, { feed_forward_proj: 'gelu-gated' }, /feed_forward_proj "gelu-gated"/, unsupported],
+      [name, { feed_forward_proj: 'gated-gelu-x' }, /feed_forward_proj "gated-g/, unsupported],
+      [name, { feed_forward_proj: 'gated' }, /feed_forward_proj "gated" is not/, unsupported],
+      [
+        name,
+        { relative_attention_num_buckets: 3 },
+        /relative_attention_num_buckets 3 is less than 4/,
+        format,
+      ],
+      [name, { d_kv: undefined }, /d_kv: .*\(the file has nothing\)/, format],
+      [name, { num_layers: 1.5 }, /num_layers: .*\(the file has 1\.5\)/, format],
+      [name, { rope_theta: 1e4 }, /rope_theta is not understood/, unsupported],
+    ]),
+  ])('%s with %o', (name, change, message, code) => {
+    let error: (Error & { code?: string }) | null = null;
+    try {
+      read(name, change);
+    } catch (caught) {
+      error = caught as Error;
+    }
+    expect(error?.message).toMatch(message);
+    expect(error?.message).toMatch(/^config\.json: /);
+    expect(error?.code).toBe(code);
+  });
+
+  it.each<[string, Json]>([
+    ['bert', { position_embedding_type: 'absolute', is_decoder: false, hidden_act: 'gelu_new' }],
+    ['roberta', { pad_token_id: undefined }],
+    ['distilbert', { activation: 'relu', sinusoidal_pos_embds: true }],
+    ['deberta-v2', { pos_att_type: 'P2C | c2p', norm_rel_ebd: 'Layer_Norm', conv_kernel_size: 0 }],
+    ['deberta-v2', { embedding_size: 40, attention_head_size: 10, pooler_hidden_size: null }],
+    ['t5', { relative_attention_num_buckets: 4, feed_forward_proj: 'gated-silu' }],
+  ])('are none for %s with %o', (name, change) => {
+    expect(() => read(name, change)).not.toThrow();
+  });
+
+  it('give way for a key that the caller vouches for', () => {
+    expect(() => read('bert', { embedding_size: 20 }, ['embedding_size'])).not.toThrow();
   });
 });
