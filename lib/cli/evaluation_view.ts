@@ -38,7 +38,7 @@ export function classifierText(
 function scalars({ metrics }: ClassifierEvaluation): [string, string][] {
   return Object.entries(metrics).flatMap(([name, value]): [string, string][] => {
     if (name === 'examples' || Array.isArray(value)) return [];
-    if (value === null) return name === 'f1Binary' ? [] : [[name, 'undefined']];
+    if (value === null) return name.startsWith('f1') ? [] : [[name, 'undefined']];
     return [[name, (value as number).toFixed(4)]];
   });
 }

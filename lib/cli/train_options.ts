@@ -165,7 +165,7 @@ export const kTrainOptions = {
   ),
   metricForBestModel: labels(
     choice(...kMetricNames),
-    'export the evaluated step that was best by this; default: accuracy, pearson or f1Micro',
+    'export the evaluated step that was best by this; default: the first of the GLUE task, else accuracy, pearson or f1Micro',
   ),
 
   consistencyWeight: regularizers(number(0), 'l1 of the divergence from the pre-trained model'),

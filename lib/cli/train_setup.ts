@@ -2,7 +2,7 @@
 import type { LoraConfigInput } from '../adapters/config.ts';
 import type { BatchOptions } from '../data/batches.ts';
 import type { FormatOptions } from '../data/example_format.ts';
-import type { MetricName } from '../data/glue.ts';
+import { glueTask, type MetricName } from '../data/glue.ts';
 import type { LabelledOptions } from '../data/labelled_batches.ts';
 import { ArgumentError } from '../errors.ts';
 import { type ResolvedMethod, resolveMethod } from '../train/methods.ts';
@@ -98,8 +98,14 @@ function labelledSetup(
     },
     evalData: { ...shared, shuffle: false },
     headWarmupEpochs: settings.headWarmupEpochs ?? 0,
-    metricForBestModel: settings.metricForBestModel,
+    metricForBestModel: settings.metricForBestModel ?? glueMetric(settings),
   };
+}
+
+/** What GLUE judges its task by, where evaluations on the way have to choose. */
+function glueMetric({ glue, evalData, evalSteps = 0 }: TrainSettings): MetricName | undefined {
+  if (glue === undefined || evalData === undefined || evalSteps === 0) return undefined;
+  return glueTask(glue).metrics[0];
 }
 
 /** Fields, labels and length of labelled rows. */

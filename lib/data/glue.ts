@@ -9,11 +9,13 @@ export const kMetricNames = [
   'accuracy',
   'matthews',
   'f1Binary',
+  'f1AccuracyMean',
   'f1Macro',
   'f1Micro',
   'exactMatch',
   'pearson',
   'spearman',
+  'pearsonSpearmanMean',
   'loss',
 ] as const;
 /** What a checkpoint is chosen by. */

@@ -15,6 +15,8 @@ export interface ClassificationMetrics {
   readonly matthews: number;
   /** F1 of class 1, as GLUE takes it; null where D is not 2 or less. */
   readonly f1Binary: number | null;
+  /** Mean of f1Binary and accuracy, GLUE's score of MRPC and QQP; null where f1Binary is. */
+  readonly f1AccuracyMean: number | null;
   /** Mean over classes, each counting once. */
   readonly f1Macro: number;
   /** Over all decisions; with one label an example this is the accuracy. */
@@ -34,6 +36,8 @@ export interface RegressionMetrics {
   readonly pearson: number | null;
   /** Spearman's rho, with mean ranks for ties; null as above. */
   readonly spearman: number | null;
+  /** Mean of the two, GLUE's score of STS-B; null as above. */
+  readonly pearsonSpearmanMean: number | null;
   /** Mean squared and mean absolute error. */
   readonly mse: number;
   readonly mae: number;
@@ -81,10 +85,12 @@ export function classificationMetrics(
   const right = sum(classes.map((c) => c.right));
   const f1PerClass = classes.map((c) => ratio(2 * c.right, c.labelled + c.predicted));
   const accuracy = ratio(right, examples);
+  const f1Binary = numLabels <= 2 ? (f1PerClass[1] ?? 0) : null;
   return {
     accuracy,
     matthews: matthews(classes, right, examples),
-    f1Binary: numLabels <= 2 ? (f1PerClass[1] ?? 0) : null,
+    f1Binary,
+    f1AccuracyMean: meanOf(f1Binary, accuracy),
     f1Macro: ratio(sum(f1PerClass), numLabels),
     f1Micro: accuracy,
     f1Weighted: ratio(sum(f1PerClass.map((f1, c) => f1 * (classes[c]?.labelled ?? 0))), examples),
@@ -178,9 +184,11 @@ export function regressionMetrics(
   checkLengths(labels, predictions);
   const [x, y] = [Array.from(labels), Array.from(predictions)];
   const errors = x.map((value, i) => (y[i] as number) - value);
+  const [byValue, byRank] = [pearson(x, y), pearson(ranks(x), ranks(y))];
   return {
-    pearson: pearson(x, y),
-    spearman: pearson(ranks(x), ranks(y)),
+    pearson: byValue,
+    spearman: byRank,
+    pearsonSpearmanMean: meanOf(byValue, byRank),
     mse: ratio(sum(errors.map((error) => error * error)), x.length),
     mae: ratio(sum(errors.map(Math.abs)), x.length),
     examples: x.length,
@@ -220,6 +228,8 @@ function deviations(values: readonly number[]): number[] {
 const isConstant = (values: readonly number[]): boolean => values.every((v) => v === values[0]);
 const norm = (values: readonly number[]): number => Math.sqrt(sum(values.map((v) => v * v)));
 const sum = (values: readonly number[]): number => values.reduce((total, v) => total + v, 0);
+const meanOf = (a: number | null, b: number | null): number | null =>
+  a === null || b === null ? null : (a + b) / 2;
 const ratio = (part: number, whole: number): number => (whole === 0 ? 0 : part / whole);
 
 function checkLengths(labels: ArrayLike<number>, predictions: ArrayLike<number>): void {

@@ -30,19 +30,28 @@ export function defaultMetric(model: Model): MetricName | null {
   return byProblem[model.problemType];
 }
 
+/** What a constant leaves undefined, as a head that is not trained yet may well be. */
+const kCorrelations: readonly MetricName[] = ['pearson', 'spearman', 'pearsonSpearmanMean'];
+
+/** Worse than every value, and beaten by every value. */
+const worst = (metric: MetricName): number =>
+  metric === 'loss' ? Number.POSITIVE_INFINITY : Number.NEGATIVE_INFINITY;
+
 /**
- * The value of a metric in an evaluation; an undefined correlation counts as the worst.
+ * The value of a metric in an evaluation; what is not a number, and an undefined correlation, counts as the worst.
  * @throws ArgumentError naming the metrics that there are
  */
 export function metricOf(evaluation: Evaluation, metric: MetricName): number {
-  if (metric === 'loss') return evaluation.loss;
-  const found: Record<string, unknown> = 'metrics' in evaluation ? { ...evaluation.metrics } : {};
+  const found: Record<string, unknown> = {
+    loss: evaluation.loss,
+    ...('metrics' in evaluation ? evaluation.metrics : {}),
+  };
   const value = found[metric];
-  if (typeof value === 'number') return value;
-  if (value === null) return Number.NEGATIVE_INFINITY;
+  if (typeof value === 'number') return Number.isNaN(value) ? worst(metric) : value;
+  if (value === null && kCorrelations.includes(metric)) return worst(metric);
   const names = Object.keys(found).filter((name) => typeof found[name] === 'number');
   throw new ArgumentError(
-    `metricForBestModel: this evaluation has no ${metric} (it has ${['loss', ...names].join(', ')})`,
+    `metricForBestModel: this evaluation has no ${metric} (it has ${names.join(', ')})`,
   );
 }
 
@@ -68,8 +77,8 @@ export class BestKeeper {
     const text = await readFile(join(this.folder, kNote), 'utf8').catch(() => null);
     const note = text === null ? null : (JSON.parse(text) as Kept);
     if (note?.step.metric !== this.metric) return;
-    // JSON has no -Infinity.
-    const value = note.step.value ?? Number.NEGATIVE_INFINITY;
+    // JSON has no infinities.
+    const value = note.step.value ?? worst(this.metric);
     this.#best = { ...note, step: { ...note.step, value } };
   }
 

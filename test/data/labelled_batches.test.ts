@@ -3,18 +3,25 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { GLUE_TASKS, glueTask } from '../../lib/data/glue.ts';
+import { GLUE_TASKS, glueTask, kMetricNames } from '../../lib/data/glue.ts';
 import { epochGroups } from '../../lib/data/grouping.ts';
 import { LabelledBatches, type LabelledOptions } from '../../lib/data/labelled_batches.ts';
 import { openRows } from '../../lib/data/open_rows.ts';
 import { arrayRows, type Row } from '../../lib/data/rows.ts';
 import { ArgumentError } from '../../lib/errors.ts';
+import { fixturePath, readJson } from '../support/fixtures.ts';
 import { tinyWordPiece } from '../support/tiny_wordpiece.ts';
 
 const tokenizer = tinyWordPiece(['a', 'b', 'c']);
 const [a, b, c] = [5, 6, 7];
 const made = (rows: Row[], options: LabelledOptions = {}) =>
   LabelledBatches.create(arrayRows(rows), tokenizer, { shuffle: false, ...options });
+
+let folder: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'balora-labels-'));
+});
+afterAll(() => rm(folder, { recursive: true }));
 
 describe('a micro-batch', () => {
   it('has sequences one after the other, with segments, labels and places', async () => {
@@ -162,27 +169,171 @@ describe('GLUE', () => {
     expect(() => glueTask('snli')).toThrow(/must be one of cola, sst2/);
   });
 
-  it("takes the hub's fields and the original files'", async () => {
-    const hub = await made([{ premise: 'a', hypothesis: 'b', label: 2, idx: 0 }], { glue: 'mnli' });
-    const file = await made([{ sentence1: 'a', sentence2: 'b', gold_label: 'contradiction' }], {
-      glue: 'mnli',
-    });
-    for (const data of [hub, file]) {
-      expect([...data.batches()][0]?.labels).toEqual(Int32Array.of(2));
-      expect(data.scheme.names).toEqual(['entailment', 'neutral', 'contradiction']);
+  it('judges every task as GLUE does', () => {
+    const { glue } = readJson(fixturePath('metrics/metrics.json')) as {
+      glue: Record<string, string[]>;
+    };
+    const camel = (name: string) =>
+      name.replace(/_(\w)/g, (_, letter: string) => letter.toUpperCase());
+    expect(
+      Object.fromEntries(Object.entries(GLUE_TASKS).map(([name, { metrics }]) => [name, metrics])),
+    ).toEqual(
+      Object.fromEntries(Object.entries(glue).map(([name, list]) => [name, list.map(camel)])),
+    );
+    for (const { metrics } of Object.values(GLUE_TASKS)) {
+      for (const metric of metrics) expect(kMetricNames).toContain(metric);
     }
-    const score = await made([{ sentence1: 'a', sentence2: 'b', score: '3.8' }], { glue: 'stsb' });
-    expect(score.scheme).toEqual({ problemType: 'regression', numLabels: 1, names: null });
+  });
+
+  interface Spelling {
+    task: string;
+    /** Header and a row of the original files; CoLA's have no header. */
+    tsv: [header: string[], row: string[]];
+    columns?: string[];
+    /** A row of the data sets on the hub. */
+    hub: Row;
+    format: [tsv: string, hub: string];
+    label: number;
+  }
+  const pair = ['sentence1', 'sentence2'];
+  const texts = { sentence1: 'a', sentence2: 'b c' };
+  const kSpellings: Spelling[] = [
+    {
+      task: 'cola',
+      columns: ['source', 'label', 'star', 'sentence'],
+      tsv: [[], ['gj04', '1', '', 'a']],
+      hub: { sentence: 'a', label: 1, idx: 0 },
+      format: ['sentence -> label', 'sentence -> label'],
+      label: 1,
+    },
+    {
+      task: 'sst2',
+      tsv: [
+        ['sentence', 'label'],
+        ['a', '1'],
+      ],
+      hub: { idx: 0, sentence: 'a', label: 1 },
+      format: ['sentence -> label', 'sentence -> label'],
+      label: 1,
+    },
+    {
+      task: 'mrpc',
+      tsv: [
+        ['Quality', '#1 ID', '#2 ID', '#1 String', '#2 String'],
+        ['1', '7', '8', 'a', 'b c'],
+      ],
+      hub: { ...texts, label: 1, idx: 0 },
+      format: ['#1 String + #2 String -> Quality', 'sentence1 + sentence2 -> label'],
+      label: 1,
+    },
+    {
+      task: 'qqp',
+      tsv: [
+        ['id', 'qid1', 'qid2', 'question1', 'question2', 'is_duplicate'],
+        ['9', '7', '8', 'a', 'b c', '1'],
+      ],
+      hub: { question1: 'a', question2: 'b c', label: 1, idx: 0 },
+      format: ['question1 + question2 -> is_duplicate', 'question1 + question2 -> label'],
+      label: 1,
+    },
+    {
+      task: 'stsb',
+      tsv: [
+        ['index', 'genre', 'filename', 'year', 'old_index', 'source1', 'source2', ...pair, 'score'],
+        ['0', 'main', 'MSR', '2012', '1', 'none', 'none', 'a', 'b c', '3.800'],
+      ],
+      hub: { ...texts, label: 3.8, idx: 0 },
+      format: ['sentence1 + sentence2 -> score', 'sentence1 + sentence2 -> label'],
+      label: Math.fround(3.8),
+    },
+    {
+      task: 'mnli',
+      tsv: [
+        [
+          'index',
+          'promptID',
+          'pairID',
+          'genre',
+          'sentence1_parse',
+          ...pair,
+          'label1',
+          'gold_label',
+        ],
+        ['0', '31', '31n', 'government', '(ROOT (FRAG))', 'a', 'b c', 'neutral', 'contradiction'],
+      ],
+      hub: { premise: 'a', hypothesis: 'b c', label: 2, idx: 0 },
+      format: ['sentence1 + sentence2 -> gold_label', 'premise + hypothesis -> label'],
+      label: 2,
+    },
+    {
+      task: 'qnli',
+      tsv: [
+        ['index', 'question', 'sentence', 'label'],
+        ['0', 'a', 'b c', 'not_entailment'],
+      ],
+      hub: { question: 'a', sentence: 'b c', label: 1, idx: 0 },
+      format: ['question + sentence -> label', 'question + sentence -> label'],
+      label: 1,
+    },
+    {
+      task: 'rte',
+      tsv: [
+        ['index', ...pair, 'label'],
+        ['0', 'a', 'b c', 'not_entailment'],
+      ],
+      hub: { ...texts, label: 1, idx: 0 },
+      format: ['sentence1 + sentence2 -> label', 'sentence1 + sentence2 -> label'],
+      label: 1,
+    },
+    {
+      task: 'wnli',
+      tsv: [
+        ['index', ...pair, 'label'],
+        ['0', 'a', 'b c', '1'],
+      ],
+      hub: { ...texts, label: 1, idx: 0 },
+      format: ['sentence1 + sentence2 -> label', 'sentence1 + sentence2 -> label'],
+      label: 1,
+    },
+  ];
+  it('has a spelling of every task below', () => {
+    expect(kSpellings.map(({ task }) => task).sort()).toEqual(Object.keys(GLUE_TASKS).sort());
+  });
+
+  it.each(kSpellings)("$task: the original TSV's fields and the hub's", async (spelling) => {
+    const { task: glue, tsv, columns, hub, format, label } = spelling;
+    const path = join(folder, `${glue}.tsv`);
+    const [header, row] = tsv;
+    await writeFile(
+      path,
+      `${header.length > 0 ? `${header.join('\t')}\n` : ''}${row.join('\t')}\n`,
+    );
+    const file = await openRows(path, columns === undefined ? {} : { columns });
+    const jsonl = join(folder, `${glue}.jsonl`);
+    await writeFile(jsonl, `${JSON.stringify(hub)}\n`);
+    const options: LabelledOptions = { glue, shuffle: false };
+    const { labelNames, texts: alternatives } = glueTask(glue);
+    for (const [rows, wanted] of [
+      [file, format[0]],
+      [await openRows(jsonl), format[1]],
+    ] as const) {
+      const data = await LabelledBatches.create(rows, tokenizer, options);
+      await rows.close();
+      expect(data.format).toBe(wanted);
+      const [batch] = [...data.batches()];
+      const single = alternatives[0]?.length === 1;
+      expect(batch?.inputIds).toEqual(Int32Array.from(single ? [2, a, 3] : [2, a, 3, b, c, 3]));
+      expect(Array.from(batch?.labels ?? [])).toEqual([label]);
+      expect(data.scheme).toEqual({
+        problemType: labelNames === null ? 'regression' : 'single_label_classification',
+        numLabels: labelNames?.length ?? 1,
+        names: labelNames,
+      });
+    }
   });
 });
 
 describe('bad input names file, line and field', () => {
-  let folder: string;
-  beforeAll(async () => {
-    folder = await mkdtemp(join(tmpdir(), 'balora-labels-'));
-  });
-  afterAll(() => rm(folder, { recursive: true }));
-
   const fromFile = async (content: string, options: LabelledOptions, columns?: string[]) => {
     const path = join(folder, 'rows.tsv');
     await writeFile(path, content);

@@ -10,13 +10,14 @@ import { LabelledBatches } from '../../lib/data/labelled_batches.ts';
 import { arrayRows } from '../../lib/data/rows.ts';
 import { ArgumentError } from '../../lib/errors.ts';
 import { classifierLogits, evaluateClassifier } from '../../lib/eval/classify.ts';
-import type { ClassificationMetrics } from '../../lib/eval/metrics.ts';
+import type { ClassificationMetrics, RegressionMetrics } from '../../lib/eval/metrics.ts';
 import type { SequenceClassifier } from '../../lib/models/index.ts';
 import { noGrad } from '../../lib/tensor.ts';
+import { BestKeeper } from '../../lib/train/best.ts';
 import { copyHead, warmUpHead } from '../../lib/train/head_warmup.ts';
 import { resolveMethod } from '../../lib/train/methods.ts';
 import { type ClassifierTrainerOptions, Trainer } from '../../lib/train/trainer.ts';
-import type { StepRecord, TrainEvent } from '../../lib/train/types.ts';
+import type { ClassifierEvaluation, StepRecord, TrainEvent } from '../../lib/train/types.ts';
 import { values } from '../support/compare.ts';
 import {
   tinyClassifier,
@@ -131,6 +132,18 @@ describe('training', () => {
     });
   });
 
+  it("trains by the 2024 code's consistency term", async () => {
+    const regularizers = { ...kBaLora, variant: '2024' as const };
+    const { records } = await run(await adapted(), { regularizers, maxSteps: 3 });
+    const { records: others } = await run(await adapted(), { regularizers: kBaLora, maxSteps: 3 });
+    // Both start from the teacher; rows of unit length are at most 2 apart, so the mean over 3 outputs is at most 4 / 3.
+    expect(records[0]?.consistency).toBeCloseTo(0, 6);
+    expect(records[0]?.taskLoss).toBe(others[0]?.taskLoss);
+    expect(records[2]?.consistency).toBeGreaterThan(0);
+    expect(records[2]?.consistency).toBeLessThanOrEqual(4 / 3);
+    expect(records[2]?.consistency).not.toBeCloseTo(others[2]?.consistency as number, 4);
+  });
+
   it('says once what a term cannot be', async () => {
     const { events } = await run(await adapted(), { regularizers: kBaLora, maxSteps: 3 });
     const warnings = events.filter(({ type }) => type === 'warning');
@@ -205,6 +218,85 @@ describe('the best step', () => {
     await expect(wrong).rejects.toThrow(/no pearson \(it has loss, accuracy, matthews/);
     const without = run(await adapted(), { maxSteps: 1, metricForBestModel: 'loss' });
     await expect(without).rejects.toThrow('metricForBestModel needs evalData');
+  });
+
+  it.each(['matthews', 'f1Binary', 'f1AccuracyMean'] as const)('by %s', async (metric) => {
+    const rows = (n: number) => tinyRows(n).map(({ text, label }) => ({ text, label: label % 2 }));
+    const make = (n: number) =>
+      LabelledBatches.create(arrayRows(rows(n)), tinyClassifierTokenizer(), { batchSize: 10 });
+    const tuned = await AdapterModel.create(await tinyClassifier({ numLabels: 2, newHead: true }), {
+      r: 4,
+    });
+    const { result, events } = await run(tuned, {
+      ...(await options()),
+      ...{ data: await make(24), evalData: await make(30), metricForBestModel: metric },
+    });
+    const found = events.flatMap((event) =>
+      event.type === 'evaluation' && 'metrics' in event.result
+        ? [[event.step, (event.result.metrics as ClassificationMetrics)[metric] as number] as const]
+        : [],
+    );
+    const [step, value] = found.reduce((best, one) => (one[1] > best[1] ? one : best));
+    expect(found).toHaveLength(4);
+    expect(result.best).toEqual({ step, metric, value });
+  });
+
+  it.each(['pearson', 'spearman', 'pearsonSpearmanMean'] as const)('by %s', async (metric) => {
+    const rows = tinyRows(24).map(({ text, label }) => ({ text, label: label / 2 - 0.5 }));
+    const make = () =>
+      LabelledBatches.create(arrayRows(rows), tinyClassifierTokenizer(), {
+        ...{ batchSize: 8, problemType: 'regression' as const },
+      });
+    const model = await tinyClassifier({ numLabels: 1, problemType: 'regression', newHead: true });
+    const { result, events } = await run(await AdapterModel.create(model, { r: 4 }), {
+      ...(await options()),
+      ...{ data: await make(), evalData: await make(), metricForBestModel: metric },
+    });
+    const found = events.flatMap((event) =>
+      event.type === 'evaluation' && 'metrics' in event.result
+        ? [[event.step, (event.result.metrics as RegressionMetrics)[metric] as number] as const]
+        : [],
+    );
+    const [step, value] = found.reduce((best, one) => (one[1] > best[1] ? one : best));
+    expect(result.best).toEqual({ step, metric, value });
+  });
+
+  describe('with a value that is undefined', () => {
+    const evaluation = (loss: number, metrics: object) =>
+      ({ loss, metrics }) as unknown as ClassifierEvaluation;
+
+    it.each([
+      ['pearson', evaluation(1, { pearson: null }), evaluation(2, { pearson: -0.5 })],
+      ['pearson', evaluation(1, { pearson: Number.NaN }), evaluation(2, { pearson: -0.5 })],
+      ['loss', evaluation(Number.NaN, {}), evaluation(2, {})],
+    ] as const)('%s: any other is better, on disk and resumed too', async (metric, bad, good) => {
+      const tuned = await adapted();
+      const place = join(folder, `undefined-${metric}-${String(bad.metrics[metric as never])}`);
+      for (const where of [null, place]) {
+        const keeper = new BestKeeper(metric, where);
+        await keeper.offer(tuned, bad, 1);
+        await keeper.offer(tuned, bad, 2);
+        expect(keeper.best?.step).toBe(1);
+        const next = where === null ? keeper : new BestKeeper(metric, where);
+        if (next !== keeper) {
+          await next.resume();
+          expect(next.best).toEqual(keeper.best);
+        }
+        await next.offer(tuned, good, 3);
+        await next.offer(tuned, bad, 4);
+        expect(next.best?.step).toBe(3);
+        for (const one of new Set([keeper, next])) one.dispose();
+      }
+    });
+
+    it('a score that three classes have not is an error, not the first step', async () => {
+      for (const metric of ['f1Binary', 'f1AccuracyMean'] as const) {
+        const wrong = run(await adapted(), { ...(await options()), metricForBestModel: metric });
+        await expect(wrong).rejects.toThrow(
+          new RegExp(`no ${metric} \\(it has loss, accuracy, matthews, f1Macro`),
+        );
+      }
+    });
   });
 
   it('survives a stop: a resumed run ends as an unbroken one', async () => {
