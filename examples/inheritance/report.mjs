@@ -34,18 +34,22 @@ const kMeasures = {
   'held-out loss': ({ evalLoss }) => evalLoss,
 };
 
-/** Mean and sample standard deviation; null for none. */
+/** Mean and sample standard deviation (null for one value); null for none. */
 function statistics(values) {
   if (values.length === 0) return null;
   const mean = values.reduce((sum, v) => sum + v, 0) / values.length;
   const squares = values.reduce((sum, v) => sum + (v - mean) ** 2, 0);
   return {
     mean,
-    deviation: values.length > 1 ? Math.sqrt(squares / (values.length - 1)) : 0,
+    deviation: values.length > 1 ? Math.sqrt(squares / (values.length - 1)) : null,
     n: values.length,
   };
 }
-const shown = (s) => (s === null ? '' : `${s.mean.toFixed(3)} ± ${s.deviation.toFixed(3)}`);
+const shown = (s) => {
+  if (s === null) return '';
+  const mean = s.mean.toFixed(3);
+  return s.deviation === null ? mean : `${mean} ± ${s.deviation.toFixed(3)}`;
+};
 const line = (cells) => `| ${cells.join(' | ')} |`;
 
 const parts = [];

@@ -10,10 +10,10 @@ const escaped = (text) => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`
 
 /**
  * Horizontal bars from 0 (or the least value) to 1.
- * @param bars {label, mean, deviation, n}
+ * @param bars {label, mean, deviation, n}; deviation null: no error bar
  */
 export function barChart({ title, axis, bars }) {
-  const least = Math.min(0, ...bars.map(({ mean, deviation }) => mean - deviation));
+  const least = Math.min(0, ...bars.map(({ mean, deviation }) => mean - (deviation ?? 0)));
   const x = (value) => kLeft + ((value - least) / (1 - least)) * (kWidth - kLeft - kRight);
   const height = kTop + bars.length * (kBar + 8) + 34;
   const bottom = height - 30;
@@ -26,12 +26,14 @@ export function barChart({ title, axis, bars }) {
     const y = kTop + i * (kBar + 8);
     const middle = y + kBar / 2;
     const [from, to] = [Math.min(x(0), x(mean)), Math.max(x(0), x(mean))];
-    const whisker = `M${x(mean - deviation)} ${middle}H${x(mean + deviation)}`;
+    const spread = deviation ?? 0;
+    const whisker = `M${x(mean - spread)} ${middle}H${x(mean + spread)}`;
+    const about = deviation === null ? `, ${n} seed` : ` ± ${deviation.toFixed(4)}, ${n} seeds`;
     return [
       `<text x="${kLeft - 10}" y="${middle + 4}" text-anchor="end">${escaped(label)}</text>`,
-      `<rect x="${from}" y="${y}" width="${to - from}" height="${kBar}" fill="#4878a8"><title>${escaped(label)}: ${mean.toFixed(4)} ± ${deviation.toFixed(4)}, ${n} seeds</title></rect>`,
-      `<path d="${whisker}" stroke="#222" stroke-width="2"/>`,
-      `<text x="${Math.max(to, x(mean + deviation)) + 8}" y="${middle + 4}">${mean.toFixed(3)}</text>`,
+      `<rect x="${from}" y="${y}" width="${to - from}" height="${kBar}" fill="#4878a8"><title>${escaped(label)}: ${mean.toFixed(4)}${about}</title></rect>`,
+      deviation === null ? '' : `<path d="${whisker}" stroke="#222" stroke-width="2"/>`,
+      `<text x="${Math.max(to, x(mean + spread)) + 8}" y="${middle + 4}">${mean.toFixed(3)}</text>`,
     ].join('');
   });
   return [
