@@ -21,7 +21,7 @@ constexpr const char* kEntry = "balora_device_table";
 struct Location {
   std::string path;
   std::string variable;  // the environment variable's name
-  bool from_variable;
+  std::string beside;    // the other place that was looked at; empty: the path is the variable's
 };
 
 Location locate(const std::string& family, const std::string& folder) {
@@ -31,8 +31,17 @@ Location locate(const std::string& family, const std::string& folder) {
   }
   variable += "_PLUGIN";
   const char* value = std::getenv(variable.c_str());
-  if (value && value[0]) return {value, variable, true};
-  return {(std::filesystem::path(folder) / ("balora_" + family + ".so")).string(), variable, false};
+  if (value && value[0]) return {value, variable, ""};
+  const std::filesystem::path own(folder);
+  const std::string name = "balora_" + family + ".so";
+  const std::string near = (own / name).string();
+  const std::string built = (own.parent_path() / family / name).string();
+  std::error_code ignored;
+  const auto there = [&](const std::string& path) {
+    return std::filesystem::exists(path, ignored);
+  };
+  return there(near) || !there(built) ? Location{near, variable, built}
+                                      : Location{built, variable, near};
 }
 
 void require_file(const Location& at, const std::string& family) {
@@ -42,8 +51,8 @@ void require_file(const Location& at, const std::string& family) {
       std::filesystem::exists(at.path, ignored) ? "is not a file" : "is not there";
   throw UnsupportedError(concat(
       "device \"", family, "\": its plug-in ", at.path, " ", found, " (",
-      at.from_variable ? concat("the path in ", at.variable)
-                       : concat("the place beside the addon; ", at.variable, " is not set"),
+      at.beside.empty() ? concat("the path in ", at.variable)
+                        : concat("nor is ", at.beside, "; ", at.variable, " is not set"),
       "). Build it with \"npm run build:", family, "\", or set ", at.variable, " to its path"));
 }
 

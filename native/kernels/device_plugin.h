@@ -1,8 +1,9 @@
 // Finds the kernel tables of devices that are libraries of their own, loaded when a device is first
-// asked for: `balora_<family>.so` beside the addon, or the path in BALORA_<FAMILY>_PLUGIN. Such a
-// library exports one C function, `const balora_kernel_table* balora_device_table(void)`, and stays
-// mapped for the rest of the process. Whatever is wrong with it is an UnsupportedError that says
-// what was looked for, where, and what was found there; nothing falls back to another device.
+// asked for: the path in BALORA_<FAMILY>_PLUGIN, else `balora_<family>.so` beside the addon, else
+// in the folder <family> beside the addon's, where a clone builds it. Such a library exports one C
+// function, `const balora_kernel_table* balora_device_table(void)`, and stays mapped for the rest
+// of the process. Whatever is wrong with it is an UnsupportedError that says what was looked for,
+// where, and what was found there; nothing falls back to another device.
 #pragma once
 #include <string>
 
