@@ -1,10 +1,12 @@
 // Puts the release addon and the shared libraries it needs beyond the C and C++ runtimes into
 // prebuilds/PLATFORM-ARCH/, the folder that the published package carries. The addon's RUNPATH is $ORIGIN, so the
-// copies beside it win over the system's.
+// copies beside it win over the system's. The CUDA plug-in goes along where it is built (npm run build:cuda) and no older
+// than its sources; it needs nothing on a machine without a GPU, where it is never opened.
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, realpathSync, rmSync, statSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { buildNative } from './support/build_steps.mjs';
+import { newerSource } from './support/cuda_build.mjs';
 import { capture, inRoot, main, SetupError, say } from './support/shell.mjs';
 
 // Every machine that runs Node has these, and two copies of them in one process would clash.
@@ -30,6 +32,18 @@ function copyrightOf(path) {
   return null;
 }
 
+/** Copies the CUDA plug-in into the folder; says what it did. */
+function copyCudaPlugin(folder) {
+  const plugin = inRoot('build', 'cuda', 'balora_cuda.so');
+  if (!existsSync(plugin)) return `without the CUDA plug-in: ${plugin} is not there`;
+  const newer = newerSource(plugin);
+  if (newer) return `without the CUDA plug-in: ${newer} is newer than ${plugin}`;
+  const copy = join(folder, basename(plugin));
+  copyFileSync(plugin, copy);
+  spawnSync('strip', ['--strip-debug', copy]);
+  return `balora_cuda.so (${(statSync(copy).size / 1e6).toFixed(1)} MB) from ${plugin}`;
+}
+
 await main(async () => {
   if (process.platform !== 'linux') {
     throw new SetupError(`UnsupportedPlatform: no packaging for ${process.platform} yet.`);
@@ -50,5 +64,6 @@ await main(async () => {
     const megabytes = (statSync(join(folder, name)).size / 1e6).toFixed(1);
     say(`${name} (${megabytes} MB) from ${path}`);
   }
+  say(copyCudaPlugin(folder));
   say(folder);
 });

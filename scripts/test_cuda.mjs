@@ -1,7 +1,8 @@
 // `npm run test:cuda`: on a machine with an NVIDIA GPU, the CUDA device held to the CPU: every row of the kernel table
-// (balora_device_tests), then whole BA-LoRA trainings. Leaves test.json and test.txt in build/cuda-report. Needs no
-// compiler and no network where the plug-in and the device tests are built (npm run pack:cuda makes a folder that travels).
+// (balora_device_tests), then whole BA-LoRA trainings. Leaves test.json and test.txt in build/cuda-report. In a clone it
+// first builds what is stale, the plug-in excepted; the folder that npm run pack:cuda makes needs no compiler and no network.
 import { existsSync } from 'node:fs';
+import { buildNative, ensureTypeScript } from './support/build_steps.mjs';
 import { cudaPlugin, Report, reportOptions, runCaptured } from './support/cuda.mjs';
 import { inRoot, main, SetupError, say } from './support/shell.mjs';
 
@@ -12,11 +13,16 @@ const kTrajectories = [
   ['smollm2-135m', 'bf16'],
 ];
 
+/** The addon, the device tests and the compiled library, where there are sources to build them from. */
+async function buildInClone() {
+  if (!existsSync(inRoot('CMakeLists.txt'))) return;
+  await buildNative({ targets: ['balora', 'balora_device_tests'] });
+  await ensureTypeScript({ check: false });
+}
+
 function deviceTests(report) {
   const program = inRoot('build', 'release', 'balora_device_tests');
-  if (!existsSync(program)) {
-    throw new SetupError(`${program} is missing: build the target balora_device_tests.`);
-  }
+  if (!existsSync(program)) throw new SetupError(`${program} is missing.`);
   const { status, text, seconds } = runCaptured(program, ['--no-colors=true']);
   const counts = /test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed/.exec(text);
   const [passed, failed] = counts ? counts.slice(1).map(Number) : [0, 1];
@@ -45,6 +51,7 @@ function trajectory(report, [shape, dtype]) {
 await main(async (args) => {
   const { output } = reportOptions(args);
   say(`plug-in: ${cudaPlugin()}`);
+  await buildInClone();
   const report = new Report('test', output);
   const counts = [deviceTests(report), ...kTrajectories.map((one) => trajectory(report, one))];
   const sum = (key) => counts.reduce((total, one) => total + one[key], 0);

@@ -1,6 +1,6 @@
 // Building the CUDA plug-in with nvcc for all architectures, and what ptxas says of its kernels.
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { parsePtxas } from './ptxas.mjs';
 import { has, inRoot, root, runLogged, SetupError, say } from './shell.mjs';
@@ -50,6 +50,17 @@ export async function buildCuda() {
   }
   say(`${folder}/balora_cuda.so: ${latest.size} kernels`);
   return [...latest.values()];
+}
+
+/** A source of the plug-in that is newer than the file, as a path from the root; null where none is. */
+export function newerSource(file) {
+  const { mtimeMs } = statSync(file);
+  const sources = ['cuda', 'native/kernels'].flatMap((folder) =>
+    readdirSync(inRoot(folder))
+      .filter((name) => /\.(cu|cuh|h|def)$/.test(name))
+      .map((name) => `${folder}/${name}`),
+  );
+  return sources.find((path) => statSync(inRoot(path)).mtimeMs > mtimeMs) ?? null;
 }
 
 /** Kernels that may spill, by the beginning of their names, and why. */

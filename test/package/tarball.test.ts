@@ -84,6 +84,19 @@ describe('the packed tarball', () => {
     expect(mapped.filter((path) => !path.startsWith(home))).toEqual([]);
   });
 
+  it('says what is missing for a GPU, or uses it', () => {
+    const source = `import { zeros } from 'balora';
+      try { console.log('works', await zeros([1], { device: 'cuda' }).item()); }
+      catch (error) { console.log(error.code, error.message); }`;
+    const said = runThere('cuda.mjs', source).trim();
+    const place = `prebuilds/${kPlatform}/balora_cuda.so`;
+    const refusal = files.includes(place)
+      ? /^ERR_UNSUPPORTED cuda:0: (no NVIDIA driver was found|the NVIDIA driver is for|no CUDA device was found|cuBLAS was not found|.* has compute capability)/
+      : /^ERR_UNSUPPORTED device "cuda": its plug-in \S*\/balora_cuda\.so is not there /;
+    if (said !== 'works 0') expect(said).toMatch(refusal);
+    if (!files.includes(place)) expect(said).toContain(`node_modules/balora/${place}`);
+  });
+
   it.skipIf(!kRequiresEsm)('can be required from CommonJS (needs a Node that requires ESM)', () => {
     const source = "console.log(typeof require('balora').tensor);";
     expect(runThere('example.cjs', source).trim()).toBe('function');
