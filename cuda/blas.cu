@@ -118,6 +118,7 @@ void multiply(Context* ctx, const GemmShape& shape, double alpha, const GemmOper
               compute, CUBLAS_GEMM_DEFAULT),
           "gemm");
   }
+  state_of(ctx).launched = "gemm";
   if (ctx->debug) cuda::check(cudaStreamSynchronize(stream_of(ctx)), "gemm");
 }
 

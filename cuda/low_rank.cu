@@ -1,3 +1,5 @@
+// Splitting masters into pairs or forming a change, and the products around them: one launch to
+// write the factors, then gemm() calls (low_rank.cuh says what the forms are exact to).
 #include "low_rank.cuh"
 
 namespace balora::cuda {

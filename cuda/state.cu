@@ -41,10 +41,20 @@ void find_device(int32_t device) {
   }
 }
 
-std::unique_ptr<DeviceState> open_device(int32_t device) {
+void close_device(DeviceState* state) {
+  cudaSetDevice(state->device);
+  if (state->stream) cudaStreamSynchronize(state->stream);
+  if (state->blas) close_blas(state->blas);
+  if (state->fault) cudaFreeHost(state->fault);
+  if (state->stream) cudaStreamDestroy(state->stream);
+  delete state;
+}
+
+DeviceState* open_device(int32_t device) {
   find_device(device);
   check(cudaSetDevice(device), "cudaSetDevice");
-  auto state = std::make_unique<DeviceState>();
+  // What was made before a failure goes again.
+  std::unique_ptr<DeviceState, void (*)(DeviceState*)> state(new DeviceState(), close_device);
   state->device = device;
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
@@ -64,16 +74,27 @@ std::unique_ptr<DeviceState> open_device(int32_t device) {
         "cudaHostAlloc");
   state->fault = new (fault) Fault{};
   state->blas = open_blas(*state);
-  return state;
+  return state.release();
 }
 
-void close_device(DeviceState& state) {
-  cudaSetDevice(state.device);
-  if (state.stream) cudaStreamSynchronize(state.stream);
-  if (state.blas) close_blas(state.blas);
-  if (state.fault) cudaFreeHost(state.fault);
-  if (state.stream) cudaStreamDestroy(state.stream);
+// CUDA tells what went wrong in a kernel when somebody waits or asks for the next thing, and does
+// not say in which.
+std::string later_failure(cudaError_t status, const char* launched) {
+  std::string text = cudaGetErrorString(status);
+  if (launched) text += std::string(", at or before the kernel ") + launched;
+  return text;
 }
+
+void check_stream(Context* ctx, cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  throw std::runtime_error(std::string(what) + ": " +
+                           later_failure(status, state_of(ctx).launched));
+}
+
+struct Mark {
+  cudaEvent_t event = nullptr;
+  const char* launched = nullptr;
+};
 
 std::string fault_text(const Fault& fault) {
   const std::string row = row_name(fault.row), limit = std::to_string(fault.limit);
@@ -119,17 +140,16 @@ std::string fault_text(const Fault& fault) {
 
 void* create_state(int32_t device_index, char* error, uint64_t error_size) {
   try {
-    return open_device(device_index).release();
+    return open_device(device_index);
   } catch (const std::exception& failure) {
     std::snprintf(error, error_size, "%s", failure.what());
   }
+  cudaGetLastError();  // taken note of: a launch of this thread must not report it
   return nullptr;
 }
 
 void destroy_state(void* state) {
-  if (!state) return;
-  close_device(*static_cast<DeviceState*>(state));
-  delete static_cast<DeviceState*>(state);
+  if (state) close_device(static_cast<DeviceState*>(state));
 }
 
 void* allocate(void* state, uint64_t bytes) {
@@ -150,15 +170,16 @@ void release(void* state, void* data, uint64_t) {
 // Pageable memory: the engine has its own way through pinned memory (engine/staging.h).
 int32_t upload(Context* ctx, void* device, const void* host, uint64_t bytes) {
   const cudaStream_t stream = stream_of(ctx);
-  check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream), "upload");
-  check(cudaStreamSynchronize(stream), "upload");
+  check_stream(ctx, cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream), "upload");
+  check_stream(ctx, cudaStreamSynchronize(stream), "upload");
   return 0;
 }
 
 int32_t download(Context* ctx, void* host, const void* device, uint64_t bytes) {
   const cudaStream_t stream = stream_of(ctx);
-  check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream), "download");
-  check(cudaStreamSynchronize(stream), "download");
+  check_stream(ctx, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream),
+               "download");
+  check_stream(ctx, cudaStreamSynchronize(stream), "download");
   return 0;
 }
 
@@ -179,44 +200,50 @@ void unpin(void* state, void* data) {
 }
 
 int32_t copy_in(Context* ctx, void* device, const void* pinned, uint64_t bytes) {
-  check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, stream_of(ctx)), "copy_in");
+  check_stream(ctx, cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, stream_of(ctx)),
+               "copy_in");
   return 0;
 }
 
 int32_t copy_out(Context* ctx, void* pinned, const void* device, uint64_t bytes) {
-  check(cudaMemcpyAsync(pinned, device, bytes, cudaMemcpyDeviceToHost, stream_of(ctx)), "copy_out");
+  check_stream(ctx, cudaMemcpyAsync(pinned, device, bytes, cudaMemcpyDeviceToHost, stream_of(ctx)),
+               "copy_out");
   return 0;
 }
 
 // A thread that waits for one sleeps.
 int32_t mark(Context* ctx, void** made) {
   cudaEvent_t event = nullptr;
-  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync), "mark");
+  check_stream(ctx,
+               cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync),
+               "mark");
   const cudaError_t status = cudaEventRecord(event, stream_of(ctx));
   if (status != cudaSuccess) cudaEventDestroy(event);
-  check(status, "mark");
-  *made = event;
+  check_stream(ctx, status, "mark");
+  *made = new Mark{event, state_of(ctx).launched};
   return 0;
 }
 
 int32_t reached(void* mark) {
-  return cudaEventQuery(static_cast<cudaEvent_t>(mark)) != cudaErrorNotReady;
+  return cudaEventQuery(static_cast<Mark*>(mark)->event) != cudaErrorNotReady;
 }
 
 int32_t await_mark(void* mark, char* error, uint64_t error_size) {
-  const cudaError_t status = cudaEventSynchronize(static_cast<cudaEvent_t>(mark));
+  const auto& at = *static_cast<Mark*>(mark);
+  const cudaError_t status = cudaEventSynchronize(at.event);
   if (status == cudaSuccess) return 0;
-  std::snprintf(error, error_size, "%s", cudaGetErrorString(status));
+  std::snprintf(error, error_size, "%s", later_failure(status, at.launched).c_str());
   return 1;
 }
 
 void unmark(void* mark) {
-  cudaEventDestroy(static_cast<cudaEvent_t>(mark));
+  cudaEventDestroy(static_cast<Mark*>(mark)->event);
+  delete static_cast<Mark*>(mark);
 }
 
 int32_t synchronize(Context* ctx) {
   DeviceState& state = state_of(ctx);
-  check(cudaStreamSynchronize(state.stream), "the device");
+  check_stream(ctx, cudaStreamSynchronize(state.stream), "the device");
   if (state.fault->code != kNoFault) {
     const Fault fault = *state.fault;
     *state.fault = Fault{};
@@ -261,7 +288,8 @@ int32_t capture_end(Context* ctx, void** graph) {
 }
 
 int32_t graph_launch(Context* ctx, void* graph) {
-  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream_of(ctx)), "graph");
+  check_stream(ctx, cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream_of(ctx)), "graph");
+  state_of(ctx).launched = "of a graph";
   return 0;
 }
 

@@ -86,6 +86,7 @@ function filesBelow(folder: string, ending: RegExp): string[] {
 }
 const read = (path: string): string => readFileSync(join(kRoot, path), 'utf8');
 const nativeFiles = filesBelow('native', /\.(h|cc|def)$/);
+const cudaFiles = filesBelow('cuda', /\.(cu|cuh|h|def)$/);
 const libFiles = filesBelow('lib', /\.ts$/);
 
 function libRoom(path: string): string {
@@ -144,19 +145,44 @@ function libComplaints(path: string, source: string): string[] {
   return complaints;
 }
 
+/** What may stand in one file of cuda/ only, since the emulated device has to replace or to watch it. */
+const kCudaOnlyIn: [what: string, pattern: RegExp, file: string][] = [
+  ['a launch', /<<</, 'cuda/common.cuh'],
+  ['the launch of a driver or run-time call', /\bcu(da)?LaunchKernel\w*/, 'cuda/common.cuh'],
+  ['PTX', /\basm\b|__asm__/, 'cuda/instructions.cuh'],
+  ['__shared__', /__shared__/, 'cuda/block.cuh'],
+];
+
+/** One complaint per way round the house's own function for it. */
+function cudaComplaints(path: string, source: string): string[] {
+  const code = source.replace(/\/\*[\s\S]*?\*\/|\/\/.*$/gm, '').replace(/"(\\.|[^"\\\n])*"/g, '""');
+  return kCudaOnlyIn
+    .filter(([, pattern, file]) => file !== path && pattern.test(code))
+    .map(([what, , file]) => `${path}: ${what} belongs to ${file}`);
+}
+
 describe('layers', () => {
   it('C++ rooms include only what lies below them, and only binding knows Node', () => {
     expect(nativeFiles.flatMap((path) => nativeComplaints(path, read(path)))).toEqual([]);
   });
 
   it('the CUDA plugin sees the kernel table, the view and nothing else', () => {
-    const complaints = filesBelow('cuda', /\.(cuh|cu|h|cc)$/).flatMap((path) =>
+    const complaints = cudaFiles.flatMap((path) =>
       [...read(path).matchAll(/#\s*include\s*"([^"]+)"/g)]
         .map((match) => match[1] ?? '')
         .filter((name) => /^(engine|tape|ops|linalg|io|binding|kernels\/cpu)\//.test(name))
         .map((name) => `${path}: ${name}`),
     );
     expect(complaints).toEqual([]);
+  });
+
+  it('cuda/ launches, reaches shared memory and writes PTX in one place each', () => {
+    expect(cudaFiles.flatMap((path) => cudaComplaints(path, read(path)))).toEqual([]);
+    for (const [, pattern, file] of kCudaOnlyIn.filter(
+      ([, p]) => !p.source.includes('LaunchKernel'),
+    )) {
+      expect(read(file)).toMatch(pattern); // the table is not out of date
+    }
   });
 
   it('TypeScript rooms import only what lies below them', () => {
@@ -173,6 +199,16 @@ describe('layers', () => {
     const cpp = '#include "ops/ops.h"\n#include <napi.h>\n#include "view.h"\n';
     expect(nativeComplaints('native/kernels/cpu/x.cc', cpp)).toHaveLength(3);
     expect(nativeComplaints('native/attic/x.cc', '')).toHaveLength(1);
+    const cuda = [
+      'f<<<1, 2>>>(x);',
+      'cudaLaunchKernel(f);',
+      'asm("exit;");',
+      'extern __shared__ float x[];',
+    ];
+    for (const line of cuda) expect(cudaComplaints('cuda/x.cu', line)).toHaveLength(1);
+    expect(cudaComplaints('cuda/x.cu', '// asm is not <<<allowed>>>\nsay("__shared__");')).toEqual(
+      [],
+    );
     const ts =
       "import { a } from '../adapters/lora.ts';\nexport * from 'lodash';\nimport('../cli/x.js')";
     expect(libComplaints('lib/models/llama.ts', ts)).toHaveLength(3);
@@ -183,7 +219,9 @@ describe('layers', () => {
 });
 
 describe('house style', () => {
-  const sources = [...nativeFiles, ...libFiles].filter((path) => path !== 'lib/native_ops.ts');
+  const sources = [...nativeFiles, ...cudaFiles, ...libFiles].filter(
+    (path) => path !== 'lib/native_ops.ts',
+  );
 
   it(`files stay under ${kMaxLines} lines`, () => {
     const long = sources
@@ -196,7 +234,9 @@ describe('house style', () => {
   it('every file starts with a banner, a source beside its header excepted', () => {
     const bare = sources.filter((path) => !/^(#!.*\n)?\s*\/[/*]/.test(read(path)));
     const excused = (path: string): boolean =>
-      path.endsWith('/index.ts') || nativeFiles.includes(path.replace(/\.cc$/, '.h'));
+      path.endsWith('/index.ts') ||
+      (path.endsWith('.cc') && nativeFiles.includes(path.replace(/\.cc$/, '.h'))) ||
+      (path.endsWith('.cu') && cudaFiles.includes(`${path}h`));
     expect(bare.filter((path) => !excused(path))).toEqual([]);
   });
 

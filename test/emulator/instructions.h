@@ -1,4 +1,4 @@
-// The emulated twins of the instructions in cuda/common.cuh.
+// The emulated twins of the instructions in cuda/instructions.cuh.
 #pragma once
 #include <cstdint>
 

@@ -3,9 +3,11 @@
 // forgets to wait is found; BALORA_EMULATOR_LAZY=0 runs it at once. One lock guards all of it, and
 // is held while work runs: threads that use the device take turns.
 //
-// BALORA_EMULATOR_DEVICES (default 2, at most 4; 0: none) and BALORA_EMULATOR_MEMORY (bytes a
-// device, default 8 GiB) say what there is. What goes wrong in a kernel is the error of the next
-// call that waits for it, once, and cudaGetErrorString gives its words.
+// BALORA_EMULATOR_DEVICES (default 2, at most 4; 0: none), BALORA_EMULATOR_MEMORY (bytes a device,
+// default 8 GiB), BALORA_EMULATOR_DRIVER (the CUDA version it is for, as cudaDriverGetVersion has
+// it; default 13000, 0: there is none) and BALORA_EMULATOR_CAPABILITY (default 80) say what there
+// is. What goes wrong in a kernel is the error of the next call that waits for it, once, and
+// cudaGetErrorString gives its words; with BALORA_EMULATOR_WORDS=0 only those that CUDA has.
 #include "runtime.h"
 
 #include <algorithm>
@@ -19,6 +21,8 @@
 
 namespace emulator {
 namespace {
+
+constexpr int kRuntimeVersion = 13000;
 
 int64_t setting(const char* name, int64_t otherwise) {
   const char* text = std::getenv(name);
@@ -50,6 +54,12 @@ int device_count() {
 }
 size_t memory_limit() {
   return static_cast<size_t>(setting("BALORA_EMULATOR_MEMORY", int64_t{8} << 30));
+}
+int driver_version() {
+  return static_cast<int>(setting("BALORA_EMULATOR_DRIVER", kRuntimeVersion));
+}
+int capability() {
+  return static_cast<int>(setting("BALORA_EMULATOR_CAPABILITY", 80));
 }
 bool lazy() {
   return setting("BALORA_EMULATOR_LAZY", 1) != 0;
@@ -162,7 +172,8 @@ const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorNotReady:
       return "device not ready";
     case cudaErrorLaunchFailure:
-      return host_thread().words.c_str();
+      return setting("BALORA_EMULATOR_WORDS", 1) != 0 ? host_thread().words.c_str()
+                                                      : "unspecified launch failure";
     case cudaErrorStreamCaptureUnsupported:
       return "operation not permitted when stream is capturing";
     case cudaErrorStreamCaptureInvalidated:
@@ -184,7 +195,7 @@ cudaError_t cudaSetDevice(int device) {
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
-  *properties = {"emulated device", memory_limit(), 8, 0, 4};
+  *properties = {"emulated device", memory_limit(), capability() / 10, capability() % 10, 4};
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
@@ -193,10 +204,10 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       *value = 4;
       break;
     case cudaDevAttrComputeCapabilityMajor:
-      *value = 8;
+      *value = capability() / 10;
       break;
     case cudaDevAttrComputeCapabilityMinor:
-      *value = 0;
+      *value = capability() % 10;
       break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       *value = kSharedLimit;
@@ -205,11 +216,11 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   return cudaSuccess;
 }
 cudaError_t cudaDriverGetVersion(int* version) {
-  *version = 13000;
+  *version = driver_version();
   return cudaSuccess;
 }
 cudaError_t cudaRuntimeGetVersion(int* version) {
-  *version = 13000;
+  *version = kRuntimeVersion;
   return cudaSuccess;
 }
 

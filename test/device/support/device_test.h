@@ -149,6 +149,7 @@ class DeviceTest {
   int32_t synchronize();
   std::string error() { return device_.get()->error; }
   Context* device_context() { return device_.get(); }
+  bool emulated() const { return device_.emulated(); }
 
   // |device - cpu| <= tolerance * (1 + |cpu|) everywhere; the first miss prints index and values.
   void check_close(const Array& array, double tolerance);
