@@ -8,7 +8,7 @@ const kAlone = ['test/lifetime/**/*.test.ts', 'test/package/**/*.test.ts'];
 // Run a second time on the CUDA device: the emulated plug-in where it is built, or the one that BALORA_CUDA_PLUGIN names.
 const kOnDevices = [
   'test/{ops,linalg,losses,optim}/**/*.test.ts',
-  'test/{autograd,tensor}.test.ts',
+  'test/{autograd,gradients,tensor}.test.ts',
   'test/device/{graph,train_graphs,training,weights}.test.ts',
 ];
 const kEmulated = fileURLToPath(new URL('build/emulator/balora_cuda.so', import.meta.url));

@@ -2,6 +2,10 @@
 // inner extents; and what is said when there is no cuBLAS.
 #include <unistd.h>
 
+#include <filesystem>
+#include <fstream>
+#include <functional>
+
 #include "support/device_test.h"
 
 namespace {
@@ -91,6 +95,49 @@ TEST_CASE("matmul takes every layout and type") {
   check_layouts<double>();
 }
 
+// |a b| with every factor's absolute value: what an error of the factors is measured by.
+std::vector<double> product(const Array& a, const Array& b, int64_t m, int64_t n, int64_t k,
+                            const std::function<double(double)>& of) {
+  std::vector<double> out;
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      double sum = 0;
+      for (int64_t q = 0; q < k; ++q) sum += of(a->host(i * k + q)) * of(b->host(q * n + j));
+      out.push_back(sum);
+    }
+  }
+  return out;
+}
+
+// Largest error of a product, in units of the sum of its terms' absolute values.
+double relative_error(bool allow_tf32, int32_t dtype) {
+  constexpr int64_t m = 64, n = 48, k = 128;
+  DeviceTest t;
+  const Array a = t.random(dtype, {m, k}), b = t.random(dtype, {k, n}), c = t.make(dtype, {m, n});
+  const int32_t status = t.on_device([&](const KernelTable& kernels, Context* ctx, const auto& v) {
+    ctx->allow_tf32 = allow_tf32;
+    return kernels.matmul(ctx, v(a), v(b), v(c), 1);
+  });
+  REQUIRE_MESSAGE(status == 0, t.error());
+  const std::vector<double> truth = product(a, b, m, n, k, [](double x) { return x; }),
+                            size = product(a, b, m, n, k, [](double x) { return std::abs(x); }),
+                            got = c->from_device();
+  double worst = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    worst = std::max(worst, std::abs(got[i] - truth[i]) / size[i]);
+  }
+  return worst;
+}
+
+TEST_CASE("f32 products round their factors to TF32 where that is allowed, and else never") {
+  CHECK(relative_error(false, BALORA_F32) < 1e-6);
+  const double allowed = relative_error(true, BALORA_F32);
+  CHECK(allowed < 0x1p-9);
+  // A library may do without; the emulated one does as it is told.
+  if (DeviceTest().emulated()) CHECK(allowed > 1e-5);
+  CHECK(relative_error(true, BALORA_F64) < 1e-15);
+}
+
 template <typename T>
 void check_gram() {
   for (const int64_t n : {int64_t{0}, int64_t{1}, int64_t{33}}) {
@@ -118,7 +165,8 @@ TEST_CASE("gram sums in f64 and is symmetric") {
   check_gram<double>();
 }
 
-// Run by the case below in a process of its own: the library is looked for once a process.
+// Run by the case below in a process of its own: the library is looked for once a process. A
+// folder of LD_LIBRARY_PATH has empty files of its names, so that no library of the machine is met.
 TEST_CASE("opening a device without cuBLAS" * doctest::skip()) {
   std::string said;
   try {
@@ -126,8 +174,8 @@ TEST_CASE("opening a device without cuBLAS" * doctest::skip()) {
   } catch (const std::exception& error) {
     said = error.what();
   }
-  for (const char* part : {"cuBLAS was not found", "libcublas.so.13", "libcublas.so.12",
-                           "No such file", "LD_LIBRARY_PATH"}) {
+  for (const char* part : {"cuBLAS was not found", "libcublas.so.13 (", "libcublas.so.12 (",
+                           "file too short", "LD_LIBRARY_PATH"}) {
     CHECK_MESSAGE(said.find(part) != std::string::npos, "'", part, "' is not in: ", said);
   }
 }
@@ -140,9 +188,13 @@ TEST_CASE("a machine without cuBLAS is told what was looked for") {
   }
   char self[4096] = {};
   REQUIRE(readlink("/proc/self/exe", self, sizeof self - 1) > 0);
-  const std::string command = std::string("BALORA_EMULATOR_NO_CUBLAS=1 '") + self +
-                              "' --no-skip -tc='opening a device without cuBLAS'";
+  std::string folder = (std::filesystem::temp_directory_path() / "balora-blas-XXXXXX").string();
+  REQUIRE(mkdtemp(folder.data()));
+  for (const char* name : {"/libcublas.so.13", "/libcublas.so.12"}) std::ofstream(folder + name);
+  const std::string command = "BALORA_EMULATOR_NO_CUBLAS=1 LD_LIBRARY_PATH='" + folder + "' '" +
+                              self + "' --no-skip -tc='opening a device without cuBLAS'";
   CHECK(std::system(command.c_str()) == 0);
+  std::filesystem::remove_all(folder);
 }
 
 }  // namespace

@@ -1,10 +1,12 @@
 // cuBLAS for the emulated device: the functions of cuda/blas.def as plain loops on the host, in the
 // stream's order. Arguments are checked as the library's documentation asks, and that matrices lie
 // in device memory; what is wrong is printed, for a status code says little.
-// BALORA_EMULATOR_NO_CUBLAS in the environment takes the library away.
+// Products in TF32 round their factors to it. BALORA_EMULATOR_NO_CUBLAS in the environment takes
+// the library away.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "blas_api.h"
@@ -83,9 +85,19 @@ void set_element(void* data, cudaDataType_t type, int64_t at, double value) {
   }
 }
 
+// To the 10 bits of TF32's mantissa, to nearest even; its exponent is f32's.
+float to_tf32(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if ((bits & 0x7f800000u) == 0x7f800000u) return x;  // NaN, infinity
+  bits = (bits + 0xfffu + (bits >> 13 & 1)) & ~0x1fffu;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 // op(matrix) of one batch, row by row.
 template <typename Sum>
-std::vector<Sum> dense(const Matrix& m, int batch) {
+std::vector<Sum> dense(const Matrix& m, int batch, bool tf32) {
   std::vector<Sum> out(static_cast<size_t>(m.rows) * m.cols);
   const int64_t down = m.op == CUBLAS_OP_N ? 1 : m.stride,
                 across = m.op == CUBLAS_OP_N ? m.stride : 1;
@@ -94,7 +106,9 @@ std::vector<Sum> dense(const Matrix& m, int batch) {
     Sum* to = out.data();
     for (int i = 0; i < m.rows; ++i) {
       for (int j = 0; j < m.cols; ++j) {
-        *to++ = static_cast<Sum>(widen(from[i * down + j * across]));
+        *to = static_cast<Sum>(widen(from[i * down + j * across]));
+        if (tf32) *to = to_tf32(static_cast<float>(*to));
+        ++to;
       }
     }
   });
@@ -105,6 +119,7 @@ struct Product {
   Matrix a, b, c;
   int batches;
   double alpha, beta;
+  bool tf32;
 };
 
 template <typename Sum>
@@ -112,7 +127,7 @@ void multiply(const Product& p) {
   const size_t n = static_cast<size_t>(p.c.cols);
   std::vector<Sum> sums(n);
   for (int batch = 0; batch < p.batches; ++batch) {
-    const std::vector<Sum> a = dense<Sum>(p.a, batch), b = dense<Sum>(p.b, batch);
+    const std::vector<Sum> a = dense<Sum>(p.a, batch, p.tf32), b = dense<Sum>(p.b, batch, p.tf32);
     for (int i = 0; i < p.c.rows; ++i) {
       std::fill(sums.begin(), sums.end(), Sum(0));
       for (int k = 0; k < p.a.cols; ++k) {
@@ -230,7 +245,8 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation
                            {C, Ctype, CUBLAS_OP_N, m, n, ldc, strideC},
                            batchCount,
                            factor(alpha, computeType),
-                           factor(beta, computeType)};
+                           factor(beta, computeType),
+                           computeType == CUBLAS_COMPUTE_32F_FAST_TF32};
   return run(handle, product, computeType);
 }
 
