@@ -6,15 +6,19 @@ import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { buildNative } from './build_steps.mjs';
 import { buildCuda, forbiddenSpills, nvccMissing } from './cuda_build.mjs';
-import { bold, green, inRoot, red, runVisible, say, yellow } from './shell.mjs';
+import { bold, capture, green, inRoot, red, root, runVisible, say, yellow } from './shell.mjs';
 import { kClangMajor, nodeHeaders } from './system.mjs';
 
 const bin = (name, file) => inRoot('node_modules', ...name.split('/'), ...file.split('/'));
 
-/** One yes-or-no check: a program's exit status. */
-function single(command, args, options) {
-  const status = runVisible(command, args, options);
-  return { passed: status === 0 ? 1 : 0, failed: status === 0 ? 0 : 1, skipped: 0 };
+/** One yes-or-no check. */
+function single(fine) {
+  return { passed: fine ? 1 : 0, failed: fine ? 0 : 1, skipped: 0 };
+}
+
+/** A program's exit status as one check. */
+function program(command, args, options) {
+  return single(runVisible(command, args, options) === 0);
 }
 
 /** Keeps a failing exit status from hiding behind counts that are all green. */
@@ -22,9 +26,10 @@ function withStatus(counts, status) {
   return status !== 0 && counts.failed === 0 ? { ...counts, failed: 1 } : counts;
 }
 
-/** Runs a doctest executable and reads its summary line. */
-function runDoctest(executable, env = {}) {
-  const result = spawnSync(executable, ['--no-colors=true'], {
+/** Runs a doctest executable, or those of its cases that `only` matches, and reads its summary line. */
+function runDoctest(executable, env = {}, only = null) {
+  const filter = only ? [`--test-case=${only}`] : [];
+  const result = spawnSync(executable, ['--no-colors=true', ...filter], {
     encoding: 'utf8',
     env: { ...process.env, ...env },
     maxBuffer: 1 << 28,
@@ -35,7 +40,12 @@ function runDoctest(executable, env = {}) {
   const summary = /test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed \|\s*(\d+) skipped/g;
   const line = [...(result.stdout ?? '').matchAll(summary)].at(-1);
   const [passed, failed, skipped] = line ? line.slice(1).map(Number) : [0, 1, 0];
-  return withStatus({ passed, failed, skipped }, result.status);
+  if (only && passed + failed === 0) say(red(`no test case is called ${only}`));
+  const empty = only && passed === 0 ? 1 : 0;
+  return withStatus(
+    { passed, failed: failed || empty, skipped: only ? 0 : skipped },
+    result.status,
+  );
 }
 
 /** The C++ tests again with AddressSanitizer and UndefinedBehaviorSanitizer. */
@@ -55,15 +65,20 @@ async function runEmulated() {
     return { passed: 0, failed: 0, skipped: 1 };
   }
   await buildNative({ targets: kEmulatedTargets });
-  const plugin = inRoot('build', 'emulator', 'balora_cuda.so');
+  const device = inRoot('build', 'release', 'balora_device_tests');
+  const plugin = { BALORA_CUDA_PLUGIN: inRoot('build', 'emulator', 'balora_cuda.so') };
   return sum([
     runDoctest(inRoot('build', 'release', 'balora_emulator_tests')),
-    runDoctest(inRoot('build', 'release', 'balora_device_tests'), { BALORA_CUDA_PLUGIN: plugin }),
+    runDoctest(device, plugin),
+    runDoctest(device, { ...plugin, BALORA_EMULATOR_DEVICES: '1' }, 'staging*'), // as with one GPU
   ]);
 }
 const kEmulatedTargets = ['balora_cuda_emulated', 'balora_device_tests', 'balora_emulator_tests'];
 
-/** Every CUDA file for every architecture, warnings as errors, and no kernel that spills. */
+/**
+ * Every CUDA file for every architecture, warnings as errors, no kernel that spills; and the plug-in as a machine without a
+ * GPU meets it: it needs no library of CUDA's, and says what is missing.
+ */
 async function runNvcc() {
   const reason = nvccMissing();
   if (reason) {
@@ -75,15 +90,38 @@ async function runNvcc() {
   for (const { kernel, architecture, spilled } of spilling) {
     say(red(`${kernel} spills ${spilled} bytes on ${architecture}`));
   }
-  return { passed: rows.length - spilling.length, failed: spilling.length, skipped: 0 };
+  const failed = spilling.length;
+  const kernels = { passed: rows.length - failed, failed, skipped: 0 };
+  return sum([kernels, checkPlugin()]);
 }
+
+/** What the plug-in links against, and what it says through the addon; a GPU is used where there is one. */
+function checkPlugin() {
+  const plugin = inRoot('build', 'cuda', 'balora_cuda.so');
+  const needed = (capture('readelf', ['-d', plugin]) ?? 'readelf failed: libcudart')
+    .split('\n')
+    .filter((line) => /NEEDED|failed/.test(line));
+  const linked = needed.filter((line) => /libcu(da|dart|blas|solver)/.test(line));
+  for (const line of linked) say(red(`${plugin}: ${line.trim()}`));
+  const source = `import { zeros } from ${JSON.stringify(inRoot('dist', 'index.js'))};
+    try { console.log('works', await zeros([1], { device: 'cuda' }).item()); }
+    catch (error) { console.log(error.code, error.message); }`;
+  const said = spawnSync(process.execPath, ['--input-type=module', '-e', source], {
+    ...{ cwd: root, encoding: 'utf8', env: { ...process.env, BALORA_CUDA_PLUGIN: plugin } },
+  }).stdout.trim();
+  say(`${plugin}: ${said}`);
+  const fine = kPluginSays.test(said);
+  return sum([single(linked.length === 0), single(fine)]);
+}
+const kPluginSays =
+  /^(works 0$|ERR_UNSUPPORTED cuda:0: (no NVIDIA driver was found \(libcuda\.so\.1\)|cuBLAS was not found))/;
 
 /** clang-tidy over the product's C++, without OpenMP, whose GCC header clang does not read. */
 function runTidy() {
   const folder = inRoot('build', 'release');
   const extra = ['-fno-openmp', '-Wno-unknown-pragmas', '-Wno-unused-private-field'];
   const flags = ['-quiet', '-p', folder, ...extra.map((flag) => `-extra-arg=${flag}`)];
-  return single(`run-clang-tidy-${kClangMajor}`, [...flags, `^${inRoot('native')}/`]);
+  return program(`run-clang-tidy-${kClangMajor}`, [...flags, `^${inRoot('native')}/`]);
 }
 
 /** binding.gyp: the addon once more without CMake, loaded and asked for its signatures. */
@@ -95,11 +133,11 @@ function runGyp() {
   }
   const gyp = bin('node-gyp', 'bin/node-gyp.js');
   const flags = [`--nodedir=${dirname(dirname(headers))}`, '--jobs=max', '--silent'];
-  const built = single(process.execPath, [gyp, 'configure', 'build', ...flags]);
+  const built = program(process.execPath, [gyp, 'configure', 'build', ...flags]);
   if (built.failed > 0) return built;
   const BALORA_BINARY = inRoot('build', 'Release', 'balora.node');
   const check = [inRoot('scripts', 'gen_types.mjs'), '--check'];
-  return single(process.execPath, check, { env: { BALORA_BINARY } });
+  return program(process.execPath, check, { env: { BALORA_BINARY } });
 }
 
 function runVitest() {
@@ -140,7 +178,7 @@ export function nativeFiles() {
 
 /** A committed file that a script generates must be what the script writes. */
 function checkGenerated(script) {
-  return single(process.execPath, [inRoot('scripts', script), '--check']);
+  return program(process.execPath, [inRoot('scripts', script), '--check']);
 }
 
 function sum(rows) {
@@ -152,26 +190,27 @@ const biome = bin('@biomejs/biome', 'bin/biome');
 const tsc = bin('typescript', 'bin/tsc');
 
 export const kSuites = [
-  { name: 'types', run: () => single(process.execPath, [tsc, '--noEmit', '-p', 'tsconfig.json']) },
-  { name: 'lint', run: () => single(process.execPath, [biome, 'lint', '--error-on-warnings']) },
-  { name: 'format-ts', run: () => single(process.execPath, [biome, 'format']) },
+  { name: 'types', run: () => program(process.execPath, [tsc, '--noEmit', '-p', 'tsconfig.json']) },
+  { name: 'lint', run: () => program(process.execPath, [biome, 'lint', '--error-on-warnings']) },
+  { name: 'format-ts', run: () => program(process.execPath, [biome, 'format']) },
   {
     name: 'format-cpp',
-    run: () => single(`clang-format-${kClangMajor}`, ['--dry-run', '-Werror', ...nativeFiles()]),
+    run: () => program(`clang-format-${kClangMajor}`, ['--dry-run', '-Werror', ...nativeFiles()]),
   },
   {
     name: 'generated',
     run: () =>
       sum(
-        ['gen_types.mjs', 'gen_kernels_doc.mjs', 'gen_models_doc.mjs', 'gen_performance.mjs'].map(
-          checkGenerated,
-        ),
+        [
+          ...['gen_types.mjs', 'gen_kernels_doc.mjs', 'gen_models_doc.mjs'],
+          'gen_performance.mjs',
+        ].map(checkGenerated),
       ),
   },
   {
     // Every export has a doc comment, and every link in one leads somewhere.
     name: 'api',
-    run: () => single(process.execPath, [bin('typedoc', 'bin/typedoc'), '--emit', 'none']),
+    run: () => program(process.execPath, [bin('typedoc', 'bin/typedoc'), '--emit', 'none']),
   },
   { name: 'cpp', run: () => runDoctest(inRoot('build', 'release', 'balora_tests')) },
   { name: 'emulated', slow: true, run: runEmulated }, // before vitest, which then finds the device
