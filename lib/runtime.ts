@@ -57,7 +57,10 @@ export function synchronizeSync(device = ''): void {
   native.synchronizeSync(device);
 }
 
-/** Results of every op are bitwise repeatable: on a GPU no sum then depends on timing. Returns the mode before. */
+/**
+ * Asks a device for results that are bitwise repeatable. The CPU's and the CUDA plug-in's always are (docs/repeatability.md), so
+ * there it changes nothing; a plug-in that would let a sum depend on timing must not while it is set. Returns the mode before.
+ */
 export function setDeterministic(enabled: boolean): boolean {
   return native.setDeterministic(enabled);
 }

@@ -5,7 +5,10 @@ import { inRoot, main, SetupError } from './support/shell.mjs';
 
 const target = inRoot('docs', 'kernels.md');
 
-/** Rows of kernels.def in order: { name, comment, note }, note being the heading of the row's group. */
+/**
+ * Rows of kernels.def in order: { name, comment }. The heading of a group names its files and says what holds for all of its
+ * rows, on as many lines as it takes; the first row has it in front.
+ */
 function readRows() {
   const rows = [];
   let comment = [];
@@ -14,18 +17,25 @@ function readRows() {
     const remark = /^\/\/ ?(.*)$/.exec(line)?.[1];
     const kernel = /^KERNEL\((\w+),/.exec(line)?.[1];
     if (remark !== undefined && /^\w+\.cc\b/.test(remark)) {
-      note = remark;
+      note = remark.replace(/^(\w+\.cc(, )?)+[:;]?\s*/, '');
       comment = [];
     } else if (remark !== undefined) {
       comment.push(remark);
     } else if (kernel) {
-      rows.push({ name: kernel, comment: comment.join(' '), note });
+      rows.push({ name: kernel, comment: joined(note, comment.join(' ')) });
       comment = [];
+      note = '';
     } else if (line.trim() === '') {
       comment = [];
     }
   }
   return rows;
+}
+
+/** A heading and what follows, which goes on with the heading's sentence where that ends in a comma. */
+function joined(note, comment) {
+  if (!note || !comment) return note || comment;
+  return `${note}${/[,.]$/.test(note) ? '' : '.'} ${comment}`;
 }
 
 /** name -> file that defines NAME_kernel, for the sources of a folder. */
