@@ -14,6 +14,19 @@ const kLlama3 = (digits: string) =>
   `${kContractions}|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}${digits}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|` +
   '\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+';
 
+/** Words end where small letters are followed by capitals: GPT-4o's pattern, and that of Mistral's Tekken. */
+const kCased = ({ contractions, digits }: { contractions: string; digits: string }) => {
+  const [capitals, small] = [
+    '[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]',
+    '[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]',
+  ];
+  const before = '[^\\r\\n\\p{L}\\p{N}]?';
+  return (
+    `${before}${capitals}*${small}+${contractions}|${before}${capitals}+${small}*${contractions}|` +
+    `\\p{N}${digits}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+`
+  );
+};
+
 const split = (regex: string): Json => ({
   type: 'Split',
   pattern: { Regex: regex },
@@ -33,29 +46,41 @@ export interface GgufPreTokenizer {
   preTokenizer: Json;
   /** A pre-token that is itself in the vocabulary is taken whole. */
   ignoreMerges: boolean;
-  /** Whether a BOS token is put in front when the file does not say. */
-  addBos: boolean;
+  /** Which special tokens are put around a text, and between two, when the file does not say. */
+  frame: { bos: boolean; eos: boolean; sep: boolean };
+  /** The mask token takes the white space before it. */
+  maskTakesSpace: boolean;
 }
 
-const plain = (preTokenizer: Json): GgufPreTokenizer => ({
-  preTokenizer,
+const plain = (...splits: string[]): GgufPreTokenizer => ({
+  preTokenizer: sequence(...splits.map(split), kBytes),
   ignoreMerges: false,
-  addBos: false,
+  frame: { bos: false, eos: false, sep: false },
+  maskTakesSpace: false,
 });
-const gpt2 = plain(sequence(split(kGpt2), kBytes));
-const singleDigits = plain(sequence(split('\\p{N}'), split(kGpt2), kBytes));
-const llama3: GgufPreTokenizer = {
-  preTokenizer: sequence(split(kLlama3('{1,3}')), kBytes),
+/** Whole words of the vocabulary go before merges, and a text begins with bos. */
+const wholeWords = (pattern: string): GgufPreTokenizer => ({
+  ...plain(pattern),
   ignoreMerges: true,
-  addBos: true,
+  frame: { bos: true, eos: false, sep: false },
+});
+const gpt2 = plain(kGpt2);
+const singleDigits = plain('\\p{N}', kGpt2);
+const llama3 = wholeWords(kLlama3('{1,3}'));
+const qwen2 = plain(kLlama3(''));
+const dbrx = plain(kLlama3('{1,3}'));
+const roberta: GgufPreTokenizer = {
+  ...gpt2,
+  frame: { bos: true, eos: true, sep: true },
+  maskTakesSpace: true,
 };
-const qwen2 = plain(sequence(split(kLlama3('')), kBytes));
 
 const kByName = new Map<string, GgufPreTokenizer>(
   Object.entries({
     'gpt-2': gpt2,
     'phi-2': gpt2,
     olmo: gpt2,
+    'roberta-bpe': roberta,
     smollm: singleDigits,
     starcoder: singleDigits,
     refact: singleDigits,
@@ -64,8 +89,15 @@ const kByName = new Map<string, GgufPreTokenizer>(
     'llama-bpe': llama3,
     'llama-v3': llama3,
     llama3: llama3,
+    falcon3: llama3,
+    tekken: wholeWords(kCased({ contractions: '', digits: '' })),
+    dbrx: dbrx,
+    'smaug-bpe': dbrx,
+    'gpt-4o': plain(kCased({ contractions: `${kContractions}?`, digits: '{1,3}' })),
     qwen2: qwen2,
     'deepseek-r1-qwen': qwen2,
+    megrez: qwen2,
+    stablelm2: qwen2,
   }),
 );
 

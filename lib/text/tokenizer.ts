@@ -5,7 +5,7 @@
  * Truncation and padding that a tokenizer.json switches on are not applied: lengths are the data pipeline's affair.
  */
 import { ArgumentError, FormatError } from '../errors.ts';
-import { bytesOfToken, toByteLevel } from './byte_level.ts';
+import { bytesOfToken } from './byte_level.ts';
 import {
   type ChatMessage,
   ChatTemplate,
@@ -18,7 +18,15 @@ import {
   type TokenizerParts,
   tokenizerFromGgufMetadata,
 } from './gguf_vocabulary.ts';
-import { HfBpe, type HfModel, HfTokenizer } from './hf_tokenizers.ts';
+import { HfBpe, HfTokenizer, HfUnigram } from './hf_tokenizers.ts';
+import {
+  dropUnknownCharacters,
+  encodeBytesOfPieces,
+  fallBackToBytes,
+  hideSpecials,
+  joinGreedily,
+  repairDecoder,
+} from './models.ts';
 import { repairNormalizer } from './normalizers.ts';
 import { preTokenizerSteps } from './pre_tokenizers.ts';
 import { readJson, readTokenizerFiles, writeTokenizerFiles } from './tokenizer_files.ts';
@@ -43,6 +51,12 @@ export interface PairOptions extends EncodeOptions {
 export interface DecodeOptions {
   /** Leave special tokens out of the text. Default false. */
   skipSpecialTokens?: boolean;
+}
+
+interface AddedToken {
+  id: number;
+  content: string;
+  special?: boolean;
 }
 
 interface TokenizerOptions extends TokenizerParts {
@@ -84,9 +98,9 @@ export class Tokenizer {
   private readonly byteLevel: boolean;
   private readonly addedIds: ReadonlySet<number>;
 
-  private constructor({ tokenizerJson, tokenizerConfig, missingBytes }: TokenizerOptions) {
-    const addedTokens = (tokenizerJson.added_tokens ?? []) as { special?: boolean; id: number }[];
-    this.parts = { tokenizerJson, tokenizerConfig };
+  private constructor({ tokenizerJson, tokenizerConfig, merges, missingBytes }: TokenizerOptions) {
+    const addedTokens = (tokenizerJson.added_tokens ?? []) as AddedToken[];
+    this.parts = { tokenizerJson, tokenizerConfig, ...(merges && { merges }) };
     const steps = preTokenizerSteps(tokenizerJson.pre_tokenizer);
     const json: Json = {
       ...tokenizerJson,
@@ -108,7 +122,9 @@ export class Tokenizer {
     this.plainText.model = this.tokenizer.model;
     const { model } = this.tokenizer;
     if (missingBytes === 'join' && model instanceof HfBpe) dropUnknownCharacters(model);
+    if (merges && model instanceof HfBpe) joinGreedily(model, merges);
     if (steps.byteLevel) encodeBytesOfPieces(model);
+    if (model instanceof HfUnigram) hideSpecials(model, addedTokens);
     const { type, byte_fallback: byteFallback } = (tokenizerJson.model ?? {}) as Json;
     if (type === 'Unigram' && byteFallback === true) fallBackToBytes(model);
 
@@ -168,7 +184,7 @@ export class Tokenizer {
 
   /**
    * From the metadata of a GGUF file (tokenizer.ggml.*, tokenizer.chat_template).
-   * @throws UnsupportedError for a vocabulary that is not byte-level BPE or an unknown pre-tokenizer
+   * @throws UnsupportedError for a kind of vocabulary or a pre-tokenizer that is not known
    */
   static fromGguf(metadata: GgufMetadata): Tokenizer {
     return new Tokenizer({ ...tokenizerFromGgufMetadata(metadata), missingBytes: 'separate' });
@@ -278,58 +294,11 @@ function build(json: Json, config: Json): HfTokenizer {
   try {
     const tokenizer = new HfTokenizer(json, config);
     repairNormalizer(tokenizer.normalizer);
+    repairDecoder(tokenizer.decoder);
     return tokenizer;
   } catch (error) {
     throw new FormatError(`tokenizer: ${error instanceof Error ? error.message : String(error)}`);
   }
-}
-
-/**
- * Hugging Face's BPE leaves out a character that has no token before it merges; the JavaScript port keeps it until after the
- * merges. Only a vocabulary without unknown token and byte fallback is concerned.
- */
-function dropUnknownCharacters(model: HfBpe): void {
-  if (model.unk_token != null || model.byte_fallback || model.end_of_word_suffix) return;
-  const merge = model.bpe.bind(model);
-  const known = (char: string) => model.tokens_to_ids.has(char);
-  model.bpe = (token) => {
-    const chars = Array.from(token);
-    return merge(chars.every(known) ? token : chars.filter(known).join(''));
-  };
-}
-
-/** Unigram with byte fallback: a character without token is written as its bytes, where all of them have tokens. */
-function fallBackToBytes(model: HfModel): void {
-  const encode = model.encode.bind(model);
-  const tokenOf = (byte: number) => `<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`;
-  model.encode = (pieces) =>
-    encode(pieces).flatMap((token) => {
-      if (model.tokens_to_ids.has(token)) return [token];
-      const bytes = Array.from(Buffer.from(token, 'utf8'), tokenOf);
-      return bytes.every((byte) => model.tokens_to_ids.has(byte)) ? bytes : [token];
-    });
-}
-
-/** Pieces whose tokens are remembered; natural text repeats its words. */
-const kPieceMemo = 1 << 16;
-
-/**
- * Makes the model take plain pieces of text: the step into the byte alphabet, and the tokens of pieces met before are
- * remembered (three times as fast on text as the package's own steps and cache).
- */
-function encodeBytesOfPieces(model: HfModel): void {
-  const encode = model.encode.bind(model);
-  const memo = new Map<string, string[]>();
-  model.encode = (pieces) =>
-    pieces.flatMap((piece) => {
-      let tokens = memo.get(piece);
-      if (!tokens) {
-        tokens = encode([toByteLevel(piece)]);
-        if (memo.size >= kPieceMemo) memo.clear();
-        memo.set(piece, tokens);
-      }
-      return tokens;
-    });
 }
 
 /** Whether a tokenizer.json component is, or contains, the given type. */

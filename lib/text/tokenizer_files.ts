@@ -100,8 +100,9 @@ async function readJsonIfThere(path: string): Promise<Json | null> {
 
 /** Writes the two files where they are not there yet. */
 export async function writeTokenizerFiles(folder: string, parts: TokenizerParts): Promise<void> {
+  const tokenizerJson = withMerges(parts);
   const tokenizerConfig = { tokenizer_class: 'PreTrainedTokenizerFast', ...parts.tokenizerConfig };
-  const files = { 'tokenizer.json': parts.tokenizerJson, 'tokenizer_config.json': tokenizerConfig };
+  const files = { 'tokenizer.json': tokenizerJson, 'tokenizer_config.json': tokenizerConfig };
   await mkdir(folder, { recursive: true });
   for (const [name, content] of Object.entries(files)) {
     const text = `${JSON.stringify(content, null, 2)}\n`;
@@ -109,4 +110,12 @@ export async function writeTokenizerFiles(folder: string, parts: TokenizerParts)
       if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
     });
   }
+}
+
+/** A tokenizer.json with the list of merges, where the parts leave it out. */
+function withMerges({ tokenizerJson, merges }: TokenizerParts): Json {
+  if (merges === undefined) return tokenizerJson;
+  const model = tokenizerJson.model as Json & { vocab: Record<string, number> };
+  const pairs = merges.pairs((char) => Object.hasOwn(model.vocab, char));
+  return { ...tokenizerJson, model: { ...model, merges: pairs } };
 }

@@ -8,17 +8,19 @@ export interface GgufTensor {
   readonly data: Float32Array;
 }
 
-/** Whole numbers become u32 (or f32 under a name that ends so), the rest what it is. */
+/** Whole numbers become u32, lists of them i32; the rest is what it is. */
 export type GgufValue =
   | number
   | boolean
   | { f32: number }
   | string
   | readonly string[]
-  | readonly number[];
+  | readonly number[]
+  | Float32Array
+  | Uint8Array;
 
 const kAlignment = 32;
-const kTypes = { u32: 4, i32: 5, f32: 6, bool: 7, string: 8, array: 9 };
+const kTypes = { u8: 0, u32: 4, i32: 5, f32: 6, bool: 7, string: 8, array: 9 };
 
 export function writeGguf(
   path: string,
@@ -57,6 +59,11 @@ function typed(value: GgufValue): Buffer {
     return Buffer.concat([u32(kTypes.bool), Buffer.from([value ? 1 : 0])]);
   }
   if (typeof value === 'number') return Buffer.concat([u32(kTypes.u32), u32(value)]);
+  if (value instanceof Float32Array || value instanceof Uint8Array) {
+    const type = value instanceof Uint8Array ? kTypes.u8 : kTypes.f32;
+    const bytes = Buffer.from(value.buffer, value.byteOffset, value.byteLength);
+    return Buffer.concat([u32(kTypes.array), u32(type), u64(value.length), bytes]);
+  }
   if ('f32' in value) return Buffer.concat([u32(kTypes.f32), f32(value.f32)]);
   const strings = value.every((item) => typeof item === 'string');
   const items = value.map((item) => (typeof item === 'string' ? text(item) : u32(item)));

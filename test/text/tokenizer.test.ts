@@ -239,7 +239,7 @@ describe('Tokenizer', () => {
     expect(Tokenizer.fromGguf(metadata({})).encode('ab')).toEqual([2]);
     expect(Tokenizer.fromGguf(new Map(Object.entries(metadata({})))).encode('ab')).toEqual([2]);
     const bad = (over: Record<string, unknown>) => () => Tokenizer.fromGguf(metadata(over));
-    expect(bad({ 'tokenizer.ggml.model': 'llama' })).toThrow(UnsupportedError);
+    expect(bad({ 'tokenizer.ggml.model': 'rwkv' })).toThrow(UnsupportedError);
     expect(bad({ 'tokenizer.ggml.pre': 'poro' })).toThrow(/'poro' is not known/);
     expect(bad({ 'tokenizer.ggml.pre': undefined })).toThrow(/'default' is not known/);
     expect(bad({ 'tokenizer.ggml.pre': 'toString' })).toThrow(UnsupportedError);

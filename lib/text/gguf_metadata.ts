@@ -1,0 +1,229 @@
+/** Reading tokenizer.ggml.* of a GGUF file: values with their types checked, tokens and their kinds, special tokens. */
+import { FormatError } from '../errors.ts';
+
+/** The metadata key/values of a GGUF file, as a plain object or a Map. */
+export type GgufMetadata = Readonly<Record<string, unknown>> | ReadonlyMap<string, unknown>;
+
+/** Values of tokenizer.ggml.token_type. */
+export const TokenType = {
+  normal: 1,
+  unknown: 2,
+  control: 3,
+  userDefined: 4,
+  unused: 5,
+  byte: 6,
+} as const;
+
+/** A special token. */
+export interface Special {
+  token: string;
+  id: number;
+}
+
+/** Roles of tokenizer_config.json, and the keys of their ids ("seperator" is the format's spelling). */
+const kRoles = {
+  bos_token: 'tokenizer.ggml.bos_token_id',
+  eos_token: 'tokenizer.ggml.eos_token_id',
+  unk_token: 'tokenizer.ggml.unknown_token_id',
+  sep_token: 'tokenizer.ggml.seperator_token_id',
+  pad_token: 'tokenizer.ggml.padding_token_id',
+  cls_token: 'tokenizer.ggml.cls_token_id',
+  mask_token: 'tokenizer.ggml.mask_token_id',
+} as const;
+export type Role = keyof typeof kRoles;
+
+export class Metadata {
+  constructor(private readonly source: GgufMetadata) {}
+
+  raw(key: string): unknown {
+    return this.source instanceof Map
+      ? this.source.get(key)
+      : (this.source as Record<string, unknown>)[key];
+  }
+
+  string(key: string): string | undefined {
+    const value = this.raw(key);
+    if (value === undefined || typeof value === 'string') return value;
+    throw new FormatError(`gguf: ${key} must be a string, got ${typeof value}`);
+  }
+
+  boolean(key: string): boolean | undefined {
+    const value = this.raw(key);
+    if (value === undefined || typeof value === 'boolean') return value;
+    throw new FormatError(`gguf: ${key} must be a boolean, got ${typeof value}`);
+  }
+
+  integer(key: string): number | undefined {
+    const value = this.raw(key);
+    if (value === undefined) return undefined;
+    const number = typeof value === 'bigint' ? Number(value) : value;
+    if (typeof number === 'number' && Number.isSafeInteger(number)) return number;
+    throw new FormatError(`gguf: ${key} must be an integer, got ${String(value)}`);
+  }
+
+  list<T extends string | number>(key: string, type: 'string' | 'number'): T[] | undefined {
+    const value = this.raw(key);
+    if (value === undefined) return undefined;
+    const list = ArrayBuffer.isView(value) ? Array.from(value as unknown as ArrayLike<T>) : value;
+    if (!Array.isArray(list)) throw new FormatError(`gguf: ${key} must be an array`);
+    const bad = list.findIndex((item) => typeof item !== type);
+    if (bad >= 0) throw new FormatError(`gguf: ${key}[${bad}] must be a ${type}`);
+    return list as T[];
+  }
+}
+
+/** The vocabulary of a GGUF file as it stands there. */
+export class GgufVocabulary {
+  /** (V) */
+  readonly tokens: readonly string[];
+  readonly #types: readonly number[];
+
+  /** @throws FormatError if there is none, or its lists differ in length */
+  constructor(readonly metadata: Metadata) {
+    const tokens = metadata.list<string>('tokenizer.ggml.tokens', 'string');
+    if (!tokens?.length) throw new FormatError('gguf: tokenizer.ggml.tokens is missing or empty');
+    this.tokens = tokens;
+    this.#types = this.#parallel('token_type') ?? [];
+  }
+
+  /** A token's kind; normal where the file does not say. */
+  type(id: number): number {
+    return this.#types[id] ?? TokenType.normal;
+  }
+
+  /** Control tokens and the unknown token. */
+  isSpecial(id: number): boolean {
+    const type = this.type(id);
+    return type === TokenType.control || type === TokenType.unknown;
+  }
+
+  /**
+   * The tokens' scores, (V).
+   * @throws FormatError if they are missing or not finite
+   */
+  scores(): readonly number[] {
+    const scores = this.#parallel('scores');
+    if (scores === undefined) throw new FormatError('gguf: tokenizer.ggml.scores is missing');
+    const bad = scores.findIndex((score) => !Number.isFinite(score));
+    if (bad < 0) return scores;
+    throw new FormatError(`gguf: tokenizer.ggml.scores[${bad}] is ${scores[bad]}`);
+  }
+
+  /**
+   * The token of a role, or null.
+   * @param byDefault the id where the file does not say
+   * @throws FormatError for an id outside the vocabulary
+   */
+  special(role: Role, byDefault?: number): Special | null {
+    const key = kRoles[role];
+    const stated = this.metadata.integer(key);
+    const id = stated ?? byDefault;
+    if (id === undefined) return null;
+    const token = this.tokens[id];
+    if (token !== undefined) return { token, id };
+    if (stated === undefined) return null;
+    throw new FormatError(
+      `gguf: ${key} = ${id} is outside the vocabulary of ${this.tokens.length}`,
+    );
+  }
+
+  /** Like `special`, but the token must be there. @throws FormatError naming the key */
+  required(role: Role, byDefault?: number): Special {
+    const special = this.special(role, byDefault);
+    if (special !== null) return special;
+    throw new FormatError(`gguf: ${kRoles[role]} is missing`);
+  }
+
+  #parallel(name: string): number[] | undefined {
+    const list = this.metadata.list<number>(`tokenizer.ggml.${name}`, 'number');
+    if (list === undefined || list.length === this.tokens.length) return list;
+    throw new FormatError(
+      `gguf: tokenizer.ggml.${name} has ${list.length} entries, tokens ${this.tokens.length}`,
+    );
+  }
+}
+
+/** Roles and the chat template, as a tokenizer_config.json holds them. */
+export function tokenizerConfigOf(
+  metadata: Metadata,
+  specials: Partial<Record<Role, Special | null>>,
+): Record<string, unknown> {
+  const config: Record<string, unknown> = { clean_up_tokenization_spaces: false };
+  for (const [role, special] of Object.entries(specials)) if (special) config[role] = special.token;
+  const template = metadata.string('tokenizer.chat_template');
+  if (template !== undefined) config.chat_template = template;
+  return config;
+}
+
+/** Roles and the chat template as the file states them, for a tokenizer.json that stands beside it. */
+export function ggufTokenizerConfig(source: GgufMetadata): Record<string, unknown> {
+  const metadata = new Metadata(source);
+  if (metadata.raw('tokenizer.ggml.tokens') === undefined) return tokenizerConfigOf(metadata, {});
+  return tokenizerConfigOf(metadata, specialsOf(new GgufVocabulary(metadata)));
+}
+
+/** All roles that the file states. */
+export function specialsOf(
+  vocabulary: GgufVocabulary,
+  defaults: Partial<Record<Role, number>> = {},
+): Partial<Record<Role, Special | null>> {
+  const roles = Object.keys(kRoles) as Role[];
+  return Object.fromEntries(roles.map((role) => [role, vocabulary.special(role, defaults[role])]));
+}
+
+/** An entry of added_tokens: text that is taken out before everything else. */
+export function addedToken(
+  { token: content, id }: Special,
+  { special, ...strips }: { special: boolean; lstrip?: boolean; rstrip?: boolean },
+): Record<string, unknown> {
+  return {
+    ...{ id, content, special, normalized: false },
+    ...{ single_word: false, lstrip: false, rstrip: false, ...strips },
+  };
+}
+
+/** The special tokens around a text (null: none), and between two. */
+export interface Frame {
+  bos: Special | null;
+  eos: Special | null;
+  sep: Special | null;
+}
+
+/**
+ * Which of them the file wants: tokenizer.ggml.add_bos_token and its like.
+ * @throws FormatError if one is wanted that the vocabulary does not name
+ */
+export function frameOf(
+  vocabulary: GgufVocabulary,
+  specials: Partial<Record<Role, Special | null>>,
+  byDefault: { bos: boolean; eos: boolean; sep: boolean },
+): Frame {
+  const added = (which: keyof Frame): Special | null => {
+    const wanted = vocabulary.metadata.boolean(`tokenizer.ggml.add_${which}_token`);
+    if (!(wanted ?? byDefault[which])) return null;
+    const special = specials[`${which}_token`];
+    if (special) return special;
+    throw new FormatError(
+      `gguf: ${which} is to be added, but ${kRoles[`${which}_token`]} is missing`,
+    );
+  };
+  return { bos: added('bos'), eos: added('eos'), sep: added('sep') };
+}
+
+/** The post-processor of `bos A eos` and `bos A eos sep B eos`; null when nothing is added. */
+export function postProcessor({ bos, eos, sep }: Frame): Record<string, unknown> | null {
+  const used = [bos, eos, sep].filter((special) => special !== null);
+  if (used.length === 0) return null;
+  const item = (special: Special | null) =>
+    special === null ? [] : [{ SpecialToken: { id: special.token, type_id: 0 } }];
+  const a = { Sequence: { id: 'A', type_id: 0 } };
+  const b = { Sequence: { id: 'B', type_id: 0 } };
+  return {
+    type: 'TemplateProcessing',
+    single: [...item(bos), a, ...item(eos)],
+    pair: [...item(bos), a, ...(sep === null ? [] : [...item(eos), ...item(sep)]), b, ...item(eos)],
+    special_tokens: Object.fromEntries(
+      used.map(({ token, id }) => [token, { id: token, ids: [id], tokens: [token] }]),
+    ),
+  };
+}

@@ -1,0 +1,199 @@
+/**
+ * SentencePiece vocabularies of GGUF files: BPE ("llama": Llama 2, Mistral, Gemma, Phi-3) and Unigram ("t5"). What the keys
+ * mean and their defaults: llama.cpp's llama-vocab.cpp. Spaces are written as U+2581.
+ */
+import { FormatError, UnsupportedError } from '../errors.ts';
+import {
+  addedToken,
+  frameOf,
+  type GgufVocabulary,
+  postProcessor,
+  type Role,
+  type Special,
+  specialsOf,
+  TokenType,
+  tokenizerConfigOf,
+} from './gguf_metadata.ts';
+import type { TokenizerParts } from './gguf_vocabulary.ts';
+import { type GreedyMerges, greedyMerges } from './spm_merges.ts';
+
+type Json = Record<string, unknown>;
+
+const kMark = '\u2581';
+const sequence = (...normalizers: Json[]): Json => ({ type: 'Sequence', normalizers });
+const replace = (pattern: { String: string } | { Regex: string }, content: string): Json => ({
+  type: 'Replace',
+  pattern,
+  content,
+});
+const prepend = (text: string): Json => ({ type: 'Prepend', prepend: text });
+
+/** tokenizer.ggml.model = "llama". */
+export function sentencePieceBpe(vocabulary: GgufVocabulary): TokenizerParts {
+  const { metadata, tokens } = vocabulary;
+  refuseDuplicates(tokens);
+  const specials = specialsOf(vocabulary, { bos_token: 1, eos_token: 2, unk_token: 0 });
+  const prefix = metadata.boolean('tokenizer.ggml.add_space_prefix') ?? true;
+  const merges = greedyMerges(vocabulary);
+  const marked = replace({ String: ' ' }, kMark);
+  return {
+    tokenizerConfig: tokenizerConfigOf(metadata, specials),
+    tokenizerJson: {
+      ...common(vocabulary, specials, { bos: true, eos: false, sep: false }),
+      normalizer: prefix ? sequence(prepend(kMark), marked) : marked,
+      pre_tokenizer: wordByWord(merges) ? kWords : null,
+      decoder: decoder(prefix),
+      model: {
+        type: 'BPE',
+        dropout: null,
+        unk_token: vocabulary.required('unk_token', 0).token,
+        continuing_subword_prefix: null,
+        end_of_word_suffix: null,
+        fuse_unk: true,
+        byte_fallback: hasBytes(vocabulary),
+        ignore_merges: false,
+        vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),
+        merges: [],
+      },
+    },
+    merges,
+  };
+}
+
+/** Words with the marks before them. */
+const kWords: Json = {
+  type: 'Split',
+  pattern: { Regex: `${kMark}*[^${kMark}]+|${kMark}+` },
+  behavior: 'Isolated',
+  invert: false,
+};
+
+/** Whether no merge goes beyond a word: then words met before need not be merged again. */
+function wordByWord({ ranks }: GreedyMerges): boolean {
+  for (const token of ranks.keys()) if (/[^\u2581]\u2581/.test(token)) return false;
+  return true;
+}
+
+/** tokenizer.ggml.model = "t5". */
+export function unigram(vocabulary: GgufVocabulary): TokenizerParts {
+  const { metadata, tokens } = vocabulary;
+  refuseDuplicates(tokens);
+  const specials = specialsOf(vocabulary, { eos_token: 1, unk_token: 2, pad_token: 0 });
+  const collapse = metadata.boolean('tokenizer.ggml.remove_extra_whitespaces') ?? false;
+  // A file that collapses spaces has one before every word, the first one too.
+  const prefix = (metadata.boolean('tokenizer.ggml.add_space_prefix') ?? false) || collapse;
+  const normalizers = [
+    ...charsmap(vocabulary),
+    ...(prefix ? [prepend(' ')] : []),
+    ...(collapse ? [replace({ Regex: ' {2,}' }, ' '), replace({ Regex: ' \\z' }, '')] : []),
+  ];
+  return {
+    tokenizerConfig: tokenizerConfigOf(metadata, specials),
+    tokenizerJson: {
+      ...common(vocabulary, specials, { bos: false, eos: true, sep: false }),
+      normalizer: normalizers.length === 0 ? null : sequence(...normalizers),
+      pre_tokenizer: {
+        type: 'Metaspace',
+        replacement: kMark,
+        prepend_scheme: 'never',
+        split: wordsStandAlone(tokens),
+      },
+      decoder: decoder(prefix),
+      model: {
+        type: 'Unigram',
+        unk_id: vocabulary.required('unk_token', 2).id,
+        vocab: scored(vocabulary),
+        byte_fallback: hasBytes(vocabulary),
+      },
+    },
+  };
+}
+
+/** What both kinds have. */
+function common(
+  vocabulary: GgufVocabulary,
+  specials: Partial<Record<Role, Special | null>>,
+  framed: { bos: boolean; eos: boolean; sep: boolean },
+): Json {
+  return {
+    version: '1.0',
+    truncation: null,
+    padding: null,
+    added_tokens: addedTokens(vocabulary),
+    post_processor: postProcessor(frameOf(vocabulary, specials, framed)),
+  };
+}
+
+/** Phi-3's special tokens but these take the white space behind them; the file does not say so. */
+const kPhi3Plain = ['<unk>', '<s>', '<|endoftext|>'];
+
+function addedTokens(vocabulary: GgufVocabulary): Json[] {
+  const { metadata, tokens } = vocabulary;
+  const phi3 =
+    metadata.string('general.architecture') === 'phi3' ||
+    /phi-?3/i.test(metadata.string('general.name') ?? '');
+  return tokens.flatMap((token, id) => {
+    const special = vocabulary.isSpecial(id);
+    if (!special && vocabulary.type(id) !== TokenType.userDefined) return [];
+    return [addedToken({ token, id }, { special, rstrip: phi3 && !kPhi3Plain.includes(token) })];
+  });
+}
+
+/** Marks are spaces again, byte tokens their bytes; the space that was put in front is taken off. */
+function decoder(prefix: boolean): Json {
+  return {
+    type: 'Sequence',
+    decoders: [
+      replace({ String: kMark }, ' '),
+      { type: 'ByteFallback' },
+      { type: 'Fuse' },
+      ...(prefix ? [{ type: 'Strip', content: ' ', start: 1, stop: 0 }] : []),
+    ],
+  };
+}
+
+function hasBytes(vocabulary: GgufVocabulary): boolean {
+  return vocabulary.tokens.some((_, id) => vocabulary.type(id) === TokenType.byte);
+}
+
+/** Bytes of the compiled map, signed or unsigned in the file. */
+function charsmap({ metadata }: GgufVocabulary): Json[] {
+  const bytes = metadata.list<number>('tokenizer.ggml.precompiled_charsmap', 'number');
+  if (bytes === undefined || bytes.length === 0) return [];
+  const base64 = Buffer.from(Uint8Array.from(bytes)).toString('base64');
+  return [{ type: 'Precompiled', precompiled_charsmap: base64 }];
+}
+
+/** Whether words can be looked at one by one: a mark only begins a token, and is one itself. */
+function wordsStandAlone(tokens: readonly string[]): boolean {
+  return tokens.includes(kMark) && !tokens.some((token) => token.indexOf(kMark, 1) > 0);
+}
+
+/**
+ * Pieces with their log-probabilities. The unknown character costs 10 more than the worst piece, which must be a normal one:
+ * converters give padding of the table a constant far below.
+ */
+function scored(vocabulary: GgufVocabulary): [string, number][] {
+  const scores = vocabulary.scores();
+  const normal = scores.filter((_, id) => vocabulary.type(id) === TokenType.normal);
+  if (normal.length === 0) throw new FormatError('gguf: the vocabulary has no normal token');
+  const worst = normal.reduce((a, b) => Math.min(a, b));
+  return vocabulary.tokens.map((token, id) => {
+    const score = vocabulary.type(id) === TokenType.userDefined ? 0 : (scores[id] as number);
+    return [token, Math.max(score, worst)];
+  });
+}
+
+function refuseDuplicates(tokens: readonly string[]): void {
+  const ids = new Map<string, number>();
+  tokens.forEach((token, id) => {
+    const first = ids.get(token);
+    if (first !== undefined) {
+      throw new UnsupportedError(
+        `tokenizer: the GGUF's token ${JSON.stringify(token)} has the ids ${first} and ${id}; put the model's ` +
+          'tokenizer.json beside the file',
+      );
+    }
+    ids.set(token, id);
+  });
+}

@@ -1,0 +1,107 @@
+/**
+ * WordPiece vocabularies of GGUF files (tokenizer.ggml.model = "bert"). llama.cpp's converter writes the start of a word with
+ * U+2581 before it and leaves the ## of what continues one away; control tokens stay as they are.
+ */
+import {
+  addedToken,
+  type GgufVocabulary,
+  type Role,
+  type Special,
+  TokenType,
+  tokenizerConfigOf,
+} from './gguf_metadata.ts';
+import type { TokenizerParts } from './gguf_vocabulary.ts';
+
+const kMark = '\u2581';
+const kContinued = '##';
+
+export function wordPiece(vocabulary: GgufVocabulary): TokenizerParts {
+  const { metadata } = vocabulary;
+  const tokens = vocabulary.tokens.map((token, id) => original(token, vocabulary.type(id)));
+  const specials = roles(vocabulary, tokens);
+  const { unk_token: unk, cls_token: cls, sep_token: sep } = specials;
+  const special = new Set(Object.values(specials).map(({ id }) => id));
+  const addedTokens = tokens.flatMap((token, id) => {
+    const isSpecial = vocabulary.isSpecial(id) || special.has(id);
+    const isAdded = isSpecial || vocabulary.type(id) === TokenType.userDefined;
+    return isAdded ? [addedToken({ token, id }, { special: isSpecial })] : [];
+  });
+  return {
+    tokenizerConfig: tokenizerConfigOf(metadata, specials),
+    tokenizerJson: {
+      version: '1.0',
+      truncation: null,
+      padding: null,
+      added_tokens: addedTokens,
+      normalizer: {
+        type: 'BertNormalizer',
+        clean_text: true,
+        handle_chinese_chars: true,
+        strip_accents: metadata.boolean('tokenizer.ggml.normalizer.strip_accents') ?? null,
+        lowercase: lowercase(vocabulary, tokens),
+      },
+      pre_tokenizer: { type: 'BertPreTokenizer' },
+      post_processor: {
+        type: 'BertProcessing',
+        cls: [cls.token, cls.id],
+        sep: [sep.token, sep.id],
+      },
+      decoder: { type: 'WordPiece', prefix: kContinued, cleanup: true },
+      model: {
+        type: 'WordPiece',
+        unk_token: unk.token,
+        continuing_subword_prefix: kContinued,
+        max_input_chars_per_word: 100,
+        vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),
+      },
+    },
+  };
+}
+
+/** The token before the conversion. Older converters left [unused0] and its like as they are, whatever their type. */
+function original(token: string, type: number): string {
+  if (token.startsWith(kMark)) return token.slice(kMark.length);
+  if (type === TokenType.control || /^\[.+\]$/.test(token)) return token;
+  return kContinued + token;
+}
+
+/**
+ * BERT's special tokens. Some converters write [CLS] as bos, or leave keys out: then the token of BERT's name.
+ * @throws FormatError if one is missing that every text needs
+ */
+function roles(
+  vocabulary: GgufVocabulary,
+  tokens: readonly string[],
+): Record<'unk_token' | 'cls_token' | 'sep_token', Special> & Partial<Record<Role, Special>> {
+  const named = (name: string): number | undefined => {
+    const id = tokens.indexOf(name);
+    return id < 0 ? undefined : id;
+  };
+  const renamed = ({ id }: Special): Special => ({ token: tokens[id] as string, id });
+  const optional = (role: Role, name: string): Partial<Record<Role, Special>> => {
+    const special = vocabulary.special(role, named(name));
+    return special === null ? {} : { [role]: renamed(special) };
+  };
+  const bos = vocabulary.special('bos_token')?.id;
+  return {
+    unk_token: renamed(vocabulary.required('unk_token', named('[UNK]'))),
+    cls_token: renamed(vocabulary.required('cls_token', bos ?? named('[CLS]'))),
+    sep_token: renamed(vocabulary.required('sep_token', named('[SEP]'))),
+    ...optional('pad_token', '[PAD]'),
+    ...optional('mask_token', '[MASK]'),
+  };
+}
+
+/**
+ * Whether text is put into lower case. The key is newer than the format, and written only where it is true; a model that
+ * does has no capital letter in its words.
+ */
+function lowercase(vocabulary: GgufVocabulary, tokens: readonly string[]): boolean {
+  return (
+    vocabulary.metadata.boolean('tokenizer.ggml.normalizer.lowercase') ??
+    !tokens.some((token, id) => {
+      const isWord = vocabulary.type(id) === TokenType.normal && !/^\[.+\]$/.test(token);
+      return isWord && /[A-Z]/.test(token);
+    })
+  );
+}

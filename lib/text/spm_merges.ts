@@ -1,0 +1,70 @@
+/**
+ * SentencePiece's BPE: of all neighbours whose joined text is a token, the two that make the best-scored token are joined, the
+ * leftmost of equals first, until none is left. A tokenizer.json lists pairs instead, so the list is made only to be written.
+ */
+import { UnsupportedError } from '../errors.ts';
+import { type GgufVocabulary, TokenType } from './gguf_metadata.ts';
+
+export class GreedyMerges {
+  /** Rank of each token that joining may make, the best first; equal scores have equal ranks. */
+  readonly ranks: ReadonlyMap<string, number>;
+
+  constructor(ranks: ReadonlyMap<string, number>) {
+    this.ranks = ranks;
+  }
+
+  /**
+   * The pairs as tokenizer.json lists them: the ways to make a token stand together, tokens in the order of their ranks.
+   * Ranks of equals cannot be written: the longer left part goes first, as in Hugging Face's conversions.
+   * @param known whether a single character is a token: other tools refuse a pair without
+   */
+  pairs(known: (char: string) => boolean): [string, string][] {
+    const isPart = (text: string) => (isOneCharacter(text) ? known(text) : this.ranks.has(text));
+    const pairs: [string, string][] = [];
+    for (const token of this.ranks.keys()) {
+      for (let at = token.length - 1; at > 0; at--) {
+        if (isLowSurrogate(token.charCodeAt(at))) continue;
+        const [left, right] = [token.slice(0, at), token.slice(at)];
+        if (isPart(left) && isPart(right)) pairs.push([left, right]);
+      }
+    }
+    return pairs;
+  }
+}
+
+/**
+ * What a GGUF vocabulary's scores say. Control, unknown and byte tokens are never made by joining.
+ * @throws UnsupportedError if all scores are equal: converters that had no scores write such a constant
+ */
+export function greedyMerges(vocabulary: GgufVocabulary): GreedyMerges {
+  const { tokens } = vocabulary;
+  const scores = vocabulary.scores();
+  const score = (id: number) => scores[id] as number;
+  const kinds: number[] = [TokenType.normal, TokenType.userDefined, TokenType.unused];
+  const joined = [...tokens.keys()].filter(
+    (id) => kinds.includes(vocabulary.type(id)) && !isOneCharacter(tokens[id] as string),
+  );
+  const normal = joined.filter((id) => vocabulary.type(id) === TokenType.normal);
+  if (normal.length > 1 && normal.every((id) => score(id) === score(normal[0] as number))) {
+    throw new UnsupportedError(
+      `tokenizer: the GGUF's tokens all have the score ${score(normal[0] as number)}, which does not tell the order of ` +
+        "merges; put the model's tokenizer.json beside the file",
+    );
+  }
+  joined.sort((a, b) => score(b) - score(a) || a - b);
+  const ranks = new Map<string, number>();
+  let rank = -1;
+  joined.forEach((id, i) => {
+    if (i === 0 || score(id) !== score(joined[i - 1] as number)) rank++;
+    ranks.set(tokens[id] as string, rank);
+  });
+  return new GreedyMerges(ranks);
+}
+
+function isOneCharacter(text: string): boolean {
+  return text.length <= 1 || (text.length === 2 && (text.codePointAt(0) as number) > 0xffff);
+}
+
+function isLowSurrogate(unit: number): boolean {
+  return unit >= 0xdc00 && unit < 0xe000;
+}
