@@ -74,7 +74,7 @@ function outputWidth({ outputs }: Group): number {
 }
 
 /** Bytes of f32 logits that a chunk of the head may take. */
-const kChunkBytes = 48 << 20;
+const kChunkBytes = 100 << 20;
 
 /**
  * The matrix products of a step, each as large as it can be: groups as one product, a low-rank part as more of the inner

@@ -20,7 +20,7 @@ export interface HeadInputs {
   temperature?: number;
   /** K of the entropy; 0: the whole vocabulary; -1: no entropy at all. Default 0. */
   entropyTopK?: number;
-  /** Bound on the logits' scratch; 0 (default): 48 MiB. */
+  /** Bound on the logits' scratch; 0 (default): 100 MiB on the CPU. */
   chunkBytes?: number;
 }
 

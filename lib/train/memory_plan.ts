@@ -32,7 +32,7 @@ const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'checkpointed'];
 const kProbeRows = 64;
 /** Gradients and recomputed values in flight, in layers' worth of saved rows. */
 const kInFlight = 2.5;
-const kChunkBytes = { most: 48 * 2 ** 20, least: 24 * 2 ** 20 };
+const kChunkBytes = { most: 100 * 2 ** 20, least: 24 * 2 ** 20 };
 
 /** @throws ArgumentError for anything but max, min or a number of bytes */
 export function checkMemoryBudget(budget: MemoryBudget): MemoryBudget {

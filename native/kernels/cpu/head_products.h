@@ -8,19 +8,25 @@
 
 #include "kernels/cpu/head_tiles.h"
 #include "kernels/cpu/product_sum.h"
+#include "kernels/cpu/tiles.h"
 #include "kernels/head_options.h"
 
 namespace balora {
 
-constexpr int64_t kDefaultChunkBytes = int64_t{48} << 20;
+// 256 rows of student and teacher at a vocabulary of 49,152: W is packed four times for 1,024 rows.
+constexpr int64_t kDefaultChunkBytes = int64_t{100} << 20;
 
-// Rows of a chunk whose scratch takes `row_bytes` a row.
+// Rows of a chunk whose scratch takes `row_bytes` a row: as many in each chunk as they share out
+// to.
 inline int64_t chunk_rows(const HeadOptions& options, int64_t rows, int64_t row_bytes) {
-  constexpr int64_t kMultiple = 16;
   const int64_t budget = options.chunk_bytes > 0 ? options.chunk_bytes : kDefaultChunkBytes;
-  int64_t fitting = std::max<int64_t>(1, budget / row_bytes);
-  if (fitting > kMultiple) fitting -= fitting % kMultiple;
-  return std::min(fitting, rows);
+  const int64_t fitting = std::max<int64_t>(1, budget / row_bytes);
+  if (fitting >= rows) return rows;
+  const int64_t chunks = (rows + fitting - 1) / fitting;
+  const int64_t even = round_up((rows + chunks - 1) / chunks, kPanelRows);
+  return even <= fitting         ? even
+         : fitting >= kPanelRows ? fitting / kPanelRows * kPanelRows
+                                 : fitting;
 }
 
 // Elements between rows of logits: one cache line more than they are long, an odd number of lines

@@ -14,42 +14,18 @@
 namespace balora {
 namespace {
 
-// The weights of a group in tiles, made anew for each walk: next to the products of a few hundred
-// rows that costs nothing (it reads what has to be read anyhow), and nothing of it has to be kept.
-class WeightTiles {
- public:
-  WeightTiles(Context* ctx, std::span<const LinearOperands> linears, bool transposed)
-      : ctx_(ctx), transposed_(transposed), arena_(ctx, CpuState::kWeightTiles, bytes(linears)) {}
-
-  const bf16* take(const LinearOperands& linear) {
-    const View& w = *linear.weight;
-    const int64_t out = w.shape[0], in = w.shape[1];
-    auto* tiles = arena_.take<bf16>(transposed_ ? tiles_size(in, out) : tiles_size(out, in));
-    const auto* from = data_of<bf16>(&w);
-    if (transposed_) {
-      pack_tiles(ctx_, from, 1, in, in, out, tiles);
-    } else {
-      pack_tiles(ctx_, from, in, 1, out, in, tiles);
-    }
-    return tiles;
-  }
-
- private:
-  static int64_t bytes(std::span<const LinearOperands> linears) {
-    int64_t sum = 0;
-    for (const LinearOperands& linear : linears) {
-      sum += Arena::bytes<bf16>(tiles_size(linear.weight->shape[0], linear.weight->shape[1]));
-    }
-    return sum;
-  }
-
-  Context* ctx_;
-  bool transposed_;
-  Arena arena_;
-};
-
 TileTerm rows_term(const View& x, const bf16* tiles) {
   return {data_of<bf16>(&x), x.shape[1], x.shape[1], tiles};
+}
+
+// x W^T, or x W. The walk packs W anew each time: next to the products of a few hundred rows that
+// costs nothing (it reads what has to be read anyhow), and nothing of it has to be kept.
+TileTerm base_term(const View& x, const View& weight, bool transposed) {
+  const int64_t in = weight.shape[1];
+  TileTerm term = rows_term(x, nullptr);
+  term.matrix = transposed ? TileMatrix{data_of<bf16>(&weight), 1, in}
+                           : TileMatrix{data_of<bf16>(&weight), in, 1};
+  return term;
 }
 
 // out = scale * sums, row by row or transposed.
@@ -145,14 +121,13 @@ std::vector<float*> backward_inputs(Context* ctx, const LinearGradients& g,
     projection.x = rows_term(*linears[i].y, tiles);
     projections.push_back(std::move(projection));
   }
-  WeightTiles weights(ctx, linears, false);
   std::vector<TileSum> sums;
   const auto add_sum = [&](const View& out, bool with_base, bool with_parts) {
     TileSum sum{in, {}, {out.data, out.dtype, in}};
     if (with_parts && a_size > 0) sum.terms.push_back(stretch.term());
     for (const LinearOperands& linear : linears) {
       if (!with_base || !linear.y) continue;
-      sum.terms.push_back(rows_term(*linear.y, weights.take(linear)));
+      sum.terms.push_back(base_term(*linear.y, *linear.weight, false));
     }
     sums.push_back(std::move(sum));
   };
@@ -190,7 +165,6 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
   const int64_t columns_size = tiles_size(in, column_count);
   Arena a(ctx, CpuState::kFactorA, a_bytes), bias(ctx, CpuState::kWideC, bias_bytes);
   Arena b(ctx, CpuState::kFactorB, b_bytes + Arena::bytes<bf16>(columns_size));
-  WeightTiles weights(ctx, linears, true);
   TileProjection projection;
   std::vector<FactorLine> columns;
   std::vector<TileSum> sums;
@@ -216,7 +190,7 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
                    outs);
       sum.out.bias = wide;
     }
-    sum.terms.push_back(rows_term(x, weights.take(linear)));
+    sum.terms.push_back(base_term(x, *linear.weight, true));
     sums.push_back(std::move(sum));
   }
   if (columns.empty()) return run_tiles(ctx, m, {}, sums);

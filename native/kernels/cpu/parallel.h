@@ -19,6 +19,11 @@ inline int parallel_width(const Context* ctx, int64_t n, int64_t grain) {
   return static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max(ctx->num_threads, 1)));
 }
 
+// How evenly n items share out among threads: 1 if each has as many.
+inline double evenness(int64_t n, int64_t threads) {
+  return static_cast<double>(n) / static_cast<double>((n + threads - 1) / threads * threads);
+}
+
 // Calls body(begin, end) on disjoint ranges that cover [0, n). The ranges depend on n, grain and
 // the number of threads only. body must not throw.
 template <typename Body>

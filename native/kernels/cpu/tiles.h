@@ -33,9 +33,21 @@ constexpr int64_t tiles_size(int64_t k, int64_t n) {
   return round_up(k, kTileK) * round_up(n, kTileN);
 }
 
-// Packs B (k,n), element (i,j) at b[i * k_stride + j * n_stride].
-void pack_tiles(Context* ctx, const bf16* b, int64_t k_stride, int64_t n_stride, int64_t k,
-                int64_t n, bf16* tiles);
+// A matrix where it lies: element (i,j) at data[i * k_stride + j * n_stride].
+struct TileMatrix {
+  const bf16* data = nullptr;
+  int64_t k_stride = 0, n_stride = 0;
+
+  TileMatrix at(int64_t i, int64_t j) const {
+    return {data + i * k_stride + j * n_stride, k_stride, n_stride};
+  }
+};
+
+// Packs B (k,n).
+void pack_tiles(Context* ctx, const TileMatrix& b, int64_t k, int64_t n, bf16* tiles);
+// Its panels [begin, end) alone, by the calling thread.
+void pack_tile_panels(const TileMatrix& b, int64_t k, int64_t n, int64_t begin, int64_t end,
+                      bf16* tiles);
 
 // The upper or lower half of scale * value: a pair of bf16 holds 16 bits of an f32.
 enum class Half { kHigh, kLow };
@@ -53,14 +65,15 @@ void pack_factor_rows(Context* ctx, std::span<const FactorLine> rows, int64_t n,
 // A multiple of kTileN columns.
 void pack_factor_columns(Context* ctx, std::span<const FactorLine> columns, int64_t k, bf16* tiles);
 
-// A (m,k) bf16, rows lda apart, times a packed B.
+// A (m,k) bf16, rows lda apart, times a B that is packed, or that the walk packs.
 struct TileTerm {
   const bf16* a;
   int64_t lda;
   int64_t k;
-  const bf16* tiles;
+  const bf16* tiles;         // null: `matrix` is to be packed
   bool padded_rows = false;  // A has zeroed rows up to a multiple of kPanelRows
   int64_t used = 0;          // of k, the rest being zeros; 0: all
+  TileMatrix matrix = {};    // B (k,n)
 };
 
 // Where a sum goes: C (m,n) = sum (+ C) (+ addend) (+ bias), in f32 or bf16.
@@ -112,6 +125,11 @@ struct TileProjection {
 // rows of x are fetched once and what projections write is read from cache.
 void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projections,
                std::span<const TileSum> sums);
+
+// The sums by the calling thread alone, for threads that pack their own B: what one core packs and
+// another reads travels between their caches twice. `padding` has tile_padding(m, sums) elements.
+void run_tiles_alone(int64_t m, std::span<const TileSum> sums, bf16* padding);
+int64_t tile_padding(int64_t m, std::span<const TileSum> sums);
 
 // Row r of the left operand of contract_tiles: element i at data[i * stride].
 struct RankLine {

@@ -23,7 +23,12 @@ struct Source {
   const bf16* tail;
   int64_t tail_ld;
   int64_t steps, pairs;
-  const bf16* tiles;
+  const bf16* tiles;  // of the panels from `first_panel` on
+  int64_t first_panel = 0;
+
+  const bf16* panel(int64_t index) const {
+    return tiles + (index - first_panel) * steps * kStepElements;
+  }
 };
 
 // A finished block whose rows go to C between the steps of the next one: stores that miss the cache
@@ -80,7 +85,7 @@ struct AmxCore {
       const int64_t lda = tail ? term.tail_ld : term.lda;
       const bf16* a0 = tail ? term.tail : term.a + row * lda;
       const bf16* a1 = a0 + 16 * lda;
-      const bf16* b = term.tiles + panel * term.steps * kStepElements;
+      const bf16* b = term.panel(panel);
       const int64_t stride = lda * static_cast<int64_t>(sizeof(bf16));
       for (int64_t step = 0; step < term.steps; ++step) {
         _tile_loadd(4, a0, stride);
@@ -141,7 +146,7 @@ struct Avx512Core {
     for (const Source& term : terms) {
       const bool tail = tail_row >= 0;
       const int64_t lda = tail ? term.tail_ld : term.lda, lda3 = 3 * lda;
-      const bf16* b = term.tiles + panel * term.steps * kStepElements;
+      const bf16* b = term.panel(panel);
       // A row in four has a pointer and the others an offset from it: twelve offsets would not fit
       // the registers. The empty statement keeps the compiler from making one pointer of them
       // again.

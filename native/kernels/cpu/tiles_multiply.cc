@@ -33,16 +33,24 @@ struct Projection {
   std::span<const TileFactor> factors;
 };
 
+// The B of a term that is to be packed.
+struct Unpacked {
+  size_t term;
+  TileMatrix matrix;
+  int64_t k;
+};
+
 struct Sum {
   int64_t n;
   std::vector<Source> terms;
+  std::vector<Unpacked> unpacked;
   TileOutput out;
   bool plain;  // nothing is added to the sum
 };
 
 // One panel of columns of one sum.
 struct Item {
-  const Sum* sum;
+  size_t sum;
   int64_t panel;
   int64_t bytes;
 };
@@ -190,10 +198,27 @@ class BlockWriter {
   alignas(64) float blocks_[2 * kPanelRows * kTileN];
 };
 
-// Row panels and items given as [begin, end).
+// Packs what the items [first, last) multiply by and nobody has packed.
+void pack_items(const Job& job, size_t first, size_t last, std::vector<Sum>& sums, bf16* to) {
+  for (size_t begin = first, end = first; begin < last; begin = end) {
+    while (end < last && job.items[end].sum == job.items[begin].sum) ++end;
+    Sum& sum = sums[job.items[begin].sum];
+    const int64_t from = job.items[begin].panel, until = job.items[end - 1].panel + 1;
+    for (const Unpacked& operand : sum.unpacked) {
+      Source& term = sum.terms[operand.term];
+      pack_tile_panels(operand.matrix, operand.k, sum.n, from, until, to);
+      term.tiles = to, term.first_panel = from;
+      to += (until - from) * term.steps * kStepElements;
+    }
+  }
+}
+
+// Row panels and items given as [begin, end). `own`: this thread's memory for what it has to pack.
 template <typename Core>
 AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, size_t item_begin,
-                          size_t item_end) {
+                          size_t item_end, bf16* own) {
+  if (row_begin == row_end || (item_begin == item_end && job.projections.empty())) return;
+  std::vector<Sum> sums = job.sums;
   Core::open();
   BlockWriter writer(Core::kRounds);
   bool project = true;
@@ -204,6 +229,7 @@ AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, si
       bytes += job.items[last].bytes;
       if (bytes > Core::kCachedBytes && last > first) break;
     }
+    if (own) pack_items(job, first, last, sums, own);
     for (int64_t panel = row_begin; panel < row_end; ++panel) {
       const int64_t row = panel * kPanelRows, rows = std::min(kPanelRows, job.m - row);
       if (project) {
@@ -212,11 +238,12 @@ AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, si
       }
       for (size_t i = first; i < last; ++i) {
         const Item& item = job.items[i];
+        const Sum& sum = sums[item.sum];
         const int64_t col = item.panel * kTileN;
-        Core::multiply(item.sum->terms, row, rows, item.panel, writer.pending(),
-                       writer.place(*item.sum, row, col, rows));
+        Core::multiply(sum.terms, row, rows, item.panel, writer.pending(),
+                       writer.place(sum, row, col, rows));
         writer.flush();
-        writer.take(*item.sum, row, col, rows);
+        writer.take(sum, row, col, rows);
       }
     }
     project = false;
@@ -264,35 +291,64 @@ Source make_source(const TileTerm& term, int64_t m, bf16*& scratch) {
   return source;
 }
 
-Job make_job(Context* ctx, int64_t m, std::span<const TileProjection> projections,
-             std::span<const TileSum> sums) {
-  int64_t elements = 0;
-  for (const TileProjection& p : projections) elements += padding_elements(p.x, m);
-  for (const TileSum& sum : sums) {
-    for (const TileTerm& term : sum.terms) elements += padding_elements(term, m);
-  }
-  auto* scratch = static_cast<bf16*>(
-      CpuState::of(ctx).scratch(CpuState::kTilePadding, elements * sizeof(bf16)));
+// `scratch` has the elements of padding that both ask for.
+Job make_job(int64_t m, std::span<const TileProjection> projections, std::span<const TileSum> sums,
+             bf16* scratch) {
   Job job{m, {}, {}, {}};
   for (const TileProjection& p : projections) {
     job.projections.push_back({make_source(p.x, m, scratch), p.factors});
   }
   for (const TileSum& sum : sums) {
     const bool plain = !sum.out.accumulate && !sum.out.addend && !sum.out.bias;
-    Sum& made = job.sums.emplace_back(Sum{sum.n, {}, sum.out, plain});
-    for (const TileTerm& term : sum.terms) made.terms.push_back(make_source(term, m, scratch));
+    Sum& made = job.sums.emplace_back(Sum{sum.n, {}, {}, sum.out, plain});
+    for (const TileTerm& term : sum.terms) {
+      if (!term.tiles) made.unpacked.push_back({made.terms.size(), term.matrix, term.k});
+      made.terms.push_back(make_source(term, m, scratch));
+    }
   }
-  for (const Sum& sum : job.sums) {
+  for (size_t s = 0; s < job.sums.size(); ++s) {
     int64_t bytes = 0;
-    for (const Source& term : sum.terms) bytes += term.steps * kStepElements * int64_t{2};
-    for (int64_t p = 0; p * kTileN < sum.n; ++p) job.items.push_back({&sum, p, bytes});
+    for (const Source& term : job.sums[s].terms) bytes += term.steps * kStepElements * int64_t{2};
+    for (int64_t p = 0; p * kTileN < job.sums[s].n; ++p) job.items.push_back({s, p, bytes});
   }
   return job;
 }
 
-// How evenly `items` share out among threads.
-double evenness(int64_t items, int64_t threads) {
-  return static_cast<double>(items) / static_cast<double>(round_up(items, threads));
+bf16* tile_scratch(Context* ctx, CpuState::Scratch which, int64_t elements) {
+  return static_cast<bf16*>(
+      CpuState::of(ctx).scratch(which, static_cast<uint64_t>(elements) * sizeof(bf16)));
+}
+
+// Up to so many threads pack all of B each for itself where they share the rows: a packed element
+// is used by each row once, so that this costs less than a hundredth of the products of 1,000 rows,
+// and what one core packs and another reads costs 3 to 6 of them where they share no cache.
+constexpr int kMostPackers = 4;
+
+// Elements that a thread packs at a time, at most; whole pages, so that threads share no line.
+int64_t largest_packing(const Job& job) {
+  const bool any = std::any_of(job.sums.begin(), job.sums.end(),
+                               [](const Sum& sum) { return !sum.unpacked.empty(); });
+  if (!any) return 0;
+  int64_t all = 0, largest = tiles_use_amx() ? AmxCore::kCachedBytes : Avx512Core::kCachedBytes;
+  for (const Item& item : job.items) all += item.bytes, largest = std::max(largest, item.bytes);
+  return round_up(std::min(all, largest), 4096) / static_cast<int64_t>(sizeof(bf16));
+}
+
+// Packs all that is to be packed, once for all threads.
+void pack_all(Context* ctx, Job& job) {
+  int64_t elements = 0;
+  for (const Sum& sum : job.sums) {
+    for (const Unpacked& operand : sum.unpacked) elements += tiles_size(operand.k, sum.n);
+  }
+  bf16* to = tile_scratch(ctx, CpuState::kWeightTiles, elements);
+  for (Sum& sum : job.sums) {
+    for (const Unpacked& operand : sum.unpacked) {
+      pack_tiles(ctx, operand.matrix, operand.k, sum.n, to);
+      sum.terms[operand.term].tiles = to;
+      to += tiles_size(operand.k, sum.n);
+    }
+    sum.unpacked.clear();
+  }
 }
 
 }  // namespace
@@ -309,22 +365,48 @@ bool tiles_ready() {
   return tiles_use_amx() || cpu_multiplies_bf16();
 }
 
+int64_t tile_padding(int64_t m, std::span<const TileSum> sums) {
+  int64_t elements = 0;
+  for (const TileSum& sum : sums) {
+    for (const TileTerm& term : sum.terms) elements += padding_elements(term, m);
+  }
+  return elements;
+}
+
+void run_tiles_alone(int64_t m, std::span<const TileSum> sums, bf16* padding) {
+  if (m == 0) return;
+  const Job job = make_job(m, {}, sums, padding);
+  const auto run = tiles_use_amx() ? &run_range<AmxCore> : &run_range<Avx512Core>;
+  run(job, 0, round_up(m, kPanelRows) / kPanelRows, 0, job.items.size(), nullptr);
+}
+
 void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projections,
                std::span<const TileSum> sums) {
   if (m == 0) return;
-  const Job job = make_job(ctx, m, projections, sums);
+  int64_t padding = tile_padding(m, sums);
+  for (const TileProjection& p : projections) padding += padding_elements(p.x, m);
+  Job job = make_job(m, projections, sums, tile_scratch(ctx, CpuState::kTilePadding, padding));
   const int64_t rows = round_up(m, kPanelRows) / kPanelRows;
   const auto items = static_cast<int64_t>(job.items.size());
   const int threads = ctx->num_threads;
+  const bool by_rows =
+      !projections.empty() || evenness(rows, threads) + 0.02 >= evenness(items, threads);
+  if (by_rows && threads > kMostPackers) pack_all(ctx, job);
+  const int64_t size = largest_packing(job);
+  bf16* own = size > 0 ? tile_scratch(ctx, CpuState::kWeightTiles, threads * size) : nullptr;
   const auto run = tiles_use_amx() ? &run_range<AmxCore> : &run_range<Avx512Core>;
-  if (!projections.empty() || evenness(rows, threads) + 0.02 >= evenness(items, threads)) {
-    parallel_for(ctx, rows, 1,
-                 [&](int64_t begin, int64_t end) { run(job, begin, end, 0, job.items.size()); });
-  } else {
-    parallel_for(ctx, items, 1, [&](int64_t begin, int64_t end) {
-      run(job, 0, rows, static_cast<size_t>(begin), static_cast<size_t>(end));
-    });
-  }
+  parallel_for(ctx, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const auto part = [&](int64_t n, int64_t index) { return n * index / threads; };
+      bf16* memory = own ? own + t * size : nullptr;
+      if (by_rows) {
+        run(job, part(rows, t), part(rows, t + 1), 0, job.items.size(), memory);
+      } else {
+        run(job, 0, rows, static_cast<size_t>(part(items, t)),
+            static_cast<size_t>(part(items, t + 1)), memory);
+      }
+    }
+  });
 }
 
 #else
@@ -336,6 +418,12 @@ bool tiles_ready() {
   return false;
 }
 void run_tiles(Context*, int64_t, std::span<const TileProjection>, std::span<const TileSum>) {
+  throw UnsupportedError("this build has no tile kernels");
+}
+int64_t tile_padding(int64_t, std::span<const TileSum>) {
+  return 0;
+}
+void run_tiles_alone(int64_t, std::span<const TileSum>, bf16*) {
   throw UnsupportedError("this build has no tile kernels");
 }
 

@@ -72,16 +72,6 @@ BALORA_SIMD void pack_columns_step(std::span<const FactorLine> columns, int64_t 
   std::memcpy(to, words, sizeof words);
 }
 
-// What pack_tiles reads: element (i,j) of B (k,n) at data[i * k_stride + j * n_stride].
-struct Matrix16 {
-  const bf16* data;
-  int64_t k_stride, n_stride;
-
-  Matrix16 at(int64_t i, int64_t j) const {
-    return {data + i * k_stride + j * n_stride, k_stride, n_stride};
-  }
-};
-
 // Asks for what is packed 32 rows or columns from here: as many streams of a weight that no cache
 // holds, more than the processor foresees by itself. Past the end of B it asks for nothing of use.
 BALORA_INLINE void prefetch_lines(const bf16* from, int64_t stride) {
@@ -90,7 +80,7 @@ BALORA_INLINE void prefetch_lines(const bf16* from, int64_t stride) {
 
 #ifdef BALORA_TILES
 // 32 x 32 elements whose rows of B are contiguous: each pair of rows is interleaved.
-BF16_TARGET void pack_rows_block(const Matrix16& b, uint32_t* to) {
+BF16_TARGET void pack_rows_block(const TileMatrix& b, uint32_t* to) {
   prefetch_lines(b.at(kTileK, 0).data, b.k_stride);
   alignas(64) static constexpr auto kOrder = [] {
     std::array<uint16_t, 64> order{};
@@ -109,7 +99,7 @@ BF16_TARGET void pack_rows_block(const Matrix16& b, uint32_t* to) {
   }
 }
 #else
-void pack_rows_block(const Matrix16& b, uint32_t* to) {
+void pack_rows_block(const TileMatrix& b, uint32_t* to) {
   for (int64_t i = 0; i < kTileK; i += 2) {
     for (int64_t j = 0; j < kTileN; ++j) {
       const bf16* at = b.data + i * b.k_stride + j;
@@ -120,7 +110,7 @@ void pack_rows_block(const Matrix16& b, uint32_t* to) {
 #endif
 
 // The same where its columns are: their pairs are words already.
-void pack_columns_block(const Matrix16& b, uint32_t* to) {
+void pack_columns_block(const TileMatrix& b, uint32_t* to) {
   prefetch_lines(b.at(0, kTileN).data, b.n_stride);
   for (int64_t tile = 0; tile < 2; ++tile) {
     const auto* from = reinterpret_cast<const uint32_t*>(b.data + tile * 16 * b.n_stride);
@@ -129,7 +119,7 @@ void pack_columns_block(const Matrix16& b, uint32_t* to) {
 }
 
 // A block at the edge, or of any strides: gathered with zeros around.
-void pack_edge_block(const Matrix16& b, int64_t k, int64_t n, uint32_t* to) {
+void pack_edge_block(const TileMatrix& b, int64_t k, int64_t n, uint32_t* to) {
   alignas(64) bf16 block[kStepElements] = {};
   for (int64_t i = 0; i < k; ++i) {
     for (int64_t j = 0; j < n; ++j) block[i * kTileN + j] = *b.at(i, j).data;
@@ -139,29 +129,34 @@ void pack_edge_block(const Matrix16& b, int64_t k, int64_t n, uint32_t* to) {
 
 }  // namespace
 
-void pack_tiles(Context* ctx, const bf16* b, int64_t k_stride, int64_t n_stride, int64_t k,
-                int64_t n, bf16* tiles) {
-  const int64_t steps = round_up(k, kTileK) / kTileK, panels = round_up(n, kTileN) / kTileN;
-  const Matrix16 matrix = {b, k_stride, n_stride};
-  const bool words = k_stride == 1 && n_stride % 2 == 0 && reinterpret_cast<uintptr_t>(b) % 4 == 0;
-  parallel_for(ctx, panels, 1, [&](int64_t begin, int64_t end) {
+void pack_tile_panels(const TileMatrix& b, int64_t k, int64_t n, int64_t begin, int64_t end,
+                      bf16* tiles) {
+  const int64_t steps = round_up(k, kTileK) / kTileK, width = end - begin;
+  const bool words =
+      b.k_stride == 1 && b.n_stride % 2 == 0 && reinterpret_cast<uintptr_t>(b.data) % 4 == 0;
+  for (int64_t block = 0; block < width * steps; ++block) {
     // In the order of memory: along a row of B, or a column.
-    const int64_t width = end - begin;
-    for (int64_t block = 0; block < width * steps; ++block) {
-      const int64_t panel = begin + (n_stride == 1 ? block % width : block / steps);
-      const int64_t step = n_stride == 1 ? block / width : block % steps;
-      const Matrix16 from = matrix.at(step * kTileK, panel * kTileN);
-      auto* to = reinterpret_cast<uint32_t*>(tiles + (panel * steps + step) * kStepElements);
-      const int64_t rows = std::min(kTileK, k - step * kTileK);
-      const int64_t cols = std::min(kTileN, n - panel * kTileN);
-      if (rows < kTileK || cols < kTileN || !(words || n_stride == 1)) {
-        pack_edge_block(from, rows, cols, to);
-      } else if (n_stride == 1) {
-        pack_rows_block(from, to);
-      } else {
-        pack_columns_block(from, to);
-      }
+    const int64_t panel = b.n_stride == 1 ? block % width : block / steps;
+    const int64_t step = b.n_stride == 1 ? block / width : block % steps;
+    const int64_t column = (begin + panel) * kTileN;
+    const TileMatrix from = b.at(step * kTileK, column);
+    auto* to = reinterpret_cast<uint32_t*>(tiles + (panel * steps + step) * kStepElements);
+    const int64_t rows = std::min(kTileK, k - step * kTileK);
+    const int64_t cols = std::min(kTileN, n - column);
+    if (rows < kTileK || cols < kTileN || !(words || b.n_stride == 1)) {
+      pack_edge_block(from, rows, cols, to);
+    } else if (b.n_stride == 1) {
+      pack_rows_block(from, to);
+    } else {
+      pack_columns_block(from, to);
     }
+  }
+}
+
+void pack_tiles(Context* ctx, const TileMatrix& b, int64_t k, int64_t n, bf16* tiles) {
+  const int64_t panel_size = round_up(k, kTileK) * kTileN;
+  parallel_for(ctx, round_up(n, kTileN) / kTileN, 1, [&](int64_t begin, int64_t end) {
+    pack_tile_panels(b, k, n, begin, end, tiles + begin * panel_size);
   });
 }
 
