@@ -256,6 +256,20 @@ describe('a GGUF vocabulary of Unigram', () => {
     );
   });
 
+  it('weighs an unknown character by the worst normal piece, not by rows without a token', () => {
+    const [q, qw, wx] = [-15, -2, -20].map((score, i) => ({
+      token: ['q', 'qw', 'w☃'][i] as string,
+      score,
+      type: 1,
+    })) as [Piece, Piece, Piece];
+    const pieces = [...t5(), q, qw, wx];
+    const tokenizer = Tokenizer.fromGguf(fields('t5', pieces, kT5));
+    // qw and an unknown character (-2 - 30) go before q and w☃ (-15 - 20).
+    const ids = tokenizer.encode('qw☃', bare);
+    expect(ids.slice(1)).toEqual([pieces.indexOf(qw), 2]);
+    expect(ids).toEqual(viterbi('▁qw☃', pieces, 2));
+  });
+
   it('applies the map of characters that the file holds', () => {
     const map = Buffer.from(compiledMap({ '\t': ' ', '\n': ' ', Ａ: 'a', '①': '1' }), 'base64');
     for (const bytes of [new Uint8Array(map), new Int8Array(map)]) {
