@@ -71,7 +71,7 @@ describe('the packed tarball', () => {
     expect(losses).toHaveLength(20);
     expect(losses.at(-1)).toBeLessThan(losses[0] as number);
     expect(existsSync(join(folder, 'adapter', 'adapter_model.safetensors'))).toBe(true);
-  });
+  }, 120_000);
 
   it('loads the binary and the libraries from the package', () => {
     const source = `import 'balora';
@@ -95,7 +95,7 @@ describe('the packed tarball', () => {
       : /^ERR_UNSUPPORTED device "cuda": its plug-in \S*\/balora_cuda\.so is not there /;
     if (said !== 'works 0') expect(said).toMatch(refusal);
     if (!files.includes(place)) expect(said).toContain(`node_modules/balora/${place}`);
-  });
+  }, 120_000);
 
   it.skipIf(!kRequiresEsm)('can be required from CommonJS (needs a Node that requires ESM)', () => {
     const source = "console.log(typeof require('balora').tensor);";

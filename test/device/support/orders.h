@@ -19,7 +19,7 @@ inline std::vector<double> values_of(const std::vector<Array>& arrays) {
 // `work` runs the rows anew, waits for them and returns what they wrote.
 inline void check_orders(const std::function<std::vector<double>()>& work) {
   std::vector<double> first;
-  for (const char* order : {"", "reverse", "shuffle:3", "shuffle:77"}) {
+  for (const std::string order : {"", "reverse", "shuffle:3", "shuffle:77"}) {
     CAPTURE(order);
     const Setting setting("BALORA_EMULATOR_ORDER", order);
     const std::vector<double> now = work();
