@@ -1,60 +1,104 @@
 // `npm run gen:ptxas`, after `npm run build:cuda`: writes the table of hot CUDA kernels into docs/performance.md, with what
-// ptxas says of their registers and the share of a multiprocessor's warps that these allow.
+// ptxas says of their registers and the share of a multiprocessor's warps that these and shared memory allow. `--check` only
+// compares, where nvcc is and the log is as new as the sources, and says why where it does not.
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
-import { kPtxasLog } from './support/cuda_build.mjs';
-import { occupancyByRegisters, parsePtxas } from './support/ptxas.mjs';
-import { inRoot, main, SetupError } from './support/shell.mjs';
+import { kPtxasLog, newerSource, nvccMissing } from './support/cuda_build.mjs';
+import { latestRows, occupancy } from './support/ptxas.mjs';
+import { inRoot, main, SetupError, say } from './support/shell.mjs';
 
-/** The kernels that a step's time goes to (file: function), and the threads of their blocks. */
-const kHot = {
-  'attention: forward': 128,
-  'attention_backward: backward': 128,
-  sum_products: 128,
-  'head_losses: head_rows': 256,
-  'norm: normalise_rows': 256,
-  'norm: norm_gradients': 256,
-  'layer_norm: normalise_rows': 256,
-  'softmax: normalise_rows': 512,
-  'cross_entropy: row_losses': 256,
-  'gated: gated_groups': 256,
-  'gated: gated_gradients': 256,
-  'rope: rotate': 256,
-  'accumulate: accumulate_groups': 256,
-  'optimizer: adamw_groups': 256,
-};
+/**
+ * The kernels that a step's time goes to (file: function, and the beginning of the arguments where instances differ), the
+ * threads of their blocks, and the dynamic shared memory that the launch asks for, in bytes.
+ */
+const kHot = [
+  ['attention: forward', 128, 'D = 64', /Li64E/, attentionShared(64, 128)],
+  ['attention: forward', 128, 'D = 128', /Li128E/, attentionShared(128, 128)],
+  ['attention_backward: backward', 128, 'D = 64', /Li64E/, attentionShared(64, 64)],
+  ['attention_backward: backward', 128, 'D = 128', /Li128E/, attentionShared(128, 64)],
+  ['sum_products', 128, '128 x 128', /Li128E/, 3 * 2 * 128 * 32 * 2], // linear_sum.cu
+  ['head_losses: head_rows', 512, '', /^If/, 11904], // HeadScratch::bytes() of head_select.cuh
+  ['norm: normalise_rows', 256],
+  ['norm: norm_gradients', 256],
+  ['layer_norm: normalise_rows', 256],
+  ['softmax: normalise_rows', 512],
+  ['cross_entropy: row_losses', 256],
+  ['gated: gated_groups', 256],
+  ['gated: gated_gradients', 256],
+  ['rope: rotate', 256],
+  ['accumulate: accumulate_groups', 256],
+  ['optimizer: adamw_groups', 256],
+];
 const kArchitectures = ['sm_80', 'sm_86', 'sm_89', 'sm_90'];
 
+/**
+ * Tiles of 16-bit elements, rows padded by eight: `rows` that stay (of q; of k and v in the backward, twice) and two stages of
+ * two tiles that move (attention.cu, attention_backward.cu).
+ */
+function attentionShared(size, rows) {
+  const row = (size + 8) * 2;
+  const moving = size > 64 ? 32 : 64;
+  return (rows === 64 ? 2 : 1) * rows * row + 2 * 2 * moving * row;
+}
+
 /** Of the instantiations of a kernel, the one that needs most. f64 is for research and left out. */
-function heaviest(rows, name, architecture) {
-  const own = rows.filter(
-    ({ kernel, architecture: its }) =>
-      kernel.startsWith(`${name} `) && its === architecture && !kernel.startsWith(`${name} Id`),
-  );
+function heaviest(rows, name, instance, architecture) {
+  const own = rows.filter(({ kernel, architecture: its }) => {
+    if (its !== architecture || !kernel.startsWith(`${name} `)) return false;
+    const rest = kernel.slice(name.length + 1);
+    return !/^I(Li\d+E)?d/.test(rest) && (!instance || instance.test(rest));
+  });
   return own.reduce((most, row) => (!most || row.registers > most.registers ? row : most), null);
 }
 
 function table(rows) {
-  const head = ['kernel', 'threads', ...kArchitectures, 'spilled bytes', 'static shared bytes'];
-  const lines = Object.entries(kHot).map(([name, threads]) => {
-    const found = kArchitectures.map((architecture) => heaviest(rows, name, architecture));
-    if (found.includes(null)) throw new SetupError(`${name} is not in ${kPtxasLog}`);
+  const head = [
+    'kernel',
+    'threads',
+    ...kArchitectures,
+    'spilled',
+    'static',
+    'dynamic shared bytes',
+  ];
+  const lines = kHot.map(([name, threads, of = '', instance = null, dynamic = 0]) => {
+    const found = kArchitectures.map((architecture) =>
+      heaviest(rows, name, instance, architecture),
+    );
+    if (found.includes(null)) throw new SetupError(`${name} ${of} is not in ${kPtxasLog}`);
     const cells = found.map(
-      (row) => `${row.registers} (${Math.round(100 * occupancyByRegisters(row, threads))} %)`,
+      (row) => `${row.registers} (${Math.round(100 * occupancy(row, threads, dynamic))} %)`,
     );
     const most = (key) => Math.max(...found.map((row) => row[key]));
-    return [name, threads, ...cells, most('spilled'), most('shared')];
+    const title = of ? `${name}, ${of}` : name;
+    return [title, threads, ...cells, most('spilled'), most('shared'), dynamic];
   });
   return [head, head.map(() => '---'), ...lines].map((row) => `| ${row.join(' | ')} |`).join('\n');
 }
 
-await main(() => {
+/** Why a check would compare with nothing, or null. */
+function cannotCheck() {
+  const missing = nvccMissing();
+  if (missing) return missing;
+  if (!existsSync(kPtxasLog)) return 'there is no log of npm run build:cuda';
+  const newer = newerSource(kPtxasLog);
+  return newer ? `${newer} is newer than the log of npm run build:cuda` : null;
+}
+
+await main(([flag]) => {
+  const check = flag === '--check';
+  const reason = check ? cannotCheck() : null;
+  if (reason) {
+    say(`The table of registers is not compared: ${reason}.`);
+    return 0;
+  }
   if (!existsSync(kPtxasLog))
     throw new SetupError('There is no log: run npm run build:cuda first.');
   const page = inRoot('docs', 'performance.md');
-  const made = table(parsePtxas(readFileSync(kPtxasLog, 'utf8')));
+  const text = readFileSync(page, 'utf8');
+  const made = table(latestRows(readFileSync(kPtxasLog, 'utf8')));
   const block = /(<!-- ptxas -->\n)[\s\S]*?(<!-- \/ptxas -->)/;
-  writeFileSync(
-    page,
-    readFileSync(page, 'utf8').replace(block, (_, open, close) => `${open}${made}\n${close}`),
-  );
+  const written = text.replace(block, (_, open, close) => `${open}${made}\n${close}`);
+  if (written === text) return 0;
+  if (check) throw new SetupError(`${page} is stale: run "npm run gen:ptxas".`);
+  writeFileSync(page, written);
+  return 0;
 });

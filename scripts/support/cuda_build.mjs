@@ -2,7 +2,7 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
-import { parsePtxas } from './ptxas.mjs';
+import { latestRows } from './ptxas.mjs';
 import { has, inRoot, root, runLogged, SetupError, say } from './shell.mjs';
 
 /** Null where nvcc is, else the reason for going without. */
@@ -44,12 +44,9 @@ export async function buildCuda() {
   const before = existsSync(kPtxasLog) ? readFileSync(kPtxasLog, 'utf8') : '';
   mkdirSync(folder, { recursive: true });
   writeFileSync(kPtxasLog, `${before}${text}`);
-  const latest = new Map();
-  for (const row of parsePtxas(`${before}${text}`)) {
-    latest.set(`${row.kernel} ${row.architecture}`, row);
-  }
-  say(`${folder}/balora_cuda.so: ${latest.size} kernels`);
-  return [...latest.values()];
+  const rows = latestRows(`${before}${text}`);
+  say(`${folder}/balora_cuda.so: ${rows.length} kernels`);
+  return rows;
 }
 
 /** A source of the plug-in that is newer than the file, as a path from the root; null where none is. */
@@ -68,9 +65,41 @@ const kMaySpill = [
   'head_losses: head_rows Id', // f64, for research: 216 bytes on sm_90, beside rows of 8 V bytes
 ];
 
+const named =
+  (names) =>
+  ({ kernel }) =>
+    names.some((name) => kernel.startsWith(name));
+
 /** The kernels that spill although they must not. */
 export function forbiddenSpills(rows) {
-  return rows.filter(
-    ({ kernel, spilled }) => spilled > 0 && !kMaySpill.some((name) => kernel.startsWith(name)),
-  );
+  const excused = named(kMaySpill);
+  return rows.filter((row) => row.spilled > 0 && !excused(row));
+}
+
+/** 128 registers leave room for 16 warps of a multiprocessor's 48 or 64: a kernel that waits for memory needs them. */
+const kMostRegisters = 128;
+
+/** Kernels that may take more, since they hold a tile or a row in registers and hide what they wait for behind it. */
+const kMayHold = [
+  'sum_products',
+  ...['attention: forward', 'attention_backward: backward'],
+  ...['attention_plain: forward_plain', 'attention_backward_plain: backward_plain'],
+  ...['relative_attention: forward', 'relative_attention_backward: backward'],
+  'gated: gated_gradients ILi1Ed', // f64, for research: 204 on sm_90
+];
+
+/** Static shared memory of a block, in bytes: three blocks fit on sm_86, which has 100 KiB. Larger tiles are dynamic. */
+const kMostStaticShared = 26 << 10;
+
+/** The kernels above the limits of registers and static shared memory, each with what it takes. */
+export function overLimits(rows) {
+  const excused = named(kMayHold);
+  return rows
+    .filter(
+      (row) => (row.registers > kMostRegisters && !excused(row)) || row.shared > kMostStaticShared,
+    )
+    .map(({ kernel, architecture, registers, shared }) => ({
+      ...{ kernel, architecture },
+      takes: `${registers} registers and ${shared} bytes of static shared memory`,
+    }));
 }

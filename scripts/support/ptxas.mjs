@@ -31,6 +31,13 @@ export function parsePtxas(text) {
   return rows;
 }
 
+/** The same, of each kernel and architecture the last one only: a log grows with every build. */
+export function latestRows(text) {
+  const latest = new Map();
+  for (const row of parsePtxas(text)) latest.set(`${row.kernel} ${row.architecture}`, row);
+  return [...latest.values()];
+}
+
 /** File and function out of a mangled name in an anonymous namespace: `attention: flash_forward<...>`. */
 export function readable(mangled) {
   const local = /_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_[0-9a-f]{8}(?:_\d*?)?(\d+)([a-z]\w*)$/.exec(
@@ -49,15 +56,33 @@ export function readable(mangled) {
 /** Registers of a multiprocessor are handed to warps in units of 256; all supported architectures have 65,536. */
 const kRegisters = 65536;
 const kUnit = 256;
-const kMaxWarps = { sm_80: 64, sm_86: 48, sm_89: 48, sm_90: 64 };
+/** Of a multiprocessor: warps, blocks, bytes of shared memory (CUDA C++ Programming Guide, technical specifications). */
+const kLimits = {
+  sm_80: { warps: 64, blocks: 32, shared: 164 << 10 },
+  sm_86: { warps: 48, blocks: 16, shared: 100 << 10 },
+  sm_89: { warps: 48, blocks: 24, shared: 100 << 10 },
+  sm_90: { warps: 64, blocks: 32, shared: 228 << 10 },
+};
+/** What the system takes of each block's shared memory. */
+const kReserved = 1024;
 
-/** Share of a multiprocessor's warps that fit by registers alone, in blocks of `threads`. */
-export function occupancyByRegisters({ registers, architecture }, threads) {
+/**
+ * Share of a multiprocessor's warps that are there at once, in blocks of `threads`, by registers and shared memory.
+ * @param row `registers`, `architecture` and `shared`, the static shared memory of a block in bytes
+ * @param dynamic bytes that the launch asks for beside
+ */
+export function occupancy({ registers, architecture, shared = 0 }, threads, dynamic = 0) {
+  const most = kLimits[architecture];
+  if (!most) throw new Error(`the limits of ${architecture} are not known`);
   const warps = Math.ceil(threads / 32);
   const perWarp = Math.ceil((registers * 32) / kUnit) * kUnit;
-  const blocks = Math.floor(Math.floor(kRegisters / perWarp) / warps);
-  const most = kMaxWarps[architecture] ?? 64;
-  return Math.min(blocks * warps, most) / most;
+  const blocks = Math.min(
+    Math.floor(Math.floor(kRegisters / perWarp) / warps),
+    Math.floor(most.shared / (shared + dynamic + kReserved)),
+    Math.floor(most.warps / warps),
+    most.blocks,
+  );
+  return (blocks * warps) / most.warps;
 }
 
 /** A kernel of the namespace itself: `sum_products ILi128E...`. */

@@ -5,7 +5,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { buildNative } from './build_steps.mjs';
-import { buildCuda, forbiddenSpills, nvccMissing } from './cuda_build.mjs';
+import { buildCuda, forbiddenSpills, nvccMissing, overLimits } from './cuda_build.mjs';
 import { bold, capture, green, inRoot, red, root, runVisible, say, yellow } from './shell.mjs';
 import { kClangMajor, nodeHeaders } from './system.mjs';
 
@@ -76,8 +76,8 @@ async function runEmulated() {
 const kEmulatedTargets = ['balora_cuda_emulated', 'balora_device_tests', 'balora_emulator_tests'];
 
 /**
- * Every CUDA file for every architecture, warnings as errors, no kernel that spills; and the plug-in as a machine without a
- * GPU meets it: it needs no library of CUDA's, and says what is missing.
+ * Every CUDA file for every architecture, warnings as errors, no kernel that spills or is above the limits; and the plug-in
+ * as a machine without a GPU meets it: it needs no library of CUDA's, and says what is missing.
  */
 async function runNvcc() {
   const reason = nvccMissing();
@@ -90,9 +90,13 @@ async function runNvcc() {
   for (const { kernel, architecture, spilled } of spilling) {
     say(red(`${kernel} spills ${spilled} bytes on ${architecture}`));
   }
-  const failed = spilling.length;
+  const above = overLimits(rows);
+  for (const { kernel, architecture, takes } of above) {
+    say(red(`${kernel} takes ${takes} on ${architecture}`));
+  }
+  const failed = spilling.length + above.length;
   const kernels = { passed: rows.length - failed, failed, skipped: 0 };
-  return sum([kernels, checkPlugin()]);
+  return sum([kernels, checkGenerated('gen_ptxas.mjs'), checkPlugin()]);
 }
 
 /** What the plug-in links against, and what it says through the addon; a GPU is used where there is one. */
@@ -203,7 +207,7 @@ export const kSuites = [
       sum(
         [
           ...['gen_types.mjs', 'gen_kernels_doc.mjs', 'gen_models_doc.mjs'],
-          'gen_performance.mjs',
+          ...['gen_performance.mjs', 'gen_ptxas.mjs'],
         ].map(checkGenerated),
       ),
   },

@@ -1,4 +1,5 @@
-// Reading ptxas' report: kernels, registers, spills, and the share of a multiprocessor's warps that registers allow.
+// Reading ptxas' report: kernels, registers, spills, what is above the house's limits, and the share of a multiprocessor's
+// warps that registers and shared memory allow.
 import { describe, expect, it } from 'vitest';
 
 interface PtxasRow {
@@ -9,13 +10,20 @@ interface PtxasRow {
   spilled: number;
   shared: number;
 }
-const module = new URL('../../scripts/support/ptxas.mjs', import.meta.url).href;
-const { parsePtxas, occupancyByRegisters } = (await import(module)) as {
+const support = (name: string): string =>
+  new URL(`../../scripts/support/${name}.mjs`, import.meta.url).href;
+const { parsePtxas, latestRows, occupancy } = (await import(support('ptxas'))) as {
   parsePtxas: (text: string) => PtxasRow[];
-  occupancyByRegisters: (
-    row: Pick<PtxasRow, 'registers' | 'architecture'>,
+  latestRows: (text: string) => PtxasRow[];
+  occupancy: (
+    row: Pick<PtxasRow, 'registers' | 'architecture'> & { shared?: number },
     threads: number,
+    dynamic?: number,
   ) => number;
+};
+const { forbiddenSpills, overLimits } = (await import(support('cuda_build'))) as {
+  forbiddenSpills: (rows: PtxasRow[]) => PtxasRow[];
+  overLimits: (rows: PtxasRow[]) => { kernel: string; takes: string }[];
 };
 
 const kText = `
@@ -44,12 +52,60 @@ describe('parsePtxas', () => {
   });
 });
 
-describe('occupancyByRegisters', () => {
+describe('latestRows', () => {
+  it('keeps the last build of a kernel', () => {
+    const again = kText.replaceAll('Used 44', 'Used 40').replace('12 bytes spill', '0 bytes spill');
+    expect(latestRows(kText + again)).toEqual(parsePtxas(again));
+  });
+});
+
+describe('the limits', () => {
+  const row = (change: Partial<PtxasRow>): PtxasRow => ({
+    ...{ kernel: 'norm: normalise_rows If', architecture: 'sm_90', registers: 128, stack: 0 },
+    ...{ spilled: 0, shared: 26 * 1024, ...change },
+  });
+
+  it('let no kernel spill, the one in f64 excepted', () => {
+    expect(forbiddenSpills([row({})])).toEqual([]);
+    expect(forbiddenSpills([row({ spilled: 4 })])).toHaveLength(1);
+    expect(forbiddenSpills([row({ kernel: 'head_losses: head_rows Id', spilled: 216 })])).toEqual(
+      [],
+    );
+    expect(
+      forbiddenSpills([row({ kernel: 'head_losses: head_rows If', spilled: 4 })]),
+    ).toHaveLength(1);
+  });
+
+  it('of registers and static shared memory are kept, tiles in registers excepted', () => {
+    expect(overLimits([row({})])).toEqual([]);
+    expect(overLimits([row({ registers: 129 })])[0]?.takes).toContain('129 registers');
+    expect(overLimits([row({ shared: 26 * 1024 + 1 })])[0]?.takes).toContain('26625 bytes');
+    const tile = { kernel: 'attention: forward Li64E', registers: 244 };
+    expect(overLimits([row(tile)])).toEqual([]);
+    expect(overLimits([row({ ...tile, shared: 30000 })])).toHaveLength(1);
+  });
+});
+
+describe('occupancy', () => {
   it('counts whole blocks of whole warps', () => {
     // 64 registers x 32 lanes = 2048 a warp: 32 warps, 4 blocks of 8; sm_80 holds 64 warps.
-    expect(occupancyByRegisters({ registers: 64, architecture: 'sm_80' }, 256)).toBe(0.5);
-    expect(occupancyByRegisters({ registers: 32, architecture: 'sm_86' }, 256)).toBe(1);
+    expect(occupancy({ registers: 64, architecture: 'sm_80' }, 256)).toBe(0.5);
+    expect(occupancy({ registers: 32, architecture: 'sm_86' }, 256)).toBe(1);
     // 255 registers: 8192 a warp, 8 warps, so one block of 6 warps.
-    expect(occupancyByRegisters({ registers: 255, architecture: 'sm_90' }, 192)).toBe(6 / 64);
+    expect(occupancy({ registers: 255, architecture: 'sm_90' }, 192)).toBe(6 / 64);
+  });
+
+  it('counts shared memory, with what the system takes of each block', () => {
+    const row = { registers: 200, architecture: 'sm_89' }; // 6400 a warp: two blocks of 4 warps
+    expect(occupancy(row, 128)).toBe(8 / 48);
+    expect(occupancy(row, 128, 55_296)).toBe(4 / 48); // attention, D = 64
+    expect(occupancy({ ...row, architecture: 'sm_80' }, 128, 55_296)).toBe(8 / 64);
+    expect(occupancy({ ...row, shared: 1024 }, 128, 49 * 1024)).toBe(8 / 48 / 2);
+    expect(occupancy({ ...row, shared: 0 }, 128, 49 * 1024)).toBe(8 / 48);
+  });
+
+  it('knows how many blocks a multiprocessor holds, and refuses an architecture it does not know', () => {
+    expect(occupancy({ registers: 16, architecture: 'sm_86' }, 32)).toBe(16 / 48);
+    expect(() => occupancy({ registers: 16, architecture: 'sm_70' }, 32)).toThrow('sm_70');
   });
 });
