@@ -30,6 +30,11 @@ export function kebab(key: string): string {
   return key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
 }
 
+/** `loraAlpha` -> `lora_alpha`. */
+export function snake(key: string): string {
+  return kebab(key).replaceAll('-', '_');
+}
+
 /** `lora-alpha`, `lora_alpha` -> `loraAlpha`. */
 export function camel(name: string): string {
   return name.replace(/[-_](.)/g, (_, letter: string) => letter.toUpperCase());

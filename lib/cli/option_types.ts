@@ -3,6 +3,8 @@
  * and the help page, so that the three cannot disagree.
  */
 import { z } from 'zod';
+import { kRampTypes, type SchedulerOptions } from '../optim/schedulers.ts';
+import { camel, snake } from './option_table.ts';
 
 export interface OptionType<T = unknown> {
   readonly schema: z.ZodType<T>;
@@ -122,6 +124,36 @@ export function integers(): OptionType<number[]> {
     wanted: 'a list of whole numbers >= 0',
     placeholder: 'n,n',
     parse: (value) => value.split(',').map(asNumber),
+  };
+}
+
+/**
+ * Shape parameters of a schedule in transformers' names, or in camel case: an object, on the command line as JSON. Which of them
+ * a schedule needs is the schedule's business.
+ */
+export function schedulerKwargs(): OptionType<SchedulerOptions> {
+  const number = z.number().optional();
+  const curve = z.enum(kRampTypes).optional();
+  const schema = z.strictObject({
+    ...{ numCycles: number, lrEnd: number, power: number, minLr: number, minLrRate: number },
+    ...{ timescale: number, numDecaySteps: number, numStableSteps: number, minLrRatio: number },
+    ...{ warmupType: curve, decayType: curve },
+  } satisfies Record<keyof SchedulerOptions, z.ZodType>);
+  const camelKeys = (value: unknown): unknown =>
+    typeof value === 'object' && value !== null && !Array.isArray(value)
+      ? Object.fromEntries(Object.entries(value).map(([key, given]) => [camel(key), given]))
+      : value;
+  return {
+    schema: z.preprocess(camelKeys, schema) as unknown as z.ZodType<SchedulerOptions>,
+    wanted: `an object of options of the schedule (${Object.keys(schema.shape).map(snake).join(', ')})`,
+    placeholder: 'json',
+    parse: (value) => {
+      try {
+        return JSON.parse(value);
+      } catch {
+        return value;
+      }
+    },
   };
 }
 

@@ -15,6 +15,7 @@ import {
   number,
   type OptionType,
   onOff,
+  schedulerKwargs,
   template,
   text,
 } from './option_types.ts';
@@ -78,7 +79,7 @@ export const kTaskOption = {
 export const kModelOptions = {
   model: run(text('path'), 'a model folder, a GGUF file or a hub id', { required: true }),
   dtype: run(choice('f32', 'bf16'), 'of the frozen base and the activations'),
-  device: run(text('name'), 'cpu, cuda, cuda:1; default: cpu'),
+  device: run(text('name'), 'cpu, cuda, cuda:1'),
   threads: run(integer(1), 'of the engine; default: the cores'),
 };
 
@@ -136,6 +137,10 @@ export const kTrainOptions = {
   loraplusLrRatio: optimization(number(0), 'LoRA+: learning rate of B over that of A'),
   learningRate: optimization(number(0), 'highest learning rate'),
   lrSchedulerType: optimization(choice(...SCHEDULER_NAMES), 'schedule of the learning rate'),
+  lrSchedulerKwargs: optimization(
+    schedulerKwargs(),
+    'what the schedule asks for, such as {"min_lr_rate": 0.1} for cosine_with_min_lr',
+  ),
   warmupSteps: optimization(number(0), 'warm-up; below 1: a share of the run'),
   weightDecay: optimization(number(0), 'decoupled weight decay'),
   adamBeta1: optimization(number(0), 'decay of the first moment'),
@@ -184,6 +189,14 @@ export const kTrainOptions = {
   ),
   variant: regularizers(choice(...kNluVariants), "form of a classifier's consistency term"),
   consistencySchedule: regularizers(choice('constant', 'cosine', 'adaptive'), 'of l1'),
+  consistencyWeightMin: regularizers(
+    number(0),
+    'adaptive: l1 under an unsure teacher; default: a tenth of the weight',
+  ),
+  consistencyWeightMax: regularizers(
+    number(0),
+    'adaptive: l1 under a sure teacher; default: the weight',
+  ),
   regularizerSchedule: regularizers(
     choice('constant', 'two_phase', 'linear_warmup', 'quadratic_warmup'),
     'of l2 and l3',

@@ -34,10 +34,18 @@ export function consistencyWeightAt(
 export interface AdaptiveOptions {
   /** l1, from which the defaults of the bounds come. */
   weight: number;
-  /** Default .1 l1. */
-  min?: number;
-  /** Default l1. */
-  max?: number;
+  /** Default, and null: .1 l1. */
+  min?: number | null;
+  /** Default, and null: l1. */
+  max?: number | null;
+}
+
+/** The bounds with their defaults filled in. */
+export function adaptiveBounds({ weight, min, max }: AdaptiveOptions): {
+  min: number;
+  max: number;
+} {
+  return { min: min ?? 0.1 * weight, max: max ?? weight };
 }
 
 /**
@@ -48,8 +56,9 @@ export interface AdaptiveOptions {
 export function adaptiveConsistencyWeight(
   meanEntropy: number,
   vocabulary: number,
-  { weight, min = 0.1 * weight, max = weight }: AdaptiveOptions,
+  options: AdaptiveOptions,
 ): number {
+  const { min, max } = adaptiveBounds(options);
   const share = vocabulary > 1 ? meanEntropy / Math.log(vocabulary) : 0;
   const confidence = 1 - Math.min(Math.max(share, 0), 1);
   return min + (max - min) * confidence;

@@ -27,7 +27,8 @@ export interface SchedulerOptions {
 }
 
 /** Shape of the warm-up or decay part of a schedule. */
-export type RampType = 'linear' | 'cosine' | '1-sqrt';
+export type RampType = (typeof kRampTypes)[number];
+export const kRampTypes = ['linear', 'cosine', '1-sqrt'] as const;
 
 /** Place in a run. */
 export interface ScheduleInput {

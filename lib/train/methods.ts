@@ -4,6 +4,7 @@
  */
 import { type LoraConfigInput, loraConfig } from '../adapters/config.ts';
 import { ArgumentError } from '../errors.ts';
+import { adaptiveBounds } from '../losses/schedules.ts';
 import { kVariants as kNluVariants } from '../losses/nlu.ts';
 import { type Model, SequenceClassifier } from '../models/index.ts';
 import type { MethodName, RegularizerOptions } from './types.ts';
@@ -40,6 +41,8 @@ const kDefaults: ResolvedRegularizers = {
   positions: 'supervised',
   variant: 'iclr',
   consistencySchedule: 'cosine',
+  consistencyWeightMin: null,
+  consistencyWeightMax: null,
   regularizerSchedule: 'two_phase',
   regularizerWarmupRatio: 0.2,
   regularizerRampRatio: 0.05,
@@ -173,10 +176,39 @@ export function resolveRegularizers(
   atLeast(0, ['regularizerWarmupRatio', 'regularizerRampRatio', 'regularizerWarmupSteps']);
   atLeast(0, ['entropyTopK'], true);
   atLeast(1, ['svdTopK'], true);
+  checkBounds(resolved, atLeast);
   if (!(resolved.temperature > 0) || !Number.isFinite(resolved.temperature)) {
     throw new ArgumentError(`temperature must be a number > 0, got ${resolved.temperature}`);
   }
   return resolved;
+}
+
+/** The bounds of the adaptive schedule: said to nobody under another one, and never upside down. */
+function checkBounds(
+  resolved: ResolvedRegularizers,
+  atLeast: (least: number, keys: readonly (keyof ResolvedRegularizers)[]) => void,
+): void {
+  const keys = (['consistencyWeightMin', 'consistencyWeightMax'] as const).filter(
+    (key) => resolved[key] !== null,
+  );
+  const [first] = keys;
+  if (first === undefined) return;
+  if (resolved.consistencySchedule !== 'adaptive' || resolved.consistencyWeight === 0) {
+    throw new ArgumentError(
+      `${first} needs consistencySchedule adaptive and a consistencyWeight > 0`,
+    );
+  }
+  atLeast(0, keys);
+  const { min, max } = adaptiveBounds({
+    weight: resolved.consistencyWeight,
+    min: resolved.consistencyWeightMin,
+    max: resolved.consistencyWeightMax,
+  });
+  if (min > max) {
+    throw new ArgumentError(
+      `consistencyWeightMin (${min}) must not be above consistencyWeightMax (${max})`,
+    );
+  }
 }
 
 function defined<T extends object>(values: T): Partial<T> {

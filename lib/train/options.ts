@@ -3,7 +3,7 @@
  * the same for a checkpoint to go on bit for bit.
  */
 import { ArgumentError } from '../errors.ts';
-import { SCHEDULER_NAMES } from '../optim/schedulers.ts';
+import { learningRateSchedule, SCHEDULER_NAMES } from '../optim/schedulers.ts';
 import { checkMemoryBudget, type MemoryBudget } from './memory_plan.ts';
 import { type ResolvedRegularizers, resolveRegularizers, type TaskKind } from './methods.ts';
 import {
@@ -108,6 +108,7 @@ export function resolveOptions(input: OptionsInput, task: TaskKind = 'causal-lm'
       `lrSchedulerType must be one of ${SCHEDULER_NAMES.join(', ')}, got "${optimization.lrSchedulerType}"`,
     );
   }
+  checkSchedule(optimization);
   checkChoice('optim', optimization.optim, OPTIMIZER_NAMES);
   checkChoice('export', output.export, ['lora', 'residual']);
   const { memoryBudget } = input;
@@ -128,11 +129,14 @@ export function resolveOptions(input: OptionsInput, task: TaskKind = 'causal-lm'
 /** Everything that the numbers of a step depend on, as plain JSON. */
 export type Identity = Record<string, unknown>;
 
-/** Where two identities differ, as `key: then, now` lines; empty when a checkpoint may be continued. */
+/**
+ * Where two identities differ, as `key: then, now` lines; empty when a checkpoint may be continued. An option that was not
+ * known then counts as one that is not set.
+ */
 export function differences(then: Identity, now: Identity): string[] {
   const lines: string[] = [];
   for (const key of [...new Set([...Object.keys(then), ...Object.keys(now)])].sort()) {
-    const [before, after] = [JSON.stringify(then[key]), JSON.stringify(now[key])];
+    const [before, after] = [JSON.stringify(then[key] ?? null), JSON.stringify(now[key] ?? null)];
     if (before !== after) lines.push(`${key}: was ${before}, is ${after}`);
   }
   return lines;
@@ -145,6 +149,17 @@ function fill<T extends object>(defaults: T, input: object): T {
     if (value !== undefined) result[key] = value as T[typeof key];
   }
   return result;
+}
+
+/** What a schedule asks of its options does not depend on the length of the run. */
+function checkSchedule(options: ResolvedOptimization): void {
+  learningRateSchedule({
+    scheduler: options.lrSchedulerType,
+    learningRate: options.learningRate,
+    options: options.lrSchedulerKwargs,
+    total: 1,
+    warmup: 0,
+  });
 }
 
 function checkRange(key: string, value: unknown): void {

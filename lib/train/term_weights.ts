@@ -39,7 +39,11 @@ export async function termWeights(
   const entropy = await teacherEntropy();
   if (entropy === null) return null;
   return {
-    consistency: adaptiveConsistencyWeight(entropy.mean, entropy.outcomes, { weight }),
+    consistency: adaptiveConsistencyWeight(entropy.mean, entropy.outcomes, {
+      weight,
+      min: options.consistencyWeightMin,
+      max: options.consistencyWeightMax,
+    }),
     ...others,
   };
 }

@@ -59,6 +59,12 @@ export interface RegularizerOptions {
   variant?: NluVariant;
   /** Default `cosine`. */
   consistencySchedule?: ConsistencySchedule;
+  /**
+   * Bounds of l1 under the `adaptive` schedule: what an unsure teacher and what a sure one gets. Default, and null: a tenth of
+   * `consistencyWeight`, and all of it.
+   */
+  consistencyWeightMin?: number | null;
+  consistencyWeightMax?: number | null;
   /** Schedule of diversity and SVD (default `two_phase`), its waiting share w (default .2) and ramp share r (.05). */
   regularizerSchedule?: RegularizerSchedule;
   regularizerWarmupRatio?: number;

@@ -64,6 +64,27 @@ describe('flags', () => {
     expect(values.initLoraWeights).toBe(true);
   });
 
+  it("take a schedule's options as JSON, in transformers' names or in camel case", async () => {
+    const expected = { minLrRate: 0.1, numCycles: 0.5 };
+    for (const json of ['{"min_lr_rate": 0.1, "numCycles": 0.5}', JSON.stringify(expected)]) {
+      const { lrSchedulerKwargs } = await parse(...kNeeded, '--lr-scheduler-kwargs', json);
+      expect(lrSchedulerKwargs).toEqual(expected);
+    }
+    const path = await configFile('lr_scheduler_kwargs: { decay_type: 1-sqrt, numDecaySteps: 4 }');
+    expect(await parse(...kNeeded, '--config', path)).toMatchObject({
+      lrSchedulerKwargs: { decayType: '1-sqrt', numDecaySteps: 4 },
+    });
+  });
+
+  it.each(['{"min_lr": ', '[]', '3', '{"min": 0.1}', '{"min_lr": "0.1"}', '{"decay_type": "x"}'])(
+    '--lr-scheduler-kwargs %s is refused',
+    async (json) => {
+      await expect(parse(...kNeeded, '--lr-scheduler-kwargs', json)).rejects.toThrow(
+        /^--lr-scheduler-kwargs must be an object of options of the schedule \(num_cycles, .*min_lr_rate/,
+      );
+    },
+  );
+
   it.each([
     [['--r', '1.5'], '--r must be a whole number >= 1, got 1.5'],
     [['--r', 'many'], '--r must be a whole number >= 1, got "many"'],

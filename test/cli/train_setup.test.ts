@@ -60,11 +60,14 @@ describe('trainSetup', () => {
         modulesToSave: ['x'],
         loraDropout: 0.1,
       },
+      ...{ lrSchedulerKwargs: { numCycles: 2 }, consistencyWeightMin: 0.01 },
       ...{ useDora: true, loraBias: true },
       ...{ overwrite: true, resume: true, packing: true, shuffle: false },
     };
     const needs: Record<string, Partial<TrainSettings>> = {
       loraBias: { method: 'lora' },
+      consistencyWeightMin: { consistencySchedule: 'adaptive' },
+      consistencyWeightMax: { consistencySchedule: 'adaptive' },
       layersPattern: { layersToTransform: [1] },
     };
     const handedOn = (settings: Partial<TrainSettings>) => {

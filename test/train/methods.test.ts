@@ -1,6 +1,6 @@
 import { expect, it } from 'vitest';
 import { METHODS, resolveMethod, resolveRegularizers } from '../../lib/train/methods.ts';
-import type { MethodName } from '../../lib/train/types.ts';
+import type { MethodName, RegularizerOptions } from '../../lib/train/types.ts';
 
 it('gives the recipe to balora and nothing but the start to pissa', () => {
   const balora = resolveMethod('balora');
@@ -37,6 +37,9 @@ it('lets flags override a preset, and ignores the ones that are not set', () => 
   });
 });
 
+const adaptive = (bounds: RegularizerOptions) =>
+  resolveRegularizers({ consistencyWeight: 0.1, consistencySchedule: 'adaptive', ...bounds });
+
 it.each([
   [
     () => resolveMethod('dora' as MethodName),
@@ -49,6 +52,19 @@ it.each([
   [() => resolveRegularizers({ entropyTopK: 1.5 }), /entropyTopK must be a whole number >= 0/],
   [() => resolveRegularizers({ svdTopK: 0 }), /svdTopK must be a whole number >= 1/],
   [() => resolveRegularizers({ positions: 'all' as never }), /positions must be one of supervised/],
+  [
+    () => resolveRegularizers({ consistencyWeight: 0.1, consistencyWeightMin: 0.01 }),
+    /consistencyWeightMin needs consistencySchedule adaptive and a consistencyWeight > 0/,
+  ],
+  [
+    () => resolveRegularizers({ consistencySchedule: 'adaptive', consistencyWeightMax: 0.01 }),
+    /consistencyWeightMax needs consistencySchedule adaptive and a consistencyWeight > 0/,
+  ],
+  [() => adaptive({ consistencyWeightMin: -1 }), /consistencyWeightMin must be a number >= 0/],
+  [
+    () => adaptive({ consistencyWeightMin: 0.2 }),
+    /consistencyWeightMin \(0\.2\) must not be above consistencyWeightMax \(0\.1\)/,
+  ],
   [() => resolveRegularizers({ sdvWeight: 1 } as never), /unknown regularizer option "sdvWeight"/],
 ])('refuses %s', (call, message) => {
   expect(call).toThrow(message);

@@ -13,7 +13,7 @@ import { crossEntropy, linear, mul } from '../../lib/ops/index.ts';
 import { memoryStats, resetPeakMemory, setMemoryLimit, synchronize } from '../../lib/runtime.ts';
 import { tensor } from '../../lib/tensor.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
-import type { StepRecord, TrainEvent } from '../../lib/train/types.ts';
+import type { RegularizerOptions, StepRecord, TrainEvent } from '../../lib/train/types.ts';
 import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
 
 let folder: string;
@@ -122,6 +122,30 @@ describe('Trainer', () => {
         expect(
           Math.abs(value - ((states[1] as Record<string, number[]>)[name]?.[i] as number)),
         ).toBeLessThan(1e-5);
+      });
+    }
+  });
+
+  it('moves l1 between the bounds of the adaptive schedule', async () => {
+    const weightsWith = async (bounds: RegularizerOptions): Promise<number[]> => {
+      const regularizers = { ...kBaLora, consistencySchedule: 'adaptive' as const, ...bounds };
+      const tuned = await adapted({ initLoraWeights: 'pissa' });
+      const found = await records(optionsFor(tuned, { regularizers, maxSteps: 4 }));
+      return found.map(({ consistencyWeight }) => consistencyWeight);
+    };
+    // How sure the teacher is, from the defaults: a tenth of l1 and all of it.
+    const sure = (await weightsWith({})).map((weight) => (weight - 0.01) / 0.09);
+    for (const share of sure) expect(share > 0.01 && share < 0.99, `${share}`).toBe(true);
+    const expected = (min: number, max: number) => sure.map((c) => min + (max - min) * c);
+    for (const [bounds, min, max] of [
+      [{ consistencyWeightMin: 0.03 }, 0.03, 0.1],
+      [{ consistencyWeightMax: 0.7 }, 0.01, 0.7],
+      [{ consistencyWeightMin: 0.02, consistencyWeightMax: 0.02 }, 0.02, 0.02],
+      [{ consistencyWeightMin: 0, consistencyWeightMax: 0.3 }, 0, 0.3],
+    ] as const) {
+      const found = await weightsWith(bounds);
+      found.forEach((weight, i) => {
+        expect(weight, `step ${i + 1}`).toBeCloseTo(expected(min, max)[i] as number, 12);
       });
     }
   });
