@@ -20,7 +20,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { crc32 } from 'node:zlib';
+import { crc32 } from '../io/crc32.ts';
 import type { SelectedRows, TeacherSummary } from '../losses/nlg.ts';
 import { noGrad, tensor, unscoped } from '../tensor.ts';
 import type { Batch } from './types.ts';

@@ -5,7 +5,7 @@ import { checkPlatform, ensureSystemPackages } from './system.mjs';
 
 /** @param groups 'build' (what running needs) and perhaps 'test' (test and lint tools, C++ test executable) */
 export async function setUp(groups) {
-  checkPlatform();
+  checkPlatform(groups);
   await step('1/4', 'System packages', () => ensureSystemPackages(groups));
   await step('2/4', 'Node packages', ensureNodePackages);
   const testing = groups.includes('test');

@@ -207,7 +207,7 @@ export const kSuites = [
       sum(
         [
           ...['gen_types.mjs', 'gen_kernels_doc.mjs', 'gen_models_doc.mjs'],
-          ...['gen_performance.mjs', 'gen_ptxas.mjs'],
+          ...['gen_options_doc.mjs', 'gen_performance.mjs', 'gen_ptxas.mjs'],
         ].map(checkGenerated),
       ),
   },

@@ -4,19 +4,22 @@ import { existsSync, realpathSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { capture, has, runLogged, SetupError, say, yellow } from './shell.mjs';
 
-const kMinNode = [20, 17];
+// What runs and builds from any Node 20 on; what node-gyp and vitest's bundler, the tools of the tests, ask for on top.
+const kMinNode = { build: [20, 0], test: [20, 17] };
 export const kClangMajor = 18; // the newest major that both Debian 13 and Ubuntu 24.04 carry
 
-/** Throws SetupError on a platform or Node this repository cannot build on; says when it is untested. */
-export function checkPlatform({
-  platform = process.platform,
-  arch = process.arch,
-  node = process.versions.node,
-} = {}) {
+/** Throws SetupError on a platform or Node that the groups cannot work on; says when it is untested. */
+export function checkPlatform(
+  groups,
+  { platform = process.platform, arch = process.arch, node = process.versions.node } = {},
+) {
   const name = `${platform}-${arch}`;
   const [major, minor] = node.split('.').map(Number);
-  if (major < kMinNode[0] || (major === kMinNode[0] && minor < kMinNode[1])) {
-    throw new SetupError(`balora needs Node >= ${kMinNode.join('.')}, this is Node ${node}.`);
+  for (const group of groups) {
+    const [leastMajor, leastMinor] = kMinNode[group];
+    if (major > leastMajor || (major === leastMajor && minor >= leastMinor)) continue;
+    const who = group === 'test' ? "balora's tests need" : 'balora needs';
+    throw new SetupError(`${who} Node >= ${leastMajor}.${leastMinor}, this is Node ${node}.`);
   }
   if (name === 'linux-x64') return;
   if (name === 'linux-arm64' || platform === 'darwin') {
