@@ -62,7 +62,7 @@ function page() {
   return `# Kernels
 
 Generated from \`native/kernels/kernels.def\` by \`npm run gen:kernels\`; do not edit. A dash is a kernel that the device
-lacks: launching it there is a named error. Dimensions: B batch, T time, N rows, C channels, V vocabulary, H heads, D
+lacks; a plug-in with such a gap [is refused whole](devices.md#how-the-plug-in-is-found), by the kernel's name. Dimensions: B batch, T time, N rows, C channels, V vocabulary, H heads, D
 head size, F mlp width, R rank, L layers. Float kernels of the CPU take f32, bf16, f16 and f64 unless the row says otherwise.
 
 | kernel | cpu | cuda | what it does |

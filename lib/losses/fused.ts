@@ -28,7 +28,7 @@ export class HeadGram {
 
   constructor(private readonly head: Tensor) {}
 
-  /** W^T W (C,C) f32, made at the first call. */
+  /** W^T W (C,C) f64, made at the first call. */
   get(): Tensor {
     this.#gram ??= unscoped(() => noGrad(() => gram(this.head)));
     return this.#gram;
