@@ -3,7 +3,7 @@
  * and the help page, so that the three cannot disagree.
  */
 import { z } from 'zod';
-import { kRampTypes, type SchedulerOptions } from '../optim/schedulers.ts';
+import { RAMP_TYPES, type SchedulerOptions } from '../optim/schedulers.ts';
 import { camel, snake } from './option_table.ts';
 
 export interface OptionType<T = unknown> {
@@ -133,7 +133,7 @@ export function integers(): OptionType<number[]> {
  */
 export function schedulerKwargs(): OptionType<SchedulerOptions> {
   const number = z.number().optional();
-  const curve = z.enum(kRampTypes).optional();
+  const curve = z.enum(RAMP_TYPES).optional();
   const schema = z.strictObject({
     ...{ numCycles: number, lrEnd: number, power: number, minLr: number, minLrRate: number },
     ...{ timescale: number, numDecaySteps: number, numStableSteps: number, minLrRatio: number },

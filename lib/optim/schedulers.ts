@@ -27,8 +27,9 @@ export interface SchedulerOptions {
 }
 
 /** Shape of the warm-up or decay part of a schedule. */
-export type RampType = (typeof kRampTypes)[number];
-export const kRampTypes = ['linear', 'cosine', '1-sqrt'] as const;
+export type RampType = (typeof RAMP_TYPES)[number];
+/** Shapes that `warmupType` and `decayType` may have. */
+export const RAMP_TYPES = ['linear', 'cosine', '1-sqrt'] as const;
 
 /** Place in a run. */
 export interface ScheduleInput {
