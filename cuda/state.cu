@@ -96,6 +96,15 @@ struct Mark {
   const char* launched = nullptr;
 };
 
+Mark* recorded_mark(Context* ctx, unsigned flags, const char* what) {
+  cudaEvent_t event = nullptr;
+  check_stream(ctx, cudaEventCreateWithFlags(&event, flags), what);
+  const cudaError_t status = cudaEventRecord(event, stream_of(ctx));
+  if (status != cudaSuccess) cudaEventDestroy(event);
+  check_stream(ctx, status, what);
+  return new Mark{event, state_of(ctx).launched};
+}
+
 std::string fault_text(const Fault& fault) {
   const std::string row = row_name(fault.row), limit = std::to_string(fault.limit);
   const std::string value = std::to_string(fault.value), position = std::to_string(fault.position);
@@ -213,14 +222,7 @@ int32_t copy_out(Context* ctx, void* pinned, const void* device, uint64_t bytes)
 
 // A thread that waits for one sleeps.
 int32_t mark(Context* ctx, void** made) {
-  cudaEvent_t event = nullptr;
-  check_stream(ctx,
-               cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync),
-               "mark");
-  const cudaError_t status = cudaEventRecord(event, stream_of(ctx));
-  if (status != cudaSuccess) cudaEventDestroy(event);
-  check_stream(ctx, status, "mark");
-  *made = new Mark{event, state_of(ctx).launched};
+  *made = recorded_mark(ctx, cudaEventDisableTiming | cudaEventBlockingSync, "mark");
   return 0;
 }
 
@@ -239,6 +241,20 @@ int32_t await_mark(void* mark, char* error, uint64_t error_size) {
 void unmark(void* mark) {
   cudaEventDestroy(static_cast<Mark*>(mark)->event);
   delete static_cast<Mark*>(mark);
+}
+
+int32_t record(Context* ctx, void** made) {
+  *made = recorded_mark(ctx, cudaEventBlockingSync, "record");
+  return 0;
+}
+
+// Half a microsecond is what an event's time is good for.
+int32_t elapsed(void* from, void* to, double* seconds) {
+  float milliseconds = 0;
+  const cudaError_t status = cudaEventElapsedTime(&milliseconds, static_cast<Mark*>(from)->event,
+                                                  static_cast<Mark*>(to)->event);
+  *seconds = static_cast<double>(milliseconds) * 1e-3;
+  return status != cudaSuccess;
 }
 
 int32_t synchronize(Context* ctx) {

@@ -19,6 +19,8 @@ int32_t mark(Context* ctx, void** made);
 int32_t reached(void* mark);
 int32_t await_mark(void* mark, char* error, uint64_t error_size);
 void unmark(void* mark);
+int32_t record(Context* ctx, void** made);
+int32_t elapsed(void* from, void* to, double* seconds);
 int32_t synchronize(Context* ctx);
 void describe(void* state, char* text, uint64_t text_size);
 int32_t memory(void* state, uint64_t* free_bytes, uint64_t* total_bytes);

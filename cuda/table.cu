@@ -73,6 +73,8 @@ extern "C" __attribute__((visibility("default"))) const balora_kernel_table* bal
       reached,
       await_mark,
       unmark,
+      Guard<&record>::call,
+      elapsed,
       Guard<&synchronize>::call,
       describe,
       memory,

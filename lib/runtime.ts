@@ -71,8 +71,9 @@ export function setAllowTf32(enabled: boolean): boolean {
 }
 
 /**
- * Every op then waits for its device, so that {@link opTimes} counts kernels rather than launches; the CPU's times are
- * the same either way. Returns the mode before.
+ * {@link opTimes} then counts a GPU's kernels by its own clock rather than their launches: marks stand before and behind each
+ * op in the device's queue. Between them is also the launch where the queue had run dry (some microseconds). The CPU's
+ * times are the same either way. Returns the mode before.
  */
 export function setProfiling(enabled: boolean): boolean {
   modes.profiling = enabled;

@@ -54,7 +54,8 @@ Engine::Engine(const KernelTable* kernels, const EngineOptions& options)
       // By name, since the table has no word for whose memory it hands out: the fake device of the
       // tests takes the process's own and must be treated as if it were another's.
       host_memory_(device_ == "cpu"),
-      state_(options.state ? options.state : std::make_shared<EnqueueState>()) {
+      state_(options.state ? options.state : std::make_shared<EnqueueState>()),
+      timer_(kernels) {
   if (kernels->abi != BALORA_ABI || kernels->size != sizeof(KernelTable)) {
     throw UnsupportedError(concat("the device table \"", kernels->device, "\" has ABI ",
                                   kernels->abi, ", this build needs ", BALORA_ABI));
@@ -140,7 +141,8 @@ void Engine::wait_for_device() {
   if (!kernels_->synchronize || capture_memory_) return;
   Context& ctx = context_.base;
   ctx.error[0] = '\0';
-  if (kernels_->synchronize(&ctx) == 0) return;
+  if (kernels_->synchronize(&ctx) == 0) return timer_.settle(op_times_);
+  timer_.drop();
   throw NativeError(concat(device_, ": ", ctx.error[0] ? ctx.error : "the device failed"));
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/allocator.h"
+#include "engine/device_timer.h"
 #include "engine/op_times.h"
 #include "engine/staging.h"
 #include "engine/stream.h"
@@ -24,7 +25,7 @@ struct EnqueueState {
   bool recompute = false;     // ops keep how to make cheap inputs again, not the inputs (tape.h)
   bool anomaly_mode = false;  // every op's outputs are checked for NaN and infinity
   bool debug = false;         // as set_debug() has told every engine
-  bool profiling = false;     // every op waits for its device, so that op_times() has its kernels
+  bool profiling = false;  // op_times() has an op's kernels by the device's clock, not its launch
   std::shared_ptr<const std::string> call_site;  // of the op being enqueued, in debug mode
   uint64_t next_sequence = 0;                    // of tape nodes, across devices
 };
@@ -70,6 +71,11 @@ class Engine {
   void set_allow_tf32(bool value);
   void set_debug(bool value);  // each kernel is waited for and checked
 
+  // While profiling: whether ops are timed by marks in the stream. A device that has no clock is
+  // waited for after each op instead. Engine thread only.
+  bool times_by_device() const { return timer_.available() && !capture_memory_; }
+  DeviceTimer& timer() { return timer_; }
+
   // Waits until the device has run what was enqueued to it; throws what failed on it. Engine thread
   // only.
   void wait_for_device();
@@ -112,6 +118,7 @@ class Engine {
   std::shared_ptr<Allocator> allocator_;
   std::shared_ptr<MemorySource> capture_memory_;  // engine thread: set while a graph is recorded
   OpTimes op_times_;
+  DeviceTimer timer_;                   // engine thread only
   std::shared_ptr<PinnedPool> pinned_;  // shared with blocks that another engine reads
   std::unique_ptr<StagingRing> ring_;
   std::unique_ptr<Stream> stream_;  // last: joined before the rest goes

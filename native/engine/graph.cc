@@ -121,14 +121,20 @@ void Graph::run() {
   engine_->stream().enqueue([self = shared_from_this(), phase = engine_->phase] {
     using Clock = std::chrono::steady_clock;
     const Clock::time_point start = Clock::now();
-    Context* ctx = self->engine_->context();
+    Engine& engine = *self->engine_;
+    Context* ctx = engine.context();
     ctx->error[0] = '\0';
+    const bool profiling = engine.state().profiling;
+    const bool by_device = profiling && engine.times_by_device();
+    if (by_device) engine.timer().begin(ctx);
     if (self->kernels_->graph_launch(ctx, self->handle_) != 0) {
       throw NativeError(concat("graph: ", ctx->error));
     }
-    if (self->engine_->state().profiling) self->engine_->wait_for_device();
+    if (by_device) engine.timer().end(ctx, phase, "graph");
+    if (profiling && (!by_device || engine.timer().full())) engine.wait_for_device();
+    if (by_device) return;
     const std::chrono::duration<double> spent = Clock::now() - start;
-    self->engine_->op_times().add(phase, "graph", spent.count());
+    engine.op_times().add(phase, "graph", spent.count());
   });
 }
 

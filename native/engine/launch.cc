@@ -14,6 +14,7 @@ namespace balora {
 namespace {
 
 constexpr size_t kInlineOperands = 12;
+constexpr size_t kNamedOperands = 24;  // of a failed op; some take a thousand
 
 struct Operand {
   std::shared_ptr<Storage> storage;  // null: absent
@@ -53,6 +54,7 @@ std::string describe(const std::vector<Operand>& operands, size_t num_inputs) {
       text += " -> ";
     else if (i)
       text += ", ";
+    if (i == kNamedOperands) return text + concat("and ", operands.size() - i, " more");
     const Operand& operand = operands[i];
     if (!operand.storage) {
       text += "none";
@@ -135,7 +137,7 @@ struct LaunchTask {
     using Clock = std::chrono::steady_clock;
     const Clock::time_point start = Clock::now();
     try {
-      execute();
+      if (execute()) return;
       const std::chrono::duration<double> spent = Clock::now() - start;
       engine->op_times().add(phase, op, spent.count());
     } catch (const std::exception& error) {
@@ -150,7 +152,8 @@ struct LaunchTask {
     }
   }
 
-  void execute() {
+  // Whether the op's time is taken by the device's clock.
+  bool execute() {
     std::vector<View> views(operands.size());
     std::array<bool, kInlineOperands> inline_present{};
     std::unique_ptr<bool[]> many;
@@ -174,11 +177,15 @@ struct LaunchTask {
     Context* ctx = engine->context();
     ctx->error[0] = '\0';
     Launch launch{engine->kernels(), ctx, engine, views, {present, operands.size()}, num_inputs};
+    const bool by_device = profiling && engine->times_by_device();
+    if (by_device) engine->timer().begin(ctx);
     const int32_t status = fn(launch);
     if (status != 0) throw NativeError(ctx->error[0] ? ctx->error : "the kernel failed");
+    if (by_device) engine->timer().end(ctx, phase, op);
     if (check_finite) check_outputs(launch);
-    if (profiling) engine->wait_for_device();
+    if (profiling && (!by_device || engine->timer().full())) engine->wait_for_device();
     engine->release_workspace();
+    return by_device;
   }
 };
 

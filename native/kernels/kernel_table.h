@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-#define BALORA_ABI 5
+#define BALORA_ABI 6
 
 // What a kernel may use beside its arguments. One per device stream, used by the engine thread
 // only.
@@ -64,6 +64,11 @@ typedef struct balora_kernel_table {
   int32_t (*reached)(void* mark);
   int32_t (*await_mark)(void* mark, char* error, uint64_t error_size);
   void (*unmark)(void* mark);
+  // Marks that know the time, given back with unmark: `record` puts one behind what the stream was
+  // given so far, `elapsed` tells the seconds between two that were reached (non-zero: it cannot).
+  // Null where a kernel has run when its row returns, so that the host's clock tells (the CPU).
+  int32_t (*record)(balora_context* ctx, void** mark);
+  int32_t (*elapsed)(void* from, void* to, double* seconds);
   // Waits until the device has run everything, and reports what failed since the last call. Null: a
   // kernel has run when its row returns (the CPU).
   int32_t (*synchronize)(balora_context* ctx);

@@ -107,6 +107,8 @@ const KernelTable* cpu_kernel_table() {
       nullptr,
       nullptr,
       nullptr,
+      nullptr,  // record and elapsed: the host's clock is the device's
+      nullptr,
       nullptr,  // synchronize: rows return when they have run
       nullptr,
       nullptr,

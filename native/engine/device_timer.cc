@@ -1,0 +1,53 @@
+#include "engine/device_timer.h"
+
+#include <utility>
+
+#include "tensor/errors.h"
+
+namespace balora {
+
+DeviceTimer::~DeviceTimer() {
+  drop();
+}
+
+void* DeviceTimer::mark(Context* ctx) {
+  void* made = nullptr;
+  if (kernels_->record(ctx, &made) != 0) throw NativeError(ctx->error);
+  return made;
+}
+
+void DeviceTimer::begin(Context* ctx) {
+  if (open_) kernels_->unmark(open_);  // of an op that failed
+  open_ = nullptr;
+  open_ = mark(ctx);
+}
+
+void DeviceTimer::end(Context* ctx, int phase, const char* op) {
+  ops_.push_back({std::exchange(open_, nullptr), nullptr, phase, op});
+  ops_.back().to = mark(ctx);
+}
+
+void DeviceTimer::settle(OpTimes& times) {
+  bool told = true;
+  for (const Timed& op : ops_) {
+    double seconds = 0;
+    if (op.to && kernels_->elapsed(op.from, op.to, &seconds) == 0) {
+      times.add(op.phase, op.op, seconds);
+    } else {
+      told = false;
+    }
+  }
+  drop();
+  if (!told) throw NativeError("the device's clock did not tell the time of an op");
+}
+
+void DeviceTimer::drop() {
+  for (const Timed& op : ops_) {
+    kernels_->unmark(op.from);
+    if (op.to) kernels_->unmark(op.to);
+  }
+  ops_.clear();
+  if (open_) kernels_->unmark(std::exchange(open_, nullptr));
+}
+
+}  // namespace balora
