@@ -11,7 +11,7 @@ export interface NativeOps {
   abandonSafetensors(writer: unknown): void;
   abandonWork(): void;
   adafactorStep(param: Handle, grad: Handle, row: Handle, column: Handle | null, m: Handle | null, coefficient: Handle | null, lr: number, beta1: number, beta2: number, eps: number, clip: number, weightDecay: number, scaleFloor: number): void;
-  adamwStep(param: Handle, grad: Handle, m: Handle, v: Handle, coefficient: Handle | null, rate: Handle, beta1: number, beta2: number, eps: number, weightDecay: number): void;
+  adamwSteps(params: readonly (Handle)[], grads: readonly (Handle)[], m: readonly (Handle)[], v: readonly (Handle)[], rates: readonly (Handle)[], weightDecays: readonly (number)[], coefficient: Handle | null, beta1: number, beta2: number, eps: number): void;
   addInPlace(x: Handle, source: Handle, alpha: number): void;
   affine(x: Handle, a: number, b: number): Handle;
   allFinite(tensors: readonly (Handle)[]): Handle;

@@ -26,7 +26,7 @@ const kHot = [
   ['gated: gated_gradients', 256],
   ['rope: rotate', 256],
   ['accumulate: accumulate_groups', 256],
-  ['optimizer: adamw_groups', 256],
+  ['optimizer: adamw_tensors', 256],
 ];
 const kArchitectures = ['sm_80', 'sm_86', 'sm_89', 'sm_90'];
 

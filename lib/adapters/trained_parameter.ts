@@ -62,7 +62,7 @@ export function refreshWorking(parameters: readonly TrainedParameter[]): void {
   scope(() =>
     noGrad(() => {
       for (const { tensor, working } of parameters) {
-        if (working !== tensor) copy_(working, tensor.to(working.dtype));
+        if (working !== tensor) copy_(working, tensor);
       }
     }),
   );

@@ -80,21 +80,52 @@ export function adamwStep(param: Tensor, grad: Tensor, options: AdamwStepOptions
     rate = unscoped(() => tensor(adamwRate(lr, step, betas), { device: param.device }));
   }
   try {
-    native.adamwStep(
-      param.handle,
-      grad.handle,
-      m.handle,
-      v.handle,
-      coefficient?.handle ?? null,
-      rate.handle,
-      betas[0],
-      betas[1],
-      eps,
-      weightDecay,
-    );
+    adamwSteps([{ param, grad, m, v, rate, weightDecay }], { betas, eps, coefficient });
   } finally {
     if (own) rate.dispose();
   }
+}
+
+/** One parameter of {@link adamwSteps}. */
+export interface AdamwParameter {
+  /** f32 or f64, contiguous. */
+  param: Tensor;
+  /** Of param's shape and dtype. */
+  grad: Tensor;
+  /** First moment, like param; zeros before the first step. */
+  m: Tensor;
+  /** Second moment, like param; zeros before the first step. */
+  v: Tensor;
+  /** (3) f64, see {@link adamwRate}; parameters may share it. */
+  rate: Tensor;
+  weightDecay: number;
+}
+
+/** What the parameters of {@link adamwSteps} have in common. */
+export interface AdamwStepsOptions {
+  betas: readonly [number, number];
+  eps: number;
+  /** Multiplied into the gradients first: a () f64 tensor. Default 1. */
+  coefficient?: Tensor | null;
+}
+
+/** {@link adamwStep} of any number of parameters on one device as one op: a GPU takes 64 of them a launch. */
+export function adamwSteps(
+  parameters: readonly AdamwParameter[],
+  { betas, eps, coefficient = null }: AdamwStepsOptions,
+): void {
+  native.adamwSteps(
+    parameters.map(({ param }) => param.handle),
+    parameters.map(({ grad }) => grad.handle),
+    parameters.map(({ m }) => m.handle),
+    parameters.map(({ v }) => v.handle),
+    parameters.map(({ rate }) => rate.handle),
+    parameters.map(({ weightDecay }) => weightDecay),
+    coefficient?.handle ?? null,
+    betas[0],
+    betas[1],
+    eps,
+  );
 }
 
 /** Settings of one {@link sgdStep}. */

@@ -1,13 +1,7 @@
 /** AdamW: Adam with decoupled weight decay (Loshchilov and Hutter, 2019), in torch's order of operations. */
-import { adamwRate, adamwStep, copy_, zeros } from '../ops/index.ts';
+import { adamwRate, adamwSteps, copy_, zeros } from '../ops/index.ts';
 import { noGrad, scope, type Tensor, tensor, unscoped } from '../tensor.ts';
-import {
-  type MomentShapes,
-  Optimizer,
-  type ParameterGroup,
-  type Slot,
-  type Update,
-} from './optimizer.ts';
+import { type MomentShapes, Optimizer, type ParameterGroup, type Slot } from './optimizer.ts';
 
 /** Settings of {@link AdamW} in torch's names. */
 export interface AdamWOptions {
@@ -15,6 +9,11 @@ export interface AdamWOptions {
   beta2?: number; // 0.999
   eps?: number; // 1e-8
   weightDecay?: number; // 0
+}
+
+interface AdamwState {
+  exp_avg: Tensor;
+  exp_avg_sq: Tensor;
 }
 
 export const adamwMoments = (shape: readonly number[]): MomentShapes => ({
@@ -65,12 +64,18 @@ export class AdamW extends Optimizer {
     scope(() => noGrad(() => copy_(this.rates[i] as Tensor, tensor(values, { device }))));
   }
 
-  protected override update(slot: Slot, grad: Tensor, { coefficient }: Update): void {
-    const { exp_avg: m, exp_avg_sq: v } = slot.moments as { exp_avg: Tensor; exp_avg_sq: Tensor };
+  protected override updateAll(moving: readonly Slot[], coefficient: Tensor | null): void {
     const { beta1, beta2, eps } = this.options;
-    const betas = [beta1, beta2] as const;
-    const rate = this.rates[this.rateOf.get(slot) as number] as Tensor;
-    const { weightDecay } = slot;
-    adamwStep(slot.tensor, grad, { m, v, rate, betas, eps, weightDecay, coefficient });
+    scope(() =>
+      noGrad(() => {
+        const parameters = moving.map((slot) => {
+          const { exp_avg: m, exp_avg_sq: v } = slot.moments as unknown as AdamwState;
+          const rate = this.rates[this.rateOf.get(slot) as number] as Tensor;
+          const { tensor: param, weightDecay } = slot;
+          return { param, grad: param.grad as Tensor, m, v, rate, weightDecay };
+        });
+        adamwSteps(parameters, { betas: [beta1, beta2], eps, coefficient });
+      }),
+    );
   }
 }

@@ -92,13 +92,7 @@ export abstract class Optimizer {
 
   /** The second half: the updates. */
   finish(coefficient: Tensor | null): void {
-    for (const slot of this.moving) {
-      scope(() => {
-        const learningRate = this.learningRate * slot.learningRateScale;
-        const grad = slot.tensor.grad as Tensor;
-        noGrad(() => this.update(slot, grad, { learningRate, coefficient }));
-      });
-    }
+    this.updateAll(this.moving, coefficient);
   }
 
   /**
@@ -107,6 +101,17 @@ export abstract class Optimizer {
    */
   get recordingKey(): string | null {
     return null;
+  }
+
+  /** Updates one parameter after the other; for those that take all at once, to be overridden. */
+  protected updateAll(moving: readonly Slot[], coefficient: Tensor | null): void {
+    for (const slot of moving) {
+      scope(() => {
+        const learningRate = this.learningRate * slot.learningRateScale;
+        const grad = slot.tensor.grad as Tensor;
+        noGrad(() => this.update(slot, grad, { learningRate, coefficient }));
+      });
+    }
   }
 
   /** For those whose updates read the step's numbers on the device. */
@@ -153,7 +158,10 @@ export abstract class Optimizer {
     }
   }
 
-  protected abstract update(slot: Slot, grad: Tensor, update: Update): void;
+  /** The update of one parameter. */
+  protected update(_slot: Slot, _grad: Tensor, _update: Update): void {
+    throw new ArgumentError('an optimiser updates each parameter or all of them');
+  }
 }
 
 function makeMoments(shapes: MomentShapes, { dtype, device }: Tensor): Record<string, Tensor> {

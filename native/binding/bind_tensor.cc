@@ -28,8 +28,8 @@ void bind_tensor(Module& m) {
   op(m, "fillInPlace", &fill_in_place, {"x", "value"}, Grad::kNone);
   op(m, "addInPlace", &add_in_place, {"x", "source", "alpha"}, Grad::kNone);
   op(m, "scaleInPlace", &scale_in_place, {"x", "coefficient"}, Grad::kNone);
-  op(m, "adamwStep", &adamw_step,
-     {"param", "grad", "m", "v", "coefficient", "rate", "beta1", "beta2", "eps", "weightDecay"},
+  op(m, "adamwSteps", &adamw_steps,
+     {"params", "grads", "m", "v", "rates", "weightDecays", "coefficient", "beta1", "beta2", "eps"},
      Grad::kNone);
   op(m, "sgdStep", &sgd_step,
      {"param", "grad", "buffer", "coefficient", "lr", "momentum", "dampening", "weightDecay",

@@ -6,6 +6,7 @@
 
 #include "kernels/head_options.h"
 #include "kernels/linear.h"
+#include "kernels/optimizer.h"
 #include "kernels/relative.h"
 #include "kernels/svd.h"
 #include "tensor/view.h"

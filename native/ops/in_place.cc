@@ -1,8 +1,9 @@
-// What optimisers write in place, one launch each: updates of flat buffers, AdamW and SGD steps,
-// and the gradient's norm and clipping coefficient, which stay on the device. Formulas are in
-// kernels/cpu/optimizer.cc. No gradients: a tensor that wants one may be written only under noGrad
-// (prepare_in_place).
+// What optimisers write in place, one launch each: updates of flat buffers, AdamW steps of any
+// number of parameters, SGD steps, and the norm of all gradients with its clipping coefficient,
+// which stay on the device. Formulas are in kernels/cpu/optimizer.cc. No gradients: a tensor that
+// wants one may be written only under noGrad (prepare_in_place).
 #include <cmath>
+#include <set>
 
 #include "engine/launch.h"
 #include "kernels/op_codes.h"
@@ -76,27 +77,53 @@ void scale_in_place(Tensor x, const Tensor& coefficient) {
          [](Launch& l) { return l.kernels->scale(l.ctx, l.in(0), l.out(0)); });
 }
 
-void adamw_step(Tensor param, const Tensor& grad, Tensor m, Tensor v,
-                const std::optional<Tensor>& coefficient, const Tensor& rate, double beta1,
-                double beta2, double eps, double weight_decay) {
-  check_step("adamw_step", param, grad, coefficient);
-  check_state("adamw_step", "m", m, param);
-  check_state("adamw_step", "v", v, param);
-  check_shape("adamw_step", "rate", rate, {3}, "(3)");
-  check_dtype("adamw_step", "rate", rate, DType::kF64);
-  check_same_engine("adamw_step", param, rate);
+void adamw_steps(std::vector<Tensor> params, const std::vector<Tensor>& grads,
+                 std::vector<Tensor> m, std::vector<Tensor> v, const std::vector<Tensor>& rates,
+                 const std::vector<double>& weight_decays, const std::optional<Tensor>& coefficient,
+                 double beta1, double beta2, double eps) {
+  constexpr const char* kOp = "adamw_step";
+  const size_t count = params.size();
+  for (const size_t size : {grads.size(), m.size(), v.size(), rates.size(), weight_decays.size()}) {
+    if (size != count) throw ArgumentError("adamw_step: the lists of operands differ in length");
+  }
   if (!(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1)) {
     throw ArgumentError(
         concat("adamw_step: the betas must be in [0,1), got ", beta1, " and ", beta2));
   }
   if (!(eps >= 0)) throw ArgumentError(concat("adamw_step: eps must be >= 0, got ", eps));
-  for (Tensor* t : {&param, &m, &v}) prepare_in_place("adamw_step", *t);
-  launch("adamw_step",
-         {contiguous(grad.detach()), coefficient.value_or(Tensor()), contiguous(rate.detach())},
-         {param, m, v}, [=](Launch& l) {
-           return l.kernels->adamw_step(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0), l.out(1),
-                                        l.out(2), beta1, beta2, eps, weight_decay);
-         });
+  if (count == 0) return;
+  std::vector<Tensor> in = {coefficient.value_or(Tensor())}, out;
+  std::set<std::pair<const Storage*, int64_t>> written;
+  for (size_t i = 0; i < count; ++i) {
+    check_step(kOp, params[i], grads[i], coefficient);
+    check_same_engine(kOp, params[0], params[i]);
+    check_state(kOp, "m", m[i], params[i]);
+    check_state(kOp, "v", v[i], params[i]);
+    check_shape(kOp, "rate", rates[i], {3}, "(3)");
+    check_dtype(kOp, "rate", rates[i], DType::kF64);
+    check_same_engine(kOp, params[i], rates[i]);
+    const TensorImpl& impl = *params[i].impl();
+    if (!written.insert({impl.storage.get(), impl.offset}).second && params[i].numel() > 0) {
+      throw ArgumentError("adamw_step: a parameter is given twice");
+    }
+  }
+  for (size_t i = 0; i < count; ++i) {
+    in.push_back(contiguous(grads[i].detach()));
+    in.push_back(contiguous(rates[i].detach()));
+    for (Tensor* t : {&params[i], &m[i], &v[i]}) {
+      prepare_in_place(kOp, *t);
+      out.push_back(*t);
+    }
+  }
+  launch(kOp, in, out, [weight_decays, beta1, beta2, eps](Launch& l) {
+    std::vector<AdamwOperands> tensors;
+    for (size_t i = 0; i < weight_decays.size(); ++i) {
+      tensors.push_back({l.in(1 + 2 * i), l.in(2 + 2 * i), l.out(3 * i), l.out(3 * i + 1),
+                         l.out(3 * i + 2), weight_decays[i]});
+    }
+    const AdamwList list{tensors.data(), static_cast<int32_t>(tensors.size())};
+    return l.kernels->adamw_step(l.ctx, &list, l.in(0), beta1, beta2, eps);
+  });
 }
 
 void sgd_step(Tensor param, const Tensor& grad, std::optional<Tensor> buffer,
@@ -129,12 +156,14 @@ Tensor grad_norm(const std::vector<Tensor>& grads, const std::string& kind) {
   if (grads.empty()) throw ArgumentError("grad_norm: no tensor given");
   for (const Tensor& g : grads) check_float("grad_norm", "every tensor", g);
   const Tensor total = full(grads[0].engine(), {}, 0, DType::kF64);
-  for (const Tensor& g : grads) {
-    if (g.numel() == 0) continue;
-    launch("grad_norm", {contiguous(g.detach())}, {total}, [code](Launch& l) {
-      return l.kernels->norm_accumulate(l.ctx, l.in(0), l.out(0), code);
-    });
-  }
+  std::vector<Tensor> in;
+  for (const Tensor& g : grads) in.push_back(contiguous(g.detach()));
+  launch("grad_norm", in, std::vector<Tensor>{total}, [code](Launch& l) {
+    std::vector<const View*> views;
+    for (size_t i = 0; i < l.num_inputs; ++i) views.push_back(l.in(i));
+    const ViewList list{views.data(), static_cast<int32_t>(views.size())};
+    return l.kernels->norm_accumulate(l.ctx, &list, l.out(0), code);
+  });
   return code == BALORA_NORM_2 ? unary(total, "sqrt") : total;
 }
 

@@ -140,9 +140,11 @@ void copy_in_place(Tensor x, const Tensor& source);
 void fill_in_place(Tensor x, double value);
 void add_in_place(Tensor x, const Tensor& source, double alpha);
 void scale_in_place(Tensor x, const Tensor& coefficient);
-void adamw_step(Tensor param, const Tensor& grad, Tensor m, Tensor v,
-                const std::optional<Tensor>& coefficient, const Tensor& rate, double beta1,
-                double beta2, double eps, double weight_decay);
+// Lists of one length; rates (3) f64 each
+void adamw_steps(std::vector<Tensor> params, const std::vector<Tensor>& grads,
+                 std::vector<Tensor> m, std::vector<Tensor> v, const std::vector<Tensor>& rates,
+                 const std::vector<double>& weight_decays, const std::optional<Tensor>& coefficient,
+                 double beta1, double beta2, double eps);
 void sgd_step(Tensor param, const Tensor& grad, std::optional<Tensor> buffer,
               const std::optional<Tensor>& coefficient, double lr, double momentum,
               double dampening, double weight_decay, bool nesterov, bool first);

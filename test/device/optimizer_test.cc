@@ -1,7 +1,9 @@
 // The optimiser's rows on the device against the CPU: both state types, with and without a
 // coefficient and a buffer, odd sizes, addresses that fit no vector access; norms repeat bit by
 // bit.
+#include <array>
 #include <limits>
+#include <vector>
 
 #include "kernels/op_codes.h"
 #include "support/device_test.h"
@@ -26,15 +28,56 @@ TEST_CASE_TEMPLATE("AdamW steps", T, float, double) {
       t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
         const View g = from(*view(grad), skip), p = from(*view(param), skip),
                    first = from(*view(m), skip), second = from(*view(v), skip);
-        return k.adamw_step(ctx, &g, view(coefficient), view(rate), &p, &first, &second, 0.9, 0.99,
-                            1e-6, 0.1) |
-               k.adamw_step(ctx, &g, nullptr, view(later), &p, &first, &second, 0.9, 0.99, 1e-6,
-                            0.1);
+        const AdamwOperands now{&g, view(rate), &p, &first, &second, 0.1},
+            then{&g, view(later), &p, &first, &second, 0.1};
+        const AdamwList one{&now, 1}, other{&then, 1};
+        return k.adamw_step(ctx, &one, view(coefficient), 0.9, 0.99, 1e-6) |
+               k.adamw_step(ctx, &other, nullptr, 0.9, 0.99, 1e-6);
       });
       t.check_close(param, 8 * epsilon_of<T>());
       t.check_close(m, 8 * epsilon_of<T>());
       t.check_close(v, 8 * epsilon_of<T>());
     }
+  }
+}
+
+// More than fit one table, f32 and f64 mixed, sizes around a block's piece, some of nothing; every
+// third with another rate and decay, every fourth at an address that fits no vector access.
+TEST_CASE("AdamW steps of many tensors") {
+  DeviceTest t;
+  const Array coefficient = t.values<double>({}, {0.5}),
+              slow = t.values<double>({3}, {0.01, 0.037, 5.8}),
+              fast = t.values<double>({3}, {0.16, 0.6, 5.8});
+  const int64_t sizes[] = {0, 1, 31, 33, 123, 4095, 4096, 4097};
+  std::vector<std::array<Array, 4>> all;
+  for (int i = 0; i < 70; ++i) {
+    const int64_t n = i == 40 ? 9001 : sizes[i % 8 > 4 && i > 8 ? i % 5 : i % 8];
+    const int32_t dtype = i % 7 == 3 ? BALORA_F64 : BALORA_F32;
+    all.push_back(
+        {t.random(dtype, {n}), t.random(dtype, {n}), t.random(dtype, {n}), t.random(dtype, {n})});
+    for (int64_t j = 0; j < n; ++j) all.back()[3]->set(j, std::abs(all.back()[3]->host(j)));
+  }
+  t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+    std::vector<std::array<View, 4>> views;
+    for (size_t i = 0; i < all.size(); ++i) {
+      auto& mine = views.emplace_back();
+      for (size_t j = 0; j < 4; ++j) {
+        const int64_t skip = i % 4 == 1 && all[i][j]->size() > 0 ? 1 : 0;
+        mine[j] = from(*view(all[i][j]), skip);
+      }
+    }
+    std::vector<AdamwOperands> tensors;
+    for (size_t i = 0; i < all.size(); ++i) {
+      const auto& [grad, param, m, v] = views[i];
+      tensors.push_back({&grad, view(i % 3 ? slow : fast), &param, &m, &v, i % 3 ? 0.1 : 0});
+    }
+    const AdamwList list{tensors.data(), static_cast<int32_t>(tensors.size())}, none{nullptr, 0};
+    return k.adamw_step(ctx, &list, view(coefficient), 0.9, 0.99, 1e-6) |
+           k.adamw_step(ctx, &none, view(coefficient), 0.9, 0.99, 1e-6);
+  });
+  for (const auto& [grad, param, m, v] : all) {
+    for (const Array& array : {param, m, v}) t.check_close(array, 8 * epsilon_of<float>());
+    t.check_equal(grad);
   }
 }
 
@@ -64,7 +107,9 @@ TEST_CASE("optimiser state must be f32 or f64") {
   DeviceTest t;
   const Array x = t.random<bf16>({3}), rate = t.values<double>({3}, {0, 0, 0});
   CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.adamw_step(ctx, view(x), nullptr, view(rate), view(x), view(x), view(x), 0, 0, 0, 0);
+    const AdamwOperands tensor{view(x), view(rate), view(x), view(x), view(x), 0};
+    const AdamwList list{&tensor, 1};
+    return k.adamw_step(ctx, &list, nullptr, 0, 0, 0);
   }) != 0);
   CHECK(t.error() == "optimiser state must be f32 or f64");
 }
@@ -77,12 +122,38 @@ TEST_CASE_TEMPLATE("norms add up over calls and repeat bit by bit", T, float, bf
       const Array x = t.random<T>({n}), total = t.values<double>({}, {0.5}),
                   again = t.values<double>({}, {0.5});
       t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-        return k.norm_accumulate(ctx, view(x), view(total), kind) |
-               k.norm_accumulate(ctx, view(x), view(again), kind);
+        const View* const views[] = {view(x)};
+        const ViewList list{views, 1};
+        return k.norm_accumulate(ctx, &list, view(total), kind) |
+               k.norm_accumulate(ctx, &list, view(again), kind);
       });
       t.check_close(total, 1e-13);
       CHECK(total->from_device() == again->from_device());
     }
+  }
+}
+
+TEST_CASE("the norm of many tensors") {
+  DeviceTest t;
+  const int32_t dtypes[] = {BALORA_F32, BALORA_BF16, BALORA_F16, BALORA_F64};
+  std::vector<Array> all;
+  for (int i = 0; i < 131; ++i) {  // three tables
+    all.push_back(t.random(dtypes[i % 4], {i == 70 ? 30001 : i % 6 * 29}));
+  }
+  for (const int kind : {BALORA_NORM_1, BALORA_NORM_2, BALORA_NORM_INF}) {
+    const Array total = t.values<double>({}, {0.5}), again = t.values<double>({}, {0.5}),
+                still = t.values<double>({}, {0.5});
+    t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+      std::vector<const View*> views;
+      for (const Array& x : all) views.push_back(view(x));
+      const ViewList list{views.data(), static_cast<int32_t>(views.size())}, none{nullptr, 0};
+      return k.norm_accumulate(ctx, &list, view(total), kind) |
+             k.norm_accumulate(ctx, &list, view(again), kind) |
+             k.norm_accumulate(ctx, &none, view(still), kind);
+    });
+    t.check_close(total, 1e-13);
+    CHECK(total->from_device() == again->from_device());
+    CHECK(still->from_device()[0] == 0.5);
   }
 }
 
@@ -91,7 +162,9 @@ TEST_CASE("the largest magnitude keeps a NaN") {
   const Array x = t.random<float>({700}), total = t.values<double>({}, {0.5});
   x->set(650, std::numeric_limits<double>::quiet_NaN());
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.norm_accumulate(ctx, view(x), view(total), BALORA_NORM_INF);
+    const View* const views[] = {view(x)};
+    const ViewList list{views, 1};
+    return k.norm_accumulate(ctx, &list, view(total), BALORA_NORM_INF);
   });
   CHECK(std::isnan(total->from_device()[0]));
 }

@@ -3,6 +3,7 @@
 // gets addresses of its memory only, and a copy one address on either side. Like a GPU it may find
 // out late that a kernel failed: BALORA_FAKE_FAULT names a row whose failure shows at the next
 // synchronize(), or at once in debug mode. BALORA_FAKE_DEVICE picks a way to be no usable device.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -205,6 +206,16 @@ bool on_device(State&, const T&) {
 }
 bool on_device(State& state, const View* view) {
   return !view || view_numel(*view) == 0 || state.owns(view->data, 1);
+}
+bool on_device(State& state, const ViewList* list) {
+  return std::all_of(list->at, list->at + list->count,
+                     [&](const View* view) { return on_device(state, view); });
+}
+bool on_device(State& state, const AdamwList* list) {
+  return std::all_of(list->at, list->at + list->count, [&](const AdamwOperands& t) {
+    return on_device(state, t.grad) && on_device(state, t.rate) && on_device(state, t.param) &&
+           on_device(state, t.m) && on_device(state, t.v);
+  });
 }
 
 template <auto Member, int Index>

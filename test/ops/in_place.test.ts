@@ -2,7 +2,9 @@ import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import {
   adafactorStep,
+  adamwRate,
   adamwStep,
+  adamwSteps,
   add_,
   clipCoefficient,
   copy_,
@@ -392,6 +394,59 @@ describe('optimiser steps', () => {
     sgdStep(a, grad, { lr: 1, coefficient });
     sgdStep(b, mul(grad, 0.25), { lr: 1 });
     expectClose(a, values(b), 0);
+  });
+
+  // torch's order of operations in plain loops, in f64; sizes around nothing, vectors and threads' shares.
+  it('of many parameters follow the definition, and are bit by bit those of each alone', () => {
+    const betas = [0.9, 0.99] as const;
+    const [eps, scale] = [1e-6, 0.5];
+    const coefficient = tensor(Float64Array.of(scale), { shape: [] });
+    const rates = [
+      [0.01, 3],
+      [0.16, 1],
+    ].map(([lr, step]) => adamwRate(lr as number, step as number, betas));
+    const sizes = [[33], [0], [1], [3, 41], [20001], [31], [5, 0], [123]];
+    const make = (dtype: 'f32' | 'f64') =>
+      sizes.map((shape, i) => ({
+        param: randomTensor(shape, { seed: 4 * i, dtype }),
+        grad: randomTensor(shape, { seed: 4 * i + 1, dtype }),
+        m: randomTensor(shape, { seed: 4 * i + 2, dtype }),
+        v: mul(randomTensor(shape, { seed: 4 * i + 3, dtype }), 0),
+        rate: tensor(rates[i % 2] as Float64Array),
+        weightDecay: i % 3 === 0 ? 0.1 : 0,
+      }));
+    for (const dtype of ['f32', 'f64'] as const) {
+      const [many, each, start] = [make(dtype), make(dtype), make(dtype)];
+      adamwSteps(many, { betas, eps, coefficient });
+      for (const one of each) adamwSteps([one], { betas, eps, coefficient });
+      many.forEach((one, i) => {
+        for (const key of ['param', 'm', 'v'] as const) {
+          expect(values(one[key])).toEqual(values((each[i] as typeof one)[key]));
+        }
+        const before = start[i] as typeof one;
+        const [p, g, m] = [before.param, before.grad, before.m].map(values) as Float64Array[];
+        const [lr, step, root] = rates[i % 2] as Float64Array as unknown as number[];
+        const expected = Float64Array.from(p as Float64Array, (value, j) => {
+          const gradient = ((g as Float64Array)[j] as number) * scale;
+          const first = betas[0] * ((m as Float64Array)[j] as number) + (1 - betas[0]) * gradient;
+          const second = (1 - betas[1]) * gradient ** 2;
+          const decayed = value * (1 - (lr as number) * one.weightDecay);
+          return (
+            decayed - ((step as number) * first) / (Math.sqrt(second) * (root as number) + eps)
+          );
+        });
+        expectClose(one.param, expected, dtype === 'f64' ? 1e-13 : 2e-6);
+      });
+    }
+    adamwSteps([], { betas, eps, coefficient });
+    const [one] = make('f32');
+    expect(() => adamwSteps([one, one] as never, { betas, eps })).toThrow(
+      'adamw_step: a parameter is given twice',
+    );
+    const other = { ...(one as object), grad: zeros([2]) };
+    expect(() => adamwSteps([other] as never, { betas, eps })).toThrow(
+      'adamw_step: grad must be the shape of param=(33), got (2)',
+    );
   });
 
   it('refuse bad arguments by name', () => {

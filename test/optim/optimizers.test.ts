@@ -9,6 +9,7 @@ import {
   type ParameterGroup,
   Sgd,
 } from '../../lib/optim/index.ts';
+import { opTimes, resetOpTimes, synchronize } from '../../lib/runtime.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { fixturePath } from '../support/fixtures.ts';
 import { type GoldenArray, goldenArray, goldenArrays } from '../support/golden.ts';
@@ -180,6 +181,40 @@ describe('optimisers', () => {
     expect(Array.from(other.tensor.dataSync() as Float32Array)).toEqual([1, 2]);
     expect(Array.from(one.tensor.dataSync() as Float32Array)).not.toEqual([1, 2]);
     expect(optimizer.state().steps).toEqual({ p: 1, other: 0 });
+  });
+
+  it('AdamW gives each of several groups its own rate, decay and step count, in one op', async () => {
+    const all = ['a', 'b', 'c', 'd'].map((name) => parameter(name));
+    const optimizer = new AdamW([
+      { parameters: all.slice(0, 2) },
+      { parameters: all.slice(2), weightDecay: 0.5, learningRateScale: 16 },
+    ]);
+    const alone = all.map(({ name }) => parameter(name));
+    const singles = alone.map((one, i) => {
+      const settings = i < 2 ? {} : { weightDecay: 0.5, learningRateScale: 16 };
+      return new AdamW([{ parameters: [one], ...settings }]);
+    });
+    for (let step = 0; step < 3; step++) {
+      for (const list of [all, alone]) {
+        list.forEach(({ tensor: p }, i) => {
+          p.grad = i === 1 && step === 1 ? null : tensor([i + 1, step - 1]); // b misses a step
+        });
+      }
+      await synchronize();
+      resetOpTimes();
+      optimizer.step({ learningRate: 0.1 });
+      await synchronize();
+      const calls = opTimes().filter(({ op }) => op === 'adamw_step');
+      expect(calls.map((time) => time.calls)).toEqual([1]);
+      for (const single of singles) single.step({ learningRate: 0.1 });
+    }
+    expect(optimizer.state().steps).toEqual({ a: 3, b: 2, c: 3, d: 3 });
+    for (const [i, { tensor: p }] of all.entries()) {
+      expect(p.dataSync()).toEqual((alone[i] as (typeof all)[number]).tensor.dataSync());
+    }
+    for (const { tensor: p } of all) p.grad = null;
+    optimizer.step({ learningRate: 0.1 }); // nothing moves, nothing is launched
+    expect(optimizer.state().steps.a).toBe(3);
   });
 
   it('scale the gradient by the clipping coefficient', () => {

@@ -1,11 +1,14 @@
 // What an optimiser does to flat buffers, in place and in one pass: AdamW and SGD steps, scaling by
-// a coefficient that stays on the device, adding a multiple, and the gradients' norm in f64.
+// a coefficient that stays on the device, adding a multiple, and the gradients' norm in f64. AdamW
+// and the norm take any number of tensors and share all of them out at once.
 //   AdamW (Loshchilov and Hutter, 2019; torch's order): p -= lr*wd*p; m += (1-b1)(g-m); v +=
 //   (1-b2)(g^2-v);
 //     p -= lr/c1 * m / (sqrt(v)/sqrt(c2) + eps), c1 = 1-b1^t, c2 = 1-b2^t
 //   SGD: g += wd*p; buffer = first ? g : mu*buffer + (1-dampening)*g; p -= lr * (nesterov ? g +
 //   mu*buffer : buffer)
+#include <algorithm>
 #include <cmath>
+#include <span>
 #include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
@@ -121,22 +124,35 @@ double scale_of(const View* coefficient) {
 
 }  // namespace
 
-int32_t adamw_step_kernel(Context* ctx, const View* grad, const View* coefficient, const View* rate,
-                          const View* param, const View* m, const View* v, double beta1,
-                          double beta2, double eps, double weight_decay) {
-  const double* now = data_of<double>(rate);
-  dispatch_state(param, [&]<typename T>() {
-    const Adam<T> k{static_cast<T>(1 - now[0] * weight_decay),
-                    static_cast<T>(1 - beta1),
-                    static_cast<T>(1 - beta2),
-                    static_cast<T>(now[1]),
-                    static_cast<T>(now[2]),
-                    static_cast<T>(eps),
-                    static_cast<T>(scale_of(coefficient))};
-    parallel_for(ctx, view_numel(*param), kGrain, [&](int64_t begin, int64_t end) {
-      adamw(data_of<T>(grad) + begin, data_of<T>(param) + begin, data_of<T>(m) + begin,
-            data_of<T>(v) + begin, end - begin, k);
+int32_t adamw_step_kernel(Context* ctx, const AdamwList* list, const View* coefficient,
+                          double beta1, double beta2, double eps) {
+  const std::span tensors(list->at, static_cast<size_t>(list->count));
+  std::vector<int64_t> starts{0};  // of the tensors, laid end to end
+  for (const AdamwOperands& t : tensors) {
+    dispatch_state(t.param, []<typename T>() {});
+    starts.push_back(starts.back() + view_numel(*t.param));
+  }
+  const auto step = [&](const AdamwOperands& t, int64_t begin, int64_t end) {
+    const double* now = data_of<double>(t.rate);
+    dispatch_state(t.param, [&]<typename T>() {
+      const Adam<T> k{static_cast<T>(1 - now[0] * t.weight_decay),
+                      static_cast<T>(1 - beta1),
+                      static_cast<T>(1 - beta2),
+                      static_cast<T>(now[1]),
+                      static_cast<T>(now[2]),
+                      static_cast<T>(eps),
+                      static_cast<T>(scale_of(coefficient))};
+      adamw(data_of<T>(t.grad) + begin, data_of<T>(t.param) + begin, data_of<T>(t.m) + begin,
+            data_of<T>(t.v) + begin, end - begin, k);
     });
+  };
+  parallel_for(ctx, starts.back(), kGrain, [&](int64_t begin, int64_t end) {
+    const auto first = std::upper_bound(starts.begin(), starts.end(), begin) - 1;
+    for (auto i = static_cast<size_t>(first - starts.begin()); starts[i] < end; ++i) {
+      step(tensors[i], std::max(begin, starts[i]) - starts[i],
+           std::min(end, starts[i + 1]) - starts[i]);
+      if (i + 1 == tensors.size()) break;
+    }
   });
   return 0;
 }
@@ -160,19 +176,32 @@ int32_t sgd_step_kernel(Context* ctx, const View* grad, const View* coefficient,
   return 0;
 }
 
-int32_t norm_accumulate_kernel(Context* ctx, const View* x, const View* total, int32_t kind) {
-  const int64_t n = view_numel(*x), pieces = (n + kPiece - 1) / kPiece;
-  std::vector<double> partial(static_cast<size_t>(pieces));
-  dispatch_float(x->dtype, [&]<typename T>() {
-    parallel_for(ctx, pieces, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        partial[static_cast<size_t>(i)] =
-            norm_of(data_of<T>(x) + i * kPiece, std::min(kPiece, n - i * kPiece), kind);
-      }
-    });
+int32_t norm_accumulate_kernel(Context* ctx, const ViewList* list, const View* total,
+                               int32_t kind) {
+  struct Piece {
+    const View* x;
+    int64_t begin;
+    double norm;
+  };
+  std::vector<Piece> pieces;
+  for (int32_t t = 0; t < list->count; ++t) {
+    const View* x = list->at[t];
+    dispatch_float(x->dtype, []<typename T>() {});
+    for (int64_t begin = 0; begin < view_numel(*x); begin += kPiece)
+      pieces.push_back({x, begin, 0});
+  }
+  const auto count = static_cast<int64_t>(pieces.size());
+  parallel_for(ctx, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      auto& [x, at, norm] = pieces[static_cast<size_t>(i)];
+      dispatch_float(x->dtype, [&]<typename T>() {
+        norm = norm_of(data_of<T>(x) + at, std::min(kPiece, view_numel(*x) - at), kind);
+      });
+    }
   });
   double& sum = *data_of<double>(total);
-  for (const double part : partial) {
+  for (const Piece& piece : pieces) {
+    const double part = piece.norm;
     if (kind == BALORA_NORM_INF) {
       sum = part > sum || part != part ? part : sum;
     } else {

@@ -1,6 +1,7 @@
 // Optimiser kernels against plain f64 loops: odd sizes, both state types, thread counts that must
 // not change a bit.
 #include <cmath>
+#include <memory>
 
 #include "kernels/op_codes.h"
 #include "support/views.h"
@@ -34,14 +35,73 @@ TEST_CASE_TEMPLATE("AdamW steps", T, float, double) {
     TestContext one(1), three(3);
     Array<double> rate({3}, {lr, lr / (1 - std::pow(b1, 3)), 1 / std::sqrt(1 - std::pow(b2, 3))});
     const View vr = rate.view();
-    REQUIRE(adamw_step_kernel(one, &vg, &vc, &vr, &vp, &vm, &vv, b1, b2, eps, decay) == 0);
-    REQUIRE(adamw_step_kernel(three, &vg, &vc, &vr, &wp, &wm, &wv, b1, b2, eps, decay) == 0);
+    const AdamwOperands first{&vg, &vr, &vp, &vm, &vv, decay}, same{&vg, &vr, &wp, &wm, &wv, decay};
+    const AdamwList one_tensor{&first, 1}, again{&same, 1};
+    REQUIRE(adamw_step_kernel(one, &one_tensor, &vc, b1, b2, eps) == 0);
+    REQUIRE(adamw_step_kernel(three, &again, &vc, b1, b2, eps) == 0);
     const double tolerance = 4 * epsilon_of<T>();
     check_close(param, p_expected, tolerance);
     check_close(m, m_expected, tolerance);
     check_close(v, v_expected, tolerance);
     check_close(param2, param.values(), 0);
   }
+}
+
+// Sizes around a thread's share, one of nothing, two groups with a decay and a rate of their own.
+TEST_CASE("AdamW steps of many tensors are the steps of each, bit by bit") {
+  std::mt19937 random(5);
+  struct Parameter {
+    Array<float> grad, param, m, v;
+    View views[4];
+  };
+  const auto make = [&] {
+    std::vector<std::unique_ptr<Parameter>> all;
+    random.seed(5);
+    for (const int64_t n :
+         std::initializer_list<int64_t>{33, 0, 1, 8192, 123, 20001, 31, 8191, 0}) {
+      all.emplace_back(new Parameter{Array<float>({n}, random),
+                                     Array<float>({n}, random),
+                                     Array<float>({n}, random),
+                                     Array<float>({n}, random),
+                                     {}});
+      Parameter& p = *all.back();
+      for (int64_t i = 0; i < n; ++i) p.v.data()[i] = std::abs(p.v.data()[i]);
+      p.views[0] = p.grad.view(), p.views[1] = p.param.view();
+      p.views[2] = p.m.view(), p.views[3] = p.v.view();
+    }
+    return all;
+  };
+  Array<double> slow({3}, {0.01, 0.037, 5.8}), fast({3}, {0.16, 0.6, 5.8}), factor({}, {0.5});
+  const View rates[] = {slow.view(), fast.view()}, coefficient = factor.view();
+  const auto operands = [&](std::vector<std::unique_ptr<Parameter>>& all) {
+    std::vector<AdamwOperands> list;
+    for (size_t i = 0; i < all.size(); ++i) {
+      const View* views = all[i]->views;
+      list.push_back({&views[0], &rates[i % 2], &views[1], &views[2], &views[3], i % 3 ? 0.1 : 0});
+    }
+    return list;
+  };
+  auto each = make();
+  TestContext single(1);
+  for (const AdamwOperands& tensor : operands(each)) {
+    const AdamwList one{&tensor, 1};
+    REQUIRE(adamw_step_kernel(single, &one, &coefficient, 0.9, 0.99, 1e-6) == 0);
+  }
+  for (const int threads : {1, 2, 3, 8}) {
+    auto many = make();
+    const std::vector<AdamwOperands> tensors = operands(many);
+    const AdamwList list{tensors.data(), static_cast<int32_t>(tensors.size())};
+    TestContext ctx(threads);
+    REQUIRE(adamw_step_kernel(ctx, &list, &coefficient, 0.9, 0.99, 1e-6) == 0);
+    for (size_t i = 0; i < each.size(); ++i) {
+      CAPTURE(i);
+      check_close(many[i]->param, each[i]->param.values(), 0);
+      check_close(many[i]->m, each[i]->m.values(), 0);
+      check_close(many[i]->v, each[i]->v.values(), 0);
+    }
+  }
+  const AdamwList none{nullptr, 0};
+  CHECK(adamw_step_kernel(single, &none, &coefficient, 0.9, 0.99, 1e-6) == 0);
 }
 
 TEST_CASE_TEMPLATE("SGD steps, with and without momentum", T, float, double) {
@@ -93,11 +153,35 @@ TEST_CASE_TEMPLATE("norms add up over calls, whatever the threads", T, float, bf
       Array<double> total({}, {kind == BALORA_NORM_INF ? 0.5 : 2.0}), again({}, total.values());
       const View vx = x.view(), vt = total.view(), va = again.view();
       TestContext one(1), three(3);
-      REQUIRE(norm_accumulate_kernel(one, &vx, &vt, kind) == 0);
-      REQUIRE(norm_accumulate_kernel(three, &vx, &va, kind) == 0);
+      const View* const views[] = {&vx};
+      const ViewList list{views, 1};
+      REQUIRE(norm_accumulate_kernel(one, &list, &vt, kind) == 0);
+      REQUIRE(norm_accumulate_kernel(three, &list, &va, kind) == 0);
       check_close(total, {expected[kind]}, 1e-13);
       check_close(again, total.values(), 0);
     }
+  }
+}
+
+TEST_CASE("the norm of many tensors is that of one after the other, bit by bit") {
+  std::mt19937 random(6);
+  Array<float> a({70001}, random), b({0}, random), c({33}, random);
+  Array<bf16> d({40000}, random);
+  const View va = a.view(), vb = b.view(), vc = c.view(), vd = d.view();
+  const View* const views[] = {&va, &vb, &vc, &vd};
+  for (const int kind : {BALORA_NORM_1, BALORA_NORM_2, BALORA_NORM_INF}) {
+    Array<double> each({}, {0.5}), many({}, {0.5});
+    const View ve = each.view(), vm = many.view();
+    TestContext one(1), three(3);
+    for (const View* const& view : views) {
+      const ViewList list{&view, 1};
+      REQUIRE(norm_accumulate_kernel(one, &list, &ve, kind) == 0);
+    }
+    const ViewList list{views, 4}, none{nullptr, 0};
+    REQUIRE(norm_accumulate_kernel(three, &list, &vm, kind) == 0);
+    check_close(many, each.values(), 0);
+    REQUIRE(norm_accumulate_kernel(three, &none, &vm, kind) == 0);
+    check_close(many, each.values(), 0);
   }
 }
 
