@@ -1,43 +1,63 @@
-// `npm run bench:cuda [-- --torch PYTHON]`: on a machine with an NVIDIA GPU, tokens/s and memory of training (a LLaMA-7B
-// shape and SmolLM2's), the share of the measured cuBLAS peak, PiSSA's start, every kernel against its roofline, and the
-// PyTorch recipe beside it where a Python with torch is named. Leaves bench.json and bench.txt in build/cuda-report.
+// `npm run bench:cuda [-- --torch PYTHON] [--seconds N]`: on a machine with an NVIDIA GPU, tokens/s and memory of training (a
+// LLaMA-7B shape and SmolLM2's, with graphs and without), the share of the measured cuBLAS peak, what LoRA adds to the frozen
+// products, PiSSA's start, the head of a large vocabulary with the memory that it takes, every kernel against its roofline, and
+// the PyTorch recipe beside it where a Python with torch is named. Leaves bench.json and bench.txt in build/cuda-report.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Report, reportOptions, runCaptured } from './support/cuda.mjs';
 import { inRoot, main } from './support/shell.mjs';
 
-const kRows = ['balora-4x512-r128', 'lora-4x512-r128', 'balora-4x512', 'lora-4x512'];
+const kLarge = ['balora-4x512-r128', 'lora-4x512-r128'];
+const kSmall = ['balora-4x512', 'lora-4x512'];
+const kHead = ['micro-head-losses-task-8192x128k', 'micro-head-losses-8192x128k'];
+
+/** What is measured, the most wanted first: `seconds` a part takes about, `torch` more beside torch (left out: it runs alone). */
 const kRuns = [
-  { shape: 'smollm2-135m', only: kRows },
-  { shape: 'llama-7b', only: kRows.slice(0, 2) },
-  { shape: 'smollm2-135m', only: ['micro'], beside: false },
-  { shape: 'smollm2-135m', only: ['pissa'] },
-  { shape: 'llama-7b', only: ['pissa-niter-16'], beside: false },
+  { shape: 'llama-7b', only: kLarge, seconds: 90, torch: 90 },
+  { shape: 'smollm2-135m', only: kSmall, seconds: 45, torch: 40 },
+  { shape: 'llama-7b', only: ['lora-overhead-r128', ...kHead], seconds: 40 },
+  { shape: 'llama-7b', only: ['pissa-niter-16-r128'], seconds: 50, torch: 60 },
+  { shape: 'smollm2-135m', only: kSmall.map((name) => `${name}-no-graphs`), seconds: 40 },
+  { shape: 'llama-7b', only: ['pissa-converged-r128'], seconds: 90 },
+  { shape: 'smollm2-135m', only: ['micro'], seconds: 40 },
+  { shape: 'smollm2-135m', only: ['pissa'], seconds: 30, torch: 30 },
+  { shape: 'smollm2-135m', only: kLarge, seconds: 45, torch: 40 },
+  { shape: 'llama-7b', only: ['micro'], seconds: 60 },
 ];
+/** Each command also looks at the machine twice. */
+const kMostSeconds = 600;
+
+/** A part's command, its report where it ran, its text. */
+function measure({ shape, only, beside }, { output, torch, device, budget }) {
+  const json = join(output, 'part.json');
+  const flags = ['--device', device, '--shape', shape, '--json', json];
+  const torchFlags = beside ? ['--torch', torch, '--pairs', '1', '--torch-steps', '3'] : [];
+  const command = [inRoot('dist', 'cli', 'main.js'), 'bench', '--only', only.join(',')];
+  const limit = 1000 * Math.min(kMostSeconds, Math.max(1, budget.left));
+  const run = runCaptured(process.execPath, [...command, ...flags, ...torchFlags], { limit });
+  const result = run.status === 0 ? JSON.parse(readFileSync(json, 'utf8')) : { failure: run.text };
+  return { ...run, result };
+}
 
 await main(async (args) => {
-  const { output, torch } = reportOptions(args);
+  const options = reportOptions(args);
+  const { output, torch, budget, shapes } = options;
   const report = new Report('bench', output);
   let failures = 0;
-  for (const { shape, only, beside = true } of kRuns) {
-    const json = join(output, 'part.json');
-    const flags = ['--device', 'cuda', '--shape', shape, '--json', json];
-    const torchFlags =
-      torch && beside ? ['--torch', torch, '--pairs', '1', '--torch-steps', '3'] : [];
-    const command = [
-      inRoot('dist', 'cli', 'main.js'),
-      'bench',
-      '--only',
-      only.join(','),
-      ...flags,
-      ...torchFlags,
-    ];
-    const { status, text, seconds } = runCaptured(process.execPath, command);
-    const result = status === 0 ? JSON.parse(readFileSync(json, 'utf8')) : { failure: text };
+  for (const { only, ...run } of kRuns) {
+    const shape = shapes === 'all' ? run.shape : shapes;
+    const beside = torch !== null && run.torch !== undefined;
+    const title = `${shape}: ${only.join(', ')}`;
+    const refusal = budget.refusal(run.seconds + (beside ? run.torch : 0));
+    if (refusal !== null) {
+      report.add({ kind: 'skipped', shape, only, refusal }, `== ${title}: ${refusal}`);
+      continue;
+    }
+    const { status, text, seconds, result } = measure({ shape, only, beside }, options);
     failures += status === 0 ? 0 : 1;
     report.add(
       { kind: 'bench', shape, only, status, seconds, ...result },
-      `== ${shape}: ${only.join(', ')} (${seconds.toFixed(0)} s)\n${text}`,
+      `== ${title} (${seconds.toFixed(0)} s)\n${text}`,
     );
   }
   return failures > 0 ? 1 : 0;

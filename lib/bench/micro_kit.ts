@@ -13,6 +13,8 @@ export interface MicroContext {
   readonly sequences: number;
   readonly lossRows: number;
   readonly rank: number;
+  /** Rows and vocabulary of a large head. */
+  readonly large: { readonly rows: number; readonly v: number };
 }
 
 /** One kernel at one size, ready to run. */

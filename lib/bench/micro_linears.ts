@@ -15,7 +15,7 @@ import {
 
 const kGroups = ['qkv', 'o', 'gate-up', 'down'] as const;
 
-interface LinearVariant {
+export interface LinearVariant {
   readonly lora?: boolean;
   readonly backward?: boolean;
 }
@@ -31,7 +31,8 @@ const linears: MicroTable = kGroups.flatMap((label, index) =>
   })),
 );
 
-function linearCase(
+/** The index-th group of linears of a layer. */
+export function linearCase(
   { sizes, dtype, rows, rank }: MicroContext,
   index: number,
   { lora = false, backward = false }: LinearVariant,

@@ -75,6 +75,18 @@ function onLogits(
   ];
 }
 
+function largeHead(context: MicroContext, regularized: boolean): MicroCase {
+  const { sizes, large } = context;
+  const wide = { ...context, sizes: { ...sizes, v: large.v }, lossRows: large.rows };
+  return headCase(wide, regularized);
+}
+
+/** The head of a long batch and a large vocabulary: logits that exist would take 4 GiB. */
+export const kLargeMicroLosses: MicroTable = [
+  { name: 'micro-head-losses-task-8192x128k', make: (context) => largeHead(context, false) },
+  { name: 'micro-head-losses-8192x128k', make: (context) => largeHead(context, true) },
+];
+
 export const kMicroLosses: MicroTable = [
   { name: 'micro-head-losses-task', make: (context) => headCase(context, false) },
   { name: 'micro-head-losses', make: (context) => headCase(context, true) },

@@ -1,6 +1,9 @@
 /** Kernel rows that move memory: rows of tables, copies, sums, the optimisers over one adapter's parameters. */
 import {
+  type AdamwParameter,
+  adamwRate,
   adamwStep,
+  adamwSteps,
   add,
   contiguous,
   copy_,
@@ -14,7 +17,7 @@ import {
   sum,
   zeros,
 } from '../ops/index.ts';
-import type { Tensor } from '../tensor.ts';
+import { type Tensor, tensor } from '../tensor.ts';
 import { groupsOf } from './flops.ts';
 import {
   bytesOf,
@@ -67,6 +70,31 @@ function optimizerCase(
   return plain(`${size} parameters, f32`, 'byte', bytesOf('f32', moves * size), () => body(parts));
 }
 
+/** The same parameters as the matrices that they are. */
+function manyCase(
+  context: MicroContext,
+  moves: number,
+  body: (parts: AdamwParameter[]) => unknown,
+): MicroCase {
+  const { sizes, rank } = context;
+  const rate = own(tensor(adamwRate(kAdamw.lr, 1, kAdamw.betas)));
+  const shapes = groupsOf(sizes).flatMap(({ input, outputs }) =>
+    outputs.flatMap((output) => [
+      [rank, input],
+      [output, rank],
+    ]),
+  );
+  const parts = Array.from({ length: sizes.layers }, () => shapes)
+    .flat()
+    .map((shape) => ({
+      ...{ param: normal(shape, 'f32'), grad: normal(shape, 'f32') },
+      ...{ m: own(zeros(shape)), v: own(zeros(shape)), rate, weightDecay: 0 },
+    }));
+  const bytes = bytesOf('f32', moves * adapterSize(context));
+  return plain(`${parts.length} matrices, f32`, 'byte', bytes, () => body(parts));
+}
+
+const kMany = { betas: [0.9, 0.999], eps: 1e-8 } as const;
 const kAdamw = { step: 1, lr: 1e-5, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0 } as const;
 
 export const kMicroMemory: MicroTable = [
@@ -114,5 +142,13 @@ export const kMicroMemory: MicroTable = [
   {
     name: 'micro-grad-norm',
     make: (context) => optimizerCase(context, 1, ({ g }) => gradNorm([g])),
+  },
+  {
+    name: 'micro-adamw-many',
+    make: (context) => manyCase(context, 7, (parts) => adamwSteps(parts, kMany)),
+  },
+  {
+    name: 'micro-grad-norm-many',
+    make: (context) => manyCase(context, 1, (parts) => gradNorm(parts.map(({ grad }) => grad))),
   },
 ];

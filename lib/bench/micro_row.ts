@@ -1,7 +1,14 @@
 /** Kernel rows, one after the other in one process. */
+import { memoryStats, resetPeakMemory, synchronize, synchronizeSync } from '../runtime.ts';
+import { scope } from '../tensor.ts';
 import type { Calibration } from './disturbance.ts';
-import { disposeOperands, type MicroContext, type MicroEntry } from './micro_kit.ts';
-import { kMicroTable } from './micro_table.ts';
+import {
+  disposeOperands,
+  type MicroCase,
+  type MicroContext,
+  type MicroEntry,
+} from './micro_kit.ts';
+import { kLargeMicroTable, kMicroTable } from './micro_table.ts';
 import { type ModelShape, shapeNamed, sizesOf } from './shapes.ts';
 import { spread } from './statistics.ts';
 import { timeOps } from './timing.ts';
@@ -16,19 +23,24 @@ export interface MicroInput {
   readonly ceilings: Calibration;
   /** Rows of the micro-batch. Default 2048, in four sequences. */
   readonly rows?: number;
+  /** For trying the benchmark itself: large rows are small. */
+  readonly trial?: boolean;
 }
 
 export const kMicroNames = kMicroTable.map(({ name }) => name);
+/** Too large for a CPU: they are not in the group. */
+export const kLargeMicroNames = kLargeMicroTable.map(({ name }) => name);
 
 export async function microRows(input: MicroInput): Promise<MicroRow[]> {
-  const { names, shape, dtype, ceilings, rows = 2048 } = input;
+  const { names, shape, dtype, ceilings, rows = 2048, trial = false } = input;
   const context: MicroContext = {
     sizes: sizesOf(typeof shape === 'string' ? shapeNamed(shape) : shape),
     dtype,
     ...{ rows, sequences: 4, lossRows: rows / 2, rank: 16 },
+    large: trial ? { rows: 64, v: 1024 } : { rows: 8192, v: 128 << 10 },
   };
   const result: MicroRow[] = [];
-  for (const entry of kMicroTable) {
+  for (const entry of [...kMicroTable, ...kLargeMicroTable]) {
     if (names.includes(entry.name)) result.push(await microRow(entry, context, ceilings));
   }
   return result;
@@ -47,6 +59,7 @@ async function microRow(
     least: 5,
     most: 20,
   });
+  const extraBytes = await extraMemory(one);
   disposeOperands();
   const seconds = spread(samples);
   const rate = one.work / seconds.median;
@@ -64,5 +77,21 @@ async function microRow(
     unit,
     rate,
     ceilingShare: rate / ceiling,
+    extraBytes,
   };
+}
+
+/** What one call needs beside its operands, results included. */
+async function extraMemory({ prepare = () => {}, run }: MicroCase): Promise<number> {
+  await synchronize();
+  let before = 0;
+  scope(() => {
+    prepare();
+    synchronizeSync();
+    resetPeakMemory();
+    before = memoryStats().liveBytes;
+    run();
+  });
+  await synchronize();
+  return Math.max(0, memoryStats().peakBytes - before);
 }

@@ -2,7 +2,7 @@
 
 import type { MicroTable } from './micro_kit.ts';
 import { kMicroLinears } from './micro_linears.ts';
-import { kMicroLosses } from './micro_losses.ts';
+import { kLargeMicroLosses, kMicroLosses } from './micro_losses.ts';
 import { kMicroMemory } from './micro_memory.ts';
 import { kMicroNorms } from './micro_norms.ts';
 
@@ -12,3 +12,5 @@ export const kMicroTable: MicroTable = [
   ...kMicroLosses,
   ...kMicroMemory,
 ];
+
+export const kLargeMicroTable = kLargeMicroLosses;

@@ -5,7 +5,7 @@ import { getDefaultDevice } from '../device.ts';
 import { mul, sum as sumOf } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
-import { spread } from './statistics.ts';
+import { spread, sum } from './statistics.ts';
 import { peakBytesOf } from './step_row.ts';
 import { openSubject, type SubjectOptions } from './subject.ts';
 import type { PissaRow } from './types.ts';
@@ -16,6 +16,9 @@ export interface PissaRowInput extends SubjectOptions {
   readonly init: InitLoraWeights;
   readonly repetitions: number;
 }
+
+/** Seconds after which a start is not repeated. */
+const kLongest = 60;
 
 export async function pissaRow(input: PissaRowInput): Promise<PissaRow> {
   const { rank, init, repetitions, dtype } = input;
@@ -33,8 +36,10 @@ export async function pissaRow(input: PissaRowInput): Promise<PissaRow> {
     await synchronize();
     seconds.push((performance.now() - begun) / 1000);
     modules = tuned.modules.length;
-    if (i === repetitions - 1) captured = await capturedEnergy(tuned);
+    const last = i === repetitions - 1 || sum(seconds) > kLongest;
+    if (last) captured = await capturedEnergy(tuned);
     tuned.dispose();
+    if (last) break;
   }
   return {
     kind: 'pissa',

@@ -22,9 +22,10 @@ const kSteps = 5;
 const kPairedSteps = 3;
 const kTorchWarmup = 1;
 const kTorchSteps = 2;
-const kPissaRank = 16;
 const kPissaRepetitions = 3;
 const kStarts = 5;
+/** The narrowest linear of the shape `tiny` has no more singular values than 32. */
+const kTrialRank = 16;
 
 export class RowMaker {
   private readonly dtype: BenchDType;
@@ -40,6 +41,11 @@ export class RowMaker {
     return runJob(kind, input, { device: this.options.device });
   }
 
+  private rankOf(rank: number): number {
+    const { shape, model } = this.subject;
+    return shape === 'tiny' && model === undefined ? Math.min(rank, kTrialRank) : rank;
+  }
+
   /** On a GPU random weights are drawn on both sides. */
   private get ownWeights(): boolean {
     const { device = 'cpu', model } = this.options;
@@ -52,12 +58,16 @@ export class RowMaker {
   }
 
   /** Measures a row that is made of nothing but itself. */
-  async make(plan: Extract<Plan, { kind: 'step' | 'pissa' | 'start' }>): Promise<Row> {
+  async make(plan: Extract<Plan, { kind: 'step' | 'pissa' | 'overhead' | 'start' }>): Promise<Row> {
     switch (plan.kind) {
       case 'step':
         return this.stepOrReason(plan.name, plan.workload);
       case 'pissa':
-        return this.pissa(plan.name, plan.init);
+        return this.pissa(plan.name, plan.init, this.rankOf(plan.rank));
+      case 'overhead': {
+        const { shape, dtype } = this.subject;
+        return this.job('overhead', { name: plan.name, shape, dtype, rank: plan.rank });
+      }
       case 'start':
         return this.start(plan.name);
     }
@@ -74,13 +84,15 @@ export class RowMaker {
     const { data: dataFile } = this.options;
     return this.job('step', {
       ...subject,
-      ...{ name, workload, steps, warmup: kWarmup, roofline, dataFile },
+      workload: { ...workload, rank: this.rankOf(workload.rank) },
+      ...{ name, steps, warmup: kWarmup, roofline, dataFile },
     });
   }
 
   private async stepOrReason(name: string, workload: Workload): Promise<Row> {
     const { dtype } = this;
-    const reason = workload.feature === undefined ? null : missingFeature(workload.feature);
+    const { device = 'cpu' } = this.options;
+    const reason = workload.feature === undefined ? null : missingFeature(workload.feature, device);
     if (reason !== null) return { kind: 'unavailable', name, dtype, reason };
     const { torch, steps } = this.options;
     if (torch !== undefined) return this.pairedStep(name, workload, torch);
@@ -102,7 +114,7 @@ export class RowMaker {
       for (let i = 0; i < pairs; i++) {
         const balora = await this.step(name, workload, { steps, roofline: i === 0 });
         const flags = {
-          ...recipeOptions(workload, this.dtype),
+          ...recipeOptions({ ...workload, rank: this.rankOf(workload.rank) }, this.dtype),
           ...this.torchDevice(),
           ...{ warmup: kTorchWarmup, steps: torchSteps },
         };
@@ -115,10 +127,9 @@ export class RowMaker {
     });
   }
 
-  private async pissa(name: string, init: InitLoraWeights): Promise<PissaRow> {
+  private async pissa(name: string, init: InitLoraWeights, rank: number): Promise<PissaRow> {
     const { dtype, subject } = this;
     const { torch } = this.options;
-    const rank = kPissaRank;
     const own = (repetitions: number): Promise<PissaRow> =>
       this.job('pissa', { ...subject, name, rank, init, repetitions });
     if (torch === undefined) return own(kPissaRepetitions);

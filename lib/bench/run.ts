@@ -70,7 +70,8 @@ async function micro(
   if (names.length === 0) return [];
   onProgress(`${names.length} kernels`);
   const sizes: ModelShape = shapeNamed(shape);
-  return runJob('micro', { names, shape: sizes, dtype, ceilings }, { device });
+  const trial = shape === kTrialShape;
+  return runJob('micro', { names, shape: sizes, dtype, ceilings, trial }, { device });
 }
 
 async function grow(

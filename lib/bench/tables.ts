@@ -63,13 +63,14 @@ export function stepTable(rows: readonly Row[]): Cells {
   return {
     head: [
       ...['row', 'dtype', 'tokens/s', 'low', 'high', 's/step', 'peak GiB', 'GFLOP/token'],
-      ...['roofline', 'notes'],
+      ...['roofline', 'of peak', 'notes'],
     ],
     rows: steps(rows).map((row) => [
       ...[row.name, row.dtype, row.tokensPerSecond.toFixed(0)],
       ...[row.rate.low.toFixed(0), row.rate.high.toFixed(0), row.seconds.median.toFixed(2)],
       ...[gib(row.peakBytes), (row.flopsPerToken / kGiga).toFixed(3)],
       row.rooflineSeconds > 0 ? percent(row.rooflineShare) : '-',
+      row.gemmPeak > 0 ? percent((row.tokensPerSecond * row.flopsPerToken) / row.gemmPeak) : '-',
       row.notes.join('; '),
     ]),
   };
@@ -144,16 +145,17 @@ export function microTable(rows: readonly Row[]): Cells {
   const lines: string[][] = [];
   for (const row of rows) {
     if (row.kind !== 'micro') continue;
-    const { seconds, unit, rate, ceilingShare, shapes } = row;
+    const { seconds, unit, rate, ceilingShare, extraBytes, shapes } = row;
     const [value, name] = unit === 'flop' ? [rate / kTera, 'TFLOP/s'] : [rate / kGiga, 'GB/s'];
     lines.push([
       ...[row.name, row.dtype, microseconds(seconds.median)],
       ...[microseconds(seconds.low), microseconds(seconds.high)],
-      ...[value.toFixed(value < 10 ? 2 : 1), name, percent(ceilingShare), shapes],
+      ...[value.toFixed(value < 10 ? 2 : 1), name, percent(ceilingShare)],
+      ...[extraBytes === undefined ? '-' : mib(extraBytes), shapes],
     ]);
   }
-  const head = ['kernel', 'dtype', 'us', 'low', 'high', 'rate', 'unit', 'of ceiling', 'operands'];
-  return { head, rows: lines };
+  const head = ['kernel', 'dtype', 'us', 'low', 'high', 'rate', 'unit', 'of ceiling'];
+  return { head: [...head, 'extra MiB', 'operands'], rows: lines };
 }
 
 export function growthTable(growth: readonly GrowthSeries[]): Cells {
@@ -188,6 +190,7 @@ export function comparisonText(compared: ComparedReports, margin: number): strin
 }
 
 const tera = (rate: number): string => (rate / kTera).toFixed(2);
+const mib = (bytes: number): string => (bytes / 2 ** 20).toFixed(1);
 const gib = (bytes: number): string => (bytes / kGiB).toFixed(2);
 const percent = (share: number): string => `${(100 * share).toFixed(0)}%`;
 const times = (ratio: number): string => `${ratio.toFixed(2)}x`;

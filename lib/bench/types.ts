@@ -127,6 +127,8 @@ export interface MicroRow {
   readonly unit: 'flop' | 'byte';
   readonly rate: number;
   readonly ceilingShare: number;
+  /** Memory that one call needs beside its operands, results included. */
+  readonly extraBytes?: number;
 }
 
 export interface PissaRow {
@@ -153,7 +155,7 @@ export interface StartRow {
   readonly notes: readonly string[];
 }
 
-/** A figure made from other rows. */
+/** A figure made from other rows, or of two measurements. */
 export interface RatioRow {
   readonly kind: 'ratio';
   readonly name: string;

@@ -6,6 +6,7 @@ import { setDefaultDevice } from '../device.ts';
 import { setNumThreads } from '../runtime.ts';
 import { describeMachine } from './machine.ts';
 import { type MicroInput, microRows } from './micro_row.ts';
+import { type OverheadInput, overheadRow } from './overhead_row.ts';
 import { type PissaRowInput, pissaRow } from './pissa_row.ts';
 import { type StartRowInput, startSeconds } from './start_row.ts';
 import { type StepRowInput, stepRow } from './step_row.ts';
@@ -15,6 +16,7 @@ const kJobs = {
   machine: (input: { trial: boolean }) => describeMachine(input),
   step: (input: StepRowInput) => stepRow(input),
   micro: (input: MicroInput) => microRows(input),
+  overhead: (input: OverheadInput) => overheadRow(input),
   pissa: (input: PissaRowInput) => pissaRow(input),
   start: (input: StartRowInput) => startSeconds(input),
   torchInputs: (input: TorchInputs) => writeTorchInputs(input),

@@ -1,16 +1,23 @@
 /** The rows of a run by name: the workloads of the training rows, and what else is measured. */
 import type { InitLoraWeights } from '../adapters/config.ts';
 import { ArgumentError } from '../errors.ts';
-import { kMicroNames } from './micro_row.ts';
+import { kLargeMicroNames, kMicroNames } from './micro_row.ts';
 import type { BenchMethod, Workload } from './types.ts';
 
-/** A row that can be asked for. */
-export type Plan =
+/** A row that can be asked for. `byName`: by its own name only, since groups are for the CPU and these take a GPU. */
+export type Plan = { readonly byName?: true } & (
   | { readonly kind: 'step'; readonly name: string; readonly workload: Workload }
   | { readonly kind: 'micro'; readonly name: string }
-  | { readonly kind: 'pissa'; readonly name: string; readonly init: InitLoraWeights }
+  | {
+      readonly kind: 'pissa';
+      readonly name: string;
+      readonly init: InitLoraWeights;
+      readonly rank: number;
+    }
+  | { readonly kind: 'overhead'; readonly name: string; readonly rank: number }
   | { readonly kind: 'start'; readonly name: string }
-  | { readonly kind: 'ratio'; readonly name: string; readonly needs: readonly string[] };
+  | { readonly kind: 'ratio'; readonly name: string; readonly needs: readonly string[] }
+);
 
 const kMethods: readonly BenchMethod[] = ['balora', 'lora'];
 
@@ -33,6 +40,9 @@ const kOwn: readonly Omit<Workload, 'method'>[] = [
   { ...kPlain, label: '4x512-1-thread', threads: 1 },
 ];
 
+/** What graphs are worth, on a GPU. */
+const kWithoutGraphs = { ...kPlain, label: '4x512-no-graphs', feature: 'noGraphs' } as const;
+
 function stepPlan(workload: Workload): Plan {
   return { kind: 'step', name: `${workload.method}-${workload.label}`, workload };
 }
@@ -40,6 +50,7 @@ function stepPlan(workload: Workload): Plan {
 const kSteps: readonly Plan[] = [
   ...kShared.flatMap((workload) => kMethods.map((method) => stepPlan({ ...workload, method }))),
   ...kOwn.map((workload) => stepPlan({ ...workload, method: 'balora' })),
+  ...kMethods.map((method): Plan => ({ ...stepPlan({ ...kWithoutGraphs, method }), byName: true })),
 ];
 
 /** Figures made from two rows; see ratios.ts. */
@@ -58,10 +69,14 @@ export type RatioName = keyof typeof kRatioNeeds;
 export const kPlans: readonly Plan[] = [
   ...kSteps,
   ...Object.entries(kRatioNeeds).map(([name, needs]): Plan => ({ kind: 'ratio', name, needs })),
-  { kind: 'pissa', name: 'pissa-converged', init: 'pissa' },
-  { kind: 'pissa', name: 'pissa-niter-16', init: 'pissa_niter_16' },
+  { kind: 'pissa', name: 'pissa-converged', init: 'pissa', rank: 16 },
+  { kind: 'pissa', name: 'pissa-niter-16', init: 'pissa_niter_16', rank: 16 },
+  { kind: 'pissa', name: 'pissa-converged-r128', init: 'pissa', rank: 128, byName: true },
+  { kind: 'pissa', name: 'pissa-niter-16-r128', init: 'pissa_niter_16', rank: 128, byName: true },
+  { kind: 'overhead', name: 'lora-overhead-r128', rank: 128, byName: true },
   { kind: 'start', name: 'start-lora' },
   ...kMicroNames.map((name): Plan => ({ kind: 'micro', name })),
+  ...kLargeMicroNames.map((name): Plan => ({ kind: 'micro', name, byName: true })),
 ];
 
 /** Names that stand for many rows. `growth` is none of these: it is long, and asked for by name. */
@@ -88,7 +103,7 @@ export function choosePlans(only: readonly string[]): Plan[] {
       const known = kPlans.filter(({ kind }) => kind !== 'micro').map((plan) => plan.name);
       throw new ArgumentError(
         `no benchmark row is called "${name}"; there are the groups ${kGroupNames.join(', ')} and the rows ` +
-          `${known.join(', ')}, ${kMicroNames.join(', ')}`,
+          `${known.join(', ')}, ${[...kMicroNames, ...kLargeMicroNames].join(', ')}`,
       );
     }
     for (const plan of found) {
@@ -100,6 +115,8 @@ export function choosePlans(only: readonly string[]): Plan[] {
 }
 
 function matches(plan: Plan, name: string): boolean {
-  if (Object.hasOwn(kGroups, name)) return (kGroups[name] ?? []).includes(plan.kind);
+  if (Object.hasOwn(kGroups, name)) {
+    return plan.byName !== true && (kGroups[name] ?? []).includes(plan.kind);
+  }
   return name.endsWith('*') ? plan.name.startsWith(name.slice(0, -1)) : plan.name === name;
 }

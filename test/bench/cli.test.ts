@@ -30,6 +30,7 @@ describe('balora bench', () => {
     const only = 'balora-4x512,lora-gsm8k,balora-over-lora,balora-4x512-cache-teacher';
     const { code, text } = await bench('--shape', 'tiny', '--only', only, '--json', json);
     expect(text).toContain('GFLOP/token');
+    expect(text).toContain('of peak');
     expect(code).toBe(0);
     const { format, machine, rows } = await readJson(json);
     expect(format).toBe(1);
@@ -77,6 +78,28 @@ describe('balora bench', () => {
     const same = await bench(...again, '--compare', json, '--margin', '1e12');
     expect(same.text).toContain('0 of 1 figures');
     expect(same.code).toBe(0);
+  }, 180_000);
+
+  it('measures what is for GPUs, asked for by name', async () => {
+    const json = join(folder, 'named.json');
+    const names = ['pissa-converged-r128', 'pissa-niter-16-r128', 'lora-overhead-r128'];
+    const heads = ['micro-head-losses-task-8192x128k', 'micro-head-losses-8192x128k'];
+    const only = ['balora-4x512-no-graphs', ...names, ...heads].join();
+    const { code, text } = await bench('--shape', 'tiny', '--only', only, '--json', json);
+    expect(code, text).toBe(0);
+    const { rows } = await readJson(json);
+    expect(rows).toMatchObject([
+      { kind: 'unavailable', name: 'balora-4x512-no-graphs', reason: 'graphs are for GPUs' },
+      { kind: 'pissa', name: names[0], rank: 16 },
+      { kind: 'pissa', name: names[1], rank: 16 },
+      { kind: 'ratio', name: 'lora-overhead-r128', meaning: expect.stringContaining('r 128') },
+      ...heads.map((name) => ({ kind: 'micro', name, shapes: expect.stringMatching(/^h 64x64/) })),
+    ]);
+    for (const row of rows) {
+      if (row.kind === 'ratio') expect(row.value).toBeGreaterThan(1);
+      if (row.kind === 'micro') expect(row.extraBytes).toBeGreaterThan(64 * 64 * 2); // dh at least
+    }
+    expect(text).toContain('extra MiB');
   }, 180_000);
 
   it('starts and initialises a real folder, as JSON on standard output', async () => {

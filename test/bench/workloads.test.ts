@@ -28,9 +28,25 @@ describe('choosePlans', () => {
 
   it('takes names, groups and beginnings', () => {
     expect(namesOf(['lora-gsm8k'])).toEqual(['lora-gsm8k']);
-    expect(namesOf(['all'])).toHaveLength(kPlans.length);
+    const inGroups = kPlans.filter(({ byName }) => byName !== true);
+    expect(namesOf(['all'])).toHaveLength(inGroups.length);
     expect(namesOf(['pissa'])).toEqual(['pissa-converged', 'pissa-niter-16']);
     expect(namesOf(['micro-linear-qkv*'])).toHaveLength(3);
+  });
+
+  it('leaves rows for GPUs to their names', () => {
+    for (const group of ['all', 'steps', 'pissa', 'micro']) {
+      expect(namesOf([group]).filter((name) => /no-graphs|r128$|128k/.test(name))).toEqual([
+        ...(group === 'all' || group === 'steps'
+          ? ['balora-r128', 'lora-r128', 'balora-4x512-r128', 'lora-4x512-r128']
+          : []),
+      ]);
+    }
+    const named = ['lora-4x512-no-graphs', 'pissa-converged-r128', 'lora-overhead-r128'];
+    expect(namesOf([...named, 'micro-head-losses-8192x128k'])).toEqual([
+      ...named,
+      'micro-head-losses-8192x128k',
+    ]);
   });
 
   it('brings along what a ratio is made of, before it', () => {
