@@ -9,7 +9,7 @@ const kAlone = ['test/lifetime/**/*.test.ts', 'test/package/**/*.test.ts'];
 const kOnDevices = [
   'test/{ops,linalg,losses,optim}/**/*.test.ts',
   'test/{autograd,gradients,tensor}.test.ts',
-  'test/device/{graph,train_graphs,training,weights}.test.ts',
+  'test/device/{bench_cuda,graph,train_graphs,training,weights}.test.ts',
 ];
 const kEmulated = fileURLToPath(new URL('build/emulator/balora_cuda.so', import.meta.url));
 

@@ -1,16 +1,21 @@
 // `npm run test:cuda`: on a machine with an NVIDIA GPU, the CUDA device held to the CPU: every row of the kernel table
-// (balora_device_tests), then whole BA-LoRA trainings. Leaves test.json and test.txt in build/cuda-report. In a clone it
-// first builds what is stale, the plug-in excepted; the folder that npm run pack:cuda makes needs no compiler and no network.
+// (balora_device_tests), a tiny LLaMA to transformers' numbers, then whole BA-LoRA trainings. Leaves test.json and test.txt in
+// build/cuda-report. In a clone it first builds what is stale, the plug-in excepted; the folder that npm run pack:cuda makes
+// needs no compiler and no network. With --seconds N parts that do not fit are skipped by name.
 import { existsSync } from 'node:fs';
+import { join } from 'node:path';
 import { buildNative, ensureTypeScript } from './support/build_steps.mjs';
 import { cudaPlugin, Report, reportOptions, runCaptured } from './support/cuda.mjs';
 import { inRoot, main, SetupError, say } from './support/shell.mjs';
 
+/** A tiny LLaMA with the numbers that transformers gives for it. */
+const kGolden = inRoot('test', 'fixtures', 'architectures', 'llama-untied-gqa');
+
+/** Trainings on both devices, and the seconds that they take about. */
 const kTrajectories = [
-  ['tiny', 'f32'],
-  ['tiny', 'bf16'],
-  ['smollm2-135m', 'f32'],
-  ['smollm2-135m', 'bf16'],
+  { name: 'tiny', flags: ['--shape', 'tiny'], seconds: 10 },
+  { name: 'golden LLaMA', flags: ['--model', join(kGolden, 'model')], seconds: 10 },
+  { name: 'smollm2-135m', flags: ['--shape', 'smollm2-135m'], seconds: 60 },
 ];
 
 /** The addon, the device tests and the compiled library, where there are sources to build them from. */
@@ -34,27 +39,63 @@ function deviceTests(report) {
   return { passed, failed: ok ? 0 : Math.max(failed, 1) };
 }
 
-function trajectory(report, [shape, dtype]) {
-  const program = inRoot('bench', 'cuda', 'trajectory.mjs');
-  const flags = ['--device', 'cuda', '--shape', shape, '--dtype', dtype];
-  const { status, stdout, text, seconds } = runCaptured(process.execPath, [program, ...flags]);
+/** Runs a program of bench/cuda that prints one line of JSON. */
+function program(file, flags) {
+  const command = [inRoot('bench', 'cuda', file), ...flags];
+  const { status, stdout, text, seconds } = runCaptured(process.execPath, command);
   const line = stdout.trim().split('\n').at(-1);
   const result = line?.startsWith('{') ? JSON.parse(line) : { text };
-  const distance = result.worst === undefined ? text : `${result.worst.toExponential(1)} apart`;
-  report.add(
-    { kind: 'trajectory', shape, dtype, status, seconds, ...result },
-    `training ${shape} ${dtype} against the CPU: ${status === 0 ? 'passed' : 'FAILED'}, ${distance} (${seconds.toFixed(0)} s)`,
-  );
-  return status === 0 ? { passed: 1, failed: 0 } : { passed: 0, failed: 1 };
+  const { worst } = result;
+  const said = `${status === 0 ? 'passed' : 'FAILED'}, ${worst === undefined ? text : worst.toExponential(1)}`;
+  const counts = status === 0 ? { passed: 1, failed: 0 } : { passed: 0, failed: 1 };
+  return {
+    part: { status, seconds, ...result },
+    said: `${said} (${seconds.toFixed(0)} s)`,
+    counts,
+  };
+}
+
+function golden(report, device) {
+  const { part, said, counts } = program('golden.mjs', ['--device', device, '--golden', kGolden]);
+  const title = 'the golden LLaMA in f32, largest error over what is allowed';
+  report.add({ kind: 'golden', ...part }, `${title}: ${said}`);
+  return counts;
+}
+
+function trajectory(report, { name, flags, dtype, device }) {
+  const all = ['--device', device, ...flags, '--dtype', dtype];
+  const { part, said, counts } = program('trajectory.mjs', all);
+  const title = `training ${name} ${dtype} against the CPU, largest distance`;
+  report.add({ kind: 'trajectory', name, dtype, ...part }, `${title}: ${said}`);
+  return counts;
+}
+
+/** A part, or its name and why it is skipped. */
+function within(budget, report, [name, wanted, run]) {
+  const refusal = budget.refusal(wanted);
+  if (refusal === null) return { skipped: 0, ...run() };
+  report.add({ kind: 'skipped', name, refusal }, `${name}: ${refusal}`);
+  return { passed: 0, failed: 0, skipped: 1 };
 }
 
 await main(async (args) => {
-  const { output } = reportOptions(args);
+  const { output, budget, device } = reportOptions(args);
   say(`plug-in: ${cudaPlugin()}`);
   await buildInClone();
   const report = new Report('test', output);
-  const counts = [deviceTests(report), ...kTrajectories.map((one) => trajectory(report, one))];
+  const trainings = kTrajectories.flatMap((one) =>
+    ['f32', 'bf16'].map((dtype) => {
+      const run = () => trajectory(report, { ...one, dtype, device });
+      return [`training ${one.name} ${dtype}`, one.seconds, run];
+    }),
+  );
+  const parts = [
+    ['the golden LLaMA', 10, () => golden(report, device)],
+    ['kernels against the CPU', 60, () => deviceTests(report)],
+    ...trainings,
+  ];
+  const counts = parts.map((part) => within(budget, report, part));
   const sum = (key) => counts.reduce((total, one) => total + one[key], 0);
-  say(`${sum('passed')} passed, ${sum('failed')} failed`);
+  say(`${sum('passed')} passed, ${sum('failed')} failed, ${sum('skipped')} skipped`);
   return sum('failed') > 0 ? 1 : 0;
 });

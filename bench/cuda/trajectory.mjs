@@ -1,8 +1,8 @@
-// The same BA-LoRA training on the CPU and on another device: random weights and adapters from one seed, the same
+// The same BA-LoRA training on the CPU and on another device: random weights or a model's, adapters from one seed, the same
 // micro-batches. Prints one line of JSON: every term of every step on both devices and the largest relative distance.
 // Exit status 1 when that is further than the dtype's rounding explains.
 //
-//   node bench/cuda/trajectory.mjs --device cuda [--shape tiny|smollm2-135m|...] [--dtype f32|bf16] [--steps 6]
+//   node bench/cuda/trajectory.mjs --device cuda [--shape tiny|smollm2-135m|... | --model FOLDER] [--dtype f32|bf16] [--steps 6]
 import { parseArgs } from 'node:util';
 import {
   AdapterModel,
@@ -19,29 +19,36 @@ const { values: options } = parseArgs({
   options: {
     device: { type: 'string', default: 'cuda' },
     shape: { type: 'string', default: 'tiny' },
+    model: { type: 'string' },
     dtype: { type: 'string', default: 'f32' },
     steps: { type: 'string', default: '6' },
   },
 });
-const { shape: shapeName, dtype } = options;
+const { shape: shapeName, model: modelPath, dtype } = options;
 const kSteps = Number(options.steps);
 const kTerms = ['taskLoss', 'consistency', 'diversity', 'svd', 'gradNorm'];
 /** Relative. f32: sums in another order, carried through the steps; bf16: each activation is rounded to 2^-9. */
 const kTolerance = { f32: 2e-4, bf16: 2e-2 };
+/** Tokens of a sequence. */
+const kLength = 96;
 /** Divergences begin at zero, where a relative distance says nothing. */
 const kFloor = 1e-3;
 
 async function trajectory(device) {
   setDefaultDevice(device);
-  const shape = shapeNamed(shapeName);
-  const model = await AutoModelForCausalLM.fromConfig(shape, { dtype, seed: 5 });
+  const model =
+    modelPath === undefined
+      ? await AutoModelForCausalLM.fromConfig(shapeNamed(shapeName), { dtype, seed: 5 })
+      : await AutoModelForCausalLM.fromPretrained(modelPath, { dtype });
+  const { vocab_size: vocabulary, max_position_embeddings: most } = model.configJson();
   // Plain LoRA's start: its A is the same numbers on every device, where singular vectors are not.
   const { adapter, regularizers } = resolveMethod('balora', {
     adapter: { r: 8, loraAlpha: 8, initLoraWeights: true },
   });
   const tuned = await AdapterModel.create(model, adapter);
-  const workload = { data: 'random', batch: 2, length: 96, accumulation: 1 };
-  const data = await workloadData(workload, { vocabulary: shape.vocab_size, count: kSteps });
+  const length = Math.min(kLength, most);
+  const workload = { data: 'random', batch: 2, length, accumulation: 1 };
+  const data = await workloadData(workload, { vocabulary, count: kSteps });
   const trainer = new Trainer({
     ...{
       tuned,

@@ -55,15 +55,44 @@ export class Report {
   }
 }
 
-/** `--output FOLDER` (default build/cuda-report) and `--torch PYTHON`. */
+/**
+ * What is left of a number of seconds, from `startedAt` (milliseconds since the epoch) on. Parts that do not fit are named as
+ * skipped instead of being cut off in their midst, or not run at all when the machine is taken away.
+ */
+export class Budget {
+  constructor(seconds, startedAt = Date.now()) {
+    this.end = startedAt + seconds * 1000;
+  }
+  get left() {
+    return (this.end - Date.now()) / 1000;
+  }
+  /** Why a part is skipped that takes about so many seconds, null: it fits. */
+  refusal(wanted) {
+    const left = Math.max(0, this.left);
+    return left >= wanted
+      ? null
+      : `skipped: takes about ${wanted} s, ${left.toFixed(0)} s are left of --seconds`;
+  }
+}
+
+const kUsage = '[--output FOLDER] [--torch PYTHON] [--seconds N] [--device NAME] [--shapes tiny]';
+
+/**
+ * `--output FOLDER` (default build/cuda-report), `--torch PYTHON`, `--seconds N` (a budget for all parts; default none),
+ * `--device NAME` (default cuda) and `--shapes tiny` (every part at a size that tells nothing, to try the script itself).
+ */
 export function reportOptions(args) {
-  const options = { output: inRoot('build', 'cuda-report'), torch: null };
+  const options = {
+    ...{ output: inRoot('build', 'cuda-report'), torch: null, device: 'cuda' },
+    ...{ seconds: Number.POSITIVE_INFINITY, shapes: 'all' },
+  };
   for (let i = 0; i < args.length; ++i) {
     const name = args[i].replace(/^--/, '');
     if (!Object.hasOwn(options, name) || args[i + 1] === undefined) {
-      throw new SetupError(`usage: [--output FOLDER] [--torch PYTHON], got ${args.join(' ')}`);
+      throw new SetupError(`usage: ${kUsage}, got ${args.join(' ')}`);
     }
-    options[name] = args[++i];
+    options[name] = name === 'seconds' ? Number(args[++i]) : args[++i];
   }
-  return options;
+  if (!(options.seconds > 0)) throw new SetupError(`usage: ${kUsage}, got ${args.join(' ')}`);
+  return { ...options, budget: new Budget(options.seconds) };
 }
