@@ -71,6 +71,7 @@ function pack(folder) {
   };
   for (const path of [...kFiles, ...runtimePackages()]) copy(inRoot(path), path);
   copy(process.execPath, 'node');
+  rmSync(join(folder, 'prebuilds', 'linux-x64', 'balora_cuda.so'), { force: true }); // once is enough
   copy(cudaPlugin(), 'build/cuda/balora_cuda.so');
   copy(inRoot('build', 'release', 'balora_device_tests'), 'build/release/balora_device_tests');
   for (const file of ['node', 'build/cuda/balora_cuda.so', 'build/release/balora_device_tests']) {
