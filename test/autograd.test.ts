@@ -10,6 +10,7 @@ import {
   rmsNorm,
   scope,
   setAnomalyMode,
+  sqrt,
   sum,
   synchronize,
   type Tensor,
@@ -196,7 +197,7 @@ describe('customOp', () => {
 });
 
 describe('checkpoint', () => {
-  it('gives the same gradients, inside and around it, and keeps less', async () => {
+  it('gives the same gradients, inside and around it', async () => {
     const weights = randomTensor([6], { seed: 3, requiresGrad: true });
     const segment = (x: Tensor) => cube(rmsNorm(cube(x), weights));
     const x = randomTensor([4, 6], { seed: 4, requiresGrad: true });
@@ -209,6 +210,30 @@ describe('checkpoint', () => {
       return grads;
     };
     expect(run((t) => checkpoint(segment, [t]))).toEqual(run(segment));
+  });
+
+  it('keeps its input alone where the segment would keep what each op saves', async () => {
+    const x = randomTensor([512, 64], { seed: 4, requiresGrad: true });
+    const size = 512 * 64 * 8;
+    const segment = (t: Tensor): Tensor => {
+      let y = t;
+      for (let i = 0; i < 4; i++) y = mul(y, y);
+      return y;
+    };
+    /** Bytes that stand between forward and backward, the result apart. */
+    const kept = async (f: (t: Tensor) => Tensor): Promise<number> => {
+      await synchronize();
+      const before = memoryStats().liveBytes;
+      const y = scope(() => f(x));
+      await synchronize();
+      const found = memoryStats().liveBytes - before - size;
+      scope(() => sum(y).backward());
+      y.dispose();
+      x.grad = null;
+      return found;
+    };
+    expect(await kept(segment)).toBe(3 * size); // what three of the products made, x apart
+    expect(await kept((t) => checkpoint(segment, [t]))).toBe(0);
   });
 
   it('gives on a gradient in the type of its input', () => {
@@ -249,6 +274,22 @@ describe('anomaly mode', () => {
       rmsNorm(y, tensor([1, 1]));
       await expect(synchronize()).rejects.toThrow(
         'rms_norm: made a value that is not finite (NaN or infinity) [f32(1,2), f32(2) -> f32(1,2), f32(1)]',
+      );
+    } finally {
+      setAnomalyMode(before);
+    }
+  });
+
+  it('names the op whose backward made one from values that all were finite', async () => {
+    const before = setAnomalyMode(true);
+    try {
+      // sqrt'(0) is infinite, and 0 times that is no number.
+      const x = tensor([0, 4], { requiresGrad: true });
+      const y = sqrt(x);
+      await synchronize();
+      sum(mul(y, tensor([0, 1]))).backward();
+      await expect(synchronize()).rejects.toThrow(
+        /^sqrt.*: made a value that is not finite \(NaN or infinity\) \[/,
       );
     } finally {
       setAnomalyMode(before);

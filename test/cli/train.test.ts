@@ -3,10 +3,15 @@ import { existsSync } from 'node:fs';
 import { cp, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
+import type { ExampleResult } from '../../lib/eval/types.ts';
+import { getNumThreads, setNumThreads } from '../../lib/runtime.ts';
 import type { StepRecord } from '../../lib/train/types.ts';
 import { balora } from '../support/run_cli.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
+
+const kThreads = getNumThreads();
+vi.setConfig({ testTimeout: 120_000 }); // whole runs, several a test
 
 let folder: string;
 let model: string;
@@ -92,6 +97,21 @@ describe('balora train', () => {
       ...['merge', '--model', model, '--adapter', adapter, '--output', output],
     ]);
     expect(merged.out).toMatch(/largest rounding error/);
+  });
+
+  it('follows a schedule that asks for options', async () => {
+    const { code } = await balora(
+      train(
+        ...['floor', '--method', 'lora', '--warmup-steps', '0'],
+        ...['--lr-scheduler-type', 'cosine_with_min_lr'],
+        ...['--lr-scheduler-kwargs', '{"min_lr": 0.004}'],
+      ),
+    );
+    expect(code).toBe(0);
+    (await metrics('floor')).forEach(({ learningRate }, s) => {
+      const wave = 0.5 * (1 + Math.cos((Math.PI * s) / 6));
+      expect(learningRate).toBeCloseTo(0.004 + 0.006 * wave, 12);
+    });
   });
 
   it('says what a model is before what its tokenizer lacks, and that nothing is written', async () => {
@@ -197,6 +217,52 @@ describe('balora train', () => {
     expect(continued[0]?.taskLoss).toBeLessThan((plain[0] as StepRecord).taskLoss);
   });
 
+  it('takes threads, bf16, a prompt field, and writes the residual form over an earlier run', async () => {
+    const output = join(folder, 'residual');
+    const flags = [
+      ...['--method', 'pissa', '--threads', '1', '--dtype', 'bf16', '--export', 'residual'],
+      ...['--prompt-field', 'question', '--response-field', 'answer'],
+    ];
+    const first = await balora(train('residual', ...flags, '--max-steps', '2'));
+    expect(first.err).toMatch(/^data: 24 examples \(question -> answer\), /m);
+    expect(first.code).toBe(0);
+    expect(getNumThreads()).toBe(1);
+    const again = await balora(train('residual', ...flags));
+    expect(again.err).toMatch(/is not empty/);
+    expect(again.code).toBe(2);
+    expect(await metrics('residual')).toHaveLength(2);
+    await writeFile(join(output, 'run', 'of-the-first-run'), '');
+    const over = await balora(train('residual', ...flags, '--overwrite'));
+    expect(over.code).toBe(0);
+    expect(await metrics('residual')).toHaveLength(6);
+    expect(existsSync(join(output, 'run', 'of-the-first-run'))).toBe(false);
+
+    // The pair of rank r, its first values, and the base that both stand on, which is a model like any other.
+    const config = async (...at: string[]) =>
+      JSON.parse(await readFile(join(output, ...at), 'utf8')) as Record<string, unknown>;
+    expect(await config('adapter_config.json')).toMatchObject({
+      r: 4,
+      base_model_name_or_path: join(output, 'residual'),
+    });
+    expect(await config('initial', 'adapter_config.json')).toMatchObject({ r: 4 });
+    const evaluated = async (base: string, ...more: string[]) => {
+      const { out, err } = await balora([
+        ...['evaluate', '--model', base, '--data', data, '--prompt-template', 'none', '--json'],
+        ...['--dtype', 'f32', '--max-length', '64', ...more],
+      ]);
+      expect(err).toBe('');
+      return (JSON.parse(out) as { loss: number }).loss;
+    };
+    const before = await evaluated(model);
+    const residual = join(output, 'residual');
+    const start = await evaluated(residual, '--adapter', join(output, 'initial'));
+    const tuned = await evaluated(residual, '--adapter', output);
+    // W = (W - s B0 A0) + s B0 A0, the residual rounded to bf16.
+    expect(Math.abs(start - before)).toBeLessThan(0.02);
+    expect(tuned).toBeLessThan(before - 0.05);
+    setNumThreads(kThreads);
+  });
+
   it('--dry-run says what a run would take and writes nothing', async () => {
     const { code, out } = await balora(train('dry', '--dry-run'));
     expect(code).toBe(0);
@@ -212,6 +278,8 @@ describe('balora train', () => {
     [['--response-field', 'reply'], 2, /no field 'reply' \(fields: question, answer\)/],
     [['--max-length', '3'], 2, /no supervised token/],
     [['--lr-scheduler-type', 'cosign'], 2, /cosine/],
+    [['--lr-scheduler-type', 'cosine_with_min_lr'], 2, /give one of minLr and minLrRate/],
+    [['--lr-scheduler-type', 'warmup_stable_decay'], 2, /numDecaySteps is required/],
     [['--adapter', 'none'], 2, /--r cannot be set/],
   ])('%j is refused, and nothing is written', async (args, code, message) => {
     const result = await balora(train('refused', ...args));
@@ -238,13 +306,46 @@ describe('balora evaluate and merge', () => {
     ]);
     expect(err).toBe('');
     expect(code).toBe(0);
-    return JSON.parse(out) as Record<string, number> & { examples: { index: number }[] };
+    return JSON.parse(out) as Record<string, number> & { examples: ExampleResult[] };
   };
 
   it('agree on the adapter and on the merged model', async () => {
     const adapter = join(folder, 'plain');
     const tuned = await evaluate('--model', model, '--adapter', adapter);
     const base = await evaluate('--model', model);
+    // Every field that the library's result has, and no other.
+    const shape = {
+      loss: 0,
+      perplexity: 0,
+      tokens: 0,
+      supervisedTokens: 0,
+      entropy: 0,
+      effectiveRank: 0,
+    };
+    const fields = [...Object.keys(shape), 'kl', 'seconds', 'examples'];
+    for (const one of [tuned, base]) {
+      expect(Object.keys(one).sort()).toEqual(fields.sort());
+      expect(one).toMatchObject({
+        ...Object.fromEntries(Object.keys(shape).map((key) => [key, expect.any(Number)])),
+        ...{
+          tokens: 506,
+          supervisedTokens: 252,
+          perplexity: expect.closeTo(Math.exp(one.loss as number), 6),
+        },
+        seconds: expect.any(Number),
+      });
+      const sum = (key: 'tokens' | 'supervisedTokens') =>
+        one.examples.reduce((total, example) => total + example[key], 0);
+      expect([sum('tokens'), sum('supervisedTokens')]).toEqual([506, 252]);
+      const mean = one.examples.reduce(
+        (total, { loss, supervisedTokens }) => total + (loss as number) * supervisedTokens,
+        0,
+      );
+      expect(mean / 252).toBeCloseTo(one.loss as number, 9);
+      expect(one.entropy).toBeGreaterThan(0);
+      expect(one.effectiveRank).toBeGreaterThan(1);
+      expect(one.effectiveRank).toBeLessThanOrEqual(16 + 1e-6); // C
+    }
     expect(tuned.loss).toBeLessThan(base.loss as number);
     expect(tuned.kl).toBeGreaterThan(0);
     expect(base.kl).toBeNull();

@@ -3,8 +3,8 @@ import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { FullModel } from '../../lib/adapters/full_model.ts';
 import type { Batch } from '../../lib/data/collate.ts';
 import { evaluate } from '../../lib/eval/evaluate.ts';
-import { copy_, linear, randn } from '../../lib/ops/index.ts';
-import { noGrad, scope } from '../../lib/tensor.ts';
+import { copy_, linear, randn, singularValues } from '../../lib/ops/index.ts';
+import { noGrad, scope, tensor } from '../../lib/tensor.ts';
 import { TinyModel, tinyBatches } from '../support/tiny_model.ts';
 
 /** Logits (N,V) in f64. */
@@ -26,8 +26,8 @@ function logSoftmax(row: Float64Array): number[] {
 async function disturbed(): Promise<AdapterModel> {
   const tuned = await AdapterModel.create(new TinyModel(), { r: 4, loraAlpha: 8 });
   let seed = 5;
-  for (const { tensor } of tuned.parameters()) {
-    scope(() => noGrad(() => copy_(tensor, randn(tensor.shape, { seed: seed++, deviation: 0.2 }))));
+  for (const { tensor: values } of tuned.parameters()) {
+    scope(() => noGrad(() => copy_(values, randn(values.shape, { seed: seed++, deviation: 0.2 }))));
   }
   return tuned;
 }
@@ -43,6 +43,7 @@ it('agrees with the definitions, over batches and by example', async () => {
 
   const width = 17;
   let [loss, kl, entropy, rows] = [0, 0, 0, 0];
+  const supervised: number[] = []; // logits (M,V)
   const perExample: { index: number; supervisedTokens: number; sum: number }[] = [];
   for (const batch of batches) {
     const student = logitsOf(model, batch);
@@ -53,7 +54,9 @@ it('agrees with the definitions, over batches and by example', async () => {
         perExample.push({ index: batch.indices[segment] as number, supervisedTokens: 0, sum: 0 });
       }
       if (target === -100) return;
-      const q = logSoftmax(student.subarray(n * width, (n + 1) * width));
+      const row = student.subarray(n * width, (n + 1) * width);
+      supervised.push(...row);
+      const q = logSoftmax(row);
       const p = logSoftmax(teacher.subarray(n * width, (n + 1) * width));
       rows++;
       loss -= q[target] as number;
@@ -72,8 +75,13 @@ it('agrees with the definitions, over batches and by example', async () => {
   expect(found.perplexity).toBeCloseTo(Math.exp(loss / rows), 4);
   expect(found.kl as number).toBeCloseTo(kl / rows, 5);
   expect(found.entropy).toBeCloseTo(entropy / rows, 5);
-  expect(found.effectiveRank).toBeGreaterThan(1);
-  expect(found.effectiveRank).toBeLessThanOrEqual(8 + 1e-9);
+  const logits = tensor(Float64Array.from(supervised), { shape: [rows, width] });
+  const sigma = singularValues(logits).dataSync() as Float64Array;
+  // exp of the entropy of sigma / sum sigma, written out.
+  const total = sigma.reduce((sum, value) => sum + value, 0);
+  const shares = Array.from(sigma, (value) => value / total).filter((share) => share > 0);
+  const expectedRank = Math.exp(-shares.reduce((sum, p) => sum + p * Math.log(p), 0));
+  expect(found.effectiveRank / expectedRank).toBeCloseTo(1, 4);
   expect(found.examples.map(({ index }) => index)).toEqual([10, 11, 12, 13, 14, 15]);
   found.examples.forEach((example, i) => {
     const expected = perExample[i] as (typeof perExample)[number];

@@ -1,5 +1,7 @@
-/** PEFT adapters on SmolLM2-135M in f32: logits, the losses of every option, and gradients. */
-import { readFileSync } from 'node:fs';
+/** PEFT adapters on SmolLM2-135M in f32: logits, the losses of every option, gradients, and what a PiSSA adapter is written as. */
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { evaluate } from '../../lib/eval/evaluate.ts';
@@ -75,6 +77,51 @@ describeShared('adapters on SmolLM2', () => {
         }
       });
       tuned.dispose();
+    },
+    kMinute,
+  );
+
+  it(
+    'a PiSSA adapter is written as the LoRA that PEFT makes of it, tensor by tensor',
+    async () => {
+      const tuned = await AdapterModel.create(model, {
+        ...{ r: 4, loraAlpha: 4, initLoraWeights: 'pissa_niter_0' }, // whose values are replaced
+        ...{ targetModules: ['q_proj', 'v_proj'], layersToTransform: [0, 1, 2, 3] },
+      });
+      const read = (name: string) =>
+        goldenArrays(path(`pissa_to_lora/${name}/adapter_model.safetensors`));
+      const values: Record<string, Tensor> = {};
+      for (const [golden, own] of [
+        ['trained', 'lora'],
+        ['initial', 'initial'],
+      ] as const) {
+        for (const [key, { data, shape }] of read(golden)) {
+          const [, module, half] = /^base_model\.model\.(.+)\.lora_([AB])\.weight$/.exec(key) ?? [];
+          values[`${module}.${own}_${half}`] = tensor(data as Float32Array, { shape });
+        }
+      }
+      tuned.restore(values, 'golden');
+      const folder = mkdtempSync(join(tmpdir(), 'balora-pissa-'));
+      try {
+        await tuned.save(folder);
+        const found = goldenArrays(join(folder, 'adapter_model.safetensors'));
+        const expected = read('converted');
+        expect([...found.keys()].sort()).toEqual([...expected.keys()].sort());
+        for (const [key, { shape, data }] of expected) {
+          expect(found.get(key)?.shape, key).toEqual(shape);
+          // Copies and a sign: not a bit differs.
+          expect(found.get(key)?.data, key).toEqual(data);
+        }
+        const config = (at: string) =>
+          JSON.parse(readFileSync(join(at, 'adapter_config.json'), 'utf8')) as object;
+        const { r, lora_alpha, layers_to_transform } = config(
+          path('pissa_to_lora/converted'),
+        ) as Record<string, unknown>;
+        expect(config(folder)).toMatchObject({ r, lora_alpha, layers_to_transform });
+      } finally {
+        rmSync(folder, { recursive: true });
+        tuned.dispose();
+      }
     },
     kMinute,
   );

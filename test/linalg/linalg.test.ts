@@ -1,5 +1,6 @@
 // qr, eigh, svd and randomizedSvd against the golden decompositions (tolerances: ../fixtures/linalg), gradients in f64.
 import { describe, expect, it } from 'vitest';
+import { ArgumentError } from '../../lib/errors.ts';
 import {
   eigh,
   gram,
@@ -238,6 +239,75 @@ describe('randomizedSvd', () => {
     ).toThrow(/rank must be 1..40/);
     expect(() => svd(tensor([1, 2, 3]))).toThrow(/dimension/);
     expect(() => eigh(randomTensor([3, 4]))).toThrow(/\(N,N\)/);
+  });
+});
+
+describe.each([
+  ['bf16', 2 ** -8],
+  ['f16', 2 ** -11],
+] as const)('decompositions of %s', (dtype, unit) => {
+  // The operand is what the type holds; the result is that of f64, rounded to the type it comes in.
+  const [m, n] = [31, 9];
+  const narrow = randomTensor([m, n], { seed: 11 }).to(dtype);
+  const wide = narrow.to('f64');
+  const A = valuesOf(wide);
+
+  it('qr comes in the type itself, a rounding from that of f64', () => {
+    const found = qr(narrow);
+    const expected = qr(wide);
+    for (const key of ['q', 'r'] as const) {
+      expect([found[key].dtype, found[key].shape]).toEqual([dtype, expected[key].shape]);
+      const values = valuesOf(expected[key]);
+      valuesOf(found[key]).forEach((value, i) => {
+        const exact = values[i] as number;
+        // Half a unit in the last place, and f16's smallest step near zero.
+        expect(Math.abs(value - exact)).toBeLessThanOrEqual(
+          unit * Math.abs(exact) * 1.001 + 2 ** -25,
+        );
+      });
+    }
+  });
+
+  it('svd, singularValues and eigh come with values in f32, and give the matrix back', () => {
+    const { u, s, vt } = svd(narrow);
+    const reference = valuesOf(svd(wide).s);
+    expect([s.dtype, singularValues(narrow).dtype]).toEqual(['f32', 'f32']);
+    expect(relativeError(valuesOf(s), reference)).toBeLessThan(1e-7);
+    expect(relativeError(valuesOf(singularValues(narrow)), reference)).toBeLessThan(1e-7);
+    const back = multiply(scaleColumns(valuesOf(u), valuesOf(s)), valuesOf(vt), m, n, n);
+    // Factors in the narrow type at worst: two roundings of each entry.
+    expect(relativeError(back, A)).toBeLessThan(2 * unit);
+
+    const symmetric = noGrad(() => gram(narrow)).to(dtype);
+    const { values, vectors } = eigh(symmetric);
+    expect(values.dtype).toBe('f32');
+    expect(
+      relativeError(valuesOf(values), valuesOf(eigh(symmetric.to('f64')).values)),
+    ).toBeLessThan(1e-7);
+    const V = valuesOf(vectors);
+    const rebuilt = multiply(scaleColumns(V, valuesOf(values)), transpose(V, n, n), n, n, n);
+    expect(relativeError(rebuilt, valuesOf(symmetric))).toBeLessThan(2 * unit);
+  });
+});
+
+describe('bad arguments of decompositions are named', () => {
+  const whole = tensor(Int32Array.of(1, 2, 3, 4), { shape: [2, 2] });
+  const cube = randomTensor([2, 2, 2]);
+  it.each([
+    ['qr', qr, 'qr'],
+    ['eigh', eigh, 'eigh'],
+    ['svd', svd, 'svd'],
+    ['singularValues', singularValues, 'singular_values'],
+  ] as const)('%s', (_, f, op) => {
+    const call = f as (a: Tensor) => unknown;
+    for (const a of [tensor([1, 2, 3]), cube]) {
+      expect(() => call(a)).toThrow(new RegExp(`^${op}: .*2 dimensions`));
+    }
+    expect(() => call(whole)).toThrow(new RegExp(`^${op}: .*i32`));
+    expect(() => call(whole)).toThrow(ArgumentError);
+  });
+  it('a matrix that is not square has no eigenvalues', () => {
+    expect(() => eigh(randomTensor([3, 4]))).toThrow(/^eigh: .*\(N,N\).*\(3,4\)/);
   });
 });
 

@@ -5,6 +5,7 @@ import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:f
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
+import { UnsupportedError } from '../../lib/errors.ts';
 import {
   AutoModelForCausalLM,
   AutoModelForSequenceClassification,
@@ -96,4 +97,40 @@ describe('a classifier on a GGUF file', () => {
       /nomic\.gguf: general\.architecture "nomic-bert" is not supported for classification \(known: bert, llama, /,
     );
   });
+});
+
+it('a model with a tensor of a block type that is not decoded is refused, with file, tensor and types', async () => {
+  const width = 32;
+  const zeros = (name: string, ...shape: number[]) => ({
+    ...{ name: `${name}.weight`, shape },
+    data: new Float32Array(shape.reduce((product, size) => product * size, 1)),
+  });
+  const square = ['attn_q', 'attn_k', 'attn_v', 'attn_output', 'ffn_gate', 'ffn_up', 'ffn_down'];
+  const tensors = [
+    ...[zeros('token_embd', 4, width), zeros('output_norm', width)],
+    ...['attn_norm', 'ffn_norm'].map((name) => zeros(`blk.0.${name}`, width)),
+    ...square.map((name) => zeros(`blk.0.${name}`, width, width)),
+  ];
+  const metadata = {
+    ...{ 'general.architecture': 'llama', 'llama.block_count': 1, 'llama.context_length': 16 },
+    ...{ 'llama.embedding_length': width, 'llama.feed_forward_length': width },
+    ...{ 'llama.attention.head_count': 2, 'llama.attention.layer_norm_rms_epsilon': { f32: 1e-5 } },
+    'tokenizer.ggml.tokens': ['a', 'b', 'c', 'd'],
+  };
+  const plain = join(folder, 'plain.gguf');
+  writeGguf(plain, metadata, tensors);
+  expect((await AutoModelForCausalLM.fromPretrained(plain)).vocabSize).toBe(4);
+  // MXFP4: blocks of 32 in 17 bytes.
+  const mxfp4 = { type: 39, data: new Uint8Array((width * width * 17) / 32) };
+  const path = join(folder, 'mxfp4.gguf');
+  writeGguf(
+    path,
+    metadata,
+    tensors.map((one) => (one.name === 'blk.0.ffn_up.weight' ? { ...one, ...mxfp4 } : one)),
+  );
+  const refused = AutoModelForCausalLM.fromPretrained(path);
+  await expect(refused).rejects.toThrow(UnsupportedError);
+  await expect(refused).rejects.toThrow(
+    /mxfp4\.gguf: blk\.0\.ffn_up\.weight has type MXFP4, which is not decoded; supported: F32, F16, Q4_0/,
+  );
 });

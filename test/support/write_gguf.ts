@@ -1,11 +1,13 @@
-/** A writer of GGUF files for tests: F32 tensors and the metadata types that models need. */
+/** A writer of GGUF files for tests: F32 tensors, bytes of other types, and the metadata types that models need. */
 import { writeFileSync } from 'node:fs';
 
 export interface GgufTensor {
   readonly name: string;
   /** Row-major, as numpy has it (GGUF lists it the other way round). */
   readonly shape: readonly number[];
-  readonly data: Float32Array;
+  readonly data: Float32Array | Uint8Array;
+  /** ggml's number of the type that `data` is in. Default 0: F32. */
+  readonly type?: number;
 }
 
 /** Whole numbers become u32, lists of them i32; the rest is what it is. */
@@ -28,14 +30,14 @@ export function writeGguf(
   tensors: readonly GgufTensor[],
 ): void {
   let offset = 0;
-  const infos = tensors.map(({ name, shape, data }) => {
+  const infos = tensors.map(({ name, shape, data, type = 0 }) => {
     const at = offset;
     offset += padded(data.byteLength);
     return Buffer.concat([
       text(name),
       u32(shape.length),
       ...[...shape].reverse().map(u64),
-      u32(0),
+      u32(type),
       u64(at),
     ]);
   });
