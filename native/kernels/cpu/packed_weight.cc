@@ -10,7 +10,6 @@
 
 #include "kernels/cpu/convert.h"
 #include "kernels/cpu/gemm.h"
-#include "kernels/cpu/tiles.h"
 #include "tensor/dtype.h"
 #include "tensor/errors.h"
 
@@ -34,8 +33,7 @@ void PackedWeight::Free::operator()(void* data) const {
 const PackedWeight* PackedWeight::of(Context* ctx, const View& b, bool transposed) {
   if (!b.slots || !view_contiguous(b) || view_numel(b) == 0) return nullptr;
   if (b.shape[transposed ? 0 : 1] == 1) return nullptr;  // see gemm.cc on single columns
-  const bool narrow = b.dtype == BALORA_BF16 && cpu_multiplies_bf16() && !tiles_ready();
-  if (b.dtype != BALORA_F32 && !narrow) return nullptr;
+  if (b.dtype != BALORA_F32) return nullptr;
   balora_slot& slot = b.slots[transposed ? 0 : 1];
   if (!slot.data) {
     auto packed = std::unique_ptr<PackedWeight>(new PackedWeight(ctx, b, transposed));

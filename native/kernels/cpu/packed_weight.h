@@ -1,6 +1,5 @@
-// A frozen weight as the packed right side of a product: in tiles for bf16 where the CPU multiplies
-// it, else in oneDNN's layout. Slot 0 of a (out,in) weight holds the layout for x W^T, slot 1 the
-// one for dy W.
+// A frozen f32 weight as the packed right side of a product, in oneDNN's layout. Slot 0 of a
+// (out,in) weight holds the layout for x W^T, slot 1 the one for dy W.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -12,8 +11,7 @@ namespace balora {
 
 class PackedWeight {
  public:
-  // The packed form of op(b), made on first use. Null where b is not frozen, oneDNN cannot multiply
-  // its type here, or tiles can.
+  // The packed form of op(b), made on first use. Null where b is not frozen or not f32.
   static const PackedWeight* of(Context* ctx, const View& b, bool transposed);
 
   // C (m,n) = A (m,k) W + beta C (+ addend, f32 (m,n) dense), with A and W of one type; C f32 or
