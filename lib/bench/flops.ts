@@ -73,7 +73,7 @@ function outputWidth({ outputs }: Group): number {
   return outputs.reduce((width, output) => width + output, 0);
 }
 
-/** Bytes of f32 logits that a chunk of the head may take. */
+/** Bytes of f32 logits, student's and teacher's, that a chunk of the head may take. */
 const kChunkBytes = 100 << 20;
 
 /**
@@ -92,9 +92,12 @@ export function stepProducts(step: StepShape): Product[] {
     const last = { rows: supervised, count: accumulation, withoutDx: 0 };
     products.push(...groupProducts(group, step, last));
   });
-  const rows = Math.min(supervised, Math.max(1, Math.floor(kChunkBytes / (4 * v))));
+  const models = method === 'balora' ? 2 : 1;
+  const fitting = Math.max(1, Math.floor(kChunkBytes / (4 * v * models)));
+  const parts = Math.ceil(supervised / fitting);
+  const rows = parts > 0 ? Math.min(supervised, Math.ceil(supervised / parts / 32) * 32) : 0;
   const chunks = rows > 0 ? (accumulation * supervised) / rows : 0;
-  const logits = method === 'balora' ? 2 * chunks : chunks;
+  const logits = models * chunks;
   products.push(
     { m: rows, k: c, n: v, count: logits, packed: true },
     { m: rows, k: v, n: c, count: chunks, packed: true }, // dh

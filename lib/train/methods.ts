@@ -4,8 +4,8 @@
  */
 import { type LoraConfigInput, loraConfig } from '../adapters/config.ts';
 import { ArgumentError } from '../errors.ts';
-import { adaptiveBounds } from '../losses/schedules.ts';
 import { kVariants as kNluVariants } from '../losses/nlu.ts';
+import { adaptiveBounds } from '../losses/schedules.ts';
 import { type Model, SequenceClassifier } from '../models/index.ts';
 import type { MethodName, RegularizerOptions } from './types.ts';
 

@@ -88,8 +88,10 @@ describe('stepProducts', () => {
 
   it('takes the head in chunks that hold its rows once', () => {
     const sizes = { ...kSizes, v: 49152 };
-    const products = stepProducts({ ...kStep, sizes, tokens: 2048, supervised: 1024 });
-    const logits = products.find(({ n }) => n === 49152);
-    expect(logits).toMatchObject({ m: 256, k: 4, count: 4 });
+    const step = { ...kStep, sizes, tokens: 2048, supervised: 1024 };
+    const logits = (method: 'lora' | 'balora') =>
+      stepProducts({ ...step, method }).find(({ n }) => n === 49152);
+    expect(logits('lora')).toMatchObject({ m: 512, k: 4, count: 2 });
+    expect(logits('balora')).toMatchObject({ m: 256, k: 4, count: 8 }); // a teacher's beside each
   });
 });

@@ -13,6 +13,7 @@
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/tiles.h"
 #include "kernels/cpu/tiles_cores.h"
+#include "kernels/cpu/tiles_job.h"
 #include "kernels/cpu/tiles_target.h"
 #include "tensor/errors.h"
 
@@ -27,40 +28,6 @@ namespace balora {
 namespace {
 
 using namespace tiles;
-
-struct Projection {
-  Source x;
-  std::span<const TileFactor> factors;
-};
-
-// The B of a term that is to be packed.
-struct Unpacked {
-  size_t term;
-  TileMatrix matrix;
-  int64_t k;
-};
-
-struct Sum {
-  int64_t n;
-  std::vector<Source> terms;
-  std::vector<Unpacked> unpacked;
-  TileOutput out;
-  bool plain;  // nothing is added to the sum
-};
-
-// One panel of columns of one sum.
-struct Item {
-  size_t sum;
-  int64_t panel;
-  int64_t bytes;
-};
-
-struct Job {
-  int64_t m;
-  std::vector<Projection> projections;
-  std::vector<Sum> sums;
-  std::vector<Item> items;
-};
 
 BF16_TARGET __m512 load_narrow(const void* from, __mmask16 mask) {
   const __m256i bits = _mm256_maskz_loadu_epi16(mask, from);
@@ -198,21 +165,6 @@ class BlockWriter {
   alignas(64) float blocks_[2 * kPanelRows * kTileN];
 };
 
-// Packs what the items [first, last) multiply by and nobody has packed.
-void pack_items(const Job& job, size_t first, size_t last, std::vector<Sum>& sums, bf16* to) {
-  for (size_t begin = first, end = first; begin < last; begin = end) {
-    while (end < last && job.items[end].sum == job.items[begin].sum) ++end;
-    Sum& sum = sums[job.items[begin].sum];
-    const int64_t from = job.items[begin].panel, until = job.items[end - 1].panel + 1;
-    for (const Unpacked& operand : sum.unpacked) {
-      Source& term = sum.terms[operand.term];
-      pack_tile_panels(operand.matrix, operand.k, sum.n, from, until, to);
-      term.tiles = to, term.first_panel = from;
-      to += (until - from) * term.steps * kStepElements;
-    }
-  }
-}
-
 // Row panels and items given as [begin, end). `own`: this thread's memory for what it has to pack.
 template <typename Core>
 AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, size_t item_begin,
@@ -251,67 +203,6 @@ AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, si
   } while (first < item_end);
   writer.flush();
   Core::close();
-}
-
-// x (rows,k) into `to` (padded_rows, padded_k), zeros around.
-void copy_padded(const bf16* x, int64_t lda, int64_t rows, int64_t k, bf16* to, int64_t padded_rows,
-                 int64_t padded_k) {
-  for (int64_t i = 0; i < padded_rows; ++i) {
-    bf16* row = to + i * padded_k;
-    const int64_t width = i < rows ? k : 0;
-    if (width) std::memcpy(row, x + i * lda, static_cast<size_t>(width) * sizeof(bf16));
-    std::memset(row + width, 0, static_cast<size_t>(padded_k - width) * sizeof(bf16));
-  }
-}
-
-int64_t padding_elements(const TileTerm& term, int64_t m) {
-  const int64_t padded = round_up(term.k, kTileK);
-  return kPanelRows * padded + (padded != term.k ? m * padded : 0);
-}
-
-// A tile may read neither past its row nor past the last row, so ragged edges are copied to
-// `scratch`.
-Source make_source(const TileTerm& term, int64_t m, bf16*& scratch) {
-  const int64_t padded = round_up(term.k, kTileK), whole = m / kPanelRows * kPanelRows;
-  const int64_t used = term.used > 0 ? term.used : term.k;
-  Source source = {term.a, term.lda, nullptr, padded, padded / kTileK, (used + 1) / 2, term.tiles};
-  if (padded != term.k) {
-    copy_padded(term.a, term.lda, m, term.k, scratch, m, padded);
-    source.a = scratch, source.lda = padded;
-    scratch += m * padded;
-  }
-  if (term.padded_rows) {
-    source.tail = source.a + whole * source.lda, source.tail_ld = source.lda;
-  } else if (whole < m) {
-    copy_padded(source.a + whole * source.lda, source.lda, m - whole, padded, scratch, kPanelRows,
-                padded);
-    source.tail = scratch;
-    scratch += kPanelRows * padded;
-  }
-  return source;
-}
-
-// `scratch` has the elements of padding that both ask for.
-Job make_job(int64_t m, std::span<const TileProjection> projections, std::span<const TileSum> sums,
-             bf16* scratch) {
-  Job job{m, {}, {}, {}};
-  for (const TileProjection& p : projections) {
-    job.projections.push_back({make_source(p.x, m, scratch), p.factors});
-  }
-  for (const TileSum& sum : sums) {
-    const bool plain = !sum.out.accumulate && !sum.out.addend && !sum.out.bias;
-    Sum& made = job.sums.emplace_back(Sum{sum.n, {}, {}, sum.out, plain});
-    for (const TileTerm& term : sum.terms) {
-      if (!term.tiles) made.unpacked.push_back({made.terms.size(), term.matrix, term.k});
-      made.terms.push_back(make_source(term, m, scratch));
-    }
-  }
-  for (size_t s = 0; s < job.sums.size(); ++s) {
-    int64_t bytes = 0;
-    for (const Source& term : job.sums[s].terms) bytes += term.steps * kStepElements * int64_t{2};
-    for (int64_t p = 0; p * kTileN < job.sums[s].n; ++p) job.items.push_back({s, p, bytes});
-  }
-  return job;
 }
 
 bf16* tile_scratch(Context* ctx, CpuState::Scratch which, int64_t elements) {
