@@ -1,10 +1,11 @@
 /** Loading a model with a classification or regression head: its own, or a fresh one on a pre-trained trunk. */
 import { join } from 'node:path';
-import { buildOn, type FromPretrainedOptions, settle } from './auto.ts';
+import { buildOn, type FromConfigOptions, type FromPretrainedOptions, settle } from './auto.ts';
 import type { ClassifierKind, MakeClassifier } from './classifier_kind.ts';
 import { readConfigJson } from './config_keys.ts';
 import { HfWeights } from './hf_weights.ts';
 import { resolveModel } from './hub.ts';
+import type { ModelOrigin } from './model.ts';
 import { findFiles, openGguf, requireDevice } from './opened.ts';
 import { RandomWeights } from './random_weights.ts';
 import { classifierKind, classifierKindOfGguf } from './registry.ts';
@@ -60,6 +61,44 @@ export const AutoModelForSequenceClassification = {
     } finally {
       stored.close();
     }
+  },
+
+  /**
+   * A classifier of a configuration with random weights, the trunk's too: for measurements and tests, as
+   * {@link AutoModelForCausalLM.fromConfig}, whose rules for the weights hold. Every weight stands in `newlyInitialized`.
+   * @param config the keys of config.json
+   * @param options labels as fromPretrained takes them; dtype (default f32), seed (default 42), trainable, device
+   * @throws UnsupportedError for a model_type without a classifier or a key that is not known; FormatError for sizes that do
+   *   not fit together; ArgumentError for labels that contradict each other
+   * @example
+   * const model = await AutoModelForSequenceClassification.fromConfig({ model_type: 'bert', ... }, { numLabels: 2 });
+   */
+  async fromConfig(
+    config: Readonly<Record<string, unknown>>,
+    options: FromConfigOptions & LabelOptions = {},
+  ): Promise<SequenceClassifier> {
+    const { dtype = 'f32', seed = 42, trainable = false, device } = options;
+    requireDevice({ device });
+    const path = 'the configuration';
+    const json = { ...config };
+    const make = classifierKind(String(json.model_type ?? 'none'), path).fromJson(json, {
+      ...options,
+      path,
+    });
+    const read: WeightReadOptions = { dtype, checkFinite: false, share: false };
+    const labels = resolveLabels(json, options, { path, head: null });
+    const plan = WeightLoader.plan(read, (weights) =>
+      make(weights, kNowhere, { ...labels, newlyInitialized: [] }),
+    );
+    const deviation = Number(json.initializer_range ?? kDeviation);
+    const origin: ModelOrigin = { nameOrPath: 'random weights', folder: '', dtype };
+    const head = { ...labels, newlyInitialized: [...plan.keys()] };
+    const source = new RandomWeights(plan, { seed, deviation });
+    const model = buildOn(device, () =>
+      WeightLoader.build(source, read, (weights) => make(weights, origin, head)),
+    );
+    await settle(model, { trainable });
+    return model;
   },
 };
 

@@ -1,7 +1,11 @@
 // Models of a configuration with random weights.
 import { describe, expect, it } from 'vitest';
-import { FormatError, UnsupportedError } from '../../lib/errors.ts';
-import { AutoModelForCausalLM } from '../../lib/models/index.ts';
+import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.ts';
+import {
+  AutoModelForCausalLM,
+  AutoModelForSequenceClassification,
+  type Model,
+} from '../../lib/models/index.ts';
 
 const kConfig = {
   model_type: 'llama',
@@ -61,5 +65,45 @@ describe('fromConfig', () => {
     await expect(load({})).rejects.toThrow(UnsupportedError);
     await expect(load({ ...kConfig, hidden_size: undefined })).rejects.toThrow(FormatError);
     await expect(load({ ...kConfig, novel_key: 1 })).rejects.toThrow(/novel_key/);
+  });
+});
+
+describe('fromConfig of a classifier', () => {
+  const kBert = {
+    ...{ model_type: 'bert', vocab_size: 40, hidden_size: 16, intermediate_size: 24 },
+    ...{ num_hidden_layers: 2, num_attention_heads: 4, hidden_act: 'gelu' },
+    ...{ max_position_embeddings: 8, type_vocab_size: 2 },
+  };
+  const load = AutoModelForSequenceClassification.fromConfig;
+
+  it('gives trunk and head of the seed, all of them named as new', async () => {
+    using model = await load(kBert, { numLabels: 3, seed: 5 });
+    using same = await load(kBert, { numLabels: 3, seed: 5 });
+    using other = await load(kBert, { numLabels: 3, seed: 6 });
+    const head = (from: Model) => new Map(from.namedParameters()).get('classifier.weight')?.data();
+    const [a, b, c] = await Promise.all([model, same, other].map(head));
+    expect(a).toEqual(b);
+    expect(a).not.toEqual(c);
+    expect(a).toHaveLength(3 * 16);
+    const names = Array.from(model.namedParameters(), ([name]) => name);
+    expect([...model.newlyInitialized].sort()).toEqual(names.sort());
+  });
+
+  it('runs, in bf16 too', async () => {
+    using model = await load(kBert, { numLabels: 2, dtype: 'bf16' });
+    using outputs = model.outputs({
+      inputIds: Int32Array.of(1, 2, 3, 4),
+      positions: Int32Array.of(0, 1, 2, 0),
+      cuSeqlens: Int32Array.of(0, 3, 4),
+    });
+    expect(outputs.shape).toEqual([2, 2]);
+    expect((await outputs.data()).every(Number.isFinite)).toBe(true);
+  });
+
+  it('refuses a configuration as fromPretrained does', async () => {
+    await expect(load({})).rejects.toThrow(UnsupportedError);
+    await expect(load({ ...kBert, num_attention_heads: 5 })).rejects.toThrow(FormatError);
+    await expect(load({ ...kBert, novel_key: 1 })).rejects.toThrow(/novel_key/);
+    await expect(load(kBert, { numLabels: 0 })).rejects.toThrow(ArgumentError);
   });
 });
