@@ -35,13 +35,13 @@ interface Group {
   readonly behind: boolean;
 }
 
-/** q, k, v share their input; gate and up share theirs. */
-export function groupsOf({ c, f, heads, keyValueHeads, d }: Sizes): Group[] {
+/** q, k, v share their input; gate and up share theirs; an encoder's mlp has no gate. */
+export function groupsOf({ c, f, heads, keyValueHeads, d, encoder = false }: Sizes): Group[] {
   const keyWidth = keyValueHeads * d;
   return [
     { input: c, outputs: [heads * d, keyWidth, keyWidth], behind: false },
     { input: heads * d, outputs: [c], behind: true },
-    { input: c, outputs: [f, f], behind: true },
+    { input: c, outputs: encoder ? [f] : [f, f], behind: true },
     { input: f, outputs: [c], behind: true },
   ];
 }
@@ -57,8 +57,9 @@ export function usefulFlops(step: StepShape): number {
       pairs += rows * rank * (input + output);
     }
   }
-  // Causal: half of the T x T scores, for the scores and for the values.
-  const attention = 2 * squaredLengths * sizes.heads * sizes.d * sizes.layers;
+  // For the scores and for the values; causal: half of the T x T scores.
+  const seen = sizes.encoder ? 4 : 2;
+  const attention = seen * squaredLengths * sizes.heads * sizes.d * sizes.layers;
   const forward = 2 * base + attention;
   const lowRank = 2 * pairs;
   const first = groupsOf(sizes)[0] as Group;

@@ -22,6 +22,8 @@ const kSteps = 5;
 const kPairedSteps = 3;
 const kTorchWarmup = 1;
 const kTorchSteps = 2;
+/** An encoder's steps are a tenth of the others, of many sizes, and settle later. */
+const kEncoderSteps = { warmup: 5, steps: 20, torchWarmup: 5, torchSteps: 20 };
 const kPissaRepetitions = 3;
 const kStarts = 5;
 /** The narrowest linear of the shape `tiny` has no more singular values than 32. */
@@ -52,9 +54,10 @@ export class RowMaker {
     return device !== 'cpu' && model === undefined;
   }
 
-  private torchDevice(): Record<string, string | boolean> {
+  private torchDevice(data?: Workload['data']): Record<string, string | boolean> {
     const { device = 'cpu' } = this.options;
-    return device === 'cpu' ? {} : { device, random: this.ownWeights };
+    if (device === 'cpu') return {};
+    return data === 'sst2' ? { device } : { device, random: this.ownWeights }; // an encoder is small
   }
 
   /** Measures a row that is made of nothing but itself. */
@@ -85,7 +88,7 @@ export class RowMaker {
     return this.job('step', {
       ...subject,
       workload: { ...workload, rank: this.rankOf(workload.rank) },
-      ...{ name, steps, warmup: kWarmup, roofline, dataFile },
+      ...{ name, steps, warmup: countsOf(workload).warmup, roofline, dataFile },
     });
   }
 
@@ -96,14 +99,16 @@ export class RowMaker {
     if (reason !== null) return { kind: 'unavailable', name, dtype, reason };
     const { torch, steps } = this.options;
     if (torch !== undefined) return this.pairedStep(name, workload, torch);
-    return this.step(name, workload, { steps: steps ?? kSteps });
+    return this.step(name, workload, { steps: steps ?? countsOf(workload).steps });
   }
 
   /** The two sides in turns, so that a disturbance meets both. */
   private async pairedStep(name: string, workload: Workload, python: string): Promise<StepRow> {
-    const { pairs = kPairs, steps = kPairedSteps, torchSteps = kTorchSteps } = this.options;
+    const counts = countsOf(workload, { paired: true });
+    const { torchWarmup } = counts;
+    const { pairs = kPairs, steps = counts.steps, torchSteps = counts.torchSteps } = this.options;
     const { data: dataFile } = this.options;
-    const count = (kTorchWarmup + torchSteps) * workload.accumulation;
+    const count = (torchWarmup + torchSteps) * workload.accumulation;
     return withTorchFolder(async (folder) => {
       const { ownWeights } = this;
       await this.job('torchInputs', {
@@ -115,10 +120,10 @@ export class RowMaker {
         const balora = await this.step(name, workload, { steps, roofline: i === 0 });
         const flags = {
           ...recipeOptions({ ...workload, rank: this.rankOf(workload.rank) }, this.dtype),
-          ...this.torchDevice(),
-          ...{ warmup: kTorchWarmup, steps: torchSteps },
+          ...this.torchDevice(workload.data),
+          ...{ warmup: torchWarmup, steps: torchSteps },
         };
-        made.push({ balora, torch: await runRecipe(python, folder, flags) });
+        made.push({ balora, torch: await runRecipe(python, folder, flags, workload.data) });
       }
       return mergeRuns(
         made.map(({ balora }) => balora),
@@ -160,6 +165,13 @@ export class RowMaker {
     const notes = ['the file is warm'];
     return { kind: 'start', name, dtype, seconds: spread(seconds), notes };
   }
+}
+
+/** Steps of a run of each side, measured and before. */
+function countsOf({ data }: Workload, { paired = false } = {}): typeof kEncoderSteps {
+  if (data === 'sst2') return kEncoderSteps;
+  const steps = paired ? kPairedSteps : kSteps;
+  return { warmup: kWarmup, steps, torchWarmup: kTorchWarmup, torchSteps: kTorchSteps };
 }
 
 /** One row out of several runs of it: medians of the runs, the extremes of all. */

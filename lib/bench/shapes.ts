@@ -53,6 +53,20 @@ export const kShapes = {
   },
 } as const satisfies Record<string, ModelShape>;
 
+/** all-MiniLM-L6-v2's configuration. */
+export const kMiniLm = {
+  ...{ model_type: 'bert', vocab_size: 30522, hidden_size: 384, intermediate_size: 1536 },
+  ...{ num_hidden_layers: 6, num_attention_heads: 12, hidden_act: 'gelu' },
+  ...{ max_position_embeddings: 512, type_vocab_size: 2, layer_norm_eps: 1e-12 },
+} as const;
+
+/** For trying the encoder's row. */
+export const kTinyBert = {
+  ...kMiniLm,
+  ...{ vocab_size: 512, hidden_size: 64, intermediate_size: 160 },
+  ...{ num_hidden_layers: 2, num_attention_heads: 4 },
+} as const;
+
 export type ShapeName = keyof typeof kShapes;
 export const kShapeNames = Object.keys(kShapes) as ShapeName[];
 
@@ -73,6 +87,8 @@ export interface Sizes {
   readonly heads: number;
   readonly keyValueHeads: number;
   readonly d: number;
+  /** Every token attends to every other one, and the mlp has no gate. Default false. */
+  readonly encoder?: boolean;
 }
 
 export function sizesOf(shape: ModelShape): Sizes {
@@ -85,5 +101,19 @@ export function sizesOf(shape: ModelShape): Sizes {
     heads,
     keyValueHeads: shape.num_key_value_heads,
     d: shape.head_dim ?? shape.hidden_size / heads,
+  };
+}
+
+/** Sizes of a bert with so many labels, which are its vocabulary here: the head's outputs. */
+export function encoderSizes(
+  shape: Pick<ModelShape, 'hidden_size' | 'intermediate_size' | 'num_hidden_layers'> & {
+    readonly num_attention_heads: number;
+  },
+  labels: number,
+): Sizes {
+  const heads = shape.num_attention_heads;
+  return {
+    ...{ c: shape.hidden_size, f: shape.intermediate_size, layers: shape.num_hidden_layers },
+    ...{ v: labels, heads, keyValueHeads: heads, d: shape.hidden_size / heads, encoder: true },
   };
 }

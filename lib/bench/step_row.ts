@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { AdapterModel } from '../adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../adapters/config.ts';
+import type { Batch } from '../data/collate.ts';
 import { getDefaultDevice, sharesProcessMemory } from '../device.ts';
 import type { CausalLM } from '../models/index.ts';
 import { memoryStats, opTimes, resetOpTimes, setNumThreads, setProfiling } from '../runtime.ts';
@@ -9,11 +10,13 @@ import { METHODS, resolveMethod } from '../train/methods.ts';
 import { Trainer, type TrainerOptions } from '../train/trainer.ts';
 import type { BatchSource, StepRecord } from '../train/types.ts';
 import { CpuWatch } from './disturbance.ts';
+import { encoderSetup } from './encoder_setup.ts';
 import { kFeatures } from './features.ts';
 import { type StepShape, stepProducts, usefulFlops } from './flops.ts';
 import { peakRate, productsSeconds } from './products.ts';
+import type { Sizes } from './shapes.ts';
 import { mean, median, spread, sum } from './statistics.ts';
-import { openSubject, type Subject, type SubjectOptions } from './subject.ts';
+import { openSubject, type SubjectOptions } from './subject.ts';
 import type { StepRow, StepSplit, Workload } from './types.ts';
 import { TimedSource, workloadData } from './workload_batches.ts';
 
@@ -28,6 +31,19 @@ export interface StepRowInput extends SubjectOptions {
   readonly roofline: boolean;
 }
 
+/** What the steps need, made in the row's own process; `total` of them. */
+export interface StepSetup {
+  readonly trainer: Trainer;
+  readonly source: TimedSource<Sequences>;
+  readonly sizes: Sizes;
+  /** Of the model, for people. */
+  readonly name: string;
+  readonly notes: readonly string[];
+  readonly dispose: () => Promise<void>;
+}
+
+type Sequences = Pick<Batch, 'cuSeqlens'>;
+
 /** What one step told. */
 interface StepSample {
   readonly record: StepRecord;
@@ -40,18 +56,20 @@ const kPhases = ['forward', 'teacher', 'losses', 'backward', 'optimizer'] as con
 export async function stepRow(input: StepRowInput): Promise<StepRow> {
   const { workload, dtype, warmup } = input;
   if (workload.threads !== undefined) setNumThreads(workload.threads);
-  const subject = await openSubject({ ...input, vocabulary: workload.vocabulary });
-  const { samples, profiled, disturbance, notes, squaredLengths, peakBytes } = await train(
-    input,
-    subject,
-  );
-  subject.model.dispose();
+  // A GPU runs behind the engine: where a step's time goes is seen in one more step that waits for each op.
+  const extra = sharesProcessMemory() ? 0 : 1;
+  const total = warmup + input.steps + extra;
+  const setUp = workload.data === 'sst2' ? encoderSetup : decoderSetup;
+  const setup = await setUp(input, total);
+  const { samples, profiled, disturbance, squaredLengths, peakBytes } = await measure(setup, {
+    ...{ warmup, total, extra },
+  }).finally(() => setup.dispose());
   const measured = samples.slice(warmup);
   const seconds = measured.map((sample) => sample.seconds);
   const tokens = mean(measured.map(({ record }) => record.tokens));
   const supervised = mean(measured.map(({ record }) => record.supervisedTokens));
   const shape: StepShape = {
-    sizes: subject.sizes,
+    sizes: setup.sizes,
     method: workload.method,
     rank: workload.rank,
     tokens: Math.round(tokens / workload.accumulation),
@@ -64,7 +82,7 @@ export async function stepRow(input: StepRowInput): Promise<StepRow> {
     kind: 'step',
     name: input.name,
     dtype,
-    shape: subject.name,
+    shape: setup.name,
     workload,
     tokens,
     supervisedTokens: supervised,
@@ -78,7 +96,7 @@ export async function stepRow(input: StepRowInput): Promise<StepRow> {
     rooflineShare: rooflineSeconds / median(seconds),
     gemmPeak: input.roofline ? await peakRate(dtype, { trial: input.shape === 'tiny' }) : 0,
     disturbance,
-    notes: [...subject.notes, ...notes],
+    notes: setup.notes,
   };
 }
 
@@ -90,47 +108,59 @@ function rateOf(samples: readonly StepSample[]): number {
   return equal ? (tokens[0] as number) / median(seconds) : sum(tokens) / sum(seconds);
 }
 
-async function train(input: StepRowInput, subject: Subject) {
-  const { workload, steps, warmup } = input;
-  // A GPU runs behind the engine: where a step's time goes is seen in one more step that waits for each op.
-  const extra = sharesProcessMemory() ? 0 : 1;
-  const total = warmup + steps + extra;
+/** A language model with random ids or GSM8K's rows. */
+async function decoderSetup(input: StepRowInput, total: number): Promise<StepSetup> {
+  const { workload, warmup } = input;
+  const { model, sizes, name, notes } = await openSubject({
+    ...input,
+    vocabulary: workload.vocabulary,
+  });
   // A cached teacher is met again from the second epoch on.
   const epochSteps = workload.feature === 'cacheTeacher' ? Math.min(2, warmup) : total;
   const data = await workloadData(workload, {
-    vocabulary: subject.sizes.v,
+    vocabulary: sizes.v,
     count: epochSteps * workload.accumulation,
     model: input.model,
     dataFile: input.dataFile,
   });
-  try {
-    const source = new TimedSource(data.source);
-    const tuned = await tunedModel(workload, subject.model, input.model !== undefined);
-    const trainer = new Trainer({ tuned, data: source, ...trainerOptions(workload, total) });
-    const samples: StepSample[] = [];
-    let peakBytes = 0;
-    let watch = new CpuWatch();
-    let fetched = 0;
+  const source = new TimedSource(data.source);
+  const tuned = await tunedModel(workload, model, input.model !== undefined);
+  return {
+    ...{ source, sizes, name },
+    trainer: new Trainer({ tuned, data: source, ...trainerOptions(workload, total) }),
+    notes: [...notes, ...data.notes],
+    dispose: async () => {
+      tuned.dispose();
+      model.dispose();
+      await data.close();
+    },
+  };
+}
+
+async function measure(
+  { trainer, source }: StepSetup,
+  { warmup, total, extra }: { warmup: number; total: number; extra: number },
+) {
+  const samples: StepSample[] = [];
+  let peakBytes = 0;
+  let watch = new CpuWatch();
+  let fetched = 0;
+  resetOpTimes();
+  for await (const event of trainer.run()) {
+    if (event.type !== 'step') continue;
+    samples.push(sampleOf(event.record, source.seconds - fetched));
+    fetched = source.seconds;
     resetOpTimes();
-    for await (const event of trainer.run()) {
-      if (event.type !== 'step') continue;
-      samples.push(sampleOf(event.record, source.seconds - fetched));
-      fetched = source.seconds;
-      resetOpTimes();
-      if (samples.length === warmup) watch = new CpuWatch();
-      // The step that is looked at runs without graphs and counts for nothing else.
-      if (samples.length === total - extra) peakBytes = peakBytesOf(getDefaultDevice());
-      if (extra === 1 && samples.length === total - 1) setProfiling(true);
-    }
-    setProfiling(false);
-    const profiled = extra === 1 ? samples.pop() : undefined;
-    const disturbance = watch.read();
-    const squaredLengths = await meanSquaredLengths(data.source);
-    tuned.dispose();
-    return { samples, profiled, disturbance, notes: data.notes, squaredLengths, peakBytes };
-  } finally {
-    await data.close();
+    if (samples.length === warmup) watch = new CpuWatch();
+    // The step that is looked at runs without graphs and counts for nothing else.
+    if (samples.length === total - extra) peakBytes = peakBytesOf(getDefaultDevice());
+    if (extra === 1 && samples.length === total - 1) setProfiling(true);
   }
+  setProfiling(false);
+  const profiled = extra === 1 ? samples.pop() : undefined;
+  const disturbance = watch.read();
+  const squaredLengths = await meanSquaredLengths(source);
+  return { samples, profiled, disturbance, squaredLengths, peakBytes };
 }
 
 /** A random matrix has no leading directions to converge to, and a step costs the same from any start. */
@@ -186,7 +216,7 @@ function medianSplit(splits: readonly StepSplit[]): StepSplit {
 }
 
 /** Sum of the squared lengths of a micro-batch's sequences, on average. */
-async function meanSquaredLengths(source: BatchSource): Promise<number> {
+async function meanSquaredLengths(source: BatchSource<Sequences>): Promise<number> {
   const sums: number[] = [];
   for await (const { cuSeqlens } of source.batches(0, 0)) {
     let total = 0;

@@ -67,7 +67,11 @@ export function stepTable(rows: readonly Row[]): Cells {
     ],
     rows: steps(rows).map((row) => [
       ...[row.name, row.dtype, row.tokensPerSecond.toFixed(0)],
-      ...[row.rate.low.toFixed(0), row.rate.high.toFixed(0), row.seconds.median.toFixed(2)],
+      ...[
+        row.rate.low.toFixed(0),
+        row.rate.high.toFixed(0),
+        row.seconds.median.toFixed(row.seconds.median < 0.1 ? 3 : 2),
+      ],
       ...[gib(row.peakBytes), (row.flopsPerToken / kGiga).toFixed(3)],
       row.rooflineSeconds > 0 ? percent(row.rooflineShare) : '-',
       row.gemmPeak > 0 ? percent((row.tokensPerSecond * row.flopsPerToken) / row.gemmPeak) : '-',

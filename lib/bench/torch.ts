@@ -1,4 +1,4 @@
-/** The PyTorch side of a row: the project's script of the recipe (bench/torch/recipe.py), run by a Python that has torch. */
+/** The PyTorch side of a row: the project's scripts (bench/torch/), run by a Python that has torch. */
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
@@ -10,7 +10,10 @@ import { NativeError, UnsupportedError } from '../errors.ts';
 import { median, spread, sum } from './statistics.ts';
 import type { BenchDType, StepRow, TorchPairs, Workload } from './types.ts';
 
-const kScript = fileURLToPath(new URL('../../bench/torch/recipe.py', import.meta.url));
+const scriptAt = (name: string): string =>
+  fileURLToPath(new URL(`../../bench/torch/${name}`, import.meta.url));
+const kRecipe = scriptAt('recipe.py');
+const kEncoderStep = scriptAt('minilm_step.py');
 
 const kOutput = z.object({
   version: z.string(),
@@ -23,19 +26,23 @@ const kOutput = z.object({
 
 export type TorchRun = z.infer<typeof kOutput>;
 
-/** Runs the recipe on a folder that writeTorchInputs made. @throws UnsupportedError, NativeError with what Python said */
+/**
+ * Runs the recipe, or a workload's own script, on a folder that writeTorchInputs made.
+ * @throws UnsupportedError, NativeError with what Python said
+ */
 export async function runRecipe(
   python: string,
   folder: string,
   options: Readonly<Record<string, string | number | boolean>>,
+  data?: Workload['data'],
 ): Promise<TorchRun> {
-  if (!existsSync(kScript))
-    throw new UnsupportedError(`--torch needs ${kScript}, which is missing`);
+  const script = data === 'sst2' ? kEncoderStep : kRecipe;
+  if (!existsSync(script)) throw new UnsupportedError(`--torch needs ${script}, which is missing`);
   const flags = Object.entries(options)
     .filter(([, value]) => value !== false)
     .flatMap(([key, value]) => [`--${key}`, ...(value === true ? [] : [String(value)])]);
-  const { code, stdout, stderr } = await capture(python, [kScript, folder, ...flags]);
-  if (code !== 0) throw new NativeError(`${python} ${kScript} failed:\n${stderr.slice(-2000)}`);
+  const { code, stdout, stderr } = await capture(python, [script, folder, ...flags]);
+  if (code !== 0) throw new NativeError(`${python} ${script} failed:\n${stderr.slice(-2000)}`);
   return kOutput.parse(JSON.parse(stdout.trim().split('\n').at(-1) as string));
 }
 
@@ -71,9 +78,10 @@ export async function withTorchFolder<T>(body: (folder: string) => Promise<T>): 
 
 /** Flags of a workload for the recipe. */
 export function recipeOptions(
-  { method, rank, accumulation, threads }: Workload,
+  { method, rank, accumulation, threads, data }: Workload,
   dtype: BenchDType,
 ): Record<string, string | number> {
+  if (data === 'sst2') return { rank, threads: threads ?? 0 }; // always in f32
   return { job: 'step', method, dtype, rank, accumulation, threads: threads ?? 0 };
 }
 

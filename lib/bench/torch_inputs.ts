@@ -3,6 +3,7 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Batch } from '../data/collate.ts';
 import { saveModel } from '../models/index.ts';
+import { writeEncoderInputs } from './encoder_setup.ts';
 import { type Sizes, shapeNamed, sizesOf } from './shapes.ts';
 import { openSubject, type SubjectOptions } from './subject.ts';
 import type { Workload } from './types.ts';
@@ -22,6 +23,10 @@ export interface TorchInputs extends SubjectOptions {
 /** Writes config.json, model.safetensors (unless `ownWeights`) and batches.json. */
 export async function writeTorchInputs(input: TorchInputs): Promise<null> {
   const { folder, workload, count, model: path, dataFile } = input;
+  if (workload?.data === 'sst2') {
+    await writeEncoderInputs({ ...input, workload });
+    return null;
+  }
   const sizes = await (input.ownWeights ? writeShape(input) : writeWeights(input));
   if (workload === undefined) return null;
   const data = await workloadData(workload, { vocabulary: sizes.v, count, model: path, dataFile });

@@ -53,7 +53,8 @@ export interface Workload {
   readonly batch: number;
   readonly length: number;
   readonly accumulation: number;
-  readonly data: 'random' | 'gsm8k';
+  /** `sst2`: labelled sentences for an encoder, of their own lengths. */
+  readonly data: 'random' | 'gsm8k' | 'sst2';
   /** Kernel threads; left out: all. */
   readonly threads?: number;
   /** Vocabulary other than the shape's own. */

@@ -114,7 +114,7 @@ function randomBatches(lengths: readonly Lengths[], batch: number, vocabulary: n
 }
 
 /** A linear congruential generator (Numerical Recipes' constants): the same ids everywhere. */
-function randomIds(vocabulary: number): () => number {
+export function randomIds(vocabulary: number): () => number {
   let state = 1;
   return () => {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
@@ -122,7 +122,7 @@ function randomIds(vocabulary: number): () => number {
   };
 }
 
-function listSource(batches: readonly Batch[]): BatchSource {
+export function listSource<B>(batches: readonly B[]): BatchSource<B> {
   return {
     fingerprint: 'bench',
     batchCount: () => batches.length,
@@ -133,11 +133,11 @@ function listSource(batches: readonly Batch[]): BatchSource {
 }
 
 /** A source that counts the seconds until it gives a micro-batch. */
-export class TimedSource implements BatchSource {
+export class TimedSource<B = Batch> implements BatchSource<B> {
   /** So far. */
   seconds = 0;
 
-  constructor(private readonly inner: BatchSource) {}
+  constructor(private readonly inner: BatchSource<B>) {}
 
   get fingerprint(): string {
     return this.inner.fingerprint;
@@ -147,7 +147,7 @@ export class TimedSource implements BatchSource {
     return this.inner.batchCount(epoch);
   }
 
-  async *batches(epoch: number, start: number): AsyncGenerator<Batch> {
+  async *batches(epoch: number, start: number): AsyncGenerator<B> {
     const inner = this.inner.batches(epoch, start);
     let begun = performance.now();
     for await (const batch of inner) {

@@ -40,6 +40,12 @@ const kOwn: readonly Omit<Workload, 'method'>[] = [
   { ...kPlain, label: '4x512-1-thread', threads: 1 },
 ];
 
+/** An encoder's run, in the row's own type here and in f32 in PyTorch. */
+const kEncoder: Workload = {
+  ...{ label: 'sst2', method: 'lora', rank: 8, batch: 16, length: 128 },
+  ...{ accumulation: 1, data: 'sst2' },
+};
+
 /** What graphs are worth, on a GPU. */
 const kWithoutGraphs = { ...kPlain, label: '4x512-no-graphs', feature: 'noGraphs' } as const;
 
@@ -50,6 +56,7 @@ function stepPlan(workload: Workload): Plan {
 const kSteps: readonly Plan[] = [
   ...kShared.flatMap((workload) => kMethods.map((method) => stepPlan({ ...workload, method }))),
   ...kOwn.map((workload) => stepPlan({ ...workload, method: 'balora' })),
+  { kind: 'step', name: 'minilm-sst2', workload: kEncoder },
   ...kMethods.map((method): Plan => ({ ...stepPlan({ ...kWithoutGraphs, method }), byName: true })),
 ];
 

@@ -1,7 +1,7 @@
 // Operations and products of a step, against counts made by hand.
 import { describe, expect, it } from 'vitest';
 import { groupsOf, type StepShape, stepProducts, usefulFlops } from '../../lib/bench/flops.ts';
-import { kShapes, sizesOf } from '../../lib/bench/shapes.ts';
+import { encoderSizes, kMiniLm, kShapes, sizesOf } from '../../lib/bench/shapes.ts';
 
 // C 4, F 6, one layer, V 10, two query heads and one key/value head of 2.
 const kSizes = { c: 4, f: 6, layers: 1, v: 10, heads: 2, keyValueHeads: 1, d: 2 };
@@ -93,5 +93,35 @@ describe('stepProducts', () => {
       stepProducts({ ...step, method }).find(({ n }) => n === 49152);
     expect(logits('lora')).toMatchObject({ m: 512, k: 4, count: 2 });
     expect(logits('balora')).toMatchObject({ m: 256, k: 4, count: 8 }); // a teacher's beside each
+  });
+});
+
+describe("an encoder's step", () => {
+  // One layer of MiniLM's kind: C 4, F 6, two heads of 2; two labels; q, k, v, output 16 each, the mlp 24 and 24.
+  const sizes = encoderSizes(
+    { hidden_size: 4, intermediate_size: 6, num_hidden_layers: 1, num_attention_heads: 2 },
+    2,
+  );
+  const step: StepShape = { ...kStep, sizes };
+
+  it('has an mlp without gate and attends both ways', () => {
+    expect(groupsOf(sizes).map(({ outputs }) => outputs)).toEqual([[4, 4, 4], [4], [6], [4]]);
+    const linear = 2 * (8 * 48 + 3 * (16 + 24 + 24));
+    const attention = 4 * 32 * 4;
+    const lowRank = 2 * (8 * 24 + 3 * (8 + 10 + 10));
+    const head = 2 * 3 * 2 * 4;
+    const belowFirst = 2 * 8 * 48;
+    const student = 2 * linear + 3 * attention + 3 * lowRank - belowFirst;
+    expect(usefulFlops(step)).toBe(student + 2 * head);
+  });
+
+  it('of MiniLM takes its size', () => {
+    expect(encoderSizes(kMiniLm, 2)).toMatchObject({
+      c: 384,
+      f: 1536,
+      layers: 6,
+      heads: 12,
+      d: 32,
+    });
   });
 });

@@ -3,6 +3,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { encoderData } from '../../lib/bench/encoder_batches.ts';
 import { missingFeature } from '../../lib/bench/features.ts';
 import { chooseSeries, growthSeries, kSeries } from '../../lib/bench/growth.ts';
 import { ratioRow } from '../../lib/bench/ratios.ts';
@@ -13,6 +14,7 @@ import type { Workload } from '../../lib/bench/types.ts';
 import { TimedSource, workloadData } from '../../lib/bench/workload_batches.ts';
 import { choosePlans, kPlans } from '../../lib/bench/workloads.ts';
 import type { Batch } from '../../lib/data/collate.ts';
+import type { LabelledBatch } from '../../lib/data/labelled_batches.ts';
 import { ArgumentError } from '../../lib/errors.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 import { stepRow } from './reports.ts';
@@ -198,6 +200,36 @@ describe('micro-batches', () => {
     expect(rows.map(({ ids }) => ids.length)).toEqual([6, 6]);
     const { ids, labels } = rows[1] as (typeof rows)[number];
     expect(labels).toEqual([-100, -100, -100, ids[3], ids[4], ids[5]]);
+  });
+
+  it("of an encoder have SST-2's lengths and two labels", async () => {
+    const workload: Workload = { ...kWorkload, data: 'sst2', batch: 16, length: 128 };
+    const { source, notes } = await encoderData(workload, {
+      ...{ vocabulary: 50, count: 26, files: null },
+    });
+    const batches: LabelledBatch[] = [];
+    for await (const batch of source.batches(0, 0)) batches.push(batch);
+    expect([...(batches[0] as LabelledBatch).cuSeqlens].slice(0, 4)).toEqual([0, 20, 36, 81]);
+    const tokens = batches.map(({ inputIds }) => inputIds.length);
+    expect(tokens.slice(5, 25).reduce((sum, count) => sum + count, 0) / 20).toBe(374.3);
+    expect(batches[25]?.cuSeqlens).toEqual(batches[0]?.cuSeqlens); // from the start again
+    const { positions, labels } = batches[1] as LabelledBatch;
+    expect([...positions].slice(0, 3)).toEqual([0, 1, 2]);
+    expect(positions[(batches[1] as LabelledBatch).cuSeqlens[1] as number]).toBe(0);
+    expect(new Set(labels)).toEqual(new Set([0, 1]));
+    expect(notes).toEqual([expect.stringContaining('synthetic')]);
+  });
+
+  it("of an encoder are a file's rows in their order", async () => {
+    const data = join(folder, 'rows.tsv');
+    await writeFile(data, ['1\tab', '0\tcd ef', '1\tgh'].join('\n'));
+    const workload: Workload = { ...kWorkload, data: 'sst2', batch: 2, length: 128 };
+    const files = { model: folder, data };
+    const { source, notes } = await encoderData(workload, { vocabulary: 50, count: 4, files });
+    const labels: number[][] = [];
+    for await (const batch of source.batches(0, 0)) labels.push([...batch.labels]);
+    expect(labels).toEqual([[1, 0], [1]]);
+    expect(notes).toEqual([]);
   });
 
   it('are timed until they are there', async () => {
