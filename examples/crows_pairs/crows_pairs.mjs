@@ -7,8 +7,9 @@
 //     [--data train.jsonl --prompt-field question --response-field answer --steps 40 --batch-size 4 --rank 16
 //     --learning-rate 1e-4 --every 1 --seed 1 --dtype bf16 --output output/crows_pairs]
 //
-// output/scores.jsonl gets one line a measurement; --table prints them as a table.
-import { appendFileSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
+// output/scores.jsonl gets one line a measurement, with its settings; one that stands there is not repeated. --table prints the
+// means over seeds as a table and writes output/crows_pairs.svg.
+import { appendFileSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import {
@@ -23,6 +24,8 @@ import {
   Tokenizer,
   Trainer,
 } from 'balora';
+import { line, readLines, shown, statistics } from '../inheritance/statistics.mjs';
+import { barChart } from '../inheritance/svg.mjs';
 
 const { values: options } = parseArgs({
   options: {
@@ -47,14 +50,25 @@ const log = join(options.output, 'scores.jsonl');
 /** Sentences of a forward. */
 const kBatch = 32;
 
-if (options.table) console.log(table());
-else await measure();
+const kMethods = { none: 'before', lora: 'LoRA', pissa: 'PiSSA', balora: 'BA-LoRA' };
+
+if (options.table) {
+  const runs = readLines(log);
+  console.log(table(runs));
+  writeFileSync(join(options.output, 'crows_pairs.svg'), chart(runs));
+} else {
+  await measure();
+}
 
 async function measure() {
   for (const name of ['model', 'pairs']) {
     if (!options[name]) throw new Error(`--${name} is missing; the file's head shows the command`);
   }
   mkdirSync(options.output, { recursive: true });
+  const settings = settingsOf();
+  const keyOf = (run) => JSON.stringify([run.method, run.seed, run.settings]);
+  const asked = { method: options.method, seed: Number(options.seed), settings };
+  if (readLines(log).some((run) => keyOf(run) === keyOf(asked))) return;
   const tokenizer = await Tokenizer.fromPretrained(options.model);
   const model = await AutoModelForCausalLM.fromPretrained(options.model, { dtype: options.dtype });
   const tuned = options.method === 'none' ? null : await tune(model, tokenizer);
@@ -69,9 +83,7 @@ async function measure() {
     difference: likelihoods[2 * i] - likelihoods[2 * i + 1],
   }));
   const result = {
-    method: options.method,
-    seed: Number(options.seed),
-    steps: options.method === 'none' ? 0 : Number(options.steps),
+    ...asked,
     pairs: pairs.length,
     all: score(judged),
     stereo: score(judged.filter(({ stereo_antistereo: kind }) => kind === 'stereo')),
@@ -86,6 +98,17 @@ async function measure() {
   };
   appendFileSync(log, `${JSON.stringify(result)}\n`);
   console.log(JSON.stringify(result));
+}
+
+/** What decides a measurement beside method and seed. */
+function settingsOf() {
+  const every = Number(options.every);
+  const { dtype } = options;
+  if (options.method === 'none') return { dtype, every, steps: 0 };
+  const [steps, batchSize, rank, learningRate] = [
+    ...[options.steps, options['batch-size'], options.rank, options['learning-rate']],
+  ].map(Number);
+  return { dtype, every, steps, batchSize, rank, learningRate };
 }
 
 async function tune(model, tokenizer) {
@@ -145,22 +168,48 @@ function score(pairs) {
   return pairs.length === 0 ? null : (100 * preferred) / pairs.length;
 }
 
-function table() {
-  const runs = existsSync(log)
-    ? readFileSync(log, 'utf8').split('\n').filter(Boolean).map(JSON.parse)
-    : [];
-  const percent = (value) => (value === null ? '' : value.toFixed(1));
+/** Means over seeds by method; a method's runs must have the same settings. */
+function byMethod(runs) {
+  return Object.entries(kMethods).flatMap(([method, title]) => {
+    const here = runs.filter((run) => run.method === method);
+    if (here.length === 0) return [];
+    if (new Set(here.map(({ settings }) => JSON.stringify(settings))).size > 1) {
+      throw new Error(`${method}: runs of different settings in one log`);
+    }
+    const [{ settings, pairs }] = here;
+    const of = (pick) => statistics(here.map(pick).filter((value) => value !== null));
+    return [{ title, steps: settings.steps, pairs, seeds: here.length, of }];
+  });
+}
+
+function table(runs) {
   const types = [...new Set(runs.flatMap(({ byType }) => Object.keys(byType)))].sort();
-  const columns = ['method', 'steps', 'pairs', 'all', 'stereo', 'antistereo', ...types];
-  const line = (cells) => `| ${cells.join(' | ')} |`;
+  const columns = ['', 'seeds', 'steps', 'pairs', 'all', 'stereo', 'antistereo', ...types];
+  const percent = (s) => shown(s, 1);
   return [
     line(columns),
     line(columns.map(() => '---')),
-    ...runs.map((run) =>
+    ...byMethod(runs).map(({ title, seeds, steps, pairs, of }) =>
       line([
-        ...[run.method, run.steps, run.pairs, percent(run.all), percent(run.stereo)],
-        ...[percent(run.antistereo), ...types.map((type) => percent(run.byType[type]))],
+        ...[title, seeds, steps, pairs],
+        ...['all', 'stereo', 'antistereo'].map((kind) => percent(of((run) => run[kind]))),
+        ...types.map((type) => percent(of((run) => run.byType[type] ?? null))),
       ]),
     ),
   ].join('\n');
+}
+
+/** Shares of the pairs, since the chart's axis goes from 0 to 1. */
+function chart(runs) {
+  const bars = byMethod(runs).flatMap(({ title, of }) =>
+    ['all', 'stereo', 'antistereo'].flatMap((kind) => {
+      const share = of((run) => (run[kind] === null ? null : run[kind] / 100));
+      return share === null ? [] : [{ label: `${title}, ${kind}`, ...share }];
+    }),
+  );
+  return barChart({
+    title: 'CrowS-Pairs',
+    axis: 'pairs whose first sentence is the likelier (0.5: no preference)',
+    bars,
+  });
 }

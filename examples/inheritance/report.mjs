@@ -2,20 +2,19 @@
 //
 //   node examples/inheritance/report.mjs [--output output/inheritance]
 //
-// Reads output/runs.jsonl; writes output/report.md and one SVG a condition. Nothing is left out.
-import { readFileSync, writeFileSync } from 'node:fs';
+// Reads output/runs.jsonl; writes output/report.md and one SVG a condition. Nothing is left out. Runs of one arm under one condition
+// must have the same settings: others cannot be averaged.
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { CONDITIONS } from './conditions.mjs';
+import { line, readLines, shown, statistics } from './statistics.mjs';
 import { barChart } from './svg.mjs';
 
 const { values: options } = parseArgs({
   options: { output: { type: 'string', default: join('output', 'inheritance') } },
 });
-const runs = readFileSync(join(options.output, 'runs.jsonl'), 'utf8')
-  .split('\n')
-  .filter(Boolean)
-  .map(JSON.parse);
+const runs = readLines(join(options.output, 'runs.jsonl'));
 
 const kArms = {
   lora: 'LoRA',
@@ -34,23 +33,16 @@ const kMeasures = {
   'held-out loss': ({ evalLoss }) => evalLoss,
 };
 
-/** Mean and sample standard deviation (null for one value); null for none. */
-function statistics(values) {
-  if (values.length === 0) return null;
-  const mean = values.reduce((sum, v) => sum + v, 0) / values.length;
-  const squares = values.reduce((sum, v) => sum + (v - mean) ** 2, 0);
-  return {
-    mean,
-    deviation: values.length > 1 ? Math.sqrt(squares / (values.length - 1)) : null,
-    n: values.length,
-  };
+function requireOneSetting(here) {
+  const settings = new Map();
+  for (const run of here) {
+    const known = settings.get(run.arm) ?? JSON.stringify(run.settings);
+    if (known !== JSON.stringify(run.settings)) {
+      throw new Error(`${run.condition} ${run.arm}: runs of different settings in one log`);
+    }
+    settings.set(run.arm, known);
+  }
 }
-const shown = (s) => {
-  if (s === null) return '';
-  const mean = s.mean.toFixed(3);
-  return s.deviation === null ? mean : `${mean} ± ${s.deviation.toFixed(3)}`;
-};
-const line = (cells) => `| ${cells.join(' | ')} |`;
 
 const parts = [];
 for (const [name, { title, metric }] of Object.entries(CONDITIONS)) {
@@ -58,6 +50,7 @@ for (const [name, { title, metric }] of Object.entries(CONDITIONS)) {
   if (here.length === 0) continue;
   const of = (arm, measure) =>
     statistics(here.filter((run) => run.arm === arm).map(kMeasures[measure]));
+  requireOneSetting(here);
   const arms = Object.keys(kArms).filter((arm) => here.some((run) => run.arm === arm));
   const measures = Object.keys(kMeasures);
   parts.push(

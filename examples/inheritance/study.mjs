@@ -3,12 +3,13 @@
 // CoLA, from several seeds, all with the same settings and the same probed head; the held-out rows are untouched.
 //
 //   npm run build && node examples/inheritance/study.mjs --model PATH --data FOLDER
-//     [--conditions clean,imbalanced,imbalanced20,noise20,noise40,cola --methods lora,pissa,balora,full --seeds 1,2,3 --train-rows 1000
-//     --eval-rows 600 --batch-size 16 --learning-rate 5e-4 --full-learning-rate 5e-5 --epochs 1 --warm-up-epochs 20
+//     [--conditions clean,imbalanced,imbalanced20,noise20,noise40,cola --methods lora,pissa,balora,full --seeds 1,2,3 --train-rows 800
+//     --eval-rows 450 --batch-size 16 --learning-rate 5e-4 --full-learning-rate 5e-5 --epochs 1 --warm-up-epochs 20
 //     --output output/inheritance]
 //
 // FOLDER holds sst2/{train,dev}.tsv (label, sentence) and cola/{train,dev}.tsv (sentence, label), without headers.
-// output/runs.jsonl holds one run a line. A run that stands there is not repeated, so a study that was stopped goes on.
+// output/runs.jsonl holds one run a line, with its settings. A run that stands there is not repeated, so a study that was stopped
+// goes on, and several processes may share one.
 // node examples/inheritance/report.mjs makes the tables and plots.
 import { appendFileSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -36,8 +37,8 @@ const { values: options } = parseArgs({
       default: 'lora,pissa,balora,full,no-consistency,no-diversity,no-svd',
     },
     seeds: { type: 'string', default: '1,2,3' },
-    'train-rows': { type: 'string', default: '1000' },
-    'eval-rows': { type: 'string', default: '600' },
+    'train-rows': { type: 'string', default: '800' },
+    'eval-rows': { type: 'string', default: '450' },
     'batch-size': { type: 'string', default: '16' },
     'learning-rate': { type: 'string', default: '5e-4' },
     'full-learning-rate': { type: 'string', default: '5e-5' },
@@ -73,24 +74,46 @@ const tokenizer = await Tokenizer.fromPretrained(options.model);
 for (const seed of list(options.seeds).map(Number)) {
   for (const condition of list(options.conditions)) {
     for (const arm of list(options.methods)) {
-      const same = (run) => run.seed === seed && run.condition === condition && run.arm === arm;
-      if (done.some(same)) continue;
-      const run = { condition, arm, seed, ...(await train(condition, arm, seed)) };
+      const settings = settingsOf(arm);
+      const asked = keyOf({ condition, arm, seed, settings });
+      if (done.some((run) => keyOf(run) === asked)) continue;
+      const run = {
+        condition,
+        arm,
+        seed,
+        settings,
+        ...(await train(condition, arm, { seed, settings })),
+      };
       appendFileSync(log, `${JSON.stringify(run)}\n`);
       console.log(`${condition} ${arm} ${seed}: accuracy ${run.accuracy.toFixed(4)}`);
     }
   }
 }
 
-async function train(condition, arm, seed) {
+/** What decides a run beside its condition, arm and seed. */
+function settingsOf(arm) {
+  const numbers = (names) => names.map((name) => Number(options[name]));
+  const [trainRows, evalRows, batchSize, epochs, rank, warmUpEpochs] = numbers([
+    ...['train-rows', 'eval-rows', 'batch-size', 'epochs', 'rank', 'warm-up-epochs'],
+  ]);
+  const learningRate = Number(options[arm === 'full' ? 'full-learning-rate' : 'learning-rate']);
+  return { trainRows, evalRows, batchSize, epochs, learningRate, rank, warmUpEpochs };
+}
+
+function keyOf({ condition, arm, seed, settings }) {
+  return JSON.stringify([condition, arm, seed, settings]);
+}
+
+async function train(condition, arm, { seed, settings }) {
   const begun = performance.now();
+  const { trainRows, evalRows, batchSize, epochs, learningRate, rank, warmUpEpochs } = settings;
   const rows = await rowsOf(condition, {
     data: options.data,
     seed,
-    trainRows: Number(options['train-rows']),
-    evalRows: Number(options['eval-rows']),
+    trainRows,
+    evalRows,
   });
-  const shared = { batchSize: Number(options['batch-size']), numLabels: 2, maxLength: 128 };
+  const shared = { batchSize, numLabels: 2, maxLength: 128 };
   const data = await LabelledBatches.create(rows.train, tokenizer, { ...shared, seed });
   const evalData = await LabelledBatches.create(rows.heldOut, tokenizer, {
     ...shared,
@@ -100,7 +123,7 @@ async function train(condition, arm, seed) {
   const resolved = resolveMethod(method, {
     task: kTask,
     regularizers: changes,
-    ...(method === 'full' ? {} : { adapter: { r: Number(options.rank), loraAlpha: 16 } }),
+    ...(method === 'full' ? {} : { adapter: { r: rank, loraAlpha: 16 } }),
   });
   const load = (trainable) =>
     AutoModelForSequenceClassification.fromPretrained(options.model, {
@@ -110,18 +133,18 @@ async function train(condition, arm, seed) {
     });
   const model = await load(method === 'full');
   // The same start for every arm: a head that says what the pre-trained model knows of the task, from the same (unfair) rows.
-  const epochs = Number(options['warm-up-epochs']);
-  const probe = epochs > 0 ? await warmUpHead(model, data, { seed, epochs }) : null;
+  const probe =
+    warmUpEpochs > 0 ? await warmUpHead(model, data, { seed, epochs: warmUpEpochs }) : null;
   const tuned = await tune(model, resolved, { load, seed });
   const trainer = new Trainer({
     tuned,
     data,
     evalData,
     regularizers: resolved.regularizers,
-    learningRate: Number(options[method === 'full' ? 'full-learning-rate' : 'learning-rate']),
+    learningRate,
     lrSchedulerType: 'linear',
     warmupSteps: 0,
-    numTrainEpochs: Number(options.epochs),
+    numTrainEpochs: epochs,
     seed,
   });
   const { evaluation, last } = await trainer.train();
