@@ -2,7 +2,7 @@
 // from random weights on the State of the Union addresses by this library. The same command gives the same files on
 // the same CPU model and thread count.
 //
-//   node examples/demo/make_checkpoint.mjs [--epochs 1] [--out examples/demo/checkpoint]
+//   node examples/demo/make_checkpoint.mjs [--epochs 1] [--steps N] [--threads N] [--out examples/demo/checkpoint]
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -18,6 +18,7 @@ import {
   randn,
   saveModel,
   saveSafetensors,
+  setNumThreads,
   Tokenizer,
   Trainer,
 } from 'balora';
@@ -27,12 +28,16 @@ import { kPassageFormat, passages, split, stateOfTheUnion } from './corpus.mjs';
 const { values: options } = parseArgs({
   options: {
     epochs: { type: 'string', default: '1' },
+    steps: { type: 'string' }, // wins over the epochs
+    threads: { type: 'string' }, // default: the cores
     out: {
       type: 'string',
       default: join(dirname(fileURLToPath(import.meta.url)), 'checkpoint'),
     },
   },
 });
+
+if (options.threads !== undefined) setNumThreads(Number(options.threads));
 
 const kSpecial = ['<|endoftext|>'];
 const kVocabulary = 4096;
@@ -133,6 +138,7 @@ const trainer = new Trainer({
   warmupSteps: 0.02,
   weightDecay: 0.01,
   numTrainEpochs: Number(options.epochs),
+  ...(options.steps === undefined ? {} : { maxSteps: Number(options.steps) }),
   evalSteps: 500,
   loggingSteps: 25,
   output: trained,

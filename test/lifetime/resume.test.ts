@@ -1,5 +1,7 @@
-// A training run that is killed (-9) at random moments and taken up again ends in the same bytes as one that was not.
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+// A training run that is killed (-9) at random moments and taken up again ends in the same bytes as one that was not; so does one
+// that ran out of disk.
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, it } from 'vitest';
@@ -7,8 +9,6 @@ import { runProgram } from '../support/child.ts';
 import { testRandom } from '../support/gradcheck.ts';
 
 const kProgram = 'test/lifetime/programs/train_run.mjs';
-const kSteps = 300;
-const kMaxKills = 12;
 const kSeed = Number(process.env.BALORA_TEST_SEED ?? Date.now() % 1_000_000);
 
 const folder = mkdtempSync(join(tmpdir(), 'balora-kill-'));
@@ -30,32 +30,92 @@ const metrics = (name: string): Pick<Line, 'step' | 'loss' | 'gradNorm' | 'consi
       return { step, loss, gradNorm, consistency };
     });
 
-it(`ends in the same bytes (seed ${kSeed})`, async () => {
-  const straight = await runProgram(kProgram, { args: [join(folder, 'a'), String(kSteps)] });
-  expect(straight.code, straight.stderr).toBe(0);
-  const random = testRandom(kSeed);
-  let [kills, last] = [0, ''];
-  for (;;) {
-    const delayMs = 2 + 120 * ((random() + 1) / 2);
-    const allowed = kills < kMaxKills;
-    const run = await runProgram(kProgram, {
-      args: [join(folder, 'b'), String(kSteps)],
-      onLine: (line, kill) => {
-        last = line;
-        // After the first step of this process, so that each one gets somewhere.
-        if (allowed) setTimeout(() => kill('SIGKILL'), delayMs);
-      },
-    });
-    if (run.signal === 'SIGKILL') {
-      kills++;
-      continue;
+it.each([
+  { source: 'arithmetic', steps: 300, maxKills: 12 },
+  // Each epoch in an order of its own: the position is one of a permutation.
+  { source: 'shuffled', steps: 90, maxKills: 4 },
+])(
+  `ends in the same bytes, $source (seed ${kSeed})`,
+  async ({ source, steps, maxKills }) => {
+    const argumentsOf = (name: string) => [
+      join(folder, `${source}-${name}`),
+      String(steps),
+      source,
+    ];
+    const straight = await runProgram(kProgram, { args: argumentsOf('a') });
+    expect(straight.code, straight.stderr).toBe(0);
+    const random = testRandom(kSeed);
+    let [kills, last] = [0, ''];
+    for (;;) {
+      const delayMs = 2 + 120 * ((random() + 1) / 2);
+      const allowed = kills < maxKills;
+      const run = await runProgram(kProgram, {
+        args: argumentsOf('b'),
+        onLine: (line, kill) => {
+          last = line;
+          // After the first step of this process, so that each one gets somewhere.
+          if (allowed) setTimeout(() => kill('SIGKILL'), delayMs);
+        },
+      });
+      if (run.signal === 'SIGKILL') {
+        kills++;
+        continue;
+      }
+      expect(run.code, run.stderr).toBe(0);
+      break;
     }
-    expect(run.code, run.stderr).toBe(0);
-    break;
-  }
-  expect(kills, 'the run was too fast to be killed').toBeGreaterThan(0);
-  const digest = straight.stdout.trimEnd().split('\n').at(-1);
-  expect(digest).toMatch(/^done [0-9a-f]{64}$/);
-  expect(last).toBe(digest);
-  expect(metrics('b')).toEqual(metrics('a'));
-}, 120_000);
+    expect(kills, 'the run was too fast to be killed').toBeGreaterThan(0);
+    const digest = straight.stdout.trimEnd().split('\n').at(-1);
+    expect(digest).toMatch(/^done [0-9a-f]{64}$/);
+    expect(last).toBe(digest);
+    expect(metrics(`${source}-b`)).toEqual(metrics(`${source}-a`));
+  },
+  240_000,
+);
+
+const hasPrlimit = spawnSync('prlimit', ['--version']).status === 0;
+
+it.skipIf(!hasPrlimit)(
+  'says that the disk is full, wherever that shows, and goes on once it is not',
+  async () => {
+    const kFullSteps = '8';
+    const straight = await runProgram(kProgram, { args: [join(folder, 'space'), kFullSteps] });
+    expect(straight.code, straight.stderr).toBe(0);
+    const done = straight.stdout.trimEnd().split('\n').at(-1);
+    for (const { at, event, step, seen, message, saved } of [
+      {
+        ...{ at: 'metrics', event: 'step', step: 4, seen: 4, saved: ['step-3'] },
+        message:
+          /metrics\.jsonl: cannot write: the file is larger than the system allows \(EFBIG\)$/,
+      },
+      {
+        ...{ at: 'checkpoint', event: 'step', step: 6, seen: 6, saved: ['step-3'] },
+        message: /run\/checkpoints\/.*: cannot (be written|write): .*(needs \d+ bytes|EFBIG)/,
+      },
+      {
+        ...{ at: 'export', event: 'checkpoint', step: 8, seen: 8, saved: ['step-6', 'step-8'] },
+        message: /adapter_\w+\.\w+: cannot (be written|write): .*(needs \d+ bytes|EFBIG)/,
+      },
+    ]) {
+      const output = join(folder, at);
+      const full = await runProgram('test/lifetime/programs/full_disk.mjs', {
+        args: [output, kFullSteps, event, String(step)],
+      });
+      expect(full, full.stderr).toMatchObject({ code: 0, stopped: null });
+      const failure = JSON.parse(full.stdout) as { seen: number; code: string; message: string };
+      expect(failure, at).toEqual({
+        seen,
+        code: 'ERR_NATIVE',
+        message: expect.stringMatching(message),
+      });
+      // Nothing half written under a name that counts, and the checkpoints before it whole.
+      expect(existsSync(join(output, 'adapter_model.safetensors')), at).toBe(false);
+      expect(readdirSync(join(output, 'run/checkpoints')).sort(), at).toEqual(saved);
+      const resumed = await runProgram(kProgram, { args: [output, kFullSteps] });
+      expect(resumed.code, resumed.stderr).toBe(0);
+      expect(resumed.stdout.trimEnd().split('\n').at(-1), at).toBe(done);
+      expect(metrics(at), at).toEqual(metrics('space'));
+    }
+  },
+  240_000,
+);

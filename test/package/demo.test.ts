@@ -1,11 +1,17 @@
-// The demo as `npm run demo` runs it, with a few steps: it ends well, its table has a row a method, and each left its adapter.
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+// The demo as `npm run demo` runs it, with a few steps: it ends well, its table has a row a method, and each left its adapter;
+// also on a model of the user's. And the script that made its checkpoint, which gives the same bytes again.
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { type ChildResult, runProgram } from '../support/child.ts';
+import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 
 const kMethods = ['lora', 'pissa', 'balora'];
+
+/** The label and numbers of each line of a table. */
+const tableOf = ({ stdout }: ChildResult): string[][] =>
+  stdout.split('\n').map((line) => line.trim().split(/ {2,}/));
 
 let folder = '';
 let result: ChildResult;
@@ -23,7 +29,7 @@ afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 it('ends well and prints a row of numbers for each method', () => {
   expect(result, result.stderr).toMatchObject({ code: 0, stopped: null });
-  const rows = result.stdout.split('\n').map((line) => line.trim().split(/ {2,}/));
+  const rows = tableOf(result);
   const row = (label: string): string[] => rows.find(([first]) => first === label) ?? [];
   expect(rows).toContainEqual([
     'task loss',
@@ -56,3 +62,47 @@ it.each(kMethods)('leaves the adapter of %s, and a record of each step', (method
   const steps = read('run/metrics.jsonl').trim().split('\n');
   expect(steps.map((line) => JSON.parse(line).step)).toEqual([1, 2]);
 });
+
+it('fine-tunes a model of the user by --model', async () => {
+  const model = join(folder, 'model');
+  await writeTinyCheckpoint(model);
+  const output = join(folder, 'of-model');
+  const tuned = await runProgram('examples/demo/demo.mjs', {
+    args: [
+      ...['--model', model, '--steps', '2', '--batch-size', '2', '--rank', '2'],
+      ...['--held-out', '4', '--output', output],
+    ],
+    hangMs: 30_000,
+    limitMs: 170_000,
+  });
+  expect(tuned, tuned.stderr).toMatchObject({ code: 0, stopped: null });
+  expect(tuned.stdout).toContain(`Model         ${model} (f32)`);
+  const labels = tableOf(tuned).map(([label]) => label);
+  expect(labels).toEqual(expect.arrayContaining(['before', 'LoRA', 'PiSSA', 'BA-LoRA']));
+  for (const method of kMethods) {
+    const config = readFileSync(join(output, method, 'adapter_config.json'), 'utf8');
+    expect(JSON.parse(config)).toMatchObject({ base_model_name_or_path: model });
+  }
+}, 180_000);
+
+it('has a checkpoint that its script makes again, byte for byte', async () => {
+  const make = async (name: string): Promise<Map<string, Buffer>> => {
+    const out = join(folder, name);
+    const made = await runProgram('examples/demo/make_checkpoint.mjs', {
+      args: ['--steps', '3', '--threads', '1', '--out', out],
+      hangMs: 60_000,
+      limitMs: 280_000,
+    });
+    expect(made, made.stderr).toMatchObject({ code: 0, stopped: null });
+    return new Map(readdirSync(out).map((file) => [file, readFileSync(join(out, file))]));
+  };
+  const [first, second] = [await make('first'), await make('second')];
+  const committed = 'examples/demo/checkpoint';
+  expect([...first.keys()].sort()).toEqual(readdirSync(committed).sort());
+  for (const [file, bytes] of first) {
+    expect(bytes.equals(second.get(file) as Buffer), file).toBe(true);
+    // The weights of three steps are others; what describes them is not.
+    const same = bytes.equals(readFileSync(join(committed, file)));
+    expect(same, file).toBe(file !== 'model.safetensors');
+  }
+}, 600_000);

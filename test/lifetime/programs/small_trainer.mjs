@@ -1,0 +1,107 @@
+// A small model and its trainer, for programs that train it until something happens to them.
+import {
+  AdapterModel,
+  add,
+  arrayRows,
+  Batches,
+  CausalLM,
+  demoCheckpoint,
+  embedding,
+  Linear,
+  Module,
+  randn,
+  silu,
+  setNumThreads,
+  Tokenizer,
+  Trainer,
+} from 'balora';
+
+const kVocabulary = 31;
+const kWidth = 16;
+
+class Block extends Module {
+  constructor(seed) {
+    super();
+    const weight = (at) => randn([kWidth, kWidth], { seed: seed + at, deviation: 0.25 });
+    this.up_proj = new Linear(weight(0));
+    this.down_proj = new Linear(weight(1));
+  }
+
+  forward(x) {
+    return add(x, this.down_proj.forward(silu(this.up_proj.forward(x))));
+  }
+}
+
+class Small extends CausalLM {
+  modelType = 'small';
+
+  constructor(vocabulary) {
+    super({ nameOrPath: 'small', folder: '', dtype: 'f32' });
+    this.vocabSize = vocabulary;
+    this.embed = randn([vocabulary, kWidth], { seed: 1 });
+    this.blocks = [new Block(10), new Block(20)];
+  }
+
+  get head() {
+    return { weight: this.embed, softcap: 0 };
+  }
+
+  configJson() {
+    return { model_type: 'small' };
+  }
+
+  hidden({ ids }) {
+    return this.blocks.reduce((x, block) => block.forward(x), embedding(this.embed, ids));
+  }
+}
+
+function batch(epoch, index) {
+  const rows = 24;
+  const ids = Int32Array.from({ length: rows }, (_, t) => (7 * epoch + 11 * index + 5 * t) % kVocabulary);
+  return {
+    inputIds: ids,
+    positions: Int32Array.from(ids, (_, t) => t),
+    cuSeqlens: Int32Array.of(0, rows),
+    targets: ids.map((id, t) => (t === rows - 1 ? -100 : (3 * id + 1) % kVocabulary)),
+  };
+}
+
+/** Arithmetic instead of text, the same order in every epoch. */
+const arithmetic = {
+  fingerprint: 'small',
+  batchCount: () => 7,
+  *batches(epoch, start) {
+    for (let i = start; i < 7; i++) yield batch(epoch, i);
+  },
+};
+
+/** Rows of text in a new order every epoch, by the library's own batches. */
+async function shuffled() {
+  const tokenizer = await Tokenizer.fromPretrained(demoCheckpoint);
+  const rows = Array.from({ length: 14 }, (_, i) => ({
+    prompt: `The ${i}th whale is`,
+    response: ` ${'great '.repeat(1 + (i % 3))}and number ${i}.`,
+  }));
+  const data = await Batches.create(arrayRows(rows), tokenizer, { batchSize: 2, shuffle: true, seed: 3 });
+  return { data, vocabulary: tokenizer.vocabSize };
+}
+
+/** @param source 'arithmetic' or 'shuffled' */
+export async function smallTrainer({ source = 'arithmetic', ...options }) {
+  setNumThreads(1);
+  const { data, vocabulary } =
+    source === 'shuffled' ? await shuffled() : { data: arithmetic, vocabulary: kVocabulary };
+  const tuned = await AdapterModel.create(new Small(vocabulary), {
+    ...{ r: 4, loraAlpha: 4, initLoraWeights: 'pissa' },
+  });
+  return new Trainer({
+    tuned,
+    data,
+    resume: true,
+    saveSteps: 3,
+    learningRate: 0.01,
+    gradientAccumulationSteps: 2,
+    regularizers: { consistencyWeight: 0.05, diversityWeight: 0.01, svdWeight: 0.01, svdTopK: 4 },
+    ...options,
+  });
+}

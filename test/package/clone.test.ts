@@ -1,0 +1,25 @@
+// The commands that the README shows, as a clone runs them.
+import { execFile } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { expect, it } from 'vitest';
+
+const kRoot = fileURLToPath(new URL('../..', import.meta.url));
+
+it('npx finds balora in its own clone, without a registry', async () => {
+  const run = (...args: string[]) =>
+    promisify(execFile)('npx', ['--no-install', 'balora', ...args], {
+      cwd: kRoot,
+      env: { ...process.env, npm_config_offline: 'true' },
+      timeout: 100_000,
+    });
+  const { stdout } = await run('--help');
+  expect(stdout).toMatch(/^Usage: balora /);
+  for (const command of ['train', 'evaluate', 'inspect', 'merge', 'bench']) {
+    expect(stdout).toMatch(new RegExp(`^ {2}${command} `, 'm'));
+  }
+  await expect(run('tarin')).rejects.toMatchObject({
+    code: 2,
+    stderr: expect.stringMatching(/unknown command 'tarin'[\s\S]*train/),
+  });
+}, 240_000);
