@@ -24,8 +24,6 @@ const kRuns = [
   { shape: 'smollm2-135m', only: kLarge, seconds: 45, torch: 40 },
   { shape: 'llama-7b', only: ['micro'], seconds: 60 },
 ];
-/** Each command also looks at the machine twice. */
-const kMostSeconds = 600;
 
 /** A part's command, its report where it ran, its text. */
 function measure({ shape, only, beside }, { output, torch, device, budget }) {
@@ -33,8 +31,7 @@ function measure({ shape, only, beside }, { output, torch, device, budget }) {
   const flags = ['--device', device, '--shape', shape, '--json', json];
   const torchFlags = beside ? ['--torch', torch, '--pairs', '1', '--torch-steps', '3'] : [];
   const command = [inRoot('dist', 'cli', 'main.js'), 'bench', '--only', only.join(',')];
-  const limit = 1000 * Math.min(kMostSeconds, Math.max(1, budget.left));
-  const run = runCaptured(process.execPath, [...command, ...flags, ...torchFlags], { limit });
+  const run = runCaptured(process.execPath, [...command, ...flags, ...torchFlags], { budget });
   const result = run.status === 0 ? JSON.parse(readFileSync(json, 'utf8')) : { failure: run.text };
   return { ...run, result };
 }

@@ -1,9 +1,9 @@
 // `npm run pack:cuda`: everything that `test:cuda` and `bench:cuda` need on a machine that has an NVIDIA driver but no
-// Node, no compiler and no network, in one file: build/cuda-pack.tar.xz (below 60 MB). There:
+// Node, no compiler and no network, in one file: build/cuda-pack.tar.xz (44.5 MB; below 60). There:
 //
 //   tar xJf cuda-pack.tar.xz && sh balora-cuda/run.sh [--output FOLDER] [--torch PYTHON] [--seconds N]
 import { spawnSync } from 'node:child_process';
-import { chmodSync, cpSync, existsSync, mkdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { chmodSync, cpSync, existsSync, mkdirSync, rmSync, statSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import { buildNative, ensureTypeScript } from './support/build_steps.mjs';
 import { cudaPlugin } from './support/cuda.mjs';
@@ -16,41 +16,6 @@ const kFiles = [
     (name) => `test/fixtures/architectures/llama-untied-gqa/${name}`,
   ),
 ];
-
-const kRun = `#!/bin/sh
-# Correctness, then speed, all of it within --seconds (default 460; a part that does not fit is skipped by name). The report is
-# left in the folder given with --output (default build/cuda-report).
-#   run.sh [--output FOLDER] [--torch PYTHON] [--seconds N] [--device NAME] [--shapes tiny]
-begun=$(date +%s)
-seconds=460
-python=python3
-torch=
-previous=
-for argument in "$@"; do
-  case "$previous" in
-    --seconds) seconds=$argument ;;
-    --torch) python=$argument torch=$argument ;;
-    --output) output=$(realpath -m "$argument") ;;
-    --device) device=$argument ;;
-    --shapes) shapes=$argument ;;
-  esac
-  previous=$argument
-done
-cd "$(dirname "$0")" || exit 1
-export BALORA_BINARY="$PWD/prebuilds/linux-x64/balora.node"
-# cuBLAS of the machine's own, or as pip's wheels have it beside torch: site-packages/nvidia/*/lib
-wheels=$("$python" -c 'import glob, sys
-print(":".join(d for p in sys.path if p for d in sorted(glob.glob(p + "/nvidia/*/lib"))))' 2>/dev/null)
-export LD_LIBRARY_PATH="$wheels\${wheels:+:}$LD_LIBRARY_PATH"
-set -- --output "\${output:-$PWD/build/cuda-report}" --device "\${device:-cuda}" --shapes "\${shapes:-all}"
-# Less than half of the time tells whether the numbers are right.
-./node scripts/test_cuda.mjs "$@" --seconds $((seconds * 2 / 5))
-tested=$?
-left=$((seconds - $(date +%s) + begun))
-[ "$left" -gt 0 ] || left=1
-./node scripts/bench_cuda.mjs "$@" --seconds "$left" \${torch:+--torch "$torch"} || exit 1
-exit $tested
-`;
 
 /** Folders of the packages that the library needs at run time. */
 function runtimePackages() {
@@ -77,7 +42,7 @@ function pack(folder) {
   for (const file of ['node', 'build/cuda/balora_cuda.so', 'build/release/balora_device_tests']) {
     spawnSync('strip', ['--strip-debug', join(folder, file)]);
   }
-  writeFileSync(join(folder, 'run.sh'), kRun);
+  cpSync(inRoot('scripts', 'support', 'run_cuda.sh'), join(folder, 'run.sh'));
   chmodSync(join(folder, 'run.sh'), 0o755);
 }
 

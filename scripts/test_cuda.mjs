@@ -25,10 +25,10 @@ async function buildInClone() {
   await ensureTypeScript({ check: false });
 }
 
-function deviceTests(report) {
+function deviceTests(report, budget) {
   const program = inRoot('build', 'release', 'balora_device_tests');
   if (!existsSync(program)) throw new SetupError(`${program} is missing.`);
-  const { status, text, seconds } = runCaptured(program, ['--no-colors=true']);
+  const { status, text, seconds } = runCaptured(program, ['--no-colors=true'], { budget });
   const counts = /test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed/.exec(text);
   const [passed, failed] = counts ? counts.slice(1).map(Number) : [0, 1];
   const ok = status === 0 && failed === 0;
@@ -40,9 +40,9 @@ function deviceTests(report) {
 }
 
 /** Runs a program of bench/cuda that prints one line of JSON. */
-function program(file, flags) {
+function program(file, flags, budget) {
   const command = [inRoot('bench', 'cuda', file), ...flags];
-  const { status, stdout, text, seconds } = runCaptured(process.execPath, command);
+  const { status, stdout, text, seconds } = runCaptured(process.execPath, command, { budget });
   const line = stdout.trim().split('\n').at(-1);
   const result = line?.startsWith('{') ? JSON.parse(line) : { text };
   const { worst } = result;
@@ -55,16 +55,20 @@ function program(file, flags) {
   };
 }
 
-function golden(report, device) {
-  const { part, said, counts } = program('golden.mjs', ['--device', device, '--golden', kGolden]);
+function golden(report, { device, budget }) {
+  const { part, said, counts } = program(
+    'golden.mjs',
+    ['--device', device, '--golden', kGolden],
+    budget,
+  );
   const title = 'the golden LLaMA in f32, largest error over what is allowed';
   report.add({ kind: 'golden', ...part }, `${title}: ${said}`);
   return counts;
 }
 
-function trajectory(report, { name, flags, dtype, device }) {
+function trajectory(report, { name, flags, dtype }, { device, budget }) {
   const all = ['--device', device, ...flags, '--dtype', dtype];
-  const { part, said, counts } = program('trajectory.mjs', all);
+  const { part, said, counts } = program('trajectory.mjs', all, budget);
   const title = `training ${name} ${dtype} against the CPU, largest distance`;
   report.add({ kind: 'trajectory', name, dtype, ...part }, `${title}: ${said}`);
   return counts;
@@ -79,19 +83,20 @@ function within(budget, report, [name, wanted, run]) {
 }
 
 await main(async (args) => {
-  const { output, budget, device } = reportOptions(args);
+  const options = reportOptions(args);
+  const { output, budget } = options;
   say(`plug-in: ${cudaPlugin()}`);
   await buildInClone();
   const report = new Report('test', output);
   const trainings = kTrajectories.flatMap((one) =>
     ['f32', 'bf16'].map((dtype) => {
-      const run = () => trajectory(report, { ...one, dtype, device });
+      const run = () => trajectory(report, { ...one, dtype }, options);
       return [`training ${one.name} ${dtype}`, one.seconds, run];
     }),
   );
   const parts = [
-    ['the golden LLaMA', 10, () => golden(report, device)],
-    ['kernels against the CPU', 60, () => deviceTests(report)],
+    ['the golden LLaMA', 10, () => golden(report, options)],
+    ['kernels against the CPU', 60, () => deviceTests(report, budget)],
     ...trainings,
   ];
   const counts = parts.map((part) => within(budget, report, part));

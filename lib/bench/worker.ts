@@ -50,6 +50,10 @@ async function answer(text: string): Promise<Answer> {
 }
 
 if (process.send !== undefined && process.argv[2] !== undefined) {
+  // A parent that is stopped takes its job along: it would use the machine under the next one's feet.
+  const stop = (): void => process.exit(1);
+  process.once('disconnect', stop);
   process.send(await answer(process.argv[2]));
+  process.off('disconnect', stop);
   process.disconnect();
 }

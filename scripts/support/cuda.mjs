@@ -20,8 +20,11 @@ export function cudaEnvironment() {
   return { ...process.env, BALORA_CUDA_PLUGIN: cudaPlugin(), LD_LIBRARY_PATH: path };
 }
 
-/** Runs a program, shows and returns what it printed. */
-export function runCaptured(command, args, { limit = 600_000 } = {}) {
+const kMostSeconds = 600;
+
+/** Runs a program, shows and returns what it printed. It is stopped after ten minutes, or where the budget ends. */
+export function runCaptured(command, args, { budget = null } = {}) {
+  const limit = 1000 * Math.min(kMostSeconds, Math.max(1, budget?.left ?? kMostSeconds));
   const started = performance.now();
   const result = spawnSync(command, args, {
     ...{ cwd: root, encoding: 'utf8', env: cudaEnvironment(), maxBuffer: 1 << 28, timeout: limit },
@@ -29,7 +32,9 @@ export function runCaptured(command, args, { limit = 600_000 } = {}) {
   });
   const seconds = (performance.now() - started) / 1000;
   const text = `${result.stdout ?? ''}${result.stderr ?? ''}`;
-  const reason = result.error ? `\n${result.error.message}` : '';
+  const stopped = result.error?.code === 'ETIMEDOUT';
+  const why = stopped ? `stopped after ${(limit / 1000).toFixed(0)} s` : result.error?.message;
+  const reason = why === undefined ? '' : `\n${why}`;
   return { status: result.status ?? 1, stdout: result.stdout ?? '', text: text + reason, seconds };
 }
 
