@@ -12,10 +12,13 @@ const paired = (name, dtype, pick) => (rows) => {
   return row?.torch ? pick(row) : null;
 };
 const speed = (name, dtype) =>
-  paired(name, dtype, ({ torch, tokensPerSecond }) => {
+  paired(name, dtype, ({ torch, tokensPerSecond, seconds: step, ceilingSeconds }) => {
     const { speedRatio, tokensPerSecond: theirs } = torch;
     const rates = `${tokensPerSecond.toFixed(0)} against ${theirs.median.toFixed(0)} tokens/s`;
-    return `${times(speedRatio.median)} (${rates})`;
+    const ceiling = ceilingSeconds
+      ? `; ceiling ${times((speedRatio.median * step.median) / ceilingSeconds)}`
+      : '';
+    return `${times(speedRatio.median)} (${rates}${ceiling})`;
   });
 /** Memory of an encoder's step against what transformers and peft took for it; torch's own script takes less. */
 const kPeftMiniLm = 1379.96 * 2 ** 20;

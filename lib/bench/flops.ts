@@ -48,7 +48,7 @@ export function groupsOf({ c, f, heads, keyValueHeads, d, encoder = false }: Siz
 
 /** Useful operations a step; a multiply and an add are two. */
 export function usefulFlops(step: StepShape): number {
-  const { sizes, method, rank, tokens, supervised, squaredLengths, accumulation } = step;
+  const { sizes, method, rank, tokens, supervised, accumulation } = step;
   let [base, pairs] = [0, 0]; // parameters, each as often as a row meets it
   for (const { input, outputs, behind } of groupsOf(sizes)) {
     const rows = behind ? tokens * (sizes.layers - 1) + supervised : tokens * sizes.layers;
@@ -57,17 +57,21 @@ export function usefulFlops(step: StepShape): number {
       pairs += rows * rank * (input + output);
     }
   }
-  // For the scores and for the values; causal: half of the T x T scores.
-  const seen = sizes.encoder ? 4 : 2;
-  const attention = seen * squaredLengths * sizes.heads * sizes.d * sizes.layers;
-  const forward = 2 * base + attention;
+  const forward = 2 * base;
   const lowRank = 2 * pairs;
   const first = groupsOf(sizes)[0] as Group;
   const noGradient = 2 * tokens * first.input * outputWidth(first); // below the first adapter
-  const student = 2 * forward + attention + 3 * lowRank - noGradient;
+  const student = 2 * forward + 3 * lowRank - noGradient;
   const head = 2 * supervised * sizes.v * sizes.c;
   const teacher = method === 'balora' ? forward + head : 0;
-  return accumulation * (student + 2 * head + teacher);
+  return accumulation * (student + 2 * head + teacher) + attentionFlops(step);
+}
+
+/** Of these, the attention's: scores and values once forward and twice backward, and once by the teacher. */
+export function attentionFlops({ sizes, method, squaredLengths, accumulation }: StepShape): number {
+  const seen = sizes.encoder ? 4 : 2; // causal: half of the T x T scores
+  const forward = seen * squaredLengths * sizes.heads * sizes.d * sizes.layers;
+  return accumulation * (method === 'balora' ? 4 : 3) * forward;
 }
 
 function outputWidth({ outputs }: Group): number {

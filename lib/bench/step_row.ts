@@ -12,7 +12,7 @@ import type { BatchSource, StepRecord } from '../train/types.ts';
 import { CpuWatch } from './disturbance.ts';
 import { encoderSetup } from './encoder_setup.ts';
 import { kFeatures } from './features.ts';
-import { type StepShape, stepProducts, usefulFlops } from './flops.ts';
+import { attentionFlops, type StepShape, stepProducts, usefulFlops } from './flops.ts';
 import { peakRate, productsSeconds } from './products.ts';
 import type { Sizes } from './shapes.ts';
 import { mean, median, spread, sum } from './statistics.ts';
@@ -78,6 +78,7 @@ export async function stepRow(input: StepRowInput): Promise<StepRow> {
     accumulation: workload.accumulation,
   };
   const rooflineSeconds = input.roofline ? await productsSeconds(stepProducts(shape), dtype) : 0;
+  const gemmPeak = input.roofline ? await peakRate(dtype, { trial: input.shape === 'tiny' }) : 0;
   return {
     kind: 'step',
     name: input.name,
@@ -94,7 +95,8 @@ export async function stepRow(input: StepRowInput): Promise<StepRow> {
     flopsPerToken: usefulFlops(shape) / tokens,
     rooflineSeconds,
     rooflineShare: rooflineSeconds / median(seconds),
-    gemmPeak: input.roofline ? await peakRate(dtype, { trial: input.shape === 'tiny' }) : 0,
+    ceilingSeconds: input.roofline ? rooflineSeconds + attentionFlops(shape) / gemmPeak : 0,
+    gemmPeak,
     disturbance,
     notes: setup.notes,
   };

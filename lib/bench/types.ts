@@ -108,6 +108,8 @@ export interface StepRow {
   /** Seconds of the step's products run alone, and their share of the step. */
   readonly rooflineSeconds: number;
   readonly rooflineShare: number;
+  /** Seconds of a step of nothing but these products and its attention's operations at `gemmPeak`; 0: not measured. */
+  readonly ceilingSeconds?: number;
   /** Best packed product in this process at this row's dtype and threads. */
   readonly gemmPeak: number;
   readonly disturbance: Disturbance;

@@ -65,5 +65,8 @@ describe('targetsOf', () => {
     expect(texts).toContain('5.12x (1024 against 200 tokens/s)');
     expect(texts).toContain('1/6.00 (1.00 of 6.00 GiB)');
     expect(texts).toContain('50%');
+    const step = { median: 2, low: 2, high: 2, samples: 3 };
+    const bounded = stepRow({ torch, seconds: step, ceilingSeconds: 1.6 });
+    expect(targets[0]?.reached([bounded])).toBe('5.12x (1024 against 200 tokens/s; ceiling 6.40x)');
   });
 });

@@ -54,6 +54,7 @@ describe('balora bench', () => {
     expect(parts).toBeGreaterThan(0.5 * row.seconds.median);
     expect(data + other).toBeGreaterThanOrEqual(0);
     expect(row.rooflineShare).toBeGreaterThan(0);
+    expect(row.ceilingSeconds).toBeGreaterThan(row.rooflineSeconds);
     expect(rows[2]?.kind === 'step' && rows[2].notes.join()).toContain('synthetic');
     const ratio = rows.find(({ name }) => name === 'balora-over-lora');
     expect(ratio?.kind === 'ratio' && ratio.value).toBeGreaterThan(0);

@@ -1,6 +1,12 @@
 // Operations and products of a step, against counts made by hand.
 import { describe, expect, it } from 'vitest';
-import { groupsOf, type StepShape, stepProducts, usefulFlops } from '../../lib/bench/flops.ts';
+import {
+  attentionFlops,
+  groupsOf,
+  type StepShape,
+  stepProducts,
+  usefulFlops,
+} from '../../lib/bench/flops.ts';
 import { encoderSizes, kMiniLm, kShapes, sizesOf } from '../../lib/bench/shapes.ts';
 
 // C 4, F 6, one layer, V 10, two query heads and one key/value head of 2.
@@ -36,6 +42,11 @@ describe('usefulFlops', () => {
     const teacher = linear + attention + head;
     expect(usefulFlops({ ...kStep, method: 'balora' })).toBe(lora + teacher);
     expect(usefulFlops({ ...kStep, accumulation: 3 })).toBe(3 * lora);
+  });
+
+  it('tells the part of the attention', () => {
+    expect(attentionFlops(kStep)).toBe(3 * attention);
+    expect(attentionFlops({ ...kStep, method: 'balora', accumulation: 2 })).toBe(8 * attention);
   });
 
   it('gives SmolLM2-135M about 0.82 GFLOP a token', () => {
