@@ -16,7 +16,7 @@ struct Case {
 };
 
 const Case kCases[] = {
-#define CASE(name, words) {#name, name, words}
+#define CASE(name, words) Case(#name, name, words)
     CASE(
         global_past_the_end,
         R"(kernel planted, block \(0,0,0\), thread \(99,0,0\) reads 4 bytes 0 bytes past the end of )"
