@@ -1,5 +1,7 @@
 // Writes the tables of docs/performance.md and README.md, and the growth charts, from the reports in
-// bench/results/MACHINE/: the block `bench:MACHINE/NAME` of a page holds the table NAME of that machine. Of each row the latest measurement counts, one beside torch before one alone. `--check` only compares, and fails when a page is stale.
+// bench/results/MACHINE/: the block `bench:MACHINE/NAME` of a page holds the table NAME of that machine. Of each row the latest
+// measurement counts, one beside torch before one alone; a ratio comes from one report where one holds both of its rows.
+// `--check` only compares, and fails when a page is stale.
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { targetsOf } from '../bench/targets.mjs';
@@ -21,10 +23,9 @@ async function collect(machine) {
   const growth = new Map();
   for (const report of reports) {
     for (const row of report.rows) {
-      // A row that could not be made of one report's rows is made of all of them below.
       const paired = rows.get(keyOf(row))?.torch !== undefined;
       const alone = row.torch === undefined;
-      if (row.kind === 'ratio' || row.kind === 'unavailable' || (paired && alone)) continue;
+      if (row.kind === 'unavailable' || (paired && alone)) continue;
       rows.set(keyOf(row), row);
     }
     for (const row of report.rows) {
@@ -35,6 +36,8 @@ async function collect(machine) {
   const { kRatioNeeds } = await import('../dist/bench/workloads.js');
   const { ratioRow } = await import('../dist/bench/ratios.js');
   for (const name of Object.keys(kRatioNeeds)) {
+    // A ratio that no report could make of its own rows is made of all of them.
+    if (rows.get(`${name} bf16`)?.kind === 'ratio') continue;
     const row = ratioRow(name, 'bf16', [...rows.values()]);
     rows.set(keyOf(row), row);
   }
@@ -63,7 +66,9 @@ async function blocks(machine, { reports, rows, growth }) {
   const when = dates[0] === dates[1] ? dates[0] : dates.join(' to ');
   const targets = targetsOf(best).map((target) => {
     const reached = target.reached(rows);
-    return [target.what, target.must, target.aim, reached ?? 'not measured'];
+    if (reached === null) return [target.what, target.must, target.aim, 'not measured', ''];
+    const verdict = reached.met ? 'met' : '**missed**';
+    return [target.what, target.must, target.aim, reached.text, verdict];
   });
   return {
     machine: [
@@ -74,7 +79,7 @@ async function blocks(machine, { reports, rows, growth }) {
         .split('\n')
         .map((text) => `- ${text}`),
     ].join('\n'),
-    targets: markdown({ head: ['what', 'must', 'aim', 'reached'], rows: targets }),
+    targets: markdown({ head: ['what', 'must', 'aim', 'reached', ''], rows: targets }),
     training: markdown(tables.stepTable(rows)),
     split: markdown(tables.splitTable(rows)),
     torch: markdown(tables.torchTable(rows)),

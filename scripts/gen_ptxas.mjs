@@ -1,4 +1,4 @@
-// `npm run gen:ptxas`, after `npm run build:cuda`: writes the table of hot CUDA kernels into docs/performance.md, with what
+// `npm run gen:ptxas`, after `npm run build:cuda`: writes the table of hot CUDA kernels into docs/gpu-performance.md, with what
 // ptxas says of their registers and the share of a multiprocessor's warps that these and shared memory allow. `--check` only
 // compares, where nvcc is and the log is as new as the sources, and says why where it does not.
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
@@ -92,7 +92,7 @@ await main(([flag]) => {
   }
   if (!existsSync(kPtxasLog))
     throw new SetupError('There is no log: run npm run build:cuda first.');
-  const page = inRoot('docs', 'performance.md');
+  const page = inRoot('docs', 'gpu-performance.md');
   const text = readFileSync(page, 'utf8');
   const made = table(latestRows(readFileSync(kPtxasLog, 'utf8')));
   const block = /(<!-- ptxas -->\n)[\s\S]*?(<!-- \/ptxas -->)/;

@@ -3,7 +3,7 @@
  * The rules that turn this into warnings are pure functions.
  */
 import { readFileSync } from 'node:fs';
-import { loadavg } from 'node:os';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Disturbance, Machine } from './types.ts';
 
 /** Seconds since the start of the machine, summed over its cores. */
@@ -69,30 +69,28 @@ function readCpuSeconds(): CpuSeconds | null {
 export type Calibration = Pick<Machine, 'peakF32' | 'peakBf16' | 'memoryBandwidth'>;
 
 export interface IdleFacts {
-  readonly cores: number;
-  /** Load average of the minute before the run. */
-  readonly loadBefore: number;
+  /** In the second before the run. */
+  readonly first: Disturbance;
   readonly before: Calibration;
   readonly after: Calibration;
   readonly rows: readonly { readonly name: string; readonly disturbance: Disturbance }[];
 }
 
-const kLoadShare = 0.25;
+const kLookSeconds = 1;
 const kOthersShare = 0.05;
 const kCalibrationShare = 0.1;
 
-export function loadBefore(): number {
-  return loadavg()[0] as number;
+/** What others have of the processor right now. Unlike the load average it knows nothing of what has just ended. */
+export async function lookAround(): Promise<Disturbance> {
+  const watch = new CpuWatch();
+  await sleep(1000 * kLookSeconds);
+  return watch.read();
 }
 
 /** One line for each reason to distrust the figures; none on an idle machine. */
-export function idleWarnings({ cores, loadBefore, before, after, rows }: IdleFacts): string[] {
+export function idleWarnings({ first, before, after, rows }: IdleFacts): string[] {
   const warnings: string[] = [];
-  if (loadBefore > kLoadShare * cores) {
-    const load = loadBefore.toFixed(2);
-    warnings.push(`the machine was busy before the run: load average ${load} on ${cores} cores`);
-  }
-  for (const { name, disturbance } of rows) {
+  for (const { name, disturbance } of [{ name: 'before the run', disturbance: first }, ...rows]) {
     if (disturbance.others <= kOthersShare) continue;
     const stolen =
       disturbance.stolen > kOthersShare / 2 ? ` (${percent(disturbance.stolen)} stolen)` : '';

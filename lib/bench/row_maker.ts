@@ -19,9 +19,10 @@ import type { Plan } from './workloads.ts';
 const kWarmup = 2;
 const kPairs = 3;
 const kSteps = 5;
-const kPairedSteps = 3;
-const kTorchWarmup = 1;
-const kTorchSteps = 2;
+/** Beside torch, of micro-batches that are all of one size. */
+const kPairedSteps = { warmup: kWarmup, steps: 3, torchWarmup: 1, torchSteps: 2 };
+/** Rows of many lengths: both sides take the same ones. */
+const kUnevenSteps = { warmup: 2, steps: 6, torchWarmup: 2, torchSteps: 6 };
 /** An encoder's steps are a tenth of the others, of many sizes, and settle later. */
 const kEncoderSteps = { warmup: 5, steps: 20, torchWarmup: 5, torchSteps: 20 };
 const kPissaRepetitions = 3;
@@ -106,7 +107,10 @@ export class RowMaker {
   private async pairedStep(name: string, workload: Workload, python: string): Promise<StepRow> {
     const counts = countsOf(workload, { paired: true });
     const { torchWarmup } = counts;
-    const { pairs = kPairs, steps = counts.steps, torchSteps = counts.torchSteps } = this.options;
+    const { pairs = kPairs, steps = counts.steps } = this.options;
+    // Of micro-batches of many sizes both sides must measure the same ones.
+    const even = workload.data === 'random';
+    const torchSteps = even ? (this.options.torchSteps ?? counts.torchSteps) : steps;
     const { data: dataFile } = this.options;
     const count = (torchWarmup + torchSteps) * workload.accumulation;
     return withTorchFolder(async (folder) => {
@@ -170,8 +174,8 @@ export class RowMaker {
 /** Steps of a run of each side, measured and before. */
 function countsOf({ data }: Workload, { paired = false } = {}): typeof kEncoderSteps {
   if (data === 'sst2') return kEncoderSteps;
-  const steps = paired ? kPairedSteps : kSteps;
-  return { warmup: kWarmup, steps, torchWarmup: kTorchWarmup, torchSteps: kTorchSteps };
+  if (data === 'gsm8k') return kUnevenSteps;
+  return paired ? kPairedSteps : { ...kPairedSteps, steps: kSteps };
 }
 
 /** One row out of several runs of it: medians of the runs, the extremes of all. */

@@ -1,7 +1,11 @@
 /** A benchmark run: the machine, the rows one after the other, the machine again, and what to think of it all. */
+import { execFile } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { basename } from 'node:path';
+import { promisify } from 'node:util';
 import { ArgumentError } from '../errors.ts';
 import { runJob } from './children.ts';
-import { idleWarnings, loadBefore } from './disturbance.ts';
+import { idleWarnings, lookAround } from './disturbance.ts';
 import { chooseSeries, growthSeries, type SeriesPlan } from './growth.ts';
 import type { BenchOptions } from './options.ts';
 import { ratioRow } from './ratios.ts';
@@ -10,6 +14,7 @@ import { type ModelShape, shapeNamed } from './shapes.ts';
 import type { GrowthSeries, Machine, Report, Row, StepRow } from './types.ts';
 import { choosePlans, kGroupNames, type Plan, type RatioName } from './workloads.ts';
 
+const execFileAsync = promisify(execFile);
 const kGrowthSteps = 2;
 /** Says nothing about the machine: its ceilings are not worth measuring either. */
 const kTrialShape = 'tiny';
@@ -26,9 +31,9 @@ export async function runBench(options: BenchOptions = {}): Promise<Report> {
     throw new ArgumentError(`nothing to measure; groups: ${kGroupNames.join(', ')}`);
   }
   const trial = options.shape === kTrialShape;
-  const load = loadBefore();
+  const first = await lookAround();
   onProgress('machine');
-  const { device } = options;
+  const { device, model } = options;
   const machine = await runJob('machine', { trial }, { device });
   const maker = new RowMaker(options);
   const rows: Row[] = [];
@@ -48,13 +53,31 @@ export async function runBench(options: BenchOptions = {}): Promise<Report> {
   onProgress('machine');
   const after = await runJob('machine', { trial }, { device });
   const warnings = idleWarnings({
-    cores: machine.cores,
-    loadBefore: load,
+    first,
     before: machine,
     after,
     rows: rows.filter((row): row is StepRow => row.kind === 'step'),
   });
-  return { format: 1, date: new Date().toISOString(), machine, warnings, rows, growth };
+  return {
+    format: 1,
+    date: new Date().toISOString(),
+    commit: await commitOf(new URL('../../', import.meta.url)),
+    ...(model === undefined ? {} : { model: basename(model) }),
+    ...{ machine, warnings, rows, growth },
+  };
+}
+
+/** What the measured code is; null outside a checkout, where the version tells. A plus says that files were changed. */
+async function commitOf(folder: URL): Promise<string | null> {
+  if (!existsSync(new URL('.git', folder))) return null; // not that of a project around it
+  const git = async (...args: string[]): Promise<string> =>
+    (await execFileAsync('git', args, { cwd: folder })).stdout.trim();
+  try {
+    const changed = await git('status', '--porcelain', '--untracked-files=no');
+    return `${await git('rev-parse', '--short=12', 'HEAD')}${changed === '' ? '' : '+'}`;
+  } catch {
+    return null; // no git, or not allowed to look
+  }
 }
 
 function ratio(plan: Plan, { dtype = 'bf16' }: BenchOptions, rows: readonly Row[]): Row {

@@ -70,7 +70,8 @@ export async function stepRow(input: StepRowInput): Promise<StepRow> {
   const supervised = mean(measured.map(({ record }) => record.supervisedTokens));
   const shape: StepShape = {
     sizes: setup.sizes,
-    method: workload.method,
+    // A cached teacher has no passes of its own from the second epoch on.
+    method: workload.feature === 'cacheTeacher' ? 'lora' : workload.method,
     rank: workload.rank,
     tokens: Math.round(tokens / workload.accumulation),
     supervised: Math.round(supervised / workload.accumulation),

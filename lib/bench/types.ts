@@ -208,6 +208,10 @@ export interface GrowthSeries {
 export interface Report {
   readonly format: 1;
   readonly date: string;
+  /** Of the checkout, with a plus where files had been changed; null outside of one. Older reports have none. */
+  readonly commit?: string | null;
+  /** Name of the file or folder that was measured; absent for random weights. */
+  readonly model?: string;
   readonly machine: Machine;
   readonly warnings: readonly string[];
   readonly rows: readonly Row[];

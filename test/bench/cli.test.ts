@@ -27,6 +27,18 @@ async function bench(...args: string[]): Promise<{ code: number | null; text: st
 const readJson = async (path: string): Promise<Report> =>
   JSON.parse(await readFile(path, 'utf8')) as Report;
 
+/** In torch's place: takes a second for each of its steps. */
+const kStandIn = `#!/usr/bin/env node
+import { readFileSync } from 'node:fs';
+const [folder, ...flags] = process.argv.slice(3);
+const flag = (name) => Number(flags[flags.indexOf('--' + name) + 1]);
+const batches = JSON.parse(readFileSync(folder + '/batches.json', 'utf8'));
+const measured = batches.slice(flag('warmup'), flag('warmup') + flag('steps'));
+const tokens = measured.map((rows) => rows.reduce((sum, { ids }) => sum + ids.length, 0));
+const seconds = tokens.map(() => 1);
+console.log(JSON.stringify({ version: '0', threads: 1, peakBytes: 1, seconds, tokens }));
+`;
+
 describe('balora bench', () => {
   it('measures training rows and writes them as a table and as JSON', async () => {
     const json = join(folder, 'steps.json');
@@ -56,6 +68,8 @@ describe('balora bench', () => {
     expect(row.rooflineShare).toBeGreaterThan(0);
     expect(row.ceilingSeconds).toBeGreaterThan(row.rooflineSeconds);
     expect(rows[2]?.kind === 'step' && rows[2].notes.join()).toContain('synthetic');
+    const [, plain, , cached] = rows as StepRow[];
+    expect(cached?.flopsPerToken).toBe(plain?.flopsPerToken); // no passes of the teacher
     const ratio = rows.find(({ name }) => name === 'balora-over-lora');
     expect(ratio?.kind === 'ratio' && ratio.value).toBeGreaterThan(0);
   }, 300_000);
@@ -82,6 +96,21 @@ describe('balora bench', () => {
     const same = await bench(...again, '--compare', json, '--margin', '1e12');
     expect(same.text).toContain('0 of 1 figures');
     expect(same.code).toBe(0);
+    const other = ['--shape', 'tiny', '--only', 'micro-fill', '--json', join(folder, 'x.json')];
+    await writeFile(json, JSON.stringify({ ...report, rows: better.slice(0, 1) }));
+    expect((await bench(...other, '--compare', json)).code).toBe(1); // nothing in common
+  }, 300_000);
+
+  it('gives both sides the same micro-batches, where they are of many sizes', async () => {
+    const python = join(folder, 'python.mjs');
+    await writeFile(python, kStandIn, { mode: 0o755 });
+    const json = join(folder, 'paired.json');
+    const args = ['--shape', 'tiny', '--only', 'lora-gsm8k', '--pairs', '1', '--torch-steps', '1'];
+    const { code, text } = await bench(...args, '--torch', python, '--json', json);
+    expect(code, text).toBe(0);
+    const row = (await readJson(json)).rows[0] as StepRow;
+    expect(row.seconds.samples).toBe(2); // --steps, not --torch-steps
+    expect(row.torch?.tokensPerSecond.median).toBeCloseTo(row.tokens, 9);
   }, 300_000);
 
   it('measures what is for GPUs, asked for by name', async () => {

@@ -1,4 +1,4 @@
-// When a run is to be distrusted: processor time of others, load before, peaks that moved.
+// When a run is to be distrusted: processor time of others, peaks that moved.
 import { describe, expect, it } from 'vitest';
 import {
   disturbanceBetween,
@@ -10,7 +10,7 @@ import { cpuFeatures } from '../../lib/bench/machine.ts';
 import { kMachine } from './reports.ts';
 
 const kIdle: IdleFacts = {
-  ...{ cores: 2, loadBefore: 0.1, before: kMachine, after: kMachine },
+  ...{ first: { others: 0.01, stolen: 0 }, before: kMachine, after: kMachine },
   rows: [{ name: 'balora-4x512', disturbance: { others: 0.01, stolen: 0 } }],
 };
 
@@ -35,15 +35,15 @@ describe('idleWarnings', () => {
     expect(idleWarnings(kIdle)).toEqual([]);
   });
 
-  it('names load, the rows that were disturbed, and peaks that moved', () => {
+  it('names what came before, the rows that were disturbed, and peaks that moved', () => {
     const warnings = idleWarnings({
       ...kIdle,
-      loadBefore: 1.2,
+      first: { others: 0.6, stolen: 0 },
       after: { ...kMachine, peakBf16: 0.8 * kMachine.peakBf16, peakF32: 1.05 * kMachine.peakF32 },
       rows: [{ name: 'lora-gsm8k', disturbance: { others: 0.4, stolen: 0.2 } }],
     });
     expect(warnings).toEqual([
-      'the machine was busy before the run: load average 1.20 on 2 cores',
+      'before the run: other processes had 60% of the processor',
       'lora-gsm8k: other processes had 40% of the processor (20% stolen)',
       'the bf16 product peak after the run was 0.80 times that before it',
     ]);
