@@ -1,7 +1,8 @@
 /**
- * Training trajectories of SmolLM2-135M in f32 against the reference's: every step's terms, gradient norm and rate, and
- * how far each module has moved at the end. `lora` always runs whole; the two of PiSSA, minutes long, with BALORA_SLOW=1,
- * else their first steps. A first step's rate is 0, so the third is the first that an update moved.
+ * Training trajectories of SmolLM2-135M against the reference's, in f32 to its tolerances and in bf16 within a band: every
+ * step's terms, gradient norm and rate, and how far each module has moved at the end. `lora` always runs whole; the two of
+ * PiSSA, minutes long, in f32 with BALORA_SLOW=1, else their first steps. A first step's rate is 0, so the third is the first
+ * that an update moved.
  *
  * The reference starts from the exact top 16 singular vectors. Where sigma_16 and sigma_17 differ by 1e-4, a method that
  * has converged in energy has not in direction, and after some steps that shows; so their whole runs start from exact
@@ -69,18 +70,22 @@ const kQuickSteps = 4;
 const kMinutes = 60_000;
 const kModel = 'models/smollm2-135m-instruct-gguf';
 
-describeShared('SmolLM2 trajectories in f32', () => {
+describeShared('SmolLM2 trajectories', () => {
   const facts = JSON.parse(readFileSync(sharedPath('golden/smollm2/train.json'), 'utf8')) as {
     runs: Record<string, RunFacts>;
   };
   const arrays = goldenArrays(sharedPath('golden/smollm2/train.safetensors'));
 
-  it.each(Object.entries(facts.runs))(
-    '%s',
-    async (name, run) => {
+  it.each([
+    ...Object.entries(facts.runs).map(([name, run]) => [name, 'f32', run] as const),
+    ...['pissa', 'lora'].map((name) => [name, 'bf16', facts.runs[name] as RunFacts] as const),
+  ])(
+    '%s in %s',
+    async (name, dtype, run) => {
+      const compare = dtype === 'f32' ? compareStep : compareBand;
       const { config } = run;
-      const whole = kSlow || config.init === 'lora';
-      const model = await AutoModelForCausalLM.fromPretrained(sharedPath(kModel), { dtype: 'f32' });
+      const whole = (kSlow && dtype === 'f32') || config.init === 'lora';
+      const model = await AutoModelForCausalLM.fromPretrained(sharedPath(kModel), { dtype });
       const tuned = await AdapterModel.create(model, adapterConfig(run));
       if (config.init === 'lora') tuned.restore(firstValues(tuned, name, arrays), 'golden');
       else if (whole) tuned.restore(await exactValues(tuned), 'exact');
@@ -101,11 +106,12 @@ describeShared('SmolLM2 trajectories in f32', () => {
       for await (const event of trainer.run()) {
         if (event.type !== 'step') continue;
         records.push(event.record);
-        compareStep(event.record, run.steps[event.record.step - 1] as Step);
+        compare(event.record, run.steps[event.record.step - 1] as Step);
         if (!whole && records.length === kQuickSteps) stop.abort();
       }
       expect(records).toHaveLength(whole ? config.steps : kQuickSteps);
-      if (whole) await compareEnd(tuned, run, batchOf(examples.slice(-config.micro_batch)));
+      if (whole && dtype === 'f32')
+        await compareEnd(tuned, run, batchOf(examples.slice(-config.micro_batch)));
       tuned.dispose();
       model.dispose();
     },
@@ -252,6 +258,23 @@ function compareStep(record: StepRecord, step: Step): void {
   near(record.diversityWeight, step.l2, 1e-12, at('l2'));
   near(record.svdWeight, step.l3, 1e-12, at('l3'));
   expect(record.supervisedTokens).toBe(step.supervised_tokens);
+  expect(record.tokens).toBe(step.tokens);
+}
+
+/**
+ * bf16 rounds each activation by up to 2^-9, a fifth of a percent, and frozen weights once. Of a logit of 10 that is 0.02; over the
+ * few hundred rows of a mean there remain thousandths, with either sign: up to 0.004 in task and diversity, 0.001 in the SVD term
+ * and 1.6 % in the gradient's norm were seen (Zen 4). The KL of two models whose roundings differ is not 0 but a few thousandths.
+ * The bands are twice that. Before the first update student and teacher are one model, and their KL is exactly 0.
+ */
+function compareBand(record: StepRecord, step: Step): void {
+  const at = (name: string): string => `step ${record.step} ${name}`;
+  near(record.taskLoss, step.task, 8e-3, at('task'));
+  near(record.diversity, step.dr, 8e-3, at('dr'));
+  near(record.consistency, step.cr, record.step <= 2 ? 1e-6 : 8e-3, at('cr'));
+  near(record.svd, step.svdr, 3e-3, at('svdr'));
+  near(record.gradNorm, step.grad_norm, 0.03 * step.grad_norm, at('grad_norm'));
+  near(record.learningRate, step.lr, 1e-12, at('lr'));
   expect(record.tokens).toBe(step.tokens);
 }
 

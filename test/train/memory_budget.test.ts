@@ -162,3 +162,25 @@ describe('MemoryPlanner', () => {
     expect(after.derivedBytes).toBe(before.derivedBytes);
   });
 });
+
+it.each(['f32', 'bf16'] as const)(
+  'a run over batches of many lengths asks the system for no memory after its first epoch, in %s',
+  async (dtype) => {
+    const tuned = await adapted(dtype);
+    const counts: number[] = [];
+    const regularizers = { consistencyWeight: 0.1, diversityWeight: 0.02, svdWeight: 0.02 };
+    for await (const event of new Trainer({
+      tuned,
+      data: tinySource(batches()),
+      numTrainEpochs: 5,
+      regularizers: { ...regularizers, svdTopK: 2, regularizerSchedule: 'constant' },
+    }).run()) {
+      if (event.type === 'step') counts.push(memoryStats().deviceAllocations);
+    }
+    expect(counts).toHaveLength(20);
+    expect(counts.slice(4).every((count) => count === counts[4])).toBe(true);
+    expect(counts[0]).toBeGreaterThan(0);
+    tuned.model.dispose();
+    tuned.dispose();
+  },
+);
