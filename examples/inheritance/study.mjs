@@ -3,8 +3,9 @@
 // CoLA, from several seeds, all with the same settings and the same probed head; the held-out rows are untouched.
 //
 //   npm run build && node examples/inheritance/study.mjs --model PATH --data FOLDER
-//     [--conditions clean,imbalanced,imbalanced20,noise20,noise40,cola --methods lora,pissa,balora,full --seeds 1,2,3 --train-rows 800
-//     --eval-rows 450 --batch-size 16 --learning-rate 5e-4 --full-learning-rate 5e-5 --epochs 1 --warm-up-epochs 20
+//     [--conditions clean,imbalanced,imbalanced20,noise20,noise40,cola
+//     --methods lora,pissa,balora,full,no-consistency,no-diversity,no-svd --seeds 1,2,3 --train-rows 800 --eval-rows 450
+//     --batch-size 16 --learning-rate 5e-4 --full-learning-rate 5e-5 --epochs 1 --rank 8 --warm-up-epochs 20
 //     --output output/inheritance]
 //
 // FOLDER holds sst2/{train,dev}.tsv (label, sentence) and cola/{train,dev}.tsv (sentence, label), without headers.

@@ -65,6 +65,13 @@ describe('the packed tarball', () => {
     );
   });
 
+  it('carries every page that the README links to', () => {
+    const readme = readFileSync(join(kRoot, 'README.md'), 'utf8');
+    const links = [...readme.matchAll(/\]\((?!https?:)([^)#]+)/g)].map(([, path]) => path ?? '');
+    expect(links.length).toBeGreaterThan(5);
+    expect(links.filter((path) => !files.includes(path))).toEqual([]);
+  });
+
   it("runs the README's example from an empty folder", () => {
     const lines = runThere('example.mjs', readmeExample()).trim().split('\n');
     const losses = lines.map((line) => Number(line.split(' ')[1]));
