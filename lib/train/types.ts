@@ -141,7 +141,7 @@ export interface ResourceOptions {
   captureGraphs?: boolean;
 }
 
-/** A loss of the user's own: the micro-batch's mean and how many rows it is the mean of. */
+/** What a loss of the user's own gives: the mean over the micro-batch's supervised rows, and what to report. */
 export interface LossResult {
   /** Scalar, attached to the tape. */
   readonly loss: Tensor;
@@ -167,9 +167,10 @@ export interface LossContext {
 }
 
 /**
- * Called once a micro-batch; the result counts with supervisedRows / windowSupervisedRows in the step's loss. What the
- * function makes is freed when it returns, as in a `scope()`; of an async one, what it made before its first await. A
- * tensor that is to outlive the call needs `keep()`.
+ * Called once a micro-batch that has a supervised row; the others are skipped. The result counts with supervisedRows /
+ * windowSupervisedRows in the step's loss. A tensor made without naming a device lies on the model's. What the function
+ * makes is freed when it returns, as in a `scope()`. Of an async function both hold for what it makes before its first
+ * await. A tensor that is to outlive the call needs `keep()`.
  */
 export type LossFunction = (context: LossContext) => LossResult | Promise<LossResult>;
 
