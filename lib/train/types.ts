@@ -5,6 +5,7 @@
 import type { Batch } from '../data/collate.ts';
 import type { MetricName } from '../data/glue.ts';
 import type { LabelledBatch } from '../data/labelled_batches.ts';
+import type { LabelScheme } from '../data/labels.ts';
 import type { ClassifierEvaluation, EvaluationResult } from '../eval/types.ts';
 import type { NluVariant } from '../losses/nlu_terms.ts';
 import type { Positions } from '../losses/positions.ts';
@@ -25,6 +26,8 @@ export interface BatchSource<B = Batch> {
   readonly fingerprint: string;
   /** Where it is known: tokens of the longest example, so that one the model cannot take is refused before the first step. */
   readonly statistics?: { readonly longest: number };
+  /** Of labelled data, where it is known: what the labels mean, so that held-out data which mean something else are refused. */
+  readonly scheme?: LabelScheme;
 }
 
 export type { ClassifierEvaluation, EvaluationResult, ExampleResult } from '../eval/types.ts';
