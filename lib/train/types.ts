@@ -129,12 +129,13 @@ export interface OutputOptions {
 export interface ResourceOptions {
   /**
    * What the process may hold: `max` (the fastest plan), `min` (the smallest), or bytes. The losses are the same,
-   * the gradients but for rounding. Default: what the model's own settings say (everything is kept).
+   * the gradients but for rounding. Default: what the model's own settings say (`layerKeep`: `lean`).
    */
   memoryBudget?: MemoryBudget;
   /**
-   * Run the teacher once for each sequence and keep what the consistency term needs of it, on disk: C + 2 numbers a row. For
-   * runs of several epochs, with a frozen head without soft-capping. Default false.
+   * Run the teacher once for each sequence and keep what the consistency term needs of it, on disk: of a row C numbers in f32
+   * (f64 beside f64) and an entropy in f64. For runs of several epochs, with a frozen head without soft-capping. Default
+   * false.
    */
   cacheTeacher?: boolean;
   /**
