@@ -35,13 +35,20 @@ export function setDefaultDevice(device: string): string {
  */
 export function withDevice<T>(device: string | undefined, body: () => T): T {
   if (device === undefined) return body();
-  const before = native.setDevice(device);
-  try {
+  return startOnDevice(device, () => {
     const result = body();
     if (result instanceof Promise) {
       throw new ArgumentError('withDevice: the body must not be async');
     }
     return result;
+  });
+}
+
+/** withDevice() for async functions too; of one, what runs before its first await: between awaits other code would see it. */
+export function startOnDevice<T>(device: string, body: () => T): T {
+  const before = native.setDevice(device);
+  try {
+    return body();
   } finally {
     native.setDevice(before);
   }

@@ -18,7 +18,9 @@ export {
 export { FullModel } from './adapters/full_model.ts';
 export type { InitialPair, LowRankPair } from './adapters/init.ts';
 export { type MergeError, saveMerged } from './adapters/merge.ts';
+export type { SavedModules } from './adapters/saved_modules.ts';
 export type { Target, TargetCandidate } from './adapters/targets.ts';
+export type { TrainedParameter } from './adapters/trained_parameter.ts';
 export type { ExportForm, NamedTensor, TrainingPass, TunedModel } from './adapters/tuned_model.ts';
 export * from './autograd.ts';
 export {
@@ -66,6 +68,7 @@ export {
   mathAnswer,
   mathCorrect,
 } from './eval/answers.ts';
+export { type ClassifierEvaluateOptions, evaluateClassifier } from './eval/classify.ts';
 export { type EvaluatedModel, type EvaluateOptions, evaluate } from './eval/evaluate.ts';
 export {
   type ClassificationMetrics,
@@ -124,6 +127,7 @@ export {
   type ResolvedMethod,
   type ResolvedRegularizers,
   resolveMethod,
+  type TaskKind,
 } from './train/methods.ts';
 export type { ResolvedOptions } from './train/options.ts';
 export { type ClassifierTrainerOptions, Trainer, type TrainerOptions } from './train/trainer.ts';

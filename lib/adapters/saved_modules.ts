@@ -27,7 +27,9 @@ interface Place {
 /** PEFT adds these to every classifier's list, whether the model has them or not. */
 export const CLASSIFIER_MODULES: readonly string[] = ['classifier', 'score'];
 
+/** See the head of the file; `AdapterModel.saved` has that of the active adapter. */
 export class SavedModules {
+  /** By their path in the model. */
   readonly parameters: readonly TrainedParameter[];
   private readonly places: readonly Place[];
 
@@ -63,10 +65,12 @@ export class SavedModules {
     for (const place of this.places) put(place, place.base);
   }
 
+  /** Why passes with these modules cannot be recorded as graphs; null: they can. */
   get graphObstacle(): string | null {
     return graphObstacle(this.parameters);
   }
 
+  /** Moves the gradients of the working copies to the masters. */
   collectGradients(): void {
     collectGradients(this.parameters);
   }
@@ -87,6 +91,7 @@ export class SavedModules {
       .map(({ name }) => name);
   }
 
+  /** Frees the trained parameters; the base's are the model's. */
   dispose(): void {
     for (const { tensor, working } of this.parameters) {
       tensor.dispose();

@@ -8,6 +8,7 @@ import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import type { NamedTensor } from './tuned_model.ts';
 import { masterDType } from './variants.ts';
 
+/** A weight of the model that is itself trained: `tensor` is the master, f32 or f64. */
 export interface TrainedParameter extends NamedTensor {
   /** What the model computes with. */
   readonly working: Tensor;

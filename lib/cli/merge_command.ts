@@ -6,6 +6,7 @@ import { saveMerged } from '../adapters/merge.ts';
 import { adapterTask } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
+import { setNumThreads } from '../runtime.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { loadClassifier, loadTokenizer, trainedHead } from './classifier_load.ts';
 import { addOptions, readOptions } from './command_options.ts';
@@ -39,7 +40,8 @@ export const addMerge: CommandModule = (program, context, run) => {
     run(async (_: unknown, self: Command) => {
       const progress = new Progress(context.stderr);
       const settings = await readOptions(self, kMergeOptions);
-      const { dtype, device, output, adapter } = { ...kTrainDefaults, ...settings };
+      const { dtype, device, output, adapter, threads } = { ...kTrainDefaults, ...settings };
+      if (threads !== undefined) setNumThreads(threads);
       await refuseFullFolder(output as string);
       const path = settings.model as string;
       const { model, tokenizer } = await loadBase(path, adapter as string, { dtype, device });

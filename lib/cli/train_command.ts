@@ -1,10 +1,13 @@
 /** `balora train`: settings to a Trainer, its events to the terminal. */
+import { join } from 'node:path';
 import type { Command } from 'commander';
 import { loraConfig } from '../adapters/config.ts';
+import { RESIDUAL_BASE } from '../adapters/export.ts';
 import type { BatchOptions } from '../data/batches.ts';
 import type { LabelledOptions } from '../data/labelled_batches.ts';
 import { checkpointHead } from '../models/index.ts';
 import { setNumThreads } from '../runtime.ts';
+import type { Tokenizer } from '../text/tokenizer.ts';
 import { resolveRegularizers } from '../train/methods.ts';
 import { resolveOptions } from '../train/options.ts';
 import { checkOutput } from '../train/output.ts';
@@ -85,7 +88,7 @@ async function run(
           { ...setup, labelled: setup.labelled },
           { progress, signal },
         );
-  const { input, statistics, format, close } = prepared;
+  const { input, tokenizer, statistics, format, close } = prepared;
   try {
     const trainer = new Trainer(input);
     if (settings.dryRun) {
@@ -98,7 +101,10 @@ async function run(
     const events = trainer.run();
     for (;;) {
       const { value, done } = await events.next();
-      if (done) return report(value, progress);
+      if (done) {
+        await saveTokenizer(value, input, tokenizer);
+        return report(value, progress);
+      }
       progress.show(value);
     }
   } finally {
@@ -109,6 +115,7 @@ async function run(
 /** A run that is ready to begin, and what its plan says of the data. */
 interface Prepared {
   readonly input: TrainerOptions | ClassifierTrainerOptions;
+  readonly tokenizer: Tokenizer;
   readonly statistics: PlanStatistics;
   readonly format: string;
   close(): Promise<void>;
@@ -135,6 +142,7 @@ async function prepare(
       ...(evalData === null ? {} : { evalData: evalData.batches }),
       signal,
     },
+    tokenizer,
     statistics: data.batches.statistics,
     format: data.batches.format,
     close: async () => {
@@ -175,10 +183,22 @@ async function prepareClassifier(
       ...(metricForBestModel === undefined ? {} : { metricForBestModel }),
       signal,
     },
+    tokenizer,
     statistics: data.statistics,
     format: data.format,
     close: async () => {},
   };
+}
+
+/** Beside a model that was written: one read from a lone GGUF file brought no tokenizer's files to copy. */
+async function saveTokenizer(
+  { output }: TrainResult,
+  { tuned, export: form }: Prepared['input'],
+  tokenizer: Tokenizer,
+): Promise<void> {
+  if (output === null) return;
+  if (tuned.kind === 'full') await tokenizer.save(output);
+  else if (form === 'residual') await tokenizer.save(join(output, RESIDUAL_BASE));
 }
 
 function report(result: TrainResult, progress: Progress): number {

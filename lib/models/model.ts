@@ -71,12 +71,12 @@ export abstract class Model extends Module {
   readonly dtype: DType;
   /**
    * Keep only the sum between blocks for backward and compute each block again there: less memory, about a third more
-   * time. Same values. Default false.
+   * time. Same losses, gradients but for rounding. Default false.
    */
   gradientCheckpointing = false;
   /**
-   * What layer i keeps for the backward of a batch of so many rows, where gradientCheckpointing is off. The same values
-   * whatever it says. Default: `lean`.
+   * What layer i keeps for the backward of a batch of so many rows, where gradientCheckpointing is off. Whatever it says,
+   * the losses are the same, the gradients but for rounding. Default: `lean`.
    */
   layerKeep: (layer: number, rows: number) => LayerKeep = () => 'lean';
   abstract readonly modelType: string;

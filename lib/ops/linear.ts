@@ -38,7 +38,7 @@ export interface LowRank {
 
 /** One linear of a group. */
 export interface LinearOperands {
-  /** (O, I), of x's dtype. Frozen (`weight.freeze()`): packed once a direction, and never given a gradient. */
+  /** (O, I), of x's dtype. Frozen (`weight.freeze()`): never given a gradient; the CPU packs f32 once a direction. */
   weight: Tensor;
   /** (O), of x's dtype. */
   bias?: Tensor | null;

@@ -2,6 +2,7 @@
  * The step of a loss that the user wrote: forward, the user's function, backward, and the memory of what the function made.
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
+import { startOnDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
 import { withPhase } from '../runtime.ts';
 import { collecting, scope, type Tensor, tensor } from '../tensor.ts';
@@ -64,7 +65,7 @@ export class CustomObjective implements Objective {
         windowSupervisedRows: window.totals.supervised,
       };
       const { loss, metrics = {} } = await withPhase('losses', () =>
-        collecting(made, () => this.loss(context)),
+        collecting(made, () => startOnDevice(hidden.device, () => this.loss(context))),
       );
       const results = new Set([hidden, loss, ...Object.values(metrics)]);
       for (const value of made) if (!results.has(value)) value.dispose(); // the tape holds what it needs

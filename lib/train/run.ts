@@ -11,6 +11,7 @@ import type { Optimizer } from '../optim/optimizer.ts';
 import { learningRateSchedule } from '../optim/schedulers.ts';
 import { BestKeeper, defaultMetric } from './best.ts';
 import { type Checkpoint, latestCheckpoint, saveCheckpoint } from './checkpoints.ts';
+import { identityOf } from './identity.ts';
 import { MetricsFile } from './metrics.ts';
 import type { Objective } from './objective.ts';
 import { objectiveOf } from './objectives.ts';
@@ -204,7 +205,8 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
   const folder = output === null ? null : await claimOutput(output, { overwrite, resume });
   let metrics: MetricsFile | null = null;
   try {
-    const identity = identityOf(input, options, plan);
+    // Nothing compares it where nothing is written.
+    const identity = folder === null ? {} : await identityOf(input, options, plan);
     const warnings: Warning[] = [];
     const checkpoint =
       folder !== null && resume
@@ -313,6 +315,12 @@ async function takeUp(
     return null;
   }
   const { state, path } = checkpoint;
+  if (!('baseModel' in state.identity)) {
+    throw new ArgumentError(
+      `${path} is of an earlier version of balora, which did not note dtype and base model: it cannot be continued; ` +
+        'begin anew in another folder, or with overwrite',
+    );
+  }
   const changed = differences(
     { ...state.identity, totalSteps: state.totalSteps },
     { ...identity, totalSteps: plan.totalSteps },
@@ -334,20 +342,6 @@ function restore(checkpoint: Checkpoint, input: AnyTrainerOptions, optimizer: Op
     { tensors: withoutPrefix(kPrefix.optimizer, tensors), steps: state.optimizerSteps },
     path,
   );
-}
-
-/** Everything that the numbers depend on; threads and machine are the caller's business (docs: what repeats). */
-function identityOf(input: AnyTrainerOptions, options: ResolvedOptions, plan: RunPlan): Identity {
-  return {
-    ...options.optimization,
-    ...options.regularizers,
-    warmupSteps: plan.warmupSteps,
-    seed: options.seed,
-    data: input.data.fingerprint,
-    ...(options.resources.cacheTeacher && { cacheTeacher: true }),
-    customLoss: 'loss' in input && input.loss !== undefined,
-    ...input.tuned.identity(),
-  };
 }
 
 function configText(options: ResolvedOptions, identity: Identity): string {

@@ -11,8 +11,9 @@ import { sharesProcessMemory } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { evaluateClassifier } from '../eval/classify.ts';
 import { evaluate } from '../eval/evaluate.ts';
-import type { Model, SequenceClassifier } from '../models/index.ts';
+import type { Model } from '../models/index.ts';
 import { synchronize, withPhase } from '../runtime.ts';
+import { checkClassifierRun } from './classifier_checks.ts';
 import { taskOf } from './methods.ts';
 import { type ResolvedOptions, resolveOptions } from './options.ts';
 import { makePlan, measurePlan } from './plan.ts';
@@ -50,7 +51,7 @@ export class Trainer {
     }
     if (this.options.resources.cacheTeacher) checkCache(input, this.options);
     if (this.options.resources.captureGraphs) checkGraphs(input);
-    if (isClassifierRun(input)) checkSchedule(input.tuned.model, this.options);
+    if (isClassifierRun(input)) checkClassifierRun(input, this.options);
     if (this.options.output.output !== null) input.tuned.checkForm(this.options.output.export);
   }
 
@@ -195,15 +196,6 @@ async function evaluationOf(input: AnyTrainerOptions): Promise<Evaluation | null
   }
   const { evalData, tuned } = input;
   return evalData ? evaluate(tuned, evalData.batches(0, 0), options) : null;
-}
-
-/** The adaptive schedule asks how sure the teacher is of its classes; numbers have none. */
-function checkSchedule({ problemType }: SequenceClassifier, options: ResolvedOptions): void {
-  const { consistencySchedule, consistencyWeight } = options.regularizers;
-  if (problemType !== 'regression' || consistencyWeight === 0) return;
-  if (consistencySchedule === 'adaptive') {
-    throw new ArgumentError('consistencySchedule adaptive has no meaning for regression');
-  }
 }
 
 /** What a kept teacher takes for granted. */

@@ -19,7 +19,10 @@ export interface TrainerOptions extends RunInput {
 export interface ClassifierTrainerOptions extends RunInput {
   tuned: TunedModel<SequenceClassifier>;
   data: BatchSource<LabelledBatch>;
-  /** Held-out examples; evaluated every `evalSteps` and at the end. */
+  /**
+   * Held-out examples; evaluated every `evalSteps` and at the end. Their labels mean what those of `data` mean: made with the
+   * same numLabels, problemType and labelNames.
+   */
   evalData?: BatchSource<LabelledBatch>;
 }
 

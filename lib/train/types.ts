@@ -5,6 +5,7 @@
 import type { Batch } from '../data/collate.ts';
 import type { MetricName } from '../data/glue.ts';
 import type { LabelledBatch } from '../data/labelled_batches.ts';
+import type { LabelScheme } from '../data/labels.ts';
 import type { ClassifierEvaluation, EvaluationResult } from '../eval/types.ts';
 import type { NluVariant } from '../losses/nlu_terms.ts';
 import type { Positions } from '../losses/positions.ts';
@@ -25,6 +26,8 @@ export interface BatchSource<B = Batch> {
   readonly fingerprint: string;
   /** Where it is known: tokens of the longest example, so that one the model cannot take is refused before the first step. */
   readonly statistics?: { readonly longest: number };
+  /** Of labelled data, where it is known: what the labels mean, so that held-out data which mean something else are refused. */
+  readonly scheme?: LabelScheme;
 }
 
 export type { ClassifierEvaluation, EvaluationResult, ExampleResult } from '../eval/types.ts';
@@ -126,12 +129,13 @@ export interface OutputOptions {
 export interface ResourceOptions {
   /**
    * What the process may hold: `max` (the fastest plan), `min` (the smallest), or bytes. The losses are the same,
-   * the gradients but for rounding. Default: what the model's own settings say (everything is kept).
+   * the gradients but for rounding. Default: what the model's own settings say (`layerKeep`: `lean`).
    */
   memoryBudget?: MemoryBudget;
   /**
-   * Run the teacher once for each sequence and keep what the consistency term needs of it, on disk: C + 2 numbers a row. For
-   * runs of several epochs, with a frozen head without soft-capping. Default false.
+   * Run the teacher once for each sequence and keep what the consistency term needs of it, on disk: of a row C numbers in f32
+   * (f64 beside f64) and an entropy in f64. For runs of several epochs, with a frozen head without soft-capping. Default
+   * false.
    */
   cacheTeacher?: boolean;
   /**
@@ -141,7 +145,7 @@ export interface ResourceOptions {
   captureGraphs?: boolean;
 }
 
-/** A loss of the user's own: the micro-batch's mean and how many rows it is the mean of. */
+/** What a loss of the user's own gives: the mean over the micro-batch's supervised rows, and what to report. */
 export interface LossResult {
   /** Scalar, attached to the tape. */
   readonly loss: Tensor;
@@ -167,9 +171,10 @@ export interface LossContext {
 }
 
 /**
- * Called once a micro-batch; the result counts with supervisedRows / windowSupervisedRows in the step's loss. What the
- * function makes is freed when it returns, as in a `scope()`; of an async one, what it made before its first await. A
- * tensor that is to outlive the call needs `keep()`.
+ * Called once a micro-batch that has a supervised row; the others are skipped. The result counts with supervisedRows /
+ * windowSupervisedRows in the step's loss. A tensor made without naming a device lies on the model's. What the function
+ * makes is freed when it returns, as in a `scope()`. Of an async function both hold for what it makes before its first
+ * await. A tensor that is to outlive the call needs `keep()`.
  */
 export type LossFunction = (context: LossContext) => LossResult | Promise<LossResult>;
 

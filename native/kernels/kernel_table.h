@@ -1,6 +1,6 @@
-// A device is a table of functions with plain C signatures, declared once in kernels.def. A device
-// that has no kernel for a row leaves it null; launching it is a named error, never a silent
-// fallback.
+// A device is a table of functions with plain C signatures, declared once in kernels.def. A plug-in
+// fills every row: one with a null row is refused when it is loaded, by an error that names the
+// kernel (check_device_table), so nothing ever falls back silently.
 #pragma once
 #include <stdint.h>
 

@@ -2,9 +2,9 @@
 //   y_i = x W_i^T + bias_i + sum over parts p of i: scale_p (x_adapter A_p^T) B_p^T,  x_adapter = x
 //   unless given.
 // x (...,I), W (O,I), A (R,I), B (O,R). Base and low-rank parts are summed in f32 and rounded once;
-// A and B are f32 (f64 beside f64), or of x's type and then widened. A frozen W is packed once and
-// never gets a gradient. Kept for backward: x (or how to make it again) and U = x A^T (N,R), each
-// only where a gradient needs it.
+// A and B are f32 (f64 beside f64), or of x's type and then widened. A frozen W never gets a
+// gradient. Kept for backward: x (or how to make it again) and U = x A^T (N,R), each only where a
+// gradient needs it.
 #include <algorithm>
 
 #include "engine/launch.h"

@@ -80,6 +80,24 @@ describe('a file alone', () => {
     ]);
     expect(err).toMatch(/completed after 2 steps/);
     expect(code).toBe(0);
+
+    // A model that is written has the tokenizer beside it and needs the file no more.
+    const fields = ['--prompt-field', 'question', '--response-field', 'response', '--data', data];
+    for (const [name, at, adapter, flags] of [
+      ['full', '', false, ['--method', 'full']],
+      ['pissa', 'residual', true, ['--method', 'pissa', '--export', 'residual', '--r', '2']],
+    ] as const) {
+      const written = join(folder, `llama-${name}`);
+      const run = ['train', '--model', path, '--output', written, '--max-steps', '2'];
+      expect((await balora([...run, ...fields, ...flags])).code, name).toBe(0);
+      const model = join(written, at);
+      const again = await Tokenizer.fromPretrained(model);
+      expect(again.encode(text), name).toEqual(tokenizer.encode(text));
+      const on = adapter ? ['--adapter', written] : [];
+      const evaluated = await balora(['evaluate', '--model', model, ...on, ...fields]);
+      expect(evaluated.err, name).toBe('');
+      expect(evaluated.out, name).toMatch(/^loss +[\d.]+$/m);
+    }
   });
 
   it('of T5 with Unigram is tokenized', async () => {
@@ -138,5 +156,12 @@ describe('a file alone', () => {
     const { code, out: table } = await balora(['evaluate', ...task, '--adapter', out]);
     expect(code).toBe(0);
     expect(table).toMatch(/^accuracy +[\d.]+$/m);
+
+    const full = join(folder, 'bert-full');
+    const flags = ['--method', 'full', '--num-labels', '3', '--max-steps', '2'];
+    expect((await balora(['train', ...task, ...flags, '--output', full])).code).toBe(0);
+    const whole = await balora(['evaluate', ...task.slice(0, 2), '--model', full, '--data', data]);
+    expect(whole.err).toBe('');
+    expect(whole.out).toMatch(/^accuracy +[\d.]+$/m);
   });
 });

@@ -359,8 +359,11 @@ describe('balora evaluate and merge', () => {
 
     const merged = join(folder, 'merged');
     const args = ['merge', '--model', model, '--adapter', adapter, '--output', merged];
-    const { code, out } = await balora(args);
+    setNumThreads(2);
+    const { code, out } = await balora([...args, '--threads', '1']);
     expect(code).toBe(0);
+    expect(getNumThreads()).toBe(1);
+    setNumThreads(kThreads);
     expect(out).toMatch(/largest rounding error \d\.\d+e-\d+ in model\.layers\.\d/);
     const whole = await evaluate('--model', merged);
     expect(whole.loss).toBeCloseTo(tuned.loss as number, 5);

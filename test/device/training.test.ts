@@ -12,13 +12,23 @@ import {
   AutoModelForCausalLM,
   AutoModelForSeq2SeqLM,
   AutoModelForSequenceClassification,
+  add,
   type CausalLM,
+  consistencyLoss,
   crossEntropy,
+  diversityLoss,
   evaluate,
   FullModel,
+  getDefaultDevice,
+  headLogits,
+  indexSelect,
+  type LossContext,
+  type LossResult,
   memoryStats,
+  mul,
   saveMerged,
   setDefaultDevice,
+  svdLoss,
   synchronize,
   type Tensor,
   Trainer,
@@ -110,6 +120,21 @@ async function train(tuned: TunedModel, more: Partial<TrainerOptions> = {}): Pro
     if (event.type === 'step') found.push(event.record);
   }
   return found;
+}
+
+/** The loss of docs/how-to-add-a-loss.md. */
+function ownLoss(context: LossContext): LossResult {
+  const { hidden, headWeight, teacherHidden, teacherHeadWeight, batch } = context;
+  const supervised = [...batch.targets.keys()].filter((i) => batch.targets[i] !== -100);
+  const rows = tensor(Int32Array.from(supervised));
+  const targets = tensor(Int32Array.from(supervised, (i) => batch.targets[i] as number));
+  const logits = headLogits(indexSelect(hidden, rows), headWeight);
+  const teacher = headLogits(indexSelect(teacherHidden(), rows), teacherHeadWeight);
+  const consistency = consistencyLoss(logits, teacher, { temperature: 2 });
+  let loss = add(crossEntropy(logits, targets), mul(consistency, 0.025));
+  loss = add(loss, mul(diversityLoss(logits), 0.005));
+  loss = add(loss, mul(svdLoss(logits, { k: 3 }), 0.005));
+  return { loss, metrics: { consistency: consistency.detach() } };
 }
 
 function expectSameRecords(found: readonly StepRecord[], expected: readonly StepRecord[]): void {
@@ -217,6 +242,20 @@ describe.skipIf(kReason !== null)('fine-tuning on a device', () => {
     for (const [name, t] of Object.entries(straight.state())) {
       expect(values(resumed.state()[name] as Tensor)).toEqual(values(t));
     }
+  });
+
+  it.each([
+    ['a function', (context: LossContext) => ownLoss(context)],
+    ['an async function', async (context: LossContext) => ownLoss(context)],
+  ])("a loss of one's own, %s that names no device", async (_, loss) => {
+    const run = async (device: string) => {
+      const tuned = await adapted(device);
+      return { tuned, records: await train(tuned, { loss, regularizers: {} }) };
+    };
+    const [found, expected] = [await run('cuda'), await run('cpu')];
+    expectSameRecords(found.records, expected.records);
+    expectSameTensors(found.tuned.state(), expected.tuned.state());
+    expect(getDefaultDevice()).toBe('cpu');
   });
 
   describe.skipIf(!kExact)('the rest of the library', () => {

@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { FullModel } from '../../lib/adapters/full_model.ts';
 import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
-import { LabelledBatches } from '../../lib/data/labelled_batches.ts';
+import { LabelledBatches, type LabelledOptions } from '../../lib/data/labelled_batches.ts';
 import { arrayRows } from '../../lib/data/rows.ts';
 import { ArgumentError } from '../../lib/errors.ts';
 import { classifierLogits, evaluateClassifier } from '../../lib/eval/classify.ts';
@@ -399,6 +399,45 @@ describe('bad input', () => {
     await expect(AdapterModel.load(two, output)).rejects.toThrow(
       /classifier\.(weight|bias)" has the shape \(3/,
     );
+  });
+
+  it('held-out data that derived other labels', async () => {
+    const tokenizer = tinyClassifierTokenizer();
+    const names = ['bad', 'so', 'good'];
+    const make = (rows: ReturnType<typeof tinyRows>, options: LabelledOptions = {}) => {
+      const named = rows.map(({ text, label }) => ({ text, label: names[label] as string }));
+      return LabelledBatches.create(arrayRows(named), tokenizer, options);
+    };
+    const data = await make(tinyRows(12));
+    expect(data.scheme.names).toEqual(['bad', 'good', 'so']);
+    // Without a "good" row the held-out "so" would be id 1.
+    const rows = tinyRows(12).filter(({ label }) => label !== 2);
+    const tuned = await adapted();
+    await expect(run(tuned, { data, evalData: await make(rows), maxSteps: 1 })).rejects.toThrow(
+      'evalData: its labels do not mean what those of data mean (numLabels 2, data has 3; ' +
+        'names bad, so, data has bad, good, so): make both with the same numLabels, problemType and labelNames',
+    );
+    const swapped = await make(tinyRows(12), { labelNames: names });
+    await expect(run(tuned, { data, evalData: swapped, maxSteps: 1 })).rejects.toThrow(
+      'evalData: its labels do not mean what those of data mean (names bad, so, good, data has',
+    );
+    const { numLabels, problemType, names: known } = data.scheme;
+    const options = { numLabels, problemType, labelNames: known ?? undefined };
+    const { result } = await run(tuned, { data, evalData: await make(rows, options), maxSteps: 1 });
+    expect((result.evaluation as ClassifierEvaluation).labels).toEqual(
+      rows.map(({ label }) => ['bad', 'good', 'so'].indexOf(names[label] as string)),
+    );
+  });
+
+  it("a loss of one's own, which a classifier has not", async () => {
+    const loss = () => {
+      throw new Error('must not be called');
+    };
+    await expect(run(await adapted(), { loss, maxSteps: 1 } as object)).rejects.toThrow(
+      "loss: a loss of one's own is for language models",
+    );
+    const none = await run(await adapted(), { loss: undefined, maxSteps: 1 } as object);
+    expect(none.records).toHaveLength(1);
   });
 
   it('a consistency weight without a teacher; adaptive for regression', async () => {

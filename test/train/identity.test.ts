@@ -1,0 +1,136 @@
+// What a checkpoint may be taken up with: the base model by what it is and not by where it lies, its dtype, the memory budget.
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { FullModel } from '../../lib/adapters/full_model.ts';
+import { saveMerged } from '../../lib/adapters/merge.ts';
+import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
+import {
+  AutoModelForCausalLM,
+  AutoModelForSequenceClassification,
+} from '../../lib/models/index.ts';
+import { warmUpHead } from '../../lib/train/head_warmup.ts';
+import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
+import { fixturePath } from '../support/fixtures.ts';
+import { kTinyBert, tinyLabelled } from '../support/tiny_classifier.ts';
+import { tinyBatches, tinySource } from '../support/tiny_model.ts';
+
+const kModel = fixturePath('architectures/llama-untied-gqa/model');
+
+let folder: string;
+/** The folder of a LoRA run of two steps on kModel. */
+let output: string;
+/** kModel in another place; with an adapter folded into it; with another epsilon. */
+let [copy, merged, looser] = ['', '', ''];
+
+const adapted = async (path: string, dtype: 'f32' | 'bf16' = 'f32') =>
+  AdapterModel.create(await AutoModelForCausalLM.fromPretrained(path, { dtype }), {
+    r: 2,
+    targetModules: ['q_proj', 'v_proj'],
+  });
+
+const train = (tuned: TunedModel, more: Partial<TrainerOptions>) =>
+  new Trainer({
+    tuned,
+    data: tinySource(tinyBatches({ count: 2, rows: 12, vocabulary: 96 })),
+    learningRate: 0.01,
+    lrSchedulerType: 'constant',
+    maxSteps: 2,
+    ...more,
+  }).train();
+
+const resume = (tuned: TunedModel, more: Partial<TrainerOptions> = {}) =>
+  train(tuned, { output, resume: true, ...more });
+
+beforeAll(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'balora-identity-'));
+  [output, copy, merged, looser] = ['run', 'copy', 'merged', 'looser'].map((name) =>
+    join(folder, name),
+  ) as [string, string, string, string];
+  const tuned = await adapted(kModel);
+  await train(tuned, { output });
+  await saveMerged(tuned, merged);
+  for (const to of [copy, looser]) cpSync(kModel, to, { recursive: true });
+  const config = JSON.parse(readFileSync(join(looser, 'config.json'), 'utf8'));
+  expect(config.rms_norm_eps).toBeGreaterThan(0);
+  config.rms_norm_eps *= 10;
+  writeFileSync(join(looser, 'config.json'), JSON.stringify(config));
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+describe('a checkpoint', () => {
+  it('is taken up on a copy of its base model', async () => {
+    expect(await resume(await adapted(copy))).toMatchObject({ reason: 'completed', steps: 2 });
+  });
+
+  it('is refused on a model of the same shape: weights folded in, another configuration', async () => {
+    const said =
+      /baseModel: was "llama, \d+ parameters, (\w{16})", is "llama, \d+ parameters, (\w{16})"$/;
+    for (const path of [merged, looser]) {
+      const refused = resume(await adapted(path));
+      await expect(refused, path).rejects.toThrow(said);
+    }
+  });
+
+  it('is refused in another dtype', async () => {
+    await expect(resume(await adapted(kModel, 'bf16'))).rejects.toThrow(
+      /dtype: was "f32", is "bf16"/,
+    );
+  });
+
+  it('is refused under another kind of memory budget', async () => {
+    await expect(resume(await adapted(kModel), { memoryBudget: 'min' })).rejects.toThrow(
+      /bit for bit: memoryBudget: was null, is "min"$/,
+    );
+    const bounded = join(folder, 'bounded');
+    await train(await adapted(kModel), { output: bounded, memoryBudget: 2 ** 40 });
+    const again = { output: bounded, memoryBudget: 2 ** 39 };
+    expect((await resume(await adapted(kModel), again)).steps).toBe(2);
+  });
+
+  it('of full fine-tuning is taken up by a model whose weights have moved, not beside another teacher', async () => {
+    const load = (path: string) => AutoModelForCausalLM.fromPretrained(path, { trainable: true });
+    const alone = join(folder, 'alone');
+    await train(new FullModel(await load(kModel)), { output: alone });
+    expect((await resume(new FullModel(await load(merged)), { output: alone })).steps).toBe(2);
+    const taught = join(folder, 'taught');
+    const beside = async (path: string) =>
+      new FullModel(await load(kModel), { teacher: await load(path) });
+    await train(await beside(kModel), { output: taught });
+    await expect(resume(await beside(merged), { output: taught })).rejects.toThrow(
+      /baseModel: was/,
+    );
+  });
+
+  // Its bits depend on the number of threads and on the device, and a checkpoint may be taken up on others.
+  it('of a classifier is not known by its warmed-up head', async () => {
+    const place = join(folder, 'classifier');
+    const data = await tinyLabelled(8, { batchSize: 4 });
+    const begin = async (more: { epochs: number; resume?: boolean }) => {
+      const model = await AutoModelForSequenceClassification.fromPretrained(kTinyBert, {
+        numLabels: 3,
+        newHead: true,
+      });
+      await warmUpHead(model, data, { epochs: more.epochs });
+      const tuned = await AdapterModel.create(model, { r: 2 });
+      const { resume = false } = more;
+      return new Trainer({ tuned, data, maxSteps: 2, output: place, resume }).train();
+    };
+    await begin({ epochs: 1 });
+    expect((await begin({ epochs: 2, resume: true })).steps).toBe(2);
+  });
+
+  it('that does not know its base model is refused with what to do', async () => {
+    const old = join(folder, 'old');
+    cpSync(output, old, { recursive: true });
+    const path = join(old, 'run/checkpoints/step-2/state.json');
+    const state = JSON.parse(readFileSync(path, 'utf8'));
+    for (const key of ['baseModel', 'dtype']) delete state.identity[key];
+    writeFileSync(path, JSON.stringify(state));
+    await expect(resume(await adapted(kModel), { output: old })).rejects.toThrow(
+      /step-2 is of an earlier version of balora, .* begin anew in another folder, or with overwrite/,
+    );
+  });
+});
