@@ -2,6 +2,7 @@
 // does nothing when its result is already up to date.
 import { createHash } from 'node:crypto';
 import {
+  chmodSync,
   existsSync,
   mkdirSync,
   readdirSync,
@@ -96,6 +97,8 @@ export async function ensureTypeScript({ check = true } = {}) {
     throw new SetupError('The TypeScript build failed (see above).');
   }
   writeFileSync(inRoot('build', 'dist', '.inputs'), check ? key : `unchecked ${key}`);
+  // npx makes the command executable once and remembers that it did, whatever has been built since.
+  chmodSync(inRoot('build', 'dist', 'cli', 'main.js'), 0o755);
   rmSync(inRoot('dist'), { recursive: true, force: true });
   renameSync(fresh, inRoot('dist'));
   return 'done';
