@@ -82,7 +82,6 @@ describeShared('SmolLM2 trajectories', () => {
   ])(
     '%s in %s',
     async (name, dtype, run) => {
-      const compare = dtype === 'f32' ? compareStep : compareBand;
       const { config } = run;
       const whole = (kSlow && dtype === 'f32') || config.init === 'lora';
       const model = await AutoModelForCausalLM.fromPretrained(sharedPath(kModel), { dtype });
@@ -106,7 +105,7 @@ describeShared('SmolLM2 trajectories', () => {
       for await (const event of trainer.run()) {
         if (event.type !== 'step') continue;
         records.push(event.record);
-        compare(event.record, run.steps[event.record.step - 1] as Step);
+        compareStep(event.record, run.steps[event.record.step - 1] as Step, kBounds[dtype]);
         if (!whole && records.length === kQuickSteps) stop.abort();
       }
       expect(records).toHaveLength(whole ? config.steps : kQuickSteps);
@@ -246,35 +245,37 @@ function near(found: number | null, expected: number, tolerance: number, what: s
   expect(error, `${what}: ${found}, expected ${expected}`).toBeLessThanOrEqual(tolerance);
 }
 
-function compareStep(record: StepRecord, step: Step): void {
-  const at = (name: string): string => `step ${record.step} ${name}`;
-  near(record.taskLoss, step.task, 1e-4, at('task'));
-  near(record.diversity, step.dr, 1e-4, at('dr'));
-  near(record.consistency, step.cr, record.step <= 2 ? 1e-6 : 5e-4, at('cr'));
-  near(record.svd, step.svdr, 5e-4, at('svdr'));
-  near(record.gradNorm, step.grad_norm, 5e-4 * step.grad_norm, at('grad_norm'));
-  near(record.learningRate, step.lr, 1e-12, at('lr'));
-  near(record.consistencyWeight, step.l1, 1e-12, at('l1'));
-  near(record.diversityWeight, step.l2, 1e-12, at('l2'));
-  near(record.svdWeight, step.l3, 1e-12, at('l3'));
-  expect(record.supervisedTokens).toBe(step.supervised_tokens);
-  expect(record.tokens).toBe(step.tokens);
+/** How far a step's terms may be off; `gradNorm` is a share of it. */
+interface Bounds {
+  readonly task: number;
+  readonly consistency: number;
+  readonly svd: number;
+  readonly gradNorm: number;
 }
 
 /**
  * bf16 rounds each activation by up to 2^-9, a fifth of a percent, and frozen weights once. Of a logit of 10 that is 0.02; over the
  * few hundred rows of a mean there remain thousandths, with either sign: up to 0.004 in task and diversity, 0.001 in the SVD term
  * and 1.6 % in the gradient's norm were seen (Zen 4). The KL of two models whose roundings differ is not 0 but a few thousandths.
- * The bands are twice that. Before the first update student and teacher are one model, and their KL is exactly 0.
+ * The bands are about twice that. Before the first update student and teacher are one model, and their KL is exactly 0.
  */
-function compareBand(record: StepRecord, step: Step): void {
+const kBounds: Readonly<Record<'f32' | 'bf16', Bounds>> = {
+  f32: { task: 1e-4, consistency: 5e-4, svd: 5e-4, gradNorm: 5e-4 },
+  bf16: { task: 8e-3, consistency: 8e-3, svd: 3e-3, gradNorm: 0.03 },
+};
+
+function compareStep(record: StepRecord, step: Step, bounds: Bounds): void {
   const at = (name: string): string => `step ${record.step} ${name}`;
-  near(record.taskLoss, step.task, 8e-3, at('task'));
-  near(record.diversity, step.dr, 8e-3, at('dr'));
-  near(record.consistency, step.cr, record.step <= 2 ? 1e-6 : 8e-3, at('cr'));
-  near(record.svd, step.svdr, 3e-3, at('svdr'));
-  near(record.gradNorm, step.grad_norm, 0.03 * step.grad_norm, at('grad_norm'));
+  near(record.taskLoss, step.task, bounds.task, at('task'));
+  near(record.diversity, step.dr, bounds.task, at('dr'));
+  near(record.consistency, step.cr, record.step <= 2 ? 1e-6 : bounds.consistency, at('cr'));
+  near(record.svd, step.svdr, bounds.svd, at('svdr'));
+  near(record.gradNorm, step.grad_norm, bounds.gradNorm * step.grad_norm, at('grad_norm'));
   near(record.learningRate, step.lr, 1e-12, at('lr'));
+  near(record.consistencyWeight, step.l1, 1e-12, at('l1'));
+  near(record.diversityWeight, step.l2, 1e-12, at('l2'));
+  near(record.svdWeight, step.l3, 1e-12, at('l3'));
+  expect(record.supervisedTokens).toBe(step.supervised_tokens);
   expect(record.tokens).toBe(step.tokens);
 }
 
