@@ -48,7 +48,7 @@ struct Piece {
 
 // The parts of one linear, those that form pairs together: of one rank, the second with the first
 // one's scale negated, unwanted gradients, and factors the first is still close to.
-std::vector<Piece> pieces_of(std::span<const LowRankOperands> parts, size_t linear);
+std::vector<Piece> pieces_of(Context* ctx, std::span<const LowRankOperands> parts, size_t linear);
 
 // A factor of a part: B's rows or A's columns, rank by rank.
 enum class Side { kA, kB };

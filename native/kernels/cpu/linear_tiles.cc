@@ -28,17 +28,6 @@ TileTerm base_term(const View& x, const View& weight, bool transposed) {
   return term;
 }
 
-// out = scale * sums, row by row or transposed.
-void scatter(const float* sums, float scale, const View& out, bool transposed) {
-  const int64_t rank = out.shape[transposed ? 1 : 0], k = out.shape[transposed ? 0 : 1];
-  float* to = data_of<float>(&out);
-  for (int64_t r = 0; r < rank; ++r) {
-    for (int64_t i = 0; i < k; ++i) {
-      to[transposed ? i * rank + r : r * k + i] = scale * sums[r * k + i];
-    }
-  }
-}
-
 float* workspace(Context* ctx, int64_t count) {
   auto* buffer =
       static_cast<float*>(ctx->workspace(ctx, static_cast<uint64_t>(count) * sizeof(float)));
@@ -46,27 +35,29 @@ float* workspace(Context* ctx, int64_t count) {
   return buffer;
 }
 
-// One column of p for contract_tiles of a gradient, and where it goes.
+// A gradient for contract_tiles: scale * p^T x, p (m,R), as (R,k), or its transpose (k,R).
 struct Contracted {
   const float* p;
   float scale;
   const View* out;
-  int64_t rank;
+  Rounding rounding;
 };
 
 void contract_all(Context* ctx, const View& x, std::span<const Contracted> jobs, bool transposed) {
   std::vector<RankLine> lines;
-  for (const Contracted& job : jobs) {
-    for (int64_t r = 0; r < job.rank; ++r) lines.push_back({job.p + r, job.rank});
-  }
-  if (lines.empty()) return;
-  const int64_t k = x.shape[1], rank = static_cast<int64_t>(lines.size());
-  Arena arena(ctx, CpuState::kFactorA, Arena::bytes<float>(rank * k));
-  const float* sums = arena.take<float>(rank * k);
-  contract_tiles(ctx, data_of<bf16>(&x), x.shape[0], k, lines, const_cast<float*>(sums));
-  for (const Contracted& job : jobs) {
-    scatter(sums, job.scale, *job.out, transposed);
-    sums += job.rank * k;
+  for (const Rounding rounding : {Rounding::kOnce, Rounding::kHalves}) {
+    lines.clear();
+    for (const Contracted& job : jobs) {
+      if (job.rounding != rounding) continue;
+      const int64_t rank = job.out->shape[transposed ? 1 : 0], k = x.shape[1];
+      float* const out = data_of<float>(job.out);
+      for (int64_t r = 0; r < rank; ++r) {
+        float* const to = out + (transposed ? r : r * k);
+        lines.push_back({job.p + r, rank, job.scale, to, transposed ? rank : 1});
+      }
+    }
+    if (lines.empty()) continue;
+    contract_tiles(ctx, data_of<bf16>(&x), x.shape[0], x.shape[1], lines, rounding);
   }
 }
 
@@ -74,10 +65,13 @@ void zero(const View& view) {
   std::fill_n(data_of<float>(&view), view_numel(view), 0.0f);
 }
 
-// dU of every part in f32 where da needs it, and the gradients of the inputs.
+// dU of every part in f32 where da needs it, and the gradients of the inputs. `pieces` are those of
+// each linear.
 std::vector<float*> backward_inputs(Context* ctx, const LinearGradients& g,
                                     std::span<const LinearOperands> linears,
-                                    std::span<const LowRankOperands> parts, int64_t m, int64_t in) {
+                                    std::span<const LowRankOperands> parts,
+                                    std::span<const std::vector<Piece>> pieces, int64_t m,
+                                    int64_t in) {
   const View* low_rank_dx = g.x_adapter ? g.dx_adapter : g.dx;
   std::vector<float*> du(parts.size(), nullptr);
   const auto du_of = [&](const Piece& piece) -> float*& {
@@ -87,7 +81,7 @@ std::vector<float*> backward_inputs(Context* ctx, const LinearGradients& g,
   int64_t columns_bytes = 0;
   for (size_t i = 0; i < linears.size(); ++i) {
     int64_t columns = 0;
-    for (const Piece& piece : pieces_of(parts, i)) {
+    for (const Piece& piece : pieces[i]) {
       if (!linears[i].y || !(piece.part->da || low_rank_dx)) continue;
       stretch.add(piece);
       columns += piece.columns();
@@ -153,7 +147,7 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
   std::vector<Stretch> stretches(linears.size());
   int64_t a_bytes = 0, b_bytes = 0, bias_bytes = 0, column_count = 0;
   for (size_t i = 0; i < linears.size(); ++i) {
-    for (const Piece& piece : pieces_of(parts, i)) {
+    for (const Piece& piece : pieces_of(ctx, parts, i)) {
       stretches[i].add(piece);
       column_count += piece.columns();
     }
@@ -206,12 +200,21 @@ void linear_backward_tiles(Context* ctx, const LinearGradients& g,
   int64_t m = 0;
   for (const LinearOperands& linear : linears) m = linear.y ? linear.y->shape[0] : m;
   const int64_t in = linears[0].weight->shape[1];
-  const std::vector<float*> du = backward_inputs(ctx, g, linears, parts, m, in);
+  std::vector<std::vector<Piece>> pieces(linears.size());
+  // Of a pair, u and dU are those of factors rounded to bf16, so that rounding them loses no more.
+  std::vector<Rounding> rounding(parts.size(), Rounding::kHalves);
+  for (size_t i = 0; i < linears.size(); ++i) {
+    pieces[i] = pieces_of(ctx, parts, i);
+    for (const Piece& piece : pieces[i]) {
+      if (piece.start) rounding[static_cast<size_t>(piece.part - parts.data())] = Rounding::kOnce;
+    }
+  }
+  const std::vector<float*> du = backward_inputs(ctx, g, linears, parts, pieces, m, in);
   std::vector<Contracted> jobs;
   for (size_t p = 0; p < parts.size(); ++p) {
     if (!parts[p].da) continue;
     if (du[p] && m > 0) {
-      jobs.push_back({du[p], 1, parts[p].da, parts[p].a->shape[0]});
+      jobs.push_back({du[p], 1, parts[p].da, rounding[p]});
     } else {
       zero(*parts[p].da);
     }
@@ -219,11 +222,12 @@ void linear_backward_tiles(Context* ctx, const LinearGradients& g,
   if (!jobs.empty()) contract_all(ctx, g.x_adapter ? *g.x_adapter : *g.x, jobs, false);
   for (size_t i = 0; i < linears.size(); ++i) {
     jobs.clear();
-    for (const LowRankOperands& part : parts) {
+    for (size_t p = 0; p < parts.size(); ++p) {
+      const LowRankOperands& part = parts[p];
       if (static_cast<size_t>(part.linear) != i || !part.db) continue;
       if (linears[i].y && m > 0) {
-        jobs.push_back(
-            {data_of<float>(part.u), static_cast<float>(part.scale), part.db, part.a->shape[0]});
+        const auto scale = static_cast<float>(part.scale);
+        jobs.push_back({data_of<float>(part.u), scale, part.db, rounding[p]});
       } else {
         zero(*part.db);
       }

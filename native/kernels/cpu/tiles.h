@@ -131,15 +131,21 @@ void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projecti
 void run_tiles_alone(int64_t m, std::span<const TileSum> sums, bf16* padding);
 int64_t tile_padding(int64_t m, std::span<const TileSum> sums);
 
-// Row r of the left operand of contract_tiles: element i at data[i * stride].
+// Row r of the left operand of contract_tiles: element i at data[i * stride]. Element j of its row
+// of sums goes, scaled, to out[j * out_stride].
 struct RankLine {
   const float* data;
   int64_t stride;
+  float scale;
+  float* out;
+  int64_t out_stride;
 };
 
-// sums (R,k) = p^T x, f32 dense, with p's R columns in f32 taken as pairs of bf16 and x (m,k) bf16
-// contiguous.
+// Of a value of p, what is multiplied: one bf16, or both halves of a pair.
+enum class Rounding { kOnce, kHalves };
+
+// p^T x (R,k) in f32, with p's R columns in f32 and x (m,k) bf16 contiguous.
 void contract_tiles(Context* ctx, const bf16* x, int64_t m, int64_t k, std::span<const RankLine> p,
-                    float* sums);
+                    Rounding rounding);
 
 }  // namespace balora

@@ -20,58 +20,6 @@ constexpr uint32_t pair_of(bf16 first, bf16 second) {
   return static_cast<uint32_t>(first.bits) | static_cast<uint32_t>(second.bits) << 16;
 }
 
-BALORA_INLINE bf16 half_of(float value, Half half) {
-  const bf16 high = to_bf16(value);
-  return half == Half::kHigh ? high : to_bf16(value - to_float(high));
-}
-
-// Elements begin .. begin + kTileN - 1 of a line of n, zeros past its end.
-BALORA_INLINE void read_line(const FactorLine& line, int64_t n, int64_t begin, float* to) {
-  const int64_t count = line.data ? std::clamp<int64_t>(n - begin, 0, kTileN) : 0;
-  const float* from = line.data + begin * line.stride;
-  const float* minus = line.minus ? line.minus + begin * line.stride : nullptr;
-  for (int64_t j = 0; j < count; ++j) to[j] = from[j * line.stride];
-  for (int64_t j = 0; minus && j < count; ++j) to[j] -= minus[j * line.stride];
-  for (int64_t j = count; j < kTileN; ++j) to[j] = 0;
-}
-
-// The same, scaled and in bf16.
-BALORA_INLINE void round_line(const FactorLine& line, int64_t n, int64_t begin, bf16* to) {
-  float values[kTileN];
-  read_line(line, n, begin, values);
-  for (int64_t j = 0; j < kTileN; ++j) to[j] = half_of(line.scale * values[j], line.half);
-}
-
-// A step of a panel whose rows of k are lines.
-BALORA_SIMD void pack_rows_step(std::span<const FactorLine> rows, int64_t n, int64_t step,
-                                int64_t panel, uint32_t* to) {
-  const auto k = static_cast<int64_t>(rows.size());
-  for (int64_t pair = 0; pair < kTileK / 2; ++pair) {
-    const int64_t i = step * kTileK + 2 * pair;
-    bf16 first[kTileN], second[kTileN];
-    round_line(i < k ? rows[static_cast<size_t>(i)] : FactorLine{}, n, panel * kTileN, first);
-    round_line(i + 1 < k ? rows[static_cast<size_t>(i + 1)] : FactorLine{}, n, panel * kTileN,
-               second);
-    for (int64_t j = 0; j < 16; ++j) to[pair * 16 + j] = pair_of(first[j], second[j]);
-    for (int64_t j = 0; j < 16; ++j) {
-      to[256 + pair * 16 + j] = pair_of(first[16 + j], second[16 + j]);
-    }
-  }
-}
-
-// A step of a tile of 16 columns that are lines.
-BALORA_SIMD void pack_columns_step(std::span<const FactorLine> columns, int64_t k, int64_t step,
-                                   uint32_t* to) {
-  alignas(64) bf16 lines[16 * kTileK];
-  for (int64_t c = 0; c < 16; ++c) {
-    round_line(columns[static_cast<size_t>(c)], k, step * kTileK, lines + c * kTileK);
-  }
-  Words words[16];
-  std::memcpy(words, lines, sizeof words);
-  transpose_words(words);
-  std::memcpy(to, words, sizeof words);
-}
-
 // Asks for what is packed 32 rows or columns from here: as many streams of a weight that no cache
 // holds, more than the processor foresees by itself. Past the end of B it asks for nothing of use.
 BALORA_INLINE void prefetch_lines(const bf16* from, int64_t stride) {
@@ -157,33 +105,6 @@ void pack_tiles(Context* ctx, const TileMatrix& b, int64_t k, int64_t n, bf16* t
   const int64_t panel_size = round_up(k, kTileK) * kTileN;
   parallel_for(ctx, round_up(n, kTileN) / kTileN, 1, [&](int64_t begin, int64_t end) {
     pack_tile_panels(b, k, n, begin, end, tiles + begin * panel_size);
-  });
-}
-
-void pack_factor_rows(Context* ctx, std::span<const FactorLine> rows, int64_t n, bf16* tiles) {
-  const int64_t steps = round_up(static_cast<int64_t>(rows.size()), kTileK) / kTileK;
-  parallel_for(ctx, round_up(n, kTileN) / kTileN, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      for (int64_t step = 0; step < steps; ++step) {
-        bf16* to = tiles + (panel * steps + step) * kStepElements;
-        pack_rows_step(rows, n, step, panel, reinterpret_cast<uint32_t*>(to));
-      }
-    }
-  });
-}
-
-void pack_factor_columns(Context* ctx, std::span<const FactorLine> columns, int64_t k,
-                         bf16* tiles) {
-  const int64_t tile_columns = static_cast<int64_t>(columns.size()) / 16;
-  const int64_t steps = round_up(k, kTileK) / kTileK;
-  parallel_for(ctx, tile_columns, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const auto own = columns.subspan(static_cast<size_t>(tile * 16), 16);
-      for (int64_t step = 0; step < steps; ++step) {
-        bf16* to = tiles + (tile / 2 * steps + step) * kStepElements + tile % 2 * kStepElements / 2;
-        pack_columns_step(own, k, step, reinterpret_cast<uint32_t*>(to));
-      }
-    }
   });
 }
 
