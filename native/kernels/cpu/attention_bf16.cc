@@ -1,21 +1,21 @@
 #include "kernels/cpu/attention_bf16.h"
 
 #ifdef BALORA_TILES
+#include "kernels/cpu/lanes.h"
 #include "kernels/cpu/transpose16.h"
-#include "kernels/cpu/vec_math.h"
 
 namespace balora::attention::lanes {
 namespace {
 
-// The first `count` of 32 lanes.
-BALORA_INLINE __mmask32 first_lanes(int64_t count) {
-  return count >= 32 ? 0xffffffffu : count <= 0 ? 0u : (1u << count) - 1;
-}
+using balora::lanes::all;
+using balora::lanes::exp2;
+using balora::lanes::first32;
+using balora::lanes::rounded;
 
 // 32 values of row i from column c on, zeros beyond the source.
 BF16_TARGET BALORA_INLINE __m512i load_row(const Source<bf16>& s, int64_t i, int64_t c) {
   if (i >= s.rows) return _mm512_setzero_si512();
-  return _mm512_maskz_loadu_epi16(first_lanes(s.size - c), s.data + i * s.stride + c);
+  return _mm512_maskz_loadu_epi16(first32(s.size - c), s.data + i * s.stride + c);
 }
 
 // Rows of one head lie apart, which no hardware prefetcher follows across all of them.
@@ -43,32 +43,6 @@ BF16_TARGET BALORA_INLINE Interleaved interleave(const Interleaved& order, __m51
                                                  __m512i odd) {
   return {_mm512_permutex2var_epi16(even, order.low, odd),
           _mm512_permutex2var_epi16(even, order.high, odd)};
-}
-
-// bf16 of 32 sums.
-BF16_TARGET BALORA_INLINE __m512i rounded(__m512 low, __m512 high) {
-  return (__m512i)_mm512_cvtne2ps_pbh(high, low);
-}
-
-BF16_TARGET BALORA_INLINE __m512 all(float value) {
-  return _mm512_set1_ps(value);
-}
-
-// exp_unit (attention_tiles.cc): e^x for x at most a little above 0, 0 below -87; keeps NaN.
-BF16_TARGET BALORA_INLINE __m512 exp_unit(__m512 x) {
-  const __mmask16 there = _mm512_cmp_ps_mask(x, all(-87.0f), _CMP_NLT_UQ);
-  const __m512 n =
-      _mm512_sub_ps(_mm512_fmadd_ps(x, all(vec::kLog2e), all(vec::kRound)), all(vec::kRound));
-  const __m512 r =
-      _mm512_fnmadd_ps(n, all(vec::kLn2Low), _mm512_fnmadd_ps(n, all(vec::kLn2High), x));
-  __m512 p = all(1.979029767e-4f);
-  p = _mm512_fmadd_ps(p, r, all(1.394470339e-3f));
-  p = _mm512_fmadd_ps(p, r, all(8.333497681e-3f));
-  p = _mm512_fmadd_ps(p, r, all(4.166629538e-2f));
-  p = _mm512_fmadd_ps(p, r, all(1.666666567e-1f));
-  p = _mm512_fmadd_ps(p, r, all(0.5f));
-  p = _mm512_add_ps(_mm512_fmadd_ps(_mm512_mul_ps(p, r), r, r), all(1.0f));
-  return _mm512_maskz_scalef_ps(there, p, n);
 }
 
 // Lanes of 16 columns from `column` on that lie in [first, last).
@@ -101,7 +75,9 @@ struct Gradients {
 // 32 queries of one key.
 BF16_TARGET BALORA_INLINE Gradients key_gradients(const GradTile<bf16>& t, const KeyRow& key,
                                                   int64_t column) {
-  const __m512 scale = _mm512_set1_ps(static_cast<float>(t.geometry.scale));
+  const __m512 scale = all(static_cast<float>(t.geometry.scale));
+  const __m512 log2e = all(vec::kLog2e),
+               scale2 = all(static_cast<float>(t.geometry.scale) * vec::kLog2e);
   __m512 p[2], ds[2];
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
@@ -111,7 +87,8 @@ BF16_TARGET BALORA_INLINE Gradients key_gradients(const GradTile<bf16>& t, const
     const __m512 lse = _mm512_maskz_loadu_ps(seen, t.lse + at);
     const __m512 delta = _mm512_maskz_loadu_ps(seen, t.delta + at);
     const __m512 score = _mm512_load_ps(t.scores + place), dp = _mm512_load_ps(t.dp + place);
-    p[half] = _mm512_maskz_mov_ps(seen, exp_unit(_mm512_fmsub_ps(score, scale, lse)));
+    const __m512 exponent = _mm512_fmsub_ps(score, scale2, _mm512_mul_ps(lse, log2e));
+    p[half] = _mm512_maskz_mov_ps(seen, exp2(exponent));
     ds[half] = _mm512_maskz_mul_ps(seen, _mm512_mul_ps(p[half], _mm512_sub_ps(dp, delta)), scale);
   }
   return {rounded(p[0], p[1]), rounded(ds[0], ds[1])};
@@ -184,7 +161,7 @@ BF16_TARGET void unpack_rows(const float* sums, int64_t ld, bf16* out, int64_t s
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t c = 0; c < size; c += 32) {
       const float* from = sums + i * ld + c;
-      _mm512_mask_storeu_epi16(out + i * stride + c, first_lanes(size - c),
+      _mm512_mask_storeu_epi16(out + i * stride + c, first32(size - c),
                                rounded(_mm512_load_ps(from), _mm512_load_ps(from + 16)));
     }
   }
@@ -201,7 +178,7 @@ BF16_TARGET void unpack_columns(const float* sums, int64_t ld, const float* fact
         words[l] = (Words)_mm512_mul_ps(_mm512_load_ps(sums + (c + l) * ld + i), factor);
       }
       transpose_words(words);
-      const auto columns = static_cast<__mmask16>(first_lanes(size - c));
+      const auto columns = static_cast<__mmask16>(first32(size - c));
 #pragma GCC unroll 16
       for (int64_t l = 0; l < 16; ++l) {
         if (i + l >= rows) break;
@@ -226,12 +203,13 @@ BF16_TARGET void row_dots(const Source<bf16>& x, const Source<bf16>& y, float* o
 BF16_TARGET void exponentials(const float* s, int64_t ld, int64_t first, int64_t last, float scale,
                               const float* highest, bf16* p, float* sum) {
   const Interleaved order = interleaving();
-  const __m512 factor = _mm512_set1_ps(scale), top = _mm512_loadu_ps(highest);
+  const __m512 factor = all(scale * vec::kLog2e);
+  const __m512 top = _mm512_mul_ps(_mm512_loadu_ps(highest), all(vec::kLog2e));
   __m512 total = _mm512_setzero_ps();
 #pragma GCC unroll 2
   for (int64_t j = first; j < last; j += 2) {
-    const __m512 even = exp_unit(_mm512_fmsub_ps(_mm512_load_ps(s + j * ld), factor, top));
-    const __m512 odd = exp_unit(_mm512_fmsub_ps(_mm512_load_ps(s + (j + 1) * ld), factor, top));
+    const __m512 even = exp2(_mm512_fmsub_ps(_mm512_load_ps(s + j * ld), factor, top));
+    const __m512 odd = exp2(_mm512_fmsub_ps(_mm512_load_ps(s + (j + 1) * ld), factor, top));
     total = _mm512_add_ps(total, _mm512_add_ps(even, odd));
     const __m512i rows = rounded(even, odd);  // odd is the upper half of both permuted operands
     const __m512i halves = _mm512_shuffle_i64x2(rows, rows, 0xee);

@@ -3,7 +3,9 @@
 // strided: gate and up are usually the two halves of one product.
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/gated_bf16.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/tiles.h"
 #include "kernels/cpu/vec_math.h"
 
 namespace balora {
@@ -106,13 +108,25 @@ ROWS(double)
 
 constexpr int64_t kRowGrain = 4;
 
+// Whether rows of T have functions of their own.
+template <typename T>
+bool has_lanes(int32_t activation) {
+  return std::is_same_v<T, bf16> && activation == 0 && tiles_ready();
+}
+
 }  // namespace
 
 int32_t gated_forward_kernel(Context* ctx, const View* gate, const View* up, const View* y,
                              int32_t activation) {
   dispatch_float(gate->dtype, [&]<typename T>() {
+    const bool lanes = has_lanes<T>(activation);
+    const int64_t width = gate->shape[1];
     parallel_for(ctx, gate->shape[0], kRowGrain, [&](int64_t begin, int64_t end) {
-      forward(Rows<T>(gate), Rows<T>(up), Rows<T>(y), begin, end, gate->shape[1], activation);
+      const Rows<T> g(gate), u(up), to(y);
+      if constexpr (std::is_same_v<T, bf16>) {
+        for (int64_t n = begin; lanes && n < end; ++n) swiglu_row_bf16(g[n], u[n], to[n], width);
+      }
+      if (!lanes) forward(g, u, to, begin, end, width, activation);
     });
   });
   return 0;
@@ -121,9 +135,16 @@ int32_t gated_forward_kernel(Context* ctx, const View* gate, const View* up, con
 int32_t gated_backward_kernel(Context* ctx, const View* dy, const View* gate, const View* up,
                               const View* dgate, const View* dup, int32_t activation) {
   dispatch_float(gate->dtype, [&]<typename T>() {
+    const bool lanes = has_lanes<T>(activation);
+    const int64_t width = gate->shape[1];
     parallel_for(ctx, gate->shape[0], kRowGrain, [&](int64_t begin, int64_t end) {
-      backward(Rows<T>(dy), Rows<T>(gate), Rows<T>(up), Rows<T>(dgate), Rows<T>(dup), begin, end,
-               gate->shape[1], activation);
+      const Rows<T> d(dy), g(gate), u(up), dg(dgate), du(dup);
+      if constexpr (std::is_same_v<T, bf16>) {
+        for (int64_t n = begin; lanes && n < end; ++n) {
+          swiglu_backward_row_bf16(d[n], g[n], u[n], dg[n], du[n], width);
+        }
+      }
+      if (!lanes) backward(d, g, u, dg, du, begin, end, width, activation);
     });
   });
   return 0;

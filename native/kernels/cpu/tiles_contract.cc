@@ -76,7 +76,7 @@ BF16_TARGET void split_tile(const RankLine& line, int64_t first, int64_t count, 
     const __m512 even = _mm512_maskz_loadu_ps(even_there, from);
     const __m512 odd = _mm512_maskz_loadu_ps(odd_there, from + line.stride);
     words[pair] = word_pairs(even, odd);
-    if (low) rest[pair] = word_pairs(rounding_left(even), rounding_left(odd));
+    if (low) rest[pair] = word_pairs(lanes::rounding_left(even), lanes::rounding_left(odd));
   }
   transpose_words(words);
   std::memcpy(high, words, sizeof words);

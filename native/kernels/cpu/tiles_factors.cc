@@ -44,7 +44,7 @@ struct Run {
 
 BF16_TARGET BALORA_INLINE __m512 finished(const FactorLine& line, __m512 value, __m512 minus) {
   value = _mm512_mul_ps(_mm512_sub_ps(value, minus), _mm512_set1_ps(line.scale));
-  return line.half == Half::kHigh ? value : rounding_left(value);
+  return line.half == Half::kHigh ? value : lanes::rounding_left(value);
 }
 
 // Element i of 16 lines that adjoin.
@@ -67,16 +67,12 @@ BF16_TARGET BALORA_INLINE __m512 gathered(const float* from, int64_t stride, __m
 
 // Elements i .. i + 15 of a line of n.
 BF16_TARGET BALORA_INLINE __m512 along(const FactorLine& line, int64_t i, int64_t n) {
-  const __mmask16 there = first_lanes(line.data ? n - i : 0);
+  const __mmask16 there = lanes::first16(line.data ? n - i : 0);
   if (there == 0) return _mm512_setzero_ps();
   const int64_t at = i * line.stride;
   const __m512 minus =
       line.minus ? gathered(line.minus + at, line.stride, there) : _mm512_setzero_ps();
   return finished(line, gathered(line.data + at, line.stride, there), minus);
-}
-
-BF16_TARGET BALORA_INLINE Words rounded(__m512 low, __m512 high) {
-  return (Words)_mm512_cvtne2ps_pbh(high, low);
 }
 
 // A step of a panel whose 32 rows of k are lines.
@@ -86,7 +82,8 @@ BF16_TARGET void pack_rows_step(const Run* runs, int64_t n, int64_t column, bf16
     if (runs[0].adjoins && runs[1].adjoins) {
 #pragma GCC unroll 16
       for (int64_t c = 0; c < 16; ++c) {
-        words[c] = rounded(across(runs[0], column + c, n), across(runs[1], column + c, n));
+        words[c] =
+            (Words)lanes::rounded(across(runs[0], column + c, n), across(runs[1], column + c, n));
       }
       transpose_words(words);
     } else {
@@ -110,7 +107,8 @@ BF16_TARGET void pack_columns_step(const Run& run, int64_t k, int64_t first, bf1
     }
   } else {
     for (int64_t c = 0; c < 16; ++c) {
-      words[c] = rounded(along(run.lines[c], first, k), along(run.lines[c], first + 16, k));
+      words[c] =
+          (Words)lanes::rounded(along(run.lines[c], first, k), along(run.lines[c], first + 16, k));
     }
     transpose_words(words);
   }

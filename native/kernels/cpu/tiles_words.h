@@ -2,8 +2,7 @@
 #pragma once
 #include <array>
 
-#include "kernels/cpu/simd.h"
-#include "kernels/cpu/tiles_target.h"
+#include "kernels/cpu/lanes.h"
 #include "kernels/cpu/transpose16.h"
 
 #ifdef BALORA_TILES
@@ -18,18 +17,8 @@ BF16_TARGET BALORA_INLINE Words word_pairs(__m512 even, __m512 odd) {
     }
     return order;
   }();
-  const auto rows = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
-  return (Words)_mm512_permutexvar_epi16(_mm512_load_si512(kOrder.data()), rows);
-}
-
-// What rounding to bf16 takes from a value.
-BF16_TARGET BALORA_INLINE __m512 rounding_left(__m512 value) {
-  const __m512i wide = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value));
-  return _mm512_sub_ps(value, (__m512)_mm512_slli_epi32(wide, 16));
-}
-
-BALORA_INLINE __mmask16 first_lanes(int64_t count) {
-  return static_cast<__mmask16>(count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1);
+  const __m512i order = _mm512_load_si512(kOrder.data());
+  return (Words)_mm512_permutexvar_epi16(order, lanes::rounded(even, odd));
 }
 
 }  // namespace balora::tiles
