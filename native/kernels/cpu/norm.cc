@@ -10,7 +10,9 @@
 
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/norm_bf16.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/tiles.h"
 
 namespace balora {
 namespace {
@@ -142,12 +144,29 @@ ROWS(f16)
 ROWS(double)
 #undef ROWS
 
+// What rows of bf16 have functions of their own for.
+RmsNormRow lanes_row(const View* weight, double eps, double weight_offset, bool round) {
+  return {data_of<bf16>(weight), view_numel(*weight), static_cast<float>(eps),
+          static_cast<float>(weight_offset), round};
+}
+
 }  // namespace
 
 int32_t rms_norm_forward_kernel(Context* ctx, const View* x, const View* weight, const View* y,
                                 const View* rstd, double eps, double weight_offset,
                                 int32_t cast_before_weight) {
   const int64_t rows = x->shape[0], channels = x->shape[1];
+  if (x->dtype == BALORA_BF16 && tiles_ready()) {
+    const RmsNormRow norm = lanes_row(weight, eps, weight_offset, cast_before_weight != 0);
+    parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const int64_t at = n * channels;
+        data_of<float>(rstd)[n] =
+            rms_norm_row_bf16(norm, data_of<bf16>(x) + at, data_of<bf16>(y) + at);
+      }
+    });
+    return 0;
+  }
   dispatch_float(x->dtype, [&]<typename T>() {
     parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
       forward(data_of<T>(x), data_of<T>(weight), data_of<T>(y), data_of<Acc<T>>(rstd), begin, end,
@@ -163,6 +182,18 @@ int32_t rms_norm_add_forward_kernel(Context* ctx, const View* x, const View* res
                                     const View* rstd, double eps, double weight_offset,
                                     int32_t cast_before_weight) {
   const int64_t rows = x->shape[0], channels = x->shape[1];
+  if (x->dtype == BALORA_BF16 && tiles_ready()) {
+    const RmsNormRow norm = lanes_row(weight, eps, weight_offset, cast_before_weight != 0);
+    parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const int64_t at = n * channels;
+        data_of<float>(rstd)[n] =
+            rms_norm_add_row_bf16(norm, data_of<bf16>(x) + at, data_of<bf16>(residual) + at,
+                                  data_of<bf16>(sum) + at, data_of<bf16>(y) + at);
+      }
+    });
+    return 0;
+  }
   dispatch_float(x->dtype, [&]<typename T>() {
     parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
       forward_add(data_of<T>(x), data_of<T>(residual), data_of<T>(weight), data_of<T>(sum),
@@ -179,6 +210,18 @@ int32_t rms_norm_backward_kernel(Context* ctx, const View* dy, const View* dsum,
                                  const View* dweight, double weight_offset,
                                  int32_t cast_before_weight) {
   const int64_t rows = x->shape[0], channels = x->shape[1];
+  if (x->dtype == BALORA_BF16 && !dweight && dx && tiles_ready()) {
+    const RmsNormRow norm = lanes_row(weight, 0, weight_offset, cast_before_weight != 0);
+    parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const int64_t at = n * channels;
+        rms_norm_backward_row_bf16(norm, data_of<bf16>(dy) + at,
+                                   dsum ? data_of<bf16>(dsum) + at : nullptr, data_of<bf16>(x) + at,
+                                   data_of<float>(rstd)[n], data_of<bf16>(dx) + at);
+      }
+    });
+    return 0;
+  }
   dispatch_float(x->dtype, [&]<typename T>() {
     using A = Acc<T>;
     const int width = parallel_width(ctx, rows, kRowGrain);
