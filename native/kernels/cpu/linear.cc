@@ -1,56 +1,17 @@
 // Linears with low-rank parts (kernels/linear.h). The base and the low-rank part meet in one f32
 // sum that is rounded once; the gradient of a shared input is one such sum over every linear.
-#include <vector>
-
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/linear_tiles.h"
-#include "kernels/cpu/low_rank.h"
+#include "kernels/cpu/linear_wide.h"
 #include "kernels/cpu/parallel.h"
-#include "kernels/cpu/product_sum.h"
 
 namespace balora {
 namespace {
 
 GemmOutput dense(const View& y) {
   return {y.data, y.dtype, y.shape[1]};
-}
-
-ProductTerm base_term(const View& x, const View& weight, bool transposed) {
-  return {x.data, x.dtype, x.shape[1], &weight, transposed};
-}
-
-// U (N,R) in f32 times a factor.
-ProductTerm low_rank_term(const void* u, int64_t rank, const View& factor, bool transposed,
-                          double scale) {
-  return {u, factor.dtype, rank, &factor, transposed, scale};
-}
-
-// dU of each part, null where nothing wants it.
-std::vector<void*> input_gradients(Context* ctx, const LinearOperands* linears,
-                                   std::span<const LowRankOperands> parts, bool for_input) {
-  std::vector<void*> du(parts.size(), nullptr);
-  for (size_t p = 0; p < parts.size(); ++p) {
-    const View* dy = linears[parts[p].linear].y;
-    if (!dy || !(for_input || parts[p].da)) continue;
-    const int64_t size = parts[p].b->dtype == BALORA_F64 ? 8 : 4;
-    du[p] = ctx->workspace(ctx, static_cast<uint64_t>(dy->shape[0] * parts[p].b->shape[1] * size));
-    if (!du[p]) throw std::bad_alloc();
-    const Factor factor = {parts[p].b, false, parts[p].scale, du[p]};
-    project(ctx, *dy, {&factor, 1});
-  }
-  return du;
-}
-
-void fill_zero(const View& view) {
-  std::fill_n(static_cast<char*>(view.data),
-              view_numel(view) * dtype_size(static_cast<DType>(view.dtype)), char{0});
-}
-
-void write_sum(Context* ctx, const View& out, std::span<const ProductTerm> terms) {
-  if (terms.empty()) return fill_zero(out);
-  sum_products(ctx, {out.shape[0], out.shape[1], terms}, dense(out));
 }
 
 template <typename T>
@@ -79,65 +40,18 @@ int32_t linear_forward_kernel(Context* ctx, const View* x, const View* x_adapter
                               const LinearOperands* linears, int32_t count,
                               const LowRankOperands* parts, int32_t part_count) {
   const std::span<const LinearOperands> group(linears, static_cast<size_t>(count));
-  if (linear_fits_tiles(*x, group)) {
-    linear_forward_tiles(ctx, *x, x_adapter, group, {parts, static_cast<size_t>(part_count)});
-    return 0;
-  }
-  const View& input = x_adapter ? *x_adapter : *x;
-  std::vector<Factor> factors;
-  for (int32_t p = 0; p < part_count; ++p) {
-    factors.push_back({parts[p].a, true, 1, parts[p].u->data});
-  }
-  project(ctx, input, factors);
-  std::vector<ProductTerm> terms;
-  for (int32_t i = 0; i < count; ++i) {
-    const View& y = *linears[i].y;
-    terms.clear();
-    for (int32_t p = 0; p < part_count; ++p) {
-      if (parts[p].linear != i) continue;
-      terms.push_back(
-          low_rank_term(parts[p].u->data, parts[p].b->shape[1], *parts[p].b, true, parts[p].scale));
-    }
-    // Last, so that parts which cancel (a PiSSA pair before its first step) leave the base alone to
-    // the last bit.
-    terms.push_back(base_term(*x, *linears[i].weight, true));
-    sum_products(ctx, {y.shape[0], y.shape[1], terms, linears[i].bias}, dense(y));
-  }
+  const auto forward = linear_fits_tiles(*x, group) ? &linear_forward_tiles : &linear_forward_wide;
+  forward(ctx, *x, x_adapter, group, {parts, static_cast<size_t>(part_count)});
   return 0;
 }
 
 int32_t linear_backward_kernel(Context* ctx, const View* x, const View* x_adapter, const View* dx,
                                const View* dx_adapter, const LinearOperands* linears, int32_t count,
                                const LowRankOperands* parts, int32_t part_count) {
-  const std::span<const LowRankOperands> all(parts, static_cast<size_t>(part_count));
   const std::span<const LinearOperands> group(linears, static_cast<size_t>(count));
-  if (linear_fits_tiles(*linears[0].weight, group)) {
-    linear_backward_tiles(ctx, {x, x_adapter, dx, dx_adapter}, group, all);
-    return 0;
-  }
-  const View* const low_rank_dx = x_adapter ? dx_adapter : dx;
-  const std::vector<void*> du = input_gradients(ctx, linears, all, low_rank_dx != nullptr);
-  for (size_t p = 0; p < all.size(); ++p) {
-    const LowRankOperands& part = all[p];
-    const View* dy = linears[part.linear].y;
-    const int64_t rank = part.b->shape[1];
-    if (part.da && !dy) fill_zero(*part.da);
-    if (part.db && !dy) fill_zero(*part.db);
-    if (!dy) continue;
-    if (part.da) contract(ctx, x_adapter ? *x_adapter : *x, du[p], rank, 1, *part.da, false);
-    if (part.db) contract(ctx, *dy, part.u->data, rank, part.scale, *part.db, true);
-  }
-  std::vector<ProductTerm> base, low_rank;
-  for (int32_t i = 0; i < count; ++i) {
-    if (linears[i].y) base.push_back(base_term(*linears[i].y, *linears[i].weight, false));
-  }
-  for (size_t p = 0; p < all.size(); ++p) {
-    if (!du[p]) continue;
-    (x_adapter ? low_rank : base)
-        .push_back(low_rank_term(du[p], all[p].b->shape[1], *all[p].a, false, 1));
-  }
-  if (dx) write_sum(ctx, *dx, base);
-  if (x_adapter && dx_adapter) write_sum(ctx, *dx_adapter, low_rank);
+  const bool tiles = linear_fits_tiles(*linears[0].weight, group);
+  const auto backward = tiles ? &linear_backward_tiles : &linear_backward_wide;
+  backward(ctx, {x, x_adapter, dx, dx_adapter}, group, {parts, static_cast<size_t>(part_count)});
   return 0;
 }
 

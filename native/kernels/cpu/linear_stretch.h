@@ -3,15 +3,14 @@
 // A part alone: with u = u_hi + u_lo and b = b_hi + b_lo (16 bits each in pairs of bf16) it is
 // u_hi b_hi + u_lo b_hi + u_hi b_lo, three times R; what is left out is below 2^-16 of it.
 //
-// A pair of neighbours s B A - s B0 A0, as PiSSA trains it, is written by what has changed:
-// s (dB A + B0 dA) forward, s (B dA + dB A0) backward, with dA = A - A0 and dB = B - B0 formed in
-// f32. Here each value is one bf16, two times R, and what is lost is 2^-9 of the change, not of the
-// factors; before the first step it is exactly zero. docs/decisions/pissa-pairs-by-their-change.md
+// A pair is two times R: here each value is one bf16, and what is lost is 2^-9 of the change, not
+// of the factors.
 #pragma once
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include "kernels/cpu/linear_pieces.h"
 #include "kernels/cpu/onednn.h"
 #include "kernels/cpu/tiles.h"
 
@@ -36,19 +35,6 @@ class Arena {
  private:
   char* at_;
 };
-
-// A part alone, or with its neighbour `start` less which it is meant.
-struct Piece {
-  const LowRankOperands* part;
-  const LowRankOperands* start = nullptr;
-
-  int64_t rank() const { return part->a->shape[0]; }
-  int64_t columns() const { return 2 * round_up(rank(), kRankTile); }  // of a projection
-};
-
-// The parts of one linear, those that form pairs together: of one rank, the second with the first
-// one's scale negated, unwanted gradients, and factors the first is still close to.
-std::vector<Piece> pieces_of(Context* ctx, std::span<const LowRankOperands> parts, size_t linear);
 
 // A factor of a part: B's rows or A's columns, rank by rank.
 enum class Side { kA, kB };
@@ -85,6 +71,10 @@ class Stretch {
   bf16* b_ = nullptr;
 };
 
+// How many columns a piece takes in a projection.
+inline int64_t projection_columns(const Piece& piece) {
+  return 2 * round_up(piece.rank(), kRankTile);
+}
 // The columns of a projection on one side of a piece (TileProjection).
 void add_columns(const Piece& piece, Side side, std::vector<FactorLine>& columns);
 

@@ -84,7 +84,7 @@ std::vector<float*> backward_inputs(Context* ctx, const LinearGradients& g,
     for (const Piece& piece : pieces[i]) {
       if (!linears[i].y || !(piece.part->da || low_rank_dx)) continue;
       stretch.add(piece);
-      columns += piece.columns();
+      columns += projection_columns(piece);
       if (piece.part->da) du_of(piece) = workspace(ctx, m * piece.rank());
     }
     columns_bytes += Arena::bytes<bf16>(tiles_size(linears[i].weight->shape[0], columns));
@@ -149,7 +149,7 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
   for (size_t i = 0; i < linears.size(); ++i) {
     for (const Piece& piece : pieces_of(ctx, parts, i)) {
       stretches[i].add(piece);
-      column_count += piece.columns();
+      column_count += projection_columns(piece);
     }
     const int64_t outs = linears[i].weight->shape[0];
     a_bytes += Arena::bytes<bf16>(stretches[i].a_size(m));

@@ -42,22 +42,16 @@ int64_t element_bytes(int32_t accumulator) {
 
 }  // namespace
 
-void project(Context* ctx, const View& x, std::span<const Factor> factors) {
-  if (factors.empty()) return;
-  const int32_t type = factors[0].w->dtype;
+void project(Context* ctx, const View& x, const GemmInput& w, int64_t columns,
+             const GemmOutput& out) {
   for_wide_rows(ctx, x, [&](int64_t first, int64_t rows, const GemmInput& wide) {
-    for (const Factor& factor : factors) {
-      const int64_t rank = factor.rank();
-      void* out = static_cast<char*>(factor.out) + first * rank * element_bytes(type);
-      gemm(ctx, {rows, rank, x.shape[1]}, wide,
-           {factor.w->data, type, factor.transposed ? x.shape[1] : rank, factor.transposed},
-           {out, type, rank}, {factor.scale, 0});
-    }
+    void* to = static_cast<char*>(out.data) + first * out.ld * element_bytes(out.dtype);
+    gemm(ctx, {rows, columns, x.shape[1]}, wide, w, {to, out.dtype, out.ld});
   });
 }
 
-void contract(Context* ctx, const View& x, const void* p, int64_t rank, double scale,
-              const View& out, bool transposed) {
+void contract(Context* ctx, const View& x, const LeftOperand& p, double scale, const View& out,
+              bool transposed) {
   const int64_t k = x.shape[1];
   const int32_t type = out.dtype;
   if (x.shape[0] == 0) {
@@ -65,14 +59,14 @@ void contract(Context* ctx, const View& x, const void* p, int64_t rank, double s
     return;
   }
   for_wide_rows(ctx, x, [&](int64_t first, int64_t rows, GemmInput wide) {
-    const void* block = static_cast<const char*>(p) + first * rank * element_bytes(type);
-    GemmInput left = {block, type, rank, true};
+    const void* block = static_cast<const char*>(p.data) + first * p.ld * element_bytes(type);
+    GemmInput left = {block, type, p.ld, true};
     const GemmScale sum = {scale, first == 0 ? 0.0 : 1.0};
     if (transposed) {
       left.transposed = false, wide.transposed = true;
-      gemm(ctx, {k, rank, rows}, wide, left, {out.data, type, rank}, sum);
+      gemm(ctx, {k, p.rank, rows}, wide, left, {out.data, type, p.rank}, sum);
     } else {
-      gemm(ctx, {rank, k, rows}, left, wide, {out.data, type, k}, sum);
+      gemm(ctx, {p.rank, k, rows}, left, wide, {out.data, type, k}, sum);
     }
   });
 }
