@@ -7,6 +7,7 @@ import {
   type MicroCase,
   type MicroContext,
   type MicroEntry,
+  opOf,
 } from './micro_kit.ts';
 import { kLargeMicroTable, kMicroTable } from './micro_table.ts';
 import { type ModelShape, shapeNamed, sizesOf } from './shapes.ts';
@@ -55,7 +56,7 @@ async function microRow(
   const one = entry.make(context);
   const samples = await timeOps(one.run, {
     prepare: one.prepare,
-    ops: one.ops,
+    ops: [opOf(entry)],
     least: 5,
     most: 20,
   });
