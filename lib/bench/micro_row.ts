@@ -1,7 +1,7 @@
 /** Kernel rows, one after the other in one process. */
 import { memoryStats, resetPeakMemory, synchronize, synchronizeSync } from '../runtime.ts';
 import { scope } from '../tensor.ts';
-import type { Calibration } from './disturbance.ts';
+import { type Calibration, watched } from './disturbance.ts';
 import {
   disposeOperands,
   type MicroCase,
@@ -42,7 +42,8 @@ export async function microRows(input: MicroInput): Promise<MicroRow[]> {
   };
   const result: MicroRow[] = [];
   for (const entry of [...kMicroTable, ...kLargeMicroTable]) {
-    if (names.includes(entry.name)) result.push(await microRow(entry, context, ceilings));
+    if (!names.includes(entry.name)) continue;
+    result.push(await watched(() => microRow(entry, context, ceilings)));
   }
   return result;
 }
