@@ -87,10 +87,10 @@ function svdCase({ sizes, lossRows, dtype }: MicroContext): MicroCase {
 }
 
 /** By tiles of the logits: they and their gradient by the head, half of a Gram matrix, its vectors by the logits. */
-function svdTilesCase(context: MicroContext): MicroCase {
-  const { c } = context.sizes;
-  const [rows, v] = kLogits(context);
-  const [hidden, head] = [normal([rows, c], context.dtype), frozen([v, c], context.dtype)];
+function svdTilesCase({ sizes, lossRows, dtype }: MicroContext): MicroCase {
+  const { c, v } = sizes;
+  const rows = lossRows / 8; // the rows of a step would take seconds
+  const [hidden, head] = [normal([rows, c], dtype), frozen([v, c], dtype)];
   hidden.requiresGrad = true;
   const work = 4 * rows * v * c + 3 * rows ** 2 * v;
   const shapes = `h ${rows}x${c}, w ${v}x${c}, k 10, f64 sums`;

@@ -58,7 +58,7 @@ async function microRow(
   const samples = await timeOps(one.run, {
     prepare: one.prepare,
     ops: [opOf(entry)],
-    least: 5,
+    least: 3,
     most: 20,
   });
   const extraBytes = await extraMemory(one);
