@@ -3,8 +3,9 @@
  * The rules that turn this into warnings are pure functions.
  */
 import { readFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Disturbance, Machine } from './types.ts';
+import type { Disturbance, Machine, Measured, Row } from './types.ts';
 
 /** Seconds since the start of the machine, summed over its cores. */
 export interface CpuSeconds {
@@ -14,6 +15,8 @@ export interface CpuSeconds {
 }
 
 const kTicksPerSecond = 100; // USER_HZ, 100 on every Linux
+/** The machine counts in ticks, a process's own time is exact: of a short row a tick a core may be anybody's. */
+const kBlurSeconds = availableParallelism() / kTicksPerSecond;
 
 /** From the text of /proc/stat; null if it is not that. */
 export function parseCpuSeconds(stat: string): CpuSeconds | null {
@@ -28,7 +31,7 @@ export function parseCpuSeconds(stat: string): CpuSeconds | null {
   };
 }
 
-/** What others had of the processor between two readings, given the seconds this process used itself. */
+/** What others had of the processor between two readings, given the seconds that this process and its children used. */
 export function disturbanceBetween(
   before: CpuSeconds,
   after: CpuSeconds,
@@ -47,21 +50,48 @@ export function disturbanceBetween(
 /** Watches from its making on. Where /proc is not there it sees nothing. */
 export class CpuWatch {
   private readonly before = readCpuSeconds();
-  private readonly own = process.cpuUsage();
+  private readonly own = ownSeconds();
 
   read(): Disturbance {
     const after = readCpuSeconds();
     if (this.before === null || after === null) return { others: 0, stolen: 0 };
-    const { user, system } = process.cpuUsage(this.own);
-    return disturbanceBetween(this.before, after, (user + system) / 1e6);
+    const own = ownSeconds() - this.own + kBlurSeconds;
+    return disturbanceBetween(this.before, after, own);
   }
 }
 
+/** Measures one row, and notes what others had of the processor meanwhile. */
+export async function watched<R extends Row>(measure: () => Promise<R>): Promise<R> {
+  const watch = new CpuWatch();
+  const row = await measure();
+  return { ...row, disturbance: watch.read() };
+}
+
 function readCpuSeconds(): CpuSeconds | null {
+  return parseCpuSeconds(readProc('stat'));
+}
+
+/** Seconds that this process used, and its children, torch among them, that have ended. */
+function ownSeconds(): number {
+  const { user, system } = process.cpuUsage();
+  return (user + system) / 1e6 + parseChildSeconds(readProc('self/stat'));
+}
+
+/** From the text of /proc/self/stat; 0 if it is not that. */
+export function parseChildSeconds(stat: string): number {
+  // The program's name, in parentheses, may hold spaces; cutime and cstime are the 14th and 15th field behind it.
+  const fields = stat
+    .slice(stat.lastIndexOf(')') + 1)
+    .trim()
+    .split(/\s+/);
+  return (Number(fields[13] ?? 0) + Number(fields[14] ?? 0)) / kTicksPerSecond;
+}
+
+function readProc(name: string): string {
   try {
-    return parseCpuSeconds(readFileSync('/proc/stat', 'utf8'));
+    return readFileSync(`/proc/${name}`, 'utf8');
   } catch {
-    return null;
+    return '';
   }
 }
 
@@ -73,7 +103,7 @@ export interface IdleFacts {
   readonly first: Disturbance;
   readonly before: Calibration;
   readonly after: Calibration;
-  readonly rows: readonly { readonly name: string; readonly disturbance: Disturbance }[];
+  readonly rows: readonly Pick<Measured, 'name' | 'disturbance'>[];
 }
 
 const kLookSeconds = 1;
@@ -90,13 +120,16 @@ export async function lookAround(): Promise<Disturbance> {
 /** One line for each reason to distrust the figures; none on an idle machine. */
 export function idleWarnings({ first, before, after, rows }: IdleFacts): string[] {
   const warnings: string[] = [];
-  for (const { name, disturbance } of [{ name: 'before the run', disturbance: first }, ...rows]) {
-    if (disturbance.others <= kOthersShare) continue;
-    const stolen =
-      disturbance.stolen > kOthersShare / 2 ? ` (${percent(disturbance.stolen)} stolen)` : '';
-    warnings.push(
-      `${name}: other processes had ${percent(disturbance.others)} of the processor${stolen}`,
-    );
+  if (first.others > kOthersShare) {
+    warnings.push(`before the run other processes had ${shares(first)} of the processor`);
+  }
+  const disturbed = rows.flatMap(({ name, disturbance }) =>
+    disturbance !== undefined && disturbance.others > kOthersShare
+      ? [`${name} ${shares(disturbance)}`]
+      : [],
+  );
+  if (disturbed.length > 0) {
+    warnings.push(`other processes had a share of the processor during ${disturbed.join(', ')}`);
   }
   const labels = { peakF32: 'f32 product', peakBf16: 'bf16 product', memoryBandwidth: 'memory' };
   for (const [key, label] of Object.entries(labels)) {
@@ -105,6 +138,11 @@ export function idleWarnings({ first, before, after, rows }: IdleFacts): string[
     warnings.push(`the ${label} peak after the run was ${ratio.toFixed(2)} times that before it`);
   }
   return warnings;
+}
+
+function shares({ others, stolen }: Disturbance): string {
+  const taken = stolen > kOthersShare / 2 ? ` (${percent(stolen)} stolen)` : '';
+  return `${percent(others)}${taken}`;
 }
 
 function percent(share: number): string {

@@ -27,12 +27,14 @@ export interface MicroCase {
   readonly run: () => void;
   /** Before each run, not timed. */
   readonly prepare?: () => void;
-  /** The ops that count, where the run has others. */
-  readonly ops?: readonly string[];
 }
 
 export interface MicroEntry {
   readonly name: string;
+  /** The row of kernels.def that is timed. */
+  readonly kernel: string;
+  /** The op that runs it, as opTimes() has it. Default: the kernel's name without `_forward`. */
+  readonly op?: string;
   /** Products are held against this peak; left out: that of the row's own dtype. */
   readonly peak?: BenchDType;
   make(context: MicroContext): MicroCase;
@@ -40,6 +42,10 @@ export interface MicroEntry {
 
 /** The kernels of a group; operands are made when the case is. */
 export type MicroTable = readonly MicroEntry[];
+
+export function opOf({ kernel, op = kernel.replace(/_forward$/, '') }: MicroEntry): string {
+  return op;
+}
 
 let seed = 1;
 
@@ -90,15 +96,12 @@ export function plain(
   return { shapes, unit, work, run: () => void noGrad(body) };
 }
 
-/**
- * A case of the backward pass alone: the forward is run before, untimed, on leaves that want gradients, and only the named
- * ops count (leaves add their gradients up, which inner tensors of a model do not).
- */
+/** A case of the backward pass alone: the forward is run before, untimed, on leaves that want gradients. */
 export function gradient(
   shapes: string,
   unit: MicroCase['unit'],
   work: number,
-  way: { leaves: readonly Tensor[]; forward: () => readonly Tensor[]; ops: readonly string[] },
+  way: { leaves: readonly Tensor[]; forward: () => readonly Tensor[] },
 ): MicroCase {
   for (const leaf of way.leaves) leaf.requiresGrad = true;
   let outputs: readonly Tensor[] = [];
@@ -107,7 +110,6 @@ export function gradient(
     shapes,
     unit,
     work,
-    ops: way.ops,
     prepare: () => {
       for (const leaf of way.leaves) leaf.grad = null;
       outputs = way.forward();

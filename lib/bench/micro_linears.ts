@@ -1,5 +1,5 @@
-/** Kernel rows that are matrix products: linears with and without low-rank parts, attention, products, decompositions. */
-import { attention, gram, linearGroup, matmul, randomizedSvd } from '../ops/index.ts';
+/** Kernel rows that are matrix products: linears with and without low-rank parts, attention. */
+import { attention, linear, linearGroup, matmul, relativeAttention } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { groupsOf } from './flops.ts';
 import {
@@ -27,6 +27,7 @@ const linears: MicroTable = kGroups.flatMap((label, index) =>
     { suffix: '-lora-backward', variant: { lora: true, backward: true } },
   ].map(({ suffix, variant }) => ({
     name: `micro-linear-${label}${suffix}`,
+    kernel: 'backward' in variant ? 'linear_backward' : 'linear_forward',
     make: (context: MicroContext) => linearCase(context, index, variant),
   })),
 );
@@ -50,8 +51,15 @@ export function linearCase(
   const forward = (): Tensor[] => linearGroup(x, operands);
   if (!backward) return plain(shapes, 'flop', work, forward);
   const leaves = [x, ...operands.flatMap(({ lowRank }) => lowRank.flatMap(({ a, b }) => [a, b]))];
-  const ops = ['linear_backward', 'linear_weight_backward'];
-  return gradient(shapes, 'flop', work + 2 * rows * pairs, { leaves, forward, ops });
+  return gradient(shapes, 'flop', work + 2 * rows * pairs, { leaves, forward });
+}
+
+/** A linear that is trained itself: its weight's gradient. */
+function weightCase({ sizes: { c, f }, rows, dtype }: MicroContext): MicroCase {
+  const [x, weight] = [normal([rows, c], dtype), normal([f, c], dtype)];
+  const forward = () => [linear(x, weight)];
+  const work = 2 * rows * c * f;
+  return gradient(`x ${rows}x${c}, w ${f}x${c}`, 'flop', work, { leaves: [weight], forward });
 }
 
 /** Causal attention over equal sequences. */
@@ -66,39 +74,58 @@ function attentionCase({ sizes, dtype, rows, sequences }: MicroContext, back: bo
   const shapes = `${sequences} x ${length}, heads ${heads}/${keyValueHeads} of ${d}`;
   const work = 2 * sequences * length ** 2 * heads * d; // half of the scores, twice
   if (!back) return plain(shapes, 'flop', work, forward);
-  const ops = ['attention_backward'];
-  return gradient(shapes, 'flop', 2 * work, { leaves: [q, k, v], forward, ops });
+  return gradient(shapes, 'flop', 2 * work, { leaves: [q, k, v], forward });
 }
 
-const products: MicroTable = [
-  { name: 'micro-attention', make: (context) => attentionCase(context, false) },
-  { name: 'micro-attention-backward', make: (context) => attentionCase(context, true) },
+/** DeBERTa's, over the same sequences: all of the scores, each from three products. */
+function relativeCase({ sizes, dtype, rows, sequences }: MicroContext, back: boolean): MicroCase {
+  const { heads, d } = sizes;
+  const length = rows / sequences;
+  const positions = length; // rows of the tables: distances beyond a half share the last ones
+  const of = (count: number): Tensor => normal([count, heads, d], dtype);
+  const [q, k, v] = [of(rows), of(rows), of(rows)];
+  const [positionKeys, positionQueries] = [of(positions), of(positions)];
+  const cuQueries = integers(sequences + 1, (i) => i * length);
+  const last = positions - 1;
+  const index = integers(2 * length - 1, (r) => Math.min(last, Math.max(0, r - (length >> 1))));
+  const options = { cuQueries, positionKeys, positionQueries, index };
+  const forward = () => [relativeAttention(q, k, v, options)];
+  const shapes = `${sequences} x ${length}, heads ${heads} of ${d}, ${positions} positions`;
+  const work = 2 * 4 * sequences * length ** 2 * heads * d;
+  if (!back) return plain(shapes, 'flop', work, forward);
+  const leaves = [q, k, v, positionKeys, positionQueries];
+  return gradient(shapes, 'flop', 2 * work, { leaves, forward });
+}
+
+export const kMicroLinears: MicroTable = [
+  ...linears,
+  { name: 'micro-linear-weight-backward', kernel: 'linear_weight_backward', make: weightCase },
+  {
+    name: 'micro-attention',
+    kernel: 'attention_forward',
+    make: (context) => attentionCase(context, false),
+  },
+  {
+    name: 'micro-attention-backward',
+    kernel: 'attention_backward',
+    make: (context) => attentionCase(context, true),
+  },
+  {
+    name: 'micro-relative-attention',
+    kernel: 'relative_attention_forward',
+    make: (context) => relativeCase(context, false),
+  },
+  {
+    name: 'micro-relative-attention-backward',
+    kernel: 'relative_attention_backward',
+    make: (context) => relativeCase(context, true),
+  },
   {
     name: 'micro-matmul',
+    kernel: 'matmul',
     make: ({ sizes: { c, f }, rows, dtype }) => {
       const [a, b] = [normal([rows, c], dtype), normal([c, f], dtype)];
       return plain(`${rows}x${c} x ${c}x${f}`, 'flop', 2 * rows * c * f, () => matmul(a, b));
     },
   },
-  {
-    name: 'micro-gram',
-    peak: 'f32',
-    make: ({ sizes: { c, v }, dtype }) => {
-      const head = frozen([v, c], dtype);
-      return plain(`w^T w, w ${v}x${c}, f64 sums`, 'flop', 2 * v * c * c, () => gram(head));
-    },
-  },
-  {
-    name: 'micro-randomized-svd',
-    peak: 'f32',
-    make: ({ sizes: { c, f }, rank }) => {
-      const w = normal([f, c], 'f32');
-      const niter = 4;
-      const work = 2 * f * c * (rank + 10) * (2 * niter + 2);
-      const shapes = `w ${f}x${c}, r ${rank}, niter ${niter}`;
-      return plain(shapes, 'flop', work, () => randomizedSvd(w, rank, { niter }));
-    },
-  },
 ];
-
-export const kMicroLinears: MicroTable = [...linears, ...products];

@@ -1,54 +1,28 @@
-/** Kernel rows between the products of a block: norms, rotary embedding, gated activation. They are bound by memory. */
-import { layerNorm, ones, rmsNorm, rmsNormAdd, rope, swiglu } from '../ops/index.ts';
-import type { Tensor } from '../tensor.ts';
+/** Kernel rows between the products of a block: norms, rotary embedding, activations, DoRA's scale. */
+import {
+  columnScale,
+  dropout,
+  layerNorm,
+  logSoftmax,
+  rmsNorm,
+  rmsNormAdd,
+  rope,
+  rowNorm,
+  silu,
+  softmax,
+  swiglu,
+} from '../ops/index.ts';
+import { kInner, kLogits, overArray } from './micro_arrays.ts';
 import {
   bytesOf,
-  gradient,
+  frozen,
   integers,
   type MicroCase,
   type MicroContext,
   type MicroTable,
   normal,
-  own,
   plain,
 } from './micro_kit.ts';
-
-type Body = (operands: { x: Tensor; other: Tensor; weight: Tensor }) => Tensor[];
-
-/** A kernel over (rows, width) that moves `forward` such arrays, and `backward` in its gradient. */
-function pointwise(
-  name: string,
-  {
-    body,
-    op,
-    width,
-    moves,
-  }: {
-    body: Body;
-    op: string;
-    width: (context: MicroContext) => number;
-    /** Arrays read and written. */
-    moves: { forward: number; backward: number };
-  },
-): MicroTable {
-  const make = (context: MicroContext, back: boolean): MicroCase => {
-    const { rows, dtype } = context;
-    const c = width(context);
-    const [x, other] = [normal([rows, c], dtype), normal([rows, c], dtype)];
-    const weight = own(ones([c], { dtype }));
-    const run = (): Tensor[] => body({ x, other, weight });
-    const bytes = bytesOf(dtype, rows * c * (back ? moves.backward : moves.forward));
-    if (!back) return plain(`x ${rows}x${c}`, 'byte', bytes, run);
-    const ops = [`${op}_backward`];
-    return gradient(`x ${rows}x${c}`, 'byte', bytes, { leaves: [x, other], forward: run, ops });
-  };
-  return [
-    { name: `micro-${name}`, make: (context) => make(context, false) },
-    { name: `micro-${name}-backward`, make: (context) => make(context, true) },
-  ];
-}
-
-const hidden = ({ sizes }: MicroContext): number => sizes.c;
 
 function ropeCase({ sizes, rows, sequences, dtype }: MicroContext): MicroCase {
   const { heads, d } = sizes;
@@ -60,30 +34,63 @@ function ropeCase({ sizes, rows, sequences, dtype }: MicroContext): MicroCase {
   return plain(`x ${rows}x${heads}x${d}`, 'byte', bytes, () => rope(x, { cos, sin }, positions));
 }
 
+function rowNormCase({ sizes: { c, f }, rank, dtype }: MicroContext): MicroCase {
+  const weight = frozen([f, c], dtype);
+  const [a, b] = [normal([rank, c], 'f32'), normal([f, rank], 'f32')];
+  const bytes = bytesOf(dtype, f * c) + bytesOf('f32', rank * (f + c), f);
+  const shapes = `w ${f}x${c}, r ${rank}`;
+  return plain(shapes, 'byte', bytes, () => rowNorm(weight, [{ a, b }]));
+}
+
 export const kMicroNorms: MicroTable = [
-  ...pointwise('rms-norm', {
-    body: ({ x, weight }) => [rmsNorm(x, weight)],
-    op: 'rms_norm',
-    width: hidden,
-    moves: { forward: 2, backward: 3 },
+  ...overArray('rms-norm', {
+    forward: { kernel: 'rms_norm_forward', moves: 2 },
+    backward: { kernel: 'rms_norm_backward', moves: 3 },
+    body: ({ x, weight }) => rmsNorm(x, weight),
   }),
-  ...pointwise('rms-norm-add', {
-    body: ({ x, other, weight }) => rmsNormAdd(x, other, weight),
-    op: 'rms_norm',
-    width: hidden,
-    moves: { forward: 4, backward: 4 },
+  ...overArray('rms-norm-add', {
+    forward: { kernel: 'rms_norm_add_forward', moves: 4 },
+    backward: { kernel: 'rms_norm_backward', moves: 4 },
+    body: ({ x, y, weight }) => rmsNormAdd(x, y, weight),
   }),
-  ...pointwise('layer-norm', {
-    body: ({ x, weight }) => [layerNorm(x, { weight })],
-    op: 'layer_norm',
-    width: hidden,
-    moves: { forward: 2, backward: 3 },
+  ...overArray('layer-norm', {
+    forward: { kernel: 'layer_norm_forward', moves: 2 },
+    backward: { kernel: 'layer_norm_backward', moves: 3 },
+    body: ({ x, weight }) => layerNorm(x, { weight }),
   }),
-  ...pointwise('swiglu', {
-    body: ({ x, other }) => [swiglu(x, other)],
-    op: 'gated',
-    width: ({ sizes }) => sizes.f,
-    moves: { forward: 3, backward: 5 },
+  ...overArray('swiglu', {
+    size: kInner,
+    forward: { kernel: 'gated_forward', moves: 3 },
+    backward: { kernel: 'gated_backward', moves: 5 },
+    body: ({ x, y }) => swiglu(x, y),
   }),
-  { name: 'micro-rope', make: ropeCase },
+  { name: 'micro-rope', kernel: 'rope', make: ropeCase },
+  ...overArray('silu', {
+    size: kInner,
+    forward: { kernel: 'unary', op: 'silu', moves: 2 },
+    backward: { kernel: 'unary_backward', op: 'silu', moves: 3 },
+    body: ({ x }) => silu(x),
+  }),
+  ...overArray('dropout', {
+    forward: { kernel: 'dropout', moves: 2 },
+    body: ({ x }) => dropout(x, { p: 0.1, seed: 1 }),
+  }),
+  ...overArray('column-scale', {
+    forward: { kernel: 'column_scale_forward', moves: 2 },
+    backward: { kernel: 'column_scale_backward', moves: 3 },
+    body: ({ x, scale }) => columnScale(x, scale),
+  }),
+  { name: 'micro-row-norm', kernel: 'row_norm', make: rowNormCase },
+  ...overArray('softmax', {
+    size: kLogits,
+    forward: { kernel: 'softmax_forward', moves: 2 },
+    backward: { kernel: 'softmax_backward', moves: 3 },
+    body: ({ x }) => softmax(x),
+  }),
+  ...overArray('log-softmax', {
+    size: kLogits,
+    forward: { kernel: 'softmax_forward', op: 'log_softmax', moves: 2 },
+    backward: { kernel: 'softmax_backward', moves: 3 },
+    body: ({ x }) => logSoftmax(x),
+  }),
 ];

@@ -1,12 +1,13 @@
 /** Kernel rows, one after the other in one process. */
 import { memoryStats, resetPeakMemory, synchronize, synchronizeSync } from '../runtime.ts';
 import { scope } from '../tensor.ts';
-import type { Calibration } from './disturbance.ts';
+import { type Calibration, watched } from './disturbance.ts';
 import {
   disposeOperands,
   type MicroCase,
   type MicroContext,
   type MicroEntry,
+  opOf,
 } from './micro_kit.ts';
 import { kLargeMicroTable, kMicroTable } from './micro_table.ts';
 import { type ModelShape, shapeNamed, sizesOf } from './shapes.ts';
@@ -41,7 +42,8 @@ export async function microRows(input: MicroInput): Promise<MicroRow[]> {
   };
   const result: MicroRow[] = [];
   for (const entry of [...kMicroTable, ...kLargeMicroTable]) {
-    if (names.includes(entry.name)) result.push(await microRow(entry, context, ceilings));
+    if (!names.includes(entry.name)) continue;
+    result.push(await watched(() => microRow(entry, context, ceilings)));
   }
   return result;
 }
@@ -55,8 +57,8 @@ async function microRow(
   const one = entry.make(context);
   const samples = await timeOps(one.run, {
     prepare: one.prepare,
-    ops: one.ops,
-    least: 5,
+    ops: [opOf(entry)],
+    least: 3,
     most: 20,
   });
   const extraBytes = await extraMemory(one);

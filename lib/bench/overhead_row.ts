@@ -26,7 +26,8 @@ export async function overheadRow(input: OverheadInput): Promise<RatioRow> {
   const seconds = async (variant: LinearVariant): Promise<number> => {
     let total = 0;
     for (const index of groupsOf(sizes).keys()) {
-      const { run, prepare, ops } = linearCase(context, index, variant);
+      const { run, prepare } = linearCase(context, index, variant);
+      const ops = [variant.backward ? 'linear_backward' : 'linear'];
       total += median(await timeOps(run, { prepare, ops, most: 20 }));
       disposeOperands();
     }

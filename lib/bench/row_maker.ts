@@ -3,7 +3,7 @@ import type { InitLoraWeights } from '../adapters/config.ts';
 import { runJob } from './children.ts';
 import { missingFeature } from './features.ts';
 import type { BenchOptions } from './options.ts';
-import { mean, median, spread } from './statistics.ts';
+import { median, spread } from './statistics.ts';
 import {
   pairsOf,
   recipeOptions,
@@ -207,9 +207,5 @@ export function mergeRuns(
     split,
     peakBytes: over((row) => row.peakBytes),
     rooflineShare: first.rooflineSeconds / seconds.median,
-    disturbance: {
-      others: mean(runs.map((row) => row.disturbance.others)),
-      stolen: mean(runs.map((row) => row.disturbance.stolen)),
-    },
   };
 }

@@ -5,7 +5,7 @@ import { basename } from 'node:path';
 import { promisify } from 'node:util';
 import { ArgumentError } from '../errors.ts';
 import { runJob } from './children.ts';
-import { idleWarnings, lookAround } from './disturbance.ts';
+import { idleWarnings, lookAround, watched } from './disturbance.ts';
 import { chooseSeries, growthSeries, type SeriesPlan } from './growth.ts';
 import type { BenchOptions } from './options.ts';
 import { ratioRow } from './ratios.ts';
@@ -45,19 +45,19 @@ export async function runBench(options: BenchOptions = {}): Promise<Report> {
     if (plan.kind === 'micro') continue;
     onProgress(plan.name);
     const isRatio = plan.kind === 'ratio';
-    add(isRatio ? ratio(plan, options, rows) : await maker.make(plan));
+    add(isRatio ? ratio(plan, options, rows) : await watched(() => maker.make(plan)));
   }
   for (const row of await micro(plans, options, machine)) add(row);
   const growth: GrowthSeries[] = [];
-  for (const plan of series) growth.push(await grow(plan, maker, options));
+  const points: StepRow[] = [];
+  for (const plan of series) {
+    const measured = await grow(plan, maker, options);
+    growth.push(growthSeries(plan, options.dtype ?? 'bf16', measured));
+    points.push(...measured.map(({ row }) => row));
+  }
   onProgress('machine');
   const after = await runJob('machine', { trial }, { device });
-  const warnings = idleWarnings({
-    first,
-    before: machine,
-    after,
-    rows: rows.filter((row): row is StepRow => row.kind === 'step'),
-  });
+  const warnings = idleWarnings({ first, before: machine, after, rows: [...rows, ...points] });
   return {
     format: 1,
     date: new Date().toISOString(),
@@ -98,16 +98,16 @@ async function micro(
 }
 
 async function grow(
-  plan: SeriesPlan,
+  { name, shape, points }: SeriesPlan,
   maker: RowMaker,
-  { dtype = 'bf16', onProgress = () => {} }: BenchOptions,
-): Promise<GrowthSeries> {
+  { onProgress = () => {} }: BenchOptions,
+): Promise<{ x: number; row: StepRow }[]> {
   const measured: { x: number; row: StepRow }[] = [];
-  for (const { x, workload } of plan.points) {
-    onProgress(`${plan.name} ${x}`);
-    const { name, shape } = plan;
-    const row = await maker.step(name, workload, { steps: kGrowthSteps, shape, roofline: false });
-    measured.push({ x, row });
+  for (const { x, workload } of points) {
+    const label = `${name} ${x}`;
+    onProgress(label);
+    const options = { steps: kGrowthSteps, shape, roofline: false };
+    measured.push({ x, row: await watched(() => maker.step(label, workload, options)) });
   }
-  return growthSeries(plan, dtype, measured);
+  return measured;
 }

@@ -9,7 +9,6 @@ import { memoryStats, opTimes, resetOpTimes, setNumThreads, setProfiling } from 
 import { METHODS, resolveMethod } from '../train/methods.ts';
 import { Trainer, type TrainerOptions } from '../train/trainer.ts';
 import type { BatchSource, StepRecord } from '../train/types.ts';
-import { CpuWatch } from './disturbance.ts';
 import { encoderSetup } from './encoder_setup.ts';
 import { kFeatures } from './features.ts';
 import { attentionFlops, type StepShape, stepProducts, usefulFlops } from './flops.ts';
@@ -61,8 +60,8 @@ export async function stepRow(input: StepRowInput): Promise<StepRow> {
   const total = warmup + input.steps + extra;
   const setUp = workload.data === 'sst2' ? encoderSetup : decoderSetup;
   const setup = await setUp(input, total);
-  const { samples, profiled, disturbance, squaredLengths, peakBytes } = await measure(setup, {
-    ...{ warmup, total, extra },
+  const { samples, profiled, squaredLengths, peakBytes } = await measure(setup, {
+    ...{ total, extra },
   }).finally(() => setup.dispose());
   const measured = samples.slice(warmup);
   const seconds = measured.map((sample) => sample.seconds);
@@ -98,7 +97,6 @@ export async function stepRow(input: StepRowInput): Promise<StepRow> {
     rooflineShare: rooflineSeconds / median(seconds),
     ceilingSeconds: input.roofline ? rooflineSeconds + attentionFlops(shape) / gemmPeak : 0,
     gemmPeak,
-    disturbance,
     notes: setup.notes,
   };
 }
@@ -142,11 +140,10 @@ async function decoderSetup(input: StepRowInput, total: number): Promise<StepSet
 
 async function measure(
   { trainer, source }: StepSetup,
-  { warmup, total, extra }: { warmup: number; total: number; extra: number },
+  { total, extra }: { total: number; extra: number },
 ) {
   const samples: StepSample[] = [];
   let peakBytes = 0;
-  let watch = new CpuWatch();
   let fetched = 0;
   resetOpTimes();
   for await (const event of trainer.run()) {
@@ -154,16 +151,14 @@ async function measure(
     samples.push(sampleOf(event.record, source.seconds - fetched));
     fetched = source.seconds;
     resetOpTimes();
-    if (samples.length === warmup) watch = new CpuWatch();
     // The step that is looked at runs without graphs and counts for nothing else.
     if (samples.length === total - extra) peakBytes = peakBytesOf(getDefaultDevice());
     if (extra === 1 && samples.length === total - 1) setProfiling(true);
   }
   setProfiling(false);
   const profiled = extra === 1 ? samples.pop() : undefined;
-  const disturbance = watch.read();
   const squaredLengths = await meanSquaredLengths(source);
-  return { samples, profiled, disturbance, squaredLengths, peakBytes };
+  return { samples, profiled, squaredLengths, peakBytes };
 }
 
 /** A random matrix has no leading directions to converge to, and a step costs the same from any start. */

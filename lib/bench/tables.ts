@@ -199,4 +199,4 @@ const gib = (bytes: number): string => (bytes / kGiB).toFixed(2);
 const percent = (share: number): string => `${(100 * share).toFixed(0)}%`;
 const times = (ratio: number): string => `${ratio.toFixed(2)}x`;
 const microseconds = (seconds: number): string => (seconds * 1e6).toFixed(seconds < 1e-4 ? 1 : 0);
-const short = (value: number): string => String(Number(value.toPrecision(4)));
+const short = (value: number): string => String(Number(value.toPrecision(6)));

@@ -33,7 +33,7 @@ export interface Machine {
   readonly memoryBandwidth: number;
 }
 
-/** How busy the machine was with other things while a row ran. */
+/** How busy the machine was with other things. */
 export interface Disturbance {
   /** Processor time of other processes and of the hypervisor, as a share of all cores' time. */
   readonly others: number;
@@ -85,11 +85,17 @@ export interface TorchPairs {
   readonly memoryRatio: Spread;
 }
 
-export interface StepRow {
-  readonly kind: 'step';
+/** What all rows have. */
+export interface Measured {
   /** `balora-4x512` */
   readonly name: string;
   readonly dtype: BenchDType;
+  /** While the row was measured; older reports have it of training rows alone. */
+  readonly disturbance?: Disturbance;
+}
+
+export interface StepRow extends Measured {
+  readonly kind: 'step';
   readonly shape: string;
   readonly workload: Workload;
   /** Real tokens and supervised tokens of a step (means, where steps differ). */
@@ -112,16 +118,13 @@ export interface StepRow {
   readonly ceilingSeconds?: number;
   /** Best packed product in this process at this row's dtype and threads. */
   readonly gemmPeak: number;
-  readonly disturbance: Disturbance;
   /** What the reader should know: synthetic lengths, random weights. */
   readonly notes: readonly string[];
   readonly torch?: TorchPairs;
 }
 
-export interface MicroRow {
+export interface MicroRow extends Measured {
   readonly kind: 'micro';
-  readonly name: string;
-  readonly dtype: BenchDType;
   /** The operands, in words: `x 2048x576`. */
   readonly shapes: string;
   readonly seconds: Spread;
@@ -134,10 +137,8 @@ export interface MicroRow {
   readonly extraBytes?: number;
 }
 
-export interface PissaRow {
+export interface PissaRow extends Measured {
   readonly kind: 'pissa';
-  readonly name: string;
-  readonly dtype: BenchDType;
   readonly seconds: Spread;
   readonly modules: number;
   readonly rank: number;
@@ -149,30 +150,24 @@ export interface PissaRow {
   readonly torch?: { version: string; seconds: Spread; capturedEnergy: number };
 }
 
-export interface StartRow {
+export interface StartRow extends Measured {
   readonly kind: 'start';
-  readonly name: string;
-  readonly dtype: BenchDType;
   /** From the start of the process to the beginning of the first step. */
   readonly seconds: Spread;
   readonly notes: readonly string[];
 }
 
 /** A figure made from other rows, or of two measurements. */
-export interface RatioRow {
+export interface RatioRow extends Measured {
   readonly kind: 'ratio';
-  readonly name: string;
-  readonly dtype: BenchDType;
   readonly value: number;
   /** The formula in words. */
   readonly meaning: string;
 }
 
 /** A row that this version or these arguments cannot measure. */
-export interface UnavailableRow {
+export interface UnavailableRow extends Measured {
   readonly kind: 'unavailable';
-  readonly name: string;
-  readonly dtype: BenchDType;
   readonly reason: string;
 }
 

@@ -3,10 +3,10 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { compareReports, readReport } from '../../lib/bench/compare.ts';
+import { compareReports, kEnergyTolerance, readReport } from '../../lib/bench/compare.ts';
 import { comparisonText } from '../../lib/bench/tables.ts';
 import { FormatError } from '../../lib/errors.ts';
-import { kMachine, microRow, report, stepRow } from './reports.ts';
+import { growthOf, kMachine, microRow, pissaRow, report, stepRow } from './reports.ts';
 
 describe('compareReports', () => {
   it('calls a figure a regression only past the margin, in its own direction', () => {
@@ -42,6 +42,35 @@ describe('compareReports', () => {
       ['f32', 1],
     ]);
     expect(missing).toEqual(['balora-4x512 bf16', 'micro-rope bf16']);
+  });
+
+  it('holds the points of a growth series against each other', () => {
+    const before = report([], { growth: [growthOf(1, 2)] });
+    const after = report([], { growth: [growthOf(1.05, 2.5)] });
+    const { comparisons, missing } = compareReports(before, after, 0.1);
+    const name = 'growth-smollm2-135m-length';
+    expect(comparisons.map(({ name, what, regression }) => [name, what, regression])).toEqual([
+      [`${name} 256`, 'seconds', false],
+      [`${name} 256`, 'peak memory', false],
+      [`${name} 512`, 'seconds', true],
+      [`${name} 512`, 'peak memory', false],
+    ]);
+    expect(missing).toEqual([]);
+    expect(compareReports(before, report([]), 0.1).missing).toEqual([
+      `${name} 256 bf16`,
+      `${name} 512 bf16`,
+    ]);
+  });
+
+  it('lets no energy be lost, whatever the margin', () => {
+    const energyOf = (lost: number) => {
+      const after = report([pissaRow({ capturedEnergy: 0.25 - lost })]);
+      const { comparisons } = compareReports(report([pissaRow()]), after, 10);
+      return comparisons.find(({ what }) => what === 'captured energy')?.regression;
+    };
+    expect(energyOf(1.1 * kEnergyTolerance)).toBe(true);
+    expect(energyOf(0.9 * kEnergyTolerance)).toBe(false);
+    expect(energyOf(-0.1)).toBe(false);
   });
 
   it('says when the machines are not the same', () => {

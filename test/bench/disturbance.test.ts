@@ -4,10 +4,12 @@ import {
   disturbanceBetween,
   type IdleFacts,
   idleWarnings,
+  parseChildSeconds,
   parseCpuSeconds,
+  watched,
 } from '../../lib/bench/disturbance.ts';
 import { cpuFeatures } from '../../lib/bench/machine.ts';
-import { kMachine } from './reports.ts';
+import { kMachine, microRow } from './reports.ts';
 
 const kIdle: IdleFacts = {
   ...{ first: { others: 0.01, stolen: 0 }, before: kMachine, after: kMachine },
@@ -28,6 +30,18 @@ describe('processor time', () => {
     expect(disturbanceBetween(before, after, 6).others).toBeCloseTo(0.25, 12);
     expect(disturbanceBetween(before, before, 0)).toEqual({ others: 0, stolen: 0 });
   });
+
+  it('of children that have ended is our own', () => {
+    const text = '12 (a (b) c) R 1 2 3 4 5 6 7 8 9 10 11 12 150 50 20 0 1';
+    expect(parseChildSeconds(text)).toBe(2);
+    expect(parseChildSeconds('')).toBe(0);
+  });
+
+  it('is noted with a row of any kind', async () => {
+    const row = await watched(async () => microRow());
+    expect(row).toEqual({ ...microRow(), disturbance: expect.any(Object) });
+    expect(row.disturbance?.others).toBeGreaterThanOrEqual(0);
+  });
 });
 
 describe('idleWarnings', () => {
@@ -40,11 +54,16 @@ describe('idleWarnings', () => {
       ...kIdle,
       first: { others: 0.6, stolen: 0 },
       after: { ...kMachine, peakBf16: 0.8 * kMachine.peakBf16, peakF32: 1.05 * kMachine.peakF32 },
-      rows: [{ name: 'lora-gsm8k', disturbance: { others: 0.4, stolen: 0.2 } }],
+      rows: [
+        { name: 'lora-gsm8k', disturbance: { others: 0.4, stolen: 0.2 } },
+        { name: 'micro-rope', disturbance: { others: 0.04, stolen: 0 } },
+        { name: 'micro-add', disturbance: { others: 0.12, stolen: 0 } },
+        { name: 'of an older report' },
+      ],
     });
     expect(warnings).toEqual([
-      'before the run: other processes had 60% of the processor',
-      'lora-gsm8k: other processes had 40% of the processor (20% stolen)',
+      'before the run other processes had 60% of the processor',
+      'other processes had a share of the processor during lora-gsm8k 40% (20% stolen), micro-add 12%',
       'the bf16 product peak after the run was 0.80 times that before it',
     ]);
   });

@@ -1,5 +1,13 @@
 /** Reports with made-up figures for the tests of what is done with them. */
-import type { Machine, MicroRow, Report, Row, StepRow } from '../../lib/bench/types.ts';
+import type {
+  GrowthSeries,
+  Machine,
+  MicroRow,
+  PissaRow,
+  Report,
+  Row,
+  StepRow,
+} from '../../lib/bench/types.ts';
 
 export const kMachine: Machine = {
   cpu: 'Some CPU',
@@ -39,6 +47,26 @@ export function microRow(changes: Partial<MicroRow> = {}): MicroRow {
     seconds: { median: 1e-4, low: 9e-5, high: 2e-4, samples: 9 },
     ...{ work: 1e6, unit: 'byte', rate: 1e10, ceilingShare: 0.33 },
     ...changes,
+  };
+}
+
+export function pissaRow(changes: Partial<PissaRow> = {}): PissaRow {
+  return {
+    kind: 'pissa',
+    ...{ name: 'pissa-converged', dtype: 'bf16', modules: 210, rank: 16 },
+    seconds: { median: 2, low: 1.9, high: 2.1, samples: 3 },
+    ...{ capturedEnergy: 0.25, peakBytes: 2 ** 30, notes: [] },
+    ...changes,
+  };
+}
+
+/** Of two lengths. */
+export function growthOf(...seconds: [number, number]): GrowthSeries {
+  const fit = { form: 'linear', a: 0, b: 1, r2: 1, formula: 'x' } as const;
+  return {
+    ...{ shape: 'smollm2-135m', dtype: 'bf16', axis: 'length', fixed: 'batch 1, r 16' },
+    points: seconds.map((y, i) => ({ x: 256 << i, seconds: y, peakBytes: 2 ** 30 })),
+    ...{ time: fit, memory: fit },
   };
 }
 

@@ -1,27 +1,21 @@
-/** Kernel rows that move memory: rows of tables, copies, sums, the optimisers over one adapter's parameters. */
+/** Kernel rows of the optimisers over one adapter's parameters, and of what clipping does to their gradients. */
 import {
   type AdamwParameter,
+  adafactorStep,
   adamwRate,
   adamwStep,
   adamwSteps,
-  add,
-  contiguous,
-  copy_,
-  dropout,
-  embedding,
-  fill_,
+  add_,
+  full,
   gradNorm,
-  indexSelect,
-  permute,
+  scale_,
   sgdStep,
-  sum,
   zeros,
 } from '../ops/index.ts';
 import { type Tensor, tensor } from '../tensor.ts';
 import { groupsOf } from './flops.ts';
 import {
   bytesOf,
-  ids,
   type MicroCase,
   type MicroContext,
   type MicroTable,
@@ -29,24 +23,6 @@ import {
   own,
   plain,
 } from './micro_kit.ts';
-
-/** A kernel over x (rows, C). */
-function onHidden(
-  name: string,
-  moves: number,
-  body: (x: Tensor, other: Tensor) => unknown,
-): MicroTable {
-  return [
-    {
-      name: `micro-${name}`,
-      make: ({ sizes: { c }, rows, dtype }) => {
-        const [x, other] = [normal([rows, c], dtype), normal([rows, c], dtype)];
-        const bytes = bytesOf(dtype, moves * rows * c);
-        return plain(`x ${rows}x${c}`, 'byte', bytes, () => body(x, other));
-      },
-    },
-  ];
-}
 
 /** Parameters of one adapter on all linears. */
 function adapterSize({ sizes, rank }: MicroContext): number {
@@ -94,61 +70,63 @@ function manyCase(
   return plain(`${parts.length} matrices, f32`, 'byte', bytes, () => body(parts));
 }
 
+/** Its second moment is factored: a matrix needs little beside the parameter and its gradient. */
+function adafactorCase({ sizes: { c, f } }: MicroContext): MicroCase {
+  const [p, g] = [normal([f, c], 'f32'), normal([f, c], 'f32')];
+  const options = {
+    ...{ row: own(zeros([f])), column: own(zeros([c])), m: null },
+    ...{ lr: 1e-5, beta1: 0, beta2: 0.9, eps: 1e-30, clip: 1, weightDecay: 0, scaleFloor: 1e-3 },
+  };
+  const bytes = bytesOf('f32', 3 * f * c);
+  return plain(`w ${f}x${c}, f32`, 'byte', bytes, () => adafactorStep(p, g, options));
+}
+
 const kMany = { betas: [0.9, 0.999], eps: 1e-8 } as const;
 const kAdamw = { step: 1, lr: 1e-5, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0 } as const;
 
-export const kMicroMemory: MicroTable = [
-  {
-    name: 'micro-embedding',
-    make: ({ sizes: { c, v }, rows, dtype }) => {
-      const [table, chosen] = [normal([v, c], dtype), ids(rows, v)];
-      const bytes = bytesOf(dtype, 2 * rows * c);
-      const shapes = `${rows} rows of ${v}x${c}`;
-      return plain(shapes, 'byte', bytes, () => embedding(table, chosen));
-    },
-  },
-  {
-    name: 'micro-index-select',
-    make: ({ sizes: { c }, rows, lossRows, dtype }) => {
-      const [x, chosen] = [normal([rows, c], dtype), ids(lossRows, rows)];
-      const bytes = bytesOf(dtype, 2 * lossRows * c);
-      return plain(`${lossRows} rows of ${rows}x${c}`, 'byte', bytes, () => indexSelect(x, chosen));
-    },
-  },
-  ...onHidden('add', 3, (x, other) => add(x, other)),
-  ...onHidden('copy', 2, (x, other) => copy_(x, other)),
-  ...onHidden('transpose-copy', 2, (x) => contiguous(permute(x, [1, 0]))),
-  ...onHidden('fill', 1, (x) => fill_(x, 0)),
-  ...onHidden('sum', 1, (x) => sum(x)),
-  ...onHidden('sum-rows', 1, (x) => sum(x, { axis: 0 })),
-  ...onHidden('dropout', 2, (x) => dropout(x, { p: 0.1, seed: 1 })),
-  {
-    name: 'micro-cast',
-    make: ({ sizes: { c }, rows }) => {
-      const x = normal([rows, c], 'f32');
-      const bytes = 6 * rows * c;
-      return plain(`x ${rows}x${c}, f32 to bf16`, 'byte', bytes, () => x.to('bf16'));
-    },
-  },
+export const kMicroOptimizers: MicroTable = [
   {
     name: 'micro-adamw',
+    kernel: 'adamw_step',
     make: (context) =>
       optimizerCase(context, 7, ({ p, g, m, v }) => adamwStep(p, g, { m, v, ...kAdamw })),
   },
   {
     name: 'micro-sgd',
+    kernel: 'sgd_step',
     make: (context) => optimizerCase(context, 3, ({ p, g }) => sgdStep(p, g, { lr: 1e-5 })),
   },
   {
     name: 'micro-grad-norm',
+    kernel: 'norm_accumulate',
+    op: 'grad_norm',
     make: (context) => optimizerCase(context, 1, ({ g }) => gradNorm([g])),
   },
   {
     name: 'micro-adamw-many',
+    kernel: 'adamw_step',
     make: (context) => manyCase(context, 7, (parts) => adamwSteps(parts, kMany)),
   },
   {
     name: 'micro-grad-norm-many',
+    kernel: 'norm_accumulate',
+    op: 'grad_norm',
     make: (context) => manyCase(context, 1, (parts) => gradNorm(parts.map(({ grad }) => grad))),
   },
+  {
+    name: 'micro-scale',
+    kernel: 'scale',
+    op: 'scale_',
+    make: (context) => {
+      const coefficient = own(full([], 0.5, { dtype: 'f64' }));
+      return optimizerCase(context, 2, ({ g }) => scale_(g, coefficient));
+    },
+  },
+  {
+    name: 'micro-add-scaled',
+    kernel: 'add_scaled',
+    op: 'add_',
+    make: (context) => optimizerCase(context, 3, ({ p, g }) => add_(p, g, 1e-5)),
+  },
+  { name: 'micro-adafactor', kernel: 'adafactor_step', make: adafactorCase },
 ];
