@@ -1,6 +1,7 @@
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { defineConfig, type TestProjectInlineConfiguration } from 'vitest/config';
+import { lowerCpuLevels } from './test/support/cpu_levels.ts';
 
 // Tests that measure, or that start processes of their own, run one file at a time after all the others.
 const kAlone = ['test/lifetime/**/*.test.ts', 'test/package/**/*.test.ts'];
@@ -39,6 +40,30 @@ function cudaProject(): TestProjectInlineConfiguration[] {
   ];
 }
 
+// Run again on each older set of instructions that products are dispatched by: gradients, losses, and both real models against
+// the reference's numbers, in f32 and bf16.
+const kOnCpuLevels = [
+  'test/gradients.test.ts',
+  'test/losses/golden.test.ts',
+  'test/models/smollm2.test.ts',
+  'test/golden/{minilm,smollm2_adapters,smollm2_train}.test.ts',
+];
+
+function cpuProjects(): TestProjectInlineConfiguration[] {
+  return lowerCpuLevels().map(({ name, limit }) => ({
+    extends: true,
+    test: {
+      name: `cpu-${name.replace('_', '-')}`,
+      include: kOnCpuLevels,
+      setupFiles: ['test/support/cpu_level_setup.ts'],
+      env: { BALORA_TEST_CPU_LEVEL: name, ONEDNN_MAX_CPU_ISA: limit },
+      testTimeout: 120_000,
+      maxWorkers: 2,
+      sequence: { groupOrder: 2 },
+    },
+  }));
+}
+
 // Forked processes: an addon that crashes takes one test file with it, and every file sees a fresh engine.
 export default defineConfig({
   test: {
@@ -62,6 +87,7 @@ export default defineConfig({
         test: { name: 'alone', include: kAlone, maxWorkers: 1, sequence: { groupOrder: 1 } },
       },
       ...cudaProject(),
+      ...cpuProjects(),
     ],
   },
 });

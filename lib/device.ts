@@ -11,6 +11,11 @@ export interface DeviceInfo {
   device: string;
   /** The driver's words; '' for the CPU. */
   description: string;
+  /**
+   * What the CPU's products run on: 'amx', 'avx512_bf16', 'avx512', 'avx2' or 'plain', the best it has unless the environment's
+   * ONEDNN_MAX_CPU_ISA says less; '' for other devices.
+   */
+  instructions: string;
   /** Free memory as the driver counts it; 0 where nobody counts. */
   freeBytes: number;
   totalBytes: number;

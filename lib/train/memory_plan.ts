@@ -12,6 +12,7 @@ import { ArgumentError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import type { LayerKeep } from '../models/layers.ts';
 import { memoryStats, synchronize, trimMemory } from '../runtime.ts';
+import { scope } from '../tensor.ts';
 
 /** `max`: the fastest. `min`: the smallest. A number: bytes of the whole process, on a GPU of its memory. */
 export type MemoryBudget = 'max' | 'min' | number;
@@ -32,6 +33,10 @@ const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'checkpointed'];
 const kProbeRows = 64;
 /** Gradients and recomputed values in flight, in layers' worth of saved rows. */
 const kInFlight = 2.5;
+/** What batches of many lengths leave between blocks, as a share of what a batch takes. */
+const kBetweenBlocks = 0.05;
+/** What the kernels' scratch and Node's heap still grow by after the measurement. */
+const kGrowthBytes = 8 * 2 ** 20;
 const kChunkBytes = { most: 100 * 2 ** 20, least: 24 * 2 ** 20 };
 
 /** @throws ArgumentError for anything but max, min or a number of bytes */
@@ -66,11 +71,18 @@ export class MemoryPlanner {
     const { device } = tuned.model;
     trimMemory({ device });
     const { liveBytes, derivedBytes } = memoryStats({ device });
-    const now = sharesProcessMemory(device) ? process.memoryUsage().rss : liveBytes + derivedBytes;
+    const inProcess = sharesProcessMemory(device);
+    const now = inProcess ? process.memoryUsage().rss : liveBytes + derivedBytes;
     // The backward packs the weights once more, for its direction.
     const standing = now + optimizerBytes + derivedBytes;
     const planner = new MemoryPlanner(budget, layerCount, costs, standing);
-    tuned.model.layerKeep = (layer, rows) => planner.keep(layer, rows);
+    let longest = 0;
+    tuned.model.layerKeep = (layer, rows) => {
+      // Beside what a longer batch needs would stay what shorter ones have left in pieces: up to a quarter of all.
+      if (inProcess && rows > longest) trimMemory({ device });
+      longest = Math.max(longest, rows);
+      return planner.keep(layer, rows);
+    };
     return planner;
   }
 
@@ -88,14 +100,14 @@ export class MemoryPlanner {
 
   /** The whole plan of a batch of so many rows. */
   plan(rows: number): BatchPlan {
-    const { budget, layerCount, costs } = this;
+    const { budget, layerCount } = this;
     const most = this.planOf(rows, { saved: layerCount, lean: 0, checkpointed: 0 });
     if (budget === 'max' || (budget !== 'min' && most.bytes <= budget)) return most;
     const givingUp = (checkpointed: number): BatchPlan =>
       this.planOf(rows, { saved: 0, lean: layerCount - checkpointed, checkpointed });
     if (budget === 'min') return givingUp(layerCount);
     const over = givingUp(0).bytes - budget;
-    const gain = (rows * (costs.lean - costs.checkpointed)) / layerCount;
+    const gain = (givingUp(0).bytes - givingUp(layerCount).bytes) / layerCount;
     return givingUp(over <= 0 ? 0 : Math.min(layerCount, Math.ceil(over / gain)));
   }
 
@@ -103,8 +115,9 @@ export class MemoryPlanner {
     const { costs, layerCount } = this;
     const kept = kKeeps.reduce((sum, keep) => sum + layers[keep] * costs[keep], 0) / layerCount;
     const inFlight = (kInFlight * costs.saved) / layerCount;
-    const bytes = Math.round(this.standingBytes + this.chunkBytes + rows * (kept + inFlight));
-    return { rows, layers, bytes };
+    const batch = (1 + kBetweenBlocks) * rows * (kept + inFlight);
+    const fixed = this.standingBytes + kGrowthBytes + this.chunkBytes;
+    return { rows, layers, bytes: Math.round(fixed + batch) };
   }
 }
 
@@ -127,7 +140,7 @@ async function probe(tuned: TunedModel<Model>): Promise<{ layerCount: number; co
     };
     await synchronize();
     const before = memoryStats({ device }).liveBytes;
-    const hidden = model.forward(batch);
+    const hidden = scope(() => model.forward(batch)); // as a step does: what stays is the backward's
     await synchronize();
     costs[keep] = Math.max(0, memoryStats({ device }).liveBytes - before) / kProbeRows;
     hidden.dispose();

@@ -1,5 +1,6 @@
 // The engines of an environment as JS sees them: devices, settings, memory, and where time goes.
 #include "binding/bind.h"
+#include "kernels/cpu/gemm.h"
 
 namespace balora::binding {
 namespace {
@@ -11,13 +12,15 @@ std::string current_device(Env& env) {
   return env.engine().device();
 }
 
-// {device, description, freeBytes, totalBytes}
+// {device, description, instructions, freeBytes, totalBytes}
 Napi::Value device_info(Env& env, std::string device) {
   const Engine& engine = env.engines().get(device);
   const auto [free_bytes, total_bytes] = engine.device_memory();
   auto object = Napi::Object::New(env.napi());
   object.Set("device", Napi::String::New(env.napi(), engine.device()));
   object.Set("description", Napi::String::New(env.napi(), engine.description()));
+  const bool cpu = std::string_view(engine.device()) == "cpu";
+  object.Set("instructions", Napi::String::New(env.napi(), cpu ? cpu_level_name() : ""));
   object.Set("freeBytes", Napi::Number::New(env.napi(), static_cast<double>(free_bytes)));
   object.Set("totalBytes", Napi::Number::New(env.napi(), static_cast<double>(total_bytes)));
   return object;

@@ -203,11 +203,18 @@ int thread_index() {
 
 }  // namespace
 
-bool cpu_multiplies_bf16() {
-  return cpu_has(dnnl::cpu_isa::avx512_core_bf16);
+CpuLevel cpu_level() {
+  static const CpuLevel level = cpu_has(dnnl::cpu_isa::avx512_core_amx)    ? CpuLevel::kAmx
+                                : cpu_has(dnnl::cpu_isa::avx512_core_bf16) ? CpuLevel::kAvx512Bf16
+                                : cpu_has(dnnl::cpu_isa::avx512_core)      ? CpuLevel::kAvx512
+                                : cpu_has(dnnl::cpu_isa::avx2)             ? CpuLevel::kAvx2
+                                                                           : CpuLevel::kPlain;
+  return level;
 }
-bool cpu_has_amx() {
-  return cpu_has(dnnl::cpu_isa::avx512_core_amx);
+
+const char* cpu_level_name() {
+  constexpr const char* kNames[] = {"plain", "avx2", "avx512", "avx512_bf16", "amx"};
+  return kNames[static_cast<int>(cpu_level())];
 }
 
 void gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,

@@ -74,6 +74,8 @@ class CpuState {
   // The cached primitive, made on first use; null where oneDNN refuses the types on this CPU.
   std::shared_ptr<const Matmul> matmul(const MatmulSpec& spec,
                                        const dnnl::memory::desc* packed_b = nullptr);
+  // How many primitives are kept.
+  size_t primitives() const { return cache_.size(); }
 
   // Grow-only buffers that outlive a kernel, 64-byte aligned; a later call with the same index may
   // move it. Its contents are what any kernel left there: NaNs, as well.

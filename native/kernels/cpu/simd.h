@@ -4,7 +4,10 @@
 // OpenMP region would be compiled for the baseline.
 #pragma once
 
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && !defined(BALORA_SANITIZED)
+// BALORA_SIMD_LEVEL: one level for all, for tests of what the loader would not pick.
+#if defined(BALORA_SIMD_LEVEL)
+#define BALORA_SIMD __attribute__((target("arch=" BALORA_SIMD_LEVEL)))
+#elif defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && !defined(BALORA_SANITIZED)
 #define BALORA_SIMD __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define BALORA_SIMD

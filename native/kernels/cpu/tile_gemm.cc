@@ -1,7 +1,6 @@
 #include "kernels/cpu/tile_gemm.h"
 
-#include <dnnl.hpp>
-
+#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/simd.h"
 
 #if defined(__x86_64__)
@@ -81,18 +80,28 @@ LEVEL(f64_avx512, double, __attribute__((target("arch=x86-64-v4"))), 64, 8)
 #endif
 #undef LEVEL
 
+#if BALORA_X86
+// What the function was compiled for, and what products are held to.
+bool has_v4() {
+  return cpu_level() >= CpuLevel::kAvx512 && __builtin_cpu_supports("x86-64-v4");
+}
+bool has_v3() {
+  return cpu_level() >= CpuLevel::kAvx2 && __builtin_cpu_supports("x86-64-v3");
+}
+#endif
+
 Product<float> choose_f32() {
 #if BALORA_X86
-  if (__builtin_cpu_supports("x86-64-v4")) return f32_avx512;
-  if (__builtin_cpu_supports("x86-64-v3")) return f32_avx2;
+  if (has_v4()) return f32_avx512;
+  if (has_v3()) return f32_avx2;
 #endif
   return f32_plain;
 }
 
 Product<double> choose_f64() {
 #if BALORA_X86
-  if (__builtin_cpu_supports("x86-64-v4")) return f64_avx512;
-  if (__builtin_cpu_supports("x86-64-v3")) return f64_avx2;
+  if (has_v4()) return f64_avx512;
+  if (has_v3()) return f64_avx2;
 #endif
   return f64_plain;
 }
@@ -195,17 +204,11 @@ __attribute__((target("amx-tile"))) void release_tiles() {
   _tile_release();
 }
 
-// oneDNN's view of the CPU, so that ONEDNN_MAX_CPU_ISA limits these products too.
-bool isa_has(dnnl::cpu_isa wanted) {
-  const auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
-  return (isa & static_cast<unsigned>(wanted)) == static_cast<unsigned>(wanted);
-}
-
 // Linux hands out the tile registers on request only (asm/prctl.h: ARCH_REQ_XCOMP_PERM,
 // XFEATURE_XTILEDATA).
 bool request_amx() {
 #if defined(__linux__) && defined(SYS_arch_prctl)
-  return isa_has(dnnl::cpu_isa::avx512_core_amx) && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  return cpu_has_amx() && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 #else
   return false;
 #endif
@@ -218,7 +221,7 @@ bool has_amx() {
 
 Bf16Product choose_bf16() {
   if (has_amx()) return &bf16_amx;
-  return isa_has(dnnl::cpu_isa::avx512_core_bf16) ? &bf16_avx512 : nullptr;
+  return cpu_multiplies_bf16() ? &bf16_avx512 : nullptr;
 }
 
 #else

@@ -1,12 +1,15 @@
-// The product kernels' tests again, in child processes that hold oneDNN to older instruction sets:
-// AVX2 has no bf16 products (weights stay bf16 and are widened), AVX512_CORE_BF16 has no AMX.
+// The product kernels' tests again, in child processes that hold products to older instruction
+// sets: SSE41, AVX2 and AVX512_CORE have no bf16 products (weights stay bf16 and are widened),
+// AVX512_CORE_BF16 has no AMX.
 #include <doctest/doctest.h>
 
 #include <cstdlib>
 #include <filesystem>
+#include <map>
 #include <string>
 
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/tile_gemm.h"
 
 namespace balora::test {
 namespace {
@@ -32,18 +35,29 @@ void run_with(const std::string& isa) {
 
 }  // namespace
 
-TEST_CASE("products with oneDNN held to AVX2") {
+TEST_CASE("products held to SSE41") {
+  run_with("SSE41");
+}
+TEST_CASE("products held to AVX2") {
   run_with("AVX2");
 }
-TEST_CASE("products with oneDNN held to AVX512_CORE_BF16") {
+TEST_CASE("products held to AVX512_CORE") {
+  run_with("AVX512_CORE");
+}
+TEST_CASE("products held to AVX512_CORE_BF16") {
   run_with("AVX512_CORE_BF16");
 }
 
 TEST_CASE("isa: the limit is in force in the child") {
   const char* limit = std::getenv("ONEDNN_MAX_CPU_ISA");
   if (!std::getenv(kChild) || !limit) return;
-  CHECK_FALSE(cpu_has_amx());
-  if (std::string(limit) == "AVX2") CHECK_FALSE(cpu_multiplies_bf16());
+  const std::map<std::string, CpuLevel> levels = {{"SSE41", CpuLevel::kPlain},
+                                                  {"AVX2", CpuLevel::kAvx2},
+                                                  {"AVX512_CORE", CpuLevel::kAvx512},
+                                                  {"AVX512_CORE_BF16", CpuLevel::kAvx512Bf16}};
+  // An older processor stays below the limit.
+  CHECK(cpu_level() <= levels.at(limit));
+  CHECK(cpu_multiplies_bf16() == tile_gemm_has_bf16());
 }
 
 }  // namespace balora::test

@@ -1,0 +1,29 @@
+// A memory budget in bytes is what the whole process stays within, by the kernel's own count, on batches of several lengths.
+import { expect, it } from 'vitest';
+import { runProgram } from '../support/child.ts';
+
+interface Report {
+  /** Foretold peaks of the smallest plan and of the largest. */
+  least: number;
+  most: number;
+  /** Between the two. */
+  budget: number;
+  peak: number;
+}
+
+it.runIf(process.platform === 'linux').each(['f32', 'bf16'])(
+  'the process stays within its budget and makes use of it, in %s',
+  { timeout: 240_000 },
+  async (dtype) => {
+    const result = await runProgram('test/lifetime/programs/memory_budget.mjs', {
+      ...{ args: [dtype], hangMs: 60_000, limitMs: 200_000 },
+    });
+    expect(result).toMatchObject({ code: 0, signal: null, stopped: null, stderr: '' });
+    const { least, most, budget, peak } = JSON.parse(result.stdout) as Report;
+    // A run that did not keep to it would come near `most`, one that gave up too much near `least`.
+    expect(most).toBeGreaterThan(1.4 * budget);
+    expect(least).toBeLessThan(0.8 * budget);
+    expect(peak).toBeLessThanOrEqual(budget);
+    expect(peak).toBeGreaterThan(0.8 * budget);
+  },
+);

@@ -1,0 +1,74 @@
+// Trains a model whose activations outweigh all else on batches of several lengths, within a budget between the least
+// and the most that the planner foretells, and prints what was foretold and what the process held at most from there on.
+// Argument: dtype.
+import { readFileSync, writeFileSync } from 'node:fs';
+import { AdapterModel, AutoModelForCausalLM, Trainer } from 'balora';
+import { MemoryPlanner } from '../../../dist/train/memory_plan.js';
+
+const kVocabulary = 4096;
+const kShare = 0.3;
+/** Lengths of the texts of each batch. */
+const kBatches = [
+  [300, 200],
+  [512, 512, 512, 512],
+  [700, 400, 650],
+  [2048],
+];
+const kLongest = 2048;
+
+const model = await AutoModelForCausalLM.fromConfig(
+  {
+    model_type: 'llama',
+    ...{ vocab_size: kVocabulary, hidden_size: 256, intermediate_size: 768 },
+    ...{ num_hidden_layers: 12, num_attention_heads: 4, num_key_value_heads: 2 },
+  },
+  { dtype: process.argv[2], seed: 1 },
+);
+const tuned = await AdapterModel.create(model, { r: 8, initLoraWeights: true });
+
+function batchOf(lengths) {
+  const each = (value) =>
+    Int32Array.from(lengths.flatMap((n) => Array.from({ length: n }, (_, t) => value(t))));
+  const starts = [0];
+  for (const length of lengths) starts.push(starts.at(-1) + length);
+  return {
+    inputIds: each((t) => (7919 * t) % kVocabulary),
+    targets: each((t) => (104729 * t) % kVocabulary),
+    positions: each((t) => t),
+    cuSeqlens: Int32Array.from(starts),
+  };
+}
+const data = {
+  fingerprint: 'arithmetic',
+  batchCount: () => kBatches.length,
+  *batches(_, start) {
+    for (const lengths of kBatches.slice(start)) yield batchOf(lengths);
+  },
+};
+
+/** The most that this process has held since it began, or since 5 was written to clear_refs (man 5 proc). */
+function peakBytes() {
+  const status = readFileSync('/proc/self/status', 'utf8');
+  return 1024 * Number(/^VmHWM:\s*(\d+) kB$/m.exec(status)[1]);
+}
+
+const options = {
+  ...{ tuned, data, maxSteps: kBatches.length },
+  regularizers: {
+    ...{ consistencyWeight: 0.1, diversityWeight: 0.02, svdWeight: 0.02 },
+    regularizerSchedule: 'constant',
+  },
+};
+const { optimizerBytes } = (await new Trainer(options).plan()).memory;
+
+/** The peak under a plan of the longest batch. */
+async function foretold(budget) {
+  const planner = await MemoryPlanner.open(tuned, budget, { optimizerBytes });
+  return planner.plan(kLongest).bytes;
+}
+
+const [least, most] = [await foretold('min'), await foretold('max')];
+const budget = Math.round(least + kShare * (most - least));
+writeFileSync('/proc/self/clear_refs', '5');
+await new Trainer({ ...options, memoryBudget: budget }).train();
+console.log(JSON.stringify({ least, budget, most, peak: peakBytes() }));
