@@ -35,18 +35,22 @@ void run_with(const std::string& isa) {
 
 }  // namespace
 
-TEST_CASE("products held to SSE41") {
-  run_with("SSE41");
-}
 TEST_CASE("products held to AVX2") {
   run_with("AVX2");
-}
-TEST_CASE("products held to AVX512_CORE") {
-  run_with("AVX512_CORE");
 }
 TEST_CASE("products held to AVX512_CORE_BF16") {
   run_with("AVX512_CORE_BF16");
 }
+
+// A sanitizer's build leaves out what runs under AVX2 in other widths.
+#if !defined(__SANITIZE_ADDRESS__)
+TEST_CASE("products held to SSE41") {
+  run_with("SSE41");
+}
+TEST_CASE("products held to AVX512_CORE") {
+  run_with("AVX512_CORE");
+}
+#endif
 
 TEST_CASE("isa: the limit is in force in the child") {
   const char* limit = std::getenv("ONEDNN_MAX_CPU_ISA");
