@@ -157,7 +157,8 @@ async function prepareClassifier(
   setup: TrainSetup & { labelled: LabelledSetup },
   { progress, signal }: Telling,
 ): Promise<Prepared> {
-  const { columns, data: dataOptions, evalData: evalOptions, metricForBestModel } = setup.labelled;
+  const { data: dataOptions, evalData: evalOptions, ...labelled } = setup.labelled;
+  const { columns, headWarmupEpochs, metricForBestModel } = labelled;
   await checkpointHead(settings.model as string); // what the model is comes before what its tokenizer lacks
   const tokenizer = await loadTokenizer(settings.model as string);
   const open = (file: string, options: LabelledOptions) =>
@@ -177,6 +178,7 @@ async function prepareClassifier(
     input: {
       ...setup.training,
       runConfig: { ...(setup.training.runConfig as object), ...labelNames },
+      ...(headWarmupEpochs > 0 && { preparation: { headWarmupEpochs } }),
       tuned,
       data,
       ...(evalData === null ? {} : { evalData }),

@@ -32,6 +32,7 @@ export async function identityOf(
     ...(memoryBudget !== null && { memoryBudget: bytes ? 'bytes' : memoryBudget }),
     ...(cacheTeacher && { cacheTeacher: true }),
     customLoss: 'loss' in input && input.loss !== undefined,
+    ...(input.preparation !== undefined && { preparation: input.preparation }),
     ...input.tuned.identity(),
   };
 }

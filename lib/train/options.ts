@@ -19,7 +19,8 @@ export interface ResolvedOptimization extends Required<Omit<OptimizationOptions,
   readonly maxSteps: number | null;
 }
 
-export interface ResolvedOutput extends Required<Omit<OutputOptions, 'output' | 'runConfig'>> {
+export interface ResolvedOutput
+  extends Required<Omit<OutputOptions, 'output' | 'preparation' | 'runConfig'>> {
   readonly output: string | null;
   readonly runConfig: unknown;
 }

@@ -113,6 +113,11 @@ export interface OutputOptions {
   overwrite?: boolean;
   /** Continue from the last good checkpoint of `output`, bit for bit. */
   resume?: boolean;
+  /**
+   * Anything JSON that was done to the model before, such as a head's warm-up, and that a run's numbers depend on: a checkpoint
+   * of a run with another preparation is not continued.
+   */
+  preparation?: Readonly<Record<string, unknown>>;
   /** Steps between checkpoints (0: only at the end), evaluations (0: only at the end) and `log` events. */
   saveSteps?: number; // 0
   evalSteps?: number; // 0

@@ -74,6 +74,18 @@ describe('a checkpoint', () => {
     }
   });
 
+  it('is refused behind another preparation', async () => {
+    const [prepared, path] = [{ headWarmupEpochs: 2 }, join(folder, 'prepared')];
+    await train(await adapted(kModel), { output: path, preparation: prepared });
+    const again = async (preparation?: TrainerOptions['preparation']) =>
+      resume(await adapted(kModel), { output: path, ...(preparation && { preparation }) });
+    expect(await again(prepared)).toMatchObject({ reason: 'completed' });
+    await expect(again({ headWarmupEpochs: 3 })).rejects.toThrow(
+      'preparation: was {"headWarmupEpochs":2}, is {"headWarmupEpochs":3}',
+    );
+    await expect(again()).rejects.toThrow('preparation: was {"headWarmupEpochs":2}, is null');
+  });
+
   it('is refused in another dtype', async () => {
     await expect(resume(await adapted(kModel, 'bf16'))).rejects.toThrow(
       /dtype: was "f32", is "bf16"/,
