@@ -134,7 +134,7 @@ void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segmen
   Arena count;
   Scratch<E>(count, g, plan.longest);
   const int64_t width = static_cast<int64_t>(plan.threads.size());
-  char* memory = scratch_memory(ctx, count.used() * width);
+  char* memory = workspace<char>(ctx, count.used() * width);
   const Forward<T, E> forward(g, operands, data_of<A>(lse));
   parallel_for(ctx, width, 1, [&](int64_t begin, int64_t end) {
     const TileScope scope;

@@ -220,7 +220,7 @@ void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segme
   const int64_t width = static_cast<int64_t>(plan.threads.size());
   const int64_t slot_size = tile_count(plan.longest) * kTile * g.padded();
   const int64_t slot_bytes = plan.slots * g.group() * slot_size * static_cast<int64_t>(sizeof(A));
-  char* memory = scratch_memory(ctx, count.used() * width + slot_bytes);
+  char* memory = workspace<char>(ctx, count.used() * width + slot_bytes);
   A* slots = reinterpret_cast<A*>(memory + count.used() * width);
   const Backward<T, E> backward(g, operands, slots, slot_size);
   parallel_for(ctx, width, 1, [&](int64_t begin, int64_t end) {

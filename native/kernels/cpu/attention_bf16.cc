@@ -2,7 +2,7 @@
 
 #ifdef BALORA_TILES
 #include "kernels/cpu/lanes.h"
-#include "kernels/cpu/transpose16.h"
+#include "kernels/cpu/tiles_words.h"
 
 namespace balora::attention::lanes {
 namespace {
@@ -202,7 +202,6 @@ BF16_TARGET void row_dots(const Source<bf16>& x, const Source<bf16>& y, float* o
 
 BF16_TARGET void exponentials(const float* s, int64_t ld, int64_t first, int64_t last, float scale,
                               const float* highest, bf16* p, float* sum) {
-  const Interleaved order = interleaving();
   const __m512 factor = all(scale * vec::kLog2e);
   const __m512 top = _mm512_mul_ps(_mm512_loadu_ps(highest), all(vec::kLog2e));
   __m512 total = _mm512_setzero_ps();
@@ -211,9 +210,7 @@ BF16_TARGET void exponentials(const float* s, int64_t ld, int64_t first, int64_t
     const __m512 even = exp2(_mm512_fmsub_ps(_mm512_load_ps(s + j * ld), factor, top));
     const __m512 odd = exp2(_mm512_fmsub_ps(_mm512_load_ps(s + (j + 1) * ld), factor, top));
     total = _mm512_add_ps(total, _mm512_add_ps(even, odd));
-    const __m512i rows = rounded(even, odd);  // odd is the upper half of both permuted operands
-    const __m512i halves = _mm512_shuffle_i64x2(rows, rows, 0xee);
-    _mm512_store_si512(p + j * ld, _mm512_permutex2var_epi16(rows, order.low, halves));
+    _mm512_store_si512(p + j * ld, (__m512i)tiles::word_pairs(even, odd));
   }
   _mm512_storeu_ps(sum, total);
 }

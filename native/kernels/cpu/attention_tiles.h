@@ -4,10 +4,10 @@
 // scores and sums.
 #pragma once
 #include <cstdint>
-#include <new>
 
 #include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/workspace.h"
 
 namespace balora::attention {
 
@@ -108,12 +108,6 @@ void dispatch_tiles(int32_t dtype, const Body& body) {
   if (dtype == BALORA_F16) return body.template operator()<f16, float>();
   if (tile_gemm_has_bf16()) return body.template operator()<bf16, bf16>();
   return body.template operator()<bf16, float>();
-}
-
-inline char* scratch_memory(Context* ctx, int64_t bytes) {
-  void* memory = ctx->workspace(ctx, static_cast<uint64_t>(bytes));
-  if (!memory) throw std::bad_alloc();
-  return static_cast<char*>(memory);
 }
 
 }  // namespace balora::attention

@@ -36,6 +36,11 @@ struct GemmOutput {
   int64_t batch_stride = 0;
 };
 
+// All of a contiguous matrix.
+inline GemmOutput dense_output(const View& c) {
+  return {c.data, c.dtype, c.shape[1]};
+}
+
 // With bf16 operands alpha and beta are compiled into the cached primitive: keep them to a few
 // values.
 struct GemmScale {

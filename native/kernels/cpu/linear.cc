@@ -10,10 +10,6 @@
 namespace balora {
 namespace {
 
-GemmOutput dense(const View& y) {
-  return {y.data, y.dtype, y.shape[1]};
-}
-
 template <typename T>
 BALORA_INLINE void sum_rows(const T* dy, Acc<T>* out, int64_t rows, int64_t cols, int64_t begin,
                             int64_t end) {
@@ -61,7 +57,7 @@ int32_t linear_weight_backward_kernel(Context* ctx, const View* dy, const View* 
   if (dweight) {
     const int64_t in = x->shape[1];
     gemm(ctx, {out, in, rows}, {dy->data, dy->dtype, out, true}, {x->data, x->dtype, in},
-         dense(*dweight));
+         dense_output(*dweight));
   }
   if (dbias) {
     dispatch_float(dy->dtype, [&]<typename T>() {

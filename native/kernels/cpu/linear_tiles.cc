@@ -2,7 +2,6 @@
 #include "kernels/cpu/linear_tiles.h"
 
 #include <algorithm>
-#include <new>
 #include <vector>
 
 #include "kernels/cpu/convert.h"
@@ -10,6 +9,7 @@
 #include "kernels/cpu/linear_stretch.h"
 #include "kernels/cpu/onednn.h"
 #include "kernels/cpu/tiles.h"
+#include "kernels/cpu/workspace.h"
 
 namespace balora {
 namespace {
@@ -26,13 +26,6 @@ TileTerm base_term(const View& x, const View& weight, bool transposed) {
   term.matrix = transposed ? TileMatrix{data_of<bf16>(&weight), 1, in}
                            : TileMatrix{data_of<bf16>(&weight), in, 1};
   return term;
-}
-
-float* workspace(Context* ctx, int64_t count) {
-  auto* buffer =
-      static_cast<float*>(ctx->workspace(ctx, static_cast<uint64_t>(count) * sizeof(float)));
-  if (!buffer) throw std::bad_alloc();
-  return buffer;
 }
 
 // A gradient for contract_tiles: scale * p^T x, p (m,R), as (R,k), or its transpose (k,R).
@@ -85,7 +78,7 @@ std::vector<float*> backward_inputs(Context* ctx, const LinearGradients& g,
       if (!linears[i].y || !(piece.part->da || low_rank_dx)) continue;
       stretch.add(piece);
       columns += projection_columns(piece);
-      if (piece.part->da) du_of(piece) = workspace(ctx, m * piece.rank());
+      if (piece.part->da) du_of(piece) = workspace<float>(ctx, m * piece.rank());
     }
     columns_bytes += Arena::bytes<bf16>(tiles_size(linears[i].weight->shape[0], columns));
   }

@@ -2,7 +2,6 @@
 #include "kernels/cpu/linear_wide.h"
 
 #include <algorithm>
-#include <new>
 #include <vector>
 
 #include "kernels/cpu/dispatch.h"
@@ -11,6 +10,7 @@
 #include "kernels/cpu/low_rank.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/product_sum.h"
+#include "kernels/cpu/workspace.h"
 
 namespace balora {
 namespace {
@@ -89,23 +89,11 @@ template <typename E>
 constexpr int32_t kTypeOf = std::is_same_v<E, double> ? BALORA_F64 : BALORA_F32;
 
 template <typename E>
-E* workspace(Context* ctx, int64_t count) {
-  if (count == 0) return nullptr;
-  auto* memory = static_cast<E*>(ctx->workspace(ctx, static_cast<uint64_t>(count) * sizeof(E)));
-  if (!memory) throw std::bad_alloc();
-  return memory;
-}
-
-template <typename E>
 View matrix(E* data, int64_t rows, int64_t cols) {
   View view{};
   view.data = data, view.dtype = kTypeOf<E>, view.ndim = 2;
   view.shape[0] = rows, view.shape[1] = cols, view.stride[0] = cols, view.stride[1] = 1;
   return view;
-}
-
-GemmOutput dense(const View& y) {
-  return {y.data, y.dtype, y.shape[1]};
 }
 
 ProductTerm base_term(const View& x, const View& weight, bool transposed) {
@@ -119,7 +107,7 @@ void fill_zero(const View& view) {
 
 void write_sum(Context* ctx, const View& out, std::span<const ProductTerm> terms) {
   if (terms.empty()) return fill_zero(out);
-  sum_products(ctx, {out.shape[0], out.shape[1], terms}, dense(out));
+  sum_products(ctx, {out.shape[0], out.shape[1], terms}, dense_output(out));
 }
 
 // Numbers the columns of all linears; returns how many there are.
@@ -163,8 +151,9 @@ void forward(Context* ctx, const View& x, const View& input,
   std::vector<Block> blocks(linears.size());
   for (size_t i = 0; i < linears.size(); ++i) blocks[i].pieces = pieces_of(ctx, parts, i);
   const int64_t count = lay_out(blocks);
-  E* const u = workspace<E>(ctx, m * count);
+  E* u = nullptr;
   if (count > 0) {
+    u = workspace<E>(ctx, m * count);
     E* const a = workspace<E>(ctx, count * in);
     for (const Block& block : blocks) {
       write_rows(ctx, block, Order::kNowThenChange, a + block.first * in);
@@ -183,7 +172,7 @@ void forward(Context* ctx, const View& x, const View& input,
       terms.push_back({u + block.first, kTypeOf<E>, count, &b, true});
     }
     terms.push_back(base_term(x, weight, true));
-    sum_products(ctx, {m, y.shape[1], terms, linears[i].bias}, dense(y));
+    sum_products(ctx, {m, y.shape[1], terms, linears[i].bias}, dense_output(y));
   }
 }
 
@@ -191,7 +180,7 @@ void forward(Context* ctx, const View& x, const View& input,
 template <typename E>
 E* input_gradients(Context* ctx, std::span<const LinearOperands> linears,
                    std::span<const Block> blocks, int64_t m, int64_t count) {
-  E* const du = workspace<E>(ctx, m * count);
+  E* const du = count > 0 ? workspace<E>(ctx, m * count) : nullptr;
   for (size_t i = 0; i < blocks.size(); ++i) {
     const int64_t columns = blocks[i].columns();
     if (columns == 0) continue;

@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
-#include <new>
 #include <vector>
 
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/krylov.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/workspace.h"
 
 namespace balora {
 namespace {
@@ -21,12 +21,6 @@ SvdResult exact_svd(const Context* ctx, const QuickProblem& p) {
   return p.niter < 0
              ? converged_svd(ctx, a, p.w.rows, p.w.cols, p.rank, p.oversample, p.seed)
              : randomized_svd(ctx, a, p.w.rows, p.w.cols, p.rank, p.niter, p.oversample, p.seed);
-}
-
-void* workspace(Context* ctx, int64_t bytes) {
-  void* memory = ctx->workspace(ctx, static_cast<uint64_t>(bytes));
-  if (!memory) throw std::bad_alloc();
-  return memory;
 }
 
 // What is still to be done the exact way.
@@ -96,11 +90,11 @@ void low_rank_svds(Context* ctx, std::span<const QuickProblem> problems, const S
     most = std::max(most, bytes);
   }
   Tasks tasks(ctx, problems, store);
-  if (!large.empty()) tasks.in_turn(large, workspace(ctx, large_bytes));
+  if (!large.empty()) tasks.in_turn(large, workspace<char>(ctx, large_bytes));
   const size_t lanes =
       std::min<size_t>(small.size(), static_cast<size_t>(std::max(ctx->num_threads, 1)));
   std::vector<void*> scratch;
-  for (size_t lane = 0; lane < lanes; ++lane) scratch.push_back(workspace(ctx, small_bytes));
+  for (size_t lane = 0; lane < lanes; ++lane) scratch.push_back(workspace<char>(ctx, small_bytes));
   if (lanes) tasks.side_by_side(small, scratch);
   tasks.finish();
 }

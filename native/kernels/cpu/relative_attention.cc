@@ -73,7 +73,7 @@ void forward(Context* ctx, const Relative& r, const View* out, const View* lse) 
   Forward<T>(count, r, extents, out, lse);
   const int64_t heads = r.q->shape[1], segments = static_cast<int64_t>(pairs.size());
   const int64_t items = heads * segments, width = parallel_width(ctx, items, 1);
-  char* memory = attention::scratch_memory(ctx, count.used() * width);
+  char* memory = workspace<char>(ctx, count.used() * width);
   parallel_for(ctx, width, 1, [&](int64_t begin, int64_t end) {
     for (int64_t thread = begin; thread < end; ++thread) {
       Arena arena(memory + thread * count.used());

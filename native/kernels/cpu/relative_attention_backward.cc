@@ -207,7 +207,7 @@ void backward(Context* ctx, const Relative& r, const Operands<T>& operands) {
   Arena count;
   Backward<T>(count, r, extents, operands);
   const int64_t heads = r.q->shape[1], width = parallel_width(ctx, heads, 1);
-  char* memory = attention::scratch_memory(ctx, count.used() * width);
+  char* memory = workspace<char>(ctx, count.used() * width);
   parallel_for(ctx, width, 1, [&](int64_t begin, int64_t end) {
     for (int64_t thread = begin; thread < end; ++thread) {
       Arena arena(memory + thread * count.used());

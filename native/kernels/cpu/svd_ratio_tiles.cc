@@ -5,13 +5,13 @@
 // diag(weights) U^T Z_t + shift Z_t, then dH += dU_t W_t, dW_t = dU_t^T H.
 #include <algorithm>
 #include <cmath>
-#include <new>
 
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/svd_ratio.h"
+#include "kernels/cpu/workspace.h"
 
 namespace balora {
 namespace {
@@ -37,7 +37,7 @@ class Tiles {
     // The tile in the logits' type and its f64 image.
     step_ = bytes / (order() * static_cast<int64_t>(sizeof(A) + sizeof(double)));
     step_ = std::clamp<int64_t>(step_, 1, extent);
-    logits_ = scratch<A>(order() * step_);
+    logits_ = workspace<A>(ctx_, order() * step_);
   }
 
   int64_t order() const { return by_rows_ ? tokens_ : rows_; }
@@ -59,7 +59,7 @@ class Tiles {
 
   void gradient(const Matrix& vectors, const SvdRatio& ratio, const View* dh, const View* dw) {
     const int32_t sum_dtype = dtype();
-    A* sum = dh ? scratch<A>(rows_ * channels_) : nullptr;
+    A* sum = dh ? workspace<A>(ctx_, rows_ * channels_) : nullptr;
     if (sum) std::fill_n(sum, rows_ * channels_, A(0));
     each_tile([&](const Tile& tile) {
       make_logits(tile);
@@ -86,13 +86,6 @@ class Tiles {
 
  private:
   static constexpr int32_t dtype() { return std::is_same_v<A, double> ? BALORA_F64 : BALORA_F32; }
-
-  template <typename T>
-  T* scratch(int64_t count) {
-    void* memory = ctx_->workspace(ctx_, static_cast<uint64_t>(count) * sizeof(T));
-    if (!memory) throw std::bad_alloc();
-    return static_cast<T*>(memory);
-  }
 
   const void* at(const View* view, int64_t row) const {
     return static_cast<const char*>(view->data) +

@@ -19,10 +19,11 @@ bool tiles_ready();
 // True where they run on AMX: the system granted the tile state, too (asked for at the first call).
 bool tiles_use_amx();
 
-constexpr int64_t kTileK = 32;      // bf16 of k in one step
-constexpr int64_t kTileN = 32;      // columns of a panel: two tiles
-constexpr int64_t kPanelRows = 32;  // rows of a panel of A or C: two tiles
-constexpr int64_t kRankTile = 16;   // ranks of a panel of a factor, each with two columns
+constexpr int64_t kTileK = 32;                      // bf16 of k in one step
+constexpr int64_t kTileN = 32;                      // columns of a panel: two tiles
+constexpr int64_t kStepElements = kTileK * kTileN;  // of one step of one panel
+constexpr int64_t kPanelRows = 32;                  // rows of a panel of A or C: two tiles
+constexpr int64_t kRankTile = 16;  // ranks of a panel of a factor, each with two columns
 
 constexpr int64_t round_up(int64_t value, int64_t step) {
   return (value + step - 1) / step * step;

@@ -12,8 +12,7 @@
 #ifdef BALORA_TILES
 namespace balora::tiles {
 
-constexpr int64_t kStepElements = kTileK * kTileN;  // of B, one step of one panel
-constexpr int64_t kRowsAStep = 2;                   // of the block before, written in one step
+constexpr int64_t kRowsAStep = 2;  // of the block before, written in one step
 
 // A term whose k is a multiple of 32, and its last rows filled up to a panel. Beyond `pairs` pairs
 // of k there are only zeros.

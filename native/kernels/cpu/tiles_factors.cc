@@ -17,7 +17,6 @@ namespace {
 
 using namespace tiles;
 
-constexpr int64_t kStepElements = kTileK * kTileN;  // one step of one panel
 constexpr int64_t kRun = 16;
 
 // The lines of one tile or of half a step; those past the last are zeros.

@@ -13,8 +13,6 @@
 namespace balora {
 namespace {
 
-constexpr int64_t kStepElements = kTileK * kTileN;  // one step of one panel
-
 // (k, k+1) of one column.
 constexpr uint32_t pair_of(bf16 first, bf16 second) {
   return static_cast<uint32_t>(first.bits) | static_cast<uint32_t>(second.bits) << 16;
