@@ -48,9 +48,13 @@ function runDoctest(executable, env = {}, only = null) {
   );
 }
 
-/** The C++ tests again with AddressSanitizer and UndefinedBehaviorSanitizer. */
+/** The C++ tests again with AddressSanitizer and UndefinedBehaviorSanitizer, those of products on an emulated AMX, too. */
 async function runSanitized() {
-  const defines = ['BALORA_SANITIZE=address,undefined', 'BALORA_ADDON=OFF'];
+  const defines = [
+    'BALORA_SANITIZE=address,undefined',
+    'BALORA_ADDON=OFF',
+    'BALORA_EMULATED_AMX=ON',
+  ];
   await buildNative({ out: 'sanitize', targets: ['balora_tests'], defines });
   return runDoctest(inRoot('build', 'sanitize', 'balora_tests'), {
     ASAN_OPTIONS: 'detect_stack_use_after_return=1:strict_string_checks=1',

@@ -2,11 +2,10 @@
 
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/tiles.h"
+#include "kernels/cpu/tiles_target.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #define BALORA_X86 1
 #endif
 
@@ -111,11 +110,10 @@ Product<double> choose_f64() {
 using Bf16Product = void (*)(TileShape, const bf16*, int64_t, const bf16*, int64_t, float*, int64_t,
                              bool);
 
-#if BALORA_X86
+#ifdef BALORA_TILES
 
-__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) void bf16_avx512(
-    TileShape s, const bf16* a, int64_t lda, const bf16* b, int64_t ldb, float* c, int64_t ldc,
-    bool accumulate) {
+BF16_TARGET void bf16_avx512(TileShape s, const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
+                             float* c, int64_t ldc, bool accumulate) {
   constexpr int kRows = 8;
   for (int64_t n = 0; n < s.n; n += 32) {
     for (int64_t m = 0; m < s.m; m += kRows) {
@@ -151,9 +149,8 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) void bf16_avx512
 
 // Tiles 0-3 hold a 32 x 32 block of C, 4-5 two row panels of A, 6-7 two column panels of B; all are
 // 16 rows of 64 bytes.
-__attribute__((target("amx-tile,amx-bf16"))) void bf16_amx(TileShape s, const bf16* a, int64_t lda,
-                                                           const bf16* b, int64_t ldb, float* c,
-                                                           int64_t ldc, bool accumulate) {
+AMX_TARGET void bf16_amx(TileShape s, const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
+                         float* c, int64_t ldc, bool accumulate) {
   const int64_t a_bytes = lda * 2, b_bytes = ldb * 4, c_bytes = ldc * 4;
   asm volatile("" ::: "memory");  // the tile instructions do not tell the compiler what they touch
   for (int64_t m = 0; m < s.m; m += 32) {
@@ -190,45 +187,21 @@ __attribute__((target("amx-tile,amx-bf16"))) void bf16_amx(TileShape s, const bf
   asm volatile("" ::: "memory");
 }
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-__attribute__((target("amx-tile"))) void configure_tiles() {
+AMX_TARGET void configure_tiles() {
   static const TileConfig config;
   _tile_loadconfig(&config);
 }
-__attribute__((target("amx-tile"))) void release_tiles() {
+AMX_TARGET void release_tiles() {
   _tile_release();
 }
 
-// Linux hands out the tile registers on request only (asm/prctl.h: ARCH_REQ_XCOMP_PERM,
-// XFEATURE_XTILEDATA).
-bool request_amx() {
-#if defined(__linux__) && defined(SYS_arch_prctl)
-  return cpu_has_amx() && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-#else
-  return false;
-#endif
-}
-
-bool has_amx() {
-  static const bool granted = request_amx();
-  return granted;
-}
-
 Bf16Product choose_bf16() {
-  if (has_amx()) return &bf16_amx;
+  if (tiles_use_amx()) return &bf16_amx;
   return cpu_multiplies_bf16() ? &bf16_avx512 : nullptr;
 }
 
 #else
 
-bool has_amx() {
-  return false;
-}
 void configure_tiles() {}
 void release_tiles() {}
 Bf16Product choose_bf16() {
@@ -263,7 +236,7 @@ void tile_gemm(TileShape shape, const bf16* a, int64_t lda, const bf16* b, int64
 
 template <>
 int64_t tile_step<bf16>() {
-  return has_amx() ? kTileUnit : 8;
+  return tiles_use_amx() ? kTileUnit : 8;
 }
 
 bool tile_gemm_has_bf16() {
@@ -271,10 +244,10 @@ bool tile_gemm_has_bf16() {
 }
 
 TileScope::TileScope() {
-  if (has_amx()) configure_tiles();
+  if (tiles_use_amx()) configure_tiles();
 }
 TileScope::~TileScope() {
-  if (has_amx()) release_tiles();
+  if (tiles_use_amx()) release_tiles();
 }
 
 }  // namespace balora

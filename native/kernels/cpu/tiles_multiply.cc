@@ -245,10 +245,14 @@ void pack_all(Context* ctx, Job& job) {
 }  // namespace
 
 bool tiles_use_amx() {
+#ifdef BALORA_EMULATED_AMX
+  static const bool granted = amx_emulated::wanted() && cpu_multiplies_bf16();
+#else
   static const bool granted = [] {
     constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
     return cpu_has_amx() && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   }();
+#endif
   return granted;
 }
 

@@ -24,4 +24,7 @@ struct alignas(64) TileConfig {
 static_assert(sizeof(TileConfig) == 64);
 
 }  // namespace balora
+#ifdef BALORA_EMULATED_AMX
+#include "kernels/cpu/amx_emulated.h"
+#endif
 #endif

@@ -1,6 +1,7 @@
 // The product kernels' tests again, in child processes that hold products to older instruction
 // sets: SSE41, AVX2 and AVX512_CORE have no bf16 products (weights stay bf16 and are widened),
-// AVX512_CORE_BF16 has no AMX.
+// AVX512_CORE_BF16 has no AMX. Where the build emulates AMX (-DBALORA_EMULATED_AMX=ON), all of them
+// on it, too.
 #include <doctest/doctest.h>
 
 #include <cstdlib>
@@ -10,27 +11,34 @@
 
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/tile_gemm.h"
+#include "kernels/cpu/tiles.h"
 
 namespace balora::test {
 namespace {
 
 constexpr const char* kChild = "BALORA_TEST_ISA_CHILD";
 // Whatever multiplies: products, and the kernels that are made of them. A sanitizer's build takes
-// ten times as long and leaves the second kind to the uncapped run.
+// ten times as long and leaves the second kind, under older instructions, to the uncapped run.
+constexpr const char* kAllCases =
+    "gemm:*,linear:*,matmul:*,quick_svd:*,attention*,tile_gemm*,head losses*,svd ratio*,isa:*";
 constexpr const char* kCases =
 #if defined(__SANITIZE_ADDRESS__)
     "gemm:*,linear:*,matmul:*,quick_svd:*,isa:*";
 #else
-    "gemm:*,linear:*,matmul:*,quick_svd:*,attention*,tile_gemm*,head losses*,svd ratio*,isa:*";
+    kAllCases;
 #endif
 
-void run_with(const std::string& isa) {
+void run_child(const std::string& setting, const std::string& cases) {
   if (std::getenv(kChild)) return;
   // The shell's own /proc/self is the shell, so the path is resolved here.
   const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
-  const std::string command = "ONEDNN_MAX_CPU_ISA=" + isa + " " + kChild + "=1 '" + self +
-                              "' --test-case='" + kCases + "' >&2";
-  CHECK_MESSAGE(std::system(command.c_str()) == 0, "failed with ", isa);
+  const std::string command =
+      setting + " " + kChild + "=1 '" + self + "' --test-case='" + cases + "' >&2";
+  CHECK_MESSAGE(std::system(command.c_str()) == 0, "failed with ", setting);
+}
+
+void run_with(const std::string& isa) {
+  run_child("ONEDNN_MAX_CPU_ISA=" + isa, kCases);
 }
 
 }  // namespace
@@ -49,6 +57,20 @@ TEST_CASE("products held to SSE41") {
 }
 TEST_CASE("products held to AVX512_CORE") {
   run_with("AVX512_CORE");
+}
+#endif
+
+#ifdef BALORA_EMULATED_AMX
+TEST_CASE("products on an emulated AMX") {
+  if (!cpu_multiplies_bf16()) {
+    MESSAGE("not run: the kernels for AMX take AVX512-BF16's row functions, which this CPU lacks");
+    return;
+  }
+  run_child("BALORA_EMULATE_AMX=1", kAllCases);
+}
+TEST_CASE("isa: AMX is emulated where it is asked for") {
+  const char* wanted = std::getenv("BALORA_EMULATE_AMX");
+  CHECK(tiles_use_amx() == (wanted != nullptr && cpu_multiplies_bf16()));
 }
 #endif
 
