@@ -9,6 +9,7 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/relative_scores.h"
+#include "kernels/cpu/transpose16.h"
 
 namespace balora::relative {
 namespace {
@@ -40,11 +41,21 @@ struct Operands {
         heads(r.q->shape[1]) {}
 };
 
-// x (m,n) -> out (n,m)
+// x (m,n) -> out (n,m), both multiples of 16
 template <typename A>
 void turn(const A* x, int64_t m, int64_t n, A* out) {
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t j = 0; j < n; ++j) out[j * m + i] = x[i * n + j];
+  for (int64_t i = 0; i < m; i += 16) {
+    for (int64_t j = 0; j < n; j += 16) {
+      const A* from = x + i * n + j;
+      A* to = out + j * m + i;
+      if constexpr (sizeof(A) == sizeof(uint32_t)) {
+        transpose16(reinterpret_cast<const uint32_t*>(from), n, reinterpret_cast<uint32_t*>(to), m);
+      } else {
+        for (int64_t c = 0; c < 16; ++c) {
+          for (int64_t r = 0; r < 16; ++r) to[c * m + r] = from[r * n + c];
+        }
+      }
+    }
   }
 }
 
@@ -148,6 +159,9 @@ class Backward {
     tile_gemm({n, d, m}, turned_, m, dout_, dv_, d, true);
     turn(dp_, m, n, turned_);
     tile_gemm({n, d, m}, turned_, m, q_, dk_, d, true);
+    if (o_.position_q.data) {
+      sum_from_key(scores_.key_tile(first, queries), turned_, m, key_by_position_);
+    }
     tile_gemm({m, d, n}, dp_, n, keys_, dq_, d, false);
     if (o_.position_k.data) to_positions(m);
     Unpacking<T>::rows(dq_, d, o_.dq.at(row, head_), o_.dq.stride, queries, e_.size);
@@ -164,8 +178,7 @@ class Backward {
                             scores_.row(i), ds);
       const TermGradientRow<A> terms{o_.dbias ? dbias_ + (scores_.reach() - t) : nullptr,
                                      scores_.index_of(t),
-                                     o_.position_k.data ? by_position_ + i * p : nullptr,
-                                     o_.position_q.data ? key_by_position_ : nullptr, p};
+                                     o_.position_k.data ? by_position_ + i * p : nullptr};
       scatter_terms(terms, scale_, keys, ds);
       for (int64_t j = 0; j < keys; ++j) ds[j] *= scale_;
     }

@@ -11,12 +11,8 @@ namespace {
 
 template <typename A>
 BALORA_INLINE void score_row(const TermRow<A>& t, A scale, int64_t keys, A* scores) {
-  if (t.index) {
-    for (int64_t j = 0; j < keys; ++j) {
-      const int64_t p = t.index[j];
-      if (t.to_position) scores[j] += t.to_position[p];
-      if (t.from_key) scores[j] += t.from_key[j * t.stride + p];
-    }
+  if (t.to_position) {
+    for (int64_t j = 0; j < keys; ++j) scores[j] += t.to_position[t.index[j]];
   }
   if (t.bias) {
 #pragma omp simd
@@ -90,11 +86,38 @@ void scatter_terms(const TermGradientRow<A>& t, A scale, int64_t keys, const A* 
   if (t.bias) {
     for (int64_t j = 0; j < keys; ++j) t.bias[j] += ds[j];
   }
-  if (!t.index) return;
-  for (int64_t j = 0; j < keys; ++j) {
-    const int64_t p = t.index[j];
-    if (t.to_position) t.to_position[p] += scale * ds[j];
-    if (t.from_key) t.from_key[j * t.stride + p] += scale * ds[j];
+  if (!t.to_position) return;
+  for (int64_t j = 0; j < keys; ++j) t.to_position[t.index[j]] += scale * ds[j];
+}
+
+template <typename A>
+void add_from_key(const KeyTile& t, const A* from_key, A* scores, int64_t ld) {
+  constexpr int64_t kBlock = 16;  // read along the queries, added along the keys
+  A block[kBlock][kBlock];
+  for (int64_t j = 0; j < t.keys; j += kBlock) {
+    const int64_t keys = std::min(kBlock, t.keys - j);
+    for (int64_t i = 0; i < t.queries; i += kBlock) {
+      const int64_t queries = std::min(kBlock, t.queries - i);
+      for (int64_t key = 0; key < keys; ++key) {
+        const A* row = from_key + (j + key) * t.stride;
+        const int32_t* index = t.index + (j + key - i);
+        for (int64_t query = 0; query < queries; ++query) block[key][query] = row[index[-query]];
+      }
+      for (int64_t query = 0; query < queries; ++query) {
+        A* row = scores + (i + query) * ld + j;
+        for (int64_t key = 0; key < keys; ++key) row[key] += block[key][query];
+      }
+    }
+  }
+}
+
+template <typename A>
+void sum_from_key(const KeyTile& t, const A* turned_ds, int64_t ld, A* from_key) {
+  for (int64_t j = 0; j < t.keys; ++j) {
+    A* row = from_key + j * t.stride;
+    const int32_t* index = t.index + j;
+    const A* ds = turned_ds + j * ld;
+    for (int64_t i = 0; i < t.queries; ++i) row[index[-i]] += ds[i];
   }
 }
 
@@ -102,5 +125,9 @@ template struct RowLoops<float>;
 template struct RowLoops<double>;
 template void scatter_terms<float>(const TermGradientRow<float>&, float, int64_t, const float*);
 template void scatter_terms<double>(const TermGradientRow<double>&, double, int64_t, const double*);
+template void add_from_key<float>(const KeyTile&, const float*, float*, int64_t);
+template void add_from_key<double>(const KeyTile&, const double*, double*, int64_t);
+template void sum_from_key<float>(const KeyTile&, const float*, int64_t, float*);
+template void sum_from_key<double>(const KeyTile&, const double*, int64_t, double*);
 
 }  // namespace balora::relative

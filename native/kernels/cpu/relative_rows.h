@@ -1,5 +1,6 @@
-// The row loops of attention with relative positions: one query against the keys that it sees.
-// A is the accumulator type.
+// The row loops of attention with relative positions: one query against the keys that it sees, and
+// what a tile of queries exchanges with the keys' rows of the position tables. A is the accumulator
+// type.
 #pragma once
 #include <cstdint>
 
@@ -11,14 +12,12 @@ template <typename A>
 struct TermRow {
   const A* bias;         // by key, or null
   const int32_t* index;  // row of the position tables by key, or null
-  const A* to_position;  // q_t position_k by row of the table
-  const A* from_key;     // k_j position_q, (keys, stride) by row of the table
-  int64_t stride;
+  const A* to_position;  // q_t position_k by row of the table, or null
 };
 
 template <typename A>
 struct RowLoops {
-  // scores (keys), products of q and k, become scale * (products + terms) + bias
+  // scores (keys), sums of products, become scale * (sums + terms) + bias
   static void score(const TermRow<A>& terms, A scale, int64_t keys, A* scores);
   // scores (keys) become probabilities, zeros up to `padded`; returns the log-sum-exp. keys > 0
   static A softmax(int64_t keys, int64_t padded, A* scores);
@@ -33,10 +32,23 @@ struct TermGradientRow {
   A* bias;               // by key
   const int32_t* index;  // by key
   A* to_position;
-  A* from_key;
-  int64_t stride;
 };
 template <typename A>
 void scatter_terms(const TermGradientRow<A>& terms, A scale, int64_t keys, const A* ds);
+
+// A tile of queries against all keys. Query i and key j meet at row index[j - i] of the position
+// tables: along the queries of one key those rows lie side by side, along the keys of one query
+// each is in a row of memory of its own.
+struct KeyTile {
+  const int32_t* index;
+  int64_t queries, keys;
+  int64_t stride;  // of from_key (keys, stride): k_j position_q by row of the table
+};
+// scores (queries, ld) += from_key
+template <typename A>
+void add_from_key(const KeyTile& tile, const A* from_key, A* scores, int64_t ld);
+// from_key += ds, which is turned: (keys, ld) by query
+template <typename A>
+void sum_from_key(const KeyTile& tile, const A* turned_ds, int64_t ld, A* from_key);
 
 }  // namespace balora::relative

@@ -110,11 +110,11 @@ int64_t Scores<T>::compute(int64_t first) {
   if (r_.position_k) {
     tile_gemm({m, p, d}, queries_, d, position_k_turned_, to_position_, p, false);
   }
+  if (r_.position_q) add_from_key(key_tile(first, queries), from_key_, scores_, n);
   for (int64_t i = 0; i < queries; ++i) {
     const int64_t t = first + i;
     const TermRow<A> terms{r_.bias ? bias_ + (reach_ - t) : nullptr, index_of(t),
-                           r_.position_k ? to_position_ + i * p : nullptr,
-                           r_.position_q ? from_key_ : nullptr, p};
+                           r_.position_k ? to_position_ + i * p : nullptr};
     RowLoops<A>::score(terms, static_cast<A>(r_.scale), seen(t), row(i));
   }
   return queries;

@@ -74,6 +74,10 @@ class Scores {
   A* scores() { return scores_; }
   const int32_t* index_of(int64_t t) const { return index_ ? index_ + (reach_ - t) : nullptr; }
   int64_t reach() const { return reach_; }
+  // The tile of `queries` queries from `first` on.
+  KeyTile key_tile(int64_t first, int64_t queries) const {
+    return {index_of(first), queries, keys_, extents_.padded_positions()};
+  }
 
  private:
   Relative r_;
