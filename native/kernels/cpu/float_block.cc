@@ -5,7 +5,6 @@
 
 #include "kernels/cpu/philox.h"
 #include "kernels/cpu/simd.h"
-#include "kernels/cpu/transpose16.h"
 
 namespace balora {
 namespace {
@@ -72,15 +71,6 @@ BALORA_SIMD void later_step(float* y, const float* x, const float* before, int64
 void fill_uniform(const FloatBlock& block, int64_t rows, uint64_t seed) {
   fill_range(block.values, rows * block.cols / 4, seed);
   std::fill(block.values + rows * block.cols, block.values + block.size(), 0.0f);
-}
-
-void transpose_floats(const float* from, int64_t rows, int64_t cols, float* to) {
-  for (int64_t i = 0; i < rows; i += 16) {
-    for (int64_t j = 0; j < cols; j += 16) {
-      transpose16(reinterpret_cast<const uint32_t*>(from + i * cols + j), cols,
-                  reinterpret_cast<uint32_t*>(to + j * rows + i), rows);
-    }
-  }
 }
 
 Matrix block_gram(const FloatBlock& y, double* wide) {

@@ -37,9 +37,6 @@ class Arena {
 // The first `rows` rows of the block become uniform in [-1, 1), from Philox blocks of the seed.
 void fill_uniform(const FloatBlock& block, int64_t rows, uint64_t seed);
 
-// to (cols,rows) = from (rows,cols)^T, extents multiples of 16.
-void transpose_floats(const float* from, int64_t rows, int64_t cols, float* to);
-
 // Y^T Y, summed in f64. `wide` has room for the block's elements.
 Matrix block_gram(const FloatBlock& y, double* wide);
 

@@ -42,20 +42,12 @@ struct Operands {
 };
 
 // x (m,n) -> out (n,m), both multiples of 16
-template <typename A>
-void turn(const A* x, int64_t m, int64_t n, A* out) {
-  for (int64_t i = 0; i < m; i += 16) {
-    for (int64_t j = 0; j < n; j += 16) {
-      const A* from = x + i * n + j;
-      A* to = out + j * m + i;
-      if constexpr (sizeof(A) == sizeof(uint32_t)) {
-        transpose16(reinterpret_cast<const uint32_t*>(from), n, reinterpret_cast<uint32_t*>(to), m);
-      } else {
-        for (int64_t c = 0; c < 16; ++c) {
-          for (int64_t r = 0; r < 16; ++r) to[c * m + r] = from[r * n + c];
-        }
-      }
-    }
+void turn(const float* x, int64_t m, int64_t n, float* out) {
+  transpose_floats(x, m, n, out);
+}
+void turn(const double* x, int64_t m, int64_t n, double* out) {
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) out[j * m + i] = x[i * n + j];
   }
 }
 

@@ -12,4 +12,13 @@ BALORA_SIMD void transpose16(const uint32_t* from, int64_t from_stride, uint32_t
   for (int i = 0; i < 16; ++i) *reinterpret_cast<Words*>(to + i * to_stride) = rows[i];
 }
 
+void transpose_floats(const float* from, int64_t rows, int64_t cols, float* to) {
+  for (int64_t i = 0; i < rows; i += 16) {
+    for (int64_t j = 0; j < cols; j += 16) {
+      transpose16(reinterpret_cast<const uint32_t*>(from + i * cols + j), cols,
+                  reinterpret_cast<uint32_t*>(to + j * rows + i), rows);
+    }
+  }
+}
+
 }  // namespace balora

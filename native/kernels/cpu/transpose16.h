@@ -9,6 +9,9 @@ namespace balora {
 // Row i starts at from + i * from_stride; its transpose at to + i * to_stride.
 void transpose16(const uint32_t* from, int64_t from_stride, uint32_t* to, int64_t to_stride);
 
+// to (cols,rows) = from (rows,cols)^T, extents multiples of 16.
+void transpose_floats(const float* from, int64_t rows, int64_t cols, float* to);
+
 typedef uint32_t Words __attribute__((vector_size(64), may_alias, aligned(4)));
 
 // Rows i and i + kStep trade their off-diagonal runs of kStep words.
