@@ -55,7 +55,7 @@ int32_t check_finite_kernel(Context* ctx, const View* x, int32_t* finite) {
   const int64_t n = view_numel(*x);
   if (n == 0) return 0;
   auto* found = workspace<int32_t>(ctx, 1);
-  check(cudaMemsetAsync(found, 0, sizeof *found, stream_of(ctx)), "check_finite");
+  check_stream(ctx, cudaMemsetAsync(found, 0, sizeof *found, stream_of(ctx)), "check_finite");
   dispatch_accumulator(x->dtype, [&]<typename A>() {
     launch(ctx, "check_finite", groups(n), find_not_finite<A>, operand(x), n, found);
   });

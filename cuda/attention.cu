@@ -23,7 +23,7 @@ template <typename T>
 struct Operands {
   Heads<const T> q, k, v;
   Heads<T> out;
-  float* lse;  // (N,H)
+  float* lse;  // (M,H)
   Tiles tiles;
   Geometry<float> g;
   bool packs;  // rows move in 16-byte accesses
@@ -70,10 +70,10 @@ __device__ inline void write_rows(const Operands<T>& o, const Place& p, Sums<kSi
       const int32_t row = query + lane / 4 + 8 * half;
       if (lane % 4 != 0 || row >= p.tile.extent()) continue;
       const float lse = (sums.base[r][half] * factor + log2f(total)) * kLn2;
-      o.lse[static_cast<int64_t>(p.tile.begin + row) * o.g.heads + p.head] = total == 0 ? 0 : lse;
+      o.lse[p.tile.query(row) * o.g.heads + p.head] = total == 0 ? 0 : lse;
     }
     store_rows<kSize, kSize>(stage + 16 * r * kPitch<kSize>, sums.out[r], inverse[0], inverse[1],
-                             o.out.at(p.tile.begin + query, p.head), o.out.stride,
+                             o.out.at(p.tile.query(query), p.head), o.out.stride,
                              p.tile.extent() - query, o.g.size, o.packs);
   }
 }
@@ -97,13 +97,13 @@ __global__ void __launch_bounds__(kMmaThreads) forward(Operands<T> o) {
   T* q = shared.array<T>(kQueries<kSize> * kPitch<kSize>);
   const Stages<T, kSize> stages(shared);
   const auto fetch = [&](int32_t key, int at) {
-    const int64_t row = p.tile.begin + key;
+    const int64_t row = p.tile.key(key);
     fetch_tile<kSize, kKeys<kSize>>(stages.k + at, o.k.at(row, p.kv_head), o.k.stride,
                                     p.tile.rows - key, o.g.size, o.packs);
     fetch_tile<kSize, kKeys<kSize>>(stages.v + at, o.v.at(row, p.kv_head), o.v.stride,
                                     p.tile.rows - key, o.g.size, o.packs);
   };
-  fetch_tile<kSize, kQueries<kSize>>(q, o.q.at(p.tile.begin + p.tile.first, p.head), o.q.stride,
+  fetch_tile<kSize, kQueries<kSize>>(q, o.q.at(p.tile.query(p.tile.first), p.head), o.q.stride,
                                      p.tile.rows - p.tile.first, o.g.size, o.packs);
   if (p.first_key < p.last_key) fetch(p.first_key, 0);
   cp_async_commit();
@@ -140,11 +140,11 @@ void run(Context* ctx, const Operands<T>& o) {
 }
 
 template <typename T>
-void run_mma(Context* ctx, Operands<T> o, const View* cu_seqlens, const View* lengths, int64_t n) {
+void run_mma(Context* ctx, Operands<T> o, const Segments& segments) {
   o.packs = in_packs(o.q) && in_packs(o.k) && in_packs(o.v) && in_packs(o.out);
   const int32_t side = o.g.size > 128 ? kQueries<256> : kQueries<128>;
-  o.tiles = plan_tiles(ctx, "attention_forward", cu_seqlens, lengths, n, side);
-  if (n == 0) return;
+  o.tiles = plan_tiles(ctx, "attention_forward", segments, true, side);
+  if (segments.m == 0) return;
   if (o.g.size <= 64) return run<T, 64>(ctx, o);
   if (o.g.size <= 96) return run<T, 96>(ctx, o);
   if (o.g.size <= 128) return run<T, 128>(ctx, o);
@@ -157,10 +157,11 @@ void run_mma(Context* ctx, Operands<T> o, const View* cu_seqlens, const View* le
 namespace balora::cuda {
 
 int32_t attention_forward_kernel(Context* ctx, const View* q, const View* k, const View* v,
-                                 const View* cu_seqlens, const View* lengths, const View* out,
-                                 const View* lse, double scale, double softcap, int64_t window,
-                                 int32_t causal) {
+                                 const View* cu_seqlens, const View* cu_queries,
+                                 const View* lengths, const View* out, const View* lse,
+                                 double scale, double softcap, int64_t window, int32_t causal) {
   using namespace attention;
+  const Segments segments{cu_seqlens, cu_queries, lengths, k->shape[0], q->shape[0]};
   const auto run_with = [&]<typename T>() {
     const auto g = geometry_of<Acc<T>>(q, k, scale, softcap, window, causal);
     if constexpr (sizeof(T) == 2) {
@@ -173,7 +174,7 @@ int32_t attention_forward_kernel(Context* ctx, const View* q, const View* k, con
                             {},
                             g,
                             false};
-        return run_mma(ctx, o, cu_seqlens, lengths, q->shape[0]);
+        return run_mma(ctx, o, segments);
       }
     }
     plain_forward<T>(ctx,
@@ -184,7 +185,7 @@ int32_t attention_forward_kernel(Context* ctx, const View* q, const View* k, con
                       data_of<Acc<T>>(lse),
                       {},
                       g},
-                     cu_seqlens, lengths, q->shape[0]);
+                     segments);
   };
   dispatch_float(q->dtype, run_with);
   return 0;

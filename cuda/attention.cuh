@@ -34,11 +34,14 @@ bool in_packs(const Heads<T>& heads) {
 }
 
 // Rows [begin, stop) of the batch are a segment whose first `rows` take part, the rest is padding.
-// The tile starts at row `first` of the segment; one that is not there starts at its end.
+// The tile starts at row `first` of the segment; one that is not there starts at its end. Queries
+// are the rows from `skip` on; of q, row t is queries + t.
 struct Tile {
   int32_t begin, rows, stop, first;
-  int32_t segment;
+  int32_t segment, skip, queries;
   __device__ int32_t extent() const { return stop - begin; }
+  __device__ int64_t key(int32_t row) const { return static_cast<int64_t>(begin) + row; }
+  __device__ int64_t query(int32_t row) const { return static_cast<int64_t>(queries) + row; }
 };
 
 // The tiles of `side` rows that cover every segment with its padding, in order, then absent ones.
@@ -47,10 +50,18 @@ struct Tiles {
   int64_t count;
 };
 
-// Checks cu_seqlens (B+1) and lengths (B, may be null) as the CPU does and reports to the context's
-// fault, with the number of `row`; then no tile is there.
-Tiles plan_tiles(Context* ctx, const char* row, const View* cu_seqlens, const View* lengths,
-                 int64_t n, int32_t side);
+// The segments of a call: n rows of k and v, m of q.
+struct Segments {
+  const View* cu_seqlens;  // (B+1)
+  const View* cu_queries;  // (B+1) or null
+  const View* lengths;     // (B) or null
+  int64_t n, m;
+};
+
+// Tiles of the segments' keys, or of their queries. Checks the segments as the CPU does and reports
+// to the context's fault, with the number of `row`; then no tile is there.
+Tiles plan_tiles(Context* ctx, const char* row, const Segments& segments, bool of_queries,
+                 int32_t side);
 
 // Who sees whom in a segment of `rows` rows: a query itself and with window W > 0 the W - 1 keys
 // before it, and after it when not causal.
@@ -115,7 +126,7 @@ __device__ inline float quick_tangent(float x) {
   return 1.0f - __fdividef(2.0f, exp2_approx(x * (2 * kLog2e)) + 1.0f);
 }
 
-// delta (N,H) = rowsum(dout * out), which the gradient of a softmax subtracts.
+// delta (n,H) = rowsum(dout * out), which the gradient of a softmax subtracts.
 template <typename T>
 void row_dots(Context* ctx, const char* row, Heads<const T> dout, Heads<const T> out, int64_t n,
               int32_t heads, Acc<T>* delta);
@@ -131,7 +142,7 @@ template <typename A>
 Geometry<A> geometry_of(const View* q, const View* k, double scale, double softcap, int64_t window,
                         int32_t causal) {
   const int64_t heads = q->shape[1];
-  return {mask_of(window, causal, q->shape[0]),
+  return {mask_of(window, causal, k->shape[0]),
           static_cast<int32_t>(heads),
           static_cast<int32_t>(heads / k->shape[1]),
           static_cast<int32_t>(q->shape[2]),

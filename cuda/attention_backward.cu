@@ -39,7 +39,7 @@ struct Tables {
 
   __device__ void fetch_staying(const Operands<T>& o, const Place& p) const {
     const Heads<const T>&a = kOfKeys ? o.k : o.q, &b = kOfKeys ? o.v : o.dout;
-    const int64_t row = p.tile.begin + p.tile.first;
+    const int64_t row = kOfKeys ? p.tile.key(p.tile.first) : p.tile.query(p.tile.first);
     const int32_t count = p.tile.rows - p.tile.first;
     fetch_tile<kSize, P::kRows>(staying[0], a.at(row, p.head), a.stride, count, a.size, o.packs);
     fetch_tile<kSize, P::kRows>(staying[1], b.at(row, p.head), b.stride, count, b.size, o.packs);
@@ -47,7 +47,7 @@ struct Tables {
   __device__ void fetch_moving(const Operands<T>& o, const Place& p, int32_t first, int32_t head,
                                int stage) const {
     const Heads<const T>&a = kOfKeys ? o.q : o.k, &b = kOfKeys ? o.dout : o.v;
-    const int64_t row = p.tile.begin + first;
+    const int64_t row = kOfKeys ? p.tile.query(first) : p.tile.key(first);
     const int32_t count = p.tile.rows - first, at = stage * kMoved;
     fetch_tile<kSize, P::kMoving>(moving[0] + at, a.at(row, head), a.stride, count, a.size,
                                   o.packs);
@@ -64,13 +64,13 @@ __device__ inline void write_sums(const Operands<T>& o, const Place& p,
   const int32_t at = (p.row - p.tile.first) * kPitch<kSize> + p.column;
   const int32_t count = p.tile.extent() - p.row, size = o.g.size - p.column;
   const Heads<T>& out = kOfKeys ? o.dk : o.dq;
+  const int64_t row = kOfKeys ? p.tile.key(p.row) : p.tile.query(p.row);
   store_rows<kSize, P::kColumns>(tables.staying[0] + at, sums.ds, o.g.scale, o.g.scale,
-                                 out.at(p.tile.begin + p.row, p.head) + p.column, out.stride, count,
-                                 size, o.packs);
+                                 out.at(row, p.head) + p.column, out.stride, count, size, o.packs);
   if constexpr (kOfKeys) {
     store_rows<kSize, P::kColumns>(tables.staying[1] + at, sums.p, 1, 1,
-                                   o.dv.at(p.tile.begin + p.row, p.head) + p.column, o.dv.stride,
-                                   count, size, o.packs);
+                                   o.dv.at(row, p.head) + p.column, o.dv.stride, count, size,
+                                   o.packs);
   }
 }
 
@@ -127,9 +127,9 @@ __global__ void __launch_bounds__(kMmaThreads) backward(Operands<T> o) {
 }
 
 template <typename T, int kSize, bool kOfKeys>
-void run(Context* ctx, Operands<T> o, const View* cu_seqlens, const View* lengths, int64_t n) {
+void run(Context* ctx, Operands<T> o, const Segments& segments) {
   constexpr const char* kRow = "attention_backward";
-  o.tiles = plan_tiles(ctx, kRow, cu_seqlens, lengths, n, Plan<kSize, kOfKeys>::kRows);
+  o.tiles = plan_tiles(ctx, kRow, segments, !kOfKeys, Plan<kSize, kOfKeys>::kRows);
   const int32_t heads = kOfKeys ? o.g.heads / o.g.group : o.g.heads;
   launch(ctx, kRow,
          {dim3(static_cast<unsigned>(o.tiles.count * heads)), dim3(kMmaThreads),
@@ -138,12 +138,12 @@ void run(Context* ctx, Operands<T> o, const View* cu_seqlens, const View* length
 }
 
 template <typename T>
-void run_mma(Context* ctx, Operands<T> o, const View* cu_seqlens, const View* lengths, int64_t n) {
+void run_mma(Context* ctx, Operands<T> o, const Segments& segments) {
   o.packs = in_packs(o.q) && in_packs(o.k) && in_packs(o.v) && in_packs(o.dout) && in_packs(o.dq) &&
             in_packs(o.dk) && in_packs(o.dv);
   const auto both = [&]<int kSize>() {
-    run<T, kSize, true>(ctx, o, cu_seqlens, lengths, n);
-    run<T, kSize, false>(ctx, o, cu_seqlens, lengths, n);
+    run<T, kSize, true>(ctx, o, segments);
+    run<T, kSize, false>(ctx, o, segments);
   };
   if (o.g.size <= 64) return both.template operator()<64>();
   if (o.g.size <= 96) return both.template operator()<96>();
@@ -157,19 +157,22 @@ void run_mma(Context* ctx, Operands<T> o, const View* cu_seqlens, const View* le
 namespace balora::cuda {
 
 int32_t attention_backward_kernel(Context* ctx, const View* dout, const View* q, const View* k,
-                                  const View* v, const View* cu_seqlens, const View* lengths,
-                                  const View* out, const View* lse, const View* dq, const View* dk,
-                                  const View* dv, double scale, double softcap, int64_t window,
-                                  int32_t causal) {
+                                  const View* v, const View* cu_seqlens, const View* cu_queries,
+                                  const View* lengths, const View* out, const View* lse,
+                                  const View* dq, const View* dk, const View* dv, double scale,
+                                  double softcap, int64_t window, int32_t causal) {
   using namespace attention;
-  const int64_t n = q->shape[0];
-  if (n == 0) return 0;
+  const int64_t m = q->shape[0];
+  const Segments segments{cu_seqlens, cu_queries, lengths, k->shape[0], m};
+  if (segments.n == 0) return 0;
   dispatch_float(q->dtype, [&]<typename T>() {
     using A = Acc<T>;
     const auto g = geometry_of<A>(q, k, scale, softcap, window, causal);
-    A* delta = workspace<A>(ctx, n * g.heads);
-    row_dots<T>(ctx, "attention_backward", heads_of<const T>(dout), heads_of<const T>(out), n,
-                g.heads, delta);
+    A* delta = workspace<A>(ctx, m * g.heads);
+    if (m > 0) {
+      row_dots<T>(ctx, "attention_backward", heads_of<const T>(dout), heads_of<const T>(out), m,
+                  g.heads, delta);
+    }
     const Heads<const T> dy = heads_of<const T>(dout), query = heads_of<const T>(q),
                          key = heads_of<const T>(k), value = heads_of<const T>(v);
     const Heads<T> gq = heads_of<T>(dq), gk = heads_of<T>(dk), gv = heads_of<T>(dv);
@@ -177,11 +180,11 @@ int32_t attention_backward_kernel(Context* ctx, const View* dout, const View* q,
       if (g.size <= 256) {
         const gradient::Operands<T> o{dy,    query, key, value, gq, gk, gv, data_of<float>(lse),
                                       delta, {},    g,   false};
-        return gradient::run_mma(ctx, o, cu_seqlens, lengths, n);
+        return gradient::run_mma(ctx, o, segments);
       }
     }
     plain_backward<T>(ctx, {dy, query, key, value, gq, gk, gv, data_of<A>(lse), delta, {}, g},
-                      cu_seqlens, lengths, n);
+                      segments);
   });
   return 0;
 }

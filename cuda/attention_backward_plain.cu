@@ -28,6 +28,7 @@ __device__ Place<T> place_of(const PlainBackward<T>& o, int32_t slices) {
   const int32_t first = p.tile.first, rows = p.tile.rows, end = min(rows, first + kSide);
   const Mask& mask = o.g.mask;
   p.from = (kOfKeys ? mask.first_query(first) : mask.first_key(first)) / kSide * kSide;
+  if (kOfKeys) p.from = max(p.from, p.tile.skip);
   p.to = kOfKeys ? mask.last_query(end - 1, rows) : mask.last_key(end - 1, rows);
   if (first >= end) p.to = p.from;
   return p;
@@ -43,7 +44,7 @@ __device__ void differentiate(Corner<Acc<T>>& s, Corner<Acc<T>>& dp, const Plain
   BALORA_UNROLL
   for (int i = 0; i < kEdge; ++i) {
     const int32_t query = (kOfKeys ? column : row) + i;
-    const int64_t at = static_cast<int64_t>(p.tile.begin + query) * o.g.heads + head;
+    const int64_t at = p.tile.query(query) * o.g.heads + head;
     lse[i] = query < p.tile.rows ? o.lse[at] : A(0);
     delta[i] = query < p.tile.rows ? o.delta[at] : A(0);
   }
@@ -74,7 +75,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   SharedMemory shared;
   const Slices<A> pass(shared);
   A* weights = shared.array<A>(kSide * kTurnedPitch);
-  const int64_t row = p.tile.begin + p.tile.first;
+  const int64_t row = kOfKeys ? p.tile.key(p.tile.first) : p.tile.query(p.tile.first);
   const int32_t count = p.tile.rows - p.tile.first;
   const Source<T> staying0 = rows_of(kOfKeys ? o.k : o.q, row, p.head, count);
   const Source<T> staying1 = rows_of(kOfKeys ? o.v : o.dout, row, p.head, count);
@@ -84,8 +85,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     const int32_t other = kOfKeys ? head : head / o.g.group;
     for (int32_t moved = p.from; moved < p.to; moved += kSide) {
       const int32_t there = p.tile.rows - moved;
-      const Source<T> moving0 = rows_of(kOfKeys ? o.q : o.k, p.tile.begin + moved, other, there);
-      const Source<T> moving1 = rows_of(kOfKeys ? o.dout : o.v, p.tile.begin + moved, other, there);
+      const int64_t at = kOfKeys ? p.tile.query(moved) : p.tile.key(moved);
+      const Source<T> moving0 = rows_of(kOfKeys ? o.q : o.k, at, other, there);
+      const Source<T> moving1 = rows_of(kOfKeys ? o.dout : o.v, at, other, there);
       Corner<A> s = {}, dp = {};
       multiply_rows(s, staying0, moving0, pass);
       multiply_rows(dp, staying1, moving1, pass);
@@ -110,22 +112,24 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 }  // namespace
 
 template <typename T>
-void plain_backward(Context* ctx, PlainBackward<T> o, const View* cu_seqlens, const View* lengths,
-                    int64_t n) {
+void plain_backward(Context* ctx, PlainBackward<T> o, const Segments& segments) {
   using A = Acc<T>;
   constexpr const char* kRow = "attention_backward";
-  o.tiles = plan_tiles(ctx, kRow, cu_seqlens, lengths, n, kSide);
-  const int64_t slices = ceil_div(o.g.size, kSide), tiles = o.tiles.count * slices;
+  const int64_t slices = ceil_div(o.g.size, kSide);
   const int64_t shared = Slices<A>::kBytes + kSquareBytes<A>;
-  const auto blocks = [&](int64_t heads) { return dim3(static_cast<unsigned>(tiles * heads)); };
+  const auto blocks = [&](int64_t heads) {
+    return dim3(static_cast<unsigned>(o.tiles.count * slices * heads));
+  };
+  o.tiles = plan_tiles(ctx, kRow, segments, false, kSide);
   launch(ctx, kRow, {blocks(o.g.heads / o.g.group), dim3(kBlockThreads), shared},
          backward_plain<T, true>, o, slices);
+  if (segments.cu_queries) o.tiles = plan_tiles(ctx, kRow, segments, true, kSide);
   launch(ctx, kRow, {blocks(o.g.heads), dim3(kBlockThreads), shared}, backward_plain<T, false>, o,
          slices);
 }
 
 #define PLAIN_BACKWARD(T) \
-  template void plain_backward<T>(Context*, PlainBackward<T>, const View*, const View*, int64_t);
+  template void plain_backward<T>(Context*, PlainBackward<T>, const Segments&);
 PLAIN_BACKWARD(float)
 PLAIN_BACKWARD(double)
 PLAIN_BACKWARD(bf16)

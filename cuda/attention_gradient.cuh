@@ -10,8 +10,8 @@ template <typename T>
 struct Operands {
   Heads<const T> dout, q, k, v;
   Heads<T> dq, dk, dv;
-  const float* lse;    // (N,H)
-  const float* delta;  // (N,H)
+  const float* lse;    // (M,H)
+  const float* delta;  // (M,H)
   Tiles tiles;
   Geometry<float> g;
   bool packs;  // rows move in 16-byte accesses
@@ -27,7 +27,7 @@ struct Plan {
 };
 
 // Where a block works, and a warp in it. Steps go over the heads and, in each, over the tiles that
-// move; `from` is a multiple of their rows.
+// move, from `from` on.
 struct Place {
   Tile tile;
   int32_t head;  // of the rows that stay
@@ -51,6 +51,7 @@ __device__ Place place_of(const Operands<T>& o) {
   const int32_t last =
       kOfKeys ? mask.last_query(end - 1, p.tile.rows) : mask.last_key(end - 1, p.tile.rows);
   p.from = first / P::kMoving * P::kMoving;
+  if (kOfKeys) p.from = max(p.from, p.tile.skip);
   const bool any = p.tile.first < end && p.from < last;
   p.steps_of_head = any ? (last - p.from + P::kMoving - 1) / P::kMoving : 0;
   p.steps = p.steps_of_head * (kOfKeys ? o.g.group : 1);
@@ -81,7 +82,7 @@ struct QueryNumbers {
     for (int i = 0; i < 2 * kPairs; ++i) {
       const int32_t query = first + (kOfKeys ? i / 2 * 8 + lane % 4 * 2 + i % 2 : lane / 4 + 8 * i);
       const bool there = query < tile.rows;
-      const int64_t at = static_cast<int64_t>(tile.begin + query) * o.g.heads + head;
+      const int64_t at = tile.query(query) * o.g.heads + head;
       lse[i / 2][i % 2] = there ? o.lse[at] * kLog2e : 0.0f;
       delta[i / 2][i % 2] = there ? o.delta[at] : 0.0f;
     }

@@ -46,17 +46,17 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const int32_t end = min(tile.rows, tile.first + kSide), kv_head = head / o.g.group;
   const int32_t first_key = o.g.mask.first_key(tile.first) / kSide * kSide;
   const int32_t last_key = end > tile.first ? o.g.mask.last_key(end - 1, tile.rows) : first_key;
-  const Source<T> q = rows_of(o.q, tile.begin + tile.first, head, tile.rows - tile.first);
+  const Source<T> q = rows_of(o.q, tile.query(tile.first), head, tile.rows - tile.first);
   RunningSoftmax<A> softmax;
   Corner<A> out[kParts<T>] = {};
   for (int32_t key = first_key; key < last_key; key += kSide) {
     Corner<A> s = {};
-    multiply_rows(s, q, rows_of(o.k, tile.begin + key, kv_head, tile.rows - key), pass);
+    multiply_rows(s, q, rows_of(o.k, tile.key(key), kv_head, tile.rows - key), pass);
     mask_scores(s, o, tile, key);
     A fade[kEdge];
     softmax.take(s, fade);
     store_turned(weights, s);
-    const Source<T> v = rows_of(o.v, tile.begin + key, kv_head, tile.rows - key);
+    const Source<T> v = rows_of(o.v, tile.key(key), kv_head, tile.rows - key);
     BALORA_UNROLL
     for (int part = 0; part < kParts<T>; ++part) {
       BALORA_UNROLL
@@ -71,12 +71,12 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     inverse[i] = softmax.inverse(i);
     const int32_t row = tile.first + row_of_thread() + i;
     if (column == 0 && column_of_thread() == 0 && row < tile.extent()) {
-      o.lse[static_cast<int64_t>(tile.begin + row) * o.g.heads + head] = softmax.lse(i);
+      o.lse[tile.query(row) * o.g.heads + head] = softmax.lse(i);
     }
   }
   BALORA_UNROLL
   for (int part = 0; part < kParts<T>; ++part) {
-    write_corner(out[part], inverse, o.out.at(tile.begin + tile.first, head), o.out.stride,
+    write_corner(out[part], inverse, o.out.at(tile.query(tile.first), head), o.out.stride,
                  tile.extent() - tile.first, column + part * kSide, o.g.size);
   }
 }
@@ -84,11 +84,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 }  // namespace
 
 template <typename T>
-void plain_forward(Context* ctx, PlainForward<T> o, const View* cu_seqlens, const View* lengths,
-                   int64_t n) {
+void plain_forward(Context* ctx, PlainForward<T> o, const Segments& segments) {
   using A = Acc<T>;
-  o.tiles = plan_tiles(ctx, "attention_forward", cu_seqlens, lengths, n, kSide);
-  if (n == 0) return;
+  o.tiles = plan_tiles(ctx, "attention_forward", segments, true, kSide);
+  if (segments.m == 0) return;
   const int64_t slices = ceil_div(o.g.size, kSide * kParts<T>);
   const auto blocks = static_cast<unsigned>(o.tiles.count * o.g.heads * slices);
   launch(ctx, "attention_forward",
@@ -96,11 +95,9 @@ void plain_forward(Context* ctx, PlainForward<T> o, const View* cu_seqlens, cons
          o, slices);
 }
 
-template void plain_forward<float>(Context*, PlainForward<float>, const View*, const View*,
-                                   int64_t);
-template void plain_forward<double>(Context*, PlainForward<double>, const View*, const View*,
-                                    int64_t);
-template void plain_forward<bf16>(Context*, PlainForward<bf16>, const View*, const View*, int64_t);
-template void plain_forward<f16>(Context*, PlainForward<f16>, const View*, const View*, int64_t);
+template void plain_forward<float>(Context*, PlainForward<float>, const Segments&);
+template void plain_forward<double>(Context*, PlainForward<double>, const Segments&);
+template void plain_forward<bf16>(Context*, PlainForward<bf16>, const Segments&);
+template void plain_forward<f16>(Context*, PlainForward<f16>, const Segments&);
 
 }  // namespace balora::cuda::attention

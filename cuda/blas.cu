@@ -129,6 +129,17 @@ GemmOperand inner_part(const GemmOperand& x, int64_t first, bool inner_is_row) {
   return part;
 }
 
+// Kept for the row's later products, as work on the stream runs in order: the engine takes scratch
+// back only when the row returns, and a row may multiply tile after tile.
+float* widening_scratch(Context* ctx, int64_t count) {
+  DeviceState& state = state_of(ctx);
+  if (count > state.widened_count) {
+    state.widened = workspace<float>(ctx, count);
+    state.widened_count = count;
+  }
+  return state.widened;
+}
+
 // Widens the narrow operand in pieces of the inner extent, whose products add up in c.
 void multiply_mixed(Context* ctx, const GemmShape& shape, double alpha, const GemmOperand& a,
                     const GemmOperand& b, double beta, const GemmResult& c) {
@@ -142,7 +153,7 @@ void multiply_mixed(Context* ctx, const GemmShape& shape, double alpha, const Ge
   const int64_t other = left ? shape.m : shape.n;
   const int64_t fitting = std::max<int64_t>(kWideBytes / 4 / other / 64, 1) * 64;
   const int64_t step = std::min(fitting, shape.k);
-  float* wide = workspace<float>(ctx, step * other);
+  float* wide = widening_scratch(ctx, step * other);
   for (int64_t first = 0; first < shape.k; first += step) {
     const int64_t count = std::min(step, shape.k - first);
     GemmOperand parts[2] = {inner_part(a, first, false), inner_part(b, first, true)};

@@ -7,36 +7,32 @@
 #include <string>
 
 // A plug-in that brings its own cuBLAS (the emulated device) defines this; null: it has none.
-extern "C" __attribute__((weak)) void* balora_cublas_symbol(const char* name);
+extern "C" __attribute__((weak)) void* balora_cublas_symbol(const char* library, const char* name);
 
 namespace balora::cuda {
 namespace {
 
-constexpr const char* kNames[] = {"libcublas.so.13", "libcublas.so.12"};
+using namespace blas_api;
+
+// That of the run-time library's CUDA first: the driver is new enough for it.
+constexpr bool kBuiltBy12 = CUDART_VERSION / 1000 == 12;
+constexpr const char* kNames[] = {kBuiltBy12 ? "libcublas.so.12" : "libcublas.so.13",
+                                  kBuiltBy12 ? "libcublas.so.13" : "libcublas.so.12"};
 
 std::string loader_words() {
   const char* words = dlerror();
   return words ? words : "no reason given";
 }
 
-void* open_shared_library() {
-  std::string tried;
-  for (const char* name : kNames) {
-    if (void* library = dlopen(name, RTLD_NOW | RTLD_LOCAL)) return library;
-    tried += (tried.empty() ? "" : "; ") + std::string(name) + " (" + loader_words() + ")";
-  }
-  throw std::runtime_error(
-      "cuBLAS was not found, tried " + tried +
-      "; put its folder (of the CUDA toolkit, or nvidia/cublas/lib of a Python "
-      "wheel) on LD_LIBRARY_PATH");
-}
-
 using FindSymbol = std::function<void*(const char*)>;
 
-FindSymbol open_library() {
-  if (balora_cublas_symbol && balora_cublas_symbol("cublasCreate_v2")) return balora_cublas_symbol;
-  void* library = open_shared_library();
-  return [library](const char* name) { return dlsym(library, name); };
+FindSymbol open_library(const char* name) {
+  if (balora_cublas_symbol && balora_cublas_symbol(name, "cublasCreate_v2")) {
+    return [name](const char* symbol) { return balora_cublas_symbol(name, symbol); };
+  }
+  void* library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+  if (!library) throw std::runtime_error(loader_words());
+  return [library](const char* symbol) { return dlsym(library, symbol); };
 }
 
 template <typename Pointer>
@@ -48,19 +44,48 @@ void find(const FindSymbol& symbol, const char* name, Pointer& pointer) {
   }
 }
 
-blas_api::Library load() {
-  const FindSymbol symbol = open_library();
-  blas_api::Library library;
+Library load(const char* name) {
+  const FindSymbol symbol = open_library(name);
+  Library library;
 #define CUBLAS_FUNCTION(result, name, arguments) find(symbol, #name, library.name);
 #include "blas.def"
 #undef CUBLAS_FUNCTION
   return library;
 }
 
+// One that loads may still be too new for the driver, which shows at its first handle.
+void start(const Library& library) {
+  cublasHandle_t handle = nullptr;
+  const cublasStatus_t status = library.cublasCreate_v2(&handle);
+  if (status != CUBLAS_STATUS_SUCCESS) {
+    throw std::runtime_error(std::string("it does not start: ") +
+                             library.cublasGetStatusString(status));
+  }
+  library.cublasDestroy_v2(handle);
+}
+
+Library first_that_starts() {
+  std::string tried;
+  for (const char* name : kNames) {
+    try {
+      const Library library = load(name);
+      start(library);
+      return library;
+    } catch (const std::exception& failure) {
+      tried += (tried.empty() ? "" : "; ") + std::string(name) + " (" + failure.what() + ")";
+      cudaGetLastError();  // taken note of: a launch of this thread must not report it
+    }
+  }
+  throw std::runtime_error(
+      "cuBLAS was not found, tried " + tried +
+      "; put its folder (of the CUDA toolkit, or nvidia/cublas/lib of a Python "
+      "wheel) on LD_LIBRARY_PATH");
+}
+
 }  // namespace
 
-const blas_api::Library& blas_library() {
-  static const blas_api::Library library = load();
+const Library& blas_library() {
+  static const Library library = first_that_starts();
   return library;
 }
 

@@ -5,7 +5,8 @@
 
 namespace balora::cuda {
 
-// Opened once a process and kept. Throws with the names that were tried and the loader's words.
+// The first that makes a handle for the current device; found once a process and kept. Throws with
+// the names that were tried and what each failed with.
 const blas_api::Library& blas_library();
 
 }  // namespace balora::cuda

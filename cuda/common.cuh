@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <stdexcept>
@@ -54,6 +55,8 @@ enum FaultCode : int32_t {
   kPositionIndex = 9,      // (index, its value), limit: rows of the position table
   kOutsideTables = 10,     // (row, its position), limit: rows of the tables
   kTargetOutOfRange = 11,  // value at position, limit: classes
+  kQueryEnds = 12,         // (first, last) bound, limit: rows of q
+  kSegmentQueries = 13,    // (queries, rows of the segment), limit: segment
 };
 
 // One device in one environment. Used by the engine thread only, except allocate and release.
@@ -67,6 +70,11 @@ struct DeviceState {
   int64_t shared_limit = 48 << 10;  // dynamic shared memory a block may ask for
   std::string name;
   const char* launched = nullptr;  // the last kernel, for an error that shows later
+  // Of allocate(), which can only say that there is no memory: the next row tells.
+  std::atomic<cudaError_t> failed{cudaSuccess};
+  // Of the row that runs, whose products share it (blas.cu): a row may have any number of them.
+  float* widened = nullptr;
+  int64_t widened_count = 0;
 };
 
 inline DeviceState& state_of(Context* ctx) {
@@ -79,6 +87,21 @@ inline cudaStream_t stream_of(Context* ctx) {
 inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+}
+
+// CUDA tells what went wrong in a kernel when somebody waits or asks for the next thing, and does
+// not say in which.
+inline std::string later_failure(cudaError_t status, const char* launched) {
+  std::string text = cudaGetErrorString(status);
+  if (launched) text += std::string(", at or before the kernel ") + launched;
+  return text;
+}
+
+// For a call that may be told of what went wrong before it.
+inline void check_stream(Context* ctx, cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  throw std::runtime_error(std::string(what) + ": " +
+                           later_failure(status, state_of(ctx).launched));
 }
 
 // Scratch on the device, in stream order; aligned to 64 bytes.
@@ -101,6 +124,23 @@ struct Grid {
 };
 
 constexpr int64_t kMaxBlocks = 1 << 20;  // grid-stride loops never need more
+// A block has 48 KiB unasked, its static arrays among them: those of a kernel that has dynamic
+// memory as well are below 8.
+constexpr int64_t kUnaskedShared = 40 << 10;
+
+// A launch that is refused is its own kernel's fault, any other error that of work before it.
+inline void check_launch(Context* ctx, cudaError_t status, const char* name) {
+  switch (status) {
+    case cudaErrorInvalidValue:
+    case cudaErrorInvalidConfiguration:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorLaunchOutOfResources:
+      return check(status, name);
+    default:
+      return check_stream(ctx, status, name);
+  }
+}
 
 inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -132,18 +172,19 @@ void launch(Context* ctx, const char* name, const Grid& grid, void (*kernel)(Par
   emulator::run(name, grid.blocks, grid.threads, grid.shared_bytes, stream_of(ctx),
                 [=] { kernel(static_cast<Params>(args)...); });
 #else
-  if (grid.shared_bytes > (48 << 10)) {
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(grid.shared_bytes)),
-          name);
+  if (grid.shared_bytes > kUnaskedShared) {
+    check_launch(ctx,
+                 cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(grid.shared_bytes)),
+                 name);
   }
   const auto shared = static_cast<size_t>(grid.shared_bytes);
   // clang-format off: in C++ mode it takes the brackets apart
   kernel<<<grid.blocks, grid.threads, shared, stream_of(ctx)>>>(static_cast<Params>(args)...);
   // clang-format on
 #endif
-  check(cudaGetLastError(), name);
+  check_launch(ctx, cudaGetLastError(), name);
   state_of(ctx).launched = name;
   if (ctx->debug) check(cudaStreamSynchronize(stream_of(ctx)), name);
 }

@@ -120,10 +120,11 @@ int element_bytes(int32_t dtype) {
 void move(Context* ctx, const View* source, const View* destination, Loop<2> loop) {
   int bytes = element_bytes(source->dtype);
   if (loop.ndim == 1 && loop.step(0) == 1 && loop.step(1) == 1) {
-    check(cudaMemcpyAsync(destination->data, source->data,
-                          static_cast<size_t>(loop.count) * static_cast<size_t>(bytes),
-                          cudaMemcpyDeviceToDevice, stream_of(ctx)),
-          "copy");
+    const size_t size = static_cast<size_t>(loop.count) * static_cast<size_t>(bytes);
+    check_stream(ctx,
+                 cudaMemcpyAsync(destination->data, source->data, size, cudaMemcpyDeviceToDevice,
+                                 stream_of(ctx)),
+                 "copy");
     return;
   }
   while (widen(loop, source, destination, bytes)) bytes *= 2;

@@ -123,7 +123,6 @@ void symmetrise(Context* ctx, const Dense& a) {
 
 void multiply(Context* ctx, const GemmShape& shape, double alpha, const Factor& a, const Factor& b,
               double beta, double* c, int64_t ldc) {
-  if (shape.m == 0 || shape.n == 0 || shape.k == 0) return;
   gemm(ctx, shape, alpha, {a.data, BALORA_F64, a.stride, a.transposed},
        {b.data, BALORA_F64, b.stride, b.transposed}, beta, {c, BALORA_F64, ldc});
 }

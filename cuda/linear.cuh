@@ -20,7 +20,7 @@ struct LinearInputs {
 
 inline void fill_zero(Context* ctx, const View& view) {
   const auto bytes = static_cast<size_t>(view_numel(view) * element_size(view.dtype));
-  if (bytes) check(cudaMemsetAsync(view.data, 0, bytes, stream_of(ctx)), "linear");
+  if (bytes) check_stream(ctx, cudaMemsetAsync(view.data, 0, bytes, stream_of(ctx)), "linear");
 }
 
 inline GemmOperand operand(const View& view, bool transposed = false) {

@@ -66,8 +66,8 @@ class Buffer {
 };
 
 inline void clear_flags(Context* ctx, int32_t* flags, int64_t count) {
-  check(cudaMemsetAsync(flags, 0, static_cast<size_t>(count) * sizeof *flags, stream_of(ctx)),
-        "clear_flags");
+  const size_t bytes = static_cast<size_t>(count) * sizeof *flags;
+  check_stream(ctx, cudaMemsetAsync(flags, 0, bytes, stream_of(ctx)), "clear_flags");
 }
 
 }  // namespace balora::cuda

@@ -47,6 +47,7 @@ void close_device(DeviceState* state) {
   if (state->blas) close_blas(state->blas);
   if (state->fault) cudaFreeHost(state->fault);
   if (state->stream) cudaStreamDestroy(state->stream);
+  cudaGetLastError();  // taken note of: a launch of this thread must not report it
   delete state;
 }
 
@@ -77,24 +78,34 @@ DeviceState* open_device(int32_t device) {
   return state.release();
 }
 
-// CUDA tells what went wrong in a kernel when somebody waits or asks for the next thing, and does
-// not say in which.
-std::string later_failure(cudaError_t status, const char* launched) {
-  std::string text = cudaGetErrorString(status);
-  if (launched) text += std::string(", at or before the kernel ") + launched;
-  return text;
+// For calls outside of the table's guard: a failure is taken note of, so that this thread's next
+// launch does not report it.
+bool succeeded(cudaError_t status) {
+  if (status != cudaSuccess) cudaGetLastError();
+  return status == cudaSuccess;
 }
 
-void check_stream(Context* ctx, cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string(what) + ": " +
-                           later_failure(status, state_of(ctx).launched));
+// The caller sees null and takes it for want of memory; that something else is wrong (a kernel
+// before broke the device) is for the next row to tell.
+void* memory_or_null(DeviceState& state, cudaError_t status, void* data) {
+  if (succeeded(status)) return data;
+  if (status != cudaErrorMemoryAllocation) state.failed = status;
+  return nullptr;
 }
 
 struct Mark {
+  int32_t device = 0;
   cudaEvent_t event = nullptr;
   const char* launched = nullptr;
 };
+
+// Any thread may ask for a mark; one that has chosen no device would make itself a context on GPU
+// 0, which takes hundreds of megabytes there.
+Mark& chosen_mark(void* mark) {
+  auto& chosen = *static_cast<Mark*>(mark);
+  succeeded(cudaSetDevice(chosen.device));
+  return chosen;
+}
 
 Mark* recorded_mark(Context* ctx, unsigned flags, const char* what) {
   cudaEvent_t event = nullptr;
@@ -102,7 +113,7 @@ Mark* recorded_mark(Context* ctx, unsigned flags, const char* what) {
   const cudaError_t status = cudaEventRecord(event, stream_of(ctx));
   if (status != cudaSuccess) cudaEventDestroy(event);
   check_stream(ctx, status, what);
-  return new Mark{event, state_of(ctx).launched};
+  return new Mark{state_of(ctx).device, event, state_of(ctx).launched};
 }
 
 std::string fault_text(const Fault& fault) {
@@ -124,8 +135,13 @@ std::string fault_text(const Fault& fault) {
     case kNotConverged:
       return row + ": the iteration did not converge";
     case kSegmentEnds:
-      return row + ": cu_seqlens must rise from 0 to the " + limit + " rows of q, got " + first +
+      return row + ": cu_seqlens must rise from 0 to the " + limit + " rows, got " + first +
              " to " + second;
+    case kQueryEnds:
+      return row + ": cu_queries must rise from 0 to the " + limit + " rows of q, got " + first +
+             " to " + second;
+    case kSegmentQueries:
+      return row + ": segment " + limit + " has " + first + " queries, but " + second + " rows";
     case kSegmentFalls:
       return row + ": cu_seqlens falls from " + first + " to " + second + " at index " + limit;
     case kSegmentLength:
@@ -162,18 +178,16 @@ void destroy_state(void* state) {
 }
 
 void* allocate(void* state, uint64_t bytes) {
-  cudaSetDevice(static_cast<DeviceState*>(state)->device);
+  auto& of = *static_cast<DeviceState*>(state);
+  cudaSetDevice(of.device);
   void* data = nullptr;
-  if (cudaMalloc(&data, bytes) != cudaSuccess) {
-    cudaGetLastError();  // taken note of: the caller sees null
-    return nullptr;
-  }
-  return data;
+  const cudaError_t status = cudaMalloc(&data, bytes);
+  return memory_or_null(of, status, data);
 }
 
 void release(void* state, void* data, uint64_t) {
   cudaSetDevice(static_cast<DeviceState*>(state)->device);
-  cudaFree(data);  // waits for the device, so no kernel loses memory under its feet
+  succeeded(cudaFree(data));  // waits for the device: no kernel loses memory under its feet
 }
 
 // Pageable memory: the engine has its own way through pinned memory (engine/staging.h).
@@ -194,18 +208,16 @@ int32_t download(Context* ctx, void* host, const void* device, uint64_t bytes) {
 
 // Portable: the stream of another GPU may copy from it.
 void* pin(void* state, uint64_t bytes) {
-  cudaSetDevice(static_cast<DeviceState*>(state)->device);
+  auto& of = *static_cast<DeviceState*>(state);
+  cudaSetDevice(of.device);
   void* data = nullptr;
-  if (cudaHostAlloc(&data, bytes, cudaHostAllocPortable) != cudaSuccess) {
-    cudaGetLastError();  // taken note of: the caller sees null
-    return nullptr;
-  }
-  return data;
+  const cudaError_t status = cudaHostAlloc(&data, bytes, cudaHostAllocPortable);
+  return memory_or_null(of, status, data);
 }
 
 void unpin(void* state, void* data) {
   cudaSetDevice(static_cast<DeviceState*>(state)->device);
-  cudaFreeHost(data);
+  succeeded(cudaFreeHost(data));
 }
 
 int32_t copy_in(Context* ctx, void* device, const void* pinned, uint64_t bytes) {
@@ -227,19 +239,20 @@ int32_t mark(Context* ctx, void** made) {
 }
 
 int32_t reached(void* mark) {
-  return cudaEventQuery(static_cast<Mark*>(mark)->event) != cudaErrorNotReady;
+  const cudaError_t status = cudaEventQuery(chosen_mark(mark).event);
+  return succeeded(status) || status != cudaErrorNotReady;
 }
 
 int32_t await_mark(void* mark, char* error, uint64_t error_size) {
-  const auto& at = *static_cast<Mark*>(mark);
+  const Mark& at = chosen_mark(mark);
   const cudaError_t status = cudaEventSynchronize(at.event);
-  if (status == cudaSuccess) return 0;
+  if (succeeded(status)) return 0;
   std::snprintf(error, error_size, "%s", later_failure(status, at.launched).c_str());
   return 1;
 }
 
 void unmark(void* mark) {
-  cudaEventDestroy(static_cast<Mark*>(mark)->event);
+  succeeded(cudaEventDestroy(chosen_mark(mark).event));
   delete static_cast<Mark*>(mark);
 }
 
@@ -251,10 +264,10 @@ int32_t record(Context* ctx, void** made) {
 // Half a microsecond is what an event's time is good for.
 int32_t elapsed(void* from, void* to, double* seconds) {
   float milliseconds = 0;
-  const cudaError_t status = cudaEventElapsedTime(&milliseconds, static_cast<Mark*>(from)->event,
-                                                  static_cast<Mark*>(to)->event);
+  const cudaError_t status =
+      cudaEventElapsedTime(&milliseconds, chosen_mark(from).event, static_cast<Mark*>(to)->event);
   *seconds = static_cast<double>(milliseconds) * 1e-3;
-  return status != cudaSuccess;
+  return !succeeded(status);
 }
 
 int32_t synchronize(Context* ctx) {
@@ -281,7 +294,7 @@ void describe(void* state, char* text, uint64_t text_size) {
 int32_t memory(void* state, uint64_t* free_bytes, uint64_t* total_bytes) {
   cudaSetDevice(static_cast<DeviceState*>(state)->device);
   size_t free_size = 0, total_size = 0;
-  if (cudaMemGetInfo(&free_size, &total_size) != cudaSuccess) return 1;
+  if (!succeeded(cudaMemGetInfo(&free_size, &total_size))) return 1;
   *free_bytes = free_size;
   *total_bytes = total_size;
   return 0;
@@ -309,8 +322,9 @@ int32_t graph_launch(Context* ctx, void* graph) {
   return 0;
 }
 
-void graph_destroy(void*, void* graph) {
-  cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph));
+void graph_destroy(void* state, void* graph) {
+  cudaSetDevice(static_cast<DeviceState*>(state)->device);
+  succeeded(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)));
 }
 
 }  // namespace balora::cuda

@@ -16,15 +16,19 @@ struct Guard;
 template <typename... Args, int32_t (*Kernel)(Context*, Args...)>
 struct Guard<Kernel> {
   static int32_t call(Context* ctx, Args... args) {
+    DeviceState& state = state_of(ctx);
+    state.widened_count = 0;
     try {
+      check_stream(ctx, state.failed.exchange(cudaSuccess), "allocate");
       // An engine's thread comes with device 0, and its last call may have freed another's memory.
-      check(cudaSetDevice(state_of(ctx).device), "cudaSetDevice");
+      check_stream(ctx, cudaSetDevice(state.device), "cudaSetDevice");
       return Kernel(ctx, args...);
     } catch (const std::exception& error) {
       std::snprintf(ctx->error, sizeof ctx->error, "%s", error.what());
     } catch (...) {
       std::snprintf(ctx->error, sizeof ctx->error, "an unknown failure");
     }
+    cudaGetLastError();  // taken note of: the next launch must not report it
     return 1;
   }
 };

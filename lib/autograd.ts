@@ -46,7 +46,7 @@ export interface CustomOp<Saved> {
  */
 export function customOp<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]): Tensor[] {
   const { outputs, saved } = noGrad(() => op.forward(inputs));
-  const types = inputs.map(({ dtype }) => dtype);
+  const forms = inputs.map(({ dtype, shape }) => ({ dtype, shape }));
   const device = getDefaultDevice();
   const handles = native.customNode(
     op.name,
@@ -56,16 +56,36 @@ export function customOp<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]):
     (dy: number[]) =>
       scope(() => {
         const grads = dy.map((handle) => (handle === 0 ? null : new Tensor(handle)));
-        return withDevice(device, () => op.backward(grads, saved)).map((grad, i) => {
-          if (grad === null) return 0;
-          if (grad.dtype === types[i]) return native.detach(grad.handle);
-          throw new ArgumentError(
-            `${op.name}: the gradient of input ${i} must be ${types[i]}, got ${grad.dtype}`,
-          );
-        });
+        const returned: unknown = withDevice(device, () => op.backward(grads, saved));
+        const gradients = checkGradients(op.name, returned, forms);
+        return gradients.map((grad) => (grad === null ? 0 : native.detach(grad.handle)));
       }) as number[],
   );
   return handles.map((handle) => new Tensor(handle));
+}
+
+/** What an author's backward returned, held against the inputs it is for. */
+function checkGradients(
+  name: string,
+  returned: unknown,
+  inputs: readonly Pick<Tensor, 'dtype' | 'shape'>[],
+): (Tensor | null)[] {
+  if (!Array.isArray(returned) || returned.length !== inputs.length) {
+    throw new ArgumentError(
+      `${name}: backward must return an array with one gradient (or null) for each of the ${inputs.length} inputs`,
+    );
+  }
+  const refuse = (i: number, wanted: string, got: string): never => {
+    throw new ArgumentError(`${name}: the gradient of input ${i} must be ${wanted}, got ${got}`);
+  };
+  for (const [i, { dtype, shape }] of inputs.entries()) {
+    const grad: unknown = returned[i];
+    if (grad === null) continue;
+    if (!(grad instanceof Tensor)) return refuse(i, 'a tensor or null', typeof grad);
+    if (grad.dtype !== dtype) refuse(i, dtype, grad.dtype);
+    if (grad.shape.join() !== shape.join()) refuse(i, `(${shape})`, `(${grad.shape})`);
+  }
+  return returned as (Tensor | null)[];
 }
 
 /**

@@ -31,6 +31,10 @@ function candidates(): string[] {
   ];
 }
 
+const kWhereFrom =
+  'The npm package has binaries for Linux on x64 with glibc 2.38 or newer (Debian 13, Ubuntu 24.04); elsewhere build a clone: ' +
+  'docs/building.md. In a clone "npm run setup" builds one.';
+
 function load(): Native {
   // libgomp reads these once, when it is loaded: kernel threads spin for some tenths of a millisecond between two
   // regions of work, because waking one costs 40 us on a virtual machine and a step has thousands of regions; after that
@@ -58,7 +62,7 @@ function load(): Native {
     }
   }
   throw new UnsupportedError(
-    `balora has no usable native binary for ${process.platform}-${process.arch} (Node ${process.version}). Tried:\n  ${reasons.join('\n  ')}\nIn a clone of the repository run "npm run setup", which builds it.`,
+    `balora has no usable native binary for ${process.platform}-${process.arch} (Node ${process.version}). Tried:\n  ${reasons.join('\n  ')}\n${kWhereFrom}`,
   );
 }
 

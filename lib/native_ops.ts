@@ -18,7 +18,7 @@ export interface NativeOps {
   arange(start: number, stop: number, step: number, dtype: DType): Handle;
   argmax(x: Handle, axis: number, keepDims: boolean): Handle;
   argmin(x: Handle, axis: number, keepDims: boolean): Handle;
-  attention(q: Handle, k: Handle, v: Handle, cuSeqlens: Handle, lengths: Handle | null, scale: number, softcap: number, window: number, causal: boolean): Handle;
+  attention(q: Handle, k: Handle, v: Handle, cuSeqlens: Handle, cuQueries: Handle | null, lengths: Handle | null, scale: number, softcap: number, window: number, causal: boolean): Handle;
   backward(roots: readonly (Handle)[], grads: readonly (Handle | null)[], retainGraph: boolean): void;
   beginGraph(sharing: unknown): unknown;
   binary(a: Handle, b: Handle, name: string): Handle;
@@ -68,7 +68,7 @@ export interface NativeOps {
   isFinite(x: Handle): Handle;
   isLeaf(x: Handle): boolean;
   layerNorm(x: Handle, weight: Handle | null, bias: Handle | null, eps: number): Handle;
-  linearGroup(x: Handle, adapterInput: Handle | null, weights: readonly (Handle)[], biases: readonly (Handle | null)[], a: readonly (Handle)[], b: readonly (Handle)[], scales: readonly (number)[], linears: readonly (number)[]): (Handle)[];
+  linearGroup(x: Handle, adapterInput: Handle | null, weights: readonly (Handle)[], biases: readonly (Handle | null)[], a: readonly (Handle)[], b: readonly (Handle)[], scales: readonly (number)[], linears: readonly (number)[], isChange: readonly (number)[]): (Handle)[];
   logSoftmax(x: Handle): Handle;
   logSumExp(x: Handle, axes: readonly (number)[], keepDims: boolean): Handle;
   matmul(a: Handle, b: Handle, transposeA: boolean, transposeB: boolean): Handle;

@@ -80,7 +80,7 @@ export function setProfiling(enabled: boolean): boolean {
   return native.setProfiling(enabled);
 }
 
-/** Threads the kernels of this environment use from now on. Default: the cores this process may run on. */
+/** Threads the kernels of this environment use from now on, 1 to 1024. Default: the cores this process may run on. */
 export function setNumThreads(threads: number): void {
   native.setNumThreads(threads);
 }

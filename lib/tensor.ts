@@ -93,7 +93,10 @@ export class Tensor {
     return native.isLeaf(this.#handle);
   }
 
-  /** The gradient that backward() accumulated (f32, or f64 for f64), or null. A new Tensor object at each read. */
+  /**
+   * The gradient that backward() accumulated (f32, or f64 for f64), or null. A new Tensor object at each read. Gradients of
+   * several tensors may share memory until a later backward pass adds to them: to write into one, set a copy first.
+   */
   get grad(): Tensor | null {
     const handle = native.gradOf(this.#handle);
     return handle === 0 ? null : new Tensor(handle);

@@ -1,22 +1,37 @@
 // The tape from TypeScript: accumulation, misuse by name, custom ops, recomputed segments, anomaly mode.
 import { describe, expect, it } from 'vitest';
 import {
+  add,
   backward,
   checkpoint,
+  concat,
+  copy_,
   customOp,
+  type DType,
+  expand,
+  linear,
+  maximum,
   memoryStats,
   mul,
   noGrad,
+  ones,
+  recomputing,
   rmsNorm,
   scope,
   setAnomalyMode,
+  slice,
+  split,
   sqrt,
+  sub,
   sum,
   synchronize,
   type Tensor,
+  tanh,
   tensor,
+  transpose,
   zeros,
 } from '../lib/index.ts';
+import { expectClose, roundingOf, values } from './support/compare.ts';
 import { gradcheck, randomTensor } from './support/gradcheck.ts';
 
 /** y = x^3, with its gradient, computed on the host: a stand-in for a user's op. */
@@ -108,6 +123,96 @@ describe('backward', () => {
   });
 });
 
+describe('a gradient that is summed in f32', () => {
+  type Made = (w: Tensor, other: Tensor, gain: Tensor) => Tensor;
+  const given = (shape: number[], seed: number, dtype: DType): Tensor =>
+    tensor(values(randomTensor(shape, { seed, dtype: 'bf16' })), { shape, dtype });
+
+  /** d/dw of the sum of a linear whose weight is made of w, all operands of one type and the same values. */
+  function gradient(dtype: DType, made: Made, leaf = dtype): Tensor {
+    const w = given([33, 31], 1, leaf);
+    w.requiresGrad = true;
+    const [other, gain] = [given([33, 31], 2, dtype), given([31], 3, dtype)];
+    scope(() => sum(linear(given([5, 31], 4, dtype), made(w, other, gain))).backward());
+    return w.grad as Tensor;
+  }
+
+  it.each<[string, Made]>([
+    ['mul', (w, other) => mul(w, other)],
+    ['maximum', (w, other) => maximum(w, other)],
+    ['tanh', (w) => tanh(w)],
+    ['rms_norm', (w, _, gain) => rmsNorm(w, gain)],
+    ['mul behind a layout', (w, other) => transpose(transpose(mul(w, other)))],
+  ])('reaches %s in its own type', (_, made) => {
+    const narrow = gradient('bf16', made);
+    expect(narrow.dtype).toBe('f32');
+    expectClose(narrow, values(gradient('f64', made)), 8 * roundingOf('bf16'));
+  });
+
+  it('of a norm reaches what made its weight', () => {
+    const run = (dtype: DType): Tensor => {
+      const w = given([31], 1, dtype);
+      w.requiresGrad = true;
+      scope(() => sum(rmsNorm(given([5, 31], 2, dtype), tanh(w))).backward());
+      return w.grad as Tensor;
+    };
+    expectClose(run('bf16'), values(run('f64')), 8 * roundingOf('bf16'));
+  });
+
+  it('is not rounded on the way through what only moves, converts or scales it', () => {
+    const plain = values(gradient('bf16', (w) => w));
+    expect(plain.some((value) => value !== values(tensor(value, { dtype: 'bf16' }))[0])).toBe(true);
+    const kept: Made[] = [
+      (w) => transpose(transpose(w)),
+      (w) => concat([slice(w, 0, { stop: 1 }), slice(w, 0, { start: 1 })]),
+      (w, other) => sub(add(w, other), other),
+      (w) => mul(mul(w, -2), -0.5),
+    ];
+    for (const made of kept) {
+      expect(values(gradient('bf16', made)), String(made)).toEqual(plain);
+    }
+    expect(values(gradient('bf16', (w) => w.to('bf16'), 'f32'))).toEqual(plain);
+  });
+});
+
+it('a gradient keeps the wider type of its contributions, whichever comes first', () => {
+  const w = tensor([[1, 1]], { requiresGrad: true });
+  const x = ones([75_000, 2], { dtype: 'f16' });
+  for (const mulFirst of [true, false]) {
+    const half = w.to('f16');
+    const product = () => sum(linear(x, half).to('f32'));
+    const scaled = () => sum(mul(half, ones([1, 2], { dtype: 'f16' })).to('f32'));
+    const [first, second] = mulFirst ? [scaled(), product()] : [product(), scaled()];
+    add(first, second).backward();
+    expect(values(w.grad as Tensor)).toEqual(Float64Array.of(75_001, 75_001)); // f16 ends at 65,504
+    w.grad = null;
+  }
+});
+
+it('a leaf keeps its type whatever comes to it', () => {
+  const w = tensor([1, 2], { requiresGrad: true });
+  sum(add(mul(w.to('f64'), 3), w.to('f64'))).backward();
+  sum(w.to('f64')).backward();
+  expect([w.grad?.dtype, [...values(w.grad as Tensor)]]).toEqual(['f32', [5, 5]]);
+});
+
+describe('recomputing', () => {
+  it('does not bring back a value that was overwritten', () => {
+    const x = tensor([[3, 4]], { requiresGrad: true });
+    const run = (enabled: boolean): Float64Array => {
+      const w = tensor([[1, 1]], { requiresGrad: true });
+      recomputing(enabled, () => {
+        const y = rmsNorm(x, tensor([1, 1]));
+        noGrad(() => copy_(y, tensor([[5, 6]])));
+        sum(linear(y, w)).backward();
+      });
+      return values(w.grad as Tensor);
+    };
+    expect(run(true)).toEqual(Float64Array.of(5, 6));
+    expect(run(false)).toEqual(Float64Array.of(5, 6));
+  });
+});
+
 describe('misuse is an error with a name', () => {
   const w = () => tensor([1, 1], { dtype: 'f64' });
   const leaf = () => tensor([[1, 2]], { dtype: 'f64', requiresGrad: true });
@@ -144,6 +249,25 @@ describe('misuse is an error with a name', () => {
     }).toThrow('the gradient of a tensor (1,2) cannot be (2)');
   });
 
+  it('gradients that cannot be added to in place', () => {
+    const x = tensor([1, 2, 3, 4], { requiresGrad: true });
+    const six = tensor([0, 0, 0, 0, 0, 0, 0, 0]);
+    const set = (grad: Tensor) => () => {
+      x.grad = grad;
+    };
+    expect(set(slice(six, 0, { step: 2 }))).toThrow('the gradient must be contiguous');
+    expect(set(expand(slice(six, 0, { stop: 1 }), [4]))).toThrow('must be contiguous');
+    expect(set(zeros([4], { dtype: 'bf16' }))).toThrow('the gradient must be f32, got bf16');
+    const frozen = zeros([4]);
+    frozen.freeze();
+    expect(set(frozen)).toThrow('a frozen tensor cannot be the gradient');
+    const late = slice(six, 0, { start: 4 });
+    set(late)();
+    late.freeze();
+    expect(() => sum(x).backward()).toThrow('a gradient that was frozen since');
+    expect(values(six)).toEqual(new Float64Array(8));
+  });
+
   it('a disposed tensor', () => {
     const x = leaf();
     const y = rmsNorm(x, w());
@@ -178,6 +302,34 @@ describe('customOp', () => {
         throw new RangeError('by the author');
       }).backward(),
     ).toThrow(RangeError);
+  });
+
+  it.each([
+    ['nothing', undefined, 'backward must return an array with one gradient'],
+    ['no array', 4, 'backward must return an array with one gradient'],
+    ['two for one', () => [null, null], 'backward must return an array with one gradient'],
+    [
+      'a hole',
+      () => [undefined],
+      'the gradient of input 0 must be a tensor or null, got undefined',
+    ],
+    ['another shape', () => [tensor([1, 2])], 'the gradient of input 0 must be (3), got (2)'],
+  ])('refuses %s as gradients', (_, returned, message) => {
+    const x = tensor([1, 2, 3], { requiresGrad: true });
+    const [y] = customOp(
+      {
+        name: 'mine',
+        forward: ([t]) => ({ outputs: [mul(t as Tensor, 1)], saved: null }),
+        backward: () => (typeof returned === 'function' ? returned() : returned) as Tensor[],
+      },
+      [x],
+    );
+    expect(() => y?.backward(tensor([1, 1, 1]))).toThrow(
+      expect.objectContaining({
+        code: 'ERR_ARGUMENT',
+        message: expect.stringContaining(`mine: ${message}`),
+      }),
+    );
   });
 
   it('refuses a gradient of another type than its input', () => {
@@ -275,6 +427,22 @@ describe('anomaly mode', () => {
       await expect(synchronize()).rejects.toThrow(
         'rms_norm: made a value that is not finite (NaN or infinity) [f32(1,2), f32(2) -> f32(1,2), f32(1)]',
       );
+    } finally {
+      setAnomalyMode(before);
+    }
+  });
+
+  it('passes values that are only moved, along any axis', async () => {
+    const before = setAnomalyMode(true);
+    try {
+      const x = randomTensor([3, 4], { requiresGrad: true });
+      const [left, right] = split(x, [1, 3], 1) as [Tensor, Tensor];
+      const joined = concat([right, left, slice(x, 1, { start: 2 })], 1);
+      sum(joined).backward();
+      const into = zeros([3, 4]);
+      copy_(slice(into, 1, { stop: 2 }), randomTensor([3, 2]));
+      await synchronize();
+      expect(values(x.grad as Tensor)).toEqual(Float64Array.of(1, 1, 2, 2, 1, 1, 2, 2, 1, 1, 2, 2));
     } finally {
       setAnomalyMode(before);
     }

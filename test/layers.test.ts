@@ -70,7 +70,7 @@ const kPackages: Record<string, string[]> = {
   '@huggingface/tokenizers': ['text'],
   '@huggingface/jinja': ['text'],
   hyparquet: ['data'],
-  '@huggingface/hub': ['models'],
+  '@huggingface/hub': ['io'],
   commander: ['cli'],
   yaml: ['cli'],
   zod: ['models', 'text', 'adapters', 'train', 'bench', 'cli'],

@@ -1,6 +1,6 @@
 // The demo: fine-tunes a small model, pre-trained on the State of the Union addresses, on Moby Dick with LoRA, PiSSA
 // and BA-LoRA from the same seed, and prints what each learned and what each lost. The adapters stay in --output, as
-// PEFT folders. With --model any LLaMA-family checkpoint takes the small one's place.
+// PEFT folders. With --model any decoder of the README's table takes the small one's place.
 //
 //   npm run demo [-- --model PATH --steps N --batch-size N --rank N --dtype f32|bf16 --held-out N --output DIR]
 import { existsSync, rmSync } from 'node:fs';

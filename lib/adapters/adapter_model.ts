@@ -176,11 +176,18 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   }
 
   trainingPass(pass: TrainingPass | null): void {
-    this.#active.power.pass = pass;
+    const { power } = this.#active;
+    power.pass = pass;
+    this.model.dropsInputs = pass !== null && power.dropout > 0;
   }
 
   collectGradients(): void {
     this.#active.saved?.collectGradients();
+  }
+
+  zeroGradients(): void {
+    for (const { tensor } of this.parameters()) tensor.grad = null;
+    this.#active.saved?.zeroGradients();
   }
 
   afterStep(): void {

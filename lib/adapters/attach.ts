@@ -93,8 +93,8 @@ export function initialPairs(config: LoraConfig, targets: readonly PairTarget[])
   const pairs = withDevice(device, () => unscoped(() => initialiser(config)(inputs)));
   return pairs.map((initial, i) => {
     if (targets[i]?.linear.weight.dtype !== 'f64') return initial;
-    const { a, b, fromWeight } = initial;
-    const wide = unscoped(() => ({ a: a.to('f64'), b: b.to('f64'), fromWeight }));
+    const { a, b } = initial;
+    const wide = unscoped(() => ({ ...initial, a: a.to('f64'), b: b.to('f64') }));
     for (const tensor of [a, b]) tensor.dispose();
     return wide;
   });

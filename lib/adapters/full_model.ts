@@ -14,6 +14,7 @@ import {
   refreshWorking,
   type TrainedParameter,
   trainedParameter,
+  zeroGradients,
 } from './trained_parameter.ts';
 import type { NamedTensor, TunedModel } from './tuned_model.ts';
 
@@ -68,6 +69,10 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
 
   collectGradients(): void {
     collectGradients(this.trained);
+  }
+
+  zeroGradients(): void {
+    zeroGradients(this.trained);
   }
 
   afterStep(): void {

@@ -22,6 +22,8 @@ export interface LoraParts {
   readonly linear: Linear;
   readonly pair: LowRankPair;
   readonly frozen: LowRankPair | null;
+  /** Whether the pair alone is what changes the linear; see {@link LowRank}. */
+  readonly isChange: boolean;
   /** s, and the alpha that it came from: s = alpha / r, rank-stabilised alpha / sqrt(r). */
   readonly scale: number;
   readonly alpha: number;
@@ -41,6 +43,7 @@ export class LoraModule implements LinearAdapter {
   readonly scale: number;
   readonly alpha: number;
   readonly extra: Tensor | null;
+  readonly #isChange: boolean;
   readonly #variant: Variant;
   readonly #power: Power;
   readonly #seed: number;
@@ -54,6 +57,7 @@ export class LoraModule implements LinearAdapter {
     this.scale = parts.scale;
     this.alpha = parts.alpha;
     this.extra = parts.extra;
+    this.#isChange = parts.isChange;
     this.#variant = parts.variant;
     this.#power = power;
     this.#seed = createHash('sha256')
@@ -78,6 +82,7 @@ export class LoraModule implements LinearAdapter {
     return {
       ...pair,
       scale,
+      isChange: this.#isChange,
       ...(frozen === null ? {} : { frozen }),
       ...(extra === null ? {} : this.#variant.update(extra, this, () => this.norm())),
       ...(pass === null || p === 0

@@ -72,7 +72,10 @@ export async function readPeftFolder(
   ];
   const found = new Map<string, Found>();
   const saved = new Map<string, Tensor>();
-  const { tensors } = await loadSafetensors(path, device === undefined ? {} : { device });
+  const { tensors } = await loadSafetensors(path, {
+    checkFinite: true,
+    ...(device === undefined ? {} : { device }),
+  });
   const moduleOf = (name: string): Found => {
     const module = found.get(name) ?? {};
     found.set(name, module);
@@ -100,10 +103,15 @@ const modelKey = (key: string): string =>
   key.startsWith(kPrefix) ? key.slice(kPrefix.length) : key;
 const savedKey = (key: string): string => key.replace('.modules_to_save.default.', '.');
 
+/** @throws FormatError, UnsupportedError for a configuration that is not there or cannot be understood */
+export async function readAdapterConfig(folder: string): Promise<LoraConfig> {
+  const path = join(folder, ADAPTER_CONFIG);
+  return parseAdapterConfig(await readText(path), { path });
+}
+
 /** What a folder's adapter is for, in PEFT's word; null where it does not say. */
 export async function adapterTask(folder: string): Promise<string | null> {
-  const path = join(folder, ADAPTER_CONFIG);
-  return parseAdapterConfig(await readText(path), { path }).taskType;
+  return (await readAdapterConfig(folder)).taskType;
 }
 
 /**

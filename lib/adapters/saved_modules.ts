@@ -14,6 +14,7 @@ import {
   refreshWorking,
   type TrainedParameter,
   trainedParameter,
+  zeroGradients,
 } from './trained_parameter.ts';
 
 /** Where a parameter stands in the model. */
@@ -73,6 +74,11 @@ export class SavedModules {
   /** Moves the gradients of the working copies to the masters. */
   collectGradients(): void {
     collectGradients(this.parameters);
+  }
+
+  /** Drops the gradients of both. */
+  zeroGradients(): void {
+    zeroGradients(this.parameters);
   }
 
   /** After the masters were written. */

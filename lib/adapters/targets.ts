@@ -50,6 +50,13 @@ export function targetMatcher(config: LoraConfig): (name: string) => boolean {
   return (name) => !excluded(name) && named(name) && inLayers(name);
 }
 
+/** Whether the configuration adapts a candidate. */
+export function isSelected(config: LoraConfig): (candidate: TargetCandidate) => boolean {
+  const matches = targetMatcher(config);
+  const all = isAllLinear(config);
+  return ({ name, isHead }) => matches(name) && !(all && isHead === true);
+}
+
 /**
  * The modules to adapt, in the order of the candidates.
  * @throws ArgumentError if the configuration, or one name of its list, matches nothing, or a rank exceeds a matrix.
@@ -58,10 +65,7 @@ export function resolveTargets(
   config: LoraConfig,
   candidates: readonly TargetCandidate[],
 ): Target[] {
-  const matches = targetMatcher(config);
-  const found = candidates.filter(
-    ({ name, isHead }) => matches(name) && !(isAllLinear(config) && isHead === true),
-  );
+  const found = candidates.filter(isSelected(config));
   const { targetModules } = config;
   const missing =
     Array.isArray(targetModules) && found.length > 0

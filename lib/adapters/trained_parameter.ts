@@ -58,6 +58,14 @@ export function collectGradients(parameters: readonly TrainedParameter[]): void 
   }
 }
 
+/** Drops the gradients of masters and working copies: a copy's would be added to those of the next window. */
+export function zeroGradients(parameters: readonly TrainedParameter[]): void {
+  for (const { tensor, working } of parameters) {
+    tensor.grad = null;
+    working.grad = null;
+  }
+}
+
 /** Rounds the masters into the working copies. */
 export function refreshWorking(parameters: readonly TrainedParameter[]): void {
   scope(() =>

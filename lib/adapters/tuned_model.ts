@@ -42,6 +42,8 @@ export interface TunedModel<M extends Model = CausalLM> {
   parameters(): readonly NamedTensor[];
   /** Called when a window's gradients are complete: the masters' `grad` holds them afterwards. */
   collectGradients(): void;
+  /** Drops all gradients, collected or not: those of a window that came to nothing. */
+  zeroGradients(): void;
   /**
    * Says which micro-batch the forwards and backwards that follow belong to; null: none, they are not training. What is
    * random in training (dropout) is a function of the adapter's seed and this place, so that a resumed run repeats it.

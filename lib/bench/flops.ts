@@ -19,8 +19,8 @@ export interface StepShape {
   readonly sizes: Sizes;
   readonly method: 'balora' | 'lora';
   readonly rank: number;
-  /** Real tokens, rows of the loss, and (sum of squared lengths) of a micro-batch. */
-  readonly tokens: number;
+  /** Rows that the layers compute (tokens, those that segments begin with alike once), rows of the loss, and (sum of squared lengths) of a micro-batch. */
+  readonly rows: number;
   readonly supervised: number;
   readonly squaredLengths: number;
   /** Micro-batches of a step. */
@@ -48,19 +48,19 @@ export function groupsOf({ c, f, heads, keyValueHeads, d, encoder = false }: Siz
 
 /** Useful operations a step; a multiply and an add are two. */
 export function usefulFlops(step: StepShape): number {
-  const { sizes, method, rank, tokens, supervised, accumulation } = step;
+  const { sizes, method, rank, rows, supervised, accumulation } = step;
   let [base, pairs] = [0, 0]; // parameters, each as often as a row meets it
   for (const { input, outputs, behind } of groupsOf(sizes)) {
-    const rows = behind ? tokens * (sizes.layers - 1) + supervised : tokens * sizes.layers;
+    const all = behind ? rows * (sizes.layers - 1) + supervised : rows * sizes.layers;
     for (const output of outputs) {
-      base += rows * input * output;
-      pairs += rows * rank * (input + output);
+      base += all * input * output;
+      pairs += all * rank * (input + output);
     }
   }
   const forward = 2 * base;
   const lowRank = 2 * pairs;
   const first = groupsOf(sizes)[0] as Group;
-  const noGradient = 2 * tokens * first.input * outputWidth(first); // below the first adapter
+  const noGradient = 2 * rows * first.input * outputWidth(first); // below the first adapter
   const student = 2 * forward + 3 * lowRank - noGradient;
   const head = 2 * supervised * sizes.v * sizes.c;
   const teacher = method === 'balora' ? forward + head : 0;
@@ -86,13 +86,13 @@ const kChunkBytes = 100 << 20;
  * dimension. Attention is left out, since its products have no packed form.
  */
 export function stepProducts(step: StepShape): Product[] {
-  const { sizes, method, tokens, supervised, accumulation } = step;
+  const { sizes, method, rows: all, supervised, accumulation } = step;
   const products: Product[] = [];
   const { layers, v, c } = sizes;
   groupsOf(sizes).forEach((group, index) => {
     const first = index === 0 ? accumulation : 0; // below it there is no adapter
     const full = accumulation * (group.behind ? layers - 1 : layers);
-    products.push(...groupProducts(group, step, { rows: tokens, count: full, withoutDx: first }));
+    products.push(...groupProducts(group, step, { rows: all, count: full, withoutDx: first }));
     if (!group.behind) return;
     const last = { rows: supervised, count: accumulation, withoutDx: 0 };
     products.push(...groupProducts(group, step, last));

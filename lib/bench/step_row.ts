@@ -5,6 +5,7 @@ import type { LoraConfigInput } from '../adapters/config.ts';
 import type { Batch } from '../data/collate.ts';
 import { getDefaultDevice, sharesProcessMemory } from '../device.ts';
 import type { CausalLM } from '../models/index.ts';
+import { sharedRows } from '../models/shared_rows.ts';
 import { memoryStats, opTimes, resetOpTimes, setNumThreads, setProfiling } from '../runtime.ts';
 import { METHODS, resolveMethod } from '../train/methods.ts';
 import { Trainer, type TrainerOptions } from '../train/trainer.ts';
@@ -41,7 +42,7 @@ export interface StepSetup {
   readonly dispose: () => Promise<void>;
 }
 
-type Sequences = Pick<Batch, 'cuSeqlens'>;
+type Sequences = Pick<Batch, 'inputIds' | 'positions' | 'cuSeqlens'>;
 
 /** What one step told. */
 interface StepSample {
@@ -60,7 +61,7 @@ export async function stepRow(input: StepRowInput): Promise<StepRow> {
   const total = warmup + input.steps + extra;
   const setUp = workload.data === 'sst2' ? encoderSetup : decoderSetup;
   const setup = await setUp(input, total);
-  const { samples, profiled, squaredLengths, peakBytes } = await measure(setup, {
+  const { samples, profiled, batches, peakBytes } = await measure(setup, {
     ...{ total, extra },
   }).finally(() => setup.dispose());
   const measured = samples.slice(warmup);
@@ -72,9 +73,9 @@ export async function stepRow(input: StepRowInput): Promise<StepRow> {
     // A cached teacher has no passes of its own from the second epoch on.
     method: workload.feature === 'cacheTeacher' ? 'lora' : workload.method,
     rank: workload.rank,
-    tokens: Math.round(tokens / workload.accumulation),
+    rows: Math.round(batches.rows),
     supervised: Math.round(supervised / workload.accumulation),
-    squaredLengths,
+    squaredLengths: batches.squaredLengths,
     accumulation: workload.accumulation,
   };
   const rooflineSeconds = input.roofline ? await productsSeconds(stepProducts(shape), dtype) : 0;
@@ -139,7 +140,7 @@ async function decoderSetup(input: StepRowInput, total: number): Promise<StepSet
 }
 
 async function measure(
-  { trainer, source }: StepSetup,
+  { trainer, source, sizes }: StepSetup,
   { total, extra }: { total: number; extra: number },
 ) {
   const samples: StepSample[] = [];
@@ -157,8 +158,8 @@ async function measure(
   }
   setProfiling(false);
   const profiled = extra === 1 ? samples.pop() : undefined;
-  const squaredLengths = await meanSquaredLengths(source);
-  return { samples, profiled, squaredLengths, peakBytes };
+  const batches = await meanBatch(source, sizes);
+  return { samples, profiled, batches, peakBytes };
 }
 
 /** A random matrix has no leading directions to converge to, and a step costs the same from any start. */
@@ -213,17 +214,21 @@ function medianSplit(splits: readonly StepSplit[]): StepSplit {
   ) as unknown as StepSplit;
 }
 
-/** Sum of the squared lengths of a micro-batch's sequences, on average. */
-async function meanSquaredLengths(source: BatchSource<Sequences>): Promise<number> {
-  const sums: number[] = [];
-  for await (const { cuSeqlens } of source.batches(0, 0)) {
-    let total = 0;
-    for (let b = 0; b + 1 < cuSeqlens.length; b++) {
-      total += ((cuSeqlens[b + 1] as number) - (cuSeqlens[b] as number)) ** 2;
-    }
-    sums.push(total);
+/** Of a micro-batch, on average: rows that are computed, and the sum of its sequences' squared lengths. */
+async function meanBatch(
+  source: BatchSource<Sequences>,
+  { encoder = false }: Sizes,
+): Promise<{ rows: number; squaredLengths: number }> {
+  const rows: number[] = [];
+  const squares: number[] = [];
+  for await (const batch of source.batches(0, 0)) {
+    const { inputIds, cuSeqlens } = batch;
+    const shared = encoder ? null : sharedRows(batch);
+    rows.push(shared?.firstOf.length ?? inputIds.length);
+    const lengths = cuSeqlens.slice(1).map((end, b) => end - (cuSeqlens[b] as number));
+    squares.push(lengths.reduce((total, length) => total + length ** 2, 0));
   }
-  return mean(sums);
+  return { rows: mean(rows), squaredLengths: mean(squares) };
 }
 
 /** What a row needed at most: the process's memory where the device shares it, else the device's by the allocator's count. */

@@ -27,6 +27,9 @@ const kGsm8kLengths = `
     return [prompt, response];
   });
 
+/** Of these, the ids that every row begins with: the recipe's words before the question. */
+const kGsm8kBeginning = 24;
+
 const kMaxLength = 512; // the recipe's cut
 
 export interface BatchInputs {
@@ -51,20 +54,22 @@ export async function workloadData(
   { vocabulary, count, model, dataFile }: BatchInputs,
 ): Promise<WorkloadData> {
   const close = async (): Promise<void> => {};
-  const random = (lengths: Lengths[], notes: string[]): WorkloadData => {
-    const batches = randomBatches(lengths, batch, vocabulary);
+  const random = (lengths: Lengths[], alike: number, notes: string[]): WorkloadData => {
+    const batches = randomBatches(lengths, { batch, vocabulary, alike });
     return { source: listSource(batches), notes, close };
   };
   if (data === 'random') {
     const half = length >> 1;
-    return random(Array<Lengths>(count * batch).fill([half, length - half]), []);
+    return random(Array<Lengths>(count * batch).fill([half, length - half]), 0, []);
   }
   if (dataFile !== undefined) {
     if (model !== undefined) return fileData(dataFile, { model, batch, count });
     throw new ArgumentError('--data needs --model: the rows are encoded by its tokenizer');
   }
   const lengths = Array.from({ length: count * batch }, (_, i) => at(kGsm8kLengths, i));
-  return random(lengths, ["synthetic rows with the lengths of GSM8K's first 64 training rows"]);
+  return random(lengths, kGsm8kBeginning, [
+    "synthetic rows with the lengths of GSM8K's first 64 training rows, beginning alike as these do",
+  ]);
 }
 
 type Lengths = readonly [prompt: number, response: number];
@@ -98,11 +103,15 @@ async function fileData(
   }
 }
 
-/** Examples of given lengths, ids from a fixed sequence. */
-function randomBatches(lengths: readonly Lengths[], batch: number, vocabulary: number): Batch[] {
+/** Examples of given lengths, ids from a fixed sequence, the first ones alike. */
+function randomBatches(
+  lengths: readonly Lengths[],
+  { batch, vocabulary, alike }: { batch: number; vocabulary: number; alike: number },
+): Batch[] {
   const next = randomIds(vocabulary);
+  const beginning = Int32Array.from({ length: alike }, next);
   const examples = lengths.map(([prompt, response]): Example => {
-    const ids = Int32Array.from({ length: prompt + response }, next);
+    const ids = Int32Array.from({ length: prompt + response }, (_, t) => beginning[t] ?? next());
     const supervised = Uint8Array.from(ids, (_, t) => (t >= prompt ? 1 : 0));
     return { ids, supervised };
   });

@@ -6,17 +6,20 @@ import { FullModel } from '../adapters/full_model.ts';
 import { savedShape } from '../adapters/peft_folder.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { LabelledBatches, type LabelledOptions } from '../data/labelled_batches.ts';
-import { openRows } from '../data/open_rows.ts';
+import type { LabelKind, LabelScheme } from '../data/labels.ts';
+import { resolveModel } from '../io/hub.ts';
+import { kProblemTypes } from '../losses/nlu.ts';
 import { readConfigJson } from '../models/config_keys.ts';
 import {
   AutoModelForSequenceClassification,
   type ClassifierOptions,
   checkpointHead,
-  resolveModel,
   type SequenceClassifier,
 } from '../models/index.ts';
-import { Tokenizer } from '../text/tokenizer.ts';
+import { findFiles } from '../models/opened.ts';
+import type { Tokenizer } from '../text/tokenizer.ts';
 import { copyHead, warmUpHead } from '../train/head_warmup.ts';
+import { type DataOptions, loadOptions, type ModelLoadOptions, openData, warned } from './load.ts';
 import type { Progress } from './progress.ts';
 import { formatBytes } from './terminal.ts';
 import type { TrainSettings } from './train_options.ts';
@@ -26,13 +29,10 @@ import { kTrainDefaults, type LabelledSetup, type TrainSetup } from './train_set
 export async function openLabelled(
   path: string,
   tokenizer: Tokenizer,
-  options: LabelledOptions & { columns: readonly string[] | undefined; progress: Progress },
+  options: LabelledOptions & DataOptions & { progress: Progress },
 ): Promise<LabelledBatches> {
   const { progress, columns, signal, ...labelled } = options;
-  const rows = await openRows(path, {
-    ...(columns === undefined ? {} : { columns }),
-    ...(signal === undefined ? {} : { signal }),
-  });
+  const rows = await openData(path, { columns, signal });
   try {
     return await LabelledBatches.create(rows, tokenizer, {
       ...labelled,
@@ -44,49 +44,75 @@ export async function openLabelled(
   }
 }
 
-/** The tokenizer of a model folder. */
-export async function loadTokenizer(path: string): Promise<Tokenizer> {
-  return Tokenizer.fromPretrained(await resolveModel(path));
-}
-
 /** A head that has been trained: the adapter's own, else the checkpoint's. */
 export interface TrainedHead {
   readonly labels: number;
   readonly inAdapter: boolean;
+  /** The model or the folder of the adapter, for messages. */
+  readonly where: string;
+  /** Of its labels, by id; null where nobody says them. */
+  readonly names: readonly string[] | null;
+  /** What its outputs mean; null where nobody says it. */
+  readonly problemType: LabelKind | null;
 }
 
 /** The trained head of a model with an adapter; null where neither has one. */
 export async function trainedHead(
   path: string,
-  adapter: string | undefined,
+  { adapter, ...options }: ModelLoadOptions & { adapter?: string | undefined },
 ): Promise<TrainedHead | null> {
-  const { weight, labels } = await checkpointHead(await resolveModel(path));
+  const { weight, labels, labelNames } = await checkpointHead(path, options);
+  const stated = await statedProblem(path, options);
   const saved = adapter === undefined ? undefined : savedShape(adapter, weight)?.[0];
-  if (saved !== undefined) return { labels: saved, inAdapter: true };
-  return labels === null ? null : { labels, inAdapter: false };
+  if (adapter !== undefined && saved !== undefined) {
+    const { names, problemType } = await wordsOfRun(adapter, saved);
+    // With other labels the configuration speaks of another head.
+    const own = labels === null || labels === saved ? stated : null;
+    const said = { names, problemType: problemType ?? own };
+    return { labels: saved, inAdapter: true, where: adapter, ...said };
+  }
+  if (labels === null) return null;
+  // The run's own words go before the configuration's.
+  const { names, problemType } = await wordsOfRun(path, labels);
+  const said = { names: names ?? labelNames, problemType: problemType ?? stated };
+  return { labels, inAdapter: false, where: path, ...said };
 }
 
-/** Names of a head's labels by id, as the run that left the folder had them; null where it had none, or is not there. */
-export async function trainedNames(folder: string, labels: number): Promise<string[] | null> {
+/** What the run that left a folder says of the head; nulls where it does not, or there was none. */
+async function wordsOfRun(
+  folder: string,
+  labels: number,
+): Promise<Pick<TrainedHead, 'names' | 'problemType'>> {
   const path = join(folder, 'run', 'config.json');
-  if (!existsSync(path)) return null;
+  if (!existsSync(path)) return { names: null, problemType: null };
   const { command } = (await readConfigJson(path)) as { command?: Record<string, unknown> };
   const names = command?.['label-names'];
-  if (!Array.isArray(names) || names.length !== labels) return null;
-  return names.every((name) => typeof name === 'string') ? names : null;
+  const whole = Array.isArray(names) && names.length === labels;
+  return {
+    names: whole && names.every((name) => typeof name === 'string') ? names : null,
+    problemType: problemOf(command?.['problem-type']),
+  };
+}
+
+/** What the configuration of a model says that a head's outputs mean; a GGUF file has none that does. */
+async function statedProblem(path: string, options: ModelLoadOptions): Promise<LabelKind | null> {
+  const { path: folder, gguf } = await findFiles(await resolveModel(path, options));
+  if (gguf) return null;
+  return problemOf((await readConfigJson(join(folder, 'config.json'))).problem_type);
+}
+
+function problemOf(value: unknown): LabelKind | null {
+  return kProblemTypes.find((type) => type === value) ?? null;
 }
 
 /** A model with a head for these labels. */
 export async function loadClassifier(
   path: string,
-  { numLabels, problemType }: Pick<ClassifierOptions, 'numLabels' | 'problemType'>,
-  options: Pick<ClassifierOptions, 'dtype' | 'device' | 'trainable' | 'seed' | 'newHead'>,
+  { numLabels, problemType, names: labelNames }: LabelScheme,
+  options: ModelLoadOptions & Pick<ClassifierOptions, 'seed' | 'newHead'>,
 ): Promise<SequenceClassifier> {
-  return AutoModelForSequenceClassification.fromPretrained(await resolveModel(path), {
-    ...options,
-    ...(numLabels === undefined ? {} : { numLabels }),
-    ...(problemType === undefined ? {} : { problemType }),
-  });
+  const labels = { numLabels, problemType, labelNames };
+  return AutoModelForSequenceClassification.fromPretrained(path, { ...options, ...labels });
 }
 
 interface Surroundings {
@@ -102,26 +128,30 @@ export async function loadTunedClassifier(
   { data, progress, signal }: Surroundings,
 ): Promise<TunedModel<SequenceClassifier>> {
   const path = settings.model as string;
-  const { dtype, device, seed, newHead = false } = { ...kTrainDefaults, ...settings };
+  const { seed, newHead } = { ...kTrainDefaults, ...settings };
+  const how = loadOptions(settings, progress);
   const load = (trainable: boolean) =>
-    loadClassifier(path, data.scheme, { dtype, device, trainable, seed, newHead });
+    loadClassifier(path, data.scheme, { ...how, trainable, seed, newHead });
   const model = await load(setup.adapter === null);
   if (model.newlyInitialized.length > 0) {
     const why = newHead ? '' : `, since ${path} has none`;
     progress.message(`drawn anew${why}: ${model.newlyInitialized.join(', ')}`);
   }
   const { headWarmupEpochs: epochs } = setup.labelled;
+  const { consistencyWeight } = setup.method.regularizers;
   if (epochs > 0) {
     const { loss, examples } = await warmUpHead(model, data, { epochs, seed, signal });
     progress.message(`head warmed up on ${examples} examples: loss ${loss.toFixed(4)}`);
+  } else if (model.newlyInitialized.length > 0 && consistencyWeight > 0) {
+    progress.warn(
+      'the head is drawn at random, so the consistency term pulls towards noise: --head-warmup-epochs 20, or --consistency-weight 0',
+    );
   }
   if (setup.adapter !== null) {
     if (settings.adapter === undefined) return AdapterModel.create(model, setup.adapter, { seed });
-    const tuned = await AdapterModel.load(model, settings.adapter, { seed });
-    for (const warning of tuned.warnings) progress.warn(warning);
-    return tuned;
+    return warned(await AdapterModel.load(model, settings.adapter, { seed }), progress);
   }
-  if (setup.method.regularizers.consistencyWeight === 0) return new FullModel(model);
+  if (consistencyWeight === 0) return new FullModel(model);
   const teacher = await load(false);
   copyHead(model, teacher);
   const full = new FullModel(model, { teacher });

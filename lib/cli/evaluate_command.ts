@@ -1,24 +1,20 @@
 /** `balora evaluate`: held-out numbers of a model, with or without an adapter. */
 import type { Command } from 'commander';
 import { AdapterModel } from '../adapters/adapter_model.ts';
+import type { LabelOptions } from '../data/labels.ts';
 import { ArgumentError } from '../errors.ts';
 import { evaluateClassifier } from '../eval/classify.ts';
 import { type EvaluatedModel, evaluate } from '../eval/evaluate.ts';
 import type { CausalLM } from '../models/index.ts';
 import { setNumThreads } from '../runtime.ts';
+import { Tokenizer } from '../text/tokenizer.ts';
 import type { EvaluationResult } from '../train/types.ts';
-import {
-  loadClassifier,
-  loadTokenizer,
-  openLabelled,
-  type TrainedHead,
-  trainedHead,
-  trainedNames,
-} from './classifier_load.ts';
+import { loadClassifier, openLabelled, type TrainedHead, trainedHead } from './classifier_load.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import { classifierText } from './evaluation_view.ts';
+import { namesOfHead, warnOfGuess } from './head_names.ts';
 import { abortable, kInterrupted } from './interrupt.ts';
-import { loadModel, openBatches } from './load.ts';
+import { loadModel, loadOptions, openBatches, warned } from './load.ts';
 import type { OptionRow, OptionValues } from './option_table.ts';
 import { integer, onOff, text } from './option_types.ts';
 import type { CliContext, CommandModule } from './program.ts';
@@ -26,6 +22,7 @@ import { Progress } from './progress.ts';
 import { formatSeconds } from './terminal.ts';
 import { kExampleOptions, kLabelOptions, kModelOptions, kTaskOption } from './train_options.ts';
 import {
+  checkTask,
   exampleOptions,
   isClassification,
   kTrainDefaults,
@@ -41,7 +38,7 @@ const kEvaluateOptions = {
   adapter: { type: text('folder'), help: 'a PEFT folder to put on the model', group: kGroup },
   data: {
     type: text('file'),
-    help: 'held-out data, JSON Lines; of a classifier .tsv, .csv or .parquet too',
+    help: 'held-out data: .tsv, .csv, .parquet or JSON Lines',
     group: kGroup,
     required: true,
   },
@@ -71,6 +68,7 @@ export const addEvaluate: CommandModule = (program, context, run) => {
   command.action(
     run(async (_: unknown, self: Command) => {
       const settings = await readOptions(self, kEvaluateOptions);
+      checkTask(settings);
       try {
         return await abortable(
           (signal) =>
@@ -92,18 +90,23 @@ async function runEvaluate(
   { context, signal }: { context: CliContext; signal: AbortSignal },
 ): Promise<number> {
   const progress = new Progress(context.stderr);
-  const { dtype, device, adapter, threads } = { ...kTrainDefaults, ...settings };
+  const { adapter, threads } = settings;
   if (threads !== undefined) setNumThreads(threads);
-  const { model, tokenizer } = await loadModel(settings.model as string, { dtype, device });
+  const how = loadOptions(settings, progress);
+  const { model, tokenizer } = await loadModel(settings.model as string, how);
   const { batches, close } = await openBatches(settings.data as string, tokenizer, {
     ...exampleOptions(settings),
+    columns: listOf(settings.columns),
     batchSize: settings.perDeviceEvalBatchSize ?? kBatchSize,
     shuffle: false,
     progress,
     signal,
   });
   try {
-    const tuned = adapter === undefined ? untuned(model) : await AdapterModel.load(model, adapter);
+    const tuned =
+      adapter === undefined
+        ? untuned(model)
+        : warned(await AdapterModel.load(model, adapter), progress);
     const result = await evaluate(tuned, batches.batches(0), { signal });
     const text = settings.json ? JSON.stringify(result, null, 2) : evaluationText(result);
     context.stdout.write(`${text}\n`);
@@ -118,22 +121,26 @@ async function runClassifier(
   { context, signal }: { context: CliContext; signal: AbortSignal },
 ): Promise<number> {
   const progress = new Progress(context.stderr);
-  const { dtype, device, adapter, threads, model: path } = { ...kTrainDefaults, ...settings };
+  const { adapter, threads } = settings;
   if (threads !== undefined) setNumThreads(threads);
-  const head = await trainedHead(path as string, adapter);
-  const data = await openLabelled(settings.data as string, await loadTokenizer(path as string), {
+  const path = settings.model as string;
+  const how = loadOptions(settings, progress);
+  const head = await trainedHead(path, { adapter, ...how });
+  const tokenizer = await Tokenizer.fromPretrained(path, how);
+  const data = await openLabelled(settings.data as string, tokenizer, {
     ...labelledOptions(settings),
-    ...(await labelsOf(head, settings)),
+    ...(head === null ? {} : labelsOf(head, settings, progress)),
     columns: listOf(settings.columns),
     batchSize: settings.perDeviceEvalBatchSize ?? kBatchSize,
     shuffle: false,
     progress,
     signal,
   });
+  if (head !== null) warnOfGuess(head, data.scheme, { ...settings, progress });
   const newHead = head?.inAdapter ?? false;
-  const model = await loadClassifier(path as string, data.scheme, { dtype, device, newHead });
+  const model = await loadClassifier(path, data.scheme, { ...how, newHead });
   model.checkLength(data.statistics.longest);
-  if (adapter !== undefined) await AdapterModel.load(model, adapter);
+  if (adapter !== undefined) warned(await AdapterModel.load(model, adapter), progress);
   if (head === null) {
     const drawn = model.newlyInitialized.join(', ');
     progress.warn(`${path} has no trained head (${drawn} drawn anew): the numbers mean nothing`);
@@ -147,28 +154,25 @@ async function runClassifier(
 }
 
 /**
- * The labels are those of the trained head, unless more is said of them: held-out data may lack a class, and its names sorted
- * may then be others' ids.
+ * The labels are those of the trained head, unless more is said of them: held-out data may lack a class, its names sorted may
+ * then be others' ids, and numbers look like flags.
  * @throws ArgumentError for another number of labels
  */
-async function labelsOf(
-  head: TrainedHead | null,
-  { numLabels, labelNames, glue, adapter, model }: EvaluateSettings,
-): Promise<{ numLabels?: number; labelNames?: string[] }> {
-  if (head === null) return {};
+function labelsOf(head: TrainedHead, settings: EvaluateSettings, progress: Progress): LabelOptions {
+  const { numLabels, labelNames, glue } = settings;
+  const problemType = settings.problemType ?? (glue === undefined ? head.problemType : null);
   const asked = numLabels ?? listOf(labelNames)?.length;
   if (asked !== undefined && asked !== head.labels) {
-    const [where, option] = [
-      head.inAdapter ? adapter : model,
-      numLabels === undefined ? 'label-names' : 'num-labels',
-    ];
+    const option = numLabels === undefined ? 'label-names' : 'num-labels';
     throw new ArgumentError(
-      `the head in ${where} has ${head.labels} labels, --${option} says ${asked}`,
+      `the head in ${head.where} has ${head.labels} labels, --${option} says ${asked}`,
     );
   }
-  if (glue !== undefined || labelNames !== undefined) return {};
-  const names = await trainedNames((head.inAdapter ? adapter : model) as string, head.labels);
-  return names === null ? { numLabels: head.labels } : { labelNames: names };
+  const names = namesOfHead(head, settings, progress);
+  const meaning = problemType === null ? {} : { problemType };
+  if (names !== undefined) return { ...meaning, labelNames: names };
+  const open = glue === undefined && labelNames === undefined;
+  return { ...meaning, ...(open ? { numLabels: head.labels } : {}) };
 }
 
 /** A model as it is: there is nothing to compare it with. */

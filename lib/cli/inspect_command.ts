@@ -2,21 +2,23 @@
 import type { Command } from 'commander';
 import { supervisedCount, truncate } from '../data/example.ts';
 import { chooseFormat } from '../data/example_format.ts';
-import { JsonlFile } from '../data/jsonl.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
 import { addOptions, readOptions } from './command_options.ts';
+import { openData } from './load.ts';
 import type { OptionRow, OptionValues } from './option_table.ts';
 import { integer, onOff, text } from './option_types.ts';
 import type { CliContext, CommandModule } from './program.ts';
+import { Progress } from './progress.ts';
 import { listTensors, tensorTable } from './tensor_view.ts';
 import { hasColour, styler } from './terminal.ts';
 import { colouredTokens, tokenTable } from './token_view.ts';
 import { kExampleOptions } from './train_options.ts';
+import { listOf } from './train_setup.ts';
 
 const kInspectOptions = {
   data: {
     type: text('file'),
-    help: 'show the tokens of a row of this JSON Lines file',
+    help: 'show the tokens of a row of this file: .tsv, .csv, .parquet or JSON Lines',
     group: 'Examples',
   },
   row: { type: integer(0), help: 'which row, from 0', group: 'Examples' },
@@ -30,13 +32,19 @@ export const addInspect: CommandModule = (program, context, run) => {
   const command = program
     .command('inspect')
     .description("a model's or adapter's tensors; with --data the tokens of an example")
-    .argument('<path>', 'a model folder, an adapter folder, a .gguf or a .safetensors file');
+    .argument(
+      '<path>',
+      'a model folder, an adapter folder, a .gguf or .safetensors file, a hub id',
+    );
   addOptions(command, kInspectOptions, { defaults: { row: 0, maxLength: 512 } });
   command.action(
     run(async (path: string, _: unknown, self: Command) => {
       const settings = await readOptions(self, kInspectOptions);
       if (settings.data !== undefined) await showExample(path, settings.data, settings, context);
-      else context.stdout.write(`${tensorTable(await listTensors(path))}\n`);
+      else {
+        const { download: onDownload } = new Progress(context.stderr);
+        context.stdout.write(`${tensorTable(await listTensors(path, { onDownload }))}\n`);
+      }
       return 0;
     }),
   );
@@ -46,11 +54,12 @@ async function showExample(
   path: string,
   data: string,
   settings: InspectSettings,
-  { stdout }: CliContext,
+  { stdout, stderr }: CliContext,
 ): Promise<void> {
-  const { row: index = 0, table = false, maxLength = 512, ...format } = settings;
-  const tokenizer = await Tokenizer.fromPretrained(path);
-  const rows = await JsonlFile.open(data);
+  const { row: index = 0, table = false, maxLength = 512, columns, ...format } = settings;
+  const { download: onDownload } = new Progress(stderr);
+  const tokenizer = await Tokenizer.fromPretrained(path, { onDownload });
+  const rows = await openData(data, { columns: listOf(columns) });
   try {
     const chosen = chooseFormat(tokenizer, await rows.row(0), format);
     const whole = chosen.encode(await rows.row(index));

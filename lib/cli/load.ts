@@ -3,12 +3,14 @@ import { AdapterModel } from '../adapters/adapter_model.ts';
 import { FullModel } from '../adapters/full_model.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { Batches, type BatchOptions } from '../data/batches.ts';
-import { JsonlFile } from '../data/jsonl.ts';
+import { openRows } from '../data/open_rows.ts';
+import type { RowSource } from '../data/rows.ts';
+import { resolveModel } from '../io/hub.ts';
 import {
   AutoModelForCausalLM,
   type CausalLM,
   checkCausalLM,
-  resolveModel,
+  type FromPretrainedOptions,
 } from '../models/index.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
 import type { Progress } from './progress.ts';
@@ -19,14 +21,29 @@ import { kTrainDefaults, type TrainSetup } from './train_setup.ts';
 /** Rows below which encoding is over before anyone wonders. */
 const kRowsWorthALine = 20_000;
 
-/** A JSON Lines file as micro-batches; warnings and slow progress go to the user. */
+/** What is said of a data file itself. */
+export interface DataOptions {
+  /** Its columns, where it has no header. */
+  readonly columns: readonly string[] | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** A data file as rows. */
+export function openData(path: string, { columns, signal }: DataOptions): Promise<RowSource> {
+  return openRows(path, {
+    ...(columns === undefined ? {} : { columns }),
+    ...(signal === undefined ? {} : { signal }),
+  });
+}
+
+/** A data file as micro-batches; warnings and slow progress go to the user. */
 export async function openBatches(
   path: string,
   tokenizer: Tokenizer,
-  options: BatchOptions & { progress: Progress },
+  options: BatchOptions & DataOptions & { progress: Progress },
 ): Promise<{ batches: Batches; close: () => Promise<void> }> {
-  const { progress, ...batchOptions } = options;
-  const rows = await JsonlFile.open(path, batchOptions);
+  const { progress, columns, ...batchOptions } = options;
+  const rows = await openData(path, { columns, signal: batchOptions.signal });
   try {
     let said = 0;
     const batches = await Batches.create(rows, tokenizer, {
@@ -45,12 +62,27 @@ export async function openBatches(
   }
 }
 
-/** A model and its tokenizer. `folder` is where they lie on this machine. */
+/** How a model is loaded. */
+export type ModelLoadOptions = Pick<
+  FromPretrainedOptions,
+  'dtype' | 'device' | 'trainable' | 'ignoreKeys' | 'onDownload'
+>;
+
+/** What the settings say of it; files that come from the Hub are told. */
+export function loadOptions(
+  settings: Pick<TrainSettings, 'dtype' | 'device' | 'ignoreKeys'>,
+  { download: onDownload }: Progress,
+): ModelLoadOptions {
+  const { dtype, device, ignoreKeys } = { ...kTrainDefaults, ...settings };
+  return { dtype, device, ignoreKeys, onDownload };
+}
+
+/** A language model and its tokenizer. */
 export async function loadModel(
   path: string,
-  options: { dtype: 'f32' | 'bf16'; device?: string; trainable?: boolean },
+  options: ModelLoadOptions,
 ): Promise<{ model: CausalLM; tokenizer: Tokenizer }> {
-  const folder = await resolveModel(path);
+  const folder = await resolveModel(path, options);
   // What the model is comes before what its tokenizer lacks.
   await checkCausalLM(folder, options);
   const tokenizer = await Tokenizer.fromPretrained(folder);
@@ -64,15 +96,16 @@ export async function loadTuned(
   progress: Progress,
 ): Promise<{ tuned: TunedModel; tokenizer: Tokenizer }> {
   const path = settings.model as string;
-  const { dtype, device, seed } = { ...kTrainDefaults, ...settings };
+  const seed = settings.seed ?? kTrainDefaults.seed;
   const trainable = adapter === null;
-  const { model, tokenizer } = await loadModel(path, { dtype, device, trainable });
+  const how = loadOptions(settings, progress);
+  const { model, tokenizer } = await loadModel(path, { ...how, trainable });
   if (adapter === null) {
     if (method.regularizers.consistencyWeight === 0) {
       return { tuned: new FullModel(model), tokenizer };
     }
-    const second = await loadModel(path, { dtype, device });
-    const full = new FullModel(model, { teacher: second.model });
+    const teacher = await AutoModelForCausalLM.fromPretrained(path, how);
+    const full = new FullModel(model, { teacher });
     progress.message(
       `a consistency weight with --method full keeps a second copy of the model: ${formatBytes(full.teacherBytes)}`,
     );
@@ -81,7 +114,12 @@ export async function loadTuned(
   if (settings.adapter === undefined) {
     return { tuned: await AdapterModel.create(model, adapter, { seed }), tokenizer };
   }
-  const tuned = await AdapterModel.load(model, settings.adapter, { seed });
-  for (const warning of tuned.warnings) progress.warn(warning);
+  const tuned = warned(await AdapterModel.load(model, settings.adapter, { seed }), progress);
   return { tuned, tokenizer };
+}
+
+/** An adapter; what is to be known of it is told. */
+export function warned<T extends { warnings: readonly string[] }>(tuned: T, progress: Progress): T {
+  for (const warning of tuned.warnings) progress.warn(warning);
+  return tuned;
 }

@@ -21,6 +21,15 @@ export interface OptionType<T = unknown> {
 const asNumber = (text: string): unknown =>
   text.trim() === '' || Number.isNaN(Number(text)) ? text : Number(text);
 
+/** A text that is no JSON is passed on, too. */
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
+}
+
 export function text(placeholder = 'text'): OptionType<string> {
   return { schema: z.string(), wanted: 'text', placeholder, parse: (value) => value };
 }
@@ -107,6 +116,27 @@ export function names(): OptionType<string | string[]> {
   };
 }
 
+const kName = /^[\w.-]+$/;
+
+/**
+ * Modules: trailing names, one regular expression for the whole path (which may hold commas), or a word that stands for all of
+ * a kind. A text of plain names is a list in a configuration file, too: as an expression it would match no path.
+ */
+export function modules(...words: readonly string[]): OptionType<string | string[]> {
+  const parse = (value: unknown): unknown => {
+    if (typeof value !== 'string' || words.includes(value)) return value;
+    const parts = value.split(',').map((name) => name.trim());
+    return parts.every((part) => kName.test(part)) ? parts : value;
+  };
+  const schema = names().schema;
+  return {
+    schema: z.preprocess(parse, schema) as unknown as z.ZodType<string | string[]>,
+    wanted: 'a regular expression or a list of names',
+    placeholder: 'name,name',
+    parse,
+  };
+}
+
 /** A list of names; on the command line separated by commas. */
 export function nameList(): OptionType<string[]> {
   return {
@@ -147,13 +177,17 @@ export function schedulerKwargs(): OptionType<SchedulerOptions> {
     schema: z.preprocess(camelKeys, schema) as unknown as z.ZodType<SchedulerOptions>,
     wanted: `an object of options of the schedule (${Object.keys(schema.shape).map(snake).join(', ')})`,
     placeholder: 'json',
-    parse: (value) => {
-      try {
-        return JSON.parse(value);
-      } catch {
-        return value;
-      }
-    },
+    parse: parseJson,
+  };
+}
+
+/** Numbers by pattern of a module's path, in their order: an object, on the command line as JSON. */
+export function patterns(value: OptionType<number>): OptionType<Record<string, number>> {
+  return {
+    schema: z.record(z.string().min(1), value.schema),
+    wanted: `an object of patterns, each with ${value.wanted}`,
+    placeholder: 'json',
+    parse: parseJson,
   };
 }
 

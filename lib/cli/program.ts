@@ -22,7 +22,7 @@ export type RunAction = <A extends unknown[]>(
 export async function runCli(
   args: readonly string[],
   context: CliContext,
-  modules: readonly CommandModule[],
+  commands: () => Promise<readonly CommandModule[]>,
 ): Promise<number> {
   let exitCode = 0;
   const run: RunAction =
@@ -39,8 +39,8 @@ export async function runCli(
       writeOut: (text) => context.stdout.write(text),
       writeErr: (text) => context.stderr.write(text),
     });
-  for (const addCommand of modules) addCommand(program, context, run);
   try {
+    for (const addCommand of await commands()) addCommand(program, context, run);
     await program.parseAsync([...args], { from: 'user' });
     return exitCode;
   } catch (error) {

@@ -59,6 +59,10 @@ export class Progress {
     }
   }
 
+  /** `onDownload` of whatever may fetch from the Hub: a line for each file. */
+  readonly download = (path: string, bytes: number): void =>
+    this.message(`fetching ${path}, ${formatBytes(bytes)}`);
+
   warn(text: string): void {
     this.message(`${this.style('warning:', 'yellow')} ${text}`);
   }

@@ -1,9 +1,15 @@
-/** The tensors of a model or adapter as a table: what the files' headers say, nothing of the data is read. */
-import { readdir, readFile, stat } from 'node:fs/promises';
+/**
+ * The tensors of a model or adapter as a table: what the files' headers say, nothing of the data is read. A model on the Hub
+ * is fetched whole for it, into the cache from which it is then loaded.
+ */
+import { readdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import { type LoraConfig, parseAdapterConfig } from '../adapters/config.ts';
+import type { LoraConfig } from '../adapters/config.ts';
+import { ADAPTER_TENSORS, readAdapterConfig } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
 import { GgufFile } from '../io/gguf.ts';
+import { type ResolveOptions, resolveModel } from '../io/hub.ts';
+import { SINGLE_WEIGHTS, WEIGHTS_INDEX } from '../io/model_folder.ts';
 import { readSafetensorsIndex, SafetensorsFile } from '../io/safetensors.ts';
 import type { TensorInfo } from '../io/tensor_file.ts';
 import { formatBytes, formatCount } from './terminal.ts';
@@ -15,23 +21,25 @@ export interface TensorListing {
 }
 
 /**
- * Lists a model folder (safetensors, single or sharded, or GGUF), an adapter folder, or one file.
- * @throws ArgumentError if there are no tensors to list; FormatError for a damaged file
+ * Lists a model folder (safetensors, single or sharded, or GGUF), an adapter folder, one file, or a model on the Hub.
+ * @throws ArgumentError if there are no tensors to list; FormatError for a damaged file; others as resolveModel does
  */
-export async function listTensors(path: string): Promise<TensorListing> {
-  const info = await stat(path).catch(() => null);
-  if (info === null) throw new ArgumentError(`${path}: no such file or folder`);
-  if (!info.isDirectory()) return listFile(path);
+export async function listTensors(
+  pathOrId: string,
+  options: ResolveOptions = {},
+): Promise<TensorListing> {
+  const path = await resolveModel(pathOrId, options);
+  if (!(await stat(path)).isDirectory()) return listFile(path);
   const names = await readdir(path);
-  if (names.includes('adapter_model.safetensors')) return listAdapter(path);
-  if (names.includes('model.safetensors.index.json')) {
-    const index = readSafetensorsIndex(join(path, 'model.safetensors.index.json'));
+  if (names.includes(ADAPTER_TENSORS)) return listAdapter(path);
+  if (names.includes(WEIGHTS_INDEX)) {
+    const index = readSafetensorsIndex(join(path, WEIGHTS_INDEX));
     const shards = [...new Set(index.values())].sort();
     const tensors = shards.flatMap((shard) => safetensors(join(path, shard)));
     return { title: `sharded safetensors, ${shards.length} files`, tensors };
   }
   const file =
-    names.find((name) => name === 'model.safetensors') ??
+    names.find((name) => name === SINGLE_WEIGHTS) ??
     names.filter((name) => /\.(gguf|safetensors)$/.test(name)).sort()[0];
   if (file === undefined) {
     throw new ArgumentError(`${path}: no .safetensors and no .gguf file in this folder`);
@@ -79,10 +87,8 @@ function listFile(path: string): TensorListing {
 }
 
 async function listAdapter(folder: string): Promise<TensorListing> {
-  const path = join(folder, 'adapter_config.json');
-  const config = parseAdapterConfig(await readFile(path, 'utf8'), { path });
-  const tensors = safetensors(join(folder, 'adapter_model.safetensors'));
-  return { title: describeAdapter(config), tensors };
+  const title = describeAdapter(await readAdapterConfig(folder));
+  return { title, tensors: safetensors(join(folder, ADAPTER_TENSORS)) };
 }
 
 function describeAdapter(config: LoraConfig): string {

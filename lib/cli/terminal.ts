@@ -1,9 +1,20 @@
-/** What a stream can show: colours and redrawn lines are for terminals only. */
+/** What a stream can show: colours and redrawn lines are for terminals only. And what becomes of one that nobody reads. */
+import type { EventEmitter } from 'node:events';
 
 export interface OutputStream {
   write(text: string): unknown;
   isTTY?: boolean;
   columns?: number;
+}
+
+/** A pipe whose reader has gone, and a terminal that has hung up. */
+const kUnread = ['EPIPE', 'EIO'];
+
+/** What is written to a stream that nobody reads any more is lost, and no fault: `train | head` goes on and saves. */
+export function outliveReader(stream: EventEmitter): void {
+  stream.on('error', (error: NodeJS.ErrnoException) => {
+    if (!kUnread.includes(error.code ?? '')) throw error;
+  });
 }
 
 export type Style = 'bold' | 'dim' | 'red' | 'yellow' | 'green' | 'underline';

@@ -5,18 +5,18 @@ import { loraConfig } from '../adapters/config.ts';
 import { RESIDUAL_BASE } from '../adapters/export.ts';
 import type { BatchOptions } from '../data/batches.ts';
 import type { LabelledOptions } from '../data/labelled_batches.ts';
-import { checkpointHead } from '../models/index.ts';
 import { setNumThreads } from '../runtime.ts';
-import type { Tokenizer } from '../text/tokenizer.ts';
+import { Tokenizer } from '../text/tokenizer.ts';
 import { resolveRegularizers } from '../train/methods.ts';
 import { resolveOptions } from '../train/options.ts';
 import { checkOutput } from '../train/output.ts';
 import { type ClassifierTrainerOptions, Trainer, type TrainerOptions } from '../train/trainer.ts';
 import type { TrainResult } from '../train/types.ts';
-import { loadTokenizer, loadTunedClassifier, openLabelled } from './classifier_load.ts';
+import { loadTunedClassifier, openLabelled, trainedHead } from './classifier_load.ts';
 import { addOptions, readOptions } from './command_options.ts';
+import { namesOfHead, warnOfGuess } from './head_names.ts';
 import { abortable, kInterrupted } from './interrupt.ts';
-import { loadTuned, openBatches } from './load.ts';
+import { loadOptions, loadTuned, openBatches } from './load.ts';
 import { dataText, type PlanStatistics, planText } from './plan_view.ts';
 import type { CliContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
@@ -130,7 +130,7 @@ async function prepare(
 ): Promise<Prepared> {
   const { tuned, tokenizer } = await loadTuned(settings, setup, progress);
   const open = (file: string, options: BatchOptions) =>
-    openBatches(file, tokenizer, { ...options, progress, signal });
+    openBatches(file, tokenizer, { ...options, columns: setup.columns, progress, signal });
   const data = await open(settings.data as string, setup.batches);
   const evalData =
     settings.evalData === undefined ? null : await open(settings.evalData, setup.evalBatches);
@@ -158,12 +158,21 @@ async function prepareClassifier(
   { progress, signal }: Telling,
 ): Promise<Prepared> {
   const { data: dataOptions, evalData: evalOptions, ...labelled } = setup.labelled;
-  const { columns, headWarmupEpochs, metricForBestModel } = labelled;
-  await checkpointHead(settings.model as string); // what the model is comes before what its tokenizer lacks
-  const tokenizer = await loadTokenizer(settings.model as string);
+  const { headWarmupEpochs, metricForBestModel } = labelled;
+  const path = settings.model as string;
+  const how = loadOptions(settings, progress);
+  // What the model is comes before what its tokenizer lacks.
+  const head = await trainedHead(path, { adapter: settings.adapter, ...how });
+  const tokenizer = await Tokenizer.fromPretrained(path, how);
   const open = (file: string, options: LabelledOptions) =>
-    openLabelled(file, tokenizer, { ...options, columns, progress, signal });
-  const data = await open(settings.data as string, dataOptions);
+    openLabelled(file, tokenizer, { ...options, columns: setup.columns, progress, signal });
+  const kept = head !== null && (head.inAdapter || !settings.newHead) ? head : null;
+  const ofHead = kept === null ? undefined : namesOfHead(kept, settings, progress);
+  const data = await open(settings.data as string, {
+    ...dataOptions,
+    ...(ofHead === undefined ? {} : { labelNames: ofHead }),
+  });
+  if (kept !== null) warnOfGuess(kept, data.scheme, { ...settings, progress });
   // The held-out labels mean what the training labels mean.
   const { numLabels, problemType, names } = data.scheme;
   const known = { numLabels, problemType, ...(names === null ? {} : { labelNames: names }) };
@@ -172,12 +181,15 @@ async function prepareClassifier(
       ? null
       : await open(settings.evalData, { ...evalOptions, ...known });
   const tuned = await loadTunedClassifier(settings, setup, { data, progress, signal });
-  // What the ids of the head mean, for `evaluate`.
-  const labelNames = names === null ? {} : { 'label-names': names };
+  // What the head's outputs and their ids mean, for `evaluate` and `merge`.
+  const meaning = {
+    'problem-type': problemType,
+    ...(names === null ? {} : { 'label-names': names }),
+  };
   return {
     input: {
       ...setup.training,
-      runConfig: { ...(setup.training.runConfig as object), ...labelNames },
+      runConfig: { ...(setup.training.runConfig as object), ...meaning },
       ...(headWarmupEpochs > 0 && { preparation: { headWarmupEpochs } }),
       tuned,
       data,

@@ -1,4 +1,5 @@
 /** The options of `balora train`, in the names of transformers and PEFT. */
+import { ALL_LINEAR } from '../adapters/config.ts';
 import { GLUE_TASKS, kMetricNames } from '../data/glue.ts';
 import { kVariants as kNluVariants, kProblemTypes } from '../losses/nlu.ts';
 import { SCHEDULER_NAMES } from '../optim/schedulers.ts';
@@ -10,11 +11,13 @@ import {
   integers,
   loraInit,
   memoryBudget,
+  modules,
   nameList,
   names,
   number,
   type OptionType,
   onOff,
+  patterns,
   schedulerKwargs,
   template,
   text,
@@ -50,6 +53,7 @@ export const kExampleOptions = {
   promptField: examples(text('field'), "the prompt's field; default: found among known pairs"),
   responseField: examples(text('field'), "the response's field"),
   maxLength: examples(integer(2), 'tokens of an example; longer ones are cut'),
+  columns: examples(names(), 'columns of a .tsv or .csv file that has no header'),
 };
 
 /** How labelled rows become examples; `evaluate` takes these too. */
@@ -58,13 +62,18 @@ export const kLabelOptions = {
   textField: labels(text('field'), "the text's field; default: found among known ones"),
   textPairField: labels(text('field'), "the second text's field, for pairs"),
   labelField: labels(text('field'), "the label's field; default: label"),
-  columns: labels(names(), 'columns of a .tsv or .csv file that has no header'),
   numLabels: labels(
     integer(1),
     'outputs of the head; 1: regression; default: counted in the data, for evaluate in the trained head',
   ),
-  labelNames: labels(names(), 'class names by id, where the data writes names'),
-  problemType: labels(choice(...kProblemTypes), 'what the outputs mean; default: by the labels'),
+  labelNames: labels(
+    names(),
+    'class names by id, where the data writes names; default: those of a trained head, else sorted',
+  ),
+  problemType: labels(
+    choice(...kProblemTypes),
+    'what the outputs mean; default: by the labels, for evaluate as the trained head says',
+  ),
 };
 
 /** What a model is tuned for. */
@@ -81,14 +90,16 @@ export const kModelOptions = {
   dtype: run(choice('f32', 'bf16'), 'of the frozen base and the activations'),
   device: run(text('name'), 'cpu, cuda, cuda:1'),
   threads: run(integer(1), 'of the engine; default: the cores'),
+  ignoreKeys: run(
+    nameList(),
+    'keys of config.json that balora does not know and that you know not to matter',
+  ),
 };
 
 export const kTrainOptions = {
   ...kTaskOption,
   ...kModelOptions,
-  data: run(text('file'), 'training data, JSON Lines; of a classifier .tsv, .csv or .parquet too', {
-    required: true,
-  }),
+  data: run(text('file'), 'training data: .tsv, .csv, .parquet or JSON Lines', { required: true }),
   evalData: run(text('file'), 'held-out data, like the training data'),
   output: run(text('folder'), 'where the adapter and run/ are written'),
   overwrite: run(onOff(), 'replace an earlier run in the output folder'),
@@ -98,6 +109,10 @@ export const kTrainOptions = {
     'form of a PiSSA adapter: rank 2r on the untouched base, or the residual pair',
   ),
   evalSteps: run(integer(0), 'steps between evaluations; 0: only at the end'),
+  perDeviceEvalBatchSize: run(
+    integer(1),
+    'examples of a batch of evaluation; the result does not depend on it; default: as in training',
+  ),
   saveSteps: run(integer(0), 'steps between checkpoints; 0: only at the end'),
   loggingSteps: run(integer(1), 'steps between lines of the log'),
   seed: run(integer(0), 'of the order of the data and the start of the adapter'),
@@ -123,8 +138,15 @@ export const kTrainOptions = {
   ),
   r: adapter(integer(1), 'rank'),
   loraAlpha: adapter(number(0), 'scale: alpha / r, with rslora alpha / sqrt(r)'),
+  useRslora: adapter(onOff(), 'rank-stabilized: scale by alpha / sqrt(r)'),
+  rankPattern: adapter(patterns(integer(1)), 'ranks of their own, such as {"down_proj": 16}'),
+  alphaPattern: adapter(patterns(number(0)), 'the same for alpha'),
   initLoraWeights: adapter(loraInit(), 'start of the adapter'),
-  targetModules: adapter(names(), 'trailing module names, a regular expression, or all-linear'),
+  targetModules: adapter(
+    modules(ALL_LINEAR),
+    'trailing module names, a regular expression, or all-linear',
+  ),
+  excludeModules: adapter(modules(), 'the same, taken out'),
   layersToTransform: adapter(integers(), 'adapt these blocks only'),
   layersPattern: adapter(names(), 'the list that the numbers count in; default: any'),
   modulesToSave: adapter(nameList(), 'modules that are trained and kept whole'),

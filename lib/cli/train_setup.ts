@@ -31,14 +31,14 @@ export interface TrainSetup {
   readonly batches: BatchOptions;
   /** Held-out data: in order, never packed, so that results belong to rows. */
   readonly evalBatches: BatchOptions;
+  /** Columns of files without header. */
+  readonly columns: readonly string[] | undefined;
   /** The same of a classifier; null for a language model. */
   readonly labelled: LabelledSetup | null;
 }
 
 /** What a classifier has instead of prompts and responses. */
 export interface LabelledSetup {
-  /** Columns of a file without header. */
-  readonly columns: readonly string[] | undefined;
   readonly data: LabelledOptions;
   readonly evalData: LabelledOptions;
   /** Passes of the linear probe; 0: none. */
@@ -55,6 +55,7 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
   const seed = settings.seed ?? kTrainDefaults.seed;
   const method = chooseMethod(settings);
   const batchSize = settings.perDeviceTrainBatchSize ?? kTrainDefaults.perDeviceTrainBatchSize;
+  const evalBatchSize = settings.perDeviceEvalBatchSize ?? batchSize;
   const examples = exampleOptions(settings);
   return {
     method,
@@ -78,25 +79,28 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
       packing: settings.packing ?? false,
       shuffle: settings.shuffle ?? kTrainDefaults.shuffle,
     },
-    evalBatches: { ...examples, batchSize, shuffle: false },
-    labelled: isClassification(settings) ? labelledSetup(settings, { batchSize, seed }) : null,
+    evalBatches: { ...examples, batchSize: evalBatchSize, shuffle: false },
+    columns: listOf(settings.columns),
+    labelled: isClassification(settings)
+      ? labelledSetup(settings, { batchSize, evalBatchSize, seed })
+      : null,
   };
 }
 
 function labelledSetup(
   settings: TrainSettings,
-  { batchSize, seed }: { batchSize: number; seed: number },
+  { batchSize, evalBatchSize, seed }: Record<'batchSize' | 'evalBatchSize' | 'seed', number>,
 ): LabelledSetup {
-  const shared = { ...labelledOptions(settings), batchSize };
+  const shared = labelledOptions(settings);
   return {
-    columns: listOf(settings.columns),
     data: {
       ...shared,
+      batchSize,
       seed,
       shuffle: settings.shuffle ?? kTrainDefaults.shuffle,
       groupByLength: settings.groupByLength ?? false,
     },
-    evalData: { ...shared, shuffle: false },
+    evalData: { ...shared, batchSize: evalBatchSize, shuffle: false },
     headWarmupEpochs: settings.headWarmupEpochs ?? 0,
     metricForBestModel: settings.metricForBestModel ?? glueMetric(settings),
   };
@@ -141,8 +145,8 @@ export function isClassification({ task }: Pick<TrainSettings, 'task'>): boolean
   return task === 'sequence-classification';
 }
 
-/** Options of one task mean nothing to the other. */
-function checkTask(settings: TrainSettings): void {
+/** Options of one task mean nothing to the other. @throws ArgumentError for one that is given all the same */
+export function checkTask(settings: TrainSettings): void {
   const classifier = isClassification(settings);
   const keys: readonly (keyof TrainSettings)[] = classifier
     ? ['promptTemplate', 'promptField', 'responseField', 'packing']
@@ -206,8 +210,12 @@ const kOutputKeys = [
 const kAdapterKeys = [
   'r',
   'loraAlpha',
+  'useRslora',
+  'rankPattern',
+  'alphaPattern',
   'initLoraWeights',
   'targetModules',
+  'excludeModules',
   'layersToTransform',
   'layersPattern',
   'modulesToSave',

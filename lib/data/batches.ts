@@ -25,7 +25,7 @@ export interface BatchOptions extends FormatOptions {
   padding?: 'none' | 'longest';
   /** Default true; false: the rows' own order in every epoch. */
   shuffle?: boolean;
-  /** Default 0. */
+  /** Default 42. */
   seed?: number;
   /** An example without any supervised token (all cut off): leave it out with a warning, or fail. Default skip. */
   onUnsupervised?: 'skip' | 'error';
@@ -258,7 +258,7 @@ const kDefaultMaxLength = 512;
 
 function checkedSettings(options: BatchOptions): Settings {
   const { batchSize = 1, maxLength = kDefaultMaxLength, packing = false } = options;
-  const { padding = 'none', shuffle = true, seed = 0 } = options;
+  const { padding = 'none', shuffle = true, seed = 42 } = options;
   const positive = (name: string, value: number, least: number) => {
     if (Number.isSafeInteger(value) && value >= least) return;
     throw new ArgumentError(`data: ${name} must be an integer of at least ${least}, got ${value}`);

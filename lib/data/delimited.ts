@@ -10,7 +10,7 @@ import type { Row, RowSource } from './rows.ts';
 export interface DelimitedOptions {
   /** Names of the columns; given, the file has no header and its first line is a row. Default: the first line names them. */
   columns?: readonly string[];
-  /** Default: a comma for a path that ends in .csv, else a tab. */
+  /** Default: a comma for a path that ends in .csv (.CSV), else a tab. */
   separator?: ',' | '\t';
 }
 
@@ -35,7 +35,7 @@ export class DelimitedFile implements RowSource {
    *   closes, or a header with a name twice
    */
   static async open(path: string, options: DelimitedOptions = {}): Promise<DelimitedFile> {
-    const separator = options.separator ?? (path.endsWith('.csv') ? ',' : '\t');
+    const separator = options.separator ?? (/\.csv$/i.test(path) ? ',' : '\t');
     const text = decode(path, await bytesOf(path));
     const places = findRecords(path, text, separator);
     let { columns } = options;

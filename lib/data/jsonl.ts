@@ -12,6 +12,9 @@ const kNewline = 10;
 /** The longest row: what fits into a JavaScript string. */
 const kMaxRowBytes = 0x1fffffe8;
 
+const kArray =
+  "this is a JSON array; one object a line is wanted (jq -c '.[]' file.json > file.jsonl)";
+
 /** Options of {@link JsonlFile.open}. */
 export interface JsonlOptions {
   signal?: AbortSignal;
@@ -134,9 +137,12 @@ export class JsonlFile implements RowSource {
     try {
       value = JSON.parse(text);
     } catch (error) {
+      // An array over several lines: its first one is no JSON.
+      if (index === 0 && /^\s*\[/.test(text)) throw await this.damaged(0, 1, kArray);
       const column = (jsonErrorOffset(text) ?? 0) + 1;
       throw await this.damaged(index, column, `not valid JSON (${(error as Error).message})`);
     }
+    if (Array.isArray(value) && this.length === 1) throw await this.damaged(0, 1, kArray);
     if (value === null || typeof value !== 'object' || Array.isArray(value)) {
       const kind =
         value === null ? 'null' : Array.isArray(value) ? 'an array' : `a ${typeof value}`;

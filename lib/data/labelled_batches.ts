@@ -41,7 +41,7 @@ export interface LabelledOptions extends FieldOptions, LabelOptions {
   batchSize?: number;
   /** Default true; false: the rows' own order in every epoch. */
   shuffle?: boolean;
-  /** Default 0. */
+  /** Default 42. */
   seed?: number;
   /**
    * Put sequences of like length into one micro-batch. Nothing is padded either way; it evens out what micro-batches take in
@@ -120,6 +120,7 @@ export class LabelledBatches {
       const row = await rows.row(index);
       const [a, b] = await located(rows, index, () => fields.texts.map((f) => fieldText(row, f)));
       const { ids, typeIds, cut } = tokenizer.encodePair(a as string, b ?? null, settings);
+      if (ids.length === 0) throw await withoutTokens(rows, index, fields.texts);
       truncated += Number(cut > 0);
       examples.push({ ids: Int32Array.from(ids), typeIds: Uint8Array.from(typeIds) });
       raw.push(readRaw(row[fields.label]));
@@ -226,7 +227,7 @@ function tellWarnings(
     const message = `${truncated} of ${examples} examples are cut to ${maxLength} tokens`;
     onWarning?.({ code: 'examples_truncated', message });
   }
-  const found = labelNames === undefined ? (names?.length ?? 0) : 0;
+  const found = (labelNames ?? null) === null ? (names?.length ?? 0) : 0;
   if (found > kManyClasses && found > examples / 2) {
     const message = `${examples} examples have ${found} different labels: are the fields right (${format})?`;
     onWarning?.({ code: 'many_classes', message });
@@ -252,7 +253,7 @@ function digestOf(
 }
 
 function checkedSettings(options: LabelledOptions): Settings {
-  const { batchSize = 1, maxLength = kMaxLength, seed = 0 } = options;
+  const { batchSize = 1, maxLength = kMaxLength, seed = 42 } = options;
   for (const [name, value, least] of [
     ['batchSize', batchSize, 1],
     ['maxLength', maxLength, 2],
@@ -263,6 +264,18 @@ function checkedSettings(options: LabelledOptions): Settings {
   }
   const { shuffle = true, groupByLength = false } = options;
   return { batchSize, maxLength, shuffle, seed, groupByLength };
+}
+
+/** A tokenizer that has no frame makes nothing of an empty text, and no head reads a sequence without tokens. */
+async function withoutTokens(
+  rows: RowSource,
+  index: number,
+  texts: readonly string[],
+): Promise<ArgumentError> {
+  const names = texts.map((name) => `'${name}'`).join(', ');
+  return new ArgumentError(
+    `${await rows.where(index)}: field ${names}: no token, and the tokenizer adds none of its own`,
+  );
 }
 
 /** Puts the row's place on an error about its contents. */

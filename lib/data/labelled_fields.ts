@@ -1,7 +1,7 @@
 /** Which fields of a row are its texts and its label: named, by a task of GLUE, or found among known ones. */
 import { ArgumentError } from '../errors.ts';
 import { glueTask } from './glue.ts';
-import type { LabelOptions } from './labels.ts';
+import type { LabelOptions, TaskLabelOptions } from './labels.ts';
 import type { Row } from './rows.ts';
 
 export interface FieldOptions {
@@ -57,8 +57,9 @@ export function chooseFields(row: Row, options: FieldOptions): Fields {
 }
 
 /** What is said about the labels: by the caller, else by the task. */
-export function labelOptions(options: FieldOptions & LabelOptions): LabelOptions {
-  const { glue, labelNames, numLabels, problemType } = options;
+export function labelOptions(options: FieldOptions & LabelOptions): TaskLabelOptions {
+  const { glue, numLabels, problemType } = options;
+  const labelNames = options.labelNames ?? undefined;
   const own: LabelOptions = {
     ...(labelNames === undefined ? {} : { labelNames }),
     ...(numLabels === undefined ? {} : { numLabels }),
@@ -71,6 +72,7 @@ export function labelOptions(options: FieldOptions & LabelOptions): LabelOptions
   return {
     problemType: 'single_label_classification',
     ...(named ? { labelNames: names } : {}),
+    taskNames: names,
     ...own,
   };
 }

@@ -9,8 +9,18 @@ export interface LabelOptions {
   problemType?: LabelKind;
   /** D, outputs of the head. Default: counted in the data. */
   numLabels?: number;
-  /** Class names by id, where the data writes names. Default: the names found, sorted, or none where labels are ids. */
-  labelNames?: readonly string[];
+  /**
+   * Class names by id, those of the model's head (`model.labelNames`) where it has been trained; null: not given. The data may
+   * write them in another case, and a GLUE task's ids are translated. Default: the names found, sorted, or none where labels
+   * are ids.
+   */
+  labelNames?: readonly string[] | null;
+}
+
+/** What is said about the labels, with what a task says of the ids in its data. */
+export interface TaskLabelOptions extends LabelOptions {
+  /** Class names by the ids that the data writes. */
+  taskNames?: readonly string[];
 }
 
 /** Everything known about the labels. */
@@ -18,6 +28,8 @@ export interface LabelScheme {
   readonly problemType: LabelKind;
   readonly numLabels: number;
   readonly names: readonly string[] | null;
+  /** Class id of each id in the data; left out where they are the same. */
+  readonly ids?: readonly number[];
 }
 
 /** A label as it stands in a row: a class name or an id, a number, or a list of these. */
@@ -27,8 +39,9 @@ type Raw = string | number | readonly (string | number)[];
  * Fills in what the options leave open by looking at all labels.
  * @throws ArgumentError for options that contradict each other or labels that cannot be understood
  */
-export function resolveScheme(values: readonly unknown[], options: LabelOptions): LabelScheme {
-  const { labelNames, numLabels } = options;
+export function resolveScheme(values: readonly unknown[], options: TaskLabelOptions): LabelScheme {
+  const { numLabels, taskNames } = options;
+  const labelNames = options.labelNames ?? undefined;
   const lists = isList(values[0]);
   const problemType =
     options.problemType ??
@@ -59,7 +72,25 @@ export function resolveScheme(values: readonly unknown[], options: LabelOptions)
         'a number to predict is problemType regression (--problem-type)',
     );
   }
-  return { problemType, numLabels: count, names };
+  const ids = taskNames && names ? placesIn(taskNames, names) : null;
+  const moved = ids?.some((place, id) => place !== id) ? { ids } : {};
+  return { problemType, numLabels: count, names, ...moved };
+}
+
+/** Place of a name in a list: as it is written, else in any case where no two are then alike; -1 where it has none. */
+function placeOf(name: string, names: readonly string[]): number {
+  const exact = names.indexOf(name);
+  if (exact >= 0) return exact;
+  const folded = names.map((other) => other.toLowerCase());
+  const first = folded.indexOf(name.toLowerCase());
+  return first === folded.lastIndexOf(name.toLowerCase()) ? first : -1;
+}
+
+/** For each of `from` its place in `names`; null unless both lists hold the same names, in whatever order and case. */
+export function placesIn(from: readonly string[], names: readonly string[]): number[] | null {
+  const places = from.map((name) => placeOf(name, names));
+  const found = new Set(places.filter((place) => place >= 0));
+  return found.size === names.length && from.length === names.length ? places : null;
 }
 
 /** The names used, sorted; null where most labels are ids (a name among them is then a mistake), or rows of yes/no. */
@@ -87,17 +118,15 @@ function countIds(values: readonly unknown[], kind: LabelKind): number {
  * The numbers of a row's label: one class id, D numbers, or D zeros and ones.
  * @throws ArgumentError saying what is wrong with it
  */
-export function parseLabel(
-  value: unknown,
-  { problemType, numLabels, names }: LabelScheme,
-): number[] {
+export function parseLabel(value: unknown, scheme: LabelScheme): number[] {
+  const { problemType, numLabels, names } = scheme;
   if (problemType === 'regression') return numbersOf(value, numLabels);
-  if (problemType === 'single_label_classification') return [classId(value, numLabels, names)];
+  if (problemType === 'single_label_classification') return [classId(value, scheme)];
   if (!isList(value)) throw new ArgumentError(`must be a list, got ${shown(value)}`);
   const items = value as readonly unknown[];
   if (names !== null && items.every((item) => typeof item === 'string')) {
     const row = Array<number>(numLabels).fill(0);
-    for (const item of items) row[classId(item, numLabels, names)] = 1;
+    for (const item of items) row[classId(item, scheme)] = 1;
     return row;
   }
   const row = numbersOf(value, numLabels);
@@ -106,11 +135,15 @@ export function parseLabel(
   return row;
 }
 
-function classId(value: unknown, numLabels: number, names: readonly string[] | null): number {
-  const named = names?.indexOf(String(value)) ?? -1;
-  if (named >= 0) return named;
+function classId(value: unknown, { numLabels, names, ids }: LabelScheme): number {
+  const exact = names?.indexOf(String(value)) ?? -1;
+  if (exact >= 0) return exact;
   const id = wholeNumber(value);
-  if (id !== null && id >= 0 && id < numLabels) return id;
+  // Where names are numbers, a number is a name.
+  const isId = names?.every((name) => wholeNumber(name) === null) ?? true;
+  if (id !== null && isId && id >= 0 && id < numLabels) return ids?.[id] ?? id;
+  const alike = names === null ? -1 : placeOf(String(value), names);
+  if (alike >= 0) return alike;
   const known = names === null ? '' : `, and none of the names ${names.join(', ')}`;
   throw new ArgumentError(
     `${shown(value)} is not one of the ids 0..${numLabels - 1} (numLabels ${numLabels})${known}`,

@@ -102,9 +102,10 @@ function predicted(outputs: Float32Array, { problemType }: SequenceClassifier): 
   return [best];
 }
 
-function metricsOf(
+/** Metrics of examples with their predictions, by the kind of label. */
+export function metricsOf(
   rows: readonly { label: number[]; prediction: number[] }[],
-  { problemType, numLabels }: SequenceClassifier,
+  { problemType, numLabels }: Pick<SequenceClassifier, 'problemType' | 'numLabels'>,
 ): ClassifierEvaluation['metrics'] {
   const labels = rows.flatMap(({ label }) => label);
   const predictions = rows.flatMap(({ prediction }) => prediction);

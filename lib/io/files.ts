@@ -7,14 +7,16 @@ import { basename, dirname, join } from 'node:path';
 import { NativeError } from '../errors.ts';
 
 const kTemporary = '.tmp-';
+/** The process in a temporary name: written here, or by the engine (native/io/atomic_file.cc). */
+const kWriter = /^\.tmp-(\d+)-|\.safetensors\.(\d+)-\d+\.tmp$/;
 
-/** Writes a text file atomically. @throws NativeError with the path when the disk is full or refuses. */
-export async function writeFileAtomic(path: string, text: string): Promise<void> {
+/** Writes a file atomically. @throws NativeError with the path when the disk is full or refuses. */
+export async function writeFileAtomic(path: string, contents: string | Uint8Array): Promise<void> {
   const temporary = join(dirname(path), `${kTemporary}${process.pid}-${basename(path)}`);
   try {
     const file = await open(temporary, 'w');
     try {
-      await file.writeFile(text);
+      await file.writeFile(contents);
       await file.sync();
     } finally {
       await file.close();
@@ -50,10 +52,30 @@ export async function writeFolderAtomic(
   }
 }
 
+/**
+ * Whether a killed process left this half written: a living one may still finish its own. For callers that have not begun to
+ * write: their own number is that of an earlier process then, as it often is in a container.
+ */
+export function isStray(name: string): boolean {
+  const writer = kWriter.exec(name);
+  if (writer === null) return false;
+  const pid = Number(writer[1] ?? writer[2]);
+  return pid === process.pid || !isRunning(pid);
+}
+
+/** Whether there is a process of this number. */
+export function isRunning(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM'; // another user's
+  }
+}
+
 /** Removes what a killed process left half written in `folder`. */
 export async function removeTemporaries(folder: string): Promise<void> {
   for (const name of await namesIn(folder)) {
-    if (name.startsWith(kTemporary)) await rm(join(folder, name), { recursive: true, force: true });
+    if (isStray(name)) await rm(join(folder, name), { recursive: true, force: true });
   }
 }
 

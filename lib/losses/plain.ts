@@ -30,7 +30,7 @@ import type { Tensor } from '../tensor.ts';
 const kRankTolerance = 1e-6;
 
 /**
- * Logits of a head: hidden W^T, soft-capped to softcap * tanh(. / softcap) where softcap > 0.
+ * Logits of a head: hidden W^T, soft-capped to softcap * tanh(. / softcap) where softcap > 0; 0 and null: not.
  * @param hidden (M, C)
  * @param weight (V, C)
  * @returns (M, V)
@@ -38,10 +38,10 @@ const kRankTolerance = 1e-6;
 export function headLogits(
   hidden: Tensor,
   weight: Tensor,
-  { softcap = 0 }: { softcap?: number } = {},
+  { softcap = null }: { softcap?: number | null } = {},
 ): Tensor {
   const logits = matmul(hidden, weight, { transposeB: true });
-  return softcap > 0 ? mul(tanh(mul(logits, 1 / softcap)), softcap) : logits;
+  return softcap !== null && softcap > 0 ? mul(tanh(mul(logits, 1 / softcap)), softcap) : logits;
 }
 
 /**

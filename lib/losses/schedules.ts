@@ -58,8 +58,17 @@ export function adaptiveConsistencyWeight(
   vocabulary: number,
   options: AdaptiveOptions,
 ): number {
+  return adaptiveWeightOfEntropy(meanEntropy, Math.log(vocabulary), options);
+}
+
+/** adaptiveConsistencyWeight() by the most that the entropy can be, in nats: ln V. 0 gives c = 1. */
+export function adaptiveWeightOfEntropy(
+  meanEntropy: number,
+  most: number,
+  options: AdaptiveOptions,
+): number {
   const { min, max } = adaptiveBounds(options);
-  const share = vocabulary > 1 ? meanEntropy / Math.log(vocabulary) : 0;
+  const share = most > 0 ? meanEntropy / most : 0;
   const confidence = 1 - Math.min(Math.max(share, 0), 1);
   return min + (max - min) * confidence;
 }

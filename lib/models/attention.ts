@@ -1,12 +1,20 @@
 /** The attention of decoders and encoders over unpadded rows, and the module that most decoders share. */
 import { type Linear, LinearGroup, Module, type RMSNorm } from '../nn/index.ts';
-import { attention, type RmsNormOptions, type RopeTables, reshape, rope } from '../ops/index.ts';
+import {
+  attention,
+  indexSelect,
+  type RmsNormOptions,
+  type RopeTables,
+  reshape,
+  rope,
+} from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import type { ModelInputs } from './model.ts';
 import type { WeightLoader } from './weights.ts';
 
-/** Which rows see each other. */
-export type Rows = Pick<ModelInputs, 'positions' | 'cuSeqlens' | 'lengths'>;
+/** Which rows see each other, and which of a decoder's are computed. */
+export type Rows = Pick<ModelInputs, 'positions' | 'cuSeqlens' | 'lengths'> &
+  Partial<Pick<ModelInputs, 'rowOf' | 'cuOwn'>>;
 
 /** What the layers of a decoder read besides their rows. */
 export interface DecoderInputs {
@@ -37,14 +45,14 @@ export interface AttendOptions {
 }
 
 /**
- * Attention over heads that lie side by side in the channels.
- * @param qkv q (N, H*D), k and v (N, Hkv*D); may be row-strided parts of one product
- * @returns (N, H*D)
+ * Attention over heads that lie side by side in the channels. R rows are computed: all N, unless rows of several segments are the same.
+ * @param qkv q (R, H*D), k and v (R, Hkv*D); may be row-strided parts of one product
+ * @returns (R, H*D)
  */
 export function attend(
   [q, k, v]: readonly [Tensor, Tensor, Tensor],
   { numHeads, numKeyValueHeads, headDim }: HeadShape,
-  { positions, cuSeqlens, lengths }: Rows,
+  { positions, cuSeqlens, lengths, rowOf = null, cuOwn = null }: Rows,
   { headNorms = null, rope: tables = null, ...options }: AttendOptions = {},
 ): Tensor {
   const n = q.shape[0] as number;
@@ -53,11 +61,13 @@ export function attend(
     const normed = norm === undefined ? byHead : norm.forward(byHead);
     return tables === null ? normed : rope(normed, tables, positions);
   };
+  // A shared row asks once, and is a key of each of its segments; what these give it adds up.
+  const seen = (x: Tensor): Tensor => (rowOf === null ? x : indexSelect(x, rowOf));
   const attended = attention(
     turned(q, numHeads, headNorms?.[0]),
-    turned(k, numKeyValueHeads, headNorms?.[1]),
-    reshape(v, [n, numKeyValueHeads, headDim]),
-    { cuSeqlens, lengths, ...options },
+    seen(turned(k, numKeyValueHeads, headNorms?.[1])),
+    seen(reshape(v, [n, numKeyValueHeads, headDim])),
+    { cuSeqlens, cuQueries: cuOwn, lengths, ...options },
   );
   return reshape(attended, [n, numHeads * headDim]);
 }

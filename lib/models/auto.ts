@@ -1,6 +1,7 @@
 /** Loading a model by what its files say it is: folder or GGUF, and the model_type in them (see registry.ts). */
 import { join } from 'node:path';
 import { withDevice } from '../device.ts';
+import { type ResolveOptions, resolveModel } from '../io/hub.ts';
 import { max, maximum, sub } from '../ops/index.ts';
 import { synchronize, withMemoryTag } from '../runtime.ts';
 import { type DType, noGrad, scope, unscoped } from '../tensor.ts';
@@ -8,7 +9,6 @@ import type { CausalLM } from './causal_lm.ts';
 import { type ConfigOptions, readConfigJson } from './config_keys.ts';
 import type { ConfiguredModel, ModelFamily } from './family.ts';
 import { HfWeights } from './hf_weights.ts';
-import { type ResolveOptions, resolveModel } from './hub.ts';
 import type { Model, ModelOrigin } from './model.ts';
 import { findFiles, openGguf, requireDevice } from './opened.ts';
 import { RandomWeights } from './random_weights.ts';

@@ -1,10 +1,10 @@
 /** Loading a model with a classification or regression head: its own, or a fresh one on a pre-trained trunk. */
 import { join } from 'node:path';
+import { resolveModel } from '../io/hub.ts';
 import { buildOn, type FromConfigOptions, type FromPretrainedOptions, settle } from './auto.ts';
 import type { ClassifierKind, MakeClassifier } from './classifier_kind.ts';
 import { readConfigJson } from './config_keys.ts';
 import { HfWeights } from './hf_weights.ts';
-import { resolveModel } from './hub.ts';
 import type { ModelOrigin } from './model.ts';
 import { findFiles, openGguf, requireDevice } from './opened.ts';
 import { RandomWeights } from './random_weights.ts';
@@ -13,6 +13,7 @@ import { CompletedWeights, RenamedWeights } from './renamed_weights.ts';
 import {
   type HeadOrigin,
   type LabelOptions,
+  labelNamesOf,
   resolveLabels,
   type SequenceClassifier,
 } from './sequence_classifier.ts';
@@ -86,7 +87,9 @@ export const AutoModelForSequenceClassification = {
       path,
     });
     const read: WeightReadOptions = { dtype, checkFinite: false, share: false };
-    const labels = resolveLabels(json, options, { path, head: null });
+    const said = resolveLabels(json, options, { path, head: null });
+    // The configuration is the caller's own, so its names are, too.
+    const labels = { ...said, labelNames: said.labelNames ?? labelNamesOf(json, said.numLabels) };
     const plan = WeightLoader.plan(read, (weights) =>
       make(weights, kNowhere, { ...labels, newlyInitialized: [] }),
     );
@@ -108,20 +111,24 @@ export interface CheckpointHead {
   readonly weight: string;
   /** Rows of that weight; null where the checkpoint holds none. */
   readonly labels: number | null;
+  /** What the configuration calls its labels, by id; null where it does not, or there is no head. */
+  readonly labelNames: readonly string[] | null;
 }
 
 /**
- * What head a classifier's checkpoint has, by the names and shapes of its tensors alone.
+ * What head a classifier's checkpoint has, by its configuration and the names and shapes of its tensors.
  * @throws as {@link AutoModelForSequenceClassification.fromPretrained} does before it reads weights
  */
 export async function checkpointHead(
   nameOrPath: string,
   options: FromPretrainedOptions = {},
 ): Promise<CheckpointHead> {
-  const { kind, stored } = await openClassifier(nameOrPath, options);
+  const { json, kind, stored } = await openClassifier(nameOrPath, options);
   try {
     const { shapes } = new RenamedWeights(stored, kind.rename);
-    return { weight: kind.headWeight, labels: shapes.get(kind.headWeight)?.[0] ?? null };
+    const labels = shapes.get(kind.headWeight)?.[0] ?? null;
+    const labelNames = labels === null ? null : labelNamesOf(json, labels);
+    return { weight: kind.headWeight, labels, labelNames };
   } finally {
     stored.close();
   }

@@ -1,9 +1,9 @@
 /** Loading an encoder-decoder. */
 import { join } from 'node:path';
+import { resolveModel } from '../io/hub.ts';
 import { buildOn, type FromPretrainedOptions, headIsEmbedding, kHead, settle } from './auto.ts';
 import { readConfigJson } from './config_keys.ts';
 import { HfWeights } from './hf_weights.ts';
-import { resolveModel } from './hub.ts';
 import { findFiles, openGguf, requireDevice } from './opened.ts';
 import { seq2SeqFamilyOf, seq2SeqFamilyOfGguf } from './registry.ts';
 import { RenamedWeights } from './renamed_weights.ts';

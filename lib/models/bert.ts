@@ -17,7 +17,7 @@ import {
   type Segments,
 } from './bert_layers.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
-import { type ConfigOptions, parseConfig } from './config_keys.ts';
+import { type ConfigOptions, layerCount, parseConfig } from './config_keys.ts';
 import { runLayers } from './layers.ts';
 import type { LayersKept, ModelInputs, ModelOrigin } from './model.ts';
 import { trunkNames } from './renamed_weights.ts';
@@ -37,11 +37,12 @@ export interface BertConfig extends BlockConfig {
 
 const size = z.int().positive();
 const rate = z.number().nullish(); // dropout, which is not applied
+const ignored = z.unknown().optional();
 const kShape = {
   vocab_size: size,
   hidden_size: size,
   intermediate_size: size,
-  num_hidden_layers: size,
+  num_hidden_layers: layerCount,
   num_attention_heads: size,
   max_position_embeddings: size,
   type_vocab_size: size,
@@ -53,6 +54,13 @@ const kShape = {
   attention_probs_dropout_prob: rate,
   classifier_dropout: rate,
   gradient_checkpointing: z.boolean().nullish(),
+  // Of the TensorFlow code that some files came from; the pooler has one dense layer and tanh whatever they say.
+  directionality: ignored,
+  pooler_fc_size: ignored,
+  pooler_num_attention_heads: ignored,
+  pooler_num_fc_layers: ignored,
+  pooler_size_per_head: ignored,
+  pooler_type: ignored,
 };
 
 /**

@@ -18,6 +18,11 @@ export abstract class CausalLM extends Model {
   /** The output head; tied models give their embedding. */
   abstract get head(): Head;
 
+  /** Longest sequence up to which its hidden states are the same in every batch. */
+  get steadyLength(): number {
+    return Number.POSITIVE_INFINITY;
+  }
+
   get headPaths(): readonly string[] {
     return ['lm_head'];
   }

@@ -18,15 +18,17 @@ const kHarmlessKeys = new Set(
    repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
    num_return_sequences exponential_decay_length_penalty remove_invalid_values is_encoder_decoder is_decoder
    cross_attention_hidden_size add_cross_attention tie_encoder_decoder chunk_size_feed_forward pruned_heads
-   is_llama_config cache_implementation model_type pretraining_tp unsloth_version unsloth_fixed`.split(
-    /\s+/,
-  ),
+   is_llama_config cache_implementation model_type pretraining_tp unsloth_version unsloth_fixed output_past _num_labels
+   sentence_transformers sbert_ce_default_activation_function`.split(/\s+/),
 );
 
 export interface ConfigOptions {
   /** Keys of config.json that the caller knows not to matter. */
   ignoreKeys?: readonly string[];
 }
+
+/** A number of layers. Each takes objects before the first weight is looked for, so an absurd number would take all memory. */
+export const layerCount = z.int().positive().max(4096);
 
 /** A config.json as an object. @throws FormatError */
 export async function readConfigJson(path: string): Promise<Record<string, unknown>> {
@@ -70,7 +72,7 @@ export function parseConfig<S extends z.ZodRawShape>(
   if (unknown.length > 0) {
     throw new UnsupportedError(
       `${path}: ${unknown.join(', ')} ${unknown.length > 1 ? 'are' : 'is'} not understood and may change the ` +
-        'mathematics; if you know better, pass ignoreKeys',
+        'mathematics; if you know better, pass ignoreKeys (--ignore-keys)',
     );
   }
   const known = Object.fromEntries(

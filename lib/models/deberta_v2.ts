@@ -20,7 +20,7 @@ import {
   type SelfAttention,
 } from './bert_layers.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
-import { type ConfigOptions, parseConfig, refuseValues } from './config_keys.ts';
+import { type ConfigOptions, layerCount, parseConfig, refuseValues } from './config_keys.ts';
 import { runLayers } from './layers.ts';
 import type { LayersKept, ModelInputs, ModelOrigin } from './model.ts';
 import { byRelativePosition, type DebertaBuckets, debertaBucket } from './relative_positions.ts';
@@ -52,7 +52,7 @@ const kShape = {
   vocab_size: size,
   hidden_size: size,
   intermediate_size: size,
-  num_hidden_layers: size,
+  num_hidden_layers: layerCount,
   num_attention_heads: size,
   max_position_embeddings: size,
   type_vocab_size: z.int().nonnegative().nullish(),

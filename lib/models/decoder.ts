@@ -13,7 +13,7 @@ import { configJsonOf } from './config_keys.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
 import { type GatedActivation, GatedMlp } from './mlp.ts';
 import type { LayersKept, ModelInputs, ModelOrigin } from './model.ts';
-import { RopeCache, type RopeConfig } from './rope.ts';
+import { RopeCache, type RopeConfig, steadyLength } from './rope.ts';
 import type { WeightLoader } from './weights.ts';
 
 /** What one layer's attention sees, and how its heads turn. */
@@ -151,19 +151,20 @@ export class Decoder extends Module {
 
   /** @returns (N,C) after the last norm, or its wanted rows */
   forward(inputs: ModelInputs, { keepOf }: LayersKept): Tensor {
-    const { ids, positions, cuSeqlens, lengths, length, wanted } = inputs;
+    const { ids, positions, cuSeqlens, lengths, rowOf, cuOwn, length, wanted } = inputs;
     const embedded = this.embed_tokens.forward(ids);
     return runLayers(
       this.layers,
       this.#embeddingScale === 1 ? embedded : mul(embedded, this.#embeddingScale),
       {
         shared: {
-          rows: { positions, cuSeqlens, lengths },
+          rows: { positions, cuSeqlens, lengths, rowOf, cuOwn },
           ropes: this.#ropes.map((rope) => rope.tables(length)),
         },
         last: this.norm,
         wanted,
         keep: keepOf,
+        batchRows: rowOf?.shape[0],
       },
     );
   }
@@ -222,6 +223,14 @@ export class DecoderLM extends CausalLM {
 
   get head(): Head {
     return linearHead(this.lm_head, this.config.headSoftcap);
+  }
+
+  override get steadyLength(): number {
+    return steadyLength(this.config.ropes);
+  }
+
+  protected override get sharesRows(): boolean {
+    return true;
   }
 
   configJson(): Record<string, unknown> {

@@ -42,6 +42,10 @@ class DecoderForSequenceClassification extends SequenceClassifier {
     return ['score'];
   }
 
+  protected override get sharesRows(): boolean {
+    return true;
+  }
+
   protected hidden(inputs: ModelInputs): Tensor {
     return this.model.forward(inputs, this);
   }

@@ -1,7 +1,7 @@
 /** What the configurations of decoders have in common, read from config.json (transformers 4 and 5). */
 import { z } from 'zod';
 import { FormatError } from '../errors.ts';
-import { type ConfigOptions, parseConfig, refuseValues } from './config_keys.ts';
+import { type ConfigOptions, layerCount, parseConfig, refuseValues } from './config_keys.ts';
 import type { DecoderConfig, LayerAttention } from './decoder.ts';
 import { type RopeConfig, ropeConfig } from './rope.ts';
 
@@ -15,7 +15,7 @@ const kShape = {
   vocab_size: size,
   hidden_size: size,
   intermediate_size: size,
-  num_hidden_layers: size,
+  num_hidden_layers: layerCount,
   num_attention_heads: size,
   num_key_value_heads: optionalSize,
   head_dim: optionalSize,

@@ -11,7 +11,7 @@ import { checkHeads } from './bert.ts';
 import { distilBertGguf } from './bert_gguf.ts';
 import { attendBothWays, type BlockConfig, layerNorm, type Segments } from './bert_layers.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
-import { type ConfigOptions, parseConfig } from './config_keys.ts';
+import { type ConfigOptions, layerCount, parseConfig } from './config_keys.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
 import type { ModelInputs, ModelOrigin } from './model.ts';
 import { trunkNames } from './renamed_weights.ts';
@@ -31,7 +31,7 @@ const kShape = {
   vocab_size: size,
   dim: size,
   hidden_dim: size,
-  n_layers: size,
+  n_layers: layerCount,
   n_heads: size,
   max_position_embeddings: size,
   activation: z.string().nullish(),

@@ -233,7 +233,7 @@ function refuseUnknown(file: GgufFile, table: GgufTable, ignoreKeys: readonly st
   if (unknown.length > 0) {
     throw new UnsupportedError(
       `${file.path}: ${unknown.join(', ')} not understood and may change the mathematics; if you know better, pass ` +
-        'ignoreKeys',
+        'ignoreKeys (--ignore-keys)',
     );
   }
 }

@@ -10,7 +10,7 @@ import type { Tensor } from '../tensor.ts';
 import { type Activation, activation } from './activations.ts';
 import { attend, type Rows } from './attention.ts';
 import { CausalLM, type Head, linearHead } from './causal_lm.ts';
-import { configJsonOf, parseConfig, refuseValues } from './config_keys.ts';
+import { configJsonOf, layerCount, parseConfig, refuseValues } from './config_keys.ts';
 import { flag, optionalSize, type ReadOptions, size, text } from './decoder_config.ts';
 import type { ModelFamily } from './family.ts';
 import { type GgufKeys, type GgufTable, tokenIds, vocabSize } from './gguf.ts';
@@ -122,13 +122,14 @@ class Gpt2Model extends Module {
   }
 
   forward(inputs: ModelInputs, { keepOf }: LayersKept): Tensor {
-    const { ids, positions, cuSeqlens, lengths, wanted } = inputs;
+    const { ids, positions, cuSeqlens, lengths, rowOf, cuOwn, wanted } = inputs;
     const embedded = add(this.wte.forward(ids), this.wpe.forward(positions));
     return runLayers(this.h, embedded, {
-      shared: { positions, cuSeqlens, lengths },
+      shared: { positions, cuSeqlens, lengths, rowOf, cuOwn },
       last: this.ln_f,
       wanted,
       keep: keepOf,
+      batchRows: rowOf?.shape[0],
     });
   }
 }
@@ -162,6 +163,10 @@ class Gpt2LM extends CausalLM {
     return linearHead(this.lm_head);
   }
 
+  protected override get sharesRows(): boolean {
+    return true;
+  }
+
   configJson(): Record<string, unknown> {
     const { source, tied } = this.config;
     return configJsonOf(source, { ...kModel, dtypeName: this.dtypeName, tied });
@@ -176,7 +181,7 @@ const ignored = z.unknown().optional();
 const kShape = {
   vocab_size: size,
   n_embd: size,
-  n_layer: size,
+  n_layer: layerCount,
   n_head: size,
   n_inner: optionalSize,
   n_positions: optionalSize,
@@ -198,6 +203,9 @@ const kShape = {
   summary_proj_to_labels: ignored,
   summary_type: ignored,
   summary_use_proj: ignored,
+  // Of the first GPT, left in the files of the larger models.
+  n_special: ignored,
+  predict_special_tokens: ignored,
 };
 
 function gpt2Config(json: Record<string, unknown>, options: ReadOptions): Gpt2Config {

@@ -3,15 +3,9 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { FormatError } from '../errors.ts';
 import { readSafetensorsIndex, SafetensorsFile } from '../io/index.ts';
+import { SINGLE_WEIGHTS, WEIGHTS_INDEX } from '../io/model_folder.ts';
 import type { Tensor } from '../tensor.ts';
 import type { WeightReadOptions, WeightSource } from './weights.ts';
-
-const kSingle = 'model.safetensors';
-const kIndex = 'model.safetensors.index.json';
-
-export function hasSafetensors(folder: string): boolean {
-  return [kSingle, kIndex].some((name) => existsSync(join(folder, name)));
-}
 
 export class HfWeights implements WeightSource {
   readonly shapes: ReadonlyMap<string, readonly number[]>;
@@ -38,9 +32,9 @@ export class HfWeights implements WeightSource {
    * @throws FormatError for a file that is missing or damaged, or an index that does not tell the truth
    */
   static open(folder: string, prefix: string): HfWeights {
-    const single = join(folder, kSingle);
+    const single = join(folder, SINGLE_WEIGHTS);
     if (existsSync(single)) return new HfWeights(single, [SafetensorsFile.open(single)], prefix);
-    const indexPath = join(folder, kIndex);
+    const indexPath = join(folder, WEIGHTS_INDEX);
     const index = readSafetensorsIndex(indexPath);
     const opened = new Map<string, SafetensorsFile>();
     try {

@@ -17,7 +17,6 @@ export { DebertaV2ForSequenceClassification } from './deberta_v2.ts';
 export { type DecoderConfig, DecoderLM, type LayerAttention } from './decoder.ts';
 export { demoCheckpoint } from './demo_checkpoint.ts';
 export { DistilBertForSequenceClassification } from './distilbert.ts';
-export { type ResolveOptions, resolveModel } from './hub.ts';
 export type { LayerKeep } from './layers.ts';
 export { type ForwardOptions, Model, type ModelBatch, type ModelOrigin } from './model.ts';
 export { RobertaForSequenceClassification } from './roberta.ts';

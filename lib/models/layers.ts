@@ -44,6 +44,8 @@ export interface LayerRun<Shared> {
   readonly wanted: Tensor | null;
   /** What layer i keeps of a batch of so many rows. */
   readonly keep: (layer: number, rows: number) => LayerKeep;
+  /** Rows of the batch, where fewer are computed: attention keeps something of each. Default: those of `embedded`. */
+  readonly batchRows?: number | undefined;
 }
 
 /** The residual sum, and what the next branch reads of it; null where the next branch takes its norm itself. */
@@ -60,10 +62,11 @@ interface State {
 export function runLayers<Shared>(
   layers: readonly Layer<Shared>[],
   embedded: Tensor,
-  { shared, last, wanted, keep }: LayerRun<Shared>,
+  { shared, last, wanted, keep, batchRows }: LayerRun<Shared>,
 ): Tensor {
   let state: State = { stream: embedded, x: null };
-  const kept = layers.map((_, i) => keep(i, embedded.shape[0] as number));
+  const rows = batchRows ?? (embedded.shape[0] as number);
+  const kept = layers.map((_, i) => keep(i, rows));
   for (const [i, layer] of layers.entries()) {
     const following = layers[i + 1];
     const reads = { shared, wanted: following === undefined ? wanted : null };

@@ -14,6 +14,7 @@ const kKeys = {
   rope_interleaved: flag,
   attention_bias: flag,
   mlp_bias: flag,
+  max_sequence_length: z.unknown().optional(), // of the data; max_position_embeddings holds
   // What GGUF files alone can say.
   gguf_output_bias: flag,
   gguf_rope_factors: z.array(z.number()).nullish(),

@@ -7,6 +7,7 @@ import { ArgumentError } from '../errors.ts';
 import { Module } from '../nn/index.ts';
 import { type DType, scope, type Tensor, tensor } from '../tensor.ts';
 import type { LayerKeep } from './layers.ts';
+import { sharedRows } from './shared_rows.ts';
 
 /** Segments one after the other: N rows, B segments. See `collate`. */
 export interface ModelBatch {
@@ -28,15 +29,19 @@ export interface ModelOrigin {
   readonly dtype: DType;
 }
 
-/** A batch as tensors. */
+/** A batch as tensors: N rows, of which R are computed; all of them, unless some are the same (`Model.sharePrefixes`). */
 export interface ModelInputs {
-  readonly ids: Tensor; // (N) i32
+  readonly ids: Tensor; // (R) i32
   /** From `firstPosition` on. */
-  readonly positions: Tensor; // (N) i32
+  readonly positions: Tensor; // (R) i32
   readonly cuSeqlens: Tensor; // (B+1) i32
   readonly lengths: Tensor | null; // (B) i32
-  readonly tokenTypes: Tensor | null; // (N) i32
-  /** Rows whose hidden states are asked for, in their order; null: all. */
+  readonly tokenTypes: Tensor | null; // (R) i32
+  /** Of each row the computed one that it is; null: each is its own. */
+  readonly rowOf: Tensor | null; // (N) i32
+  /** First computed row of each segment's own, which are its last ones, and R; null with `rowOf`. */
+  readonly cuOwn: Tensor | null; // (B+1) i32
+  /** Computed rows whose hidden states are asked for, in their order; null: all. */
   readonly wanted: Tensor | null; // (M) i32
   /** Rows of the longest segment: its largest position + 1, as the batch counts. */
   readonly length: number;
@@ -49,6 +54,8 @@ export interface ForwardOptions {
    * done for these alone. Default: all.
    */
   readonly rows?: Int32Array | readonly number[] | undefined; // (M)
+  /** Whether rows that are the same may be computed once. Default: `Model.sharePrefixes`. */
+  readonly sharePrefixes?: boolean | undefined;
 }
 
 /** What the layers of one forward keep for its backward. */
@@ -79,6 +86,14 @@ export abstract class Model extends Module {
    * the losses are the same, the gradients but for rounding. Default: `lean`.
    */
   layerKeep: (layer: number, rows: number) => LayerKeep = () => 'lean';
+  /**
+   * Compute rows once that are the same in several segments of a batch, since these begin with the same tokens and a causal
+   * model's rows depend on nothing else. The same results but for rounding. Not done where it saves less than a 32nd of the
+   * rows, nor in passes that drop inputs at random. Default true; of no meaning to an encoder.
+   */
+  sharePrefixes = true;
+  /** Set for passes that drop inputs at random, in which no two rows are the same. */
+  dropsInputs = false;
   abstract readonly modelType: string;
   abstract readonly vocabSize: number;
   #device: string | undefined;
@@ -122,6 +137,11 @@ export abstract class Model extends Module {
     return 0;
   }
 
+  /** Whether a row depends on rows before it alone, and hidden() heeds `rowOf` and `cuOwn`. */
+  protected get sharesRows(): boolean {
+    return false;
+  }
+
   /** Kinds of token that the embedding tells apart; 0: the model does not look at tokenTypeIds. */
   protected get tokenTypeCount(): number {
     return 0;
@@ -148,11 +168,18 @@ export abstract class Model extends Module {
   }
 
   /** The checks of forward(), and the batch as tensors: the caller's to dispose. @throws as forward() */
-  prepare(batch: ModelBatch, options: ForwardOptions = {}): ModelInputs {
+  prepare(
+    batch: ModelBatch,
+    { rows, sharePrefixes = this.sharePrefixes }: ForwardOptions = {},
+  ): ModelInputs {
     checkBatch(batch, this.vocabSize);
     checkTokenTypes(batch, this.modelType, this.tokenTypeCount);
     const inputs = withDevice(this.device, () =>
-      modelInputs(batch, { ...options, firstPosition: this.firstPosition }),
+      modelInputs(batch, {
+        rows,
+        firstPosition: this.firstPosition,
+        sharePrefixes: sharePrefixes && this.sharesRows && !this.dropsInputs,
+      }),
     );
     this.checkLength(inputs.length);
     return inputs;
@@ -183,31 +210,45 @@ export function checkLength(modelType: string, length: number, maxPositions: num
   );
 }
 
+/** Options of {@link modelInputs}. */
+interface InputOptions extends ForwardOptions {
+  /** Default 0. */
+  readonly firstPosition?: number;
+}
+
 export function modelInputs(
   batch: ModelBatch,
-  { rows, firstPosition = 0 }: ForwardOptions & { firstPosition?: number } = {},
+  { rows, firstPosition = 0, sharePrefixes = false }: InputOptions = {},
 ): ModelInputs {
   const { inputIds, positions, cuSeqlens, lengths, tokenTypeIds } = batch;
+  const shared = sharePrefixes ? sharedRows(batch) : null;
+  const computed = (all: Int32Array): Int32Array =>
+    shared === null ? all : shared.firstOf.map((row) => all[row] as number);
+  const wanted = rows === undefined ? null : wantedRows(rows, inputIds.length);
+  const chosen =
+    shared === null ? wanted : (wanted?.map((row) => shared.rowOf[row] as number) ?? shared.rowOf);
   return {
-    ids: tensor(inputIds),
-    positions: tensor(positions.map((position) => position + firstPosition)),
+    ids: tensor(computed(inputIds)),
+    positions: tensor(computed(positions).map((position) => position + firstPosition)),
     cuSeqlens: tensor(cuSeqlens),
     lengths: lengths === undefined ? null : tensor(lengths),
-    tokenTypes: tokenTypeIds === undefined ? null : tensor(tokenTypeIds),
-    wanted: rows === undefined ? null : wantedRows(rows, inputIds.length),
+    tokenTypes: tokenTypeIds === undefined ? null : tensor(computed(tokenTypeIds)),
+    rowOf: shared && tensor(shared.rowOf),
+    cuOwn: shared && tensor(shared.cuOwn),
+    wanted: chosen && tensor(chosen),
     length: positions.reduce((most, position) => Math.max(most, position), 0) + 1,
   };
 }
 
-/** The rows as a tensor; null for all of them in order. */
-function wantedRows(rows: Int32Array | readonly number[], count: number): Tensor | null {
+/** The rows; null for all of them in order. */
+function wantedRows(rows: Int32Array | readonly number[], count: number): Int32Array | null {
   if (rows.length === 0) refuse('no rows are wanted');
   rows.forEach((row, i) => {
     if (Number.isInteger(row) && row >= 0 && row < count) return;
     refuse(`rows[${i}] = ${row} is not a row of the batch of ${count}`);
   });
   const all = rows.length === count && rows.every((row, i) => row === i);
-  return all ? null : tensor(Int32Array.from(rows));
+  return all ? null : Int32Array.from(rows);
 }
 
 function refuse(what: string): never {

@@ -5,9 +5,9 @@ import { join } from 'node:path';
 import { withDevice } from '../device.ts';
 import { FormatError } from '../errors.ts';
 import { GgufFile } from '../io/index.ts';
+import { isModelFolder } from '../io/model_folder.ts';
 import type { ConfigOptions } from './config_keys.ts';
 import { type GgufTable, readGguf } from './gguf.ts';
-import { hasSafetensors } from './hf_weights.ts';
 import type { WeightSource } from './weights.ts';
 
 /** What a model is read from: a folder with config.json and safetensors, or a GGUF file. */
@@ -24,7 +24,7 @@ export async function findFiles(path: string): Promise<FoundFiles> {
     throw new FormatError(`${path}: is neither a model folder nor a .gguf file`, { path });
   }
   const names = (await readdir(path)).sort();
-  if (names.includes('config.json') && hasSafetensors(path)) return { path, gguf: false };
+  if (isModelFolder(names)) return { path, gguf: false };
   const ggufs = names.filter((name) => name.endsWith('.gguf'));
   if (ggufs.length === 1) return { path: join(path, ggufs[0] as string), gguf: true };
   const reason =

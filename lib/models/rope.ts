@@ -234,6 +234,14 @@ function yarnFrequencies(plain: Float64Array, config: RopeConfig & { type: 'yarn
   });
 }
 
+/** Longest sequence up to which no row depends on the others in its batch; see `dynamic` in {@link ropeFrequencies}. */
+export function steadyLength(ropes: readonly RopeConfig[]): number {
+  return ropes.reduce(
+    (least, rope) => (rope.type === 'dynamic' ? Math.min(least, rope.maxPositions) : least),
+    Number.POSITIVE_INFINITY,
+  );
+}
+
 /** Tables that grow with the longest position seen; shared by the layers of a model. */
 export class RopeCache {
   #tables: RopeTables | null = null;

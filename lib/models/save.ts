@@ -1,9 +1,10 @@
 /** Writing a model as a Hugging Face folder: config.json, model.safetensors, and the tokenizer's files from its source. */
 import { existsSync, statSync } from 'node:fs';
-import { copyFile, mkdir } from 'node:fs/promises';
+import { mkdir, readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { writeFileAtomic } from '../io/files.ts';
 import { SafetensorsWriter, type TensorSpec } from '../io/index.ts';
+import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
 import { Conv1D } from '../nn/index.ts';
 import { contiguous, transpose } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
@@ -18,21 +19,6 @@ export interface SaveModelOptions {
    */
   replace?: (name: string, weight: Tensor) => Tensor | null;
 }
-
-/** Files beside the weights that go with the vocabulary. */
-const kCompanions = [
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'chat_template.jinja',
-  'generation_config.json',
-  'vocab.txt',
-  'vocab.json',
-  'merges.txt',
-  'spiece.model',
-  'tokenizer.model',
-  'added_tokens.json',
-];
 
 /**
  * Writes a model in its own dtype; the weights appear whole or not at all. At most one replaced tensor is alive at a time.
@@ -53,7 +39,7 @@ export async function saveModel(
   );
   const config = `${JSON.stringify(model.configJson(), null, 2)}\n`;
   await mkdir(folder, { recursive: true });
-  const writer = new SafetensorsWriter(join(folder, 'model.safetensors'), specs, { format: 'pt' });
+  const writer = new SafetensorsWriter(join(folder, SINGLE_WEIGHTS), specs, { format: 'pt' });
   try {
     for (const [name, weight] of parameters) {
       const replacement = replace?.(name, weight) ?? null;
@@ -84,7 +70,8 @@ function transposedWeights(model: Model): ReadonlySet<Tensor> {
 
 async function copyCompanions(from: string, to: string): Promise<void> {
   if (!existsSync(from) || !statSync(from).isDirectory() || resolve(from) === resolve(to)) return;
-  for (const name of kCompanions) {
-    if (existsSync(join(from, name))) await copyFile(join(from, name), join(to, name));
+  for (const name of COMPANIONS) {
+    if (!existsSync(join(from, name))) continue;
+    await writeFileAtomic(join(to, name), await readFile(join(from, name)));
   }
 }

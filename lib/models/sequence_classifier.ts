@@ -29,6 +29,8 @@ export interface Labels {
 export interface HeadOrigin extends Labels {
   /** Tensors that the checkpoint does not hold and that were drawn anew: they need training. */
   readonly newlyInitialized: readonly string[];
+  /** By id; left out or null: they have none. */
+  readonly labelNames?: readonly string[] | null;
 }
 
 /** A model with a classification or regression head; see the head of the file. */
@@ -36,12 +38,18 @@ export abstract class SequenceClassifier extends Model implements HeadOrigin {
   readonly numLabels: number;
   readonly problemType: ProblemType;
   readonly newlyInitialized: readonly string[];
+  /**
+   * What the outputs stand for, by id: in the words of the checkpoint whose head it is, or of the caller; null where neither
+   * names them. Labelled data is made with these (`labelNames: model.labelNames`), so that its ids are the head's.
+   */
+  readonly labelNames: readonly string[] | null;
 
-  constructor(origin: ModelOrigin, { numLabels, problemType, newlyInitialized }: HeadOrigin) {
+  constructor(origin: ModelOrigin, head: HeadOrigin) {
     super(origin);
-    this.numLabels = numLabels;
-    this.problemType = problemType;
-    this.newlyInitialized = newlyInitialized;
+    this.numLabels = head.numLabels;
+    this.problemType = head.problemType;
+    this.newlyInitialized = head.newlyInitialized;
+    this.labelNames = head.labelNames ?? null;
   }
 
   get taskType(): 'SEQ_CLS' {
@@ -94,19 +102,23 @@ export abstract class SequenceClassifier extends Model implements HeadOrigin {
     return Object.fromEntries(Object.entries(json).sort(([a], [b]) => (a < b ? -1 : 1)));
   }
 
-  /** `json` with the labels that this model has. */
+  /** `json` with the labels that this model has: those of a head it no longer has would be others' names. */
   #withLabels(json: Readonly<Record<string, unknown>>): Record<string, unknown> {
-    const { num_labels: _, torch_dtype: __, id2label, label2id, ...rest } = json;
-    const named = id2label !== undefined && labelCountOf(json) === this.numLabels;
-    const names = Array.from({ length: this.numLabels }, (___, i) => `LABEL_${i}`);
+    const names = this.labelNames ?? Array.from({ length: this.numLabels }, (_, i) => madeUp(i));
     return {
-      ...rest,
-      id2label: named ? id2label : { ...names },
-      label2id: named ? label2id : Object.fromEntries(names.map((name, i) => [name, i])),
+      ...Object.fromEntries(Object.entries(json).filter(([key]) => !kReplaced.has(key))),
+      id2label: { ...names },
+      label2id: Object.fromEntries(names.map((name, i) => [name, i])),
       problem_type: this.problemType,
     };
   }
 }
+
+/** Keys of a source that the model's own labels and dtype stand for. */
+const kReplaced = new Set(['num_labels', 'id2label', 'label2id', 'torch_dtype']);
+
+/** transformers' name of a label that has none. */
+const madeUp = (id: number): string => `LABEL_${id}`;
 
 /** cuSeqlens, when every segment has a row. @throws ArgumentError */
 export function refuseEmpty(cuSeqlens: Int32Array, lengths?: Int32Array): Int32Array {
@@ -124,6 +136,11 @@ export interface LabelOptions {
    * in the checkpoint must have this many.
    */
   numLabels?: number;
+  /**
+   * By id, for `labelNames` of the model and config.json of what is saved of it. Left out or null: the configuration's, if the
+   * head is the checkpoint's.
+   */
+  labelNames?: readonly string[] | null;
   /** Left out: the configuration's word, else regression for one output and one class of several for more. */
   problemType?: ProblemType;
 }
@@ -135,20 +152,42 @@ export interface LabelOptions {
  */
 export function resolveLabels(
   json: Readonly<Record<string, unknown>>,
-  { numLabels, problemType }: LabelOptions,
+  { numLabels, labelNames = null, problemType }: LabelOptions,
   { path, head }: { path: string; head: { name: string; rows: number } | null },
-): Labels {
+): Labels & Required<Pick<HeadOrigin, 'labelNames'>> {
   if (numLabels !== undefined && (!Number.isInteger(numLabels) || numLabels < 1)) {
     throw new ArgumentError(`numLabels must be a whole number from 1 on, got ${numLabels}`);
   }
-  if (numLabels !== undefined && head !== null && head.rows !== numLabels) {
+  const asked = numLabels ?? labelNames?.length;
+  if (labelNames !== null && labelNames.length !== asked) {
     throw new ArgumentError(
-      `${path}: the head in the checkpoint (${head.name}) has ${head.rows} labels, numLabels asks for ${numLabels}: ` +
+      `numLabels is ${numLabels}, but ${labelNames.length} labelNames are given (${labelNames.join(', ')})`,
+    );
+  }
+  if (asked !== undefined && head !== null && head.rows !== asked) {
+    throw new ArgumentError(
+      `${path}: the head in the checkpoint (${head.name}) has ${head.rows} labels, numLabels asks for ${asked}: ` +
         'leave numLabels out, or draw another head with newHead: true (--new-head)',
     );
   }
-  const count = numLabels ?? head?.rows ?? labelCountOf(json) ?? 2;
-  return { numLabels: count, problemType: resolveProblem(json, { problemType, count, path }) };
+  const count = asked ?? head?.rows ?? labelCountOf(json) ?? 2;
+  return {
+    numLabels: count,
+    problemType: resolveProblem(json, { problemType, count, path }),
+    labelNames: labelNames ?? (head === null ? null : labelNamesOf(json, count)),
+  };
+}
+
+/** What a configuration calls so many labels, by id; null where it has no names but those that transformers makes up. */
+export function labelNamesOf(
+  json: Readonly<Record<string, unknown>>,
+  count: number,
+): readonly string[] | null {
+  if (labelCountOf(json) !== count) return null;
+  const byId = (json.id2label ?? {}) as Readonly<Record<number, unknown>>;
+  const names = Array.from({ length: count }, (_, id) => byId[id]);
+  if (!names.every((name) => typeof name === 'string')) return null;
+  return names.every((name, id) => name === madeUp(id)) ? null : names;
 }
 
 function resolveProblem(

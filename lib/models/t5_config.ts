@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { FormatError } from '../errors.ts';
 import type { RmsNormOptions } from '../ops/index.ts';
 import { type Activation, activation } from './activations.ts';
-import { type ConfigOptions, parseConfig, refuseValues } from './config_keys.ts';
+import { type ConfigOptions, layerCount, parseConfig, refuseValues } from './config_keys.ts';
 
 /** What of a t5 configuration the mathematics needs. */
 export interface T5Config {
@@ -33,8 +33,8 @@ const kShape = {
   d_model: size,
   d_kv: size,
   d_ff: size,
-  num_layers: size,
-  num_decoder_layers: size.nullish(),
+  num_layers: layerCount,
+  num_decoder_layers: layerCount.nullish(),
   num_heads: size,
   relative_attention_num_buckets: size.nullish(),
   relative_attention_max_distance: size.nullish(),
@@ -49,7 +49,6 @@ const kShape = {
   classifier_dropout: ignored,
   initializer_factor: ignored,
   n_positions: ignored,
-  output_past: ignored,
 };
 
 /** @throws FormatError for values that are missing or wrong, UnsupportedError for what is not computed */

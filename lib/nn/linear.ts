@@ -81,8 +81,8 @@ function forwardAll(x: Tensor, linears: readonly Linear[]): Tensor[] {
 function runningOf({ weight, bias: own, adapter }: Linear): Running {
   const update = adapter?.update() ?? null;
   if (update === null) return { operands: { weight, bias: own }, update, bias: own };
-  const { a, b, scale, frozen, outputScale } = update;
-  const lowRank: LowRank[] = [{ a, b, scale }];
+  const { a, b, scale, isChange = false, frozen, outputScale } = update;
+  const lowRank: LowRank[] = [{ a, b, scale, isChange }];
   if (frozen) lowRank.push({ ...frozen, scale: -scale });
   const bias = update.bias ? addBias(own, update.bias, weight.dtype) : own;
   return { operands: { weight, bias: outputScale ? null : bias, lowRank }, update, bias };

@@ -4,13 +4,13 @@ import { ArgumentError } from '../errors.ts';
 import { native } from '../native.ts';
 import { Tensor, tensor, unscoped } from '../tensor.ts';
 
-/** x = source, converted to x's dtype. x may be a view. */
+/** x = source, converted to x's dtype. x may be a view, but none that repeats values (expand); source may overlap it. */
 export function copy_(x: Tensor, source: Tensor): Tensor {
   native.copyInPlace(x.handle, source.handle);
   return x;
 }
 
-/** x = value. x may be a view. */
+/** x = value. x may be a view, but none that repeats values (expand). */
 export function fill_(x: Tensor, value: number): Tensor {
   native.fillInPlace(x.handle, value);
   return x;

@@ -1,5 +1,5 @@
 // Matrix decompositions. They are computed in f64 and rounded once: f32 would drown singular values below 3e-4 of
-// the largest wherever a Gram matrix is involved. randomizedSvd alone has a quicker way for weights (docs/performance.md).
+// the largest wherever a Gram matrix is involved. randomizedSvd alone has a quicker way for weights (docs/performance-log.md).
 import { ArgumentError } from '../errors.ts';
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
@@ -55,8 +55,8 @@ export function singularValues(a: Tensor): Tensor {
 /** How {@link randomizedSvd} and {@link randomizedSvds} look for the factors. */
 export interface SvdSearch {
   /**
-   * Power iterations (what is captured is no less than they would), or 'converged' (default): a block Krylov method until ||A - U S Vt||_F is within
-   * optimum * (1 + 1e-5) + 1e-6 ||A||_F.
+   * Power iterations, at most 1000 (what is captured is no less than they would), or 'converged' (default): a block
+   * Krylov method until ||A - U S Vt||_F is within optimum * (1 + 1e-5) + 1e-6 ||A||_F.
    */
   niter?: number | 'converged';
   /** Columns beyond the rank. Default 10. */

@@ -34,6 +34,12 @@ export interface LowRank {
   b: Tensor;
   /** Default 1. A negative scale takes a frozen pair out again (PiSSA: W + s (B A - B0 A0)). */
   scale?: number;
+  /**
+   * The part as it stands is a change of the linear, as LoRA's is, and no difference of large terms, as that of an exported PiSSA
+   * pair: beside bf16 the CPU then takes x a^T and b as one bf16 a value instead of two, which loses 2^-9 of the change.
+   * Default false.
+   */
+  isChange?: boolean;
 }
 
 /** One linear of a group. */
@@ -66,13 +72,13 @@ export function linearGroup(
   { adapterInput = null }: LinearOptions = {},
 ): Tensor[] {
   const parts = linears.flatMap(({ lowRank = [] }, linear) =>
-    lowRank.map(({ a, b, scale = 1 }) => {
+    lowRank.map(({ a, b, scale = 1, isChange = false }) => {
       if (!Number.isFinite(scale)) {
         throw new ArgumentError(
           `linear: the scale of a low-rank part must be finite, got ${scale}`,
         );
       }
-      return { a: a.handle, b: b.handle, scale, linear };
+      return { a: a.handle, b: b.handle, scale, linear, isChange: Number(isChange) };
     }),
   );
   return native
@@ -85,6 +91,7 @@ export function linearGroup(
       parts.map(({ b }) => b),
       parts.map(({ scale }) => scale),
       parts.map(({ linear }) => linear),
+      parts.map(({ isChange }) => isChange),
     )
     .map((handle) => new Tensor(handle));
 }

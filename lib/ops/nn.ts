@@ -54,6 +54,11 @@ export function rope(x: Tensor, { cos, sin }: RopeTables, positions: Tensor): Te
 export interface AttentionOptions {
   /** (B+1) i32, rising from 0 to N: rows [cuSeqlens[b], cuSeqlens[b+1]) are one sequence. */
   cuSeqlens: Tensor;
+  /**
+   * (B+1) i32, rising from 0 to M: q has rows for the last rows of each sequence alone, [cuQueries[b], cuQueries[b+1]) of
+   * them, no more than the sequence has. Default: all.
+   */
+  cuQueries?: Tensor | null;
   /** (B) i32: rows of each segment that are not padding; the rest get zeros and give no gradient. Default: all. */
   lengths?: Tensor | null;
   /** A row sees no later row of its sequence. Default true. */
@@ -70,10 +75,10 @@ export interface AttentionOptions {
  * Attention by sequence and head: softmax(scale * q k^T + mask) v, in tiles with an online softmax (FlashAttention,
  * Dao et al. 2022), so no matrix of scores is ever kept. H must be a multiple of Hkv: query head h reads key and value
  * head floor(h * Hkv / H). Deterministic for a given number of threads.
- * @param q (N, H, D), any float dtype; q, k and v may be row-strided slices of one fused product, used in place
- * @param k (N, Hkv, D), of q's dtype
+ * @param q (M, H, D), any float dtype; q, k and v may be row-strided slices of one fused product, used in place
+ * @param k (N, Hkv, D), of q's dtype; without cuQueries M is N
  * @param v like k
- * @returns (N, H, D); bad cuSeqlens or lengths are a NativeError at the next read
+ * @returns (M, H, D); bad cuSeqlens, cuQueries or lengths are a NativeError at the next read
  */
 export function attention(
   q: Tensor,
@@ -81,6 +86,7 @@ export function attention(
   v: Tensor,
   {
     cuSeqlens,
+    cuQueries = null,
     lengths = null,
     causal = true,
     window = 0,
@@ -94,6 +100,7 @@ export function attention(
       k.handle,
       v.handle,
       cuSeqlens.handle,
+      cuQueries?.handle ?? null,
       lengths?.handle ?? null,
       scale,
       softcap,

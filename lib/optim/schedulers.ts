@@ -107,6 +107,9 @@ function polynomialFactor(input: FactorInput): Factor {
 
 function inverseSqrtFactor({ warmup, options }: FactorInput): Factor {
   const timescale = options.timescale ?? (warmup > 0 ? warmup : kInverseSqrtTimescale);
+  if (!(timescale > 0)) {
+    throw new ArgumentError(`inverse_sqrt: timescale must be a number > 0, got ${timescale}`);
+  }
   return (step) =>
     step < warmup ? ramp(step, warmup) : 1 / Math.sqrt((step + timescale - warmup) / timescale);
 }
@@ -183,7 +186,7 @@ export const SCHEDULER_NAMES: readonly string[] = Object.keys(kSchedulers);
  * The schedule as a function of the step: `rate(s)` is the rate of step `s`, `s = 0` first.
  *
  * Formulas: transformers `optimization.py`; `polynomial` at a warm-up as long as the run (0/0 there) gives its end rate.
- * @throws ArgumentError on an unknown name or an option out of range.
+ * @throws ArgumentError on an unknown name or an option out of range; `rate(s)` where it is negative or not finite
  */
 export function learningRateSchedule(input: ScheduleInput): (step: number) => number {
   const { scheduler, total, warmup, learningRate, options = {} } = input;
@@ -207,7 +210,13 @@ export function learningRateSchedule(input: ScheduleInput): (step: number) => nu
     );
   }
   const factor = make({ total, warmup, learningRate, options });
-  return (step) => learningRate * factor(step);
+  return (step) => {
+    const rate = learningRate * factor(step);
+    if (rate >= 0 && Number.isFinite(rate)) return rate;
+    throw new ArgumentError(
+      `learningRateSchedule: the options of ${scheduler} give step ${step} of ${total} the rate ${rate}`,
+    );
+  };
 }
 
 /**

@@ -5,6 +5,7 @@
  * Truncation and padding that a tokenizer.json switches on are not applied: lengths are the data pipeline's affair.
  */
 import { ArgumentError, FormatError } from '../errors.ts';
+import { type ResolveOptions, resolveTokenizer } from '../io/hub.ts';
 import { bytesOfToken } from './byte_level.ts';
 import {
   type ChatMessage,
@@ -171,11 +172,15 @@ export class Tokenizer {
 
   /**
    * From a model: a Hugging Face folder (tokenizer.json with, where they exist, tokenizer_config.json, special_tokens_map.json
-   * and chat_template.jinja), a GGUF file, or a folder that holds one. A tokenizer.json beside a GGUF file goes first.
-   * @throws FormatError naming the file that is missing or damaged
+   * and chat_template.jinja), a GGUF file, a folder that holds one, or an id on the Hub, of which a repository with a
+   * tokenizer.json gives no weights, one without it its GGUF file. A tokenizer.json beside a GGUF file goes first.
+   * @throws FormatError naming the file that is missing or damaged; ArgumentError, NativeError as resolveModel does
    */
-  static async fromPretrained(path: string): Promise<Tokenizer> {
-    const files = await readTokenizerFiles(path);
+  static async fromPretrained(
+    nameOrPath: string,
+    options: ResolveOptions = {},
+  ): Promise<Tokenizer> {
+    const files = await readTokenizerFiles(await resolveTokenizer(nameOrPath, options));
     if (files.tokenizerJson === null)
       return within(files.path, () => Tokenizer.fromGguf(files.metadata));
     const { tokenizerJson, tokenizerConfig } = files;

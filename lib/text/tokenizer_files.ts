@@ -1,7 +1,10 @@
 /** The files that a model's tokenizer is made of, wherever the model keeps them. */
-import { mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { mkdir, readdir, readFile, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { ArgumentError, FormatError } from '../errors.ts';
+import { writeFileAtomic } from '../io/files.ts';
+import { isModelFolder } from '../io/model_folder.ts';
 import { type GgufMetadata, ggufTokenizerConfig, type TokenizerParts } from './gguf_vocabulary.ts';
 
 type Json = Record<string, unknown>;
@@ -35,7 +38,7 @@ export async function readTokenizerFiles(model: string): Promise<TokenizerFiles>
   return { path, tokenizerJson, tokenizerConfig };
 }
 
-/** The GGUF file that `model` is, or the only one in it; null if there is none. */
+/** The GGUF file that `model` is, or the only one in it; null if there is none, or the folder is a model without it. */
 async function findGguf(model: string): Promise<string | null> {
   const info = await stat(model).catch(() => null);
   if (info === null) throw noSuchFile(model);
@@ -43,13 +46,15 @@ async function findGguf(model: string): Promise<string | null> {
     if (model.endsWith('.gguf')) return model;
     throw new ArgumentError(`tokenizer: ${model} is neither a folder nor a .gguf file`);
   }
-  const names = (await readdir(model)).filter((name) => name.endsWith('.gguf')).sort();
-  if (names.length > 1) {
+  const names = await readdir(model);
+  if (isModelFolder(names)) return null;
+  const ggufs = names.filter((name) => name.endsWith('.gguf')).sort();
+  if (ggufs.length > 1) {
     throw new ArgumentError(
-      `tokenizer: ${model} holds several GGUF files (${names.join(', ')}); name one`,
+      `tokenizer: ${model} holds several GGUF files (${ggufs.join(', ')}); name one`,
     );
   }
-  return names[0] === undefined ? null : join(model, names[0]);
+  return ggufs[0] === undefined ? null : join(model, ggufs[0]);
 }
 
 async function readGgufMetadata(path: string): Promise<GgufMetadata> {
@@ -105,10 +110,8 @@ export async function writeTokenizerFiles(folder: string, parts: TokenizerParts)
   const files = { 'tokenizer.json': tokenizerJson, 'tokenizer_config.json': tokenizerConfig };
   await mkdir(folder, { recursive: true });
   for (const [name, content] of Object.entries(files)) {
-    const text = `${JSON.stringify(content, null, 2)}\n`;
-    await writeFile(join(folder, name), text, { flag: 'wx' }).catch((error) => {
-      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
-    });
+    const path = join(folder, name);
+    if (!existsSync(path)) await writeFileAtomic(path, `${JSON.stringify(content, null, 2)}\n`);
   }
 }
 

@@ -27,6 +27,8 @@ export interface CheckpointState {
   readonly identity: Identity;
   /** Steps that moved each parameter, by its name. */
   readonly optimizerSteps: Readonly<Record<string, number>>;
+  /** The evaluation at this step was stopped: a resumed run begins with it. */
+  readonly owesEvaluation?: boolean;
 }
 
 export interface Checkpoint {
@@ -39,7 +41,10 @@ const kName = /^step-(\d+)$/;
 const kState = 'state.json';
 const kTensors = 'state.safetensors';
 
-/** Writes a checkpoint and removes the oldest ones beyond `keep`. Returns its path. */
+/**
+ * Writes a checkpoint and removes the oldest ones beyond `keep`. Later ones do not count: they were passed over as damaged, and
+ * the run comes to them again. Returns its path.
+ */
 export async function saveCheckpoint(
   folder: string,
   checkpoint: { state: CheckpointState; tensors: Readonly<Record<string, Tensor>> },
@@ -51,7 +56,9 @@ export async function saveCheckpoint(
     const text = `${JSON.stringify(checkpoint.state, null, 2)}\n`;
     await writeFileAtomic(join(temporary, kState), text);
   });
-  for (const { name } of (await listCheckpoints(folder)).slice(keep)) {
+  const { step } = checkpoint.state;
+  const upToHere = (await listCheckpoints(folder)).filter((other) => other.step <= step);
+  for (const { name } of upToHere.slice(keep)) {
     await rm(join(folder, name), { recursive: true, force: true });
   }
   return path;

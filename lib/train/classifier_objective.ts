@@ -81,9 +81,11 @@ export class ClassifierObjective implements Objective<SequenceClassifier, Labell
     },
   ): Promise<void> {
     const { batch, index, teacher, weights, terms } = micro;
-    tuned.trainingPass({ step, microBatch: index });
-    const logits = withPhase('forward', () => classifierLogits(tuned.model, batch));
+    let made: Tensor | null = null;
     try {
+      tuned.trainingPass({ step, microBatch: index });
+      const logits = withPhase('forward', () => classifierLogits(tuned.model, batch));
+      made = logits;
       await yieldToEventLoop();
       scope(() => {
         const result = withPhase('losses', () =>
@@ -100,7 +102,7 @@ export class ClassifierObjective implements Objective<SequenceClassifier, Labell
       });
     } finally {
       tuned.trainingPass(null);
-      logits.dispose();
+      made?.dispose();
     }
     await synchronize();
   }
@@ -126,7 +128,8 @@ export class ClassifierObjective implements Objective<SequenceClassifier, Labell
       rows += batch.indices.length;
     }
     const several = problemType === 'multi_label_classification';
-    return { mean: sum / rows, outcomes: several ? 2 ** numLabels : numLabels };
+    // 2^D outcomes of D decisions: by their logarithm, since their number may be no number.
+    return { mean: sum / rows, most: several ? numLabels * Math.LN2 : Math.log(numLabels) };
   }
 }
 

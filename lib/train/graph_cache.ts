@@ -42,6 +42,11 @@ export class GraphCache {
     return this.#entries.size;
   }
 
+  /** Whether the next run of a key launches a graph. */
+  holds(key: string): boolean {
+    return this.#entries.has(key);
+  }
+
   /**
    * body(inputs), by whichever way. Takes the inputs over.
    * @param key all that the ops which `body` enqueues depend on, see shapesOf

@@ -33,7 +33,7 @@ export interface HeadWarmUpOptions {
   weightDecay?: number;
   /** Examples of a step. Default 64. */
   batchSize?: number;
-  /** Of the order of the examples. Default 0. */
+  /** Of the order of the examples. Default 42. */
   seed?: number;
   signal?: AbortSignal;
 }
@@ -198,7 +198,7 @@ function probeLoss(
 }
 
 function checked(options: HeadWarmUpOptions) {
-  const { epochs = 20, learningRate = 5e-3, weightDecay = 0, batchSize = 64, seed = 0 } = options;
+  const { epochs = 20, learningRate = 5e-3, weightDecay = 0, batchSize = 64, seed = 42 } = options;
   for (const [name, value, whole] of [
     ['epochs', epochs, true],
     ['batchSize', batchSize, true],

@@ -19,7 +19,8 @@ export async function identityOf(
   options: ResolvedOptions,
   plan: RunPlan,
 ): Promise<Identity> {
-  const { cacheTeacher, memoryBudget } = options.resources;
+  const { cacheTeacher, memoryBudget, captureGraphs } = options.resources;
+  const sharesPrefixes = input.tuned.model.sharePrefixes && !captureGraphs;
   const bytes = typeof memoryBudget === 'number';
   return {
     ...options.optimization,
@@ -31,6 +32,7 @@ export async function identityOf(
     baseModel: await baseModel(input.tuned, plan.baseParameters),
     ...(memoryBudget !== null && { memoryBudget: bytes ? 'bytes' : memoryBudget }),
     ...(cacheTeacher && { cacheTeacher: true }),
+    ...(!sharesPrefixes && { sharePrefixes: false }),
     customLoss: 'loss' in input && input.loss !== undefined,
     ...(input.preparation !== undefined && { preparation: input.preparation }),
     ...input.tuned.identity(),

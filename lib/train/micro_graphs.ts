@@ -27,6 +27,7 @@ export type MicroTerms = Named<'sums' | 'svd'>;
 export class MicroGraphs {
   readonly gradients: GradientBuffers;
   readonly cache: GraphCache;
+  /** Leaves that a graph's backward comes to, by its key. */
   readonly #reached = new Map<string, readonly number[]>();
 
   constructor(
@@ -40,26 +41,25 @@ export class MicroGraphs {
   /** Adds a micro-batch's gradient. Takes the inputs over, but for what the teacher made. */
   run(inputs: MicroInputs): Run<MicroTerms> {
     const { model, loss, summary, svdGradient } = inputs;
-    const { ids, positions, cuSeqlens, lengths, tokenTypes, wanted } = model;
+    const { length, ...tensors } = model;
     const named: Named = {
-      ...{ ids, positions, cuSeqlens, lengths, tokenTypes, wanted },
+      ...tensors,
       ...{ ...loss },
       teacherHidden: inputs.teacherHidden?.detach() ?? null,
       mean: summary?.mean.detach() ?? null,
       entropy: summary?.entropy.detach() ?? null,
     };
-    const key = `${model.length} ${svdGradient} ${shapesOf(named)}`;
+    const key = `${length} ${svdGradient} ${shapesOf(named)}`;
+    let reached = this.#reached.get(key) ?? [];
     const run = withPhase('graph', () =>
       this.cache.run(key, named, (now) => {
         const result = this.#losses(inputs, now);
-        this.#reached.set(
-          key,
-          this.gradients.watch(() => result.loss.backward()),
-        );
+        reached = this.gradients.watch(() => result.loss.backward());
         return { sums: result.sums.detach(), svd: result.svd?.detach() ?? null };
       }),
     );
-    this.gradients.reach(this.#reached.get(key) as readonly number[]);
+    if (this.cache.holds(key)) this.#reached.set(key, reached);
+    this.gradients.reach(reached);
     return run;
   }
 

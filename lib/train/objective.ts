@@ -146,10 +146,12 @@ class BaLoraObjective implements Objective {
         : 'hidden' in teacher
           ? { teacherHidden: teacher.hidden }
           : { teacher: teacher.summary };
-    tuned.trainingPass({ step, microBatch: index });
     const { rows } = this.loss.select(batch);
-    const hidden = withPhase('forward', () => tuned.model.forward(batch, { rows }));
+    let made: Tensor | null = null;
     try {
+      tuned.trainingPass({ step, microBatch: index });
+      const hidden = withPhase('forward', () => tuned.model.forward(batch, { rows }));
+      made = hidden;
       await yieldToEventLoop();
       scope(() => {
         const result = withPhase('losses', () =>
@@ -160,7 +162,7 @@ class BaLoraObjective implements Objective {
       });
     } finally {
       tuned.trainingPass(null);
-      hidden.dispose();
+      made?.dispose();
     }
     await synchronize();
   }
@@ -173,7 +175,8 @@ class BaLoraObjective implements Objective {
   ): Promise<void> {
     const selected = this.loss.select(batch);
     const { results, release } = graphs.run({
-      model: model.prepare(batch, { rows: selected.rows }),
+      // How many rows are the same differs from batch to batch, and graphs are of one shape.
+      model: model.prepare(batch, { rows: selected.rows, sharePrefixes: false }),
       loss: this.loss.prepare(selected, { weights, window: window.totals }, model.device),
       teacherHidden: teacher !== null && 'hidden' in teacher ? teacher.hidden : null,
       summary: teacher !== null && 'summary' in teacher ? teacher.summary : null,
@@ -234,8 +237,8 @@ class BaLoraObjective implements Objective {
         rows++;
       }
     }
-    const outcomes = input.tuned.model.head.weight.shape[0] as number;
-    return { mean: rows > 0 ? entropy / rows : 0, outcomes };
+    const vocabulary = input.tuned.model.head.weight.shape[0] as number;
+    return { mean: rows > 0 ? entropy / rows : 0, most: Math.log(vocabulary) };
   }
 
   /** At T, of the rows of the regularizers. */

@@ -92,7 +92,10 @@ const kRanges: Record<string, { least: number; below?: number; whole?: true; pos
 
 export interface OptionsInput extends OptimizationOptions, OutputOptions, ResourceOptions {
   regularizers?: RegularizerOptions;
-  /** Of the adapter's first values; the data source has its own. Default 42. */
+  /**
+   * Kept with the run and compared when it is resumed; nothing is drawn from it. The adapter's first values and dropout come of
+   * the `seed` of `AdapterModel.create`, the order of the data of the data source's. Default 42.
+   */
   seed?: number;
 }
 

@@ -9,8 +9,10 @@ import { readFileSync } from 'node:fs';
 import { mkdir, open, readFile, rm, stat } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
+import { ADAPTER_CONFIG, ADAPTER_TENSORS } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
-import { diskError, namesIn, removeTemporaries } from '../io/files.ts';
+import { diskError, isRunning, namesIn, removeTemporaries } from '../io/files.ts';
+import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
 
 export interface OutputFolder {
   readonly path: string;
@@ -30,15 +32,13 @@ export interface ClaimOptions {
 /** What a run may have left behind; `overwrite` removes these and touches nothing else. */
 const kOwnFiles = new Set([
   'run',
-  'adapter_config.json',
-  'adapter_model.safetensors',
+  ADAPTER_CONFIG,
+  ADAPTER_TENSORS,
   'residual',
   'initial',
-  'model.safetensors',
+  SINGLE_WEIGHTS,
   'config.json',
-  'generation_config.json',
-  'tokenizer.json',
-  'tokenizer_config.json',
+  ...COMPANIONS,
 ]);
 
 /**
@@ -74,7 +74,8 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
     await takeLock(lock, path);
     if (options.overwrite) await clear(path);
     await mkdir(checkpoints, { recursive: true });
-    for (const folder of [path, run, checkpoints]) await removeTemporaries(folder);
+    const exported = ['residual', 'initial'].map((name) => join(path, name));
+    for (const folder of [path, run, checkpoints, ...exported]) await removeTemporaries(folder);
   } catch (error) {
     throw diskError(path, error);
   }
@@ -88,7 +89,8 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
   };
 }
 
-async function folderNames(path: string): Promise<string[]> {
+/** Names in an output folder; none if it does not exist. @throws ArgumentError for a file */
+export async function folderNames(path: string): Promise<string[]> {
   const info = await stat(path).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT') return null;
     throw error;
@@ -160,12 +162,7 @@ async function readHolder(lock: string): Promise<LockHolder | null> {
 /** A lock of another machine counts as held: its process cannot be asked. */
 function isAlive({ pid, host, started }: LockHolder): boolean {
   if (host !== hostname()) return true;
-  try {
-    process.kill(pid, 0);
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM';
-  }
-  return started === null || processStart(pid) === started;
+  return isRunning(pid) && (started === null || processStart(pid) === started);
 }
 
 /** When a process began, in the kernel's ticks: tells a reused number from the same process. null where unknown. */

@@ -2,7 +2,7 @@
  * What a run will be, before its first step. Counts and the bytes of what stands still are exact; what a step needs on
  * top depends on kernels and shapes, so it is measured on one micro-batch rather than guessed by a formula.
  */
-import { warmupStepsFrom } from '../optim/schedulers.ts';
+import { learningRateSchedule, warmupStepsFrom } from '../optim/schedulers.ts';
 import { memoryStats, resetPeakMemory, synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
 import { MemoryPlanner } from './memory_plan.ts';
@@ -44,6 +44,30 @@ export async function makePlan(
   };
 }
 
+/** Steps whose rate is looked at before a run. */
+const kRatesLookedAt = 100_000;
+
+/**
+ * The learning rate of each step, 0 the first.
+ * @throws ArgumentError where the schedule's options give some step no rate
+ */
+export function rateOf(
+  { totalSteps, warmupSteps }: RunPlan,
+  { optimization }: ResolvedOptions,
+): (step: number) => number {
+  const rate = learningRateSchedule({
+    scheduler: optimization.lrSchedulerType,
+    total: totalSteps,
+    warmup: warmupSteps,
+    learningRate: optimization.learningRate,
+    options: optimization.lrSchedulerKwargs,
+  });
+  const stride = Math.ceil(totalSteps / kRatesLookedAt);
+  for (let step = 0; step < totalSteps; step += stride) rate(step);
+  rate(Math.max(0, totalSteps - 1));
+  return rate;
+}
+
 /** Sets the model up for a memory budget, or for none. */
 export async function planMemory(
   { tuned }: AnyTrainerOptions,
@@ -78,17 +102,22 @@ export async function measurePlan(
   });
   const work = { tuned, window, step: 0, totalSteps: plan.totalSteps };
   let [seconds, standing] = [0, 0];
-  for (let pass = 0; pass < 2; pass++) {
-    await synchronize();
-    standing = memoryStats({ device }).liveBytes;
-    resetPeakMemory({ device });
-    const begun = performance.now();
-    await objective.accumulate(work);
-    await synchronize();
-    seconds = (performance.now() - begun) / 1000;
-    for (const { tensor } of tuned.parameters()) tensor.grad = null;
+  tuned.zeroGradients();
+  try {
+    for (let pass = 0; pass < 2; pass++) {
+      await synchronize();
+      standing = memoryStats({ device }).liveBytes;
+      resetPeakMemory({ device });
+      const begun = performance.now();
+      await objective.accumulate(work);
+      await synchronize();
+      seconds = (performance.now() - begun) / 1000;
+      tuned.zeroGradients();
+    }
+  } finally {
+    tuned.zeroGradients();
+    objective.dispose();
   }
-  objective.dispose();
   const { peakBytes, derivedBytes } = memoryStats({ device });
   const activationBytes = peakBytes - standing;
   const { optimizerBytes } = plan.memory;

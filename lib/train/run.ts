@@ -8,7 +8,7 @@ import { ArgumentError, NativeError } from '../errors.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import type { Model } from '../models/index.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
-import { learningRateSchedule } from '../optim/schedulers.ts';
+import type { Tensor } from '../tensor.ts';
 import { BestKeeper, defaultMetric } from './best.ts';
 import { type Checkpoint, latestCheckpoint, saveCheckpoint } from './checkpoints.ts';
 import { identityOf } from './identity.ts';
@@ -19,7 +19,7 @@ import { makeOptimizer } from './optimizers.ts';
 import { differences, type Identity, type ResolvedOptions } from './options.ts';
 import { claimOutput, type OutputFolder } from './output.ts';
 import { parameterGroups } from './parameter_groups.ts';
-import { makePlan, planMemory } from './plan.ts';
+import { makePlan, planMemory, rateOf } from './plan.ts';
 import { type CombinedTerms, StepClock } from './record.ts';
 import { kTeacherCacheName } from './teacher_cache.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
@@ -58,6 +58,8 @@ interface Progress {
 }
 
 export class Run {
+  /** Whether an evaluation at this step is due that was stopped. */
+  owesEvaluation = false;
   private savedStep: number | null = null;
   private savedPath: string | null = null;
 
@@ -144,6 +146,7 @@ export class Run {
           last: this.last,
           identity: this.parts.identity,
           optimizerSteps: moments.steps,
+          ...(this.owesEvaluation && { owesEvaluation: true }),
         },
         tensors: {
           ...withPrefix(kPrefix.tuned, input.tuned.state()),
@@ -161,7 +164,7 @@ export class Run {
     const { folder, input, options, keeper } = this.parts;
     await keeper?.restore(input.tuned, this.step);
     if (folder === null) return;
-    await rm(join(folder.run, kTeacherCacheName), { force: true });
+    await removeTeacherCache(folder);
     await input.tuned.save(folder.path, { form: options.output.export });
   }
 
@@ -181,7 +184,9 @@ export class Run {
   }
 
   async close(): Promise<void> {
-    const { windows, metrics, optimizer, objective, folder, keeper } = this.parts;
+    const { input, windows, metrics, optimizer, objective, folder, keeper } = this.parts;
+    // A step that failed or was stopped leaves some, and the model may go on into another run.
+    input.tuned.zeroGradients();
     await windows.close();
     await metrics?.close();
     optimizer.dispose();
@@ -194,16 +199,21 @@ export class Run {
   adopt({ path, state }: Checkpoint): void {
     this.savedStep = state.step;
     this.savedPath = path;
+    this.owesEvaluation = state.owesEvaluation ?? false;
   }
 }
 
 /** Makes a run ready for its next step. Whatever is wrong with options, folder or data comes up here. */
 export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions): Promise<Run> {
   const { output, overwrite, resume } = options.output;
+  input.tuned.zeroGradients();
   const groups = parameterGroups(input.tuned.parameters(), options.optimization);
   const plan = await makePlan(input, options);
+  const rate = rateOf(plan, options);
   const folder = output === null ? null : await claimOutput(output, { overwrite, resume });
   let metrics: MetricsFile | null = null;
+  let optimizer: Optimizer | null = null;
+  let objective: Objective<Model, AnyBatch> | null = null;
   try {
     // Nothing compares it where nothing is written.
     const identity = folder === null ? {} : await identityOf(input, options, plan);
@@ -212,7 +222,9 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
       folder !== null && resume
         ? await takeUp(folder, { identity, plan, warnings, device: input.tuned.model.device })
         : null;
-    const optimizer = makeOptimizer(groups, options.optimization);
+    // Without a checkpoint nothing says which base model an earlier run's teacher was of.
+    if (folder !== null && checkpoint === null) await removeTeacherCache(folder);
+    optimizer = makeOptimizer(groups, options.optimization);
     if (checkpoint !== null) restore(checkpoint, input, optimizer);
     const { step, position, last, elapsedSeconds } = checkpoint?.state ?? {
       step: 0,
@@ -224,8 +236,20 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
       metrics = await MetricsFile.open(folder.metrics, step);
       await writeFileAtomic(folder.config, configText(options, identity));
     }
-    const { gradientAccumulationSteps: accumulation, learningRate } = options.optimization;
+    const { gradientAccumulationSteps: accumulation } = options.optimization;
     const memory = await planMemory(input, options, plan);
+    objective = objectiveOf(
+      input,
+      options.regularizers,
+      ({ code, message }) => warnings.push({ type: 'warning', code, message }),
+      {
+        chunkBytes: memory?.chunkBytes ?? 0,
+        captureGraphs: options.resources.captureGraphs,
+        ...(options.resources.cacheTeacher && {
+          teacherCache: folder === null ? null : join(folder.run, kTeacherCacheName),
+        }),
+      },
+    );
     const run = new Run(
       {
         input,
@@ -235,18 +259,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
         folder,
         metrics,
         optimizer,
-        objective: objectiveOf(
-          input,
-          options.regularizers,
-          ({ code, message }) => warnings.push({ type: 'warning', code, message }),
-          {
-            chunkBytes: memory?.chunkBytes ?? 0,
-            captureGraphs: options.resources.captureGraphs,
-            ...(options.resources.cacheTeacher && {
-              teacherCache: folder === null ? null : join(folder.run, kTeacherCacheName),
-            }),
-          },
-        ),
+        objective,
         keeper: await makeKeeper(input, folder, step > 0),
         windows: new WindowReader<AnyBatch>(
           input.data,
@@ -254,13 +267,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
           position,
         ),
         clock: new StepClock(elapsedSeconds),
-        rate: learningRateSchedule({
-          scheduler: options.optimization.lrSchedulerType,
-          total: plan.totalSteps,
-          warmup: plan.warmupSteps,
-          learningRate,
-          options: options.optimization.lrSchedulerKwargs,
-        }),
+        rate,
         warnings,
       },
       { step, position, last },
@@ -268,6 +275,8 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
     if (checkpoint !== null) run.adopt(checkpoint);
     return run;
   } catch (error) {
+    optimizer?.dispose();
+    objective?.dispose();
     await metrics?.close();
     await folder?.release();
     throw error;
@@ -284,11 +293,7 @@ async function makeKeeper(
     metricForBestModel === undefined && evalSteps > 0
       ? defaultMetric(tuned.model)
       : (metricForBestModel ?? null);
-  if (metric === null) return null;
-  if (evalData === undefined) {
-    if (metricForBestModel === undefined) return null;
-    throw new ArgumentError('metricForBestModel needs evalData');
-  }
+  if (metric === null || evalData === undefined) return null;
   const keeper = new BestKeeper(metric, folder === null ? null : join(folder.run, 'best'));
   if (resumed) await keeper.resume();
   return keeper;
@@ -314,7 +319,17 @@ async function takeUp(
     );
     return null;
   }
-  const { state, path } = checkpoint;
+  try {
+    checkContinues(checkpoint, identity, plan);
+  } catch (error) {
+    disposeAll(checkpoint.tensors);
+    throw error;
+  }
+  return checkpoint;
+}
+
+/** @throws ArgumentError for a checkpoint of another run */
+function checkContinues({ state, path }: Checkpoint, identity: Identity, plan: RunPlan): void {
   if (!('baseModel' in state.identity)) {
     throw new ArgumentError(
       `${path} is of an earlier version of balora, which did not note dtype and base model: it cannot be continued; ` +
@@ -330,14 +345,21 @@ async function takeUp(
       `${path} belongs to another run and cannot be continued bit for bit: ${changed.join('; ')}`,
     );
   }
-  return checkpoint;
+}
+
+function disposeAll(tensors: Readonly<Record<string, Tensor>>): void {
+  for (const tensor of Object.values(tensors)) tensor.dispose();
+}
+
+async function removeTeacherCache(folder: OutputFolder): Promise<void> {
+  await rm(join(folder.run, kTeacherCacheName), { force: true });
 }
 
 function restore(checkpoint: Checkpoint, input: AnyTrainerOptions, optimizer: Optimizer): void {
   const { path, state, tensors } = checkpoint;
   const values = withoutPrefix(kPrefix.tuned, tensors);
   input.tuned.restore(values, path);
-  for (const tensor of Object.values(values)) tensor.dispose();
+  disposeAll(values);
   optimizer.restore(
     { tensors: withoutPrefix(kPrefix.optimizer, tensors), steps: state.optimizerSteps },
     path,

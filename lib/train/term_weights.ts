@@ -1,7 +1,7 @@
 /** Weights of the regularizers at a step, by the schedules of a run. */
 import type { TermWeights } from '../losses/nlg.ts';
 import {
-  adaptiveConsistencyWeight,
+  adaptiveWeightOfEntropy,
   consistencyWeightAt,
   regularizerFactorAt,
   type StepOfRun,
@@ -12,8 +12,8 @@ import type { ResolvedRegularizers } from './methods.ts';
 export interface TeacherEntropy {
   /** Mean entropy at T of a row, in nats. */
   readonly mean: number;
-  /** Outcomes between which a row decides: the most that the entropy can be is their logarithm. */
-  readonly outcomes: number;
+  /** The most that it can be: the logarithm of the outcomes between which a row decides. */
+  readonly most: number;
 }
 
 /**
@@ -39,7 +39,7 @@ export async function termWeights(
   const entropy = await teacherEntropy();
   if (entropy === null) return null;
   return {
-    consistency: adaptiveConsistencyWeight(entropy.mean, entropy.outcomes, {
+    consistency: adaptiveWeightOfEntropy(entropy.mean, entropy.most, {
       weight,
       min: options.consistencyWeightMin,
       max: options.consistencyWeightMax,

@@ -13,6 +13,7 @@ import { evaluateClassifier } from '../eval/classify.ts';
 import { evaluate } from '../eval/evaluate.ts';
 import type { Model } from '../models/index.ts';
 import { synchronize, withPhase } from '../runtime.ts';
+import { checkMetric } from './best.ts';
 import { checkClassifierRun } from './classifier_checks.ts';
 import { taskOf } from './methods.ts';
 import { type ResolvedOptions, resolveOptions } from './options.ts';
@@ -52,6 +53,7 @@ export class Trainer {
     if (this.options.resources.cacheTeacher) checkCache(input, this.options);
     if (this.options.resources.captureGraphs) checkGraphs(input);
     if (isClassifierRun(input)) checkClassifierRun(input, this.options);
+    checkMetric(input);
     if (this.options.output.output !== null) input.tuned.checkForm(this.options.output.export);
   }
 
@@ -82,7 +84,8 @@ export class Trainer {
       const { loggingSteps, saveSteps, evalSteps } = this.options.output;
       for (const event of run.takeWarnings()) yield await this.tell(event);
       yield await this.tell({ type: 'start', plan: run.plan, startStep: run.step });
-      while (run.step < run.totalSteps) {
+      if (run.owesEvaluation) yield* this.evaluation(run);
+      while (run.step < run.totalSteps && !signal?.aborted) {
         const record = await this.step(run);
         if (record === null) break;
         for (const event of run.takeWarnings()) yield await this.tell(event);
@@ -94,15 +97,17 @@ export class Trainer {
         if (evalSteps > 0 && run.step % evalSteps === 0 && !last) yield* this.evaluation(run);
         if (saveSteps > 0 && run.step % saveSteps === 0 && !last) yield* this.checkpoint(run);
       }
-      return yield* this.finish(run, signal?.aborted === true && run.step < run.totalSteps);
+      return yield* this.finish(run);
     } finally {
       await run.close();
     }
   }
 
-  private async *finish(run: Run, aborted: boolean): AsyncGenerator<TrainEvent, TrainResult> {
-    const last = aborted ? null : yield* this.evaluation(run);
+  private async *finish(run: Run): AsyncGenerator<TrainEvent, TrainResult> {
+    // Before the last evaluation: whatever comes of it, the steps are not lost.
     yield* this.checkpoint(run);
+    const last = run.step < run.totalSteps ? null : yield* this.evaluation(run);
+    const aborted = run.step < run.totalSteps || run.owesEvaluation;
     if (!aborted) await run.exportResult();
     const result: TrainResult = {
       reason: aborted ? 'aborted' : 'completed',
@@ -117,8 +122,10 @@ export class Trainer {
     return result;
   }
 
+  /** null without held-out data, and where the signal stopped it: the run then owes it, and makes up for it when resumed. */
   private async *evaluation(run: Run): AsyncGenerator<TrainEvent, Evaluation | null> {
     const result = await evaluationOf(this.input);
+    run.owesEvaluation = result === null && this.input.evalData !== undefined;
     if (result === null) return null;
     await run.keeper?.offer(this.input.tuned, result, run.step);
     yield await this.tell({ type: 'evaluation', step: run.step, result });
@@ -133,13 +140,14 @@ export class Trainer {
   /** One optimiser step; null if the signal stopped it on the way. */
   private async step(run: Run): Promise<StepRecord | null> {
     run.clock.start();
+    const learningRate = run.rate(run.step);
     const window = await run.windows.next();
     const { tuned, signal } = this.input;
     const { maxGradNorm } = this.options.optimization;
     const { step, totalSteps } = run;
     const terms = await run.objective.accumulate({ tuned, window, step, totalSteps, signal });
     if (terms === null) {
-      run.optimizer.zeroGrad();
+      tuned.zeroGradients();
       return null;
     }
     const update = withPhase('optimizer', () => {
@@ -157,7 +165,6 @@ export class Trainer {
       run.optimizer.zeroGrad();
       throw run.notFinite(terms, norm);
     }
-    const learningRate = run.rate(run.step);
     withPhase('optimizer', () => {
       update.step(learningRate);
       update.dispose();
@@ -188,8 +195,22 @@ export class Trainer {
 
 type Evaluation = EvaluationResult | ClassifierEvaluation;
 
+/** null without held-out data, and where the signal stopped it. */
 async function evaluationOf(input: AnyTrainerOptions): Promise<Evaluation | null> {
-  const options = input.signal === undefined ? {} : { signal: input.signal };
+  const { signal } = input;
+  if (signal?.aborted) return null;
+  try {
+    return await evaluated(input, signal === undefined ? {} : { signal });
+  } catch (error) {
+    if (signal?.aborted && error === signal.reason) return null;
+    throw error;
+  }
+}
+
+async function evaluated(
+  input: AnyTrainerOptions,
+  options: { signal?: AbortSignal },
+): Promise<Evaluation | null> {
   if (isClassifierRun(input)) {
     const { evalData, tuned } = input;
     return evalData ? evaluateClassifier(tuned.model, evalData.batches(0, 0), options) : null;
@@ -218,6 +239,13 @@ function checkCache(input: AnyTrainerOptions, { regularizers }: ResolvedOptions)
   if (model.head.softcap > 0) {
     throw new UnsupportedError(
       `cacheTeacher: the logits of this ${model.modelType} model are soft-capped, they must be linear`,
+    );
+  }
+  const longest = input.data.statistics?.longest ?? Number.POSITIVE_INFINITY;
+  if (longest > model.steadyLength) {
+    throw new UnsupportedError(
+      `cacheTeacher: beyond ${model.steadyLength} tokens the dynamic rope of this ${model.modelType} model turns a sequence by the ` +
+        `longest one of its batch, and the data's longest ${longest < Infinity ? `has ${longest}` : 'is not known'}`,
     );
   }
 }

@@ -101,7 +101,8 @@ export interface BestOptions {
   /**
    * Keep the parameters of the step whose evaluation was best by this metric, and export those; null: export the last ones.
    * Default for a classifier with `evalSteps`: accuracy, Pearson's r for regression, F1 over all decisions for several labels.
-   * Default for a language model: null (`loss` is what it can be judged by).
+   * Default for a language model: null (`loss` is what it can be judged by). A metric that the task has not is refused by the
+   * Trainer's constructor.
    */
   metricForBestModel?: MetricName | null;
 }

@@ -38,9 +38,18 @@ struct Module {
 template <typename T>
 struct Arg;
 
+// For messages. An object's or a symbol's text would be made by code of the caller's, or not at
+// all.
+inline std::string shown(const Napi::Value& value) {
+  if (value.IsSymbol()) return "a symbol";
+  if (value.IsFunction()) return "a function";
+  if (value.IsArray()) return "an array";
+  if (value.IsObject()) return "an object";
+  return value.ToString().Utf8Value();
+}
+
 [[noreturn]] inline void bad_argument(const char* expected, const Napi::Value& value) {
-  throw ArgumentError(std::string("expected ") + expected + ", got " +
-                      value.ToString().Utf8Value());
+  throw ArgumentError(std::string("expected ") + expected + ", got " + shown(value));
 }
 
 template <>
@@ -329,11 +338,10 @@ void op(Module& m, const char* name, R (*fn)(Args...), std::vector<std::string> 
   row->name = name;
   row->params = std::move(params);
   m.signatures.push_back({name, row->typescript(), grad});
-  Napi::Env env(m.env.napi());
   Row<R, Args...>* raw = row.release();
-  const auto function = Napi::Function::New(env, &Row<R, Args...>::call, name, raw);
-  m.exports.Set(name, function);
   m.env.own([raw] { delete raw; });
+  Napi::Env env(m.env.napi());
+  m.exports.Set(name, Napi::Function::New(env, &Row<R, Args...>::call, name, raw));
 }
 
 }  // namespace balora::binding

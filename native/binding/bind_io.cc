@@ -254,6 +254,11 @@ Tensor read_gguf(Engine& engine, GgufBox* box, std::string name, DType dtype, in
     throw UnsupportedError(concat("GGUF tensors are read as f32 or bf16, not ", dtype_name(dtype)));
   }
   const Shape shape = shape_of(file->path(), name, tensor->shape);
+  if (heads < 0) throw ArgumentError(concat("readGguf: permutedHeads must be >= 0, got ", heads));
+  if (heads > 0 && shape.ndim() == 0) {
+    throw FormatError(file->path(), static_cast<int64_t>(tensor->begin),
+                      concat(name, ": a single number has no rows to be in ", heads, " heads"));
+  }
   const int64_t rows = heads > 0 ? shape[0] : 1;
   if (heads > 0 && (rows % (2 * heads) != 0)) {
     throw FormatError(file->path(), static_cast<int64_t>(tensor->begin),
@@ -261,6 +266,11 @@ Tensor read_gguf(Engine& engine, GgufBox* box, std::string name, DType dtype, in
   }
   const std::byte* data = file->bytes(*tensor).data();
   const io::GgmlTypeInfo& type = *tensor->type;
+  if (heads > 0 && shape.ndim() == 1 && type.block > 1) {
+    throw FormatError(
+        file->path(), static_cast<int64_t>(tensor->begin),
+        concat(name, ": a vector in blocks of ", type.name, " has no rows to put back"));
+  }
   Stored stored{file->path(),
                 tensor->name,
                 tensor->begin,
@@ -328,11 +338,12 @@ Napi::Promise commit_safetensors(Env& env, WriterBox* box) {
   return env.promise_after(env.engines().all(), Napi::Value());
 }
 
-// In stream order too, after the writes that may still use it.
+// In stream order too, after the writes that may still use it. No marker: a failure is not its to
+// take, whoever syncs next is told.
 void abandon_safetensors(Env& env, WriterBox* box) {
   if (!box->object) return;
   const std::shared_ptr<SafetensorsWriter> writer = std::move(box->object);
-  env.engines().cpu().stream().enqueue_marker([writer](const Failure*) { writer->abandon(); });
+  env.engines().cpu().stream().enqueue_always([writer] { writer->abandon(); });
 }
 
 }  // namespace

@@ -6,9 +6,9 @@ namespace balora::binding {
 namespace {
 
 Tensor attention_row(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
-                     const std::optional<Tensor>& lengths, double scale, double softcap,
-                     int64_t window, bool causal) {
-  return attention(q, k, v, cu_seqlens, lengths, {scale, softcap, window, causal});
+                     const std::optional<Tensor>& cu_queries, const std::optional<Tensor>& lengths,
+                     double scale, double softcap, int64_t window, bool causal) {
+  return attention(q, k, v, {cu_seqlens, cu_queries, lengths}, {scale, softcap, window, causal});
 }
 
 Tensor relative_attention_row(const Tensor& q, const Tensor& k, const Tensor& v,
@@ -27,7 +27,8 @@ void bind_nn(Module& m) {
   op(m, "gated", &gated, {"gate", "up", "activation"}, Grad::kYes);
   op(m, "rope", &rope, {"x", "cos", "sin", "positions"}, Grad::kYes);
   op(m, "attention", &attention_row,
-     {"q", "k", "v", "cuSeqlens", "lengths", "scale", "softcap", "window", "causal"}, Grad::kYes);
+     {"q", "k", "v", "cuSeqlens", "cuQueries", "lengths", "scale", "softcap", "window", "causal"},
+     Grad::kYes);
   op(m, "relativeAttention", &relative_attention_row,
      {"q", "k", "v", "cuQueries", "cuKeys", "optional", "scale", "causal"}, Grad::kYes);
   op(m, "softmax", &softmax, {"x"}, Grad::kYes);

@@ -134,10 +134,17 @@ Napi::Promise Env::promise_after(const std::vector<Engine*>& engines, Napi::Valu
   completion->env = this;
   completion->waiting = engines.size();
   napi_value promise;
-  if (napi_create_promise(env_, &completion->deferred, &promise) != napi_ok) {
+  if ((!keep.IsEmpty() && napi_create_reference(env_, keep, 1, &completion->keep) != napi_ok) ||
+      napi_create_promise(env_, &completion->deferred, &promise) != napi_ok) {
+    for (Engine* engine : engines) {  // an op may be writing to `keep`
+      try {
+        engine->stream().sync();
+      } catch (const Error&) {  // there is no promise to tell it by
+      }
+    }
+    if (completion->keep) napi_delete_reference(env_, completion->keep);
     throw NativeError("cannot create a promise");
   }
-  if (!keep.IsEmpty()) napi_create_reference(env_, keep, 1, &completion->keep);
   if (pending_++ == 0) napi_ref_threadsafe_function(env_, settle_queue_);
   Completion* raw = completion.release();
   for (Engine* engine : engines) {
@@ -156,8 +163,13 @@ void Env::settle(napi_env env, napi_value, void*, void* data) {
   if (completion->keep) napi_delete_reference(env, completion->keep);
   self.adjust_external_memory();
   if (completion->failure) {
-    napi_reject_deferred(env, completion->deferred,
-                         self.make_error(completion->failure->code, completion->failure->message));
+    napi_value reason;
+    try {
+      reason = self.make_error(completion->failure->code, completion->failure->message);
+    } catch (const Napi::Error&) {
+      return;  // a worker that is being terminated runs no JS, and below this frame there is only C
+    }
+    napi_reject_deferred(env, completion->deferred, reason);
   } else {
     napi_value undefined;
     napi_get_undefined(env, &undefined);

@@ -14,10 +14,30 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <latch>
+#include <system_error>
 #include <thread>
+#include <vector>
 
 namespace balora {
 namespace {
+
+constexpr int kMaxThreads = 1024;
+
+// Whether so many threads can be there at once beside those that are.
+bool can_start(int count) {
+  std::vector<std::thread> threads;
+  std::latch all_asked(1);
+  bool started = true;
+  try {
+    for (int i = 0; i < count; ++i) threads.emplace_back([&all_asked] { all_asked.wait(); });
+  } catch (const std::system_error&) {
+    started = false;
+  }
+  all_asked.count_down();
+  for (std::thread& thread : threads) thread.join();
+  return started;
+}
 
 int usable_cores() {
 #if defined(__linux__)
@@ -106,6 +126,14 @@ std::shared_ptr<Storage> Engine::external_storage(void* data, int64_t bytes,
 
 void Engine::set_num_threads(int threads) {
   if (threads < 1) throw ArgumentError(concat("setNumThreads: need at least 1, got ", threads));
+  if (threads > kMaxThreads) {
+    throw ArgumentError(concat("setNumThreads: at most ", kMaxThreads, ", got ", threads));
+  }
+  // OpenMP ends the process where the system gives it no further thread.
+  if (threads > num_threads_ && !can_start(threads - num_threads_)) {
+    throw UnsupportedError(concat("setNumThreads: the system gives this process no ", threads,
+                                  " threads (ulimit -u, or the container's limit of processes)"));
+  }
   num_threads_ = threads;
   stream_->enqueue([this, threads] {
     context_.base.num_threads = threads;

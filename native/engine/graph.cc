@@ -119,6 +119,7 @@ void Graph::run() {
     }
   }
   engine_->stream().enqueue([self = shared_from_this(), phase = engine_->phase] {
+    if (!self->handle_) throw NativeError("graph: it was not recorded to its end");
     using Clock = std::chrono::steady_clock;
     const Clock::time_point start = Clock::now();
     Engine& engine = *self->engine_;

@@ -68,11 +68,13 @@ std::string describe(const std::vector<Operand>& operands, size_t num_inputs) {
 }
 
 // Anomaly mode: the first output with a NaN or an infinity fails the op that made it. Values that
-// the caller brought (ops without inputs) are the caller's business.
+// the caller brought (ops without inputs) are the caller's business. Strided outputs are those of
+// copies, which make no values: they are passed over.
 void check_outputs(Launch& launch) {
   for (size_t i = launch.num_inputs; i < launch.views.size(); ++i) {
     const View& view = launch.views[i];
     if (!launch.present[i] || !is_float(static_cast<DType>(view.dtype))) continue;
+    if (!view_contiguous(view)) continue;
     int32_t finite = 1;
     if (launch.kernels->check_finite(launch.ctx, &view, &finite) != 0) {
       throw NativeError(launch.ctx->error);
@@ -126,6 +128,7 @@ struct LaunchTask {
   Engine* engine;
   std::vector<Operand> operands;
   size_t num_inputs;
+  bool in_place;
   std::vector<Storage*> fresh;  // outputs that had no value before
   LaunchFn fn;
   bool check_finite;
@@ -166,11 +169,13 @@ struct LaunchTask {
       Operand& operand = operands[i];
       present[i] = operand.storage != nullptr;
       if (!present[i]) continue;
-      if (i >= num_inputs) {
-        if (!operand.storage->has_data()) fresh.push_back(operand.storage.get());
+      if (!operand.storage->has_data()) {
+        if (in_place || i < num_inputs) {
+          throw ConsequenceError(
+              concat("operand ", i, " has no value, the op that makes it failed"));
+        }
+        fresh.push_back(operand.storage.get());
         operand.storage->ensure_allocated();
-      } else if (!operand.storage->has_data()) {
-        throw ConsequenceError(concat("operand ", i, " has no value, the op that makes it failed"));
       }
       views[i] = resolve(operand);
     }
@@ -189,13 +194,12 @@ struct LaunchTask {
   }
 };
 
-}  // namespace
-
-void launch(const char* op, std::span<const Tensor> inputs, std::span<const Tensor> outputs,
-            LaunchFn fn) {
+void enqueue(const char* op, std::span<const Tensor> inputs, std::span<const Tensor> outputs,
+             LaunchFn fn, bool in_place) {
   auto task = std::make_shared<LaunchTask>();
   task->op = op;
   task->engine = nullptr;
+  task->in_place = in_place;
   task->num_inputs = inputs.size();
   task->operands.reserve(inputs.size() + outputs.size());
   for (const auto& list : {inputs, outputs}) {
@@ -220,6 +224,18 @@ void launch(const char* op, std::span<const Tensor> inputs, std::span<const Tens
   task->call_site = state.call_site;
   Stream& stream = task->engine->stream();
   stream.enqueue([task = std::move(task)] { task->run(); });
+}
+
+}  // namespace
+
+void launch(const char* op, std::span<const Tensor> inputs, std::span<const Tensor> outputs,
+            LaunchFn fn) {
+  enqueue(op, inputs, outputs, std::move(fn), false);
+}
+
+void launch_in_place(const char* op, std::span<const Tensor> inputs,
+                     std::span<const Tensor> outputs, LaunchFn fn) {
+  enqueue(op, inputs, outputs, std::move(fn), true);
 }
 
 Tensor upload(Engine& engine, const Shape& shape, DType dtype, const void* data) {

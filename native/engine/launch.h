@@ -37,6 +37,16 @@ inline void launch(const char* op, std::initializer_list<Tensor> inputs,
          std::move(fn));
 }
 
+// The same for an op that reads what it writes, or writes a part of it: an output that has no
+// value, because the op that was to make it failed, fails this one too.
+void launch_in_place(const char* op, std::span<const Tensor> inputs,
+                     std::span<const Tensor> outputs, LaunchFn fn);
+inline void launch_in_place(const char* op, std::initializer_list<Tensor> inputs,
+                            std::initializer_list<Tensor> outputs, LaunchFn fn) {
+  launch_in_place(op, std::span(inputs.begin(), inputs.size()),
+                  std::span(outputs.begin(), outputs.size()), std::move(fn));
+}
+
 // Copies host bytes (taken at the call) into a new tensor.
 Tensor upload(Engine& engine, const Shape& shape, DType dtype, const void* data);
 

@@ -35,6 +35,9 @@ void Stream::enqueue(Op op) {
 void Stream::enqueue_marker(Marker marker) {
   push({nullptr, std::move(marker)});
 }
+void Stream::enqueue_always(Op op) {
+  push({std::move(op), nullptr, true});
+}
 
 void Stream::abandon() {
   std::lock_guard lock(mutex_);
@@ -61,7 +64,12 @@ std::optional<Failure> Stream::settle(bool abandoned) {
     try {
       finish_();
     } catch (const std::exception& error) {
-      if (!failure_ || failure_->consequence) failure_ = describe(error, "");
+      const Failure late = describe(error, "");
+      if (!failure_ || failure_->consequence) {
+        failure_ = late;
+      } else {
+        failure_->message += "\n  after " + late.message;  // what ran before the op that failed
+      }
     }
   }
   if (abandoned && !failure_) failure_ = Failure{"ERR_NATIVE", "the engine is shutting down"};
@@ -84,11 +92,11 @@ void Stream::run() {
     if (task.marker) {
       const std::optional<Failure> failure = settle(abandoned);
       task.marker(failure ? &*failure : nullptr);
-    } else if (!abandoned && !failure_) {
+    } else if (task.always || (!abandoned && !failure_)) {
       try {
         task.op();
       } catch (const std::exception& error) {
-        failure_ = describe(error, "");
+        if (!failure_) failure_ = describe(error, "");
       }
     }
   }

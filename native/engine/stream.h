@@ -39,8 +39,10 @@ class Stream {
 
   void enqueue(Op op);
   void enqueue_marker(Marker marker);
-  void sync();     // blocks the caller until everything before it has run; throws the failure
-  void abandon();  // drops queued ops; markers still run, with a failure
+  void enqueue_always(Op op);  // runs whatever failed before, and leaves that to the next marker
+  void sync();  // blocks the caller until everything before it has run; throws the failure
+  // Drops queued ops; markers still run, with a failure, and so does what must always run.
+  void abandon();
 
   // Adds where and with what an op failed; called on the stream's thread.
   static Failure describe(const std::exception& error, const std::string& context);
@@ -49,6 +51,7 @@ class Stream {
   struct Task {
     Op op;
     Marker marker;
+    bool always = false;
   };
   void push(Task task);
   void run();

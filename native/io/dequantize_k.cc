@@ -113,8 +113,8 @@ void decode_q6_k(const std::byte* p, int64_t blocks, float* out) {
       const std::byte* high = p + 128 + i / 128 * 32;
       const int l = (byte(low + lane + quarter % 2 * 32) >> (quarter / 2 * 4)) & 15;
       const int h = (byte(high + lane) >> (2 * quarter)) & 3;
-      const int scale = static_cast<int8_t>(p[192 + i / 16]);
-      out[i] = d * static_cast<float>(scale) * static_cast<float>((l | (h << 4)) - 32);
+      const auto scale = static_cast<float>(static_cast<int8_t>(p[192 + i / 16]));
+      out[i] = d * scale * static_cast<float>((l | (h << 4)) - 32);
     }
   }
 }

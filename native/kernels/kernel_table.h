@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define BALORA_ABI 6
+#define BALORA_ABI 7
 
 // What a kernel may use beside its arguments. One per device stream, used by the engine thread
 // only.

@@ -25,6 +25,7 @@ typedef struct balora_low_rank {
   const balora_view* db;  // (O,R) written by backward, or null
   double scale;
   int32_t linear;
+  int32_t is_change;  // B A is a change of the base, no difference of large terms
 } balora_low_rank;
 
 #ifdef __cplusplus

@@ -36,8 +36,8 @@ void gram_add(Tensor& g, const Tensor& a) {
   refuse_gradient("gram_add", a);
   if (!g.is_contiguous()) throw ArgumentError("gram_add: g must be contiguous");
   prepare_in_place("gram_add", g);
-  launch("gram_add", {contiguous(a.detach())}, {g},
-         [](Launch& l) { return l.kernels->gram(l.ctx, l.in(0), l.out(0), 1); });
+  launch_in_place("gram_add", {contiguous(a.detach())}, {g},
+                  [](Launch& l) { return l.kernels->gram(l.ctx, l.in(0), l.out(0), 1); });
 }
 
 Tensor gram_spectrum(const Tensor& m, const Tensor& g) {

@@ -10,6 +10,8 @@
 namespace balora {
 namespace {
 
+constexpr int64_t kMaxIterations = 1000;  // a large one is a mistake that would never end
+
 void check_task(const Tensor& a, int64_t rank) {
   check_matrix("randomized_svd", a);
   const int64_t most = std::min(a.dim(0), a.dim(1));
@@ -34,6 +36,10 @@ std::vector<std::tuple<Tensor, Tensor, Tensor>> randomized_svds(const std::vecto
   }
   if (oversample < 0) {
     throw ArgumentError(concat("randomized_svd: oversample must be >= 0, got ", oversample));
+  }
+  if (niter > kMaxIterations) {
+    throw ArgumentError(
+        concat("randomized_svd: niter must be at most ", kMaxIterations, ", got ", niter));
   }
   for (size_t i = 0; i < matrices.size(); ++i) check_task(matrices[i], ranks[i]);
   std::vector<std::tuple<Tensor, Tensor, Tensor>> factors;

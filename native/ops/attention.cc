@@ -10,12 +10,21 @@
 namespace balora {
 namespace {
 
-void check_operands(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
-                    const std::optional<Tensor>& lengths) {
+void check_bounds(const char* name, const Tensor& bounds) {
+  check_ndim("attention", concat(name, " (B+1)").c_str(), bounds, 1);
+  check_dtype("attention", name, bounds, DType::kI32);
+  if (bounds.dim(0) < 1)
+    throw ArgumentError(concat("attention: ", name, " needs at least one entry"));
+}
+
+void check_operands(const Tensor& q, const Tensor& k, const Tensor& v,
+                    const AttentionSegments& segments) {
+  const auto& [cu_seqlens, cu_queries, lengths] = segments;
   check_float("attention", "q", q);
-  check_ndim("attention", "q (N,H,D)", q, 3);
+  check_ndim("attention", "q (M,H,D)", q, 3);
   check_ndim("attention", "k (N,Hkv,D)", k, 3);
-  check_shape("attention", "k", k, {q.dim(0), k.dim(1), q.dim(2)}, "(N,Hkv,D)");
+  const int64_t rows = cu_queries ? k.dim(0) : q.dim(0);
+  check_shape("attention", "k", k, {rows, k.dim(1), q.dim(2)}, "(N,Hkv,D)");
   check_shape("attention", "v", v, k.shape(), "the shape of k");
   check_dtype("attention", "k", k, q.dtype());
   check_dtype("attention", "v", v, q.dtype());
@@ -24,9 +33,11 @@ void check_operands(const Tensor& q, const Tensor& k, const Tensor& v, const Ten
                                k.dim(1), " heads of k and v evenly"));
   }
   if (q.dim(2) < 1) throw ArgumentError("attention: heads need at least one channel");
-  check_ndim("attention", "cuSeqlens (B+1)", cu_seqlens, 1);
-  check_dtype("attention", "cuSeqlens", cu_seqlens, DType::kI32);
-  if (cu_seqlens.dim(0) < 1) throw ArgumentError("attention: cuSeqlens needs at least one entry");
+  check_bounds("cuSeqlens", cu_seqlens);
+  if (cu_queries) {
+    check_bounds("cuQueries", *cu_queries);
+    check_shape("attention", "cuQueries", *cu_queries, cu_seqlens.shape(), "(B+1)");
+  }
   if (!lengths) return;
   check_shape("attention", "lengths", *lengths, {cu_seqlens.dim(0) - 1}, "(B)");
   check_dtype("attention", "lengths", *lengths, DType::kI32);
@@ -43,7 +54,7 @@ void check_options(const AttentionOptions& options) {
 
 // Everything but out and lse that both directions read.
 struct Inputs {
-  Saved q, k, v, cu_seqlens, lengths;
+  Saved q, k, v, cu_seqlens, cu_queries, lengths;
 };
 
 void backward(const Inputs& in, const Tensor& out, const Tensor& lse,
@@ -53,11 +64,12 @@ void backward(const Inputs& in, const Tensor& out, const Tensor& lse,
   const Tensor dk = Tensor::empty(q.engine(), k.shape(), q.dtype());
   const Tensor dv = Tensor::empty(q.engine(), v.shape(), q.dtype());
   launch("attention_backward",
-         {row_strided(dy), q, k, v, in.cu_seqlens.get(), in.lengths.get(), out, lse}, {dq, dk, dv},
-         [options](Launch& l) {
+         {row_strided(dy), q, k, v, in.cu_seqlens.get(), in.cu_queries.get(), in.lengths.get(), out,
+          lse},
+         {dq, dk, dv}, [options](Launch& l) {
            return l.kernels->attention_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.in(4),
-                                                l.in(5), l.in(6), l.in(7), l.out(0), l.out(1),
-                                                l.out(2), options.scale, options.softcap,
+                                                l.in(5), l.in(6), l.in(7), l.in(8), l.out(0),
+                                                l.out(1), l.out(2), options.scale, options.softcap,
                                                 options.window, options.causal);
          });
   sink.add(0, dq);
@@ -67,23 +79,26 @@ void backward(const Inputs& in, const Tensor& out, const Tensor& lse,
 
 }  // namespace
 
-Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
-                 const std::optional<Tensor>& lengths, const AttentionOptions& options) {
-  check_operands(q, k, v, cu_seqlens, lengths);
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                 const AttentionSegments& segments, const AttentionOptions& options) {
+  check_operands(q, k, v, segments);
   check_options(options);
   const Tensor q3 = row_strided(q), k3 = row_strided(k), v3 = row_strided(v);
-  const Tensor cu = contiguous(cu_seqlens.detach());
-  const Tensor valid = lengths ? contiguous(lengths->detach()) : Tensor();
+  const auto plain = [](const std::optional<Tensor>& given) {
+    return given ? contiguous(given->detach()) : Tensor();
+  };
+  const Tensor cu = plain(segments.cu_seqlens), cu_queries = plain(segments.cu_queries);
+  const Tensor valid = plain(segments.lengths);
   const Tensor out = Tensor::empty(q.engine(), q.shape(), q.dtype());
   const Tensor lse = Tensor::empty(q.engine(), {q.dim(0), q.dim(1)}, accumulator_dtype(q.dtype()));
-  launch("attention", {q3, k3, v3, cu, valid}, {out, lse}, [options](Launch& l) {
-    return l.kernels->attention_forward(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.in(4),
+  launch("attention", {q3, k3, v3, cu, cu_queries, valid}, {out, lse}, [options](Launch& l) {
+    return l.kernels->attention_forward(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.in(4), l.in(5),
                                         l.out(0), l.out(1), options.scale, options.softcap,
                                         options.window, options.causal);
   });
   record("attention", {q, k, v}, {out},
-         [in = Inputs{Saved(q3), Saved(k3), Saved(v3), Saved(cu), Saved(valid)}, out = Saved(out),
-          lse = Saved(lse), options](std::span<const Tensor> dy, GradSink& sink) {
+         [in = Inputs{Saved(q3), Saved(k3), Saved(v3), Saved(cu), Saved(cu_queries), Saved(valid)},
+          out = Saved(out), lse = Saved(lse), options](std::span<const Tensor> dy, GradSink& sink) {
            backward(in, out.get(), lse.get(), options, dy[0], sink);
          });
   return out;

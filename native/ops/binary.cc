@@ -79,16 +79,18 @@ Tensor apply(const BinaryRow& row, const Tensor& a, const Tensor& b) {
   const Shape shape = broadcast_shape(row.name, a.shape(), b.shape());
   const Tensor y = run(row.name, a, b, shape, row.code);
   const bool linear = row.code == BALORA_ADD || row.code == BALORA_SUB;
-  record(row.name, {a, b}, {y},
-         [name = row.name, code = row.code, linear, sa = linear ? Saved() : Saved(a),
-          sb = linear ? Saved() : Saved(b), a_shape = a.shape(),
-          b_shape = b.shape()](std::span<const Tensor> dy, GradSink& sink) {
-           if (linear || code == BALORA_MUL) {
-             linear_backward(code, dy[0], sa, sb, a_shape, b_shape, sink);
-           } else {
-             curved_backward(name, code, dy[0], sa.get(), sb.get(), sink);
-           }
-         });
+  record(
+      row.name, {a, b}, {y},
+      [name = row.name, code = row.code, linear, sa = linear ? Saved() : Saved(a),
+       sb = linear ? Saved() : Saved(b), a_shape = a.shape(),
+       b_shape = b.shape()](std::span<const Tensor> dy, GradSink& sink) {
+        if (linear || code == BALORA_MUL) {
+          linear_backward(code, dy[0], sa, sb, a_shape, b_shape, sink);
+        } else {
+          curved_backward(name, code, dy[0], sa.get(), sb.get(), sink);
+        }
+      },
+      linear ? Gradient::kAnyFloat : Gradient::kOfOutput);
   return y;
 }
 

@@ -19,8 +19,9 @@ Tensor copied(const char* op, const Tensor& x, DType dtype) {
 Tensor contiguous(const Tensor& x) {
   if (x.is_contiguous()) return x;
   const Tensor y = copied("contiguous", x, x.dtype());
-  record("contiguous", {x}, {y},
-         [](std::span<const Tensor> dy, GradSink& sink) { sink.add(0, dy[0]); });
+  record(
+      "contiguous", {x}, {y},
+      [](std::span<const Tensor> dy, GradSink& sink) { sink.add(0, dy[0]); }, Gradient::kAnyFloat);
   return y;
 }
 
@@ -28,18 +29,24 @@ Tensor cast(const Tensor& x, DType dtype) {
   if (x.dtype() == dtype) return x;
   const Tensor y = copied("cast", x, dtype);
   if (!is_float(dtype)) return y;  // a whole number does not move with x
-  record("cast", {x}, {y}, [from = x.dtype()](std::span<const Tensor> dy, GradSink& sink) {
-    sink.add(0, cast(dy[0], from));
-  });
+  record(
+      "cast", {x}, {y},
+      [from = x.dtype()](std::span<const Tensor> dy, GradSink& sink) {
+        sink.add(0, cast(dy[0], from));
+      },
+      Gradient::kAnyFloat);
   return y;
 }
 
 Tensor to_device(const Tensor& x, Engine& engine) {
   if (&x.engine() == &engine) return x;
   const Tensor y = transfer(contiguous(x.detach()), engine);
-  record("to", {x}, {y}, [home = &x.engine()](std::span<const Tensor> dy, GradSink& sink) {
-    sink.add(0, to_device(dy[0], *home));
-  });
+  record(
+      "to", {x}, {y},
+      [home = &x.engine()](std::span<const Tensor> dy, GradSink& sink) {
+        sink.add(0, to_device(dy[0], *home));
+      },
+      Gradient::kAnyFloat);
   return y;
 }
 

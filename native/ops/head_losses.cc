@@ -14,6 +14,7 @@ void check_head(const char* op, const char* name, const Tensor& hidden, const Te
   check_float(op, name, head);
   check_ndim(op, name, head, 2);
   check_shape(op, name, head, {head.dim(0), hidden.dim(1)}, "(V,C)");
+  if (head.dim(0) == 0) throw ArgumentError(concat(op, ": ", name, " has no rows: no vocabulary"));
 }
 
 void check_hidden(const char* op, const Tensor& hidden) {

@@ -19,6 +19,37 @@ void check_target(const char* op, const char* name, const Tensor& t) {
   throw ArgumentError(concat(op, ": ", name, " is written in place and must be contiguous"));
 }
 
+// An element that several places of x share would hold the last value written, whichever that is.
+void check_no_repeats(const char* op, const Tensor& x) {
+  check_defined(op, "x", x);
+  for (int i = 0; i < x.ndim() && x.numel() > 0; ++i) {
+    if (x.dim(i) == 1 || x.strides()[i] != 0) continue;
+    throw ArgumentError(concat(op, ": x ", x.shape().to_string(), " repeats its values along axis ",
+                               i, " (expand) and cannot be written in place"));
+  }
+}
+
+// Threads write x while others still read the source: one that shares memory with x is read from a
+// copy, unless each element meets itself.
+Tensor apart(const Tensor& source, const Tensor& x) {
+  const TensorImpl &from = *source.impl(), &to = *x.impl();
+  const bool same =
+      from.offset == to.offset && from.shape == to.shape && from.strides == to.strides;
+  if (from.storage != to.storage || same) return source.detach();
+  const Tensor copy = empty_like(source);
+  launch("copy", {source.detach()}, {copy},
+         [](Launch& l) { return l.kernels->copy(l.ctx, l.in(0), l.out(0)); });
+  return copy;
+}
+
+// Writes x anew. A part of a tensor that has no value would leave the rest without one; a whole one
+// may get a value back.
+void overwrite(const char* op, std::initializer_list<Tensor> inputs, const Tensor& x, LaunchFn fn) {
+  const bool whole = x.bytes() == x.impl()->storage->bytes();
+  if (whole) return launch(op, inputs, {x}, std::move(fn));
+  launch_in_place(op, inputs, {x}, std::move(fn));
+}
+
 // State that moves with param: its shape and dtype, contiguous.
 void check_state(const char* op, const char* name, const Tensor& t, const Tensor& param) {
   check_shape(op, name, t, param.shape(), "the shape of param");
@@ -47,14 +78,16 @@ void check_step(const char* op, const Tensor& param, const Tensor& grad,
 void copy_in_place(Tensor x, const Tensor& source) {
   check_shape("copy_", "source", source, x.shape(), "the shape of x");
   check_same_engine("copy_", x, source);
+  check_no_repeats("copy_", x);
   prepare_in_place("copy_", x);
-  launch("copy_", {source.detach()}, {x},
-         [](Launch& l) { return l.kernels->copy(l.ctx, l.in(0), l.out(0)); });
+  overwrite("copy_", {apart(source, x)}, x,
+            [](Launch& l) { return l.kernels->copy(l.ctx, l.in(0), l.out(0)); });
 }
 
 void fill_in_place(Tensor x, double value) {
+  check_no_repeats("fill_", x);
   prepare_in_place("fill_", x);
-  launch("fill_", {}, {x}, [value](Launch& l) { return l.kernels->fill(l.ctx, l.out(0), value); });
+  overwrite("fill_", {}, x, [value](Launch& l) { return l.kernels->fill(l.ctx, l.out(0), value); });
 }
 
 void add_in_place(Tensor x, const Tensor& source, double alpha) {
@@ -63,8 +96,9 @@ void add_in_place(Tensor x, const Tensor& source, double alpha) {
   check_shape("add_", "source", source, x.shape(), "the shape of x");
   check_same_engine("add_", x, source);
   prepare_in_place("add_", x);
-  launch("add_", {contiguous(source.detach())}, {x},
-         [alpha](Launch& l) { return l.kernels->add_scaled(l.ctx, l.in(0), l.out(0), alpha); });
+  launch_in_place("add_", {apart(contiguous(source.detach()), x)}, {x}, [alpha](Launch& l) {
+    return l.kernels->add_scaled(l.ctx, l.in(0), l.out(0), alpha);
+  });
 }
 
 void scale_in_place(Tensor x, const Tensor& coefficient) {
@@ -73,8 +107,8 @@ void scale_in_place(Tensor x, const Tensor& coefficient) {
   check_dtype("scale_", "coefficient", coefficient, DType::kF64);
   check_same_engine("scale_", x, coefficient);
   prepare_in_place("scale_", x);
-  launch("scale_", {coefficient}, {x},
-         [](Launch& l) { return l.kernels->scale(l.ctx, l.in(0), l.out(0)); });
+  launch_in_place("scale_", {apart(coefficient, x)}, {x},
+                  [](Launch& l) { return l.kernels->scale(l.ctx, l.in(0), l.out(0)); });
 }
 
 void adamw_steps(std::vector<Tensor> params, const std::vector<Tensor>& grads,
@@ -115,7 +149,7 @@ void adamw_steps(std::vector<Tensor> params, const std::vector<Tensor>& grads,
       out.push_back(*t);
     }
   }
-  launch(kOp, in, out, [weight_decays, beta1, beta2, eps](Launch& l) {
+  launch_in_place(kOp, in, out, [weight_decays, beta1, beta2, eps](Launch& l) {
     std::vector<AdamwOperands> tensors;
     for (size_t i = 0; i < weight_decays.size(); ++i) {
       tensors.push_back({l.in(1 + 2 * i), l.in(2 + 2 * i), l.out(3 * i), l.out(3 * i + 1),
@@ -141,11 +175,11 @@ void sgd_step(Tensor param, const Tensor& grad, std::optional<Tensor> buffer,
     prepare_in_place("sgd_step", *buffer);
   }
   prepare_in_place("sgd_step", param);
-  launch("sgd_step", {contiguous(grad.detach()), coefficient.value_or(Tensor())},
-         {param, buffer.value_or(Tensor())}, [=](Launch& l) {
-           return l.kernels->sgd_step(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), lr, momentum,
-                                      dampening, weight_decay, nesterov, first);
-         });
+  launch_in_place("sgd_step", {contiguous(grad.detach()), coefficient.value_or(Tensor())},
+                  {param, buffer.value_or(Tensor())}, [=](Launch& l) {
+                    return l.kernels->sgd_step(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), lr,
+                                               momentum, dampening, weight_decay, nesterov, first);
+                  });
 }
 
 Tensor grad_norm(const std::vector<Tensor>& grads, const std::string& kind) {
@@ -158,7 +192,7 @@ Tensor grad_norm(const std::vector<Tensor>& grads, const std::string& kind) {
   const Tensor total = full(grads[0].engine(), {}, 0, DType::kF64);
   std::vector<Tensor> in;
   for (const Tensor& g : grads) in.push_back(contiguous(g.detach()));
-  launch("grad_norm", in, std::vector<Tensor>{total}, [code](Launch& l) {
+  launch_in_place("grad_norm", in, std::vector<Tensor>{total}, [code](Launch& l) {
     std::vector<const View*> views;
     for (size_t i = 0; i < l.num_inputs; ++i) views.push_back(l.in(i));
     const ViewList list{views.data(), static_cast<int32_t>(views.size())};

@@ -21,7 +21,7 @@ constexpr const char* kOp = "linear";
 struct Layout {
   size_t linears = 0, parts = 0;
   std::vector<double> scales;
-  std::vector<int32_t> targets;
+  std::vector<int32_t> targets, is_change;
 
   size_t weight(size_t i) const { return 2 + i; }
   size_t bias(size_t i) const { return 2 + linears + i; }
@@ -73,8 +73,8 @@ Operands operands_of(const Launch& l, const Layout& at) {
     o.linears.push_back({l.in(at.weight(i)), l.in(at.bias(i)), nullptr});
   }
   for (size_t p = 0; p < at.parts; ++p) {
-    o.parts.push_back(
-        {l.in(at.a(p)), l.in(at.b(p)), nullptr, nullptr, nullptr, at.scales[p], at.targets[p]});
+    o.parts.push_back({l.in(at.a(p)), l.in(at.b(p)), nullptr, nullptr, nullptr, at.scales[p],
+                       at.targets[p], at.is_change[p]});
   }
   return o;
 }
@@ -178,11 +178,12 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
                                  const std::vector<std::optional<Tensor>>& biases,
                                  const std::vector<Tensor>& a, const std::vector<Tensor>& b,
                                  const std::vector<double>& scales,
-                                 const std::vector<int64_t>& targets) {
-  Layout at{weights.size(), a.size(), scales, {}};
+                                 const std::vector<int64_t>& targets,
+                                 const std::vector<int64_t>& is_change) {
+  Layout at{weights.size(), a.size(), scales, {}, {}};
   if (weights.empty()) throw ArgumentError("linear: no weight given");
   if (biases.size() != weights.size() || b.size() != a.size() || scales.size() != a.size() ||
-      targets.size() != a.size()) {
+      targets.size() != a.size() || is_change.size() != a.size()) {
     throw ArgumentError("linear: the lists of operands differ in length");
   }
   const Tensor rows = contiguous_rows(kOp, "x", x);
@@ -201,6 +202,7 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
           concat("linear: part ", p, " belongs to linear ", targets[p], " of ", at.linears));
     }
     at.targets.push_back(static_cast<int32_t>(targets[p]));
+    at.is_change.push_back(is_change[p] != 0);
     check_part(x, weights[targets[p]], a[p], b[p], p);
   }
   for (const Tensor& factor : a) inputs.push_back(cast(factor, master));

@@ -30,15 +30,20 @@ Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation
 // rope.cc: x (N,H,D), cosine, sine (P,Drot/2), positions (N) i32 -> (N,H,D)
 Tensor rope(const Tensor& x, const Tensor& cosine, const Tensor& sine, const Tensor& positions);
 
-// attention.cc: q (N,H,D), k, v (N,Hkv,D), cu_seqlens (B+1), lengths (B) i32 -> (N,H,D)
+// attention.cc: q (M,H,D), k, v (N,Hkv,D) -> (M,H,D)
+struct AttentionSegments {
+  Tensor cu_seqlens;                 // (B+1) i32, of the N rows
+  std::optional<Tensor> cu_queries;  // (B+1) i32, of the M rows of q; M is N without it
+  std::optional<Tensor> lengths;     // (B) i32
+};
 struct AttentionOptions {
   double scale;
   double softcap;  // 0: none
   int64_t window;  // 0: none
   bool causal;
 };
-Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
-                 const std::optional<Tensor>& lengths, const AttentionOptions& options);
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                 const AttentionSegments& segments, const AttentionOptions& options);
 
 // relative_attention.cc: queries (N,H,D) of one sequence attend to keys and values (M,H,D) of
 // another, or the same one. Relative position r = key - query + (R-1)/2 adds bias[r] (R,H) to the
@@ -69,7 +74,8 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
                                  const std::vector<std::optional<Tensor>>& biases,
                                  const std::vector<Tensor>& a, const std::vector<Tensor>& b,
                                  const std::vector<double>& scales,
-                                 const std::vector<int64_t>& targets);
+                                 const std::vector<int64_t>& targets,
+                                 const std::vector<int64_t>& is_change);
 
 // Declared here because the tape needs them; see their files.
 // convert.cc

@@ -31,7 +31,8 @@ Tensor row_norm(const Tensor& weight, const std::vector<Tensor>& a, const std::v
   launch(kOp, in, std::vector<Tensor>{norm}, [scales](Launch& l) {
     std::vector<LowRankOperands> parts;
     for (size_t p = 0; p < scales.size(); ++p) {
-      parts.push_back({l.in(1 + 2 * p), l.in(2 + 2 * p), nullptr, nullptr, nullptr, scales[p], 0});
+      parts.push_back(
+          {l.in(1 + 2 * p), l.in(2 + 2 * p), nullptr, nullptr, nullptr, scales[p], 0, 0});
     }
     return l.kernels->row_norm(l.ctx, l.in(0), parts.data(), static_cast<int32_t>(parts.size()),
                                l.out(0));

@@ -11,7 +11,8 @@ inline Tensor contiguous_rows(const char* op, const char* name, const Tensor& x)
   check_float(op, name, x);
   if (x.ndim() < 1) throw ArgumentError(concat(op, ": ", name, " needs at least one dimension"));
   const int64_t channels = x.dim(-1);
-  const int64_t rows = channels > 0 ? x.numel() / channels : 0;
+  int64_t rows = 1;
+  for (int i = 0; i < x.ndim() - 1; ++i) rows *= x.dim(i);
   return contiguous(x.detach()).view({rows, channels});
 }
 

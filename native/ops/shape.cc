@@ -32,17 +32,17 @@ void fill_zero(const Tensor& destination) {
 Shape resolved_shape(const Tensor& x, const Shape& shape) {
   Shape out = shape;
   int unknown = -1;
-  int64_t known = 1;
   for (int i = 0; i < shape.ndim(); ++i) {
-    if (shape[i] >= 0) {
-      known *= shape[i];
-    } else if (shape[i] == -1 && unknown < 0) {
-      unknown = i;
-    } else {
+    if (shape[i] >= 0) continue;
+    if (shape[i] != -1 || unknown >= 0) {
       throw ArgumentError("reshape: at most one extent may be -1 and none below, got " +
                           shape.to_string());
     }
+    unknown = i;
+    out[i] = 1;
   }
+  check_extents(out, x.dtype());
+  const int64_t known = out.numel();
   if (unknown >= 0 && known > 0) out[unknown] = x.numel() / known;
   if (out.numel() != x.numel() || (unknown >= 0 && known == 0)) {
     throw ArgumentError("reshape: " + x.shape().to_string() + " does not fit " + shape.to_string());
@@ -56,9 +56,12 @@ Tensor reshape(const Tensor& x, const Shape& shape) {
   const Shape target = resolved_shape(x, shape);
   if (target == x.shape()) return x;
   const Tensor y = contiguous(x.detach()).view(target);
-  record("reshape", {x}, {y}, [from = x.shape()](std::span<const Tensor> dy, GradSink& sink) {
-    sink.add(0, reshape(dy[0], from));
-  });
+  record(
+      "reshape", {x}, {y},
+      [from = x.shape()](std::span<const Tensor> dy, GradSink& sink) {
+        sink.add(0, reshape(dy[0], from));
+      },
+      Gradient::kAnyFloat);
   return y;
 }
 
@@ -80,9 +83,12 @@ Tensor permute(const Tensor& x, const std::vector<int64_t>& order) {
     strides[i] = x.strides()[axis];
   }
   const Tensor y = x.detach().view(shape, strides, 0);
-  record("permute", {x}, {y}, [inverse](std::span<const Tensor> dy, GradSink& sink) {
-    sink.add(0, permute(dy[0], inverse));
-  });
+  record(
+      "permute", {x}, {y},
+      [inverse](std::span<const Tensor> dy, GradSink& sink) {
+        sink.add(0, permute(dy[0], inverse));
+      },
+      Gradient::kAnyFloat);
   return y;
 }
 
@@ -92,9 +98,12 @@ Tensor expand(const Tensor& x, const Shape& shape) {
                         shape.to_string());
   }
   const Tensor y = broadcast_view(x, shape);
-  record("expand", {x}, {y}, [from = x.shape()](std::span<const Tensor> dy, GradSink& sink) {
-    sink.add(0, sum_to_shape(dy[0], from));
-  });
+  record(
+      "expand", {x}, {y},
+      [from = x.shape()](std::span<const Tensor> dy, GradSink& sink) {
+        sink.add(0, sum_to_shape(dy[0], from));
+      },
+      Gradient::kAnyFloat);
   return y;
 }
 
@@ -104,14 +113,16 @@ Tensor slice(const Tensor& x, int64_t axis, int64_t start, int64_t stop, int64_t
   if (step < 1) throw ArgumentError(concat("slice: step must be >= 1, got ", step));
   const int64_t from = std::clamp(start < 0 ? start + extent : start, int64_t{0}, extent);
   const int64_t to = std::clamp(stop < 0 ? stop + extent : stop, from, extent);
-  const int64_t length = (to - from + step - 1) / step;
+  const int64_t length = to > from ? (to - from - 1) / step + 1 : 0;
   const Tensor y = narrowed(x, a, from, length, step);
-  record("slice", {x}, {y},
-         [shape = x.shape(), a, from, length, step](std::span<const Tensor> dy, GradSink& sink) {
-           const Tensor dx = full(dy[0].engine(), shape, 0, dy[0].dtype());
-           copy_into(dy[0], narrowed(dx, a, from, length, step));
-           sink.add(0, dx);
-         });
+  record(
+      "slice", {x}, {y},
+      [shape = x.shape(), a, from, length, step](std::span<const Tensor> dy, GradSink& sink) {
+        const Tensor dx = full(dy[0].engine(), shape, 0, dy[0].dtype());
+        copy_into(dy[0], narrowed(dx, a, from, length, step));
+        sink.add(0, dx);
+      },
+      Gradient::kAnyFloat);
   return y;
 }
 
@@ -120,7 +131,7 @@ std::vector<Tensor> split(const Tensor& x, const std::vector<int64_t>& sizes, in
   int64_t total = 0;
   for (const int64_t size : sizes) {
     if (size < 0) throw ArgumentError(concat("split: a size must be >= 0, got ", size));
-    total += size;
+    if (__builtin_add_overflow(total, size, &total)) total = INT64_MAX;
   }
   if (total != x.dim(a)) {
     throw ArgumentError(concat("split: the sizes add up to ", total, ", axis ", a, " of ",
@@ -166,7 +177,7 @@ Tensor concat_tensors(const std::vector<Tensor>& parts, int64_t axis) {
     if (part.ndim() == first.ndim()) expected[a] = part.dim(a);
     check_shape("concat", "every part", part, expected);
     sizes.push_back(part.dim(a));
-    shape[a] += part.dim(a);
+    if (__builtin_add_overflow(shape[a], part.dim(a), &shape[a])) shape[a] = INT64_MAX;
   }
   const Tensor y = Tensor::empty(first.engine(), shape, first.dtype());
   int64_t at = 0;
@@ -175,13 +186,16 @@ Tensor concat_tensors(const std::vector<Tensor>& parts, int64_t axis) {
     at += sizes[i];
   }
   const std::vector<Tensor> outputs{y};
-  record("concat", parts, outputs, [sizes, a](std::span<const Tensor> dy, GradSink& sink) {
-    int64_t from = 0;
-    for (size_t i = 0; i < sizes.size(); ++i) {
-      if (sink.wants(i)) sink.add(i, narrowed(dy[0], a, from, sizes[i]));
-      from += sizes[i];
-    }
-  });
+  record(
+      "concat", parts, outputs,
+      [sizes, a](std::span<const Tensor> dy, GradSink& sink) {
+        int64_t from = 0;
+        for (size_t i = 0; i < sizes.size(); ++i) {
+          if (sink.wants(i)) sink.add(i, narrowed(dy[0], a, from, sizes[i]));
+          from += sizes[i];
+        }
+      },
+      Gradient::kAnyFloat);
   return y;
 }
 

@@ -79,8 +79,10 @@ Tensor affine(const Tensor& x, double a, double b) {
   launch("affine", {contiguous(x.detach())}, {y}, [=](Launch& l) {
     return l.kernels->unary(l.ctx, l.in(0), l.out(0), BALORA_AFFINE, a, b);
   });
-  record("affine", {x}, {y},
-         [a](std::span<const Tensor> dy, GradSink& sink) { sink.add(0, affine(dy[0], a, 0)); });
+  record(
+      "affine", {x}, {y},
+      [a](std::span<const Tensor> dy, GradSink& sink) { sink.add(0, affine(dy[0], a, 0)); },
+      Gradient::kAnyFloat);
   return y;
 }
 

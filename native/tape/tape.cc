@@ -16,7 +16,10 @@ Saved::Saved(const Tensor& t) {
 }
 
 Saved Saved::remade(const Tensor& value, const Tensor& x) {
-  if (!x.defined() || !x.impl()->recipe) return Saved(value);
+  // A value that was overwritten since is not the one that the recipe makes.
+  if (!x.defined() || !x.impl()->recipe || x.impl()->recipe_version != x.version()) {
+    return Saved(value);
+  }
   Saved saved;
   saved.recipe_ = x.impl()->recipe;
   saved.shape_ = value.shape();
@@ -26,6 +29,7 @@ Saved Saved::remade(const Tensor& value, const Tensor& x) {
 void offer_recipe(const Tensor& y, std::function<Tensor()> recipe) {
   if (!y.engine().state().recompute || !grad_wanted({y})) return;
   y.impl()->recipe = std::make_shared<const std::function<Tensor()>>(std::move(recipe));
+  y.impl()->recipe_version = y.version();
 }
 
 Tensor Saved::get() const {
@@ -61,12 +65,13 @@ bool grad_wanted(std::span<const Tensor> inputs) {
 }
 
 void record(const char* op, std::span<const Tensor> inputs, std::span<const Tensor> outputs,
-            BackwardFn backward) {
+            BackwardFn backward, Gradient gradient) {
   if (!grad_wanted(inputs)) return;
   auto node = std::make_shared<Node>();
   node->op = op;
   node->num_outputs = outputs.size();
   node->backward = std::move(backward);
+  node->gradient = gradient;
   for (const Tensor& t : inputs) {
     Edge edge;
     if (t.defined() && t.requires_grad()) {
@@ -111,22 +116,31 @@ namespace {
 
 // dst = beta * dst + src, where dst may be wider than src.
 void accumulate_into(const Tensor& destination, const Tensor& source, double beta) {
-  launch("accumulate", {contiguous(source)}, {destination},
-         [beta](Launch& l) { return l.kernels->accumulate(l.ctx, l.in(0), l.out(0), beta); });
+  if (destination.frozen()) {
+    throw ArgumentError("backward: a gradient that was frozen since cannot be added to");
+  }
+  const LaunchFn add = [beta](Launch& l) {
+    return l.kernels->accumulate(l.ctx, l.in(0), l.out(0), beta);
+  };
+  if (beta == 0) return launch("accumulate", {contiguous(source)}, {destination}, add);
+  launch_in_place("accumulate", {contiguous(source)}, {destination}, add);
 }
 
-// Sums two contributions. `sum` is overwritten when nobody else can see it.
-void accumulate(Tensor& sum, const Tensor& grad) {
-  if (!sum.defined()) {
-    sum = grad;
-    return;
-  }
-  if (!sum.exclusive() || !sum.is_contiguous()) {
-    Tensor copy = Tensor::empty(sum.engine(), sum.shape(), sum.dtype());
+// Adds to a sum, which becomes one of `type`. It is overwritten when nobody else can see it.
+void accumulate(Tensor& sum, const Tensor& grad, DType type) {
+  if (!sum.exclusive() || !sum.is_contiguous() || sum.dtype() != type) {
+    Tensor copy = Tensor::empty(sum.engine(), sum.shape(), type);
     accumulate_into(copy, sum, 0);
     sum = copy;
   }
   accumulate_into(sum, grad, 1);
+}
+
+// Sums what comes to a node. Contributions of a weight behind a cast may differ in width, and come
+// in any order.
+void contribute(Tensor& sum, const Tensor& grad) {
+  if (sum.defined()) return accumulate(sum, grad, common_float(sum.dtype(), grad.dtype()));
+  sum = grad;
 }
 
 // A gradient of the right type is adopted as it is and copied only when a second contribution comes
@@ -143,7 +157,7 @@ void accumulate_leaf(TensorImpl& leaf, const Tensor& grad) {
     leaf.grad_adopted = false;
     accumulate_into(leaf.grad, grad, 0);
   } else if (leaf.grad_adopted) {
-    accumulate(leaf.grad, grad);
+    accumulate(leaf.grad, grad, wide);
   } else {
     accumulate_into(leaf.grad, grad, 1);
   }
@@ -169,7 +183,7 @@ class Walk {
     check_same_engine("backward", root, grad);
     const Tensor cast_grad = cast(grad, root.dtype());
     if (root.is_leaf()) return accumulate_leaf(*root.impl(), cast_grad);
-    accumulate(slot(root.impl()->node, root.impl()->output_index), cast_grad);
+    contribute(slot(root.impl()->node, root.impl()->output_index), cast_grad);
     roots_.push_back(root.impl()->node);
   }
 
@@ -204,11 +218,10 @@ class Walk {
       if (!grad.defined() || !wants(input)) return;
       check(input, grad);
       const Edge& edge = node_.inputs[input];
-      if (edge.leaf) {
-        accumulate_leaf(*edge.leaf, grad);
-      } else {
-        accumulate(walk_.slot(edge.node, edge.output_index), grad);
-      }
+      if (edge.leaf) return accumulate_leaf(*edge.leaf, grad);
+      const bool any = edge.node->gradient == Gradient::kAnyFloat;
+      contribute(walk_.slot(edge.node, edge.output_index),
+                 any ? grad : cast(grad, node_.input_dtypes[input]));
     }
 
    private:

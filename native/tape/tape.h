@@ -42,9 +42,16 @@ class GradSink {
  public:
   virtual ~GradSink() = default;
   virtual bool wants(size_t input) const = 0;
-  // Adds a contribution to the gradient of an input; its shape and dtype must be the input's.
-  // Undefined: nothing.
+  // Adds a contribution to the gradient of an input; its shape must be the input's. It may come in
+  // another float type (a weight's sums are f32): a leaf takes it as it is, see Gradient for what
+  // else does. Undefined: nothing.
   virtual void add(size_t input, const Tensor& grad) = 0;
+};
+
+// The float type in which a backward function takes dy.
+enum class Gradient {
+  kOfOutput,  // that of its output: kernels take it from there
+  kAnyFloat,  // any: it only moves, converts or scales it, and a weight behind keeps its f32 sums
 };
 
 // dy[i] is undefined where output i was not used. Runs on the enqueueing thread, with no_grad in
@@ -66,6 +73,7 @@ struct Node {
   std::vector<Engine*> input_engines;  // null where the input was undefined
   size_t num_outputs;
   BackwardFn backward;
+  Gradient gradient;
   bool released = false;
   ~Node();  // iterative: a chain of a million nodes must not overflow the stack
 };
@@ -78,11 +86,12 @@ inline bool grad_wanted(std::initializer_list<Tensor> inputs) {
 
 // No-op under NoGrad or when no input wants a gradient. `op` must be a string literal.
 void record(const char* op, std::span<const Tensor> inputs, std::span<const Tensor> outputs,
-            BackwardFn backward);
+            BackwardFn backward, Gradient gradient = Gradient::kOfOutput);
 inline void record(const char* op, std::initializer_list<Tensor> inputs,
-                   std::initializer_list<Tensor> outputs, BackwardFn backward) {
+                   std::initializer_list<Tensor> outputs, BackwardFn backward,
+                   Gradient gradient = Gradient::kOfOutput) {
   record(op, std::span(inputs.begin(), inputs.size()), std::span(outputs.begin(), outputs.size()),
-         std::move(backward));
+         std::move(backward), gradient);
 }
 
 // Gradients of the leaves below `roots` are added to their grad, in f32 (f64 for f64). `grads`

@@ -40,6 +40,12 @@ constexpr DType accumulator_dtype(DType dtype) {
   return dtype == DType::kF64 ? DType::kF64 : DType::kF32;
 }
 
+// The narrowest float type that holds the values of both.
+constexpr DType common_float(DType a, DType b) {
+  if (a == b) return a;
+  return a == DType::kF64 || b == DType::kF64 ? DType::kF64 : DType::kF32;
+}
+
 struct bf16 {
   uint16_t bits;
 };

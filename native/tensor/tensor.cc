@@ -11,6 +11,17 @@ TensorImpl& deref(const std::shared_ptr<TensorImpl>& impl) {
   return *impl;
 }
 
+// Whether the elements lie one after the other; the stride of an extent of 1 does not matter.
+bool is_dense(const Shape& shape, const Shape& strides) {
+  if (shape.numel() == 0) return true;
+  int64_t expected = 1;
+  for (int i = shape.ndim() - 1; i >= 0; --i) {
+    if (shape[i] != 1 && strides[i] != expected) return false;
+    expected *= shape[i];
+  }
+  return true;
+}
+
 }  // namespace
 
 void check_extents(const Shape& shape, DType dtype) {
@@ -75,18 +86,17 @@ int64_t Tensor::dim(int i) const {
 
 bool Tensor::is_contiguous() const {
   const TensorImpl& t = deref(impl_);
-  if (t.shape.numel() == 0) return true;
-  int64_t expected = 1;
-  for (int i = t.shape.ndim() - 1; i >= 0; --i) {
-    if (t.shape[i] != 1 && t.strides[i] != expected) return false;
-    expected *= t.shape[i];
-  }
-  return true;
+  return is_dense(t.shape, t.strides);
 }
 
 Tensor Tensor::view(const Shape& shape, const Shape& strides, int64_t offset_elements) const {
   const TensorImpl& t = deref(impl_);
-  return Tensor(std::make_shared<TensorImpl>(t.engine, t.storage, shape, strides,
+  check_extents(shape, t.dtype);
+  // Kernels take the stride of a dense matrix's rows for its leading dimension. That of a single
+  // row may be anything (1, where (C,1) was permuted), and a product would refuse it.
+  const bool dense = is_dense(shape, strides);
+  return Tensor(std::make_shared<TensorImpl>(t.engine, t.storage, shape,
+                                             dense ? contiguous_strides(shape) : strides,
                                              t.offset + offset_elements, t.dtype));
 }
 
@@ -123,7 +133,17 @@ void Tensor::set_grad(const Tensor& grad) {
     throw ArgumentError("the gradient of a tensor " + t.shape.to_string() + " cannot be " +
                         grad.shape().to_string());
   }
-  if (grad.defined()) check_same_engine("the gradient of a tensor", *this, grad);
+  if (grad.defined()) {
+    check_same_engine("the gradient of a tensor", *this, grad);
+    // It is written to in place, as one block.
+    check_dtype("set_grad", "the gradient", grad, accumulator_dtype(t.dtype));
+    if (!grad.is_contiguous()) {
+      throw ArgumentError("set_grad: the gradient must be contiguous, as it is added to in place");
+    }
+    if (grad.frozen()) {
+      throw ArgumentError("set_grad: a frozen tensor cannot be the gradient, as it is added to");
+    }
+  }
   t.grad = grad;
   t.grad_adopted = false;
 }

@@ -3,7 +3,7 @@
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { dirname, relative } from 'node:path';
 import { buildNative } from './build_steps.mjs';
 import { buildCuda, forbiddenSpills, nvccMissing, overLimits } from './cuda_build.mjs';
 import { bold, capture, green, inRoot, red, root, runVisible, say, yellow } from './shell.mjs';
@@ -42,8 +42,13 @@ function runDoctest(executable, env = {}, only = null) {
   const [passed, failed, skipped] = line ? line.slice(1).map(Number) : [0, 1, 0];
   if (only && passed + failed === 0) say(red(`no test case is called ${only}`));
   const empty = only && passed === 0 ? 1 : 0;
+  const blocks = (result.stdout ?? '').split(/^={20,}$/m).filter((block) => /ERROR/.test(block));
+  const failures = blocks.flatMap((block) => block.match(/^TEST CASE: +.+$/m) ?? []);
   return withStatus(
-    { passed, failed: failed || empty, skipped: only ? 0 : skipped },
+    {
+      ...{ passed, failed: failed || empty, skipped: only ? 0 : skipped },
+      failures: [...new Set(failures)],
+    },
     result.status,
   );
 }
@@ -164,8 +169,18 @@ function runVitest() {
     passed: json.numPassedTests,
     failed: json.numFailedTests + broken,
     skipped: json.numPendingTests + json.numTodoTests,
+    failures: json.testResults.flatMap(failuresOfFile),
   };
   return withStatus(counts, status);
+}
+
+/** A line for each test of a file of vitest's report that failed, or one for a file that could not run. */
+function failuresOfFile({ name, status, message, assertionResults }) {
+  const file = relative(root, name);
+  const firstLine = (text) => (text ?? '').split('\n')[0];
+  const failed = assertionResults.filter((test) => test.status === 'failed');
+  if (status === 'failed' && failed.length === 0) return [`${file}: ${firstLine(message)}`];
+  return failed.map((test) => `${file}: ${test.fullName}: ${firstLine(test.failureMessages[0])}`);
 }
 
 const kNativeFolders = [
@@ -191,7 +206,8 @@ function checkGenerated(script) {
 
 function sum(rows) {
   const total = (key) => rows.reduce((so, row) => so + row[key], 0);
-  return { passed: total('passed'), failed: total('failed'), skipped: total('skipped') };
+  const counts = { passed: total('passed'), failed: total('failed'), skipped: total('skipped') };
+  return { ...counts, failures: rows.flatMap((row) => row.failures ?? []) };
 }
 
 const biome = bin('@biomejs/biome', 'bin/biome');
@@ -262,6 +278,10 @@ export async function runSuites({ quick, only }) {
     rows.push({ name: suite.name, seconds: (performance.now() - started) / 1000, ...counts });
   }
   say('');
+  // Again at the end, where a log that is cut still has them.
+  for (const { name, failures } of rows) {
+    for (const failure of failures ?? []) say(red(`${name}: ${failure}`));
+  }
   for (const { name, seconds, passed, failed, skipped } of rows) {
     const state = failed > 0 ? red('failed') : skipped > 0 ? yellow('ok    ') : green('ok    ');
     const counts = `${passed} passed, ${failed} failed, ${skipped} skipped`;

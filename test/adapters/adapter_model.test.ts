@@ -9,7 +9,7 @@ import { deltaOf, saveMerged } from '../../lib/adapters/merge.ts';
 import type { Batch } from '../../lib/data/collate.ts';
 import { FormatError, UnsupportedError } from '../../lib/errors.ts';
 import { saveSafetensors } from '../../lib/io/safetensors.ts';
-import { copy_, randn } from '../../lib/ops/index.ts';
+import { add_, copy_, full, randn } from '../../lib/ops/index.ts';
 import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
 import { goldenArray, goldenArrays } from '../support/golden.ts';
 import { TinyModel, tinyBatches } from '../support/tiny_model.ts';
@@ -92,6 +92,32 @@ describe('a fresh adapter', () => {
     expect(new Set(values).size).toBeGreaterThan(values.length / 2);
     expect(numbers((await make({}, 43))[name] as Tensor)).not.toEqual(values);
     expect(numbers(all['layers.1.up_proj.lora_A'] as Tensor)).not.toEqual(values);
+  });
+
+  it('says of its pairs whether they are a change; a loaded one is, if small and if its terms do not cancel', async () => {
+    const isChange = (tuned: AdapterModel): boolean[] => [
+      ...new Set(tuned.modules.map((module) => module.update()?.isChange ?? false)),
+    ];
+    for (const [initLoraWeights, fresh, loaded] of [
+      [true, true, true],
+      ['gaussian', true, true],
+      [false, true, false], // B is drawn, too, and B A as large as the weights
+      ['pissa', false, false], // B A - B0 A0, a small difference in one pair of twice the rank
+    ] as const) {
+      const tuned = await AdapterModel.create(new TinyModel(), { r: 2, initLoraWeights });
+      expect(isChange(tuned), String(initLoraWeights)).toEqual([fresh]);
+      for (const { tensor: parameter } of tuned.parameters()) {
+        const change = randn(parameter.shape, { seed: 3, deviation: 0.01 });
+        scope(() => noGrad(() => add_(parameter, change)));
+      }
+      await tuned.save(folder);
+      const again = await AdapterModel.load(new TinyModel(), folder);
+      expect(isChange(again), String(initLoraWeights)).toEqual([loaded]);
+    }
+    // The principal part, which belongs on a residual: no terms cancel, and it is most of the weight.
+    const tuned = await AdapterModel.create(new TinyModel(), { r: 4, initLoraWeights: 'pissa' });
+    await tuned.save(folder, { form: 'residual' });
+    expect(isChange(await AdapterModel.load(new TinyModel(), folder))).toEqual([false]);
   });
 
   it('takes the best rank-r part out of W (PiSSA)', async () => {
@@ -288,5 +314,42 @@ describe('an adapter folder', () => {
     await expect(AdapterModel.load(new TinyModel(), join(folder, 'none'))).rejects.toThrow(
       FormatError,
     );
+  });
+
+  it('with a value that is not finite is refused', async () => {
+    const tuned = await AdapterModel.create(new TinyModel(), { r: 3 });
+    const { b } = (tuned.modules[1] as LoraModule).pair;
+    scope(() => noGrad(() => copy_(b, full(b.shape, Number.NaN))));
+    await tuned.save(folder);
+    const loading = AdapterModel.load(new TinyModel(), folder);
+    await expect(loading).rejects.toThrow(FormatError);
+    await expect(loading).rejects.toThrow(/lora_B\.weight: element 0 is NaN or infinite/);
+  });
+
+  it('that lacks modules which its configuration selects says so', async () => {
+    const tuned = await AdapterModel.create(new TinyModel(), { targetModules: ['up_proj'], r: 3 });
+    await tuned.save(folder);
+    const path = join(folder, 'adapter_config.json');
+    const config = JSON.parse(readFileSync(path, 'utf8'));
+    const warnings = async (changes: object) => {
+      writeFileSync(path, JSON.stringify({ ...config, ...changes }));
+      return (await AdapterModel.load(new TinyModel(), folder)).warnings;
+    };
+    expect(await warnings({})).toEqual([]);
+    expect(await warnings({ target_modules: ['up_proj', 'gate_proj', 'down_proj'] })).toEqual([
+      expect.stringMatching(
+        /no tensors for 4 of the modules that target_modules selects \(layers\.0\.gate_proj, layers\.0\.down_proj, layers\.1\.gate_proj, \.\.\.\)/,
+      ),
+    ]);
+    expect(
+      await warnings({ target_modules: 'all-linear', exclude_modules: ['down_proj'] }),
+    ).toEqual([
+      expect.stringMatching(
+        /no tensors for 2 of .* \(layers\.0\.gate_proj, layers\.1\.gate_proj\)/,
+      ),
+    ]);
+    expect(await warnings({ target_modules: '.*up_pro++j' })).toEqual([
+      expect.stringMatching(/not known whether it lacks modules: pattern/),
+    ]);
   });
 });

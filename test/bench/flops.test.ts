@@ -14,7 +14,7 @@ const kSizes = { c: 4, f: 6, layers: 1, v: 10, heads: 2, keyValueHeads: 1, d: 2 
 const kStep: StepShape = {
   sizes: kSizes,
   method: 'lora',
-  ...{ rank: 1, tokens: 8, supervised: 3, squaredLengths: 32, accumulation: 1 },
+  ...{ rank: 1, rows: 8, supervised: 3, squaredLengths: 32, accumulation: 1 },
 };
 
 describe('usefulFlops', () => {
@@ -53,7 +53,7 @@ describe('usefulFlops', () => {
     const step: StepShape = {
       sizes: sizesOf(kShapes['smollm2-135m']),
       method: 'balora',
-      ...{ rank: 16, tokens: 2048, supervised: 0.4 * 2048, accumulation: 1 },
+      ...{ rank: 16, rows: 2048, supervised: 0.4 * 2048, accumulation: 1 },
       squaredLengths: 4 * 512 ** 2,
     };
     expect(usefulFlops(step) / 2048 / 1e9).toBeCloseTo(0.8, 1);

@@ -122,10 +122,18 @@ it('draws a new head where asked to, and merges what it trained', async () => {
 it('says that a head drawn at random means nothing', async () => {
   const bare = join(folder, 'bare');
   await writeTinyClassifier(bare, { head: false });
-  const { err } = await balora(['evaluate', ...kTask, '--model', bare, '--data', data, ...kFields]);
+  const args = [...kTask, '--model', bare, '--data', data, ...kFields];
+  const { err } = await balora(['evaluate', ...args]);
   expect(err).toMatch(
     /bare has no trained head \(classifier\.weight.* drawn anew\): the numbers mean nothing/,
   );
+  const tuned = async (...more: string[]) =>
+    (await balora(['train', ...args, '--r', '4', '--max-steps', '1', ...more])).err;
+  const noise =
+    /^warning: the head is drawn at random, so the consistency term pulls towards noise/m;
+  expect(await tuned()).toMatch(noise);
+  expect(await tuned('--head-warmup-epochs', '1')).not.toMatch(noise);
+  expect(await tuned('--consistency-weight', '0')).not.toMatch(noise);
 });
 
 it('shows a plan', async () => {

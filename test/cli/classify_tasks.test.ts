@@ -114,8 +114,37 @@ it('several labels for pairs of named fields, from JSON Lines', async () => {
   expect(json.problemType).toBe('multi_label_classification');
   // The names sorted: bad, good, long, middling.
   expect(json.labels.every((flags: number[]) => flags.length === 4)).toBe(true);
+  expect((await runOf(output)).command['problem-type']).toBe('multi_label_classification');
   expect(json.labels.map((flags: number[]) => flags[2])).toEqual(
     Array.from({ length: 20 }, (_, i) => i % 2),
+  );
+});
+
+it('what outputs mean goes into the run, the merged model and the evaluation', async () => {
+  const row = ({ text, label }: { text: string; label: number }) => ({ text, label: [label, 0.5] });
+  const data = await written(
+    'two.jsonl',
+    tinyRows(20).map((given) => JSON.stringify(row(given))),
+  );
+  const { output } = await train('two', data, '--problem-type', 'regression', '--new-head');
+  expect((await runOf(output)).command['problem-type']).toBe('regression');
+  const { json } = await evaluate(output, data); // two numbers, no flags
+  expect(json).toMatchObject({ problemType: 'regression', examples: 20 });
+
+  const merge = async (name: string) => {
+    const from = ['--model', model, '--adapter', output, '--output', join(folder, name)];
+    const { err } = await balora(['merge', ...from]);
+    const config = await readFile(join(folder, name, 'config.json'), 'utf8');
+    return { err, problem: JSON.parse(config).problem_type };
+  };
+  expect(await merge('merged')).toEqual({ err: '', problem: 'regression' });
+  const merged = ['evaluate', ...kTask, '--model', join(folder, 'merged'), '--data', data];
+  expect(JSON.parse((await balora([...merged, '--json'])).out).loss).toBeCloseTo(json.loss, 5);
+  await rm(join(output, 'run'), { recursive: true });
+  const guess = await merge('guess');
+  expect(guess.problem).toBe('single_label_classification');
+  expect(guess.err).toMatch(
+    /^warning: .*two does not say what its 2 outputs mean: single_label_classification becomes problem_type/,
   );
 });
 

@@ -80,11 +80,17 @@ describe('balora inspect', () => {
     const none = await balora(['inspect', join(folder, 'none')]);
     expect(none).toMatchObject({
       code: 2,
-      err: `error: ${join(folder, 'none')}: no such file or folder\n`,
+      err: `error: "${join(folder, 'none')}" is no file or folder here, and no model id (owner/name) either\n`,
     });
     const empty = join(folder, 'empty');
     await mkdir(empty);
     expect((await balora(['inspect', empty])).err).toMatch(/no \.safetensors and no \.gguf file/);
+    const half = join(folder, 'half');
+    await mkdir(half);
+    await writeFile(join(half, 'adapter_model.safetensors'), safetensors('a.weight', [3, 2]));
+    const { code, err } = await balora(['inspect', half]);
+    expect(code).toBe(1);
+    expect(err).toMatch(/^error: .*adapter_config\.json: ENOENT: no such file[^\n]*\n$/);
   });
 });
 

@@ -24,6 +24,22 @@ describe('abortable', () => {
     exit.mockRestore();
   });
 
+  it('stops at a hang-up, however often it comes', async () => {
+    const exit = vi.spyOn(process, 'exit').mockImplementation((() => {}) as never);
+    const before = process.listenerCount('SIGHUP');
+    const aborted = await abortable(
+      async (signal) => {
+        for (let i = 0; i < 2; i++) process.emit('SIGHUP', 'SIGHUP');
+        return signal.aborted;
+      },
+      () => {},
+    );
+    expect(aborted).toBe(true);
+    expect(exit).not.toHaveBeenCalled();
+    expect(process.listenerCount('SIGHUP')).toBe(before);
+    exit.mockRestore();
+  });
+
   it('lets go after a failure too', async () => {
     const before = process.listenerCount('SIGTERM');
     const failing = abortable(

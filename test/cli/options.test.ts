@@ -64,6 +64,46 @@ describe('flags', () => {
     expect(values.initLoraWeights).toBe(true);
   });
 
+  it.each([
+    ['q_proj', ['q_proj']],
+    ['self_attn.q_proj, v_proj', ['self_attn.q_proj', 'v_proj']],
+    ['all-linear', 'all-linear'],
+    ['.*\\.[qv]_proj', '.*\\.[qv]_proj'],
+    ['.*\\.\\d{1,2}\\.q_proj', '.*\\.\\d{1,2}\\.q_proj'],
+    ['(a|b),c', '(a|b),c'],
+  ])('--target-modules %s means %j, in a file too', async (text, expected) => {
+    const path = await configFile(JSON.stringify({ target_modules: text }), 'modules.json');
+    for (const given of [
+      ['--target-modules', text],
+      ['--config', path],
+    ]) {
+      expect((await parse(...kNeeded, ...given)).targetModules).toEqual(expected);
+    }
+  });
+
+  it('take ranks and alphas by pattern as JSON, and modules to leave out', async () => {
+    const flags = ['--rank-pattern', '{"down_proj": 4}', '--alpha-pattern', '{"b": 1.5, "a": 2}'];
+    const values = await parse(
+      ...kNeeded,
+      ...flags,
+      '--exclude-modules',
+      'lm_head',
+      '--use-rslora',
+    );
+    expect(values).toMatchObject({
+      rankPattern: { down_proj: 4 },
+      excludeModules: ['lm_head'],
+      useRslora: true,
+    });
+    expect(Object.entries(values.alphaPattern ?? {})).toEqual([
+      ['b', 1.5],
+      ['a', 2],
+    ]);
+    await expect(parse(...kNeeded, '--rank-pattern', '{"a": 0.5}')).rejects.toThrow(
+      '--rank-pattern must be an object of patterns, each with a whole number >= 1, got {"a":0.5}',
+    );
+  });
+
   it("take a schedule's options as JSON, in transformers' names or in camel case", async () => {
     const expected = { minLrRate: 0.1, numCycles: 0.5 };
     for (const json of ['{"min_lr_rate": 0.1, "numCycles": 0.5}', JSON.stringify(expected)]) {
@@ -157,7 +197,11 @@ describe('configuration files', () => {
     ['dry-run: true', 'unknown option "dry-run"'],
     ['r: "8"', 'r must be a whole number >= 1, got "8"'],
     ['packing: 1', 'packing must be true or false, got 1'],
-    ['target_modules: [1]', 'target_modules must be a name or a list of names, got [1]'],
+    [
+      'target_modules: [1]',
+      'target_modules must be a regular expression or a list of names, got [1]',
+    ],
+    ['columns: [1]', 'columns must be a name or a list of names, got [1]'],
     ['max_length: 4\nmax-length: 4', '"max-length" is given in two spellings'],
     ['- a', 'must hold options by name'],
     ['r: 1\nr: 2', ':2:1: '],

@@ -1,7 +1,14 @@
+import { EventEmitter } from 'node:events';
 import { stripVTControlCharacters } from 'node:util';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { Progress, stepLine } from '../../lib/cli/progress.ts';
-import { formatBytes, formatCount, formatSeconds, hasColour } from '../../lib/cli/terminal.ts';
+import {
+  formatBytes,
+  formatCount,
+  formatSeconds,
+  hasColour,
+  outliveReader,
+} from '../../lib/cli/terminal.ts';
 import type { StepRecord, TrainEvent } from '../../lib/train/types.ts';
 
 const record = (step: number, over: Partial<StepRecord> = {}): StepRecord => ({
@@ -151,6 +158,14 @@ describe('terminal', () => {
     expect(hasColour(new Stream(true), { NO_COLOR: '1' })).toBe(false);
     expect(hasColour(new Stream(false), { FORCE_COLOR: '1' })).toBe(true);
     expect(hasColour(new Stream(true), { TERM: 'dumb' })).toBe(false);
+  });
+
+  it('outlives its reader, and no other fault', () => {
+    const stream = new EventEmitter();
+    outliveReader(stream);
+    const fail = (code: string) => stream.emit('error', Object.assign(new Error(code), { code }));
+    expect([fail('EPIPE'), fail('EIO')]).toEqual([true, true]);
+    expect(() => fail('ENOSPC')).toThrow('ENOSPC');
   });
 
   it('writes amounts for people', () => {

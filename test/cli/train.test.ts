@@ -49,6 +49,28 @@ const values = (records: StepRecord[]) =>
     ...[step, loss, gradNorm, learningRate, supervisedTokens],
   ]);
 
+it('--ignore-keys reaches every load of a language model', async () => {
+  const [odd, output, merged] = ['odd', 'odd-out', 'odd-merged'].map((name) => join(folder, name));
+  await cp(model, odd as string, { recursive: true });
+  const path = join(odd as string, 'config.json');
+  const config = JSON.parse(await readFile(path, 'utf8'));
+  await writeFile(path, JSON.stringify({ ...config, odd_key: 1 }));
+  const keys = ['--ignore-keys', 'odd_key'];
+  const of = (command: string, ...more: string[]) => [command, '--model', odd as string, ...more];
+  const tuned = [
+    ...of('train', '--data', data, '--prompt-template', 'none', '--max-steps', '1'),
+    ...['--method', 'full', '--consistency-weight', '0.1'],
+  ];
+  expect((await balora(tuned)).err).toMatch(/odd_key is not understood.*\(--ignore-keys\)/);
+  expect((await balora([...tuned, ...keys])).code).toBe(0);
+  const adapted = of('train', '--data', data, '--prompt-template', 'none', '--max-steps', '1');
+  expect((await balora([...adapted, '--output', output as string, ...keys])).code).toBe(0);
+  const evaluated = of('evaluate', '--data', data, '--prompt-template', 'none', ...keys);
+  expect((await balora(evaluated)).code).toBe(0);
+  const merge = of('merge', '--adapter', output as string, '--output', merged as string);
+  expect((await balora([...merge, ...keys])).code).toBe(0);
+});
+
 describe('balora train', () => {
   it('writes an adapter, metrics and its settings, and plain lines', async () => {
     const { code, out, err } = await balora(

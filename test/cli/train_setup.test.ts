@@ -40,10 +40,11 @@ describe('trainSetup', () => {
       'method',
       'adapter',
       'newHead',
+      'ignoreKeys',
     ];
     const labelled: Record<string, unknown> = {
       ...{ glue: 'cola', problemType: 'regression', variant: '2024', groupByLength: true },
-      ...{ labelNames: ['x', 'y'], columns: ['x'], metricForBestModel: 'matthews' },
+      ...{ labelNames: ['x', 'y'], metricForBestModel: 'matthews' },
       ...{ textField: 'x', textPairField: 'x', labelField: 'x', numLabels: 3, headWarmupEpochs: 2 },
     };
     const marks: Record<string, unknown> = {
@@ -61,8 +62,9 @@ describe('trainSetup', () => {
         loraDropout: 0.1,
       },
       ...{ lrSchedulerKwargs: { numCycles: 2 }, consistencyWeightMin: 0.01 },
-      ...{ useDora: true, loraBias: true },
-      ...{ overwrite: true, resume: true, packing: true, shuffle: false },
+      ...{ useDora: true, loraBias: true, useRslora: true, excludeModules: ['x'] },
+      ...{ rankPattern: { x: 2 }, alphaPattern: { x: 2 } },
+      ...{ overwrite: true, resume: true, packing: true, shuffle: false, columns: ['x'] },
     };
     const needs: Record<string, Partial<TrainSettings>> = {
       loraBias: { method: 'lora' },
@@ -120,6 +122,15 @@ describe('trainSetup', () => {
     const { evalBatches, batches } = setup({ packing: true, maxLength: 64, promptField: 'q' });
     expect(evalBatches).toEqual({ batchSize: 8, maxLength: 64, shuffle: false, promptField: 'q' });
     expect(batches).toMatchObject({ packing: true, shuffle: true, seed: 42 });
+    const sizes = { perDeviceTrainBatchSize: 2, perDeviceEvalBatchSize: 5 };
+    expect(setup(sizes)).toMatchObject({
+      batches: { batchSize: 2 },
+      evalBatches: { batchSize: 5 },
+    });
+    expect(setup({ ...sizes, task: 'sequence-classification' }).labelled).toMatchObject({
+      data: { batchSize: 2 },
+      evalData: { batchSize: 5 },
+    });
   });
 
   it('refuses what excludes each other', () => {

@@ -34,6 +34,12 @@ const examples = fc.array(
 );
 
 describe('collate', () => {
+  it('the seed is 42 where none is given', async () => {
+    expect(order(await all(await make(20)))).toEqual(
+      order(await all(await make(20, { seed: 42 }))),
+    );
+  });
+
   it('shifts once, within each segment', () => {
     const batch = collate([
       { ids: Int32Array.of(5, 6, 7), supervised: Uint8Array.of(0, 1, 1) },

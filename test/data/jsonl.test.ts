@@ -89,11 +89,22 @@ describe('JsonlFile', () => {
   });
 
   it('refuses rows that are not objects', async () => {
-    expect((await errorOf('[1]'))?.message).toMatch(
+    expect((await errorOf('[1]\n[2]'))?.message).toMatch(
       /:1:1: a row must be a JSON object, got an array/,
     );
     expect((await errorOf('null'))?.message).toMatch(/got null/);
     expect((await errorOf('3'))?.message).toMatch(/got a number/);
+  });
+
+  it.each([
+    '[{"a": 1}, {"a": 2}]',
+    '[\n  {"a": 1},\n  {"a": 2}\n]',
+    '[{"a": 1},\n{"a": 2}]',
+    '\n [ {"a": 1},\n{"a": 2}]',
+  ])('says what to do with an array: %j', async (content) => {
+    expect((await errorOf(content))?.message).toMatch(
+      /data\.jsonl:\d:1: this is a JSON array; one object a line is wanted \(jq -c '\.\[\]'/,
+    );
   });
 
   it('refuses what cannot be opened, has no rows or lacks the row', async () => {

@@ -10,6 +10,7 @@ import { openRows } from '../../lib/data/open_rows.ts';
 import { arrayRows, type Row } from '../../lib/data/rows.ts';
 import { ArgumentError } from '../../lib/errors.ts';
 import { fixturePath, readJson } from '../support/fixtures.ts';
+import { tinyTokenizer } from '../support/tiny_tokenizer.ts';
 import { tinyWordPiece } from '../support/tiny_wordpiece.ts';
 
 const tokenizer = tinyWordPiece(['a', 'b', 'c']);
@@ -96,6 +97,15 @@ describe('order', () => {
     expect(two.fingerprint).toBe(one.fingerprint);
   });
 
+  it('the seed is 42 where none is given', async () => {
+    const options = { shuffle: true, numLabels: 2 };
+    const rows = Array.from({ length: 20 }, (_, i) => ({ text: 'a', label: i % 2 }));
+    const order = (data: LabelledBatches) => [...data.batches()].map(({ indices }) => indices[0]);
+    expect(order(await made(rows, options))).toEqual(
+      order(await made(rows, { ...options, seed: 42 })),
+    );
+  });
+
   it('groupByLength: like lengths together, every example once', async () => {
     const data = await made(rows, { shuffle: true, groupByLength: true, batchSize: 5 });
     const lengths = rows.map(({ text }) => text.split(' ').length);
@@ -132,6 +142,25 @@ describe('labels', () => {
     expect([...names.batches()].map(({ labels }) => labels[0])).toEqual([2, 0, 1]);
     const given = await made(texts('good', 'bad', 1), { labelNames: ['good', 'bad'] });
     expect([...given.batches()].map(({ labels }) => labels[0])).toEqual([0, 1, 1]);
+  });
+
+  it('names are found in any case, where that tells them apart', async () => {
+    const labelNames = ['GOOD', 'Bad', 'bad'];
+    const data = await made(texts('good', 'Bad', 'bad', 2), { labelNames });
+    expect(data.scheme.names).toEqual(labelNames);
+    expect([...data.batches()].map(({ labels }) => labels[0])).toEqual([0, 1, 2, 2]);
+    await expect(made(texts('good', 'BAD'), { labelNames })).rejects.toThrow(
+      /"BAD" is not one of the ids 0\.\.2 .* names GOOD, Bad, bad/,
+    );
+    const none = await made(texts('good', 'bad'), { labelNames: null });
+    expect(none.scheme.names).toEqual(['bad', 'good']);
+  });
+
+  it('a number is a name where names are numbers', async () => {
+    const labelNames = ['1', '2', '3'];
+    const data = await made(texts(1, '3', 2), { labelNames });
+    expect([...data.batches()].map(({ labels }) => labels[0])).toEqual([0, 2, 1]);
+    await expect(made(texts(1, 0), { labelNames })).rejects.toThrow(/0 is not one of the ids/);
   });
 
   it('one output is a regression', async () => {
@@ -183,6 +212,26 @@ describe('GLUE', () => {
     for (const { metrics } of Object.values(GLUE_TASKS)) {
       for (const metric of metrics) expect(kMetricNames).toContain(metric);
     }
+  });
+
+  it("ids and names become a head's ids, which stand in another order", async () => {
+    const labelNames = ['CONTRADICTION', 'NEUTRAL', 'ENTAILMENT'];
+    const names = ['entailment', 'neutral', 'contradiction'];
+    const rows = (labels: unknown[]): Row[] =>
+      labels.map((label) => ({ premise: 'a', hypothesis: 'b', label }));
+    for (const labels of [
+      [0, 1, 2, '2'],
+      [...names, 'contradiction'],
+    ]) {
+      const data = await made(rows(labels), { glue: 'mnli', labelNames });
+      expect(data.scheme).toMatchObject({ names: labelNames, numLabels: 3 });
+      expect([...data.batches()].map((batch) => batch.labels[0])).toEqual([2, 1, 0, 0]);
+    }
+    // Other names say nothing of the order.
+    const other = await made(rows([0, 1, 2]), { glue: 'mnli', labelNames: ['x', 'y', 'z'] });
+    expect([...other.batches()].map((batch) => batch.labels[0])).toEqual([0, 1, 2]);
+    const same = await made(rows([0, 1, 2]), { glue: 'mnli', labelNames: names });
+    expect(same.scheme).toEqual((await made(rows([0, 1, 2]), { glue: 'mnli' })).scheme);
   });
 
   interface Spelling {
@@ -449,6 +498,22 @@ describe('bad input names file, line and field', () => {
     warnings.length = 0;
     await made([...texts, ...texts], options);
     expect(warnings).toEqual([]);
+  });
+
+  it('a text without tokens', async () => {
+    const bare = (rows: Row[]) => LabelledBatches.create(arrayRows(rows), tinyTokenizer());
+    const first = { text: 'a', label: 0 };
+    await expect(bare([first, { text: '', label: 1 }])).rejects.toThrow(
+      "row 1: field 'text': no token, and the tokenizer adds none of its own",
+    );
+    const pair = { sentence1: '', sentence2: '', label: 1 };
+    await expect(bare([pair, pair])).rejects.toThrow(/row 0: field 'sentence1', 'sentence2': no/);
+    await bare([
+      { ...pair, sentence2: 'a' },
+      { ...pair, sentence1: 'a', label: 0 },
+    ]);
+    // A frame is something to read.
+    await made([first, { text: '', label: 1 }]);
   });
 
   it('a text that is missing', async () => {

@@ -81,6 +81,11 @@ describe('CSV', () => {
     expect(await rows.where(1)).toBe(`${path}:5`);
   });
 
+  it('in capitals is CSV, too', async () => {
+    const rows = await openRows(await written('A.CSV', 'n,text\n1,"a, b"\n'));
+    expect(await all(rows)).toEqual([{ n: '1', text: 'a, b' }]);
+  });
+
   it('refuses a quote that is never closed', async () => {
     const path = await written('b.csv', 'n,text\n1,"a\n2,b\n');
     await expect(openRows(path)).rejects.toThrow(`${path}:2: a quote is never closed`);

@@ -20,9 +20,18 @@ struct Case {
   bool causal = true;
   int64_t window = 0;
   double softcap = 0;
-  int64_t pad = 0;  // elements between the rows of the fused product
+  int64_t pad = 0;                  // elements between the rows of the fused product
+  std::vector<int32_t> skips = {};  // first rows of each segment that are no queries; empty: none
 
   int64_t rows() const { return cu.back(); }
+  int32_t skip(size_t segment) const { return skips.empty() ? 0 : skips[segment]; }
+  std::vector<int32_t> cu_queries() const {
+    std::vector<int32_t> bounds = {0};
+    for (size_t b = 0; b + 1 < cu.size(); ++b) {
+      bounds.push_back(bounds.back() + cu[b + 1] - cu[b] - skip(b));
+    }
+    return bounds;
+  }
   int64_t group() const { return heads / kv_heads; }
   int64_t width() const { return (heads + 2 * kv_heads) * size + pad; }
   double scale() const { return 1 / std::sqrt(static_cast<double>(size)); }
@@ -41,13 +50,17 @@ class Definition {
   Definition(const Case& c, const std::vector<double>& fused, const std::vector<double>& dout)
       : c_(c), fused_(fused), dout_(dout) {
     const auto n = static_cast<size_t>(c.rows());
-    want.out.assign(n * static_cast<size_t>(c.heads * c.size), 0), want.dq = want.out;
+    const std::vector<int32_t> cu_queries = c.cu_queries();
+    const auto m = static_cast<size_t>(cu_queries.back());
+    want.out.assign(m * static_cast<size_t>(c.heads * c.size), 0), want.dq = want.out;
     want.dk.assign(n * static_cast<size_t>(c.kv_heads * c.size), 0), want.dv = want.dk;
-    want.lse.assign(n * static_cast<size_t>(c.heads), 0);
+    want.lse.assign(m * static_cast<size_t>(c.heads), 0);
     for (size_t b = 0; b + 1 < c.cu.size(); ++b) {
       const int64_t rows = c.lengths.empty() ? c.cu[b + 1] - c.cu[b] : c.lengths[b];
       for (int64_t h = 0; h < c.heads; ++h) {
-        for (int64_t t = 0; t < rows; ++t) query(c.cu[b], rows, h, t);
+        for (int64_t t = c.skip(b); t < rows; ++t) {
+          query({c.cu[b], rows, cu_queries[b] - c.skip(b)}, h, t);
+        }
       }
     }
   }
@@ -63,12 +76,17 @@ class Definition {
     for (int64_t d = 0; d < c_.size; ++d) y[d] += factor * x[d];
   }
 
-  void query(int64_t begin, int64_t rows, int64_t h, int64_t t) {
-    const int64_t kv = h / c_.group(), row = (begin + t) * c_.heads + h;
-    const auto in = [&](int64_t r, int64_t head) {
+  struct Segment {
+    int64_t begin, rows, queries;  // row t is row queries + t of q
+  };
+
+  void query(const Segment& segment, int64_t h, int64_t t) {
+    const auto [begin, rows, queries] = segment;
+    const int64_t kv = h / c_.group(), row = (queries + t) * c_.heads + h;
+    const auto in = [this](int64_t r, int64_t head) {
       return fused_.data() + r * c_.width() + head * c_.size;
     };
-    const double *q = in(begin + t, h), *g = dout_.data() + row * c_.size;
+    const double *q = in(queries + t, h), *g = dout_.data() + row * c_.size;
     std::vector<double> p(static_cast<size_t>(rows), 0), slope(p.size(), 1), dp(p.size(), 0);
     double sum = 0, highest = -INFINITY, delta = 0;
     for (int64_t j = 0; j < rows; ++j) {
@@ -112,32 +130,33 @@ template <typename T>
 class Attention {
  public:
   explicit Attention(const Case& c) : c_(c) {
-    const int64_t n = c.rows();
-    fused = t.random<T>({n, c.width()}, 2), dout = t.random<T>({n, c.heads, c.size});
-    out = t.empty<T>({n, c.heads, c.size}), lse = t.empty<AccT<T>>({n, c.heads});
-    dq = t.empty<T>({n, c.heads, c.size});
+    const int64_t n = c.rows(), m = c.cu_queries().back();
+    fused = t.random<T>({n, c.width()}, 2), dout = t.random<T>({m, c.heads, c.size});
+    out = t.empty<T>({m, c.heads, c.size}), lse = t.empty<AccT<T>>({m, c.heads});
+    dq = t.empty<T>({m, c.heads, c.size});
     dk = t.empty<T>({n, c.kv_heads, c.size}), dv = t.empty<T>({n, c.kv_heads, c.size});
     const auto integers = [&](const std::vector<int32_t>& list) {
       return t.values<int32_t>({static_cast<int64_t>(list.size())},
                                std::vector<double>(list.begin(), list.end()));
     };
     cu = integers(c.cu);
+    if (!c.skips.empty()) cu_queries = integers(c.cu_queries());
     if (!c.lengths.empty()) lengths = integers(c.lengths);
   }
 
   int32_t forward(const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) const {
     const View q = slice(view, 0, c_.heads), keys = slice(view, c_.heads, c_.kv_heads);
     const View values = slice(view, c_.heads + c_.kv_heads, c_.kv_heads);
-    return k.attention_forward(ctx, &q, &keys, &values, view(cu), view(lengths), view(out),
-                               view(lse), c_.scale(), c_.softcap, c_.window, c_.causal);
+    return k.attention_forward(ctx, &q, &keys, &values, view(cu), view(cu_queries), view(lengths),
+                               view(out), view(lse), c_.scale(), c_.softcap, c_.window, c_.causal);
   }
 
   int32_t backward(const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) const {
     const View q = slice(view, 0, c_.heads), keys = slice(view, c_.heads, c_.kv_heads);
     const View values = slice(view, c_.heads + c_.kv_heads, c_.kv_heads);
-    return k.attention_backward(ctx, view(dout), &q, &keys, &values, view(cu), view(lengths),
-                                view(out), view(lse), view(dq), view(dk), view(dv), c_.scale(),
-                                c_.softcap, c_.window, c_.causal);
+    return k.attention_backward(ctx, view(dout), &q, &keys, &values, view(cu), view(cu_queries),
+                                view(lengths), view(out), view(lse), view(dq), view(dk), view(dv),
+                                c_.scale(), c_.softcap, c_.window, c_.causal);
   }
   void both() {
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
@@ -146,12 +165,13 @@ class Attention {
   }
 
   DeviceTest t;
-  Array fused, dout, out, lse, dq, dk, dv, cu, lengths;
+  Array fused, dout, out, lse, dq, dk, dv, cu, cu_queries, lengths;
 
  private:
   View slice(const DeviceTest::ViewOf& view, int64_t head, int64_t heads) const {
     View v = *view(out);
     v.data = static_cast<T*>(view(fused)->data) + head * c_.size;
+    if (head > 0) v.shape[0] = c_.rows();
     v.shape[1] = heads;
     v.stride[0] = c_.width();
     return v;
@@ -200,6 +220,13 @@ std::vector<Case> cases() {
       {{0, 70, 140, 210}, {33, 70, 1}, 3, 1, 64},
       {{0, 70, 140, 210}, {65, 0, 64}, 1, 1, 48, false},
       {{0, 33}, {}, 1, 1, 300},
+      {{0, 70, 140, 280}, {}, 2, 1, 64, true, 0, 0, 0, {0, 24, 128}},
+      {{0, 33, 66, 200}, {}, 1, 1, 33, true, 0, 3.0, 0, {0, 33, 70}},
+      {{0, 200, 330}, {}, 1, 1, 256, true, 50, 0, 0, {150, 9}},
+      {{0, 90, 180}, {}, 1, 1, 24, false, 40, 0, 0, {65, 3}},
+      {{0, 90, 180, 270}, {80, 20, 0}, 2, 1, 40, true, 0, 0, 0, {0, 20, 7}},
+      {{0, 90, 180}, {30, 90}, 1, 1, 128, false, 0, 0, 0, {40, 64}},
+      {{0, 40, 80}, {}, 1, 1, 300, true, 0, 0, 0, {0, 17}},
   };
 }
 
@@ -222,7 +249,7 @@ TEST_CASE("attention takes large scores and repeats its bits") {
 }
 
 TEST_CASE("attention refuses segments that do not cover its rows when it is waited for") {
-  const auto said = [](const Case& c, int64_t rows) {
+  const auto said = [](const Case& c, int64_t rows, const std::vector<int32_t>& queries = {}) {
     Case given = c;
     given.cu = {0, static_cast<int32_t>(rows)};
     Attention<float> a(given);
@@ -232,6 +259,7 @@ TEST_CASE("attention refuses segments that do not cover its rows when it is wait
     };
     a.cu = integers(c.cu);
     if (!c.lengths.empty()) a.lengths = integers(c.lengths);
+    if (!queries.empty()) a.cu_queries = integers(queries);
     CHECK(a.t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
       return a.forward(k, ctx, view);
     }) == 0);
@@ -239,11 +267,15 @@ TEST_CASE("attention refuses segments that do not cover its rows when it is wait
     return a.t.error();
   };
   CHECK(said({{0, 3}, {}, 1, 1, 2}, 4) ==
-        "attention_forward: cu_seqlens must rise from 0 to the 4 rows of q, got 0 to 3");
+        "attention_forward: cu_seqlens must rise from 0 to the 4 rows, got 0 to 3");
   CHECK(said({{0, 5, 4}, {}, 1, 1, 2}, 4) ==
         "attention_forward: cu_seqlens falls from 5 to 4 at index 2");
   CHECK(said({{0, 4}, {5}, 1, 1, 2}, 4) ==
         "attention_forward: length 5 of segment 0 is not within its 4 rows");
+  CHECK(said({{0, 4}, {}, 1, 1, 2}, 4, {0, 3}) ==
+        "attention_forward: cu_queries must rise from 0 to the 4 rows of q, got 0 to 3");
+  CHECK(said({{0, 1, 4}, {}, 1, 1, 2}, 4, {0, 2, 4}) ==
+        "attention_forward: segment 0 has 2 queries, but 1 rows");
 }
 
 }  // namespace

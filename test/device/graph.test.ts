@@ -13,7 +13,10 @@ import {
   memoryStats,
   mul,
   noGrad,
+  opTimes,
+  qr,
   rand,
+  resetOpTimes,
   scope,
   setDebugMode,
   setDefaultDevice,
@@ -127,6 +130,29 @@ describe.skipIf(kPlugin === undefined && kNoFake !== null)('captureGraph', () =>
     scope(() => void rand([3], { seed: 1 }));
     graph.replay();
     expect(values(graph.result)).toEqual(Float64Array.of(4, 4, 4));
+  });
+
+  // The pretended device's rows need no answer from a device, so any of them can be recorded there.
+  it.skipIf(kPlugin === undefined)(
+    'an op that has to wait fails it, and the device goes on',
+    () => {
+      const x = rand([8, 4], { seed: 1 });
+      expect(() => captureGraph(() => qr(x).r)).toThrow(/^qr: /);
+      expect(values(add(tensor([1, 2]), 1))).toEqual(Float64Array.of(2, 3));
+    },
+  );
+
+  it('refuses to read from another device before anything is on its way to memory that nobody keeps', async () => {
+    const host = tensor([1, 2], { device: 'cpu' });
+    await synchronize();
+    resetOpTimes();
+    let read = Promise.resolve<unknown>(null);
+    captureGraph(() => {
+      read = host.data();
+    }).dispose();
+    await expect(read).rejects.toThrow('waiting for a device');
+    await synchronize();
+    expect(opTimes().filter(({ op }) => op === 'download')).toEqual([]);
   });
 
   it('refuses what it could not repeat, and the device goes on', () => {

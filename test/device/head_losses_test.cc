@@ -2,6 +2,7 @@
 // than their rounding, against it in f64: every type, chunks of one row, ties and floods of equal
 // logits, large K, soft-capping, a second head, masks, and targets outside the vocabulary.
 #include "support/head_arrays.h"
+#include "support/workspace_spy.h"
 
 namespace {
 
@@ -71,6 +72,25 @@ TEST_CASE("head losses in bf16") {
 }
 TEST_CASE("head losses in f16") {
   check_settings<f16>(4e-6);
+}
+
+// Bytes that the row takes with one row of logits in each chunk.
+template <typename T>
+int64_t scratch_of_chunks(HeadSetting s) {
+  s.options.chunk_bytes = 1;
+  DeviceTest t;
+  const HeadArrays a = make_head_arrays<T>(t, s);
+  const WorkspaceSpy spy(t);
+  REQUIRE(t.on_device(head_losses_of(a, s)) == 0);
+  REQUIRE(t.synchronize() == 0);
+  return spy.total();
+}
+
+TEST_CASE("head losses: all chunks of a head in f16 are widened in one place") {
+  const HeadSetting s;
+  const int64_t head = s.v * s.c * static_cast<int64_t>(sizeof(float));
+  // Beside it a chunk of dh in f32; f32 has neither.
+  CHECK(scratch_of_chunks<f16>(s) - scratch_of_chunks<float>(s) <= 2 * head);
 }
 
 TEST_CASE("head losses take the lower index of equal logits into the top K") {

@@ -194,7 +194,7 @@ class Fixture {
         const Part& part = f.case_.parts[p];
         parts.push_back({view(f.a_[p]), view(f.b_[p]), view(f.u_[p]),
                          part.frozen ? nullptr : view(f.da_[p]),
-                         part.frozen ? nullptr : view(f.db_[p]), part.scale, part.linear});
+                         part.frozen ? nullptr : view(f.db_[p]), part.scale, part.linear, 0});
       }
     }
     int32_t count() const { return static_cast<int32_t>(linears.size()); }

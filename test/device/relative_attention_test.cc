@@ -277,9 +277,9 @@ TEST_CASE("relative attention refuses what it cannot place when it is waited for
         "relative_attention_forward: segment 0 has 4 rows, more than the 5 relative positions "
         "reach");
   CHECK(said([](auto& a) { a.cu_keys = a.integers({0, 3}); }) ==
-        "relative_attention_forward: cu_seqlens must rise from 0 to the 4 rows of q, got 0 to 3");
+        "relative_attention_forward: cu_seqlens must rise from 0 to the 4 rows, got 0 to 3");
   CHECK(said([](auto& a) { a.cu_keys = a.integers({0, 4000}); }) ==
-        "relative_attention_forward: cu_seqlens must rise from 0 to the 4 rows of q, got 0 to "
+        "relative_attention_forward: cu_seqlens must rise from 0 to the 4 rows, got 0 to "
         "4000");
 }
 

@@ -35,7 +35,7 @@ void check_row_norm(int64_t rows, int64_t columns, const std::vector<int64_t>& r
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
     std::vector<LowRankOperands> parts;
     for (size_t p = 0; p < a.size(); ++p) {
-      parts.push_back({view(a[p]), view(b[p]), nullptr, nullptr, nullptr, 0.7, 0});
+      parts.push_back({view(a[p]), view(b[p]), nullptr, nullptr, nullptr, 0.7, 0, 0});
     }
     return k.row_norm(ctx, view(weight), parts.data(), static_cast<int32_t>(parts.size()),
                       view(norm));
@@ -65,7 +65,7 @@ TEST_CASE("row_norm says how many parts it takes") {
   const Array weight = t.random<float>({2, 2}), norm = t.empty<float>({2});
   CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
     const std::vector<LowRankOperands> parts(
-        33, {view(weight), view(weight), nullptr, nullptr, nullptr, 1, 0});
+        33, {view(weight), view(weight), nullptr, nullptr, nullptr, 1, 0, 0});
     return k.row_norm(ctx, view(weight), parts.data(), 33, view(norm));
   }) != 0);
   CHECK(t.error() == "row_norm: at most 32 low-rank parts a weight, got 33");

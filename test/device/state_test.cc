@@ -1,5 +1,12 @@
 // Opening a device: each reason why it cannot be used is told in words that say what to do, and
-// leaves nothing behind. And errors of kernels that show later: they name the kernel.
+// leaves nothing behind. And errors of kernels that show later: they name the kernel, whoever meets
+// them, and are told once.
+#include <thread>
+
+#include "engine/engine.h"
+#include "engine/launch.h"
+#include "kernels/op_codes.h"
+#include "ops/ops.h"
 #include "support/device_test.h"
 #include "support/setting.h"
 
@@ -118,6 +125,156 @@ TEST_CASE("an error that shows later names the last kernel before it") {
     device_table().unmark(mark);
   }
   CHECK(t.synchronize() == 0);  // the emulated device tells once
+}
+
+// While it lives a kernel's error is what every later call is told, from the next one on.
+struct AsOnAGpu {
+  Setting at_once{"BALORA_EMULATOR_LAZY", "0"}, stays{"BALORA_EMULATOR_STICKY", "1"},
+      bare{"BALORA_EMULATOR_WORDS", "0"};
+};
+
+// Writes beyond the end, and succeeds as far as its launch can tell.
+int32_t fill_too_much(const KernelTable& k, Context* ctx, View view) {
+  view.shape[0] = 4000;
+  return k.fill(ctx, &view, 3);
+}
+
+const std::string kBrokenByFill = "unspecified launch failure, at or before the kernel fill";
+
+TEST_CASE("what a broken device refuses is not the fault of who asks") {
+  if (!emulated()) return;
+  DeviceTest t;
+  const KernelTable& k = device_table();
+  Context* ctx = t.device_context();
+  const Array x = t.random<float>({33}), y = t.empty<float>({33});
+  t.both([&](const KernelTable& table, Context* side, const auto& view) {
+    return table.fill(side, view(y), 3);
+  });
+  const View vx = x->device_view(), vy = y->device_view();
+  {
+    const AsOnAGpu settings;
+    REQUIRE(fill_too_much(k, ctx, vy) == 0);
+    SUBCASE("a launch") {
+      CHECK(k.unary(ctx, &vx, &vy, BALORA_EXP, 0, 0) != 0);
+      CHECK(t.error().find(": " + kBrokenByFill) != std::string::npos);
+    }
+    SUBCASE("a copy") {
+      CHECK(k.copy(ctx, &vx, &vy) != 0);
+      CHECK(t.error() == "copy: " + kBrokenByFill);
+    }
+    SUBCASE("device memory, which the next row tells") {
+      CHECK(k.allocate(ctx->device_state, 64) == nullptr);
+      CHECK(k.synchronize(ctx) != 0);
+      CHECK(t.error() == "allocate: " + kBrokenByFill);
+    }
+    SUBCASE("pinned memory, which the next row tells") {
+      CHECK(k.pin(ctx->device_state, 64) == nullptr);
+      CHECK(k.synchronize(ctx) != 0);
+      CHECK(t.error() == "allocate: " + kBrokenByFill);
+    }
+    CHECK(k.synchronize(ctx) != 0);
+    CHECK(t.error() == "the device: " + kBrokenByFill);
+  }
+  CHECK(t.synchronize() != 0);
+  CHECK(t.synchronize() == 0);
+}
+
+TEST_CASE("memory that is used up is no failure of the device") {
+  if (!emulated()) return;
+  DeviceTest t;
+  const Setting none("BALORA_EMULATOR_MEMORY", "1");
+  CHECK(device_table().allocate(t.device_context()->device_state, 64) == nullptr);
+  CHECK(t.synchronize() == 0);
+}
+
+TEST_CASE("an op that a broken device cannot serve is told with what broke it") {
+  if (!emulated()) return;
+  const Setting exact("BALORA_EXACT_BLOCKS", "1");  // so that a tensor's end is known
+  Engine engine(&device_table(), {});
+  const Tensor x = full(engine, {33}, 0, DType::kF32);
+  engine.stream().sync();
+  std::string said;
+  {
+    const AsOnAGpu settings;
+    launch("spoil", {}, {x}, [](Launch& l) { return fill_too_much(*l.kernels, l.ctx, *l.out(0)); });
+    const Tensor y = full(engine, {33}, 1, DType::kF32);
+    try {
+      engine.stream().sync();
+    } catch (const StreamError& error) {
+      said = error.what();
+    }
+  }
+  CHECK(said.find("full: out of memory: 132 bytes wanted") == 0);
+  CHECK(said.ends_with("\n  after cuda:0: allocate: " + kBrokenByFill));
+  CHECK_THROWS(engine.stream().sync());
+  CHECK_NOTHROW(engine.stream().sync());
+}
+
+TEST_CASE("an error that was told is not that of the next launch") {
+  DeviceTest t;
+  const KernelTable& k = device_table();
+  Context* ctx = t.device_context();
+  const Array y = t.empty<float>({33});
+  SUBCASE("of a copy that a graph cannot hold") {
+    void* graph = nullptr;
+    float host = 0;
+    REQUIRE(k.capture_begin(ctx) == 0);
+    CHECK(k.download(ctx, &host, y->device_view().data, sizeof host) != 0);
+    CHECK(k.capture_end(ctx, &graph) != 0);
+  }
+  SUBCASE("of marks that know no time") {
+    void *from = nullptr, *to = nullptr;
+    double seconds = 0;
+    REQUIRE(k.mark(ctx, &from) == 0);
+    REQUIRE(k.mark(ctx, &to) == 0);
+    REQUIRE(k.synchronize(ctx) == 0);
+    CHECK(k.elapsed(from, to, &seconds) != 0);
+    k.unmark(from);
+    k.unmark(to);
+  }
+  SUBCASE("of memory that is not the device's") {
+    double host = 0;
+    k.release(ctx->device_state, &host, sizeof host);
+  }
+  SUBCASE("of a mark that may not have been reached") {
+    void* mark = nullptr;
+    REQUIRE(k.mark(ctx, &mark) == 0);
+    k.reached(mark);
+    k.unmark(mark);
+  }
+  View view = y->device_view();
+  const int32_t status = k.fill(ctx, &view, 3);
+  CHECK_MESSAGE(status == 0, t.error());
+  CHECK(t.synchronize() == 0);
+}
+
+TEST_CASE("a thread that has chosen no device asks for another's marks") {
+  if (!emulated()) return;
+  const KernelTable& k = device_table();
+  Context ctx{};
+  ctx.device_state = k.create_state(1, ctx.error, sizeof ctx.error);
+  REQUIRE_MESSAGE(ctx.device_state, ctx.error);
+  void *from = nullptr, *to = nullptr;
+  REQUIRE(k.record(&ctx, &from) == 0);
+  REQUIRE(k.record(&ctx, &to) == 0);
+  int32_t before = -1, waited = -1, after = -1, timed = -1;
+  std::thread([&] {
+    char error[256] = "";
+    before = k.reached(to);  // the emulated device has run nothing yet
+    waited = k.await_mark(to, error, sizeof error);
+    after = k.reached(to);
+  }).join();
+  std::thread([&] {
+    double seconds = 0;
+    timed = k.elapsed(from, to, &seconds);
+  }).join();
+  CHECK(before == 0);
+  CHECK(waited == 0);
+  CHECK(after == 1);
+  CHECK(timed == 0);
+  k.unmark(from);
+  k.unmark(to);
+  k.destroy_state(ctx.device_state);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // singular values and central differences: every form (wide, tall, tiles by tokens and by rows,
 // block Krylov), both norms, soft-capping, narrow types, zero and rank-one logits.
 #include "support/device_test.h"
+#include "support/workspace_spy.h"
 
 namespace {
 
@@ -141,6 +142,29 @@ TEST_CASE("svd ratio: components below the rank carry no gradient") {
     CHECK(std::abs(value->from_device()[0] + 1) < 1e-7);
     for (const double element : dh->from_device()) REQUIRE(std::abs(element) < 1e-7);
   }
+}
+
+// Bytes that the tiles take with one token of the vocabulary in each.
+template <typename T>
+int64_t scratch_of_tiles(const Case& t) {
+  DeviceTest d;
+  const Array h = d.random<T>({t.m, t.c}), w = d.random<T>({t.v, t.c}, 2);
+  const Array value = d.empty<double>({}), dh = d.empty<T>({t.m, t.c}),
+              dw = d.empty<float>({t.v, t.c});
+  const WorkspaceSpy spy(d);
+  REQUIRE(d.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
+    return k.svd_ratio_tiles(ctx, view(h), view(w), view(value), view(dh), view(dw), t.k, t.nuclear,
+                             t.softcap, 1);
+  }) == 0);
+  REQUIRE(d.synchronize() == 0);
+  return spy.total();
+}
+
+TEST_CASE("svd ratio: all tiles of a narrow head are widened in one place") {
+  const Case t = kCases[0];
+  const int64_t piece = t.m * t.c * static_cast<int64_t>(sizeof(float));  // the largest widened
+  // Beside it the gradient in f32 and the first tile's smaller piece; f32 has none of the three.
+  CHECK(scratch_of_tiles<bf16>(t) - scratch_of_tiles<float>(t) <= 3 * piece);
 }
 
 TEST_CASE("svd ratio: hidden states that are no numbers are reported") {

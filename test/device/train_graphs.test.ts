@@ -174,6 +174,19 @@ describe.skipIf(!kRecords)('training by graphs', () => {
     expect((await train(setting, true)).launches).toBe(3 * (5 - 1));
   });
 
+  it('takes batches for one shape whatever their sequences begin with alike', async () => {
+    const [first] = kOneShape as [Batch];
+    const half = first.inputIds.length / 2;
+    const batches = [1, 2, 3].map((alike) => {
+      const inputIds = first.inputIds.map((id, n) =>
+        n < half ? id : n - half < alike ? (first.inputIds[n - half] as number) : 60 + n,
+      );
+      return { ...first, inputIds };
+    });
+    const setting = { data: tinySource(batches), gradientAccumulationSteps: 1, maxSteps: 3 };
+    expect((await train({ ...setting, regularizers: {} }, true)).launches).toBe(3 * (3 - 1));
+  });
+
   it('does without where no shape comes twice', async () => {
     const data = tinySource(
       [8, 10, 12].map(

@@ -124,12 +124,13 @@ async function train(tuned: TunedModel, more: Partial<TrainerOptions> = {}): Pro
 
 /** The loss of docs/how-to-add-a-loss.md. */
 function ownLoss(context: LossContext): LossResult {
-  const { hidden, headWeight, teacherHidden, teacherHeadWeight, batch } = context;
+  const { hidden, headWeight, teacherHidden, teacherHeadWeight, logitSoftcap, batch } = context;
+  const head = { softcap: logitSoftcap ?? 0 };
   const supervised = [...batch.targets.keys()].filter((i) => batch.targets[i] !== -100);
   const rows = tensor(Int32Array.from(supervised));
   const targets = tensor(Int32Array.from(supervised, (i) => batch.targets[i] as number));
-  const logits = headLogits(indexSelect(hidden, rows), headWeight);
-  const teacher = headLogits(indexSelect(teacherHidden(), rows), teacherHeadWeight);
+  const logits = headLogits(indexSelect(hidden, rows), headWeight, head);
+  const teacher = headLogits(indexSelect(teacherHidden(), rows), teacherHeadWeight, head);
   const consistency = consistencyLoss(logits, teacher, { temperature: 2 });
   let loss = add(crossEntropy(logits, targets), mul(consistency, 0.025));
   loss = add(loss, mul(diversityLoss(logits), 0.005));

@@ -18,14 +18,19 @@
 #define __align__(n) alignas(n)
 #define __restrict__ __restrict
 
+#define CUDART_VERSION 13000
+
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
 constexpr cudaError_t cudaErrorInvalidValue = 1;
 constexpr cudaError_t cudaErrorMemoryAllocation = 2;
 constexpr cudaError_t cudaErrorInvalidConfiguration = 9;
+constexpr cudaError_t cudaErrorInvalidDeviceFunction = 98;
 constexpr cudaError_t cudaErrorNoDevice = 100;
 constexpr cudaError_t cudaErrorInvalidDevice = 101;
+constexpr cudaError_t cudaErrorNoKernelImageForDevice = 209;
 constexpr cudaError_t cudaErrorNotReady = 600;
+constexpr cudaError_t cudaErrorLaunchOutOfResources = 701;
 constexpr cudaError_t cudaErrorLaunchFailure = 719;
 constexpr cudaError_t cudaErrorStreamCaptureUnsupported = 900;
 constexpr cudaError_t cudaErrorStreamCaptureInvalidated = 901;

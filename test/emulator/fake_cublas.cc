@@ -2,7 +2,7 @@
 // stream's order. Arguments are checked as the library's documentation asks, and that matrices lie
 // in device memory; what is wrong is printed, for a status code says little.
 // Products in TF32 round their factors to it. BALORA_EMULATOR_NO_CUBLAS in the environment takes
-// the library away.
+// the library away; versions that BALORA_EMULATOR_BROKEN_CUBLAS names do not start.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -260,8 +260,16 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t transa,
                                     Btype, ldb, 0, beta, C, Ctype, ldc, 0, 1, computeType, algo);
 }
 
-void* symbol(const char* name) {
+cublasStatus_t refuse_to_start(cublasHandle_t*) {
+  return CUBLAS_STATUS_NOT_INITIALIZED;
+}
+
+void* symbol(const char* library, const char* name) {
   if (std::getenv("BALORA_EMULATOR_NO_CUBLAS")) return nullptr;
+  const char* broken = std::getenv("BALORA_EMULATOR_BROKEN_CUBLAS");
+  if (broken && std::strstr(broken, library) && std::strcmp(name, "cublasCreate_v2") == 0) {
+    return reinterpret_cast<void*>(&refuse_to_start);
+  }
 #define CUBLAS_FUNCTION(result, function, arguments)                      \
   static_assert(std::is_same_v<decltype(&function), function##_pointer>); \
   if (std::strcmp(name, #function) == 0) return reinterpret_cast<void*>(&function);
@@ -274,6 +282,6 @@ void* symbol(const char* name) {
 }  // namespace balora::cuda::blas_api
 
 // See cuda/blas_library.cu.
-extern "C" void* balora_cublas_symbol(const char* name) {
-  return balora::cuda::blas_api::symbol(name);
+extern "C" void* balora_cublas_symbol(const char* library, const char* name) {
+  return balora::cuda::blas_api::symbol(library, name);
 }

@@ -7,7 +7,9 @@
 // default 8 GiB), BALORA_EMULATOR_DRIVER (the CUDA version it is for, as cudaDriverGetVersion has
 // it; default 13000, 0: there is none) and BALORA_EMULATOR_CAPABILITY (default 80) say what there
 // is. What goes wrong in a kernel is the error of the next call that waits for it, once, and
-// cudaGetErrorString gives its words; with BALORA_EMULATOR_WORDS=0 only those that CUDA has.
+// cudaGetErrorString gives its words; with BALORA_EMULATOR_WORDS=0 only those that CUDA has. With
+// BALORA_EMULATOR_STICKY=1 it is the error of every later call until the stream goes, as a GPU has
+// it until the process ends.
 #include "runtime.h"
 
 #include <algorithm>
@@ -22,7 +24,7 @@
 namespace emulator {
 namespace {
 
-constexpr int kRuntimeVersion = 13000;
+constexpr int kRuntimeVersion = CUDART_VERSION;
 
 int64_t setting(const char* name, int64_t otherwise) {
   const char* text = std::getenv(name);
@@ -64,6 +66,9 @@ int capability() {
 bool lazy() {
   return setting("BALORA_EMULATOR_LAZY", 1) != 0;
 }
+bool sticky() {
+  return setting("BALORA_EMULATOR_STICKY", 0) != 0;
+}
 
 void drain(Stream& stream, const EventState* until) {
   while (!stream.queue.empty() && !(until && until->done)) {
@@ -82,8 +87,16 @@ void drain_all() {
 
 cudaError_t take_error(Stream& stream) {
   if (stream.error.empty()) return cudaSuccess;
-  host_thread().words = std::exchange(stream.error, "");
-  return cudaErrorLaunchFailure;
+  return report(cudaErrorLaunchFailure, sticky() ? stream.error : std::exchange(stream.error, ""));
+}
+
+// What any call is told of a device that a kernel broke.
+cudaError_t refuse_when_broken(int device) {
+  if (!sticky()) return cudaSuccess;
+  for (Stream* stream : runtime().streams) {
+    if (stream->device == device && !stream->error.empty()) return take_error(*stream);
+  }
+  return cudaSuccess;
 }
 
 bool capturing() {
@@ -100,6 +113,8 @@ cudaError_t refuse_in_capture(Stream& stream) {
 cudaError_t put(Stream* stream, Work work) {
   Runtime& all = runtime();
   const std::lock_guard lock(all.mutex);
+  const int device = stream ? stream->device : host_thread().device;
+  if (const cudaError_t status = refuse_when_broken(device)) return status;
   if (!stream) {  // the default stream waits for all others
     drain_all();
     std::string error = work();
@@ -112,8 +127,7 @@ cudaError_t put(Stream* stream, Work work) {
   stream->queue.push_back(std::move(work));
   if (lazy()) return cudaSuccess;
   drain(*stream);
-  const cudaError_t status = take_error(*stream);
-  return status == cudaSuccess ? status : report(status, "");
+  return sticky() ? cudaSuccess : take_error(*stream);  // a GPU tells the next call, not this one
 }
 
 void enqueue(Stream* stream, const char*, std::function<void()> work) {
@@ -228,6 +242,7 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   const std::lock_guard lock(runtime().mutex);
+  if (const cudaError_t status = refuse_when_broken(host_thread().device)) return status;
   const size_t used = Arena::get().used(host_thread().device);
   *total = memory_limit();
   *free = *total - std::min(used, *total);
@@ -241,6 +256,7 @@ cudaError_t cudaMalloc(void** data, size_t bytes) {
   if (bytes == 0) return cudaSuccess;
   Arena& arena = Arena::get();
   const int device = host_thread().device;
+  if (const cudaError_t status = refuse_when_broken(device)) return status;
   if (arena.used(device) + bytes <= memory_limit()) *data = arena.allocate(device, bytes);
   return *data ? cudaSuccess : report(cudaErrorMemoryAllocation, "");
 }
@@ -260,6 +276,7 @@ cudaError_t cudaFree(void* data) {
 
 cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned) {
   const std::lock_guard lock(runtime().mutex);
+  if (const cudaError_t status = refuse_when_broken(host_thread().device)) return status;
   *data = bytes == 0 ? nullptr : Arena::get().allocate(Arena::kPinned, bytes);
   return *data || bytes == 0 ? cudaSuccess : report(cudaErrorMemoryAllocation, "");
 }
@@ -363,8 +380,19 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   return stream->queue.empty() ? cudaSuccess : cudaErrorNotReady;
 }
 
+namespace {
+
+// A thread that asks for an event while it is on another device makes itself a context there, on a
+// GPU: it takes hundreds of megabytes that nobody wanted. Here it is refused.
+bool elsewhere(const Event& event) {
+  return event.device != host_thread().device;
+}
+
+}  // namespace
+
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   *event = new Event();
+  (*event)->device = host_thread().device;
   (*event)->timed = (flags & cudaEventDisableTiming) == 0;
   return cudaSuccess;
 }
@@ -385,6 +413,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   const std::lock_guard lock(runtime().mutex);
+  if (elsewhere(*event)) return report(cudaErrorInvalidDevice, "");
   if (!event->state || event->state->done) return cudaSuccess;
   if (event->stream->capture) return refuse_in_capture(*event->stream);
   drain(*event->stream, event->state.get());
@@ -392,7 +421,8 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   const std::lock_guard lock(runtime().mutex);
-  return !event->state || event->state->done ? cudaSuccess : cudaErrorNotReady;
+  if (elsewhere(*event)) return report(cudaErrorInvalidDevice, "");
+  return !event->state || event->state->done ? cudaSuccess : report(cudaErrorNotReady, "");
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   const std::lock_guard lock(runtime().mutex);
@@ -405,6 +435,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   const std::lock_guard lock(runtime().mutex);
+  if (elsewhere(*begin)) return report(cudaErrorInvalidDevice, "");
   if (!begin->timed || !end->timed || !begin->state || !end->state) {
     return report(cudaErrorInvalidValue, "");
   }

@@ -24,6 +24,7 @@ struct EventState {  // of one record; outlives the event while it is in a queue
   Clock::time_point at;
 };
 struct Event {
+  int device = 0;
   bool timed = true;
   std::shared_ptr<EventState> state;
   Stream* stream = nullptr;

@@ -1,6 +1,7 @@
 // GGUF through the library: metadata against the reference's listing and against @huggingface/gguf, values exact.
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { gguf } from '@huggingface/gguf';
 import { describe, expect, it } from 'vitest';
@@ -8,6 +9,7 @@ import { FormatError, UnsupportedError } from '../../lib/errors.ts';
 import { GgufFile } from '../../lib/io/gguf.ts';
 import { SafetensorsFile } from '../../lib/io/safetensors.ts';
 import { synchronize } from '../../lib/runtime.ts';
+import { writeGguf } from '../support/write_gguf.ts';
 
 const kFixtures = fileURLToPath(new URL('../fixtures/quant', import.meta.url));
 const fixture = (name: string): string => join(kFixtures, name);
@@ -108,6 +110,24 @@ describe('the llama row order', () => {
   it('needs whole pairs in each head', () => {
     const file = GgufFile.open(fixture('tiny_llama.gguf'));
     expect(() => file.read('blk.0.attn_q.weight', { permutedHeads: 3 })).toThrow(FormatError);
+    expect(() => file.read('blk.0.attn_q.weight', { permutedHeads: -4 })).toThrow(
+      'readGguf: permutedHeads must be >= 0, got -4',
+    );
+  });
+
+  it('needs rows: those of a matrix, or the numbers of a vector', () => {
+    const path = join(mkdtempSync(join(tmpdir(), 'balora-gguf-')), 'rows.gguf');
+    writeGguf(path, { 'general.architecture': 'llama' }, [
+      { name: 'number', shape: [], data: Float32Array.of(1) },
+      { name: 'vector', shape: [8], data: Float32Array.of(0, 1, 2, 3, 4, 5, 6, 7) },
+      { name: 'blocks', shape: [32], data: new Uint8Array(34), type: 8 }, // Q8_0
+    ]);
+    using file = GgufFile.open(path);
+    const read = (name: string) => file.read(name, { permutedHeads: 2 });
+    expect(() => read('number')).toThrow(/number: a single number has no rows/);
+    expect(read('vector').dataSync()).toEqual(Float32Array.of(0, 2, 1, 3, 4, 6, 5, 7));
+    expect(() => read('blocks')).toThrow(/blocks: a vector in blocks of \w+ has no rows/);
+    rmSync(dirname(path), { recursive: true });
   });
 });
 

@@ -12,6 +12,7 @@ import {
   SafetensorsWriter,
   saveSafetensors,
 } from '../../lib/io/safetensors.ts';
+import { embedding } from '../../lib/ops/index.ts';
 import { synchronize } from '../../lib/runtime.ts';
 import { type DType, tensor } from '../../lib/tensor.ts';
 
@@ -149,6 +150,14 @@ describe('writing', () => {
       ArgumentError,
     );
     expect(readdirSync(folder).length).toBe(before);
+  });
+
+  it('leaves the failure of an op before it to who syncs next', async () => {
+    const writer = new SafetensorsWriter(path('given up'), { w: { dtype: 'f32', shape: [1] } });
+    embedding(tensor([[1]]), tensor([7], { dtype: 'i32' }));
+    writer.abandon();
+    await expect(synchronize()).rejects.toThrow(/^embedding: .*7/);
+    await synchronize();
   });
 
   it('names the sizes when a file may not grow that large', () => {

@@ -57,6 +57,12 @@ describe.each(kDevices)('ending in the middle of work on $device', ({ env }) => 
     expect(result.stdout).toContain('terminated 4');
   });
 
+  it('worker.terminate in the middle of calls, thirty times', { timeout: kLimitMs }, async () => {
+    const result = await end('worker-terminate-calling');
+    expect(result).toMatchObject({ code: 0, signal: null, stopped: null, stderr: '' });
+    expect(result.stdout).toBe('terminated\n');
+  });
+
   it('process.exit in a worker', { timeout: kLimitMs }, async () => {
     const result = await end('worker-exit');
     expect(result).toMatchObject({ code: 0, signal: null, stopped: null, stderr: '' });

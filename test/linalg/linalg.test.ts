@@ -228,6 +228,9 @@ describe('randomizedSvd', () => {
     expect(() => randomizedSvd(a, 41)).toThrow(/rank must be 1..40/);
     expect(() => randomizedSvd(a, 0)).toThrow(/rank/);
     expect(() => randomizedSvd(a, 3, { niter: -2 })).toThrow(/niter/);
+    expect(() => randomizedSvd(a, 3, { niter: 1001 })).toThrow(
+      /niter must be at most 1000, got 1001/,
+    );
     expect(() => randomizedSvd(randomTensor([4, 4], { requiresGrad: true }), 2)).toThrow(
       /gradient/,
     );

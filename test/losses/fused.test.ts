@@ -259,6 +259,7 @@ describe('bad arguments are named', () => {
   const hidden = randomTensor([3, 4]);
   const head = randomTensor([7, 4]);
   const targets = tensor(Int32Array.of(1, 2, 3));
+  const nothing = tensor(new Float64Array(0), { shape: [0, 4] });
   it.each([
     [
       'head of other channels',
@@ -281,6 +282,8 @@ describe('bad arguments are named', () => {
       () => headLosses({ hidden: tensor(new Float64Array(0), { shape: [0, 4] }), head }),
       /no rows/,
     ],
+    ['no vocabulary', () => headLosses({ hidden, head: nothing }), /head has no rows/],
+    ['no vocabulary, by tiles', () => svdRatio(hidden, nothing), /head has no rows/],
     ['k = 0', () => svdRatioGram(hidden, new HeadGram(head).get(), { k: 0 }), /k must be/],
     ['another norm', () => svdRatio(hidden, head, { norm: 'spectral' as 'nuclear' }), /norm/],
     [

@@ -1,12 +1,13 @@
 // Models with a classification head against transformers: logits, hidden states, losses and gradients of tiny checkpoints
 // in f32 and in f64, in bf16 within the band of its own rounding, in older spellings and under older names.
-import { cpSync, existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
-import { loadSafetensors } from '../../lib/io/safetensors.ts';
+import { loadSafetensors, saveSafetensors } from '../../lib/io/safetensors.ts';
 import {
   AutoModelForSequenceClassification as Auto,
+  checkpointHead,
   type ModelBatch,
   type SequenceClassifier,
   saveModel,
@@ -223,6 +224,83 @@ describe('labels', () => {
         problemType: 'single_label_classification',
       }),
     ).rejects.toThrow(/one label cannot be classified/);
+  });
+});
+
+describe('label names', () => {
+  const names = ['CONTRADICTION', 'NEUTRAL', 'ENTAILMENT'];
+  const id2label = { ...names };
+  const label2id = { CONTRADICTION: 0, NEUTRAL: 1, ENTAILMENT: 2 };
+
+  /** The tiny bert with other keys in its configuration, and without its head if asked for. */
+  async function bert(name: string, change: object, { head = true } = {}): Promise<string> {
+    const copy = join(folder, name);
+    cpSync(architecture('bert/model'), copy, { recursive: true });
+    const json = JSON.parse(readFileSync(join(copy, 'config.json'), 'utf8'));
+    writeFileSync(join(copy, 'config.json'), JSON.stringify({ ...json, ...change }));
+    if (!head) {
+      const path = join(copy, 'model.safetensors');
+      const { tensors } = await loadSafetensors(path);
+      const kept = Object.entries(tensors).filter(([key]) => !key.startsWith('classifier.'));
+      await saveSafetensors(path, Object.fromEntries(kept));
+    }
+    return copy;
+  }
+
+  const saved = async (model: SequenceClassifier, name: string): Promise<object> => {
+    await saveModel(model, join(folder, name));
+    return JSON.parse(readFileSync(join(folder, name, 'config.json'), 'utf8'));
+  };
+  const madeUp = {
+    id2label: { 0: 'LABEL_0', 1: 'LABEL_1', 2: 'LABEL_2' },
+    label2id: { LABEL_0: 0, LABEL_1: 1, LABEL_2: 2 },
+  };
+
+  it("are the configuration's for its own head, and stay with it", async () => {
+    const path = await bert('nli', { id2label, label2id });
+    const model = await Auto.fromPretrained(path);
+    expect(model.labelNames).toEqual(names);
+    expect(await saved(model, 'nli-saved')).toMatchObject({ id2label, label2id });
+    expect((await checkpointHead(path)).labelNames).toEqual(names);
+    // Those that transformers makes up are none.
+    const plain = architecture('bert/model');
+    expect((await Auto.fromPretrained(plain)).labelNames).toBeNull();
+    expect((await checkpointHead(plain)).labelNames).toBeNull();
+  });
+
+  it('of another head are not kept', async () => {
+    const path = await bert('nli-new', { id2label, label2id });
+    const fresh = await Auto.fromPretrained(path, { newHead: true });
+    expect(fresh.labelNames).toBeNull();
+    expect(await saved(fresh, 'nli-new-saved')).toMatchObject(madeUp);
+    const bare = await bert('nli-bare', { id2label, label2id }, { head: false });
+    const drawn = await Auto.fromPretrained(bare);
+    expect([drawn.numLabels, drawn.labelNames]).toEqual([3, null]);
+    expect(await saved(drawn, 'nli-bare-saved')).toMatchObject(madeUp);
+    expect((await checkpointHead(bare)).labelNames).toBeNull();
+  });
+
+  it("are the caller's where given, and their number with them", async () => {
+    const path = await bert('nli-named', { id2label, label2id });
+    const labelNames = ['no', 'maybe', 'yes'];
+    const model = await Auto.fromPretrained(path, { labelNames });
+    expect(model.labelNames).toEqual(labelNames);
+    const wanted = { id2label: { ...labelNames }, label2id: { no: 0, maybe: 1, yes: 2 } };
+    expect(await saved(model, 'nli-named-saved')).toMatchObject(wanted);
+    const two = await Auto.fromPretrained(path, { labelNames: ['no', 'yes'], newHead: true });
+    expect(two.numLabels).toBe(2);
+    await expect(Auto.fromPretrained(path, { labelNames: ['no', 'yes'] })).rejects.toThrow(
+      /has 3 labels, numLabels asks for 2/,
+    );
+    await expect(Auto.fromPretrained(path, { labelNames, numLabels: 2 })).rejects.toThrow(
+      /numLabels is 2, but 3 labelNames are given \(no, maybe, yes\)/,
+    );
+  });
+
+  it('of a configuration alone are its own', async () => {
+    const json = JSON.parse(readFileSync(join(architecture('bert/model'), 'config.json'), 'utf8'));
+    const model = await Auto.fromConfig({ ...json, id2label, label2id });
+    expect(model.labelNames).toEqual(names);
   });
 });
 

@@ -117,6 +117,13 @@ describe('refusals', () => {
       /turns 3 of a head's 12 channels/,
       'ERR_FORMAT',
     ],
+    ...['llama-tied', 'gemma3-text'].map((name): [string, Json, RegExp, string] => [
+      name,
+      { num_hidden_layers: 2 ** 40, layer_types: undefined },
+      /num_hidden_layers: .*4096 \(the file has 1099511627776\)/,
+      'ERR_FORMAT',
+    ]),
+    ['gpt2', { n_layer: 4097 }, /n_layer: .*4096 \(the file has 4097\)/, 'ERR_FORMAT'],
     ['gpt2', { n_head: 3 }, /n_head 3 does not divide n_embd 40/, 'ERR_FORMAT'],
     ['gpt2', { activation_function: 'mish' }, /activation_function "mish"/, 'ERR_UNSUPPORTED'],
     ['gpt2', { add_cross_attention: true }, /add_cross_attention true/, 'ERR_UNSUPPORTED'],
@@ -127,6 +134,18 @@ describe('refusals', () => {
     );
     expect(error?.message).toMatch(message);
     expect(error?.code).toBe(code);
+  });
+});
+
+describe('keys that published checkpoints have and that transformers does not read', () => {
+  it.each<[string, Json]>([
+    ['gpt2', { n_special: 0, predict_special_tokens: true, output_past: true }], // gpt2-medium
+    ['gpt2', { _num_labels: 1 }], // distilgpt2
+    ['llama-tied', { max_sequence_length: 2048 }], // huggyllama/llama-7b
+  ])('of %s: %o', async (name, change) => {
+    const model = await AutoModelForCausalLM.fromConfig(changed(name, change));
+    expect(model.vocabSize).toBeGreaterThan(0);
+    model.dispose();
   });
 });
 
@@ -171,6 +190,16 @@ describe('refusals of encoders and t5', () => {
     ['distilbert', { n_heads: 3 }, /dim 40 is not a multiple of n_heads 3/, format],
     ['distilbert', { activation: 'mish' }, /activation "mish" is not supported/, unsupported],
     ['distilbert', { hidden_size: 40 }, /hidden_size is not understood/, unsupported],
+    ...[
+      ...['bert', 'roberta', 'deberta-v2'].map((name) => [name, 'num_hidden_layers'] as const),
+      ['distilbert', 'n_layers'] as const,
+      ...['num_layers', 'num_decoder_layers'].map((key) => ['t5', key] as const),
+    ].map(([name, key]): [string, Json, RegExp, string | undefined] => [
+      name,
+      { [key]: 2 ** 40 },
+      new RegExp(`${key}: .*4096 \\(the file has 1099511627776\\)`),
+      format,
+    ]),
     ['distilbert', { n_layers: 0 }, /n_layers: .*\(the file has 0\)/, format],
     ['deberta-v2', { relative_attention: false }, /relative_attention false/, unsupported],
     ['deberta-v2', { relative_attention: undefined }, /relative_attention false/, unsupported],
@@ -225,6 +254,25 @@ describe('refusals of encoders and t5', () => {
     ['deberta-v2', { pos_att_type: 'P2C | c2p', norm_rel_ebd: 'Layer_Norm', conv_kernel_size: 0 }],
     ['deberta-v2', { embedding_size: 40, attention_head_size: 10, pooler_hidden_size: null }],
     ['t5', { relative_attention_num_buckets: 4, feed_forward_proj: 'gated-silu' }],
+    // Keys that published checkpoints have and that transformers' classes do not read.
+    [
+      'bert', // bert-base-chinese
+      {
+        ...{ directionality: 'bidi', pooler_fc_size: 768, pooler_num_attention_heads: 12 },
+        ...{ pooler_num_fc_layers: 3, pooler_size_per_head: 128 },
+        pooler_type: 'first_token_transform',
+      },
+    ],
+    ['roberta', { _num_labels: 3 }], // roberta-large-mnli
+    ['distilbert', { output_past: true }], // distilbert-base-uncased-finetuned-sst-2-english
+    ['t5', { output_past: true }], // t5-small
+    [
+      'bert', // cross-encoder/ms-marco-MiniLM-L-6-v2
+      {
+        sbert_ce_default_activation_function: 'torch.nn.modules.linear.Identity',
+        sentence_transformers: { version: '4.1.0' },
+      },
+    ],
   ])('are none for %s with %o', (name, change) => {
     expect(() => read(name, change)).not.toThrow();
   });

@@ -1,5 +1,14 @@
 // What loading refuses, each by name; GGUF against its values; a round trip through saveModel.
-import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -319,6 +328,23 @@ describe('saveModel', () => {
     expect(read(to)).toEqual(read(from));
     const bytes = (path: string): Buffer => readFileSync(join(path, 'model.safetensors'));
     expect(bytes(to).equals(bytes(from))).toBe(true);
+  });
+
+  it('takes the vocabulary along, each file whole or not at all', async () => {
+    const from = await changed({});
+    for (const name of ['tokenizer.json', 'merges.txt']) writeFileSync(join(from, name), name);
+    const model = await AutoModelForCausalLM.fromPretrained(from);
+    const [to, other] = [join(folder, 'companions'), join(folder, 'other.txt')];
+    mkdirSync(to);
+    // A rename replaces a link; a copy would be written through it, piece by piece.
+    writeFileSync(other, 'of somebody else');
+    symlinkSync(other, join(to, 'merges.txt'));
+    await saveModel(model, to);
+    for (const name of ['tokenizer.json', 'merges.txt']) {
+      expect(readFileSync(join(to, name), 'utf8')).toBe(name);
+    }
+    expect(readFileSync(other, 'utf8')).toBe('of somebody else');
+    expect(readdirSync(to)).toHaveLength(4);
   });
 
   it('writes replaced tensors, and the dtype it has', async () => {

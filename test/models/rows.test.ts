@@ -11,9 +11,10 @@ import {
   type Model,
   type ModelBatch,
 } from '../../lib/models/index.ts';
-import { indexSelect, mul, sum } from '../../lib/ops/index.ts';
+import { indexSelect } from '../../lib/ops/index.ts';
 import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
+import { weighed } from '../support/weighed.ts';
 import { architecture, goldenNames, readGolden, relativeError } from './golden.ts';
 import { readClassifierGolden } from './golden_classifiers.ts';
 
@@ -28,19 +29,6 @@ const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'checkpointed'];
 /** Every other row, the last one first, as a loss may ask for them. */
 const someRows = (count: number): Int32Array =>
   Int32Array.from({ length: Math.ceil(count / 2) }, (_, i) => count - 1 - 2 * i);
-
-/** A loss that weighs every element of the hidden states differently; its value and the gradients of all parameters. */
-function weighed(model: Model, hidden: Tensor): Tensor[] {
-  const weights = Float64Array.from({ length: hidden.size }, (_, i) => Math.sin(i + 1));
-  const factors = tensor(weights, { shape: [...hidden.shape] }).to(hidden.dtype);
-  sum(mul(hidden, factors)).backward();
-  const gradients = model.parameters().map((parameter) => {
-    const { grad } = parameter;
-    parameter.grad = null;
-    return grad ?? noGrad(() => mul(parameter, 0));
-  });
-  return [hidden, ...gradients];
-}
 
 function expectSame(model: Model, rows: Int32Array, forward: (rows?: Int32Array) => Tensor): void {
   for (const parameter of model.parameters()) parameter.requiresGrad = true;

@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest';
 import {
   type AttentionOptions,
   attention,
+  indexSelect,
   memoryStats,
   resetPeakMemory,
   scope,
@@ -29,6 +30,10 @@ const kCases: Record<string, Case> = {
   'more than one tile': { cu: [0, 123], heads: 2, kvHeads: 2, size: 16 },
   'not causal': { cu: [0, 33, 70], heads: 2, kvHeads: 1, size: 8, options: { causal: false } },
   'a window': { cu: [0, 100], heads: 2, kvHeads: 1, size: 8, options: { window: 33 } },
+  'a window wider than any segment': {
+    ...{ cu: [0, 40, 70], heads: 2, kvHeads: 1, size: 8 },
+    options: { window: 2 ** 63 - 1024, causal: false },
+  },
   'a window of one': { cu: [0, 9], heads: 1, kvHeads: 1, size: 4, options: { window: 1 } },
   'a window to both sides': {
     cu: [0, 100],
@@ -46,6 +51,8 @@ const kCases: Record<string, Case> = {
   },
   'padded segments': { cu: [0, 33, 66, 99], lengths: [33, 1, 20], heads: 3, kvHeads: 1, size: 8 },
 };
+
+const range = (from: number, to: number) => Array.from({ length: to - from }, (_, i) => from + i);
 
 function inputs(c: Case, dtype: (typeof kFloatTypes)[number] = 'f64'): [Tensor, Tensor, Tensor] {
   const rows = c.cu.at(-1) as number;
@@ -175,6 +182,28 @@ describe('attention', () => {
     expect(used).toBeLessThan(rows * rows);
   });
 
+  it('of the last rows of each sequence alone is those rows of all, with their gradients', () => {
+    const c = { cu: [0, 70, 90, 170], lengths: [70, 20, 75], heads: 2, kvHeads: 1, size: 8 };
+    const rows = [...range(0, 70), ...range(80, 90), ...range(155, 170)];
+    const cuQueries = tensor(Int32Array.of(0, 70, 80, 95));
+    const chosen = tensor(Int32Array.from(rows));
+    for (const dtype of ['f64', 'f32'] as const) {
+      const run = (last: boolean): Tensor[] => {
+        const [q, k, v] = inputs(c, dtype);
+        for (const leaf of [q, k, v]) leaf.requiresGrad = true;
+        const out = last
+          ? attention(indexSelect(q, chosen), k, v, { ...optionsOf(c), cuQueries })
+          : indexSelect(attention(q, k, v, optionsOf(c)), chosen);
+        out.backward(randomTensor(out.shape, { seed: 9, dtype }));
+        return [out, ...[q, k, v].map((leaf) => leaf.grad as Tensor)];
+      };
+      const want = run(false);
+      run(true).forEach((got, i) => {
+        expectClose(got, values(want[i] as Tensor), dtype === 'f64' ? 1e-13 : 3e-6);
+      });
+    }
+  });
+
   it('repeats its bits', () => {
     const c = { cu: [0, 300, 310], heads: 6, kvHeads: 2, size: 16 };
     const run = () => {
@@ -217,7 +246,7 @@ describe('attention', () => {
       'attention: softcap must be >= 0',
     );
     expect(() => attention(q, k, v, cu(0, 3)).dataSync()).toThrow(
-      'cu_seqlens must rise from 0 to the 4 rows of q, got 0 to 3',
+      'cu_seqlens must rise from 0 to the 4 rows, got 0 to 3',
     );
     expect(() => attention(q, k, v, cu(0, 3, 2, 4)).dataSync()).toThrow(
       'cu_seqlens falls from 3 to 2',
@@ -225,5 +254,12 @@ describe('attention', () => {
     expect(() =>
       attention(q, k, v, { ...o, lengths: tensor(Int32Array.of(5)) }).dataSync(),
     ).toThrow('length 5 of segment 0 is not within its 4 rows');
+    const queries = (...bounds: number[]) => ({ cuQueries: tensor(Int32Array.from(bounds)) });
+    expect(() => attention(q, k, v, { ...o, ...queries(0, 2, 4) })).toThrow(
+      'attention: cuQueries must be (B+1)=(2), got (3)',
+    );
+    expect(() => attention(q, k, v, { ...o, ...queries(0, 3) }).dataSync()).toThrow(
+      'cu_queries must rise from 0 to the 4 rows of q, got 0 to 3',
+    );
   });
 });

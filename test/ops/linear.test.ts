@@ -1,9 +1,11 @@
 import { describe, expect, it } from 'vitest';
 import {
+  contiguous,
   type LinearOperands,
   type LowRank,
   linear,
   linearGroup,
+  permute,
   type Tensor,
 } from '../../lib/index.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
@@ -208,6 +210,13 @@ describe('linear', () => {
     }
     const scale = Math.max(...Array.from(want, Math.abs));
     expectClose(p.b.grad as Tensor, want, 2 ** -14 * scale);
+  });
+
+  it('takes a single row that was a column', () => {
+    const column = randomTensor([6, 1], { dtype: 'f32' });
+    const x = randomTensor([5, 6], { dtype: 'f32', seed: 2 });
+    const row = permute(column, [1, 0]);
+    expectClose(linear(x, row), Array.from(values(linear(x, contiguous(row)))), 0);
   });
 
   it('refuses bad arguments by name', () => {

@@ -192,4 +192,26 @@ describe('shapes', () => {
     );
     expect(() => transpose(x, 0, 2)).toThrow('transpose: axis 2 does not exist in 2 dimensions');
   });
+
+  it('refuses sizes whose product or sum no integer holds', () => {
+    const huge = 2 ** 62;
+    const four = randomTensor([4]);
+    expect(() => split(four, [huge, huge, huge, huge, 4], 0)).toThrow('split: the sizes add up to');
+    // 2^64 + 4 elements, which wrap to the 4 that there are.
+    expect(() => reshape(four, [4, 2147418113, 2147549185])).toThrow('is larger than any memory');
+    expect(() => reshape(four, [-1, 2147418113, 2147549185])).toThrow('is larger than any memory');
+    expect(() => expand(randomTensor([1]), [huge])).toThrow('is larger than any memory');
+    expect(() => sum(expand(randomTensor([1, 4]), [huge, 4]), { axis: 0 })).toThrow('any memory');
+    const long = expand(randomTensor([1]), [2 ** 55]);
+    expect(() => concat(Array.from({ length: 300 }, () => long))).toThrow('any memory');
+  });
+
+  it('slices by any step', () => {
+    expect(values(slice(counting([30], 'i32'), 0, { step: 2 ** 63 - 1024 }))).toEqual(
+      Float64Array.of(0),
+    );
+    expect(slice(counting([30], 'i32'), 0, { start: 5, stop: 5, step: 2 ** 62 }).shape).toEqual([
+      0,
+    ]);
+  });
 });

@@ -1,5 +1,6 @@
 // Threads share the work of a product by rows, by columns or by both, and pack its weights each for itself or together,
 // as their number has it; the sums keep their order.
+import { spawnSync } from 'node:child_process';
 import { afterEach, describe, expect, it } from 'vitest';
 import {
   getNumThreads,
@@ -12,6 +13,7 @@ import {
 import { values } from '../support/compare.ts';
 import { randomTensor } from '../support/gradcheck.ts';
 
+const kLibrary = new URL('../../dist/index.js', import.meta.url).href;
 const kBefore = getNumThreads();
 const kThreads = [2, 3, 5, 6, 16];
 
@@ -48,6 +50,28 @@ function head(rows: number, vocabulary: number, channels: number): Float64Array[
   loss.backward();
   return [values(sums), values(hidden.grad as Tensor)];
 }
+
+it('a number of threads that no process gets is refused', () => {
+  expect(() => setNumThreads(0)).toThrow('setNumThreads: need at least 1, got 0');
+  expect(() => setNumThreads(100_000)).toThrow('setNumThreads: at most 1024, got 100000');
+  expect(getNumThreads()).toBe(kBefore);
+});
+
+it.skipIf(process.platform !== 'linux')('threads that the system does not give are refused', () => {
+  const source = `
+    import { getNumThreads, matmul, ones, setNumThreads } from '${kLibrary}';
+    const before = getNumThreads();
+    try { setNumThreads(1000); } catch ({ code, message }) { console.log(code, message); }
+    console.log(getNumThreads() === before, matmul(ones([64, 64]), ones([64, 64])).dataSync()[0]);`;
+  const node = [process.execPath, '--input-type=module', '-e', `"$0"`].join(' ');
+  // A thread's stack takes 8 MiB of addresses.
+  const { stdout } = spawnSync('bash', ['-c', `ulimit -v 6000000 && exec ${node}`, source], {
+    encoding: 'utf8',
+  });
+  expect(stdout).toMatch(
+    /^ERR_UNSUPPORTED setNumThreads: the system gives this process no 1000 threads .*\ntrue 64\n$/,
+  );
+});
 
 describe('in bf16, any number of threads gives the same bits', () => {
   for (const [rows, ins] of [

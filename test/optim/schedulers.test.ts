@@ -84,12 +84,35 @@ it.each([
   [{ scheduler: 'cosine_with_min_lr' }, /one of minLr and minLrRate/],
   [{ scheduler: 'warmup_stable_decay' }, /numDecaySteps/],
   [{ scheduler: 'polynomial', options: { lrEnd: 1 } }, /lrEnd \(1\) must be smaller/],
+  [
+    { scheduler: 'inverse_sqrt', options: { timescale: 0 } },
+    /timescale must be a number > 0, got 0/,
+  ],
+  [{ scheduler: 'inverse_sqrt', options: { timescale: -3 } }, /timescale must be/],
   [{ total: 0 }, /total must be a whole number >= 1, got 0/],
   [{ warmup: -1 }, /warmup must be/],
   [{ learningRate: Number.NaN }, /learningRate must be finite/],
 ])('refuses %j', (change, message) => {
   const good = { scheduler: 'linear', total: 10, warmup: 0, learningRate: 1e-3 };
   expect(() => learningRateSchedule({ ...good, ...change })).toThrow(message);
+});
+
+it('has no rate that is not finite', () => {
+  const rate = learningRateSchedule({
+    scheduler: 'cosine_with_min_lr',
+    ...{ total: 10, warmup: 2, learningRate: 0, options: { minLr: 1e-5 } },
+  });
+  expect(rate(1)).toBe(0);
+  expect(() => rate(2)).toThrow(/options of cosine_with_min_lr give step 2 of 10 the rate NaN/);
+});
+
+it('has no rate below zero', () => {
+  const rate = learningRateSchedule({
+    scheduler: 'polynomial',
+    ...{ total: 10, warmup: 0, learningRate: 0.1, options: { lrEnd: -1 } },
+  });
+  expect(rate(0)).toBeCloseTo(0.1);
+  expect(() => rate(9)).toThrow(/options of polynomial give step 9 of 10 the rate -0\.\d/);
 });
 
 it('refuses a negative warm-up', () => {

@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { linksOf } from '../support/pages.ts';
 
 const kRoot = fileURLToPath(new URL('../..', import.meta.url));
 const kPlatform = `${process.platform}-${process.arch}`;
@@ -65,11 +66,13 @@ describe('the packed tarball', () => {
     );
   });
 
-  it('carries every page that the README links to', () => {
-    const readme = readFileSync(join(kRoot, 'README.md'), 'utf8');
-    const links = [...readme.matchAll(/\]\((?!https?:)([^)#]+)/g)].map(([, path]) => path ?? '');
-    expect(links.length).toBeGreaterThan(5);
-    expect(links.filter((path) => !files.includes(path))).toEqual([]);
+  it('carries every file that its pages link to', () => {
+    const pages = files.filter((path) => path.endsWith('.md') && !path.startsWith('dist/'));
+    const links = pages.flatMap(linksOf);
+    expect(links.length).toBeGreaterThan(50);
+    const carried = (path: string) =>
+      files.some((file) => file === path || file.startsWith(`${path.replace(/\/$/, '')}/`));
+    expect(links.filter((path) => !carried(path))).toEqual([]);
   });
 
   it("runs the README's example from an empty folder, and again", () => {

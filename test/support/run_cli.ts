@@ -18,6 +18,6 @@ export async function balora(args: string[], onErr?: (err: string) => void): Pro
       onErr?.(err);
     },
   };
-  const code = await runCli(args, { stdout, stderr }, kCommands);
+  const code = await runCli(args, { stdout, stderr }, async () => kCommands);
   return { code, out, err };
 }

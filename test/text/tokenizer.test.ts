@@ -1,5 +1,5 @@
 import { readFileSync } from 'node:fs';
-import { copyFile, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
+import { copyFile, lstat, mkdtemp, readdir, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { gguf } from '@huggingface/gguf';
@@ -183,6 +183,38 @@ describe('Tokenizer', () => {
       );
       const again = await Tokenizer.fromPretrained(folder);
       expect(again.renderChat([{ role: 'user', content: 'x' }])).toBe('x<end>');
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  });
+
+  it('leaves GGUF files beside a whole model alone', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'balora-tokenizer-'));
+    try {
+      await writeFile(join(folder, 'tokenizer.json'), JSON.stringify(tinyTokenizerJson()));
+      const names = ['config.json', 'model.safetensors', 'model.f16.gguf', 'model.q8.gguf'];
+      for (const name of names) await writeFile(join(folder, name), '');
+      const tokenizer = await Tokenizer.fromPretrained(folder);
+      expect(tokenizer.encode('ab')).toEqual(Tokenizer.fromJson(tinyTokenizerJson()).encode('ab'));
+      await rm(join(folder, 'config.json'));
+      await expect(Tokenizer.fromPretrained(folder)).rejects.toThrow(/several GGUF files/);
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  });
+
+  it('is saved under another name first, so that it is there whole or not at all', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'balora-tokenizer-'));
+    try {
+      // A rename replaces a link; a file opened for writing would leave it, or be written through it.
+      const path = join(folder, 'tokenizer.json');
+      await symlink(join(folder, 'nowhere'), path);
+      const tokenizer = Tokenizer.fromJson(tinyTokenizerJson(), tinyTokenizerConfig());
+      await tokenizer.save(folder);
+      expect((await lstat(path)).isFile()).toBe(true);
+      expect((await readdir(folder)).sort()).toEqual(['tokenizer.json', 'tokenizer_config.json']);
+      const again = await Tokenizer.fromPretrained(folder);
+      expect(again.encode('ab<end>')).toEqual(tokenizer.encode('ab<end>'));
     } finally {
       await rm(folder, { recursive: true });
     }

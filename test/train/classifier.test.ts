@@ -349,6 +349,19 @@ describe('the warm-up of the head', () => {
     });
   });
 
+  it('takes the examples in the order of seed 42 where none is given', async () => {
+    const data = await tinyLabelled(30, { batchSize: 8 });
+    const headOf = async (seed?: number) => {
+      const model = await tinyClassifier({ newHead: true });
+      const options = { epochs: 2, batchSize: 4, learningRate: 0.05 };
+      await warmUpHead(model, data, seed === undefined ? options : { ...options, seed });
+      return values(new Map(model.namedParameters()).get('classifier.weight') as never);
+    };
+    const head = await headOf();
+    expect(head).toEqual(await headOf(42));
+    expect(head).not.toEqual(await headOf(0));
+  });
+
   it('copyHead gives a second model the same one', async () => {
     const [one, two] = [await tinyClassifier({ newHead: true, seed: 1 }), await tinyClassifier()];
     copyHead(one, two);
@@ -426,6 +439,32 @@ describe('bad input', () => {
     const { result } = await run(tuned, { data, evalData: await make(rows, options), maxSteps: 1 });
     expect((result.evaluation as ClassifierEvaluation).labels).toEqual(
       rows.map(({ label }) => ['bad', 'good', 'so'].indexOf(names[label] as string)),
+    );
+  });
+
+  it("names in another order than the head's", async () => {
+    const labelNames = ['good', 'bad', 'so'];
+    const model = await tinyClassifier({ labelNames });
+    const named = tinyRows(12).map(({ text, label }) => ({
+      text,
+      label: ['bad', 'so', 'good'][label] as string,
+    }));
+    const make = (options: LabelledOptions) =>
+      LabelledBatches.create(arrayRows(named), tinyClassifierTokenizer(), options);
+    const tuned = await AdapterModel.create(model, { r: 2, targetModules: ['query'] });
+    await expect(run(tuned, { data: await make({}), maxSteps: 1 })).rejects.toThrow(
+      "data: its label ids stand for bad, good, so, those of the model's head for good, bad, so: make it with " +
+        'labelNames: model.labelNames',
+    );
+    const data = await make({ labelNames: model.labelNames });
+    expect((await run(tuned, { data, maxSteps: 1 })).records).toHaveLength(1);
+    const spam = await LabelledBatches.create(
+      arrayRows(named.map(({ text, label }) => ({ text, label: `${label} mail` }))),
+      tinyClassifierTokenizer(),
+      {},
+    );
+    await expect(run(tuned, { data: spam, maxSteps: 1 })).rejects.toThrow(
+      "stand for bad mail, good mail, so mail, those of the model's head for good, bad, so: load the model with newHead",
     );
   });
 

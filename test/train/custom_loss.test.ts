@@ -1,4 +1,5 @@
-// A loss of the user's own, written with the public plain losses, against the built-in terms on a golden llama.
+// A loss of the user's own, written with the public plain losses, against the built-in terms on a golden llama, and on a gemma2,
+// whose logits are soft-capped.
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../../lib/adapters/config.ts';
@@ -13,6 +14,7 @@ import { fixturePath } from '../support/fixtures.ts';
 import { tinySource } from '../support/tiny_model.ts';
 
 const kModel = fixturePath('architectures/llama-untied-gqa/model');
+const kCapped = fixturePath('architectures/gemma2/model');
 const kWeights = { consistency: 0.4, diversity: 0.05, svd: 0.2 };
 const kTerms = { temperature: 2, entropyTopK: 5, svdTopK: 3 };
 
@@ -25,12 +27,13 @@ const kBatch = {
 };
 
 function own(context: LossContext): LossResult {
-  const { hidden, headWeight, teacherHidden, teacherHeadWeight, batch } = context;
+  const { hidden, headWeight, teacherHidden, teacherHeadWeight, logitSoftcap, batch } = context;
+  const head = { softcap: logitSoftcap ?? 0 };
   const supervised = [...batch.targets.keys()].filter((i) => batch.targets[i] !== -100);
   const rows = tensor(Int32Array.from(supervised));
   const targets = tensor(Int32Array.from(supervised, (i) => batch.targets[i] as number));
-  const logits = headLogits(indexSelect(hidden, rows), headWeight);
-  const teacher = headLogits(indexSelect(teacherHidden(), rows), teacherHeadWeight);
+  const logits = headLogits(indexSelect(hidden, rows), headWeight, head);
+  const teacher = headLogits(indexSelect(teacherHidden(), rows), teacherHeadWeight, head);
   const task = crossEntropy(logits, targets);
   const consistency = consistencyLoss(logits, teacher, { temperature: kTerms.temperature });
   const diversity = diversityLoss(logits, { topK: kTerms.entropyTopK });
@@ -44,8 +47,8 @@ function own(context: LossContext): LossResult {
 }
 
 /** Plain gradient descent without clipping: the parameters after n steps are those before less the sum of the gradients. */
-async function run(config: LoraConfigInput, more: Partial<TrainerOptions>) {
-  const model = await AutoModelForCausalLM.fromPretrained(kModel, { dtype: 'f32' });
+async function run(config: LoraConfigInput, more: Partial<TrainerOptions>, path = kModel) {
+  const model = await AutoModelForCausalLM.fromPretrained(path, { dtype: 'f32' });
   const tuned = await AdapterModel.create(model, { r: 3, loraAlpha: 6, ...config });
   const options: TrainerOptions = {
     tuned,
@@ -71,25 +74,25 @@ async function run(config: LoraConfigInput, more: Partial<TrainerOptions>) {
 }
 
 it.each([
-  ['a frozen head', {}, true],
-  ['a trained head', { modulesToSave: ['lm_head'] }, false],
-] as const)('equals the built-in BA-LoRA with %s', async (_, config, shared) => {
-  const mine = await run(config, {
-    loss: (context) => {
-      expect(context.teacherHeadWeight === context.headWeight).toBe(shared);
-      return own(context);
-    },
-  });
-  const builtIn = await run(config, {
-    regularizers: {
-      consistencyWeight: kWeights.consistency,
-      diversityWeight: kWeights.diversity,
-      svdWeight: kWeights.svd,
-      consistencySchedule: 'constant',
-      regularizerSchedule: 'constant',
-      ...kTerms,
-    },
-  });
+  ['a frozen head', {}, true, kModel],
+  ['a trained head', { modulesToSave: ['lm_head'] }, false, kModel],
+  ['soft-capped logits', {}, true, kCapped],
+] as const)('equals the built-in BA-LoRA with %s', async (_, config, shared, path) => {
+  const loss = (context: LossContext) => {
+    expect(context.teacherHeadWeight === context.headWeight).toBe(shared);
+    expect(context.logitSoftcap).toBe(path === kCapped ? 5 : null);
+    return own(context);
+  };
+  const mine = await run(config, { loss }, path);
+  const regularizers = {
+    consistencyWeight: kWeights.consistency,
+    diversityWeight: kWeights.diversity,
+    svdWeight: kWeights.svd,
+    consistencySchedule: 'constant',
+    regularizerSchedule: 'constant',
+    ...kTerms,
+  } as const;
+  const builtIn = await run(config, { regularizers }, path);
   builtIn.records.forEach((record, i) => {
     const found = mine.records[i] as StepRecord;
     // Both add up in f32, in different orders: what is larger than 1 is compared by its own size.

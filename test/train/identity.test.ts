@@ -11,6 +11,7 @@ import {
   AutoModelForCausalLM,
   AutoModelForSequenceClassification,
 } from '../../lib/models/index.ts';
+import { memoryStats } from '../../lib/runtime.ts';
 import { warmUpHead } from '../../lib/train/head_warmup.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import { fixturePath } from '../support/fixtures.ts';
@@ -90,6 +91,22 @@ describe('a checkpoint', () => {
     await expect(resume(await adapted(kModel, 'bf16'))).rejects.toThrow(
       /dtype: was "f32", is "bf16"/,
     );
+  });
+
+  it('is refused where rows that are the same are computed one by one', async () => {
+    const tuned = await adapted(kModel);
+    tuned.model.sharePrefixes = false;
+    await expect(resume(tuned)).rejects.toThrow(/sharePrefixes: was null, is false$/);
+  });
+
+  it('leaves nothing in memory where it is refused', async () => {
+    const tuned = await adapted(kModel);
+    const left: number[] = [];
+    for (let pass = 0; pass < 3; pass++) {
+      await expect(resume(tuned, { seed: 1 })).rejects.toThrow(/seed: was/);
+      left.push(memoryStats().liveBytes);
+    }
+    expect(left).toEqual([left[0], left[0], left[0]]);
   });
 
   it('is refused under another kind of memory budget', async () => {

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { ArgumentError, NativeError } from '../../lib/errors.ts';
 import { namesIn, writeFolderAtomic } from '../../lib/io/files.ts';
+import { COMPANIONS } from '../../lib/io/model_folder.ts';
 import { MetricsFile } from '../../lib/train/metrics.ts';
 import { claimOutput } from '../../lib/train/output.ts';
 import type { StepRecord } from '../../lib/train/types.ts';
@@ -34,7 +35,9 @@ describe('claimOutput', () => {
 
   it('overwrites what a run wrote and nothing else', async () => {
     writeFileSync(join(folder, 'thesis.txt'), 'x');
-    writeFileSync(join(folder, 'adapter_config.json'), '{}');
+    for (const name of ['adapter_config.json', 'config.json', ...COMPANIONS]) {
+      writeFileSync(join(folder, name), '{}');
+    }
     mkdirSync(join(folder, 'run/checkpoints/step-1'), { recursive: true });
     const foreign = await claimOutput(folder, { overwrite: true, resume: false });
     expect(await namesIn(foreign.checkpoints)).toEqual(['step-1']); // no run's config.json: not ours
@@ -48,9 +51,20 @@ describe('claimOutput', () => {
 
   it('keeps everything but half-written files on resume', async () => {
     mkdirSync(join(folder, 'run/checkpoints/step-1'), { recursive: true });
-    mkdirSync(join(folder, 'run/checkpoints/.tmp-77-step-2'));
+    const dead = spawnSync(process.execPath, ['-e', '']).pid;
+    mkdirSync(join(folder, `run/checkpoints/.tmp-${dead}-step-2`));
+    mkdirSync(join(folder, 'residual'));
+    const names = (pid: number) => [`a.safetensors.${pid}-3.tmp`, `.tmp-${pid}-b.json`];
+    const living = names(process.ppid).sort();
+    // Our own number, before we wrote: an earlier process had it.
+    for (const name of [...living, ...names(dead), ...names(process.pid), 'c.safetensors.tmp']) {
+      for (const at of [folder, join(folder, 'residual')]) writeFileSync(join(at, name), '');
+    }
     const output = await claimOutput(folder, { overwrite: false, resume: true });
     expect(await namesIn(output.checkpoints)).toEqual(['step-1']);
+    const kept = [...living, 'c.safetensors.tmp'];
+    expect((await namesIn(join(folder, 'residual'))).sort()).toEqual(kept);
+    expect((await namesIn(folder)).sort()).toEqual([...kept, 'residual', 'run'].sort());
     await output.release();
   });
 

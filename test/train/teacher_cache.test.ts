@@ -6,6 +6,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { ArgumentError, UnsupportedError } from '../../lib/errors.ts';
 import { BaLoraLoss } from '../../lib/losses/nlg.ts';
+import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { opTimes, resetOpTimes, synchronize } from '../../lib/runtime.ts';
 import { TeacherCache } from '../../lib/train/teacher_cache.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
@@ -81,16 +82,22 @@ interface RunOptions {
   resume?: boolean;
   stopAfter?: number;
   learningRate?: number;
+  /** Of the model's weights. */
+  seed?: number;
+  onStep?: () => Promise<void>;
 }
 
 async function run(options: RunOptions = {}) {
   const { dtype = 'f32', stopAfter = 9, output, resume = false, learningRate = 0.02 } = options;
-  const { consistencySchedule = 'constant', positions = 'supervised' } = options;
-  const tuned = await AdapterModel.create(new TinyModel({ dtype, vocabulary: 17, width: 8 }), {
-    r: 2,
-    loraAlpha: 4,
-    initLoraWeights: 'pissa_niter_4',
-  });
+  const { consistencySchedule = 'constant', positions = 'supervised', seed = 1 } = options;
+  const tuned = await AdapterModel.create(
+    new TinyModel({ dtype, vocabulary: 17, width: 8, seed }),
+    {
+      r: 2,
+      loraAlpha: 4,
+      initLoraWeights: 'pissa_niter_4',
+    },
+  );
   const stop = new AbortController();
   const records: StepRecord[] = [];
   resetOpTimes();
@@ -107,6 +114,7 @@ async function run(options: RunOptions = {}) {
   }).run()) {
     if (event.type !== 'step') continue;
     records.push(event.record);
+    await options.onStep?.();
     if (event.record.step === stopAfter) stop.abort();
   }
   await synchronize();
@@ -174,6 +182,42 @@ describe('a kept teacher', () => {
     expect(rest.teacherCalls).toBe(0);
     expect(() => statSync(file)).toThrow(); // done with it
     await expect(run({ output, resume: true })).rejects.toThrow(/cacheTeacher: was true/);
+  });
+
+  it('is not taken over from another base model, where no checkpoint says whose it was', async () => {
+    const output = join(folder, 'out');
+    const killed = run({
+      cacheTeacher: true,
+      output,
+      onStep: () => Promise.reject(new Error('x')),
+    });
+    await expect(killed).rejects.toThrow('x');
+    expect(statSync(join(output, 'run', 'teacher_cache.bin')).size).toBeGreaterThan(512);
+    const fresh = await run({ cacheTeacher: true, seed: 2 });
+    const resumed = await run({ cacheTeacher: true, seed: 2, output, resume: true });
+    expect(numbers(resumed.records)).toEqual(numbers(fresh.records));
+    expect(resumed.teacherCalls).toBe(fresh.teacherCalls);
+  });
+
+  it('is refused where a dynamic rope goes by the longest sequence of a batch', async () => {
+    const rope = { rope_type: 'dynamic', factor: 2, rope_theta: 10_000 };
+    const sizes = { vocab_size: 17, hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1 };
+    const heads = { num_attention_heads: 2, num_key_value_heads: 2, max_position_embeddings: 8 };
+    const model = await AutoModelForCausalLM.fromConfig({
+      ...{ model_type: 'llama', rope_parameters: rope, ...sizes, ...heads },
+      ...{ rms_norm_eps: 1e-5, tie_word_embeddings: true, hidden_act: 'silu' },
+    });
+    const tuned = await AdapterModel.create(model, { r: 2 });
+    const trainer = (longest?: number) =>
+      new Trainer({
+        ...{ tuned, regularizers: kRegularizers, cacheTeacher: true },
+        data: { ...data(), ...(longest !== undefined && { statistics: { longest } }) },
+      });
+    expect(() => trainer(9)).toThrow(/beyond 8 tokens the dynamic rope.*longest has 9/);
+    expect(() => trainer()).toThrow(/longest is not known/);
+    trainer(8);
+    tuned.dispose();
+    model.dispose();
   });
 
   it('is refused where it would not hold', async () => {

@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -174,7 +174,7 @@ describe('Trainer', () => {
     }
     expect(events).toEqual(seen);
     expect(events.join(' ')).toBe(
-      'start step step checkpoint step evaluation step log checkpoint step step log evaluation checkpoint end',
+      'start step step checkpoint step evaluation step log checkpoint step step log checkpoint evaluation end',
     );
     expect(last).toMatchObject({ type: 'end', reason: 'completed', result: { steps: 6, output } });
     expect((await namesIn(output)).sort()).toEqual([
@@ -262,6 +262,54 @@ describe('Trainer', () => {
       }),
     ).train();
     expect(warnings).toEqual(['checkpoint_damaged']);
+  });
+
+  it('a damaged checkpoint of a later step does not push out the new one', async () => {
+    const output = join(folder, 'out');
+    const shared = { output, saveSteps: 2, saveTotalLimit: 1 };
+    await new Trainer(optionsFor(await adapted(), { ...shared, saveTotalLimit: 2 })).train();
+    rmSync(join(output, 'run/checkpoints/step-6/state.safetensors'));
+    const stop = new AbortController();
+    const callbacks = [(event: TrainEvent) => void (event.type === 'step' && stop.abort())];
+    const resumed = { ...shared, resume: true };
+    await new Trainer(
+      optionsFor(await adapted(), { ...resumed, signal: stop.signal, callbacks }),
+    ).train();
+    expect(await namesIn(join(output, 'run/checkpoints'))).toEqual(['step-5', 'step-6']);
+    expect(await records(optionsFor(await adapted(), resumed))).toHaveLength(1);
+    expect(await namesIn(join(output, 'run/checkpoints'))).toEqual(['step-6']);
+    expect(await records(optionsFor(await adapted(), resumed))).toHaveLength(0);
+  });
+
+  it('takes no step at a rate that is not a number', async () => {
+    const tuned = await adapted();
+    const before = bits(tuned);
+    const schedule = { lrSchedulerType: 'cosine', lrSchedulerKwargs: { numCycles: Number.NaN } };
+    await expect(records(optionsFor(tuned, { ...schedule, warmupSteps: 0 }))).rejects.toThrow(
+      /the options of cosine give step 0 of 6 the rate NaN/,
+    );
+    const output = join(folder, 'out');
+    await expect(
+      records(optionsFor(tuned, { ...schedule, warmupSteps: 4, output })),
+    ).rejects.toThrow(/the options of cosine give step 4 of 6 the rate NaN/);
+    expect(existsSync(output)).toBe(false);
+    expect(bits(tuned)).toEqual(before);
+  });
+
+  it('drops no inputs any more after a forward that failed', async () => {
+    const model = new TinyModel();
+    const tuned = await AdapterModel.create(model, { r: 2, loraDropout: 0.5 });
+    const [good, bad] = tinyBatches({ count: 2 }) as [Batch, Batch];
+    bad.inputIds[3] = 99;
+    const data = tinySource([good, bad]);
+    await expect(records(optionsFor(tuned, { data }))).rejects.toThrow(
+      'inputIds[3] = 99 is outside the vocabulary of 17',
+    );
+    expect(model.dropsInputs).toBe(false);
+    const hidden = () => model.forward(good).dataSync();
+    const after = hidden();
+    tuned.trainingPass(null);
+    expect(after).toEqual(hidden());
   });
 
   it('stops at a loss that is not a number, with the step and the last good checkpoint', async () => {

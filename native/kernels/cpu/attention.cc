@@ -64,14 +64,16 @@ class Forward {
  private:
   void query_tile(const Segment& segment, int64_t kv_head, int64_t head, int64_t tile,
                   const Scratch<E>& scratch) const {
-    const int64_t first = tile * kTile, queries = std::min(kTile, segment.rows - first);
+    const Queries own(segment, tile);
+    const int64_t first = own.first, queries = own.count(), row = segment.query(first);
+    if (queries == 0) return;
     const int64_t r = tile_padded(queries), d = g_.padded();
-    const T* q = operands_.q + (segment.begin + first) * operands_.q_stride + head * g_.size;
+    const T* q = operands_.q + row * operands_.q_stride + head * g_.size;
     Packing<T, E>::columns_right({q, operands_.q_stride, queries, g_.size}, scratch.q, r, d);
     std::fill(scratch.out, scratch.out + r * d, A(0));
     std::fill(scratch.highest, scratch.highest + r, -std::numeric_limits<A>::infinity());
     std::fill(scratch.total, scratch.total + r, A(0));
-    const TileRange met = keys_of_queries(g_, segment.rows, tile);
+    const TileRange met = keys_of_queries(g_, segment, tile);
     for (int64_t key_tile = met.first; key_tile < met.last; ++key_tile) {
       pack_keys(segment, kv_head, key_tile, scratch);
       const int64_t first_key = key_tile * kTile;
@@ -83,7 +85,7 @@ class Forward {
                        scratch.p, scratch.highest, scratch.total, scratch.out});
       sum_over_keys(band, {d, r, n}, scratch.values + key_tile * kTile * d, scratch.p, scratch.out);
     }
-    finish(segment.begin + first, queries, head, scratch);
+    finish(row, queries, head, scratch);
   }
 
   void pack_keys(const Segment& segment, int64_t kv_head, int64_t tile,
@@ -118,9 +120,10 @@ class Forward {
 // Padding rows give zeros.
 template <typename T, typename A>
 void clear_padding(const Segment& segment, const Geometry& g, T* out, A* lse) {
-  const int64_t from = segment.begin + segment.rows;
-  std::fill(out + from * g.heads * g.size, out + segment.stop * g.heads * g.size, T{});
-  std::fill(lse + from * g.heads, lse + segment.stop * g.heads, A(0));
+  const int64_t from = segment.query(std::max(segment.rows, segment.skip));
+  const int64_t stop = segment.query(segment.stop - segment.begin);
+  std::fill(out + from * g.heads * g.size, out + stop * g.heads * g.size, T{});
+  std::fill(lse + from * g.heads, lse + stop * g.heads, A(0));
 }
 
 template <typename T, typename E>
@@ -154,12 +157,15 @@ void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segmen
 namespace balora {
 
 int32_t attention_forward_kernel(Context* ctx, const View* q, const View* k, const View* v,
-                                 const View* cu_seqlens, const View* lengths, const View* out,
-                                 const View* lse, double scale, double softcap, int64_t window,
-                                 int32_t causal) {
+                                 const View* cu_seqlens, const View* cu_queries,
+                                 const View* lengths, const View* out, const View* lse,
+                                 double scale, double softcap, int64_t window, int32_t causal) {
   using namespace attention;
-  const Geometry g{q->shape[1], k->shape[1], q->shape[2], scale, softcap, window, causal != 0};
-  const std::vector<Segment> segments = read_segments(cu_seqlens, lengths, q->shape[0]);
+  const Geometry g{q->shape[1], k->shape[1], q->shape[2],
+                   scale,       softcap,     window_of(window, k->shape[0]),
+                   causal != 0};
+  const std::vector<Segment> segments =
+      read_segments(cu_seqlens, cu_queries, lengths, q->shape[0], k->shape[0]);
   dispatch_tiles(q->dtype, [&]<typename T, typename E>() {
     const Operands<T> operands{data_of<T>(q), data_of<T>(k), data_of<T>(v), data_of<T>(out),
                                q->stride[0],  k->stride[0],  v->stride[0]};

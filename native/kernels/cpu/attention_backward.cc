@@ -29,7 +29,7 @@ struct Heads {
 template <typename T, typename A>
 struct Operands {
   Heads<T> dout, q, k, v, out, dq, dk, dv;
-  const A* lse;  // (N,H)
+  const A* lse;  // (M,H)
 };
 
 // One thread's scratch: the packed keys and values of a run, the packed queries of one head, and
@@ -78,7 +78,7 @@ class Backward {
       std::fill(s.dq, s.dq + tiles * tile, A(0));
       for (int64_t key_tile = run.first; key_tile < run.last; ++key_tile) {
         pack_keys(segment, run.kv_head, key_tile, s);
-        const TileRange met = queries_of_keys(g_, segment.rows, key_tile);
+        const TileRange met = queries_of_keys(g_, segment, key_tile);
         for (int64_t query_tile = met.first; query_tile < met.last; ++query_tile) {
           pack_queries(segment, head, query_tile, s);
           tile_pair(segment, key_tile, query_tile, s);
@@ -97,10 +97,12 @@ class Backward {
 
   // Stores the sums (d,r) of a head's query tiles as rows of dq.
   void write_dq(const Segment& segment, int64_t head, const A* sums) const {
-    for (int64_t first = 0; first < segment.rows; first += kTile) {
-      const int64_t queries = std::min(kTile, segment.rows - first);
-      Unpacking<T>::columns(sums + first * g_.padded(), tile_padded(queries), nullptr,
-                            o_.dq.at(segment.begin + first, head), o_.dq.stride, queries, g_.size);
+    for (int64_t tile = segment.skip / kTile; tile < tile_count(segment.rows); ++tile) {
+      const Queries own(segment, tile);
+      if (own.count() == 0) continue;
+      Unpacking<T>::columns(sums + tile * kTile * g_.padded(), tile_padded(own.count()), nullptr,
+                            o_.dq.at(segment.query(own.first), head), o_.dq.stride, own.count(),
+                            g_.size);
     }
   }
 
@@ -120,9 +122,10 @@ class Backward {
   void pack_queries(const Segment& segment, int64_t head, int64_t tile, const Scratch<E>& s) const {
     if (s.packed_queries[tile]) return;
     s.packed_queries[tile] = 1;
-    const int64_t first = tile * kTile, queries = std::min(kTile, segment.rows - first);
+    const Queries own(segment, tile);
+    const int64_t first = tile * kTile, queries = own.count();
     const int64_t r = tile_padded(queries), d = g_.padded(), at = first * d;
-    const int64_t row = segment.begin + first;
+    const int64_t row = segment.query(own.first);
     const Source<T> q = o_.q.source(row, head, queries);
     const Source<T> dout = o_.dout.source(row, head, queries);
     Packing<T, E>::rows_right(q, s.q + at, r, d);
@@ -135,16 +138,16 @@ class Backward {
 
   void tile_pair(const Segment& segment, int64_t key_tile, int64_t query_tile,
                  const Scratch<E>& s) const {
-    const int64_t first_key = key_tile * kTile, first_query = query_tile * kTile;
+    const Queries own(segment, query_tile);
+    const int64_t first_key = key_tile * kTile, at = query_tile * kTile;
     const int64_t keys = std::min(kTile, segment.rows - first_key), n = tile_padded(keys);
-    const int64_t queries = std::min(kTile, segment.rows - first_query), r = tile_padded(queries);
-    const int64_t d = g_.padded(), k_at = first_key * d, q_at = first_query * d;
-    const Band band = band_of(g_, first_query, first_key);
+    const int64_t r = tile_padded(own.count());
+    const int64_t d = g_.padded(), k_at = first_key * d, q_at = at * d;
+    const Band band = band_of(g_, own.first, first_key);
     score_product(band, {n, r, d}, s.keys + k_at, s.q_turned + q_at, s.scores);
     score_product(band, {n, r, d}, s.values + k_at, s.dout_turned + q_at, s.dp);
-    ScoreGradient<E>::run({g_, segment.rows, first_query, queries, first_key, keys, r, n, s.scores,
-                           s.dp, s.lse + first_query, s.delta + first_query, s.p, s.ds,
-                           s.ds_right});
+    ScoreGradient<E>::run({g_, segment.rows, own.first, own.count(), first_key, keys, r, n,
+                           s.scores, s.dp, s.lse + at, s.delta + at, s.p, s.ds, s.ds_right});
     sum_over_queries(band, {n, d, r}, s.p, s.dout + q_at, s.dv + k_at);
     sum_over_queries(band, {n, d, r}, s.ds, s.q + q_at, s.dk + k_at);
     sum_over_keys(band, {d, r, n}, s.keys_turned + k_at, s.ds_right, s.dq + q_at);
@@ -199,8 +202,8 @@ void merge_slots(Context* ctx, const Geometry& g, const std::vector<Segment>& se
 }
 
 template <typename T>
-void clear_rows(const Heads<T>& heads, int64_t count, const Segment& segment) {
-  for (int64_t row = segment.begin + segment.rows; row < segment.stop; ++row) {
+void clear_rows(const Heads<T>& heads, int64_t count, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) {
     std::fill(heads.at(row, 0), heads.at(row, count), T{});
   }
 }
@@ -210,9 +213,11 @@ void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segme
               const Operands<T, Acc<E>>& operands) {
   using A = Acc<E>;
   for (const Segment& segment : segments) {
-    clear_rows(operands.dq, g.heads, segment);
-    clear_rows(operands.dk, g.kv_heads, segment);
-    clear_rows(operands.dv, g.kv_heads, segment);
+    const int64_t padding = segment.begin + segment.rows;
+    clear_rows(operands.dq, g.heads, segment.query(std::max(segment.rows, segment.skip)),
+               segment.query(segment.stop - segment.begin));
+    clear_rows(operands.dk, g.kv_heads, padding, segment.stop);
+    clear_rows(operands.dv, g.kv_heads, padding, segment.stop);
   }
   const Plan plan = make_plan(g, segments, ctx->num_threads, true);
   Arena count;
@@ -242,13 +247,16 @@ void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segme
 namespace balora {
 
 int32_t attention_backward_kernel(Context* ctx, const View* dout, const View* q, const View* k,
-                                  const View* v, const View* cu_seqlens, const View* lengths,
-                                  const View* out, const View* lse, const View* dq, const View* dk,
-                                  const View* dv, double scale, double softcap, int64_t window,
-                                  int32_t causal) {
+                                  const View* v, const View* cu_seqlens, const View* cu_queries,
+                                  const View* lengths, const View* out, const View* lse,
+                                  const View* dq, const View* dk, const View* dv, double scale,
+                                  double softcap, int64_t window, int32_t causal) {
   using namespace attention;
-  const Geometry g{q->shape[1], k->shape[1], q->shape[2], scale, softcap, window, causal != 0};
-  const std::vector<Segment> segments = read_segments(cu_seqlens, lengths, q->shape[0]);
+  const Geometry g{q->shape[1], k->shape[1], q->shape[2],
+                   scale,       softcap,     window_of(window, k->shape[0]),
+                   causal != 0};
+  const std::vector<Segment> segments =
+      read_segments(cu_seqlens, cu_queries, lengths, q->shape[0], k->shape[0]);
   dispatch_tiles(q->dtype, [&]<typename T, typename E>() {
     const Operands<T, Acc<E>> operands{Heads<T>(dout), Heads<T>(q),   Heads<T>(k),
                                        Heads<T>(v),    Heads<T>(out), Heads<T>(dq),

@@ -9,8 +9,8 @@ std::vector<Segment> read_segments(const View* cu_seqlens, const View* lengths, 
   const auto* valid = lengths ? static_cast<const int32_t*>(lengths->data) : nullptr;
   const int64_t count = cu_seqlens->shape[0] - 1;
   if (bounds[0] != 0 || bounds[count] != n) {
-    throw ArgumentError(concat("cu_seqlens must rise from 0 to the ", n, " rows of q, got ",
-                               bounds[0], " to ", bounds[count]));
+    throw ArgumentError(concat("cu_seqlens must rise from 0 to the ", n, " rows, got ", bounds[0],
+                               " to ", bounds[count]));
   }
   std::vector<Segment> segments;
   for (int64_t b = 0; b < count; ++b) {
@@ -29,14 +29,39 @@ std::vector<Segment> read_segments(const View* cu_seqlens, const View* lengths, 
   return segments;
 }
 
-TileRange keys_of_queries(const Geometry& g, int64_t rows, int64_t tile) {
-  const int64_t first = tile * kTile, last = std::min(rows, first + kTile) - 1;
-  return {g.first_key(first) / kTile, tile_count(g.last_key(last, rows))};
+std::vector<Segment> read_segments(const View* cu_seqlens, const View* cu_queries,
+                                   const View* lengths, int64_t queries, int64_t n) {
+  std::vector<Segment> segments = read_segments(cu_seqlens, lengths, n);
+  if (!cu_queries) return segments;
+  const auto* bounds = static_cast<const int32_t*>(cu_queries->data);
+  const size_t count = segments.size();
+  if (bounds[0] != 0 || bounds[count] != queries) {
+    throw ArgumentError(concat("cu_queries must rise from 0 to the ", queries, " rows of q, got ",
+                               bounds[0], " to ", bounds[count]));
+  }
+  for (size_t b = 0; b < count; ++b) {
+    Segment& segment = segments[b];
+    const int64_t rows = segment.stop - segment.begin, own = int64_t{bounds[b + 1]} - bounds[b];
+    if (own < 0 || own > rows) {
+      throw ArgumentError(concat("segment ", b, " has ", own, " queries, but ", rows, " rows"));
+    }
+    segment.skip = rows - own;
+    segment.query_begin = bounds[b];
+  }
+  return segments;
 }
 
-TileRange queries_of_keys(const Geometry& g, int64_t rows, int64_t tile) {
-  const int64_t first = tile * kTile, last = std::min(rows, first + kTile) - 1;
-  return {g.first_query(first) / kTile, tile_count(g.last_query(last, rows))};
+TileRange keys_of_queries(const Geometry& g, const Segment& segment, int64_t tile) {
+  const Queries queries(segment, tile);
+  if (queries.count() == 0) return {0, 0};
+  return {g.first_key(queries.first) / kTile,
+          tile_count(g.last_key(queries.last - 1, segment.rows))};
+}
+
+TileRange queries_of_keys(const Geometry& g, const Segment& segment, int64_t tile) {
+  const int64_t first = tile * kTile, last = std::min(segment.rows, first + kTile) - 1;
+  return {std::max(g.first_query(first), segment.skip) / kTile,
+          tile_count(g.last_query(last, segment.rows))};
 }
 
 namespace {
@@ -46,11 +71,12 @@ template <typename Visit>
 void visit_tiles(const Geometry& g, const std::vector<Segment>& segments, bool by_keys,
                  const Visit& visit) {
   for (size_t s = 0; s < segments.size(); ++s) {
-    const int64_t rows = segments[s].rows;
+    const Segment& segment = segments[s];
+    const int64_t first = by_keys ? 0 : segment.skip / kTile;
     for (int64_t head = 0; head < g.kv_heads; ++head) {
-      for (int64_t tile = 0; tile < tile_count(rows); ++tile) {
+      for (int64_t tile = first; tile < tile_count(segment.rows); ++tile) {
         const TileRange met =
-            by_keys ? queries_of_keys(g, rows, tile) : keys_of_queries(g, rows, tile);
+            by_keys ? queries_of_keys(g, segment, tile) : keys_of_queries(g, segment, tile);
         visit(static_cast<int64_t>(s), head, tile, met.count());
       }
     }
@@ -79,7 +105,8 @@ Plan make_plan(const Geometry& g, const std::vector<Segment>& segments, int thre
   int64_t before = 0;
   visit_tiles(g, segments, by_keys, [&](int64_t segment, int64_t head, int64_t tile, int64_t cost) {
     // A tile goes where its middle falls.
-    const int64_t thread = std::min(width - 1, (2 * before + cost) * width / (2 * total));
+    const int64_t thread =
+        std::min(width - 1, (2 * before + cost) * width / std::max<int64_t>(1, 2 * total));
     before += cost;
     auto& runs = plan.threads[static_cast<size_t>(thread)];
     const bool extends = !runs.empty() && runs.back().segment == segment &&

@@ -16,13 +16,28 @@ inline int64_t tile_count(int64_t rows) {
   return (rows + kTile - 1) / kTile;
 }
 
-// One sequence: rows [begin, begin + rows) take part, rows from there to stop are padding.
+// One sequence: rows [begin, begin + rows) take part, rows from there to stop are padding. Its
+// queries may be its last rows alone: row t, from `skip` on, then is query_begin + t - skip of q.
 struct Segment {
   int64_t begin, rows, stop;
+  int64_t skip = 0, query_begin = begin;
+
+  // Of q, for a row of the segment that is no less than `skip`.
+  int64_t query(int64_t row) const { return query_begin + row - skip; }
 };
 
 // cu_seqlens (B+1) must rise from 0 to n; lengths (B), when there, lie within the segments.
 std::vector<Segment> read_segments(const View* cu_seqlens, const View* lengths, int64_t n);
+
+// Of q, k, v: cu_queries (B+1), when there, must rise from 0 to the rows of q, by at most as many
+// rows as each segment has.
+std::vector<Segment> read_segments(const View* cu_seqlens, const View* cu_queries,
+                                   const View* lengths, int64_t queries, int64_t n);
+
+// A window that no segment of n rows is longer than is none.
+inline int64_t window_of(int64_t window, int64_t n) {
+  return window >= n ? 0 : window;
+}
 
 struct Geometry {
   int64_t heads, kv_heads, size;  // H, Hkv, D
@@ -49,13 +64,22 @@ struct Geometry {
   }
 };
 
+// Queries [first, last) of a tile of a segment; none where all of them are skipped.
+struct Queries {
+  int64_t first, last;
+  Queries(const Segment& segment, int64_t tile)
+      : first(std::max(tile * kTile, segment.skip)),
+        last(std::max(first, std::min(segment.rows, (tile + 1) * kTile))) {}
+  int64_t count() const { return last - first; }
+};
+
 // Tiles [first, last) of the other side that a tile meets.
 struct TileRange {
   int64_t first, last;
-  int64_t count() const { return last - first; }
+  int64_t count() const { return std::max<int64_t>(0, last - first); }
 };
-TileRange keys_of_queries(const Geometry& g, int64_t rows, int64_t tile);
-TileRange queries_of_keys(const Geometry& g, int64_t rows, int64_t tile);
+TileRange keys_of_queries(const Geometry& g, const Segment& segment, int64_t tile);
+TileRange queries_of_keys(const Geometry& g, const Segment& segment, int64_t tile);
 
 // Consecutive tiles of one (segment, kv head), for one thread. Slot >= 0: other threads hold the
 // rest of this kv head, and the sums over tiles must be added from slots (consecutive runs of a kv

@@ -64,18 +64,8 @@ Matmul::Matmul(const dnnl::engine& engine, const MatmulSpec& s, const Desc* pack
   dnnl::post_ops post;
   if (s.alpha != 1) post.append_eltwise(dnnl::algorithm::eltwise_linear, s.alpha, 0);
   if (s.beta != 0) post.append_sum(s.beta);
-  if (s.addend_row) {
-    addend_ = matrix(s, {1, s.m, s.n}, BALORA_F32, {s.m * s.addend_row, s.addend_row, 1});
-    post.append_binary(dnnl::algorithm::binary_add, addend_);
-  }
-  post_ops_ = post.len();
   attr.set_post_ops(post);
-  if (s.bias_dtype >= 0) {
-    bias_ = matrix(s, {1, 1, s.n}, s.bias_dtype, {s.n, s.n, 1});
-  }
-  const dnnl::matmul::primitive_desc pd =
-      s.bias_dtype >= 0 ? dnnl::matmul::primitive_desc(engine, a_, b_, bias_, c_, attr)
-                        : dnnl::matmul::primitive_desc(engine, a_, b_, c_, attr);
+  const dnnl::matmul::primitive_desc pd(engine, a_, b_, c_, attr);
   b_ = pd.weights_desc();
   scratch_ = pd.scratchpad_desc();
   primitive_ = dnnl::matmul(pd);
@@ -88,24 +78,13 @@ void Matmul::execute(const dnnl::stream& stream, const MatmulArguments& x) const
   };
   const dnnl::memory a = bind(a_, x.a), b = bind(b_, x.b), c = bind(c_, x.c);
   const dnnl::memory scratch = bind(scratch_, x.scratch);
-  dnnl::memory addend, bias;
-  std::array<dnnl_exec_arg_t, 6> arguments = {{{DNNL_ARG_SRC, a.get()},
-                                               {DNNL_ARG_WEIGHTS, b.get()},
-                                               {DNNL_ARG_DST, c.get()},
-                                               {DNNL_ARG_SCRATCHPAD, scratch.get()}}};
-  int count = 4;
-  if (x.addend) {
-    addend = bind(addend_, x.addend);
-    // The addend is the last post-op; alpha and beta come before it.
-    const int index = post_ops_ - 1;
-    arguments[count++] = {DNNL_ARG_ATTR_MULTIPLE_POST_OP(index) | DNNL_ARG_SRC_1, addend.get()};
-  }
-  if (x.bias) {
-    bias = bind(bias_, x.bias);
-    arguments[count++] = {DNNL_ARG_BIAS, bias.get()};
-  }
+  const std::array<dnnl_exec_arg_t, 4> arguments = {{{DNNL_ARG_SRC, a.get()},
+                                                     {DNNL_ARG_WEIGHTS, b.get()},
+                                                     {DNNL_ARG_DST, c.get()},
+                                                     {DNNL_ARG_SCRATCHPAD, scratch.get()}}};
   dnnl::error::wrap_c_api(
-      dnnl_primitive_execute(primitive_.get(), stream.get(), count, arguments.data()),
+      dnnl_primitive_execute(primitive_.get(), stream.get(), static_cast<int>(arguments.size()),
+                             arguments.data()),
       "matrix product");
 }
 

@@ -247,7 +247,7 @@ void gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput&
     CpuState& state = CpuState::of(ctx);
     if (const auto matmul = state.matmul(spec_of(s, a, b, c, scale, ctx->num_threads))) {
       void* scratch = state.scratch(CpuState::kScratchpad, matmul->scratch_bytes());
-      return matmul->execute(state.stream(), {a.data, b.data, c.data, nullptr, nullptr, scratch});
+      return matmul->execute(state.stream(), {a.data, b.data, c.data, scratch});
     }
   }
   one_by_one(
@@ -287,8 +287,7 @@ void SerialGemm::run(const void* a, const void* b, void* c) const {
   if (shape_.k == 0) return scale_only(shape_, ci, scale_.beta);
   char* scratch = scratch_ + thread_index() * scratch_stride_;
   if (matmul_) {
-    return matmul_->execute(*static_cast<const dnnl::stream*>(stream_),
-                            {a, b, c, nullptr, nullptr, scratch});
+    return matmul_->execute(*static_cast<const dnnl::stream*>(stream_), {a, b, c, scratch});
   }
   const auto product = [&]<typename T>(T* wide_a) {
     T* wide_b = wide_a + shape_.m * shape_.k;

@@ -4,7 +4,7 @@
 // widened first. C is rounded once, from the accumulator.
 //   gemm        uses all of the stream's threads: call it outside parallel_for.
 //   SerialGemm  one shape, prepared outside and run by single threads inside parallel_for.
-// Products with a frozen weight go through frozen_gemm.h, which packs the weight once.
+// Products with a frozen f32 weight go through packed_weight.h, which packs the weight once.
 #pragma once
 #include <cstdint>
 #include <memory>

@@ -55,8 +55,10 @@ void HeadRows<A>::find_top_k(const A* z) {
   if (top_k_ > kInsertionLimit) {
     top_.resize(static_cast<size_t>(vocabulary_));
     std::iota(top_.begin(), top_.end(), int64_t{0});
-    const auto before = [z](int64_t a, int64_t b) {
-      return z[a] > z[b] || (z[a] == z[b] && a < b);
+    // NaNs first, as in topk.cc: to compare as equal to nothing is no order.
+    const auto above = [](A a, A b) { return a > b || (a != a && b == b); };
+    const auto before = [z, above](int64_t a, int64_t b) {
+      return above(z[a], z[b]) || (!above(z[b], z[a]) && a < b);
     };
     std::nth_element(top_.begin(), top_.begin() + top_k_ - 1, top_.end(), before);
     top_.resize(k);

@@ -3,7 +3,8 @@
 //
 //   s (dB A + B0 dA) forward, s (B dA + dB A0) backward, with dA = A - A0 and dB = B - B0
 //
-// Before the first step it is exactly zero, and no large terms cancel.
+// Before the first step it is exactly zero, and no large terms cancel. A part may say that it
+// is such a change as it stands (LoRA).
 // docs/decisions/pissa-pairs-by-their-change.md
 #pragma once
 #include <cstdint>
@@ -20,6 +21,8 @@ struct Piece {
   const LowRankOperands* start = nullptr;
 
   int64_t rank() const { return part->a->shape[0]; }
+  // What 2^-9 of may be lost: products take one bf16 a value.
+  bool is_change() const { return start || part->is_change; }
 };
 
 // The parts of one linear, those that form pairs together: of one rank, the second with the first

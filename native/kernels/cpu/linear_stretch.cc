@@ -38,7 +38,9 @@ FactorLine line_of(const Piece& piece, Side side, Value value, int64_t r, float 
 std::span<const Value> row_values(const Piece& piece) {
   static constexpr Value kAlone[] = {Value::kHigh, Value::kHigh, Value::kLow};
   static constexpr Value kPair[] = {Value::kChange, Value::kStart};
+  static constexpr Value kIsChange[] = {Value::kHigh};
   if (piece.start) return kPair;
+  if (piece.is_change()) return kIsChange;
   return kAlone;
 }
 
@@ -65,7 +67,9 @@ void Stretch::make(Context* ctx, bf16* a, bf16* b, int64_t m, int64_t n, Side si
 }
 
 TileFactor Stretch::factor(const Place& place, float scale, float* u, float* u_start) const {
-  const FactorForm form = place.piece.start ? FactorForm::kChange : FactorForm::kHalves;
+  const FactorForm form = place.piece.start         ? FactorForm::kChange
+                          : place.piece.is_change() ? FactorForm::kOnce
+                                                    : FactorForm::kHalves;
   return {place.piece.rank(), scale, form, u, u_start, a_ ? a_ + place.first : nullptr, k()};
 }
 

@@ -4,7 +4,8 @@
 // u_hi b_hi + u_lo b_hi + u_hi b_lo, three times R; what is left out is below 2^-16 of it.
 //
 // A pair is two times R: here each value is one bf16, and what is lost is 2^-9 of the change, not
-// of the factors.
+// of the factors. A part that is a change as it stands is one time R, u and b rounded once; its u
+// is still made of both halves of A, which does not begin small and must not lose its steps.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -44,7 +45,7 @@ class Stretch {
  public:
   void add(const Piece& piece) {
     places_.push_back({piece, used_});
-    used_ += (piece.start ? 2 : 3) * piece.rank();
+    used_ += blocks(piece) * piece.rank();
   }
   // Elements of the A operand (rows up to a panel, k) and of the B operand, packed.
   int64_t a_size(int64_t m) const { return round_up(m, kPanelRows) * k(); }
@@ -65,6 +66,12 @@ class Stretch {
   TileFactor factor(const Place& place, float scale, float* u, float* u_start) const;
 
  private:
+  // Times R that a piece takes: as many as FactorForm says.
+  static int64_t blocks(const Piece& piece) {
+    if (piece.start) return 2;
+    return piece.is_change() ? 1 : 3;
+  }
+
   std::vector<Place> places_;
   int64_t used_ = 0;
   bf16* a_ = nullptr;

@@ -194,12 +194,13 @@ void linear_backward_tiles(Context* ctx, const LinearGradients& g,
   for (const LinearOperands& linear : linears) m = linear.y ? linear.y->shape[0] : m;
   const int64_t in = linears[0].weight->shape[1];
   std::vector<std::vector<Piece>> pieces(linears.size());
-  // Of a pair, u and dU are those of factors rounded to bf16, so that rounding them loses no more.
+  // Of a change, rounding u and dU loses no more than what rounded factors have lost of its sums.
   std::vector<Rounding> rounding(parts.size(), Rounding::kHalves);
   for (size_t i = 0; i < linears.size(); ++i) {
     pieces[i] = pieces_of(ctx, parts, i);
     for (const Piece& piece : pieces[i]) {
-      if (piece.start) rounding[static_cast<size_t>(piece.part - parts.data())] = Rounding::kOnce;
+      if (!piece.is_change()) continue;
+      rounding[static_cast<size_t>(piece.part - parts.data())] = Rounding::kOnce;
     }
   }
   const std::vector<float*> du = backward_inputs(ctx, g, linears, parts, pieces, m, in);

@@ -220,9 +220,9 @@ void backward(Context* ctx, const LinearGradients& g, std::span<const LinearOper
   for (const Block& block : blocks) {
     int64_t column = block.first;
     for (const Piece& piece : block.pieces) {
-      const View& x = g.x_adapter ? *g.x_adapter : *g.x;
+      const View* const x = g.x_adapter ? g.x_adapter : g.x;  // there if any da is wanted
       const LeftOperand p = {du + column, count, piece.rank()};
-      if (piece.part->da) contract(ctx, x, p, 1, *piece.part->da, false);
+      if (piece.part->da) contract(ctx, *x, p, 1, *piece.part->da, false);
       column += piece.rank();
     }
   }

@@ -13,31 +13,26 @@
 
 namespace balora {
 
-// C (batch,m,n) = alpha * A (batch,m,k) B (batch,k,n) + beta * C + addend + bias. Strides in
-// elements. All fields are part of the cache key, so the struct has no padding and no field without
-// effect.
+// C (batch,m,n) = alpha * A (batch,m,k) B (batch,k,n) + beta * C. Strides in elements. All fields
+// are part of the cache key, so the struct has no padding and no field without effect.
 struct MatmulSpec {
   int64_t batch = 1, m = 0, n = 0, k = 0;
   int64_t a_batch = 0, a_row = 0, a_col = 0;
   int64_t b_batch = 0, b_row = 0, b_col = 0;
   int64_t c_batch = 0, c_row = 0;
-  int64_t addend_row = 0;  // stride of an f32 (m,n) matrix added before rounding; 0: none
+  int64_t threads = 1;
   int32_t a_dtype = 0, b_dtype = 0, c_dtype = 0;
-  int32_t bias_dtype = -1;  // (n) added before rounding; -1: none
   int32_t packed_b =
       0;  // B is packed, in a layout that k, n and the types determine (b_* strides unused)
-  int32_t threads = 1;
   float alpha = 1, beta = 0;
   bool operator==(const MatmulSpec&) const = default;
 };
-static_assert(sizeof(MatmulSpec) == 13 * 8 + 8 * 4, "hashed bytewise: no padding");
+static_assert(sizeof(MatmulSpec) == 13 * 8 + 6 * 4, "hashed bytewise: no padding");
 
 struct MatmulArguments {
   const void* a = nullptr;
   const void* b = nullptr;
   void* c = nullptr;
-  const void* addend = nullptr;
-  const void* bias = nullptr;
   void* scratch = nullptr;  // Matmul::scratch_bytes()
 };
 
@@ -55,9 +50,8 @@ class Matmul {
 
  private:
   dnnl::engine engine_;
-  dnnl::memory::desc a_, b_, c_, addend_, bias_, scratch_;
+  dnnl::memory::desc a_, b_, c_, scratch_;
   dnnl::matmul primitive_;
-  int post_ops_ = 0;
   bool reference_ = false;
 };
 

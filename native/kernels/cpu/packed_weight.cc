@@ -84,17 +84,16 @@ void PackedWeight::pack_onednn(Context* ctx, const View& b, bool transposed) {
 }
 
 void PackedWeight::multiply(Context* ctx, int64_t m, const void* a, int64_t lda, void* c,
-                            int32_t c_dtype, int64_t ldc, float beta, const float* addend) const {
+                            int32_t c_dtype, int64_t ldc, float beta) const {
   MatmulSpec spec;
   spec.n = n_, spec.k = k_;
   spec.a_row = lda, spec.a_col = 1, spec.c_row = ldc;
   spec.a_dtype = spec.b_dtype = dtype_, spec.c_dtype = c_dtype;
-  spec.addend_row = addend ? n_ : 0;
   spec.packed_b = 1, spec.beta = beta;
   spec.threads = ctx->num_threads;
   const OneDnnThreads threads(ctx->num_threads);
   const int64_t body = m / kRowBucket * kRowBucket;
-  const MatmulArguments arguments = {a, data_.get(), c, addend, nullptr, nullptr};
+  const MatmulArguments arguments = {a, data_.get(), c, nullptr};
   if (body > 0) multiply_rows(ctx, spec, 0, body, arguments);
   if (body < m) multiply_rows(ctx, spec, body, m - body, arguments);
 }
@@ -104,7 +103,6 @@ void PackedWeight::multiply_rows(Context* ctx, MatmulSpec spec, int64_t first, i
   spec.m = rows;
   x.a = advance(x.a, first * spec.a_row, dtype_);
   x.c = const_cast<char*>(advance(x.c, first * spec.c_row, spec.c_dtype));
-  if (x.addend) x.addend = advance(x.addend, first * spec.addend_row, BALORA_F32);
   CpuState& state = CpuState::of(ctx);
   const auto matmul = state.matmul(spec, &layout_);
   if (!matmul) throw UnsupportedError("oneDNN refuses a product with a packed weight");
@@ -134,7 +132,6 @@ void PackedWeight::multiply_apart(Context* ctx, MatmulSpec spec, MatmulArguments
     if (spec.beta != 0) convert_rows(ctx, to, spec.c_dtype, ldc, c, spec.c_dtype, n_, rows, n_);
     MatmulArguments part = x;
     part.a = a, part.c = c;
-    if (x.addend) part.addend = advance(x.addend, first * spec.addend_row, BALORA_F32);
     multiply_rows(ctx, spec, 0, rows, part);
     convert_rows(ctx, c, spec.c_dtype, n_, to, spec.c_dtype, ldc, rows, n_);
   }

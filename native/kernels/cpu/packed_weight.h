@@ -14,10 +14,9 @@ class PackedWeight {
   // The packed form of op(b), made on first use. Null where b is not frozen or not f32.
   static const PackedWeight* of(Context* ctx, const View& b, bool transposed);
 
-  // C (m,n) = A (m,k) W + beta C (+ addend, f32 (m,n) dense), with A and W of one type; C f32 or
-  // that type.
+  // C (m,n) = A (m,k) W + beta C, with A and W of one type; C f32 or that type.
   void multiply(Context* ctx, int64_t m, const void* a, int64_t lda, void* c, int32_t c_dtype,
-                int64_t ldc, float beta, const float* addend) const;  // beta 0 or 1
+                int64_t ldc, float beta) const;  // beta 0 or 1
 
  private:
   struct Free {

@@ -21,7 +21,8 @@ inline int parallel_width(const Context* ctx, int64_t n, int64_t grain) {
 
 // How evenly n items share out among threads: 1 if each has as many.
 inline double evenness(int64_t n, int64_t threads) {
-  return static_cast<double>(n) / static_cast<double>((n + threads - 1) / threads * threads);
+  const int64_t most = (n + threads - 1) / threads;  // items of one thread
+  return static_cast<double>(n) / static_cast<double>(most * threads);
 }
 
 // Calls body(begin, end) on disjoint ranges that cover [0, n). The ranges depend on n, grain and

@@ -1,6 +1,5 @@
-// product_sum.h over packed weights and gemm(). A narrow C is written once: either the last base
-// product adds the f32 sum of the others as it stores (oneDNN's binary post-op), or the whole sum
-// is kept in f32 and converted.
+// product_sum.h over packed weights and gemm(). A narrow C is written once: the whole sum is kept
+// in f32 and converted.
 #include "kernels/cpu/product_sum.h"
 
 #include <algorithm>
@@ -30,7 +29,7 @@ void multiply(Context* ctx, const ProductTerm& term, int64_t m, int64_t n, const
               double beta) {
   if (const PackedWeight* packed = packed_of(ctx, term)) {
     return packed->multiply(ctx, m, term.a, term.lda, c.data, c.dtype, c.ld,
-                            static_cast<float>(beta), nullptr);
+                            static_cast<float>(beta));
   }
   const GemmInput a = {term.a, term.a_dtype, term.lda};
   const GemmInput b = {term.b->data, term.b->dtype, term.b->stride[0], term.transposed};
@@ -56,47 +55,27 @@ void add_bias(Context* ctx, int64_t m, int64_t n, const View& bias, const GemmOu
   });
 }
 
-// All terms but `skip` into an f32 or f64 C. True if C was written.
-bool sum_wide(Context* ctx, const ProductSum& sum, const GemmOutput& c, const ProductTerm* skip) {
+// All terms into an f32 or f64 C.
+void sum_wide(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
   bool written = sum.accumulate;
   if (sum.bias) {
     add_bias(ctx, sum.m, sum.n, *sum.bias, c, written);
     written = true;
   }
   for (const ProductTerm& term : sum.terms) {
-    if (&term == skip) continue;
     multiply(ctx, term, sum.m, sum.n, c, written ? 1 : 0);
     written = true;
   }
-  return written;
-}
-
-// The term whose product can round into a bf16 C itself; the largest, as that saves the most
-// traffic.
-const ProductTerm* finishing_term(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
-  const ProductTerm* best = nullptr;
-  for (const ProductTerm& term : sum.terms) {
-    if (c.dtype != BALORA_BF16 || term.a_dtype != BALORA_BF16 || !packed_of(ctx, term)) continue;
-    if (!best || term.k() > best->k()) best = &term;
-  }
-  return best;
 }
 
 void sum_narrow(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
-  const ProductTerm* last = finishing_term(ctx, sum, c);
   void* scratch = CpuState::of(ctx).scratch(CpuState::kSum, sum.m * sum.n * sizeof(float));
   const GemmOutput wide = {scratch, BALORA_F32, sum.n};
   if (sum.accumulate) {
     convert_rows(ctx, c.data, c.dtype, c.ld, scratch, BALORA_F32, sum.n, sum.m, sum.n);
   }
-  const bool written = sum_wide(ctx, sum, wide, last);
-  if (last) {
-    const float* addend = written ? static_cast<const float*>(scratch) : nullptr;
-    packed_of(ctx, *last)
-        ->multiply(ctx, sum.m, last->a, last->lda, c.data, c.dtype, c.ld, 0, addend);
-  } else {
-    convert_rows(ctx, scratch, BALORA_F32, sum.n, c.data, c.dtype, c.ld, sum.m, sum.n);
-  }
+  sum_wide(ctx, sum, wide);
+  convert_rows(ctx, scratch, BALORA_F32, sum.n, c.data, c.dtype, c.ld, sum.m, sum.n);
 }
 
 }  // namespace
@@ -104,7 +83,7 @@ void sum_narrow(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
 void sum_products(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
   if (sum.m == 0 || sum.n == 0) return;
   if (c.dtype == BALORA_F32 || c.dtype == BALORA_F64) {
-    sum_wide(ctx, sum, c, nullptr);
+    sum_wide(ctx, sum, c);
     return;
   }
   const int64_t fitting = std::max<int64_t>(kSumElements / sum.n / 64, 4) * 64;

@@ -77,14 +77,12 @@ struct TileTerm {
   TileMatrix matrix = {};    // B (k,n)
 };
 
-// Where a sum goes: C (m,n) = sum (+ C) (+ addend) (+ bias), in f32 or bf16.
+// Where a sum goes: C (m,n) = sum (+ C) (+ bias), in f32 or bf16.
 struct TileOutput {
   void* c;
   int32_t dtype;
   int64_t ldc;
   bool accumulate = false;
-  const float* addend = nullptr;  // (m,n), rows addend_ld apart
-  int64_t addend_ld = 0;
   const float* bias = nullptr;  // (n)
 };
 
@@ -98,6 +96,7 @@ struct TileSum {
 enum class FactorForm {
   kHalves,  // upper and lower halves of w; u's upper halves, then its lower ones, then the upper
             // again
+  kOnce,    // the same of w; u rounded
   kChange,  // where w began, and w less that; u, then what the change alone makes of it, each
             // rounded
 };

@@ -55,7 +55,7 @@ Job make_job(int64_t m, std::span<const TileProjection> projections, std::span<c
     job.projections.push_back({make_source(p.x, m, scratch), p.factors});
   }
   for (const TileSum& sum : sums) {
-    const bool plain = !sum.out.accumulate && !sum.out.addend && !sum.out.bias;
+    const bool plain = !sum.out.accumulate && !sum.out.bias;
     Sum& made = job.sums.emplace_back(Sum{sum.n, {}, {}, sum.out, plain});
     for (const TileTerm& term : sum.terms) {
       if (!term.tiles) made.unpacked.push_back({made.terms.size(), term.matrix, term.k});

@@ -48,10 +48,6 @@ BF16_TARGET void write_block(const float* block, const TileOutput& out, int64_t 
     for (int64_t r = 0; r < rows; ++r) {
       __m512 value = _mm512_load_ps(block + r * kTileN + half);
       if (out.bias) value = _mm512_add_ps(value, bias);
-      if (out.addend) {
-        const float* addend = out.addend + (row + r) * out.addend_ld + j;
-        value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, addend));
-      }
       const int64_t at = (row + r) * out.ldc + j;
       if (out.dtype == BALORA_F32) {
         float* to = static_cast<float*>(out.c) + at;
@@ -87,7 +83,7 @@ BF16_TARGET void write_factor(const float* block, const TileFactor& f, int64_t r
     _mm256_mask_storeu_epi16(to, mask, high);
     if (f.form == FactorForm::kChange) {
       _mm256_mask_storeu_epi16(to + f.rank, mask, narrow(_mm512_mul_ps(scale, right)));
-    } else {
+    } else if (f.form == FactorForm::kHalves) {
       const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16);
       const __m256i low = narrow(_mm512_sub_ps(u, _mm512_castsi512_ps(wide)));
       _mm256_mask_storeu_epi16(to + f.rank, mask, low);

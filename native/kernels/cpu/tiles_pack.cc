@@ -13,11 +13,6 @@
 namespace balora {
 namespace {
 
-// (k, k+1) of one column.
-constexpr uint32_t pair_of(bf16 first, bf16 second) {
-  return static_cast<uint32_t>(first.bits) | static_cast<uint32_t>(second.bits) << 16;
-}
-
 // Asks for what is packed 32 rows or columns from here: as many streams of a weight that no cache
 // holds, more than the processor foresees by itself. Into L2, which waits for more lines at a time
 // than L1 does. Past the end of B it asks for nothing of use.
@@ -46,6 +41,11 @@ BF16_TARGET void pack_rows_block(const TileMatrix& b, uint32_t* to) {
   }
 }
 #else
+// (k, k+1) of one column.
+constexpr uint32_t pair_of(bf16 first, bf16 second) {
+  return static_cast<uint32_t>(first.bits) | static_cast<uint32_t>(second.bits) << 16;
+}
+
 void pack_rows_block(const TileMatrix& b, uint32_t* to) {
   for (int64_t i = 0; i < kTileK; i += 2) {
     for (int64_t j = 0; j < kTileN; ++j) {

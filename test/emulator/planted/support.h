@@ -63,6 +63,7 @@ class Device {
       launch(&ctx_, "planted", grid, kernel, args...);
       check(cudaStreamSynchronize(state_.stream), "synchronize");
     } catch (const std::runtime_error& error) {
+      cudaGetLastError();  // taken note of: the next launch must not report it
       return error.what();
     }
     return "";

@@ -124,6 +124,43 @@ TEST_CASE("a pinned buffer that goes before its copy is an error of the stream")
   CHECK(cudaStreamSynchronize(b.stream) == cudaSuccess);  // told once
 }
 
+TEST_CASE("a device that broke refuses everything where its error is to stay") {
+  Buffers b;
+  void* pinned = nullptr;
+  REQUIRE(cudaHostAlloc(&pinned, 4, 0) == cudaSuccess);
+  REQUIRE(cudaMemcpyAsync(b.device, pinned, 4, cudaMemcpyHostToDevice, b.stream) == cudaSuccess);
+  REQUIRE(cudaFreeHost(pinned) == cudaSuccess);
+  {
+    const Setting sticky("BALORA_EMULATOR_STICKY", "1");
+    size_t free = 0, total = 0;
+    CHECK(cudaStreamSynchronize(b.stream) == cudaErrorLaunchFailure);
+    CHECK(cudaStreamSynchronize(b.stream) == cudaErrorLaunchFailure);
+    CHECK(cudaMalloc(&pinned, 4) == cudaErrorLaunchFailure);
+    CHECK(cudaHostAlloc(&pinned, 4, 0) == cudaErrorLaunchFailure);
+    CHECK(cudaMemGetInfo(&free, &total) == cudaErrorLaunchFailure);
+    CHECK(b.up() == cudaErrorLaunchFailure);
+  }
+  CHECK(cudaStreamSynchronize(b.stream) == cudaErrorLaunchFailure);
+  CHECK(cudaStreamSynchronize(b.stream) == cudaSuccess);
+  cudaGetLastError();
+}
+
+TEST_CASE("an event is asked for on its own device") {
+  Buffers b;
+  cudaEvent_t event = nullptr;
+  float milliseconds = 0;
+  REQUIRE(cudaEventCreateWithFlags(&event, 0) == cudaSuccess);
+  REQUIRE(cudaEventRecord(event, b.stream) == cudaSuccess);
+  REQUIRE(cudaSetDevice(1) == cudaSuccess);
+  CHECK(cudaEventQuery(event) == cudaErrorInvalidDevice);
+  CHECK(cudaEventSynchronize(event) == cudaErrorInvalidDevice);
+  CHECK(cudaEventElapsedTime(&milliseconds, event, event) == cudaErrorInvalidDevice);
+  REQUIRE(cudaSetDevice(0) == cudaSuccess);
+  CHECK(cudaEventSynchronize(event) == cudaSuccess);
+  cudaEventDestroy(event);
+  cudaGetLastError();
+}
+
 TEST_CASE("no device, another number of devices, a limit of memory") {
   int count = -1;
   {

@@ -37,6 +37,17 @@ const endings = {
       console.log(`terminated ${round}`);
     }
   },
+  // Wherever its calls happen to be: one that finds JS forbidden must end without a crash.
+  'worker-terminate-calling': async () => {
+    for (let round = 0; round < 30; ++round) {
+      const worker = new Worker(new URL('./calling_worker.mjs', import.meta.url));
+      worker.on('error', (error) => console.error(error));
+      await new Promise((resolve) => worker.once('message', resolve));
+      await new Promise((resolve) => setTimeout(resolve, round % 7));
+      await worker.terminate();
+    }
+    console.log('terminated');
+  },
   'worker-exit': async () => {
     const worker = new Worker(new URL('./busy_worker.mjs', import.meta.url), {
       workerData: { exit: 5 },

@@ -49,7 +49,7 @@ TEST_CASE("stream: a producer that runs far ahead waits for room") {
   CHECK(ran == kOps);
 }
 
-TEST_CASE("stream: what finishing finds surfaces at the next marker, after an op's own failure") {
+TEST_CASE("stream: what finishing finds surfaces at the next marker, behind an op's own failure") {
   std::string fault;
   Stream stream(nullptr, [&fault] {
     if (!fault.empty()) throw NativeError(std::exchange(fault, {}));
@@ -68,7 +68,7 @@ TEST_CASE("stream: what finishing finds surfaces at the next marker, after an op
   CHECK(failure() == "none");
   stream.enqueue([&fault] { fault = "late"; });
   stream.enqueue([] { throw ArgumentError("at once"); });
-  CHECK(failure() == "at once");
+  CHECK(failure() == "at once\n  after late");
   stream.enqueue([&fault] { fault = "late"; });
   stream.enqueue([] { throw ConsequenceError("no value"); });
   CHECK(failure() == "late");
@@ -84,6 +84,21 @@ TEST_CASE("stream: an abandoned one drops its ops and still answers its markers"
   }
   CHECK(ran == 0);
   CHECK(failed == 1);
+}
+
+TEST_CASE("stream: what must always run does, and leaves the failure to the next marker") {
+  std::atomic<int> ran{0};
+  {
+    Stream stream(nullptr);
+    stream.enqueue([] { throw ArgumentError("first"); });
+    stream.enqueue_always([&] { ++ran; });
+    CHECK_THROWS_WITH(stream.sync(), "first");
+    stream.sync();
+    CHECK(ran == 1);
+    stream.enqueue([&stream] { stream.abandon(); });
+    stream.enqueue_always([&] { ++ran; });
+  }
+  CHECK(ran == 2);
 }
 
 TEST_CASE("stream: a full queue does not outlive its stream") {

@@ -21,26 +21,40 @@ struct Case {
   bool causal = true;
   int64_t window = 0;
   double softcap = 0;
+  std::vector<int32_t> skips = {};  // first rows of each segment that are no queries; empty: none
+
+  std::vector<int32_t> cu_queries() const {
+    std::vector<int32_t> bounds = cu;
+    for (size_t b = 0, skipped = 0; b < skips.size(); ++b) {
+      skipped += static_cast<size_t>(skips[b]);
+      bounds[b + 1] -= static_cast<int32_t>(skipped);
+    }
+    return bounds;
+  }
 };
 
 struct Expected {
   std::vector<double> out, lse, dq, dk, dv;
 };
 
-// q, k, v, dout as (row, head, d) accessors of the values the kernel saw.
+// q, k, v, dout as (row, head, d) accessors of the values the kernel saw; of q, dout and what is
+// like them a row is a query.
 template <typename Q, typename K, typename V, typename G>
 Expected definition(const Case& c, double scale, const Q& q, const K& k, const V& v, const G& g) {
   const int64_t n = c.cu.back(), group = c.heads / c.kv_heads, size = c.size;
+  const std::vector<int32_t> cu_queries = c.cu_queries();
   Expected e;
-  e.out.assign(n * c.heads * size, 0), e.dq = e.out;
+  e.out.assign(cu_queries.back() * c.heads * size, 0), e.dq = e.out;
   e.dk.assign(n * c.kv_heads * size, 0), e.dv = e.dk;
-  e.lse.assign(n * c.heads, 0);
+  e.lse.assign(cu_queries.back() * c.heads, 0);
   for (size_t b = 0; b + 1 < c.cu.size(); ++b) {
     const int64_t begin = c.cu[b];
     const int64_t rows = c.lengths.empty() ? c.cu[b + 1] - begin : c.lengths[b];
     for (int64_t h = 0; h < c.heads; ++h) {
       const int64_t kv = h / group;
-      for (int64_t t = 0; t < rows; ++t) {
+      const int64_t skip = c.skips.empty() ? 0 : c.skips[b];
+      for (int64_t t = skip; t < rows; ++t) {
+        const int64_t query = cu_queries[b] + t - skip;
         std::vector<double> p(rows, 0), slope(rows, 1);
         double sum = 0, highest = -INFINITY;
         const auto seen = [&](int64_t j) {
@@ -49,7 +63,7 @@ Expected definition(const Case& c, double scale, const Q& q, const K& k, const V
         };
         for (int64_t j = 0; j < rows; ++j) {
           if (!seen(j)) continue;
-          for (int64_t d = 0; d < size; ++d) p[j] += q(begin + t, h, d) * k(begin + j, kv, d);
+          for (int64_t d = 0; d < size; ++d) p[j] += q(query, h, d) * k(begin + j, kv, d);
           p[j] *= scale;
           if (c.softcap > 0) {
             const double ratio = std::tanh(p[j] / c.softcap);
@@ -62,7 +76,7 @@ Expected definition(const Case& c, double scale, const Q& q, const K& k, const V
           p[j] = seen(j) ? std::exp(p[j] - highest) : 0;
           sum += p[j];
         }
-        const int64_t row = (begin + t) * c.heads + h;
+        const int64_t row = query * c.heads + h;
         e.lse[row] = highest + std::log(sum);
         double delta = 0;
         std::vector<double> dp(rows, 0);
@@ -70,7 +84,7 @@ Expected definition(const Case& c, double scale, const Q& q, const K& k, const V
           p[j] /= sum;
           for (int64_t d = 0; d < size; ++d) {
             e.out[row * size + d] += p[j] * v(begin + j, kv, d);
-            dp[j] += g(begin + t, h, d) * v(begin + j, kv, d);
+            dp[j] += g(query, h, d) * v(begin + j, kv, d);
           }
           delta += p[j] * dp[j];
         }
@@ -79,8 +93,8 @@ Expected definition(const Case& c, double scale, const Q& q, const K& k, const V
           const int64_t key = ((begin + j) * c.kv_heads + kv) * size;
           for (int64_t d = 0; d < size; ++d) {
             e.dq[row * size + d] += ds * k(begin + j, kv, d);
-            e.dk[key + d] += ds * q(begin + t, h, d);
-            e.dv[key + d] += p[j] * g(begin + t, h, d);
+            e.dk[key + d] += ds * q(query, h, d);
+            e.dv[key + d] += p[j] * g(query, h, d);
           }
         }
       }
@@ -105,10 +119,14 @@ void check_attention(const Case& c, int threads = 2) {
   std::mt19937 random(29);
   TestContext ctx(threads);
   const int64_t n = c.cu.back(), width = (c.heads + 2 * c.kv_heads) * c.size + 3;
-  Array<T> fused({n, width}, random, 2), dout({n, c.heads, c.size}, random);
-  Array<T> out({n, c.heads, c.size}), dq({n, c.heads, c.size});
+  const std::vector<int32_t> query_bounds = c.cu_queries();
+  const int64_t m = query_bounds.back();
+  Array<T> fused({n, width}, random, 2), dout({m, c.heads, c.size}, random);
+  Array<T> out({m, c.heads, c.size}), dq({m, c.heads, c.size});
   Array<T> dk({n, c.kv_heads, c.size}), dv({n, c.kv_heads, c.size});
-  Array<AccT<T>> lse({n, c.heads});
+  Array<AccT<T>> lse({m, c.heads});
+  Array<int32_t> cu_queries({static_cast<int64_t>(query_bounds.size())},
+                            std::vector<double>(query_bounds.begin(), query_bounds.end()));
   Array<int32_t> cu({static_cast<int64_t>(c.cu.size())},
                     std::vector<double>(c.cu.begin(), c.cu.end()));
   Array<int32_t> lengths({static_cast<int64_t>(c.lengths.size())},
@@ -116,6 +134,7 @@ void check_attention(const Case& c, int threads = 2) {
   const auto slice = [&](int64_t first_head, int64_t heads) {
     View view = dq.view();
     view.data = fused.data() + first_head * c.size;
+    view.shape[0] = heads == c.heads && first_head == 0 ? m : n;
     view.shape[1] = heads;
     view.stride[0] = width;
     return view;
@@ -125,11 +144,13 @@ void check_attention(const Case& c, int threads = 2) {
   View vcu = cu.view(), vlen = lengths.view(), vout = out.view(), vlse = lse.view();
   View vg = dout.view(), vdq = dq.view(), vdk = dk.view(), vdv = dv.view();
   const double scale = 1 / std::sqrt(static_cast<double>(c.size));
+  View vqueries = cu_queries.view();
   const View* len = c.lengths.empty() ? nullptr : &vlen;
-  REQUIRE(attention_forward_kernel(ctx, &q, &k, &v, &vcu, len, &vout, &vlse, scale, c.softcap,
-                                   c.window, c.causal) == 0);
-  REQUIRE(attention_backward_kernel(ctx, &vg, &q, &k, &v, &vcu, len, &vout, &vlse, &vdq, &vdk, &vdv,
-                                    scale, c.softcap, c.window, c.causal) == 0);
+  const View* queries = c.skips.empty() ? nullptr : &vqueries;
+  REQUIRE(attention_forward_kernel(ctx, &q, &k, &v, &vcu, queries, len, &vout, &vlse, scale,
+                                   c.softcap, c.window, c.causal) == 0);
+  REQUIRE(attention_backward_kernel(ctx, &vg, &q, &k, &v, &vcu, queries, len, &vout, &vlse, &vdq,
+                                    &vdk, &vdv, scale, c.softcap, c.window, c.causal) == 0);
   const auto at = [&](int64_t first_head) {
     return [&, first_head](int64_t row, int64_t head, int64_t d) {
       return fused[row * width + (first_head + head) * c.size + d];
@@ -169,6 +190,12 @@ std::vector<Case> cases() {
       {{0, 129}, {}, 2, 1, 16, true, 20, 2.0},
       {{0, 70, 140, 210}, {33, 70, 1}, 3, 1, 64},
       {{0, 70, 140, 210}, {65, 0, 64}, 2, 2, 48, false},
+      {{0, 70, 140, 280}, {}, 4, 2, 64, true, 0, 0, {0, 24, 128}},
+      {{0, 33, 66, 266}, {}, 2, 1, 33, true, 0, 3.0, {0, 33, 70}},
+      {{0, 200, 400}, {}, 3, 1, 16, true, 50, 0, {0, 150}},
+      {{0, 90, 180}, {}, 2, 2, 24, false, 40, 0, {65, 3}},
+      {{0, 90, 180, 270}, {80, 20, 0}, 2, 1, 40, true, 0, 0, {0, 20, 7}},
+      {{0, 90, 180}, {30, 90}, 2, 1, 16, false, 0, 0, {40, 64}},
   };
 }
 
@@ -180,6 +207,7 @@ TEST_CASE("attention is right for any number of threads") {
   for (const int threads : {1, 3, 7}) {
     check_attention<float>({{0, 300, 310, 555}, {}, 6, 2, 16}, threads);
     check_attention<bf16>({{0, 300, 310, 555}, {}, 6, 2, 16}, threads);
+    check_attention<bf16>({{0, 300, 310, 555}, {}, 6, 2, 16, true, 0, 0, {0, 4, 130}}, threads);
   }
 }
 
@@ -188,18 +216,24 @@ TEST_CASE("attention refuses segments that do not cover its rows") {
   std::mt19937 random(1);
   Array<float> q({4, 1, 2}, random), out({4, 1, 2}), lse({4, 1});
   View vq = q.view(), vo = out.view(), vl = lse.view();
-  const auto run = [&](std::vector<double> bounds, std::vector<double> lengths) {
+  const auto run = [&](std::vector<double> bounds, std::vector<double> lengths,
+                       std::vector<double> queries = {}) {
     Array<int32_t> cu({static_cast<int64_t>(bounds.size())}, bounds);
     Array<int32_t> len({static_cast<int64_t>(lengths.size())}, lengths);
-    View vcu = cu.view(), vlen = len.view();
-    return attention_forward_kernel(ctx, &vq, &vq, &vq, &vcu, lengths.empty() ? nullptr : &vlen,
-                                    &vo, &vl, 1, 0, 0, 1);
+    Array<int32_t> own({static_cast<int64_t>(queries.size())}, queries);
+    View vcu = cu.view(), vlen = len.view(), vown = own.view();
+    return attention_forward_kernel(ctx, &vq, &vq, &vq, &vcu, queries.empty() ? nullptr : &vown,
+                                    lengths.empty() ? nullptr : &vlen, &vo, &vl, 1, 0, 0, 1);
   };
-  CHECK_THROWS_WITH_AS(run({0, 3}, {}),
-                       "cu_seqlens must rise from 0 to the 4 rows of q, got 0 to 3", ArgumentError);
+  CHECK_THROWS_WITH_AS(run({0, 3}, {}), "cu_seqlens must rise from 0 to the 4 rows, got 0 to 3",
+                       ArgumentError);
   CHECK_THROWS_WITH_AS(run({0, 5, 4}, {}), "cu_seqlens falls from 5 to 4 at index 2",
                        ArgumentError);
   CHECK_THROWS_WITH_AS(run({0, 4}, {5}), "length 5 of segment 0 is not within its 4 rows",
+                       ArgumentError);
+  CHECK_THROWS_WITH_AS(run({0, 4}, {}, {0, 3}),
+                       "cu_queries must rise from 0 to the 4 rows of q, got 0 to 3", ArgumentError);
+  CHECK_THROWS_WITH_AS(run({0, 1, 4}, {}, {0, 2, 4}), "segment 0 has 2 queries, but 1 rows",
                        ArgumentError);
 }
 

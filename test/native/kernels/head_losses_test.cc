@@ -288,6 +288,22 @@ TEST_CASE("head losses: a NaN comes out, and nothing is read past the K") {
   }
 }
 
+TEST_CASE("head losses: a NaN is among the K largest beyond the insertion limit") {
+  TestContext ctx;
+  const int64_t v = 700;
+  for (const int64_t at : {0, 350, 699}) {
+    Array<float> h({1, 1}, {1.0}), w(std::vector<int64_t>{v, 1});
+    for (int64_t j = 0; j < v; ++j) w.data()[j] = static_cast<float>(j * 263 % v) * 0.01f;
+    w.data()[at] = std::numeric_limits<float>::quiet_NaN();
+    Array<double> sums(std::vector<int64_t>{4});
+    const View vh = h.view(), vw = w.view(), vs = sums.view();
+    const HeadOptions options{0, 0, 1, 1, 1, 0, 90, 0};
+    head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, nullptr, nullptr, nullptr, &vs, nullptr,
+                       nullptr, nullptr, &options);
+    CHECK(std::isnan(sums[2]));
+  }
+}
+
 TEST_CASE("head losses: student equal to teacher gives consistency exactly 0") {
   std::mt19937 random(4);
   TestContext ctx;

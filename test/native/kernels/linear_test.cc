@@ -23,6 +23,7 @@ struct Part {
   // The size of what the part before this one has moved by from here: this one is frozen then, and
   // the two form a pair. Below zero: this part is on its own.
   double change = -1;
+  bool is_change = false;  // see balora_low_rank
 };
 
 struct Case {
@@ -181,10 +182,20 @@ class Fixture {
   }
   // The share of a magnitude that factors in single bf16 (their halves left out) may leave in it,
   // in units of check_sum's.
-  double rounded(size_t p) const { return is_close(p) ? 0.25 + 0x1p-9 : 0; }
+  static constexpr double kRoundedShare = 0.25 + 0x1p-9;
+  double rounded(size_t p) const { return is_close(p) ? kRoundedShare : 0; }
+  // Whether 2^-9 of what part p adds may be lost.
+  bool is_change(size_t p) const {
+    return std::is_same_v<T, bf16> && case_.parts[p].is_change && !is_close(p);
+  }
 
   double change_of_y(size_t linear, int64_t n, int64_t o) {
     double magnitude = 0;
+    for_parts(linear, [&](size_t p, int64_t rank, double scale) {
+      for (int64_t r = 0; is_change(p) && r < rank; ++r) {
+        magnitude += std::abs(scale * b_[p][o * rank + r]) * u(p, n, r).magnitude;
+      }
+    });
     for (size_t p = 1; p < a_.size(); ++p) {
       const Part& part = case_.parts[p];
       if (static_cast<size_t>(part.linear) != linear || part.change < 0 || !is_close(p)) continue;
@@ -204,6 +215,11 @@ class Fixture {
   }
   double change_of_dx(int64_t n, int64_t k) {
     double magnitude = 0;
+    for (size_t p = 0; p < a_.size(); ++p) {
+      for (int64_t r = 0; is_change(p) && r < case_.parts[p].rank; ++r) {
+        magnitude += std::abs(a_[p][r * case_.in + k]) * du(p, n, r).magnitude;
+      }
+    }
     for (size_t p = 1; p < a_.size(); ++p) {
       const Part& part = case_.parts[p];
       if (part.change < 0 || !is_close(p)) continue;
@@ -245,7 +261,7 @@ class Fixture {
     const Part& part = case_.parts[p];
     if (part.change >= 0) return;
     const int64_t outs = case_.outs[part.linear];
-    const double share = rounded(p);
+    const double share = rounded(p) > 0 || is_change(p) ? kRoundedShare : 0;
     for (int64_t i = 0; i < da_[p].size(); ++i) {
       Sum sum;
       for (int64_t n = 0; n < case_.rows; ++n) {
@@ -277,7 +293,7 @@ class Fixture {
       parts_.push_back({keep(a_[p].view()), keep(b_[p].view()), keep(u_[p].view()),
                         frozen ? nullptr : keep(da_[p].view()),
                         frozen ? nullptr : keep(db_[p].view()), case_.parts[p].scale,
-                        case_.parts[p].linear});
+                        case_.parts[p].linear, case_.parts[p].is_change});
     }
   }
 
@@ -350,6 +366,19 @@ void check_pairs() {
   }
 }
 
+// Parts that are a change as they stand: alone, beside others and a pair, reading another input.
+template <typename T>
+void check_changes() {
+  for (const int64_t rank : {1, 5, 16, 17, 33}) {
+    CAPTURE(rank);
+    const Part grown = {0, rank, 0.5, -1, true}, other = {1, rank, 2.0, -1, true};
+    check_case<T>({33, 40, {65}, {grown}});
+    check_case<T>({67, 96, {64, 31, 33}, {grown, other, {2, 3, 1.0}}, true});
+    check_case<T>({31, 33, {17, 31}, {grown, {0, 4, 1.0}, {1, 3, 0.5}, {1, 3, -0.5, 0.01}}});
+    check_case<T>({35, 31, {33}, {grown, grown}, true, false, true});
+  }
+}
+
 // The step that a training makes first: before it the pair adds nothing at all.
 void check_untouched_pair(int64_t rank) {
   Case plain = {67, 96, {65}, {}};
@@ -370,6 +399,9 @@ TEST_CASE("linear: pairs, bf16") {
 }
 TEST_CASE("linear: an untouched pair leaves the base alone to the last bit") {
   for (const int64_t rank : {1, 8, 16, 24}) check_untouched_pair(rank);
+}
+TEST_CASE_TEMPLATE("linear: parts that are a change as they stand", T, float, bf16, double) {
+  check_changes<T>();
 }
 TEST_CASE("linear: f32") {
   check_all<float>();

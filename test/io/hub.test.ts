@@ -1,21 +1,34 @@
 // The Hub, played by a server on 127.0.0.1: which files are fetched, the shared cache's layout, offline use, failures.
 import { createHash } from 'node:crypto';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { ArgumentError, NativeError } from '../../lib/errors.ts';
-import { AutoModelForCausalLM, resolveModel } from '../../lib/models/index.ts';
-import { architecture } from './golden.ts';
+import { resolveModel } from '../../lib/io/hub.ts';
+import { AutoModelForCausalLM } from '../../lib/models/index.ts';
+import { Tokenizer } from '../../lib/text/tokenizer.ts';
+import { architecture } from '../models/golden.ts';
+import { balora } from '../support/run_cli.ts';
+import { tinyTokenizerConfig, tinyTokenizerJson } from '../support/tiny_tokenizer.ts';
 
 const kSha = '0123456789abcdef0123456789abcdef01234567';
 const folder = mkdtempSync(join(tmpdir(), 'balora-hub-'));
 let server: Server;
 let hubUrl: string;
 let requests: string[] = [];
-let broken = false;
+let broken = 0; // the status of every answer
 let cut = '';
 
 /** Repositories of the fake Hub: file name to contents. */
@@ -31,6 +44,13 @@ const repos: Record<string, Record<string, Buffer>> = {
     'b.Q8.gguf': Buffer.from('b'),
     'README.md': Buffer.from('r'),
   },
+  'tiny/words': {
+    'tokenizer.json': Buffer.from(JSON.stringify(tinyTokenizerJson())),
+    'tokenizer_config.json': Buffer.from(JSON.stringify(tinyTokenizerConfig())),
+    'chat_template.json': Buffer.from('{}'), // nobody reads it
+    'config.json': Buffer.from('{}'),
+    'model.safetensors': Buffer.from('w'),
+  },
   'tiny/none': { 'pytorch_model.bin': Buffer.from('x') },
 };
 const extras = {
@@ -43,8 +63,8 @@ beforeAll(async () => {
   server = createServer((request, response) => {
     const url = decodeURIComponent((request.url ?? '').split('?')[0] as string);
     requests.push(url);
-    if (broken) {
-      response.writeHead(503).end('down');
+    if (broken !== 0) {
+      response.writeHead(broken).end('down');
       return;
     }
     const [, api, tree, resolved] =
@@ -108,7 +128,7 @@ afterAll(() => {
 });
 beforeEach(() => {
   requests = [];
-  broken = false;
+  broken = 0;
   cut = '';
 });
 
@@ -135,8 +155,111 @@ describe('a model id', () => {
     requests = [];
     expect(await resolveModel('tiny/sharded', { hubUrl, cacheDir, offline: true })).toBe(snapshot);
     expect(requests).toEqual([]);
-    broken = true;
-    expect(await resolveModel('tiny/sharded', { hubUrl, cacheDir })).toBe(snapshot);
+    for (broken of [503, 429, 408]) {
+      expect(await resolveModel('tiny/sharded', { hubUrl, cacheDir }), `${broken}`).toBe(snapshot);
+    }
+    broken = 401;
+    await expect(resolveModel('tiny/sharded', { hubUrl, cacheDir })).rejects.toThrow(/401/);
+  });
+
+  it('gives its tokenizer without its weights', async () => {
+    const cacheDir = cache('tokenizer');
+    const tokenizer = await Tokenizer.fromPretrained('tiny/words', { hubUrl, cacheDir });
+    const local = Tokenizer.fromJson(tinyTokenizerJson(), tinyTokenizerConfig());
+    expect(tokenizer.encode('abc')).toEqual(local.encode('abc'));
+    expect(tokenizer.eosId).toBe(local.eosId);
+    const snapshot = join(cacheDir, 'models--tiny--words', 'snapshots', kSha);
+    expect(readdirSync(snapshot).sort()).toEqual(['tokenizer.json', 'tokenizer_config.json']);
+    // The model's files come when the model is asked for.
+    expect(await resolveModel('tiny/words', { hubUrl, cacheDir })).toBe(snapshot);
+    expect(readdirSync(snapshot)).toContain('model.safetensors');
+    await expect(Tokenizer.fromPretrained('tiny/none', { hubUrl, cacheDir })).rejects.toThrow(
+      /tiny\/none holds neither a tokenizer\.json nor a GGUF file/,
+    );
+  });
+
+  it('is no model in the cache while its tokenizer alone is', async () => {
+    const [cacheDir, offline] = [cache('half'), true];
+    await Tokenizer.fromPretrained('tiny/words', { hubUrl, cacheDir });
+    await expect(resolveModel('tiny/words', { cacheDir, offline })).rejects.toThrow(
+      /tiny\/words is not in the cache .*half, and offline mode is on/,
+    );
+    broken = 503;
+    await expect(resolveModel('tiny/words', { hubUrl, cacheDir })).rejects.toThrow(
+      /tiny\/words: cannot be fetched from .*503/,
+    );
+    await Tokenizer.fromPretrained('tiny/words', { hubUrl, cacheDir });
+    broken = 0;
+    const path = await resolveModel('tiny/words', { hubUrl, cacheDir });
+    expect(await resolveModel('tiny/words', { cacheDir, offline })).toBe(path);
+    // Nor where the weights are a link to nowhere.
+    rmSync(realpathSync(join(path, 'model.safetensors')));
+    await expect(resolveModel('tiny/words', { cacheDir, offline })).rejects.toThrow(NativeError);
+    await Tokenizer.fromPretrained('tiny/words', { cacheDir, offline });
+  });
+
+  it('may be asked for twice at once, and over links that lead nowhere', async () => {
+    const cacheDir = cache('twice');
+    const options = { hubUrl, cacheDir };
+    const snapshot = join(cacheDir, 'models--tiny--words', 'snapshots', kSha);
+    const ask = () => Promise.all([1, 2, 3].map(() => resolveModel('tiny/words', options)));
+    expect(await ask()).toEqual([snapshot, snapshot, snapshot]);
+    rmSync(join(cacheDir, 'models--tiny--words', 'blobs'), { recursive: true });
+    expect(await ask()).toEqual([snapshot, snapshot, snapshot]);
+    expect(readFileSync(join(snapshot, 'model.safetensors'), 'utf8')).toBe('w');
+    const files = readdirSync(cacheDir, { recursive: true }).map(String);
+    expect(files.filter((name) => name.includes('incomplete'))).toEqual([]);
+  });
+
+  it('is what `balora inspect` takes, too', async () => {
+    vi.stubEnv('HF_ENDPOINT', hubUrl);
+    vi.stubEnv('HF_HUB_CACHE', cache('inspect'));
+    try {
+      const { code, out, err } = await balora(['inspect', 'tiny/sharded']);
+      expect(err).toMatch(/^fetching model-00004-of-00004\.safetensors, [\d.]+ KiB$/m);
+      expect(code).toBe(0);
+      expect(out).toMatch(/^sharded safetensors, 4 files\n.*model\.embed_tokens\.weight/s);
+      expect((await balora(['inspect', 'tiny/sharded'])).err).toBe('');
+    } finally {
+      vi.unstubAllEnvs();
+    }
+  });
+
+  it('is fetched by no command without a word', async () => {
+    vi.stubEnv('HF_ENDPOINT', hubUrl);
+    const data = join(folder, 'd.jsonl');
+    writeFileSync(data, '{"prompt": "a", "response": "b"}\n');
+    const adapter = join(folder, 'adapter');
+    mkdirSync(adapter);
+    const config = { peft_type: 'LORA', r: 2, lora_alpha: 4, target_modules: ['q_proj'] };
+    const on = ['--data', data];
+    const classes = ['--task', 'sequence-classification'];
+    try {
+      for (const [task, ...args] of [
+        ['CAUSAL_LM', 'inspect', 'tiny/words', ...on],
+        ['CAUSAL_LM', 'train', ...on],
+        ['SEQ_CLS', 'train', ...classes, ...on],
+        ['CAUSAL_LM', 'evaluate', ...on],
+        ['SEQ_CLS', 'evaluate', ...classes, ...on],
+        ['CAUSAL_LM', 'merge', '--output', join(folder, 'merged')],
+        ['SEQ_CLS', 'merge', '--output', join(folder, 'merged')],
+      ] as [string, ...string[]][]) {
+        const name = [task, ...args].join(' ');
+        writeFileSync(
+          join(adapter, 'adapter_config.json'),
+          JSON.stringify({ ...config, task_type: task }),
+        );
+        vi.stubEnv('HF_HUB_CACHE', cache(name.replaceAll('/', '-')));
+        const model = args[0] === 'inspect' ? [] : ['--model', 'tiny/sharded'];
+        const given = args[0] === 'merge' ? ['--adapter', adapter] : [];
+        const { err } = await balora([...args, ...model, ...given]);
+        expect(err, name).toMatch(
+          /^fetching (model-00001.*\.safetensors|tokenizer\.json), [\d.]+ /m,
+        );
+      }
+    } finally {
+      vi.unstubAllEnvs();
+    }
   });
 
   it('may name one file of several', async () => {

@@ -2,8 +2,9 @@
  * From what a user names (a folder, a .gguf file, a model id on the Hub) to files on this machine. Downloads go to the
  * cache that Python's huggingface_hub shares, through @huggingface/hub; only what a model and its tokenizer need.
  */
+import { randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { mkdir, open, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, open, readdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
 import {
   downloadFile,
@@ -14,7 +15,8 @@ import {
   modelInfo,
 } from '@huggingface/hub';
 import { ArgumentError, BaloraError, NativeError } from '../errors.ts';
-import { diskError } from '../io/files.ts';
+import { diskError } from './files.ts';
+import { isModelFolder, SINGLE_WEIGHTS, WEIGHTS_INDEX } from './model_folder.ts';
 
 /** How a name on the hub is found. */
 export interface ResolveOptions {
@@ -32,19 +34,35 @@ export interface ResolveOptions {
   onDownload?: (path: string, bytes: number) => void;
 }
 
-const kWanted =
-  /^(config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|chat_template\.(jinja|json)|model\.safetensors|model\.safetensors\.index\.json|model-\d+-of-\d+\.safetensors)$/;
+const kOfTokenizer = [
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'chat_template.jinja',
+];
+const kOfModel = ['config.json', 'generation_config.json', SINGLE_WEIGHTS, WEIGHTS_INDEX];
+const kShard = /^model-\d+-of-\d+\.safetensors$/;
 const kId = /^[\w-][\w.-]*\/[\w-][\w.-]*$/;
 const kFileInRepo = /^([\w-][\w.-]*\/[\w-][\w.-]*)\/(.+\.gguf)$/;
 
 /**
  * The folder or file that `nameOrPath` stands for. A path that exists is itself; `owner/name` is a model on the Hub, and
  * `owner/name/file.gguf` one file of it.
- * @throws ArgumentError for what is neither, NativeError when the Hub cannot be reached and the cache has nothing
+ * @throws ArgumentError for what is neither, NativeError when the Hub cannot be reached and the cache has no whole model
  */
-export async function resolveModel(
+export function resolveModel(nameOrPath: string, options: ResolveOptions = {}): Promise<string> {
+  return resolve(nameOrPath, options, kModel);
+}
+
+/** The same where only the tokenizer is asked for: weights are left on the Hub, unless a GGUF file is both. */
+export function resolveTokenizer(nameOrPath: string, options: ResolveOptions): Promise<string> {
+  return resolve(nameOrPath, options, kTokenizer);
+}
+
+async function resolve(
   nameOrPath: string,
-  options: ResolveOptions = {},
+  options: ResolveOptions,
+  choice: Choice,
 ): Promise<string> {
   if (existsSync(nameOrPath)) return nameOrPath;
   const [, repo = nameOrPath, file = null] = kFileInRepo.exec(nameOrPath) ?? [];
@@ -62,18 +80,18 @@ export async function resolveModel(
     onDownload,
   } = options;
   const snapshot = (folder: string): string => (file === null ? folder : join(folder, file));
-  const cached = await cachedSnapshot(cacheDir, repo, revision);
+  const found = await cachedSnapshot(cacheDir, repo, revision);
+  const cached = found !== null && (await holds(found, file, choice)) ? snapshot(found) : null;
   if (offline) {
-    if (cached !== null && existsSync(snapshot(cached))) return snapshot(cached);
+    if (cached !== null) return cached;
     throw new NativeError(`${nameOrPath} is not in the cache ${cacheDir}, and offline mode is on`);
   }
   const access = { ...(hubUrl && { hubUrl }), ...(accessToken && { accessToken }) };
   try {
-    return snapshot(await download({ repo, file, revision, cacheDir, access, onDownload }));
+    return snapshot(await download({ repo, file, choice, revision, cacheDir, access, onDownload }));
   } catch (error) {
     if (error instanceof BaloraError) throw error;
-    if (isNetworkFailure(error) && cached !== null && existsSync(snapshot(cached)))
-      return snapshot(cached);
+    if (isNetworkFailure(error) && cached !== null) return cached;
     throw new NativeError(
       `${nameOrPath}: cannot be fetched from ${hubUrl ?? 'the Hugging Face Hub'}: ${reasonOf(error)}`,
       { cause: error },
@@ -81,9 +99,28 @@ export async function resolveModel(
   }
 }
 
+/** What a name is resolved for. */
+interface Choice {
+  /** Of the files of a repository those that are wanted. @throws ArgumentError where it has nothing that serves */
+  choose(names: readonly string[], repo: string): string[];
+  /** Whether files that are here already are enough. */
+  serves(names: readonly string[]): boolean;
+}
+
+const kModel: Choice = {
+  choose: modelFiles,
+  serves: (names) => isModelFolder(names) || names.some(isGguf),
+};
+const kTokenizer: Choice = {
+  choose: tokenizerFiles,
+  serves: (names) => names.includes('tokenizer.json') || names.some(isGguf),
+};
+
 interface Download {
   repo: string;
+  /** The only one that is wanted; null: those of `choice`. */
   file: string | null;
+  choice: Choice;
   revision: string;
   cacheDir: string;
   access: { hubUrl?: string; accessToken?: string };
@@ -91,7 +128,7 @@ interface Download {
 }
 
 async function download(request: Download): Promise<string> {
-  const { repo, file, revision, cacheDir, access } = request;
+  const { repo, file, choice, revision, cacheDir, access } = request;
   const { sha } = await modelInfo({ name: repo, revision, additionalFields: ['sha'], ...access });
   const entries = new Map<string, ListFileEntry>();
   for await (const entry of listFiles({
@@ -102,7 +139,7 @@ async function download(request: Download): Promise<string> {
   })) {
     if (entry.type === 'file') entries.set(entry.path, entry);
   }
-  const chosen = file === null ? chooseFiles([...entries.keys()], repo) : [file];
+  const chosen = file === null ? choice.choose([...entries.keys()], repo) : [file];
   const folder = join(cacheDir, repoFolder(repo));
   for (const path of chosen) {
     const entry = entries.get(path);
@@ -135,7 +172,21 @@ async function fetchFile(
       size,
     });
   }
-  await symlink(relative(dirname(link), blobPath), link);
+  await linkTo(blobPath, link);
+}
+
+/** Another process may have been quicker, and a cache that was tidied may hold a link to nowhere, which is replaced. */
+async function linkTo(blobPath: string, link: string): Promise<void> {
+  for (;;) {
+    try {
+      await symlink(relative(dirname(link), blobPath), link);
+      return;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+      if (existsSync(link)) return;
+      await rm(link, { force: true });
+    }
+  }
 }
 
 async function writeBlob(
@@ -143,7 +194,8 @@ async function writeBlob(
   stream: AsyncIterable<Uint8Array>,
   { path, size }: { path: string; size: number },
 ): Promise<void> {
-  const incomplete = `${blobPath}.${process.pid}.incomplete`;
+  // Model and tokenizer may be asked for at once, by one process.
+  const incomplete = `${blobPath}.${randomUUID()}.incomplete`;
   try {
     const out = await open(incomplete, 'w');
     let written = 0;
@@ -164,20 +216,38 @@ async function writeBlob(
 }
 
 /** Safetensors and what stands beside them; in a repository without any, its only GGUF file. */
-function chooseFiles(names: readonly string[], repo: string): string[] {
-  const wanted = names.filter((name) => kWanted.test(name));
+function modelFiles(names: readonly string[], repo: string): string[] {
+  const wanted = names.filter(
+    (name) => kOfModel.includes(name) || kShard.test(name) || kOfTokenizer.includes(name),
+  );
   if (names.some((name) => name.endsWith('.safetensors'))) {
     // A single file and shards side by side hold the same weights.
-    const single = wanted.includes('model.safetensors');
-    return wanted.filter((name) => !single || !/^model-|index\.json$/.test(name));
+    const single = wanted.includes(SINGLE_WEIGHTS);
+    return wanted.filter((name) => !single || !(kShard.test(name) || name === WEIGHTS_INDEX));
   }
-  const ggufs = names.filter((name) => name.endsWith('.gguf'));
-  if (ggufs.length === 1) return [...wanted, ggufs[0] as string];
+  return [...wanted, onlyGguf(names, repo, 'neither safetensors nor GGUF weights')];
+}
+
+/** tokenizer.json and what goes with it; in a repository without it, its only GGUF file. */
+function tokenizerFiles(names: readonly string[], repo: string): string[] {
+  const wanted = names.filter((name) => kOfTokenizer.includes(name));
+  if (names.includes('tokenizer.json')) return wanted;
+  return [...wanted, onlyGguf(names, repo, 'neither a tokenizer.json nor a GGUF file')];
+}
+
+/** @throws ArgumentError where there are several, or `neither` says what else was looked for */
+function onlyGguf(names: readonly string[], repo: string, neither: string): string {
+  const ggufs = names.filter(isGguf);
+  if (ggufs.length === 1) return ggufs[0] as string;
   throw new ArgumentError(
     ggufs.length === 0
-      ? `${repo} holds neither safetensors nor GGUF weights`
+      ? `${repo} holds ${neither}`
       : `${repo} holds several GGUF files; name one: ${ggufs.map((name) => `${repo}/${name}`).join(', ')}`,
   );
+}
+
+function isGguf(name: string): boolean {
+  return name.endsWith('.gguf');
 }
 
 function repoFolder(repo: string): string {
@@ -206,12 +276,16 @@ async function cachedSnapshot(
   return existsSync(snapshot) ? snapshot : null;
 }
 
-/** The Hub answered nothing at all, as against an answer that says no. */
+/** Whether a snapshot has the one file that is wanted, or those that serve; a link may lead nowhere. */
+async function holds(folder: string, file: string | null, { serves }: Choice): Promise<boolean> {
+  const isThere = (name: string): boolean => existsSync(join(folder, name));
+  return file === null ? serves((await readdir(folder)).filter(isThere)) : isThere(file);
+}
+
+/** The Hub answered nothing at all, or that it is too busy to, as against an answer that says no. */
 function isNetworkFailure(error: unknown): boolean {
-  return (
-    error instanceof TypeError ||
-    /\b5\d\d\b/.test(String((error as { statusCode?: number }).statusCode ?? ''))
-  );
+  const { statusCode = 0 } = error as { statusCode?: number };
+  return error instanceof TypeError || statusCode >= 500 || [408, 429].includes(statusCode);
 }
 
 function reasonOf(error: unknown): string {

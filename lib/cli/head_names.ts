@@ -1,0 +1,63 @@
+/**
+ * What the label ids of a trained head stand for, where the data comes with names of its own, or a task's. A head keeps the
+ * order it was trained in: data whose names are sorted, or in GLUE's order, would be held against others of its classes.
+ */
+import { glueTask } from '../data/glue.ts';
+import { type LabelScheme, placesIn } from '../data/labels.ts';
+import type { TrainedHead } from './classifier_load.ts';
+import type { Progress } from './progress.ts';
+import type { TrainSettings } from './train_options.ts';
+import { listOf } from './train_setup.ts';
+
+/** What the user says of the labels. */
+type Said = Pick<TrainSettings, 'numLabels' | 'labelNames' | 'glue'>;
+
+/**
+ * The names by id to read labels with: the head's own, unless the user gives others, or the task has others. What is decided
+ * against somebody is told.
+ * @returns undefined where the head decides nothing
+ */
+export function namesOfHead(
+  { names, labels, where }: TrainedHead,
+  { numLabels = labels, labelNames, glue }: Said,
+  progress: Progress,
+): readonly string[] | undefined {
+  if (names === null || labels < 2 || numLabels !== labels) return undefined;
+  const given = listOf(labelNames);
+  const [others, source] =
+    given !== undefined
+      ? [given, '--label-names']
+      : [glue === undefined ? null : glueTask(glue).labelNames, `--glue ${glue}`];
+  const theirs = others ?? names;
+  const places = placesIn(theirs, names);
+  const own = `the label ids of ${where} stand for ${shown(names)}`;
+  if (given === undefined && places !== null) {
+    progress.message(`${own}; data with other labels needs --label-names, or a new head`);
+    return names;
+  }
+  if (places === null || places.some((place, id) => place !== id)) {
+    progress.warn(`${own}; ${source} takes them for ${shown(theirs)}`);
+  }
+  return undefined;
+}
+
+/** Where a trained head does not say what its ids stand for, data with names alone is read by a guess. */
+export function warnOfGuess(
+  head: TrainedHead,
+  { names }: LabelScheme,
+  { labelNames, glue, progress }: Said & { progress: Progress },
+): void {
+  if (head.names !== null || names === null) return;
+  if (labelNames !== undefined || glue !== undefined) return;
+  progress.warn(
+    `${head.where} does not say what its label ids stand for: taken for ${shown(names)}, the names in the data sorted; ` +
+      '--label-names gives another order',
+  );
+}
+
+const kShown = 8;
+
+function shown(names: readonly string[]): string {
+  const more = names.length > kShown ? `, and ${names.length - kShown} more` : '';
+  return names.slice(0, kShown).join(', ') + more;
+}

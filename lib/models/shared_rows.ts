@@ -1,0 +1,59 @@
+/**
+ * Rows that a causal model computes once for several segments. A row depends on the tokens up to it and on nothing else, so
+ * where segments begin alike (the words around an instruction, a system prompt, the question of several answers) their rows
+ * are the same in every layer; attention alone has to see them in each segment.
+ */
+import type { ModelBatch } from './model.ts';
+
+/** Which rows of a batch of N are computed, M of them. */
+export interface SharedRows {
+  /** Of each row, the computed one that it is. */
+  readonly rowOf: Int32Array; // (N)
+  /** Of each computed row, the first of the batch that it stands for. */
+  readonly firstOf: Int32Array; // (M)
+  /** First computed row of each segment's own, which are its last ones, and M. */
+  readonly cuOwn: Int32Array; // (B+1)
+}
+
+/** Less than this share of the rows is not worth what reading them through an index costs. */
+const kLeastShare = 1 / 32;
+
+/** The rows worth computing; null: all of them. The batch must have passed checkBatch. Padding is shared with nothing. */
+export function sharedRows({
+  inputIds,
+  positions,
+  cuSeqlens,
+  lengths,
+}: ModelBatch): SharedRows | null {
+  const count = inputIds.length;
+  const segments = cuSeqlens.length - 1;
+  if (segments < 2) return null;
+  const rowOf = new Int32Array(count);
+  const firstOf = new Int32Array(count);
+  const cuOwn = new Int32Array(segments + 1);
+  let rows = 0;
+  // A tree of the segments' beginnings: the row that follows a row with an id. The first rows follow row -1.
+  const children = new Map<number, number>();
+  const width = inputIds.reduce((most, id) => Math.max(most, id), 0) + 1;
+  for (let b = 0; b < segments; b++) {
+    const start = cuSeqlens[b] as number;
+    const stop = cuSeqlens[b + 1] as number;
+    const padding = start + (lengths?.[b] ?? stop - start);
+    let before = -1;
+    for (let n = start; n < stop; n++) {
+      const key = (before + 1) * width + (inputIds[n] as number);
+      const known = n < padding ? children.get(key) : undefined;
+      const same = known !== undefined && positions[firstOf[known] as number] === positions[n];
+      const row = same ? known : rows++;
+      if (!same) {
+        firstOf[row] = n;
+        if (n < padding) children.set(key, row);
+      }
+      rowOf[n] = row;
+      before = row;
+    }
+    cuOwn[b + 1] = rows;
+  }
+  if (count - rows < kLeastShare * count) return null;
+  return { rowOf, firstOf: firstOf.slice(0, rows), cuOwn };
+}

@@ -1,0 +1,169 @@
+// Calls the addon's own functions thousands of times: with arguments that fit (plausible_arguments.mjs), with such of
+// which one is spoilt, and with arbitrary ones of the right type. An error is an answer; a crash ends the process, and the
+// last line printed is the call that did it.
+//
+//   node any_calls.mjs SEED COUNT [DEVICE]
+//
+// To look closer: an addon built with -DBALORA_SANITIZE=address,undefined in BALORA_BINARY (docs/building.md).
+import { mkdtempSync, rmSync, writeSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { native } from '../../../dist/native.js';
+import { kNames, plausibleArguments } from './plausible_arguments.mjs';
+
+const [seed, count, device = 'cpu'] = process.argv.slice(2);
+const kMemory = 1 << 28; // bytes: sizes beyond it are errors, not pages
+const kPool = 120; // tensors at hand
+const kDtypes = ['f32', 'f32', 'bf16', 'f16', 'f64', 'i32', 'i64', 'u8'];
+const kExtents = [0, 1, 1, 2, 2, 3, 4, 4, 4, 5, 8, 8, 16, 17, 33, 64];
+const kSmall = [0, 0, 1, 1, 1, 2, 2, 3, 4, 8, 16, -1, 0.5, 1e-5, 0.9];
+const kLarge = [100, 4096, 2 ** 31 - 1, 2 ** 31, 2 ** 53, 1e300, Number.POSITIVE_INFINITY];
+const kNumbers = [...kSmall, ...kLarge, ...kLarge.map((value) => -value), Number.NaN, -(2 ** 63)];
+const kOfNoType = [undefined, null, 'text', {}, [], 5, Symbol('symbol'), () => 1];
+// What changes how all later calls go, or cannot be undone.
+const kLeftOut = new Set([
+  ...['abandonWork', 'setErrorFactory', 'setMemoryLimit', 'setNumThreads', 'setDevice', 'setDebug'],
+  ...['setGradEnabled', 'setCallSite', 'customNode'],
+]);
+
+/** A sequence of numbers in [0, 1) of a seed (mulberry32). */
+function sequence(state) {
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let word = Math.imul(state ^ (state >>> 15), state | 1);
+    word ^= word + Math.imul(word ^ (word >>> 7), word | 61);
+    return ((word ^ (word >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+const next = sequence(Number(seed));
+const below = (limit) => Math.floor(next() * limit);
+const pick = (list) => list[below(list.length)];
+const chance = (probability) => next() < probability;
+
+const folder = mkdtempSync(join(tmpdir(), 'balora-calls-'));
+const pool = [];
+const opened = []; // files, writers and graphs
+let recording = null;
+
+const keep = (handle) => pool.push(handle);
+function thin() {
+  while (pool.length > kPool) native.dispose(pool.splice(below(pool.length), 1)[0]);
+}
+const shape = () =>
+  Array.from({ length: pick([0, 1, 1, 2, 2, 2, 3, 4]) }, () => (chance(0.01) ? pick(kNumbers) : pick(kExtents)));
+const several = (make) => Array.from({ length: pick([0, 1, 1, 2, 3]) }, make);
+function anyTensor() {
+  if (pool.length > 0 && chance(0.8)) return pick(pool);
+  keep(native.cast(native.randomNormal(several(() => pick(kExtents)), 0, 1, 1, 0, 'f32'), pick(kDtypes)));
+  return pool.at(-1);
+}
+
+/** An argument of a type as the addon's signatures write it. */
+function anyArgument(name, type) {
+  if (chance(0.003)) return pick(kOfNoType);
+  if (type.endsWith('| null') && chance(0.5)) return null;
+  if (type.startsWith('readonly (') && type.endsWith(')[]')) {
+    return several(() => anyArgument(name, type.slice('readonly ('.length, -')[]'.length)));
+  }
+  switch (type) {
+    case 'Handle':
+    case 'Handle | null':
+      return chance(0.01) ? pick(kNumbers) : anyTensor();
+    case 'number':
+      return chance(0.7) ? pick(kSmall) : pick(kNumbers);
+    case 'boolean':
+      return chance(0.5);
+    case 'DType':
+      return pick(kDtypes);
+    case 'readonly number[]':
+      return shape();
+    case 'Uint8Array':
+      return new Uint8Array(pick([0, 1, 4, 16, 64, 1024]));
+    case 'string':
+      if (name === 'path') return join(folder, `${below(3)}.safetensors`);
+      if (name === 'device') return pick([device, 'cpu', 'cuda:7', 'of no kind']);
+      return pick(kNames);
+    case 'unknown':
+      return chance(0.9) ? pick(opened) : null;
+    default:
+      throw new Error(`any_calls.mjs makes no ${type}: add it`);
+  }
+}
+
+const plausible = {
+  ...plausibleArguments(native, { pick, chance, below }, keep),
+  backward: () => {
+    const roots = pool.filter((handle) => native.requiresGrad(handle) && !native.isLeaf(handle));
+    const root = roots.length > 0 ? pick(roots) : anyTensor();
+    keep(native.randomNormal(native.shapeOf(root), 0, 1, 1, 0, native.dtypeOf(root)));
+    return [[root], [pool.at(-1)], chance(0.3)];
+  },
+};
+
+/** Parameters of a row of the addon: name and type. */
+function parametersOf({ typescript }) {
+  const inside = typescript.slice(1, typescript.lastIndexOf('): '));
+  if (inside === '') return [];
+  return inside.split(/, (?=[a-zA-Z0-9]+: )/).map((text) => text.split(/: (.*)/s, 2));
+}
+
+function argumentsOf({ name }, parameters) {
+  const arbitrary = () => parameters.map((parameter) => anyArgument(...parameter));
+  if (!plausible[name] || chance(0.1)) return arbitrary();
+  const values = plausible[name]();
+  const place = below(values.length);
+  if (chance(0.12)) values[place] = anyArgument(...parameters[place]);
+  else if (Array.isArray(values[place]) && chance(0.3)) values[place] = values[place].slice(1);
+  return values;
+}
+
+function shown(value) {
+  if (Array.isArray(value)) return `[${value.map(shown)}]`;
+  if (!pool.includes(value)) return typeof value === 'object' ? typeof value : String(value);
+  return `${native.dtypeOf(value)}(${native.shapeOf(value)})${native.requiresGrad(value) ? '*' : ''}`;
+}
+
+/** Keeps what a call gave: tensors for later calls, and what is open. */
+function take({ name, typescript }, result) {
+  const type = typescript.slice(typescript.lastIndexOf('): ') + 3);
+  if (type.includes('Handle')) [result].flat(2).forEach(keep);
+  if (type === 'unknown' && typeof result === 'object') opened.push(result);
+  if (type.startsWith('Promise')) result.catch(() => {}); // it is told at the next wait, too
+  if (name === 'beginGraph') recording = result;
+}
+
+function endRecording() {
+  try {
+    native.endGraph(recording);
+  } catch {
+    // A graph that cannot be recorded.
+  }
+  recording = null;
+}
+
+native.setDevice(device);
+native.setMemoryLimit('cpu', kMemory);
+native.setMemoryLimit(device, kMemory);
+const rows = native.signatures.filter(({ name }) => !kLeftOut.has(name));
+const ops = rows.filter(({ name }) => plausible[name]);
+const backward = rows.find(({ name }) => name === 'backward');
+const ran = new Set();
+for (let i = 0; i < Number(count); ++i) {
+  const row = chance(0.3) ? pick(rows) : chance(0.15) ? backward : pick(ops);
+  try {
+    const values = argumentsOf(row, parametersOf(row));
+    writeSync(1, `${row.name} ${values.map(shown).join(' ')}\n`);
+    take(row, native[row.name](...values));
+    native.synchronizeSync(device);
+    ran.add(row.name);
+  } catch (error) {
+    if (!(error instanceof Error)) throw error;
+  }
+  thin();
+  if (recording !== null && chance(0.2)) endRecording();
+  if (i % 50 === 0) await new Promise((resolve) => setImmediate(resolve)); // promises settle
+}
+if (recording !== null) endRecording();
+rmSync(folder, { recursive: true });
+const never = ops.filter(({ name }) => !ran.has(name)).map(({ name }) => name);
+writeSync(1, `${['done; never ran:', ...never].join(' ')}\n`);

@@ -1,0 +1,307 @@
+// Arguments with which each op of the addon could run: right shapes of odd and empty sizes, every type, strided views,
+// indices in range (and now and then beside it). any_calls.mjs spoils some of them.
+
+const kSizes = [0, 1, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 48, 64, 65, 100];
+const kWrongIndices = [-1, 5, 1000, 2 ** 31 - 1, -(2 ** 31)];
+
+const kUnary = ['abs', 'exp', 'log', 'neg', 'sqrt', 'rsqrt', 'sin', 'cos', 'tanh', 'sigmoid', 'gelu', 'silu'];
+const kBinary = ['add', 'sub', 'mul', 'div', 'pow', 'maximum', 'minimum'];
+const kComparisons = ['equal', 'not_equal', 'less', 'less_equal', 'greater', 'greater_equal'];
+const kReductions = ['none', 'mean', 'sum'];
+const kNorms = ['frobenius', 'nuclear'];
+
+export const kNames = [...kUnary, ...kBinary, ...kComparisons, ...kReductions, ...kNorms, 'of no op'];
+
+/**
+ * @param native the addon
+ * @param random pick, chance and below of one sequence
+ * @param keep called with each handle that is made
+ * @returns for a name of the addon's, a function that makes arguments of it
+ */
+export function plausibleArguments(native, { pick, chance, below }, keep) {
+  const size = () => pick(kSizes);
+  const positive = () => Math.max(1, size());
+  const float = () => pick(['f32', 'bf16', 'f16', 'f64']);
+  const maybe = (make) => (chance(0.5) ? make() : null);
+  const list = (count, make) => Array.from({ length: count }, (_, i) => make(i));
+  const kept = (handle) => {
+    keep(handle);
+    return handle;
+  };
+  const normal = (dtype, shape) => kept(native.randomNormal(shape, 0, 1, below(1e6), 0, dtype));
+  const constant = (dtype, shape, value) => kept(native.full(shape, value, dtype));
+
+  /** Dense, transposed in memory, or rows of a larger tensor; wanting a gradient, frozen, or neither. */
+  function tensor(dtype, ...shape) {
+    let handle;
+    if (shape.length === 2 && chance(0.15)) {
+      handle = kept(native.permute(normal(dtype, shape.toReversed()), [1, 0]));
+    } else if (shape.length > 0 && chance(0.1)) {
+      const [rows, ...rest] = shape;
+      handle = kept(native.slice(normal(dtype, [rows + 3, ...rest]), 0, 2, 2 + rows, 1));
+    } else {
+      handle = normal(dtype, shape);
+    }
+    if (chance(0.05)) handle = kept(native.affine(handle, pick([Number.NaN, 1e38, 0]), 0));
+    const role = below(10);
+    if (role < 3) native.setRequiresGrad(handle, true);
+    if (role > 6) native.freeze(handle);
+    return handle;
+  }
+  function indices(values) {
+    const words = Int32Array.from(values, (value) => (chance(0.02) ? pick(kWrongIndices) : value));
+    return kept(native.fromBytes(new Uint8Array(words.buffer), [words.length], 'i32'));
+  }
+  const indicesBelow = (limit, count) => indices(list(count, () => below(limit)));
+  const targets = (count, vocabulary) =>
+    indices(list(count, () => (chance(0.2) ? -100 : below(vocabulary))));
+
+  /** The ends of `count` segments, from 0 on; or of segments no longer than those of `ends`. */
+  function segments(count, ends) {
+    const found = [0];
+    for (let b = 0; b < count; ++b) {
+      found.push(found[b] + (ends ? below(ends[b + 1] - ends[b] + 1) : size()));
+    }
+    return found;
+  }
+  const lengthsIn = (ends) => indices(ends.slice(1).map((end, b) => below(end - ends[b] + 1)));
+
+  function linearGroup() {
+    const dtype = float();
+    const [rows, inputs] = [size(), size()];
+    const outputs = list(1 + below(3), size);
+    const factors = dtype === 'f64' ? 'f64' : 'f32';
+    const parts = list(below(5), () => ({
+      linear: below(outputs.length),
+      rank: pick([1, 3, 4, 8, 16, 17]),
+    }));
+    return [
+      tensor(dtype, rows, inputs),
+      maybe(() => tensor(dtype, rows, inputs)),
+      outputs.map((output) => tensor(dtype, output, inputs)),
+      outputs.map((output) => maybe(() => tensor(dtype, output))),
+      parts.map(({ rank }) => tensor(factors, rank, inputs)),
+      parts.map(({ linear, rank }) => tensor(factors, outputs[linear], rank)),
+      parts.map(() => pick([1, -1, 2])),
+      parts.map(({ linear }) => linear),
+      parts.map(() => below(2)),
+    ];
+  }
+
+  function attention() {
+    const dtype = float();
+    const count = below(5);
+    const keys = segments(count);
+    const queries = chance(0.4) ? segments(count, keys) : null;
+    const heads = 1 + below(3);
+    const width = pick([1, 8, 16, 32, 64, 80, 128]);
+    const rows = keys[count];
+    return [
+      tensor(dtype, queries ? queries[count] : rows, heads * (1 + below(3)), width),
+      tensor(dtype, rows, heads, width),
+      tensor(dtype, rows, heads, width),
+      indices(keys),
+      queries && indices(queries),
+      maybe(() => lengthsIn(keys)),
+      pick([1, 0.125, 0, -1]),
+      pick([0, 0, 50]),
+      pick([0, 0, 1, 3, 64]),
+      chance(0.7),
+    ];
+  }
+
+  function relativeAttention() {
+    const dtype = float();
+    const count = below(4);
+    const queries = segments(count);
+    const keys = chance(0.5) ? queries : segments(count);
+    const heads = 1 + below(5);
+    const width = pick([4, 16, 64]);
+    const buckets = positive();
+    const distances = 2 * pick([100, 3]) + 1; // the first reaches every key
+    const table = () => maybe(() => tensor(dtype, buckets, heads, width));
+    const tables = [table(), table()];
+    const bias = maybe(() => tensor(dtype === 'f64' ? 'f64' : 'f32', distances, heads));
+    const index = tables.some(Boolean) ? indicesBelow(buckets, distances) : null;
+    const lengths = [maybe(() => lengthsIn(queries)), maybe(() => lengthsIn(keys))];
+    return [
+      tensor(dtype, queries[count], heads, width),
+      tensor(dtype, keys[count], heads, width),
+      tensor(dtype, keys[count], heads, width),
+      indices(queries),
+      indices(keys),
+      [...lengths, bias, ...tables, index],
+      0.2,
+      chance(0.5),
+    ];
+  }
+
+  /** What the ops on the head's rows begin with, and how large it is. */
+  function head() {
+    const dtype = float();
+    const [rows, width, vocabulary] = [size(), size(), size()];
+    const hidden = () => tensor(dtype, rows, width);
+    const weight = () => tensor(dtype, vocabulary, width);
+    return { dtype, rows, width, vocabulary, hidden, weight };
+  }
+  const topKs = () => pick([0, 1, 5, 1000]);
+  const chunkBytes = () => pick([0, 1000]);
+  const softcap = () => pick([0, 0, 30]);
+  const masks = ({ rows, vocabulary }) => [
+    maybe(() => targets(rows, vocabulary)),
+    maybe(() => constant('u8', [rows], 1)),
+    null,
+    [1, 0.5, 0.1],
+  ];
+
+  /** What an optimiser writes: neither strided nor recorded. */
+  const state = (...shape) => normal('f32', shape);
+
+  return {
+    unary: () => [tensor(float(), size(), size()), pick(kUnary)],
+    binary: () => {
+      const [dtype, rows, columns] = [float(), size(), size()];
+      const other = pick([[rows, columns], [columns], [1, columns], [rows, 1]]);
+      return [tensor(dtype, rows, columns), tensor(dtype, ...other), pick(kBinary)];
+    },
+    compare: () => {
+      const [dtype, rows, columns] = [float(), size(), size()];
+      return [tensor(dtype, rows, columns), tensor(dtype, columns), pick(kComparisons)];
+    },
+    gated: () => {
+      const [dtype, rows, columns] = [float(), size(), size()];
+      const names = ['silu', 'gelu', 'gelu_tanh', 'relu'];
+      return [tensor(dtype, rows, columns), tensor(dtype, rows, columns), pick(names)];
+    },
+    rmsNorm: () => {
+      const [dtype, columns] = [float(), size()];
+      const weight = tensor(pick([dtype, 'f32']), columns);
+      return [tensor(dtype, size(), columns), weight, 1e-5, below(2), chance(0.5)];
+    },
+    rmsNormAdd: () => {
+      const [dtype, rows, columns] = [float(), size(), size()];
+      const values = () => tensor(dtype, rows, columns);
+      return [values(), values(), tensor(dtype, columns), 1e-5, below(2), chance(0.5)];
+    },
+    layerNorm: () => {
+      const [dtype, columns] = [float(), size()];
+      const parameter = () => maybe(() => tensor(dtype, columns));
+      return [tensor(dtype, size(), columns), parameter(), parameter(), 1e-5];
+    },
+    rope: () => {
+      const dtype = float();
+      const [rows, width, positions] = [size(), pick([2, 4, 8, 16, 64]), positive()];
+      const turned = pick([width, width / 2, 2]);
+      const table = () => tensor(dtype === 'f64' ? 'f64' : 'f32', positions, turned / 2);
+      return [tensor(dtype, rows, positive(), width), table(), table(), indicesBelow(positions, rows)];
+    },
+    attention,
+    relativeAttention,
+    crossEntropy: () => {
+      const [rows, vocabulary] = [size(), positive()];
+      return [tensor(float(), rows, vocabulary), targets(rows, vocabulary), pick(kReductions)];
+    },
+    matmul: () => {
+      const [dtype, m, n, k] = [float(), size(), size(), size()];
+      const batch = pick([[], [2], [3, 2]]);
+      const [transposeA, transposeB] = [chance(0.5), chance(0.5)];
+      const a = tensor(dtype, ...batch, ...(transposeA ? [k, m] : [m, k]));
+      const b = tensor(dtype, ...batch, ...(transposeB ? [n, k] : [k, n]));
+      return [a, b, transposeA, transposeB];
+    },
+    linearGroup,
+    rowNorm: () => {
+      const [outputs, inputs, rank] = [size(), size(), positive()];
+      const factors = [[tensor('f32', rank, inputs)], [tensor('f32', outputs, rank)]];
+      return [tensor(float(), outputs, inputs), ...factors, [2]];
+    },
+    embedding: () => {
+      const rows = positive();
+      return [tensor(float(), rows, size()), indicesBelow(rows, size())];
+    },
+    indexSelect: () => {
+      const rows = positive();
+      return [tensor(float(), rows, size()), indicesBelow(rows, size())];
+    },
+    gather: () => {
+      const [rows, columns, chosen] = [positive(), size(), size()];
+      const index = kept(native.reshape(indicesBelow(rows, chosen * columns), [chosen, columns]));
+      return [tensor(float(), rows, columns), index, 0];
+    },
+    scatterAdd: () => {
+      const [dtype, rows, columns, chosen] = [float(), positive(), size(), size()];
+      const index = kept(native.reshape(indicesBelow(rows, chosen * columns), [chosen, columns]));
+      return [tensor(dtype, rows, columns), index, tensor(dtype, chosen, columns), 0];
+    },
+    adamwSteps: () => {
+      const shapes = list(1 + below(3), () => [size(), size()]);
+      const states = () => shapes.map((shape) => state(...shape));
+      const grads = shapes.map((shape) => tensor('f32', ...shape));
+      const rates = shapes.map(() => constant('f64', [3], 0.1));
+      const decays = shapes.map(() => 0.01);
+      const coefficient = maybe(() => constant('f64', [], 1));
+      return [states(), grads, states(), states(), rates, decays, coefficient, 0.9, 0.99, 1e-8];
+    },
+    sgdStep: () => {
+      const shape = [size(), size()];
+      const tensors = [state(...shape), tensor('f32', ...shape), maybe(() => state(...shape)), null];
+      return [...tensors, 0.1, 0.9, 0, 0, chance(0.5), chance(0.5)];
+    },
+    adafactorStep: () => {
+      const [rows, columns] = [size(), size()];
+      const values = () => state(rows, columns);
+      const moments = [state(rows), state(columns), maybe(values), null];
+      const scaleFloor = pick([-1, 0.1]);
+      return [values(), tensor('f32', rows, columns), ...moments, 0.1, 0.9, 0.99, 1e-8, 1, 0, scaleFloor];
+    },
+    gradNorm: () => [
+      list(pick([0, 1, 2, 5]), () => tensor(pick(['f32', 'f64']), size(), size())),
+      pick(['1', '2', 'inf']),
+    ],
+    headLosses: () => {
+      const of = head();
+      const teacher = maybe(of.hidden);
+      const teacherHead = chance(0.2) ? of.weight() : null;
+      const fixed = [pick([1, 2]), topKs(), softcap(), chunkBytes()];
+      return [of.hidden(), teacher, of.weight(), teacherHead, ...masks(of), ...fixed];
+    },
+    headLossesCached: () => {
+      const of = head();
+      const mean = tensor(of.dtype === 'f64' ? 'f64' : 'f32', of.rows, of.width);
+      const fixed = [pick([1, 2]), topKs(), 0, chunkBytes()];
+      return [of.hidden(), mean, tensor('f64', of.rows), of.weight(), ...masks(of), ...fixed];
+    },
+    teacherSummary: () => {
+      const of = head();
+      return [of.hidden(), null, of.weight(), pick([1, 2]), 0, chunkBytes()];
+    },
+    headRows: () => {
+      const of = head();
+      const ids = maybe(() => targets(of.rows, of.vocabulary));
+      const fixed = [1, 1, topKs(), softcap(), chunkBytes()];
+      return [of.hidden(), maybe(of.hidden), of.weight(), null, ids, ...fixed];
+    },
+    svdRatio: () => {
+      const of = head();
+      const norm = pick(kNorms);
+      return [of.hidden(), of.weight(), pick([0, 1, 2, 10]), norm, softcap(), chunkBytes()];
+    },
+    svdRatioGram: () => {
+      const of = head();
+      const gram = kept(native.gram(of.weight()));
+      return [of.hidden(), gram, pick([0, 1, 2, 10]), pick(kNorms)];
+    },
+    qr: () => [tensor(float(), positive(), size())],
+    svd: () => [tensor(float(), size(), size())],
+    singularValues: () => [tensor(float(), size(), size())],
+    eigh: () => {
+      const order = size();
+      return [tensor(float(), order, order)];
+    },
+    randomizedSvds: () => {
+      const matrices = list(1 + below(3), () => tensor(float(), positive(), positive()));
+      const ranks = matrices.map(() => pick([1, 2, 4]));
+      return [matrices, ranks, pick([0, 2, 4, -1]), pick([0, 5]), matrices.map(() => 3)];
+    },
+  };
+}

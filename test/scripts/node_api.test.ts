@@ -1,0 +1,15 @@
+// The version of Node-API that the addon is built for, said in three places: Node 20.0 knows none above 8.
+import { readFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { expect, it } from 'vitest';
+
+const read = (name: string): string =>
+  readFileSync(fileURLToPath(new URL(`../../${name}`, import.meta.url)), 'utf8');
+
+it.each([
+  ['CMakeLists.txt', /NAPI_VERSION=(\d+)/],
+  ['binding.gyp', /NAPI_VERSION=(\d+)/],
+  ['package.json', /"napi_versions": \[\s*(\d+)\s*\]/],
+])('%s says 8', (name, pattern) => {
+  expect(read(name).match(pattern)?.[1]).toBe('8');
+});

@@ -1,0 +1,40 @@
+// Weights of the regularizers at a step: the adaptive schedule by the most that the teacher's entropy can be.
+import { expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { LabelledBatches } from '../../lib/data/labelled_batches.ts';
+import { arrayRows } from '../../lib/data/rows.ts';
+import { resolveRegularizers } from '../../lib/train/methods.ts';
+import { termWeights } from '../../lib/train/term_weights.ts';
+import { Trainer } from '../../lib/train/trainer.ts';
+import { tinyClassifier, tinyClassifierTokenizer } from '../support/tiny_classifier.ts';
+
+const kAdaptive = { consistencyWeight: 0.1, consistencySchedule: 'adaptive' as const };
+
+it.each([
+  [0, Math.log(3), 0.1],
+  [Math.log(3), Math.log(3), 0.01],
+  [700, 2000 * Math.LN2, 0.1 - 0.09 * (700 / (2000 * Math.LN2))],
+  [0, 0, 0.1],
+])('an entropy of %s where the most is %s', async (mean, most, weight) => {
+  const at = { step: 0, totalSteps: 10 };
+  const entropy = async () => ({ mean, most });
+  const weights = await termWeights(resolveRegularizers(kAdaptive), at, entropy);
+  expect(weights?.consistency).toBeCloseTo(weight, 12);
+});
+
+it('is far from sure of 1100 labels that a fresh head knows nothing of', async () => {
+  const numLabels = 1100;
+  const problemType = 'multi_label_classification' as const;
+  const label = Array.from({ length: numLabels }, (_, d) => d % 2);
+  const data = await LabelledBatches.create(
+    arrayRows([{ text: 'a good film', label }]),
+    tinyClassifierTokenizer(),
+    { numLabels, problemType },
+  );
+  const model = await tinyClassifier({ numLabels, problemType, newHead: true });
+  const tuned = await AdapterModel.create(model, { r: 2 });
+  const trainer = new Trainer({ tuned, data, regularizers: kAdaptive, maxSteps: 1 });
+  const { last } = await trainer.train();
+  // From a tenth of l1 to all of it: sure of nothing is a tenth.
+  expect(last?.consistencyWeight).toBeLessThan(0.02);
+});
