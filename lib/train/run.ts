@@ -176,7 +176,8 @@ export class Run {
    */
   async saveCheckpoint(): Promise<string | null> {
     const nothing = this.step === 0 || this.savedStep === this.step;
-    if (this.parts.folder === null || nothing || this.updating || this.saveFailed) return null;
+    const impossible = this.updating || this.saveFailed || this.closed;
+    if (this.parts.folder === null || nothing || impossible) return null;
     try {
       this.savedPath = await this.write(this.parts.folder);
     } catch (error) {

@@ -1,5 +1,14 @@
-import { describe, expect, it, vi } from 'vitest';
+/** Interrupts: what the first and the second do, and where a command that has not begun to train stops. */
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { abortable, Interrupt, interruptOf } from '../../lib/cli/interrupt.ts';
+import { AutoModelForCausalLM } from '../../lib/models/index.ts';
+import { balora } from '../support/run_cli.ts';
+import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
+import { tinyRows, writeTinyClassifier } from '../support/tiny_classifier.ts';
 
 describe('abortable', () => {
   it.each([
@@ -82,5 +91,62 @@ describe('abortable', () => {
     );
     await expect(failing).rejects.toThrow('no');
     expect(process.listenerCount('SIGTERM')).toBe(before);
+  });
+});
+
+describe('before the first step balora train stops', () => {
+  let folder: string;
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), 'balora-interrupt-'));
+  });
+  afterEach(() => {
+    vi.restoreAllMocks();
+    rmSync(folder, { recursive: true });
+  });
+  const train = (data: string, ...more: string[]) => [
+    ...['train', '--model', join(folder, 'model'), '--data', join(folder, data), '--r', '2'],
+    ...['--output', join(folder, 'out'), ...more],
+  ];
+  const kStopped = 'stopped before the first step: nothing was written, begin anew\n';
+
+  it('between the loading of the base and the start of the adapter', async () => {
+    await writeTinyCheckpoint(join(folder, 'model'));
+    writeFileSync(join(folder, 'data.jsonl'), '{"prompt": "a", "response": "b"}\n'.repeat(4));
+    const load = AutoModelForCausalLM.fromPretrained;
+    vi.spyOn(AutoModelForCausalLM, 'fromPretrained').mockImplementation((...how) => {
+      process.emit('SIGTERM', 'SIGTERM');
+      return load.apply(AutoModelForCausalLM, how);
+    });
+    const start = vi.spyOn(AdapterModel, 'create');
+    const { code, err } = await balora(train('data.jsonl', '--prompt-template', 'none'));
+    expect(err).toBe(
+      `stopping before the first step (interrupt again to quit at once)\n${kStopped}`,
+    );
+    expect(code).toBe(143);
+    expect(start).not.toHaveBeenCalled();
+    expect(existsSync(join(folder, 'out'))).toBe(false);
+  });
+
+  it('in the warm-up of the head', async () => {
+    await writeTinyClassifier(join(folder, 'model'));
+    const rows = tinyRows(30).map(({ text, label }) => `${label}\t${text}`);
+    writeFileSync(join(folder, 'data.tsv'), `label\tsentence\n${rows.join('\n')}\n`);
+    const flags = [
+      '--task',
+      'sequence-classification',
+      '--new-head',
+      '--head-warmup-epochs',
+      '500',
+    ];
+    let sent = false;
+    const { code, err } = await balora(train('data.tsv', ...flags), (text) => {
+      if (sent || !text.includes('drawn anew')) return;
+      sent = true;
+      setTimeout(() => process.emit('SIGINT', 'SIGINT'), 50);
+    });
+    expect(err.endsWith(kStopped)).toBe(true);
+    expect(err).not.toContain('head warmed up');
+    expect(code).toBe(130);
+    expect(existsSync(join(folder, 'out'))).toBe(false);
   });
 });
