@@ -18,14 +18,17 @@ export function notFinite(step: number, terms: CombinedTerms, norm: number): Nat
  * of one that has none. What is no Error, or cannot be written to, is left alone.
  */
 export function addNotes(error: unknown, notes: readonly string[], second?: unknown): void {
-  if (!(error instanceof Error) || !Object.isExtensible(error)) return;
-  const before = error.message;
+  if (!(error instanceof Error) || notes.length === 0) return;
+  const { message: before, stack, cause } = error;
   const message = [before, ...notes].join('; ');
   // By definition, not assignment: a DOMException has its message behind a getter.
-  const define = (key: string, value: unknown) =>
-    Object.defineProperty(error, key, { value, writable: true, configurable: true });
-  const stack = error.stack?.replace(before, () => message);
-  define('message', message);
-  if (stack !== undefined) define('stack', stack);
-  if (second !== undefined && error.cause === undefined) define('cause', second);
+  const define = (key: string, value: unknown): boolean =>
+    Reflect.defineProperty(error, key, { value, writable: true, configurable: true });
+  if (!define('message', message)) return;
+  if (stack !== undefined)
+    define(
+      'stack',
+      stack.replace(before, () => message),
+    );
+  if (second !== undefined && cause === undefined) define('cause', second);
 }

@@ -263,9 +263,23 @@ describe('an error', () => {
     expect(existsSync(join(output, 'run', 'lock'))).toBe(false);
   });
 
+  it('of the platform (a DOMException) keeps its class and gets the note', async () => {
+    const error = await failure({
+      callbacks: [
+        at('step', 2, () => {
+          throw new DOMException('too late', 'TimeoutError');
+        }),
+      ],
+    });
+    expect(error).toBeInstanceOf(DOMException);
+    expect(error.name).toBe('TimeoutError');
+    expect(error.message).toContain(`too late; ${saved(2)}`);
+  });
+
   it('that is no error, frozen, or without an output goes through as it is', async () => {
     const frozen = Object.freeze(new Error('frozen'));
-    for (const thrown of ['a text', frozen, null]) {
+    const fixed = Object.defineProperty(new Error(), 'message', { value: 'fixed' });
+    for (const thrown of ['a text', frozen, fixed, null]) {
       const { trainer: failing } = await trainer({
         overwrite: true,
         callbacks: [
@@ -275,6 +289,7 @@ describe('an error', () => {
         ],
       });
       await expect(failing.train().catch((e: unknown) => e)).resolves.toBe(thrown);
+      expect([frozen.message, fixed.message]).toEqual(['frozen', 'fixed']);
       expect(await checkpoints()).toEqual(['step-1']);
     }
     const { output: _, ...nowhere } = { output, callbacks: [at('step', 1, fail('mail'))] };
