@@ -147,6 +147,7 @@ export async function loadTunedClassifier(
       'the head is drawn at random, so the consistency term pulls towards noise: --head-warmup-epochs 20, or --consistency-weight 0',
     );
   }
+  signal.throwIfAborted();
   if (setup.adapter !== null) {
     if (settings.adapter === undefined) return AdapterModel.create(model, setup.adapter, { seed });
     return warned(await AdapterModel.load(model, settings.adapter, { seed }), progress);

@@ -13,7 +13,7 @@ import { loadClassifier, openLabelled, type TrainedHead, trainedHead } from './c
 import { addOptions, readOptions } from './command_options.ts';
 import { classifierText } from './evaluation_view.ts';
 import { namesOfHead, warnOfGuess } from './head_names.ts';
-import { abortable, kInterrupted } from './interrupt.ts';
+import { abortable, interruptOf } from './interrupt.ts';
 import { loadModel, loadOptions, openBatches, warned } from './load.ts';
 import type { OptionRow, OptionValues } from './option_table.ts';
 import { integer, onOff, text } from './option_types.ts';
@@ -78,8 +78,9 @@ export const addEvaluate: CommandModule = (program, context, run) => {
           () => {},
         );
       } catch (error) {
-        if ((error as Error).name === 'AbortError') return kInterrupted;
-        throw error;
+        const interrupt = interruptOf(error);
+        if (interrupt === null) throw error;
+        return interrupt.exitCode;
       }
     }),
   );

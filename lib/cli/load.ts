@@ -93,13 +93,15 @@ export async function loadModel(
 export async function loadTuned(
   settings: TrainSettings,
   { method, adapter }: TrainSetup,
-  progress: Progress,
+  { progress, signal }: { progress: Progress; signal: AbortSignal },
 ): Promise<{ tuned: TunedModel; tokenizer: Tokenizer }> {
   const path = settings.model as string;
   const seed = settings.seed ?? kTrainDefaults.seed;
   const trainable = adapter === null;
   const how = loadOptions(settings, progress);
   const { model, tokenizer } = await loadModel(path, { ...how, trainable });
+  // The start of an adapter may take as long again.
+  signal.throwIfAborted();
   if (adapter === null) {
     if (method.regularizers.consistencyWeight === 0) {
       return { tuned: new FullModel(model), tokenizer };

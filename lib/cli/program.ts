@@ -1,6 +1,6 @@
 /**
  * The command line as a function of arguments and streams: parses, runs one command, turns errors into messages and exit codes.
- * 0 done; 1 failed; 2 used wrongly; 130 stopped by an interrupt.
+ * 0 done; 1 failed; 2 used wrongly; 128 + a signal's number: stopped by it.
  */
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';

@@ -15,7 +15,7 @@ import type { TrainResult } from '../train/types.ts';
 import { loadTunedClassifier, openLabelled, trainedHead } from './classifier_load.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import { namesOfHead, warnOfGuess } from './head_names.ts';
-import { abortable, kInterrupted } from './interrupt.ts';
+import { abortable, type Interrupt, interruptOf } from './interrupt.ts';
 import { loadOptions, loadTuned, openBatches } from './load.ts';
 import { dataText, type PlanStatistics, planText } from './plan_view.ts';
 import type { CliContext, CommandModule } from './program.ts';
@@ -48,17 +48,25 @@ export const addTrain: CommandModule = (program, context, run) => {
 
 async function train(settings: TrainSettings, context: CliContext): Promise<number> {
   const progress = new Progress(context.stderr);
-  const message =
-    'stopping after this micro-batch; the checkpoint can be resumed (interrupt again to quit at once)';
+  let begun = false;
+  const onBegin = () => {
+    begun = true;
+  };
+  const stopping = () => {
+    const when = begun ? 'after this micro-batch' : 'before the first step';
+    const kept = begun && settings.output !== undefined ? '; the checkpoint can be resumed' : '';
+    return `stopping ${when}${kept} (interrupt again to quit at once)`;
+  };
   try {
     return await abortable(
-      (signal) => run(settings, { context, progress, signal }),
-      () => progress.message(message),
+      (signal) => run(settings, { context, progress, signal, onBegin }),
+      () => progress.message(stopping()),
     );
   } catch (error) {
-    // Stopped before the first step: there is nothing to save.
-    if ((error as Error).name === 'AbortError') return kInterrupted;
-    throw error;
+    const interrupt = interruptOf(error);
+    if (interrupt === null) throw error;
+    progress.message('stopped before the first step: nothing was written, begin anew');
+    return interrupt.exitCode;
   } finally {
     progress.clear();
   }
@@ -68,11 +76,13 @@ interface Surroundings {
   context: CliContext;
   progress: Progress;
   signal: AbortSignal;
+  /** Called when the run itself begins: from here on there is something to save. */
+  onBegin: () => void;
 }
 
 async function run(
   settings: TrainSettings,
-  { context, progress, signal }: Surroundings,
+  { context, progress, signal, onBegin }: Surroundings,
 ): Promise<number> {
   const setup = trainSetup(settings);
   if (settings.threads !== undefined) setNumThreads(settings.threads);
@@ -98,12 +108,14 @@ async function run(
     }
     progress.message(`data: ${dataText(statistics, format)}`);
     if (settings.output === undefined) progress.warn('no --output: the result is written nowhere');
+    signal.throwIfAborted();
+    onBegin();
     const events = trainer.run();
     for (;;) {
       const { value, done } = await events.next();
       if (done) {
         await saveTokenizer(value, input, tokenizer);
-        return report(value, progress);
+        return report(value, settings, { progress, signal });
       }
       progress.show(value);
     }
@@ -128,7 +140,7 @@ async function prepare(
   setup: TrainSetup,
   { progress, signal }: Telling,
 ): Promise<Prepared> {
-  const { tuned, tokenizer } = await loadTuned(settings, setup, progress);
+  const { tuned, tokenizer } = await loadTuned(settings, setup, { progress, signal });
   const open = (file: string, options: BatchOptions) =>
     openBatches(file, tokenizer, { ...options, columns: setup.columns, progress, signal });
   const data = await open(settings.data as string, setup.batches);
@@ -215,14 +227,26 @@ async function saveTokenizer(
   else if (form === 'residual') await tokenizer.save(join(output, RESIDUAL_BASE));
 }
 
-function report(result: TrainResult, progress: Progress): number {
+function report(
+  result: TrainResult,
+  settings: TrainSettings,
+  { progress, signal }: Telling,
+): number {
   progress.clear();
   const { reason, steps, elapsedSeconds, output, best } = result;
   const where = output === null ? '' : `, written to ${output}`;
   const kept =
     best === null ? '' : `; kept step ${best.step} (${best.metric} ${best.value.toFixed(4)})`;
+  const onward = reason === 'aborted' ? `; ${howToGoOn(result, settings)}` : '';
   progress.message(
-    `${reason} after ${steps} steps and ${formatSeconds(elapsedSeconds)}${where}${kept}`,
+    `${reason} after ${steps} steps and ${formatSeconds(elapsedSeconds)}${where}${kept}${onward}`,
   );
-  return reason === 'aborted' ? kInterrupted : 0;
+  return reason === 'aborted' ? (signal.reason as Interrupt).exitCode : 0;
+}
+
+function howToGoOn({ checkpoint }: TrainResult, { output }: TrainSettings): string {
+  if (output === undefined) return 'without --output nothing is kept';
+  return checkpoint === null
+    ? 'there is no step to resume, begin anew with --overwrite'
+    : `the same command with --resume goes on from ${checkpoint}`;
 }

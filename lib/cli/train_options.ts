@@ -113,7 +113,8 @@ export const kTrainOptions = {
     integer(1),
     'examples of a batch of evaluation; the result does not depend on it; default: as in training',
   ),
-  saveSteps: run(integer(0), 'steps between checkpoints; 0: only at the end'),
+  saveSteps: run(integer(0), 'steps between checkpoints; 0: by time only'),
+  saveMinutes: run(number(0), 'minutes between checkpoints, whatever the steps; 0: by steps only'),
   loggingSteps: run(integer(1), 'steps between lines of the log'),
   seed: run(integer(0), 'of the order of the data and the start of the adapter'),
   memoryBudget: run(

@@ -202,6 +202,7 @@ const kOutputKeys = [
   'overwrite',
   'resume',
   'saveSteps',
+  'saveMinutes',
   'evalSteps',
   'loggingSteps',
   'export',

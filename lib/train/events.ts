@@ -4,6 +4,8 @@
  */
 import type { TrainCallback, TrainEvent } from './types.ts';
 
+export type Warning = Extract<TrainEvent, { type: 'warning' }>;
+
 export async function notify(
   event: TrainEvent,
   callbacks: readonly TrainCallback[],

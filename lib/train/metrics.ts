@@ -12,9 +12,18 @@ export class MetricsFile {
     private readonly file: FileHandle,
   ) {}
 
-  /** Opens the file for appending after `step`; later and unfinished lines go. */
-  static async open(path: string, step: number): Promise<MetricsFile> {
-    await writeFileAtomic(path, (await linesUpTo(path, step)).map((line) => `${line}\n`).join(''));
+  /**
+   * Opens the file for appending after `step`; later and unfinished lines go. `last`, the record of `step`, comes back where the
+   * step was saved and its line could not be written.
+   */
+  static async open(
+    path: string,
+    { step, last = null }: { step: number; last?: StepRecord | null },
+  ): Promise<MetricsFile> {
+    const lines = await linesUpTo(path, step);
+    const stands = lines.some((line) => (JSON.parse(line) as StepRecord).step === step);
+    if (last !== null && !stands) lines.push(JSON.stringify(last));
+    await writeFileAtomic(path, lines.map((line) => `${line}\n`).join(''));
     return new MetricsFile(path, await open(path, 'a'));
   }
 

@@ -4,32 +4,32 @@
  */
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { ArgumentError, NativeError } from '../errors.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import type { Model } from '../models/index.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
-import type { Tensor } from '../tensor.ts';
+import { synchronize } from '../runtime.ts';
 import { BestKeeper, defaultMetric } from './best.ts';
-import { type Checkpoint, latestCheckpoint, saveCheckpoint } from './checkpoints.ts';
+import { type Checkpoint, saveCheckpoint } from './checkpoints.ts';
+import type { Warning } from './events.ts';
+import { addNotes } from './failure.ts';
 import { identityOf } from './identity.ts';
 import { MetricsFile } from './metrics.ts';
 import type { Objective } from './objective.ts';
 import { objectiveOf } from './objectives.ts';
 import { makeOptimizer } from './optimizers.ts';
-import { differences, type Identity, type ResolvedOptions } from './options.ts';
+import type { Identity, ResolvedOptions } from './options.ts';
 import { claimOutput, type OutputFolder } from './output.ts';
 import { parameterGroups } from './parameter_groups.ts';
 import { makePlan, planMemory, rateOf } from './plan.ts';
-import { type CombinedTerms, StepClock } from './record.ts';
+import { StepClock } from './record.ts';
+import { restore, savedTensors, takeUp } from './resume.ts';
 import { kTeacherCacheName } from './teacher_cache.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
-import type { AnyBatch, RunPlan, StepRecord, TrainEvent } from './types.ts';
+import type { AnyBatch, RunPlan, StepRecord } from './types.ts';
 import { type Position, WindowReader } from './window.ts';
 
-type Warning = Extract<TrainEvent, { type: 'warning' }>;
-
 const kStart: Position = { epoch: 0, microBatch: 0 };
-const kPrefix = { tuned: 'tuned/', optimizer: 'optimizer/' } as const;
+const kMsPerMinute = 60_000;
 
 /** What a run is made of; built by {@link openRun}. */
 interface Parts {
@@ -58,10 +58,16 @@ interface Progress {
 }
 
 export class Run {
-  /** Whether an evaluation at this step is due that was stopped. */
+  /** Whether an evaluation at this step is due, or was stopped. */
   owesEvaluation = false;
   private savedStep: number | null = null;
   private savedPath: string | null = null;
+  private savedAt = performance.now();
+  /** Whether a checkpoint could not be written: it is not tried again. */
+  private saveFailed = false;
+  /** Whether parameters are being written, and so are those of no step. */
+  private updating = false;
+  private closed = false;
 
   constructor(
     private readonly parts: Parts,
@@ -109,6 +115,21 @@ export class Run {
     return this.parts.keeper;
   }
 
+  /** Folder of the last checkpoint; null where there is none. */
+  get lastCheckpoint(): string | null {
+    return this.savedPath;
+  }
+
+  /** Whether a checkpoint is due at this step, by steps or by time; the one of the last step is written in any case. */
+  get owesCheckpoint(): boolean {
+    if (this.step === this.totalSteps) return false;
+    const { saveSteps, saveMinutes } = this.parts.options.output;
+    const minutes = (performance.now() - this.savedAt) / kMsPerMinute;
+    return (
+      (saveSteps > 0 && this.step % saveSteps === 0) || (saveMinutes > 0 && minutes >= saveMinutes)
+    );
+  }
+
   /** Warnings since the last call, to be told. */
   takeWarnings(): Warning[] {
     return this.parts.warnings.splice(0);
@@ -123,18 +144,55 @@ export class Run {
     return this.clock.estimate(this.totalSteps - this.step);
   }
 
-  /** Takes note of a whole step. */
-  async commit(record: StepRecord, position: Position): Promise<void> {
-    await this.parts.metrics?.append(record);
-    this.progress = { step: record.step, position, last: record };
+  /** From here to commit() the parameters are those of no step. */
+  beginUpdate(): void {
+    this.updating = true;
   }
 
-  /** Puts everything away that a resumed run needs; null without an output folder or when it is saved already. */
+  /** Takes note of a whole step. */
+  async commit(record: StepRecord, position: Position): Promise<void> {
+    const { metrics, input, options } = this.parts;
+    const { evalSteps } = options.output;
+    this.progress = { step: record.step, position, last: record };
+    this.updating = false;
+    this.owesEvaluation =
+      input.evalData !== undefined &&
+      evalSteps > 0 &&
+      this.step % evalSteps === 0 &&
+      this.step < this.totalSteps;
+    await metrics?.append(record);
+  }
+
+  /** Drops a window that came to nothing: its gradients, and what the engine still has to say of it. */
+  async dropWindow(): Promise<void> {
+    const { tuned } = this.parts.input;
+    tuned.zeroGradients();
+    await synchronize(tuned.model.device).catch(() => {});
+  }
+
+  /**
+   * Puts everything away that a resumed run needs; null without an output folder, before the first step, where it is saved
+   * already and where it cannot be.
+   */
   async saveCheckpoint(): Promise<string | null> {
-    const { folder, input, optimizer, options } = this.parts;
-    if (folder === null || this.savedStep === this.step) return null;
+    const nothing = this.step === 0 || this.savedStep === this.step;
+    const impossible = this.updating || this.saveFailed || this.closed;
+    if (this.parts.folder === null || nothing || impossible) return null;
+    try {
+      this.savedPath = await this.write(this.parts.folder);
+    } catch (error) {
+      this.saveFailed = true;
+      throw error;
+    }
+    this.savedStep = this.step;
+    this.savedAt = performance.now();
+    return this.savedPath;
+  }
+
+  private write(folder: OutputFolder): Promise<string> {
+    const { input, optimizer, options } = this.parts;
     const moments = optimizer.state();
-    this.savedPath = await saveCheckpoint(
+    return saveCheckpoint(
       folder.checkpoints,
       {
         state: {
@@ -148,15 +206,42 @@ export class Run {
           optimizerSteps: moments.steps,
           ...(this.owesEvaluation && { owesEvaluation: true }),
         },
-        tensors: {
-          ...withPrefix(kPrefix.tuned, input.tuned.state()),
-          ...withPrefix(kPrefix.optimizer, moments.tensors),
-        },
+        tensors: savedTensors(input.tuned, moments.tensors),
       },
       options.output.saveTotalLimit,
     );
-    this.savedStep = this.step;
-    return this.savedPath;
+  }
+
+  /**
+   * Saves what a run that `error` ends has done, and says in the error where it is. Never throws: the first error is the one
+   * that counts.
+   */
+  async rescue(error: unknown): Promise<void> {
+    let second: unknown;
+    try {
+      await this.dropWindow();
+      await this.saveCheckpoint();
+    } catch (failure) {
+      second = failure;
+    }
+    addNotes(error, this.notes(second), second);
+    await this.close().catch(() => {});
+  }
+
+  /** What became of the run, for the error that ended it; `second`: why its last step could not be saved. */
+  private notes(second: unknown): string[] {
+    if (this.parts.folder === null || this.step === 0) return [];
+    return [
+      ...(this.updating
+        ? [`step ${this.step + 1} was writing the parameters, which are lost`]
+        : []),
+      ...(second === undefined
+        ? []
+        : [`step ${this.step} could not be saved (${(second as Error).message})`]),
+      this.savedPath === null
+        ? 'there is no checkpoint'
+        : `the last good checkpoint is ${this.savedPath}, and resume goes on from it`,
+    ];
   }
 
   /** Writes the adapter or model where users look for it. */
@@ -168,31 +253,21 @@ export class Run {
     await input.tuned.save(folder.path, { form: options.output.export });
   }
 
-  /** The error of a step whose numbers are not finite; nothing was changed by it. */
-  notFinite(terms: CombinedTerms, norm: number): NativeError {
-    const { taskLoss, consistency, diversity, svd } = terms;
-    const values = Object.entries({ taskLoss, consistency, diversity, svd, gradNorm: norm })
-      .filter(([, value]) => value !== null)
-      .map(([name, value]) => `${name} ${value}`);
-    const kept =
-      this.savedPath === null
-        ? 'no checkpoint had been saved'
-        : `the last good checkpoint is ${this.savedPath}`;
-    return new NativeError(
-      `step ${this.step + 1}: not finite (${values.join(', ')}); the parameters are those after step ${this.step}, ${kept}`,
-    );
-  }
-
   async close(): Promise<void> {
+    if (this.closed) return;
+    this.closed = true;
     const { input, windows, metrics, optimizer, objective, folder, keeper } = this.parts;
     // A step that failed or was stopped leaves some, and the model may go on into another run.
     input.tuned.zeroGradients();
-    await windows.close();
-    await metrics?.close();
-    optimizer.dispose();
-    objective.dispose();
-    keeper?.dispose();
-    await folder?.release();
+    try {
+      await windows.close();
+      await metrics?.close();
+    } finally {
+      optimizer.dispose();
+      objective.dispose();
+      keeper?.dispose();
+      await folder?.release();
+    }
   }
 
   /** Adopts a checkpoint that stands in the folder already. */
@@ -233,7 +308,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
       elapsedSeconds: 0,
     };
     if (folder !== null) {
-      metrics = await MetricsFile.open(folder.metrics, step);
+      metrics = await MetricsFile.open(folder.metrics, { step, last });
       await writeFileAtomic(folder.config, configText(options, identity));
     }
     const { gradientAccumulationSteps: accumulation } = options.optimization;
@@ -299,71 +374,8 @@ async function makeKeeper(
   return keeper;
 }
 
-/** The checkpoint to go on from, or null (with a warning) when the earlier run did not come to one. */
-async function takeUp(
-  folder: OutputFolder,
-  found: { identity: Identity; plan: RunPlan; warnings: Warning[]; device: string },
-): Promise<Checkpoint | null> {
-  const { identity, plan, warnings, device } = found;
-  const warn = (code: string, message: string): void => {
-    warnings.push({ type: 'warning', code, message });
-  };
-  const checkpoint = await latestCheckpoint(folder.checkpoints, {
-    device,
-    onDamaged: (message) => warn('checkpoint_damaged', message),
-  });
-  if (checkpoint === null) {
-    warn(
-      'nothing_to_resume',
-      `${folder.path} has no checkpoint: the run starts from the beginning`,
-    );
-    return null;
-  }
-  try {
-    checkContinues(checkpoint, identity, plan);
-  } catch (error) {
-    disposeAll(checkpoint.tensors);
-    throw error;
-  }
-  return checkpoint;
-}
-
-/** @throws ArgumentError for a checkpoint of another run */
-function checkContinues({ state, path }: Checkpoint, identity: Identity, plan: RunPlan): void {
-  if (!('baseModel' in state.identity)) {
-    throw new ArgumentError(
-      `${path} is of an earlier version of balora, which did not note dtype and base model: it cannot be continued; ` +
-        'begin anew in another folder, or with overwrite',
-    );
-  }
-  const changed = differences(
-    { ...state.identity, totalSteps: state.totalSteps },
-    { ...identity, totalSteps: plan.totalSteps },
-  );
-  if (changed.length > 0) {
-    throw new ArgumentError(
-      `${path} belongs to another run and cannot be continued bit for bit: ${changed.join('; ')}`,
-    );
-  }
-}
-
-function disposeAll(tensors: Readonly<Record<string, Tensor>>): void {
-  for (const tensor of Object.values(tensors)) tensor.dispose();
-}
-
 async function removeTeacherCache(folder: OutputFolder): Promise<void> {
   await rm(join(folder.run, kTeacherCacheName), { force: true });
-}
-
-function restore(checkpoint: Checkpoint, input: AnyTrainerOptions, optimizer: Optimizer): void {
-  const { path, state, tensors } = checkpoint;
-  const values = withoutPrefix(kPrefix.tuned, tensors);
-  input.tuned.restore(values, path);
-  disposeAll(values);
-  optimizer.restore(
-    { tensors: withoutPrefix(kPrefix.optimizer, tensors), steps: state.optimizerSteps },
-    path,
-  );
 }
 
 function configText(options: ResolvedOptions, identity: Identity): string {
@@ -375,16 +387,4 @@ function configText(options: ResolvedOptions, identity: Identity): string {
     seed: options.seed,
   };
   return `${JSON.stringify({ command: runConfig, trainer, identity }, null, 2)}\n`;
-}
-
-function withPrefix<T>(prefix: string, values: Readonly<Record<string, T>>): Record<string, T> {
-  return Object.fromEntries(Object.entries(values).map(([key, value]) => [prefix + key, value]));
-}
-
-function withoutPrefix<T>(prefix: string, values: Readonly<Record<string, T>>): Record<string, T> {
-  return Object.fromEntries(
-    Object.entries(values)
-      .filter(([key]) => key.startsWith(prefix))
-      .map(([key, value]) => [key.slice(prefix.length), value]),
-  );
 }

@@ -15,11 +15,13 @@ import type { Model } from '../models/index.ts';
 import { synchronize, withPhase } from '../runtime.ts';
 import { checkMetric } from './best.ts';
 import { checkClassifierRun } from './classifier_checks.ts';
+import { notFinite } from './failure.ts';
 import { taskOf } from './methods.ts';
 import { type ResolvedOptions, resolveOptions } from './options.ts';
 import { makePlan, measurePlan } from './plan.ts';
 import { makeRecord } from './record.ts';
 import { openRun, type Run } from './run.ts';
+import { unlessStopped } from './stop.ts';
 import { type AnyTrainerOptions, isClassifierRun } from './trainer_options.ts';
 import type {
   ClassifierEvaluation,
@@ -73,33 +75,44 @@ export class Trainer {
   }
 
   /**
-   * The run as a stream of events; it waits while its consumer is busy, and leaving the loop stops it.
+   * The run as a stream of events; it waits while its consumer is busy. However it ends (done, `signal`, an error, a consumer
+   * that leaves the loop), the last whole step is in a checkpoint of `output`, once.
    * @throws ArgumentError before the first step for a bad option, folder or data; NativeError naming the step when a
-   *   loss or a gradient is not finite (parameters and checkpoints stay those of the step before).
+   *   loss or a gradient is not finite (parameters and checkpoints stay those of the step before). The message of an error
+   *   after the first step ends with the last good checkpoint.
    */
   async *run(): AsyncGenerator<TrainEvent, TrainResult> {
-    const { signal } = this.input;
-    const run = await openRun(this.input, this.options);
+    const run = await unlessStopped(this.input.signal, () => openRun(this.input, this.options));
+    if (run === null) return yield* this.end(kStoppedBefore);
     try {
-      const { loggingSteps, saveSteps, evalSteps } = this.options.output;
-      for (const event of run.takeWarnings()) yield await this.tell(event);
-      yield await this.tell({ type: 'start', plan: run.plan, startStep: run.step });
-      if (run.owesEvaluation) yield* this.evaluation(run);
-      while (run.step < run.totalSteps && !signal?.aborted) {
-        const record = await this.step(run);
-        if (record === null) break;
-        for (const event of run.takeWarnings()) yield await this.tell(event);
-        const pace = { totalSteps: run.totalSteps, secondsLeft: run.secondsLeft() };
-        yield await this.tell({ type: 'step', record, ...pace });
-        const last = run.step === run.totalSteps;
-        if (run.step % loggingSteps === 0 || last)
-          yield await this.tell({ type: 'log', record, ...pace });
-        if (evalSteps > 0 && run.step % evalSteps === 0 && !last) yield* this.evaluation(run);
-        if (saveSteps > 0 && run.step % saveSteps === 0 && !last) yield* this.checkpoint(run);
-      }
+      yield* this.steps(run);
       return yield* this.finish(run);
+    } catch (error) {
+      await run.rescue(error);
+      throw error;
     } finally {
-      await run.close();
+      await this.leave(run);
+    }
+  }
+
+  private async *steps(run: Run): AsyncGenerator<TrainEvent, void> {
+    const { signal } = this.input;
+    const { loggingSteps } = this.options.output;
+    for (const event of run.takeWarnings()) yield await this.tell(event);
+    yield await this.tell({ type: 'start', plan: run.plan, startStep: run.step });
+    if (run.owesEvaluation) yield* this.evaluation(run);
+    while (run.step < run.totalSteps && !signal?.aborted) {
+      const record = await this.step(run);
+      if (record === null) return;
+      for (const event of run.takeWarnings()) yield await this.tell(event);
+      const pace = { totalSteps: run.totalSteps, secondsLeft: run.secondsLeft() };
+      yield await this.tell({ type: 'step', record, ...pace });
+      const last = run.step === run.totalSteps;
+      if (run.step % loggingSteps === 0 || last)
+        yield await this.tell({ type: 'log', record, ...pace });
+      // Saved first: an evaluation may take longer than the steps between two checkpoints.
+      if (run.owesCheckpoint) yield* this.checkpoint(run);
+      if (run.owesEvaluation) yield* this.evaluation(run);
     }
   }
 
@@ -117,17 +130,32 @@ export class Trainer {
       evaluation: aborted ? null : (run.keeper?.evaluation ?? last),
       best: run.keeper?.best ?? null,
       output: aborted ? null : (run.folder?.path ?? null),
+      checkpoint: run.lastCheckpoint,
     };
+    return yield* this.end(result);
+  }
+
+  private async *end(result: TrainResult): AsyncGenerator<TrainEvent, TrainResult> {
     yield await this.tell({ type: 'end', reason: result.reason, result });
     return result;
+  }
+
+  /** A consumer that left the loop reads no events any more; the callbacks still do. */
+  private async leave(run: Run): Promise<void> {
+    try {
+      const path = await run.saveCheckpoint();
+      if (path !== null) await this.tell({ type: 'checkpoint', step: run.step, path });
+    } finally {
+      await run.close();
+    }
   }
 
   /** null without held-out data, and where the signal stopped it: the run then owes it, and makes up for it when resumed. */
   private async *evaluation(run: Run): AsyncGenerator<TrainEvent, Evaluation | null> {
     const result = await evaluationOf(this.input);
+    if (result !== null) await run.keeper?.offer(this.input.tuned, result, run.step);
     run.owesEvaluation = result === null && this.input.evalData !== undefined;
     if (result === null) return null;
-    await run.keeper?.offer(this.input.tuned, result, run.step);
     yield await this.tell({ type: 'evaluation', step: run.step, result });
     return result;
   }
@@ -141,15 +169,19 @@ export class Trainer {
   private async step(run: Run): Promise<StepRecord | null> {
     run.clock.start();
     const learningRate = run.rate(run.step);
-    const window = await run.windows.next();
     const { tuned, signal } = this.input;
     const { maxGradNorm } = this.options.optimization;
     const { step, totalSteps } = run;
-    const terms = await run.objective.accumulate({ tuned, window, step, totalSteps, signal });
-    if (terms === null) {
-      tuned.zeroGradients();
+    const accumulated = await unlessStopped(signal, async () => {
+      const window = await run.windows.next();
+      const terms = await run.objective.accumulate({ tuned, window, step, totalSteps, signal });
+      return terms && { window, terms };
+    });
+    if (accumulated === null) {
+      await run.dropWindow();
       return null;
     }
+    const { window, terms } = accumulated;
     const update = withPhase('optimizer', () => {
       tuned.collectGradients();
       return Update.begin({
@@ -163,8 +195,9 @@ export class Trainer {
     if (!Number.isFinite(terms.loss) || !Number.isFinite(norm)) {
       update.dispose();
       run.optimizer.zeroGrad();
-      throw run.notFinite(terms, norm);
+      throw notFinite(run.step + 1, terms, norm);
     }
+    run.beginUpdate();
     withPhase('optimizer', () => {
       update.step(learningRate);
       update.dispose();
@@ -188,23 +221,32 @@ export class Trainer {
   }
 
   private async tell(event: TrainEvent): Promise<TrainEvent> {
-    for (const callback of this.input.callbacks ?? []) await callback(event);
+    for (const callback of this.input.callbacks ?? []) {
+      await unlessStopped(this.input.signal, () => callback(event));
+    }
     return event;
   }
 }
 
 type Evaluation = EvaluationResult | ClassifierEvaluation;
 
+/** The result of a run that the signal ended while folder, checkpoint and data were being opened. */
+const kStoppedBefore: TrainResult = {
+  reason: 'aborted',
+  steps: 0,
+  elapsedSeconds: 0,
+  last: null,
+  evaluation: null,
+  best: null,
+  output: null,
+  checkpoint: null,
+};
+
 /** null without held-out data, and where the signal stopped it. */
 async function evaluationOf(input: AnyTrainerOptions): Promise<Evaluation | null> {
   const { signal } = input;
   if (signal?.aborted) return null;
-  try {
-    return await evaluated(input, signal === undefined ? {} : { signal });
-  } catch (error) {
-    if (signal?.aborted && error === signal.reason) return null;
-    throw error;
-  }
+  return unlessStopped(signal, () => evaluated(input, signal === undefined ? {} : { signal }));
 }
 
 async function evaluated(

@@ -119,10 +119,15 @@ export interface OutputOptions {
    * of a run with another preparation is not continued.
    */
   preparation?: Readonly<Record<string, unknown>>;
-  /** Steps between checkpoints (0: only at the end), evaluations (0: only at the end) and `log` events. */
+  /** Steps between checkpoints (0: by time only), evaluations (0: only at the end) and `log` events. */
   saveSteps?: number; // 0
   evalSteps?: number; // 0
   loggingSteps?: number; // 1
+  /**
+   * A checkpoint is also written at the end of the first step that ends this many minutes after the last one, or after the
+   * start; 0: never. Whatever these say, the last whole step is saved when the run ends, is stopped or fails.
+   */
+  saveMinutes?: number; // 10
   /** Checkpoints to keep, the oldest go first. */
   saveTotalLimit?: number; // 2
   /** Form of an exported PiSSA adapter: a LoRA of rank 2r on the untouched base, or the residual model's pair. */
@@ -286,6 +291,8 @@ export interface TrainResult {
   readonly best: BestStep | null;
   /** Folder of the exported adapter or model; null without `output`. */
   readonly output: string | null;
+  /** Folder of the last checkpoint; null without `output` and before the first step. */
+  readonly checkpoint: string | null;
 }
 
 /** The step whose evaluation was the best so far. */

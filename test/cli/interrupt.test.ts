@@ -1,27 +1,70 @@
-import { describe, expect, it, vi } from 'vitest';
-import { abortable } from '../../lib/cli/interrupt.ts';
+/** Interrupts: what the first and the second do, and where a command that has not begun to train stops. */
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { abortable, Interrupt, interruptOf } from '../../lib/cli/interrupt.ts';
+import { AutoModelForCausalLM } from '../../lib/models/index.ts';
+import { balora } from '../support/run_cli.ts';
+import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
+import { tinyRows, writeTinyClassifier } from '../support/tiny_classifier.ts';
 
 describe('abortable', () => {
-  it('aborts at the first interrupt, ends the process at the second, and then lets go', async () => {
+  it.each([
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+  ] as const)(
+    'aborts at the first %s, ends the process at the second, and lets go',
+    async (name, code) => {
+      const exit = vi.spyOn(process, 'exit').mockImplementation((() => {}) as never);
+      const now = vi.spyOn(performance, 'now').mockReturnValue(1000);
+      const before = process.listenerCount(name);
+      let told = 0;
+      const reason = await abortable(
+        async (signal) => {
+          expect(signal.aborted).toBe(false);
+          process.emit(name, name);
+          expect(signal.aborted).toBe(true);
+          // What npx passes on of the same key press.
+          now.mockReturnValue(1200);
+          process.emit(name, name);
+          expect(exit).not.toHaveBeenCalled();
+          now.mockReturnValue(1300);
+          process.emit(name, name);
+          return signal.reason;
+        },
+        () => told++,
+      );
+      expect(reason).toMatchObject({ name: 'AbortError', exitCode: code });
+      expect(told).toBe(1);
+      expect(exit).toHaveBeenCalledExactlyOnceWith(code);
+      expect(process.listenerCount(name)).toBe(before);
+      vi.restoreAllMocks();
+    },
+  );
+
+  it('ends the process at another signal than the first, at once', async () => {
     const exit = vi.spyOn(process, 'exit').mockImplementation((() => {}) as never);
-    const before = process.listenerCount('SIGINT');
-    let told = 0;
-    const seen = await abortable(
-      async (signal) => {
-        const states = [signal.aborted];
-        process.emit('SIGINT');
-        states.push(signal.aborted);
-        expect(exit).not.toHaveBeenCalled();
-        process.emit('SIGINT');
-        return states;
+    await abortable(
+      async () => {
+        process.emit('SIGHUP', 'SIGHUP');
+        process.emit('SIGTERM', 'SIGTERM');
       },
-      () => told++,
+      () => {},
     );
-    expect(seen).toEqual([false, true]);
-    expect(told).toBe(1);
-    expect(exit).toHaveBeenCalledExactlyOnceWith(130);
-    expect(process.listenerCount('SIGINT')).toBe(before);
-    exit.mockRestore();
+    expect(exit).toHaveBeenCalledExactlyOnceWith(143);
+    vi.restoreAllMocks();
+  });
+
+  it('is known by what it makes others throw', () => {
+    const interrupt = new Interrupt('SIGHUP');
+    expect(interrupt.exitCode).toBe(129);
+    expect(interruptOf(interrupt)).toBe(interrupt);
+    expect(interruptOf(new Error('aborted', { cause: interrupt }))).toBe(interrupt);
+    for (const other of [new Error('no'), 'no', null, new DOMException('no', 'AbortError')]) {
+      expect(interruptOf(other)).toBeNull();
+    }
   });
 
   it('stops at a hang-up, however often it comes', async () => {
@@ -48,5 +91,62 @@ describe('abortable', () => {
     );
     await expect(failing).rejects.toThrow('no');
     expect(process.listenerCount('SIGTERM')).toBe(before);
+  });
+});
+
+describe('before the first step balora train stops', () => {
+  let folder: string;
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), 'balora-interrupt-'));
+  });
+  afterEach(() => {
+    vi.restoreAllMocks();
+    rmSync(folder, { recursive: true });
+  });
+  const train = (data: string, ...more: string[]) => [
+    ...['train', '--model', join(folder, 'model'), '--data', join(folder, data), '--r', '2'],
+    ...['--output', join(folder, 'out'), ...more],
+  ];
+  const kStopped = 'stopped before the first step: nothing was written, begin anew\n';
+
+  it('between the loading of the base and the start of the adapter', async () => {
+    await writeTinyCheckpoint(join(folder, 'model'));
+    writeFileSync(join(folder, 'data.jsonl'), '{"prompt": "a", "response": "b"}\n'.repeat(4));
+    const load = AutoModelForCausalLM.fromPretrained;
+    vi.spyOn(AutoModelForCausalLM, 'fromPretrained').mockImplementation((...how) => {
+      process.emit('SIGTERM', 'SIGTERM');
+      return load.apply(AutoModelForCausalLM, how);
+    });
+    const start = vi.spyOn(AdapterModel, 'create');
+    const { code, err } = await balora(train('data.jsonl', '--prompt-template', 'none'));
+    expect(err).toBe(
+      `stopping before the first step (interrupt again to quit at once)\n${kStopped}`,
+    );
+    expect(code).toBe(143);
+    expect(start).not.toHaveBeenCalled();
+    expect(existsSync(join(folder, 'out'))).toBe(false);
+  });
+
+  it('in the warm-up of the head', async () => {
+    await writeTinyClassifier(join(folder, 'model'));
+    const rows = tinyRows(30).map(({ text, label }) => `${label}\t${text}`);
+    writeFileSync(join(folder, 'data.tsv'), `label\tsentence\n${rows.join('\n')}\n`);
+    const flags = [
+      '--task',
+      'sequence-classification',
+      '--new-head',
+      '--head-warmup-epochs',
+      '500',
+    ];
+    let sent = false;
+    const { code, err } = await balora(train('data.tsv', ...flags), (text) => {
+      if (sent || !text.includes('drawn anew')) return;
+      sent = true;
+      setTimeout(() => process.emit('SIGINT', 'SIGINT'), 50);
+    });
+    expect(err.endsWith(kStopped)).toBe(true);
+    expect(err).not.toContain('head warmed up');
+    expect(code).toBe(130);
+    expect(existsSync(join(folder, 'out'))).toBe(false);
   });
 });

@@ -155,7 +155,7 @@ describe('flags', () => {
       '--no-shuffle --consistency-weight --diversity-weight --svd-weight --temperature --entropy-top-k ' +
       '--svd-top-k --svd-norm --positions --consistency-schedule --regularizer-schedule ' +
       '--regularizer-warmup-ratio --regularizer-ramp-ratio --prompt-template --prompt-field --response-field ' +
-      '--eval-steps --save-steps --logging-steps --export --threads --dry-run --config';
+      '--eval-steps --save-steps --save-minutes --logging-steps --export --threads --dry-run --config';
     const command = new Command();
     addOptions(command, kTrainOptions, { config: true });
     const flags = command.options.map((option) => option.long);

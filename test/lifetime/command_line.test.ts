@@ -63,7 +63,7 @@ it('keeps a checkpoint when the terminal hangs up', { timeout: kLimitMs }, async
     child.kill('SIGHUP');
     child.kill('SIGHUP');
   });
-  expect(await once(child, 'exit')).toEqual([130, null]);
+  expect(await once(child, 'exit')).toEqual([129, null]);
   expect(readdirSync(join(folder, 'hung', 'run', 'checkpoints'))).toEqual([
     expect.stringMatching(/^step-/),
   ]);

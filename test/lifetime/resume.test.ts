@@ -86,15 +86,17 @@ it.skipIf(!hasPrlimit)(
       {
         ...{ at: 'metrics', event: 'step', step: 4, seen: 4, saved: ['step-3'] },
         message:
-          /metrics\.jsonl: cannot write: the file is larger than the system allows \(EFBIG\)$/,
+          /metrics\.jsonl: cannot write: the file is larger than the system allows \(EFBIG\); step 5 could not be saved \(.*\); the last good .*step-3,/,
       },
       {
         ...{ at: 'checkpoint', event: 'step', step: 6, seen: 6, saved: ['step-3'] },
-        message: /run\/checkpoints\/.*: cannot (be written|write): .*(needs \d+ bytes|EFBIG)/,
+        message:
+          /run\/checkpoints\/.*: cannot (be written|write): .*(needs \d+ bytes|EFBIG).*; the last good .*step-3,/,
       },
       {
         ...{ at: 'export', event: 'checkpoint', step: 8, seen: 8, saved: ['step-6', 'step-8'] },
-        message: /adapter_\w+\.\w+: cannot (be written|write): .*(needs \d+ bytes|EFBIG)/,
+        message:
+          /adapter_\w+\.\w+: cannot (be written|write): .*(needs \d+ bytes|EFBIG).*; the last good .*step-8,/,
       },
     ]) {
       const output = join(folder, at);

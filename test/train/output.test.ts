@@ -112,11 +112,11 @@ it('cuts metrics back to the step that a checkpoint knows', async () => {
   const path = join(folder, 'metrics.jsonl');
   const line = (step: number): string => JSON.stringify({ step, loss: step / 2 });
   writeFileSync(path, `${line(1)}\n${line(2)}\n${line(3)}\n{"step":4,"lo`);
-  const file = await MetricsFile.open(path, 2);
+  const file = await MetricsFile.open(path, { step: 2 });
   await file.append({ step: 3, loss: 9 } as StepRecord);
   await file.close();
   const lines = readFileSync(path, 'utf8').trimEnd().split('\n');
   expect(lines).toEqual([line(1), line(2), '{"step":3,"loss":9}']);
-  await (await MetricsFile.open(path, 0)).close();
+  await (await MetricsFile.open(path, { step: 0 })).close();
   expect(readFileSync(path, 'utf8')).toBe('');
 });

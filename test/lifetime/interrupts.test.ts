@@ -1,0 +1,138 @@
+// Signals to `balora train` as a process of its own, at every kind of moment: it ends by the signal's exit code, says how to go on,
+// and the resumed run ends in the same bytes as one that was not stopped.
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import type { StepRecord } from '../../lib/train/types.ts';
+import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
+
+const kMain = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+const kLimitMs = 240_000;
+
+let folder: string;
+beforeAll(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'balora-interrupts-'));
+  await writeTinyCheckpoint(join(folder, 'model'));
+  const rows = (count: number) =>
+    Array.from(
+      { length: count },
+      (_, i) => `{"prompt": "a${i}", "response": "${'bc'.repeat(1 + (i % 3))}"}\n`,
+    );
+  for (const [name, count] of [
+    ['data', 40],
+    ['held', 600],
+    ['many', 60_000],
+  ] as const) {
+    writeFileSync(join(folder, `${name}.jsonl`), rows(count).join(''));
+  }
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+const train = (output: string, ...more: string[]) => [
+  ...['train', '--model', join(folder, 'model'), '--data', join(folder, 'data.jsonl')],
+  ...['--output', join(folder, output), '--prompt-template', 'none', '--r', '2'],
+  ...['--eval-data', join(folder, 'held.jsonl'), '--eval-steps', '4', '--max-steps', '8'],
+  ...['--per-device-train-batch-size', '4', '--per-device-eval-batch-size', '1', ...more],
+];
+
+interface Ending {
+  code: number | null;
+  signal: NodeJS.Signals | null;
+  err: string;
+}
+
+/** Runs balora; the signal is sent, once, when stderr matches. */
+async function balora(
+  args: string[],
+  { signal, when, twice = false }: { signal?: NodeJS.Signals; when?: RegExp; twice?: boolean } = {},
+): Promise<Ending> {
+  const child = spawn(process.execPath, [kMain, ...args], { stdio: ['ignore', 'ignore', 'pipe'] });
+  let err = '';
+  let sent = false;
+  child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    err += text;
+    if (sent || signal === undefined || !when?.test(err)) return;
+    sent = true;
+    child.kill(signal);
+    if (twice) child.kill(signal);
+  });
+  const [code, by] = (await once(child, 'close')) as [number | null, NodeJS.Signals | null];
+  return { code, signal: by, err };
+}
+
+const metrics = (output: string) =>
+  readFileSync(join(folder, output, 'run', 'metrics.jsonl'), 'utf8')
+    .trimEnd()
+    .split('\n')
+    .map((line) => {
+      const { tokensPerSecond, elapsedSeconds, peakRssBytes, ...rest } = JSON.parse(
+        line,
+      ) as StepRecord;
+      return rest;
+    });
+const adapter = (output: string) =>
+  readFileSync(join(folder, output, 'adapter_model.safetensors'), 'base64');
+
+it('stops while data is read, and has written nothing', { timeout: kLimitMs }, async () => {
+  const args = train('early').map((arg) => arg.replace('data.jsonl', 'many.jsonl'));
+  const { code, err } = await balora(args, { signal: 'SIGTERM', when: /rows read/ });
+  expect(err).toMatch(/^stopping before the first step \(interrupt again to quit at once\)$/m);
+  expect(err).toMatch(/^stopped before the first step: nothing was written, begin anew$/m);
+  expect(code).toBe(143);
+  expect(existsSync(join(folder, 'early'))).toBe(false);
+});
+
+/** When the signal comes, what the exit code is, and the steps that may be the last whole ones. */
+const kMoments: readonly {
+  moment: string;
+  signal: NodeJS.Signals;
+  code: number;
+  when: RegExp;
+  step: RegExp;
+}[] = [
+  { moment: 'step', signal: 'SIGINT', code: 130, when: /^step 2\/8/m, step: /[23]/ },
+  {
+    ...{ moment: 'evaluation', signal: 'SIGHUP', code: 129 },
+    ...{ when: /^checkpoint .*step-4$/m, step: /4/ },
+  },
+  // Each step is saved: the signal comes while that is done, or close to it.
+  { moment: 'save', signal: 'SIGTERM', code: 143, when: /^step 5\/8/m, step: /[56]/ },
+  {
+    ...{ moment: 'last evaluation', signal: 'SIGTERM', code: 143 },
+    ...{ when: /^checkpoint .*step-8$/m, step: /8/ },
+  },
+];
+
+it('stops at every other moment, and goes on bit for bit', { timeout: kLimitMs }, async () => {
+  expect((await balora(train('straight'))).code).toBe(0);
+  const checkpoint = (step: number) =>
+    join(folder, 'stopped', 'run', 'checkpoints', `step-${step}`);
+  let flags: string[] = [];
+  for (const { moment, signal, code, when, step } of kMoments) {
+    const args = train('stopped', '--save-minutes', '1e-6', ...flags);
+    // npx passes on what the terminal has sent to balora as well.
+    const { code: found, err } = await balora(args, { signal, when, twice: signal === 'SIGINT' });
+    expect(err, moment).toMatch(
+      /^stopping after this micro-batch; the checkpoint can be resumed \(interrupt again/m,
+    );
+    const said =
+      /^aborted after (\d) steps and \S+; the same command with --resume goes on from (.*)$/m.exec(
+        err,
+      );
+    expect(said?.[1], moment).toMatch(step);
+    expect(said?.[2], moment).toBe(checkpoint(Number(said?.[1])));
+    expect(existsSync(said?.[2] as string), moment).toBe(true);
+    expect(found, moment).toBe(code);
+    expect(existsSync(join(folder, 'stopped', 'adapter_model.safetensors'))).toBe(false);
+    flags = ['--resume'];
+  }
+  const last = await balora(train('stopped', '--resume'));
+  expect(last.code).toBe(0);
+  expect(last.err).toMatch(/^evaluation at step 8: /m);
+  expect(metrics('stopped')).toEqual(metrics('straight'));
+  expect(adapter('stopped')).toBe(adapter('straight'));
+});
