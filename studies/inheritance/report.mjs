@@ -1,6 +1,6 @@
 // The study's tables (Markdown) and plots (SVG): mean and standard deviation over seeds of every arm under every condition.
 //
-//   node examples/inheritance/report.mjs [--output output/inheritance]
+//   node studies/inheritance/report.mjs [--output output/inheritance]
 //
 // Reads output/runs.jsonl; writes output/report.md and one SVG a condition. Nothing is left out. Runs of one arm under one condition
 // must have the same settings: others cannot be averaged.
@@ -8,8 +8,8 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { CONDITIONS } from './conditions.mjs';
-import { line, readLines, shown, statistics } from './statistics.mjs';
-import { barChart } from './svg.mjs';
+import { line, readLines, shown, statistics } from '../statistics.mjs';
+import { barChart } from '../svg.mjs';
 
 const { values: options } = parseArgs({
   options: { output: { type: 'string', default: join('output', 'inheritance') } },

@@ -2,7 +2,7 @@
 // of its terms left out) and full fine-tuning are trained on SST-2, on SST-2 with a rare class (5 % and 20 %), with flipped labels, and on
 // CoLA, from several seeds, all with the same settings and the same probed head; the held-out rows are untouched.
 //
-//   npm run build && node examples/inheritance/study.mjs --model PATH --data FOLDER
+//   npm run build && node studies/inheritance/study.mjs --model PATH --data FOLDER
 //     [--conditions clean,imbalanced,imbalanced20,noise20,noise40,cola
 //     --methods lora,pissa,balora,full,no-consistency,no-diversity,no-svd --seeds 1,2,3 --train-rows 800 --eval-rows 450
 //     --batch-size 16 --learning-rate 5e-4 --full-learning-rate 5e-5 --epochs 1 --rank 8 --warm-up-epochs 20
@@ -11,7 +11,7 @@
 // FOLDER holds sst2/{train,dev}.tsv (label, sentence) and cola/{train,dev}.tsv (sentence, label), without headers.
 // output/runs.jsonl holds one run a line, with its settings. A run that stands there is not repeated, so a study that was stopped
 // goes on, and several processes may share one.
-// node examples/inheritance/report.mjs makes the tables and plots.
+// node studies/inheritance/report.mjs makes the tables and plots.
 import { appendFileSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';

@@ -24,7 +24,7 @@ const linesOf = (path: string) =>
     .map((text) => JSON.parse(text));
 
 async function script(program: string, ...args: string[]): Promise<string> {
-  const result = await runProgram(`examples/${program}`, {
+  const result = await runProgram(`studies/${program}`, {
     ...{ args, hangMs: 60_000, limitMs: kTimeout - 10_000 },
   });
   expect(result, result.stderr).toMatchObject({ code: 0, stopped: null });
@@ -101,7 +101,7 @@ describe('the inheritance study', () => {
       // Runs that cannot be averaged are not.
       const mixed = [...runs, { ...run, seed: 3, accuracy: 1, settings: { trainRows: 60 } }];
       await writeFile(log, mixed.map((one) => JSON.stringify(one)).join('\n'));
-      const refused = await runProgram(`examples/${report[0]}`, { args: report.slice(1) });
+      const refused = await runProgram(`studies/${report[0]}`, { args: report.slice(1) });
       expect(refused.code).toBe(1);
       expect(refused.stderr).toContain('different settings');
     },
@@ -110,7 +110,7 @@ describe('the inheritance study', () => {
 
   it('makes rows unfair as its conditions say, and leaves the held-out ones alone', async () => {
     const path = fileURLToPath(
-      new URL('../../examples/inheritance/conditions.mjs', import.meta.url),
+      new URL('../../studies/inheritance/conditions.mjs', import.meta.url),
     );
     const { rowsOf } = await import(path);
     const options = { data: at('data'), seed: 1, trainRows: 40, evalRows: 10 };

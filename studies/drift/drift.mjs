@@ -2,7 +2,7 @@
 // with the same settings, from several seeds; the held-out loss and the KL to the model before tuning are measured as
 // the runs go on. The runs are then compared at one and the same held-out loss.
 //
-//   npm run build && node examples/drift/drift.mjs --model PATH --data train.jsonl --eval-data test.jsonl
+//   npm run build && node studies/drift/drift.mjs --model PATH --data train.jsonl --eval-data test.jsonl
 //     --prompt-field question --response-field answer [--seeds 0,1,2 --steps 100 --eval-every 5 --eval-rows 48
 //     --batch-size 4 --rank 16 --learning-rate 1e-4 --dtype bf16 --output output/drift]
 //

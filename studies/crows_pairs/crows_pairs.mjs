@@ -3,7 +3,7 @@
 // sentence (`sent_more`) gets the higher log-likelihood: 50 % is no preference. Measured before tuning, and after LoRA,
 // PiSSA or BA-LoRA on the same rows with the same settings.
 //
-//   npm run build && node examples/crows_pairs/crows_pairs.mjs --model PATH --pairs crows_pairs.csv --method none|lora|pissa|balora
+//   npm run build && node studies/crows_pairs/crows_pairs.mjs --model PATH --pairs crows_pairs.csv --method none|lora|pissa|balora
 //     [--data train.jsonl --prompt-field question --response-field answer --steps 40 --batch-size 4 --rank 16
 //     --learning-rate 1e-4 --every 1 --seed 1 --dtype bf16 --output output/crows_pairs]
 //
@@ -24,8 +24,8 @@ import {
   Tokenizer,
   Trainer,
 } from 'balora';
-import { line, readLines, shown, statistics } from '../inheritance/statistics.mjs';
-import { barChart } from '../inheritance/svg.mjs';
+import { line, readLines, shown, statistics } from '../statistics.mjs';
+import { barChart } from '../svg.mjs';
 
 const { values: options } = parseArgs({
   options: {
