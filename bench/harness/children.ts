@@ -6,7 +6,7 @@ import type { Answer, Job, JobInput, JobKind, JobResult } from './worker.ts';
 
 const kWorker = fileURLToPath(new URL('./worker.js', import.meta.url));
 
-export interface ChildOptions {
+interface ChildOptions {
   /** Kernel threads; left out: all. */
   readonly threads?: number | undefined;
   /** Where the job's models and tensors are made; left out: the CPU. */

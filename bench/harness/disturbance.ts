@@ -8,7 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Disturbance, Machine, Measured, Row } from './types.ts';
 
 /** Seconds since the start of the machine, summed over its cores. */
-export interface CpuSeconds {
+interface CpuSeconds {
   readonly busy: number;
   readonly idle: number;
   readonly stolen: number;
@@ -48,7 +48,7 @@ export function disturbanceBetween(
 }
 
 /** Watches from its making on. Where /proc is not there it sees nothing. */
-export class CpuWatch {
+class CpuWatch {
   private readonly before = readCpuSeconds();
   private readonly own = ownSeconds();
 

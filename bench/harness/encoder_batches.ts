@@ -30,7 +30,7 @@ const kSst2Lengths = `
   .split(/\s+/)
   .map(Number);
 
-export interface EncoderData {
+interface EncoderData {
   readonly source: BatchSource<LabelledBatch>;
   readonly notes: readonly string[];
 }

@@ -1,5 +1,5 @@
 /** What a benchmark run is asked for. */
-import type { BenchDType, Row } from './types.ts';
+import type { BenchDType } from './types.ts';
 
 export interface BenchOptions {
   /** Rows and groups; default `all`, which leaves out `growth`. */
@@ -24,6 +24,4 @@ export interface BenchOptions {
   steps?: number;
   /** Told what is measured next. */
   onProgress?: (name: string) => void;
-  /** Told each row when it is measured. */
-  onRow?: (row: Row) => void;
 }

@@ -12,7 +12,7 @@ function operand(shape: readonly number[], dtype: BenchDType, seed: number): Ten
 }
 
 /** Median seconds of (m,k) x (k,n). */
-export async function productSeconds(
+async function productSeconds(
   { m, k, n, packed }: Omit<Product, 'count'>,
   dtype: BenchDType,
 ): Promise<number> {

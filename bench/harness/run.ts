@@ -24,7 +24,7 @@ const kTrialShape = 'tiny';
  * @throws ArgumentError for rows that do not exist; NativeError with the message of a row's process that failed
  */
 export async function runBench(options: BenchOptions = {}): Promise<Report> {
-  const { only = ['all'], onProgress = () => {}, onRow = () => {} } = options;
+  const { only = ['all'], onProgress = () => {} } = options;
   const series = chooseSeries(only);
   const plans = choosePlans(only.filter((name) => !name.startsWith('growth')));
   if (plans.length + series.length === 0) {
@@ -37,17 +37,13 @@ export async function runBench(options: BenchOptions = {}): Promise<Report> {
   const machine = await runJob('machine', { trial }, { device });
   const maker = new RowMaker(options);
   const rows: Row[] = [];
-  const add = (row: Row): void => {
-    rows.push(row);
-    onRow(row);
-  };
   for (const plan of plans) {
     if (plan.kind === 'micro') continue;
     onProgress(plan.name);
     const isRatio = plan.kind === 'ratio';
-    add(isRatio ? ratio(plan, options, rows) : await watched(() => maker.make(plan)));
+    rows.push(isRatio ? ratio(plan, options, rows) : await watched(() => maker.make(plan)));
   }
-  for (const row of await micro(plans, options, machine)) add(row);
+  rows.push(...(await micro(plans, options, machine)));
   const growth: GrowthSeries[] = [];
   const points: StepRow[] = [];
   for (const plan of series) {

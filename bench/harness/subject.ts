@@ -13,7 +13,7 @@ export interface SubjectOptions {
   readonly vocabulary?: number | undefined;
 }
 
-export interface Subject {
+interface Subject {
   readonly model: CausalLM;
   readonly sizes: Sizes;
   /** For people: the shape's name or the model's. */

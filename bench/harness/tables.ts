@@ -6,13 +6,13 @@ const kGiga = 1e9;
 const kTera = 1e12;
 const kGiB = 2 ** 30;
 
-export interface Cells {
+interface Cells {
   readonly head: readonly string[];
   readonly rows: readonly (readonly string[])[];
 }
 
 /** Columns side by side, the first flush left, the others flush right. */
-export function alignedTable({ head, rows }: Cells): string {
+function alignedTable({ head, rows }: Cells): string {
   const all = [head, ...rows];
   const widths = head.map((_, column) => Math.max(...all.map((row) => (row[column] ?? '').length)));
   return all

@@ -12,7 +12,7 @@ import { sum } from './statistics.ts';
 
 const kPhase = 'measured';
 
-export interface TimingOptions {
+interface TimingOptions {
   /** Enqueues what the timed part needs and may be counted out (a forward pass before its backward). */
   prepare?: () => void;
   /** Ops that are counted; left out: all of the body's. */

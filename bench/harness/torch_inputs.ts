@@ -54,7 +54,7 @@ async function writeShape({ folder, shape: name }: TorchInputs): Promise<Sizes> 
   return sizesOf(shape);
 }
 
-export interface RecipeRow {
+interface RecipeRow {
   readonly ids: number[];
   /** The ids where they are supervised, else -100; not shifted, as transformers takes them. */
   readonly labels: number[];

@@ -32,7 +32,7 @@ const kGsm8kBeginning = 24;
 
 const kMaxLength = 512; // the recipe's cut
 
-export interface BatchInputs {
+interface BatchInputs {
   readonly vocabulary: number;
   /** Micro-batches of an epoch; a file may hold fewer. */
   readonly count: number;
@@ -41,7 +41,7 @@ export interface BatchInputs {
   readonly dataFile?: string | undefined;
 }
 
-export interface WorkloadData {
+interface WorkloadData {
   readonly source: BatchSource;
   /** What the reader should know. */
   readonly notes: readonly string[];

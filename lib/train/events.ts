@@ -1,16 +1,4 @@
-/**
- * Callbacks run first, in order and awaited, then the event goes to whoever iterates the run. The run waits for its
- * consumer, so events never pile up.
- */
-import type { TrainCallback, TrainEvent } from './types.ts';
-
-export async function notify(
-  event: TrainEvent,
-  callbacks: readonly TrainCallback[],
-): Promise<TrainEvent> {
-  for (const callback of callbacks) await callback(event);
-  return event;
-}
+/** Yielding to the event loop between the ops of a pass. */
 
 /** Lets timers, I/O and other callbacks of the process run. */
 export function yieldToEventLoop(): Promise<void> {

@@ -16,7 +16,7 @@ import {
 type Size = (context: MicroContext) => readonly [rows: number, columns: number];
 
 /** Hidden states, what is inside an mlp, and logits that exist. */
-export const kHidden: Size = ({ rows, sizes }) => [rows, sizes.c];
+const kHidden: Size = ({ rows, sizes }) => [rows, sizes.c];
 export const kInner: Size = ({ rows, sizes }) => [rows, sizes.f];
 export const kLogits: Size = ({ sizes }) => [256, sizes.v];
 
@@ -40,7 +40,7 @@ interface Operands {
   readonly context: MicroContext;
 }
 
-export interface ArrayKernel {
+interface ArrayKernel {
   readonly size?: Size;
   readonly forward?: Pass;
   readonly backward?: Pass;

@@ -245,7 +245,7 @@ export function peakBytesOf(device: string): number {
 }
 
 /** The largest resident memory of this process since it began its program, mapped pages included. */
-export function peakResidentBytes(): number {
+function peakResidentBytes(): number {
   try {
     const kib = /^VmHWM:\s*(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1];
     if (kib !== undefined) return Number(kib) * 1024;
