@@ -38,7 +38,13 @@ const { adapter, regularizers } = resolveMethod('balora', {
 });
 const tuned = await AdapterModel.create(model, adapter);
 const trainer = new Trainer({
-  ...{ tuned, data, regularizers, learningRate: 1e-3, maxSteps: 20, output, overwrite: true },
+  tuned,
+  data,
+  regularizers,
+  learningRate: 1e-3,
+  maxSteps: 20,
+  output,
+  overwrite: true,
 });
 await trainer.train();
 const { metrics, loss } = await evaluateClassifier(tuned.model, data.batches(0));

@@ -42,7 +42,13 @@ const model = await AutoModelForCausalLM.fromPretrained(path);
 const data = await Batches.create(arrayRows(rows), await Tokenizer.fromPretrained(path));
 const tuned = await AdapterModel.create(model, { r: 8, loraAlpha: 8 });
 const trainer = new Trainer({
-  ...{ tuned, data, loss: smoothedLoss, learningRate: 1e-3, maxSteps: 20, output, overwrite: true },
+  tuned,
+  data,
+  loss: smoothedLoss,
+  learningRate: 1e-3,
+  maxSteps: 20,
+  output,
+  overwrite: true,
 });
 for await (const event of trainer.run()) {
   if (event.type !== 'step') continue;

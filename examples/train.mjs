@@ -32,8 +32,15 @@ const evalData = await Batches.create(arrayRows(heldOut), tokenizer, { shuffle: 
 const { adapter, regularizers } = resolveMethod('balora', { adapter: { r: 8, loraAlpha: 8 } });
 const tuned = await AdapterModel.create(model, adapter);
 const trainer = new Trainer({
-  ...{ tuned, data, evalData, regularizers },
-  ...{ learningRate: 1e-3, maxSteps: 20, evalSteps: 10, output, overwrite: true },
+  tuned,
+  data,
+  evalData,
+  regularizers,
+  learningRate: 1e-3,
+  maxSteps: 20,
+  evalSteps: 10,
+  output,
+  overwrite: true,
 });
 for await (const event of trainer.run()) {
   if (event.type === 'step') console.log(`step ${event.record.step}: loss ${event.record.loss}`);
