@@ -4,7 +4,7 @@ import { defineConfig, type TestProjectInlineConfiguration } from 'vitest/config
 import { lowerCpuLevels } from './test/support/cpu_levels.ts';
 
 // Tests that measure, or that start processes of their own, run one file at a time after all the others.
-const kAlone = ['test/lifetime/**/*.test.ts', 'test/package/**/*.test.ts'];
+const kAlone = ['test/{examples,lifetime,package,studies}/**/*.test.ts'];
 
 // Run a second time on the CUDA device: the emulated plug-in where it is built, or the one that BALORA_CUDA_PLUGIN names.
 const kOnDevices = [

@@ -1,9 +1,11 @@
 // Pictures of the growth series of a benchmark report, as SVG: one file an axis, time and memory side by side, measured
-// points with their fits. `node bench/charts.mjs REPORT.json FOLDER` writes them; echarts draws, without a browser.
+// points with their fits. `node bench/charts.mjs REPORT.json FOLDER` writes them, where
+// `npm run bench` or the tests have built the harness; echarts draws, without a browser.
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import * as echarts from 'echarts';
+import { valueAt } from '../build/harness/fit.js';
 
 const kColours = ['#1f6f8b', '#c8553d', '#588157', '#6d597a'];
 const kWidth = 960;
@@ -27,8 +29,6 @@ const kPanels = [
     left: '56%',
   },
 ];
-
-const valueAt = ({ form, a, b }, x) => (form === 'linear' ? a + b * x : a * x ** b);
 
 /** Points on the fit between the smallest and the largest size, evenly by ratio: the axes are logarithmic. */
 function fitPoints(fit, xs) {

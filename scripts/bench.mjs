@@ -1,18 +1,12 @@
-// `npm run bench [-- options]`: set-up where needed, then `balora bench` with the options as given; the JSON goes to
-// build/bench/latest.json unless --json says otherwise.
-import { mkdirSync } from 'node:fs';
+// `npm run bench [-- options]`: set-up where needed, then the benchmark's command (bench/harness/command.ts) with the options as
+// given.
+import { ensureBench } from './support/bench_build.mjs';
 import { setUp } from './support/set_up.mjs';
 import { inRoot, main, runVisible, say } from './support/shell.mjs';
 
 await main(async (args) => {
   await setUp(['build']);
+  await ensureBench();
   say('');
-  const folder = inRoot('build', 'bench');
-  mkdirSync(folder, { recursive: true });
-  const given = args.some((arg) => arg === '--json' || arg.startsWith('--json='));
-  const output = given ? [] : ['--json', inRoot('build', 'bench', 'latest.json')];
-  return (
-    runVisible(process.execPath, [inRoot('dist', 'cli', 'main.js'), 'bench', ...args, ...output]) ??
-    1
-  );
+  return runVisible(process.execPath, [inRoot('build', 'harness', 'main.js'), ...args]) ?? 1;
 });

@@ -4,6 +4,7 @@
 // the PyTorch recipe beside it where a Python with torch is named. Leaves bench.json and bench.txt in build/cuda-report.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { ensureBench } from './support/bench_build.mjs';
 import { Report, reportOptions, runCaptured } from './support/cuda.mjs';
 import { inRoot, main } from './support/shell.mjs';
 
@@ -30,7 +31,7 @@ function measure({ shape, only, beside }, { output, torch, device, budget }) {
   const json = join(output, 'part.json');
   const flags = ['--device', device, '--shape', shape, '--json', json];
   const torchFlags = beside ? ['--torch', torch, '--pairs', '1', '--torch-steps', '3'] : [];
-  const command = [inRoot('dist', 'cli', 'main.js'), 'bench', '--only', only.join(',')];
+  const command = [inRoot('build', 'harness', 'main.js'), '--only', only.join(',')];
   const run = runCaptured(process.execPath, [...command, ...flags, ...torchFlags], { budget });
   const result = run.status === 0 ? JSON.parse(readFileSync(json, 'utf8')) : { failure: run.text };
   return { ...run, result };
@@ -39,6 +40,7 @@ function measure({ shape, only, beside }, { output, torch, device, budget }) {
 await main(async (args) => {
   const options = reportOptions(args);
   const { output, torch, budget, shapes } = options;
+  await ensureBench();
   const report = new Report('bench', output);
   let failures = 0;
   for (const { only, ...run } of kRuns) {

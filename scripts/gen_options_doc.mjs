@@ -1,8 +1,8 @@
-// Writes the tables of options into docs/command-line.md, from the commands of the built library (dist). `--check` only
-// compares, and fails when they are stale.
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
-import { pathToFileURL } from 'node:url';
+// Writes the tables of options into docs/command-line.md, from the commands of the built library (dist), and those of
+// `npm run bench` into docs/benchmarking.md. `--check` only compares, and fails when they are stale.
+import { readFileSync, writeFileSync } from 'node:fs';
 import { Command } from 'commander';
+import { ensureBench } from './support/bench_build.mjs';
 import { inRoot, main, SetupError } from './support/shell.mjs';
 
 const kBegin = '<!-- options: written by npm run gen:options -->';
@@ -11,7 +11,7 @@ const kEnd = '<!-- /options -->';
 const cell = (text) => text.replaceAll('|', '\\|').replaceAll('<', '\\<').replaceAll('*', '\\*');
 
 /** One command's options as its help shows them, a table for each group. */
-function section(command) {
+function section(program, command) {
   const groups = new Map();
   for (const { flags, description, hidden, helpGroupHeading } of command.options) {
     if (hidden) continue;
@@ -22,24 +22,32 @@ function section(command) {
   const tables = [...groups].map(([group, rows]) =>
     [`| ${group || 'Every run'} | |`, '| --- | --- |', ...rows].join('\n'),
   );
-  return [`### balora ${command.name()}`, ...tables].join('\n\n');
+  return [`### ${program.name()} ${command.name()}`, ...tables].join('\n\n');
 }
 
-await main(async ([flag]) => {
-  const built = inRoot('dist', 'cli', 'commands.js');
-  if (!existsSync(built)) throw new SetupError('dist is not built: run npm run build');
-  const { kCommands } = await import(pathToFileURL(built).href);
+/** Writes, or compares, the sections of a page's commands. */
+function fill(page, commands, check) {
   const program = new Command('balora');
-  for (const addCommand of kCommands) addCommand(program, process, (action) => action);
-  const target = inRoot('docs', 'command-line.md');
+  for (const addCommand of commands) addCommand(program, process, (action) => action);
+  const target = inRoot(page);
   const before = readFileSync(target, 'utf8');
   const [begin, end] = [before.indexOf(kBegin), before.indexOf(kEnd)];
   if (begin < 0 || end < begin) throw new SetupError(`${target} lacks ${kBegin} and ${kEnd}`);
   const head = before.slice(0, begin + kBegin.length);
-  const text = `${head}\n\n${program.commands.map(section).join('\n\n')}\n\n${before.slice(end)}`;
-  if (flag !== '--check') {
+  const sections = program.commands.map((command) => section(program, command));
+  const text = `${head}\n\n${sections.join('\n\n')}\n\n${before.slice(end)}`;
+  if (!check) {
     writeFileSync(target, text);
   } else if (text !== before) {
-    throw new SetupError('the options in docs/command-line.md are stale: run npm run gen:options');
+    throw new SetupError(`the options in ${page} are stale: run npm run gen:options`);
   }
+}
+
+await main(async ([flag]) => {
+  await ensureBench();
+  const { kCommands } = await import('../dist/cli/commands.js');
+  const { addBench } = await import('../build/harness/command.js');
+  const check = flag === '--check';
+  fill('docs/command-line.md', kCommands, check);
+  fill('docs/benchmarking.md', [addBench], check);
 });

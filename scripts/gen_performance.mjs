@@ -5,7 +5,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { targetsOf } from '../bench/targets.mjs';
-import { ensureTypeScript } from './support/build_steps.mjs';
+import { ensureBench } from './support/bench_build.mjs';
 import { inRoot, main, SetupError } from './support/shell.mjs';
 
 const kResults = inRoot('bench', 'results');
@@ -33,8 +33,8 @@ async function collect(machine) {
     }
     for (const series of report.growth) growth.set(`${series.shape} ${series.axis}`, series);
   }
-  const { kRatioNeeds } = await import('../dist/bench/workloads.js');
-  const { ratioRow } = await import('../dist/bench/ratios.js');
+  const { kRatioNeeds } = await import('../build/harness/workloads.js');
+  const { ratioRow } = await import('../build/harness/ratios.js');
   for (const name of Object.keys(kRatioNeeds)) {
     // A ratio that no report could make of its own rows is made of all of them.
     if (rows.get(`${name} bf16`)?.kind === 'ratio') continue;
@@ -53,7 +53,7 @@ const markdown = ({ head, rows }) =>
 
 /** A machine's blocks by name; each is the text between its two marks. */
 async function blocks(machine, { reports, rows, growth }) {
-  const tables = await import('../dist/bench/tables.js');
+  const tables = await import('../build/harness/tables.js');
   const last = reports.at(-1);
   const best = { ...last.machine };
   for (const report of reports) {
@@ -129,7 +129,7 @@ function filled(page, text, made) {
 
 await main(async ([flag]) => {
   const check = flag === '--check';
-  await ensureTypeScript({ check: false });
+  await ensureBench();
   const { growthCharts } = await import('../bench/charts.mjs');
   const made = {};
   const files = new Map();

@@ -5,13 +5,14 @@
 import { spawnSync } from 'node:child_process';
 import { chmodSync, cpSync, existsSync, mkdirSync, rmSync, statSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
-import { buildNative, ensureTypeScript } from './support/build_steps.mjs';
+import { ensureBench } from './support/bench_build.mjs';
+import { buildNative } from './support/build_steps.mjs';
 import { cudaPlugin } from './support/cuda.mjs';
 import { capture, inRoot, main, root, runVisible, SetupError, say } from './support/shell.mjs';
 
 const kLimit = 60e6;
 const kFiles = [
-  ...['package.json', 'dist', 'scripts', 'bench/cuda', 'bench/torch', 'prebuilds'],
+  ...['package.json', 'dist', 'scripts', 'bench/cuda', 'bench/torch', 'build/harness', 'prebuilds'],
   ...['expected.json', 'expected.safetensors', 'inputs.safetensors', 'model'].map(
     (name) => `test/fixtures/architectures/llama-untied-gqa/${name}`,
   ),
@@ -48,7 +49,7 @@ function pack(folder) {
 
 await main(async () => {
   if (!existsSync(cudaPlugin())) return 1;
-  await ensureTypeScript({ check: false });
+  await ensureBench();
   await buildNative({ targets: ['balora', 'balora_device_tests'] });
   if (runVisible(process.execPath, [inRoot('scripts', 'prebuild.mjs')]) !== 0) return 1;
   const folder = inRoot('build', 'cuda-pack', 'balora-cuda');

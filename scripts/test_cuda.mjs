@@ -4,7 +4,8 @@
 // needs no compiler and no network. With --seconds N parts that do not fit are skipped by name.
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { buildNative, ensureTypeScript } from './support/build_steps.mjs';
+import { ensureBench } from './support/bench_build.mjs';
+import { buildNative } from './support/build_steps.mjs';
 import { cudaPlugin, Report, reportOptions, runCaptured } from './support/cuda.mjs';
 import { inRoot, main, SetupError, say } from './support/shell.mjs';
 
@@ -22,7 +23,7 @@ const kTrajectories = [
 async function buildInClone() {
   if (!existsSync(inRoot('CMakeLists.txt'))) return;
   await buildNative({ targets: ['balora', 'balora_device_tests'] });
-  await ensureTypeScript({ check: false });
+  await ensureBench();
 }
 
 function deviceTests(report, budget) {

@@ -47,13 +47,8 @@ const kLibRooms: Record<string, string[]> = {
     ...['eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'errors'],
   ],
-  // Measures everything that a training run is made of.
-  bench: [
-    ...['train', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
-    ...['nn', 'io', 'ops', 'tensor', 'errors'],
-  ],
   cli: [
-    ...['bench', 'train', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['train', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'errors'],
   ],
 };
@@ -65,15 +60,18 @@ const kLibFiles: Record<string, string> = {
   'lib/graph.ts': 'tensor',
   'lib/runtime.ts': 'tensor',
 };
+/** bench/harness measures everything that a training run is made of, and is called like the command line: all rooms of lib/. */
+const kHarness = 'bench/harness';
+
 /** The rooms that may use a package. */
 const kPackages: Record<string, string[]> = {
   '@huggingface/tokenizers': ['text'],
   '@huggingface/jinja': ['text'],
   hyparquet: ['data'],
   '@huggingface/hub': ['io'],
-  commander: ['cli'],
+  commander: ['cli', 'bench'],
   yaml: ['cli'],
-  zod: ['models', 'text', 'adapters', 'train', 'bench', 'cli'],
+  zod: ['models', 'text', 'adapters', 'train', 'cli', 'bench'],
 };
 
 const kMaxLines = 400;
@@ -88,6 +86,7 @@ const read = (path: string): string => readFileSync(join(kRoot, path), 'utf8');
 const nativeFiles = filesBelow('native', /\.(h|cc|def)$/);
 const cudaFiles = filesBelow('cuda', /\.(cu|cuh|h|def)$/);
 const libFiles = filesBelow('lib', /\.ts$/);
+const harnessFiles = filesBelow(kHarness, /\.ts$/);
 
 function libRoom(path: string): string {
   return kLibFiles[path] ?? path.split('/')[1]?.replace(/\.ts$/, '') ?? '';
@@ -130,19 +129,40 @@ function libComplaints(path: string, source: string): string[] {
   for (const specifier of importsOf(source)) {
     if (specifier.startsWith('.')) {
       const target = normalize(join(dirname(path), specifier)).replace(/\.js$/, '.ts');
-      if (!target.startsWith('lib/')) continue; // package.json
+      if (target === 'package.json') continue;
       const other = libRoom(target);
-      if (other !== room && !allowed.includes(other)) {
+      if (!target.startsWith('lib/')) {
+        complaints.push(`${path}: lib may not import ${target}`);
+      } else if (other !== room && !allowed.includes(other)) {
         complaints.push(`${path}: ${room} may not import ${relative('lib', target)}`);
       }
-    } else if (!isBuiltin(specifier)) {
-      const name = specifier.split('/', specifier.startsWith('@') ? 2 : 1).join('/');
-      if (!kPackages[name]?.includes(room)) {
-        complaints.push(`${path}: ${room} may not use the package ${name}`);
-      }
+    } else {
+      complaints.push(...packageComplaints(path, room, specifier));
     }
   }
   return complaints;
+}
+
+/** A complaint when a room may not use the package that it names. */
+function packageComplaints(path: string, room: string, specifier: string): string[] {
+  if (isBuiltin(specifier)) return [];
+  const name = specifier.split('/', specifier.startsWith('@') ? 2 : 1).join('/');
+  if (kPackages[name]?.includes(room)) return [];
+  return [`${path}: ${room} may not use the package ${name}`];
+}
+
+/**
+ * One complaint per import of a file of the harness that leads elsewhere than to itself or to lib/, or by lib/index.ts, which
+ * would load all of the library into the process whose start is measured.
+ */
+function harnessComplaints(path: string, source: string): string[] {
+  return importsOf(source).flatMap((specifier) => {
+    if (!specifier.startsWith('.')) return packageComplaints(path, 'bench', specifier);
+    const target = normalize(join(dirname(path), specifier));
+    const known = target.startsWith(`${kHarness}/`) || target.startsWith('lib/');
+    if (known && target !== 'lib/index.ts') return [];
+    return [`${path}: the harness may not import ${target}`];
+  });
 }
 
 /** What may stand in one file of cuda/ only, since the emulated device has to replace or to watch it. */
@@ -189,6 +209,11 @@ describe('layers', () => {
     expect(libFiles.flatMap((path) => libComplaints(path, read(path)))).toEqual([]);
   });
 
+  it('the benchmark imports itself and the rooms of lib/', () => {
+    expect(harnessFiles.length).toBeGreaterThan(20);
+    expect(harnessFiles.flatMap((path) => harnessComplaints(path, read(path)))).toEqual([]);
+  });
+
   it('packages that lib/ uses are dependencies', () => {
     const manifest = JSON.parse(read('package.json')) as Record<string, Record<string, string>>;
     const declared = Object.keys({ ...manifest.dependencies, ...manifest.optionalDependencies });
@@ -215,11 +240,22 @@ describe('layers', () => {
     expect(
       libComplaints('lib/losses/x.ts', "import type { M } from '../models/llama.ts'"),
     ).toHaveLength(1);
+    expect(
+      libComplaints('lib/cli/x.ts', "import { runBench } from '../../bench/harness/run.ts'"),
+    ).toHaveLength(1);
+    const harness = [
+      "import '../../dist/index.js';",
+      "import '../../lib/index.ts';",
+      "import 'yaml';",
+      "import { z } from 'zod';",
+      "import './run.ts';",
+    ];
+    expect(harnessComplaints('bench/harness/x.ts', harness.join('\n'))).toHaveLength(3);
   });
 });
 
 describe('house style', () => {
-  const sources = [...nativeFiles, ...cudaFiles, ...libFiles].filter(
+  const sources = [...nativeFiles, ...cudaFiles, ...libFiles, ...harnessFiles].filter(
     (path) => path !== 'lib/native_ops.ts',
   );
 

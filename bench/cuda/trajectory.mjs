@@ -12,8 +12,8 @@ import {
   setDefaultDevice,
   Trainer,
 } from 'balora';
-import { shapeNamed } from '../../dist/bench/shapes.js';
-import { workloadData } from '../../dist/bench/workload_batches.js';
+import { shapeNamed } from '../../build/harness/shapes.js';
+import { workloadData } from '../../build/harness/workload_batches.js';
 
 const { values: options } = parseArgs({
   options: {

@@ -180,10 +180,11 @@ export function configOf(
     return r === pair.a.shape[0] && Math.abs(written - alpha) <= 1e-12 * Math.abs(alpha);
   });
   if (same) return sorted;
+  // Patterns are regular expressions, so a dot matches anything; PEFT, too, writes paths as they are.
   const full = <T>(value: (module: ExportedModule) => T, fallback: T) =>
     modules
       .filter((module) => value(module) !== fallback)
-      .map((module) => [escapeName(module.name), value(module)] as const);
+      .map((module) => [module.name, value(module)] as const);
   return {
     ...named,
     rankPattern: sortedPattern(full(({ pair }) => pair.a.shape[0] as number, config.r)),
@@ -193,11 +194,6 @@ export function configOf(
 
 function sortedPattern(pattern: LoraConfig['rankPattern']): LoraConfig['rankPattern'] {
   return [...pattern].sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0));
-}
-
-/** Patterns are regular expressions: a dot in a path would match anything. PEFT itself writes paths bare. */
-function escapeName(name: string): string {
-  return name;
 }
 
 /** @throws FormatError for a module whose tensors are not those of its variant */

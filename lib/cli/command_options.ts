@@ -10,7 +10,7 @@ import {
   requireAll,
 } from './option_table.ts';
 
-export interface TableOptions {
+interface TableOptions {
   /** What holds where nothing is given, for the help: the library's own defaults. */
   defaults?: Readonly<Record<string, unknown>>;
   /** Offer --config FILE. */

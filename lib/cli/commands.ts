@@ -1,15 +1,8 @@
 /** The commands, in the order of the help. */
-import { addBench } from './bench_command.ts';
 import { addEvaluate } from './evaluate_command.ts';
 import { addInspect } from './inspect_command.ts';
 import { addMerge } from './merge_command.ts';
 import type { CommandModule } from './program.ts';
 import { addTrain } from './train_command.ts';
 
-export const kCommands: readonly CommandModule[] = [
-  addTrain,
-  addEvaluate,
-  addInspect,
-  addMerge,
-  addBench,
-];
+export const kCommands: readonly CommandModule[] = [addTrain, addEvaluate, addInspect, addMerge];

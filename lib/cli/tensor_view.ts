@@ -14,7 +14,7 @@ import { readSafetensorsIndex, SafetensorsFile } from '../io/safetensors.ts';
 import type { TensorInfo } from '../io/tensor_file.ts';
 import { formatBytes, formatCount } from './terminal.ts';
 
-export interface TensorListing {
+interface TensorListing {
   /** One line on what it is. */
   readonly title: string;
   readonly tensors: readonly TensorInfo[];

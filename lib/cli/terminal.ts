@@ -17,7 +17,7 @@ export function outliveReader(stream: EventEmitter): void {
   });
 }
 
-export type Style = 'bold' | 'dim' | 'red' | 'yellow' | 'green' | 'underline';
+type Style = 'bold' | 'dim' | 'red' | 'yellow' | 'green' | 'underline';
 
 const kCodes: Record<Style, [number, number]> = {
   bold: [1, 22],

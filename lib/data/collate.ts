@@ -4,7 +4,7 @@
  * start again and cuSeqlens bounds attention, whether the segments are padded, packed or simply put one after the other.
  */
 import { ArgumentError } from '../errors.ts';
-import { type Example, supervisedCount } from './example.ts';
+import type { Example } from './example.ts';
 
 /** Target of a row that is not supervised. */
 export const kNotSupervised = -100;
@@ -67,15 +67,4 @@ export function collate(examples: readonly Example[], options: CollateOptions = 
       : {}),
     ...(indices ? { indices: Int32Array.from(indices) } : {}),
   };
-}
-
-/** Tokens (padding not counted) and supervised rows of a set of examples. */
-export function countTokens(examples: readonly Example[]): { tokens: number; supervised: number } {
-  let tokens = 0;
-  let supervised = 0;
-  for (const example of examples) {
-    tokens += example.ids.length;
-    supervised += supervisedCount(example);
-  }
-  return { tokens, supervised };
 }

@@ -183,7 +183,7 @@ export function addedToken(
 }
 
 /** The special tokens around a text (null: none), and between two. */
-export interface Frame {
+interface Frame {
   bos: Special | null;
   eos: Special | null;
   sep: Special | null;

@@ -42,7 +42,7 @@ const kBytes: Json = {
 const sequence = (...pretokenizers: Json[]): Json => ({ type: 'Sequence', pretokenizers });
 
 /** What a GGUF's pre-tokenizer name means. */
-export interface GgufPreTokenizer {
+interface GgufPreTokenizer {
   preTokenizer: Json;
   /** A pre-token that is itself in the vocabulary is taken whole. */
   ignoreMerges: boolean;
@@ -115,7 +115,7 @@ export function ggufPreTokenizer(name: string): GgufPreTokenizer {
 }
 
 /** A tokenizer.json's pre-tokenizer, taken apart. */
-export interface PreTokenizerSteps {
+interface PreTokenizerSteps {
   /** What splits the text. */
   splits: unknown;
   /** Whether the pieces are then written in the byte alphabet. */

@@ -10,7 +10,7 @@ import { type GgufMetadata, ggufTokenizerConfig, type TokenizerParts } from './g
 type Json = Record<string, unknown>;
 
 /** Either a tokenizer.json with its configuration, or the metadata of a GGUF file that brings its own vocabulary. */
-export type TokenizerFiles =
+type TokenizerFiles =
   | { path: string; tokenizerJson: Json; tokenizerConfig: Json }
   | { path: string; tokenizerJson: null; metadata: GgufMetadata };
 

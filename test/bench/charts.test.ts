@@ -1,8 +1,8 @@
 // What is made of reports for the documentation: the growth charts and the targets beside what was reached.
 import { describe, expect, it } from 'vitest';
-import { growthSeries, kSeries } from '../../lib/bench/growth.ts';
-import type { GrowthSeries, Row } from '../../lib/bench/types.ts';
-import { stepRow } from './reports.ts';
+import { growthSeries, kSeries } from '../../bench/harness/growth.ts';
+import type { GrowthSeries, Row } from '../../bench/harness/types.ts';
+import { stepRow } from './harness/reports.ts';
 
 const load = (path: string) => import(new URL(`../../${path}`, import.meta.url).href);
 const { growthCharts } = (await load('bench/charts.mjs')) as {

@@ -1,10 +1,10 @@
-// `balora bench --device cuda` and the golden program of `test:cuda`, on the emulated device: every way that a row takes there
+// `npm run bench -- --device cuda` and the golden program of `test:cuda`, on the emulated device: every way that a row takes there
 // (graphs, the device's clock, its memory), at sizes that tell nothing.
 import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import type { Report } from '../../lib/bench/types.ts';
+import type { Report } from '../../bench/harness/types.ts';
 import { runProgram } from '../support/child.ts';
 
 const kPlugin = process.env.BALORA_CUDA_PLUGIN;
@@ -17,11 +17,11 @@ describe.skipIf(kPlugin === undefined)('programs for a GPU', () => {
   });
   afterAll(() => rm(folder, { recursive: true }));
 
-  it('balora bench measures kernels by the device, with their memory', async () => {
+  it('the benchmark measures kernels by the device, with their memory', async () => {
     const json = join(folder, 'micro.json');
     const only = 'micro-head-losses-8192x128k,micro-adamw-many,micro-grad-norm-many';
-    const args = ['bench', '--device', 'cuda', '--shape', 'tiny', '--only', only, '--json', json];
-    const run = await runProgram('dist/cli/main.js', { args, ...kPatience });
+    const args = ['--device', 'cuda', '--shape', 'tiny', '--only', only, '--json', json];
+    const run = await runProgram('build/harness/main.js', { args, ...kPatience });
     expect(run.code, run.stderr).toBe(0);
     const { machine, rows } = JSON.parse(await readFile(json, 'utf8')) as Report;
     expect(machine.device).toMatch(/sm_/);

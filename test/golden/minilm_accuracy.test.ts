@@ -23,9 +23,7 @@ const baseline = JSON.parse(readFileSync(fixturePath('nlu/baseline.json'), 'utf8
   readonly runs: readonly { readonly seed: number; readonly dev_accuracy: number }[];
   readonly [setting: string]: unknown;
 };
-const kStored = fileURLToPath(
-  new URL('../../examples/inheritance/accuracy.jsonl', import.meta.url),
-);
+const kStored = fileURLToPath(new URL('../../studies/inheritance/accuracy.jsonl', import.meta.url));
 const kModel = 'models/all-minilm-l6-v2';
 const kSlow = process.env.BALORA_SLOW === '1';
 const kLimit = 20 * 60_000;
@@ -66,7 +64,7 @@ describeShared('MiniLM on SST-2', [kModel, 'data/sst2'], () => {
     async () => {
       const output = mkdtempSync(join(tmpdir(), 'balora-accuracy-'));
       try {
-        const { code, stderr } = await runProgram('examples/inheritance/study.mjs', {
+        const { code, stderr } = await runProgram('studies/inheritance/study.mjs', {
           args: [
             ...['--model', sharedPath(kModel), '--data', sharedPath('data'), '--output', output],
             ...['--conditions', 'clean', '--methods', 'lora', '--warm-up-epochs', '0'],

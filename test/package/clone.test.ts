@@ -20,7 +20,7 @@ it('npx finds balora in its own clone, without a registry', async () => {
     });
   const { stdout } = await run('--help');
   expect(stdout).toMatch(/^Usage: balora /);
-  for (const command of ['train', 'evaluate', 'inspect', 'merge', 'bench']) {
+  for (const command of ['train', 'evaluate', 'inspect', 'merge']) {
     expect(stdout).toMatch(new RegExp(`^ {2}${command} `, 'm'));
   }
   await expect(run('tarin')).rejects.toMatchObject({

@@ -61,9 +61,11 @@ describe('the packed tarball', () => {
     );
     expect(files.some((path) => path.startsWith(`prebuilds/${kPlatform}/libdnnl.so.3`))).toBe(true);
     expect(files.some((path) => path.startsWith(`prebuilds/${kPlatform}/libgomp.so.`))).toBe(true);
-    expect(files.filter((path) => /^(native|lib|test|scripts)\/|binding\.gyp/.test(path))).toEqual(
-      [],
-    );
+    expect(
+      files.filter((path) =>
+        /^(native|cuda|lib|bench|dist\/bench|studies|test|scripts)\/|binding\.gyp/.test(path),
+      ),
+    ).toEqual([]);
   });
 
   it('carries every file that its pages link to', () => {

@@ -1,6 +1,7 @@
-// Programs that tests start as processes of their own run the compiled library: make sure dist/ is the current one.
-import { ensureTypeScript } from '../../scripts/support/build_steps.mjs';
+// Programs that tests start as processes of their own run the compiled library and the compiled benchmark: make sure that dist/ and
+// build/harness are the current ones.
+import { ensureBench } from '../../scripts/support/bench_build.mjs';
 
 export async function setup() {
-  await ensureTypeScript({ check: false });
+  await ensureBench();
 }

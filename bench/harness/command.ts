@@ -1,0 +1,126 @@
+/**
+ * The command behind `npm run bench`: rows as they are measured, a table at the end, JSON in a file, and a comparison with an
+ * earlier one.
+ */
+import { mkdir } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import type { Command } from 'commander';
+import { addOptions, readOptions } from '../../lib/cli/command_options.ts';
+import type { OptionRow, OptionValues } from '../../lib/cli/option_table.ts';
+import { choice, integer, names, number, text } from '../../lib/cli/option_types.ts';
+import type { CliContext, CommandModule } from '../../lib/cli/program.ts';
+import { ArgumentError } from '../../lib/errors.ts';
+import { writeFileAtomic } from '../../lib/io/files.ts';
+import { compareReports, readReport } from './compare.ts';
+import type { BenchOptions } from './options.ts';
+import { runBench } from './run.ts';
+import { kShapeNames } from './shapes.ts';
+import { comparisonText, reportText } from './tables.ts';
+import type { Report } from './types.ts';
+
+/** From the root of the clone, where npm runs its scripts. */
+const kOutput = 'build/bench/latest.json';
+const kMargin = 0.1;
+
+const kBenchOptions = {
+  only: {
+    type: names(),
+    help: 'rows (balora-4x512, a beginning with *) or groups: all, steps, micro, pissa, start, growth',
+    group: 'What',
+  },
+  dtype: { type: choice('bf16', 'f32'), help: 'type of base and activations', group: 'What' },
+  shape: { type: choice(...kShapeNames), help: 'shape of the random weights', group: 'What' },
+  device: { type: text('device'), help: 'cpu, cuda or cuda:N', group: 'What' },
+  model: { type: text('path'), help: 'a model instead of random weights', group: 'What' },
+  data: {
+    type: text('file'),
+    help: "GSM8K's train.jsonl for the gsm8k rows (with --model); else rows of the same lengths",
+    group: 'What',
+  },
+  steps: { type: integer(1), help: 'measured steps of a training row', group: 'What' },
+  torch: {
+    type: text('python'),
+    help: 'a Python with torch: run the PyTorch recipe in turns with balora and report the ratio',
+    group: 'Against',
+  },
+  pairs: { type: integer(1), help: 'pairs of runs beside torch', group: 'Against' },
+  torchSteps: {
+    type: integer(1),
+    help: "measured steps of each of torch's runs; on rows of many lengths as many as balora's",
+    group: 'Against',
+  },
+  compare: {
+    type: text('file'),
+    help: 'an earlier JSON: show ratios, fail on a regression past the margin',
+    group: 'Against',
+  },
+  margin: { type: number(0), help: 'share by which a figure may be worse', group: 'Against' },
+  json: {
+    type: text('file'),
+    help: 'where the JSON goes; - for standard output alone',
+    group: 'Output',
+  },
+} satisfies Record<string, OptionRow>;
+
+type BenchSettings = OptionValues<typeof kBenchOptions>;
+
+/** Adds the command to a program of its own, whose help shows it as it is called in a clone. */
+export const addBench: CommandModule = (program, context, run) => {
+  const command = program
+    .name('npm run')
+    .command('bench')
+    .usage('-- [options]')
+    .description('measure speed and memory of training and of the kernels on this machine');
+  addOptions(command, kBenchOptions, {
+    defaults: {
+      ...{ only: 'all', dtype: 'bf16', shape: 'smollm2-135m', steps: 5, pairs: 3, torchSteps: 2 },
+      ...{ margin: kMargin, json: kOutput },
+    },
+  });
+  command.action(
+    run(async (_: unknown, self: Command) =>
+      bench(await readOptions(self, kBenchOptions), context),
+    ),
+  );
+};
+
+async function bench(settings: BenchSettings, { stdout, stderr }: CliContext): Promise<number> {
+  const { compare, margin = kMargin, json = kOutput, only, ...rest } = settings;
+  const before = compare === undefined ? null : await readReport(compare); // a bad file fails first
+  if (json !== '-') await makeFolderOf(json); // and so does a bad place
+  const report = await runBench({
+    ...(rest as Omit<BenchOptions, 'only'>),
+    ...(only === undefined ? {} : { only: typeof only === 'string' ? [only] : only }),
+    onProgress: (name) => stderr.write(`measuring ${name}\n`),
+  });
+  await write(report, json, stdout);
+  if (before === null) return 0;
+  const compared = compareReports(before, report, margin);
+  const target = json === '-' ? stderr : stdout;
+  target.write(`\n${comparisonText(compared, margin)}\n`);
+  // Nothing to compare is no proof that nothing got worse.
+  const { comparisons } = compared;
+  return comparisons.length === 0 || comparisons.some(({ regression }) => regression) ? 1 : 0;
+}
+
+/** @throws ArgumentError */
+async function makeFolderOf(json: string): Promise<void> {
+  try {
+    await mkdir(dirname(json), { recursive: true });
+  } catch (error) {
+    throw new ArgumentError(
+      `--json ${json}: its folder cannot be made (${(error as Error).message})`,
+    );
+  }
+}
+
+async function write(report: Report, json: string, stdout: CliContext['stdout']): Promise<void> {
+  const text = `${JSON.stringify(report, null, 2)}\n`;
+  if (json === '-') {
+    stdout.write(text);
+    return;
+  }
+  stdout.write(`${reportText(report)}\n`);
+  await writeFileAtomic(json, text);
+  stdout.write(`\nwritten to ${json}\n`);
+}

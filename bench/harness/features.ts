@@ -1,0 +1,24 @@
+/**
+ * Options of the trainer that some rows switch on. A version that does not have one says so: its rows are reported as not
+ * available instead of being measured without it.
+ */
+import { resolveOptions } from '../../lib/train/options.ts';
+
+export const kFeatures = {
+  cacheTeacher: { option: { cacheTeacher: true }, flag: '--cache-teacher' },
+  noGraphs: { option: { captureGraphs: false }, flag: '--no-capture-graphs' },
+  minimalMemory: { option: { memoryBudget: 'min' }, flag: '--memory-budget min' },
+} as const;
+
+export type Feature = keyof typeof kFeatures;
+
+/** Why a feature's rows cannot run; null where they can. */
+export function missingFeature(feature: Feature, device = 'cpu'): string | null {
+  if (feature === 'noGraphs' && device === 'cpu') return 'graphs are for GPUs';
+  const { option, flag } = kFeatures[feature];
+  const key = Object.keys(option)[0] as string;
+  const known = Object.values(resolveOptions({})).some(
+    (group) => typeof group === 'object' && group !== null && key in group,
+  );
+  return known ? null : `this version has no ${flag}`;
+}

@@ -1,0 +1,67 @@
+/** The machine as the report names it: what it is, and what it can do at best. */
+import { readFileSync } from 'node:fs';
+import { availableParallelism, cpus, release, totalmem, type } from 'node:os';
+import { deviceInfo } from '../../lib/device.ts';
+import { add, rand } from '../../lib/ops/index.ts';
+import { getNumThreads } from '../../lib/runtime.ts';
+import { noGrad } from '../../lib/tensor.ts';
+import { peakRate } from './products.ts';
+import { median } from './statistics.ts';
+import { timeOps } from './timing.ts';
+import type { Machine } from './types.ts';
+
+/** Flags of /proc/cpuinfo that some kernel or the product library looks at. */
+const kFeatures = [
+  ...['avx2', 'fma', 'f16c', 'avx_vnni', 'avx512f', 'avx512bw', 'avx512vl', 'avx512_vnni'],
+  ...['avx512_bf16', 'avx512_fp16', 'amx_tile', 'amx_bf16', 'amx_fp16', 'asimd', 'bf16', 'sve'],
+];
+
+/** The instruction sets in a text like /proc/cpuinfo's. */
+export function cpuFeatures(cpuinfo: string): string[] {
+  const line = /^(?:flags|Features)\s*:\s*(.*)$/m.exec(cpuinfo)?.[1] ?? '';
+  const present = new Set(line.split(/\s+/));
+  return kFeatures.filter((name) => present.has(name));
+}
+
+function readCpuInfo(): string {
+  try {
+    return readFileSync('/proc/cpuinfo', 'utf8');
+  } catch {
+    return '';
+  }
+}
+
+/** Elements of an array that no cache holds, within a thirtieth of the memory. */
+function bandwidthElements(): number {
+  return Math.min(128 << 20, Math.floor(totalmem() / 30 / 4));
+}
+
+/** Bytes read and written a second by c = a + b. */
+async function memoryBandwidth(trial: boolean): Promise<number> {
+  const elements = trial ? 1 << 16 : bandwidthElements();
+  using a = rand([elements], { seed: 1 });
+  using b = rand([elements], { seed: 2 });
+  const samples = await timeOps(() => noGrad(() => add(a, b)), { least: 3, most: 5 });
+  return (3 * 4 * elements) / median(samples);
+}
+
+/** Measures in this process; a few seconds. @param trial with sizes that tell nothing, quickly */
+export async function describeMachine({ trial = false } = {}): Promise<Machine> {
+  const manifest = new URL('../../package.json', import.meta.url);
+  const { version } = JSON.parse(readFileSync(manifest, 'utf8')) as { version: string };
+  const { description } = deviceInfo(); // '' for the processor itself
+  return {
+    cpu: cpus()[0]?.model.trim() ?? 'unknown',
+    cores: availableParallelism(),
+    threads: getNumThreads(),
+    features: cpuFeatures(readCpuInfo()),
+    memoryBytes: totalmem(),
+    system: `${type()} ${release()}`,
+    ...(description === '' ? {} : { device: description }),
+    node: process.version,
+    balora: version,
+    peakF32: await peakRate('f32', { trial }),
+    peakBf16: await peakRate('bf16', { trial }),
+    memoryBandwidth: await memoryBandwidth(trial),
+  };
+}

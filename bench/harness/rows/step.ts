@@ -1,0 +1,256 @@
+/** One training row, in a process of its own: the trainer's real steps, timed from outside, then their roofline. */
+import { readFileSync } from 'node:fs';
+import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
+import type { LoraConfigInput } from '../../../lib/adapters/config.ts';
+import type { Batch } from '../../../lib/data/collate.ts';
+import { getDefaultDevice, sharesProcessMemory } from '../../../lib/device.ts';
+import type { CausalLM } from '../../../lib/models/index.ts';
+import { sharedRows } from '../../../lib/models/shared_rows.ts';
+import {
+  memoryStats,
+  opTimes,
+  resetOpTimes,
+  setNumThreads,
+  setProfiling,
+} from '../../../lib/runtime.ts';
+import { METHODS, resolveMethod } from '../../../lib/train/methods.ts';
+import { Trainer, type TrainerOptions } from '../../../lib/train/trainer.ts';
+import type { BatchSource, StepRecord } from '../../../lib/train/types.ts';
+import { encoderSetup } from '../encoder_setup.ts';
+import { kFeatures } from '../features.ts';
+import { attentionFlops, type StepShape, stepProducts, usefulFlops } from '../flops.ts';
+import { peakRate, productsSeconds } from '../products.ts';
+import type { Sizes } from '../shapes.ts';
+import { mean, median, spread, sum } from '../statistics.ts';
+import { openSubject, type SubjectOptions } from '../subject.ts';
+import type { StepRow, StepSplit, Workload } from '../types.ts';
+import { TimedSource, workloadData } from '../workload_batches.ts';
+
+export interface StepRowInput extends SubjectOptions {
+  readonly name: string;
+  readonly workload: Workload;
+  readonly dataFile?: string | undefined;
+  /** Steps that are measured, and steps before them. */
+  readonly steps: number;
+  readonly warmup: number;
+  /** Whether the products are timed too. */
+  readonly roofline: boolean;
+}
+
+/** What the steps need, made in the row's own process; `total` of them. */
+export interface StepSetup {
+  readonly trainer: Trainer;
+  readonly source: TimedSource<Sequences>;
+  readonly sizes: Sizes;
+  /** Of the model, for people. */
+  readonly name: string;
+  readonly notes: readonly string[];
+  readonly dispose: () => Promise<void>;
+}
+
+type Sequences = Pick<Batch, 'inputIds' | 'positions' | 'cuSeqlens'>;
+
+/** What one step told. */
+interface StepSample {
+  readonly record: StepRecord;
+  readonly seconds: number;
+  readonly split: StepSplit;
+}
+
+const kPhases = ['forward', 'teacher', 'losses', 'backward', 'optimizer'] as const;
+
+export async function stepRow(input: StepRowInput): Promise<StepRow> {
+  const { workload, dtype, warmup } = input;
+  if (workload.threads !== undefined) setNumThreads(workload.threads);
+  // A GPU runs behind the engine: where a step's time goes is seen in one more step that waits for each op.
+  const extra = sharesProcessMemory() ? 0 : 1;
+  const total = warmup + input.steps + extra;
+  const setUp = workload.data === 'sst2' ? encoderSetup : decoderSetup;
+  const setup = await setUp(input, total);
+  const { samples, profiled, batches, peakBytes } = await measure(setup, {
+    ...{ total, extra },
+  }).finally(() => setup.dispose());
+  const measured = samples.slice(warmup);
+  const seconds = measured.map((sample) => sample.seconds);
+  const tokens = mean(measured.map(({ record }) => record.tokens));
+  const supervised = mean(measured.map(({ record }) => record.supervisedTokens));
+  const shape: StepShape = {
+    sizes: setup.sizes,
+    // A cached teacher has no passes of its own from the second epoch on.
+    method: workload.feature === 'cacheTeacher' ? 'lora' : workload.method,
+    rank: workload.rank,
+    rows: Math.round(batches.rows),
+    supervised: Math.round(supervised / workload.accumulation),
+    squaredLengths: batches.squaredLengths,
+    accumulation: workload.accumulation,
+  };
+  const rooflineSeconds = input.roofline ? await productsSeconds(stepProducts(shape), dtype) : 0;
+  const gemmPeak = input.roofline ? await peakRate(dtype, { trial: input.shape === 'tiny' }) : 0;
+  return {
+    kind: 'step',
+    name: input.name,
+    dtype,
+    shape: setup.name,
+    workload,
+    tokens,
+    supervisedTokens: supervised,
+    tokensPerSecond: rateOf(measured),
+    rate: spread(measured.map(({ record, seconds }) => record.tokens / seconds)),
+    seconds: spread(seconds),
+    split: medianSplit((profiled ? [profiled] : measured).map(({ split }) => split)),
+    peakBytes,
+    flopsPerToken: usefulFlops(shape) / tokens,
+    rooflineSeconds,
+    rooflineShare: rooflineSeconds / median(seconds),
+    ceilingSeconds: input.roofline ? rooflineSeconds + attentionFlops(shape) / gemmPeak : 0,
+    gemmPeak,
+    notes: setup.notes,
+  };
+}
+
+/** Steps of one size: the median step's rate. Steps of many sizes: all tokens over all seconds. */
+function rateOf(samples: readonly StepSample[]): number {
+  const tokens = samples.map(({ record }) => record.tokens);
+  const seconds = samples.map((sample) => sample.seconds);
+  const equal = tokens.every((count) => count === tokens[0]);
+  return equal ? (tokens[0] as number) / median(seconds) : sum(tokens) / sum(seconds);
+}
+
+/** A language model with random ids or GSM8K's rows. */
+async function decoderSetup(input: StepRowInput, total: number): Promise<StepSetup> {
+  const { workload, warmup } = input;
+  const { model, sizes, name, notes } = await openSubject({
+    ...input,
+    vocabulary: workload.vocabulary,
+  });
+  // A cached teacher is met again from the second epoch on.
+  const epochSteps = workload.feature === 'cacheTeacher' ? Math.min(2, warmup) : total;
+  const data = await workloadData(workload, {
+    vocabulary: sizes.v,
+    count: epochSteps * workload.accumulation,
+    model: input.model,
+    dataFile: input.dataFile,
+  });
+  const source = new TimedSource(data.source);
+  const tuned = await tunedModel(workload, model, input.model !== undefined);
+  return {
+    ...{ source, sizes, name },
+    trainer: new Trainer({ tuned, data: source, ...trainerOptions(workload, total) }),
+    notes: [...notes, ...data.notes],
+    dispose: async () => {
+      tuned.dispose();
+      model.dispose();
+      await data.close();
+    },
+  };
+}
+
+async function measure(
+  { trainer, source, sizes }: StepSetup,
+  { total, extra }: { total: number; extra: number },
+) {
+  const samples: StepSample[] = [];
+  let peakBytes = 0;
+  let fetched = 0;
+  resetOpTimes();
+  for await (const event of trainer.run()) {
+    if (event.type !== 'step') continue;
+    samples.push(sampleOf(event.record, source.seconds - fetched));
+    fetched = source.seconds;
+    resetOpTimes();
+    // The step that is looked at runs without graphs and counts for nothing else.
+    if (samples.length === total - extra) peakBytes = peakBytesOf(getDefaultDevice());
+    if (extra === 1 && samples.length === total - 1) setProfiling(true);
+  }
+  setProfiling(false);
+  const profiled = extra === 1 ? samples.pop() : undefined;
+  const batches = await meanBatch(source, sizes);
+  return { samples, profiled, batches, peakBytes };
+}
+
+/** A random matrix has no leading directions to converge to, and a step costs the same from any start. */
+function tunedModel(
+  { method, rank }: Workload,
+  model: CausalLM,
+  real: boolean,
+): Promise<AdapterModel> {
+  const quick: LoraConfigInput =
+    method === 'balora' && !real ? { initLoraWeights: 'pissa_niter_1' } : {};
+  return AdapterModel.create(model, {
+    ...METHODS[method].adapter,
+    ...quick,
+    r: rank,
+    loraAlpha: rank,
+  });
+}
+
+/** Every term at its full weight from the first step on. */
+function trainerOptions(workload: Workload, total: number): Partial<TrainerOptions> {
+  const { regularizers } = resolveMethod(workload.method);
+  return {
+    maxSteps: total,
+    captureGraphs: !sharesProcessMemory(),
+    gradientAccumulationSteps: workload.accumulation,
+    regularizers: {
+      ...regularizers,
+      consistencySchedule: 'constant',
+      regularizerSchedule: 'constant',
+    },
+    ...(workload.feature === undefined ? {} : kFeatures[workload.feature].option),
+  };
+}
+
+function sampleOf(record: StepRecord, data: number): StepSample {
+  const seconds = record.tokens / record.tokensPerSecond;
+  const times = opTimes();
+  const phases = Object.fromEntries(
+    kPhases.map((phase) => [
+      phase,
+      sum(times.filter((time) => time.phase === phase).map((time) => time.seconds)),
+    ]),
+  ) as Record<(typeof kPhases)[number], number>;
+  const other = Math.max(0, seconds - data - sum(Object.values(phases)));
+  return { record, seconds, split: { ...phases, data, other } };
+}
+
+function medianSplit(splits: readonly StepSplit[]): StepSplit {
+  const keys = [...kPhases, 'data', 'other'] as const;
+  return Object.fromEntries(
+    keys.map((key) => [key, median(splits.map((split) => split[key]))]),
+  ) as unknown as StepSplit;
+}
+
+/** Of a micro-batch, on average: rows that are computed, and the sum of its sequences' squared lengths. */
+async function meanBatch(
+  source: BatchSource<Sequences>,
+  { encoder = false }: Sizes,
+): Promise<{ rows: number; squaredLengths: number }> {
+  const rows: number[] = [];
+  const squares: number[] = [];
+  for await (const batch of source.batches(0, 0)) {
+    const { inputIds, cuSeqlens } = batch;
+    const shared = encoder ? null : sharedRows(batch);
+    rows.push(shared?.firstOf.length ?? inputIds.length);
+    const lengths = cuSeqlens.slice(1).map((end, b) => end - (cuSeqlens[b] as number));
+    squares.push(lengths.reduce((total, length) => total + length ** 2, 0));
+  }
+  return { rows: mean(rows), squaredLengths: mean(squares) };
+}
+
+/** What a row needed at most: the process's memory where the device shares it, else the device's by the allocator's count. */
+export function peakBytesOf(device: string): number {
+  if (sharesProcessMemory(device)) return peakResidentBytes();
+  const { peakBytes, derivedBytes } = memoryStats({ device });
+  return peakBytes + derivedBytes;
+}
+
+/** The largest resident memory of this process since it began its program, mapped pages included. */
+function peakResidentBytes(): number {
+  try {
+    const kib = /^VmHWM:\s*(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1];
+    if (kib !== undefined) return Number(kib) * 1024;
+  } catch {
+    // Not a Linux: the next best thing, which may count the parent's memory from before exec.
+  }
+  return process.resourceUsage().maxRSS * 1024;
+}

@@ -1,0 +1,109 @@
+/** A benchmark run: the machine, the rows one after the other, the machine again, and what to think of it all. */
+import { execFile } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { basename } from 'node:path';
+import { promisify } from 'node:util';
+import { ArgumentError } from '../../lib/errors.ts';
+import { runJob } from './children.ts';
+import { idleWarnings, lookAround, watched } from './disturbance.ts';
+import { chooseSeries, growthSeries, type SeriesPlan } from './growth.ts';
+import type { BenchOptions } from './options.ts';
+import { ratioRow } from './ratios.ts';
+import { RowMaker } from './row_maker.ts';
+import { type ModelShape, shapeNamed } from './shapes.ts';
+import type { GrowthSeries, Machine, Report, Row, StepRow } from './types.ts';
+import { choosePlans, kGroupNames, type Plan, type RatioName } from './workloads.ts';
+
+const execFileAsync = promisify(execFile);
+const kGrowthSteps = 2;
+/** Says nothing about the machine: its ceilings are not worth measuring either. */
+const kTrialShape = 'tiny';
+
+/**
+ * Measures and reports. Each training row runs in a process of its own; nothing else should run on the machine.
+ * @throws ArgumentError for rows that do not exist; NativeError with the message of a row's process that failed
+ */
+export async function runBench(options: BenchOptions = {}): Promise<Report> {
+  const { only = ['all'], onProgress = () => {} } = options;
+  const series = chooseSeries(only);
+  const plans = choosePlans(only.filter((name) => !name.startsWith('growth')));
+  if (plans.length + series.length === 0) {
+    throw new ArgumentError(`nothing to measure; groups: ${kGroupNames.join(', ')}`);
+  }
+  const trial = options.shape === kTrialShape;
+  const first = await lookAround();
+  onProgress('machine');
+  const { device, model } = options;
+  const machine = await runJob('machine', { trial }, { device });
+  const maker = new RowMaker(options);
+  const rows: Row[] = [];
+  for (const plan of plans) {
+    if (plan.kind === 'micro') continue;
+    onProgress(plan.name);
+    const isRatio = plan.kind === 'ratio';
+    rows.push(isRatio ? ratio(plan, options, rows) : await watched(() => maker.make(plan)));
+  }
+  rows.push(...(await micro(plans, options, machine)));
+  const growth: GrowthSeries[] = [];
+  const points: StepRow[] = [];
+  for (const plan of series) {
+    const measured = await grow(plan, maker, options);
+    growth.push(growthSeries(plan, options.dtype ?? 'bf16', measured));
+    points.push(...measured.map(({ row }) => row));
+  }
+  onProgress('machine');
+  const after = await runJob('machine', { trial }, { device });
+  const warnings = idleWarnings({ first, before: machine, after, rows: [...rows, ...points] });
+  return {
+    format: 1,
+    date: new Date().toISOString(),
+    commit: await commitOf(new URL('../../', import.meta.url)),
+    ...(model === undefined ? {} : { model: basename(model) }),
+    ...{ machine, warnings, rows, growth },
+  };
+}
+
+/** What the measured code is; null outside a checkout, where the version tells. A plus says that files were changed. */
+async function commitOf(folder: URL): Promise<string | null> {
+  if (!existsSync(new URL('.git', folder))) return null; // not that of a project around it
+  const git = async (...args: string[]): Promise<string> =>
+    (await execFileAsync('git', args, { cwd: folder })).stdout.trim();
+  try {
+    const changed = await git('status', '--porcelain', '--untracked-files=no');
+    return `${await git('rev-parse', '--short=12', 'HEAD')}${changed === '' ? '' : '+'}`;
+  } catch {
+    return null; // no git, or not allowed to look
+  }
+}
+
+function ratio(plan: Plan, { dtype = 'bf16' }: BenchOptions, rows: readonly Row[]): Row {
+  return ratioRow(plan.name as RatioName, dtype, rows);
+}
+
+async function micro(
+  plans: readonly Plan[],
+  { shape = 'smollm2-135m', dtype = 'bf16', device, onProgress = () => {} }: BenchOptions,
+  ceilings: Machine,
+): Promise<Row[]> {
+  const names = plans.filter(({ kind }) => kind === 'micro').map(({ name }) => name);
+  if (names.length === 0) return [];
+  onProgress(`${names.length} kernels`);
+  const sizes: ModelShape = shapeNamed(shape);
+  const trial = shape === kTrialShape;
+  return runJob('micro', { names, shape: sizes, dtype, ceilings, trial }, { device });
+}
+
+async function grow(
+  { name, shape, points }: SeriesPlan,
+  maker: RowMaker,
+  { onProgress = () => {} }: BenchOptions,
+): Promise<{ x: number; row: StepRow }[]> {
+  const measured: { x: number; row: StepRow }[] = [];
+  for (const { x, workload } of points) {
+    const label = `${name} ${x}`;
+    onProgress(label);
+    const options = { steps: kGrowthSteps, shape, roofline: false };
+    measured.push({ x, row: await watched(() => maker.step(label, workload, options)) });
+  }
+  return measured;
+}

@@ -1,0 +1,35 @@
+/** The model that a row measures: a given one, or random weights in a named shape. */
+import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
+import { type ModelShape, type Sizes, shapeNamed, sizesOf } from './shapes.ts';
+import type { BenchDType } from './types.ts';
+
+export interface SubjectOptions {
+  /** A name of kShapes; not used with `model`. */
+  readonly shape: string;
+  /** A model's folder or file. */
+  readonly model?: string | undefined;
+  readonly dtype: BenchDType;
+  /** Of the random weights, where it is not the shape's own. */
+  readonly vocabulary?: number | undefined;
+}
+
+interface Subject {
+  readonly model: CausalLM;
+  readonly sizes: Sizes;
+  /** For people: the shape's name or the model's. */
+  readonly name: string;
+  readonly notes: readonly string[];
+}
+
+export async function openSubject(options: SubjectOptions): Promise<Subject> {
+  const { shape: name, model: path, dtype, vocabulary } = options;
+  if (path === undefined) {
+    const shape = shapeNamed(name);
+    const config = { ...shape, ...(vocabulary === undefined ? {} : { vocab_size: vocabulary }) };
+    const model = await AutoModelForCausalLM.fromConfig(config, { dtype });
+    return { model, sizes: sizesOf(config), name, notes: ['random weights'] };
+  }
+  const model = await AutoModelForCausalLM.fromPretrained(path, { dtype });
+  const sizes = sizesOf(model.configJson() as unknown as ModelShape);
+  return { model, sizes, name: path.split('/').filter(Boolean).at(-1) ?? path, notes: [] };
+}

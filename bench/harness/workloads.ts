@@ -1,0 +1,129 @@
+/** The rows of a run by name: the workloads of the training rows, and what else is measured. */
+import type { InitLoraWeights } from '../../lib/adapters/config.ts';
+import { ArgumentError } from '../../lib/errors.ts';
+import { kLargeMicroNames, kMicroNames } from './kernels/row.ts';
+import type { BenchMethod, Workload } from './types.ts';
+
+/** A row that can be asked for. `byName`: by its own name only, since groups are for the CPU and these take a GPU. */
+export type Plan = { readonly byName?: true } & (
+  | { readonly kind: 'step'; readonly name: string; readonly workload: Workload }
+  | { readonly kind: 'micro'; readonly name: string }
+  | {
+      readonly kind: 'pissa';
+      readonly name: string;
+      readonly init: InitLoraWeights;
+      readonly rank: number;
+    }
+  | { readonly kind: 'overhead'; readonly name: string; readonly rank: number }
+  | { readonly kind: 'start'; readonly name: string }
+  | { readonly kind: 'ratio'; readonly name: string; readonly needs: readonly string[] }
+);
+
+const kMethods: readonly BenchMethod[] = ['balora', 'lora'];
+
+const kPlain = { rank: 16, batch: 4, length: 512, accumulation: 1, data: 'random' } as const;
+
+/** Workloads that both methods run. */
+const kShared: readonly Omit<Workload, 'method'>[] = [
+  { ...kPlain, label: '4x512' },
+  { ...kPlain, label: 'gsm8k', data: 'gsm8k' },
+  { ...kPlain, label: '1x2048', batch: 1, length: 2048 },
+  { ...kPlain, label: 'r128', rank: 128, batch: 1, accumulation: 8 },
+  { ...kPlain, label: '4x512-r128', rank: 128 },
+];
+
+/** Workloads of BA-LoRA alone. */
+const kOwn: readonly Omit<Workload, 'method'>[] = [
+  { ...kPlain, label: '8x256', batch: 8, length: 256 },
+  { ...kPlain, label: '4x512-cache-teacher', feature: 'cacheTeacher' },
+  { ...kPlain, label: '4x512-memory-min', feature: 'minimalMemory' },
+  { ...kPlain, label: '4x512-1-thread', threads: 1 },
+];
+
+/** An encoder's run, in the row's own type here and in f32 in PyTorch. */
+const kEncoder: Workload = {
+  ...{ label: 'sst2', method: 'lora', rank: 8, batch: 16, length: 128 },
+  ...{ accumulation: 1, data: 'sst2' },
+};
+
+/** What graphs are worth, on a GPU. */
+const kWithoutGraphs = { ...kPlain, label: '4x512-no-graphs', feature: 'noGraphs' } as const;
+
+function stepPlan(workload: Workload): Plan {
+  return { kind: 'step', name: `${workload.method}-${workload.label}`, workload };
+}
+
+const kSteps: readonly Plan[] = [
+  ...kShared.flatMap((workload) => kMethods.map((method) => stepPlan({ ...workload, method }))),
+  ...kOwn.map((workload) => stepPlan({ ...workload, method: 'balora' })),
+  { kind: 'step', name: 'minilm-sst2', workload: kEncoder },
+  ...kMethods.map((method): Plan => ({ ...stepPlan({ ...kWithoutGraphs, method }), byName: true })),
+];
+
+/** Figures made from two rows; see ratios.ts. */
+export const kRatioNeeds = {
+  'balora-over-lora': ['balora-4x512', 'lora-4x512'],
+  'cache-teacher-over-lora': ['balora-4x512-cache-teacher', 'lora-4x512'],
+  'memory-min-time': ['balora-4x512-memory-min', 'balora-4x512'],
+  'memory-min-memory': ['balora-4x512-memory-min', 'balora-4x512'],
+  'long-over-short-time': ['balora-1x2048', 'balora-8x256'],
+  'long-over-short-memory': ['balora-1x2048', 'balora-8x256'],
+  'threads-1-2': ['balora-4x512', 'balora-4x512-1-thread'],
+} as const satisfies Record<string, readonly [string, string]>;
+
+export type RatioName = keyof typeof kRatioNeeds;
+
+export const kPlans: readonly Plan[] = [
+  ...kSteps,
+  ...Object.entries(kRatioNeeds).map(([name, needs]): Plan => ({ kind: 'ratio', name, needs })),
+  { kind: 'pissa', name: 'pissa-converged', init: 'pissa', rank: 16 },
+  { kind: 'pissa', name: 'pissa-niter-16', init: 'pissa_niter_16', rank: 16 },
+  { kind: 'pissa', name: 'pissa-converged-r128', init: 'pissa', rank: 128, byName: true },
+  { kind: 'pissa', name: 'pissa-niter-16-r128', init: 'pissa_niter_16', rank: 128, byName: true },
+  { kind: 'overhead', name: 'lora-overhead-r128', rank: 128, byName: true },
+  { kind: 'start', name: 'start-lora' },
+  ...kMicroNames.map((name): Plan => ({ kind: 'micro', name })),
+  ...kLargeMicroNames.map((name): Plan => ({ kind: 'micro', name, byName: true })),
+];
+
+/** Names that stand for many rows. `growth` is none of these: it is long, and asked for by name. */
+const kGroups: Readonly<Record<string, readonly Plan['kind'][]>> = {
+  all: ['step', 'ratio', 'pissa', 'start', 'micro'],
+  steps: ['step', 'ratio'],
+  micro: ['micro'],
+  pissa: ['pissa'],
+  start: ['start'],
+};
+
+export const kGroupNames = [...Object.keys(kGroups), 'growth'];
+
+/**
+ * The rows that `--only` names: names, groups, or the beginning of names with a star. What a ratio is made of comes along.
+ * @throws ArgumentError for a name that is none
+ */
+export function choosePlans(only: readonly string[]): Plan[] {
+  const chosen = new Set<string>();
+  for (const name of only) {
+    if (name === 'growth') continue;
+    const found = kPlans.filter((plan) => matches(plan, name));
+    if (found.length === 0) {
+      const known = kPlans.filter(({ kind }) => kind !== 'micro').map((plan) => plan.name);
+      throw new ArgumentError(
+        `no benchmark row is called "${name}"; there are the groups ${kGroupNames.join(', ')} and the rows ` +
+          `${known.join(', ')}, ${[...kMicroNames, ...kLargeMicroNames].join(', ')}`,
+      );
+    }
+    for (const plan of found) {
+      chosen.add(plan.name);
+      if (plan.kind === 'ratio') for (const need of plan.needs) chosen.add(need);
+    }
+  }
+  return kPlans.filter(({ name }) => chosen.has(name));
+}
+
+function matches(plan: Plan, name: string): boolean {
+  if (Object.hasOwn(kGroups, name)) {
+    return plan.byName !== true && (kGroups[name] ?? []).includes(plan.kind);
+  }
+  return name.endsWith('*') ? plan.name.startsWith(name.slice(0, -1)) : plan.name === name;
+}

@@ -1,0 +1,189 @@
+// How far does each method move a model to learn the same thing? LoRA, PiSSA and BA-LoRA are trained on the same rows
+// with the same settings, from several seeds; the held-out loss and the KL to the model before tuning are measured as
+// the runs go on. The runs are then compared at one and the same held-out loss.
+//
+//   npm run build && node studies/drift/drift.mjs --model PATH --data train.jsonl --eval-data test.jsonl
+//     --prompt-field question --response-field answer [--seeds 0,1,2 --steps 100 --eval-every 5 --eval-rows 48
+//     --batch-size 4 --rank 16 --learning-rate 1e-4 --dtype bf16 --output output/drift]
+//
+// output/runs.jsonl holds one measurement a line. A run that is complete there is not repeated, so a study that was
+// stopped goes on; --table prints the table of what is there.
+import { appendFileSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import {
+  AdapterModel,
+  AutoModelForCausalLM,
+  arrayRows,
+  Batches,
+  evaluate,
+  JsonlFile,
+  resolveMethod,
+  Tokenizer,
+  Trainer,
+} from 'balora';
+
+const { values: options } = parseArgs({
+  options: {
+    model: { type: 'string' },
+    data: { type: 'string' },
+    'eval-data': { type: 'string' },
+    'prompt-field': { type: 'string' },
+    'response-field': { type: 'string' },
+    seeds: { type: 'string', default: '0,1,2' },
+    methods: { type: 'string', default: 'lora,pissa,balora' },
+    steps: { type: 'string', default: '100' },
+    'eval-every': { type: 'string', default: '5' },
+    'eval-rows': { type: 'string', default: '48' },
+    'batch-size': { type: 'string', default: '4' },
+    rank: { type: 'string', default: '16' },
+    'learning-rate': { type: 'string', default: '1e-4' },
+    dtype: { type: 'string', default: 'bf16' },
+    output: { type: 'string', default: join('output', 'drift') },
+    table: { type: 'boolean', default: false },
+  },
+});
+const kSteps = Number(options.steps);
+const kLabels = { lora: 'LoRA', pissa: 'PiSSA', balora: 'BA-LoRA' };
+const log = join(options.output, 'runs.jsonl');
+
+/** Measurements so far. */
+function measured() {
+  if (!existsSync(log)) return [];
+  return readFileSync(log, 'utf8').trim().split('\n').filter(Boolean).map(JSON.parse);
+}
+
+/** The first `count` rows of a JSONL file. */
+async function firstRows(path, count) {
+  const file = await JsonlFile.open(path);
+  const all = [];
+  for (let i = 0; i < Math.min(file.length, count); ++i) all.push(await file.row(i));
+  await file.close();
+  return arrayRows(all);
+}
+
+async function study() {
+  for (const name of ['model', 'data', 'eval-data']) {
+    if (!options[name]) throw new Error(`--${name} is missing; the file's head shows the command`);
+  }
+  mkdirSync(options.output, { recursive: true });
+  const tokenizer = await Tokenizer.fromPretrained(options.model);
+  const format = {
+    promptField: options['prompt-field'],
+    responseField: options['response-field'],
+    batchSize: Number(options['batch-size']),
+  };
+  const training = await JsonlFile.open(options.data);
+  const heldOut = await Batches.create(
+    await firstRows(options['eval-data'], Number(options['eval-rows'])),
+    tokenizer,
+    { ...format, shuffle: false },
+  );
+  for (const seed of options.seeds.split(',').map(Number)) {
+    const data = await Batches.create(training, tokenizer, { ...format, shuffle: true, seed });
+    for (const method of options.methods.split(',')) {
+      const done = measured().filter((row) => row.method === method && row.seed === seed);
+      if (done.some(({ step }) => step === kSteps)) continue;
+      for (const row of await run({ method, seed, data, heldOut })) {
+        appendFileSync(log, `${JSON.stringify(row)}\n`);
+      }
+    }
+  }
+}
+
+/** One training run; its measurements. */
+async function run({ method, seed, data, heldOut }) {
+  const model = await AutoModelForCausalLM.fromPretrained(options.model, { dtype: options.dtype });
+  const r = Number(options.rank);
+  const { adapter, regularizers } = resolveMethod(method, {
+    adapter: { r, loraAlpha: r, targetModules: 'all-linear' },
+  });
+  const tuned = await AdapterModel.create(model, adapter, { seed });
+  const trainer = new Trainer({
+    tuned,
+    data,
+    regularizers,
+    learningRate: Number(options['learning-rate']),
+    maxSteps: kSteps,
+    seed,
+  });
+  const measurements = [];
+  const measure = async (step) => {
+    const { loss, kl, entropy } = await evaluate(tuned, heldOut.batches(0));
+    measurements.push({ method, seed, step, loss, kl, entropy });
+    console.log(
+      `${method} seed ${seed} step ${step}: loss ${loss.toFixed(4)}, KL ${kl.toFixed(4)}, entropy ${entropy.toFixed(3)}`,
+    );
+  };
+  await measure(0);
+  for await (const event of trainer.run()) {
+    if (event.type !== 'step') continue;
+    const { step } = event.record;
+    if (step % Number(options['eval-every']) === 0 || step === kSteps) await measure(step);
+  }
+  tuned.dispose();
+  model.dispose();
+  return measurements;
+}
+
+/** Where a run first comes down to `level`, between two measurements by a straight line. */
+function firstReached(run, level) {
+  const i = run.findIndex(({ loss }) => loss <= level);
+  if (i <= 0) return run[0];
+  const [before, after] = [run[i - 1], run[i]];
+  const share = (before.loss - level) / (before.loss - after.loss);
+  const between = (key) => before[key] + share * (after[key] - before[key]);
+  return { step: between('step'), loss: level, kl: between('kl'), entropy: between('entropy') };
+}
+
+function meanAndDeviation(values) {
+  const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
+  const squares = values.reduce((sum, value) => sum + (value - mean) ** 2, 0);
+  return [mean, values.length > 1 ? Math.sqrt(squares / (values.length - 1)) : 0];
+}
+
+/** One table for each method: read where its slowest run ends, for all methods that come down so far. */
+function printTables() {
+  const runs = new Map();
+  for (const row of measured()) {
+    const key = `${row.method} ${row.seed}`;
+    runs.set(key, [...(runs.get(key) ?? []), row]);
+  }
+  const lowest = (run) => Math.min(...run.map(({ loss }) => loss));
+  const all = [...runs.values()];
+  for (const method of options.methods.split(',')) {
+    const own = all.filter(([row]) => row.method === method);
+    if (own.length > 0) printTable(all, { method, level: Math.max(...own.map(lowest)), lowest });
+  }
+}
+
+function printTable(all, { method, level, lowest }) {
+  const format = (values, digits) => {
+    const [mean, deviation] = meanAndDeviation(values);
+    const spread = values.length > 1 ? ` ± ${deviation.toFixed(digits)}` : '';
+    return `${mean.toFixed(digits)}${spread}`;
+  };
+  console.log(
+    `\nAt held-out loss ${level.toFixed(4)}, which every ${kLabels[method]} run reaches:\n`,
+  );
+  console.log('| method | seeds | step | KL to the base | entropy | loss and KL at the end |');
+  console.log('| --- | --- | --- | --- | --- | --- |');
+  for (const other of options.methods.split(',')) {
+    const own = all.filter(([row]) => row.method === other);
+    if (own.length === 0 || own.some((run) => lowest(run) > level)) continue;
+    const at = own.map((run) => firstReached(run, level));
+    const last = own.map((run) => run.at(-1));
+    const column = (list, key, digits) =>
+      format(
+        list.map((row) => row[key]),
+        digits,
+      );
+    console.log(
+      `| ${kLabels[other]} | ${own.length} | ${column(at, 'step', 1)} | ${column(at, 'kl', 4)} | ` +
+        `${column(at, 'entropy', 3)} | ${column(last, 'loss', 4)}, ${column(last, 'kl', 4)} |`,
+    );
+  }
+}
+
+if (!options.table) await study();
+printTables();

@@ -1,0 +1,52 @@
+// Every kernel of kernels.def has a row or a reason, and a row times the kernel that it names.
+import { readdirSync, readFileSync } from 'node:fs';
+import { describe, expect, it } from 'vitest';
+import { disposeOperands, type MicroContext, opOf } from '../../../../bench/harness/kernels/kit.ts';
+import {
+  kLargeMicroTable,
+  kMicroTable,
+  kNotTimed,
+} from '../../../../bench/harness/kernels/table.ts';
+import { shapeNamed, sizesOf } from '../../../../bench/harness/shapes.ts';
+import { timeOps } from '../../../../bench/harness/timing.ts';
+
+const native = new URL('../../../../native/', import.meta.url);
+const sourceOf = (path: string): string => readFileSync(new URL(path, native), 'utf8');
+const kKernels = [...sourceOf('kernels/kernels.def').matchAll(/^KERNEL\((\w+)/gm)].map(
+  ([, name]) => name as string,
+);
+const kOpSources = ['ops/', 'linalg/', 'tape/'].flatMap((folder) =>
+  readdirSync(new URL(folder, native))
+    .filter((name) => name.endsWith('.cc'))
+    .map((name) => sourceOf(folder + name)),
+);
+const kRows = [...kMicroTable, ...kLargeMicroTable];
+
+const kTiny: MicroContext = {
+  ...{ sizes: sizesOf(shapeNamed('tiny')), dtype: 'bf16', rank: 4 },
+  ...{ rows: 64, sequences: 4, lossRows: 32, large: { rows: 32, v: 512 } },
+};
+
+describe('kernel rows', () => {
+  it('and the reasons for none name every kernel, each that there is', () => {
+    const named = new Set([...kRows.map(({ kernel }) => kernel), ...Object.keys(kNotTimed)]);
+    expect(kKernels.length).toBeGreaterThan(50);
+    expect([...named].sort()).toEqual([...kKernels].sort());
+    const reasons = Object.keys(kNotTimed);
+    expect(kRows.filter(({ kernel }) => reasons.includes(kernel))).toEqual([]);
+  });
+
+  it.each(kRows)('$name times $kernel', async (row) => {
+    // Elementwise ops share a kernel, so that an op's name alone does not tell it.
+    const calls = kOpSources.filter((text) => text.includes(`kernels->${row.kernel}(`));
+    expect(calls.some((text) => text.includes(`"${opOf(row)}"`))).toBe(true);
+    try {
+      const { run, prepare, work } = row.make(kTiny);
+      expect(work).toBeGreaterThan(0);
+      const options = { prepare, ops: [opOf(row)], least: 1, most: 1, seconds: 0 };
+      expect((await timeOps(run, options))[0]).toBeGreaterThan(0);
+    } finally {
+      disposeOperands();
+    }
+  });
+});

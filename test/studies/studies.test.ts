@@ -1,0 +1,246 @@
+// The studies of docs/studies.md on models that take no time: their scripts run to the end, the log holds what was measured,
+// reports are made of nothing but the log, and CrowS-Pairs' score is that of the plain logits.
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { mkdir, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { openRows } from '../../lib/data/open_rows.ts';
+import { AutoModelForCausalLM } from '../../lib/models/index.ts';
+import { Tokenizer } from '../../lib/text/tokenizer.ts';
+import { runProgram } from '../support/child.ts';
+import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
+import { writeTinyClassifier } from '../support/tiny_classifier.ts';
+
+const kTimeout = 300_000;
+
+let folder = '';
+const at = (...names: string[]): string => join(folder, ...names);
+const linesOf = (path: string) =>
+  readFileSync(path, 'utf8')
+    .trim()
+    .split('\n')
+    .map((text) => JSON.parse(text));
+
+async function script(program: string, ...args: string[]): Promise<string> {
+  const result = await runProgram(`studies/${program}`, {
+    ...{ args, hangMs: 60_000, limitMs: kTimeout - 10_000 },
+  });
+  expect(result, result.stderr).toMatchObject({ code: 0, stopped: null });
+  return result.stdout;
+}
+
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), 'balora-studies-'));
+});
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+describe('the inheritance study', () => {
+  const kWords = ['bad', 'good'];
+  const sentences = (count: number): string[] =>
+    Array.from(
+      { length: count },
+      (_, i) => `${i % 2}\ta ${kWords[i % 2]} film${i % 3 ? ' so' : ''}`,
+    );
+  const study = (...more: string[]) =>
+    script('inheritance/study.mjs', ...['--model', at('bert'), '--data', at('data')], ...more);
+  const kRun = ['--conditions', 'clean,imbalanced20', '--methods', 'lora,balora', '--seeds', '3'];
+  const sized = (output: string) => [
+    ...[...kRun, '--train-rows', '30', '--eval-rows', '10', '--warm-up-epochs', '2'],
+    ...['--output', at(output)],
+  ];
+
+  beforeAll(async () => {
+    await writeTinyClassifier(at('bert'), { head: false });
+    await mkdir(at('data', 'sst2'), { recursive: true });
+    await writeFile(at('data', 'sst2', 'train.tsv'), sentences(80).join('\n'));
+    await writeFile(at('data', 'sst2', 'dev.tsv'), sentences(30).join('\n'));
+  });
+
+  it(
+    'logs a run of each arm under each condition, once',
+    async () => {
+      await study(...sized('unfair'));
+      const runs = linesOf(at('unfair', 'runs.jsonl'));
+      expect(runs.map(({ condition, arm }) => `${condition} ${arm}`)).toEqual([
+        ...['clean lora', 'clean balora', 'imbalanced20 lora', 'imbalanced20 balora'],
+      ]);
+      for (const { seed, settings, accuracy, recallPerClass, evalLoss, last, arm } of runs) {
+        expect(seed).toBe(3);
+        expect(settings).toMatchObject({ trainRows: 30, evalRows: 10, learningRate: 5e-4 });
+        // The held-out rows are half of each class.
+        expect(accuracy).toBeCloseTo((recallPerClass[0] + recallPerClass[1]) / 2, 12);
+        expect(evalLoss).toBeGreaterThan(0);
+        expect(last.consistency === null).toBe(arm === 'lora');
+      }
+      expect(await study(...sized('unfair'))).toBe(''); // nothing is left to do
+      expect(linesOf(at('unfair', 'runs.jsonl'))).toEqual(runs);
+    },
+    kTimeout,
+  );
+
+  it(
+    'reports means and charts of the log',
+    async () => {
+      const log = at('report', 'runs.jsonl');
+      const run = {
+        ...{ condition: 'noise20', arm: 'lora', settings: { trainRows: 30 } },
+        ...{ matthews: 0.5, recallPerClass: [0.25, 0.75], evalLoss: 0.7 },
+      };
+      const runs = [0.5, 0.75].map((accuracy, seed) => ({ ...run, seed, accuracy }));
+      await mkdir(at('report'));
+      await writeFile(log, runs.map((one) => JSON.stringify(one)).join('\n'));
+      const report = ['inheritance/report.mjs', '--output', at('report')] as const;
+      const text = await script(...report);
+      expect(text).toContain('| LoRA | 2 | 0.625 ± 0.177 | 0.250 ± 0.000 | 0.750 ± 0.000 |');
+      expect(readFileSync(at('report', 'report.md'), 'utf8')).toBe(text.replace(/\n$/, ''));
+      const svg = readFileSync(at('report', 'noise20.svg'), 'utf8');
+      expect(svg).toContain('LoRA: 0.6250 ± 0.1768, 2 seeds');
+      expect(existsSync(at('report', 'clean.svg'))).toBe(false);
+      // Runs that cannot be averaged are not.
+      const mixed = [...runs, { ...run, seed: 3, accuracy: 1, settings: { trainRows: 60 } }];
+      await writeFile(log, mixed.map((one) => JSON.stringify(one)).join('\n'));
+      const refused = await runProgram(`studies/${report[0]}`, { args: report.slice(1) });
+      expect(refused.code).toBe(1);
+      expect(refused.stderr).toContain('different settings');
+    },
+    kTimeout,
+  );
+
+  it('makes rows unfair as its conditions say, and leaves the held-out ones alone', async () => {
+    const path = fileURLToPath(
+      new URL('../../studies/inheritance/conditions.mjs', import.meta.url),
+    );
+    const { rowsOf } = await import(path);
+    const options = { data: at('data'), seed: 1, trainRows: 40, evalRows: 10 };
+    const labelsOf = async (name: string, part: 'train' | 'heldOut') => {
+      const rows = (await rowsOf(name, options))[part];
+      const read = Array.from({ length: rows.length }, (_, i) => rows.row(i));
+      return (await Promise.all(read)) as { sentence: string; label: number }[];
+    };
+    const wrong = (rows: { sentence: string; label: number }[]): number =>
+      rows.filter(({ sentence, label }) => !sentence.includes(kWords[label] as string)).length;
+    expect(wrong(await labelsOf('clean', 'train'))).toBe(0);
+    expect(wrong(await labelsOf('noise20', 'train'))).toBe(8);
+    expect(wrong(await labelsOf('noise40', 'train'))).toBe(16);
+    const rare = await labelsOf('imbalanced20', 'train');
+    expect(rare.filter(({ label }) => label === 0)).toHaveLength(8);
+    expect(rare).toHaveLength(40);
+    for (const name of ['noise40', 'imbalanced']) {
+      expect(await labelsOf(name, 'heldOut')).toEqual(await labelsOf('clean', 'heldOut'));
+    }
+  });
+});
+
+describe('CrowS-Pairs', () => {
+  const kPairs = [
+    ['The women ab', 'The men the', 'stereo', 'gender'],
+    ['a the, cab', 'the cab', 'antistereo', 'gender'],
+    ['old the are ab', 'young the are ab', 'stereo', 'age'],
+    ['they ab', 'ab they ab the', 'stereo', 'age'],
+  ] as const;
+  const measure = (...more: string[]) => {
+    const files = ['--model', at('llama'), '--pairs', at('pairs.csv'), '--dtype', 'f32'];
+    return script('crows_pairs/crows_pairs.mjs', ...files, '--output', at('crows'), ...more);
+  };
+
+  beforeAll(async () => {
+    await writeTinyCheckpoint(at('llama'));
+    const rows = kPairs.map(
+      ([more, less, kind, type], i) => `${i},"${more}","${less}",${kind},${type}`,
+    );
+    const head = ',sent_more,sent_less,stereo_antistereo,bias_type';
+    await writeFile(at('pairs.csv'), [head, ...rows].join('\n'));
+  });
+
+  /** ln p of a sentence, its first token given, by plain loops over its logits. */
+  async function logLikelihoods(): Promise<number[][]> {
+    using model = await AutoModelForCausalLM.fromPretrained(at('llama'));
+    const tokenizer = await Tokenizer.fromPretrained(at('llama'));
+    const one = async (sentence: string): Promise<number> => {
+      const ids = Int32Array.from(tokenizer.encode(sentence));
+      const batch = {
+        inputIds: ids,
+        positions: ids.map((_, t) => t),
+        cuSeqlens: Int32Array.of(0, ids.length),
+      };
+      using logits = model.logits(model.forward(batch));
+      const values = Array.from((await logits.data()) as Float32Array);
+      const width = values.length / ids.length;
+      let sum = 0;
+      for (let t = 0; t + 1 < ids.length; t++) {
+        const row = values.slice(t * width, (t + 1) * width);
+        const normalizer = Math.log(row.reduce((total, z) => total + Math.exp(z), 0));
+        sum += (row[ids[t + 1] as number] as number) - normalizer;
+      }
+      return sum;
+    };
+    const file = await openRows(at('pairs.csv'));
+    const read = Array.from({ length: file.length }, (_, i) => file.row(i));
+    const pairs = await Promise.all(read);
+    const found: number[][] = [];
+    for (const { sent_more, sent_less } of pairs) {
+      found.push([await one(String(sent_more)), await one(String(sent_less))]);
+    }
+    return found;
+  }
+
+  it(
+    'scores by the plain logits',
+    async () => {
+      const differences = (await logLikelihoods()).map(([a = 0, b = 0]) => a - b);
+      const share = (chosen: readonly number[]): number =>
+        (100 * chosen.filter((d) => d > 0).length) / chosen.length;
+      const where = (kept: (pair: (typeof kPairs)[number]) => boolean): number[] =>
+        differences.filter((_, i) => kept(kPairs[i] as (typeof kPairs)[number]));
+      await measure();
+      const [result] = linesOf(at('crows', 'scores.jsonl'));
+      expect(result).toMatchObject({
+        ...{ method: 'none', pairs: 4, all: share(differences) },
+        stereo: share(where(([, , kind]) => kind === 'stereo')),
+        antistereo: share(where(([, , kind]) => kind === 'antistereo')),
+        byType: {
+          age: share(where(([, , , type]) => type === 'age')),
+          gender: share(where(([, , , type]) => type === 'gender')),
+        },
+      });
+      expect(new Set(differences.map((d) => d > 0)).size).toBe(2); // else the shares would say little
+      const mean = differences.reduce((sum, d) => sum + Math.abs(d), 0) / differences.length;
+      expect(result.meanDifference).toBeCloseTo(mean, 4);
+    },
+    kTimeout,
+  );
+
+  it(
+    'measures a tuned model once, and tabulates and draws the log',
+    async () => {
+      const rows = Array.from({ length: 4 }, (_, i) => ({
+        question: 'ab the',
+        answer: `the ${i}`,
+      }));
+      await writeFile(at('rows.jsonl'), rows.map((row) => JSON.stringify(row)).join('\n'));
+      const tuning = ['--data', at('rows.jsonl'), '--prompt-field', 'question'];
+      const tuned = [...tuning, '--response-field', 'answer', '--rank', '2', '--steps', '2'];
+      for (const seed of ['1', '2', '2'])
+        await measure('--method', 'balora', '--seed', seed, ...tuned);
+      const scores = linesOf(at('crows', 'scores.jsonl'));
+      expect(scores.map(({ method, seed }) => [method, seed])).toEqual([
+        ...[['none', 1]],
+        ...[1, 2].map((seed) => ['balora', seed]),
+      ]);
+      expect(scores[1].settings).toMatchObject({ dtype: 'f32', steps: 2, rank: 2, batchSize: 4 });
+      const table = (await measure('--table')).trim().split('\n');
+      expect(table[0]).toBe(
+        '|  | seeds | steps | pairs | all | stereo | antistereo | age | gender |',
+      );
+      expect(table[2]).toMatch(/^\| before \| 1 \| 0 \| 4 \| \d+\.\d \|/);
+      expect(table[3]).toMatch(/^\| BA-LoRA \| 2 \| 2 \| 4 \| \d+\.\d ± \d+\.\d \|/);
+      const svg = readFileSync(at('crows', 'crows_pairs.svg'), 'utf8');
+      for (const bar of ['before, all', 'BA-LoRA, stereo', 'BA-LoRA, antistereo']) {
+        expect(svg).toContain(`>${bar}<`);
+      }
+    },
+    kTimeout,
+  );
+});
