@@ -70,7 +70,6 @@ const kPackages: Record<string, string[]> = {
   '@huggingface/tokenizers': ['text'],
   '@huggingface/jinja': ['text'],
   hyparquet: ['data'],
-  '@huggingface/hub': ['io'],
   commander: ['cli'],
   yaml: ['cli'],
   zod: ['models', 'text', 'adapters', 'train', 'bench', 'cli'],

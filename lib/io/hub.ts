@@ -6,7 +6,7 @@ import { existsSync } from 'node:fs';
 import { ArgumentError, BaloraError, NativeError } from '../errors.ts';
 import { checkedFile, commitOf, listFiles, type RepoFile, readFile } from './hub/api.ts';
 import { defaultCacheDir, RepoCache } from './hub/cache.ts';
-import { Endpoint, type EndpointOptions, HubError } from './hub/endpoint.ts';
+import { Endpoint, type EndpointOptions, HubError, withoutToken } from './hub/endpoint.ts';
 import { isRepoId, isRevision, pathProblem, printable } from './hub/names.ts';
 import { isModelFolder, SINGLE_WEIGHTS, WEIGHTS_INDEX } from './model_folder.ts';
 
@@ -112,11 +112,6 @@ function accessOf(options: ResolveOptions): EndpointOptions {
   const { hubUrl = process.env.HF_ENDPOINT, accessToken = process.env.HF_TOKEN ?? '' } = options;
   const { timeoutMs = kTimeoutMs, signal } = options;
   return { hubUrl: hubUrl || kHub, accessToken: accessToken.trim(), timeoutMs, signal };
-}
-
-/** A server may well repeat what it was sent. */
-function withoutToken(message: string, { accessToken }: EndpointOptions): string {
-  return accessToken === '' ? message : message.replaceAll(accessToken, '(the token)');
 }
 
 /** What a name is resolved for. */

@@ -267,6 +267,18 @@ describe('what goes wrong', () => {
       '../../no/such/file',
       'plain',
       'a b/c',
+      'a--b/c',
+      'a/b..c',
+      'a/b.git',
+      '.a/b',
+      '-a/b',
+      'a/b-',
+      `a/${'b'.repeat(97)}`,
+      'a/b\0',
+      'a/b/../../c.gguf',
+      'a/b//c.gguf',
+      'a/b/c\\..\\d.gguf',
+      'a/b/c\n.gguf',
       '',
     ]) {
       await expect(resolveModel(name, { hubUrl, cacheDir: cache('v') }), name).rejects.toThrow(
@@ -276,5 +288,40 @@ describe('what goes wrong', () => {
     expect(hub.requests).toEqual([]);
     writeFileSync(join(folder, 'here'), '');
     expect(await resolveModel(join(folder, 'here'))).toBe(join(folder, 'here'));
+  });
+
+  it('takes no revision that is none', async () => {
+    const cacheDir = cache('revisions');
+    const none = [
+      '',
+      '../../x',
+      '/etc',
+      'a//b',
+      'a b',
+      'a~1',
+      'a^',
+      'a:b',
+      'a?',
+      'a*',
+      'a[',
+      'a@{1}',
+    ];
+    for (const revision of [...none, 'a\\b', 'a\nb', 'a.', 'a.lock', '.', 'x'.repeat(2000)]) {
+      for (const offline of [true, false]) {
+        const failure = resolveModel('tiny/words', { hubUrl, cacheDir, revision, offline });
+        await expect(failure, revision).rejects.toThrow(/is no branch, tag or commit/);
+      }
+    }
+    expect(hub.requests).toEqual([]);
+    expect(existsSync(cacheDir)).toBe(false);
+    for (const revision of ['refs/pr/1', 'v1.0', 'feature/x-y_z', fakeCommit]) {
+      const path = await resolveModel('tiny/words', { hubUrl, cacheDir, revision });
+      expect(path.endsWith(fakeCommit)).toBe(true);
+      hub.intercept = () => true;
+      expect(await resolveModel('tiny/words', { cacheDir, revision, offline: true })).toBe(path);
+      hub.reset();
+    }
+    const refs = join(cacheDir, 'models--tiny--words', 'refs');
+    expect(readdirSync(refs).sort()).toEqual(['feature', 'refs', 'v1.0']);
   });
 });

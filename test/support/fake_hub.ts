@@ -76,6 +76,8 @@ export class FakeHub {
 
   private answer(request: IncomingMessage, response: ServerResponse): void {
     const path = decodeURIComponent((request.url ?? '').split('?')[0] as string);
+    // A connection that is kept could be closed here at the moment in which it is used again.
+    response.setHeader('connection', 'close');
     this.requests.push({ path, authorization: request.headers.authorization });
     if (this.intercept(path, response, request)) return;
     const [, info, tree, resolved, file = ''] =

@@ -20,8 +20,7 @@ export interface FileHash {
   readonly hex: string;
 }
 
-const kMostJson = 16 * 2 ** 20; // bytes of one answer
-const kMostFiles = 100_000;
+const kMostJson = 16 * 2 ** 20; // bytes of an answer, with all of its pages
 const kMostPages = 100;
 /** Times that the download of one file goes on after the connection broke off. */
 const kMostBreaks = 5;
@@ -33,7 +32,8 @@ export async function commitOf(
 ): Promise<string> {
   const what = `commit of ${revision}`;
   const path = `/api/models/${repo}/revision/${encodeURIComponent(revision)}?expand=sha`;
-  const json = await readJson(await endpoint.get(endpoint.at(path), { what }), what);
+  const answer = await endpoint.get(endpoint.at(path), { what });
+  const { json } = await readJson(answer, { what, most: kMostJson });
   const { sha } = (json ?? {}) as { sha?: unknown };
   if (!isCommit(sha)) {
     throw new HubError(`${what}: sha must be 40 lower-case hex digits, not ${quoted(sha)}`);
@@ -55,12 +55,12 @@ export async function listFiles(
   const what = 'list of files';
   const rows = new Map<string, FileRow>();
   let next: URL | null = endpoint.at(`/api/models/${repo}/tree/${sha}?recursive=${recursive}`);
+  let left = kMostJson;
   for (let pages = 0; next !== null; ++pages) {
-    if (pages === kMostPages || rows.size > kMostFiles) {
-      throw new HubError(`${what}: more than ${kMostPages} pages, or ${kMostFiles} files`);
-    }
+    if (pages === kMostPages) throw new HubError(`${what}: more than ${kMostPages} pages`);
     const answer: Answer = await endpoint.get(next, { what });
-    const json = await readJson(answer, what);
+    const { json, bytes } = await readJson(answer, { what, most: left });
+    left -= bytes;
     if (!Array.isArray(json)) throw new HubError(`${what}: must be an array`);
     for (const row of json as (FileRow | null)[]) {
       if (row?.type === 'file' && typeof row.path === 'string') rows.set(row.path, row);
@@ -96,9 +96,9 @@ export async function* readFile(
   const encoded = file.path.split('/').map(encodeURIComponent).join('/');
   const url = endpoint.at(`/${repo}/resolve/${sha}/${encoded}`);
   let from = 0;
+  let answered = false;
   let broken: HubError | null = null;
   for (let breaks = 0; broken === null || from < file.bytes; ++breaks) {
-    let answered = false;
     try {
       const answer = await endpoint.get(url, { what: file.path, large: true, from });
       answered = true;
@@ -126,10 +126,13 @@ function hashOf(path: string, { lfs, oid }: FileRow): FileHash {
   throw new HubError(`${path}: oid must be 40 lower-case hex digits, not ${quoted(oid)}`);
 }
 
-async function readJson(answer: Answer, what: string): Promise<unknown> {
-  const text = (await readAll(answer.chunks(), { what, most: kMostJson })).toString();
+async function readJson(
+  answer: Answer,
+  { what, most }: { what: string; most: number },
+): Promise<{ json: unknown; bytes: number }> {
+  const text = await readAll(answer.chunks(), { what, most });
   try {
-    return JSON.parse(text);
+    return { json: JSON.parse(text.toString()), bytes: text.length };
   } catch {
     const type = printable(answer.headers.get('content-type') ?? 'no type', 60);
     const where = printable(answer.url.origin + answer.url.pathname);

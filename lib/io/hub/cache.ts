@@ -54,11 +54,11 @@ export class RepoCache {
    */
   async commitOf(revision: string): Promise<string | null> {
     if (isCommit(revision)) return revision;
-    const path = this.#refPath(revision);
-    const text = await readFile(path, 'utf8').catch(() => null);
+    const text = await this.#readRef(revision);
     if (text === null) return null;
     const sha = text.trim();
     if (isCommit(sha)) return sha;
+    const path = this.#refPath(revision);
     throw new FormatError(`${path}: holds no commit (40 hex digits): remove it`, { path });
   }
 
@@ -116,9 +116,17 @@ export class RepoCache {
     if (revision === sha) return;
     const path = this.#refPath(revision);
     // A cache that may only be read serves as long as nothing changes.
-    if ((await readFile(path, 'utf8').catch(() => '')) === sha) return;
+    if ((await this.#readRef(revision)) === sha) return;
     await this.#makeFolder('refs', ...revision.split('/').slice(0, -1));
     await this.#place(path, (temporary) => writeFile(temporary, sha, { flag: 'wx' }));
+  }
+
+  /** @throws FormatError as snapshot() does */
+  async #readRef(revision: string): Promise<string | null> {
+    const path = this.#refPath(revision);
+    if ((await statOrNull(path)) === null) return null;
+    await this.#requireWithin(path, 'refs', ...revision.split('/'));
+    return readFile(path, 'utf8');
   }
 
   #refPath(revision: string): string {

@@ -165,7 +165,8 @@ export class Endpoint {
     } catch {
       // A page for people: the status says it.
     }
-    return new HubError(`${what}: status ${status}${said && `, ${printable(said)}`}`, { status });
+    const reason = said && `, ${printable(withoutToken(said, this.#options))}`;
+    return new HubError(`${what}: status ${status}${reason}`, { status });
   }
 }
 
@@ -174,14 +175,21 @@ export async function readAll(
   chunks: AsyncIterable<Uint8Array>,
   { what, most }: { what: string; most: number },
 ): Promise<Buffer> {
-  const parts: Uint8Array[] = [];
+  // Chunks may be of a byte each, and millions of them: none is kept.
+  let all = Buffer.alloc(Math.min(most, kPortion));
   let bytes = 0;
   for await (const chunk of chunks) {
-    bytes += chunk.length;
-    if (bytes > most) throw new HubError(`${what}: the answer is longer than ${most} bytes`);
-    parts.push(chunk);
+    const after = bytes + chunk.length;
+    if (after > most) throw new HubError(`${what}: the answer does not end within ${most} bytes`);
+    if (after > all.length) {
+      const larger = Buffer.alloc(Math.min(most, 2 * after));
+      all.copy(larger, 0, 0, bytes);
+      all = larger;
+    }
+    all.set(chunk, bytes);
+    bytes = after;
   }
-  return Buffer.concat(parts);
+  return all.subarray(0, bytes);
 }
 
 /** The waiting for one answer: only time in which the server is waited for counts, not what is done with its bytes. */
@@ -254,6 +262,11 @@ class Wait {
     const reason = `${this.what}: the server took more than ${seconds} s for ${much} (timeoutMs)`;
     return new HubError(reason, { failure: 'slow' });
   }
+}
+
+/** A server may well repeat what it was sent. */
+export function withoutToken(text: string, { accessToken }: EndpointOptions): string {
+  return accessToken === '' ? text : text.replaceAll(accessToken, '(the token)');
 }
 
 /** @throws ArgumentError, which repeats no password */

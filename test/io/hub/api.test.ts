@@ -84,8 +84,8 @@ describe('the commit', () => {
       [/sha must be 40/, '"text"'],
       [/sha must be 40/, 'null'],
       [/sha must be 40/, '[]'],
-      [/commit of main: the answer is longer than 16777216 bytes/, null],
-      [/commit of main: the answer is longer than 16777216 bytes/, null, fakeCommit],
+      [/commit of main: the answer does not end within 16777216 bytes/, null],
+      [/commit of main: the answer does not end within 16777216 bytes/, null, fakeCommit],
     ];
     for (const [pattern, body] of answers) {
       hub.intercept = (_path, response) => {
@@ -221,7 +221,15 @@ describe('the list of files', () => {
       if (path.includes('/tree/')) sendWithoutEnd(response);
       return path.includes('/tree/');
     };
-    await expectRefusal(/list of files: the answer is longer than 16777216 bytes/);
+    await expectRefusal(/list of files: the answer does not end within 16777216 bytes/);
+    // Nor may the pages together be longer.
+    hub.intercept = (path, response) => {
+      if (!path.includes('/tree/')) return false;
+      response.setHeader('link', `<${hub.url}${path}>; rel="next"`);
+      sendJson(response, ['x'.repeat(2 ** 23)]);
+      return true;
+    };
+    await expectRefusal(/list of files: the answer does not end within \d{7} bytes/);
   });
 });
 

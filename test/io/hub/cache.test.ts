@@ -139,7 +139,7 @@ describe('what is downloaded', () => {
     hub.intercept = (path, response) => {
       if (!path.endsWith('model.safetensors')) return false;
       response.writeHead(200, { 'content-length': weights.length });
-      response.write(weights.subarray(0, 1000), () => response.destroy());
+      response.write(weights.subarray(0, 1000), () => response.socket?.end());
       return true;
     };
     await expect(ask()).rejects.toThrow(/cannot be fetched .*model\.safetensors: terminated/);
@@ -175,7 +175,7 @@ describe('what is downloaded', () => {
         });
         const end = from + every;
         response.write(weights.subarray(from, end), () =>
-          end < weights.length ? response.destroy() : response.end(),
+          end < weights.length ? response.socket?.end() : response.end(),
         );
         return true;
       };
@@ -264,6 +264,8 @@ describe('what is there already', () => {
       [join(repo, 'blobs'), ''],
       [join(repo, 'snapshots'), ''],
       [snapshot, ''],
+      [join(repo, 'refs', 'main'), fakeCommit],
+      [join(repo, 'refs'), ''],
     ];
     for (const [path, text] of places) {
       const kept = `${path}.kept`;
