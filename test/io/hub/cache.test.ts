@@ -288,6 +288,17 @@ describe('what is there already', () => {
     expect(await ask({ offline: true })).toBe(snapshot);
   });
 
+  it('is no blob where that is a link out, of the right size or not', async () => {
+    const outside = join(folder, `${tries}`, 'outside');
+    mkdirSync(join(repo, 'blobs'), { recursive: true });
+    symlinkSync(outside, join(repo, 'blobs', sha256(weights)));
+    for (const bytes of [weights.length, 7]) {
+      writeFileSync(outside, Buffer.alloc(bytes));
+      await expect(ask()).rejects.toThrow(/blobs\/[0-9a-f]{64}: leads out of its place/);
+      expect(readFileSync(outside)).toEqual(Buffer.alloc(bytes));
+    }
+  });
+
   it('is not written through a link that leads out', async () => {
     const outside = join(folder, `${tries}`, 'outside');
     for (const place of ['blobs', 'snapshots', `snapshots/${fakeCommit}`, 'refs']) {
