@@ -68,7 +68,6 @@ const kPackages: Record<string, string[]> = {
   '@huggingface/tokenizers': ['text'],
   '@huggingface/jinja': ['text'],
   hyparquet: ['data'],
-  '@huggingface/hub': ['io'],
   commander: ['cli', 'bench'],
   yaml: ['cli'],
   zod: ['models', 'text', 'adapters', 'train', 'cli', 'bench'],

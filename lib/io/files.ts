@@ -106,7 +106,7 @@ export function diskError(path: string, error: unknown): unknown {
 }
 
 /** A rename is durable only once its folder is flushed; systems that cannot open folders do without. */
-async function syncFolder(folder: string): Promise<void> {
+export async function syncFolder(folder: string): Promise<void> {
   let handle: FileHandle | undefined;
   try {
     handle = await open(folder, 'r');

@@ -1,21 +1,13 @@
 /**
- * From what a user names (a folder, a .gguf file, a model id on the Hub) to files on this machine. Downloads go to the
- * cache that Python's huggingface_hub shares, through @huggingface/hub; only what a model and its tokenizer need.
+ * From what a user names (a folder, a .gguf file, a model id on the Hub) to files on this machine. Downloads go to the cache
+ * that Python's huggingface_hub shares; only what a model and its tokenizer need.
  */
-import { randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { mkdir, open, readdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
-import { dirname, join, relative } from 'node:path';
-import {
-  downloadFile,
-  getHFHubCachePath,
-  getRepoFolderName,
-  type ListFileEntry,
-  listFiles,
-  modelInfo,
-} from '@huggingface/hub';
 import { ArgumentError, BaloraError, NativeError } from '../errors.ts';
-import { diskError } from './files.ts';
+import { checkedFile, commitOf, listFiles, type RepoFile, readFile } from './hub/api.ts';
+import { defaultCacheDir, RepoCache } from './hub/cache.ts';
+import { Endpoint, type EndpointOptions, HubError, withoutToken } from './hub/endpoint.ts';
+import { isRepoId, isRevision, pathProblem, printable } from './hub/names.ts';
 import { isModelFolder, SINGLE_WEIGHTS, WEIGHTS_INDEX } from './model_folder.ts';
 
 /** How a name on the hub is found. */
@@ -26,10 +18,14 @@ export interface ResolveOptions {
   hubUrl?: string;
   /** Default: HF_HUB_CACHE, HF_HOME/hub, or ~/.cache/huggingface/hub. */
   cacheDir?: string;
-  /** Default: HF_TOKEN. */
+  /** Default: HF_TOKEN; '' for none. It is sent to the Hub's own address alone, and over http to this machine alone. */
   accessToken?: string;
   /** Never ask the Hub, use the cache only. Default: HF_HUB_OFFLINE is 1. */
   offline?: boolean;
+  /** How long the Hub may take for 64 KiB of a file, or for one page of its lists (default 60 000). */
+  timeoutMs?: number;
+  /** Stops what is being fetched. */
+  signal?: AbortSignal;
   /** Told of every file before it is downloaded. */
   onDownload?: (path: string, bytes: number) => void;
 }
@@ -42,8 +38,11 @@ const kOfTokenizer = [
 ];
 const kOfModel = ['config.json', 'generation_config.json', SINGLE_WEIGHTS, WEIGHTS_INDEX];
 const kShard = /^model-\d+-of-\d+\.safetensors$/;
-const kId = /^[\w-][\w.-]*\/[\w-][\w.-]*$/;
-const kFileInRepo = /^([\w-][\w.-]*\/[\w-][\w.-]*)\/(.+\.gguf)$/;
+const kFileInRepo = /^([^/]+\/[^/]+)\/(.+\.gguf)$/s;
+const kHub = 'https://huggingface.co';
+const kTimeoutMs = 60_000;
+const kMostOfText = 256 * 2 ** 20; // bytes; the largest tokenizers have a tenth of it
+const kMostNames = 40; // in a message
 
 /**
  * The folder or file that `nameOrPath` stands for. A path that exists is itself; `owner/name` is a model on the Hub, and
@@ -65,38 +64,54 @@ async function resolve(
   choice: Choice,
 ): Promise<string> {
   if (existsSync(nameOrPath)) return nameOrPath;
-  const [, repo = nameOrPath, file = null] = kFileInRepo.exec(nameOrPath) ?? [];
-  if (!kId.test(repo)) {
-    throw new ArgumentError(
-      `"${nameOrPath}" is no file or folder here, and no model id (owner/name) either`,
-    );
+  const { revision = 'main', cacheDir = defaultCacheDir(), onDownload } = options;
+  const { offline = process.env.HF_HUB_OFFLINE === '1', signal } = options;
+  const { repo, file } = parseName(nameOrPath);
+  if (!isRevision(revision)) {
+    throw new ArgumentError(`revision "${printable(revision)}" is no branch, tag or commit`);
   }
-  const {
-    revision = 'main',
-    hubUrl = process.env.HF_ENDPOINT,
-    cacheDir = getHFHubCachePath(),
-    accessToken = process.env.HF_TOKEN,
-    offline = process.env.HF_HUB_OFFLINE === '1',
-    onDownload,
-  } = options;
-  const snapshot = (folder: string): string => (file === null ? folder : join(folder, file));
-  const found = await cachedSnapshot(cacheDir, repo, revision);
-  const cached = found !== null && (await holds(found, file, choice)) ? snapshot(found) : null;
+  const cache = new RepoCache(cacheDir, repo);
+  const wanted: Wanted = { repo, file, choice, revision, cache };
   if (offline) {
+    const cached = await findCached(wanted);
     if (cached !== null) return cached;
     throw new NativeError(`${nameOrPath} is not in the cache ${cacheDir}, and offline mode is on`);
   }
-  const access = { ...(hubUrl && { hubUrl }), ...(accessToken && { accessToken }) };
+  const access = accessOf(options);
+  const endpoint = new Endpoint(access);
   try {
-    return snapshot(await download({ repo, file, choice, revision, cacheDir, access, onDownload }));
+    return await download(endpoint, wanted, onDownload);
   } catch (error) {
+    if (signal?.aborted) throw signal.reason;
     if (error instanceof BaloraError) throw error;
-    if (isNetworkFailure(error) && cached !== null) return cached;
-    throw new NativeError(
-      `${nameOrPath}: cannot be fetched from ${hubUrl ?? 'the Hugging Face Hub'}: ${reasonOf(error)}`,
-      { cause: error },
+    const cached = error instanceof HubError && error.unreachable ? await findCached(wanted) : null;
+    if (cached !== null) return cached;
+    const reason = withoutToken((error as Error).message, access);
+    throw new NativeError(`${nameOrPath}: cannot be fetched from ${endpoint.name}: ${reason}`, {
+      cause: error instanceof HubError ? error.cause : error,
+    });
+  }
+}
+
+/** @throws ArgumentError for what is neither an id nor a file of one */
+function parseName(name: string): { repo: string; file: string | null } {
+  const [, repo = name, file = null] = kFileInRepo.exec(name) ?? [];
+  if (!isRepoId(repo)) {
+    throw new ArgumentError(
+      `"${printable(name)}" is no file or folder here, and no model id (owner/name) either`,
     );
   }
+  const problem = file === null ? null : pathProblem(file);
+  if (problem !== null) {
+    throw new ArgumentError(`"${printable(name)}" names no file of a repository: ${problem}`);
+  }
+  return { repo, file };
+}
+
+function accessOf(options: ResolveOptions): EndpointOptions {
+  const { hubUrl = process.env.HF_ENDPOINT, accessToken = process.env.HF_TOKEN ?? '' } = options;
+  const { timeoutMs = kTimeoutMs, signal } = options;
+  return { hubUrl: hubUrl || kHub, accessToken: accessToken.trim(), timeoutMs, signal };
 }
 
 /** What a name is resolved for. */
@@ -116,103 +131,55 @@ const kTokenizer: Choice = {
   serves: (names) => names.includes('tokenizer.json') || names.some(isGguf),
 };
 
-interface Download {
+/** What is asked for, and where it goes. */
+interface Wanted {
   repo: string;
   /** The only one that is wanted; null: those of `choice`. */
   file: string | null;
   choice: Choice;
   revision: string;
-  cacheDir: string;
-  access: { hubUrl?: string; accessToken?: string };
-  onDownload: ResolveOptions['onDownload'];
+  cache: RepoCache;
 }
 
-async function download(request: Download): Promise<string> {
-  const { repo, file, choice, revision, cacheDir, access } = request;
-  const { sha } = await modelInfo({ name: repo, revision, additionalFields: ['sha'], ...access });
-  const entries = new Map<string, ListFileEntry>();
-  for await (const entry of listFiles({
-    repo,
-    revision: sha,
-    recursive: file !== null,
-    ...access,
-  })) {
-    if (entry.type === 'file') entries.set(entry.path, entry);
-  }
-  const chosen = file === null ? choice.choose([...entries.keys()], repo) : [file];
-  const folder = join(cacheDir, repoFolder(repo));
-  for (const path of chosen) {
-    const entry = entries.get(path);
-    if (entry === undefined) throw new ArgumentError(`${repo} has no file ${path}`);
-    await fetchFile(entry, { ...request, folder, sha });
-  }
-  if (revision !== sha) await writeRef(cacheDir, repo, revision, sha);
-  return join(folder, 'snapshots', sha);
-}
-
-/** One file into the cache: a blob under its hash, appearing whole, and a link to it in the snapshot. */
-async function fetchFile(
-  { path, size, oid, lfs, xetHash }: ListFileEntry,
-  { repo, access, onDownload, folder, sha }: Download & { folder: string; sha: string },
-): Promise<void> {
-  const link = join(folder, 'snapshots', sha, path);
-  if (existsSync(link)) return;
-  const hash = lfs?.oid ?? xetHash ?? oid;
-  if (hash === undefined || !/^[\w-]+$/.test(hash))
-    throw new Error(`the Hub gives no hash for ${path}`);
-  const blobPath = join(folder, 'blobs', hash);
-  await mkdir(dirname(blobPath), { recursive: true });
-  await mkdir(dirname(link), { recursive: true });
-  if (!existsSync(blobPath)) {
-    onDownload?.(path, size);
-    const blob = await downloadFile({ repo, path, revision: sha, ...access });
-    if (blob === null) throw new Error(`the Hub lists ${path}, but does not have it`);
-    await writeBlob(blobPath, blob.stream() as unknown as AsyncIterable<Uint8Array>, {
-      path,
-      size,
+/** Asks the Hub, fetches what is missing. @throws HubError, and as RepoCache does */
+async function download(
+  endpoint: Endpoint,
+  { repo, file, choice, revision, cache }: Wanted,
+  onDownload: ResolveOptions['onDownload'],
+): Promise<string> {
+  const sha = await commitOf(endpoint, { repo, revision });
+  const rows = await listFiles(endpoint, { repo, sha, recursive: file !== null });
+  const paths = file === null ? choice.choose([...rows.keys()], repo) : [file];
+  const files = paths.map((path) => {
+    const row = rows.get(path);
+    if (row === undefined) throw new ArgumentError(`${repo} has no file ${path}`);
+    return notTooLarge(checkedFile(row));
+  });
+  for (const entry of files) {
+    await cache.add(sha, entry, () => {
+      onDownload?.(entry.path, entry.bytes);
+      return readFile(endpoint, { repo, sha, file: entry });
     });
   }
-  await linkTo(blobPath, link);
+  await cache.setRef(revision, sha);
+  const path = file === null ? (await cache.snapshot(sha))?.folder : await cache.file(sha, file);
+  if (path) return path;
+  throw new HubError(`${repo} was taken away from the cache while it was fetched`);
 }
 
-/** Another process may have been quicker, and a cache that was tidied may hold a link to nowhere, which is replaced. */
-async function linkTo(blobPath: string, link: string): Promise<void> {
-  for (;;) {
-    try {
-      await symlink(relative(dirname(link), blobPath), link);
-      return;
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
-      if (existsSync(link)) return;
-      await rm(link, { force: true });
-    }
-  }
+/** Files but weights are read into memory whole. @throws HubError */
+function notTooLarge(file: RepoFile): RepoFile {
+  if (/\.(safetensors|gguf)$/.test(file.path) || file.bytes <= kMostOfText) return file;
+  throw new HubError(`${file.path}: ${file.bytes} bytes are more than ${kMostOfText}`);
 }
 
-async function writeBlob(
-  blobPath: string,
-  stream: AsyncIterable<Uint8Array>,
-  { path, size }: { path: string; size: number },
-): Promise<void> {
-  // Model and tokenizer may be asked for at once, by one process.
-  const incomplete = `${blobPath}.${randomUUID()}.incomplete`;
-  try {
-    const out = await open(incomplete, 'w');
-    let written = 0;
-    try {
-      for await (const chunk of stream) {
-        await out.writeFile(chunk);
-        written += chunk.length;
-      }
-    } finally {
-      await out.close();
-    }
-    if (written !== size) throw new Error(`${path} ended after ${written} of ${size} bytes`);
-    await rename(incomplete, blobPath);
-  } catch (error) {
-    await rm(incomplete, { force: true });
-    throw diskError(incomplete, error);
-  }
+/** The same without the Hub; null where the cache has not all that is wanted. @throws FormatError as RepoCache does */
+async function findCached({ file, choice, revision, cache }: Wanted): Promise<string | null> {
+  const sha = await cache.commitOf(revision);
+  if (sha === null) return null;
+  if (file !== null) return cache.file(sha, file);
+  const found = await cache.snapshot(sha);
+  return found !== null && choice.serves(found.names) ? found.folder : null;
 }
 
 /** Safetensors and what stands beside them; in a repository without any, its only GGUF file. */
@@ -239,56 +206,12 @@ function tokenizerFiles(names: readonly string[], repo: string): string[] {
 function onlyGguf(names: readonly string[], repo: string, neither: string): string {
   const ggufs = names.filter(isGguf);
   if (ggufs.length === 1) return ggufs[0] as string;
-  throw new ArgumentError(
-    ggufs.length === 0
-      ? `${repo} holds ${neither}`
-      : `${repo} holds several GGUF files; name one: ${ggufs.map((name) => `${repo}/${name}`).join(', ')}`,
-  );
+  if (ggufs.length === 0) throw new ArgumentError(`${repo} holds ${neither}`);
+  const some = ggufs.slice(0, kMostNames).map((name) => `${repo}/${printable(name)}`);
+  const rest = ggufs.length > kMostNames ? `, and ${ggufs.length - kMostNames} more` : '';
+  throw new ArgumentError(`${repo} holds several GGUF files; name one: ${some.join(', ')}${rest}`);
 }
 
 function isGguf(name: string): boolean {
   return name.endsWith('.gguf');
-}
-
-function repoFolder(repo: string): string {
-  return getRepoFolderName({ name: repo, type: 'model' });
-}
-
-async function writeRef(
-  cacheDir: string,
-  repo: string,
-  revision: string,
-  sha: string,
-): Promise<void> {
-  const path = join(cacheDir, repoFolder(repo), 'refs', revision);
-  await mkdir(dirname(path), { recursive: true });
-  await writeFile(path, sha);
-}
-
-async function cachedSnapshot(
-  cacheDir: string,
-  repo: string,
-  revision: string,
-): Promise<string | null> {
-  const folder = join(cacheDir, repoFolder(repo));
-  const sha = await readFile(join(folder, 'refs', revision), 'utf8').catch(() => revision);
-  const snapshot = join(folder, 'snapshots', sha.trim());
-  return existsSync(snapshot) ? snapshot : null;
-}
-
-/** Whether a snapshot has the one file that is wanted, or those that serve; a link may lead nowhere. */
-async function holds(folder: string, file: string | null, { serves }: Choice): Promise<boolean> {
-  const isThere = (name: string): boolean => existsSync(join(folder, name));
-  return file === null ? serves((await readdir(folder)).filter(isThere)) : isThere(file);
-}
-
-/** The Hub answered nothing at all, or that it is too busy to, as against an answer that says no. */
-function isNetworkFailure(error: unknown): boolean {
-  const { statusCode = 0 } = error as { statusCode?: number };
-  return error instanceof TypeError || statusCode >= 500 || [408, 429].includes(statusCode);
-}
-
-function reasonOf(error: unknown): string {
-  const { message, cause } = error as Error;
-  return cause instanceof Error ? `${message} (${cause.message})` : message;
 }

@@ -1,5 +1,4 @@
 // The Hub, played by a server on 127.0.0.1: which files are fetched, the shared cache's layout, offline use, failures.
-import { createHash } from 'node:crypto';
 import {
   existsSync,
   mkdirSync,
@@ -10,8 +9,6 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
-import { createServer, type Server } from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
@@ -20,19 +17,15 @@ import { resolveModel } from '../../lib/io/hub.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
 import { architecture } from '../models/golden.ts';
+import { FakeHub, type Files, fakeCommit } from '../support/fake_hub.ts';
 import { balora } from '../support/run_cli.ts';
 import { tinyTokenizerConfig, tinyTokenizerJson } from '../support/tiny_tokenizer.ts';
 
-const kSha = '0123456789abcdef0123456789abcdef01234567';
 const folder = mkdtempSync(join(tmpdir(), 'balora-hub-'));
-let server: Server;
+let hub: FakeHub;
 let hubUrl: string;
-let requests: string[] = [];
-let broken = 0; // the status of every answer
-let cut = '';
 
-/** Repositories of the fake Hub: file name to contents. */
-const repos: Record<string, Record<string, Buffer>> = {
+const repos: Record<string, Files> = {
   'tiny/sharded': Object.fromEntries(
     readdirSync(architecture('llama-sharded/model')).map((name) => [
       name,
@@ -60,78 +53,22 @@ const extras = {
 Object.assign(repos['tiny/sharded'] as object, extras);
 
 beforeAll(async () => {
-  server = createServer((request, response) => {
-    const url = decodeURIComponent((request.url ?? '').split('?')[0] as string);
-    requests.push(url);
-    if (broken !== 0) {
-      response.writeHead(broken).end('down');
-      return;
-    }
-    const [, api, tree, resolved] =
-      /^\/api\/models\/([^/]+\/[^/]+)(?:\/revision\/[^/]+)?$|^\/api\/models\/([^/]+\/[^/]+)\/tree\/|^\/([^/]+\/[^/]+)\/resolve\//.exec(
-        url,
-      ) ?? [];
-    const files = repos[api ?? tree ?? resolved ?? ''];
-    if (files === undefined) {
-      response
-        .writeHead(404, { 'content-type': 'application/json' })
-        .end('{"error":"Repository not found"}');
-    } else if (api !== undefined) {
-      response.setHeader('content-type', 'application/json');
-      response.end(
-        JSON.stringify({
-          _id: '1',
-          id: api,
-          sha: kSha,
-          private: false,
-          downloads: 0,
-          gated: false,
-          likes: 0,
-          lastModified: '2026-01-01',
-        }),
-      );
-    } else if (tree !== undefined) {
-      response.setHeader('content-type', 'application/json');
-      const rows = Object.entries(files).map(([path, data]) => ({
-        type: 'file',
-        oid: createHash('sha1').update(path).digest('hex'),
-        size: data.length,
-        path,
-      }));
-      response.end(JSON.stringify(rows));
-    } else {
-      const data = files[url.split(`/resolve/${kSha}/`)[1] as string];
-      if (data === undefined) {
-        response.writeHead(404, { 'X-Error-Code': 'EntryNotFound' }).end();
-        return;
-      }
-      const range = /bytes=(\d+)-(\d+)/.exec(request.headers.range ?? '');
-      const [from, to] = range ? [Number(range[1]), Number(range[2]) + 1] : [0, data.length];
-      const whole = data.subarray(from, to);
-      const body = url.endsWith(cut || '/') ? whole.subarray(0, whole.length / 2) : whole;
-      response.writeHead(range ? 206 : 200, {
-        ETag: `"${url.length}"`,
-        'Content-Length': body.length,
-        ...(range && {
-          'Content-Range': `bytes ${from}-${Math.min(to, data.length) - 1}/${data.length}`,
-        }),
-      });
-      response.end(body);
-    }
-  });
-  await new Promise<void>((done) => server.listen(0, '127.0.0.1', done));
-  hubUrl = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  hub = await FakeHub.start(repos);
+  hubUrl = hub.url;
 });
 afterAll(() => {
-  server.close();
+  hub.close();
   rmSync(folder, { recursive: true, force: true });
 });
-beforeEach(() => {
-  requests = [];
-  broken = 0;
-  cut = '';
-});
+beforeEach(() => hub.reset());
 
+/** Every answer has this status. */
+function breakHub(status: number): void {
+  hub.intercept = (_path, response) => {
+    response.writeHead(status).end('down');
+    return true;
+  };
+}
 const cache = (name: string): string => join(folder, name);
 
 describe('a model id', () => {
@@ -140,25 +77,26 @@ describe('a model id', () => {
     const model = await AutoModelForCausalLM.fromPretrained('tiny/sharded', { hubUrl, cacheDir });
     expect(model.nameOrPath).toBe('tiny/sharded');
     expect(model.vocabSize).toBe(97);
-    const snapshot = join(cacheDir, 'models--tiny--sharded', 'snapshots', kSha);
+    const snapshot = join(cacheDir, 'models--tiny--sharded', 'snapshots', fakeCommit);
     expect(model.folder).toBe(snapshot);
     expect(readdirSync(snapshot).sort()).toEqual(
       readdirSync(architecture('llama-sharded/model')).sort(),
     );
     expect(readFileSync(join(cacheDir, 'models--tiny--sharded', 'refs', 'main'), 'utf8')).toBe(
-      kSha,
+      fakeCommit,
     );
 
-    requests = [];
+    hub.requests = [];
     expect(await resolveModel('tiny/sharded', { hubUrl, cacheDir })).toBe(snapshot);
-    expect(requests.filter((url) => url.includes('/resolve/'))).toEqual([]);
-    requests = [];
+    expect(hub.requests.filter(({ path }) => path.includes('/resolve/'))).toEqual([]);
+    hub.requests = [];
     expect(await resolveModel('tiny/sharded', { hubUrl, cacheDir, offline: true })).toBe(snapshot);
-    expect(requests).toEqual([]);
-    for (broken of [503, 429, 408]) {
-      expect(await resolveModel('tiny/sharded', { hubUrl, cacheDir }), `${broken}`).toBe(snapshot);
+    expect(hub.requests).toEqual([]);
+    for (const status of [503, 429, 408]) {
+      breakHub(status);
+      expect(await resolveModel('tiny/sharded', { hubUrl, cacheDir }), `${status}`).toBe(snapshot);
     }
-    broken = 401;
+    breakHub(401);
     await expect(resolveModel('tiny/sharded', { hubUrl, cacheDir })).rejects.toThrow(/401/);
   });
 
@@ -168,7 +106,7 @@ describe('a model id', () => {
     const local = Tokenizer.fromJson(tinyTokenizerJson(), tinyTokenizerConfig());
     expect(tokenizer.encode('abc')).toEqual(local.encode('abc'));
     expect(tokenizer.eosId).toBe(local.eosId);
-    const snapshot = join(cacheDir, 'models--tiny--words', 'snapshots', kSha);
+    const snapshot = join(cacheDir, 'models--tiny--words', 'snapshots', fakeCommit);
     expect(readdirSync(snapshot).sort()).toEqual(['tokenizer.json', 'tokenizer_config.json']);
     // The model's files come when the model is asked for.
     expect(await resolveModel('tiny/words', { hubUrl, cacheDir })).toBe(snapshot);
@@ -184,12 +122,12 @@ describe('a model id', () => {
     await expect(resolveModel('tiny/words', { cacheDir, offline })).rejects.toThrow(
       /tiny\/words is not in the cache .*half, and offline mode is on/,
     );
-    broken = 503;
+    breakHub(503);
     await expect(resolveModel('tiny/words', { hubUrl, cacheDir })).rejects.toThrow(
       /tiny\/words: cannot be fetched from .*503/,
     );
     await Tokenizer.fromPretrained('tiny/words', { hubUrl, cacheDir });
-    broken = 0;
+    hub.reset();
     const path = await resolveModel('tiny/words', { hubUrl, cacheDir });
     expect(await resolveModel('tiny/words', { cacheDir, offline })).toBe(path);
     // Nor where the weights are a link to nowhere.
@@ -201,7 +139,7 @@ describe('a model id', () => {
   it('may be asked for twice at once, and over links that lead nowhere', async () => {
     const cacheDir = cache('twice');
     const options = { hubUrl, cacheDir };
-    const snapshot = join(cacheDir, 'models--tiny--words', 'snapshots', kSha);
+    const snapshot = join(cacheDir, 'models--tiny--words', 'snapshots', fakeCommit);
     const ask = () => Promise.all([1, 2, 3].map(() => resolveModel('tiny/words', options)));
     expect(await ask()).toEqual([snapshot, snapshot, snapshot]);
     rmSync(join(cacheDir, 'models--tiny--words', 'blobs'), { recursive: true });
@@ -271,7 +209,7 @@ describe('a model id', () => {
     );
     const path = await resolveModel('tiny/ggufs/b.Q8.gguf', { hubUrl, cacheDir });
     expect(readFileSync(path, 'utf8')).toBe('b');
-    expect(requests.some((url) => url.includes('a.Q4.gguf'))).toBe(false);
+    expect(hub.requests.some(({ path }) => path.includes('a.Q4.gguf'))).toBe(false);
   });
 });
 
@@ -294,18 +232,22 @@ describe('what goes wrong', () => {
 
   it('does not take a download that was cut off for the file', async () => {
     const cacheDir = cache('cut');
-    cut = 'model-00002-of-00004.safetensors';
+    const cut = 'model-00002-of-00004.safetensors';
+    hub.intercept = (path, response) => {
+      if (path.endsWith(cut)) response.end(repos['tiny/sharded']?.[cut]?.subarray(0, 100));
+      return path.endsWith(cut);
+    };
     await expect(resolveModel('tiny/sharded', { hubUrl, cacheDir })).rejects.toThrow(
       /model-00002-of-00004\.safetensors ended after \d+ of \d+ bytes/,
     );
     const files = readdirSync(cacheDir, { recursive: true }).map(String);
     expect(files.filter((name) => /incomplete|00002/.test(name))).toEqual([]);
-    cut = '';
+    hub.reset();
     const said: string[] = [];
     const onDownload = (path: string, bytes: number): void =>
       void said.push(`${path} ${bytes > 0}`);
     await AutoModelForCausalLM.fromPretrained('tiny/sharded', { hubUrl, cacheDir, onDownload });
-    expect(said[0]).toBe(`${'model-00002-of-00004.safetensors'} true`);
+    expect(said[0]).toBe(`${cut} true`);
   });
 
   it('says what a repository lacks, and what offline mode lacks', async () => {
@@ -325,14 +267,61 @@ describe('what goes wrong', () => {
       '../../no/such/file',
       'plain',
       'a b/c',
+      'a--b/c',
+      'a/b..c',
+      'a/b.git',
+      '.a/b',
+      '-a/b',
+      'a/b-',
+      `a/${'b'.repeat(97)}`,
+      'a/b\0',
+      'a/b/../../c.gguf',
+      'a/b//c.gguf',
+      'a/b/c\\..\\d.gguf',
+      'a/b/c\n.gguf',
       '',
     ]) {
       await expect(resolveModel(name, { hubUrl, cacheDir: cache('v') }), name).rejects.toThrow(
         ArgumentError,
       );
     }
-    expect(requests).toEqual([]);
+    expect(hub.requests).toEqual([]);
     writeFileSync(join(folder, 'here'), '');
     expect(await resolveModel(join(folder, 'here'))).toBe(join(folder, 'here'));
+  });
+
+  it('takes no revision that is none', async () => {
+    const cacheDir = cache('revisions');
+    const none = [
+      '',
+      '../../x',
+      '/etc',
+      'a//b',
+      'a b',
+      'a~1',
+      'a^',
+      'a:b',
+      'a?',
+      'a*',
+      'a[',
+      'a@{1}',
+    ];
+    for (const revision of [...none, 'a\\b', 'a\nb', 'a.', 'a.lock', '.', 'x'.repeat(2000)]) {
+      for (const offline of [true, false]) {
+        const failure = resolveModel('tiny/words', { hubUrl, cacheDir, revision, offline });
+        await expect(failure, revision).rejects.toThrow(/is no branch, tag or commit/);
+      }
+    }
+    expect(hub.requests).toEqual([]);
+    expect(existsSync(cacheDir)).toBe(false);
+    for (const revision of ['refs/pr/1', 'v1.0', 'feature/x-y_z', fakeCommit]) {
+      const path = await resolveModel('tiny/words', { hubUrl, cacheDir, revision });
+      expect(path.endsWith(fakeCommit)).toBe(true);
+      hub.intercept = () => true;
+      expect(await resolveModel('tiny/words', { cacheDir, revision, offline: true })).toBe(path);
+      hub.reset();
+    }
+    const refs = join(cacheDir, 'models--tiny--words', 'refs');
+    expect(readdirSync(refs).sort()).toEqual(['feature', 'refs', 'v1.0']);
   });
 });

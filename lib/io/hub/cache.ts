@@ -1,0 +1,257 @@
+/**
+ * One repository in the cache that Python's huggingface_hub shares: blobs named by the hash of what they hold, a snapshot of
+ * links to them for each commit, refs from branches and tags to commits. Whatever is written is verified first and appears
+ * whole; nothing is read or written through a link that leads out of the repository's folder.
+ */
+import { createHash, type Hash, randomUUID } from 'node:crypto';
+import type { Stats } from 'node:fs';
+import {
+  lstat,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  realpath,
+  rename,
+  rm,
+  stat,
+  symlink,
+  writeFile,
+} from 'node:fs/promises';
+import { homedir } from 'node:os';
+import { basename, dirname, join, relative, sep } from 'node:path';
+import { FormatError } from '../../errors.ts';
+import { diskError, syncFolder } from '../files.ts';
+import type { FileHash, RepoFile } from './api.ts';
+import { HubError } from './endpoint.ts';
+import { isCommit } from './names.ts';
+
+const kIncomplete = '.incomplete';
+const kUuid = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/; // names of Python's own downloads are others
+/** A download that nothing was written to for a day. */
+const kStrayMs = 24 * 3600 * 1000;
+
+/** The cache's folder, by the variables that Python's huggingface_hub reads. */
+export function defaultCacheDir(): string {
+  const { HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME, XDG_CACHE_HOME } = process.env;
+  const given = HF_HUB_CACHE || HUGGINGFACE_HUB_CACHE;
+  if (given) return given;
+  return join(HF_HOME || join(XDG_CACHE_HOME || join(homedir(), '.cache'), 'huggingface'), 'hub');
+}
+
+export class RepoCache {
+  /** The repository's own folder. It may be a link, as the cache itself may: whoever owns the cache put it there. */
+  readonly folder: string;
+
+  /** @param repo an id, as isRepoId has it */
+  constructor(cacheDir: string, repo: string) {
+    this.folder = join(cacheDir, `models--${repo.replace('/', '--')}`);
+  }
+
+  /**
+   * The commit that the cache has for a branch, a tag or a commit; null if it has none.
+   * @throws FormatError for a ref that holds something else
+   */
+  async commitOf(revision: string): Promise<string | null> {
+    if (isCommit(revision)) return revision;
+    const text = await this.#readRef(revision);
+    if (text === null) return null;
+    const sha = text.trim();
+    if (isCommit(sha)) return sha;
+    const path = this.#refPath(revision);
+    throw new FormatError(`${path}: holds no commit (40 hex digits): remove it`, { path });
+  }
+
+  /**
+   * The folder of a commit and the names of the files in it that can be read; null if it is not there.
+   * @throws FormatError naming a link that leads out
+   */
+  async snapshot(sha: string): Promise<{ folder: string; names: string[] } | null> {
+    const folder = join(this.folder, 'snapshots', sha);
+    if ((await statOrNull(folder)) === null) return null;
+    await this.#requireWithin(folder, 'snapshots', sha);
+    const names: string[] = [];
+    for (const name of await readdir(folder)) {
+      if (await this.#readable(sha, name)) names.push(name);
+    }
+    return { folder, names };
+  }
+
+  /**
+   * The path of a file of a commit, or null if it is not there. `path` is one that pathProblem has nothing against.
+   * @throws FormatError as snapshot() does
+   */
+  async file(sha: string, path: string): Promise<string | null> {
+    return (await this.#readable(sha, path)) ? join(this.folder, 'snapshots', sha, path) : null;
+  }
+
+  /**
+   * A file of a commit into the cache, unless it is there: a blob under its hash and a link to it in the snapshot. A file of
+   * another size than announced is replaced.
+   * @param download its bytes, asked for where the blob is not there
+   * @throws HubError for bytes that are not those announced, FormatError for a link that leads out
+   */
+  async add(sha: string, file: RepoFile, download: () => AsyncIterable<Uint8Array>): Promise<void> {
+    const { hash, bytes } = file;
+    const link = join(this.folder, 'snapshots', sha, file.path);
+    if ((await this.#readable(sha, file.path)) && (await isFile(link, bytes))) {
+      // Where links are not to be had, Python keeps the file itself here.
+      const own = (await lstat(link)).isFile();
+      if (own || basename(await realpath(link)) === hash.hex) return;
+    }
+    await this.#makeFolder('snapshots', sha, ...file.path.split('/').slice(0, -1));
+    const blob = join(await this.#makeFolder('blobs'), hash.hex);
+    if ((await statOrNull(blob)) !== null) await this.#requireWithin(blob, 'blobs', hash.hex);
+    if (!(await isFile(blob, bytes))) {
+      await this.#removeStrays();
+      await this.#place(blob, async (temporary) => {
+        await writeVerified(temporary, file, download);
+      });
+    }
+    await this.#place(link, (temporary) => symlink(relative(dirname(link), blob), temporary));
+  }
+
+  /** Makes a branch or a tag stand for a commit. */
+  async setRef(revision: string, sha: string): Promise<void> {
+    if (revision === sha) return;
+    const path = this.#refPath(revision);
+    // A cache that may only be read serves as long as nothing changes.
+    if ((await this.#readRef(revision)) === sha) return;
+    await this.#makeFolder('refs', ...revision.split('/').slice(0, -1));
+    await this.#place(path, (temporary) => writeFile(temporary, sha, { flag: 'wx' }));
+  }
+
+  /** @throws FormatError as snapshot() does */
+  async #readRef(revision: string): Promise<string | null> {
+    const path = this.#refPath(revision);
+    if ((await statOrNull(path)) === null) return null;
+    await this.#requireWithin(path, 'refs', ...revision.split('/'));
+    return readFile(path, 'utf8');
+  }
+
+  #refPath(revision: string): string {
+    return join(this.folder, 'refs', ...revision.split('/'));
+  }
+
+  /** Whether a name in a snapshot leads to something. @throws FormatError where that is outside */
+  async #readable(sha: string, path: string): Promise<boolean> {
+    const [root, target] = await Promise.all([
+      realpathOrNull(this.folder),
+      realpathOrNull(join(this.folder, 'snapshots', sha, path)),
+    ]);
+    if (root === null || target === null) return false;
+    const allowed = [join(root, 'blobs'), join(root, 'snapshots', sha)];
+    if (allowed.some((folder) => target.startsWith(folder + sep))) return true;
+    throw leadsOut(join(this.folder, 'snapshots', sha, path), target);
+  }
+
+  /** A folder of the repository, which is made where it is missing. @throws FormatError where a link or a file has its name */
+  async #makeFolder(...segments: string[]): Promise<string> {
+    await mkdir(this.folder, { recursive: true });
+    let folder = this.folder;
+    for (const segment of segments) {
+      folder = join(folder, segment);
+      await mkdir(folder).catch((error: NodeJS.ErrnoException) => {
+        if (error.code !== 'EEXIST') throw diskError(folder, error);
+      });
+      const info = await lstat(folder);
+      if (info.isSymbolicLink()) throw leadsOut(folder, await realpath(folder).catch(() => '?'));
+      if (!info.isDirectory()) {
+        throw new FormatError(`${folder}: is in the way of a folder: remove it`, { path: folder });
+      }
+    }
+    return folder;
+  }
+
+  /** @throws FormatError unless `path` is, behind all links, where it seems to be below the repository's folder */
+  async #requireWithin(path: string, ...segments: string[]): Promise<void> {
+    const [root, target] = await Promise.all([realpath(this.folder), realpath(path)]);
+    if (target !== join(root, ...segments)) throw leadsOut(path, target);
+  }
+
+  /** Removes downloads that processes left when they were killed; others may be at theirs. */
+  async #removeStrays(): Promise<void> {
+    const folder = join(this.folder, 'blobs');
+    for (const name of await readdir(folder)) {
+      if (!name.endsWith(kIncomplete) || !kUuid.test(basename(name, kIncomplete))) continue;
+      const path = join(folder, name);
+      const { mtimeMs = Number.POSITIVE_INFINITY } = (await lstat(path).catch(absent)) ?? {};
+      if (Date.now() - mtimeMs > kStrayMs) await rm(path, { force: true });
+    }
+  }
+
+  /**
+   * Gives `path` what `make` makes under a temporary name. Such names stand among the blobs, where no reader looks for a
+   * snapshot's files or for refs, and differ for every call: processes may write the same at once.
+   */
+  async #place(path: string, make: (temporary: string) => Promise<void>): Promise<void> {
+    const temporary = join(await this.#makeFolder('blobs'), `${randomUUID()}${kIncomplete}`);
+    try {
+      await make(temporary);
+      await rename(temporary, path);
+      await syncFolder(dirname(path));
+    } catch (error) {
+      await rm(temporary, { force: true });
+      throw diskError(path, error);
+    }
+  }
+}
+
+/** Writes a file that must not exist yet, up to the disk. @throws HubError where the bytes are not those announced */
+async function writeVerified(
+  temporary: string,
+  { path, bytes, hash }: RepoFile,
+  download: () => AsyncIterable<Uint8Array>,
+): Promise<void> {
+  const out = await open(temporary, 'wx');
+  try {
+    const sum = hasher(hash, bytes);
+    let written = 0;
+    for await (const chunk of download()) {
+      written += chunk.length;
+      if (written > bytes) throw new HubError(`${path} is longer than its ${bytes} bytes`);
+      sum.update(chunk);
+      await out.writeFile(chunk);
+    }
+    if (written !== bytes) throw new HubError(`${path} ended after ${written} of ${bytes} bytes`);
+    const found = sum.digest('hex');
+    if (found !== hash.hex) {
+      const kind = hash.kind === 'sha256' ? 'SHA-256' : "git's SHA-1";
+      throw new HubError(
+        `${path}: ${kind} of what came is ${found}, not ${hash.hex}: it was damaged on its way, try again`,
+      );
+    }
+    await out.sync();
+  } finally {
+    await out.close();
+  }
+}
+
+function hasher({ kind }: FileHash, bytes: number): Hash {
+  return kind === 'sha256' ? createHash('sha256') : createHash('sha1').update(`blob ${bytes}\0`);
+}
+
+async function isFile(path: string, bytes: number): Promise<boolean> {
+  const info = await statOrNull(path);
+  return info?.isFile() === true && info.size === bytes;
+}
+
+function leadsOut(path: string, target: string): FormatError {
+  return new FormatError(
+    `${path}: leads out of its place in the Hub's cache, to ${target}: remove it, and it is fetched again`,
+    { path },
+  );
+}
+
+function statOrNull(path: string): Promise<Stats | null> {
+  return stat(path).catch(absent);
+}
+
+function realpathOrNull(path: string): Promise<string | null> {
+  return realpath(path).catch(absent);
+}
+
+function absent(error: NodeJS.ErrnoException): null {
+  if (['ENOENT', 'ENOTDIR', 'ELOOP'].includes(error.code ?? '')) return null;
+  throw error;
+}

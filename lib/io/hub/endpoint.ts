@@ -1,0 +1,323 @@
+/**
+ * One server that speaks the Hub's protocol, and what it is trusted with: nothing. The token goes to its own origin and only
+ * over https (or to this machine), every redirect is checked before it is followed, and no answer is waited for without end.
+ */
+import { ArgumentError } from '../../errors.ts';
+import { printable } from './names.ts';
+
+/** The server, and how it is spoken to. */
+export interface EndpointOptions {
+  hubUrl: string;
+  /** Without white space around it; empty: none. */
+  accessToken: string;
+  /** How long a server may take for 64 KiB of a file, or for all of a smaller answer. */
+  timeoutMs: number;
+  signal?: AbortSignal | undefined;
+}
+
+/** The answer to a request: with status 200, or 206 for a part of a file. */
+export interface Answer {
+  readonly headers: Headers;
+  /** Address that gave it, behind all redirects. */
+  readonly url: URL;
+  /** Its body, which may be read once. @throws HubError where the server stops or is too slow */
+  chunks(): AsyncGenerator<Uint8Array>;
+}
+
+/** What a request is for. */
+export interface RequestOptions {
+  /** Begins the message of an error. */
+  what: string;
+  /** Large answers get the time for each 64 KiB of it, others for the whole. */
+  large?: boolean;
+  /** Bytes to leave out at the beginning: 0, or an answer with any other part than the rest is refused. */
+  from?: number;
+}
+
+/** A server that cannot be reached, refuses, or gives what it must not give. */
+export class HubError extends Error {
+  /** The connection broke or was never made, or the server was too slow; undefined where it did answer. */
+  readonly failure: 'broken' | 'slow' | undefined;
+  /** Whether nothing was answered, or that the server is too busy to, as against an answer that says no. */
+  readonly unreachable: boolean;
+
+  /** @param how status: of HTTP, of a refusal */
+  constructor(
+    message: string,
+    {
+      failure,
+      status = 0,
+      ...how
+    }: { failure?: 'broken' | 'slow'; status?: number } & ErrorOptions = {},
+  ) {
+    super(message, how);
+    this.failure = failure;
+    this.unreachable = failure !== undefined || status >= 500 || status === 408 || status === 429;
+  }
+}
+
+const kMostRedirects = 10;
+const kRedirects: readonly number[] = [301, 302, 303, 307, 308];
+/** Bytes that a server may not take longer for than the timeout. */
+const kPortion = 65_536;
+const kMostOfARefusal = 65_536;
+const kLongestTimer = 2 ** 31 - 1;
+
+export class Endpoint {
+  /** How messages name it. */
+  readonly name: string;
+  readonly #base: URL;
+  readonly #options: EndpointOptions;
+
+  /** @throws ArgumentError for an address or a token that cannot be used, or not together */
+  constructor(options: EndpointOptions) {
+    const { timeoutMs, accessToken } = options;
+    if (!(timeoutMs > 0 && timeoutMs <= kLongestTimer)) {
+      throw new ArgumentError(`timeoutMs must be above 0 and at most ${kLongestTimer}`);
+    }
+    this.#base = parseHubUrl(options.hubUrl);
+    this.name = this.#base.href.replace(/\/$/, '');
+    checkToken(accessToken, this.#base);
+    this.#options = options;
+  }
+
+  /** The address of a path on the server, which begins with a slash. */
+  at(path: string): URL {
+    return new URL(this.name + path);
+  }
+
+  /**
+   * Asks for an address on the server's own origin, and follows redirects that are safe.
+   * @throws HubError for any answer but what was asked for; what the signal was aborted with
+   */
+  async get(address: URL, { what, large = false, from = 0 }: RequestOptions): Promise<Answer> {
+    if (!isWeb(address) || address.origin !== this.#base.origin) {
+      throw new HubError(
+        `${what}: the server points to ${address.origin}, which is not ${this.name}`,
+      );
+    }
+    const { timeoutMs, signal } = this.#options;
+    const wait = new Wait(what, {
+      timeoutMs,
+      signal,
+      portion: large ? kPortion : Number.POSITIVE_INFINITY,
+    });
+    try {
+      let url = address;
+      for (let redirects = 0; redirects <= kMostRedirects; ++redirects) {
+        const response = await this.#send(url, { wait, from });
+        const answer = { headers: response.headers, url, chunks: () => wait.bodyOf(response) };
+        if (isRest(response, from)) return answer;
+        if (!kRedirects.includes(response.status)) throw await this.#refusal(what, response, wait);
+        await response.body?.cancel();
+        url = this.#redirected(what, { from: url, location: response.headers.get('location') });
+      }
+      throw new HubError(
+        `${what}: more than ${kMostRedirects} redirects, the last to ${url.origin}`,
+      );
+    } catch (error) {
+      wait.end();
+      throw error;
+    }
+  }
+
+  #send(url: URL, { wait, from }: { wait: Wait; from: number }): Promise<Response> {
+    const { accessToken } = this.#options;
+    const trusted = accessToken !== '' && url.origin === this.#base.origin;
+    const headers = {
+      // Ranges and sizes are those of the file itself.
+      'Accept-Encoding': 'identity',
+      ...(from > 0 && { Range: `bytes=${from}-` }),
+      ...(trusted && { Authorization: `Bearer ${accessToken}` }),
+    };
+    return wait.until(() => fetch(url, { headers, redirect: 'manual', signal: wait.signal }));
+  }
+
+  /** The address that a redirect leads to. @throws HubError where it is not safe to go there */
+  #redirected(what: string, { from, location }: { from: URL; location: string | null }): URL {
+    if (location === null || !URL.canParse(location, from.href)) {
+      throw new HubError(`${what}: a redirect without an address`);
+    }
+    const url = new URL(location, from);
+    const where = isWeb(url) ? url.origin : url.protocol;
+    const refused = (reason: string): HubError =>
+      new HubError(`${what}: a redirect to ${printable(where)} is not followed: ${reason}`);
+    if (url.username !== '' || url.password !== '') throw refused('it holds a user name');
+    if (!isWeb(url)) throw refused('it is no web address');
+    if (url.origin === this.#base.origin) return url;
+    if (isLoopback(url)) {
+      if (isLoopback(this.#base)) return url;
+      throw refused('it leads to this machine');
+    }
+    if (url.protocol !== 'https:') throw refused('it is not https');
+    return url;
+  }
+
+  /** The reason that the server gives, in the forms of the Hub: a JSON object or a header. */
+  async #refusal(what: string, response: Response, wait: Wait): Promise<HubError> {
+    const { status, headers } = response;
+    let said = headers.get('x-error-message') ?? '';
+    try {
+      const { error } = JSON.parse(
+        (await readAll(wait.bodyOf(response), { what, most: kMostOfARefusal })).toString(),
+      ) as { error?: unknown };
+      if (typeof error === 'string') said = error;
+    } catch {
+      // A page for people: the status says it.
+    }
+    const reason = said && `, ${printable(withoutToken(said, this.#options))}`;
+    return new HubError(`${what}: status ${status}${reason}`, { status });
+  }
+}
+
+/** All of a body. @throws HubError above `most` bytes */
+export async function readAll(
+  chunks: AsyncIterable<Uint8Array>,
+  { what, most }: { what: string; most: number },
+): Promise<Buffer> {
+  // Chunks may be of a byte each, and millions of them: none is kept.
+  let all = Buffer.alloc(Math.min(most, kPortion));
+  let bytes = 0;
+  for await (const chunk of chunks) {
+    const after = bytes + chunk.length;
+    if (after > most) throw new HubError(`${what}: the answer does not end within ${most} bytes`);
+    if (after > all.length) {
+      const larger = Buffer.alloc(Math.min(most, 2 * after));
+      all.copy(larger, 0, 0, bytes);
+      all = larger;
+    }
+    all.set(chunk, bytes);
+    bytes = after;
+  }
+  return all.subarray(0, bytes);
+}
+
+/** The waiting for one answer: only time in which the server is waited for counts, not what is done with its bytes. */
+class Wait {
+  readonly #controller = new AbortController();
+  readonly #timeoutMs: number;
+  readonly #portion: number;
+  readonly #outer: AbortSignal | undefined;
+  readonly #stop = (): void => this.#controller.abort(this.#outer?.reason);
+  #waitedMs = 0;
+  #bytes = 0;
+
+  constructor(
+    readonly what: string,
+    options: { timeoutMs: number; portion: number; signal: AbortSignal | undefined },
+  ) {
+    this.#timeoutMs = options.timeoutMs;
+    this.#portion = options.portion;
+    this.#outer = options.signal;
+    this.#outer?.addEventListener('abort', this.#stop);
+    if (this.#outer?.aborted) this.#stop();
+  }
+
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  end(): void {
+    this.#outer?.removeEventListener('abort', this.#stop);
+  }
+
+  /** @throws HubError where the server fails or is too slow; what the outer signal was aborted with */
+  async until<T>(work: () => Promise<T>): Promise<T> {
+    const began = performance.now();
+    const timer = setTimeout(
+      () => this.#controller.abort(this.#tooSlow()),
+      Math.max(0, this.#timeoutMs - this.#waitedMs),
+    );
+    try {
+      return await work();
+    } catch (error) {
+      if (this.signal.aborted) throw this.signal.reason;
+      const reason = `${this.what}: ${printable(reasonOf(error))}`;
+      throw new HubError(reason, { failure: 'broken', cause: error });
+    } finally {
+      clearTimeout(timer);
+      this.#waitedMs += performance.now() - began;
+    }
+  }
+
+  async *bodyOf(response: Response): AsyncGenerator<Uint8Array> {
+    const reader = response.body?.getReader();
+    try {
+      while (reader !== undefined) {
+        const { done, value } = await this.until(() => reader.read());
+        if (done) return;
+        this.#bytes += value.length;
+        if (this.#bytes >= this.#portion) this.#waitedMs = this.#bytes = 0;
+        yield value;
+      }
+    } finally {
+      this.end();
+      await reader?.cancel().catch(() => {}); // closes the connection where the body was not read to its end
+    }
+  }
+
+  #tooSlow(): HubError {
+    const seconds = this.#timeoutMs / 1000;
+    const much = this.#portion !== kPortion ? 'the answer' : `${kPortion} bytes of it`;
+    const reason = `${this.what}: the server took more than ${seconds} s for ${much} (timeoutMs)`;
+    return new HubError(reason, { failure: 'slow' });
+  }
+}
+
+/** A server may well repeat what it was sent. */
+export function withoutToken(text: string, { accessToken }: EndpointOptions): string {
+  return accessToken === '' ? text : text.replaceAll(accessToken, '(the token)');
+}
+
+/** @throws ArgumentError, which repeats no password */
+function parseHubUrl(text: string): URL {
+  const shown = printable(text.replace(/\/\/.*@/, '//...@'));
+  const wrong = (reason: string): ArgumentError =>
+    new ArgumentError(`the Hub's address (hubUrl, HF_ENDPOINT) "${shown}" ${reason}`);
+  if (!URL.canParse(text)) throw wrong('is no URL; it looks like https://huggingface.co');
+  const url = new URL(text);
+  if (!isWeb(url)) throw wrong('must begin with https:// or http://');
+  if (url.username !== '' || url.password !== '') {
+    throw wrong('must hold no user name and no password: give a token (accessToken, HF_TOKEN)');
+  }
+  if (url.search !== '' || url.hash !== '') throw wrong('must hold no ? and no #');
+  return url;
+}
+
+/** @throws ArgumentError, which does not repeat the token */
+function checkToken(token: string, base: URL): void {
+  if (token === '') return;
+  if (!/^[\x21-\x7e]+$/.test(token)) {
+    throw new ArgumentError(
+      'the access token (accessToken, HF_TOKEN) holds spaces or other characters that no token has',
+    );
+  }
+  if (base.protocol !== 'https:' && !isLoopback(base)) {
+    throw new ArgumentError(
+      `an access token is not sent to ${base.origin}, since anyone on the way could read it: use https ` +
+        "(hubUrl, HF_ENDPOINT), or no token (unset HF_TOKEN, or accessToken: '')",
+    );
+  }
+}
+
+/** Whether an answer has what stands behind `from` bytes. */
+function isRest({ status, headers }: Response, from: number): boolean {
+  if (from === 0) return status === 200;
+  return status === 206 && headers.get('content-range')?.startsWith(`bytes ${from}-`) === true;
+}
+
+function isWeb({ protocol }: URL): boolean {
+  return protocol === 'https:' || protocol === 'http:';
+}
+
+/** Whether an address is this machine's own: 127.0.0.0/8, ::1 or localhost. URL has brought other spellings into these. */
+function isLoopback({ hostname }: URL): boolean {
+  return /^127(\.\d{1,3}){3}$|^\[::1\]$|^localhost$/.test(hostname);
+}
+
+/** fetch says "fetch failed", and its cause why. */
+function reasonOf(error: unknown): string {
+  const { message, cause } = error as Error;
+  if (!(cause instanceof Error)) return message;
+  return `${message} (${cause.message || ((cause as NodeJS.ErrnoException).code ?? cause.name)})`;
+}

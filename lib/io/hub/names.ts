@@ -1,0 +1,57 @@
+/** The form of names that a user or a server gives, checked before any of them becomes part of a path or a URL. */
+
+/** Owner or name in an id: the Hub's own rules, which keep ids and folders of the cache one to one. */
+const kIdPart = /^\w(?:[\w.-]{0,94}\w)?$/;
+/** Controls, invisible and unpaired characters: two names that look alike would differ by them. */
+const kInvisible = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/u;
+/** Characters and endings that git allows in no name of a branch or a tag. */
+const kNoRevision = /[ ~^:?*[]|@\{|\.$|\.lock$/;
+const kLongestPath = 1024; // bytes
+const kLongestSegment = 255; // bytes, of most file systems
+
+/** Whether `text` is an id on the Hub, `owner/name`. */
+export function isRepoId(text: string): boolean {
+  const parts = text.split('/');
+  return (
+    parts.length === 2 && parts.every((part) => kIdPart.test(part)) && !/--|\.\.|\.git$/.test(text)
+  );
+}
+
+/** Whether it is a commit as git names it: 40 lower-case hex digits. */
+export function isCommit(value: unknown): value is string {
+  return typeof value === 'string' && /^[0-9a-f]{40}$/.test(value);
+}
+
+/** Whether it may be a branch, a tag or a commit, and stays below `refs` as a path. */
+export function isRevision(text: string): boolean {
+  return pathProblem(text) === null && !kNoRevision.test(text);
+}
+
+/**
+ * The reason why `path` cannot be a file below a folder, or null where it can: relative, of plain segments, with no way up on
+ * POSIX or on Windows.
+ */
+export function pathProblem(path: string): string | null {
+  if (path === '') return 'it is empty';
+  if (Buffer.byteLength(path) > kLongestPath) return `it is longer than ${kLongestPath} bytes`;
+  if (kInvisible.test(path)) return 'it holds invisible characters';
+  if (path.includes('\\')) return 'it holds a backslash';
+  for (const segment of path.split('/')) {
+    if (segment === '') return 'a part of it is empty';
+    if (segment === '.' || segment === '..') return `"${segment}" is a part of it`;
+    if (/^[a-z]:/i.test(segment)) return 'it names a drive';
+    if (Buffer.byteLength(segment) > kLongestSegment) {
+      return `a part of it is longer than ${kLongestSegment} bytes`;
+    }
+  }
+  return null;
+}
+
+/** Text of a server as it may stand in a message: one line without invisible characters, cut at `most` characters. */
+export function printable(text: string, most = 200): string {
+  const start = text
+    .slice(0, 2 * most)
+    .replace(new RegExp(kInvisible, 'gu'), ' ')
+    .trim();
+  return start.length > most ? `${start.slice(0, most)}...` : start;
+}
