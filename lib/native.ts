@@ -2,7 +2,7 @@
 // binding generated (native_ops.ts). Nobody else in lib/ knows where the binary comes from.
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { dirname, join } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { errorFromCode, UnsupportedError } from './errors.ts';
 import type { NativeOps } from './native_ops.ts';
@@ -22,7 +22,7 @@ const packageRoot = dirname(dirname(fileURLToPath(import.meta.url)));
 
 function candidates(): string[] {
   const explicit = process.env.BALORA_BINARY;
-  if (explicit) return [explicit];
+  if (explicit) return [resolve(explicit)];
   const platform = `${process.platform}-${process.arch}`;
   return [
     join(packageRoot, 'build', 'release', 'balora.node'),

@@ -37,17 +37,22 @@ const char* grad_name(Grad grad) {
   }
 }
 
-Napi::Object init(Napi::Env napi, Napi::Object exports) {
-  keep_loaded();
-  Env* env;
+// null where it failed: the reason then waits in JS.
+Env* make_env(napi_env napi) noexcept {
   try {
-    env = new Env(napi);
+    const auto destroy = [](napi_env, void* env, void*) { delete static_cast<Env*>(env); };
+    auto* env = new Env(Napi::Env(napi));
+    napi_set_instance_data(napi, env, destroy, nullptr);
+    return env;
   } catch (const std::exception& error) {
-    throw Napi::Error::New(napi, error.what());
+    napi_throw_error(napi, "ERR_NATIVE", error.what());
+    return nullptr;
   }
-  napi_set_instance_data(
-      napi, env, [](napi_env, void* data, void*) { delete static_cast<Env*>(data); }, nullptr);
-  Module m{*env, exports, {}};
+}
+
+napi_value bind_all(Env& env, Napi::Object exports) {
+  const Napi::Env napi(env.napi());
+  Module m{env, exports, {}};
 #define ROOM(name) bind_##name(m);
 #include "binding/rooms.def"
 #undef ROOM
@@ -66,7 +71,10 @@ Napi::Object init(Napi::Env napi, Napi::Object exports) {
 }  // namespace
 }  // namespace balora::binding
 
-static Napi::Object balora_init(Napi::Env env, Napi::Object exports) {
-  return balora::binding::init(env, exports);
+NAPI_MODULE_INIT() {
+  using namespace balora::binding;
+  keep_loaded();
+  Env* made = make_env(env);
+  if (!made) return nullptr;
+  return made->guarded([&] { return bind_all(*made, Napi::Object(env, exports)); });
 }
-NODE_API_MODULE(balora, balora_init)

@@ -129,7 +129,7 @@ struct Arg<Shape> {
     const auto array = v.As<Napi::Array>();
     Shape shape;
     for (uint32_t i = 0; i < array.Length(); ++i) {
-      shape.push_back(Arg<int64_t>::from(env, array.Get(i)));
+      shape.push_back(Arg<int64_t>::from(env, element_of(array, i)));
     }
     return shape;
   }
@@ -142,7 +142,9 @@ struct Arg<std::vector<T>> {
     const auto array = v.As<Napi::Array>();
     std::vector<T> values;
     values.reserve(array.Length());
-    for (uint32_t i = 0; i < array.Length(); ++i) values.push_back(Arg<T>::from(env, array.Get(i)));
+    for (uint32_t i = 0; i < array.Length(); ++i) {
+      values.push_back(Arg<T>::from(env, element_of(array, i)));
+    }
     return values;
   }
 };
@@ -301,15 +303,12 @@ struct Row {
     }
   }
 
-  static Napi::Value call(const Napi::CallbackInfo& info) {
-    const Row& row = *static_cast<Row*>(info.Data());
-    try {
-      return row.invoke(info);
-    } catch (const Napi::Error&) {
-      throw;
-    } catch (const std::exception& error) {
-      row.env->rethrow(error);
-    }
+  static napi_value call(napi_env napi, napi_callback_info info) {
+    void* data = nullptr;
+    napi_get_cb_info(napi, info, nullptr, nullptr, nullptr, &data);
+    const Row& row = *static_cast<Row*>(data);
+    return row.env->guarded(
+        [&]() -> napi_value { return row.invoke(Napi::CallbackInfo(napi, info)); });
   }
 
   std::string typescript() const {
@@ -340,8 +339,10 @@ void op(Module& m, const char* name, R (*fn)(Args...), std::vector<std::string> 
   m.signatures.push_back({name, row->typescript(), grad});
   Row<R, Args...>* raw = row.release();
   m.env.own([raw] { delete raw; });
-  Napi::Env env(m.env.napi());
-  m.exports.Set(name, Napi::Function::New(env, &Row<R, Args...>::call, name, raw));
+  napi_value function = nullptr;
+  check_js(m.env.napi(), napi_create_function(m.env.napi(), name, NAPI_AUTO_LENGTH,
+                                              &Row<R, Args...>::call, raw, &function));
+  m.exports.Set(name, function);
 }
 
 }  // namespace balora::binding

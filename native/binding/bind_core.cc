@@ -1,5 +1,7 @@
 // Tensors and the tape as JS sees them: making, reading, disposing, backward. The settings and
 // statistics of engines are in bind_runtime.cc.
+#include <array>
+
 #include "binding/bind.h"
 #include "engine/launch.h"
 #include "ops/ops.h"
@@ -134,7 +136,8 @@ std::vector<Tensor> custom_node(Env& env, std::string name, std::vector<Tensor> 
              const Handle handle = self->handles().add(dy[i]);
              grads_in.Set(i, Napi::Number::New(napi, static_cast<double>(handle)));
            }
-           const Napi::Value result = callback->Call({grads_in});
+           const Napi::Value result(
+               napi, call_js(napi, callback->Value(), std::array<napi_value, 1>{grads_in}));
            if (!result.IsArray() || result.As<Napi::Array>().Length() != count) {
              throw ArgumentError(concat(op,
                                         ": backward must return an array with one gradient (or "
@@ -142,7 +145,7 @@ std::vector<Tensor> custom_node(Env& env, std::string name, std::vector<Tensor> 
                                         count, " inputs"));
            }
            for (uint32_t i = 0; i < count; ++i) {
-             const Napi::Value grad = result.As<Napi::Array>().Get(i);
+             const Napi::Value grad = element_of(result.As<Napi::Array>(), i);
              const double handle = grad.As<Napi::Number>().DoubleValue();
              if (handle == 0) continue;
              const Tensor gradient = self->handles().get(static_cast<Handle>(handle));

@@ -50,10 +50,7 @@ Graph& graph_of(GraphBox* box) {
 // On the device that is the default now.
 Napi::Value begin_graph(Env& env, Sharing sharing) {
   auto box = std::make_unique<GraphBox>(GraphBox{Graph::begin(env.engine(), sharing.graph)});
-  auto value = Napi::External<GraphBox>::New(env.napi(), box.release(),
-                                             [](Napi::Env, GraphBox* held) { delete held; });
-  value.TypeTag(&kGraphTag);
-  return value;
+  return make_external(env.napi(), std::move(box), kGraphTag);
 }
 void end_graph(GraphBox* box) {
   graph_of(box).end();

@@ -49,10 +49,7 @@ constexpr napi_type_tag kTag<WriterBox>{0x62616c6f7261696f, 3};
 
 template <typename B>
 Napi::Value wrap(Env& env, B box) {
-  auto value = Napi::External<B>::New(env.napi(), new B(std::move(box)),
-                                      [](Napi::Env, B* held) { delete held; });
-  value.TypeTag(&kTag<B>);
-  return value;
+  return make_external(env.napi(), std::make_unique<B>(std::move(box)), kTag<B>);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "binding/env.h"
 
+#include <array>
 #include <atomic>
 #include <mutex>
 
@@ -113,12 +114,6 @@ Env::~Env() {
   for (const auto& destroy : owned_) destroy();
 }
 
-Env& Env::of(napi_env env) {
-  void* data = nullptr;
-  napi_get_instance_data(env, &data);
-  return *static_cast<Env*>(data);
-}
-
 void Env::shut_down() {
   if (!engines_) return;
   engines_->abandon();
@@ -157,23 +152,25 @@ Napi::Promise Env::promise_after(const std::vector<Engine*>& engines, Napi::Valu
 void Env::settle(napi_env env, napi_value, void*, void* data) {
   const std::unique_ptr<Completion> completion(static_cast<Completion*>(data));
   if (!env) return;  // torn down with calls still queued
-  Env& self = *completion->env;
-  Napi::HandleScope scope(env);
-  if (--self.pending_ == 0) napi_unref_threadsafe_function(env, self.settle_queue_);
-  if (completion->keep) napi_delete_reference(env, completion->keep);
-  self.adjust_external_memory();
-  if (completion->failure) {
-    napi_value reason;
-    try {
-      reason = self.make_error(completion->failure->code, completion->failure->message);
-    } catch (const Napi::Error&) {
-      return;  // a worker that is being terminated runs no JS, and below this frame there is only C
-    }
-    napi_reject_deferred(env, completion->deferred, reason);
+  completion->env->guarded([&] {
+    completion->env->settle(*completion);
+    return nullptr;
+  });
+}
+
+// In a worker that stops, all that touches JS fails here, and nobody waits for the promise.
+void Env::settle(const Completion& completion) {
+  const Napi::HandleScope scope(env_);
+  if (--pending_ == 0) napi_unref_threadsafe_function(env_, settle_queue_);
+  if (completion.keep) napi_delete_reference(env_, completion.keep);
+  adjust_external_memory();
+  if (completion.failure) {
+    const auto& [code, message, consequence] = *completion.failure;
+    napi_reject_deferred(env_, completion.deferred, make_error(code, message));
   } else {
-    napi_value undefined;
-    napi_get_undefined(env, &undefined);
-    napi_resolve_deferred(env, completion->deferred, undefined);
+    napi_value undefined = nullptr;
+    napi_get_undefined(env_, &undefined);
+    napi_resolve_deferred(env_, completion.deferred, undefined);
   }
 }
 
@@ -184,33 +181,53 @@ void Env::adjust_external_memory() {
   reported_external_ = live;
 }
 
-Napi::Value Env::make_error(const std::string& code, const std::string& message,
-                            const std::string& path, int64_t offset) {
-  Napi::Env env(env_);
+napi_value Env::make_error(const std::string& code, const std::string& message,
+                           const std::string& path, int64_t offset) {
+  const Napi::Env env(env_);
+  const Napi::String code_text = Napi::String::New(env, code);
+  const Napi::String message_text = Napi::String::New(env, message);
   if (!error_factory_.IsEmpty()) {
-    return error_factory_.Call(
-        {Napi::String::New(env, code), Napi::String::New(env, message),
-         path.empty() ? env.Undefined() : Napi::String::New(env, path),
-         offset < 0 ? env.Undefined() : Napi::Number::New(env, static_cast<double>(offset))});
+    const Napi::Value at = path.empty() ? env.Undefined() : Napi::String::New(env, path);
+    const Napi::Value offset_there =
+        offset < 0 ? env.Undefined() : Napi::Number::New(env, static_cast<double>(offset));
+    try {
+      return call_js(env_, error_factory_.Value(),
+                     std::array<napi_value, 4>{code_text, message_text, at, offset_there});
+    } catch (const JsException&) {  // JS may not run, or has no stack left: an error without it
+      napi_value lost = nullptr;
+      napi_get_and_clear_last_exception(env_, &lost);
+    }
   }
-  Napi::Error error = Napi::Error::New(env, message);
-  error.Value().Set("code", code);
-  return error.Value();
+  napi_value error = nullptr;
+  check_js(env_, napi_create_error(env_, code_text, message_text, &error));
+  return error;
 }
 
-void Env::rethrow(const std::exception& error) {
-  Napi::Env env(env_);
-  Napi::Value value;
+napi_value Env::error_for(const std::exception& error) {
   if (const auto* format = dynamic_cast<const FormatError*>(&error)) {
-    value = make_error(format->code(), format->what(), format->path(), format->offset());
-  } else if (const auto* stream = dynamic_cast<const StreamError*>(&error)) {
-    value = make_error(stream->failure_code(), stream->what());
-  } else if (const auto* own = dynamic_cast<const Error*>(&error)) {
-    value = make_error(own->code(), own->what());
-  } else {
-    value = make_error("ERR_NATIVE", error.what());
+    return make_error(format->code(), format->what(), format->path(), format->offset());
   }
-  throw Napi::Error(env, value);
+  if (const auto* stream = dynamic_cast<const StreamError*>(&error)) {
+    return make_error(stream->failure_code(), stream->what());
+  }
+  const auto* own = dynamic_cast<const Error*>(&error);
+  return make_error(own ? own->code() : "ERR_NATIVE", error.what());
+}
+
+// The statuses are nothing to anybody: a throw fails where JS may not run, and only there.
+void Env::throw_in_js() noexcept {
+  try {
+    try {
+      throw;
+    } catch (const JsException&) {  // waits there already
+    } catch (const Napi::Error& error) {
+      napi_throw(env_, error.Value());
+    } catch (const std::exception& error) {
+      napi_throw(env_, error_for(error));
+    }
+  } catch (...) {
+    napi_throw_error(env_, "ERR_NATIVE", "a call failed, and no error could be made to say why");
+  }
 }
 
 }  // namespace balora::binding

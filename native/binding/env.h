@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "binding/engines.h"
+#include "binding/js_boundary.h"
 #include "tensor/tensor.h"
 
 namespace balora::binding {
@@ -49,8 +50,6 @@ class Env {
   explicit Env(Napi::Env env);
   ~Env();
 
-  static Env& of(napi_env env);
-
   Engines& engines() { return *engines_; }
   Engine& engine() { return engines_->current(); }  // where new tensors are made
   HandleTable& handles() { return handles_; }
@@ -60,10 +59,17 @@ class Env {
   // be empty) stays alive until then.
   Napi::Promise promise_after(const std::vector<Engine*>& engines, Napi::Value keep);
 
-  // The JS error for a C++ one, of the class that lib/errors.ts registered.
-  Napi::Value make_error(const std::string& code, const std::string& message,
-                         const std::string& path = {}, int64_t offset = -1);
-  [[noreturn]] void rethrow(const std::exception& error);
+  // Runs what Node called. Nothing that it throws gets out of here, since the frame below is C's:
+  // it is thrown in JS instead, and lost where JS may not run.
+  template <typename Body>
+  napi_value guarded(Body&& body) noexcept {
+    try {
+      return body();
+    } catch (...) {
+      throw_in_js();
+      return nullptr;
+    }
+  }
   void set_error_factory(Napi::Function factory) { error_factory_ = Napi::Persistent(factory); }
 
   const char* intern(const std::string& text) { return interned_.insert(text).first->c_str(); }
@@ -73,6 +79,11 @@ class Env {
  private:
   struct Completion;
   static void settle(napi_env env, napi_value, void* context, void* data);
+  void settle(const Completion& completion);
+  void throw_in_js() noexcept;                  // the exception that is being handled
+  napi_value error_for(const std::exception&);  // of the class that lib/errors.ts registered
+  napi_value make_error(const std::string& code, const std::string& message,
+                        const std::string& path = {}, int64_t offset = -1);
   void adjust_external_memory();
 
   napi_env env_;

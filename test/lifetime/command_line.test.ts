@@ -69,6 +69,16 @@ it('keeps a checkpoint when the terminal hangs up', { timeout: kLimitMs }, async
   ]);
 });
 
+it('takes the binary that BALORA_BINARY names from the current folder', {
+  timeout: kLimitMs,
+}, async () => {
+  const env = { BALORA_BINARY: 'build/release/balora.node' };
+  expect(await runProgram(kMain, { args: ['--version'], env })).toMatchObject({
+    code: 0,
+    stderr: '',
+  });
+});
+
 it('says what machines it is for where no binary loads', { timeout: kLimitMs }, async () => {
   const env = { BALORA_BINARY: join(folder, 'none.node') };
   const { code, stdout, stderr } = await runProgram(kMain, { args: ['--help'], env });

@@ -24,11 +24,12 @@ describe.each(kDevices)('ending in the middle of work on $device', ({ env }) => 
     ['process.exit', 7],
     ['exit-in-await', 7],
     ['exit-with-busy-worker', 7],
+    ['exit-in-callback', 7],
   ])('%s: status %i', { timeout: kLimitMs }, async (name, code) => {
     expect(await end(name)).toMatchObject({ code, signal: null, stopped: null, stderr: '' });
   });
 
-  it.each(['throw', 'throw-in-timer', 'rejection'])(
+  it.each(['throw', 'throw-in-timer', 'throw-in-callback', 'rejection'])(
     '%s: status 1 and the message',
     { timeout: kLimitMs },
     async (name) => {
@@ -61,6 +62,21 @@ describe.each(kDevices)('ending in the middle of work on $device', ({ env }) => 
     const result = await end('worker-terminate-calling');
     expect(result).toMatchObject({ code: 0, signal: null, stopped: null, stderr: '' });
     expect(result.stdout).toBe('terminated\n');
+  });
+
+  it.each([
+    ['before-exit', 'true\ntrue\ntrue\n'],
+    ['script-timeout', 'timed out\n'],
+    ['worker-terminate-opening', 'still mapped: 0\n'],
+    ['worker-out-of-memory', 'ERR_WORKER_OUT_OF_MEMORY\n'.repeat(3)],
+  ])('%s: status 0', { timeout: kLimitMs }, async (name, stdout) => {
+    expect(await end(name)).toMatchObject({
+      code: 0,
+      signal: null,
+      stopped: null,
+      stderr: '',
+      stdout,
+    });
   });
 
   it('process.exit in a worker', { timeout: kLimitMs }, async () => {

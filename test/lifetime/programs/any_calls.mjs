@@ -10,6 +10,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { native } from '../../../dist/native.js';
 import { kNames, plausibleArguments } from './plausible_arguments.mjs';
+import { choices } from './random.mjs';
 
 const [seed, count, device = 'cpu'] = process.argv.slice(2);
 const kMemory = 1 << 28; // bytes: sizes beyond it are errors, not pages
@@ -26,19 +27,7 @@ const kLeftOut = new Set([
   ...['setGradEnabled', 'setCallSite', 'customNode'],
 ]);
 
-/** A sequence of numbers in [0, 1) of a seed (mulberry32). */
-function sequence(state) {
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let word = Math.imul(state ^ (state >>> 15), state | 1);
-    word ^= word + Math.imul(word ^ (word >>> 7), word | 61);
-    return ((word ^ (word >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
-const next = sequence(Number(seed));
-const below = (limit) => Math.floor(next() * limit);
-const pick = (list) => list[below(list.length)];
-const chance = (probability) => next() < probability;
+const { below, pick, chance } = choices(Number(seed));
 
 const folder = mkdtempSync(join(tmpdir(), 'balora-calls-'));
 const pool = [];

@@ -1,5 +1,11 @@
 // Ends in the way its argument names while the engine is in the middle of queued work.
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { runInThisContext } from 'node:vm';
 import { Worker } from 'node:worker_threads';
+import { native } from '../../../dist/native.js';
+import { callBack } from './failing_calls.mjs';
 import { enqueueLong, makeStep } from './work.mjs';
 
 const endings = {
@@ -22,6 +28,39 @@ const endings = {
   },
   rejection: () => {
     void Promise.reject(new Error('rejected on purpose'));
+  },
+  'exit-in-callback': () => callBack(() => process.exit(7)),
+  'throw-in-callback': () => {
+    callBack(() => {
+      throw new Error('thrown on purpose');
+    });
+  },
+  // More work at the last moment, three times.
+  'before-exit': () => {
+    let times = 0;
+    process.on('beforeExit', async () => {
+      if (++times > 3) return;
+      const loss = makeStep({ rows: 64, width: 64 })();
+      console.log(Number.isFinite(await loss.item()));
+    });
+  },
+  // Scripts that run out of their time in JS that the addon has called. Ctrl-C in the REPL ends them in the same way.
+  'script-timeout': () => {
+    const x = native.full([1], 1, 'f32');
+    native.setRequiresGrad(x, true);
+    const spin = () => {
+      for (const end = performance.now() + 2; performance.now() < end; );
+      return [0]; // no gradient
+    };
+    globalThis.step = () => native.backward(native.customNode('spin', [x], [native.full([1], 1, 'f32')], spin), [null], false);
+    for (let round = 0; round < 20; ++round) {
+      try {
+        runInThisContext('for (;;) step()', { timeout: 5 });
+      } catch (error) {
+        if (error.code !== 'ERR_SCRIPT_EXECUTION_TIMEOUT') throw error;
+      }
+    }
+    console.log('timed out');
   },
   abort: () => process.abort(),
   // The parent sends the signal when it reads this line.
@@ -48,6 +87,41 @@ const endings = {
     }
     console.log('terminated');
   },
+  // In the middle of the call that opens a file, whose header takes a while to read: nobody is given the file, and it must
+  // not stay open.
+  'worker-terminate-opening': async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'balora-opening-'));
+    const path = join(folder, 'many.safetensors');
+    writeManyTensors(path);
+    const code = `import(${JSON.stringify(import.meta.resolve('../../../dist/native.js'))}).then(({ native }) => {
+      require('node:worker_threads').parentPort.postMessage('opening');
+      for (;;) native.openSafetensors(${JSON.stringify(path)});
+    })`;
+    for (let round = 0; round < 5; ++round) {
+      const worker = new Worker(code, { eval: true });
+      await new Promise((resolve) => worker.once('message', resolve));
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      await worker.terminate();
+    }
+    rmSync(folder, { recursive: true });
+    const maps = readFileSync('/proc/self/maps', 'utf8').split('\n');
+    console.log(`still mapped: ${maps.filter((line) => line.includes(folder)).length}`);
+  },
+  // V8 ends a worker that holds more than it may, here in a call of the addon or in JS that the addon called.
+  'worker-out-of-memory': async () => {
+    const code = `import(${JSON.stringify(import.meta.resolve('./failing_calls.mjs'))}).then(({ callBack, failAtOnce }) => {
+      const kept = [];
+      for (;;) {
+        callBack(() => { for (let i = 0; i < 2000; ++i) kept.push({ i, list: [i] }); });
+        failAtOnce();
+      }
+    })`;
+    for (let round = 0; round < 3; ++round) {
+      const worker = new Worker(code, { eval: true, resourceLimits: { maxOldGenerationSizeMb: 24 } });
+      const error = await new Promise((resolve) => worker.once('error', resolve));
+      console.log(error.code);
+    }
+  },
   'worker-exit': async () => {
     const worker = new Worker(new URL('./busy_worker.mjs', import.meta.url), {
       workerData: { exit: 5 },
@@ -69,5 +143,18 @@ const endings = {
   },
 };
 
-enqueueLong();
-await endings[process.argv[2]]();
+/** A safetensors file of ten thousand empty tensors. */
+function writeManyTensors(path) {
+  const empty = { dtype: 'F32', shape: [0], data_offsets: [0, 0] };
+  const entries = Array.from({ length: 10_000 }, (_, i) => [`tensor.${i}`, empty]);
+  const header = Buffer.from(JSON.stringify(Object.fromEntries(entries)));
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(header.length));
+  writeFileSync(path, Buffer.concat([length, header]));
+}
+
+const name = process.argv[2];
+// These wait for the engine, or need it to be quick.
+const kUnburdened = ['before-exit', 'worker-terminate-opening', 'script-timeout', 'worker-out-of-memory'];
+if (!kUnburdened.includes(name)) enqueueLong();
+await endings[name]();

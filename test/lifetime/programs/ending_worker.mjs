@@ -1,0 +1,95 @@
+// A worker that loads a model, trains an adapter on it, evaluates and saves, over and over, and ends in the way and at the
+// moment that its data names. worker_endings.mjs starts it.
+import { rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { parentPort, workerData } from 'node:worker_threads';
+
+const { way, phase, delayMs, folder, hubUrl } = workerData;
+let returning = false;
+
+const ways = {
+  throw: () => {
+    throw new Error('thrown on purpose');
+  },
+  reject: () => void Promise.reject(new Error('rejected on purpose')),
+  exit: () => process.exit(7),
+  // The parent does it, and waits itself: a worker that computes would keep its own timer from running.
+  terminate: () => parentPort.postMessage('terminate me'),
+  return: () => {
+    returning = true;
+  },
+};
+
+let begun = false;
+/** Called where a phase begins: the end comes some time after the first beginning of the chosen one. */
+function begin(name) {
+  if (name !== phase || begun) return;
+  begun = true;
+  if (delayMs === 0 || way === 'terminate') ways[way]();
+  else setTimeout(ways[way], delayMs);
+}
+
+begin('import');
+const balora = await import('balora');
+const { callAndFail, callBack } = await import('./failing_calls.mjs');
+balora.setNumThreads(1);
+
+const kRows = [{ prompt: 'Call me', response: 'Ishmael.' }, { prompt: 'There she', response: 'blows!' }];
+/** What the trainer begins with after an event of the name, here where its loop waits for the consumer. */
+const kNext = { start: 'step', step: 'evaluation', evaluation: 'save', checkpoint: 'step' };
+
+async function train(round) {
+  begin('load');
+  const model = await balora.AutoModelForCausalLM.fromPretrained(balora.demoCheckpoint);
+  const tokenizer = await balora.Tokenizer.fromPretrained(model.folder);
+  begin('start');
+  const data = await balora.Batches.create(balora.arrayRows(kRows), tokenizer, { batchSize: 2 });
+  const { adapter, regularizers } = balora.resolveMethod('balora', { adapter: { r: 4, loraAlpha: 4 } });
+  const tuned = await balora.AdapterModel.create(model, adapter);
+  const output = join(folder, `${round}`);
+  const schedule = { maxSteps: 3, evalSteps: 1, saveSteps: 1, learningRate: 1e-3 };
+  const callbacks = [({ type }) => type === 'step' && begin('callback')];
+  const trainer = new balora.Trainer({ tuned, data, evalData: data, regularizers, ...schedule, callbacks, output });
+  for await (const { type } of trainer.run()) begin(kNext[type]);
+  tuned.dispose();
+  model.dispose();
+  rmSync(output, { recursive: true });
+}
+
+/** In JS that the addon calls: whoever ends it there does so below frames of C++. */
+function inBackward() {
+  if (phase !== 'backward') return;
+  begin('backward');
+  for (const end = performance.now() + 2 * delayMs; performance.now() < end; );
+}
+
+/** One long kernel, and a promise that waits for it. */
+async function compute() {
+  const x = balora.randn([1024, 1024], { seed: 1 });
+  const products = Array.from({ length: 4 }, () => balora.matmul(x, x));
+  const promise = products[0].data();
+  begin('kernel');
+  await promise;
+  for (const tensor of [x, ...products]) tensor.dispose();
+}
+
+/** A download that never ends. */
+async function fetch() {
+  const promise = balora.AutoModelForCausalLM.fromPretrained('nobody/nothing', { hubUrl, cacheDir: folder });
+  begin('fetch');
+  await promise;
+}
+
+for (let round = 0; !returning; ++round) {
+  // The phases in an order that soon comes to the chosen one.
+  if (phase === 'kernel') await compute();
+  else if (phase === 'fetch') await fetch();
+  else if (phase === 'backward') callBack(inBackward);
+  else if (phase === 'calls') {
+    begin('calls');
+    await callAndFail();
+  } else await train(round);
+  await new Promise((resolve) => setImmediate(resolve)); // where nothing else waits, timers would starve
+}
+// What is read is never waited for: the environment ends by itself with it pending, or just settled.
+void balora.matmul(...[0, 1].map((seed) => balora.randn([256, 256], { seed }))).data();

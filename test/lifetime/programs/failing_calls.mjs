@@ -1,0 +1,59 @@
+// Calls of every kind that can go wrong on the way back into JS: that take and give arrays, call back, fail at once, or
+// settle a promise with a failure.
+import { customOp, embedding, mul, reshape, scope, tensor } from 'balora';
+
+const device = 'cpu'; // whatever the program's other work is on
+const x = tensor(Float32Array.of(1, 2, 3, 4, 5, 6), { requiresGrad: true, device });
+const table = reshape(x.detach(), [3, 2]);
+const beyond = tensor(Int32Array.of(9), { device });
+const ones = tensor(new Float32Array(6).fill(1), { shape: [2, 3], device });
+
+const squareOp = (inBackward) => ({
+  name: 'square',
+  forward: ([value]) => ({ outputs: [mul(value, value)], saved: value }),
+  backward: ([dy], value) => {
+    inBackward();
+    return [mul(dy, mul(2, value))];
+  },
+});
+
+/** Forward and backward through an op whose backward pass runs in JS, called by the addon. */
+export function callBack(inBackward = () => {}) {
+  try {
+    scope(() => customOp(squareOp(inBackward), [reshape(x, [2, 3])])[0].backward(ones));
+  } finally {
+    x.grad = null;
+  }
+}
+
+export function failAtOnce() {
+  try {
+    reshape(x, [4, 4]);
+  } catch (error) {
+    if (!/reshape/.test(error.message)) throw error;
+    return;
+  }
+  throw new Error('6 elements became 16');
+}
+
+export async function failLate() {
+  const row = embedding(table, beyond);
+  try {
+    await row.data();
+  } catch (error) {
+    if (!/index/.test(error.message)) throw error;
+    return;
+  } finally {
+    row.dispose();
+  }
+  throw new Error('an index beyond the table was taken');
+}
+
+/** Some milliseconds of all of them. */
+export async function callAndFail() {
+  for (let i = 0; i < 100; ++i) {
+    callBack();
+    failAtOnce();
+  }
+  await Promise.all(Array.from({ length: 20 }, failLate));
+}
