@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { GLUE_TASKS, glueTask, kMetricNames } from '../../lib/data/glue.ts';
-import { epochGroups } from '../../lib/data/grouping.ts';
+import { epochOrder } from '../../lib/data/grouping.ts';
 import { LabelledBatches, type LabelledOptions } from '../../lib/data/labelled_batches.ts';
 import { openRows } from '../../lib/data/open_rows.ts';
 import { arrayRows, type Row } from '../../lib/data/rows.ts';
@@ -117,13 +117,13 @@ describe('order', () => {
     for (let i = 1; i < ranges.length; i++) {
       expect(ranges[i]?.[0]).toBeGreaterThanOrEqual(ranges[i - 1]?.[1] as number);
     }
-    const sorted = epochGroups(lengths, 0, {
-      batchSize: 5,
-      shuffle: false,
-      seed: 0,
-      byLength: true,
-    });
-    expect(sorted.map((group) => lengths[group[0] as number])).toEqual([13, 9, 6, 3]);
+    const kept = Uint32Array.from(lengths, (_, i) => i);
+    const options = { batchSize: 5, shuffle: false, seed: 0, byLength: true };
+    const { order: sorted, starts } = epochOrder(kept, lengths, 0, options);
+    expect(Array.from(starts.subarray(0, 4), (at) => lengths[sorted[at] as number])).toEqual([
+      13, 9, 6, 3,
+    ]);
+    expect(kept).toEqual(Uint32Array.from(lengths, (_, i) => i));
   });
 });
 
