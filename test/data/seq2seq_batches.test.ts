@@ -152,10 +152,7 @@ describe('collateSeq2Seq', () => {
         const plain = (sides: number[][]) => ({
           inputIds: sides.flat(),
           positions: sides.flatMap((side) => side.map((_, t) => t)),
-          cuSeqlens: sides.reduce<number[]>(
-            (starts, { length }) => [...starts, (starts.at(-1) as number) + length],
-            [0],
-          ),
+          cuSeqlens: [0, ...sides.map((_, b) => sides.slice(0, b + 1).flat().length)],
         });
         const arrays = (segments: object, keys: string[]) =>
           Object.fromEntries(keys.map((key) => [key, [...(segments as never)[key]]]));
