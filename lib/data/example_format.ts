@@ -55,7 +55,7 @@ export function chooseFormat(
 }
 
 /** Whether rows hold `messages`, and nothing that is asked for says otherwise. */
-export function isConversation(
+function isConversation(
   firstRow: Row,
   { promptTemplate, promptField, responseField }: FormatOptions,
 ): boolean {
@@ -76,7 +76,7 @@ export interface TextFormat {
  * @param promptTemplate what is put around the prompt; null: nothing
  * @throws ArgumentError naming the fields that there are when no known pair fits
  */
-export function chooseTexts(
+function chooseTexts(
   firstRow: Row,
   options: FormatOptions,
   promptTemplate: string | null,
@@ -90,6 +90,20 @@ export function chooseTexts(
       fieldText(row, response),
     ],
   };
+}
+
+/**
+ * Chooses the source and the target of an encoder-decoder: the prompt as it stands, unless there is a template, and the response.
+ * @throws ArgumentError naming the fields that there are when no known pair fits, or for conversations
+ */
+export function chooseSourceTarget(firstRow: Row, options: FormatOptions = {}): TextFormat {
+  if (isConversation(firstRow, options)) {
+    throw new ArgumentError(
+      "rows with 'messages' are conversations, which an encoder-decoder has no template for: give each row a source and a " +
+        'target, and name their fields with promptField and responseField (--prompt-field, --response-field)',
+    );
+  }
+  return chooseTexts(firstRow, options, options.promptTemplate ?? null);
 }
 
 /** The prompt's field (null: a custom template names its own) and the response's. */

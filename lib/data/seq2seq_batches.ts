@@ -1,6 +1,5 @@
 /** Micro-batches for an encoder-decoder, see `Dataset`: the prompt is the source, the response the target. */
 import { createHash } from 'node:crypto';
-import { ArgumentError } from '../errors.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import type { DataStatistics } from './batches.ts';
 import {
@@ -12,13 +11,8 @@ import {
   orderOptions,
   truncationWarning,
 } from './dataset.ts';
-import {
-  chooseTexts,
-  type FormatOptions,
-  isConversation,
-  type TextFormat,
-} from './example_format.ts';
-import { located, type Row, type RowSource } from './rows.ts';
+import { chooseSourceTarget, type FormatOptions, type TextFormat } from './example_format.ts';
+import { located, type RowSource } from './rows.ts';
 import {
   collateSeq2Seq,
   encodeSeq2Seq,
@@ -87,7 +81,7 @@ export class Seq2SeqBatches {
     // Refuses what no row could be encoded with before any is read.
     encodeSeq2Seq(tokenizer, ['', ''], settings);
     const first = await rows.row(0);
-    const format = await located(rows, 0, () => chooseSides(first, options));
+    const format = await located(rows, 0, () => chooseSourceTarget(first, options));
     let [longestSource, longestTarget, supervisedTokens] = [0, 0, 0];
     const dataset = await Dataset.read(rows, kindOf(tokenizer, format, settings), {
       ...options,
@@ -128,16 +122,6 @@ export class Seq2SeqBatches {
   batches(epoch: number, start = 0): AsyncGenerator<Seq2SeqExamples> {
     return this.dataset.batches(epoch, start);
   }
-}
-
-function chooseSides(firstRow: Row, options: Seq2SeqBatchOptions): TextFormat {
-  if (isConversation(firstRow, options)) {
-    throw new ArgumentError(
-      "rows with 'messages' are conversations, which an encoder-decoder has no template for: give each row a source and a " +
-        'target, and name their fields with promptField and responseField (--prompt-field, --response-field)',
-    );
-  }
-  return chooseTexts(firstRow, options, options.promptTemplate ?? null);
 }
 
 function kindOf(

@@ -97,6 +97,28 @@ describe('order', () => {
     expect(two.fingerprint).toBe(one.fingerprint);
   });
 
+  it('tells how far it has read, and stops when it is told to, also while it reads labels', async () => {
+    const seen: number[] = [];
+    const many = Array.from({ length: 130 }, (_, i) => ({ text: 'a', label: i % 2 }));
+    await made(many, { onProgress: (read) => seen.push(read) });
+    expect(seen).toEqual([0, 64, 128]);
+    const stop = new AbortController();
+    const source = arrayRows(many);
+    const rows = {
+      ...source,
+      row: (index: number) => {
+        if (index === 10) stop.abort();
+        return source.row(index);
+      },
+    };
+    await expect(
+      LabelledBatches.create(rows, tokenizer, {
+        signal: stop.signal,
+        onProgress: () => expect.fail('read past the labels'),
+      }),
+    ).rejects.toThrow(/abort/i);
+  });
+
   it('the seed is 42 where none is given', async () => {
     const options = { shuffle: true, numLabels: 2 };
     const rows = Array.from({ length: 20 }, (_, i) => ({ text: 'a', label: i % 2 }));

@@ -90,6 +90,27 @@ describe('encodeSeq2Seq', () => {
     expect(encoded(texts, { maxSourceLength: 5, maxTargetLength: 4 }).cut).toEqual([false, false]);
   });
 
+  // Made with Hugging Face's tokenizers 0.23.2 (Rust) from the same tokenizer.json, truncation set to the length.
+  it.each<[string, number, number[]]>([
+    ['', 2, [1]],
+    [' ', 4, [3, 1]],
+    ['the cat sat', 2, [4, 1]],
+    ['the cat sat', 4, [4, 6, 7, 1]],
+    ['the cat sat on the hat', 4, [4, 6, 7, 1]],
+    ['the cat sat on the hat', 16, [4, 6, 7, 3, 18, 17, 4, 3, 15, 10, 21, 1]],
+    ['Katze</s>', 2, [8, 1]],
+    ['Katze</s>', 16, [8, 1, 1]],
+    ['a\u00e9 zzz', 4, [5, 2, 3, 1]],
+    ['a\u00e9 zzz', 16, [5, 2, 3, 2, 1]],
+    ['  the   cat ', 4, [3, 4, 3, 1]],
+    ['  the   cat ', 16, [3, 4, 3, 3, 6, 3, 1]],
+    ['cat</s> sat the cat sat', 2, [6, 1]],
+    ['cat</s> sat the cat sat', 4, [6, 1, 7, 1]],
+  ])('gives the ids of Hugging Face for %j within %d', (text, length, ids) => {
+    const lengths = { maxSourceLength: length, maxTargetLength: length };
+    expect(encoded([text, text], lengths)).toMatchObject({ source: ids, target: ids });
+  });
+
   it('gives a tokenizer without an end of its own the same ids', () => {
     const bare = tinyT5Tokenizer({ withEnd: false });
     const text = fc.array(fc.constantFrom('the', 'cat', 'sat', 'a'), { maxLength: 8 });

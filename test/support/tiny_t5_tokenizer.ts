@@ -24,8 +24,11 @@ export function tinyT5TokenizerJson({ withEnd = true } = {}): Record<string, unk
     added_tokens: kSpecial.map((content, id) => ({
       id,
       content,
-      special: true,
+      single_word: false,
+      lstrip: false,
+      rstrip: false,
       normalized: false,
+      special: true,
     })),
     normalizer: null,
     pre_tokenizer: { type: 'Metaspace', replacement: '▁', prepend_scheme: 'always', split: true },
