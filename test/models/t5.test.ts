@@ -18,6 +18,7 @@ import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
 import { writeGoldenGguf } from '../support/gguf_models.ts';
 import { goldenArray, goldenArrays } from '../support/golden.ts';
+import { kTinyT5, tinySeq2SeqData } from '../support/tiny_seq2seq.ts';
 import {
   type AdapterFacts,
   architecture,
@@ -342,6 +343,42 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
     }
   });
 });
+
+it('sees in a micro-batch of Seq2SeqBatches what it sees in each example alone', async () => {
+  const model = await Auto.fromPretrained(kTinyT5, { dtype: 'f64' });
+  const lossesOf = async (batchSize: number) => {
+    const rows: number[][] = [];
+    const data = await tinySeq2SeqData(7, { batchSize, shuffle: false });
+    for await (const batch of data.batches(0)) {
+      const { targets, cuSeqlens } = batch.decoder;
+      const logits = noGrad(() => model.logits(model.forward(batch)));
+      const losses = plainLosses(values(logits), targets);
+      for (let b = 0; b + 1 < cuSeqlens.length; b++) {
+        rows.push(losses.slice(cuSeqlens[b], cuSeqlens[b + 1]));
+      }
+      const mean = noGrad(() => crossEntropy(logits, tensor(targets)));
+      const sum = losses.reduce((a, c) => a + c, 0);
+      expect(await mean.item()).toBeCloseTo(sum / losses.length, 10);
+    }
+    return rows;
+  };
+  const [alone, together] = [await lossesOf(1), await lossesOf(3)];
+  expect(together.map(({ length }) => length)).toEqual([2, 3, 4, 5, 2, 3, 4]);
+  together.forEach((losses, i) => {
+    losses.forEach((loss, t) => {
+      expect(loss).toBeCloseTo(alone[i]?.[t] as number, 10);
+    });
+  });
+});
+
+/** Minus the log of the target's share, row by row. */
+function plainLosses(logits: Float64Array, targets: Int32Array): number[] {
+  const v = logits.length / targets.length;
+  return Array.from(targets, (target, row) => {
+    const of = logits.subarray(row * v, (row + 1) * v);
+    return Math.log(of.reduce((sum, x) => sum + Math.exp(x), 0)) - (of[target] as number);
+  });
+}
 
 describe('decoderStartTokenId and padTokenId', () => {
   const withIds = async (ids: object): Promise<Seq2SeqLM> => {
