@@ -23,13 +23,9 @@ export type { Target, TargetCandidate } from './adapters/targets.ts';
 export type { TrainedParameter } from './adapters/trained_parameter.ts';
 export type { ExportForm, NamedTensor, TrainingPass, TunedModel } from './adapters/tuned_model.ts';
 export * from './autograd.ts';
-export {
-  Batches,
-  type BatchOptions,
-  type DataStatistics,
-  type DataWarning,
-} from './data/batches.ts';
-export { type Batch, type CollateOptions, collate, kNotSupervised } from './data/collate.ts';
+export { Batches, type BatchOptions, type DataStatistics } from './data/batches.ts';
+export { type Batch, type CollateOptions, collate, type Segments } from './data/collate.ts';
+export type { DatasetOptions, DataWarning } from './data/dataset.ts';
 export { DelimitedFile, type DelimitedOptions } from './data/delimited.ts';
 export {
   type Example,
@@ -53,6 +49,18 @@ export { type OpenRowsOptions, openRows } from './data/open_rows.ts';
 export { ParquetFile } from './data/parquet.ts';
 export { kNamedTemplates, kRecipeTemplate, PromptTemplate } from './data/prompt_template.ts';
 export { arrayRows, type Row, type RowSource } from './data/rows.ts';
+export {
+  Seq2SeqBatches,
+  type Seq2SeqBatchOptions,
+  type Seq2SeqStatistics,
+} from './data/seq2seq_batches.ts';
+export {
+  collateSeq2Seq,
+  encodeSeq2Seq,
+  type Seq2SeqExample,
+  type Seq2SeqExamples,
+  type Seq2SeqLengths,
+} from './data/seq2seq_example.ts';
 export {
   type DeviceInfo,
   deviceInfo,
@@ -81,6 +89,7 @@ export {
   regressionMetrics,
 } from './eval/metrics.ts';
 export { CapturedGraph, captureGraph } from './graph.ts';
+export { kIgnoredTarget } from './ignored_target.ts';
 export * from './io/index.ts';
 export * from './losses/index.ts';
 export * from './models/index.ts';

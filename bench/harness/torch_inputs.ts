@@ -2,6 +2,7 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Batch } from '../../lib/data/collate.ts';
+import { kIgnoredTarget } from '../../lib/ignored_target.ts';
 import { saveModel } from '../../lib/models/index.ts';
 import { writeEncoderInputs } from './encoder_setup.ts';
 import { type Sizes, shapeNamed, sizesOf } from './shapes.ts';
@@ -56,7 +57,7 @@ async function writeShape({ folder, shape: name }: TorchInputs): Promise<Sizes> 
 
 interface RecipeRow {
   readonly ids: number[];
-  /** The ids where they are supervised, else -100; not shifted, as transformers takes them. */
+  /** The ids where they are supervised, else `kIgnoredTarget`; not shifted, as transformers takes them. */
   readonly labels: number[];
 }
 
@@ -67,7 +68,7 @@ export function recipeRows({ inputIds, targets, cuSeqlens }: Batch): RecipeRow[]
     const ids = Array.from(inputIds.subarray(start, end));
     const labels = ids.map((id, t) => {
       const supervised = t > 0 && (targets[start + t - 1] as number) >= 0;
-      return supervised ? id : -100;
+      return supervised ? id : kIgnoredTarget;
     });
     return { ids, labels };
   });

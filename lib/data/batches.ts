@@ -1,20 +1,23 @@
-/**
- * The data pipeline's end: rows -> examples -> micro-batches in an order that is a pure function of seed and epoch, so that a
- * checkpoint only remembers a position. Creating it reads every row once: damaged rows, missing fields and examples without a
- * supervised token come up before the first step instead of hours into a run, and lengths are known for packing.
- */
+/** Micro-batches of encoded examples for a causal language model: rows -> examples -> micro-batches, see `Dataset`. */
 import { createHash } from 'node:crypto';
-import { ArgumentError, BaloraError, FormatError, UnsupportedError } from '../errors.ts';
+import { ArgumentError } from '../errors.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { type Batch, collate } from './collate.ts';
+import {
+  checkInteger,
+  Dataset,
+  type DatasetOptions,
+  type DataWarning,
+  type ExampleKind,
+  orderOptions,
+  truncationWarning,
+} from './dataset.ts';
 import { type Example, supervisedCount, truncate } from './example.ts';
 import { chooseFormat, type ExampleFormat, type FormatOptions } from './example_format.ts';
-import { groupStarts } from './grouping.ts';
-import { shuffledOrder } from './philox.ts';
-import type { RowSource } from './rows.ts';
+import { located, type RowSource } from './rows.ts';
 
 /** How rows become micro-batches. */
-export interface BatchOptions extends FormatOptions {
+export interface BatchOptions extends FormatOptions, DatasetOptions {
   /** Examples (rows, when packing) a micro-batch. Default 1. */
   batchSize?: number;
   /** Longer examples are cut. Default 512. */
@@ -23,25 +26,10 @@ export interface BatchOptions extends FormatOptions {
   packing?: boolean;
   /** Default `none`: rows are not padded. */
   padding?: 'none' | 'longest';
-  /** Default true; false: the rows' own order in every epoch. */
-  shuffle?: boolean;
-  /** Default 42. */
-  seed?: number;
   /** An example without any supervised token (all cut off): leave it out with a warning, or fail. Default skip. */
   onUnsupervised?: 'skip' | 'error';
-  /** What the user should know; the default drops it. */
+  /** Called with what the user should know; the default drops it. */
   onWarning?: (warning: DataWarning) => void;
-  /** Told now and then how many of the rows have been read. */
-  onProgress?: (rowsRead: number, rows: number) => void;
-  /** Bytes of encoded examples kept in memory. Default 64 MiB. */
-  cacheBytes?: number;
-  signal?: AbortSignal;
-}
-
-/** Something about the data that a user should know. */
-export interface DataWarning {
-  readonly code: 'examples_skipped' | 'examples_truncated';
-  readonly message: string;
 }
 
 /** Counts over one epoch. */
@@ -58,23 +46,23 @@ export interface DataStatistics {
   readonly longest: number;
 }
 
-type Settings = Required<
-  Pick<BatchOptions, 'batchSize' | 'maxLength' | 'packing' | 'padding' | 'shuffle' | 'seed'>
->;
+interface Settings {
+  readonly batchSize: number;
+  readonly maxLength: number;
+  readonly packing: boolean;
+  readonly padding: 'none' | 'longest';
+  readonly shuffle: boolean;
+  readonly seed: number;
+}
 
-const kDefaultCacheBytes = 64 << 20;
-/** Rows encoded between two looks at the event loop. */
-const kRowsATurn = 64;
+const kDefaultMaxLength = 512;
 
 /** Micro-batches of encoded examples; the trainer's usual data source. */
 export class Batches {
-  private epochGroups: { epoch: number; order: Uint32Array; starts: Uint32Array } | null = null;
-
   private constructor(
-    private readonly source: ExampleSource,
-    private readonly settings: Settings,
-    private readonly kept: Uint32Array,
-    private readonly padId: number,
+    private readonly dataset: Dataset<Example, Batch>,
+    /** For people: which fields are used. */
+    readonly format: string,
     readonly statistics: DataStatistics,
     /** Changes with the examples' ids and supervision, their order and their batching. */
     readonly fingerprint: string,
@@ -91,197 +79,111 @@ export class Batches {
     options: BatchOptions = {},
   ): Promise<Batches> {
     const settings = checkedSettings(options);
-    const format = await at(rows, 0, async () =>
-      chooseFormat(tokenizer, await rows.row(0), options),
-    );
-    const source = new ExampleSource(rows, format, {
-      maxLength: settings.maxLength,
-      cacheBytes: options.cacheBytes ?? kDefaultCacheBytes,
+    const { batchSize, shuffle, seed, packing, maxLength } = settings;
+    const first = await rows.row(0);
+    const format = await located(rows, 0, () => chooseFormat(tokenizer, first, options));
+    const check = new SupervisionCheck(rows, maxLength, options);
+    const padId = tokenizer.padId ?? tokenizer.eosId ?? 0;
+    const dataset = await Dataset.read(rows, kindOf(format, { ...settings, padId }), {
+      ...options,
+      order: { batchSize, shuffle, seed, ...(packing && { packInto: maxLength }) },
+      keep: (example, index) => check.keep(example, index),
     });
-    const { kept, statistics, digest } = await measure(source, options);
+    const { truncated, truncatedSides: _, ...counts } = dataset.counts;
+    const skipped = counts.rows - counts.examples;
+    await check.report(skipped);
+    // Examples that are left out were cut as well, and are named already.
+    if (truncated > skipped) {
+      const about = { rows: counts.rows, what: 'examples', maxLength };
+      options.onWarning?.(truncationWarning(truncated, about));
+    }
+    const { supervisedTokens } = check;
+    const statistics = { ...counts, skipped, truncated, supervisedTokens };
     const fingerprint = createHash('sha256')
-      .update(digest)
+      .update(dataset.digest)
       .update(JSON.stringify(settings))
       .digest('hex');
-    const padId = tokenizer.padId ?? tokenizer.eosId ?? 0;
-    return new Batches(source, settings, kept, padId, statistics, fingerprint);
-  }
-
-  /** For people: which fields are used. */
-  get format(): string {
-    return this.source.format.description;
+    return new Batches(dataset, format.description, statistics, fingerprint);
   }
 
   /** Micro-batches of an epoch (when packing, the count depends on the order). */
   batchCount(epoch: number): number {
-    return this.groups(epoch).starts.length - 1;
+    return this.dataset.batchCount(epoch);
   }
 
   /** The micro-batches of an epoch from index `start` on. */
-  async *batches(epoch: number, start = 0): AsyncGenerator<Batch> {
-    const { order, starts } = this.groups(epoch);
-    for (let g = start; g + 1 < starts.length; g++) {
-      const indices = order.subarray(starts[g], starts[g + 1]);
-      const examples: Example[] = [];
-      for (const index of indices) examples.push(await this.source.example(index));
-      yield collate(examples, { padding: this.settings.padding, padId: this.padId, indices });
-    }
-  }
-
-  private groups(epoch: number): { order: Uint32Array; starts: Uint32Array } {
-    if (this.epochGroups?.epoch !== epoch) {
-      const { shuffle, seed, batchSize, packing, maxLength } = this.settings;
-      const order = shuffle
-        ? shuffledOrder(this.kept.length, seed, epoch).map((i) => this.kept[i] as number)
-        : this.kept;
-      const starts = groupStarts(order, this.source.lengths, {
-        batchSize,
-        ...(packing ? { packInto: maxLength } : {}),
-      });
-      this.epochGroups = { epoch, order, starts };
-    }
-    return this.epochGroups;
+  batches(epoch: number, start = 0): AsyncGenerator<Batch> {
+    return this.dataset.batches(epoch, start);
   }
 }
 
-/** Encoded examples by row, the first ones kept in memory. */
-class ExampleSource {
-  readonly lengths: Uint32Array;
-  private readonly cache = new Map<number, Example>();
-  private cacheLeft: number;
-  /** Rows that were longer than maxLength. */
-  truncated = 0;
+function kindOf(
+  format: ExampleFormat,
+  { maxLength, padding, padId }: Settings & { padId: number },
+): ExampleKind<Example, Batch> {
+  return {
+    encode: (row) => {
+      const whole = format.encode(row);
+      return { example: truncate(whole, maxLength), cut: [whole.ids.length > maxLength] };
+    },
+    length: ({ ids }) => ids.length,
+    bytes: ({ ids, supervised }) => ids.byteLength + supervised.byteLength,
+    digest: ({ ids, supervised }, hash) => {
+      hash.update(`${ids.length};`).update(ids).update(supervised);
+    },
+    collate: (examples, indices) => collate(examples, { padding, padId, indices }),
+  };
+}
+
+/** Finds the examples that have nothing to learn, and counts what the others have. */
+class SupervisionCheck {
+  supervisedTokens = 0;
+  private first: number | null = null;
 
   constructor(
-    readonly rows: RowSource,
-    readonly format: ExampleFormat,
-    private readonly options: { maxLength: number; cacheBytes: number },
-  ) {
-    this.lengths = new Uint32Array(rows.length);
-    this.cacheLeft = options.cacheBytes;
-  }
+    private readonly rows: RowSource,
+    private readonly maxLength: number,
+    private readonly options: BatchOptions,
+  ) {}
 
-  async example(index: number): Promise<Example> {
-    return this.cache.get(index) ?? (await this.encode(index));
-  }
-
-  /** Encodes a row for the first time: counts it and keeps it if there is room. */
-  async first(index: number): Promise<Example> {
-    const example = await this.encode(index, () => this.truncated++);
-    this.lengths[index] = example.ids.length;
-    const bytes = example.ids.byteLength + example.supervised.byteLength;
-    if (bytes <= this.cacheLeft) {
-      this.cacheLeft -= bytes;
-      this.cache.set(index, example);
-    }
-    return example;
-  }
-
-  private async encode(index: number, onCut?: () => void): Promise<Example> {
-    const row = await this.rows.row(index);
-    const whole = await at(this.rows, index, async () => this.format.encode(row));
-    if (whole.ids.length > this.options.maxLength) onCut?.();
-    return truncate(whole, this.options.maxLength);
-  }
-}
-
-async function measure(
-  source: ExampleSource,
-  {
-    onUnsupervised = 'skip',
-    onWarning,
-    onProgress,
-    signal,
-    maxLength = kDefaultMaxLength,
-  }: BatchOptions,
-): Promise<{ kept: Uint32Array; statistics: DataStatistics; digest: Buffer }> {
-  const { rows } = source;
-  const hash = createHash('sha256');
-  const kept = new Uint32Array(rows.length);
-  let [examples, tokens, supervisedTokens, longest] = [0, 0, 0, 0];
-  let firstSkipped: number | null = null;
-  for (let index = 0; index < rows.length; index++) {
-    if (index % kRowsATurn === 0) {
-      signal?.throwIfAborted();
-      onProgress?.(index, rows.length);
-      await new Promise((resolve) => setImmediate(resolve));
-    }
-    const example = await source.first(index);
-    hash.update(`${example.ids.length};`).update(example.ids).update(example.supervised);
+  /** Whether an example has a supervised token. @throws ArgumentError if it has none and the options say so */
+  async keep(example: Example, index: number): Promise<boolean> {
     const supervised = supervisedCount(example);
-    if (supervised === 0) {
-      if (onUnsupervised === 'error') throw await unsupervised(rows, index, maxLength);
-      firstSkipped ??= index;
-      continue;
-    }
-    kept[examples++] = index;
-    tokens += example.ids.length;
-    supervisedTokens += supervised;
-    longest = Math.max(longest, example.ids.length);
+    this.supervisedTokens += supervised;
+    if (supervised > 0) return true;
+    if (this.options.onUnsupervised === 'error') throw await this.error(index);
+    this.first ??= index;
+    return false;
   }
-  const skipped = rows.length - examples;
-  if (firstSkipped !== null) {
-    if (examples === 0) {
-      const { message } = await unsupervised(rows, firstSkipped, maxLength);
-      throw new ArgumentError(`${message}, nor in any of the ${rows.length} rows`);
-    }
-    const where = await rows.where(firstSkipped);
-    const message = `${skipped} of ${rows.length} examples have no supervised token within ${maxLength} tokens and are left out (first: ${where})`;
-    onWarning?.({ code: 'examples_skipped', message });
-  }
-  const { truncated } = source;
-  if (truncated > skipped) {
-    const message = `${truncated} of ${rows.length} examples are cut to ${maxLength} tokens`;
-    onWarning?.({ code: 'examples_truncated', message });
-  }
-  return {
-    kept: kept.slice(0, examples),
-    digest: hash.digest(),
-    statistics: {
-      rows: rows.length,
-      examples,
-      skipped,
-      truncated,
-      tokens,
-      supervisedTokens,
-      longest,
-    },
-  };
-}
 
-async function unsupervised(rows: RowSource, index: number, maxLength: number): Promise<Error> {
-  const where = await rows.where(index);
-  return new ArgumentError(`${where}: no supervised token within ${maxLength} tokens (maxLength)`);
-}
+  /** Warns of what is left out. @throws ArgumentError if nothing remains */
+  async report(skipped: number): Promise<void> {
+    if (this.first === null) return;
+    const { length } = this.rows;
+    if (skipped === length) {
+      const { message } = await this.error(this.first);
+      throw new ArgumentError(`${message}, nor in any of the ${length} rows`);
+    }
+    const where = await this.rows.where(this.first);
+    const message = `${skipped} of ${length} examples have no supervised token within ${this.maxLength} tokens and are left out (first: ${where})`;
+    this.options.onWarning?.({ code: 'examples_skipped', message });
+  }
 
-const kDefaultMaxLength = 512;
+  private async error(index: number): Promise<Error> {
+    const where = await this.rows.where(index);
+    return new ArgumentError(
+      `${where}: no supervised token within ${this.maxLength} tokens (maxLength)`,
+    );
+  }
+}
 
 function checkedSettings(options: BatchOptions): Settings {
-  const { batchSize = 1, maxLength = kDefaultMaxLength, packing = false } = options;
-  const { padding = 'none', shuffle = true, seed = 42 } = options;
-  const positive = (name: string, value: number, least: number) => {
-    if (Number.isSafeInteger(value) && value >= least) return;
-    throw new ArgumentError(`data: ${name} must be an integer of at least ${least}, got ${value}`);
-  };
-  positive('batchSize', batchSize, 1);
-  positive('maxLength', maxLength, 2);
-  positive('seed', seed, 0);
+  const { maxLength = kDefaultMaxLength, packing = false, padding = 'none' } = options;
+  const { batchSize, shuffle, seed } = orderOptions(options);
+  checkInteger('maxLength', maxLength, 2);
   if (packing && padding !== 'none') {
     throw new ArgumentError("data: packing excludes padding: 'longest'");
   }
+  // The fingerprint reads them in this order.
   return { batchSize, maxLength, packing, padding, shuffle, seed };
-}
-
-/** Puts the row's place on an error about its contents. */
-async function at<T>(rows: RowSource, index: number, work: () => Promise<T>): Promise<T> {
-  try {
-    return await work();
-  } catch (error) {
-    if (!(error instanceof BaloraError) || (error instanceof FormatError && error.path))
-      throw error;
-    const message = `${await rows.where(index)}: ${error.message}`;
-    throw error instanceof UnsupportedError
-      ? new UnsupportedError(message)
-      : new ArgumentError(message);
-  }
 }

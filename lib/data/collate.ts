@@ -4,18 +4,20 @@
  * start again and cuSeqlens bounds attention, whether the segments are padded, packed or simply put one after the other.
  */
 import { ArgumentError } from '../errors.ts';
+import { kIgnoredTarget } from '../ignored_target.ts';
 import type { Example } from './example.ts';
 
-/** Target of a row that is not supervised. */
-export const kNotSupervised = -100;
-
-/** A micro-batch: segments one after the other, N rows in all. */
-export interface Batch {
+/** Segments one after the other: N rows, B segments. */
+export interface Segments {
   readonly inputIds: Int32Array; // (N)
   /** Place of each row in its own segment. */
   readonly positions: Int32Array; // (N)
   /** First row of each segment, and N. */
   readonly cuSeqlens: Int32Array; // (B+1)
+}
+
+/** A micro-batch: segments one after the other, N rows in all. */
+export interface Batch extends Segments {
   /** The id that each row must predict, or -100. */
   readonly targets: Int32Array; // (N)
   /** Valid rows of each segment, only where the segments are padded on the right. */
@@ -36,35 +38,48 @@ export interface CollateOptions {
 /** Puts examples one after the other. */
 export function collate(examples: readonly Example[], options: CollateOptions = {}): Batch {
   const { padding = 'none', padId = 0, indices } = options;
-  if (examples.length === 0 || examples.some(({ ids }) => ids.length === 0)) {
-    throw new ArgumentError('collate: needs at least one example, and none without tokens');
-  }
-  const longest = Math.max(...examples.map(({ ids }) => ids.length));
-  const rowsOf = (example: Example) => (padding === 'longest' ? longest : example.ids.length);
-  const cuSeqlens = new Int32Array(examples.length + 1);
-  examples.forEach((example, b) => {
-    cuSeqlens[b + 1] = (cuSeqlens[b] as number) + rowsOf(example);
-  });
-  const rows = cuSeqlens[examples.length] as number;
-  const inputIds = new Int32Array(rows).fill(padId);
-  const targets = new Int32Array(rows).fill(kNotSupervised);
-  const positions = new Int32Array(rows);
-  examples.forEach((example, b) => {
-    const start = cuSeqlens[b] as number;
-    inputIds.set(example.ids, start);
-    for (let t = 0; t < rowsOf(example); t++) positions[start + t] = t;
-    for (let t = 1; t < example.ids.length; t++) {
-      if (example.supervised[t]) targets[start + t - 1] = example.ids[t] as number;
+  const sequences = examples.map(({ ids }) => ids);
+  const padTo = padding === 'longest' ? Math.max(...sequences.map(({ length }) => length)) : 0;
+  const segments = concatenate(sequences, { padTo, padId });
+  const targets = new Int32Array(segments.inputIds.length).fill(kIgnoredTarget);
+  examples.forEach(({ ids, supervised }, b) => {
+    const start = segments.cuSeqlens[b] as number;
+    for (let t = 1; t < ids.length; t++) {
+      if (supervised[t]) targets[start + t - 1] = ids[t] as number;
     }
   });
   return {
-    inputIds,
-    positions,
-    cuSeqlens,
+    ...segments,
     targets,
-    ...(padding === 'longest'
-      ? { lengths: Int32Array.from(examples, ({ ids }) => ids.length) }
-      : {}),
-    ...(indices ? { indices: Int32Array.from(indices) } : {}),
+    ...(padding === 'longest' && { lengths: Int32Array.from(sequences, (ids) => ids.length) }),
+    ...(indices && { indices: Int32Array.from(indices) }),
   };
+}
+
+/**
+ * Sequences of ids one after the other.
+ * @param padTo rows of a segment, at least; default 0: each has its own length
+ * @param padId the id in padded places
+ * @throws ArgumentError for no sequence, or one without ids
+ */
+export function concatenate(
+  sequences: readonly Int32Array[],
+  { padTo = 0, padId = 0 }: { padTo?: number; padId?: number } = {},
+): Segments {
+  if (sequences.length === 0 || sequences.some(({ length }) => length === 0)) {
+    throw new ArgumentError('collate: needs at least one example, and none without tokens');
+  }
+  const cuSeqlens = new Int32Array(sequences.length + 1);
+  sequences.forEach(({ length }, b) => {
+    cuSeqlens[b + 1] = (cuSeqlens[b] as number) + Math.max(length, padTo);
+  });
+  const rows = cuSeqlens[sequences.length] as number;
+  const inputIds = new Int32Array(rows).fill(padId);
+  const positions = new Int32Array(rows);
+  sequences.forEach((ids, b) => {
+    const [start, end] = [cuSeqlens[b] as number, cuSeqlens[b + 1] as number];
+    inputIds.set(ids, start);
+    for (let row = start; row < end; row++) positions[row] = row - start;
+  });
+  return { inputIds, positions, cuSeqlens };
 }

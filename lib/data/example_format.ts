@@ -43,21 +43,67 @@ export function chooseFormat(
   firstRow: Row,
   options: FormatOptions = {},
 ): ExampleFormat {
-  const { promptTemplate, promptField, responseField } = options;
-  const asksForFields = [promptTemplate, promptField, responseField].some((o) => o !== undefined);
-  if (!asksForFields && Array.isArray(firstRow.messages)) {
+  if (isConversation(firstRow, options)) {
     return {
       description: 'messages',
       encode: (row) => encodeConversation(tokenizer, checkedMessages(row)),
     };
   }
+  const { promptTemplate = kRecipeTemplate } = options;
+  const { description, texts } = chooseTexts(firstRow, options, promptTemplate);
+  return { description, encode: (row) => encodePromptResponse(tokenizer, ...texts(row)) };
+}
+
+/** Whether rows hold `messages`, and nothing that is asked for says otherwise. */
+function isConversation(
+  firstRow: Row,
+  { promptTemplate, promptField, responseField }: FormatOptions,
+): boolean {
+  const asksForFields = [promptTemplate, promptField, responseField].some((o) => o !== undefined);
+  return !asksForFields && Array.isArray(firstRow.messages);
+}
+
+/** Where the prompt and the response of a row stand. */
+export interface TextFormat {
+  /** For people: `question -> answer`. */
+  readonly description: string;
+  /** @throws ArgumentError naming a field that is missing, or is no text */
+  texts(row: Row): [prompt: string, response: string];
+}
+
+/**
+ * Chooses the two fields by the options and the first row.
+ * @param promptTemplate what is put around the prompt; null: nothing
+ * @throws ArgumentError naming the fields that there are when no known pair fits
+ */
+function chooseTexts(
+  firstRow: Row,
+  options: FormatOptions,
+  promptTemplate: string | null,
+): TextFormat {
   const [prompt, response] = chooseFields(firstRow, options);
-  const template = new PromptTemplate(promptTemplate ?? kRecipeTemplate);
+  const template = promptTemplate === null ? null : new PromptTemplate(promptTemplate);
   return {
     description: `${prompt ?? 'template'} -> ${response}`,
-    encode: (row) =>
-      encodePromptResponse(tokenizer, template.fill(row, prompt), fieldText(row, response)),
+    texts: (row) => [
+      template === null ? fieldText(row, prompt as string) : template.fill(row, prompt),
+      fieldText(row, response),
+    ],
   };
+}
+
+/**
+ * Chooses the source and the target of an encoder-decoder: the prompt as it stands, unless there is a template, and the response.
+ * @throws ArgumentError naming the fields that there are when no known pair fits, or for conversations
+ */
+export function chooseSourceTarget(firstRow: Row, options: FormatOptions = {}): TextFormat {
+  if (isConversation(firstRow, options)) {
+    throw new ArgumentError(
+      "rows with 'messages' are conversations, which an encoder-decoder has no template for: give each row a source and a " +
+        'target, and name their fields with promptField and responseField (--prompt-field, --response-field)',
+    );
+  }
+  return chooseTexts(firstRow, options, options.promptTemplate ?? null);
 }
 
 /** The prompt's field (null: a custom template names its own) and the response's. */

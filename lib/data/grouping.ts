@@ -1,17 +1,32 @@
 /**
  * Which examples make up which micro-batch. Without packing a micro-batch is `batchSize` examples; with it, `batchSize` rows of
- * up to `maxLength` tokens, each filled with whole examples in their order until the next does not fit. Filling in order (not
+ * up to `packInto` tokens, each filled with whole examples in their order until the next does not fit. Filling in order (not
  * best fit) keeps the order of the shuffle; the room left at a row's end costs nothing, since rows are not padded.
  */
 import { shuffledOrder } from './philox.ts';
 
 export interface GroupOptions {
-  batchSize: number;
+  readonly batchSize: number;
   /** Tokens a row holds when packing; undefined: no packing. */
-  packInto?: number;
+  readonly packInto?: number;
+}
+
+/** How the examples of an epoch are ordered and grouped. */
+export interface OrderOptions extends GroupOptions {
+  /** false: the rows' own order in every epoch. */
+  readonly shuffle: boolean;
+  readonly seed: number;
+  /** Sequences of like length share a micro-batch. Default false. */
+  readonly byLength?: boolean;
 }
 
 /** Micro-batches as slices of the order: group g is order[starts[g]] to order[starts[g+1]-1]. */
+export interface EpochOrder {
+  readonly order: Uint32Array;
+  readonly starts: Uint32Array;
+}
+
+/** Where the micro-batches of an order begin, and its length. */
 export function groupStarts(
   order: Uint32Array,
   lengths: ArrayLike<number>,
@@ -42,37 +57,46 @@ const kBucketBatches = 50;
 /** Sets the key of the second shuffle apart from the first one's. */
 const kSecondShuffle = 2 ** 40;
 
-export interface EpochOptions {
-  batchSize: number;
-  shuffle: boolean;
-  seed: number;
-  /** Sequences of like length share a micro-batch. */
-  byLength: boolean;
-}
-
-/** The micro-batches of an epoch, each the indices of its examples. */
-export function epochGroups(
+/**
+ * The micro-batches of an epoch, a pure function of the arguments.
+ * @param kept indices of the examples that take part
+ * @param lengths tokens of every example, by index
+ */
+export function epochOrder(
+  kept: Uint32Array,
   lengths: ArrayLike<number>,
   epoch: number,
-  { batchSize, shuffle, seed, byLength }: EpochOptions,
-): Uint32Array[] {
+  options: OrderOptions,
+): EpochOrder {
+  const { shuffle, seed, byLength = false, batchSize } = options;
   const order = shuffle
-    ? shuffledOrder(lengths.length, seed, epoch)
-    : Uint32Array.from({ length: lengths.length }, (_, i) => i);
-  if (byLength) {
-    const lengthOf = (i: number): number => lengths[i] as number;
-    for (let at = 0; at < order.length; at += kBucketBatches * batchSize) {
-      // Stable: equal lengths keep the order of the shuffle.
-      const bucket = order.subarray(at, at + kBucketBatches * batchSize);
-      bucket.set(Array.from(bucket).sort((a, b) => lengthOf(b) - lengthOf(a)));
-    }
-  }
-  const groups: Uint32Array[] = [];
-  for (let at = 0; at < order.length; at += batchSize) {
-    groups.push(order.slice(at, at + batchSize));
-  }
-  if (!(byLength && shuffle)) return groups;
+    ? shuffledOrder(kept.length, seed, epoch).map((i) => kept[i] as number)
+    : kept.slice();
+  if (byLength) sortBuckets(order, lengths, kBucketBatches * batchSize);
+  const starts = groupStarts(order, lengths, options);
   // Sorted buckets run from long to short, so the micro-batches are shuffled again, under a key of their own.
-  const places = shuffledOrder(groups.length, (seed + kSecondShuffle) % 2 ** 53, epoch);
-  return Array.from(places, (place) => groups[place] as Uint32Array);
+  return byLength && shuffle
+    ? shuffleGroups({ order, starts }, (seed + kSecondShuffle) % 2 ** 53, epoch)
+    : { order, starts };
+}
+
+/** Sorts each run of `bucketSize` examples from long to short. Stable: equal lengths keep their order. */
+function sortBuckets(order: Uint32Array, lengths: ArrayLike<number>, bucketSize: number): void {
+  const lengthOf = (i: number): number => lengths[i] as number;
+  for (let at = 0; at < order.length; at += bucketSize) {
+    const bucket = order.subarray(at, at + bucketSize);
+    bucket.set(Array.from(bucket).sort((a, b) => lengthOf(b) - lengthOf(a)));
+  }
+}
+
+function shuffleGroups({ order, starts }: EpochOrder, seed: number, epoch: number): EpochOrder {
+  const shuffled = new Uint32Array(order.length);
+  const newStarts = new Uint32Array(starts.length);
+  shuffledOrder(starts.length - 1, seed, epoch).forEach((g, place) => {
+    const group = order.subarray(starts[g], starts[g + 1]);
+    const start = newStarts[place] as number;
+    shuffled.set(group, start);
+    newStarts[place + 1] = start + group.length;
+  });
+  return { order: shuffled, starts: newStarts };
 }

@@ -2,7 +2,7 @@
  * Where rows of data come from: anything with a length that gives a row by its index. `JsonlFile` reads a file that may be
  * larger than memory; `arrayRows` wraps rows that are there already.
  */
-import { ArgumentError } from '../errors.ts';
+import { ArgumentError, BaloraError, FormatError, UnsupportedError } from '../errors.ts';
 
 /** One row: fields by name. */
 export type Row = Readonly<Record<string, unknown>>;
@@ -27,4 +27,23 @@ export function arrayRows(rows: readonly Row[], name = 'row'): RowSource {
     where: async (index) => `${name} ${index}`,
     close: async () => {},
   };
+}
+
+/**
+ * Runs what reads the contents of a row, and puts the row's place in front of its error.
+ * @throws UnsupportedError where the work does, ArgumentError for other errors about the contents; those of a file that is
+ *   damaged name their place already and pass as they are
+ */
+export async function located<T>(rows: RowSource, index: number, work: () => T): Promise<T> {
+  try {
+    return work();
+  } catch (error) {
+    if (!(error instanceof BaloraError) || (error instanceof FormatError && error.path)) {
+      throw error;
+    }
+    const message = `${await rows.where(index)}: ${error.message}`;
+    throw error instanceof UnsupportedError
+      ? new UnsupportedError(message)
+      : new ArgumentError(message);
+  }
 }

@@ -51,7 +51,6 @@ export {
   svdLoss,
 } from './plain.ts';
 export {
-  kIgnoredTarget,
   type Positions,
   type RowsOfBatch,
   type SelectedRows,

@@ -1,9 +1,7 @@
 // Which rows of a micro-batch the task loss and the regularizers use. Rows are unpadded unless `lengths` says how many of each
 // segment are valid; targets are shifted already (targets[n] is the id that row n must predict).
 import { ArgumentError } from '../errors.ts';
-
-/** Target of a row that is not supervised. */
-export const kIgnoredTarget = -100;
+import { kIgnoredTarget } from '../ignored_target.ts';
 
 /**
  * `supervised`: the rows of the task loss; `non_padding`: every real token's row, as the paper's text says; `label_aligned`:

@@ -18,6 +18,7 @@ import {
 } from './bert_layers.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
 import { type ConfigOptions, layerCount, parseConfig } from './config_keys.ts';
+import { statedRates } from './dropout_rates.ts';
 import { runLayers } from './layers.ts';
 import type { LayersKept, ModelInputs, ModelOrigin } from './model.ts';
 import { trunkNames } from './renamed_weights.ts';
@@ -192,6 +193,9 @@ class BertModel extends BertTrunk {
   }
 }
 
+/** Rates of dropout, which is not applied. */
+const kDropouts = ['hidden_dropout_prob', 'attention_probs_dropout_prob', 'classifier_dropout'];
+
 /** What classifiers on a bert-like trunk have in common. */
 export abstract class BertClassifier extends SequenceClassifier {
   readonly config: BertConfig;
@@ -207,6 +211,10 @@ export abstract class BertClassifier extends SequenceClassifier {
 
   get headPaths(): readonly string[] {
     return ['classifier'];
+  }
+
+  override get dropoutRates(): Readonly<Record<string, number>> {
+    return statedRates(this.config.source, kDropouts);
   }
 
   protected abstract get trunk(): BertTrunk;

@@ -21,6 +21,7 @@ import {
 } from './bert_layers.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
 import { type ConfigOptions, layerCount, parseConfig, refuseValues } from './config_keys.ts';
+import { statedRates } from './dropout_rates.ts';
 import { runLayers } from './layers.ts';
 import type { LayersKept, ModelInputs, ModelOrigin } from './model.ts';
 import { byRelativePosition, type DebertaBuckets, debertaBucket } from './relative_positions.ts';
@@ -294,6 +295,14 @@ class ContextPooler extends Module {
   }
 }
 
+/** Rates of dropout, which is not applied. */
+const kDropouts = [
+  'hidden_dropout_prob',
+  'attention_probs_dropout_prob',
+  'pooler_dropout',
+  'cls_dropout',
+];
+
 /** deberta-v2 (and v3) with a linear head on the pooled first token. */
 export class DebertaV2ForSequenceClassification extends SequenceClassifier {
   readonly modelType = 'deberta-v2';
@@ -325,6 +334,10 @@ export class DebertaV2ForSequenceClassification extends SequenceClassifier {
 
   protected override get tokenTypeCount(): number {
     return this.#config.tokenTypes;
+  }
+
+  override get dropoutRates(): Readonly<Record<string, number>> {
+    return statedRates(this.#config.source, kDropouts);
   }
 
   protected hidden(inputs: ModelInputs): Tensor {

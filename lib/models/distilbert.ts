@@ -12,6 +12,7 @@ import { distilBertGguf } from './bert_gguf.ts';
 import { attendBothWays, type BlockConfig, layerNorm, type Segments } from './bert_layers.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
 import { type ConfigOptions, layerCount, parseConfig } from './config_keys.ts';
+import { statedRates } from './dropout_rates.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
 import type { ModelInputs, ModelOrigin } from './model.ts';
 import { trunkNames } from './renamed_weights.ts';
@@ -192,6 +193,9 @@ class DistilBertModel extends Module {
   }
 }
 
+/** Rates of dropout, which is not applied. */
+const kDropouts = ['dropout', 'attention_dropout', 'seq_classif_dropout'];
+
 /** distilbert with its two-layer head on the first token. */
 export class DistilBertForSequenceClassification extends SequenceClassifier {
   readonly modelType = 'distilbert';
@@ -224,6 +228,10 @@ export class DistilBertForSequenceClassification extends SequenceClassifier {
 
   protected override get maxPositions(): number {
     return this.#config.positionRows;
+  }
+
+  override get dropoutRates(): Readonly<Record<string, number>> {
+    return statedRates(this.#config.source, kDropouts);
   }
 
   protected hidden(inputs: ModelInputs): Tensor {

@@ -12,6 +12,7 @@ import { attend, type Rows } from './attention.ts';
 import { CausalLM, type Head, linearHead } from './causal_lm.ts';
 import { configJsonOf, layerCount, parseConfig, refuseValues } from './config_keys.ts';
 import { flag, optionalSize, type ReadOptions, size, text } from './decoder_config.ts';
+import { statedRates } from './dropout_rates.ts';
 import type { ModelFamily } from './family.ts';
 import { type GgufKeys, type GgufTable, tokenIds, vocabSize } from './gguf.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
@@ -136,6 +137,9 @@ class Gpt2Model extends Module {
 
 const kModel = { modelType: 'gpt2', architecture: 'GPT2LMHeadModel' };
 
+/** Rates of dropout, which is not applied. */
+const kDropouts = ['attn_pdrop', 'embd_pdrop', 'resid_pdrop'];
+
 class Gpt2LM extends CausalLM {
   readonly modelType = kModel.modelType;
   readonly config: Gpt2Config;
@@ -165,6 +169,10 @@ class Gpt2LM extends CausalLM {
 
   protected override get sharesRows(): boolean {
     return true;
+  }
+
+  override get dropoutRates(): Readonly<Record<string, number>> {
+    return statedRates(this.config.source, kDropouts);
   }
 
   configJson(): Record<string, unknown> {

@@ -147,6 +147,11 @@ export abstract class Model extends Module {
     return 0;
   }
 
+  /** Rates above 0 of the dropouts that the configuration asks for and training does not apply, by their keys. */
+  get dropoutRates(): Readonly<Record<string, number>> {
+    return {};
+  }
+
   /** Whether the model tells the two texts of a pair apart, so that a batch should say which is which. */
   get readsTokenTypes(): boolean {
     return this.tokenTypeCount > 1;

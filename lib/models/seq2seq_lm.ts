@@ -2,12 +2,21 @@
  * What every encoder-decoder offers: hidden states of its decoder's rows, from a batch with a text for either side, and a
  * head over the vocabulary that stands apart from them, so that the losses of causal models serve it too.
  */
+import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
 import type { Tensor } from '../tensor.ts';
 import { type Head, headLogits } from './causal_lm.ts';
 import type { ConfigOptions } from './config_keys.ts';
 import type { GgufTable } from './gguf.ts';
-import { type ForwardOptions, Model, type ModelBatch, type ModelOrigin } from './model.ts';
+import {
+  checkBatch,
+  type ForwardOptions,
+  Model,
+  type ModelBatch,
+  type ModelInputs,
+  type ModelOrigin,
+  modelInputs,
+} from './model.ts';
 import type { Rename } from './renamed_weights.ts';
 import type { WeightLoader } from './weights.ts';
 
@@ -17,8 +26,22 @@ export interface Seq2SeqBatch extends ModelBatch {
   readonly decoder: ModelBatch;
 }
 
-/** An encoder-decoder; see the head of the file. */
+/** A batch as tensors: the encoder's side, and the decoder's, whose `wanted` rows are the result's. */
+export interface Seq2SeqInputs extends ModelInputs {
+  readonly decoder: ModelInputs;
+}
+
+/**
+ * An encoder-decoder; see the head of the file. `layerKeep` counts the layers of the encoder first, then those of the decoder,
+ * and the rows of both sides together.
+ */
 export abstract class Seq2SeqLM extends Model {
+  /** The id that the decoder reads first. */
+  abstract get decoderStartTokenId(): number;
+
+  /** The id of padding; null where the configuration says that there is none. */
+  abstract get padTokenId(): number | null;
+
   /** The output head; tied models give their embedding. */
   abstract get head(): Head;
 
@@ -30,13 +53,43 @@ export abstract class Seq2SeqLM extends Model {
     return 'SEQ_2_SEQ_LM';
   }
 
+  protected abstract override hidden(inputs: Seq2SeqInputs): Tensor;
+
   /**
    * Hidden states of the decoder's rows, as the head takes them: after the last norm, and after the factor that tied
    * models put before their head.
    * @returns (N,C), N rows of `batch.decoder`, or those that are asked for
    * @throws ArgumentError for batches that do not fit together, or ids outside the vocabulary
    */
-  abstract override forward(batch: Seq2SeqBatch, options?: ForwardOptions): Tensor;
+  override forward(batch: Seq2SeqBatch, options: ForwardOptions = {}): Tensor {
+    return super.forward(batch, options);
+  }
+
+  override prepare(batch: Seq2SeqBatch, { rows }: ForwardOptions = {}): Seq2SeqInputs {
+    this.#requireDecoder(batch.decoder);
+    checkBatch(batch, this.vocabSize);
+    checkBatch(batch.decoder, this.vocabSize);
+    checkSides(batch);
+    const inputs = withDevice(this.device, () => ({
+      ...modelInputs(batch),
+      decoder: modelInputs(batch.decoder, { rows }),
+    }));
+    this.checkLength(Math.max(inputs.length, inputs.decoder.length));
+    return inputs;
+  }
+
+  override forwardPrepared(inputs: Seq2SeqInputs): Tensor {
+    this.#requireDecoder(inputs.decoder);
+    return super.forwardPrepared(inputs);
+  }
+
+  /** Whoever holds this as a `Model` may give it a batch of another kind. */
+  #requireDecoder(decoder: unknown): void {
+    if (decoder !== undefined) return;
+    throw new ArgumentError(
+      `forward: the batch has no decoder; ${this.modelType} reads a source and a target, as Seq2SeqBatches makes them`,
+    );
+  }
 
   /** See CausalLM.logits. @param hidden (N,C) @returns (rows,V) */
   logits(hidden: Tensor, rows?: Int32Array | readonly number[]): Tensor {
@@ -70,7 +123,7 @@ export interface Seq2SeqFamily {
 }
 
 /** @throws ArgumentError unless both sides have the same number of segments, and every decoder row an encoder row to read */
-export function checkSides({ cuSeqlens, lengths, decoder }: Seq2SeqBatch): void {
+function checkSides({ cuSeqlens, lengths, decoder }: Seq2SeqBatch): void {
   const [sources, targets] = [cuSeqlens.length - 1, decoder.cuSeqlens.length - 1];
   if (sources !== targets) {
     throw new ArgumentError(

@@ -8,17 +8,22 @@ import { mul, relativeAttention, reshape } from '../ops/index.ts';
 import { type Tensor, tensor } from '../tensor.ts';
 import { type Head, linearHead } from './causal_lm.ts';
 import { configJsonOf } from './config_keys.ts';
+import { statedRates } from './dropout_rates.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
 import {
   checkBatch,
-  type ForwardOptions,
   type LayersKept,
   type ModelInputs,
   type ModelOrigin,
   modelInputs,
 } from './model.ts';
 import { byRelativePosition, t5Bucket } from './relative_positions.ts';
-import { checkSides, type Seq2SeqBatch, type Seq2SeqFamily, Seq2SeqLM } from './seq2seq_lm.ts';
+import {
+  type Seq2SeqBatch,
+  type Seq2SeqFamily,
+  type Seq2SeqInputs,
+  Seq2SeqLM,
+} from './seq2seq_lm.ts';
 import { type T5Config, t5Config } from './t5_config.ts';
 import { t5Gguf } from './t5_gguf.ts';
 import type { WeightLoader } from './weights.ts';
@@ -196,6 +201,13 @@ class T5Block extends Layer<Shared> {
   }
 }
 
+/** What a stack needs besides its rows. */
+interface StackRun extends LayersKept {
+  readonly encoder: Shared['encoder'];
+  /** Rows of both sides. */
+  readonly batchRows: number;
+}
+
 class T5Stack extends Module {
   readonly block: readonly T5Block[];
   readonly final_layer_norm: RMSNorm;
@@ -218,8 +230,7 @@ class T5Stack extends Module {
   forward(
     embedded: Tensor,
     { cuSeqlens, lengths, length, wanted }: ModelInputs,
-    encoder: Shared['encoder'],
-    { keepOf }: LayersKept,
+    { encoder, keepOf, batchRows }: StackRun,
   ): Tensor {
     const own = { cuSeqlens, lengths };
     return runLayers(this.block, embedded, {
@@ -227,6 +238,7 @@ class T5Stack extends Module {
       last: this.final_layer_norm,
       wanted,
       keep: keepOf,
+      batchRows,
     });
   }
 
@@ -239,6 +251,9 @@ class T5Stack extends Module {
     return table.forward(tensor(ids));
   }
 }
+
+/** Rates of dropout, which is not applied. */
+const kDropouts = ['dropout_rate'];
 
 /** t5 with a head over its vocabulary. */
 export class T5ForConditionalGeneration extends Seq2SeqLM {
@@ -269,6 +284,10 @@ export class T5ForConditionalGeneration extends Seq2SeqLM {
     return linearHead(this.lm_head);
   }
 
+  override get dropoutRates(): Readonly<Record<string, number>> {
+    return statedRates(this.config.source, kDropouts);
+  }
+
   configJson(): Record<string, unknown> {
     return {
       ...configJsonOf(this.config.source, {
@@ -281,28 +300,38 @@ export class T5ForConditionalGeneration extends Seq2SeqLM {
     };
   }
 
+  get decoderStartTokenId(): number {
+    return this.config.decoderStartTokenId;
+  }
+
+  get padTokenId(): number | null {
+    return this.config.padTokenId;
+  }
+
   /** (M,C): the encoder's states for `batch`, after its last norm. */
   encode(batch: Omit<Seq2SeqBatch, 'decoder'>): Tensor {
     checkBatch(batch, this.vocabSize);
-    return this.onDevice(() => this.hidden(modelInputs(batch)));
+    return this.onDevice(() => this.#encoded(modelInputs(batch), batch.inputIds.length));
   }
 
-  protected hidden(inputs: ModelInputs): Tensor {
-    return this.encoder.forward(this.shared.forward(inputs.ids), inputs, null, this);
+  /** @param batchRows rows that `layerKeep` is asked about */
+  #encoded(inputs: ModelInputs, batchRows: number): Tensor {
+    const { keepOf } = this;
+    const embedded = this.shared.forward(inputs.ids);
+    return this.encoder.forward(embedded, inputs, { encoder: null, keepOf, batchRows });
   }
 
-  forward(batch: Seq2SeqBatch, options: ForwardOptions = {}): Tensor {
-    checkBatch(batch, this.vocabSize);
-    checkBatch(batch.decoder, this.vocabSize);
-    checkSides(batch);
-    return this.onDevice(() => {
-      const [source, target] = [modelInputs(batch), modelInputs(batch.decoder, options)];
-      const { cuSeqlens, lengths } = source;
-      const encoder = { states: this.hidden(source), cuSeqlens, lengths };
-      const embedded = this.shared.forward(target.ids);
-      const states = this.decoder.forward(embedded, target, encoder, this);
-      return this.config.scaledHead ? mul(states, this.config.hiddenSize ** -0.5) : states;
+  protected hidden(inputs: Seq2SeqInputs): Tensor {
+    const { cuSeqlens, lengths, decoder: target } = inputs;
+    const batchRows = (inputs.ids.shape[0] as number) + (target.ids.shape[0] as number);
+    const states = this.#encoded(inputs, batchRows);
+    const first = this.config.encoderLayers;
+    const decoded = this.decoder.forward(this.shared.forward(target.ids), target, {
+      encoder: { states, cuSeqlens, lengths },
+      keepOf: (layer, rows) => this.keepOf(first + layer, rows),
+      batchRows,
     });
+    return this.config.scaledHead ? mul(decoded, this.config.hiddenSize ** -0.5) : decoded;
   }
 }
 

@@ -23,6 +23,10 @@ export interface T5Config {
   readonly tied: boolean;
   /** The decoder's states are multiplied by C^-1/2 before the head. */
   readonly scaledHead: boolean;
+  /** What the decoder reads first. */
+  readonly decoderStartTokenId: number;
+  /** null: the configuration says that there is none. */
+  readonly padTokenId: number | null;
   readonly source: Readonly<Record<string, unknown>>;
 }
 
@@ -42,6 +46,8 @@ const kShape = {
   feed_forward_proj: z.string().nullish(),
   tie_word_embeddings: z.boolean().nullish(),
   scale_decoder_outputs: z.boolean().nullish(),
+  decoder_start_token_id: z.int().nonnegative().nullish(),
+  pad_token_id: z.int().nullish(), // -1: none
   // Said by feed_forward_proj already; dropout is not applied; the rest is how weights start.
   is_gated_act: ignored,
   dense_act_fn: ignored,
@@ -80,8 +86,34 @@ export function t5Config(
     tied,
     // transformers 4 had one word for both.
     scaledHead: config.scale_decoder_outputs ?? tied,
+    ...tokenIds(config, path),
     source: json,
   };
+}
+
+/** transformers' pad_token_id is 0 where the file has none, and every published T5 starts its decoder with it. */
+function tokenIds(
+  config: {
+    vocab_size: number;
+    decoder_start_token_id?: number | null;
+    pad_token_id?: number | null;
+  },
+  path: string,
+): Pick<T5Config, 'decoderStartTokenId' | 'padTokenId'> {
+  const pad = config.pad_token_id ?? 0;
+  const padTokenId = pad < 0 ? null : pad;
+  const decoderStartTokenId = config.decoder_start_token_id ?? padTokenId ?? 0;
+  for (const [key, id] of [
+    ['pad_token_id', padTokenId ?? 0],
+    ['decoder_start_token_id', decoderStartTokenId],
+  ] as const) {
+    if (id < config.vocab_size) continue;
+    throw new FormatError(
+      `${path}: ${key} ${id} is outside the vocabulary of ${config.vocab_size}`,
+      { path },
+    );
+  }
+  return { decoderStartTokenId, padTokenId };
 }
 
 /** `relu`, `gated-gelu`: the gated one means the approximation by tanh. */

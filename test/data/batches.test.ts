@@ -1,7 +1,8 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { Batches, type BatchOptions, type DataWarning } from '../../lib/data/batches.ts';
+import { Batches, type BatchOptions } from '../../lib/data/batches.ts';
 import { type Batch, collate } from '../../lib/data/collate.ts';
+import type { DataWarning } from '../../lib/data/dataset.ts';
 import type { Example } from '../../lib/data/example.ts';
 import { groupStarts } from '../../lib/data/grouping.ts';
 import { arrayRows } from '../../lib/data/rows.ts';

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { GLUE_TASKS, glueTask, kMetricNames } from '../../lib/data/glue.ts';
-import { epochGroups } from '../../lib/data/grouping.ts';
+import { epochOrder } from '../../lib/data/grouping.ts';
 import { LabelledBatches, type LabelledOptions } from '../../lib/data/labelled_batches.ts';
 import { openRows } from '../../lib/data/open_rows.ts';
 import { arrayRows, type Row } from '../../lib/data/rows.ts';
@@ -97,6 +97,28 @@ describe('order', () => {
     expect(two.fingerprint).toBe(one.fingerprint);
   });
 
+  it('tells how far it has read, and stops when it is told to, also while it reads labels', async () => {
+    const seen: number[] = [];
+    const many = Array.from({ length: 130 }, (_, i) => ({ text: 'a', label: i % 2 }));
+    await made(many, { onProgress: (read) => seen.push(read) });
+    expect(seen).toEqual([0, 64, 128]);
+    const stop = new AbortController();
+    const source = arrayRows(many);
+    const rows = {
+      ...source,
+      row: (index: number) => {
+        if (index === 10) stop.abort();
+        return source.row(index);
+      },
+    };
+    await expect(
+      LabelledBatches.create(rows, tokenizer, {
+        signal: stop.signal,
+        onProgress: () => expect.fail('read past the labels'),
+      }),
+    ).rejects.toThrow(/abort/i);
+  });
+
   it('the seed is 42 where none is given', async () => {
     const options = { shuffle: true, numLabels: 2 };
     const rows = Array.from({ length: 20 }, (_, i) => ({ text: 'a', label: i % 2 }));
@@ -117,13 +139,13 @@ describe('order', () => {
     for (let i = 1; i < ranges.length; i++) {
       expect(ranges[i]?.[0]).toBeGreaterThanOrEqual(ranges[i - 1]?.[1] as number);
     }
-    const sorted = epochGroups(lengths, 0, {
-      batchSize: 5,
-      shuffle: false,
-      seed: 0,
-      byLength: true,
-    });
-    expect(sorted.map((group) => lengths[group[0] as number])).toEqual([13, 9, 6, 3]);
+    const kept = Uint32Array.from(lengths, (_, i) => i);
+    const options = { batchSize: 5, shuffle: false, seed: 0, byLength: true };
+    const { order: sorted, starts } = epochOrder(kept, lengths, 0, options);
+    expect(Array.from(starts.subarray(0, 4), (at) => lengths[sorted[at] as number])).toEqual([
+      13, 9, 6, 3,
+    ]);
+    expect(kept).toEqual(Uint32Array.from(lengths, (_, i) => i));
   });
 });
 

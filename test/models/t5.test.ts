@@ -13,11 +13,12 @@ import {
   saveModel,
   type T5ForConditionalGeneration,
 } from '../../lib/models/index.ts';
-import { crossEntropy, headLosses, mul } from '../../lib/ops/index.ts';
+import { crossEntropy, headLosses, matmul, mul, transpose } from '../../lib/ops/index.ts';
 import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
 import { writeGoldenGguf } from '../support/gguf_models.ts';
 import { goldenArray, goldenArrays } from '../support/golden.ts';
+import { kTinyT5, tinySeq2SeqData } from '../support/tiny_seq2seq.ts';
 import {
   type AdapterFacts,
   architecture,
@@ -217,6 +218,80 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
     );
   });
 
+  it('gives its adapter the same gradients whatever the layers keep', async () => {
+    const golden = await readGolden(name);
+    const { tolerance } = golden.facts.adapters.adapter as AdapterFacts;
+    const { tensors: expected } = await loadSafetensors(
+      join(golden.folder, 'expected-adapter.safetensors'),
+    );
+    const keys = Object.keys(expected).filter((one) => one.startsWith('grad.'));
+    for (const part of [/encoder\..*SelfAtt/, /encoder\..*Dense/, /decoder\..*SelfAtt/, /EncDec/]) {
+      expect(keys.some((key) => part.test(key))).toBe(true);
+    }
+    for (const keep of ['saved', 'lean', 'checkpointed'] as const) {
+      const model = await Auto.fromPretrained(modelOf(golden));
+      model.layerKeep = () => keep;
+      const hooked = await hookAdapter(model, join(golden.folder, 'adapter'));
+      fusedLossOf(model, golden).backward();
+      for (const key of keys) {
+        const grad = hooked[key.slice('grad.'.length)]?.grad as Tensor;
+        expect(relativeError(grad, expected[key] as Tensor), `${keep} ${key}`).toBeLessThan(
+          tolerance.grad_abs_over_max_abs,
+        );
+      }
+    }
+  });
+
+  // The golden numbers have four modules. y = x W^T + s x A^T B^T, so dA = s B^T dW and dB = s dW A^T for every module.
+  it('gives the pairs of all modules of both stacks what the gradient of their weight says', async () => {
+    const golden = await readGolden(name);
+    const model = await Auto.fromPretrained(modelOf(golden), { trainable: true });
+    for (const parameter of model.parameters()) parameter.requiresGrad = true;
+    const hooked = await hookAdapter(model, join(golden.folder, 'adapter'));
+    lossOf(model, golden).backward();
+    const { lora_alpha: alpha } = JSON.parse(
+      readFileSync(join(golden.folder, 'adapter/adapter_config.json'), 'utf8'),
+    );
+    const weights = new Map(model.namedParameters());
+    const keys = Object.keys(hooked).filter((key) => key.includes('lora_A'));
+    const countOf = (part: RegExp): number => keys.filter((key) => part.test(key)).length;
+    expect([countOf(/EncDecAttention/), countOf(/decoder\..*SelfAttention/)]).toEqual([8, 8]);
+    expect(countOf(/encoder\.block/)).toBe(countOf(/decoder\.block/) - 8);
+    const { grad_abs_over_max_abs: tolerance } = golden.facts.tolerance;
+    for (const key of keys) {
+      const [a, b] = [hooked[key], hooked[key.replace('lora_A', 'lora_B')]] as [Tensor, Tensor];
+      const path = key.replace('base_model.model.', '').replace('.lora_A.weight', '');
+      const weight = weights.get(`${path}.weight`) as Tensor;
+      const scale = alpha / (a.shape[0] as number);
+      const [dA, dB] = noGrad(() => [
+        mul(matmul(transpose(b, 0, 1), weight.grad as Tensor), scale),
+        mul(matmul(weight.grad as Tensor, transpose(a, 0, 1)), scale),
+      ]) as [Tensor, Tensor];
+      expect(relativeError(a.grad as Tensor, dA), key).toBeLessThan(tolerance);
+      expect(relativeError(b.grad as Tensor, dB), key).toBeLessThan(tolerance);
+    }
+  });
+
+  it('gives the same from prepared inputs, and asks what each layer of both stacks keeps', async () => {
+    const golden = await readGolden(name);
+    const model = (await Auto.fromPretrained(modelOf(golden))) as T5ForConditionalGeneration;
+    const asked: [number, number][] = [];
+    model.layerKeep = (layer, rows) => {
+      asked.push([layer, rows]);
+      return 'lean';
+    };
+    const rows = Int32Array.of(3, 0);
+    const [plain, prepared] = noGrad(() => [
+      model.forward(golden.batch, { rows }),
+      model.forwardPrepared(model.prepare(golden.batch, { rows })),
+    ]) as [Tensor, Tensor];
+    expect(values(prepared)).toEqual(values(plain));
+    const { encoderLayers, decoderLayers } = model.config;
+    const all = golden.batch.inputIds.length + golden.batch.decoder.inputIds.length;
+    const once = Array.from({ length: encoderLayers + decoderLayers }, (_, i) => [i, all]);
+    expect(asked).toEqual([...once, ...once]);
+  });
+
   it('reads its GGUF file', async () => {
     const golden = await readGolden(name);
     const path = join(folder, `${name}.gguf`);
@@ -269,6 +344,81 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
   });
 });
 
+it('sees in a micro-batch of Seq2SeqBatches what it sees in each example alone', async () => {
+  const model = await Auto.fromPretrained(kTinyT5, { dtype: 'f64' });
+  const lossesOf = async (batchSize: number) => {
+    const rows: number[][] = [];
+    const data = await tinySeq2SeqData(7, { batchSize, shuffle: false });
+    for await (const batch of data.batches(0)) {
+      const { targets, cuSeqlens } = batch.decoder;
+      const logits = noGrad(() => model.logits(model.forward(batch)));
+      const losses = plainLosses(values(logits), targets);
+      for (let b = 0; b + 1 < cuSeqlens.length; b++) {
+        rows.push(losses.slice(cuSeqlens[b], cuSeqlens[b + 1]));
+      }
+      const mean = noGrad(() => crossEntropy(logits, tensor(targets)));
+      const sum = losses.reduce((a, c) => a + c, 0);
+      expect(await mean.item()).toBeCloseTo(sum / losses.length, 10);
+    }
+    return rows;
+  };
+  const [alone, together] = [await lossesOf(1), await lossesOf(3)];
+  expect(together.map(({ length }) => length)).toEqual([2, 3, 4, 5, 2, 3, 4]);
+  together.forEach((losses, i) => {
+    losses.forEach((loss, t) => {
+      expect(loss).toBeCloseTo(alone[i]?.[t] as number, 10);
+    });
+  });
+});
+
+/** Minus the log of the target's share, row by row. */
+function plainLosses(logits: Float64Array, targets: Int32Array): number[] {
+  const v = logits.length / targets.length;
+  return Array.from(targets, (target, row) => {
+    const of = logits.subarray(row * v, (row + 1) * v);
+    return Math.log(of.reduce((sum, x) => sum + Math.exp(x), 0)) - (of[target] as number);
+  });
+}
+
+describe('decoderStartTokenId and padTokenId', () => {
+  const withIds = async (ids: object): Promise<Seq2SeqLM> => {
+    const copy = mkdtempSync(join(folder, 'ids-'));
+    cpSync(architecture('t5/model'), copy, { recursive: true });
+    const path = join(copy, 'config.json');
+    const config = JSON.parse(readFileSync(path, 'utf8'));
+    delete config.decoder_start_token_id;
+    delete config.pad_token_id;
+    writeFileSync(path, JSON.stringify({ ...config, ...ids }));
+    return Auto.fromPretrained(copy);
+  };
+
+  it.each([
+    ['as they are stated', { decoder_start_token_id: 5, pad_token_id: 3 }, 5, 3],
+    ['of the padding where no start is stated', { pad_token_id: 3 }, 3, 3],
+    ["transformers' default where neither is", {}, 0, 0],
+    ['without padding', { pad_token_id: -1 }, 0, null],
+  ])('%s', async (_, ids, start, pad) => {
+    const model = await withIds(ids);
+    expect([model.decoderStartTokenId, model.padTokenId]).toEqual([start, pad]);
+  });
+
+  it('are refused outside the vocabulary, by name', async () => {
+    await expect(withIds({ decoder_start_token_id: 109 })).rejects.toThrow(
+      /config\.json: decoder_start_token_id 109 is outside the vocabulary of 109/,
+    );
+    await expect(withIds({ decoder_start_token_id: -1 })).rejects.toThrow(
+      /config\.json: decoder_start_token_id/,
+    );
+    await expect(withIds({ pad_token_id: 200 })).rejects.toThrow(/pad_token_id 200 is outside/);
+  });
+
+  it('come out of a GGUF file', async () => {
+    const path = join(folder, 'start.gguf');
+    writeGoldenGguf(path, 't5', { decoder_start_token_id: 7 });
+    expect((await Auto.fromPretrained(path)).decoderStartTokenId).toBe(7);
+  });
+});
+
 it('refuses batches whose sides do not fit, and types that are no encoder-decoder', async () => {
   const golden = await readGolden('t5');
   const model = await Auto.fromPretrained(modelOf(golden));
@@ -280,6 +430,13 @@ it('refuses batches whose sides do not fit, and types that are no encoder-decode
   expect(() => model.forward({ ...golden.batch, lengths: Int32Array.of(0, 1, 1) })).toThrow(
     /segment 0 of the encoder has no tokens/,
   );
+  const { decoder: _, ...source } = golden.batch;
+  for (const run of [
+    () => model.forward(source as Seq2SeqBatch),
+    () => model.forwardPrepared({ length: 1 } as Parameters<Seq2SeqLM['forwardPrepared']>[0]),
+  ]) {
+    expect(run).toThrow(/the batch has no decoder; t5 reads a source and a target/);
+  }
   await expect(Auto.fromPretrained(architecture('bert/model'))).rejects.toThrow(
     /model_type "bert" is not supported as an encoder-decoder, only as classification: .*\(known: t5\)/,
   );

@@ -1,0 +1,252 @@
+/**
+ * The data pipeline that every task shares: rows -> examples -> an order -> micro-batches. What an example is, and how several
+ * become a micro-batch, is an `ExampleKind`. Reading goes through every row once: damaged rows and missing fields come up before
+ * the first step instead of hours into a run, and lengths are known for packing. The order of an epoch is a pure function of
+ * seed and epoch, so that a checkpoint only remembers a position.
+ */
+import { createHash, type Hash } from 'node:crypto';
+import { ArgumentError } from '../errors.ts';
+import { type EpochOrder, epochOrder, type OrderOptions } from './grouping.ts';
+import { located, type Row, type RowSource } from './rows.ts';
+
+/** How the rows of one task become examples, and examples micro-batches. `E` is an example, `B` a micro-batch. */
+export interface ExampleKind<E, B> {
+  /**
+   * The example of a row, cut to its limits, and which of its sides were cut: one flag a side, the same number for every row.
+   * A pure function of the row, since a row that is not kept in memory is encoded again.
+   * @throws ArgumentError about the contents of the row; the row's place is put in front of the message
+   */
+  encode(row: Row): { readonly example: E; readonly cut: readonly boolean[] };
+  /** Tokens of an example: what packing fills rows with, and grouping by length compares. */
+  length(example: E): number;
+  /** Bytes that an example takes in memory. */
+  bytes(example: E): number;
+  /** Feeds a digest with everything in the example that a step depends on. */
+  digest(example: E, hash: Hash): void;
+  /** @param indices index of each example's row in the data */
+  collate(examples: readonly E[], indices: Uint32Array): B;
+}
+
+/** Options of every kind of data. */
+export interface DatasetOptions {
+  /** Examples of a micro-batch. Default 1. */
+  batchSize?: number;
+  /** Default true; false: the rows' own order in every epoch. */
+  shuffle?: boolean;
+  /** Default 42. */
+  seed?: number;
+  /** Called now and then with how many of the rows have been read. */
+  onProgress?: (rowsRead: number, rows: number) => void;
+  /** Bytes of encoded examples kept in memory. Default 64 MiB. */
+  cacheBytes?: number;
+  /** Ends the reading with its reason. */
+  signal?: AbortSignal;
+}
+
+/** Something about the data that a user should know. */
+export interface DataWarning {
+  readonly code: 'examples_skipped' | 'examples_truncated';
+  readonly message: string;
+}
+
+/** Options of {@link Dataset.read}. */
+export interface ReadOptions<E>
+  extends Pick<DatasetOptions, 'cacheBytes' | 'onProgress' | 'signal'> {
+  readonly order: OrderOptions;
+  /** A digest that the examples are added to, so that something may stand before them. Default: a new one. */
+  readonly hash?: Hash;
+  /** Called for every example in the order of the rows; false leaves it out. Default: all are kept. */
+  readonly keep?: (example: E, index: number) => boolean | Promise<boolean>;
+}
+
+/** Counts over one epoch. */
+export interface DatasetCounts {
+  readonly rows: number;
+  /** Rows that take part. */
+  readonly examples: number;
+  /** Tokens of these rows, after cutting. */
+  readonly tokens: number;
+  readonly longest: number;
+  /** Rows of which a side was cut, whether they take part or not. */
+  readonly truncated: number;
+  /** The same for each side of its own. */
+  readonly truncatedSides: readonly number[];
+}
+
+const kDefaultCacheBytes = 64 << 20;
+/** Rows encoded between two looks at the event loop. */
+const kRowsATurn = 64;
+
+/** Examples of one kind, in micro-batches; see the head of the file. */
+export class Dataset<E, B> {
+  readonly #rows: RowSource;
+  readonly #kind: ExampleKind<E, B>;
+  readonly #order: OrderOptions;
+  /** Tokens by row. */
+  readonly #lengths: Uint32Array;
+  readonly #cache = new Map<number, E>();
+  #cacheLeft: number;
+  #kept: Uint32Array;
+  #counts: DatasetCounts | null = null;
+  #digest: Buffer | null = null;
+  #epoch: (EpochOrder & { readonly epoch: number }) | null = null;
+
+  private constructor(rows: RowSource, kind: ExampleKind<E, B>, options: ReadOptions<E>) {
+    this.#rows = rows;
+    this.#kind = kind;
+    this.#order = options.order;
+    this.#lengths = new Uint32Array(rows.length);
+    this.#kept = new Uint32Array(rows.length);
+    this.#cacheLeft = options.cacheBytes ?? kDefaultCacheBytes;
+  }
+
+  /**
+   * Reads and encodes every row once.
+   * @throws what the kind's `encode` does, with the row's place; what `keep` throws; FormatError for damaged data
+   */
+  static async read<E, B>(
+    rows: RowSource,
+    kind: ExampleKind<E, B>,
+    options: ReadOptions<E>,
+  ): Promise<Dataset<E, B>> {
+    const dataset = new Dataset(rows, kind, options);
+    await dataset.#read(options);
+    return dataset;
+  }
+
+  get counts(): DatasetCounts {
+    return this.#counts as DatasetCounts;
+  }
+
+  /** SHA-256 of all examples in the order of the rows, those that are left out included. */
+  get digest(): Buffer {
+    return this.#digest as Buffer;
+  }
+
+  /** Micro-batches of an epoch (when packing, the count depends on the order). */
+  batchCount(epoch: number): number {
+    return this.#orderOf(epoch).starts.length - 1;
+  }
+
+  /** The rows of each micro-batch of an epoch, from micro-batch `start` on. */
+  *groups(epoch: number, start = 0): Generator<Uint32Array> {
+    const { order, starts } = this.#orderOf(epoch);
+    for (let g = start; g + 1 < starts.length; g++) yield order.subarray(starts[g], starts[g + 1]);
+  }
+
+  /** The micro-batches of an epoch, from micro-batch `start` on. */
+  async *batches(epoch: number, start = 0): AsyncGenerator<B> {
+    for (const indices of this.groups(epoch, start)) {
+      const examples: E[] = [];
+      for (const index of indices) examples.push(await this.example(index));
+      yield this.#kind.collate(examples, indices);
+    }
+  }
+
+  /** The example of a row: from memory, or encoded again. */
+  async example(index: number): Promise<E> {
+    return this.#cache.get(index) ?? (await this.#encode(index)).example;
+  }
+
+  /**
+   * Examples by their rows as one micro-batch, without waiting.
+   * @throws ArgumentError for a row that is not kept in memory
+   */
+  collateKept(indices: Uint32Array): B {
+    const examples = Array.from(indices, (index) => {
+      const example = this.#cache.get(index);
+      if (example === undefined) throw new ArgumentError(`data: no example ${index} in memory`);
+      return example;
+    });
+    return this.#kind.collate(examples, indices);
+  }
+
+  async #read(options: ReadOptions<E>): Promise<void> {
+    const { hash = createHash('sha256'), keep } = options;
+    const { length: rows } = this.#rows;
+    let [examples, tokens, longest, truncated] = [0, 0, 0, 0];
+    const truncatedSides: number[] = [];
+    await everyRow(this.#rows, options, async (index) => {
+      const { example, cut } = await this.#encode(index);
+      const length = this.#kind.length(example);
+      this.#lengths[index] = length;
+      this.#remember(index, example);
+      this.#kind.digest(example, hash);
+      truncated += Number(cut.includes(true));
+      cut.forEach((was, side) => {
+        truncatedSides[side] = (truncatedSides[side] ?? 0) + Number(was);
+      });
+      if (keep !== undefined && !(await keep(example, index))) return;
+      this.#kept[examples++] = index;
+      tokens += length;
+      longest = Math.max(longest, length);
+    });
+    this.#kept = this.#kept.slice(0, examples);
+    this.#digest = hash.digest();
+    this.#counts = { rows, examples, tokens, longest, truncated, truncatedSides };
+  }
+
+  async #encode(index: number) {
+    const row = await this.#rows.row(index);
+    return located(this.#rows, index, () => this.#kind.encode(row));
+  }
+
+  #remember(index: number, example: E): void {
+    const bytes = this.#kind.bytes(example);
+    if (bytes > this.#cacheLeft) return;
+    this.#cacheLeft -= bytes;
+    this.#cache.set(index, example);
+  }
+
+  #orderOf(epoch: number): EpochOrder {
+    if (this.#epoch?.epoch !== epoch) {
+      this.#epoch = { epoch, ...epochOrder(this.#kept, this.#lengths, epoch, this.#order) };
+    }
+    return this.#epoch;
+  }
+}
+
+/**
+ * Visits the rows by their indices, in order, and looks after the event loop and the signal in between.
+ * @throws the signal's reason, and what `visit` throws
+ */
+export async function everyRow(
+  { length }: RowSource,
+  { signal, onProgress }: Pick<DatasetOptions, 'signal' | 'onProgress'>,
+  visit: (index: number) => Promise<void>,
+): Promise<void> {
+  for (let index = 0; index < length; index++) {
+    if (index % kRowsATurn === 0) {
+      signal?.throwIfAborted();
+      onProgress?.(index, length);
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    await visit(index);
+  }
+}
+
+/** The options of the order with their defaults. @throws ArgumentError naming the option */
+export function orderOptions({
+  batchSize = 1,
+  shuffle = true,
+  seed = 42,
+}: DatasetOptions): OrderOptions {
+  checkInteger('batchSize', batchSize, 1);
+  checkInteger('seed', seed, 0);
+  return { batchSize, shuffle, seed };
+}
+
+/** @throws ArgumentError naming an option of the data that is not an integer, or too small */
+export function checkInteger(name: string, value: number, least: number): void {
+  if (Number.isSafeInteger(value) && value >= least) return;
+  throw new ArgumentError(`data: ${name} must be an integer of at least ${least}, got ${value}`);
+}
+
+/** The warning that `truncated` of the data were cut. */
+export function truncationWarning(
+  truncated: number,
+  { rows, what, maxLength }: { rows: number; what: string; maxLength: number },
+): DataWarning {
+  const message = `${truncated} of ${rows} ${what} are cut to ${maxLength} tokens`;
+  return { code: 'examples_truncated', message };
+}

@@ -1,0 +1,169 @@
+/** Micro-batches for an encoder-decoder, see `Dataset`: the prompt is the source, the response the target. */
+import { createHash } from 'node:crypto';
+import type { Tokenizer } from '../text/tokenizer.ts';
+import type { DataStatistics } from './batches.ts';
+import {
+  checkInteger,
+  Dataset,
+  type DatasetOptions,
+  type DataWarning,
+  type ExampleKind,
+  orderOptions,
+  truncationWarning,
+} from './dataset.ts';
+import { chooseSourceTarget, type FormatOptions, type TextFormat } from './example_format.ts';
+import { located, type RowSource } from './rows.ts';
+import {
+  collateSeq2Seq,
+  encodeSeq2Seq,
+  type Seq2SeqExample,
+  type Seq2SeqExamples,
+  type Seq2SeqLengths,
+} from './seq2seq_example.ts';
+
+/** How rows become micro-batches of an encoder-decoder. */
+export interface Seq2SeqBatchOptions extends FormatOptions, DatasetOptions {
+  /** The id that the decoder reads first: `decoderStartTokenId` of the model. */
+  decoderStartTokenId: number;
+  /** A template with {field} places, or the name of one. Default: none, the prompt is the source as it stands. */
+  promptTemplate?: string;
+  /** Tokens of a source, special ones included; longer ones are cut before `</s>`. Default 512. */
+  maxSourceLength?: number;
+  /** The same for targets. Default 128. */
+  maxTargetLength?: number;
+  /** Called with what the user should know; the default drops it. */
+  onWarning?: (warning: DataWarning) => void;
+}
+
+/** Counts over one epoch. Tokens are those of both sides; no example is ever left out, since each has an end to learn. */
+export interface Seq2SeqStatistics extends DataStatistics {
+  /** Rows of the longest sequence on either side: what a position table must reach. */
+  readonly longest: number;
+  readonly longestSource: number;
+  readonly longestTarget: number;
+  readonly truncatedSources: number;
+  readonly truncatedTargets: number;
+}
+
+interface Settings extends Seq2SeqLengths {
+  readonly decoderStartTokenId: number;
+  readonly batchSize: number;
+  readonly shuffle: boolean;
+  readonly seed: number;
+}
+
+const kDefaultMaxSourceLength = 512;
+const kDefaultMaxTargetLength = 128;
+
+/** Unpadded micro-batches of sources and targets, in an order that is a function of seed and epoch. */
+export class Seq2SeqBatches {
+  private constructor(
+    private readonly dataset: Dataset<Seq2SeqExample, Seq2SeqExamples>,
+    /** For people: which fields are used. */
+    readonly format: string,
+    readonly statistics: Seq2SeqStatistics,
+    /** Changes with the examples' ids, the start token, their order and their batching. */
+    readonly fingerprint: string,
+  ) {}
+
+  /**
+   * Reads and encodes every row once.
+   * @throws ArgumentError for a row without the fields (naming it), a tokenizer without EOS, or options that are wrong
+   * @throws FormatError for damaged data
+   */
+  static async create(
+    rows: RowSource,
+    tokenizer: Tokenizer,
+    options: Seq2SeqBatchOptions,
+  ): Promise<Seq2SeqBatches> {
+    const settings = checkedSettings(options);
+    const { batchSize, shuffle, seed } = settings;
+    // Refuses what no row could be encoded with before any is read.
+    encodeSeq2Seq(tokenizer, ['', ''], settings);
+    const first = await rows.row(0);
+    const format = await located(rows, 0, () => chooseSourceTarget(first, options));
+    let [longestSource, longestTarget, supervisedTokens] = [0, 0, 0];
+    const dataset = await Dataset.read(rows, kindOf(tokenizer, format, settings), {
+      ...options,
+      order: { batchSize, shuffle, seed },
+      keep: ({ source, target }) => {
+        longestSource = Math.max(longestSource, source.length);
+        longestTarget = Math.max(longestTarget, target.length);
+        supervisedTokens += target.length;
+        return true;
+      },
+    });
+    const { truncatedSides, ...counts } = dataset.counts;
+    const [truncatedSources = 0, truncatedTargets = 0] = truncatedSides;
+    const statistics = {
+      ...counts,
+      skipped: 0,
+      supervisedTokens,
+      longest: Math.max(longestSource, longestTarget),
+      longestSource,
+      longestTarget,
+      truncatedSources,
+      truncatedTargets,
+    };
+    reportTruncation(statistics, settings, options);
+    const fingerprint = createHash('sha256')
+      .update(dataset.digest)
+      .update(JSON.stringify(settings))
+      .digest('hex');
+    return new Seq2SeqBatches(dataset, format.description, statistics, fingerprint);
+  }
+
+  /** Micro-batches of an epoch: the same for every one. */
+  batchCount(epoch = 0): number {
+    return this.dataset.batchCount(epoch);
+  }
+
+  /** The micro-batches of an epoch from index `start` on. */
+  batches(epoch: number, start = 0): AsyncGenerator<Seq2SeqExamples> {
+    return this.dataset.batches(epoch, start);
+  }
+}
+
+function kindOf(
+  tokenizer: Tokenizer,
+  { texts }: TextFormat,
+  settings: Settings,
+): ExampleKind<Seq2SeqExample, Seq2SeqExamples> {
+  const { decoderStartTokenId } = settings;
+  return {
+    encode: (row) => encodeSeq2Seq(tokenizer, texts(row), settings),
+    length: ({ source, target }) => source.length + target.length,
+    bytes: ({ source, target }) => source.byteLength + target.byteLength,
+    digest: ({ source, target }, hash) => {
+      hash.update(`${source.length},${target.length};`).update(source).update(target);
+    },
+    collate: (examples, indices) => collateSeq2Seq(examples, { decoderStartTokenId, indices }),
+  };
+}
+
+function reportTruncation(
+  { rows, truncatedSources, truncatedTargets }: Seq2SeqStatistics,
+  { maxSourceLength, maxTargetLength }: Seq2SeqLengths,
+  { onWarning }: Seq2SeqBatchOptions,
+): void {
+  const sides = [
+    ['sources', truncatedSources, maxSourceLength],
+    ['targets', truncatedTargets, maxTargetLength],
+  ] as const;
+  for (const [what, truncated, maxLength] of sides) {
+    if (truncated > 0) onWarning?.(truncationWarning(truncated, { rows, what, maxLength }));
+  }
+}
+
+function checkedSettings(options: Seq2SeqBatchOptions): Settings {
+  const {
+    decoderStartTokenId,
+    maxSourceLength = kDefaultMaxSourceLength,
+    maxTargetLength = kDefaultMaxTargetLength,
+  } = options;
+  checkInteger('decoderStartTokenId', decoderStartTokenId, 0);
+  checkInteger('maxSourceLength', maxSourceLength, 2);
+  checkInteger('maxTargetLength', maxTargetLength, 2);
+  const { batchSize, shuffle, seed } = orderOptions(options);
+  return { decoderStartTokenId, batchSize, maxSourceLength, maxTargetLength, shuffle, seed };
+}
