@@ -210,13 +210,24 @@ export class Tensor {
   #prepareRead(): { source: Tensor; array: TensorData; bytes: Uint8Array } {
     const half = this.dtype === 'bf16' || this.dtype === 'f16';
     const source = half ? unscoped(() => noGrad(() => this.to('f32'))) : this;
-    const array = newArray(source.dtype, this.size);
+    const array = allocated(source.dtype, this.size);
     return { source, array, bytes: new Uint8Array(array.buffer) };
   }
 }
 
 function single(data: TensorData): number {
   return Number(data[0]);
+}
+
+function allocated(dtype: DType, size: number): TensorData {
+  try {
+    return newArray(dtype, size);
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    throw new ArgumentError(
+      `reading ${size} elements: more than a typed array of ${dtype} takes here`,
+    );
+  }
 }
 
 function newArray(dtype: DType, size: number): TensorData {
