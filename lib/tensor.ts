@@ -26,6 +26,14 @@ export interface TensorOptions {
 
 const kDTypes: readonly string[] = ['f32', 'bf16', 'f16', 'f64', 'i32', 'i64', 'u8'];
 
+const kArrays = {
+  f32: Float32Array,
+  f64: Float64Array,
+  i32: Int32Array,
+  i64: BigInt64Array,
+  u8: Uint8Array,
+};
+
 const registry = new FinalizationRegistry<Handle>((handle) => native.dispose(handle));
 
 /** The innermost scope's tensors, or null outside any scope. */
@@ -210,7 +218,7 @@ export class Tensor {
   #prepareRead(): { source: Tensor; array: TensorData; bytes: Uint8Array } {
     const half = this.dtype === 'bf16' || this.dtype === 'f16';
     const source = half ? unscoped(() => noGrad(() => this.to('f32'))) : this;
-    const array = allocated(source.dtype, this.size);
+    const array = newArray(source.dtype, this.size);
     return { source, array, bytes: new Uint8Array(array.buffer) };
   }
 }
@@ -219,31 +227,13 @@ function single(data: TensorData): number {
   return Number(data[0]);
 }
 
-function allocated(dtype: DType, size: number): TensorData {
-  try {
-    return newArray(dtype, size);
-  } catch (error) {
-    if (!(error instanceof RangeError)) throw error;
-    throw new ArgumentError(
-      `reading ${size} elements: more than a typed array of ${dtype} takes here`,
-    );
-  }
-}
-
 function newArray(dtype: DType, size: number): TensorData {
-  switch (dtype) {
-    case 'f32':
-      return new Float32Array(size);
-    case 'f64':
-      return new Float64Array(size);
-    case 'i32':
-      return new Int32Array(size);
-    case 'i64':
-      return new BigInt64Array(size);
-    case 'u8':
-      return new Uint8Array(size);
-    default:
-      throw new ArgumentError(`${dtype} has no typed array`);
+  const Type = kArrays[dtype as keyof typeof kArrays];
+  if (!Type) throw new ArgumentError(`${dtype} has no typed array`);
+  try {
+    return new Type(size);
+  } catch {
+    throw new ArgumentError(`${size} elements are more than a typed array of ${dtype} takes here`);
   }
 }
 

@@ -232,9 +232,9 @@ describe('shapes', () => {
     expect(() =>
       embedding(zeros([0, half]), tensor(new Int32Array(0), { shape: [0, half] })),
     ).toThrow('is too large');
-    expect(() => gather(zeros([0, half]), zeros([half, half], { dtype: 'i32' }), 0)).toThrow(
-      'is too large',
-    );
+    expect(() =>
+      gather(zeros([0, half]), zeros([half, half], { dtype: 'i32' }), { axis: 0 }),
+    ).toThrow('is too large');
     expect(() => arange(0, 1e300)).toThrow('arange: from 0 to 1e+300 by 1 are more than 2^53 - 1');
     expect(() => arange(-1e308, 1e308)).toThrow('more than 2^53 - 1');
     expect(() => zeros([1e300])).toThrow('expected an integer, got 1e+300');
@@ -247,7 +247,7 @@ describe('shapes', () => {
     expect(expand(ones([1]), [Number.MAX_SAFE_INTEGER]).size).toBe(Number.MAX_SAFE_INTEGER);
     expect(() => expand(ones([1]), [2 ** 53])).toThrow('is too large');
     expect(() => most.dataSync()).toThrow(
-      `reading ${2 ** 53 - 2 ** 26} elements: more than a typed array of f32 takes here`,
+      `${2 ** 53 - 2 ** 26} elements are more than a typed array of f32 takes here`,
     );
     if (kTestDevice !== 'cpu') return; // an emulated device has no such memory to refuse
     for (const wide of [most, expand(ones([1, 1]), [2 ** 22, 2 ** 22])]) {
