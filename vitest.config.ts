@@ -41,9 +41,10 @@ function cudaProject(): TestProjectInlineConfiguration[] {
 }
 
 // Run again on each older set of instructions that products are dispatched by: gradients, losses, and both real models against
-// the reference's numbers, in f32 and bf16.
+// the reference's numbers, in f32 and bf16; and products of views.
 const kOnCpuLevels = [
   'test/gradients.test.ts',
+  'test/ops/views.test.ts',
   'test/losses/golden.test.ts',
   'test/models/smollm2.test.ts',
   'test/golden/{minilm,smollm2_adapters,smollm2_train}.test.ts',

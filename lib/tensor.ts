@@ -26,6 +26,14 @@ export interface TensorOptions {
 
 const kDTypes: readonly string[] = ['f32', 'bf16', 'f16', 'f64', 'i32', 'i64', 'u8'];
 
+const kArrays = {
+  f32: Float32Array,
+  f64: Float64Array,
+  i32: Int32Array,
+  i64: BigInt64Array,
+  u8: Uint8Array,
+};
+
 const registry = new FinalizationRegistry<Handle>((handle) => native.dispose(handle));
 
 /** The innermost scope's tensors, or null outside any scope. */
@@ -220,19 +228,12 @@ function single(data: TensorData): number {
 }
 
 function newArray(dtype: DType, size: number): TensorData {
-  switch (dtype) {
-    case 'f32':
-      return new Float32Array(size);
-    case 'f64':
-      return new Float64Array(size);
-    case 'i32':
-      return new Int32Array(size);
-    case 'i64':
-      return new BigInt64Array(size);
-    case 'u8':
-      return new Uint8Array(size);
-    default:
-      throw new ArgumentError(`${dtype} has no typed array`);
+  const Type = kArrays[dtype as keyof typeof kArrays];
+  if (!Type) throw new ArgumentError(`${dtype} has no typed array`);
+  try {
+    return new Type(size);
+  } catch {
+    throw new ArgumentError(`${size} elements are more than a typed array of ${dtype} takes here`);
   }
 }
 

@@ -65,7 +65,11 @@ struct Arg<int64_t> {
   static std::string ts() { return "number"; }
   static int64_t from(Env& env, const Napi::Value& v) {
     const double value = Arg<double>::from(env, v);
-    if (value != static_cast<double>(static_cast<int64_t>(value))) bad_argument("an integer", v);
+    // A double beyond the integers, NaN as well, has no conversion that C++ defines.
+    if (!(value >= -0x1p63 && value < 0x1p63) ||
+        value != static_cast<double>(static_cast<int64_t>(value))) {
+      bad_argument("an integer", v);
+    }
     return static_cast<int64_t>(value);
   }
 };

@@ -11,8 +11,7 @@ namespace balora::binding {
 namespace {
 
 Tensor from_bytes(Engine& engine, Napi::Uint8Array bytes, Shape shape, DType dtype) {
-  check_extents(shape, dtype);
-  const int64_t expected = shape.numel() * dtype_size(dtype);
+  const int64_t expected = bytes_of(shape, dtype);
   if (static_cast<int64_t>(bytes.ByteLength()) != expected) {
     throw ArgumentError(concat("tensor: the shape ", shape.to_string(), " of ", dtype_name(dtype),
                                " needs ", expected, " bytes, the data has ", bytes.ByteLength()));

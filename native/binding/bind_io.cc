@@ -257,7 +257,7 @@ Tensor read_gguf(Engine& engine, GgufBox* box, std::string name, DType dtype, in
                       concat(name, ": a single number has no rows to be in ", heads, " heads"));
   }
   const int64_t rows = heads > 0 ? shape[0] : 1;
-  if (heads > 0 && (rows % (2 * heads) != 0)) {
+  if (heads > 0 && rows > 0 && (heads > rows / 2 || rows % (2 * heads) != 0)) {
     throw FormatError(file->path(), static_cast<int64_t>(tensor->begin),
                       concat(name, ": ", rows, " rows are not whole pairs in ", heads, " heads"));
   }

@@ -1,5 +1,9 @@
 #include "engine/allocator.h"
 
+#if defined(__linux__)
+#include <sys/sysinfo.h>
+#endif
+
 #include <algorithm>
 
 #include "tensor/errors.h"
@@ -15,6 +19,17 @@ constexpr Heap::Options kLargeBlocks = {4 * kKiB, 2 * kMiB, 64 * kGiB, 64 * kMiB
 // Held beyond the largest live sum before free pages go back: a share of it and a floor.
 constexpr int64_t kSlackShare = 4;
 constexpr int64_t kSlackFloor = 32 * kMiB;
+
+// What the machine's memory and swap hold together; 0 where nobody says.
+int64_t machine_bytes() {
+#if defined(__linux__)
+  struct sysinfo info {};
+  if (sysinfo(&info) == 0) {
+    return static_cast<int64_t>((info.totalram + info.totalswap) * info.mem_unit);
+  }
+#endif
+  return 0;
+}
 
 }  // namespace
 
@@ -33,7 +48,10 @@ void* Allocator::allocate(int64_t bytes, int tag) {
     throw NativeError(concat("out of memory: ", bytes, " bytes wanted, ", stats_.live_bytes,
                              " in use on ", device_, ", the limit is ", limit_));
   }
-  void* data = take(bytes);
+  // Pages come when they are written to, and the system ends a process that it has none for.
+  static const int64_t kMachine = machine_bytes();
+  const bool beyond = device_ == "cpu" && kMachine > 0 && stats_.live_bytes + bytes > kMachine;
+  void* data = beyond ? nullptr : take(bytes);
   if (!data) {
     throw NativeError(concat("out of memory: ", bytes, " bytes wanted, ", stats_.live_bytes,
                              " in use on ", device_));

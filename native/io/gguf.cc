@@ -7,6 +7,7 @@
 
 #include "io/json_cursor.h"
 #include "tensor/errors.h"
+#include "tensor/shape.h"
 
 namespace balora::io {
 namespace {
@@ -185,14 +186,12 @@ GgufTensor read_tensor_info(Reader& in, uint64_t index) {
   if (ndim > kMaxDims) {
     in.fail_at(at, tensor.name + ".n_dims", concat(ndim, ", at most ", kMaxDims));
   }
-  uint64_t elements = 1;
   for (uint32_t d = 0; d < ndim; ++d) {
     const uint64_t extent = in.scalar<uint64_t>(concat(tensor.name, ".ne[", d, "]"));
-    if (extent > INT64_MAX || __builtin_mul_overflow(elements, extent, &elements)) {
-      in.fail_at(at, tensor.name + ".ne", "the number of elements overflows");
-    }
-    tensor.shape.insert(tensor.shape.begin(), static_cast<int64_t>(extent));
+    tensor.shape.insert(tensor.shape.begin(), static_cast<int64_t>(extent));  // or below 0
   }
+  const std::optional<int64_t> elements = checked_numel(tensor.shape);
+  if (!elements) in.fail_at(at, tensor.name + ".ne", "the number of elements overflows");
   const uint64_t type_at = in.offset();
   const auto type = in.scalar<uint32_t>(tensor.name + ".type");
   tensor.type = find_ggml_type(type);
@@ -208,10 +207,8 @@ GgufTensor read_tensor_info(Reader& in, uint64_t index) {
                concat(row, " is not a multiple of the ", block, " elements of a ",
                       tensor.type->name, " block"));
   }
-  if (__builtin_mul_overflow(elements / block, static_cast<uint64_t>(tensor.type->bytes),
-                             &tensor.bytes)) {
-    in.fail_at(at, tensor.name + ".ne", "the number of bytes overflows");
-  }
+  tensor.bytes =
+      static_cast<uint64_t>(*elements) / block * static_cast<uint64_t>(tensor.type->bytes);
   tensor.begin = in.scalar<uint64_t>(tensor.name + ".offset");
   return tensor;
 }

@@ -6,6 +6,7 @@
 
 #include "io/json_cursor.h"
 #include "tensor/errors.h"
+#include "tensor/shape.h"
 
 namespace balora::io {
 namespace {
@@ -94,12 +95,12 @@ RawEntry parse_entry(JsonCursor& json, const std::string& name, uint64_t at) {
   return raw;
 }
 
-// Bytes of the tensor by its shape, or nothing where the product overflows or is not whole bytes.
+// Bytes of the tensor by its shape, or nothing for a shape that no tensor can have, or bits that
+// are not whole bytes.
 std::optional<uint64_t> byte_size(const RawEntry& raw) {
-  uint64_t bits = static_cast<uint64_t>(raw.bits);
-  for (const int64_t dim : raw.entry.shape) {
-    if (__builtin_mul_overflow(bits, static_cast<uint64_t>(dim), &bits)) return std::nullopt;
-  }
+  const std::optional<int64_t> elements = checked_numel(raw.entry.shape);
+  if (!elements) return std::nullopt;
+  const uint64_t bits = static_cast<uint64_t>(*elements) * static_cast<uint64_t>(raw.bits);
   if (bits % 8 != 0) return std::nullopt;
   return bits / 8;
 }

@@ -6,6 +6,7 @@
 #include "io/json_cursor.h"
 #include "io/safetensors.h"
 #include "tensor/errors.h"
+#include "tensor/shape.h"
 
 namespace balora::io {
 namespace {
@@ -31,13 +32,10 @@ int dtype_rank(DType dtype) {
 }
 
 uint64_t bytes_of(const SafetensorsSpec& spec) {
-  auto bytes = static_cast<uint64_t>(dtype_size(spec.dtype));
-  for (const int64_t dim : spec.shape) {
-    if (dim < 0 || __builtin_mul_overflow(bytes, static_cast<uint64_t>(dim), &bytes)) {
-      throw ArgumentError(concat("safetensors: ", spec.name, " has an impossible shape"));
-    }
-  }
-  return bytes;
+  const std::optional<int64_t> elements = checked_numel(spec.shape);
+  if (!elements)
+    throw ArgumentError(concat("safetensors: ", spec.name, " has an impossible shape"));
+  return static_cast<uint64_t>(*elements * dtype_size(spec.dtype));
 }
 
 std::string describe(const SafetensorsSpec& spec, uint64_t begin, uint64_t end) {
@@ -82,7 +80,8 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path,
   uint64_t end = 0;
   for (const SafetensorsSpec* spec : order) {
     const uint64_t begin = end;
-    if (__builtin_add_overflow(begin, bytes_of(*spec), &end)) {
+    end = begin + bytes_of(*spec);  // less than 2^56 more
+    if (end > INT64_MAX / 2) {
       throw ArgumentError("safetensors: the tensors' sizes overflow");
     }
     if (spec->name == "__metadata__" ||

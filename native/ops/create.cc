@@ -31,8 +31,12 @@ Tensor arange(Engine& engine, double start, double stop, double step, DType dtyp
     throw ArgumentError(concat("arange: start, stop and step must be finite and step not 0, got ",
                                start, ", ", stop, ", ", step));
   }
-  const auto count = static_cast<int64_t>(std::max(0.0, std::ceil((stop - start) / step)));
-  const Tensor y = Tensor::empty(engine, {count}, dtype);
+  const double count = std::max(0.0, std::ceil((stop - start) / step));
+  if (!(count <= static_cast<double>(kMaxElements))) {
+    throw ArgumentError(concat("arange: from ", start, " to ", stop, " by ", step,
+                               " are more than 2^53 - 1 values"));
+  }
+  const Tensor y = Tensor::empty(engine, {static_cast<int64_t>(count)}, dtype);
   launch("arange", {}, {y},
          [=](Launch& l) { return l.kernels->arange(l.ctx, l.out(0), start, step); });
   return y;

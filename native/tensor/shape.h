@@ -1,9 +1,11 @@
 // Shape and strides by value: at most BALORA_MAX_DIMS extents, no allocation. Strides count
-// elements.
+// elements. And the one way from extents to a number of elements, which no product leaves 64 bits
+// in.
 #pragma once
 #include <array>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -11,6 +13,28 @@
 #include "tensor/view.h"
 
 namespace balora {
+
+// The most elements that a tensor may have, be they in memory or repeated by a stride of 0: the
+// largest integer below which JavaScript's numbers hold each one. Elements of 8 bytes then have a
+// size of less than 2^56, so that offsets, paddings and sums of a few sizes stay within 64 bits.
+constexpr int64_t kMaxElements = (int64_t{1} << 53) - 1;
+
+// The number of elements of these extents, or nothing where one is negative or the extents other
+// than 0 multiply to more than kMaxElements. An extent of 0 hides no others: the product of any of
+// the extents is within the bound, too.
+inline std::optional<int64_t> checked_numel(std::span<const int64_t> extents) {
+  int64_t product = 1;
+  bool empty = false;
+  for (const int64_t extent : extents) {
+    if (extent < 0) return std::nullopt;
+    empty = empty || extent == 0;
+    if (extent == 0) continue;
+    if (__builtin_mul_overflow(product, extent, &product) || product > kMaxElements) {
+      return std::nullopt;
+    }
+  }
+  return empty ? 0 : product;
+}
 
 class Shape {
  public:
@@ -37,10 +61,11 @@ class Shape {
     dims_[static_cast<size_t>(ndim_++)] = dim;
   }
 
+  // Throws an ArgumentError for a shape that no tensor can have (checked_numel).
   int64_t numel() const {
-    int64_t n = 1;
-    for (const int64_t dim : *this) n *= dim;
-    return n;
+    const auto count = checked_numel(std::span(begin(), static_cast<size_t>(ndim_)));
+    if (!count) refuse();
+    return *count;
   }
 
   bool operator==(const Shape& other) const {
@@ -58,10 +83,19 @@ class Shape {
   }
 
  private:
+  [[noreturn]] void refuse() const {
+    for (const int64_t dim : *this) {
+      if (dim < 0) throw ArgumentError("a shape has no negative extents, got " + to_string());
+    }
+    throw ArgumentError("the shape " + to_string() +
+                        " is too large: the extents other than 0 multiply to more than 2^53 - 1");
+  }
+
   std::array<int64_t, BALORA_MAX_DIMS> dims_{};
   int ndim_ = 0;
 };
 
+// Of a shape that numel() takes.
 inline Shape contiguous_strides(const Shape& shape) {
   Shape strides = shape;
   int64_t step = 1;

@@ -24,28 +24,15 @@ bool is_dense(const Shape& shape, const Shape& strides) {
 
 }  // namespace
 
-void check_extents(const Shape& shape, DType dtype) {
-  int64_t elements = 1;
-  for (const int64_t dim : shape) {
-    if (dim < 0) throw ArgumentError("a shape has no negative extents, got " + shape.to_string());
-    if (__builtin_mul_overflow(elements, dim, &elements) ||
-        elements > INT64_MAX / 16 / dtype_size(dtype)) {
-      throw ArgumentError("the shape " + shape.to_string() + " is larger than any memory");
-    }
-  }
-}
-
 Tensor Tensor::empty(Engine& engine, const Shape& shape, DType dtype) {
-  check_extents(shape, dtype);
-  auto storage = engine.new_storage(shape.numel() * dtype_size(dtype));
+  auto storage = engine.new_storage(bytes_of(shape, dtype));
   return Tensor(std::make_shared<TensorImpl>(&engine, std::move(storage), shape,
                                              contiguous_strides(shape), 0, dtype));
 }
 
 Tensor Tensor::external(Engine& engine, const Shape& shape, DType dtype, void* data,
                         std::shared_ptr<void> owner) {
-  check_extents(shape, dtype);
-  auto storage = engine.external_storage(data, shape.numel() * dtype_size(dtype), std::move(owner));
+  auto storage = engine.external_storage(data, bytes_of(shape, dtype), std::move(owner));
   storage->frozen = true;
   return Tensor(std::make_shared<TensorImpl>(&engine, std::move(storage), shape,
                                              contiguous_strides(shape), 0, dtype));
@@ -91,7 +78,7 @@ bool Tensor::is_contiguous() const {
 
 Tensor Tensor::view(const Shape& shape, const Shape& strides, int64_t offset_elements) const {
   const TensorImpl& t = deref(impl_);
-  check_extents(shape, t.dtype);
+  // is_dense() refuses a shape that no tensor can have.
   // Kernels take the stride of a dense matrix's rows for its leading dimension. That of a single
   // row may be anything (1, where (C,1) was permuted), and a product would refuse it.
   const bool dense = is_dense(shape, strides);

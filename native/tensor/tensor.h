@@ -18,6 +18,11 @@ class Engine;
 struct Node;
 struct TensorImpl;
 
+// The bytes of a dense tensor. Throws for a shape that no tensor can have.
+inline int64_t bytes_of(const Shape& shape, DType dtype) {
+  return shape.numel() * dtype_size(dtype);
+}
+
 class Tensor {
  public:
   Tensor() = default;
@@ -34,7 +39,7 @@ class Tensor {
   int ndim() const { return shape().ndim(); }
   int64_t dim(int i) const;  // negative counts from the end
   int64_t numel() const { return shape().numel(); }
-  int64_t bytes() const { return numel() * dtype_size(dtype()); }
+  int64_t bytes() const { return bytes_of(shape(), dtype()); }
   DType dtype() const;
   Engine& engine() const;
   bool is_contiguous() const;
@@ -108,9 +113,6 @@ struct TensorImpl {
 inline Tensor empty_like(const Tensor& x) {
   return Tensor::empty(x.engine(), x.shape(), x.dtype());
 }
-
-// Refuses negative extents and sizes beyond any memory.
-void check_extents(const Shape& shape, DType dtype);
 
 // "rms_norm: weight must be (C)=(576), got (575)" and its kin. `symbols` names the dimensions.
 void check_shape(const char* op, const char* name, const Tensor& t, const Shape& expected,

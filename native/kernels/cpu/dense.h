@@ -2,11 +2,14 @@
 // randomized_svd and of the SVD regularizer. Products run in product_f64, the small decompositions
 // in Eigen.
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <vector>
 
 #include "kernels/cpu/product_f64.h"
+#include "tensor/shape.h"
 
 namespace balora {
 
@@ -16,13 +19,21 @@ struct Matrix {
   std::vector<double> values;
 
   Matrix() = default;
-  Matrix(int64_t r, int64_t c) : rows(r), cols(c), values(static_cast<size_t>(r * c)) {}
+  // As many elements as a tensor may have at most. @throws std::bad_alloc
+  Matrix(int64_t r, int64_t c) : rows(r), cols(c), values(size_of(r, c)) {}
 
   double* row(int64_t i) { return values.data() + i * cols; }
   const double* row(int64_t i) const { return values.data() + i * cols; }
   double& operator()(int64_t i, int64_t j) { return row(i)[j]; }
   double operator()(int64_t i, int64_t j) const { return row(i)[j]; }
   MatrixRef ref() const { return {values.data(), BALORA_F64, cols, 1}; }
+
+ private:
+  static size_t size_of(int64_t r, int64_t c) {
+    const auto count = checked_numel(std::array{r, c});
+    if (!count) throw std::bad_alloc();
+    return static_cast<size_t>(*count);
+  }
 };
 
 // A contiguous (m,n) view of any float dtype.

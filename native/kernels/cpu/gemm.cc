@@ -20,17 +20,47 @@ namespace {
 
 constexpr int64_t kWideBlockElements = int64_t{1} << 21;  // of B: 8 MiB in f32
 
-enum class Path { kEmpty, kBf16, kF32, kF64 };
+enum class Path { kEmpty, kPrimitive, kF32, kF64 };
 
+// Several elements stored one to a row, and the rows apart: a strided row or column.
+bool strided_vector(int64_t stored_rows, int64_t stored_cols, int64_t ld) {
+  return stored_cols == 1 && stored_rows > 1 && ld != 1;
+}
+bool strided_vector(const GemmInput& x, int64_t rows, int64_t cols) {
+  return x.transposed ? strided_vector(cols, rows, x.ld) : strided_vector(rows, cols, x.ld);
+}
+
+// oneDNN's primitives (3.7) find out which stride of a matrix is 1 without regard to its extents of
+// 1, and take a strided vector for a dense one. They also refuse a batch of which both sides are
+// repeated. dnnl_sgemm and Eigen, matrix by matrix, go by the leading dimension.
+bool primitive_takes(const GemmShape& s, const GemmInput& a, const GemmInput& b,
+                     const GemmOutput& c) {
+  const bool one_product = s.batch > 1 && a.batch_stride == 0 && b.batch_stride == 0;
+  return !one_product && !strided_vector(a, s.m, s.k) && !strided_vector(b, s.k, s.n) &&
+         !strided_vector(s.m, s.n, c.ld);
+}
+
+// A primitive multiplies bf16, and a batch of f32 matrices: one call shares it among the threads.
 Path choose_path(const GemmShape& s, const GemmInput& a, const GemmInput& b, const GemmOutput& c) {
   if (s.m == 0 || s.n == 0 || s.batch == 0) return Path::kEmpty;
   if (a.dtype == BALORA_F64 || b.dtype == BALORA_F64 || c.dtype == BALORA_F64) return Path::kF64;
-  const bool narrow = a.dtype == BALORA_BF16 && b.dtype == BALORA_BF16 && c.dtype != BALORA_F16;
-  // oneDNN 3.7 takes a single strided column for a dense one.
-  const bool column = (s.n == 1 && c.ld != 1) || (s.m == 1 && a.transposed && a.ld != 1);
-  return narrow && !column && cpu_multiplies_bf16() ? Path::kBf16 : Path::kF32;
+  const bool bf16 = a.dtype == BALORA_BF16 && b.dtype == BALORA_BF16 && c.dtype != BALORA_F16;
+  const bool f32 = a.dtype == BALORA_F32 && b.dtype == BALORA_F32 && c.dtype == BALORA_F32;
+  const bool wanted = (bf16 && cpu_multiplies_bf16()) || (f32 && s.batch > 1);
+  return wanted && primitive_takes(s, a, b, c) ? Path::kPrimitive : Path::kF32;
 }
 
+struct Strides {
+  int64_t row, col;
+};
+
+// The strides of op(X) (rows,cols); that of an extent of 1 is what a dense matrix has.
+Strides strides_of(const GemmInput& x, int64_t rows, int64_t cols) {
+  const Strides s = x.transposed ? Strides{1, x.ld} : Strides{x.ld, 1};
+  return {rows == 1 ? cols : s.row, cols == 1 ? 1 : s.col};
+}
+
+// For what primitive_takes() takes.
 MatmulSpec spec_of(const GemmShape& s, const GemmInput& a, const GemmInput& b, const GemmOutput& c,
                    const GemmScale& scale, int threads) {
   MatmulSpec spec;
@@ -38,9 +68,10 @@ MatmulSpec spec_of(const GemmShape& s, const GemmInput& a, const GemmInput& b, c
   if (s.batch > 1) {
     spec.a_batch = a.batch_stride, spec.b_batch = b.batch_stride, spec.c_batch = c.batch_stride;
   }
-  spec.a_row = a.transposed ? 1 : a.ld, spec.a_col = a.transposed ? a.ld : 1;
-  spec.b_row = b.transposed ? 1 : b.ld, spec.b_col = b.transposed ? b.ld : 1;
-  spec.c_row = c.ld;
+  const Strides sa = strides_of(a, s.m, s.k), sb = strides_of(b, s.k, s.n);
+  spec.a_row = sa.row, spec.a_col = sa.col;
+  spec.b_row = sb.row, spec.b_col = sb.col;
+  spec.c_row = s.m == 1 ? s.n : c.ld;
   spec.a_dtype = a.dtype, spec.b_dtype = b.dtype, spec.c_dtype = c.dtype;
   spec.alpha = static_cast<float>(scale.alpha), spec.beta = static_cast<float>(scale.beta);
   spec.threads = threads;
@@ -239,11 +270,7 @@ void gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput&
     return one_by_one(
         [&](auto& ai, auto& bi, auto& ci) { wide_gemm<double>(ctx, single, ai, bi, ci, scale); });
   }
-  // A batch of f32 matrices also goes through a primitive: one call shares the batch among the
-  // threads.
-  const bool f32_batch =
-      s.batch > 1 && a.dtype == BALORA_F32 && b.dtype == BALORA_F32 && c.dtype == BALORA_F32;
-  if (path == Path::kBf16 || f32_batch) {
+  if (path == Path::kPrimitive) {
     CpuState& state = CpuState::of(ctx);
     if (const auto matmul = state.matmul(spec_of(s, a, b, c, scale, ctx->num_threads))) {
       void* scratch = state.scratch(CpuState::kScratchpad, matmul->scratch_bytes());
@@ -261,7 +288,7 @@ SerialGemm::SerialGemm(Context* ctx, const GemmShape& shape, const GemmInput& a,
   const Path path = choose_path(shape, a, b, c);
   if (path == Path::kEmpty || shape.k == 0) return;
   int64_t bytes = 0;
-  if (path == Path::kBf16) {
+  if (path == Path::kPrimitive) {
     matmul_ = state.matmul(spec_of(shape, a, b, c, scale, 1));
     stream_ = &state.stream();
   }

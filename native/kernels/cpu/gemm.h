@@ -19,8 +19,9 @@ struct GemmShape {
   int64_t batch = 1;
 };
 
-// Stored (rows,cols) with rows `ld` elements apart; transposed: the product reads it as
-// (cols,rows). batch_stride 0 repeats one matrix for the whole batch.
+// Stored (rows,cols) with rows `ld` elements apart, 1 or more; transposed: the product reads it as
+// (cols,rows). batch_stride 0 repeats one matrix for the whole batch; other matrices of a batch
+// share no element.
 struct GemmInput {
   const void* data;
   int32_t dtype;

@@ -14,6 +14,7 @@
 #include "kernels/cpu/head_products.h"
 #include "kernels/cpu/head_rows.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/workspace.h"
 
 namespace balora {
 namespace {
@@ -53,10 +54,10 @@ class HeadChunks {
     const int64_t m = v_.h->shape[0];
     const int64_t row_bytes = ld_ * static_cast<int64_t>(sizeof(A) * (v_.ht ? 2 : 1));
     chunk_ = chunk_rows(options, m, row_bytes);
-    z_ = head_scratch<A>(ctx_, chunk_ * ld_);
-    if (v_.ht) y_ = head_scratch<A>(ctx_, chunk_ * ld_);
+    z_ = workspace<A>(ctx_, chunk_ * ld_);
+    if (v_.ht) y_ = workspace<A>(ctx_, chunk_ * ld_);
     tiled_ = rounds_ && head_fits_tiles(*v_.h, *v_.w);
-    if ((tiled_ || v_.mean) && v_.dh) sum_ = head_scratch<A>(ctx_, chunk_ * v_.h->shape[1]);
+    if ((tiled_ || v_.mean) && v_.dh) sum_ = workspace<A>(ctx_, chunk_ * v_.h->shape[1]);
   }
 
   void run(double* row_terms) {

@@ -46,13 +46,6 @@ inline const void* rows_of(const View* view, int64_t row) {
          row * view->stride[0] * dtype_size(static_cast<DType>(view->dtype));
 }
 
-template <typename T>
-T* head_scratch(Context* ctx, int64_t count) {
-  void* memory = ctx->workspace(ctx, static_cast<uint64_t>(count) * sizeof(T));
-  if (!memory) throw std::bad_alloc();
-  return static_cast<T*>(memory);
-}
-
 template <typename A>
 struct LogitsOf {
   const View* h;  // (M,C)

@@ -8,6 +8,7 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/workspace.h"
 
 namespace balora {
 namespace {
@@ -65,8 +66,7 @@ void accumulate_wide(Context* ctx, const View* x, const Scatter& scatter) {
   if constexpr (std::is_same_v<T, A>) {
     wide = data_of<T>(x);
   } else {
-    wide = static_cast<A*>(ctx->workspace(ctx, static_cast<uint64_t>(n) * sizeof(A)));
-    if (!wide) throw std::bad_alloc();
+    wide = workspace<A>(ctx, n);
   }
   parallel_for(ctx, n, kCopyGrain, [&](int64_t begin, int64_t end) {
     std::memset(wide + begin, 0, static_cast<size_t>(end - begin) * sizeof(A));

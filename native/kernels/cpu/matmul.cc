@@ -7,6 +7,7 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/workspace.h"
 
 namespace balora {
 namespace {
@@ -75,10 +76,7 @@ const void* matrix(const View& view, const Layout& layout, int64_t offset, void*
 void* copy_buffer(Context* ctx, const View& view, const Layout& layout) {
   if (!layout.copy) return nullptr;
   const int64_t size = dtype_size(static_cast<DType>(view.dtype));
-  void* buffer = ctx->workspace(
-      ctx, static_cast<uint64_t>(view.shape[view.ndim - 2] * view.shape[view.ndim - 1] * size));
-  if (!buffer) throw std::bad_alloc();
-  return buffer;
+  return workspace<char>(ctx, view.shape[view.ndim - 2] * view.shape[view.ndim - 1] * size);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "kernels/cpu/head_products.h"
 #include "kernels/cpu/head_rows.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/workspace.h"
 
 namespace balora {
 namespace {
@@ -34,7 +35,7 @@ void summarize(Context* ctx, const View& ht, const View& wt, const View& w, cons
   const int64_t ld = logits_ld(vocabulary);
   const bool tiled = std::is_same_v<A, float> && head_fits_tiles(ht, w);
   const int64_t chunk = chunk_rows(options, m, ld * static_cast<int64_t>(sizeof(A)));
-  A* q = head_scratch<A>(ctx, chunk * ld);
+  A* q = workspace<A>(ctx, chunk * ld);
   for (int64_t first = 0; first < m; first += chunk) {
     const int64_t rows = std::min(chunk, m - first);
     const LogitsOf<A> logits{&ht, q};

@@ -150,6 +150,8 @@ TEST_CASE("gguf: violations are named") {
   check_refused(one({uint64_t{1} << 62, 4}, 0, 0, 64), "overflows");
   check_refused(one({uint64_t{1} << 62}, 0, 0, 64), "overflows");
   check_refused(one({UINT64_MAX}, 0, 0, 64), "overflows");
+  check_refused(one({uint64_t{1} << 32, uint64_t{1} << 32, 0}, 0, 0, 64), "overflows");
+  check_refused(one({0, uint64_t{1} << 32, uint64_t{1} << 32}, 0, 0, 64), "overflows");
   check_refused(Builder::start(2, 0).tensor("a", {16}, 0, 0).tensor("b", {4}, 0, 32).with_data(64),
                 "b.offset: its data overlap those of a");
   check_refused(Builder::start(2, 0).tensor("a", {4}, 0, 0).tensor("a", {4}, 0, 32).with_data(64),

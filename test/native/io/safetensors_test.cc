@@ -89,6 +89,8 @@ TEST_CASE("safetensors: violations are named") {
   check_refused(entry(R"("dtype":"F4","shape":[1],"data_offsets":[0,8])"), 9, "whole bytes");
   check_refused(entry(R"("dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8])"), 9,
                 "too many elements");
+  check_refused(entry(R"("dtype":"F32","shape":[0,4294967296,4294967296],"data_offsets":[0,0])"), 9,
+                "too many elements");
   check_refused(file_with(R"({"__metadata__":{"format":1}})", 0), 34, "must be a string");
   check_refused(file_with(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
                           R"("b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})",
