@@ -2,13 +2,12 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import {
   formatAdapterConfig,
-  keepsBase,
   type LoraConfig,
   loraConfig,
   loraScale,
   parseAdapterConfig,
-  pissaIterations,
 } from '../../lib/adapters/config.ts';
+import { keepsBase } from '../../lib/adapters/methods/index.ts';
 import { PythonFloat, type PythonJson, pythonJson } from '../../lib/adapters/python_json.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.ts';
 import { fixturePath } from '../support/fixtures.ts';
@@ -114,7 +113,7 @@ describe('reading', () => {
     const config = parseAdapterConfig(
       minimal({ lora_alpha: 5.656854249492381, init_lora_weights: 'eva' }),
     );
-    expect(loraScale(config.loraAlpha, 8, true)).toBeCloseTo(2, 12);
+    expect(loraScale(config.loraAlpha, 8, { ...config, useRslora: true })).toBeCloseTo(2, 12);
     expect(keepsBase(config.initLoraWeights)).toBe(true);
     expect(keepsBase('pissa')).toBe(false);
     expect(keepsBase('olora')).toBe(false);
@@ -136,9 +135,6 @@ describe('writing for the API', () => {
       loraDropout: 0,
       targetModules: 'all-linear',
     });
-    expect(pissaIterations(config.initLoraWeights)).toBe(16);
-    expect(pissaIterations('pissa')).toBeNull();
-    expect(pissaIterations(true)).toBeUndefined();
     expect(loraConfig()).toMatchObject({ r: 8, loraAlpha: 8 });
   });
 
