@@ -17,7 +17,7 @@ export {
 export { FullModel } from './adapters/full_model.ts';
 export type { LowRankPair } from './adapters/low_rank.ts';
 export { type MergeError, saveMerged } from './adapters/merge.ts';
-export { type InitLoraWeights, METHODS, type MethodSwitches } from './adapters/methods/index.ts';
+export { type InitLoraWeights, METHODS, type MethodSwitches } from './adapters/methods/registry.ts';
 export type {
   Method,
   MethodOption,

@@ -5,7 +5,7 @@ import { noGrad, type Tensor } from '../tensor.ts';
 import { checkSameTensors, isOfHead } from './attach.ts';
 import { configIdentity, type LoraConfig } from './config.ts';
 import type { AdapterState, LoraModule } from './lora_module.ts';
-import { variantOf } from './methods/index.ts';
+import { variantOf } from './methods/registry.ts';
 import type { SavedModules } from './saved_modules.ts';
 import type { NamedTensor } from './tuned_model.ts';
 

@@ -14,7 +14,7 @@ import {
   scalingOf,
   selectedVariants,
   startNamed,
-} from './methods/index.ts';
+} from './methods/registry.ts';
 import { compareCodePoints, PythonFloat, type PythonJson, pythonJson } from './python_json.ts';
 import { INIT_CHOICES, type StartFunction } from './starts.ts';
 

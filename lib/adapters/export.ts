@@ -12,7 +12,7 @@ import type { AdapterModel, LoraModule } from './adapter_model.ts';
 import { linearNames } from './attach.ts';
 import type { LoraConfig } from './config.ts';
 import { type LowRankPair, productOf } from './low_rank.ts';
-import { STARTS_FROM_WEIGHT, scalingOf } from './methods/index.ts';
+import { STARTS_FROM_WEIGHT, scalingOf } from './methods/registry.ts';
 import { type ExportedModule, writePeftFolder } from './peft_folder.ts';
 
 /** Where the residual form puts its base, and the pair as it was before training (PEFT's `pissa_init`). */

@@ -1,4 +1,5 @@
 /** Fresh adapters, and adapters out of PEFT folders. The model must stand as the base while one is made. */
+import { UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import type { Linear } from '../nn/linear.ts';
 import { matmul, mul, square, sum } from '../ops/index.ts';
@@ -18,10 +19,16 @@ import {
 import { type LoraConfig, type LoraConfigInput, loraConfig, loraScale } from './config.ts';
 import { type AdapterState, LoraModule } from './lora_module.ts';
 import type { LowRankPair } from './low_rank.ts';
-import { keepsBase, variantOf } from './methods/index.ts';
+import { keepsBase, startNamed, variantOf } from './methods/registry.ts';
 import { readPeftFolder } from './peft_folder.ts';
 import { CLASSIFIER_MODULES, isSaved, SavedModules } from './saved_modules.ts';
-import { digestOf, type InitialPair, initialPairs, startBatches } from './starts.ts';
+import {
+  digestOf,
+  type InitialPair,
+  initialPairs,
+  type PairTarget,
+  startBatches,
+} from './starts.ts';
 import { isSelected, moduleSettings, resolveTargets } from './targets.ts';
 
 /** Options of {@link AdapterModel.create}. */
@@ -50,7 +57,6 @@ export async function createAdapter(
 ): Promise<Adapter> {
   const config = withHead(model, loraConfig(input));
   const { initLoraWeights: init } = config;
-  const variant = variantOf(config);
   freezeBase(model);
   const saved = config.modulesToSave && new SavedModules(model, config.modulesToSave);
   const linears = linearsOf(model).filter(({ name }) => !isSaved(name, config.modulesToSave));
@@ -61,25 +67,39 @@ export async function createAdapter(
   const shared = sharedState(config, seed);
   const modules: LoraModule[] = [];
   let startDigest: string | null = null;
-  for (const batch of startBatches(init, targets)) {
-    const initial = initialPairs(init, batch);
-    const ofCaller = typeof init === 'function';
-    if (ofCaller) startDigest = await digestOf(initial, batch);
-    for (const [i, { name, linear, scale, alpha }] of batch.entries()) {
-      const { fromWeight, ...first } = initial[i] as Required<InitialPair>;
-      const pair = trainablePair(first, linear);
-      const frozen = fromWeight ? first : null;
-      if (frozen === null) for (const tensor of Object.values(first)) tensor.dispose();
-      const isChange =
-        variant.pairIsChange &&
-        !fromWeight &&
-        (!ofCaller || (await isSmallSum(pair, linear, scale)));
-      const parts = { name, linear, pair, frozen, isChange, scale, alpha, variant };
-      modules.push(new LoraModule(parts, shared));
+  try {
+    for (const batch of startBatches(init, targets)) {
+      const initial = initialPairs(init, batch);
+      if (typeof init === 'function') startDigest = await digestOf(initial, batch);
+      for (const [i, target] of batch.entries()) {
+        const first = initial[i] as Required<InitialPair>;
+        modules.push(await freshModule(target, first, { config, shared }));
+      }
+      await synchronize();
     }
-    await synchronize();
+  } catch (error) {
+    for (const module of modules) module.dispose();
+    saved?.dispose();
+    throw error;
   }
   return new Adapter(adapterName, { config, modules, saved, shared, warnings: [], startDigest });
+}
+
+/** A module on its first pair, which becomes its own where it is kept frozen and is freed where not. */
+async function freshModule(
+  { name, linear, scale, alpha }: PairTarget,
+  { fromWeight, ...first }: Required<InitialPair>,
+  { config, shared }: { config: LoraConfig; shared: AdapterState },
+): Promise<LoraModule> {
+  const variant = variantOf(config);
+  const pair = trainablePair(first, linear);
+  const frozen = fromWeight ? first : null;
+  if (frozen === null) for (const tensor of Object.values(first)) tensor.dispose();
+  // What a function gives may be of any size; a listed start that leaves the base alone is small by its making.
+  const isSmall =
+    typeof config.initLoraWeights !== 'function' || (await isSmallSum(pair, linear, scale));
+  const isChange = variant.pairIsChange && frozen === null && isSmall;
+  return new LoraModule({ name, linear, pair, frozen, isChange, scale, alpha, variant }, shared);
 }
 
 /**
@@ -95,6 +115,12 @@ export async function loadAdapter(
   const { config, modules: found, saved: values, path } = read;
   const { initLoraWeights: init } = config;
   const plain = keepsBase(init);
+  if (!plain && startNamed(init) === null) {
+    throw new UnsupportedError(
+      `${folder}: the adapter was saved as init_lora_weights "${String(init)}", so it belongs on a residual that only PEFT ` +
+        'makes: save it there as a plain LoRA (path_initial_model_for_weight_conversion)',
+    );
+  }
   const variant = variantOf(config);
   freezeBase(model);
   const names = config.modulesToSave ?? (values.size > 0 ? CLASSIFIER_MODULES : null);
@@ -122,7 +148,8 @@ export async function loadAdapter(
       for (const tensor of [loaded.pair.a, loaded.pair.b, ...loaded.parameters.values()]) {
         tensor.dispose();
       }
-      const frozen = initial[i] ?? null;
+      const first = initial[i];
+      const frozen = first === undefined ? null : { a: first.a, b: first.b };
       const isChange =
         variant.pairIsChange && frozen === null && (await isSmallSum(pair, linear, scale));
       const parts = { name, linear, pair, frozen, isChange, scale, alpha, variant, parameters };

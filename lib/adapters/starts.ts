@@ -9,7 +9,7 @@ import type { Linear } from '../nn/linear.ts';
 import { copy_, zeros } from '../ops/index.ts';
 import { noGrad, scope, Tensor, unscoped } from '../tensor.ts';
 import { type LowRankPair, masterDType } from './low_rank.ts';
-import { START_NAMES, startNamed } from './methods/index.ts';
+import { START_NAMES, startNamed } from './methods/registry.ts';
 import type { StartModule } from './methods/method.ts';
 
 /** What a start gives a module. */
@@ -67,7 +67,7 @@ export function initialPairs(
 /**
  * A digest of the values that a start function gave. It stands in a run's identity, so that a run is resumed with the start that it
  * began with, whatever the function is called and wherever its values come from.
- * @throws ArgumentError for a value that is not finite
+ * @throws ArgumentError for a value that is not finite; the pairs are freed
  */
 export async function digestOf(
   pairs: readonly Required<InitialPair>[],
@@ -80,7 +80,10 @@ export async function digestOf(
     for (const [key, tensor] of Object.entries({ a, b })) {
       const values = (await tensor.data()) as Float32Array | Float64Array;
       const bad = values.findIndex((value) => !Number.isFinite(value));
-      if (bad >= 0) refuse(name, `element ${bad} of ${key} is ${values[bad]}`);
+      if (bad >= 0) {
+        for (const pair of pairs) for (const made of [pair.a, pair.b]) made.dispose();
+        refuse(name, `element ${bad} of ${key} is ${values[bad]}`);
+      }
       hash.update(new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
     }
   }

@@ -3,7 +3,7 @@
  * and the help page, so that the three cannot disagree.
  */
 import { z } from 'zod';
-import { START_NAMES } from '../adapters/methods/index.ts';
+import { START_NAMES } from '../adapters/methods/registry.ts';
 import { RAMP_TYPES, type SchedulerOptions } from '../optim/schedulers.ts';
 import { camel, snake } from './option_table.ts';
 

@@ -1,6 +1,6 @@
 /** The options of `balora train`, in the names of transformers and PEFT. */
 import { ALL_LINEAR } from '../adapters/config.ts';
-import { METHOD_NAMES, METHOD_OPTIONS, type MethodSwitches } from '../adapters/methods/index.ts';
+import { METHOD_NAMES, METHOD_OPTIONS, type MethodSwitches } from '../adapters/methods/registry.ts';
 import { GLUE_TASKS, kMetricNames } from '../data/glue.ts';
 import { kVariants as kNluVariants, kProblemTypes } from '../losses/nlu.ts';
 import { SCHEDULER_NAMES } from '../optim/schedulers.ts';

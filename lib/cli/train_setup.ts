@@ -1,6 +1,6 @@
 /** From the settings of `balora train` to the library's own options: names change hands here, nothing is decided. */
 import type { LoraConfigInput } from '../adapters/config.ts';
-import { METHOD_OPTION_NAMES } from '../adapters/methods/index.ts';
+import { METHOD_OPTION_NAMES } from '../adapters/methods/registry.ts';
 import type { BatchOptions } from '../data/batches.ts';
 import type { FormatOptions } from '../data/example_format.ts';
 import { glueTask, type MetricName } from '../data/glue.ts';

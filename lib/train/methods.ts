@@ -3,7 +3,7 @@
  * fills in what the caller left open.
  */
 import { type LoraConfigInput, loraConfig } from '../adapters/config.ts';
-import { METHOD_NAMES, METHODS } from '../adapters/methods/index.ts';
+import { METHOD_NAMES, METHODS } from '../adapters/methods/registry.ts';
 import { ArgumentError } from '../errors.ts';
 import { kVariants as kNluVariants } from '../losses/nlu.ts';
 import { adaptiveBounds } from '../losses/schedules.ts';

@@ -7,7 +7,7 @@ import {
   loraScale,
   parseAdapterConfig,
 } from '../../lib/adapters/config.ts';
-import { keepsBase } from '../../lib/adapters/methods/index.ts';
+import { keepsBase } from '../../lib/adapters/methods/registry.ts';
 import { PythonFloat, type PythonJson, pythonJson } from '../../lib/adapters/python_json.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.ts';
 import { fixturePath } from '../support/fixtures.ts';

@@ -133,7 +133,7 @@ describe('flags', () => {
     [['--learning-rate', 'Infinity'], '--learning-rate must be a number >= 0'],
     [
       ['--method', 'lora2'],
-      '--method must be one of lora, rslora, pissa, balora, full, got "lora2"',
+      '--method must be one of lora, rslora, dora, pissa, balora, full, got "lora2"',
     ],
   ])('%s is refused', async (args, message) => {
     await expect(parse(...kNeeded, ...args)).rejects.toThrow(message);

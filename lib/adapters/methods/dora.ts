@@ -11,6 +11,8 @@ const kMagnitude = 'lora_magnitude_vector';
 const variant: Variant = {
   ...plain,
   option: 'useDora',
+  formula:
+    'm / ||W + s B A|| (W + s B A) x by rows; m is trained, the norm is held constant in the gradient',
   parameters: [
     {
       key: kMagnitude,

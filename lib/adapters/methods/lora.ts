@@ -5,17 +5,18 @@ import { noGrad, scope, type Tensor } from '../../tensor.ts';
 import { deltaOf, masterDType } from '../low_rank.ts';
 import { defineMethod, defineStart, type StartModule, type Variant } from './method.ts';
 
-/** A as PEFT's kaiming_uniform(a = sqrt 5), which is uniform within 1/sqrt(in); B = 0. */
+/** PEFT's kaiming_uniform(a = sqrt 5) is uniform within 1/sqrt(in). */
 const uniform = defineStart<true>({
   shown: ['true'],
+  title: 'A uniform within 1/sqrt(in), B zero',
   accepts: (value) => value === true,
   fromWeight: false,
   pairs: (modules) => modules.map((module) => ({ a: uniformA(module), b: zeroB(module) })),
 });
 
-/** A normal with deviation 1/r, B = 0. */
 const gaussian = defineStart<'gaussian'>({
   shown: ['gaussian'],
+  title: 'A normal with deviation 1/r, B zero',
   accepts: (value) => value === 'gaussian',
   fromWeight: false,
   pairs: (modules) =>
@@ -26,9 +27,9 @@ const gaussian = defineStart<'gaussian'>({
     }),
 });
 
-/** Both uniform, so that the adapter changes the model from the start (for tests). */
 const random = defineStart<false>({
   shown: ['false'],
+  title: 'both uniform, so that the adapter changes the model from the start: for tests',
   accepts: (value) => value === false,
   fromWeight: false,
   pairs: (modules) =>
@@ -42,6 +43,7 @@ const random = defineStart<false>({
 /** y = W x + s B A x (Hu et al. 2021). Variants that add to it spread it and replace what differs. */
 export const plain: Variant = {
   option: null,
+  formula: 'W x + s B A x',
   parameters: [],
   refuses: () => null,
   update: (_, update) => update,
@@ -68,6 +70,7 @@ const kBias = 'lora_B.bias';
 const withBias: Variant = {
   ...plain,
   option: 'loraBias',
+  formula: 'W x + s (B A x + c)',
   parameters: [
     {
       key: kBias,

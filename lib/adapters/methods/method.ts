@@ -1,5 +1,5 @@
 /**
- * The interface of an adapter method. A method is one file of this folder and one line of the list in index.ts; everything
+ * The interface of an adapter method. A method is one file of this folder and one line of the list in registry.ts; everything
  * else (`--method`, the command line's flags, PEFT's keys in and out, merging, export, the table-driven tests) reads it there.
  *
  * A method is a name for settings (`adapter`, `regularizers`), and brings what these settings need and nobody has yet: options
@@ -48,6 +48,8 @@ export interface StartModule {
 export interface Start<Value extends boolean | string = boolean | string> {
   /** How help and errors write the values, such as `pissa_niter_N`. */
   readonly shown: readonly string[];
+  /** What A and B are, in a line. */
+  readonly title: string;
   /** Whether a value of `initLoraWeights` names this start. */
   accepts(value: boolean | string): value is Value;
   /**
@@ -95,6 +97,8 @@ export interface VariantParameter {
 export interface Variant {
   /** The option that selects it; null: it runs where no other is selected. */
   readonly option: string | null;
+  /** The output y for the input x, in a line. */
+  readonly formula: string;
   readonly parameters: readonly VariantParameter[];
   /** Why it cannot go with a value of `initLoraWeights`, behind its option's name; null: it can. */
   refuses(initLoraWeights: unknown): string | null;

@@ -12,6 +12,7 @@ const kSpelling = /^pissa(?:_niter_([0-9]+))?$/;
 /** `pissa`: to convergence. `pissa_niter_N`: N power iterations. The SVDs of many modules at once are quicker. */
 const start = defineStart<Value>({
   shown: ['pissa', 'pissa_niter_N'],
+  title: 'the top r singular triplets of W, to convergence or after N power iterations',
   accepts: (value): value is Value => typeof value === 'string' && kSpelling.test(value),
   fromWeight: true,
   pairs: (modules, value) => {
