@@ -116,7 +116,6 @@ describe('reading', () => {
     expect(loraScale(config.loraAlpha, 8, { ...config, useRslora: true })).toBeCloseTo(2, 12);
     expect(keepsBase(config.initLoraWeights)).toBe(true);
     expect(keepsBase('pissa')).toBe(false);
-    expect(keepsBase('olora')).toBe(false);
   });
 });
 
@@ -147,7 +146,7 @@ describe('writing for the API', () => {
       /lora_bias needs init_lora_weights true or false, got "pissa"/,
     ],
     [{ trainableTokenIndices: [1] }, UnsupportedError, /trainable_token_indices/],
-    [{ initLoraWeights: 'olora' }, UnsupportedError, /"olora"/],
+    [{ initLoraWeights: 'my_start' }, UnsupportedError, /"my_start" is not supported: true, /],
     [{ initLoraWeights: 'pissa_niter_x' }, UnsupportedError, /pissa_niter_x/],
     [{ loraDropout: 1 }, ArgumentError, /lora_dropout must be in \[0, 1\)/],
     [{ loraAlpha: Number.NaN }, ArgumentError, /lora_alpha must be a finite number/],

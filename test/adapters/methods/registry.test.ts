@@ -164,9 +164,9 @@ describe.each(configs)('%s', (_, config) => {
 
 describe('the list', () => {
   it('has what the first version had, and PEFT knows its files by these keys', () => {
-    expect(METHOD_NAMES.slice(0, 6)).toEqual([
-      ...['lora', 'rslora', 'dora', 'pissa', 'balora', 'full'],
-    ]);
+    expect(METHOD_NAMES).toEqual(
+      expect.arrayContaining(['lora', 'rslora', 'dora', 'pissa', 'balora', 'full']),
+    );
     const keys = (switches: LoraConfigInput) => {
       const { parameters } = variantOf(loraConfig(switches));
       return parameters.map(({ key, alsoReadAs = [] }) => [key, ...alsoReadAs]);
