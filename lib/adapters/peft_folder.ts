@@ -10,8 +10,8 @@ import { loadSafetensors, SafetensorsFile, saveSafetensors } from '../io/safeten
 import type { Tensor } from '../tensor.ts';
 import { formatAdapterConfig, type LoraConfig, parseAdapterConfig } from './config.ts';
 import { type LowRankPair, PAIR_KEYS } from './low_rank.ts';
-import { VARIANT_PARAMETERS, variantOf } from './methods/registry.ts';
 import type { Variant } from './methods/method.ts';
+import { VARIANT_PARAMETERS, variantOf } from './methods/registry.ts';
 import { CLASSIFIER_MODULES, isSaved } from './saved_modules.ts';
 import { moduleSettings, shortestNames, targetMatcher } from './targets.ts';
 import type { NamedTensor } from './tuned_model.ts';

@@ -9,8 +9,8 @@ import type { Linear } from '../nn/linear.ts';
 import { copy_, zeros } from '../ops/index.ts';
 import { noGrad, scope, Tensor, unscoped } from '../tensor.ts';
 import { type LowRankPair, masterDType } from './low_rank.ts';
-import { START_NAMES, startNamed } from './methods/registry.ts';
 import type { StartModule } from './methods/method.ts';
+import { START_NAMES, startNamed } from './methods/registry.ts';
 
 /** What a start gives a module. */
 export interface InitialPair extends LowRankPair {

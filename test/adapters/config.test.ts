@@ -1,6 +1,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import {
+  configIdentity,
   formatAdapterConfig,
   type LoraConfig,
   loraConfig,
@@ -176,6 +177,16 @@ it('writes numbers and text as Python does', () => {
 });
 
 describe('a checked configuration', () => {
+  it('stands in the identity of a run as in that of the first version, so that its checkpoints are resumed', () => {
+    const config = loraConfig({ r: 4, useDora: true, baseModelNameOrPath: 'elsewhere' });
+    expect(JSON.stringify(configIdentity(config, null))).toBe(
+      '{"r":4,"loraAlpha":8,"loraDropout":0,"targetModules":"all-linear","excludeModules":null,"rankPattern":[],' +
+        '"alphaPattern":[],"useRslora":false,"useDora":true,"loraBias":false,"modulesToSave":null,' +
+        '"initLoraWeights":true,"layersToTransform":null,"layersPattern":null,"fanInFanOut":false,' +
+        '"inferenceMode":true,"taskType":null,"revision":null}',
+    );
+  });
+
   it('can be given again', () => {
     const config = loraConfig({ r: 4, rankPattern: { 'layers.0.q_proj': 2 } });
     expect(loraConfig(config as unknown as Parameters<typeof loraConfig>[0])).toEqual(config);
