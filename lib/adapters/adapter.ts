@@ -14,9 +14,9 @@ export interface AdapterParts {
   readonly modules: readonly LoraModule[];
   readonly saved: SavedModules | null;
   readonly shared: AdapterState;
-  /** What the user should know about a loaded adapter. */
+  /** Remarks for the user about a loaded adapter. */
   readonly warnings: readonly string[];
-  /** What the caller's own start function gave, for a run's identity; null or left out: the configuration names the start. */
+  /** Digest of what the caller's own start function gave; null or left out: the configuration names the start. */
   readonly startDigest?: string | null;
 }
 
@@ -62,7 +62,7 @@ export class Adapter {
     }
   }
 
-  /** What must be the same for a state to fit. */
+  /** Facts that must be the same for a state to fit, as plain JSON. */
   identity(): Record<string, unknown> {
     const adapter = configIdentity(this.config, this.startDigest);
     return { method: 'adapter', adapter, adapterSeed: this.shared.seed };

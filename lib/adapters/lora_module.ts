@@ -8,7 +8,7 @@ import { type LowRankPair, lowRankParts, PAIR_KEYS } from './low_rank.ts';
 import type { Variant, VariantModule } from './methods/method.ts';
 import type { NamedTensor, TrainingPass } from './tuned_model.ts';
 
-/** What all modules of one adapter share: whether it takes part, and what is random in training. */
+/** State that all modules of one adapter share: whether it takes part, and what is random in training. */
 export interface AdapterState {
   enabled: boolean;
   /** The micro-batch that is being trained on; null: nothing is dropped. */
@@ -43,7 +43,7 @@ export class LoraModule implements LinearAdapter, VariantModule {
   readonly scale: number;
   readonly alpha: number;
   readonly variant: Variant;
-  /** What the variant trains beside the pair, by its keys in a PEFT file. */
+  /** Tensors that the variant trains beside the pair, by their keys in a PEFT file. */
   readonly parameters: ReadonlyMap<string, Tensor>;
   readonly #isChange: boolean;
   readonly #state: AdapterState;
@@ -107,7 +107,7 @@ export class LoraModule implements LinearAdapter, VariantModule {
     return tensor;
   }
 
-  /** What is trained, named as PEFT names it (without the last `.weight`). */
+  /** The trained tensors, named as PEFT names them (without the last `.weight`). */
   trained(): NamedTensor[] {
     const { name, pair } = this;
     const named = (key: string): string => `${name}.${key.replace(/\.weight$/, '')}`;
@@ -122,7 +122,7 @@ export class LoraModule implements LinearAdapter, VariantModule {
     ];
   }
 
-  /** All that the module owns: what is trained and what it started from. */
+  /** All tensors that the module owns: those that are trained and those that it started from. */
   tensors(): Tensor[] {
     const { pair, frozen, parameters } = this;
     const list = [pair.a, pair.b];

@@ -33,9 +33,9 @@ import { isSelected, moduleSettings, resolveTargets } from './targets.ts';
 
 /** Options of {@link AdapterModel.create}. */
 export interface CreateOptions {
-  /** Of the adapter's first values and its dropout (default 42). */
+  /** Seed of the adapter's first values and its dropout (default 42). */
   seed?: number;
-  /** By which {@link AdapterModel.use} finds it (default "default"). */
+  /** Name by which {@link AdapterModel.use} finds it (default "default"). */
   name?: string;
 }
 

@@ -44,14 +44,14 @@ export interface ExportedModule {
   readonly name: string;
   readonly pair: LowRankPair;
   readonly alpha: number;
-  /** What its variant trains beside the pair, by its keys behind the module's path. */
+  /** Tensors that its variant trains beside the pair, by their keys behind the module's path. */
   readonly parameters?: ReadonlyMap<string, Tensor>;
 }
 
 /** One module's part of an adapter that was read. */
 export interface LoadedModule {
   readonly pair: LowRankPair;
-  /** What its variant trains beside the pair, by its keys behind the module's path. */
+  /** Tensors that its variant trains beside the pair, by their keys behind the module's path. */
   readonly parameters: ReadonlyMap<string, Tensor>;
 }
 

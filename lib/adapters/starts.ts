@@ -12,11 +12,11 @@ import { type LowRankPair, masterDType } from './low_rank.ts';
 import type { StartModule } from './methods/method.ts';
 import { START_NAMES, startNamed } from './methods/registry.ts';
 
-/** What a start gives a module. */
+/** First values of a module's pair. */
 export interface InitialPair extends LowRankPair {
   /**
-   * Whether the pair came out of W: what it adds must be taken off, so that the model starts as it was. It is kept frozen, and
-   * the plain export has twice the rank. Of a function's pair default false.
+   * Whether the pair came out of W (default false): what it adds must be taken off, so that the model starts as it was. It is
+   * kept frozen, and the plain export has twice the rank.
    */
   readonly fromWeight?: boolean;
 }
@@ -35,11 +35,11 @@ export interface PairTarget {
   readonly alpha: number;
   readonly scale: number;
   readonly linear: Linear;
-  /** Of the whole adapter. */
+  /** The adapter's seed. */
   readonly seed: number;
 }
 
-/** What `initLoraWeights` may be, for messages. */
+/** The values that `initLoraWeights` may have, for messages. */
 export const INIT_CHOICES = `${START_NAMES.join(', ')} or a function`;
 
 /** Modules whose pairs are made at once: enough for all threads, few enough to leave the event loop its turns. */

@@ -6,7 +6,7 @@ import { AdapterModel, type LoraModule } from '../../lib/adapters/adapter_model.
 import { deltaOf } from '../../lib/adapters/low_rank.ts';
 import { saveMerged } from '../../lib/adapters/merge.ts';
 import { FormatError, UnsupportedError } from '../../lib/errors.ts';
-import { saveSafetensors } from '../../lib/io/safetensors.ts';
+import { loadSafetensors, saveSafetensors } from '../../lib/io/safetensors.ts';
 import { add_, copy_, full, randn } from '../../lib/ops/index.ts';
 import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
 import { goldenArray, goldenArrays } from '../support/golden.ts';
@@ -145,6 +145,36 @@ describe('an adapter folder', () => {
       expect(Math.abs(error.maxAbsError - worst)).toBeLessThan(1e-7);
       expect(error.maxAbsError).toBeLessThan(dtype === 'f32' ? 1e-6 : 0.02);
       expect(error.module).toMatch(/^layers\./);
+    }
+  });
+
+  it.each([
+    [
+      "a state dict with the adapter's name",
+      (key: string) => key.replace(/lora_(A|B|magnitude_vector)/, '$&.default'),
+    ],
+    ['a magnitude that ends in .weight', (key: string) => key.replace(/vector$/, 'vector.weight')],
+    [
+      'both',
+      (key: string) =>
+        key.replace(/lora_(A|B)/, '$&.default').replace(/vector$/, 'vector.default.weight'),
+    ],
+    ['keys without a prefix', (key: string) => key.replace('base_model.model.', '')],
+  ])('is read with other keys: %s', async (_, rename) => {
+    for (const config of [{ useDora: true }, { loraBias: true }]) {
+      const model = new TinyModel();
+      const tuned = await AdapterModel.create(model, { r: 3, ...config });
+      disturb(tuned);
+      await tuned.save(folder);
+      const path = join(folder, 'adapter_model.safetensors');
+      const { tensors } = await loadSafetensors(path);
+      await saveSafetensors(
+        path,
+        Object.fromEntries(Object.entries(tensors).map(([key, value]) => [rename(key), value])),
+      );
+      const loaded = new TinyModel();
+      await AdapterModel.load(loaded, folder);
+      expectNear(hidden(loaded), hidden(model), 1e-5);
     }
   });
 

@@ -46,9 +46,9 @@ export interface StartModule {
 
 /** One way in which A and B start: a value, or a family of values, of `initLoraWeights`. */
 export interface Start<Value extends boolean | string = boolean | string> {
-  /** How help and errors write the values, such as `pissa_niter_N`. */
+  /** The values as help and errors write them, such as `pissa_niter_N`. */
   readonly shown: readonly string[];
-  /** What A and B are, in a line. */
+  /** A line that says what A and B are. */
   readonly title: string;
   /** Whether a value of `initLoraWeights` names this start. */
   accepts(value: boolean | string): value is Value;
@@ -88,16 +88,17 @@ export interface VariantParameter {
   readonly alsoReadAs?: readonly string[];
   /** Whether weight decay takes it. */
   readonly decays: boolean;
+  /** Its shape beside a linear. */
   shape(linear: Linear): readonly number[];
   /** Its first value, in f32 (f64 beside f64). The pair stands already. */
   start(module: VariantModule): Tensor;
 }
 
-/** What an adapted linear computes, and what becomes of it when it is merged or exported. */
+/** A form of the adapted linear: what it computes, and what becomes of it when it is merged or exported. */
 export interface Variant {
   /** The option that selects it; null: it runs where no other is selected. */
   readonly option: string | null;
-  /** The output y for the input x, in a line. */
+  /** A line that says what the output y is for the input x. */
   readonly formula: string;
   readonly parameters: readonly VariantParameter[];
   /** Why it cannot go with a value of `initLoraWeights`, behind its option's name; null: it can. */
@@ -127,7 +128,7 @@ export interface Variant {
   readonly residualObstacle: string | null;
 }
 
-/** How alpha and rank become the scale s = alpha / divisor(r). */
+/** A rule by which alpha and rank become the scale s = alpha / divisor(r). */
 export interface Scaling {
   /** The option that selects it; null: it holds where no other is selected. */
   readonly option: string | null;
@@ -142,13 +143,13 @@ export interface Method<
   Starts extends readonly Start[] = readonly Start[],
 > {
   readonly name: Name;
-  /** What it is, in a line. */
+  /** A line that says what it is. */
   readonly title: string;
-  /** Where it was published; null: nowhere in particular. */
+  /** Its publication, such as `arXiv 2106.09685`; null: none in particular. */
   readonly source: string | null;
-  /** What the name sets of an adapter's configuration; null: there is no adapter, every weight is trained. */
+  /** Settings of the adapter's configuration that the name stands for; null: no adapter, every weight is trained. */
   readonly adapter: MethodPreset | null;
-  /** What the name sets of the regularizers, by the task that the model is tuned for (default: nothing, so none runs). */
+  /** Settings of the regularizers that the name stands for, by task (default: none, so no regularizer runs). */
   readonly regularizers?: Readonly<Record<string, Readonly<Record<string, number>>>>;
   /** Switches of PEFT's LoraConfig that it brings. */
   readonly options?: Options;

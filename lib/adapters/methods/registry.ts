@@ -23,6 +23,7 @@ type Listed = (typeof kMethods)[number];
 /** Names of the methods: `--method`, `resolveMethod`. */
 export type MethodName = Listed['name'];
 
+/** What all members of a union are at once. */
 type Intersection<T> = (T extends unknown ? (value: T) => void : never) extends (
   value: infer I,
 ) => void
@@ -70,7 +71,7 @@ const kStarts: readonly Start[] = kMethods.flatMap(({ starts }): readonly Start[
 const kVariants: readonly Variant[] = kMethods.flatMap(({ variants }) => variants ?? []);
 const kScalings: readonly Scaling[] = kMethods.flatMap(({ scaling }) => scaling ?? []);
 
-/** How help and errors write the values of `initLoraWeights`. */
+/** The values of `initLoraWeights` as help and errors write them. */
 export const START_NAMES: readonly string[] = kStarts.flatMap(({ shown }) => shown);
 
 /** Names of the starts that come out of the weights. */
