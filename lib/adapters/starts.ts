@@ -79,7 +79,7 @@ export async function digestOf(
     hash.update(`${name} ${fromWeight}`);
     for (const [key, tensor] of Object.entries({ a, b })) {
       const values = (await tensor.data()) as Float32Array | Float64Array;
-      const bad = values.findIndex((value) => !Number.isFinite(value));
+      const bad = firstNotFinite(values);
       if (bad >= 0) {
         for (const pair of pairs) for (const made of [pair.a, pair.b]) made.dispose();
         refuse(name, `element ${bad} of ${key} is ${values[bad]}`);
@@ -88,6 +88,12 @@ export async function digestOf(
     }
   }
   return hash.digest('hex').slice(0, 16);
+}
+
+/** Place of the first value that is not finite, -1 if there is none. A loop: findIndex takes several times as long. */
+function firstNotFinite(values: Float32Array | Float64Array): number {
+  for (let at = 0; at < values.length; at++) if (!Number.isFinite(values[at])) return at;
+  return -1;
 }
 
 function ofList(init: boolean | string, targets: readonly PairTarget[]) {
