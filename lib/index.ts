@@ -8,7 +8,6 @@ export {
 export {
   ALL_LINEAR,
   formatAdapterConfig,
-  type InitLoraWeights,
   type LoraConfig,
   type LoraConfigInput,
   loraConfig,
@@ -16,9 +15,22 @@ export {
   parseAdapterConfig,
 } from './adapters/config.ts';
 export { FullModel } from './adapters/full_model.ts';
-export type { InitialPair, LowRankPair } from './adapters/init.ts';
+export type { LowRankPair } from './adapters/low_rank.ts';
 export { type MergeError, saveMerged } from './adapters/merge.ts';
+export { type InitLoraWeights, METHODS, type MethodSwitches } from './adapters/methods/registry.ts';
+export type {
+  Method,
+  MethodOption,
+  MethodPreset,
+  Scaling,
+  Start,
+  StartModule,
+  Variant,
+  VariantModule,
+  VariantParameter,
+} from './adapters/methods/method.ts';
 export type { SavedModules } from './adapters/saved_modules.ts';
+export type { InitialPair, StartFunction } from './adapters/starts.ts';
 export type { Target, TargetCandidate } from './adapters/targets.ts';
 export type { TrainedParameter } from './adapters/trained_parameter.ts';
 export type { ExportForm, NamedTensor, TrainingPass, TunedModel } from './adapters/tuned_model.ts';
@@ -132,7 +144,6 @@ export {
 export type { BatchPlan, MemoryBudget } from './train/memory_plan.ts';
 export {
   type AdapterMethod,
-  METHODS,
   type ResolvedMethod,
   type ResolvedRegularizers,
   resolveMethod,

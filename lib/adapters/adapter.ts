@@ -3,8 +3,9 @@ import type { Model } from '../models/index.ts';
 import { copy_ } from '../ops/index.ts';
 import { noGrad, type Tensor } from '../tensor.ts';
 import { checkSameTensors, isOfHead } from './attach.ts';
-import type { LoraConfig } from './config.ts';
-import type { LoraModule, Power } from './lora_module.ts';
+import { configIdentity, type LoraConfig } from './config.ts';
+import type { AdapterState, LoraModule } from './lora_module.ts';
+import { variantOf } from './methods/registry.ts';
 import type { SavedModules } from './saved_modules.ts';
 import type { NamedTensor } from './tuned_model.ts';
 
@@ -12,49 +13,59 @@ export interface AdapterParts {
   readonly config: LoraConfig;
   readonly modules: readonly LoraModule[];
   readonly saved: SavedModules | null;
-  readonly power: Power;
-  /** What the user should know about a loaded adapter. */
+  readonly shared: AdapterState;
+  /** Remarks for the user about a loaded adapter. */
   readonly warnings: readonly string[];
+  /** Digest of what the caller's own start function gave; null or left out: the configuration names the start. */
+  readonly startDigest?: string | null;
 }
 
 export class Adapter {
   readonly config: LoraConfig;
   readonly modules: readonly LoraModule[];
   readonly saved: SavedModules | null;
-  readonly power: Power;
+  readonly shared: AdapterState;
   readonly warnings: readonly string[];
+  readonly startDigest: string | null;
 
   constructor(
     readonly name: string,
-    { config, modules, saved, power, warnings }: AdapterParts,
+    { config, modules, saved, shared, warnings, startDigest = null }: AdapterParts,
   ) {
     this.config = config;
     this.modules = modules;
     this.saved = saved;
-    this.power = power;
+    this.shared = shared;
+    this.startDigest = startDigest;
     this.warnings = warnings;
   }
 
   /** Takes part in the model's forwards, or leaves them to the base. */
-  turn(on: boolean): void {
-    if (on === this.power.on) return;
-    this.power.on = on;
-    if (on) this.saved?.on();
+  setEnabled(enabled: boolean): void {
+    if (enabled === this.shared.enabled) return;
+    this.shared.enabled = enabled;
+    if (enabled) this.saved?.on();
     else this.saved?.off();
   }
 
-  /** Hooks the linears and turns on. */
+  /** Hooks the linears and takes part. */
   attach(): void {
     for (const module of this.modules) module.linear.adapter = module;
-    this.turn(true);
+    this.setEnabled(true);
   }
 
-  /** Turns off and leaves the linears. */
+  /** Leaves the forwards and the linears. */
   detach(): void {
-    this.turn(false);
+    this.setEnabled(false);
     for (const module of this.modules) {
       if (module.linear.adapter === module) module.linear.adapter = null;
     }
+  }
+
+  /** Facts that must be the same for a state to fit, as plain JSON. */
+  identity(): Record<string, unknown> {
+    const adapter = configIdentity(this.config, this.startDigest);
+    return { method: 'adapter', adapter, adapterSeed: this.shared.seed };
   }
 
   trainsHead(model: Model): boolean {
@@ -62,9 +73,8 @@ export class Adapter {
   }
 
   get graphObstacle(): string | null {
-    if (this.power.dropout > 0) return 'loraDropout > 0 drops other inputs in each pass';
-    if (this.config.useDora) return "useDora keeps its rows' norms from pass to pass";
-    return this.saved?.graphObstacle ?? null;
+    if (this.shared.dropout > 0) return 'loraDropout > 0 drops other inputs in each pass';
+    return variantOf(this.config).graphObstacle ?? this.saved?.graphObstacle ?? null;
   }
 
   /** A, B and what else is trained of every module, then the parameters of modules that are saved whole. */

@@ -106,7 +106,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     this.#active.detach();
     this.#active = next;
     next.attach();
-    next.turn(this.#enabled);
+    next.setEnabled(this.#enabled);
   }
 
   /** Takes an adapter off and frees its tensors. @throws ArgumentError for the active one */
@@ -172,13 +172,13 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
 
   set enabled(value: boolean) {
     this.#enabled = value;
-    this.#active.turn(value);
+    this.#active.setEnabled(value);
   }
 
   trainingPass(pass: TrainingPass | null): void {
-    const { power } = this.#active;
-    power.pass = pass;
-    this.model.dropsInputs = pass !== null && power.dropout > 0;
+    const { shared } = this.#active;
+    shared.pass = pass;
+    this.model.dropsInputs = pass !== null && shared.dropout > 0;
   }
 
   collectGradients(): void {
@@ -203,8 +203,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   }
 
   identity(): Record<string, unknown> {
-    const { baseModelNameOrPath: _, ...config } = this.config;
-    return { method: 'adapter', adapter: config, adapterSeed: this.#active.power.seed };
+    return this.#active.identity();
   }
 
   checkForm(form: ExportForm): void {

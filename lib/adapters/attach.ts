@@ -1,16 +1,14 @@
 /**
  * The way from a model to the linear modules that adapters hook, and the checks on the way.
  */
-import { withDevice } from '../device.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import { Linear } from '../nn/linear.ts';
 import { copy_, zeros } from '../ops/index.ts';
 import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
-import type { LoraConfig } from './config.ts';
-import { type InitialPair, initialiser, type LowRankPair } from './init.ts';
+import { type LowRankPair, masterDType } from './low_rank.ts';
+import type { Variant } from './methods/method.ts';
 import type { TargetCandidate } from './targets.ts';
-import { masterDType } from './variants.ts';
 
 /** A linear module of a model under its path in the checkpoint. */
 export interface NamedLinear extends TargetCandidate {
@@ -72,34 +70,6 @@ export function freezeBase(model: Model): void {
   }
 }
 
-/** A module whose pair {@link initialPairs} makes. */
-export interface PairTarget {
-  name: string;
-  r: number;
-  scale: number;
-  linear: Linear;
-  seed: number;
-}
-
-/** First values of the modules' pairs, in their order. All modules are on one device. */
-export function initialPairs(config: LoraConfig, targets: readonly PairTarget[]): InitialPair[] {
-  const device = targets[0]?.linear.weight.device;
-  const inputs = targets.map(({ linear, ...rest }) => {
-    const [outFeatures, inFeatures] = linear.weight.shape as [number, number];
-    const weight = (): Tensor =>
-      linear.weight.dtype === 'f64' ? linear.weight.to('f32') : linear.weight;
-    return { ...rest, outFeatures, inFeatures, weight };
-  });
-  const pairs = withDevice(device, () => unscoped(() => initialiser(config)(inputs)));
-  return pairs.map((initial, i) => {
-    if (targets[i]?.linear.weight.dtype !== 'f64') return initial;
-    const { a, b } = initial;
-    const wide = unscoped(() => ({ ...initial, a: a.to('f64'), b: b.to('f64') }));
-    for (const tensor of [a, b]) tensor.dispose();
-    return wide;
-  });
-}
-
 /** Masters of their own that collect gradients; `pair` stays as it is. */
 export function trainablePair(pair: LowRankPair, linear: Linear): LowRankPair {
   return { a: masterOf(pair.a, linear), b: masterOf(pair.b, linear) };
@@ -114,20 +84,25 @@ export function masterOf(values: Tensor, { weight }: Linear): Tensor {
   return master;
 }
 
-/** @throws FormatError if a pair or a variant's tensor does not fit its module. */
+/** @throws FormatError if a pair or a tensor of its variant does not fit its module. */
 export function checkShapes(
-  { name, pair: { a, b }, extra }: { name: string; pair: LowRankPair; extra: Tensor | null },
-  { inFeatures, outFeatures }: Linear,
+  loaded: { name: string; pair: LowRankPair; parameters: ReadonlyMap<string, Tensor> },
+  { linear, variant }: { linear: Linear; variant: Variant },
   path: string,
 ): void {
+  const { name, pair, parameters } = loaded;
+  const { inFeatures, outFeatures } = linear;
+  const { a, b } = pair;
   const fits =
     a.shape[1] === inFeatures &&
     b.shape[0] === outFeatures &&
-    (extra === null || extra.shape.join() === String(outFeatures));
+    variant.parameters.every(
+      ({ key, shape }) => parameters.get(key)?.shape.join() === shape(linear).join(),
+    );
   if (fits) return;
-  const beside = extra === null ? '' : ` and (${extra.shape.join(',')}) beside them`;
+  const beside = Array.from(parameters, ([key, { shape }]) => `, ${key} (${shape.join(',')})`);
   throw new FormatError(
-    `${path}: ${name}: lora_A (r,in)=(${a.shape.join(',')}), lora_B (out,r)=(${b.shape.join(',')})${beside} ` +
+    `${path}: ${name}: lora_A (r,in)=(${a.shape.join(',')}), lora_B (out,r)=(${b.shape.join(',')})${beside.join('')} ` +
       `do not fit the weight (out,in)=(${outFeatures},${inFeatures})`,
     { path },
   );

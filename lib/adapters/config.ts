@@ -6,16 +6,28 @@
  * an adapter that loads and computes something else is worse than one that does not load.
  */
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
-import { ConfigReader, type InitLoraWeights, type Raw } from './config_reader.ts';
+import { ConfigReader, type Raw } from './config_reader.ts';
+import {
+  type InitLoraWeights,
+  METHOD_OPTION_NAMES,
+  type MethodSwitches,
+  scalingOf,
+  selectedVariants,
+  startNamed,
+} from './methods/registry.ts';
 import { compareCodePoints, PythonFloat, type PythonJson, pythonJson } from './python_json.ts';
+import { INIT_CHOICES, type StartFunction } from './starts.ts';
 
 export type { InitLoraWeights };
 
-/** What a user may write; PEFT's snake case spelling of every key is accepted as well. */
-export interface LoraConfigInput {
+/**
+ * An adapter's configuration as a user writes it; PEFT's snake case spelling of every key is accepted as well. The switches of
+ * the methods (`useRslora`, `useDora`, ...) are declared in their files.
+ */
+export interface LoraConfigInput extends Partial<MethodSwitches> {
   /** Rank (default 8, as in PEFT). */
   r?: number;
-  /** Scale of the update: alpha / r, or alpha / sqrt(r) with `useRslora` (default 8). May be fractional. */
+  /** Scale of the update: alpha / r, unless a method scales otherwise (default 8). May be fractional. */
   loraAlpha?: number;
   /** Share of the pair's inputs that training drops (default 0). */
   loraDropout?: number;
@@ -25,12 +37,8 @@ export interface LoraConfigInput {
   /** Regular expressions of module paths with their own rank or alpha; the first match in the order given counts. */
   rankPattern?: Readonly<Record<string, number>>;
   alphaPattern?: Readonly<Record<string, number>>;
-  useRslora?: boolean;
-  /** DoRA: the rows of W + s B A are brought to a trained length (default false). */
-  useDora?: boolean;
-  /** B has a bias of its own (default false). */
-  loraBias?: boolean;
-  initLoraWeights?: InitLoraWeights;
+  /** How A and B start: by name (docs/adapters.md), or a function that is given all modules (default true). */
+  initLoraWeights?: InitLoraWeights | StartFunction;
   /** Trailing names of modules that are trained and kept whole, in the place of the base's. */
   modulesToSave?: readonly string[] | null;
   /** Block numbers to adapt, all if absent; `layersPattern` names the list that they count (default: any). */
@@ -42,7 +50,7 @@ export interface LoraConfigInput {
 }
 
 /** A checked configuration, every field present. Patterns are lists: their order decides and objects do not keep it. */
-export interface LoraConfig {
+export interface LoraConfig extends MethodSwitches {
   readonly r: number;
   readonly loraAlpha: number;
   readonly loraDropout: number;
@@ -50,13 +58,10 @@ export interface LoraConfig {
   readonly excludeModules: readonly string[] | string | null;
   readonly rankPattern: readonly (readonly [pattern: string, r: number])[];
   readonly alphaPattern: readonly (readonly [pattern: string, alpha: number])[];
-  readonly useRslora: boolean;
-  readonly useDora: boolean;
-  readonly loraBias: boolean;
   /** In the order given, PEFT's repetitions included. */
   readonly modulesToSave: readonly string[] | null;
   /** In a file also an initialisation that only PEFT knows, kept as text: the tensors are loaded over it. */
-  readonly initLoraWeights: InitLoraWeights | (string & {});
+  readonly initLoraWeights: InitLoraWeights | StartFunction | (string & {});
   readonly layersToTransform: readonly number[] | null;
   readonly layersPattern: readonly string[] | string | null;
   readonly fanInFanOut: boolean;
@@ -72,9 +77,9 @@ export const ALL_LINEAR = 'all-linear';
 /** The PEFT release whose adapter_config.json is written. */
 const kPeftVersion = '0.21.2';
 const kDefaultRank = 8;
-const kPissa = /^pissa(_niter_([0-9]+))?$/;
-/** Initialisations of PEFT that leave the base weights alone; a trained adapter that began so is a plain LoRA. */
-const kHarmlessInits = new Set(['gaussian', 'eva', 'orthogonal']);
+
+/** The methods' switches by their keys in PEFT's files. */
+const kSwitches = new Map(METHOD_OPTION_NAMES.map((name) => [snakeCase(name), name]));
 
 /** Keys that change nothing in what an adapter computes. */
 const kIgnored = new Set([
@@ -113,9 +118,6 @@ const kUnderstood = new Set([
   'exclude_modules',
   'rank_pattern',
   'alpha_pattern',
-  'use_rslora',
-  'use_dora',
-  'lora_bias',
   'modules_to_save',
   'init_lora_weights',
   'layers_to_transform',
@@ -125,6 +127,7 @@ const kUnderstood = new Set([
   'task_type',
   'base_model_name_or_path',
   'revision',
+  ...kSwitches.keys(),
 ]);
 
 /** Checks a user's configuration. @throws ArgumentError on an unknown key or a bad value, UnsupportedError. */
@@ -132,7 +135,7 @@ export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraCon
   const raw: Raw = {};
   for (const [key, value] of Object.entries(input)) {
     if (value === undefined) continue;
-    const name = key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+    const name = snakeCase(key);
     if (name in raw) throw new ArgumentError(`loraConfig: "${name}" is given in both spellings`);
     if (!kUnderstood.has(name) && !kIgnored.has(name) && !Object.hasOwn(kUnsupported, name)) {
       throw new ArgumentError(
@@ -143,9 +146,10 @@ export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraCon
   }
   refuseUnsupported(raw, 'loraConfig', new Set());
   const config = build({ target_modules: ALL_LINEAR, inference_mode: true, ...raw }, 'loraConfig');
-  if (!isKnownInit(config.initLoraWeights)) {
+  const { initLoraWeights: init } = config;
+  if (typeof init !== 'function' && startNamed(init) === null) {
     throw new UnsupportedError(
-      `loraConfig: initLoraWeights "${String(config.initLoraWeights)}" is not supported`,
+      `loraConfig: initLoraWeights "${String(init)}" is not supported: ${INIT_CHOICES}`,
     );
   }
   return config;
@@ -199,12 +203,12 @@ export function formatAdapterConfig(config: LoraConfig): string {
     exclude_modules: list(config.excludeModules),
     fan_in_fan_out: config.fanInFanOut,
     inference_mode: config.inferenceMode,
-    init_lora_weights: config.initLoraWeights,
+    // PEFT has no name for a caller's own start, and needs none: the file holds what came of it.
+    init_lora_weights: typeof config.initLoraWeights === 'function' ? true : config.initLoraWeights,
     layers_pattern: list(config.layersPattern),
     layers_to_transform: config.layersToTransform === null ? null : [...config.layersToTransform],
     loftq_config: {},
     lora_alpha: config.loraAlpha,
-    lora_bias: config.loraBias,
     lora_dropout: new PythonFloat(config.loraDropout),
     lora_ga_config: null,
     megatron_core: 'megatron.core',
@@ -217,30 +221,45 @@ export function formatAdapterConfig(config: LoraConfig): string {
     revision: config.revision,
     target_modules: list(config.targetModules),
     task_type: config.taskType,
-    use_dora: config.useDora,
-    use_rslora: config.useRslora,
+    ...Object.fromEntries(Array.from(kSwitches, ([key, name]) => [key, config[name]])),
   });
 }
 
-/** Power iterations of a PiSSA initialisation: null is "to convergence", undefined is "not a PiSSA". */
-export function pissaIterations(init: LoraConfig['initLoraWeights']): number | null | undefined {
-  const match = typeof init === 'string' ? kPissa.exec(init) : null;
-  if (match === null) return undefined;
-  return match[2] === undefined ? null : Number(match[2]);
+/** The scale s of an update: alpha / r, with rank-stabilised LoRA alpha / sqrt(r). */
+export function loraScale(alpha: number, r: number, switches: MethodSwitches): number {
+  return alpha / scalingOf(switches).divisor(r);
 }
 
-/** alpha / r, with rank-stabilised LoRA alpha / sqrt(r). */
-export function loraScale(alpha: number, r: number, useRslora: boolean): number {
-  return useRslora ? alpha / Math.sqrt(r) : alpha / r;
+/** Switches that the identity of every run holds, on or off, in their order: those of the first version. */
+const kFirstSwitches: readonly (keyof MethodSwitches)[] = ['useRslora', 'useDora', 'loraBias'];
+const kLaterSwitches = METHOD_OPTION_NAMES.filter((name) => !kFirstSwitches.includes(name));
+
+/**
+ * The part of a run's identity that is the adapter's configuration. A switch that came later stands in it only where it is on,
+ * so that checkpoints from before it fit; a start function is named by the digest of what it gave.
+ */
+export function configIdentity(
+  config: LoraConfig,
+  startDigest: string | null,
+): Record<string, unknown> {
+  const off = (key: string): boolean =>
+    kLaterSwitches.some((name) => name === key && !config[name]);
+  const entries = Object.entries(config)
+    .filter(([key]) => key !== 'baseModelNameOrPath' && !off(key))
+    .map(([key, value]) => [key, typeof value === 'function' ? `function ${startDigest}` : value]);
+  return Object.fromEntries(entries);
 }
 
-/** Whether the tensors of an adapter that began so belong on the untouched base. */
-export function keepsBase(init: LoraConfig['initLoraWeights']): boolean {
-  return typeof init === 'boolean' || kHarmlessInits.has(init);
+function switchesOf(read: ConfigReader): MethodSwitches {
+  const names = [...kFirstSwitches, ...kLaterSwitches];
+  return Object.fromEntries(
+    names.map((name) => [name, read.flag(snakeCase(name), false)]),
+  ) as unknown as MethodSwitches;
 }
 
-function isKnownInit(init: LoraConfig['initLoraWeights']): init is InitLoraWeights {
-  return typeof init === 'boolean' || init === 'gaussian' || kPissa.test(init);
+/** `useDora` -> `use_dora`, PEFT's spelling. */
+function snakeCase(name: string): string {
+  return name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 }
 
 /** Off, whatever the key means: how PEFT writes a feature that is not used. */
@@ -276,9 +295,7 @@ function build(raw: Raw, where: string): LoraConfig {
     excludeModules: read.names('exclude_modules'),
     rankPattern: read.pattern('rank_pattern', (key, value) => read.rank(key, value)),
     alphaPattern: read.pattern('alpha_pattern', (key, value) => read.number(key, value)),
-    useRslora: read.flag('use_rslora', false),
-    useDora: read.flag('use_dora', false),
-    loraBias: read.flag('lora_bias', false),
+    ...switchesOf(read),
     modulesToSave: read.list('modules_to_save'),
     initLoraWeights: read.init(),
     layersToTransform: read.layers(),
@@ -298,11 +315,13 @@ function refuseCombinations(config: LoraConfig, where: string): void {
   const refuse = (what: string): never => {
     throw new ArgumentError(`${where}: ${what}`);
   };
-  const { loraBias, useDora, initLoraWeights, targetModules } = config;
-  const { layersToTransform, layersPattern } = config;
-  if (loraBias && useDora) refuse('lora_bias cannot go with use_dora');
-  if (loraBias && typeof initLoraWeights !== 'boolean') {
-    refuse(`lora_bias needs init_lora_weights true or false, got "${initLoraWeights}"`);
+  const { initLoraWeights, targetModules, layersToTransform, layersPattern } = config;
+  const variants = selectedVariants(config);
+  const names = variants.map(({ option }) => snakeCase(option as string));
+  if (names.length > 1) refuse(`${names[0]} cannot go with ${names[1]}`);
+  for (const [i, variant] of variants.entries()) {
+    const why = variant.refuses(initLoraWeights);
+    if (why !== null) refuse(`${names[i]} ${why}`);
   }
   const regex = typeof targetModules === 'string' && targetModules !== ALL_LINEAR;
   if (regex && (layersToTransform !== null || layersPattern !== null)) {

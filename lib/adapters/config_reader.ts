@@ -1,8 +1,6 @@
 /** Reading the values of an adapter's configuration: types, ranges, and complaints that name the key and the value. */
 import { ArgumentError } from '../errors.ts';
-
-/** true: A uniform in +-1/sqrt(in), B zero. false: both uniform (for tests). */
-export type InitLoraWeights = boolean | 'gaussian' | 'pissa' | `pissa_niter_${number}`;
+import type { StartFunction } from './starts.ts';
 
 /** A configuration as it came, in snake case. */
 export type Raw = Record<string, unknown>;
@@ -90,10 +88,11 @@ export class ConfigReader {
     return Object.freeze(list as number[]);
   }
 
-  init(): InitLoraWeights | (string & {}) {
+  init(): boolean | string | StartFunction {
     const value = this.raw.init_lora_weights ?? true;
+    if (typeof value === 'function') return value as StartFunction;
     if (typeof value !== 'boolean' && typeof value !== 'string')
-      this.fail('init_lora_weights', 'a flag or a name', value);
+      this.fail('init_lora_weights', 'a flag, a name or a function', value);
     return value === 'lora' ? true : value;
   }
 }

@@ -1,37 +1,46 @@
 /**
- * What leaves an adapter: a plain LoRA on the untouched base, or PiSSA's own form, a pair of rank r on a residual model.
+ * The forms in which an adapter is written: a plain LoRA on the untouched base, or PiSSA's own form, a pair of rank r on a
+ * residual model.
  */
 import { join } from 'node:path';
 import { UnsupportedError } from '../errors.ts';
 import { type Model, saveModel } from '../models/index.ts';
 import { Conv1D } from '../nn/linear.ts';
-import { add, concat, mul, neg } from '../ops/index.ts';
+import { add, mul } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { AdapterModel, LoraModule } from './adapter_model.ts';
 import { linearNames } from './attach.ts';
 import type { LoraConfig } from './config.ts';
-import { productOf } from './merge.ts';
+import { type LowRankPair, productOf } from './low_rank.ts';
+import { STARTS_FROM_WEIGHT, scalingOf } from './methods/registry.ts';
 import { type ExportedModule, writePeftFolder } from './peft_folder.ts';
 
 /** Where the residual form puts its base, and the pair as it was before training (PEFT's `pissa_init`). */
 export const RESIDUAL_BASE = 'residual';
 export const INITIAL_ADAPTER = 'initial';
 
-/** One pair on the untouched base. With frozen first values: [A;A0], [B|-B0], the rank doubled and the scale kept. */
+/**
+ * One pair on the untouched base: what the variant makes of the module (`toLora`). With frozen first values [A;A0], [B|-B0], the
+ * rank doubled and the scale kept.
+ */
 export async function savePlain(adapter: AdapterModel<Model>, folder: string): Promise<void> {
-  const doubled = adapter.modules.some(({ frozen }) => frozen !== null);
-  const config = doubled ? doubledConfig(adapter.config) : adapter.config;
-  const modules = adapter.modules.map((module) => plainModule(module, adapter.config.useRslora));
+  const pairs = adapter.modules.map((module) => module.variant.toLora(module));
+  const own = new Set(adapter.modules.flatMap((module) => module.tensors()));
   try {
-    await write(adapter, folder, config, modules);
+    const modules = adapter.modules.map((module, i) =>
+      exported(module, pairs[i] as LowRankPair, adapter.config),
+    );
+    await write(adapter, folder, plainConfig(adapter, modules), modules);
   } finally {
-    if (doubled) for (const { pair } of modules) disposePair(pair);
+    for (const tensor of pairs.flatMap(({ a, b }) => [a, b])) {
+      if (!own.has(tensor)) tensor.dispose();
+    }
   }
 }
 
 /**
  * The pair of rank r, with the model W - s B0 A0 that it belongs on and its first values beside it.
- * @throws UnsupportedError for an adapter that did not start from its weights
+ * @throws UnsupportedError for an adapter that has no residual form
  */
 export async function saveResidual(adapter: AdapterModel<Model>, folder: string): Promise<void> {
   checkResidual(adapter);
@@ -46,7 +55,7 @@ export async function saveResidual(adapter: AdapterModel<Model>, folder: string)
   const trained = modules.map(({ name, pair, alpha }) => ({ name, pair, alpha }));
   const first = modules.map(({ name, frozen, alpha }) => ({
     name,
-    pair: frozen as LoraModule['pair'],
+    pair: frozen as LowRankPair,
     alpha,
   }));
   await write(adapter, folder, { ...plain, inferenceMode: true }, trained);
@@ -54,47 +63,49 @@ export async function saveResidual(adapter: AdapterModel<Model>, folder: string)
 }
 
 /** @throws UnsupportedError for an adapter that has no residual form */
-export function checkResidual({ modules, config }: AdapterModel<Model>): void {
+export function checkResidual({ modules }: AdapterModel<Model>): void {
   if (modules.some(({ frozen }) => frozen === null)) {
-    throw new UnsupportedError('export "residual" is for PiSSA adapters: this one has no residual');
-  }
-  if (config.useDora) {
     throw new UnsupportedError(
-      'export "residual" is not for DoRA: its norm belongs to the whole weight, export it as "lora"',
+      'export "residual" is for adapters that start from the weights (initLoraWeights ' +
+        `${STARTS_FROM_WEIGHT.join(', ')}): this one has no residual`,
+    );
+  }
+  for (const { variant } of modules) {
+    if (variant.residualObstacle === null) continue;
+    throw new UnsupportedError(
+      `export "residual" is not for ${variant.residualObstacle}, export it as "lora"`,
     );
   }
 }
 
-/** alpha/r stays with both doubled; alpha/sqrt(r) with alpha times sqrt(2). */
-export function doubledConfig(config: LoraConfig): LoraConfig {
-  const growth = alphaGrowth(config.useRslora);
+/** A module with the pair that is written; alpha keeps the scale at the pair's rank. */
+function exported(module: LoraModule, pair: LowRankPair, config: LoraConfig): ExportedModule {
+  const { name, r, alpha, parameters } = module;
+  const growth = (pair.a.shape[0] as number) / r;
+  return { name, pair, alpha: scalingOf(config).divisor(growth) * alpha, parameters };
+}
+
+/** The configuration at the rank that is written: of a pair with a frozen one alpha/r stays with both doubled. */
+function plainConfig(
+  { config, modules }: AdapterModel<Model>,
+  written: readonly ExportedModule[],
+): LoraConfig {
+  const growths = new Set(
+    modules.map(({ r }, i) => ((written[i] as ExportedModule).pair.a.shape[0] as number) / r),
+  );
+  const [growth = 1] = growths;
+  // Where modules grew differently every one is written by name.
+  const times = growths.size === 1 ? growth : 1;
+  const divisor = scalingOf(config).divisor(times);
+  const fromWeight = modules.some(({ frozen }) => frozen !== null);
   return {
     ...config,
-    r: 2 * config.r,
-    loraAlpha: growth * config.loraAlpha,
-    rankPattern: config.rankPattern.map(([name, r]) => [name, 2 * r] as const),
-    alphaPattern: config.alphaPattern.map(([name, alpha]) => [name, growth * alpha] as const),
-    initLoraWeights: true,
+    r: times * config.r,
+    loraAlpha: divisor * config.loraAlpha,
+    rankPattern: config.rankPattern.map(([name, r]) => [name, times * r] as const),
+    alphaPattern: config.alphaPattern.map(([name, alpha]) => [name, divisor * alpha] as const),
+    ...(fromWeight && { initLoraWeights: true }),
   };
-}
-
-/** A module as a plain pair: its own tensors, or new ones of rank 2r. */
-export function plainModule(module: LoraModule, useRslora: boolean): ExportedModule {
-  const { name, pair, frozen, alpha, extra, extraKey } = module;
-  const beside =
-    extra === null || extraKey === null ? {} : { extra: { key: extraKey, tensor: extra } };
-  if (frozen === null) return { name, pair, alpha, ...beside };
-  const doubled = scope(() =>
-    noGrad(() => ({
-      a: concat([pair.a, frozen.a], 0),
-      b: concat([pair.b, neg(frozen.b)], 1),
-    })),
-  );
-  return { name, pair: doubled, alpha: alphaGrowth(useRslora) * alpha, ...beside };
-}
-
-function alphaGrowth(useRslora: boolean): number {
-  return useRslora ? Math.SQRT2 : 2;
 }
 
 function write(
@@ -134,9 +145,4 @@ function residualWeight(adapter: AdapterModel<Model>, name: string, weight: Tens
   return scope(() =>
     noGrad(() => add(weight.to('f64'), mul(productOf(frozen), -scale)).to(weight.dtype)),
   );
-}
-
-function disposePair({ a, b }: { a: Tensor; b: Tensor }): void {
-  a.dispose();
-  b.dispose();
 }

@@ -2,15 +2,15 @@
 import { createHash } from 'node:crypto';
 import type { LinearAdapter, LinearUpdate } from '../nn/adapter_hook.ts';
 import type { Linear } from '../nn/linear.ts';
-import { type LowRank, rowNorm } from '../ops/index.ts';
+import type { LowRank } from '../ops/index.ts';
 import { noGrad, type Tensor, unscoped } from '../tensor.ts';
-import type { LowRankPair } from './init.ts';
+import { type LowRankPair, lowRankParts, PAIR_KEYS } from './low_rank.ts';
+import type { Variant, VariantModule } from './methods/method.ts';
 import type { NamedTensor, TrainingPass } from './tuned_model.ts';
-import type { Variant } from './variants.ts';
 
-/** What all modules of one adapter share: whether it takes part, and what is random in training. */
-export interface Power {
-  on: boolean;
+/** State that all modules of one adapter share: whether it takes part, and what is random in training. */
+export interface AdapterState {
+  enabled: boolean;
   /** The micro-batch that is being trained on; null: nothing is dropped. */
   pass: TrainingPass | null;
   readonly dropout: number;
@@ -24,46 +24,47 @@ export interface LoraParts {
   readonly frozen: LowRankPair | null;
   /** Whether the pair alone is what changes the linear; see {@link LowRank}. */
   readonly isChange: boolean;
-  /** s, and the alpha that it came from: s = alpha / r, rank-stabilised alpha / sqrt(r). */
+  /** s, and the alpha that it came from. */
   readonly scale: number;
   readonly alpha: number;
   readonly variant: Variant;
-  /** What the variant trains beside the pair, (out). */
-  readonly extra: Tensor | null;
+  /** Values of the variant's parameters by their keys; left out, they start. */
+  readonly parameters?: ReadonlyMap<string, Tensor>;
 }
 
 /** Micro-batches of a step that have masks of their own. */
 const kPassesPerStep = 2 ** 20;
 
-export class LoraModule implements LinearAdapter {
+export class LoraModule implements LinearAdapter, VariantModule {
   readonly name: string;
   readonly linear: Linear;
   readonly pair: LowRankPair;
   readonly frozen: LowRankPair | null;
   readonly scale: number;
   readonly alpha: number;
-  readonly extra: Tensor | null;
+  readonly variant: Variant;
+  /** Tensors that the variant trains beside the pair, by their keys in a PEFT file. */
+  readonly parameters: ReadonlyMap<string, Tensor>;
   readonly #isChange: boolean;
-  readonly #variant: Variant;
-  readonly #power: Power;
+  readonly #state: AdapterState;
   readonly #seed: number;
-  #norm: { tensor: Tensor; versions: string } | null = null;
+  readonly #derived = new Map<string, { tensor: Tensor; versions: string }>();
 
-  constructor(parts: LoraParts, power: Power) {
+  constructor(parts: LoraParts, state: AdapterState) {
     this.name = parts.name;
     this.linear = parts.linear;
     this.pair = parts.pair;
     this.frozen = parts.frozen;
     this.scale = parts.scale;
     this.alpha = parts.alpha;
-    this.extra = parts.extra;
+    this.variant = parts.variant;
     this.#isChange = parts.isChange;
-    this.#variant = parts.variant;
-    this.#power = power;
+    this.#state = state;
     this.#seed = createHash('sha256')
-      .update(`${power.seed}/${this.name}/dropout`)
+      .update(`${state.seed}/${this.name}/dropout`)
       .digest()
       .readUIntBE(0, 6);
+    this.parameters = parts.parameters ?? this.#startParameters();
   }
 
   get r(): number {
@@ -72,88 +73,79 @@ export class LoraModule implements LinearAdapter {
 
   /** The pairs that are added to W, with their scales. */
   get parts(): LowRank[] {
-    return lowRankParts(this.pair, this.frozen, this.scale);
+    return lowRankParts(this);
   }
 
   update(): LinearUpdate | null {
-    if (!this.#power.on) return null;
-    const { pair, frozen, scale, extra } = this;
-    const { pass, dropout: p } = this.#power;
-    return {
+    if (!this.#state.enabled) return null;
+    const { pair, frozen, scale } = this;
+    const { pass, dropout: p } = this.#state;
+    return this.variant.update(this, {
       ...pair,
       scale,
       isChange: this.#isChange,
       ...(frozen === null ? {} : { frozen }),
-      ...(extra === null ? {} : this.#variant.update(extra, this, () => this.norm())),
       ...(pass === null || p === 0
         ? {}
         : { dropout: { p, seed: this.#seed, stream: streamOf(pass) } }),
-    };
+    });
   }
 
-  /** From W + s B A in f64 to the weight of the merged linear, in f64. */
-  mergedWeight(exact: Tensor): Tensor {
-    return this.extra === null ? exact : this.#variant.mergeWeight(exact, this.extra);
+  parameter(key: string): Tensor {
+    return this.parameters.get(key) as Tensor;
   }
 
-  /** The bias of the merged linear in f64, null where it stays. @throws ArgumentError where it cannot be merged */
-  mergedBias(): Tensor | null {
-    return this.extra === null ? null : this.#variant.mergeBias(this.extra, this);
+  derived(key: string, make: () => Tensor): Tensor {
+    const { a, b } = this.pair;
+    const versions = `${a.version} ${b.version}`;
+    const kept = this.#derived.get(key);
+    if (kept?.versions === versions) return kept.tensor;
+    kept?.tensor.dispose();
+    this.#derived.delete(key);
+    const tensor = unscoped(() => noGrad(make));
+    this.#derived.set(key, { tensor, versions });
+    return tensor;
   }
 
-  /** What is trained, named as PEFT names it (without the last `.weight`). */
+  /** The trained tensors, named as PEFT names them (without the last `.weight`). */
   trained(): NamedTensor[] {
-    const { name, pair, extra } = this;
-    const list = [
-      { name: `${name}.lora_A`, tensor: pair.a },
-      { name: `${name}.lora_B`, tensor: pair.b },
+    const { name, pair } = this;
+    const named = (key: string): string => `${name}.${key.replace(/\.weight$/, '')}`;
+    return [
+      { name: named(PAIR_KEYS.a), tensor: pair.a },
+      { name: named(PAIR_KEYS.b), tensor: pair.b },
+      ...this.variant.parameters.map(({ key, decays }) => ({
+        name: named(key),
+        tensor: this.parameter(key),
+        decays,
+      })),
     ];
-    if (extra === null) return list;
-    const key = `${name}.${this.#variant.extraKey}`;
-    return [...list, { name: key, tensor: extra, decays: !key.endsWith('bias') }];
   }
 
-  /** Key of the extra tensor in a PEFT file, behind the module's path. */
-  get extraKey(): string | null {
-    return this.#variant.extraKey;
-  }
-
-  /** All that the module owns: what is trained and what it started from. */
+  /** All tensors that the module owns: those that are trained and those that it started from. */
   tensors(): Tensor[] {
-    const { pair, frozen, extra } = this;
+    const { pair, frozen, parameters } = this;
     const list = [pair.a, pair.b];
     if (frozen !== null) list.push(frozen.a, frozen.b);
-    if (extra !== null) list.push(extra);
-    return list;
+    return [...list, ...parameters.values()];
   }
 
   /** Frees what the module owns; the linear stays. */
   dispose(): void {
     for (const tensor of this.tensors()) tensor.dispose();
-    this.#norm?.tensor.dispose();
-    this.#norm = null;
+    for (const { tensor } of this.#derived.values()) tensor.dispose();
+    this.#derived.clear();
   }
 
-  /** Rows' norm of W + s B A: computed once for each value of A and B, however many micro-batches a step has. */
-  private norm(): Tensor {
-    const { a, b } = this.pair;
-    const versions = `${a.version} ${b.version}`;
-    if (this.#norm?.versions !== versions) {
-      this.#norm?.tensor.dispose();
-      const tensor = unscoped(() => noGrad(() => rowNorm(this.linear.weight, this.parts)));
-      this.#norm = { tensor, versions };
-    }
-    return this.#norm.tensor;
+  #startParameters(): Map<string, Tensor> {
+    return new Map(
+      this.variant.parameters.map(({ key, start }) => {
+        const tensor = unscoped(() => noGrad(() => start(this)));
+        tensor.requiresGrad = true;
+        return [key, tensor];
+      }),
+    );
   }
-}
-
-/** The pair, and what it takes out of W again. */
-export function lowRankParts(
-  pair: LowRankPair,
-  frozen: LowRankPair | null,
-  scale: number,
-): LowRank[] {
-  return [{ ...pair, scale }, ...(frozen === null ? [] : [{ ...frozen, scale: -scale }])];
 }
 
 function streamOf({ step, microBatch }: TrainingPass): number {

@@ -1,14 +1,14 @@
 /** Fresh adapters, and adapters out of PEFT folders. The model must stand as the base while one is made. */
+import { UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import type { Linear } from '../nn/linear.ts';
 import { matmul, mul, square, sum } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
-import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
+import { noGrad, scope, type Tensor } from '../tensor.ts';
 import { Adapter } from './adapter.ts';
 import {
   checkShapes,
   freezeBase,
-  initialPairs,
   linearNamed,
   linearsOf,
   masterOf,
@@ -16,25 +16,26 @@ import {
   refuseHead,
   trainablePair,
 } from './attach.ts';
-import {
-  keepsBase,
-  type LoraConfig,
-  type LoraConfigInput,
-  loraConfig,
-  loraScale,
-} from './config.ts';
-import type { InitialPair, LowRankPair } from './init.ts';
-import { LoraModule, type LoraParts, lowRankParts, type Power } from './lora_module.ts';
+import { type LoraConfig, type LoraConfigInput, loraConfig, loraScale } from './config.ts';
+import { type AdapterState, LoraModule } from './lora_module.ts';
+import type { LowRankPair } from './low_rank.ts';
+import { keepsBase, startNamed, variantOf } from './methods/registry.ts';
 import { readPeftFolder } from './peft_folder.ts';
 import { CLASSIFIER_MODULES, isSaved, SavedModules } from './saved_modules.ts';
+import {
+  digestOf,
+  type InitialPair,
+  initialPairs,
+  type PairTarget,
+  startBatches,
+} from './starts.ts';
 import { isSelected, moduleSettings, resolveTargets } from './targets.ts';
-import { type Variant, type VariantInput, variantOf } from './variants.ts';
 
 /** Options of {@link AdapterModel.create}. */
 export interface CreateOptions {
-  /** Of the adapter's first values and its dropout (default 42). */
+  /** Seed of the adapter's first values and its dropout (default 42). */
   seed?: number;
-  /** By which {@link AdapterModel.use} finds it (default "default"). */
+  /** Name by which {@link AdapterModel.use} finds it (default "default"). */
   name?: string;
 }
 
@@ -46,7 +47,6 @@ export interface LoadOptions extends CreateOptions {
 
 export const DEFAULT_ADAPTER = 'default';
 const kSeed = 42;
-const kBatch = 64;
 const kNamesShown = 3;
 
 /** @throws ArgumentError if targets or modules to save match nothing, or a rank exceeds a matrix */
@@ -56,33 +56,50 @@ export async function createAdapter(
   { seed = kSeed, name: adapterName = DEFAULT_ADAPTER }: CreateOptions,
 ): Promise<Adapter> {
   const config = withHead(model, loraConfig(input));
-  const variant = variantOf(config);
+  const { initLoraWeights: init } = config;
   freezeBase(model);
   const saved = config.modulesToSave && new SavedModules(model, config.modulesToSave);
   const linears = linearsOf(model).filter(({ name }) => !isSaved(name, config.modulesToSave));
-  const targets = resolveTargets(config, linears);
-  for (const { name } of targets) refuseHead(model, name);
-  const power: Power = { on: false, pass: null, dropout: config.loraDropout, seed };
+  const targets = resolveTargets(config, linears).map((target) => {
+    refuseHead(model, target.name);
+    return { ...target, seed, linear: linearNamed(linears, target.name, 'targetModules') };
+  });
+  const shared = sharedState(config, seed);
   const modules: LoraModule[] = [];
-  for (const batch of batchesOf(targets)) {
-    const found = batch.map((target) => ({
-      ...target,
-      seed,
-      linear: linearNamed(linears, target.name, 'targetModules'),
-    }));
-    const initial = initialPairs(config, found);
-    for (const [i, { name, linear, scale, alpha }] of found.entries()) {
-      const first = initial[i] as InitialPair;
-      const pair = trainablePair(first, linear);
-      const frozen = first.fromWeight ? first : null;
-      if (frozen === null) for (const tensor of [first.a, first.b]) tensor.dispose();
-      const isChange = mayRound(config) && !first.fromWeight;
-      const base = { name, linear, pair, frozen, isChange, scale, alpha, variant };
-      modules.push(new LoraModule({ ...base, extra: startOf(variant, base) }, power));
+  let startDigest: string | null = null;
+  try {
+    for (const batch of startBatches(init, targets)) {
+      const initial = initialPairs(init, batch);
+      if (typeof init === 'function') startDigest = await digestOf(initial, batch);
+      for (const [i, target] of batch.entries()) {
+        const first = initial[i] as Required<InitialPair>;
+        modules.push(await freshModule(target, first, { config, shared }));
+      }
+      await synchronize();
     }
-    await synchronize();
+  } catch (error) {
+    for (const module of modules) module.dispose();
+    saved?.dispose();
+    throw error;
   }
-  return new Adapter(adapterName, { config, modules, saved, power, warnings: [] });
+  return new Adapter(adapterName, { config, modules, saved, shared, warnings: [], startDigest });
+}
+
+/** A module on its first pair, which becomes its own where it is kept frozen and is freed where not. */
+async function freshModule(
+  { name, linear, scale, alpha }: PairTarget,
+  { fromWeight, ...first }: Required<InitialPair>,
+  { config, shared }: { config: LoraConfig; shared: AdapterState },
+): Promise<LoraModule> {
+  const variant = variantOf(config);
+  const pair = trainablePair(first, linear);
+  const frozen = fromWeight ? first : null;
+  if (frozen === null) for (const tensor of Object.values(first)) tensor.dispose();
+  // What a function gives may be of any size; a listed start that leaves the base alone is small by its making.
+  const isSmall =
+    typeof config.initLoraWeights !== 'function' || (await isSmallSum(pair, linear, scale));
+  const isChange = variant.pairIsChange && frozen === null && isSmall;
+  return new LoraModule({ name, linear, pair, frozen, isChange, scale, alpha, variant }, shared);
 }
 
 /**
@@ -96,7 +113,14 @@ export async function loadAdapter(
 ): Promise<Adapter> {
   const read = await readPeftFolder(folder, { ...options, device: model.device });
   const { config, modules: found, saved: values, path } = read;
-  const plain = keepsBase(config.initLoraWeights);
+  const { initLoraWeights: init } = config;
+  const plain = keepsBase(init);
+  if (!plain && startNamed(init) === null) {
+    throw new UnsupportedError(
+      `${folder}: the adapter was saved as init_lora_weights "${String(init)}", so it belongs on a residual that only PEFT ` +
+        'makes: save it there as a plain LoRA (path_initial_model_for_weight_conversion)',
+    );
+  }
   const variant = variantOf(config);
   freezeBase(model);
   const names = config.modulesToSave ?? (values.size > 0 ? CLASSIFIER_MODULES : null);
@@ -104,28 +128,32 @@ export async function loadAdapter(
   for (const tensor of values.values()) tensor.dispose();
   const linears = linearsOf(model);
   const settings = moduleSettings(config);
-  const power: Power = { on: false, pass: null, dropout: config.loraDropout, seed };
+  const shared = sharedState(config, seed);
   const modules: LoraModule[] = [];
-  for (const batch of batchesOf([...found])) {
-    const targets = batch.map(([name, { pair: loaded, extra: value }]) => {
+  for (const batch of startBatches(init, [...found])) {
+    const targets = batch.map(([name, loaded]) => {
       const linear = linearNamed(linears, name, folder);
       refuseHead(model, name);
-      checkShapes({ name, pair: loaded, extra: value }, linear, folder);
+      checkShapes({ name, ...loaded }, { linear, variant }, folder);
       const { alpha } = settings(name);
-      const r = loaded.a.shape[0] as number;
-      const scale = loraScale(alpha, r, config.useRslora);
-      return { name, linear, alpha, r, scale, seed, loaded, value };
+      const r = loaded.pair.a.shape[0] as number;
+      return { name, linear, alpha, r, scale: loraScale(alpha, r, config), seed, loaded };
     });
-    const initial = plain ? [] : initialPairs(config, targets);
-    for (const [i, { name, linear, scale, alpha, loaded, value }] of targets.entries()) {
-      const pair = trainablePair(loaded, linear);
-      const extra = value && masterOf(value, linear);
-      for (const tensor of [loaded.a, loaded.b, value]) tensor?.dispose();
-      const frozen = initial[i] ?? null;
+    const initial = plain ? [] : initialPairs(init, targets);
+    for (const [i, { name, linear, scale, alpha, loaded }] of targets.entries()) {
+      const pair = trainablePair(loaded.pair, linear);
+      const parameters = new Map(
+        Array.from(loaded.parameters, ([key, value]) => [key, masterOf(value, linear)]),
+      );
+      for (const tensor of [loaded.pair.a, loaded.pair.b, ...loaded.parameters.values()]) {
+        tensor.dispose();
+      }
+      const first = initial[i];
+      const frozen = first === undefined ? null : { a: first.a, b: first.b };
       const isChange =
-        mayRound(config) && frozen === null && (await isSmallSum(pair, linear, scale));
-      const base = { name, linear, pair, frozen, isChange, scale, alpha };
-      modules.push(new LoraModule({ ...base, variant, extra }, power));
+        variant.pairIsChange && frozen === null && (await isSmallSum(pair, linear, scale));
+      const parts = { name, linear, pair, frozen, isChange, scale, alpha, variant, parameters };
+      modules.push(new LoraModule(parts, shared));
     }
     await synchronize();
   }
@@ -135,11 +163,12 @@ export async function loadAdapter(
     path,
   );
   const warnings = [...(plain ? [] : [residualWarning(config, folder)]), ...missing];
-  return new Adapter(adapterName, { config, modules, saved, power, warnings });
+  return new Adapter(adapterName, { config, modules, saved, shared, warnings });
 }
 
-/** Whether pairs may be multiplied as a change of the base: DoRA's magnitude has a gradient of the whole sum, pair included. */
-const mayRound = ({ useDora }: LoraConfig): boolean => !useDora;
+function sharedState({ loraDropout: dropout }: LoraConfig, seed: number): AdapterState {
+  return { enabled: false, pass: null, dropout, seed };
+}
 
 /** Norm of B A over that of its R terms, below which these cancel; where they are independent it is 1. */
 const kCancelled = 0.25;
@@ -173,26 +202,12 @@ async function isSmallSum(
   return product >= kCancelled ** 2 * apart && scale ** 2 * product <= kSmall ** 2 * base;
 }
 
-/** Modules whose pairs are made at once: enough for all threads, few enough to leave the event loop its turns. */
-function* batchesOf<T>(all: readonly T[]): Generator<T[]> {
-  for (let first = 0; first < all.length; first += kBatch) yield all.slice(first, first + kBatch);
-}
-
 /** A classifier's head is trained with the adapter, and listed as PEFT lists it. */
 function withHead(model: Model, config: LoraConfig): LoraConfig {
   if (model.taskType !== 'SEQ_CLS') return config;
   const given =
     config.modulesToSave ?? model.headPaths.filter((path) => !CLASSIFIER_MODULES.includes(path));
   return { ...config, modulesToSave: [...given, ...CLASSIFIER_MODULES] };
-}
-
-function startOf(variant: Variant, module: Omit<LoraParts, 'extra'>): Tensor | null {
-  if (variant.extraKey === null) return null;
-  const { name, linear, pair, frozen, scale } = module;
-  const input: VariantInput = { name, linear, scale, parts: lowRankParts(pair, frozen, scale) };
-  const extra = unscoped(() => noGrad(() => variant.start(input)));
-  extra.requiresGrad = true;
-  return extra;
 }
 
 function residualWarning(config: LoraConfig, folder: string): string {

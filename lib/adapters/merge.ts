@@ -1,13 +1,12 @@
 /**
- * An adapter folded into the weights of its base: W' = W + s (B A - B0 A0), computed in f64, rounded to the base's dtype
- * once. The largest error of that rounding is reported; in bf16 it can swallow a small update whole.
+ * An adapter folded into the weights of its base: what its variant makes of them (plain LoRA W' = W + s (B A - B0 A0)),
+ * computed in f64, rounded to the base's dtype once. The largest error of that rounding is reported; in bf16 it can swallow a small update whole.
  */
 import { UnsupportedError } from '../errors.ts';
 import { type Model, saveModel } from '../models/index.ts';
-import { abs, add, matmul, max, mul, sub } from '../ops/index.ts';
+import { abs, max, sub } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { AdapterModel, LoraModule } from './adapter_model.ts';
-import type { LowRankPair } from './init.ts';
 
 /** How far rounding moved one merged weight. */
 export interface MergeError {
@@ -18,20 +17,12 @@ export interface MergeError {
   readonly relativeToDelta: number;
 }
 
-/** s (B A - B0 A0) of a module, f64. */
-export function deltaOf({ pair, frozen, scale }: LoraModule): Tensor {
-  return scope(() => {
-    const product = productOf(pair);
-    return mul(frozen === null ? product : sub(product, productOf(frozen)), scale);
-  });
-}
-
 /** The weight with the adapter in it, in the base's dtype, and how far rounding took it from the exact one. */
 export function mergedWeight(module: LoraModule): { weight: Tensor; error: Tensor; delta: Tensor } {
   return scope(() =>
     noGrad(() => {
       const base = module.linear.weight.to('f64');
-      const exact = module.mergedWeight(add(base, deltaOf(module)));
+      const exact = module.variant.mergedWeight(module, base);
       const weight = exact.to(module.linear.weight.dtype);
       const error = max(abs(sub(weight.to('f64'), exact)));
       return { weight, error, delta: max(abs(sub(exact, base))) };
@@ -83,7 +74,8 @@ export async function saveMerged(
 }
 
 function mergedBias(module: LoraModule): Tensor | null {
-  return scope(() => noGrad(() => module.mergedBias()?.to(module.linear.weight.dtype) ?? null));
+  const { linear, variant } = module;
+  return scope(() => noGrad(() => variant.mergedBias(module)?.to(linear.weight.dtype) ?? null));
 }
 
 async function largestError(
@@ -103,9 +95,4 @@ async function largestError(
 function split(name: string): [path: string, attribute: string] {
   const at = name.lastIndexOf('.');
   return [name.slice(0, at), name.slice(at + 1)];
-}
-
-/** B A of a pair, f64. */
-export function productOf({ a, b }: LowRankPair): Tensor {
-  return matmul(b.to('f64'), a.to('f64'));
 }

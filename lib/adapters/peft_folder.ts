@@ -9,34 +9,50 @@ import { writeFileAtomic } from '../io/files.ts';
 import { loadSafetensors, SafetensorsFile, saveSafetensors } from '../io/safetensors.ts';
 import type { Tensor } from '../tensor.ts';
 import { formatAdapterConfig, type LoraConfig, parseAdapterConfig } from './config.ts';
-import type { LowRankPair } from './init.ts';
+import { type LowRankPair, PAIR_KEYS } from './low_rank.ts';
+import type { Variant } from './methods/method.ts';
+import { VARIANT_PARAMETERS, variantOf } from './methods/registry.ts';
 import { CLASSIFIER_MODULES, isSaved } from './saved_modules.ts';
 import { moduleSettings, shortestNames, targetMatcher } from './targets.ts';
 import type { NamedTensor } from './tuned_model.ts';
-import { variantOf } from './variants.ts';
 
 export const ADAPTER_CONFIG = 'adapter_config.json';
 export const ADAPTER_TENSORS = 'adapter_model.safetensors';
 
 const kPrefix = 'base_model.model.';
-/** Names of adapters in a state dict that was not saved through save_pretrained. */
-const kPair = /^(.+)\.lora_(A|B)(?:\.default)?\.weight$/;
-const kExtra =
-  /^(.+)\.(?:(lora_magnitude_vector)(?:\.default)?(?:\.weight)?|lora_B(?:\.default)?\.(bias))$/;
+
+/** The keys of the pair and of every variant's parameters, each as the ways in which files spell it behind a module's path. */
+const kKeys: readonly { key: string; spelling: RegExp }[] = [
+  PAIR_KEYS.a,
+  PAIR_KEYS.b,
+  ...VARIANT_PARAMETERS.flatMap(({ key, alsoReadAs = [] }) =>
+    [key, ...alsoReadAs].map((read) => [key, read] as const),
+  ),
+].map((entry) => {
+  const [key, read] = typeof entry === 'string' ? [entry, entry] : entry;
+  return { key, spelling: spellingOf(read) };
+});
+
+/** A state dict that was not saved through save_pretrained has the adapter's name behind the parameter's. */
+function spellingOf(key: string): RegExp {
+  const [parameter, ...rest] = key.split('.') as [string, ...string[]];
+  return new RegExp(`^(.+)\\.${[`${parameter}(?:\\.default)?`, ...rest].join('\\.')}$`);
+}
 
 /** One module's part of an adapter that is to be written. */
 export interface ExportedModule {
   readonly name: string;
   readonly pair: LowRankPair;
   readonly alpha: number;
-  /** What its variant trains beside the pair, with its key behind the module's path. */
-  readonly extra?: { readonly key: string; readonly tensor: Tensor };
+  /** Tensors that its variant trains beside the pair, by their keys behind the module's path. */
+  readonly parameters?: ReadonlyMap<string, Tensor>;
 }
 
 /** One module's part of an adapter that was read. */
 export interface LoadedModule {
   readonly pair: LowRankPair;
-  readonly extra: Tensor | null;
+  /** Tensors that its variant trains beside the pair, by their keys behind the module's path. */
+  readonly parameters: ReadonlyMap<string, Tensor>;
 }
 
 export interface PeftFolder {
@@ -47,12 +63,6 @@ export interface PeftFolder {
   readonly saved: ReadonlyMap<string, Tensor>;
   /** Of the tensors' file. */
   readonly path: string;
-}
-
-interface Found {
-  a?: Tensor;
-  b?: Tensor;
-  extra?: { key: string; tensor: Tensor };
 }
 
 /**
@@ -70,33 +80,36 @@ export async function readPeftFolder(
     ...(config.modulesToSave ?? []),
     ...(config.taskType === 'SEQ_CLS' ? CLASSIFIER_MODULES : []),
   ];
-  const found = new Map<string, Found>();
+  const found = new Map<string, Map<string, Tensor>>();
   const saved = new Map<string, Tensor>();
   const { tensors } = await loadSafetensors(path, {
     checkFinite: true,
     ...(device === undefined ? {} : { device }),
   });
-  const moduleOf = (name: string): Found => {
-    const module = found.get(name) ?? {};
-    found.set(name, module);
-    return module;
-  };
   for (const [fullKey, tensor] of Object.entries(tensors)) {
     const key = modelKey(fullKey);
-    const [pair, extra] = [kPair.exec(key), kExtra.exec(key)];
+    const part = partOf(key);
     const plain = savedKey(key);
-    if (pair !== null) moduleOf(pair[1] as string)[pair[2] === 'A' ? 'a' : 'b'] = tensor;
-    else if (extra !== null) {
-      moduleOf(extra[1] as string).extra = { key: extra[2] ?? 'lora_B.bias', tensor };
+    if (part !== null) {
+      found.set(part.module, (found.get(part.module) ?? new Map()).set(part.key, tensor));
     } else if (isSaved(plain.slice(0, plain.lastIndexOf('.')), whole)) saved.set(plain, tensor);
     else throw new UnsupportedError(`${path}: the tensor "${fullKey}" is not supported yet`);
   }
   if (found.size === 0) throw new FormatError(`${path}: holds no LoRA tensor`, { path });
-  const { extraKey } = variantOf(config);
+  const variant = variantOf(config);
   const modules = new Map(
-    Array.from(found, ([name, module]) => [name, checkModule(name, module, { extraKey, path })]),
+    Array.from(found, ([name, parts]) => [name, checkModule(name, parts, { variant, path })]),
   );
   return { config, modules, saved, path };
+}
+
+/** The module that a tensor belongs to, and the key of what it is there; null: it is neither of a pair nor of a variant. */
+function partOf(name: string): { module: string; key: string } | null {
+  for (const { key, spelling } of kKeys) {
+    const module = spelling.exec(name)?.[1];
+    if (module !== undefined) return { module, key };
+  }
+  return null;
 }
 
 const modelKey = (key: string): string =>
@@ -138,10 +151,10 @@ export async function writePeftFolder(
   const { modules, saved } = parts;
   await mkdir(folder, { recursive: true });
   const tensors: Record<string, Tensor> = {};
-  for (const { name, pair, extra } of modules) {
-    tensors[`${kPrefix}${name}.lora_A.weight`] = pair.a;
-    tensors[`${kPrefix}${name}.lora_B.weight`] = pair.b;
-    if (extra) tensors[`${kPrefix}${name}.${extra.key}`] = extra.tensor;
+  for (const { name, pair, parameters = new Map<string, Tensor>() } of modules) {
+    tensors[`${kPrefix}${name}.${PAIR_KEYS.a}`] = pair.a;
+    tensors[`${kPrefix}${name}.${PAIR_KEYS.b}`] = pair.b;
+    for (const [key, tensor] of parameters) tensors[`${kPrefix}${name}.${key}`] = tensor;
   }
   for (const { name, tensor } of saved) tensors[kPrefix + name] = tensor;
   await saveSafetensors(join(folder, ADAPTER_TENSORS), tensors, { format: 'pt' });
@@ -199,33 +212,31 @@ function sortedPattern(pattern: LoraConfig['rankPattern']): LoraConfig['rankPatt
 /** @throws FormatError for a module whose tensors are not those of its variant */
 function checkModule(
   name: string,
-  { a, b, extra }: Found,
-  { extraKey, path }: { extraKey: string | null; path: string },
+  parts: ReadonlyMap<string, Tensor>,
+  { variant, path }: { variant: Variant; path: string },
 ): LoadedModule {
-  const missing =
-    a === undefined
-      ? 'lora_A'
-      : b === undefined
-        ? 'lora_B'
-        : extraKey !== null && extra?.key !== extraKey
-          ? extraKey
-          : null;
-  if (missing !== null) throw new FormatError(`${path}: ${name} has no ${missing}`, { path });
-  if (extra !== undefined && extra.key !== extraKey) {
+  const own = variant.parameters.map(({ key }) => key);
+  const missing = [...Object.values(PAIR_KEYS), ...own].find((key) => !parts.has(key));
+  if (missing !== undefined) {
+    throw new FormatError(`${path}: ${name} has no ${missing.replace(/\.weight$/, '')}`, { path });
+  }
+  const [a, b] = [parts.get(PAIR_KEYS.a) as Tensor, parts.get(PAIR_KEYS.b) as Tensor];
+  const parameters = new Map(parts);
+  for (const key of Object.values(PAIR_KEYS)) parameters.delete(key);
+  const foreign = [...parameters.keys()].find((key) => !own.includes(key));
+  if (foreign !== undefined) {
     throw new FormatError(
-      `${path}: ${name} has a ${extra.key}, which its ${ADAPTER_CONFIG} does not provide for`,
+      `${path}: ${name} has a ${foreign}, which its ${ADAPTER_CONFIG} does not provide for`,
       { path },
     );
   }
-  const pair = { a: a as Tensor, b: b as Tensor };
-  const [shapeA, shapeB] = [pair.a.shape, pair.b.shape];
-  if (shapeA.length !== 2 || shapeB.length !== 2 || shapeA[0] !== shapeB[1]) {
+  if (a.shape.length !== 2 || b.shape.length !== 2 || a.shape[0] !== b.shape[1]) {
     throw new FormatError(
-      `${path}: ${name}: lora_A (r,in)=(${shapeA.join(',')}) and lora_B (out,r)=(${shapeB.join(',')}) do not fit`,
+      `${path}: ${name}: lora_A (r,in)=(${a.shape.join(',')}) and lora_B (out,r)=(${b.shape.join(',')}) do not fit`,
       { path },
     );
   }
-  return { pair, extra: extra?.tensor ?? null };
+  return { pair: { a, b }, parameters };
 }
 
 async function readText(path: string): Promise<string> {

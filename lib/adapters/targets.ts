@@ -93,7 +93,7 @@ export function moduleSettings(config: LoraConfig): (name: string) => Target {
   const alphaOf = firstMatch(config.alphaPattern, config.loraAlpha);
   return (name) => {
     const [r, alpha] = [rankOf(name), alphaOf(name)];
-    return { name, r, alpha, scale: loraScale(alpha, r, config.useRslora) };
+    return { name, r, alpha, scale: loraScale(alpha, r, config) };
   };
 }
 

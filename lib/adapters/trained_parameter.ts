@@ -5,8 +5,8 @@
 import { LayerNorm, type Module, RMSNorm } from '../nn/index.ts';
 import { copy_, zeros } from '../ops/index.ts';
 import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
+import { masterDType } from './low_rank.ts';
 import type { NamedTensor } from './tuned_model.ts';
-import { masterDType } from './variants.ts';
 
 /** A weight of the model that is itself trained: `tensor` is the master, f32 or f64. */
 export interface TrainedParameter extends NamedTensor {

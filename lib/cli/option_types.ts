@@ -3,6 +3,7 @@
  * and the help page, so that the three cannot disagree.
  */
 import { z } from 'zod';
+import { START_NAMES } from '../adapters/methods/registry.ts';
 import { RAMP_TYPES, type SchedulerOptions } from '../optim/schedulers.ts';
 import { camel, snake } from './option_table.ts';
 
@@ -196,9 +197,9 @@ export function loraInit(): OptionType<boolean | string> {
   const onOrOff = onOff();
   return {
     schema: z.union([z.boolean(), z.string()]),
-    wanted: 'true, false or a name (gaussian, pissa, pissa_niter_N)',
+    wanted: `one of ${START_NAMES.join(', ')}`,
     placeholder: 'name',
-    choices: ['true', 'gaussian', 'pissa', 'pissa_niter_N'],
+    choices: START_NAMES,
     parse: (value) => onOrOff.parse(value),
   };
 }

@@ -1,5 +1,6 @@
 /** The options of `balora train`, in the names of transformers and PEFT. */
 import { ALL_LINEAR } from '../adapters/config.ts';
+import { METHOD_NAMES, METHOD_OPTIONS, type MethodSwitches } from '../adapters/methods/registry.ts';
 import { GLUE_TASKS, kMetricNames } from '../data/glue.ts';
 import { kVariants as kNluVariants, kProblemTypes } from '../losses/nlu.ts';
 import { SCHEDULER_NAMES } from '../optim/schedulers.ts';
@@ -133,13 +134,10 @@ export const kTrainOptions = {
     commandLineOnly: true,
   }),
 
-  method: adapter(
-    choice('lora', 'rslora', 'pissa', 'balora', 'full'),
-    'preset that the other options override',
-  ),
+  method: adapter(choice(...METHOD_NAMES), 'preset that the other options override'),
   r: adapter(integer(1), 'rank'),
   loraAlpha: adapter(number(0), 'scale: alpha / r, with rslora alpha / sqrt(r)'),
-  useRslora: adapter(onOff(), 'rank-stabilized: scale by alpha / sqrt(r)'),
+  ...methodSwitches(),
   rankPattern: adapter(patterns(integer(1)), 'ranks of their own, such as {"down_proj": 16}'),
   alphaPattern: adapter(patterns(number(0)), 'the same for alpha'),
   initLoraWeights: adapter(loraInit(), 'start of the adapter'),
@@ -151,8 +149,6 @@ export const kTrainOptions = {
   layersToTransform: adapter(integers(), 'adapt these blocks only'),
   layersPattern: adapter(names(), 'the list that the numbers count in; default: any'),
   modulesToSave: adapter(nameList(), 'modules that are trained and kept whole'),
-  useDora: adapter(onOff(), 'DoRA: train the length of each row apart from its direction'),
-  loraBias: adapter(onOff(), 'give B a bias'),
   loraDropout: adapter(number(0), 'share of the inputs of A that training drops'),
   adapter: adapter(text('folder'), 'go on from an adapter (PEFT folder)'),
 
@@ -231,5 +227,14 @@ export const kTrainOptions = {
     'linear_warmup, quadratic_warmup: steps in which they grow',
   ),
 } satisfies Record<string, OptionRow>;
+
+/** The switches that the methods bring. */
+function methodSwitches(): Record<keyof MethodSwitches, OptionRow<boolean>> {
+  const rows = Object.entries(METHOD_OPTIONS).map(([name, { help }]) => [
+    name,
+    adapter(onOff(), help),
+  ]);
+  return Object.fromEntries(rows) as Record<keyof MethodSwitches, OptionRow<boolean>>;
+}
 
 export type TrainSettings = OptionValues<typeof kTrainOptions>;

@@ -1,5 +1,6 @@
 /** From the settings of `balora train` to the library's own options: names change hands here, nothing is decided. */
 import type { LoraConfigInput } from '../adapters/config.ts';
+import { METHOD_OPTION_NAMES } from '../adapters/methods/registry.ts';
 import type { BatchOptions } from '../data/batches.ts';
 import type { FormatOptions } from '../data/example_format.ts';
 import { glueTask, type MetricName } from '../data/glue.ts';
@@ -211,7 +212,6 @@ const kOutputKeys = [
 const kAdapterKeys = [
   'r',
   'loraAlpha',
-  'useRslora',
   'rankPattern',
   'alphaPattern',
   'initLoraWeights',
@@ -220,9 +220,8 @@ const kAdapterKeys = [
   'layersToTransform',
   'layersPattern',
   'modulesToSave',
-  'useDora',
-  'loraBias',
   'loraDropout',
+  ...METHOD_OPTION_NAMES,
 ] as const;
 
 const kRegularizerKeys = [

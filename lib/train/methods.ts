@@ -1,31 +1,16 @@
 /**
- * The methods as presets: what a name like `balora` stands for, and the regularizers' defaults and checks.
- * A method only fills in what the caller left open.
+ * A method's name resolved (the list stands in lib/adapters/methods), and the regularizers' defaults and checks. A method only
+ * fills in what the caller left open.
  */
 import { type LoraConfigInput, loraConfig } from '../adapters/config.ts';
+import { METHOD_NAMES, METHODS } from '../adapters/methods/registry.ts';
 import { ArgumentError } from '../errors.ts';
 import { kVariants as kNluVariants } from '../losses/nlu.ts';
 import { adaptiveBounds } from '../losses/schedules.ts';
 import { type Model, SequenceClassifier } from '../models/index.ts';
 import type { MethodName, RegularizerOptions } from './types.ts';
 
-interface MethodPreset {
-  /** null: every weight is trained. */
-  readonly adapter: LoraConfigInput | null;
-  readonly regularizers: RegularizerOptions;
-}
-
-/** What each method's name stands for. */
-export const METHODS: Readonly<Record<MethodName, MethodPreset>> = {
-  lora: { adapter: {}, regularizers: {} },
-  rslora: { adapter: { useRslora: true }, regularizers: {} },
-  pissa: { adapter: { initLoraWeights: 'pissa' }, regularizers: {} },
-  balora: {
-    adapter: { initLoraWeights: 'pissa' },
-    regularizers: { consistencyWeight: 0.025, diversityWeight: 0.005, svdWeight: 0.005 },
-  },
-  full: { adapter: null, regularizers: {} },
-};
+export { METHODS };
 
 /** The regularizers with every default filled in. */
 export type ResolvedRegularizers = Required<RegularizerOptions>;
@@ -109,7 +94,7 @@ export function resolveMethod(name: MethodName, overrides?: MethodOverrides): Re
 export function resolveMethod(name: MethodName, overrides: MethodOverrides = {}): ResolvedMethod {
   if (!Object.hasOwn(METHODS, name)) {
     throw new ArgumentError(
-      `method must be one of ${Object.keys(METHODS).join(', ')}, got ${JSON.stringify(name)}`,
+      `method must be one of ${METHOD_NAMES.join(', ')}, got ${JSON.stringify(name)}`,
     );
   }
   const { task = 'causal-lm' } = overrides;
@@ -127,8 +112,7 @@ export function resolveMethod(name: MethodName, overrides: MethodOverrides = {})
     adapter,
     regularizers: resolveRegularizers(
       {
-        ...preset.regularizers,
-        ...(name === 'balora' ? kByTask[task].balora : {}),
+        ...preset.regularizers?.[task],
         ...defined(overrides.regularizers ?? {}),
       },
       task,

@@ -36,8 +36,7 @@ export type { Batch };
 /** What a micro-batch may be: rows with targets for a language model, sequences with labels for a classifier. */
 export type AnyBatch = Batch | LabelledBatch;
 
-/** Names of the `--method` presets. */
-export type MethodName = 'lora' | 'rslora' | 'pissa' | 'balora' | 'full';
+export type { MethodName } from '../adapters/methods/registry.ts';
 
 /** Optimisers by name. */
 export const OPTIMIZER_NAMES = ['adamw', 'adafactor', 'sgd'] as const;

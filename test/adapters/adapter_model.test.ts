@@ -3,16 +3,15 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { AdapterModel, type LoraModule } from '../../lib/adapters/adapter_model.ts';
-import type { LoraConfigInput } from '../../lib/adapters/config.ts';
-import type { LowRankPair } from '../../lib/adapters/init.ts';
-import { deltaOf, saveMerged } from '../../lib/adapters/merge.ts';
-import type { Batch } from '../../lib/data/collate.ts';
+import { deltaOf } from '../../lib/adapters/low_rank.ts';
+import { saveMerged } from '../../lib/adapters/merge.ts';
 import { FormatError, UnsupportedError } from '../../lib/errors.ts';
-import { saveSafetensors } from '../../lib/io/safetensors.ts';
+import { loadSafetensors, saveSafetensors } from '../../lib/io/safetensors.ts';
 import { add_, copy_, full, randn } from '../../lib/ops/index.ts';
 import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
 import { goldenArray, goldenArrays } from '../support/golden.ts';
-import { TinyModel, tinyBatches } from '../support/tiny_model.ts';
+import { disturb, expectNear, hidden, readWeights } from '../support/tiny_adapters.ts';
+import { TinyModel } from '../support/tiny_model.ts';
 
 let folder: string;
 beforeEach(() => {
@@ -20,80 +19,9 @@ beforeEach(() => {
 });
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
-const batch = tinyBatches({ count: 1, rows: 16 })[0] as Batch;
-const hidden = (model: TinyModel): number[] =>
-  scope(() => noGrad(() => Array.from(model.forward(batch).dataSync() as Float32Array)));
 const numbers = (value: Tensor): number[] => Array.from(value.dataSync() as Float32Array);
 
-/** Moves every trainable value, as training would. */
-function disturb(tuned: AdapterModel): void {
-  let seed = 100;
-  for (const { tensor: parameter } of tuned.parameters()) {
-    scope(() =>
-      noGrad(() => copy_(parameter, randn(parameter.shape, { seed: seed++, deviation: 0.3 }))),
-    );
-  }
-}
-
-function expectNear(
-  found: readonly number[],
-  expected: readonly number[],
-  tolerance: number,
-): void {
-  expect(found).toHaveLength(expected.length);
-  found.forEach((value, i) => {
-    expect(Math.abs(value - (expected[i] as number)), `[${i}]`).toBeLessThanOrEqual(tolerance);
-  });
-}
-
-const kConfigs: [string, LoraConfigInput][] = [
-  ['lora', {}],
-  ['gaussian', { initLoraWeights: 'gaussian' }],
-  ['pissa', { initLoraWeights: 'pissa' }],
-  ['pissa_niter_4', { initLoraWeights: 'pissa_niter_4' }],
-  ['dora', { useDora: true }],
-  ['dora on pissa', { useDora: true, initLoraWeights: 'pissa' }],
-  ['lora_bias', { loraBias: true }],
-  ['rank-stabilised pissa', { initLoraWeights: 'pissa', useRslora: true }],
-];
-
 describe('a fresh adapter', () => {
-  it.each(kConfigs)('%s changes nothing, and switched off it is the base', async (_, config) => {
-    const model = new TinyModel();
-    const base = hidden(model);
-    const tuned = await AdapterModel.create(model, { r: 3, loraAlpha: 6, ...config });
-    expectNear(hidden(model), base, 1e-6);
-    disturb(tuned);
-    const moved = hidden(model);
-    expect(moved.some((value, i) => Math.abs(value - (base[i] as number)) > 0.01)).toBe(true);
-    expect(tuned.withTeacher(() => hidden(model))).toEqual(base);
-    expect(hidden(model)).toEqual(moved);
-    tuned.dispose();
-    expect(hidden(model)).toEqual(base);
-  });
-
-  it('starts A uniformly within 1/sqrt(in), by seed and module only', async () => {
-    const make = async (config: LoraConfigInput, seed?: number) =>
-      (
-        await AdapterModel.create(
-          new TinyModel(),
-          { r: 3, ...config },
-          seed === undefined ? {} : { seed },
-        )
-      ).state();
-    const all = await make({});
-    const some = await make({ targetModules: ['up_proj'] });
-    for (const [name, value] of Object.entries(some)) {
-      expect(numbers(value)).toEqual(numbers(all[name] as Tensor));
-    }
-    const name = 'layers.0.up_proj.lora_A';
-    const values = numbers(all[name] as Tensor);
-    expect(Math.max(...values.map(Math.abs))).toBeLessThanOrEqual(1 / Math.sqrt(8));
-    expect(new Set(values).size).toBeGreaterThan(values.length / 2);
-    expect(numbers((await make({}, 43))[name] as Tensor)).not.toEqual(values);
-    expect(numbers(all['layers.1.up_proj.lora_A'] as Tensor)).not.toEqual(values);
-  });
-
   it('says of its pairs whether they are a change; a loaded one is, if small and if its terms do not cancel', async () => {
     const isChange = (tuned: AdapterModel): boolean[] => [
       ...new Set(tuned.modules.map((module) => module.update()?.isChange ?? false)),
@@ -120,28 +48,6 @@ describe('a fresh adapter', () => {
     expect(isChange(await AdapterModel.load(new TinyModel(), folder))).toEqual([false]);
   });
 
-  it('takes the best rank-r part out of W (PiSSA)', async () => {
-    const model = new TinyModel();
-    const tuned = await AdapterModel.create(model, {
-      r: 8,
-      loraAlpha: 8,
-      initLoraWeights: 'pissa',
-    });
-    const module = tuned.modules.find(({ name }) => name === 'layers.0.down_proj');
-    // r = min(in, out): all of W. At the start A = A0 and B = B0, so the pair alone is W.
-    const { a, b } = (module as LoraModule).frozen as LowRankPair;
-    const [rank, inner, out] = [8, 16, 8];
-    const [av, bv, w] = [numbers(a), numbers(b), numbers((module as LoraModule).linear.weight)];
-    const product = Array.from({ length: out * inner }, (_, at) => {
-      const [row, column] = [Math.floor(at / inner), at % inner];
-      let sum = 0;
-      for (let k = 0; k < rank; k++)
-        sum += (bv[row * rank + k] as number) * (av[k * inner + column] as number);
-      return sum;
-    });
-    expectNear(product, w, 1e-5);
-  });
-
   it('refuses targets that match nothing, ranks that do not fit, and a second adapter', async () => {
     const model = new TinyModel();
     await expect(AdapterModel.create(model, { targetModules: ['q_proj'] })).rejects.toThrow(
@@ -156,34 +62,6 @@ describe('a fresh adapter', () => {
 });
 
 describe('an adapter folder', () => {
-  it.each(kConfigs)('%s: exported as a plain LoRA it gives the same model', async (_, config) => {
-    const model = new TinyModel();
-    const tuned = await AdapterModel.create(model, {
-      r: 3,
-      loraAlpha: 6,
-      rankPattern: { 'layers.1.up_proj': 2 },
-      ...config,
-    });
-    disturb(tuned);
-    const expected = hidden(model);
-    await tuned.save(folder);
-    const loaded = new TinyModel();
-    const again = await AdapterModel.load(loaded, folder);
-    expect(again.warnings).toEqual([]);
-    expect(again.modules.every(({ frozen }) => frozen === null)).toBe(true);
-    expectNear(hidden(loaded), expected, 1e-5);
-    const written = JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'));
-    const doubled = String(config.initLoraWeights).startsWith('pissa');
-    expect(written).toMatchObject({
-      r: doubled ? 6 : 3,
-      lora_alpha: !doubled ? 6 : config.useRslora ? 6 * Math.SQRT2 : 12,
-      rank_pattern: { 'layers.1.up_proj': doubled ? 4 : 2 },
-      target_modules: ['down_proj', 'gate_proj', 'up_proj'],
-      base_model_name_or_path: 'tiny',
-      task_type: 'CAUSAL_LM',
-    });
-  });
-
   it('residual: the pair of rank r on W - s B0 A0', async () => {
     const model = new TinyModel();
     const tuned = await AdapterModel.create(model, {
@@ -194,12 +72,7 @@ describe('an adapter folder', () => {
     disturb(tuned);
     const expected = hidden(model);
     await tuned.save(folder, { form: 'residual' });
-    const residual = new TinyModel();
-    const weights = goldenArrays(join(folder, 'residual/model.safetensors'));
-    for (const [name, parameter] of residual.namedParameters()) {
-      const { data, shape } = goldenArray(weights, name);
-      scope(() => noGrad(() => copy_(parameter, tensor(data, { shape }))));
-    }
+    const residual = readWeights(new TinyModel(), join(folder, 'residual'));
     await AdapterModel.load(residual, folder);
     expectNear(hidden(residual), expected, 1e-4);
     expect(
@@ -232,6 +105,15 @@ describe('an adapter folder', () => {
     const again = await AdapterModel.load(loaded, folder);
     expect(again.warnings[0]).toMatch(/belongs on a residual/);
     expectNear(hidden(loaded), base, 1e-4);
+    writeFileSync(
+      join(folder, 'adapter_config.json'),
+      JSON.stringify({ ...config, init_lora_weights: 'loftq' }),
+    );
+    const foreign = AdapterModel.load(new TinyModel(), folder);
+    await expect(foreign).rejects.toThrow(UnsupportedError);
+    await expect(foreign).rejects.toThrow(
+      `${folder}: the adapter was saved as init_lora_weights "loftq", so it belongs on a residual that only PEFT makes`,
+    );
   });
 
   it('merges into the weights and says how far rounding went', async () => {
@@ -263,6 +145,36 @@ describe('an adapter folder', () => {
       expect(Math.abs(error.maxAbsError - worst)).toBeLessThan(1e-7);
       expect(error.maxAbsError).toBeLessThan(dtype === 'f32' ? 1e-6 : 0.02);
       expect(error.module).toMatch(/^layers\./);
+    }
+  });
+
+  it.each([
+    [
+      "a state dict with the adapter's name",
+      (key: string) => key.replace(/lora_(A|B|magnitude_vector)/, '$&.default'),
+    ],
+    ['a magnitude that ends in .weight', (key: string) => key.replace(/vector$/, 'vector.weight')],
+    [
+      'both',
+      (key: string) =>
+        key.replace(/lora_(A|B)/, '$&.default').replace(/vector$/, 'vector.default.weight'),
+    ],
+    ['keys without a prefix', (key: string) => key.replace('base_model.model.', '')],
+  ])('is read with other keys: %s', async (_, rename) => {
+    for (const config of [{ useDora: true }, { loraBias: true }]) {
+      const model = new TinyModel();
+      const tuned = await AdapterModel.create(model, { r: 3, ...config });
+      disturb(tuned);
+      await tuned.save(folder);
+      const path = join(folder, 'adapter_model.safetensors');
+      const { tensors } = await loadSafetensors(path);
+      await saveSafetensors(
+        path,
+        Object.fromEntries(Object.entries(tensors).map(([key, value]) => [rename(key), value])),
+      );
+      const loaded = new TinyModel();
+      await AdapterModel.load(loaded, folder);
+      expectNear(hidden(loaded), hidden(model), 1e-5);
     }
   });
 

@@ -76,11 +76,12 @@ it.each(kVariants)('%s', async (_, config) => {
 /** DoRA's gradient holds the norm constant, so differences must too. */
 function holdNorms(tuned: AdapterModel): void {
   for (const module of tuned.modules) {
-    const { linear, extra, extraKey } = module;
-    if (extra === null || extraKey !== 'lora_magnitude_vector') continue;
+    const { linear } = module;
+    const magnitude = module.parameters.get('lora_magnitude_vector');
+    if (magnitude === undefined) continue;
     const norm = noGrad(() => rowNorm(linear.weight, module.parts));
     linear.adapter = {
-      update: () => ({ ...(module.update() as LinearUpdate), outputScale: div(extra, norm) }),
+      update: () => ({ ...(module.update() as LinearUpdate), outputScale: div(magnitude, norm) }),
     };
   }
 }

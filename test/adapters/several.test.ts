@@ -5,34 +5,17 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { saveMerged } from '../../lib/adapters/merge.ts';
-import type { Batch } from '../../lib/data/collate.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
-import { copy_, randn } from '../../lib/ops/index.ts';
-import { noGrad, scope } from '../../lib/tensor.ts';
 import { fixturePath } from '../support/fixtures.ts';
 import { goldenArrays } from '../support/golden.ts';
-import { TinyModel, tinyBatches } from '../support/tiny_model.ts';
+import { disturb, hidden } from '../support/tiny_adapters.ts';
+import { TinyModel } from '../support/tiny_model.ts';
 
 let folder: string;
 beforeEach(() => {
   folder = mkdtempSync(join(tmpdir(), 'balora-several-'));
 });
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
-
-const batch = tinyBatches({ count: 1, rows: 16 })[0] as Batch;
-const hidden = (model: TinyModel): number[] =>
-  scope(() => noGrad(() => Array.from(model.forward(batch).dataSync() as Float32Array)));
-
-/** Moves every trainable value, as training would. */
-function disturb(tuned: AdapterModel, first = 100, deviation = 0.3): void {
-  let seed = first;
-  for (const { tensor: parameter } of tuned.parameters()) {
-    scope(() =>
-      noGrad(() => copy_(parameter, randn(parameter.shape, { seed: seed++, deviation }))),
-    );
-  }
-  tuned.afterStep();
-}
 
 describe('several adapters on one base', () => {
   it('are added, switched, disabled and deleted by name', async () => {

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { Command } from 'commander';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { METHOD_NAMES } from '../../lib/adapters/methods/registry.ts';
 import { addOptions, readOptions } from '../../lib/cli/command_options.ts';
 import { editDistance, nearest } from '../../lib/cli/nearest.ts';
 import { camel, kebab, toConfig } from '../../lib/cli/option_table.ts';
@@ -131,10 +132,7 @@ describe('flags', () => {
     [['--r', ''], '--r must be a whole number >= 1, got ""'],
     [['--learning-rate', '-1'], '--learning-rate must be a number >= 0, got -1'],
     [['--learning-rate', 'Infinity'], '--learning-rate must be a number >= 0'],
-    [
-      ['--method', 'lora2'],
-      '--method must be one of lora, rslora, pissa, balora, full, got "lora2"',
-    ],
+    [['--method', 'lora2'], `--method must be one of ${METHOD_NAMES.join(', ')}, got "lora2"`],
   ])('%s is refused', async (args, message) => {
     await expect(parse(...kNeeded, ...args)).rejects.toThrow(message);
   });

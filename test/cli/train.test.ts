@@ -99,7 +99,7 @@ describe('balora train', () => {
   it('runs variants and optimisers, and folds the result in', async () => {
     const { code, err } = await balora(
       train(
-        ...['dora', '--method', 'lora', '--use-dora', '--lora-dropout', '0.1'],
+        ...['dora', '--method', 'dora', '--lora-dropout', '0.1'],
         ...['--layers-to-transform', '0', '--modules-to-save', 'norm', '--optim', 'adafactor'],
         ...['--loraplus-lr-ratio', '4'],
       ),

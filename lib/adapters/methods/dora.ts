@@ -1,0 +1,51 @@
+/**
+ * DoRA (Liu et al. 2024): y = m / ||W + s B A|| (W + s B A) x, by rows; m starts as the norm, which is held constant in
+ * the gradient.
+ */
+import { div, mul, reshape, rowNorm, sqrt, sum } from '../../ops/index.ts';
+import { plain } from './lora.ts';
+import { defineMethod, type Variant } from './method.ts';
+
+const kMagnitude = 'lora_magnitude_vector';
+
+const variant: Variant = {
+  ...plain,
+  option: 'useDora',
+  formula:
+    'm / ||W + s B A|| (W + s B A) x by rows; m is trained, the norm is held constant in the gradient',
+  parameters: [
+    {
+      key: kMagnitude,
+      alsoReadAs: [`${kMagnitude}.weight`],
+      decays: true,
+      shape: ({ outFeatures }) => [outFeatures],
+      start: ({ linear, parts }) => rowNorm(linear.weight, parts),
+    },
+  ],
+  update: (module, update) => {
+    const norm = module.derived('norm', () => rowNorm(module.linear.weight, module.parts));
+    return { ...update, outputScale: div(module.parameter(kMagnitude), norm) };
+  },
+  // The magnitude has a gradient of the whole sum, pair included: fewer digits of the pair show in the loss.
+  pairIsChange: false,
+  graphObstacle: "useDora keeps its rows' norms from pass to pass",
+  mergedWeight: (module, base) => {
+    const exact = plain.mergedWeight(module, base);
+    const norm = sqrt(sum(mul(exact, exact), { axis: 1 }));
+    const factor = div(module.parameter(kMagnitude).to('f64'), norm);
+    return mul(exact, reshape(factor, [factor.size, 1]));
+  },
+  residualObstacle: 'DoRA: its norm belongs to the whole weight',
+};
+
+export const dora = defineMethod({
+  name: 'dora',
+  title: 'DoRA: LoRA on the direction of each row, and a trained length',
+  source: 'arXiv 2402.09353',
+  adapter: { useDora: true },
+  options: {
+    /** DoRA: the rows of W + s B A are brought to a trained length (default false). */
+    useDora: { help: 'DoRA: train the length of each row apart from its direction' },
+  },
+  variants: [variant],
+});

@@ -1,0 +1,122 @@
+/** LoRA as PEFT has it: y = W x + s B A x, with the starts of A and B that leave the base alone, and a bias of B on request. */
+import { ArgumentError } from '../../errors.ts';
+import { add, concat, mul, neg, rand, randn, zeros } from '../../ops/index.ts';
+import { noGrad, scope, type Tensor } from '../../tensor.ts';
+import { deltaOf, masterDType } from '../low_rank.ts';
+import { defineMethod, defineStart, type StartModule, type Variant } from './method.ts';
+
+/** PEFT's kaiming_uniform(a = sqrt 5) is uniform within 1/sqrt(in). */
+const uniform = defineStart<true>({
+  shown: ['true'],
+  title: 'A uniform within 1/sqrt(in), B zero',
+  accepts: (value) => value === true,
+  fromWeight: false,
+  pairs: (modules) => modules.map((module) => ({ a: uniformA(module), b: zeroB(module) })),
+});
+
+const gaussian = defineStart<'gaussian'>({
+  shown: ['gaussian'],
+  title: 'A normal with deviation 1/r, B zero',
+  accepts: (value) => value === 'gaussian',
+  fromWeight: false,
+  pairs: (modules) =>
+    modules.map((module) => {
+      const { r, inFeatures } = module;
+      const a = randn([r, inFeatures], { seed: module.seed('A') });
+      return { a: mul(a, 1 / r), b: zeroB(module) };
+    }),
+});
+
+const random = defineStart<false>({
+  shown: ['false'],
+  title: 'both uniform, so that the adapter changes the model from the start: for tests',
+  accepts: (value) => value === false,
+  fromWeight: false,
+  pairs: (modules) =>
+    modules.map((module) => {
+      const { outFeatures, r } = module;
+      const b = uniformWithin([outFeatures, r], 1 / Math.sqrt(r), module.seed('B'));
+      return { a: uniformA(module), b };
+    }),
+});
+
+/** y = W x + s B A x (Hu et al. 2021). Variants that add to it spread it and replace what differs. */
+export const plain: Variant = {
+  option: null,
+  formula: 'W x + s B A x',
+  parameters: [],
+  refuses: () => null,
+  update: (_, update) => update,
+  pairIsChange: true,
+  graphObstacle: null,
+  mergedWeight: (module, base) => add(base, deltaOf(module)),
+  mergedBias: () => null,
+  /** The pair itself; with a frozen first pair [A; A0] and [B | -B0], of twice the rank. */
+  toLora: ({ pair, frozen }) =>
+    frozen === null
+      ? pair
+      : scope(() =>
+          noGrad(() => ({
+            a: concat([pair.a, frozen.a], 0),
+            b: concat([pair.b, neg(frozen.b)], 1),
+          })),
+        ),
+  residualObstacle: null,
+};
+
+const kBias = 'lora_B.bias';
+
+/** PEFT's lora_bias: B has a bias c of its own, scaled like the pair; y = W x + s (B A x + c). */
+const withBias: Variant = {
+  ...plain,
+  option: 'loraBias',
+  formula: 'W x + s (B A x + c)',
+  parameters: [
+    {
+      key: kBias,
+      decays: false,
+      shape: ({ outFeatures }) => [outFeatures],
+      start: ({ linear: { outFeatures, weight } }) =>
+        zeros([outFeatures], { dtype: masterDType(weight.dtype), device: weight.device }),
+    },
+  ],
+  refuses: (init) =>
+    typeof init === 'string' ? `needs init_lora_weights true or false, got "${init}"` : null,
+  update: (module, update) => ({ ...update, bias: mul(module.parameter(kBias), module.scale) }),
+  mergedBias: (module) => {
+    const { name, linear, scale } = module;
+    if (linear.bias === null) {
+      throw new ArgumentError(
+        `${name}: an adapter with loraBias cannot be merged into a layer without a bias`,
+      );
+    }
+    return add(linear.bias.to('f64'), mul(module.parameter(kBias).to('f64'), scale));
+  },
+};
+
+export const lora = defineMethod({
+  name: 'lora',
+  title: 'LoRA: a trained pair of low rank beside each frozen weight',
+  source: 'arXiv 2106.09685',
+  adapter: {},
+  options: {
+    /** B has a bias of its own (default false). */
+    loraBias: { help: 'give B a bias' },
+  },
+  starts: [uniform, gaussian, random],
+  variants: [plain, withBias],
+  scaling: { option: null, divisor: (r) => r },
+});
+
+function uniformA(module: StartModule): Tensor {
+  const { r, inFeatures } = module;
+  return uniformWithin([r, inFeatures], 1 / Math.sqrt(inFeatures), module.seed('A'));
+}
+
+function uniformWithin(shape: readonly number[], bound: number, seed: number): Tensor {
+  return rand(shape, { low: -bound, high: bound, seed });
+}
+
+function zeroB({ outFeatures, r }: StartModule): Tensor {
+  return zeros([outFeatures, r]);
+}

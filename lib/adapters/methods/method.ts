@@ -1,0 +1,178 @@
+/**
+ * The interface of an adapter method. A method is one file of this folder and one line of the list in registry.ts; everything
+ * else (`--method`, the command line's flags, PEFT's keys in and out, merging, export, the table-driven tests) reads it there.
+ *
+ * A method is a name for settings (`adapter`, `regularizers`), and brings what these settings need and nobody has yet: options
+ * of its own, starts of A and B, a variant of the adapted linear, a scaling. What it brings combines with every other method
+ * that does not refuse it: DoRA runs on a PiSSA start, rank-stabilised or not.
+ */
+import type { LinearUpdate } from '../../nn/adapter_hook.ts';
+import type { Linear } from '../../nn/linear.ts';
+import type { LowRank } from '../../ops/index.ts';
+import type { Tensor } from '../../tensor.ts';
+import type { LowRankPair, ScaledPair } from '../low_rank.ts';
+
+/** A switch of PEFT's LoraConfig; off unless it is set. Its key in PEFT's files is its name in snake case. */
+export interface MethodOption {
+  /** The line of `balora train --help`. */
+  readonly help: string;
+}
+
+/** Settings that a method's name stands for, in PEFT's words. The caller's own settings go over them. */
+export interface MethodPreset {
+  readonly r?: number;
+  readonly loraAlpha?: number;
+  readonly loraDropout?: number;
+  readonly initLoraWeights?: boolean | string;
+  /** Options of this or another method. */
+  readonly [option: string]: unknown;
+}
+
+/** A module whose A and B are about to start. */
+export interface StartModule {
+  /** Path of the module in the model. */
+  readonly name: string;
+  readonly inFeatures: number;
+  readonly outFeatures: number;
+  /** The frozen weight (out,in), in the model's dtype. */
+  readonly weight: Tensor;
+  readonly r: number;
+  readonly alpha: number;
+  /** s in y += s (x A^T) B^T. */
+  readonly scale: number;
+  /** A 48-bit seed that depends on the adapter's seed, the module's path and the purpose alone. */
+  seed(purpose: string): number;
+}
+
+/** One way in which A and B start: a value, or a family of values, of `initLoraWeights`. */
+export interface Start<Value extends boolean | string = boolean | string> {
+  /** The values as help and errors write them, such as `pissa_niter_N`. */
+  readonly shown: readonly string[];
+  /** A line that says what A and B are. */
+  readonly title: string;
+  /** Whether a value of `initLoraWeights` names this start. */
+  accepts(value: boolean | string): value is Value;
+  /**
+   * Whether the pairs come out of the weights. Then the first pair is kept frozen and subtracted, so that the model starts as
+   * it was; a file that names the start belongs on a residual, and the plain export has twice the rank.
+   */
+  readonly fromWeight: boolean;
+  /**
+   * First values of the pairs of many modules at once, in their order: f32, a (r,in) and b (out,r). Runs without recording, in
+   * a scope, on the modules' device. It must depend on each module alone, so that adapting one more changes no other.
+   */
+  pairs(modules: readonly StartModule[], value: Value): readonly LowRankPair[];
+}
+
+/** An adapted linear, as a variant sees it. */
+export interface VariantModule extends ScaledPair {
+  /** Path of the module in the model. */
+  readonly name: string;
+  readonly linear: Linear;
+  /** The trained pair, and with a negative scale the frozen one. */
+  readonly parts: readonly LowRank[];
+  /** The trained tensor of one of the variant's parameters. */
+  parameter(key: string): Tensor;
+  /**
+   * A tensor that is a function of A and B, made without recording when it is first asked for and kept until A or B is
+   * written: the micro-batches of a step share it. It belongs to the module.
+   */
+  derived(key: string, make: () => Tensor): Tensor;
+}
+
+/** A tensor that a variant trains beside A and B. */
+export interface VariantParameter {
+  /** Its key in a PEFT file, behind the module's path. */
+  readonly key: string;
+  /** Other spellings of the key that files have. */
+  readonly alsoReadAs?: readonly string[];
+  /** Whether weight decay takes it. */
+  readonly decays: boolean;
+  /** Its shape beside a linear. */
+  shape(linear: Linear): readonly number[];
+  /** Its first value, in f32 (f64 beside f64). The pair stands already. */
+  start(module: VariantModule): Tensor;
+}
+
+/** A form of the adapted linear: what it computes, and what becomes of it when it is merged or exported. */
+export interface Variant {
+  /** The option that selects it; null: it runs where no other is selected. */
+  readonly option: string | null;
+  /** A line that says what the output y is for the input x. */
+  readonly formula: string;
+  readonly parameters: readonly VariantParameter[];
+  /** Why it cannot go with a value of `initLoraWeights`, behind its option's name; null: it can. */
+  refuses(initLoraWeights: unknown): string | null;
+  /**
+   * The update of a forward, out of that of plain LoRA: the pair, its scale, the frozen pair, and in training the dropout of
+   * what A reads.
+   */
+  update(module: VariantModule, plain: LinearUpdate): LinearUpdate;
+  /** Whether a small pair may be multiplied in fewer digits as a change of the base (`isChange` of a low-rank part). */
+  readonly pairIsChange: boolean;
+  /** Why its passes cannot be recorded as graphs and run again; null: they can. */
+  readonly graphObstacle: string | null;
+  /** The weight that computes the same without an adapter, f64, out of the base's weight in f64. */
+  mergedWeight(module: VariantModule, base: Tensor): Tensor;
+  /** The bias that computes the same, f64; null: it stays. @throws ArgumentError where it cannot be merged */
+  mergedBias(module: VariantModule): Tensor | null;
+  /**
+   * The pair of the export `lora`: with the module's scale and the variant's parameters beside it, it computes the same on the
+   * untouched base. Its rank is a multiple of the module's. Tensors that are not the module's own are freed after writing.
+   */
+  toLora(module: VariantModule): LowRankPair;
+  /**
+   * Why there is no export `residual`, a pair of rank r on the base without its first pair, as `name: reason`; null: there is
+   * one where the start came out of the weights.
+   */
+  readonly residualObstacle: string | null;
+}
+
+/** A rule by which alpha and rank become the scale s = alpha / divisor(r). */
+export interface Scaling {
+  /** The option that selects it; null: it holds where no other is selected. */
+  readonly option: string | null;
+  /** Multiplicative, divisor(k r) = divisor(k) divisor(r): exports of k times the rank keep s with alpha times divisor(k). */
+  divisor(r: number): number;
+}
+
+/** A way of fine-tuning under the name that `--method` and `resolveMethod` know it by. */
+export interface Method<
+  Name extends string = string,
+  Options extends Readonly<Record<string, MethodOption>> = Readonly<Record<string, MethodOption>>,
+  Starts extends readonly Start[] = readonly Start[],
+> {
+  readonly name: Name;
+  /** A line that says what it is. */
+  readonly title: string;
+  /** Its publication, such as `arXiv 2106.09685`; null: none in particular. */
+  readonly source: string | null;
+  /** Settings of the adapter's configuration that the name stands for; null: no adapter, every weight is trained. */
+  readonly adapter: MethodPreset | null;
+  /** Settings of the regularizers that the name stands for, by task (default: none, so no regularizer runs). */
+  readonly regularizers?: Readonly<Record<string, Readonly<Record<string, number>>>>;
+  /** Switches of PEFT's LoraConfig that it brings. */
+  readonly options?: Options;
+  /** Values of `initLoraWeights` that it brings. */
+  readonly starts?: Starts;
+  /** Variants of the adapted linear that it brings. */
+  readonly variants?: readonly Variant[];
+  /** The scaling that it brings. */
+  readonly scaling?: Scaling;
+}
+
+/** A method, checked by the compiler; see {@link Method}. */
+export function defineMethod<
+  const Name extends string,
+  const Options extends Readonly<Record<string, MethodOption>> = Readonly<
+    Record<never, MethodOption>
+  >,
+  const Starts extends readonly Start[] = readonly [],
+>(method: Method<Name, Options, Starts>): Method<Name, Options, Starts> {
+  return Object.freeze(method);
+}
+
+/** A start of A and B, checked by the compiler; see {@link Start}. */
+export function defineStart<Value extends boolean | string>(start: Start<Value>): Start<Value> {
+  return Object.freeze(start);
+}

@@ -1,0 +1,43 @@
+/**
+ * PiSSA (Meng et al. 2024): with the top-r singular triplets of W, A = sqrt(S/s) V^T and B = U sqrt(S/s), so that s B A is
+ * W's best rank-r part. It is trained on the untouched base, from which the first pair is subtracted (docs/decisions).
+ */
+import { div, mul, randomizedSvds, reshape, sqrt } from '../../ops/index.ts';
+import { defineMethod, defineStart, type StartModule } from './method.ts';
+
+type Value = 'pissa' | `pissa_niter_${number}`;
+
+const kSpelling = /^pissa(?:_niter_([0-9]+))?$/;
+
+/** `pissa`: to convergence. `pissa_niter_N`: N power iterations. The SVDs of many modules at once are quicker. */
+const start = defineStart<Value>({
+  shown: ['pissa', 'pissa_niter_N'],
+  title: 'the top r singular triplets of W, to convergence or after N power iterations',
+  accepts: (value): value is Value => typeof value === 'string' && kSpelling.test(value),
+  fromWeight: true,
+  pairs: (modules, value) => {
+    const tasks = modules.map((module) => {
+      const { weight, r: rank } = module;
+      return {
+        a: weight.dtype === 'f64' ? weight.to('f32') : weight,
+        rank,
+        seed: module.seed('svd'),
+      };
+    });
+    const iterations = kSpelling.exec(value)?.[1];
+    const niter = iterations === undefined ? 'converged' : Number(iterations);
+    return randomizedSvds(tasks, { niter }).map(({ u, s, vt }, i) => {
+      const { r, scale } = modules[i] as StartModule;
+      const root = sqrt(div(s, scale)); // (r)
+      return { a: mul(vt, reshape(root, [r, 1])), b: mul(u, root) };
+    });
+  },
+});
+
+export const pissa = defineMethod({
+  name: 'pissa',
+  title: 'PiSSA: LoRA that starts as the principal part of each weight',
+  source: 'arXiv 2404.02948',
+  adapter: { initLoraWeights: 'pissa' },
+  starts: [start],
+});

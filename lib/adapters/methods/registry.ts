@@ -1,0 +1,121 @@
+/** The list of methods, and what a configuration selects from it. */
+import { balora } from './balora.ts';
+import { dora } from './dora.ts';
+import { full } from './full.ts';
+import { lora } from './lora.ts';
+import type {
+  Method,
+  MethodOption,
+  MethodPreset,
+  Scaling,
+  Start,
+  Variant,
+  VariantParameter,
+} from './method.ts';
+import { pissa } from './pissa.ts';
+import { rslora } from './rslora.ts';
+
+/** Every method, in the order in which help and errors name them. */
+const kMethods = [lora, rslora, dora, pissa, balora, full] as const;
+
+type Listed = (typeof kMethods)[number];
+
+/** Names of the methods: `--method`, `resolveMethod`. */
+export type MethodName = Listed['name'];
+
+/** What all members of a union are at once. */
+type Intersection<T> = (T extends unknown ? (value: T) => void : never) extends (
+  value: infer I,
+) => void
+  ? I
+  : never;
+type OptionsOf<M> = M extends { readonly options?: infer O } ? NonNullable<O> : never;
+type AllOptions = Intersection<OptionsOf<Listed>>;
+type StartsOf<M> = M extends { readonly starts?: infer S } ? NonNullable<S> : never;
+type ValuesOf<S> = S extends readonly Start[]
+  ? S[number] extends infer One
+    ? One extends Start<infer Value>
+      ? Value
+      : never
+    : never
+  : never;
+
+/** The switches of PEFT's LoraConfig that the methods bring. */
+export type MethodSwitches = { readonly [K in keyof AllOptions]: boolean };
+
+/** The values of `initLoraWeights` that name a start. */
+export type InitLoraWeights = ValuesOf<StartsOf<Listed>>;
+
+/** A method of the list: its settings name starts of the list. */
+export interface ListedMethod<Name extends MethodName> extends Method<Name> {
+  readonly adapter: (MethodPreset & { readonly initLoraWeights?: InitLoraWeights }) | null;
+}
+
+/** The names of {@link METHODS}, in their order. */
+export const METHOD_NAMES: readonly MethodName[] = kMethods.map(({ name }) => name);
+
+/** Every method by its name. */
+export const METHODS = Object.freeze(
+  Object.fromEntries(kMethods.map((method) => [method.name, method])),
+) as { readonly [Name in MethodName]: ListedMethod<Name> };
+
+/** The switches of all methods. */
+export const METHOD_OPTIONS = Object.freeze(
+  Object.assign({}, ...kMethods.map(({ options }) => options)),
+) as { readonly [K in keyof AllOptions]: MethodOption };
+
+/** The names of {@link METHOD_OPTIONS}. */
+export const METHOD_OPTION_NAMES = Object.keys(METHOD_OPTIONS) as (keyof AllOptions)[];
+
+const kStarts: readonly Start[] = kMethods.flatMap(({ starts }): readonly Start[] => starts ?? []);
+const kVariants: readonly Variant[] = kMethods.flatMap(({ variants }) => variants ?? []);
+const kScalings: readonly Scaling[] = kMethods.flatMap(({ scaling }) => scaling ?? []);
+
+/** The values of `initLoraWeights` as help and errors write them. */
+export const START_NAMES: readonly string[] = kStarts.flatMap(({ shown }) => shown);
+
+/** Names of the starts that come out of the weights. */
+export const STARTS_FROM_WEIGHT: readonly string[] = kStarts
+  .filter(({ fromWeight }) => fromWeight)
+  .flatMap(({ shown }) => shown);
+
+/** Starts of PEFT that leave the base alone and that no method here makes: their trained adapter is a plain LoRA. */
+const kPlainInPeft = new Set<unknown>(['eva', 'orthogonal']);
+
+/** The start that a value of `initLoraWeights` names; null: there is none here. */
+export function startNamed(value: unknown): Start | null {
+  if (typeof value !== 'boolean' && typeof value !== 'string') return null;
+  return kStarts.find((start) => start.accepts(value)) ?? null;
+}
+
+/** Whether the tensors of an adapter that began so belong on the untouched base. */
+export function keepsBase(value: unknown): boolean {
+  const start = startNamed(value);
+  return start === null ? kPlainInPeft.has(value) : !start.fromWeight;
+}
+
+/** The variants that a configuration's switches select: none is plain LoRA, and more than one cannot run together. */
+export function selectedVariants(switches: MethodSwitches): Variant[] {
+  return kVariants.filter(({ option }) => isOn(switches, option));
+}
+
+/** The variant that a checked configuration runs. */
+export function variantOf(switches: MethodSwitches): Variant {
+  const [selected] = selectedVariants(switches);
+  return selected ?? (kVariants.find(({ option }) => option === null) as Variant);
+}
+
+/** The scaling of a checked configuration. */
+export function scalingOf(switches: MethodSwitches): Scaling {
+  const selected = kScalings.find(({ option }) => isOn(switches, option));
+  return selected ?? (kScalings.find(({ option }) => option === null) as Scaling);
+}
+
+/** The parameters of all variants: what a file may hold beside pairs. */
+export const VARIANT_PARAMETERS: readonly VariantParameter[] = kVariants.flatMap(
+  ({ parameters }) => parameters,
+);
+
+function isOn(switches: MethodSwitches, option: string | null): boolean {
+  return option !== null && switches[option as keyof MethodSwitches] === true;
+}

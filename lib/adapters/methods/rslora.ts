@@ -1,0 +1,14 @@
+/** rsLoRA (Kalajdzievski 2023): the update is divided by the root of the rank, so that its size does not fall with it. */
+import { defineMethod } from './method.ts';
+
+export const rslora = defineMethod({
+  name: 'rslora',
+  title: 'rsLoRA: LoRA scaled by alpha / sqrt(r)',
+  source: 'arXiv 2312.03732',
+  adapter: { useRslora: true },
+  options: {
+    /** Rank-stabilised: the scale is alpha / sqrt(r) (default false). */
+    useRslora: { help: 'rank-stabilized: scale by alpha / sqrt(r)' },
+  },
+  scaling: { option: 'useRslora', divisor: (r) => Math.sqrt(r) },
+});

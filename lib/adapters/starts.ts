@@ -1,0 +1,169 @@
+/**
+ * How A and B start: by the start of the methods' list that the configuration names, or by a function of the caller's. All
+ * values depend only on the seed, the module's path and its weight: adapting one module more changes no other.
+ */
+import { createHash } from 'node:crypto';
+import { withDevice } from '../device.ts';
+import { ArgumentError, UnsupportedError } from '../errors.ts';
+import type { Linear } from '../nn/linear.ts';
+import { copy_, zeros } from '../ops/index.ts';
+import { noGrad, scope, Tensor, unscoped } from '../tensor.ts';
+import { type LowRankPair, masterDType } from './low_rank.ts';
+import type { StartModule } from './methods/method.ts';
+import { START_NAMES, startNamed } from './methods/registry.ts';
+
+/** First values of a module's pair. */
+export interface InitialPair extends LowRankPair {
+  /**
+   * Whether the pair came out of W (default false): what it adds must be taken off, so that the model starts as it was. It is
+   * kept frozen, and the plain export has twice the rank.
+   */
+  readonly fromWeight?: boolean;
+}
+
+/**
+ * A start of the caller's own, as `initLoraWeights`: first values of the pairs of all adapted modules, in their order, a (r,in)
+ * and b (out,r) in any float type. It is called once, without recording; tensors that it makes on the way are freed, what it
+ * returns is copied.
+ */
+export type StartFunction = (modules: readonly StartModule[]) => readonly InitialPair[];
+
+/** A module whose pair {@link initialPairs} makes. */
+export interface PairTarget {
+  readonly name: string;
+  readonly r: number;
+  readonly alpha: number;
+  readonly scale: number;
+  readonly linear: Linear;
+  /** The adapter's seed. */
+  readonly seed: number;
+}
+
+/** The values that `initLoraWeights` may have, for messages. */
+export const INIT_CHOICES = `${START_NAMES.join(', ')} or a function`;
+
+/** Modules whose pairs are made at once: enough for all threads, few enough to leave the event loop its turns. */
+const kBatch = 64;
+
+/** The modules of one call of {@link initialPairs}: a function is asked for all of them at once. */
+export function* startBatches<T>(init: unknown, all: readonly T[]): Generator<readonly T[]> {
+  const size = typeof init === 'function' ? Math.max(all.length, 1) : kBatch;
+  for (let first = 0; first < all.length; first += size) yield all.slice(first, first + size);
+}
+
+/**
+ * First values of the modules' pairs, in their order, as new tensors. All modules are on one device.
+ * @throws UnsupportedError for a start that only PEFT knows, ArgumentError for pairs of a function that do not fit
+ */
+export function initialPairs(
+  init: boolean | string | StartFunction,
+  targets: readonly PairTarget[],
+): Required<InitialPair>[] {
+  const device = targets[0]?.linear.weight.device;
+  const body = typeof init === 'function' ? ofFunction(init, targets) : ofList(init, targets);
+  return withDevice(device, () => unscoped(() => scope(() => noGrad(body))));
+}
+
+/**
+ * A digest of the values that a start function gave. It stands in a run's identity, so that a run is resumed with the start that it
+ * began with, whatever the function is called and wherever its values come from.
+ * @throws ArgumentError for a value that is not finite; the pairs are freed
+ */
+export async function digestOf(
+  pairs: readonly Required<InitialPair>[],
+  targets: readonly PairTarget[],
+): Promise<string> {
+  const hash = createHash('sha256');
+  for (const [i, { a, b, fromWeight }] of pairs.entries()) {
+    const { name } = targets[i] as PairTarget;
+    hash.update(`${name} ${fromWeight}`);
+    for (const [key, tensor] of Object.entries({ a, b })) {
+      const values = (await tensor.data()) as Float32Array | Float64Array;
+      const bad = firstNotFinite(values);
+      if (bad >= 0) {
+        for (const pair of pairs) for (const made of [pair.a, pair.b]) made.dispose();
+        refuse(name, `element ${bad} of ${key} is ${values[bad]}`);
+      }
+      hash.update(new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
+    }
+  }
+  return hash.digest('hex').slice(0, 16);
+}
+
+/** Place of the first value that is not finite, -1 if there is none. A loop: findIndex takes several times as long. */
+function firstNotFinite(values: Float32Array | Float64Array): number {
+  for (let at = 0; at < values.length; at++) if (!Number.isFinite(values[at])) return at;
+  return -1;
+}
+
+function ofList(init: boolean | string, targets: readonly PairTarget[]) {
+  const start = startNamed(init);
+  if (start === null) {
+    throw new UnsupportedError(
+      `initLoraWeights "${String(init)}" is not supported: ${INIT_CHOICES}`,
+    );
+  }
+  return () =>
+    start.pairs(targets.map(startModule), init).map(({ a, b }, i) => {
+      const wide = targets[i]?.linear.weight.dtype === 'f64';
+      const { fromWeight } = start;
+      return wide ? { a: a.to('f64'), b: b.to('f64'), fromWeight } : { a, b, fromWeight };
+    });
+}
+
+function ofFunction(init: StartFunction, targets: readonly PairTarget[]) {
+  return () => {
+    const found: unknown = init(targets.map(startModule));
+    if (found instanceof Promise) {
+      // Whatever it comes to, nobody waits for it.
+      found.catch(() => {});
+      throw new ArgumentError(
+        'initLoraWeights: the function returned a promise; it must return the pairs: await what it needs before',
+      );
+    }
+    if (!Array.isArray(found) || found.length !== targets.length) {
+      const got = Array.isArray(found) ? `a list of ${found.length}` : typeof found;
+      throw new ArgumentError(
+        `initLoraWeights: the function must return a list of ${targets.length} pairs, one a module, got ${got}`,
+      );
+    }
+    return targets.map((target, i) => ownPair(target, found[i]));
+  };
+}
+
+/** A function's pair, checked and copied. */
+function ownPair(target: PairTarget, found: unknown): Required<InitialPair> {
+  const { name, r, linear } = target;
+  const { inFeatures, outFeatures } = linear;
+  const given = (typeof found === 'object' ? found : null) as Partial<InitialPair> | null;
+  if (given === null) refuse(name, `the function returned ${String(found)} for it`);
+  const { fromWeight = false } = given;
+  if (typeof fromWeight !== 'boolean') refuse(name, 'fromWeight must be true or false');
+  const copy = (key: 'a' | 'b', shape: [number, number], wanted: string): Tensor => {
+    const tensor: unknown = given[key];
+    if (!(tensor instanceof Tensor)) refuse(name, `${key} must be a tensor, got ${typeof tensor}`);
+    const { dtype, device } = linear.weight;
+    const fits = tensor.shape.join() === shape.join();
+    if (!fits) refuse(name, `${key} must be ${wanted}=(${shape}), got (${tensor.shape})`);
+    if (!/^b?f\d+$/.test(tensor.dtype))
+      refuse(name, `${key} must hold floats, got ${tensor.dtype}`);
+    if (tensor.device !== device) refuse(name, `${key} is on ${tensor.device}, not on ${device}`);
+    const master = masterDType(dtype);
+    const own = zeros(shape, { dtype: master, device });
+    copy_(own, tensor.to(master));
+    return own;
+  };
+  const a = copy('a', [r, inFeatures], '(r,in)');
+  return { a, b: copy('b', [outFeatures, r], '(out,r)'), fromWeight };
+}
+
+function refuse(name: string, what: string): never {
+  throw new ArgumentError(`initLoraWeights: ${name}: ${what}`);
+}
+
+function startModule({ name, r, alpha, scale, linear, seed }: PairTarget): StartModule {
+  const { inFeatures, outFeatures, weight } = linear;
+  const seedFor = (purpose: string): number =>
+    createHash('sha256').update(`${seed}/${name}/${purpose}`).digest().readUIntBE(0, 6);
+  return { name, inFeatures, outFeatures, weight, r, alpha, scale, seed: seedFor };
+}

@@ -1,0 +1,296 @@
+/**
+ * Every method, start and variant of the list, alone and together: what each must hold, whatever it is. A method that is added to
+ * the list is tested here without a line of its own; its own file tests that it is the method that it is called.
+ */
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
+import { type LoraConfigInput, loraConfig } from '../../../lib/adapters/config.ts';
+import { saveMerged } from '../../../lib/adapters/merge.ts';
+import type { Method, Start, Variant } from '../../../lib/adapters/methods/method.ts';
+import {
+  keepsBase,
+  METHOD_NAMES,
+  METHOD_OPTION_NAMES,
+  METHODS,
+  START_NAMES,
+  startNamed,
+  variantOf,
+} from '../../../lib/adapters/methods/registry.ts';
+import { ArgumentError, UnsupportedError } from '../../../lib/errors.ts';
+import { resolveMethod } from '../../../lib/train/methods.ts';
+import { goldenArrays } from '../../support/golden.ts';
+import { disturb, expectNear, hidden, readWeights } from '../../support/tiny_adapters.ts';
+import { TinyModel } from '../../support/tiny_model.ts';
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'balora-methods-'));
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+const methods: readonly Method[] = METHOD_NAMES.map((name) => METHODS[name]);
+const starts: readonly Start[] = methods.flatMap(({ starts: own }): readonly Start[] => own ?? []);
+const variants: readonly Variant[] = methods.flatMap(({ variants: own }) => own ?? []);
+
+/** A value of `initLoraWeights` as help writes it, as a value. */
+const sample = (shown: string): boolean | string =>
+  shown === 'true' || shown === 'false' ? shown === 'true' : shown.replace('_N', '_4');
+
+/** The methods' own settings, and every start with every switch, and with every two, that go together. */
+const configs: [string, LoraConfigInput][] = [
+  ...methods.flatMap(({ name, adapter }): [string, LoraConfigInput][] =>
+    adapter === null ? [] : [[`method ${name}`, adapter as LoraConfigInput]],
+  ),
+  ...START_NAMES.flatMap((shown) => {
+    const one = METHOD_OPTION_NAMES.map((name) => [name]);
+    const two = one.flatMap(([a]) => one.flatMap(([b]) => (a && b && a < b ? [[a, b]] : [])));
+    return [[], ...one, ...two].flatMap((switches): [string, LoraConfigInput][] => {
+      const config = {
+        initLoraWeights: sample(shown),
+        ...Object.fromEntries(switches.map((name) => [name, true])),
+      } as LoraConfigInput;
+      try {
+        loraConfig(config);
+      } catch (error) {
+        expect(error).toBeInstanceOf(ArgumentError); // which two methods may say
+        return [];
+      }
+      return [[[shown, ...switches].join(' '), config]];
+    });
+  }),
+];
+
+const create = (model: TinyModel, config: LoraConfigInput) =>
+  AdapterModel.create(model, {
+    r: 3,
+    loraAlpha: 6,
+    rankPattern: { 'layers.1.up_proj': 2 },
+    ...config,
+  });
+
+describe.each(configs)('%s', (_, config) => {
+  it('starts as the base, is it when switched off, and goes without a trace', async () => {
+    const model = new TinyModel();
+    const base = hidden(model);
+    const tuned = await create(model, config);
+    // Only the start for tests changes the model.
+    if (config.initLoraWeights === false) expect(hidden(model)).not.toEqual(base);
+    else expectNear(hidden(model), base, 1e-6);
+    disturb(tuned);
+    const moved = hidden(model);
+    expect(moved.some((value, i) => Math.abs(value - (base[i] as number)) > 0.01)).toBe(true);
+    expect(tuned.withTeacher(() => hidden(model))).toEqual(base);
+    expect(hidden(model)).toEqual(moved);
+    tuned.dispose();
+    expect(hidden(model)).toEqual(base);
+  });
+
+  it('exported as a plain LoRA it gives the same model', async () => {
+    const model = new TinyModel();
+    const tuned = await create(model, config);
+    disturb(tuned);
+    const expected = hidden(model);
+    await tuned.save(folder);
+    const loaded = new TinyModel();
+    const again = await AdapterModel.load(loaded, folder);
+    expect(again.warnings).toEqual([]);
+    expect(again.modules.every(({ frozen }) => frozen === null)).toBe(true);
+    expectNear(hidden(loaded), expected, 1e-5);
+    const fromWeight = startNamed(config.initLoraWeights ?? true)?.fromWeight;
+    const written = JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'));
+    expect(written).toMatchObject({
+      ...{ r: fromWeight ? 6 : 3, rank_pattern: { 'layers.1.up_proj': fromWeight ? 4 : 2 } },
+      lora_alpha: !fromWeight ? 6 : config.useRslora ? 6 * Math.SQRT2 : 12,
+      init_lora_weights: fromWeight ? true : (config.initLoraWeights ?? true),
+      ...{ target_modules: ['down_proj', 'gate_proj', 'up_proj'], task_type: 'CAUSAL_LM' },
+      base_model_name_or_path: 'tiny',
+    });
+    const keys = [...goldenArrays(join(folder, 'adapter_model.safetensors')).keys()];
+    const own = variantOf(loraConfig(config)).parameters.map(({ key }) => key);
+    expect(keys.filter((key) => key.includes('layers.0.up_proj')).sort()).toEqual(
+      ['lora_A.weight', 'lora_B.weight', ...own]
+        .map((key) => `base_model.model.layers.0.up_proj.${key}`)
+        .sort(),
+    );
+  });
+
+  it('is put away as a state and comes back to the bit', async () => {
+    const [model, other] = [new TinyModel(), new TinyModel()];
+    const tuned = await create(model, config);
+    disturb(tuned);
+    const again = await create(other, config);
+    again.restore(tuned.state(), 'a state');
+    expect(hidden(other)).toEqual(hidden(model));
+    expect(again.identity()).toEqual(tuned.identity());
+  });
+
+  it('merged it gives the same model', async () => {
+    const model = new TinyModel();
+    const tuned = await create(model, config);
+    disturb(tuned);
+    const expected = hidden(model);
+    const out = join(folder, 'merged');
+    if (config.loraBias) {
+      await expect(saveMerged(tuned, out)).rejects.toThrow(/loraBias .* layer without a bias/);
+      expect(existsSync(out)).toBe(false);
+      return;
+    }
+    await saveMerged(tuned, out);
+    expectNear(hidden(readWeights(new TinyModel(), out)), expected, 1e-5);
+  });
+
+  it('has a residual form, or says why not', async () => {
+    const model = new TinyModel();
+    const tuned = await create(model, config);
+    disturb(tuned);
+    const { residualObstacle } = variantOf(loraConfig(config));
+    const out = join(folder, 'residual');
+    if (!startNamed(config.initLoraWeights ?? true)?.fromWeight || residualObstacle !== null) {
+      expect(() => tuned.checkForm('residual')).toThrow(UnsupportedError);
+      await expect(tuned.save(out, { form: 'residual' })).rejects.toThrow(/export "residual" is /);
+      expect(existsSync(out)).toBe(false);
+      return;
+    }
+    const expected = hidden(model);
+    await tuned.save(out, { form: 'residual' });
+    const residual = readWeights(new TinyModel(), join(out, 'residual'));
+    await AdapterModel.load(residual, out);
+    expectNear(hidden(residual), expected, 1e-4);
+  });
+});
+
+describe('the list', () => {
+  it('has what the first version had, and PEFT knows its files by these keys', () => {
+    expect(METHOD_NAMES).toEqual(
+      expect.arrayContaining(['lora', 'rslora', 'dora', 'pissa', 'balora', 'full']),
+    );
+    const keys = (switches: LoraConfigInput) => {
+      const { parameters } = variantOf(loraConfig(switches));
+      return parameters.map(({ key, alsoReadAs = [] }) => [key, ...alsoReadAs]);
+    };
+    expect(keys({})).toEqual([]);
+    expect(keys({ useDora: true })).toEqual([
+      ['lora_magnitude_vector', 'lora_magnitude_vector.weight'],
+    ]);
+    expect(keys({ loraBias: true })).toEqual([['lora_B.bias']]);
+    expect(START_NAMES).toEqual(
+      expect.arrayContaining(['true', 'gaussian', 'false', 'pissa', 'pissa_niter_N']),
+    );
+    const onBase = [true, false, 'gaussian', 'eva', 'orthogonal'].map(keepsBase);
+    expect(onBase).toEqual([true, true, true, true, true]);
+    expect(['pissa', 'pissa_niter_2', 'loftq'].map(keepsBase)).toEqual([false, false, false]);
+  });
+
+  it('has every name, value, switch and key once', () => {
+    const options = methods.flatMap(({ options: own }) => Object.keys(own ?? {}));
+    const keys = variants.flatMap(({ parameters }) =>
+      parameters.flatMap(({ key, alsoReadAs = [] }) => [key, ...alsoReadAs]),
+    );
+    const plain = [variants, methods.flatMap(({ scaling }) => scaling ?? [])];
+    for (const names of [METHOD_NAMES, START_NAMES, options, keys]) {
+      expect(new Set(names).size).toBe(names.length);
+    }
+    for (const shown of START_NAMES) {
+      expect(starts.filter((start) => start.accepts(sample(shown)))).toHaveLength(1);
+    }
+    for (const choices of plain) {
+      expect(choices.filter(({ option }) => option === null)).toHaveLength(1);
+      for (const { option } of choices) if (option) expect(options).toContain(option);
+    }
+  });
+
+  it('scales so that an export of more rank keeps s', () => {
+    for (const { scaling } of methods) {
+      if (!scaling) continue;
+      for (const r of [1, 8, 48]) {
+        const [grown, apart] = [scaling.divisor(2 * r), scaling.divisor(2) * scaling.divisor(r)];
+        expect(Math.abs(grown / apart - 1)).toBeLessThan(1e-15);
+      }
+    }
+  });
+
+  it('gives resolveMethod its presets, each of which is a configuration', () => {
+    for (const method of methods) {
+      const { adapter, regularizers } = resolveMethod(method.name as 'lora');
+      expect(adapter).toEqual(method.adapter);
+      const weights = method.regularizers?.['causal-lm'] ?? {
+        ...{ consistencyWeight: 0, diversityWeight: 0, svdWeight: 0 },
+      };
+      expect(regularizers).toMatchObject(weights);
+    }
+  });
+
+  it('is what docs/methods.md says (npm run gen:methods writes it)', async () => {
+    await expect(page()).toMatchFileSnapshot('../../../docs/methods.md');
+  });
+});
+
+/** docs/methods.md. */
+function page(): string {
+  const cell = (text: string): string => text.replaceAll('|', '\\|');
+  const code = (text: string): string => `\`${text}\``;
+  const table = (head: string[], rows: string[][]): string =>
+    [head, head.map(() => '---'), ...rows]
+      .map((cells) => `| ${cells.map(cell).join(' | ')} |`)
+      .join('\n');
+  const settings = ({ adapter }: Method): string =>
+    adapter === null
+      ? 'no adapter'
+      : Object.entries(adapter)
+          .map(([key, value]) =>
+            code(`${key}: ${typeof value === 'string' ? `'${value}'` : value}`),
+          )
+          .join(', ') || 'nothing';
+  const weights = ({ regularizers }: Method): string[] =>
+    Object.entries(regularizers ?? {}).map(
+      ([task, values]) =>
+        `${task}: ${Object.entries(values)
+          .map(([key, value]) => `${key} ${value}`)
+          .join(', ')}`,
+    );
+  const source = ({ source: from }: Method): string =>
+    from?.startsWith('arXiv ') ? `[${from}](https://arxiv.org/abs/${from.slice(6)})` : (from ?? '');
+  return `# Methods
+
+Written from the list in \`lib/adapters/methods/\` by \`npm run gen:methods\`; what the parts mean is told in [adapters](adapters.md),
+how to add one in [how to add a method](how-to-add-a-method.md).
+
+\`--method\` on the command line, \`method\` in a configuration file, \`resolveMethod\` in the library:
+
+${table(
+  ['method', 'what it is', 'sets of the adapter', 'sets of the regularizers', 'source'],
+  methods.map((method) => [
+    code(method.name),
+    method.title,
+    settings(method),
+    weights(method).join('; ') || 'nothing',
+    source(method),
+  ]),
+)}
+
+\`initLoraWeights\`, how A and B start:
+
+${table(
+  ['value', 'A, B', 'exported with'],
+  starts.map(({ shown, title, fromWeight }) => [
+    shown.map(code).join(', '),
+    title,
+    fromWeight ? 'twice the rank' : 'its rank',
+  ]),
+)}
+
+What an adapted linear computes, and what it trains beside A and B (by its key in a PEFT file):
+
+${table(
+  ['switch', 'y', 'trains'],
+  variants.map(({ option, formula, parameters }) => [
+    option === null ? 'none' : code(option),
+    formula,
+    parameters.map(({ key }) => code(key)).join(', ') || 'nothing',
+  ]),
+)}
+`;
+}
