@@ -23,6 +23,8 @@ void check_operands(const Tensor& q, const Tensor& k, const Tensor& v,
   check_float("attention", "q", q);
   check_ndim("attention", "q (M,H,D)", q, 3);
   check_ndim("attention", "k (N,Hkv,D)", k, 3);
+  check_rows_i32("attention", "q", q);
+  check_rows_i32("attention", "k", k);
   const int64_t rows = cu_queries ? k.dim(0) : q.dim(0);
   check_shape("attention", "k", k, {rows, k.dim(1), q.dim(2)}, "(N,Hkv,D)");
   check_shape("attention", "v", v, k.shape(), "the shape of k");

@@ -31,6 +31,8 @@ void check_rows(const RelativeOperands& o) {
   check_float(kOp, "q", o.q);
   check_ndim(kOp, "q (N,H,D)", o.q, 3);
   check_ndim(kOp, "k (M,H,D)", o.k, 3);
+  check_rows_i32(kOp, "q", o.q);
+  check_rows_i32(kOp, "k", o.k);
   check_shape(kOp, "k", o.k, {o.k.dim(0), o.q.dim(1), o.q.dim(2)}, "(M,H,D)");
   check_shape(kOp, "v", o.v, o.k.shape(), "the shape of k");
   if (o.q.dim(1) < 1 || o.q.dim(2) < 1) {

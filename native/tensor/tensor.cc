@@ -1,5 +1,7 @@
 #include "tensor/tensor.h"
 
+#include <limits>
+
 #include "engine/engine.h"
 #include "tape/tape.h"
 
@@ -162,6 +164,13 @@ void check_shape(const char* op, const char* name, const Tensor& t, const Shape&
   throw ArgumentError(concat(op, ": ", name, " must be ", symbols ? symbols : "",
                              symbols ? "=" : "", expected.to_string(), ", got ",
                              t.shape().to_string()));
+}
+
+void check_rows_i32(const char* op, const char* name, const Tensor& t) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (t.dim(0) <= kMost) return;
+  throw ArgumentError(concat(op, ": ", name, " has ", t.dim(0), " rows, at most ", kMost,
+                             " can be counted in i32"));
 }
 
 void check_ndim(const char* op, const char* name, const Tensor& t, int ndim) {

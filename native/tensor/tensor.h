@@ -118,6 +118,8 @@ inline Tensor empty_like(const Tensor& x) {
 void check_shape(const char* op, const char* name, const Tensor& t, const Shape& expected,
                  const char* symbols = nullptr);
 void check_ndim(const char* op, const char* name, const Tensor& t, int ndim);
+// Rows that a kernel counts in 32 bits, as the boundaries of segments are stored.
+void check_rows_i32(const char* op, const char* name, const Tensor& t);
 void check_defined(const char* op, const char* name, const Tensor& t);
 void check_float(const char* op, const char* name, const Tensor& t);
 void check_dtype(const char* op, const char* name, const Tensor& t, DType expected);

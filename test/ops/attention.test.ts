@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest';
 import {
   type AttentionOptions,
   attention,
+  expand,
   indexSelect,
   memoryStats,
   resetPeakMemory,
@@ -238,6 +239,11 @@ describe('attention', () => {
     );
     expect(() => attention(q, k, v, { ...o, lengths: tensor(Int32Array.of(4, 4)) })).toThrow(
       'attention: lengths must be (B)=(1), got (2)',
+    );
+    // Boundaries of segments are i32; a repeated row needs no memory to show it.
+    const many = expand(randomTensor([1, 2, 4]), [2 ** 31, 2, 4]);
+    expect(() => attention(many, many, many, o)).toThrow(
+      'attention: q has 2147483648 rows, at most 2147483647',
     );
     expect(() => attention(q, k, v, { ...o, window: -1 })).toThrow(
       'attention: window must be >= 0',
