@@ -5,7 +5,7 @@ import { setUp } from './support/set_up.mjs';
 import { inRoot, main, runVisible, say } from './support/shell.mjs';
 
 await main(async (args) => {
-  await setUp(['build']);
+  await setUp();
   say('');
   const folder = inRoot('build', 'bench');
   mkdirSync(folder, { recursive: true });
