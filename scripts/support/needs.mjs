@@ -3,7 +3,7 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync, realpathSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { aptCompiler, chooseCompiler, kAptCompilers, kOldest } from './compiler.mjs';
+import { aptCompiler, chooseCompiler, kAptCompilers } from './compiler.mjs';
 import { kOldestOneDnn, oneDnnProblem } from './onednn.mjs';
 import { capture, has } from './shell.mjs';
 
@@ -82,7 +82,7 @@ export const kNeeds = {
     packages: every('make'),
   },
   compiler: {
-    what: `a C++ compiler (g++ ${kOldest.gcc} or clang ${kOldest.clang}, or newer)`,
+    what: 'a C++ compiler',
     problem: () => chooseCompiler().problem,
     packages: { apt: aptCompiler, dnf: ['gcc-c++'], pacman: ['gcc'], apk: ['clang', 'g++'] },
     candidates: kAptCompilers,
