@@ -39,6 +39,12 @@ function hashOf(text) {
   return createHash('sha256').update(text).digest('hex');
 }
 
+/** npm waits for minutes by itself before it says that there is no network. */
+const kRetries = [
+  ...['--fetch-retries=2', '--fetch-retry-mintimeout=1000', '--fetch-retry-maxtimeout=8000'],
+  ...['--fetch-timeout=120000', '--prefer-offline'],
+];
+
 /** `npm ci --ignore-scripts`, again only when the lockfile has changed since. */
 export async function ensureNodePackages() {
   const key = hashOf(readFileSync(inRoot('package-lock.json')));
@@ -46,7 +52,7 @@ export async function ensureNodePackages() {
     checkSpace(root, kMegabytes.nodePackages, 'npm ci');
     const npm = process.env.npm_execpath; // npm's own file when an npm script runs this
     const [command, first] = npm?.endsWith('.js') ? [process.execPath, [npm]] : ['npm', []];
-    const flags = ['--ignore-scripts', '--no-audit', '--no-fund'];
+    const flags = ['--ignore-scripts', '--no-audit', '--no-fund', ...kRetries];
     try {
       await runLogged('npm-ci', command, [...first, 'ci', ...flags]);
     } catch (error) {

@@ -86,7 +86,8 @@ const kRefusals = {
 export function textOf(error) {
   if (error instanceof SetupError) return error.message;
   const refusal = error?.syscall ? kRefusals[error.code] : undefined;
-  if (refusal) return `${error.path ?? error.syscall}: ${refusal} (${error.code}).`;
+  if (refusal)
+    return `${error.path ?? `could not write below ${root}`}: ${refusal} (${error.code}).`;
   return error?.stack ?? String(error);
 }
 
