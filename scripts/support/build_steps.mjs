@@ -66,7 +66,10 @@ export function npmTrouble(log) {
   if (/\bENOSPC\b/.test(log)) return 'npm ci: the disk is full.';
   const network =
     /\b(ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|EHOSTUNREACH|ENETUNREACH|ERR_SOCKET_TIMEOUT)\b/;
-  const line = log.split('\n').find((text) => /npm (error|ERR!)/.test(text) && network.test(text));
+  const lines = log
+    .split('\n')
+    .filter((text) => /npm (error|ERR!)/.test(text) && network.test(text));
+  const line = lines.find((text) => text.includes('request to')) ?? lines[0];
   return line === undefined
     ? null
     : `npm could not fetch the Node packages:\n  ${line.trim()}\n${kNoNetwork}`;
