@@ -54,7 +54,10 @@ export function missingMessage(needs, { manager = packageManager(), candidates =
   const known = candidates ?? (manager === 'apt' ? candidatesOf(needs) : {});
   // Without package lists, as before the first `apt-get update`, the usual names are as good as any.
   const usual = { 'g++': '99', cmake: '99.0', 'libdnnl-dev': '99.0' };
-  const fallback = Object.keys(known).length === 0 ? usual : known;
+  const listless = Object.keys(known).length === 0;
+  const absent = manager === 'apt' && !listless ? absentMessage(needs, known) : null;
+  if (absent !== null) return absent;
+  const fallback = listless ? usual : known;
   const names = Object.fromEntries(
     kManagers.map((each) => [
       each,
@@ -71,16 +74,14 @@ function oneDnnHint(needs) {
     : '';
 }
 
-/** Throws where apt has nothing for a need. */
-function checkAvailable(needs, candidates) {
+/** What to say where apt has nothing for a need, or null. */
+function absentMessage(needs, candidates) {
   const without = needs.filter((need) => {
     const names = packagesOf(need, 'apt', candidates);
     return names === null || (!need.candidates && names.some((name) => !(name in candidates)));
   });
-  if (without.length === 0) return;
-  throw new SetupError(
-    `${systemName()} has no package that is new enough for:\n${listed(without)}\nDebian 12 and Ubuntu 22.04 have them.${oneDnnHint(without)}`,
-  );
+  if (without.length === 0) return null;
+  return `${systemName()} has no package that is new enough for:\n${listed(without)}\nDebian 12 and Ubuntu 22.04 have them.${oneDnnHint(without)}`;
 }
 
 /** Lets a person at a terminal carry the command out and go on; throws where there is nobody, or nothing has come of it. */
@@ -106,7 +107,8 @@ export async function ensureNeeds(ids) {
   if (prefix === null) return waitFor(ids, missingMessage(missing));
   await aptUpdate(prefix);
   const candidates = candidatesOf(missing);
-  checkAvailable(missing, candidates);
+  const absent = absentMessage(missing, candidates);
+  if (absent !== null) throw new SetupError(absent);
   const packages = missing.flatMap((need) => packagesOf(need, 'apt', candidates));
   say(`      installing ${packages.join(' ')}`);
   await aptInstall(prefix, packages);

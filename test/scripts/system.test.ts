@@ -155,6 +155,13 @@ it("names the compiler's package that the distribution has", () => {
   );
 });
 
+it('names what the distribution has too old, instead of a command that would not do', () => {
+  const candidates = { cmake: '3.18.4-2', 'libdnnl-dev': '1.8-1' };
+  expect(missingMessage(unmetOf('cmake'), { manager: 'apt', candidates })).toMatch(
+    /^.* has no package that is new enough for:\n {2}CMake 3\.22 or newer: there is none\nDebian 12/,
+  );
+});
+
 /** A need as it is on a machine where it is not met. */
 function unmetOf(id: string): Need[] {
   vi.stubEnv('PATH', '/nowhere');
