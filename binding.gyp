@@ -1,10 +1,12 @@
 # The CPU addon with node-gyp and no CMake, from the same list of sources:
 #   node-gyp configure build --nodedir=<folder with include/node, e.g. /usr>
+# BALORA_ONEDNN_ROOT in the environment names a oneDNN of one's own, as for CMake.
 {
   'targets': [{
     'target_name': 'balora',
     'sources': ['<!@(grep "^native/" native/sources.txt | sort -u)'],
-    'include_dirs': ['native', 'node_modules/node-addon-api', '/usr/include/eigen3'],
+    'include_dirs': ['native', 'node_modules/node-addon-api', '/usr/include/eigen3',
+                     '<!@(echo ${BALORA_ONEDNN_ROOT:+$BALORA_ONEDNN_ROOT/include})'],
     'defines': ['NAPI_VERSION=8', 'NAPI_CPP_EXCEPTIONS', 'NODE_ADDON_API_DISABLE_DEPRECATED',
                 'NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS', 'EIGEN_DONT_PARALLELIZE', 'EIGEN_MPL2_ONLY'],
     'cflags!': ['-fno-exceptions'],
@@ -12,7 +14,8 @@
     'cflags_cc': ['-std=c++20', '-O3', '-fopenmp', '-fvisibility=hidden', '-fno-math-errno',
                   '-fno-trapping-math', '-Wno-cast-function-type'],
     'ldflags': ['-fopenmp', "-Wl,-rpath,'$$ORIGIN'", '-Wl,--enable-new-dtags'],
-    'libraries': ['-ldnnl', '-ldl'],
+    'libraries': ['<!@(echo ${BALORA_ONEDNN_ROOT:+-L$BALORA_ONEDNN_ROOT/lib -Wl,-rpath,$BALORA_ONEDNN_ROOT/lib})',
+                  '-ldnnl', '-ldl', '-Wl,--exclude-libs,libdnnl.a'],
     'conditions': [['OS=="mac"', {
       'xcode_settings': {
         'GCC_ENABLE_CPP_EXCEPTIONS': 'YES',

@@ -5,7 +5,7 @@ import { setUp } from './support/set_up.mjs';
 import { inRoot, main, runVisible, say } from './support/shell.mjs';
 
 await main(async (args) => {
-  await setUp(['build']);
+  await setUp();
   await ensureBench();
   say('');
   return runVisible(process.execPath, [inRoot('build', 'harness', 'main.js'), ...args]) ?? 1;

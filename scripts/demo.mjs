@@ -4,7 +4,7 @@ import { setUp } from './support/set_up.mjs';
 import { inRoot, main, runVisible, SetupError, say } from './support/shell.mjs';
 
 await main(async (args) => {
-  await setUp(['build']);
+  await setUp();
   const demo = inRoot('examples', 'demo', 'demo.mjs');
   if (!existsSync(demo)) throw new SetupError(`${demo} is missing.`);
   say('');

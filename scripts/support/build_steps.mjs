@@ -14,9 +14,17 @@ import {
 } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { dirname } from 'node:path';
-import { has, inRoot, root, runLogged, runVisible, SetupError } from './shell.mjs';
+import { removeStale } from './cmake_cache.mjs';
+import { chooseCompiler } from './compiler.mjs';
+import { findOneDnn } from './onednn.mjs';
+import { kNoNetwork, readLog } from './packages.mjs';
+import { has, inRoot, root, runLogged, runVisible, SetupError, say } from './shell.mjs';
+import { checkSpace } from './space.mjs';
 
 const jobs = String(Math.max(1, availableParallelism()));
+
+/** What the steps take of the disk, at the most. */
+const kMegabytes = { nodePackages: 450, native: 100 };
 
 /** Runs work unless stamp already holds the key; writes the key when it succeeded. */
 async function unlessStamped(stamp, key, work) {
@@ -31,20 +39,54 @@ function hashOf(text) {
   return createHash('sha256').update(text).digest('hex');
 }
 
+/** npm waits for minutes by itself before it says that there is no network. */
+const kRetries = [
+  ...['--fetch-retries=2', '--fetch-retry-mintimeout=1000', '--fetch-retry-maxtimeout=8000'],
+  ...['--fetch-timeout=120000', '--prefer-offline'],
+];
+
 /** `npm ci --ignore-scripts`, again only when the lockfile has changed since. */
 export async function ensureNodePackages() {
   const key = hashOf(readFileSync(inRoot('package-lock.json')));
   return unlessStamped(inRoot('node_modules', '.balora-lock'), key, async () => {
+    checkSpace(root, kMegabytes.nodePackages, 'npm ci');
     const npm = process.env.npm_execpath; // npm's own file when an npm script runs this
     const [command, first] = npm?.endsWith('.js') ? [process.execPath, [npm]] : ['npm', []];
-    await runLogged('npm-ci', command, [
-      ...first,
-      'ci',
-      '--ignore-scripts',
-      '--no-audit',
-      '--no-fund',
-    ]);
+    const flags = ['--ignore-scripts', '--no-audit', '--no-fund', ...kRetries];
+    try {
+      await runLogged('npm-ci', command, [...first, 'ci', ...flags]);
+    } catch (error) {
+      throw new SetupError(npmTrouble(readLog('npm-ci')) ?? error.message);
+    }
   });
+}
+
+/** What npm's log says of a network or a disk that failed, as a sentence for a person; null where it is something else. */
+export function npmTrouble(log) {
+  if (/\bENOSPC\b/.test(log)) return 'npm ci: the disk is full.';
+  const network =
+    /\b(ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|EHOSTUNREACH|ENETUNREACH|ERR_SOCKET_TIMEOUT)\b/;
+  const lines = log
+    .split('\n')
+    .filter((text) => /npm (error|ERR!)/.test(text) && network.test(text));
+  const line = lines.find((text) => text.includes('request to')) ?? lines[0];
+  return line === undefined
+    ? null
+    : `npm could not fetch the Node packages:\n  ${line.trim()}\n${kNoNetwork}`;
+}
+
+/** The arguments of a configuration of build/OUT; a folder that is of no use here is made anew. */
+export function configureArguments(out) {
+  const folder = inRoot('build', out);
+  const reason = removeStale(folder, root);
+  if (reason !== null) say(`      build/${out} is made anew: ${reason}`);
+  const place = ['-S', root, '-B', folder];
+  if (existsSync(inRoot('build', out, 'CMakeCache.txt'))) return place;
+  const { compiler, problem } = chooseCompiler();
+  if (!compiler) throw new SetupError(`C++ compiler: ${problem}.`);
+  // CXX, which may hold flags, is CMake's to read.
+  const chosen = process.env.CXX ? [] : [`-DCMAKE_CXX_COMPILER=${compiler.command}`];
+  return [...place, ...(has('ninja') ? ['-G', 'Ninja'] : []), ...chosen];
 }
 
 /**
@@ -56,11 +98,12 @@ export async function ensureNodePackages() {
  */
 export async function buildNative({ out = 'release', targets = [], defines = [] } = {}) {
   const folder = inRoot('build', out);
-  const fresh = !existsSync(inRoot('build', out, 'CMakeCache.txt'));
-  const generator = fresh && has('ninja') ? ['-G', 'Ninja'] : [];
+  checkSpace(root, kMegabytes.native, 'the native build');
+  const place = configureArguments(out);
   const strict = process.env.CI === 'true' ? ['BALORA_WERROR=ON'] : [];
-  const flags = ['CMAKE_BUILD_TYPE=Release', ...strict, ...defines].map((define) => `-D${define}`);
-  await runLogged(`cmake-${out}`, 'cmake', ['-S', root, '-B', folder, ...generator, ...flags]);
+  const oneDnn = `BALORA_ONEDNN_ROOT=${findOneDnn().root}`;
+  const set = ['CMAKE_BUILD_TYPE=Release', oneDnn, ...strict, ...defines];
+  await runLogged(`cmake-${out}`, 'cmake', [...place, ...set.map((define) => `-D${define}`)]);
   const wanted = targets.length > 0 ? ['--target', ...targets] : [];
   const built = runVisible('cmake', ['--build', folder, '--parallel', jobs, ...wanted]);
   if (built !== 0) throw new SetupError('The native build failed (see the first error above).');

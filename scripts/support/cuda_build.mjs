@@ -2,6 +2,8 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
+import { configureArguments } from './build_steps.mjs';
+import { findOneDnn } from './onednn.mjs';
 import { latestRows } from './ptxas.mjs';
 import { has, inRoot, root, runLogged, SetupError, say } from './shell.mjs';
 
@@ -18,18 +20,12 @@ export const kPtxasLog = inRoot('build', 'cuda', 'ptxas.log');
  */
 export async function buildCuda() {
   const folder = inRoot('build', 'cuda');
-  const fresh = !existsSync(inRoot('build', 'cuda', 'CMakeCache.txt'));
-  const generator = fresh && has('ninja') ? ['-G', 'Ninja'] : [];
   const flags = [
-    'CMAKE_BUILD_TYPE=Release',
-    'BALORA_CUDA=ON',
-    'BALORA_TESTS=OFF',
-    'BALORA_ADDON=OFF',
+    ...['CMAKE_BUILD_TYPE=Release', `BALORA_ONEDNN_ROOT=${findOneDnn().root}`],
+    ...['BALORA_CUDA=ON', 'BALORA_TESTS=OFF', 'BALORA_ADDON=OFF'],
   ];
-  await runLogged('cmake-cuda', 'cmake', [
-    ...['-S', root, '-B', folder, ...generator],
-    ...flags.map((flag) => `-D${flag}`),
-  ]);
+  const place = configureArguments('cuda');
+  await runLogged('cmake-cuda', 'cmake', [...place, ...flags.map((flag) => `-D${flag}`)]);
   const jobs = String(Math.max(1, availableParallelism()));
   const build = ['--build', folder, '--target', 'balora_cuda', '--parallel', jobs];
   const { status, stdout, stderr } = spawnSync('cmake', build, {

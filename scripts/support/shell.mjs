@@ -1,7 +1,7 @@
 // Running commands and telling the person in front of the terminal what goes on. Node built-ins only: these files
 // run before anything is installed.
 import { spawn, spawnSync } from 'node:child_process';
-import { createWriteStream, mkdirSync, readFileSync } from 'node:fs';
+import { closeSync, mkdirSync, openSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -47,18 +47,16 @@ export function runVisible(command, args, { env } = {}) {
 }
 
 /** Runs quietly into build/logs/NAME.log; a failure throws with the log's last lines. */
-export async function runLogged(name, command, args, { env } = {}) {
+export async function runLogged(name, command, args, { env, cwd = root } = {}) {
   const log = inRoot('build', 'logs', `${name}.log`);
   mkdirSync(dirname(log), { recursive: true });
-  const out = createWriteStream(log);
-  await new Promise((resolve) => out.once('open', resolve));
+  const out = openSync(log, 'w');
   const stdio = ['ignore', out, out];
-  const child = spawn(command, args, { cwd: root, stdio, env: { ...process.env, ...env } });
+  const child = spawn(command, args, { cwd, stdio, env: { ...process.env, ...env } });
   const status = await new Promise((resolve, reject) => {
     child.once('error', (error) => reject(new SetupError(`${command}: ${error.message}`)));
     child.once('close', resolve);
-  });
-  out.end();
+  }).finally(() => closeSync(out));
   if (status === 0) return;
   const tail = readFileSync(log, 'utf8').trimEnd().split('\n').slice(-25).join('\n');
   throw new SetupError(
@@ -75,13 +73,30 @@ export async function step(position, title, work) {
   say(`${bold(`[${position}]`)} ${title}: ${green(note ?? 'done')} (${seconds} s)`);
 }
 
-/** Runs a script's main function: a SetupError prints its message only; both exit with 1. */
+/** What the system says no to, and what to do about it, by the code of Node's error. */
+const kRefusals = {
+  ENOSPC: 'the disk is full',
+  EDQUOT: "the user's quota of the disk is used up",
+  EROFS: 'the file system is mounted read-only',
+  EACCES: 'this user may not write there',
+  EPERM: 'this user may not do that',
+};
+
+/** An error as the text for a person: without a stack where it is no fault of the scripts. */
+export function textOf(error) {
+  if (error instanceof SetupError) return error.message;
+  const refusal = error?.syscall ? kRefusals[error.code] : undefined;
+  if (refusal)
+    return `${error.path ?? `could not write below ${root}`}: ${refusal} (${error.code}).`;
+  return error?.stack ?? String(error);
+}
+
+/** Runs a script's main function: a failure prints its text and exits with 1. */
 export async function main(body) {
   try {
     process.exitCode = (await body(process.argv.slice(2))) ?? 0;
   } catch (error) {
-    const text = error instanceof SetupError ? error.message : (error?.stack ?? String(error));
-    process.stderr.write(`\n${red('error')} ${text}\n`);
+    process.stderr.write(`\n${red('error')} ${textOf(error)}\n`);
     process.exitCode = 1;
   }
 }

@@ -5,9 +5,12 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { dirname, relative } from 'node:path';
 import { buildNative } from './build_steps.mjs';
+import { chooseCompiler } from './compiler.mjs';
 import { buildCuda, forbiddenSpills, nvccMissing, overLimits } from './cuda_build.mjs';
+import { clangTidy, kClangFormat, nodeHeaders } from './needs.mjs';
+import { findOneDnn } from './onednn.mjs';
+import { isDebian13 } from './packages.mjs';
 import { bold, capture, green, inRoot, red, root, runVisible, say, yellow } from './shell.mjs';
-import { kClangMajor, nodeHeaders } from './system.mjs';
 
 const bin = (name, file) => inRoot('node_modules', ...name.split('/'), ...file.split('/'));
 
@@ -19,6 +22,19 @@ function single(fine) {
 /** A program's exit status as one check. */
 function program(command, args, options) {
   return single(runVisible(command, args, options) === 0);
+}
+
+/**
+ * A check, or a part of one, that this machine lacks something for. Continuous integration on Debian 13 has everything but nvcc, a
+ * GPU and the reference models: there a lack is a failure unless it is excused.
+ */
+function leftOut(reason, { excused = false } = {}) {
+  const strict = process.env.CI === 'true' && isDebian13() && !excused;
+  say(strict ? red(`must not be left out here: ${reason}`) : yellow(`left out: ${reason}`));
+  return {
+    ...{ passed: 0, failed: strict ? 1 : 0, skipped: strict ? 0 : 1 },
+    ...{ failures: strict ? [reason] : [], lacks: [reason] },
+  };
 }
 
 /** Keeps a failing exit status from hiding behind counts that are all green. */
@@ -90,10 +106,7 @@ const kEmulatedTargets = ['balora_cuda_emulated', 'balora_device_tests', 'balora
  */
 async function runNvcc() {
   const reason = nvccMissing();
-  if (reason) {
-    say(`skipped: ${reason}`);
-    return { passed: 0, failed: 0, skipped: 1 };
-  }
+  if (reason) return leftOut(reason, { excused: true });
   const rows = await buildCuda();
   const spilling = forbiddenSpills(rows);
   for (const { kernel, architecture, spilled } of spilling) {
@@ -134,19 +147,16 @@ function runTidy() {
   const folder = inRoot('build', 'release');
   const extra = ['-fno-openmp', '-Wno-unknown-pragmas', '-Wno-unused-private-field'];
   const flags = ['-quiet', '-p', folder, ...extra.map((flag) => `-extra-arg=${flag}`)];
-  return program(`run-clang-tidy-${kClangMajor}`, [...flags, `^${inRoot('native')}/`]);
+  return program(clangTidy(), [...flags, `^${inRoot('native')}/`]);
 }
 
 /** binding.gyp: the addon once more without CMake, loaded and asked for its signatures. */
 function runGyp() {
   const headers = nodeHeaders();
-  if (!headers) {
-    say('skipped: no Node headers beside this Node or in the system');
-    return { passed: 0, failed: 0, skipped: 1 };
-  }
   const gyp = bin('node-gyp', 'bin/node-gyp.js');
   const flags = [`--nodedir=${dirname(dirname(headers))}`, '--jobs=max', '--silent'];
-  const built = program(process.execPath, [gyp, 'configure', 'build', ...flags]);
+  const env = { BALORA_ONEDNN_ROOT: findOneDnn().root, CXX: chooseCompiler().compiler.command };
+  const built = program(process.execPath, [gyp, 'configure', 'build', ...flags], { env });
   if (built.failed > 0) return built;
   const BALORA_BINARY = inRoot('build', 'Release', 'balora.node');
   const check = [inRoot('scripts', 'gen_types.mjs'), '--check'];
@@ -170,9 +180,13 @@ function runVitest() {
     failed: json.numFailedTests + broken,
     skipped: json.numPendingTests + json.numTodoTests,
     failures: json.testResults.flatMap(failuresOfFile),
+    lacks: existsSync(inRoot('..', 'shared')) ? [] : [kNoReferenceModels],
   };
   return withStatus(counts, status);
 }
+
+const kNoReferenceModels =
+  'the tests on reference models: ../shared is not there (docs/building.md#reference-models)';
 
 /** A line for each test of a file of vitest's report that failed, or one for a file that could not run. */
 function failuresOfFile({ name, status, message, assertionResults }) {
@@ -207,7 +221,11 @@ function checkGenerated(script) {
 function sum(rows) {
   const total = (key) => rows.reduce((so, row) => so + row[key], 0);
   const counts = { passed: total('passed'), failed: total('failed'), skipped: total('skipped') };
-  return { ...counts, failures: rows.flatMap((row) => row.failures ?? []) };
+  return {
+    ...counts,
+    failures: rows.flatMap((row) => row.failures ?? []),
+    lacks: rows.flatMap((row) => row.lacks ?? []),
+  };
 }
 
 const biome = bin('@biomejs/biome', 'bin/biome');
@@ -219,7 +237,8 @@ export const kSuites = [
   { name: 'format-ts', run: () => program(process.execPath, [biome, 'format']) },
   {
     name: 'format-cpp',
-    run: () => program(`clang-format-${kClangMajor}`, ['--dry-run', '-Werror', ...nativeFiles()]),
+    tools: ['clang-format'],
+    run: () => program(`clang-format-${kClangFormat}`, ['--dry-run', '-Werror', ...nativeFiles()]),
   },
   {
     name: 'generated',
@@ -236,14 +255,47 @@ export const kSuites = [
     name: 'api',
     run: () => program(process.execPath, [bin('typedoc', 'bin/typedoc'), '--emit', 'none']),
   },
-  { name: 'cpp', run: () => runDoctest(inRoot('build', 'release', 'balora_tests')) },
-  { name: 'emulated', slow: true, run: runEmulated }, // before vitest, which then finds the device
-  { name: 'vitest', run: runVitest },
-  { name: 'sanitize', slow: true, run: runSanitized },
-  { name: 'gyp', slow: true, ci: true, run: runGyp },
+  {
+    name: 'cpp',
+    tools: ['doctest'],
+    targets: ['balora_tests'],
+    run: () => runDoctest(inRoot('build', 'release', 'balora_tests')),
+  },
+  // Before vitest, which then finds the device.
+  { name: 'emulated', slow: true, tools: ['doctest'], run: runEmulated },
+  { name: 'vitest', targets: ['balora_fake_device'], run: runVitest },
+  { name: 'sanitize', slow: true, tools: ['doctest'], run: runSanitized },
+  { name: 'gyp', slow: true, ci: true, tools: ['python', 'node-headers'], run: runGyp },
   { name: 'nvcc', slow: true, ci: true, run: runNvcc },
-  { name: 'tidy', onRequest: true, run: runTidy },
+  { name: 'tidy', onRequest: true, tools: ['clang-tidy'], run: runTidy },
 ];
+
+/** The suites that these options run. */
+function wanted(options) {
+  return kSuites.filter(
+    (suite) => (!options.only || options.only.includes(suite.name)) && !skipReason(suite, options),
+  );
+}
+
+const gather = (suites, key) => [...new Set(suites.flatMap((suite) => suite[key] ?? []))];
+
+/** The tools (needs.mjs) that these options' suites run. */
+export const toolsFor = (options) => gather(wanted(options), 'tools');
+
+/**
+ * The CMake targets that they run.
+ * @param without the tools that are missing: what needs them is not built
+ */
+export function targetsFor(options, without) {
+  const lacking = (suite) => (suite.tools ?? []).some((tool) => without.includes(tool));
+  return [
+    'balora',
+    ...gather(
+      wanted(options).filter((suite) => !lacking(suite)),
+      'targets',
+    ),
+  ];
+}
 
 /** Why a suite does not run this time, or null. What is named with --only always runs. */
 function skipReason(suite, { quick, only }) {
@@ -255,8 +307,24 @@ function skipReason(suite, { quick, only }) {
   return null;
 }
 
-/** Runs the wanted suites; returns the sum of their counts. */
-export async function runSuites({ quick, only }) {
+/** Runs one suite, or leaves it out for want of a tool; its counts. */
+async function runSuite(suite, without) {
+  const lacks = without.filter(({ id }) => suite.tools?.includes(id));
+  if (lacks.length > 0) return sum(lacks.map(({ reason }) => leftOut(reason)));
+  try {
+    return await suite.run();
+  } catch (error) {
+    say(red(error.message));
+    return { passed: 0, failed: 1, skipped: 0 };
+  }
+}
+
+/**
+ * Runs the wanted suites.
+ * @param without the tools that the machine lacks: [{ id, reason }]
+ * @returns the sum of their counts
+ */
+export async function runSuites({ quick, only }, without) {
   const rows = [];
   for (const suite of kSuites) {
     if (only && !only.includes(suite.name)) continue;
@@ -268,13 +336,7 @@ export async function runSuites({ quick, only }) {
       continue;
     }
     const started = performance.now();
-    let counts;
-    try {
-      counts = await suite.run();
-    } catch (error) {
-      say(red(error.message));
-      counts = { passed: 0, failed: 1, skipped: 0 };
-    }
+    const counts = await runSuite(suite, without);
     rows.push({ name: suite.name, seconds: (performance.now() - started) / 1000, ...counts });
   }
   say('');
@@ -287,5 +349,14 @@ export async function runSuites({ quick, only }) {
     const counts = `${passed} passed, ${failed} failed, ${skipped} skipped`;
     say(`${state} ${name.padEnd(12)} ${counts.padEnd(42)} ${seconds.toFixed(1)} s`);
   }
+  sayLacks(rows);
   return sum(rows);
+}
+
+/** What could not be checked on this machine, and what each would take. */
+function sayLacks(rows) {
+  const all = rows.flatMap(({ name, lacks = [] }) => lacks.map((lack) => `${name}: ${lack}`));
+  if (all.length === 0) return;
+  say(yellow(`\n${all.length} left out for what this machine lacks:`));
+  for (const lack of all) say(yellow(`  ${lack}`));
 }

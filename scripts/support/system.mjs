@@ -1,26 +1,31 @@
-// What the machine must bring: platform, Node, and the system packages of the native build. On Debian and Ubuntu
-// missing packages are installed through apt when that needs no password; elsewhere the exact command is printed.
-import { existsSync, realpathSync } from 'node:fs';
-import { dirname, join } from 'node:path';
-import { capture, has, runLogged, SetupError, say, yellow } from './shell.mjs';
+// What the machine must bring: platform, Node, and system packages. On Debian and Ubuntu missing packages are installed through
+// apt when that needs no password; elsewhere the exact command is printed.
+import { createInterface } from 'node:readline/promises';
+import { unmet } from './needs.mjs';
+import nodeVersion from './node_version.cjs';
+import {
+  aptCandidates,
+  aptInstall,
+  aptPrefix,
+  aptUpdate,
+  commandsFor,
+  kManagers,
+  packageManager,
+  systemName,
+} from './packages.mjs';
+import { SetupError, say, yellow } from './shell.mjs';
 
-// What runs and builds from any Node 20 on; what node-gyp and vitest's bundler, the tools of the tests, ask for on top.
-const kMinNode = { build: [20, 0], test: [20, 17] };
-export const kClangMajor = 18; // the newest major that both Debian 13 and Ubuntu 24.04 carry
-
-/** Throws SetupError on a platform or Node that the groups cannot work on; says when it is untested. */
+/**
+ * Throws SetupError on a platform or Node that does not do; says when it is untested.
+ * @param part 'build', or 'test' for the tools of the tests, which ask for a newer Node
+ */
 export function checkPlatform(
-  groups,
+  part,
   { platform = process.platform, arch = process.arch, node = process.versions.node } = {},
 ) {
+  const message = nodeVersion.tooOld(part, node);
+  if (message) throw new SetupError(message);
   const name = `${platform}-${arch}`;
-  const [major, minor] = node.split('.').map(Number);
-  for (const group of groups) {
-    const [leastMajor, leastMinor] = kMinNode[group];
-    if (major > leastMajor || (major === leastMajor && minor >= leastMinor)) continue;
-    const who = group === 'test' ? "balora's tests need" : 'balora needs';
-    throw new SetupError(`${who} Node >= ${leastMajor}.${leastMinor}, this is Node ${node}.`);
-  }
   if (name === 'linux-x64') return;
   if (name === 'linux-arm64' || platform === 'darwin') {
     say(yellow(`${name} is untested: the build is tried, problems are likely.`));
@@ -31,101 +36,124 @@ export function checkPlatform(
   );
 }
 
-/** The folder with node_api.h beside this Node or in the system; null when there is none. */
-export function nodeHeaders() {
-  const prefix = dirname(dirname(realpathSync(process.execPath)));
-  const folders = [join(prefix, 'include', 'node'), '/usr/include/node', '/usr/local/include/node'];
-  return folders.find((folder) => existsSync(join(folder, 'node_api.h'))) ?? null;
+/** A need's packages of a manager; null where apt has none that would do. */
+function packagesOf({ packages }, manager, candidates) {
+  const names = packages[manager];
+  if (typeof names !== 'function') return names;
+  return manager === 'apt' ? names(candidates) : null;
 }
 
-/** oneDNN's major version by its header; 0 when it is absent. */
-function oneDnnMajor() {
-  const text = capture('c++', [
-    '-E',
-    '-dM',
-    '-x',
-    'c++',
-    '-include',
-    'dnnl_version.h',
-    '/dev/null',
-  ]);
-  return Number(text?.match(/#define DNNL_VERSION_MAJOR (\d+)/)?.[1] ?? 0);
+/** The version that apt would install of every package that a need could ask for. */
+const candidatesOf = (needs) =>
+  aptCandidates(needs.flatMap(({ packages, candidates }) => candidates ?? packages.apt));
+
+const listed = (needs) => needs.map(({ what, problem }) => `  ${what}: ${problem}`).join('\n');
+
+/** What to say where needs are not met and nothing may be installed. */
+export function missingMessage(needs, { manager = packageManager(), candidates = null } = {}) {
+  const known = candidates ?? (manager === 'apt' ? candidatesOf(needs) : {});
+  // Without package lists, as before the first `apt-get update`, the usual names are as good as any.
+  const usual = { 'g++': '99', cmake: '99.0', 'libdnnl-dev': '99.0' };
+  const listless = Object.keys(known).length === 0;
+  const absent = manager === 'apt' && !listless ? absentMessage(needs, known) : null;
+  if (absent !== null) return absent;
+  const fallback = listless ? usual : known;
+  const names = Object.fromEntries(
+    kManagers.map((each) => [
+      each,
+      needs.flatMap((need) => packagesOf(need, each, fallback) ?? []),
+    ]),
+  );
+  const command = commandsFor(names, { manager });
+  return `Missing on ${systemName()}:\n${listed(needs)}\nInstall them and run this again:\n${command}${oneDnnHint(needs)}`;
 }
 
-const header = (path) =>
-  ['/usr/include', '/usr/local/include'].some((folder) => existsSync(join(folder, path)));
-
-// group build: what `npm run demo` needs; group test: what `npm test` needs on top.
-const kNeeds = [
-  {
-    group: 'build',
-    what: 'C++ compiler',
-    apt: 'build-essential',
-    met: () => has('c++') && has('make'),
-  },
-  { group: 'build', what: 'Python 3 (node-gyp)', apt: 'python3', met: () => has('python3') },
-  { group: 'build', what: 'CMake', apt: 'cmake', met: () => has('cmake') },
-  { group: 'build', what: 'Node headers', apt: 'libnode-dev', met: () => nodeHeaders() !== null },
-  { group: 'build', what: 'oneDNN >= 3', apt: 'libdnnl-dev', met: () => oneDnnMajor() >= 3 },
-  { group: 'build', what: 'Eigen 3', apt: 'libeigen3-dev', met: () => header('eigen3/Eigen/Core') },
-  { group: 'test', what: 'doctest', apt: 'doctest-dev', met: () => header('doctest/doctest.h') },
-  {
-    group: 'test',
-    what: `clang-format ${kClangMajor}`,
-    apt: `clang-format-${kClangMajor}`,
-    met: () => has(`clang-format-${kClangMajor}`),
-  },
-  {
-    group: 'test',
-    what: `clang-tidy ${kClangMajor}`,
-    apt: `clang-tidy-${kClangMajor}`,
-    met: () => has(`clang-tidy-${kClangMajor}`),
-  },
-];
-
-export function missingNeeds(groups) {
-  return kNeeds.filter((need) => groups.includes(need.group) && !need.met());
+function oneDnnHint(needs) {
+  return needs.some(({ id }) => id === 'onednn')
+    ? '\nWhere the system has no such oneDNN: npm run setup -- --build-onednn'
+    : '';
 }
 
-/** How apt can be called without a question: [] as root, ['sudo', '-n'] with free sudo, null otherwise. */
-function aptPrefix() {
-  if (!has('apt-get')) return null;
-  if (process.getuid?.() === 0) return [];
-  return has('sudo', ['-n', 'true']) ? ['sudo', '-n'] : null;
+/** What to say where apt has nothing for a need, or null. */
+function absentMessage(needs, candidates) {
+  const without = needs.filter((need) => {
+    const names = packagesOf(need, 'apt', candidates);
+    return names === null || (!need.candidates && names.some((name) => !(name in candidates)));
+  });
+  if (without.length === 0) return null;
+  return `${systemName()} has no package that is new enough for:\n${listed(without)}\nDebian 12 and Ubuntu 22.04 have them.${oneDnnHint(without)}`;
 }
 
-/** Installs what the groups miss, or throws with the command that would. Returns a note for the progress line. */
-export async function ensureSystemPackages(groups) {
-  const missing = missingNeeds(groups);
+/** Lets a person at a terminal carry the command out and go on; throws where there is nobody, or nothing has come of it. */
+async function waitFor(ids, message) {
+  if (!process.stdin.isTTY || !process.stdout.isTTY) throw new SetupError(message);
+  say(`\n${message}`);
+  const terminal = createInterface({ input: process.stdin, output: process.stdout });
+  await terminal.question('\nOr do that in another terminal and press Enter here to go on. ');
+  terminal.close();
+  const still = unmet(ids);
+  if (still.length > 0) throw new SetupError(`Still missing:\n${listed(still)}`);
+  return 'installed by hand';
+}
+
+/**
+ * Brings what the native build needs, or throws with the command that would.
+ * @returns a note for the progress line
+ */
+export async function ensureNeeds(ids) {
+  const missing = unmet(ids);
   if (missing.length === 0) return 'all present';
-  const packages = missing.map((need) => need.apt);
-  const list = missing.map((need) => `  ${need.what} (Debian, Ubuntu: ${need.apt})`).join('\n');
   const prefix = aptPrefix();
-  if (prefix === null) {
-    const command = has('apt-get')
-      ? `sudo apt-get update && sudo apt-get install -y --no-install-recommends ${packages.join(' ')}`
-      : "your system's package manager, with the packages above";
-    throw new SetupError(
-      `System packages are missing:\n${list}\nInstall them and run this again:\n  ${command}`,
-    );
-  }
+  if (prefix === null) return waitFor(ids, missingMessage(missing));
+  await aptUpdate(prefix);
+  const candidates = candidatesOf(missing);
+  const absent = absentMessage(missing, candidates);
+  if (absent !== null) throw new SetupError(absent);
+  const packages = missing.flatMap((need) => packagesOf(need, 'apt', candidates));
   say(`      installing ${packages.join(' ')}`);
-  const apt = async (name, args) => {
-    const [command, ...rest] = [
-      ...prefix,
-      'env',
-      'DEBIAN_FRONTEND=noninteractive',
-      'apt-get',
-      ...args,
-    ];
-    await runLogged(name, command, rest);
-  };
-  await apt('apt-update', ['update', '-q']);
-  await apt('apt-install', ['install', '-y', '-q', '--no-install-recommends', ...packages]);
-  const still = missingNeeds(groups);
+  await aptInstall(prefix, packages);
+  const still = unmet(ids);
   if (still.length > 0) {
-    const names = still.map((need) => `${need.what} (${need.apt})`).join(', ');
-    throw new SetupError(`apt-get succeeded, but still not usable: ${names}.`);
+    throw new SetupError(`apt-get succeeded, but still not usable:\n${listed(still)}`);
   }
   return `installed ${packages.length}`;
+}
+
+/**
+ * Brings the tools of the checks as far as the machine allows.
+ * @returns the tools that are left out: [{ id, reason }], with how to get each
+ */
+export async function ensureTools(ids) {
+  const missing = unmet(ids);
+  if (missing.length === 0) return [];
+  const prefix = aptPrefix();
+  if (prefix !== null) await installTools(prefix, missing);
+  const manager = packageManager();
+  return unmet(ids).map((need) => {
+    const names = Object.fromEntries(
+      kManagers.map((each) => [each, packagesOf(need, each, {}) ?? []]),
+    );
+    const absent = prefix !== null && !(need.packages.apt[0] in aptCandidates(need.packages.apt));
+    const how = absent
+      ? `${systemName()} has no package ${need.packages.apt[0]}`
+      : commandsFor(names, { manager }).trim();
+    return { id: need.id, reason: `no ${need.what}: ${how}` };
+  });
+}
+
+/** Installs those of the tools that apt has; a failure leaves them out. */
+async function installTools(prefix, missing) {
+  try {
+    await aptUpdate(prefix);
+    const candidates = candidatesOf(missing);
+    const packages = missing.flatMap(({ packages: { apt } }) =>
+      apt.every((name) => name in candidates) ? apt : [],
+    );
+    if (packages.length === 0) return;
+    say(`      installing ${packages.join(' ')}`);
+    await aptInstall(prefix, packages);
+  } catch (error) {
+    if (!(error instanceof SetupError)) throw error;
+    say(yellow(`      ${error.message}`));
+  }
 }

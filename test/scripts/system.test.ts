@@ -1,20 +1,45 @@
 // What the set-up says of a machine: which platforms and Nodes it takes, and the command that brings what is missing.
-import { mkdtempSync, readFileSync, rmSync, symlinkSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, expect, it, vi } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 
-interface System {
-  checkPlatform(
-    groups: string[],
-    machine?: { platform?: string; arch?: string; node?: string },
-  ): void;
-  missingNeeds(groups: string[]): { what: string; apt: string }[];
-  ensureSystemPackages(groups: string[]): Promise<string>;
+interface Need {
+  id: string;
+  what: string;
+  problem: string;
+  packages: Record<string, string[]>;
 }
-// A script without types.
-const kSystem = new URL('../../scripts/support/system.mjs', import.meta.url).href;
-const { checkPlatform, missingNeeds, ensureSystemPackages } = (await import(kSystem)) as System;
+interface System {
+  checkPlatform(part: string, machine?: { platform?: string; arch?: string; node?: string }): void;
+  missingMessage(
+    needs: Need[],
+    machine?: { manager?: string | null; candidates?: Record<string, string> },
+  ): string;
+  ensureNeeds(ids: string[]): Promise<string>;
+  ensureTools(ids: string[]): Promise<{ id: string; reason: string }[]>;
+}
+interface Needs {
+  kBuildNeeds: string[];
+  kDeveloperNeeds: string[];
+  unmet(ids: string[]): Need[];
+  versionOf(text: string | null): number[];
+  atLeast(version: number[], least: number[]): boolean;
+}
+interface Suites {
+  kSuites: { name: string }[];
+  toolsFor(options: { quick: boolean; only: string[] | null }): string[];
+  targetsFor(options: { quick: boolean; only: string[] | null }, without: string[]): string[];
+}
+// Scripts without types.
+const script = (name: string) => import(`../../scripts/support/${name}.mjs`);
+const { checkPlatform, missingMessage, ensureNeeds, ensureTools } = (await script(
+  'system',
+)) as System;
+const { kBuildNeeds, kDeveloperNeeds, unmet, versionOf, atLeast } = (await script(
+  'needs',
+)) as Needs;
+const { toolsFor, targetsFor } = (await script('suites')) as Suites;
 
 afterEach(() => {
   vi.restoreAllMocks();
@@ -22,12 +47,9 @@ afterEach(() => {
 });
 
 /** What it prints about a machine. */
-function said(
-  machine: { platform: string; arch: string; node?: string },
-  groups = ['build', 'test'],
-): string {
+function said(machine: { platform: string; arch: string; node?: string }, part = 'test'): string {
   const write = vi.spyOn(process.stdout, 'write').mockReturnValue(true);
-  checkPlatform(groups, { node: '22.1.0', ...machine });
+  checkPlatform(part, { node: '22.1.0', ...machine });
   return write.mock.calls.map(([text]) => String(text)).join('');
 }
 
@@ -40,39 +62,111 @@ it('takes linux-x64 in silence, and says of others that they are untested', () =
 it.each([
   [{ platform: 'win32', arch: 'x64' }, /^UnsupportedPlatform: .* this is win32-x64\.$/],
   [{ platform: 'linux', arch: 'ia32' }, /^UnsupportedPlatform: .* this is linux-ia32\.$/],
-  [{ node: '18.20.4' }, /^balora needs Node >= 20\.0, this is Node 18\.20\.4\.$/],
+  [{ node: '18.20.4' }, /^balora's tests need Node >= 20\.17, this is Node 18\.20\.4\.$/],
   [{ node: '20.16.0' }, /^balora's tests need Node >= 20\.17, this is Node 20\.16\.0\.$/],
 ])('refuses %j by name', (machine, message) => {
   const check = () =>
-    checkPlatform(['build', 'test'], {
-      ...{ platform: 'linux', arch: 'x64', node: '22.1.0' },
-      ...machine,
-    });
+    checkPlatform('test', { ...{ platform: 'linux', arch: 'x64', node: '22.1.0' }, ...machine });
   expect(check).toThrow(expect.objectContaining({ name: 'SetupError' }));
   expect(check).toThrow(message);
 });
 
 it('takes the oldest Nodes it names, the package that of running alone', () => {
   expect(said({ platform: 'linux', arch: 'x64', node: '20.17.0' })).toBe('');
-  expect(said({ platform: 'linux', arch: 'x64', node: '20.0.0' }, ['build'])).toBe('');
+  expect(said({ platform: 'linux', arch: 'x64', node: '20.0.0' }, 'build')).toBe('');
   const { engines } = JSON.parse(readFileSync('package.json', 'utf8')) as { engines: object };
   expect(engines).toEqual({ node: '>=20' });
 });
 
-it('says the whole command where packages are missing and apt would ask', async () => {
-  const folder = mkdtempSync(join(tmpdir(), 'balora-system-'));
-  try {
-    vi.stubEnv('PATH', folder); // no compiler, no sudo
-    vi.spyOn(process, 'getuid').mockReturnValue(1000);
-    const packages = missingNeeds(['build']).map(({ apt }) => apt);
-    expect(packages).toEqual(expect.arrayContaining(['build-essential', 'python3', 'cmake']));
-    const elsewhere = ensureSystemPackages(['build']);
-    await expect(elsewhere).rejects.toThrow(/C\+\+ compiler .*your system's package manager/s);
-    symlinkSync('/bin/true', join(folder, 'apt-get'));
-    await expect(ensureSystemPackages(['build'])).rejects.toThrow(
-      `\n  sudo apt-get update && sudo apt-get install -y --no-install-recommends ${packages.join(' ')}`,
+describe('what a user needs', () => {
+  it('is the build alone: no formatter, linter, test library or Python', () => {
+    expect(kBuildNeeds).toEqual(['make', 'compiler', 'openmp', 'cmake', 'onednn', 'eigen']);
+    expect(kDeveloperNeeds).toEqual(
+      expect.arrayContaining(['doctest', 'clang-format', 'clang-tidy', 'python', 'node-headers']),
     );
-  } finally {
-    rmSync(folder, { recursive: true });
-  }
+  });
+
+  it('grows with the suites that run, and no further', () => {
+    const only = (...names: string[]) => toolsFor({ quick: false, only: names });
+    expect(only('cpp', 'vitest')).toEqual(['doctest']);
+    expect(only('vitest', 'types')).toEqual([]);
+    expect(only('format-cpp')).toEqual(['clang-format']);
+    expect(only('tidy', 'gyp')).toEqual(expect.arrayContaining(['clang-tidy', 'python']));
+    vi.stubEnv('CI', 'false');
+    expect(toolsFor({ quick: true, only: null })).toEqual(['clang-format', 'doctest']);
+    vi.stubEnv('CI', 'true');
+    expect(toolsFor({ quick: false, only: null })).toContain('node-headers');
+  });
+
+  it('builds the C++ tests for the suites that run them', () => {
+    const targets = (only: string[] | null, without: string[] = []) =>
+      targetsFor({ quick: true, only }, without);
+    expect(targets(['types'])).toEqual(['balora']);
+    expect(targets(['cpp', 'vitest'])).toEqual(['balora', 'balora_tests', 'balora_fake_device']);
+    expect(targets(null, ['doctest'])).toEqual(['balora', 'balora_fake_device']);
+  });
 });
+
+it('compares versions number by number', () => {
+  expect(versionOf('cmake version 3.22.1\n\nCMake suite')).toEqual([3, 22, 1]);
+  expect(versionOf(null)).toEqual([0]);
+  expect(atLeast([3, 22, 1], [3, 22])).toBe(true);
+  expect(atLeast([3, 9], [3, 22])).toBe(false);
+  expect(atLeast([4], [3, 22])).toBe(true);
+  expect(atLeast([0], [2, 5])).toBe(false);
+});
+
+describe('on a machine with nothing', () => {
+  let folder = '';
+  const program = (name: string, body: string) =>
+    writeFileSync(join(folder, name), `#!/bin/sh\n${body}\n`, { mode: 0o755 });
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), 'balora-system-'));
+    vi.stubEnv('PATH', folder); // no compiler, no sudo
+    vi.stubEnv('CXX', '');
+    vi.spyOn(process, 'getuid').mockReturnValue(1000);
+  });
+  afterEach(() => rmSync(folder, { recursive: true }));
+
+  it('says the whole command, by package manager', async () => {
+    await expect(ensureNeeds(kBuildNeeds)).rejects.toThrow(
+      /a C\+\+ compiler: there is none; balora needs g\+\+ 12 or newer, or clang 16 or newer.*as root:\n.*apt-get update.* g\+\+ cmake.*dnf install -y make gcc-c\+\+ cmake.*pacman -S.*apk add/s,
+    );
+    program('sudo', 'test "$1" = --version'); // there, but it asks for a password
+    symlinkSync('/bin/true', join(folder, 'apt-get'));
+    await expect(ensureNeeds(kBuildNeeds)).rejects.toThrow(
+      /\n {2}sudo apt-get update && sudo apt-get install -y --no-install-recommends make g\+\+ cmake/,
+    );
+  });
+
+  it('leaves tools out by name instead of failing', async () => {
+    const [left, ...others] = await ensureTools(['clang-format']);
+    expect(others).toEqual([]);
+    expect(left?.id).toBe('clang-format');
+    expect(left?.reason).toMatch(/^no clang-format 18: .*apt-get install .* clang-format-18/s);
+  });
+});
+
+it("names the compiler's package that the distribution has", () => {
+  const needs = unmetOf('compiler');
+  const candidates = { 'g++': '4:11.2.0-1ubuntu1', 'g++-12': '12.3.0-1ubuntu1' };
+  expect(missingMessage(needs, { manager: 'apt', candidates })).toMatch(
+    /apt-get install -y --no-install-recommends g\+\+-12$/,
+  );
+});
+
+it('names what the distribution has too old, instead of a command that would not do', () => {
+  const candidates = { cmake: '3.18.4-2', 'libdnnl-dev': '1.8-1' };
+  expect(missingMessage(unmetOf('cmake'), { manager: 'apt', candidates })).toMatch(
+    /^.* has no package that is new enough for:\n {2}CMake 3\.22 or newer: there is none\nDebian 12/,
+  );
+});
+
+/** A need as it is on a machine where it is not met. */
+function unmetOf(id: string): Need[] {
+  vi.stubEnv('PATH', '/nowhere');
+  vi.stubEnv('CXX', '');
+  const needs = unmet([id]);
+  vi.unstubAllEnvs();
+  return needs;
+}

@@ -13,6 +13,7 @@
 #endif
 
 #include "kernels/cpu/onednn.h"
+#include "kernels/cpu/onednn_versions.h"
 #include "tensor/errors.h"
 
 namespace balora {
@@ -62,10 +63,10 @@ Matmul::Matmul(const dnnl::engine& engine, const MatmulSpec& s, const Desc* pack
   dnnl::primitive_attr attr;
   attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   dnnl::post_ops post;
-  if (s.alpha != 1) post.append_eltwise(dnnl::algorithm::eltwise_linear, s.alpha, 0);
+  if (s.alpha != 1) append_scale(post, s.alpha);
   if (s.beta != 0) post.append_sum(s.beta);
   attr.set_post_ops(post);
-  const dnnl::matmul::primitive_desc pd(engine, a_, b_, c_, attr);
+  const dnnl::matmul::primitive_desc pd = matmul_description(engine, a_, b_, c_, attr);
   b_ = pd.weights_desc();
   scratch_ = pd.scratchpad_desc();
   primitive_ = dnnl::matmul(pd);

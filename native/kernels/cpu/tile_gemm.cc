@@ -187,10 +187,6 @@ AMX_TARGET void bf16_amx(TileShape s, const bf16* a, int64_t lda, const bf16* b,
   asm volatile("" ::: "memory");
 }
 
-AMX_TARGET void configure_tiles() {
-  static const TileConfig config;
-  _tile_loadconfig(&config);
-}
 AMX_TARGET void release_tiles() {
   _tile_release();
 }

@@ -165,10 +165,7 @@ struct Contraction {
 constexpr int64_t kSumElements = 2 * kRankTile * 16;  // of one rank tile and one panel of columns
 
 struct AmxCore {
-  AMX_TARGET static void open() {
-    const TileConfig config;
-    _tile_loadconfig(&config);
-  }
+  AMX_TARGET static void open() { configure_tiles(); }
   AMX_TARGET static void close() { _tile_release(); }
 
   // sums += (the kHalves tiles of p^T) x (two tiles of x), over `count` steps.

@@ -65,10 +65,7 @@ struct AmxCore {
   static constexpr bool kRounds = false;
   static constexpr int64_t kCachedBytes = int64_t{5} << 18;  // of B, in L2 over all rows: 1.25 MiB
 
-  AMX_TARGET static void open() {
-    const TileConfig config;
-    _tile_loadconfig(&config);
-  }
+  AMX_TARGET static void open() { configure_tiles(); }
   AMX_TARGET static void close() { _tile_release(); }
 
   // The block of `rows` rows from `row` on, in `panel`; what it leaves in further rows means

@@ -27,4 +27,15 @@ static_assert(sizeof(TileConfig) == 64);
 #ifdef BALORA_EMULATED_AMX
 #include "kernels/cpu/amx_emulated.h"
 #endif
+
+namespace balora {
+
+// Of a static object, since _tile_loadconfig of GCC 12.2 tells the compiler of its first 8 bytes
+// alone: the others of a local one would not be written.
+AMX_TARGET inline void configure_tiles() {
+  static constexpr TileConfig config;
+  _tile_loadconfig(&config);
+}
+
+}  // namespace balora
 #endif

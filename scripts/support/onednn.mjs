@@ -1,0 +1,98 @@
+// Which oneDNN the native builds use: the one that BALORA_ONEDNN_ROOT names, else the system's, else one that
+// `npm run setup -- --build-onednn` has built into the user's cache (build_onednn.mjs).
+import { spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { existsSync, readFileSync } from 'node:fs';
+import { homedir } from 'node:os';
+import { join } from 'node:path';
+import { chooseCompiler } from './compiler.mjs';
+
+/** The oldest oneDNN that native/kernels/cpu/onednn_versions.h takes; Ubuntu 22.04 has it. */
+export const kOldestOneDnn = [2, 5];
+
+/** What is built from source where that is asked for. */
+export const kOneDnnVersion = '3.7.2';
+
+/** CMake's options of that build: matrix products and reorders on the CPU, static, without what is only for tests. */
+export const kOneDnnFlags = [
+  'CMAKE_BUILD_TYPE=Release',
+  'CMAKE_POSITION_INDEPENDENT_CODE=ON',
+  'CMAKE_INSTALL_LIBDIR=lib',
+  'ONEDNN_LIBRARY_TYPE=STATIC',
+  'ONEDNN_CPU_RUNTIME=OMP',
+  'ONEDNN_GPU_RUNTIME=NONE',
+  'ONEDNN_ARCH_OPT_FLAGS=',
+  'ONEDNN_BUILD_DOC=OFF',
+  'ONEDNN_BUILD_EXAMPLES=OFF',
+  'ONEDNN_BUILD_TESTS=OFF',
+  'ONEDNN_BUILD_GRAPH=OFF',
+  'ONEDNN_ENABLE_WORKLOAD=INFERENCE',
+  'ONEDNN_ENABLE_PRIMITIVE=MATMUL;REORDER',
+  'ONEDNN_ENABLE_JIT_PROFILING=OFF',
+  'ONEDNN_ENABLE_ITT_TASKS=OFF',
+];
+
+/** Where that build is kept: by version and flags, so that another of either is another folder. */
+export function oneDnnCache(env = process.env) {
+  const base = env.XDG_CACHE_HOME || join(homedir(), '.cache');
+  const key = createHash('sha256').update(kOneDnnFlags.join('\n')).digest('hex').slice(0, 8);
+  return join(base, 'balora', `onednn-${kOneDnnVersion}-${key}`);
+}
+
+/** [3, 7, 2] by dnnl_version.h's text; null where it is none. */
+export function parseOneDnnVersion(text) {
+  const numbers = ['MAJOR', 'MINOR', 'PATCH'].map(
+    (part) => text?.match(new RegExp(`#define DNNL_VERSION_${part} (\\d+)`))?.[1],
+  );
+  return numbers.includes(undefined) ? null : numbers.map(Number);
+}
+
+const kHeader = 'oneapi/dnnl/dnnl_version.h';
+
+/** The version of the oneDNN that is installed below a folder, or null. */
+function versionBelow(root) {
+  const header = join(root, 'include', kHeader);
+  return existsSync(header) ? parseOneDnnVersion(readFileSync(header, 'utf8')) : null;
+}
+
+/** The version that the compiler finds without being told where; null where there is none. */
+function systemVersion() {
+  const { compiler } = chooseCompiler();
+  if (!compiler) return versionBelow('/usr') ?? versionBelow('/usr/local');
+  const args = ['-E', '-dM', '-x', 'c++', '-include', kHeader, '/dev/null'];
+  const { status, stdout } = spawnSync(compiler.command, args, { encoding: 'utf8' });
+  return status === 0 ? parseOneDnnVersion(stdout) : null;
+}
+
+/** False below kOldestOneDnn. */
+export function usable([major, minor]) {
+  const [least, leastMinor] = kOldestOneDnn;
+  return major > least || (major === least && minor >= leastMinor);
+}
+
+/**
+ * The oneDNN to build with.
+ * @returns {{ root: string, version: number[] | null, problem: string | null }} root: '' for the system's; problem: why it cannot
+ *   be used, or null
+ */
+export function findOneDnn(env = process.env) {
+  const named = env.BALORA_ONEDNN_ROOT;
+  if (named) {
+    const version = versionBelow(named);
+    const problem =
+      version === null
+        ? `BALORA_ONEDNN_ROOT: ${join(named, 'include', kHeader)} is not there`
+        : tooOld(version, `BALORA_ONEDNN_ROOT: ${named} is`);
+    return { root: named, version, problem };
+  }
+  const version = systemVersion();
+  if (version && usable(version)) return { root: '', version, problem: null };
+  const cached = oneDnnCache(env);
+  const built = versionBelow(cached);
+  if (built) return { root: cached, version: built, problem: null };
+  return { root: '', version, problem: version ? tooOld(version, 'this one is') : 'there is none' };
+}
+
+const tooOld = (version, who) => (usable(version) ? null : `${who} ${version.join('.')}`);
+
+export const oneDnnProblem = () => findOneDnn().problem;

@@ -1,0 +1,109 @@
+// Which oneDNN a build takes, and the source archive of one that is built by hand.
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+
+interface Found {
+  root: string;
+  version: number[] | null;
+  problem: string | null;
+}
+interface Module {
+  parseOneDnnVersion(text: string): number[] | null;
+  usable(version: number[]): boolean;
+  findOneDnn(env: Record<string, string>): Found;
+  oneDnnCache(env: Record<string, string>): string;
+}
+interface Build {
+  checkArchive(path: string, sha256: string): void;
+  mirrorOf(targets: string | null): string;
+  progressOf(text: string): number | null;
+}
+// Scripts without types.
+const path = '../../scripts/support/onednn.mjs';
+const { parseOneDnnVersion, usable, findOneDnn, oneDnnCache } = (await import(path)) as Module;
+const buildPath = '../../scripts/support/build_onednn.mjs';
+const { checkArchive, mirrorOf, progressOf } = (await import(buildPath)) as Build;
+
+const header = (major: number, minor: number, patch: number): string =>
+  `#define DNNL_VERSION_MAJOR ${major}\n#define DNNL_VERSION_MINOR ${minor}\n#define DNNL_VERSION_PATCH ${patch}\n`;
+
+let folder = '';
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'balora-onednn-'));
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+function install(root: string, text: string): void {
+  mkdirSync(join(root, 'include', 'oneapi', 'dnnl'), { recursive: true });
+  writeFileSync(join(root, 'include', 'oneapi', 'dnnl', 'dnnl_version.h'), text);
+}
+
+describe('the version', () => {
+  it('is read from the header', () => {
+    expect(parseOneDnnVersion(header(2, 6, 3))).toEqual([2, 6, 3]);
+    expect(parseOneDnnVersion('#define DNNL_VERSION_MAJOR 2\n')).toBeNull();
+  });
+
+  it.each([
+    [[1, 8, 0], false],
+    [[2, 4, 4], false],
+    [[2, 5, 2], true],
+    [[2, 6, 3], true],
+    [[3, 0, 0], true],
+  ])('%j is usable: %j', (version, is) => {
+    expect(usable(version)).toBe(is);
+  });
+});
+
+describe('BALORA_ONEDNN_ROOT', () => {
+  it('is taken as it is', () => {
+    install(folder, header(3, 2, 0));
+    const env = { BALORA_ONEDNN_ROOT: folder };
+    expect(findOneDnn(env)).toEqual({ root: folder, version: [3, 2, 0], problem: null });
+  });
+
+  it('is refused where it is too old or nothing', () => {
+    const env = { BALORA_ONEDNN_ROOT: folder };
+    expect(findOneDnn(env).problem).toMatch(/^BALORA_ONEDNN_ROOT: .*dnnl_version\.h is not there$/);
+    install(folder, header(2, 4, 0));
+    expect(findOneDnn(env).problem).toBe(`BALORA_ONEDNN_ROOT: ${folder} is 2.4.0`);
+  });
+});
+
+it("keeps a build of its own in the user's cache, by version and flags", () => {
+  expect(oneDnnCache({ XDG_CACHE_HOME: '/c' })).toMatch(
+    /^\/c\/balora\/onednn-3\.7\.2-[0-9a-f]{8}$/,
+  );
+});
+
+describe('the source archive', () => {
+  it('is named where it is damaged', () => {
+    const file = join(folder, 'onednn.tar.xz');
+    writeFileSync(file, 'abc');
+    const abc = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad';
+    expect(() => checkArchive(file, abc)).not.toThrow();
+    writeFileSync(file, 'ab');
+    expect(() => checkArchive(file, abc)).toThrow(
+      `${file} is damaged or not what it should be: 2 bytes with SHA-256 fb8e20fc2e4c3f248c60c39bd652f3c1347298bb977b8b4d5903b85055620603, expected ${abc}.`,
+    );
+  });
+
+  it("comes from the machine's own mirror of Debian", () => {
+    expect(mirrorOf('http://mirror.example/debian\nhttp://mirror.example/debian-security')).toBe(
+      'http://mirror.example/debian',
+    );
+    expect(mirrorOf('file:/srv/own/\nhttps://m.example/pub/debian/')).toBe(
+      'https://m.example/pub/debian',
+    );
+    expect(mirrorOf('http://archive.example/ubuntu/')).toBe('http://deb.debian.org/debian');
+    expect(mirrorOf(null)).toBe('http://deb.debian.org/debian');
+  });
+});
+
+it("reads ninja's and make's progress", () => {
+  expect(progressOf('[1/200] a\n[50/200] b\n')).toBe(25);
+  expect(progressOf('[  3%] a\n[ 47%] b\nnothing')).toBe(47);
+  expect(progressOf('-- configuring')).toBeNull();
+});

@@ -1,0 +1,110 @@
+// Package managers: the exact commands that are printed, what apt says it has, and what its log says of a network.
+import { describe, expect, it } from 'vitest';
+
+interface Module {
+  installCommand(manager: string, packages: string[], sudo?: string): string;
+  commandsFor(
+    names: Record<string, string[]>,
+    machine: { manager: string | null; root?: boolean; sudo?: boolean },
+  ): string;
+  parsePolicy(text: string): Record<string, string>;
+  proxies(env: Record<string, string>): string[];
+  networkTrouble(log: string): string | null;
+  systemName(text: string): string;
+  isDebian13(text: string): boolean;
+}
+// A script without types.
+const path = '../../scripts/support/packages.mjs';
+const {
+  installCommand,
+  commandsFor,
+  parsePolicy,
+  proxies,
+  networkTrouble,
+  systemName,
+  isDebian13,
+} = (await import(path)) as Module;
+
+describe('the command to install', () => {
+  it.each([
+    ['apt', 'sudo apt-get update && sudo apt-get install -y --no-install-recommends g++ cmake'],
+    ['dnf', 'sudo dnf install -y g++ cmake'],
+    ['pacman', 'sudo pacman -S --needed g++ cmake'],
+    ['apk', 'sudo apk add g++ cmake'],
+  ])('is exact for %s', (manager, command) => {
+    expect(installCommand(manager, ['g++', 'cmake', 'g++'])).toBe(command);
+    expect(installCommand(manager, ['g++', 'cmake'], '')).toBe(command.replaceAll('sudo ', ''));
+  });
+
+  const names = {
+    apt: ['libdnnl-dev'],
+    dnf: ['onednn-devel'],
+    pacman: ['onednn'],
+    apk: ['onednn-dev'],
+  };
+  it("is the machine's manager's, for root, for sudo and for neither", () => {
+    const said = (root: boolean, sudo: boolean) =>
+      commandsFor(names, { manager: 'dnf', root, sudo });
+    expect(said(false, true)).toBe('  sudo dnf install -y onednn-devel');
+    expect(said(true, true)).toBe('  dnf install -y onednn-devel');
+    expect(said(false, false)).toBe('as root:\n  dnf install -y onednn-devel');
+  });
+
+  it('is given for all four where the manager is another', () => {
+    const lines = commandsFor(names, { manager: null, root: false, sudo: true }).split('\n');
+    expect(lines.map((line) => line.trim().split(/ +/)[0])).toEqual([
+      'apt',
+      'dnf',
+      'pacman',
+      'apk',
+    ]);
+    expect(lines[3]).toBe('  apk     sudo apk add onednn-dev');
+  });
+});
+
+it('reads what apt-cache policy has to offer', () => {
+  const text = `g++:
+  Installed: (none)
+  Candidate: 4:12.2.0-3
+  Version table:
+     4:12.2.0-3 500
+        500 http://mirror.example/debian bookworm/main amd64 Packages
+clang-format-18:
+  Installed: (none)
+  Candidate: (none)
+  Version table:
+cmake:
+  Installed: 3.25.1-1
+  Candidate: 3.25.1-1
+`;
+  expect(parsePolicy(text)).toEqual({ 'g++': '4:12.2.0-3', cmake: '3.25.1-1' });
+  expect(parsePolicy('')).toEqual({});
+});
+
+it('hands the proxies on under the names that apt reads', () => {
+  expect(proxies({ HTTP_PROXY: 'http://p:1', https_proxy: 'http://p:2', OTHER: 'x' })).toEqual([
+    'http_proxy=http://p:1',
+    'https_proxy=http://p:2',
+  ]);
+  expect(proxies({})).toEqual([]);
+});
+
+it.each([
+  ["W: Failed to fetch http://x/InRelease  Temporary failure resolving 'x'", true],
+  [
+    'Err:1 http://x bookworm InRelease\n  Could not connect to x:80 (1.2.3.4). - connect (111: Connection refused)',
+    true,
+  ],
+  ['E: Unable to locate package clang-format-18', false],
+  ['', false],
+])('sees a network that does not answer in %j', (log, is) => {
+  expect(networkTrouble(log) !== null).toBe(is);
+});
+
+it('names the system', () => {
+  const text = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_CODENAME=bookworm\n';
+  expect(systemName(text)).toBe('Debian GNU/Linux 12 (bookworm)');
+  expect(systemName('')).toBe('this system');
+  expect(isDebian13(text)).toBe(false);
+  expect(isDebian13('ID=debian\nVERSION_CODENAME=trixie\n')).toBe(true);
+});
