@@ -88,7 +88,7 @@ export {
   mathAnswer,
   mathCorrect,
 } from './eval/answers.ts';
-export { type ClassifierEvaluateOptions, evaluateClassifier } from './eval/classify.ts';
+export { evaluateClassifier } from './eval/classify.ts';
 export { type EvaluatedModel, type EvaluateOptions, evaluate } from './eval/evaluate.ts';
 export {
   type ClassificationMetrics,
@@ -100,6 +100,7 @@ export {
   type RegressionMetrics,
   regressionMetrics,
 } from './eval/metrics.ts';
+export type { Evaluation } from './eval/types.ts';
 export { CapturedGraph, captureGraph } from './graph.ts';
 export { kIgnoredTarget } from './ignored_target.ts';
 export * from './io/index.ts';
@@ -135,6 +136,7 @@ export {
   type PairOptions,
   Tokenizer,
 } from './text/tokenizer.ts';
+export type { TaskName } from './tasks/list.ts';
 export {
   copyHead,
   type HeadWarmUp,
@@ -145,10 +147,15 @@ export type { BatchPlan, MemoryBudget } from './train/memory_plan.ts';
 export {
   type AdapterMethod,
   type ResolvedMethod,
-  type ResolvedRegularizers,
   resolveMethod,
-  type TaskKind,
 } from './train/methods.ts';
 export type { ResolvedOptions } from './train/options.ts';
-export { type ClassifierTrainerOptions, Trainer, type TrainerOptions } from './train/trainer.ts';
+export type { RegularizerOptions, ResolvedRegularizers } from './train/regularizers.ts';
+export type { AfterBackward } from './train/step.ts';
+export {
+  type ClassifierTrainerOptions,
+  type Seq2SeqTrainerOptions,
+  Trainer,
+  type TrainerOptions,
+} from './train/trainer.ts';
 export * from './train/types.ts';

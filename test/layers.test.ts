@@ -1,4 +1,4 @@
-// The house rules that a machine can read: who may import whom, what may know Node, file length, a banner per file.
+// The house rules that a machine can read: who may import whom, what may know Node, a banner per file.
 // A new room or a new exception is added here, with its reason, in the commit that needs it.
 import { readdirSync, readFileSync } from 'node:fs';
 import { isBuiltin } from 'node:module';
@@ -45,12 +45,17 @@ const kLibRooms: Record<string, string[]> = {
   losses: ['ops', 'tensor', 'ignored_target', 'errors'],
   optim: ['nn', 'ops', 'tensor', 'errors'],
   eval: ['losses', 'adapters', 'models', 'data', 'text', 'nn', 'io', 'ops', 'tensor', 'errors'],
+  // The list of tasks: what differs between language models, encoder-decoders and classifiers.
+  tasks: [
+    ...['eval', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['nn', 'io', 'ops', 'tensor', 'errors'],
+  ],
   train: [
-    ...['eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'errors'],
   ],
   cli: [
-    ...['train', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['train', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'errors'],
   ],
 };
@@ -74,8 +79,6 @@ const kPackages: Record<string, string[]> = {
   yaml: ['cli'],
   zod: ['models', 'text', 'adapters', 'train', 'cli', 'bench'],
 };
-
-const kMaxLines = 400;
 
 function filesBelow(folder: string, ending: RegExp): string[] {
   return readdirSync(join(kRoot, folder), { recursive: true })
@@ -259,14 +262,6 @@ describe('house style', () => {
   const sources = [...nativeFiles, ...cudaFiles, ...libFiles, ...harnessFiles].filter(
     (path) => path !== 'lib/native_ops.ts',
   );
-
-  it(`files stay under ${kMaxLines} lines`, () => {
-    const long = sources
-      .filter((path) => !path.endsWith('.def'))
-      .map((path) => ({ path, lines: read(path).split('\n').length - 1 }))
-      .filter(({ lines }) => lines > kMaxLines);
-    expect(long).toEqual([]);
-  });
 
   it('every file starts with a banner, a source beside its header excepted', () => {
     const bare = sources.filter((path) => !/^(#!.*\n)?\s*\/[/*]/.test(read(path)));

@@ -1,22 +1,12 @@
 /** Loading for the commands: data, model with tokenizer, and what is tuned of it. */
-import { AdapterModel } from '../adapters/adapter_model.ts';
-import { FullModel } from '../adapters/full_model.ts';
-import type { TunedModel } from '../adapters/tuned_model.ts';
-import { Batches, type BatchOptions } from '../data/batches.ts';
 import { openRows } from '../data/open_rows.ts';
 import type { RowSource } from '../data/rows.ts';
 import { resolveModel } from '../io/hub.ts';
-import {
-  AutoModelForCausalLM,
-  type CausalLM,
-  checkCausalLM,
-  type FromPretrainedOptions,
-} from '../models/index.ts';
+import type { FromPretrainedOptions } from '../models/index.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
 import type { Progress } from './progress.ts';
-import { formatBytes } from './terminal.ts';
 import type { TrainSettings } from './train_options.ts';
-import { kTrainDefaults, type TrainSetup } from './train_setup.ts';
+import { kTrainDefaults } from './train_setup.ts';
 
 /** Rows below which encoding is over before anyone wonders. */
 const kRowsWorthALine = 20_000;
@@ -36,18 +26,22 @@ export function openData(path: string, { columns, signal }: DataOptions): Promis
   });
 }
 
+/** The options of data that the commands fill in themselves. */
+export interface TellingOptions {
+  readonly onWarning: (warning: { readonly message: string }) => void;
+  readonly onProgress: (rowsRead: number, rows: number) => void;
+}
+
 /** A data file as micro-batches; warnings and slow progress go to the user. */
-export async function openBatches(
+export async function openBatches<B>(
   path: string,
-  tokenizer: Tokenizer,
-  options: BatchOptions & DataOptions & { progress: Progress },
-): Promise<{ batches: Batches; close: () => Promise<void> }> {
-  const { progress, columns, ...batchOptions } = options;
-  const rows = await openData(path, { columns, signal: batchOptions.signal });
+  make: (rows: RowSource, telling: TellingOptions) => Promise<B>,
+  { progress, ...options }: DataOptions & { progress: Progress },
+): Promise<{ batches: B; close: () => Promise<void> }> {
+  const rows = await openData(path, options);
   try {
     let said = 0;
-    const batches = await Batches.create(rows, tokenizer, {
-      ...batchOptions,
+    const batches = await make(rows, {
       onWarning: ({ message }) => progress.warn(`${path}: ${message}`),
       onProgress: (read, all) => {
         if (all < kRowsWorthALine || read - said < all / 10) return;
@@ -77,47 +71,18 @@ export function loadOptions(
   return { dtype, device, ignoreKeys, onDownload };
 }
 
-/** A language model and its tokenizer. */
-export async function loadModel(
+/**
+ * The folder of a model of some task, and its tokenizer.
+ * @param check refuses what is no such model: what a model is comes before what its tokenizer lacks
+ */
+export async function openModel(
   path: string,
+  check: (folder: string, options: ModelLoadOptions) => Promise<void>,
   options: ModelLoadOptions,
-): Promise<{ model: CausalLM; tokenizer: Tokenizer }> {
+): Promise<{ folder: string; tokenizer: Tokenizer }> {
   const folder = await resolveModel(path, options);
-  // What the model is comes before what its tokenizer lacks.
-  await checkCausalLM(folder, options);
-  const tokenizer = await Tokenizer.fromPretrained(folder);
-  return { model: await AutoModelForCausalLM.fromPretrained(folder, options), tokenizer };
-}
-
-/** The model of the settings with what is to be trained: a fresh adapter, a loaded one, or all of its weights. */
-export async function loadTuned(
-  settings: TrainSettings,
-  { method, adapter }: TrainSetup,
-  { progress, signal }: { progress: Progress; signal: AbortSignal },
-): Promise<{ tuned: TunedModel; tokenizer: Tokenizer }> {
-  const path = settings.model as string;
-  const seed = settings.seed ?? kTrainDefaults.seed;
-  const trainable = adapter === null;
-  const how = loadOptions(settings, progress);
-  const { model, tokenizer } = await loadModel(path, { ...how, trainable });
-  // The start of an adapter may take as long again.
-  signal.throwIfAborted();
-  if (adapter === null) {
-    if (method.regularizers.consistencyWeight === 0) {
-      return { tuned: new FullModel(model), tokenizer };
-    }
-    const teacher = await AutoModelForCausalLM.fromPretrained(path, how);
-    const full = new FullModel(model, { teacher });
-    progress.message(
-      `a consistency weight with --method full keeps a second copy of the model: ${formatBytes(full.teacherBytes)}`,
-    );
-    return { tuned: full, tokenizer };
-  }
-  if (settings.adapter === undefined) {
-    return { tuned: await AdapterModel.create(model, adapter, { seed }), tokenizer };
-  }
-  const tuned = warned(await AdapterModel.load(model, settings.adapter, { seed }), progress);
-  return { tuned, tokenizer };
+  await check(folder, options);
+  return { folder, tokenizer: await Tokenizer.fromPretrained(folder) };
 }
 
 /** An adapter; what is to be known of it is told. */

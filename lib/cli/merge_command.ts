@@ -3,20 +3,18 @@ import type { Command } from 'commander';
 import { AdapterModel } from '../adapters/adapter_model.ts';
 import { saveMerged } from '../adapters/merge.ts';
 import { adapterTask } from '../adapters/peft_folder.ts';
-import type { LabelOptions } from '../data/labels.ts';
 import { ArgumentError } from '../errors.ts';
 import { isStray, removeTemporaries } from '../io/files.ts';
-import { AutoModelForSequenceClassification, type Model } from '../models/index.ts';
+import type { Model } from '../models/index.ts';
 import { setNumThreads } from '../runtime.ts';
-import { Tokenizer } from '../text/tokenizer.ts';
 import { folderNames } from '../train/output.ts';
-import { type TrainedHead, trainedHead } from './classifier_load.ts';
 import { addOptions, readOptions } from './command_options.ts';
-import { loadModel, loadOptions, type ModelLoadOptions, warned } from './load.ts';
+import { loadOptions, warned } from './load.ts';
 import type { OptionRow } from './option_table.ts';
 import { text } from './option_types.ts';
 import type { CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
+import { CLI_TASKS, cliTaskOfType } from './tasks/list.ts';
 import { kModelOptions } from './train_options.ts';
 import { kTrainDefaults } from './train_setup.ts';
 
@@ -47,7 +45,8 @@ export const addMerge: CommandModule = (program, context, run) => {
       await refuseFullFolder(output as string);
       const path = settings.model as string;
       const how = loadOptions(settings, progress);
-      const { model, tokenizer } = await loadBase(path, {
+      const task = cliTaskOfType((await adapterTask(adapter as string)) ?? 'CAUSAL_LM');
+      const { model, tokenizer } = await (task ?? CLI_TASKS['causal-lm']).loadBase(path, {
         adapter: adapter as string,
         progress,
         ...how,
@@ -63,33 +62,6 @@ export const addMerge: CommandModule = (program, context, run) => {
     }),
   );
 };
-
-/** The model that the adapter says it is for; a classifier with what is known of the adapter's head. */
-async function loadBase(
-  path: string,
-  { adapter, progress, ...options }: ModelLoadOptions & { adapter: string; progress: Progress },
-): Promise<{ model: Model; tokenizer: Tokenizer }> {
-  if ((await adapterTask(adapter)) !== 'SEQ_CLS') return loadModel(path, options);
-  const head = await trainedHead(path, { adapter, ...options });
-  const newHead = head?.inAdapter ?? false;
-  const model = await AutoModelForSequenceClassification.fromPretrained(path, {
-    ...(head === null ? {} : labelsOf(head)),
-    ...options,
-    newHead,
-  });
-  if (head !== null && head.problemType === null && head.labels > 1) {
-    progress.warn(
-      `${head.where} does not say what its ${head.labels} outputs mean: ${model.problemType} becomes problem_type of the ` +
-        'merged config.json; change it there if they are something else',
-    );
-  }
-  return { model, tokenizer: await Tokenizer.fromPretrained(path, options) };
-}
-
-function labelsOf({ labels, names, problemType }: TrainedHead): LabelOptions {
-  const meaning = problemType === null ? {} : { problemType };
-  return { numLabels: labels, labelNames: names, ...meaning };
-}
 
 /** What a killed merge left is taken away; a folder that holds anything else is not touched. */
 async function refuseFullFolder(folder: string): Promise<void> {

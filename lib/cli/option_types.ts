@@ -4,6 +4,7 @@
  */
 import { z } from 'zod';
 import { START_NAMES } from '../adapters/methods/registry.ts';
+import type { ChoiceOption, NumberOption } from '../losses/options.ts';
 import { RAMP_TYPES, type SchedulerOptions } from '../optim/schedulers.ts';
 import { camel, snake } from './option_table.ts';
 
@@ -48,6 +49,24 @@ export function number(least: number): OptionType<number> {
   return {
     schema: z.number().min(least),
     wanted: `a number >= ${least}`,
+    placeholder: 'number',
+    parse: asNumber,
+  };
+}
+
+/** The type of an option that a loss term declares. */
+export function declared(spec: NumberOption | ChoiceOption): OptionType {
+  if ('choices' in spec) return choice(...spec.choices);
+  const { least, above = false, whole = false } = spec;
+  if (whole) return integer(least);
+  return above ? positive(least) : number(least);
+}
+
+/** A number above `least`. */
+function positive(least: number): OptionType<number> {
+  return {
+    schema: z.number().gt(least),
+    wanted: `a number > ${least}`,
     placeholder: 'number',
     parse: asNumber,
   };

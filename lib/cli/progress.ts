@@ -38,6 +38,9 @@ export class Progress {
         this.message(this.style(line, 'bold'));
         break;
       }
+      case 'evaluating':
+        if (this.redraws) this.draw(`evaluating at step ${event.step}: ${event.examples} examples`);
+        break;
       case 'checkpoint':
         this.message(this.style(`checkpoint ${event.path}`, 'dim'));
         break;
@@ -91,9 +94,11 @@ export function stepLine(event: {
   secondsLeft: number;
 }): string {
   const { record, totalSteps, secondsLeft } = event;
-  const terms = (['consistency', 'diversity', 'svd'] as const)
-    .filter((term) => record[term] !== null)
-    .map((term) => `${term} ${fixed(record[term] as number)}`);
+  const { consistency, diversity, svd } = record;
+  const own = Object.entries(record.terms ?? {}).map(([key, { value }]) => [key, value] as const);
+  const terms = [...Object.entries({ consistency, diversity, svd }), ...own].flatMap(
+    ([key, value]) => (value === null ? [] : [`${key} ${fixed(value)}`]),
+  );
   const step = String(record.step).padStart(String(totalSteps).length);
   // What matters most stands first: a narrow terminal cuts the rest.
   return [

@@ -2,12 +2,15 @@
 import { ALL_LINEAR } from '../adapters/config.ts';
 import { METHOD_NAMES, METHOD_OPTIONS, type MethodSwitches } from '../adapters/methods/registry.ts';
 import { GLUE_TASKS, kMetricNames } from '../data/glue.ts';
-import { kVariants as kNluVariants, kProblemTypes } from '../losses/nlu.ts';
+import { kProblemTypes } from '../losses/problem_type.ts';
 import { SCHEDULER_NAMES } from '../optim/schedulers.ts';
+import { TASK_NAMES } from '../tasks/list.ts';
+import { REGULARIZER_OPTIONS, type RegularizerOptions } from '../train/regularizers.ts';
 import { OPTIMIZER_NAMES } from '../train/types.ts';
 import type { OptionRow, OptionValues } from './option_table.ts';
 import {
   choice,
+  declared,
   integer,
   integers,
   loraInit,
@@ -54,6 +57,14 @@ export const kExampleOptions = {
   promptField: examples(text('field'), "the prompt's field; default: found among known pairs"),
   responseField: examples(text('field'), "the response's field"),
   maxLength: examples(integer(2), 'tokens of an example; longer ones are cut'),
+  maxSourceLength: examples(
+    integer(2),
+    'seq2seq-lm: tokens of a source; longer ones are cut; default: 512',
+  ),
+  maxTargetLength: examples(
+    integer(2),
+    'seq2seq-lm: tokens of a target; longer ones are cut; default: 128',
+  ),
   columns: examples(names(), 'columns of a .tsv or .csv file that has no header'),
 };
 
@@ -80,8 +91,8 @@ export const kLabelOptions = {
 /** What a model is tuned for. */
 export const kTaskOption = {
   task: run(
-    choice('causal-lm', 'sequence-classification'),
-    'a language model, or a head over whole texts (.tsv, .csv, .parquet or JSON Lines)',
+    choice(...TASK_NAMES),
+    'what the model learns: to go on a text, to answer a source with a target (T5), or to label whole texts',
   ),
 };
 
@@ -96,6 +107,14 @@ export const kModelOptions = {
     'keys of config.json that balora does not know and that you know not to matter',
   ),
 };
+
+/** The options of all loss terms, as their own files declare them. */
+const kRegularizerOptions = Object.fromEntries(
+  Object.entries(REGULARIZER_OPTIONS).map(([key, spec]) => [
+    key,
+    regularizers(declared(spec), spec.help),
+  ]),
+) as { [K in keyof RegularizerOptions]-?: OptionRow<NonNullable<RegularizerOptions[K]>> };
 
 export const kTrainOptions = {
   ...kTaskOption,
@@ -192,40 +211,7 @@ export const kTrainOptions = {
     'export the evaluated step that was best by this; default: the first of the GLUE task, else accuracy, pearson or f1Micro',
   ),
 
-  consistencyWeight: regularizers(number(0), 'l1 of the divergence from the pre-trained model'),
-  diversityWeight: regularizers(number(0), 'l2 of the entropy term'),
-  svdWeight: regularizers(number(0), 'l3 of the singular-value term'),
-  temperature: regularizers(number(0), 'T of the divergence'),
-  entropyTopK: regularizers(integer(0), 'logits of a row in the entropy; 0: all'),
-  svdTopK: regularizers(
-    integer(1),
-    'singular values in the sum; of a classifier 5 where not given',
-  ),
-  svdNorm: regularizers(choice('frobenius', 'nuclear'), 'what the sum is divided by'),
-  positions: regularizers(
-    choice('supervised', 'non_padding', 'label_aligned'),
-    'rows that are regularized',
-  ),
-  variant: regularizers(choice(...kNluVariants), "form of a classifier's consistency term"),
-  consistencySchedule: regularizers(choice('constant', 'cosine', 'adaptive'), 'of l1'),
-  consistencyWeightMin: regularizers(
-    number(0),
-    'adaptive: l1 under an unsure teacher; default: a tenth of the weight',
-  ),
-  consistencyWeightMax: regularizers(
-    number(0),
-    'adaptive: l1 under a sure teacher; default: the weight',
-  ),
-  regularizerSchedule: regularizers(
-    choice('constant', 'two_phase', 'linear_warmup', 'quadratic_warmup'),
-    'of l2 and l3',
-  ),
-  regularizerWarmupRatio: regularizers(number(0), 'two_phase: share of the run without l2 and l3'),
-  regularizerRampRatio: regularizers(number(0), 'two_phase: share of the run in which they grow'),
-  regularizerWarmupSteps: regularizers(
-    integer(0),
-    'linear_warmup, quadratic_warmup: steps in which they grow',
-  ),
+  ...kRegularizerOptions,
 } satisfies Record<string, OptionRow>;
 
 /** The switches that the methods bring. */

@@ -1,16 +1,16 @@
 /** From the settings of `balora train` to the library's own options: names change hands here, nothing is decided. */
 import type { LoraConfigInput } from '../adapters/config.ts';
 import { METHOD_OPTION_NAMES } from '../adapters/methods/registry.ts';
-import type { BatchOptions } from '../data/batches.ts';
-import type { FormatOptions } from '../data/example_format.ts';
-import { glueTask, type MetricName } from '../data/glue.ts';
-import type { LabelledOptions } from '../data/labelled_batches.ts';
 import { ArgumentError } from '../errors.ts';
+import type { TaskName } from '../tasks/list.ts';
 import { type ResolvedMethod, resolveMethod } from '../train/methods.ts';
 import type { OptionsInput } from '../train/options.ts';
+import { REGULARIZER_OPTIONS, type RegularizerOptions } from '../train/regularizers.ts';
 import type { MethodName } from '../train/types.ts';
 import { kebab, toConfig } from './option_table.ts';
-import { kLabelOptions, type TrainSettings } from './train_options.ts';
+import type { Examples } from './tasks/cli_task.ts';
+import { CLI_TASKS, cliTaskOf } from './tasks/list.ts';
+import type { TrainSettings } from './train_options.ts';
 
 /** What the command line chooses where the library leaves the choice open. */
 export const kTrainDefaults = {
@@ -23,28 +23,18 @@ export const kTrainDefaults = {
   shuffle: true,
 } as const satisfies Partial<TrainSettings>;
 
-export interface TrainSetup {
+/** Settings sorted by who needs them. E is what the task makes of the options of its data. */
+export interface TrainSetup<E extends Examples = Examples> {
+  readonly task: TaskName;
   readonly method: ResolvedMethod;
   /** What a fresh adapter is made with; null for full fine-tuning. */
   readonly adapter: LoraConfigInput | null;
   /** Options of the Trainer. */
   readonly training: OptionsInput;
-  readonly batches: BatchOptions;
-  /** Held-out data: in order, never packed, so that results belong to rows. */
-  readonly evalBatches: BatchOptions;
   /** Columns of files without header. */
   readonly columns: readonly string[] | undefined;
-  /** The same of a classifier; null for a language model. */
-  readonly labelled: LabelledSetup | null;
-}
-
-/** What a classifier has instead of prompts and responses. */
-export interface LabelledSetup {
-  readonly data: LabelledOptions;
-  readonly evalData: LabelledOptions;
-  /** Passes of the linear probe; 0: none. */
-  readonly headWarmupEpochs: number;
-  readonly metricForBestModel: MetricName | undefined;
+  /** Options of the data. */
+  readonly examples: E;
 }
 
 /**
@@ -53,16 +43,18 @@ export interface LabelledSetup {
  */
 export function trainSetup(settings: TrainSettings): TrainSetup {
   checkTask(settings);
+  const task = cliTaskOf(settings);
   const seed = settings.seed ?? kTrainDefaults.seed;
   const method = chooseMethod(settings);
   const batchSize = settings.perDeviceTrainBatchSize ?? kTrainDefaults.perDeviceTrainBatchSize;
   const evalBatchSize = settings.perDeviceEvalBatchSize ?? batchSize;
-  const examples = exampleOptions(settings);
+  const shuffle = settings.shuffle ?? kTrainDefaults.shuffle;
   return {
+    task: task.task.name,
     method,
     adapter: method.adapter && {
       ...method.adapter,
-      taskType: isClassification(settings) ? 'SEQ_CLS' : 'CAUSAL_LM',
+      taskType: task.taskType,
       ...(settings.model === undefined ? {} : { baseModelNameOrPath: settings.model }),
     },
     training: {
@@ -73,112 +65,30 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
       seed,
       runConfig: toConfig({ ...kTrainDefaults, ...settings }),
     },
-    batches: {
-      ...examples,
-      batchSize,
-      seed,
-      packing: settings.packing ?? false,
-      shuffle: settings.shuffle ?? kTrainDefaults.shuffle,
-    },
-    evalBatches: { ...examples, batchSize: evalBatchSize, shuffle: false },
     columns: listOf(settings.columns),
-    labelled: isClassification(settings)
-      ? labelledSetup(settings, { batchSize, evalBatchSize, seed })
-      : null,
+    examples: task.examples(settings, { batchSize, evalBatchSize, seed, shuffle }),
   };
 }
 
-function labelledSetup(
-  settings: TrainSettings,
-  { batchSize, evalBatchSize, seed }: Record<'batchSize' | 'evalBatchSize' | 'seed', number>,
-): LabelledSetup {
-  const shared = labelledOptions(settings);
-  return {
-    data: {
-      ...shared,
-      batchSize,
-      seed,
-      shuffle: settings.shuffle ?? kTrainDefaults.shuffle,
-      groupByLength: settings.groupByLength ?? false,
-    },
-    evalData: { ...shared, batchSize: evalBatchSize, shuffle: false },
-    headWarmupEpochs: settings.headWarmupEpochs ?? 0,
-    metricForBestModel: settings.metricForBestModel ?? glueMetric(settings),
-  };
-}
-
-/** What GLUE judges its task by, where evaluations on the way have to choose. */
-function glueMetric({ glue, evalData, evalSteps = 0 }: TrainSettings): MetricName | undefined {
-  if (glue === undefined || evalData === undefined || evalSteps === 0) return undefined;
-  return glueTask(glue).metrics[0];
-}
-
-/** Fields, labels and length of labelled rows. */
-export function labelledOptions(
-  settings: Pick<
-    TrainSettings,
-    | 'glue'
-    | 'textField'
-    | 'textPairField'
-    | 'labelField'
-    | 'numLabels'
-    | 'labelNames'
-    | 'problemType'
-    | 'maxLength'
-  >,
-): LabelledOptions & { maxLength: number } {
-  const labelNames = listOf(settings.labelNames);
-  return {
-    ...pick(settings, [
-      'glue',
-      'textField',
-      'textPairField',
-      'labelField',
-      'numLabels',
-      'problemType',
-    ]),
-    ...(labelNames === undefined ? {} : { labelNames }),
-    maxLength: settings.maxLength ?? kTrainDefaults.maxLength,
-  };
-}
-
-export function isClassification({ task }: Pick<TrainSettings, 'task'>): boolean {
-  return task === 'sequence-classification';
-}
-
-/** Options of one task mean nothing to the other. @throws ArgumentError for one that is given all the same */
+/** Refuses an option that only other tasks have a use for. @throws ArgumentError naming the option */
 export function checkTask(settings: TrainSettings): void {
-  const classifier = isClassification(settings);
-  const keys: readonly (keyof TrainSettings)[] = classifier
-    ? ['promptTemplate', 'promptField', 'responseField', 'packing']
-    : [
-        ...(Object.keys(kLabelOptions) as (keyof TrainSettings)[]),
-        'groupByLength',
-        'newHead',
-        'headWarmupEpochs',
-        'metricForBestModel',
-      ];
-  const odd = keys.find((key) => settings[key] !== undefined && settings[key] !== false);
+  const task = cliTaskOf(settings);
+  const others = Object.values(CLI_TASKS).flatMap(({ own }) => own);
+  const odd = others.find(
+    (key) => !task.own.includes(key) && settings[key] !== undefined && settings[key] !== false,
+  );
   if (odd === undefined) return;
+  const owners = Object.values(CLI_TASKS).filter(({ own }) => own.includes(odd));
+  const [owner] = owners;
   throw new ArgumentError(
-    classifier
-      ? `--${kebab(odd)} has no meaning for --task sequence-classification`
-      : `--${kebab(odd)} needs --task sequence-classification`,
+    settings.task === undefined && owners.length === 1 && owner !== undefined
+      ? `--${kebab(odd)} needs --task ${owner.task.name}`
+      : `--${kebab(odd)} has no meaning for --task ${task.task.name}`,
   );
 }
 
 export function listOf(value: string | string[] | undefined): string[] | undefined {
   return typeof value === 'string' ? [value] : value;
-}
-
-/** Template, fields and length. */
-export function exampleOptions(
-  settings: Pick<TrainSettings, 'promptTemplate' | 'promptField' | 'responseField' | 'maxLength'>,
-): FormatOptions & { maxLength: number } {
-  return {
-    ...pick(settings, ['promptTemplate', 'promptField', 'responseField']),
-    maxLength: settings.maxLength ?? kTrainDefaults.maxLength,
-  };
 }
 
 const kOptimizationKeys = [
@@ -224,24 +134,8 @@ const kAdapterKeys = [
   ...METHOD_OPTION_NAMES,
 ] as const;
 
-const kRegularizerKeys = [
-  'consistencyWeight',
-  'diversityWeight',
-  'svdWeight',
-  'temperature',
-  'entropyTopK',
-  'svdTopK',
-  'svdNorm',
-  'positions',
-  'variant',
-  'consistencySchedule',
-  'consistencyWeightMin',
-  'consistencyWeightMax',
-  'regularizerSchedule',
-  'regularizerWarmupRatio',
-  'regularizerRampRatio',
-  'regularizerWarmupSteps',
-] as const;
+const kRegularizerKeys = Object.keys(REGULARIZER_OPTIONS) as (keyof RegularizerOptions &
+  keyof TrainSettings)[];
 
 function chooseMethod(settings: TrainSettings): ResolvedMethod {
   const name: MethodName = settings.method ?? kTrainDefaults.method;
@@ -266,7 +160,10 @@ function chooseMethod(settings: TrainSettings): ResolvedMethod {
 }
 
 /** The given keys that have a value. */
-function pick<T extends object, const K extends keyof T>(from: T, keys: readonly K[]): Pick<T, K> {
+export function pick<T extends object, const K extends keyof T>(
+  from: T,
+  keys: readonly K[],
+): Pick<T, K> {
   return Object.fromEntries(
     keys.filter((key) => from[key] !== undefined).map((key) => [key, from[key]]),
   ) as Pick<T, K>;

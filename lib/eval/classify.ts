@@ -1,26 +1,11 @@
 /** Held-out numbers of a classifier, and its outputs for a batch. */
 import type { LabelledBatch } from '../data/labelled_batches.ts';
 import { ArgumentError } from '../errors.ts';
-import { nluTaskLoss } from '../losses/nlu.ts';
+import { nluTaskLoss } from '../losses/logits_loss.ts';
 import type { SequenceClassifier } from '../models/index.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 import { classificationMetrics, multiLabelMetrics, regressionMetrics } from './metrics.ts';
-import type { ClassifierEvaluation } from './types.ts';
-
-/** Options of {@link evaluateClassifier}. */
-export interface ClassifierEvaluateOptions {
-  signal?: AbortSignal;
-  /** After each batch: examples done. */
-  onProgress?: (examples: number) => void;
-}
-
-/**
- * The head's outputs for a batch, the segments of a pair left out where the model has none.
- * @returns (B,D)
- */
-export function classifierLogits(model: SequenceClassifier, batch: LabelledBatch): Tensor {
-  return model.outputs(modelBatch(model, batch));
-}
+import type { ClassifierEvaluation, EvaluateOptions } from './types.ts';
 
 /** The batch as this model reads it. */
 export function modelBatch(model: SequenceClassifier, batch: LabelledBatch) {
@@ -49,7 +34,7 @@ export function labelTensor(model: SequenceClassifier, { labels, indices }: Labe
 export async function evaluateClassifier(
   model: SequenceClassifier,
   batches: AsyncIterable<LabelledBatch> | Iterable<LabelledBatch>,
-  { signal, onProgress }: ClassifierEvaluateOptions = {},
+  { signal, onProgress }: EvaluateOptions = {},
 ): Promise<ClassifierEvaluation> {
   const begun = performance.now();
   const rows: { index: number; label: number[]; prediction: number[] }[] = [];
@@ -58,7 +43,7 @@ export async function evaluateClassifier(
     signal?.throwIfAborted();
     const [logits, mean] = scope(() =>
       noGrad(() => {
-        const outputs = classifierLogits(model, batch);
+        const outputs = model.outputs(modelBatch(model, batch));
         const task = nluTaskLoss(outputs, labelTensor(model, batch), model.problemType);
         return [outputs.to('f32'), task] as const;
       }),

@@ -3,24 +3,29 @@
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Batch } from '../data/collate.ts';
+import type { Seq2SeqExamples } from '../data/seq2seq_example.ts';
 import { ArgumentError } from '../errors.ts';
 import { EffectiveRank, evaluationRows, HeadGram } from '../losses/fused.ts';
 import { selectRows } from '../losses/positions.ts';
-import type { CausalLM } from '../models/index.ts';
+import type { CausalLM, Seq2SeqLM } from '../models/index.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
-import type { EvaluationResult, ExampleResult } from './types.ts';
+import type { EvaluateOptions, EvaluationResult, ExampleResult } from './types.ts';
 
 /** What an evaluation needs of a tuned model: a plain model without a teacher will do. */
-export type EvaluatedModel = Pick<TunedModel, 'model' | 'hasTeacher' | 'withTeacher'>;
+export type EvaluatedModel<M extends CausalLM | Seq2SeqLM = CausalLM> = Pick<
+  TunedModel<M>,
+  'model' | 'hasTeacher' | 'withTeacher'
+>;
 
-/** Options of {@link evaluate}. */
-export interface EvaluateOptions {
-  /** Compare with the model as it was before tuning (default: where there is a teacher). */
-  kl?: boolean;
-  signal?: AbortSignal;
-  /** After each batch: examples done. */
-  onProgress?: (examples: number) => void;
-}
+/** Micro-batches of a language model, or of an encoder-decoder. */
+export type EvaluatedBatch<M extends CausalLM | Seq2SeqLM> = M extends Seq2SeqLM
+  ? Seq2SeqExamples
+  : Batch;
+
+type AnyModel = CausalLM | Seq2SeqLM;
+type AnyBatch = Batch | Seq2SeqExamples;
+
+export type { EvaluateOptions } from './types.ts';
 
 /** Sums over supervised rows. */
 interface Totals {
@@ -39,9 +44,9 @@ const kColumns = 3;
  * Evaluates on batches that keep their examples apart (segments).
  * @throws ArgumentError when no row is supervised
  */
-export async function evaluate(
-  tuned: EvaluatedModel,
-  batches: AsyncIterable<Batch> | Iterable<Batch>,
+export async function evaluate<M extends CausalLM | Seq2SeqLM>(
+  tuned: EvaluatedModel<M>,
+  batches: AsyncIterable<EvaluatedBatch<M>> | Iterable<EvaluatedBatch<M>>,
   options: EvaluateOptions = {},
 ): Promise<EvaluationResult> {
   const begun = performance.now();
@@ -52,7 +57,7 @@ export async function evaluate(
   try {
     for await (const batch of batches) {
       options.signal?.throwIfAborted();
-      const supervised = selectRows(batch).rows;
+      const supervised = selectRows(predictingRows(batch)).rows;
       if (supervised.length > 0) {
         const { rows, hidden } = measureBatch(tuned, batch, { supervised, withKl });
         rank.add(hidden);
@@ -88,20 +93,24 @@ export async function evaluate(
 
 /** Terms of the supervised rows (M,3) f64, and their hidden states (M,C). */
 function measureBatch(
-  tuned: EvaluatedModel,
-  batch: Batch,
+  tuned: EvaluatedModel<AnyModel>,
+  batch: AnyBatch,
   { supervised, withKl }: { supervised: Int32Array; withKl: boolean },
 ): { rows: Tensor; hidden: Tensor } {
   return scope(() =>
     noGrad(() => {
       const { device } = tuned.model;
-      const select = (model: CausalLM): Tensor => model.forward(batch, { rows: supervised });
+      const select = (model: AnyModel): Tensor =>
+        model.forward(batch as never, { rows: supervised });
       const { weight, softcap } = tuned.model.head;
       const teacher = withKl
         ? tuned.withTeacher((base) => ({ hidden: select(base), head: base.head }))
         : null;
       const hidden = select(tuned.model);
-      const targets = Int32Array.from(supervised, (row) => batch.targets[row] as number);
+      const targets = Int32Array.from(
+        supervised,
+        (row) => predictingRows(batch).targets[row] as number,
+      );
       const head = { weight, softcap, teacherWeight: teacher?.head.weight ?? null };
       const wanted = tensor(targets, { device });
       return { rows: evaluationRows(hidden, teacher?.hidden ?? null, wanted, head), hidden };
@@ -109,17 +118,30 @@ function measureBatch(
   );
 }
 
+/** The rows that predict: of an encoder-decoder those of its decoder. */
+function predictingRows(batch: AnyBatch): Pick<Batch, 'targets' | 'cuSeqlens' | 'lengths'> {
+  return 'decoder' in batch ? batch.decoder : batch;
+}
+
+/** Tokens of a sequence that no row of it predicts from: the source of an encoder-decoder. */
+function sourceTokens(batch: AnyBatch, b: number): number {
+  if (!('decoder' in batch)) return 0;
+  return (batch.cuSeqlens[b + 1] as number) - (batch.cuSeqlens[b] as number);
+}
+
 /** Adds a batch's rows to the totals, example by example. */
 function addExamples(
   totals: Totals,
-  batch: Batch,
+  batch: AnyBatch,
   { supervised, values }: { supervised: Int32Array; values: Float64Array },
 ): void {
   let next = 0;
-  for (let b = 0; b + 1 < batch.cuSeqlens.length; b++) {
-    const start = batch.cuSeqlens[b] as number;
-    const tokens = batch.lengths?.[b] ?? (batch.cuSeqlens[b + 1] as number) - start;
-    const end = start + tokens;
+  const { cuSeqlens, lengths } = predictingRows(batch);
+  for (let b = 0; b + 1 < cuSeqlens.length; b++) {
+    const start = cuSeqlens[b] as number;
+    const rows = lengths?.[b] ?? (cuSeqlens[b + 1] as number) - start;
+    const end = start + rows;
+    const tokens = rows + sourceTokens(batch, b);
     const begin = next;
     let loss = 0;
     for (; next < supervised.length && (supervised[next] as number) < end; next++) {

@@ -2,6 +2,18 @@
 import type { LabelKind } from '../data/labels.ts';
 import type { ClassificationMetrics, MultiLabelMetrics, RegressionMetrics } from './metrics.ts';
 
+/** Options of an evaluation. */
+export interface EvaluateOptions {
+  /** Compare with the model as it was before tuning (default: where there is a teacher). Of no meaning to a classifier. */
+  kl?: boolean;
+  signal?: AbortSignal;
+  /** After each batch: examples done. */
+  onProgress?: (examples: number) => void;
+}
+
+/** Held-out numbers of any task. */
+export type Evaluation = EvaluationResult | ClassifierEvaluation;
+
 /** Held-out numbers, over the supervised tokens of the evaluation data. */
 export interface EvaluationResult {
   /** Sum of the cross-entropy / supervised tokens, in nats. */

@@ -12,24 +12,23 @@ export {
 export {
   BaLoraLoss,
   type BaLoraOptions,
-  type MicroBatch as LossMicroBatch,
-  type MicroBatchLoss,
-  type TermValues,
+  HeadLoss,
+  type HeadLossOptions,
+  type HeadMicroBatch,
+  type LossInputs,
+  type PreparedLoss,
+  type PreparedMicroBatch,
   type TermWeights,
-  type WindowCounts,
-  WindowTerms,
-} from './nlg.ts';
+} from './head_loss.ts';
 export {
-  kProblemTypes,
-  kVariants as kNluVariants,
+  kNluVariants,
+  LogitsLoss,
+  type LogitsLossOptions,
+  type LogitsMicroBatch,
   NluLoss,
-  type NluMicroBatch,
-  type NluMicroBatchLoss,
   type NluOptions,
-  type NluWarning,
-  NluWindowTerms,
   nluTaskLoss,
-} from './nlu.ts';
+} from './logits_loss.ts';
 export {
   binaryCrossEntropy,
   clampSvdTopK,
@@ -38,7 +37,6 @@ export {
   nluConsistencyLoss,
   nluDiversityLoss,
   nluSvdLoss,
-  type ProblemType,
 } from './nlu_terms.ts';
 export {
   baLoraPlainLoss,
@@ -50,6 +48,25 @@ export {
   type PlainTerms,
   svdLoss,
 } from './plain.ts';
+export { kProblemTypes, type ProblemType } from './problem_type.ts';
+export {
+  defineTerm,
+  type FusedForm,
+  type Term,
+  TermContext,
+  type TermContextInput,
+  type TermInput,
+  type TermNote,
+  type TermRows,
+  type WeightContext,
+} from './term.ts';
+export {
+  type MicroBatchLoss,
+  type TermCounts,
+  TermSums,
+  type TermValue,
+  type TermValues,
+} from './term_sums.ts';
 export {
   type Positions,
   type RowsOfBatch,

@@ -25,15 +25,7 @@ import {
 } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { consistencyLoss, rowsOf, svdLoss } from './plain.ts';
-
-/**
- * What the head's outputs mean. `single_label_classification`: one of D classes, cross-entropy; `regression`: D numbers, mean
- * squared error; `multi_label_classification`: D independent yes/no labels, binary cross-entropy.
- */
-export type ProblemType =
-  | 'single_label_classification'
-  | 'regression'
-  | 'multi_label_classification';
+import type { ProblemType } from './problem_type.ts';
 
 /** Which form of the consistency term: the divergence of the ICLR paper, or the 2024 code's distance of normalised rows. */
 export type NluVariant = 'iclr' | '2024';

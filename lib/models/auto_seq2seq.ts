@@ -46,6 +46,20 @@ export const AutoModelForSeq2SeqLM = {
   },
 };
 
+/** Refuses what AutoModelForSeq2SeqLM.fromPretrained would refuse by its configuration, without reading a weight. @throws as it does */
+export async function checkSeq2SeqLM(
+  nameOrPath: string,
+  options: FromPretrainedOptions = {},
+): Promise<void> {
+  requireDevice(options);
+  const { family, json, path, stored } = await openSeq2Seq(nameOrPath, options);
+  try {
+    family.configure(json, { ...options, path });
+  } finally {
+    stored.close();
+  }
+}
+
 /** A checkpoint's files, understood but not read. */
 interface OpenedSeq2Seq {
   /** The folder, or the GGUF file. */

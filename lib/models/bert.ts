@@ -172,7 +172,7 @@ export class BertTrunk extends Module {
     this.encoder = new BertEncoder(config, weights.at('encoder'));
   }
 
-  forward(inputs: ModelInputs, { keepOf }: LayersKept): Tensor {
+  forward(inputs: ModelInputs, { keepOf, onLayer }: LayersKept): Tensor {
     const { cuSeqlens, lengths, wanted } = inputs;
     const embedded = this.embeddings.forward(inputs);
     return runLayers(this.encoder.layer, embedded, {
@@ -180,6 +180,7 @@ export class BertTrunk extends Module {
       last: null,
       wanted,
       keep: keepOf,
+      onLayer,
     });
   }
 }

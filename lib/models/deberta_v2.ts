@@ -243,13 +243,14 @@ class DebertaEncoder extends Module {
     this.#config = config;
   }
 
-  forward(x: Tensor, inputs: ModelInputs, { keepOf }: LayersKept): Tensor {
+  forward(x: Tensor, inputs: ModelInputs, { keepOf, onLayer }: LayersKept): Tensor {
     const { cuSeqlens, lengths, length, wanted } = inputs;
     return runLayers(this.layer, x, {
       shared: { cuSeqlens, lengths, ...this.#relative(length) },
       last: null,
       wanted,
       keep: keepOf,
+      onLayer,
     });
   }
 

@@ -150,7 +150,7 @@ export class Decoder extends Module {
   }
 
   /** @returns (N,C) after the last norm, or its wanted rows */
-  forward(inputs: ModelInputs, { keepOf }: LayersKept): Tensor {
+  forward(inputs: ModelInputs, { keepOf, onLayer }: LayersKept): Tensor {
     const { ids, positions, cuSeqlens, lengths, rowOf, cuOwn, length, wanted } = inputs;
     const embedded = this.embed_tokens.forward(ids);
     return runLayers(
@@ -164,6 +164,7 @@ export class Decoder extends Module {
         last: this.norm,
         wanted,
         keep: keepOf,
+        onLayer,
         batchRows: rowOf?.shape[0],
       },
     );

@@ -244,6 +244,7 @@ export class DistilBertForSequenceClassification extends SequenceClassifier {
         last: null,
         wanted,
         keep: this.keepOf,
+        onLayer: this.onLayer,
       },
     );
   }

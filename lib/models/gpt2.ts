@@ -122,7 +122,7 @@ class Gpt2Model extends Module {
     this.ln_f = weights.layerNorm('ln_f', c, config.eps);
   }
 
-  forward(inputs: ModelInputs, { keepOf }: LayersKept): Tensor {
+  forward(inputs: ModelInputs, { keepOf, onLayer }: LayersKept): Tensor {
     const { ids, positions, cuSeqlens, lengths, rowOf, cuOwn, wanted } = inputs;
     const embedded = add(this.wte.forward(ids), this.wpe.forward(positions));
     return runLayers(this.h, embedded, {
@@ -130,6 +130,7 @@ class Gpt2Model extends Module {
       last: this.ln_f,
       wanted,
       keep: keepOf,
+      onLayer,
       batchRows: rowOf?.shape[0],
     });
   }

@@ -10,7 +10,7 @@ export {
   type ClassifierOptions,
   checkpointHead,
 } from './auto_classifier.ts';
-export { AutoModelForSeq2SeqLM } from './auto_seq2seq.ts';
+export { AutoModelForSeq2SeqLM, checkSeq2SeqLM } from './auto_seq2seq.ts';
 export { BertForSequenceClassification } from './bert.ts';
 export { CausalLM, type Head } from './causal_lm.ts';
 export { DebertaV2ForSequenceClassification } from './deberta_v2.ts';
@@ -18,7 +18,13 @@ export { type DecoderConfig, DecoderLM, type LayerAttention } from './decoder.ts
 export { demoCheckpoint } from './demo_checkpoint.ts';
 export { DistilBertForSequenceClassification } from './distilbert.ts';
 export type { LayerKeep } from './layers.ts';
-export { type ForwardOptions, Model, type ModelBatch, type ModelOrigin } from './model.ts';
+export {
+  type ForwardOptions,
+  type LayerStates,
+  Model,
+  type ModelBatch,
+  type ModelOrigin,
+} from './model.ts';
 export { RobertaForSequenceClassification } from './roberta.ts';
 export type { RopeConfig } from './rope.ts';
 export { type SaveModelOptions, saveModel } from './save.ts';

@@ -46,6 +46,8 @@ export interface LayerRun<Shared> {
   readonly keep: (layer: number, rows: number) => LayerKeep;
   /** Rows of the batch, where fewer are computed: attention keeps something of each. Default: those of `embedded`. */
   readonly batchRows?: number | undefined;
+  /** Called with the stream before the first layer (0) and after the i-th (i), but for the last, whose rows are the result's. */
+  readonly onLayer?: ((layer: number, stream: Tensor) => void) | null;
 }
 
 /** The residual sum, and what the next branch reads of it; null where the next branch takes its norm itself. */
@@ -62,9 +64,10 @@ interface State {
 export function runLayers<Shared>(
   layers: readonly Layer<Shared>[],
   embedded: Tensor,
-  { shared, last, wanted, keep, batchRows }: LayerRun<Shared>,
+  { shared, last, wanted, keep, batchRows, onLayer = null }: LayerRun<Shared>,
 ): Tensor {
   let state: State = { stream: embedded, x: null };
+  onLayer?.(0, embedded);
   const rows = batchRows ?? (embedded.shape[0] as number);
   const kept = layers.map((_, i) => keep(i, rows));
   for (const [i, layer] of layers.entries()) {
@@ -72,13 +75,14 @@ export function runLayers<Shared>(
     const reads = { shared, wanted: following === undefined ? wanted : null };
     if (kept[i] === 'checkpointed') {
       state = { stream: checkpointed(layer, state.stream, reads), x: null };
-      continue;
+    } else {
+      // A layer that will be computed again takes its first norm inside.
+      const again = kept[i + 1] === 'checkpointed';
+      const next = following === undefined ? last : again ? undefined : entry(following);
+      const before = state;
+      state = recomputing(kept[i] === 'lean', () => runLayer(layer, before, reads, next));
     }
-    // A layer that will be computed again takes its first norm inside.
-    const again = kept[i + 1] === 'checkpointed';
-    const next = following === undefined ? last : again ? undefined : entry(following);
-    const before = state;
-    state = recomputing(kept[i] === 'lean', () => runLayer(layer, before, reads, next));
+    if (following !== undefined) onLayer?.(i + 1, state.stream);
   }
   return state.x ?? normed(last, state.stream);
 }

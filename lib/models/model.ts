@@ -5,7 +5,7 @@
 import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
 import { Module } from '../nn/index.ts';
-import { type DType, scope, type Tensor, tensor } from '../tensor.ts';
+import { type DType, keep, scope, type Tensor, tensor } from '../tensor.ts';
 import type { LayerKeep } from './layers.ts';
 import { sharedRows } from './shared_rows.ts';
 
@@ -58,9 +58,20 @@ export interface ForwardOptions {
   readonly sharePrefixes?: boolean | undefined;
 }
 
-/** What the layers of one forward keep for its backward. */
+/** How the layers of one forward are run. */
 export interface LayersKept {
+  /** What a layer keeps for the backward. */
   readonly keepOf: (layer: number, rows: number) => LayerKeep;
+  /** Called with the output of each layer but the last, see {@link runLayers}; null: nobody asks. */
+  readonly onLayer: ((layer: number, stream: Tensor) => void) | null;
+}
+
+/** Hidden states of a forward that was asked for those of single layers, too. */
+export interface LayerStates {
+  /** What forward() gives. */
+  readonly hidden: Tensor;
+  /** (N,C) by layer: 0 is the embedding's output, i that of the i-th layer. */
+  readonly hiddenStates: ReadonlyMap<number, Tensor>;
 }
 
 /** The word of config.json for a dtype. */
@@ -110,6 +121,9 @@ export abstract class Model extends Module {
     this.#device ??= (this.parameters()[0] as Tensor).device;
     return this.#device;
   }
+
+  /** Set while forwardWithHiddenStates() runs. */
+  onLayer: LayersKept['onLayer'] = null;
 
   /** What layer i keeps, all settings taken together. */
   readonly keepOf = (layer: number, rows: number): LayerKeep =>
@@ -172,6 +186,44 @@ export abstract class Model extends Module {
     return this.onDevice(() => this.hidden(this.prepare(batch, options)));
   }
 
+  /**
+   * forward(), and the outputs of chosen layers (of an encoder-decoder those of the decoder) on the way: 0 is the embedding's, i that of the i-th layer. The last layer's
+   * output is what forward() gives (before its norm it is not to be had). The tensors are the caller's to dispose, in a scope
+   * as well.
+   * @throws ArgumentError for a layer that the model does not have, and as forward()
+   */
+  forwardWithHiddenStates(
+    batch: ModelBatch,
+    { layers, rows }: Pick<ForwardOptions, 'rows'> & { readonly layers: readonly number[] },
+  ): LayerStates {
+    const found = new Map<number, Tensor>();
+    let count = 0;
+    this.onLayer = (layer, stream) => {
+      count = Math.max(count, layer);
+      if (layers.includes(layer)) found.set(layer, keep(stream));
+    };
+    try {
+      // Rows that are computed once for several segments would be missing among the others' states.
+      const hidden = this.forward(batch, { rows, sharePrefixes: false });
+      const missing = layers.find((layer) => !found.has(layer));
+      if (missing !== undefined) {
+        hidden.dispose();
+        refuse(`hiddenStates: layers are 0 to ${count}, got ${missing}`);
+      }
+      return { hidden, hiddenStates: found };
+    } catch (error) {
+      for (const state of found.values()) state.dispose();
+      throw error;
+    } finally {
+      this.onLayer = null;
+    }
+  }
+
+  /** Batches of so many rows with ids that any vocabulary has, to measure what a row of a forward takes at most. */
+  probeBatches(rows: number): readonly ModelBatch[] {
+    return [probeBatch(rows)];
+  }
+
   /** The checks of forward(), and the batch as tensors: the caller's to dispose. @throws as forward() */
   prepare(
     batch: ModelBatch,
@@ -204,6 +256,15 @@ export abstract class Model extends Module {
   protected onDevice<T>(body: () => T): T {
     return scope(() => withDevice(this.device, body));
   }
+}
+
+/** A sequence of so many rows of the first id. */
+export function probeBatch(rows: number): ModelBatch {
+  return {
+    inputIds: new Int32Array(rows),
+    positions: Int32Array.from({ length: rows }, (_, i) => i),
+    cuSeqlens: Int32Array.of(0, rows),
+  };
 }
 
 /** @throws ArgumentError naming the model, its limit and the length */

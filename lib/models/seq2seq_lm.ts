@@ -16,6 +16,7 @@ import {
   type ModelInputs,
   type ModelOrigin,
   modelInputs,
+  probeBatch,
 } from './model.ts';
 import type { Rename } from './renamed_weights.ts';
 import type { WeightLoader } from './weights.ts';
@@ -63,6 +64,14 @@ export abstract class Seq2SeqLM extends Model {
    */
   override forward(batch: Seq2SeqBatch, options: ForwardOptions = {}): Tensor {
     return super.forward(batch, options);
+  }
+
+  /** All rows but one are the encoder's, and all but one the decoder's: a row of either side may be the dearer one. */
+  override probeBatches(rows: number): readonly Seq2SeqBatch[] {
+    return [1, rows - 1].map((targets) => ({
+      ...probeBatch(rows - targets),
+      decoder: probeBatch(targets),
+    }));
   }
 
   override prepare(batch: Seq2SeqBatch, { rows }: ForwardOptions = {}): Seq2SeqInputs {

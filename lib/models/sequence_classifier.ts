@@ -5,7 +5,7 @@
 import { ArgumentError, FormatError } from '../errors.ts';
 import { indexSelect } from '../ops/index.ts';
 import { scope, type Tensor, tensor } from '../tensor.ts';
-import { Model, type ModelBatch, type ModelOrigin } from './model.ts';
+import { type LayerStates, Model, type ModelBatch, type ModelOrigin } from './model.ts';
 
 /** In transformers' words. Outputs are logits of one class of several, of each label apart, or plain values. */
 export type ProblemType =
@@ -77,6 +77,20 @@ export abstract class SequenceClassifier extends Model implements HeadOrigin {
   /** logits(forward(batch), batch) by way of headInputsOf(): (B,D). */
   outputs(batch: ModelBatch): Tensor {
     return scope(() => this.classify(this.headInputsOf(batch)));
+  }
+
+  /**
+   * outputs(), and the outputs of chosen layers on the way, see {@link Model.forwardWithHiddenStates}: the caller's to dispose.
+   */
+  outputsWithHiddenStates(
+    batch: ModelBatch,
+    layers: readonly number[],
+  ): { outputs: Tensor; hiddenStates: LayerStates['hiddenStates'] } {
+    const rows = this.headRows(batch);
+    const { hidden, hiddenStates } = this.forwardWithHiddenStates(batch, { layers, rows });
+    const outputs = scope(() => this.classify(hidden));
+    hidden.dispose();
+    return { outputs, hiddenStates };
   }
 
   /**

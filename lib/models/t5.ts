@@ -230,7 +230,7 @@ class T5Stack extends Module {
   forward(
     embedded: Tensor,
     { cuSeqlens, lengths, length, wanted }: ModelInputs,
-    { encoder, keepOf, batchRows }: StackRun,
+    { encoder, keepOf, batchRows, onLayer }: StackRun,
   ): Tensor {
     const own = { cuSeqlens, lengths };
     return runLayers(this.block, embedded, {
@@ -238,6 +238,7 @@ class T5Stack extends Module {
       last: this.final_layer_norm,
       wanted,
       keep: keepOf,
+      onLayer,
       batchRows,
     });
   }
@@ -318,7 +319,12 @@ export class T5ForConditionalGeneration extends Seq2SeqLM {
   #encoded(inputs: ModelInputs, batchRows: number): Tensor {
     const { keepOf } = this;
     const embedded = this.shared.forward(inputs.ids);
-    return this.encoder.forward(embedded, inputs, { encoder: null, keepOf, batchRows });
+    return this.encoder.forward(embedded, inputs, {
+      encoder: null,
+      keepOf,
+      batchRows,
+      onLayer: null,
+    });
   }
 
   protected hidden(inputs: Seq2SeqInputs): Tensor {
@@ -329,6 +335,7 @@ export class T5ForConditionalGeneration extends Seq2SeqLM {
     const decoded = this.decoder.forward(this.shared.forward(target.ids), target, {
       encoder: { states, cuSeqlens, lengths },
       keepOf: (layer, rows) => this.keepOf(first + layer, rows),
+      onLayer: this.onLayer,
       batchRows,
     });
     return this.config.scaledHead ? mul(decoded, this.config.hiddenSize ** -0.5) : decoded;

@@ -5,32 +5,20 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { TunedModel } from '../adapters/tuned_model.ts';
-import { kMetricNames, type MetricName } from '../data/glue.ts';
+import type { MetricName } from '../data/glue.ts';
 import { ArgumentError } from '../errors.ts';
-import { metricsOf } from '../eval/classify.ts';
 import { writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
 import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
-import { type Model, SequenceClassifier } from '../models/index.ts';
+import type { Model } from '../models/index.ts';
 import { copy_, zeros } from '../ops/index.ts';
 import { noGrad, type Tensor, unscoped } from '../tensor.ts';
+import type { Evaluation } from '../eval/types.ts';
+import { taskOf } from '../tasks/list.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
-import type { BestStep, ClassifierEvaluation, EvaluationResult } from './types.ts';
-
-type Evaluation = EvaluationResult | ClassifierEvaluation;
+import type { BestStep } from './types.ts';
 
 const kNote = 'best.json';
 const kTensors = 'state.safetensors';
-
-/** The metric that decides where the caller names none; null: none does. */
-export function defaultMetric(model: Model): MetricName | null {
-  if (!(model instanceof SequenceClassifier)) return null;
-  const byProblem = {
-    single_label_classification: 'accuracy',
-    regression: 'pearson',
-    multi_label_classification: 'f1Micro',
-  } as const;
-  return byProblem[model.problemType];
-}
 
 /**
  * Refuses a metric that no evaluation of the model has, before the first step.
@@ -40,29 +28,11 @@ export function checkMetric({ tuned, evalData, metricForBestModel }: AnyTrainerO
   const metric = metricForBestModel ?? null;
   if (metric === null) return;
   if (evalData === undefined) throw new ArgumentError('metricForBestModel needs evalData');
-  const names = metricNames(tuned.model);
+  const { names, subject } = taskOf(tuned.model).metrics(tuned.model);
   if (names.includes(metric)) return;
-  const kind =
-    tuned.model instanceof SequenceClassifier
-      ? `${tuned.model.problemType} (numLabels ${tuned.model.numLabels})`
-      : 'a language model';
   throw new ArgumentError(
-    `metricForBestModel: ${kind} has no ${metric} (it has ${names.join(', ')})`,
+    `metricForBestModel: ${subject} has no ${metric} (it has ${names.join(', ')})`,
   );
-}
-
-/** What the model can be judged by: what an evaluation of two examples has. */
-function metricNames(model: Model): MetricName[] {
-  if (!(model instanceof SequenceClassifier)) return ['loss'];
-  const { problemType, numLabels } = model;
-  const width = problemType === 'single_label_classification' ? 1 : numLabels;
-  // Of equal numbers correlations are undefined, and class 1 need not be there.
-  const rows = [0, 1].map((n) => {
-    const values = Array<number>(width).fill(problemType === 'regression' ? n : 0);
-    return { label: values, prediction: values };
-  });
-  const found: Partial<Record<string, unknown>> = { ...metricsOf(rows, model) };
-  return ['loss', ...kMetricNames.filter((name) => typeof found[name] === 'number')];
 }
 
 /** What a constant leaves undefined, as a head that is not trained yet may well be. */

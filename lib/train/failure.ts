@@ -4,8 +4,7 @@ import type { CombinedTerms } from './record.ts';
 
 /** The error of a step whose numbers are not finite; nothing was changed by it. */
 export function notFinite(step: number, terms: CombinedTerms, norm: number): NativeError {
-  const { taskLoss, consistency, diversity, svd } = terms;
-  const values = Object.entries({ taskLoss, consistency, diversity, svd, gradNorm: norm })
+  const values = Object.entries({ taskLoss: terms.taskLoss, ...terms.values, gradNorm: norm })
     .filter(([, value]) => value !== null)
     .map(([name, value]) => `${name} ${value}`);
   return new NativeError(

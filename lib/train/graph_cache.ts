@@ -6,10 +6,8 @@
 import { type CapturedGraph, captureGraph } from '../graph.ts';
 import { copy_ } from '../ops/index.ts';
 import { trimMemory, waitsForEachOp } from '../runtime.ts';
+import type { Named } from '../tasks/task.ts';
 import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
-
-/** Tensors by name; null: absent. The names, and which are absent, belong to the key. */
-export type Named<K extends string = string> = Readonly<Record<K, Tensor | null>>;
 
 /** What a run made. */
 export interface Run<T> {

@@ -14,13 +14,13 @@ import type { LabelledBatch } from '../data/labelled_batches.ts';
 import { shuffledOrder } from '../data/philox.ts';
 import { ArgumentError } from '../errors.ts';
 import { modelBatch } from '../eval/classify.ts';
-import { nluTaskLoss } from '../losses/nlu.ts';
+import { nluTaskLoss } from '../losses/logits_loss.ts';
 import type { SequenceClassifier } from '../models/index.ts';
 import { concat, indexSelect } from '../ops/index.ts';
 import { AdamW } from '../optim/adamw.ts';
 import { synchronize } from '../runtime.ts';
 import { noGrad, scope, Tensor, tensor, unscoped } from '../tensor.ts';
-import { yieldToEventLoop } from './events.ts';
+import { yieldToEventLoop } from '../tasks/event_loop.ts';
 import type { BatchSource } from './types.ts';
 
 /** Options of {@link warmUpHead}. */

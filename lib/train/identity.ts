@@ -33,7 +33,10 @@ export async function identityOf(
     ...(memoryBudget !== null && { memoryBudget: bytes ? 'bytes' : memoryBudget }),
     ...(cacheTeacher && { cacheTeacher: true }),
     ...(!sharesPrefixes && { sharePrefixes: false }),
-    customLoss: 'loss' in input && input.loss !== undefined,
+    customLoss: input.loss !== undefined,
+    ...(input.terms !== undefined &&
+      input.terms.length > 0 && { terms: input.terms.map(({ key }) => key) }),
+    ...(input.afterBackward !== undefined && { afterBackward: true }),
     ...(input.preparation !== undefined && { preparation: input.preparation }),
     ...input.tuned.identity(),
   };

@@ -125,15 +125,15 @@ export class MemoryPlanner {
 async function probe(tuned: TunedModel<Model>): Promise<{ layerCount: number; costs: RowCosts }> {
   const { model } = tuned;
   const { device } = model;
-  const batch = {
-    inputIds: new Int32Array(kProbeRows),
-    positions: Int32Array.from({ length: kProbeRows }, (_, i) => i),
-    cuSeqlens: Int32Array.of(0, kProbeRows),
-  };
   let layerCount = 0;
   const costs = { saved: 0, lean: 0, checkpointed: 0 };
-  // The first one packs the weights and is not counted.
-  for (const keep of ['saved', ...kKeeps] as const) {
+  const batches = model.probeBatches(kProbeRows);
+  // The first passes pack the weights and are not counted.
+  const passes = [
+    ...batches.map((batch) => ({ keep: 'saved' as const, batch, counts: false })),
+    ...kKeeps.flatMap((keep) => batches.map((batch) => ({ keep, batch, counts: true }))),
+  ];
+  for (const { keep, batch, counts } of passes) {
     model.layerKeep = (layer) => {
       layerCount = Math.max(layerCount, layer + 1);
       return keep;
@@ -142,7 +142,8 @@ async function probe(tuned: TunedModel<Model>): Promise<{ layerCount: number; co
     const before = memoryStats({ device }).liveBytes;
     const hidden = scope(() => model.forward(batch)); // as a step does: what stays is the backward's
     await synchronize();
-    costs[keep] = Math.max(0, memoryStats({ device }).liveBytes - before) / kProbeRows;
+    const cost = Math.max(0, memoryStats({ device }).liveBytes - before) / kProbeRows;
+    if (counts) costs[keep] = Math.max(costs[keep], cost);
     hidden.dispose();
   }
   await synchronize();

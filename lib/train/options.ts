@@ -5,12 +5,16 @@
 import { ArgumentError } from '../errors.ts';
 import { learningRateSchedule, SCHEDULER_NAMES } from '../optim/schedulers.ts';
 import { checkMemoryBudget, type MemoryBudget } from './memory_plan.ts';
-import { type ResolvedRegularizers, resolveRegularizers, type TaskKind } from './methods.ts';
+import type { TaskName } from '../tasks/list.ts';
+import {
+  type RegularizerOptions,
+  type ResolvedRegularizers,
+  resolveRegularizers,
+} from './regularizers.ts';
 import {
   OPTIMIZER_NAMES,
   type OptimizationOptions,
   type OutputOptions,
-  type RegularizerOptions,
   type ResourceOptions,
 } from './types.ts';
 
@@ -102,7 +106,7 @@ export interface OptionsInput extends OptimizationOptions, OutputOptions, Resour
 }
 
 /** Picks and checks the options of a run. @throws ArgumentError with the option's name and value. */
-export function resolveOptions(input: OptionsInput, task: TaskKind = 'causal-lm'): ResolvedOptions {
+export function resolveOptions(input: OptionsInput, task: TaskName = 'causal-lm'): ResolvedOptions {
   const optimization = fill(kOptimization, input);
   const output = fill(kOutput, input);
   const seed = input.seed ?? 42;

@@ -6,11 +6,12 @@ import { learningRateSchedule, warmupStepsFrom } from '../optim/schedulers.ts';
 import { memoryStats, resetPeakMemory, synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
 import { MemoryPlanner } from './memory_plan.ts';
-import { objectiveOf } from './objectives.ts';
 import { momentCount } from './optimizers.ts';
 import type { ResolvedOptions } from './options.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
-import type { AnyBatch, RunPlan } from './types.ts';
+import { passesOf, selectorOf } from './passes.ts';
+import { accumulateWindow } from './step.ts';
+import type { RunPlan } from './types.ts';
 import { countSteps, WindowReader } from './window.ts';
 
 const kBytes = { f64: 8, f32: 4, bf16: 2, f16: 2, i64: 8, i32: 4, u8: 1 } as const;
@@ -86,21 +87,21 @@ export async function measurePlan(
   options: ResolvedOptions,
 ): Promise<RunPlan> {
   const { tuned, data } = input;
-  const { positions } = options.regularizers;
   const { device } = tuned.model;
-  const windows = new WindowReader<AnyBatch>(
+  const windows = new WindowReader(
     data,
-    { accumulation: 1, positions },
+    { accumulation: 1, select: selectorOf(tuned.model, options) },
     { epoch: 0, microBatch: 0 },
   );
   const window = await windows.next();
   await windows.close();
   const planner = await planMemory(input, options, plan);
-  const objective = objectiveOf(input, options.regularizers, () => {}, {
+  const passes = passesOf(input, options, {
     chunkBytes: planner?.chunkBytes ?? 0,
+    captureGraphs: false,
     ...(options.resources.cacheTeacher && { teacherCache: null }),
   });
-  const work = { tuned, window, step: 0, totalSteps: plan.totalSteps };
+  const at = { step: 0, totalSteps: plan.totalSteps };
   let [seconds, standing] = [0, 0];
   tuned.zeroGradients();
   try {
@@ -109,14 +110,14 @@ export async function measurePlan(
       standing = memoryStats({ device }).liveBytes;
       resetPeakMemory({ device });
       const begun = performance.now();
-      await objective.accumulate(work);
+      await accumulateWindow({ passes, signal: undefined }, window, at);
       await synchronize();
       seconds = (performance.now() - begun) / 1000;
       tuned.zeroGradients();
     }
   } finally {
     tuned.zeroGradients();
-    objective.dispose();
+    passes.dispose();
   }
   const { peakBytes, derivedBytes } = memoryStats({ device });
   const activationBytes = peakBytes - standing;

@@ -1,7 +1,7 @@
 /**
  * From the values of a window's micro-batches to the one record of its step.
  */
-import type { TermValues, TermWeights } from '../losses/nlg.ts';
+import type { TermValues } from '../losses/term_sums.ts';
 import type { StepRecord } from './types.ts';
 
 /** The terms of a window, with the weights that they counted with. */
@@ -9,59 +9,23 @@ export interface CombinedTerms {
   /** Weighted total. */
   readonly loss: number;
   readonly taskLoss: number;
-  /** null: switched off. */
-  readonly consistency: number | null;
-  readonly diversity: number | null;
-  readonly svd: number | null;
-  readonly consistencyWeight: number;
-  readonly diversityWeight: number;
-  readonly svdWeight: number;
-  readonly custom: Record<string, number> | null;
+  /** By key, in the order of the list; a value is null where the term is undefined for the window. */
+  readonly values: Readonly<Record<string, number | null>>;
+  readonly weights: Readonly<Record<string, number>>;
+  /** Metrics of a loss of the caller's own. */
+  readonly custom: Readonly<Record<string, number>> | null;
 }
 
-/** loss = task + l1 consistency + l2 diversity + l3 SVD. */
-export function weightedTerms(values: TermValues, weights: TermWeights): CombinedTerms {
-  const { task, consistency, diversity, svd } = values;
-  return {
-    loss:
-      task +
-      weights.consistency * (consistency ?? 0) +
-      weights.diversity * (diversity ?? 0) +
-      weights.svd * (svd ?? 0),
-    taskLoss: task,
-    consistency,
-    diversity,
-    svd,
-    consistencyWeight: weights.consistency,
-    diversityWeight: weights.diversity,
-    svdWeight: weights.svd,
-    custom: null,
-  };
+/** loss = task + the sum over the terms of weight times value. */
+export function weightedTerms(
+  { task, ...values }: TermValues,
+  weights: Readonly<Record<string, number>>,
+  custom: CombinedTerms['custom'] = null,
+): CombinedTerms {
+  let loss = task;
+  for (const [key, value] of Object.entries(values)) loss += (weights[key] ?? 0) * (value ?? 0);
+  return { loss, taskLoss: task, values, weights, custom };
 }
-
-/** Gathers a user's own loss and metrics, weighted with the micro-batches' shares. */
-export function customTerms(): {
-  addLoss(value: number, share: number): void;
-  addMetric(label: string, value: number, share: number): void;
-  combined(): CombinedTerms;
-} {
-  let loss = 0;
-  const metrics: Record<string, number> = {};
-  return {
-    addLoss: (value, share) => {
-      loss += value * share;
-    },
-    addMetric: (label, value, share) => {
-      metrics[label] = (metrics[label] ?? 0) + value * share;
-    },
-    combined: () => ({
-      ...weightedTerms({ task: loss, consistency: null, diversity: null, svd: null }, kNoWeights),
-      custom: Object.keys(metrics).length > 0 ? metrics : null,
-    }),
-  };
-}
-
-const kNoWeights: TermWeights = { consistency: 0, diversity: 0, svd: 0 };
 
 /** Wall time over all resumptions, and the pace of the steps. */
 export class StepClock {
@@ -117,18 +81,24 @@ export interface RecordInput {
   readonly elapsedSeconds: number;
 }
 
+/** Terms that every record has a field for, whether they are on or not. */
+const kFields = ['consistency', 'diversity', 'svd'] as const;
+
 /** The record, its keys in the order of metrics.jsonl. */
 export function makeRecord(input: RecordInput): StepRecord {
-  const { custom, loss, taskLoss, consistency, diversity, svd, ...weights } = input.terms;
+  const { custom, loss, taskLoss, values, weights } = input.terms;
+  const own = Object.keys(values).filter((key) => !(kFields as readonly string[]).includes(key));
   return {
     step: input.step,
     epoch: input.epoch,
     loss,
     taskLoss,
-    consistency,
-    diversity,
-    svd,
-    ...weights,
+    consistency: values.consistency ?? null,
+    diversity: values.diversity ?? null,
+    svd: values.svd ?? null,
+    consistencyWeight: weights.consistency ?? 0,
+    diversityWeight: weights.diversity ?? 0,
+    svdWeight: weights.svd ?? 0,
     gradNorm: input.gradNorm,
     learningRate: input.learningRate,
     tokens: input.tokens,
@@ -136,6 +106,17 @@ export function makeRecord(input: RecordInput): StepRecord {
     tokensPerSecond: input.tokens / input.seconds,
     elapsedSeconds: input.elapsedSeconds,
     peakRssBytes: peakRssBytes(),
+    ...(own.length === 0 ? {} : { terms: pairsOf(own, values, weights) }),
     ...(custom === null ? {} : { custom }),
   };
+}
+
+function pairsOf(
+  keys: readonly string[],
+  values: CombinedTerms['values'],
+  weights: CombinedTerms['weights'],
+): Record<string, { value: number | null; weight: number }> {
+  return Object.fromEntries(
+    keys.map((key) => [key, { value: values[key] ?? null, weight: weights[key] ?? 0 }]),
+  );
 }

@@ -5,11 +5,10 @@ import type { Model } from '../models/index.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import type { Tensor } from '../tensor.ts';
 import { type Checkpoint, latestCheckpoint } from './checkpoints.ts';
-import type { Warning } from './events.ts';
 import { differences, type Identity } from './options.ts';
 import type { OutputFolder } from './output.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
-import type { RunPlan } from './types.ts';
+import type { RunPlan, Warning } from './types.ts';
 
 const kPrefix = { tuned: 'tuned/', optimizer: 'optimizer/' } as const;
 

@@ -5,27 +5,28 @@
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { writeFileAtomic } from '../io/files.ts';
-import type { Model } from '../models/index.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize } from '../runtime.ts';
-import { BestKeeper, defaultMetric } from './best.ts';
+import { dropoutWarning } from '../models/dropout_rates.ts';
+import { taskOf } from '../tasks/list.ts';
+import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
+import { BestKeeper } from './best.ts';
 import { type Checkpoint, saveCheckpoint } from './checkpoints.ts';
-import type { Warning } from './events.ts';
 import { addNotes } from './failure.ts';
 import { identityOf } from './identity.ts';
 import { MetricsFile } from './metrics.ts';
-import type { Objective } from './objective.ts';
-import { objectiveOf } from './objectives.ts';
 import { makeOptimizer } from './optimizers.ts';
 import type { Identity, ResolvedOptions } from './options.ts';
 import { claimOutput, type OutputFolder } from './output.ts';
 import { parameterGroups } from './parameter_groups.ts';
+import { passesOf, selectorOf } from './passes.ts';
 import { makePlan, planMemory, rateOf } from './plan.ts';
 import { StepClock } from './record.ts';
 import { restore, savedTensors, takeUp } from './resume.ts';
-import { kTeacherCacheName } from './teacher_cache.ts';
+import { type Passes, takeStep } from './step.ts';
+import { unlessStopped } from './stop.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
-import type { AnyBatch, RunPlan, StepRecord } from './types.ts';
+import type { RunPlan, StepRecord, Warning } from './types.ts';
 import { type Position, WindowReader } from './window.ts';
 
 const kStart: Position = { epoch: 0, microBatch: 0 };
@@ -40,8 +41,8 @@ interface Parts {
   readonly folder: OutputFolder | null;
   readonly metrics: MetricsFile | null;
   readonly optimizer: Optimizer;
-  readonly objective: Objective<Model, AnyBatch>;
-  readonly windows: WindowReader<AnyBatch>;
+  readonly passes: Passes;
+  readonly windows: WindowReader;
   readonly keeper: BestKeeper | null;
   readonly clock: StepClock;
   readonly rate: (step: number) => number;
@@ -94,20 +95,9 @@ export class Run {
     return this.parts.folder;
   }
 
-  get optimizer(): Optimizer {
-    return this.parts.optimizer;
-  }
-
-  get objective(): Objective<Model, AnyBatch> {
-    return this.parts.objective;
-  }
-
-  get windows(): WindowReader<AnyBatch> {
-    return this.parts.windows;
-  }
-
-  get clock(): StepClock {
-    return this.parts.clock;
+  /** Seconds that the run took so far, over all its resumptions. */
+  get elapsedSeconds(): number {
+    return this.parts.clock.elapsed();
   }
 
   /** Keeps the best evaluated step; null where the last one is exported. */
@@ -135,22 +125,38 @@ export class Run {
     return this.parts.warnings.splice(0);
   }
 
-  /** Learning rate of a step, 0 the first. */
-  rate(step: number): number {
-    return this.parts.rate(step);
-  }
-
   secondsLeft(): number {
-    return this.clock.estimate(this.totalSteps - this.step);
+    return this.parts.clock.estimate(this.totalSteps - this.step);
   }
 
-  /** From here to commit() the parameters are those of no step. */
-  beginUpdate(): void {
-    this.updating = true;
+  /** Takes the next step; null if the signal stopped it on the way. */
+  async takeStep(): Promise<StepRecord | null> {
+    const { input, options, passes, windows, optimizer, clock, rate } = this.parts;
+    const { tuned, signal, afterBackward = null } = input;
+    const { maxGradNorm } = options.optimization;
+    const { step, totalSteps } = this;
+    const taken = await unlessStopped(signal, () =>
+      takeStep(
+        { tuned, passes, windows, optimizer, maxGradNorm, clock, afterBackward, signal },
+        {
+          ...{ step, totalSteps, learningRate: rate(step) },
+          // From here to commit() the parameters are those of no step.
+          onUpdate: () => {
+            this.updating = true;
+          },
+        },
+      ),
+    );
+    if (taken === null) {
+      await this.dropWindow();
+      return null;
+    }
+    await this.commit(taken.record, taken.window.after);
+    return taken.record;
   }
 
   /** Takes note of a whole step. */
-  async commit(record: StepRecord, position: Position): Promise<void> {
+  private async commit(record: StepRecord, position: Position): Promise<void> {
     const { metrics, input, options } = this.parts;
     const { evalSteps } = options.output;
     this.progress = { step: record.step, position, last: record };
@@ -164,7 +170,7 @@ export class Run {
   }
 
   /** Drops a window that came to nothing: its gradients, and what the engine still has to say of it. */
-  async dropWindow(): Promise<void> {
+  private async dropWindow(): Promise<void> {
     const { tuned } = this.parts.input;
     tuned.zeroGradients();
     await synchronize(tuned.model.device).catch(() => {});
@@ -200,7 +206,7 @@ export class Run {
           step: this.step,
           totalSteps: this.totalSteps,
           position: this.progress.position,
-          elapsedSeconds: this.clock.elapsed(),
+          elapsedSeconds: this.elapsedSeconds,
           last: this.last,
           identity: this.parts.identity,
           optimizerSteps: moments.steps,
@@ -256,7 +262,7 @@ export class Run {
   async close(): Promise<void> {
     if (this.closed) return;
     this.closed = true;
-    const { input, windows, metrics, optimizer, objective, folder, keeper } = this.parts;
+    const { input, windows, metrics, optimizer, passes, folder, keeper } = this.parts;
     // A step that failed or was stopped leaves some, and the model may go on into another run.
     input.tuned.zeroGradients();
     try {
@@ -264,7 +270,7 @@ export class Run {
       await metrics?.close();
     } finally {
       optimizer.dispose();
-      objective.dispose();
+      passes.dispose();
       keeper?.dispose();
       await folder?.release();
     }
@@ -288,7 +294,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
   const folder = output === null ? null : await claimOutput(output, { overwrite, resume });
   let metrics: MetricsFile | null = null;
   let optimizer: Optimizer | null = null;
-  let objective: Objective<Model, AnyBatch> | null = null;
+  let passes: Passes | null = null;
   try {
     // Nothing compares it where nothing is written.
     const identity = folder === null ? {} : await identityOf(input, options, plan);
@@ -313,18 +319,18 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
     }
     const { gradientAccumulationSteps: accumulation } = options.optimization;
     const memory = await planMemory(input, options, plan);
-    objective = objectiveOf(
-      input,
-      options.regularizers,
-      ({ code, message }) => warnings.push({ type: 'warning', code, message }),
-      {
-        chunkBytes: memory?.chunkBytes ?? 0,
-        captureGraphs: options.resources.captureGraphs,
-        ...(options.resources.cacheTeacher && {
-          teacherCache: folder === null ? null : join(folder.run, kTeacherCacheName),
-        }),
-      },
-    );
+    passes = passesOf(input, options, {
+      chunkBytes: memory?.chunkBytes ?? 0,
+      captureGraphs: options.resources.captureGraphs,
+      onNote: ({ code, message }) => warnings.push({ type: 'warning', code, message }),
+      ...(options.resources.cacheTeacher && {
+        teacherCache: folder === null ? null : join(folder.run, kTeacherCacheName),
+      }),
+    });
+    const dropout = dropoutWarning(input.tuned.model);
+    if (dropout !== null && step === 0) {
+      warnings.push({ type: 'warning', code: 'dropout_not_applied', message: dropout });
+    }
     const run = new Run(
       {
         input,
@@ -334,11 +340,11 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
         folder,
         metrics,
         optimizer,
-        objective,
+        passes,
         keeper: await makeKeeper(input, folder, step > 0),
-        windows: new WindowReader<AnyBatch>(
+        windows: new WindowReader(
           input.data,
-          { accumulation, positions: options.regularizers.positions },
+          { accumulation, select: selectorOf(input.tuned.model, options) },
           position,
         ),
         clock: new StepClock(elapsedSeconds),
@@ -351,7 +357,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
     return run;
   } catch (error) {
     optimizer?.dispose();
-    objective?.dispose();
+    passes?.dispose();
     await metrics?.close();
     await folder?.release();
     throw error;
@@ -366,7 +372,7 @@ async function makeKeeper(
 ): Promise<BestKeeper | null> {
   const metric =
     metricForBestModel === undefined && evalSteps > 0
-      ? defaultMetric(tuned.model)
+      ? taskOf(tuned.model).metrics(tuned.model).standard
       : (metricForBestModel ?? null);
   if (metric === null || evalData === undefined) return null;
   const keeper = new BestKeeper(metric, folder === null ? null : join(folder.run, 'best'));

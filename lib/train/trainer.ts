@@ -1,42 +1,36 @@
 /**
- * The training loop. It runs on the JS thread and only enqueues: the engine works on its own thread, and the loop
- * awaits it at the points where a number is needed (after each micro-batch, and before the optimiser's step).
- *
- * A step: read and count the window -> for each micro-batch forward, teacher, losses, backward -> norm -> refuse what
- * is not finite -> clip, step -> record. Nothing of a step shows outside before all of it is done, so a run that is
- * stopped, killed or fails in the middle goes on from the last whole step.
+ * The training loop: steps, and between them events, checkpoints, evaluations and pauses. One step is step.ts; what lives
+ * between steps is run.ts. Nothing of a step shows outside before all of it is done, so a run that is stopped, killed or fails
+ * in the middle goes on from the last whole step.
  */
-import type { TunedModel } from '../adapters/tuned_model.ts';
 import { sharesProcessMemory } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
-import { evaluateClassifier } from '../eval/classify.ts';
-import { evaluate } from '../eval/evaluate.ts';
-import type { Model } from '../models/index.ts';
-import { synchronize, withPhase } from '../runtime.ts';
+import type { Evaluation } from '../eval/types.ts';
+import { type AnyTask, taskOf } from '../tasks/list.ts';
 import { checkMetric } from './best.ts';
-import { checkClassifierRun } from './classifier_checks.ts';
-import { notFinite } from './failure.ts';
-import { taskOf } from './methods.ts';
 import { type ResolvedOptions, resolveOptions } from './options.ts';
+import { Latest } from './latest.ts';
+import { Pause } from './pause.ts';
 import { makePlan, measurePlan } from './plan.ts';
-import { makeRecord } from './record.ts';
+import { termsOf } from './regularizers.ts';
 import { openRun, type Run } from './run.ts';
 import { unlessStopped } from './stop.ts';
-import { type AnyTrainerOptions, isClassifierRun } from './trainer_options.ts';
 import type {
-  ClassifierEvaluation,
-  EvaluationResult,
-  RunPlan,
-  StepRecord,
-  TrainEvent,
-  TrainResult,
-} from './types.ts';
-import { Update } from './update.ts';
+  AnyTrainerOptions,
+  ClassifierTrainerOptions,
+  Seq2SeqTrainerOptions,
+  TrainerOptions,
+} from './trainer_options.ts';
+import type { RunPlan, TrainEvent, TrainResult } from './types.ts';
 
-export type { ClassifierTrainerOptions, TrainerOptions } from './trainer_options.ts';
+export type {
+  ClassifierTrainerOptions,
+  Seq2SeqTrainerOptions,
+  TrainerOptions,
+} from './trainer_options.ts';
 
 /**
- * Trains a tuned model: a causal language model, or one with a classification or regression head.
+ * Trains a tuned model: a causal language model, an encoder-decoder, or one with a classification or regression head.
  * @example
  * const trainer = new Trainer({ tuned, data, maxSteps: 200, output: 'out' });
  * for await (const event of trainer.run()) {
@@ -46,23 +40,34 @@ export type { ClassifierTrainerOptions, TrainerOptions } from './trainer_options
 export class Trainer {
   readonly options: ResolvedOptions;
 
-  constructor(private readonly input: AnyTrainerOptions) {
-    this.options = resolveOptions(input, taskOf(input.tuned.model));
-    checkTeacher(input.tuned, this.options);
-    for (const data of [input.data, input.evalData]) {
-      input.tuned.model.checkLength(data?.statistics?.longest ?? 0);
-    }
-    if (this.options.resources.cacheTeacher) checkCache(input, this.options);
-    if (this.options.resources.captureGraphs) checkGraphs(input);
-    if (isClassifierRun(input)) checkClassifierRun(input, this.options);
-    checkMetric(input);
-    if (this.options.output.output !== null) input.tuned.checkForm(this.options.output.export);
+  private readonly input: AnyTrainerOptions;
+  private readonly task: AnyTask;
+  readonly #pause = new Pause();
+
+  constructor(input: TrainerOptions | Seq2SeqTrainerOptions | ClassifierTrainerOptions) {
+    this.input = input as unknown as AnyTrainerOptions;
+    this.task = taskOf(this.input.tuned.model);
+    this.options = resolveOptions(this.input, this.task.name);
+    checkInput(this.input, this.options, this.task);
   }
 
   /** What the run will be; with `measure` one micro-batch is computed (and thrown away) for memory and time. */
   async plan({ measure = false }: { measure?: boolean } = {}): Promise<RunPlan> {
     const plan = await makePlan(this.input, this.options);
     return measure ? measurePlan(plan, this.input, this.options) : plan;
+  }
+
+  /**
+   * Lets the run stand still after the step in flight: the processor is free, memory is kept, and a checkpoint is written.
+   * Without a run in progress the next one stands still after its first step. Nothing about the numbers changes.
+   */
+  pause(): void {
+    this.#pause.begin();
+  }
+
+  /** Lets a run that stands still, or was about to, go on. */
+  resume(): void {
+    this.#pause.end();
   }
 
   /** Runs to the end; events go to the callbacks only. */
@@ -102,7 +107,7 @@ export class Trainer {
     yield await this.tell({ type: 'start', plan: run.plan, startStep: run.step });
     if (run.owesEvaluation) yield* this.evaluation(run);
     while (run.step < run.totalSteps && !signal?.aborted) {
-      const record = await this.step(run);
+      const record = await run.takeStep();
       if (record === null) return;
       for (const event of run.takeWarnings()) yield await this.tell(event);
       const pace = { totalSteps: run.totalSteps, secondsLeft: run.secondsLeft() };
@@ -113,7 +118,15 @@ export class Trainer {
       // Saved first: an evaluation may take longer than the steps between two checkpoints.
       if (run.owesCheckpoint) yield* this.checkpoint(run);
       if (run.owesEvaluation) yield* this.evaluation(run);
+      if (this.#pause.wanted && run.step < run.totalSteps) yield* this.standStill(run);
     }
+  }
+
+  private async *standStill(run: Run): AsyncGenerator<TrainEvent, void> {
+    yield* this.checkpoint(run);
+    yield await this.tell({ type: 'paused', step: run.step });
+    await this.#pause.wait(this.input.signal);
+    if (!this.input.signal?.aborted) yield await this.tell({ type: 'resumed', step: run.step });
   }
 
   private async *finish(run: Run): AsyncGenerator<TrainEvent, TrainResult> {
@@ -125,7 +138,7 @@ export class Trainer {
     const result: TrainResult = {
       reason: aborted ? 'aborted' : 'completed',
       steps: run.step,
-      elapsedSeconds: run.clock.elapsed(),
+      elapsedSeconds: run.elapsedSeconds,
       last: run.last,
       evaluation: aborted ? null : (run.keeper?.evaluation ?? last),
       best: run.keeper?.best ?? null,
@@ -152,7 +165,7 @@ export class Trainer {
 
   /** null without held-out data, and where the signal stopped it: the run then owes it, and makes up for it when resumed. */
   private async *evaluation(run: Run): AsyncGenerator<TrainEvent, Evaluation | null> {
-    const result = await evaluationOf(this.input);
+    const result = yield* this.evaluate(run);
     if (result !== null) await run.keeper?.offer(this.input.tuned, result, run.step);
     run.owesEvaluation = result === null && this.input.evalData !== undefined;
     if (result === null) return null;
@@ -160,64 +173,37 @@ export class Trainer {
     return result;
   }
 
+  /** null without held-out data, and where the signal stopped it. */
+  private async *evaluate(run: Run): AsyncGenerator<TrainEvent, Evaluation | null> {
+    const { signal, evalData, tuned } = this.input;
+    if (signal?.aborted || evalData === undefined) return null;
+    const progress = new Latest<number>();
+    const stop = new AbortController();
+    const pass = () => stop.abort(signal?.reason);
+    signal?.addEventListener('abort', pass, { once: true });
+    const result = unlessStopped(stop.signal, () =>
+      this.task.evaluate(tuned, evalData.batches(0, 0), {
+        signal: stop.signal,
+        onProgress: (examples) => progress.set(examples),
+      }),
+    ).finally(() => progress.end());
+    result.catch(() => {}); // it is awaited below, after the last event
+    try {
+      for await (const examples of progress) {
+        yield await this.tell({ type: 'evaluating', step: run.step, examples });
+      }
+      return await result;
+    } finally {
+      // A consumer that leaves in the middle must not find the model still at work.
+      stop.abort();
+      await result.catch(() => {});
+      signal?.removeEventListener('abort', pass);
+    }
+  }
+
   private async *checkpoint(run: Run): AsyncGenerator<TrainEvent, void> {
     const path = await run.saveCheckpoint();
     if (path !== null) yield await this.tell({ type: 'checkpoint', step: run.step, path });
-  }
-
-  /** One optimiser step; null if the signal stopped it on the way. */
-  private async step(run: Run): Promise<StepRecord | null> {
-    run.clock.start();
-    const learningRate = run.rate(run.step);
-    const { tuned, signal } = this.input;
-    const { maxGradNorm } = this.options.optimization;
-    const { step, totalSteps } = run;
-    const accumulated = await unlessStopped(signal, async () => {
-      const window = await run.windows.next();
-      const terms = await run.objective.accumulate({ tuned, window, step, totalSteps, signal });
-      return terms && { window, terms };
-    });
-    if (accumulated === null) {
-      await run.dropWindow();
-      return null;
-    }
-    const { window, terms } = accumulated;
-    const update = withPhase('optimizer', () => {
-      tuned.collectGradients();
-      return Update.begin({
-        parameters: tuned.parameters().map(({ tensor }) => tensor),
-        optimizer: run.optimizer,
-        maxNorm: maxGradNorm,
-        graphs: run.objective.graphs,
-      });
-    });
-    const norm = await update.norm();
-    if (!Number.isFinite(terms.loss) || !Number.isFinite(norm)) {
-      update.dispose();
-      run.optimizer.zeroGrad();
-      throw notFinite(run.step + 1, terms, norm);
-    }
-    run.beginUpdate();
-    withPhase('optimizer', () => {
-      update.step(learningRate);
-      update.dispose();
-      run.optimizer.zeroGrad();
-      tuned.afterStep();
-    });
-    await synchronize();
-    const record = makeRecord({
-      step: run.step + 1,
-      epoch: window.epoch,
-      terms,
-      gradNorm: norm,
-      learningRate,
-      tokens: window.totals.tokens,
-      supervisedTokens: window.totals.supervised,
-      seconds: run.clock.stop(),
-      elapsedSeconds: run.clock.elapsed(),
-    });
-    await run.commit(record, window.after);
-    return record;
   }
 
   private async tell(event: TrainEvent): Promise<TrainEvent> {
@@ -227,8 +213,6 @@ export class Trainer {
     return event;
   }
 }
-
-type Evaluation = EvaluationResult | ClassifierEvaluation;
 
 /** The result of a run that the signal ended while folder, checkpoint and data were being opened. */
 const kStoppedBefore: TrainResult = {
@@ -242,75 +226,72 @@ const kStoppedBefore: TrainResult = {
   checkpoint: null,
 };
 
-/** null without held-out data, and where the signal stopped it. */
-async function evaluationOf(input: AnyTrainerOptions): Promise<Evaluation | null> {
-  const { signal } = input;
-  if (signal?.aborted) return null;
-  return unlessStopped(signal, () => evaluated(input, signal === undefined ? {} : { signal }));
-}
-
-async function evaluated(
-  input: AnyTrainerOptions,
-  options: { signal?: AbortSignal },
-): Promise<Evaluation | null> {
-  if (isClassifierRun(input)) {
-    const { evalData, tuned } = input;
-    return evalData ? evaluateClassifier(tuned.model, evalData.batches(0, 0), options) : null;
+/** Refuses what can be known to be wrong before a run. */
+function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: AnyTask): void {
+  const { tuned, data, evalData, loss, terms: own = [] } = input;
+  const { regularizers, resources } = options;
+  for (const source of [data, evalData]) {
+    tuned.model.checkLength(source?.statistics?.longest ?? 0);
   }
-  const { evalData, tuned } = input;
-  return evalData ? evaluate(tuned, evalData.batches(0, 0), options) : null;
-}
-
-/** What a kept teacher takes for granted. */
-function checkCache(input: AnyTrainerOptions, { regularizers }: ResolvedOptions): void {
-  if (isClassifierRun(input)) {
+  if (loss !== undefined) {
+    if (task.lossObstacle !== null) throw new ArgumentError(`loss: ${task.lossObstacle}`);
+    if (own.length > 0) {
+      throw new ArgumentError(
+        "terms: a loss of one's own replaces all terms; leave one of the two out",
+      );
+    }
+  }
+  const terms = termsOf(task, regularizers, own);
+  const reader = terms.find(({ teacher }) => teacher);
+  if (reader !== undefined && !tuned.hasTeacher) {
     throw new ArgumentError(
-      'cacheTeacher is for language models: a classifier has no such teacher',
+      `${weightOf(reader.key)} needs the model as it was: give full fine-tuning a frozen copy as its teacher`,
     );
   }
-  if (input.loss !== undefined) {
-    throw new ArgumentError("cacheTeacher: a loss of one's own asks the teacher itself");
+  const run = { tuned, data, evalData, regularizers: { ...regularizers } };
+  if (resources.cacheTeacher) {
+    const senseless = cacheObstacle(input, options);
+    if (senseless !== null) throw new ArgumentError(`cacheTeacher: ${senseless}`);
+    const obstacle = task.cacheObstacle(run);
+    if (obstacle !== null) throw new UnsupportedError(`cacheTeacher: ${obstacle}`);
   }
+  if (resources.captureGraphs) {
+    const obstacle = graphObstacle(input, task);
+    if (obstacle !== null) throw new UnsupportedError(`captureGraphs: ${obstacle}`);
+  }
+  task.check(run);
+  checkMetric(input);
+  if (options.output.output !== null) tuned.checkForm(options.output.export);
+}
+
+/** The option that switches a term on, for messages. */
+function weightOf(key: string): string {
+  return key === 'consistency' ? 'consistencyWeight > 0' : `the term ${key}`;
+}
+
+/** The reason why the teacher of this run cannot be kept, whatever its task; null: there is none. */
+function cacheObstacle(
+  { loss, terms = [] }: AnyTrainerOptions,
+  { regularizers }: ResolvedOptions,
+): string | null {
+  if (loss !== undefined) return "a loss of one's own asks the teacher itself";
+  const own = terms.find(({ teacher }) => teacher);
+  if (own !== undefined) return `the term ${own.key} reads more of the teacher than is kept`;
   if (regularizers.consistencyWeight === 0) {
-    throw new ArgumentError('cacheTeacher: without a consistency term there is no teacher to keep');
+    return 'without a consistency term there is no teacher to keep';
   }
-  const { model } = input.tuned;
-  if (input.tuned.trainsHead) {
-    throw new UnsupportedError('cacheTeacher: the head is trained, it must be frozen');
-  }
-  if (model.head.softcap > 0) {
-    throw new UnsupportedError(
-      `cacheTeacher: the logits of this ${model.modelType} model are soft-capped, they must be linear`,
-    );
-  }
-  const longest = input.data.statistics?.longest ?? Number.POSITIVE_INFINITY;
-  if (longest > model.steadyLength) {
-    throw new UnsupportedError(
-      `cacheTeacher: beyond ${model.steadyLength} tokens the dynamic rope of this ${model.modelType} model turns a sequence by the ` +
-        `longest one of its batch, and the data's longest ${longest < Infinity ? `has ${longest}` : 'is not known'}`,
-    );
-  }
+  return null;
 }
 
-/** What graphs cannot repeat. */
-function checkGraphs(input: AnyTrainerOptions): void {
-  const obstacle = graphObstacle(input);
-  if (obstacle !== null) throw new UnsupportedError(`captureGraphs: ${obstacle}`);
-}
-
-function graphObstacle(input: AnyTrainerOptions): string | null {
-  const { device } = input.tuned.model;
+/** The reason why graphs cannot repeat the micro-batches of this run; null: they can. */
+function graphObstacle(
+  { tuned, loss, terms = [] }: AnyTrainerOptions,
+  task: AnyTask,
+): string | null {
+  const { device } = tuned.model;
   if (sharesProcessMemory(device)) return `the device ${device} has no graphs, they are for GPUs`;
-  if (isClassifierRun(input)) return 'only language models are trained by graphs';
-  if (input.loss !== undefined) return "a loss of one's own may read values, which a graph cannot";
-  return input.tuned.graphObstacle;
-}
-
-/** A consistency term without a teacher would be a term against nothing. */
-function checkTeacher(tuned: TunedModel<Model>, { regularizers }: ResolvedOptions): void {
-  if (regularizers.consistencyWeight > 0 && !tuned.hasTeacher) {
-    throw new ArgumentError(
-      'consistencyWeight > 0 needs the model as it was: give full fine-tuning a frozen copy as its teacher',
-    );
-  }
+  if (task.graphObstacle !== null) return task.graphObstacle;
+  if (loss !== undefined) return "a loss of one's own may read values, which a graph cannot";
+  if (terms.length > 0) return "terms of one's own may read values, which a graph cannot";
+  return tuned.graphObstacle;
 }

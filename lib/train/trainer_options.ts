@@ -1,17 +1,31 @@
-/** What a trainer is given: the same for both kinds of model, but for data and loss. */
+/** The input of a trainer: the same for every task, but for the model and its data. */
 import type { TunedModel } from '../adapters/tuned_model.ts';
+import type { BatchSource } from '../data/batch_source.ts';
 import type { LabelledBatch } from '../data/labelled_batches.ts';
-import { SequenceClassifier } from '../models/index.ts';
+import type { Seq2SeqExamples } from '../data/seq2seq_example.ts';
+import type { Term } from '../losses/term.ts';
+import type { Model, Seq2SeqLM, SequenceClassifier } from '../models/index.ts';
 import type { OptionsInput } from './options.ts';
-import type { BatchSource, BestOptions, LossFunction, TrainCallback } from './types.ts';
+import type { AfterBackward } from './step.ts';
+import type { BestOptions, LossFunction, TrainCallback } from './types.ts';
 
-/** What a Trainer needs, beside the options of optimisation and output. */
+/** What a Trainer needs for a causal language model, beside the options of optimisation and output. */
 export interface TrainerOptions extends RunInput {
   tuned: TunedModel;
   data: BatchSource;
   /** Held-out examples; evaluated every `evalSteps` and at the end. */
   evalData?: BatchSource;
   /** A loss of the user's own instead of the cross-entropy and the regularizers. */
+  loss?: LossFunction;
+}
+
+/** The same for an encoder-decoder. */
+export interface Seq2SeqTrainerOptions extends RunInput {
+  tuned: TunedModel<Seq2SeqLM>;
+  data: BatchSource<Seq2SeqExamples>;
+  /** Held-out examples; evaluated every `evalSteps` and at the end. */
+  evalData?: BatchSource<Seq2SeqExamples>;
+  /** A loss of the user's own instead of the cross-entropy and the regularizers; its rows are those of the decoder. */
   loss?: LossFunction;
 }
 
@@ -26,17 +40,21 @@ export interface ClassifierTrainerOptions extends RunInput {
   evalData?: BatchSource<LabelledBatch>;
 }
 
-/** What runs of both kinds have. */
+/** What runs of all tasks have. */
 interface RunInput extends OptionsInput, BestOptions {
+  /** Terms of the loss beside those of the task, made by {@link defineTerm}. Their weights are the caller's to schedule. */
+  terms?: readonly Term[];
+  /** Called when all gradients of a step are there, before they are measured and clipped. */
+  afterBackward?: AfterBackward;
   callbacks?: readonly TrainCallback[];
   /** Stops after the micro-batch in flight; the run can be resumed. */
   signal?: AbortSignal;
 }
 
-/** Of either kind. */
-export type AnyTrainerOptions = TrainerOptions | ClassifierTrainerOptions;
-
-/** Whether it is a classifier that is tuned. */
-export function isClassifierRun(input: AnyTrainerOptions): input is ClassifierTrainerOptions {
-  return input.tuned.model instanceof SequenceClassifier;
+/** The input of a run of any task, as the trainer sees it: the task of the model knows the rest. */
+export interface AnyTrainerOptions extends RunInput {
+  tuned: TunedModel<Model>;
+  data: BatchSource<unknown>;
+  evalData?: BatchSource<unknown>;
+  loss?: LossFunction;
 }

@@ -4,37 +4,14 @@
  */
 import type { Batch } from '../data/collate.ts';
 import type { MetricName } from '../data/glue.ts';
-import type { LabelledBatch } from '../data/labelled_batches.ts';
-import type { LabelScheme } from '../data/labels.ts';
-import type { ClassifierEvaluation, EvaluationResult } from '../eval/types.ts';
-import type { NluVariant } from '../losses/nlu_terms.ts';
-import type { Positions } from '../losses/positions.ts';
-import type { ConsistencySchedule, RegularizerSchedule } from '../losses/schedules.ts';
+import type { Evaluation } from '../eval/types.ts';
 import type { SchedulerOptions } from '../optim/schedulers.ts';
 import type { Tensor } from '../tensor.ts';
 import type { BatchPlan, MemoryBudget } from './memory_plan.ts';
 
-/**
- * Micro-batches whose order is a pure function of seed and epoch, so that a checkpoint only has to remember a position.
- */
-export interface BatchSource<B = Batch> {
-  /** Micro-batches of one epoch. */
-  batchCount(epoch: number): number | Promise<number>;
-  /** The micro-batches of an epoch from index `start` on. */
-  batches(epoch: number, start: number): AsyncIterable<B> | Iterable<B>;
-  /** Changes whenever the data, their order or their batching does; a checkpoint of other data is refused. */
-  readonly fingerprint: string;
-  /** Where it is known: tokens of the longest example, so that one the model cannot take is refused before the first step. */
-  readonly statistics?: { readonly longest: number };
-  /** Of labelled data, where it is known: what the labels mean, so that held-out data which mean something else are refused. */
-  readonly scheme?: LabelScheme;
-}
-
+export type { BatchSource } from '../data/batch_source.ts';
 export type { ClassifierEvaluation, EvaluationResult, ExampleResult } from '../eval/types.ts';
 export type { Batch };
-
-/** What a micro-batch may be: rows with targets for a language model, sequences with labels for a classifier. */
-export type AnyBatch = Batch | LabelledBatch;
 
 export type { MethodName } from '../adapters/methods/registry.ts';
 
@@ -42,38 +19,6 @@ export type { MethodName } from '../adapters/methods/registry.ts';
 export const OPTIMIZER_NAMES = ['adamw', 'adafactor', 'sgd'] as const;
 /** One of {@link OPTIMIZER_NAMES}. */
 export type OptimizerName = (typeof OPTIMIZER_NAMES)[number];
-
-/** The three regularizers; a weight of 0 switches one off, and with it what only it needs (the teacher's pass). */
-export interface RegularizerOptions {
-  /** Weights l1, l2, l3 (default 0; the `balora` preset sets .025, .005, .005). */
-  consistencyWeight?: number;
-  diversityWeight?: number;
-  svdWeight?: number;
-  /** Distillation temperature T (default 2). */
-  temperature?: number;
-  /** K of the entropy, 0 = whole vocabulary (default 20), and k of the singular values (default 10; of a classifier 5). */
-  entropyTopK?: number;
-  svdTopK?: number;
-  svdNorm?: 'frobenius' | 'nuclear';
-  /** Rows of the regularizers; causal language models only. */
-  positions?: Positions;
-  /** Form of the consistency term of a classifier (default `iclr`); see `nluConsistencyLoss`. */
-  variant?: NluVariant;
-  /** Default `cosine`. */
-  consistencySchedule?: ConsistencySchedule;
-  /**
-   * Bounds of l1 under the `adaptive` schedule: what an unsure teacher and what a sure one gets. Default, and null: a tenth of
-   * `consistencyWeight`, and all of it.
-   */
-  consistencyWeightMin?: number | null;
-  consistencyWeightMax?: number | null;
-  /** Schedule of diversity and SVD (default `two_phase`), its waiting share w (default .2) and ramp share r (.05). */
-  regularizerSchedule?: RegularizerSchedule;
-  regularizerWarmupRatio?: number;
-  regularizerRampRatio?: number;
-  /** Steps of `linear_warmup` and `quadratic_warmup`; 0 gives the full weight at once (default 0). */
-  regularizerWarmupSteps?: number;
-}
 
 /** Optimisation in transformers' names; defaults in brackets. */
 export interface OptimizationOptions {
@@ -165,6 +110,7 @@ export interface LossResult {
 
 /** What a loss may look at; the rows of `hidden` are those of the batch. */
 export interface LossContext {
+  /** The micro-batch; of an encoder-decoder `batch.decoder` has the rows. */
   readonly batch: Batch;
   readonly hidden: Tensor; // (N,C) after the final norm, on the tape
   readonly headWeight: Tensor; // (V,C)
@@ -214,6 +160,10 @@ export interface StepRecord {
   /** Since the run began, over all its resumptions. */
   readonly elapsedSeconds: number;
   readonly peakRssBytes: number;
+  /** Terms of the caller's own, by key. */
+  readonly terms?: Readonly<
+    Record<string, { readonly value: number | null; readonly weight: number }>
+  >;
   /** What a user's loss reported. */
   readonly custom?: Readonly<Record<string, number>>;
 }
@@ -270,12 +220,19 @@ export type TrainEvent =
   | {
       readonly type: 'evaluation';
       readonly step: number;
-      readonly result: EvaluationResult | ClassifierEvaluation;
+      readonly result: Evaluation;
     }
+  /** While an evaluation goes on: examples done. */
+  | { readonly type: 'evaluating'; readonly step: number; readonly examples: number }
   | { readonly type: 'checkpoint'; readonly step: number; readonly path: string }
+  /** The run stands between two steps, and goes on again; see `Trainer.pause`. */
+  | { readonly type: 'paused' | 'resumed'; readonly step: number }
   /** `code` is stable, for programs; `message` is for people. */
   | { readonly type: 'warning'; readonly code: string; readonly message: string }
   | { readonly type: 'end'; readonly reason: StopReason; readonly result: TrainResult };
+
+/** Something that a user should know, as an event. */
+export type Warning = Extract<TrainEvent, { type: 'warning' }>;
 
 /** How a run ended. */
 export interface TrainResult {
@@ -285,7 +242,7 @@ export interface TrainResult {
   readonly elapsedSeconds: number;
   readonly last: StepRecord | null;
   /** Of the parameters that were exported: the last ones, or the best. */
-  readonly evaluation: EvaluationResult | ClassifierEvaluation | null;
+  readonly evaluation: Evaluation | null;
   /** Which step the exported parameters are of, where the best are kept. */
   readonly best: BestStep | null;
   /** Folder of the exported adapter or model; null without `output`. */

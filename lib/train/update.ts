@@ -5,15 +5,16 @@
 import { clippedNorm } from '../optim/clip.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import type { Tensor } from '../tensor.ts';
-import { type Named, shapesOf } from './graph_cache.ts';
-import type { MicroGraphs } from './micro_graphs.ts';
+import type { Named } from '../tasks/task.ts';
+import { shapesOf } from './graph_cache.ts';
+import type { StepGraphs } from './graph_passes.ts';
 
 export interface UpdateParts {
   readonly parameters: readonly Tensor[];
   readonly optimizer: Optimizer;
   /** 0 only measures. */
   readonly maxNorm: number;
-  readonly graphs: MicroGraphs | null;
+  readonly graphs: StepGraphs | null;
 }
 
 /** One step's update, from its gradients. */

@@ -3,10 +3,9 @@
  * each mean counts with its share of the whole window's rows: 1x8 and 8x1 then give the same step.
  * A window never reaches over the end of an epoch; the last one of an epoch may be short.
  */
-
+import type { BatchSource } from '../data/batch_source.ts';
 import { ArgumentError } from '../errors.ts';
-import { type Positions, selectRows } from '../losses/positions.ts';
-import type { AnyBatch, Batch, BatchSource } from './types.ts';
+import type { MicroBatch, RowCounts } from '../tasks/task.ts';
 
 /** Where the next micro-batch is. */
 export interface Position {
@@ -14,17 +13,17 @@ export interface Position {
   readonly microBatch: number;
 }
 
-export interface RowCounts {
-  /** Real rows, padding not counted. */
-  readonly tokens: number;
-  /** Rows of the task loss. */
-  readonly supervised: number;
-  /** Rows of the regularizers. */
-  readonly selected: number;
+/** A micro-batch of a window, with what was computed for it before its turn came. */
+export interface WindowBatch<B = unknown> extends MicroBatch<B> {
+  /** Its place in the window, from 0. */
+  readonly index: number;
+  /** The teacher's part, where it was needed early; whoever takes it out gives it back to the loss. */
+  teacher: unknown;
 }
 
-export interface Window<B = Batch> {
-  readonly batches: readonly { readonly batch: B; readonly counts: RowCounts }[];
+/** The micro-batches of a step. */
+export interface Window<B = unknown> {
+  readonly batches: readonly WindowBatch<B>[];
   readonly totals: RowCounts;
   /** Where the next window begins. */
   readonly after: Position;
@@ -32,27 +31,21 @@ export interface Window<B = Batch> {
   readonly epoch: number;
 }
 
-/** Rows of a micro-batch, by kind. Of labelled sequences every one is a row of the losses. */
-export function countRows(batch: AnyBatch, positions: Positions): RowCounts {
-  if (!('targets' in batch)) {
-    const examples = batch.indices.length;
-    return { tokens: batch.inputIds.length, supervised: examples, selected: examples };
-  }
-  const tokens = batch.lengths
-    ? batch.lengths.reduce((sum, length) => sum + length, 0)
-    : batch.inputIds.length;
-  const { supervised, regularizedRows } = selectRows(batch, positions);
-  return { tokens, supervised, selected: regularizedRows.length };
+interface WindowOptions<B> {
+  /** Micro-batches of a window. */
+  readonly accumulation: number;
+  /** Chooses and counts the rows of a batch. */
+  readonly select: (batch: B) => MicroBatch<B>;
 }
 
 /** Reads windows from a source, from a position on. */
-export class WindowReader<B extends AnyBatch = Batch> {
+export class WindowReader<B = unknown> {
   private iterator: AsyncIterator<B> | Iterator<B> | null = null;
   private position: Position;
 
   constructor(
     private readonly source: BatchSource<B>,
-    private readonly options: { accumulation: number; positions: Positions },
+    private readonly options: WindowOptions<B>,
     start: Position,
   ) {
     this.position = start;
@@ -60,7 +53,7 @@ export class WindowReader<B extends AnyBatch = Batch> {
 
   /** @throws ArgumentError when a whole window has no supervised row: its loss would be 0/0. */
   async next(): Promise<Window<B>> {
-    const batches: { batch: B; counts: RowCounts }[] = [];
+    const batches: WindowBatch<B>[] = [];
     let count = await this.source.batchCount(this.position.epoch);
     if (this.position.microBatch >= count) {
       await this.close();
@@ -70,9 +63,9 @@ export class WindowReader<B extends AnyBatch = Batch> {
     if (count === 0)
       throw new ArgumentError('the training data has no example with a supervised token');
     const size = Math.min(this.options.accumulation, count - this.position.microBatch);
-    for (let i = 0; i < size; i++) {
-      const batch = await this.read();
-      batches.push({ batch, counts: countRows(batch, this.options.positions) });
+    for (let index = 0; index < size; index++) {
+      const chosen = this.options.select(await this.read());
+      batches.push({ ...chosen, index, teacher: null });
     }
     const { epoch, microBatch } = this.position;
     this.position = { epoch, microBatch: microBatch + size };
@@ -113,7 +106,7 @@ export class WindowReader<B extends AnyBatch = Batch> {
 
 /** Optimiser steps of a run: `maxSteps`, or the windows of that many epochs (a part of an epoch rounds up). */
 export async function countSteps(
-  source: BatchSource<AnyBatch>,
+  source: Pick<BatchSource<unknown>, 'batchCount'>,
   options: { accumulation: number; numTrainEpochs: number; maxSteps: number | null },
 ): Promise<number> {
   if (options.maxSteps !== null) return options.maxSteps;
@@ -127,5 +120,9 @@ export async function countSteps(
 
 function sumCounts(counts: readonly RowCounts[]): RowCounts {
   const sum = (key: keyof RowCounts): number => counts.reduce((total, row) => total + row[key], 0);
-  return { tokens: sum('tokens'), supervised: sum('supervised'), selected: sum('selected') };
+  return {
+    tokens: sum('tokens'),
+    supervised: sum('supervised'),
+    regularized: sum('regularized'),
+  };
 }

@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { kTrainOptions, type TrainSettings } from '../../lib/cli/train_options.ts';
 import { trainSetup } from '../../lib/cli/train_setup.ts';
+import { TASK_NAMES } from '../../lib/tasks/list.ts';
 
 const setup = (settings: Partial<TrainSettings> = {}) =>
   trainSetup({ model: 'm', data: 'd', ...settings });
@@ -77,9 +78,14 @@ describe('trainSetup', () => {
       return JSON.stringify({ ...rest, training: { ...training, runConfig: null } });
     };
     for (const key of Object.keys(kTrainOptions)) {
-      if (own.includes(key) || key in values || key in labelled || key === 'task') continue;
+      if (own.includes(key) || key in values || key in labelled) continue;
+      if (['task', 'maxSourceLength', 'maxTargetLength'].includes(key)) continue;
       const given = { ...values, ...needs[key] };
       expect(handedOn({ ...given, [key]: marks[key] ?? 7 }), key).not.toBe(handedOn(given));
+    }
+    const seq2seq = { task: 'seq2seq-lm', output: 'o' } as const;
+    for (const key of ['maxSourceLength', 'maxTargetLength'] as const) {
+      expect(handedOn({ ...seq2seq, [key]: 7 }), key).not.toBe(handedOn(seq2seq));
     }
     const classifier = { task: 'sequence-classification', output: 'o' } as const;
     for (const [key, value] of Object.entries(labelled)) {
@@ -88,7 +94,7 @@ describe('trainSetup', () => {
   });
 
   it('knows classification: its weights, its adapter, its options', () => {
-    const { method, adapter, labelled } = setup({ task: 'sequence-classification', maxLength: 64 });
+    const { method, adapter, examples } = setup({ task: 'sequence-classification', maxLength: 64 });
     expect(method.regularizers).toMatchObject({
       consistencyWeight: 0.15,
       diversityWeight: 0.03,
@@ -97,8 +103,7 @@ describe('trainSetup', () => {
       variant: 'iclr',
     });
     expect(adapter?.taskType).toBe('SEQ_CLS');
-    expect(labelled?.evalData).toEqual({ maxLength: 64, batchSize: 8, shuffle: false });
-    expect(setup().labelled).toBeNull();
+    expect(examples.evalData).toEqual({ maxLength: 64, batchSize: 8, shuffle: false });
     expect(() => setup({ labelField: 'x' })).toThrow('--label-field needs --task sequence-cl');
     expect(() => setup({ task: 'sequence-classification', packing: true })).toThrow(
       '--packing has no meaning for --task sequence-classification',
@@ -107,6 +112,12 @@ describe('trainSetup', () => {
       'positions has no meaning for sequence-classification',
     );
     expect(() => setup({ variant: '2024' })).toThrow('variant has no meaning for causal-lm');
+    expect(() => setup({ maxSourceLength: 9 })).toThrow(
+      '--max-source-length needs --task seq2seq-lm',
+    );
+    expect(() => setup({ task: 'seq2seq-lm', maxLength: 9 })).toThrow(
+      '--max-length has no meaning for --task seq2seq-lm',
+    );
   });
 
   it('keeps the settings for run/config.json, in the spelling of a configuration file', () => {
@@ -119,18 +130,16 @@ describe('trainSetup', () => {
   });
 
   it('evaluates in order and unpacked', () => {
-    const { evalBatches, batches } = setup({ packing: true, maxLength: 64, promptField: 'q' });
-    expect(evalBatches).toEqual({ batchSize: 8, maxLength: 64, shuffle: false, promptField: 'q' });
-    expect(batches).toMatchObject({ packing: true, shuffle: true, seed: 42 });
+    const { data, evalData } = setup({ packing: true, maxLength: 64, promptField: 'q' }).examples;
+    expect(evalData).toEqual({ batchSize: 8, maxLength: 64, shuffle: false, promptField: 'q' });
+    expect(data).toMatchObject({ packing: true, shuffle: true, seed: 42 });
     const sizes = { perDeviceTrainBatchSize: 2, perDeviceEvalBatchSize: 5 };
-    expect(setup(sizes)).toMatchObject({
-      batches: { batchSize: 2 },
-      evalBatches: { batchSize: 5 },
-    });
-    expect(setup({ ...sizes, task: 'sequence-classification' }).labelled).toMatchObject({
-      data: { batchSize: 2 },
-      evalData: { batchSize: 5 },
-    });
+    for (const task of TASK_NAMES) {
+      expect(setup({ ...sizes, task }).examples).toMatchObject({
+        data: { batchSize: 2 },
+        evalData: { batchSize: 5 },
+      });
+    }
   });
 
   it('refuses what excludes each other', () => {

@@ -9,9 +9,10 @@ import type { Batch } from '../../lib/data/collate.ts';
 import { arrayRows } from '../../lib/data/rows.ts';
 import type { Positions } from '../../lib/losses/positions.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
-import { makeObjective } from '../../lib/train/objective.ts';
-import { resolveOptions } from '../../lib/train/options.ts';
 import { WindowReader } from '../../lib/train/window.ts';
+import { causalLm } from '../../lib/tasks/causal_lm.ts';
+import type { RegularizerOptions } from '../../lib/train/regularizers.ts';
+import { accumulator } from '../support/accumulate.ts';
 import { relativeError } from '../support/fixtures.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 import { tinySource } from '../support/tiny_model.ts';
@@ -47,28 +48,24 @@ async function step(batch: Batch, positions: Positions) {
   const tuned = await AdapterModel.create(model, {
     ...{ r: 3, loraAlpha: 24, initLoraWeights: false, targetModules: 'all-linear' },
   });
-  const { regularizers } = resolveOptions({
-    regularizers: {
-      ...{ consistencyWeight: 0.5, diversityWeight: 0.2, svdWeight: 0.2, svdTopK: 4, positions },
-      ...{ consistencySchedule: 'constant', regularizerSchedule: 'constant' },
-    },
-  });
+  const regularizers: RegularizerOptions = {
+    ...{ consistencyWeight: 0.5, diversityWeight: 0.2, svdWeight: 0.2, svdTopK: 4, positions },
+    consistencySchedule: 'constant',
+    regularizerSchedule: 'constant',
+  };
   const reader = new WindowReader(
     tinySource([batch]),
-    { accumulation: 1, positions },
+    { accumulation: 1, select: (one) => causalLm.select(one, { positions }) },
     { epoch: 0, microBatch: 0 },
   );
-  const objective = makeObjective(tuned, regularizers);
-  const terms = await objective.accumulate({
-    ...{ tuned, window: await reader.next(), step: 0, totalSteps: 10 },
-  });
+  const objective = accumulator(tuned, regularizers);
+  const terms = await objective.accumulate(await reader.next(), 10);
   tuned.collectGradients();
   const gradients: Record<string, Float32Array> = {};
   for (const { name, tensor } of tuned.parameters()) {
     gradients[name] = (await tensor.grad?.data()) as Float32Array;
   }
   objective.dispose();
-  if (terms === null) throw new Error('nobody stopped the step');
   tuned.dispose();
   model.dispose();
   return { terms, gradients };

@@ -7,9 +7,8 @@ import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { saveMerged } from '../../lib/adapters/merge.ts';
 import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
 import { noGrad, scope } from '../../lib/tensor.ts';
-import { resolveRegularizers } from '../../lib/train/methods.ts';
-import { makeObjective } from '../../lib/train/objective.ts';
 import { kBf16Band, meanNormError, normError, roundToBf16 } from '../models/golden.ts';
+import { accumulator } from '../support/accumulate.ts';
 import { values } from '../support/compare.ts';
 import { fixturePath, relativeError } from '../support/fixtures.ts';
 import { type GoldenArray, goldenArray, goldenArrays } from '../support/golden.ts';
@@ -70,9 +69,9 @@ describe.each(families)('PEFT adapters on %s', (family) => {
     const logits = goldenArray(expected, 'logits');
     expect(logitError(tuned.model, padded, logits)).toBeLessThanOrEqual(fact.tolerance.logits_abs);
 
-    const objective = makeObjective(tuned, resolveRegularizers({}));
+    const objective = accumulator(tuned);
     const window = windowOf(padded.batch);
-    const terms = await objective.accumulate({ tuned, window, step: 0, totalSteps: 1 });
+    const terms = await objective.accumulate(window);
     expect(Math.abs((terms?.taskLoss as number) - fact.loss)).toBeLessThanOrEqual(
       fact.tolerance.loss_abs,
     );
@@ -100,9 +99,9 @@ describe.each(families)('PEFT adapters on %s', (family) => {
       roundToBf16(model);
       const tuned = await AdapterModel.load(model, path(name));
       const logits = normError(...realRows(model, padded, goldenArray(expected, 'logits')));
-      const objective = makeObjective(tuned, resolveRegularizers({}));
+      const objective = accumulator(tuned);
       const window = windowOf(padded.batch);
-      await objective.accumulate({ tuned, window, step: 0, totalSteps: 1 });
+      await objective.accumulate(window);
       const compared = gradients(tuned, expected);
       tuned.dispose();
       model.dispose();

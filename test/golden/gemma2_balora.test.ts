@@ -5,8 +5,7 @@ import { baLoraPlainLoss, headLogits } from '../../lib/losses/plain.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { indexSelect } from '../../lib/ops/index.ts';
 import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
-import { resolveRegularizers } from '../../lib/train/methods.ts';
-import { makeObjective } from '../../lib/train/objective.ts';
+import { accumulator } from '../support/accumulate.ts';
 import { fixturePath, relativeError } from '../support/fixtures.ts';
 import { goldenArrays } from '../support/golden.ts';
 import { goldenBatch, windowOf } from '../support/golden_batch.ts';
@@ -28,19 +27,15 @@ describe('BA-LoRA on gemma2', () => {
       labels: 'labels',
     });
 
-    const objective = makeObjective(
-      tuned,
-      resolveRegularizers({
-        consistencyWeight: kWeights.consistency,
-        diversityWeight: kWeights.diversity,
-        svdWeight: kWeights.svd,
-        consistencySchedule: 'constant',
-        regularizerSchedule: 'constant',
-        ...kOptions,
-      }),
-    );
-    const input = { tuned, window: windowOf(batch), step: 0, totalSteps: 1 };
-    const fused = await objective.accumulate(input);
+    const objective = accumulator(tuned, {
+      consistencyWeight: kWeights.consistency,
+      diversityWeight: kWeights.diversity,
+      svdWeight: kWeights.svd,
+      consistencySchedule: 'constant',
+      regularizerSchedule: 'constant',
+      ...kOptions,
+    });
+    const fused = await objective.accumulate(windowOf(batch));
     objective.dispose();
     const gradients = new Map(
       tuned.parameters().map(({ name, tensor: t }) => [name, t.grad?.dataSync() as Float32Array]),

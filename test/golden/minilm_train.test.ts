@@ -14,12 +14,12 @@ import {
 import { zeros } from '../../lib/ops/index.ts';
 import { scope, type Tensor } from '../../lib/tensor.ts';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
-import { ClassifierObjective } from '../../lib/train/classifier_objective.ts';
-import { resolveRegularizers } from '../../lib/train/methods.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import type { StepRecord } from '../../lib/train/types.ts';
 import { WindowReader } from '../../lib/train/window.ts';
 import { meanNormError } from '../models/golden.ts';
+import { sequenceClassification } from '../../lib/tasks/sequence_classification.ts';
+import { accumulator } from '../support/accumulate.ts';
 import { values } from '../support/compare.ts';
 import { relativeError } from '../support/fixtures.ts';
 import { type GoldenArray, goldenArrays } from '../support/golden.ts';
@@ -99,14 +99,13 @@ describeShared('MiniLM training', [kModel, kGolden, kTrain], () => {
     });
     const windows = new WindowReader(
       data,
-      { accumulation: 1, positions: 'supervised' },
+      { accumulation: 1, select: (batch) => sequenceClassification.select(batch, {}) },
       { epoch: 0, microBatch: 0 },
     );
     const window = await windows.next();
     expect(Array.from(window.batches[0]?.batch.inputIds ?? [])).toEqual(unpaddedIds(array));
-    const regularizers = resolveRegularizers(kRegularizers, 'sequence-classification');
-    const objective = new ClassifierObjective(tuned.model, regularizers, () => {});
-    const terms = await objective.accumulate({ tuned, window, step: 0, totalSteps: 1 });
+    const objective = accumulator(tuned, kRegularizers);
+    const terms = await objective.accumulate(window);
     tuned.collectGradients();
     return { data, terms };
   }
@@ -204,6 +203,7 @@ describeShared('MiniLM training', [kModel, kGolden, kTrain], () => {
       });
       await trainer.train();
       expect(warnings).toEqual([
+        expect.stringMatching(/asks for dropout \(hidden_dropout_prob 0\.1/),
         expect.stringMatching(/svdTopK 5 is clamped to 1 = min\(16 examples, 2 outputs\) - 1/),
       ]);
       expect(records).toHaveLength(facts.trajectory.float64.length);

@@ -9,10 +9,9 @@ import type { Positions } from '../../lib/losses/positions.ts';
 import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
 import { gather, indexSelect, linear, logSumExp } from '../../lib/ops/index.ts';
 import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
-import { resolveRegularizers } from '../../lib/train/methods.ts';
-import { makeObjective } from '../../lib/train/objective.ts';
-import type { CombinedTerms } from '../../lib/train/record.ts';
-import type { RegularizerOptions } from '../../lib/train/types.ts';
+import type { RegularizerOptions } from '../../lib/train/regularizers.ts';
+
+import { accumulator } from '../support/accumulate.ts';
 import { casesOfLevel } from '../support/cpu_levels.ts';
 import { goldenArray, goldenArrays } from '../support/golden.ts';
 import { goldenBatch, type PaddedBatch, windowOf } from '../support/golden_batch.ts';
@@ -139,10 +138,9 @@ describeShared('adapters on SmolLM2', () => {
       const { batch } = goldenBatch(arrays, kNames);
       const options = regularizersOf(one);
       const window = windowOf(batch, options.positions);
-      const objective = makeObjective(tuned, resolveRegularizers(options));
-      const input = { tuned, window, step: 0, totalSteps: 1 };
-      const terms = (await objective.accumulate(input)) as CombinedTerms;
-      expect(window.totals.selected).toBe(one.rows);
+      const objective = accumulator(tuned, options);
+      const terms = await objective.accumulate(window);
+      expect(window.totals.regularized).toBe(one.rows);
       const near = (found: number | null, expected: number, what: string): void => {
         if (found === null) return;
         expect(Math.abs(found - expected), what).toBeLessThanOrEqual(5e-5 * Math.abs(expected));
@@ -180,9 +178,9 @@ describeShared('adapters on SmolLM2 in bf16', () => {
     const { batch } = goldenBatch(arrays, kNames);
     const window = windowOf(batch);
     const tuned = await AdapterModel.load(model, path('lora_r4'));
-    const objective = makeObjective(tuned, resolveRegularizers(regularizersOf(expected)));
-    const terms = await objective.accumulate({ tuned, window, step: 0, totalSteps: 1 });
-    const { taskLoss, consistency, diversity, svd } = terms as CombinedTerms;
+    const objective = accumulator(tuned, regularizersOf(expected));
+    const terms = await objective.accumulate(window);
+    const { taskLoss, consistency, diversity, svd } = terms;
     const within = (found: number | null, wanted: number, band: number, what: string): void => {
       expect(Math.abs((found as number) - wanted), what).toBeLessThanOrEqual(band);
     };

@@ -18,11 +18,10 @@ import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { div, eigh, gram, matmul, mul, slice, sqrt, sum, transpose } from '../../lib/ops/index.ts';
 import { synchronize } from '../../lib/runtime.ts';
 import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
-import { resolveRegularizers } from '../../lib/train/methods.ts';
-import { makeObjective } from '../../lib/train/objective.ts';
-import type { CombinedTerms } from '../../lib/train/record.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
-import type { BatchSource, RegularizerOptions, StepRecord } from '../../lib/train/types.ts';
+import type { RegularizerOptions } from '../../lib/train/regularizers.ts';
+import type { BatchSource, StepRecord } from '../../lib/train/types.ts';
+import { accumulator } from '../support/accumulate.ts';
 import { casesOfLevel, kTestCpuLevel } from '../support/cpu_levels.ts';
 import { type GoldenArray, goldenArray, goldenArrays } from '../support/golden.ts';
 import { windowOf } from '../support/golden_batch.ts';
@@ -282,9 +281,8 @@ function compareStep(record: StepRecord, step: Step, bounds: Bounds): void {
 }
 
 async function compareEnd(tuned: AdapterModel, run: RunFacts, batch: Batch): Promise<void> {
-  const objective = makeObjective(tuned, resolveRegularizers(regularizersOf(run)));
-  const input = { tuned, window: windowOf(batch), step: 0, totalSteps: 1 };
-  const terms = (await objective.accumulate(input)) as CombinedTerms;
+  const objective = accumulator(tuned, regularizersOf(run));
+  const terms = await objective.accumulate(windowOf(batch));
   near(terms.taskLoss, run.eval_after.task, 1e-3, 'eval_after task');
   near(
     terms.consistency,

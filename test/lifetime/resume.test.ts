@@ -34,6 +34,7 @@ it.each([
   { source: 'arithmetic', steps: 300, maxKills: 12 },
   // Each epoch in an order of its own: the position is one of a permutation.
   { source: 'shuffled', steps: 90, maxKills: 4 },
+  { source: 'seq2seq', steps: 60, maxKills: 4 },
 ])(
   `ends in the same bytes, $source (seed ${kSeed})`,
   async ({ source, steps, maxKills }) => {

@@ -7,7 +7,7 @@ import {
   gramFormAllowed,
   HeadGram,
 } from '../../lib/losses/fused.ts';
-import { BaLoraLoss } from '../../lib/losses/nlg.ts';
+import { BaLoraLoss } from '../../lib/losses/head_loss.ts';
 import { baLoraPlainLoss, headLogits } from '../../lib/losses/plain.ts';
 import {
   headLosses,

@@ -1,6 +1,6 @@
 // The regularizers' schedules against the golden tables, to the last bits of double precision.
 import { describe, expect, it } from 'vitest';
-import { BaLoraLoss } from '../../lib/losses/nlg.ts';
+import { BaLoraLoss } from '../../lib/losses/head_loss.ts';
 import {
   adaptiveConsistencyWeight,
   consistencyWeightAt,

@@ -1,7 +1,8 @@
 /** Golden batches (ids, mask, unshifted labels, padded on the right) as the library's micro-batches. */
 import type { Batch } from '../../lib/data/collate.ts';
 import type { Positions } from '../../lib/losses/positions.ts';
-import { countRows, type Window } from '../../lib/train/window.ts';
+import { causalLm } from '../../lib/tasks/causal_lm.ts';
+import type { Window } from '../../lib/train/window.ts';
 import { type GoldenArray, goldenArray } from './golden.ts';
 
 const kIgnored = -100;
@@ -53,11 +54,11 @@ export function goldenBatch(
 }
 
 /** A micro-batch that is a whole window. */
-export function windowOf(batch: Batch, positions: Positions = 'supervised'): Window {
-  const counts = countRows(batch, positions);
+export function windowOf(batch: Batch, positions: Positions = 'supervised'): Window<Batch> {
+  const chosen = causalLm.select(batch, { positions });
   return {
-    batches: [{ batch, counts }],
-    totals: counts,
+    batches: [{ ...chosen, index: 0, teacher: null }],
+    totals: chosen.counts,
     after: { epoch: 0, microBatch: 1 },
     epoch: 1,
   };

@@ -36,6 +36,7 @@ async function run(options: Partial<TrainerOptions>) {
   const tuned = await AdapterModel.create(new TinyModel(), { r: 4, loraAlpha: 8 });
   const seen: string[] = [];
   const note = (event: TrainEvent): void => {
+    if (event.type === 'evaluating') return;
     const step = event.type === 'step' ? event.record.step : 'step' in event ? event.step : '';
     seen.push(`${event.type}${step}`);
   };

@@ -1,6 +1,7 @@
 import { expect, it } from 'vitest';
-import { resolveMethod, resolveRegularizers } from '../../lib/train/methods.ts';
-import type { MethodName, RegularizerOptions } from '../../lib/train/types.ts';
+import { resolveMethod } from '../../lib/train/methods.ts';
+import { type RegularizerOptions, resolveRegularizers } from '../../lib/train/regularizers.ts';
+import type { MethodName } from '../../lib/train/types.ts';
 
 it('gives the recipe to balora and nothing but the start to pissa', () => {
   const balora = resolveMethod('balora');

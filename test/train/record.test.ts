@@ -1,5 +1,6 @@
 import { expect, it } from 'vitest';
-import { customTerms, makeRecord, StepClock, weightedTerms } from '../../lib/train/record.ts';
+import type { TermValues } from '../../lib/losses/term_sums.ts';
+import { makeRecord, StepClock, weightedTerms } from '../../lib/train/record.ts';
 
 it('adds terms with their weights', () => {
   const values = { task: 2, consistency: 3, diversity: -1, svd: null };
@@ -7,40 +8,30 @@ it('adds terms with their weights', () => {
   expect(weightedTerms(values, weights)).toEqual({
     loss: 2 + 1.5 - 0.25,
     taskLoss: 2,
-    consistency: 3,
-    diversity: -1,
-    svd: null,
-    consistencyWeight: 0.5,
-    diversityWeight: 0.25,
-    svdWeight: 0.1,
+    values: { consistency: 3, diversity: -1, svd: null },
+    weights,
     custom: null,
   });
 });
 
-it("adds a user's loss and metrics with the micro-batches' shares", () => {
-  const terms = customTerms();
-  terms.addLoss(2, 0.25);
-  terms.addLoss(1, 0.75);
-  terms.addMetric('margin', 3, 0.25);
-  terms.addMetric('margin', 5, 0.75);
-  expect(terms.combined()).toMatchObject({ loss: 1.25, taskLoss: 1.25, custom: { margin: 4.5 } });
+it("keeps a caller's own terms apart from the fields that every record has", () => {
+  const { terms, consistency } = recordOf({ task: 2, consistency: 3, mine: 4 }, { mine: 0.5 });
+  expect(consistency).toBe(3);
+  expect(terms).toEqual({ mine: { value: 4, weight: 0.5 } });
 });
 
-it('writes a record with the keys of metrics.jsonl', () => {
-  const record = makeRecord({
-    step: 1,
-    epoch: 0.5,
-    terms: weightedTerms(
-      { task: 2, consistency: null, diversity: null, svd: null },
-      { consistency: 0, diversity: 0, svd: 0 },
-    ),
-    gradNorm: 3,
-    learningRate: 1e-4,
-    tokens: 100,
-    supervisedTokens: 40,
-    seconds: 2,
-    elapsedSeconds: 2,
+function recordOf(values: TermValues, weights: Record<string, number>) {
+  return makeRecord({
+    ...{ step: 1, epoch: 0.5, terms: weightedTerms(values, weights), gradNorm: 3 },
+    ...{ learningRate: 1e-4, tokens: 100, supervisedTokens: 40, seconds: 2, elapsedSeconds: 2 },
   });
+}
+
+it('writes a record with the keys of metrics.jsonl', () => {
+  const record = recordOf(
+    { task: 2, consistency: null, diversity: null, svd: null },
+    { consistency: 0, diversity: 0, svd: 0 },
+  );
   expect(Object.keys(record)).toEqual([
     'step',
     'epoch',

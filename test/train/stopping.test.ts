@@ -82,6 +82,7 @@ async function expectGoesOn(from: number, more: Partial<TrainerOptions> = {}): P
 const noting =
   (seen: string[]): TrainCallback =>
   (event) => {
+    if (event.type === 'evaluating') return;
     const step = event.type === 'step' ? event.record.step : 'step' in event ? event.step : '';
     seen.push(`${event.type}${step}`);
   };

@@ -5,10 +5,10 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { ArgumentError, UnsupportedError } from '../../lib/errors.ts';
-import { BaLoraLoss } from '../../lib/losses/nlg.ts';
+import { BaLoraLoss } from '../../lib/losses/head_loss.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { opTimes, resetOpTimes, synchronize } from '../../lib/runtime.ts';
-import { TeacherCache } from '../../lib/train/teacher_cache.ts';
+import { type CachedSequence, TeacherCache } from '../../lib/tasks/teacher_cache.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import type { Batch, StepRecord } from '../../lib/train/types.ts';
 import { randomTensor } from '../support/gradcheck.ts';
@@ -241,17 +241,22 @@ describe('a kept teacher', () => {
 });
 
 describe('TeacherCache', () => {
+  const sequencesOf = ({ inputIds, cuSeqlens, lengths }: Batch): CachedSequence[] =>
+    Array.from({ length: cuSeqlens.length - 1 }, (_, b) => {
+      const [begin, end] = [cuSeqlens[b] as number, cuSeqlens[b + 1] as number];
+      return { ids: inputIds.subarray(begin, begin + (lengths?.[b] ?? end - begin)), begin, end };
+    });
   const kind = { model: 'm', dtype: 'f32', channels: 8, vocabulary: 17, temperature: 2 };
   const head = { weight: randomTensor([17, 8], { seed: 1, dtype: 'f32' }) };
   const loss = new BaLoraLoss(head);
   const fill = async (cache: TeacherCache, batch: Batch, seed = 2) => {
     const hidden = randomTensor([batch.inputIds.length, 8], { seed, dtype: 'f32' });
     const summary = loss.summarize(hidden, loss.select(batch));
-    await cache.put(batch, loss.select(batch), summary);
+    await cache.put(sequencesOf(batch), loss.select(batch), summary);
     return Array.from((await summary.mean.data()) as Float32Array);
   };
   const take = async (cache: TeacherCache, batch: Batch) => {
-    const summary = cache.take(batch, loss.select(batch));
+    const summary = cache.take(sequencesOf(batch), loss.select(batch));
     return summary && Array.from((await summary.mean.data()) as Float32Array);
   };
 

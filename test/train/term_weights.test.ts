@@ -3,8 +3,8 @@ import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { LabelledBatches } from '../../lib/data/labelled_batches.ts';
 import { arrayRows } from '../../lib/data/rows.ts';
-import { resolveRegularizers } from '../../lib/train/methods.ts';
-import { termWeights } from '../../lib/train/term_weights.ts';
+import { bind } from '../../lib/losses/term.ts';
+import { consistency } from '../../lib/losses/terms/consistency.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import { tinyClassifier, tinyClassifierTokenizer } from '../support/tiny_classifier.ts';
 
@@ -15,11 +15,11 @@ it.each([
   [Math.log(3), Math.log(3), 0.01],
   [700, 2000 * Math.LN2, 0.1 - 0.09 * (700 / (2000 * Math.LN2))],
   [0, 0, 0.1],
-])('an entropy of %s where the most is %s', async (mean, most, weight) => {
-  const at = { step: 0, totalSteps: 10 };
-  const entropy = async () => ({ mean, most });
-  const weights = await termWeights(resolveRegularizers(kAdaptive), at, entropy);
-  expect(weights?.consistency).toBeCloseTo(weight, 12);
+])('an entropy of %s where the most is %s', (mean, most, weight) => {
+  const teacherEntropy = most > 0 ? mean / most : 0;
+  const term = bind(consistency, kAdaptive);
+  expect(term.readsTeacherEntropy).toBe(true);
+  expect(term.weightAt({ step: 0, totalSteps: 10, teacherEntropy })).toBeCloseTo(weight, 12);
 });
 
 it('is far from sure of 1100 labels that a fresh head knows nothing of', async () => {

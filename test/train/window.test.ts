@@ -1,6 +1,12 @@
 import { describe, expect, it } from 'vitest';
+import type { Positions } from '../../lib/losses/positions.ts';
 import type { Batch, BatchSource } from '../../lib/train/types.ts';
-import { countRows, countSteps, WindowReader } from '../../lib/train/window.ts';
+import { causalLm } from '../../lib/tasks/causal_lm.ts';
+import { countSteps, WindowReader } from '../../lib/train/window.ts';
+
+const countsOf = (batch: Batch, positions: Positions) =>
+  causalLm.select(batch, { positions }).counts;
+const select = (batch: Batch) => causalLm.select(batch, { positions: 'supervised' });
 
 /** Micro-batch i of epoch e: i + 1 supervised rows after e + 1 prompt rows and one last row. */
 function batchOf(epoch: number, index: number): Batch {
@@ -35,7 +41,7 @@ describe('windows', () => {
   it('count before the step and stop at the end of an epoch', async () => {
     const reader = new WindowReader(
       source([5]),
-      { accumulation: 2, positions: 'supervised' },
+      { accumulation: 2, select },
       { epoch: 0, microBatch: 0 },
     );
     const sizes: number[] = [];
@@ -53,7 +59,7 @@ describe('windows', () => {
   });
 
   it('go on from a position as if never interrupted', async () => {
-    const options = { accumulation: 2, positions: 'supervised' as const };
+    const options = { accumulation: 2, select };
     const whole = new WindowReader(source([5, 3]), options, { epoch: 0, microBatch: 0 });
     for (let i = 0; i < 6; i++) {
       const resumed = new WindowReader(
@@ -72,7 +78,7 @@ describe('windows', () => {
       batches: () => [{ ...batchOf(0, 0), targets: new Int32Array(3).fill(-100) }],
     };
     const start = { epoch: 0, microBatch: 0 };
-    const options = { accumulation: 1, positions: 'supervised' as const };
+    const options = { accumulation: 1, select };
     await expect(new WindowReader(none, options, start).next()).rejects.toThrow(
       /no supervised token/,
     );
@@ -90,7 +96,7 @@ describe('windows', () => {
   });
 });
 
-async function last(options: { accumulation: number; positions: 'supervised' }, windows: number) {
+async function last(options: { accumulation: number; select: typeof select }, windows: number) {
   const reader = new WindowReader(source([5, 3]), options, { epoch: 0, microBatch: 0 });
   let after = { epoch: 0, microBatch: 0 };
   for (let i = 0; i < windows; i++) after = (await reader.next()).after;
@@ -99,12 +105,12 @@ async function last(options: { accumulation: number; positions: 'supervised' }, 
 
 it('counts rows by kind, padding never', () => {
   const batch = { ...batchOf(2, 1), lengths: Int32Array.of(5) };
-  expect(countRows(batch, 'supervised')).toEqual({ tokens: 5, supervised: 2, selected: 2 });
-  expect(countRows(batch, 'non_padding')).toEqual({ tokens: 5, supervised: 2, selected: 5 });
-  expect(countRows(batchOf(2, 1), 'label_aligned')).toEqual({
+  expect(countsOf(batch, 'supervised')).toEqual({ tokens: 5, supervised: 2, regularized: 2 });
+  expect(countsOf(batch, 'non_padding')).toEqual({ tokens: 5, supervised: 2, regularized: 5 });
+  expect(countsOf(batchOf(2, 1), 'label_aligned')).toEqual({
     tokens: 6,
     supervised: 2,
-    selected: 2,
+    regularized: 2,
   });
 });
 

@@ -1,8 +1,10 @@
 // A small model and its trainer, for programs that train it until something happens to them.
+import { fileURLToPath } from 'node:url';
 import {
   AdapterModel,
   add,
   arrayRows,
+  AutoModelForSeq2SeqLM,
   Batches,
   CausalLM,
   demoCheckpoint,
@@ -86,12 +88,41 @@ async function shuffled() {
   return { data, vocabulary: tokenizer.vocabSize };
 }
 
-/** @param source 'arithmetic' or 'shuffled' */
+const kT5 = fileURLToPath(new URL('../../fixtures/architectures/t5/model', import.meta.url));
+
+/** Sources and targets for a tiny T5, the same order in every epoch: the target is the source backwards. */
+const pairs = {
+  fingerprint: 'pairs',
+  batchCount: () => 7,
+  *batches(epoch, start) {
+    for (let i = start; i < 7; i++) {
+      const source = Int32Array.from({ length: 6 }, (_, t) => 2 + ((5 * epoch + 3 * i + 7 * t) % 20));
+      const targets = Int32Array.of(...Int32Array.from(source).reverse(), 1);
+      const inputIds = Int32Array.of(0, ...targets.subarray(0, -1));
+      yield { ...segment(source), decoder: { ...segment(inputIds), targets } };
+    }
+  },
+};
+
+function segment(inputIds) {
+  const positions = inputIds.map((_, t) => t);
+  return { inputIds, positions, cuSeqlens: Int32Array.of(0, inputIds.length) };
+}
+
+async function subject(source) {
+  if (source === 'seq2seq') {
+    return { data: pairs, model: await AutoModelForSeq2SeqLM.fromPretrained(kT5) };
+  }
+  if (source === 'arithmetic') return { data: arithmetic, model: new Small(kVocabulary) };
+  const { data, vocabulary } = await shuffled();
+  return { data, model: new Small(vocabulary) };
+}
+
+/** @param source 'arithmetic', 'shuffled' or 'seq2seq' */
 export async function smallTrainer({ source = 'arithmetic', ...options }) {
   setNumThreads(1);
-  const { data, vocabulary } =
-    source === 'shuffled' ? await shuffled() : { data: arithmetic, vocabulary: kVocabulary };
-  const tuned = await AdapterModel.create(new Small(vocabulary), {
+  const { data, model } = await subject(source);
+  const tuned = await AdapterModel.create(model, {
     ...{ r: 4, loraAlpha: 4, initLoraWeights: 'pissa' },
   });
   return new Trainer({

@@ -1,7 +1,7 @@
 // Trains an adapter on a small model into the folder of its first argument, resuming if there is something to resume,
 // and prints a line a step. May be killed at any moment. Prints "done" and a digest of the result at the end.
 //
-//   node train_run.mjs FOLDER [STEPS [arithmetic|shuffled]]
+//   node train_run.mjs FOLDER [STEPS [arithmetic|shuffled|seq2seq]]
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';

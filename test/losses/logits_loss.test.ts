@@ -1,7 +1,9 @@
 // The regularizers of classification heads: every golden case, values and gradients, in f64 and f32; and what NluLoss adds to
 // them: shares of a window, the clamp and its warning, heads of one output.
 import { describe, expect, it } from 'vitest';
-import { NluLoss, type NluWarning, nluTaskLoss } from '../../lib/losses/nlu.ts';
+import { NluLoss, nluTaskLoss } from '../../lib/losses/logits_loss.ts';
+import type { TermNote } from '../../lib/losses/term.ts';
+import { TermSums } from '../../lib/losses/term_sums.ts';
 import {
   binaryCrossEntropy,
   nluConsistencyLoss,
@@ -79,7 +81,7 @@ interface TotalParams {
 }
 
 /** The golden total of a regression counts the divergence of one class, which is 0; NluLoss has the outputs' distance there. */
-function lossOf(c: Case, onWarning: (warning: NluWarning) => void = () => {}) {
+function lossOf(c: Case, onWarning: (warning: TermNote) => void = () => {}) {
   const params = c.params as unknown as TotalParams;
   const regression = params.task === 'mse';
   return new NluLoss({
@@ -98,7 +100,7 @@ const labelsOf = (c: Case, dtype: Dtype) =>
 
 describe.each(dtypes)('totals in %s', (dtype) => {
   it.each(ofKind('nlu_total'))('$name', async (c) => {
-    const warnings: NluWarning[] = [];
+    const warnings: TermNote[] = [];
     const loss = lossOf(c, (warning) => warnings.push(warning));
     const z = load(c, 'Z', dtype, true);
     const batch = {
@@ -111,7 +113,7 @@ describe.each(dtypes)('totals in %s', (dtype) => {
     result.loss.backward();
     expectValue(result.loss.itemSync(), c.value as number, dtype);
     expectGrad(gradOf(z), array(c, 'dZ').data as Float64Array, dtype);
-    const window = loss.window(z.shape[1] as number);
+    const window = new TermSums(loss.terms);
     window.add(result);
     const found = await window.read();
     for (const [term, value] of Object.entries(c.terms ?? {})) {
@@ -137,7 +139,7 @@ describe('NluLoss over a window', () => {
     const parts = [0, 8, 13, 16];
     const loss = lossOf(c);
     const z = load(c, 'Z', 'f64', true);
-    const window = loss.window(3);
+    const window = new TermSums(loss.terms);
     for (let i = 0; i + 1 < parts.length; i++) {
       const cut = (x: Tensor) =>
         slice(x, 0, { start: parts[i] as number, stop: parts[i + 1] as number });
@@ -177,11 +179,11 @@ describe('NluLoss over a window', () => {
       labels: tensor(Int32Array.of(2)),
       weights: { consistency: 1, diversity: 1, svd: 1 },
     });
-    const window = loss.window(3);
+    const window = new TermSums(loss.terms);
     window.add(result);
     expect(warnings).toEqual(['nlu_single_example']);
     const terms = await window.read();
-    expect(terms).toMatchObject({ consistency: 0, diversity: 0, svd: 0 });
+    expect(terms).toMatchObject({ consistency: 0, diversity: null, svd: null });
     expect(result.loss.itemSync()).toBeCloseTo(terms.task, 6);
   });
 });

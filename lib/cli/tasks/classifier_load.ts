@@ -1,29 +1,31 @@
 /** Loading for classification: labelled data, a model with a head, and what is tuned of it. */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { AdapterModel } from '../adapters/adapter_model.ts';
-import { FullModel } from '../adapters/full_model.ts';
-import { savedShape } from '../adapters/peft_folder.ts';
-import type { TunedModel } from '../adapters/tuned_model.ts';
-import { LabelledBatches, type LabelledOptions } from '../data/labelled_batches.ts';
-import type { LabelKind, LabelScheme } from '../data/labels.ts';
-import { resolveModel } from '../io/hub.ts';
-import { kProblemTypes } from '../losses/nlu.ts';
-import { readConfigJson } from '../models/config_keys.ts';
+import { AdapterModel } from '../../adapters/adapter_model.ts';
+import { FullModel } from '../../adapters/full_model.ts';
+import { savedShape } from '../../adapters/peft_folder.ts';
+import type { TunedModel } from '../../adapters/tuned_model.ts';
+import { LabelledBatches, type LabelledOptions } from '../../data/labelled_batches.ts';
+import type { LabelKind, LabelScheme } from '../../data/labels.ts';
+import { resolveModel } from '../../io/hub.ts';
+import { kProblemTypes } from '../../losses/problem_type.ts';
+import { readConfigJson } from '../../models/config_keys.ts';
 import {
   AutoModelForSequenceClassification,
   type ClassifierOptions,
   checkpointHead,
   type SequenceClassifier,
-} from '../models/index.ts';
-import { findFiles } from '../models/opened.ts';
-import type { Tokenizer } from '../text/tokenizer.ts';
-import { copyHead, warmUpHead } from '../train/head_warmup.ts';
-import { type DataOptions, loadOptions, type ModelLoadOptions, openData, warned } from './load.ts';
-import type { Progress } from './progress.ts';
-import { formatBytes } from './terminal.ts';
-import type { TrainSettings } from './train_options.ts';
-import { kTrainDefaults, type LabelledSetup, type TrainSetup } from './train_setup.ts';
+} from '../../models/index.ts';
+import { findFiles } from '../../models/opened.ts';
+import type { Tokenizer } from '../../text/tokenizer.ts';
+import { copyHead, warmUpHead } from '../../train/head_warmup.ts';
+import { type DataOptions, loadOptions, type ModelLoadOptions, openData, warned } from '../load.ts';
+import type { Progress } from '../progress.ts';
+import { formatBytes } from '../terminal.ts';
+import type { TrainSettings } from '../train_options.ts';
+import { kTrainDefaults, type TrainSetup } from '../train_setup.ts';
+import type { Surroundings } from './cli_task.ts';
+import type { LabelledExamples } from './sequence_classification.ts';
 
 /** A labelled file as micro-batches; warnings go to the user. */
 export async function openLabelled(
@@ -115,17 +117,11 @@ export async function loadClassifier(
   return AutoModelForSequenceClassification.fromPretrained(path, { ...options, ...labels });
 }
 
-interface Surroundings {
-  readonly data: LabelledBatches;
-  readonly progress: Progress;
-  readonly signal: AbortSignal;
-}
-
 /** The model of the settings, its head warmed up if asked for, with what is to be trained. */
 export async function loadTunedClassifier(
   settings: TrainSettings,
-  setup: TrainSetup & { labelled: LabelledSetup },
-  { data, progress, signal }: Surroundings,
+  setup: TrainSetup<LabelledExamples>,
+  { data, progress, signal }: Surroundings & { readonly data: LabelledBatches },
 ): Promise<TunedModel<SequenceClassifier>> {
   const path = settings.model as string;
   const { seed, newHead } = { ...kTrainDefaults, ...settings };
@@ -137,7 +133,7 @@ export async function loadTunedClassifier(
     const why = newHead ? '' : `, since ${path} has none`;
     progress.message(`drawn anew${why}: ${model.newlyInitialized.join(', ')}`);
   }
-  const { headWarmupEpochs: epochs } = setup.labelled;
+  const { headWarmupEpochs: epochs } = setup.examples;
   const { consistencyWeight } = setup.method.regularizers;
   if (epochs > 0) {
     const { loss, examples } = await warmUpHead(model, data, { epochs, seed, signal });

@@ -21,9 +21,9 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { crc32 } from '../io/crc32.ts';
-import type { SelectedRows, TeacherSummary } from '../losses/nlg.ts';
+import type { SelectedRows } from '../losses/positions.ts';
+import type { TeacherSummary } from '../ops/index.ts';
 import { noGrad, tensor, unscoped } from '../tensor.ts';
-import type { Batch } from './types.ts';
 
 /** The name in a run's folder. */
 export const kTeacherCacheName = 'teacher_cache.bin';
@@ -37,7 +37,16 @@ export interface TeacherCacheKind {
   readonly temperature: number;
 }
 
-/** One sequence's rows in a batch. */
+/** One sequence of a batch, as the cache knows it again in another batch. */
+export interface CachedSequence {
+  /** Everything that the teacher's rows of the sequence depend on. */
+  readonly ids: Int32Array;
+  /** Its first row in the batch, and the one after its last. */
+  readonly begin: number;
+  readonly end: number;
+}
+
+/** One sequence's selected rows. */
 interface Piece {
   readonly key: string;
   readonly rows: number;
@@ -87,8 +96,8 @@ export class TeacherCache {
   }
 
   /** The summary of a batch's selected rows, or null where a sequence of it has not been met or its record is damaged. */
-  take(batch: Batch, selected: SelectedRows): TeacherSummary | null {
-    const pieces = piecesOf(batch, selected);
+  take(sequences: readonly CachedSequence[], selected: SelectedRows): TeacherSummary | null {
+    const pieces = piecesOf(sequences, selected);
     const parts: Buffer[] = [];
     for (const piece of pieces) {
       const payload = this.#payload(piece);
@@ -116,12 +125,16 @@ export class TeacherCache {
   }
 
   /** Keeps the summary of a batch's selected rows. */
-  async put(batch: Batch, selected: SelectedRows, summary: TeacherSummary): Promise<void> {
+  async put(
+    sequences: readonly CachedSequence[],
+    selected: SelectedRows,
+    summary: TeacherSummary,
+  ): Promise<void> {
     const mean = bytesOf((await summary.mean.data()) as Float32Array);
     const entropy = bytesOf((await summary.entropy.data()) as Float64Array);
     const width = this.#channels * this.#elementBytes;
     let row = 0;
-    for (const { key, rows } of piecesOf(batch, selected)) {
+    for (const { key, rows } of piecesOf(sequences, selected)) {
       const payload = Buffer.concat([
         mean.subarray(row * width, (row + rows) * width),
         entropy.subarray(row * kEntropyBytes, (row + rows) * kEntropyBytes),
@@ -189,17 +202,14 @@ export class TeacherCache {
   }
 }
 
-/** A batch's sequences with the selected rows of each, in their order. */
-function piecesOf({ inputIds, cuSeqlens, lengths }: Batch, { rows }: SelectedRows): Piece[] {
+/** The selected rows of each sequence, in their order. */
+function piecesOf(sequences: readonly CachedSequence[], { rows }: SelectedRows): Piece[] {
   const pieces: Piece[] = [];
   let at = 0;
-  for (let b = 0; b + 1 < cuSeqlens.length; b++) {
-    const start = cuSeqlens[b] as number;
-    const end = cuSeqlens[b + 1] as number;
+  for (const { ids, begin, end } of sequences) {
     const first = at;
     while (at < rows.length && (rows[at] as number) < end) at++;
-    const ids = inputIds.subarray(start, lengths ? start + (lengths[b] as number) : end);
-    const places = rows.subarray(first, at).map((row) => row - start);
+    const places = rows.subarray(first, at).map((row) => row - begin);
     const digest = createHash('sha256')
       .update(`${ids.length} ${places.length} `)
       .update(bytesOf(ids))

@@ -2,12 +2,12 @@
  * What the label ids of a trained head stand for, where the data comes with names of its own, or a task's. A head keeps the
  * order it was trained in: data whose names are sorted, or in GLUE's order, would be held against others of its classes.
  */
-import { glueTask } from '../data/glue.ts';
-import { type LabelScheme, placesIn } from '../data/labels.ts';
+import { glueTask } from '../../data/glue.ts';
+import { type LabelScheme, placesIn } from '../../data/labels.ts';
 import type { TrainedHead } from './classifier_load.ts';
-import type { Progress } from './progress.ts';
-import type { TrainSettings } from './train_options.ts';
-import { listOf } from './train_setup.ts';
+import type { Progress } from '../progress.ts';
+import type { TrainSettings } from '../train_options.ts';
+import { listOf } from '../train_setup.ts';
 
 /** What the user says of the labels. */
 type Said = Pick<TrainSettings, 'numLabels' | 'labelNames' | 'glue'>;

@@ -1,28 +1,15 @@
-/** What a classifier's run is refused for before its first step. */
+/** The labels of a classifier's data, held against those of its head and of the held-out data. */
 import { type LabelScheme, placesIn } from '../data/labels.ts';
 import { ArgumentError } from '../errors.ts';
-import type { ResolvedOptions } from './options.ts';
-import type { ClassifierTrainerOptions } from './trainer_options.ts';
 
-/** @throws ArgumentError for a loss, a schedule that has no meaning, or labels that mean something else to others */
-export function checkClassifierRun(
-  input: ClassifierTrainerOptions,
-  { regularizers }: ResolvedOptions,
+/** @throws ArgumentError for labels that mean something else to the head, or to the held-out data */
+export function checkLabels(
+  head: readonly string[] | null,
+  data: LabelScheme | undefined,
+  held: LabelScheme | undefined,
 ): void {
-  // The types have no such option; a program in JavaScript may give it all the same.
-  if ('loss' in input && input.loss !== undefined) {
-    throw new ArgumentError(
-      "loss: a loss of one's own is for language models; a classifier's is its task's and the regularizers: leave it out",
-    );
-  }
-  const { consistencySchedule, consistencyWeight } = regularizers;
-  const { problemType, labelNames } = input.tuned.model;
-  // The adaptive schedule asks how sure the teacher is of its classes; numbers have none.
-  if (problemType === 'regression' && consistencyWeight > 0 && consistencySchedule === 'adaptive') {
-    throw new ArgumentError('consistencySchedule adaptive has no meaning for regression');
-  }
-  checkNames(labelNames, input.data.scheme?.names);
-  checkSchemes(input.data.scheme, input.evalData?.scheme);
+  checkNames(head, data?.names);
+  checkSchemes(data, held);
 }
 
 /**

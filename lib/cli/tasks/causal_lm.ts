@@ -1,0 +1,20 @@
+/** Causal language models on the command line. */
+import { Batches, type BatchOptions } from '../../data/batches.ts';
+import { AutoModelForCausalLM, checkCausalLM, type CausalLM } from '../../models/index.ts';
+import { causalLm } from '../../tasks/causal_lm.ts';
+import { kTrainDefaults } from '../train_setup.ts';
+import { formatOptions, languageModelCli } from './language_model.ts';
+
+export const causalLmCli = languageModelCli<CausalLM, BatchOptions>({
+  task: causalLm,
+  taskType: 'CAUSAL_LM',
+  own: ['promptTemplate', 'promptField', 'responseField', 'maxLength', 'packing'],
+  check: checkCausalLM,
+  load: (folder, options) => AutoModelForCausalLM.fromPretrained(folder, options),
+  shared: (settings) => ({
+    ...formatOptions(settings),
+    maxLength: settings.maxLength ?? kTrainDefaults.maxLength,
+  }),
+  training: ({ packing = false }) => ({ packing }),
+  batches: ({ rows, tokenizer, options }) => Batches.create(rows, tokenizer, options),
+});

@@ -1,0 +1,213 @@
+/** The part that causal language models and encoder-decoders share on the command line. */
+import { AdapterModel } from '../../adapters/adapter_model.ts';
+import { FullModel } from '../../adapters/full_model.ts';
+import type { TunedModel } from '../../adapters/tuned_model.ts';
+import type { BatchSource } from '../../data/batch_source.ts';
+import type { DataStatistics } from '../../data/batches.ts';
+import type { FormatOptions } from '../../data/example_format.ts';
+import type { RowSource } from '../../data/rows.ts';
+import { ArgumentError } from '../../errors.ts';
+import { type EvaluatedBatch, type EvaluatedModel, evaluate } from '../../eval/evaluate.ts';
+import type { EvaluationResult } from '../../eval/types.ts';
+import type { CausalLM, Seq2SeqLM } from '../../models/index.ts';
+import type { Tokenizer } from '../../text/tokenizer.ts';
+import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
+import { type EvaluateSettings, kEvalBatchSize } from '../evaluate_options.ts';
+import {
+  loadOptions,
+  type ModelLoadOptions,
+  openBatches,
+  openModel,
+  type TellingOptions,
+  warned,
+} from '../load.ts';
+import { formatBytes, formatSeconds } from '../terminal.ts';
+import type { TrainSettings } from '../train_options.ts';
+import { kTrainDefaults, listOf } from '../train_setup.ts';
+import type { TrainSetup } from '../train_setup.ts';
+import type { CliTask, Evaluated, Surroundings } from './cli_task.ts';
+
+/** Template and fields of prompts and responses, those that are given. */
+export function formatOptions({
+  promptTemplate,
+  promptField,
+  responseField,
+}: Pick<TrainSettings, 'promptTemplate' | 'promptField' | 'responseField'>): FormatOptions {
+  return {
+    ...(promptTemplate === undefined ? {} : { promptTemplate }),
+    ...(promptField === undefined ? {} : { promptField }),
+    ...(responseField === undefined ? {} : { responseField }),
+  };
+}
+
+/** What sets one kind of language model apart from another. M is the model, D the options of its data. */
+export interface LanguageModelCli<M extends CausalLM | Seq2SeqLM, D extends object>
+  extends Pick<CliTask, 'task' | 'taskType' | 'own'> {
+  check(folder: string, options: ModelLoadOptions): Promise<void>;
+  load(folder: string, options: ModelLoadOptions): Promise<M>;
+  /** Options of the data of a run: template, fields and lengths. */
+  shared(settings: DataSettings): D;
+  /** Options that training data has beside these. */
+  training(settings: TrainSettings): Partial<D>;
+  batches(input: {
+    readonly rows: RowSource;
+    readonly tokenizer: Tokenizer;
+    readonly model: M;
+    readonly options: D & TellingOptions & { signal: AbortSignal };
+  }): Promise<LanguageModelData<M>>;
+}
+
+/** The settings that shape examples, of `train` and `evaluate` alike. */
+export type DataSettings = Pick<
+  TrainSettings,
+  | 'promptTemplate'
+  | 'promptField'
+  | 'responseField'
+  | 'maxLength'
+  | 'maxSourceLength'
+  | 'maxTargetLength'
+>;
+
+/** Micro-batches with what a plan says of them. */
+interface LanguageModelData<M extends CausalLM | Seq2SeqLM> extends BatchSource<EvaluatedBatch<M>> {
+  readonly statistics: DataStatistics;
+  readonly format: string;
+}
+
+/** A kind of language model as a task of the command line. Held-out data is in order and never packed. */
+export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends object>(
+  kind: LanguageModelCli<M, D>,
+): CliTask<{ data: D; evalData: D }> {
+  const { task, taskType, own } = kind;
+  return {
+    ...{ task, taskType, own },
+    examples: (settings, { batchSize, evalBatchSize, seed, shuffle }) => ({
+      data: { ...kind.shared(settings), ...kind.training(settings), batchSize, seed, shuffle },
+      evalData: { ...kind.shared(settings), batchSize: evalBatchSize, shuffle: false },
+    }),
+    prepare: async (settings, setup, around) => {
+      const how = loadOptions(settings, around.progress);
+      const { folder, tokenizer } = await openModel(settings.model as string, kind.check, how);
+      const load = (options: ModelLoadOptions) => kind.load(folder, options);
+      const tuned = await tunedOf(load, settings, setup, around);
+      const { model } = tuned;
+      const opened: (() => Promise<void>)[] = [];
+      const open = async (file: string, given: D) => {
+        const { batches, close } = await openBatches(
+          file,
+          (rows, telling) => {
+            const options = { ...given, ...telling, signal: around.signal };
+            return kind.batches({ rows, tokenizer, model, options });
+          },
+          { columns: setup.columns, ...around },
+        );
+        opened.push(close);
+        return batches;
+      };
+      const data = await open(settings.data as string, setup.examples.data);
+      const evalData =
+        settings.evalData === undefined
+          ? {}
+          : { evalData: await open(settings.evalData, setup.examples.evalData) };
+      const { signal } = around;
+      return {
+        input: { ...setup.training, tuned, data, ...evalData, signal } as AnyTrainerOptions,
+        tokenizer,
+        statistics: data.statistics,
+        format: data.format,
+        close: async () => {
+          for (const close of opened) await close();
+        },
+      };
+    },
+    loadBase: async (path, { adapter: _, progress: __, ...how }) => {
+      const { folder, tokenizer } = await openModel(path, kind.check, how);
+      return { model: await kind.load(folder, how), tokenizer };
+    },
+    evaluate: async (settings, around) => {
+      const how = loadOptions(settings, around.progress);
+      const { folder, tokenizer } = await openModel(settings.model as string, kind.check, how);
+      const model = await kind.load(folder, how);
+      const batchSize = settings.perDeviceEvalBatchSize ?? kEvalBatchSize;
+      const { batches, close } = await openBatches(
+        settings.data as string,
+        (rows, telling) => {
+          const { signal } = around;
+          const shared = kind.shared(settings);
+          const options = { ...shared, batchSize, shuffle: false, ...telling, signal };
+          return kind.batches({ rows, tokenizer, model, options });
+        },
+        { columns: listOf(settings.columns), ...around },
+      );
+      try {
+        return await evaluated(model, batches, settings, around);
+      } finally {
+        await close();
+      }
+    },
+  };
+}
+
+/** The model of the settings with what is to be trained: a fresh adapter, a loaded one, or all of its weights. */
+async function tunedOf<M extends CausalLM | Seq2SeqLM>(
+  load: (options: ModelLoadOptions) => Promise<M>,
+  settings: TrainSettings,
+  { method, adapter }: Pick<TrainSetup, 'method' | 'adapter'>,
+  { progress, signal }: Surroundings,
+): Promise<TunedModel<M>> {
+  const seed = settings.seed ?? kTrainDefaults.seed;
+  const how = loadOptions(settings, progress);
+  const model = await load({ ...how, trainable: adapter === null });
+  // The start of an adapter may take as long again.
+  signal.throwIfAborted();
+  if (adapter === null) {
+    if (method.regularizers.consistencyWeight === 0) return new FullModel<M>(model);
+    const full = new FullModel<M>(model, { teacher: await load(how) });
+    progress.message(
+      `a consistency weight with --method full keeps a second copy of the model: ${formatBytes(full.teacherBytes)}`,
+    );
+    return full;
+  }
+  return settings.adapter === undefined
+    ? AdapterModel.create(model, adapter, { seed })
+    : warned(await AdapterModel.load(model, settings.adapter, { seed }), progress);
+}
+
+/** Held-out numbers of a model, with the adapter of the settings where one is given. */
+async function evaluated<M extends CausalLM | Seq2SeqLM>(
+  model: M,
+  data: BatchSource<EvaluatedBatch<M>>,
+  { adapter }: EvaluateSettings,
+  { progress, signal }: Surroundings,
+): Promise<Evaluated> {
+  const tuned =
+    adapter === undefined
+      ? untuned(model)
+      : warned(await AdapterModel.load(model, adapter), progress);
+  const result = await evaluate<M>(tuned, data.batches(0, 0), { signal });
+  return { result, text: evaluationText(result) };
+}
+
+/** A model as it is: there is nothing to compare it with. */
+function untuned<M extends CausalLM | Seq2SeqLM>(model: M): EvaluatedModel<M> {
+  return {
+    model,
+    hasTeacher: false,
+    withTeacher: () => {
+      throw new ArgumentError('evaluate: a model without an adapter has no base to compare with');
+    },
+  };
+}
+
+function evaluationText(result: EvaluationResult): string {
+  const { loss, perplexity, kl, entropy, effectiveRank, examples, seconds } = result;
+  return [
+    `loss            ${loss.toFixed(6)}`,
+    `perplexity      ${perplexity.toFixed(4)}`,
+    `KL to the base  ${kl === null ? 'no adapter' : kl.toFixed(6)}`,
+    `entropy         ${entropy.toFixed(6)}`,
+    `effective rank  ${effectiveRank.toFixed(2)}`,
+    `examples        ${examples.length}, ${result.tokens} tokens, ${result.supervisedTokens} supervised`,
+    `time            ${formatSeconds(seconds)}`,
+  ].join('\n');
+}

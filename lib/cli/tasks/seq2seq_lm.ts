@@ -1,0 +1,24 @@
+/** Encoder-decoders on the command line: the prompt is the source, the response the target. */
+import { Seq2SeqBatches, type Seq2SeqBatchOptions } from '../../data/seq2seq_batches.ts';
+import { AutoModelForSeq2SeqLM, checkSeq2SeqLM, type Seq2SeqLM } from '../../models/index.ts';
+import { seq2seqLm } from '../../tasks/seq2seq_lm.ts';
+import { formatOptions, languageModelCli } from './language_model.ts';
+
+export const seq2seqLmCli = languageModelCli<
+  Seq2SeqLM,
+  Omit<Seq2SeqBatchOptions, 'decoderStartTokenId'>
+>({
+  task: seq2seqLm,
+  taskType: 'SEQ_2_SEQ_LM',
+  own: ['promptTemplate', 'promptField', 'responseField', 'maxSourceLength', 'maxTargetLength'],
+  check: checkSeq2SeqLM,
+  load: (folder, options) => AutoModelForSeq2SeqLM.fromPretrained(folder, options),
+  shared: ({ maxSourceLength, maxTargetLength, ...settings }) => ({
+    ...formatOptions(settings),
+    ...(maxSourceLength === undefined ? {} : { maxSourceLength }),
+    ...(maxTargetLength === undefined ? {} : { maxTargetLength }),
+  }),
+  training: () => ({}),
+  batches: ({ rows, tokenizer, model: { decoderStartTokenId }, options }) =>
+    Seq2SeqBatches.create(rows, tokenizer, { ...options, decoderStartTokenId }),
+});

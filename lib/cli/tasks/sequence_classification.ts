@@ -1,0 +1,202 @@
+/** Classifiers on the command line: labelled data, a head that may be new, and what its label ids stand for. */
+import { AdapterModel } from '../../adapters/adapter_model.ts';
+import { glueTask, type MetricName } from '../../data/glue.ts';
+import type { LabelledOptions } from '../../data/labelled_batches.ts';
+import type { LabelOptions } from '../../data/labels.ts';
+import { ArgumentError } from '../../errors.ts';
+import { evaluateClassifier } from '../../eval/classify.ts';
+import { AutoModelForSequenceClassification } from '../../models/index.ts';
+import { sequenceClassification } from '../../tasks/sequence_classification.ts';
+import { Tokenizer } from '../../text/tokenizer.ts';
+import { type EvaluateSettings, kEvalBatchSize } from '../evaluate_options.ts';
+import { classifierText } from '../evaluation_view.ts';
+import { loadOptions, warned } from '../load.ts';
+import type { Progress } from '../progress.ts';
+import { kLabelOptions, type TrainSettings } from '../train_options.ts';
+import { kTrainDefaults, listOf, pick } from '../train_setup.ts';
+import {
+  loadClassifier,
+  loadTunedClassifier,
+  openLabelled,
+  type TrainedHead,
+  trainedHead,
+} from './classifier_load.ts';
+import type { CliTask, Examples } from './cli_task.ts';
+import { namesOfHead, warnOfGuess } from './head_names.ts';
+
+/** Options of labelled data, and of what is done to the head before tuning. */
+export interface LabelledExamples extends Examples {
+  readonly data: LabelledOptions;
+  readonly evalData: LabelledOptions;
+  /** Passes of the linear probe; 0: none. */
+  readonly headWarmupEpochs: number;
+  readonly metricForBestModel: MetricName | undefined;
+}
+
+export const sequenceClassificationCli: CliTask<LabelledExamples> = {
+  task: sequenceClassification,
+  taskType: 'SEQ_CLS',
+  own: [
+    ...(Object.keys(kLabelOptions) as (keyof typeof kLabelOptions)[]),
+    ...([
+      'maxLength',
+      'groupByLength',
+      'newHead',
+      'headWarmupEpochs',
+      'metricForBestModel',
+    ] as const),
+  ],
+  examples: (settings, { batchSize, evalBatchSize, seed, shuffle }) => {
+    const shared = labelledOptions(settings);
+    const groupByLength = settings.groupByLength ?? false;
+    return {
+      data: { ...shared, batchSize, seed, shuffle, groupByLength },
+      evalData: { ...shared, batchSize: evalBatchSize, shuffle: false },
+      headWarmupEpochs: settings.headWarmupEpochs ?? 0,
+      metricForBestModel: settings.metricForBestModel ?? glueMetric(settings),
+    };
+  },
+  prepare: async (settings, setup, { progress, signal }) => {
+    const { data: dataOptions, evalData: evalOptions, ...labelled } = setup.examples;
+    const { headWarmupEpochs, metricForBestModel } = labelled;
+    const path = settings.model as string;
+    const how = loadOptions(settings, progress);
+    // What the model is comes before what its tokenizer lacks.
+    const head = await trainedHead(path, { adapter: settings.adapter, ...how });
+    const tokenizer = await Tokenizer.fromPretrained(path, how);
+    const open = (file: string, options: LabelledOptions) =>
+      openLabelled(file, tokenizer, { ...options, columns: setup.columns, progress, signal });
+    const kept = head !== null && (head.inAdapter || !settings.newHead) ? head : null;
+    const ofHead = kept === null ? undefined : namesOfHead(kept, settings, progress);
+    const data = await open(settings.data as string, {
+      ...dataOptions,
+      ...(ofHead === undefined ? {} : { labelNames: ofHead }),
+    });
+    if (kept !== null) warnOfGuess(kept, data.scheme, { ...settings, progress });
+    // The held-out labels mean what the training labels mean.
+    const { numLabels, problemType, names } = data.scheme;
+    const known = { numLabels, problemType, ...(names === null ? {} : { labelNames: names }) };
+    const evalData =
+      settings.evalData === undefined
+        ? null
+        : await open(settings.evalData, { ...evalOptions, ...known });
+    const tuned = await loadTunedClassifier(settings, setup, { data, progress, signal });
+    // What the head's outputs and their ids mean, for `evaluate` and `merge`.
+    const meaning = {
+      'problem-type': problemType,
+      ...(names === null ? {} : { 'label-names': names }),
+    };
+    return {
+      input: {
+        ...setup.training,
+        runConfig: { ...(setup.training.runConfig as object), ...meaning },
+        ...(headWarmupEpochs > 0 && { preparation: { headWarmupEpochs } }),
+        tuned: tuned as never,
+        data: data as never,
+        ...(evalData === null ? {} : { evalData: evalData as never }),
+        ...(metricForBestModel === undefined ? {} : { metricForBestModel }),
+        signal,
+      },
+      tokenizer,
+      statistics: data.statistics,
+      format: data.format,
+      close: async () => {},
+    };
+  },
+  loadBase: async (path, { adapter, progress, ...options }) => {
+    const head = await trainedHead(path, { adapter, ...options });
+    const newHead = head?.inAdapter ?? false;
+    const model = await AutoModelForSequenceClassification.fromPretrained(path, {
+      ...(head === null ? {} : meaningOf(head)),
+      ...options,
+      newHead,
+    });
+    if (head !== null && head.problemType === null && head.labels > 1) {
+      progress.warn(
+        `${head.where} does not say what its ${head.labels} outputs mean: ${model.problemType} becomes problem_type of the ` +
+          'merged config.json; change it there if they are something else',
+      );
+    }
+    return { model, tokenizer: await Tokenizer.fromPretrained(path, options) };
+  },
+  evaluate: async (settings, { progress, signal }) => {
+    const { adapter } = settings;
+    const path = settings.model as string;
+    const how = loadOptions(settings, progress);
+    const head = await trainedHead(path, { adapter, ...how });
+    const tokenizer = await Tokenizer.fromPretrained(path, how);
+    const data = await openLabelled(settings.data as string, tokenizer, {
+      ...labelledOptions(settings),
+      ...(head === null ? {} : labelsOf(head, settings, progress)),
+      columns: listOf(settings.columns),
+      batchSize: settings.perDeviceEvalBatchSize ?? kEvalBatchSize,
+      shuffle: false,
+      progress,
+      signal,
+    });
+    if (head !== null) warnOfGuess(head, data.scheme, { ...settings, progress });
+    const newHead = head?.inAdapter ?? false;
+    const model = await loadClassifier(path, data.scheme, { ...how, newHead });
+    model.checkLength(data.statistics.longest);
+    if (adapter !== undefined) warned(await AdapterModel.load(model, adapter), progress);
+    if (head === null) {
+      const drawn = model.newlyInitialized.join(', ');
+      progress.warn(`${path} has no trained head (${drawn} drawn anew): the numbers mean nothing`);
+    }
+    const result = await evaluateClassifier(model, data.batches(), { signal });
+    return { result, text: classifierText(result, data.scheme.names) };
+  },
+};
+
+/** The metric that GLUE judges its task by, where evaluations on the way have to choose. */
+function glueMetric({ glue, evalData, evalSteps = 0 }: TrainSettings): MetricName | undefined {
+  if (glue === undefined || evalData === undefined || evalSteps === 0) return undefined;
+  return glueTask(glue).metrics[0];
+}
+
+/** Fields, labels and length of labelled rows. */
+function labelledOptions(
+  settings: Pick<TrainSettings, keyof typeof kLabelOptions | 'maxLength'>,
+): LabelledOptions & { maxLength: number } {
+  const labelNames = listOf(settings.labelNames);
+  return {
+    ...pick(settings, [
+      'glue',
+      'textField',
+      'textPairField',
+      'labelField',
+      'numLabels',
+      'problemType',
+    ]),
+    ...(labelNames === undefined ? {} : { labelNames }),
+    maxLength: settings.maxLength ?? kTrainDefaults.maxLength,
+  };
+}
+
+/**
+ * The labels are those of the trained head, unless more is said of them: held-out data may lack a class, its names sorted may
+ * then be others' ids, and numbers look like flags.
+ * @throws ArgumentError for another number of labels
+ */
+function labelsOf(head: TrainedHead, settings: EvaluateSettings, progress: Progress): LabelOptions {
+  const { numLabels, labelNames, glue } = settings;
+  const problemType = settings.problemType ?? (glue === undefined ? head.problemType : null);
+  const asked = numLabels ?? listOf(labelNames)?.length;
+  if (asked !== undefined && asked !== head.labels) {
+    const option = numLabels === undefined ? 'label-names' : 'num-labels';
+    throw new ArgumentError(
+      `the head in ${head.where} has ${head.labels} labels, --${option} says ${asked}`,
+    );
+  }
+  const names = namesOfHead(head, settings, progress);
+  const meaning = problemType === null ? {} : { problemType };
+  if (names !== undefined) return { ...meaning, labelNames: names };
+  const open = glue === undefined && labelNames === undefined;
+  return { ...meaning, ...(open ? { numLabels: head.labels } : {}) };
+}
+
+/** Labels of a trained head, as its model is loaded with them. */
+function meaningOf({ labels, names, problemType }: TrainedHead): LabelOptions {
+  const meaning = problemType === null ? {} : { problemType };
+  return { numLabels: labels, labelNames: names, ...meaning };
+}

@@ -1,0 +1,445 @@
+/**
+ * The loss of a language model on one micro-batch of an accumulation window: the cross-entropy, and the terms of a list, each
+ * with its weight. Every mean counts with the micro-batch's share of the WINDOW's rows: the task's with supervised rows, the
+ * others' with the rows of the regularizers. Terms that are means over rows then agree exactly between 1 x 8 and 8 x 1; the
+ * SVD term belongs to the micro-batch's own matrix.
+ *
+ * Terms with a native form never see logits. The others run on the logits of their rows, in plain tensor ops.
+ */
+import { ArgumentError } from '../errors.ts';
+import {
+  add,
+  headLosses,
+  headLossesCached,
+  headRows,
+  indexSelect,
+  mul,
+  reshape,
+  type TeacherSummary,
+  teacherSummary,
+} from '../ops/index.ts';
+import { kIgnoredTarget } from '../ignored_target.ts';
+import { noGrad, type Tensor, tensor } from '../tensor.ts';
+import { fusedSvdLoss, gramFormAllowed, type Head, HeadGram } from './fused.ts';
+import { type Positions, type RowsOfBatch, type SelectedRows, selectRows } from './positions.ts';
+import type { StepOfRun } from './schedules.ts';
+import {
+  bind,
+  type FusedForm,
+  type Term,
+  TermContext,
+  type TermDefinition,
+  type TermRows,
+} from './term.ts';
+import {
+  kTask,
+  type MicroBatchLoss,
+  perRow,
+  type TermCounts,
+  type TermValue,
+} from './term_sums.ts';
+import { kLanguageModelTerms } from './terms/list.ts';
+
+export type { SelectedRows, TeacherSummary };
+
+/** Weights of the terms at a step, by their keys; 0 or left out computes a term's value without its gradient. */
+export type TermWeights = Readonly<Record<string, number>>;
+
+/** Options of {@link HeadLoss}. */
+export interface HeadLossOptions {
+  /** Rows of the regularizers. Default supervised. */
+  readonly positions?: Positions;
+  /** Bound on the scratch for logits in bytes; 0: the default of the device. */
+  readonly chunkBytes?: number;
+}
+
+/** A micro-batch as {@link HeadLoss.compute} takes it. */
+export interface HeadMicroBatch {
+  /** (N, C) after the final norm, on the tape; or (M, C), the rows of {@link HeadLoss.select} alone. */
+  readonly hidden: Tensor;
+  /** (N, C) or (M, C) of the teacher, without gradient; needed while a term reads the teacher. */
+  readonly teacherHidden?: Tensor | null;
+  /** The teacher's selected rows summed up, instead of its hidden states; see {@link HeadLoss.summarize}. */
+  readonly teacher?: TeacherSummary | null;
+  readonly batch: RowsOfBatch;
+  /** The rows of the batch that terms use, where they are chosen already. Default: `select(batch)`. */
+  readonly selected?: SelectedRows;
+  readonly weights: TermWeights;
+  /** Rows of the whole window. Default: this micro-batch is the whole window. */
+  readonly window?: TermCounts;
+  /** Outputs (N, C) of the layers that terms ask for, by layer. */
+  readonly hiddenStates?: ReadonlyMap<number, Tensor>;
+  /** The place in the run, for terms that look at it. Default: step 0 of 1. */
+  readonly at?: StepOfRun;
+}
+
+/** What a micro-batch's loss takes from the host: what changes from step to step lies on the device. */
+export interface LossInputs {
+  readonly targets: Tensor; // (M) i32
+  /** null: all rows are regularized. */
+  readonly regularized: Tensor | null; // (M) u8
+  /** Places of the regularizers' rows among the selected ones, where they are not all and a term needs them apart. */
+  readonly regularizedRows: Tensor | null; // (S) i32
+  /** Factors of the sums of cross-entropy, divergence and entropy. */
+  readonly scales: Tensor; // (3) f64
+  /** Factors of the other terms, by key, () f64 each; a term without rows in the micro-batch is left out. */
+  readonly factors: Readonly<Record<string, Tensor>>;
+}
+
+/** A micro-batch as {@link HeadLoss.computePrepared} takes it. */
+export interface PreparedMicroBatch {
+  /** (M, C) of the selected rows, on the tape. */
+  readonly hidden: Tensor;
+  readonly teacher: Tensor | null; // (M, C)
+  readonly summary: TeacherSummary | null;
+  readonly inputs: LossInputs;
+  /** Keys of the terms outside the head's pass that have a gradient; the values of the others are computed alone. */
+  readonly gradients: readonly string[];
+  /** For terms that are computed by their definition. */
+  readonly context?: Pick<HeadMicroBatch, 'batch' | 'hiddenStates' | 'at'> & {
+    readonly selected: SelectedRows;
+  };
+}
+
+/** The loss of prepared inputs: tensors alone. */
+export interface PreparedLoss {
+  readonly loss: Tensor; // () f64, on the tape
+  readonly sums: Tensor; // (4) f64: sums of cross-entropy, T^2 KL and entropy, and the loss of these
+  /** Means of the other terms, by key. */
+  readonly means: Readonly<Record<string, Tensor>>; // () f64
+}
+
+type Pass<P extends FusedForm['pass']> = Extract<FusedForm, { pass: P }>;
+
+/** See the head of the file. */
+export class HeadLoss {
+  readonly #divergence: (Term & { fused: Pass<'divergence'> }) | null;
+  readonly #entropy: (Term & { fused: Pass<'entropy'> }) | null;
+  /** Terms that stand beside the head's pass. */
+  readonly #beside: readonly Term[];
+  #gram: HeadGram | null = null;
+  readonly positions: Positions;
+  readonly chunkBytes: number;
+
+  constructor(
+    readonly head: Head,
+    readonly terms: readonly Term[],
+    { positions = 'supervised', chunkBytes = 0 }: HeadLossOptions = {},
+  ) {
+    this.positions = positions;
+    this.chunkBytes = chunkBytes;
+    this.#divergence = withPass(terms, 'divergence');
+    this.#entropy = withPass(terms, 'entropy');
+    this.#beside = terms.filter((term) => term !== this.#divergence && term !== this.#entropy);
+  }
+
+  /** Whether some term reads the teacher. */
+  get readsTeacher(): boolean {
+    return this.terms.some(({ teacher }) => teacher);
+  }
+
+  /** T of the divergence; 1 without such a term. */
+  get temperature(): number {
+    return this.#divergence?.fused.temperature ?? 1;
+  }
+
+  /** Rows that each kind of term uses; the counts of a window are sums of these. */
+  select(batch: RowsOfBatch): SelectedRows {
+    return selectRows(batch, this.positions);
+  }
+
+  /** Enqueues the loss of one micro-batch; nothing is read back. */
+  compute(
+    micro: HeadMicroBatch,
+  ): MicroBatchLoss & { sums: Tensor | null; means: PreparedLoss['means'] } {
+    const { hidden, teacherHidden = null, teacher: summary = null, batch, weights, window } = micro;
+    const selected = micro.selected ?? this.select(batch);
+    const counts = countsOf(selected);
+    if (selected.rows.length === 0) {
+      return { loss: null, sums: null, means: {}, values: [], counts };
+    }
+    if (this.readsTeacher && counts.regularized > 0 && !teacherHidden && !summary) {
+      throw new ArgumentError('the consistency term, and any that says so, needs teacherHidden');
+    }
+    const result = this.computePrepared({
+      hidden: pick(hidden, selected),
+      teacher: teacherHidden && noGrad(() => pick(teacherHidden, selected)),
+      summary,
+      inputs: this.prepare(selected, { weights, window }, hidden.device),
+      gradients: this.gradientsOf(weights),
+      context: { ...micro, selected },
+    });
+    return { ...result, values: this.valuesOf(result), counts };
+  }
+
+  /** Keys of the terms beside the head's pass that have a gradient at these weights. */
+  gradientsOf(weights: TermWeights): string[] {
+    return this.#beside.map(({ key }) => key).filter((key) => (weights[key] ?? 0) !== 0);
+  }
+
+  /** What compute() takes from the host; the caller's to dispose. */
+  prepare(
+    selected: SelectedRows,
+    { weights, window }: Pick<HeadMicroBatch, 'weights'> & { window?: TermCounts | undefined },
+    device: string,
+  ): LossInputs {
+    const counts = countsOf(selected);
+    const shares = window ?? counts;
+    const weightOf = (term: Term | null): number => (term === null ? 0 : (weights[term.key] ?? 0));
+    const scales = Float64Array.of(
+      perRow(1, shares.supervised),
+      perRow(weightOf(this.#divergence), shares.regularized),
+      perRow(weightOf(this.#entropy), shares.regularized),
+    );
+    const present = this.#beside.filter(({ rows }) => counts[rows] > 0);
+    const apart =
+      selected.regularized !== null && present.some(({ rows }) => rows === 'regularized');
+    return {
+      targets: tensor(selected.targets, { device }),
+      regularized: selected.regularized && tensor(selected.regularized, { device }),
+      regularizedRows: apart ? tensor(selected.regularizedRows, { device }) : null,
+      scales: tensor(scales, { device }),
+      factors: Object.fromEntries(
+        present.map((term) => {
+          const factor = (weightOf(term) * counts[term.rows]) / shares[term.rows];
+          return [term.key, tensor(Float64Array.of(factor), { shape: [], device })];
+        }),
+      ),
+    };
+  }
+
+  /** compute() on tensors alone, which a graph may record. */
+  computePrepared(micro: PreparedMicroBatch): PreparedLoss {
+    const { hidden, summary, inputs, gradients } = micro;
+    const { targets, regularized, scales, factors } = inputs;
+    const teacher = this.#divergence === null ? null : micro.teacher;
+    const common = {
+      ...{ hidden, targets, regularized, scales },
+      head: this.head.weight,
+      softcap: this.head.softcap ?? 0,
+      temperature: this.temperature,
+      entropyTopK: this.#entropy === null ? -1 : this.#entropy.fused.topK,
+      chunkBytes: this.chunkBytes,
+    };
+    const teacherHead = teacher ? (this.head.teacherWeight ?? null) : null;
+    const { loss, sums } =
+      this.#divergence !== null && summary
+        ? headLossesCached({ ...common, summary })
+        : headLosses({ ...common, teacher, teacherHead });
+    const rows = new RowsOfTerms(this.head, micro);
+    const means: Record<string, Tensor> = {};
+    let total = loss;
+    for (const term of this.#beside) {
+      const factor = factors[term.key];
+      if (factor === undefined) continue;
+      const gradient = gradients.includes(term.key);
+      const value = gradient ? this.#value(term, rows) : noGrad(() => this.#value(term, rows));
+      if (value === null) continue;
+      const wide = checked(term, value);
+      means[term.key] = wide.detach();
+      if (gradient) total = add(total, mul(wide, factor));
+    }
+    return { loss: total, sums, means };
+  }
+
+  /** Where the values of the terms stand in what computePrepared() gave. */
+  valuesOf({ sums, means }: Pick<PreparedLoss, 'sums' | 'means'>): TermValue[] {
+    const values: TermValue[] = [{ key: kTask, tensor: sums, index: 0, toSum: 1 }];
+    if (this.#divergence !== null) {
+      values.push({ key: this.#divergence.key, tensor: sums, index: 1, toSum: 1 });
+    }
+    // The pass sums entropies, of which the term is the negative.
+    if (this.#entropy !== null) {
+      values.push({ key: this.#entropy.key, tensor: sums, index: 2, toSum: -1 });
+    }
+    for (const [key, mean] of Object.entries(means)) {
+      values.push({ key, tensor: mean, index: 0, toSum: null });
+    }
+    return values;
+  }
+
+  /**
+   * The teacher's part in compute(), for keeping: of the selected rows, in their order.
+   * @param teacherHidden (N, C), or (M, C): those rows alone
+   * @throws UnsupportedError for a head that is trained or soft-capped
+   */
+  summarize(teacherHidden: Tensor, selected: SelectedRows): TeacherSummary {
+    const { temperature, chunkBytes } = this;
+    return noGrad(() =>
+      teacherSummary(pick(teacherHidden, selected), {
+        head: this.head.weight,
+        teacherHead: this.head.teacherWeight ?? null,
+        softcap: this.head.softcap ?? 0,
+        temperature,
+        chunkBytes,
+      }),
+    );
+  }
+
+  /**
+   * The teacher's entropy at T of each row of the regularizers, for the adaptive schedule (its mean over a window / ln V gives
+   * the weight).
+   * @param teacherHidden (N, C), or (M, C): the selected rows alone
+   * @returns (S, 3) f64 whose last column is the entropy, in nats; null where no row is regularized
+   */
+  teacherEntropyRows(
+    teacherHidden: Tensor,
+    batch: RowsOfBatch,
+    selected: SelectedRows = this.select(batch),
+  ): Tensor | null {
+    if (selected.regularizedRows.length === 0) return null;
+    return noGrad(() =>
+      headRows({
+        hidden: regularizedOf(pick(teacherHidden, selected), selected),
+        head: this.head.teacherWeight ?? this.head.weight,
+        softcap: this.head.softcap ?? 0,
+        entropyTemperature: this.temperature,
+        chunkBytes: this.chunkBytes,
+      }),
+    );
+  }
+
+  /** Frees the head's Gram matrix. */
+  dispose(): void {
+    this.#gram?.dispose();
+    this.#gram = null;
+  }
+
+  #value(term: Term, rows: RowsOfTerms): Tensor | null {
+    if (term.fused?.pass !== 'singularValues') return term.value(rows.contextOf(term));
+    if (gramFormAllowed(this.head)) this.#gram ??= new HeadGram(this.head.weight);
+    const { k, norm } = term.fused;
+    const { chunkBytes } = this;
+    return fusedSvdLoss(rows.states(term.rows), this.head, this.#gram, { k, norm, chunkBytes });
+  }
+}
+
+/** The rows of a micro-batch as the terms beside the head's pass read them, each choice made once. */
+class RowsOfTerms {
+  readonly #states = new Map<TermRows, Tensor>();
+  readonly #contexts = new Map<TermRows, TermContext>();
+
+  constructor(
+    private readonly head: Head,
+    private readonly micro: PreparedMicroBatch,
+  ) {}
+
+  /** (S, C) of the student. */
+  states(rows: TermRows): Tensor {
+    const found = this.#states.get(rows) ?? this.#chosen(this.micro.hidden, rows);
+    this.#states.set(rows, found);
+    return found;
+  }
+
+  /** For a term that is computed by its definition. Terms of the same rows share their logits. */
+  contextOf({ rows, hiddenStates = [] }: Term): TermContext {
+    const { context, teacher, inputs } = this.micro;
+    if (context === undefined)
+      throw new ArgumentError('a graph holds no term without a native form');
+    const shared = hiddenStates.length === 0 ? this.#contexts.get(rows) : undefined;
+    if (shared !== undefined) return shared;
+    const made = new TermContext({
+      states: this.states(rows),
+      teacherStates: teacher && noGrad(() => this.#chosen(teacher, rows)),
+      head: this.head,
+      targets: this.#chosen(inputs.targets, rows),
+      hiddenStates: hiddenStates.map((layer) => context.hiddenStates?.get(layer) as Tensor),
+      batch: context.batch,
+      at: context.at ?? { step: 0, totalSteps: 1 },
+    });
+    if (hiddenStates.length === 0) this.#contexts.set(rows, made);
+    return made;
+  }
+
+  #chosen(all: Tensor, rows: TermRows): Tensor {
+    const { inputs, context } = this.micro;
+    if (rows === 'regularized') {
+      return inputs.regularizedRows === null ? all : indexSelect(all, inputs.regularizedRows);
+    }
+    if (context === undefined) throw new ArgumentError('a graph holds no term of supervised rows');
+    const { targets, supervised } = context.selected;
+    if (supervised === targets.length) return all;
+    const places = Int32Array.from(targets.keys()).filter((i) => targets[i] !== kIgnoredTarget);
+    return indexSelect(all, tensor(places, { device: all.device }));
+  }
+}
+
+/** Options of {@link BaLoraLoss}. */
+export interface BaLoraOptions extends HeadLossOptions {
+  /** Which regularizers are on; an off term is neither computed nor reported. Default all. */
+  readonly terms?: {
+    readonly consistency?: boolean;
+    readonly diversity?: boolean;
+    readonly svd?: boolean;
+  };
+  /** T of the consistency term. Default 2. */
+  readonly temperature?: number;
+  /** K of the entropy, 0: whole vocabulary. Default 20. */
+  readonly entropyTopK?: number;
+  /** k of the singular values. Default 10. */
+  readonly svdTopK?: number;
+  readonly svdNorm?: 'frobenius' | 'nuclear';
+}
+
+/** BA-LoRA's loss (arXiv 2408.04556), task + l1 CR + l2 DR + l3 SVDR, with the weights given at each call. */
+export class BaLoraLoss extends HeadLoss {
+  constructor(head: Head, options: BaLoraOptions = {}) {
+    const { terms = {}, positions, chunkBytes, ...given } = options;
+    if (!((given.entropyTopK ?? 0) >= 0)) {
+      throw new ArgumentError(`entropyTopK must be >= 0, got ${given.entropyTopK}`);
+    }
+    super(head, baLoraTerms(terms, given), {
+      ...(positions === undefined ? {} : { positions }),
+      ...(chunkBytes === undefined ? {} : { chunkBytes }),
+    });
+  }
+}
+
+function baLoraTerms(
+  on: NonNullable<BaLoraOptions['terms']>,
+  given: Readonly<Record<string, unknown>>,
+): Term[] {
+  return kLanguageModelTerms
+    .filter(({ key }) => on[key as keyof typeof on] ?? true)
+    .map((definition: TermDefinition) => bind(definition, given));
+}
+
+function countsOf({ supervised, regularizedRows }: SelectedRows): TermCounts {
+  return { supervised, regularized: regularizedRows.length };
+}
+
+function withPass<P extends FusedForm['pass']>(
+  terms: readonly Term[],
+  pass: P,
+): (Term & { fused: Pass<P> }) | null {
+  return (terms.find(({ fused }) => fused?.pass === pass) ?? null) as
+    | (Term & { fused: Pass<P> })
+    | null;
+}
+
+/** A term's value in f64. @throws ArgumentError unless it is one number */
+function checked({ key }: Term, value: Tensor): Tensor {
+  if (value.size !== 1) {
+    throw new ArgumentError(
+      `terms: the value of ${key} must be one number, got the shape (${value.shape.join(',')})`,
+    );
+  }
+  const scalar = value.ndim === 0 ? value : reshape(value, []);
+  return scalar.dtype === 'f64' ? scalar : scalar.to('f64');
+}
+
+/** The selected rows of hidden states that are those of the whole batch, or the selected ones already. */
+function pick(hidden: Tensor, { rows, batchRows }: SelectedRows): Tensor {
+  const count = hidden.shape[0] as number;
+  if (count === rows.length) return hidden;
+  if (count === batchRows) return indexSelect(hidden, tensor(rows, { device: hidden.device }));
+  throw new ArgumentError(
+    `BaLoraLoss: hidden states must be of all ${batchRows} rows of the batch or of the ${rows.length} ` +
+      `selected ones, got ${count}`,
+  );
+}
+
+/** (M, C) of the selected rows -> (S, C) of the regularizers' */
+function regularizedOf(x: Tensor, { regularized, regularizedRows }: SelectedRows): Tensor {
+  return regularized === null ? x : indexSelect(x, tensor(regularizedRows, { device: x.device }));
+}

@@ -1,0 +1,210 @@
+/**
+ * The loss of a classification or regression model on one micro-batch of an accumulation window: the task's own, and the terms
+ * of a list, each with its weight. All count with the micro-batch's share of the WINDOW's examples, so that the task's loss and
+ * the consistency term agree exactly between 1 x 8 and 8 x 1; diversity and SVD belong to the micro-batch's own matrix.
+ */
+import { ArgumentError } from '../errors.ts';
+import { add, crossEntropy, mean, mul, reshape, square, stack, sub, zeros } from '../ops/index.ts';
+import { noGrad, type Tensor } from '../tensor.ts';
+import type { TermWeights } from './head_loss.ts';
+import { binaryCrossEntropy, type NluVariant } from './nlu_terms.ts';
+import { rowsOf } from './plain.ts';
+import { kProblemTypes, type ProblemType } from './problem_type.ts';
+import type { StepOfRun } from './schedules.ts';
+import { bind, type Term, TermContext, type TermDefinition, type TermNote } from './term.ts';
+import { kTask, type MicroBatchLoss, type TermCounts, type TermValue } from './term_sums.ts';
+import { kClassifierTerms } from './terms/list.ts';
+
+/** Options of {@link LogitsLoss}. */
+export interface LogitsLossOptions {
+  /** The meaning of the outputs, and with it the task's loss. Default 'single_label_classification'. */
+  readonly problemType?: ProblemType;
+  /** Called once for each way in which a term is not what was asked for. Default: nobody is told. */
+  readonly onWarning?: (note: TermNote) => void;
+}
+
+/** A micro-batch as {@link LogitsLoss.compute} takes it. */
+export interface LogitsMicroBatch {
+  /** Z (N, D), on the tape. */
+  readonly logits: Tensor;
+  /** P (N, D); needed while a term reads the teacher. */
+  readonly teacherLogits?: Tensor | null;
+  /** (N) i32 class ids; (N, D), or (N) where D = 1, f32 for regression and several labels. */
+  readonly labels: Tensor;
+  /** Weights at this step, by the terms' keys; 0 or left out computes a term's value without its gradient. */
+  readonly weights: TermWeights;
+  /** Examples of the whole accumulation window. Default N. */
+  readonly windowExamples?: number;
+  /** Outputs of the layers that terms ask for, by layer. */
+  readonly hiddenStates?: ReadonlyMap<number, Tensor>;
+  readonly batch?: unknown;
+  readonly at?: StepOfRun;
+}
+
+/** See the head of the file. */
+export class LogitsLoss {
+  readonly problemType: ProblemType;
+  readonly #onWarning: (note: TermNote) => void;
+  readonly #noted = new Set<string>();
+
+  constructor(
+    readonly terms: readonly Term[],
+    { problemType = 'single_label_classification', onWarning = () => {} }: LogitsLossOptions = {},
+  ) {
+    this.problemType = problemType;
+    this.#onWarning = onWarning;
+  }
+
+  /** Whether some term reads the teacher. */
+  get readsTeacher(): boolean {
+    return this.terms.some(({ teacher }) => teacher);
+  }
+
+  /** Enqueues the loss of one micro-batch; nothing is read back. */
+  compute(micro: LogitsMicroBatch): MicroBatchLoss & { loss: Tensor } {
+    const { teacherLogits = null, labels, weights } = micro;
+    const z = rowsOf('NluLoss', micro.logits);
+    const [examples, outputs] = z.shape as [number, number];
+    if (this.readsTeacher && !teacherLogits) {
+      throw new ArgumentError('NluLoss: the consistency term needs teacherLogits');
+    }
+    this.#note([examples, outputs]);
+    const task = nluTaskLoss(z, labels, this.problemType);
+    const values = this.terms.map((term) => {
+      const compute = () => this.#value(term, micro, z);
+      return (weights[term.key] ?? 0) === 0 ? noGrad(compute) : compute();
+    });
+    const share = examples / (micro.windowExamples ?? examples);
+    let loss = mul(task, share);
+    for (const [i, { key }] of this.terms.entries()) {
+      const value = values[i];
+      const factor = (weights[key] ?? 0) * share;
+      if (value && factor !== 0) loss = add(loss, mul(value, factor));
+    }
+    const counts: TermCounts = { supervised: examples, regularized: examples };
+    return { loss, values: this.#valuesOf(task, values), counts };
+  }
+
+  #value(term: Term, micro: LogitsMicroBatch, z: Tensor): Tensor | null {
+    const { teacherLogits = null, labels, hiddenStates, batch, at } = micro;
+    const value = term.value(
+      new TermContext({
+        states: null,
+        studentLogits: z,
+        teacherLogits: term.teacher ? teacherLogits : null,
+        targets: labels,
+        problemType: this.problemType,
+        hiddenStates: (term.hiddenStates ?? []).map((layer) => hiddenStates?.get(layer) as Tensor),
+        batch: batch ?? null,
+        at: at ?? { step: 0, totalSteps: 1 },
+      }),
+    );
+    if (value === null) return null;
+    if (value.size !== 1) {
+      throw new ArgumentError(
+        `terms: the value of ${term.key} must be one number, got the shape (${value.shape.join(',')})`,
+      );
+    }
+    const scalar = value.ndim === 0 ? value : reshape(value, []);
+    return scalar.dtype === z.dtype ? scalar : scalar.to(z.dtype);
+  }
+
+  /** All values in one tensor, so that the window reads one a micro-batch. */
+  #valuesOf(task: Tensor, values: readonly (Tensor | null)[]): TermValue[] {
+    const { dtype, device } = task;
+    const tensor = noGrad(() =>
+      stack([task, ...values].map((value) => value?.detach() ?? zeros([], { dtype, device }))),
+    );
+    const found: TermValue[] = [{ key: kTask, tensor, index: 0, toSum: null }];
+    for (const [i, { key }] of this.terms.entries()) {
+      if (values[i]) found.push({ key, tensor, index: i + 1, toSum: null });
+    }
+    return found;
+  }
+
+  #note(shape: readonly [number, number]): void {
+    for (const term of this.terms) {
+      const note = term.noteOn?.(shape) ?? null;
+      if (note === null || this.#noted.has(note.code)) continue;
+      this.#noted.add(note.code);
+      this.#onWarning(note);
+    }
+  }
+}
+
+/** Options of {@link NluLoss}. */
+export interface NluOptions extends LogitsLossOptions {
+  /** Form of the consistency term. Default 'iclr'. */
+  readonly variant?: NluVariant;
+  /** T of the consistency term. Default 2. */
+  readonly temperature?: number;
+  /** k of the singular values, clamped to min(N, D) - 1. Default 5. */
+  readonly svdTopK?: number;
+  /** Which regularizers are on; an off term is neither computed nor reported. Default all. */
+  readonly terms?: {
+    readonly consistency?: boolean;
+    readonly diversity?: boolean;
+    readonly svd?: boolean;
+  };
+}
+
+/** BA-LoRA's loss for classification and regression heads, with the weights given at each call. */
+export class NluLoss extends LogitsLoss {
+  constructor({ terms = {}, problemType, onWarning, ...given }: NluOptions = {}) {
+    checkOptions({ ...given, problemType });
+    super(
+      kClassifierTerms
+        .filter(({ key }) => terms[key as keyof typeof terms] ?? true)
+        .map((definition: TermDefinition) => bind(definition, { ...given })),
+      {
+        ...(problemType === undefined ? {} : { problemType }),
+        ...(onWarning === undefined ? {} : { onWarning }),
+      },
+    );
+  }
+}
+
+/**
+ * The task's own loss, a mean over the examples: cross-entropy, mean squared error, or binary cross-entropy.
+ * @param logits Z (N, D)
+ * @param labels as in {@link LogitsMicroBatch}
+ */
+export function nluTaskLoss(logits: Tensor, labels: Tensor, problemType: ProblemType): Tensor {
+  const z = rowsOf('nluTaskLoss', logits);
+  const [rows, outputs] = z.shape as [number, number];
+  const classes = problemType === 'single_label_classification';
+  const fits = labels.size === (classes ? rows : rows * outputs) && labels.shape[0] === rows;
+  if (!fits || classes !== (labels.dtype === 'i32')) {
+    const wanted = classes ? `(${rows}) i32` : `(${rows},${outputs}) of a float type`;
+    throw new ArgumentError(
+      `nluTaskLoss: labels of ${problemType} must be ${wanted}, got (${labels.shape.join(',')}) ${labels.dtype}`,
+    );
+  }
+  if (classes) return crossEntropy(z, labels);
+  const targets = reshape(labels.dtype === z.dtype ? labels : labels.to(z.dtype), z.shape);
+  return problemType === 'regression'
+    ? mean(square(sub(z, targets)))
+    : binaryCrossEntropy(z, targets);
+}
+
+function checkOptions({ problemType, variant, temperature, svdTopK }: NluOptions): void {
+  const choices = {
+    problemType: [problemType, kProblemTypes],
+    variant: [variant, kNluVariants],
+  } as const;
+  for (const [name, [value, allowed]] of Object.entries(choices)) {
+    if (value === undefined || (allowed as readonly string[]).includes(value)) continue;
+    throw new ArgumentError(
+      `NluLoss: ${name} must be one of ${allowed.join(', ')}, got ${JSON.stringify(value)}`,
+    );
+  }
+  if (temperature !== undefined && !(temperature > 0)) {
+    throw new ArgumentError(`NluLoss: temperature must be > 0, got ${temperature}`);
+  }
+  if (svdTopK !== undefined && !(Number.isInteger(svdTopK) && svdTopK >= 1)) {
+    throw new ArgumentError(`NluLoss: svdTopK must be a whole number >= 1, got ${svdTopK}`);
+  }
+}
+
+/** Forms of the consistency term. */
+export const kNluVariants = ['iclr', '2024'] as const satisfies readonly NluVariant[];

@@ -1,0 +1,252 @@
+/**
+ * A term of a training loss. The loss of a step is the task's own loss plus the sum of all terms, each multiplied by its weight
+ * at that step. Whatever knows terms (weights, records, checks, progress) loops over a list of them.
+ */
+import { ArgumentError } from '../errors.ts';
+import { headLosses, type HeadLossInputs } from '../ops/index.ts';
+import type { Tensor } from '../tensor.ts';
+import type { Head } from './fused.ts';
+import { defaultsOf, type OptionSpecs, type ResolvedOf } from './options.ts';
+import { headLogits } from './plain.ts';
+import type { ProblemType } from './problem_type.ts';
+import type { StepOfRun } from './schedules.ts';
+
+/**
+ * The rows over which a term is a mean: those of the task's loss, or those of the regularizers (see `positions`). A classifier
+ * has one row for each example, and both are the same.
+ */
+export type TermRows = 'supervised' | 'regularized';
+
+/** The place in a run at which a weight is asked for. */
+export interface WeightContext extends StepOfRun {
+  /**
+   * How unsure the teacher is of the window's rows: the mean entropy of its distribution at T over the largest that it can be,
+   * from 0 to 1. Known only where some term says `readsTeacherEntropy`, else null.
+   */
+  readonly teacherEntropy: number | null;
+}
+
+/**
+ * The native form of a term where the head is one matrix, which never holds the logits. `divergence` and `entropy` are sums
+ * that the pass over the head's chunks makes beside the cross-entropy; `singularValues` works on the head's Gram matrix.
+ */
+export type FusedForm =
+  | { readonly pass: 'divergence'; readonly temperature: number }
+  | { readonly pass: 'entropy'; readonly topK: number }
+  | { readonly pass: 'singularValues'; readonly k: number; readonly norm: 'frobenius' | 'nuclear' };
+
+/** Something about a term that a user should know; `code` is stable, for programs. */
+export interface TermNote {
+  readonly code: 'nlu_svd_clamped' | 'nlu_terms_undefined' | 'nlu_single_example';
+  readonly message: string;
+}
+
+/** A term as the loss of a run uses it, its options bound. */
+export interface Term {
+  /** The name in weights, records, progress and events, such as `consistency`. */
+  readonly key: string;
+  readonly rows: TermRows;
+  /** Whether the term reads the teacher, which then runs for every micro-batch. */
+  readonly teacher: boolean;
+  /** Whether `weightAt` needs the teacher's entropy over the window. Default false. */
+  readonly readsTeacherEntropy?: boolean;
+  /** Layers whose output the term reads: 0 is the embedding's, i that of the i-th layer. Default none. */
+  readonly hiddenStates?: readonly number[];
+  /** The weight at a step; 0 computes the term's value without its gradient. */
+  weightAt(at: WeightContext): number;
+  /**
+   * The definition: the mean over the micro-batch's rows, () on the tape, or null where it is undefined for this micro-batch.
+   */
+  value(context: TermContext): Tensor | null;
+  /** The native form, used where the model has it. Default: `value` everywhere. */
+  readonly fused?: FusedForm;
+  /** Something that a user should know about the term on logits (N,D) of this shape; said once. Default: nothing. */
+  noteOn?(shape: readonly [number, number]): TermNote | null;
+}
+
+/** A term that is built in: its options are declared, and bound for a run. */
+export interface TermDefinition<S extends OptionSpecs = OptionSpecs> {
+  readonly key: string;
+  /** Options in the order of the help; `<key>Weight` is the one that switches the term on. */
+  readonly options: S;
+  create(options: ResolvedOf<S>): Term;
+}
+
+/** A built-in term with options, those that are not given as declared. */
+export function bind<S extends OptionSpecs>(
+  { options, create }: TermDefinition<S>,
+  given: Readonly<Record<string, unknown>> = {},
+): Term {
+  const own = Object.fromEntries(
+    Object.entries(given).filter(([key, value]) => key in options && value !== undefined),
+  );
+  return create({ ...defaultsOf(options), ...own });
+}
+
+/** A term of a caller's own; see {@link defineTerm}. */
+export interface TermInput {
+  /** The name in records and progress; not that of another term. */
+  readonly key: string;
+  /** A number, or the number at a step. */
+  readonly weight: number | ((at: WeightContext) => number);
+  /** Default `regularized`. */
+  readonly rows?: TermRows;
+  /** Default false. */
+  readonly teacher?: boolean;
+  readonly hiddenStates?: readonly number[];
+  readonly value: (context: TermContext) => Tensor | null;
+}
+
+/** Keys that a record uses for something else. */
+const kReservedKeys: readonly string[] = [
+  'task',
+  'loss',
+  'step',
+  'epoch',
+  'gradNorm',
+  'learningRate',
+  'custom',
+];
+const kKey = /^[A-Za-z][A-Za-z0-9_]*$/;
+
+/**
+ * Makes a term for the `terms` of a Trainer, beside those of the task.
+ * @throws ArgumentError for a key that is no identifier or is used otherwise, or a weight that is no finite number
+ * @example
+ * const small = defineTerm({ key: 'logitNorm', weight: 1e-4, value: ({ logits }) => mean(square(logits())) });
+ */
+export function defineTerm(input: TermInput): Term {
+  const { key, weight, rows = 'regularized', teacher = false, hiddenStates, value } = input;
+  if (!kKey.test(key) || kReservedKeys.includes(key)) {
+    throw new ArgumentError(
+      `terms: a key must be an identifier other than ${kReservedKeys.join(', ')}, got ${JSON.stringify(key)}`,
+    );
+  }
+  const weightAt = (at: WeightContext): number => {
+    const found = typeof weight === 'function' ? weight(at) : weight;
+    if (Number.isFinite(found)) return found;
+    throw new ArgumentError(`terms: the weight of ${key} must be a finite number, got ${found}`);
+  };
+  if (typeof weight === 'number') weightAt({ step: 0, totalSteps: 1, teacherEntropy: null });
+  return {
+    ...{ key, rows, teacher, weightAt, value },
+    ...(hiddenStates === undefined ? {} : { hiddenStates }),
+  };
+}
+
+/** Tensors from which {@link TermContext} is made. Rows are those of the term: S of them. */
+export interface TermContextInput {
+  /** (S,C) of the student and of the teacher, before a head that is a matrix; null: the head is none. */
+  readonly states: Tensor | null;
+  readonly teacherStates?: Tensor | null;
+  readonly head?: Head | null;
+  /** (S,V) where logits exist already; else they are made of states and head when asked for. */
+  readonly studentLogits?: Tensor | null;
+  readonly teacherLogits?: Tensor | null;
+  /** (S) i32 ids, -100 for a row without one; labels of a classifier. */
+  readonly targets: Tensor;
+  readonly problemType?: ProblemType | null;
+  readonly hiddenStates?: readonly Tensor[];
+  readonly batch: unknown;
+  readonly at: StepOfRun;
+}
+
+/**
+ * What a term may look at: the rows of one micro-batch, S of them. Tensors that the term makes are freed when the micro-batch
+ * is done.
+ */
+export class TermContext {
+  #logits: Tensor | null = null;
+  #teacherLogits: Tensor | null = null;
+
+  constructor(private readonly input: TermContextInput) {}
+
+  /** Hidden states (S,C) as the head takes them, on the tape; null for a model whose head is not one matrix. */
+  get states(): Tensor | null {
+    return this.input.states;
+  }
+
+  /** Hidden states (S,C) of the teacher, without gradient; null where no term asked for a teacher or `states` is null. */
+  get teacherStates(): Tensor | null {
+    return this.input.teacherStates ?? null;
+  }
+
+  /** The head as a matrix (V,C), with its soft-cap and the teacher's own where it has one. */
+  get head(): Head | null {
+    return this.input.head ?? null;
+  }
+
+  /** What each row must predict: (S) i32 ids, -100 for none; of a classifier the labels, (S) i32 or (S,D) f32. */
+  get targets(): Tensor {
+    return this.input.targets;
+  }
+
+  /** The kind of labels of a classifier; null for a language model. */
+  get problemType(): ProblemType | null {
+    return this.input.problemType ?? null;
+  }
+
+  /** Outputs of the layers that the term asked for, in its order: (N,C) each, all rows of the batch. */
+  get hiddenStates(): readonly Tensor[] {
+    return this.input.hiddenStates ?? [];
+  }
+
+  /** The micro-batch as the data source gave it. */
+  get batch(): unknown {
+    return this.input.batch;
+  }
+
+  /** From 0. */
+  get step(): number {
+    return this.input.at.step;
+  }
+
+  get totalSteps(): number {
+    return this.input.at.totalSteps;
+  }
+
+  /** Logits (S,V) of the student, on the tape; made at the first call, so a term that only needs states costs none. */
+  readonly logits = (): Tensor => {
+    const { studentLogits, states, head } = this.input;
+    this.#logits ??= studentLogits ?? ofHead(states, head?.weight, head?.softcap);
+    return this.#logits;
+  };
+
+  /** Logits (S,V) of the teacher, without gradient. @throws ArgumentError for a term that does not say `teacher: true` */
+  readonly teacherLogits = (): Tensor => {
+    const { teacherLogits, teacherStates, head } = this.input;
+    if (!teacherLogits && !teacherStates) {
+      throw new ArgumentError('terms: a term that reads the teacher must say teacher: true');
+    }
+    this.#teacherLogits ??=
+      teacherLogits ?? ofHead(teacherStates, head?.teacherWeight ?? head?.weight, head?.softcap);
+    return this.#teacherLogits;
+  };
+
+  /**
+   * The fused pass over the head, bound to these rows: sums of cross-entropy, divergence and entropy with their gradients, and
+   * no logits. See `headLosses`. @throws ArgumentError where the head is not one matrix
+   */
+  readonly headLosses = (
+    options: Omit<HeadLossInputs, 'hidden' | 'teacher' | 'head' | 'teacherHead'>,
+  ): { loss: Tensor; sums: Tensor } => {
+    const { states, head, teacherStates = null } = this.input;
+    if (!states || !head)
+      throw new ArgumentError('terms: headLosses needs a head that is a matrix');
+    return headLosses({
+      ...options,
+      ...{ hidden: states, teacher: teacherStates, head: head.weight },
+      teacherHead: teacherStates ? (head.teacherWeight ?? null) : null,
+      softcap: head.softcap ?? 0,
+    });
+  };
+}
+
+function ofHead(
+  states: Tensor | null | undefined,
+  weight: Tensor | undefined,
+  softcap = 0,
+): Tensor {
+  if (!states || !weight) throw new ArgumentError('terms: this model gives no logits here');
+  return headLogits(states, weight, { softcap });
+}

@@ -1,0 +1,125 @@
+/** The consistency term: stay near the pre-trained model's outputs (BA-LoRA, arXiv 2408.04556). */
+import { ArgumentError } from '../../errors.ts';
+import { nluConsistencyLoss } from '../nlu_terms.ts';
+import { choice, number, type ResolvedOf } from '../options.ts';
+import { consistencyLoss } from '../plain.ts';
+import { adaptiveBounds, consistencyWeightAt } from '../schedules.ts';
+import type { Term, TermDefinition, WeightContext } from '../term.ts';
+
+const options = {
+  /** Weight l1 (default 0; the `balora` preset sets .025, for a classifier .15). */
+  consistencyWeight: number({
+    least: 0,
+    default: 0,
+    help: 'l1 of the divergence from the pre-trained model',
+  }),
+  /** Distillation temperature T (default 2). */
+  temperature: number({ least: 0, above: true, default: 2, help: 'T of the divergence' }),
+  /** Default `cosine`. */
+  consistencySchedule: choice({
+    choices: ['constant', 'cosine', 'adaptive'],
+    default: 'cosine',
+    help: 'of l1',
+  }),
+  /** l1 of the `adaptive` schedule under an unsure teacher. Default, and null: a tenth of `consistencyWeight`. */
+  consistencyWeightMin: number({
+    least: 0,
+    default: null,
+    help: 'adaptive: l1 under an unsure teacher; default: a tenth of the weight',
+  }),
+  /** l1 of the `adaptive` schedule under a sure teacher. Default, and null: `consistencyWeight`. */
+  consistencyWeightMax: number({
+    least: 0,
+    default: null,
+    help: 'adaptive: l1 under a sure teacher; default: the weight',
+  }),
+};
+
+const classifierOptions = {
+  ...options,
+  /** Form of the term (default `iclr`); see `nluConsistencyLoss`. */
+  variant: choice({
+    choices: ['iclr', '2024'],
+    default: 'iclr',
+    help: "form of a classifier's consistency term",
+  }),
+};
+
+/** L_CR = T^2 mean KL(softmax(teacher/T) || softmax(student/T)) over the rows of the regularizers. */
+export const consistency: TermDefinition<typeof options> = {
+  key: 'consistency',
+  options,
+  create: (given) => ({
+    ...common(given),
+    value: ({ logits, teacherLogits }) =>
+      consistencyLoss(logits(), teacherLogits(), { temperature: given.temperature }),
+    fused: { pass: 'divergence', temperature: given.temperature },
+  }),
+};
+
+/** The same for the outputs of a classification or regression head, see {@link nluConsistencyLoss}. */
+export const classifierConsistency: TermDefinition<typeof classifierOptions> = {
+  key: 'consistency',
+  options: classifierOptions,
+  create: (given) => ({
+    ...common(given),
+    value: ({ logits, teacherLogits, problemType }) =>
+      nluConsistencyLoss(logits(), teacherLogits(), {
+        ...{ variant: given.variant, temperature: given.temperature },
+        ...(problemType === null ? {} : { problemType }),
+      }),
+  }),
+};
+
+type Options = ResolvedOf<typeof options>;
+
+function common(
+  given: Options,
+): Pick<Term, 'key' | 'rows' | 'teacher' | 'weightAt' | 'readsTeacherEntropy'> {
+  checkBounds(given);
+  return {
+    key: 'consistency',
+    rows: 'regularized',
+    teacher: true,
+    readsTeacherEntropy: given.consistencySchedule === 'adaptive',
+    weightAt: (at) => weightAt(given, at),
+  };
+}
+
+function weightAt(given: Options, at: WeightContext): number {
+  const { consistencySchedule: schedule, consistencyWeight: weight } = given;
+  if (weight === 0) return 0;
+  if (schedule !== 'adaptive') return consistencyWeightAt(schedule, weight, at);
+  const { min, max } = bounds(given);
+  const confidence = 1 - Math.min(Math.max(at.teacherEntropy ?? 0, 0), 1);
+  return min + (max - min) * confidence;
+}
+
+function bounds(given: Options): { min: number; max: number } {
+  const { consistencyWeight, consistencyWeightMin, consistencyWeightMax } = given;
+  return adaptiveBounds({
+    weight: consistencyWeight,
+    min: consistencyWeightMin,
+    max: consistencyWeightMax,
+  });
+}
+
+/** Refuses bounds that another schedule would pass over, and bounds that are upside down. */
+export function checkBounds(given: Options): void {
+  const keys = (['consistencyWeightMin', 'consistencyWeightMax'] as const).filter(
+    (key) => given[key] !== null,
+  );
+  const [first] = keys;
+  if (first === undefined) return;
+  if (given.consistencySchedule !== 'adaptive' || given.consistencyWeight === 0) {
+    throw new ArgumentError(
+      `${first} needs consistencySchedule adaptive and a consistencyWeight > 0`,
+    );
+  }
+  const { min, max } = bounds(given);
+  if (min > max) {
+    throw new ArgumentError(
+      `consistencyWeightMin (${min}) must not be above consistencyWeightMax (${max})`,
+    );
+  }
+}

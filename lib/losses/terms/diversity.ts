@@ -1,0 +1,56 @@
+/** The diversity term: do not collapse onto a few outputs (BA-LoRA, arXiv 2408.04556). */
+import { nluDiversityLoss } from '../nlu_terms.ts';
+import { number, type ResolvedOf, whole } from '../options.ts';
+import { diversityLoss } from '../plain.ts';
+import type { Term, TermDefinition } from '../term.ts';
+import { noteOnShape } from './classifier_notes.ts';
+import { growthAt, growthOptions } from './growth.ts';
+
+const classifierOptions = {
+  /** Weight l2 (default 0; the `balora` preset sets .005, for a classifier .03). */
+  diversityWeight: number({ least: 0, default: 0, help: 'l2 of the entropy term' }),
+  ...growthOptions,
+};
+
+const options = {
+  ...classifierOptions,
+  /** K: the largest logits of a row that the entropy is taken over; 0: the whole vocabulary. Default 20. */
+  entropyTopK: whole({
+    least: 0,
+    default: 20,
+    help: 'logits of a row in the entropy; 0: all',
+  }),
+};
+
+/** L_DR = -mean H(pi), pi the softmax over the K largest logits of a row, over the rows of the regularizers. */
+export const diversity: TermDefinition<typeof options> = {
+  key: 'diversity',
+  options,
+  create: (given) => ({
+    ...common(given),
+    value: ({ logits }) => diversityLoss(logits(), { topK: given.entropyTopK }),
+    fused: { pass: 'entropy', topK: given.entropyTopK },
+  }),
+};
+
+/** L_DR of a classifier: the squared covariances between its outputs, see {@link nluDiversityLoss}. */
+export const classifierDiversity: TermDefinition<typeof classifierOptions> = {
+  key: 'diversity',
+  options: classifierOptions,
+  create: (given) => ({
+    ...common(given),
+    value: ({ logits }) => nluDiversityLoss(logits()),
+    noteOn: noteOnShape,
+  }),
+};
+
+function common(
+  given: ResolvedOf<typeof classifierOptions>,
+): Pick<Term, 'key' | 'rows' | 'teacher' | 'weightAt'> {
+  return {
+    key: 'diversity',
+    rows: 'regularized',
+    teacher: false,
+    weightAt: (at) => given.diversityWeight * growthAt(given, at),
+  };
+}

@@ -1,0 +1,40 @@
+/** The schedule that the weights of diversity and SVD share: they grow from 0 in the course of a run. */
+import { choice, number, type ResolvedOf, whole } from '../options.ts';
+import { regularizerFactorAt, type StepOfRun } from '../schedules.ts';
+
+/** Options of the schedule. */
+export const growthOptions = {
+  /** Schedule of diversity and SVD. Default `two_phase`. */
+  regularizerSchedule: choice({
+    choices: ['constant', 'two_phase', 'linear_warmup', 'quadratic_warmup'],
+    default: 'two_phase',
+    help: 'of l2 and l3',
+  }),
+  /** Share w of the run in which `two_phase` waits. Default .2. */
+  regularizerWarmupRatio: number({
+    least: 0,
+    default: 0.2,
+    help: 'two_phase: share of the run without l2 and l3',
+  }),
+  /** Share r of the run in which `two_phase` grows. Default .05. */
+  regularizerRampRatio: number({
+    least: 0,
+    default: 0.05,
+    help: 'two_phase: share of the run in which they grow',
+  }),
+  /** Steps of `linear_warmup` and `quadratic_warmup`; 0 gives the full weight at once. Default 0. */
+  regularizerWarmupSteps: whole({
+    least: 0,
+    default: 0,
+    help: 'linear_warmup, quadratic_warmup: steps in which they grow',
+  }),
+};
+
+/** The factor of the weight at a step, from 0 to 1. */
+export function growthAt(options: ResolvedOf<typeof growthOptions>, at: StepOfRun): number {
+  return regularizerFactorAt(options.regularizerSchedule, at, {
+    warmupRatio: options.regularizerWarmupRatio,
+    rampRatio: options.regularizerRampRatio,
+    warmupSteps: options.regularizerWarmupSteps,
+  });
+}

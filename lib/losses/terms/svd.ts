@@ -1,0 +1,65 @@
+/** The SVD term: keep the informative directions of the outputs (BA-LoRA, arXiv 2408.04556). */
+import { nluSvdLoss } from '../nlu_terms.ts';
+import { choice, number, type ResolvedOf, whole } from '../options.ts';
+import { svdLoss } from '../plain.ts';
+import type { Term, TermDefinition } from '../term.ts';
+import { noteOnShape, noteOnTopK } from './classifier_notes.ts';
+import { growthAt, growthOptions } from './growth.ts';
+
+const shared = {
+  /** Weight l3 (default 0; the `balora` preset sets .005, for a classifier .03). */
+  svdWeight: number({ least: 0, default: 0, help: 'l3 of the singular-value term' }),
+  ...growthOptions,
+};
+
+const kTopKHelp = 'singular values in the sum; of a classifier 5 where not given';
+
+const options = {
+  ...shared,
+  /** k: the singular values that are summed. Default 10, for a classifier 5. */
+  svdTopK: whole({ least: 1, default: 10, help: kTopKHelp }),
+  /** The denominator. Default `frobenius`. */
+  svdNorm: choice({
+    choices: ['frobenius', 'nuclear'],
+    default: 'frobenius',
+    help: 'what the sum is divided by',
+  }),
+};
+
+const classifierOptions = {
+  ...shared,
+  svdTopK: whole({ least: 1, default: 5, help: kTopKHelp }),
+};
+
+/** L_SVDR = -(sum of the k largest singular values of the rows' logits) / their norm. */
+export const svd: TermDefinition<typeof options> = {
+  key: 'svd',
+  options,
+  create: ({ svdTopK: k, svdNorm: norm, ...given }) => ({
+    ...common(given),
+    value: ({ logits }) => svdLoss(logits(), { k, norm }),
+    fused: { pass: 'singularValues', k, norm },
+  }),
+};
+
+/** L_SVDR of a classifier, with the sum of all singular values as the denominator, see {@link nluSvdLoss}. */
+export const classifierSvd: TermDefinition<typeof classifierOptions> = {
+  key: 'svd',
+  options: classifierOptions,
+  create: ({ svdTopK: k, ...given }) => ({
+    ...common(given),
+    value: ({ logits }) => nluSvdLoss(logits(), { k }),
+    noteOn: (shape) => noteOnShape(shape) ?? noteOnTopK(k, shape),
+  }),
+};
+
+function common(
+  given: ResolvedOf<typeof shared>,
+): Pick<Term, 'key' | 'rows' | 'teacher' | 'weightAt'> {
+  return {
+    key: 'svd',
+    rows: 'regularized',
+    teacher: false,
+    weightAt: (at) => given.svdWeight * growthAt(given, at),
+  };
+}

@@ -1,0 +1,161 @@
+/** Classification and regression: a head over whole sequences, whose outputs are few. */
+import type { TunedModel } from '../adapters/tuned_model.ts';
+import { kMetricNames, type MetricName } from '../data/glue.ts';
+import type { LabelledBatch } from '../data/labelled_batches.ts';
+import { ArgumentError } from '../errors.ts';
+import { evaluateClassifier, labelTensor, metricsOf, modelBatch } from '../eval/classify.ts';
+import { LogitsLoss } from '../losses/logits_loss.ts';
+import { teacherEntropyRows } from '../losses/nlu_terms.ts';
+import type { Term } from '../losses/term.ts';
+import type { MicroBatchLoss } from '../losses/term_sums.ts';
+import { kClassifierTerms } from '../losses/terms/list.ts';
+import { SequenceClassifier } from '../models/index.ts';
+import { withPhase } from '../runtime.ts';
+import { noGrad, scope, type Tensor } from '../tensor.ts';
+import { checkLabels } from './check_labels.ts';
+import { yieldToEventLoop } from './event_loop.ts';
+import type {
+  LossPass,
+  LossSettings,
+  MicroBatch,
+  StudentOutputs,
+  Task,
+  TaskLoss,
+  TaskMetrics,
+} from './task.ts';
+
+/** The loss of a run of a classifier: the teacher's part is its logits (B,D). */
+class ClassifierLoss implements TaskLoss<LabelledBatch, Tensor> {
+  readonly terms: readonly Term[];
+  readonly recorded = null;
+  readonly mostEntropy: number;
+  readonly #loss: LogitsLoss;
+  readonly #temperature: number;
+  readonly #layers: readonly number[];
+
+  constructor(
+    private readonly tuned: TunedModel<SequenceClassifier>,
+    { terms, regularizers, onNote }: LossSettings,
+  ) {
+    const { problemType, numLabels } = tuned.model;
+    this.terms = terms;
+    this.#loss = new LogitsLoss(terms, {
+      problemType,
+      ...(onNote === undefined ? {} : { onWarning: onNote }),
+    });
+    this.#temperature = regularizers.temperature as number;
+    this.#layers = [...new Set(terms.flatMap(({ hiddenStates = [] }) => hiddenStates))];
+    // 2^D outcomes of D decisions: by their logarithm, since their number may be no number.
+    const several = problemType === 'multi_label_classification';
+    this.mostEntropy = several ? numLabels * Math.LN2 : Math.log(numLabels);
+  }
+
+  async teach({ batch }: MicroBatch<LabelledBatch>): Promise<Tensor> {
+    const logits = withPhase('teacher', () =>
+      this.tuned.withTeacher((model) => noGrad(() => model.outputs(modelBatch(model, batch)))),
+    );
+    await yieldToEventLoop();
+    return logits;
+  }
+
+  forget(teacher: Tensor): void {
+    teacher.dispose();
+  }
+
+  async entropies(teacher: Tensor): Promise<ArrayLike<number>> {
+    const { problemType } = this.tuned.model;
+    const temperature = this.#temperature;
+    const measured = scope(() =>
+      noGrad(() => teacherEntropyRows(teacher, { problemType, temperature })),
+    );
+    const values = (await measured.data()) as Float32Array;
+    measured.dispose();
+    return values;
+  }
+
+  forward({ batch }: MicroBatch<LabelledBatch>): StudentOutputs {
+    const { model } = this.tuned;
+    const rows = modelBatch(model, batch);
+    if (this.#layers.length === 0) {
+      return { outputs: model.outputs(rows), hiddenStates: new Map() };
+    }
+    const { outputs, hiddenStates } = model.outputsWithHiddenStates(rows, this.#layers);
+    return { outputs, hiddenStates };
+  }
+
+  compute({
+    micro,
+    student,
+    teacher,
+    weights,
+    totals,
+    at,
+  }: LossPass<LabelledBatch, Tensor>): MicroBatchLoss {
+    return this.#loss.compute({
+      logits: student.outputs,
+      teacherLogits: teacher,
+      labels: labelTensor(this.tuned.model, micro.batch),
+      hiddenStates: student.hiddenStates,
+      windowExamples: totals.supervised,
+      ...{ weights, at, batch: micro.batch },
+    });
+  }
+
+  dispose(): void {}
+}
+
+/** `--task sequence-classification`. */
+export const sequenceClassification: Task<SequenceClassifier, LabelledBatch> = {
+  name: 'sequence-classification',
+  terms: kClassifierTerms,
+  options: {},
+  tunes: (model) => model instanceof SequenceClassifier,
+  select: (batch) => {
+    const examples = batch.indices.length;
+    const counts = { tokens: batch.inputIds.length, supervised: examples, regularized: examples };
+    return { batch, selected: null, counts };
+  },
+  loss: (tuned, settings) => new ClassifierLoss(tuned, settings),
+  evaluate: ({ model }, batches, options) => evaluateClassifier(model, batches, options),
+  metrics,
+  check: ({ tuned, data, evalData, regularizers }) => {
+    const { problemType, labelNames } = tuned.model;
+    const { consistencySchedule, consistencyWeight } = regularizers;
+    // The adaptive schedule asks how sure the teacher is of its classes; numbers have none.
+    if (
+      problemType === 'regression' &&
+      (consistencyWeight as number) > 0 &&
+      consistencySchedule === 'adaptive'
+    ) {
+      throw new ArgumentError('consistencySchedule adaptive has no meaning for regression');
+    }
+    checkLabels(labelNames, data.scheme, evalData?.scheme);
+  },
+  lossObstacle:
+    "a loss of one's own is for language models; a classifier's is its task's and the regularizers: leave it out",
+  graphObstacle: 'only language models are trained by graphs',
+  cacheObstacle: () => 'it is for language models, a classifier has no such teacher',
+};
+
+/** The metrics of an evaluation of two examples. */
+function metrics(model: SequenceClassifier): TaskMetrics {
+  const { problemType, numLabels } = model;
+  const width = problemType === 'single_label_classification' ? 1 : numLabels;
+  // Correlations of equal numbers are undefined, and class 1 need not be there.
+  const rows = [0, 1].map((n) => {
+    const values = Array<number>(width).fill(problemType === 'regression' ? n : 0);
+    return { label: values, prediction: values };
+  });
+  const found: Partial<Record<string, unknown>> = { ...metricsOf(rows, model) };
+  return {
+    names: ['loss', ...kMetricNames.filter((name) => typeof found[name] === 'number')],
+    standard: kStandard[problemType],
+    subject: `${problemType} (numLabels ${numLabels})`,
+  };
+}
+
+const kStandard = {
+  single_label_classification: 'accuracy',
+  regression: 'pearson',
+  multi_label_classification: 'f1Micro',
+} as const satisfies Record<SequenceClassifier['problemType'], MetricName>;

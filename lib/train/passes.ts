@@ -1,0 +1,45 @@
+/** The choice of how the micro-batches of a run are computed. */
+import type { TermNote } from '../losses/term.ts';
+import type { Model } from '../models/index.ts';
+import { taskOf } from '../tasks/list.ts';
+import type { LossSettings, MicroBatch } from '../tasks/task.ts';
+import { GraphPasses } from './graph_passes.ts';
+import type { ResolvedOptions } from './options.ts';
+import { termsOf } from './regularizers.ts';
+import { type Passes, PlainPasses } from './step.ts';
+import type { AnyTrainerOptions } from './trainer_options.ts';
+import { UserLossPasses } from './user_loss.ts';
+
+/** What the passes of a run may use. */
+export interface PassResources extends Pick<LossSettings, 'chunkBytes' | 'teacherCache'> {
+  readonly captureGraphs: boolean;
+  readonly onNote?: (note: TermNote) => void;
+}
+
+/** The passes of a run. */
+export function passesOf(
+  { tuned, loss: userLoss, terms: own = [] }: AnyTrainerOptions,
+  { regularizers }: ResolvedOptions,
+  { captureGraphs, ...resources }: PassResources,
+): Passes {
+  if (userLoss !== undefined) {
+    return new UserLossPasses(tuned as never as UserLossTuned, userLoss);
+  }
+  const task = taskOf(tuned.model);
+  const terms = termsOf(task, regularizers, own);
+  const loss = task.loss(tuned, { ...resources, terms, regularizers: { ...regularizers } });
+  return captureGraphs && loss.recorded !== null
+    ? new GraphPasses(tuned, loss, resources.teacherCache !== undefined)
+    : new PlainPasses(tuned, loss);
+}
+
+type UserLossTuned = ConstructorParameters<typeof UserLossPasses>[0];
+
+/** How the rows of a batch are chosen and counted. */
+export function selectorOf(
+  model: Model,
+  { regularizers }: Pick<ResolvedOptions, 'regularizers'>,
+): (batch: unknown) => MicroBatch {
+  const task = taskOf(model);
+  return (batch) => task.select(batch, { ...regularizers });
+}

@@ -1,0 +1,28 @@
+/** A request to stand still between two steps. */
+export class Pause {
+  #waiting: (() => void)[] = [];
+  #wanted = false;
+
+  /** Whether the run is to stand still. */
+  get wanted(): boolean {
+    return this.#wanted;
+  }
+
+  begin(): void {
+    this.#wanted = true;
+  }
+
+  end(): void {
+    this.#wanted = false;
+    for (const go of this.#waiting.splice(0)) go();
+  }
+
+  /** Resolves when the request is taken back, or the signal stops the run. */
+  async wait(signal: AbortSignal | undefined): Promise<void> {
+    if (!this.#wanted || signal?.aborted) return;
+    await new Promise<void>((resolve) => {
+      this.#waiting.push(resolve);
+      signal?.addEventListener('abort', () => resolve(), { once: true });
+    });
+  }
+}

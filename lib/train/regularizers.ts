@@ -1,0 +1,83 @@
+/** The options of all loss terms together: their type, their defaults by task, and the check of what a caller gives. */
+import { ArgumentError } from '../errors.ts';
+import {
+  checkOption,
+  defaultsOf,
+  type OptionSpecs,
+  type OptionsOf,
+  type ResolvedOf,
+} from '../losses/options.ts';
+import { bind, type Term, type TermDefinition } from '../losses/term.ts';
+import type { kClassifierTerms, kLanguageModelTerms } from '../losses/terms/list.ts';
+import { TASKS, type Task, type TaskName } from '../tasks/list.ts';
+import type { languageModelOptions } from '../tasks/language_model.ts';
+
+type Intersection<U> = (U extends unknown ? (u: U) => void : never) extends (i: infer I) => void
+  ? I
+  : never;
+type AllSpecs = Intersection<
+  (typeof kLanguageModelTerms | typeof kClassifierTerms)[number]['options']
+> &
+  typeof languageModelOptions;
+
+/** All declared options. Where tasks declare the same one, the first task's default is the general one. */
+export const REGULARIZER_OPTIONS: AllSpecs = Object.assign(
+  {},
+  ...Object.values(TASKS).map(specsOf).reverse(),
+);
+
+/** The regularizers; a weight of 0 switches one off, and with it what only it needs (the teacher's pass). */
+export interface RegularizerOptions extends OptionsOf<AllSpecs> {}
+
+/** The regularizers with every default filled in. */
+export interface ResolvedRegularizers extends ResolvedOf<AllSpecs> {}
+
+/** The options that a task has a use for. */
+function specsOf({ options, terms }: Pick<Task, 'options' | 'terms'>): OptionSpecs {
+  return Object.assign({}, ...terms.map((term) => term.options), options);
+}
+
+/** Defaults filled in, every value checked. @throws ArgumentError with the option's name and value */
+export function resolveRegularizers(
+  options: RegularizerOptions,
+  task: TaskName = 'causal-lm',
+): ResolvedRegularizers {
+  const given = Object.fromEntries(
+    Object.entries(options).filter(([, value]) => value !== undefined),
+  );
+  const own = specsOf(TASKS[task]);
+  const defaults: Record<string, unknown> = {
+    ...defaultsOf(REGULARIZER_OPTIONS),
+    ...defaultsOf(own),
+  };
+  for (const [key, value] of Object.entries(given)) {
+    if (!Object.hasOwn(defaults, key)) {
+      throw new ArgumentError(`unknown regularizer option "${key}"`);
+    }
+    if (!Object.hasOwn(own, key) && value !== defaults[key]) {
+      throw new ArgumentError(`${key} has no meaning for ${task}`);
+    }
+  }
+  const resolved = { ...defaults, ...given };
+  for (const [key, spec] of Object.entries(REGULARIZER_OPTIONS)) {
+    checkOption(key, spec, resolved[key]);
+  }
+  // A term checks how its options go together.
+  for (const definition of TASKS[task].terms) bind(definition, resolved);
+  return resolved as unknown as ResolvedRegularizers;
+}
+
+/** The terms of a task that a weight above 0 switches on, then the caller's own. @throws ArgumentError for a key given twice */
+export function termsOf(
+  task: Pick<Task, 'terms'>,
+  regularizers: ResolvedRegularizers,
+  own: readonly Term[] = [],
+): Term[] {
+  const values: Record<string, unknown> = { ...regularizers };
+  const builtIn = task.terms.filter(({ key }) => (values[`${key}Weight`] as number) > 0);
+  const terms = [...builtIn.map((definition: TermDefinition) => bind(definition, values)), ...own];
+  const keys = task.terms.map(({ key }) => key).concat(own.map(({ key }) => key));
+  const twice = keys.find((key, i) => keys.indexOf(key) !== i);
+  if (twice !== undefined) throw new ArgumentError(`terms: there is a term "${twice}" already`);
+  return terms;
+}

@@ -1,0 +1,126 @@
+/**
+ * Micro-batches of a loss that the caller wrote: forward, the caller's function, backward, and the memory of what the function
+ * made.
+ */
+import type { TunedModel } from '../adapters/tuned_model.ts';
+import { startOnDevice } from '../device.ts';
+import { ArgumentError } from '../errors.ts';
+import type { Term } from '../losses/term.ts';
+import { kTask } from '../losses/term_sums.ts';
+import { synchronize, withPhase } from '../runtime.ts';
+import { yieldToEventLoop } from '../tasks/event_loop.ts';
+import { type HeadModel, teacherHead, teacherStates } from '../tasks/language_model.ts';
+import { collecting, scope, type Tensor, tensor } from '../tensor.ts';
+import type { PassInput } from './step.ts';
+import type { LossContext, LossFunction } from './types.ts';
+import type { WindowBatch } from './window.ts';
+
+/** Micro-batches computed by a loss of the caller's own, each counted with its share of the window's supervised rows. */
+export class UserLossPasses {
+  readonly terms: readonly Term[] = [];
+  readonly loss = null;
+  readonly graphs = null;
+  /** Metrics that the function reported in the window so far; null where it reported none. */
+  custom: Record<string, number> | null = null;
+  /** null: the student's. */
+  readonly #teacherHead: Tensor | null;
+
+  constructor(
+    private readonly tuned: TunedModel<HeadModel<unknown>>,
+    private readonly lossOf: LossFunction,
+  ) {
+    this.#teacherHead = teacherHead(tuned);
+  }
+
+  begin(): void {
+    this.custom = null;
+  }
+
+  end(): void {}
+
+  async run(micro: WindowBatch, { totals, at, sums }: PassInput): Promise<void> {
+    const { batch, counts } = micro;
+    if (counts.supervised === 0) return;
+    const { tuned } = this;
+    const share = counts.supervised / totals.supervised;
+    const made = new Set<Tensor>();
+    try {
+      tuned.trainingPass({ step: at.step, microBatch: micro.index });
+      const hidden = withPhase('forward', () => tuned.model.forward(batch as never));
+      made.add(hidden);
+      await yieldToEventLoop();
+      let teacher: Tensor | null = null;
+      const { head } = tuned.model;
+      const context: LossContext = {
+        batch: batch as LossContext['batch'],
+        hidden,
+        headWeight: head.weight,
+        teacherHeadWeight: this.#teacherHead ?? head.weight,
+        logitSoftcap: head.softcap > 0 ? head.softcap : null,
+        teacherHidden: () => {
+          teacher ??= teacherStates(tuned, batch);
+          made.add(teacher); // also where an async loss asks after an await
+          return teacher;
+        },
+        ...at,
+        supervisedRows: counts.supervised,
+        windowSupervisedRows: totals.supervised,
+      };
+      const { loss, metrics = {} } = await withPhase('losses', () =>
+        collecting(made, () => startOnDevice(hidden.device, () => this.lossOf(context))),
+      );
+      const results = new Set([hidden, loss, ...Object.values(metrics)]);
+      for (const value of made) if (!results.has(value)) value.dispose(); // the tape holds what it needs
+      for (const value of results) made.add(value);
+      checkLoss(loss);
+      backwardOf(loss, share);
+      await this.#count({ loss, metrics, share, micro, sums });
+    } finally {
+      tuned.trainingPass(null);
+      for (const value of made) value.dispose();
+    }
+  }
+
+  dispose(): void {}
+
+  async #count(result: {
+    loss: Tensor;
+    metrics: Readonly<Record<string, Tensor>>;
+    share: number;
+    micro: WindowBatch;
+    sums: PassInput['sums'];
+  }): Promise<void> {
+    const { loss, metrics, share, micro, sums } = result;
+    const tensor = loss.detach();
+    sums.add({
+      loss: null,
+      values: [{ key: kTask, tensor, index: 0, toSum: null }],
+      counts: micro.counts,
+    });
+    for (const [label, value] of Object.entries(metrics)) {
+      this.custom ??= {};
+      this.custom[label] = (this.custom[label] ?? 0) + (await value.item()) * share;
+    }
+    tensor.dispose();
+    await synchronize();
+  }
+}
+
+/** Adds the gradient of share * loss. */
+function backwardOf(loss: Tensor, share: number): void {
+  withPhase('backward', () =>
+    scope(() => {
+      const { dtype, shape, device } = loss;
+      loss.backward(tensor([share], { dtype, shape, device }));
+    }),
+  );
+}
+
+function checkLoss(loss: Tensor): void {
+  if (loss.size !== 1) {
+    throw new ArgumentError(`loss: must be one number, got the shape (${loss.shape.join(',')})`);
+  }
+  if (!loss.requiresGrad) {
+    throw new ArgumentError('loss: is not attached to the tape; did the function run in noGrad?');
+  }
+}

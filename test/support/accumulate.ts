@@ -1,0 +1,36 @@
+/** The gradients and term values of single windows, without a trainer around them. */
+import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
+import type { Model } from '../../lib/models/index.ts';
+import { resolveOptions } from '../../lib/train/options.ts';
+import { passesOf } from '../../lib/train/passes.ts';
+import type { RegularizerOptions } from '../../lib/train/regularizers.ts';
+import { accumulateWindow } from '../../lib/train/step.ts';
+import type { Window } from '../../lib/train/window.ts';
+import { taskOf } from '../../lib/tasks/list.ts';
+import { tinySource } from './tiny_model.ts';
+
+/** The terms of a window flat, as a record has them. */
+export interface FlatTerms {
+  readonly loss: number;
+  readonly taskLoss: number;
+  readonly consistency: number | null;
+  readonly diversity: number | null;
+  readonly svd: number | null;
+}
+
+/** Computes windows of a tuned model; the gradients stay in its parameters. */
+export function accumulator(tuned: TunedModel<Model>, regularizers: RegularizerOptions = {}) {
+  const task = taskOf(tuned.model);
+  const options = resolveOptions({ regularizers }, task.name);
+  const input = { tuned, data: tinySource([]) as never };
+  const passes = passesOf(input, options, { captureGraphs: false });
+  return {
+    async accumulate(window: Window<never> | Window, totalSteps = 1): Promise<FlatTerms> {
+      const at = { step: 0, totalSteps };
+      const terms = await accumulateWindow({ passes, signal: undefined }, window as Window, at);
+      const { consistency = null, diversity = null, svd = null } = terms.values;
+      return { loss: terms.loss, taskLoss: terms.taskLoss, consistency, diversity, svd };
+    },
+    dispose: () => passes.dispose(),
+  };
+}
