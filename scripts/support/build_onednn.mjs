@@ -34,7 +34,7 @@ export const kRelease = {
 };
 const kKeyring = '/usr/share/keyrings/debian-archive-keyring.gpg';
 const kDefaultMirror = 'http://deb.debian.org/debian';
-const kCpuMinutes = 12;
+const kCpuMinutes = 18;
 const kMegabytes = 400; // of sources, objects and archive at the most
 
 /** Throws where a file is not what it must be. */
@@ -125,10 +125,10 @@ async function fetchSource(folder, archive) {
 }
 
 /** Runs `cmake --build`, its share of the work on one line. */
-async function buildWithProgress(folder) {
+async function buildWithProgress(folder, signal) {
   const jobs = String(availableParallelism());
   const child = spawn('cmake', ['--build', folder, '--target', 'install', '--parallel', jobs], {
-    stdio: ['ignore', 'pipe', 'pipe'],
+    ...{ stdio: ['ignore', 'pipe', 'pipe'], signal },
   });
   const started = performance.now();
   let last = '';
@@ -163,7 +163,7 @@ export function progressOf(text) {
   return done === undefined ? null : Math.floor((100 * Number(done)) / Number(of));
 }
 
-async function build(work, archive) {
+async function build(work, archive, signal) {
   const path = await fetchSource(work, archive);
   const source = join(work, 'source');
   mkdirSync(source);
@@ -176,7 +176,7 @@ async function build(work, archive) {
     ...['-S', source, '-B', folder, ...(has('ninja') ? ['-G', 'Ninja'] : [])],
     ...[`-DCMAKE_CXX_COMPILER=${compiler.command}`, ...flags.map((flag) => `-D${flag}`)],
   ]);
-  await buildWithProgress(folder);
+  await buildWithProgress(folder, signal);
 }
 
 /**
@@ -196,7 +196,9 @@ export async function ensureOneDnn({ archive = null } = {}) {
     );
     const work = `${folder}.part`;
     const clear = () => rmSync(work, { recursive: true, force: true });
+    const stop = new AbortController();
     const interrupted = () => {
+      stop.abort(); // ends the compilers, which would go on writing
       clear();
       process.exit(130);
     };
@@ -205,7 +207,7 @@ export async function ensureOneDnn({ archive = null } = {}) {
     process.once('SIGINT', interrupted);
     process.once('SIGTERM', interrupted);
     try {
-      await build(work, archive);
+      await build(work, archive, stop.signal);
       renameSync(join(work, 'installed'), folder);
     } finally {
       process.off('SIGINT', interrupted);

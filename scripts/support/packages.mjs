@@ -1,7 +1,7 @@
 // System packages: which manager this machine has, whether it may be used without a question, and the exact command that a
 // person would give.
 import { spawnSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { readFileSync, rmSync } from 'node:fs';
 import { has, inRoot, runLogged, SetupError } from './shell.mjs';
 
 /** How each manager installs packages. Only apt is ever called; the others' commands are printed. */
@@ -117,6 +117,7 @@ let updated = false;
 /** `apt-get update`, once a run. */
 export async function aptUpdate(prefix) {
   if (updated) return;
+  rmSync(logOf('apt-install'), { force: true }); // of a run before
   await apt(prefix, 'apt-update', ['update', '-q', '-o', 'Acquire::Retries=2']);
   updated = true;
 }
@@ -127,18 +128,22 @@ export async function aptInstall(prefix, packages) {
     const flags = ['-y', '-q', '--no-install-recommends', '-o', 'Acquire::Retries=2'];
     await apt(prefix, 'apt-install', ['install', ...flags, ...packages]);
   } catch (error) {
-    const logs = ['apt-update', 'apt-install'].map((name) => readLog(name)).join('\n');
-    const trouble = networkTrouble(logs);
-    if (trouble === null) throw error;
-    throw new SetupError(
-      `apt-get could not fetch ${packages.join(' ')}:\n  ${trouble.trim()}\n${kNoNetwork}`,
-    );
+    const message = noNetwork(packages.join(' '));
+    throw message === null ? error : new SetupError(message);
   }
 }
 
+/** What to say where apt's logs tell of a network that did not answer; null where they do not. */
+export function noNetwork(wanted) {
+  const trouble = networkTrouble(`${readLog('apt-update')}\n${readLog('apt-install')}`);
+  return trouble && `apt-get could not fetch ${wanted}:\n  ${trouble.trim()}\n${kNoNetwork}`;
+}
+
+const logOf = (name) => inRoot('build', 'logs', `${name}.log`);
+
 export function readLog(name) {
   try {
-    return readFileSync(inRoot('build', 'logs', `${name}.log`), 'utf8');
+    return readFileSync(logOf(name), 'utf8');
   } catch {
     return '';
   }

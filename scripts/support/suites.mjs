@@ -155,7 +155,10 @@ function runGyp() {
   const headers = nodeHeaders();
   const gyp = bin('node-gyp', 'bin/node-gyp.js');
   const flags = [`--nodedir=${dirname(dirname(headers))}`, '--jobs=max', '--silent'];
-  const env = { BALORA_ONEDNN_ROOT: findOneDnn().root, CXX: chooseCompiler().compiler.command };
+  const env = {
+    BALORA_ONEDNN_ROOT: findOneDnn().root,
+    CXX: process.env.CXX || chooseCompiler().compiler.command,
+  };
   const built = program(process.execPath, [gyp, 'configure', 'build', ...flags], { env });
   if (built.failed > 0) return built;
   const BALORA_BINARY = inRoot('build', 'Release', 'balora.node');

@@ -10,6 +10,7 @@ import {
   aptUpdate,
   commandsFor,
   kManagers,
+  noNetwork,
   packageManager,
   systemName,
 } from './packages.mjs';
@@ -108,7 +109,7 @@ export async function ensureNeeds(ids) {
   await aptUpdate(prefix);
   const candidates = candidatesOf(missing);
   const absent = absentMessage(missing, candidates);
-  if (absent !== null) throw new SetupError(absent);
+  if (absent !== null) throw new SetupError(noNetwork('its package lists') ?? absent);
   const packages = missing.flatMap((need) => packagesOf(need, 'apt', candidates));
   say(`      installing ${packages.join(' ')}`);
   await aptInstall(prefix, packages);

@@ -59,21 +59,21 @@ describe('chooseCompiler', () => {
   });
 
   it('takes a newer one beside an old one: g++ before clang, the newest first', () => {
-    const old = { 'c++': gcc('11.4.0'), 'clang++-18': clang('18.1.3') };
+    const old = { 'c++': gcc('11.4.0'), 'clang++-20': clang('20.1.3') };
     const withGcc = { ...old, 'g++-12': gcc('12.3.0'), 'g++-13': gcc('13.1.0') };
     const pick = (commands: Record<string, string>) =>
       chooseCompiler({ env: {}, versionOf: machine(commands) }).compiler?.command;
     expect(pick(withGcc)).toBe('g++-13');
-    expect(pick(old)).toBe('clang++-18');
+    expect(pick(old)).toBe('clang++-20');
   });
 
   it('says what an old one is and what is needed', () => {
     const one = chooseCompiler({ env: {}, versionOf: machine({ 'c++': gcc('10.2.1') }) });
     expect(one.compiler).toBeNull();
     expect(one.problem).toBe(
-      'c++ is g++ 10.2.1; balora needs g++ 12 or newer, or clang 16 or newer',
+      'c++ is g++ 10.2.1; balora needs g++ 12 or newer, or clang 19 or newer',
     );
-    const clangs = machine({ 'c++': clang('14.0.6'), 'clang++-15': clang('15.0.7') });
+    const clangs = machine({ 'c++': clang('14.0.6'), 'clang++-18': clang('18.1.8') });
     expect(chooseCompiler({ env: {}, versionOf: clangs }).problem).toMatch(
       /^c\+\+ is clang 14\.0\.6; /,
     );
@@ -107,10 +107,10 @@ describe('aptCompiler', () => {
     ],
     [
       'one with clang alone',
-      { 'g++': '4:10.2.1-1', 'clang-16': '1:16.0.6' },
-      ['clang-16', 'libomp-16-dev'],
+      { 'g++': '4:10.2.1-1', 'clang-19': '1:19.1.7' },
+      ['clang-19', 'libomp-19-dev'],
     ],
-    ['Debian 11', { 'g++': '4:10.2.1-1', 'clang-13': '1:13.0.1' }, null],
+    ['Debian 11', { 'g++': '4:10.2.1-1', 'clang-16': '1:16.0.6' }, null],
     ['a system without lists', {}, null],
   ])('finds the package of %s', (_name, candidates, expected) => {
     expect(aptCompiler(candidates as Record<string, string>)).toEqual(expected);

@@ -1,5 +1,5 @@
-// The calls in which oneDNN 2.5 to 2.7 differ from oneDNN 3, so that no other file has to know which
-// of them it is built with: Debian 12 has 2.6, Ubuntu 22.04 has 2.5.
+// The calls in which oneDNN 2.5 to 2.7 differ from oneDNN 3, so that no other file has to know
+// which of them it is built with: Debian 12 has 2.6, Ubuntu 22.04 has 2.5.
 #pragma once
 #include <oneapi/dnnl/dnnl.hpp>
 

@@ -193,9 +193,10 @@ int32_t norm_accumulate_kernel(Context* ctx, const ViewList* list, const View* t
   const auto count = static_cast<int64_t>(pieces.size());
   parallel_for(ctx, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      auto& [x, at, norm] = pieces[static_cast<size_t>(i)];
-      dispatch_float(x->dtype, [&]<typename T>() {
-        norm = norm_of(data_of<T>(x) + at, std::min(kPiece, view_numel(*x) - at), kind);
+      Piece& piece = pieces[static_cast<size_t>(i)];
+      dispatch_float(piece.x->dtype, [&]<typename T>() {
+        const int64_t count = std::min(kPiece, view_numel(*piece.x) - piece.begin);
+        piece.norm = norm_of(data_of<T>(piece.x) + piece.begin, count, kind);
       });
     }
   });
