@@ -37,6 +37,8 @@ export interface CreateOptions {
   seed?: number;
   /** Name by which {@link AdapterModel.use} finds it (default "default"). */
   name?: string;
+  /** Called while the first values are made, which may take long (PiSSA's SVDs): adapted modules so far, and of how many. */
+  onProgress?: (modules: number, total: number) => void;
 }
 
 /** Options of {@link AdapterModel.load}. */
@@ -53,7 +55,7 @@ const kNamesShown = 3;
 export async function createAdapter(
   model: Model,
   input: LoraConfigInput,
-  { seed = kSeed, name: adapterName = DEFAULT_ADAPTER }: CreateOptions,
+  { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, onProgress }: CreateOptions,
 ): Promise<Adapter> {
   const config = withHead(model, loraConfig(input));
   const { initLoraWeights: init } = config;
@@ -76,6 +78,7 @@ export async function createAdapter(
         modules.push(await freshModule(target, first, { config, shared }));
       }
       await synchronize();
+      onProgress?.(modules.length, targets.length);
     }
   } catch (error) {
     for (const module of modules) module.dispose();

@@ -1,7 +1,7 @@
 /** Evaluations as text: one line for progress, several for `evaluate`. */
 import type { ClassificationMetrics } from '../eval/metrics.ts';
 import type { ClassifierEvaluation, EvaluationResult } from '../train/types.ts';
-import { formatSeconds } from './terminal.ts';
+import { fixed, formatSeconds } from './terminal.ts';
 
 /** A line of numbers, the loss first. */
 export function evaluationLine(result: EvaluationResult | ClassifierEvaluation): string {
@@ -10,7 +10,7 @@ export function evaluationLine(result: EvaluationResult | ClassifierEvaluation):
     parts.push(...scalars(result).map(([name, value]) => `${name} ${value}`));
   } else {
     parts.push(`perplexity ${result.perplexity.toFixed(3)}`);
-    if (result.kl !== null) parts.push(`KL to the base ${result.kl.toFixed(4)}`);
+    if (result.kl !== null) parts.push(`KL to the base ${fixed(result.kl)}`);
   }
   return `${parts.join('  ')}  (${formatSeconds(result.seconds)})`;
 }

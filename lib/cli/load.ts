@@ -59,16 +59,20 @@ export async function openBatches<B>(
 /** How a model is loaded. */
 export type ModelLoadOptions = Pick<
   FromPretrainedOptions,
-  'dtype' | 'device' | 'trainable' | 'ignoreKeys' | 'onDownload'
+  'dtype' | 'device' | 'trainable' | 'ignoreKeys' | 'onDownload' | 'onProgress'
 >;
 
 /** What the settings say of it; files that come from the Hub are told. */
 export function loadOptions(
   settings: Pick<TrainSettings, 'dtype' | 'device' | 'ignoreKeys'>,
-  { download: onDownload }: Progress,
+  progress: Progress,
 ): ModelLoadOptions {
   const { dtype, device, ignoreKeys } = { ...kTrainDefaults, ...settings };
-  return { dtype, device, ignoreKeys, onDownload };
+  return {
+    ...{ dtype, device, ignoreKeys },
+    onDownload: progress.download,
+    onProgress: (loaded, total) => progress.status(`loading: ${loaded} of ${total} tensors`),
+  };
 }
 
 /**

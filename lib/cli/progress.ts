@@ -4,7 +4,14 @@
  */
 import type { StepRecord, TrainEvent } from '../train/types.ts';
 import { evaluationLine } from './evaluation_view.ts';
-import { formatBytes, formatSeconds, hasColour, type OutputStream, styler } from './terminal.ts';
+import {
+  fixed,
+  formatBytes,
+  formatSeconds,
+  hasColour,
+  type OutputStream,
+  styler,
+} from './terminal.ts';
 
 const kRedrawMs = 100;
 /** Of a terminal that does not tell (or says 0, as under a recorder). */
@@ -28,7 +35,7 @@ export class Progress {
   show(event: TrainEvent): void {
     switch (event.type) {
       case 'step':
-        if (this.redraws) this.draw(stepLine(event));
+        this.status(stepLine(event));
         break;
       case 'log':
         if (!this.redraws) this.stream.write(`${stepLine(event)}\n`);
@@ -39,7 +46,7 @@ export class Progress {
         break;
       }
       case 'evaluating':
-        if (this.redraws) this.draw(`evaluating at step ${event.step}: ${event.examples} examples`);
+        this.status(`evaluating at step ${event.step}: ${event.examples} examples`);
         break;
       case 'checkpoint':
         this.message(this.style(`checkpoint ${event.path}`, 'dim'));
@@ -49,6 +56,11 @@ export class Progress {
         break;
       default:
     }
+  }
+
+  /** A line that the next one replaces, on a terminal; elsewhere nothing. */
+  status(text: string): void {
+    if (this.redraws) this.draw(text);
   }
 
   /** A line of its own, above the progress line. */
@@ -65,6 +77,10 @@ export class Progress {
   /** `onDownload` of whatever may fetch from the Hub: a line for each file. */
   readonly download = (path: string, bytes: number): void =>
     this.message(`fetching ${path}, ${formatBytes(bytes)}`);
+
+  /** `onProgress` of whatever makes an adapter. */
+  readonly starts = (modules: number, total: number): void =>
+    this.status(`starting the adapter: ${modules} of ${total} modules`);
 
   warn(text: string): void {
     this.message(`${this.style('warning:', 'yellow')} ${text}`);
@@ -110,9 +126,4 @@ export function stepLine(event: {
     `lr ${record.learningRate.toExponential(2)}`,
     formatBytes(record.peakRssBytes),
   ].join('  ');
-}
-
-/** Four digits; a divergence that rounding puts just below 0 is 0. */
-function fixed(value: number): string {
-  return value.toFixed(4).replace(/^-(0\.0+)$/, '$1');
 }

@@ -71,3 +71,8 @@ export function formatCount(count: number): string {
   const [divisor, unit] = count < 1e6 ? [1e3, 'k'] : count < 1e9 ? [1e6, 'M'] : [1e9, 'G'];
   return `${(count / divisor).toFixed(1)} ${unit}`;
 }
+
+/** A number with so many digits; a divergence that rounding puts just below 0 is 0. */
+export function fixed(value: number, digits = 4): string {
+  return value.toFixed(digits).replace(/^-(0\.0+)$/, '$1');
+}

@@ -62,7 +62,8 @@ async function train(settings: TrainSettings, context: CliContext): Promise<numb
   } catch (error) {
     const interrupt = interruptOf(error);
     if (interrupt === null) throw error;
-    progress.message('stopped before the first step: nothing was written, begin anew');
+    const onward = settings.resume ? 'the same command goes on' : 'begin anew';
+    progress.message(`stopped before the first step: nothing was written, ${onward}`);
     return interrupt.exitCode;
   } finally {
     progress.clear();

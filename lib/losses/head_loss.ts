@@ -14,7 +14,6 @@ import {
   headRows,
   indexSelect,
   mul,
-  reshape,
   type TeacherSummary,
   teacherSummary,
 } from '../ops/index.ts';
@@ -30,6 +29,7 @@ import {
   TermContext,
   type TermDefinition,
   type TermRows,
+  termValue,
 } from './term.ts';
 import {
   kTask,
@@ -38,7 +38,9 @@ import {
   type TermCounts,
   type TermValue,
 } from './term_sums.ts';
-import { kLanguageModelTerms } from './terms/list.ts';
+import { consistency } from './terms/consistency.ts';
+import { diversity } from './terms/diversity.ts';
+import { svd } from './terms/svd.ts';
 
 export type { SelectedRows, TeacherSummary };
 
@@ -71,6 +73,8 @@ export interface HeadMicroBatch {
   readonly hiddenStates?: ReadonlyMap<number, Tensor>;
   /** The place in the run, for terms that look at it. Default: step 0 of 1. */
   readonly at?: StepOfRun;
+  /** The micro-batch as the data source gave it, for terms that look at it. Default: `batch`. */
+  readonly source?: unknown;
 }
 
 /** What a micro-batch's loss takes from the host: what changes from step to step lies on the device. */
@@ -96,7 +100,7 @@ export interface PreparedMicroBatch {
   /** Keys of the terms outside the head's pass that have a gradient; the values of the others are computed alone. */
   readonly gradients: readonly string[];
   /** For terms that are computed by their definition. */
-  readonly context?: Pick<HeadMicroBatch, 'batch' | 'hiddenStates' | 'at'> & {
+  readonly context?: Pick<HeadMicroBatch, 'batch' | 'source' | 'hiddenStates' | 'at'> & {
     readonly selected: SelectedRows;
   };
 }
@@ -159,7 +163,7 @@ export class HeadLoss {
       return { loss: null, sums: null, means: {}, values: [], counts };
     }
     if (this.readsTeacher && counts.regularized > 0 && !teacherHidden && !summary) {
-      throw new ArgumentError('the consistency term, and any that says so, needs teacherHidden');
+      throw new ArgumentError('HeadLoss: a term reads the teacher, so teacherHidden is needed');
     }
     const result = this.computePrepared({
       hidden: pick(hidden, selected),
@@ -226,16 +230,18 @@ export class HeadLoss {
       this.#divergence !== null && summary
         ? headLossesCached({ ...common, summary })
         : headLosses({ ...common, teacher, teacherHead });
-    const rows = new RowsOfTerms(this.head, micro);
+    // What terms share is made once for those with a gradient and once for those without: one made off the tape has none.
+    const [taped, untaped] = [new RowsOfTerms(this.head, micro), new RowsOfTerms(this.head, micro)];
     const means: Record<string, Tensor> = {};
     let total = loss;
     for (const term of this.#beside) {
       const factor = factors[term.key];
       if (factor === undefined) continue;
       const gradient = gradients.includes(term.key);
-      const value = gradient ? this.#value(term, rows) : noGrad(() => this.#value(term, rows));
-      if (value === null) continue;
-      const wide = checked(term, value);
+      const value = gradient ? this.#value(term, taped) : noGrad(() => this.#value(term, untaped));
+      const onTape = gradient && hidden.requiresGrad;
+      const wide = termValue(term, value, { dtype: 'f64', onTape });
+      if (wide === null) continue;
       means[term.key] = wide.detach();
       if (gradient) total = add(total, mul(wide, factor));
     }
@@ -317,7 +323,7 @@ export class HeadLoss {
 /** The rows of a micro-batch as the terms beside the head's pass read them, each choice made once. */
 class RowsOfTerms {
   readonly #states = new Map<TermRows, Tensor>();
-  readonly #contexts = new Map<TermRows, TermContext>();
+  readonly #contexts = new Map<string, TermContext>();
 
   constructor(
     private readonly head: Head,
@@ -331,12 +337,14 @@ class RowsOfTerms {
     return found;
   }
 
-  /** For a term that is computed by its definition. Terms of the same rows share their logits. */
-  contextOf({ rows, hiddenStates = [] }: Term): TermContext {
-    const { context, teacher, inputs } = this.micro;
+  /** For a term that is computed by its definition. Terms that read the same share their logits. */
+  contextOf({ rows, teacher: reads, hiddenStates = [] }: Term): TermContext {
+    const { context, inputs } = this.micro;
+    const teacher = reads ? this.micro.teacher : null;
+    const key = `${rows} ${reads} ${hiddenStates}`;
     if (context === undefined)
       throw new ArgumentError('a graph holds no term without a native form');
-    const shared = hiddenStates.length === 0 ? this.#contexts.get(rows) : undefined;
+    const shared = this.#contexts.get(key);
     if (shared !== undefined) return shared;
     const made = new TermContext({
       states: this.states(rows),
@@ -344,10 +352,10 @@ class RowsOfTerms {
       head: this.head,
       targets: this.#chosen(inputs.targets, rows),
       hiddenStates: hiddenStates.map((layer) => context.hiddenStates?.get(layer) as Tensor),
-      batch: context.batch,
+      batch: context.source ?? context.batch,
       at: context.at ?? { step: 0, totalSteps: 1 },
     });
-    if (hiddenStates.length === 0) this.#contexts.set(rows, made);
+    this.#contexts.set(key, made);
     return made;
   }
 
@@ -399,7 +407,7 @@ function baLoraTerms(
   on: NonNullable<BaLoraOptions['terms']>,
   given: Readonly<Record<string, unknown>>,
 ): Term[] {
-  return kLanguageModelTerms
+  return [consistency, diversity, svd]
     .filter(({ key }) => on[key as keyof typeof on] ?? true)
     .map((definition: TermDefinition) => bind(definition, given));
 }
@@ -417,24 +425,13 @@ function withPass<P extends FusedForm['pass']>(
     | null;
 }
 
-/** A term's value in f64. @throws ArgumentError unless it is one number */
-function checked({ key }: Term, value: Tensor): Tensor {
-  if (value.size !== 1) {
-    throw new ArgumentError(
-      `terms: the value of ${key} must be one number, got the shape (${value.shape.join(',')})`,
-    );
-  }
-  const scalar = value.ndim === 0 ? value : reshape(value, []);
-  return scalar.dtype === 'f64' ? scalar : scalar.to('f64');
-}
-
 /** The selected rows of hidden states that are those of the whole batch, or the selected ones already. */
 function pick(hidden: Tensor, { rows, batchRows }: SelectedRows): Tensor {
   const count = hidden.shape[0] as number;
   if (count === rows.length) return hidden;
   if (count === batchRows) return indexSelect(hidden, tensor(rows, { device: hidden.device }));
   throw new ArgumentError(
-    `BaLoraLoss: hidden states must be of all ${batchRows} rows of the batch or of the ${rows.length} ` +
+    `HeadLoss: hidden states must be of all ${batchRows} rows of the batch or of the ${rows.length} ` +
       `selected ones, got ${count}`,
   );
 }

@@ -11,9 +11,18 @@ import { binaryCrossEntropy, type NluVariant } from './nlu_terms.ts';
 import { rowsOf } from './plain.ts';
 import { kProblemTypes, type ProblemType } from './problem_type.ts';
 import type { StepOfRun } from './schedules.ts';
-import { bind, type Term, TermContext, type TermDefinition, type TermNote } from './term.ts';
+import {
+  bind,
+  type Term,
+  TermContext,
+  type TermDefinition,
+  type TermNote,
+  termValue,
+} from './term.ts';
 import { kTask, type MicroBatchLoss, type TermCounts, type TermValue } from './term_sums.ts';
-import { kClassifierTerms } from './terms/list.ts';
+import { classifierConsistency } from './terms/consistency.ts';
+import { classifierDiversity } from './terms/diversity.ts';
+import { classifierSvd } from './terms/svd.ts';
 
 /** Options of {@link LogitsLoss}. */
 export interface LogitsLossOptions {
@@ -63,10 +72,10 @@ export class LogitsLoss {
   /** Enqueues the loss of one micro-batch; nothing is read back. */
   compute(micro: LogitsMicroBatch): MicroBatchLoss & { loss: Tensor } {
     const { teacherLogits = null, labels, weights } = micro;
-    const z = rowsOf('NluLoss', micro.logits);
+    const z = rowsOf('LogitsLoss', micro.logits);
     const [examples, outputs] = z.shape as [number, number];
     if (this.readsTeacher && !teacherLogits) {
-      throw new ArgumentError('NluLoss: the consistency term needs teacherLogits');
+      throw new ArgumentError('LogitsLoss: a term reads the teacher, so teacherLogits is needed');
     }
     this.#note([examples, outputs]);
     const task = nluTaskLoss(z, labels, this.problemType);
@@ -99,14 +108,8 @@ export class LogitsLoss {
         at: at ?? { step: 0, totalSteps: 1 },
       }),
     );
-    if (value === null) return null;
-    if (value.size !== 1) {
-      throw new ArgumentError(
-        `terms: the value of ${term.key} must be one number, got the shape (${value.shape.join(',')})`,
-      );
-    }
-    const scalar = value.ndim === 0 ? value : reshape(value, []);
-    return scalar.dtype === z.dtype ? scalar : scalar.to(z.dtype);
+    const onTape = (micro.weights[term.key] ?? 0) !== 0 && z.requiresGrad;
+    return termValue(term, value, { dtype: z.dtype, onTape });
   }
 
   /** All values in one tensor, so that the window reads one a micro-batch. */
@@ -153,7 +156,7 @@ export class NluLoss extends LogitsLoss {
   constructor({ terms = {}, problemType, onWarning, ...given }: NluOptions = {}) {
     checkOptions({ ...given, problemType });
     super(
-      kClassifierTerms
+      [classifierConsistency, classifierDiversity, classifierSvd]
         .filter(({ key }) => terms[key as keyof typeof terms] ?? true)
         .map((definition: TermDefinition) => bind(definition, { ...given })),
       {

@@ -3,8 +3,8 @@
  * at that step. Whatever knows terms (weights, records, checks, progress) loops over a list of them.
  */
 import { ArgumentError } from '../errors.ts';
-import { headLosses, type HeadLossInputs } from '../ops/index.ts';
-import type { Tensor } from '../tensor.ts';
+import { headLosses, type HeadLossInputs, reshape } from '../ops/index.ts';
+import { type DType, Tensor } from '../tensor.ts';
 import type { Head } from './fused.ts';
 import { defaultsOf, type OptionSpecs, type ResolvedOf } from './options.ts';
 import { headLogits } from './plain.ts';
@@ -124,14 +124,44 @@ export function defineTerm(input: TermInput): Term {
   }
   const weightAt = (at: WeightContext): number => {
     const found = typeof weight === 'function' ? weight(at) : weight;
-    if (Number.isFinite(found)) return found;
+    if (typeof found === 'number' && Number.isFinite(found)) return found;
     throw new ArgumentError(`terms: the weight of ${key} must be a finite number, got ${found}`);
   };
-  if (typeof weight === 'number') weightAt({ step: 0, totalSteps: 1, teacherEntropy: null });
+  if (typeof weight !== 'function') weightAt({ step: 0, totalSteps: 1, teacherEntropy: null });
+  if (typeof value !== 'function') {
+    throw new ArgumentError(`terms: the value of ${key} must be a function, got ${String(value)}`);
+  }
   return {
     ...{ key, rows, teacher, weightAt, value },
     ...(hiddenStates === undefined ? {} : { hiddenStates }),
   };
+}
+
+/**
+ * The value of a term as one number of a type, () in shape; null where the term is undefined.
+ * @param onTape whether it must be attached to the tape: it has a gradient, and what it was made of does
+ * @throws ArgumentError naming the term for anything else
+ */
+export function termValue(
+  { key }: Pick<Term, 'key'>,
+  value: unknown,
+  { dtype, onTape }: { dtype: DType; onTape: boolean },
+): Tensor | null {
+  if (value === null) return null;
+  const wrong = (what: string): ArgumentError =>
+    new ArgumentError(`terms: the value of ${key} ${what}`);
+  if (value instanceof Promise) {
+    // Whatever it comes to, nobody waits for it.
+    value.catch(() => {});
+    throw wrong('must not be async: a step only enqueues');
+  }
+  if (!(value instanceof Tensor)) throw wrong(`must be a tensor or null, got ${String(value)}`);
+  if (value.size !== 1) throw wrong(`must be one number, got the shape (${value.shape.join(',')})`);
+  if (onTape && !value.requiresGrad) {
+    throw wrong('is not attached to the tape; was it made in noGrad, or of detached tensors?');
+  }
+  const scalar = value.ndim === 0 ? value : reshape(value, []);
+  return scalar.dtype === dtype ? scalar : scalar.to(dtype);
 }
 
 /** Tensors from which {@link TermContext} is made. Rows are those of the term: S of them. */
@@ -248,5 +278,7 @@ function ofHead(
   softcap = 0,
 ): Tensor {
   if (!states || !weight) throw new ArgumentError('terms: this model gives no logits here');
-  return headLogits(states, weight, { softcap });
+  const logits = headLogits(states, weight, { softcap });
+  // What a term makes of them is not to be rounded at every op.
+  return logits.dtype === 'bf16' || logits.dtype === 'f16' ? logits.to('f32') : logits;
 }

@@ -13,7 +13,12 @@ import type { Model, ModelOrigin } from './model.ts';
 import { findFiles, openGguf, requireDevice } from './opened.ts';
 import { RandomWeights } from './random_weights.ts';
 import { familyOf, familyOfGguf } from './registry.ts';
-import { WeightLoader, type WeightReadOptions, type WeightSource } from './weights.ts';
+import {
+  type LoadProgress,
+  WeightLoader,
+  type WeightReadOptions,
+  type WeightSource,
+} from './weights.ts';
 
 /** Options of {@link AutoModelForCausalLM.fromPretrained}. */
 export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
@@ -28,6 +33,8 @@ export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
   trainable?: boolean;
   /** Refuse weights that hold NaN or infinities (default true; one pass over them). */
   checkFinite?: boolean;
+  /** Called after each tensor that is read: how many there are, and of how many. Runs in between, so it must be quick. */
+  onProgress?: LoadProgress;
 }
 
 /** Options of `fromConfig`. */
@@ -61,7 +68,8 @@ export const AutoModelForCausalLM = {
     const folder = await resolveModel(nameOrPath, options);
     const opened = await open(folder, options);
     try {
-      const read = { dtype, checkFinite, share: !trainable };
+      const { onProgress } = options;
+      const read = { dtype, checkFinite, share: !trainable, onProgress };
       const model = await build(opened, { ...read, device }, { nameOrPath, folder, dtype });
       await settle(model, { trainable });
       return model;
@@ -142,7 +150,7 @@ async function openDecoderGguf(path: string, options: ConfigOptions): Promise<Op
 
 async function build(
   { family, configured, source }: OpenedModel,
-  { device, ...read }: WeightReadOptions & OnDevice,
+  { device, ...read }: WeightReadOptions & OnDevice & { onProgress?: LoadProgress | undefined },
   origin: ModelOrigin,
 ): Promise<CausalLM> {
   const tied = configured.tied && (await headIsEmbedding(source, family.embedding));

@@ -50,7 +50,8 @@ export const AutoModelForSequenceClassification = {
     const { folder, path, json, kind, stored } = await openClassifier(nameOrPath, options);
     try {
       const make = kind.fromJson(json, { ...options, path });
-      const read: WeightReadOptions = { dtype, checkFinite, share: !trainable };
+      const { onProgress } = options;
+      const read = { dtype, checkFinite, share: !trainable, onProgress };
       const { source, head } = withHead(kind, stored, { json, options, make, read });
       const model = buildOn(device, () =>
         WeightLoader.build(source, read, (weights) =>

@@ -33,7 +33,9 @@ export const AutoModelForSeq2SeqLM = {
       const configured = family.configure(json, { ...options, path });
       const source = new RenamedWeights(stored, family.rename);
       const tied = configured.tied && (await headIsEmbedding(source, family.embedding));
-      const read = { dtype, checkFinite, share: !trainable, ignore: tied ? [kHead] : [] };
+      const { onProgress } = options;
+      const ignore = tied ? [kHead] : [];
+      const read = { dtype, checkFinite, share: !trainable, ignore, onProgress };
       const origin = { nameOrPath, folder, dtype };
       const model = buildOn(device, () =>
         WeightLoader.build(source, read, (weights) => configured.make({ weights, origin, tied })),

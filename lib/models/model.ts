@@ -187,9 +187,9 @@ export abstract class Model extends Module {
   }
 
   /**
-   * forward(), and the outputs of chosen layers (of an encoder-decoder those of the decoder) on the way: 0 is the embedding's, i that of the i-th layer. The last layer's
-   * output is what forward() gives (before its norm it is not to be had). The tensors are the caller's to dispose, in a scope
-   * as well.
+   * forward(), and the outputs of chosen layers on the way, of an encoder-decoder those of the decoder: 0 is the embedding's, i
+   * that of the i-th layer. The last layer's output is what forward() gives (before its norm it is not to be had). The tensors
+   * are the caller's to dispose, in a scope as well.
    * @throws ArgumentError for a layer that the model does not have, and as forward()
    */
   forwardWithHiddenStates(
@@ -208,7 +208,11 @@ export abstract class Model extends Module {
       const missing = layers.find((layer) => !found.has(layer));
       if (missing !== undefined) {
         hidden.dispose();
-        refuse(`hiddenStates: layers are 0 to ${count}, got ${missing}`);
+        refuse(
+          count === 0
+            ? `hiddenStates: this ${this.modelType} model does not tell of its layers`
+            : `hiddenStates: layers are 0 to ${count}, got ${missing}`,
+        );
       }
       return { hidden, hiddenStates: found };
     } catch (error) {

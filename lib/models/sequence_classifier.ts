@@ -88,9 +88,14 @@ export abstract class SequenceClassifier extends Model implements HeadOrigin {
   ): { outputs: Tensor; hiddenStates: LayerStates['hiddenStates'] } {
     const rows = this.headRows(batch);
     const { hidden, hiddenStates } = this.forwardWithHiddenStates(batch, { layers, rows });
-    const outputs = scope(() => this.classify(hidden));
-    hidden.dispose();
-    return { outputs, hiddenStates };
+    try {
+      return { outputs: scope(() => this.classify(hidden)), hiddenStates };
+    } catch (error) {
+      for (const state of hiddenStates.values()) state.dispose();
+      throw error;
+    } finally {
+      hidden.dispose();
+    }
   }
 
   /**

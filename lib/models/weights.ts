@@ -24,6 +24,9 @@ export interface WeightReadOptions {
   share: boolean;
 }
 
+/** Called while a model is read: tensors that are there, and how many there will be. */
+export type LoadProgress = (loaded: number, total: number) => void;
+
 /** Names a source may hold that no parameter takes: buffers that old versions saved. */
 const kBuffers = /(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias|position_ids)$/;
 
@@ -57,16 +60,22 @@ export class WeightLoader {
 
   /**
    * Builds a model from a source.
-   * @param ignore names that may be left over
+   * @param options ignore: names that may be left over
    * @throws FormatError for missing tensors and wrong shapes, UnsupportedError for tensors without a place
    */
   static build<T>(
     source: WeightSource,
-    options: WeightReadOptions & { ignore?: readonly string[] },
+    options: WeightReadOptions & {
+      ignore?: readonly string[];
+      onProgress?: LoadProgress | undefined;
+    },
     make: (weights: WeightLoader) => T,
   ): T {
-    check(source, WeightLoader.plan(options, make), options.ignore ?? []);
-    return make(new WeightLoader(source, options, '', null));
+    const plan = WeightLoader.plan(options, make);
+    check(source, plan, options.ignore ?? []);
+    const { onProgress } = options;
+    const read = onProgress === undefined ? source : counted(source, plan.size, onProgress);
+    return make(new WeightLoader(read, options, '', null));
   }
 
   /** The names and shapes that a model asks for; nothing is read. */
@@ -119,6 +128,21 @@ export class WeightLoader {
   rmsNorm(name: string, channels: number, options: RmsNormOptions): RMSNorm {
     return new RMSNorm(this.tensor(`${name}.weight`, [channels]), options);
   }
+}
+
+/** The source, with a call after each tensor that is read. */
+function counted(source: WeightSource, total: number, onProgress: LoadProgress): WeightSource {
+  let loaded = 0;
+  return {
+    path: source.path,
+    shapes: source.shapes,
+    read: (name, options) => {
+      const tensor = source.read(name, options);
+      onProgress(++loaded, total);
+      return tensor;
+    },
+    close: () => source.close(),
+  };
 }
 
 function check(

@@ -38,6 +38,7 @@ export const causalLm: Task<CausalLM, Batch> = {
   metrics: () => kLanguageModelMetrics,
   check: () => {},
   lossObstacle: null,
+  teacherObstacle: null,
   graphObstacle: null,
   cacheObstacle: ({ tuned, data }) => {
     const { model } = tuned;

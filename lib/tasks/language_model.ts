@@ -5,8 +5,13 @@
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Batch } from '../data/collate.ts';
 import { yieldToEventLoop } from './event_loop.ts';
-import { HeadLoss } from '../losses/head_loss.ts';
-import { type Positions, type SelectedRows, selectRows } from '../losses/positions.ts';
+import { HeadLoss, type LossInputs } from '../losses/head_loss.ts';
+import {
+  type Positions,
+  type RowsOfBatch,
+  type SelectedRows,
+  selectRows,
+} from '../losses/positions.ts';
 import { choice } from '../losses/options.ts';
 import type { Term } from '../losses/term.ts';
 import type { MicroBatchLoss } from '../losses/term_sums.ts';
@@ -35,7 +40,7 @@ export interface HeadModel<B> extends Model {
 }
 
 /** The rows of a batch that predict: of an encoder-decoder those of its decoder. */
-export type PredictingRows = Pick<Batch, 'targets' | 'cuSeqlens' | 'lengths'>;
+export type PredictingRows = RowsOfBatch;
 
 /** What sets one kind of language model apart from another. */
 export interface LanguageModelKind<B> {
@@ -192,6 +197,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
       hidden: student.outputs,
       ...partsOf(teacher),
       batch: this.kind.rowsOf(micro.batch),
+      source: micro.batch,
       selected: rowsOf(micro),
       ...{ weights, window: totals, at },
       hiddenStates: student.hiddenStates,
@@ -263,7 +269,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
           this.tuned.withTeacher((base) => noGrad(() => base.forwardPrepared(model))))
         : null;
     const hidden = this.tuned.model.forwardPrepared(model);
-    const inputs = { ...now, factors: withoutPrefix(kFactor, now) } as never;
+    const inputs = { ...now, factors: withoutPrefix(kFactor, now) } as unknown as LossInputs;
     const { loss, sums, means } = this.#loss.computePrepared({
       ...{ hidden, teacher, summary, inputs, gradients },
     });

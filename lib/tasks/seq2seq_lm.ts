@@ -19,7 +19,8 @@ import type { Task } from './task.ts';
 const kBorder = -1;
 
 const kind: LanguageModelKind<Seq2SeqExamples> = {
-  rowsOf: ({ decoder }) => decoder,
+  // A decoder reads its target one place later, so that the label of a row is its own target.
+  rowsOf: ({ decoder }) => ({ ...decoder, labels: decoder.targets }),
   tokensOf: (batch) => realRows(batch) + realRows(batch.decoder),
   sequencesOf: ({ inputIds, cuSeqlens, decoder }) =>
     Array.from({ length: cuSeqlens.length - 1 }, (_, b) => {
@@ -42,6 +43,7 @@ export const seq2seqLm: Task<Seq2SeqLM, Seq2SeqExamples> = {
   metrics: () => kLanguageModelMetrics,
   check: () => {},
   lossObstacle: null,
+  teacherObstacle: null,
   graphObstacle: 'encoder-decoders are not trained by graphs',
   cacheObstacle: ({ tuned }) => headObstacle(tuned),
 };

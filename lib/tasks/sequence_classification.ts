@@ -134,7 +134,8 @@ export const sequenceClassification: Task<SequenceClassifier, LabelledBatch> = {
   lossObstacle:
     "a loss of one's own is for language models; a classifier's is its task's and the regularizers: leave it out",
   graphObstacle: 'only language models are trained by graphs',
-  cacheObstacle: () => 'it is for language models, a classifier has no such teacher',
+  teacherObstacle: 'it is for language models, a classifier has no such teacher',
+  cacheObstacle: () => null,
 };
 
 /** The metrics of an evaluation of two examples. */

@@ -146,6 +146,8 @@ export interface Task<M extends Model = Model, B = unknown> {
   check(run: TaskRun<M, B>): void;
   /** The reason why a loss of the caller's own cannot replace this task's; null: it can. */
   readonly lossObstacle: string | null;
+  /** The reason why this task has no teacher that could be kept; null: it has. */
+  readonly teacherObstacle: string | null;
   /** The reason why the teacher of a run cannot be kept, whatever its terms; null: it can. */
   cacheObstacle(run: TaskRun<M, B>): string | null;
   /** The reason why its micro-batches cannot be recorded as graphs; null: they can. */

@@ -27,7 +27,7 @@ export interface CheckpointState {
   readonly identity: Identity;
   /** Steps that moved each parameter, by its name. */
   readonly optimizerSteps: Readonly<Record<string, number>>;
-  /** The evaluation at this step was stopped: a resumed run begins with it. */
+  /** The evaluation at this step was due, or was stopped: a resumed run begins with it, a second time if it was finished. */
   readonly owesEvaluation?: boolean;
 }
 

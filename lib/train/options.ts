@@ -3,10 +3,12 @@
  * the same for a checkpoint to go on bit for bit.
  */
 import { ArgumentError } from '../errors.ts';
+import { defaultsOf } from '../losses/options.ts';
 import { learningRateSchedule, SCHEDULER_NAMES } from '../optim/schedulers.ts';
 import { checkMemoryBudget, type MemoryBudget } from './memory_plan.ts';
 import type { TaskName } from '../tasks/list.ts';
 import {
+  REGULARIZER_OPTIONS,
   type RegularizerOptions,
   type ResolvedRegularizers,
   resolveRegularizers,
@@ -141,12 +143,14 @@ export type Identity = Record<string, unknown>;
 
 /**
  * Where two identities differ, as `key: then, now` lines; empty when a checkpoint may be continued. An option that was not
- * known then counts as one that is not set.
+ * known then counts as one that was left at its default, so that a new one refuses no older run.
  */
 export function differences(then: Identity, now: Identity): string[] {
+  const defaults: Identity = defaultsOf(REGULARIZER_OPTIONS);
   const lines: string[] = [];
   for (const key of [...new Set([...Object.keys(then), ...Object.keys(now)])].sort()) {
-    const [before, after] = [JSON.stringify(then[key] ?? null), JSON.stringify(now[key] ?? null)];
+    const known = Object.hasOwn(then, key) ? then[key] : defaults[key];
+    const [before, after] = [JSON.stringify(known ?? null), JSON.stringify(now[key] ?? null)];
     if (before !== after) lines.push(`${key}: was ${before}, is ${after}`);
   }
   return lines;

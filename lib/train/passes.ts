@@ -8,6 +8,7 @@ import type { ResolvedOptions } from './options.ts';
 import { termsOf } from './regularizers.ts';
 import { type Passes, PlainPasses } from './step.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
+import type { LossFunction } from './types.ts';
 import { UserLossPasses } from './user_loss.ts';
 
 /** What the passes of a run may use. */
@@ -23,7 +24,7 @@ export function passesOf(
   { captureGraphs, ...resources }: PassResources,
 ): Passes {
   if (userLoss !== undefined) {
-    return new UserLossPasses(tuned as never as UserLossTuned, userLoss);
+    return new UserLossPasses(tuned as never as UserLossTuned, userLoss as LossFunction);
   }
   const task = taskOf(tuned.model);
   const terms = termsOf(task, regularizers, own);

@@ -20,9 +20,10 @@ export class Pause {
   /** Resolves when the request is taken back, or the signal stops the run. */
   async wait(signal: AbortSignal | undefined): Promise<void> {
     if (!this.#wanted || signal?.aborted) return;
-    await new Promise<void>((resolve) => {
-      this.#waiting.push(resolve);
-      signal?.addEventListener('abort', () => resolve(), { once: true });
-    });
+    const waiting = new Promise<void>((resolve) => this.#waiting.push(resolve));
+    const go = () => this.end();
+    signal?.addEventListener('abort', go, { once: true });
+    await waiting;
+    signal?.removeEventListener('abort', go);
   }
 }

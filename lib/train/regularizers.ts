@@ -73,6 +73,7 @@ export function termsOf(
   regularizers: ResolvedRegularizers,
   own: readonly Term[] = [],
 ): Term[] {
+  checkOwn(own);
   const values: Record<string, unknown> = { ...regularizers };
   const builtIn = task.terms.filter(({ key }) => (values[`${key}Weight`] as number) > 0);
   const terms = [...builtIn.map((definition: TermDefinition) => bind(definition, values)), ...own];
@@ -80,4 +81,14 @@ export function termsOf(
   const twice = keys.find((key, i) => keys.indexOf(key) !== i);
   if (twice !== undefined) throw new ArgumentError(`terms: there is a term "${twice}" already`);
   return terms;
+}
+
+/** Refuses what a program in JavaScript may give instead of terms. */
+function checkOwn(own: unknown): void {
+  const isTerm = (term: unknown): boolean => {
+    const { key, weightAt, value } = (term ?? {}) as Partial<Record<keyof Term, unknown>>;
+    return typeof key === 'string' && typeof weightAt === 'function' && typeof value === 'function';
+  };
+  if (Array.isArray(own) && own.every(isTerm)) return;
+  throw new ArgumentError('terms: must be a list of terms, each made by defineTerm');
 }

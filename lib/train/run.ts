@@ -267,8 +267,8 @@ export class Run {
     input.tuned.zeroGradients();
     try {
       await windows.close();
-      await metrics?.close();
     } finally {
+      await metrics?.close().catch(() => {});
       optimizer.dispose();
       passes.dispose();
       keeper?.dispose();

@@ -67,14 +67,15 @@ export async function takeStep(
   const window = await parts.windows.next();
   const terms = await accumulateWindow(parts, window, at);
 
-  tuned.collectGradients();
+  withPhase('optimizer', () => tuned.collectGradients());
   await parts.afterBackward?.({ ...at, parameters: tuned.parameters() });
   const update = withPhase('optimizer', () =>
     Update.begin({
       parameters: tuned.parameters().map(({ tensor }) => tensor),
       optimizer,
       maxNorm: maxGradNorm,
-      graphs: passes.graphs,
+      // A graph reads the gradients where they were recorded; a hook may have put others in their place.
+      graphs: parts.afterBackward === null ? passes.graphs : null,
     }),
   );
   const norm = await update.norm();
@@ -120,7 +121,8 @@ export async function accumulateWindow(
     return weightedTerms(await sums.read(), weights, custom);
   } finally {
     sums.dispose();
-    for (const { teacher } of window.batches) if (teacher !== null) passes.loss?.forget(teacher);
+    const { loss } = passes;
+    if (loss !== null) for (const micro of window.batches) forgetTeacher(micro, loss);
   }
 }
 

@@ -6,6 +6,7 @@
 import { sharesProcessMemory } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { Evaluation } from '../eval/types.ts';
+import type { Term } from '../losses/term.ts';
 import { type AnyTask, taskOf } from '../tasks/list.ts';
 import { checkMetric } from './best.ts';
 import { type ResolvedOptions, resolveOptions } from './options.ts';
@@ -250,13 +251,13 @@ function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: An
   }
   const run = { tuned, data, evalData, regularizers: { ...regularizers } };
   if (resources.cacheTeacher) {
-    const senseless = cacheObstacle(input, options);
+    const senseless = task.teacherObstacle ?? cacheObstacle(input, options, terms);
     if (senseless !== null) throw new ArgumentError(`cacheTeacher: ${senseless}`);
     const obstacle = task.cacheObstacle(run);
     if (obstacle !== null) throw new UnsupportedError(`cacheTeacher: ${obstacle}`);
   }
   if (resources.captureGraphs) {
-    const obstacle = graphObstacle(input, task);
+    const obstacle = graphObstacle(input, task, terms);
     if (obstacle !== null) throw new UnsupportedError(`captureGraphs: ${obstacle}`);
   }
   task.check(run);
@@ -271,12 +272,13 @@ function weightOf(key: string): string {
 
 /** The reason why the teacher of this run cannot be kept, whatever its task; null: there is none. */
 function cacheObstacle(
-  { loss, terms = [] }: AnyTrainerOptions,
+  { loss }: AnyTrainerOptions,
   { regularizers }: ResolvedOptions,
+  terms: readonly Term[],
 ): string | null {
   if (loss !== undefined) return "a loss of one's own asks the teacher itself";
-  const own = terms.find(({ teacher }) => teacher);
-  if (own !== undefined) return `the term ${own.key} reads more of the teacher than is kept`;
+  const other = terms.find(({ teacher, fused }) => teacher && fused?.pass !== 'divergence');
+  if (other !== undefined) return `the term ${other.key} reads more of the teacher than is kept`;
   if (regularizers.consistencyWeight === 0) {
     return 'without a consistency term there is no teacher to keep';
   }
@@ -285,13 +287,17 @@ function cacheObstacle(
 
 /** The reason why graphs cannot repeat the micro-batches of this run; null: they can. */
 function graphObstacle(
-  { tuned, loss, terms = [] }: AnyTrainerOptions,
+  { tuned, loss }: AnyTrainerOptions,
   task: AnyTask,
+  terms: readonly Term[],
 ): string | null {
   const { device } = tuned.model;
   if (sharesProcessMemory(device)) return `the device ${device} has no graphs, they are for GPUs`;
   if (task.graphObstacle !== null) return task.graphObstacle;
   if (loss !== undefined) return "a loss of one's own may read values, which a graph cannot";
-  if (terms.length > 0) return "terms of one's own may read values, which a graph cannot";
+  const plain = terms.find(({ fused }) => fused === undefined);
+  if (plain !== undefined) {
+    return `the term ${plain.key} has no native form and may read values, which a graph cannot`;
+  }
   return tuned.graphObstacle;
 }

@@ -26,7 +26,7 @@ export interface Seq2SeqTrainerOptions extends RunInput {
   /** Held-out examples; evaluated every `evalSteps` and at the end. */
   evalData?: BatchSource<Seq2SeqExamples>;
   /** A loss of the user's own instead of the cross-entropy and the regularizers; its rows are those of the decoder. */
-  loss?: LossFunction;
+  loss?: LossFunction<Seq2SeqExamples>;
 }
 
 /** The same for a model with a classification or regression head. */
@@ -38,6 +38,8 @@ export interface ClassifierTrainerOptions extends RunInput {
    * same numLabels, problemType and labelNames.
    */
   evalData?: BatchSource<LabelledBatch>;
+  /** A classifier has no loss of one's own: `terms` stand beside its task's. */
+  loss?: never;
 }
 
 /** What runs of all tasks have. */
@@ -56,5 +58,5 @@ export interface AnyTrainerOptions extends RunInput {
   tuned: TunedModel<Model>;
   data: BatchSource<unknown>;
   evalData?: BatchSource<unknown>;
-  loss?: LossFunction;
+  loss?: LossFunction<never>;
 }

@@ -109,9 +109,9 @@ export interface LossResult {
 }
 
 /** What a loss may look at; the rows of `hidden` are those of the batch. */
-export interface LossContext {
+export interface LossContext<B = Batch> {
   /** The micro-batch; of an encoder-decoder `batch.decoder` has the rows. */
-  readonly batch: Batch;
+  readonly batch: B;
   readonly hidden: Tensor; // (N,C) after the final norm, on the tape
   readonly headWeight: Tensor; // (V,C)
   /** (V,C), the teacher's: frozen where the head is trained or saved with the adapter, else the same tensor as headWeight. */
@@ -132,7 +132,7 @@ export interface LossContext {
  * makes is freed when it returns, as in a `scope()`. Of an async function both hold for what it makes before its first
  * await. A tensor that is to outlive the call needs `keep()`.
  */
-export type LossFunction = (context: LossContext) => LossResult | Promise<LossResult>;
+export type LossFunction<B = Batch> = (context: LossContext<B>) => LossResult | Promise<LossResult>;
 
 /** One object a line in run/metrics.jsonl. Terms are raw (unweighted) values of the whole window. */
 export interface StepRecord {

@@ -91,17 +91,15 @@ export class UserLossPasses {
     sums: PassInput['sums'];
   }): Promise<void> {
     const { loss, metrics, share, micro, sums } = result;
-    const tensor = loss.detach();
     sums.add({
       loss: null,
-      values: [{ key: kTask, tensor, index: 0, toSum: null }],
+      values: [{ key: kTask, tensor: loss, index: 0, toSum: null }],
       counts: micro.counts,
     });
     for (const [label, value] of Object.entries(metrics)) {
       this.custom ??= {};
       this.custom[label] = (this.custom[label] ?? 0) + (await value.item()) * share;
     }
-    tensor.dispose();
     await synchronize();
   }
 }

@@ -269,7 +269,7 @@ describe('bad arguments', () => {
     [() => new NluLoss({ svdTopK: 0 }), /svdTopK must be a whole number >= 1/],
     [
       () => new NluLoss().compute({ logits, labels: tensor(Int32Array.of(0, 1)), weights }),
-      /needs teacherLogits/,
+      /teacherLogits is needed/,
     ],
     [
       () => nluTaskLoss(logits, tensor(Float32Array.of(0, 1)), 'single_label_classification'),

@@ -13,6 +13,7 @@ import {
 } from '../../lib/models/index.ts';
 import { memoryStats } from '../../lib/runtime.ts';
 import { warmUpHead } from '../../lib/train/head_warmup.ts';
+import { differences } from '../../lib/train/options.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import { fixturePath } from '../support/fixtures.ts';
 import { kTinyBert, tinyLabelled } from '../support/tiny_classifier.ts';
@@ -162,4 +163,11 @@ describe('a checkpoint', () => {
       /step-2 is of an earlier version of balora, .* begin anew in another folder, or with overwrite/,
     );
   });
+});
+
+it('an option that an older run did not know counts as one at its default', () => {
+  expect(differences({ svdTopK: 7 }, { svdTopK: 7, svdWeight: 0, variant: 'iclr' })).toEqual([]);
+  expect(differences({ svdTopK: 7 }, { svdTopK: 7, svdWeight: 0.1 })).toEqual([
+    'svdWeight: was 0, is 0.1',
+  ]);
 });

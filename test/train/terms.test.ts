@@ -6,7 +6,7 @@ import { arrayRows } from '../../lib/data/rows.ts';
 import { ArgumentError } from '../../lib/errors.ts';
 import { diversityLoss } from '../../lib/losses/plain.ts';
 import { defineTerm, type TermContext } from '../../lib/losses/term.ts';
-import { mean, square } from '../../lib/ops/index.ts';
+import { mean, square, zeros } from '../../lib/ops/index.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import { tinyClassifier, tinyClassifierTokenizer } from '../support/tiny_classifier.ts';
 import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
@@ -77,6 +77,24 @@ describe("a language model's terms", () => {
     }
   });
 
+  it('has its gradient whatever other terms weigh, before and behind it', async () => {
+    const value = ({ logits }: TermContext) => mean(square(logits()));
+    const [off, on] = [0, 10].map((weight) => defineTerm({ key: `w${weight}`, weight, value }));
+    if (!off || !on) throw new Error('two terms');
+    // The SVD term weighs 0 in the first steps of its schedule, and reads rows of its own.
+    const regularizers = { svdWeight: 0.2, positions: 'label_aligned' } as const;
+    const norms = await Promise.all(
+      [[on], [off, on], [on, off]].map(async (terms) => {
+        const { last } = await train({ maxSteps: 1, terms, regularizers });
+        return last?.gradNorm as number;
+      }),
+    );
+    const alone = await train({ maxSteps: 1, regularizers });
+    expect(norms[0]).toBeGreaterThan(2 * (alone.last?.gradNorm as number));
+    expect(norms[1]).toBeCloseTo(norms[0] as number, 6);
+    expect(norms[2]).toBeCloseTo(norms[0] as number, 6);
+  });
+
   it('moves its weight over the run, and counts 1 x 4 as 4 x 1', async () => {
     const at: number[] = [];
     const term = defineTerm({
@@ -99,9 +117,34 @@ describe("a language model's terms", () => {
     ],
     [() => defineTerm({ key: 'a b', weight: 1, value: () => null }), /a key must be an identifier/],
     [() => defineTerm({ key: 'x', weight: Number.NaN, value: () => null }), /weight of x must be/],
+    [() => defineTerm({ key: 'x', weight: 'a' as never, value: () => null }), /weight of x must/],
+    [() => defineTerm({ key: 'x', weight: 1, value: 1 as never }), /value of x must be a function/],
   ])('%# is refused', (make, message) => {
     expect(make).toThrow(message);
     expect(make).toThrow(ArgumentError);
+  });
+
+  it.each([
+    ['a promise', async () => mean(square(zeros([1]))), /must not be async/],
+    ['a number', () => 1, /must be a tensor or null, got 1/],
+    ['nothing', () => undefined, /must be a tensor or null, got undefined/],
+    ['a detached tensor', ({ logits }: TermContext) => mean(logits()).detach(), /not attached/],
+  ])('a value that is %s is refused by the name of the term', async (_, value, message) => {
+    const bad = defineTerm({ key: 'bad', weight: 1, value: value as never });
+    await expect(train({ maxSteps: 1, terms: [bad] })).rejects.toThrow(message);
+    await expect(train({ maxSteps: 1, terms: [bad] })).rejects.toThrow(/value of bad/);
+  });
+
+  it('reads the teacher only where it says so, and then excludes a kept one', async () => {
+    const value = ({ teacherLogits }: TermContext) => mean(square(teacherLogits()));
+    const silent = defineTerm({ key: 'silent', weight: 0, value });
+    const regularizers = { consistencyWeight: 0.1 };
+    await expect(train({ terms: [silent], regularizers })).rejects.toThrow(/say teacher: true/);
+    const said = defineTerm({ key: 'said', weight: 0, teacher: true, value });
+    await expect(train({ terms: [said], regularizers, cacheTeacher: true })).rejects.toThrow(
+      /the term said reads more of the teacher than is kept/,
+    );
+    await expect(train({ terms: { key: 'raw' } as never })).rejects.toThrow(/made by defineTerm/);
   });
 
   it('refuses a key that is taken, a loss beside terms, and a value that is not one number', async () => {

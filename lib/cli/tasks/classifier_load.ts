@@ -145,7 +145,8 @@ export async function loadTunedClassifier(
   }
   signal.throwIfAborted();
   if (setup.adapter !== null) {
-    if (settings.adapter === undefined) return AdapterModel.create(model, setup.adapter, { seed });
+    if (settings.adapter === undefined)
+      return AdapterModel.create(model, setup.adapter, { seed, onProgress: progress.starts });
     return warned(await AdapterModel.load(model, settings.adapter, { seed }), progress);
   }
   if (consistencyWeight === 0) return new FullModel(model);

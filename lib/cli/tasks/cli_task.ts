@@ -1,6 +1,6 @@
 /**
  * A task on the command line: which options are its own, how its data and models are opened for `train` and `evaluate`, and how
- * its numbers are shown. The commands know this interface alone; the list is index.ts.
+ * its numbers are shown. The commands know this interface alone; the list is list.ts.
  */
 import type { Evaluation } from '../../eval/types.ts';
 import type { Model } from '../../models/index.ts';

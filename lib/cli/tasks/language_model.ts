@@ -21,7 +21,7 @@ import {
   type TellingOptions,
   warned,
 } from '../load.ts';
-import { formatBytes, formatSeconds } from '../terminal.ts';
+import { fixed, formatBytes, formatSeconds } from '../terminal.ts';
 import type { TrainSettings } from '../train_options.ts';
 import { kTrainDefaults, listOf } from '../train_setup.ts';
 import type { TrainSetup } from '../train_setup.ts';
@@ -169,7 +169,7 @@ async function tunedOf<M extends CausalLM | Seq2SeqLM>(
     return full;
   }
   return settings.adapter === undefined
-    ? AdapterModel.create(model, adapter, { seed })
+    ? AdapterModel.create(model, adapter, { seed, onProgress: progress.starts })
     : warned(await AdapterModel.load(model, settings.adapter, { seed }), progress);
 }
 
@@ -204,7 +204,7 @@ function evaluationText(result: EvaluationResult): string {
   return [
     `loss            ${loss.toFixed(6)}`,
     `perplexity      ${perplexity.toFixed(4)}`,
-    `KL to the base  ${kl === null ? 'no adapter' : kl.toFixed(6)}`,
+    `KL to the base  ${kl === null ? 'no adapter' : fixed(kl, 6)}`,
     `entropy         ${entropy.toFixed(6)}`,
     `effective rank  ${effectiveRank.toFixed(2)}`,
     `examples        ${examples.length}, ${result.tokens} tokens, ${result.supervisedTokens} supervised`,

@@ -8,6 +8,7 @@ import { evaluateClassifier } from '../../eval/classify.ts';
 import { AutoModelForSequenceClassification } from '../../models/index.ts';
 import { sequenceClassification } from '../../tasks/sequence_classification.ts';
 import { Tokenizer } from '../../text/tokenizer.ts';
+import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
 import { type EvaluateSettings, kEvalBatchSize } from '../evaluate_options.ts';
 import { classifierText } from '../evaluation_view.ts';
 import { loadOptions, warned } from '../load.ts';
@@ -91,12 +92,12 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
         ...setup.training,
         runConfig: { ...(setup.training.runConfig as object), ...meaning },
         ...(headWarmupEpochs > 0 && { preparation: { headWarmupEpochs } }),
-        tuned: tuned as never,
-        data: data as never,
-        ...(evalData === null ? {} : { evalData: evalData as never }),
+        tuned,
+        data,
+        ...(evalData === null ? {} : { evalData }),
         ...(metricForBestModel === undefined ? {} : { metricForBestModel }),
         signal,
-      },
+      } as unknown as AnyTrainerOptions,
       tokenizer,
       statistics: data.statistics,
       format: data.format,

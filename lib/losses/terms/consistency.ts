@@ -3,7 +3,7 @@ import { ArgumentError } from '../../errors.ts';
 import { nluConsistencyLoss } from '../nlu_terms.ts';
 import { choice, number, type ResolvedOf } from '../options.ts';
 import { consistencyLoss } from '../plain.ts';
-import { adaptiveBounds, consistencyWeightAt } from '../schedules.ts';
+import { adaptiveBounds, adaptiveWeightOfEntropy, consistencyWeightAt } from '../schedules.ts';
 import type { Term, TermDefinition, WeightContext } from '../term.ts';
 
 const options = {
@@ -90,9 +90,7 @@ function weightAt(given: Options, at: WeightContext): number {
   const { consistencySchedule: schedule, consistencyWeight: weight } = given;
   if (weight === 0) return 0;
   if (schedule !== 'adaptive') return consistencyWeightAt(schedule, weight, at);
-  const { min, max } = bounds(given);
-  const confidence = 1 - Math.min(Math.max(at.teacherEntropy ?? 0, 0), 1);
-  return min + (max - min) * confidence;
+  return adaptiveWeightOfEntropy(at.teacherEntropy ?? 0, 1, { weight, ...bounds(given) });
 }
 
 function bounds(given: Options): { min: number; max: number } {
