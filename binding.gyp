@@ -15,8 +15,10 @@
                   '-fno-trapping-math', '-Wno-cast-function-type'],
     'ldflags': ['-fopenmp', "-Wl,-rpath,'$$ORIGIN'", '-Wl,--enable-new-dtags'],
     'libraries': ['<!@(echo ${BALORA_ONEDNN_ROOT:+-L$BALORA_ONEDNN_ROOT/lib -Wl,-rpath,$BALORA_ONEDNN_ROOT/lib})',
-                  '-ldnnl', '-ldl', '-Wl,--exclude-libs,libdnnl.a'],
-    'conditions': [['OS=="mac"', {
+                  '-ldnnl', '-ldl'],
+    'conditions': [['OS!="mac"', {
+      'libraries': ['-Wl,--exclude-libs,libdnnl.a'],
+    }, {
       'xcode_settings': {
         'GCC_ENABLE_CPP_EXCEPTIONS': 'YES',
         'GCC_ENABLE_CPP_RTTI': 'YES',

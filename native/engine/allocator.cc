@@ -50,8 +50,14 @@ void* Allocator::allocate(int64_t bytes, int tag) {
   }
   // Pages come when they are written to, and the system ends a process that it has none for.
   static const int64_t kMachine = machine_bytes();
-  const bool beyond = device_ == "cpu" && kMachine > 0 && stats_.live_bytes + bytes > kMachine;
-  void* data = beyond ? nullptr : take(bytes);
+  if (device_ == "cpu" && kMachine > 0 && stats_.live_bytes + bytes > kMachine) {
+    const int64_t now = machine_bytes();  // swap may have been added, memory plugged in
+    if (stats_.live_bytes + bytes > now) {
+      throw NativeError(concat("out of memory: ", bytes, " bytes wanted, ", stats_.live_bytes,
+                               " in use on ", device_, ", the machine and its swap have ", now));
+    }
+  }
+  void* data = take(bytes);
   if (!data) {
     throw NativeError(concat("out of memory: ", bytes, " bytes wanted, ", stats_.live_bytes,
                              " in use on ", device_));

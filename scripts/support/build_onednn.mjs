@@ -195,7 +195,8 @@ export async function ensureOneDnn({ archive = null } = {}) {
       `      oneDNN ${kOneDnnVersion} is built from source, once: about ${minutes} minutes on this idle machine`,
     );
     const work = `${folder}.part`;
-    const clear = () => rmSync(work, { recursive: true, force: true });
+    // A compiler that is just being ended may still write a file.
+    const clear = () => rmSync(work, { recursive: true, force: true, maxRetries: 5 });
     const stop = new AbortController();
     const interrupted = () => {
       stop.abort(); // ends the compilers, which would go on writing

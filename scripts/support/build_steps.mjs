@@ -13,7 +13,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { availableParallelism } from 'node:os';
-import { dirname } from 'node:path';
+import { dirname, join } from 'node:path';
 import { removeStale } from './cmake_cache.mjs';
 import { chooseCompiler } from './compiler.mjs';
 import { findOneDnn } from './onednn.mjs';
@@ -98,7 +98,8 @@ export function configureArguments(out) {
  */
 export async function buildNative({ out = 'release', targets = [], defines = [] } = {}) {
   const folder = inRoot('build', out);
-  checkSpace(root, kMegabytes.native, 'the native build');
+  // A build that is there needs next to nothing.
+  if (!existsSync(join(folder, 'CMakeCache.txt'))) checkSpace(root, kMegabytes.native, 'the native build');
   const place = configureArguments(out);
   const strict = process.env.CI === 'true' ? ['BALORA_WERROR=ON'] : [];
   const oneDnn = `BALORA_ONEDNN_ROOT=${findOneDnn().root}`;

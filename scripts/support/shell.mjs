@@ -75,6 +75,7 @@ export async function step(position, title, work) {
 
 /** What the system says no to, and what to do about it, by the code of Node's error. */
 const kRefusals = {
+  ENOENT: 'there is no such file or folder',
   ENOSPC: 'the disk is full',
   EDQUOT: "the user's quota of the disk is used up",
   EROFS: 'the file system is mounted read-only',

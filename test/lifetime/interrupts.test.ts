@@ -86,7 +86,10 @@ it('stops while data is read, and has written nothing', { timeout: kLimitMs }, a
   expect(existsSync(join(folder, 'early'))).toBe(false);
 });
 
-/** When the signal comes, what the exit code is, and the steps that may be the last whole ones. */
+/**
+ * When the signal comes, what the exit code is, and the steps that may be the last whole ones: a busy machine may see the line a
+ * few steps late.
+ */
 const kMoments: readonly {
   moment: string;
   signal: NodeJS.Signals;
@@ -94,45 +97,47 @@ const kMoments: readonly {
   when: RegExp;
   step: RegExp;
 }[] = [
-  { moment: 'step', signal: 'SIGINT', code: 130, when: /^step 2\/8/m, step: /[23]/ },
+  { moment: 'step', signal: 'SIGINT', code: 130, when: /^step 2\/8/m, step: /[2-7]/ },
   {
     ...{ moment: 'evaluation', signal: 'SIGHUP', code: 129 },
-    ...{ when: /^checkpoint .*step-4$/m, step: /4/ },
+    ...{ when: /^checkpoint .*step-4$/m, step: /[4-7]/ },
   },
   // Each step is saved: the signal comes while that is done, or close to it.
-  { moment: 'save', signal: 'SIGTERM', code: 143, when: /^step 5\/8/m, step: /[56]/ },
+  { moment: 'save', signal: 'SIGTERM', code: 143, when: /^step 5\/8/m, step: /[5-7]/ },
   {
     ...{ moment: 'last evaluation', signal: 'SIGTERM', code: 143 },
     ...{ when: /^checkpoint .*step-8$/m, step: /8/ },
   },
 ];
 
-it('stops at every other moment, and goes on bit for bit', { timeout: kLimitMs }, async () => {
-  expect((await balora(train('straight'))).code).toBe(0);
-  const checkpoint = (step: number) =>
-    join(folder, 'stopped', 'run', 'checkpoints', `step-${step}`);
-  let flags: string[] = [];
-  for (const { moment, signal, code, when, step } of kMoments) {
-    const args = train('stopped', '--save-minutes', '1e-6', ...flags);
+let straight: Promise<Ending> | undefined;
+
+it.each(kMoments)(
+  'stops at another moment ($moment), and goes on bit for bit',
+  { timeout: kLimitMs },
+  async ({ moment, signal, code, when, step }) => {
+    straight ??= balora(train('straight'));
+    expect((await straight).code).toBe(0);
+    const output = `stopped-${moment.replace(' ', '-')}`;
+    const args = train(output, '--save-minutes', '1e-6');
     // npx passes on what the terminal has sent to balora as well.
     const { code: found, err } = await balora(args, { signal, when, twice: signal === 'SIGINT' });
-    expect(err, moment).toMatch(
+    expect(err).toMatch(
       /^stopping after this micro-batch; the checkpoint can be resumed \(interrupt again/m,
     );
     const said =
       /^aborted after (\d) steps and \S+; the same command with --resume goes on from (.*)$/m.exec(
         err,
       );
-    expect(said?.[1], moment).toMatch(step);
-    expect(said?.[2], moment).toBe(checkpoint(Number(said?.[1])));
-    expect(existsSync(said?.[2] as string), moment).toBe(true);
-    expect(found, moment).toBe(code);
-    expect(existsSync(join(folder, 'stopped', 'adapter_model.safetensors'))).toBe(false);
-    flags = ['--resume'];
-  }
-  const last = await balora(train('stopped', '--resume'));
-  expect(last.code).toBe(0);
-  expect(last.err).toMatch(/^evaluation at step 8: /m);
-  expect(metrics('stopped')).toEqual(metrics('straight'));
-  expect(adapter('stopped')).toBe(adapter('straight'));
-});
+    expect(said?.[1]).toMatch(step);
+    expect(said?.[2]).toBe(join(folder, output, 'run', 'checkpoints', `step-${said?.[1]}`));
+    expect(existsSync(said?.[2] as string)).toBe(true);
+    expect(found).toBe(code);
+    expect(existsSync(join(folder, output, 'adapter_model.safetensors'))).toBe(false);
+    const last = await balora(train(output, '--resume'));
+    expect(last.code).toBe(0);
+    expect(last.err).toMatch(/^evaluation at step 8: /m);
+    expect(metrics(output)).toEqual(metrics('straight'));
+    expect(adapter(output)).toBe(adapter('straight'));
+  },
+);

@@ -51,7 +51,7 @@ it('lets one process in at a time, and leaves nothing behind', async () => {
 }, 60_000);
 
 it('says once whom it waits for', async () => {
-  const child = holder(400);
+  const child = holder(3000); // long enough for a busy machine to see that it waits
   await vi.waitFor(() => expect(log()).toEqual(['in']), { timeout: 20_000 });
   const write = vi.spyOn(process.stdout, 'write').mockReturnValue(true);
   await withLock(join(folder, 'lock'), () => undefined, { pollMs: 20 });

@@ -32,7 +32,7 @@ void PackedWeight::Free::operator()(void* data) const {
 
 const PackedWeight* PackedWeight::of(Context* ctx, const View& b, bool transposed) {
   if (!b.slots || !view_contiguous(b) || view_numel(b) == 0) return nullptr;
-  if (b.shape[transposed ? 0 : 1] == 1) return nullptr;  // see gemm.cc on single columns
+  if (b.shape[transposed ? 0 : 1] == 1) return nullptr;  // see gemm.cc on strided vectors
   if (b.dtype != BALORA_F32) return nullptr;
   balora_slot& slot = b.slots[transposed ? 0 : 1];
   if (!slot.data) {
