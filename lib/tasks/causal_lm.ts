@@ -1,19 +1,8 @@
 /** Causal language models: every row predicts the id after it. */
 import type { Batch } from '../data/collate.ts';
-import { evaluate } from '../eval/evaluate.ts';
-import type { Positions } from '../losses/positions.ts';
-import { kLanguageModelTerms } from '../losses/terms/list.ts';
 import { CausalLM } from '../models/index.ts';
-import {
-  kLanguageModelMetrics,
-  type LanguageModelKind,
-  LanguageModelLoss,
-  languageModelOptions,
-  realRows,
-  selectOf,
-} from './language_model.ts';
 import { headObstacle } from './head_obstacle.ts';
-import type { Task } from './task.ts';
+import { type LanguageModelKind, languageModelTask, realRows } from './language_model.ts';
 
 const kind: LanguageModelKind<Batch> = {
   rowsOf: (batch) => batch,
@@ -27,18 +16,8 @@ const kind: LanguageModelKind<Batch> = {
 };
 
 /** `--task causal-lm`. */
-export const causalLm: Task<CausalLM, Batch> = {
-  name: 'causal-lm',
-  terms: kLanguageModelTerms,
-  options: languageModelOptions,
+export const causalLm = languageModelTask<CausalLM, Batch>('causal-lm', kind, {
   tunes: (model) => model instanceof CausalLM,
-  select: (batch, { positions }) => selectOf(batch, kind, positions as Positions),
-  loss: (tuned, settings) => new LanguageModelLoss(tuned, kind, settings),
-  evaluate: (tuned, batches, options) => evaluate(tuned, batches, options),
-  metrics: () => kLanguageModelMetrics,
-  check: () => {},
-  lossObstacle: null,
-  teacherObstacle: null,
   graphObstacle: null,
   cacheObstacle: ({ tuned, data }) => {
     const { model } = tuned;
@@ -50,4 +29,4 @@ export const causalLm: Task<CausalLM, Batch> = {
       `longest one of its batch, and the data's longest ${longest < Infinity ? `has ${longest}` : 'is not known'}`
     );
   },
-};
+});

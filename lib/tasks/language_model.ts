@@ -4,22 +4,24 @@
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Batch } from '../data/collate.ts';
-import { yieldToEventLoop } from './event_loop.ts';
+import { evaluate } from '../eval/evaluate.ts';
 import { HeadLoss, type LossInputs } from '../losses/head_loss.ts';
+import { choice } from '../losses/options.ts';
 import {
   type Positions,
   type RowsOfBatch,
   type SelectedRows,
   selectRows,
 } from '../losses/positions.ts';
-import { choice } from '../losses/options.ts';
 import type { Term } from '../losses/term.ts';
 import type { MicroBatchLoss } from '../losses/term_sums.ts';
-import type { ForwardOptions, Head, Model } from '../models/index.ts';
+import { kLanguageModelTerms } from '../losses/terms/list.ts';
+import type { CausalLM, ForwardOptions, Head, Model, Seq2SeqLM } from '../models/index.ts';
 import type { ModelInputs } from '../models/model.ts';
 import type { TeacherSummary } from '../ops/index.ts';
 import { withPhase } from '../runtime.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
+import { yieldToEventLoop } from './event_loop.ts';
 import type {
   LossPass,
   LossSettings,
@@ -28,8 +30,10 @@ import type {
   RecordedLoss,
   RecordedPass,
   StudentOutputs,
+  Task,
   TaskLoss,
   TaskMetrics,
+  TaskName,
 } from './task.ts';
 import { type CachedSequence, TeacherCache } from './teacher_cache.ts';
 
@@ -62,18 +66,14 @@ export const languageModelOptions = {
 };
 
 /** An evaluation of a language model has its loss alone to be judged by, and no best step unless asked for. */
-export const kLanguageModelMetrics: TaskMetrics = {
+const kMetrics: TaskMetrics = {
   names: ['loss'],
   standard: null,
   subject: 'a language model',
 };
 
 /** The choice of rows of a batch, and their counts. */
-export function selectOf<B>(
-  batch: B,
-  kind: LanguageModelKind<B>,
-  positions: Positions,
-): MicroBatch<B> {
+function selectOf<B>(batch: B, kind: LanguageModelKind<B>, positions: Positions): MicroBatch<B> {
   const selected = selectRows(kind.rowsOf(batch), positions);
   const { supervised, regularizedRows } = selected;
   const counts = { tokens: kind.tokensOf(batch), supervised, regularized: regularizedRows.length };
@@ -104,6 +104,27 @@ export function teacherStates<B>(
   return withPhase('teacher', () =>
     tuned.withTeacher((model) => noGrad(() => model.forward(batch as never, { rows }))),
   );
+}
+
+/** The task of a kind of language model; what only one kind knows is given. */
+export function languageModelTask<M extends HeadModel<B> & (CausalLM | Seq2SeqLM), B>(
+  name: TaskName,
+  kind: LanguageModelKind<B>,
+  own: Pick<Task<M, B>, 'tunes' | 'graphObstacle' | 'cacheObstacle'>,
+): Task<M, B> {
+  return {
+    ...own,
+    name,
+    terms: kLanguageModelTerms,
+    options: languageModelOptions,
+    select: (batch, { positions }) => selectOf(batch, kind, positions as Positions),
+    loss: (tuned, settings) => new LanguageModelLoss(tuned, kind, settings),
+    evaluate: (tuned, batches, options) => evaluate<M>(tuned, batches as never, options),
+    metrics: () => kMetrics,
+    check: () => {},
+    lossObstacle: null,
+    teacherObstacle: null,
+  };
 }
 
 /** What a loss reads of the teacher: of the selected rows, hidden states (M,C) or their summary. */

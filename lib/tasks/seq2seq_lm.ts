@@ -1,19 +1,8 @@
 /** Encoder-decoders: the decoder's rows predict the target, having read the source. */
 import type { Seq2SeqExamples } from '../data/seq2seq_example.ts';
-import { evaluate } from '../eval/evaluate.ts';
-import type { Positions } from '../losses/positions.ts';
-import { kLanguageModelTerms } from '../losses/terms/list.ts';
 import { Seq2SeqLM } from '../models/index.ts';
 import { headObstacle } from './head_obstacle.ts';
-import {
-  kLanguageModelMetrics,
-  type LanguageModelKind,
-  LanguageModelLoss,
-  languageModelOptions,
-  realRows,
-  selectOf,
-} from './language_model.ts';
-import type { Task } from './task.ts';
+import { type LanguageModelKind, languageModelTask, realRows } from './language_model.ts';
 
 /** Stands between the ids of source and target in what a kept teacher is known by; no id is negative. */
 const kBorder = -1;
@@ -32,18 +21,8 @@ const kind: LanguageModelKind<Seq2SeqExamples> = {
 };
 
 /** `--task seq2seq-lm`. */
-export const seq2seqLm: Task<Seq2SeqLM, Seq2SeqExamples> = {
-  name: 'seq2seq-lm',
-  terms: kLanguageModelTerms,
-  options: languageModelOptions,
+export const seq2seqLm = languageModelTask<Seq2SeqLM, Seq2SeqExamples>('seq2seq-lm', kind, {
   tunes: (model) => model instanceof Seq2SeqLM,
-  select: (batch, { positions }) => selectOf(batch, kind, positions as Positions),
-  loss: (tuned, settings) => new LanguageModelLoss(tuned, kind, settings),
-  evaluate: (tuned, batches, options) => evaluate(tuned, batches, options),
-  metrics: () => kLanguageModelMetrics,
-  check: () => {},
-  lossObstacle: null,
-  teacherObstacle: null,
   graphObstacle: 'encoder-decoders are not trained by graphs',
   cacheObstacle: ({ tuned }) => headObstacle(tuned),
-};
+});

@@ -99,7 +99,8 @@ export function configureArguments(out) {
 export async function buildNative({ out = 'release', targets = [], defines = [] } = {}) {
   const folder = inRoot('build', out);
   // A build that is there needs next to nothing.
-  if (!existsSync(join(folder, 'CMakeCache.txt'))) checkSpace(root, kMegabytes.native, 'the native build');
+  if (!existsSync(join(folder, 'CMakeCache.txt')))
+    checkSpace(root, kMegabytes.native, 'the native build');
   const place = configureArguments(out);
   const strict = process.env.CI === 'true' ? ['BALORA_WERROR=ON'] : [];
   const oneDnn = `BALORA_ONEDNN_ROOT=${findOneDnn().root}`;
