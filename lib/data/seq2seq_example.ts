@@ -66,8 +66,7 @@ function withEnd(
 /**
  * Puts examples one after the other, unpadded. The decoder reads its start token and the target but for its last token, and
  * row t of it must predict token t: the shift happens here and nowhere else.
- * @param decoderStartTokenId see `Seq2SeqLM.decoderStartTokenId`
- * @param indices index of each example's row in the data
+ * @param options decoderStartTokenId: see `Seq2SeqLM.decoderStartTokenId`; indices: index of each example's row in the data
  * @throws ArgumentError for no example, or a side without tokens
  */
 export function collateSeq2Seq(

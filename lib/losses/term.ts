@@ -93,7 +93,9 @@ export interface TermInput {
   readonly rows?: TermRows;
   /** Default false. */
   readonly teacher?: boolean;
+  /** Layers whose output the term reads, see {@link Term.hiddenStates}. Default none. */
   readonly hiddenStates?: readonly number[];
+  /** The mean over the micro-batch's rows, () on the tape; null where it is undefined. */
   readonly value: (context: TermContext) => Tensor | null;
 }
 
