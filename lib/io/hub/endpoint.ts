@@ -3,6 +3,7 @@
  * over https (or to this machine), every redirect is checked before it is followed, and no answer is waited for without end.
  */
 import { ArgumentError } from '../../errors.ts';
+import { type Reply, request } from './connection.ts';
 import { printable } from './names.ts';
 
 /** The server, and how it is spoken to. */
@@ -105,12 +106,12 @@ export class Endpoint {
     try {
       let url = address;
       for (let redirects = 0; redirects <= kMostRedirects; ++redirects) {
-        const response = await this.#send(url, { wait, from });
-        const answer = { headers: response.headers, url, chunks: () => wait.bodyOf(response) };
-        if (isRest(response, from)) return answer;
-        if (!kRedirects.includes(response.status)) throw await this.#refusal(what, response, wait);
-        await response.body?.cancel();
-        url = this.#redirected(what, { from: url, location: response.headers.get('location') });
+        const reply = await this.#send(url, { wait, from });
+        const answer = { headers: reply.headers, url, chunks: () => wait.bodyOf(reply) };
+        if (isRest(reply, from)) return answer;
+        if (!kRedirects.includes(reply.status)) throw await this.#refusal(what, reply, wait);
+        reply.close();
+        url = this.#redirected(what, { from: url, location: reply.headers.get('location') });
       }
       throw new HubError(
         `${what}: more than ${kMostRedirects} redirects, the last to ${url.origin}`,
@@ -121,16 +122,17 @@ export class Endpoint {
     }
   }
 
-  #send(url: URL, { wait, from }: { wait: Wait; from: number }): Promise<Response> {
+  #send(url: URL, { wait, from }: { wait: Wait; from: number }): Promise<Reply> {
     const { accessToken } = this.#options;
     const trusted = accessToken !== '' && url.origin === this.#base.origin;
     const headers = {
       // Ranges and sizes are those of the file itself.
       'Accept-Encoding': 'identity',
+      'User-Agent': 'balora',
       ...(from > 0 && { Range: `bytes=${from}-` }),
       ...(trusted && { Authorization: `Bearer ${accessToken}` }),
     };
-    return wait.until(() => fetch(url, { headers, redirect: 'manual', signal: wait.signal }));
+    return wait.until(() => request(url, { headers, signal: wait.signal }));
   }
 
   /** The address that a redirect leads to. @throws HubError where it is not safe to go there */
@@ -154,12 +156,12 @@ export class Endpoint {
   }
 
   /** The reason that the server gives, in the forms of the Hub: a JSON object or a header. */
-  async #refusal(what: string, response: Response, wait: Wait): Promise<HubError> {
-    const { status, headers } = response;
+  async #refusal(what: string, reply: Reply, wait: Wait): Promise<HubError> {
+    const { status, headers } = reply;
     let said = headers.get('x-error-message') ?? '';
     try {
       const { error } = JSON.parse(
-        (await readAll(wait.bodyOf(response), { what, most: kMostOfARefusal })).toString(),
+        (await readAll(wait.bodyOf(reply), { what, most: kMostOfARefusal })).toString(),
       ) as { error?: unknown };
       if (typeof error === 'string') said = error;
     } catch {
@@ -240,11 +242,10 @@ class Wait {
     }
   }
 
-  async *bodyOf(response: Response): AsyncGenerator<Uint8Array> {
-    const reader = response.body?.getReader();
+  async *bodyOf({ body, close }: Reply): AsyncGenerator<Uint8Array> {
     try {
-      while (reader !== undefined) {
-        const { done, value } = await this.until(() => reader.read());
+      while (true) {
+        const { done, value } = await this.until(() => body.next());
         if (done) return;
         this.#bytes += value.length;
         if (this.#bytes >= this.#portion) this.#waitedMs = this.#bytes = 0;
@@ -252,7 +253,7 @@ class Wait {
       }
     } finally {
       this.end();
-      await reader?.cancel().catch(() => {}); // closes the connection where the body was not read to its end
+      close();
     }
   }
 
@@ -301,7 +302,7 @@ function checkToken(token: string, base: URL): void {
 }
 
 /** Whether an answer has what stands behind `from` bytes. */
-function isRest({ status, headers }: Response, from: number): boolean {
+function isRest({ status, headers }: Reply, from: number): boolean {
   if (from === 0) return status === 200;
   return status === 206 && headers.get('content-range')?.startsWith(`bytes ${from}-`) === true;
 }
@@ -315,9 +316,9 @@ function isLoopback({ hostname }: URL): boolean {
   return /^127(\.\d{1,3}){3}$|^\[::1\]$|^localhost$/.test(hostname);
 }
 
-/** fetch says "fetch failed", and its cause why. */
+/** Node calls a body that breaks off "aborted", and some failures have a code alone, as that to each of several addresses. */
 function reasonOf(error: unknown): string {
-  const { message, cause } = error as Error;
-  if (!(cause instanceof Error)) return message;
-  return `${message} (${cause.message || ((cause as NodeJS.ErrnoException).code ?? cause.name)})`;
+  const { message, name, code } = error as NodeJS.ErrnoException;
+  if (code === 'ECONNRESET' && message === 'aborted') return 'the connection broke';
+  return message || (code ?? name);
 }

@@ -3,10 +3,14 @@ import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import type { ServerResponse } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Readable } from 'node:stream';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { ArgumentError, NativeError } from '../../../lib/errors.ts';
+import { request } from '../../../lib/io/hub/connection.ts';
 import { type ResolveOptions, resolveModel } from '../../../lib/io/hub.ts';
 import { FakeHub, type Files, fakeCommit, honestRow } from '../../support/fake_hub.ts';
+
+vi.mock('../../../lib/io/hub/connection.ts', { spy: true });
 
 const kToken = 'hf_secret';
 const folder = mkdtempSync(join(tmpdir(), 'balora-hub-endpoint-'));
@@ -32,7 +36,7 @@ beforeEach(() => {
   cacheDir = join(folder, `${++tries}`);
 });
 afterEach(() => {
-  vi.unstubAllGlobals();
+  vi.mocked(request).mockRestore();
   vi.unstubAllEnvs();
 });
 
@@ -52,12 +56,12 @@ async function messageOf(failure: Promise<unknown>, kind: typeof NativeError = N
 /** The network, played: no connection is made. Tells the requests as "origin, with or without token". */
 function playNetwork(answer: (url: URL) => Response): { asked: string[] } {
   const asked: string[] = [];
-  vi.stubGlobal('fetch', async (input: string | URL, init: RequestInit = {}) => {
-    const url = new URL(String(input));
-    const token = new Headers(init.headers).has('authorization');
-    expect(init.redirect).toBe('manual');
-    asked.push(`${url.origin}${token ? ' with the token' : ''}`);
-    return answer(url);
+  vi.mocked(request).mockImplementation(async (url, { headers }) => {
+    asked.push(`${url.origin}${'Authorization' in headers ? ' with the token' : ''}`);
+    const response = answer(url);
+    const body = Readable.from([Buffer.from(await response.arrayBuffer())]);
+    const { status } = response;
+    return { status, headers: response.headers, body: body[Symbol.asyncIterator](), close() {} };
   });
   return { asked };
 }

@@ -1,0 +1,57 @@
+/**
+ * One request over http or https, by Node's own client rather than by fetch: a server that closes the connection while fetch
+ * holds a body back ends the process with an AssertionError that nothing can catch (nodejs/undici#5360, mended in undici 8 alone).
+ */
+import { type ClientRequest, get as getHttp, type IncomingMessage } from 'node:http';
+import { get as getHttps } from 'node:https';
+
+/** What a server answered, a redirect too. */
+export interface Reply {
+  readonly status: number;
+  readonly headers: Headers;
+  /** Its body, read as it is asked for. It throws where the connection breaks before its end. */
+  readonly body: AsyncIterator<Uint8Array>;
+  /** Closes the connection, whatever has been read. */
+  close(): void;
+}
+
+/** @throws what the connection failed with; an AbortError once the signal is aborted, of which the body ends as well */
+export function request(
+  url: URL,
+  { headers, signal }: { headers: Record<string, string>; signal: AbortSignal },
+): Promise<Reply> {
+  return new Promise((resolve, reject) => {
+    const get: (
+      url: URL,
+      options: object,
+      then: (message: IncomingMessage) => void,
+    ) => ClientRequest = url.protocol === 'https:' ? getHttps : getHttp;
+    // A connection of its own: none is kept that the server may close just as it is used again.
+    const sent = get(url, { headers, signal, agent: false }, (message) => {
+      try {
+        resolve(replyOf(message));
+      } catch (error) {
+        message.destroy();
+        reject(error);
+      }
+    });
+    sent.on('error', reject);
+    // Also where the server changes to another protocol, which is no error to Node.
+    sent.on('close', () => reject(new Error('the connection was closed without an answer')));
+  });
+}
+
+function replyOf(message: IncomingMessage): Reply {
+  const headers = new Headers();
+  const { rawHeaders } = message;
+  for (let i = 0; i < rawHeaders.length; i += 2) {
+    headers.append(rawHeaders[i] as string, rawHeaders[i + 1] as string);
+  }
+  message.on('error', () => {}); // the iterator tells it
+  return {
+    status: message.statusCode ?? 0,
+    headers,
+    body: message[Symbol.asyncIterator]() as AsyncIterator<Uint8Array>,
+    close: () => message.destroy(),
+  };
+}
