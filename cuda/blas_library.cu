@@ -14,7 +14,7 @@ namespace {
 
 using namespace blas_api;
 
-// That of the run-time library's CUDA first: the driver is new enough for it.
+// Tries cuBLAS of the run-time library's CUDA first: the driver is new enough for it.
 constexpr bool kBuiltBy12 = CUDART_VERSION / 1000 == 12;
 constexpr const char* kNames[] = {kBuiltBy12 ? "libcublas.so.12" : "libcublas.so.13",
                                   kBuiltBy12 ? "libcublas.so.13" : "libcublas.so.12"};

@@ -70,9 +70,9 @@ struct DeviceState {
   int64_t shared_limit = 48 << 10;  // dynamic shared memory a block may ask for
   std::string name;
   const char* launched = nullptr;  // the last kernel, for an error that shows later
-  // Of allocate(), which can only say that there is no memory: the next row tells.
+  // Why allocate() failed, which can only say that there is no memory: the next row tells.
   std::atomic<cudaError_t> failed{cudaSuccess};
-  // Of the row that runs, whose products share it (blas.cu): a row may have any number of them.
+  // Scratch of the row that runs (blas.cu): its products share it, however many there are.
   float* widened = nullptr;
   int64_t widened_count = 0;
 };

@@ -1,5 +1,4 @@
-// `npm run bench [-- options]`: set-up where needed, then the benchmark's command (bench/harness/command.ts) with the options as
-// given.
+// `npm run bench [-- options]`: set-up where needed, then the benchmark's command (bench/harness/command.ts) with the options.
 import { ensureBench } from './support/bench_build.mjs';
 import { setUp } from './support/set_up.mjs';
 import { inRoot, main, runVisible, say } from './support/shell.mjs';

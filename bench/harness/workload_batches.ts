@@ -27,7 +27,7 @@ const kGsm8kLengths = `
     return [prompt, response];
   });
 
-/** Of these, the ids that every row begins with: the recipe's words before the question. */
+/** How many ids every row of GSM8K begins with alike: the recipe's words before the question. */
 const kGsm8kBeginning = 24;
 
 const kMaxLength = 512; // the recipe's cut

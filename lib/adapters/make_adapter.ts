@@ -98,7 +98,7 @@ async function freshModule(
   const pair = trainablePair(first, linear);
   const frozen = fromWeight ? first : null;
   if (frozen === null) for (const tensor of Object.values(first)) tensor.dispose();
-  // What a function gives may be of any size; a listed start that leaves the base alone is small by its making.
+  // Only a caller's function may give factors of any size: a listed start that leaves the base alone is small by its making.
   const isSmall =
     typeof config.initLoraWeights !== 'function' || (await isSmallSum(pair, linear, scale));
   const isChange = variant.pairIsChange && frozen === null && isSmall;
@@ -220,7 +220,7 @@ function residualWarning(config: LoraConfig, folder: string): string {
   );
 }
 
-/** What a folder's configuration selects and its file does not have, as one warning or none. PEFT warns of it, too. */
+/** One warning or none: which modules a folder's configuration selects and its file lacks. PEFT warns of it, too. */
 function missingWarning(
   config: LoraConfig,
   without: readonly NamedLinear[],

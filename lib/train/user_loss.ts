@@ -1,6 +1,6 @@
 /**
- * Micro-batches of a loss that the caller wrote: forward, the caller's function, backward, and the memory of what the function
- * made.
+ * Runs micro-batches of a loss that the caller wrote: forward, the caller's function, backward, and the release of the tensors
+ * that the function made.
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { startOnDevice } from '../device.ts';

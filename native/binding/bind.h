@@ -38,8 +38,8 @@ struct Module {
 template <typename T>
 struct Arg;
 
-// For messages. An object's or a symbol's text would be made by code of the caller's, or not at
-// all.
+// A value as messages show it. An object's or a symbol's text would be made by the caller's own
+// code, or not at all.
 inline std::string shown(const Napi::Value& value) {
   if (value.IsSymbol()) return "a symbol";
   if (value.IsFunction()) return "a function";

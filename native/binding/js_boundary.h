@@ -26,8 +26,8 @@ napi_value call_js(napi_env env, napi_value function, std::span<const napi_value
 // An array's element; a getter may stand behind it.
 Napi::Value element_of(const Napi::Array& array, uint32_t index);
 
-// A native object that JS holds until it is collected or the environment ends. The tag tells its
-// type.
+// A native object that JS holds until it is collected or the environment ends. Its type is
+// told by the tag.
 template <typename T>
 Napi::Value make_external(napi_env env, std::unique_ptr<T> object, const napi_type_tag& tag) {
   const auto destroy = [](napi_env, void* held, void*) { delete static_cast<T*>(held); };

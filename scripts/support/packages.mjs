@@ -47,8 +47,7 @@ export function installCommand(manager, packages, sudo = 'sudo ') {
 }
 
 /**
- * The commands to print where packages are missing: the machine's own manager's, or all of them where there is none that is
- * known.
+ * The commands to print where packages are missing: the machine's own manager's, or all of them where it has none of these.
  * @param names package names by manager
  */
 export function commandsFor(

@@ -220,7 +220,7 @@ function medianSplit(splits: readonly StepSplit[]): StepSplit {
   ) as unknown as StepSplit;
 }
 
-/** Of a micro-batch, on average: rows that are computed, and the sum of its sequences' squared lengths. */
+/** The mean micro-batch: how many rows are computed, and the sum of its sequences' squared lengths. */
 async function meanBatch(
   source: BatchSource<Sequences>,
   { encoder = false }: Sizes,

@@ -1,6 +1,6 @@
 // The row loops of attention with relative positions: one query against the keys that it sees, and
-// what a tile of queries exchanges with the keys' rows of the position tables. A is the accumulator
-// type.
+// what a tile of queries exchanges with the keys' rows of the position tables. A is the type that
+// sums are kept in.
 #pragma once
 #include <cstdint>
 
