@@ -1,6 +1,6 @@
 // Shape and strides by value: at most BALORA_MAX_DIMS extents, no allocation. Strides count
-// elements. And the one way from extents to a number of elements, in which no product leaves 64
-// bits.
+// elements. And the one way from extents to a number of elements: none of its products
+// overflows 64 bits.
 #pragma once
 #include <array>
 #include <cstdint>
