@@ -31,6 +31,7 @@ import {
   transpose,
   zeros,
 } from '../lib/index.ts';
+import { collectGarbage } from './support/collect_garbage.ts';
 import { expectClose, roundingOf, values } from './support/compare.ts';
 import { gradcheck, randomTensor } from './support/gradcheck.ts';
 
@@ -374,7 +375,7 @@ describe('checkpoint', () => {
     };
     /** Bytes that stand between forward and backward, the result apart. */
     const kept = async (f: (t: Tensor) => Tensor): Promise<number> => {
-      await synchronize();
+      await collectGarbage();
       const before = memoryStats().liveBytes;
       const y = scope(() => f(x));
       await synchronize();

@@ -14,6 +14,7 @@ import {
   type Tensor,
   tensor,
 } from '../lib/index.ts';
+import { collectGarbage } from './support/collect_garbage.ts';
 
 afterEach(() => setMemoryLimit(0));
 
@@ -124,7 +125,7 @@ describe('lifetime', () => {
 
 describe('failures', () => {
   it('surface once, at the next sync, with the op, the shapes and the sizes', async () => {
-    await synchronize();
+    await collectGarbage();
     setMemoryLimit(memoryStats().liveBytes + 2_000_000);
     const x = tensor(new Float32Array(400_000), { shape: [1000, 400] });
     const w = tensor(new Float32Array(400));

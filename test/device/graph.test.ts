@@ -27,6 +27,7 @@ import {
   tensor,
   zeros,
 } from '../../lib/index.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { values } from '../support/compare.ts';
 import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
 
@@ -94,9 +95,9 @@ describe.skipIf(kPlugin === undefined && kNoFake !== null)('captureGraph', () =>
   });
 
   it('nobody else gets its memory while it or a result lives', async () => {
-    await synchronize();
+    await collectGarbage();
     const start = memoryStats(kCuda);
-    const graphs = start.byTag.graphs ?? 0; // of results that the collector has not come to
+    const graphs = start.byTag.graphs ?? 0;
     const x = full([1000], 1);
     const graph = captureGraph(() => {
       const steps = [x];

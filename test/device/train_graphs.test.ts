@@ -21,6 +21,7 @@ import {
   type TunedModel,
 } from '../../lib/index.ts';
 import type { BatchSource, StepRecord } from '../../lib/train/types.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { values } from '../support/compare.ts';
 import { fixturePath } from '../support/fixtures.ts';
 import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
@@ -208,7 +209,7 @@ describe.skipIf(!kRecords)('training by graphs', () => {
   });
 
   it('holds the same memory from some step on, and none in the end', async () => {
-    await synchronize();
+    await collectGarbage();
     const start = memoryStats({ device: 'cuda' });
     const tuned = await tunedModel({});
     const options = optionsOf(tuned, { maxSteps: 6, regularizers: {} }, true);
@@ -216,7 +217,7 @@ describe.skipIf(!kRecords)('training by graphs', () => {
     const graphs: number[] = [];
     for await (const event of new Trainer(options).run()) {
       if (event.type !== 'step') continue;
-      await synchronize();
+      await collectGarbage();
       const { liveBytes, byTag } = memoryStats({ device: 'cuda' });
       live.push(liveBytes);
       graphs.push(byTag.graphs ?? 0);

@@ -54,6 +54,7 @@ import {
   withPhase,
   zeros,
 } from '../../lib/index.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
 
 const kCuda = { device: 'cuda' };
@@ -275,6 +276,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
 
     it('a failure on the device keeps the file from appearing', async () => {
       const path = join(folder, 'failed.safetensors');
+      await collectGarbage();
       setMemoryLimit(memoryStats(kCuda).liveBytes + 1000, kCuda);
       const lost = zeros([10_000], kCuda);
       await expect(saveSafetensors(path, { lost })).rejects.toThrow(/out of memory.*on cuda:0/);
@@ -321,6 +323,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
     });
 
     it('are told by their cause where a copy carries them over', async () => {
+      await collectGarbage();
       setMemoryLimit(memoryStats(kCuda).liveBytes + 1000, kCuda);
       const lost = add(zeros([10_000], kCuda), 1).to('cpu');
       await expect(synchronize()).rejects.toThrow(/^full: out of memory/);
@@ -337,6 +340,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
 
   describe('settings and statistics', () => {
     it('memory is counted for each device, under its tags', async () => {
+      await collectGarbage();
       const before = memoryStats(kCuda);
       const cpu = memoryStats();
       resetPeakMemory(kCuda);

@@ -10,6 +10,7 @@ import { Conv1D, type Linear } from '../../lib/nn/index.ts';
 import { contiguous, crossEntropy, full, transpose } from '../../lib/ops/index.ts';
 import { memoryStats, synchronize } from '../../lib/runtime.ts';
 import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { values } from '../support/compare.ts';
 import {
   architecture,
@@ -194,7 +195,7 @@ describe('gradient checkpointing', () => {
         positions: Int32Array.from({ length: n }, (_, i) => i % 20),
         cuSeqlens: Int32Array.from({ length: n / 20 + 1 }, (_, i) => i * 20),
       };
-      await synchronize();
+      await collectGarbage();
       const before = memoryStats().liveBytes;
       const hidden = model.forward(batch);
       await synchronize();

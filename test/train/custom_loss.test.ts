@@ -6,10 +6,11 @@ import type { LoraConfigInput } from '../../lib/adapters/config.ts';
 import { consistencyLoss, diversityLoss, headLogits, svdLoss } from '../../lib/losses/index.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { add, crossEntropy, indexSelect, mul } from '../../lib/ops/index.ts';
-import { memoryStats, synchronize } from '../../lib/runtime.ts';
+import { memoryStats } from '../../lib/runtime.ts';
 import { keep, type Tensor, tensor } from '../../lib/tensor.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import type { LossContext, LossResult, StepRecord } from '../../lib/train/types.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { fixturePath } from '../support/fixtures.ts';
 import { tinySource } from '../support/tiny_model.ts';
 
@@ -129,7 +130,7 @@ it.each([
       callbacks: [
         async (event) => {
           if (event.type !== 'step') return;
-          await synchronize();
+          await collectGarbage();
           live.push(memoryStats().liveBytes);
         },
       ],

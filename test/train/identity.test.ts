@@ -15,6 +15,7 @@ import { memoryStats } from '../../lib/runtime.ts';
 import { warmUpHead } from '../../lib/train/head_warmup.ts';
 import { differences } from '../../lib/train/options.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { fixturePath } from '../support/fixtures.ts';
 import { kTinyBert, tinyLabelled } from '../support/tiny_classifier.ts';
 import { tinyBatches, tinySource } from '../support/tiny_model.ts';
@@ -105,6 +106,7 @@ describe('a checkpoint', () => {
     const left: number[] = [];
     for (let pass = 0; pass < 3; pass++) {
       await expect(resume(tuned, { seed: 1 })).rejects.toThrow(/seed: was/);
+      await collectGarbage();
       left.push(memoryStats().liveBytes);
     }
     expect(left).toEqual([left[0], left[0], left[0]]);

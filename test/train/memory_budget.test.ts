@@ -13,6 +13,7 @@ import { type MemoryBudget, MemoryPlanner } from '../../lib/train/memory_plan.ts
 import { resolveOptions } from '../../lib/train/options.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import type { Batch } from '../../lib/train/types.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 import { tinySource } from '../support/tiny_model.ts';
 
@@ -93,7 +94,7 @@ describe('lean layers', () => {
     const { model } = tuned;
     model.layerKeep = () => keep;
     const { inputIds, positions, cuSeqlens } = batches().at(-1) as Batch;
-    await synchronize();
+    await collectGarbage();
     const before = memoryStats().liveBytes;
     const hidden = model.forward({ inputIds, positions, cuSeqlens });
     await synchronize();

@@ -9,7 +9,7 @@ import type { Batch } from '../../lib/data/collate.ts';
 import { ArgumentError } from '../../lib/errors.ts';
 import { namesIn } from '../../lib/io/files.ts';
 import { crossEntropy, linear, mul } from '../../lib/ops/index.ts';
-import { memoryStats, resetPeakMemory, setMemoryLimit, synchronize } from '../../lib/runtime.ts';
+import { memoryStats, resetPeakMemory, setMemoryLimit } from '../../lib/runtime.ts';
 import { tensor } from '../../lib/tensor.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import type {
@@ -20,6 +20,7 @@ import type {
   TrainCallback,
   TrainEvent,
 } from '../../lib/train/types.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
 
 let folder: string;
@@ -190,7 +191,7 @@ describe('an error', () => {
   it.each([0.05, 0.5, 0.95])('running out of memory (%s of a step)', async (share) => {
     const limited = async (event: TrainEvent) => {
       if (event.type !== 'step') return;
-      await synchronize();
+      await collectGarbage();
       const { liveBytes, peakBytes } = memoryStats();
       if (event.record.step === 2) resetPeakMemory();
       if (event.record.step === 3) {
