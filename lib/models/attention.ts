@@ -83,8 +83,16 @@ export interface AttentionConfig extends HeadShape {
   readonly window: number;
   readonly softcap: number;
   readonly scale: number;
-  /** Index into DecoderInputs.ropes. */
-  readonly rope: number;
+  /** Index into DecoderInputs.ropes; null: the heads do not turn. */
+  readonly rope: number | null;
+}
+
+/** The tables that turn the heads of a layer; null: none. */
+export function ropeOf(
+  { ropes }: DecoderInputs,
+  { rope: kind }: AttentionConfig,
+): RopeTables | null {
+  return kind === null ? null : (ropes[kind] as RopeTables);
 }
 
 /** Rotary attention with four projections, q, k and v as one product. */
@@ -116,17 +124,17 @@ export class SelfAttention extends Module {
   }
 
   /** x (N,C) -> (N,H*D): what o_proj takes. */
-  forward(x: Tensor, { rows, ropes }: DecoderInputs): Tensor {
-    const { qkNorm, window, softcap, scale, rope: kind } = this.#config;
+  forward(x: Tensor, inputs: DecoderInputs): Tensor {
+    const { qkNorm, window, softcap, scale } = this.#config;
     let [q, k, v] = this.#qkv.forward(x) as [Tensor, Tensor, Tensor];
     const norms =
       this.q_norm === null || this.k_norm === null ? null : ([this.q_norm, this.k_norm] as const);
     if (norms !== null && qkNorm === 'whole') [q, k] = [norms[0].forward(q), norms[1].forward(k)];
-    return attend([q, k, v], this.#config, rows, {
+    return attend([q, k, v], this.#config, inputs.rows, {
       window,
       softcap,
       scale,
-      rope: ropes[kind] ?? null,
+      rope: ropeOf(inputs, this.#config),
       headNorms: qkNorm === 'head' ? norms : null,
     });
   }

@@ -20,8 +20,8 @@ import type { WeightLoader } from './weights.ts';
 export interface LayerAttention {
   /** Keys a row sees, itself included; 0: all before it. */
   readonly window: number;
-  /** Index into `ropes`. */
-  readonly rope: number;
+  /** Index into `ropes`; null: they do not turn. */
+  readonly rope: number | null;
 }
 
 /** What of a decoder's configuration the mathematics needs. */

@@ -70,6 +70,16 @@ export const kDecoderNames: GgufNames = {
   },
 };
 
+/** `stored` of architectures whose rope turns neighbouring channels: the rows of q and k lie in pairs that turn together. */
+export function storedInPairs(
+  name: string,
+  json: Readonly<Record<string, unknown>>,
+): TensorStorage {
+  if (/\.q_proj\./.test(name)) return { permutedHeads: Number(json.num_attention_heads) };
+  if (/\.k_proj\./.test(name)) return { permutedHeads: Number(json.num_key_value_heads) };
+  return {};
+}
+
 const kCommonKeys =
   `vocab_size context_length embedding_length block_count feed_forward_length attention.head_count
    attention.head_count_kv attention.layer_norm_rms_epsilon attention.key_length attention.value_length

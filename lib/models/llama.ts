@@ -4,7 +4,13 @@ import { refuseValues } from './config_keys.ts';
 import { type DecoderConfig, makePreNormLayer } from './decoder.ts';
 import { flag, type ReadOptions, readDecoder } from './decoder_config.ts';
 import { decoderFamily } from './family.ts';
-import { decoderJson, type GgufKeys, type GgufTable, kDecoderNames } from './gguf.ts';
+import {
+  decoderJson,
+  type GgufKeys,
+  type GgufTable,
+  kDecoderNames,
+  storedInPairs,
+} from './gguf.ts';
 import { ropeWithFactors } from './rope.ts';
 
 /** Every frequency of the rope divided by its own factor: how llama.cpp writes Llama 3's rope. */
@@ -56,12 +62,7 @@ const gguf: GgufTable = {
       ...(factors && { gguf_rope_factors: factors }),
     };
   },
-  // The rows of q and k lie in pairs that turn together.
-  stored(name, json) {
-    if (/\.q_proj\./.test(name)) return { permutedHeads: Number(json.num_attention_heads) };
-    if (/\.k_proj\./.test(name)) return { permutedHeads: Number(json.num_key_value_heads) };
-    return {};
-  },
+  stored: storedInPairs,
 };
 
 export const llama = decoderFamily({

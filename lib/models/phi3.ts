@@ -2,7 +2,7 @@
 import { type Linear, Module } from '../nn/index.ts';
 import { split } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
-import { type AttentionConfig, attend, type DecoderInputs } from './attention.ts';
+import { type AttentionConfig, attend, type DecoderInputs, ropeOf } from './attention.ts';
 import { refuseValues } from './config_keys.ts';
 import { attentionOf, type DecoderConfig, type MakeLayer, PreNormLayer } from './decoder.ts';
 import {
@@ -33,12 +33,12 @@ class FusedAttention extends Module {
   }
 
   /** x (N,C) -> (N,H*D): what o_proj takes. */
-  forward(x: Tensor, { rows, ropes }: DecoderInputs): Tensor {
-    const { headDim, numHeads, numKeyValueHeads, window, scale, rope } = this.#config;
+  forward(x: Tensor, inputs: DecoderInputs): Tensor {
+    const { headDim, numHeads, numKeyValueHeads, window, scale } = this.#config;
     const sizes = [numHeads, numKeyValueHeads, numKeyValueHeads].map((heads) => heads * headDim);
     const parts = split(this.qkv_proj.forward(x), sizes, 1) as [Tensor, Tensor, Tensor];
-    const options = { window, scale, rope: ropes[rope] ?? null };
-    return attend(parts, this.#config, rows, options);
+    const options = { window, scale, rope: ropeOf(inputs, this.#config) };
+    return attend(parts, this.#config, inputs.rows, options);
   }
 }
 

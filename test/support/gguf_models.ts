@@ -1,94 +1,11 @@
 /** The golden checkpoints as llama.cpp's converter would write them: names, metadata, and what it changes in the tensors. */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { kDecoders } from './decoder_families.ts';
 import { fixturePath } from './fixtures.ts';
+import type { Conversion, Json } from './gguf_conversions.ts';
 import { type GoldenArray, goldenArrays } from './golden.ts';
 import { type GgufTensor, type GgufValue, writeGguf } from './write_gguf.ts';
-
-type Json = Record<string, unknown>;
-
-interface Conversion {
-  readonly architecture: string;
-  /** Last part of a module's path below its layer (`self_attn.q_proj`), and the name in `blk.N.`. */
-  readonly block: Readonly<Record<string, string>>;
-  readonly top: Readonly<Record<string, string>>;
-  /** Metadata below the architecture beside the sizes. */
-  readonly metadata: (config: Json) => Record<string, GgufValue>;
-  /** Default: those of decoders. */
-  readonly sizes?: (config: Json) => Record<string, GgufValue>;
-  /** Name of a module that is not of the usual form, without weight or bias. */
-  readonly name?: (hf: string) => string;
-  readonly change?: (hf: string, array: GoldenArray, config: Json) => GoldenArray;
-  /** Tensors that the converter leaves out. */
-  readonly dropped?: RegExp;
-  /** Metadata of the tokenizer, instead of gpt2's. */
-  readonly vocabulary?: (config: Json) => Record<string, GgufValue>;
-}
-
-const kDecoderTop = {
-  'model.embed_tokens': 'token_embd',
-  'model.norm': 'output_norm',
-  lm_head: 'output',
-};
-const kDecoderBlock = {
-  input_layernorm: 'attn_norm',
-  'self_attn.q_proj': 'attn_q',
-  'self_attn.k_proj': 'attn_k',
-  'self_attn.v_proj': 'attn_v',
-  'self_attn.o_proj': 'attn_output',
-  'self_attn.q_norm': 'attn_q_norm',
-  'self_attn.k_norm': 'attn_k_norm',
-  post_attention_layernorm: 'ffn_norm',
-  'mlp.gate_proj': 'ffn_gate',
-  'mlp.up_proj': 'ffn_up',
-  'mlp.down_proj': 'ffn_down',
-};
-const kSandwichBlock = {
-  ...kDecoderBlock,
-  post_attention_layernorm: 'post_attention_norm',
-  pre_feedforward_layernorm: 'ffn_norm',
-  post_feedforward_layernorm: 'post_ffw_norm',
-};
-const ropeOf = (config: Json): Json => config.rope_parameters as Json;
-const thetaOf = (config: Json): Record<string, GgufValue> => ({
-  'rope.freq_base': { f32: ropeOf(config).rope_theta as number },
-});
-const decoder = { top: kDecoderTop, block: kDecoderBlock, metadata: thetaOf };
-
-/** Gemma's norms are written with their 1. */
-const withOne = (hf: string, array: GoldenArray): GoldenArray =>
-  hf.endsWith('norm.weight')
-    ? { ...array, data: Float32Array.from(array.data as Float32Array, (w) => w + 1) }
-    : array;
-
-function transposed({ shape, data }: GoldenArray): GoldenArray {
-  const [rows, columns] = shape as [number, number];
-  const swapped = new Float32Array(rows * columns);
-  for (let i = 0; i < rows; i++) {
-    for (let j = 0; j < columns; j++) swapped[j * rows + i] = data[i * columns + j] as number;
-  }
-  return { shape: [columns, rows], data: swapped };
-}
-
-/**
- * Rows of q and k as llama.cpp's rope takes them: the two channels that turn together lie side by side, where transformers has
- * them half a head apart.
- */
-function interleaved(hf: string, array: GoldenArray, config: Json): GoldenArray {
-  const [, which] = /\.([qk])_proj\.(?:weight|bias)$/.exec(hf) ?? [];
-  if (which === undefined) return array;
-  const heads = Number(which === 'q' ? config.num_attention_heads : config.num_key_value_heads);
-  const rows = array.shape[0] as number;
-  const [head, width] = [rows / heads, array.data.length / rows];
-  const data = new Float32Array(array.data.length);
-  for (let row = 0; row < rows; row++) {
-    const [h, i] = [Math.floor(row / head), row % head];
-    const from = h * head + (i % 2) * (head / 2) + Math.floor(i / 2);
-    for (let k = 0; k < width; k++) data[row * width + k] = Number(array.data[from * width + k]);
-  }
-  return { ...array, data };
-}
-const llama = { ...decoder, architecture: 'llama', change: interleaved };
 
 /** encoder.block.N.layer.I.<module>: attention, in the decoder attention to the encoder, and the mlp. */
 function t5Name(hf: string): string {
@@ -245,75 +162,10 @@ export const kEncoderConversions: Readonly<Record<string, Conversion>> = {
   },
 };
 
-export const kConversions: Readonly<Record<string, Conversion>> = {
-  'llama-untied-gqa': llama,
-  'llama-biases': llama,
-  mistral: llama,
-  gemma: { ...decoder, architecture: 'gemma', metadata: () => ({}), change: withOne },
-  gemma2: {
-    architecture: 'gemma2',
-    top: kDecoderTop,
-    block: kSandwichBlock,
-    metadata: (config) => ({
-      attn_logit_softcapping: { f32: config.attn_logit_softcapping as number },
-      final_logit_softcapping: { f32: config.final_logit_softcapping as number },
-      'attention.sliding_window': config.sliding_window as number,
-    }),
-    change: withOne,
-  },
-  'gemma3-text': {
-    architecture: 'gemma3',
-    top: kDecoderTop,
-    block: kSandwichBlock,
-    metadata: (config) => ({
-      'attention.sliding_window': config.sliding_window as number,
-      'rope.freq_base': { f32: (ropeOf(config).full_attention as Json).rope_theta as number },
-      'rope.scaling.type': 'linear',
-      'rope.scaling.factor': { f32: (ropeOf(config).full_attention as Json).factor as number },
-    }),
-    change: withOne,
-  },
-  qwen2: { ...decoder, architecture: 'qwen2' },
-  qwen3: { ...decoder, architecture: 'qwen3' },
-  phi3: {
-    architecture: 'phi3',
-    top: kDecoderTop,
-    block: { ...kDecoderBlock, 'self_attn.qkv_proj': 'attn_qkv', 'mlp.gate_up_proj': 'ffn_up' },
-    metadata: (config) => ({
-      ...thetaOf(config),
-      'rope.dimension_count': 6,
-      'rope.scaling.original_context_length': config.original_max_position_embeddings as number,
-      'attention.sliding_window': 0,
-    }),
-  },
-  olmo2: {
-    ...decoder,
-    architecture: 'olmo2',
-    block: {
-      ...kDecoderBlock,
-      post_attention_layernorm: 'post_attention_norm',
-      post_feedforward_layernorm: 'post_ffw_norm',
-    },
-  },
-  gpt2: {
-    architecture: 'gpt2',
-    top: {
-      'transformer.wte': 'token_embd',
-      'transformer.wpe': 'position_embd',
-      'transformer.ln_f': 'output_norm',
-    },
-    block: {
-      ln_1: 'attn_norm',
-      'attn.c_attn': 'attn_qkv',
-      'attn.c_proj': 'attn_output',
-      ln_2: 'ffn_norm',
-      'mlp.c_fc': 'ffn_up',
-      'mlp.c_proj': 'ffn_down',
-    },
-    metadata: () => ({}),
-    change: (hf, array) => (/\.c_\w+\.weight$/.test(hf) ? transposed(array) : array),
-  },
-};
+/** Decoders. */
+export const kConversions: Readonly<Record<string, Conversion>> = Object.fromEntries(
+  Object.entries(kDecoders).flatMap(([name, { gguf }]) => (gguf ? [[name, gguf]] : [])),
+);
 
 function sizes(config: Json): Record<string, GgufValue> {
   const get = (...keys: string[]): number =>
