@@ -10,7 +10,17 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { parse } from 'yaml';
 import { kFakePlugin, kNoFake } from '../device/fake.ts';
 import { writePageFolder, writePageModels } from '../support/page_folder.ts';
-import { type Block, blocksOf, codeSpansOf, kPages, pageText } from '../support/pages.ts';
+import {
+  addedFile,
+  type Block,
+  blocksOf,
+  codeSpansOf,
+  excerptOf,
+  isProgram,
+  kPages,
+  pageText,
+  programsOf,
+} from '../support/pages.ts';
 import {
   baloraCommand,
   baloraProblem,
@@ -19,7 +29,6 @@ import {
   linesOf,
   problemOf,
 } from '../support/shell_commands.ts';
-
 
 /** Blocks, by the line that they begin with, and commands that nothing here runs or checks, and why. */
 const kLeftOut: readonly (readonly [beginning: string, reason: string])[] = [
@@ -49,11 +58,6 @@ const isShell = ({ language, text }: Block): boolean =>
 const isConfig = ({ language, text }: Block): boolean =>
   language === 'yaml' || (language === '' && /^(#.*\n)?([\w-]+: .*\n)+$/.test(text));
 const isSynopsis = (line: string): boolean => /\[[^\]]*\]|^balora \w+ +--model M /.test(line);
-/** A page says of a block that it stands so in a file. */
-const excerptOf = ({ comment }: Block): string | undefined => /^excerpt: (\S+)$/.exec(comment)?.[1];
-/** A page says of a block that it is a new file of the library, or goes into one. */
-const addsFile = ({ comment }: Block): boolean => /^file: /.test(comment);
-
 /** Text or source on one line; of strings in a source what they hold. */
 const squeezed = (text: string): string =>
   text
@@ -100,20 +104,6 @@ function run(command: string, args: string[], cwd: string): void {
   throw new Error(`${[command, ...args].join(' ')}: ${status ?? signal}\n${stdout}${stderr}`);
 }
 
-/** Programs of a page: a block that imports nothing continues the one above. */
-function programsOf(page: string): { name: string; text: string }[] {
-  const programs: { name: string; text: string }[] = [];
-  for (const block of kBlocks.filter((b) => b.page === page && isProgram(b))) {
-    const last = programs.at(-1);
-    if (last && !/^import /m.test(block.text)) last.text += `\n${block.text}`;
-    else programs.push({ name: `line_${block.line}.mjs`, text: block.text });
-  }
-  return programs;
-}
-
-const isProgram = (block: Block): boolean =>
-  ['js', 'ts'].includes(block.language) && !addsFile(block) && excerptOf(block) === undefined;
-
 describe('programs', () => {
   const pages = kPages.filter((page) => kBlocks.some((b) => b.page === page && isProgram(b)));
 
@@ -126,9 +116,11 @@ describe('programs', () => {
         console.log(`${page} is not run: ${kNoFake}`);
         return;
       }
-      for (const { name, text } of programs) await writeFile(join(cwd, name), cutDown(text));
-      const names = JSON.stringify(programs.map(({ name }) => `./${name}`));
-      await writeFile(join(cwd, 'page.mjs'), `for (const name of ${names}) await import(name);\n`);
+      for (const { line, text } of programs) {
+        await writeFile(join(cwd, `line_${line}.mjs`), cutDown(text));
+      }
+      const imports = programs.map(({ line }) => `await import('./line_${line}.mjs');\n`);
+      await writeFile(join(cwd, 'page.mjs'), imports.join(''));
       run(process.execPath, ['page.mjs'], cwd);
     },
     60_000,
@@ -194,7 +186,7 @@ it('commands name scripts, files, options and targets that there are', () => {
 
 it('blocks are of a kind that is run or checked', () => {
   const others = kBlocks.filter(
-    (b) => !isShell(b) && !isConfig(b) && !isProgram(b) && !addsFile(b),
+    (b) => !isShell(b) && !isConfig(b) && !isProgram(b) && !addedFile(b),
   );
   const unknown = others.filter((block) => {
     const path = excerptOf(block);
@@ -206,7 +198,7 @@ it('blocks are of a kind that is run or checked', () => {
 
 it('spans of code name commands and files that there are', () => {
   const kFile = /^(?:bench|cuda|docs|examples|lib|native|scripts|studies|test)\/[\w./-]+\.\w+$/;
-  const added = kBlocks.filter(addsFile).map(({ comment }) => comment.replace(/^file: /, ''));
+  const added = kBlocks.map(addedFile);
   const problems = kPages.flatMap((page) =>
     codeSpansOf(page).flatMap((span) => {
       const text = span.replaceAll(/\s+/g, ' ');

@@ -7,12 +7,12 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { blocksOf, kPages } from '../support/pages.ts';
+import { addedFile, blocksOf, kPages } from '../support/pages.ts';
 
 const kRoot = fileURLToPath(new URL('../..', import.meta.url));
-const kAdded = kPages.flatMap(blocksOf).flatMap(({ comment, text, page, line }) => {
-  const path = /^file: (\S+)$/.exec(comment)?.[1];
-  return path === undefined ? [] : [{ path, text, where: `${page}:${line}` }];
+const kAdded = kPages.flatMap(blocksOf).flatMap((block) => {
+  const path = addedFile(block);
+  return path === undefined ? [] : [{ path, text: block.text }];
 });
 
 /** The lines in lists that the pages ask for: a name at the end of an array, and its import. */

@@ -6,16 +6,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { anchoredLinksOf, anchorsOf, kPages, pageText } from '../support/pages.ts';
+import { anchoredLinksOf, anchorsOf, kPages, programsOf } from '../support/pages.ts';
 
 const kRoot = fileURLToPath(new URL('../..', import.meta.url));
-
-/** Blocks of JavaScript that are programs: they import what they use. */
-function programsOf(page: string): string[] {
-  return [...pageText(page).matchAll(/^```js\n([\s\S]*?)^```/gm)]
-    .map(([, block]) => block ?? '')
-    .filter((block) => block.startsWith('import '));
-}
 
 describe('links', () => {
   it.each(kPages)('of %s lead to files and headings', (page) => {
@@ -38,8 +31,8 @@ describe('programs', () => {
 
   /** Writes the programs of a page into the folder; returns their names. */
   async function write(page: string, extension: string): Promise<string[]> {
-    const named = programsOf(page).map((text, i) => {
-      return [`${page.replace(/\W/g, '_')}_${i}.${extension}`, text] as const;
+    const named = programsOf(page).map(({ line, text }) => {
+      return [`${page.replace(/\W/g, '_')}_${line}.${extension}`, text] as const;
     });
     for (const [name, text] of named) await writeFile(join(folder, name), text);
     return named.map(([name]) => join(folder, name));

@@ -67,6 +67,33 @@ function indentedBlocks(page: string): Block[] {
   return blocks;
 }
 
+/** A page says of a block that it stands so in a file: `excerpt: PATH`. */
+export const excerptOf = ({ comment }: Block): string | undefined =>
+  /^excerpt: (\S+)$/.exec(comment)?.[1];
+
+/** A page says of a block that it is a new file of the repository: `file: PATH`. */
+export const addedFile = ({ comment }: Block): string | undefined =>
+  /^file: (\S+)$/.exec(comment)?.[1];
+
+/** Whether a block is JavaScript that a reader runs. */
+export const isProgram = (block: Block): boolean =>
+  ['js', 'ts'].includes(block.language) && !addedFile(block) && !excerptOf(block);
+
+/**
+ * The programs of a page. A block that imports nothing continues the one above; so does one that the page says it of:
+ * `continues`.
+ */
+export function programsOf(page: string): { line: number; text: string }[] {
+  const programs: { line: number; text: string }[] = [];
+  for (const { line, text, comment } of blocksOf(page).filter(isProgram)) {
+    const last = programs.at(-1);
+    const continues = comment === 'continues' || !/^import /m.test(text);
+    if (last && continues) last.text += `\n${text}`;
+    else programs.push({ line, text });
+  }
+  return programs;
+}
+
 /** The same number of lines, those of fenced blocks left empty. */
 const withoutFences = (text: string): string =>
   text.replace(kFence, (block) => block.replaceAll(/.+/g, ''));
