@@ -30,7 +30,7 @@ import {
   problemOf,
 } from '../support/shell_commands.ts';
 
-/** Blocks, by the line that they begin with, and commands that nothing here runs or checks, and why. */
+/** Commands and blocks, by their beginning, that nothing here runs or checks, and why. */
 const kLeftOut: readonly (readonly [beginning: string, reason: string])[] = [
   ['sudo apt-get install', 'installs packages of the system; npm run setup does so in CI'],
   [
@@ -54,10 +54,13 @@ function leftOut(text: string): boolean {
 
 const where = ({ page, line }: Block): string => `${page}:${line}`;
 const isShell = ({ language, text }: Block): boolean =>
-  language === 'sh' || (language === '' && /^(npm|npx|node|balora|tar) /.test(text));
+  ['sh', 'bash'].includes(language) ||
+  (language === '' && /^(npm|npx|node|balora|tar) /.test(text));
 const isConfig = ({ language, text }: Block): boolean =>
   language === 'yaml' || (language === '' && /^(#.*\n)?([\w-]+: .*\n)+$/.test(text));
+/** Whether a line shows how a command is used, and cannot be run. */
 const isSynopsis = (line: string): boolean => /\[[^\]]*\]|^balora \w+ +--model M /.test(line);
+
 /** Text or source on one line; of strings in a source what they hold. */
 const squeezed = (text: string): string =>
   text
@@ -98,7 +101,7 @@ function environment(cwd: string): NodeJS.ProcessEnv {
 
 /** @throws Error with all that it printed where it does not end well */
 function run(command: string, args: string[], cwd: string): void {
-  const options = { cwd, env: environment(cwd), encoding: 'utf8', timeout: 60_000 } as const;
+  const options = { cwd, env: environment(cwd), encoding: 'utf8', timeout: 120_000 } as const;
   const { status, signal, stdout, stderr } = spawnSync(command, args, options);
   if (status === 0) return;
   throw new Error(`${[command, ...args].join(' ')}: ${status ?? signal}\n${stdout}${stderr}`);
@@ -107,24 +110,17 @@ function run(command: string, args: string[], cwd: string): void {
 describe('programs', () => {
   const pages = kPages.filter((page) => kBlocks.some((b) => b.page === page && isProgram(b)));
 
-  it.each(pages)(
-    'of %s run',
-    async (page) => {
-      const cwd = await folderOf(page, 'programs');
-      const programs = programsOf(page);
-      if (kNoFake !== null && programs.some(({ text }) => text.includes("'cuda'"))) {
-        console.log(`${page} is not run: ${kNoFake}`);
-        return;
-      }
-      for (const { line, text } of programs) {
-        await writeFile(join(cwd, `line_${line}.mjs`), cutDown(text));
-      }
-      const imports = programs.map(({ line }) => `await import('./line_${line}.mjs');\n`);
-      await writeFile(join(cwd, 'page.mjs'), imports.join(''));
-      run(process.execPath, ['page.mjs'], cwd);
-    },
-    60_000,
-  );
+  it.for(pages)('of %s run', { timeout: 150_000 }, async (page, { skip }) => {
+    const programs = programsOf(page);
+    if (kNoFake !== null && programs.some(({ text }) => text.includes("'cuda'"))) skip(kNoFake);
+    const cwd = await folderOf(page, 'programs');
+    for (const { line, text } of programs) {
+      await writeFile(join(cwd, `line_${line}.mjs`), cutDown(text));
+    }
+    const imports = programs.map(({ line }) => `await import('./line_${line}.mjs');\n`);
+    await writeFile(join(cwd, 'page.mjs'), imports.join(''));
+    run(process.execPath, ['page.mjs'], cwd);
+  });
 });
 
 describe('commands of balora', () => {
@@ -157,7 +153,7 @@ describe('commands of balora', () => {
         }
       }
     },
-    120_000,
+    300_000,
   );
 
   async function runsAsShown(block: Block, line: string): Promise<void> {

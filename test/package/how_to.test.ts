@@ -69,7 +69,7 @@ it('pass the type checker', () => {
   const tsc = join(kRoot, 'node_modules', 'typescript', 'bin', 'tsc');
   const { stdout } = spawnSync(process.execPath, [tsc, '-p', copy], { encoding: 'utf8' });
   expect(stdout).toBe('');
-}, 120_000);
+}, 240_000);
 
 it('pass their own tests', () => {
   const vitest = join(kRoot, 'node_modules', 'vitest', 'vitest.mjs');
@@ -77,4 +77,4 @@ it('pass their own tests', () => {
   const env = { PATH: process.env.PATH, HOME: process.env.HOME, NO_COLOR: '1' };
   const text = execFileSync(process.execPath, args, { cwd: copy, env, encoding: 'utf8' });
   expect(text).toMatch(new RegExp(`Test Files +${kTests.length} passed`));
-}, 120_000);
+}, 240_000);
