@@ -80,7 +80,7 @@ function plain({ hidden, headWeight, teacherHidden, logitSoftcap, batch }) {
     mul(diversityLoss(logits), kWeights.diversityWeight),
     mul(svdLoss(logits), kWeights.svdWeight),
   ];
-  return { loss: terms.reduce(add, crossEntropy(logits, targets)) };
+  return { loss: terms.reduce((sum, term) => add(sum, term), crossEntropy(logits, targets)) };
 }
 
 const kLosses = {
