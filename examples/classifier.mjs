@@ -31,7 +31,7 @@ const data = await LabelledBatches.create(arrayRows(rows), tokenizer, { batchSiz
 const { numLabels, problemType, names } = data.scheme;
 const labels = { numLabels, problemType, labelNames: names };
 const model = await AutoModelForSequenceClassification.fromPretrained(path, labels);
-await warmUpHead(model, data); // a head that was drawn at random has nothing to teach
+await warmUpHead(model, data); // a randomly initialised head is no teacher: it is trained alone first
 const { adapter, regularizers } = resolveMethod('balora', {
   task: 'sequence-classification',
   adapter: { r: 8, loraAlpha: 8 },

@@ -61,9 +61,10 @@ function page() {
   });
   return `# Kernels
 
-Generated from \`native/kernels/kernels.def\` by \`npm run gen:kernels\`; do not edit. A dash is a kernel that the device
-lacks; a plug-in with such a gap [is refused whole](devices.md#how-the-plug-in-is-found), by the kernel's name. Dimensions: B batch, T time, N rows, C channels, V vocabulary, H heads, D
-head size, F mlp width, R rank, L layers. Float kernels of the CPU take f32, bf16, f16 and f64 unless the row says otherwise.
+Generated from \`native/kernels/kernels.def\` by \`npm run gen:kernels\`; do not edit. A dash marks a kernel that the device
+lacks; a plug-in that lacks one [is refused](devices.md#how-the-plug-in-is-found) with an error that names the kernel. Dimensions: B batch,
+T time, N rows, C channels, V vocabulary, H heads, D head size, F mlp width, R rank, L layers. Float kernels of the CPU support f32, bf16, f16
+and f64 unless the row says otherwise.
 
 | kernel | cpu | cuda | what it does |
 | --- | --- | --- | --- |

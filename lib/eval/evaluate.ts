@@ -11,7 +11,7 @@ import type { CausalLM, Seq2SeqLM } from '../models/index.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 import type { EvaluateOptions, EvaluationResult, ExampleResult } from './types.ts';
 
-/** What an evaluation needs of a tuned model: a plain model without a teacher will do. */
+/** The part of a tuned model that an evaluation uses. A plain model without a teacher has it too. */
 export type EvaluatedModel<M extends CausalLM | Seq2SeqLM = CausalLM> = Pick<
   TunedModel<M>,
   'model' | 'hasTeacher' | 'withTeacher'

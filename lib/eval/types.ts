@@ -1,4 +1,4 @@
-/** What an evaluation reports. */
+/** Results of an evaluation. */
 import type { LabelKind } from '../data/labels.ts';
 import type { ClassificationMetrics, MultiLabelMetrics, RegressionMetrics } from './metrics.ts';
 

@@ -77,7 +77,7 @@ export interface HeadMicroBatch {
   readonly source?: unknown;
 }
 
-/** What a micro-batch's loss takes from the host: what changes from step to step lies on the device. */
+/** Inputs of a micro-batch's loss that come from the host, as tensors on the device, since they change from step to step. */
 export interface LossInputs {
   readonly targets: Tensor; // (M) i32
   /** null: all rows are regularized. */
@@ -181,7 +181,7 @@ export class HeadLoss {
     return this.#beside.map(({ key }) => key).filter((key) => (weights[key] ?? 0) !== 0);
   }
 
-  /** What compute() takes from the host; the caller's to dispose. */
+  /** Makes the inputs that compute() takes from the host. The caller disposes of them. */
   prepare(
     selected: SelectedRows,
     { weights, window }: Pick<HeadMicroBatch, 'weights'> & { window?: TermCounts | undefined },
@@ -230,7 +230,7 @@ export class HeadLoss {
       this.#divergence !== null && summary
         ? headLossesCached({ ...common, summary })
         : headLosses({ ...common, teacher, teacherHead });
-    // What terms share is made once for those with a gradient and once for those without: one made off the tape has none.
+    // Tensors that terms share are made twice: on the tape for terms with a gradient, off it for those without.
     const [taped, untaped] = [new RowsOfTerms(this.head, micro), new RowsOfTerms(this.head, micro)];
     const means: Record<string, Tensor> = {};
     let total = loss;

@@ -9,7 +9,7 @@ import { kIgnoredTarget } from '../ignored_target.ts';
  */
 export type Positions = 'supervised' | 'non_padding' | 'label_aligned';
 
-/** What the choice of rows looks at. */
+/** The fields of a batch that decide which rows a loss uses. */
 export interface RowsOfBatch {
   /** (N). */
   targets: Int32Array;

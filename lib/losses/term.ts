@@ -184,8 +184,8 @@ export interface TermContextInput {
 }
 
 /**
- * What a term may look at: the rows of one micro-batch, S of them. Tensors that the term makes are freed when the micro-batch
- * is done.
+ * Inputs of a term: the S rows of one micro-batch that it is computed on. Tensors that the term makes are freed when the
+ * micro-batch is done.
  */
 export class TermContext {
   #logits: Tensor | null = null;
@@ -208,7 +208,7 @@ export class TermContext {
     return this.input.head ?? null;
   }
 
-  /** What each row must predict: (S) i32 ids, -100 for none; of a classifier the labels, (S) i32 or (S,D) f32. */
+  /** Targets of the rows: (S) i32 ids, -100 for none; for a classifier the labels, (S) i32 or (S,D) f32. */
   get targets(): Tensor {
     return this.input.targets;
   }
@@ -281,6 +281,6 @@ function ofHead(
 ): Tensor {
   if (!states || !weight) throw new ArgumentError('terms: this model gives no logits here');
   const logits = headLogits(states, weight, { softcap });
-  // What a term makes of them is not to be rounded at every op.
+  // In f32, so that a term's own ops do not round each result to half precision.
   return logits.dtype === 'bf16' || logits.dtype === 'f16' ? logits.to('f32') : logits;
 }

@@ -16,7 +16,7 @@ import type { WeightLoader } from './weights.ts';
 export type Rows = Pick<ModelInputs, 'positions' | 'cuSeqlens' | 'lengths'> &
   Partial<Pick<ModelInputs, 'rowOf' | 'cuOwn'>>;
 
-/** What the layers of a decoder read besides their rows. */
+/** Inputs that all layers of a decoder share, besides their rows. */
 export interface DecoderInputs {
   readonly rows: Rows;
   /** The tables of every rope that some layer uses. */

@@ -22,7 +22,7 @@ import {
 
 /** Options of {@link AutoModelForCausalLM.fromPretrained}. */
 export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
-  /** Of weights and activations (default f32); f64 is for research. */
+  /** Type of weights and activations (default f32); f64 is for research. */
   dtype?: 'f32' | 'bf16' | 'f64';
   /** "cpu", "cuda", "cuda:1". Default: see {@link getDefaultDevice}. */
   device?: string;
@@ -39,9 +39,9 @@ export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
 
 /** Options of `fromConfig`. */
 export interface FromConfigOptions extends ConfigOptions {
-  /** Of weights and activations (default f32). */
+  /** Type of weights and activations (default f32). */
   dtype?: 'f32' | 'bf16' | 'f64';
-  /** Of the random weights (default 42). */
+  /** Seed of the random weights (default 42). */
   seed?: number;
   /** See {@link FromPretrainedOptions.trainable}. Default false. */
   trainable?: boolean;

@@ -23,7 +23,7 @@ import { WeightLoader, type WeightReadOptions, type WeightSource } from './weigh
 export interface ClassifierOptions extends FromPretrainedOptions, LabelOptions {
   /** Draw a new head even if the checkpoint has one. Default false. */
   newHead?: boolean;
-  /** Of the weights that the checkpoint lacks. Default 42. */
+  /** Seed of the weights that the checkpoint lacks. Default 42. */
   seed?: number;
 }
 
@@ -112,12 +112,12 @@ export interface CheckpointHead {
   readonly weight: string;
   /** Rows of that weight; null where the checkpoint holds none. */
   readonly labels: number | null;
-  /** What the configuration calls its labels, by id; null where it does not, or there is no head. */
+  /** Names of the labels by id, from the configuration; null where it has none, or there is no head. */
   readonly labelNames: readonly string[] | null;
 }
 
 /**
- * What head a classifier's checkpoint has, by its configuration and the names and shapes of its tensors.
+ * Describes the head of a classifier's checkpoint, from its configuration and the names and shapes of its tensors.
  * @throws as {@link AutoModelForSequenceClassification.fromPretrained} does before it reads weights
  */
 export async function checkpointHead(
@@ -139,7 +139,7 @@ export async function checkpointHead(
 interface OpenedClassifier {
   /** The folder, or the GGUF file. */
   readonly folder: string;
-  /** Of the configuration, for messages. */
+  /** Path of the configuration, for messages. */
   readonly path: string;
   readonly json: Record<string, unknown>;
   readonly kind: ClassifierKind;

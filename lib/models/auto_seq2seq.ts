@@ -66,7 +66,7 @@ export async function checkSeq2SeqLM(
 interface OpenedSeq2Seq {
   /** The folder, or the GGUF file. */
   readonly folder: string;
-  /** Of the configuration, for messages. */
+  /** Path of the configuration, for messages. */
   readonly path: string;
   readonly family: Seq2SeqFamily;
   readonly json: Record<string, unknown>;

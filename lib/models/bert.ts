@@ -55,7 +55,7 @@ const kShape = {
   attention_probs_dropout_prob: rate,
   classifier_dropout: rate,
   gradient_checkpointing: z.boolean().nullish(),
-  // Of the TensorFlow code that some files came from; the pooler has one dense layer and tanh whatever they say.
+  // Keys of the TensorFlow code that some files came from; the pooler has one dense layer and tanh whatever they say.
   directionality: ignored,
   pooler_fc_size: ignored,
   pooler_num_attention_heads: ignored,
@@ -197,7 +197,7 @@ class BertModel extends BertTrunk {
 /** Rates of dropout, which is not applied. */
 const kDropouts = ['hidden_dropout_prob', 'attention_probs_dropout_prob', 'classifier_dropout'];
 
-/** What classifiers on a bert-like trunk have in common. */
+/** Base class of the classifiers on a bert-like trunk. */
 export abstract class BertClassifier extends SequenceClassifier {
   readonly config: BertConfig;
 

@@ -95,7 +95,7 @@ function rowsOf({ file }: GgufKeys, name: string): number {
   throw new FormatError(`${path}: ${name} is missing`, { path });
 }
 
-/** What all three name alike. */
+/** Keys of config.json that bert, distilbert and roberta name alike. */
 function commonJson(keys: GgufKeys): Record<string, unknown> {
   const { path } = keys.file;
   if (keys.flag('attention.causal') === true) {

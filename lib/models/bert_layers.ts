@@ -17,7 +17,7 @@ export interface BlockConfig {
   readonly activation: Activation;
 }
 
-/** What bidirectional attention over the segments of a batch reads beside its rows. */
+/** Bounds of a batch's segments, which bidirectional attention reads beside its rows. */
 export interface Segments {
   readonly cuSeqlens: Tensor; // (B+1) i32
   readonly lengths: Tensor | null; // (B) i32

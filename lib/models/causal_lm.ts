@@ -1,5 +1,5 @@
 /**
- * What every causal language model offers beside its hidden states: a head that stands apart from them.
+ * Base class of the causal language models: hidden states, and a head that is run apart from them.
  */
 import { UnsupportedError } from '../errors.ts';
 import type { Linear } from '../nn/index.ts';

@@ -1,4 +1,4 @@
-/** What a model_type says of its classifier, for the registry. */
+/** Description of a model_type's classifier, for the registry. */
 import type { ConfigOptions } from './config_keys.ts';
 import type { GgufTable } from './gguf.ts';
 import type { ModelOrigin } from './model.ts';
@@ -14,14 +14,14 @@ export type MakeClassifier = (
 
 export interface ClassifierKind {
   readonly modelType: string;
-  /** What is supported of it, for the table in the README. */
+  /** Supported features, for the table in the README. */
   readonly features: string;
   /** The weight of the head whose rows are the labels. */
   readonly headWeight: string;
   /** Modules that a checkpoint may lack as a whole; they are then drawn anew. */
   readonly mayLack: readonly string[];
   readonly rename: Rename;
-  /** Of an encoder. Left out: llama.cpp has no such architecture, or (a decoder's) it is the family's. */
+  /** The GGUF names of an encoder. Left out where llama.cpp has no such architecture, and for a decoder, whose family has them. */
   readonly gguf?: GgufTable;
   /** @throws FormatError, UnsupportedError for a configuration that is wrong or not understood */
   fromJson(

@@ -145,7 +145,7 @@ function positionTypes(stated: string | readonly string[], path: string): readon
   throw new UnsupportedError(`${path}: pos_att_type ${unknown.join(', ')} is not supported`);
 }
 
-/** What the layers share. */
+/** Inputs that all layers share. */
 interface Shared extends Segments {
   readonly relative: Tensor; // (P,C)
   readonly index: Tensor; // (2L-1) i32: rows of `relative` by key - query

@@ -16,7 +16,7 @@ import type { LayersKept, ModelInputs, ModelOrigin } from './model.ts';
 import { RopeCache, type RopeConfig, steadyLength } from './rope.ts';
 import type { WeightLoader } from './weights.ts';
 
-/** What one layer's attention sees, and how its heads turn. */
+/** The window of one layer's attention, and its rotary embedding. */
 export interface LayerAttention {
   /** Keys a row sees, itself included; 0: all before it. */
   readonly window: number;
@@ -24,7 +24,7 @@ export interface LayerAttention {
   readonly rope: number | null;
 }
 
-/** What of a decoder's configuration the mathematics needs. */
+/** The part of a decoder's configuration that its computation needs. */
 export interface DecoderConfig {
   readonly vocabSize: number;
   readonly hiddenSize: number;
@@ -34,7 +34,7 @@ export interface DecoderConfig {
   readonly numKeyValueHeads: number;
   readonly headDim: number;
   readonly maxPositions: number;
-  /** Of every RMSNorm. `castBeforeWeight` shows in bf16 alone. */
+  /** Options of every RMSNorm. `castBeforeWeight` makes a difference in bf16 only. */
   readonly norm: Readonly<RmsNormOptions>;
   readonly activation: GatedActivation;
   readonly ropes: readonly RopeConfig[];
@@ -64,7 +64,7 @@ export type DecoderLayer = Layer<DecoderInputs>;
 /** Makes layer i of a decoder. */
 export type MakeLayer = (config: DecoderConfig, weights: WeightLoader, i: number) => DecoderLayer;
 
-/** What SelfAttention needs to know for layer i. */
+/** Options of layer i's SelfAttention. */
 export function attentionOf(config: DecoderConfig, i: number): AttentionConfig {
   const { window, rope } = config.layers[i] as LayerAttention;
   const { attentionScale: scale, attentionSoftcap: softcap, ...rest } = config;
@@ -186,7 +186,7 @@ function roundedTo(value: number, dtype: DType): number {
   return new Float32Array(bits.buffer)[0] as number;
 }
 
-/** What sets one family's causal model apart from another's. */
+/** Properties in which the causal models of the families differ. */
 export interface DecoderFamily {
   readonly modelType: string;
   /** transformers' class, written into config.json. */

@@ -1,4 +1,4 @@
-/** What the configurations of decoders have in common, read from config.json (transformers 4 and 5). */
+/** Keys that the configurations of all decoders share, read from config.json (transformers 4 and 5). */
 import { z } from 'zod';
 import { FormatError } from '../errors.ts';
 import { type ConfigOptions, layerCount, parseConfig, refuseValues } from './config_keys.ts';
@@ -45,7 +45,7 @@ export interface DecoderDefaults {
 
 export type ReadOptions = ConfigOptions & { readonly path: string };
 
-/** What a family adds to the shared keys. */
+/** How a family reads its configuration, beyond the shared keys. */
 export interface DecoderReading<S extends z.ZodRawShape> {
   /** Keys of its own. */
   readonly extra: S;

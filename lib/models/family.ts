@@ -1,4 +1,4 @@
-/** What a model_type brings to be loaded: the reading of its configuration, its construction, its place in GGUF files. */
+/** A model family, by its model_type: how its configuration is read, how it is built, and its names in GGUF files. */
 import type { CausalLM } from './causal_lm.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
 import type { ConfigOptions } from './config_keys.ts';
@@ -30,7 +30,7 @@ export type Configure<T> = (
 
 export interface ModelFamily {
   readonly modelType: string;
-  /** What is supported of it, for the table in the README. */
+  /** Supported features, for the table in the README. */
   readonly features: string;
   /** Before the names of the bare model's tensors: `model.`. A checkpoint saved without its head lacks it. */
   readonly prefix: string;

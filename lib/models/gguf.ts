@@ -24,9 +24,9 @@ export interface TensorStorage {
 export interface GgufNames {
   /** Tensors outside the layers, whole names. */
   readonly top: Readonly<Record<string, string>>;
-  /** What the file has before a layer's number. Default `blk`. */
+  /** The file's name in front of a layer's number. Default `blk`. */
   readonly blocks?: string;
-  /** What HF has there. */
+  /** The Hugging Face name in front of it. */
   readonly layers: string;
   /** `blk.N.<name>.weight` and the module below layer N. */
   readonly block: Readonly<Record<string, string>>;
@@ -43,7 +43,7 @@ export interface GgufTable {
   readonly ignoredTensors: readonly string[];
   /** The metadata as config.json would say it. */
   configJson(keys: GgufKeys): Record<string, unknown> | Promise<Record<string, unknown>>;
-  /** What of a tensor is stored otherwise. @param name HF's */
+  /** How a tensor is stored differently from Hugging Face's files. @param name its Hugging Face name */
   stored(name: string, json: Readonly<Record<string, unknown>>): TensorStorage;
 }
 

@@ -28,7 +28,7 @@ interface Gpt2Config {
   readonly maxPositions: number;
   readonly eps: number;
   readonly activation: Activation;
-  /** Of the scores, one a layer. */
+  /** Factor of the attention scores, by layer. */
   readonly scales: readonly number[];
   readonly tied: boolean;
   readonly source: Readonly<Record<string, unknown>>;
@@ -212,7 +212,7 @@ const kShape = {
   summary_proj_to_labels: ignored,
   summary_type: ignored,
   summary_use_proj: ignored,
-  // Of the first GPT, left in the files of the larger models.
+  // Keys of the first GPT that are left in the files of the larger models.
   n_special: ignored,
   predict_special_tokens: ignored,
 };

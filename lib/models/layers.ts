@@ -23,10 +23,10 @@ export interface Branch<Shared> {
 }
 
 /**
- * What a layer keeps for the backward.
+ * Tensors that a layer keeps for backward.
  * `saved`: all that its gradients read.
- * `lean`: the same without what one pass over kept rows gives again, norms and activations; the same gradients.
- * `checkpointed`: its stream alone, the layer is computed again; the same gradients but for rounding.
+ * `lean`: without norms and activations, which one pass over the kept rows recomputes; the same gradients.
+ * `checkpointed`: only its input, the layer is computed again; the same gradients up to rounding.
  */
 export type LayerKeep = 'saved' | 'lean' | 'checkpointed';
 
@@ -36,13 +36,13 @@ export abstract class Layer<Shared> extends Module {
 }
 
 export interface LayerRun<Shared> {
-  /** What all layers read besides their rows: tensors, nested in plain objects and arrays, and plain values. */
+  /** Inputs of all layers besides their rows: tensors, nested in plain objects and arrays, and plain values. */
   readonly shared: Shared;
   /** The norm after the last layer; null where there is none. */
   readonly last: Norm | null;
   /** (M) i32: the rows of the result, see {@link ModelInputs}; null: all. */
   readonly wanted: Tensor | null;
-  /** What layer i keeps of a batch of so many rows. */
+  /** The choice for layer i and a batch of so many rows. */
   readonly keep: (layer: number, rows: number) => LayerKeep;
   /** Rows of the batch, where fewer are computed: attention keeps something of each. Default: those of `embedded`. */
   readonly batchRows?: number | undefined;
@@ -95,7 +95,7 @@ function normed(norm: Norm | null, x: Tensor): Tensor {
   return norm === null ? x : norm.forward(x);
 }
 
-/** What a layer reads besides its stream; `wanted` in the last layer alone. */
+/** Inputs of a layer besides its stream; `wanted` is used in the last layer only. */
 type Reads<Shared> = Pick<LayerRun<Shared>, 'shared' | 'wanted'>;
 
 /** @param next the norm of whoever reads the stream next; undefined: not here */
@@ -140,7 +140,7 @@ function joined<Shared>(
 function checkpointed<Shared>(layer: Layer<Shared>, stream: Tensor, reads: Reads<Shared>): Tensor {
   const segment = (x: Tensor, ...own: Tensor[]): Tensor =>
     runLayer(layer, { stream: x, x: null }, withTensors(reads, own), undefined).stream;
-  // What the segment reads must outlive this call, so all of it goes through its inputs.
+  // All that the segment reads must outlive this call, so it goes through its inputs.
   const given: [Tensor, ...Tensor[]] = [stream, ...tensorsOf(reads)];
   // A segment none of whose inputs wants a gradient would not be recorded, and adapters in it would get none: the first
   // layer of a frozen model is kept as it is.

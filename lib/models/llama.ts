@@ -21,7 +21,7 @@ const kKeys = {
   attention_bias: flag,
   mlp_bias: flag,
   max_sequence_length: z.unknown().optional(), // of the data; max_position_embeddings holds
-  // What GGUF files alone can say.
+  // Keys that only GGUF files have.
   gguf_output_bias: flag,
   gguf_rope_factors: z.array(z.number()).nullish(),
 };

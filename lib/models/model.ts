@@ -1,5 +1,5 @@
 /**
- * What every model offers, whatever its task: hidden states from a batch of unpadded rows. Heads stand apart from them
+ * Base class of all models, whatever their task: hidden states from a batch of unpadded rows. Heads are apart from them
  * (see causal_lm.ts, sequence_classifier.ts), so that a loss may run a head in chunks or on chosen rows only.
  */
 import { withDevice } from '../device.ts';
@@ -22,7 +22,7 @@ export interface ModelBatch {
 
 /** Where a model came from and how it is kept. */
 export interface ModelOrigin {
-  /** What fromPretrained was given. */
+  /** The argument of fromPretrained. */
   readonly nameOrPath: string;
   /** The folder (or the file) on this machine. */
   readonly folder: string;
@@ -37,7 +37,7 @@ export interface ModelInputs {
   readonly cuSeqlens: Tensor; // (B+1) i32
   readonly lengths: Tensor | null; // (B) i32
   readonly tokenTypes: Tensor | null; // (R) i32
-  /** Of each row the computed one that it is; null: each is its own. */
+  /** Index of the computed row that stands for each row; null: each row is computed. */
   readonly rowOf: Tensor | null; // (N) i32
   /** First computed row of each segment's own, which are its last ones, and R; null with `rowOf`. */
   readonly cuOwn: Tensor | null; // (B+1) i32
@@ -60,7 +60,7 @@ export interface ForwardOptions {
 
 /** How the layers of one forward are run. */
 export interface LayersKept {
-  /** What a layer keeps for the backward. */
+  /** Chooses what a layer keeps for backward. */
   readonly keepOf: (layer: number, rows: number) => LayerKeep;
   /** Called with the output of each layer but the last, see {@link runLayers}; null: nobody asks. */
   readonly onLayer: ((layer: number, stream: Tensor) => void) | null;
@@ -68,7 +68,7 @@ export interface LayersKept {
 
 /** Hidden states of a forward that was asked for those of single layers, too. */
 export interface LayerStates {
-  /** What forward() gives. */
+  /** The result of forward(). */
   readonly hidden: Tensor;
   /** (N,C) by layer: 0 is the embedding's output, i that of the i-th layer. */
   readonly hiddenStates: ReadonlyMap<number, Tensor>;
@@ -85,7 +85,7 @@ const kDTypeNames: Readonly<Record<string, string>> = {
 export abstract class Model extends Module {
   readonly nameOrPath: string;
   readonly folder: string;
-  /** Of the weights and the activations. */
+  /** Type of the weights and the activations. */
   readonly dtype: DType;
   /**
    * Keep only the sum between blocks for backward and compute each block again there: less memory, about a third more
@@ -93,8 +93,8 @@ export abstract class Model extends Module {
    */
   gradientCheckpointing = false;
   /**
-   * What layer i keeps for the backward of a batch of so many rows, where gradientCheckpointing is off. Whatever it says,
-   * the losses are the same, the gradients but for rounding. Default: `lean`.
+   * Chooses what layer i keeps for backward of a batch of so many rows, where gradientCheckpointing is off. The losses do
+   * not depend on it, and the gradients only by rounding. Default: `lean`.
    */
   layerKeep: (layer: number, rows: number) => LayerKeep = () => 'lean';
   /**
@@ -116,7 +116,7 @@ export abstract class Model extends Module {
     this.dtype = dtype;
   }
 
-  /** Of the weights, and so of what a forward makes: "cpu", "cuda:0". */
+  /** Device of the weights, and so of a forward's results: "cpu", "cuda:0". */
   get device(): string {
     this.#device ??= (this.parameters()[0] as Tensor).device;
     return this.#device;
@@ -125,7 +125,7 @@ export abstract class Model extends Module {
   /** Set while forwardWithHiddenStates() runs. */
   onLayer: LayersKept['onLayer'] = null;
 
-  /** What layer i keeps, all settings taken together. */
+  /** Chooses what layer i keeps, by all settings together. */
   readonly keepOf = (layer: number, rows: number): LayerKeep =>
     this.gradientCheckpointing ? 'checkpointed' : this.layerKeep(layer, rows);
 

@@ -10,7 +10,7 @@ import type { ConfigOptions } from './config_keys.ts';
 import { type GgufTable, readGguf } from './gguf.ts';
 import type { WeightSource } from './weights.ts';
 
-/** What a model is read from: a folder with config.json and safetensors, or a GGUF file. */
+/** The files of a model: a folder with config.json and safetensors, or a GGUF file. */
 export interface FoundFiles {
   /** The folder or the file. */
   readonly path: string;

@@ -29,7 +29,7 @@ const kDefaults = {
   numKeyValueHeads: 32,
 };
 
-/** What Qwen2 and Qwen3 have in common; biases are the caller's. */
+/** Reads the configuration of Qwen2 or Qwen3; the caller adds the biases. */
 export function qwenConfig(
   json: Record<string, unknown>,
   options: ReadOptions,

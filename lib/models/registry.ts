@@ -150,7 +150,7 @@ const kLoaders: Readonly<Record<string, string>> = {
   'encoder-decoder': 'AutoModelForSeq2SeqLM',
 };
 
-/** What else a family can be loaded for, where it is known but not for this. */
+/** Names the tasks that a family can be loaded for, for the message that refuses another one. */
 function elsewhere(type: string, asked: string): string {
   const tasks = supportedModels().find(({ modelType }) => modelType === type)?.tasks ?? [];
   const loaders = tasks.map((task) => `${task}: ${kLoaders[task]}`);

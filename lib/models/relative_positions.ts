@@ -45,8 +45,8 @@ export function debertaBucket(relative: number, { buckets, maxPosition }: Debert
 }
 
 /**
- * What attention adds by relative position, for the longest sequence of a batch: one entry for each key - query from
- * -(length - 1) to length - 1.
+ * Tabulates a function of the relative position for the longest sequence of a batch: one entry for each key - query
+ * from -(length - 1) to length - 1.
  */
 export function byRelativePosition(
   length: number,

@@ -32,7 +32,7 @@ export type RopeConfig = RopeBase &
         readonly originalMaxPositions: number;
         readonly betaFast: number;
         readonly betaSlow: number;
-        /** Of cos and sin. */
+        /** Factor of cos and sin. */
         readonly attentionFactor: number;
         readonly truncate: boolean;
       }

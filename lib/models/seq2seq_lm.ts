@@ -1,6 +1,6 @@
 /**
- * What every encoder-decoder offers: hidden states of its decoder's rows, from a batch with a text for either side, and a
- * head over the vocabulary that stands apart from them, so that the losses of causal models serve it too.
+ * Base class of the encoder-decoders: hidden states of the decoder's rows, from a batch with a text for either side, and a
+ * head over the vocabulary that is run apart from them, so that the losses of causal models apply to it too.
  */
 import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
@@ -23,7 +23,7 @@ import type { WeightLoader } from './weights.ts';
 
 /** Segment b of the decoder reads segment b of the encoder. Targets of the decoder's rows are not shifted. */
 export interface Seq2SeqBatch extends ModelBatch {
-  /** What the decoder reads: its start token, then the target but for its last token. */
+  /** Inputs of the decoder: its start token, then the target without its last token. */
   readonly decoder: ModelBatch;
 }
 
@@ -106,12 +106,12 @@ export abstract class Seq2SeqLM extends Model {
   }
 }
 
-/** What a model_type brings to be loaded as an encoder-decoder. */
+/** An encoder-decoder family, by its model_type: what the loader needs to know of it. */
 export interface Seq2SeqFamily {
   readonly modelType: string;
-  /** What is supported of it, for the table in the README. */
+  /** Supported features, for the table in the README. */
   readonly features: string;
-  /** What a tied head is compared with. */
+  /** Name of the embedding, which a tied head is compared with. */
   readonly embedding: string;
   readonly rename: Rename;
   /** null: llama.cpp has no such architecture. */

@@ -1,5 +1,5 @@
 /**
- * What every model with a classification or regression head offers: one row of outputs for each sequence of a batch.
+ * Base class of the models with a classification or regression head: one row of outputs for each sequence of a batch.
  * D is the number of labels.
  */
 import { ArgumentError, FormatError } from '../errors.ts';
@@ -19,7 +19,7 @@ const kProblemTypes: readonly ProblemType[] = [
   'regression',
 ];
 
-/** What a head's outputs mean. */
+/** The meaning of a head's outputs. */
 export interface Labels {
   readonly numLabels: number;
   readonly problemType: ProblemType;
@@ -39,8 +39,8 @@ export abstract class SequenceClassifier extends Model implements HeadOrigin {
   readonly problemType: ProblemType;
   readonly newlyInitialized: readonly string[];
   /**
-   * What the outputs stand for, by id: in the words of the checkpoint whose head it is, or of the caller; null where neither
-   * names them. Labelled data is made with these (`labelNames: model.labelNames`), so that its ids are the head's.
+   * Names of the outputs by id, from the checkpoint that the head comes from, or from the caller; null where neither names
+   * them. Labelled data is made with these (`labelNames: model.labelNames`), so that its ids are the head's.
    */
   readonly labelNames: readonly string[] | null;
 
@@ -148,7 +148,7 @@ export function refuseEmpty(cuSeqlens: Int32Array, lengths?: Int32Array): Int32A
   return cuSeqlens;
 }
 
-/** What the caller says of a head's labels. */
+/** The caller's options for a head's labels. */
 export interface LabelOptions {
   /**
    * Outputs of the head. Left out: rows of the head in the checkpoint, else id2label of its configuration, else 2. A head
@@ -197,7 +197,7 @@ export function resolveLabels(
   };
 }
 
-/** What a configuration calls so many labels, by id; null where it has no names but those that transformers makes up. */
+/** Reads the names of so many labels from a configuration, by id; null where it has only those that transformers makes up. */
 export function labelNamesOf(
   json: Readonly<Record<string, unknown>>,
   count: number,

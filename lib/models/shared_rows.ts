@@ -7,9 +7,9 @@ import type { ModelBatch } from './model.ts';
 
 /** Which rows of a batch of N are computed, M of them. */
 export interface SharedRows {
-  /** Of each row, the computed one that it is. */
+  /** Index of the computed row that stands for each row. */
   readonly rowOf: Int32Array; // (N)
-  /** Of each computed row, the first of the batch that it stands for. */
+  /** Index in the batch of the first row that each computed row stands for. */
   readonly firstOf: Int32Array; // (M)
   /** First computed row of each segment's own, which are its last ones, and M. */
   readonly cuOwn: Int32Array; // (B+1)

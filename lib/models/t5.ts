@@ -33,7 +33,7 @@ interface Segments {
   readonly lengths: Tensor | null; // (B) i32
 }
 
-/** What the blocks of one stack share. */
+/** Inputs that the blocks of one stack share. */
 interface Shared {
   readonly own: Segments;
   readonly bias: Tensor; // (2L-1,H)
@@ -164,7 +164,7 @@ class T5Part extends Module {
     return cross && ((x, shared) => cross.cross(x, shared));
   }
 
-  /** What follows the attention, or the mlp: (M,W) -> (M,C) */
+  /** Applies the attention's output projection, or the mlp: (M,W) -> (M,C) */
   forward(mixed: Tensor): Tensor {
     const attention = this.SelfAttention ?? this.EncDecAttention;
     return attention ? attention.o.forward(mixed) : (this.DenseReluDense as T5Mlp).forward(mixed);
@@ -201,7 +201,7 @@ class T5Block extends Layer<Shared> {
   }
 }
 
-/** What a stack needs besides its rows. */
+/** Inputs of a stack besides its rows. */
 interface StackRun extends LayersKept {
   readonly encoder: Shared['encoder'];
   /** Rows of both sides. */

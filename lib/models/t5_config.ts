@@ -5,7 +5,7 @@ import type { RmsNormOptions } from '../ops/index.ts';
 import { type Activation, activation } from './activations.ts';
 import { type ConfigOptions, layerCount, parseConfig, refuseValues } from './config_keys.ts';
 
-/** What of a t5 configuration the mathematics needs. */
+/** The part of a t5 configuration that its computation needs. */
 export interface T5Config {
   readonly vocabSize: number;
   readonly hiddenSize: number;
@@ -15,7 +15,7 @@ export interface T5Config {
   readonly numHeads: number;
   readonly headDim: number;
   readonly norm: Readonly<RmsNormOptions>;
-  /** Of the mlp; gated: of its gate. */
+  /** Activation of the mlp; of its gate where it is gated. */
   readonly activation: Activation;
   readonly gated: boolean;
   readonly numBuckets: number;
@@ -23,7 +23,7 @@ export interface T5Config {
   readonly tied: boolean;
   /** The decoder's states are multiplied by C^-1/2 before the head. */
   readonly scaledHead: boolean;
-  /** What the decoder reads first. */
+  /** The id that the decoder begins with. */
   readonly decoderStartTokenId: number;
   /** null: the configuration says that there is none. */
   readonly padTokenId: number | null;

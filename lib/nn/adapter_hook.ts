@@ -1,5 +1,5 @@
 /**
- * What a linear module asks of whoever hooks it: the only thing that nn knows about adapters. A Linear has
+ * Interface between a linear module and its adapter, the only thing that nn knows about adapters. A Linear has
  * `adapter: LinearAdapter | null`; a LinearGroup asks each of its members.
  */
 import type { Tensor } from '../tensor.ts';
@@ -31,7 +31,7 @@ export interface InputDropout {
   readonly stream: number;
 }
 
-/** What hooks a {@link Linear}: asked at each forward for the update to add. */
+/** An adapter of a {@link Linear}, which asks it at each forward for the update to add. */
 export interface LinearAdapter {
   /** Asked at every forward; null adds nothing (the adapter is switched off). */
   update(): LinearUpdate | null;

@@ -51,7 +51,7 @@ export interface AdamwStepOptions {
 }
 
 /**
- * What AdamW's arithmetic takes from a step: lr, lr / (1 - beta1^step), 1 / sqrt(1 - beta2^step).
+ * Numbers of one step of AdamW: lr, lr / (1 - beta1^step), 1 / sqrt(1 - beta2^step).
  * @throws ArgumentError for a step below 1
  */
 export function adamwRate(
@@ -90,7 +90,7 @@ export function adamwStep(param: Tensor, grad: Tensor, options: AdamwStepOptions
 export interface AdamwParameter {
   /** f32 or f64, contiguous. */
   param: Tensor;
-  /** Of param's shape and dtype. */
+  /** The gradient, of param's shape and dtype. */
   grad: Tensor;
   /** First moment, like param; zeros before the first step. */
   m: Tensor;
@@ -101,7 +101,7 @@ export interface AdamwParameter {
   weightDecay: number;
 }
 
-/** What the parameters of {@link adamwSteps} have in common. */
+/** Options for all parameters of {@link adamwSteps}. */
 export interface AdamwStepsOptions {
   betas: readonly [number, number];
   eps: number;

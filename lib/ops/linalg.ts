@@ -65,7 +65,7 @@ export interface SvdSearch {
 
 /** Options of {@link randomizedSvd}. */
 export interface RandomizedSvdOptions extends SvdSearch {
-  /** Of the random test matrix (Philox). Default 0. */
+  /** Seed of the random test matrix (Philox). Default 0. */
   seed?: number;
 }
 
@@ -75,7 +75,7 @@ export interface SvdTask {
   a: Tensor;
   /** R, 1..min(M, N). */
   rank: number;
-  /** Of the random test matrix (Philox). Default 0. */
+  /** Seed of the random test matrix (Philox). Default 0. */
   seed?: number;
 }
 

@@ -51,9 +51,9 @@ export interface LinearOperands {
   lowRank?: readonly LowRank[];
 }
 
-/** What {@link linear} adds to the product. */
+/** Terms that {@link linear} adds to the product. */
 export interface LinearOptions {
-  /** What the low-rank parts read in place of x: LoRA's dropout of x. Default x itself. */
+  /** Input of the low-rank parts in place of x: x after LoRA's dropout. Default x itself. */
   adapterInput?: Tensor | null;
 }
 

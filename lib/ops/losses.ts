@@ -2,7 +2,7 @@
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 
-/** What the fused head reads. M rows (the selected positions), C channels, V vocabulary. */
+/** Inputs of the fused head: M rows (the selected positions), C channels, V vocabulary. */
 export interface HeadInputs {
   /** (M, C) after the final norm, any float dtype. */
   hidden: Tensor;
@@ -148,7 +148,7 @@ export function headLossesCached({
 }
 
 export interface HeadRowInputs extends HeadInputs {
-  /** Of the distribution whose entropy is taken. Default 1. */
+  /** Temperature of the distribution whose entropy is computed. Default 1. */
   entropyTemperature?: number;
 }
 

@@ -130,7 +130,7 @@ export interface RelativeAttentionOptions {
   index?: Tensor | null;
   /** A query sees the keys of its own and of lower positions. Default false. */
   causal?: boolean;
-  /** Of all products. Default 1 / sqrt(D). */
+  /** Factor of the scores q k^T. Default 1 / sqrt(D). */
   scale?: number;
 }
 

@@ -1,6 +1,6 @@
 /**
- * What every optimiser has: parameters in groups, their moments, step counts, and what a checkpoint keeps of them. The
- * arithmetic is the kernels'. A parameter without a gradient is left alone.
+ * Base class of the optimisers: parameters in groups, their moments and step counts, and their state in a checkpoint. The
+ * arithmetic is in the kernels. A parameter without a gradient is left alone.
  */
 import { ArgumentError, FormatError } from '../errors.ts';
 import { zeros } from '../ops/index.ts';
@@ -28,7 +28,7 @@ export interface StepInput {
   readonly coefficient?: Tensor | null;
 }
 
-/** What an optimiser keeps for one parameter: shapes by the names that torch and transformers give them. */
+/** Shapes of an optimiser's state for one parameter, by the names that torch and transformers give the tensors. */
 export type MomentShapes = Readonly<Record<string, readonly number[]>>;
 
 export interface Slot extends OptimizerParameter {

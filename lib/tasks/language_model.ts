@@ -46,7 +46,7 @@ export interface HeadModel<B> extends Model {
 /** The rows of a batch that predict: of an encoder-decoder those of its decoder. */
 export type PredictingRows = RowsOfBatch;
 
-/** What sets one kind of language model apart from another. */
+/** Properties in which the kinds of language models differ. */
 export interface LanguageModelKind<B> {
   rowsOf(batch: B): PredictingRows;
   /** Real tokens, padding not counted. */
@@ -127,7 +127,7 @@ export function languageModelTask<M extends HeadModel<B> & (CausalLM | Seq2SeqLM
   };
 }
 
-/** What a loss reads of the teacher: of the selected rows, hidden states (M,C) or their summary. */
+/** The teacher as a loss reads it: hidden states (M,C) of the selected rows, or their summary. */
 type Teacher = { readonly hidden: Tensor } | { readonly summary: TeacherSummary };
 
 /** The loss of a run of a language model. */

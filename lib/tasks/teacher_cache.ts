@@ -1,7 +1,7 @@
 /**
- * What the consistency term needs of the teacher, kept from one epoch to the next: C numbers and an entropy for each row
- * that a loss uses (see `teacherSummary`). Kept by sequence, under a digest of its ids and of the rows, so that batches may
- * be drawn anew in each epoch; in a file, since a large set of long answers does not fit into memory. With a run's
+ * Cache of the teacher for the consistency term, kept from one epoch to the next: C numbers and an entropy for each row that
+ * a loss uses (see `teacherSummary`). Entries are found by a digest of a sequence's ids and rows, so that each epoch may draw
+ * other batches. They are kept in a file, since a large set of long answers does not fit into memory. In a run's
  * folder the file outlives an interruption, and a resumed run goes on with the same numbers.
  *
  *     header   512 bytes: JSON and spaces; a file with another one is begun anew

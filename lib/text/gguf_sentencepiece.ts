@@ -109,7 +109,7 @@ export function unigram(vocabulary: GgufVocabulary): TokenizerParts {
   };
 }
 
-/** What both kinds have. */
+/** Parts of tokenizer.json that SentencePiece BPE and Unigram share. */
 function common(
   vocabulary: GgufVocabulary,
   specials: Partial<Record<Role, Special | null>>,

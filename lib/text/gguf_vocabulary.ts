@@ -22,11 +22,11 @@ import type { GreedyMerges } from './spm_merges.ts';
 export type { GgufMetadata } from './gguf_metadata.ts';
 export { ggufTokenizerConfig } from './gguf_metadata.ts';
 
-/** What `Tokenizer` is made of: the two files of a Hugging Face folder. */
+/** Inputs of `Tokenizer`: the two files of a Hugging Face folder, parsed. */
 export interface TokenizerParts {
   tokenizerJson: Record<string, unknown>;
   tokenizerConfig: Record<string, unknown>;
-  /** What the model merges by, where its `merges` are empty. */
+  /** Merges of a model whose list `merges` is empty. */
   merges?: GreedyMerges;
 }
 

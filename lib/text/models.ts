@@ -1,4 +1,4 @@
-/** What the models and decoders of @huggingface/tokenizers 0.2 are taught, and what is mended in them. */
+/** Additions and corrections to the models and decoders of @huggingface/tokenizers 0.2. */
 import { toByteLevel } from './byte_level.ts';
 import type { HfBpe, HfModel, HfUnigram } from './hf_tokenizers.ts';
 import type { GreedyMerges } from './spm_merges.ts';

@@ -41,7 +41,7 @@ const kBytes: Json = {
 };
 const sequence = (...pretokenizers: Json[]): Json => ({ type: 'Sequence', pretokenizers });
 
-/** What a GGUF's pre-tokenizer name means. */
+/** The settings behind a GGUF file's pre-tokenizer name. */
 interface GgufPreTokenizer {
   preTokenizer: Json;
   /** A pre-token that is itself in the vocabulary is taken whole. */
@@ -116,7 +116,7 @@ export function ggufPreTokenizer(name: string): GgufPreTokenizer {
 
 /** A tokenizer.json's pre-tokenizer, taken apart. */
 interface PreTokenizerSteps {
-  /** What splits the text. */
+  /** The steps that split the text. */
   splits: unknown;
   /** Whether the pieces are then written in the byte alphabet. */
   byteLevel: boolean;

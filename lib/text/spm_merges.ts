@@ -33,7 +33,7 @@ export class GreedyMerges {
 }
 
 /**
- * What a GGUF vocabulary's scores say. Control, unknown and byte tokens are never made by joining.
+ * Reads the merges from the scores of a GGUF vocabulary. Control, unknown and byte tokens are never made by merging.
  * @throws UnsupportedError if all scores are equal: converters that had no scores write such a constant
  */
 export function greedyMerges(vocabulary: GgufVocabulary): GreedyMerges {

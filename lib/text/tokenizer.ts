@@ -61,7 +61,7 @@ interface AddedToken {
 }
 
 interface TokenizerOptions extends TokenizerParts {
-  /** What a byte without a token does: vanish before merging (Hugging Face) or stand between merges (llama.cpp). */
+  /** Treatment of a byte without a token: it vanishes before merging (Hugging Face) or separates merges (llama.cpp). */
   missingBytes: 'join' | 'separate';
 }
 

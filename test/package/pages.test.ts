@@ -1,41 +1,14 @@
-// The pages: links lead somewhere, blocks of JavaScript name what the library has, and those of docs/tensors.md, which need no
-// model, run as they stand.
-import { execFileSync, spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readdirSync, rmSync, symlinkSync } from 'node:fs';
+// The pages: links lead somewhere, and blocks of JavaScript name what the library has. That blocks run is code_blocks.test.ts's.
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { anchoredLinksOf, pageText } from '../support/pages.ts';
+import { anchoredLinksOf, anchorsOf, kPages, programsOf } from '../support/pages.ts';
 
 const kRoot = fileURLToPath(new URL('../..', import.meta.url));
-
-const kPages = [
-  ...['README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'examples/demo/README.md'],
-  ...['docs', 'docs/decisions'].flatMap((folder) =>
-    readdirSync(join(kRoot, folder))
-      .filter((name) => name.endsWith('.md'))
-      .map((name) => `${folder}/${name}`),
-  ),
-];
-
-/** Anchors as GitHub makes them of headings. */
-function anchorsOf(page: string): string[] {
-  return [...pageText(page).matchAll(/^#+ (.*)$/gm)].map(([, heading = '']) =>
-    heading
-      .toLowerCase()
-      .replace(/[^\p{L}\p{N} _-]/gu, '')
-      .replaceAll(' ', '-'),
-  );
-}
-
-/** Blocks of JavaScript that are programs: they import what they use. */
-function programsOf(page: string): string[] {
-  return [...pageText(page).matchAll(/^```js\n([\s\S]*?)^```/gm)]
-    .map(([, block]) => block ?? '')
-    .filter((block) => block.startsWith('import '));
-}
 
 describe('links', () => {
   it.each(kPages)('of %s lead to files and headings', (page) => {
@@ -58,8 +31,8 @@ describe('programs', () => {
 
   /** Writes the programs of a page into the folder; returns their names. */
   async function write(page: string, extension: string): Promise<string[]> {
-    const named = programsOf(page).map((text, i) => {
-      return [`${page.replace(/\W/g, '_')}_${i}.${extension}`, text] as const;
+    const named = programsOf(page).map(({ line, text }) => {
+      return [`${page.replace(/\W/g, '_')}_${line}.${extension}`, text] as const;
     });
     for (const [name, text] of named) await writeFile(join(folder, name), text);
     return named.map(([name]) => join(folder, name));
@@ -75,13 +48,5 @@ describe('programs', () => {
     const args = [tsc, '--noEmit', '--skipLibCheck', ...target, ...types, ...files];
     const { status, stdout } = spawnSync(process.execPath, args, { encoding: 'utf8' });
     expect({ status, stdout }).toEqual({ status: 0, stdout: '' });
-  }, 120_000);
-
-  it('of docs/tensors.md run', async () => {
-    for (const file of await write('docs/tensors.md', 'mjs')) {
-      expect(execFileSync(process.execPath, [file], { cwd: folder, encoding: 'utf8' })).toMatch(
-        /\d/,
-      );
-    }
   }, 120_000);
 });

@@ -1,11 +1,18 @@
-// A loss of the user's own, written with the public plain losses, against the built-in terms on a golden llama, and on a gemma2,
+// A loss of the user's own, written with the public plain losses or the fused ones, against the built-in terms on a golden llama, and on a gemma2,
 // whose logits are soft-capped.
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../../lib/adapters/config.ts';
-import { consistencyLoss, diversityLoss, headLogits, svdLoss } from '../../lib/losses/index.ts';
-import { AutoModelForCausalLM } from '../../lib/models/index.ts';
-import { add, crossEntropy, indexSelect, mul } from '../../lib/ops/index.ts';
+import {
+  consistencyLoss,
+  diversityLoss,
+  fusedSvdLoss,
+  HeadGram,
+  headLogits,
+  svdLoss,
+} from '../../lib/losses/index.ts';
+import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
+import { add, crossEntropy, headLosses, indexSelect, mul, slice } from '../../lib/ops/index.ts';
 import { memoryStats } from '../../lib/runtime.ts';
 import { keep, type Tensor, tensor } from '../../lib/tensor.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
@@ -47,8 +54,35 @@ function own(context: LossContext): LossResult {
   return { loss, metrics: Object.fromEntries(detached) as Record<string, Tensor> };
 }
 
+function ownFused(context: LossContext, gram: HeadGram): LossResult {
+  const { hidden, headWeight, teacherHidden, teacherHeadWeight, logitSoftcap, batch } = context;
+  const supervised = [...batch.targets.keys()].filter((i) => batch.targets[i] !== -100);
+  const count = supervised.length;
+  const rows = tensor(Int32Array.from(supervised));
+  const student = indexSelect(hidden, rows);
+  const softcap = logitSoftcap ?? 0;
+  const { temperature, entropyTopK, svdTopK } = kTerms;
+  const { loss, sums } = headLosses({
+    ...{ hidden: student, head: headWeight, softcap, temperature, entropyTopK },
+    ...{ teacher: indexSelect(teacherHidden(), rows), teacherHead: teacherHeadWeight },
+    targets: tensor(Int32Array.from(supervised, (i) => batch.targets[i] as number)),
+    taskScale: 1 / count,
+    consistencyScale: kWeights.consistency / count,
+    diversityScale: kWeights.diversity / count,
+  });
+  const svd = fusedSvdLoss(student, { weight: headWeight, softcap }, gram, { k: svdTopK });
+  const mean = (at: number, sign: number): Tensor =>
+    mul(slice(sums, 0, { start: at, stop: at + 1 }), sign / count);
+  const metrics = { task: mean(0, 1), consistency: mean(1, 1), diversity: mean(2, -1) };
+  return { loss: add(loss, mul(svd, kWeights.svd)), metrics: { ...metrics, svd: svd.detach() } };
+}
+
 /** Plain gradient descent without clipping: the parameters after n steps are those before less the sum of the gradients. */
-async function run(config: LoraConfigInput, more: Partial<TrainerOptions>, path = kModel) {
+async function run(
+  config: LoraConfigInput,
+  more: Partial<TrainerOptions> | ((model: CausalLM) => Partial<TrainerOptions>),
+  path = kModel,
+) {
   const model = await AutoModelForCausalLM.fromPretrained(path, { dtype: 'f32' });
   const tuned = await AdapterModel.create(model, { r: 3, loraAlpha: 6, ...config });
   const options: TrainerOptions = {
@@ -60,7 +94,7 @@ async function run(config: LoraConfigInput, more: Partial<TrainerOptions>, path 
     maxGradNorm: 0,
     weightDecay: 0,
     maxSteps: 4,
-    ...more,
+    ...(typeof more === 'function' ? more(model) : more),
   };
   const records: StepRecord[] = [];
   for await (const event of new Trainer(options).run()) {
@@ -79,12 +113,15 @@ it.each([
   ['a trained head', { modulesToSave: ['lm_head'] }, false, kModel],
   ['soft-capped logits', {}, true, kCapped],
 ] as const)('equals the built-in BA-LoRA with %s', async (_, config, shared, path) => {
-  const loss = (context: LossContext) => {
+  const plain = (context: LossContext) => {
     expect(context.teacherHeadWeight === context.headWeight).toBe(shared);
     expect(context.logitSoftcap).toBe(path === kCapped ? 5 : null);
     return own(context);
   };
-  const mine = await run(config, { loss }, path);
+  const fused = ({ head }: CausalLM) => {
+    const gram = new HeadGram(head.weight);
+    return { loss: (context: LossContext) => ownFused(context, gram) };
+  };
   const regularizers = {
     consistencyWeight: kWeights.consistency,
     diversityWeight: kWeights.diversity,
@@ -94,6 +131,14 @@ it.each([
     ...kTerms,
   } as const;
   const builtIn = await run(config, { regularizers }, path);
+  for (const given of [{ loss: plain }, fused]) {
+    expectEqual(await run(config, given, path), builtIn);
+  }
+});
+
+type Run = Awaited<ReturnType<typeof run>>;
+
+function expectEqual(mine: Run, builtIn: Run): void {
   builtIn.records.forEach((record, i) => {
     const found = mine.records[i] as StepRecord;
     // Both add up in f32, in different orders: what is larger than 1 is compared by its own size.
@@ -115,7 +160,7 @@ it.each([
     );
     expect(worst, name).toBeLessThan(2e-5); // f32 sums in another order, over four steps of rate 0.5
   });
-});
+}
 
 it.each([
   ['a function', (context: LossContext) => own(context)],

@@ -1,0 +1,220 @@
+// The code on the pages: programs run, one after the other in a folder with the files that they name; so do commands of balora.
+// Training is cut to two steps. Other commands are checked for what they name. Files that how-tos add to the library are
+// test/package/how_to.test.ts's.
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { parse } from 'yaml';
+import { kFakePlugin, kNoFake } from '../device/fake.ts';
+import { writePageFolder, writePageModels } from '../support/page_folder.ts';
+import {
+  addedFile,
+  type Block,
+  blocksOf,
+  codeSpansOf,
+  excerptOf,
+  isProgram,
+  kPages,
+  pageText,
+  programsOf,
+} from '../support/pages.ts';
+import {
+  baloraCommand,
+  baloraProblem,
+  commandsOf,
+  fileProblem,
+  linesOf,
+  problemOf,
+} from '../support/shell_commands.ts';
+
+/** Commands and blocks, by their beginning, that nothing here runs or checks, and why. */
+const kLeftOut: readonly (readonly [beginning: string, reason: string])[] = [
+  ['sudo apt-get install', 'installs packages of the system; npm run setup does so in CI'],
+  [
+    'tar xJf cuda-pack.tar.xz',
+    'unpacks on a machine with a GPU; test/scripts/run_cuda.test.ts runs the script',
+  ],
+  ['sh balora-cuda/run.sh', 'the same'],
+  ['tail', 'shows what a run left'],
+  ['for ', 'a loop around a command that is checked'],
+  ['s (B A - B0 A0)', 'a formula'],
+];
+
+const kBlocks = kPages.flatMap(blocksOf);
+const used = new Set<string>();
+
+function leftOut(text: string): boolean {
+  const found = kLeftOut.find(([beginning]) => text.startsWith(beginning));
+  if (found) used.add(found[0]);
+  return found !== undefined;
+}
+
+const where = ({ page, line }: Block): string => `${page}:${line}`;
+const isShell = ({ language, text }: Block): boolean =>
+  ['sh', 'bash'].includes(language) ||
+  (language === '' && /^(npm|npx|node|balora|tar) /.test(text));
+const isConfig = ({ language, text }: Block): boolean =>
+  language === 'yaml' || (language === '' && /^(#.*\n)?([\w-]+: .*\n)+$/.test(text));
+/** Whether a line shows how a command is used, and cannot be run. */
+const isSynopsis = (line: string): boolean => /\[[^\]]*\]|^balora \w+ +--model M /.test(line);
+
+/** Text or source on one line; of strings in a source what they hold. */
+const squeezed = (text: string): string =>
+  text
+    .replaceAll(/' \+\s+'/g, '')
+    .replaceAll(/\s+|\\n/g, ' ')
+    .replaceAll(/ +/g, ' ')
+    .trim();
+
+/** Fewer steps: what is tried is that the block runs. */
+const cutDown = (text: string): string => text.replaceAll(/(maxSteps: |--max-steps )\d+/g, '$12');
+
+let folder = '';
+let models = '';
+const made = new Set<string>();
+beforeAll(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'balora-blocks-'));
+  models = join(folder, 'models');
+  await writePageModels(models);
+}, 60_000);
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+/** A page has a folder for its programs and one for its commands, which are two ways to the same files. */
+async function folderOf(page: string, kind: 'programs' | 'commands'): Promise<string> {
+  const path = join(folder, kind, page.replaceAll('/', '_'));
+  if (!made.has(path)) await writePageFolder(path, models);
+  made.add(path);
+  return path;
+}
+
+function environment(cwd: string): NodeJS.ProcessEnv {
+  const { PATH, HOME } = process.env;
+  return {
+    ...{ PATH: `${join(cwd, 'node_modules', '.bin')}:${PATH}`, HOME },
+    ...{ HF_HUB_CACHE: join(models, 'hub'), HF_HUB_OFFLINE: '1' },
+    ...(kNoFake === null ? { BALORA_CUDA_PLUGIN: kFakePlugin } : {}),
+  };
+}
+
+/** @throws Error with all that it printed where it does not end well */
+function run(command: string, args: string[], cwd: string): void {
+  const options = { cwd, env: environment(cwd), encoding: 'utf8', timeout: 120_000 } as const;
+  const { status, signal, stdout, stderr } = spawnSync(command, args, options);
+  if (status === 0) return;
+  throw new Error(`${[command, ...args].join(' ')}: ${status ?? signal}\n${stdout}${stderr}`);
+}
+
+describe('programs', () => {
+  const pages = kPages.filter((page) => kBlocks.some((b) => b.page === page && isProgram(b)));
+
+  it.for(pages)('of %s run', { timeout: 150_000 }, async (page, { skip }) => {
+    const programs = programsOf(page);
+    if (kNoFake !== null && programs.some(({ text }) => text.includes("'cuda'"))) skip(kNoFake);
+    const cwd = await folderOf(page, 'programs');
+    for (const { line, text } of programs) {
+      await writeFile(join(cwd, `line_${line}.mjs`), cutDown(text));
+    }
+    const imports = programs.map(({ line }) => `await import('./line_${line}.mjs');\n`);
+    await writeFile(join(cwd, 'page.mjs'), imports.join(''));
+    run(process.execPath, ['page.mjs'], cwd);
+  });
+});
+
+describe('commands of balora', () => {
+  const pages = kPages.filter((page) => kBlocks.some((b) => b.page === page && isShell(b)));
+
+  it.each(pages)(
+    'of %s run',
+    async (page) => {
+      const blocks = kBlocks.filter((b) => b.page === page);
+      for (const block of blocks.filter(isConfig)) {
+        const name = /^# (\S+)\n/.exec(block.text)?.[1];
+        expect(
+          name,
+          `${where(block)}: the first line of a configuration names its file`,
+        ).toBeDefined();
+        expect(parse(block.text), where(block)).toBeTypeOf('object');
+        const cwd = await folderOf(page, 'commands');
+        await writeFile(
+          join(cwd, name as string),
+          block.text.replace(/max-steps: \d+/, 'max-steps: 2'),
+        );
+      }
+      for (const block of blocks.filter(isShell)) {
+        for (const line of linesOf(block.text)) {
+          const words = line.split(/\s+/);
+          const command = baloraCommand(words);
+          if (command === null) continue;
+          if (isSynopsis(line)) expect(baloraProblem(command), where(block)).toBeNull();
+          else await runsAsShown(block, line);
+        }
+      }
+    },
+    300_000,
+  );
+
+  async function runsAsShown(block: Block, line: string): Promise<void> {
+    const cwd = await folderOf(block.page, 'commands');
+    const rest = '--model path/to/model --data train.jsonl --output runs/rest --max-steps 2';
+    const shown = line.replace(/^npx /, '').replace(' ... ', ` ${rest} `);
+    run('sh', ['-c', cutDown(shown)], cwd);
+  }
+});
+
+it('commands name scripts, files, options and targets that there are', () => {
+  const problems: string[] = [];
+  for (const block of kBlocks.filter(isShell)) {
+    for (const line of linesOf(block.text)) {
+      if (isSynopsis(line)) continue;
+      for (const words of commandsOf(line)) {
+        const problem = problemOf(words);
+        if (problem === undefined && leftOut(words.join(' '))) continue;
+        if (problem !== null)
+          problems.push(`${where(block)}: ${problem ?? `who checks "${words.join(' ')}"?`}`);
+      }
+    }
+  }
+  expect(problems).toEqual([]);
+});
+
+it('blocks are of a kind that is run or checked', () => {
+  const others = kBlocks.filter(
+    (b) => !isShell(b) && !isConfig(b) && !isProgram(b) && !addedFile(b),
+  );
+  const unknown = others.filter((block) => {
+    const path = excerptOf(block);
+    if (path === undefined) return !leftOut(block.text);
+    return !squeezed(pageText(path)).includes(squeezed(block.text));
+  });
+  expect(unknown.map((block) => `${where(block)}: ${block.text.split('\n')[0]}`)).toEqual([]);
+});
+
+it('spans of code name commands and files that there are', () => {
+  const kFile = /^(?:bench|cuda|docs|examples|lib|native|scripts|studies|test)\/[\w./-]+\.\w+$/;
+  const added = kBlocks.map(addedFile);
+  const problems = kPages.flatMap((page) =>
+    codeSpansOf(page).flatMap((span) => {
+      const text = span.replaceAll(/\s+/g, ' ');
+      const command = baloraCommand(text.split(' '));
+      const names = kFile.test(text) && !/NAME|my_op/.test(text) && !added.includes(text);
+      const problem =
+        command && /^(train|evaluate|inspect|merge)$/.test(command[0] ?? '')
+          ? baloraProblem(command)
+          : names
+            ? fileProblem(text)
+            : /^(npm run|npm test|npx vitest) /.test(text)
+              ? problemOf(text.split(' '))
+              : null;
+      return problem ? [`${page}: \`${text}\`: ${problem}`] : [];
+    }),
+  );
+  expect(problems).toEqual([]);
+});
+
+it('what is left out is still there', () => {
+  for (const [beginning, reason] of kLeftOut) console.log(`not run: ${beginning}: ${reason}`);
+  expect(kLeftOut.map(([beginning]) => beginning).filter((text) => !used.has(text))).toEqual([]);
+});
