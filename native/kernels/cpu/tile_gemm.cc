@@ -72,35 +72,41 @@ using Product = void (*)(TileShape, const T*, int64_t, const T*, int64_t, T*, in
 LEVEL(f32_plain, float, , 16, 4)
 LEVEL(f64_plain, double, , 16, 4)
 #if BALORA_X86
-LEVEL(f32_avx2, float, __attribute__((target("arch=x86-64-v3"))), 32, 4)
-LEVEL(f64_avx2, double, __attribute__((target("arch=x86-64-v3"))), 32, 4)
-LEVEL(f32_avx512, float, __attribute__((target("arch=x86-64-v4"))), 64, 8)
-LEVEL(f64_avx512, double, __attribute__((target("arch=x86-64-v4"))), 64, 8)
+// Features rather than levels of x86-64: clang 16's __builtin_cpu_supports knows no level.
+#define AVX2_TARGET __attribute__((target("avx2,fma,bmi2")))
+#define AVX512_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,bmi2")))
+LEVEL(f32_avx2, float, AVX2_TARGET, 32, 4)
+LEVEL(f64_avx2, double, AVX2_TARGET, 32, 4)
+LEVEL(f32_avx512, float, AVX512_TARGET, 64, 8)
+LEVEL(f64_avx512, double, AVX512_TARGET, 64, 8)
 #endif
 #undef LEVEL
 
 #if BALORA_X86
 // What the function was compiled for, and what products are held to.
-bool has_v4() {
-  return cpu_level() >= CpuLevel::kAvx512 && __builtin_cpu_supports("x86-64-v4");
+bool has_avx2() {
+  return cpu_level() >= CpuLevel::kAvx2 && __builtin_cpu_supports("avx2") &&
+         __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
 }
-bool has_v3() {
-  return cpu_level() >= CpuLevel::kAvx2 && __builtin_cpu_supports("x86-64-v3");
+bool has_avx512() {
+  return cpu_level() >= CpuLevel::kAvx512 && has_avx2() && __builtin_cpu_supports("avx512f") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq");
 }
 #endif
 
 Product<float> choose_f32() {
 #if BALORA_X86
-  if (has_v4()) return f32_avx512;
-  if (has_v3()) return f32_avx2;
+  if (has_avx512()) return f32_avx512;
+  if (has_avx2()) return f32_avx2;
 #endif
   return f32_plain;
 }
 
 Product<double> choose_f64() {
 #if BALORA_X86
-  if (has_v4()) return f64_avx512;
-  if (has_v3()) return f64_avx2;
+  if (has_avx512()) return f64_avx512;
+  if (has_avx2()) return f64_avx2;
 #endif
   return f64_plain;
 }
@@ -131,9 +137,7 @@ BF16_TARGET void bf16_avx512(TileShape s, const bf16* a, int64_t lda, const bf16
         const __m512bh second = (__m512bh)_mm512_load_si512(pairs + 32);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          int32_t pair;
-          __builtin_memcpy(&pair, rows + r * lda + k, sizeof pair);
-          const __m512bh value = (__m512bh)_mm512_set1_epi32(pair);
+          const __m512bh value = broadcast_pair(rows + r * lda + k);
           sum[r][0] = _mm512_dpbf16_ps(sum[r][0], value, first);
           sum[r][1] = _mm512_dpbf16_ps(sum[r][1], value, second);
         }

@@ -211,12 +211,6 @@ struct Avx512Core {
   }
 
  private:
-  BF16_TARGET static __m512bh pair_at(const bf16* a) {
-    int32_t bits;
-    std::memcpy(&bits, a, sizeof bits);
-    return (__m512bh)_mm512_set1_epi32(bits);
-  }
-
   template <int kHalves>
   BF16_TARGET static void multiply_ranks(const bf16* a, int64_t a_step, const bf16* b,
                                          int64_t count, bool first, float* to) {
@@ -234,7 +228,7 @@ struct Avx512Core {
         for (int half = 0; half < kHalves; ++half) {
 #pragma GCC unroll 8
           for (int r = 0; r < kRanks; ++r) {
-            const __m512bh value = pair_at(a + half * kTileElements + r * kTileK + 2 * pair);
+            const __m512bh value = broadcast_pair(a + half * kTileElements + r * kTileK + 2 * pair);
             sums[r][0] = _mm512_dpbf16_ps(sums[r][0], value, left);
             sums[r][1] = _mm512_dpbf16_ps(sums[r][1], value, right);
           }

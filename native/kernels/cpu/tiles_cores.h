@@ -159,10 +159,8 @@ struct Avx512Core {
           _mm_prefetch(reinterpret_cast<const char*>(b + kStepElements * 3 / 2), _MM_HINT_T0);
 #pragma GCC unroll 12
           for (int r = 0; r < kRows; ++r) {
-            int32_t bits;
             const bf16* at = r < 4 ? a0 : r < 8 ? a4 : a8;
-            std::memcpy(&bits, at + (r % 4 == 3 ? lda3 : r % 4 * lda), sizeof bits);
-            const auto value = (__m512bh)_mm512_set1_epi32(bits);
+            const __m512bh value = broadcast_pair(at + (r % 4 == 3 ? lda3 : r % 4 * lda));
             sums[r][0] = _mm512_dpbf16_ps(sums[r][0], value, low);
             sums[r][1] = _mm512_dpbf16_ps(sums[r][1], value, high);
           }

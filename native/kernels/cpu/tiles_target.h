@@ -1,6 +1,10 @@
 // What the tile kernels share: the compiler targets, and AMX's tile configuration.
 #pragma once
 #include <cstdint>
+#include <cstring>
+
+#include "kernels/cpu/simd.h"
+#include "tensor/dtype.h"
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
 #define BALORA_TILES 1
@@ -35,6 +39,18 @@ namespace balora {
 AMX_TARGET inline void configure_tiles() {
   static constexpr TileConfig config;
   _tile_loadconfig(&config);
+}
+
+// Two bf16 that lie side by side, 16 times. The optimizer of clang 16 never ends on a cast of a
+// shuffle to bf16; the empty statement keeps the shuffle from it.
+BF16_TARGET BALORA_INLINE __m512bh broadcast_pair(const bf16* pair) {
+  int32_t bits;
+  std::memcpy(&bits, pair, sizeof bits);
+  __m512i all = _mm512_set1_epi32(bits);
+#if defined(__clang__) && __clang_major__ < 19
+  asm("" : "+v"(all));
+#endif
+  return (__m512bh)all;
 }
 
 }  // namespace balora
