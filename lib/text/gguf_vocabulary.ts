@@ -17,18 +17,9 @@ import {
 import { sentencePieceBpe, unigram } from './gguf_sentencepiece.ts';
 import { wordPiece } from './gguf_wordpiece.ts';
 import { ggufPreTokenizer } from './pre_tokenizers.ts';
-import type { GreedyMerges } from './spm_merges.ts';
+import type { TokenizerParts } from './tokenizer_parts.ts';
 
 export type { GgufMetadata } from './gguf_metadata.ts';
-export { ggufTokenizerConfig } from './gguf_metadata.ts';
-
-/** What `Tokenizer` is made of: the two files of a Hugging Face folder. */
-export interface TokenizerParts {
-  tokenizerJson: Record<string, unknown>;
-  tokenizerConfig: Record<string, unknown>;
-  /** What the model merges by, where its `merges` are empty. */
-  merges?: GreedyMerges;
-}
 
 const kKinds: Readonly<Record<string, (vocabulary: GgufVocabulary) => TokenizerParts>> = {
   gpt2: byteLevelBpe,
