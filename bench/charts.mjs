@@ -4,14 +4,13 @@
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import * as echarts from 'echarts';
 import { valueAt } from '../build/harness/fit.js';
+import { kFont, svgOf } from './svg.mjs';
 
 const kColours = ['#1f6f8b', '#c8553d', '#588157', '#6d597a'];
 const kWidth = 960;
 const kHeight = 420;
 const kGiB = 2 ** 30;
-const kFont = { fontFamily: 'sans-serif', fontSize: 12 };
 const kAxisNames = {
   length: 'tokens of the sequence',
   batch: 'sequences of 256 tokens',
@@ -74,16 +73,10 @@ function linesOf(series, index, panel, at) {
 /** @param all growth series of one axis; @returns an SVG document */
 export function growthChart(all) {
   const [{ axis, fixed, dtype }] = all;
-  const chart = echarts.init(null, null, {
-    ...{ renderer: 'svg', ssr: true, width: kWidth, height: kHeight },
-  });
   const xs = all.flatMap(({ points }) => points.map(({ x }) => x));
   const grid = { top: 84, bottom: 52, width: '38%' };
   const axisStyle = { nameLocation: 'middle', nameTextStyle: kFont, axisLabel: kFont };
-  chart.setOption({
-    animation: false,
-    backgroundColor: '#ffffff',
-    textStyle: kFont,
+  const option = {
     title: {
       text: `BA-LoRA step against ${axis} (${fixed}, ${dtype})`,
       ...{ left: 'center', top: 4 },
@@ -109,18 +102,8 @@ export function growthChart(all) {
     series: kPanels.flatMap((panel, at) =>
       all.flatMap((series, index) => linesOf(series, index, panel, at)),
     ),
-  });
-  const svg = chart.renderToSVGString();
-  chart.dispose();
-  return withoutCounters(svg);
-}
-
-/** The picture alone: hover styles and numbers that count what this process drew before would change it each time. */
-function withoutCounters(svg) {
-  return svg
-    .replace(/<style[\s\S]*?<\/style>/g, '')
-    .replace(/ class="zr[^"]*"/g, '')
-    .replace(/\bzr\d+-/g, 'zr-');
+  };
+  return svgOf(option, { width: kWidth, height: kHeight });
 }
 
 /** File name -> SVG, one an axis that has been measured. */
@@ -130,7 +113,7 @@ export function growthCharts(growth) {
     byAxis.set(series.axis, [...(byAxis.get(series.axis) ?? []), series]);
   }
   return Object.fromEntries(
-    [...byAxis].map(([axis, all]) => [`growth-${axis}.svg`, `${growthChart(all)}\n`]),
+    [...byAxis].map(([axis, all]) => [`growth-${axis}.svg`, growthChart(all)]),
   );
 }
 

@@ -3,7 +3,7 @@
  * out of a plug-in that is loaded when one is first asked for (docs/devices.md).
  */
 import { ArgumentError } from './errors.ts';
-import { native } from './native.ts';
+import { native, withSetting } from './native.ts';
 
 /** What is known of a device. */
 export interface DeviceInfo {
@@ -51,12 +51,7 @@ export function withDevice<T>(device: string | undefined, body: () => T): T {
 
 /** withDevice() for async functions too; of one, what runs before its first await: between awaits other code would see it. */
 export function startOnDevice<T>(device: string, body: () => T): T {
-  const before = native.setDevice(device);
-  try {
-    return body();
-  } finally {
-    native.setDevice(before);
-  }
+  return withSetting(native.setDevice, device, body);
 }
 
 /**

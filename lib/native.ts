@@ -78,6 +78,19 @@ function callSite(): string {
   return (outside ?? frames.at(-1) ?? '').trim();
 }
 
+/**
+ * Runs `body` while a setting of the engine has a value.
+ * @param set gives the setting a value and returns the one before
+ */
+export function withSetting<V, T>(set: (value: V) => V, value: V, body: () => T): T {
+  const before = set(value);
+  try {
+    return body();
+  } finally {
+    set(before);
+  }
+}
+
 const libraryFolder = dirname(fileURLToPath(import.meta.url));
 let plain: Partial<Native> | null = null;
 

@@ -1,6 +1,6 @@
 // Settings and statistics of the engines (one a device) in this thread's environment.
 import { getDefaultDevice } from './device.ts';
-import { inDebugMode, native } from './native.ts';
+import { inDebugMode, native, withSetting } from './native.ts';
 
 export { setDebugMode } from './native.ts';
 
@@ -119,12 +119,7 @@ export function setMemoryLimit(bytes: number, of: OfDevice = {}): void {
 
 /** Counts the memory of tensors made in `body` under a name of its own in memoryStats().byTag. */
 export function withMemoryTag<T>(name: string, body: () => T): T {
-  const before = native.setMemoryTag(name);
-  try {
-    return body();
-  } finally {
-    native.setMemoryTag(before);
-  }
+  return withSetting(native.setMemoryTag, name, body);
 }
 
 /** Where the engine's time went, by phase and op (await `synchronize()` first). */
@@ -139,12 +134,7 @@ export function resetOpTimes(): void {
 
 /** Counts the ops that `body` enqueues under this name in opTimes(); the trainer's phases are its step's parts. */
 export function withPhase<T>(name: string, body: () => T): T {
-  const before = native.setPhase(name);
-  try {
-    return body();
-  } finally {
-    native.setPhase(before);
-  }
+  return withSetting(native.setPhase, name, body);
 }
 
 /**

@@ -2,7 +2,7 @@
 // its references with dispose(), `using`, or at the end of a scope(). A FinalizationRegistry is only the leak net.
 import { deviceName, withDevice } from './device.ts';
 import { ArgumentError } from './errors.ts';
-import { type DType, type Handle, native } from './native.ts';
+import { type DType, type Handle, native, withSetting } from './native.ts';
 
 export type { DType } from './native.ts';
 
@@ -389,10 +389,5 @@ export function enableGrad<T>(body: () => T): T {
 }
 
 function withGrad<T>(enabled: boolean, body: () => T): T {
-  const before = native.setGradEnabled(enabled);
-  try {
-    return body();
-  } finally {
-    native.setGradEnabled(before);
-  }
+  return withSetting(native.setGradEnabled, enabled, body);
 }

@@ -34,7 +34,7 @@ async function buildOneDnn(archive) {
 await main(async (args) => {
   const options = parse(args);
   if (options.buildOneDnn) await buildOneDnn(options.archive);
-  const developer = { part: 'test', tools: kDeveloperNeeds, targets: () => [] };
+  const developer = { tools: kDeveloperNeeds, targets: () => [] };
   const without = await setUp(options.developer ? developer : {});
   for (const { reason } of without) say(yellow(`left out: ${reason}`));
   if (options.buildOneDnn) {

@@ -25,7 +25,7 @@ await main(async (args) => {
   try {
     // Tests have a type check of their own, which need not stop the others.
     const targets = (without) => targetsFor(options, without);
-    const without = await setUp({ part: 'test', tools: toolsFor(options), targets, check: false });
+    const without = await setUp({ tools: toolsFor(options), targets, check: false });
     total = await runSuites(options, without);
   } catch (error) {
     // The closing line is owed even when nothing could be built.

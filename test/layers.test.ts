@@ -1,7 +1,18 @@
-// The house rules that a machine can read: who may import whom, what may know Node, a banner per file.
+// The house rules that a machine can read: who may import whom, what may know Node, a banner per file. That imports make no
+// circle is biome's rule noImportCycles (biome.json), which runs with the lint; here it is shown to see one.
 // A new room or a new exception is added here, with its reason, in the commit that needs it.
-import { readdirSync, readFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import {
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { isBuiltin } from 'node:module';
+import { tmpdir } from 'node:os';
 import { dirname, join, normalize, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
@@ -255,6 +266,51 @@ describe('layers', () => {
       "import './run.ts';",
     ];
     expect(harnessComplaints('bench/harness/x.ts', harness.join('\n'))).toHaveLength(3);
+  });
+});
+
+describe('the linter', () => {
+  const kBiome = join(kRoot, 'node_modules/@biomejs/biome/bin/biome');
+
+  /** Files of the circles that the linter sees in a folder with these sources and the repository's configuration. */
+  function circles(sources: Readonly<Record<string, string>>): string[] {
+    const folder = mkdtempSync(join(tmpdir(), 'balora-circles-'));
+    try {
+      cpSync(join(kRoot, 'biome.json'), join(folder, 'biome.json'));
+      for (const [name, text] of Object.entries(sources)) {
+        mkdirSync(dirname(join(folder, name)), { recursive: true });
+        writeFileSync(join(folder, name), text);
+      }
+      const args = [kBiome, 'lint', '--error-on-warnings', '--reporter=json'];
+      const { stdout } = spawnSync(process.execPath, args, { cwd: folder, encoding: 'utf8' });
+      const { diagnostics } = JSON.parse(stdout) as {
+        diagnostics: { category: string; location: { path: string } }[];
+      };
+      return diagnostics
+        .filter(({ category }) => category === 'lint/suspicious/noImportCycles')
+        .map(({ location }) => location.path)
+        .sort();
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  }
+
+  it('sees circles of imports, of types and re-exports too, and none where there is none', () => {
+    expect(
+      circles({
+        'lib/a.ts': "import type { B } from './b.ts';\nexport type A = B;\n",
+        'lib/b.ts': "import type { A } from './c.ts';\nexport type B = A;\n",
+        'lib/c.ts': "export type { A } from './a.ts';\n",
+        'bench/d.mjs': "import { e } from './e.mjs';\nexport const d = () => e();\n",
+        'bench/e.mjs': "import { d } from './d.mjs';\nexport const e = () => d();\n",
+        'studies/f.mjs': "import { g } from './g.mjs';\nexport const f = () => g();\n",
+        'studies/g.mjs': "export const g = () => import('./f.mjs');\n",
+        'lib/h.ts': "import type { A } from './a.ts';\nexport type H = A;\n",
+      }),
+    ).toEqual([
+      ...['bench/d.mjs', 'bench/e.mjs', 'lib/a.ts', 'lib/b.ts', 'lib/c.ts'],
+      ...['studies/f.mjs', 'studies/g.mjs'],
+    ]);
   });
 });
 

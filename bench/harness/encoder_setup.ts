@@ -15,11 +15,13 @@ import {
 import { resolveMethod } from '../../lib/train/methods.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import { type EncoderFiles, encoderData } from './encoder_batches.ts';
-import type { StepRowInput, StepSetup } from './rows/step.ts';
 import { encoderSizes, kMiniLm, kTinyBert } from './shapes.ts';
-import type { TorchInputs } from './torch_inputs.ts';
+import type { StepRowInput, StepSetup } from './step_setup.ts';
 import type { BenchDType, Workload } from './types.ts';
 import { TimedSource } from './workload_batches.ts';
+
+/** The options that choose the encoder: a real one with its data, or a shape. */
+type EncoderChoice = Pick<StepRowInput, 'model' | 'dataFile' | 'shape'>;
 
 const kLabels = 2;
 const kTargets = ['query', 'key', 'value', 'dense'];
@@ -54,10 +56,16 @@ export async function encoderSetup(input: StepRowInput, total: number): Promise<
   };
 }
 
+/** Where the inputs of the script in PyTorch are written, and which of them. */
+export interface EncoderInputs extends EncoderChoice {
+  readonly folder: string;
+  readonly workload: Workload;
+  /** Micro-batches wanted. */
+  readonly count: number;
+}
+
 /** Weights in f32 and micro-batches for bench/torch/minilm_step.py. */
-export async function writeEncoderInputs(
-  input: TorchInputs & { workload: Workload },
-): Promise<void> {
+export async function writeEncoderInputs(input: EncoderInputs): Promise<void> {
   const { folder, workload, count } = input;
   const { model, files } = await openEncoder(input, 'f32');
   await saveModel(model, folder);
@@ -74,7 +82,7 @@ export async function writeEncoderInputs(
 }
 
 async function openEncoder(
-  { model: path, dataFile, shape }: Pick<StepRowInput, 'model' | 'dataFile' | 'shape'>,
+  { model: path, dataFile, shape }: EncoderChoice,
   dtype: BenchDType,
 ): Promise<{ model: SequenceClassifier; files: EncoderFiles | null; notes: string[] }> {
   const options = { numLabels: kLabels, dtype };

@@ -1,4 +1,5 @@
 /** A report for people. */
+import { textTable } from '../../lib/cli/text_table.ts';
 import type { ComparedReports } from './compare.ts';
 import type { GrowthSeries, Machine, Report, Row, StepRow } from './types.ts';
 
@@ -11,22 +12,8 @@ interface Cells {
   readonly rows: readonly (readonly string[])[];
 }
 
-/** Columns side by side, the first flush left, the others flush right. */
-function alignedTable({ head, rows }: Cells): string {
-  const all = [head, ...rows];
-  const widths = head.map((_, column) => Math.max(...all.map((row) => (row[column] ?? '').length)));
-  return all
-    .map((row) =>
-      row
-        .map((cell, i) => {
-          const width = widths[i] as number;
-          return i === 0 ? cell.padEnd(width) : cell.padStart(width);
-        })
-        .join('  ')
-        .trimEnd(),
-    )
-    .join('\n');
-}
+/** The first column flush left, the others flush right. */
+const alignedTable = ({ head, rows }: Cells): string => textTable([head, ...rows], 'lr');
 
 export function machineText(machine: Machine): string {
   const { cpu, threads, cores, features, memoryBytes, system, node, balora } = machine;

@@ -9,7 +9,8 @@ import { describeMachine } from './machine.ts';
 import { type OverheadInput, overheadRow } from './rows/overhead.ts';
 import { type PissaRowInput, pissaRow } from './rows/pissa.ts';
 import { type StartRowInput, startSeconds } from './rows/start.ts';
-import { type StepRowInput, stepRow } from './rows/step.ts';
+import { stepRow } from './rows/step.ts';
+import type { StepRowInput } from './step_setup.ts';
 import { type TorchInputs, writeTorchInputs } from './torch_inputs.ts';
 
 const kJobs = {

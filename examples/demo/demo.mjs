@@ -20,6 +20,7 @@ import {
   Tokenizer,
   Trainer,
 } from 'balora';
+import { textTable } from '../../dist/cli/text_table.js';
 import { kPassageFormat, mobyDick, passages, split, stateOfTheUnion } from './corpus.mjs';
 
 const here = dirname(fileURLToPath(import.meta.url));
@@ -102,7 +103,7 @@ async function run(method) {
     seconds = event.record.elapsedSeconds;
     if (process.stdout.isTTY) {
       process.stdout.write(
-        `\r${kLabels[method].padEnd(8)} step ${step}/${event.totalSteps}  loss ${loss.toFixed(3)}  ` +
+        `\r${kLabels[method]}: step ${step}/${event.totalSteps}  loss ${loss.toFixed(3)}  ` +
           `${tokensPerSecond.toFixed(0)} tokens/s   `,
       );
     }
@@ -133,12 +134,7 @@ const table = [
     `${(bytes / 2 ** 20).toFixed(0)} MiB`,
   ]),
 ];
-const widths = table[0].map((_, column) => Math.max(...table.map((row) => row[column].length)));
-for (const row of table) {
-  console.log(
-    row.map((cell, i) => (i === 0 ? cell.padEnd(widths[i]) : cell.padStart(widths[i]))).join('   '),
-  );
-}
+console.log(textTable(table, 'lr'));
 console.log(`
 task loss   cross-entropy on held-out chapters of Moby Dick, nats a token: lower has learned more
 drift       KL(model before || after) on held-out addresses, nats a token: lower has changed less

@@ -8,22 +8,33 @@ import { type Model, saveModel } from '../models/index.ts';
 import { Conv1D } from '../nn/linear.ts';
 import { add, mul } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
-import type { AdapterModel, LoraModule } from './adapter_model.ts';
 import { linearNames } from './attach.ts';
 import type { LoraConfig } from './config.ts';
+import type { LoraModule } from './lora_module.ts';
 import { type LowRankPair, productOf } from './low_rank.ts';
 import { STARTS_FROM_WEIGHT, scalingOf } from './methods/registry.ts';
 import { type ExportedModule, writePeftFolder } from './peft_folder.ts';
+import type { SavedModules } from './saved_modules.ts';
 
 /** Where the residual form puts its base, and the pair as it was before training (PEFT's `pissa_init`). */
 export const RESIDUAL_BASE = 'residual';
 export const INITIAL_ADAPTER = 'initial';
 
+/** The adapter that is written, on its model. */
+interface ExportableAdapter {
+  readonly model: Model;
+  readonly config: LoraConfig;
+  readonly modules: readonly LoraModule[];
+  readonly saved: SavedModules | null;
+  /** Whether it takes part in the model's forwards. */
+  enabled: boolean;
+}
+
 /**
  * One pair on the untouched base: what the variant makes of the module (`toLora`). With frozen first values [A;A0], [B|-B0], the
  * rank doubled and the scale kept.
  */
-export async function savePlain(adapter: AdapterModel<Model>, folder: string): Promise<void> {
+export async function savePlain(adapter: ExportableAdapter, folder: string): Promise<void> {
   const pairs = adapter.modules.map((module) => module.variant.toLora(module));
   const own = new Set(adapter.modules.flatMap((module) => module.tensors()));
   try {
@@ -42,7 +53,7 @@ export async function savePlain(adapter: AdapterModel<Model>, folder: string): P
  * The pair of rank r, with the model W - s B0 A0 that it belongs on and its first values beside it.
  * @throws UnsupportedError for an adapter that has no residual form
  */
-export async function saveResidual(adapter: AdapterModel<Model>, folder: string): Promise<void> {
+export async function saveResidual(adapter: ExportableAdapter, folder: string): Promise<void> {
   checkResidual(adapter);
   const { modules, config } = adapter;
   const base = join(folder, RESIDUAL_BASE);
@@ -63,7 +74,7 @@ export async function saveResidual(adapter: AdapterModel<Model>, folder: string)
 }
 
 /** @throws UnsupportedError for an adapter that has no residual form */
-export function checkResidual({ modules }: AdapterModel<Model>): void {
+export function checkResidual({ modules }: ExportableAdapter): void {
   if (modules.some(({ frozen }) => frozen === null)) {
     throw new UnsupportedError(
       'export "residual" is for adapters that start from the weights (initLoraWeights ' +
@@ -87,7 +98,7 @@ function exported(module: LoraModule, pair: LowRankPair, config: LoraConfig): Ex
 
 /** The configuration at the rank that is written: of a pair with a frozen one alpha/r stays with both doubled. */
 function plainConfig(
-  { config, modules }: AdapterModel<Model>,
+  { config, modules }: ExportableAdapter,
   written: readonly ExportedModule[],
 ): LoraConfig {
   const growths = new Set(
@@ -109,7 +120,7 @@ function plainConfig(
 }
 
 function write(
-  adapter: AdapterModel<Model>,
+  adapter: ExportableAdapter,
   folder: string,
   config: LoraConfig,
   modules: readonly ExportedModule[],
@@ -127,7 +138,7 @@ function write(
 }
 
 /** With the adapter switched off, so that modules saved whole are the base's. */
-async function onBase(adapter: AdapterModel<Model>, body: () => Promise<void>): Promise<void> {
+async function onBase(adapter: ExportableAdapter, body: () => Promise<void>): Promise<void> {
   const before = adapter.enabled;
   adapter.enabled = false;
   try {
@@ -138,7 +149,7 @@ async function onBase(adapter: AdapterModel<Model>, body: () => Promise<void>): 
 }
 
 /** W - s B0 A0, rounded once; null for a tensor that no adapter touches. */
-function residualWeight(adapter: AdapterModel<Model>, name: string, weight: Tensor): Tensor | null {
+function residualWeight(adapter: ExportableAdapter, name: string, weight: Tensor): Tensor | null {
   const module = adapter.modules.find((one) => `${one.name}.weight` === name);
   if (!module?.frozen) return null;
   const { frozen, scale } = module;

@@ -7,7 +7,8 @@ import { abortable, interruptOf } from './interrupt.ts';
 import type { CliContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { cliTaskOf } from './tasks/list.ts';
-import { checkTask, kTrainDefaults } from './train_setup.ts';
+import { kTrainDefaults } from './settings.ts';
+import { checkTask } from './train_setup.ts';
 
 export const addEvaluate: CommandModule = (program, context, run) => {
   const command = program

@@ -2,6 +2,7 @@
 import type { ClassificationMetrics } from '../eval/metrics.ts';
 import type { ClassifierEvaluation, EvaluationResult } from '../train/types.ts';
 import { fixed, formatSeconds } from './terminal.ts';
+import { textTable } from './text_table.ts';
 
 /** A line of numbers, the loss first. */
 export function evaluationLine(result: EvaluationResult | ClassifierEvaluation): string {
@@ -24,15 +25,16 @@ export function classifierText(
   names: readonly string[] | null,
 ): string {
   const { loss, examples, tokens, metrics, seconds } = result;
-  const rows = [['loss', loss.toFixed(6)], ...scalars(result)];
-  const width = Math.max(...rows.map(([name]) => (name as string).length), 'examples'.length);
-  const lines = rows.map(([name, value]) => `${(name as string).padEnd(width)}  ${value}`);
-  lines.push(
-    `${'examples'.padEnd(width)}  ${examples}, ${tokens} tokens, ${formatSeconds(seconds)}`,
-  );
-  if ('recallPerClass' in metrics) lines.push('', ...perClass(metrics, names));
-  if ('confusion' in metrics) lines.push('', ...confusionTable(metrics, names));
-  return lines.join('\n');
+  const tables = [
+    textTable([
+      ['loss', loss.toFixed(6)],
+      ...scalars(result),
+      ['examples', `${examples}, ${tokens} tokens, ${formatSeconds(seconds)}`],
+    ]),
+  ];
+  if ('recallPerClass' in metrics) tables.push(perClass(metrics, names));
+  if ('confusion' in metrics) tables.push(confusionTable(metrics, names));
+  return tables.join('\n\n');
 }
 
 function scalars({ metrics }: ClassifierEvaluation): [string, string][] {
@@ -46,36 +48,22 @@ function scalars({ metrics }: ClassifierEvaluation): [string, string][] {
 function perClass(
   metrics: Pick<ClassificationMetrics, 'precisionPerClass' | 'recallPerClass' | 'f1PerClass'>,
   names: readonly string[] | null,
-): string[] {
-  const labels = metrics.recallPerClass.map((_, d) => nameOf(d, names));
-  const width = Math.max(...labels.map(({ length }) => length), 'class'.length);
-  const cells = (values: readonly (string | number)[]) =>
-    values.map((v) => (typeof v === 'number' ? v.toFixed(4) : v).padStart(9)).join('  ');
-  return [
-    `${'class'.padEnd(width)}  ${cells(['precision', 'recall', 'f1'])}`,
-    ...labels.map((label, d) => {
-      const { precisionPerClass: p, recallPerClass: r, f1PerClass: f } = metrics;
-      return `${label.padEnd(width)}  ${cells([p[d] as number, r[d] as number, f[d] as number])}`;
-    }),
-  ];
+): string {
+  const { precisionPerClass: p, recallPerClass: r, f1PerClass: f } = metrics;
+  const rows = r.map((recall, d) => [
+    nameOf(d, names),
+    ...[p[d] as number, recall, f[d] as number].map((value) => value.toFixed(4)),
+  ]);
+  return textTable([['class', 'precision', 'recall', 'f1'], ...rows], 'lr');
 }
 
 function confusionTable(
   { confusion }: Pick<ClassificationMetrics, 'confusion'>,
   names: readonly string[] | null,
-): string[] {
+): string {
   const labels = confusion.map((_, d) => nameOf(d, names));
-  const corner = 'label \\ predicted';
-  const first = Math.max(...labels.map(({ length }) => length), corner.length);
-  const width = Math.max(...labels.map(({ length }) => length), 6);
-  return [
-    [corner.padEnd(first), ...labels.map((label) => label.padStart(width))].join('  '),
-    ...confusion.map((row, d) =>
-      [(labels[d] as string).padEnd(first), ...row.map((n) => String(n).padStart(width))].join(
-        '  ',
-      ),
-    ),
-  ];
+  const rows = confusion.map((row, d) => [labels[d] as string, ...row.map(String)]);
+  return textTable([['label \\ predicted', ...labels], ...rows], 'lr');
 }
 
 function nameOf(d: number, names: readonly string[] | null): string {

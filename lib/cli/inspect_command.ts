@@ -13,7 +13,7 @@ import { listTensors, tensorTable } from './tensor_view.ts';
 import { hasColour, styler } from './terminal.ts';
 import { colouredTokens, tokenTable } from './token_view.ts';
 import { kExampleOptions } from './train_options.ts';
-import { listOf } from './train_setup.ts';
+import { listOf } from './settings.ts';
 
 const kInspectOptions = {
   data: {

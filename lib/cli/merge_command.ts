@@ -16,7 +16,7 @@ import type { CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { CLI_TASKS, cliTaskOfType } from './tasks/list.ts';
 import { kModelOptions } from './train_options.ts';
-import { kTrainDefaults } from './train_setup.ts';
+import { kTrainDefaults } from './settings.ts';
 
 const kGroup = 'Model, data and output';
 

@@ -3,9 +3,22 @@
  * its line in the help. Values are layered: command line over configuration file; what neither gives stays undefined, and the
  * library's own default holds.
  */
+import type { z } from 'zod';
 import { ArgumentError } from '../errors.ts';
 import { nearest } from './nearest.ts';
-import type { OptionType } from './option_types.ts';
+
+/** A kind of value, see option_types.ts. */
+export interface OptionType<T = unknown> {
+  readonly schema: z.ZodType<T>;
+  /** What the value must be, for messages: `a whole number >= 1`. */
+  readonly wanted: string;
+  /** Shown in the help after the flag; null for a switch. */
+  readonly placeholder: string | null;
+  /** The values there are, where the placeholder is too short to say so. */
+  readonly choices?: readonly string[];
+  /** The flag's text as a value for the schema; a text that is none is passed on, for the schema to refuse. */
+  parse(text: string): unknown;
+}
 
 export interface OptionRow<T = unknown> {
   readonly type: OptionType<T>;

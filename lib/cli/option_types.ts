@@ -6,19 +6,7 @@ import { z } from 'zod';
 import { START_NAMES } from '../adapters/methods/registry.ts';
 import type { ChoiceOption, NumberOption } from '../losses/options.ts';
 import { RAMP_TYPES, type SchedulerOptions } from '../optim/schedulers.ts';
-import { camel, snake } from './option_table.ts';
-
-export interface OptionType<T = unknown> {
-  readonly schema: z.ZodType<T>;
-  /** What the value must be, for messages: `a whole number >= 1`. */
-  readonly wanted: string;
-  /** Shown in the help after the flag; null for a switch. */
-  readonly placeholder: string | null;
-  /** The values there are, where the placeholder is too short to say so. */
-  readonly choices?: readonly string[];
-  /** The flag's text as a value for the schema; a text that is none is passed on, for the schema to refuse. */
-  parse(text: string): unknown;
-}
+import { camel, type OptionType, snake } from './option_table.ts';
 
 const asNumber = (text: string): unknown =>
   text.trim() === '' || Number.isNaN(Number(text)) ? text : Number(text);

@@ -3,6 +3,7 @@ import type { DataStatistics } from '../data/batches.ts';
 import type { LabelledStatistics } from '../data/labelled_batches.ts';
 import type { RunPlan } from '../train/types.ts';
 import { formatBytes, formatCount, formatSeconds } from './terminal.ts';
+import { textTable } from './text_table.ts';
 
 /** What a plan says of the data: of prompts and responses, or of labelled texts. */
 export type PlanStatistics = DataStatistics | LabelledStatistics;
@@ -45,8 +46,7 @@ export function planText(plan: RunPlan, data: PlanStatistics, format: string): s
         : `${formatSeconds(plan.secondsPerStep * plan.totalSteps)} (${plan.secondsPerStep.toFixed(2)} s a step, from one micro-batch)`,
     ],
   ];
-  const width = Math.max(...rows.map(([name]) => name.length));
-  return rows.map(([name, value]) => `${name.padEnd(width)}  ${value}`).join('\n');
+  return textTable(rows);
 }
 
 /** `400 examples (sentence -> label), 9 k tokens, by class 180 + 220, longest 52` */

@@ -13,6 +13,7 @@ import { SINGLE_WEIGHTS, WEIGHTS_INDEX } from '../io/model_folder.ts';
 import { readSafetensorsIndex, SafetensorsFile } from '../io/safetensors.ts';
 import type { TensorInfo } from '../io/tensor_file.ts';
 import { formatBytes, formatCount } from './terminal.ts';
+import { textTable } from './text_table.ts';
 
 interface TensorListing {
   /** One line on what it is. */
@@ -55,20 +56,10 @@ export function tensorTable({ title, tensors }: TensorListing): string {
     `(${shape.join(', ')})`,
     formatBytes(bytes),
   ]);
-  const widths = [0, 1, 2, 3].map((c) =>
-    Math.max(0, ...rows.map((row) => (row[c] as string).length)),
-  );
-  const lines = rows.map((row) =>
-    row
-      .map((cell, c) =>
-        c === 3 ? cell.padStart(widths[c] as number) : cell.padEnd(widths[c] as number),
-      )
-      .join('  '),
-  );
   const values = tensors.reduce((sum, { shape }) => sum + shape.reduce((n, d) => n * d, 1), 0);
   const bytes = tensors.reduce((sum, tensor) => sum + tensor.bytes, 0);
   const total = `${tensors.length} tensors, ${formatCount(values)} values, ${formatBytes(bytes)}`;
-  return [title, ...lines, total].join('\n');
+  return [title, ...(rows.length > 0 ? [textTable(rows, 'lllr')] : []), total].join('\n');
 }
 
 function listFile(path: string): TensorListing {

@@ -1,5 +1,6 @@
 /** What a stream can show: colours and redrawn lines are for terminals only. And what becomes of one that nobody reads. */
 import type { EventEmitter } from 'node:events';
+import { styleText } from 'node:util';
 
 export interface OutputStream {
   write(text: string): unknown;
@@ -19,15 +20,6 @@ export function outliveReader(stream: EventEmitter): void {
 
 type Style = 'bold' | 'dim' | 'red' | 'yellow' | 'green' | 'underline';
 
-const kCodes: Record<Style, [number, number]> = {
-  bold: [1, 22],
-  dim: [2, 22],
-  underline: [4, 24],
-  red: [31, 39],
-  green: [32, 39],
-  yellow: [33, 39],
-};
-
 /** Colours on a terminal, unless NO_COLOR is set; FORCE_COLOR sets them everywhere. */
 export function hasColour(stream: OutputStream, env: NodeJS.ProcessEnv = process.env): boolean {
   if (env.NO_COLOR) return false;
@@ -37,10 +29,8 @@ export function hasColour(stream: OutputStream, env: NodeJS.ProcessEnv = process
 
 /** A function that styles text, or leaves it alone. */
 export function styler(colour: boolean): (text: string, ...styles: Style[]) => string {
-  return (text, ...styles) =>
-    colour
-      ? styles.reduce((inner, s) => `\u001b[${kCodes[s][0]}m${inner}\u001b[${kCodes[s][1]}m`, text)
-      : text;
+  // Newer Nodes would look at stdout, whichever stream the text is for.
+  return (text, ...styles) => (colour ? styleText(styles, text, { validateStream: false }) : text);
 }
 
 /** 1536 -> `1.5 KiB`. */

@@ -5,6 +5,7 @@
 import type { Example } from '../data/example.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { styler } from './terminal.ts';
+import { textTable } from './text_table.ts';
 
 /** A token as one line of text: white space and control characters escaped, broken UTF-8 as bytes. */
 export function tokenText(tokenizer: Tokenizer, id: number): string {
@@ -32,10 +33,9 @@ export function colouredTokens(tokenizer: Tokenizer, { ids, supervised }: Exampl
 
 /** One line a token: place, id, `*` where supervised, text. */
 export function tokenTable(tokenizer: Tokenizer, { ids, supervised }: Example): string {
-  const width = Math.max(...Array.from(ids, (id) => String(id).length));
-  const places = String(ids.length - 1).length;
-  return Array.from(ids, (id, t) => {
-    const mark = supervised[t] ? '*' : ' ';
-    return `${String(t).padStart(places)}  ${String(id).padStart(width)}  ${mark}  ${tokenText(tokenizer, id)}`;
-  }).join('\n');
+  const rows = Array.from(ids, (id, t) => [
+    ...[String(t), String(id), supervised[t] ? '*' : ' '],
+    tokenText(tokenizer, id),
+  ]);
+  return textTable(rows, 'rrl');
 }

@@ -19,7 +19,8 @@ import type { Prepared, Surroundings } from './tasks/cli_task.ts';
 import { cliTaskOf } from './tasks/list.ts';
 import { formatSeconds } from './terminal.ts';
 import { kTrainOptions, type TrainSettings } from './train_options.ts';
-import { kTrainDefaults, trainSetup } from './train_setup.ts';
+import { kTrainDefaults } from './settings.ts';
+import { trainSetup } from './train_setup.ts';
 
 export const addTrain: CommandModule = (program, context, run) => {
   const command = program.command('train').description('fine-tune a model');

@@ -7,7 +7,7 @@ import { SCHEDULER_NAMES } from '../optim/schedulers.ts';
 import { TASK_NAMES } from '../tasks/list.ts';
 import { REGULARIZER_OPTIONS, type RegularizerOptions } from '../train/regularizers.ts';
 import { OPTIMIZER_NAMES } from '../train/types.ts';
-import type { OptionRow, OptionValues } from './option_table.ts';
+import type { OptionRow, OptionType, OptionValues } from './option_table.ts';
 import {
   choice,
   declared,
@@ -19,7 +19,6 @@ import {
   nameList,
   names,
   number,
-  type OptionType,
   onOff,
   patterns,
   schedulerKwargs,

@@ -2,40 +2,14 @@
 import type { LoraConfigInput } from '../adapters/config.ts';
 import { METHOD_OPTION_NAMES } from '../adapters/methods/registry.ts';
 import { ArgumentError } from '../errors.ts';
-import type { TaskName } from '../tasks/list.ts';
 import { type ResolvedMethod, resolveMethod } from '../train/methods.ts';
-import type { OptionsInput } from '../train/options.ts';
 import { REGULARIZER_OPTIONS, type RegularizerOptions } from '../train/regularizers.ts';
 import type { MethodName } from '../train/types.ts';
 import { kebab, toConfig } from './option_table.ts';
-import type { Examples } from './tasks/cli_task.ts';
+import { kTrainDefaults, listOf, pick } from './settings.ts';
+import type { TrainSetup } from './tasks/cli_task.ts';
 import { CLI_TASKS, cliTaskOf } from './tasks/list.ts';
 import type { TrainSettings } from './train_options.ts';
-
-/** What the command line chooses where the library leaves the choice open. */
-export const kTrainDefaults = {
-  method: 'balora',
-  dtype: 'f32',
-  device: 'cpu',
-  perDeviceTrainBatchSize: 8,
-  maxLength: 512,
-  seed: 42,
-  shuffle: true,
-} as const satisfies Partial<TrainSettings>;
-
-/** Settings sorted by who needs them. E is what the task makes of the options of its data. */
-export interface TrainSetup<E extends Examples = Examples> {
-  readonly task: TaskName;
-  readonly method: ResolvedMethod;
-  /** What a fresh adapter is made with; null for full fine-tuning. */
-  readonly adapter: LoraConfigInput | null;
-  /** Options of the Trainer. */
-  readonly training: OptionsInput;
-  /** Columns of files without header. */
-  readonly columns: readonly string[] | undefined;
-  /** Options of the data. */
-  readonly examples: E;
-}
 
 /**
  * Sorts the settings.
@@ -85,10 +59,6 @@ export function checkTask(settings: TrainSettings): void {
       ? `--${kebab(odd)} needs --task ${owner.task.name}`
       : `--${kebab(odd)} has no meaning for --task ${task.task.name}`,
   );
-}
-
-export function listOf(value: string | string[] | undefined): string[] | undefined {
-  return typeof value === 'string' ? [value] : value;
 }
 
 const kOptimizationKeys = [
@@ -157,14 +127,4 @@ function chooseMethod(settings: TrainSettings): ResolvedMethod {
     regularizers: pick(settings, kRegularizerKeys),
     task: settings.task ?? 'causal-lm',
   });
-}
-
-/** The given keys that have a value. */
-export function pick<T extends object, const K extends keyof T>(
-  from: T,
-  keys: readonly K[],
-): Pick<T, K> {
-  return Object.fromEntries(
-    keys.filter((key) => from[key] !== undefined).map((key) => [key, from[key]]),
-  ) as Pick<T, K>;
 }

@@ -5,10 +5,11 @@
 import { ArgumentError } from '../errors.ts';
 import type { Linear } from '../nn/index.ts';
 import type { Tensor } from '../tensor.ts';
+import type { ModelBatch } from './batch.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
 import { type ConfigOptions, configJsonOf } from './config_keys.ts';
 import { Decoder, type DecoderConfig, type DecoderFamily } from './decoder.ts';
-import type { ModelBatch, ModelInputs, ModelOrigin } from './model.ts';
+import type { ModelInputs, ModelOrigin } from './model.ts';
 import { trunkNames } from './renamed_weights.ts';
 import { type HeadOrigin, refuseEmpty, SequenceClassifier } from './sequence_classifier.ts';
 import type { WeightLoader } from './weights.ts';

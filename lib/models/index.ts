@@ -11,6 +11,7 @@ export {
   checkpointHead,
 } from './auto_classifier.ts';
 export { AutoModelForSeq2SeqLM, checkSeq2SeqLM } from './auto_seq2seq.ts';
+export type { ModelBatch } from './batch.ts';
 export { BertForSequenceClassification } from './bert.ts';
 export { CausalLM, type Head } from './causal_lm.ts';
 export { DebertaV2ForSequenceClassification } from './deberta_v2.ts';
@@ -22,7 +23,6 @@ export {
   type ForwardOptions,
   type LayerStates,
   Model,
-  type ModelBatch,
   type ModelOrigin,
 } from './model.ts';
 export { RobertaForSequenceClassification } from './roberta.ts';

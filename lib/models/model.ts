@@ -6,19 +6,9 @@ import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
 import { Module } from '../nn/index.ts';
 import { type DType, keep, scope, type Tensor, tensor } from '../tensor.ts';
+import type { ModelBatch } from './batch.ts';
 import type { LayerKeep } from './layers.ts';
 import { sharedRows } from './shared_rows.ts';
-
-/** Segments one after the other: N rows, B segments. See `collate`. */
-export interface ModelBatch {
-  readonly inputIds: Int32Array; // (N)
-  readonly positions: Int32Array; // (N)
-  readonly cuSeqlens: Int32Array; // (B+1)
-  /** Valid rows of each segment, where segments are padded on the right; hidden states of the rest mean nothing. */
-  readonly lengths?: Int32Array; // (B)
-  /** Which text of a pair each row belongs to, for models that tell them apart (BERT); left out: 0. */
-  readonly tokenTypeIds?: Int32Array; // (N)
-}
 
 /** Where a model came from and how it is kept. */
 export interface ModelOrigin {

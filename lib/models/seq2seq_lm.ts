@@ -5,6 +5,7 @@
 import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
 import type { Tensor } from '../tensor.ts';
+import type { ModelBatch } from './batch.ts';
 import { type Head, headLogits } from './causal_lm.ts';
 import type { ConfigOptions } from './config_keys.ts';
 import type { GgufTable } from './gguf.ts';
@@ -12,7 +13,6 @@ import {
   checkBatch,
   type ForwardOptions,
   Model,
-  type ModelBatch,
   type ModelInputs,
   type ModelOrigin,
   modelInputs,

@@ -5,7 +5,8 @@
 import { ArgumentError, FormatError } from '../errors.ts';
 import { indexSelect } from '../ops/index.ts';
 import { scope, type Tensor, tensor } from '../tensor.ts';
-import { type LayerStates, Model, type ModelBatch, type ModelOrigin } from './model.ts';
+import type { ModelBatch } from './batch.ts';
+import { type LayerStates, Model, type ModelOrigin } from './model.ts';
 
 /** In transformers' words. Outputs are logits of one class of several, of each label apart, or plain values. */
 export type ProblemType =

@@ -3,7 +3,7 @@
  * where segments begin alike (the words around an instruction, a system prompt, the question of several answers) their rows
  * are the same in every layer; attention alone has to see them in each segment.
  */
-import type { ModelBatch } from './model.ts';
+import type { ModelBatch } from './batch.ts';
 
 /** Which rows of a batch of N are computed, M of them. */
 export interface SharedRows {

@@ -45,6 +45,20 @@ export function headLosses({
   teacher = null,
   head,
   teacherHead = null,
+  ...terms
+}: HeadLossInputs): { loss: Tensor; sums: Tensor } {
+  const [loss, sums] = native.headLosses(
+    hidden.handle,
+    teacher?.handle ?? null,
+    head.handle,
+    teacherHead?.handle ?? null,
+    ...termArguments(terms),
+  );
+  return { loss: new Tensor(loss), sums: new Tensor(sums) };
+}
+
+/** What the native functions of headLosses() and headLossesCached() take after hidden states, teacher and head. */
+function termArguments({
   targets = null,
   regularized = null,
   softcap = 0,
@@ -55,12 +69,8 @@ export function headLosses({
   taskScale = scales === null ? 0 : 1,
   consistencyScale = scales === null ? 0 : 1,
   diversityScale = scales === null ? 0 : 1,
-}: HeadLossInputs): { loss: Tensor; sums: Tensor } {
-  const [loss, sums] = native.headLosses(
-    hidden.handle,
-    teacher?.handle ?? null,
-    head.handle,
-    teacherHead?.handle ?? null,
+}: Omit<HeadLossInputs, 'hidden' | 'head' | 'teacher' | 'teacherHead'>) {
+  return [
     targets?.handle ?? null,
     regularized?.handle ?? null,
     scales?.handle ?? null,
@@ -69,8 +79,7 @@ export function headLosses({
     entropyTopK,
     softcap,
     chunkBytes,
-  );
-  return { loss: new Tensor(loss), sums: new Tensor(sums) };
+  ] as const;
 }
 
 /** A teacher as the consistency term needs it. */
@@ -116,16 +125,7 @@ export function headLossesCached({
   hidden,
   summary,
   head,
-  targets = null,
-  regularized = null,
-  softcap = 0,
-  temperature = 1,
-  entropyTopK = 0,
-  chunkBytes = 0,
-  scales = null,
-  taskScale = scales === null ? 0 : 1,
-  consistencyScale = scales === null ? 0 : 1,
-  diversityScale = scales === null ? 0 : 1,
+  ...terms
 }: Omit<HeadLossInputs, 'teacher' | 'teacherHead'> & { summary: TeacherSummary }): {
   loss: Tensor;
   sums: Tensor;
@@ -135,14 +135,7 @@ export function headLossesCached({
     summary.mean.handle,
     summary.entropy.handle,
     head.handle,
-    targets?.handle ?? null,
-    regularized?.handle ?? null,
-    scales?.handle ?? null,
-    [taskScale, consistencyScale, diversityScale],
-    temperature,
-    entropyTopK,
-    softcap,
-    chunkBytes,
+    ...termArguments(terms),
   );
   return { loss: new Tensor(loss), sums: new Tensor(sums) };
 }

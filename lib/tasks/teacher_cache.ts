@@ -20,7 +20,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { crc32 } from '../io/crc32.ts';
+import { crc32 } from 'node:zlib';
 import type { SelectedRows } from '../losses/positions.ts';
 import type { TeacherSummary } from '../ops/index.ts';
 import { noGrad, tensor, unscoped } from '../tensor.ts';

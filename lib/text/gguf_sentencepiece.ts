@@ -14,8 +14,8 @@ import {
   TokenType,
   tokenizerConfigOf,
 } from './gguf_metadata.ts';
-import type { TokenizerParts } from './gguf_vocabulary.ts';
 import { type GreedyMerges, greedyMerges } from './spm_merges.ts';
+import type { TokenizerParts } from './tokenizer_parts.ts';
 
 type Json = Record<string, unknown>;
 

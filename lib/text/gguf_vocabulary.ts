@@ -17,18 +17,9 @@ import {
 import { sentencePieceBpe, unigram } from './gguf_sentencepiece.ts';
 import { wordPiece } from './gguf_wordpiece.ts';
 import { ggufPreTokenizer } from './pre_tokenizers.ts';
-import type { GreedyMerges } from './spm_merges.ts';
+import type { TokenizerParts } from './tokenizer_parts.ts';
 
 export type { GgufMetadata } from './gguf_metadata.ts';
-export { ggufTokenizerConfig } from './gguf_metadata.ts';
-
-/** Inputs of `Tokenizer`: the two files of a Hugging Face folder, parsed. */
-export interface TokenizerParts {
-  tokenizerJson: Record<string, unknown>;
-  tokenizerConfig: Record<string, unknown>;
-  /** Merges of a model whose list `merges` is empty. */
-  merges?: GreedyMerges;
-}
 
 const kKinds: Readonly<Record<string, (vocabulary: GgufVocabulary) => TokenizerParts>> = {
   gpt2: byteLevelBpe,

@@ -10,7 +10,7 @@ import {
   TokenType,
   tokenizerConfigOf,
 } from './gguf_metadata.ts';
-import type { TokenizerParts } from './gguf_vocabulary.ts';
+import type { TokenizerParts } from './tokenizer_parts.ts';
 
 const kMark = '\u2581';
 const kContinued = '##';

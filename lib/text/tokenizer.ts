@@ -14,11 +14,7 @@ import {
   type RenderOptions,
 } from './chat_template.ts';
 import { applyFrame, type Encoding, type Frame, frameLength, readFrame } from './frame.ts';
-import {
-  type GgufMetadata,
-  type TokenizerParts,
-  tokenizerFromGgufMetadata,
-} from './gguf_vocabulary.ts';
+import { type GgufMetadata, tokenizerFromGgufMetadata } from './gguf_vocabulary.ts';
 import { HfBpe, HfTokenizer, HfUnigram } from './hf_tokenizers.ts';
 import {
   dropUnknownCharacters,
@@ -31,6 +27,7 @@ import {
 import { repairNormalizer } from './normalizers.ts';
 import { preTokenizerSteps } from './pre_tokenizers.ts';
 import { readJson, readTokenizerFiles, writeTokenizerFiles } from './tokenizer_files.ts';
+import type { TokenizerParts } from './tokenizer_parts.ts';
 
 type Json = Record<string, unknown>;
 

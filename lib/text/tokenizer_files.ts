@@ -5,7 +5,8 @@ import { dirname, join } from 'node:path';
 import { ArgumentError, FormatError } from '../errors.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import { isModelFolder } from '../io/model_folder.ts';
-import { type GgufMetadata, ggufTokenizerConfig, type TokenizerParts } from './gguf_vocabulary.ts';
+import { type GgufMetadata, ggufTokenizerConfig } from './gguf_metadata.ts';
+import type { TokenizerParts } from './tokenizer_parts.ts';
 
 type Json = Record<string, unknown>;
 

@@ -11,7 +11,7 @@ import type { Named, RecordedLoss, RecordedPass, TaskLoss } from '../tasks/task.
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import { GradientBuffers } from './gradient_buffers.ts';
 import { GraphCache, type Run, shapesOf } from './graph_cache.ts';
-import { forgetTeacher, isEmpty, type PassInput } from './step.ts';
+import { forgetTeacher, isEmpty, type PassInput } from './pass.ts';
 import type { WindowBatch } from './window.ts';
 
 /** Graphs that the update of a step may share, see {@link Update}. */

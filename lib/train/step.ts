@@ -10,21 +10,19 @@
  */
 import type { NamedTensor, TunedModel } from '../adapters/tuned_model.ts';
 import type { StepOfRun } from '../losses/schedules.ts';
-import type { Term } from '../losses/term.ts';
 import { TermSums } from '../losses/term_sums.ts';
 import type { Model } from '../models/index.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize, withPhase } from '../runtime.ts';
-import { yieldToEventLoop } from '../tasks/event_loop.ts';
-import type { LossPass, RowCounts, TaskLoss } from '../tasks/task.ts';
-import { scope } from '../tensor.ts';
 import { notFinite } from './failure.ts';
 import type { GraphPasses } from './graph_passes.ts';
+import { forgetTeacher, isEmpty } from './pass.ts';
+import type { PlainPasses } from './plain_passes.ts';
 import { type CombinedTerms, makeRecord, type StepClock, weightedTerms } from './record.ts';
 import type { StepRecord } from './types.ts';
 import { Update } from './update.ts';
 import type { UserLossPasses } from './user_loss.ts';
-import type { Window, WindowBatch, WindowReader } from './window.ts';
+import type { Window, WindowReader } from './window.ts';
 
 /** Called when all gradients of a step are there, before they are measured and clipped. */
 export type AfterBackward = (
@@ -149,71 +147,4 @@ async function weightsAt(
   return Object.fromEntries(
     terms.map((term) => [term.key, term.weightAt({ ...at, teacherEntropy })]),
   );
-}
-
-/** What a micro-batch is computed with, beside itself. */
-export interface PassInput extends Pick<LossPass, 'weights' | 'totals' | 'at'> {
-  readonly totals: RowCounts;
-  /** Where the values of its terms are counted in. */
-  readonly sums: TermSums;
-}
-
-/** Micro-batches computed op by op. */
-export class PlainPasses {
-  readonly terms: readonly Term[];
-  readonly graphs = null;
-
-  constructor(
-    private readonly tuned: TunedModel<Model>,
-    readonly loss: TaskLoss,
-  ) {
-    this.terms = loss.terms;
-  }
-
-  begin(): void {}
-  end(): void {}
-
-  /** One micro-batch: teacher, forward, losses, backward. A graph that fits replays exactly this. */
-  async run(micro: WindowBatch, { weights, totals, at, sums }: PassInput): Promise<void> {
-    if (isEmpty(micro)) return; // no term reads any of it
-    const { tuned, loss } = this;
-    if (micro.teacher === null && loss.terms.some(({ teacher }) => teacher)) {
-      micro.teacher = await loss.teach(micro);
-    }
-    const made: { dispose(): void }[] = [];
-    try {
-      tuned.trainingPass({ step: at.step, microBatch: micro.index });
-      const student = withPhase('forward', () => loss.forward(micro));
-      made.push(student.outputs, ...student.hiddenStates.values());
-      await yieldToEventLoop();
-      scope(() => {
-        const { teacher } = micro;
-        const result = withPhase('losses', () =>
-          loss.compute({ micro, student, teacher, weights, totals, at }),
-        );
-        sums.add(result);
-        withPhase('backward', () => result.loss?.backward());
-      });
-    } finally {
-      tuned.trainingPass(null);
-      for (const tensor of made) tensor.dispose();
-    }
-    await synchronize();
-    forgetTeacher(micro, loss);
-  }
-
-  dispose(): void {
-    this.loss.dispose();
-  }
-}
-
-/** Whether no term reads any row of a micro-batch. */
-export function isEmpty({ selected }: WindowBatch): boolean {
-  return selected !== null && selected.rows.length === 0;
-}
-
-/** Gives back what the teacher made for a micro-batch. */
-export function forgetTeacher(micro: WindowBatch, loss: TaskLoss): void {
-  if (micro.teacher !== null) loss.forget(micro.teacher);
-  micro.teacher = null;
 }

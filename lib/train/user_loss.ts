@@ -11,7 +11,7 @@ import { synchronize, withPhase } from '../runtime.ts';
 import { yieldToEventLoop } from '../tasks/event_loop.ts';
 import { type HeadModel, teacherHead, teacherStates } from '../tasks/language_model.ts';
 import { collecting, scope, type Tensor, tensor } from '../tensor.ts';
-import type { PassInput } from './step.ts';
+import type { PassInput } from './pass.ts';
 import type { LossContext, LossFunction } from './types.ts';
 import type { WindowBatch } from './window.ts';
 

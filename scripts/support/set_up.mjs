@@ -7,19 +7,13 @@ import { checkPlatform, ensureNeeds, ensureTools } from './system.mjs';
 
 /**
  * Everything from a bare clone to a built library, one set-up at a time.
- * @param part 'test' where the tests' tools will run, which ask for a newer Node
  * @param tools the tools of checks to bring as well (needs.mjs)
  * @param targets the CMake targets to build where these tools are missing; the addon alone unless told otherwise
  * @param check false: leave the type check to a suite of its own, which need not stop the others
  * @returns the tools that the machine has to do without: [{ id, reason }]
  */
-export async function setUp({
-  part = 'build',
-  tools = [],
-  targets = () => ['balora'],
-  check = true,
-} = {}) {
-  checkPlatform(part);
+export async function setUp({ tools = [], targets = () => ['balora'], check = true } = {}) {
+  checkPlatform();
   return withLock(inRoot('build', '.setup.lock'), async () => {
     let without = [];
     await step('1/4', 'System packages', async () => {

@@ -4,6 +4,7 @@ import { spawn, spawnSync } from 'node:child_process';
 import { closeSync, mkdirSync, openSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { styleText } from 'node:util';
 
 export const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 export const inRoot = (...parts) => join(root, ...parts);
@@ -14,11 +15,11 @@ export class SetupError extends Error {
 }
 
 const tty = process.stdout.isTTY === true && !process.env.NO_COLOR;
-const paint = (code, text) => (tty ? `\x1b[${code}m${text}\x1b[0m` : text);
-export const bold = (text) => paint(1, text);
-export const green = (text) => paint(32, text);
-export const red = (text) => paint(31, text);
-export const yellow = (text) => paint(33, text);
+const paint = (style, text) => (tty ? styleText(style, text, { validateStream: false }) : text);
+export const bold = (text) => paint('bold', text);
+export const green = (text) => paint('green', text);
+export const red = (text) => paint('red', text);
+export const yellow = (text) => paint('yellow', text);
 
 export function say(text) {
   process.stdout.write(`${text}\n`);

@@ -347,11 +347,13 @@ export async function runSuites({ quick, only }, without) {
   for (const { name, failures } of rows) {
     for (const failure of failures ?? []) say(red(`${name}: ${failure}`));
   }
-  for (const { name, seconds, passed, failed, skipped } of rows) {
-    const state = failed > 0 ? red('failed') : skipped > 0 ? yellow('ok    ') : green('ok    ');
+  const { textTable } = await import('../../dist/cli/text_table.js');
+  const lines = rows.map(({ name, seconds, passed, failed, skipped }) => {
+    const state = failed > 0 ? red('failed') : skipped > 0 ? yellow('ok') : green('ok');
     const counts = `${passed} passed, ${failed} failed, ${skipped} skipped`;
-    say(`${state} ${name.padEnd(12)} ${counts.padEnd(42)} ${seconds.toFixed(1)} s`);
-  }
+    return [state, name, counts, `${seconds.toFixed(1)} s`];
+  });
+  say(textTable(lines, 'lllr'));
   sayLacks(rows);
   return sum(rows);
 }

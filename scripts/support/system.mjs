@@ -16,15 +16,13 @@ import {
 } from './packages.mjs';
 import { SetupError, say, yellow } from './shell.mjs';
 
-/**
- * Throws SetupError on a platform or Node that does not do; says when it is untested.
- * @param part 'build', or 'test' for the tools of the tests, which ask for a newer Node
- */
-export function checkPlatform(
-  part,
-  { platform = process.platform, arch = process.arch, node = process.versions.node } = {},
-) {
-  const message = nodeVersion.tooOld(part, node);
+/** Throws SetupError on a platform or Node that does not do; says when it is untested. */
+export function checkPlatform({
+  platform = process.platform,
+  arch = process.arch,
+  node = process.versions.node,
+} = {}) {
+  const message = nodeVersion.tooOld(node);
   if (message) throw new SetupError(message);
   const name = `${platform}-${arch}`;
   if (name === 'linux-x64') return;

@@ -25,7 +25,7 @@ import {
   Trainer,
 } from 'balora';
 import { line, readLines, shown, statistics } from '../statistics.mjs';
-import { barChart } from '../svg.mjs';
+import { barChart } from '../bar_chart.mjs';
 
 const { values: options } = parseArgs({
   options: {

@@ -11,7 +11,7 @@ interface Need {
   packages: Record<string, string[]>;
 }
 interface System {
-  checkPlatform(part: string, machine?: { platform?: string; arch?: string; node?: string }): void;
+  checkPlatform(machine?: { platform?: string; arch?: string; node?: string }): void;
   missingMessage(
     needs: Need[],
     machine?: { manager?: string | null; candidates?: Record<string, string> },
@@ -47,9 +47,9 @@ afterEach(() => {
 });
 
 /** What it prints about a machine. */
-function said(machine: { platform: string; arch: string; node?: string }, part = 'test'): string {
+function said(machine: { platform: string; arch: string; node?: string }): string {
   const write = vi.spyOn(process.stdout, 'write').mockReturnValue(true);
-  checkPlatform(part, { node: '22.1.0', ...machine });
+  checkPlatform({ node: '22.1.0', ...machine });
   return write.mock.calls.map(([text]) => String(text)).join('');
 }
 
@@ -62,20 +62,19 @@ it('takes linux-x64 in silence, and says of others that they are untested', () =
 it.each([
   [{ platform: 'win32', arch: 'x64' }, /^UnsupportedPlatform: .* this is win32-x64\.$/],
   [{ platform: 'linux', arch: 'ia32' }, /^UnsupportedPlatform: .* this is linux-ia32\.$/],
-  [{ node: '18.20.4' }, /^balora's tests need Node >= 20\.17, this is Node 18\.20\.4\.$/],
-  [{ node: '20.16.0' }, /^balora's tests need Node >= 20\.17, this is Node 20\.16\.0\.$/],
+  [{ node: '18.20.4' }, /^balora needs Node >= 20\.17, this is Node 18\.20\.4\.$/],
+  [{ node: '20.16.0' }, /^balora needs Node >= 20\.17, this is Node 20\.16\.0\.$/],
 ])('refuses %j by name', (machine, message) => {
   const check = () =>
-    checkPlatform('test', { ...{ platform: 'linux', arch: 'x64', node: '22.1.0' }, ...machine });
+    checkPlatform({ ...{ platform: 'linux', arch: 'x64', node: '22.1.0' }, ...machine });
   expect(check).toThrow(expect.objectContaining({ name: 'SetupError' }));
   expect(check).toThrow(message);
 });
 
-it('takes the oldest Nodes it names, the package that of running alone', () => {
+it("takes the oldest Node that it names, which is the package's", () => {
   expect(said({ platform: 'linux', arch: 'x64', node: '20.17.0' })).toBe('');
-  expect(said({ platform: 'linux', arch: 'x64', node: '20.0.0' }, 'build')).toBe('');
   const { engines } = JSON.parse(readFileSync('package.json', 'utf8')) as { engines: object };
-  expect(engines).toEqual({ node: '>=20' });
+  expect(engines).toEqual({ node: '>=20.17' });
 });
 
 describe('what a user needs', () => {

@@ -96,7 +96,7 @@ describe('the inheritance study', () => {
       expect(text).toContain('| LoRA | 2 | 0.625 ± 0.177 | 0.250 ± 0.000 | 0.750 ± 0.000 |');
       expect(readFileSync(at('report', 'report.md'), 'utf8')).toBe(text.replace(/\n$/, ''));
       const svg = readFileSync(at('report', 'noise20.svg'), 'utf8');
-      expect(svg).toContain('LoRA: 0.6250 ± 0.1768, 2 seeds');
+      expect(svg).toContain('>0.625 ± 0.177, 2 seeds<');
       expect(existsSync(at('report', 'clean.svg'))).toBe(false);
       // Runs that cannot be averaged are not.
       const mixed = [...runs, { ...run, seed: 3, accuracy: 1, settings: { trainRows: 60 } }];

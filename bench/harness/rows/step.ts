@@ -2,7 +2,6 @@
 import { readFileSync } from 'node:fs';
 import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../../../lib/adapters/config.ts';
-import type { Batch } from '../../../lib/data/collate.ts';
 import { getDefaultDevice, sharesProcessMemory } from '../../../lib/device.ts';
 import type { CausalLM } from '../../../lib/models/index.ts';
 import { sharedRows } from '../../../lib/models/shared_rows.ts';
@@ -22,33 +21,10 @@ import { attentionFlops, type StepShape, stepProducts, usefulFlops } from '../fl
 import { peakRate, productsSeconds } from '../products.ts';
 import type { Sizes } from '../shapes.ts';
 import { mean, median, spread, sum } from '../statistics.ts';
-import { openSubject, type SubjectOptions } from '../subject.ts';
+import type { Sequences, StepRowInput, StepSetup } from '../step_setup.ts';
+import { openSubject } from '../subject.ts';
 import type { StepRow, StepSplit, Workload } from '../types.ts';
 import { TimedSource, workloadData } from '../workload_batches.ts';
-
-export interface StepRowInput extends SubjectOptions {
-  readonly name: string;
-  readonly workload: Workload;
-  readonly dataFile?: string | undefined;
-  /** Steps that are measured, and steps before them. */
-  readonly steps: number;
-  readonly warmup: number;
-  /** Whether the products are timed too. */
-  readonly roofline: boolean;
-}
-
-/** What the steps need, made in the row's own process; `total` of them. */
-export interface StepSetup {
-  readonly trainer: Trainer;
-  readonly source: TimedSource<Sequences>;
-  readonly sizes: Sizes;
-  /** Of the model, for people. */
-  readonly name: string;
-  readonly notes: readonly string[];
-  readonly dispose: () => Promise<void>;
-}
-
-type Sequences = Pick<Batch, 'inputIds' | 'positions' | 'cuSeqlens'>;
 
 /** What one step told. */
 interface StepSample {

@@ -5,6 +5,7 @@ import { AdapterModel } from '../../adapters/adapter_model.ts';
 import { FullModel } from '../../adapters/full_model.ts';
 import { savedShape } from '../../adapters/peft_folder.ts';
 import type { TunedModel } from '../../adapters/tuned_model.ts';
+import type { MetricName } from '../../data/glue.ts';
 import { LabelledBatches, type LabelledOptions } from '../../data/labelled_batches.ts';
 import type { LabelKind, LabelScheme } from '../../data/labels.ts';
 import { resolveModel } from '../../io/hub.ts';
@@ -21,11 +22,19 @@ import type { Tokenizer } from '../../text/tokenizer.ts';
 import { copyHead, warmUpHead } from '../../train/head_warmup.ts';
 import { type DataOptions, loadOptions, type ModelLoadOptions, openData, warned } from '../load.ts';
 import type { Progress } from '../progress.ts';
+import { kTrainDefaults } from '../settings.ts';
 import { formatBytes } from '../terminal.ts';
 import type { TrainSettings } from '../train_options.ts';
-import { kTrainDefaults, type TrainSetup } from '../train_setup.ts';
-import type { Surroundings } from './cli_task.ts';
-import type { LabelledExamples } from './sequence_classification.ts';
+import type { Examples, Surroundings, TrainSetup } from './cli_task.ts';
+
+/** Options of labelled data, and of what is done to the head before tuning. */
+export interface LabelledExamples extends Examples {
+  readonly data: LabelledOptions;
+  readonly evalData: LabelledOptions;
+  /** Passes of the linear probe; 0: none. */
+  readonly headWarmupEpochs: number;
+  readonly metricForBestModel: MetricName | undefined;
+}
 
 /** A labelled file as micro-batches; warnings go to the user. */
 export async function openLabelled(

@@ -2,17 +2,20 @@
  * A task on the command line: which options are its own, how its data and models are opened for `train` and `evaluate`, and how
  * its numbers are shown. The commands know this interface alone; the list is list.ts.
  */
+import type { LoraConfigInput } from '../../adapters/config.ts';
 import type { Evaluation } from '../../eval/types.ts';
 import type { Model } from '../../models/index.ts';
+import type { TaskName } from '../../tasks/list.ts';
 import type { Task } from '../../tasks/task.ts';
 import type { Tokenizer } from '../../text/tokenizer.ts';
+import type { ResolvedMethod } from '../../train/methods.ts';
+import type { OptionsInput } from '../../train/options.ts';
 import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
 import type { ModelLoadOptions } from '../load.ts';
 import type { PlanStatistics } from '../plan_view.ts';
 import type { Progress } from '../progress.ts';
 import type { EvaluateSettings } from '../evaluate_options.ts';
 import type { TrainSettings } from '../train_options.ts';
-import type { TrainSetup } from '../train_setup.ts';
 
 /** The terminal, and the signal of an interrupt. */
 export interface Surroundings {
@@ -32,6 +35,20 @@ export interface CommonExamples {
 export interface Examples {
   readonly data: object;
   readonly evalData: object;
+}
+
+/** Settings sorted by who needs them. E is what the task makes of the options of its data. */
+export interface TrainSetup<E extends Examples = Examples> {
+  readonly task: TaskName;
+  readonly method: ResolvedMethod;
+  /** What a fresh adapter is made with; null for full fine-tuning. */
+  readonly adapter: LoraConfigInput | null;
+  /** Options of the Trainer. */
+  readonly training: OptionsInput;
+  /** Columns of files without header. */
+  readonly columns: readonly string[] | undefined;
+  /** Options of the data. */
+  readonly examples: E;
 }
 
 /** A run that is ready to begin, and what its plan says of the data. */

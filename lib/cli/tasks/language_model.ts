@@ -23,9 +23,8 @@ import {
 } from '../load.ts';
 import { fixed, formatBytes, formatSeconds } from '../terminal.ts';
 import type { TrainSettings } from '../train_options.ts';
-import { kTrainDefaults, listOf } from '../train_setup.ts';
-import type { TrainSetup } from '../train_setup.ts';
-import type { CliTask, Evaluated, Surroundings } from './cli_task.ts';
+import { kTrainDefaults, listOf } from '../settings.ts';
+import type { CliTask, Evaluated, Surroundings, TrainSetup } from './cli_task.ts';
 
 /** Template and fields of prompts and responses, those that are given. */
 export function formatOptions({

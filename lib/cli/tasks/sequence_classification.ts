@@ -14,25 +14,17 @@ import { classifierText } from '../evaluation_view.ts';
 import { loadOptions, warned } from '../load.ts';
 import type { Progress } from '../progress.ts';
 import { kLabelOptions, type TrainSettings } from '../train_options.ts';
-import { kTrainDefaults, listOf, pick } from '../train_setup.ts';
+import { kTrainDefaults, listOf, pick } from '../settings.ts';
 import {
+  type LabelledExamples,
   loadClassifier,
   loadTunedClassifier,
   openLabelled,
   type TrainedHead,
   trainedHead,
 } from './classifier_load.ts';
-import type { CliTask, Examples } from './cli_task.ts';
+import type { CliTask } from './cli_task.ts';
 import { namesOfHead, warnOfGuess } from './head_names.ts';
-
-/** Options of labelled data, and of what is done to the head before tuning. */
-export interface LabelledExamples extends Examples {
-  readonly data: LabelledOptions;
-  readonly evalData: LabelledOptions;
-  /** Passes of the linear probe; 0: none. */
-  readonly headWarmupEpochs: number;
-  readonly metricForBestModel: MetricName | undefined;
-}
 
 export const sequenceClassificationCli: CliTask<LabelledExamples> = {
   task: sequenceClassification,

@@ -1,10 +1,10 @@
 /** The diversity term: do not collapse onto a few outputs (BA-LoRA, arXiv 2408.04556). */
 import { nluDiversityLoss } from '../nlu_terms.ts';
-import { number, type ResolvedOf, whole } from '../options.ts';
+import { number, whole } from '../options.ts';
 import { diversityLoss } from '../plain.ts';
-import type { Term, TermDefinition } from '../term.ts';
+import type { TermDefinition } from '../term.ts';
 import { noteOnShape } from './classifier_notes.ts';
-import { growthAt, growthOptions } from './growth.ts';
+import { growingTerm, growthOptions } from './growth.ts';
 
 const classifierOptions = {
   /** Weight l2 (default 0; the `balora` preset sets .005, for a classifier .03). */
@@ -27,7 +27,7 @@ export const diversity: TermDefinition<typeof options> = {
   key: 'diversity',
   options,
   create: (given) => ({
-    ...common(given),
+    ...growingTerm('diversity', given.diversityWeight, given),
     value: ({ logits }) => diversityLoss(logits(), { topK: given.entropyTopK }),
     fused: { pass: 'entropy', topK: given.entropyTopK },
   }),
@@ -38,19 +38,8 @@ export const classifierDiversity: TermDefinition<typeof classifierOptions> = {
   key: 'diversity',
   options: classifierOptions,
   create: (given) => ({
-    ...common(given),
+    ...growingTerm('diversity', given.diversityWeight, given),
     value: ({ logits }) => nluDiversityLoss(logits()),
     noteOn: noteOnShape,
   }),
 };
-
-function common(
-  given: ResolvedOf<typeof classifierOptions>,
-): Pick<Term, 'key' | 'rows' | 'teacher' | 'weightAt'> {
-  return {
-    key: 'diversity',
-    rows: 'regularized',
-    teacher: false,
-    weightAt: (at) => given.diversityWeight * growthAt(given, at),
-  };
-}

@@ -1,6 +1,7 @@
 /** The schedule that the weights of diversity and SVD share: they grow from 0 in the course of a run. */
 import { choice, number, type ResolvedOf, whole } from '../options.ts';
 import { regularizerFactorAt, type StepOfRun } from '../schedules.ts';
+import type { Term } from '../term.ts';
 
 /** Options of the schedule. */
 export const growthOptions = {
@@ -30,8 +31,20 @@ export const growthOptions = {
   }),
 };
 
+/** The part of a term that all with this schedule have in common: they read no teacher, and their weight grows. */
+export function growingTerm(
+  key: string,
+  weight: number,
+  options: ResolvedOf<typeof growthOptions>,
+): Pick<Term, 'key' | 'rows' | 'teacher' | 'weightAt'> {
+  return {
+    ...{ key, rows: 'regularized', teacher: false },
+    weightAt: (at) => weight * growthAt(options, at),
+  };
+}
+
 /** The factor of the weight at a step, from 0 to 1. */
-export function growthAt(options: ResolvedOf<typeof growthOptions>, at: StepOfRun): number {
+function growthAt(options: ResolvedOf<typeof growthOptions>, at: StepOfRun): number {
   return regularizerFactorAt(options.regularizerSchedule, at, {
     warmupRatio: options.regularizerWarmupRatio,
     rampRatio: options.regularizerRampRatio,

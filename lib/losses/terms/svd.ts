@@ -1,10 +1,10 @@
 /** The SVD term: keep the informative directions of the outputs (BA-LoRA, arXiv 2408.04556). */
 import { nluSvdLoss } from '../nlu_terms.ts';
-import { choice, number, type ResolvedOf, whole } from '../options.ts';
+import { choice, number, whole } from '../options.ts';
 import { svdLoss } from '../plain.ts';
-import type { Term, TermDefinition } from '../term.ts';
+import type { TermDefinition } from '../term.ts';
 import { noteOnShape, noteOnTopK } from './classifier_notes.ts';
-import { growthAt, growthOptions } from './growth.ts';
+import { growingTerm, growthOptions } from './growth.ts';
 
 const shared = {
   /** Weight l3 (default 0; the `balora` preset sets .005, for a classifier .03). */
@@ -36,7 +36,7 @@ export const svd: TermDefinition<typeof options> = {
   key: 'svd',
   options,
   create: ({ svdTopK: k, svdNorm: norm, ...given }) => ({
-    ...common(given),
+    ...growingTerm('svd', given.svdWeight, given),
     value: ({ logits }) => svdLoss(logits(), { k, norm }),
     fused: { pass: 'singularValues', k, norm },
   }),
@@ -47,19 +47,8 @@ export const classifierSvd: TermDefinition<typeof classifierOptions> = {
   key: 'svd',
   options: classifierOptions,
   create: ({ svdTopK: k, ...given }) => ({
-    ...common(given),
+    ...growingTerm('svd', given.svdWeight, given),
     value: ({ logits }) => nluSvdLoss(logits(), { k }),
     noteOn: (shape) => noteOnShape(shape) ?? noteOnTopK(k, shape),
   }),
 };
-
-function common(
-  given: ResolvedOf<typeof shared>,
-): Pick<Term, 'key' | 'rows' | 'teacher' | 'weightAt'> {
-  return {
-    key: 'svd',
-    rows: 'regularized',
-    teacher: false,
-    weightAt: (at) => given.svdWeight * growthAt(given, at),
-  };
-}

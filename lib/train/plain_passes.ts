@@ -1,0 +1,59 @@
+/** Micro-batches computed op by op: teacher, forward, losses, backward. */
+import type { TunedModel } from '../adapters/tuned_model.ts';
+import type { Term } from '../losses/term.ts';
+import type { Model } from '../models/index.ts';
+import { synchronize, withPhase } from '../runtime.ts';
+import { yieldToEventLoop } from '../tasks/event_loop.ts';
+import type { TaskLoss } from '../tasks/task.ts';
+import { scope } from '../tensor.ts';
+import { forgetTeacher, isEmpty, type PassInput } from './pass.ts';
+import type { WindowBatch } from './window.ts';
+
+/** Micro-batches computed op by op. */
+export class PlainPasses {
+  readonly terms: readonly Term[];
+  readonly graphs = null;
+
+  constructor(
+    private readonly tuned: TunedModel<Model>,
+    readonly loss: TaskLoss,
+  ) {
+    this.terms = loss.terms;
+  }
+
+  begin(): void {}
+  end(): void {}
+
+  /** One micro-batch: teacher, forward, losses, backward. A graph that fits replays exactly this. */
+  async run(micro: WindowBatch, { weights, totals, at, sums }: PassInput): Promise<void> {
+    if (isEmpty(micro)) return; // no term reads any of it
+    const { tuned, loss } = this;
+    if (micro.teacher === null && loss.terms.some(({ teacher }) => teacher)) {
+      micro.teacher = await loss.teach(micro);
+    }
+    const made: { dispose(): void }[] = [];
+    try {
+      tuned.trainingPass({ step: at.step, microBatch: micro.index });
+      const student = withPhase('forward', () => loss.forward(micro));
+      made.push(student.outputs, ...student.hiddenStates.values());
+      await yieldToEventLoop();
+      scope(() => {
+        const { teacher } = micro;
+        const result = withPhase('losses', () =>
+          loss.compute({ micro, student, teacher, weights, totals, at }),
+        );
+        sums.add(result);
+        withPhase('backward', () => result.loss?.backward());
+      });
+    } finally {
+      tuned.trainingPass(null);
+      for (const tensor of made) tensor.dispose();
+    }
+    await synchronize();
+    forgetTeacher(micro, loss);
+  }
+
+  dispose(): void {
+    this.loss.dispose();
+  }
+}

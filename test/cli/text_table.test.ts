@@ -1,0 +1,34 @@
+import { expect, it } from 'vitest';
+import { textTable } from '../../lib/cli/text_table.ts';
+
+it('lays columns side by side, each as wide as its widest cell', () => {
+  const rows = [
+    ['', 'loss', 'time'],
+    ['LoRA', '3.25', '10 s'],
+    ['BA-LoRA', '12.5', '9 s'],
+  ];
+  expect(textTable(rows)).toBe(
+    ['         loss  time', 'LoRA     3.25  10 s', 'BA-LoRA  12.5  9 s'].join('\n'),
+  );
+  expect(textTable(rows, 'lr')).toBe(
+    ['         loss  time', 'LoRA     3.25  10 s', 'BA-LoRA  12.5   9 s'].join('\n'),
+  );
+  expect(textTable(rows, 'rl')).toBe(
+    ['         loss  time', '   LoRA  3.25  10 s', 'BA-LoRA  12.5  9 s'].join('\n'),
+  );
+});
+
+it('ends a row with its last cell, blanks that are its own included', () => {
+  expect(textTable([['a', 'b ', ''], ['aa'], ['', '', '']], 'lr')).toBe('a   b \naa\n');
+  expect(textTable([])).toBe('');
+});
+
+it('counts no columns for colours', () => {
+  const green = '\u001b[32mok\u001b[39m';
+  expect(
+    textTable([
+      [green, 'a'],
+      ['failed', 'b'],
+    ]),
+  ).toBe(`${green}      a\nfailed  b`);
+});
