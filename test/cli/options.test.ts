@@ -7,8 +7,9 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { METHOD_NAMES } from '../../lib/adapters/methods/registry.ts';
 import { addOptions, readOptions } from '../../lib/cli/command_options.ts';
 import { editDistance, nearest } from '../../lib/cli/nearest.ts';
-import { camel, kebab, toConfig } from '../../lib/cli/option_table.ts';
+import { toConfig } from '../../lib/cli/option_table.ts';
 import { kTrainOptions, type TrainSettings } from '../../lib/cli/train_options.ts';
+import { camel, kebab } from '../../lib/options/option.ts';
 
 let folder: string;
 beforeAll(async () => {

@@ -154,10 +154,10 @@ describe('balora train', () => {
   });
 
   it.each([
-    [['--lora-bias'], 'lora_bias needs init_lora_weights true or false, got "pissa"'],
-    [['--use-dora', '--lora-bias', '--method', 'lora'], 'lora_bias cannot go with use_dora'],
+    [['--lora-bias'], '--lora-bias needs --init-lora-weights true or false, got "pissa"'],
+    [['--use-dora', '--lora-bias', '--method', 'lora'], '--use-dora cannot go with --lora-bias'],
     [['--use-dora', '--export', 'residual'], 'export "residual" is not for DoRA'],
-    [['--layers-pattern', 'layers'], 'layers_pattern needs layers_to_transform'],
+    [['--layers-pattern', 'layers'], '--layers-pattern needs --layers-to-transform'],
     [['--modules-to-save', 'head'], 'modulesToSave ["head"] matches no module'],
     [['--capture-graphs'], 'captureGraphs: the device cpu has no graphs, they are for GPUs'],
     [['--optim', 'lion'], '--optim must be one of adamw, adafactor, sgd'],

@@ -2,7 +2,7 @@
 import { Batches, type BatchOptions } from '../../data/batches.ts';
 import { AutoModelForCausalLM, checkCausalLM, type CausalLM } from '../../models/index.ts';
 import { causalLm } from '../../tasks/causal_lm.ts';
-import { kTrainDefaults } from '../train_setup.ts';
+import { kTrainDefaults } from '../train_options.ts';
 import { formatOptions, languageModelCli } from './language_model.ts';
 
 export const causalLmCli = languageModelCli<CausalLM, BatchOptions>({

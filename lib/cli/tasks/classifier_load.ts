@@ -23,7 +23,8 @@ import { type DataOptions, loadOptions, type ModelLoadOptions, openData, warned 
 import type { Progress } from '../progress.ts';
 import { formatBytes } from '../terminal.ts';
 import type { TrainSettings } from '../train_options.ts';
-import { kTrainDefaults, type TrainSetup } from '../train_setup.ts';
+import { kTrainDefaults } from '../train_options.ts';
+import { type TrainSetup } from '../train_setup.ts';
 import type { Surroundings } from './cli_task.ts';
 import type { LabelledExamples } from './sequence_classification.ts';
 

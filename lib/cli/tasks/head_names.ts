@@ -7,7 +7,7 @@ import { type LabelScheme, placesIn } from '../../data/labels.ts';
 import type { TrainedHead } from './classifier_load.ts';
 import type { Progress } from '../progress.ts';
 import type { TrainSettings } from '../train_options.ts';
-import { listOf } from '../train_setup.ts';
+import { listOf } from '../option_table.ts';
 
 /** What the user says of the labels. */
 type Said = Pick<TrainSettings, 'numLabels' | 'labelNames' | 'glue'>;

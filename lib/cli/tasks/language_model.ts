@@ -23,7 +23,8 @@ import {
 } from '../load.ts';
 import { fixed, formatBytes, formatSeconds } from '../terminal.ts';
 import type { TrainSettings } from '../train_options.ts';
-import { kTrainDefaults, listOf } from '../train_setup.ts';
+import { listOf } from '../option_table.ts';
+import { kTrainDefaults } from '../train_options.ts';
 import type { TrainSetup } from '../train_setup.ts';
 import type { CliTask, Evaluated, Surroundings } from './cli_task.ts';
 
