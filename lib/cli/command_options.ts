@@ -49,21 +49,19 @@ function flagsOf(key: string, option: Option): Flag[] {
   return [new Flag(`--${name} <${placeholder}>`, text).helpGroup(heading)];
 }
 
-/** The name under which another program has the option: it is no flag, and the message says which one is. */
+/** Refuses the name under which other programs have an option, with ours. */
 function refuseAlias(command: Command, alias: string, name: string): void {
-  // Some are an option of this command under another meaning.
-  if (command.options.some(({ long }) => long === `--${alias}`)) return;
   command.addOption(new Flag(`--${alias} [value]`).hideHelp());
   command.on(`option:${alias}`, () => {
     throw new ArgumentError(`unknown option --${alias} (did you mean --${name}?)`);
   });
 }
 
-/** What holds where the flag is not given, behind its help: that of a language model, and where another task has another. */
+/** The default, behind the help: that of a language model, and where another task has another. */
 function hint(key: string, option: Option): string {
   if (option.required) return ' (required)';
-  const standard = defaultOf(option);
-  if (!isShown(standard) || kPresets.has(key)) return '';
+  const standard = shownDefault(key, option);
+  if (!isShown(standard)) return '';
   const others = TASK_NAMES.filter((task) => defaultOf(option, { task }) !== standard).map(
     (task) => `; of ${task} ${defaultOf(option, { task })}`,
   );
@@ -77,6 +75,18 @@ const kPresets = new Set(
     ...Object.values(regularizers).flatMap((weights) => Object.keys(weights)),
   ]),
 );
+
+/** What holds where an option is not given, whatever the method; undefined: nothing of that kind. */
+function shownDefault(key: string, option: Option): unknown {
+  return kPresets.has(key) ? undefined : (defaultOf(option) ?? undefined);
+}
+
+/** The same of all options of a table. */
+export function shownDefaults(table: OptionTable): Record<string, unknown> {
+  return Object.fromEntries(
+    Object.entries(table).map(([key, option]) => [key, shownDefault(key, option)]),
+  );
+}
 
 /**
  * The values of a parsed command: flags over the configuration file.

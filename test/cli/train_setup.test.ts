@@ -56,6 +56,7 @@ describe('trainSetup', () => {
         regularizerSchedule: 'constant',
       },
       ...{ initLoraWeights: 'gaussian', targetModules: ['x'], adamBeta1: 0.5, adamBeta2: 0.6 },
+      ...{ momentum: 0.5 },
       ...{
         layersToTransform: [1],
         layersPattern: 'layers',
@@ -65,7 +66,15 @@ describe('trainSetup', () => {
       ...{ lrSchedulerKwargs: { numCycles: 2 }, consistencyWeightMin: 0.01 },
       ...{ useDora: true, loraBias: true, useRslora: true, excludeModules: ['x'] },
       ...{ rankPattern: { x: 2 }, alphaPattern: { x: 2 } },
-      ...{ overwrite: true, resume: true, packing: true, shuffle: false, columns: ['x'] },
+      ...{
+        overwrite: true,
+        resume: true,
+        cacheTeacher: true,
+        captureGraphs: true,
+        packing: true,
+        shuffle: false,
+        columns: ['x'],
+      },
     };
     const needs: Record<string, Partial<TrainSettings>> = {
       loraBias: { method: 'lora' },
@@ -87,7 +96,9 @@ describe('trainSetup', () => {
     for (const key of ['maxSourceLength', 'maxTargetLength'] as const) {
       expect(handedOn({ ...seq2seq, [key]: 7 }), key).not.toBe(handedOn(seq2seq));
     }
-    const classifier = { task: 'sequence-classification', output: 'o' } as const;
+    const classifier = {
+      ...{ task: 'sequence-classification', output: 'o', evalData: 'e' },
+    } as const;
     for (const [key, value] of Object.entries(labelled)) {
       expect(handedOn({ ...classifier, [key]: value }), key).not.toBe(handedOn(classifier));
     }
