@@ -129,10 +129,15 @@ function shown(value: unknown): string {
   if (typeof value === 'number' || typeof value === 'bigint') return String(value);
   if (typeof value === 'function') return 'a function';
   try {
-    return JSON.stringify(value) ?? String(value);
+    return JSON.stringify(value, (_, part) => finite(part)) ?? String(value);
   } catch {
     return String(value);
   }
+}
+
+/** JSON has no word for numbers that are not finite. */
+function finite(part: unknown): unknown {
+  return typeof part === 'number' && !Number.isFinite(part) ? String(part) : part;
 }
 
 /**

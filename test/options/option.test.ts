@@ -72,6 +72,7 @@ describe('a check', () => {
     expect(() => checkValue('x', kTable.learningRate, Number.NaN)).toThrow(
       /^x must be a number >= 0, got NaN$/,
     );
+    expect(() => checkValue('x', kTable.form, [Number.NaN])).toThrow(/, got \["NaN"\]$/);
     const circle: unknown[] = [];
     circle.push(circle);
     for (const odd of [() => 1, Symbol('s'), 1n, circle, new Map()]) {
