@@ -7,14 +7,13 @@ import { group, type ValuesOf } from '../options/option.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import { openData } from './load.ts';
+import { listOf } from './option_table.ts';
 import type { CliContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { listTensors, tensorTable } from './tensor_view.ts';
 import { hasColour, styler } from './terminal.ts';
 import { colouredTokens, tokenTable } from './token_view.ts';
-import { kExampleOptions } from './train_options.ts';
-import { listOf } from './option_table.ts';
-import { kTrainDefaults } from './train_options.ts';
+import { kExampleOptions, kTrainDefaults } from './train_options.ts';
 
 const kRow = 0;
 

@@ -44,7 +44,9 @@ export async function identityOf(
     ...(input.terms !== undefined &&
       input.terms.length > 0 && { terms: input.terms.map(({ key }) => key) }),
     ...(input.afterBackward !== undefined && { afterBackward: true }),
-    ...partOf({ ...outputOptions, ...preparationOptions, ...bestOptions }, input),
+    ...partOf(outputOptions, options.output),
+    // Their defaults depend on the model: what was given counts.
+    ...partOf({ ...preparationOptions, ...bestOptions }, input),
     ...input.tuned.identity(),
   };
 }

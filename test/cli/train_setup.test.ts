@@ -87,9 +87,11 @@ describe('trainSetup', () => {
     for (const key of ['maxSourceLength', 'maxTargetLength'] as const) {
       expect(handedOn({ ...seq2seq, [key]: 7 }), key).not.toBe(handedOn(seq2seq));
     }
-    const classifier = {
-      ...{ task: 'sequence-classification', output: 'o', evalData: 'e' },
-    } as const;
+    const classifier: Partial<TrainSettings> = {
+      task: 'sequence-classification',
+      output: 'o',
+      evalData: 'e',
+    };
     for (const [key, value] of Object.entries(labelled)) {
       expect(handedOn({ ...classifier, [key]: value }), key).not.toBe(handedOn(classifier));
     }

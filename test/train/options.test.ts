@@ -139,7 +139,7 @@ describe('resolved options', () => {
   });
 
   it('take a size in words, and options of a schedule in either spelling', () => {
-    const given = { memoryBudget: '2KiB', lrSchedulerKwargs: { min_lr: 1 } } as OptionsInput;
+    const given = { memoryBudget: '2KiB', lrSchedulerKwargs: { min_lr: 1 } } as object;
     const { resources, optimization } = resolveOptions({
       ...given,
       lrSchedulerType: 'cosine_with_min_lr',

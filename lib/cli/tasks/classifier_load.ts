@@ -22,9 +22,8 @@ import { copyHead, warmUpHead } from '../../train/head_warmup.ts';
 import { type DataOptions, loadOptions, type ModelLoadOptions, openData, warned } from '../load.ts';
 import type { Progress } from '../progress.ts';
 import { formatBytes } from '../terminal.ts';
-import type { TrainSettings } from '../train_options.ts';
-import { kTrainDefaults } from '../train_options.ts';
-import { type TrainSetup } from '../train_setup.ts';
+import { kTrainDefaults, type TrainSettings } from '../train_options.ts';
+import type { TrainSetup } from '../train_setup.ts';
 import type { Surroundings } from './cli_task.ts';
 import type { LabelledExamples } from './sequence_classification.ts';
 

@@ -22,9 +22,8 @@ import {
   warned,
 } from '../load.ts';
 import { fixed, formatBytes, formatSeconds } from '../terminal.ts';
-import type { TrainSettings } from '../train_options.ts';
 import { listOf } from '../option_table.ts';
-import { kTrainDefaults } from '../train_options.ts';
+import { kTrainDefaults, type TrainSettings } from '../train_options.ts';
 import type { TrainSetup } from '../train_setup.ts';
 import type { CliTask, Evaluated, Surroundings } from './cli_task.ts';
 
