@@ -36,9 +36,9 @@ const kDefaultRank = 8;
 export interface PeftForm {
   /** A value as the file holds it. Default: as it is. */
   toPeft?(value: never): PythonJson;
-  /** What the file may hold, where that is more than a caller may give. */
+  /** Values that the file may hold, where these are more than a caller may give. */
   readonly inPeft?: z.ZodType;
-  /** What holds where a file does not have the key. Default: the default. */
+  /** The value where a file does not have the key. Default: the option's default. */
   readonly absentInPeft?: unknown;
 }
 
@@ -230,7 +230,7 @@ const refusal = (config: Values): readonly [option: string, wanted: string] | nu
 
 type Values = ResolvedOf<LoraOptions>;
 
-/** What they must not be at once, as PEFT has it. */
+/** Combinations that are refused, as PEFT refuses them. */
 export const loraChecks: readonly Check<Values>[] = [
   {
     when: (config) => selectedVariants(config).length > 1,

@@ -76,7 +76,7 @@ const kPresets = new Set(
   ]),
 );
 
-/** What holds where an option is not given, whatever the method; undefined: nothing of that kind. */
+/** The default of an option, whatever the method; undefined: there is no such value. */
 function shownDefault(key: string, option: Option): unknown {
   return kPresets.has(key) ? undefined : (defaultOf(option) ?? undefined);
 }

@@ -218,7 +218,7 @@ export const kTrainOptions = withFlags({
 
 export type TrainSettings = ValuesOf<typeof kTrainOptions>;
 
-/** What the command line chooses where the library leaves the choice open. */
+/** Choices of the command line where the library leaves them open. */
 export const kTrainDefaults = defaultsOf({
   method: kTrainOptions.method,
   dtype: kTrainOptions.dtype,

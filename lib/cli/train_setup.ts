@@ -57,7 +57,7 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
     seed,
     runConfig: toConfig({ ...kTrainDefaults, ...settings }),
   };
-  // What is wrong with it is said before a model is loaded.
+  // Bad options are refused before a model is loaded.
   resolveOptions({ ...training, ...pick(settings, ['evalData']) }, task.task.name);
   return {
     task: task.task.name,

@@ -75,7 +75,7 @@ export interface TermDefinition<S extends OptionTable = OptionTable> {
   readonly key: string;
   /** Options in the order of the help; `<key>Weight` is the one that switches the term on. */
   readonly options: S;
-  /** What its options must not be at once. Default: they all go together. */
+  /** Combinations of its options that are refused. Default: none. */
   readonly checks?: readonly Check<ResolvedOf<S>>[];
   create(options: ResolvedOf<S>): Term;
 }

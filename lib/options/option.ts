@@ -49,7 +49,7 @@ export interface Kind<T = unknown, R = T> {
   fromText(text: string): unknown;
   /** The same for a value of a configuration file. Default: it is the value. */
   fromFile?(value: unknown): unknown;
-  /** What a configuration file may hold, where that is not what the schema takes. */
+  /** Values that a configuration file may hold, where these are others than the schema takes. */
   readonly fileSchema?: z.ZodType;
   /** The form in which a checked value is worked with. Default: it is the value. */
   normalize?(value: T): R;
@@ -176,7 +176,7 @@ export function identityOfTable(
   return Object.fromEntries(parts);
 }
 
-/** Something that values of several options must not be at once. It stands beside the table of these options. */
+/** A combination of values that is refused. It stands beside the table of these options. */
 export interface Check<V> {
   when(values: V): boolean;
   /** @param name the caller's spelling of an option's name */

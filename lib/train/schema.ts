@@ -228,7 +228,7 @@ export const outputOptions = group(kOutputGroup, {
   }),
 });
 
-/** What was done to a model before its run. */
+/** The past of the model that is trained. */
 export const preparationOptions = group(kOutputGroup, {
   /**
    * Anything JSON that was done to the model before, such as a head's warm-up, and that a run's numbers depend on: a checkpoint
@@ -242,10 +242,10 @@ export const preparationOptions = group(kOutputGroup, {
   }),
 });
 
-/** What a run spends. */
+/** Memory and time that a run may spend. */
 export const resourceOptions = group('Resources', {
   /**
-   * What the process may hold: `max` (the fastest plan), `min` (the smallest), or bytes. The losses are the same,
+   * Memory that the process may hold: `max` (the fastest plan), `min` (the smallest), or bytes. The losses are the same,
    * the gradients but for rounding. Default: what the model's own settings say (`layerKeep`: `lean`).
    */
   memoryBudget: size({
@@ -298,7 +298,7 @@ export const bestOptions = group(kOutputGroup, {
   }),
 });
 
-/** What makes a run repeatable. */
+/** The seed, by which a run repeats. */
 export const seedOptions = group('Model and data', {
   /**
    * Kept with the run and compared when it is resumed; nothing is drawn from it. The adapter's first values and dropout come of
@@ -322,10 +322,10 @@ export const trainerOptions = {
   ...seedOptions,
 };
 
-/** What the checks of several options look at: their values, and whether there are held-out examples. */
+/** Values that {@link trainerChecks} look at: the options', and whether there are held-out examples. */
 type TogetherInput = InputOf<typeof trainerOptions> & { readonly evalData?: unknown };
 
-/** What options of a run must not be at once. */
+/** Combinations of a run's options that are refused. */
 export const trainerChecks: readonly Check<TogetherInput>[] = [
   {
     when: ({ overwrite, resume }) => overwrite === true && resume === true,

@@ -1,5 +1,5 @@
 /**
- * What goes into a training run and what comes out of it: options in transformers' names (declared in schema.ts), one record a
+ * The input of a training run and what comes out of it: options in transformers' names (declared in schema.ts), one record a
  * step, events. The command line is a thin layer on these; nothing here computes.
  */
 import type { Batch } from '../data/collate.ts';
@@ -35,7 +35,7 @@ export interface OutputOptions
   extends InputOf<typeof outputOptions>,
     InputOf<typeof preparationOptions> {}
 
-/** What a run spends. */
+/** Memory and time that a run may spend. */
 export interface ResourceOptions extends InputOf<typeof resourceOptions> {}
 
 /** What a loss of the user's own gives: the mean over the micro-batch's supervised rows, and what to report. */
