@@ -259,8 +259,8 @@ export const resourceOptions = group('Resources', {
   }),
   /**
    * Run the teacher once for each sequence and keep what the consistency term needs of it, on disk: of a row C numbers in f32
-   * (f64 beside f64) and an entropy in f64. For runs of several epochs, with a frozen head without soft-capping. Default
-   * false.
+   * (f64 beside f64) and an entropy in f64. For runs of several epochs, with a frozen head without soft-capping.
+   * Default false.
    */
   cacheTeacher: onOff({
     default: false,
