@@ -75,6 +75,8 @@ const switches = Object.fromEntries(
   ),
 ) as unknown as SwitchOptions;
 
+const kStartWords = START_NAMES.filter((name) => startNamed(name) !== null);
+
 const init = z.union([
   z.boolean(),
   z.string().refine((name) => name === 'lora' || startNamed(name) !== null),
@@ -153,7 +155,8 @@ const start = {
       placeholder: 'name',
       choices: START_NAMES,
       fromText: (given) => (given === 'true' ? true : given === 'false' ? false : given),
-      fileSchema: z.union([z.boolean(), z.string()]),
+      // The words are what an editor offers; a start may have a number in its name.
+      fileSchema: z.union([z.boolean(), z.enum(kStartWords), z.string()]),
       normalize: (given: unknown) => (given === 'lora' ? true : (given as InitLoraWeights)),
       default: true,
       help: 'start of the adapter',

@@ -31,6 +31,14 @@ describe('the schema of a configuration file', () => {
       type: ['integer', 'null'],
       minimum: 1,
     });
+    expect(properties['init-lora-weights']).toMatchObject({
+      anyOf: [
+        { type: 'boolean' },
+        { type: 'string', enum: ['gaussian', 'pissa'] },
+        { type: 'string' },
+        { type: 'null' },
+      ],
+    });
     expect(properties.optim).toMatchObject({ enum: ['adamw', 'adafactor', 'sgd', null] });
     expect(Object.keys(properties).length).toBe(Object.keys(table).length + 1);
   });
@@ -65,6 +73,9 @@ describe('the schema of a configuration file', () => {
     { 'metric-for-best-model': 'none' },
     { 'metric-for-best-model': 'loss' },
     { 'metric-for-best-model': 'bleu' },
+    { 'init-lora-weights': true },
+    { 'init-lora-weights': 'pissa_niter_4' },
+    { 'init-lora-weights': 3 },
     { 'layers-to-transform': 1 },
     { 'layers-to-transform': [1, 2] },
     { 'layers-to-transform': [-1] },
