@@ -34,7 +34,9 @@ function fill(page, commands, check) {
   const [begin, end] = [before.indexOf(kBegin), before.indexOf(kEnd)];
   if (begin < 0 || end < begin) throw new SetupError(`${target} lacks ${kBegin} and ${kEnd}`);
   const head = before.slice(0, begin + kBegin.length);
-  const sections = program.commands.map((command) => section(program, command));
+  const sections = program.commands
+    .filter(({ options }) => options.length > 0)
+    .map((command) => section(program, command));
   const text = `${head}\n\n${sections.join('\n\n')}\n\n${before.slice(end)}`;
   if (!check) {
     writeFileSync(target, text);

@@ -45,6 +45,8 @@ const kLibRooms: Record<string, string[]> = {
   // A number that data, ops, losses and the bench share.
   ignored_target: [],
   native: ['errors'],
+  // What an option is: terms, adapters, the trainer and the command line declare theirs with it.
+  options: ['errors'],
   tensor: ['native', 'errors'],
   ops: ['tensor', 'native', 'errors'],
   io: ['tensor', 'native', 'errors'],
@@ -52,22 +54,22 @@ const kLibRooms: Record<string, string[]> = {
   text: ['io', 'errors'],
   data: ['text', 'ignored_target', 'errors'],
   models: ['nn', 'io', 'ops', 'tensor', 'errors'],
-  adapters: ['models', 'nn', 'io', 'ops', 'tensor', 'errors'],
-  losses: ['ops', 'tensor', 'ignored_target', 'errors'],
+  adapters: ['models', 'nn', 'io', 'ops', 'tensor', 'options', 'errors'],
+  losses: ['ops', 'tensor', 'ignored_target', 'options', 'errors'],
   optim: ['nn', 'ops', 'tensor', 'errors'],
   eval: ['losses', 'adapters', 'models', 'data', 'text', 'nn', 'io', 'ops', 'tensor', 'errors'],
   // The list of tasks: what differs between language models, encoder-decoders and classifiers.
   tasks: [
     ...['eval', 'losses', 'adapters', 'models', 'data', 'text'],
-    ...['nn', 'io', 'ops', 'tensor', 'errors'],
+    ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
   train: [
     ...['tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
-    ...['nn', 'io', 'ops', 'tensor', 'errors'],
+    ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
   cli: [
     ...['train', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
-    ...['nn', 'io', 'ops', 'tensor', 'errors'],
+    ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
 };
 /** Files at the top of lib/ that belong to a room with another name. */
@@ -88,7 +90,7 @@ const kPackages: Record<string, string[]> = {
   hyparquet: ['data'],
   commander: ['cli', 'bench'],
   yaml: ['cli'],
-  zod: ['models', 'text', 'adapters', 'train', 'cli', 'bench'],
+  zod: ['models', 'text', 'options', 'adapters', 'train', 'bench'],
 };
 
 function filesBelow(folder: string, ending: RegExp): string[] {

@@ -6,11 +6,11 @@ import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { Command } from 'commander';
 import { addOptions, readOptions } from '../../lib/cli/command_options.ts';
-import type { OptionRow, OptionValues } from '../../lib/cli/option_table.ts';
-import { choice, integer, names, number, text } from '../../lib/cli/option_types.ts';
 import type { CliContext, CommandModule } from '../../lib/cli/program.ts';
 import { ArgumentError } from '../../lib/errors.ts';
 import { writeFileAtomic } from '../../lib/io/files.ts';
+import { choice, names, number, text, whole } from '../../lib/options/kinds.ts';
+import { group, type ValuesOf } from '../../lib/options/option.ts';
 import { compareReports, readReport } from './compare.ts';
 import type { BenchOptions } from './options.ts';
 import { runBench } from './run.ts';
@@ -23,46 +23,58 @@ const kOutput = 'build/bench/latest.json';
 const kMargin = 0.1;
 
 const kBenchOptions = {
-  only: {
-    type: names(),
-    help: 'rows (balora-4x512, a beginning with *) or groups: all, steps, micro, pissa, start, growth',
-    group: 'What',
-  },
-  dtype: { type: choice('bf16', 'f32'), help: 'type of base and activations', group: 'What' },
-  shape: { type: choice(...kShapeNames), help: 'shape of the random weights', group: 'What' },
-  device: { type: text('device'), help: 'cpu, cuda or cuda:N', group: 'What' },
-  model: { type: text('path'), help: 'a model instead of random weights', group: 'What' },
-  data: {
-    type: text('file'),
-    help: "GSM8K's train.jsonl for the gsm8k rows (with --model); else rows of the same lengths",
-    group: 'What',
-  },
-  steps: { type: integer(1), help: 'measured steps of a training row', group: 'What' },
-  torch: {
-    type: text('python'),
-    help: 'a Python with torch: run the PyTorch recipe in turns with balora and report the ratio',
-    group: 'Against',
-  },
-  pairs: { type: integer(1), help: 'pairs of runs beside torch', group: 'Against' },
-  torchSteps: {
-    type: integer(1),
-    help: "measured steps of each of torch's runs; on rows of many lengths as many as balora's",
-    group: 'Against',
-  },
-  compare: {
-    type: text('file'),
-    help: 'an earlier JSON: show ratios, fail on a regression past the margin',
-    group: 'Against',
-  },
-  margin: { type: number(0), help: 'share by which a figure may be worse', group: 'Against' },
-  json: {
-    type: text('file'),
-    help: 'where the JSON goes; - for standard output alone',
-    group: 'Output',
-  },
-} satisfies Record<string, OptionRow>;
+  ...group('What', {
+    only: {
+      ...names({
+        help: 'rows (balora-4x512, a beginning with *) or groups: all, steps, micro, pissa, start, growth',
+      }),
+      default: 'all',
+    },
+    dtype: choice({
+      choices: ['bf16', 'f32'],
+      default: 'bf16',
+      help: 'type of base and activations',
+    }),
+    shape: choice({
+      choices: kShapeNames,
+      default: 'smollm2-135m',
+      help: 'shape of the random weights',
+    }),
+    device: text({ placeholder: 'device', help: 'cpu, cuda or cuda:N' }),
+    model: text({ placeholder: 'path', help: 'a model instead of random weights' }),
+    data: text({
+      placeholder: 'file',
+      help: "GSM8K's train.jsonl for the gsm8k rows (with --model); else rows of the same lengths",
+    }),
+    steps: whole({ least: 1, default: 5, help: 'measured steps of a training row' }),
+  }),
+  ...group('Against', {
+    torch: text({
+      placeholder: 'python',
+      help: 'a Python with torch: run the PyTorch recipe in turns with balora and report the ratio',
+    }),
+    pairs: whole({ least: 1, default: 3, help: 'pairs of runs beside torch' }),
+    torchSteps: whole({
+      least: 1,
+      default: 2,
+      help: "measured steps of each of torch's runs; on rows of many lengths as many as balora's",
+    }),
+    compare: text({
+      placeholder: 'file',
+      help: 'an earlier JSON: show ratios, fail on a regression past the margin',
+    }),
+    margin: number({ least: 0, default: kMargin, help: 'share by which a figure may be worse' }),
+  }),
+  ...group('Output', {
+    json: text({
+      placeholder: 'file',
+      default: kOutput,
+      help: 'where the JSON goes; - for standard output alone',
+    }),
+  }),
+};
 
-type BenchSettings = OptionValues<typeof kBenchOptions>;
+type BenchSettings = ValuesOf<typeof kBenchOptions>;
 
 /** Adds the command to a program of its own, whose help shows it as it is called in a clone. */
 export const addBench: CommandModule = (program, context, run) => {
@@ -71,12 +83,7 @@ export const addBench: CommandModule = (program, context, run) => {
     .command('bench')
     .usage('-- [options]')
     .description('measure speed and memory of training and of the kernels on this machine');
-  addOptions(command, kBenchOptions, {
-    defaults: {
-      ...{ only: 'all', dtype: 'bf16', shape: 'smollm2-135m', steps: 5, pairs: 3, torchSteps: 2 },
-      ...{ margin: kMargin, json: kOutput },
-    },
-  });
+  addOptions(command, kBenchOptions);
   command.action(
     run(async (_: unknown, self: Command) =>
       bench(await readOptions(self, kBenchOptions), context),

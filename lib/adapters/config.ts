@@ -6,80 +6,57 @@
  * an adapter that loads and computes something else is worse than one that does not load.
  */
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
-import { ConfigReader, type Raw } from './config_reader.ts';
+import {
+  checkTogether,
+  checkValue,
+  complaint,
+  defaultOf,
+  identityOfTable,
+  type InputOf,
+  normalized,
+  type Option,
+  optionCalled,
+  type ResolvedOf,
+  snake,
+} from '../options/option.ts';
+import {
+  ALL_LINEAR,
+  loraChecks,
+  type LoraInputOptions,
+  loraOptions,
+  type PeftForm,
+} from './lora_options.ts';
 import {
   type InitLoraWeights,
-  METHOD_OPTION_NAMES,
   type MethodSwitches,
   scalingOf,
-  selectedVariants,
   startNamed,
 } from './methods/registry.ts';
-import { compareCodePoints, PythonFloat, type PythonJson, pythonJson } from './python_json.ts';
-import { INIT_CHOICES, type StartFunction } from './starts.ts';
+import { type PythonJson, pythonJson } from './python_json.ts';
 
-export type { InitLoraWeights };
+export { ALL_LINEAR, type InitLoraWeights };
 
 /**
  * An adapter's configuration as a user writes it; PEFT's snake case spelling of every key is accepted as well. The switches of
  * the methods (`useRslora`, `useDora`, ...) are declared in their files.
  */
-export interface LoraConfigInput extends Partial<MethodSwitches> {
-  /** Rank (default 8, as in PEFT). */
-  r?: number;
-  /** Scale of the update: alpha / r, unless a method scales otherwise (default 8). May be fractional. */
-  loraAlpha?: number;
-  /** Share of the pair's inputs that training drops (default 0). */
-  loraDropout?: number;
-  /** Trailing module names, one regular expression for the whole path, or "all-linear" (default). */
-  targetModules?: readonly string[] | string;
-  excludeModules?: readonly string[] | string | null;
-  /** Regular expressions of module paths with their own rank or alpha; the first match in the order given counts. */
-  rankPattern?: Readonly<Record<string, number>>;
-  alphaPattern?: Readonly<Record<string, number>>;
-  /** How A and B start: by name (docs/adapters.md), or a function that is given all modules (default true). */
-  initLoraWeights?: InitLoraWeights | StartFunction;
-  /** Trailing names of modules that are trained and kept whole, in the place of the base's. */
-  modulesToSave?: readonly string[] | null;
-  /** Block numbers to adapt, all if absent; `layersPattern` names the list that they count (default: any). */
-  layersToTransform?: readonly number[] | number | null;
-  layersPattern?: readonly string[] | string | null;
-  taskType?: string | null;
-  baseModelNameOrPath?: string | null;
-  revision?: string | null;
-}
+export interface LoraConfigInput extends InputOf<LoraInputOptions> {}
 
 /** A checked configuration, every field present. Patterns are lists: their order decides and objects do not keep it. */
-export interface LoraConfig extends MethodSwitches {
-  readonly r: number;
-  readonly loraAlpha: number;
-  readonly loraDropout: number;
-  readonly targetModules: readonly string[] | string | null;
-  readonly excludeModules: readonly string[] | string | null;
-  readonly rankPattern: readonly (readonly [pattern: string, r: number])[];
-  readonly alphaPattern: readonly (readonly [pattern: string, alpha: number])[];
-  /** In the order given, PEFT's repetitions included. */
-  readonly modulesToSave: readonly string[] | null;
-  /** In a file also an initialisation that only PEFT knows, kept as text: the tensors are loaded over it. */
-  readonly initLoraWeights: InitLoraWeights | StartFunction | (string & {});
-  readonly layersToTransform: readonly number[] | null;
-  readonly layersPattern: readonly string[] | string | null;
-  readonly fanInFanOut: boolean;
-  readonly inferenceMode: boolean;
-  readonly taskType: string | null;
-  readonly baseModelNameOrPath: string | null;
-  readonly revision: string | null;
-}
+export interface LoraConfig extends Readonly<ResolvedOf<typeof loraOptions>> {}
 
-/** `targetModules` that means every linear module of the blocks. */
-export const ALL_LINEAR = 'all-linear';
+/** A configuration as it came, in snake case. */
+type Raw = Record<string, unknown>;
 
 /** The PEFT release whose adapter_config.json is written. */
 const kPeftVersion = '0.21.2';
-const kDefaultRank = 8;
 
-/** The methods' switches by their keys in PEFT's files. */
-const kSwitches = new Map(METHOD_OPTION_NAMES.map((name) => [snakeCase(name), name]));
+/** The options by their keys in PEFT's files. */
+const kByKey = new Map(
+  Object.entries(loraOptions as Readonly<Record<string, Option & PeftForm>>).map(
+    ([name, option]) => [snake(name), { name, option }],
+  ),
+);
 
 /** Keys that change nothing in what an adapter computes. */
 const kIgnored = new Set([
@@ -110,49 +87,34 @@ const kUnsupported: Record<string, PythonJson> = {
   use_qalora: false,
   velora_config: null,
 };
-const kUnderstood = new Set([
-  'r',
-  'lora_alpha',
-  'lora_dropout',
-  'target_modules',
-  'exclude_modules',
-  'rank_pattern',
-  'alpha_pattern',
-  'modules_to_save',
-  'init_lora_weights',
-  'layers_to_transform',
-  'layers_pattern',
-  'fan_in_fan_out',
-  'inference_mode',
-  'task_type',
-  'base_model_name_or_path',
-  'revision',
-  ...kSwitches.keys(),
-]);
 
 /** Checks a user's configuration. @throws ArgumentError on an unknown key or a bad value, UnsupportedError. */
 export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraConfig {
   const raw: Raw = {};
+  const spelling = new Map<string, string>();
   for (const [key, value] of Object.entries(input)) {
     if (value === undefined) continue;
-    const name = snakeCase(key);
+    const name = snake(key);
     if (name in raw) throw new ArgumentError(`loraConfig: "${name}" is given in both spellings`);
-    if (!kUnderstood.has(name) && !kIgnored.has(name) && !Object.hasOwn(kUnsupported, name)) {
+    if (!kByKey.has(name) && !kIgnored.has(name) && !Object.hasOwn(kUnsupported, name)) {
+      const meant = optionCalled(key, loraOptions);
+      const hint = meant === null ? '' : ` (did you mean "${meant}"?)`;
       throw new ArgumentError(
-        `loraConfig: unknown key "${key}", known: ${[...kUnderstood].sort().join(', ')}`,
+        `loraConfig: unknown key "${key}"${hint}, known: ${[...kByKey.keys()].sort().join(', ')}`,
       );
     }
     raw[name] = value;
+    spelling.set(name, key);
   }
   refuseUnsupported(raw, 'loraConfig', new Set());
-  const config = build({ target_modules: ALL_LINEAR, inference_mode: true, ...raw }, 'loraConfig');
-  const { initLoraWeights: init } = config;
-  if (typeof init !== 'function' && startNamed(init) === null) {
+  const { init_lora_weights: init } = raw;
+  if (typeof init === 'string' && init !== 'lora' && startNamed(init) === null) {
+    const name = spelling.get('init_lora_weights');
     throw new UnsupportedError(
-      `loraConfig: initLoraWeights "${String(init)}" is not supported: ${INIT_CHOICES}`,
+      `loraConfig: ${name} ${complaint(loraOptions.initLoraWeights, init)}`,
     );
   }
-  return config;
+  return build(raw, { where: 'loraConfig', inFile: false, nameOf: (key) => spelling.get(key) });
 }
 
 export interface ReadConfigOptions {
@@ -182,7 +144,7 @@ export function parseAdapterConfig(text: string, options: ReadConfigOptions = {}
     );
   refuseUnsupported(raw as Raw, path, new Set(options.ignoreKeys));
   try {
-    return build(raw as Raw, path);
+    return build(raw as Raw, { where: path, inFile: true, nameOf: (key) => key });
   } catch (error) {
     if (error instanceof ArgumentError) throw new FormatError(error.message, { path });
     throw error;
@@ -191,75 +153,43 @@ export function parseAdapterConfig(text: string, options: ReadConfigOptions = {}
 
 /** The text of adapter_config.json, byte for byte as PEFT 0.21 writes it (no newline at the end). */
 export function formatAdapterConfig(config: LoraConfig): string {
-  const list = (value: readonly string[] | string | null): PythonJson =>
-    typeof value === 'string' || value === null ? value : [...value].sort(compareCodePoints);
+  const written = Array.from(kByKey, ([key, { name, option }]): [string, PythonJson] => {
+    const value = config[name as keyof LoraConfig];
+    return [key, option.toPeft?.(value as never) ?? plainJson(value)];
+  });
   return pythonJson({
     ...kUnsupported,
-    alpha_pattern: Object.fromEntries(config.alphaPattern),
     auto_mapping: null,
-    base_model_name_or_path: config.baseModelNameOrPath,
     corda_config: null,
     eva_config: null,
-    exclude_modules: list(config.excludeModules),
-    fan_in_fan_out: config.fanInFanOut,
-    inference_mode: config.inferenceMode,
-    // PEFT has no name for a caller's own start, and needs none: the file holds what came of it.
-    init_lora_weights: typeof config.initLoraWeights === 'function' ? true : config.initLoraWeights,
-    layers_pattern: list(config.layersPattern),
-    layers_to_transform: config.layersToTransform === null ? null : [...config.layersToTransform],
     loftq_config: {},
-    lora_alpha: config.loraAlpha,
-    lora_dropout: new PythonFloat(config.loraDropout),
     lora_ga_config: null,
     megatron_core: 'megatron.core',
-    modules_to_save: config.modulesToSave === null ? null : [...config.modulesToSave],
     peft_type: 'LORA',
     peft_version: kPeftVersion,
     qalora_group_size: 16,
-    r: config.r,
-    rank_pattern: Object.fromEntries(config.rankPattern),
-    revision: config.revision,
-    target_modules: list(config.targetModules),
-    task_type: config.taskType,
-    ...Object.fromEntries(Array.from(kSwitches, ([key, name]) => [key, config[name]])),
+    ...Object.fromEntries(written),
   });
 }
+
+const plainJson = (value: unknown): PythonJson =>
+  Array.isArray(value) ? [...value] : (value as PythonJson);
 
 /** The scale s of an update: alpha / r, with rank-stabilised LoRA alpha / sqrt(r). */
 export function loraScale(alpha: number, r: number, switches: MethodSwitches): number {
   return alpha / scalingOf(switches).divisor(r);
 }
 
-/** Switches that the identity of every run holds, on or off, in their order: those of the first version. */
-const kFirstSwitches: readonly (keyof MethodSwitches)[] = ['useRslora', 'useDora', 'loraBias'];
-const kLaterSwitches = METHOD_OPTION_NAMES.filter((name) => !kFirstSwitches.includes(name));
-
 /**
- * The part of a run's identity that is the adapter's configuration. A switch that came later stands in it only where it is on,
- * so that checkpoints from before it fit; a start function is named by the digest of what it gave.
+ * The part of a run's identity that is the adapter's configuration; a start function is named by the digest of what it gave.
  */
 export function configIdentity(
   config: LoraConfig,
   startDigest: string | null,
 ): Record<string, unknown> {
-  const off = (key: string): boolean =>
-    kLaterSwitches.some((name) => name === key && !config[name]);
-  const entries = Object.entries(config)
-    .filter(([key]) => key !== 'baseModelNameOrPath' && !off(key))
-    .map(([key, value]) => [key, typeof value === 'function' ? `function ${startDigest}` : value]);
-  return Object.fromEntries(entries);
-}
-
-function switchesOf(read: ConfigReader): MethodSwitches {
-  const names = [...kFirstSwitches, ...kLaterSwitches];
-  return Object.fromEntries(
-    names.map((name) => [name, read.flag(snakeCase(name), false)]),
-  ) as unknown as MethodSwitches;
-}
-
-/** `useDora` -> `use_dora`, PEFT's spelling. */
-function snakeCase(name: string): string {
-  return name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+  const { initLoraWeights: init } = config;
+  const start = typeof init === 'function' ? `function ${startDigest}` : init;
+  return identityOfTable(loraOptions, { ...config, initLoraWeights: start });
 }
 
 /** Off, whatever the key means: how PEFT writes a feature that is not used. */
@@ -270,7 +200,7 @@ function isNeutral(value: unknown): boolean {
 
 function refuseUnsupported(raw: Raw, where: string, ignored: ReadonlySet<string>): void {
   for (const [key, value] of Object.entries(raw)) {
-    if (kUnderstood.has(key) || kIgnored.has(key) || ignored.has(key) || isNeutral(value)) continue;
+    if (kByKey.has(key) || kIgnored.has(key) || ignored.has(key) || isNeutral(value)) continue;
     if (Object.hasOwn(kUnsupported, key)) {
       if (value === kUnsupported[key]) continue;
       throw new UnsupportedError(
@@ -284,52 +214,33 @@ function refuseUnsupported(raw: Raw, where: string, ignored: ReadonlySet<string>
   }
 }
 
-/** From snake case keys to a checked configuration; PEFT's defaults fill what is absent. */
-function build(raw: Raw, where: string): LoraConfig {
-  const read = new ConfigReader(raw, where);
-  const config: LoraConfig = Object.freeze({
-    r: read.rank('r', raw.r ?? kDefaultRank),
-    loraAlpha: read.number('lora_alpha', raw.lora_alpha ?? kDefaultRank),
-    loraDropout: read.dropout(),
-    targetModules: read.names('target_modules'),
-    excludeModules: read.names('exclude_modules'),
-    rankPattern: read.pattern('rank_pattern', (key, value) => read.rank(key, value)),
-    alphaPattern: read.pattern('alpha_pattern', (key, value) => read.number(key, value)),
-    ...switchesOf(read),
-    modulesToSave: read.list('modules_to_save'),
-    initLoraWeights: read.init(),
-    layersToTransform: read.layers(),
-    layersPattern: read.names('layers_pattern'),
-    fanInFanOut: read.flag('fan_in_fan_out', false),
-    inferenceMode: read.flag('inference_mode', false),
-    taskType: read.text('task_type'),
-    baseModelNameOrPath: read.text('base_model_name_or_path'),
-    revision: read.text('revision'),
+interface Source {
+  /** The file, or the function that was called, for messages. */
+  readonly where: string;
+  readonly inFile: boolean;
+  /** The spelling of a key that was given. */
+  nameOf(key: string): string | undefined;
+}
+
+/** From snake case keys to a checked configuration; defaults fill what is absent. */
+function build(raw: Raw, { where, inFile, nameOf }: Source): LoraConfig {
+  const values = Array.from(kByKey, ([key, { name, option }]) => {
+    const given = raw[key];
+    const { absentInPeft } = option;
+    if (given === undefined || isAbsent(option, given)) {
+      const absent = inFile && absentInPeft !== undefined ? absentInPeft : defaultOf(option);
+      return [name, normalized(option, absent)];
+    }
+    const read = inFile && option.inPeft ? { ...option, schema: option.inPeft } : option;
+    return [name, normalized(option, checkValue(`${where}: ${nameOf(key)}`, read, given))];
   });
-  refuseCombinations(config, where);
+  const config: LoraConfig = Object.freeze(Object.fromEntries(values));
+  const name = (option: string): string => nameOf(snake(option)) ?? option;
+  checkTogether(loraChecks, config, { where, name });
   return config;
 }
 
-/** What cannot go together, as PEFT has it. @throws ArgumentError */
-function refuseCombinations(config: LoraConfig, where: string): void {
-  const refuse = (what: string): never => {
-    throw new ArgumentError(`${where}: ${what}`);
-  };
-  const { initLoraWeights, targetModules, layersToTransform, layersPattern } = config;
-  const variants = selectedVariants(config);
-  const names = variants.map(({ option }) => snakeCase(option as string));
-  if (names.length > 1) refuse(`${names[0]} cannot go with ${names[1]}`);
-  for (const [i, variant] of variants.entries()) {
-    const why = variant.refuses(initLoraWeights);
-    if (why !== null) refuse(`${names[i]} ${why}`);
-  }
-  const regex = typeof targetModules === 'string' && targetModules !== ALL_LINEAR;
-  if (regex && (layersToTransform !== null || layersPattern !== null)) {
-    refuse(
-      'layers_to_transform and layers_pattern need a list of target_modules: a regular expression can name layers itself',
-    );
-  }
-  if (layersPattern !== null && layersPattern.length > 0 && layersToTransform === null) {
-    refuse('layers_pattern needs layers_to_transform');
-  }
+/** Whether a null, with which PEFT writes what is not set, is no value of the option's own. */
+function isAbsent({ default: value, schema }: Option, given: unknown): boolean {
+  return given === null && value !== null && !schema.safeParse(null).success;
 }

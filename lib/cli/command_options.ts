@@ -1,48 +1,91 @@
 /** Option tables on commander's commands: flags in, checked values out. */
-import { type Command, Option } from 'commander';
-import { readConfigFile } from './config_file.ts';
+import { type Command, Option as Flag } from 'commander';
+import { METHODS } from '../adapters/methods/registry.ts';
+import { ArgumentError } from '../errors.ts';
 import {
-  checkConfig,
-  checkFlags,
+  defaultOf,
   kebab,
+  type Option,
   type OptionTable,
-  type OptionValues,
-  requireAll,
-} from './option_table.ts';
+  type ValuesOf,
+} from '../options/option.ts';
+import { TASK_NAMES } from '../tasks/list.ts';
+import { readConfigFile } from './config_file.ts';
+import { checkConfig, checkFlags, requireAll } from './option_table.ts';
 
 interface TableOptions {
-  /** What holds where nothing is given, for the help: the library's own defaults. */
-  defaults?: Readonly<Record<string, unknown>>;
   /** Offer --config FILE. */
   config?: boolean;
 }
 
-/** Adds a flag for every row; a switch can also be switched off (`--no-packing`), over a configuration file. */
-export function addOptions(command: Command, table: OptionTable, options: TableOptions = {}): void {
-  const { defaults = {}, config = false } = options;
+/** Adds a flag for every option; a switch can also be switched off (`--no-packing`), over a configuration file. */
+export function addOptions(
+  command: Command,
+  table: OptionTable,
+  { config = false }: TableOptions = {},
+): void {
   if (config) {
     command.option('--config <file>', 'options from a YAML or JSON file; flags win over it');
   }
-  for (const [key, { type, help, helpOff, group, required }] of Object.entries(table)) {
-    const name = kebab(key);
-    const standard = defaults[key];
-    const hint = required ? ' (required)' : isShown(standard) ? ` (default: ${standard})` : '';
-    const choices = type.choices ? `: ${type.choices.join(', ')}` : '';
-    if (type.placeholder !== null) {
-      command.addOption(
-        new Option(`--${name} <${type.placeholder}>`, `${help}${choices}${hint}`).helpGroup(
-          `${group}:`,
-        ),
-      );
-    } else {
-      const on = standard === true;
-      const yes = new Option(`--${name}`, help).helpGroup(`${group}:`).hideHelp(on);
-      const no = new Option(`--no-${name}`, helpOff ?? `not: ${help}`)
-        .helpGroup(`${group}:`)
-        .hideHelp(!on);
-      command.addOption(yes).addOption(no);
-    }
+  for (const [key, option] of Object.entries(table)) {
+    for (const flag of flagsOf(key, option)) command.addOption(flag);
+    for (const alias of option.aliases ?? []) refuseAlias(command, alias, kebab(key));
   }
+}
+
+function flagsOf(key: string, option: Option): Flag[] {
+  const { help, helpOff, group, placeholder, choices } = option;
+  const name = kebab(key);
+  const heading = `${group}:`;
+  if (placeholder === null) {
+    const on = defaultOf(option) === true;
+    return [
+      new Flag(`--${name}`, help).helpGroup(heading).hideHelp(on),
+      new Flag(`--no-${name}`, helpOff ?? `not: ${help}`).helpGroup(heading).hideHelp(!on),
+    ];
+  }
+  const among = choices ? `: ${choices.join(', ')}` : '';
+  const text = `${help}${among}${hint(key, option)}`;
+  return [new Flag(`--${name} <${placeholder}>`, text).helpGroup(heading)];
+}
+
+/** Refuses the name under which other programs have an option, with ours. */
+function refuseAlias(command: Command, alias: string, name: string): void {
+  command.addOption(new Flag(`--${alias} [value]`).hideHelp());
+  command.on(`option:${alias}`, () => {
+    throw new ArgumentError(`unknown option --${alias} (did you mean --${name}?)`);
+  });
+}
+
+/** The default, behind the help: that of a language model, and where another task has another. */
+function hint(key: string, option: Option): string {
+  if (option.required) return ' (required)';
+  const standard = shownDefault(key, option);
+  if (!isShown(standard)) return '';
+  const others = TASK_NAMES.filter((task) => defaultOf(option, { task }) !== standard).map(
+    (task) => `; of ${task} ${defaultOf(option, { task })}`,
+  );
+  return ` (default: ${standard}${others.join('')})`;
+}
+
+/** Options whose default a method's preset decides. */
+const kPresets = new Set(
+  Object.values(METHODS).flatMap(({ adapter, regularizers = {} }) => [
+    ...Object.keys(adapter ?? {}),
+    ...Object.values(regularizers).flatMap((weights) => Object.keys(weights)),
+  ]),
+);
+
+/** The default of an option, whatever the method; undefined: there is no such value. */
+function shownDefault(key: string, option: Option): unknown {
+  return kPresets.has(key) ? undefined : (defaultOf(option) ?? undefined);
+}
+
+/** The same of all options of a table. */
+export function shownDefaults(table: OptionTable): Record<string, unknown> {
+  return Object.fromEntries(
+    Object.entries(table).map(([key, option]) => [key, shownDefault(key, option)]),
+  );
 }
 
 /**
@@ -52,7 +95,7 @@ export function addOptions(command: Command, table: OptionTable, options: TableO
 export async function readOptions<T extends OptionTable>(
   command: Command,
   table: T,
-): Promise<OptionValues<T>> {
+): Promise<ValuesOf<T>> {
   const flags: Record<string, string | boolean> = {};
   for (const key of Object.keys(table)) {
     if (command.getOptionValueSource(key) === 'cli') flags[key] = command.getOptionValue(key);
@@ -60,7 +103,7 @@ export async function readOptions<T extends OptionTable>(
   const given = checkFlags(table, flags);
   const path = command.getOptionValue('config') as string | undefined;
   const file = path === undefined ? {} : checkConfig(table, await readConfigFile(path), path);
-  const values = { ...file, ...given } as OptionValues<T>;
+  const values = { ...file, ...given } as ValuesOf<T>;
   requireAll(table, values);
   return values;
 }

@@ -3,6 +3,13 @@ import { addEvaluate } from './evaluate_command.ts';
 import { addInspect } from './inspect_command.ts';
 import { addMerge } from './merge_command.ts';
 import type { CommandModule } from './program.ts';
+import { addSchema } from './schema_command.ts';
 import { addTrain } from './train_command.ts';
 
-export const kCommands: readonly CommandModule[] = [addTrain, addEvaluate, addInspect, addMerge];
+export const kCommands: readonly CommandModule[] = [
+  addTrain,
+  addEvaluate,
+  addInspect,
+  addMerge,
+  addSchema,
+];

@@ -2,12 +2,11 @@
 import type { Command } from 'commander';
 import { setNumThreads } from '../runtime.ts';
 import { addOptions, readOptions } from './command_options.ts';
-import { type EvaluateSettings, kEvalBatchSize, kEvaluateOptions } from './evaluate_options.ts';
+import { type EvaluateSettings, kEvaluateOptions } from './evaluate_options.ts';
 import { abortable, interruptOf } from './interrupt.ts';
 import type { CliContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { cliTaskOf } from './tasks/list.ts';
-import { kTrainDefaults } from './settings.ts';
 import { checkTask } from './train_setup.ts';
 
 export const addEvaluate: CommandModule = (program, context, run) => {
@@ -16,9 +15,7 @@ export const addEvaluate: CommandModule = (program, context, run) => {
     .description(
       'held-out numbers: loss, divergence from the base, entropy, rank; of a classifier metrics, confusion matrix, recall by class',
     );
-  addOptions(command, kEvaluateOptions, {
-    defaults: { ...kTrainDefaults, perDeviceEvalBatchSize: kEvalBatchSize },
-  });
+  addOptions(command, kEvaluateOptions);
   command.action(
     run(async (_: unknown, self: Command) => {
       const settings = await readOptions(self, kEvaluateOptions);

@@ -1,31 +1,36 @@
 /** The options of `balora evaluate`. */
-import type { OptionRow, OptionValues } from './option_table.ts';
-import { integer, onOff, text } from './option_types.ts';
+import { onOff, text, whole } from '../options/kinds.ts';
+import { group, type ValuesOf } from '../options/option.ts';
 import { kExampleOptions, kLabelOptions, kModelOptions, kTaskOption } from './train_options.ts';
 
-const kGroup = 'Model, data and output';
+/** Examples of a batch where nothing is said. */
+export const kEvalBatchSize = 8;
 
 export const kEvaluateOptions = {
   ...kTaskOption,
   ...kModelOptions,
-  adapter: { type: text('folder'), help: 'a PEFT folder to put on the model', group: kGroup },
-  data: {
-    type: text('file'),
-    help: 'held-out data: .tsv, .csv, .parquet or JSON Lines',
-    group: kGroup,
-    required: true,
-  },
-  json: { type: onOff(), help: 'the result as JSON, with every example', group: kGroup },
-  perDeviceEvalBatchSize: {
-    type: integer(1),
-    help: 'examples of a batch; the result does not depend on it',
-    group: kGroup,
-  },
+  ...group('Model and data', {
+    adapter: text({
+      placeholder: 'folder',
+      help: 'a PEFT folder to put on the model',
+      aliases: ['adapter-name-or-path', 'adapter-path', 'lora-path'],
+    }),
+    data: text({
+      placeholder: 'file',
+      help: 'held-out data: .tsv, .csv, .parquet or JSON Lines',
+      required: true,
+      aliases: ['eval-data', 'validation-file', 'eval-file', 'test-file', 'dataset'],
+    }),
+    perDeviceEvalBatchSize: whole({
+      least: 1,
+      default: kEvalBatchSize,
+      help: 'examples of a batch; the result does not depend on it',
+      aliases: ['batch-size', 'eval-batch-size'],
+    }),
+  }),
+  ...group('Output', { json: onOff({ help: 'the result as JSON, with every example' }) }),
   ...kExampleOptions,
   ...kLabelOptions,
-} satisfies Record<string, OptionRow>;
+};
 
-export type EvaluateSettings = OptionValues<typeof kEvaluateOptions>;
-
-/** Examples of a batch where nothing is said. */
-export const kEvalBatchSize = 8;
+export type EvaluateSettings = ValuesOf<typeof kEvaluateOptions>;

@@ -2,31 +2,34 @@
 import type { Command } from 'commander';
 import { supervisedCount, truncate } from '../data/example.ts';
 import { chooseFormat } from '../data/example_format.ts';
+import { onOff, text, whole } from '../options/kinds.ts';
+import { group, type ValuesOf } from '../options/option.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import { openData } from './load.ts';
-import type { OptionRow, OptionValues } from './option_table.ts';
-import { integer, onOff, text } from './option_types.ts';
+import { listOf } from './option_table.ts';
 import type { CliContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { listTensors, tensorTable } from './tensor_view.ts';
 import { hasColour, styler } from './terminal.ts';
 import { colouredTokens, tokenTable } from './token_view.ts';
-import { kExampleOptions } from './train_options.ts';
-import { listOf } from './settings.ts';
+import { kExampleOptions, kTrainDefaults } from './train_options.ts';
+
+const kRow = 0;
 
 const kInspectOptions = {
-  data: {
-    type: text('file'),
-    help: 'show the tokens of a row of this file: .tsv, .csv, .parquet or JSON Lines',
-    group: 'Examples',
-  },
-  row: { type: integer(0), help: 'which row, from 0', group: 'Examples' },
-  table: { type: onOff(), help: 'one line a token, also on a terminal', group: 'Examples' },
+  ...group('Examples', {
+    data: text({
+      placeholder: 'file',
+      help: 'show the tokens of a row of this file: .tsv, .csv, .parquet or JSON Lines',
+    }),
+    row: whole({ least: 0, default: kRow, help: 'which row, from 0', aliases: ['index'] }),
+    table: onOff({ help: 'one line a token, also on a terminal' }),
+  }),
   ...kExampleOptions,
-} satisfies Record<string, OptionRow>;
+};
 
-type InspectSettings = OptionValues<typeof kInspectOptions>;
+type InspectSettings = ValuesOf<typeof kInspectOptions>;
 
 export const addInspect: CommandModule = (program, context, run) => {
   const command = program
@@ -36,7 +39,7 @@ export const addInspect: CommandModule = (program, context, run) => {
       '<path>',
       'a model folder, an adapter folder, a .gguf or .safetensors file, a hub id',
     );
-  addOptions(command, kInspectOptions, { defaults: { row: 0, maxLength: 512 } });
+  addOptions(command, kInspectOptions);
   command.action(
     run(async (path: string, _: unknown, self: Command) => {
       const settings = await readOptions(self, kInspectOptions);
@@ -56,7 +59,8 @@ async function showExample(
   settings: InspectSettings,
   { stdout, stderr }: CliContext,
 ): Promise<void> {
-  const { row: index = 0, table = false, maxLength = 512, columns, ...format } = settings;
+  const { row: index = kRow, table = false, columns, ...format } = settings;
+  const { maxLength = kTrainDefaults.maxLength } = settings;
   const { download: onDownload } = new Progress(stderr);
   const tokenizer = await Tokenizer.fromPretrained(path, { onDownload });
   const rows = await openData(data, { columns: listOf(columns) });

@@ -5,8 +5,7 @@ import { resolveModel } from '../io/hub.ts';
 import type { FromPretrainedOptions } from '../models/index.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
 import type { Progress } from './progress.ts';
-import { kTrainDefaults } from './settings.ts';
-import type { TrainSettings } from './train_options.ts';
+import { kTrainDefaults, type TrainSettings } from './train_options.ts';
 
 /** Rows below which encoding is over before anyone wonders. */
 const kRowsWorthALine = 20_000;

@@ -6,36 +6,42 @@ import { adapterTask } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
 import { isStray, removeTemporaries } from '../io/files.ts';
 import type { Model } from '../models/index.ts';
+import { text } from '../options/kinds.ts';
+import { group } from '../options/option.ts';
 import { setNumThreads } from '../runtime.ts';
 import { folderNames } from '../train/output.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import { loadOptions, warned } from './load.ts';
-import type { OptionRow } from './option_table.ts';
-import { text } from './option_types.ts';
 import type { CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { CLI_TASKS, cliTaskOfType } from './tasks/list.ts';
 import { kModelOptions } from './train_options.ts';
-import { kTrainDefaults } from './settings.ts';
-
-const kGroup = 'Model, data and output';
 
 const kMergeOptions = {
   ...kModelOptions,
-  adapter: { type: text('folder'), help: 'the PEFT folder', group: kGroup, required: true },
-  output: {
-    type: text('folder'),
-    help: 'where the model is written',
-    group: kGroup,
-    required: true,
-  },
-} satisfies Record<string, OptionRow>;
+  ...group('Model and data', {
+    adapter: text({
+      placeholder: 'folder',
+      help: 'the PEFT folder',
+      required: true,
+      aliases: ['adapter-name-or-path', 'adapter-path', 'lora-path'],
+    }),
+  }),
+  ...group('Output', {
+    output: text({
+      placeholder: 'folder',
+      help: 'where the model is written',
+      required: true,
+      aliases: ['output-dir', 'out', 'save-dir', 'output-folder'],
+    }),
+  }),
+};
 
 export const addMerge: CommandModule = (program, context, run) => {
   const command = program
     .command('merge')
     .description('fold an adapter into its base and write the model as safetensors');
-  addOptions(command, kMergeOptions, { defaults: kTrainDefaults });
+  addOptions(command, kMergeOptions);
   command.action(
     run(async (_: unknown, self: Command) => {
       const progress = new Progress(context.stderr);

@@ -1,84 +1,68 @@
 /**
- * Tables of options: one row an option, the single source of its flag, its key in a configuration file, its type, its check and
- * its line in the help. Values are layered: command line over configuration file; what neither gives stays undefined, and the
- * library's own default holds.
+ * Options of the command line: values are layered, command line over configuration file. What neither gives stays undefined, and
+ * the default of the option's entry holds.
  */
-import type { z } from 'zod';
 import { ArgumentError } from '../errors.ts';
+import {
+  camel,
+  checkValue,
+  kebab,
+  type Option,
+  type OptionTable,
+  optionCalled,
+  type ValuesOf,
+} from '../options/option.ts';
 import { nearest } from './nearest.ts';
 
-/** A kind of value, see option_types.ts. */
-export interface OptionType<T = unknown> {
-  readonly schema: z.ZodType<T>;
-  /** What the value must be, for messages: `a whole number >= 1`. */
-  readonly wanted: string;
-  /** Shown in the help after the flag; null for a switch. */
-  readonly placeholder: string | null;
-  /** The values there are, where the placeholder is too short to say so. */
-  readonly choices?: readonly string[];
-  /** The flag's text as a value for the schema; a text that is none is passed on, for the schema to refuse. */
-  parse(text: string): unknown;
+/** The key of a configuration file that names a JSON schema for editors. */
+const kSchemaKey = '$schema';
+
+/** The options that have a flag: a program's own have none. */
+export function withFlags<T extends OptionTable>(table: T): T {
+  const entries = Object.entries(table).filter(([, { only }]) => only !== 'library');
+  return Object.fromEntries(entries) as T;
 }
 
-export interface OptionRow<T = unknown> {
-  readonly type: OptionType<T>;
-  readonly help: string;
-  readonly group: string;
-  /** What `--no-...` does, for a switch that is on by default. */
-  readonly helpOff?: string;
-  readonly required?: boolean;
-  /** Only on the command line: an act, not a setting. */
-  readonly commandLineOnly?: boolean;
-}
-
-/** Rows by camel-case key. */
-export type OptionTable = Readonly<Record<string, OptionRow>>;
-
-export type OptionValues<T extends OptionTable> = {
-  -readonly [K in keyof T]?: T[K] extends OptionRow<infer V> ? V : never;
-};
-
-/** `loraAlpha` -> `lora-alpha`. */
-export function kebab(key: string): string {
-  return key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
-}
-
-/** `loraAlpha` -> `lora_alpha`. */
-export function snake(key: string): string {
-  return kebab(key).replaceAll('-', '_');
-}
-
-/** `lora-alpha`, `lora_alpha` -> `loraAlpha`. */
-export function camel(name: string): string {
-  return name.replace(/[-_](.)/g, (_, letter: string) => letter.toUpperCase());
+/** The options that a configuration file may have. */
+export function fileOptions(table: OptionTable): Record<string, Option> {
+  return Object.fromEntries(Object.entries(table).filter(([, { only }]) => only === undefined));
 }
 
 /**
  * Checks the values of a configuration file. Keys are the flags' names without dashes in front; transformers' and PEFT's
  * spelling with underscores is the same key.
- * @throws ArgumentError naming file, key and, for a key that does not exist, the one most like it
+ * @throws ArgumentError naming file, key and, for a key that does not exist, the one that is meant or most like it
  */
 export function checkConfig<T extends OptionTable>(
   table: T,
   config: Readonly<Record<string, unknown>>,
   path: string,
-): OptionValues<T> {
+): ValuesOf<T> {
   const values: Record<string, unknown> = {};
-  const allowed = Object.keys(table).filter((key) => !table[key]?.commandLineOnly);
-  for (const [name, value] of Object.entries(config)) {
+  const allowed = fileOptions(table);
+  for (const [name, given] of Object.entries(config)) {
+    if (name === kSchemaKey) continue;
     const key = camel(name);
-    if (!allowed.includes(key)) {
-      throw new ArgumentError(
-        `${path}: unknown option "${name}"${nearest(name, allowed.map(kebab))}`,
-      );
+    const option = Object.hasOwn(allowed, key) ? allowed[key] : undefined;
+    if (option === undefined) {
+      throw new ArgumentError(`${path}: unknown option "${name}"${didYouMean(name, allowed)}`);
     }
     if (Object.hasOwn(values, key)) {
       throw new ArgumentError(`${path}: "${kebab(key)}" is given in two spellings`);
     }
-    if (value === null) continue; // "key:" without a value in YAML
-    values[key] = check(table, key, value, `${path}: ${name}`);
+    if (given === null) continue; // "key:" without a value in YAML
+    const read = option.fromFile ? option.fromFile(given) : given;
+    values[key] = checkValue(`${path}: ${name}`, option, read);
   }
-  return values as OptionValues<T>;
+  return values as ValuesOf<T>;
+}
+
+/** ` (did you mean "x"?)`: the option that people know by this name, else the one most like it; nothing where none is. */
+export function didYouMean(name: string, table: OptionTable): string {
+  const meant = optionCalled(name, table);
+  return meant === null
+    ? nearest(name, Object.keys(table).map(kebab))
+    : ` (did you mean "${kebab(meant)}"?)`;
 }
 
 /**
@@ -88,36 +72,49 @@ export function checkConfig<T extends OptionTable>(
 export function checkFlags<T extends OptionTable>(
   table: T,
   flags: Readonly<Record<string, string | boolean>>,
-): OptionValues<T> {
-  const values: Record<string, unknown> = {};
-  for (const [key, given] of Object.entries(flags)) {
-    const value = typeof given === 'string' ? table[key]?.type.parse(given) : given;
-    values[key] = check(table, key, value, `--${kebab(key)}`);
-  }
-  return values as OptionValues<T>;
+): ValuesOf<T> {
+  const values = Object.entries(flags).map(([key, given]) => {
+    const option = table[key] as Option;
+    const value = typeof given === 'string' ? option.fromText(given) : given;
+    return [key, checkValue(flagOf(key), option, value)];
+  });
+  return Object.fromEntries(values) as ValuesOf<T>;
+}
+
+/** `learningRate` -> `--learning-rate`. */
+export function flagOf(key: string): string {
+  return `--${kebab(key)}`;
 }
 
 /** @throws ArgumentError naming the first required option that is missing */
 export function requireAll(table: OptionTable, values: Readonly<Record<string, unknown>>): void {
-  for (const [key, row] of Object.entries(table)) {
-    if (row.required && values[key] === undefined) {
-      throw new ArgumentError(`--${kebab(key)} is required (${row.help})`);
+  for (const [key, { required, help }] of Object.entries(table)) {
+    if (required && values[key] === undefined) {
+      throw new ArgumentError(`${flagOf(key)} is required (${help})`);
     }
   }
 }
 
-/** Values by kebab-case key, as a configuration file would hold them. */
+/** Values by kebab-case key, as a configuration file would hold them: null, where it was chosen, is `none` there. */
 export function toConfig(values: Readonly<Record<string, unknown>>): Record<string, unknown> {
   return Object.fromEntries(
     Object.entries(values)
       .filter(([, value]) => value !== undefined)
-      .map(([key, value]) => [kebab(key), value]),
+      .map(([key, value]) => [kebab(key), value === null ? 'none' : value]),
   );
 }
 
-function check(table: OptionTable, key: string, value: unknown, where: string): unknown {
-  const { type } = table[key] as OptionRow;
-  const result = type.schema.safeParse(value);
-  if (result.success) return result.data;
-  throw new ArgumentError(`${where} must be ${type.wanted}, got ${JSON.stringify(value)}`);
+/** A list of names that may be one text. */
+export function listOf(value: string | string[] | undefined): string[] | undefined {
+  return typeof value === 'string' ? [value] : value;
+}
+
+/** The given keys that have a value. */
+export function pick<T extends object, const K extends keyof T>(
+  from: T,
+  keys: readonly K[],
+): Pick<T, K> {
+  return Object.fromEntries(
+    keys.filter((key) => from[key] !== undefined).map((key) => [key, from[key]]),
+  ) as Pick<T, K>;
 }

@@ -1,13 +1,10 @@
 /** `balora train`: settings to a Trainer, its events to the terminal. */
 import { join } from 'node:path';
 import type { Command } from 'commander';
-import { loraConfig } from '../adapters/config.ts';
 import { RESIDUAL_BASE } from '../adapters/export.ts';
 import { setNumThreads } from '../runtime.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
-import { resolveOptions } from '../train/options.ts';
 import { checkOutput } from '../train/output.ts';
-import { resolveRegularizers } from '../train/regularizers.ts';
 import { Trainer, type TrainerOptions } from '../train/trainer.ts';
 import type { TrainResult } from '../train/types.ts';
 import { addOptions, readOptions } from './command_options.ts';
@@ -19,24 +16,11 @@ import type { Prepared, Surroundings } from './tasks/cli_task.ts';
 import { cliTaskOf } from './tasks/list.ts';
 import { formatSeconds } from './terminal.ts';
 import { kTrainOptions, type TrainSettings } from './train_options.ts';
-import { kTrainDefaults } from './settings.ts';
 import { trainSetup } from './train_setup.ts';
 
 export const addTrain: CommandModule = (program, context, run) => {
   const command = program.command('train').description('fine-tune a model');
-  const { optimization, output } = resolveOptions({});
-  addOptions(command, kTrainOptions, {
-    config: true,
-    defaults: {
-      ...resolveRegularizers({}),
-      ...loraConfig({}),
-      ...optimization,
-      ...output,
-      ...kTrainDefaults,
-      // The method's preset decides.
-      ...{ consistencyWeight: null, diversityWeight: null, svdWeight: null, initLoraWeights: null },
-    },
-  });
+  addOptions(command, kTrainOptions, { config: true });
   command.action(
     run(async (_: unknown, self: Command) =>
       train(await readOptions(self, kTrainOptions), context),
@@ -87,6 +71,10 @@ async function run(
     const { overwrite = false, resume = false } = settings;
     await checkOutput(settings.output, { overwrite, resume });
   }
+  // Before the model is loaded, which may take minutes that the run would go on to waste.
+  if (settings.output === undefined && !settings.dryRun) {
+    progress.warn('no --output: the result is written nowhere');
+  }
   const prepared = await cliTaskOf(settings).prepare(settings, setup, { progress, signal });
   const { input, tokenizer, statistics, format, close } = prepared;
   try {
@@ -97,7 +85,6 @@ async function run(
       return 0;
     }
     progress.message(`data: ${dataText(statistics, format)}`);
-    if (settings.output === undefined) progress.warn('no --output: the result is written nowhere');
     signal.throwIfAborted();
     onBegin();
     const events = trainer.run();

@@ -1,225 +1,230 @@
-/** The options of `balora train`, in the names of transformers and PEFT. */
-import { ALL_LINEAR } from '../adapters/config.ts';
-import { METHOD_NAMES, METHOD_OPTIONS, type MethodSwitches } from '../adapters/methods/registry.ts';
-import { GLUE_TASKS, kMetricNames } from '../data/glue.ts';
+/**
+ * The options of `balora train`: those of the library, as their entries declare them, and those that only the command line has,
+ * in the names of transformers and PEFT.
+ */
+import { loraOptions } from '../adapters/lora_options.ts';
+import { METHOD_NAMES } from '../adapters/methods/registry.ts';
+import { GLUE_TASKS } from '../data/glue.ts';
 import { kProblemTypes } from '../losses/problem_type.ts';
-import { SCHEDULER_NAMES } from '../optim/schedulers.ts';
+import { choice, nameList, names, onOff, template, text, whole } from '../options/kinds.ts';
+import { defaultsOf, group, type ValuesOf } from '../options/option.ts';
 import { TASK_NAMES } from '../tasks/list.ts';
-import { REGULARIZER_OPTIONS, type RegularizerOptions } from '../train/regularizers.ts';
-import { OPTIMIZER_NAMES } from '../train/types.ts';
-import type { OptionRow, OptionType, OptionValues } from './option_table.ts';
+import { REGULARIZER_OPTIONS } from '../train/regularizers.ts';
 import {
-  choice,
-  declared,
-  integer,
-  integers,
-  loraInit,
-  memoryBudget,
-  modules,
-  nameList,
-  names,
-  number,
-  onOff,
-  patterns,
-  schedulerKwargs,
-  template,
-  text,
-} from './option_types.ts';
+  bestOptions,
+  optimizationOptions,
+  outputOptions,
+  resourceOptions,
+  seedOptions,
+} from '../train/schema.ts';
+import { withFlags } from './option_table.ts';
 
-const kGroups = {
-  run: 'Model, data and output',
-  adapter: 'Method and adapter',
-  optimization: 'Optimization',
-  examples: 'Examples',
-  labels: 'Classification (--task sequence-classification)',
-  regularizers: 'BA-LoRA regularizers',
-} as const;
-
-const row =
-  (group: string) =>
-  <T>(type: OptionType<T>, help: string, more: Partial<OptionRow<T>> = {}): OptionRow<T> => ({
-    type,
-    help,
-    group,
-    ...more,
-  });
-const run = row(kGroups.run);
-const adapter = row(kGroups.adapter);
-const optimization = row(kGroups.optimization);
-const examples = row(kGroups.examples);
-const labels = row(kGroups.labels);
-const regularizers = row(kGroups.regularizers);
+const kRun = 'Model and data';
 
 /** How rows become examples; `evaluate` and `inspect` take these too. */
-export const kExampleOptions = {
-  promptTemplate: examples(template(), 'text with {field} places, or alpaca (the recipe) or none'),
-  promptField: examples(text('field'), "the prompt's field; default: found among known pairs"),
-  responseField: examples(text('field'), "the response's field"),
-  maxLength: examples(integer(2), 'tokens of an example; longer ones are cut'),
-  maxSourceLength: examples(
-    integer(2),
-    'seq2seq-lm: tokens of a source; longer ones are cut; default: 512',
-  ),
-  maxTargetLength: examples(
-    integer(2),
-    'seq2seq-lm: tokens of a target; longer ones are cut; default: 128',
-  ),
-  columns: examples(names(), 'columns of a .tsv or .csv file that has no header'),
-};
+export const kExampleOptions = group('Examples', {
+  promptTemplate: template({
+    help: 'text with {field} places, or alpaca (the recipe) or none',
+    aliases: ['template'],
+  }),
+  promptField: text({
+    placeholder: 'field',
+    help: "the prompt's field; default: found among known pairs",
+    aliases: ['prompt-column', 'instruction-field', 'input-field'],
+  }),
+  responseField: text({
+    placeholder: 'field',
+    help: "the response's field",
+    aliases: ['response-column', 'answer-field', 'output-field', 'target-field'],
+  }),
+  maxLength: whole({
+    least: 2,
+    default: 512,
+    help: 'tokens of an example; longer ones are cut',
+    aliases: ['max-seq-length', 'max-seq-len', 'cutoff-len', 'block-size', 'model-max-length'],
+  }),
+  maxSourceLength: whole({
+    least: 2,
+    help: 'seq2seq-lm: tokens of a source; longer ones are cut; default: 512',
+  }),
+  maxTargetLength: whole({
+    least: 2,
+    help: 'seq2seq-lm: tokens of a target; longer ones are cut; default: 128',
+  }),
+  columns: names({ help: 'columns of a .tsv or .csv file that has no header' }),
+});
 
 /** How labelled rows become examples; `evaluate` takes these too. */
-export const kLabelOptions = {
-  glue: labels(choice(...Object.keys(GLUE_TASKS)), 'a task of GLUE: gives fields and label names'),
-  textField: labels(text('field'), "the text's field; default: found among known ones"),
-  textPairField: labels(text('field'), "the second text's field, for pairs"),
-  labelField: labels(text('field'), "the label's field; default: label"),
-  numLabels: labels(
-    integer(1),
-    'outputs of the head; 1: regression; default: counted in the data, for evaluate in the trained head',
-  ),
-  labelNames: labels(
-    names(),
-    'class names by id, where the data writes names; default: those of a trained head, else sorted',
-  ),
-  problemType: labels(
-    choice(...kProblemTypes),
-    'what the outputs mean; default: by the labels, for evaluate as the trained head says',
-  ),
-};
+export const kLabelOptions = group('Classification (--task sequence-classification)', {
+  glue: choice({
+    choices: Object.keys(GLUE_TASKS),
+    help: 'a task of GLUE: gives fields and label names',
+    aliases: ['task-name'],
+  }),
+  textField: text({
+    placeholder: 'field',
+    help: "the text's field; default: found among known ones",
+    aliases: ['text-column'],
+  }),
+  textPairField: text({ placeholder: 'field', help: "the second text's field, for pairs" }),
+  labelField: text({
+    placeholder: 'field',
+    help: "the label's field; default: label",
+    aliases: ['label-column'],
+  }),
+  numLabels: whole({
+    least: 1,
+    help: 'outputs of the head; 1: regression; default: counted in the data, for evaluate in the trained head',
+    aliases: ['num-classes'],
+  }),
+  labelNames: names({
+    help: 'class names by id, where the data writes names; default: those of a trained head, else sorted',
+  }),
+  problemType: choice({
+    choices: kProblemTypes,
+    help: 'what the outputs mean; default: by the labels, for evaluate as the trained head says',
+  }),
+});
 
-/** What a model is tuned for. */
-export const kTaskOption = {
-  task: run(
-    choice(...TASK_NAMES),
-    'what the model learns: to go on a text, to answer a source with a target (T5), or to label whole texts',
-  ),
-};
+/** Options of `train` alone that belong to labelled rows. */
+export const kLabelTrainOptions = group('Classification (--task sequence-classification)', {
+  groupByLength: onOff({ help: 'texts of like length in one micro-batch' }),
+  newHead: onOff({ help: 'draw a new head even if the model has one' }),
+  headWarmupEpochs: whole({
+    least: 0,
+    help: 'passes of a linear probe that trains the head before tuning, and with it the teacher; 0: none',
+  }),
+});
+
+/** The task of a model. */
+export const kTaskOption = group(kRun, {
+  task: choice({
+    choices: TASK_NAMES,
+    help: 'what the model learns: to go on a text, to answer a source with a target (T5), or to label whole texts',
+    aliases: ['task-type'],
+  }),
+});
 
 /** How a model is loaded and run. */
-export const kModelOptions = {
-  model: run(text('path'), 'a model folder, a GGUF file or a hub id', { required: true }),
-  dtype: run(choice('f32', 'bf16'), 'of the frozen base and the activations'),
-  device: run(text('name'), 'cpu, cuda, cuda:1'),
-  threads: run(integer(1), 'of the engine; default: the cores'),
-  ignoreKeys: run(
-    nameList(),
-    'keys of config.json that balora does not know and that you know not to matter',
-  ),
-};
+export const kModelOptions = group(kRun, {
+  model: text({
+    placeholder: 'path',
+    help: 'a model folder, a GGUF file or a hub id',
+    required: true,
+    aliases: ['model-name-or-path', 'model-name', 'model-path', 'base-model'],
+  }),
+  dtype: choice({
+    choices: ['f32', 'bf16'],
+    default: 'f32',
+    help: 'of the frozen base and the activations',
+    aliases: ['bf16', 'torch-dtype', 'precision', 'fp16'],
+  }),
+  device: text({ placeholder: 'name', default: 'cpu', help: 'cpu, cuda, cuda:1' }),
+  threads: whole({
+    least: 1,
+    help: 'of the engine; default: the cores',
+    aliases: ['num-threads', 'n-threads'],
+  }),
+  ignoreKeys: nameList({
+    help: 'keys of config.json that balora does not know and that you know not to matter',
+  }),
+});
 
-/** The options of all loss terms, as their own files declare them. */
-const kRegularizerOptions = Object.fromEntries(
-  Object.entries(REGULARIZER_OPTIONS).map(([key, spec]) => [
-    key,
-    regularizers(declared(spec), spec.help),
-  ]),
-) as { [K in keyof RegularizerOptions]-?: OptionRow<NonNullable<RegularizerOptions[K]>> };
+const kEvalData = group(kRun, {
+  evalData: text({
+    placeholder: 'file',
+    help: 'held-out data, like the training data',
+    aliases: ['validation-file', 'eval-file', 'eval-dataset', 'val-data', 'validation-data'],
+  }),
+});
 
-export const kTrainOptions = {
+export const kTrainOptions = withFlags({
   ...kTaskOption,
   ...kModelOptions,
-  data: run(text('file'), 'training data: .tsv, .csv, .parquet or JSON Lines', { required: true }),
-  evalData: run(text('file'), 'held-out data, like the training data'),
-  output: run(text('folder'), 'where the adapter and run/ are written'),
-  overwrite: run(onOff(), 'replace an earlier run in the output folder'),
-  resume: run(onOff(), 'go on from the last checkpoint in the output folder'),
-  export: run(
-    choice('lora', 'residual'),
-    'form of a PiSSA adapter: rank 2r on the untouched base, or the residual pair',
-  ),
-  evalSteps: run(integer(0), 'steps between evaluations; 0: only at the end'),
-  perDeviceEvalBatchSize: run(
-    integer(1),
-    'examples of a batch of evaluation; the result does not depend on it; default: as in training',
-  ),
-  saveSteps: run(integer(0), 'steps between checkpoints; 0: by time only'),
-  saveMinutes: run(number(0), 'minutes between checkpoints, whatever the steps; 0: by steps only'),
-  loggingSteps: run(integer(1), 'steps between lines of the log'),
-  seed: run(integer(0), 'of the order of the data and the start of the adapter'),
-  memoryBudget: run(
-    memoryBudget(),
-    'what the process may hold: the fastest plan, the smallest, or a size such as 1.2GiB',
-  ),
-  cacheTeacher: run(
-    onOff(),
-    'run the teacher once for each sequence and keep its part; for runs of several epochs',
-  ),
-  captureGraphs: run(
-    onOff(),
-    'run micro-batches and updates of shapes that repeat as graphs, on a GPU',
-  ),
-  dryRun: run(onOff(), 'print what the run would take in memory and time, and stop', {
-    commandLineOnly: true,
+  ...group(kRun, {
+    data: text({
+      placeholder: 'file',
+      help: 'training data: .tsv, .csv, .parquet or JSON Lines',
+      required: true,
+      aliases: ['train-file', 'dataset', 'dataset-name', 'train-data', 'data-path'],
+    }),
+  }),
+  ...kEvalData,
+  ...seedOptions,
+  ...group(kRun, {
+    dryRun: onOff({
+      help: 'print what the run would take in memory and time, and stop',
+      only: 'flag',
+    }),
   }),
 
-  method: adapter(choice(...METHOD_NAMES), 'preset that the other options override'),
-  r: adapter(integer(1), 'rank'),
-  loraAlpha: adapter(number(0), 'scale: alpha / r, with rslora alpha / sqrt(r)'),
-  ...methodSwitches(),
-  rankPattern: adapter(patterns(integer(1)), 'ranks of their own, such as {"down_proj": 16}'),
-  alphaPattern: adapter(patterns(number(0)), 'the same for alpha'),
-  initLoraWeights: adapter(loraInit(), 'start of the adapter'),
-  targetModules: adapter(
-    modules(ALL_LINEAR),
-    'trailing module names, a regular expression, or all-linear',
-  ),
-  excludeModules: adapter(modules(), 'the same, taken out'),
-  layersToTransform: adapter(integers(), 'adapt these blocks only'),
-  layersPattern: adapter(names(), 'the list that the numbers count in; default: any'),
-  modulesToSave: adapter(nameList(), 'modules that are trained and kept whole'),
-  loraDropout: adapter(number(0), 'share of the inputs of A that training drops'),
-  adapter: adapter(text('folder'), 'go on from an adapter (PEFT folder)'),
+  ...outputOptions,
+  ...bestOptions,
+  ...resourceOptions,
 
-  optim: optimization(choice(...OPTIMIZER_NAMES), 'optimizer'),
-  loraplusLrRatio: optimization(number(0), 'LoRA+: learning rate of B over that of A'),
-  learningRate: optimization(number(0), 'highest learning rate'),
-  lrSchedulerType: optimization(choice(...SCHEDULER_NAMES), 'schedule of the learning rate'),
-  lrSchedulerKwargs: optimization(
-    schedulerKwargs(),
-    'what the schedule asks for, such as {"min_lr_rate": 0.1} for cosine_with_min_lr',
-  ),
-  warmupSteps: optimization(number(0), 'warm-up; below 1: a share of the run'),
-  weightDecay: optimization(number(0), 'decoupled weight decay'),
-  adamBeta1: optimization(number(0), 'decay of the first moment'),
-  adamBeta2: optimization(number(0), 'decay of the second moment'),
-  adamEpsilon: optimization(number(0), 'added to the root of the second moment'),
-  maxGradNorm: optimization(number(0), 'gradients are clipped to this norm; 0: not'),
-  numTrainEpochs: optimization(number(0), 'passes over the data'),
-  maxSteps: optimization(integer(1), 'steps; wins over the epochs'),
-  perDeviceTrainBatchSize: optimization(
-    integer(1),
-    'examples (rows, when packing) of a micro-batch',
-  ),
-  gradientAccumulationSteps: optimization(integer(1), 'micro-batches of a step'),
+  ...group('Method and adapter', {
+    method: choice({
+      choices: METHOD_NAMES,
+      default: 'balora',
+      help: 'preset that the other options override',
+      aliases: ['peft-type', 'peft-method', 'finetuning-type'],
+    }),
+  }),
+  ...loraOptions,
+  ...group('Method and adapter', {
+    adapter: text({
+      placeholder: 'folder',
+      help: 'go on from an adapter (PEFT folder)',
+      aliases: ['adapter-name-or-path', 'adapter-path', 'lora-path'],
+    }),
+  }),
+
+  ...optimizationOptions,
+  ...group('Optimization', {
+    perDeviceTrainBatchSize: whole({
+      least: 1,
+      default: 8,
+      help: 'examples (rows, when packing) of a micro-batch',
+      aliases: [
+        'batch-size',
+        'train-batch-size',
+        'micro-batch-size',
+        'bs',
+        'per-gpu-train-batch-size',
+      ],
+    }),
+    perDeviceEvalBatchSize: whole({
+      least: 1,
+      help: 'examples of a batch of evaluation; the result does not depend on it; default: as in training',
+      aliases: ['eval-batch-size', 'per-gpu-eval-batch-size'],
+    }),
+  }),
 
   ...kExampleOptions,
-  packing: examples(onOff(), 'fill rows of max-length tokens with several examples each'),
-  shuffle: examples(onOff(), 'a new order in every epoch', {
-    helpOff: 'keep the order of the file',
+  ...group('Examples', {
+    packing: onOff({ help: 'fill rows of max-length tokens with several examples each' }),
+    shuffle: onOff({
+      default: true,
+      help: 'a new order in every epoch',
+      helpOff: 'keep the order of the file',
+    }),
   }),
 
   ...kLabelOptions,
-  groupByLength: labels(onOff(), 'texts of like length in one micro-batch'),
-  newHead: labels(onOff(), 'draw a new head even if the model has one'),
-  headWarmupEpochs: labels(
-    integer(0),
-    'passes of a linear probe that trains the head before tuning, and with it the teacher; 0: none',
-  ),
-  metricForBestModel: labels(
-    choice(...kMetricNames),
-    'export the evaluated step that was best by this; default: the first of the GLUE task, else accuracy, pearson or f1Micro',
-  ),
+  ...kLabelTrainOptions,
 
-  ...kRegularizerOptions,
-} satisfies Record<string, OptionRow>;
+  ...REGULARIZER_OPTIONS,
+});
 
-/** The switches that the methods bring. */
-function methodSwitches(): Record<keyof MethodSwitches, OptionRow<boolean>> {
-  const rows = Object.entries(METHOD_OPTIONS).map(([name, { help }]) => [
-    name,
-    adapter(onOff(), help),
-  ]);
-  return Object.fromEntries(rows) as Record<keyof MethodSwitches, OptionRow<boolean>>;
-}
+export type TrainSettings = ValuesOf<typeof kTrainOptions>;
 
-export type TrainSettings = OptionValues<typeof kTrainOptions>;
+/** Choices of the command line where the library leaves them open. */
+export const kTrainDefaults = defaultsOf({
+  method: kTrainOptions.method,
+  dtype: kTrainOptions.dtype,
+  device: kTrainOptions.device,
+  perDeviceTrainBatchSize: kTrainOptions.perDeviceTrainBatchSize,
+  maxLength: kTrainOptions.maxLength,
+  seed: kTrainOptions.seed,
+  shuffle: kTrainOptions.shuffle,
+});

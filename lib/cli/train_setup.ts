@@ -1,15 +1,25 @@
 /** From the settings of `balora train` to the library's own options: names change hands here, nothing is decided. */
-import type { LoraConfigInput } from '../adapters/config.ts';
-import { METHOD_OPTION_NAMES } from '../adapters/methods/registry.ts';
+import type { LoraConfig, LoraConfigInput } from '../adapters/config.ts';
+import { loraChecks, loraOptions } from '../adapters/lora_options.ts';
+import { METHODS } from '../adapters/methods/registry.ts';
 import { ArgumentError } from '../errors.ts';
+import { checkTogether, defaultsOf, type OptionTable, type ValuesOf } from '../options/option.ts';
+import { TASKS, type TaskName } from '../tasks/list.ts';
 import { type ResolvedMethod, resolveMethod } from '../train/methods.ts';
-import { REGULARIZER_OPTIONS, type RegularizerOptions } from '../train/regularizers.ts';
+import { resolveOptions } from '../train/options.ts';
+import { REGULARIZER_OPTIONS } from '../train/regularizers.ts';
+import {
+  bestOptions,
+  optimizationOptions,
+  outputOptions,
+  resourceOptions,
+  trainerChecks,
+} from '../train/schema.ts';
 import type { MethodName } from '../train/types.ts';
-import { kebab, toConfig } from './option_table.ts';
-import { kTrainDefaults, listOf, pick } from './settings.ts';
+import { flagOf, listOf, pick, toConfig } from './option_table.ts';
 import type { TrainSetup } from './tasks/cli_task.ts';
 import { CLI_TASKS, cliTaskOf } from './tasks/list.ts';
-import type { TrainSettings } from './train_options.ts';
+import { kTrainDefaults, type TrainSettings } from './train_options.ts';
 
 /**
  * Sorts the settings.
@@ -17,12 +27,24 @@ import type { TrainSettings } from './train_options.ts';
  */
 export function trainSetup(settings: TrainSettings): TrainSetup {
   checkTask(settings);
+  checkTogether(trainerChecks, settings, { name: flagOf });
   const task = cliTaskOf(settings);
   const seed = settings.seed ?? kTrainDefaults.seed;
   const method = chooseMethod(settings);
   const batchSize = settings.perDeviceTrainBatchSize ?? kTrainDefaults.perDeviceTrainBatchSize;
   const evalBatchSize = settings.perDeviceEvalBatchSize ?? batchSize;
   const shuffle = settings.shuffle ?? kTrainDefaults.shuffle;
+  const training = {
+    ...ofTable(settings, optimizationOptions),
+    ...ofTable(settings, outputOptions),
+    ...ofTable(settings, bestOptions),
+    ...ofTable(settings, resourceOptions),
+    regularizers: method.regularizers,
+    seed,
+    runConfig: toConfig({ ...kTrainDefaults, ...settings }),
+  };
+  // Bad options are refused before a model is loaded.
+  resolveOptions({ ...training, ...pick(settings, ['evalData']) }, task.task.name);
   return {
     task: task.task.name,
     method,
@@ -31,14 +53,7 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
       taskType: task.taskType,
       ...(settings.model === undefined ? {} : { baseModelNameOrPath: settings.model }),
     },
-    training: {
-      ...pick(settings, kOptimizationKeys),
-      ...pick(settings, kOutputKeys),
-      ...pick(settings, ['memoryBudget', 'cacheTeacher', 'captureGraphs']),
-      regularizers: method.regularizers,
-      seed,
-      runConfig: toConfig({ ...kTrainDefaults, ...settings }),
-    },
+    training,
     columns: listOf(settings.columns),
     examples: task.examples(settings, { batchSize, evalBatchSize, seed, shuffle }),
   };
@@ -56,75 +71,49 @@ export function checkTask(settings: TrainSettings): void {
   const [owner] = owners;
   throw new ArgumentError(
     settings.task === undefined && owners.length === 1 && owner !== undefined
-      ? `--${kebab(odd)} needs --task ${owner.task.name}`
-      : `--${kebab(odd)} has no meaning for --task ${task.task.name}`,
+      ? `${flagOf(odd)} needs --task ${owner.task.name}`
+      : `${flagOf(odd)} has no meaning for --task ${task.task.name}`,
   );
 }
 
-const kOptimizationKeys = [
-  'optim',
-  'loraplusLrRatio',
-  'learningRate',
-  'lrSchedulerType',
-  'lrSchedulerKwargs',
-  'warmupSteps',
-  'weightDecay',
-  'adamBeta1',
-  'adamBeta2',
-  'adamEpsilon',
-  'maxGradNorm',
-  'numTrainEpochs',
-  'maxSteps',
-  'gradientAccumulationSteps',
-] as const;
-
-const kOutputKeys = [
-  'output',
-  'overwrite',
-  'resume',
-  'saveSteps',
-  'saveMinutes',
-  'evalSteps',
-  'loggingSteps',
-  'export',
-] as const;
-
-const kAdapterKeys = [
-  'r',
-  'loraAlpha',
-  'rankPattern',
-  'alphaPattern',
-  'initLoraWeights',
-  'targetModules',
-  'excludeModules',
-  'layersToTransform',
-  'layersPattern',
-  'modulesToSave',
-  'loraDropout',
-  ...METHOD_OPTION_NAMES,
-] as const;
-
-const kRegularizerKeys = Object.keys(REGULARIZER_OPTIONS) as (keyof RegularizerOptions &
-  keyof TrainSettings)[];
+/** The settings that are options of a table. */
+function ofTable<T extends OptionTable>(settings: TrainSettings, table: T): ValuesOf<T> {
+  return pick(settings as object, Object.keys(table) as never[]) as ValuesOf<T>;
+}
 
 function chooseMethod(settings: TrainSettings): ResolvedMethod {
   const name: MethodName = settings.method ?? kTrainDefaults.method;
-  const adapter = pick(settings, kAdapterKeys);
+  const adapter = ofTable(settings, loraOptions);
   const [shape] = Object.keys(adapter);
   if (settings.adapter !== undefined && shape !== undefined) {
-    throw new ArgumentError(`--${kebab(shape)} cannot be set: --adapter brings its own shape`);
+    throw new ArgumentError(`${flagOf(shape)} cannot be set: --adapter brings its own shape`);
   }
   if (settings.adapter !== undefined && name === 'full') {
     throw new ArgumentError(
       '--adapter cannot go with --method full: merge it into the model first',
     );
   }
-  if (settings.resume && settings.output === undefined) {
-    throw new ArgumentError('--resume needs --output, the folder of the run');
-  }
-  return resolveMethod(name, {
-    adapter: adapter as LoraConfigInput,
-    regularizers: pick(settings, kRegularizerKeys),
-    task: settings.task ?? 'causal-lm',
-  });
+  const { task = 'causal-lm' } = settings;
+  const regularizers = ofTable(settings, REGULARIZER_OPTIONS);
+  checkChoices(name, task, { adapter, regularizers });
+  return resolveMethod(name, { adapter: adapter as LoraConfigInput, regularizers, task });
+}
+
+/** The library's own checks of several options, so that their messages name flags. */
+function checkChoices(
+  method: MethodName,
+  task: TaskName,
+  { adapter, regularizers }: { adapter: object; regularizers: object },
+): void {
+  const preset = METHODS[method];
+  const how = { name: flagOf };
+  const weights = {
+    ...defaultsOf(REGULARIZER_OPTIONS, { task }),
+    ...preset.regularizers?.[task],
+    ...regularizers,
+  };
+  for (const { checks = [] } of TASKS[task].terms) checkTogether(checks, weights, how);
+  if (preset.adapter === null) return;
+  const shape = { ...defaultsOf(loraOptions), ...preset.adapter, ...adapter };
+  checkTogether(loraChecks, shape as unknown as LoraConfig, how);
 }

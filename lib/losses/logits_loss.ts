@@ -158,7 +158,9 @@ export class NluLoss extends LogitsLoss {
     super(
       [classifierConsistency, classifierDiversity, classifierSvd]
         .filter(({ key }) => terms[key as keyof typeof terms] ?? true)
-        .map((definition: TermDefinition) => bind(definition, { ...given })),
+        .map((definition: TermDefinition) =>
+          bind(definition, { ...given }, { task: 'sequence-classification' }),
+        ),
       {
         ...(problemType === undefined ? {} : { problemType }),
         ...(onWarning === undefined ? {} : { onWarning }),

@@ -4,9 +4,15 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { headLosses, type HeadLossInputs, reshape } from '../ops/index.ts';
+import {
+  type Check,
+  type DefaultContext,
+  defaultsOf,
+  type OptionTable,
+  type ResolvedOf,
+} from '../options/option.ts';
 import { type DType, Tensor } from '../tensor.ts';
 import type { Head } from './fused.ts';
-import { defaultsOf, type OptionSpecs, type ResolvedOf } from './options.ts';
 import { headLogits } from './plain.ts';
 import type { ProblemType } from './problem_type.ts';
 import type { StepOfRun } from './schedules.ts';
@@ -65,22 +71,25 @@ export interface Term {
 }
 
 /** A term that is built in: its options are declared, and bound for a run. */
-export interface TermDefinition<S extends OptionSpecs = OptionSpecs> {
+export interface TermDefinition<S extends OptionTable = OptionTable> {
   readonly key: string;
   /** Options in the order of the help; `<key>Weight` is the one that switches the term on. */
   readonly options: S;
+  /** Combinations of its options that are refused. Default: none. */
+  readonly checks?: readonly Check<ResolvedOf<S>>[];
   create(options: ResolvedOf<S>): Term;
 }
 
-/** A built-in term with options, those that are not given as declared. */
-export function bind<S extends OptionSpecs>(
+/** A built-in term with options, those that are not given at their defaults (for a language model, unless a task is named). */
+export function bind<S extends OptionTable>(
   { options, create }: TermDefinition<S>,
   given: Readonly<Record<string, unknown>> = {},
+  context?: DefaultContext,
 ): Term {
   const own = Object.fromEntries(
     Object.entries(given).filter(([key, value]) => key in options && value !== undefined),
   );
-  return create({ ...defaultsOf(options), ...own });
+  return create({ ...defaultsOf(options, context), ...own });
 }
 
 /** A term of a caller's own; see {@link defineTerm}. */

@@ -6,7 +6,6 @@ import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Batch } from '../data/collate.ts';
 import { evaluate } from '../eval/evaluate.ts';
 import { HeadLoss, type LossInputs } from '../losses/head_loss.ts';
-import { choice } from '../losses/options.ts';
 import {
   type Positions,
   type RowsOfBatch,
@@ -18,6 +17,7 @@ import type { MicroBatchLoss } from '../losses/term_sums.ts';
 import { kLanguageModelTerms } from '../losses/terms/list.ts';
 import type { CausalLM, ForwardOptions, Head, Model, Seq2SeqLM } from '../models/index.ts';
 import type { ModelInputs } from '../models/model.ts';
+import { choice } from '../options/kinds.ts';
 import type { TeacherSummary } from '../ops/index.ts';
 import { withPhase } from '../runtime.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';

@@ -7,12 +7,12 @@ import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { BatchSource } from '../data/batch_source.ts';
 import type { MetricName } from '../data/glue.ts';
 import type { EvaluateOptions, Evaluation } from '../eval/types.ts';
-import type { OptionSpecs } from '../losses/options.ts';
 import type { SelectedRows } from '../losses/positions.ts';
 import type { StepOfRun } from '../losses/schedules.ts';
 import type { Term, TermDefinition, TermNote } from '../losses/term.ts';
 import type { MicroBatchLoss, TermCounts } from '../losses/term_sums.ts';
 import type { Model } from '../models/index.ts';
+import type { OptionTable } from '../options/option.ts';
 import type { Tensor } from '../tensor.ts';
 
 /** Names of the tasks, as `--task` takes them. */
@@ -129,7 +129,7 @@ export interface Task<M extends Model = Model, B = unknown> {
   /** Terms beside the task's own loss, each of which a weight above 0 switches on. */
   readonly terms: readonly TermDefinition[];
   /** Options of the task itself, beside those of its terms. */
-  readonly options: OptionSpecs;
+  readonly options: OptionTable;
   /** Whether this is the task of a model. */
   tunes(model: Model): model is M;
   /** The choice of rows, and their counts. */

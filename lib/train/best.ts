@@ -24,10 +24,9 @@ const kTensors = 'state.safetensors';
  * Refuses a metric that no evaluation of the model has, before the first step.
  * @throws ArgumentError naming the metrics that there are
  */
-export function checkMetric({ tuned, evalData, metricForBestModel }: AnyTrainerOptions): void {
+export function checkMetric({ tuned, metricForBestModel }: AnyTrainerOptions): void {
   const metric = metricForBestModel ?? null;
   if (metric === null) return;
-  if (evalData === undefined) throw new ArgumentError('metricForBestModel needs evalData');
   const { names, subject } = taskOf(tuned.model).metrics(tuned.model);
   if (names.includes(metric)) return;
   throw new ArgumentError(

@@ -6,7 +6,17 @@ import { UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import { slice } from '../ops/index.ts';
 import { noGrad, type Tensor } from '../tensor.ts';
+import { identityOfTable, type OptionTable } from '../options/option.ts';
 import type { Identity, ResolvedOptions } from './options.ts';
+import { REGULARIZER_OPTIONS } from './regularizers.ts';
+import {
+  bestOptions,
+  optimizationOptions,
+  outputOptions,
+  preparationOptions,
+  resourceOptions,
+  seedOptions,
+} from './schema.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { RunPlan } from './types.ts';
 
@@ -19,28 +29,30 @@ export async function identityOf(
   options: ResolvedOptions,
   plan: RunPlan,
 ): Promise<Identity> {
-  const { cacheTeacher, memoryBudget, captureGraphs } = options.resources;
-  const sharesPrefixes = input.tuned.model.sharePrefixes && !captureGraphs;
-  const bytes = typeof memoryBudget === 'number';
+  const sharesPrefixes = input.tuned.model.sharePrefixes && !options.resources.captureGraphs;
   return {
-    ...options.optimization,
-    ...options.regularizers,
+    ...partOf(optimizationOptions, options.optimization),
+    ...partOf(REGULARIZER_OPTIONS, options.regularizers),
     warmupSteps: plan.warmupSteps,
-    seed: options.seed,
+    ...partOf(seedOptions, options),
     data: input.data.fingerprint,
     dtype: input.tuned.model.dtype,
     baseModel: await baseModel(input.tuned, plan.baseParameters),
-    ...(memoryBudget !== null && { memoryBudget: bytes ? 'bytes' : memoryBudget }),
-    ...(cacheTeacher && { cacheTeacher: true }),
+    ...partOf(resourceOptions, options.resources),
     ...(!sharesPrefixes && { sharePrefixes: false }),
     customLoss: input.loss !== undefined,
     ...(input.terms !== undefined &&
       input.terms.length > 0 && { terms: input.terms.map(({ key }) => key) }),
     ...(input.afterBackward !== undefined && { afterBackward: true }),
-    ...(input.preparation !== undefined && { preparation: input.preparation }),
+    ...partOf(outputOptions, options.output),
+    // Their defaults depend on the model: what was given counts.
+    ...partOf({ ...preparationOptions, ...bestOptions }, input),
     ...input.tuned.identity(),
   };
 }
+
+const partOf = (table: OptionTable, values: object): Identity =>
+  identityOfTable(table, values as Identity);
 
 /** A model by what it is, wherever it lies: a copy in another folder is the same, one with other weights is not. */
 async function baseModel(tuned: TunedModel<Model>, parameters: number): Promise<string> {

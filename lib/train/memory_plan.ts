@@ -8,7 +8,6 @@
 
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { sharesProcessMemory } from '../device.ts';
-import { ArgumentError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import type { LayerKeep } from '../models/layers.ts';
 import { memoryStats, synchronize, trimMemory } from '../runtime.ts';
@@ -38,15 +37,6 @@ const kBetweenBlocks = 0.05;
 /** What the kernels' scratch and Node's heap still grow by after the measurement. */
 const kGrowthBytes = 8 * 2 ** 20;
 const kChunkBytes = { most: 100 * 2 ** 20, least: 24 * 2 ** 20 };
-
-/** @throws ArgumentError for anything but max, min or a number of bytes */
-export function checkMemoryBudget(budget: MemoryBudget): MemoryBudget {
-  if (budget === 'max' || budget === 'min' || (Number.isFinite(budget) && budget > 0))
-    return budget;
-  throw new ArgumentError(
-    `memoryBudget must be max, min or a number of bytes > 0, got ${JSON.stringify(budget)}`,
-  );
-}
 
 /** Chooses what the layers keep of each micro-batch. Made by {@link MemoryPlanner.open}. */
 export class MemoryPlanner {

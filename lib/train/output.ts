@@ -47,7 +47,6 @@ const kOwnFiles = new Set([
  */
 export async function checkOutput(path: string, options: ClaimOptions): Promise<void> {
   const { overwrite, resume } = options;
-  if (overwrite && resume) throw new ArgumentError('overwrite and resume exclude each other');
   const names = await folderNames(path);
   if (names.length > 0 && !overwrite && !resume) {
     throw new ArgumentError(

@@ -1,39 +1,41 @@
 /** The options of all loss terms together: their type, their defaults by task, and the check of what a caller gives. */
 import { ArgumentError } from '../errors.ts';
-import {
-  checkOption,
-  defaultsOf,
-  type OptionSpecs,
-  type OptionsOf,
-  type ResolvedOf,
-} from '../losses/options.ts';
 import { bind, type Term, type TermDefinition } from '../losses/term.ts';
 import type { kClassifierTerms, kLanguageModelTerms } from '../losses/terms/list.ts';
-import { TASKS, type Task, type TaskName } from '../tasks/list.ts';
+import {
+  checkTogether,
+  checkValue,
+  defaultsOf,
+  group,
+  type InputOf,
+  type OptionTable,
+  type ResolvedOf,
+} from '../options/option.ts';
 import type { languageModelOptions } from '../tasks/language_model.ts';
+import { TASKS, type Task, type TaskName } from '../tasks/list.ts';
 
 type Intersection<U> = (U extends unknown ? (u: U) => void : never) extends (i: infer I) => void
   ? I
   : never;
-type AllSpecs = Intersection<
+type AllOptions = Intersection<
   (typeof kLanguageModelTerms | typeof kClassifierTerms)[number]['options']
 > &
   typeof languageModelOptions;
 
-/** All declared options. Where tasks declare the same one, the first task's default is the general one. */
-export const REGULARIZER_OPTIONS: AllSpecs = Object.assign(
-  {},
-  ...Object.values(TASKS).map(specsOf).reverse(),
+/** All declared options. Where tasks declare the same one, the first task's entry is the general one. */
+export const REGULARIZER_OPTIONS: AllOptions = group(
+  'BA-LoRA regularizers',
+  Object.assign({}, ...Object.values(TASKS).map(optionsOf).reverse()) as AllOptions,
 );
 
 /** The regularizers; a weight of 0 switches one off, and with it what only it needs (the teacher's pass). */
-export interface RegularizerOptions extends OptionsOf<AllSpecs> {}
+export interface RegularizerOptions extends InputOf<AllOptions> {}
 
 /** The regularizers with every default filled in. */
-export interface ResolvedRegularizers extends ResolvedOf<AllSpecs> {}
+export interface ResolvedRegularizers extends ResolvedOf<AllOptions> {}
 
 /** The options that a task has a use for. */
-function specsOf({ options, terms }: Pick<Task, 'options' | 'terms'>): OptionSpecs {
+function optionsOf({ options, terms }: Pick<Task, 'options' | 'terms'>): OptionTable {
   return Object.assign({}, ...terms.map((term) => term.options), options);
 }
 
@@ -45,26 +47,20 @@ export function resolveRegularizers(
   const given = Object.fromEntries(
     Object.entries(options).filter(([, value]) => value !== undefined),
   );
-  const own = specsOf(TASKS[task]);
-  const defaults: Record<string, unknown> = {
-    ...defaultsOf(REGULARIZER_OPTIONS),
-    ...defaultsOf(own),
-  };
+  const all: OptionTable = REGULARIZER_OPTIONS;
+  const own = optionsOf(TASKS[task]);
+  const defaults: Record<string, unknown> = defaultsOf(all, { task });
   for (const [key, value] of Object.entries(given)) {
-    if (!Object.hasOwn(defaults, key)) {
-      throw new ArgumentError(`unknown regularizer option "${key}"`);
-    }
+    const option = all[key];
+    if (option === undefined) throw new ArgumentError(`unknown regularizer option "${key}"`);
+    checkValue(key, option, value);
     if (!Object.hasOwn(own, key) && value !== defaults[key]) {
       throw new ArgumentError(`${key} has no meaning for ${task}`);
     }
   }
-  const resolved = { ...defaults, ...given };
-  for (const [key, spec] of Object.entries(REGULARIZER_OPTIONS)) {
-    checkOption(key, spec, resolved[key]);
-  }
-  // A term checks how its options go together.
-  for (const definition of TASKS[task].terms) bind(definition, resolved);
-  return resolved as unknown as ResolvedRegularizers;
+  const resolved = { ...defaults, ...given } as unknown as ResolvedRegularizers;
+  for (const { checks = [] } of TASKS[task].terms) checkTogether(checks, resolved);
+  return resolved;
 }
 
 /** The terms of a task that a weight above 0 switches on, then the caller's own. @throws ArgumentError for a key given twice */

@@ -1,13 +1,20 @@
 /**
- * What goes into a training run and what comes out of it: options in transformers' names (camel case), one record a
+ * The input of a training run and what comes out of it: options in transformers' names (declared in schema.ts), one record a
  * step, events. The command line is a thin layer on these; nothing here computes.
  */
 import type { Batch } from '../data/collate.ts';
 import type { MetricName } from '../data/glue.ts';
 import type { Evaluation } from '../eval/types.ts';
-import type { SchedulerOptions } from '../optim/schedulers.ts';
+import type { InputOf } from '../options/option.ts';
 import type { Tensor } from '../tensor.ts';
-import type { BatchPlan, MemoryBudget } from './memory_plan.ts';
+import type { BatchPlan } from './memory_plan.ts';
+import type {
+  bestOptions,
+  optimizationOptions,
+  outputOptions,
+  preparationOptions,
+  resourceOptions,
+} from './schema.ts';
 
 export type { BatchSource } from '../data/batch_source.ts';
 export type { ClassifierEvaluation, EvaluationResult, ExampleResult } from '../eval/types.ts';
@@ -15,90 +22,21 @@ export type { Batch };
 
 export type { MethodName } from '../adapters/methods/registry.ts';
 
-/** Optimisers by name. */
-export const OPTIMIZER_NAMES = ['adamw', 'adafactor', 'sgd'] as const;
-/** One of {@link OPTIMIZER_NAMES}. */
-export type OptimizerName = (typeof OPTIMIZER_NAMES)[number];
+export { OPTIMIZER_NAMES, type OptimizerName } from './schema.ts';
 
-/** Optimisation in transformers' names; defaults in brackets. */
-export interface OptimizationOptions {
-  optim?: OptimizerName; // adamw
-  learningRate?: number; // 2e-5
-  lrSchedulerType?: string; // cosine
-  lrSchedulerKwargs?: SchedulerOptions;
-  warmupSteps?: number; // 0.03; below 1 a share of the run, rounded up
-  weightDecay?: number; // 0
-  adamBeta1?: number; // 0.9
-  adamBeta2?: number; // 0.999
-  adamEpsilon?: number; // 1e-8
-  momentum?: number; // 0, sgd only
-  /** LoRA+: rate of B over that of A. */
-  loraplusLrRatio?: number; // 1
-  maxGradNorm?: number; // 1; 0 switches clipping off
-  numTrainEpochs?: number; // 1
-  maxSteps?: number; // none; wins over numTrainEpochs
-  gradientAccumulationSteps?: number; // 1
-}
+/** Optimisation in transformers' names. */
+export interface OptimizationOptions extends InputOf<typeof optimizationOptions> {}
 
 /** Which of the evaluated steps a run exports. */
-export interface BestOptions {
-  /**
-   * Keep the parameters of the step whose evaluation was best by this metric, and export those; null: export the last ones.
-   * Default for a classifier with `evalSteps`: accuracy, Pearson's r for regression, F1 over all decisions for several labels.
-   * Default for a language model: null (`loss` is what it can be judged by). A metric that the task has not is refused by the
-   * Trainer's constructor.
-   */
-  metricForBestModel?: MetricName | null;
-}
+export interface BestOptions extends InputOf<typeof bestOptions> {}
 
 /** Where a run is written; without `output` nothing is written at all. */
-export interface OutputOptions {
-  /** Folder of the adapter and run/; must be empty or absent unless `overwrite` or `resume` is set. */
-  output?: string;
-  overwrite?: boolean;
-  /** Continue from the last good checkpoint of `output`, bit for bit. */
-  resume?: boolean;
-  /**
-   * Anything JSON that was done to the model before, such as a head's warm-up, and that a run's numbers depend on: a checkpoint
-   * of a run with another preparation is not continued.
-   */
-  preparation?: Readonly<Record<string, unknown>>;
-  /** Steps between checkpoints (0: by time only), evaluations (0: only at the end) and `log` events. */
-  saveSteps?: number; // 0
-  evalSteps?: number; // 0
-  loggingSteps?: number; // 1
-  /**
-   * A checkpoint is also written at the end of the first step that ends this many minutes after the last one, or after the
-   * start; 0: never. Whatever these say, the last whole step is saved when the run ends, is stopped or fails.
-   */
-  saveMinutes?: number; // 10
-  /** Checkpoints to keep, the oldest go first. */
-  saveTotalLimit?: number; // 2
-  /** Form of an exported PiSSA adapter: a LoRA of rank 2r on the untouched base, or the residual model's pair. */
-  export?: 'lora' | 'residual';
-  /** Anything JSON, kept in run/config.json under "command" beside the trainer's own resolved options. */
-  runConfig?: unknown;
-}
+export interface OutputOptions
+  extends InputOf<typeof outputOptions>,
+    InputOf<typeof preparationOptions> {}
 
-/** What a run spends. */
-export interface ResourceOptions {
-  /**
-   * What the process may hold: `max` (the fastest plan), `min` (the smallest), or bytes. The losses are the same,
-   * the gradients but for rounding. Default: what the model's own settings say (`layerKeep`: `lean`).
-   */
-  memoryBudget?: MemoryBudget;
-  /**
-   * Run the teacher once for each sequence and keep what the consistency term needs of it, on disk: of a row C numbers in f32
-   * (f64 beside f64) and an entropy in f64. For runs of several epochs, with a frozen head without soft-capping. Default
-   * false.
-   */
-  cacheTeacher?: boolean;
-  /**
-   * Run micro-batches and updates of shapes that repeat as graphs: recorded once, launched as one. For GPUs and language
-   * models without a loss of one's own. The numbers are the same bit for bit. Default false.
-   */
-  captureGraphs?: boolean;
-}
+/** Memory and time that a run may spend. */
+export interface ResourceOptions extends InputOf<typeof resourceOptions> {}
 
 /** What a loss of the user's own gives: the mean over the micro-batch's supervised rows, and what to report. */
 export interface LossResult {

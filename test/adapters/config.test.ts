@@ -77,7 +77,7 @@ describe('reading', () => {
     [
       minimal({ rank_pattern: { a: 1.5 } }),
       FormatError,
-      /rank_pattern\["a"\] must be a whole number/,
+      /rank_pattern must be an object of patterns, each with a whole number >= 1, got {"a":1.5}/,
     ],
     [minimal({ layers_to_transform: [-1] }), FormatError, /layers_to_transform/],
     [
@@ -144,13 +144,21 @@ describe('writing for the API', () => {
     [
       { loraBias: true, initLoraWeights: 'pissa' },
       ArgumentError,
-      /lora_bias needs init_lora_weights true or false, got "pissa"/,
+      /loraConfig: loraBias needs initLoraWeights true or false, got "pissa"/,
     ],
     [{ trainableTokenIndices: [1] }, UnsupportedError, /trainable_token_indices/],
-    [{ initLoraWeights: 'my_start' }, UnsupportedError, /"my_start" is not supported: true, /],
+    [
+      { initLoraWeights: 'my_start' },
+      UnsupportedError,
+      /initLoraWeights must be one of true, .* got "my_start"/,
+    ],
     [{ initLoraWeights: 'pissa_niter_x' }, UnsupportedError, /pissa_niter_x/],
-    [{ loraDropout: 1 }, ArgumentError, /lora_dropout must be in \[0, 1\)/],
-    [{ loraAlpha: Number.NaN }, ArgumentError, /lora_alpha must be a finite number/],
+    [
+      { loraDropout: 1 },
+      ArgumentError,
+      /loraConfig: loraDropout must be a number >= 0 and < 1, got 1$/,
+    ],
+    [{ loraAlpha: Number.NaN }, ArgumentError, /loraAlpha must be a finite number, got NaN/],
   ])('refuses %j', (input, type, message) => {
     expect(() => loraConfig(input)).toThrow(type);
     expect(() => loraConfig(input)).toThrow(message);

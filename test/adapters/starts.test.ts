@@ -182,7 +182,7 @@ describe('a start function', () => {
       },
       /my own/,
     ],
-    [3, /init_lora_weights must be a flag, a name or a function, got 3/],
+    [3, /initLoraWeights must be one of true, .* or a function, got 3/],
   ])('is refused for %s', async (init, message) => {
     const model = new TinyModel();
     const base = hidden(model);
@@ -197,7 +197,7 @@ describe('a start function', () => {
   it('is refused as ArgumentError, another name with those there are', async () => {
     await expect(create(() => [])).rejects.toThrow(ArgumentError);
     await expect(create('olora2')).rejects.toThrow(
-      /initLoraWeights "olora2" is not supported: true, gaussian, false, pissa, pissa_niter_N.* or a function/,
+      /initLoraWeights must be one of true, gaussian, false, pissa, pissa_niter_N.* or a function, got "olora2"/,
     );
   });
 });

@@ -4,11 +4,17 @@ import { join } from 'node:path';
 import { Command } from 'commander';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { loraOptions } from '../../lib/adapters/lora_options.ts';
 import { METHOD_NAMES } from '../../lib/adapters/methods/registry.ts';
 import { addOptions, readOptions } from '../../lib/cli/command_options.ts';
+import { kEvaluateOptions } from '../../lib/cli/evaluate_options.ts';
 import { editDistance, nearest } from '../../lib/cli/nearest.ts';
-import { camel, kebab, toConfig } from '../../lib/cli/option_table.ts';
+import { toConfig } from '../../lib/cli/option_table.ts';
 import { kTrainOptions, type TrainSettings } from '../../lib/cli/train_options.ts';
+import { camel, kebab, type OptionTable, snake } from '../../lib/options/option.ts';
+import { REGULARIZER_OPTIONS } from '../../lib/train/regularizers.ts';
+import { trainerOptions } from '../../lib/train/schema.ts';
+import { balora } from '../support/run_cli.ts';
 
 let folder: string;
 beforeAll(async () => {
@@ -144,6 +150,21 @@ describe('flags', () => {
     );
   });
 
+  it('exist for every option of the library, but for those that only a program has', () => {
+    const library: OptionTable = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOptions };
+    const own = Object.keys(library).filter((key) => library[key]?.only === 'library');
+    expect(own.sort()).toEqual([
+      ...['baseModelNameOrPath', 'fanInFanOut', 'inferenceMode', 'preparation', 'revision'],
+      ...['runConfig', 'taskType'],
+    ]);
+    const command = new Command();
+    addOptions(command, kTrainOptions, { config: true });
+    const flags = command.options.map(({ long }) => long);
+    for (const key of Object.keys(library).filter((name) => !own.includes(name))) {
+      expect(flags).toContain(`--${kebab(key)}`);
+    }
+  });
+
   it('are those of the specification', () => {
     const expected =
       '--model --data --eval-data --output --overwrite --resume --method --r --lora-alpha --init-lora-weights ' +
@@ -161,7 +182,73 @@ describe('flags', () => {
   });
 });
 
+/** Names that people bring from transformers, PEFT and their scripts. */
+const kOtherNames: [string, string][] = [
+  ['lr', 'learning-rate'],
+  ['epochs', 'num-train-epochs'],
+  ['num-epochs', 'num-train-epochs'],
+  ['batch-size', 'per-device-train-batch-size'],
+  ['eval-batch-size', 'per-device-eval-batch-size'],
+  ['grad-accum', 'gradient-accumulation-steps'],
+  ['rank', 'r'],
+  ['lora-r', 'r'],
+  ['lora-rank', 'r'],
+  ['alpha', 'lora-alpha'],
+  ['dropout', 'lora-dropout'],
+  ['output-dir', 'output'],
+  ['overwrite-output-dir', 'overwrite'],
+  ['resume-from-checkpoint', 'resume'],
+  ['model-name-or-path', 'model'],
+  ['train-file', 'data'],
+  ['validation-file', 'eval-data'],
+  ['max-seq-length', 'max-length'],
+  ['warmup-ratio', 'warmup-steps'],
+  ['lr-scheduler', 'lr-scheduler-type'],
+  ['bf16', 'dtype'],
+  ['gradient-checkpointing', 'memory-budget'],
+  ['load-best-model-at-end', 'metric-for-best-model'],
+];
+
+describe('names of other programs', () => {
+  it.each(kOtherNames)('%s leads to %s', async (other, ours) => {
+    const words = `(did you mean --${ours}?)`;
+    for (const flag of [[`--${other}`, '1'], [`--${other}=1`], [`--${other}`]]) {
+      await expect(parse(...kNeeded, ...flag)).rejects.toThrow(
+        `unknown option --${other} ${words}`,
+      );
+    }
+    for (const key of [other, snake(camel(other))]) {
+      const path = await configFile(`${key}: 1`);
+      await expect(parse('--config', path)).rejects.toThrow(
+        `${path}: unknown option "${key}" (did you mean "${ours}"?)`,
+      );
+    }
+  });
+
+  it.each([
+    ['train', kTrainOptions],
+    ['evaluate', kEvaluateOptions],
+  ] as [string, OptionTable][])('are unique in %s, and no option has one', (_, table) => {
+    const options = Object.entries(table);
+    const names = options.flatMap(([key, { aliases = [] }]) => [kebab(key), ...aliases]);
+    expect(names.filter((name, i) => names.indexOf(name) !== i)).toEqual([]);
+    expect(names.filter((name) => !/^[a-z][a-z0-9-]*$/.test(name))).toEqual([]);
+  });
+
+  it('are not in the help', () => {
+    const command = new Command();
+    addOptions(command, kTrainOptions);
+    expect(command.helpInformation()).not.toMatch(/--(lr|rank|epochs)[ ,<]/);
+    expect(command.helpInformation()).toMatch(/singular values.* \(default:\s+10; of\s+sequence-/);
+  });
+});
+
 describe('configuration files', () => {
+  it('may name a schema for editors', async () => {
+    const yaml = await configFile('$schema: ./balora.schema.json\nmodel: m\ndata: d\n');
+    expect(await parse('--config', yaml)).toEqual({ model: 'm', data: 'd' });
+  });
+
   it('lie under the flags, in either spelling, as YAML or JSON', async () => {
     const yaml = await configFile(
       'model: m\ndata: d\nlearning_rate: 1.0e-4\nr: 8\ntarget-modules: [q_proj]\npacking: true\noutput:\n',
@@ -242,4 +329,14 @@ describe('names', () => {
     expect(nearest('xyzxyz', ['model', 'data'])).toBe('');
     expect(nearest('Modle', ['model', 'data'])).toBe(' (did you mean "model"?)');
   });
+});
+
+it('balora schema prints the schema of a configuration file', async () => {
+  const { code, out } = await balora(['schema']);
+  expect(code).toBe(0);
+  const { properties } = JSON.parse(out) as { properties: Record<string, { default?: unknown }> };
+  expect(properties['learning-rate']).toMatchObject({ default: 2e-5, minimum: 0 });
+  // A method's preset decides, and the flag alone has it.
+  expect(properties['consistency-weight']).not.toHaveProperty('default');
+  expect(properties).not.toHaveProperty('dry-run');
 });

@@ -148,16 +148,45 @@ describe('balora train', () => {
         /model_type "mamba" is not supported .*\(known: .*\); docs\/how-to-add-a-model/,
       );
       expect(code).toBe(1);
+      // Said first: what follows may take minutes.
+      expect(err).toMatch(/^warning: no --output: the result is written nowhere\n/);
     }
-    const { err } = await balora(['train', '--model', model, '--data', data, '--max-steps', '1']);
-    expect(err).toMatch(/^warning: no --output: the result is written nowhere$/m);
+    const dry = await balora(['train', '--model', model, '--data', data, '--dry-run']);
+    expect(dry.err).not.toContain('no --output');
+  });
+
+  it('keeps the best step of a language model, or the last one, and as many checkpoints as it is told', async () => {
+    const eachStep = ['--eval-data', data, '--eval-steps', '1', '--save-steps', '1'];
+    const best = await balora(
+      train('best', ...eachStep, '--metric-for-best-model', 'loss', '--save-total-limit', '3'),
+    );
+    expect(best.err).toMatch(/; kept step \d \(loss /);
+    expect(await readdir(join(folder, 'best', 'run', 'checkpoints'))).toHaveLength(3);
+    const last = await balora(train('last', ...eachStep, '--metric-for-best-model', 'none'));
+    expect(last.err).not.toContain('kept step');
+    const { command } = JSON.parse(
+      await readFile(join(folder, 'last', 'run', 'config.json'), 'utf8'),
+    ) as { command: Record<string, unknown> };
+    expect(command['metric-for-best-model']).toBe('none');
+    const without = await balora(train('refused', '--metric-for-best-model', 'loss'));
+    expect(without.err).toBe('error: --metric-for-best-model needs --eval-data\n');
+  });
+
+  it('runs SGD with momentum', async () => {
+    const sgd = ['--method', 'lora', '--optim', 'sgd'];
+    await balora(train('sgd', ...sgd));
+    const { code } = await balora(train('momentum', ...sgd, '--momentum', '0.9'));
+    expect(code).toBe(0);
+    const [plain, moved] = [await metrics('sgd'), await metrics('momentum')];
+    expect(moved[0]?.loss).toBe(plain[0]?.loss);
+    expect(moved[5]?.loss).not.toBe(plain[5]?.loss);
   });
 
   it.each([
-    [['--lora-bias'], 'lora_bias needs init_lora_weights true or false, got "pissa"'],
-    [['--use-dora', '--lora-bias', '--method', 'lora'], 'lora_bias cannot go with use_dora'],
+    [['--lora-bias'], '--lora-bias needs --init-lora-weights true or false, got "pissa"'],
+    [['--use-dora', '--lora-bias', '--method', 'lora'], '--lora-bias cannot go with --use-dora'],
     [['--use-dora', '--export', 'residual'], 'export "residual" is not for DoRA'],
-    [['--layers-pattern', 'layers'], 'layers_pattern needs layers_to_transform'],
+    [['--layers-pattern', 'layers'], '--layers-pattern needs --layers-to-transform'],
     [['--modules-to-save', 'head'], 'modulesToSave ["head"] matches no module'],
     [['--capture-graphs'], 'captureGraphs: the device cpu has no graphs, they are for GPUs'],
     [['--optim', 'lion'], '--optim must be one of adamw, adafactor, sgd'],

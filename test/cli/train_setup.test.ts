@@ -1,10 +1,22 @@
 import { describe, expect, it } from 'vitest';
 import { kTrainOptions, type TrainSettings } from '../../lib/cli/train_options.ts';
 import { trainSetup } from '../../lib/cli/train_setup.ts';
+import { defaultOf, type Option, type OptionTable } from '../../lib/options/option.ts';
 import { TASK_NAMES } from '../../lib/tasks/list.ts';
 
 const setup = (settings: Partial<TrainSettings> = {}) =>
   trainSetup({ model: 'm', data: 'd', ...settings });
+
+/** A value of an option that is not its default. */
+function markOf(key: string): unknown {
+  const option = (kTrainOptions as OptionTable)[key] as Option;
+  const standard = defaultOf(option);
+  if (option.placeholder === null) return standard !== true;
+  const words = option.choices ?? option.placeholder.split('|');
+  return [7, 0.5, ...words, 'x', ['x'], { x: 2 }].find(
+    (value) => value !== standard && option.schema.safeParse(value).success,
+  );
+}
 
 describe('trainSetup', () => {
   it('takes the preset of the method, flags over it', () => {
@@ -48,24 +60,10 @@ describe('trainSetup', () => {
       ...{ labelNames: ['x', 'y'], metricForBestModel: 'matthews' },
       ...{ textField: 'x', textPairField: 'x', labelField: 'x', numLabels: 3, headWarmupEpochs: 2 },
     };
+    // For those that do not take what markOf finds.
     const marks: Record<string, unknown> = {
-      ...{ optim: 'sgd', export: 'residual', lrSchedulerType: 'linear', svdNorm: 'nuclear' },
-      ...{
-        positions: 'non_padding',
-        consistencySchedule: 'constant',
-        regularizerSchedule: 'constant',
-      },
-      ...{ initLoraWeights: 'gaussian', targetModules: ['x'], adamBeta1: 0.5, adamBeta2: 0.6 },
-      ...{
-        layersToTransform: [1],
-        layersPattern: 'layers',
-        modulesToSave: ['x'],
-        loraDropout: 0.1,
-      },
-      ...{ lrSchedulerKwargs: { numCycles: 2 }, consistencyWeightMin: 0.01 },
-      ...{ useDora: true, loraBias: true, useRslora: true, excludeModules: ['x'] },
-      ...{ rankPattern: { x: 2 }, alphaPattern: { x: 2 } },
-      ...{ overwrite: true, resume: true, packing: true, shuffle: false, columns: ['x'] },
+      ...{ initLoraWeights: 'gaussian', consistencyWeightMin: 0.01, layersToTransform: [1] },
+      ...{ lrSchedulerType: 'linear', lrSchedulerKwargs: { numCycles: 2 } },
     };
     const needs: Record<string, Partial<TrainSettings>> = {
       loraBias: { method: 'lora' },
@@ -81,13 +79,19 @@ describe('trainSetup', () => {
       if (own.includes(key) || key in values || key in labelled) continue;
       if (['task', 'maxSourceLength', 'maxTargetLength'].includes(key)) continue;
       const given = { ...values, ...needs[key] };
-      expect(handedOn({ ...given, [key]: marks[key] ?? 7 }), key).not.toBe(handedOn(given));
+      expect(handedOn({ ...given, [key]: marks[key] ?? markOf(key) }), key).not.toBe(
+        handedOn(given),
+      );
     }
     const seq2seq = { task: 'seq2seq-lm', output: 'o' } as const;
     for (const key of ['maxSourceLength', 'maxTargetLength'] as const) {
       expect(handedOn({ ...seq2seq, [key]: 7 }), key).not.toBe(handedOn(seq2seq));
     }
-    const classifier = { task: 'sequence-classification', output: 'o' } as const;
+    const classifier: Partial<TrainSettings> = {
+      task: 'sequence-classification',
+      output: 'o',
+      evalData: 'e',
+    };
     for (const [key, value] of Object.entries(labelled)) {
       expect(handedOn({ ...classifier, [key]: value }), key).not.toBe(handedOn(classifier));
     }

@@ -49,7 +49,8 @@ beforeAll(async () => {
   }
   for (const { path, array, name, from } of kLines) {
     const text = await readFile(join(copy, path), 'utf8');
-    const longer = text.replace(new RegExp(`(${array} = \\[[^\\]]*?),?\\s*\\]`), `$1, ${name}]`);
+    const list = new RegExp(`(${array}: readonly \\[[^\\]]*?),?\\s*\\] = \\[([^\\]]*?),?\\s*\\]`);
+    const longer = text.replace(list, `$1, typeof ${name}] = [$2, ${name}]`);
     expect(longer, path).not.toBe(text);
     await writeFile(join(copy, path), `import { ${name} } from '${from}';\n${longer}`);
   }

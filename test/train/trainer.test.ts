@@ -288,7 +288,7 @@ describe('Trainer', () => {
   it('takes no step at a rate that is not a number', async () => {
     const tuned = await adapted();
     const before = bits(tuned);
-    const schedule = { lrSchedulerType: 'cosine', lrSchedulerKwargs: { numCycles: Number.NaN } };
+    const schedule = { lrSchedulerType: 'cosine', lrSchedulerKwargs: { numCycles: 1e308 } };
     await expect(records(optionsFor(tuned, { ...schedule, warmupSteps: 0 }))).rejects.toThrow(
       /the options of cosine give step 0 of 6 the rate NaN/,
     );

@@ -80,8 +80,7 @@ const withBias: Variant = {
         zeros([outFeatures], { dtype: masterDType(weight.dtype), device: weight.device }),
     },
   ],
-  refuses: (init) =>
-    typeof init === 'string' ? `needs init_lora_weights true or false, got "${init}"` : null,
+  refuses: (init) => (typeof init === 'string' ? 'true or false' : null),
   update: (module, update) => ({ ...update, bias: mul(module.parameter(kBias), module.scale) }),
   mergedBias: (module) => {
     const { name, linear, scale } = module;

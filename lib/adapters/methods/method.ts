@@ -101,7 +101,7 @@ export interface Variant {
   /** A line that says what the output y is for the input x. */
   readonly formula: string;
   readonly parameters: readonly VariantParameter[];
-  /** Why it cannot go with a value of `initLoraWeights`, behind its option's name; null: it can. */
+  /** The values of `initLoraWeights` that it needs, in words, where it cannot go with the given one; null: it can. */
   refuses(initLoraWeights: unknown): string | null;
   /**
    * The update of a forward, out of that of plain LoRA: the pair, its scale, the frozen pair, and in training the dropout of

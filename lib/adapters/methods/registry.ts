@@ -15,8 +15,18 @@ import type {
 import { pissa } from './pissa.ts';
 import { rslora } from './rslora.ts';
 
-/** Every method, in the order in which help and errors name them. */
-const kMethods = [lora, rslora, dora, pissa, balora, full] as const;
+/**
+ * Every method, in the order in which help and errors name them. The type is named: in a declaration file the doc comments of an
+ * inferred one would be lost.
+ */
+const kMethods: readonly [
+  typeof lora,
+  typeof rslora,
+  typeof dora,
+  typeof pissa,
+  typeof balora,
+  typeof full,
+] = [lora, rslora, dora, pissa, balora, full];
 
 type Listed = (typeof kMethods)[number];
 

@@ -1,8 +1,8 @@
 /** Causal language models on the command line. */
 import { Batches, type BatchOptions } from '../../data/batches.ts';
-import { AutoModelForCausalLM, checkCausalLM, type CausalLM } from '../../models/index.ts';
+import { AutoModelForCausalLM, type CausalLM, checkCausalLM } from '../../models/index.ts';
 import { causalLm } from '../../tasks/causal_lm.ts';
-import { kTrainDefaults } from '../settings.ts';
+import { kTrainDefaults } from '../train_options.ts';
 import { formatOptions, languageModelCli } from './language_model.ts';
 
 export const causalLmCli = languageModelCli<CausalLM, BatchOptions>({

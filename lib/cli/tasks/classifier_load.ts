@@ -22,9 +22,8 @@ import type { Tokenizer } from '../../text/tokenizer.ts';
 import { copyHead, warmUpHead } from '../../train/head_warmup.ts';
 import { type DataOptions, loadOptions, type ModelLoadOptions, openData, warned } from '../load.ts';
 import type { Progress } from '../progress.ts';
-import { kTrainDefaults } from '../settings.ts';
 import { formatBytes } from '../terminal.ts';
-import type { TrainSettings } from '../train_options.ts';
+import { kTrainDefaults, type TrainSettings } from '../train_options.ts';
 import type { Examples, Surroundings, TrainSetup } from './cli_task.ts';
 
 /** Options of labelled data, and of what is done to the head before tuning. */
@@ -33,7 +32,7 @@ export interface LabelledExamples extends Examples {
   readonly evalData: LabelledOptions;
   /** Passes of the linear probe; 0: none. */
   readonly headWarmupEpochs: number;
-  readonly metricForBestModel: MetricName | undefined;
+  readonly metricForBestModel: MetricName | null | undefined;
 }
 
 /** A labelled file as micro-batches; warnings go to the user. */

@@ -11,10 +11,10 @@ import type { Tokenizer } from '../../text/tokenizer.ts';
 import type { ResolvedMethod } from '../../train/methods.ts';
 import type { OptionsInput } from '../../train/options.ts';
 import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
+import type { EvaluateSettings } from '../evaluate_options.ts';
 import type { ModelLoadOptions } from '../load.ts';
 import type { PlanStatistics } from '../plan_view.ts';
 import type { Progress } from '../progress.ts';
-import type { EvaluateSettings } from '../evaluate_options.ts';
 import type { TrainSettings } from '../train_options.ts';
 
 /** The terminal, and the signal of an interrupt. */

@@ -4,10 +4,10 @@
  */
 import { glueTask } from '../../data/glue.ts';
 import { type LabelScheme, placesIn } from '../../data/labels.ts';
-import type { TrainedHead } from './classifier_load.ts';
+import { listOf } from '../option_table.ts';
 import type { Progress } from '../progress.ts';
 import type { TrainSettings } from '../train_options.ts';
-import { listOf } from '../settings.ts';
+import type { TrainedHead } from './classifier_load.ts';
 
 /** What the user says of the labels. */
 type Said = Pick<TrainSettings, 'numLabels' | 'labelNames' | 'glue'>;

@@ -21,9 +21,9 @@ import {
   type TellingOptions,
   warned,
 } from '../load.ts';
+import { listOf } from '../option_table.ts';
 import { fixed, formatBytes, formatSeconds } from '../terminal.ts';
-import type { TrainSettings } from '../train_options.ts';
-import { kTrainDefaults, listOf } from '../settings.ts';
+import { kTrainDefaults, type TrainSettings } from '../train_options.ts';
 import type { CliTask, Evaluated, Surroundings, TrainSetup } from './cli_task.ts';
 
 /** Template and fields of prompts and responses, those that are given. */

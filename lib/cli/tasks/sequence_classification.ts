@@ -12,9 +12,14 @@ import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
 import { type EvaluateSettings, kEvalBatchSize } from '../evaluate_options.ts';
 import { classifierText } from '../evaluation_view.ts';
 import { loadOptions, warned } from '../load.ts';
+import { listOf, pick } from '../option_table.ts';
 import type { Progress } from '../progress.ts';
-import { kLabelOptions, type TrainSettings } from '../train_options.ts';
-import { kTrainDefaults, listOf, pick } from '../settings.ts';
+import {
+  kLabelOptions,
+  kLabelTrainOptions,
+  kTrainDefaults,
+  type TrainSettings,
+} from '../train_options.ts';
 import {
   type LabelledExamples,
   loadClassifier,
@@ -30,14 +35,8 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
   task: sequenceClassification,
   taskType: 'SEQ_CLS',
   own: [
-    ...(Object.keys(kLabelOptions) as (keyof typeof kLabelOptions)[]),
-    ...([
-      'maxLength',
-      'groupByLength',
-      'newHead',
-      'headWarmupEpochs',
-      'metricForBestModel',
-    ] as const),
+    ...(Object.keys({ ...kLabelOptions, ...kLabelTrainOptions }) as (keyof TrainSettings)[]),
+    'maxLength',
   ],
   examples: (settings, { batchSize, evalBatchSize, seed, shuffle }) => {
     const shared = labelledOptions(settings);
@@ -46,7 +45,10 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
       data: { ...shared, batchSize, seed, shuffle, groupByLength },
       evalData: { ...shared, batchSize: evalBatchSize, shuffle: false },
       headWarmupEpochs: settings.headWarmupEpochs ?? 0,
-      metricForBestModel: settings.metricForBestModel ?? glueMetric(settings),
+      metricForBestModel:
+        settings.metricForBestModel === undefined
+          ? glueMetric(settings)
+          : settings.metricForBestModel,
     };
   },
   prepare: async (settings, setup, { progress, signal }) => {

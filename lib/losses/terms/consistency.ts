@@ -1,7 +1,7 @@
 /** The consistency term: stay near the pre-trained model's outputs (BA-LoRA, arXiv 2408.04556). */
-import { ArgumentError } from '../../errors.ts';
+import { choice, number } from '../../options/kinds.ts';
+import type { Check, ResolvedOf } from '../../options/option.ts';
 import { nluConsistencyLoss } from '../nlu_terms.ts';
-import { choice, number, type ResolvedOf } from '../options.ts';
 import { consistencyLoss } from '../plain.ts';
 import { adaptiveBounds, adaptiveWeightOfEntropy, consistencyWeightAt } from '../schedules.ts';
 import type { Term, TermDefinition, WeightContext } from '../term.ts';
@@ -35,8 +35,7 @@ const options = {
   }),
 };
 
-const classifierOptions = {
-  ...options,
+const variant = {
   /** Form of the term (default `iclr`); see `nluConsistencyLoss`. */
   variant: choice({
     choices: ['iclr', '2024'],
@@ -44,11 +43,37 @@ const classifierOptions = {
     help: "form of a classifier's consistency term",
   }),
 };
+const classifierOptions: typeof options & typeof variant = { ...options, ...variant };
+
+type Options = ResolvedOf<typeof options>;
+
+const firstBound = (given: Options) =>
+  (['consistencyWeightMin', 'consistencyWeightMax'] as const).find((key) => given[key] !== null);
+
+const checks: readonly Check<Options>[] = [
+  {
+    // Another schedule would pass over them.
+    when: (given) =>
+      firstBound(given) !== undefined &&
+      (given.consistencySchedule !== 'adaptive' || given.consistencyWeight === 0),
+    message: (given, name) =>
+      `${name(firstBound(given) as string)} needs ${name('consistencySchedule')} adaptive and a ` +
+      `${name('consistencyWeight')} > 0`,
+  },
+  {
+    when: (given) => firstBound(given) !== undefined && bounds(given).min > bounds(given).max,
+    message: (given, name) => {
+      const { min, max } = bounds(given);
+      return `${name('consistencyWeightMin')} (${min}) must not be above ${name('consistencyWeightMax')} (${max})`;
+    },
+  },
+];
 
 /** L_CR = T^2 mean KL(softmax(teacher/T) || softmax(student/T)) over the rows of the regularizers. */
 export const consistency: TermDefinition<typeof options> = {
   key: 'consistency',
   options,
+  checks,
   create: (given) => ({
     ...common(given),
     value: ({ logits, teacherLogits }) =>
@@ -61,6 +86,7 @@ export const consistency: TermDefinition<typeof options> = {
 export const classifierConsistency: TermDefinition<typeof classifierOptions> = {
   key: 'consistency',
   options: classifierOptions,
+  checks,
   create: (given) => ({
     ...common(given),
     value: ({ logits, teacherLogits, problemType }) =>
@@ -71,12 +97,9 @@ export const classifierConsistency: TermDefinition<typeof classifierOptions> = {
   }),
 };
 
-type Options = ResolvedOf<typeof options>;
-
 function common(
   given: Options,
 ): Pick<Term, 'key' | 'rows' | 'teacher' | 'weightAt' | 'readsTeacherEntropy'> {
-  checkBounds(given);
   return {
     key: 'consistency',
     rows: 'regularized',
@@ -100,24 +123,4 @@ function bounds(given: Options): { min: number; max: number } {
     min: consistencyWeightMin,
     max: consistencyWeightMax,
   });
-}
-
-/** Refuses bounds that another schedule would pass over, and bounds that are upside down. */
-export function checkBounds(given: Options): void {
-  const keys = (['consistencyWeightMin', 'consistencyWeightMax'] as const).filter(
-    (key) => given[key] !== null,
-  );
-  const [first] = keys;
-  if (first === undefined) return;
-  if (given.consistencySchedule !== 'adaptive' || given.consistencyWeight === 0) {
-    throw new ArgumentError(
-      `${first} needs consistencySchedule adaptive and a consistencyWeight > 0`,
-    );
-  }
-  const { min, max } = bounds(given);
-  if (min > max) {
-    throw new ArgumentError(
-      `consistencyWeightMin (${min}) must not be above consistencyWeightMax (${max})`,
-    );
-  }
 }

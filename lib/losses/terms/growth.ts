@@ -1,5 +1,6 @@
 /** The schedule that the weights of diversity and SVD share: they grow from 0 in the course of a run. */
-import { choice, number, type ResolvedOf, whole } from '../options.ts';
+import { choice, number, whole } from '../../options/kinds.ts';
+import type { ResolvedOf } from '../../options/option.ts';
 import { regularizerFactorAt, type StepOfRun } from '../schedules.ts';
 import type { Term } from '../term.ts';
 

@@ -1,23 +1,22 @@
 /** The SVD term: keep the informative directions of the outputs (BA-LoRA, arXiv 2408.04556). */
+import { choice, number, whole } from '../../options/kinds.ts';
 import { nluSvdLoss } from '../nlu_terms.ts';
-import { choice, number, whole } from '../options.ts';
 import { svdLoss } from '../plain.ts';
 import type { TermDefinition } from '../term.ts';
 import { noteOnShape, noteOnTopK } from './classifier_notes.ts';
 import { growingTerm, growthOptions } from './growth.ts';
 
-const shared = {
+const own = {
   /** Weight l3 (default 0; the `balora` preset sets .005, for a classifier .03). */
   svdWeight: number({ least: 0, default: 0, help: 'l3 of the singular-value term' }),
-  ...growthOptions,
-};
-
-const kTopKHelp = 'singular values in the sum; of a classifier 5 where not given';
-
-const options = {
-  ...shared,
   /** k: the singular values that are summed. Default 10, for a classifier 5. */
-  svdTopK: whole({ least: 1, default: 10, help: kTopKHelp }),
+  svdTopK: whole({
+    least: 1,
+    default: ({ task }) => (task === 'sequence-classification' ? 5 : 10),
+    help: 'singular values in the sum',
+  }),
+};
+const norm = {
   /** The denominator. Default `frobenius`. */
   svdNorm: choice({
     choices: ['frobenius', 'nuclear'],
@@ -25,11 +24,9 @@ const options = {
     help: 'what the sum is divided by',
   }),
 };
-
-const classifierOptions = {
-  ...shared,
-  svdTopK: whole({ least: 1, default: 5, help: kTopKHelp }),
-};
+// Named types: in a declaration file the doc comments of spread properties would be lost.
+const classifierOptions: typeof own & typeof growthOptions = { ...own, ...growthOptions };
+const options: typeof classifierOptions & typeof norm = { ...classifierOptions, ...norm };
 
 /** L_SVDR = -(sum of the k largest singular values of the rows' logits) / their norm. */
 export const svd: TermDefinition<typeof options> = {

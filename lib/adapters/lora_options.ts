@@ -1,0 +1,267 @@
+/**
+ * The options of an adapter, one entry each: PEFT's LoraConfig. An option's key in adapter_config.json is its name in snake case.
+ * The switches of the methods are declared in their files (methods/).
+ */
+import { z } from 'zod';
+import {
+  indices,
+  modules,
+  nameList,
+  number,
+  onOff,
+  patterns,
+  text,
+  value,
+  whole,
+} from '../options/kinds.ts';
+import { type Check, group, type Option, type ResolvedOf } from '../options/option.ts';
+import {
+  type InitLoraWeights,
+  METHOD_OPTION_NAMES,
+  METHOD_OPTIONS,
+  type MethodSwitches,
+  selectedVariants,
+  START_NAMES,
+  startNamed,
+} from './methods/registry.ts';
+import { compareCodePoints, PythonFloat, type PythonJson } from './python_json.ts';
+import type { StartFunction } from './starts.ts';
+
+/** `targetModules` that means every linear module of the blocks. */
+export const ALL_LINEAR = 'all-linear';
+
+const kDefaultRank = 8;
+
+/** The part of an entry that is about adapter_config.json. */
+export interface PeftForm {
+  /** A value as the file holds it. Default: as it is. */
+  toPeft?(value: never): PythonJson;
+  /** Values that the file may hold, where these are more than a caller may give. */
+  readonly inPeft?: z.ZodType;
+  /** The value where a file does not have the key. Default: the option's default. */
+  readonly absentInPeft?: unknown;
+}
+
+function inPeft<O extends Option>(option: O, form: PeftForm): O & PeftForm {
+  return { ...option, ...form };
+}
+
+function orNull<O extends Option>(option: O): O {
+  return { ...option, schema: option.schema.nullable() };
+}
+
+const kSorted: PeftForm = {
+  toPeft: (names: readonly string[] | string | null) =>
+    typeof names === 'string' || names === null ? names : [...names].sort(compareCodePoints),
+};
+const kPatterns: PeftForm = {
+  toPeft: (pairs: readonly (readonly [string, number])[]) => Object.fromEntries(pairs),
+};
+
+/** Switches that the identity of every run holds, on or off, in their order: those of the first version. */
+const kFirstSwitches: readonly (keyof MethodSwitches)[] = ['useRslora', 'useDora', 'loraBias'];
+
+type SwitchOptions = { readonly [K in keyof MethodSwitches]: Option<boolean, boolean> };
+
+const switches = Object.fromEntries(
+  [...kFirstSwitches, ...METHOD_OPTION_NAMES.filter((name) => !kFirstSwitches.includes(name))].map(
+    (name) => {
+      // One that came later stands in an identity only where it is on, so that checkpoints from before it fit.
+      const later = kFirstSwitches.includes(name)
+        ? {}
+        : { identity: (on: boolean) => on || undefined };
+      return [name, onOff({ default: false, ...METHOD_OPTIONS[name], ...later })];
+    },
+  ),
+) as unknown as SwitchOptions;
+
+const kStartWords = START_NAMES.filter((name) => startNamed(name) !== null);
+
+const init = z.union([
+  z.boolean(),
+  z.string().refine((name) => name === 'lora' || startNamed(name) !== null),
+  z.custom<StartFunction>((given) => typeof given === 'function'),
+]);
+
+/** The pair's shape and where it stands. */
+const shape = {
+  /** Rank. Default 8, as in PEFT. */
+  r: whole({
+    least: 1,
+    default: kDefaultRank,
+    help: 'rank',
+    aliases: ['rank', 'lora-r', 'lora-rank', 'lora-dim'],
+  }),
+  /** Scale of the update: alpha / r, unless a method scales otherwise. May be fractional. Default 8. */
+  loraAlpha: number({
+    default: kDefaultRank,
+    help: 'scale: alpha / r, with rslora alpha / sqrt(r)',
+    aliases: ['alpha'],
+  }),
+  /** Share of the pair's inputs that training drops. Default 0. */
+  loraDropout: inPeft(
+    number({
+      least: 0,
+      below: 1,
+      default: 0,
+      help: 'share of the inputs of A that training drops',
+      aliases: ['dropout'],
+    }),
+    { toPeft: (share: number) => new PythonFloat(share) },
+  ),
+  /** Trailing module names, one regular expression for the whole path, or "all-linear". Default "all-linear". */
+  targetModules: inPeft(
+    // A file may leave it open, and what was read may be given again.
+    orNull(
+      modules({
+        words: [ALL_LINEAR],
+        default: ALL_LINEAR as string | null,
+        help: 'trailing module names, a regular expression, or all-linear',
+        aliases: ['lora-target-modules', 'lora-target', 'target', 'targets', 'modules'],
+      }),
+    ),
+    { ...kSorted, absentInPeft: null },
+  ),
+  /** Modules to leave out, in the same forms. Default, and null: none. */
+  excludeModules: inPeft(modules({ default: null, help: 'the same, taken out' }), kSorted),
+  /** Ranks of their own, by regular expression of a module's path; the first match in the order given counts. Default none. */
+  rankPattern: inPeft(
+    patterns({
+      of: whole({ least: 1, help: '' }),
+      default: {},
+      help: 'ranks of their own, such as {"down_proj": 16}',
+    }),
+    kPatterns,
+  ),
+  /** Alphas of their own, in the same way. Default none. */
+  alphaPattern: inPeft(
+    patterns({ of: number({ help: '' }), default: {}, help: 'the same for alpha' }),
+    kPatterns,
+  ),
+};
+
+const start = {
+  /** Trailing names of modules that are trained and kept whole, in the place of the base's. Default, and null: none. */
+  modulesToSave: nameList({ default: null, help: 'modules that are trained and kept whole' }),
+  /** How A and B start: by name (docs/adapters.md), or a function that is given all modules. Default true. */
+  initLoraWeights: inPeft(
+    value<
+      InitLoraWeights | StartFunction,
+      boolean,
+      InitLoraWeights | StartFunction | (string & {})
+    >({
+      schema: init as unknown as z.ZodType<InitLoraWeights | StartFunction>,
+      wanted: `one of ${START_NAMES.join(', ')} or a function`,
+      placeholder: 'name',
+      choices: START_NAMES,
+      fromText: (given) => (given === 'true' ? true : given === 'false' ? false : given),
+      // The words are what an editor offers; a start may have a number in its name.
+      fileSchema: z.union([z.boolean(), z.enum(kStartWords), z.string()]),
+      normalize: (given: unknown) => (given === 'lora' ? true : (given as InitLoraWeights)),
+      default: true,
+      help: 'start of the adapter',
+      aliases: ['init', 'init-weights', 'lora-init'],
+    }),
+    {
+      // PEFT has no name for a caller's own start, and needs none: the file holds what came of it.
+      toPeft: (given: string | boolean | StartFunction) =>
+        typeof given === 'function' ? true : given,
+      // Tensors are loaded over it, so a start that only PEFT knows does as well.
+      inPeft: z.union([z.boolean(), z.string()]),
+    },
+  ),
+  /** Block numbers to adapt; `layersPattern` names the list that they count. Default, and null: all. */
+  layersToTransform: indices({
+    default: null,
+    help: 'adapt these blocks only',
+    aliases: ['layers'],
+  }),
+  /** The list that `layersToTransform` counts in. Default, and null: any. */
+  layersPattern: inPeft(
+    modules({ default: null, help: 'the list that the numbers count in; default: any' }),
+    kSorted,
+  ),
+};
+
+const about = {
+  /** PEFT's word for the task, such as `CAUSAL_LM`. Default, and null: that of the model. */
+  taskType: text({ default: null, help: "PEFT's word for the task", only: 'library' }),
+  /** Where PEFT finds the base. Default, and null: where the model came from. */
+  baseModelNameOrPath: text({
+    default: null,
+    help: 'where the base is',
+    only: 'library',
+    // A run is known by what its base is, wherever it lies.
+    identity: false,
+  }),
+  /** The base's revision on the Hub. Default, and null: none. */
+  revision: text({ default: null, help: "the base's revision", only: 'library' }),
+};
+
+/** Keys that PEFT writes for its own use. */
+const inFile = {
+  /** Whether the base's weights are transposed. */
+  fanInFanOut: onOff({ default: false, help: 'transposed weights', only: 'library' }),
+  /** Whether the adapter was saved for inference, which is how PEFT saves every one. */
+  inferenceMode: inPeft(onOff({ default: true, help: 'saved for inference', only: 'library' }), {
+    absentInPeft: false,
+  }),
+};
+
+// Named types: in a declaration file the doc comments of spread properties would be lost.
+type LoraOptions = typeof shape & SwitchOptions & typeof start & typeof inFile & typeof about;
+
+/** All of them, in the order in which a run's identity has them. */
+export const loraOptions: LoraOptions = group('Method and adapter', {
+  ...shape,
+  ...switches,
+  ...start,
+  ...inFile,
+  ...about,
+});
+
+/** The keys that a caller may set. */
+export type LoraInputOptions = typeof shape & SwitchOptions & typeof start & typeof about;
+
+const refusal = (config: Values): readonly [option: string, wanted: string] | null => {
+  for (const { option, refuses } of selectedVariants(config)) {
+    const wanted = refuses(config.initLoraWeights);
+    if (wanted !== null) return [option as string, wanted];
+  }
+  return null;
+};
+
+type Values = ResolvedOf<LoraOptions>;
+
+/** Combinations that are refused, as PEFT refuses them. */
+export const loraChecks: readonly Check<Values>[] = [
+  {
+    when: (config) => selectedVariants(config).length > 1,
+    message: (config, name) => {
+      const [first, second] = selectedVariants(config).map(({ option }) => name(option as string));
+      return `${first} cannot go with ${second}`;
+    },
+  },
+  {
+    when: (config) => refusal(config) !== null,
+    message: (config, name) => {
+      const [option, wanted] = refusal(config) as [string, string];
+      const init = name('initLoraWeights');
+      return `${name(option)} needs ${init} ${wanted}, got ${JSON.stringify(config.initLoraWeights)}`;
+    },
+  },
+  {
+    when: ({ targetModules, layersToTransform, layersPattern }) =>
+      typeof targetModules === 'string' &&
+      targetModules !== ALL_LINEAR &&
+      (layersToTransform !== null || layersPattern !== null),
+    message: (_, name) =>
+      `${name('layersToTransform')} and ${name('layersPattern')} need a list of ${name('targetModules')}: ` +
+      'a regular expression can name layers itself',
+  },
+  {
+    when: ({ layersToTransform, layersPattern }) =>
+      layersPattern !== null && layersPattern.length > 0 && layersToTransform === null,
+    message: (_, name) => `${name('layersPattern')} needs ${name('layersToTransform')}`,
+  },
+];

@@ -1,0 +1,303 @@
+/**
+ * The kinds of values that options take. One kind serves the library, the command line (text), the configuration file (YAML or
+ * JSON values), the help page and the JSON schema, so that these cannot disagree.
+ */
+import { z } from 'zod';
+import { camel, type Entry, type Kind, type Option, snake } from './option.ts';
+
+type Widened<D> = D extends number ? number : D;
+
+/** Bounds of a number. */
+interface Bounds {
+  /** The least value. */
+  readonly least?: number;
+  /** Whether the least value itself is refused. */
+  readonly above?: boolean;
+  /** A value that every one must be less than. */
+  readonly below?: number;
+}
+
+function option<T, D, R = T>(kind: Kind<T, R>, entry: Entry<D>): Option<T, D, R> {
+  const { default: value, help, helpOff, group, aliases, identity, required, only } = entry;
+  const given = { default: value, help, helpOff, group, aliases, identity, required, only };
+  const present = Object.entries(given).filter(([, part]) => part !== undefined);
+  return { ...kind, ...(Object.fromEntries(present) as unknown as Entry<D>) };
+}
+
+/** Declares an option of a kind of its own. */
+export function value<T, const D = undefined, R = T>(
+  entry: Entry<D> & Kind<T, R>,
+): Option<T, D, R> {
+  return entry;
+}
+
+const asNumber = (given: string): unknown =>
+  given.trim() === '' || Number.isNaN(Number(given)) ? given : Number(given);
+
+/** A text that is no JSON is passed on, too. */
+function fromJson(given: string): unknown {
+  try {
+    return JSON.parse(given);
+  } catch {
+    return given;
+  }
+}
+
+/** A schema in front of which another spelling of a value is read. */
+function readBefore<T>(read: (given: unknown) => unknown, schema: z.ZodType<T>): z.ZodType<T> {
+  return z.preprocess(read, schema) as unknown as z.ZodType<T>;
+}
+
+function numberKind(base: z.ZodNumber, { least, above = false, below }: Bounds, whole = false) {
+  const from = least === undefined ? base : above ? base.gt(least) : base.min(least);
+  const bounds = [
+    ...(least === undefined ? [] : [`${above ? '>' : '>='} ${least}`]),
+    ...(below === undefined ? [] : [`< ${below}`]),
+  ];
+  const range = bounds.length === 0 ? '' : ` ${bounds.join(' and ')}`;
+  const noun = whole ? 'whole number' : bounds.length === 0 ? 'finite number' : 'number';
+  return {
+    schema: (below === undefined ? from : from.lt(below)) as z.ZodType<number>,
+    wanted: `a ${noun}${range}`,
+    placeholder: whole ? 'n' : 'number',
+    fromText: asNumber,
+  };
+}
+
+/** Declares a finite number within bounds. */
+export function number<const D extends number | null | undefined = undefined>(
+  entry: Entry<D> & Bounds,
+): Option<number, Widened<D>> {
+  return option(numberKind(z.number(), entry), entry as Entry<Widened<D>>);
+}
+
+/** Declares a whole number within bounds. */
+export function whole<const D extends number | null | undefined = undefined>(
+  entry: Entry<D> & Bounds,
+): Option<number, Widened<D>> {
+  return option(numberKind(z.int(), entry, true), entry as Entry<Widened<D>>);
+}
+
+/** Declares a word out of `choices`. */
+export function choice<const C extends string, const D extends C | null | undefined = undefined>(
+  entry: Entry<D> & { readonly choices: readonly C[] },
+): Option<C, D extends string ? C : D> {
+  const { choices } = entry;
+  const kind: Kind<C> = {
+    schema: z.enum(choices),
+    wanted: `one of ${choices.join(', ')}`,
+    placeholder: choices.length < 4 ? choices.join('|') : 'name',
+    ...(choices.length < 4 ? {} : { choices }),
+    fromText: (given) => given,
+  };
+  return option(kind, entry as Entry<D extends string ? C : D>);
+}
+
+/** The word for null where null can be chosen, since in a file an empty value means that nothing was chosen. */
+const kNone = 'none';
+
+/** Declares a word out of `choices`, or null, which is `none` on the command line and in a file. */
+export function choiceOrNull<const C extends string>(
+  entry: Entry<undefined> & { readonly choices: readonly C[] },
+): Option<C | null, undefined> {
+  const { choices } = entry;
+  const shown = [...choices, kNone];
+  const read = (given: unknown): unknown => (given === kNone ? null : given);
+  const kind: Kind<C | null> = {
+    schema: readBefore(read, z.enum(choices).nullable()),
+    wanted: `one of ${shown.join(', ')}`,
+    placeholder: 'name',
+    choices: shown,
+    fromText: (given) => given,
+    fileSchema: z.enum(shown),
+  };
+  return option(kind, entry);
+}
+
+/** Declares a switch. On the command line the bare flag means on, `--no-` and its name off. */
+export function onOff<const D extends boolean | undefined = undefined>(
+  entry: Entry<D>,
+): Option<boolean, D extends boolean ? boolean : D> {
+  const kind: Kind<boolean> = {
+    schema: z.boolean(),
+    wanted: 'true or false',
+    placeholder: null,
+    fromText: (given) => (given === 'true' ? true : given === 'false' ? false : given),
+  };
+  return option(kind, entry as Entry<D extends boolean ? boolean : D>);
+}
+
+/** Declares a text. */
+export function text<const D extends string | null | undefined = undefined>(
+  entry: Entry<D> & { readonly placeholder?: string },
+): Option<string, D extends string ? string : D> {
+  const { placeholder = 'text' } = entry;
+  const kind = { schema: z.string(), wanted: 'text', placeholder, fromText: (t: string) => t };
+  return option(kind, entry as Entry<D extends string ? string : D>);
+}
+
+/** Declares a prompt template; on the command line \\n and \\t stand for a line break and a tab. */
+export function template(entry: Entry<undefined>): Option<string, undefined> {
+  const escapes: Record<string, string> = { n: '\n', t: '\t', '\\': '\\' };
+  return {
+    ...text({ ...entry, placeholder: 'template' }),
+    fromText: (given) => given.replace(/\\([nt\\])/g, (_, char: string) => escapes[char] as string),
+  };
+}
+
+const kUnits: Record<string, number> = {
+  '': 1,
+  b: 1,
+  kb: 1e3,
+  mb: 1e6,
+  gb: 1e9,
+  kib: 2 ** 10,
+  mib: 2 ** 20,
+  gib: 2 ** 30,
+};
+const kSize = /^\s*([0-9.]+) *([a-zA-Z]*)\s*$/;
+
+/** Declares a size in bytes, as a number or a text such as 1.2GiB or 900MB, or one of several words. */
+export function size<const W extends string>(
+  entry: Entry<null> & { readonly words: readonly W[] },
+): Option<W | number, null> {
+  const { words } = entry;
+  const read = (given: unknown): unknown => {
+    const found = typeof given === 'string' ? kSize.exec(given) : null;
+    const unit = found === null ? undefined : kUnits[(found[2] as string).toLowerCase()];
+    return found !== null && unit !== undefined ? Math.round(Number(found[1]) * unit) : given;
+  };
+  const kind: Kind<W | number> = {
+    schema: readBefore(read, z.union([z.enum(words), z.number().gt(0)])),
+    wanted: `${words.join(', ')} or a size such as 1.2GiB`,
+    placeholder: [...words, 'size'].join('|'),
+    fromText: (given) => given,
+    fileSchema: z.union([z.enum(words), z.number().gt(0), z.string().regex(kSize)]),
+  };
+  return option(kind, entry);
+}
+
+const commaList = (given: string): string[] => given.split(',').map((name) => name.trim());
+
+/** Declares names: a list, or one text. On the command line commas make a list. */
+export function names(entry: Entry<undefined>): Option<string | string[], undefined> {
+  const kind: Kind<string | string[]> = {
+    schema: z.union([z.string(), z.array(z.string()).min(1)]),
+    wanted: 'a name or a list of names',
+    placeholder: 'name,name',
+    fromText: (given) => (given.includes(',') ? commaList(given) : given),
+  };
+  return option(kind, entry);
+}
+
+/** Declares a list of names; on the command line separated by commas. */
+export function nameList<const D extends null | undefined = undefined>(
+  entry: Entry<D>,
+): Option<readonly string[], D> {
+  const kind: Kind<readonly string[]> = {
+    schema: z.array(z.string().min(1)).readonly(),
+    wanted: 'a list of names',
+    placeholder: 'name,name',
+    fromText: commaList,
+    normalize: (list) => Object.freeze([...list]),
+  };
+  return option(kind, entry);
+}
+
+const kName = /^[\w.-]+$/;
+
+/**
+ * Declares names that may be one text: a regular expression (which may hold commas), or a word that stands for all of a kind. A
+ * text of plain names on the command line or in a file is a list: as an expression it would match no path.
+ */
+export function modules<const D extends string | null>(
+  entry: Entry<D> & { readonly words?: readonly string[] },
+): Option<readonly string[] | string, D, readonly string[] | string> {
+  const { words = [] } = entry;
+  const read = (given: unknown): unknown => {
+    if (typeof given !== 'string' || words.includes(given)) return given;
+    const parts = commaList(given);
+    return parts.every((part) => kName.test(part)) ? parts : given;
+  };
+  const kind: Kind<readonly string[] | string> = {
+    schema: z.union([z.string(), z.array(z.string().min(1)).readonly()]),
+    wanted: 'a regular expression or a list of names',
+    placeholder: 'name,name',
+    fromText: read,
+    fromFile: read,
+    normalize: (given) => (typeof given === 'string' ? given : Object.freeze([...new Set(given)])),
+  };
+  return option(kind, entry);
+}
+
+/** Declares a whole number from 0 on or a list of them; on the command line separated by commas. */
+export function indices(
+  entry: Entry<null>,
+): Option<readonly number[] | number, null, readonly number[]> {
+  const index = z.int().min(0);
+  const kind: Kind<readonly number[] | number, readonly number[]> = {
+    schema: z.union([index, z.array(index).readonly()]),
+    wanted: 'a whole number >= 0 or a list of them',
+    placeholder: 'n,n',
+    fromText: (given) => given.split(',').map(asNumber),
+    normalize: (given) => Object.freeze(typeof given === 'number' ? [given] : [...given]),
+  };
+  return option(kind, entry);
+}
+
+/** Numbers by pattern in their order, which an object does not keep for every key. */
+export type Patterns = readonly (readonly [pattern: string, value: number])[];
+
+/** Declares numbers by pattern: an object, on the command line as JSON. The form in which they are worked with may be given again. */
+export function patterns(
+  entry: Entry<Readonly<Record<string, never>>> & {
+    readonly of: Pick<Kind<number>, 'schema' | 'wanted'>;
+  },
+): Option<Readonly<Record<string, number>> | Patterns, Readonly<Record<string, never>>, Patterns> {
+  const { schema, wanted } = entry.of;
+  const byPattern = z.record(z.string(), schema);
+  const kind: Kind<Readonly<Record<string, number>> | Patterns, Patterns> = {
+    schema: z.union([byPattern, z.array(z.tuple([z.string(), schema])).readonly()]),
+    wanted: `an object of patterns, each with ${wanted}`,
+    placeholder: 'json',
+    fromText: fromJson,
+    fileSchema: byPattern,
+    normalize: (given) => {
+      const pairs = Array.isArray(given) ? (given as Patterns) : Object.entries(given);
+      return Object.freeze(pairs.map(([pattern, number]) => [pattern, number] as const));
+    },
+  };
+  return option(kind, entry);
+}
+
+/** Declares an object of settings, on the command line as JSON. Its keys may be in snake case, as transformers has them. */
+export function settings<T extends object>(
+  entry: Entry<T> & {
+    readonly fields: z.ZodType<T> & { readonly shape: z.ZodRawShape };
+    readonly of: string;
+  },
+): Option<T, T> {
+  const { fields, of } = entry;
+  const keys = Object.keys(fields.shape);
+  const read = (given: unknown): unknown =>
+    typeof given === 'object' && given !== null && !Array.isArray(given)
+      ? Object.fromEntries(Object.entries(given).map(([key, item]) => [camel(key), item]))
+      : given;
+  const inFile = keys.map((key) => [snake(key), fields.shape[key]]);
+  const kind: Kind<T> = {
+    schema: readBefore(read, fields),
+    wanted: `an object of ${of} (${keys.map(snake).join(', ')})`,
+    placeholder: 'json',
+    fromText: fromJson,
+    fileSchema: z.strictObject({ ...fields.shape, ...Object.fromEntries(inFile) }),
+  };
+  return option(kind, entry);
+}
+
+/** Declares anything JSON that a program attaches. */
+export function json<T, const D extends null | undefined>(
+  entry: Entry<D> & { readonly of: string; readonly schema: z.ZodType<T> },
+): Option<T, D> {
+  const { of, schema } = entry;
+  return option({ schema, wanted: of, placeholder: 'json', fromText: fromJson }, entry);
+}

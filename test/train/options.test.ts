@@ -1,0 +1,159 @@
+// One entry an option: the same refusal from the library, a flag and a configuration file, and the same place in identities.
+import { describe, expect, it } from 'vitest';
+import { loraConfig, type LoraConfigInput } from '../../lib/adapters/config.ts';
+import { checkConfig, checkFlags } from '../../lib/cli/option_table.ts';
+import { kTrainOptions } from '../../lib/cli/train_options.ts';
+import { trainSetup } from '../../lib/cli/train_setup.ts';
+import { kebab } from '../../lib/options/option.ts';
+import { differences, type OptionsInput, resolveOptions } from '../../lib/train/options.ts';
+import { resolveRegularizers } from '../../lib/train/regularizers.ts';
+
+const messageOf = (call: () => unknown): string => {
+  try {
+    call();
+  } catch (error) {
+    return (error as Error).message;
+  }
+  return 'accepted';
+};
+
+/** The words behind the option's name, from each place that a value may come from. */
+function complaints(key: string, value: unknown, library: () => unknown): Record<string, string> {
+  const name = kebab(key);
+  const flag = typeof value === 'object' ? JSON.stringify(value) : String(value);
+  const after = (prefix: string, message: string): string =>
+    message.startsWith(prefix) ? message.slice(prefix.length) : `without ${prefix}: ${message}`;
+  return {
+    library: after(key, messageOf(library).replace(/^loraConfig: /, '')),
+    flag: after(
+      `--${name}`,
+      messageOf(() => checkFlags(kTrainOptions, { [key]: flag })),
+    ),
+    file: after(
+      `f.yaml: ${name}`,
+      messageOf(() => checkConfig(kTrainOptions, { [name]: value }, 'f.yaml')),
+    ),
+  };
+}
+
+const kTrainer: [string, unknown][] = [
+  ['optim', 'lion'],
+  ['learningRate', -1],
+  ['lrSchedulerType', 'cosign'],
+  ['lrSchedulerKwargs', { min: 1 }],
+  ['warmupSteps', -1],
+  ['adamBeta1', 1],
+  ['momentum', 1],
+  ['loraplusLrRatio', 0],
+  ['numTrainEpochs', 0],
+  ['maxSteps', 1.5],
+  ['gradientAccumulationSteps', 0],
+  ['saveMinutes', -1],
+  ['saveTotalLimit', 0],
+  ['export', 'merged'],
+  ['memoryBudget', 'small'],
+  ['seed', -1],
+  ['metricForBestModel', 'bleu'],
+];
+const kRegularizer: [string, unknown][] = [
+  ['consistencyWeight', -1],
+  ['temperature', 0],
+  ['svdTopK', 0],
+  ['svdNorm', 'l1'],
+  ['positions', 'all'],
+];
+const kAdapter: [string, unknown][] = [
+  ['r', 0],
+  ['loraDropout', 1],
+  ['loraAlpha', 'big'],
+  ['initLoraWeights', 'eva'],
+  ['rankPattern', { a: 0 }],
+];
+
+describe('a wrong value', () => {
+  it.each([
+    ...kTrainer.map(
+      ([key, value]) => [key, value, () => resolveOptions({ [key]: value })] as const,
+    ),
+    ...kRegularizer.map(
+      ([key, value]) => [key, value, () => resolveRegularizers({ [key]: value })] as const,
+    ),
+    ...kAdapter.map(
+      ([key, value]) =>
+        [key, value, () => loraConfig({ [key]: value } as LoraConfigInput)] as const,
+    ),
+  ])('of %s (%j) is refused in the same words wherever it comes from', (key, value, library) => {
+    const { library: words, flag, file } = complaints(key, value, library);
+    expect(words).toMatch(/^ must be .*, got /);
+    expect(flag).toBe(words);
+    expect(file).toBe(words);
+  });
+
+  it.each<[OptionsInput & { evalData?: string }, RegExp, RegExp]>([
+    [
+      { overwrite: true, resume: true, output: 'o' },
+      /^overwrite and resume exclude each other$/,
+      /^--overwrite and --resume exclude each other$/,
+    ],
+    [{ resume: true }, /^resume needs output, the folder/, /^--resume needs --output, the folder/],
+    [
+      { metricForBestModel: 'loss' } as OptionsInput,
+      /^metricForBestModel needs evalData$/,
+      /^--metric-for-best-model needs --eval-data$/,
+    ],
+    [
+      { lrSchedulerType: 'cosine_with_min_lr' },
+      /^cosine_with_min_lr: give one of minLr and minLrRate$/,
+      /^cosine_with_min_lr: give one of minLr and minLrRate$/,
+    ],
+  ])('together: %j', (input, library, commandLine) => {
+    expect(() => resolveOptions(input)).toThrow(library);
+    expect(() => trainSetup({ model: 'm', data: 'd', ...(input as object) })).toThrow(commandLine);
+  });
+
+  it('together with the preset of a method names flags, too', () => {
+    const bounds = { consistencyWeightMin: 0.2, consistencySchedule: 'adaptive' } as const;
+    expect(() => trainSetup({ model: 'm', data: 'd', ...bounds })).toThrow(
+      '--consistency-weight-min (0.2) must not be above --consistency-weight-max (0.025)',
+    );
+    expect(() => trainSetup({ model: 'm', data: 'd', loraBias: true })).toThrow(
+      '--lora-bias needs --init-lora-weights true or false, got "pissa"',
+    );
+  });
+});
+
+describe('resolved options', () => {
+  it('have those of the first version in their order, as run/config.json and identities do', () => {
+    const first =
+      '{"optim":"adamw","learningRate":0.00002,"lrSchedulerType":"cosine","lrSchedulerKwargs":{},"warmupSteps":0.03,' +
+      '"weightDecay":0,"adamBeta1":0.9,"adamBeta2":0.999,"adamEpsilon":1e-8,"momentum":0,"loraplusLrRatio":1,' +
+      '"maxGradNorm":1,"numTrainEpochs":1,"maxSteps":3,"gradientAccumulationSteps":1,"overwrite":false,' +
+      '"resume":false,"saveSteps":0,"saveMinutes":10,"evalSteps":0,"loggingSteps":1,"saveTotalLimit":2,' +
+      '"export":"lora","output":"x","runConfig":null,"memoryBudget":null,"cacheTeacher":false,' +
+      '"captureGraphs":false,"seed":42}';
+    const known = Object.keys(JSON.parse(first) as object);
+    const { optimization, output, resources, seed } = resolveOptions({ maxSteps: 3, output: 'x' });
+    const now = Object.entries({ ...optimization, ...output, ...resources, seed });
+    const same = now.filter(([key]) => known.includes(key));
+    expect(JSON.stringify(Object.fromEntries(same))).toBe(first);
+  });
+
+  it('take a size in words, and options of a schedule in either spelling', () => {
+    const given = { memoryBudget: '2KiB', lrSchedulerKwargs: { min_lr: 1 } } as object;
+    const { resources, optimization } = resolveOptions({
+      ...given,
+      lrSchedulerType: 'cosine_with_min_lr',
+    });
+    expect(resources.memoryBudget).toBe(2048);
+    expect(optimization.lrSchedulerKwargs).toEqual({ minLr: 1 });
+  });
+});
+
+it('an option of any table that an older run did not know counts as one at its default', () => {
+  const now = { momentum: 0, memoryBudget: 'min', useDora: false, r: 8, cacheTeacher: true };
+  expect(differences({}, now)).toEqual([
+    'cacheTeacher: was null, is true',
+    'memoryBudget: was null, is "min"',
+  ]);
+  expect(differences({}, { momentum: 0.5 })).toEqual(['momentum: was 0, is 0.5']);
+});
