@@ -2,15 +2,7 @@
 // are to carry it. Nothing of the system is changed, and nothing half built stays.
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import {
-  existsSync,
-  mkdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { chooseCompiler } from './compiler.mjs';
@@ -18,6 +10,7 @@ import { withLock } from './lock.mjs';
 import { kOneDnnFlags, kOneDnnVersion, oneDnnCache } from './onednn.mjs';
 import { capture, has, runLogged, SetupError, say } from './shell.mjs';
 import { checkSpace } from './space.mjs';
+import { endGroup, makeWhole } from './whole.mjs';
 
 /** Debian 13's source package, signed by Debian, through the mirror that this machine uses. */
 export const kDebianSource = {
@@ -97,7 +90,7 @@ async function fetchRelease(folder) {
 }
 
 /** The source archive by Debian's way where the machine can go it, else by the project's. */
-async function fetchSource(folder, archive) {
+export async function fetchSource(folder, archive) {
   if (archive) {
     checkArchive(archive, archive.endsWith('.xz') ? kDebianSource.sha256 : kRelease.sha256);
     return archive;
@@ -128,8 +121,9 @@ async function fetchSource(folder, archive) {
 async function buildWithProgress(folder, signal) {
   const jobs = String(availableParallelism());
   const child = spawn('cmake', ['--build', folder, '--target', 'install', '--parallel', jobs], {
-    ...{ stdio: ['ignore', 'pipe', 'pipe'], signal },
+    ...{ stdio: ['ignore', 'pipe', 'pipe'], detached: true },
   });
+  signal.addEventListener('abort', () => endGroup(child), { once: true });
   const started = performance.now();
   let last = '';
   let shown = -1;
@@ -194,27 +188,7 @@ export async function ensureOneDnn({ archive = null } = {}) {
     say(
       `      oneDNN ${kOneDnnVersion} is built from source, once: about ${minutes} minutes on this idle machine`,
     );
-    const work = `${folder}.part`;
-    // A compiler that is just being ended may still write a file.
-    const clear = () => rmSync(work, { recursive: true, force: true, maxRetries: 5 });
-    const stop = new AbortController();
-    const interrupted = () => {
-      stop.abort(); // ends the compilers, which would go on writing
-      clear();
-      process.exit(130);
-    };
-    clear(); // what a build left that was killed
-    mkdirSync(work, { recursive: true });
-    process.once('SIGINT', interrupted);
-    process.once('SIGTERM', interrupted);
-    try {
-      await build(work, archive, stop.signal);
-      renameSync(join(work, 'installed'), folder);
-    } finally {
-      process.off('SIGINT', interrupted);
-      process.off('SIGTERM', interrupted);
-      clear();
-    }
+    await makeWhole(folder, 'installed', (part, signal) => build(part, archive, signal));
     return folder;
   });
 }
