@@ -2,12 +2,20 @@
 // are to carry it. Nothing of the system is changed, and nothing half built stays.
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { chooseCompiler } from './compiler.mjs';
 import { withLock } from './lock.mjs';
-import { kOneDnnFlags, kOneDnnVersion, oneDnnCache } from './onednn.mjs';
+import { kOneDnnFlags, kOneDnnVersion, oneDnnCache, unusedSource } from './onednn.mjs';
 import { capture, has, runLogged, SetupError, say } from './shell.mjs';
 import { checkSpace } from './space.mjs';
 import { endGroup, makeWhole } from './whole.mjs';
@@ -157,18 +165,39 @@ export function progressOf(text) {
   return done === undefined ? null : Math.floor((100 * Number(done)) / Number(of));
 }
 
+/** The C compiler that belongs to a C++ compiler, g++-12's gcc-12; null where the name does not tell. */
+export function cCompilerOf(command) {
+  const found = command.match(/^(.*\/)?(c|g|clang)\+\+(-\d+)?$/);
+  if (!found) return null;
+  const [, folder = '', name, version = ''] = found;
+  return `${folder}${{ c: 'cc', g: 'gcc', clang: 'clang' }[name]}${version}`;
+}
+
+/** Removes the sources that only unused primitives need, before CMake lists what is there. */
+export function removeUnused(source) {
+  const folder = join(source, 'src');
+  const unused = readdirSync(folder, { recursive: true }).filter(unusedSource);
+  for (const name of unused) rmSync(join(folder, name));
+}
+
 async function build(work, archive, signal) {
   const path = await fetchSource(work, archive);
   const source = join(work, 'source');
   mkdirSync(source);
   await runLogged('onednn-unpack', 'tar', ['-xf', path, '-C', source, '--strip-components=1']);
+  if (process.arch === 'x64') removeUnused(source);
   const { compiler, problem } = chooseCompiler();
   if (!compiler) throw new SetupError(`C++ compiler: ${problem}.`);
   const folder = join(work, 'build');
-  const flags = [...kOneDnnFlags, `CMAKE_INSTALL_PREFIX=${join(work, 'installed')}`];
+  const set = [
+    ...[...kOneDnnFlags, `CMAKE_INSTALL_PREFIX=${join(work, 'installed')}`],
+    `CMAKE_CXX_COMPILER=${compiler.command}`,
+  ];
+  const c = cCompilerOf(compiler.command);
+  if (c && has(c)) set.push(`CMAKE_C_COMPILER=${c}`);
   await runLogged('onednn-cmake', 'cmake', [
     ...['-S', source, '-B', folder, ...(has('ninja') ? ['-G', 'Ninja'] : [])],
-    ...[`-DCMAKE_CXX_COMPILER=${compiler.command}`, ...flags.map((flag) => `-D${flag}`)],
+    ...set.map((each) => `-D${each}`),
   ]);
   await buildWithProgress(folder, signal);
 }

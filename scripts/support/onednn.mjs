@@ -33,10 +33,28 @@ export const kOneDnnFlags = [
   'ONEDNN_ENABLE_ITT_TASKS=OFF',
 ];
 
+const kOtherPrimitives =
+  '((batch|group|instance|layer)_normalization|binary|concat|(de)?conv(olution)?|eltwise|inner_product|lrn|pool(ing)?|prelu|reduction|resampling|rnn|shuffle|softmax|sum)';
+/**
+ * Sources of oneDNN's that nothing left refers to, below src/: the options leave out the other primitives' code, but have
+ * all their files compiled, each with most headers. The tests' link finds one too many (test/native). For x64 only.
+ */
+const kUnusedSources = [
+  `common/${kOtherPrimitives}`,
+  `cpu/(x64/)?(?!(jit_)?gemm_inner_product_utils)(gemm|ip|jit|nchw|ncsp|nhwc|nspc|ref|simple)_(\\w+_)?${kOtherPrimitives}(_\\w+)?`,
+  'cpu/(x64/)?(lrn|prelu|rnn|shuffle)/\\w+',
+].map((pattern) => new RegExp(`^${pattern}\\.cpp$`));
+
+/** Whether a source, by its path below oneDNN's src/, is of no use to balora. */
+export const unusedSource = (name) => kUnusedSources.some((pattern) => pattern.test(name));
+
 /** Where that build is kept: by version and flags, so that another of either is another folder. */
 export function oneDnnCache(env = process.env) {
   const base = env.XDG_CACHE_HOME || join(homedir(), '.cache');
-  const key = createHash('sha256').update(kOneDnnFlags.join('\n')).digest('hex').slice(0, 8);
+  const key = createHash('sha256')
+    .update([...kOneDnnFlags, ...kUnusedSources].join('\n'))
+    .digest('hex')
+    .slice(0, 8);
   return join(base, 'balora', `onednn-${kOneDnnVersion}-${key}`);
 }
 

@@ -1,5 +1,5 @@
 // Which oneDNN a build takes, and the source archive of one that is built by hand.
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
@@ -15,20 +15,23 @@ interface Module {
   findOneDnn(env: Record<string, string>): Found;
   oneDnnCache(env: Record<string, string>): string;
   oneDnnLicences(library: string): [string, string][];
+  unusedSource(name: string): boolean;
 }
 interface Build {
   checkArchive(path: string, sha256: string): void;
   fetchSource(folder: string, archive: string | null): Promise<string>;
   mirrorOf(targets: string | null): string;
+  cCompilerOf(command: string): string | null;
+  removeUnused(source: string): void;
   progressOf(text: string): number | null;
 }
 // Scripts without types.
 const path = '../../scripts/support/onednn.mjs';
-const { parseOneDnnVersion, usable, findOneDnn, oneDnnCache, oneDnnLicences } = (await import(
-  path
-)) as Module;
+const { parseOneDnnVersion, usable, findOneDnn, oneDnnCache, oneDnnLicences, unusedSource } =
+  (await import(path)) as Module;
 const buildPath = '../../scripts/support/build_onednn.mjs';
-const { checkArchive, fetchSource, mirrorOf, progressOf } = (await import(buildPath)) as Build;
+const { cCompilerOf, checkArchive, fetchSource, mirrorOf, progressOf, removeUnused } =
+  (await import(buildPath)) as Build;
 
 const header = (major: number, minor: number, patch: number): string =>
   `#define DNNL_VERSION_MAJOR ${major}\n#define DNNL_VERSION_MINOR ${minor}\n#define DNNL_VERSION_PATCH ${patch}\n`;
@@ -145,6 +148,45 @@ describe('fetching the source without apt', () => {
     writeFileSync(file, 'abc');
     await expect(fetchSource(folder, file)).rejects.toThrow(`${file} is damaged`);
   });
+});
+
+describe('the sources that are built', () => {
+  it.each([
+    'common/convolution.cpp',
+    'cpu/ref_softmax.cpp',
+    'cpu/simple_layer_normalization.cpp',
+    'cpu/rnn/ref_rnn.cpp',
+    'cpu/x64/jit_brgemm_conv_bwd_utils.cpp',
+    'cpu/x64/jit_uni_pool_kernel.cpp',
+    'cpu/x64/lrn/jit_uni_lrn.cpp',
+  ])('leave out %s', (name) => expect(unusedSource(name)).toBe(true));
+
+  it.each([
+    'common/convolution_pd.cpp',
+    'common/matmul.cpp',
+    'cpu/cpu_convolution_list.cpp',
+    'cpu/gemm_inner_product_utils.cpp',
+    'cpu/ref_convolution.hpp',
+    'cpu/x64/gemm/s8x8s32/jit_avx2_u8_copy_sum_an_kern_autogen.cpp',
+    'cpu/x64/injectors/jit_uni_eltwise_injector.cpp',
+    'cpu/x64/jit_gemm_inner_product_utils.cpp',
+    'cpu/x64/matmul/brgemm_matmul.cpp',
+    'cpu/aarch64/jit_uni_softmax.cpp',
+  ])('have %s', (name) => expect(unusedSource(name)).toBe(false));
+
+  it('are removed from the unpacked archive', () => {
+    const cpu = join(folder, 'src', 'cpu', 'x64');
+    mkdirSync(cpu, { recursive: true });
+    for (const name of ['jit_uni_softmax.cpp', 'jit_uni_reorder.cpp'])
+      writeFileSync(join(cpu, name), '');
+    removeUnused(folder);
+    expect(readdirSync(cpu)).toEqual(['jit_uni_reorder.cpp']);
+  });
+});
+
+it('has a C compiler of the same make', () => {
+  const all = ['c++', 'g++-12', '/opt/bin/clang++-19', 'nvc++'];
+  expect(all.map(cCompilerOf)).toEqual(['cc', 'gcc-12', '/opt/bin/clang-19', null]);
 });
 
 describe('the licence of a oneDNN that goes into a package', () => {
