@@ -1,13 +1,23 @@
 // Puts the release addon and the shared libraries it needs beyond the C and C++ runtimes into
 // prebuilds/PLATFORM-ARCH/, the folder that the published package carries. The addon's RUNPATH is $ORIGIN, so the
-// copies beside it win over the system's. The CUDA plug-in goes along where it is built (npm run build:cuda) and no older
+// copies beside it win over the system's. What is carried, beside the addon or linked into it, has its licence along. The CUDA plug-in goes along where it is built (npm run build:cuda) and no older
 // than its sources; it needs nothing on a machine without a GPU, where it is never opened.
 import { spawnSync } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync, realpathSync, rmSync, statSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  statSync,
+} from 'node:fs';
 import { basename, join } from 'node:path';
 import { buildNative } from './support/build_steps.mjs';
+import { parseCache } from './support/cmake_cache.mjs';
 import { newerSource } from './support/cuda_build.mjs';
-import { capture, inRoot, main, SetupError, say } from './support/shell.mjs';
+import { oneDnnLicences } from './support/onednn.mjs';
+import { capture, inRoot, main, SetupError, say, yellow } from './support/shell.mjs';
 
 // Every machine that runs Node has these, and two copies of them in one process would clash.
 const kSystem = /^(linux-vdso|ld-linux.*|lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s))\.so/;
@@ -27,9 +37,35 @@ function sharedLibraries(binary) {
 function copyrightOf(path) {
   for (const candidate of [path, realpathSync(path), realpathSync(path).replace(/^\/usr/, '')]) {
     const owner = capture('dpkg', ['-S', candidate])?.split(':')[0];
-    if (owner) return `/usr/share/doc/${owner}/copyright`;
+    const copyright = `/usr/share/doc/${owner}/copyright`;
+    if (owner && existsSync(copyright)) return copyright;
   }
   return null;
+}
+
+/** Copies a library's licence texts into the folder, or says that there are none. */
+function copyLicences(folder, name, path) {
+  const [base] = name.split('.');
+  const copyright = copyrightOf(path);
+  const own = base === 'libdnnl' ? () => oneDnnLicences(path) : () => [];
+  const licences = copyright ? [[`${base}.copyright.txt`, copyright]] : own();
+  for (const [copy, text] of licences) copyFileSync(text, join(folder, copy));
+  if (licences.length > 0) return;
+  say(yellow(`no licence text of ${path} was found: add it before the package goes to others`));
+}
+
+/** Copies a shared library that the addon needs. */
+function copyLibrary(folder, name, path) {
+  copyFileSync(realpathSync(path), join(folder, name));
+  copyLicences(folder, name, path);
+  const megabytes = (statSync(join(folder, name)).size / 1e6).toFixed(1);
+  say(`${name} (${megabytes} MB) from ${path}`);
+}
+
+/** The archive of a oneDNN that is linked into the addon; null where it is a shared library. */
+function staticOneDnn() {
+  const cache = parseCache(readFileSync(inRoot('build', 'release', 'CMakeCache.txt'), 'utf8'));
+  return cache.ONEDNN_LIBRARY?.endsWith('.a') ? cache.ONEDNN_LIBRARY : null;
 }
 
 /** Copies the CUDA plug-in into the folder; says what it did. */
@@ -55,14 +91,11 @@ await main(async () => {
   const binary = join(folder, 'balora.node');
   copyFileSync(inRoot('build', 'release', 'balora.node'), binary);
   spawnSync('strip', ['--strip-debug', binary]);
-  for (const [name, path] of sharedLibraries(inRoot('build', 'release', 'balora.node'))) {
-    copyFileSync(realpathSync(path), join(folder, name));
-    const copyright = copyrightOf(path);
-    if (copyright && existsSync(copyright)) {
-      copyFileSync(copyright, join(folder, `${basename(name).split('.')[0]}.copyright.txt`));
-    }
-    const megabytes = (statSync(join(folder, name)).size / 1e6).toFixed(1);
-    say(`${name} (${megabytes} MB) from ${path}`);
+  for (const [name, path] of sharedLibraries(binary)) copyLibrary(folder, name, path);
+  const archive = staticOneDnn();
+  if (archive) {
+    copyLicences(folder, basename(archive), archive);
+    say(`oneDNN is in the addon, from ${archive}`);
   }
   say(copyCudaPlugin(folder));
   say(folder);

@@ -4,8 +4,9 @@ import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { chooseCompiler } from './compiler.mjs';
+import { SetupError } from './shell.mjs';
 
 /** The oldest oneDNN that native/kernels/cpu/onednn_versions.h takes; Ubuntu 22.04 has it. */
 export const kOldestOneDnn = [2, 5];
@@ -32,11 +33,51 @@ export const kOneDnnFlags = [
   'ONEDNN_ENABLE_ITT_TASKS=OFF',
 ];
 
+const kOtherPrimitives =
+  '((batch|group|instance|layer)_normalization|binary|concat|(de)?conv(olution)?|eltwise|inner_product|lrn|pool(ing)?|prelu|reduction|resampling|rnn|shuffle|softmax|sum)';
+/**
+ * Sources of oneDNN's that nothing left refers to, below src/: the options leave out the other primitives' code, but have
+ * all their files compiled, each with most headers. The tests' link finds one too many (test/native). For x64 only.
+ */
+const kUnusedSources = [
+  `common/${kOtherPrimitives}`,
+  `cpu/(x64/)?(?!(jit_)?gemm_inner_product_utils)(gemm|ip|jit|nchw|ncsp|nhwc|nspc|ref|simple)_(\\w+_)?${kOtherPrimitives}(_\\w+)?`,
+  'cpu/(x64/)?(lrn|prelu|rnn|shuffle)/\\w+',
+].map((pattern) => new RegExp(`^${pattern}\\.cpp$`));
+
+/** Whether a source, by its path below oneDNN's src/, is of no use to balora. */
+export const unusedSource = (name) => kUnusedSources.some((pattern) => pattern.test(name));
+
 /** Where that build is kept: by version and flags, so that another of either is another folder. */
 export function oneDnnCache(env = process.env) {
   const base = env.XDG_CACHE_HOME || join(homedir(), '.cache');
-  const key = createHash('sha256').update(kOneDnnFlags.join('\n')).digest('hex').slice(0, 8);
+  const key = createHash('sha256')
+    .update([...kOneDnnFlags, ...kUnusedSources].join('\n'))
+    .digest('hex')
+    .slice(0, 8);
   return join(base, 'balora', `onednn-${kOneDnnVersion}-${key}`);
+}
+
+/** The licence files that oneDNN's own install step puts beside the library, by their names in a package of balora. */
+const kLicences = {
+  'libdnnl.LICENSE.txt': 'LICENSE',
+  'libdnnl.THIRD-PARTY-PROGRAMS.txt': 'THIRD-PARTY-PROGRAMS',
+};
+
+/**
+ * The licence files of a oneDNN that is no package of the system.
+ * @param library its libdnnl.a or libdnnl.so, in ROOT/lib or ROOT/lib64
+ * @returns {[string, string][]} name in a package and path of each; throws where one is missing
+ */
+export function oneDnnLicences(library) {
+  const folder = join(dirname(dirname(library)), 'share', 'doc', 'dnnl');
+  return Object.entries(kLicences).map(([name, file]) => {
+    const path = join(folder, file);
+    if (existsSync(path)) return [name, path];
+    throw new SetupError(
+      `A package that carries ${library} must carry its licence: ${path} is not there. oneDNN's source has ${file} at its top: copy it there.`,
+    );
+  });
 }
 
 /** [3, 7, 2] by dnnl_version.h's text; null where it is none. */

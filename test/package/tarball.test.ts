@@ -3,7 +3,7 @@
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { linksOf } from '../support/pages.ts';
@@ -22,11 +22,20 @@ function run(command: string, args: string[], cwd: string): string {
   return stdout;
 }
 
+/** The installed package's folder of binaries. */
+const home = (): string => join(folder, 'node_modules', 'balora', 'prebuilds', kPlatform);
+
 /** The first fenced block of the README. */
 function readmeExample(): string {
   const block = /^```js\n([\s\S]*?)^```/m.exec(readFileSync(join(kRoot, 'README.md'), 'utf8'));
   if (!block?.[1]) throw new Error('README.md has no js example');
   return block[1];
+}
+
+/** Whether oneDNN is linked into the addon (BALORA_ONEDNN_ROOT with a libdnnl.a) and no library beside it. */
+function staticOneDnn(): boolean {
+  const cache = readFileSync(join(kRoot, 'build', 'release', 'CMakeCache.txt'), 'utf8');
+  return /^ONEDNN_LIBRARY:\w+=.*\.a$/m.test(cache);
 }
 
 /** Runs a file in the empty folder with nothing of the repository in its environment. */
@@ -59,13 +68,29 @@ describe('the packed tarball', () => {
     expect(files).toEqual(
       expect.arrayContaining([...expected, `prebuilds/${kPlatform}/balora.node`]),
     );
-    expect(files.some((path) => path.startsWith(`prebuilds/${kPlatform}/libdnnl.so.`))).toBe(true);
+    const shared = files.some((path) => path.startsWith(`prebuilds/${kPlatform}/libdnnl.so.`));
+    expect(shared).toBe(!staticOneDnn());
     expect(files.some((path) => path.startsWith(`prebuilds/${kPlatform}/libgomp.so.`))).toBe(true);
     expect(
       files.filter((path) =>
         /^(native|cuda|lib|bench|dist\/bench|studies|test|scripts)\/|binding\.gyp/.test(path),
       ),
     ).toEqual([]);
+  });
+
+  it("carries the licence of what it has of others, oneDNN's in the addon too", () => {
+    const texts = files
+      .filter((path) => /^prebuilds\/.*\.txt$/.test(path))
+      .map((path) => basename(path));
+    const own = ['libdnnl.LICENSE.txt', 'libdnnl.THIRD-PARTY-PROGRAMS.txt'];
+    const packaged = texts.includes('libdnnl.copyright.txt'); // Debian's package of the shared library
+    expect(texts).toEqual(
+      expect.arrayContaining(packaged && !staticOneDnn() ? ['libdnnl.copyright.txt'] : own),
+    );
+    for (const name of texts) {
+      const text = readFileSync(join(home(), name), 'utf8');
+      expect(text.length).toBeGreaterThan(1000);
+    }
   });
 
   it('carries every file that its pages link to', () => {
@@ -93,9 +118,8 @@ describe('the packed tarball', () => {
       const maps = readFileSync('/proc/self/maps', 'utf8').match(/\\S*(balora\\.node|libdnnl|libgomp)\\S*/g);
       console.log(JSON.stringify([...new Set(maps)]));`;
     const mapped = JSON.parse(runThere('maps.mjs', source)) as string[];
-    expect(mapped).toHaveLength(3);
-    const home = join(folder, 'node_modules', 'balora', 'prebuilds', kPlatform);
-    expect(mapped.filter((path) => !path.startsWith(home))).toEqual([]);
+    expect(mapped).toHaveLength(staticOneDnn() ? 2 : 3);
+    expect(mapped.filter((path) => !path.startsWith(home()))).toEqual([]);
   });
 
   it('says what is missing for a GPU, or uses it', () => {
