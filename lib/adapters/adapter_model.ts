@@ -28,7 +28,10 @@ import type { ExportForm, NamedTensor, TrainingPass, TunedModel } from './tuned_
 export { LoraModule } from './lora_module.ts';
 export type { CreateOptions, LoadOptions };
 
-/** See the head of the file. Made by {@link AdapterModel.create} or {@link AdapterModel.load}. */
+/**
+ * A model with low-rank adapters on its linear modules, its own weights frozen. Made by {@link AdapterModel.create} or
+ * {@link AdapterModel.load}. Several adapters may live on one base; one is active.
+ */
 export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   readonly kind = 'adapter';
   readonly hasTeacher = true;
