@@ -1,36 +1,27 @@
 // The tape from TypeScript: accumulation, misuse by name, custom ops, recomputed segments, anomaly mode.
 import { describe, expect, it } from 'vitest';
+import { backward, checkpoint, customOp, recomputing } from '../lib/autograd.ts';
 import {
   add,
-  backward,
-  checkpoint,
   concat,
   copy_,
-  customOp,
-  type DType,
   expand,
   linear,
   maximum,
-  memoryStats,
   mul,
-  noGrad,
   ones,
-  recomputing,
   rmsNorm,
-  scope,
-  setAnomalyMode,
   slice,
   split,
   sqrt,
   sub,
   sum,
-  synchronize,
-  type Tensor,
   tanh,
-  tensor,
   transpose,
   zeros,
-} from '../lib/index.ts';
+} from '../lib/ops/index.ts';
+import { memoryStats, setAnomalyMode, synchronize } from '../lib/runtime.ts';
+import { type DType, noGrad, scope, type Tensor, tensor } from '../lib/tensor.ts';
 import { collectGarbage } from './support/collect_garbage.ts';
 import { expectClose, roundingOf, values } from './support/compare.ts';
 import { gradcheck, randomTensor } from './support/gradcheck.ts';

@@ -4,7 +4,15 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { AdapterModel, AutoModelForCausalLM, arrayRows, Batches, resolveMethod, Tokenizer, Trainer } from 'balora';
+import {
+  AdapterModel,
+  AutoModelForCausalLM,
+  arrayRows,
+  Batches,
+  resolveMethod,
+  Tokenizer,
+  Trainer,
+} from 'balora';
 import { kPassageFormat, mobyDick, passages, split } from '../../../examples/demo/corpus.mjs';
 
 const kModel = fileURLToPath(new URL('../../../examples/demo/checkpoint', import.meta.url));
