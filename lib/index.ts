@@ -60,6 +60,7 @@ export { kIgnoredTarget } from './ignored_target.ts';
 
 // Adapters, full fine-tuning, merging.
 export {
+  type AdapterConfigInput,
   AdapterModel,
   type CreateOptions,
   type LoadOptions,

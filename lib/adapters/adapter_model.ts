@@ -13,20 +13,22 @@ import type { CausalLM, Model } from '../models/index.ts';
 import type { Tensor } from '../tensor.ts';
 import type { Adapter } from './adapter.ts';
 import { freeLinears } from './attach.ts';
-import type { LoraConfig, LoraConfigInput } from './config.ts';
+import type { LoraConfig } from './config.ts';
 import { checkResidual, savePlain, saveResidual } from './export.ts';
 import type { LoraModule } from './lora_module.ts';
 import {
+  type AdapterConfigInput,
   type CreateOptions,
   createAdapter,
   type LoadOptions,
   loadAdapter,
 } from './make_adapter.ts';
+import type { MethodName } from './methods/registry.ts';
 import type { SavedModules } from './saved_modules.ts';
 import type { ExportForm, NamedTensor, TrainingPass, TunedModel } from './tuned_model.ts';
 
 export { LoraModule } from './lora_module.ts';
-export type { CreateOptions, LoadOptions };
+export type { AdapterConfigInput, CreateOptions, LoadOptions };
 
 /**
  * A model with low-rank adapters on its linear modules, its own weights frozen. Made by {@link AdapterModel.create} or
@@ -51,11 +53,12 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
 
   /**
    * Adds a fresh adapter to a model and freezes its own weights.
+   * @example const tuned = await AdapterModel.create(model, { method: 'balora', r: 8, loraAlpha: 8 });
    * @throws ArgumentError if targets match nothing, a rank exceeds a matrix, or a module has an adapter already
    */
   static async create<M extends Model>(
     model: M,
-    config: LoraConfigInput = {},
+    config: AdapterConfigInput = {},
     options: CreateOptions = {},
   ): Promise<AdapterModel<M>> {
     freeLinears(model);
@@ -81,7 +84,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
    */
   async add(
     name: string,
-    config: LoraConfigInput = {},
+    config: AdapterConfigInput = {},
     options: CreateOptions = {},
   ): Promise<void> {
     await this.#adding(name, () => createAdapter(this.model, config, { ...options, name }));
@@ -122,6 +125,11 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     }
     this.#adapters.delete(name);
     adapter.dispose();
+  }
+
+  /** The method that the active adapter was made by; null: none was named. */
+  get method(): MethodName | null {
+    return this.#active.method;
   }
 
   /** Configuration of the active adapter. */

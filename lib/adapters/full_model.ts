@@ -21,6 +21,7 @@ import type { NamedTensor, TunedModel } from './tuned_model.ts';
 /** Full fine-tuning: every weight is trained, through f32 masters. */
 export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
   readonly kind = 'full';
+  readonly method = 'full';
   readonly trainsHead = true;
   private readonly trained: readonly TrainedParameter[];
 

@@ -4,6 +4,7 @@
  */
 import type { CausalLM, Model } from '../models/index.ts';
 import type { Tensor } from '../tensor.ts';
+import type { MethodName } from './methods/registry.ts';
 
 /** A tensor and its path in the model. */
 export interface NamedTensor {
@@ -31,6 +32,8 @@ export type ExportForm = 'lora' | 'residual';
 export interface TunedModel<M extends Model = CausalLM> {
   readonly model: M;
   readonly kind: 'adapter' | 'full';
+  /** The method that it was made by: its regularizers hold where a Trainer's options say nothing. Null or left out: none. */
+  readonly method?: MethodName | null;
   /** Whether the output head moves: the losses then may not use what only holds for a frozen one. */
   readonly trainsHead: boolean;
   readonly hasTeacher: boolean;

@@ -1,5 +1,6 @@
 /** From the settings of `balora train` to the library's own options: names change hands here, nothing is decided. */
 import type { LoraConfigInput } from '../adapters/config.ts';
+import type { AdapterConfigInput } from '../adapters/make_adapter.ts';
 import { METHOD_OPTION_NAMES } from '../adapters/methods/registry.ts';
 import { ArgumentError } from '../errors.ts';
 import type { TaskName } from '../tasks/list.ts';
@@ -28,7 +29,7 @@ export interface TrainSetup<E extends Examples = Examples> {
   readonly task: TaskName;
   readonly method: ResolvedMethod;
   /** What a fresh adapter is made with; null for full fine-tuning. */
-  readonly adapter: LoraConfigInput | null;
+  readonly adapter: AdapterConfigInput | null;
   /** Options of the Trainer. */
   readonly training: OptionsInput;
   /** Columns of files without header. */
@@ -61,7 +62,7 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
       ...pick(settings, kOptimizationKeys),
       ...pick(settings, kOutputKeys),
       ...pick(settings, ['memoryBudget', 'cacheTeacher', 'captureGraphs']),
-      regularizers: method.regularizers,
+      regularizers: pick(settings, kRegularizerKeys), // over those of the method, which the adapter carries
       seed,
       runConfig: toConfig({ ...kTrainDefaults, ...settings }),
     },

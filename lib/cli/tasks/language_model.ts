@@ -170,7 +170,10 @@ async function tunedOf<M extends CausalLM | Seq2SeqLM>(
   }
   return settings.adapter === undefined
     ? AdapterModel.create(model, adapter, { seed, onProgress: progress.starts })
-    : warned(await AdapterModel.load(model, settings.adapter, { seed }), progress);
+    : warned(
+        await AdapterModel.load(model, settings.adapter, { seed, method: adapter.method }),
+        progress,
+      );
 }
 
 /** Held-out numbers of a model, with the adapter of the settings where one is given. */

@@ -215,7 +215,7 @@ describe('the list', () => {
   it('gives resolveMethod its presets, each of which is a configuration', () => {
     for (const method of methods) {
       const { adapter, regularizers } = resolveMethod(method.name as 'lora');
-      expect(adapter).toEqual(method.adapter);
+      expect(adapter).toEqual(method.adapter && { ...method.adapter, method: method.name });
       const weights = method.regularizers?.['causal-lm'] ?? {
         ...{ consistencyWeight: 0, diversityWeight: 0, svdWeight: 0 },
       };
@@ -258,7 +258,7 @@ function page(): string {
 Written from the list in \`lib/adapters/methods/\` by \`npm run gen:methods\`; what the parts mean is told in [adapters](adapters.md),
 how to add one in [how to add a method](how-to-add-a-method.md).
 
-\`--method\` on the command line, \`method\` in a configuration file, \`resolveMethod\` in the library:
+\`--method\` on the command line, \`method\` in a configuration file and of \`AdapterModel.create\`:
 
 ${table(
   ['method', 'what it is', 'sets of the adapter', 'sets of the regularizers', 'source'],

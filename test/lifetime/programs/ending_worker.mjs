@@ -45,12 +45,11 @@ async function train(round) {
   const tokenizer = await balora.Tokenizer.fromPretrained(model.folder);
   begin('start');
   const data = await balora.Batches.create(balora.arrayRows(kRows), tokenizer, { batchSize: 2 });
-  const { adapter, regularizers } = balora.resolveMethod('balora', { adapter: { r: 4, loraAlpha: 4 } });
-  const tuned = await balora.AdapterModel.create(model, adapter);
+  const tuned = await balora.AdapterModel.create(model, { method: 'balora', r: 4, loraAlpha: 4 });
   const output = join(folder, `${round}`);
   const schedule = { maxSteps: 3, evalSteps: 1, saveSteps: 1, learningRate: 1e-3 };
   const callbacks = [({ type }) => type === 'step' && begin('callback')];
-  const trainer = new balora.Trainer({ tuned, data, evalData: data, regularizers, ...schedule, callbacks, output });
+  const trainer = new balora.Trainer({ tuned, data, evalData: data, ...schedule, callbacks, output });
   for await (const { type } of trainer.run()) begin(kNext[type]);
   tuned.dispose();
   model.dispose();

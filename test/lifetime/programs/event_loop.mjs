@@ -9,7 +9,6 @@ import {
   AutoModelForCausalLM,
   arrayRows,
   Batches,
-  resolveMethod,
   Tokenizer,
   Trainer,
 } from 'balora';
@@ -49,9 +48,9 @@ async function demoTrainer() {
     batchSize: 8,
     maxLength: 320,
   });
-  const { adapter, regularizers } = resolveMethod('balora', { adapter: { r: 8, targetModules: 'all-linear' } });
-  const tuned = await AdapterModel.create(await AutoModelForCausalLM.fromPretrained(kModel), adapter);
-  return new Trainer({ tuned, data, regularizers, learningRate: 1e-3, maxSteps: 100_000 });
+  const model = await AutoModelForCausalLM.fromPretrained(kModel);
+  const tuned = await AdapterModel.create(model, { method: 'balora', r: 8 });
+  return new Trainer({ tuned, data, learningRate: 1e-3, maxSteps: 100_000 });
 }
 
 async function nextStep(events) {
