@@ -146,6 +146,7 @@ export type {
 
 // Tensors and the tape; the ops are in `balora/ops`.
 export { backward, type CustomOp, checkpoint, customOp, recomputing } from './autograd.ts';
+export { type GradcheckOptions, gradcheck } from './gradcheck.ts';
 export { type CapturedGraph, captureGraph } from './graph.ts';
 export {
   type DType,
