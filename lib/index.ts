@@ -196,6 +196,7 @@ export {
 export {
   ArgumentError,
   BaloraError,
+  type ErrorCode,
   FormatError,
   NativeError,
   UnsupportedError,

@@ -108,7 +108,7 @@ it.skipIf(!hasPrlimit)(
       const failure = JSON.parse(full.stdout) as { seen: number; code: string; message: string };
       expect(failure, at).toEqual({
         seen,
-        code: 'ERR_NATIVE',
+        code: 'ERR_DISK_FULL',
         message: expect.stringMatching(message),
       });
       // Nothing half written under a name that counts, and the checkpoints before it whole.

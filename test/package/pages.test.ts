@@ -1,5 +1,5 @@
-// The pages: links lead somewhere, blocks of JavaScript name what the library has, and those of docs/tensors.md, which need no
-// model, run as they stand.
+// The pages: links lead somewhere, blocks of JavaScript name what the library has, and those of docs/tensors.md and
+// docs/errors.md, which need no model, run as they stand.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, rmSync, symlinkSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
@@ -77,11 +77,15 @@ describe('programs', () => {
     expect({ status, stdout }).toEqual({ status: 0, stdout: '' });
   }, 120_000);
 
-  it('of docs/tensors.md run', async () => {
-    for (const file of await write('docs/tensors.md', 'mjs')) {
-      expect(execFileSync(process.execPath, [file], { cwd: folder, encoding: 'utf8' })).toMatch(
-        /\d/,
-      );
-    }
-  }, 120_000);
+  it.each(['docs/tensors.md', 'docs/errors.md'])(
+    'of %s run',
+    async (page) => {
+      for (const file of await write(page, 'mjs')) {
+        expect(execFileSync(process.execPath, [file], { cwd: folder, encoding: 'utf8' })).toMatch(
+          /\d/,
+        );
+      }
+    },
+    120_000,
+  );
 });
