@@ -21,7 +21,7 @@ import {
   type CreateOptions,
   createAdapter,
   type LoadOptions,
-  loadAdapter,
+  readAdapter,
 } from './make_adapter.ts';
 import type { MethodName } from './methods/registry.ts';
 import type { SavedModules } from './saved_modules.ts';
@@ -32,7 +32,7 @@ export type { AdapterConfigInput, CreateOptions, LoadOptions };
 
 /**
  * A model with low-rank adapters on its linear modules, its own weights frozen. Made by {@link AdapterModel.create} or
- * {@link AdapterModel.load}. Several adapters may live on one base; one is active.
+ * {@link AdapterModel.fromPretrained}. Several adapters may live on one base; one is active.
  */
 export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   readonly kind = 'adapter';
@@ -69,20 +69,20 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
    * Adds the adapter of a PEFT folder to a model. Ranks come from the tensors; every tensor must find its module.
    * @throws FormatError, UnsupportedError for a folder that cannot be understood whole
    */
-  static async load<M extends Model>(
+  static async fromPretrained<M extends Model>(
     model: M,
     folder: string,
     options: LoadOptions = {},
   ): Promise<AdapterModel<M>> {
     freeLinears(model);
-    return new AdapterModel(model, await loadAdapter(model, folder, options));
+    return new AdapterModel(model, await readAdapter(model, folder, options));
   }
 
   /**
    * Adds another fresh adapter; the active one stays active. The model is the bare base until the promise is settled.
    * @throws ArgumentError as create(), or for a name that is taken
    */
-  async add(
+  async addAdapter(
     name: string,
     config: AdapterConfigInput = {},
     options: CreateOptions = {},
@@ -90,9 +90,9 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     await this.#adding(name, () => createAdapter(this.model, config, { ...options, name }));
   }
 
-  /** The same with the adapter of a PEFT folder. @throws as load() */
-  async addFrom(name: string, folder: string, options: LoadOptions = {}): Promise<void> {
-    await this.#adding(name, () => loadAdapter(this.model, folder, { ...options, name }));
+  /** The same with the adapter of a PEFT folder. @throws as fromPretrained() */
+  async loadAdapter(folder: string, name: string, options: LoadOptions = {}): Promise<void> {
+    await this.#adding(name, () => readAdapter(this.model, folder, { ...options, name }));
   }
 
   /** Names of all adapters, in the order in which they came. */
@@ -106,7 +106,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   }
 
   /** Makes another adapter the active one. Gradients, moments and checkpoints of a run belong to the one it began with. */
-  use(name: string): void {
+  setAdapter(name: string): void {
     const next = this.#named(name);
     if (next === this.#active) return;
     this.#active.detach();
@@ -116,11 +116,11 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   }
 
   /** Takes an adapter off and frees its tensors. @throws ArgumentError for the active one */
-  delete(name: string): void {
+  deleteAdapter(name: string): void {
     const adapter = this.#named(name);
     if (adapter === this.#active) {
       throw new ArgumentError(
-        `the adapter "${name}" is active: use() another one before deleting it`,
+        `the adapter "${name}" is active: setAdapter() another one before deleting it`,
       );
     }
     this.#adapters.delete(name);
@@ -226,7 +226,10 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
    * @param options form: `lora`: one pair on the untouched base, PiSSA as [A;A0], [B|-B0] of rank 2r. `residual`: PiSSA's
    *   pair of rank r, with the residual model that it belongs on in `residual/` and its first values in `initial/`.
    */
-  async save(folder: string, { form = 'lora' }: { form?: ExportForm } = {}): Promise<void> {
+  async savePretrained(
+    folder: string,
+    { form = 'lora' }: { form?: ExportForm } = {},
+  ): Promise<void> {
     await (form === 'lora' ? savePlain(this, folder) : saveResidual(this, folder));
   }
 

@@ -102,7 +102,7 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
   checkForm(): void {}
 
   /** Writes a model folder in the model's own dtype. */
-  async save(folder: string): Promise<void> {
+  async savePretrained(folder: string): Promise<void> {
     await saveModel(this.model, folder);
   }
 

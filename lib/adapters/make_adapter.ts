@@ -48,13 +48,13 @@ export interface AdapterConfigInput extends LoraConfigInput {
 export interface CreateOptions {
   /** Seed of the adapter's first values and its dropout (default 42). */
   seed?: number;
-  /** Name by which {@link AdapterModel.use} finds it (default "default"). */
+  /** Name by which {@link AdapterModel.setAdapter} finds it (default "default"). */
   name?: string;
   /** Called while the first values are made, which may take long (PiSSA's SVDs): adapted modules so far, and of how many. */
   onProgress?: (modules: number, total: number) => void;
 }
 
-/** Options of {@link AdapterModel.load}. */
+/** Options of {@link AdapterModel.fromPretrained}. */
 export interface LoadOptions extends CreateOptions {
   /**
    * The method that training goes on with: a folder does not say it. See {@link AdapterConfigInput.method}; the folder's own
@@ -137,7 +137,7 @@ async function freshModule(
  * The adapter of a PEFT folder. Ranks come from the tensors; every tensor must find its module.
  * @throws FormatError, UnsupportedError for a folder that cannot be understood whole
  */
-export async function loadAdapter(
+export async function readAdapter(
   model: Model,
   folder: string,
   { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, ...options }: LoadOptions,

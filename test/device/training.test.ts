@@ -167,8 +167,8 @@ describe.skipIf(kReason !== null)('fine-tuning on a device', () => {
       expectSame([Number(found[key])], [Number(expected[key])], key);
     }
 
-    await tuned.save(join(folder, 'adapter'), { form: 'lora' });
-    const again = await AdapterModel.load(await load('cuda'), join(folder, 'adapter'));
+    await tuned.savePretrained(join(folder, 'adapter'), { form: 'lora' });
+    const again = await AdapterModel.fromPretrained(await load('cuda'), join(folder, 'adapter'));
     const batch = batches()[0] as ReturnType<typeof batches>[0];
     // Saved with twice the rank instead of a difference: another order of summation.
     expectClose(again.model.forward(batch), values(tuned.model.forward(batch)), 1e-5);

@@ -148,7 +148,10 @@ export async function loadTunedClassifier(
     if (settings.adapter === undefined)
       return AdapterModel.create(model, setup.adapter, { seed, onProgress: progress.starts });
     return warned(
-      await AdapterModel.load(model, settings.adapter, { seed, method: setup.adapter.method }),
+      await AdapterModel.fromPretrained(model, settings.adapter, {
+        seed,
+        method: setup.adapter.method,
+      }),
       progress,
     );
   }

@@ -171,7 +171,10 @@ async function tunedOf<M extends CausalLM | Seq2SeqLM>(
   return settings.adapter === undefined
     ? AdapterModel.create(model, adapter, { seed, onProgress: progress.starts })
     : warned(
-        await AdapterModel.load(model, settings.adapter, { seed, method: adapter.method }),
+        await AdapterModel.fromPretrained(model, settings.adapter, {
+          seed,
+          method: adapter.method,
+        }),
         progress,
       );
 }
@@ -186,7 +189,7 @@ async function evaluated<M extends CausalLM | Seq2SeqLM>(
   const tuned =
     adapter === undefined
       ? untuned(model)
-      : warned(await AdapterModel.load(model, adapter), progress);
+      : warned(await AdapterModel.fromPretrained(model, adapter), progress);
   const result = await evaluate<M>(tuned, data.batches(0, 0), { signal });
   return { result, text: evaluationText(result) };
 }

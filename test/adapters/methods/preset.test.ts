@@ -55,21 +55,21 @@ describe('method, one argument', () => {
 
   it('goes with the adapter that is active', async () => {
     const tuned = await create({ method: 'balora', r: 2 });
-    await tuned.add('plain', { r: 2 });
-    await tuned.add('dora', { method: 'dora', r: 2 });
+    await tuned.addAdapter('plain', { r: 2 });
+    await tuned.addAdapter('dora', { method: 'dora', r: 2 });
     expect(tuned.method).toBe('balora');
-    tuned.use('plain');
+    tuned.setAdapter('plain');
     expect(tuned.method).toBeNull();
     expect(optionsOf(tuned).regularizers.consistencyWeight).toBe(0);
-    tuned.use('dora');
+    tuned.setAdapter('dora');
     expect(tuned.method).toBe('dora');
   });
 
   it('is named again for an adapter out of a folder, which does not say it', async () => {
     const path = join(kFolder, 'named');
-    await (await create({ method: 'balora', r: 2 })).save(path);
-    expect((await AdapterModel.load(new TinyModel(), path)).method).toBeNull();
-    const tuned = await AdapterModel.load(new TinyModel(), path, { method: 'balora' });
+    await (await create({ method: 'balora', r: 2 })).savePretrained(path);
+    expect((await AdapterModel.fromPretrained(new TinyModel(), path)).method).toBeNull();
+    const tuned = await AdapterModel.fromPretrained(new TinyModel(), path, { method: 'balora' });
     expect(optionsOf(tuned).regularizers.consistencyWeight).toBe(0.025);
   });
 
@@ -90,9 +90,9 @@ describe('method, one argument', () => {
     );
     await expect(create({ method: full, r: 4 })).rejects.toThrow('method full');
     const path = join(kFolder, 'plain');
-    await (await create({ r: 2 })).save(path);
-    await expect(AdapterModel.load(new TinyModel(), path, { method: unknown })).rejects.toThrow(
-      'method must be one of',
-    );
+    await (await create({ r: 2 })).savePretrained(path);
+    await expect(
+      AdapterModel.fromPretrained(new TinyModel(), path, { method: unknown }),
+    ).rejects.toThrow('method must be one of');
   });
 });
