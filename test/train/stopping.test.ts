@@ -140,7 +140,7 @@ describe('an error', () => {
       3,
       { loss: ownLoss(({ step }) => (step === 3 ? Number.NaN : 1)) },
       { loss: plain },
-      /^step 4: not finite \(taskLoss NaN, gradNorm NaN\); the parameters are those after step 3; the last/,
+      /^step 4: not finite \(taskLoss NaN, gradNorm NaN\); the parameters are those after step 3; lower the learning rate.*; the last/,
     ],
     [
       'a loss that throws in the second micro-batch of a step',
