@@ -13,13 +13,13 @@ export {
   type ClassifierOptions,
 } from './models/auto_classifier.ts';
 export { AutoModelForSeq2SeqLM } from './models/auto_seq2seq.ts';
-export type { CausalLM, Head } from './models/causal_lm.ts';
+export { CausalLM, type Head } from './models/causal_lm.ts';
 export { demoCheckpoint } from './models/demo_checkpoint.ts';
 export type { LayerKeep } from './models/layers.ts';
-export type { ForwardOptions, Model, ModelBatch } from './models/model.ts';
+export { type ForwardOptions, Model, type ModelBatch } from './models/model.ts';
 export { type SaveModelOptions, saveModel } from './models/save.ts';
-export type { Seq2SeqBatch, Seq2SeqLM } from './models/seq2seq_lm.ts';
-export type { LabelOptions, Labels, SequenceClassifier } from './models/sequence_classifier.ts';
+export { type Seq2SeqBatch, Seq2SeqLM } from './models/seq2seq_lm.ts';
+export { type LabelOptions, type Labels, SequenceClassifier } from './models/sequence_classifier.ts';
 export { type ResolveOptions, resolveModel } from './io/hub.ts';
 export {
   type ChatMessage,
