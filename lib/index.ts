@@ -19,7 +19,11 @@ export type { LayerKeep } from './models/layers.ts';
 export { type ForwardOptions, Model, type ModelBatch } from './models/model.ts';
 export { type SaveModelOptions, saveModel } from './models/save.ts';
 export { type Seq2SeqBatch, Seq2SeqLM } from './models/seq2seq_lm.ts';
-export { type LabelOptions, type Labels, SequenceClassifier } from './models/sequence_classifier.ts';
+export {
+  type LabelOptions,
+  type Labels,
+  SequenceClassifier,
+} from './models/sequence_classifier.ts';
 export { type ResolveOptions, resolveModel } from './io/hub.ts';
 export {
   type ChatMessage,
