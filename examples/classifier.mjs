@@ -10,7 +10,6 @@ import {
   demoCheckpoint,
   evaluateClassifier,
   LabelledBatches,
-  resolveMethod,
   Tokenizer,
   Trainer,
   warmUpHead,
@@ -32,15 +31,10 @@ const { numLabels, problemType, names } = data.scheme;
 const labels = { numLabels, problemType, labelNames: names };
 const model = await AutoModelForSequenceClassification.fromPretrained(path, labels);
 await warmUpHead(model, data); // a randomly initialised head is no teacher: it is trained alone first
-const { adapter, regularizers } = resolveMethod('balora', {
-  task: 'sequence-classification',
-  adapter: { r: 8, loraAlpha: 8 },
-});
-const tuned = await AdapterModel.create(model, adapter);
+const tuned = await AdapterModel.create(model, { method: 'balora', r: 8, loraAlpha: 8 });
 const trainer = new Trainer({
   tuned,
   data,
-  regularizers,
   learningRate: 1e-3,
   maxSteps: 20,
   output,

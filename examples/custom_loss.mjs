@@ -4,20 +4,15 @@
 import {
   AdapterModel,
   AutoModelForCausalLM,
-  add,
   arrayRows,
   Batches,
-  crossEntropy,
   demoCheckpoint,
-  headLogits,
-  indexSelect,
-  logSoftmax,
-  mean,
-  mul,
   Tokenizer,
   Trainer,
   tensor,
 } from 'balora';
+import { headLogits } from 'balora/losses';
+import { add, crossEntropy, indexSelect, logSoftmax, mean, mul } from 'balora/ops';
 
 const [output = 'output/smoothed', path = demoCheckpoint] = process.argv.slice(2);
 const kSmoothing = 0.1;

@@ -18,7 +18,7 @@ const rows = [
 ];
 
 const model = await AutoModelForCausalLM.fromPretrained(path);
-const tuned = await AdapterModel.load(model, adapter);
+const tuned = await AdapterModel.fromPretrained(model, adapter);
 const tokenizer = await Tokenizer.fromPretrained(path);
 const data = await Batches.create(arrayRows(rows), tokenizer, { shuffle: false });
 const result = await evaluate(tuned, data.batches(0));

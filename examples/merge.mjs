@@ -7,7 +7,7 @@ const args = process.argv.slice(2);
 const [adapter = 'output/adapter', output = 'output/merged', path = demoCheckpoint] = args;
 
 const model = await AutoModelForCausalLM.fromPretrained(path);
-const tuned = await AdapterModel.load(model, adapter);
+const tuned = await AdapterModel.fromPretrained(model, adapter);
 const { maxAbsError, module } = await saveMerged(tuned, output);
-await (await Tokenizer.fromPretrained(path)).save(output);
+await (await Tokenizer.fromPretrained(path)).savePretrained(output);
 console.log(`written to ${output}; largest rounding error ${maxAbsError} in ${module}`);

@@ -10,7 +10,6 @@ import {
   arrayRows,
   Batches,
   demoCheckpoint,
-  resolveMethod,
   Tokenizer,
   Trainer,
 } from 'balora';
@@ -29,13 +28,11 @@ const model = await AutoModelForCausalLM.fromPretrained(path);
 const tokenizer = await Tokenizer.fromPretrained(path);
 const data = await Batches.create(arrayRows(rows), tokenizer, { batchSize: 2 });
 const evalData = await Batches.create(arrayRows(heldOut), tokenizer, { shuffle: false });
-const { adapter, regularizers } = resolveMethod('balora', { adapter: { r: 8, loraAlpha: 8 } });
-const tuned = await AdapterModel.create(model, adapter);
+const tuned = await AdapterModel.create(model, { method: 'balora', r: 8, loraAlpha: 8 });
 const trainer = new Trainer({
   tuned,
   data,
   evalData,
-  regularizers,
   learningRate: 1e-3,
   maxSteps: 20,
   evalSteps: 10,

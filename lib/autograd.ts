@@ -1,9 +1,9 @@
 // The tape's public side: backward from several roots, ops written in TypeScript, and segments that are recomputed
 // instead of kept.
 import { getDefaultDevice, withDevice } from './device.ts';
-import { ArgumentError } from './errors.ts';
-import { native } from './native.ts';
-import { enableGrad, noGrad, scope, Tensor, unscoped } from './tensor.ts';
+import { ArgumentError, BaloraError } from './errors.ts';
+import { type Handle, native } from './native.ts';
+import { enableGrad, mapTensors, noGrad, scope, Tensor } from './tensor.ts';
 
 /**
  * backward() from several tensors at once.
@@ -25,43 +25,98 @@ export function backward(
 export interface CustomOp<Saved> {
   /** Names the op in errors. */
   name: string;
-  /** Computes the outputs (not recorded), and whatever backward needs of it. */
+  /**
+   * Computes the outputs (not recorded), and whatever backward needs of it. Runs in a scope of its own: what it makes is freed
+   * when it returns, but for the outputs and the tensors in `saved` (itself, or nested in arrays and plain objects). The tape
+   * owns those: they live until the graph goes, whatever becomes of the tensors that forward was given or made.
+   */
   forward: (inputs: readonly Tensor[]) => { outputs: Tensor[]; saved: Saved };
   /**
    * Gradients of the inputs from those of the outputs (null where an output was not used): one for each input, null
-   * where there is none, in the input's own dtype and on its device. Runs unrecorded, in a scope of its own, with the
-   * default device that was in force at the call.
+   * where there is none, in the input's own dtype and on its device. `saved` is what forward gave, its tensors off the tape.
+   * Runs unrecorded, in a scope of its own, with the default device that was in force at the call.
    */
   backward: (grads: readonly (Tensor | null)[], saved: Saved) => readonly (Tensor | null)[];
 }
 
 /**
- * Applies an op written in TypeScript.
+ * Applies an op written in TypeScript. Check a backward of your own with {@link gradcheck}.
  * @example
  * const cube = (x: Tensor) => customOp({
  *   name: 'cube',
  *   forward: ([x]) => ({ outputs: [mul(mul(x, x), x)], saved: x }),
  *   backward: ([dy], x) => [mul(dy, mul(3, mul(x, x)))],
  * }, [x])[0];
+ * @throws ArgumentError for what is no output or no gradient, naming the op, as does every error of balora's in its functions;
+ *   in backward also where a saved value was overwritten in place since
  */
 export function customOp<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]): Tensor[] {
-  const { outputs, saved } = noGrad(() => op.forward(inputs));
+  const { name } = op;
+  return recordCustom(
+    {
+      name,
+      forward: (given) => naming(`${name}: forward`, () => op.forward(given)),
+      backward: (grads, saved) => naming(`${name}: backward`, () => op.backward(grads, saved)),
+    },
+    inputs,
+  );
+}
+
+/** customOp() that leaves messages as they are. */
+function recordCustom<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]): Tensor[] {
   const forms = inputs.map(({ dtype, shape }) => ({ dtype, shape }));
   const device = getDefaultDevice();
-  const handles = native.customNode(
-    op.name,
-    inputs.map((input) => input.handle),
-    outputs.map((output) => output.handle),
-    // The native side takes ownership of the handles returned here.
-    (dy: number[]) =>
-      scope(() => {
-        const grads = dy.map((handle) => (handle === 0 ? null : new Tensor(handle)));
-        const returned: unknown = withDevice(device, () => op.backward(grads, saved));
-        const gradients = checkGradients(op.name, returned, forms);
-        return gradients.map((grad) => (grad === null ? 0 : native.detach(grad.handle)));
-      }) as number[],
-  );
-  return handles.map((handle) => new Tensor(handle));
+  return scope(() => {
+    const returned: unknown = noGrad(() => op.forward(inputs));
+    const { outputs, saved } = checkOutputs<Saved>(op.name, returned);
+    const held: Tensor[] = [];
+    mapTensors(saved, (tensor) => {
+      held.push(tensor);
+      return tensor;
+    });
+    const handles = native.customNode(
+      op.name,
+      inputs.map((input) => input.handle),
+      outputs.map((output) => output.handle),
+      held.map((tensor) => tensor.handle),
+      // Both lists of handles are this function's own; the native side takes ownership of those returned.
+      (dy: Handle[], kept: Handle[]) =>
+        scope(() => {
+          const grads = dy.map((handle) => (handle === 0 ? null : new Tensor(handle)));
+          const values = kept.map((handle) => new Tensor(handle));
+          let at = 0;
+          const again = mapTensors(saved, () => values[at++] as Tensor);
+          const given: unknown = withDevice(device, () => op.backward(grads, again));
+          const gradients = checkGradients(op.name, given, forms);
+          return gradients.map((grad) => (grad === null ? 0 : native.detach(grad.handle)));
+        }) as number[],
+    );
+    return handles.map((handle) => new Tensor(handle));
+  });
+}
+
+/** Runs a function of an op; errors of balora's that leave it begin with where they come from. */
+function naming<T>(where: string, body: () => T): T {
+  try {
+    return body();
+  } catch (error) {
+    if (error instanceof BaloraError) error.message = `${where}: ${error.message}`;
+    throw error;
+  }
+}
+
+/** What an author's forward returned. */
+function checkOutputs<Saved>(
+  name: string,
+  returned: unknown,
+): { outputs: readonly Tensor[]; saved: Saved } {
+  const { outputs, saved } = (returned ?? {}) as { outputs?: unknown; saved?: unknown };
+  if (!Array.isArray(outputs) || !outputs.every((output) => output instanceof Tensor)) {
+    throw new ArgumentError(
+      `${name}: forward must return { outputs, saved } with an array of tensors as outputs, and not be async`,
+    );
+  }
+  return { outputs, saved: saved as Saved };
 }
 
 /** What an author's backward returned, held against the inputs it is for. */
@@ -111,14 +166,10 @@ export function checkpoint(
   inputs: readonly Tensor[],
 ): Tensor {
   const wanted = inputs.map((input) => input.requiresGrad);
-  const [output] = customOp(
+  const [output] = recordCustom(
     {
       name: 'checkpoint',
-      forward: (given) => ({
-        outputs: [scope(() => segment(...given))],
-        // References of our own: the caller may dispose its tensors before backward.
-        saved: unscoped(() => given.map((input) => input.detach())),
-      }),
+      forward: (given) => ({ outputs: [segment(...given)], saved: given }),
       backward: ([dy], saved) => {
         if (!dy) return saved.map(() => null);
         const leaves = saved.map((input, i) => {
@@ -127,7 +178,6 @@ export function checkpoint(
           return leaf;
         });
         enableGrad(() => segment(...leaves)).backward(dy);
-        for (const input of saved) input.dispose();
         // A leaf's gradient is f32 whatever the leaf is; the tape goes on in the input's own type.
         return leaves.map((leaf) => leaf.grad?.to(leaf.dtype) ?? null);
       },

@@ -1,10 +1,47 @@
-// The four kinds of failure a caller can tell apart, by class or by `code`. Native errors arrive as the same classes.
+// The kinds of failure a caller can tell apart, by class or by `code`. Native errors arrive as the same classes.
+
+/**
+ * The codes of balora's errors, stable from version to version; docs/errors.md says what each means and what to do.
+ * `ERR_ARGUMENT`: the caller passed something wrong. `ERR_UNSUPPORTED`: not available here. `ERR_FORMAT`: a file that is damaged,
+ * foreign or cannot be opened. `ERR_OUT_OF_MEMORY`: a device's memory or the limit set for it. `ERR_NOT_FINITE`: a loss, a
+ * gradient or, in anomaly mode, any value is NaN or infinite. `ERR_DISK_FULL`: no space, quota or size left for a file.
+ * `ERR_IO`: a file cannot be written or mapped for another reason. `ERR_NETWORK`: the Hub cannot be reached. `ERR_GRADIENT`:
+ * gradcheck found a wrong one. `ERR_NATIVE`: anything else below JavaScript.
+ */
+export type ErrorCode =
+  | 'ERR_ARGUMENT'
+  | 'ERR_UNSUPPORTED'
+  | 'ERR_FORMAT'
+  | 'ERR_OUT_OF_MEMORY'
+  | 'ERR_NOT_FINITE'
+  | 'ERR_DISK_FULL'
+  | 'ERR_IO'
+  | 'ERR_NETWORK'
+  | 'ERR_GRADIENT'
+  | 'ERR_NATIVE';
+
+/** The codes that a {@link NativeError} may have. */
+type NativeCode = Exclude<
+  ErrorCode,
+  'ERR_ARGUMENT' | 'ERR_UNSUPPORTED' | 'ERR_FORMAT' | 'ERR_GRADIENT'
+>;
+
+/** The end of a message: what to do about a failure that the message tells the facts of. */
+const kAdvice: Readonly<Record<NativeCode, string>> = {
+  ERR_OUT_OF_MEMORY:
+    'use a smaller batch, a shorter maxLength, dtype bf16 or a memoryBudget, or raise the limit where one was set',
+  ERR_NOT_FINITE: 'lower the learning rate, or find the first such value with setAnomalyMode(true)',
+  ERR_DISK_FULL: 'free space, or write to another place',
+  ERR_IO: 'check that the folder exists and that this process may write there',
+  ERR_NETWORK: 'check the connection and the name, or give a folder that is here',
+  ERR_NATIVE: '',
+};
 
 /** Base of every error that balora throws on purpose. */
 export class BaloraError extends Error {
-  readonly code: string;
+  readonly code: ErrorCode;
 
-  constructor(code: string, message: string, options?: ErrorOptions) {
+  constructor(code: ErrorCode, message: string, options?: ErrorOptions) {
     super(message, options);
     this.code = code;
     this.name = new.target.name;
@@ -37,11 +74,22 @@ export class FormatError extends BaloraError {
   }
 }
 
-/** Everything else (`ERR_NATIVE`): memory, the operating system, a library, a kernel. */
+/**
+ * Everything else: memory, the disk, the network, numbers that are not finite, a library, a kernel. `code` says which
+ * (`ERR_OUT_OF_MEMORY`, `ERR_DISK_FULL`, ...; `ERR_NATIVE` where none fits), and the message ends in what to do.
+ */
 export class NativeError extends BaloraError {
-  constructor(message: string, options?: ErrorOptions) {
-    super('ERR_NATIVE', message, options);
+  constructor(message: string, options: { code?: NativeCode } & ErrorOptions = {}) {
+    const { code = 'ERR_NATIVE' } = options;
+    super(code, advised(message, kAdvice[code]), options);
   }
+}
+
+/** The advice behind the first line: below it may stand where the op was called. */
+function advised(message: string, advice: string): string {
+  if (advice === '') return message;
+  const [first = '', ...rest] = message.split('\n');
+  return [`${first}; ${advice}`, ...rest].join('\n');
 }
 
 /** The class for a code; what the addon calls to build the errors it throws. */
@@ -62,6 +110,8 @@ export function errorFromCode(
         ...(offset !== undefined && { offset }),
       });
     default:
-      return new NativeError(message);
+      return new NativeError(message, {
+        code: Object.hasOwn(kAdvice, code) ? (code as NativeCode) : 'ERR_NATIVE',
+      });
   }
 }

@@ -36,7 +36,7 @@ export interface NativeOps {
   createSafetensors(path: string, names: readonly (string)[], dtypes: readonly (DType)[], shapes: readonly (readonly number[])[], metadataKeys: readonly (string)[], metadataValues: readonly (string)[]): unknown;
   crossEntropy(logits: Handle, targets: Handle, reduction: string): Handle;
   currentDevice(): string;
-  customNode(name: string, inputs: readonly (Handle)[], outputs: readonly (Handle)[], backward: (...args: never[]) => unknown): (Handle)[];
+  customNode(name: string, inputs: readonly (Handle)[], outputs: readonly (Handle)[], saved: readonly (Handle)[], backward: (...args: never[]) => unknown): (Handle)[];
   detach(x: Handle): Handle;
   deviceInfo(device: string): unknown;
   deviceOf(x: Handle): string;

@@ -310,11 +310,24 @@ export function tensor(
 function collect(value: unknown, into: Set<Tensor>): void {
   if (value instanceof Tensor) into.add(value);
   else if (Array.isArray(value)) for (const part of value) collect(part, into);
-  else if (value !== null && typeof value === 'object') {
-    const prototype = Object.getPrototypeOf(value);
-    if (prototype !== Object.prototype && prototype !== null) return;
-    for (const part of Object.values(value)) collect(part, into);
-  }
+  else if (isPlainObject(value)) for (const part of Object.values(value)) collect(part, into);
+}
+
+function isPlainObject(value: unknown): value is object {
+  if (value === null || typeof value !== 'object') return false;
+  const prototype = Object.getPrototypeOf(value);
+  return prototype === Object.prototype || prototype === null;
+}
+
+/** A value with each of its tensors replaced, found where scope() finds those of a result. */
+export function mapTensors<T>(value: T, replace: (tensor: Tensor) => Tensor): T {
+  const map = (part: unknown): unknown => {
+    if (part instanceof Tensor) return replace(part);
+    if (Array.isArray(part)) return part.map(map);
+    if (!isPlainObject(part)) return part;
+    return Object.fromEntries(Object.entries(part).map(([key, inner]) => [key, map(inner)]));
+  };
+  return map(value) as T;
 }
 
 /**

@@ -1,36 +1,28 @@
 // The tape from TypeScript: accumulation, misuse by name, custom ops, recomputed segments, anomaly mode.
 import { describe, expect, it } from 'vitest';
+import { backward, checkpoint, customOp, recomputing } from '../lib/autograd.ts';
 import {
+  add_,
   add,
-  backward,
-  checkpoint,
   concat,
   copy_,
-  customOp,
-  type DType,
   expand,
   linear,
   maximum,
-  memoryStats,
   mul,
-  noGrad,
   ones,
-  recomputing,
   rmsNorm,
-  scope,
-  setAnomalyMode,
   slice,
   split,
   sqrt,
   sub,
   sum,
-  synchronize,
-  type Tensor,
   tanh,
-  tensor,
   transpose,
   zeros,
-} from '../lib/index.ts';
+} from '../lib/ops/index.ts';
+import { memoryStats, setAnomalyMode, synchronize } from '../lib/runtime.ts';
+import { type DType, noGrad, scope, type Tensor, tensor } from '../lib/tensor.ts';
 import { collectGarbage } from './support/collect_garbage.ts';
 import { expectClose, roundingOf, values } from './support/compare.ts';
 import { gradcheck, randomTensor } from './support/gradcheck.ts';
@@ -333,6 +325,94 @@ describe('customOp', () => {
     );
   });
 
+  /** x^2 by way of a tensor that forward makes and saves, nested. */
+  const square = (x: Tensor): Tensor =>
+    customOp(
+      {
+        name: 'square',
+        forward: ([t]) => {
+          const double = mul(t as Tensor, 2);
+          return { outputs: [mul(t as Tensor, t as Tensor)], saved: { factors: [double], n: 1 } };
+        },
+        backward: ([dy], { factors: [double], n }) => [mul(mul(dy as Tensor, double as Tensor), n)],
+      },
+      [x],
+    )[0] as Tensor;
+
+  it('owns what it saved, whatever becomes of the tensors that its author held', () => {
+    const x = tensor([1, 2], { requiresGrad: true });
+    const y = scope(() => square(mul(x, 3))); // its input is freed with the scope
+    y.backward(tensor([1, 1]), { retainGraph: true });
+    y.backward(tensor([1, 1])); // what is saved serves every walk
+    expect(values(x.grad as Tensor)).toEqual(new Float64Array([36, 72]));
+    const input = mul(x, 1);
+    const z = square(input);
+    input.dispose();
+    expect(() => z.backward(tensor([1, 1]))).not.toThrow();
+  });
+
+  it('frees it with the graph, not when the collector comes', async () => {
+    const x = randomTensor([64], { requiresGrad: true });
+    const alive = async (): Promise<[number, number]> => {
+      await synchronize();
+      const { liveBytes, liveTensors } = memoryStats();
+      return [liveBytes, liveTensors];
+    };
+    await collectGarbage();
+    const [bytes, tensors] = await alive();
+    const walked = square(x);
+    expect(await alive()).toEqual([bytes + 2 * 64 * 8, tensors + 1]); // its value, and what is saved
+    scope(() => sum(walked).backward());
+    x.grad = null;
+    expect(await alive()).toEqual([bytes + 64 * 8, tensors + 1]);
+    walked.dispose();
+    const dropped = square(x);
+    dropped.dispose();
+    expect(await alive()).toEqual([bytes, tensors]);
+    noGrad(() => square(x)).dispose();
+    expect(await alive()).toEqual([bytes, tensors]);
+  });
+
+  it('refuses a saved value that was overwritten since, by its name', () => {
+    const x = tensor([1, 2], { requiresGrad: true });
+    const input = noGrad(() => mul(x, 1));
+    input.requiresGrad = true;
+    const y = square(input);
+    const cubed = cube(input);
+    noGrad(() => add_(input, input, 1));
+    expect(() => y.backward(tensor([1, 1]))).not.toThrow(); // it saved another tensor
+    expect(() => cubed.backward(tensor([1, 1]))).toThrow(
+      /^cube: backward: a tensor \(2\) that the forward pass saved was overwritten/,
+    );
+  });
+
+  it('names itself in the errors of its functions', () => {
+    const x = tensor([1, 2], { requiresGrad: true });
+    const bad = (where: 'forward' | 'backward') =>
+      customOp(
+        {
+          name: 'mine',
+          forward: ([t]) => ({
+            outputs: [mul(t as Tensor, where === 'forward' ? tensor([1, 2, 3]) : 1)],
+            saved: null,
+          }),
+          backward: ([dy]) => [mul(dy as Tensor, tensor([1, 2, 3]))],
+        },
+        [x],
+      )[0] as Tensor;
+    expect(() => bad('forward')).toThrow(/^mine: forward: mul: /);
+    expect(() => bad('backward').backward(tensor([1, 1]))).toThrow(/^mine: backward: mul: /);
+  });
+
+  it.each([
+    ['a promise', async () => ({ outputs: [], saved: null })],
+    ['nothing', () => undefined],
+    ['no tensors', () => ({ outputs: [1], saved: null })],
+  ])('refuses %s of forward', (_, forward) => {
+    const op = { name: 'mine', forward: forward as never, backward: () => [] };
+    expect(() => customOp(op, [])).toThrow('mine: forward must return { outputs, saved }');
+  });
+
   it('refuses a gradient of another type than its input', () => {
     const x = randomTensor([3], { dtype: 'bf16', requiresGrad: true });
     const [y] = customOp(
@@ -387,6 +467,14 @@ describe('checkpoint', () => {
     };
     expect(await kept(segment)).toBe(3 * size); // what three of the products made, x apart
     expect(await kept((t) => checkpoint(segment, [t]))).toBe(0);
+  });
+
+  it('can be walked twice', () => {
+    const x = tensor([2, 3], { requiresGrad: true });
+    const y = scope(() => checkpoint((t) => mul(t, t), [mul(x, 1)]));
+    y.backward(tensor([1, 1]), { retainGraph: true });
+    y.backward(tensor([1, 1]));
+    expect(values(x.grad as Tensor)).toEqual(new Float64Array([8, 12]));
   });
 
   it('gives on a gradient in the type of its input', () => {

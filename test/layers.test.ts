@@ -77,6 +77,7 @@ const kLibFiles: Record<string, string> = {
   'lib/native_ops.ts': 'native',
   'lib/autograd.ts': 'tensor',
   'lib/device.ts': 'tensor',
+  'lib/gradcheck.ts': 'tensor',
   'lib/graph.ts': 'tensor',
   'lib/runtime.ts': 'tensor',
 };

@@ -1,19 +1,15 @@
 import { expect, test } from 'vitest';
+import { AutoModelForCausalLM } from '../lib/models/auto.ts';
+import { exp, matmul, randn, zeros } from '../lib/ops/index.ts';
 import {
-  AutoModelForCausalLM,
-  exp,
-  matmul,
   memoryStats,
   opTimes,
-  randn,
   resetOpTimes,
-  scope,
   synchronize,
-  tensor,
   withMemoryTag,
   withPhase,
-  zeros,
-} from '../lib/index.ts';
+} from '../lib/runtime.ts';
+import { scope, tensor } from '../lib/tensor.ts';
 import { fixturePath } from './support/fixtures.ts';
 
 test('opTimes counts the calls and seconds of each op under the phase it was enqueued in', async () => {

@@ -1,19 +1,15 @@
 // Tensors from TypeScript: values in and out, lifetimes, errors that surface at a sync.
 import { afterEach, describe, expect, it } from 'vitest';
+import { ArgumentError, NativeError } from '../lib/errors.ts';
+import { rmsNorm } from '../lib/ops/index.ts';
 import {
-  ArgumentError,
-  keep,
   memoryStats,
-  NativeError,
-  rmsNorm,
-  scope,
   setDebugMode,
   setMemoryLimit,
   synchronize,
   synchronizeSync,
-  type Tensor,
-  tensor,
-} from '../lib/index.ts';
+} from '../lib/runtime.ts';
+import { keep, scope, type Tensor, tensor } from '../lib/tensor.ts';
 import { collectGarbage } from './support/collect_garbage.ts';
 
 afterEach(() => setMemoryLimit(0));

@@ -7,7 +7,8 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { AutoModelForCausalLM, crossEntropy, setDefaultDevice, tensor } from 'balora';
+import { AutoModelForCausalLM, setDefaultDevice, tensor } from 'balora';
+import { crossEntropy } from 'balora/ops';
 import { loadSafetensors } from '../../dist/io/safetensors.js';
 
 const kGolden = new URL('../../test/fixtures/architectures/llama-untied-gqa', import.meta.url);

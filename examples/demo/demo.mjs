@@ -15,7 +15,6 @@ import {
   evaluate,
   memoryStats,
   resetPeakMemory,
-  resolveMethod,
   synchronize,
   Tokenizer,
   Trainer,
@@ -72,28 +71,18 @@ async function run(method) {
   await synchronize();
   resetPeakMemory();
   const model = await AutoModelForCausalLM.fromPretrained(options.model, { dtype: options.dtype });
-  const { adapter, regularizers } = resolveMethod(method, {
-    adapter: {
-      r: Number(options.rank),
-      loraAlpha: Number(options.rank),
-      targetModules: 'all-linear',
-    },
-  });
-  const tuned = await AdapterModel.create(
-    model,
-    { ...adapter, baseModelNameOrPath: options.model },
-    { seed: Number(options.seed) },
-  );
+  const [r, seed] = [Number(options.rank), Number(options.seed)];
+  const config = { method, r, loraAlpha: r, baseModelNameOrPath: options.model };
+  const tuned = await AdapterModel.create(model, config, { seed });
   const output = join(options.output, method);
   if (existsSync(output)) rmSync(output, { recursive: true });
   const before = await evaluate(tuned, heldOutNovel.batches(0));
   const trainer = new Trainer({
     tuned,
     data: train,
-    regularizers,
     learningRate: Number(options['learning-rate']),
     maxSteps: Number(options.steps),
-    seed: Number(options.seed),
+    seed,
     output,
   });
   let seconds = 0;

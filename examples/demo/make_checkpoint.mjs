@@ -13,15 +13,13 @@ import {
   arrayRows,
   Batches,
   FullModel,
-  mul,
-  ones,
-  randn,
   saveModel,
-  saveSafetensors,
   setNumThreads,
   Tokenizer,
   Trainer,
 } from 'balora';
+import { saveSafetensors } from 'balora/io';
+import { mul, ones, randn } from 'balora/ops';
 import { tokenizerJson, trainBpe } from './bpe.mjs';
 import { kPassageFormat, passages, split, stateOfTheUnion } from './corpus.mjs';
 

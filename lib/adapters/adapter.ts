@@ -5,7 +5,7 @@ import { noGrad, type Tensor } from '../tensor.ts';
 import { checkSameTensors, isOfHead } from './attach.ts';
 import { configIdentity, type LoraConfig } from './config.ts';
 import type { AdapterState, LoraModule } from './lora_module.ts';
-import { variantOf } from './methods/registry.ts';
+import { type MethodName, variantOf } from './methods/registry.ts';
 import type { SavedModules } from './saved_modules.ts';
 import type { NamedTensor } from './tuned_model.ts';
 
@@ -14,8 +14,10 @@ export interface AdapterParts {
   readonly modules: readonly LoraModule[];
   readonly saved: SavedModules | null;
   readonly shared: AdapterState;
-  /** Remarks for the user about a loaded adapter. */
-  readonly warnings: readonly string[];
+  /** Name of the method whose regularizers go with it; null: none was named. */
+  readonly method: MethodName | null;
+  /** Remarks for the user about a loaded adapter; none for a fresh one. */
+  readonly warnings?: readonly string[];
   /** Digest of what the caller's own start function gave; null or left out: the configuration names the start. */
   readonly startDigest?: string | null;
 }
@@ -25,17 +27,19 @@ export class Adapter {
   readonly modules: readonly LoraModule[];
   readonly saved: SavedModules | null;
   readonly shared: AdapterState;
+  readonly method: MethodName | null;
   readonly warnings: readonly string[];
   readonly startDigest: string | null;
 
   constructor(
     readonly name: string,
-    { config, modules, saved, shared, warnings, startDigest = null }: AdapterParts,
+    { config, modules, saved, shared, method, warnings = [], startDigest = null }: AdapterParts,
   ) {
     this.config = config;
     this.modules = modules;
     this.saved = saved;
     this.shared = shared;
+    this.method = method;
     this.startDigest = startDigest;
     this.warnings = warnings;
   }

@@ -13,22 +13,27 @@ import type { CausalLM, Model } from '../models/index.ts';
 import type { Tensor } from '../tensor.ts';
 import type { Adapter } from './adapter.ts';
 import { freeLinears } from './attach.ts';
-import type { LoraConfig, LoraConfigInput } from './config.ts';
+import type { LoraConfig } from './config.ts';
 import { checkResidual, savePlain, saveResidual } from './export.ts';
 import type { LoraModule } from './lora_module.ts';
 import {
+  type AdapterConfigInput,
   type CreateOptions,
   createAdapter,
   type LoadOptions,
-  loadAdapter,
+  readAdapter,
 } from './make_adapter.ts';
+import type { MethodName } from './methods/registry.ts';
 import type { SavedModules } from './saved_modules.ts';
 import type { ExportForm, NamedTensor, TrainingPass, TunedModel } from './tuned_model.ts';
 
 export { LoraModule } from './lora_module.ts';
-export type { CreateOptions, LoadOptions };
+export type { AdapterConfigInput, CreateOptions, LoadOptions };
 
-/** See the head of the file. Made by {@link AdapterModel.create} or {@link AdapterModel.load}. */
+/**
+ * A model with low-rank adapters on its linear modules, its own weights frozen. Made by {@link AdapterModel.create} or
+ * {@link AdapterModel.fromPretrained}. Several adapters may live on one base; one is active.
+ */
 export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   readonly kind = 'adapter';
   readonly hasTeacher = true;
@@ -48,11 +53,12 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
 
   /**
    * Adds a fresh adapter to a model and freezes its own weights.
+   * @example const tuned = await AdapterModel.create(model, { method: 'balora', r: 8, loraAlpha: 8 });
    * @throws ArgumentError if targets match nothing, a rank exceeds a matrix, or a module has an adapter already
    */
   static async create<M extends Model>(
     model: M,
-    config: LoraConfigInput = {},
+    config: AdapterConfigInput = {},
     options: CreateOptions = {},
   ): Promise<AdapterModel<M>> {
     freeLinears(model);
@@ -63,30 +69,30 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
    * Adds the adapter of a PEFT folder to a model. Ranks come from the tensors; every tensor must find its module.
    * @throws FormatError, UnsupportedError for a folder that cannot be understood whole
    */
-  static async load<M extends Model>(
+  static async fromPretrained<M extends Model>(
     model: M,
     folder: string,
     options: LoadOptions = {},
   ): Promise<AdapterModel<M>> {
     freeLinears(model);
-    return new AdapterModel(model, await loadAdapter(model, folder, options));
+    return new AdapterModel(model, await readAdapter(model, folder, options));
   }
 
   /**
    * Adds another fresh adapter; the active one stays active. The model is the bare base until the promise is settled.
    * @throws ArgumentError as create(), or for a name that is taken
    */
-  async add(
+  async addAdapter(
     name: string,
-    config: LoraConfigInput = {},
+    config: AdapterConfigInput = {},
     options: CreateOptions = {},
   ): Promise<void> {
     await this.#adding(name, () => createAdapter(this.model, config, { ...options, name }));
   }
 
-  /** The same with the adapter of a PEFT folder. @throws as load() */
-  async addFrom(name: string, folder: string, options: LoadOptions = {}): Promise<void> {
-    await this.#adding(name, () => loadAdapter(this.model, folder, { ...options, name }));
+  /** The same with the adapter of a PEFT folder. @throws as fromPretrained() */
+  async loadAdapter(folder: string, name: string, options: LoadOptions = {}): Promise<void> {
+    await this.#adding(name, () => readAdapter(this.model, folder, { ...options, name }));
   }
 
   /** Names of all adapters, in the order in which they came. */
@@ -100,7 +106,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   }
 
   /** Makes another adapter the active one. Gradients, moments and checkpoints of a run belong to the one it began with. */
-  use(name: string): void {
+  setAdapter(name: string): void {
     const next = this.#named(name);
     if (next === this.#active) return;
     this.#active.detach();
@@ -110,15 +116,20 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   }
 
   /** Takes an adapter off and frees its tensors. @throws ArgumentError for the active one */
-  delete(name: string): void {
+  deleteAdapter(name: string): void {
     const adapter = this.#named(name);
     if (adapter === this.#active) {
       throw new ArgumentError(
-        `the adapter "${name}" is active: use() another one before deleting it`,
+        `the adapter "${name}" is active: setAdapter() another one before deleting it`,
       );
     }
     this.#adapters.delete(name);
     adapter.dispose();
+  }
+
+  /** The method that the active adapter was made by; null: none was named. */
+  get method(): MethodName | null {
+    return this.#active.method;
   }
 
   /** Configuration of the active adapter. */
@@ -215,7 +226,10 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
    * @param options form: `lora`: one pair on the untouched base, PiSSA as [A;A0], [B|-B0] of rank 2r. `residual`: PiSSA's
    *   pair of rank r, with the residual model that it belongs on in `residual/` and its first values in `initial/`.
    */
-  async save(folder: string, { form = 'lora' }: { form?: ExportForm } = {}): Promise<void> {
+  async savePretrained(
+    folder: string,
+    { form = 'lora' }: { form?: ExportForm } = {},
+  ): Promise<void> {
     await (form === 'lora' ? savePlain(this, folder) : saveResidual(this, folder));
   }
 

@@ -21,6 +21,7 @@ import type { NamedTensor, TunedModel } from './tuned_model.ts';
 /** Full fine-tuning: every weight is trained, through f32 masters. */
 export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
   readonly kind = 'full';
+  readonly method = 'full';
   readonly trainsHead = true;
   private readonly trained: readonly TrainedParameter[];
 
@@ -101,7 +102,7 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
   checkForm(): void {}
 
   /** Writes a model folder in the model's own dtype. */
-  async save(folder: string): Promise<void> {
+  async savePretrained(folder: string): Promise<void> {
     await saveModel(this.model, folder);
   }
 

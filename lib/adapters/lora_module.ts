@@ -35,6 +35,7 @@ export interface LoraParts {
 /** Micro-batches of a step that have masks of their own. */
 const kPassesPerStep = 2 ** 20;
 
+/** One adapted linear: its trained pair, the frozen first one where there is one, scale, and what its variant trains beside. */
 export class LoraModule implements LinearAdapter, VariantModule {
   readonly name: string;
   readonly linear: Linear;

@@ -1,5 +1,5 @@
 /** Fresh adapters, and adapters out of PEFT folders. The model must stand as the base while one is made. */
-import { UnsupportedError } from '../errors.ts';
+import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import type { Linear } from '../nn/linear.ts';
 import { matmul, mul, square, sum } from '../ops/index.ts';
@@ -19,7 +19,8 @@ import {
 import { type LoraConfig, type LoraConfigInput, loraConfig, loraScale } from './config.ts';
 import { type AdapterState, LoraModule } from './lora_module.ts';
 import type { LowRankPair } from './low_rank.ts';
-import { keepsBase, startNamed, variantOf } from './methods/registry.ts';
+import { presetSettings } from './methods/preset.ts';
+import { keepsBase, type MethodName, startNamed, variantOf } from './methods/registry.ts';
 import { readPeftFolder } from './peft_folder.ts';
 import { CLASSIFIER_MODULES, isSaved, SavedModules } from './saved_modules.ts';
 import {
@@ -31,18 +32,35 @@ import {
 } from './starts.ts';
 import { isSelected, moduleSettings, resolveTargets } from './targets.ts';
 
+/** Names of the methods that have an adapter. */
+export type AdapterMethodName = Exclude<MethodName, 'full'>;
+
+/** The configuration of a fresh adapter: a method's name, and the settings that go over its preset. */
+export interface AdapterConfigInput extends LoraConfigInput {
+  /**
+   * Name of a method ({@link METHODS}): its settings of the adapter hold where none are given here, and the weights of the
+   * regularizers that it brings hold in a Trainer whose options say nothing else. Default: none, plain settings.
+   */
+  method?: AdapterMethodName;
+}
+
 /** Options of {@link AdapterModel.create}. */
 export interface CreateOptions {
   /** Seed of the adapter's first values and its dropout (default 42). */
   seed?: number;
-  /** Name by which {@link AdapterModel.use} finds it (default "default"). */
+  /** Name by which {@link AdapterModel.setAdapter} finds it (default "default"). */
   name?: string;
   /** Called while the first values are made, which may take long (PiSSA's SVDs): adapted modules so far, and of how many. */
   onProgress?: (modules: number, total: number) => void;
 }
 
-/** Options of {@link AdapterModel.load}. */
+/** Options of {@link AdapterModel.fromPretrained}. */
 export interface LoadOptions extends CreateOptions {
+  /**
+   * The method that training goes on with: a folder does not say it. See {@link AdapterConfigInput.method}; the folder's own
+   * settings stay. Default: none.
+   */
+  method?: AdapterMethodName;
   /** Keys of adapter_config.json that the caller knows to be harmless although they are not understood. */
   ignoreKeys?: readonly string[];
 }
@@ -54,10 +72,11 @@ const kNamesShown = 3;
 /** @throws ArgumentError if targets or modules to save match nothing, or a rank exceeds a matrix */
 export async function createAdapter(
   model: Model,
-  input: LoraConfigInput,
+  input: AdapterConfigInput,
   { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, onProgress }: CreateOptions,
 ): Promise<Adapter> {
-  const config = withHead(model, loraConfig(input));
+  const { method = null, ...given } = input;
+  const config = withHead(model, loraConfig(settingsOf(method, given)));
   const { initLoraWeights: init } = config;
   freezeBase(model);
   const saved = config.modulesToSave && new SavedModules(model, config.modulesToSave);
@@ -85,7 +104,16 @@ export async function createAdapter(
     saved?.dispose();
     throw error;
   }
-  return new Adapter(adapterName, { config, modules, saved, shared, warnings: [], startDigest });
+  return new Adapter(adapterName, { config, modules, saved, shared, method, startDigest });
+}
+
+/** The settings under a method's name, which must be one of an adapter. @throws ArgumentError */
+function settingsOf(method: MethodName | null, given: LoraConfigInput): LoraConfigInput {
+  const settings = method === null ? given : presetSettings(method, given);
+  if (settings !== null) return settings;
+  throw new ArgumentError(
+    'method full has no adapter: train every weight with new FullModel(model)',
+  );
 }
 
 /** A module on its first pair, which becomes its own where it is kept frozen and is freed where not. */
@@ -109,11 +137,13 @@ async function freshModule(
  * The adapter of a PEFT folder. Ranks come from the tensors; every tensor must find its module.
  * @throws FormatError, UnsupportedError for a folder that cannot be understood whole
  */
-export async function loadAdapter(
+export async function readAdapter(
   model: Model,
   folder: string,
   { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, ...options }: LoadOptions,
 ): Promise<Adapter> {
+  const { method = null } = options;
+  if (method !== null) settingsOf(method, {});
   const read = await readPeftFolder(folder, { ...options, device: model.device });
   const { config, modules: found, saved: values, path } = read;
   const { initLoraWeights: init } = config;
@@ -166,7 +196,7 @@ export async function loadAdapter(
     path,
   );
   const warnings = [...(plain ? [] : [residualWarning(config, folder)]), ...missing];
-  return new Adapter(adapterName, { config, modules, saved, shared, warnings });
+  return new Adapter(adapterName, { config, modules, saved, shared, method, warnings });
 }
 
 function sharedState({ loraDropout: dropout }: LoraConfig, seed: number): AdapterState {

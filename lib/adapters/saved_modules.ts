@@ -28,7 +28,7 @@ interface Place {
 /** PEFT adds these to every classifier's list, whether the model has them or not. */
 export const CLASSIFIER_MODULES: readonly string[] = ['classifier', 'score'];
 
-/** See the head of the file; `AdapterModel.saved` has that of the active adapter. */
+/** The modules that an adapter trains and keeps whole (PEFT's modules_to_save); `AdapterModel.saved` has the active adapter's. */
 export class SavedModules {
   /** By their path in the model. */
   readonly parameters: readonly TrainedParameter[];

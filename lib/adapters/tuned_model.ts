@@ -4,6 +4,7 @@
  */
 import type { CausalLM, Model } from '../models/index.ts';
 import type { Tensor } from '../tensor.ts';
+import type { MethodName } from './methods/registry.ts';
 
 /** A tensor and its path in the model. */
 export interface NamedTensor {
@@ -21,7 +22,7 @@ export interface TrainingPass {
   readonly microBatch: number;
 }
 
-/** Form of an exported adapter: see {@link AdapterModel.save}. */
+/** Form of an exported adapter: see {@link AdapterModel.savePretrained}. */
 export type ExportForm = 'lora' | 'residual';
 
 /**
@@ -31,6 +32,8 @@ export type ExportForm = 'lora' | 'residual';
 export interface TunedModel<M extends Model = CausalLM> {
   readonly model: M;
   readonly kind: 'adapter' | 'full';
+  /** The method that it was made by: its regularizers hold where a Trainer's options say nothing. Null or left out: none. */
+  readonly method?: MethodName | null;
   /** Whether the output head moves: the losses then may not use what only holds for a frozen one. */
   readonly trainsHead: boolean;
   readonly hasTeacher: boolean;
@@ -59,10 +62,10 @@ export interface TunedModel<M extends Model = CausalLM> {
   restore(tensors: Readonly<Record<string, Tensor>>, path: string): void;
   /** What must be the same for a state to fit, as plain JSON. */
   identity(): Record<string, unknown>;
-  /** Refuses a form that save() could not write, so that a run does not end on it. @throws UnsupportedError */
+  /** Refuses a form that savePretrained() could not write, so that a run does not end on it. @throws UnsupportedError */
   checkForm(form: ExportForm): void;
   /** Writes the result of the run into a folder. */
-  save(folder: string, options: { form: ExportForm }): Promise<void>;
+  savePretrained(folder: string, options: { form: ExportForm }): Promise<void>;
   /** Gives the tensors back; the base stays with its owner. */
   dispose(): void;
 }

@@ -57,9 +57,12 @@ export const addMerge: CommandModule = (program, context, run) => {
         progress,
         ...how,
       });
-      const loaded = warned(await AdapterModel.load<Model>(model, adapter as string), progress);
+      const loaded = warned(
+        await AdapterModel.fromPretrained<Model>(model, adapter as string),
+        progress,
+      );
       const { maxAbsError, module, relativeToDelta } = await saveMerged(loaded, output as string);
-      await tokenizer.save(output as string);
+      await tokenizer.savePretrained(output as string);
       context.stdout.write(
         `written to ${output}; largest rounding error ${maxAbsError.toExponential(2)} in ${module}, ` +
           `${(100 * relativeToDelta).toPrecision(2)} % of the largest change there\n`,

@@ -108,8 +108,8 @@ async function saveTokenizer(
   tokenizer: Tokenizer,
 ): Promise<void> {
   if (output === null) return;
-  if (tuned.kind === 'full') await tokenizer.save(output);
-  else if (form === 'residual') await tokenizer.save(join(output, RESIDUAL_BASE));
+  if (tuned.kind === 'full') await tokenizer.savePretrained(output);
+  else if (form === 'residual') await tokenizer.savePretrained(join(output, RESIDUAL_BASE));
 }
 
 function report(

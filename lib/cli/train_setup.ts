@@ -39,7 +39,7 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
     ...ofTable(settings, outputOptions),
     ...ofTable(settings, bestOptions),
     ...ofTable(settings, resourceOptions),
-    regularizers: method.regularizers,
+    regularizers: ofTable(settings, REGULARIZER_OPTIONS), // over those of the method, which the adapter carries
     seed,
     runConfig: toConfig({ ...kTrainDefaults, ...settings }),
   };

@@ -102,7 +102,9 @@ export function diskError(path: string, error: unknown): unknown {
   const reason = code === undefined ? undefined : reasons[code];
   return reason === undefined
     ? error
-    : new NativeError(`${path}: cannot write: ${reason} (${code})`);
+    : new NativeError(`${path}: cannot write: ${reason} (${code})`, {
+        code: code === 'EROFS' || code === 'EACCES' ? 'ERR_IO' : 'ERR_DISK_FULL',
+      });
 }
 
 /** A rename is durable only once its folder is flushed; systems that cannot open folders do without. */

@@ -75,7 +75,9 @@ async function resolve(
   if (offline) {
     const cached = await findCached(wanted);
     if (cached !== null) return cached;
-    throw new NativeError(`${nameOrPath} is not in the cache ${cacheDir}, and offline mode is on`);
+    throw new NativeError(`${nameOrPath} is not in the cache ${cacheDir}, and offline mode is on`, {
+      code: 'ERR_NETWORK',
+    });
   }
   const access = accessOf(options);
   const endpoint = new Endpoint(access);
@@ -88,6 +90,7 @@ async function resolve(
     if (cached !== null) return cached;
     const reason = withoutToken((error as Error).message, access);
     throw new NativeError(`${nameOrPath}: cannot be fetched from ${endpoint.name}: ${reason}`, {
+      code: 'ERR_NETWORK',
       cause: error instanceof HubError ? error.cause : error,
     });
   }

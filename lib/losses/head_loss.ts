@@ -115,7 +115,7 @@ export interface PreparedLoss {
 
 type Pass<P extends FusedForm['pass']> = Extract<FusedForm, { pass: P }>;
 
-/** See the head of the file. */
+/** The loss of a language model on one micro-batch: the cross-entropy, and the terms of a list by their weights. */
 export class HeadLoss {
   readonly #divergence: (Term & { fused: Pass<'divergence'> }) | null;
   readonly #entropy: (Term & { fused: Pass<'entropy'> }) | null;

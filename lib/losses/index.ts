@@ -1,10 +1,8 @@
-// BA-LoRA's losses: the fused form, the same in plain ops, and the schedules of their weights.
+// `balora/losses`: BA-LoRA's losses: the fused form, the same in plain ops, and the schedules of their weights.
 export {
   EffectiveRank,
   effectiveRankOf,
-  evaluationRows,
   fusedSvdLoss,
-  gramFormAllowed,
   type Head as LossHead,
   HeadGram,
   type SvdTermOptions,
@@ -21,7 +19,6 @@ export {
   type TermWeights,
 } from './head_loss.ts';
 export {
-  kNluVariants,
   LogitsLoss,
   type LogitsLossOptions,
   type LogitsMicroBatch,
@@ -31,7 +28,6 @@ export {
 } from './logits_loss.ts';
 export {
   binaryCrossEntropy,
-  clampSvdTopK,
   type NluConsistencyOptions,
   type NluVariant,
   nluConsistencyLoss,
@@ -48,14 +44,10 @@ export {
   type PlainTerms,
   svdLoss,
 } from './plain.ts';
-export { kProblemTypes, type ProblemType } from './problem_type.ts';
 export {
-  defineTerm,
   type FusedForm,
-  type Term,
   TermContext,
   type TermContextInput,
-  type TermInput,
   type TermNote,
   type TermRows,
   type WeightContext,
@@ -67,12 +59,7 @@ export {
   type TermValue,
   type TermValues,
 } from './term_sums.ts';
-export {
-  type Positions,
-  type RowsOfBatch,
-  type SelectedRows,
-  selectRows,
-} from './positions.ts';
+export { type Positions, type RowsOfBatch, type SelectedRows, selectRows } from './positions.ts';
 export {
   type AdaptiveOptions,
   adaptiveConsistencyWeight,

@@ -50,7 +50,7 @@ export interface LogitsMicroBatch {
   readonly at?: StepOfRun;
 }
 
-/** See the head of the file. */
+/** The loss of a classification or regression head on one micro-batch: the task's, and the terms of a list by their weights. */
 export class LogitsLoss {
   readonly problemType: ProblemType;
   readonly #onWarning: (note: TermNote) => void;

@@ -29,7 +29,7 @@ export type TermValues = { task: number } & Record<string, number | null>;
 /** The key of the task's own loss. */
 export const kTask = 'task';
 
-/** See the head of the file. */
+/** Gatherer of the values of a loss's terms over the micro-batches of a window; {@link TermSums.read} gives their means. */
 export class TermSums {
   readonly #rows = new Map<string, TermRows>([[kTask, 'supervised']]);
   #parts: MicroBatchLoss[] = [];

@@ -72,6 +72,7 @@ const kDTypeNames: Readonly<Record<string, string>> = {
   f64: 'float64',
 };
 
+/** A loaded model: hidden states from a batch of unpadded rows, whatever its task. Heads stand apart in its subclasses. */
 export abstract class Model extends Module {
   readonly nameOrPath: string;
   readonly folder: string;

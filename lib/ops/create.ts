@@ -5,7 +5,7 @@ import { type DType, native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 
 /** Type of a new tensor. */
-export interface CreateOptions {
+export interface FactoryOptions {
   /** Element type. Default f32. */
   dtype?: DType;
   /** Whether backward() collects a gradient. Default false. */
@@ -16,7 +16,7 @@ export interface CreateOptions {
 
 function created(
   make: () => number,
-  { requiresGrad = false, device }: Pick<CreateOptions, 'requiresGrad' | 'device'>,
+  { requiresGrad = false, device }: Pick<FactoryOptions, 'requiresGrad' | 'device'>,
 ): Tensor {
   const made = withDevice(device, () => new Tensor(make()));
   if (requiresGrad) made.requiresGrad = true;
@@ -27,18 +27,18 @@ function created(
 export function full(
   shape: readonly number[],
   value: number,
-  { dtype = 'f32', ...rest }: CreateOptions = {},
+  { dtype = 'f32', ...rest }: FactoryOptions = {},
 ): Tensor {
   return created(() => native.full(shape, value, dtype), rest);
 }
 
 /** A tensor of zeros. */
-export function zeros(shape: readonly number[], options: CreateOptions = {}): Tensor {
+export function zeros(shape: readonly number[], options: FactoryOptions = {}): Tensor {
   return full(shape, 0, options);
 }
 
 /** A tensor of ones. */
-export function ones(shape: readonly number[], options: CreateOptions = {}): Tensor {
+export function ones(shape: readonly number[], options: FactoryOptions = {}): Tensor {
   return full(shape, 1, options);
 }
 
@@ -66,7 +66,7 @@ export function arange(
 }
 
 /** Seed and type of random values; one seed gives the same values on every device. */
-export interface RandomOptions extends CreateOptions {
+export interface RandomOptions extends FactoryOptions {
   /** Whole number from 0 to 2^53. The same seed gives the same values on every device and thread count. */
   seed: number;
   /** Tells independent draws of one seed apart. Default 0. */

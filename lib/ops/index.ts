@@ -1,3 +1,4 @@
+// `balora/ops`: the ops, as functions of tensors.
 export * from './create.ts';
 export * from './elementwise.ts';
 export * from './in_place.ts';

@@ -24,6 +24,7 @@ export interface HeadInputs {
   chunkBytes?: number;
 }
 
+/** The inputs of {@link headLosses}: rows, targets and the factor of each sum in the loss. */
 export interface HeadLossInputs extends HeadInputs {
   /** (M) u8: 0 for a row that is in the task term alone; none: every row is in the regularizers. */
   regularized?: Tensor | null;
@@ -140,6 +141,7 @@ export function headLossesCached({
   return { loss: new Tensor(loss), sums: new Tensor(sums) };
 }
 
+/** The inputs of {@link headRows}. */
 export interface HeadRowInputs extends HeadInputs {
   /** Temperature of the distribution whose entropy is computed. Default 1. */
   entropyTemperature?: number;

@@ -50,6 +50,7 @@ export function adafactorMoments(
       };
 }
 
+/** Adafactor (Shazeer & Stern 2018, arXiv 1804.04235): second moments kept as means of rows and columns. */
 export class Adafactor extends Optimizer {
   private readonly options: Required<Omit<AdafactorOptions, 'weightDecay'>>;
 

@@ -1,3 +1,4 @@
+// `balora/optim`: optimisers, clipping, schedules of the learning rate.
 export { Adafactor, type AdafactorOptions } from './adafactor.ts';
 export { AdamW, type AdamWOptions } from './adamw.ts';
 export * from './clip.ts';

@@ -196,7 +196,7 @@ export class Tokenizer {
    * Writes tokenizer.json and tokenizer_config.json into a folder, for this library and Hugging Face's; from a GGUF too. A file
    * that is there already is left alone.
    */
-  async save(folder: string): Promise<void> {
+  async savePretrained(folder: string): Promise<void> {
     await writeTokenizerFiles(folder, this.parts);
   }
 

@@ -9,6 +9,7 @@ export function notFinite(step: number, terms: CombinedTerms, norm: number): Nat
     .map(([name, value]) => `${name} ${value}`);
   return new NativeError(
     `step ${step}: not finite (${values.join(', ')}); the parameters are those after step ${step - 1}`,
+    { code: 'ERR_NOT_FINITE' },
   );
 }
 

@@ -1,7 +1,8 @@
 /** A method's name resolved; the list stands in lib/adapters/methods. A method only fills in what the caller left open. */
 import { type LoraConfigInput, loraConfig } from '../adapters/config.ts';
-import { METHOD_NAMES, METHODS } from '../adapters/methods/registry.ts';
-import { ArgumentError } from '../errors.ts';
+import type { AdapterConfigInput, AdapterMethodName } from '../adapters/make_adapter.ts';
+import { defined, presetSettings } from '../adapters/methods/preset.ts';
+import { METHODS } from '../adapters/methods/registry.ts';
 import type { TaskName } from '../tasks/list.ts';
 import {
   type RegularizerOptions,
@@ -15,13 +16,13 @@ export { METHODS };
 /** A method with every choice made. */
 export interface ResolvedMethod {
   readonly name: MethodName;
-  /** What a fresh adapter is made with (checked); null for full fine-tuning. */
-  readonly adapter: LoraConfigInput | null;
+  /** The configuration for {@link AdapterModel.create} (checked), the method's name in it; null for full fine-tuning. */
+  readonly adapter: AdapterConfigInput | null;
   readonly regularizers: ResolvedRegularizers;
 }
 
 /** A method that trains an adapter. */
-export type AdapterMethod = ResolvedMethod & { readonly adapter: LoraConfigInput };
+export type AdapterMethod = ResolvedMethod & { readonly adapter: AdapterConfigInput };
 
 type MethodOverrides = {
   adapter?: LoraConfigInput;
@@ -31,42 +32,24 @@ type MethodOverrides = {
 };
 
 /** The preset with the caller's settings over it. @throws ArgumentError on an unknown name or a value out of range. */
-export function resolveMethod(
-  name: Exclude<MethodName, 'full'>,
-  overrides?: MethodOverrides,
-): AdapterMethod;
+export function resolveMethod(name: AdapterMethodName, overrides?: MethodOverrides): AdapterMethod;
 export function resolveMethod(name: MethodName, overrides?: MethodOverrides): ResolvedMethod;
 export function resolveMethod(name: MethodName, overrides: MethodOverrides = {}): ResolvedMethod {
-  if (!Object.hasOwn(METHODS, name)) {
-    throw new ArgumentError(
-      `method must be one of ${METHOD_NAMES.join(', ')}, got ${JSON.stringify(name)}`,
-    );
-  }
-  const { task = 'causal-lm' } = overrides;
-  const preset = METHODS[name];
-  const given = defined(overrides.adapter ?? {});
-  if (preset.adapter === null && Object.keys(given).length > 0) {
-    throw new ArgumentError(
-      `method full trains every weight: ${Object.keys(given).join(', ')} cannot be set`,
-    );
-  }
-  const adapter = preset.adapter && { ...preset.adapter, ...given };
+  const { task = 'causal-lm', adapter: given = {}, regularizers = {} } = overrides;
+  const adapter = presetSettings(name, given);
   if (adapter !== null) loraConfig(adapter);
   return {
     name,
-    adapter,
-    regularizers: resolveRegularizers(
-      {
-        ...preset.regularizers?.[task],
-        ...defined(overrides.regularizers ?? {}),
-      },
-      task,
-    ),
+    adapter: adapter && { ...adapter, method: name as AdapterMethodName },
+    regularizers: resolveRegularizers(regularizersOf(name, { task, given: regularizers }), task),
   };
 }
 
-function defined<T extends object>(values: T): Partial<T> {
-  return Object.fromEntries(
-    Object.entries(values).filter(([, value]) => value !== undefined),
-  ) as Partial<T>;
+/** The weights that a method (null: none) brings for a task, with the caller's options over them. */
+export function regularizersOf(
+  method: MethodName | null,
+  { task, given }: { task: TaskName; given: RegularizerOptions },
+): RegularizerOptions {
+  const preset = method === null ? undefined : METHODS[method].regularizers?.[task];
+  return { ...preset, ...defined(given) };
 }

@@ -256,7 +256,7 @@ export class Run {
     await keeper?.restore(input.tuned, this.step);
     if (folder === null) return;
     await removeTeacherCache(folder);
-    await input.tuned.save(folder.path, { form: options.output.export });
+    await input.tuned.savePretrained(folder.path, { form: options.output.export });
   }
 
   async close(): Promise<void> {

@@ -11,6 +11,7 @@ import { type AnyTask, taskOf } from '../tasks/list.ts';
 import { checkMetric } from './best.ts';
 import { type ResolvedOptions, resolveOptions } from './options.ts';
 import { Latest } from './latest.ts';
+import { regularizersOf } from './methods.ts';
 import { Pause } from './pause.ts';
 import { makePlan, measurePlan } from './plan.ts';
 import { termsOf } from './regularizers.ts';
@@ -46,8 +47,11 @@ export class Trainer {
   readonly #pause = new Pause();
 
   constructor(input: TrainerOptions | Seq2SeqTrainerOptions | ClassifierTrainerOptions) {
-    this.input = input as unknown as AnyTrainerOptions;
-    this.task = taskOf(this.input.tuned.model);
+    const given = input as unknown as AnyTrainerOptions;
+    this.task = taskOf(given.tuned.model);
+    const { method = null } = given.tuned;
+    const own = { task: this.task.name, given: given.regularizers ?? {} };
+    this.input = { ...given, regularizers: regularizersOf(method, own) };
     this.options = resolveOptions(this.input, this.task.name);
     checkInput(this.input, this.options, this.task);
   }

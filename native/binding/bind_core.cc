@@ -116,27 +116,48 @@ void set_call_site(Env& env, std::string site) {
       site.empty() ? nullptr : std::make_shared<const std::string>(std::move(site));
 }
 
-// A node whose backward is a JS function: dy handles (0: unused) in, one handle or 0 per input out.
-// The outputs are new tensors over the same values, now on the tape. The node takes the handles
-// that backward returns.
+Napi::Array handles_of(Env& env, std::span<const Tensor> tensors) {
+  auto handles = Napi::Array::New(env.napi(), tensors.size());
+  for (uint32_t i = 0; i < tensors.size(); ++i) {
+    const Handle handle = env.handles().add(tensors[i]);
+    handles.Set(i, Napi::Number::New(env.napi(), static_cast<double>(handle)));
+  }
+  return handles;
+}
+
+// The values that a custom op's forward saved; its name stands in the error for one overwritten.
+std::vector<Tensor> saved_values(const char* op, std::span<const Saved> saved) {
+  std::vector<Tensor> values;
+  try {
+    for (const Saved& one : saved) values.push_back(one.get());
+  } catch (const ArgumentError& error) {
+    throw ArgumentError(concat(op, ": ", error.what()));
+  }
+  return values;
+}
+
+// A node whose backward is a JS function: handles of dy (0: unused) and of what forward saved in,
+// one handle or 0 per input out. The node owns the saved values, so they go with the graph; the
+// function owns the handles that it is given, the node those that it returns. The outputs are new
+// tensors over the same values, now on the tape.
 std::vector<Tensor> custom_node(Env& env, std::string name, std::vector<Tensor> inputs,
-                                std::vector<Tensor> outputs, Napi::Function backward_fn) {
+                                std::vector<Tensor> outputs, std::vector<Tensor> saved,
+                                Napi::Function backward_fn) {
   std::vector<Tensor> results;
   for (const Tensor& t : outputs) results.push_back(t.detach());
   const char* op = env.intern(name);
   auto callback = std::make_shared<Napi::FunctionReference>(Napi::Persistent(backward_fn));
+  std::vector<Saved> kept(saved.begin(), saved.end());
   Env* self = &env;
   record(op, inputs, results,
-         [self, op, callback, count = inputs.size()](std::span<const Tensor> dy, GradSink& sink) {
+         [self, op, callback, count = inputs.size(), kept = std::move(kept)](
+             std::span<const Tensor> dy, GradSink& sink) {
            Napi::Env napi(self->napi());
            Napi::HandleScope scope(napi);
-           auto grads_in = Napi::Array::New(napi, dy.size());
-           for (uint32_t i = 0; i < dy.size(); ++i) {
-             const Handle handle = self->handles().add(dy[i]);
-             grads_in.Set(i, Napi::Number::New(napi, static_cast<double>(handle)));
-           }
-           const Napi::Value result(
-               napi, call_js(napi, callback->Value(), std::array<napi_value, 1>{grads_in}));
+           const std::vector<Tensor> values = saved_values(op, kept);
+           const std::array<napi_value, 2> arguments{handles_of(*self, dy),
+                                                     handles_of(*self, values)};
+           const Napi::Value result(napi, call_js(napi, callback->Value(), arguments));
            if (!result.IsArray() || result.As<Napi::Array>().Length() != count) {
              throw ArgumentError(concat(op,
                                         ": backward must return an array with one gradient (or "
@@ -188,7 +209,7 @@ void bind_core(Module& m) {
   op(m, "versionOf", &version_of, {"x"});
   op(m, "dispose", &dispose, {"handle"});
   op(m, "backward", &backward_from, {"roots", "grads", "retainGraph"});
-  op(m, "customNode", &custom_node, {"name", "inputs", "outputs", "backward"});
+  op(m, "customNode", &custom_node, {"name", "inputs", "outputs", "saved", "backward"});
   op(m, "setGradEnabled", &set_grad_enabled, {"value"});
   op(m, "setRecompute", &set_recompute, {"value"});
   op(m, "setAnomalyMode", &set_anomaly_mode, {"value"});

@@ -210,8 +210,7 @@ napi_value Env::error_for(const std::exception& error) {
   if (const auto* stream = dynamic_cast<const StreamError*>(&error)) {
     return make_error(stream->failure_code(), stream->what());
   }
-  const auto* own = dynamic_cast<const Error*>(&error);
-  return make_error(own ? own->code() : "ERR_NATIVE", error.what());
+  return make_error(code_of(error), error.what());
 }
 
 // The statuses are nothing to anybody: a throw fails where JS may not run, and only there.

@@ -45,22 +45,22 @@ Allocator::Allocator(const KernelTable* kernels, std::shared_ptr<void> device_st
 void* Allocator::allocate(int64_t bytes, int tag) {
   std::lock_guard lock(mutex_);
   if (limit_ > 0 && stats_.live_bytes + bytes > limit_) {
-    throw NativeError(concat("out of memory: ", bytes, " bytes wanted, ", stats_.live_bytes,
-                             " in use on ", device_, ", the limit is ", limit_));
+    throw OutOfMemoryError(concat(bytes, " bytes wanted, ", stats_.live_bytes, " in use on ",
+                                  device_, ", the limit is ", limit_));
   }
   // Pages come when they are written to, and the system ends a process that it has none for.
   static const int64_t kMachine = machine_bytes();
   if (device_ == "cpu" && kMachine > 0 && stats_.live_bytes + bytes > kMachine) {
     const int64_t now = machine_bytes();  // swap may have been added, memory plugged in
     if (stats_.live_bytes + bytes > now) {
-      throw NativeError(concat("out of memory: ", bytes, " bytes wanted, ", stats_.live_bytes,
-                               " in use on ", device_, ", the machine and its swap have ", now));
+      throw OutOfMemoryError(concat(bytes, " bytes wanted, ", stats_.live_bytes, " in use on ",
+                                    device_, ", the machine and its swap have ", now));
     }
   }
   void* data = take(bytes);
   if (!data) {
-    throw NativeError(concat("out of memory: ", bytes, " bytes wanted, ", stats_.live_bytes,
-                             " in use on ", device_));
+    throw OutOfMemoryError(
+        concat(bytes, " bytes wanted, ", stats_.live_bytes, " in use on ", device_));
   }
   stats_.live_bytes += bytes;
   stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.live_bytes);

@@ -79,7 +79,7 @@ void check_outputs(Launch& launch) {
     if (launch.kernels->check_finite(launch.ctx, &view, &finite) != 0) {
       throw NativeError(launch.ctx->error);
     }
-    if (!finite) throw NativeError("made a value that is not finite (NaN or infinity)");
+    if (!finite) throw NotFiniteError("made a value that is not finite (NaN or infinity)");
   }
 }
 
@@ -116,7 +116,7 @@ class HostBuffer {
  private:
   bool pinned_for(const Launch& l) const { return block_ && block_->kernels() == l.kernels; }
   static void checked(const Launch& l, int32_t status) {
-    if (status != 0) throw NativeError(l.ctx->error[0] ? l.ctx->error : "a copy failed");
+    if (status != 0) throw kernel_error(l.ctx->error, "a copy failed");
   }
 
   std::unique_ptr<PinnedBlock> block_;
@@ -150,8 +150,7 @@ struct LaunchTask {
           std::string(op) + ": " + error.what() + " [" + describe(operands, num_inputs) + "]";
       if (call_site) message += "\n  enqueued " + *call_site;
       if (dynamic_cast<const ConsequenceError*>(&error)) throw ConsequenceError(message);
-      const auto* own = dynamic_cast<const Error*>(&error);
-      throw Error(own ? own->code() : "ERR_NATIVE", message);
+      throw Error(code_of(error), message);
     }
   }
 
@@ -185,7 +184,7 @@ struct LaunchTask {
     const bool by_device = profiling && engine->times_by_device();
     if (by_device) engine->timer().begin(ctx);
     const int32_t status = fn(launch);
-    if (status != 0) throw NativeError(ctx->error[0] ? ctx->error : "the kernel failed");
+    if (status != 0) throw kernel_error(ctx->error, "the kernel failed");
     if (by_device) engine->timer().end(ctx, phase, op);
     if (check_finite) check_outputs(launch);
     if (profiling && (!by_device || engine->timer().full())) engine->wait_for_device();

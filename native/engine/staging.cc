@@ -151,7 +151,7 @@ StagingRing::Piece& StagingRing::at(int64_t turn) {
   Piece& piece = pieces_[static_cast<size_t>(turn) % kPieces];
   if (!piece.data) piece.data = kernels_->pin(device_state_.get(), kPieceBytes);
   if (!piece.data) {
-    throw NativeError(concat("out of memory: ", kPieceBytes, " bytes of pinned memory wanted"));
+    throw OutOfMemoryError(concat(kPieceBytes, " bytes of pinned memory wanted"));
   }
   return piece;
 }

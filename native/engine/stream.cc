@@ -53,8 +53,7 @@ void Stream::sync() {
 }
 
 Failure Stream::describe(const std::exception& error, const std::string& context) {
-  const auto* own = dynamic_cast<const Error*>(&error);
-  return {own ? own->code() : "ERR_NATIVE", context + error.what(),
+  return {code_of(error), context + error.what(),
           dynamic_cast<const ConsequenceError*>(&error) != nullptr};
 }
 

@@ -73,12 +73,13 @@ void AtomicFile::abandon() noexcept {
 
 void AtomicFile::fail(const char* action, int error) {
   std::string message = concat(path_, ": ", action, ": ", std::strerror(error));
-  if (error == ENOSPC || error == EDQUOT || error == EFBIG) {
+  const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
+  if (full) {
     message += concat("; the file needs ", size_, " bytes, ", free_bytes(folder_), " are free in ",
                       folder_);
   }
   abandon();
-  throw NativeError(message);
+  throw NativeError(message, full ? "ERR_DISK_FULL" : "ERR_IO");
 }
 
 void AtomicFile::write(uint64_t offset, std::span<const std::byte> data) {

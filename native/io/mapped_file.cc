@@ -31,7 +31,8 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
   const int error = errno;
   ::close(fd);
   if (data == MAP_FAILED) {
-    throw NativeError(concat(path, ": cannot map ", size, " bytes: ", std::strerror(error)));
+    throw NativeError(concat(path, ": cannot map ", size, " bytes: ", std::strerror(error)),
+                      "ERR_IO");
   }
   return std::shared_ptr<const MappedFile>(
       new MappedFile(path, {static_cast<const std::byte*>(data), size}));

@@ -1,10 +1,12 @@
-// The four kinds of failure a caller can tell apart. The binding maps each to a JS class with the
-// same code.
+// The kinds of failure a caller can tell apart by code; the list with what each means is ErrorCode
+// of lib/errors.ts. The binding maps each to a JS class with the same code.
 #pragma once
 #include <cstdint>
+#include <new>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace balora {
 
@@ -46,11 +48,39 @@ class FormatError : public Error {
   int64_t offset_;
 };
 
-// Everything else: allocation, operating system, a library, a kernel.
+// Everything else: the operating system, a device, a library, a kernel. A cause that a program can
+// act on has a code of its own.
 class NativeError : public Error {
  public:
-  explicit NativeError(const std::string& message) : Error("ERR_NATIVE", message) {}
+  explicit NativeError(const std::string& message, const char* code = "ERR_NATIVE")
+      : Error(code, message) {}
 };
+
+class OutOfMemoryError : public NativeError {
+ public:
+  explicit OutOfMemoryError(const std::string& message)
+      : NativeError("out of memory: " + message, "ERR_OUT_OF_MEMORY") {}
+};
+
+// A value that must be finite is NaN or infinite.
+class NotFiniteError : public NativeError {
+ public:
+  explicit NotFiniteError(const std::string& message) : NativeError(message, "ERR_NOT_FINITE") {}
+};
+
+// The failure that a kernel reported by its text. A kernel has no exceptions, so a lack of memory
+// is told by how the text begins.
+inline NativeError kernel_error(const char* text, const char* fallback) {
+  const std::string message = text[0] ? text : fallback;
+  const bool memory = std::string_view(message).starts_with("out of memory");
+  return NativeError(message, memory ? "ERR_OUT_OF_MEMORY" : "ERR_NATIVE");
+}
+
+// The code of any exception; the standard library's own count as native failures.
+inline const char* code_of(const std::exception& error) {
+  if (const auto* own = dynamic_cast<const Error*>(&error)) return own->code();
+  return dynamic_cast<const std::bad_alloc*>(&error) ? "ERR_OUT_OF_MEMORY" : "ERR_NATIVE";
+}
 
 // Joins the parts with operator<<: `throw ArgumentError(concat("rms_norm: eps must be >= 0, got ",
 // eps))`.

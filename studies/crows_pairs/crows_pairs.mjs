@@ -16,14 +16,13 @@ import {
   AdapterModel,
   AutoModelForCausalLM,
   Batches,
-  collate,
   evaluate,
-  JsonlFile,
   openRows,
   resolveMethod,
   Tokenizer,
   Trainer,
 } from 'balora';
+import { collate, JsonlFile } from 'balora/data';
 import { line, readLines, shown, statistics } from '../statistics.mjs';
 import { barChart } from '../bar_chart.mjs';
 

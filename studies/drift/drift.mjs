@@ -17,11 +17,11 @@ import {
   arrayRows,
   Batches,
   evaluate,
-  JsonlFile,
   resolveMethod,
   Tokenizer,
   Trainer,
 } from 'balora';
+import { JsonlFile } from 'balora/data';
 
 const { values: options } = parseArgs({
   options: {

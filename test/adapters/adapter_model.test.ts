@@ -38,14 +38,14 @@ describe('a fresh adapter', () => {
         const change = randn(parameter.shape, { seed: 3, deviation: 0.01 });
         scope(() => noGrad(() => add_(parameter, change)));
       }
-      await tuned.save(folder);
-      const again = await AdapterModel.load(new TinyModel(), folder);
+      await tuned.savePretrained(folder);
+      const again = await AdapterModel.fromPretrained(new TinyModel(), folder);
       expect(isChange(again), String(initLoraWeights)).toEqual([loaded]);
     }
     // The principal part, which belongs on a residual: no terms cancel, and it is most of the weight.
     const tuned = await AdapterModel.create(new TinyModel(), { r: 4, initLoraWeights: 'pissa' });
-    await tuned.save(folder, { form: 'residual' });
-    expect(isChange(await AdapterModel.load(new TinyModel(), folder))).toEqual([false]);
+    await tuned.savePretrained(folder, { form: 'residual' });
+    expect(isChange(await AdapterModel.fromPretrained(new TinyModel(), folder))).toEqual([false]);
   });
 
   it('refuses targets that match nothing, ranks that do not fit, and a second adapter', async () => {
@@ -71,9 +71,9 @@ describe('an adapter folder', () => {
     });
     disturb(tuned);
     const expected = hidden(model);
-    await tuned.save(folder, { form: 'residual' });
+    await tuned.savePretrained(folder, { form: 'residual' });
     const residual = readWeights(new TinyModel(), join(folder, 'residual'));
-    await AdapterModel.load(residual, folder);
+    await AdapterModel.fromPretrained(residual, folder);
     expectNear(hidden(residual), expected, 1e-4);
     expect(
       JSON.parse(readFileSync(join(folder, 'initial/adapter_config.json'), 'utf8')),
@@ -82,7 +82,7 @@ describe('an adapter folder', () => {
       inference_mode: false,
     });
     const lora = await AdapterModel.create(new TinyModel(), { r: 3 });
-    await expect(lora.save(join(folder, 'x'), { form: 'residual' })).rejects.toThrow(
+    await expect(lora.savePretrained(join(folder, 'x'), { form: 'residual' })).rejects.toThrow(
       UnsupportedError,
     );
   });
@@ -95,21 +95,21 @@ describe('an adapter folder', () => {
       initLoraWeights: 'pissa',
     });
     const base = hidden(model);
-    await tuned.save(folder, { form: 'residual' });
+    await tuned.savePretrained(folder, { form: 'residual' });
     const config = JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'));
     writeFileSync(
       join(folder, 'adapter_config.json'),
       JSON.stringify({ ...config, init_lora_weights: 'pissa' }),
     );
     const loaded = new TinyModel();
-    const again = await AdapterModel.load(loaded, folder);
+    const again = await AdapterModel.fromPretrained(loaded, folder);
     expect(again.warnings[0]).toMatch(/belongs on a residual/);
     expectNear(hidden(loaded), base, 1e-4);
     writeFileSync(
       join(folder, 'adapter_config.json'),
       JSON.stringify({ ...config, init_lora_weights: 'loftq' }),
     );
-    const foreign = AdapterModel.load(new TinyModel(), folder);
+    const foreign = AdapterModel.fromPretrained(new TinyModel(), folder);
     await expect(foreign).rejects.toThrow(UnsupportedError);
     await expect(foreign).rejects.toThrow(
       `${folder}: the adapter was saved as init_lora_weights "loftq", so it belongs on a residual that only PEFT makes`,
@@ -165,7 +165,7 @@ describe('an adapter folder', () => {
       const model = new TinyModel();
       const tuned = await AdapterModel.create(model, { r: 3, ...config });
       disturb(tuned);
-      await tuned.save(folder);
+      await tuned.savePretrained(folder);
       const path = join(folder, 'adapter_model.safetensors');
       const { tensors } = await loadSafetensors(path);
       await saveSafetensors(
@@ -173,14 +173,14 @@ describe('an adapter folder', () => {
         Object.fromEntries(Object.entries(tensors).map(([key, value]) => [rename(key), value])),
       );
       const loaded = new TinyModel();
-      await AdapterModel.load(loaded, folder);
+      await AdapterModel.fromPretrained(loaded, folder);
       expectNear(hidden(loaded), hidden(model), 1e-5);
     }
   });
 
   it('that does not fit is refused by name', async () => {
     const tuned = await AdapterModel.create(new TinyModel(), { r: 3 });
-    await tuned.save(folder);
+    await tuned.savePretrained(folder);
     const { a, b } = (tuned.modules[0] as LoraModule).pair;
     const variant = async (tensors: Record<string, Tensor>): Promise<string> => {
       const path = join(folder, 'variant');
@@ -219,33 +219,33 @@ describe('an adapter folder', () => {
     ];
     for (const [tensors, type, message] of cases) {
       const path = await variant(tensors);
-      const loading = AdapterModel.load(new TinyModel(), path);
+      const loading = AdapterModel.fromPretrained(new TinyModel(), path);
       await expect(loading).rejects.toThrow(type as typeof Error);
       await expect(loading).rejects.toThrow(message);
     }
-    await expect(AdapterModel.load(new TinyModel(), join(folder, 'none'))).rejects.toThrow(
-      FormatError,
-    );
+    await expect(
+      AdapterModel.fromPretrained(new TinyModel(), join(folder, 'none')),
+    ).rejects.toThrow(FormatError);
   });
 
   it('with a value that is not finite is refused', async () => {
     const tuned = await AdapterModel.create(new TinyModel(), { r: 3 });
     const { b } = (tuned.modules[1] as LoraModule).pair;
     scope(() => noGrad(() => copy_(b, full(b.shape, Number.NaN))));
-    await tuned.save(folder);
-    const loading = AdapterModel.load(new TinyModel(), folder);
+    await tuned.savePretrained(folder);
+    const loading = AdapterModel.fromPretrained(new TinyModel(), folder);
     await expect(loading).rejects.toThrow(FormatError);
     await expect(loading).rejects.toThrow(/lora_B\.weight: element 0 is NaN or infinite/);
   });
 
   it('that lacks modules which its configuration selects says so', async () => {
     const tuned = await AdapterModel.create(new TinyModel(), { targetModules: ['up_proj'], r: 3 });
-    await tuned.save(folder);
+    await tuned.savePretrained(folder);
     const path = join(folder, 'adapter_config.json');
     const config = JSON.parse(readFileSync(path, 'utf8'));
     const warnings = async (changes: object) => {
       writeFileSync(path, JSON.stringify({ ...config, ...changes }));
-      return (await AdapterModel.load(new TinyModel(), folder)).warnings;
+      return (await AdapterModel.fromPretrained(new TinyModel(), folder)).warnings;
     };
     expect(await warnings({})).toEqual([]);
     expect(await warnings({ target_modules: ['up_proj', 'gate_proj', 'down_proj'] })).toEqual([

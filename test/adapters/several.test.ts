@@ -24,30 +24,30 @@ describe('several adapters on one base', () => {
     const tuned = await AdapterModel.create(model, { r: 3 }, { name: 'one' });
     disturb(tuned);
     const one = hidden(model);
-    await tuned.add('two', { r: 2, useDora: true, modulesToSave: ['norm'] });
+    await tuned.addAdapter('two', { r: 2, useDora: true, modulesToSave: ['norm'] });
     expect([tuned.names, tuned.active]).toEqual([['one', 'two'], 'one']);
     expect(hidden(model)).toEqual(one);
-    tuned.use('two');
+    tuned.setAdapter('two');
     expect(hidden(model)).toEqual(base);
     expect(tuned.config.useDora).toBe(true);
     disturb(tuned, 500);
     const two = hidden(model);
     expect(two).not.toEqual(base);
-    await tuned.save(folder);
-    tuned.use('one');
+    await tuned.savePretrained(folder);
+    tuned.setAdapter('one');
     expect(hidden(model)).toEqual(one);
-    tuned.use('two');
+    tuned.setAdapter('two');
     expect(hidden(model)).toEqual(two);
     expect(tuned.withTeacher(() => hidden(model))).toEqual(base);
     tuned.enabled = false;
     expect(hidden(model)).toEqual(base);
-    tuned.use('one');
+    tuned.setAdapter('one');
     expect(hidden(model)).toEqual(base);
     tuned.enabled = true;
     expect(hidden(model)).toEqual(one);
-    await tuned.addFrom('again', folder);
-    tuned.delete('two');
-    tuned.use('again');
+    await tuned.loadAdapter(folder, 'again');
+    tuned.deleteAdapter('two');
+    tuned.setAdapter('again');
     expect(hidden(model)).toEqual(two);
     expect(tuned.names).toEqual(['one', 'again']);
     tuned.dispose();
@@ -56,11 +56,15 @@ describe('several adapters on one base', () => {
 
   it('are refused by name', async () => {
     const tuned = await AdapterModel.create(new TinyModel(), { r: 3 });
-    await expect(tuned.add('default')).rejects.toThrow('there is an adapter "default" already');
-    await expect(tuned.add('other', { targetModules: ['none'] })).rejects.toThrow(/matches no/);
+    await expect(tuned.addAdapter('default')).rejects.toThrow(
+      'there is an adapter "default" already',
+    );
+    await expect(tuned.addAdapter('other', { targetModules: ['none'] })).rejects.toThrow(
+      /matches no/,
+    );
     expect([tuned.names, tuned.enabled]).toEqual([['default'], true]);
-    expect(() => tuned.use('other')).toThrow('there is no adapter "other", only default');
-    expect(() => tuned.delete('default')).toThrow(/is active: use\(\) another one/);
+    expect(() => tuned.setAdapter('other')).toThrow('there is no adapter "other", only default');
+    expect(() => tuned.deleteAdapter('default')).toThrow(/is active: setAdapter\(\) another one/);
   });
 });
 
@@ -86,13 +90,13 @@ describe('modulesToSave', () => {
     disturb(tuned, 100, 0.1); // small beside the base: a pair that is not is multiplied otherwise when it is loaded
     const moved = hidden(model);
     expect(tuned.withTeacher(() => hidden(model))).toEqual(base);
-    await tuned.save(folder);
+    await tuned.savePretrained(folder);
     const keys = [...goldenArrays(join(folder, 'adapter_model.safetensors')).keys()];
     expect(keys).toContain('base_model.model.layers.1.down_proj.weight');
     const config = JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'));
     expect(config.modules_to_save).toEqual(['norm', 'layers.1.down_proj']);
     const other = new TinyModel({ dtype });
-    const loaded = await AdapterModel.load(other, folder);
+    const loaded = await AdapterModel.fromPretrained(other, folder);
     expect(hidden(other)).toEqual(moved);
     expect(loaded.withTeacher(() => hidden(other))).toEqual(base);
   });
@@ -116,8 +120,8 @@ describe('modulesToSave', () => {
       AdapterModel.create(new TinyModel(), { r: 3, modulesToSave: ['head'] }),
     ).rejects.toThrow('modulesToSave ["head"] matches no module');
     const tuned = await AdapterModel.create(new TinyModel(), { r: 3, modulesToSave: ['norm'] });
-    await tuned.save(folder);
-    await expect(AdapterModel.load(new TinyModel({ width: 6 }), folder)).rejects.toThrow(
+    await tuned.savePretrained(folder);
+    await expect(AdapterModel.fromPretrained(new TinyModel({ width: 6 }), folder)).rejects.toThrow(
       /the saved module's "layers.0.norm.weight" has the shape \(8\), the model's \(6\): an adapter of another/,
     );
     const tied = fixturePath('architectures/llama-tied/model');

@@ -93,19 +93,19 @@ describe('a start function', () => {
     expectNear(hidden(model), base, 1e-6);
     disturb(tuned);
     const expected = hidden(model);
-    await tuned.save(folder);
+    await tuned.savePretrained(folder);
     const written = JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'));
     expect(written).toMatchObject({ r: rank, lora_alpha: 2 * rank, init_lora_weights: true });
     const loaded = new TinyModel();
-    expect((await AdapterModel.load(loaded, folder)).warnings).toEqual([]);
+    expect((await AdapterModel.fromPretrained(loaded, folder)).warnings).toEqual([]);
     expectNear(hidden(loaded), expected, 1e-5);
     await saveMerged(tuned, join(folder, 'merged'));
     expectNear(hidden(readWeights(new TinyModel(), join(folder, 'merged'))), expected, 1e-5);
     if (rank === 3) expect(() => tuned.checkForm('residual')).toThrow(/has no residual/);
     else {
-      await tuned.save(join(folder, 'residual'), { form: 'residual' });
+      await tuned.savePretrained(join(folder, 'residual'), { form: 'residual' });
       const residual = readWeights(new TinyModel(), join(folder, 'residual/residual'));
-      await AdapterModel.load(residual, join(folder, 'residual'));
+      await AdapterModel.fromPretrained(residual, join(folder, 'residual'));
       expectNear(hidden(residual), expected, 1e-4);
     }
   });
@@ -118,9 +118,9 @@ describe('a start function', () => {
       expectNear(hidden(model), base, 1e-6);
       disturb(tuned);
       const expected = hidden(model);
-      await tuned.save(folder);
+      await tuned.savePretrained(folder);
       const loaded = new TinyModel();
-      await AdapterModel.load(loaded, folder);
+      await AdapterModel.fromPretrained(loaded, folder);
       expectNear(hidden(loaded), expected, 1e-5);
     }
   });

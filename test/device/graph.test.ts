@@ -1,32 +1,31 @@
 // Graphs: a function's ops recorded once and run again, on the pretended device of test/fake_device or the plug-in that
 // BALORA_CUDA_PLUGIN names.
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { setDefaultDevice } from '../../lib/device.ts';
+import { captureGraph } from '../../lib/graph.ts';
 import {
   add,
   add_,
-  captureGraph,
   copy_,
   exp,
   fill_,
   full,
   matmul,
-  memoryStats,
   mul,
-  noGrad,
-  opTimes,
   qr,
   rand,
-  resetOpTimes,
-  scope,
-  setDebugMode,
-  setDefaultDevice,
   sum,
+  zeros,
+} from '../../lib/ops/index.ts';
+import {
+  memoryStats,
+  opTimes,
+  resetOpTimes,
+  setDebugMode,
   synchronize,
   synchronizeSync,
-  type Tensor,
-  tensor,
-  zeros,
-} from '../../lib/index.ts';
+} from '../../lib/runtime.ts';
+import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
 import { values } from '../support/compare.ts';
 import { kFakePlugin, kNoFake, setVariable } from './fake.ts';

@@ -5,7 +5,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, afterEach, describe, expect, it } from 'vitest';
-import { deviceInfo, getDefaultDevice, tensor, UnsupportedError, zeros } from '../../lib/index.ts';
+import { deviceInfo, getDefaultDevice } from '../../lib/device.ts';
+import { UnsupportedError } from '../../lib/errors.ts';
+import { zeros } from '../../lib/ops/index.ts';
+import { tensor } from '../../lib/tensor.ts';
 import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'balora-plugin-'));

@@ -5,21 +5,21 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { Batch } from '../../lib/data/collate.ts';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import type { LoraConfigInput } from '../../lib/adapters/config.ts';
+import { FullModel } from '../../lib/adapters/full_model.ts';
+import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
+import { setDefaultDevice } from '../../lib/device.ts';
+import { AutoModelForCausalLM } from '../../lib/models/auto.ts';
 import {
-  AdapterModel,
-  AutoModelForCausalLM,
-  FullModel,
-  type LoraConfigInput,
   memoryStats,
   opTimes,
   resetOpTimes,
-  setDefaultDevice,
   setProfiling,
   synchronize,
-  Trainer,
-  type TrainerOptions,
-  type TunedModel,
-} from '../../lib/index.ts';
+} from '../../lib/runtime.ts';
+import { Trainer } from '../../lib/train/trainer.ts';
+import type { TrainerOptions } from '../../lib/train/trainer_options.ts';
 import type { BatchSource, StepRecord } from '../../lib/train/types.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
 import { values } from '../support/compare.ts';

@@ -7,35 +7,23 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { evaluateClassifier } from '../../lib/eval/classify.ts';
-import {
-  AdapterModel,
-  AutoModelForCausalLM,
-  AutoModelForSeq2SeqLM,
-  AutoModelForSequenceClassification,
-  add,
-  type CausalLM,
-  consistencyLoss,
-  crossEntropy,
-  diversityLoss,
-  evaluate,
-  FullModel,
-  getDefaultDevice,
-  headLogits,
-  indexSelect,
-  type LossContext,
-  type LossResult,
-  memoryStats,
-  mul,
-  saveMerged,
-  setDefaultDevice,
-  svdLoss,
-  synchronize,
-  type Tensor,
-  Trainer,
-  type TrainerOptions,
-  type TunedModel,
-  tensor,
-} from '../../lib/index.ts';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { FullModel } from '../../lib/adapters/full_model.ts';
+import { saveMerged } from '../../lib/adapters/merge.ts';
+import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
+import { getDefaultDevice, setDefaultDevice } from '../../lib/device.ts';
+import { evaluate } from '../../lib/eval/evaluate.ts';
+import { consistencyLoss, diversityLoss, headLogits, svdLoss } from '../../lib/losses/plain.ts';
+import { AutoModelForCausalLM } from '../../lib/models/auto.ts';
+import { AutoModelForSequenceClassification } from '../../lib/models/auto_classifier.ts';
+import { AutoModelForSeq2SeqLM } from '../../lib/models/auto_seq2seq.ts';
+import type { CausalLM } from '../../lib/models/causal_lm.ts';
+import { add, crossEntropy, indexSelect, mul } from '../../lib/ops/index.ts';
+import { memoryStats, synchronize } from '../../lib/runtime.ts';
+import { type Tensor, tensor } from '../../lib/tensor.ts';
+import { Trainer } from '../../lib/train/trainer.ts';
+import type { TrainerOptions } from '../../lib/train/trainer_options.ts';
+import type { LossContext, LossResult } from '../../lib/train/types.ts';
 import { warmUpHead } from '../../lib/train/head_warmup.ts';
 import type { StepRecord } from '../../lib/train/types.ts';
 import { expectClose, values } from '../support/compare.ts';
@@ -179,8 +167,8 @@ describe.skipIf(kReason !== null)('fine-tuning on a device', () => {
       expectSame([Number(found[key])], [Number(expected[key])], key);
     }
 
-    await tuned.save(join(folder, 'adapter'), { form: 'lora' });
-    const again = await AdapterModel.load(await load('cuda'), join(folder, 'adapter'));
+    await tuned.savePretrained(join(folder, 'adapter'), { form: 'lora' });
+    const again = await AdapterModel.fromPretrained(await load('cuda'), join(folder, 'adapter'));
     const batch = batches()[0] as ReturnType<typeof batches>[0];
     // Saved with twice the rank instead of a difference: another order of summation.
     expectClose(again.model.forward(batch), values(tuned.model.forward(batch)), 1e-5);

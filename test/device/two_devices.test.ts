@@ -4,56 +4,50 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { backward, checkpoint, customOp } from '../../lib/autograd.ts';
+import { setDefaultDevice, withDevice } from '../../lib/device.ts';
+import { NativeError } from '../../lib/errors.ts';
+import { loadSafetensors, SafetensorsFile, saveSafetensors } from '../../lib/io/safetensors.ts';
 import {
   adamwStep,
   add,
   add_,
   arange,
-  backward,
-  checkpoint,
   concat,
   copy_,
-  customOp,
   exp,
   gather,
   gradNorm,
   greater,
   indexSelect,
   linear,
-  loadSafetensors,
   matmul,
-  memoryStats,
   mul,
-  NativeError,
-  noGrad,
-  opTimes,
   rand,
   randn,
   randomWords,
+  sqrt,
+  sum,
+  transpose,
+  where,
+  zeros,
+} from '../../lib/ops/index.ts';
+import {
+  memoryStats,
+  opTimes,
   resetPeakMemory,
-  SafetensorsFile,
-  saveSafetensors,
-  scope,
   setAllowTf32,
   setDebugMode,
-  setDefaultDevice,
   setDeterministic,
   setMemoryLimit,
   setProfiling,
-  sqrt,
-  sum,
   synchronize,
   synchronizeSync,
-  type Tensor,
-  tensor,
-  transpose,
   trimMemory,
-  where,
-  withDevice,
   withMemoryTag,
   withPhase,
-  zeros,
-} from '../../lib/index.ts';
+} from '../../lib/runtime.ts';
+import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
 import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
 

@@ -4,7 +4,9 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { deviceInfo, setDefaultDevice, synchronize, type Tensor, tensor } from '../../lib/index.ts';
+import { deviceInfo, setDefaultDevice } from '../../lib/device.ts';
+import { synchronize } from '../../lib/runtime.ts';
+import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { loadSafetensors, saveSafetensors } from '../../lib/io/index.ts';
 import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
 

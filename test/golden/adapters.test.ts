@@ -47,7 +47,7 @@ describe.each(families)('PEFT adapters on %s', (family) => {
   });
   const adapters = Object.entries(facts.adapters);
   const load = async (name: string): Promise<AdapterModel> =>
-    AdapterModel.load(
+    AdapterModel.fromPretrained(
       await AutoModelForCausalLM.fromPretrained(path('model'), { dtype: 'f32' }),
       path(name),
     );
@@ -97,7 +97,7 @@ describe.each(families)('PEFT adapters on %s', (family) => {
         trainable: true,
       });
       roundToBf16(model);
-      const tuned = await AdapterModel.load(model, path(name));
+      const tuned = await AdapterModel.fromPretrained(model, path(name));
       const logits = normError(...realRows(model, padded, goldenArray(expected, 'logits')));
       const objective = accumulator(tuned);
       const window = windowOf(padded.batch);
@@ -115,7 +115,7 @@ describe.each(families)('PEFT adapters on %s', (family) => {
   it.each(adapters)('%s: written and read again, the same tensors', async (name) => {
     const tuned = await load(name);
     const out = join(folder, `${family}-${name}`);
-    await tuned.save(out);
+    await tuned.savePretrained(out);
     const before = goldenArrays(join(path(name), 'adapter_model.safetensors'));
     const after = goldenArrays(join(out, 'adapter_model.safetensors'));
     expect([...after.keys()].sort()).toEqual([...before.keys()].sort());

@@ -54,7 +54,10 @@ describe.each(kFamilies)('PEFT adapters on %s', (name) => {
   const facts = (factsOf(name) as Facts).adapters.adapter as Facts['adapters'][string];
   const expected = goldenArrays(join(path, 'expected-adapter.safetensors'));
   const load = async () =>
-    AdapterModel.load(await Auto.fromPretrained(join(path, 'model')), join(path, 'adapter'));
+    AdapterModel.fromPretrained(
+      await Auto.fromPretrained(join(path, 'model')),
+      join(path, 'adapter'),
+    );
 
   it('gives logits, loss and gradients, of the head too', async () => {
     const golden = await readClassifierGolden(name);
@@ -93,7 +96,7 @@ describe.each(kFamilies)('PEFT adapters on %s', (name) => {
     const golden = await readClassifierGolden(name);
     const tuned = await load();
     const out = join(folder, name);
-    await tuned.save(out);
+    await tuned.savePretrained(out);
     const before = goldenArrays(join(path, 'adapter/adapter_model.safetensors'));
     const after = goldenArrays(join(out, 'adapter_model.safetensors'));
     expect([...after.keys()].sort()).toEqual([...before.keys()].sort());
@@ -122,11 +125,11 @@ describe.each(kFamilies)('PEFT adapters on %s', (name) => {
     );
     expect(tuned.config.modulesToSave?.slice(-2)).toEqual(['classifier', 'score']);
     const out = join(folder, `${name}-fresh`);
-    await tuned.save(out);
+    await tuned.savePretrained(out);
     const config = JSON.parse(readFileSync(join(out, 'adapter_config.json'), 'utf8'));
     expect(config.task_type).toBe('SEQ_CLS');
     const again = await Auto.fromPretrained(join(path, 'model'));
-    const loaded = await AdapterModel.load(again, out);
+    const loaded = await AdapterModel.fromPretrained(again, out);
     const names = (one: AdapterModel<SequenceClassifier>) =>
       one.modules.map(({ name: key }) => key).sort();
     expect(names(loaded)).toEqual(names(tuned));

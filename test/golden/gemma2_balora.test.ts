@@ -20,7 +20,7 @@ describe('BA-LoRA on gemma2', () => {
   it('has the terms and gradients of the plain losses, caps in scores and logits included', async () => {
     const model = await AutoModelForCausalLM.fromPretrained(`${kFolder}/model`);
     expect(model.head.softcap).toBe(5);
-    const tuned = await AdapterModel.load(model, `${kFolder}/adapter`);
+    const tuned = await AdapterModel.fromPretrained(model, `${kFolder}/adapter`);
     const { batch } = goldenBatch(goldenArrays(`${kFolder}/inputs.safetensors`), {
       ids: 'input_ids',
       mask: 'attention_mask',

@@ -83,7 +83,7 @@ describeShared('MiniLM training', [kModel, kGolden, kTrain], () => {
       const head = tensors[name];
       if (head !== undefined) model.replaceParameter(parameter, head.to(dtype));
     }
-    return AdapterModel.load(model, sharedPath(`${kGolden}/adapter`));
+    return AdapterModel.fromPretrained(model, sharedPath(`${kGolden}/adapter`));
   }
   const tokenizer = Tokenizer.fromPretrained(sharedPath(kModel));
   /** PEFT's key of a parameter or its gradient. */

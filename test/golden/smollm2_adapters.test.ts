@@ -56,7 +56,7 @@ describeShared('adapters on SmolLM2', () => {
   it.each(casesOfLevel(['dora_r2', 'lora_r4', 'rslora_r2', 'pattern', 'pissa_to_lora/converted']))(
     '%s: logits',
     async (name) => {
-      const tuned = await AdapterModel.load(model, path(name));
+      const tuned = await AdapterModel.fromPretrained(model, path(name));
       const arrays = goldenArrays(path(`${name.replace('/converted', '')}/expected.safetensors`));
       const padded = goldenBatch(arrays, kNames);
       const { top, total } = topLogits(
@@ -103,7 +103,7 @@ describeShared('adapters on SmolLM2', () => {
       tuned.restore(values, 'golden');
       const folder = mkdtempSync(join(tmpdir(), 'balora-pissa-'));
       try {
-        await tuned.save(folder);
+        await tuned.savePretrained(folder);
         const found = goldenArrays(join(folder, 'adapter_model.safetensors'));
         const expected = read('converted');
         expect([...found.keys()].sort()).toEqual([...expected.keys()].sort());
@@ -133,7 +133,7 @@ describeShared('adapters on SmolLM2', () => {
   it.each(casesOfLevel(Object.entries({ full, ...others })))(
     'lora_r4: losses and gradients of %s',
     async (name, one) => {
-      const tuned = await AdapterModel.load(model, path('lora_r4'));
+      const tuned = await AdapterModel.fromPretrained(model, path('lora_r4'));
       const arrays = goldenArrays(path('lora_r4/expected.safetensors'));
       const { batch } = goldenBatch(arrays, kNames);
       const options = regularizersOf(one);
@@ -177,7 +177,7 @@ describeShared('adapters on SmolLM2 in bf16', () => {
     const arrays = goldenArrays(path('lora_r4/expected.safetensors'));
     const { batch } = goldenBatch(arrays, kNames);
     const window = windowOf(batch);
-    const tuned = await AdapterModel.load(model, path('lora_r4'));
+    const tuned = await AdapterModel.fromPretrained(model, path('lora_r4'));
     const objective = accumulator(tuned, regularizersOf(expected));
     const terms = await objective.accumulate(window);
     const { taskLoss, consistency, diversity, svd } = terms;

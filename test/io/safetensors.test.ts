@@ -171,7 +171,7 @@ describe('writing', () => {
       message: string;
       files: string[];
     };
-    expect(code).toBe('ERR_NATIVE');
+    expect(code).toBe('ERR_DISK_FULL');
     expect(message).toMatch(
       /big: cannot be written: .*the file needs 10486\d\d bytes, \d+ are free/,
     );

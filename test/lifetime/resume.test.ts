@@ -87,7 +87,7 @@ it.skipIf(!hasPrlimit)(
       {
         ...{ at: 'metrics', event: 'step', step: 4, seen: 4, saved: ['step-3'] },
         message:
-          /metrics\.jsonl: cannot write: the file is larger than the system allows \(EFBIG\); step 5 could not be saved \(.*\); the last good .*step-3,/,
+          /metrics\.jsonl: cannot write: the file is larger than the system allows \(EFBIG\); free space.*; step 5 could not be saved \(.*\); the last good .*step-3,/,
       },
       {
         ...{ at: 'checkpoint', event: 'step', step: 6, seen: 6, saved: ['step-3'] },
@@ -108,7 +108,7 @@ it.skipIf(!hasPrlimit)(
       const failure = JSON.parse(full.stdout) as { seen: number; code: string; message: string };
       expect(failure, at).toEqual({
         seen,
-        code: 'ERR_NATIVE',
+        code: 'ERR_DISK_FULL',
         message: expect.stringMatching(message),
       });
       // Nothing half written under a name that counts, and the checkpoints before it whole.

@@ -1,16 +1,7 @@
 import { describe, expect, it } from 'vitest';
-import {
-  type AttentionOptions,
-  attention,
-  expand,
-  indexSelect,
-  memoryStats,
-  resetPeakMemory,
-  scope,
-  synchronizeSync,
-  type Tensor,
-  tensor,
-} from '../../lib/index.ts';
+import { type AttentionOptions, attention, expand, indexSelect } from '../../lib/ops/index.ts';
+import { memoryStats, resetPeakMemory, synchronizeSync } from '../../lib/runtime.ts';
+import { scope, type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { kTestDevice } from '../support/device.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';

@@ -1,14 +1,8 @@
 // Columns scaled and shifted, and the norms of rows of W + s B A: what DoRA is made of.
 import { describe, expect, it } from 'vitest';
-import {
-  columnScale,
-  getNumThreads,
-  type LowRank,
-  rowNorm,
-  setNumThreads,
-  type Tensor,
-  tensor,
-} from '../../lib/index.ts';
+import { columnScale, type LowRank, rowNorm } from '../../lib/ops/index.ts';
+import { getNumThreads, setNumThreads } from '../../lib/runtime.ts';
+import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 

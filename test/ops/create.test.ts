@@ -1,16 +1,7 @@
 import { describe, expect, it } from 'vitest';
-import {
-  arange,
-  type DType,
-  full,
-  getNumThreads,
-  ones,
-  rand,
-  randn,
-  randomWords,
-  setNumThreads,
-  zeros,
-} from '../../lib/index.ts';
+import { arange, full, ones, rand, randn, randomWords, zeros } from '../../lib/ops/index.ts';
+import { getNumThreads, setNumThreads } from '../../lib/runtime.ts';
+import type { DType } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, values } from '../support/compare.ts';
 
 describe('constants and counters', () => {

@@ -5,7 +5,6 @@ import {
   allFinite,
   clamp,
   cos,
-  type DType,
   div,
   dropout,
   equal,
@@ -34,12 +33,11 @@ import {
   square,
   sub,
   sum,
-  type Tensor,
   tanh,
-  tensor,
   transpose,
   where,
-} from '../../lib/index.ts';
+} from '../../lib/ops/index.ts';
+import { type DType, type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 

@@ -10,20 +10,17 @@ import {
   copy_,
   exp,
   fill_,
-  getNumThreads,
   gradNorm,
   mul,
-  noGrad,
   permute,
   scale_,
-  setNumThreads,
   sgdStep,
   sum,
-  type Tensor,
-  tensor,
   zero_,
   zeros,
-} from '../../lib/index.ts';
+} from '../../lib/ops/index.ts';
+import { getNumThreads, setNumThreads } from '../../lib/runtime.ts';
+import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { fixturePath } from '../support/fixtures.ts';
 import { randomTensor } from '../support/gradcheck.ts';

@@ -11,15 +11,13 @@ import {
   permute,
   reshape,
   scale_,
-  setMemoryLimit,
   sgdStep,
   slice,
   sum,
-  synchronize,
-  type Tensor,
-  tensor,
   zeros,
-} from '../../lib/index.ts';
+} from '../../lib/ops/index.ts';
+import { setMemoryLimit, synchronize } from '../../lib/runtime.ts';
+import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, values } from '../support/compare.ts';
 import { randomTensor } from '../support/gradcheck.ts';
 

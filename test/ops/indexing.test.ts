@@ -5,11 +5,10 @@ import {
   indexSelect,
   scatterAdd,
   sum,
-  type Tensor,
-  tensor,
   topK,
   transpose,
-} from '../../lib/index.ts';
+} from '../../lib/ops/index.ts';
+import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { kTestDevice } from '../support/device.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';

@@ -6,8 +6,8 @@ import {
   linear,
   linearGroup,
   permute,
-  type Tensor,
-} from '../../lib/index.ts';
+} from '../../lib/ops/index.ts';
+import type { Tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import { matmul, type Tensor, tensor } from '../../lib/index.ts';
+import { matmul } from '../../lib/ops/index.ts';
+import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 

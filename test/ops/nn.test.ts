@@ -9,9 +9,8 @@ import {
   rope,
   softmax,
   swiglu,
-  type Tensor,
-  tensor,
-} from '../../lib/index.ts';
+} from '../../lib/ops/index.ts';
+import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { gradcheck, randomTensor, testRandom } from '../support/gradcheck.ts';
 

@@ -9,11 +9,10 @@ import {
   ones,
   type ReduceOptions,
   sum,
-  type Tensor,
-  tensor,
   transpose,
   variance,
-} from '../../lib/index.ts';
+} from '../../lib/ops/index.ts';
+import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import { rmsNorm, type Tensor, tensor } from '../../lib/index.ts';
+import { rmsNorm } from '../../lib/ops/index.ts';
+import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 
 /** The definition, in plain loops. */

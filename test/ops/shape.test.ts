@@ -5,7 +5,6 @@ import {
   arange,
   concat,
   contiguous,
-  type DType,
   embedding,
   expand,
   gather,
@@ -20,12 +19,11 @@ import {
   squeeze,
   stack,
   sum,
-  type Tensor,
-  tensor,
   transpose,
   unsqueeze,
   zeros,
-} from '../../lib/index.ts';
+} from '../../lib/ops/index.ts';
+import { type DType, type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, values } from '../support/compare.ts';
 import { kTestDevice } from '../support/device.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';

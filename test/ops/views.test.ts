@@ -11,12 +11,10 @@ import {
   matmul,
   permute,
   reshape,
-  scope,
   slice,
   sum,
-  type Tensor,
-  tensor,
-} from '../../lib/index.ts';
+} from '../../lib/ops/index.ts';
+import { scope, type Tensor, tensor } from '../../lib/tensor.ts';
 import { headLosses } from '../../lib/ops/index.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { kTestDevice } from '../support/device.ts';

@@ -123,7 +123,7 @@ describe('the packed tarball', () => {
   });
 
   it('says what is missing for a GPU, or uses it', () => {
-    const source = `import { zeros } from 'balora';
+    const source = `import { zeros } from 'balora/ops';
       try { console.log('works', await zeros([1], { device: 'cuda' }).item()); }
       catch (error) { console.log(error.code, error.message); }`;
     const said = runThere('cuda.mjs', source).trim();

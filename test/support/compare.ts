@@ -1,6 +1,6 @@
 // Comparing a tensor with plain numbers: a miss names its index and both values.
 import { expect } from 'vitest';
-import type { DType, Tensor } from '../../lib/index.ts';
+import type { DType, Tensor } from '../../lib/tensor.ts';
 
 export const kFloatTypes = ['f64', 'f32', 'bf16', 'f16'] as const;
 

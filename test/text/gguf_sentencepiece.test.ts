@@ -101,7 +101,7 @@ describe('a GGUF vocabulary of SentencePiece BPE', () => {
 
   it('gives the same ids when it is saved as a tokenizer.json', async () => {
     const tokenizer = Tokenizer.fromGguf(fields('llama', spm()));
-    await tokenizer.save(join(folder, 'saved'));
+    await tokenizer.savePretrained(join(folder, 'saved'));
     const saved = await Tokenizer.fromPretrained(join(folder, 'saved'));
     expect([saved.bosId, saved.eosId, saved.unkId]).toEqual([1, 2, 0]);
     fc.assert(
@@ -226,7 +226,7 @@ describe('a GGUF vocabulary of Unigram', () => {
   it('is the best segmentation of the text, its spaces collapsed', async () => {
     const pieces = t5();
     const tokenizer = Tokenizer.fromGguf(fields('t5', pieces, kT5));
-    await tokenizer.save(join(folder, 't5'));
+    await tokenizer.savePretrained(join(folder, 't5'));
     const saved = await Tokenizer.fromPretrained(join(folder, 't5'));
     fc.assert(
       fc.property(texts, (text) => {

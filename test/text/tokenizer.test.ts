@@ -85,8 +85,8 @@ describeShared('SmolLM2 tokenizer', [kGguf, kTokens, kJson], () => {
   it('saves a GGUF vocabulary as a tokenizer.json that gives the same ids', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'balora-tokenizer-'));
     try {
-      await fromGguf.save(folder);
-      await fromGguf.save(folder); // what is there is left alone
+      await fromGguf.savePretrained(folder);
+      await fromGguf.savePretrained(folder); // what is there is left alone
       const saved = await Tokenizer.fromPretrained(folder);
       for (const { text, ids } of golden.strings) expect(saved.encode(text), text).toEqual(ids);
       for (const { messages, text, add_generation_prompt } of golden.chats) {
@@ -210,7 +210,7 @@ describe('Tokenizer', () => {
       const path = join(folder, 'tokenizer.json');
       await symlink(join(folder, 'nowhere'), path);
       const tokenizer = Tokenizer.fromJson(tinyTokenizerJson(), tinyTokenizerConfig());
-      await tokenizer.save(folder);
+      await tokenizer.savePretrained(folder);
       expect((await lstat(path)).isFile()).toBe(true);
       expect((await readdir(folder)).sort()).toEqual(['tokenizer.json', 'tokenizer_config.json']);
       const again = await Tokenizer.fromPretrained(folder);

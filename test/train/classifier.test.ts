@@ -85,7 +85,10 @@ describe('training', () => {
     expect(records[59]?.taskLoss).toBeLessThan(0.2 * (records[0] as StepRecord).taskLoss);
     expect(records[0]?.supervisedTokens).toBe(8);
     expect(await accuracyOf(tuned.model)).toBe(1);
-    const again = await AdapterModel.load(await tinyClassifier(), result.output as string);
+    const again = await AdapterModel.fromPretrained(
+      await tinyClassifier(),
+      result.output as string,
+    );
     expect(await accuracyOf(again.model)).toBe(1);
   });
 
@@ -210,7 +213,7 @@ describe('the best step', () => {
     const data = await tinyLabelled(30, { batchSize: 10 });
     expect((await evaluateClassifier(tuned.model, data.batches())).loss).toBe(loss);
     if (where === 'on disk') {
-      const again = await AdapterModel.load(await tinyClassifier(), output);
+      const again = await AdapterModel.fromPretrained(await tinyClassifier(), output);
       expect((await evaluateClassifier(again.model, data.batches())).loss).toBeCloseTo(loss, 6);
       const note = JSON.parse(await readFile(join(output, 'run', 'best', 'best.json'), 'utf8'));
       expect(note.step.step).toBe(step);
@@ -411,9 +414,9 @@ describe('bad input', () => {
       /has 3 labels, numLabels asks for 2/,
     );
     const output = join(folder, 'three');
-    await (await adapted()).save(output);
+    await (await adapted()).savePretrained(output);
     const two = await tinyClassifier({ numLabels: 2, newHead: true });
-    await expect(AdapterModel.load(two, output)).rejects.toThrow(
+    await expect(AdapterModel.fromPretrained(two, output)).rejects.toThrow(
       /classifier\.(weight|bias)" has the shape \(3/,
     );
   });

@@ -174,7 +174,7 @@ describe('a run', () => {
       loss: (straight.result.evaluation as { loss: number }).loss,
     });
     const model = await AutoModelForSeq2SeqLM.fromPretrained(kTinyT5);
-    const loaded = await AdapterModel.load(model, output);
+    const loaded = await AdapterModel.fromPretrained(model, output);
     const { loss } = await evaluate(loaded, data.batches(0));
     expect(loss).toBeCloseTo((result.evaluation as { loss: number }).loss, 5);
   });

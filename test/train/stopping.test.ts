@@ -140,7 +140,7 @@ describe('an error', () => {
       3,
       { loss: ownLoss(({ step }) => (step === 3 ? Number.NaN : 1)) },
       { loss: plain },
-      /^step 4: not finite \(taskLoss NaN, gradNorm NaN\); the parameters are those after step 3; the last/,
+      /^step 4: not finite \(taskLoss NaN, gradNorm NaN\); the parameters are those after step 3; lower the learning rate.*; the last/,
     ],
     [
       'a loss that throws in the second micro-batch of a step',
@@ -212,7 +212,7 @@ describe('an error', () => {
     });
     expect(evaluation.message).toContain(`no data; ${saved(6)}`);
     const { tuned, trainer: exporting } = await trainer({ resume: true, evalSteps: 0 });
-    vi.spyOn(tuned, 'save').mockRejectedValue(new ArgumentError('no room'));
+    vi.spyOn(tuned, 'savePretrained').mockRejectedValue(new ArgumentError('no room'));
     const error = (await exporting.train().catch((e: Error) => e)) as Error;
     expect(error).toBeInstanceOf(ArgumentError);
     expect(error.message).toContain(`no room; ${saved(6)}`);

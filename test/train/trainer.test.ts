@@ -192,7 +192,7 @@ describe('Trainer', () => {
     const config = JSON.parse(readFileSync(join(output, 'run/config.json'), 'utf8'));
     expect(config).toMatchObject({ command: { model: 'tiny' }, trainer: { learningRate: 0.02 } });
 
-    const again = await AdapterModel.load(new TinyModel(), output);
+    const again = await AdapterModel.fromPretrained(new TinyModel(), output);
     const batch = tinyBatches({ count: 1 })[0] as Batch;
     const hidden = (one: TunedModel) => one.model.forward(batch).dataSync() as Float32Array;
     const [mine, theirs] = [hidden(tuned), hidden(again)];

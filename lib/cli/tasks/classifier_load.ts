@@ -155,7 +155,13 @@ export async function loadTunedClassifier(
   if (setup.adapter !== null) {
     if (settings.adapter === undefined)
       return AdapterModel.create(model, setup.adapter, { seed, onProgress: progress.starts });
-    return warned(await AdapterModel.load(model, settings.adapter, { seed }), progress);
+    return warned(
+      await AdapterModel.fromPretrained(model, settings.adapter, {
+        seed,
+        method: setup.adapter.method,
+      }),
+      progress,
+    );
   }
   if (consistencyWeight === 0) return new FullModel(model);
   const teacher = await load(false);

@@ -2,7 +2,7 @@
  * A task on the command line: which options are its own, how its data and models are opened for `train` and `evaluate`, and how
  * its numbers are shown. The commands know this interface alone; the list is list.ts.
  */
-import type { LoraConfigInput } from '../../adapters/config.ts';
+import type { AdapterConfigInput } from '../../adapters/make_adapter.ts';
 import type { Evaluation } from '../../eval/types.ts';
 import type { Model } from '../../models/index.ts';
 import type { TaskName } from '../../tasks/list.ts';
@@ -42,7 +42,7 @@ export interface TrainSetup<E extends Examples = Examples> {
   readonly task: TaskName;
   readonly method: ResolvedMethod;
   /** What a fresh adapter is made with; null for full fine-tuning. */
-  readonly adapter: LoraConfigInput | null;
+  readonly adapter: AdapterConfigInput | null;
   /** Options of the Trainer. */
   readonly training: OptionsInput;
   /** Columns of files without header. */

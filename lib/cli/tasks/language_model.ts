@@ -169,7 +169,13 @@ async function tunedOf<M extends CausalLM | Seq2SeqLM>(
   }
   return settings.adapter === undefined
     ? AdapterModel.create(model, adapter, { seed, onProgress: progress.starts })
-    : warned(await AdapterModel.load(model, settings.adapter, { seed }), progress);
+    : warned(
+        await AdapterModel.fromPretrained(model, settings.adapter, {
+          seed,
+          method: adapter.method,
+        }),
+        progress,
+      );
 }
 
 /** Held-out numbers of a model, with the adapter of the settings where one is given. */
@@ -182,7 +188,7 @@ async function evaluated<M extends CausalLM | Seq2SeqLM>(
   const tuned =
     adapter === undefined
       ? untuned(model)
-      : warned(await AdapterModel.load(model, adapter), progress);
+      : warned(await AdapterModel.fromPretrained(model, adapter), progress);
   const result = await evaluate<M>(tuned, data.batches(0, 0), { signal });
   return { result, text: evaluationText(result) };
 }

@@ -133,7 +133,7 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
     const newHead = head?.inAdapter ?? false;
     const model = await loadClassifier(path, data.scheme, { ...how, newHead });
     model.checkLength(data.statistics.longest);
-    if (adapter !== undefined) warned(await AdapterModel.load(model, adapter), progress);
+    if (adapter !== undefined) warned(await AdapterModel.fromPretrained(model, adapter), progress);
     if (head === null) {
       const drawn = model.newlyInitialized.join(', ');
       progress.warn(`${path} has no trained head (${drawn} drawn anew): the numbers mean nothing`);

@@ -93,9 +93,9 @@ describe.each(configs)('%s', (_, config) => {
     const tuned = await create(model, config);
     disturb(tuned);
     const expected = hidden(model);
-    await tuned.save(folder);
+    await tuned.savePretrained(folder);
     const loaded = new TinyModel();
-    const again = await AdapterModel.load(loaded, folder);
+    const again = await AdapterModel.fromPretrained(loaded, folder);
     expect(again.warnings).toEqual([]);
     expect(again.modules.every(({ frozen }) => frozen === null)).toBe(true);
     expectNear(hidden(loaded), expected, 1e-5);
@@ -150,14 +150,16 @@ describe.each(configs)('%s', (_, config) => {
     const out = join(folder, 'residual');
     if (!startNamed(config.initLoraWeights ?? true)?.fromWeight || residualObstacle !== null) {
       expect(() => tuned.checkForm('residual')).toThrow(UnsupportedError);
-      await expect(tuned.save(out, { form: 'residual' })).rejects.toThrow(/export "residual" is /);
+      await expect(tuned.savePretrained(out, { form: 'residual' })).rejects.toThrow(
+        /export "residual" is /,
+      );
       expect(existsSync(out)).toBe(false);
       return;
     }
     const expected = hidden(model);
-    await tuned.save(out, { form: 'residual' });
+    await tuned.savePretrained(out, { form: 'residual' });
     const residual = readWeights(new TinyModel(), join(out, 'residual'));
-    await AdapterModel.load(residual, out);
+    await AdapterModel.fromPretrained(residual, out);
     expectNear(hidden(residual), expected, 1e-4);
   });
 });
@@ -215,7 +217,7 @@ describe('the list', () => {
   it('gives resolveMethod its presets, each of which is a configuration', () => {
     for (const method of methods) {
       const { adapter, regularizers } = resolveMethod(method.name as 'lora');
-      expect(adapter).toEqual(method.adapter);
+      expect(adapter).toEqual(method.adapter && { ...method.adapter, method: method.name });
       const weights = method.regularizers?.['causal-lm'] ?? {
         ...{ consistencyWeight: 0, diversityWeight: 0, svdWeight: 0 },
       };
@@ -258,7 +260,7 @@ function page(): string {
 Written from the list in \`lib/adapters/methods/\` by \`npm run gen:methods\`; what the parts mean is told in [adapters](adapters.md),
 how to add one in [how to add a method](how-to-add-a-method.md).
 
-\`--method\` on the command line, \`method\` in a configuration file, \`resolveMethod\` in the library:
+\`--method\` on the command line, \`method\` in a configuration file and of \`AdapterModel.create\`:
 
 ${table(
   ['method', 'what it is', 'sets of the adapter', 'sets of the regularizers', 'source'],

@@ -31,6 +31,7 @@ function begin(name) {
 
 begin('import');
 const balora = await import('balora');
+const ops = await import('balora/ops');
 const { callAndFail, callBack } = await import('./failing_calls.mjs');
 balora.setNumThreads(1);
 
@@ -44,12 +45,11 @@ async function train(round) {
   const tokenizer = await balora.Tokenizer.fromPretrained(model.folder);
   begin('start');
   const data = await balora.Batches.create(balora.arrayRows(kRows), tokenizer, { batchSize: 2 });
-  const { adapter, regularizers } = balora.resolveMethod('balora', { adapter: { r: 4, loraAlpha: 4 } });
-  const tuned = await balora.AdapterModel.create(model, adapter);
+  const tuned = await balora.AdapterModel.create(model, { method: 'balora', r: 4, loraAlpha: 4 });
   const output = join(folder, `${round}`);
   const schedule = { maxSteps: 3, evalSteps: 1, saveSteps: 1, learningRate: 1e-3 };
   const callbacks = [({ type }) => type === 'step' && begin('callback')];
-  const trainer = new balora.Trainer({ tuned, data, evalData: data, regularizers, ...schedule, callbacks, output });
+  const trainer = new balora.Trainer({ tuned, data, evalData: data, ...schedule, callbacks, output });
   for await (const { type } of trainer.run()) begin(kNext[type]);
   tuned.dispose();
   model.dispose();
@@ -65,8 +65,8 @@ function inBackward() {
 
 /** One long kernel, and a promise that waits for it. */
 async function compute() {
-  const x = balora.randn([1024, 1024], { seed: 1 });
-  const products = Array.from({ length: 4 }, () => balora.matmul(x, x));
+  const x = ops.randn([1024, 1024], { seed: 1 });
+  const products = Array.from({ length: 4 }, () => ops.matmul(x, x));
   const promise = products[0].data();
   begin('kernel');
   await promise;
@@ -92,4 +92,4 @@ for (let round = 0; !returning; ++round) {
   await new Promise((resolve) => setImmediate(resolve)); // where nothing else waits, timers would starve
 }
 // What is read is never waited for: the environment ends by itself with it pending, or just settled.
-void balora.matmul(...[0, 1].map((seed) => balora.randn([256, 256], { seed }))).data();
+void ops.matmul(...[0, 1].map((seed) => ops.randn([256, 256], { seed }))).data();

@@ -4,7 +4,14 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { AdapterModel, AutoModelForCausalLM, arrayRows, Batches, resolveMethod, Tokenizer, Trainer } from 'balora';
+import {
+  AdapterModel,
+  AutoModelForCausalLM,
+  arrayRows,
+  Batches,
+  Tokenizer,
+  Trainer,
+} from 'balora';
 import { kPassageFormat, mobyDick, passages, split } from '../../../examples/demo/corpus.mjs';
 
 const kModel = fileURLToPath(new URL('../../../examples/demo/checkpoint', import.meta.url));
@@ -41,9 +48,9 @@ async function demoTrainer() {
     batchSize: 8,
     maxLength: 320,
   });
-  const { adapter, regularizers } = resolveMethod('balora', { adapter: { r: 8, targetModules: 'all-linear' } });
-  const tuned = await AdapterModel.create(await AutoModelForCausalLM.fromPretrained(kModel), adapter);
-  return new Trainer({ tuned, data, regularizers, learningRate: 1e-3, maxSteps: 100_000 });
+  const model = await AutoModelForCausalLM.fromPretrained(kModel);
+  const tuned = await AdapterModel.create(model, { method: 'balora', r: 8 });
+  return new Trainer({ tuned, data, learningRate: 1e-3, maxSteps: 100_000 });
 }
 
 async function nextStep(events) {

@@ -1,6 +1,7 @@
 // What three small pieces of work leave behind, to the byte and the tensor, in a process where nothing else was ever
 // made that a collector could free meanwhile. One JSON line.
-import { memoryStats, rmsNorm, scope, synchronize, tensor } from 'balora';
+import { memoryStats, scope, synchronize, tensor } from 'balora';
+import { rmsNorm } from 'balora/ops';
 
 const found = {};
 async function leaves(name, body) {

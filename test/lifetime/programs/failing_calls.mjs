@@ -1,6 +1,7 @@
 // Calls of every kind that can go wrong on the way back into JS: that take and give arrays, call back, fail at once, or
 // settle a promise with a failure.
-import { customOp, embedding, mul, reshape, scope, tensor } from 'balora';
+import { customOp, scope, tensor } from 'balora';
+import { embedding, mul, reshape } from 'balora/ops';
 
 const device = 'cpu'; // whatever the program's other work is on
 const x = tensor(Float32Array.of(1, 2, 3, 4, 5, 6), { requiresGrad: true, device });

@@ -7,7 +7,8 @@
 // LEAK: as many bytes are lost in each step, in a tensor and once more in the addon's own memory.
 import { readFileSync } from 'node:fs';
 import { getHeapStatistics } from 'node:v8';
-import { memoryStats, setNumThreads, synchronize, zeros } from 'balora';
+import { memoryStats, setNumThreads, synchronize } from 'balora';
+import { zeros } from 'balora/ops';
 import { native } from '../../../dist/native.js';
 import { makeStep } from './work.mjs';
 

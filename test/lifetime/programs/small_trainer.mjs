@@ -2,21 +2,17 @@
 import { fileURLToPath } from 'node:url';
 import {
   AdapterModel,
-  add,
   arrayRows,
   AutoModelForSeq2SeqLM,
   Batches,
   CausalLM,
   demoCheckpoint,
-  embedding,
-  Linear,
-  Module,
-  randn,
-  silu,
   setNumThreads,
   Tokenizer,
   Trainer,
 } from 'balora';
+import { Linear, Module } from 'balora/nn';
+import { add, embedding, randn, silu } from 'balora/ops';
 
 const kVocabulary = 31;
 const kWidth = 16;

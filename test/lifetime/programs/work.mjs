@@ -1,20 +1,8 @@
 // Work for the life-time programs: training of a small network with a frozen layer, its LoRA pair, a norm and a
 // cross-entropy, by AdamW; deterministic. On the device that BALORA_TEST_DEVICE names; if that is not the CPU, a tensor
 // goes over to the CPU and back in each step.
-import {
-  adamwStep,
-  crossEntropy,
-  linear,
-  matmul,
-  noGrad,
-  randn,
-  rmsNorm,
-  scope,
-  setDefaultDevice,
-  swiglu,
-  tensor,
-  zeros,
-} from 'balora';
+import { noGrad, scope, setDefaultDevice, tensor } from 'balora';
+import { adamwStep, crossEntropy, linear, matmul, randn, rmsNorm, swiglu, zeros } from 'balora/ops';
 
 const kDevice = process.env.BALORA_TEST_DEVICE ?? 'cpu';
 setDefaultDevice(kDevice);

@@ -2,7 +2,8 @@
 // space and memory of its own in MiB, and threads.
 import { readFileSync } from 'node:fs';
 import { isMainThread, parentPort, Worker } from 'node:worker_threads';
-import { matmul, randn, setNumThreads, synchronize } from 'balora';
+import { setNumThreads, synchronize } from 'balora';
+import { matmul, randn } from 'balora/ops';
 
 const kWorkers = 8;
 

@@ -1,0 +1,36 @@
+/** The preset of a method with a caller's settings over it: a method only fills in what was left open. */
+import { ArgumentError } from '../../errors.ts';
+import type { LoraConfigInput } from '../config.ts';
+import { METHOD_NAMES, METHODS, type MethodName } from './registry.ts';
+
+/** Refuses a name that no method has, as a program in JavaScript may give it. @throws ArgumentError with all names */
+export function checkMethodName(name: MethodName): void {
+  if (Object.hasOwn(METHODS, name)) return;
+  throw new ArgumentError(
+    `method must be one of ${METHOD_NAMES.join(', ')}, got ${JSON.stringify(name)}`,
+  );
+}
+
+/**
+ * The adapter's settings under a method's name; null for full fine-tuning, which has none.
+ * @throws ArgumentError on an unknown name, and for settings that full fine-tuning has no use for
+ */
+export function presetSettings(name: MethodName, given: LoraConfigInput): LoraConfigInput | null {
+  checkMethodName(name);
+  const settings = defined(given);
+  const preset = METHODS[name].adapter;
+  if (preset !== null) return { ...preset, ...settings };
+  if (Object.keys(settings).length > 0) {
+    throw new ArgumentError(
+      `method full trains every weight: ${Object.keys(settings).join(', ')} cannot be set`,
+    );
+  }
+  return null;
+}
+
+/** The entries that have a value. */
+export function defined<T extends object>(values: T): Partial<T> {
+  return Object.fromEntries(
+    Object.entries(values).filter(([, value]) => value !== undefined),
+  ) as Partial<T>;
+}

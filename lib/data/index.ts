@@ -1,0 +1,20 @@
+// `balora/data`: from rows to examples and micro-batches by hand; Batches and its like, which do all of it, are in `balora`.
+export { type CollateOptions, collate, type Segments } from './collate.ts';
+export { DelimitedFile, type DelimitedOptions } from './delimited.ts';
+export {
+  type Example,
+  encodeConversation,
+  encodePromptResponse,
+  supervisedCount,
+  truncate,
+} from './example.ts';
+export { GLUE_TASKS, type GlueTask, glueTask } from './glue.ts';
+export { JsonlFile, type JsonlOptions } from './jsonl.ts';
+export { ParquetFile } from './parquet.ts';
+export { kNamedTemplates, kRecipeTemplate, PromptTemplate } from './prompt_template.ts';
+export {
+  collateSeq2Seq,
+  encodeSeq2Seq,
+  type Seq2SeqExample,
+  type Seq2SeqLengths,
+} from './seq2seq_example.ts';

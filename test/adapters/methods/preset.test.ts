@@ -1,0 +1,98 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, it } from 'vitest';
+import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
+import { FullModel } from '../../../lib/adapters/full_model.ts';
+import type { AdapterMethodName } from '../../../lib/adapters/make_adapter.ts';
+import type { RegularizerOptions } from '../../../lib/train/regularizers.ts';
+import { resolveMethod } from '../../../lib/train/methods.ts';
+import { Trainer } from '../../../lib/train/trainer.ts';
+import { TinyModel, tinySource } from '../../support/tiny_model.ts';
+
+const kFolder = mkdtempSync(join(tmpdir(), 'balora-preset-'));
+afterAll(() => rmSync(kFolder, { recursive: true }));
+const create = (config: Parameters<typeof AdapterModel.create>[1]) =>
+  AdapterModel.create(new TinyModel(), config);
+const optionsOf = (tuned: AdapterModel | FullModel, regularizers?: RegularizerOptions) =>
+  new Trainer({ tuned, data: tinySource([]), ...(regularizers && { regularizers }) }).options;
+
+describe('method, one argument', () => {
+  it('brings the adapter of its preset, under the settings that are given', async () => {
+    const tuned = await create({ method: 'balora', r: 2, loraAlpha: 4 });
+    expect(tuned.config).toMatchObject({ r: 2, loraAlpha: 4, initLoraWeights: 'pissa' });
+    expect(tuned.method).toBe('balora');
+    const niter = await create({ method: 'balora', r: 2, initLoraWeights: 'pissa_niter_4' });
+    expect(niter.config.initLoraWeights).toBe('pissa_niter_4');
+    expect((await create({ method: 'dora', r: 2 })).config.useDora).toBe(true);
+    expect((await create({ r: 2 })).method).toBeNull();
+  });
+
+  it('brings the weights of its regularizers to the trainer', async () => {
+    const tuned = await create({ method: 'balora', r: 2 });
+    expect(optionsOf(tuned).regularizers).toEqual(resolveMethod('balora').regularizers);
+    expect(optionsOf(tuned).regularizers.consistencyWeight).toBe(0.025);
+    expect(optionsOf(await create({ r: 2 })).regularizers.consistencyWeight).toBe(0);
+  });
+
+  it('leaves the last word to the trainer', async () => {
+    const tuned = await create({ method: 'balora', r: 2 });
+    const { regularizers } = optionsOf(tuned, { svdWeight: 0, temperature: 3 });
+    expect(regularizers).toMatchObject({ consistencyWeight: 0.025, svdWeight: 0, temperature: 3 });
+    expect(optionsOf(tuned, { consistencyWeight: undefined }).regularizers.consistencyWeight).toBe(
+      0.025,
+    );
+  });
+
+  it('changes nothing that a run is known by', async () => {
+    const { adapter, regularizers } = resolveMethod('balora', { adapter: { r: 2 } });
+    const { method: _, ...plain } = adapter;
+    const before = await create(plain);
+    const now = await create({ method: 'balora', r: 2 });
+    expect(JSON.stringify(now.identity())).toBe(JSON.stringify(before.identity()));
+    expect(JSON.stringify(optionsOf(now))).toBe(JSON.stringify(optionsOf(before, regularizers)));
+  });
+
+  it('goes with the adapter that is active', async () => {
+    const tuned = await create({ method: 'balora', r: 2 });
+    await tuned.addAdapter('plain', { r: 2 });
+    await tuned.addAdapter('dora', { method: 'dora', r: 2 });
+    expect(tuned.method).toBe('balora');
+    tuned.setAdapter('plain');
+    expect(tuned.method).toBeNull();
+    expect(optionsOf(tuned).regularizers.consistencyWeight).toBe(0);
+    tuned.setAdapter('dora');
+    expect(tuned.method).toBe('dora');
+  });
+
+  it('is named again for an adapter out of a folder, which does not say it', async () => {
+    const path = join(kFolder, 'named');
+    await (await create({ method: 'balora', r: 2 })).savePretrained(path);
+    expect((await AdapterModel.fromPretrained(new TinyModel(), path)).method).toBeNull();
+    const tuned = await AdapterModel.fromPretrained(new TinyModel(), path, { method: 'balora' });
+    expect(optionsOf(tuned).regularizers.consistencyWeight).toBe(0.025);
+  });
+
+  it('of full fine-tuning is FullModel, and has no regularizers', () => {
+    const tuned = new FullModel(new TinyModel());
+    expect(tuned.method).toBe('full');
+    expect(optionsOf(tuned).regularizers).toEqual(resolveMethod('full').regularizers);
+  });
+
+  it('is refused where it is none, or has no adapter', async () => {
+    const unknown = 'dora2' as AdapterMethodName;
+    await expect(create({ method: unknown })).rejects.toThrow(
+      'method must be one of lora, rslora, dora, pissa, balora, full, got "dora2"',
+    );
+    const full = 'full' as AdapterMethodName;
+    await expect(create({ method: full })).rejects.toThrow(
+      'method full has no adapter: train every weight with new FullModel(model)',
+    );
+    await expect(create({ method: full, r: 4 })).rejects.toThrow('method full');
+    const path = join(kFolder, 'plain');
+    await (await create({ r: 2 })).savePretrained(path);
+    await expect(
+      AdapterModel.fromPretrained(new TinyModel(), path, { method: unknown }),
+    ).rejects.toThrow('method must be one of');
+  });
+});

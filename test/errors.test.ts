@@ -1,0 +1,118 @@
+// Every code is reachable, by way of the public functions, and docs/errors.md has a row for each.
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, it } from 'vitest';
+import { customOp } from '../lib/autograd.ts';
+import { BaloraError, type ErrorCode, errorFromCode } from '../lib/errors.ts';
+import { gradcheck } from '../lib/gradcheck.ts';
+import { diskError } from '../lib/io/files.ts';
+import { resolveModel } from '../lib/io/hub.ts';
+import { SafetensorsFile, saveSafetensors } from '../lib/io/safetensors.ts';
+import { div, mul, zeros } from '../lib/ops/index.ts';
+import { setAnomalyMode, setMemoryLimit, synchronize } from '../lib/runtime.ts';
+import { type Tensor, tensor } from '../lib/tensor.ts';
+import { notFinite } from '../lib/train/failure.ts';
+
+const kFolder = mkdtempSync(join(tmpdir(), 'balora-errors-'));
+afterAll(() => rmSync(kFolder, { recursive: true }));
+
+const wrongSquare = (x: Tensor) =>
+  customOp(
+    {
+      name: 'square',
+      forward: ([t]) => ({ outputs: [mul(t as Tensor, t as Tensor)], saved: null }),
+      backward: ([dy]) => [dy as Tensor],
+    },
+    [x],
+  );
+
+/** A failure of each kind, and how its message ends. */
+const kWays: Record<ErrorCode, [fail: () => unknown, end: RegExp]> = {
+  ERR_ARGUMENT: [() => tensor([[1], [1, 2]]), /ragged$/],
+  ERR_UNSUPPORTED: [() => tensor([1], { device: 'abacus' }), /abacus/],
+  ERR_FORMAT: [
+    () => {
+      writeFileSync(join(kFolder, 'damaged'), 'no tensors');
+      return SafetensorsFile.open(join(kFolder, 'damaged'));
+    },
+    /damaged/,
+  ],
+  ERR_OUT_OF_MEMORY: [
+    async () => {
+      setMemoryLimit(2 ** 20);
+      try {
+        await zeros([1000, 1000]).data();
+      } finally {
+        setMemoryLimit(0);
+      }
+    },
+    /^full: out of memory: 4000000 bytes wanted.*; use a smaller batch/,
+  ],
+  ERR_NOT_FINITE: [
+    async () => {
+      const before = setAnomalyMode(true);
+      try {
+        div(tensor([1]), tensor([0]));
+        await synchronize();
+      } finally {
+        setAnomalyMode(before);
+      }
+    },
+    /^div: made a value that is not finite.*; lower the learning rate/,
+  ],
+  ERR_DISK_FULL: [
+    () => {
+      throw diskError('file', Object.assign(new Error('full'), { code: 'ENOSPC' }));
+    },
+    /no space left on the disk \(ENOSPC\); free space, or write to another place$/,
+  ],
+  ERR_IO: [
+    () => saveSafetensors(join(kFolder, 'nowhere', 'file'), { x: tensor([1]) }),
+    /cannot be created: .*; check that the folder exists/,
+  ],
+  ERR_NETWORK: [
+    () => resolveModel('nobody/nothing', { offline: true, cacheDir: kFolder }),
+    /offline mode is on; check the connection/,
+  ],
+  ERR_GRADIENT: [
+    () => gradcheck(wrongSquare, [tensor([1, 2], { dtype: 'f64' })]),
+    /mend the backward function/,
+  ],
+  ERR_NATIVE: [
+    () => {
+      throw errorFromCode('ERR_OF_A_LATER_ADDON', 'a kernel failed');
+    },
+    /^a kernel failed$/,
+  ],
+};
+
+describe('every code', () => {
+  it.each(Object.entries(kWays))('%s comes up, and says what to do', async (code, [fail, end]) => {
+    const error = await (async () => fail())().then(
+      () => expect.unreachable(),
+      (thrown: unknown) => thrown,
+    );
+    expect(error).toBeInstanceOf(BaloraError);
+    expect(error).toMatchObject({ code, message: expect.stringMatching(end) });
+  });
+
+  it('has a row in docs/errors.md', () => {
+    const page = readFileSync('docs/errors.md', 'utf8');
+    const rows = [...page.matchAll(/^\| `(ERR_\w+)` \|/gm)].map(([, code]) => code);
+    expect(rows).toEqual(Object.keys(kWays));
+  });
+});
+
+it('a step that diverged has a code of its own', () => {
+  const error = notFinite(3, { taskLoss: Number.NaN, values: {} } as never, 1);
+  expect(error).toMatchObject({
+    code: 'ERR_NOT_FINITE',
+    message: expect.stringMatching(/^step 3: not finite \(taskLoss NaN.*after step 2; lower/),
+  });
+});
+
+it('advice stands on the first line, before the place of the call', () => {
+  const { message } = errorFromCode('ERR_OUT_OF_MEMORY', 'op: out of memory\n  enqueued at x');
+  expect(message).toMatch(/^op: out of memory; use .*\n {2}enqueued at x$/);
+});

@@ -1,0 +1,163 @@
+// The public names: how many there are, that each says what it is, and that a page tells of it. docs/public-names.md lists them
+// all and is written from here: `npm run gen:exports`.
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import ts from 'typescript';
+import { describe, expect, it } from 'vitest';
+
+const kRoot = fileURLToPath(new URL('../..', import.meta.url));
+const kList = 'public-names.md';
+const kMostValues = 80;
+const kMostTypes = 120;
+
+interface Manifest {
+  exports: Record<string, string | { types: string; default: string }>;
+}
+const manifest = JSON.parse(readFileSync(join(kRoot, 'package.json'), 'utf8')) as Manifest;
+
+/** The entries of package.json that are code: `balora`, `balora/ops`, ... with the sources they are built from. */
+const kEntries = Object.entries(manifest.exports).flatMap(([path, files]) =>
+  typeof files === 'string'
+    ? []
+    : [{ name: path.replace('.', 'balora'), files, source: sourceOf(files.default) }],
+);
+
+function sourceOf(built: string): string {
+  return built.replace('./dist/', 'lib/').replace(/\.js$/, '.ts');
+}
+
+interface Export {
+  readonly entry: string;
+  readonly name: string;
+  /** Whether it is there at run time. */
+  readonly isValue: boolean;
+  /** The file that declares it. */
+  readonly declared: string;
+  /** Its doc comment as text, links as code. */
+  readonly doc: string;
+}
+
+/** Whether an export specifier, or the declaration it stands in, says `type`. */
+function isTypeOnly(symbol: ts.Symbol): boolean {
+  const specifier = symbol.declarations?.find(ts.isExportSpecifier);
+  return specifier !== undefined && (specifier.isTypeOnly || specifier.parent.parent.isTypeOnly);
+}
+
+function exportsOf(sources: readonly { name: string; source: string }[]): Export[] {
+  const config = ts.readConfigFile(join(kRoot, 'tsconfig.json'), ts.sys.readFile).config;
+  const { options } = ts.parseJsonConfigFileContent(config, ts.sys, kRoot);
+  const program = ts.createProgram(
+    sources.map(({ source }) => join(kRoot, source)),
+    options,
+  );
+  const checker = program.getTypeChecker();
+  return sources.flatMap(({ name: entry, source }) => {
+    const file = program.getSourceFile(join(kRoot, source)) as ts.SourceFile;
+    const module = checker.getSymbolAtLocation(file) as ts.Symbol;
+    return checker.getExportsOfModule(module).map((exported) => {
+      const alias = (exported.flags & ts.SymbolFlags.Alias) !== 0;
+      const symbol = alias ? checker.getAliasedSymbol(exported) : exported;
+      const isValue = (symbol.flags & ts.SymbolFlags.Value) !== 0 && !isTypeOnly(exported);
+      const declared = symbol.declarations?.[0]?.getSourceFile().fileName ?? '';
+      const parts = ts.displayPartsToString(symbol.getDocumentationComment(checker));
+      const doc = parts.replace(/\{@link ([\w.]+)[^}]*\}/g, '`$1`').replace(/\s+/g, ' ');
+      return { entry, name: exported.name, isValue, doc: doc.trim(), declared };
+    });
+  });
+}
+
+const byName = (a: Export, b: Export): number =>
+  a.name.toLowerCase() < b.name.toLowerCase() ? -1 : 1;
+const all = exportsOf(kEntries).sort(byName);
+const of = (entry: string, isValue: boolean): Export[] =>
+  all.filter((one) => one.entry === entry && one.isValue === isValue);
+const names = (exports: readonly Export[]): string[] => exports.map(({ name }) => name);
+
+/** What the hand-written pages set as code: blocks, and words between backticks. */
+const pages = readdirSync(join(kRoot, 'docs'))
+  .filter((name) => name.endsWith('.md') && name !== kList)
+  .map((name) => readFileSync(join(kRoot, 'docs', name), 'utf8'));
+const code = pages
+  .flatMap((text) => text.match(/^```[\s\S]*?^```|`[^`\n]+`/gm) ?? [])
+  .join('\n')
+  .match(/\w+/g);
+const named = new Set(code);
+
+describe('the root', () => {
+  it('has few names', () => {
+    expect(of('balora', true).length).toBeLessThanOrEqual(kMostValues);
+    expect(of('balora', false).length).toBeLessThanOrEqual(kMostTypes);
+    expect(of('balora', true).length).toBeGreaterThan(40); // the count counts
+    expect(of('balora', false).length).toBeGreaterThan(40);
+  });
+
+  it('has no value that no page tells of', () => {
+    expect(names(of('balora', true)).filter((name) => !named.has(name))).toEqual([]);
+  });
+});
+
+describe('every entry', () => {
+  it('has a doc comment for each name', () => {
+    const silent = all.filter(({ doc }) => !/[.:]/.test(doc) || /^See\b/.test(doc));
+    expect(names(silent)).toEqual([]);
+  });
+
+  it('has its own names: none means two things, and no value is in two places', () => {
+    const first = new Map(all.map((one) => [one.name, one]));
+    const clashes = all.filter((one) => {
+      const other = first.get(one.name) as Export;
+      return one.declared !== other.declared || (one.isValue && other.isValue && one !== other);
+    });
+    expect(names(clashes)).toEqual([]);
+  });
+
+  it('loads, with the values that its types promise', async () => {
+    for (const { name, source } of kEntries) {
+      const module = (await import(join(kRoot, source))) as Record<string, unknown>;
+      expect(Object.keys(module).sort(), name).toEqual(names(of(name, true)).sort());
+    }
+  });
+
+  it('has its types beside it', () => {
+    for (const { files } of kEntries) {
+      expect(files.types).toBe(files.default.replace(/\.js$/, '.d.ts'));
+    }
+  });
+
+  it('stands in the list of names', async () => {
+    await expect(page()).toMatchFileSnapshot(join(kRoot, 'docs', kList));
+  });
+});
+
+/** A doc comment's first sentence, fit for a cell of a table. */
+function summary({ doc }: Export): string {
+  const [sentence = doc] = doc.match(/^.*?[.:](?=\s+[A-Z`(]|$)/) ?? [];
+  return sentence.replaceAll('|', '\\|').replaceAll('<', '\\<');
+}
+
+function table(exports: readonly Export[]): string {
+  const rows = exports.map((one) => `| \`${one.name}\` | ${summary(one)} |`);
+  return ['| name | what it is |', '| --- | --- |', ...rows].join('\n');
+}
+
+function page(): string {
+  const sections = kEntries.map(({ name }) => {
+    const [values, types] = [of(name, true), of(name, false)];
+    return [
+      `## ${name}`,
+      `${values.length} values`,
+      table(values),
+      `${types.length} types`,
+      table(types),
+    ].join('\n\n');
+  });
+  return `# Public names
+
+Every name that the package exports, by entry, with the first sentence of its doc comment. Written from these by
+\`npm run gen:exports\`; the pages of [the documentation](README.md) tell how they are used, and \`npm run docs\` writes the full
+reference. What is not here is internal and may change at any time.
+
+${sections.join('\n\n')}
+`;
+}
