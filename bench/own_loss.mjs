@@ -6,24 +6,22 @@ import { parseArgs } from 'node:util';
 import {
   AdapterModel,
   AutoModelForCausalLM,
-  add,
   Batches,
-  consistencyLoss,
-  crossEntropy,
-  diversityLoss,
-  fusedSvdLoss,
-  HeadGram,
-  headLogits,
-  headLosses,
-  indexSelect,
   kIgnoredTarget,
-  mul,
   openRows,
-  svdLoss,
   Tokenizer,
   Trainer,
   tensor,
 } from 'balora';
+import {
+  consistencyLoss,
+  diversityLoss,
+  fusedSvdLoss,
+  HeadGram,
+  headLogits,
+  svdLoss,
+} from 'balora/losses';
+import { add, crossEntropy, headLosses, indexSelect, mul } from 'balora/ops';
 
 const { values: options } = parseArgs({
   options: {

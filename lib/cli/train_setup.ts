@@ -44,7 +44,8 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
     runConfig: toConfig({ ...kTrainDefaults, ...settings }),
   };
   // Bad options are refused before a model is loaded.
-  resolveOptions({ ...training, ...pick(settings, ['evalData']) }, task.task.name);
+  const { regularizers } = method;
+  resolveOptions({ ...training, regularizers, ...pick(settings, ['evalData']) }, task.task.name);
   return {
     task: task.task.name,
     method,

@@ -77,7 +77,10 @@ export const addedFile = ({ comment }: Block): string | undefined =>
 
 /** Whether a block is JavaScript that a reader runs. */
 export const isProgram = (block: Block): boolean =>
-  ['js', 'ts'].includes(block.language) && !addedFile(block) && !excerptOf(block);
+  ['js', 'ts'].includes(block.language) &&
+  block.comment !== 'fragment' &&
+  !addedFile(block) &&
+  !excerptOf(block);
 
 /**
  * The programs of a page. A block that imports nothing continues the one above; so does one that the page says it of:
