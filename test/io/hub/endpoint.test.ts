@@ -138,13 +138,15 @@ describe('a token', () => {
       return true;
     };
     expect(await messageOf(ask())).toMatch(
-      /commit of main: status 403, no \[2J to Bearer \(the token\)$/,
+      /commit of main: status 403, no \[2J to Bearer \(the token\); check the connection/,
     );
     hub.intercept = (_path, response) => {
       response.writeHead(404, { 'x-error-message': `${kToken} ${'x'.repeat(1000)}` }).end('<html>');
       return true;
     };
-    expect(await messageOf(ask())).toMatch(/status 404, \(the token\) x{150,200}\.\.\.$/);
+    expect(await messageOf(ask())).toMatch(
+      /status 404, \(the token\) x{150,200}\.\.\.; check the connection/,
+    );
   });
 
   it('does not follow a redirect to another origin', async () => {
