@@ -1,4 +1,4 @@
-/** Option tables on commander's commands: flags in, checked values out. */
+/** Option tables on commander's commands: each option becomes a flag, and the flags' values are checked. */
 import { type Command, Option as Flag } from 'commander';
 import { METHODS } from '../adapters/methods/registry.ts';
 import { ArgumentError } from '../errors.ts';
@@ -14,11 +14,11 @@ import { readConfigFile } from './config_file.ts';
 import { checkConfig, checkFlags, requireAll } from './option_table.ts';
 
 interface TableOptions {
-  /** Offer --config FILE. */
+  /** Whether the command has --config FILE. */
   config?: boolean;
 }
 
-/** Adds a flag for every option; a switch can also be switched off (`--no-packing`), over a configuration file. */
+/** Adds a flag for every option; a switch also gets one that switches it off (`--no-packing`), to override a file. */
 export function addOptions(
   command: Command,
   table: OptionTable,
@@ -49,7 +49,7 @@ function flagsOf(key: string, option: Option): Flag[] {
   return [new Flag(`--${name} <${placeholder}>`, text).helpGroup(heading)];
 }
 
-/** Refuses the name under which other programs have an option, with ours. */
+/** Refuses a name that other programs use for an option, and suggests the name that it has here. */
 function refuseAlias(command: Command, alias: string, name: string): void {
   command.addOption(new Flag(`--${alias} [value]`).hideHelp());
   command.on(`option:${alias}`, () => {
@@ -57,7 +57,7 @@ function refuseAlias(command: Command, alias: string, name: string): void {
   });
 }
 
-/** The default, behind the help: that of a language model, and where another task has another. */
+/** The default for the help page, `(default: ...)`: that of language models, followed by those of tasks where it differs. */
 function hint(key: string, option: Option): string {
   if (option.required) return ' (required)';
   const standard = shownDefault(key, option);
@@ -68,7 +68,7 @@ function hint(key: string, option: Option): string {
   return ` (default: ${standard}${others.join('')})`;
 }
 
-/** Options whose default a method's preset decides. */
+/** Options whose default depends on the preset of the chosen method. */
 const kPresets = new Set(
   Object.values(METHODS).flatMap(({ adapter, regularizers = {} }) => [
     ...Object.keys(adapter ?? {}),
@@ -76,12 +76,12 @@ const kPresets = new Set(
   ]),
 );
 
-/** The default of an option, whatever the method; undefined: there is no such value. */
+/** The default of an option if it is the same for every method, else undefined. */
 function shownDefault(key: string, option: Option): unknown {
   return kPresets.has(key) ? undefined : (defaultOf(option) ?? undefined);
 }
 
-/** The same of all options of a table. */
+/** The defaults of all options of a table, by name; undefined for those that depend on the method. */
 export function shownDefaults(table: OptionTable): Record<string, unknown> {
   return Object.fromEntries(
     Object.entries(table).map(([key, option]) => [key, shownDefault(key, option)]),
@@ -89,7 +89,7 @@ export function shownDefaults(table: OptionTable): Record<string, unknown> {
 }
 
 /**
- * The values of a parsed command: flags over the configuration file.
+ * The values of a parsed command, where a flag takes precedence over the configuration file.
  * @throws ArgumentError naming the flag or key that is wrong or missing
  */
 export async function readOptions<T extends OptionTable>(

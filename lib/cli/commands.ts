@@ -1,4 +1,4 @@
-/** The commands, in the order of the help. */
+/** The list of commands, in the order in which the help shows them. */
 import { addEvaluate } from './evaluate_command.ts';
 import { addInspect } from './inspect_command.ts';
 import { addMerge } from './merge_command.ts';

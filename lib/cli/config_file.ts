@@ -4,7 +4,7 @@ import { parseDocument } from 'yaml';
 import { ArgumentError, FormatError } from '../errors.ts';
 
 /**
- * Reads a configuration file; JSON is read as YAML, of which it is a part.
+ * Reads a configuration file. JSON goes through the YAML parser too, since YAML includes it.
  * @throws FormatError naming file, line and column; ArgumentError if there is no such file
  */
 export async function readConfigFile(path: string): Promise<Record<string, unknown>> {
@@ -16,7 +16,7 @@ export async function readConfigFile(path: string): Promise<Record<string, unkno
     const reason = code === 'ENOENT' ? 'no such file' : message;
     throw new ArgumentError(`cannot read the configuration ${path}: ${reason}`);
   }
-  // prettyErrors gives line and column; uniqueKeys (the default) refuses a key given twice.
+  // With prettyErrors, messages give line and column; uniqueKeys (on by default) refuses a key that is given twice.
   const document = parseDocument(text, { prettyErrors: true });
   const [error] = document.errors;
   if (error) {

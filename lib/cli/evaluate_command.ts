@@ -1,4 +1,4 @@
-/** `balora evaluate`: held-out numbers of a model, with or without an adapter. */
+/** `balora evaluate`: computes metrics of a model on held-out data, with or without an adapter. */
 import type { Command } from 'commander';
 import { setNumThreads } from '../runtime.ts';
 import { addOptions, readOptions } from './command_options.ts';

@@ -3,7 +3,7 @@ import { onOff, text, whole } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { kExampleOptions, kLabelOptions, kModelOptions, kTaskOption } from './train_options.ts';
 
-/** Examples of a batch where nothing is said. */
+/** The number of examples in a batch where the user gives none. */
 export const kEvalBatchSize = 8;
 
 export const kEvaluateOptions = {

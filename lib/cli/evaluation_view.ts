@@ -1,10 +1,10 @@
-/** Evaluations as text: one line for progress, several for `evaluate`. */
+/** Evaluation results as text: one line for progress, several lines for `evaluate`. */
 import type { ClassificationMetrics } from '../eval/metrics.ts';
 import type { ClassifierEvaluation, EvaluationResult } from '../train/types.ts';
 import { fixed, formatSeconds } from './terminal.ts';
 import { textTable } from './text_table.ts';
 
-/** A line of numbers, the loss first. */
+/** One line with an evaluation's numbers, the loss first. */
 export function evaluationLine(result: EvaluationResult | ClassifierEvaluation): string {
   const parts = [`loss ${result.loss.toFixed(4)}`];
   if ('metrics' in result) {
@@ -17,8 +17,8 @@ export function evaluationLine(result: EvaluationResult | ClassifierEvaluation):
 }
 
 /**
- * A classifier's numbers, with recall by class and the confusion matrix where there is one.
- * @param names of the classes, by id
+ * A classifier's numbers as text, with the recall of each class and the confusion matrix where there is one.
+ * @param names names of the classes, by id
  */
 export function classifierText(
   result: ClassifierEvaluation,

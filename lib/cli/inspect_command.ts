@@ -1,4 +1,4 @@
-/** `balora inspect`: the tensors of a model or adapter, or the tokens of an example. */
+/** `balora inspect`: shows the tensors of a model or adapter, or the tokens of an example. */
 import type { Command } from 'commander';
 import { supervisedCount, truncate } from '../data/example.ts';
 import { chooseFormat } from '../data/example_format.ts';

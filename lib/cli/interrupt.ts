@@ -1,18 +1,21 @@
 /**
- * Ctrl-C, a polite kill and a terminal that hangs up: the first asks the command to stop where it can go on later, the second
- * ends the process.
+ * Handling of SIGINT (Ctrl-C), SIGTERM and SIGHUP: the first signal asks the command to stop at a point from which it can be
+ * resumed, the second ends the process.
  */
 import { constants } from 'node:os';
 
 const kSignals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 type InterruptSignal = (typeof kSignals)[number];
 
-/** npx and npm run pass a signal on that the terminal has sent to balora as well: within this time it is the same one. */
+/**
+ * The time within which a repeated signal counts as the same one: npx and npm run forward a signal that the terminal has
+ * already sent to balora itself.
+ */
 const kEchoMs = 250;
-/** As shells have it: an exit code above this is that of a signal. */
+/** The base of exit codes for signals, as shells define it: a process ended by signal n exits with 128 + n. */
 const kSignalCodes = 128;
 
-/** Why a command was stopped: the reason of its AbortSignal. */
+/** The reason of a command's AbortSignal when a signal of the operating system stopped it. */
 export class Interrupt extends Error {
   /** 128 + the number of the signal. */
   readonly exitCode: number;
@@ -24,15 +27,18 @@ export class Interrupt extends Error {
   }
 }
 
-/** The interrupt that an error is, or that it was thrown for by one of Node's functions; null: it is another error. */
+/**
+ * The interrupt behind an error: the error itself, or its cause where one of Node's functions threw it; null for any
+ * other error.
+ */
 export function interruptOf(error: unknown): Interrupt | null {
   if (error instanceof Interrupt) return error;
   return error instanceof Error && error.cause instanceof Interrupt ? error.cause : null;
 }
 
 /**
- * Runs `work` with a signal that aborts at the first interrupt, with an {@link Interrupt} as its reason.
- * @param onFirst tells the user what happens now
+ * Runs `work` with an AbortSignal that aborts at the first interrupt, with an {@link Interrupt} as its reason.
+ * @param onFirst called at the first interrupt, to inform the user
  */
 export async function abortable<T>(
   work: (signal: AbortSignal) => Promise<T>,
@@ -47,7 +53,7 @@ export async function abortable<T>(
       onFirst();
       return;
     }
-    // One hang-up may come twice, from the shell and from the kernel: nobody is impatient.
+    // The shell and the kernel may both send SIGHUP when a terminal closes, so a second one does not end the process.
     const echo = name === first.name && performance.now() - first.at < kEchoMs;
     if (name !== 'SIGHUP' && !echo) process.exit(new Interrupt(name).exitCode);
   };

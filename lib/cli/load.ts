@@ -1,4 +1,4 @@
-/** Loading for the commands: data, model with tokenizer, and what is tuned of it. */
+/** Loading shared by the commands: data files, models with their tokenizers, and adapters. */
 import { openRows } from '../data/open_rows.ts';
 import type { RowSource } from '../data/rows.ts';
 import { resolveModel } from '../io/hub.ts';
@@ -7,17 +7,17 @@ import { Tokenizer } from '../text/tokenizer.ts';
 import type { Progress } from './progress.ts';
 import { kTrainDefaults, type TrainSettings } from './train_options.ts';
 
-/** Rows below which encoding is over before anyone wonders. */
+/** The number of rows below which reading is too quick for progress messages. */
 const kRowsWorthALine = 20_000;
 
-/** What is said of a data file itself. */
+/** Options for opening a data file. */
 export interface DataOptions {
-  /** Its columns, where it has no header. */
+  /** Names of the columns, for a file that has no header. */
   readonly columns: readonly string[] | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
-/** A data file as rows. */
+/** Opens a data file as a source of rows. */
 export function openData(path: string, { columns, signal }: DataOptions): Promise<RowSource> {
   return openRows(path, {
     ...(columns === undefined ? {} : { columns }),
@@ -25,13 +25,13 @@ export function openData(path: string, { columns, signal }: DataOptions): Promis
   });
 }
 
-/** The options of data that the commands fill in themselves. */
+/** The callbacks, passed when data is opened, that report warnings and progress to the user. */
 export interface TellingOptions {
   readonly onWarning: (warning: { readonly message: string }) => void;
   readonly onProgress: (rowsRead: number, rows: number) => void;
 }
 
-/** A data file as micro-batches; warnings and slow progress go to the user. */
+/** Opens a data file and makes micro-batches from it; warnings and the progress of slow reads are shown to the user. */
 export async function openBatches<B>(
   path: string,
   make: (rows: RowSource, telling: TellingOptions) => Promise<B>,
@@ -55,13 +55,13 @@ export async function openBatches<B>(
   }
 }
 
-/** How a model is loaded. */
+/** The options of loading a model that the commands pass on. */
 export type ModelLoadOptions = Pick<
   FromPretrainedOptions,
   'dtype' | 'device' | 'trainable' | 'ignoreKeys' | 'onDownload' | 'onProgress'
 >;
 
-/** What the settings say of it; files that come from the Hub are told. */
+/** The loading options that follow from the settings; downloads from the Hub and loading progress are shown to the user. */
 export function loadOptions(
   settings: Pick<TrainSettings, 'dtype' | 'device' | 'ignoreKeys'>,
   progress: Progress,
@@ -75,8 +75,8 @@ export function loadOptions(
 }
 
 /**
- * The folder of a model of some task, and its tokenizer.
- * @param check refuses what is no such model: what a model is comes before what its tokenizer lacks
+ * Finds the folder of a model, downloading it if necessary, and loads its tokenizer.
+ * @param check refuses a model of the wrong kind; called before the tokenizer is loaded, so that its error comes first
  */
 export async function openModel(
   path: string,
@@ -88,7 +88,7 @@ export async function openModel(
   return { folder, tokenizer: await Tokenizer.fromPretrained(folder) };
 }
 
-/** An adapter; what is to be known of it is told. */
+/** Shows the warnings of a loaded adapter or model to the user, and returns it. */
 export function warned<T extends { warnings: readonly string[] }>(tuned: T, progress: Progress): T {
   for (const warning of tuned.warnings) progress.warn(warning);
   return tuned;

@@ -5,6 +5,6 @@ import { outliveReader } from './terminal.ts';
 
 const { stdout, stderr } = process;
 for (const stream of [stdout, stderr]) outliveReader(stream);
-// Loaded in there: where there is no binary for the machine, that is a message like others.
+// The commands are imported lazily, so that a missing native binary for this machine becomes an ordinary error message.
 const commands = async () => (await import('./commands.ts')).kCommands;
 process.exitCode = await runCli(process.argv.slice(2), { stdout, stderr }, commands);

@@ -1,4 +1,4 @@
-/** `balora merge`: an adapter folded into its base, as a model folder of its own. */
+/** `balora merge`: merges an adapter into its base model and writes the result as a model folder. */
 import type { Command } from 'commander';
 import { AdapterModel } from '../adapters/adapter_model.ts';
 import { saveMerged } from '../adapters/merge.ts';
@@ -72,7 +72,7 @@ export const addMerge: CommandModule = (program, context, run) => {
   );
 };
 
-/** What a killed merge left is taken away; a folder that holds anything else is not touched. */
+/** Removes temporary files that a killed merge left behind, and refuses a folder that holds anything else. */
 async function refuseFullFolder(folder: string): Promise<void> {
   const names = await folderNames(folder);
   if (names.every(isStray)) return removeTemporaries(folder);

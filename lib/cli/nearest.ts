@@ -1,6 +1,6 @@
-/** "Did you mean": the name most like one that does not exist. */
+/** Suggestions for unknown names: the known name that is most similar. */
 
-/** Edits (insert, delete, replace, swap neighbours) between two words. */
+/** The number of edits (insertion, deletion, replacement, swap of neighbours) that separate two words. */
 export function editDistance(a: string, b: string): number {
   let beforeLast: number[] = [];
   let last = Array.from({ length: b.length + 1 }, (_, j) => j);
@@ -22,13 +22,13 @@ export function editDistance(a: string, b: string): number {
 
 const at = (row: readonly number[], j: number) => row[j] as number;
 
-/** ` (did you mean "x"?)`, or nothing where no name is alike. */
+/** The text ` (did you mean "x"?)` for the most similar known name, or an empty text where none is similar. */
 export function nearest(name: string, known: readonly string[]): string {
   const plain = name.toLowerCase().replaceAll('_', '-');
   let best: string | null = null;
   let bestDistance = Math.max(2, Math.floor(plain.length / 2)) + 1;
   for (const candidate of known) {
-    // A part of the name counts as close: `alpha` means `lora-alpha`.
+    // A component of a name counts as similar to it, so `alpha` suggests `lora-alpha`.
     const isPart = candidate.split('-').includes(plain) || candidate.startsWith(`${plain}-`);
     const distance = isPart ? 1.5 : editDistance(plain, candidate);
     if (distance < bestDistance) {

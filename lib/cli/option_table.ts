@@ -1,6 +1,6 @@
 /**
- * Options of the command line: values are layered, command line over configuration file. What neither gives stays undefined, and
- * the default of the option's entry holds.
+ * Values of options from the command line and from a configuration file, the command line first. An option that neither of them
+ * gives stays undefined, and its declared default applies.
  */
 import { ArgumentError } from '../errors.ts';
 import {
@@ -17,21 +17,22 @@ import { nearest } from './nearest.ts';
 /** The key of a configuration file that names a JSON schema for editors. */
 const kSchemaKey = '$schema';
 
-/** The options that have a flag: a program's own have none. */
+/** The options of a table that have a flag; those marked as only for programs have none. */
 export function withFlags<T extends OptionTable>(table: T): T {
   const entries = Object.entries(table).filter(([, { only }]) => only !== 'library');
   return Object.fromEntries(entries) as T;
 }
 
-/** The options that a configuration file may have. */
+/** The options that may stand in a configuration file. */
 export function fileOptions(table: OptionTable): Record<string, Option> {
   return Object.fromEntries(Object.entries(table).filter(([, { only }]) => only === undefined));
 }
 
 /**
- * Checks the values of a configuration file. Keys are the flags' names without dashes in front; transformers' and PEFT's
- * spelling with underscores is the same key.
- * @throws ArgumentError naming file, key and, for a key that does not exist, the one that is meant or most like it
+ * Checks the values of a configuration file. Keys are the flags' names without the leading dashes; the spelling with
+ * underscores, as in transformers and PEFT, is accepted as well.
+ * @throws ArgumentError naming file and key; for an unknown key it suggests the option that goes by that name elsewhere, or the
+ *   most similar one
  */
 export function checkConfig<T extends OptionTable>(
   table: T,
@@ -50,14 +51,17 @@ export function checkConfig<T extends OptionTable>(
     if (Object.hasOwn(values, key)) {
       throw new ArgumentError(`${path}: "${kebab(key)}" is given in two spellings`);
     }
-    if (given === null) continue; // "key:" without a value in YAML
+    if (given === null) continue; // In YAML, "key:" without a value reads as null and counts as not given.
     const read = option.fromFile ? option.fromFile(given) : given;
     values[key] = checkValue(`${path}: ${name}`, option, read);
   }
   return values as ValuesOf<T>;
 }
 
-/** ` (did you mean "x"?)`: the option that people know by this name, else the one most like it; nothing where none is. */
+/**
+ * The text ` (did you mean "x"?)` with the option that declares this name as an alias, else the most similar one; empty where
+ * there is neither.
+ */
 export function didYouMean(name: string, table: OptionTable): string {
   const meant = optionCalled(name, table);
   return meant === null
@@ -66,7 +70,7 @@ export function didYouMean(name: string, table: OptionTable): string {
 }
 
 /**
- * Checks the command line's values: text of each flag (true for a switch), by camel-case key.
+ * Checks the values of the command line: the text of each flag (true for a switch), by camel-case key.
  * @throws ArgumentError naming the flag
  */
 export function checkFlags<T extends OptionTable>(
@@ -81,12 +85,15 @@ export function checkFlags<T extends OptionTable>(
   return Object.fromEntries(values) as ValuesOf<T>;
 }
 
-/** `learningRate` -> `--learning-rate`. */
+/** The flag of an option's key: `learningRate` becomes `--learning-rate`. */
 export function flagOf(key: string): string {
   return `--${kebab(key)}`;
 }
 
-/** @throws ArgumentError naming the first required option that is missing */
+/**
+ * Checks that every required option has a value.
+ * @throws ArgumentError naming the first required option that is missing
+ */
 export function requireAll(table: OptionTable, values: Readonly<Record<string, unknown>>): void {
   for (const [key, { required, help }] of Object.entries(table)) {
     if (required && values[key] === undefined) {
@@ -95,7 +102,7 @@ export function requireAll(table: OptionTable, values: Readonly<Record<string, u
   }
 }
 
-/** Values by kebab-case key, as a configuration file would hold them: null, where it was chosen, is `none` there. */
+/** Values by kebab-case key, in the form of a configuration file: a null that was chosen is written as `none`. */
 export function toConfig(values: Readonly<Record<string, unknown>>): Record<string, unknown> {
   return Object.fromEntries(
     Object.entries(values)
@@ -104,12 +111,12 @@ export function toConfig(values: Readonly<Record<string, unknown>>): Record<stri
   );
 }
 
-/** A list of names that may be one text. */
+/** A list of names, where a single text becomes a list of one. */
 export function listOf(value: string | string[] | undefined): string[] | undefined {
   return typeof value === 'string' ? [value] : value;
 }
 
-/** The given keys that have a value. */
+/** A copy of the object with those of the given keys that have a value. */
 export function pick<T extends object, const K extends keyof T>(
   from: T,
   keys: readonly K[],

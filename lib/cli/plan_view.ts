@@ -1,11 +1,11 @@
-/** What a run would be, for `--dry-run`: exact counts, measured memory and time. */
+/** The text of `--dry-run`: exact counts of a planned run, with measured memory and time. */
 import type { DataStatistics } from '../data/batches.ts';
 import type { LabelledStatistics } from '../data/labelled_batches.ts';
 import type { RunPlan } from '../train/types.ts';
 import { formatBytes, formatCount, formatSeconds } from './terminal.ts';
 import { textTable } from './text_table.ts';
 
-/** What a plan says of the data: of prompts and responses, or of labelled texts. */
+/** Statistics of the data in a plan: for prompts and responses, or for labelled texts. */
 export type PlanStatistics = DataStatistics | LabelledStatistics;
 
 export function planText(plan: RunPlan, data: PlanStatistics, format: string): string {
@@ -49,7 +49,7 @@ export function planText(plan: RunPlan, data: PlanStatistics, format: string): s
   return textTable(rows);
 }
 
-/** `400 examples (sentence -> label), 9 k tokens, by class 180 + 220, longest 52` */
+/** The statistics of the data as one line: `400 examples (sentence -> label), 9 k tokens, by class 180 + 220, longest 52`. */
 export function dataText(data: PlanStatistics, format: string): string {
   const { examples, tokens, longest } = data;
   return `${examples} examples (${format}), ${formatCount(tokens)} tokens, ${detail(data)}longest ${longest}`;
@@ -60,7 +60,7 @@ function detail(data: PlanStatistics): string {
   return data.perClass === null ? '' : `by class ${data.perClass.join(' + ')}, `;
 }
 
-/** What a memory budget chose. */
+/** The rows of the table that show the plan chosen for a memory budget. */
 function planRows({ memoryPlan }: RunPlan): [string, string][] {
   if (memoryPlan === null) return [];
   const { layers, bytes } = memoryPlan;
@@ -73,7 +73,9 @@ function planRows({ memoryPlan }: RunPlan): [string, string][] {
   ];
 }
 
-/** What the engine keeps besides: the frozen weights in the layouts that the processor multiplies fastest. */
+/**
+ * The row for the engine's packed weights: copies of the frozen weights in the layouts that the processor multiplies fastest.
+ */
 function packedRow({ memory }: RunPlan): [string, string][] {
   const { totalBytes, activationBytes, ...parts } = memory;
   if (totalBytes === null || activationBytes === null) return [];

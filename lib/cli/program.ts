@@ -1,19 +1,20 @@
 /**
- * The command line as a function of arguments and streams: parses, runs one command, turns errors into messages and exit codes.
- * 0 done; 1 failed; 2 used wrongly; 128 + a signal's number: stopped by it.
+ * The command line as a function of arguments and streams: it parses them, runs one command, and converts errors into messages
+ * and exit codes.
+ * The exit codes are 0 for success, 1 for a failure, 2 for wrong usage, and 128 + n where signal n stopped the command.
  */
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { ArgumentError, BaloraError } from '../errors.ts';
 import { hasColour, type OutputStream, styler } from './terminal.ts';
 
-/** What commands may touch of the process. */
+/** The output streams that commands write to. */
 export interface CliContext {
   readonly stdout: OutputStream;
   readonly stderr: OutputStream;
 }
 
-/** Adds one command to the program; an action returns its exit code. */
+/** A function that adds one command to the program; the command's action returns its exit code. */
 export type CommandModule = (program: Command, context: CliContext, run: RunAction) => void;
 export type RunAction = <A extends unknown[]>(
   action: (...args: A) => Promise<number>,
@@ -50,7 +51,10 @@ export async function runCli(
   }
 }
 
-/** The library's own errors speak for themselves; anything else is a fault of ours and shows where it happened. */
+/**
+ * The text of an error: the message alone for errors of the library, the stack trace as well for unexpected ones, which
+ * are bugs.
+ */
 function describe(error: unknown, { stderr }: CliContext): string {
   const label = styler(hasColour(stderr))('error:', 'red', 'bold');
   if (error instanceof BaloraError) return `${label} ${error.message}`;
@@ -59,7 +63,7 @@ function describe(error: unknown, { stderr }: CliContext): string {
 }
 
 function packageVersion(): string {
-  // lib/cli and dist/cli both lie two folders below package.json.
+  // The path is relative to this file: lib/cli and dist/cli both lie two folders below package.json.
   const path = new URL('../../package.json', import.meta.url);
   return (JSON.parse(readFileSync(path, 'utf8')) as { version: string }).version;
 }

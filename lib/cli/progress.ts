@@ -1,6 +1,6 @@
 /**
- * The progress of a run. On a terminal one line at the bottom is redrawn (at most ten times a second) and messages scroll above
- * it; elsewhere there is a plain line for every log event, and nothing is ever drawn over.
+ * The progress display of a run. On a terminal, one line at the bottom is redrawn at most ten times a second, and messages
+ * scroll above it. On any other stream each log event is a line of plain text, and nothing is redrawn.
  */
 import type { StepRecord, TrainEvent } from '../train/types.ts';
 import { evaluationLine } from './evaluation_view.ts';
@@ -14,7 +14,7 @@ import {
 } from './terminal.ts';
 
 const kRedrawMs = 100;
-/** Of a terminal that does not tell (or says 0, as under a recorder). */
+/** The width assumed for a terminal that does not report its own (or reports 0, as under a recorder). */
 const kColumns = 80;
 
 export class Progress {
@@ -58,12 +58,12 @@ export class Progress {
     }
   }
 
-  /** A line that the next one replaces, on a terminal; elsewhere nothing. */
+  /** Shows a line that the next one replaces, on a terminal; does nothing on other streams. */
   status(text: string): void {
     if (this.redraws) this.draw(text);
   }
 
-  /** A line of its own, above the progress line. */
+  /** Writes a line that stays, above the progress line. */
   message(text: string): void {
     const below = this.line;
     this.clear();
@@ -74,11 +74,11 @@ export class Progress {
     }
   }
 
-  /** `onDownload` of whatever may fetch from the Hub: a line for each file. */
+  /** The `onDownload` callback of everything that may fetch from the Hub: it writes a line for each file. */
   readonly download = (path: string, bytes: number): void =>
     this.message(`fetching ${path}, ${formatBytes(bytes)}`);
 
-  /** `onProgress` of whatever makes an adapter. */
+  /** The `onProgress` callback for creating an adapter. */
   readonly starts = (modules: number, total: number): void =>
     this.status(`starting the adapter: ${modules} of ${total} modules`);
 
@@ -86,7 +86,7 @@ export class Progress {
     this.message(`${this.style('warning:', 'yellow')} ${text}`);
   }
 
-  /** Takes the progress line away. */
+  /** Erases the progress line. */
   clear(): void {
     if (this.line) this.stream.write('\r\u001b[K');
     this.line = '';
@@ -96,14 +96,14 @@ export class Progress {
     const time = this.now();
     if (time - this.drawnAt < kRedrawMs) return;
     this.drawnAt = time;
-    // A line that wraps could not be taken back.
+    // The line is cut to the terminal's width, because a line that wraps cannot be erased.
     const cut = text.slice(0, (this.stream.columns || kColumns) - 1);
     this.stream.write(`\r\u001b[K${cut}`);
     this.line = cut;
   }
 }
 
-/** `step 12/200  loss 1.2345  ...`: the terms that the run has, the speed and the time left. */
+/** The text of the progress line, `step 12/200  loss 1.2345  ...`: the terms of the loss, the speed and the time left. */
 export function stepLine(event: {
   record: StepRecord;
   totalSteps: number;
@@ -116,7 +116,7 @@ export function stepLine(event: {
     ([key, value]) => (value === null ? [] : [`${key} ${fixed(value)}`]),
   );
   const step = String(record.step).padStart(String(totalSteps).length);
-  // What matters most stands first: a narrow terminal cuts the rest.
+  // The most important values stand first, since a narrow terminal cuts the end of the line.
   return [
     `step ${step}/${totalSteps}`,
     `loss ${fixed(record.loss)}`,

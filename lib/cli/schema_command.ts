@@ -1,4 +1,4 @@
-/** `balora schema`: the JSON schema of a configuration file, for editors. */
+/** `balora schema`: prints the JSON schema of a configuration file, for editors. */
 import { jsonSchemaOf } from '../options/json_schema.ts';
 import { shownDefaults } from './command_options.ts';
 import { fileOptions } from './option_table.ts';

@@ -1,6 +1,6 @@
 /**
- * The tensors of a model or adapter as a table: what the files' headers say, nothing of the data is read. A model on the Hub
- * is fetched whole for it, into the cache from which it is then loaded.
+ * The tensors of a model or adapter as a table. Only the headers of the files are read, not the data; a model on the Hub is
+ * downloaded whole, into the cache from which it is later loaded.
  */
 import { readdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
@@ -16,7 +16,7 @@ import { formatBytes, formatCount } from './terminal.ts';
 import { textTable } from './text_table.ts';
 
 interface TensorListing {
-  /** One line on what it is. */
+  /** A line that describes the listed file or folder. */
   readonly title: string;
   readonly tensors: readonly TensorInfo[];
 }
@@ -48,7 +48,7 @@ export async function listTensors(
   return listFile(join(path, file));
 }
 
-/** The listing as text: title, one line a tensor, the sum. */
+/** The listing as text: the title, a line for each tensor, and the totals. */
 export function tensorTable({ title, tensors }: TensorListing): string {
   const rows = tensors.map(({ name, dtype, shape, bytes }) => [
     name,

@@ -1,4 +1,4 @@
-/** What a stream can show: colours and redrawn lines are for terminals only. And what becomes of one that nobody reads. */
+/** Output streams: colours, which only terminals get, closed pipes, and the formatting of numbers. */
 import type { EventEmitter } from 'node:events';
 import { styleText } from 'node:util';
 
@@ -8,10 +8,10 @@ export interface OutputStream {
   columns?: number;
 }
 
-/** A pipe whose reader has gone, and a terminal that has hung up. */
+/** Error codes of a pipe whose reader has exited and of a terminal that has been closed. */
 const kUnread = ['EPIPE', 'EIO'];
 
-/** What is written to a stream that nobody reads any more is lost, and no fault: `train | head` goes on and saves. */
+/** Ignores errors of writing to a stream that has no reader any more, so that `train | head` trains on and saves its result. */
 export function outliveReader(stream: EventEmitter): void {
   stream.on('error', (error: NodeJS.ErrnoException) => {
     if (!kUnread.includes(error.code ?? '')) throw error;
@@ -20,20 +20,20 @@ export function outliveReader(stream: EventEmitter): void {
 
 type Style = 'bold' | 'dim' | 'red' | 'yellow' | 'green' | 'underline';
 
-/** Colours on a terminal, unless NO_COLOR is set; FORCE_COLOR sets them everywhere. */
+/** Whether to use colours: on a terminal unless NO_COLOR is set; FORCE_COLOR enables them on every stream. */
 export function hasColour(stream: OutputStream, env: NodeJS.ProcessEnv = process.env): boolean {
   if (env.NO_COLOR) return false;
   if (env.FORCE_COLOR && env.FORCE_COLOR !== '0') return true;
   return stream.isTTY === true && env.TERM !== 'dumb';
 }
 
-/** A function that styles text, or leaves it alone. */
+/** A function that styles text, or returns it unchanged where colours are off. */
 export function styler(colour: boolean): (text: string, ...styles: Style[]) => string {
-  // Newer Nodes would look at stdout, whichever stream the text is for.
+  // Without validateStream, newer versions of Node check stdout, even for text that goes to another stream.
   return (text, ...styles) => (colour ? styleText(styles, text, { validateStream: false }) : text);
 }
 
-/** 1536 -> `1.5 KiB`. */
+/** A size in bytes as text: 1536 becomes `1.5 KiB`. */
 export function formatBytes(bytes: number): string {
   const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
   let unit = 0;
@@ -45,7 +45,7 @@ export function formatBytes(bytes: number): string {
   return `${unit === 0 ? value : value.toFixed(value < 10 ? 2 : 1)} ${units[unit]}`;
 }
 
-/** 3725 -> `1h02m`; 65 -> `1m05s`; 4.2 -> `4s`. */
+/** A duration as text: 3725 becomes `1h02m`, 65 becomes `1m05s`, and 4.2 becomes `4s`. */
 export function formatSeconds(seconds: number): string {
   if (!Number.isFinite(seconds)) return '?';
   const whole = Math.round(seconds);
@@ -55,14 +55,16 @@ export function formatSeconds(seconds: number): string {
   return `${Math.floor(whole / 3600)}h${two(Math.floor((whole % 3600) / 60))}m`;
 }
 
-/** 12345678 -> `12.3 M`. */
+/** A count as text: 12345678 becomes `12.3 M`. */
 export function formatCount(count: number): string {
   if (count < 10_000) return String(count);
   const [divisor, unit] = count < 1e6 ? [1e3, 'k'] : count < 1e9 ? [1e6, 'M'] : [1e9, 'G'];
   return `${(count / divisor).toFixed(1)} ${unit}`;
 }
 
-/** A number with so many digits; a divergence that rounding puts just below 0 is 0. */
+/**
+ * A number with a fixed count of decimals. A value that rounds to minus zero, such as a divergence just below 0, is shown as 0.
+ */
 export function fixed(value: number, digits = 4): string {
   return value.toFixed(digits).replace(/^-(0\.0+)$/, '$1');
 }

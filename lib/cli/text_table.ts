@@ -1,17 +1,18 @@
 /**
- * Tables of text, for a terminal or a pipe: columns side by side, two spaces between them. All tables that the project prints
- * come from here, the benchmark's, the demo's and those of `npm test` too.
+ * Tables of text for terminals and pipes, with two spaces between columns. The benchmark, the demo and the test report use them
+ * as well.
  */
 import { stripVTControlCharacters } from 'node:util';
 
 const kGap = '  ';
 
-/** The columns that a cell takes; colours take none. */
+/** The number of columns that a cell takes on the terminal; colour codes take none. */
 const widthOf = (cell: string): number => stripVTControlCharacters(cell).length;
 
 /**
- * Lays rows out as a table. A row may have fewer cells than others, and no blanks follow its last one.
- * @param align a letter a column, `l` for flush left and `r` for flush right; the last one stands for all that follow
+ * Lays rows out as a table. A row may have fewer cells than others, and its last cell is not padded.
+ * @param align one letter for each column, `l` for flush left or `r` for flush right; the last letter applies to all
+ *   further columns
  */
 export function textTable(rows: readonly (readonly string[])[], align = 'l'): string {
   const widths: number[] = [];

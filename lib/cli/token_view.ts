@@ -1,13 +1,13 @@
 /**
- * The tokens of an example, each marked by whether it is supervised: the view that shows whether data, template and tokenizer
- * fit together. Colours on a terminal, a table elsewhere.
+ * The tokens of an example, each marked by whether it is supervised, to check that data, template and tokenizer fit together. A
+ * terminal gets coloured text, other streams a table.
  */
 import type { Example } from '../data/example.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { styler } from './terminal.ts';
 import { textTable } from './text_table.ts';
 
-/** A token as one line of text: white space and control characters escaped, broken UTF-8 as bytes. */
+/** A token as a single line of text: white space and control characters are escaped, and invalid UTF-8 is shown as bytes. */
 export function tokenText(tokenizer: Tokenizer, id: number): string {
   const bytes = tokenizer.tokenBytes(id);
   try {
@@ -18,7 +18,10 @@ export function tokenText(tokenizer: Tokenizer, id: number): string {
   }
 }
 
-/** Supervised tokens green, the others dim; every second token is underlined, which shows where tokens meet. */
+/**
+ * The text of an example with supervised tokens in green and the others dim; every second token is underlined, to show where
+ * tokens begin and end.
+ */
 export function colouredTokens(tokenizer: Tokenizer, { ids, supervised }: Example): string {
   const style = styler(true);
   let shown = '';
@@ -31,7 +34,7 @@ export function colouredTokens(tokenizer: Tokenizer, { ids, supervised }: Exampl
   return shown;
 }
 
-/** One line a token: place, id, `*` where supervised, text. */
+/** A table with a line for each token: its position, its id, a `*` if it is supervised, and its text. */
 export function tokenTable(tokenizer: Tokenizer, { ids, supervised }: Example): string {
   const rows = Array.from(ids, (id, t) => [
     ...[String(t), String(id), supervised[t] ? '*' : ' '],

@@ -1,4 +1,4 @@
-/** `balora train`: settings to a Trainer, its events to the terminal. */
+/** `balora train`: makes a Trainer from the settings and shows its events on the terminal. */
 import { join } from 'node:path';
 import type { Command } from 'commander';
 import { RESIDUAL_BASE } from '../adapters/export.ts';
@@ -57,7 +57,7 @@ async function train(settings: TrainSettings, context: CliContext): Promise<numb
 
 interface RunSurroundings extends Surroundings {
   readonly context: CliContext;
-  /** Called when the run itself begins: from here on there is something to save. */
+  /** Called when training itself begins; from then on an interrupt leaves something to save. */
   readonly onBegin: () => void;
 }
 
@@ -71,7 +71,7 @@ async function run(
     const { overwrite = false, resume = false } = settings;
     await checkOutput(settings.output, { overwrite, resume });
   }
-  // Before the model is loaded, which may take minutes that the run would go on to waste.
+  // The warning comes before the model is loaded, so that a user can stop the command early.
   if (settings.output === undefined && !settings.dryRun) {
     progress.warn('no --output: the result is written nowhere');
   }
@@ -101,7 +101,9 @@ async function run(
   }
 }
 
-/** Beside a model that was written: one read from a lone GGUF file brought no tokenizer's files to copy. */
+/**
+ * Saves the tokenizer beside a model that was written: a base that was read from a GGUF file has no tokenizer files to copy.
+ */
 async function saveTokenizer(
   { output }: TrainResult,
   { tuned, export: form }: Prepared['input'],

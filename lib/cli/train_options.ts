@@ -1,6 +1,6 @@
 /**
- * The options of `balora train`: those of the library, as their entries declare them, and those that only the command line has,
- * in the names of transformers and PEFT.
+ * The options of `balora train`: the options of the library as they are declared there, and those that only the command line
+ * has, under the names of transformers and PEFT.
  */
 import { loraOptions } from '../adapters/lora_options.ts';
 import { METHOD_NAMES } from '../adapters/methods/registry.ts';
@@ -21,7 +21,7 @@ import { withFlags } from './option_table.ts';
 
 const kRun = 'Model and data';
 
-/** How rows become examples; `evaluate` and `inspect` take these too. */
+/** Options that determine how rows become examples; `evaluate` and `inspect` have them as well. */
 export const kExampleOptions = group('Examples', {
   promptTemplate: template({
     help: 'text with {field} places, or alpaca (the recipe) or none',
@@ -54,7 +54,7 @@ export const kExampleOptions = group('Examples', {
   columns: names({ help: 'columns of a .tsv or .csv file that has no header' }),
 });
 
-/** How labelled rows become examples; `evaluate` takes these too. */
+/** Options that determine how labelled rows become examples; `evaluate` has them as well. */
 export const kLabelOptions = group('Classification (--task sequence-classification)', {
   glue: choice({
     choices: Object.keys(GLUE_TASKS),
@@ -86,7 +86,7 @@ export const kLabelOptions = group('Classification (--task sequence-classificati
   }),
 });
 
-/** Options of `train` alone that belong to labelled rows. */
+/** Options of labelled rows that only `train` has. */
 export const kLabelTrainOptions = group('Classification (--task sequence-classification)', {
   groupByLength: onOff({ help: 'texts of like length in one micro-batch' }),
   newHead: onOff({ help: 'draw a new head even if the model has one' }),
@@ -96,7 +96,7 @@ export const kLabelTrainOptions = group('Classification (--task sequence-classif
   }),
 });
 
-/** The task of a model. */
+/** The option that names the task of a model. */
 export const kTaskOption = group(kRun, {
   task: choice({
     choices: TASK_NAMES,
@@ -105,7 +105,7 @@ export const kTaskOption = group(kRun, {
   }),
 });
 
-/** How a model is loaded and run. */
+/** Options that determine how a model is loaded and run. */
 export const kModelOptions = group(kRun, {
   model: text({
     placeholder: 'path',
@@ -218,7 +218,7 @@ export const kTrainOptions = withFlags({
 
 export type TrainSettings = ValuesOf<typeof kTrainOptions>;
 
-/** Choices of the command line where the library leaves them open. */
+/** Defaults of the command line for options that have none in the library. */
 export const kTrainDefaults = defaultsOf({
   method: kTrainOptions.method,
   dtype: kTrainOptions.dtype,

@@ -1,4 +1,7 @@
-/** From the settings of `balora train` to the library's own options: names change hands here, nothing is decided. */
+/**
+ * The conversion from the settings of `balora train` to the options of the library. Only names change; no decision is
+ * made here.
+ */
 import type { LoraConfig, LoraConfigInput } from '../adapters/config.ts';
 import { loraChecks, loraOptions } from '../adapters/lora_options.ts';
 import { METHODS } from '../adapters/methods/registry.ts';
@@ -22,7 +25,7 @@ import { CLI_TASKS, cliTaskOf } from './tasks/list.ts';
 import { kTrainDefaults, type TrainSettings } from './train_options.ts';
 
 /**
- * Sorts the settings.
+ * Distributes the settings over the options of the library.
  * @throws ArgumentError for settings that exclude each other
  */
 export function trainSetup(settings: TrainSettings): TrainSetup {
@@ -39,11 +42,11 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
     ...ofTable(settings, outputOptions),
     ...ofTable(settings, bestOptions),
     ...ofTable(settings, resourceOptions),
-    regularizers: ofTable(settings, REGULARIZER_OPTIONS), // over those of the method, which the adapter carries
+    regularizers: ofTable(settings, REGULARIZER_OPTIONS), // they override those of the method, which the adapter records
     seed,
     runConfig: toConfig({ ...kTrainDefaults, ...settings }),
   };
-  // Bad options are refused before a model is loaded.
+  // The options are checked here, before a model is loaded.
   const { regularizers } = method;
   resolveOptions({ ...training, regularizers, ...pick(settings, ['evalData']) }, task.task.name);
   return {
@@ -60,7 +63,10 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
   };
 }
 
-/** Refuses an option that only other tasks have a use for. @throws ArgumentError naming the option */
+/**
+ * Refuses an option that only other tasks use.
+ * @throws ArgumentError naming the option
+ */
 export function checkTask(settings: TrainSettings): void {
   const task = cliTaskOf(settings);
   const others = Object.values(CLI_TASKS).flatMap(({ own }) => own);
@@ -77,7 +83,7 @@ export function checkTask(settings: TrainSettings): void {
   );
 }
 
-/** The settings that are options of a table. */
+/** The settings that belong to a table of options. */
 function ofTable<T extends OptionTable>(settings: TrainSettings, table: T): ValuesOf<T> {
   return pick(settings as object, Object.keys(table) as never[]) as ValuesOf<T>;
 }
@@ -100,7 +106,7 @@ function chooseMethod(settings: TrainSettings): ResolvedMethod {
   return resolveMethod(name, { adapter: adapter as LoraConfigInput, regularizers, task });
 }
 
-/** The library's own checks of several options, so that their messages name flags. */
+/** Runs the library's checks of combined options here, so that their messages name flags. */
 function checkChoices(
   method: MethodName,
   task: TaskName,

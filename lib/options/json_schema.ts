@@ -1,13 +1,13 @@
-/** The JSON schema of a configuration file, by which editors complete its keys and check its values. */
+/** The JSON schema of a configuration file, which editors use to complete its keys and check its values. */
 import { z } from 'zod';
 import { kebab, type Option, type OptionTable, snake } from './option.ts';
 
 type JsonSchema = Record<string, unknown>;
 
 /**
- * The schema of a file that holds the options of a table by name. A key may be spelled with underscores, and a key without a value
- * is one that is not given.
- * @param defaults what holds where a key is not given, by the option's name in the library; those without one may be absent
+ * The schema of a file that holds the options of a table by name. A key may be spelled with underscores, and a key without a
+ * value counts as not given.
+ * @param defaults default values to show, by the option's name in the library; an option without one may be absent
  */
 export function jsonSchemaOf(
   table: OptionTable,
@@ -24,7 +24,7 @@ export function jsonSchemaOf(
       ...(standard === undefined ? {} : { default: standard }),
       ...value,
     };
-    // Accepted, and not what an editor offers.
+    // The spelling with underscores is accepted, but editors do not suggest it.
     if (snake(key) !== name) otherSpellings[`^${snake(key)}$`] = value;
   }
   return {
@@ -37,13 +37,13 @@ export function jsonSchemaOf(
   };
 }
 
-/** The schema of one option's value in a file. */
+/** The schema of one option's value in a configuration file. */
 function valueSchema({ schema, fileSchema = schema }: Option): JsonSchema {
   const { $schema: _, ...made } = z.toJSONSchema(fileSchema, {
     target: 'draft-7',
     io: 'input',
     unrepresentable: 'any',
-    // The bound of every whole number says nothing to a reader.
+    // The range of safe integers, which zod adds to every whole number, would only distract a reader.
     override: ({ jsonSchema }) => {
       if (jsonSchema.maximum === Number.MAX_SAFE_INTEGER) delete jsonSchema.maximum;
       if (jsonSchema.minimum === Number.MIN_SAFE_INTEGER) delete jsonSchema.minimum;

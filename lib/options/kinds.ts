@@ -1,6 +1,6 @@
 /**
- * The kinds of values that options take. One kind serves the library, the command line (text), the configuration file (YAML or
- * JSON values), the help page and the JSON schema, so that these cannot disagree.
+ * The kinds of values that options take. One kind serves the library, the command line (where values are text), the
+ * configuration file (YAML or JSON values), the help page and the JSON schema, so that these cannot disagree.
  */
 import { z } from 'zod';
 import { camel, type Entry, type Kind, type Option, snake } from './option.ts';
@@ -11,9 +11,9 @@ type Widened<D> = D extends number ? number : D;
 interface Bounds {
   /** The least value. */
   readonly least?: number;
-  /** Whether the least value itself is refused. */
+  /** Whether the least value itself is refused, too. */
   readonly above?: boolean;
-  /** A value that every one must be less than. */
+  /** An upper bound that a value must stay below. */
   readonly below?: number;
 }
 
@@ -24,7 +24,7 @@ function option<T, D, R = T>(kind: Kind<T, R>, entry: Entry<D>): Option<T, D, R>
   return { ...kind, ...(Object.fromEntries(present) as unknown as Entry<D>) };
 }
 
-/** Declares an option of a kind of its own. */
+/** Declares an option whose kind of value is defined for it alone. */
 export function value<T, const D = undefined, R = T>(
   entry: Entry<D> & Kind<T, R>,
 ): Option<T, D, R> {
@@ -34,7 +34,7 @@ export function value<T, const D = undefined, R = T>(
 const asNumber = (given: string): unknown =>
   given.trim() === '' || Number.isNaN(Number(given)) ? given : Number(given);
 
-/** A text that is no JSON is passed on, too. */
+/** The value of a text that is JSON; any other text is returned unchanged, for the schema to refuse. */
 function fromJson(given: string): unknown {
   try {
     return JSON.parse(given);
@@ -43,7 +43,7 @@ function fromJson(given: string): unknown {
   }
 }
 
-/** A schema in front of which another spelling of a value is read. */
+/** A schema that first converts another spelling of a value to the standard one. */
 function readBefore<T>(read: (given: unknown) => unknown, schema: z.ZodType<T>): z.ZodType<T> {
   return z.preprocess(read, schema) as unknown as z.ZodType<T>;
 }
@@ -78,7 +78,7 @@ export function whole<const D extends number | null | undefined = undefined>(
   return option(numberKind(z.int(), entry, true), entry as Entry<Widened<D>>);
 }
 
-/** Declares a word out of `choices`. */
+/** Declares a choice among the words in `choices`. */
 export function choice<const C extends string, const D extends C | null | undefined = undefined>(
   entry: Entry<D> & { readonly choices: readonly C[] },
 ): Option<C, D extends string ? C : D> {
@@ -93,10 +93,10 @@ export function choice<const C extends string, const D extends C | null | undefi
   return option(kind, entry as Entry<D extends string ? C : D>);
 }
 
-/** The word for null where null can be chosen, since in a file an empty value means that nothing was chosen. */
+/** The word for null where null may be chosen; an empty value in a file means that nothing was chosen. */
 const kNone = 'none';
 
-/** Declares a word out of `choices`, or null, which is `none` on the command line and in a file. */
+/** Declares a choice among the words in `choices` or null, which is written `none` on the command line and in a file. */
 export function choiceOrNull<const C extends string>(
   entry: Entry<undefined> & { readonly choices: readonly C[] },
 ): Option<C | null, undefined> {
@@ -114,7 +114,7 @@ export function choiceOrNull<const C extends string>(
   return option(kind, entry);
 }
 
-/** Declares a switch. On the command line the bare flag means on, `--no-` and its name off. */
+/** Declares a switch. On the command line, the bare flag sets it to true and its name after `--no-` sets it to false. */
 export function onOff<const D extends boolean | undefined = undefined>(
   entry: Entry<D>,
 ): Option<boolean, D extends boolean ? boolean : D> {
@@ -136,7 +136,7 @@ export function text<const D extends string | null | undefined = undefined>(
   return option(kind, entry as Entry<D extends string ? string : D>);
 }
 
-/** Declares a prompt template; on the command line \\n and \\t stand for a line break and a tab. */
+/** Declares a prompt template; on the command line, \\n and \\t stand for a line break and a tab. */
 export function template(entry: Entry<undefined>): Option<string, undefined> {
   const escapes: Record<string, string> = { n: '\n', t: '\t', '\\': '\\' };
   return {
@@ -157,7 +157,7 @@ const kUnits: Record<string, number> = {
 };
 const kSize = /^\s*([0-9.]+) *([a-zA-Z]*)\s*$/;
 
-/** Declares a size in bytes, as a number or a text such as 1.2GiB or 900MB, or one of several words. */
+/** Declares a size in bytes: a number, a text such as 1.2GiB or 900MB, or one of the given words. */
 export function size<const W extends string>(
   entry: Entry<null> & { readonly words: readonly W[] },
 ): Option<W | number, null> {
@@ -179,7 +179,7 @@ export function size<const W extends string>(
 
 const commaList = (given: string): string[] => given.split(',').map((name) => name.trim());
 
-/** Declares names: a list, or one text. On the command line commas make a list. */
+/** Declares names, as a list or as a single text; on the command line, names are separated by commas. */
 export function names(entry: Entry<undefined>): Option<string | string[], undefined> {
   const kind: Kind<string | string[]> = {
     schema: z.union([z.string(), z.array(z.string()).min(1)]),
@@ -190,7 +190,7 @@ export function names(entry: Entry<undefined>): Option<string | string[], undefi
   return option(kind, entry);
 }
 
-/** Declares a list of names; on the command line separated by commas. */
+/** Declares a list of names; on the command line, they are separated by commas. */
 export function nameList<const D extends null | undefined = undefined>(
   entry: Entry<D>,
 ): Option<readonly string[], D> {
@@ -207,8 +207,9 @@ export function nameList<const D extends null | undefined = undefined>(
 const kName = /^[\w.-]+$/;
 
 /**
- * Declares names that may be one text: a regular expression (which may hold commas), or a word that stands for all of a kind. A
- * text of plain names on the command line or in a file is a list: as an expression it would match no path.
+ * Declares module names: a list, or a single text that is a regular expression (which may hold commas) or a word that stands
+ * for all modules of a kind. On the command line and in a file, a text of plain names is read as a list, because as an
+ * expression it would match no path.
  */
 export function modules<const D extends string | null>(
   entry: Entry<D> & { readonly words?: readonly string[] },
@@ -230,7 +231,7 @@ export function modules<const D extends string | null>(
   return option(kind, entry);
 }
 
-/** Declares a whole number from 0 on or a list of them; on the command line separated by commas. */
+/** Declares a whole number of at least 0, or a list of such numbers; on the command line, they are separated by commas. */
 export function indices(
   entry: Entry<null>,
 ): Option<readonly number[] | number, null, readonly number[]> {
@@ -245,10 +246,13 @@ export function indices(
   return option(kind, entry);
 }
 
-/** Numbers by pattern in their order, which an object does not keep for every key. */
+/** Numbers by pattern, as pairs, because an object does not keep the order of all keys. */
 export type Patterns = readonly (readonly [pattern: string, value: number])[];
 
-/** Declares numbers by pattern: an object, on the command line as JSON. The form in which they are worked with may be given again. */
+/**
+ * Declares numbers by pattern: an object, or JSON on the command line. The normalized form, a list of pairs, is accepted
+ * as well.
+ */
 export function patterns(
   entry: Entry<Readonly<Record<string, never>>> & {
     readonly of: Pick<Kind<number>, 'schema' | 'wanted'>;
@@ -270,7 +274,7 @@ export function patterns(
   return option(kind, entry);
 }
 
-/** Declares an object of settings, on the command line as JSON. Its keys may be in snake case, as transformers has them. */
+/** Declares an object of settings, or JSON on the command line. Its keys may be in snake case, as in transformers. */
 export function settings<T extends object>(
   entry: Entry<T> & {
     readonly fields: z.ZodType<T> & { readonly shape: z.ZodRawShape };
@@ -294,7 +298,7 @@ export function settings<T extends object>(
   return option(kind, entry);
 }
 
-/** Declares anything JSON that a program attaches. */
+/** Declares any JSON value that a program attaches. */
 export function json<T, const D extends null | undefined>(
   entry: Entry<D> & { readonly of: string; readonly schema: z.ZodType<T> },
 ): Option<T, D> {

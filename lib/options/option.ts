@@ -1,78 +1,91 @@
 /**
- * An option, declared once. Its entry is the one place that has its type, default, check and message, its flag, its key in a
- * configuration file, its JSON schema, its part in a run's identity and its line of help: all of these are read out of it.
+ * The declaration of an option. Its entry alone defines its type, default, check and error message, its flag, its key in a
+ * configuration file, its JSON schema, its part in the identity of a run, and its line of help.
  */
 import type { z } from 'zod';
 import { ArgumentError } from '../errors.ts';
 
-/** The circumstances that a default may depend on. A method's own defaults are its presets: lib/adapters/methods. */
+/** The circumstances that a default may depend on. The defaults of a method are its presets, in lib/adapters/methods. */
 export interface DefaultContext {
   /** Name of the task, such as `causal-lm`. */
   readonly task: string;
 }
 
-/** A default, or the default in given circumstances. null: none, so something else decides; null may then be given, too. */
+/**
+ * A default, or a function that gives the default in the circumstances. A default of null means that the value is decided
+ * elsewhere, and null may then be given explicitly, too.
+ */
 export type Default<D> = D | ((context: DefaultContext) => D);
 
-/** The part of an entry that every kind of option has. */
+/** The part of an option's declaration that is the same for every kind of value. */
 export interface Entry<D = unknown> {
   readonly default?: Default<D>;
-  /** The line of the help; choices and the default are added to it. */
+  /** The line of help, without the choices and the default, which are appended to it. */
   readonly help: string;
-  /** The line for `--no-...`, of a switch that is on by default. */
+  /** The line of help for `--no-...`, for a switch that is on by default. */
   readonly helpOff?: string;
-  /** Heading of the help and of the docs under which it stands. */
+  /** The heading under which the option stands in the help and in the documentation. */
   readonly group?: string;
-  /** Other names that people look for it under, in kebab case. They are suggested where they are given, and not accepted. */
+  /**
+   * Names, in kebab case, under which other programs have this option. They are not accepted; the error suggests this option.
+   */
   readonly aliases?: readonly string[];
   /**
-   * Its part in the identity of a run. By default its value, so that a checkpoint is not continued under another one. false: it
-   * does not belong there. A function: what stands there for a value, undefined for nothing.
+   * The option's part in the identity of a run, which must match for a checkpoint to be continued. By default it is the value
+   * itself. With `false` the option has no part in it; a function maps the value to its part, or to undefined for none.
    */
   readonly identity?: false | ((value: never) => unknown);
-  /** Whether a command cannot go without it. */
+  /** Whether a command requires the option. */
   readonly required?: boolean;
-  /** `flag`: an act of the command line, not a setting for a file. `library`: made by a program, so it has no flag. */
+  /**
+   * A limit on where the option can be set: `flag` for the command line but not a file, `library` for programs only, without
+   * a flag.
+   */
   readonly only?: 'flag' | 'library';
 }
 
-/** A kind of values: how they are checked, and how they are written on a command line and in a file. */
+/** A kind of value: how it is checked, and how it is written on the command line and in a file. */
 export interface Kind<T = unknown, R = T> {
   readonly schema: z.ZodType<T>;
-  /** Words for what a value must be, behind "must be": `a whole number >= 1`. */
+  /** The description of allowed values, to follow "must be" in a message: `a whole number >= 1`. */
   readonly wanted: string;
-  /** Shown behind the flag; null for a switch, which has no value. */
+  /** The placeholder shown after the flag; null for a switch, which has no value. */
   readonly placeholder: string | null;
-  /** The values there are, where the placeholder is too short to say so. */
+  /** All allowed values, where the placeholder is too short to list them. */
   readonly choices?: readonly string[];
-  /** The text of a flag as a value for the schema; a text that is none is passed on, for the schema to refuse. */
+  /**
+   * Converts the text of a flag to a value for the schema; a text that cannot be converted is returned unchanged, for the
+   * schema to refuse.
+   */
   fromText(text: string): unknown;
-  /** The same for a value of a configuration file. Default: it is the value. */
+  /** Converts a value of a configuration file to a value for the schema. By default the value is used as it is. */
   fromFile?(value: unknown): unknown;
-  /** Values that a configuration file may hold, where these are others than the schema takes. */
+  /** The schema of values in a configuration file, where it differs from the schema of the option. */
   readonly fileSchema?: z.ZodType;
-  /** The form in which a checked value is worked with. Default: it is the value. */
+  /** Converts a checked value to its normalized form. By default the value is used as it is. */
   normalize?(value: T): R;
 }
 
-/** An option: T is what a caller gives, D what holds where nothing is given, R the form in which it is worked with. */
+/** An option. T is the type that a caller gives, D the type of the default, and R the normalized type that the library uses. */
 export interface Option<T = unknown, D = unknown, R = T> extends Kind<T, R>, Entry<D> {}
 
-/** Options by their names in the library, in the order of the help. */
+/** Options by their names in the library, in the order in which the help shows them. */
 export type OptionTable = Readonly<Record<string, Option>>;
 
 type Given<O> = O extends Option<infer T, infer D, infer _R> ? T | Extract<D, null> : never;
 type Resolved<O> = O extends Option<infer _T, infer D, infer R> ? R | Extract<D, null> : never;
 type Present<O> = O extends Option<infer T, infer _D, infer _R> ? T : never;
 
-/** The options of a table as a caller gives them: each may be left out. Doc comments of the entries are those of the type. */
+/**
+ * The input type of a table of options, in which each may be omitted. The doc comments of its fields are those of the entries.
+ */
 export type InputOf<S> = { -readonly [K in keyof S]?: Given<S[K]> };
 /** The options of a table with every default filled in. */
 export type ResolvedOf<S> = { -readonly [K in keyof S]: Resolved<S[K]> };
-/** The values that were given; those that were not are absent. */
+/** The values that were given, without the options that were not. */
 export type ValuesOf<S> = { -readonly [K in keyof S]?: Present<S[K]> };
 
-/** Puts the entries under a heading of the help; those that have one keep it. */
+/** Sets the help heading of the entries that do not have one. */
 export function group<S extends OptionTable>(heading: string, table: S): S {
   const entries = Object.entries(table).map(([key, option]) => [
     key,
@@ -81,7 +94,7 @@ export function group<S extends OptionTable>(heading: string, table: S): S {
   return Object.fromEntries(entries) as S;
 }
 
-/** The default of an option in its circumstances. */
+/** The default of an option in given circumstances. */
 export function defaultOf<D>(
   option: Pick<Entry<D>, 'default'>,
   context: DefaultContext = kGeneral,
@@ -105,9 +118,9 @@ export function defaultsOf<S extends OptionTable>(
 }
 
 /**
- * Refuses a value that the option does not allow, in the same words wherever it comes from.
+ * Checks a value of an option, with the same message wherever the value comes from.
  * @param name the option as the caller wrote it: `learningRate`, `--learning-rate`, `file.yaml: learning-rate`
- * @throws ArgumentError with name and value
+ * @throws ArgumentError with name and value if the option does not allow it
  */
 export function checkValue<T, D, R>(
   name: string,
@@ -120,7 +133,7 @@ export function checkValue<T, D, R>(
   throw new ArgumentError(`${name} ${complaint(option, value)}`);
 }
 
-/** The words behind an option's name that say why a value is refused. */
+/** The second half of a message, after the option's name, that explains why a value is refused. */
 export function complaint({ wanted }: Pick<Kind, 'wanted'>, value: unknown): string {
   return `must be ${wanted}, got ${shown(value)}`;
 }
@@ -135,13 +148,14 @@ function shown(value: unknown): string {
   }
 }
 
-/** JSON has no word for numbers that are not finite. */
+/** Replaces a number that is not finite, which JSON cannot represent, by its text. */
 function finite(part: unknown): unknown {
   return typeof part === 'number' && !Number.isFinite(part) ? String(part) : part;
 }
 
 /**
- * The options of a table out of a caller's, defaults filled in; keys of other tables are passed over.
+ * Picks the options of a table from the caller's options, checks them, and fills in the defaults; keys of other tables
+ * are ignored.
  * @throws ArgumentError with the option's name and value
  */
 export function resolveTable<S extends OptionTable>(
@@ -158,12 +172,12 @@ export function resolveTable<S extends OptionTable>(
   return Object.fromEntries(entries) as ResolvedOf<S>;
 }
 
-/** A checked value in the form in which it is worked with. */
+/** The normalized form of a checked value. */
 export function normalized({ normalize }: Option, value: unknown): unknown {
   return value === null || normalize === undefined ? value : normalize(value);
 }
 
-/** The part of a run's identity that the values of a table are, in the order of the table. */
+/** The part of a run's identity that a table's values make up, in the order of the table. */
 export function identityOfTable(
   table: OptionTable,
   values: Readonly<Record<string, unknown>>,
@@ -176,18 +190,21 @@ export function identityOfTable(
   return Object.fromEntries(parts);
 }
 
-/** A combination of values that is refused. It stands beside the table of these options. */
+/** A check that refuses a combination of values. Checks stand beside the table of the options concerned. */
 export interface Check<V> {
   when(values: V): boolean;
-  /** @param name the caller's spelling of an option's name */
+  /**
+   * The error message for a refused combination.
+   * @param name gives the caller's spelling of an option's name
+   */
   message(values: V, name: (key: string) => string): string;
 }
 
 /**
- * Refuses values that do not go together, in the same words wherever they come from.
- * @param options.name the caller's spelling of an option's name; default: as in the library
- * @param options.where the file or function that the values were given to, in front of the message
- * @throws ArgumentError with the message of the first check that holds
+ * Runs checks of combinations of values, with the same messages wherever the values come from.
+ * @param options.name gives the caller's spelling of an option's name; by default the library's
+ * @param options.where the file or function that the values were given to, placed before the message
+ * @throws ArgumentError with the message of the first check that refuses the values
  */
 export function checkTogether<V>(
   checks: readonly Check<V>[],
@@ -200,22 +217,22 @@ export function checkTogether<V>(
   throw new ArgumentError(where === undefined ? message : `${where}: ${message}`);
 }
 
-/** `loraAlpha` -> `lora-alpha`. */
+/** The kebab-case form of a name: `loraAlpha` becomes `lora-alpha`. */
 export function kebab(key: string): string {
   return key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
 }
 
-/** `loraAlpha` -> `lora_alpha`, the spelling of transformers and PEFT. */
+/** The snake-case form of a name, as in transformers and PEFT: `loraAlpha` becomes `lora_alpha`. */
 export function snake(key: string): string {
   return key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 }
 
-/** `lora-alpha`, `lora_alpha` -> `loraAlpha`. */
+/** The camel-case form of a name: `lora-alpha` and `lora_alpha` become `loraAlpha`. */
 export function camel(name: string): string {
   return name.replace(/[-_](.)/g, (_, letter: string) => letter.toUpperCase());
 }
 
-/** The option that is meant by a name it does not have, whatever its spelling; null where no entry declares that name. */
+/** The name of the option that declares this alias, in any spelling; null where no option does. */
 export function optionCalled(name: string, table: OptionTable): string | null {
   const plain = kebab(camel(name));
   const found = Object.entries(table).find(([, { aliases = [] }]) => aliases.includes(plain));

@@ -1,4 +1,4 @@
-/** Causal language models: every row predicts the id after it. */
+/** The causal language model task: each row predicts the next token id. */
 import type { Batch } from '../data/collate.ts';
 import { CausalLM } from '../models/index.ts';
 import { headObstacle } from './head_obstacle.ts';
@@ -15,7 +15,7 @@ const kind: LanguageModelKind<Batch> = {
     }),
 };
 
-/** `--task causal-lm`. */
+/** The task for `--task causal-lm`. */
 export const causalLm = languageModelTask<CausalLM, Batch>('causal-lm', kind, {
   tunes: (model) => model instanceof CausalLM,
   graphObstacle: null,

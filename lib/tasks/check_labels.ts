@@ -1,8 +1,11 @@
-/** The labels of a classifier's data, held against those of its head and of the held-out data. */
+/** Checks that the labels of a classifier's data agree with those of its head and of the held-out data. */
 import { type LabelScheme, placesIn } from '../data/labels.ts';
 import { ArgumentError } from '../errors.ts';
 
-/** @throws ArgumentError for labels that mean something else to the head, or to the held-out data */
+/**
+ * Checks the labels of the training data against the head and the held-out data.
+ * @throws ArgumentError where a label has another meaning for the head or in the held-out data
+ */
 export function checkLabels(
   head: readonly string[] | null,
   data: LabelScheme | undefined,
@@ -13,8 +16,8 @@ export function checkLabels(
 }
 
 /**
- * Data whose names were sorted, say, would train and judge a head by the ids of others of its classes; of another task's data
- * what is saved would keep the old names.
+ * Checks the label names of the data against those of the head. Without this check, data with sorted names could train and
+ * score a head by the ids of other classes, and a head tuned on another task's data would be saved with its old label names.
  */
 function checkNames(
   head: readonly string[] | null,
@@ -32,7 +35,10 @@ function checkNames(
   );
 }
 
-/** Held-out data that derives its own scheme and lacks a class would give the others shifted ids. */
+/**
+ * Checks that the held-out data has the label scheme of the training data. Held-out data that lacks a class and derives a
+ * scheme of its own would give the other classes shifted ids.
+ */
 function checkSchemes(data: LabelScheme | undefined, held: LabelScheme | undefined): void {
   if (data === undefined || held === undefined) return;
   const kinds = ['problemType', 'numLabels', 'names', 'ids'] as const;

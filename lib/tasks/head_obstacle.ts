@@ -1,8 +1,11 @@
-/** A kept teacher is the mean of the head's rows under its distribution, which says everything only of a fixed linear head. */
+/**
+ * The condition for caching the teacher. The cache keeps the mean of the head's rows under the teacher's distribution, which is
+ * sufficient only for a fixed linear head.
+ */
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Head, Model } from '../models/index.ts';
 
-/** The reason why this head does not let a teacher be kept; null: it does. */
+/** The reason why the teacher cannot be cached with this model's head; null if it can. */
 export function headObstacle({
   model,
   trainsHead,

@@ -1,5 +1,5 @@
 /**
- * The part that causal language models and encoder-decoders have in common: a head over a vocabulary that is one matrix, rows
+ * The part that causal language models and encoder-decoders share: a head over the vocabulary that is a single matrix, rows
  * that each predict one id, and the terms of {@link HeadLoss} on the rows that some term uses.
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
@@ -37,27 +37,27 @@ import type {
 } from './task.ts';
 import { type CachedSequence, TeacherCache } from './teacher_cache.ts';
 
-/** A model with a head over its vocabulary; B is what its forward takes. */
+/** A model with a head over its vocabulary; B is the type of the batches that its forward pass takes. */
 export interface HeadModel<B> extends Model {
   readonly head: Head;
   forward(batch: B & Parameters<Model['forward']>[0], options?: ForwardOptions): Tensor;
 }
 
-/** The rows of a batch that predict: of an encoder-decoder those of its decoder. */
+/** The rows of a batch that predict ids; for an encoder-decoder, the rows of its decoder. */
 export type PredictingRows = RowsOfBatch;
 
 /** Properties in which the kinds of language models differ. */
 export interface LanguageModelKind<B> {
   rowsOf(batch: B): PredictingRows;
-  /** Real tokens, padding not counted. */
+  /** The number of tokens in a batch, without padding. */
   tokensOf(batch: B): number;
-  /** The sequences of a batch as a kept teacher knows them again. */
+  /** The sequences of a batch, in the form by which the teacher cache identifies them. */
   sequencesOf(batch: B): CachedSequence[];
 }
 
-/** Options of language models, beside those of their terms. */
+/** Options of language models, in addition to those of their loss terms. */
 export const languageModelOptions = {
-  /** Rows of the regularizers; default `supervised`. */
+  /** Rows that are regularized; default `supervised`. */
   positions: choice({
     choices: ['supervised', 'non_padding', 'label_aligned'],
     default: 'supervised',
@@ -65,14 +65,14 @@ export const languageModelOptions = {
   }),
 };
 
-/** An evaluation of a language model has its loss alone to be judged by, and no best step unless asked for. */
+/** The metrics of a language model: only the loss, and the best step is not kept unless the caller asks for it. */
 const kMetrics: TaskMetrics = {
   names: ['loss'],
   standard: null,
   subject: 'a language model',
 };
 
-/** The choice of rows of a batch, and their counts. */
+/** A batch with the selection of its rows and their counts. */
 function selectOf<B>(batch: B, kind: LanguageModelKind<B>, positions: Positions): MicroBatch<B> {
   const selected = selectRows(kind.rowsOf(batch), positions);
   const { supervised, regularizedRows } = selected;
@@ -80,7 +80,7 @@ function selectOf<B>(batch: B, kind: LanguageModelKind<B>, positions: Positions)
   return { batch, selected, counts };
 }
 
-/** Real rows of a side of a batch. */
+/** The number of rows of an encoder's or decoder's part of a batch, without padding. */
 export function realRows({
   inputIds,
   lengths,
@@ -88,14 +88,17 @@ export function realRows({
   return lengths ? lengths.reduce((sum, length) => sum + length, 0) : inputIds.length;
 }
 
-/** The teacher's own head where it is another than the student's: the head is trained, or saved with the adapter. */
+/**
+ * The weight of the teacher's head where it differs from the student's, that is, where the head is trained or saved with the
+ * adapter; else null.
+ */
 export function teacherHead<B>(tuned: TunedModel<HeadModel<B>>): Tensor | null {
   if (!tuned.hasTeacher) return null;
   const { weight } = tuned.withTeacher((teacher) => teacher.head);
   return weight === tuned.model.head.weight ? null : weight;
 }
 
-/** The teacher's hidden states: (N,C), or (M,C) where M rows are asked for. */
+/** The teacher's hidden states, (N,C), or (M,C) where M rows are requested. */
 export function teacherStates<B>(
   tuned: TunedModel<HeadModel<B>>,
   batch: B,
@@ -106,7 +109,7 @@ export function teacherStates<B>(
   );
 }
 
-/** The task of a kind of language model; what only one kind knows is given. */
+/** Makes the task of a kind of language model, given the properties of that kind. */
 export function languageModelTask<M extends HeadModel<B> & (CausalLM | Seq2SeqLM), B>(
   name: TaskName,
   kind: LanguageModelKind<B>,
@@ -127,10 +130,12 @@ export function languageModelTask<M extends HeadModel<B> & (CausalLM | Seq2SeqLM
   };
 }
 
-/** The teacher as a loss reads it: hidden states (M,C) of the selected rows, or their summary. */
+/**
+ * The part of the teacher that a loss reads: its hidden states (M,C) of the selected rows, or a summary of its distribution.
+ */
 type Teacher = { readonly hidden: Tensor } | { readonly summary: TeacherSummary };
 
-/** The loss of a run of a language model. */
+/** The loss of a language model, made once for each run. */
 export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   readonly terms: readonly Term[];
   readonly mostEntropy: number;
@@ -230,7 +235,10 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
     this.#cache?.close();
   }
 
-  /** From the cache, or into it. The first epoch reads the same numbers as the later ones. */
+  /**
+   * The teacher's summary of a micro-batch, read from the cache or else computed and added to it. The first epoch uses the
+   * summary as well, so that every epoch computes with the same numbers.
+   */
   async #summary(cache: TeacherCache, micro: MicroBatch<B>): Promise<TeacherSummary> {
     const selected = rowsOf(micro);
     const sequences = this.kind.sequencesOf(micro.batch);
@@ -251,7 +259,8 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   }: Omit<LossPass<B, Teacher>, 'student'>): RecordedPass {
     const { model } = this.tuned;
     const selected = rowsOf(micro);
-    // The number of rows that are the same differs from batch to batch, and graphs are of one shape.
+    // Sequences do not share the rows of common prefixes here: the number of shared rows differs from batch to batch, and a
+    // graph has fixed shapes.
     const prepared = model.prepare(micro.batch as never, {
       rows: selected.rows,
       sharePrefixes: false,
@@ -304,10 +313,10 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   }
 }
 
-/** Columns of the rows of teacherEntropyRows. */
+/** Number of columns in the result of teacherEntropyRows. */
 const kRowColumns = 3;
 const kEntropyColumn = 2;
-/** Prefixes of the names of a graph's tensors. */
+/** Prefixes in the names of a graph's tensors. */
 const kFactor = 'factor:';
 const kMean = 'mean:';
 

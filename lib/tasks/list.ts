@@ -1,4 +1,4 @@
-/** The list of tasks. A new one is a file beside this one and a line here. */
+/** The list of tasks. A new task is a file beside this one and a line here. */
 import { UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import { causalLm } from './causal_lm.ts';
@@ -8,7 +8,7 @@ import type { Task, TaskName } from './task.ts';
 
 export type { Task, TaskName };
 
-/** A task whose kind of model and batch only its own file knows. */
+/** A task with any type of model and batch, for code that does not depend on them. */
 export type AnyTask = Task;
 
 /** All tasks, by name. */
@@ -21,7 +21,10 @@ export const TASKS: Readonly<Record<TaskName, AnyTask>> = {
 /** The names of all tasks. */
 export const TASK_NAMES = Object.keys(TASKS) as TaskName[];
 
-/** The task of a model. @throws UnsupportedError for a model of no task */
+/**
+ * The task that trains a model.
+ * @throws UnsupportedError for a model that no task trains
+ */
 export function taskOf(model: Model): AnyTask {
   const found = Object.values(TASKS).find((task) => task.tunes(model));
   if (found !== undefined) return found;

@@ -1,14 +1,14 @@
-/** Encoder-decoders: the decoder's rows predict the target, having read the source. */
+/** The encoder-decoder task: the rows of the decoder predict the target, given the source. */
 import type { Seq2SeqExamples } from '../data/seq2seq_example.ts';
 import { Seq2SeqLM } from '../models/index.ts';
 import { headObstacle } from './head_obstacle.ts';
 import { type LanguageModelKind, languageModelTask, realRows } from './language_model.ts';
 
-/** Stands between the ids of source and target in what a kept teacher is known by; no id is negative. */
+/** Separates the source ids from the target ids where the teacher cache identifies a sequence; no id is negative. */
 const kBorder = -1;
 
 const kind: LanguageModelKind<Seq2SeqExamples> = {
-  // A decoder reads its target one place later, so that the label of a row is its own target.
+  // The decoder's inputs are already shifted right by one, so the label of a row is the target of the same row.
   rowsOf: ({ decoder }) => ({ ...decoder, labels: decoder.targets }),
   tokensOf: (batch) => realRows(batch) + realRows(batch.decoder),
   sequencesOf: ({ inputIds, cuSeqlens, decoder }) =>
@@ -20,7 +20,7 @@ const kind: LanguageModelKind<Seq2SeqExamples> = {
     }),
 };
 
-/** `--task seq2seq-lm`. */
+/** The task for `--task seq2seq-lm`. */
 export const seq2seqLm = languageModelTask<Seq2SeqLM, Seq2SeqExamples>('seq2seq-lm', kind, {
   tunes: (model) => model instanceof Seq2SeqLM,
   graphObstacle: 'encoder-decoders are not trained by graphs',

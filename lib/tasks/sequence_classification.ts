@@ -1,4 +1,4 @@
-/** Classification and regression: a head over whole sequences, whose outputs are few. */
+/** The classification and regression task: a head with few outputs over whole sequences. */
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { kMetricNames, type MetricName } from '../data/glue.ts';
 import type { LabelledBatch } from '../data/labelled_batches.ts';
@@ -24,7 +24,7 @@ import type {
   TaskMetrics,
 } from './task.ts';
 
-/** The loss of a run of a classifier: the teacher's part is its logits (B,D). */
+/** The loss of a classifier, made once for each run; it reads the teacher's logits (B,D). */
 class ClassifierLoss implements TaskLoss<LabelledBatch, Tensor> {
   readonly terms: readonly Term[];
   readonly recorded = null;
@@ -45,7 +45,7 @@ class ClassifierLoss implements TaskLoss<LabelledBatch, Tensor> {
     });
     this.#temperature = regularizers.temperature as number;
     this.#layers = [...new Set(terms.flatMap(({ hiddenStates = [] }) => hiddenStates))];
-    // 2^D outcomes of D decisions: by their logarithm, since their number may be no number.
+    // D independent decisions have 2^D outcomes, a number that may overflow; its logarithm does not.
     const several = problemType === 'multi_label_classification';
     this.mostEntropy = several ? numLabels * Math.LN2 : Math.log(numLabels);
   }
@@ -104,7 +104,7 @@ class ClassifierLoss implements TaskLoss<LabelledBatch, Tensor> {
   dispose(): void {}
 }
 
-/** `--task sequence-classification`. */
+/** The task for `--task sequence-classification`. */
 export const sequenceClassification: Task<SequenceClassifier, LabelledBatch> = {
   name: 'sequence-classification',
   terms: kClassifierTerms,
@@ -121,7 +121,7 @@ export const sequenceClassification: Task<SequenceClassifier, LabelledBatch> = {
   check: ({ tuned, data, evalData, regularizers }) => {
     const { problemType, labelNames } = tuned.model;
     const { consistencySchedule, consistencyWeight } = regularizers;
-    // The adaptive schedule asks how sure the teacher is of its classes; numbers have none.
+    // The adaptive schedule needs the entropy of the teacher's distribution over classes, which regression does not have.
     if (
       problemType === 'regression' &&
       (consistencyWeight as number) > 0 &&
@@ -138,11 +138,11 @@ export const sequenceClassification: Task<SequenceClassifier, LabelledBatch> = {
   cacheObstacle: () => null,
 };
 
-/** The metrics of an evaluation of two examples. */
+/** The metrics of a model's evaluations, found by evaluating two made-up examples. */
 function metrics(model: SequenceClassifier): TaskMetrics {
   const { problemType, numLabels } = model;
   const width = problemType === 'single_label_classification' ? 1 : numLabels;
-  // Correlations of equal numbers are undefined, and class 1 need not be there.
+  // Class 1 may be missing from the model, and correlations of constant values are undefined.
   const rows = [0, 1].map((n) => {
     const values = Array<number>(width).fill(problemType === 'regression' ? n : 0);
     return { label: values, prediction: values };

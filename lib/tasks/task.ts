@@ -1,7 +1,6 @@
 /**
- * A task: the kind of examples that a model learns from, the loss that it is trained by, and how it is scored. Trainer,
- * evaluator, command line and benchmark know this interface alone; what differs between language models, encoder-decoders and
- * classifiers stands in one file each beside this one.
+ * A task: the kind of examples that a model learns from, the loss with which it is trained, and how it is scored. The trainer,
+ * the evaluator, the command line and the benchmark use this interface alone; each task is a file beside this one.
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { BatchSource } from '../data/batch_source.ts';
@@ -18,100 +17,106 @@ import type { Tensor } from '../tensor.ts';
 /** Names of the tasks, as `--task` takes them. */
 export type TaskName = 'causal-lm' | 'seq2seq-lm' | 'sequence-classification';
 
-/** Rows of a micro-batch or of a whole window. */
+/** Counts of the rows in a micro-batch or in a whole accumulation window. */
 export interface RowCounts extends TermCounts {
-  /** Real rows, padding not counted. */
+  /** The number of tokens, without padding. */
   readonly tokens: number;
 }
 
-/** A micro-batch, with the choice of its rows made once. */
+/** A micro-batch with the selection of its rows, which is made once. */
 export interface MicroBatch<B = unknown> {
   readonly batch: B;
-  /** Rows that some term uses; null for a task whose batches have no choice of rows. */
+  /** Rows that some term uses; null for a task that does not select rows. */
   readonly selected: SelectedRows | null;
   readonly counts: RowCounts;
 }
 
-/** Outputs of the student for one micro-batch. */
+/** The student's outputs for a micro-batch. */
 export interface StudentOutputs {
-  /** States before a head that is one matrix, of the selected rows, or the logits of a head that is none; on the tape. */
+  /** The hidden states of the selected rows, where the head is a single matrix, else the logits; recorded on the tape. */
   readonly outputs: Tensor;
-  /** By layer, where terms ask for them. */
+  /** Hidden states by layer, where terms need them. */
   readonly hiddenStates: ReadonlyMap<number, Tensor>;
 }
 
-/** Everything that the loss of a micro-batch is made of. */
+/** The values from which the loss of a micro-batch is computed. */
 export interface LossPass<B = unknown, T = unknown> {
   readonly micro: MicroBatch<B>;
   readonly student: StudentOutputs;
-  /** null where no term reads a teacher. */
+  /** The teacher's outputs; null where no term reads them. */
   readonly teacher: T | null;
-  /** Weights of the terms at this step, by key. */
+  /** Weights of the terms at this step, by the key of the term. */
   readonly weights: Readonly<Record<string, number>>;
-  /** Rows of the whole accumulation window. */
+  /** Row counts of the whole accumulation window. */
   readonly totals: RowCounts;
   readonly at: StepOfRun;
 }
 
-/** The loss of a run: made once, used for every micro-batch. T is what it keeps of the teacher for a micro-batch. */
+/** The loss of a run, made once and used for every micro-batch. T is the type of the teacher's outputs for a micro-batch. */
 export interface TaskLoss<B = unknown, T = unknown> {
   readonly terms: readonly Term[];
-  /** Outputs of the teacher for a micro-batch; the caller gives them back with forget(). */
+  /** Computes the teacher's outputs for a micro-batch; the caller releases them with forget(). */
   teach(micro: MicroBatch<B>): Promise<T>;
   forget(teacher: T): void;
-  /** Entropy of the teacher's distribution at T for each row of the regularizers, in nats. */
+  /** The entropy of the teacher's distribution at temperature T for each regularized row, in nats. */
   entropies(teacher: T, micro: MicroBatch<B>): Promise<ArrayLike<number>>;
   /** The largest entropy that a row can have, in nats. */
   readonly mostEntropy: number;
-  /** Forward pass of the student. */
+  /** Runs the student's forward pass. */
   forward(micro: MicroBatch<B>): StudentOutputs;
-  /** Enqueues the loss. */
+  /** Enqueues the computation of the loss. */
   compute(pass: LossPass<B, T>): MicroBatchLoss;
-  /** The loss as tensors alone, which a graph may record; null where the task has no such form. */
+  /** The loss as a function of tensors alone, which a graph can record; null where the task has no such form. */
   readonly recorded: RecordedLoss<B, T> | null;
   dispose(): void;
 }
 
-/** Tensors by name; null: absent. */
+/** Tensors by name; a null stands for an absent tensor. */
 export type Named = Readonly<Record<string, Tensor | null>>;
 
-/** A micro-batch ready to be recorded as a graph, or to be run by one. */
+/** A micro-batch that is ready to be recorded as a graph, or to be run by one. */
 export interface RecordedPass {
-  /** Whatever the enqueued ops depend on beside the names, types and shapes of the inputs. */
+  /** A key for everything that the enqueued ops depend on, other than the names, types and shapes of the inputs. */
   readonly key: string;
-  /** Tensors that change from step to step; the runner takes them over. */
+  /** Tensors that change from step to step; the runner takes ownership of them. */
   readonly inputs: Named;
-  /** Teacher, forward and losses of the inputs as they are now: the loss on the tape, and the tensors that hold the values. */
+  /**
+   * Enqueues the teacher's pass, the forward pass and the losses for the given inputs. Returns the loss, on the tape, and the
+   * tensors with the values of the terms.
+   */
   readonly run: (now: Named) => { readonly loss: Tensor; readonly results: Named };
 }
 
-/** The form of a loss that graphs record. */
+/** The form of a loss that graphs can record. */
 export interface RecordedLoss<B = unknown, T = unknown> {
   prepare(pass: Omit<LossPass<B, T>, 'student'>): RecordedPass;
-  /** The values of the terms in the results of a pass. */
+  /** The values of the terms, taken from the results of a pass. */
   valuesOf(results: Named, micro: MicroBatch<B>): MicroBatchLoss;
 }
 
 /** Settings of a {@link TaskLoss}. */
 export interface LossSettings {
-  /** The terms of the run, those of the task that are switched on and the caller's own. */
+  /** The terms of the run: the task's own terms that are switched on, and the caller's. */
   readonly terms: readonly Term[];
   /** Options of the regularizers with every default filled in; see {@link Task.options}. */
   readonly regularizers: Readonly<Record<string, unknown>>;
-  /** Bound on the logits in work in bytes; 0: the default of the device. */
+  /** Limit, in bytes, on the logits that are computed at one time; 0 for the default of the device. */
   readonly chunkBytes?: number;
-  /** File in which the teacher's part is kept from epoch to epoch, null for a temporary one; left out: it is not kept. */
+  /**
+   * Path of the file that keeps the teacher's outputs for later epochs, or null for a temporary file; if omitted, they are
+   * not kept.
+   */
   readonly teacherCache?: string | null;
-  /** Called once for each thing about a term that a user should know. */
+  /** Called once for each note about a term that a user should see. */
   readonly onNote?: (note: TermNote) => void;
 }
 
-/** Metrics that an evaluation of a model has. */
+/** The metrics that evaluations of a model have. */
 export interface TaskMetrics {
   readonly names: readonly MetricName[];
-  /** The metric that chooses the best step where the caller names none; null: none does. */
+  /** The metric that chooses the best step where the caller names none; null where the last step is kept. */
   readonly standard: MetricName | null;
-  /** For messages: `a language model`, `regression (numLabels 1)`. */
+  /** The name of the model's kind for messages: `a language model`, `regression (numLabels 1)`. */
   readonly subject: string;
 }
 
@@ -123,33 +128,36 @@ export interface TaskRun<M extends Model = Model, B = unknown> {
   readonly regularizers: Readonly<Record<string, unknown>>;
 }
 
-/** See the head of the file. M is the kind of model, B that of its micro-batches. */
+/** A task as described at the head of this file. M is the type of its models, B that of its micro-batches. */
 export interface Task<M extends Model = Model, B = unknown> {
   readonly name: TaskName;
-  /** Terms beside the task's own loss, each of which a weight above 0 switches on. */
+  /** Terms in addition to the task's own loss, each switched on by a weight above 0. */
   readonly terms: readonly TermDefinition[];
-  /** Options of the task itself, beside those of its terms. */
+  /** Options of the task itself, in addition to those of its terms. */
   readonly options: OptionTable;
-  /** Whether this is the task of a model. */
+  /** Whether this task trains models of this kind. */
   tunes(model: Model): model is M;
-  /** The choice of rows, and their counts. */
+  /** Selects the rows of a batch and counts them. */
   select(batch: B, regularizers: Readonly<Record<string, unknown>>): MicroBatch<B>;
   loss(tuned: TunedModel<M>, settings: LossSettings): TaskLoss<B>;
-  /** Held-out numbers. @throws ArgumentError where no row is supervised, or there is no example */
+  /**
+   * Evaluates a model on held-out data.
+   * @throws ArgumentError where no row is supervised, or there is no example
+   */
   evaluate(
     tuned: TunedModel<M>,
     batches: AsyncIterable<B> | Iterable<B>,
     options: EvaluateOptions,
   ): Promise<Evaluation>;
   metrics(model: M): TaskMetrics;
-  /** Refuses what the task knows to be wrong before the first step. */
+  /** Refuses a run that cannot work for this task, before its first step. */
   check(run: TaskRun<M, B>): void;
-  /** The reason why a loss of the caller's own cannot replace this task's; null: it can. */
+  /** The reason why a loss of the caller's own cannot replace this task's; null if it can. */
   readonly lossObstacle: string | null;
-  /** The reason why this task has no teacher that could be kept; null: it has. */
+  /** The reason why this task has no teacher that could be cached; null if it has one. */
   readonly teacherObstacle: string | null;
-  /** The reason why the teacher of a run cannot be kept, whatever its terms; null: it can. */
+  /** The reason why the teacher of a run cannot be cached, whatever its terms; null if it can. */
   cacheObstacle(run: TaskRun<M, B>): string | null;
-  /** The reason why its micro-batches cannot be recorded as graphs; null: they can. */
+  /** The reason why micro-batches of this task cannot be recorded as graphs; null if they can. */
   readonly graphObstacle: string | null;
 }

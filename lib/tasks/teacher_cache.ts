@@ -1,10 +1,10 @@
 /**
- * Cache of the teacher for the consistency term, kept from one epoch to the next: C numbers and an entropy for each row that
- * a loss uses (see `teacherSummary`). Entries are found by a digest of a sequence's ids and rows, so that each epoch may draw
- * other batches. They are kept in a file, since a large set of long answers does not fit into memory. In a run's
- * folder the file outlives an interruption, and a resumed run goes on with the same numbers.
+ * A cache of the teacher's outputs for the consistency term, kept from one epoch to the next: C numbers and an entropy for each
+ * row that a loss uses (see `teacherSummary`). Entries are found by a digest of a sequence's ids and rows, so each epoch may
+ * form other batches. They are kept in a file, because those of a large data set do not fit into memory. A file in a run's
+ * folder remains when the run is interrupted, so that the resumed run uses the same numbers.
  *
- *     header   512 bytes: JSON and spaces; a file with another one is begun anew
+ *     header   512 bytes: JSON and spaces; a file with a different header is overwritten
  *     record   digest 16, rows u32, crc32 u32 of what follows; mean rows x C f32 or f64, entropy rows f64
  */
 import { createHash, randomUUID } from 'node:crypto';
@@ -25,10 +25,10 @@ import type { SelectedRows } from '../losses/positions.ts';
 import type { TeacherSummary } from '../ops/index.ts';
 import { noGrad, tensor, unscoped } from '../tensor.ts';
 
-/** The name in a run's folder. */
+/** Name of the cache file in the folder of a run. */
 export const kTeacherCacheName = 'teacher_cache.bin';
 
-/** Everything but the rows that the numbers depend on. */
+/** Everything, apart from the rows themselves, that the cached numbers depend on. */
 export interface TeacherCacheKind {
   readonly model: string;
   readonly dtype: string;
@@ -37,16 +37,16 @@ export interface TeacherCacheKind {
   readonly temperature: number;
 }
 
-/** One sequence of a batch, as the cache knows it again in another batch. */
+/** One sequence of a batch, with the data by which the cache finds it again in another batch. */
 export interface CachedSequence {
-  /** Everything that the teacher's rows of the sequence depend on. */
+  /** All ids that the teacher's rows of the sequence depend on. */
   readonly ids: Int32Array;
-  /** Its first row in the batch, and the one after its last. */
+  /** The index of its first row in the batch; `end` is one past its last row. */
   readonly begin: number;
   readonly end: number;
 }
 
-/** One sequence's selected rows. */
+/** The selected rows of one sequence. */
 interface Piece {
   readonly key: string;
   readonly rows: number;
@@ -63,13 +63,14 @@ export class TeacherCache {
   readonly #temporary: boolean;
   readonly #wide: boolean;
   readonly #channels: number;
-  /** Where the record of a sequence begins. */
+  /** Position of each sequence's record in the file, by digest. */
   readonly #places = new Map<string, number>();
   #end = kHeaderBytes;
 
   /**
-   * @param path null: a temporary file, removed by close()
-   * @param device where summaries are read to; default see getDefaultDevice
+   * Opens or creates the cache file.
+   * @param path path of the file; null for a temporary file, which close() removes
+   * @param device device to which summaries are read; default see getDefaultDevice
    */
   constructor(
     path: string | null,
@@ -80,7 +81,7 @@ export class TeacherCache {
     this.#path = path ?? join(tmpdir(), `balora-${randomUUID()}-${kTeacherCacheName}`);
     this.#wide = kind.dtype === 'f64';
     this.#channels = kind.channels;
-    // An earlier run's file is read and added to, by position.
+    // The file of an earlier run is kept and extended; all reads and writes give a position.
     this.#file = openSync(this.#path, constants.O_RDWR | constants.O_CREAT, 0o600);
     const header = Buffer.alloc(kHeaderBytes, ' ');
     header.write(JSON.stringify({ format: 1, ...kind }));
@@ -90,12 +91,12 @@ export class TeacherCache {
     ftruncateSync(this.#file, this.#end);
   }
 
-  /** Sequences that are kept. */
+  /** The number of sequences in the cache. */
   get size(): number {
     return this.#places.size;
   }
 
-  /** The summary of a batch's selected rows, or null where a sequence of it has not been met or its record is damaged. */
+  /** The summary of a batch's selected rows, or null where one of its sequences is not in the cache or has a damaged record. */
   take(sequences: readonly CachedSequence[], selected: SelectedRows): TeacherSummary | null {
     const pieces = piecesOf(sequences, selected);
     const parts: Buffer[] = [];
@@ -124,7 +125,7 @@ export class TeacherCache {
     );
   }
 
-  /** Keeps the summary of a batch's selected rows. */
+  /** Adds the summary of a batch's selected rows to the cache. */
   async put(
     sequences: readonly CachedSequence[],
     selected: SelectedRows,
@@ -182,7 +183,7 @@ export class TeacherCache {
     return payload;
   }
 
-  /** Finds the whole records of an earlier process. */
+  /** Finds the complete records of an earlier process. */
   #scan(): void {
     const { size } = fstatSync(this.#file);
     for (;;) {
@@ -195,14 +196,14 @@ export class TeacherCache {
     }
   }
 
-  /** null where the file ends before. */
+  /** Reads bytes at a position; null where the file ends before them. */
   #read(position: number, bytes: number): Buffer | null {
     const buffer = Buffer.alloc(bytes);
     return readSync(this.#file, buffer, 0, bytes, position) === bytes ? buffer : null;
   }
 }
 
-/** The selected rows of each sequence, in their order. */
+/** The selected rows of each sequence, in the order of the sequences. */
 function piecesOf(sequences: readonly CachedSequence[], { rows }: SelectedRows): Piece[] {
   const pieces: Piece[] = [];
   let at = 0;

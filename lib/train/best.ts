@@ -1,6 +1,6 @@
 /**
- * The best evaluated step of a run: its parameters are put away when its metric beats the ones before, and come back at the
- * end, to be what the run exports. On the disk of the output folder where there is one (run/best/), else in memory.
+ * The best evaluated step of a run. Its parameters are saved when its metric is better than all earlier ones, and restored at
+ * the end, so that the run exports them. They are kept in the output folder (run/best/), or in memory where a run has none.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -34,16 +34,16 @@ export function checkMetric({ tuned, metricForBestModel }: AnyTrainerOptions): v
   );
 }
 
-/** What a constant leaves undefined, as a head that is not trained yet may well be. */
+/** The correlations, which are undefined (null) where all predictions are equal, as may happen with an untrained head. */
 const kCorrelations: readonly MetricName[] = ['pearson', 'spearman', 'pearsonSpearmanMean'];
 
-/** Worse than every value, and beaten by every value. */
+/** The worst possible value of a metric: every other value is better. */
 const worst = (metric: MetricName): number =>
   metric === 'loss' ? Number.POSITIVE_INFINITY : Number.NEGATIVE_INFINITY;
 
 /**
- * The value of a metric in an evaluation; what is not a number, and an undefined correlation, counts as the worst.
- * @throws ArgumentError naming the metrics that there are
+ * The value of a metric in an evaluation; NaN and an undefined correlation count as the worst value.
+ * @throws ArgumentError naming the metrics that the evaluation has
  */
 export function metricOf(evaluation: Evaluation, metric: MetricName): number {
   const found: Record<string, unknown> = {
@@ -64,24 +64,27 @@ interface Kept {
   readonly evaluation: Evaluation;
 }
 
-/** See the head of the file. */
+/** Keeps the parameters of the best evaluated step of a run. */
 export class BestKeeper {
   #best: Kept | null = null;
   #state: Record<string, Tensor> | null = null;
 
-  /** @param folder run/best of the output; null: in memory */
+  /**
+   * Makes a keeper that has not seen a step yet.
+   * @param folder run/best of the output folder; null to keep the parameters in memory
+   */
   constructor(
     private readonly metric: MetricName,
     private readonly folder: string | null,
   ) {}
 
-  /** Takes up what an earlier part of the run kept. */
+  /** Reads the best step that the run kept before it was interrupted. */
   async resume(): Promise<void> {
     if (this.folder === null) return;
     const text = await readFile(join(this.folder, kNote), 'utf8').catch(() => null);
     const note = text === null ? null : (JSON.parse(text) as Kept);
     if (note?.step.metric !== this.metric) return;
-    // JSON has no infinities.
+    // The worst value is infinite, and JSON stores infinities as null.
     const value = note.step.value ?? worst(this.metric);
     this.#best = { ...note, step: { ...note.step, value } };
   }
@@ -94,7 +97,7 @@ export class BestKeeper {
     return this.#best?.evaluation ?? null;
   }
 
-  /** Keeps the parameters if their evaluation is the best so far; of equals the first stays. */
+  /** Keeps the parameters if their evaluation is the best so far; of equal evaluations the first is kept. */
   async offer(tuned: TunedModel<Model>, evaluation: Evaluation, step: number): Promise<void> {
     const value = metricOf(evaluation, this.metric);
     const sign = this.metric === 'loss' ? -1 : 1;
@@ -113,7 +116,7 @@ export class BestKeeper {
     });
   }
 
-  /** Puts the best parameters back into the model, if they are not those of `step`. */
+  /** Puts the best parameters back into the model, unless `step` is the best one itself. */
   async restore(tuned: TunedModel<Model>, step: number): Promise<void> {
     if (this.#best === null || this.#best.step.step === step) return;
     if (this.folder === null) {

@@ -1,7 +1,7 @@
 /**
- * Checkpoints: run/checkpoints/step-<number>/{state.json, state.safetensors}. A folder gets its name only when all of
- * it is on the disk, so any folder with that name is whole; one that was damaged later is passed over for the one
- * before it.
+ * Checkpoints: run/checkpoints/step-<number>/{state.json, state.safetensors}. A folder gets this name only after all of its
+ * files have been written to disk, so every folder with such a name is complete. If one has been damaged since, the one before
+ * it is used.
  */
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -13,21 +13,21 @@ import type { Identity } from './options.ts';
 import type { StepRecord } from './types.ts';
 import type { Position } from './window.ts';
 
-/** What a checkpoint holds besides tensors. */
+/** The content of a checkpoint other than its tensors. */
 export interface CheckpointState {
   readonly format: 1;
-  /** Optimiser steps done. */
+  /** The number of completed optimiser steps. */
   readonly step: number;
-  /** S: schedules are fractions of it, so a resumed run must not count anew. */
+  /** The total number of steps S. Schedules depend on it, so a resumed run must use the same number. */
   readonly totalSteps: number;
-  /** The next micro-batch. */
+  /** The position of the next micro-batch. */
   readonly position: Position;
   readonly elapsedSeconds: number;
   readonly last: StepRecord | null;
   readonly identity: Identity;
-  /** Steps that moved each parameter, by its name. */
+  /** The number of steps that updated each parameter, by its name. */
   readonly optimizerSteps: Readonly<Record<string, number>>;
-  /** The evaluation at this step was due, or was stopped: a resumed run begins with it, a second time if it was finished. */
+  /** Whether an evaluation was due at this step and may not have been completed; a resumed run then begins with it. */
   readonly owesEvaluation?: boolean;
 }
 
@@ -42,8 +42,8 @@ const kState = 'state.json';
 const kTensors = 'state.safetensors';
 
 /**
- * Writes a checkpoint and removes the oldest ones beyond `keep`. Later ones do not count: they were passed over as damaged, and
- * the run comes to them again. Returns its path.
+ * Writes a checkpoint, removes all but the latest `keep`, and returns its path. Checkpoints of later steps are not counted:
+ * they were found to be damaged, and the run will write them again.
  */
 export async function saveCheckpoint(
   folder: string,
@@ -64,7 +64,7 @@ export async function saveCheckpoint(
   return path;
 }
 
-/** Step numbers of the checkpoints in a folder, the latest first. */
+/** The checkpoints in a folder with their step numbers, the latest first. */
 export async function listCheckpoints(folder: string): Promise<{ name: string; step: number }[]> {
   return (await namesIn(folder))
     .flatMap((name) => {
@@ -76,7 +76,7 @@ export async function listCheckpoints(folder: string): Promise<{ name: string; s
 
 /**
  * The latest checkpoint that can be read, or null if there is none.
- * @param options device: of its tensors; onDamaged: told about each one passed over
+ * @param options `device` receives the tensors; `onDamaged` is called for each damaged checkpoint that is skipped
  * @throws FormatError if there are checkpoints and all are damaged
  */
 export async function latestCheckpoint(

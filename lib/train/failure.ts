@@ -1,8 +1,8 @@
-/** Errors that end a run, and what they say of what became of it. */
+/** Errors that end a run, and the notes in them about the state in which the run was left. */
 import { NativeError } from '../errors.ts';
 import type { CombinedTerms } from './record.ts';
 
-/** The error of a step whose numbers are not finite; nothing was changed by it. */
+/** The error for a step whose loss or gradients are not finite; no parameter has been changed by it. */
 export function notFinite(step: number, terms: CombinedTerms, norm: number): NativeError {
   const values = Object.entries({ taskLoss: terms.taskLoss, ...terms.values, gradNorm: norm })
     .filter(([, value]) => value !== null)
@@ -14,14 +14,14 @@ export function notFinite(step: number, terms: CombinedTerms, norm: number): Nat
 }
 
 /**
- * Adds notes to an error's message; object, class and code stay as they are. Where there is a second error, it becomes the cause
- * of one that has none. What is no Error, or cannot be written to, is left alone.
+ * Adds notes to an error's message; the object, its class and its code stay the same. A second error becomes the cause of the
+ * first if that has none. A value that is not an Error, or whose message cannot be changed, is left as it is.
  */
 export function addNotes(error: unknown, notes: readonly string[], second?: unknown): void {
   if (!(error instanceof Error) || notes.length === 0) return;
   const { message: before, stack, cause } = error;
   const message = [before, ...notes].join('; ');
-  // By definition, not assignment: a DOMException has its message behind a getter.
+  // Assignment would fail for a DOMException, whose message is a getter, so the property is redefined.
   const define = (key: string, value: unknown): boolean =>
     Reflect.defineProperty(error, key, { value, writable: true, configurable: true });
   if (!define('message', message)) return;

@@ -1,11 +1,12 @@
 /**
- * Gradients at addresses that do not change: a graph adds to the same memory at every run. They begin a window as zeros;
- * a parameter that no backward pass of the window reached has no gradient in the end, as it would have without buffers.
+ * Gradient buffers at fixed addresses, since a recorded graph adds to the same memory each time it runs. They are filled with
+ * zeros at the start of each accumulation window. A parameter that no backward pass of the window reached has no gradient at
+ * its end, exactly as without buffers.
  */
 import { fill_, reshape, slice, zeros } from '../ops/index.ts';
 import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 
-/** Elements between the beginnings of two gradients are a multiple of it. */
+/** The alignment of the gradients in the buffer: their offsets are multiples of this number of elements. */
 const kAlignment = 64;
 
 export class GradientBuffers {
@@ -14,7 +15,10 @@ export class GradientBuffers {
   readonly #views: readonly Tensor[];
   readonly #reached = new Set<number>();
 
-  /** @param leaves f32 or f64, all of one type and device */
+  /**
+   * Allocates the buffers.
+   * @param leaves f32 or f64 tensors, all of the same dtype and device
+   */
   constructor(leaves: readonly Tensor[]) {
     this.#leaves = leaves;
     const starts: number[] = [];
@@ -38,14 +42,14 @@ export class GradientBuffers {
     );
   }
 
-  /** Starts a window. */
+  /** Starts a window: fills the buffers with zeros. */
   begin(): void {
     this.#reached.clear();
     noGrad(() => fill_(this.#all, 0));
     for (const [i, leaf] of this.#leaves.entries()) leaf.grad = this.#views[i] as Tensor;
   }
 
-  /** Runs `body`; which leaves its backward passes added to. */
+  /** Runs `body` and returns the indices of the leaves that its backward passes added gradients to. */
   watch(body: () => void): readonly number[] {
     const counts = (): number[] => this.#leaves.map(({ gradCount }) => gradCount);
     const before = counts();
@@ -53,17 +57,17 @@ export class GradientBuffers {
     return counts().flatMap((count, i) => (count === before[i] ? [] : [i]));
   }
 
-  /** Takes note of leaves that were added to. */
+  /** Records that gradients were added to these leaves. */
   reach(leaves: readonly number[]): void {
     for (const i of leaves) this.#reached.add(i);
   }
 
-  /** Ends a window: leaves that got nothing have no gradient. */
+  /** Ends a window: removes the gradients of leaves that no backward pass reached. */
   end(): void {
     for (const [i, leaf] of this.#leaves.entries()) if (!this.#reached.has(i)) leaf.grad = null;
   }
 
-  /** Which leaves have a gradient after end(), as a key. */
+  /** A key for the set of leaves that have a gradient after end(). */
   get reached(): string {
     return this.#leaves.length === this.#reached.size
       ? 'all'

@@ -1,7 +1,7 @@
 /**
- * Functions of tensors that are run again and again, as graphs: the first run of a key is an ordinary one (it loads kernels
- * and fills caches), the second is recorded, from the third on the recording is launched. Inputs are copied into tensors
- * that stay. All graphs of a cache share one memory, so that it is as large as the largest needs.
+ * A cache of graphs for functions of tensors that run many times. The first run of a key is an ordinary one (it loads kernels
+ * and fills caches), the second is recorded as a graph, and from the third run on the graph is launched. Inputs are copied into
+ * tensors that the graph keeps. All graphs of a cache share one memory pool, which is as large as the largest of them needs.
  */
 import { type CapturedGraph, captureGraph } from '../graph.ts';
 import { copy_ } from '../ops/index.ts';
@@ -9,9 +9,9 @@ import { trimMemory, waitsForEachOp } from '../runtime.ts';
 import type { Named } from '../tasks/task.ts';
 import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 
-/** What a run made. */
+/** The results of running a function. */
 export interface Run<T> {
-  /** Good until release(), and until the next run of any graph of the cache. */
+  /** The resulting tensors, valid until release() and until the next run of any graph of the cache. */
   readonly results: T;
   release(): void;
 }
@@ -21,9 +21,9 @@ interface Entry {
   readonly inputs: Named;
 }
 
-/** Graphs that a cache holds; shapes that come later run without. */
+/** The largest number of graphs in a cache; any further shapes run without one. */
 const kMostGraphs = 16;
-/** Keys that are remembered as met once. */
+/** The largest number of keys that are remembered after their first run. */
 const kMostKeys = 4096;
 
 export class GraphCache {
@@ -35,22 +35,22 @@ export class GraphCache {
     this.#device = device;
   }
 
-  /** Graphs that are held. */
+  /** The number of graphs in the cache. */
   get size(): number {
     return this.#entries.size;
   }
 
-  /** Whether the next run of a key launches a graph. */
+  /** Whether the cache has a graph for a key, which the next run will launch. */
   holds(key: string): boolean {
     return this.#entries.has(key);
   }
 
   /**
-   * body(inputs), by whichever way. Takes the inputs over.
-   * @param key all that the ops which `body` enqueues depend on, see shapesOf
+   * Computes body(inputs), as an ordinary run, while recording it, or by launching its graph. Takes ownership of the inputs.
+   * @param key a text that covers everything the ops enqueued by `body` depend on, see shapesOf
    */
   run<T extends Named>(key: string, inputs: Named, body: (inputs: Named) => T): Run<T> {
-    // Debug mode, anomaly mode and profiling want to see each op; their memory is not to stand beside the graphs'.
+    // Debug mode, anomaly mode and profiling must see each op, so these run without graphs and free the graphs' memory.
     if (waitsForEachOp()) {
       this.dispose();
       return plain(inputs, body);
@@ -68,7 +68,7 @@ export class GraphCache {
     return { results: this.#capture(key, inputs, body), release: () => {} };
   }
 
-  /** Drops the graphs. */
+  /** Frees all graphs. */
   dispose(): void {
     for (const { graph, inputs } of this.#entries.values()) {
       graph.dispose();
@@ -81,7 +81,7 @@ export class GraphCache {
   #capture<T extends Named>(key: string, inputs: Named, body: (inputs: Named) => T): T {
     const sharing = [...this.#entries.values()][0]?.graph;
     try {
-      // What ordinary runs of this shape needed may be what the graph needs now.
+      // The memory that ordinary runs of this shape left in the allocator may be needed for the graph.
       trimMemory({ device: this.#device });
       const graph = captureGraph(() => body(inputs), { device: this.#device, sharing });
       this.#entries.set(key, { graph, inputs });
@@ -112,7 +112,7 @@ function replay({ graph, inputs }: Entry, given: Named): void {
   graph.replay();
 }
 
-/** Names, types and shapes, for keys. */
+/** The names, dtypes and shapes of tensors as a text, for use in keys. */
 export function shapesOf(inputs: Named): string {
   return Object.entries(inputs)
     .map(([name, value]) => `${name}:${value === null ? '' : `${value.dtype}[${value.shape}]`}`)

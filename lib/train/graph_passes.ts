@@ -1,6 +1,7 @@
 /**
- * Micro-batches as graphs: teacher, forward, losses and backward of a shape that was met before are launched as one. What
- * changes from step to step (ids, rows, weights of the terms, shares of the window) are inputs.
+ * Micro-batches run as graphs: for a shape that has been seen before, the teacher's pass, the forward pass, the losses and the
+ * backward pass are launched together. Values that change from step to step (ids, rows, weights of the terms, shares of the
+ * window) are inputs of the graph.
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Term } from '../losses/term.ts';
@@ -14,22 +15,23 @@ import { GraphCache, type Run, shapesOf } from './graph_cache.ts';
 import { forgetTeacher, isEmpty, type PassInput } from './pass.ts';
 import type { WindowBatch } from './window.ts';
 
-/** Graphs that the update of a step may share, see {@link Update}. */
+/** The graphs and gradient buffers that the update of a step can use as well, see {@link Update}. */
 export interface StepGraphs {
   readonly gradients: GradientBuffers;
   readonly cache: GraphCache;
 }
 
-/** Micro-batches computed by graphs where one fits, else op by op. */
+/** Computes micro-batches by graphs where possible, and op by op otherwise. */
 export class GraphPasses {
   readonly terms: readonly Term[];
   readonly graphs: StepGraphs;
-  /** Leaves that a graph's backward comes to, by its key. */
+  /** The leaves that each graph's backward pass reaches, by the key of the graph. */
   readonly #reached = new Map<string, readonly number[]>();
 
   /**
-   * @param loss one that has a form to record
-   * @param keepsTeacher whether the teacher's part comes from a cache, and so is no part of the graph
+   * Makes the passes of a run.
+   * @param loss a loss with a form that graphs can record
+   * @param keepsTeacher whether the teacher's outputs are cached, so that they are an input of the graph
    */
   constructor(
     tuned: TunedModel<Model>,
@@ -55,7 +57,7 @@ export class GraphPasses {
     if (isEmpty(micro)) return;
     const { loss } = this;
     const recorded = loss.recorded as RecordedLoss;
-    // A graph has the teacher's pass inside, unless its part is kept.
+    // The graph includes the teacher's pass, unless the teacher's outputs are cached.
     if (micro.teacher === null && this.keepsTeacher) micro.teacher = await loss.teach(micro);
     const { teacher } = micro;
     const { results, release } = this.#launch(recorded.prepare({ ...input, micro, teacher }));
@@ -71,7 +73,7 @@ export class GraphPasses {
     this.loss.dispose();
   }
 
-  /** Adds a micro-batch's gradient. */
+  /** Runs a micro-batch and adds its gradients to the buffers. */
   #launch({ key: own, inputs, run: body }: RecordedPass): Run<Named> {
     const { cache, gradients } = this.graphs;
     const key = `${own} ${shapesOf(inputs)}`;
@@ -89,7 +91,7 @@ export class GraphPasses {
   }
 }
 
-/** Values that the next run writes over, in memory of their own. */
+/** Copies of a graph's results, which the next run of the graph overwrites. */
 function copiesOf(results: Named): Named {
   return Object.fromEntries(
     Object.entries(results).map(([name, value]) => [name, value && copyOf(value)]),

@@ -1,7 +1,7 @@
 /**
- * A linear probe before tuning: the head alone is trained on the frozen model's hidden states, which are computed once. A teacher
- * with a head that was drawn at random has nothing to teach; one with a probed head says what the pre-trained model knows of
- * the task.
+ * A linear probe before tuning: only the head is trained, on the frozen model's hidden states, which are computed once. A
+ * teacher whose head has random values gives no useful targets; with a probed head, its outputs show what the pre-trained model
+ * knows about the task.
  */
 import {
   collectGradients,
@@ -25,32 +25,32 @@ import type { BatchSource } from './types.ts';
 
 /** Options of {@link warmUpHead}. */
 export interface HeadWarmUpOptions {
-  /** Passes over the examples. Default 20. */
+  /** Number of passes over the examples. Default 20. */
   epochs?: number;
-  /** Highest rate of AdamW, falling linearly to 0. Default 5e-3. */
+  /** Peak learning rate of AdamW, which falls linearly to 0. Default 5e-3. */
   learningRate?: number;
-  /** Decoupled weight decay. Default 0. */
+  /** Decoupled weight decay of AdamW. Default 0. */
   weightDecay?: number;
-  /** Examples of a step. Default 64. */
+  /** Number of examples in a step. Default 64. */
   batchSize?: number;
-  /** Of the order of the examples. Default 42. */
+  /** Seed of the order of the examples. Default 42. */
   seed?: number;
   signal?: AbortSignal;
 }
 
-/** What a warm-up came to. */
+/** The result of {@link warmUpHead}. */
 export interface HeadWarmUp {
   /** Mean task loss over the last epoch. */
   readonly loss: number;
   readonly examples: number;
-  /** Parameters that were trained, by their path. */
+  /** Paths of the parameters that were trained. */
   readonly trained: readonly string[];
 }
 
 /**
- * Trains the modules of the head (`model.headPaths`) in place; everything else, and the head afterwards, is frozen. Call it before
- * an adapter is put on: the teacher then has the probed head, and a trained head starts from it.
- * @param data one epoch of it is read, in its own order
+ * Trains the modules of the head (`model.headPaths`) in place; all other parameters stay frozen, and the head is frozen
+ * afterwards. Call it before adding an adapter: the teacher then has the probed head, and a trained head starts from it.
+ * @param data the examples; epoch 0 of it is read once, in its own order
  * @throws ArgumentError for options out of range or data without examples
  */
 export async function warmUpHead(
@@ -91,7 +91,9 @@ export async function warmUpHead(
   }
 }
 
-/** Puts the head of one model into another of the same kind: a second model that is to be the teacher of the first. */
+/**
+ * Copies the head of one model into another of the same kind, as for a second model that serves as the teacher of the first.
+ */
 export function copyHead(from: SequenceClassifier, to: SequenceClassifier): void {
   const source = new Map(from.namedParameters());
   for (const [name, old] of [...to.namedParameters()]) {
@@ -109,10 +111,10 @@ export function copyHead(from: SequenceClassifier, to: SequenceClassifier): void
 }
 
 interface Features {
-  /** (M,C), what the head reads of every example. */
+  /** The head's inputs (M,C), one row for each example. */
   readonly features: Tensor;
   readonly labels: Int32Array | Float32Array;
-  /** Labels of an example. */
+  /** The number of label values of an example. */
   readonly width: number;
 }
 
@@ -143,7 +145,7 @@ async function headFeatures(
   }
 }
 
-/** The head's parameters as trained ones, in their places. */
+/** Makes the head's parameters trainable, in place, and returns them. */
 function trainableHead(model: SequenceClassifier): TrainedParameter[] {
   const head: TrainedParameter[] = [];
   for (const [path, module] of [...model.namedModules()]) {
@@ -172,7 +174,7 @@ function isOfHead(model: SequenceClassifier, name: string): boolean {
   return model.headPaths.some((path) => name.startsWith(`${path}.`));
 }
 
-/** Forward and backward of the head on chosen examples: their mean loss. */
+/** The mean loss of the head on the chosen examples, after running its forward and backward pass. */
 function probeLoss(
   model: SequenceClassifier,
   features: Tensor,
@@ -180,7 +182,7 @@ function probeLoss(
 ): Tensor {
   return scope(() => {
     const cuSeqlens = Int32Array.from({ length: rows.length + 1 }, (_, b) => b);
-    // Every example is a sequence of one row.
+    // Each example is a sequence of a single row.
     const batch = { inputIds: rows, positions: rows, cuSeqlens };
     const { device } = features;
     const logits = model.logits(indexSelect(features, tensor(rows, { device })), batch);

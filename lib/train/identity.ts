@@ -1,4 +1,4 @@
-/** A run's identity: what must be the same for a checkpoint to go on bit for bit. */
+/** The identity of a run: everything that must be the same for a checkpoint to be continued bit for bit. */
 import { createHash } from 'node:crypto';
 import { isOfHead } from '../adapters/attach.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
@@ -20,10 +20,13 @@ import {
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { RunPlan } from './types.ts';
 
-/** Hexadecimal digits of a digest that errors show. */
+/** The number of hexadecimal digits of a digest, as shown in errors. */
 const kDigits = 16;
 
-/** Everything that the numbers depend on; threads and machine are the caller's business (docs: what repeats). */
+/**
+ * The identity of a run, which covers everything that its numbers depend on except the number of threads and the machine; see
+ * docs/repeatability.md for what is reproducible.
+ */
 export async function identityOf(
   input: AnyTrainerOptions,
   options: ResolvedOptions,
@@ -45,7 +48,7 @@ export async function identityOf(
       input.terms.length > 0 && { terms: input.terms.map(({ key }) => key) }),
     ...(input.afterBackward !== undefined && { afterBackward: true }),
     ...partOf(outputOptions, options.output),
-    // Their defaults depend on the model: what was given counts.
+    // The defaults of these options depend on the model, so the values that the caller gave are compared.
     ...partOf({ ...preparationOptions, ...bestOptions }, input),
     ...input.tuned.identity(),
   };
@@ -54,11 +57,14 @@ export async function identityOf(
 const partOf = (table: OptionTable, values: object): Identity =>
   identityOfTable(table, values as Identity);
 
-/** A model by what it is, wherever it lies: a copy in another folder is the same, one with other weights is not. */
+/**
+ * A description of a model that does not depend on its path: copies in different folders are the same, models with different
+ * weights are not.
+ */
 async function baseModel(tuned: TunedModel<Model>, parameters: number): Promise<string> {
   const { model } = tuned;
   const hash = createHash('sha256').update(JSON.stringify(configOf(model)));
-  // Where all weights are trained and there is no teacher, the checkpoint has every one of them.
+  // Without a teacher all weights are trained, so the checkpoint contains each of them.
   if (tuned.hasTeacher) {
     const samples = tuned.withTeacher((base) => noGrad(() => samplesOf(base)));
     try {
@@ -74,21 +80,21 @@ async function baseModel(tuned: TunedModel<Model>, parameters: number): Promise<
   return `${model.modelType}, ${parameters} parameters, ${digest}`;
 }
 
-/** What the mathematics needs; the dtype is compared by its own name. */
+/** The part of the configuration that the computations depend on; the dtype is compared separately. */
 function configOf(model: Model): Record<string, unknown> {
   try {
     const { dtype: _, ...config } = model.configJson();
     return config;
   } catch (error) {
-    // A GGUF file may say what config.json cannot; its weights still tell it from another one.
+    // Some GGUF files have settings that config.json cannot express; they are compared by their weights alone.
     if (error instanceof UnsupportedError) return {};
     throw error;
   }
 }
 
 /**
- * The first row of each weight: tuning, merging or another seed changes every matrix that it touches, and all of them would
- * take as long to read as the model. Not of the head: a classifier's may be drawn or warmed up on the spot.
+ * The first row of each weight: tuning, merging or another seed changes every matrix concerned, and reading all rows would take
+ * as long as reading the model. A classifier's head is left out, because its values may be new or come from a warm-up.
  */
 function samplesOf(base: Model): [string, Tensor][] {
   return Array.from(base.namedParameters())

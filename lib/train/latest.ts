@@ -1,4 +1,6 @@
-/** The latest of values that come faster than they are read: a reader gets the newest one and never those before it. */
+/**
+ * An iterable of values that are set faster than they are read: a reader gets only the newest value and skips those before it.
+ */
 export class Latest<T> implements AsyncIterable<T> {
   #value: { readonly value: T } | null = null;
   #ended = false;
@@ -9,7 +11,7 @@ export class Latest<T> implements AsyncIterable<T> {
     this.#wake();
   }
 
-  /** Ends the iteration after the value that is there. */
+  /** Ends the iteration after the current value has been read. */
   end(): void {
     this.#ended = true;
     this.#wake();

@@ -1,9 +1,9 @@
 /**
- * What a run may hold in memory, and what it gives up for it: for each micro-batch and layer it chooses between keeping
- * activations and computing the layer again. The losses are the same whatever the plan, the gradients but for rounding.
+ * The memory plan of a run: for each micro-batch and layer it chooses between keeping activations and recomputing the layer in
+ * the backward pass. The losses are the same for every plan, and the gradients differ only by rounding.
  *
- * Rows cost what a small forward shows under each choice; what stands still is measured; the rest (the head's chunk, the
- * gradients in flight of one layer) is bounded from the two. See docs/memory.md.
+ * The memory of a row is measured by a small forward pass under each choice, and the memory that stays allocated is measured as
+ * well; the rest (the chunk of logits, the gradients of one layer in progress) is bounded from these two. See docs/memory.md.
  */
 
 import type { TunedModel } from '../adapters/tuned_model.ts';
@@ -13,44 +13,47 @@ import type { LayerKeep } from '../models/layers.ts';
 import { memoryStats, synchronize, trimMemory } from '../runtime.ts';
 import { scope } from '../tensor.ts';
 
-/** `max`: the fastest. `min`: the smallest. A number: bytes of the whole process, on a GPU of its memory. */
+/**
+ * A memory budget: `max` for the fastest plan, `min` for the smallest, or a number of bytes for the whole process (on a GPU, of
+ * GPU memory).
+ */
 export type MemoryBudget = 'max' | 'min' | number;
 
-/** What a plan says of a batch of so many rows. */
+/** The memory plan for a batch with a given number of rows. */
 export interface BatchPlan {
   readonly rows: number;
-  /** Layers by what they keep. */
+  /** The number of layers for each kind of saved activations. */
   readonly layers: Readonly<Record<LayerKeep, number>>;
-  /** Foretold peak of the process, on a GPU of its memory. */
+  /** Predicted peak memory of the process in bytes (on a GPU, of GPU memory). */
   readonly bytes: number;
 }
 
-/** Bytes that a row takes in all layers together, by what they keep. */
+/** Bytes per row in all layers together, for each kind of saved activations. */
 type RowCosts = Readonly<Record<LayerKeep, number>>;
 
 const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'checkpointed'];
 const kProbeRows = 64;
-/** Gradients and recomputed values in flight, in layers' worth of saved rows. */
+/** Gradients and recomputed values that exist at one time, in multiples of a layer's saved rows. */
 const kInFlight = 2.5;
-/** What batches of many lengths leave between blocks, as a share of what a batch takes. */
+/** Memory lost between blocks when batches differ in length, as a fraction of a batch's memory. */
 const kBetweenBlocks = 0.05;
-/** What the kernels' scratch and Node's heap still grow by after the measurement. */
+/** Bytes by which the kernels' scratch memory and Node's heap still grow after the measurement. */
 const kGrowthBytes = 8 * 2 ** 20;
 const kChunkBytes = { most: 100 * 2 ** 20, least: 24 * 2 ** 20 };
 
-/** Chooses what the layers keep of each micro-batch. Made by {@link MemoryPlanner.open}. */
+/** Chooses which activations the layers keep for each micro-batch; made by {@link MemoryPlanner.open}. */
 export class MemoryPlanner {
   private constructor(
     readonly budget: MemoryBudget,
     private readonly layerCount: number,
     private readonly costs: RowCosts,
-    /** Bytes of the process (on a GPU of its memory) without any batch, both packed copies of the weights included. */
+    /** Bytes of the process (on a GPU, of GPU memory) without any batch, including both packed copies of the weights. */
     readonly standingBytes: number,
   ) {}
 
   /**
-   * Measures, and sets the model up.
-   * @param optimizerBytes moments and gradients, which do not exist yet
+   * Measures the memory of a row and of the process, and sets the model's `layerKeep` to the plan.
+   * @param optimizerBytes bytes of moments and gradients, which are not allocated yet
    */
   static async open(
     tuned: TunedModel<Model>,
@@ -63,12 +66,12 @@ export class MemoryPlanner {
     const { liveBytes, derivedBytes } = memoryStats({ device });
     const inProcess = sharesProcessMemory(device);
     const now = inProcess ? process.memoryUsage().rss : liveBytes + derivedBytes;
-    // The backward packs the weights once more, for its direction.
+    // The backward pass packs a second copy of the weights, in its own layout.
     const standing = now + optimizerBytes + derivedBytes;
     const planner = new MemoryPlanner(budget, layerCount, costs, standing);
     let longest = 0;
     tuned.model.layerKeep = (layer, rows) => {
-      // Beside what a longer batch needs would stay what shorter ones have left in pieces: up to a quarter of all.
+      // Blocks freed by shorter batches are too small for a longer one and would stay allocated: up to a quarter of all memory.
       if (inProcess && rows > longest) trimMemory({ device });
       longest = Math.max(longest, rows);
       return planner.keep(layer, rows);
@@ -76,19 +79,22 @@ export class MemoryPlanner {
     return planner;
   }
 
-  /** Bound on the head's logits in work. */
+  /** Limit, in bytes, on the logits that are computed at one time. */
   get chunkBytes(): number {
     return this.budget === 'max' ? kChunkBytes.most : kChunkBytes.least;
   }
 
-  /** What layer i keeps of a batch of so many rows: the first layers the least, as they keep it the longest. */
+  /**
+   * The activations that a layer keeps for a batch with this many rows. The first layers keep the least, because they would
+   * hold it the longest.
+   */
   keep(layer: number, rows: number): LayerKeep {
     const { layers } = this.plan(rows);
     if (layer < layers.checkpointed) return 'checkpointed';
     return layers.saved > 0 ? 'saved' : 'lean';
   }
 
-  /** The whole plan of a batch of so many rows. */
+  /** The whole plan for a batch with this many rows. */
   plan(rows: number): BatchPlan {
     const { budget, layerCount } = this;
     const most = this.planOf(rows, { saved: layerCount, lean: 0, checkpointed: 0 });
@@ -111,14 +117,14 @@ export class MemoryPlanner {
   }
 }
 
-/** Forwards a few rows under each choice and looks at what they leave for the backward. */
+/** Runs a forward pass over a few rows under each choice, and measures the memory that is kept for the backward pass. */
 async function probe(tuned: TunedModel<Model>): Promise<{ layerCount: number; costs: RowCosts }> {
   const { model } = tuned;
   const { device } = model;
   let layerCount = 0;
   const costs = { saved: 0, lean: 0, checkpointed: 0 };
   const batches = model.probeBatches(kProbeRows);
-  // The first passes pack the weights and are not counted.
+  // The first passes also pack the weights, so they are not measured.
   const passes = [
     ...batches.map((batch) => ({ keep: 'saved' as const, batch, counts: false })),
     ...kKeeps.flatMap((keep) => batches.map((batch) => ({ keep, batch, counts: true }))),
@@ -130,13 +136,13 @@ async function probe(tuned: TunedModel<Model>): Promise<{ layerCount: number; co
     };
     await synchronize();
     const before = memoryStats({ device }).liveBytes;
-    const hidden = scope(() => model.forward(batch)); // as a step does: what stays is the backward's
+    const hidden = scope(() => model.forward(batch)); // as in a step, only tensors for the backward pass remain
     await synchronize();
     const cost = Math.max(0, memoryStats({ device }).liveBytes - before) / kProbeRows;
     if (counts) costs[keep] = Math.max(costs[keep], cost);
     hidden.dispose();
   }
   await synchronize();
-  // A model without the shared loop over layers has nothing to choose.
+  // A model that does not use the shared loop over layers has no choice to make.
   return { layerCount: Math.max(1, layerCount), costs };
 }

@@ -1,4 +1,7 @@
-/** A method's name resolved; the list stands in lib/adapters/methods. A method only fills in what the caller left open. */
+/**
+ * The settings behind the name of a method, from the list in lib/adapters/methods. A method only sets options that the caller
+ * left open.
+ */
 import { type LoraConfigInput, loraConfig } from '../adapters/config.ts';
 import type { AdapterConfigInput, AdapterMethodName } from '../adapters/make_adapter.ts';
 import { defined, presetSettings } from '../adapters/methods/preset.ts';
@@ -13,10 +16,10 @@ import type { MethodName } from './types.ts';
 
 export { METHODS };
 
-/** A method with every choice made. */
+/** A method with all of its settings filled in. */
 export interface ResolvedMethod {
   readonly name: MethodName;
-  /** The configuration for {@link AdapterModel.create} (checked), the method's name in it; null for full fine-tuning. */
+  /** The checked configuration for {@link AdapterModel.create}, which includes the method's name; null for full fine-tuning. */
   readonly adapter: AdapterConfigInput | null;
   readonly regularizers: ResolvedRegularizers;
 }
@@ -27,11 +30,14 @@ export type AdapterMethod = ResolvedMethod & { readonly adapter: AdapterConfigIn
 type MethodOverrides = {
   adapter?: LoraConfigInput;
   regularizers?: RegularizerOptions;
-  /** Default causal-lm; a classifier has other weights. */
+  /** Task whose default weights apply. Default causal-lm; a classifier has other weights. */
   task?: TaskName;
 };
 
-/** The preset with the caller's settings over it. @throws ArgumentError on an unknown name or a value out of range. */
+/**
+ * The settings of a method's preset, overridden by those of the caller.
+ * @throws ArgumentError on an unknown name or a value out of range.
+ */
 export function resolveMethod(name: AdapterMethodName, overrides?: MethodOverrides): AdapterMethod;
 export function resolveMethod(name: MethodName, overrides?: MethodOverrides): ResolvedMethod;
 export function resolveMethod(name: MethodName, overrides: MethodOverrides = {}): ResolvedMethod {
@@ -45,7 +51,7 @@ export function resolveMethod(name: MethodName, overrides: MethodOverrides = {})
   };
 }
 
-/** The weights that a method (null: none) brings for a task, with the caller's options over them. */
+/** The weights that a method sets for a task (none where it is null), overridden by the caller's options. */
 export function regularizersOf(
   method: MethodName | null,
   { task, given }: { task: TaskName; given: RegularizerOptions },

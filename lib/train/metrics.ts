@@ -1,6 +1,6 @@
 /**
- * run/metrics.jsonl: one JSON object a step, appended as steps end. A resumed run first cuts the lines of steps that
- * its checkpoint does not know, so that every step stands there once.
+ * The file run/metrics.jsonl: one JSON object for each step, appended when the step ends. A resumed run first removes the lines
+ * of steps after its checkpoint, so that no step is listed twice.
  */
 import { type FileHandle, open, readFile } from 'node:fs/promises';
 import { diskError, writeFileAtomic } from '../io/files.ts';
@@ -13,8 +13,8 @@ export class MetricsFile {
   ) {}
 
   /**
-   * Opens the file for appending after `step`; later and unfinished lines go. `last`, the record of `step`, comes back where the
-   * step was saved and its line could not be written.
+   * Opens the file for appending after `step`; lines of later steps and incomplete lines are removed. `last` is the record of
+   * `step` from the checkpoint; it is added if the step was saved but its line could not be written.
    */
   static async open(
     path: string,

@@ -1,4 +1,7 @@
-/** The optimisers by the names of the `optim` option, one row each: what it keeps, and how a run's options make it. */
+/**
+ * The optimisers by the names of the `optim` option: the shapes of the moments of each one, and how it is made from a
+ * run's options.
+ */
 import { Adafactor, adafactorMoments } from '../optim/adafactor.ts';
 import { AdamW, adamwMoments } from '../optim/adamw.ts';
 import type { MomentShapes, Optimizer, ParameterGroup } from '../optim/optimizer.ts';
@@ -35,7 +38,7 @@ export function makeOptimizer(
   return kOptimizers[options.optim].make(groups, options);
 }
 
-/** Elements of the moments of these parameters. */
+/** The number of elements in the optimiser's moments of these parameters. */
 export function momentCount(parameters: readonly Tensor[], options: ResolvedOptimization): number {
   const shapes = parameters.flatMap(({ shape }) =>
     Object.values(kOptimizers[options.optim].moments(shape, options)),

@@ -1,6 +1,6 @@
 /**
- * A run's options with every default filled in and every value checked, and the run's identity: the part that must be
- * the same for a checkpoint to go on bit for bit.
+ * The options of a run with every default filled in and every value checked, and the comparison of identities: those of a
+ * checkpoint and of a run must be the same for the run to continue the checkpoint bit for bit.
  */
 import { loraOptions } from '../adapters/lora_options.ts';
 import { learningRateSchedule } from '../optim/schedulers.ts';
@@ -54,12 +54,15 @@ export interface OptionsInput
   regularizers?: RegularizerOptions;
 }
 
-/** Picks and checks the options of a run. @throws ArgumentError with the option's name and value */
+/**
+ * Picks and checks the options of a run.
+ * @throws ArgumentError with the option's name and value
+ */
 export function resolveOptions(input: OptionsInput, task: TaskName = 'causal-lm'): ResolvedOptions {
   const optimization = resolveTable(optimizationOptions, input);
   const { output, runConfig, ...whenWritten } = resolveTable(outputOptions, input);
   const { seed } = resolveTable(seedOptions, input);
-  // Read by the trainer as they were given: what they default to depends on the model.
+  // These are only checked here; the trainer reads them as given, since their defaults depend on the model.
   resolveTable({ ...preparationOptions, ...bestOptions }, input);
   checkTogether(trainerChecks, input);
   checkSchedule(optimization);
@@ -72,15 +75,16 @@ export function resolveOptions(input: OptionsInput, task: TaskName = 'causal-lm'
   };
 }
 
-/** Everything that the numbers of a step depend on, as plain JSON. */
+/** Everything that the numbers of a run depend on, as plain JSON. */
 export type Identity = Record<string, unknown>;
 
-/** All options that may stand in an identity. */
+/** All options that can be part of an identity. */
 const kKnown = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOptions };
 
 /**
- * Where two identities differ, as `key: then, now` lines; empty when a checkpoint may be continued. An option that was not
- * known then counts as one that was left at its default, so that a new one refuses no older run.
+ * The differences between two identities, as lines of the form `key: was ..., is ...`; empty when a checkpoint may be
+ * continued. An option that did not exist when the checkpoint was written counts as having its default value, so that new
+ * options do not make older checkpoints unusable.
  */
 export function differences(then: Identity, now: Identity): string[] {
   const defaults: Identity = identityOfTable(kKnown, defaultsOf(kKnown));
@@ -93,7 +97,7 @@ export function differences(then: Identity, now: Identity): string[] {
   return lines;
 }
 
-/** Refuses what a schedule cannot be made of, which does not depend on the length of the run. */
+/** Refuses options from which no schedule can be made, whatever the length of the run. */
 function checkSchedule(options: ResolvedOptimization): void {
   learningRateSchedule({
     scheduler: options.lrSchedulerType,

@@ -1,8 +1,8 @@
 /**
- * The output folder of a run: who may use it, and where things lie in it.
+ * The output folder of a run: its lock, which lets one process at a time use it, and the layout of its files.
  *
  *     <output>/adapter_config.json, adapter_model.safetensors      the result (a full model for method full)
- *     <output>/run/metrics.jsonl, config.json, checkpoints/        how it came about
+ *     <output>/run/metrics.jsonl, config.json, checkpoints/        the record of the run
  *     <output>/run/lock                                            the process that is writing
  */
 import { readFileSync } from 'node:fs';
@@ -20,7 +20,7 @@ export interface OutputFolder {
   readonly metrics: string;
   readonly config: string;
   readonly checkpoints: string;
-  /** Ends this process's claim. */
+  /** Releases this process's claim on the folder. */
   release(): Promise<void>;
 }
 
@@ -29,7 +29,7 @@ export interface ClaimOptions {
   resume: boolean;
 }
 
-/** What a run may have left behind; `overwrite` removes these and touches nothing else. */
+/** Names of the files and folders that a run may have written; `overwrite` removes these and nothing else. */
 const kOwnFiles = new Set([
   'run',
   ADAPTER_CONFIG,
@@ -42,8 +42,8 @@ const kOwnFiles = new Set([
 ]);
 
 /**
- * What claimOutput() would say, without touching anything: for a caller who has long work to do before the run.
- * @throws ArgumentError
+ * Checks whether claimOutput() would succeed, without changing anything, for callers with long work to do before the run.
+ * @throws ArgumentError if the folder cannot be claimed
  */
 export async function checkOutput(path: string, options: ClaimOptions): Promise<void> {
   const { overwrite, resume } = options;
@@ -61,7 +61,7 @@ export async function checkOutput(path: string, options: ClaimOptions): Promise<
 
 /**
  * Claims the folder for one run. Without `overwrite` or `resume` it must be absent or empty.
- * @throws ArgumentError if it holds anything else, is no folder, or is in use by a living process.
+ * @throws ArgumentError if it holds anything else, is not a folder, or is in use by a living process.
  */
 export async function claimOutput(path: string, options: ClaimOptions): Promise<OutputFolder> {
   await checkOutput(path, options);
@@ -88,7 +88,10 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
   };
 }
 
-/** Names in an output folder; none if it does not exist. @throws ArgumentError for a file */
+/**
+ * The names in an output folder; none if the folder does not exist.
+ * @throws ArgumentError for a file
+ */
 export async function folderNames(path: string): Promise<string[]> {
   const info = await stat(path).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT') return null;
@@ -99,7 +102,10 @@ export async function folderNames(path: string): Promise<string[]> {
   return namesIn(path);
 }
 
-/** Everything of an earlier run but the lock, which is ours by now. Without its config.json nothing is known to be a run's. */
+/**
+ * Removes everything that an earlier run wrote except the lock, which is now held by this process. Nothing is removed from a
+ * folder without run/config.json, because it is not known to be a run's.
+ */
 async function clear(path: string): Promise<void> {
   const run = join(path, 'run');
   const inside = await namesIn(run);
@@ -110,7 +116,7 @@ async function clear(path: string): Promise<void> {
     ...inside
       .filter((name) => name !== 'lock' && name !== 'config.json')
       .map((name) => join(run, name)),
-    join(run, 'config.json'), // last: an interrupted removal is taken up again
+    join(run, 'config.json'), // removed last, so that an interrupted removal can be repeated
   ];
   for (const old of paths) await rm(old, { recursive: true, force: true });
 }
@@ -149,7 +155,7 @@ function inUse(path: string, lock: string, { pid, host }: LockHolder): ArgumentE
   );
 }
 
-/** null for a lock that its writer did not finish. */
+/** Reads the holder of a lock; null for a lock that its writer did not finish. */
 async function readHolder(lock: string): Promise<LockHolder | null> {
   try {
     return JSON.parse(await readFile(lock, 'utf8')) as LockHolder;
@@ -158,13 +164,19 @@ async function readHolder(lock: string): Promise<LockHolder | null> {
   }
 }
 
-/** A lock of another machine counts as held: its process cannot be asked. */
+/**
+ * Whether the process that holds a lock is still running. A lock from another machine counts as held, since its process cannot
+ * be checked.
+ */
 function isAlive({ pid, host, started }: LockHolder): boolean {
   if (host !== hostname()) return true;
   return isRunning(pid) && (started === null || processStart(pid) === started);
 }
 
-/** When a process began, in the kernel's ticks: tells a reused number from the same process. null where unknown. */
+/**
+ * The start time of a process in the kernel's clock ticks, which distinguishes it from a later process with the same id; null
+ * where it is not known.
+ */
 function processStart(pid: number): string | null {
   try {
     const text = readFileSync(`/proc/${pid}/stat`, 'utf8');

@@ -1,14 +1,17 @@
 /**
- * The parameters of a run as an optimiser's groups. Biases and the weights of norms take no weight decay, as in
- * transformers' trainer. LoRA+ (Hayou et al. 2024): B learns at `loraplusLrRatio` times the rate of A; vectors (biases,
- * norms, DoRA's magnitudes) go with B and trained modules' matrices with A, as PEFT groups them.
+ * The parameters of a run in groups for the optimiser. Biases and the weights of norms have no weight decay, as in the trainer
+ * of transformers. With LoRA+ (Hayou et al. 2024), the learning rate of B is `loraplusLrRatio` times that of A; as in PEFT,
+ * vectors (biases, norms, DoRA's magnitudes) have the rate of B, and matrices of modules that are trained whole have that of A.
  */
 import type { NamedTensor } from '../adapters/tuned_model.ts';
 import { ArgumentError } from '../errors.ts';
 import type { ParameterGroup } from '../optim/optimizer.ts';
 import type { ResolvedOptimization } from './options.ts';
 
-/** @throws ArgumentError for LoRA+ without a B */
+/**
+ * The parameter groups for the optimiser.
+ * @throws ArgumentError for LoRA+ without a B
+ */
 export function parameterGroups(
   parameters: readonly NamedTensor[],
   { loraplusLrRatio, weightDecay }: Pick<ResolvedOptimization, 'loraplusLrRatio' | 'weightDecay'>,

@@ -1,21 +1,21 @@
-/** A pass over one micro-batch: what it is computed with, and what all ways of computing it share. */
+/** The computation of one micro-batch: its inputs, and the functions that all ways of computing it share. */
 import type { TermSums } from '../losses/term_sums.ts';
 import type { LossPass, RowCounts, TaskLoss } from '../tasks/task.ts';
 import type { WindowBatch } from './window.ts';
 
-/** What a micro-batch is computed with, beside itself. */
+/** The inputs of a pass over a micro-batch, in addition to the micro-batch itself. */
 export interface PassInput extends Pick<LossPass, 'weights' | 'totals' | 'at'> {
   readonly totals: RowCounts;
-  /** Where the values of its terms are counted in. */
+  /** The sums to which the values of the loss terms are added. */
   readonly sums: TermSums;
 }
 
-/** Whether no term reads any row of a micro-batch. */
+/** Whether a micro-batch has no row that any term reads. */
 export function isEmpty({ selected }: WindowBatch): boolean {
   return selected !== null && selected.rows.length === 0;
 }
 
-/** Gives back what the teacher made for a micro-batch. */
+/** Releases the teacher's outputs for a micro-batch. */
 export function forgetTeacher(micro: WindowBatch, loss: TaskLoss): void {
   if (micro.teacher !== null) loss.forget(micro.teacher);
   micro.teacher = null;

@@ -1,4 +1,4 @@
-/** The choice of how the micro-batches of a run are computed. */
+/** The choice between the ways of computing a run's micro-batches: op by op, as graphs, or by the caller's loss. */
 import type { TermNote } from '../losses/term.ts';
 import type { Model } from '../models/index.ts';
 import { taskOf } from '../tasks/list.ts';
@@ -12,13 +12,13 @@ import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { LossFunction } from './types.ts';
 import { UserLossPasses } from './user_loss.ts';
 
-/** What the passes of a run may use. */
+/** Settings for the passes of a run that are not options of its loss. */
 export interface PassResources extends Pick<LossSettings, 'chunkBytes' | 'teacherCache'> {
   readonly captureGraphs: boolean;
   readonly onNote?: (note: TermNote) => void;
 }
 
-/** The passes of a run. */
+/** Makes the passes of a run. */
 export function passesOf(
   { tuned, loss: userLoss, terms: own = [] }: AnyTrainerOptions,
   { regularizers }: ResolvedOptions,
@@ -37,7 +37,7 @@ export function passesOf(
 
 type UserLossTuned = ConstructorParameters<typeof UserLossPasses>[0];
 
-/** How the rows of a batch are chosen and counted. */
+/** Makes the function that selects and counts the rows of a batch. */
 export function selectorOf(
   model: Model,
   { regularizers }: Pick<ResolvedOptions, 'regularizers'>,

@@ -1,9 +1,9 @@
-/** A request to stand still between two steps. */
+/** A request to pause a run between two steps. */
 export class Pause {
   #waiting: (() => void)[] = [];
   #wanted = false;
 
-  /** Whether the run is to stand still. */
+  /** Whether a pause is requested. */
   get wanted(): boolean {
     return this.#wanted;
   }
@@ -17,7 +17,7 @@ export class Pause {
     for (const go of this.#waiting.splice(0)) go();
   }
 
-  /** Resolves when the request is taken back, or the signal stops the run. */
+  /** Waits until the request is withdrawn or the signal stops the run. */
   async wait(signal: AbortSignal | undefined): Promise<void> {
     if (!this.#wanted || signal?.aborted) return;
     const waiting = new Promise<void>((resolve) => this.#waiting.push(resolve));

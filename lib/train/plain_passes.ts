@@ -1,4 +1,4 @@
-/** Micro-batches computed op by op: teacher, forward, losses, backward. */
+/** Micro-batches computed op by op: the teacher's pass, the forward pass, the losses and the backward pass. */
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Term } from '../losses/term.ts';
 import type { Model } from '../models/index.ts';
@@ -9,7 +9,7 @@ import { scope } from '../tensor.ts';
 import { forgetTeacher, isEmpty, type PassInput } from './pass.ts';
 import type { WindowBatch } from './window.ts';
 
-/** Micro-batches computed op by op. */
+/** Computes micro-batches op by op. */
 export class PlainPasses {
   readonly terms: readonly Term[];
   readonly graphs = null;
@@ -24,9 +24,12 @@ export class PlainPasses {
   begin(): void {}
   end(): void {}
 
-  /** One micro-batch: teacher, forward, losses, backward. A graph that fits replays exactly this. */
+  /**
+   * Computes one micro-batch: the teacher's pass, the forward pass, the losses and the backward pass. A graph replays the
+   * same operations.
+   */
   async run(micro: WindowBatch, { weights, totals, at, sums }: PassInput): Promise<void> {
-    if (isEmpty(micro)) return; // no term reads any of it
+    if (isEmpty(micro)) return; // no term reads any of its rows
     const { tuned, loss } = this;
     if (micro.teacher === null && loss.terms.some(({ teacher }) => teacher)) {
       micro.teacher = await loss.teach(micro);

@@ -1,6 +1,6 @@
 /**
- * What a run will be, before its first step. Counts and the bytes of what stands still are exact; what a step needs on
- * top depends on kernels and shapes, so it is measured on one micro-batch rather than guessed by a formula.
+ * The plan of a run, made before its first step. Counts and the memory that stays allocated throughout the run are exact. The
+ * additional memory of a step depends on kernels and shapes, so it is measured on one micro-batch rather than estimated.
  */
 import { learningRateSchedule, warmupStepsFrom } from '../optim/schedulers.ts';
 import { memoryStats, resetPeakMemory, synchronize } from '../runtime.ts';
@@ -45,12 +45,12 @@ export async function makePlan(
   };
 }
 
-/** Steps whose rate is looked at before a run. */
+/** The number of steps for which the learning rate is checked before a run. */
 const kRatesLookedAt = 100_000;
 
 /**
- * The learning rate of each step, 0 the first.
- * @throws ArgumentError where the schedule's options give some step no rate
+ * The learning rate as a function of the step, counted from 0.
+ * @throws ArgumentError where the schedule's options give no learning rate for some step
  */
 export function rateOf(
   { totalSteps, warmupSteps }: RunPlan,
@@ -69,7 +69,7 @@ export function rateOf(
   return rate;
 }
 
-/** Sets the model up for a memory budget, or for none. */
+/** Makes the plan for the run's memory budget and configures the model for it; null without a budget. */
 export async function planMemory(
   { tuned }: AnyTrainerOptions,
   { resources }: ResolvedOptions,
@@ -80,7 +80,10 @@ export async function planMemory(
   return MemoryPlanner.open(tuned, resources.memoryBudget, { optimizerBytes });
 }
 
-/** Computes one micro-batch and throws it away. The second pass is timed: the first one packs weights. */
+/**
+ * Computes one micro-batch and discards its gradients, to measure memory and time. It runs twice and the second run is timed,
+ * because the first packs weights.
+ */
 export async function measurePlan(
   plan: RunPlan,
   input: AnyTrainerOptions,

@@ -1,22 +1,20 @@
-/**
- * From the values of a window's micro-batches to the one record of its step.
- */
+/** The computation of a step's record from the values of its micro-batches. */
 import type { TermValues } from '../losses/term_sums.ts';
 import type { StepRecord } from './types.ts';
 
-/** The terms of a window, with the weights that they counted with. */
+/** The values of the loss terms in a window, with the weights that were applied. */
 export interface CombinedTerms {
-  /** Weighted total. */
+  /** The weighted sum of the task's loss and the terms. */
   readonly loss: number;
   readonly taskLoss: number;
-  /** By key, in the order of the list; a value is null where the term is undefined for the window. */
+  /** Unweighted values by the key of the term, in the order of the terms; null where a term is undefined for the window. */
   readonly values: Readonly<Record<string, number | null>>;
   readonly weights: Readonly<Record<string, number>>;
-  /** Metrics of a loss of the caller's own. */
+  /** Metrics reported by the caller's own loss; null where there is none. */
   readonly custom: Readonly<Record<string, number>> | null;
 }
 
-/** loss = task + the sum over the terms of weight times value. */
+/** Combines the values: the loss is the task's loss plus the sum, over the terms, of weight times value. */
 export function weightedTerms(
   { task, ...values }: TermValues,
   weights: Readonly<Record<string, number>>,
@@ -27,26 +25,29 @@ export function weightedTerms(
   return { loss, taskLoss: task, values, weights, custom };
 }
 
-/** Wall time over all resumptions, and the pace of the steps. */
+/** A clock for the time that a run has taken, including the time before it was resumed, and for the speed of its steps. */
 export class StepClock {
   private readonly begun = performance.now();
   private stepBegun = this.begun;
   private readonly recent: number[] = [];
 
-  /** @param before seconds that the run took before this process */
+  /**
+   * Starts the clock.
+   * @param before seconds that the run took before it was resumed
+   */
   constructor(private readonly before: number) {}
 
-  /** Seconds of the run so far. */
+  /** The seconds that the run has taken so far. */
   elapsed(): number {
     return this.before + (performance.now() - this.begun) / 1000;
   }
 
-  /** Starts a step. */
+  /** Marks the start of a step. */
   start(): void {
     this.stepBegun = performance.now();
   }
 
-  /** Ends a step: its seconds. */
+  /** Marks the end of a step and returns its duration in seconds. */
   stop(): number {
     const seconds = (performance.now() - this.stepBegun) / 1000;
     this.recent.push(seconds);
@@ -54,7 +55,7 @@ export class StepClock {
     return seconds;
   }
 
-  /** Seconds that `steps` more steps take at the pace of the last ones. */
+  /** The estimated seconds for `steps` more steps, at the speed of the latest ones. */
   estimate(steps: number): number {
     const sum = this.recent.reduce((total, seconds) => total + seconds, 0);
     return this.recent.length === 0 ? 0 : (sum / this.recent.length) * steps;
@@ -64,7 +65,7 @@ export class StepClock {
 const kPaceSteps = 20;
 const kBytesPerKiB = 1024;
 
-/** The largest resident memory that this process has had. */
+/** The peak resident memory of this process, in bytes. */
 export function peakRssBytes(): number {
   return process.resourceUsage().maxRSS * kBytesPerKiB;
 }
@@ -81,10 +82,10 @@ export interface RecordInput {
   readonly elapsedSeconds: number;
 }
 
-/** Terms that every record has a field for, whether they are on or not. */
+/** The terms that have a field of their own in every record, even when they are switched off. */
 const kFields = ['consistency', 'diversity', 'svd'] as const;
 
-/** The record, its keys in the order of metrics.jsonl. */
+/** Makes the record of a step, with its keys in the order of metrics.jsonl. */
 export function makeRecord(input: RecordInput): StepRecord {
   const { custom, loss, taskLoss, values, weights } = input.terms;
   const own = Object.keys(values).filter((key) => !(kFields as readonly string[]).includes(key));

@@ -1,4 +1,4 @@
-/** The options of all loss terms together: their type, their defaults by task, and the check of what a caller gives. */
+/** The options of all loss terms together: their type, their defaults for each task, and the checks of given values. */
 import { ArgumentError } from '../errors.ts';
 import { bind, type Term, type TermDefinition } from '../losses/term.ts';
 import type { kClassifierTerms, kLanguageModelTerms } from '../losses/terms/list.ts';
@@ -22,24 +22,30 @@ type AllOptions = Intersection<
 > &
   typeof languageModelOptions;
 
-/** All declared options. Where tasks declare the same one, the first task's entry is the general one. */
+/** All declared options. Where several tasks declare the same option, the entry of the first task is used. */
 export const REGULARIZER_OPTIONS: AllOptions = group(
   'BA-LoRA regularizers',
   Object.assign({}, ...Object.values(TASKS).map(optionsOf).reverse()) as AllOptions,
 );
 
-/** The regularizers; a weight of 0 switches one off, and with it what only it needs (the teacher's pass). */
+/**
+ * The options of the regularizers; a weight of 0 switches a term off, together with computations that only it needs (such as
+ * the teacher's forward pass).
+ */
 export interface RegularizerOptions extends InputOf<AllOptions> {}
 
-/** The regularizers with every default filled in. */
+/** The options of the regularizers with every default filled in. */
 export interface ResolvedRegularizers extends ResolvedOf<AllOptions> {}
 
-/** The options that a task has a use for. */
+/** The options that apply to a task. */
 function optionsOf({ options, terms }: Pick<Task, 'options' | 'terms'>): OptionTable {
   return Object.assign({}, ...terms.map((term) => term.options), options);
 }
 
-/** Defaults filled in, every value checked. @throws ArgumentError with the option's name and value */
+/**
+ * Checks the given options and fills in the defaults for a task.
+ * @throws ArgumentError with the option's name and value
+ */
 export function resolveRegularizers(
   options: RegularizerOptions,
   task: TaskName = 'causal-lm',
@@ -63,7 +69,10 @@ export function resolveRegularizers(
   return resolved;
 }
 
-/** The terms of a task that a weight above 0 switches on, then the caller's own. @throws ArgumentError for a key given twice */
+/**
+ * The terms of a task that have a weight above 0, followed by the caller's own.
+ * @throws ArgumentError for a key given twice
+ */
 export function termsOf(
   task: Pick<Task, 'terms'>,
   regularizers: ResolvedRegularizers,
@@ -79,7 +88,7 @@ export function termsOf(
   return terms;
 }
 
-/** Refuses what a program in JavaScript may give instead of terms. */
+/** Checks that the caller's terms are a list of terms, which TypeScript does not guarantee for programs in JavaScript. */
 function checkOwn(own: unknown): void {
   const isTerm = (term: unknown): boolean => {
     const { key, weightAt, value } = (term ?? {}) as Partial<Record<keyof Term, unknown>>;

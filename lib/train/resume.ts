@@ -1,4 +1,4 @@
-/** The checkpoint that a run goes on from, and whether it is one of the same run. */
+/** The checkpoint from which a run is resumed, and the check that it belongs to the same run. */
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { ArgumentError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
@@ -12,7 +12,7 @@ import type { RunPlan, Warning } from './types.ts';
 
 const kPrefix = { tuned: 'tuned/', optimizer: 'optimizer/' } as const;
 
-/** The checkpoint to go on from, or null (with a warning) when the earlier run did not come to one. */
+/** The checkpoint to resume from, or null, with a warning, where the earlier run did not write one. */
 export async function takeUp(
   folder: OutputFolder,
   found: { identity: Identity; plan: RunPlan; warnings: Warning[]; device: string },
@@ -41,7 +41,10 @@ export async function takeUp(
   return checkpoint;
 }
 
-/** @throws ArgumentError for a checkpoint of another run */
+/**
+ * Checks that a checkpoint belongs to this run.
+ * @throws ArgumentError for a checkpoint of another run
+ */
 function checkContinues({ state, path }: Checkpoint, identity: Identity, plan: RunPlan): void {
   if (!('baseModel' in state.identity)) {
     throw new ArgumentError(
@@ -64,7 +67,7 @@ function disposeAll(tensors: Readonly<Record<string, Tensor>>): void {
   for (const tensor of Object.values(tensors)) tensor.dispose();
 }
 
-/** The tensors of a checkpoint. */
+/** The tensors that a checkpoint stores: the tuned parameters and the optimiser's moments. */
 export function savedTensors(
   tuned: TunedModel<Model>,
   moments: Readonly<Record<string, Tensor>>,
@@ -75,7 +78,7 @@ export function savedTensors(
   };
 }
 
-/** Puts the values of a checkpoint where they belong. */
+/** Restores the parameters and the optimiser from a checkpoint. */
 export function restore(
   checkpoint: Checkpoint,
   input: AnyTrainerOptions,

@@ -1,6 +1,6 @@
 /**
- * One run of a trainer: what lives between two steps. It claims the output folder, takes up a checkpoint if asked to,
- * and writes metrics, checkpoints and the result.
+ * The state of a run between two steps. It claims the output folder, restores a checkpoint where the run is resumed, and writes
+ * the metrics, the checkpoints and the result.
  */
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -32,7 +32,7 @@ import { type Position, WindowReader } from './window.ts';
 const kStart: Position = { epoch: 0, microBatch: 0 };
 const kMsPerMinute = 60_000;
 
-/** What a run is made of; built by {@link openRun}. */
+/** The components of a run, made by {@link openRun}. */
 interface Parts {
   readonly input: AnyTrainerOptions;
   readonly options: ResolvedOptions;
@@ -46,27 +46,27 @@ interface Parts {
   readonly keeper: BestKeeper | null;
   readonly clock: StepClock;
   readonly rate: (step: number) => number;
-  /** Not told yet. */
+  /** Warnings that have not been reported yet. */
   readonly warnings: Warning[];
 }
 
 interface Progress {
-  /** Optimiser steps done. */
+  /** The number of completed optimiser steps. */
   readonly step: number;
-  /** The next micro-batch. */
+  /** The position of the next micro-batch. */
   readonly position: Position;
   readonly last: StepRecord | null;
 }
 
 export class Run {
-  /** Whether an evaluation at this step is due, or was stopped. */
+  /** Whether an evaluation at this step is due or was interrupted. */
   owesEvaluation = false;
   private savedStep: number | null = null;
   private savedPath: string | null = null;
   private savedAt = performance.now();
-  /** Whether a checkpoint could not be written: it is not tried again. */
+  /** Whether writing a checkpoint has failed, in which case it is not attempted again. */
   private saveFailed = false;
-  /** Whether parameters are being written, and so are those of no step. */
+  /** Whether parameters are being updated, so that they belong to no step and cannot be saved. */
   private updating = false;
   private closed = false;
 
@@ -95,22 +95,24 @@ export class Run {
     return this.parts.folder;
   }
 
-  /** Seconds that the run took so far, over all its resumptions. */
+  /** The seconds that the run has taken so far, including the time before it was resumed. */
   get elapsedSeconds(): number {
     return this.parts.clock.elapsed();
   }
 
-  /** Keeps the best evaluated step; null where the last one is exported. */
+  /** The keeper of the best evaluated step; null where the run exports the last step. */
   get keeper(): BestKeeper | null {
     return this.parts.keeper;
   }
 
-  /** Folder of the last checkpoint; null where there is none. */
+  /** Path of the last checkpoint's folder; null where there is none. */
   get lastCheckpoint(): string | null {
     return this.savedPath;
   }
 
-  /** Whether a checkpoint is due at this step, by steps or by time; the one of the last step is written in any case. */
+  /**
+   * Whether a checkpoint is due at this step, by `saveSteps` or `saveMinutes`; the last step is saved in any case, elsewhere.
+   */
   get owesCheckpoint(): boolean {
     if (this.step === this.totalSteps) return false;
     const { saveSteps, saveMinutes } = this.parts.options.output;
@@ -120,7 +122,7 @@ export class Run {
     );
   }
 
-  /** Warnings since the last call, to be told. */
+  /** Removes and returns the warnings that have not been reported yet. */
   takeWarnings(): Warning[] {
     return this.parts.warnings.splice(0);
   }
@@ -129,7 +131,7 @@ export class Run {
     return this.parts.clock.estimate(this.totalSteps - this.step);
   }
 
-  /** Takes the next step; null if the signal stopped it on the way. */
+  /** Runs the next step; null if the signal stopped it before it was complete. */
   async takeStep(): Promise<StepRecord | null> {
     const { input, options, passes, windows, optimizer, clock, rate } = this.parts;
     const { tuned, signal, afterBackward = null } = input;
@@ -140,7 +142,7 @@ export class Run {
         { tuned, passes, windows, optimizer, maxGradNorm, clock, afterBackward, signal },
         {
           ...{ step, totalSteps, learningRate: rate(step) },
-          // From here to commit() the parameters are those of no step.
+          // Until commit(), the parameters belong to no step and must not be saved.
           onUpdate: () => {
             this.updating = true;
           },
@@ -155,7 +157,7 @@ export class Run {
     return taken.record;
   }
 
-  /** Takes note of a whole step. */
+  /** Records a completed step. */
   private async commit(record: StepRecord, position: Position): Promise<void> {
     const { metrics, input, options } = this.parts;
     const { evalSteps } = options.output;
@@ -169,7 +171,7 @@ export class Run {
     await metrics?.append(record);
   }
 
-  /** Drops a window that came to nothing: its gradients, and what the engine still has to say of it. */
+  /** Discards an incomplete window: its gradients, and pending errors of the engine. */
   private async dropWindow(): Promise<void> {
     const { tuned } = this.parts.input;
     tuned.zeroGradients();
@@ -177,8 +179,8 @@ export class Run {
   }
 
   /**
-   * Puts everything away that a resumed run needs; null without an output folder, before the first step, where it is saved
-   * already and where it cannot be.
+   * Writes a checkpoint with everything that a resumed run needs, and returns its path. Writes nothing and returns null without
+   * an output folder, before the first step, where the step is saved already, and where it cannot be saved.
    */
   async saveCheckpoint(): Promise<string | null> {
     const nothing = this.step === 0 || this.savedStep === this.step;
@@ -219,8 +221,8 @@ export class Run {
   }
 
   /**
-   * Saves what a run that `error` ends has done, and says in the error where it is. Never throws: the first error is the one
-   * that counts.
+   * Saves the last completed step of a run that `error` ends, and adds to the error's message where it was saved. Never throws,
+   * so that the first error is the one reported.
    */
   async rescue(error: unknown): Promise<void> {
     let second: unknown;
@@ -234,7 +236,10 @@ export class Run {
     await this.close().catch(() => {});
   }
 
-  /** What became of the run, for the error that ended it; `second`: why its last step could not be saved. */
+  /**
+   * The notes to add to the error that ended the run.
+   * @param second the error for which the last step could not be saved, if any
+   */
   private notes(second: unknown): string[] {
     if (this.parts.folder === null || this.step === 0) return [];
     return [
@@ -250,7 +255,7 @@ export class Run {
     ];
   }
 
-  /** Writes the adapter or model where users look for it. */
+  /** Writes the adapter or model to the output folder. */
   async exportResult(): Promise<void> {
     const { folder, input, options, keeper } = this.parts;
     await keeper?.restore(input.tuned, this.step);
@@ -263,7 +268,7 @@ export class Run {
     if (this.closed) return;
     this.closed = true;
     const { input, windows, metrics, optimizer, passes, folder, keeper } = this.parts;
-    // A step that failed or was stopped leaves some, and the model may go on into another run.
+    // A failed or stopped step leaves gradients behind, and the model may be used for another run.
     input.tuned.zeroGradients();
     try {
       await windows.close();
@@ -276,7 +281,7 @@ export class Run {
     }
   }
 
-  /** Adopts a checkpoint that stands in the folder already. */
+  /** Continues from a checkpoint that is already in the folder. */
   adopt({ path, state }: Checkpoint): void {
     this.savedStep = state.step;
     this.savedPath = path;
@@ -284,7 +289,7 @@ export class Run {
   }
 }
 
-/** Makes a run ready for its next step. Whatever is wrong with options, folder or data comes up here. */
+/** Prepares a run for its next step. Errors in the options, the output folder or the data are thrown here. */
 export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions): Promise<Run> {
   const { output, overwrite, resume } = options.output;
   input.tuned.zeroGradients();
@@ -296,14 +301,14 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
   let optimizer: Optimizer | null = null;
   let passes: Passes | null = null;
   try {
-    // Nothing compares it where nothing is written.
+    // Without an output folder there is no checkpoint to compare the identity with, so it is not computed.
     const identity = folder === null ? {} : await identityOf(input, options, plan);
     const warnings: Warning[] = [];
     const checkpoint =
       folder !== null && resume
         ? await takeUp(folder, { identity, plan, warnings, device: input.tuned.model.device })
         : null;
-    // Without a checkpoint nothing says which base model an earlier run's teacher was of.
+    // Without a checkpoint it is unknown which base model an earlier teacher cache was computed with.
     if (folder !== null && checkpoint === null) await removeTeacherCache(folder);
     optimizer = makeOptimizer(groups, options.optimization);
     if (checkpoint !== null) restore(checkpoint, input, optimizer);
@@ -364,7 +369,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
   }
 }
 
-/** Of a run with evaluations on the way whose best step is to be kept. */
+/** Makes the keeper of the best step; null where the run has no held-out data or exports its last step. */
 async function makeKeeper(
   { tuned, evalData, metricForBestModel, evalSteps = 0 }: AnyTrainerOptions,
   folder: OutputFolder | null,

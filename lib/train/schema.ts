@@ -1,6 +1,6 @@
 /**
- * The options of a training run, one entry each: see lib/options/option.ts. Those of the loss's terms stand with the terms
- * (lib/losses/terms), those of the adapter in lib/adapters/lora_options.ts.
+ * The options of a training run, one entry each; see lib/options/option.ts. The options of loss terms are declared with the
+ * terms (lib/losses/terms), those of the adapter in lib/adapters/lora_options.ts.
  */
 import { z } from 'zod';
 import { kMetricNames } from '../data/glue.ts';
@@ -18,44 +18,44 @@ import {
 } from '../options/kinds.ts';
 import { type Check, group, type InputOf } from '../options/option.ts';
 
-/** Optimisers by name. */
+/** Names of the optimisers. */
 export const OPTIMIZER_NAMES = ['adamw', 'adafactor', 'sgd'] as const;
-/** One of {@link OPTIMIZER_NAMES}. */
+/** The name of an optimiser, one of {@link OPTIMIZER_NAMES}. */
 export type OptimizerName = (typeof OPTIMIZER_NAMES)[number];
 
 const share = z.number().optional();
 const curve = z.enum(RAMP_TYPES).optional();
-/** Which of them a schedule needs is the schedule's business. */
+/** Schema of the settings of all schedules; each schedule itself checks that those it needs are given. */
 const schedulerFields = z.strictObject({
   ...{ numCycles: share, lrEnd: share, power: share, minLr: share, minLrRate: share },
   ...{ timescale: share, numDecaySteps: share, numStableSteps: share, minLrRatio: share },
   ...{ warmupType: curve, decayType: curve },
 } satisfies Record<keyof SchedulerOptions, z.ZodType>);
 
-/** Optimisation, in transformers' names. */
+/** Options of the optimisation, under the names of transformers. */
 export const optimizationOptions = group('Optimization', {
-  /** Optimiser. Default `adamw`. */
+  /** Optimiser to use. Default `adamw`. */
   optim: choice({
     choices: OPTIMIZER_NAMES,
     default: 'adamw',
     help: 'optimizer',
     aliases: ['optimizer', 'optimiser'],
   }),
-  /** Highest learning rate. Default 2e-5. */
+  /** Peak learning rate. Default 2e-5. */
   learningRate: number({
     least: 0,
     default: 2e-5,
     help: 'highest learning rate',
     aliases: ['lr', 'rate', 'max-lr', 'peak-lr'],
   }),
-  /** Schedule of the learning rate, under transformers' names. Default `cosine`. */
+  /** Learning rate schedule, by its name in transformers. Default `cosine`. */
   lrSchedulerType: choice({
     choices: SCHEDULER_NAMES,
     default: 'cosine',
     help: 'schedule of the learning rate',
     aliases: ['lr-scheduler', 'scheduler', 'lr-schedule'],
   }),
-  /** Settings that the schedule asks for, see {@link SchedulerOptions}. Default none. */
+  /** Settings that the schedule needs, see {@link SchedulerOptions}. Default none. */
   lrSchedulerKwargs: settings<SchedulerOptions>({
     fields: schedulerFields as never,
     of: 'options of the schedule',
@@ -63,7 +63,7 @@ export const optimizationOptions = group('Optimization', {
     help: 'what the schedule asks for, such as {"min_lr_rate": 0.1} for cosine_with_min_lr',
     aliases: ['scheduler-kwargs'],
   }),
-  /** Steps of the warm-up; below 1 a share of the run, rounded up. Default 0.03. */
+  /** Number of warm-up steps; a value below 1 is a fraction of the run, rounded up to whole steps. Default 0.03. */
   warmupSteps: number({
     least: 0,
     default: 0.03,
@@ -72,7 +72,7 @@ export const optimizationOptions = group('Optimization', {
   }),
   /** Decoupled weight decay. Default 0. */
   weightDecay: number({ least: 0, default: 0, help: 'decoupled weight decay', aliases: ['wd'] }),
-  /** Decay of AdamW's first moment. Default 0.9. */
+  /** Decay rate of AdamW's first moment. Default 0.9. */
   adamBeta1: number({
     least: 0,
     below: 1,
@@ -80,7 +80,7 @@ export const optimizationOptions = group('Optimization', {
     help: 'decay of the first moment',
     aliases: ['beta1'],
   }),
-  /** Decay of AdamW's second moment. Default 0.999. */
+  /** Decay rate of AdamW's second moment. Default 0.999. */
   adamBeta2: number({
     least: 0,
     below: 1,
@@ -88,14 +88,14 @@ export const optimizationOptions = group('Optimization', {
     help: 'decay of the second moment',
     aliases: ['beta2'],
   }),
-  /** Number that is added to the root of AdamW's second moment. Default 1e-8. */
+  /** Number added to the square root of AdamW's second moment, for numerical stability. Default 1e-8. */
   adamEpsilon: number({
     least: 0,
     default: 1e-8,
     help: 'added to the root of the second moment',
     aliases: ['eps', 'epsilon', 'adam-eps'],
   }),
-  /** Momentum of SGD; the other optimisers have none. Default 0. */
+  /** Momentum of SGD; the other optimisers do not have this option. Default 0. */
   momentum: number({
     least: 0,
     below: 1,
@@ -103,7 +103,7 @@ export const optimizationOptions = group('Optimization', {
     help: 'momentum of sgd',
     aliases: ['sgd-momentum'],
   }),
-  /** LoRA+: learning rate of B over that of A. Default 1. */
+  /** Ratio of the learning rate of B to that of A, as in LoRA+. Default 1. */
   loraplusLrRatio: number({
     least: 0,
     above: true,
@@ -111,14 +111,14 @@ export const optimizationOptions = group('Optimization', {
     help: 'LoRA+: learning rate of B over that of A',
     aliases: ['loraplus-ratio', 'lora-plus-lr-ratio'],
   }),
-  /** Norm to which gradients are clipped; 0 switches clipping off. Default 1. */
+  /** Maximum norm, to which gradients are clipped; 0 switches clipping off. Default 1. */
   maxGradNorm: number({
     least: 0,
     default: 1,
     help: 'gradients are clipped to this norm; 0: not',
     aliases: ['grad-clip', 'clip', 'clip-grad-norm', 'gradient-clipping', 'max-norm'],
   }),
-  /** Passes over the data. Default 1. */
+  /** Number of passes over the data. Default 1. */
   numTrainEpochs: number({
     least: 0,
     above: true,
@@ -126,14 +126,14 @@ export const optimizationOptions = group('Optimization', {
     help: 'passes over the data',
     aliases: ['epochs', 'num-epochs', 'epoch'],
   }),
-  /** Steps of the run; they win over `numTrainEpochs`. Default, and null: the epochs decide. */
+  /** Number of steps of the run, which overrides `numTrainEpochs`. Default, and null: the epochs decide. */
   maxSteps: whole({
     least: 1,
     default: null,
     help: 'steps; wins over the epochs',
     aliases: ['steps', 'num-steps', 'max-train-steps', 'iters'],
   }),
-  /** Micro-batches of a step. Default 1. */
+  /** Number of micro-batches in a step. Default 1. */
   gradientAccumulationSteps: whole({
     least: 1,
     default: 1,
@@ -144,9 +144,9 @@ export const optimizationOptions = group('Optimization', {
 
 const kOutputGroup = 'Output';
 
-/** Where a run is written, and how often; without `output` nothing is written at all. */
+/** Options that determine where and how often a run is written; without `output` nothing is written at all. */
 export const outputOptions = group(kOutputGroup, {
-  /** Folder of the adapter and run/; must be empty or absent unless `overwrite` or `resume` is set. */
+  /** Folder for the adapter and the run/ folder; it must be empty or absent unless `overwrite` or `resume` is set. */
   output: text({
     placeholder: 'folder',
     default: null,
@@ -154,21 +154,21 @@ export const outputOptions = group(kOutputGroup, {
     identity: false,
     aliases: ['output-dir', 'out', 'save-dir', 'output-folder'],
   }),
-  /** Replace an earlier run in the output folder. Default false. */
+  /** Whether to replace an earlier run in the output folder. Default false. */
   overwrite: onOff({
     default: false,
     help: 'replace an earlier run in the output folder',
     identity: false,
     aliases: ['overwrite-output-dir', 'force'],
   }),
-  /** Continue from the last good checkpoint of `output`, bit for bit. Default false. */
+  /** Whether to continue, bit for bit, from the last good checkpoint of `output`. Default false. */
   resume: onOff({
     default: false,
     help: 'go on from the last checkpoint in the output folder',
     identity: false,
     aliases: ['resume-from-checkpoint', 'continue'],
   }),
-  /** Steps between checkpoints; 0: by time only. Default 0. */
+  /** Number of steps between checkpoints; with 0, they are written by time only. Default 0. */
   saveSteps: whole({
     least: 0,
     default: 0,
@@ -177,8 +177,9 @@ export const outputOptions = group(kOutputGroup, {
     aliases: ['save-every', 'checkpoint-steps'],
   }),
   /**
-   * A checkpoint is also written at the end of the first step that ends this many minutes after the last one, or after the
-   * start; 0: never. Whatever these say, the last whole step is saved when the run ends, is stopped or fails. Default 10.
+   * Minutes between checkpoints: one is also written at the end of the first step that ends this many minutes after the last
+   * checkpoint, or after the start; 0 switches this off. Whatever `saveSteps` and `saveMinutes` are, the last completed step is
+   * saved when the run ends, is stopped or fails. Default 10.
    */
   saveMinutes: number({
     least: 0,
@@ -186,7 +187,7 @@ export const outputOptions = group(kOutputGroup, {
     help: 'minutes between checkpoints, whatever the steps; 0: by steps only',
     identity: false,
   }),
-  /** Steps between evaluations; 0: only at the end. Default 0. */
+  /** Number of steps between evaluations; with 0, there is one only at the end. Default 0. */
   evalSteps: whole({
     least: 0,
     default: 0,
@@ -194,7 +195,7 @@ export const outputOptions = group(kOutputGroup, {
     identity: false,
     aliases: ['eval-every'],
   }),
-  /** Steps between `log` events. Default 1. */
+  /** Number of steps between `log` events. Default 1. */
   loggingSteps: whole({
     least: 1,
     default: 1,
@@ -202,7 +203,7 @@ export const outputOptions = group(kOutputGroup, {
     identity: false,
     aliases: ['log-steps', 'log-every'],
   }),
-  /** Checkpoints to keep, the oldest go first. Default 2. */
+  /** Number of checkpoints to keep; the oldest are removed first. Default 2. */
   saveTotalLimit: whole({
     least: 1,
     default: 2,
@@ -210,14 +211,17 @@ export const outputOptions = group(kOutputGroup, {
     identity: false,
     aliases: ['keep-checkpoints', 'max-checkpoints'],
   }),
-  /** Form of an exported PiSSA adapter: a LoRA of rank 2r on the untouched base, or the residual model's pair. Default `lora`. */
+  /**
+   * Form of an exported PiSSA adapter: a LoRA of rank 2r on the unchanged base, or the pair of rank r with the residual model.
+   * Default `lora`.
+   */
   export: choice({
     choices: ['lora', 'residual'],
     default: 'lora',
     help: 'form of a PiSSA adapter: rank 2r on the untouched base, or the residual pair',
     identity: false,
   }),
-  /** Anything JSON, kept in run/config.json under "command" beside the trainer's own resolved options. */
+  /** Any JSON value, kept in run/config.json under "command" beside the trainer's own resolved options. */
   runConfig: json<unknown, null>({
     of: 'JSON',
     schema: z.unknown(),
@@ -228,11 +232,11 @@ export const outputOptions = group(kOutputGroup, {
   }),
 });
 
-/** The past of the model that is trained. */
+/** The option that records how the model was prepared before the run. */
 export const preparationOptions = group(kOutputGroup, {
   /**
-   * Anything JSON that was done to the model before, such as a head's warm-up, and that a run's numbers depend on: a checkpoint
-   * of a run with another preparation is not continued.
+   * Any JSON value that describes how the model was prepared, such as by warming up its head. The numbers of a run depend on
+   * it, so a checkpoint of a run with another preparation is not continued.
    */
   preparation: json<Readonly<Record<string, unknown>>, undefined>({
     of: 'an object',
@@ -242,35 +246,36 @@ export const preparationOptions = group(kOutputGroup, {
   }),
 });
 
-/** Memory and time that a run may spend. */
+/** Options that determine the memory and time that a run uses. */
 export const resourceOptions = group('Resources', {
   /**
-   * Memory that the process may hold: `max` (the fastest plan), `min` (the smallest), or bytes. The losses are the same,
-   * the gradients but for rounding. Default: what the model's own settings say (`layerKeep`: `lean`).
+   * Memory that the process may use: `max` (the fastest plan), `min` (the smallest), or bytes. The losses are the same in every
+   * case, and the gradients differ only by rounding. Default: the model's own setting (`layerKeep`: `lean`).
    */
   memoryBudget: size({
     words: ['max', 'min'],
     default: null,
     help: 'what the process may hold: the fastest plan, the smallest, or a size such as 1.2GiB',
-    // A run may go on within another number of bytes: what repeats is the kind of plan.
+    // A run may be resumed with another number of bytes, so only the kind of budget counts.
     identity: (budget: 'max' | 'min' | number | null) =>
       typeof budget === 'number' ? 'bytes' : (budget ?? undefined),
     aliases: ['max-memory', 'gradient-checkpointing', 'memory'],
   }),
   /**
-   * Run the teacher once for each sequence and keep what the consistency term needs of it, on disk: of a row C numbers in f32
-   * (f64 beside f64) and an entropy in f64. For runs of several epochs, with a frozen head without soft-capping.
-   * Default false.
+   * Whether to run the teacher once for each sequence and keep the values that the consistency term needs in a file: for each
+   * row, C numbers in f32 (f64 for a model in f64) and an entropy in f64. It saves time in runs of several epochs, and requires
+   * a frozen head without soft-capping. Default false.
    */
   cacheTeacher: onOff({
     default: false,
     help: 'run the teacher once for each sequence and keep its part; for runs of several epochs',
-    // Checkpoints from before the option do not have it.
+    // A value of false is left out, since checkpoints from before this option do not have it.
     identity: (on: boolean) => on || undefined,
   }),
   /**
-   * Run micro-batches and updates of shapes that repeat as graphs: recorded once, launched as one. For GPUs and language
-   * models without a loss of one's own. The numbers are the same bit for bit. Default false.
+   * Whether to run micro-batches and updates of repeated shapes as graphs, which are recorded once and then launched as a
+   * whole. It requires a GPU and a language model with a loss of the library. The numbers are the same bit for bit.
+   * Default false.
    */
   captureGraphs: onOff({
     default: false,
@@ -280,13 +285,13 @@ export const resourceOptions = group('Resources', {
   }),
 });
 
-/** Which of the evaluated steps a run exports. */
+/** The option that determines which of the evaluated steps a run exports. */
 export const bestOptions = group(kOutputGroup, {
   /**
-   * Keep the parameters of the step whose evaluation was best by this metric, and export those; null: export the last ones.
-   * Default for a classifier with `evalSteps`: accuracy, Pearson's r for regression, F1 over all decisions for several labels.
-   * Default for a language model: null (`loss` is what it can be judged by). A metric that the task has not is refused by the
-   * Trainer's constructor.
+   * Metric by which the best evaluated step is chosen, whose parameters are kept and exported; with null, the last step is
+   * exported. Default for a classifier with `evalSteps`: accuracy, Pearson's r for regression, F1 over all decisions for
+   * several labels. Default for a language model: null (its only metric is `loss`). The Trainer's constructor refuses a metric
+   * that the task does not have.
    */
   metricForBestModel: choiceOrNull({
     choices: kMetricNames,
@@ -298,11 +303,12 @@ export const bestOptions = group(kOutputGroup, {
   }),
 });
 
-/** The seed, by which a run repeats. */
+/** The seed that is recorded with a run. */
 export const seedOptions = group('Model and data', {
   /**
-   * Kept with the run and compared when it is resumed; nothing is drawn from it. The adapter's first values and dropout come of
-   * the `seed` of `AdapterModel.create`, the order of the data of the data source's. Default 42.
+   * Seed that is recorded with the run and compared when it is resumed; no random numbers are drawn from it. The adapter's
+   * initial values and dropout depend on the `seed` of `AdapterModel.create`, and the order of the data on that of the data
+   * source. Default 42.
    */
   seed: whole({
     least: 0,
@@ -312,7 +318,7 @@ export const seedOptions = group('Model and data', {
   }),
 });
 
-/** All of these in one table. */
+/** All options of a run in one table. */
 export const trainerOptions = {
   ...optimizationOptions,
   ...outputOptions,
@@ -322,10 +328,10 @@ export const trainerOptions = {
   ...seedOptions,
 };
 
-/** Values that {@link trainerChecks} look at: the options', and whether there are held-out examples. */
+/** The values that {@link trainerChecks} examine: the options, and whether there are held-out examples. */
 type TogetherInput = InputOf<typeof trainerOptions> & { readonly evalData?: unknown };
 
-/** Combinations of a run's options that are refused. */
+/** Checks that refuse combinations of a run's options. */
 export const trainerChecks: readonly Check<TogetherInput>[] = [
   {
     when: ({ overwrite, resume }) => overwrite === true && resume === true,

@@ -1,12 +1,12 @@
 /**
- * One optimiser step, from the window's micro-batches to the record, as a run takes it:
+ * One optimiser step of a run, from the micro-batches of its accumulation window to its record:
  *
  *     read and count the window -> weights of the terms -> for each micro-batch teacher, forward, losses, backward
- *     -> norm of the gradients -> refuse what is not finite -> clip, update -> record
+ *     -> norm of the gradients -> throw if not finite -> clip, update -> record
  *
- * It runs on the JS thread and only enqueues: the engine works on its own thread, and the step awaits it where a number is
- * needed. Nothing of a step shows outside before all of it is done. Each loss goes into backward() ALREADY weighted with its
- * share of the window, so that the gradients add up to the window's.
+ * It runs on the JS thread and only enqueues ops: the engine executes them on its own thread, and the step awaits it where it
+ * needs a number. The effects of a step become visible only when it is complete. Each loss is weighted by its share of the
+ * window BEFORE its backward pass, so that the gradients of the micro-batches add up to the gradient of the window.
  */
 import type { NamedTensor, TunedModel } from '../adapters/tuned_model.ts';
 import type { StepOfRun } from '../losses/schedules.ts';
@@ -24,15 +24,15 @@ import { Update } from './update.ts';
 import type { UserLossPasses } from './user_loss.ts';
 import type { Window, WindowReader } from './window.ts';
 
-/** Called when all gradients of a step are there, before they are measured and clipped. */
+/** Function that is called when all gradients of a step have been computed, before they are measured and clipped. */
 export type AfterBackward = (
   at: StepOfRun & { readonly parameters: readonly NamedTensor[] },
 ) => void | Promise<void>;
 
-/** How the micro-batches of a run are computed: op by op, as graphs, or by a loss of the caller's own. */
+/** The ways to compute a run's micro-batches: op by op, as graphs, or by the caller's own loss. */
 export type Passes = PlainPasses | GraphPasses | UserLossPasses;
 
-/** Everything that steps of a run share. */
+/** The components that all steps of a run share. */
 export interface StepParts {
   readonly tuned: TunedModel<Model>;
   readonly passes: Passes;
@@ -44,7 +44,7 @@ export interface StepParts {
   readonly signal: AbortSignal | undefined;
 }
 
-/** The place of a step, its learning rate, and what its parameters being written means to the run. */
+/** The position of a step in the run, its learning rate, and a callback for the start of its update. */
 export interface StepAt extends StepOfRun {
   readonly learningRate: number;
   /** Called before the first parameter is written. */
@@ -52,9 +52,9 @@ export interface StepAt extends StepOfRun {
 }
 
 /**
- * Takes a step.
- * @throws the signal's reason where it stops the step on the way; NativeError naming the step where loss or gradients are not
- *   finite. In both cases no parameter has moved.
+ * Runs one optimiser step.
+ * @throws the signal's reason where it stops the step before its end; NativeError naming the step where the loss or gradients
+ *   are not finite. In both cases no parameter has changed.
  */
 export async function takeStep(
   parts: StepParts,
@@ -72,7 +72,7 @@ export async function takeStep(
       parameters: tuned.parameters().map(({ tensor }) => tensor),
       optimizer,
       maxNorm: maxGradNorm,
-      // A graph reads the gradients where they were recorded; a hook may have put others in their place.
+      // A graph uses the gradient buffers that it was recorded with, but a hook may have replaced the gradients.
       graphs: parts.afterBackward === null ? passes.graphs : null,
     }),
   );
@@ -100,7 +100,7 @@ export async function takeStep(
   return { record, window };
 }
 
-/** Adds the gradients of a window; the values of the terms, with the weights that they counted with. */
+/** Computes the gradients of a window and returns the values of the terms, with the weights that were applied. */
 export async function accumulateWindow(
   { passes, signal }: Pick<StepParts, 'passes' | 'signal'>,
   window: Window,
@@ -124,7 +124,10 @@ export async function accumulateWindow(
   }
 }
 
-/** The weights of the terms. The window's teachers run first where a schedule asks how sure they are of its rows. */
+/**
+ * The weights of the terms at a step. Where a schedule depends on the teacher's entropy, the teacher first runs on all
+ * micro-batches of the window.
+ */
 async function weightsAt(
   { terms, loss }: Passes,
   window: Window,

@@ -1,8 +1,8 @@
-/** How a run is told to stop: by the caller's AbortSignal, which whatever works with it throws on. */
+/** The treatment of the caller's AbortSignal, by which a run is stopped: functions that observe it throw its reason. */
 
 /**
- * The result of `work`, or null where it ended with the signal's own error: data, losses and callbacks of the caller may use the
- * signal too, and what they throw then is the stop that was asked for, no failure.
+ * The result of `work`, or null where the signal has stopped it. Data sources, losses and callbacks of the caller may observe
+ * the signal as well; what they throw then is the requested stop and not a failure.
  */
 export async function unlessStopped<T>(
   signal: AbortSignal | undefined,
@@ -16,7 +16,7 @@ export async function unlessStopped<T>(
   }
 }
 
-/** Node's own functions throw an AbortError of theirs with the signal's reason as its cause. */
+/** Whether an error comes from the signal. Node's own functions throw an AbortError whose cause is the signal's reason. */
 function isAbort(error: unknown, { reason }: AbortSignal): boolean {
   return error === reason || (error instanceof Error && error.cause === reason);
 }

@@ -1,7 +1,7 @@
 /**
- * The training loop: steps, and between them events, checkpoints, evaluations and pauses. One step is step.ts; what lives
- * between steps is run.ts. Nothing of a step shows outside before all of it is done, so a run that is stopped, killed or fails
- * in the middle goes on from the last whole step.
+ * The training loop: steps, and between them events, checkpoints, evaluations and pauses. A single step is in step.ts, the
+ * state between steps in run.ts. The effects of a step become visible only when it is complete, so a run that is stopped,
+ * killed or fails within a step can be resumed from the last complete one.
  */
 import { sharesProcessMemory } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
@@ -56,26 +56,28 @@ export class Trainer {
     checkInput(this.input, this.options, this.task);
   }
 
-  /** What the run will be; with `measure` one micro-batch is computed (and thrown away) for memory and time. */
+  /**
+   * The plan of the run; with `measure`, one micro-batch is computed, and its gradients discarded, to measure memory and time.
+   */
   async plan({ measure = false }: { measure?: boolean } = {}): Promise<RunPlan> {
     const plan = await makePlan(this.input, this.options);
     return measure ? measurePlan(plan, this.input, this.options) : plan;
   }
 
   /**
-   * Lets the run stand still after the step in flight: the processor is free, memory is kept, and a checkpoint is written.
-   * Without a run in progress the next one stands still after its first step. Nothing about the numbers changes.
+   * Pauses the run after the current step: the processor is free, memory stays allocated, and a checkpoint is written. Without
+   * a run in progress, the next run pauses after its first step. The numbers of the run do not change.
    */
   pause(): void {
     this.#pause.begin();
   }
 
-  /** Lets a run that stands still, or was about to, go on. */
+  /** Continues a run that is paused, or withdraws the request to pause it. */
   resume(): void {
     this.#pause.end();
   }
 
-  /** Runs to the end; events go to the callbacks only. */
+  /** Runs to the end; events are passed to the callbacks only. */
   async train(): Promise<TrainResult> {
     const events = this.run();
     for (;;) {
@@ -85,11 +87,12 @@ export class Trainer {
   }
 
   /**
-   * The run as a stream of events; it waits while its consumer is busy. However it ends (done, `signal`, an error, a consumer
-   * that leaves the loop), the last whole step is in a checkpoint of `output`, once.
-   * @throws ArgumentError before the first step for a bad option, folder or data; NativeError naming the step when a
-   *   loss or a gradient is not finite (parameters and checkpoints stay those of the step before). The message of an error
-   *   after the first step ends with the last good checkpoint.
+   * The run as a stream of events; it waits while its consumer is busy. However the run ends (completed, stopped by
+   * `signal`, by an error, or by a consumer that leaves the loop), its last complete step is saved exactly once as a
+   * checkpoint of `output`.
+   * @throws ArgumentError before the first step for a bad option, folder or data; NativeError naming the step when a loss or a
+   *   gradient is not finite (parameters and checkpoints stay those of the step before). The message of an error after the
+   *   first step ends with the last good checkpoint.
    */
   async *run(): AsyncGenerator<TrainEvent, TrainResult> {
     const run = await unlessStopped(this.input.signal, () => openRun(this.input, this.options));
@@ -120,7 +123,7 @@ export class Trainer {
       const last = run.step === run.totalSteps;
       if (run.step % loggingSteps === 0 || last)
         yield await this.tell({ type: 'log', record, ...pace });
-      // Saved first: an evaluation may take longer than the steps between two checkpoints.
+      // The checkpoint comes before the evaluation, which may take longer than the steps between two checkpoints.
       if (run.owesCheckpoint) yield* this.checkpoint(run);
       if (run.owesEvaluation) yield* this.evaluation(run);
       if (this.#pause.wanted && run.step < run.totalSteps) yield* this.standStill(run);
@@ -135,7 +138,7 @@ export class Trainer {
   }
 
   private async *finish(run: Run): AsyncGenerator<TrainEvent, TrainResult> {
-    // Before the last evaluation: whatever comes of it, the steps are not lost.
+    // The checkpoint comes before the last evaluation, so that the steps are saved even if the evaluation fails.
     yield* this.checkpoint(run);
     const last = run.step < run.totalSteps ? null : yield* this.evaluation(run);
     const aborted = run.step < run.totalSteps || run.owesEvaluation;
@@ -158,7 +161,9 @@ export class Trainer {
     return result;
   }
 
-  /** A consumer that left the loop reads no events any more; the callbacks still do. */
+  /**
+   * Writes a last checkpoint and closes the run. A consumer that has left the loop gets no more events, but the callbacks do.
+   */
   private async leave(run: Run): Promise<void> {
     try {
       const path = await run.saveCheckpoint();
@@ -168,7 +173,10 @@ export class Trainer {
     }
   }
 
-  /** null without held-out data, and where the signal stopped it: the run then owes it, and makes up for it when resumed. */
+  /**
+   * Evaluates, and offers the result to the keeper of the best step; null without held-out data, and where the signal stopped
+   * it. In the latter case the run evaluates when it is resumed.
+   */
   private async *evaluation(run: Run): AsyncGenerator<TrainEvent, Evaluation | null> {
     const result = yield* this.evaluate(run);
     if (result !== null) await run.keeper?.offer(this.input.tuned, result, run.step);
@@ -178,7 +186,7 @@ export class Trainer {
     return result;
   }
 
-  /** null without held-out data, and where the signal stopped it. */
+  /** Evaluates on the held-out data; null where there is none, and where the signal stopped the evaluation. */
   private async *evaluate(run: Run): AsyncGenerator<TrainEvent, Evaluation | null> {
     const { signal, evalData, tuned } = this.input;
     if (signal?.aborted || evalData === undefined) return null;
@@ -192,14 +200,14 @@ export class Trainer {
         onProgress: (examples) => progress.set(examples),
       }),
     ).finally(() => progress.end());
-    result.catch(() => {}); // it is awaited below, after the last event
+    result.catch(() => {}); // the promise is awaited below, after the last event
     try {
       for await (const examples of progress) {
         yield await this.tell({ type: 'evaluating', step: run.step, examples });
       }
       return await result;
     } finally {
-      // A consumer that leaves in the middle must not find the model still at work.
+      // If a consumer leaves the loop early, the evaluation must have ended before the model is used again.
       stop.abort();
       await result.catch(() => {});
       signal?.removeEventListener('abort', pass);
@@ -219,7 +227,9 @@ export class Trainer {
   }
 }
 
-/** The result of a run that the signal ended while folder, checkpoint and data were being opened. */
+/**
+ * The result of a run that the signal stopped before its first step, while the folder, checkpoint and data were being opened.
+ */
 const kStoppedBefore: TrainResult = {
   reason: 'aborted',
   steps: 0,
@@ -231,7 +241,7 @@ const kStoppedBefore: TrainResult = {
   checkpoint: null,
 };
 
-/** Refuses what can be known to be wrong before a run. */
+/** Refuses input that is known to be wrong before a run. */
 function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: AnyTask): void {
   const { tuned, data, evalData, loss, terms: own = [] } = input;
   const { regularizers, resources } = options;
@@ -269,12 +279,12 @@ function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: An
   if (options.output.output !== null) tuned.checkForm(options.output.export);
 }
 
-/** The option that switches a term on, for messages. */
+/** The name of the option that switches a term on, for messages. */
 function weightOf(key: string): string {
   return key === 'consistency' ? 'consistencyWeight > 0' : `the term ${key}`;
 }
 
-/** The reason why the teacher of this run cannot be kept, whatever its task; null: there is none. */
+/** The reason why the teacher of this run cannot be cached; null if it can, as far as this is independent of the task. */
 function cacheObstacle(
   { loss }: AnyTrainerOptions,
   { regularizers }: ResolvedOptions,
@@ -289,7 +299,7 @@ function cacheObstacle(
   return null;
 }
 
-/** The reason why graphs cannot repeat the micro-batches of this run; null: they can. */
+/** The reason why the micro-batches of this run cannot be run as graphs; null if they can. */
 function graphObstacle(
   { tuned, loss }: AnyTrainerOptions,
   task: AnyTask,

@@ -1,4 +1,4 @@
-/** The input of a trainer: the same for every task, but for the model and its data. */
+/** The input of a trainer, which is the same for every task except for the model and its data. */
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { BatchSource } from '../data/batch_source.ts';
 import type { LabelledBatch } from '../data/labelled_batches.ts';
@@ -9,51 +9,54 @@ import type { OptionsInput } from './options.ts';
 import type { AfterBackward } from './step.ts';
 import type { BestOptions, LossFunction, TrainCallback } from './types.ts';
 
-/** What a Trainer needs for a causal language model, beside the options of optimisation and output. */
+/** Input of a Trainer for a causal language model, with the options of optimisation and output. */
 export interface TrainerOptions extends RunInput {
   tuned: TunedModel;
   data: BatchSource;
-  /** Held-out examples; evaluated every `evalSteps` and at the end. */
+  /** Held-out examples, evaluated every `evalSteps` and at the end. */
   evalData?: BatchSource;
-  /** A loss of the user's own instead of the cross-entropy and the regularizers. */
+  /** A loss of the caller's own, which replaces the cross-entropy and the regularizers. */
   loss?: LossFunction;
 }
 
-/** The same for an encoder-decoder. */
+/** Input of a Trainer for an encoder-decoder, with the options of optimisation and output. */
 export interface Seq2SeqTrainerOptions extends RunInput {
   tuned: TunedModel<Seq2SeqLM>;
   data: BatchSource<Seq2SeqExamples>;
-  /** Held-out examples; evaluated every `evalSteps` and at the end. */
+  /** Held-out examples, evaluated every `evalSteps` and at the end. */
   evalData?: BatchSource<Seq2SeqExamples>;
-  /** A loss of the user's own instead of the cross-entropy and the regularizers; its rows are those of the decoder. */
+  /** A loss of the caller's own, which replaces the cross-entropy and the regularizers; its rows are those of the decoder. */
   loss?: LossFunction<Seq2SeqExamples>;
 }
 
-/** The same for a model with a classification or regression head. */
+/** Input of a Trainer for a model with a classification or regression head, with the options of optimisation and output. */
 export interface ClassifierTrainerOptions extends RunInput {
   tuned: TunedModel<SequenceClassifier>;
   data: BatchSource<LabelledBatch>;
   /**
-   * Held-out examples; evaluated every `evalSteps` and at the end. Their labels mean what those of `data` mean: made with the
-   * same numLabels, problemType and labelNames.
+   * Held-out examples, evaluated every `evalSteps` and at the end. Their labels must have the same meaning as those of `data`,
+   * so create them with the same numLabels, problemType and labelNames.
    */
   evalData?: BatchSource<LabelledBatch>;
-  /** A classifier has no loss of one's own: `terms` stand beside its task's. */
+  /** Not available for a classifier: its loss cannot be replaced, but `terms` can be added to it. */
   loss?: never;
 }
 
-/** What runs of all tasks have. */
+/** Input that runs of all tasks have in common. */
 interface RunInput extends OptionsInput, BestOptions {
-  /** Terms of the loss beside those of the task, made by {@link defineTerm}. Their weights are the caller's to schedule. */
+  /**
+   * Terms of the loss in addition to those of the task, made by {@link defineTerm}. The caller defines their
+   * weights' schedules.
+   */
   terms?: readonly Term[];
-  /** Called when all gradients of a step are there, before they are measured and clipped. */
+  /** Function that is called when all gradients of a step have been computed, before they are measured and clipped. */
   afterBackward?: AfterBackward;
   callbacks?: readonly TrainCallback[];
-  /** Stops after the micro-batch in flight; the run can be resumed. */
+  /** Signal that stops the run after the current micro-batch; the run can be resumed. */
   signal?: AbortSignal;
 }
 
-/** The input of a run of any task, as the trainer sees it: the task of the model knows the rest. */
+/** The input of a run of any task, as the trainer uses it; the task of the model checks the rest. */
 export interface AnyTrainerOptions extends RunInput {
   tuned: TunedModel<Model>;
   data: BatchSource<unknown>;

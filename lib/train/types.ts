@@ -1,6 +1,6 @@
 /**
- * The input of a training run and what comes out of it: options in transformers' names (declared in schema.ts), one record a
- * step, events. The command line is a thin layer on these; nothing here computes.
+ * The input and output of a training run: options under the names of transformers (declared in schema.ts), a record for each
+ * step, and events. The command line is a thin layer over these types, and nothing is computed here.
  */
 import type { Batch } from '../data/collate.ts';
 import type { MetricName } from '../data/glue.ts';
@@ -24,96 +24,103 @@ export type { MethodName } from '../adapters/methods/registry.ts';
 
 export { OPTIMIZER_NAMES, type OptimizerName } from './schema.ts';
 
-/** Optimisation in transformers' names. */
+/** Options of the optimisation, under the names of transformers. */
 export interface OptimizationOptions extends InputOf<typeof optimizationOptions> {}
 
-/** Which of the evaluated steps a run exports. */
+/** The option that determines which of the evaluated steps a run exports. */
 export interface BestOptions extends InputOf<typeof bestOptions> {}
 
-/** Where a run is written; without `output` nothing is written at all. */
+/** Options that determine where and how often a run is written; without `output` nothing is written at all. */
 export interface OutputOptions
   extends InputOf<typeof outputOptions>,
     InputOf<typeof preparationOptions> {}
 
-/** Memory and time that a run may spend. */
+/** Options that determine the memory and time that a run uses. */
 export interface ResourceOptions extends InputOf<typeof resourceOptions> {}
 
-/** What a loss of the user's own gives: the mean over the micro-batch's supervised rows, and what to report. */
+/** The result of a loss of the caller's own: the mean over the micro-batch's supervised rows, and metrics to report. */
 export interface LossResult {
-  /** Scalar, attached to the tape. */
+  /** Loss as a scalar on the tape. */
   readonly loss: Tensor;
-  /** Detached scalars to report in the step's record under `custom`, averaged with the micro-batch's share. */
+  /** Detached scalars to report in the step's record under `custom`, averaged over the window by each micro-batch's share. */
   readonly metrics?: Readonly<Record<string, Tensor>>;
 }
 
-/** What a loss may look at; the rows of `hidden` are those of the batch. */
+/** The values that a loss of the caller's own can use; the rows of `hidden` are those of the batch. */
 export interface LossContext<B = Batch> {
-  /** The micro-batch; of an encoder-decoder `batch.decoder` has the rows. */
+  /** The micro-batch; for an encoder-decoder, the rows are those of `batch.decoder`. */
   readonly batch: B;
-  readonly hidden: Tensor; // (N,C) after the final norm, on the tape
-  readonly headWeight: Tensor; // (V,C)
-  /** (V,C), the teacher's: frozen where the head is trained or saved with the adapter, else the same tensor as headWeight. */
+  readonly hidden: Tensor; // hidden states (N,C) after the final norm, on the tape
+  readonly headWeight: Tensor; // weight (V,C) of the student's head
+  /**
+   * Weight (V,C) of the teacher's head, which is frozen where the head is trained or saved with the adapter, else the same
+   * tensor as headWeight.
+   */
   readonly teacherHeadWeight: Tensor;
   readonly logitSoftcap: number | null;
-  /** Hidden states of the teacher (N,C), computed at the first call, without gradient. */
+  /** Computes the teacher's hidden states (N,C) at the first call, without gradient. */
   readonly teacherHidden: () => Tensor;
   readonly step: number;
   readonly totalSteps: number;
-  /** Rows of this micro-batch and of the whole accumulation window. */
+  /** Number of supervised rows in this micro-batch; `windowSupervisedRows` is that of the whole accumulation window. */
   readonly supervisedRows: number;
   readonly windowSupervisedRows: number;
 }
 
 /**
- * Called once a micro-batch that has a supervised row; the others are skipped. The result counts with supervisedRows /
- * windowSupervisedRows in the step's loss. A tensor made without naming a device lies on the model's. What the function
- * makes is freed when it returns, as in a `scope()`. Of an async function both hold for what it makes before its first
- * await. A tensor that is to outlive the call needs `keep()`.
+ * Function that is called once for each micro-batch with a supervised row; others are skipped. Its result has the weight
+ * supervisedRows / windowSupervisedRows in the step's loss. A tensor that is made without naming a device is on the model's
+ * device. All tensors that the function makes are freed when it returns, as in a `scope()`; use `keep()` for a tensor that
+ * must outlive the call. For an async function, both the default device and the release apply only to tensors made before its
+ * first await.
  */
 export type LossFunction<B = Batch> = (context: LossContext<B>) => LossResult | Promise<LossResult>;
 
-/** One object a line in run/metrics.jsonl. Terms are raw (unweighted) values of the whole window. */
+/**
+ * The record of a step, one line of run/metrics.jsonl. The values of the terms are unweighted and those of the whole window.
+ */
 export interface StepRecord {
-  /** From 1. */
+  /** Number of the step, counted from 1. */
   readonly step: number;
-  /** Epochs done after this step, fractional. */
+  /** Epochs completed after this step, as a fraction. */
   readonly epoch: number;
-  /** Weighted total. */
+  /** Weighted sum of the task's loss and the terms. */
   readonly loss: number;
   readonly taskLoss: number;
-  /** null where the term is switched off. */
+  /** Value of the consistency term; null where it is switched off. */
   readonly consistency: number | null;
   readonly diversity: number | null;
   readonly svd: number | null;
   readonly consistencyWeight: number;
   readonly diversityWeight: number;
   readonly svdWeight: number;
-  /** Before clipping. */
+  /** Norm of the gradients before clipping. */
   readonly gradNorm: number;
   readonly learningRate: number;
-  /** Real tokens (padding not counted) and supervised tokens of the window. */
+  /** Number of tokens in the window, without padding; `supervisedTokens` counts the supervised ones. */
   readonly tokens: number;
   readonly supervisedTokens: number;
   readonly tokensPerSecond: number;
-  /** Since the run began, over all its resumptions. */
+  /** Seconds since the run began, including the time before it was resumed. */
   readonly elapsedSeconds: number;
   readonly peakRssBytes: number;
-  /** Terms of the caller's own, by key. */
+  /** Values and weights of the caller's own terms, by key. */
   readonly terms?: Readonly<
     Record<string, { readonly value: number | null; readonly weight: number }>
   >;
-  /** What a user's loss reported. */
+  /** Metrics reported by the caller's own loss. */
   readonly custom?: Readonly<Record<string, number>>;
 }
 
 /**
- * Known before the first step. Counts and the bytes of what stands still are exact; what a step needs on top is
- * measured on one micro-batch (`--dry-run`, `Trainer.plan({ measure: true })`), else null.
+ * The plan of a run, known before its first step. Counts and the memory that stays allocated throughout the run are exact. The
+ * additional memory and the time of a step are measured on one micro-batch (`--dry-run`, `Trainer.plan({ measure: true })`) and
+ * are null otherwise.
  */
 export interface RunPlan {
   readonly totalSteps: number;
   readonly warmupSteps: number;
-  /** Of the first epoch. */
+  /** Number of micro-batches in the first epoch. */
   readonly microBatchesPerEpoch: number;
   readonly trainableParameters: number;
   readonly baseParameters: number;
@@ -121,34 +128,37 @@ export interface RunPlan {
     readonly baseBytes: number;
     readonly teacherBytes: number;
     readonly adapterBytes: number;
-    /** Moments and gradients. */
+    /** Bytes of the optimiser's moments and the gradients. */
     readonly optimizerBytes: number;
-    /** Peak of a micro-batch's forward and backward over what stands still. */
+    /** Peak bytes of a micro-batch's forward and backward pass, in addition to the memory that stays allocated. */
     readonly activationBytes: number | null;
-    /** Of tensors and packed weights, by the engine's count; the process holds Node, code and scratch besides. */
+    /**
+     * Bytes of all tensors and packed weights, as counted by the engine; the process also needs memory for Node, code
+     * and scratch.
+     */
     readonly totalBytes: number | null;
   };
-  /** What a memory budget chose for the measured micro-batch; null without one. */
+  /** The plan chosen for the measured micro-batch under the memory budget; null without a budget. */
   readonly memoryPlan: BatchPlan | null;
-  /** Tokens of the measured micro-batch; a longer one needs more. */
+  /** Number of tokens in the measured micro-batch; a longer one needs more memory. */
   readonly measuredTokens: number | null;
   readonly secondsPerStep: number | null;
 }
 
-/** Why a run ended. */
+/** The reason why a run ended. */
 export type StopReason = 'completed' | 'aborted';
 
-/** What a run tells while it goes on; `type` says which. */
+/** An event that a run reports while it is in progress; its `type` distinguishes the kinds. */
 export type TrainEvent =
   | { readonly type: 'start'; readonly plan: RunPlan; readonly startStep: number }
-  /** After every optimiser step. */
+  /** The event after every optimiser step. */
   | {
       readonly type: 'step';
       readonly record: StepRecord;
       readonly totalSteps: number;
       readonly secondsLeft: number;
     }
-  /** Every `loggingSteps`: the same record, for progress lines. */
+  /** The event every `loggingSteps` steps, with the record of the step, for progress lines. */
   | {
       readonly type: 'log';
       readonly record: StepRecord;
@@ -160,41 +170,41 @@ export type TrainEvent =
       readonly step: number;
       readonly result: Evaluation;
     }
-  /** While an evaluation goes on: examples done. */
+  /** The event during an evaluation, with the number of examples evaluated so far. */
   | { readonly type: 'evaluating'; readonly step: number; readonly examples: number }
   | { readonly type: 'checkpoint'; readonly step: number; readonly path: string }
-  /** The run stands between two steps, and goes on again; see `Trainer.pause`. */
+  /** The events when a run pauses between two steps and when it continues; see `Trainer.pause`. */
   | { readonly type: 'paused' | 'resumed'; readonly step: number }
-  /** `code` is stable, for programs; `message` is for people. */
+  /** The event for a warning: `code` is stable, for programs; `message` is for people. */
   | { readonly type: 'warning'; readonly code: string; readonly message: string }
   | { readonly type: 'end'; readonly reason: StopReason; readonly result: TrainResult };
 
-/** Something that a user should know, as an event. */
+/** A warning for the user, as an event. */
 export type Warning = Extract<TrainEvent, { type: 'warning' }>;
 
-/** How a run ended. */
+/** The result of a run. */
 export interface TrainResult {
   readonly reason: StopReason;
-  /** Optimiser steps done, over all resumptions. */
+  /** Number of completed optimiser steps, including those before the run was resumed. */
   readonly steps: number;
   readonly elapsedSeconds: number;
   readonly last: StepRecord | null;
-  /** Of the parameters that were exported: the last ones, or the best. */
+  /** Evaluation of the exported parameters, which are those of the last or of the best step. */
   readonly evaluation: Evaluation | null;
-  /** Which step the exported parameters are of, where the best are kept. */
+  /** The step of the exported parameters, where the best step is kept; else null. */
   readonly best: BestStep | null;
-  /** Folder of the exported adapter or model; null without `output`. */
+  /** Path of the exported adapter's or model's folder; null without `output`. */
   readonly output: string | null;
-  /** Folder of the last checkpoint; null without `output` and before the first step. */
+  /** Path of the last checkpoint's folder; null without `output` and before the first step. */
   readonly checkpoint: string | null;
 }
 
-/** The step whose evaluation was the best so far. */
+/** The evaluated step with the best value of the metric so far. */
 export interface BestStep {
   readonly step: number;
   readonly metric: MetricName;
   readonly value: number;
 }
 
-/** Called in the order given, each awaited, before the event is handed to the iterator. */
+/** Function that is called with each event before the iterator returns it; callbacks run in the given order, each awaited. */
 export type TrainCallback = (event: TrainEvent) => void | Promise<void>;

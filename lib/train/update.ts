@@ -1,6 +1,6 @@
 /**
- * The optimiser's part of a step: the norm of the gradients, and the update. Both run as graphs where the micro-batches do
- * and the optimiser reads its numbers on the device (AdamW); others update op by op.
+ * The optimiser's part of a step: the norm of the gradients, and the update. Both run as graphs if the micro-batches do and the
+ * optimiser reads its scalars from the device (AdamW); other optimisers update op by op.
  */
 import { clippedNorm } from '../optim/clip.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
@@ -12,12 +12,12 @@ import type { StepGraphs } from './graph_passes.ts';
 export interface UpdateParts {
   readonly parameters: readonly Tensor[];
   readonly optimizer: Optimizer;
-  /** 0 only measures. */
+  /** Maximum norm for clipping; 0 only measures the norm. */
   readonly maxNorm: number;
   readonly graphs: StepGraphs | null;
 }
 
-/** One step's update, from its gradients. */
+/** The update of one step, computed from its gradients. */
 export class Update {
   private constructor(
     private readonly parts: UpdateParts,
@@ -25,7 +25,7 @@ export class Update {
     private readonly coefficient: Tensor | null,
   ) {}
 
-  /** Enqueues the norm. */
+  /** Enqueues the computation of the norm. */
   static begin(parts: UpdateParts): Update {
     const { parameters, maxNorm, graphs } = parts;
     const body = () => clippedNorm(parameters, { maxNorm });
@@ -39,12 +39,12 @@ export class Update {
     return update;
   }
 
-  /** Of the gradients, before clipping. Waits for the engine. */
+  /** The norm of the gradients before clipping; waits for the engine to compute it. */
   norm(): Promise<number> {
     return this.normTensor.item();
   }
 
-  /** Enqueues the update. */
+  /** Enqueues the update of the parameters. */
   step(learningRate: number): void {
     const { optimizer, graphs } = this.parts;
     optimizer.begin(learningRate);

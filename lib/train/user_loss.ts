@@ -1,6 +1,6 @@
 /**
- * Runs micro-batches of a loss that the caller wrote: forward, the caller's function, backward, and the release of the tensors
- * that the function made.
+ * Micro-batches with a loss that the caller wrote: the forward pass, the caller's function, the backward pass, and the release
+ * of the tensors that the function made.
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { startOnDevice } from '../device.ts';
@@ -15,14 +15,14 @@ import type { PassInput } from './pass.ts';
 import type { LossContext, LossFunction } from './types.ts';
 import type { WindowBatch } from './window.ts';
 
-/** Micro-batches computed by a loss of the caller's own, each counted with its share of the window's supervised rows. */
+/** Computes micro-batches by the caller's own loss, each weighted by its share of the window's supervised rows. */
 export class UserLossPasses {
   readonly terms: readonly Term[] = [];
   readonly loss = null;
   readonly graphs = null;
-  /** Metrics that the function reported in the window so far; null where it reported none. */
+  /** Metrics that the function has reported in the window so far; null where it reported none. */
   custom: Record<string, number> | null = null;
-  /** null: the student's. */
+  /** Weight of the teacher's head; null where it is the student's. */
   readonly #teacherHead: Tensor | null;
 
   constructor(
@@ -59,7 +59,7 @@ export class UserLossPasses {
         logitSoftcap: head.softcap > 0 ? head.softcap : null,
         teacherHidden: () => {
           teacher ??= teacherStates(tuned, batch);
-          made.add(teacher); // also where an async loss asks after an await
+          made.add(teacher); // so that it is freed even if an async loss asks for it after an await
           return teacher;
         },
         ...at,
@@ -70,7 +70,7 @@ export class UserLossPasses {
         collecting(made, () => startOnDevice(hidden.device, () => this.lossOf(context))),
       );
       const results = new Set([hidden, loss, ...Object.values(metrics)]);
-      for (const value of made) if (!results.has(value)) value.dispose(); // the tape holds what it needs
+      for (const value of made) if (!results.has(value)) value.dispose(); // the tape still holds those it needs
       for (const value of results) made.add(value);
       checkLoss(loss);
       backwardOf(loss, share);
@@ -104,7 +104,7 @@ export class UserLossPasses {
   }
 }
 
-/** Adds the gradient of share * loss. */
+/** Runs the backward pass of share * loss. */
 function backwardOf(loss: Tensor, share: number): void {
   withPhase('backward', () =>
     scope(() => {

@@ -1,44 +1,47 @@
 /**
- * The micro-batches of one optimiser step. They are all read and counted BEFORE the first gradient is made, because
- * each mean counts with its share of the whole window's rows: 1x8 and 8x1 then give the same step.
- * A window never reaches over the end of an epoch; the last one of an epoch may be short.
+ * The accumulation window: the micro-batches of one optimiser step. All of them are read and counted before the first gradient
+ * is computed, because each mean is weighted by its share of the whole window's rows, so that 1x8 and 8x1 give the same step. A
+ * window never extends beyond the end of an epoch, so the last one of an epoch may be shorter.
  */
 import type { BatchSource } from '../data/batch_source.ts';
 import { ArgumentError } from '../errors.ts';
 import type { MicroBatch, RowCounts } from '../tasks/task.ts';
 
-/** Where the next micro-batch is. */
+/** The position of the next micro-batch. */
 export interface Position {
   readonly epoch: number;
   readonly microBatch: number;
 }
 
-/** A micro-batch of a window, with what was computed for it before its turn came. */
+/** A micro-batch of a window, with values that were computed for it ahead of its pass. */
 export interface WindowBatch<B = unknown> extends MicroBatch<B> {
-  /** Its place in the window, from 0. */
+  /** The index of the micro-batch in the window, from 0. */
   readonly index: number;
-  /** The teacher's part, where it was needed early; whoever takes it out gives it back to the loss. */
+  /**
+   * The teacher's outputs, where they were needed ahead of the pass; whoever removes them from here must release them through
+   * the loss.
+   */
   teacher: unknown;
 }
 
-/** The micro-batches of a step. */
+/** The accumulation window of a step. */
 export interface Window<B = unknown> {
   readonly batches: readonly WindowBatch<B>[];
   readonly totals: RowCounts;
-  /** Where the next window begins. */
+  /** The position at which the next window begins. */
   readonly after: Position;
-  /** Epochs done when this window is done, fractional. */
+  /** Epochs completed at the end of this window, as a fraction. */
   readonly epoch: number;
 }
 
 interface WindowOptions<B> {
-  /** Micro-batches of a window. */
+  /** The number of micro-batches in a window. */
   readonly accumulation: number;
-  /** Chooses and counts the rows of a batch. */
+  /** Selects and counts the rows of a batch. */
   readonly select: (batch: B) => MicroBatch<B>;
 }
 
-/** Reads windows from a source, from a position on. */
+/** Reads windows from a data source, starting at a given position. */
 export class WindowReader<B = unknown> {
   private iterator: AsyncIterator<B> | Iterator<B> | null = null;
   private position: Position;
@@ -51,7 +54,10 @@ export class WindowReader<B = unknown> {
     this.position = start;
   }
 
-  /** @throws ArgumentError when a whole window has no supervised row: its loss would be 0/0. */
+  /**
+   * Reads the next window.
+   * @throws ArgumentError when a whole window has no supervised row, because its loss would be 0/0
+   */
   async next(): Promise<Window<B>> {
     const batches: WindowBatch<B>[] = [];
     let count = await this.source.batchCount(this.position.epoch);
@@ -79,7 +85,7 @@ export class WindowReader<B = unknown> {
     return { batches, totals, after: this.position, epoch: epoch + (microBatch + size) / count };
   }
 
-  /** Lets the source close its files. */
+  /** Closes the source's files. */
   async close(): Promise<void> {
     await this.iterator?.return?.();
     this.iterator = null;
@@ -104,7 +110,10 @@ export class WindowReader<B = unknown> {
   }
 }
 
-/** Optimiser steps of a run: `maxSteps`, or the windows of that many epochs (a part of an epoch rounds up). */
+/**
+ * The number of optimiser steps of a run: `maxSteps`, or the number of windows in the given epochs, where a partial epoch is
+ * rounded up to whole windows.
+ */
 export async function countSteps(
   source: Pick<BatchSource<unknown>, 'batchCount'>,
   options: { accumulation: number; numTrainEpochs: number; maxSteps: number | null },

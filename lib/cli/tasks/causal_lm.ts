@@ -1,4 +1,4 @@
-/** Causal language models on the command line. */
+/** The causal language model task on the command line. */
 import { Batches, type BatchOptions } from '../../data/batches.ts';
 import { AutoModelForCausalLM, type CausalLM, checkCausalLM } from '../../models/index.ts';
 import { causalLm } from '../../tasks/causal_lm.ts';

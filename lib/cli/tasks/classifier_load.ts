@@ -1,4 +1,4 @@
-/** Loading for classification: labelled data, a model with a head, and what is tuned of it. */
+/** Loading for classification: labelled data, a model with a head, and the adapter or full model to train. */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { AdapterModel } from '../../adapters/adapter_model.ts';
@@ -26,16 +26,16 @@ import { formatBytes } from '../terminal.ts';
 import { kTrainDefaults, type TrainSettings } from '../train_options.ts';
 import type { Examples, Surroundings, TrainSetup } from './cli_task.ts';
 
-/** Options of labelled data, and of what is done to the head before tuning. */
+/** Options of labelled data, and of the preparation of the head before training. */
 export interface LabelledExamples extends Examples {
   readonly data: LabelledOptions;
   readonly evalData: LabelledOptions;
-  /** Passes of the linear probe; 0: none. */
+  /** Passes of the linear probe over the data; 0 skips it. */
   readonly headWarmupEpochs: number;
   readonly metricForBestModel: MetricName | null | undefined;
 }
 
-/** A labelled file as micro-batches; warnings go to the user. */
+/** Opens a labelled file as micro-batches; warnings are shown to the user. */
 export async function openLabelled(
   path: string,
   tokenizer: Tokenizer,
@@ -54,19 +54,19 @@ export async function openLabelled(
   }
 }
 
-/** A head that has been trained: the adapter's own, else the checkpoint's. */
+/** A description of a classification head that has been trained: the adapter's if it has one, else the checkpoint's. */
 export interface TrainedHead {
   readonly labels: number;
   readonly inAdapter: boolean;
-  /** The model or the folder of the adapter, for messages. */
+  /** Path of the model, or of the adapter's folder, for messages. */
   readonly where: string;
-  /** Of its labels, by id; null where nobody says them. */
+  /** Names of the labels by id; null where they are not recorded. */
   readonly names: readonly string[] | null;
-  /** What its outputs mean; null where nobody says it. */
+  /** Meaning of the outputs (regression or a kind of classification); null where it is not recorded. */
   readonly problemType: LabelKind | null;
 }
 
-/** The trained head of a model with an adapter; null where neither has one. */
+/** The trained head of a model and its adapter; null where neither has one. */
 export async function trainedHead(
   path: string,
   { adapter, ...options }: ModelLoadOptions & { adapter?: string | undefined },
@@ -76,19 +76,19 @@ export async function trainedHead(
   const saved = adapter === undefined ? undefined : savedShape(adapter, weight)?.[0];
   if (adapter !== undefined && saved !== undefined) {
     const { names, problemType } = await wordsOfRun(adapter, saved);
-    // With other labels the configuration speaks of another head.
+    // A configuration with another number of labels describes another head.
     const own = labels === null || labels === saved ? stated : null;
     const said = { names, problemType: problemType ?? own };
     return { labels: saved, inAdapter: true, where: adapter, ...said };
   }
   if (labels === null) return null;
-  // The run's own words go before the configuration's.
+  // The record of the run takes precedence over the configuration.
   const { names, problemType } = await wordsOfRun(path, labels);
   const said = { names: names ?? labelNames, problemType: problemType ?? stated };
   return { labels, inAdapter: false, where: path, ...said };
 }
 
-/** What the run that left a folder says of the head; nulls where it does not, or there was none. */
+/** The label names and problem type that the run recorded in its output folder; null for each one that is not recorded. */
 async function wordsOfRun(
   folder: string,
   labels: number,
@@ -104,7 +104,7 @@ async function wordsOfRun(
   };
 }
 
-/** What the configuration of a model says that a head's outputs mean; a GGUF file has none that does. */
+/** The problem type that the configuration of a model states; null for a GGUF file, whose metadata has none. */
 async function statedProblem(path: string, options: ModelLoadOptions): Promise<LabelKind | null> {
   const { path: folder, gguf } = await findFiles(await resolveModel(path, options));
   if (gguf) return null;
@@ -115,7 +115,7 @@ function problemOf(value: unknown): LabelKind | null {
   return kProblemTypes.find((type) => type === value) ?? null;
 }
 
-/** A model with a head for these labels. */
+/** Loads a model with a head for these labels. */
 export async function loadClassifier(
   path: string,
   { numLabels, problemType, names: labelNames }: LabelScheme,
@@ -125,7 +125,9 @@ export async function loadClassifier(
   return AutoModelForSequenceClassification.fromPretrained(path, { ...options, ...labels });
 }
 
-/** The model of the settings, its head warmed up if asked for, with what is to be trained. */
+/**
+ * Loads the model that the settings name, warms its head up if asked to, and adds the adapter or makes all weights trainable.
+ */
 export async function loadTunedClassifier(
   settings: TrainSettings,
   setup: TrainSetup<LabelledExamples>,

@@ -1,6 +1,6 @@
 /**
- * A task on the command line: which options are its own, how its data and models are opened for `train` and `evaluate`, and how
- * its numbers are shown. The commands know this interface alone; the list is list.ts.
+ * The interface of a task on the command line: the options of its own, how its data and models are opened for `train` and
+ * `evaluate`, and how its results are shown. The commands use this interface alone; list.ts lists the tasks.
  */
 import type { AdapterConfigInput } from '../../adapters/make_adapter.ts';
 import type { Evaluation } from '../../eval/types.ts';
@@ -17,13 +17,13 @@ import type { PlanStatistics } from '../plan_view.ts';
 import type { Progress } from '../progress.ts';
 import type { TrainSettings } from '../train_options.ts';
 
-/** The terminal, and the signal of an interrupt. */
+/** The progress display, and the AbortSignal of an interrupt. */
 export interface Surroundings {
   readonly progress: Progress;
   readonly signal: AbortSignal;
 }
 
-/** What every task is told of its data files. */
+/** Options of the data files that are common to all tasks. */
 export interface CommonExamples {
   readonly batchSize: number;
   readonly evalBatchSize: number;
@@ -31,27 +31,27 @@ export interface CommonExamples {
   readonly shuffle: boolean;
 }
 
-/** Options of the data of a run: training and held-out. */
+/** Options of the data of a run: those of the training data and those of the held-out data. */
 export interface Examples {
   readonly data: object;
   readonly evalData: object;
 }
 
-/** Settings sorted by who needs them. E is what the task makes of the options of its data. */
+/** The settings of `train`, separated by the part of the library that uses them. E is the type of the task's data options. */
 export interface TrainSetup<E extends Examples = Examples> {
   readonly task: TaskName;
   readonly method: ResolvedMethod;
-  /** What a fresh adapter is made with; null for full fine-tuning. */
+  /** Configuration of a new adapter; null for full fine-tuning. */
   readonly adapter: AdapterConfigInput | null;
   /** Options of the Trainer. */
   readonly training: OptionsInput;
-  /** Columns of files without header. */
+  /** Names of the columns, for files that have no header. */
   readonly columns: readonly string[] | undefined;
   /** Options of the data. */
   readonly examples: E;
 }
 
-/** A run that is ready to begin, and what its plan says of the data. */
+/** A run that is ready to begin, with the statistics of its data. */
 export interface Prepared {
   readonly input: AnyTrainerOptions;
   readonly tokenizer: Tokenizer;
@@ -60,32 +60,32 @@ export interface Prepared {
   close(): Promise<void>;
 }
 
-/** Held-out numbers as `evaluate` shows them. */
+/** The result of an evaluation, as values and as text. */
 export interface Evaluated {
   readonly result: Evaluation;
-  /** For people. */
+  /** The result as text for the terminal. */
   readonly text: string;
 }
 
-/** How the base of an adapter is loaded. */
+/** Options of loading the base model of an adapter. */
 export interface BaseSurroundings extends ModelLoadOptions {
-  /** Folder of the adapter. */
+  /** Path of the adapter's folder. */
   readonly adapter: string;
   readonly progress: Progress;
 }
 
-/** See the head of the file. E is what the task makes of the options of its data. */
+/** A task on the command line. E is the type of the task's data options. */
 export interface CliTask<E extends Examples = Examples> {
   readonly task: Pick<Task, 'name'>;
-  /** PEFT's word for it, written into adapter_config.json. */
+  /** PEFT's name of the task, which is written into adapter_config.json. */
   readonly taskType: 'CAUSAL_LM' | 'SEQ_2_SEQ_LM' | 'SEQ_CLS';
-  /** Options that not every task has a use for, and this one has. */
+  /** Options that this task uses and some other task does not. */
   readonly own: readonly (keyof TrainSettings)[];
   examples(settings: TrainSettings, common: CommonExamples): E;
-  /** Opens data and model of `train`. */
+  /** Opens the data and loads the model for `train`. */
   prepare(settings: TrainSettings, setup: TrainSetup<E>, around: Surroundings): Promise<Prepared>;
-  /** The base of an adapter for `merge`, and its tokenizer. */
+  /** Loads the base model of an adapter and its tokenizer, for `merge`. */
   loadBase(path: string, around: BaseSurroundings): Promise<{ model: Model; tokenizer: Tokenizer }>;
-  /** Opens data and model of `evaluate`, and evaluates. */
+  /** Opens the data, loads the model and evaluates it, for `evaluate`. */
   evaluate(settings: EvaluateSettings, around: Surroundings): Promise<Evaluated>;
 }

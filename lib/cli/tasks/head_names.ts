@@ -1,6 +1,6 @@
 /**
- * What the label ids of a trained head stand for, where the data comes with names of its own, or a task's. A head keeps the
- * order it was trained in: data whose names are sorted, or in GLUE's order, would be held against others of its classes.
+ * Names of the label ids of a trained head. A head keeps the order of labels that it was trained with, so data whose names are
+ * sorted, or stand in GLUE's order, must be read in the head's order; else ids would be compared with those of other classes.
  */
 import { glueTask } from '../../data/glue.ts';
 import { type LabelScheme, placesIn } from '../../data/labels.ts';
@@ -9,13 +9,13 @@ import type { Progress } from '../progress.ts';
 import type { TrainSettings } from '../train_options.ts';
 import type { TrainedHead } from './classifier_load.ts';
 
-/** What the user says of the labels. */
+/** The settings by which a user describes the labels. */
 type Said = Pick<TrainSettings, 'numLabels' | 'labelNames' | 'glue'>;
 
 /**
- * The names by id to read labels with: the head's own, unless the user gives others, or the task has others. What is decided
- * against somebody is told.
- * @returns undefined where the head decides nothing
+ * The names, by id, with which labels are read: those of the head, unless the user or the GLUE task gives other ones. The user
+ * is informed where the head's order is used and where it is overridden.
+ * @returns undefined where the head does not decide the names
  */
 export function namesOfHead(
   { names, labels, where }: TrainedHead,
@@ -41,7 +41,7 @@ export function namesOfHead(
   return undefined;
 }
 
-/** Where a trained head does not say what its ids stand for, data with names alone is read by a guess. */
+/** Warns that label ids are guessed: the head does not record its names, so the names in the data are sorted. */
 export function warnOfGuess(
   head: TrainedHead,
   { names }: LabelScheme,

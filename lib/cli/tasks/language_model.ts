@@ -1,4 +1,4 @@
-/** The part that causal language models and encoder-decoders share on the command line. */
+/** The command-line code that causal language models and encoder-decoders share. */
 import { AdapterModel } from '../../adapters/adapter_model.ts';
 import { FullModel } from '../../adapters/full_model.ts';
 import type { TunedModel } from '../../adapters/tuned_model.ts';
@@ -26,7 +26,7 @@ import { fixed, formatBytes, formatSeconds } from '../terminal.ts';
 import { kTrainDefaults, type TrainSettings } from '../train_options.ts';
 import type { CliTask, Evaluated, Surroundings, TrainSetup } from './cli_task.ts';
 
-/** Template and fields of prompts and responses, those that are given. */
+/** The template and the field names of prompts and responses, those that were given. */
 export function formatOptions({
   promptTemplate,
   promptField,
@@ -39,14 +39,14 @@ export function formatOptions({
   };
 }
 
-/** What sets one kind of language model apart from another. M is the model, D the options of its data. */
+/** Properties in which the kinds of language models differ. M is the type of the model, D that of its data options. */
 export interface LanguageModelCli<M extends CausalLM | Seq2SeqLM, D extends object>
   extends Pick<CliTask, 'task' | 'taskType' | 'own'> {
   check(folder: string, options: ModelLoadOptions): Promise<void>;
   load(folder: string, options: ModelLoadOptions): Promise<M>;
   /** Options of the data of a run: template, fields and lengths. */
   shared(settings: DataSettings): D;
-  /** Options that training data has beside these. */
+  /** Options that apply to training data only, in addition to the shared ones. */
   training(settings: TrainSettings): Partial<D>;
   batches(input: {
     readonly rows: RowSource;
@@ -56,7 +56,7 @@ export interface LanguageModelCli<M extends CausalLM | Seq2SeqLM, D extends obje
   }): Promise<LanguageModelData<M>>;
 }
 
-/** The settings that shape examples, of `train` and `evaluate` alike. */
+/** The settings of `train` and `evaluate` that determine how examples are made. */
 export type DataSettings = Pick<
   TrainSettings,
   | 'promptTemplate'
@@ -67,13 +67,13 @@ export type DataSettings = Pick<
   | 'maxTargetLength'
 >;
 
-/** Micro-batches with what a plan says of them. */
+/** Micro-batches with their statistics for the plan. */
 interface LanguageModelData<M extends CausalLM | Seq2SeqLM> extends BatchSource<EvaluatedBatch<M>> {
   readonly statistics: DataStatistics;
   readonly format: string;
 }
 
-/** A kind of language model as a task of the command line. Held-out data is in order and never packed. */
+/** Makes the command-line task of a kind of language model. Held-out data keeps its order and is never packed. */
 export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends object>(
   kind: LanguageModelCli<M, D>,
 ): CliTask<{ data: D; evalData: D }> {
@@ -147,7 +147,7 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
   };
 }
 
-/** The model of the settings with what is to be trained: a fresh adapter, a loaded one, or all of its weights. */
+/** Loads the model of the settings and makes it trainable: by a new adapter, by a loaded one, or in all of its weights. */
 async function tunedOf<M extends CausalLM | Seq2SeqLM>(
   load: (options: ModelLoadOptions) => Promise<M>,
   settings: TrainSettings,
@@ -157,7 +157,7 @@ async function tunedOf<M extends CausalLM | Seq2SeqLM>(
   const seed = settings.seed ?? kTrainDefaults.seed;
   const how = loadOptions(settings, progress);
   const model = await load({ ...how, trainable: adapter === null });
-  // The start of an adapter may take as long again.
+  // Creating an adapter may take as long as loading the model, so an interrupt is checked for in between.
   signal.throwIfAborted();
   if (adapter === null) {
     if (method.regularizers.consistencyWeight === 0) return new FullModel<M>(model);
@@ -178,7 +178,7 @@ async function tunedOf<M extends CausalLM | Seq2SeqLM>(
       );
 }
 
-/** Held-out numbers of a model, with the adapter of the settings where one is given. */
+/** Evaluates a model, with the adapter that the settings name if there is one. */
 async function evaluated<M extends CausalLM | Seq2SeqLM>(
   model: M,
   data: BatchSource<EvaluatedBatch<M>>,
@@ -193,7 +193,7 @@ async function evaluated<M extends CausalLM | Seq2SeqLM>(
   return { result, text: evaluationText(result) };
 }
 
-/** A model as it is: there is nothing to compare it with. */
+/** A model without adapter in the form that the evaluator takes; it has no base to be compared with. */
 function untuned<M extends CausalLM | Seq2SeqLM>(model: M): EvaluatedModel<M> {
   return {
     model,

@@ -6,19 +6,19 @@ import type { CliTask } from './cli_task.ts';
 import { seq2seqLmCli } from './seq2seq_lm.ts';
 import { sequenceClassificationCli } from './sequence_classification.ts';
 
-/** All tasks, by their names. The first is what `--task` is where it is not given. */
+/** All tasks by their names. The first one is the default of `--task`. */
 export const CLI_TASKS: Readonly<Record<TaskName, CliTask>> = {
   'causal-lm': causalLmCli as CliTask,
   'seq2seq-lm': seq2seqLmCli as CliTask,
   'sequence-classification': sequenceClassificationCli as CliTask,
 };
 
-/** The task of the settings. */
+/** The task that the settings name. */
 export function cliTaskOf({ task = 'causal-lm' }: Pick<TrainSettings, 'task'>): CliTask {
   return CLI_TASKS[task];
 }
 
-/** The task whose models PEFT calls by a name; null for a name that is none of theirs. */
+/** The task with the given PEFT task type; null for a type that no task has. */
 export function cliTaskOfType(taskType: string): CliTask | null {
   return Object.values(CLI_TASKS).find((task) => task.taskType === taskType) ?? null;
 }

@@ -1,4 +1,4 @@
-/** Encoder-decoders on the command line: the prompt is the source, the response the target. */
+/** The encoder-decoder task on the command line: the prompt is the source, the response the target. */
 import { Seq2SeqBatches, type Seq2SeqBatchOptions } from '../../data/seq2seq_batches.ts';
 import { AutoModelForSeq2SeqLM, checkSeq2SeqLM, type Seq2SeqLM } from '../../models/index.ts';
 import { seq2seqLm } from '../../tasks/seq2seq_lm.ts';

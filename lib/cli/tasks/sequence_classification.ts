@@ -1,4 +1,4 @@
-/** Classifiers on the command line: labelled data, a head that may be new, and what its label ids stand for. */
+/** The classification task on the command line: labelled data, a head that may be new, and the meaning of its label ids. */
 import { AdapterModel } from '../../adapters/adapter_model.ts';
 import { glueTask, type MetricName } from '../../data/glue.ts';
 import type { LabelledOptions } from '../../data/labelled_batches.ts';
@@ -56,7 +56,7 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
     const { headWarmupEpochs, metricForBestModel } = labelled;
     const path = settings.model as string;
     const how = loadOptions(settings, progress);
-    // What the model is comes before what its tokenizer lacks.
+    // The model is checked before its tokenizer is loaded, so that an error about the model comes first.
     const head = await trainedHead(path, { adapter: settings.adapter, ...how });
     const tokenizer = await Tokenizer.fromPretrained(path, how);
     const open = (file: string, options: LabelledOptions) =>
@@ -68,7 +68,7 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
       ...(ofHead === undefined ? {} : { labelNames: ofHead }),
     });
     if (kept !== null) warnOfGuess(kept, data.scheme, { ...settings, progress });
-    // The held-out labels mean what the training labels mean.
+    // The held-out data is read with the label ids of the training data.
     const { numLabels, problemType, names } = data.scheme;
     const known = { numLabels, problemType, ...(names === null ? {} : { labelNames: names }) };
     const evalData =
@@ -76,7 +76,7 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
         ? null
         : await open(settings.evalData, { ...evalOptions, ...known });
     const tuned = await loadTunedClassifier(settings, setup, { data, progress, signal });
-    // What the head's outputs and their ids mean, for `evaluate` and `merge`.
+    // The record of the head's outputs and label ids, which `evaluate` and `merge` read.
     const meaning = {
       'problem-type': problemType,
       ...(names === null ? {} : { 'label-names': names }),
@@ -143,13 +143,13 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
   },
 };
 
-/** The metric that GLUE judges its task by, where evaluations on the way have to choose. */
+/** The metric by which GLUE ranks its task, used to choose the best step where evaluations are made during training. */
 function glueMetric({ glue, evalData, evalSteps = 0 }: TrainSettings): MetricName | undefined {
   if (glue === undefined || evalData === undefined || evalSteps === 0) return undefined;
   return glueTask(glue).metrics[0];
 }
 
-/** Fields, labels and length of labelled rows. */
+/** Options of labelled rows: their fields, labels and greatest length. */
 function labelledOptions(
   settings: Pick<TrainSettings, keyof typeof kLabelOptions | 'maxLength'>,
 ): LabelledOptions & { maxLength: number } {
@@ -169,8 +169,9 @@ function labelledOptions(
 }
 
 /**
- * The labels are those of the trained head, unless more is said of them: held-out data may lack a class, its names sorted may
- * then be others' ids, and numbers look like flags.
+ * The labels to evaluate with: those of the trained head, unless the settings state more. Deriving them from the held-out data
+ * could be wrong: it may lack a class, so that its sorted names get other ids, and the targets of a regression with several
+ * outputs look like those of a multi-label task.
  * @throws ArgumentError for another number of labels
  */
 function labelsOf(head: TrainedHead, settings: EvaluateSettings, progress: Progress): LabelOptions {
@@ -190,7 +191,7 @@ function labelsOf(head: TrainedHead, settings: EvaluateSettings, progress: Progr
   return { ...meaning, ...(open ? { numLabels: head.labels } : {}) };
 }
 
-/** Labels of a trained head, as its model is loaded with them. */
+/** The labels of a trained head, as the options with which its model is loaded. */
 function meaningOf({ labels, names, problemType }: TrainedHead): LabelOptions {
   const meaning = problemType === null ? {} : { problemType };
   return { numLabels: labels, labelNames: names, ...meaning };
