@@ -103,12 +103,20 @@ function ofList(init: boolean | string, targets: readonly PairTarget[]) {
       `initLoraWeights "${String(init)}" is not supported: ${INIT_CHOICES}`,
     );
   }
+  const { fromWeight } = start;
   return () =>
     start.pairs(targets.map(startModule), init).map(({ a, b }, i) => {
-      const wide = targets[i]?.linear.weight.dtype === 'f64';
-      const { fromWeight } = start;
-      return wide ? { a: a.to('f64'), b: b.to('f64'), fromWeight } : { a, b, fromWeight };
+      const { linear } = targets[i] as PairTarget;
+      return { a: ownCopy(a, linear), b: ownCopy(b, linear), fromWeight };
     });
+}
+
+/** A copy in the type of the linear's masters. A view of a larger tensor, kept itself, would keep all of that in memory. */
+function ownCopy(tensor: Tensor, { weight }: Linear): Tensor {
+  const dtype = masterDType(weight.dtype);
+  const own = zeros(tensor.shape, { dtype, device: weight.device });
+  copy_(own, tensor.to(dtype));
+  return own;
 }
 
 function ofFunction(init: StartFunction, targets: readonly PairTarget[]) {
@@ -142,16 +150,13 @@ function ownPair(target: PairTarget, found: unknown): Required<InitialPair> {
   const copy = (key: 'a' | 'b', shape: [number, number], wanted: string): Tensor => {
     const tensor: unknown = given[key];
     if (!(tensor instanceof Tensor)) refuse(name, `${key} must be a tensor, got ${typeof tensor}`);
-    const { dtype, device } = linear.weight;
+    const { device } = linear.weight;
     const fits = tensor.shape.join() === shape.join();
     if (!fits) refuse(name, `${key} must be ${wanted}=(${shape}), got (${tensor.shape})`);
     if (!/^b?f\d+$/.test(tensor.dtype))
       refuse(name, `${key} must hold floats, got ${tensor.dtype}`);
     if (tensor.device !== device) refuse(name, `${key} is on ${tensor.device}, not on ${device}`);
-    const master = masterDType(dtype);
-    const own = zeros(shape, { dtype: master, device });
-    copy_(own, tensor.to(master));
-    return own;
+    return ownCopy(tensor, linear);
   };
   const a = copy('a', [r, inFeatures], '(r,in)');
   return { a, b: copy('b', [outFeatures, r], '(out,r)'), fromWeight };

@@ -5,6 +5,7 @@ import { afterAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
 import { FullModel } from '../../../lib/adapters/full_model.ts';
 import type { AdapterMethodName } from '../../../lib/adapters/make_adapter.ts';
+import { METHOD_NAMES } from '../../../lib/adapters/methods/registry.ts';
 import type { RegularizerOptions } from '../../../lib/train/regularizers.ts';
 import { resolveMethod } from '../../../lib/train/methods.ts';
 import { Trainer } from '../../../lib/train/trainer.ts';
@@ -82,7 +83,7 @@ describe('method, one argument', () => {
   it('is refused where it is none, or has no adapter', async () => {
     const unknown = 'dora2' as AdapterMethodName;
     await expect(create({ method: unknown })).rejects.toThrow(
-      'method must be one of lora, rslora, dora, pissa, balora, full, got "dora2"',
+      `method must be one of ${METHOD_NAMES.join(', ')}, got "dora2"`,
     );
     const full = 'full' as AdapterMethodName;
     await expect(create({ method: full })).rejects.toThrow(

@@ -52,7 +52,7 @@ const endings = {
       for (const end = performance.now() + 2; performance.now() < end; );
       return [0]; // no gradient
     };
-    globalThis.step = () => native.backward(native.customNode('spin', [x], [native.full([1], 1, 'f32')], spin), [null], false);
+    globalThis.step = () => native.backward(native.customNode('spin', [x], [native.full([1], 1, 'f32')], [], spin), [null], false);
     for (let round = 0; round < 20; ++round) {
       try {
         runInThisContext('for (;;) step()', { timeout: 5 });

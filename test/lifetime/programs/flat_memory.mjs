@@ -22,7 +22,7 @@ function lose(i) {
   lost.push(zeros([leak / 4]));
   // The addon keeps every name of an op for good.
   const name = `${i}`.padEnd(leak, '.');
-  for (const handle of native.customNode(name, [one], [one], () => [0])) native.dispose(handle);
+  for (const handle of native.customNode(name, [one], [one], [], () => [0])) native.dispose(handle);
 }
 
 /** Anonymous pages of the process that hold neither V8's heap nor the engine's blocks; null where nobody tells. */
