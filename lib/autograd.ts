@@ -23,7 +23,7 @@ export function backward(
 
 /** An op given as two functions. */
 export interface CustomOp<Saved> {
-  /** Names the op in errors. */
+  /** Name of the op in errors. */
   name: string;
   /**
    * Computes the outputs (not recorded), and whatever backward needs of it. Runs in a scope of its own: what it makes is freed
@@ -62,7 +62,7 @@ export function customOp<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]):
   );
 }
 
-/** customOp() that leaves messages as they are. */
+/** Records a custom op like customOp(), but leaves messages as they are. */
 function recordCustom<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]): Tensor[] {
   const forms = inputs.map(({ dtype, shape }) => ({ dtype, shape }));
   const device = getDefaultDevice();
@@ -95,7 +95,7 @@ function recordCustom<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]): Te
   });
 }
 
-/** Runs a function of an op; errors of balora's that leave it begin with where they come from. */
+/** Runs a function of an op; balora's errors that leave it begin with the place they come from. */
 function naming<T>(where: string, body: () => T): T {
   try {
     return body();
@@ -105,7 +105,7 @@ function naming<T>(where: string, body: () => T): T {
   }
 }
 
-/** What an author's forward returned. */
+/** Checks that a custom op's forward returned outputs. */
 function checkOutputs<Saved>(
   name: string,
   returned: unknown,
@@ -119,7 +119,7 @@ function checkOutputs<Saved>(
   return { outputs, saved: saved as Saved };
 }
 
-/** What an author's backward returned, held against the inputs it is for. */
+/** Checks that a custom op's backward returned gradients that fit the inputs. */
 function checkGradients(
   name: string,
   returned: unknown,
@@ -144,8 +144,9 @@ function checkGradients(
 }
 
 /**
- * Says whether ops made in `body` keep how to make a cheap input again (a norm of rows that are kept, an activation of
- * kept factors) instead of the input. The same gradients bit for bit, less memory.
+ * Runs `body` with recomputation on or off. When it is on, ops made in `body` store how to compute a cheap input again (a
+ * norm of rows that are kept, an activation of kept factors) instead of the input. The gradients are bitwise the same, and
+ * take less memory.
  */
 export function recomputing<T>(enabled: boolean, body: () => T): T {
   const before = native.setRecompute(enabled);

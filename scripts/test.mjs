@@ -23,12 +23,12 @@ await main(async (args) => {
   const options = parse(args);
   let total;
   try {
-    // Tests have a type check of their own, which need not stop the others.
+    // The tests have a type check of their own, which need not stop the others.
     const targets = (without) => targetsFor(options, without);
     const without = await setUp({ tools: toolsFor(options), targets, check: false });
     total = await runSuites(options, without);
   } catch (error) {
-    // The closing line is owed even when nothing could be built.
+    // The closing line is printed even when nothing could be built.
     process.stderr.write(`\n${textOf(error)}\n`);
     total = { passed: 0, failed: 1, skipped: 0 };
   }

@@ -98,7 +98,7 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
     return { method: 'full' };
   }
 
-  /** A model folder has one form only. */
+  /** Accepts every form, because a model folder has only one. */
   checkForm(): void {}
 
   /** Writes a model folder in the model's own dtype. */
@@ -106,7 +106,7 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
     await saveModel(this.model, folder);
   }
 
-  /** Frees the masters; the working copies are the model's. */
+  /** Frees the masters; the working copies belong to the model. */
   dispose(): void {
     for (const { tensor, working } of this.trained) if (working !== tensor) tensor.dispose();
   }

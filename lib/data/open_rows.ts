@@ -1,4 +1,4 @@
-/** A data file as rows, by the end of its name. */
+/** Opening of a data file as rows, by the extension of its name. */
 import { ArgumentError } from '../errors.ts';
 import { DelimitedFile } from './delimited.ts';
 import { JsonlFile, type JsonlOptions } from './jsonl.ts';

@@ -1,4 +1,6 @@
-/** LoRA as PEFT has it: y = W x + s B A x, with the starts of A and B that leave the base alone, and a bias of B on request. */
+/**
+ * LoRA as PEFT implements it: y = W x + s B A x, with the starts of A and B that leave the base alone, and an optional bias of B.
+ */
 import { ArgumentError } from '../../errors.ts';
 import { add, concat, mul, neg, rand, randn, zeros } from '../../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../../tensor.ts';
@@ -40,7 +42,7 @@ const random = defineStart<false>({
     }),
 });
 
-/** y = W x + s B A x (Hu et al. 2021). Variants that add to it spread it and replace what differs. */
+/** Plain LoRA, y = W x + s B A x (Hu et al. 2021). Variants that extend it spread this object and replace what differs. */
 export const plain: Variant = {
   option: null,
   formula: 'W x + s B A x',
@@ -66,7 +68,7 @@ export const plain: Variant = {
 
 const kBias = 'lora_B.bias';
 
-/** PEFT's lora_bias: B has a bias c of its own, scaled like the pair; y = W x + s (B A x + c). */
+/** LoRA with PEFT's lora_bias: B has a bias c of its own, scaled like the pair; y = W x + s (B A x + c). */
 const withBias: Variant = {
   ...plain,
   option: 'loraBias',
@@ -99,7 +101,7 @@ export const lora = defineMethod({
   source: 'arXiv 2106.09685',
   adapter: {},
   options: {
-    /** B has a bias of its own (default false). */
+    /** Whether B has a bias of its own (default false). */
     loraBias: { help: 'give B a bias' },
   },
   starts: [uniform, gaussian, random],
