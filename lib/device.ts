@@ -27,8 +27,8 @@ export function getDefaultDevice(): string {
 }
 
 /**
- * Makes tensors on `device` from now on, where no other one is named; in this thread only. Returns the default before.
- * @throws UnsupportedError for a device that is not known, or one that cannot be had, with the reason
+ * Sets the device on which tensors are made when none is named, in this thread only. Returns the default before.
+ * @throws UnsupportedError for a device that is not known or not available, with the reason
  */
 export function setDefaultDevice(device: string): string {
   return native.setDevice(device);

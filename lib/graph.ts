@@ -1,6 +1,6 @@
 /**
- * Graphs: the kernels of a function recorded once and launched as one, for steps that repeat with the same shapes. On a
- * GPU launching then costs next to nothing.
+ * Recorded graphs: the kernels of a function recorded once and launched as one, for steps that repeat with the same shapes. On a
+ * GPU the launch then costs next to nothing.
  */
 import { withDevice } from './device.ts';
 import { native } from './native.ts';

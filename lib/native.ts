@@ -68,7 +68,7 @@ function load(): Native {
 
 export const native: Native = load();
 
-/** The first stack frame outside the library: where the user called the op. */
+/** The first stack frame outside the library, which is where the user called the op. */
 function callSite(): string {
   const { stackTraceLimit } = Error;
   Error.stackTraceLimit = 20;

@@ -49,7 +49,7 @@ export class Tensor {
   #dtype: DType | undefined;
   #device: string | undefined;
 
-  /** Wraps a native handle; for lib/ops, not for users (see `tensor()`). */
+  /** Wraps a native handle, for lib/ops; users call `tensor()`. */
   constructor(handle: Handle) {
     this.#handle = handle;
     registry.register(this, handle, this);
@@ -110,12 +110,12 @@ export class Tensor {
     return handle === 0 ? null : new Tensor(handle);
   }
 
-  /** Replaces the gradient; a tensor given here is added to in place by later backward passes. null drops it. */
+  /** Replaces the gradient; later backward passes add in place to the tensor that is given here. null drops it. */
   set grad(value: Tensor | null) {
     native.setGrad(this.#handle, value?.handle ?? null);
   }
 
-  /** How often backward passes have added to the gradient of this leaf. */
+  /** Number of times that backward passes have added to the gradient of this leaf. */
   get gradCount(): number {
     return native.gradCountOf(this.#handle);
   }
@@ -129,12 +129,12 @@ export class Tensor {
     native.backward([this.#handle], [grad?.handle ?? null], options.retainGraph ?? false);
   }
 
-  /** The same values off the tape. */
+  /** A tensor with the same values, off the tape. */
   detach(): Tensor {
     return new Tensor(native.detach(this.#handle));
   }
 
-  /** Grows whenever an op writes into the tensor's memory: equal versions are equal values. */
+  /** A number that grows whenever an op writes into the tensor's memory: equal versions are equal values. */
   get version(): number {
     return native.versionOf(this.#handle);
   }
@@ -145,7 +145,7 @@ export class Tensor {
     return this;
   }
 
-  /** Values in row-major order, once every op before has run. bf16 and f16 arrive as Float32Array. */
+  /** Resolves to the values in row-major order, once every op before has run. bf16 and f16 arrive as Float32Array. */
   async data(): Promise<TensorData> {
     const { source, array, bytes } = this.#prepareRead();
     try {
@@ -178,9 +178,9 @@ export class Tensor {
   }
 
   /**
-   * A copy of another dtype, or on another device ("cpu", "cuda:1"); the tensor itself when it is that already.
-   * Differentiable: the gradient goes the way back.
-   * @throws UnsupportedError for a device that is not known, or cannot be had
+   * A copy of another dtype, or on another device ("cpu", "cuda:1"); the tensor itself when nothing would change. Differentiable:
+   * the gradient is converted back to this dtype and device.
+   * @throws UnsupportedError for a device that is not known or not available
    */
   to(dtypeOrDevice: DType | (string & {})): Tensor {
     if (kDTypes.includes(dtypeOrDevice)) {
@@ -203,7 +203,7 @@ export class Tensor {
     this.dispose();
   }
 
-  /** Type and shape, without the values. */
+  /** A text with type and shape, without the values. */
   toString(): string {
     return `Tensor(${this.dtype}, [${this.shape.join(', ')}])`;
   }

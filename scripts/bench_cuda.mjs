@@ -1,7 +1,8 @@
-// `npm run bench:cuda [-- --torch PYTHON] [--seconds N]`: on a machine with an NVIDIA GPU, tokens/s and memory of training (a
-// LLaMA-7B shape and SmolLM2's, with graphs and without), the share of the measured cuBLAS peak, what LoRA adds to the frozen
-// products, PiSSA's start, the head of a large vocabulary with the memory that it takes, every kernel against its roofline, and
-// the PyTorch recipe beside it where a Python with torch is named. Leaves bench.json and bench.txt in build/cuda-report.
+// Measures training on a machine with an NVIDIA GPU: `npm run bench:cuda [-- --torch PYTHON] [--seconds N]`. It reports
+// tokens/s and memory of training (a LLaMA-7B shape and SmolLM2's, with graphs and without), the share of the measured cuBLAS
+// peak, the cost that LoRA adds to the frozen products, PiSSA's start, the head of a large vocabulary with the memory that it
+// takes, every kernel against its roofline, and the PyTorch recipe beside it where a Python with torch is named. Leaves
+// bench.json and bench.txt in build/cuda-report.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { ensureBench } from './support/bench_build.mjs';

@@ -1,9 +1,9 @@
-// The README's two commands in empty systems: debootstrap makes roots of Debian 11, 12, 13 and sid with nothing installed but
+// Runs the README's two commands in empty systems: debootstrap makes roots of Debian 11, 12, 13 and sid with nothing installed but
 // git, ca-certificates and Node, and a clone of the committed state is set up in each. For Linux, as root:
 //
 //   node scripts/roots.mjs [--suites bookworm,trixie] [--folder DIR] [--node VERSION] [--keep] [-- COMMAND]
 //
-// No part of npm test: it takes an hour, several gigabytes, Debian's mirror and npm's registry.
+// This is no part of npm test, because it takes an hour, several gigabytes, Debian's mirror and npm's registry.
 import { spawn } from 'node:child_process';
 import {
   createWriteStream,

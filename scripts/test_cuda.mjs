@@ -12,7 +12,7 @@ import { inRoot, main, SetupError, say } from './support/shell.mjs';
 /** A tiny LLaMA with the numbers that transformers gives for it. */
 const kGolden = inRoot('test', 'fixtures', 'architectures', 'llama-untied-gqa');
 
-/** Trainings on both devices, and the seconds that they take about. */
+/** Trainings that are run on both devices, with the approximate seconds that each takes. */
 const kTrajectories = [
   { name: 'tiny', flags: ['--shape', 'tiny'], seconds: 10 },
   { name: 'golden LLaMA', flags: ['--model', join(kGolden, 'model')], seconds: 10 },

@@ -16,7 +16,7 @@ export interface AdapterParts {
   readonly shared: AdapterState;
   /** Name of the method whose regularizers a Trainer uses by default; null: none was named. */
   readonly method: MethodName | null;
-  /** Remarks for the user about a loaded adapter; none for a fresh one. */
+  /** Warnings for the user about a loaded adapter; none for a fresh one. */
   readonly warnings?: readonly string[];
   /** Digest of the values that the caller's own start function returned; null or left out: the configuration names the start. */
   readonly startDigest?: string | null;

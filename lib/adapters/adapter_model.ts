@@ -127,7 +127,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     adapter.dispose();
   }
 
-  /** The method that the active adapter was made by; null: none was named. */
+  /** The method that the active adapter was made with; null: none was named. */
   get method(): MethodName | null {
     return this.#active.method;
   }

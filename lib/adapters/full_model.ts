@@ -26,8 +26,8 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
   private readonly trained: readonly TrainedParameter[];
 
   /**
-   * Makes every parameter of `model` trainable. Its tensors are replaced by copies, since loaded ones may be pages of a
-   * file.
+   * Makes every parameter of `model` trainable. Its tensors are replaced by copies, since loaded ones may alias the pages of a
+   * mapped file.
    * @param options.teacher the same model, loaded a second time; frozen here. Needed for a consistency weight.
    */
   constructor(

@@ -27,7 +27,7 @@ import {
 import { compareCodePoints, PythonFloat, type PythonJson } from './python_json.ts';
 import type { StartFunction } from './starts.ts';
 
-/** `targetModules` that means every linear module of the blocks. */
+/** The value of `targetModules` that stands for every linear module of the blocks. */
 export const ALL_LINEAR = 'all-linear';
 
 const kDefaultRank = 8;
@@ -38,7 +38,7 @@ export interface PeftForm {
   toPeft?(value: never): PythonJson;
   /** Schema of the values that the file may hold, where it allows more than a caller may give. */
   readonly inPeft?: z.ZodType;
-  /** The value where a file does not have the key. Default: the option's default. */
+  /** The value for a file that does not have the key. Default: the option's default. */
   readonly absentInPeft?: unknown;
 }
 
@@ -85,20 +85,20 @@ const init = z.union([
 
 /** Options for the shape of the pair and the modules that get one. */
 const shape = {
-  /** Rank. Default 8, as in PEFT. */
+  /** Rank of the pair. Default 8, as in PEFT. */
   r: whole({
     least: 1,
     default: kDefaultRank,
     help: 'rank',
     aliases: ['rank', 'lora-r', 'lora-rank', 'lora-dim'],
   }),
-  /** Scale of the update: alpha / r, unless a method scales otherwise. May be fractional. Default 8. */
+  /** Alpha, which sets the scale of the update: alpha / r, unless a method scales otherwise. May be fractional. Default 8. */
   loraAlpha: number({
     default: kDefaultRank,
     help: 'scale: alpha / r, with rslora alpha / sqrt(r)',
     aliases: ['alpha'],
   }),
-  /** Share of the pair's inputs that training drops. Default 0. */
+  /** Dropout probability of the pair's inputs in training. Default 0. */
   loraDropout: inPeft(
     number({
       least: 0,
@@ -109,7 +109,7 @@ const shape = {
     }),
     { toPeft: (share: number) => new PythonFloat(share) },
   ),
-  /** Trailing module names, one regular expression for the whole path, or "all-linear". Default "all-linear". */
+  /** Modules to adapt: trailing names, one regular expression for the whole path, or "all-linear". Default "all-linear". */
   targetModules: inPeft(
     // A file may leave it open, and a configuration that was read from a file may be passed in again.
     orNull(
@@ -143,7 +143,7 @@ const shape = {
 const start = {
   /** Trailing names of modules that are trained and saved whole, replacing the base's. Default, and null: none. */
   modulesToSave: nameList({ default: null, help: 'modules that are trained and kept whole' }),
-  /** How A and B start: by name (docs/adapters.md), or a function that is given all modules. Default true. */
+  /** Initial values of A and B: the name of a start (docs/adapters.md), or a function that is given all modules. Default true. */
   initLoraWeights: inPeft(
     value<
       InitLoraWeights | StartFunction,

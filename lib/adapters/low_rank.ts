@@ -18,7 +18,7 @@ export interface ScaledPair {
 /** Keys of the pair in a PEFT file, after the module's path. */
 export const PAIR_KEYS = { a: 'lora_A.weight', b: 'lora_B.weight' } as const;
 
-/** The trained pair, and with a negative scale the frozen one. */
+/** The trained pair, followed by the frozen one with a negative scale. */
 export function lowRankParts({ pair, frozen, scale }: ScaledPair): LowRank[] {
   return [{ ...pair, scale }, ...(frozen === null ? [] : [{ ...frozen, scale: -scale }])];
 }

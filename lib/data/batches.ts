@@ -16,7 +16,7 @@ import { type Example, supervisedCount, truncate } from './example.ts';
 import { chooseFormat, type ExampleFormat, type FormatOptions } from './example_format.ts';
 import { located, type RowSource } from './rows.ts';
 
-/** How rows become micro-batches. */
+/** Options for turning rows into micro-batches. */
 export interface BatchOptions extends FormatOptions, DatasetOptions {
   /** Number of examples (rows, when packing) in a micro-batch. Default 1. */
   batchSize?: number;
@@ -32,7 +32,7 @@ export interface BatchOptions extends FormatOptions, DatasetOptions {
   onWarning?: (warning: DataWarning) => void;
 }
 
-/** Counts over one epoch. */
+/** Counts of the data over one epoch. */
 export interface DataStatistics {
   /** Number of rows read. */
   readonly rows: number;

@@ -7,7 +7,7 @@ import { ArgumentError } from '../errors.ts';
 import { kIgnoredTarget } from '../ignored_target.ts';
 import type { Example } from './example.ts';
 
-/** Segments one after the other: N rows, B segments. */
+/** Concatenated segments: N rows, B segments. */
 export interface Segments {
   readonly inputIds: Int32Array; // (N)
   /** Position of each row in its own segment. */
@@ -16,7 +16,7 @@ export interface Segments {
   readonly cuSeqlens: Int32Array; // (B+1)
 }
 
-/** A micro-batch: segments one after the other, N rows in all. */
+/** A micro-batch of concatenated segments, N rows in all. */
 export interface Batch extends Segments {
   /** The id that each row must predict, or -100. */
   readonly targets: Int32Array; // (N)
@@ -28,7 +28,9 @@ export interface Batch extends Segments {
 
 /** Options of {@link collate}. */
 export interface CollateOptions {
-  /** `none`: segments of their own lengths; `longest`: all as long as the longest, with `lengths`. Default none. */
+  /**
+   * Padding of the segments. `none`: each has its own length; `longest`: all as long as the longest, with `lengths`. Default none.
+   */
   padding?: 'none' | 'longest';
   /** The id in padded places; `lengths` decides what is padding, never this id. Default 0. */
   padId?: number;

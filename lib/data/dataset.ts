@@ -1,7 +1,7 @@
 /**
- * The data pipeline that every task shares: rows -> examples -> an order -> micro-batches. What an example is, and how several
- * become a micro-batch, is an `ExampleKind`. Reading goes through every row once: damaged rows and missing fields come up before
- * the first step instead of hours into a run, and lengths are known for packing. The order of an epoch is a pure function of
+ * The data pipeline that every task shares: rows -> examples -> an order -> micro-batches. An `ExampleKind` defines the examples of
+ * a task, and how several become a micro-batch. Every row is read once at the start: damaged rows and missing fields are reported
+ * before the first step instead of hours into a run, and lengths are known for packing. The order of an epoch is a pure function of
  * seed and epoch, so that a checkpoint only remembers a position.
  */
 import { createHash, type Hash } from 'node:crypto';
@@ -9,7 +9,7 @@ import { ArgumentError } from '../errors.ts';
 import { type EpochOrder, epochOrder, type OrderOptions } from './grouping.ts';
 import { located, type Row, type RowSource } from './rows.ts';
 
-/** How the rows of one task become examples, and examples micro-batches. `E` is an example, `B` a micro-batch. */
+/** Conversion of the rows of one task to examples, and of examples to micro-batches. `E` is an example, `B` a micro-batch. */
 export interface ExampleKind<E, B> {
   /**
    * The example of a row, cut to its limits, and which of its sides were cut: one flag a side, the same number for every row.
@@ -43,7 +43,7 @@ export interface DatasetOptions {
   signal?: AbortSignal;
 }
 
-/** Something about the data that a user should know. */
+/** A warning about the data for the user. */
 export interface DataWarning {
   readonly code: 'examples_skipped' | 'examples_truncated';
   readonly message: string;
@@ -59,7 +59,7 @@ export interface ReadOptions<E>
   readonly keep?: (example: E, index: number) => boolean | Promise<boolean>;
 }
 
-/** Counts over one epoch. */
+/** Counts of the data over one epoch. */
 export interface DatasetCounts {
   readonly rows: number;
   /** Number of rows that are kept. */
@@ -77,7 +77,7 @@ const kDefaultCacheBytes = 64 << 20;
 /** Number of rows encoded between two yields to the event loop. */
 const kRowsATurn = 64;
 
-/** Examples of one kind, in micro-batches; see the head of the file. */
+/** Examples of one kind, in micro-batches; the comment at the top of this file describes the pipeline. */
 export class Dataset<E, B> {
   readonly #rows: RowSource;
   readonly #kind: ExampleKind<E, B>;

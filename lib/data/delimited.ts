@@ -6,7 +6,7 @@ import { readFile } from 'node:fs/promises';
 import { ArgumentError, FormatError } from '../errors.ts';
 import type { Row, RowSource } from './rows.ts';
 
-/** How a TSV or CSV file is read. */
+/** Options for reading a TSV or CSV file. */
 export interface DelimitedOptions {
   /** Names of the columns, for a file without a header, whose first line is a row. Default: the first line names them. */
   columns?: readonly string[];

@@ -80,9 +80,9 @@ export function encodeConversation(
 }
 
 /**
- * Where an assistant turn stands in the rendered text. The turn begins where a generation prompt after the earlier messages
- * ends, and ends where the conversation up to it ends. Templates that treat the last turn differently (Qwen3 leaves its
- * thinking out of earlier ones) are not prefixes of themselves: there a mark put into the content finds its border.
+ * Position of an assistant turn in the rendered text. The turn begins where a generation prompt after the earlier messages ends,
+ * and ends where the conversation up to it ends. Templates that treat the last turn differently (Qwen3 leaves its thinking out of
+ * earlier ones) are not prefixes of themselves: there the border is found by a mark put into the content.
  */
 function turnInText(
   tokenizer: Tokenizer,
@@ -112,7 +112,10 @@ function turnInText(
 
 const kMark = '\u2042';
 
-/** The border of a turn's content: where the text first differs when a mark is put there; null if it shows nowhere. */
+/**
+ * The border of a turn's content: the position where the text first differs when a mark is put there; null if the mark
+ * shows nowhere.
+ */
 function contentBorder(
   tokenizer: Tokenizer,
   messages: readonly ChatMessage[],

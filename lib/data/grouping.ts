@@ -11,7 +11,7 @@ export interface GroupOptions {
   readonly packInto?: number;
 }
 
-/** How the examples of an epoch are ordered and grouped. */
+/** Options for ordering and grouping the examples of an epoch. */
 export interface OrderOptions extends GroupOptions {
   /** Whether to shuffle; false: the rows' own order in every epoch. */
   readonly shuffle: boolean;
@@ -59,7 +59,7 @@ const kSecondShuffle = 2 ** 40;
 
 /**
  * The micro-batches of an epoch, a pure function of the arguments.
- * @param kept indices of the examples that take part
+ * @param kept indices of the examples that are used
  * @param lengths tokens of every example, by index
  */
 export function epochOrder(

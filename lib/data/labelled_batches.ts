@@ -37,7 +37,7 @@ export interface LabelledBatch extends Segments {
   readonly indices: Int32Array; // (B)
 }
 
-/** How labelled rows become micro-batches. */
+/** Options for turning labelled rows into micro-batches. */
 export interface LabelledOptions
   extends FieldOptions,
     LabelOptions,

@@ -26,12 +26,12 @@ export interface TaskLabelOptions extends LabelOptions {
   taskNames?: readonly string[];
 }
 
-/** Everything known about the labels. */
+/** The full meaning of the labels, given by options or found in the data. */
 export interface LabelScheme {
   readonly problemType: LabelKind;
   readonly numLabels: number;
   readonly names: readonly string[] | null;
-  /** Class id of each id in the data; left out where they are the same. */
+  /** Class id of each id in the data; left out where they are equal. */
   readonly ids?: readonly number[];
 }
 
@@ -39,7 +39,7 @@ export interface LabelScheme {
 type Raw = string | number | readonly (string | number)[];
 
 /**
- * Fills in what the options leave open by looking at all labels.
+ * Infers the options that are not given from all labels.
  * @throws ArgumentError for options that contradict each other or labels that cannot be understood
  */
 export function resolveScheme(values: readonly unknown[], options: TaskLabelOptions): LabelScheme {
@@ -167,7 +167,7 @@ function numbersOf(value: unknown, count: number): number[] {
   });
 }
 
-/** A label as it is in a row, where a text file's field may also hold a JSON list; null: it is no label. */
+/** A label as it is in a row, where a text file's field may also hold a JSON list. */
 export function readRaw(value: unknown): Raw | null {
   if (typeof value === 'string' && value.startsWith('[')) {
     try {

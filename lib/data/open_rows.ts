@@ -5,7 +5,7 @@ import { JsonlFile, type JsonlOptions } from './jsonl.ts';
 import { ParquetFile } from './parquet.ts';
 import type { RowSource } from './rows.ts';
 
-/** How a data file is opened. */
+/** Options for opening a data file. */
 export interface OpenRowsOptions extends JsonlOptions {
   /** Names of the columns of a TSV or CSV file without header. */
   columns?: readonly string[];

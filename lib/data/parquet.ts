@@ -27,9 +27,9 @@ export class ParquetFile implements RowSource {
   ) {}
 
   /**
-   * Reads the footer.
-   * @throws ArgumentError if the file cannot be read or has no rows, FormatError if it is no Parquet file, UnsupportedError for
-   *   a compression other than snappy
+   * Opens a file and reads its footer.
+   * @throws ArgumentError if the file cannot be read or has no rows, FormatError if it is no Parquet file, UnsupportedError for a
+   *   compression other than snappy
    */
   static async open(path: string): Promise<ParquetFile> {
     await stat(path).catch((error: NodeJS.ErrnoException) => {

@@ -41,7 +41,7 @@ export class PromptTemplate {
     }
   }
 
-  /** Fills the places of the template from a row. @throws ArgumentError naming a field that the row lacks */
+  /** Fills the places of the template from a row. @throws ArgumentError where the row lacks a field */
   fill(row: Row, promptField: string | null): string {
     return this.pieces
       .map((piece) => {

@@ -4,7 +4,7 @@
  */
 import { ArgumentError, BaloraError, FormatError, UnsupportedError } from '../errors.ts';
 
-/** One row: fields by name. */
+/** One row of data: its fields by name. */
 export type Row = Readonly<Record<string, unknown>>;
 
 /** Rows of data by index. */

@@ -21,7 +21,7 @@ import {
   type Seq2SeqLengths,
 } from './seq2seq_example.ts';
 
-/** How rows become micro-batches of an encoder-decoder. */
+/** Options for turning rows into micro-batches of an encoder-decoder. */
 export interface Seq2SeqBatchOptions extends FormatOptions, DatasetOptions {
   /** The id that the decoder reads first: `decoderStartTokenId` of the model. */
   decoderStartTokenId: number;

@@ -13,7 +13,7 @@ export interface Seq2SeqExample {
   readonly target: Int32Array; // (N)
 }
 
-/** A micro-batch: segment b of the decoder reads segment b of the encoder, whose rows are those of the object itself. */
+/** A micro-batch: segment b of the decoder reads segment b of the encoder. The encoder's rows are in the object itself. */
 export interface Seq2SeqExamples extends Segments {
   readonly decoder: Segments & {
     /** The id that each row of the decoder must predict. */

@@ -30,8 +30,8 @@ export async function writeFileAtomic(path: string, contents: string | Uint8Arra
 }
 
 /**
- * Fills a new folder under a temporary name, then gives it its own: readers see a complete folder or none. A folder
- * that already has the name is replaced.
+ * Fills a new folder under a temporary name, then renames it: readers see a complete folder or none. A folder that already has the
+ * name is replaced.
  */
 export async function writeFolderAtomic(
   path: string,

@@ -54,8 +54,8 @@ export class GgufFile implements TensorFile {
   }
 
   /**
-   * Enqueues the decoding of one tensor. Values are f32 in the reference's order of operations, rounded once for other
-   * dtypes.
+   * Enqueues the decoding of one tensor. Values are f32, computed in the reference's order of operations, and rounded once for
+   * other dtypes.
    * @throws FormatError if the file has no such tensor, UnsupportedError for a type that is not decoded
    */
   read(name: string, options: GgufReadOptions = {}): Tensor {

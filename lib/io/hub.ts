@@ -12,7 +12,7 @@ import { isModelFolder, SINGLE_WEIGHTS, WEIGHTS_INDEX } from './model_folder.ts'
 
 /** Options for finding a name on the Hub. */
 export interface ResolveOptions {
-  /** Branch, tag or commit (default main). */
+  /** Branch, tag or commit of the repository (default main). */
   revision?: string;
   /** Address of the Hub. Default: HF_ENDPOINT, else https://huggingface.co. */
   hubUrl?: string;

@@ -2,7 +2,7 @@
 // where none is new enough.
 import { spawnSync } from 'node:child_process';
 
-/** The oldest majors that build balora: no whole build with clang 16 to 18 has been tried to its end. */
+/** The oldest major versions that build balora: no whole build with clang 16 to 18 has been tried to its end. */
 export const kOldest = { gcc: 12, clang: 19, apple: 17 };
 const kGccMajors = [16, 15, 14, 13, 12];
 const kClangMajors = [22, 21, 20, 19];

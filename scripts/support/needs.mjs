@@ -6,7 +6,7 @@ import { aptCompiler, chooseCompiler, kAptCompilers } from './compiler.mjs';
 import { kOldestOneDnn, oneDnnProblem } from './onednn.mjs';
 import { capture, has } from './shell.mjs';
 
-export const kClangFormat = 18; // its majors format differently: this one is the house's
+export const kClangFormat = 18; // major versions format differently, and the project uses this one
 
 /** The folder with node_api.h beside this Node or in the system; null when there is none. */
 export function nodeHeaders() {

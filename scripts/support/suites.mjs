@@ -14,7 +14,7 @@ import { bold, capture, green, inRoot, red, root, runVisible, say, yellow } from
 
 const bin = (name, file) => inRoot('node_modules', ...name.split('/'), ...file.split('/'));
 
-/** One yes-or-no check. */
+/** The counts of one yes-or-no check. */
 function single(fine) {
   return { passed: fine ? 1 : 0, failed: fine ? 0 : 1, skipped: 0 };
 }
@@ -177,7 +177,7 @@ function runVitest() {
   const status = runVisible(process.execPath, [vitest, 'run', ...reporters]);
   if (!existsSync(report)) return { passed: 0, failed: 1, skipped: 0 };
   const json = JSON.parse(readFileSync(report, 'utf8'));
-  // A file that failed to load holds no test that could fail.
+  // A file that failed to load counts as a failure, because it holds no test that could fail.
   const broken = json.testResults.filter(
     (file) => file.status === 'failed' && !file.assertionResults.some((t) => t.status === 'failed'),
   ).length;

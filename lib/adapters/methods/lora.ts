@@ -7,7 +7,7 @@ import { noGrad, scope, type Tensor } from '../../tensor.ts';
 import { deltaOf, masterDType } from '../low_rank.ts';
 import { defineMethod, defineStart, type StartModule, type Variant } from './method.ts';
 
-/** PEFT's kaiming_uniform(a = sqrt 5) is uniform within 1/sqrt(in). */
+/** PEFT's default start, kaiming_uniform(a = sqrt 5), which is uniform within 1/sqrt(in). */
 const uniform = defineStart<true>({
   shown: ['true'],
   title: 'A uniform within 1/sqrt(in), B zero',
@@ -53,7 +53,7 @@ export const plain: Variant = {
   graphObstacle: null,
   mergedWeight: (module, base) => add(base, deltaOf(module)),
   mergedBias: () => null,
-  /** The pair itself; with a frozen first pair [A; A0] and [B | -B0], of twice the rank. */
+  /** The pair itself or, with a frozen first pair, [A; A0] and [B | -B0] of twice the rank. */
   toLora: ({ pair, frozen }) =>
     frozen === null
       ? pair

@@ -14,7 +14,7 @@ import type { LowRankPair, ScaledPair } from '../low_rank.ts';
 
 /** A switch of PEFT's LoraConfig; off unless it is set. Its key in PEFT's files is its name in snake case. */
 export interface MethodOption {
-  /** The line of `balora train --help`. */
+  /** Description of the switch in `balora train --help`. */
   readonly help: string;
 }
 
@@ -48,7 +48,7 @@ export interface StartModule {
 export interface Start<Value extends boolean | string = boolean | string> {
   /** The values as help and errors write them, such as `pissa_niter_N`. */
   readonly shown: readonly string[];
-  /** A line that says what A and B are. */
+  /** A line that describes the first A and B. */
   readonly title: string;
   /** Whether a value of `initLoraWeights` names this start. */
   accepts(value: boolean | string): value is Value;
@@ -69,7 +69,7 @@ export interface VariantModule extends ScaledPair {
   /** Path of the module in the model. */
   readonly name: string;
   readonly linear: Linear;
-  /** The trained pair, and with a negative scale the frozen one. */
+  /** The trained pair, followed by the frozen one with a negative scale. */
   readonly parts: readonly LowRank[];
   /** The trained tensor of one of the variant's parameters. */
   parameter(key: string): Tensor;
@@ -98,7 +98,7 @@ export interface VariantParameter {
 export interface Variant {
   /** The option that selects it; null: it runs where no other is selected. */
   readonly option: string | null;
-  /** A line that says what the output y is for the input x. */
+  /** A line that gives the output y for the input x. */
   readonly formula: string;
   readonly parameters: readonly VariantParameter[];
   /** The values of `initLoraWeights` that it needs, in words, where it cannot be combined with the given one; null: it can. */
@@ -146,7 +146,7 @@ export interface Method<
   Starts extends readonly Start[] = readonly Start[],
 > {
   readonly name: Name;
-  /** A line that says what it is. */
+  /** A line that describes the method. */
   readonly title: string;
   /** Publication of the method, such as `arXiv 2106.09685`; null: none in particular. */
   readonly source: string | null;

@@ -50,7 +50,7 @@ type ValuesOf<S> = S extends readonly Start[]
     : never
   : never;
 
-/** The switches of PEFT's LoraConfig that the methods bring. */
+/** The switches of PEFT's LoraConfig that the methods add. */
 export type MethodSwitches = { readonly [K in keyof AllOptions]: boolean };
 
 /** The values of `initLoraWeights` that name a start. */

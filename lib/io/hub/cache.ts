@@ -27,7 +27,7 @@ import { HubError } from './endpoint.ts';
 import { isCommit } from './names.ts';
 
 const kIncomplete = '.incomplete';
-const kUuid = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/; // names of Python's own downloads are others
+const kUuid = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/; // Python's own downloads have names of another form
 /** Age after which a download that is not written to counts as abandoned: one day. */
 const kStrayMs = 24 * 3600 * 1000;
 

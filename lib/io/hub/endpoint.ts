@@ -35,7 +35,7 @@ export interface RequestOptions {
   from?: number;
 }
 
-/** A server that cannot be reached, refuses, or gives what it must not give. */
+/** A failure of the server: it cannot be reached, refuses, or sends an answer that is not allowed. */
 export class HubError extends Error {
   /** Kind of failure: the connection broke or was never made, or the server was too slow; undefined where it did answer. */
   readonly failure: 'broken' | 'slow' | undefined;
