@@ -6,7 +6,7 @@ import { type Handle, native } from './native.ts';
 import { enableGrad, mapTensors, noGrad, scope, Tensor } from './tensor.ts';
 
 /**
- * backward() from several tensors at once.
+ * Runs backward() from several tensors at once.
  * @param grads gradient of each root; null for a single number (then 1).
  */
 export function backward(
@@ -21,20 +21,20 @@ export function backward(
   );
 }
 
-/** An op given as two functions. */
+/** An op given as two functions, its forward and its backward. */
 export interface CustomOp<Saved> {
-  /** Names the op in errors. */
+  /** Name of the op in errors. */
   name: string;
   /**
-   * Computes the outputs (not recorded), and whatever backward needs of it. Runs in a scope of its own: what it makes is freed
-   * when it returns, but for the outputs and the tensors in `saved` (itself, or nested in arrays and plain objects). The tape
-   * owns those: they live until the graph goes, whatever becomes of the tensors that forward was given or made.
+   * Computes the outputs (not recorded), and the values that backward needs. Runs in a scope of its own: tensors made in it are
+   * freed when it returns, except the outputs and the tensors in `saved` (itself, or nested in arrays and plain objects). The tape
+   * owns those: they live as long as the graph, even if the tensors that forward was given or made are disposed.
    */
   forward: (inputs: readonly Tensor[]) => { outputs: Tensor[]; saved: Saved };
   /**
-   * Gradients of the inputs from those of the outputs (null where an output was not used): one for each input, null
-   * where there is none, in the input's own dtype and on its device. `saved` is what forward gave, its tensors off the tape.
-   * Runs unrecorded, in a scope of its own, with the default device that was in force at the call.
+   * Computes the gradients of the inputs from those of the outputs (null where an output was not used): one for each input, null
+   * where there is none, in the input's own dtype and on its device. `saved` is the value that forward returned, its tensors off
+   * the tape. Runs unrecorded, in a scope of its own, with the default device that was in force at the call.
    */
   backward: (grads: readonly (Tensor | null)[], saved: Saved) => readonly (Tensor | null)[];
 }
@@ -62,7 +62,7 @@ export function customOp<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]):
   );
 }
 
-/** customOp() that leaves messages as they are. */
+/** Records a custom op like customOp(), but leaves messages as they are. */
 function recordCustom<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]): Tensor[] {
   const forms = inputs.map(({ dtype, shape }) => ({ dtype, shape }));
   const device = getDefaultDevice();
@@ -95,7 +95,7 @@ function recordCustom<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]): Te
   });
 }
 
-/** Runs a function of an op; errors of balora's that leave it begin with where they come from. */
+/** Runs a function of an op; balora's errors that leave it begin with the place they come from. */
 function naming<T>(where: string, body: () => T): T {
   try {
     return body();
@@ -105,7 +105,7 @@ function naming<T>(where: string, body: () => T): T {
   }
 }
 
-/** What an author's forward returned. */
+/** Checks that a custom op's forward returned outputs. */
 function checkOutputs<Saved>(
   name: string,
   returned: unknown,
@@ -119,7 +119,7 @@ function checkOutputs<Saved>(
   return { outputs, saved: saved as Saved };
 }
 
-/** What an author's backward returned, held against the inputs it is for. */
+/** Checks that a custom op's backward returned gradients that fit the inputs. */
 function checkGradients(
   name: string,
   returned: unknown,
@@ -144,8 +144,9 @@ function checkGradients(
 }
 
 /**
- * Says whether ops made in `body` keep how to make a cheap input again (a norm of rows that are kept, an activation of
- * kept factors) instead of the input. The same gradients bit for bit, less memory.
+ * Runs `body` with recomputation on or off. When it is on, ops made in `body` store how to compute a cheap input again (a
+ * norm of rows that are kept, an activation of kept factors) instead of the input. The gradients are bitwise the same, and
+ * take less memory.
  */
 export function recomputing<T>(enabled: boolean, body: () => T): T {
   const before = native.setRecompute(enabled);
@@ -178,7 +179,7 @@ export function checkpoint(
           return leaf;
         });
         enableGrad(() => segment(...leaves)).backward(dy);
-        // A leaf's gradient is f32 whatever the leaf is; the tape goes on in the input's own type.
+        // A leaf's gradient is f32 for every dtype of the leaf, and the tape continues in the input's own type.
         return leaves.map((leaf) => leaf.grad?.to(leaf.dtype) ?? null);
       },
     },

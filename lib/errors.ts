@@ -1,4 +1,4 @@
-// The kinds of failure a caller can tell apart, by class or by `code`. Native errors arrive as the same classes.
+// The kinds of failure, which a caller can distinguish by class or by `code`. Native errors arrive as the same classes.
 
 /**
  * The codes of balora's errors, stable from version to version; docs/errors.md says what each means and what to do.
@@ -26,7 +26,7 @@ type NativeCode = Exclude<
   'ERR_ARGUMENT' | 'ERR_UNSUPPORTED' | 'ERR_FORMAT' | 'ERR_GRADIENT'
 >;
 
-/** The end of a message: what to do about a failure that the message tells the facts of. */
+/** Advice at the end of a message, after the facts of the failure. */
 const kAdvice: Readonly<Record<NativeCode, string>> = {
   ERR_OUT_OF_MEMORY:
     'use a smaller batch, a shorter maxLength, dtype bf16 or a memoryBudget, or raise the limit where one was set',
@@ -75,8 +75,8 @@ export class FormatError extends BaloraError {
 }
 
 /**
- * Everything else: memory, the disk, the network, numbers that are not finite, a library, a kernel. `code` says which
- * (`ERR_OUT_OF_MEMORY`, `ERR_DISK_FULL`, ...; `ERR_NATIVE` where none fits), and the message ends in what to do.
+ * Any other failure: memory, the disk, the network, numbers that are not finite, a library, a kernel. `code` names the kind
+ * (`ERR_OUT_OF_MEMORY`, `ERR_DISK_FULL`, ...; `ERR_NATIVE` where none fits), and the message ends in advice.
  */
 export class NativeError extends BaloraError {
   constructor(message: string, options: { code?: NativeCode } & ErrorOptions = {}) {
@@ -85,14 +85,14 @@ export class NativeError extends BaloraError {
   }
 }
 
-/** The advice behind the first line: below it may stand where the op was called. */
+/** Adds the advice to the message's first line: the lines below it may hold the place where the op was called. */
 function advised(message: string, advice: string): string {
   if (advice === '') return message;
   const [first = '', ...rest] = message.split('\n');
   return [`${first}; ${advice}`, ...rest].join('\n');
 }
 
-/** The class for a code; what the addon calls to build the errors it throws. */
+/** Builds the error for a code, of the matching class; the addon calls it for the errors it throws. */
 export function errorFromCode(
   code: string,
   message: string,

@@ -4,11 +4,11 @@ import { noGrad, scope, type Tensor, tensor } from './tensor.ts';
 
 /** Options of {@link gradcheck}. */
 export interface GradcheckOptions {
-  /** Step of the central difference. Default 1e-6. */
+  /** Step h of the central difference. Default 1e-6. */
   step?: number;
   /** Largest |difference| allowed, relative to the largest gradient (and at least 1). Default 1e-6. */
   tolerance?: number;
-  /** Coordinates tried of each input; all of them when there are fewer. Default 40. */
+  /** Number of coordinates tried in each input; all of them when there are fewer. Default 40. */
   samples?: number;
   /** Seed of the projection and of the coordinates. Default 7. */
   seed?: number;
@@ -113,7 +113,7 @@ function dot(y: Tensor, factors: Tensor): number {
   return a.reduce((sum, value, i) => sum + value * (b[i] as number), 0);
 }
 
-/** All places of an input of that size, or some of them. */
+/** All coordinates of an input of that size, or a sample of them. */
 function coordinates(size: number, { samples, seed }: { samples: number; seed: number }): number[] {
   if (size <= samples) return Array.from({ length: size }, (_, at) => at);
   const random = uniform(seed);

@@ -1,12 +1,12 @@
 /**
- * Graphs: the kernels of a function recorded once and launched as one, for steps that repeat with the same shapes. On a
- * GPU launching then costs next to nothing.
+ * Recorded graphs: the kernels of a function recorded once and launched as one, for steps that repeat with the same shapes. On a
+ * GPU the launch then costs next to nothing.
  */
 import { withDevice } from './device.ts';
 import { native } from './native.ts';
 import { scope, unscoped } from './tensor.ts';
 
-/** What {@link captureGraph} recorded. */
+/** A recorded graph, made by {@link captureGraph}. */
 export class CapturedGraph<T> {
   readonly #graph: unknown;
 
@@ -18,25 +18,25 @@ export class CapturedGraph<T> {
     this.#graph = graph;
   }
 
-  /** For captureGraph's `sharing`. */
+  /** Native handle, for captureGraph's `sharing`. */
   get handle(): unknown {
     return this.#graph;
   }
 
   /**
-   * Enqueues a run: every op again, on the values that the tensors from outside have then. Tensors that the function
-   * wrote, its results among them, count as written.
+   * Enqueues a run of every recorded op, on the values that the tensors from outside have then. Tensors that the function wrote,
+   * its results among them, count as written.
    */
   replay(): void {
     native.runGraph(this.#graph);
   }
 
-  /** Gives the graph and its memory back, once its runs are done; results keep their last values. Idempotent. */
+  /** Frees the graph and its memory, once its runs are done; results keep their last values. Idempotent. */
   dispose(): void {
     native.disposeGraph(this.#graph);
   }
 
-  /** `using` frees it at the end of its block. */
+  /** Frees the graph at the end of a `using` block. */
   [Symbol.dispose](): void {
     this.dispose();
   }

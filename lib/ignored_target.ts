@@ -1,2 +1,2 @@
-/** The target of a row that nothing is to be learned from, PyTorch's `ignore_index`: the one fact that data, ops and losses share. */
+/** The target of a row that is to be ignored, PyTorch's `ignore_index`: the one value that data, ops and losses share. */
 export const kIgnoredTarget = -100;

@@ -1,6 +1,6 @@
-// The public names of `balora`: re-exports only. What research needs besides is in the subpaths (`balora/ops`, `balora/nn`,
+// The public names of `balora`: re-exports only. Further names for research are in the subpaths (`balora/ops`, `balora/nn`,
 // `balora/losses`, `balora/optim`, `balora/data`, `balora/io`), each the index of the folder of that name.
-// test/package/exports.test.ts counts them and asks for a doc comment and a page of each.
+// test/package/exports.test.ts counts them and requires a doc comment and a page of each.
 
 // Models and tokenizers.
 export {

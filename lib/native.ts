@@ -1,5 +1,5 @@
-// The only importer of the addon. It finds the binary, loads it, and hands its functions on with the types that the
-// binding generated (native_ops.ts). Nobody else in lib/ knows where the binary comes from.
+// The only importer of the addon: finds the binary, loads it, and passes its functions on with the types that the binding generated
+// (native_ops.ts). No other file in lib/ knows where the binary is.
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join, resolve } from 'node:path';
@@ -53,8 +53,8 @@ function load(): Native {
     try {
       const native = require(path) as Native;
       native.setErrorFactory(errorFromCode);
-      // process.exit() runs C++ static destructors (oneDNN unmaps its kernels) without the environment's clean-up
-      // hooks: no kernel may be running by then.
+      // Calling process.exit() runs C++ static destructors (oneDNN unmaps its kernels) without Node's clean-up hooks for the
+      // environment: no kernel may be running by then.
       process.once('exit', () => native.abandonWork());
       return native;
     } catch (error) {
@@ -68,7 +68,7 @@ function load(): Native {
 
 export const native: Native = load();
 
-/** The first stack frame outside the library: where the user called the op. */
+/** The first stack frame outside the library, which is where the user called the op. */
 function callSite(): string {
   const { stackTraceLimit } = Error;
   Error.stackTraceLimit = 20;
@@ -99,9 +99,9 @@ export function inDebugMode(): boolean {
 }
 
 /**
- * In debug mode every op remembers where JS called it, and a failure on the engine's thread says so. Each call then
- * costs a stack trace. A device that runs behind its kernels waits for each and checks it, so that a fault names the op
- * that made it. Returns the mode before.
+ * Switches debug mode on or off. In debug mode every op remembers where JavaScript called it, and a failure on the engine's thread
+ * names that place. Each call then costs a stack trace. A device that runs behind its kernels waits for each and checks it, so that
+ * a fault names the op that made it. Returns the mode before.
  */
 export function setDebugMode(enabled: boolean): boolean {
   const before = plain !== null;

@@ -1,52 +1,52 @@
-// Settings and statistics of the engines (one a device) in this thread's environment.
+// Settings and statistics of the engines (one per device) in this thread's environment.
 import { getDefaultDevice } from './device.ts';
 import { inDebugMode, native, withSetting } from './native.ts';
 
 export { setDebugMode } from './native.ts';
 
-/** Bytes on the device, exact once the work before has run (await `synchronize()` first). */
+/** Memory of a device in bytes, exact once the work before has run (await `synchronize()` first). */
 export interface MemoryStats {
-  /** Held by tensors and by work in flight. */
+  /** Bytes held by tensors and by work in flight. */
   liveBytes: number;
   /** The largest liveBytes since the start or the last resetPeakMemory(). */
   peakBytes: number;
-  /** Freed and kept for reuse, with what rounding adds to live blocks; at most about a quarter of the largest liveBytes. */
+  /** Bytes freed and kept for reuse, with what rounding adds to live blocks; at most about a quarter of the largest liveBytes. */
   cachedBytes: number;
-  /** Packed layouts of frozen weights. */
+  /** Bytes of packed layouts of frozen weights. */
   derivedBytes: number;
-  /** Requests that needed pages of the device; none in the steady state of a training loop. */
+  /** Number of requests that needed pages of the device; none in the steady state of a training loop. */
   deviceAllocations: number;
-  /** Tensors that JS holds. */
+  /** Number of tensors that JavaScript holds. */
   liveTensors: number;
   /** liveBytes by the tag in force when the tensor was made (withMemoryTag). */
   byTag: Record<string, number>;
 }
 
-/** What one op has cost since the start or the last resetOpTimes(), exact once the work before has run. */
+/** Cost of one op since the start or the last resetOpTimes(), exact once the work before has run. */
 export interface OpTime {
-  /** "cpu", "cuda:0" */
+  /** Name of the device: "cpu", "cuda:0". */
   device: string;
-  /** The innermost `withPhase` at the call, '' outside any. */
+  /** Name of the innermost `withPhase` at the call, '' outside any. */
   phase: string;
   op: string;
   calls: number;
   /**
-   * On the engine's thread, waiting for the queue not counted. Of a GPU that is the time of launching, unless
-   * {@link setProfiling} is on.
+   * Seconds on the engine's thread, without the wait in the queue. For a GPU that is the time of launching, unless {@link
+   * setProfiling} is on.
    */
   seconds: number;
 }
 
 const modes = { profiling: false, anomaly: false };
 
-/** Whether a mode is on in which every op is looked at by itself: debug mode, anomaly mode or profiling. */
+/** Whether a mode is on in which the engine waits for each op: debug mode, anomaly mode or profiling. */
 export function waitsForEachOp(): boolean {
   return modes.profiling || modes.anomaly || inDebugMode();
 }
 
 /**
  * Resolves when everything enqueued so far has run; rejects with the first failure among it.
- * @param device this one alone. Default: all that are in use
+ * @param device the only device to wait for. Default: all that are in use
  */
 export function synchronize(device = ''): Promise<void> {
   return native.synchronize(device);
@@ -71,26 +71,29 @@ export function setAllowTf32(enabled: boolean): boolean {
 }
 
 /**
- * {@link opTimes} then counts a GPU's kernels by its own clock rather than their launches: marks stand before and behind each
- * op in the device's queue. Between them is also the launch where the queue had run dry (some microseconds). The CPU's
- * times are the same either way. Returns the mode before.
+ * Switches profiling on or off. With profiling, {@link opTimes} counts a GPU's kernels by its own clock rather than their launches:
+ * marks stand before and behind each op in the device's queue. The time between them includes the launch where the queue had run
+ * dry (some microseconds). The CPU's times are the same either way. Returns the mode before.
  */
 export function setProfiling(enabled: boolean): boolean {
   modes.profiling = enabled;
   return native.setProfiling(enabled);
 }
 
-/** Threads the kernels of this environment use from now on, 1 to 1024. Default: the cores this process may run on. */
+/**
+ * Sets the number of threads that the kernels of this environment use from now on, 1 to 1024. Default: the cores this process may
+ * run on.
+ */
 export function setNumThreads(threads: number): void {
   native.setNumThreads(threads);
 }
 
-/** Threads that the kernels of this environment use. */
+/** Number of threads that the kernels of this environment use. */
 export function getNumThreads(): number {
   return native.numThreads();
 }
 
-/** Of one device, the default one unless named. */
+/** Options of functions for one device, which is the default one unless named. */
 export interface OfDevice {
   device?: string;
 }
@@ -102,7 +105,7 @@ export function memoryStats(of: OfDevice = {}): MemoryStats {
   return native.memoryStats(named(of)) as MemoryStats;
 }
 
-/** Makes peakBytes start again from what is live now. */
+/** Resets peakBytes to the bytes that are live now. */
 export function resetPeakMemory(of: OfDevice = {}): void {
   native.resetPeakMemory(named(of));
 }
@@ -122,12 +125,12 @@ export function withMemoryTag<T>(name: string, body: () => T): T {
   return withSetting(native.setMemoryTag, name, body);
 }
 
-/** Where the engine's time went, by phase and op (await `synchronize()` first). */
+/** Times of the engine's ops, by phase and op (await `synchronize()` first). */
 export function opTimes(): OpTime[] {
   return native.opTimes() as OpTime[];
 }
 
-/** Starts the counts of opTimes() afresh. */
+/** Resets the counts of opTimes(). */
 export function resetOpTimes(): void {
   native.resetOpTimes();
 }
@@ -138,8 +141,8 @@ export function withPhase<T>(name: string, body: () => T): T {
 }
 
 /**
- * In anomaly mode every op checks what it made: the first NaN or infinity is an error that names the op and its
- * shapes. Slow; for finding faults. Returns the mode before.
+ * Switches anomaly mode on or off. In anomaly mode every op checks its results: the first NaN or infinity is an error that names
+ * the op and its shapes. Slow; for finding faults. Returns the mode before.
  */
 export function setAnomalyMode(enabled: boolean): boolean {
   modes.anomaly = enabled;

@@ -1,12 +1,12 @@
-// Tensors as JS sees them: a thin object around a native handle. Memory belongs to native reference counts; JS frees
-// its references with dispose(), `using`, or at the end of a scope(). A FinalizationRegistry is only the leak net.
+// Tensors as JavaScript sees them: a thin object around a native handle. Memory belongs to native reference counts; JavaScript
+// frees its references with dispose(), `using`, or at the end of a scope(). A FinalizationRegistry only catches leaks.
 import { deviceName, withDevice } from './device.ts';
 import { ArgumentError } from './errors.ts';
 import { type DType, type Handle, native, withSetting } from './native.ts';
 
 export type { DType } from './native.ts';
 
-/** What `data()` returns. bf16 and f16 are widened to f32. */
+/** The array types that `data()` returns. bf16 and f16 are widened to f32. */
 export type TensorData = Float32Array | Float64Array | Int32Array | BigInt64Array | Uint8Array;
 
 /** Numbers nested in arrays, as deep as the tensor has dimensions. */
@@ -20,7 +20,7 @@ export interface TensorOptions {
   dtype?: DType;
   /** Whether backward() collects a gradient for this tensor. Default false. */
   requiresGrad?: boolean;
-  /** "cpu", "cuda", "cuda:1". Default: see {@link getDefaultDevice}. */
+  /** Name of the device: "cpu", "cuda", "cuda:1". Default: see {@link getDefaultDevice}. */
   device?: string;
 }
 
@@ -49,7 +49,7 @@ export class Tensor {
   #dtype: DType | undefined;
   #device: string | undefined;
 
-  /** Wraps a native handle; for lib/ops, not for users (see `tensor()`). */
+  /** Wraps a native handle, for lib/ops; users call `tensor()`. */
   constructor(handle: Handle) {
     this.#handle = handle;
     registry.register(this, handle, this);
@@ -71,7 +71,7 @@ export class Tensor {
     return this.#dtype;
   }
 
-  /** "cpu", "cuda:0" */
+  /** Name of the device: "cpu", "cuda:0". */
   get device(): string {
     this.#device ??= native.deviceOf(this.#handle);
     return this.#device;
@@ -91,7 +91,7 @@ export class Tensor {
     return native.requiresGrad(this.#handle);
   }
 
-  /** Settable on leaves only. */
+  /** Sets whether backward() collects a gradient for this tensor, which must be a leaf. */
   set requiresGrad(value: boolean) {
     native.setRequiresGrad(this.#handle, value);
   }
@@ -110,12 +110,12 @@ export class Tensor {
     return handle === 0 ? null : new Tensor(handle);
   }
 
-  /** Replaces the gradient; a tensor given here is added to in place by later backward passes. null drops it. */
+  /** Replaces the gradient; later backward passes add in place to the tensor that is given here. null drops it. */
   set grad(value: Tensor | null) {
     native.setGrad(this.#handle, value?.handle ?? null);
   }
 
-  /** How often backward passes have added to the gradient of this leaf. */
+  /** Number of times that backward passes have added to the gradient of this leaf. */
   get gradCount(): number {
     return native.gradCountOf(this.#handle);
   }
@@ -129,12 +129,12 @@ export class Tensor {
     native.backward([this.#handle], [grad?.handle ?? null], options.retainGraph ?? false);
   }
 
-  /** The same values off the tape. */
+  /** A tensor with the same values, off the tape. */
   detach(): Tensor {
     return new Tensor(native.detach(this.#handle));
   }
 
-  /** Grows whenever an op writes into the tensor's memory: equal versions are equal values. */
+  /** A number that grows whenever an op writes into the tensor's memory: equal versions are equal values. */
   get version(): number {
     return native.versionOf(this.#handle);
   }
@@ -145,7 +145,7 @@ export class Tensor {
     return this;
   }
 
-  /** Values in row-major order, once every op before has run. bf16 and f16 arrive as Float32Array. */
+  /** Resolves to the values in row-major order, once every op before has run. bf16 and f16 arrive as Float32Array. */
   async data(): Promise<TensorData> {
     const { source, array, bytes } = this.#prepareRead();
     try {
@@ -178,9 +178,9 @@ export class Tensor {
   }
 
   /**
-   * A copy of another dtype, or on another device ("cpu", "cuda:1"); the tensor itself when it is that already.
-   * Differentiable: the gradient goes the way back.
-   * @throws UnsupportedError for a device that is not known, or cannot be had
+   * A copy of another dtype, or on another device ("cpu", "cuda:1"); the tensor itself when nothing would change. Differentiable:
+   * the gradient is converted back to this dtype and device.
+   * @throws UnsupportedError for a device that is not known or not available
    */
   to(dtypeOrDevice: DType | (string & {})): Tensor {
     if (kDTypes.includes(dtypeOrDevice)) {
@@ -191,19 +191,19 @@ export class Tensor {
     return new Tensor(native.toDevice(this.#handle, dtypeOrDevice));
   }
 
-  /** Gives this reference back. The memory goes when no op in flight, view or graph needs it. Idempotent. */
+  /** Frees this reference. The memory is freed when no op in flight, view or graph needs it. Idempotent. */
   dispose(): void {
     registry.unregister(this);
     currentScope?.delete(this);
     native.dispose(this.#handle);
   }
 
-  /** `using` frees it at the end of its block. */
+  /** Frees the tensor at the end of a `using` block. */
   [Symbol.dispose](): void {
     this.dispose();
   }
 
-  /** Type and shape, without the values. */
+  /** A text with type and shape, without the values. */
   toString(): string {
     return `Tensor(${this.dtype}, [${this.shape.join(', ')}])`;
   }
@@ -361,7 +361,7 @@ export function scope<T>(body: () => T): T {
 }
 
 /**
- * Runs `body` and puts every tensor made inside `into`, for the caller to dispose; keep() takes one out again. Of an async
+ * Runs `body` and puts every tensor made inside into `into`, for the caller to dispose; keep() removes one again. For an async
  * function it sees what was made before the first await.
  */
 export function collecting<T>(into: Set<Tensor>, body: () => T): T {
@@ -374,7 +374,7 @@ export function collecting<T>(into: Set<Tensor>, body: () => T): T {
   }
 }
 
-/** Takes a tensor out of the scope that would free it (and of the scopes around that). */
+/** Removes a tensor from the scope that would free it (and from the scopes around that). */
 export function keep<T extends Tensor>(kept: T): T {
   currentScope?.delete(kept);
   return kept;

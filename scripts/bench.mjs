@@ -1,4 +1,5 @@
-// `npm run bench [-- options]`: set-up where needed, then the benchmark's command (bench/harness/command.ts) with the options.
+// Runs the benchmark's command (bench/harness/command.ts) with the options, after set-up where needed: `npm run bench
+// [-- options]`.
 import { ensureBench } from './support/bench_build.mjs';
 import { setUp } from './support/set_up.mjs';
 import { inRoot, main, runVisible, say } from './support/shell.mjs';

@@ -1,7 +1,8 @@
-// `npm run bench:cuda [-- --torch PYTHON] [--seconds N]`: on a machine with an NVIDIA GPU, tokens/s and memory of training (a
-// LLaMA-7B shape and SmolLM2's, with graphs and without), the share of the measured cuBLAS peak, what LoRA adds to the frozen
-// products, PiSSA's start, the head of a large vocabulary with the memory that it takes, every kernel against its roofline, and
-// the PyTorch recipe beside it where a Python with torch is named. Leaves bench.json and bench.txt in build/cuda-report.
+// Measures training on a machine with an NVIDIA GPU: `npm run bench:cuda [-- --torch PYTHON] [--seconds N]`. It reports
+// tokens/s and memory of training (a LLaMA-7B shape and SmolLM2's, with graphs and without), the share of the measured cuBLAS
+// peak, the cost that LoRA adds to the frozen products, PiSSA's start, the head of a large vocabulary with the memory that it
+// takes, every kernel against its roofline, and the PyTorch recipe beside it where a Python with torch is named. Leaves
+// bench.json and bench.txt in build/cuda-report.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { ensureBench } from './support/bench_build.mjs';
@@ -12,7 +13,9 @@ const kLarge = ['balora-4x512-r128', 'lora-4x512-r128'];
 const kSmall = ['balora-4x512', 'lora-4x512'];
 const kHead = ['micro-head-losses-task-8192x128k', 'micro-head-losses-8192x128k'];
 
-/** What is measured, the most wanted first: `seconds` a part takes about, `torch` more beside torch (left out: it runs alone). */
+/**
+ * The measurements, the most wanted first: `seconds` that one takes about, `torch` for more beside torch (left out: it runs alone).
+ */
 const kRuns = [
   { shape: 'llama-7b', only: kLarge, seconds: 90, torch: 90 },
   { shape: 'smollm2-135m', only: kSmall, seconds: 45, torch: 40 },
@@ -26,7 +29,7 @@ const kRuns = [
   { shape: 'llama-7b', only: ['micro'], seconds: 60 },
 ];
 
-/** A part's command, its report where it ran, its text. */
+/** Runs one measurement; its command, its report if it ran, and its text. */
 function measure({ shape, only, beside }, { output, torch, device, budget }) {
   const json = join(output, 'part.json');
   const flags = ['--device', device, '--shape', shape, '--json', json];

@@ -1,5 +1,5 @@
-// Builds what the package is made of, no set-up: `native` (CMake, build/release), `ts` (tsc, dist/), default both; and
-// `cuda`, the plug-in for NVIDIA GPUs (build/cuda/balora_cuda.so), with nvcc.
+// Builds the parts of the package, without set-up: `native` (CMake, build/release), `ts` (tsc, dist/), default both; and `cuda`,
+// the plug-in for NVIDIA GPUs (build/cuda/balora_cuda.so), with nvcc.
 import { buildNative, ensureTypeScript } from './support/build_steps.mjs';
 import { buildCuda, nvccMissing } from './support/cuda_build.mjs';
 import { main, SetupError, say } from './support/shell.mjs';

@@ -1,4 +1,4 @@
-// `npm run demo [-- options]`: set-up where needed, then the demo with the options as given.
+// Runs the demo with the options as given, after set-up where needed: `npm run demo [-- options]`.
 import { existsSync } from 'node:fs';
 import { setUp } from './support/set_up.mjs';
 import { inRoot, main, runVisible, SetupError, say } from './support/shell.mjs';

@@ -1,4 +1,4 @@
-// `npm run format`: rewrites every source in the house format (biome for TypeScript and JSON, clang-format for C++).
+// Rewrites every source in the project's format (biome for TypeScript and JSON, clang-format for C++): `npm run format`.
 
 import { kClangFormat } from './support/needs.mjs';
 import { inRoot, main, runVisible } from './support/shell.mjs';

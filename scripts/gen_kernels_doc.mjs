@@ -6,8 +6,8 @@ import { inRoot, main, SetupError } from './support/shell.mjs';
 const target = inRoot('docs', 'kernels.md');
 
 /**
- * Rows of kernels.def in order: { name, comment }. The heading of a group names its files and says what holds for all of its
- * rows, on as many lines as it takes; the first row has it in front.
+ * The rows of kernels.def in order: { name, comment }. The heading of a group names its files and facts that hold for all of its
+ * rows, on as many lines as it takes; the comment of the first row begins with it.
  */
 function readRows() {
   const rows = [];
@@ -32,13 +32,13 @@ function readRows() {
   return rows;
 }
 
-/** A heading and what follows, which goes on with the heading's sentence where that ends in a comma. */
+/** Joins a heading and the comment behind it, which continues the heading's sentence where that ends in a comma. */
 function joined(note, comment) {
   if (!note || !comment) return note || comment;
   return `${note}${/[,.]$/.test(note) ? '' : '.'} ${comment}`;
 }
 
-/** name -> file that defines NAME_kernel, for the sources of a folder. */
+/** A map from each NAME to the file that defines NAME_kernel, for the sources of a folder. */
 function definitions(folder, ending) {
   const found = new Map();
   if (!existsSync(inRoot(folder))) return found;

@@ -1,7 +1,7 @@
-// Writes the tables of docs/performance.md and README.md, and the growth charts, from the reports in
-// bench/results/MACHINE/: the block `bench:MACHINE/NAME` of a page holds the table NAME of that machine. Of each row the latest
-// measurement counts, one beside torch before one alone; a ratio comes from one report where one holds both of its rows.
-// `--check` only compares, and fails when a page is stale.
+// Writes the tables of docs/performance.md and README.md, and the growth charts, from the reports in bench/results/MACHINE/: the
+// block `bench:MACHINE/NAME` of a page holds the table NAME of that machine. For each row the latest measurement counts, one beside
+// torch before one alone; a ratio comes from one report where one holds both of its rows. `--check` only compares, and fails when a
+// page is stale.
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { targetsOf } from '../bench/targets.mjs';
@@ -12,7 +12,7 @@ const kResults = inRoot('bench', 'results');
 const kImages = inRoot('docs', 'images');
 const kPages = ['docs/performance.md', 'README.md'];
 
-/** The latest of each row and series of a machine, and its reports. */
+/** The latest measurement of each row and series of a machine, and its reports. */
 async function collect(machine) {
   const folder = `${kResults}/${machine}`;
   const names = readdirSync(folder).filter((name) => name.endsWith('.json'));
@@ -36,7 +36,7 @@ async function collect(machine) {
   const { kRatioNeeds } = await import('../build/harness/workloads.js');
   const { ratioRow } = await import('../build/harness/ratios.js');
   for (const name of Object.keys(kRatioNeeds)) {
-    // A ratio that no report could make of its own rows is made of all of them.
+    // A ratio that no report could compute from its own rows is computed from those of all reports.
     if (rows.get(`${name} bf16`)?.kind === 'ratio') continue;
     const row = ratioRow(name, 'bf16', [...rows.values()]);
     rows.set(keyOf(row), row);
@@ -97,7 +97,7 @@ async function blocks(machine, { reports, rows, growth }) {
   };
 }
 
-/** The README's table: what a user gets, beside torch. */
+/** The README's table: the results for a user, beside those of torch. */
 function summary(rows) {
   const head = ['SmolLM2-135M, r 16', 'type', 'tokens/s', 'peak memory', 'against PyTorch'];
   const wanted = {

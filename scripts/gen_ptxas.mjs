@@ -1,14 +1,14 @@
-// `npm run gen:ptxas`, after `npm run build:cuda`: writes the table of hot CUDA kernels into docs/gpu-performance.md, with what
-// ptxas says of their registers and the share of a multiprocessor's warps that these and shared memory allow. `--check` only
-// compares, where nvcc is and the log is as new as the sources, and says why where it does not.
+// Writes the table of hot CUDA kernels into docs/gpu-performance.md: `npm run gen:ptxas`, after `npm run build:cuda`. It holds the
+// registers that ptxas reports and the share of a multiprocessor's warps that these and shared memory allow. `--check` only
+// compares, where nvcc exists and the log is as new as the sources, and otherwise prints the reason why it does not.
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { kPtxasLog, newerSource, nvccMissing } from './support/cuda_build.mjs';
 import { latestRows, occupancy } from './support/ptxas.mjs';
 import { inRoot, main, SetupError, say } from './support/shell.mjs';
 
 /**
- * The kernels that a step's time goes to (file: function, and the beginning of the arguments where instances differ), the
- * threads of their blocks, and the dynamic shared memory that the launch asks for, in bytes.
+ * The kernels that take most of a step's time (file: function, and the beginning of the arguments where instances differ), the
+ * threads of their blocks, and the dynamic shared memory that the launch requests, in bytes.
  */
 const kHot = [
   ['attention: forward', 128, 'D = 64', /Li64E/, attentionShared(64, 128)],
@@ -31,8 +31,8 @@ const kHot = [
 const kArchitectures = ['sm_80', 'sm_86', 'sm_89', 'sm_90'];
 
 /**
- * Tiles of 16-bit elements, rows padded by eight: `rows` that stay (of q; of k and v in the backward, twice) and two stages of
- * two tiles that move (attention.cu, attention_backward.cu).
+ * Shared memory of tiles of 16-bit elements, rows padded by eight: `rows` that stay (of q; of k and v in the backward, twice) and
+ * two stages of two tiles that move (attention.cu, attention_backward.cu).
  */
 function attentionShared(size, rows) {
   const row = (size + 8) * 2;
@@ -40,7 +40,7 @@ function attentionShared(size, rows) {
   return (rows === 64 ? 2 : 1) * rows * row + 2 * 2 * moving * row;
 }
 
-/** Of the instantiations of a kernel, the one that needs most. f64 is for research and left out. */
+/** The instantiation of a kernel that needs most registers. f64 is for research and left out. */
 function heaviest(rows, name, instance, architecture) {
   const own = rows.filter(({ kernel, architecture: its }) => {
     if (its !== architecture || !kernel.startsWith(`${name} `)) return false;
@@ -74,7 +74,7 @@ function table(rows) {
   return [head, head.map(() => '---'), ...lines].map((row) => `| ${row.join(' | ')} |`).join('\n');
 }
 
-/** Why a check would compare with nothing, or null. */
+/** The reason why a check would compare with nothing, or null. */
 function cannotCheck() {
   const missing = nvccMissing();
   if (missing) return missing;

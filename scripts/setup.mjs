@@ -1,5 +1,5 @@
-// `npm run setup [-- --developer] [--build-onednn[=ARCHIVE]]`: everything from a bare clone to a built library. --developer
-// brings the tools of `npm test` and builds the C++ tests as well; --build-onednn builds oneDNN from source first.
+// Takes a bare clone to a built library: `npm run setup [-- --developer] [--build-onednn[=ARCHIVE]]`. --developer installs the
+// tools of `npm test` and builds the C++ tests as well; --build-onednn builds oneDNN from source first.
 import { ensureOneDnn } from './support/build_onednn.mjs';
 import { kDeveloperNeeds } from './support/needs.mjs';
 import { setUp } from './support/set_up.mjs';
@@ -22,7 +22,7 @@ function parse(args) {
   return options;
 }
 
-/** oneDNN from source, for this set-up and, by what it says, for later ones. */
+/** Builds oneDNN from source, for this set-up and, as the printed note says, for later ones. */
 async function buildOneDnn(archive) {
   await step('0/4', 'oneDNN from source', async () => {
     await ensureNeeds(['make', 'compiler', 'openmp', 'cmake']);

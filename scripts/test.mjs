@@ -1,5 +1,5 @@
-// `npm test [-- --quick] [-- --only NAME,NAME]`: set-up where needed, then every check, one after the other; a
-// failure does not stop the rest. The last line sums all of them: `N passed, N failed, N skipped`.
+// Runs every check, one after the other, after set-up where needed: `npm test [-- --quick] [-- --only NAME,NAME]`. A failure does
+// not stop the rest. The last line sums all of them: `N passed, N failed, N skipped`.
 import { setUp } from './support/set_up.mjs';
 import { main, SetupError, say, textOf } from './support/shell.mjs';
 import { kSuites, runSuites, targetsFor, toolsFor } from './support/suites.mjs';
@@ -23,12 +23,12 @@ await main(async (args) => {
   const options = parse(args);
   let total;
   try {
-    // Tests have a type check of their own, which need not stop the others.
+    // The tests have a type check of their own, which need not stop the others.
     const targets = (without) => targetsFor(options, without);
     const without = await setUp({ tools: toolsFor(options), targets, check: false });
     total = await runSuites(options, without);
   } catch (error) {
-    // The closing line is owed even when nothing could be built.
+    // The closing line is printed even when nothing could be built.
     process.stderr.write(`\n${textOf(error)}\n`);
     total = { passed: 0, failed: 1, skipped: 0 };
   }

@@ -1,7 +1,7 @@
-// `npm run test:cuda`: on a machine with an NVIDIA GPU, the CUDA device held to the CPU: every row of the kernel table
-// (balora_device_tests), a tiny LLaMA to transformers' numbers, then whole BA-LoRA trainings. Leaves test.json and test.txt in
-// build/cuda-report. In a clone it first builds what is stale, the plug-in excepted; the folder that npm run pack:cuda makes
-// needs no compiler and no network. With --seconds N parts that do not fit are skipped by name.
+// Compares the CUDA device with the CPU on a machine with an NVIDIA GPU: `npm run test:cuda`. It checks every row of the kernel
+// table (balora_device_tests), a tiny LLaMA against transformers' numbers, then whole BA-LoRA trainings. Leaves test.json and
+// test.txt in build/cuda-report. In a clone it first builds what is stale, the plug-in excepted; the folder that npm run pack:cuda
+// makes needs no compiler and no network. With --seconds N parts that do not fit are skipped by name.
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { ensureBench } from './support/bench_build.mjs';
@@ -12,14 +12,14 @@ import { inRoot, main, SetupError, say } from './support/shell.mjs';
 /** A tiny LLaMA with the numbers that transformers gives for it. */
 const kGolden = inRoot('test', 'fixtures', 'architectures', 'llama-untied-gqa');
 
-/** Trainings on both devices, and the seconds that they take about. */
+/** Trainings that are run on both devices, with the approximate seconds that each takes. */
 const kTrajectories = [
   { name: 'tiny', flags: ['--shape', 'tiny'], seconds: 10 },
   { name: 'golden LLaMA', flags: ['--model', join(kGolden, 'model')], seconds: 10 },
   { name: 'smollm2-135m', flags: ['--shape', 'smollm2-135m'], seconds: 60 },
 ];
 
-/** The addon, the device tests and the compiled library, where there are sources to build them from. */
+/** Builds the addon, the device tests and the compiled library, where their sources are present. */
 async function buildInClone() {
   if (!existsSync(inRoot('CMakeLists.txt'))) return;
   await buildNative({ targets: ['balora', 'balora_device_tests'] });
@@ -75,7 +75,7 @@ function trajectory(report, { name, flags, dtype }, { device, budget }) {
   return counts;
 }
 
-/** A part, or its name and why it is skipped. */
+/** Runs a part, or reports its name and why it is skipped. */
 function within(budget, report, [name, wanted, run]) {
   const refusal = budget.refusal(wanted);
   if (refusal === null) return { skipped: 0, ...run() };

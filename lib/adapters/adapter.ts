@@ -1,4 +1,4 @@
-/** One named adapter: its configuration, the linears it hooks and the modules it replaces. */
+/** One named adapter: its configuration, the linear modules it adapts and the modules it replaces. */
 import type { Model } from '../models/index.ts';
 import { copy_ } from '../ops/index.ts';
 import { noGrad, type Tensor } from '../tensor.ts';
@@ -14,11 +14,11 @@ export interface AdapterParts {
   readonly modules: readonly LoraModule[];
   readonly saved: SavedModules | null;
   readonly shared: AdapterState;
-  /** Name of the method whose regularizers go with it; null: none was named. */
+  /** Name of the method whose regularizers a Trainer uses by default; null: none was named. */
   readonly method: MethodName | null;
-  /** Remarks for the user about a loaded adapter; none for a fresh one. */
+  /** Warnings for the user about a loaded adapter; none for a fresh one. */
   readonly warnings?: readonly string[];
-  /** Digest of what the caller's own start function gave; null or left out: the configuration names the start. */
+  /** Digest of the values that the caller's own start function returned; null or left out: the configuration names the start. */
   readonly startDigest?: string | null;
 }
 
@@ -44,7 +44,7 @@ export class Adapter {
     this.warnings = warnings;
   }
 
-  /** Takes part in the model's forwards, or leaves them to the base. */
+  /** Switches the adapter on or off; while it is off, the model computes with the base alone. */
   setEnabled(enabled: boolean): void {
     if (enabled === this.shared.enabled) return;
     this.shared.enabled = enabled;
@@ -52,13 +52,13 @@ export class Adapter {
     else this.saved?.off();
   }
 
-  /** Hooks the linears and takes part. */
+  /** Installs the adapter on its linear modules and switches it on. */
   attach(): void {
     for (const module of this.modules) module.linear.adapter = module;
     this.setEnabled(true);
   }
 
-  /** Leaves the forwards and the linears. */
+  /** Switches the adapter off and removes it from its linear modules. */
   detach(): void {
     this.setEnabled(false);
     for (const module of this.modules) {
@@ -66,7 +66,7 @@ export class Adapter {
     }
   }
 
-  /** Facts that must be the same for a state to fit, as plain JSON. */
+  /** Facts that must match for a saved training state to be restored, as plain JSON. */
   identity(): Record<string, unknown> {
     const adapter = configIdentity(this.config, this.startDigest);
     return { method: 'adapter', adapter, adapterSeed: this.shared.seed };
@@ -81,7 +81,7 @@ export class Adapter {
     return variantOf(this.config).graphObstacle ?? this.saved?.graphObstacle ?? null;
   }
 
-  /** A, B and what else is trained of every module, then the parameters of modules that are saved whole. */
+  /** Trained tensors of every module (A, B and those of its variant), then the parameters of modules that are saved whole. */
   parameters(): readonly NamedTensor[] {
     return [
       ...this.modules.flatMap((module) => module.trained()),

@@ -1,10 +1,10 @@
 /**
- * A frozen base with low-rank adapters on its linear modules. The model knows nothing of it: an adapter hooks a Linear,
- * and switching the hooks off gives the base back, which is the teacher.
+ * A frozen base with low-rank adapters on its linear modules. The model's code knows nothing about adapters: an adapter installs
+ * itself on Linear modules, and switching it off gives the base back, which serves as the teacher.
  *
- * PiSSA starts from W's own best rank-r part B0 A0. It runs as W + s (B A - B0 A0) on the untouched base: one base for
- * student, teacher and every adapter, a teacher that is the plain base pass, a step-0 KL of exactly 0 and an exact
- * export, for r more columns in the student's pass (docs/decisions has the measurement against W_res + s B A).
+ * PiSSA starts from W's own best rank-r part B0 A0. It runs as W + s (B A - B0 A0) on the untouched base: one base for student,
+ * teacher and every adapter, a teacher that is the plain base pass, a step-0 KL of exactly 0 and an exact export, at the cost of r
+ * more columns in the student's pass (docs/decisions has the measurement against W_res + s B A).
  *
  * Several adapters may live on one base. One of them is active: it is the one that runs, is trained and is saved.
  */
@@ -90,12 +90,12 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     await this.#adding(name, () => createAdapter(this.model, config, { ...options, name }));
   }
 
-  /** The same with the adapter of a PEFT folder. @throws as fromPretrained() */
+  /** Adds the adapter of a PEFT folder beside the present ones; the active one stays active. @throws as fromPretrained() */
   async loadAdapter(folder: string, name: string, options: LoadOptions = {}): Promise<void> {
     await this.#adding(name, () => readAdapter(this.model, folder, { ...options, name }));
   }
 
-  /** Names of all adapters, in the order in which they came. */
+  /** Names of all adapters, in the order in which they were added. */
   get names(): readonly string[] {
     return [...this.#adapters.keys()];
   }
@@ -105,7 +105,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     return this.#active.name;
   }
 
-  /** Makes another adapter the active one. Gradients, moments and checkpoints of a run belong to the one it began with. */
+  /** Makes another adapter the active one. A run's gradients, moments and checkpoints belong to the adapter that it began with. */
   setAdapter(name: string): void {
     const next = this.#named(name);
     if (next === this.#active) return;
@@ -115,7 +115,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     next.setEnabled(this.#enabled);
   }
 
-  /** Takes an adapter off and frees its tensors. @throws ArgumentError for the active one */
+  /** Removes an adapter from the model and frees its tensors. @throws ArgumentError for the active one */
   deleteAdapter(name: string): void {
     const adapter = this.#named(name);
     if (adapter === this.#active) {
@@ -127,7 +127,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     adapter.dispose();
   }
 
-  /** The method that the active adapter was made by; null: none was named. */
+  /** The method that the active adapter was made with; null: none was named. */
   get method(): MethodName | null {
     return this.#active.method;
   }
@@ -137,17 +137,17 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     return this.#active.config;
   }
 
-  /** Its adapted linears. */
+  /** Adapted linear modules of the active adapter. */
   get modules(): readonly LoraModule[] {
     return this.#active.modules;
   }
 
-  /** Its modules that are trained and kept whole. */
+  /** Modules that the active adapter trains and saves whole; null: none. */
   get saved(): SavedModules | null {
     return this.#active.saved;
   }
 
-  /** What the user should know about it, if it was loaded. */
+  /** Warnings for the user about the active adapter, if it was loaded. */
   get warnings(): readonly string[] {
     return this.#active.warnings;
   }
@@ -160,12 +160,12 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     return this.#active.graphObstacle;
   }
 
-  /** The masters of the active adapter: A and B by `<module>.lora_A` and `<module>.lora_B`, and what else it trains. */
+  /** Master tensors of the active adapter: A and B as `<module>.lora_A` and `<module>.lora_B`, and anything else it trains. */
   parameters(): readonly NamedTensor[] {
     return this.#active.parameters();
   }
 
-  /** Runs `body` with the adapter switched off: on the base as it was loaded. */
+  /** Runs `body` on the teacher: the base as it was loaded, with the adapter switched off. */
   withTeacher<T>(body: (teacher: M) => T): T {
     const before = this.#enabled;
     this.enabled = false;
@@ -176,7 +176,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     }
   }
 
-  /** Whether the adapter takes part; switch it off to look at the base. */
+  /** Whether the adapter is applied; switch it off to use the bare base. */
   get enabled(): boolean {
     return this.#enabled;
   }
@@ -233,7 +233,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     await (form === 'lora' ? savePlain(this, folder) : saveResidual(this, folder));
   }
 
-  /** Takes all adapters off the model and frees their tensors. */
+  /** Removes all adapters from the model and frees their tensors. */
   dispose(): void {
     for (const adapter of this.#adapters.values()) adapter.dispose();
   }

@@ -1,6 +1,4 @@
-/**
- * The way from a model to the linear modules that adapters hook, and the checks on the way.
- */
+/** Lookup of the linear modules that adapters are installed on, and the checks that come with it. */
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import { Linear } from '../nn/linear.ts';
@@ -15,7 +13,7 @@ export interface NamedLinear extends TargetCandidate {
   readonly linear: Linear;
 }
 
-/** @throws ArgumentError if a linear module is hooked already */
+/** Checks that no linear module has an adapter yet. @throws ArgumentError if one has */
 export function freeLinears(model: Model): void {
   for (const { name, linear } of linearsOf(model)) {
     if (linear.adapter === null) continue;
@@ -37,7 +35,7 @@ export function linearsOf(model: Model): NamedLinear[] {
   return linears;
 }
 
-/** @throws FormatError (for a file) with the names that exist. */
+/** The linear module of a name that was read from a file. @throws FormatError with the names that exist */
 export function linearNamed(linears: readonly NamedLinear[], name: string, path: string): Linear {
   const found = linears.find((one) => one.name === name);
   if (found === undefined) {
@@ -55,14 +53,14 @@ export function isOfHead(model: Model, name: string): boolean {
   return model.headPaths.some((path) => name === path || name.startsWith(`${path}.`));
 }
 
-/** @throws UnsupportedError for the output head: the losses read it as a plain matrix. */
+/** Refuses the output head, because the losses read it as a plain matrix. @throws UnsupportedError */
 export function refuseHead(model: Model, name: string): void {
   if (isOfHead(model, name)) {
     throw new UnsupportedError(`${name}: an adapter on the output head is not supported yet`);
   }
 }
 
-/** No weight of the model wants a gradient, and kernels may keep packed layouts of all of them. */
+/** Freezes all weights of the model: none requires a gradient, and kernels may keep packed layouts of all of them. */
 export function freezeBase(model: Model): void {
   for (const [, parameter] of model.namedParameters()) {
     parameter.requiresGrad = false;
@@ -70,12 +68,12 @@ export function freezeBase(model: Model): void {
   }
 }
 
-/** Masters of their own that collect gradients; `pair` stays as it is. */
+/** Master copies of a pair that collect gradients; `pair` itself stays unchanged. */
 export function trainablePair(pair: LowRankPair, linear: Linear): LowRankPair {
   return { a: masterOf(pair.a, linear), b: masterOf(pair.b, linear) };
 }
 
-/** A trained copy in f32 (f64 beside f64). */
+/** A trainable copy of `values` in f32, or in f64 where the linear's weight is f64. */
 export function masterOf(values: Tensor, { weight }: Linear): Tensor {
   const dtype = masterDType(weight.dtype);
   const master = unscoped(() => zeros(values.shape, { dtype, device: weight.device }));
@@ -84,7 +82,7 @@ export function masterOf(values: Tensor, { weight }: Linear): Tensor {
   return master;
 }
 
-/** @throws FormatError if a pair or a tensor of its variant does not fit its module. */
+/** Checks that a pair and the tensors of its variant fit their module. @throws FormatError if one does not */
 export function checkShapes(
   loaded: { name: string; pair: LowRankPair; parameters: ReadonlyMap<string, Tensor> },
   { linear, variant }: { linear: Linear; variant: Variant },
@@ -108,7 +106,7 @@ export function checkShapes(
   );
 }
 
-/** @throws FormatError unless both hold the same names with the same shapes. */
+/** Checks that both hold the same names with the same shapes. @throws FormatError if they do not */
 export function checkSameTensors(
   expected: Readonly<Record<string, Tensor>>,
   found: Readonly<Record<string, Tensor>>,

@@ -45,13 +45,13 @@ export interface LoraConfigInput extends InputOf<LoraInputOptions> {}
 /** A checked configuration, every field present. Patterns are lists: their order decides and objects do not keep it. */
 export interface LoraConfig extends Readonly<ResolvedOf<typeof loraOptions>> {}
 
-/** A configuration as it came, in snake case. */
+/** An unchecked configuration with keys in snake case. */
 type Raw = Record<string, unknown>;
 
 /** The PEFT release whose adapter_config.json is written. */
 const kPeftVersion = '0.21.2';
 
-/** The options by their keys in PEFT's files. */
+/** The options by their keys in adapter_config.json. */
 const kByKey = new Map(
   Object.entries(loraOptions as Readonly<Record<string, Option & PeftForm>>).map(
     ([name, option]) => [snake(name), { name, option }],
@@ -118,7 +118,7 @@ export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraCon
 }
 
 export interface ReadConfigOptions {
-  /** Name of the file for messages. */
+  /** Name of the file, for messages. */
   path?: string;
   /** Keys that the caller knows to be harmless although this library does not understand them. */
   ignoreKeys?: readonly string[];
@@ -181,7 +181,7 @@ export function loraScale(alpha: number, r: number, switches: MethodSwitches): n
 }
 
 /**
- * The part of a run's identity that is the adapter's configuration; a start function is named by the digest of what it gave.
+ * The adapter configuration's part of a run's identity; a start function is represented by the digest of the values it returned.
  */
 export function configIdentity(
   config: LoraConfig,
@@ -192,7 +192,7 @@ export function configIdentity(
   return identityOfTable(loraOptions, { ...config, initLoraWeights: start });
 }
 
-/** Off, whatever the key means: how PEFT writes a feature that is not used. */
+/** Whether a value switches a feature off under any key, as PEFT writes features that are not used. */
 function isNeutral(value: unknown): boolean {
   if (value === null || value === false) return true;
   return typeof value === 'object' && Object.keys(value as object).length === 0;
@@ -215,14 +215,14 @@ function refuseUnsupported(raw: Raw, where: string, ignored: ReadonlySet<string>
 }
 
 interface Source {
-  /** The file, or the function that was called, for messages. */
+  /** Name of the file, or of the function that was called, for messages. */
   readonly where: string;
   readonly inFile: boolean;
-  /** The spelling of a key that was given. */
+  /** The spelling in which a key was given. */
   nameOf(key: string): string | undefined;
 }
 
-/** From snake case keys to a checked configuration; defaults fill what is absent. */
+/** Builds a checked configuration from snake case keys; defaults fill what is absent. */
 function build(raw: Raw, { where, inFile, nameOf }: Source): LoraConfig {
   const values = Array.from(kByKey, ([key, { name, option }]) => {
     const given = raw[key];
@@ -240,7 +240,7 @@ function build(raw: Raw, { where, inFile, nameOf }: Source): LoraConfig {
   return config;
 }
 
-/** Whether a null, with which PEFT writes what is not set, is no value of the option's own. */
+/** Whether a null only means that the option is not set, as PEFT writes it, and is not a value of the option itself. */
 function isAbsent({ default: value, schema }: Option, given: unknown): boolean {
   return given === null && value !== null && !schema.safeParse(null).success;
 }

@@ -16,23 +16,23 @@ import { STARTS_FROM_WEIGHT, scalingOf } from './methods/registry.ts';
 import { type ExportedModule, writePeftFolder } from './peft_folder.ts';
 import type { SavedModules } from './saved_modules.ts';
 
-/** Where the residual form puts its base, and the pair as it was before training (PEFT's `pissa_init`). */
+/** Subfolders of the residual form: its base, and the pair as it was before training (PEFT's `pissa_init`). */
 export const RESIDUAL_BASE = 'residual';
 export const INITIAL_ADAPTER = 'initial';
 
-/** The adapter that is written, on its model. */
+/** The adapter to be written, on its model. */
 interface ExportableAdapter {
   readonly model: Model;
   readonly config: LoraConfig;
   readonly modules: readonly LoraModule[];
   readonly saved: SavedModules | null;
-  /** Whether it takes part in the model's forwards. */
+  /** Whether the adapter is applied in the model's forwards. */
   enabled: boolean;
 }
 
 /**
- * One pair on the untouched base: what the variant makes of the module (`toLora`). With frozen first values [A;A0], [B|-B0], the
- * rank doubled and the scale kept.
+ * Saves the plain form: one pair on the untouched base, as the variant's `toLora` makes it. With frozen first values it is [A;A0],
+ * [B|-B0], the rank doubled and the scale kept.
  */
 export async function savePlain(adapter: ExportableAdapter, folder: string): Promise<void> {
   const pairs = adapter.modules.map((module) => module.variant.toLora(module));
@@ -50,7 +50,7 @@ export async function savePlain(adapter: ExportableAdapter, folder: string): Pro
 }
 
 /**
- * The pair of rank r, with the model W - s B0 A0 that it belongs on and its first values beside it.
+ * Saves the residual form: the pair of rank r, with the model W - s B0 A0 that it belongs on and its first values beside it.
  * @throws UnsupportedError for an adapter that has no residual form
  */
 export async function saveResidual(adapter: ExportableAdapter, folder: string): Promise<void> {
@@ -73,7 +73,7 @@ export async function saveResidual(adapter: ExportableAdapter, folder: string): 
   await write(adapter, join(folder, INITIAL_ADAPTER), { ...plain, inferenceMode: false }, first);
 }
 
-/** @throws UnsupportedError for an adapter that has no residual form */
+/** Checks that an adapter has a residual form. @throws UnsupportedError if it has none */
 export function checkResidual({ modules }: ExportableAdapter): void {
   if (modules.some(({ frozen }) => frozen === null)) {
     throw new UnsupportedError(
@@ -89,14 +89,17 @@ export function checkResidual({ modules }: ExportableAdapter): void {
   }
 }
 
-/** A module with the pair that is written; alpha keeps the scale at the pair's rank. */
+/** A module with the pair to be written; alpha keeps the scale at the pair's rank. */
 function exported(module: LoraModule, pair: LowRankPair, config: LoraConfig): ExportedModule {
   const { name, r, alpha, parameters } = module;
   const growth = (pair.a.shape[0] as number) / r;
   return { name, pair, alpha: scalingOf(config).divisor(growth) * alpha, parameters };
 }
 
-/** The configuration at the rank that is written: of a pair with a frozen one alpha/r stays with both doubled. */
+/**
+ * The configuration at the rank that is written, with the alpha that keeps the scale: in plain LoRA with a frozen pair, both alpha
+ * and r are doubled.
+ */
 function plainConfig(
   { config, modules }: ExportableAdapter,
   written: readonly ExportedModule[],
@@ -105,7 +108,7 @@ function plainConfig(
     modules.map(({ r }, i) => ((written[i] as ExportedModule).pair.a.shape[0] as number) / r),
   );
   const [growth = 1] = growths;
-  // Where modules grew differently every one is written by name.
+  // Where the ranks of modules grew by different factors, every module is written by name.
   const times = growths.size === 1 ? growth : 1;
   const divisor = scalingOf(config).divisor(times);
   const fromWeight = modules.some(({ frozen }) => frozen !== null);
@@ -130,14 +133,14 @@ function write(
     ...config,
     baseModelNameOrPath,
     taskType: config.taskType ?? adapter.model.taskType,
-    // PEFT's word for the layout of the base's weights; A and B are not affected.
+    // PEFT's key for the layout of the base's weights; A and B are not affected.
     fanInFanOut: adapter.modules.some(({ linear }) => linear instanceof Conv1D),
   };
   const saved = adapter.saved?.parameters ?? [];
   return writePeftFolder(folder, named, { modules, saved }, linearNames(adapter.model));
 }
 
-/** With the adapter switched off, so that modules saved whole are the base's. */
+/** Runs `body` with the adapter switched off, so that modules saved whole are the base's. */
 async function onBase(adapter: ExportableAdapter, body: () => Promise<void>): Promise<void> {
   const before = adapter.enabled;
   adapter.enabled = false;
@@ -148,7 +151,7 @@ async function onBase(adapter: ExportableAdapter, body: () => Promise<void>): Pr
   }
 }
 
-/** W - s B0 A0, rounded once; null for a tensor that no adapter touches. */
+/** The residual weight W - s B0 A0, rounded once; null for a tensor that no adapter changes. */
 function residualWeight(adapter: ExportableAdapter, name: string, weight: Tensor): Tensor | null {
   const module = adapter.modules.find((one) => `${one.name}.weight` === name);
   if (!module?.frozen) return null;

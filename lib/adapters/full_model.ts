@@ -26,8 +26,8 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
   private readonly trained: readonly TrainedParameter[];
 
   /**
-   * Makes every parameter of `model` trainable. Its tensors are replaced by copies, since loaded ones may be pages of a
-   * file.
+   * Makes every parameter of `model` trainable. Its tensors are replaced by copies, since loaded ones may alias the pages of a
+   * mapped file.
    * @param options.teacher the same model, loaded a second time; frozen here. Needed for a consistency weight.
    */
   constructor(
@@ -98,7 +98,7 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
     return { method: 'full' };
   }
 
-  /** A model folder has one form only. */
+  /** Accepts every form, because a model folder has only one. */
   checkForm(): void {}
 
   /** Writes a model folder in the model's own dtype. */
@@ -106,7 +106,7 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
     await saveModel(this.model, folder);
   }
 
-  /** Frees the masters; the working copies are the model's. */
+  /** Frees the masters; the working copies belong to the model. */
   dispose(): void {
     for (const { tensor, working } of this.trained) if (working !== tensor) tensor.dispose();
   }

@@ -1,4 +1,4 @@
-/** One adapted linear: its pair, what W holds of it already, and what its variant trains beside it. */
+/** One adapted linear: its trained pair, the frozen first pair that W already contains, and the parameters of its variant. */
 import { createHash } from 'node:crypto';
 import type { LinearAdapter, LinearUpdate } from '../nn/adapter_hook.ts';
 import type { Linear } from '../nn/linear.ts';
@@ -8,10 +8,10 @@ import { type LowRankPair, lowRankParts, PAIR_KEYS } from './low_rank.ts';
 import type { Variant, VariantModule } from './methods/method.ts';
 import type { NamedTensor, TrainingPass } from './tuned_model.ts';
 
-/** State that all modules of one adapter share: whether it takes part, and what is random in training. */
+/** State that all modules of one adapter share: whether it is applied, and the source of randomness in training. */
 export interface AdapterState {
   enabled: boolean;
-  /** The micro-batch that is being trained on; null: nothing is dropped. */
+  /** The micro-batch that is being trained on; null: no dropout. */
   pass: TrainingPass | null;
   readonly dropout: number;
   readonly seed: number;
@@ -22,20 +22,20 @@ export interface LoraParts {
   readonly linear: Linear;
   readonly pair: LowRankPair;
   readonly frozen: LowRankPair | null;
-  /** Whether the pair alone is what changes the linear; see {@link LowRank}. */
+  /** Whether the pair by itself is the change made to the linear; see {@link LowRank}. */
   readonly isChange: boolean;
-  /** s, and the alpha that it came from. */
+  /** The scale s of the update, and the alpha it was computed from. */
   readonly scale: number;
   readonly alpha: number;
   readonly variant: Variant;
-  /** Values of the variant's parameters by their keys; left out, they start. */
+  /** Values of the variant's parameters by their keys; left out: their first values. */
   readonly parameters?: ReadonlyMap<string, Tensor>;
 }
 
-/** Micro-batches of a step that have masks of their own. */
+/** Number of micro-batches in a step that have dropout masks of their own. */
 const kPassesPerStep = 2 ** 20;
 
-/** One adapted linear: its trained pair, the frozen first one where there is one, scale, and what its variant trains beside. */
+/** One adapted linear: its trained pair, the frozen first pair if there is one, the scale, and the parameters of its variant. */
 export class LoraModule implements LinearAdapter, VariantModule {
   readonly name: string;
   readonly linear: Linear;

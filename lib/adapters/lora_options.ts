@@ -27,18 +27,18 @@ import {
 import { compareCodePoints, PythonFloat, type PythonJson } from './python_json.ts';
 import type { StartFunction } from './starts.ts';
 
-/** `targetModules` that means every linear module of the blocks. */
+/** The value of `targetModules` that stands for every linear module of the blocks. */
 export const ALL_LINEAR = 'all-linear';
 
 const kDefaultRank = 8;
 
-/** The part of an entry that is about adapter_config.json. */
+/** The part of an option's entry that describes its form in adapter_config.json. */
 export interface PeftForm {
-  /** A value as the file holds it. Default: as it is. */
+  /** Converts a value to the form that the file holds. Default: unchanged. */
   toPeft?(value: never): PythonJson;
-  /** Values that the file may hold, where these are more than a caller may give. */
+  /** Schema of the values that the file may hold, where it allows more than a caller may give. */
   readonly inPeft?: z.ZodType;
-  /** The value where a file does not have the key. Default: the option's default. */
+  /** The value for a file that does not have the key. Default: the option's default. */
   readonly absentInPeft?: unknown;
 }
 
@@ -58,7 +58,7 @@ const kPatterns: PeftForm = {
   toPeft: (pairs: readonly (readonly [string, number])[]) => Object.fromEntries(pairs),
 };
 
-/** Switches that the identity of every run holds, on or off, in their order: those of the first version. */
+/** Switches that every run's identity contains, on or off, in this order: those of the first version. */
 const kFirstSwitches: readonly (keyof MethodSwitches)[] = ['useRslora', 'useDora', 'loraBias'];
 
 type SwitchOptions = { readonly [K in keyof MethodSwitches]: Option<boolean, boolean> };
@@ -66,7 +66,7 @@ type SwitchOptions = { readonly [K in keyof MethodSwitches]: Option<boolean, boo
 const switches = Object.fromEntries(
   [...kFirstSwitches, ...METHOD_OPTION_NAMES.filter((name) => !kFirstSwitches.includes(name))].map(
     (name) => {
-      // One that came later stands in an identity only where it is on, so that checkpoints from before it fit.
+      // A switch that was added later is part of an identity only where it is on, so that checkpoints from before it still fit.
       const later = kFirstSwitches.includes(name)
         ? {}
         : { identity: (on: boolean) => on || undefined };
@@ -83,22 +83,22 @@ const init = z.union([
   z.custom<StartFunction>((given) => typeof given === 'function'),
 ]);
 
-/** The pair's shape and where it stands. */
+/** Options for the shape of the pair and the modules that get one. */
 const shape = {
-  /** Rank. Default 8, as in PEFT. */
+  /** Rank of the pair. Default 8, as in PEFT. */
   r: whole({
     least: 1,
     default: kDefaultRank,
     help: 'rank',
     aliases: ['rank', 'lora-r', 'lora-rank', 'lora-dim'],
   }),
-  /** Scale of the update: alpha / r, unless a method scales otherwise. May be fractional. Default 8. */
+  /** Alpha, which sets the scale of the update: alpha / r, unless a method scales otherwise. May be fractional. Default 8. */
   loraAlpha: number({
     default: kDefaultRank,
     help: 'scale: alpha / r, with rslora alpha / sqrt(r)',
     aliases: ['alpha'],
   }),
-  /** Share of the pair's inputs that training drops. Default 0. */
+  /** Dropout probability of the pair's inputs in training. Default 0. */
   loraDropout: inPeft(
     number({
       least: 0,
@@ -109,9 +109,9 @@ const shape = {
     }),
     { toPeft: (share: number) => new PythonFloat(share) },
   ),
-  /** Trailing module names, one regular expression for the whole path, or "all-linear". Default "all-linear". */
+  /** Modules to adapt: trailing names, one regular expression for the whole path, or "all-linear". Default "all-linear". */
   targetModules: inPeft(
-    // A file may leave it open, and what was read may be given again.
+    // A file may leave it open, and a configuration that was read from a file may be passed in again.
     orNull(
       modules({
         words: [ALL_LINEAR],
@@ -122,9 +122,9 @@ const shape = {
     ),
     { ...kSorted, absentInPeft: null },
   ),
-  /** Modules to leave out, in the same forms. Default, and null: none. */
+  /** Modules to leave out, in the same forms as `targetModules`. Default, and null: none. */
   excludeModules: inPeft(modules({ default: null, help: 'the same, taken out' }), kSorted),
-  /** Ranks of their own, by regular expression of a module's path; the first match in the order given counts. Default none. */
+  /** Ranks of single modules, by regular expression of the path; the first match in the order given counts. Default none. */
   rankPattern: inPeft(
     patterns({
       of: whole({ least: 1, help: '' }),
@@ -133,7 +133,7 @@ const shape = {
     }),
     kPatterns,
   ),
-  /** Alphas of their own, in the same way. Default none. */
+  /** Alphas of single modules, in the same form as `rankPattern`. Default none. */
   alphaPattern: inPeft(
     patterns({ of: number({ help: '' }), default: {}, help: 'the same for alpha' }),
     kPatterns,
@@ -141,9 +141,9 @@ const shape = {
 };
 
 const start = {
-  /** Trailing names of modules that are trained and kept whole, in the place of the base's. Default, and null: none. */
+  /** Trailing names of modules that are trained and saved whole, replacing the base's. Default, and null: none. */
   modulesToSave: nameList({ default: null, help: 'modules that are trained and kept whole' }),
-  /** How A and B start: by name (docs/adapters.md), or a function that is given all modules. Default true. */
+  /** Initial values of A and B: the name of a start (docs/adapters.md), or a function that is given all modules. Default true. */
   initLoraWeights: inPeft(
     value<
       InitLoraWeights | StartFunction,
@@ -155,7 +155,7 @@ const start = {
       placeholder: 'name',
       choices: START_NAMES,
       fromText: (given) => (given === 'true' ? true : given === 'false' ? false : given),
-      // The words are what an editor offers; a start may have a number in its name.
+      // The words are the choices that an editor offers; a start may have a number in its name.
       fileSchema: z.union([z.boolean(), z.enum(kStartWords), z.string()]),
       normalize: (given: unknown) => (given === 'lora' ? true : (given as InitLoraWeights)),
       default: true,
@@ -163,20 +163,20 @@ const start = {
       aliases: ['init', 'init-weights', 'lora-init'],
     }),
     {
-      // PEFT has no name for a caller's own start, and needs none: the file holds what came of it.
+      // PEFT has no name for a caller's own start, and needs none: the file holds the resulting tensors.
       toPeft: (given: string | boolean | StartFunction) =>
         typeof given === 'function' ? true : given,
-      // Tensors are loaded over it, so a start that only PEFT knows does as well.
+      // The file's tensors replace the first values, so a start that only PEFT implements is accepted as well.
       inPeft: z.union([z.boolean(), z.string()]),
     },
   ),
-  /** Block numbers to adapt; `layersPattern` names the list that they count. Default, and null: all. */
+  /** Block numbers to adapt; `layersPattern` names the module list that they index. Default, and null: all. */
   layersToTransform: indices({
     default: null,
     help: 'adapt these blocks only',
     aliases: ['layers'],
   }),
-  /** The list that `layersToTransform` counts in. Default, and null: any. */
+  /** Name of the module list that `layersToTransform` indexes. Default, and null: any. */
   layersPattern: inPeft(
     modules({ default: null, help: 'the list that the numbers count in; default: any' }),
     kSorted,
@@ -184,14 +184,14 @@ const start = {
 };
 
 const about = {
-  /** PEFT's word for the task, such as `CAUSAL_LM`. Default, and null: that of the model. */
+  /** PEFT's name for the task, such as `CAUSAL_LM`. Default, and null: that of the model. */
   taskType: text({ default: null, help: "PEFT's word for the task", only: 'library' }),
-  /** Where PEFT finds the base. Default, and null: where the model came from. */
+  /** Name or path by which PEFT finds the base. Default, and null: where the model came from. */
   baseModelNameOrPath: text({
     default: null,
     help: 'where the base is',
     only: 'library',
-    // A run is known by what its base is, wherever it lies.
+    // A run is identified by the contents of its base, not by their location.
     identity: false,
   }),
   /** The base's revision on the Hub. Default, and null: none. */
@@ -208,10 +208,10 @@ const inFile = {
   }),
 };
 
-// Named types: in a declaration file the doc comments of spread properties would be lost.
+// Named types, because a declaration file would lose the doc comments of spread properties.
 type LoraOptions = typeof shape & SwitchOptions & typeof start & typeof inFile & typeof about;
 
-/** All of them, in the order in which a run's identity has them. */
+/** All options of an adapter, in the order in which a run's identity lists them. */
 export const loraOptions: LoraOptions = group('Method and adapter', {
   ...shape,
   ...switches,
@@ -220,7 +220,7 @@ export const loraOptions: LoraOptions = group('Method and adapter', {
   ...about,
 });
 
-/** The keys that a caller may set. */
+/** The options that a caller may set. */
 export type LoraInputOptions = typeof shape & SwitchOptions & typeof start & typeof about;
 
 const refusal = (config: Values): readonly [option: string, wanted: string] | null => {

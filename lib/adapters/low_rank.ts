@@ -1,4 +1,4 @@
-/** The two factors of an update B A, and what is computed of them. */
+/** The two factors of an update B A, and the products computed from them. */
 import { type LowRank, matmul, mul, sub } from '../ops/index.ts';
 import { scope, type Tensor } from '../tensor.ts';
 
@@ -15,20 +15,20 @@ export interface ScaledPair {
   readonly scale: number;
 }
 
-/** Keys of the pair in a PEFT file, behind the module's path. */
+/** Keys of the pair in a PEFT file, after the module's path. */
 export const PAIR_KEYS = { a: 'lora_A.weight', b: 'lora_B.weight' } as const;
 
-/** The trained pair, and with a negative scale the frozen one. */
+/** The trained pair, followed by the frozen one with a negative scale. */
 export function lowRankParts({ pair, frozen, scale }: ScaledPair): LowRank[] {
   return [{ ...pair, scale }, ...(frozen === null ? [] : [{ ...frozen, scale: -scale }])];
 }
 
-/** B A of a pair, f64. */
+/** The product B A of a pair, f64. */
 export function productOf({ a, b }: LowRankPair): Tensor {
   return matmul(b.to('f64'), a.to('f64'));
 }
 
-/** s (B A - B0 A0), f64. */
+/** The update s (B A - B0 A0), f64. */
 export function deltaOf({ pair, frozen, scale }: ScaledPair): Tensor {
   return scope(() => {
     const product = productOf(pair);
@@ -36,7 +36,7 @@ export function deltaOf({ pair, frozen, scale }: ScaledPair): Tensor {
   });
 }
 
-/** The dtype of what is trained beside a base of this dtype. */
+/** The dtype of trained tensors for a base of this dtype. */
 export function masterDType(base: Tensor['dtype']): 'f32' | 'f64' {
   return base === 'f64' ? 'f64' : 'f32';
 }

@@ -1,4 +1,4 @@
-/** Fresh adapters, and adapters out of PEFT folders. The model must stand as the base while one is made. */
+/** Creation of fresh adapters, and of adapters from PEFT folders. No adapter may be on in the model meanwhile. */
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import type { Linear } from '../nn/linear.ts';
@@ -35,11 +35,11 @@ import { isSelected, moduleSettings, resolveTargets } from './targets.ts';
 /** Names of the methods that have an adapter. */
 export type AdapterMethodName = Exclude<MethodName, 'full'>;
 
-/** The configuration of a fresh adapter: a method's name, and the settings that go over its preset. */
+/** The configuration of a fresh adapter: a method's name, and the settings that override its preset. */
 export interface AdapterConfigInput extends LoraConfigInput {
   /**
-   * Name of a method ({@link METHODS}): its settings of the adapter hold where none are given here, and the weights of the
-   * regularizers that it brings hold in a Trainer whose options say nothing else. Default: none, plain settings.
+   * Name of a method ({@link METHODS}). Its adapter settings apply where none are given here, and its regularizer weights apply in
+   * a Trainer whose options set none. Default: none, plain settings.
    */
   method?: AdapterMethodName;
 }
@@ -50,15 +50,15 @@ export interface CreateOptions {
   seed?: number;
   /** Name by which {@link AdapterModel.setAdapter} finds it (default "default"). */
   name?: string;
-  /** Called while the first values are made, which may take long (PiSSA's SVDs): adapted modules so far, and of how many. */
+  /** Called while the first values are made, which may take long (PiSSA's SVDs), with the adapted modules so far and in all. */
   onProgress?: (modules: number, total: number) => void;
 }
 
 /** Options of {@link AdapterModel.fromPretrained}. */
 export interface LoadOptions extends CreateOptions {
   /**
-   * The method that training goes on with: a folder does not say it. See {@link AdapterConfigInput.method}; the folder's own
-   * settings stay. Default: none.
+   * The method that training continues with, since a folder does not name it. See {@link AdapterConfigInput.method}; the folder's
+   * own settings stay. Default: none.
    */
   method?: AdapterMethodName;
   /** Keys of adapter_config.json that the caller knows to be harmless although they are not understood. */
@@ -69,7 +69,7 @@ export const DEFAULT_ADAPTER = 'default';
 const kSeed = 42;
 const kNamesShown = 3;
 
-/** @throws ArgumentError if targets or modules to save match nothing, or a rank exceeds a matrix */
+/** Creates a fresh adapter. @throws ArgumentError if targets or modules to save match nothing, or a rank exceeds a matrix */
 export async function createAdapter(
   model: Model,
   input: AdapterConfigInput,
@@ -107,7 +107,7 @@ export async function createAdapter(
   return new Adapter(adapterName, { config, modules, saved, shared, method, startDigest });
 }
 
-/** The settings under a method's name, which must be one of an adapter. @throws ArgumentError */
+/** The settings under a method's name, which must be that of a method with an adapter. @throws ArgumentError */
 function settingsOf(method: MethodName | null, given: LoraConfigInput): LoraConfigInput {
   const settings = method === null ? given : presetSettings(method, given);
   if (settings !== null) return settings;
@@ -116,7 +116,7 @@ function settingsOf(method: MethodName | null, given: LoraConfigInput): LoraConf
   );
 }
 
-/** A module on its first pair, which becomes its own where it is kept frozen and is freed where not. */
+/** A module with its first pair; the module owns that pair where it is kept frozen, otherwise the pair is freed. */
 async function freshModule(
   { name, linear, scale, alpha }: PairTarget,
   { fromWeight, ...first }: Required<InitialPair>,
@@ -126,7 +126,7 @@ async function freshModule(
   const pair = trainablePair(first, linear);
   const frozen = fromWeight ? first : null;
   if (frozen === null) for (const tensor of Object.values(first)) tensor.dispose();
-  // Only a caller's function may give factors of any size: a listed start that leaves the base alone is small by its making.
+  // Only a caller's function may return factors of any size: a listed start that leaves the base alone is small by construction.
   const isSmall =
     typeof config.initLoraWeights !== 'function' || (await isSmallSum(pair, linear, scale));
   const isChange = variant.pairIsChange && frozen === null && isSmall;
@@ -134,7 +134,7 @@ async function freshModule(
 }
 
 /**
- * The adapter of a PEFT folder. Ranks come from the tensors; every tensor must find its module.
+ * Reads the adapter of a PEFT folder. Ranks come from the tensors; every tensor must find its module.
  * @throws FormatError, UnsupportedError for a folder that cannot be understood whole
  */
 export async function readAdapter(
@@ -203,15 +203,15 @@ function sharedState({ loraDropout: dropout }: LoraConfig, seed: number): Adapte
   return { enabled: false, pass: null, dropout, seed };
 }
 
-/** Norm of B A over that of its R terms, below which these cancel; where they are independent it is 1. */
+/** Ratio of the norm of B A to that of its r rank-one terms, below which these cancel; where they are independent it is 1. */
 const kCancelled = 0.25;
-/** Norm of s B A over that of its base, above which it is no mere change of it. */
+/** Ratio of the norm of s B A to that of its base weight, above which it is more than a small change. */
 const kSmall = 0.25;
 
 /**
- * Whether s B A is small beside its base and no difference of large terms. A folder does not say what its pair began as: one
- * that was exported from PiSSA holds B A - B0 A0, which is small beside either, or belongs on a residual and holds the largest
- * part of the weight.
+ * Whether s B A is small beside its base and not a difference of large terms. A folder does not name the pair's first values: a
+ * pair exported from PiSSA either holds B A - B0 A0, which is small beside both terms, or belongs on a residual and holds the
+ * largest part of the weight.
  */
 async function isSmallSum(
   { a, b }: LowRankPair,
@@ -235,7 +235,7 @@ async function isSmallSum(
   return product >= kCancelled ** 2 * apart && scale ** 2 * product <= kSmall ** 2 * base;
 }
 
-/** A classifier's head is trained with the adapter, and listed as PEFT lists it. */
+/** The configuration with a classifier's head among the modules to save, listed as PEFT lists it. */
 function withHead(model: Model, config: LoraConfig): LoraConfig {
   if (model.taskType !== 'SEQ_CLS') return config;
   const given =
@@ -250,7 +250,10 @@ function residualWarning(config: LoraConfig, folder: string): string {
   );
 }
 
-/** One warning or none: which modules a folder's configuration selects and its file lacks. PEFT warns of it, too. */
+/**
+ * A list of at most one warning that names the modules which a folder's configuration selects and its file lacks. PEFT warns about
+ * them, too.
+ */
 function missingWarning(
   config: LoraConfig,
   without: readonly NamedLinear[],
@@ -260,7 +263,7 @@ function missingWarning(
   try {
     missing = without.filter(isSelected(config)).map(({ name }) => name);
   } catch (error) {
-    // An expression that only Python understands: the file's own names say what is adapted.
+    // The expression is valid in Python alone, so the names in the file decide which modules are adapted.
     return [`${path}: not known whether it lacks modules: ${(error as Error).message}`];
   }
   if (missing.length === 0) return [];

@@ -1,6 +1,7 @@
 /**
- * An adapter folded into the weights of its base: what its variant makes of them (plain LoRA W' = W + s (B A - B0 A0)),
- * computed in f64, rounded to the base's dtype once. The largest error of that rounding is reported; in bf16 it can swallow a small update whole.
+ * Merging of an adapter into the weights of its base, by the formula of its variant (plain LoRA W' = W + s (B A - B0 A0)):
+ * computed in f64 and rounded to the base's dtype once. The largest rounding error is reported; in bf16, rounding can erase a
+ * small update completely.
  */
 import { UnsupportedError } from '../errors.ts';
 import { type Model, saveModel } from '../models/index.ts';
@@ -8,16 +9,16 @@ import { abs, max, sub } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { AdapterModel, LoraModule } from './adapter_model.ts';
 
-/** How far rounding moved one merged weight. */
+/** Rounding error of a merge. */
 export interface MergeError {
   /** Largest |merged - exact| over all elements, and the module it is in. */
   readonly maxAbsError: number;
   readonly module: string;
-  /** The same as a share of the largest change that the adapter makes to that module's weights. */
+  /** The same error relative to the largest change that the adapter makes to that module's weights. */
   readonly relativeToDelta: number;
 }
 
-/** The weight with the adapter in it, in the base's dtype, and how far rounding took it from the exact one. */
+/** The merged weight in the base's dtype, its rounding error, and the change that the adapter makes. */
 export function mergedWeight(module: LoraModule): { weight: Tensor; error: Tensor; delta: Tensor } {
   return scope(() =>
     noGrad(() => {
@@ -31,8 +32,7 @@ export function mergedWeight(module: LoraModule): { weight: Tensor; error: Tenso
 }
 
 /**
- * Writes the base with the adapter folded in, as a model folder; modules that the adapter saves whole stand in the place of
- * the base's.
+ * Writes the base with the adapter merged in, as a model folder; modules that the adapter saves whole replace the base's.
  * @throws ArgumentError for lora_bias on a layer without a bias, UnsupportedError for a trained head that the base ties
  */
 export async function saveMerged(
@@ -46,7 +46,7 @@ export async function saveMerged(
     );
   }
   const byName = new Map(adapter.modules.map((module) => [module.name, module]));
-  // Whatever cannot be merged is refused before anything is written.
+  // Anything that cannot be merged is refused before anything is written.
   for (const module of byName.values()) mergedBias(module)?.dispose();
   const errors: { module: string; error: Tensor; delta: Tensor }[] = [];
   const before = adapter.enabled;
@@ -91,7 +91,7 @@ async function largestError(
   return worst;
 }
 
-/** `a.b.weight` -> [`a.b`, `weight`] */
+/** Splits `a.b.weight` into `a.b` and `weight`. */
 function split(name: string): [path: string, attribute: string] {
   const at = name.lastIndexOf('.');
   return [name.slice(0, at), name.slice(at + 1)];

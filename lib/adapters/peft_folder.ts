@@ -1,6 +1,6 @@
 /**
- * PEFT adapter folders: adapter_config.json and adapter_model.safetensors, in and out. Tensors are f32 whatever the
- * base is stored in, under `base_model.model.<module>.lora_A.weight` and `.lora_B.weight`.
+ * PEFT adapter folders, read and written: adapter_config.json and adapter_model.safetensors. Tensors are f32 for every dtype of the
+ * base, under `base_model.model.<module>.lora_A.weight` and `.lora_B.weight`.
  */
 import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -21,7 +21,7 @@ export const ADAPTER_TENSORS = 'adapter_model.safetensors';
 
 const kPrefix = 'base_model.model.';
 
-/** The keys of the pair and of every variant's parameters, each as the ways in which files spell it behind a module's path. */
+/** The keys of the pair and of every variant's parameters, each with a pattern of its spellings after a module's path in files. */
 const kKeys: readonly { key: string; spelling: RegExp }[] = [
   PAIR_KEYS.a,
   PAIR_KEYS.b,
@@ -33,7 +33,7 @@ const kKeys: readonly { key: string; spelling: RegExp }[] = [
   return { key, spelling: spellingOf(read) };
 });
 
-/** A state dict that was not saved through save_pretrained has the adapter's name behind the parameter's. */
+/** The pattern of a key's spellings: a state dict not saved by save_pretrained has the adapter's name after the parameter's. */
 function spellingOf(key: string): RegExp {
   const [parameter, ...rest] = key.split('.') as [string, ...string[]];
   return new RegExp(`^(.+)\\.${[`${parameter}(?:\\.default)?`, ...rest].join('\\.')}$`);
@@ -57,16 +57,17 @@ export interface LoadedModule {
 
 export interface PeftFolder {
   readonly config: LoraConfig;
-  /** By path, in the order of the file. */
+  /** Modules by path, in the order of the file. */
   readonly modules: ReadonlyMap<string, LoadedModule>;
   /** Parameters of modules that were saved whole, by path. */
   readonly saved: ReadonlyMap<string, Tensor>;
-  /** Of the tensors' file. */
+  /** Path of the file with the tensors. */
   readonly path: string;
 }
 
 /**
- * @param options device: of the tensors
+ * Reads a PEFT adapter folder.
+ * @param options device: device of the tensors
  * @throws FormatError, UnsupportedError for a folder that cannot be understood whole
  */
 export async function readPeftFolder(
@@ -103,7 +104,7 @@ export async function readPeftFolder(
   return { config, modules, saved, path };
 }
 
-/** The module that a tensor belongs to, and the key of what it is there; null: it is neither of a pair nor of a variant. */
+/** The module that a tensor belongs to, and its key there; null: it belongs neither to a pair nor to a variant. */
 function partOf(name: string): { module: string; key: string } | null {
   for (const { key, spelling } of kKeys) {
     const module = spelling.exec(name)?.[1];
@@ -116,20 +117,20 @@ const modelKey = (key: string): string =>
   key.startsWith(kPrefix) ? key.slice(kPrefix.length) : key;
 const savedKey = (key: string): string => key.replace('.modules_to_save.default.', '.');
 
-/** @throws FormatError, UnsupportedError for a configuration that is not there or cannot be understood */
+/** Reads adapter_config.json. @throws FormatError, UnsupportedError if it is missing or cannot be understood */
 export async function readAdapterConfig(folder: string): Promise<LoraConfig> {
   const path = join(folder, ADAPTER_CONFIG);
   return parseAdapterConfig(await readText(path), { path });
 }
 
-/** What a folder's adapter is for, in PEFT's word; null where it does not say. */
+/** PEFT's name for the task of a folder's adapter; null where the folder has none. */
 export async function adapterTask(folder: string): Promise<string | null> {
   return (await readAdapterConfig(folder)).taskType;
 }
 
 /**
- * Shape of a parameter that a folder's adapter keeps whole, by its path in the model; null where it keeps none. Reads the file's
- * header alone.
+ * Shape of a parameter that a folder's adapter saves whole, by its path in the model; null: it saves no such parameter. Reads only
+ * the file's header.
  */
 export function savedShape(folder: string, name: string): readonly number[] | null {
   const file = SafetensorsFile.open(join(folder, ADAPTER_TENSORS));
@@ -163,8 +164,8 @@ export async function writePeftFolder(
 }
 
 /**
- * The config to write for these modules. PEFT sorts pattern keys on saving, so patterns that overlap may change their
- * meaning; the caller's are kept where the sorted ones still say the same, else every module gets its full name.
+ * The configuration to write for these modules. PEFT sorts pattern keys on saving, which may change the meaning of patterns that
+ * overlap: the caller's are kept where they mean the same when sorted, otherwise every module gets its full name.
  */
 export function configOf(
   config: LoraConfig,
@@ -209,7 +210,7 @@ function sortedPattern(pattern: LoraConfig['rankPattern']): LoraConfig['rankPatt
   return [...pattern].sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0));
 }
 
-/** @throws FormatError for a module whose tensors are not those of its variant */
+/** Checks that a module's tensors are those of its variant. @throws FormatError if they are not */
 function checkModule(
   name: string,
   parts: ReadonlyMap<string, Tensor>,

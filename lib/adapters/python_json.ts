@@ -4,7 +4,7 @@
  */
 import { ArgumentError } from '../errors.ts';
 
-/** A number that Python holds as a float: written with a point or an exponent even when it is whole. */
+/** A number that is a float in Python: written with a point or an exponent even when it is whole. */
 export class PythonFloat {
   constructor(readonly value: number) {}
 }
@@ -35,7 +35,7 @@ export function pythonJson(value: PythonJson, indent = ''): string {
   return `${open}\n${items.map((item) => inner + item).join(',\n')}\n${indent}${close}`;
 }
 
-/** Python orders strings by code point, which is the order of their UTF-8 bytes. */
+/** Compares strings as Python does, by code point, which is the order of their UTF-8 bytes. */
 export function compareCodePoints(a: string, b: string): number {
   return Buffer.compare(Buffer.from(a), Buffer.from(b));
 }
@@ -53,7 +53,7 @@ function integer(value: number): string {
   return String(value);
 }
 
-/** repr(float): the shortest digits, an exponent below 1e-4 and from 1e16 on, two exponent digits at least. */
+/** Python's repr(float): the shortest digits, an exponent below 1e-4 and from 1e16 on, two exponent digits at least. */
 function pythonFloat(value: number): string {
   if (!Number.isFinite(value))
     throw new ArgumentError(`pythonJson: ${value} cannot be written as JSON`);

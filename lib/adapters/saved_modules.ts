@@ -1,6 +1,6 @@
 /**
- * Modules that an adapter trains and keeps whole (PEFT's modules_to_save): a classifier, a norm, the head. Their trained
- * parameters stand in the place of the base's while the adapter is on; the base's come back for the teacher.
+ * Modules that an adapter trains and saves whole (PEFT's modules_to_save): a classifier, a norm, the head. Their trained parameters
+ * replace the base's while the adapter is on; the base's are put back for the teacher.
  */
 import { ArgumentError, FormatError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
@@ -17,7 +17,7 @@ import {
   zeroGradients,
 } from './trained_parameter.ts';
 
-/** Where a parameter stands in the model. */
+/** Place of a parameter in the model. */
 interface Place {
   readonly name: string;
   readonly module: Module;
@@ -25,12 +25,12 @@ interface Place {
   readonly base: Tensor;
 }
 
-/** PEFT adds these to every classifier's list, whether the model has them or not. */
+/** Modules that PEFT adds to every classifier's list, whether the model has them or not. */
 export const CLASSIFIER_MODULES: readonly string[] = ['classifier', 'score'];
 
 /** The modules that an adapter trains and keeps whole (PEFT's modules_to_save); `AdapterModel.saved` has the active adapter's. */
 export class SavedModules {
-  /** By their path in the model. */
+  /** The trained parameters, named by their path in the model. */
   readonly parameters: readonly TrainedParameter[];
   private readonly places: readonly Place[];
 
@@ -54,19 +54,19 @@ export class SavedModules {
     );
   }
 
-  /** Puts the trained parameters in the model. */
+  /** Puts the trained parameters into the model, in place of the base's. */
   on(): void {
     this.places.forEach((place, i) => {
       put(place, (this.parameters[i] as TrainedParameter).working);
     });
   }
 
-  /** Puts the base's back. */
+  /** Puts the base's parameters back into the model. */
   off(): void {
     for (const place of this.places) put(place, place.base);
   }
 
-  /** Why passes with these modules cannot be recorded as graphs; null: they can. */
+  /** The reason why passes with these modules cannot be recorded as graphs; null: they can. */
   get graphObstacle(): string | null {
     return graphObstacle(this.parameters);
   }
@@ -76,12 +76,12 @@ export class SavedModules {
     collectGradients(this.parameters);
   }
 
-  /** Drops the gradients of both. */
+  /** Drops the gradients of masters and working copies. */
   zeroGradients(): void {
     zeroGradients(this.parameters);
   }
 
-  /** After the masters were written. */
+  /** Rounds the masters into the working copies, after the masters were written. */
   refresh(): void {
     refreshWorking(this.parameters);
   }
@@ -97,7 +97,7 @@ export class SavedModules {
       .map(({ name }) => name);
   }
 
-  /** Frees the trained parameters; the base's are the model's. */
+  /** Frees the trained parameters; the base's belong to the model. */
   dispose(): void {
     for (const { tensor, working } of this.parameters) {
       tensor.dispose();
@@ -114,7 +114,7 @@ export function isSaved(path: string, names: readonly string[] | null): boolean 
   );
 }
 
-/** Every place of a parameter below a module; a tied one comes as often as it stands. */
+/** Every place of a parameter below a module; a tied parameter is given once for each of its places. */
 function* allPlaces(root: Module, path = ''): Generator<Place> {
   for (const [below, module] of root.namedModules(path)) {
     for (const [attribute, base] of Object.entries(module)) {

@@ -1,6 +1,6 @@
 /**
- * How A and B start: by the start of the methods' list that the configuration names, or by a function of the caller's. All
- * values depend only on the seed, the module's path and its weight: adapting one module more changes no other.
+ * Initialisation of A and B: by the listed start that the configuration names, or by the caller's function. All values depend only
+ * on the seed, the module's path and its weight: adapting one module more changes no other.
  */
 import { createHash } from 'node:crypto';
 import { withDevice } from '../device.ts';
@@ -15,8 +15,8 @@ import { START_NAMES, startNamed } from './methods/registry.ts';
 /** First values of a module's pair. */
 export interface InitialPair extends LowRankPair {
   /**
-   * Whether the pair came out of W (default false): what it adds must be taken off, so that the model starts as it was. It is
-   * kept frozen, and the plain export has twice the rank.
+   * Whether the pair was computed from W (default false): then its product is subtracted, so that the model's outputs start
+   * unchanged. It is kept frozen, and the plain export has twice the rank.
    */
   readonly fromWeight?: boolean;
 }
@@ -42,10 +42,10 @@ export interface PairTarget {
 /** The values that `initLoraWeights` may have, for messages. */
 export const INIT_CHOICES = `${START_NAMES.join(', ')} or a function`;
 
-/** Modules whose pairs are made at once: enough for all threads, few enough to leave the event loop its turns. */
+/** Number of modules whose pairs are made at once: enough for all threads, few enough to keep the event loop responsive. */
 const kBatch = 64;
 
-/** The modules of one call of {@link initialPairs}: a function is asked for all of them at once. */
+/** The modules of each call of {@link initialPairs}, in batches; a function gets all of them in one call. */
 export function* startBatches<T>(init: unknown, all: readonly T[]): Generator<readonly T[]> {
   const size = typeof init === 'function' ? Math.max(all.length, 1) : kBatch;
   for (let first = 0; first < all.length; first += size) yield all.slice(first, first + size);
@@ -65,8 +65,8 @@ export function initialPairs(
 }
 
 /**
- * A digest of the values that a start function gave. It stands in a run's identity, so that a run is resumed with the start that it
- * began with, whatever the function is called and wherever its values come from.
+ * A digest of the values that a start function returned. It is part of a run's identity, so that a run is resumed only with the
+ * start that it began with; the function's name and the source of its values do not matter.
  * @throws ArgumentError for a value that is not finite; the pairs are freed
  */
 export async function digestOf(
@@ -90,7 +90,7 @@ export async function digestOf(
   return hash.digest('hex').slice(0, 16);
 }
 
-/** Place of the first value that is not finite, -1 if there is none. A loop: findIndex takes several times as long. */
+/** Index of the first value that is not finite, -1 if there is none. A loop, since findIndex takes several times as long. */
 function firstNotFinite(values: Float32Array | Float64Array): number {
   for (let at = 0; at < values.length; at++) if (!Number.isFinite(values[at])) return at;
   return -1;
@@ -123,7 +123,7 @@ function ofFunction(init: StartFunction, targets: readonly PairTarget[]) {
   return () => {
     const found: unknown = init(targets.map(startModule));
     if (found instanceof Promise) {
-      // Whatever it comes to, nobody waits for it.
+      // The promise is never awaited, so its rejection is ignored.
       found.catch(() => {});
       throw new ArgumentError(
         'initLoraWeights: the function returned a promise; it must return the pairs: await what it needs before',
@@ -139,7 +139,7 @@ function ofFunction(init: StartFunction, targets: readonly PairTarget[]) {
   };
 }
 
-/** A function's pair, checked and copied. */
+/** A pair returned by a start function, checked and copied. */
 function ownPair(target: PairTarget, found: unknown): Required<InitialPair> {
   const { name, r, linear } = target;
   const { inFeatures, outFeatures } = linear;

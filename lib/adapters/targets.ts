@@ -1,8 +1,8 @@
 /**
- * Which modules an adapter touches, and with what rank and scale: PEFT's matching rules over module paths.
+ * Selection of the modules that an adapter changes, with their rank and scale: PEFT's matching rules over module paths.
  *
- * A list matches whole trailing names (`proj` does not match `q_proj`, `dense` matches `pooler.dense`); one string is a
- * regular expression that must match the whole path. Patterns match `(.*\.)?(pattern)$`, the first in order wins.
+ * A list matches whole trailing names (`proj` does not match `q_proj`, `dense` matches `pooler.dense`); one string is a regular
+ * expression that must match the whole path. Patterns match `(.*\.)?(pattern)$`, the first in order wins.
  */
 import { ArgumentError } from '../errors.ts';
 import { ALL_LINEAR, type LoraConfig, loraScale } from './config.ts';
@@ -13,7 +13,7 @@ export interface TargetCandidate {
   readonly name: string;
   readonly inFeatures: number;
   readonly outFeatures: number;
-  /** The output head: "all-linear" leaves it out, as PEFT does. */
+  /** Whether it is the output head, which "all-linear" leaves out, as in PEFT. */
   readonly isHead?: boolean;
 }
 
@@ -25,7 +25,7 @@ export interface Target {
   readonly scale: number;
 }
 
-/** A regular expression written for Python's `re`, for JavaScript. @throws ArgumentError if it cannot be compiled. */
+/** Compiles a regular expression written for Python's `re`. @throws ArgumentError if it cannot be compiled */
 export function pythonRegExp(source: string, wrap: (inner: string) => string): RegExp {
   const inline = /^\(\?([aimsux]+)\)/.exec(source);
   const flags = (inline?.[1] ?? '').replace(/[^ims]/g, '');
@@ -42,7 +42,7 @@ export function pythonRegExp(source: string, wrap: (inner: string) => string): R
   }
 }
 
-/** Whether the configuration adapts the module at `name` (head and "all-linear" are the caller's business). */
+/** A predicate: whether the configuration adapts the module at `name` (the caller handles head and "all-linear"). */
 export function targetMatcher(config: LoraConfig): (name: string) => boolean {
   const named = isAllLinear(config) ? () => true : nameMatcher(config.targetModules);
   const excluded = nameMatcher(config.excludeModules);
@@ -50,7 +50,7 @@ export function targetMatcher(config: LoraConfig): (name: string) => boolean {
   return (name) => !excluded(name) && named(name) && inLayers(name);
 }
 
-/** Whether the configuration adapts a candidate. */
+/** A predicate: whether the configuration adapts a candidate. */
 export function isSelected(config: LoraConfig): (candidate: TargetCandidate) => boolean {
   const matches = targetMatcher(config);
   const all = isAllLinear(config);
@@ -87,7 +87,7 @@ export function resolveTargets(
   });
 }
 
-/** Rank, alpha and scale of any module path. */
+/** A function that gives rank, alpha and scale of any module path. */
 export function moduleSettings(config: LoraConfig): (name: string) => Target {
   const rankOf = firstMatch(config.rankPattern, config.r);
   const alphaOf = firstMatch(config.alphaPattern, config.loraAlpha);
@@ -98,7 +98,7 @@ export function moduleSettings(config: LoraConfig): (name: string) => Target {
 }
 
 /**
- * The list to write into a file for exactly these modules: their last names where these select nothing else, else the
+ * The list to write into a file for exactly these modules: their last names where these select nothing else, otherwise the
  * full paths.
  */
 export function shortestNames(adapted: readonly string[], all: readonly string[]): string[] {
@@ -137,7 +137,9 @@ export function isTrailing(entry: string, name: string): boolean {
   return name === entry || name.endsWith(`.${entry}`);
 }
 
-/** PEFT counts blocks by the last number that follows the list's name and precedes a dot (its match is greedy). */
+/**
+ * A predicate on block numbers. PEFT takes the last number that follows the list's name and precedes a dot (its match is greedy).
+ */
 function layerMatcher({ layersToTransform, layersPattern }: LoraConfig): (name: string) => boolean {
   if (layersToTransform === null || layersToTransform.length === 0) return () => true;
   const named =

@@ -1,6 +1,6 @@
 /**
- * A weight of the model that is itself trained: an f32 master (f64 in an f64 model) for the optimiser, and what the model
- * computes with, the master itself or a copy rounded to the model's dtype after each step.
+ * A model weight that is itself trained: an f32 master (f64 in an f64 model) for the optimiser, and the tensor that the model
+ * computes with, which is the master itself or a copy rounded to the model's dtype after each step.
  */
 import { LayerNorm, type Module, RMSNorm } from '../nn/index.ts';
 import { copy_, zeros } from '../ops/index.ts';
@@ -10,11 +10,14 @@ import type { NamedTensor } from './tuned_model.ts';
 
 /** A weight of the model that is itself trained: `tensor` is the master, f32 or f64. */
 export interface TrainedParameter extends NamedTensor {
-  /** What the model computes with. */
+  /** The tensor that the model computes with. */
   readonly working: Tensor;
 }
 
-/** Copies `values` (default: `base` itself), so that pages of a file stay untouched; `base` stays its owner's. */
+/**
+ * A trained parameter with a copy of `values` (default: of `base`), so that pages of a file stay untouched; `base`
+ * stays its owner's.
+ */
 export function trainedParameter(
   { name, base, decays }: { name: string; base: Tensor; decays: boolean },
   values: Tensor = base,
@@ -34,12 +37,15 @@ export function trainedParameter(
   );
 }
 
-/** Weight decay leaves biases and the weights of norms alone, as transformers' trainer does. */
+/** Whether weight decay applies: not to biases and the weights of norms, as in transformers' Trainer. */
 export function decaysIn(module: Module, attribute: string): boolean {
   return attribute !== 'bias' && !(module instanceof RMSNorm || module instanceof LayerNorm);
 }
 
-/** Gradients of working copies are taken from them after each window, so they have no place that stays. */
+/**
+ * The reason why passes cannot be recorded as graphs, or null: gradients of working copies are moved after each accumulation
+ * window, so their memory is not fixed.
+ */
 export function graphObstacle(parameters: readonly TrainedParameter[]): string | null {
   const found = parameters.find(({ tensor, working }) => working !== tensor);
   return found === undefined
@@ -58,7 +64,7 @@ export function collectGradients(parameters: readonly TrainedParameter[]): void 
   }
 }
 
-/** Drops the gradients of masters and working copies: a copy's would be added to those of the next window. */
+/** Drops the gradients of masters and working copies; a copy's would otherwise be added to those of the next window. */
 export function zeroGradients(parameters: readonly TrainedParameter[]): void {
   for (const { tensor, working } of parameters) {
     tensor.grad = null;

@@ -1,6 +1,6 @@
 /**
- * A model that is being tuned, as the trainer sees it: parameters, a teacher, a state that can be put away and back.
- * Two kinds stand behind it: an adapter on a frozen base, and a model whose own weights are trained.
+ * A model that is being tuned, as the trainer sees it: parameters, a teacher, a state that can be saved and restored. There are two
+ * implementations: an adapter on a frozen base, and a model whose own weights are trained.
  */
 import type { CausalLM, Model } from '../models/index.ts';
 import type { Tensor } from '../tensor.ts';
@@ -10,15 +10,15 @@ import type { MethodName } from './methods/registry.ts';
 export interface NamedTensor {
   readonly name: string;
   readonly tensor: Tensor;
-  /** Whether weight decay takes it (default true): not biases, not the weights of norms. */
+  /** Whether weight decay applies (default true): not to biases and the weights of norms. */
   readonly decays?: boolean;
 }
 
 /** A micro-batch's place in a run. */
 export interface TrainingPass {
-  /** Optimiser steps done before. */
+  /** Number of optimiser steps done before. */
   readonly step: number;
-  /** Within the step, from 0. */
+  /** Index of the micro-batch within the step, from 0. */
   readonly microBatch: number;
 }
 
@@ -32,24 +32,24 @@ export type ExportForm = 'lora' | 'residual';
 export interface TunedModel<M extends Model = CausalLM> {
   readonly model: M;
   readonly kind: 'adapter' | 'full';
-  /** The method that it was made by: its regularizers hold where a Trainer's options say nothing. Null or left out: none. */
+  /** The method it was made with, whose regularizers apply where a Trainer's options name none. Null or left out: none. */
   readonly method?: MethodName | null;
-  /** Whether the output head moves: the losses then may not use what only holds for a frozen one. */
+  /** Whether the output head is trained: then the losses must not use what only holds for a frozen one. */
   readonly trainsHead: boolean;
   readonly hasTeacher: boolean;
-  /** Memory of a second frozen model; 0 where the base itself is the teacher. */
+  /** Bytes of a second frozen model; 0 where the base itself is the teacher. */
   readonly teacherBytes: number;
-  /** Why its passes cannot be recorded once and run again (see captureGraphs), null: they can. */
+  /** The reason why its passes cannot be recorded once and run again (see captureGraphs); null: they can. */
   readonly graphObstacle: string | null;
   /** The f32 masters, always in the same order. */
   parameters(): readonly NamedTensor[];
-  /** Called when a window's gradients are complete: the masters' `grad` holds them afterwards. */
+  /** Moves the gradients of an accumulation window, once complete, to the masters' `grad`. */
   collectGradients(): void;
-  /** Drops all gradients, collected or not: those of a window that came to nothing. */
+  /** Drops all gradients, collected or not, such as those of a window that is abandoned. */
   zeroGradients(): void;
   /**
-   * Says which micro-batch the forwards and backwards that follow belong to; null: none, they are not training. What is
-   * random in training (dropout) is a function of the adapter's seed and this place, so that a resumed run repeats it.
+   * Sets the micro-batch that the following forwards and backwards belong to; null: none, they are not training. Randomness in
+   * training (dropout) is a function of the adapter's seed and this position, so that a resumed run repeats it.
    */
   trainingPass(pass: TrainingPass | null): void;
   /** Runs `body` on the model as it was before tuning. @throws ArgumentError without a teacher. */
@@ -58,14 +58,14 @@ export interface TunedModel<M extends Model = CausalLM> {
   afterStep(): void;
   /** Everything that a resumed run needs besides the base, by name. */
   state(): Record<string, Tensor>;
-  /** Takes the values of an earlier state(). @throws FormatError if names or shapes differ. */
+  /** Restores the values of an earlier state(). @throws FormatError if names or shapes differ. */
   restore(tensors: Readonly<Record<string, Tensor>>, path: string): void;
-  /** What must be the same for a state to fit, as plain JSON. */
+  /** Facts that must match for a state to fit, as plain JSON. */
   identity(): Record<string, unknown>;
-  /** Refuses a form that savePretrained() could not write, so that a run does not end on it. @throws UnsupportedError */
+  /** Refuses a form that savePretrained() could not write, so that a run does not fail at its end. @throws UnsupportedError */
   checkForm(form: ExportForm): void;
   /** Writes the result of the run into a folder. */
   savePretrained(folder: string, options: { form: ExportForm }): Promise<void>;
-  /** Gives the tensors back; the base stays with its owner. */
+  /** Frees the tensors; the base stays with its owner. */
   dispose(): void;
 }

@@ -16,31 +16,31 @@ import { type Example, supervisedCount, truncate } from './example.ts';
 import { chooseFormat, type ExampleFormat, type FormatOptions } from './example_format.ts';
 import { located, type RowSource } from './rows.ts';
 
-/** How rows become micro-batches. */
+/** Options for turning rows into micro-batches. */
 export interface BatchOptions extends FormatOptions, DatasetOptions {
-  /** Examples (rows, when packing) a micro-batch. Default 1. */
+  /** Number of examples (rows, when packing) in a micro-batch. Default 1. */
   batchSize?: number;
-  /** Longer examples are cut. Default 512. */
+  /** Largest number of tokens in an example; longer ones are cut. Default 512. */
   maxLength?: number;
-  /** Several examples in a row of `maxLength` tokens. Default false. */
+  /** Whether to put several examples into each row of `maxLength` tokens. Default false. */
   packing?: boolean;
-  /** Default `none`: rows are not padded. */
+  /** Padding of a micro-batch's rows. Default `none`: rows are not padded. */
   padding?: 'none' | 'longest';
-  /** An example without any supervised token (all cut off): leave it out with a warning, or fail. Default skip. */
+  /** Action for an example without any supervised token (all cut off): leave it out with a warning, or fail. Default skip. */
   onUnsupervised?: 'skip' | 'error';
-  /** Called with what the user should know; the default drops it. */
+  /** Called with each warning for the user; by default warnings are dropped. */
   onWarning?: (warning: DataWarning) => void;
 }
 
-/** Counts over one epoch. */
+/** Counts of the data over one epoch. */
 export interface DataStatistics {
-  /** Rows read. */
+  /** Number of rows read. */
   readonly rows: number;
-  /** Rows that take part. */
+  /** Number of rows that are trained on. */
   readonly examples: number;
   readonly skipped: number;
   readonly truncated: number;
-  /** Of one epoch, after cutting. */
+  /** Number of tokens in one epoch, after cutting. */
   readonly tokens: number;
   readonly supervisedTokens: number;
   readonly longest: number;
@@ -61,10 +61,10 @@ const kDefaultMaxLength = 512;
 export class Batches {
   private constructor(
     private readonly dataset: Dataset<Example, Batch>,
-    /** For people: which fields are used. */
+    /** Description of the fields that are used, for people. */
     readonly format: string,
     readonly statistics: DataStatistics,
-    /** Changes with the examples' ids and supervision, their order and their batching. */
+    /** A string that changes with the examples' ids and supervision, their order and their batching. */
     readonly fingerprint: string,
   ) {}
 
@@ -92,7 +92,7 @@ export class Batches {
     const { truncated, truncatedSides: _, ...counts } = dataset.counts;
     const skipped = counts.rows - counts.examples;
     await check.report(skipped);
-    // Examples that are left out were cut as well, and are named already.
+    // Examples that are left out were cut as well, and have a warning of their own.
     if (truncated > skipped) {
       const about = { rows: counts.rows, what: 'examples', maxLength };
       options.onWarning?.(truncationWarning(truncated, about));
@@ -106,7 +106,7 @@ export class Batches {
     return new Batches(dataset, format.description, statistics, fingerprint);
   }
 
-  /** Micro-batches of an epoch (when packing, the count depends on the order). */
+  /** Number of micro-batches in an epoch (when packing, it depends on the order). */
   batchCount(epoch: number): number {
     return this.dataset.batchCount(epoch);
   }
@@ -135,7 +135,7 @@ function kindOf(
   };
 }
 
-/** Finds the examples that have nothing to learn, and counts what the others have. */
+/** Finds the examples that have nothing to learn, and counts the supervised tokens of the others. */
 class SupervisionCheck {
   supervisedTokens = 0;
   private first: number | null = null;
@@ -156,7 +156,7 @@ class SupervisionCheck {
     return false;
   }
 
-  /** Warns of what is left out. @throws ArgumentError if nothing remains */
+  /** Warns about the examples that are left out. @throws ArgumentError if nothing remains */
   async report(skipped: number): Promise<void> {
     if (this.first === null) return;
     const { length } = this.rows;
@@ -184,6 +184,6 @@ function checkedSettings(options: BatchOptions): Settings {
   if (packing && padding !== 'none') {
     throw new ArgumentError("data: packing excludes padding: 'longest'");
   }
-  // The fingerprint reads them in this order.
+  // The fingerprint hashes the fields in this order.
   return { batchSize, maxLength, packing, padding, shuffle, seed };
 }

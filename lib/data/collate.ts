@@ -1,26 +1,26 @@
 /**
- * Examples -> one micro-batch. Targets are shifted here and nowhere else: `targets[n]` is the id that row n must predict, so a
- * segment's first id is nobody's target and its last row predicts nothing. Segments are never seen by each other: positions
- * start again and cuSeqlens bounds attention, whether the segments are padded, packed or simply put one after the other.
+ * Collation of examples into one micro-batch. Targets are shifted here and nowhere else: `targets[n]` is the id that row n must
+ * predict, so a segment's first id is never a target and its last row predicts nothing. Segments do not attend to each other:
+ * positions restart and cuSeqlens bounds attention, whether the segments are padded, packed or simply concatenated.
  */
 import { ArgumentError } from '../errors.ts';
 import { kIgnoredTarget } from '../ignored_target.ts';
 import type { Example } from './example.ts';
 
-/** Segments one after the other: N rows, B segments. */
+/** Concatenated segments: N rows, B segments. */
 export interface Segments {
   readonly inputIds: Int32Array; // (N)
-  /** Place of each row in its own segment. */
+  /** Position of each row in its own segment. */
   readonly positions: Int32Array; // (N)
-  /** First row of each segment, and N. */
+  /** First row of each segment, followed by N. */
   readonly cuSeqlens: Int32Array; // (B+1)
 }
 
-/** A micro-batch: segments one after the other, N rows in all. */
+/** A micro-batch of concatenated segments, N rows in all. */
 export interface Batch extends Segments {
   /** The id that each row must predict, or -100. */
   readonly targets: Int32Array; // (N)
-  /** Valid rows of each segment, only where the segments are padded on the right. */
+  /** Number of valid rows in each segment, only where the segments are padded on the right. */
   readonly lengths?: Int32Array; // (B)
   /** Index of each segment's row in the data. */
   readonly indices?: Int32Array; // (B)
@@ -28,14 +28,16 @@ export interface Batch extends Segments {
 
 /** Options of {@link collate}. */
 export interface CollateOptions {
-  /** `none`: segments of their own lengths; `longest`: all as long as the longest, with `lengths`. Default none. */
+  /**
+   * Padding of the segments. `none`: each has its own length; `longest`: all as long as the longest, with `lengths`. Default none.
+   */
   padding?: 'none' | 'longest';
-  /** The id in padded places; lengths decide what is padding, never this id. Default 0. */
+  /** The id in padded places; `lengths` decides what is padding, never this id. Default 0. */
   padId?: number;
   indices?: ArrayLike<number>;
 }
 
-/** Puts examples one after the other. */
+/** Concatenates examples into one micro-batch. */
 export function collate(examples: readonly Example[], options: CollateOptions = {}): Batch {
   const { padding = 'none', padId = 0, indices } = options;
   const sequences = examples.map(({ ids }) => ids);
@@ -57,8 +59,8 @@ export function collate(examples: readonly Example[], options: CollateOptions = 
 }
 
 /**
- * Sequences of ids one after the other.
- * @param padTo rows of a segment, at least; default 0: each has its own length
+ * Concatenates sequences of ids.
+ * @param padTo smallest number of rows of a segment; default 0: each has its own length
  * @param padId the id in padded places
  * @throws ArgumentError for no sequence, or one without ids
  */

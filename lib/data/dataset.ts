@@ -1,7 +1,7 @@
 /**
- * The data pipeline that every task shares: rows -> examples -> an order -> micro-batches. What an example is, and how several
- * become a micro-batch, is an `ExampleKind`. Reading goes through every row once: damaged rows and missing fields come up before
- * the first step instead of hours into a run, and lengths are known for packing. The order of an epoch is a pure function of
+ * The data pipeline that every task shares: rows -> examples -> an order -> micro-batches. An `ExampleKind` defines the examples of
+ * a task, and how several become a micro-batch. Every row is read once at the start: damaged rows and missing fields are reported
+ * before the first step instead of hours into a run, and lengths are known for packing. The order of an epoch is a pure function of
  * seed and epoch, so that a checkpoint only remembers a position.
  */
 import { createHash, type Hash } from 'node:crypto';
@@ -9,7 +9,7 @@ import { ArgumentError } from '../errors.ts';
 import { type EpochOrder, epochOrder, type OrderOptions } from './grouping.ts';
 import { located, type Row, type RowSource } from './rows.ts';
 
-/** How the rows of one task become examples, and examples micro-batches. `E` is an example, `B` a micro-batch. */
+/** Conversion of the rows of one task to examples, and of examples to micro-batches. `E` is an example, `B` a micro-batch. */
 export interface ExampleKind<E, B> {
   /**
    * The example of a row, cut to its limits, and which of its sides were cut: one flag a side, the same number for every row.
@@ -17,33 +17,33 @@ export interface ExampleKind<E, B> {
    * @throws ArgumentError about the contents of the row; the row's place is put in front of the message
    */
   encode(row: Row): { readonly example: E; readonly cut: readonly boolean[] };
-  /** Tokens of an example: what packing fills rows with, and grouping by length compares. */
+  /** Number of tokens in an example, which packing adds up and grouping by length compares. */
   length(example: E): number;
   /** Bytes that an example takes in memory. */
   bytes(example: E): number;
   /** Feeds a digest with everything in the example that a step depends on. */
   digest(example: E, hash: Hash): void;
-  /** @param indices index of each example's row in the data */
+  /** Puts examples into one micro-batch. @param indices index of each example's row in the data */
   collate(examples: readonly E[], indices: Uint32Array): B;
 }
 
 /** Options of every kind of data. */
 export interface DatasetOptions {
-  /** Examples of a micro-batch. Default 1. */
+  /** Number of examples in a micro-batch. Default 1. */
   batchSize?: number;
-  /** Default true; false: the rows' own order in every epoch. */
+  /** Whether to shuffle each epoch. Default true; false: the rows' own order in every epoch. */
   shuffle?: boolean;
-  /** Default 42. */
+  /** Seed of the order. Default 42. */
   seed?: number;
-  /** Called now and then with how many of the rows have been read. */
+  /** Called now and then with the number of rows that have been read, and of all rows. */
   onProgress?: (rowsRead: number, rows: number) => void;
   /** Bytes of encoded examples kept in memory. Default 64 MiB. */
   cacheBytes?: number;
-  /** Ends the reading with its reason. */
+  /** Signal that aborts the reading with its reason. */
   signal?: AbortSignal;
 }
 
-/** Something about the data that a user should know. */
+/** A warning about the data for the user. */
 export interface DataWarning {
   readonly code: 'examples_skipped' | 'examples_truncated';
   readonly message: string;
@@ -53,36 +53,36 @@ export interface DataWarning {
 export interface ReadOptions<E>
   extends Pick<DatasetOptions, 'cacheBytes' | 'onProgress' | 'signal'> {
   readonly order: OrderOptions;
-  /** A digest that the examples are added to, so that something may stand before them. Default: a new one. */
+  /** A digest that the examples are added to, for data that must be hashed before them. Default: a new one. */
   readonly hash?: Hash;
   /** Called for every example in the order of the rows; false leaves it out. Default: all are kept. */
   readonly keep?: (example: E, index: number) => boolean | Promise<boolean>;
 }
 
-/** Counts over one epoch. */
+/** Counts of the data over one epoch. */
 export interface DatasetCounts {
   readonly rows: number;
-  /** Rows that take part. */
+  /** Number of rows that are kept. */
   readonly examples: number;
-  /** Tokens of these rows, after cutting. */
+  /** Number of tokens in these rows, after cutting. */
   readonly tokens: number;
   readonly longest: number;
-  /** Rows of which a side was cut, whether they take part or not. */
+  /** Number of rows of which a side was cut, whether they are kept or not. */
   readonly truncated: number;
-  /** The same for each side of its own. */
+  /** Number of rows cut, counted for each side separately. */
   readonly truncatedSides: readonly number[];
 }
 
 const kDefaultCacheBytes = 64 << 20;
-/** Rows encoded between two looks at the event loop. */
+/** Number of rows encoded between two yields to the event loop. */
 const kRowsATurn = 64;
 
-/** Examples of one kind, in micro-batches; see the head of the file. */
+/** Examples of one kind, in micro-batches; the comment at the top of this file describes the pipeline. */
 export class Dataset<E, B> {
   readonly #rows: RowSource;
   readonly #kind: ExampleKind<E, B>;
   readonly #order: OrderOptions;
-  /** Tokens by row. */
+  /** Number of tokens of each row. */
   readonly #lengths: Uint32Array;
   readonly #cache = new Map<number, E>();
   #cacheLeft: number;
@@ -123,7 +123,7 @@ export class Dataset<E, B> {
     return this.#digest as Buffer;
   }
 
-  /** Micro-batches of an epoch (when packing, the count depends on the order). */
+  /** Number of micro-batches in an epoch (when packing, it depends on the order). */
   batchCount(epoch: number): number {
     return this.#orderOf(epoch).starts.length - 1;
   }
@@ -149,7 +149,7 @@ export class Dataset<E, B> {
   }
 
   /**
-   * Examples by their rows as one micro-batch, without waiting.
+   * Collates the examples of rows into one micro-batch, without waiting.
    * @throws ArgumentError for a row that is not kept in memory
    */
   collateKept(indices: Uint32Array): B {
@@ -207,7 +207,7 @@ export class Dataset<E, B> {
 }
 
 /**
- * Visits the rows by their indices, in order, and looks after the event loop and the signal in between.
+ * Visits the rows by their indices, in order, yielding to the event loop and checking the signal in between.
  * @throws the signal's reason, and what `visit` throws
  */
 export async function everyRow(
@@ -236,13 +236,13 @@ export function orderOptions({
   return { batchSize, shuffle, seed };
 }
 
-/** @throws ArgumentError naming an option of the data that is not an integer, or too small */
+/** Checks that an option is an integer and not too small. @throws ArgumentError naming the option */
 export function checkInteger(name: string, value: number, least: number): void {
   if (Number.isSafeInteger(value) && value >= least) return;
   throw new ArgumentError(`data: ${name} must be an integer of at least ${least}, got ${value}`);
 }
 
-/** The warning that `truncated` of the data were cut. */
+/** The warning that `truncated` of the rows were cut. */
 export function truncationWarning(
   truncated: number,
   { rows, what, maxLength }: { rows: number; what: string; maxLength: number },

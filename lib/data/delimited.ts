@@ -1,20 +1,20 @@
 /**
- * TSV and CSV files as rows. TSV has one row a line and no quoting, as GLUE's files; CSV quotes as RFC 4180 (a quoted field may
- * hold commas, doubled quotes and line ends). The file is held in memory; rows are taken apart when they are read.
+ * TSV and CSV files as rows. TSV has one row per line and no quoting, as in GLUE's files; CSV is quoted as in RFC 4180 (a quoted
+ * field may hold commas, doubled quotes and line ends). The file is held in memory; rows are parsed when they are read.
  */
 import { readFile } from 'node:fs/promises';
 import { ArgumentError, FormatError } from '../errors.ts';
 import type { Row, RowSource } from './rows.ts';
 
-/** How a TSV or CSV file is read. */
+/** Options for reading a TSV or CSV file. */
 export interface DelimitedOptions {
-  /** Names of the columns; given, the file has no header and its first line is a row. Default: the first line names them. */
+  /** Names of the columns, for a file without a header, whose first line is a row. Default: the first line names them. */
   columns?: readonly string[];
-  /** Default: a comma for a path that ends in .csv (.CSV), else a tab. */
+  /** Separator of fields. Default: a comma for a path that ends in .csv (.CSV), else a tab. */
   separator?: ',' | '\t';
 }
 
-/** Where a record begins: offset into the text, and line from 1. */
+/** Start of a record: offset into the text, and line from 1. */
 interface Place {
   readonly offset: number;
   readonly line: number;
@@ -125,9 +125,9 @@ function findRecords(path: string, text: string, separator: ',' | '\t'): Place[]
 
 interface Record {
   readonly fields: string[];
-  /** Where the next record begins. */
+  /** Offset of the next record. */
   readonly end: number;
-  /** Lines that this one takes. */
+  /** Number of lines that this record spans. */
   readonly lines: number;
   readonly closed: boolean;
   readonly blank: boolean;
@@ -168,7 +168,7 @@ function splitQuoted(text: string, start: number): Record {
   return { fields, end: at, lines, closed, blank: fields.length === 1 && fields[0] === '' };
 }
 
-/** From behind the opening quote to behind the closing one. */
+/** Reads a quoted field, from after the opening quote to after the closing one. */
 function readQuoted(
   text: string,
   start: number,

@@ -7,20 +7,23 @@ import { ArgumentError } from '../errors.ts';
 import type { ChatMessage } from '../text/chat_template.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 
-/** Not shifted: `supervised[t]` says that id t is to be learned (predicted by row t-1). */
+/**
+ * The ids of one text and which of them are supervised. Not shifted: `supervised[t]` says that id t is to be learned (predicted by
+ * row t-1).
+ */
 export interface Example {
   readonly ids: Int32Array; // (T)
   readonly supervised: Uint8Array; // (T), 0 or 1
 }
 
-/** Ids that some row can learn to predict: the first id of a text has no row before it. */
+/** Number of ids that some row can learn to predict: the first id of a text has no row before it. */
 export function supervisedCount(example: Example): number {
   let count = 0;
   for (let t = 1; t < example.supervised.length; t++) count += example.supervised[t] as number;
   return count;
 }
 
-/** The first `maxLength` tokens. */
+/** Cuts an example to its first `maxLength` tokens. */
 export function truncate(example: Example, maxLength: number): Example {
   if (example.ids.length <= maxLength) return example;
   return {
@@ -30,7 +33,7 @@ export function truncate(example: Example, maxLength: number): Example {
 }
 
 /**
- * prompt + response + EOS, the response and EOS supervised. Nothing is put between the two.
+ * Encodes prompt + response + EOS, with the response and EOS supervised. Nothing is put between the two.
  * @throws ArgumentError if the tokenizer names no EOS token: the model would never learn to stop
  */
 export function encodePromptResponse(
@@ -50,8 +53,8 @@ export function encodePromptResponse(
 }
 
 /**
- * A conversation through the model's chat template, every assistant turn supervised from its first token to its end-of-turn
- * token (white space that the template writes after that is not).
+ * Encodes a conversation through the model's chat template, with every assistant turn supervised from its first token to its
+ * end-of-turn token (white space that the template writes after that is not).
  * @throws ArgumentError if there is no assistant turn, or the template hides where one begins or ends
  */
 export function encodeConversation(
@@ -77,9 +80,9 @@ export function encodeConversation(
 }
 
 /**
- * Where an assistant turn stands in the rendered text. The turn begins where a generation prompt after the earlier messages
- * ends, and ends where the conversation up to it ends. Templates that treat the last turn differently (Qwen3 leaves its
- * thinking out of earlier ones) are not prefixes of themselves: there a mark put into the content finds its border.
+ * Position of an assistant turn in the rendered text. The turn begins where a generation prompt after the earlier messages ends,
+ * and ends where the conversation up to it ends. Templates that treat the last turn differently (Qwen3 leaves its thinking out of
+ * earlier ones) are not prefixes of themselves: there the border is found by a mark put into the content.
  */
 function turnInText(
   tokenizer: Tokenizer,
@@ -89,7 +92,7 @@ function turnInText(
 ): [number, number] {
   const earlier = messages.slice(0, turn);
   const before = tryRender(() => tokenizer.renderChat(earlier, { addGenerationPrompt: true }));
-  // A template may know no generation prompt.
+  // A template may have no generation prompt.
   const opens = before !== tryRender(() => tokenizer.renderChat(earlier));
   const from =
     opens && isPrefix(before, text)
@@ -109,7 +112,10 @@ function turnInText(
 
 const kMark = '\u2042';
 
-/** The border of a turn's content: where the text first differs when a mark is put there; null if it shows nowhere. */
+/**
+ * The border of a turn's content: the position where the text first differs when a mark is put there; null if the mark
+ * shows nowhere.
+ */
 function contentBorder(
   tokenizer: Tokenizer,
   messages: readonly ChatMessage[],
@@ -131,7 +137,7 @@ function contentBorder(
 
 /** The end of a turn that holds a special token with nothing but white space behind it: that token. */
 function endOfTurn(tokenizer: Tokenizer, ids: number[], start: number, end: number): number {
-  // The content's border stands before the end-of-turn token: take it along.
+  // The content's border stands before the end-of-turn token, which belongs to the turn as well.
   const next = ids[end];
   if (next !== undefined && next === tokenizer.eosId && ids[end - 1] !== tokenizer.eosId) end++;
   for (let last = end - 1; last >= start; last--) {

@@ -1,6 +1,6 @@
 /**
- * How a row becomes an example: prompt and response fields through a prompt template, or `messages` through the model's chat
- * template. What is not given is read off the first row.
+ * Conversion of a row to an example: prompt and response fields through a prompt template, or `messages` through the model's chat
+ * template. Options that are not given are inferred from the first row.
  */
 import { ArgumentError } from '../errors.ts';
 import type { ChatMessage } from '../text/chat_template.ts';
@@ -9,16 +9,16 @@ import { type Example, encodeConversation, encodePromptResponse } from './exampl
 import { fieldText, kRecipeTemplate, PromptTemplate } from './prompt_template.ts';
 import type { Row } from './rows.ts';
 
-/** Which fields of a row hold prompt and response, and the template around them. */
+/** Field names of prompt and response in a row, and the template around them. */
 export interface FormatOptions {
-  /** A template with {field} places or the name of one; default: the recipe's. */
+  /** A template with {field} places, or the name of one. Default: the recipe's. */
   promptTemplate?: string;
   promptField?: string;
   responseField?: string;
 }
 
 export interface ExampleFormat {
-  /** For people: `question -> answer` or `messages`. */
+  /** Description for people: `question -> answer` or `messages`. */
   readonly description: string;
   encode(row: Row): Example;
 }
@@ -54,7 +54,7 @@ export function chooseFormat(
   return { description, encode: (row) => encodePromptResponse(tokenizer, ...texts(row)) };
 }
 
-/** Whether rows hold `messages`, and nothing that is asked for says otherwise. */
+/** Whether rows hold `messages`, and no option asks for anything else. */
 function isConversation(
   firstRow: Row,
   { promptTemplate, promptField, responseField }: FormatOptions,
@@ -63,17 +63,17 @@ function isConversation(
   return !asksForFields && Array.isArray(firstRow.messages);
 }
 
-/** Where the prompt and the response of a row stand. */
+/** A way of reading prompt and response from a row. */
 export interface TextFormat {
-  /** For people: `question -> answer`. */
+  /** Description for people: `question -> answer`. */
   readonly description: string;
-  /** @throws ArgumentError naming a field that is missing, or is no text */
+  /** The two texts of a row. @throws ArgumentError naming a field that is missing, or is no text */
   texts(row: Row): [prompt: string, response: string];
 }
 
 /**
  * Chooses the two fields by the options and the first row.
- * @param promptTemplate what is put around the prompt; null: nothing
+ * @param promptTemplate template around the prompt; null: none
  * @throws ArgumentError naming the fields that there are when no known pair fits
  */
 function chooseTexts(

@@ -1,10 +1,10 @@
 /**
- * The tasks of GLUE (Wang et al. 2018): the fields of their rows, their labels, and what they are judged by. Field names are
- * those of the Hugging Face data sets, then those of the original files where they differ.
+ * The tasks of GLUE (Wang et al. 2018): the fields of their rows, their labels and their metrics. Field names are those of the
+ * Hugging Face data sets, then those of the original files where they differ.
  */
 import { ArgumentError } from '../errors.ts';
 
-/** What a checkpoint may be chosen by. */
+/** Names of the metrics that a checkpoint may be chosen by. */
 export const kMetricNames = [
   'accuracy',
   'matthews',
@@ -18,18 +18,18 @@ export const kMetricNames = [
   'pearsonSpearmanMean',
   'loss',
 ] as const;
-/** What a checkpoint is chosen by. */
+/** Name of a metric that a checkpoint may be chosen by. */
 export type MetricName = (typeof kMetricNames)[number];
 
 /** One task of GLUE. */
 export interface GlueTask {
-  /** One text or two; the first alternative whose fields a row has. */
+  /** Alternatives for the fields of the texts, one or two each; the first whose fields a row has is used. */
   readonly texts: readonly (readonly string[])[];
-  /** The first of them that a row has. */
+  /** Alternatives for the field of the label; the first that a row has is used. */
   readonly label: readonly string[];
   /** Class names by id; null: the label is a number. */
   readonly labelNames: readonly string[] | null;
-  /** The first decides between checkpoints. */
+  /** Metrics of the task; the first decides between checkpoints. */
   readonly metrics: readonly MetricName[];
 }
 

@@ -1,22 +1,22 @@
 /**
- * Which examples make up which micro-batch. Without packing a micro-batch is `batchSize` examples; with it, `batchSize` rows of
- * up to `packInto` tokens, each filled with whole examples in their order until the next does not fit. Filling in order (not
- * best fit) keeps the order of the shuffle; the room left at a row's end costs nothing, since rows are not padded.
+ * Grouping of examples into micro-batches. Without packing a micro-batch is `batchSize` examples; with it, `batchSize` rows of up
+ * to `packInto` tokens, each filled with whole examples in their order until the next does not fit. Filling in order (not best fit)
+ * keeps the order of the shuffle; the room left at a row's end costs nothing, since rows are not padded.
  */
 import { shuffledOrder } from './philox.ts';
 
 export interface GroupOptions {
   readonly batchSize: number;
-  /** Tokens a row holds when packing; undefined: no packing. */
+  /** Number of tokens that a row holds when packing; undefined: no packing. */
   readonly packInto?: number;
 }
 
-/** How the examples of an epoch are ordered and grouped. */
+/** Options for ordering and grouping the examples of an epoch. */
 export interface OrderOptions extends GroupOptions {
-  /** false: the rows' own order in every epoch. */
+  /** Whether to shuffle; false: the rows' own order in every epoch. */
   readonly shuffle: boolean;
   readonly seed: number;
-  /** Sequences of like length share a micro-batch. Default false. */
+  /** Whether sequences of similar length share a micro-batch. Default false. */
   readonly byLength?: boolean;
 }
 
@@ -26,7 +26,7 @@ export interface EpochOrder {
   readonly starts: Uint32Array;
 }
 
-/** Where the micro-batches of an order begin, and its length. */
+/** Indices at which the micro-batches of an order begin, followed by its length. */
 export function groupStarts(
   order: Uint32Array,
   lengths: ArrayLike<number>,
@@ -52,14 +52,14 @@ export function groupStarts(
   return Uint32Array.from(starts);
 }
 
-/** Micro-batches that are sorted by length together. */
+/** Number of micro-batches that are sorted by length together. */
 const kBucketBatches = 50;
-/** Sets the key of the second shuffle apart from the first one's. */
+/** Offset that sets the key of the second shuffle apart from that of the first. */
 const kSecondShuffle = 2 ** 40;
 
 /**
  * The micro-batches of an epoch, a pure function of the arguments.
- * @param kept indices of the examples that take part
+ * @param kept indices of the examples that are used
  * @param lengths tokens of every example, by index
  */
 export function epochOrder(

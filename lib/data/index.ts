@@ -1,4 +1,5 @@
-// `balora/data`: from rows to examples and micro-batches by hand; Batches and its like, which do all of it, are in `balora`.
+// `balora/data`: the single steps from rows to examples and micro-batches; Batches and its siblings, which do all of them,
+// are in `balora`.
 export { type CollateOptions, collate, type Segments } from './collate.ts';
 export { DelimitedFile, type DelimitedOptions } from './delimited.ts';
 export {

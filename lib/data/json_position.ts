@@ -1,6 +1,6 @@
 /**
- * Where a JSON text stops being JSON. JSON.parse's messages carry a position only in some engines and cases, so the column in
- * an error about a line of data is found here. Runs on damaged lines only.
+ * Location of the first error in a damaged JSON text. JSON.parse's messages carry a position only in some engines and cases, so the
+ * column in an error about a line of data is found here. Runs on damaged lines only.
  */
 
 const kSpace = /[ \t\n\r]*/y;
@@ -27,7 +27,7 @@ class Scanner {
     return true;
   }
 
-  /** Moves over a string; on a damaged one, to the place of the damage. */
+  /** Moves past a string or, in a damaged one, to the place of the damage. */
   takeString(): boolean {
     if (!this.takeChar('"')) return false;
     for (;;) {
@@ -46,7 +46,7 @@ class Scanner {
   }
 }
 
-/** What follows a finished value, by the brackets that are open. */
+/** The tokens that may follow a finished value, given the open brackets. */
 const afterValue = (open: readonly string[]): Expected =>
   open.length > 0 ? ', or end' : 'end of text';
 

@@ -1,6 +1,6 @@
 /**
- * JSON Lines files that may be larger than memory: one pass notes where each row begins (8 bytes a row), then rows are read
- * by index. Blank lines and a byte-order mark are skipped. A damaged line is an error naming file, line and column.
+ * JSON Lines files that may be larger than memory: one pass notes where each row begins (8 bytes per row), then rows are read by
+ * index. Blank lines and a byte-order mark are skipped. A damaged line is an error naming file, line and column.
  */
 import { type FileHandle, open } from 'node:fs/promises';
 import { ArgumentError, FormatError } from '../errors.ts';
@@ -9,7 +9,7 @@ import type { Row, RowSource } from './rows.ts';
 
 const kChunkBytes = 1 << 20;
 const kNewline = 10;
-/** The longest row: what fits into a JavaScript string. */
+/** Largest size of a row: the most that fits into a JavaScript string. */
 const kMaxRowBytes = 0x1fffffe8;
 
 const kArray =
@@ -39,7 +39,7 @@ class Offsets {
   }
 }
 
-/** Finds the lines that hold something, fed chunk by chunk. */
+/** Finds the lines that are not blank, fed chunk by chunk. */
 class LineFinder {
   readonly starts = new Offsets();
   private base = 0;
@@ -78,7 +78,7 @@ function isBlank(byte: number | undefined): boolean {
 /** A JSON-lines file of any size: lines are indexed by offset and read when asked for. */
 export class JsonlFile implements RowSource {
   private window = { start: 0, bytes: new Uint8Array() as Uint8Array };
-  /** The row after the one read last. */
+  /** Index of the row after the one that was read last. */
   private next = 0;
 
   private constructor(
@@ -137,7 +137,7 @@ export class JsonlFile implements RowSource {
     try {
       value = JSON.parse(text);
     } catch (error) {
-      // An array over several lines: its first one is no JSON.
+      // The file is one array over several lines, whose first line is no JSON by itself.
       if (index === 0 && /^\s*\[/.test(text)) throw await this.damaged(0, 1, kArray);
       const column = (jsonErrorOffset(text) ?? 0) + 1;
       throw await this.damaged(index, column, `not valid JSON (${(error as Error).message})`);
@@ -160,7 +160,7 @@ export class JsonlFile implements RowSource {
     await this.file.close();
   }
 
-  /** Rows read in their order come out of a window that is filled a chunk at a time. */
+  /** Reads bytes of the file. Rows that are read in order come from a window that is filled a chunk at a time. */
   private async read(index: number, start: number, end: number): Promise<Uint8Array> {
     if (end - start > kMaxRowBytes) {
       throw await this.damaged(index, 1, `a row of ${end - start} bytes is too long`);
@@ -197,7 +197,7 @@ export class JsonlFile implements RowSource {
     }
   }
 
-  /** `column` counts UTF-16 units from 1. */
+  /** The error for a damaged row; `column` counts UTF-16 units from 1. */
   private async damaged(index: number, column: number, what: string): Promise<FormatError> {
     const where = `${this.path}:${await this.line(index)}:${column}`;
     return new FormatError(`${where}: ${what}`, { path: this.path, offset: this.starts[index] });
@@ -217,7 +217,7 @@ export class JsonlFile implements RowSource {
   }
 }
 
-/** The chunk is valid until the next one is asked for. */
+/** Reads a file in chunks, each of which is valid until the next one is asked for. */
 async function* readChunks(file: FileHandle, from: number): AsyncGenerator<Uint8Array> {
   const buffer = new Uint8Array(kChunkBytes);
   for (let position = from; ; ) {

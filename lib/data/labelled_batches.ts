@@ -1,6 +1,6 @@
 /**
  * Micro-batches of labelled texts for sequence classification, see `Dataset`. Encoded texts are all kept in memory (about 5 bytes
- * a token); nothing is padded: the sequences of a micro-batch lie one after the other, cuSeqlens tells them apart.
+ * per token); nothing is padded: the sequences of a micro-batch are concatenated, and cuSeqlens holds their borders.
  */
 import { createHash } from 'node:crypto';
 import { ArgumentError } from '../errors.ts';
@@ -27,46 +27,46 @@ import {
 import { fieldText } from './prompt_template.ts';
 import { located, type RowSource } from './rows.ts';
 
-/** Sequences one after the other, each with its label. N tokens, B sequences, D labels. */
+/** Concatenated sequences, each with its label. N tokens, B sequences, D labels. */
 export interface LabelledBatch extends Segments {
-  /** Which text of a pair each token belongs to. */
+  /** Index of the text of a pair that each token belongs to. */
   readonly tokenTypeIds: Int32Array; // (N)
-  /** Class ids (B); numbers or zeros and ones (B*D). */
+  /** Labels: class ids (B), or numbers or zeros and ones (B*D). */
   readonly labels: Int32Array | Float32Array;
   /** Index of each sequence's row in the data. */
   readonly indices: Int32Array; // (B)
 }
 
-/** How labelled rows become micro-batches. */
+/** Options for turning labelled rows into micro-batches. */
 export interface LabelledOptions
   extends FieldOptions,
     LabelOptions,
     Omit<DatasetOptions, 'cacheBytes'> {
-  /** Tokens of a sequence, special ones included; the longer text of a pair is cut first. Default 512. */
+  /** Largest number of tokens in a sequence, special ones included; the longer text of a pair is cut first. Default 512. */
   maxLength?: number;
   /**
-   * Put sequences of like length into one micro-batch. Nothing is padded either way; it evens out what micro-batches take in
-   * time and memory. Default false.
+   * Whether sequences of similar length share a micro-batch. Nothing is padded either way; it evens out the time and memory that
+   * micro-batches take. Default false.
    */
   groupByLength?: boolean;
-  /** Called with what the user should know; the default drops it. */
+  /** Called with each warning for the user; by default warnings are dropped. */
   onWarning?: (warning: LabelledWarning) => void;
 }
 
-/** What the user should know about the data; `code` is stable. */
+/** A warning about the data for the user; `code` is stable. */
 export interface LabelledWarning {
   readonly code: DataWarning['code'] | 'classes_missing' | 'many_classes';
   readonly message: string;
 }
 
-/** What the data holds. */
+/** Counts over the labelled data. */
 export interface LabelledStatistics {
   readonly examples: number;
-  /** Of one epoch, after cutting. */
+  /** Number of tokens in one epoch, after cutting. */
   readonly tokens: number;
   readonly longest: number;
   readonly truncated: number;
-  /** Examples of each class; null for regression. */
+  /** Number of examples of each class; null for regression. */
   readonly perClass: readonly number[] | null;
 }
 
@@ -77,7 +77,7 @@ interface Labelled {
 }
 
 const kMaxLength = 512;
-/** Classes that nobody named, above which more than one to every two examples looks like a text taken for the label. */
+/** Number of classes without given names above which more than one per two examples suggests that a text was read as the label. */
 const kManyClasses = 20;
 
 /** Unpadded micro-batches of labelled sequences, in an order that is a function of seed and epoch. */
@@ -86,12 +86,12 @@ export class LabelledBatches {
     private readonly dataset: Dataset<Labelled, LabelledBatch>,
     readonly scheme: LabelScheme,
     readonly statistics: LabelledStatistics,
-    /** For people: which fields are used. */
+    /** Description of the fields that are used, for people. */
     readonly format: string,
   ) {}
 
   /**
-   * Reads every row twice: for its label, which decides what the labels mean, and to encode it.
+   * Reads every row twice: for its label, since all labels together decide what they mean, and then to encode it.
    * @throws ArgumentError naming file, line and field of a text or label that is missing or wrong
    */
   static async create(
@@ -103,7 +103,7 @@ export class LabelledBatches {
     const { batchSize, shuffle, seed, groupByLength: byLength } = settings;
     const first = await rows.row(0);
     const fields = await located(rows, 0, () => chooseFields(first, options));
-    // Refuses a maxLength that leaves no room for a text before all rows are read.
+    // A maxLength that leaves no room for a text is refused before all rows are read.
     tokenizer.encodePair('', fields.texts.length > 1 ? '' : null, settings);
     const scheme = await schemeOf(rows, fields, options);
     const perClass = Array<number>(scheme.numLabels).fill(0);
@@ -111,7 +111,7 @@ export class LabelledBatches {
       ...options,
       order: { batchSize, shuffle, seed, byLength },
       cacheBytes: Number.POSITIVE_INFINITY,
-      // Runs have stored their fingerprints so: what the examples mean stands before them.
+      // Fingerprints that runs have stored depend on this order: settings and scheme are hashed before the examples.
       hash: createHash('sha256').update(JSON.stringify({ settings, scheme })),
       keep: ({ label }) => {
         countClasses(perClass, label, scheme);
@@ -126,12 +126,12 @@ export class LabelledBatches {
     return new LabelledBatches(dataset, scheme, statistics, format);
   }
 
-  /** Changes with the examples' ids and labels, their order and their batching. */
+  /** A string that changes with the examples' ids and labels, their order and their batching. */
   get fingerprint(): string {
     return this.dataset.digest.toString('hex');
   }
 
-  /** Micro-batches of an epoch: the same for every one. */
+  /** Number of micro-batches in an epoch, the same for every one. */
   batchCount(epoch = 0): number {
     return this.dataset.batchCount(epoch);
   }
@@ -141,7 +141,7 @@ export class LabelledBatches {
     for (const indices of this.dataset.groups(epoch, start)) yield this.collate(indices);
   }
 
-  /** Examples by their row, as one micro-batch. */
+  /** Collates examples by their rows into one micro-batch. */
   collate(indices: ArrayLike<number>): LabelledBatch {
     return this.dataset.collateKept(Uint32Array.from(indices));
   }
@@ -155,7 +155,7 @@ interface Settings {
   readonly groupByLength: boolean;
 }
 
-/** What the labels mean, by the options and all rows. */
+/** The meaning of the labels, resolved from the options and all rows. */
 async function schemeOf(
   rows: RowSource,
   { label }: Fields,
@@ -244,11 +244,11 @@ function checkedSettings(options: LabelledOptions): Settings {
   const { maxLength = kMaxLength, groupByLength = false } = options;
   const { batchSize, shuffle, seed } = orderOptions(options);
   checkInteger('maxLength', maxLength, 2);
-  // The fingerprint reads them in this order.
+  // The fingerprint hashes the fields in this order.
   return { batchSize, maxLength, shuffle, seed, groupByLength };
 }
 
-/** A tokenizer that has no frame makes nothing of an empty text, and no head reads a sequence without tokens. */
+/** The error for an empty text under a tokenizer without special tokens: it has no tokens, and no head reads such a sequence. */
 function withoutTokens(texts: readonly string[]): ArgumentError {
   const names = texts.map((name) => `'${name}'`).join(', ');
   return new ArgumentError(`field ${names}: no token, and the tokenizer adds none of its own`);

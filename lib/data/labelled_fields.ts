@@ -1,17 +1,19 @@
-/** Which fields of a row are its texts and its label: named, by a task of GLUE, or found among known ones. */
+/**
+ * Selection of the fields of a row that are its texts and its label: named by options or a GLUE task, or found among known names.
+ */
 import { ArgumentError } from '../errors.ts';
 import { glueTask } from './glue.ts';
 import type { LabelOptions, TaskLabelOptions } from './labels.ts';
 import type { Row } from './rows.ts';
 
 export interface FieldOptions {
-  /** A task of GLUE: gives fields, label names and the kind of label where they are not given. */
+  /** A task of GLUE, which sets fields, label names and the kind of label where they are not given. */
   glue?: string;
-  /** Default: `sentence` or `text`, or the first pair of GLUE's fields that the first row has. */
+  /** Field of the text. Default: `sentence` or `text`, or the first pair of GLUE's fields that the first row has. */
   textField?: string;
-  /** The second text of a pair. Default: none, unless found with the first. */
+  /** Field of the second text of a pair. Default: none, unless found with the first. */
   textPairField?: string;
-  /** Default `label`. */
+  /** Field of the label. Default `label`. */
   labelField?: string;
 }
 
@@ -20,7 +22,7 @@ export interface Fields {
   readonly label: string;
 }
 
-/** Pairs before single texts: a row with both fields is a pair. */
+/** Known fields of texts, pairs before single texts: a row with both fields is a pair. */
 const kKnownTexts = [
   ['sentence1', 'sentence2'],
   ['premise', 'hypothesis'],
@@ -30,7 +32,7 @@ const kKnownTexts = [
   ['text'],
 ] as const;
 
-/** @throws ArgumentError naming the fields that there are */
+/** Chooses the fields of texts and label. @throws ArgumentError naming the fields that there are */
 export function chooseFields(row: Row, options: FieldOptions): Fields {
   const { glue, textField, textPairField, labelField } = options;
   const task = glue === undefined ? null : glueTask(glue);
@@ -56,7 +58,7 @@ export function chooseFields(row: Row, options: FieldOptions): Fields {
   );
 }
 
-/** What is said about the labels: by the caller, else by the task. */
+/** Options of the labels: the caller's, else those of the task. */
 export function labelOptions(options: FieldOptions & LabelOptions): TaskLabelOptions {
   const { glue, numLabels, problemType } = options;
   const labelNames = options.labelNames ?? undefined;

@@ -1,34 +1,37 @@
-/** Labels of a row: a class by id or name, a number, or D yes/no values; and what is not said about them, from the data. */
+/** Labels of a row: a class by id or name, a number, or D yes/no values. Options that are not given are inferred from the data. */
 import { ArgumentError } from '../errors.ts';
 
-/** What the outputs of a head mean, in config.json's words. */
+/** The meaning of a head's outputs, in config.json's words. */
 export type LabelKind = 'single_label_classification' | 'regression' | 'multi_label_classification';
 
 export interface LabelOptions {
-  /** Default: several labels where the first label is a list, regression where numLabels is 1, else one class of several. */
+  /**
+   * Kind of the labels. Default: several labels where the first label is a list, regression where numLabels is 1, else one
+   * class of several.
+   */
   problemType?: LabelKind;
-  /** D, outputs of the head. Default: counted in the data. */
+  /** D, the number of outputs of the head. Default: counted in the data. */
   numLabels?: number;
   /**
-   * Class names by id, those of the model's head (`model.labelNames`) where it has been trained; null: not given. The data may
-   * write them in another case, and a GLUE task's ids are translated. Default: the names found, sorted, or none where labels
-   * are ids.
+   * Class names by id, those of the model's head (`model.labelNames`) where it has been trained; null: not given. The data
+   * may write them in another case, and a GLUE task's ids are translated. Default: the names found, sorted, or none where
+   * labels are ids.
    */
   labelNames?: readonly string[] | null;
 }
 
-/** What is said about the labels, with what a task says of the ids in its data. */
+/** Options of the labels, with the class names that a task's ids stand for. */
 export interface TaskLabelOptions extends LabelOptions {
   /** Class names by the ids that the data writes. */
   taskNames?: readonly string[];
 }
 
-/** Everything known about the labels. */
+/** The full meaning of the labels, given by options or found in the data. */
 export interface LabelScheme {
   readonly problemType: LabelKind;
   readonly numLabels: number;
   readonly names: readonly string[] | null;
-  /** Class id of each id in the data; left out where they are the same. */
+  /** Class id of each id in the data; left out where they are equal. */
   readonly ids?: readonly number[];
 }
 
@@ -36,7 +39,7 @@ export interface LabelScheme {
 type Raw = string | number | readonly (string | number)[];
 
 /**
- * Fills in what the options leave open by looking at all labels.
+ * Infers the options that are not given from all labels.
  * @throws ArgumentError for options that contradict each other or labels that cannot be understood
  */
 export function resolveScheme(values: readonly unknown[], options: TaskLabelOptions): LabelScheme {
@@ -77,7 +80,7 @@ export function resolveScheme(values: readonly unknown[], options: TaskLabelOpti
   return { problemType, numLabels: count, names, ...moved };
 }
 
-/** Place of a name in a list: as it is written, else in any case where no two are then alike; -1 where it has none. */
+/** Index of a name in a list: by exact case, else by any case where no two names are then alike; -1 where it is missing. */
 function placeOf(name: string, names: readonly string[]): number {
   const exact = names.indexOf(name);
   if (exact >= 0) return exact;
@@ -86,14 +89,16 @@ function placeOf(name: string, names: readonly string[]): number {
   return first === folded.lastIndexOf(name.toLowerCase()) ? first : -1;
 }
 
-/** For each of `from` its place in `names`; null unless both lists hold the same names, in whatever order and case. */
+/** Index in `names` of each of `from`; null unless both lists hold the same names, in any order and case. */
 export function placesIn(from: readonly string[], names: readonly string[]): number[] | null {
   const places = from.map((name) => placeOf(name, names));
   const found = new Set(places.filter((place) => place >= 0));
   return found.size === names.length && from.length === names.length ? places : null;
 }
 
-/** The names used, sorted; null where most labels are ids (a name among them is then a mistake), or rows of yes/no. */
+/**
+ * Class names in the data, sorted; null where most labels are ids (a name among them is then a mistake), or lists of yes/no values.
+ */
 function foundNames(values: readonly unknown[]): string[] | null {
   const names = new Set<string>();
   let [named, ids] = [0, 0];
@@ -162,7 +167,7 @@ function numbersOf(value: unknown, count: number): number[] {
   });
 }
 
-/** JSON lists may stand in a text file's field. */
+/** A label as it is in a row, where a text file's field may also hold a JSON list. */
 export function readRaw(value: unknown): Raw | null {
   if (typeof value === 'string' && value.startsWith('[')) {
     try {

@@ -1,11 +1,11 @@
-/** A data file as rows, by the end of its name. */
+/** Opening of a data file as rows, by the extension of its name. */
 import { ArgumentError } from '../errors.ts';
 import { DelimitedFile } from './delimited.ts';
 import { JsonlFile, type JsonlOptions } from './jsonl.ts';
 import { ParquetFile } from './parquet.ts';
 import type { RowSource } from './rows.ts';
 
-/** How a data file is opened. */
+/** Options for opening a data file. */
 export interface OpenRowsOptions extends JsonlOptions {
   /** Names of the columns of a TSV or CSV file without header. */
   columns?: readonly string[];

@@ -27,16 +27,16 @@ export class ParquetFile implements RowSource {
   ) {}
 
   /**
-   * Reads the footer.
-   * @throws ArgumentError if the file cannot be read or has no rows, FormatError if it is no Parquet file, UnsupportedError for
-   *   a compression other than snappy
+   * Opens a file and reads its footer.
+   * @throws ArgumentError if the file cannot be read or has no rows, FormatError if it is no Parquet file, UnsupportedError for a
+   *   compression other than snappy
    */
   static async open(path: string): Promise<ParquetFile> {
     await stat(path).catch((error: NodeJS.ErrnoException) => {
       const reason = error.code === 'ENOENT' ? 'no such file' : error.message;
       throw new ArgumentError(`data: cannot open ${path}: ${reason}`);
     });
-    // Loaded when needed: most runs read no Parquet.
+    // The package is loaded when needed, since most runs read no Parquet.
     const hyparquet = await import('hyparquet');
     const { file, metadata } = await within(path, async () => {
       const opened = await hyparquet.asyncBufferFromFile(path);
@@ -96,7 +96,7 @@ export class ParquetFile implements RowSource {
   }
 }
 
-/** 64-bit integers as numbers where they fit: labels are. */
+/** A row whose 64-bit integers are numbers where they fit, since labels are often stored so. */
 function plainRow(row: Readonly<Record<string, unknown>>): Row {
   return Object.fromEntries(Object.entries(row).map(([name, value]) => [name, plain(value)]));
 }

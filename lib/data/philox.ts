@@ -1,7 +1,7 @@
 /**
  * Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), a counter-based generator: the number
- * at a place is a pure function of key and counter. The order of an epoch therefore needs no stored state: (seed, epoch)
- * gives it again.
+ * at a place is a pure function of key and counter. The order of an epoch therefore needs no stored state, since it follows
+ * from (seed, epoch).
  */
 import { ArgumentError } from '../errors.ts';
 

@@ -41,7 +41,7 @@ export class PromptTemplate {
     }
   }
 
-  /** The row's prompt. `where` tells the row's place for the error about a missing field. */
+  /** Fills the places of the template from a row. @throws ArgumentError where the row lacks a field */
   fill(row: Row, promptField: string | null): string {
     return this.pieces
       .map((piece) => {

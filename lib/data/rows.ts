@@ -1,20 +1,20 @@
 /**
- * Where rows of data come from: anything with a length that gives a row by its index. `JsonlFile` reads a file that may be
- * larger than memory; `arrayRows` wraps rows that are there already.
+ * Sources of data rows: anything with a length that gives a row by its index. `JsonlFile` reads a file that may be larger than
+ * memory; `arrayRows` wraps rows that are in memory already.
  */
 import { ArgumentError, BaloraError, FormatError, UnsupportedError } from '../errors.ts';
 
-/** One row: fields by name. */
+/** One row of data: its fields by name. */
 export type Row = Readonly<Record<string, unknown>>;
 
 /** Rows of data by index. */
 export interface RowSource {
   readonly length: number;
-  /** @throws FormatError naming file, line and column if the row is damaged */
+  /** Reads a row. @throws FormatError naming file, line and column if the row is damaged */
   row(index: number): Promise<Row>;
-  /** Where the row stands, for messages: `train.jsonl:12`. */
+  /** Place of a row, for messages: `train.jsonl:12`. */
   where(index: number): Promise<string>;
-  /** Lets go of the file, if there is one. */
+  /** Closes the file, if there is one. */
   close(): Promise<void>;
 }
 
@@ -30,9 +30,9 @@ export function arrayRows(rows: readonly Row[], name = 'row'): RowSource {
 }
 
 /**
- * Runs what reads the contents of a row, and puts the row's place in front of its error.
- * @throws UnsupportedError where the work does, ArgumentError for other errors about the contents; those of a file that is
- *   damaged name their place already and pass as they are
+ * Runs `work` on the contents of a row, and puts the row's place in front of its error.
+ * @throws UnsupportedError where the work does, ArgumentError for other errors about the contents; the errors of a damaged file
+ *   name their place already and pass unchanged
  */
 export async function located<T>(rows: RowSource, index: number, work: () => T): Promise<T> {
   try {

@@ -21,23 +21,23 @@ import {
   type Seq2SeqLengths,
 } from './seq2seq_example.ts';
 
-/** How rows become micro-batches of an encoder-decoder. */
+/** Options for turning rows into micro-batches of an encoder-decoder. */
 export interface Seq2SeqBatchOptions extends FormatOptions, DatasetOptions {
   /** The id that the decoder reads first: `decoderStartTokenId` of the model. */
   decoderStartTokenId: number;
   /** A template with {field} places, or the name of one. Default: none, the prompt is the source as it stands. */
   promptTemplate?: string;
-  /** Tokens of a source, special ones included; longer ones are cut before `</s>`. Default 512. */
+  /** Largest number of tokens in a source, special ones included; longer ones are cut before `</s>`. Default 512. */
   maxSourceLength?: number;
-  /** The same for targets. Default 128. */
+  /** Largest number of tokens in a target, special ones included; longer ones are cut before `</s>`. Default 128. */
   maxTargetLength?: number;
-  /** Called with what the user should know; the default drops it. */
+  /** Called with each warning for the user; by default warnings are dropped. */
   onWarning?: (warning: DataWarning) => void;
 }
 
 /** Counts over one epoch. Tokens are those of both sides; no example is ever left out, since each has an end to learn. */
 export interface Seq2SeqStatistics extends DataStatistics {
-  /** Rows of the longest sequence on either side: what a position table must reach. */
+  /** Number of rows of the longest sequence on either side: the length that a position table must have. */
   readonly longest: number;
   readonly longestSource: number;
   readonly longestTarget: number;
@@ -59,10 +59,10 @@ const kDefaultMaxTargetLength = 128;
 export class Seq2SeqBatches {
   private constructor(
     private readonly dataset: Dataset<Seq2SeqExample, Seq2SeqExamples>,
-    /** For people: which fields are used. */
+    /** Description of the fields that are used, for people. */
     readonly format: string,
     readonly statistics: Seq2SeqStatistics,
-    /** Changes with the examples' ids, the start token, their order and their batching. */
+    /** A string that changes with the examples' ids, the start token, their order and their batching. */
     readonly fingerprint: string,
   ) {}
 
@@ -78,7 +78,7 @@ export class Seq2SeqBatches {
   ): Promise<Seq2SeqBatches> {
     const settings = checkedSettings(options);
     const { batchSize, shuffle, seed } = settings;
-    // Refuses what no row could be encoded with before any is read.
+    // Settings under which no row could be encoded are refused before any row is read.
     encodeSeq2Seq(tokenizer, ['', ''], settings);
     const first = await rows.row(0);
     const format = await located(rows, 0, () => chooseSourceTarget(first, options));
@@ -113,7 +113,7 @@ export class Seq2SeqBatches {
     return new Seq2SeqBatches(dataset, format.description, statistics, fingerprint);
   }
 
-  /** Micro-batches of an epoch: the same for every one. */
+  /** Number of micro-batches in an epoch, the same for every one. */
   batchCount(epoch = 0): number {
     return this.dataset.batchCount(epoch);
   }

@@ -1,6 +1,6 @@
 /**
- * Examples of an encoder-decoder: the ids that the encoder reads and those that the decoder is to write, each with its end, and
- * how they become a micro-batch with a text for either side.
+ * Examples of an encoder-decoder, which are the ids that the encoder reads and those that the decoder is to write, each with its
+ * end, and their collation into a micro-batch with a text for either side.
  */
 import { ArgumentError } from '../errors.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
@@ -9,11 +9,11 @@ import { concatenate, type Segments } from './collate.ts';
 /** A source and its target, both with the tokenizer's special tokens. */
 export interface Seq2SeqExample {
   readonly source: Int32Array; // (M)
-  /** Without the decoder's start token. */
+  /** Ids of the target, without the decoder's start token. */
   readonly target: Int32Array; // (N)
 }
 
-/** A micro-batch: segment b of the decoder reads segment b of the encoder, whose rows are those of the object itself. */
+/** A micro-batch: segment b of the decoder reads segment b of the encoder. The encoder's rows are in the object itself. */
 export interface Seq2SeqExamples extends Segments {
   readonly decoder: Segments & {
     /** The id that each row of the decoder must predict. */
@@ -23,16 +23,16 @@ export interface Seq2SeqExamples extends Segments {
   readonly indices: Int32Array; // (B)
 }
 
-/** The most tokens of either side, special ones included. */
+/** Largest number of tokens on either side, special ones included. */
 export interface Seq2SeqLengths {
   readonly maxSourceLength: number;
   readonly maxTargetLength: number;
 }
 
 /**
- * Both texts as ids. A text that is too long is cut before its special tokens, as transformers' `truncation=True` does, so that
- * `</s>` ends it all the same. A tokenizer that puts no end behind a text gets one put there, as transformers' T5 tokenizer does.
- * @returns the example, and of either side whether it was cut
+ * Encodes both texts as ids. A text that is too long is cut before its special tokens, as with transformers' `truncation=True`, so
+ * that it still ends in `</s>`. Where the tokenizer appends no EOS token, one is appended, as transformers' T5 tokenizer does.
+ * @returns the example, and for each side whether it was cut
  * @throws ArgumentError if the tokenizer names no EOS token, or a length leaves no room for a text
  */
 export function encodeSeq2Seq(
@@ -58,14 +58,14 @@ function withEnd(
   }
   const { ids, cut } = tokenizer.encodePair(text, null, { maxLength });
   if (ids.at(-1) === eosId) return { ids: Int32Array.from(ids), cut: cut > 0 };
-  // The tokenizer puts no end of its own: one token less of the text has room.
+  // The tokenizer appends no EOS token, so one token less of the text has room.
   const kept = ids.slice(0, maxLength - 1);
   return { ids: Int32Array.from([...kept, eosId]), cut: cut > 0 || kept.length < ids.length };
 }
 
 /**
- * Puts examples one after the other, unpadded. The decoder reads its start token and the target but for its last token, and
- * row t of it must predict token t: the shift happens here and nowhere else.
+ * Concatenates examples, unpadded. The decoder reads its start token and the target without its last token, and row t of it must
+ * predict token t: the shift happens here and nowhere else.
  * @param options decoderStartTokenId: see `Seq2SeqLM.decoderStartTokenId`; indices: index of each example's row in the data
  * @throws ArgumentError for no example, or a side without tokens
  */

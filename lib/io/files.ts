@@ -1,13 +1,13 @@
 /**
- * Files that are there whole or not at all: written beside their place, flushed to the disk, renamed over it.
- * A process killed at any moment leaves the old file or the new one, and at worst a stray `.tmp` name.
+ * Files that exist whole or not at all: written under a temporary name beside their place, flushed to the disk, renamed over it. A
+ * process killed at any moment leaves the old file or the new one, and at worst a stray `.tmp` name.
  */
 import { type FileHandle, mkdir, open, readdir, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { NativeError } from '../errors.ts';
 
 const kTemporary = '.tmp-';
-/** The process in a temporary name: written here, or by the engine (native/io/atomic_file.cc). */
+/** The process id in a temporary name that is written here, or by the engine (native/io/atomic_file.cc). */
 const kWriter = /^\.tmp-(\d+)-|\.safetensors\.(\d+)-\d+\.tmp$/;
 
 /** Writes a file atomically. @throws NativeError with the path when the disk is full or refuses. */
@@ -30,8 +30,8 @@ export async function writeFileAtomic(path: string, contents: string | Uint8Arra
 }
 
 /**
- * Fills a new folder under a temporary name, then gives it its own: readers see a complete folder or none. A folder
- * that already has the name is replaced.
+ * Fills a new folder under a temporary name, then renames it: readers see a complete folder or none. A folder that already has the
+ * name is replaced.
  */
 export async function writeFolderAtomic(
   path: string,
@@ -53,8 +53,8 @@ export async function writeFolderAtomic(
 }
 
 /**
- * Whether a killed process left this half written: a living one may still finish its own. For callers that have not begun to
- * write: their own number is that of an earlier process then, as it often is in a container.
+ * Whether a killed process left this file half written: a living one may still finish its own. To be called before this process has
+ * written anything: a file with its number is then that of an earlier process, as is common in containers.
  */
 export function isStray(name: string): boolean {
   const writer = kWriter.exec(name);
@@ -63,16 +63,16 @@ export function isStray(name: string): boolean {
   return pid === process.pid || !isRunning(pid);
 }
 
-/** Whether there is a process of this number. */
+/** Whether a process with this number is running. */
 export function isRunning(pid: number): boolean {
   try {
     return process.kill(pid, 0);
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM'; // another user's
+    return (error as NodeJS.ErrnoException).code === 'EPERM'; // the process belongs to another user
   }
 }
 
-/** Removes what a killed process left half written in `folder`. */
+/** Removes the files that a killed process left half written in `folder`. */
 export async function removeTemporaries(folder: string): Promise<void> {
   for (const name of await namesIn(folder)) {
     if (isStray(name)) await rm(join(folder, name), { recursive: true, force: true });
@@ -89,7 +89,7 @@ export async function namesIn(folder: string): Promise<string[]> {
   }
 }
 
-/** The disk's own failures by name, anything else as it is. */
+/** The named error for a failure of the disk; any other error unchanged. */
 export function diskError(path: string, error: unknown): unknown {
   const code = (error as NodeJS.ErrnoException | null)?.code;
   const reasons: Record<string, string> = {
@@ -107,7 +107,7 @@ export function diskError(path: string, error: unknown): unknown {
       });
 }
 
-/** A rename is durable only once its folder is flushed; systems that cannot open folders do without. */
+/** Flushes a folder, without which a rename in it is not durable; systems that cannot open folders skip it. */
 export async function syncFolder(folder: string): Promise<void> {
   let handle: FileHandle | undefined;
   try {

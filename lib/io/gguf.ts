@@ -7,14 +7,14 @@ import { type DType, native } from '../native.ts';
 import { noGrad, Tensor } from '../tensor.ts';
 import { infoMap, type ReadOptions, type TensorFile, type TensorInfo } from './tensor_file.ts';
 
-/** Integers beyond 2^53 arrive as BigInt. */
+/** A value of GGUF metadata; integers beyond 2^53 arrive as BigInt. */
 export type GgufMetadataValue = number | bigint | boolean | string | readonly GgufMetadataValue[];
 
-/** How {@link GgufFile.read} gives a tensor. */
+/** Options of {@link GgufFile.read}. */
 export interface GgufReadOptions extends ReadOptions {
   /**
-   * Heads whose rows are stored in the llama architecture's interleaved order (attn_q, attn_k): they come back in
-   * Hugging Face's order of halves. Default 0: as stored.
+   * Number of heads whose rows are stored in the llama architecture's interleaved order (attn_q, attn_k): they are reordered to
+   * Hugging Face's order of halves. Default 0: rows stay as stored.
    */
   permutedHeads?: number;
 }
@@ -54,8 +54,8 @@ export class GgufFile implements TensorFile {
   }
 
   /**
-   * Enqueues the decoding of one tensor. Values are f32 in the reference's order of operations, rounded once for other
-   * dtypes.
+   * Enqueues the decoding of one tensor. Values are f32, computed in the reference's order of operations, and rounded once for
+   * other dtypes.
    * @throws FormatError if the file has no such tensor, UnsupportedError for a type that is not decoded
    */
   read(name: string, options: GgufReadOptions = {}): Tensor {
@@ -75,7 +75,7 @@ export class GgufFile implements TensorFile {
     native.closeGguf(this.#file);
   }
 
-  /** `using` closes it at the end of its block. */
+  /** Closes the file at the end of a `using` block. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -1,6 +1,6 @@
 /**
- * From what a user names (a folder, a .gguf file, a model id on the Hub) to files on this machine. Downloads go to the cache
- * that Python's huggingface_hub shares; only what a model and its tokenizer need.
+ * Resolution of what a user names (a folder, a .gguf file, a model id on the Hub) to files on this machine. Downloads go to the
+ * cache shared with Python's huggingface_hub, and are limited to the files that a model and its tokenizer need.
  */
 import { existsSync } from 'node:fs';
 import { ArgumentError, BaloraError, NativeError } from '../errors.ts';
@@ -10,23 +10,23 @@ import { Endpoint, type EndpointOptions, HubError, withoutToken } from './hub/en
 import { isRepoId, isRevision, pathProblem, printable } from './hub/names.ts';
 import { isModelFolder, SINGLE_WEIGHTS, WEIGHTS_INDEX } from './model_folder.ts';
 
-/** How a name on the hub is found. */
+/** Options for finding a name on the Hub. */
 export interface ResolveOptions {
-  /** Branch, tag or commit (default main). */
+  /** Branch, tag or commit of the repository (default main). */
   revision?: string;
-  /** Default: HF_ENDPOINT, else https://huggingface.co. */
+  /** Address of the Hub. Default: HF_ENDPOINT, else https://huggingface.co. */
   hubUrl?: string;
-  /** Default: HF_HUB_CACHE, HF_HOME/hub, or ~/.cache/huggingface/hub. */
+  /** Folder of the cache. Default: HF_HUB_CACHE, HF_HOME/hub, or ~/.cache/huggingface/hub. */
   cacheDir?: string;
-  /** Default: HF_TOKEN; '' for none. It is sent to the Hub's own address alone, and over http to this machine alone. */
+  /** Access token, '' for none. Default: HF_TOKEN. It is sent only to the Hub's own address, and over http only to this machine. */
   accessToken?: string;
-  /** Never ask the Hub, use the cache only. Default: HF_HUB_OFFLINE is 1. */
+  /** Whether to use the cache only and never ask the Hub. Default: HF_HUB_OFFLINE is 1. */
   offline?: boolean;
-  /** How long the Hub may take for 64 KiB of a file, or for one page of its lists (default 60 000). */
+  /** Milliseconds that the Hub may take for 64 KiB of a file, or for one page of its lists (default 60 000). */
   timeoutMs?: number;
-  /** Stops what is being fetched. */
+  /** Signal that stops the download. */
   signal?: AbortSignal;
-  /** Told of every file before it is downloaded. */
+  /** Called before each file is downloaded, with its path and size. */
   onDownload?: (path: string, bytes: number) => void;
 }
 
@@ -45,7 +45,7 @@ const kMostOfText = 256 * 2 ** 20; // bytes; the largest tokenizers have a tenth
 const kMostNames = 40; // in a message
 
 /**
- * The folder or file that `nameOrPath` stands for. A path that exists is itself; `owner/name` is a model on the Hub, and
+ * Resolves `nameOrPath` to a folder or file. A path that exists is itself; `owner/name` is a model on the Hub, and
  * `owner/name/file.gguf` one file of it.
  * @throws ArgumentError for what is neither, NativeError when the Hub cannot be reached and the cache has no whole model
  */
@@ -53,7 +53,7 @@ export function resolveModel(nameOrPath: string, options: ResolveOptions = {}): 
   return resolve(nameOrPath, options, kModel);
 }
 
-/** The same where only the tokenizer is asked for: weights are left on the Hub, unless a GGUF file is both. */
+/** Resolves a name of which only the tokenizer is needed: weights are left on the Hub, unless a GGUF file is both. */
 export function resolveTokenizer(nameOrPath: string, options: ResolveOptions): Promise<string> {
   return resolve(nameOrPath, options, kTokenizer);
 }
@@ -96,7 +96,7 @@ async function resolve(
   }
 }
 
-/** @throws ArgumentError for what is neither an id nor a file of one */
+/** Splits a name into repository and file. @throws ArgumentError for what is neither an id nor a file of one */
 function parseName(name: string): { repo: string; file: string | null } {
   const [, repo = name, file = null] = kFileInRepo.exec(name) ?? [];
   if (!isRepoId(repo)) {
@@ -117,11 +117,11 @@ function accessOf(options: ResolveOptions): EndpointOptions {
   return { hubUrl: hubUrl || kHub, accessToken: accessToken.trim(), timeoutMs, signal };
 }
 
-/** What a name is resolved for. */
+/** The selection of files that serves one purpose. */
 interface Choice {
-  /** Of the files of a repository those that are wanted. @throws ArgumentError where it has nothing that serves */
+  /** Chooses the wanted files of a repository. @throws ArgumentError where none of its files serves */
   choose(names: readonly string[], repo: string): string[];
-  /** Whether files that are here already are enough. */
+  /** Whether files that are on this machine already are enough. */
   serves(names: readonly string[]): boolean;
 }
 
@@ -134,17 +134,17 @@ const kTokenizer: Choice = {
   serves: (names) => names.includes('tokenizer.json') || names.some(isGguf),
 };
 
-/** What is asked for, and where it goes. */
+/** A request to the Hub, and the cache that its files go to. */
 interface Wanted {
   repo: string;
-  /** The only one that is wanted; null: those of `choice`. */
+  /** The only file that is wanted; null: those of `choice`. */
   file: string | null;
   choice: Choice;
   revision: string;
   cache: RepoCache;
 }
 
-/** Asks the Hub, fetches what is missing. @throws HubError, and as RepoCache does */
+/** Asks the Hub and fetches the files that are missing. @throws HubError, and the errors of RepoCache */
 async function download(
   endpoint: Endpoint,
   { repo, file, choice, revision, cache }: Wanted,
@@ -170,13 +170,13 @@ async function download(
   throw new HubError(`${repo} was taken away from the cache while it was fetched`);
 }
 
-/** Files but weights are read into memory whole. @throws HubError */
+/** Refuses a file that is too large, because all files but weights are read into memory whole. @throws HubError */
 function notTooLarge(file: RepoFile): RepoFile {
   if (/\.(safetensors|gguf)$/.test(file.path) || file.bytes <= kMostOfText) return file;
   throw new HubError(`${file.path}: ${file.bytes} bytes are more than ${kMostOfText}`);
 }
 
-/** The same without the Hub; null where the cache has not all that is wanted. @throws FormatError as RepoCache does */
+/** Finds the wanted files without the Hub; null where the cache lacks one of them. @throws FormatError as RepoCache does */
 async function findCached({ file, choice, revision, cache }: Wanted): Promise<string | null> {
   const sha = await cache.commitOf(revision);
   if (sha === null) return null;
@@ -185,7 +185,7 @@ async function findCached({ file, choice, revision, cache }: Wanted): Promise<st
   return found !== null && choice.serves(found.names) ? found.folder : null;
 }
 
-/** Safetensors and what stands beside them; in a repository without any, its only GGUF file. */
+/** Chooses safetensors files and what belongs with them; in a repository without any, its only GGUF file. */
 function modelFiles(names: readonly string[], repo: string): string[] {
   const wanted = names.filter(
     (name) => kOfModel.includes(name) || kShard.test(name) || kOfTokenizer.includes(name),
@@ -198,14 +198,17 @@ function modelFiles(names: readonly string[], repo: string): string[] {
   return [...wanted, onlyGguf(names, repo, 'neither safetensors nor GGUF weights')];
 }
 
-/** tokenizer.json and what goes with it; in a repository without it, its only GGUF file. */
+/** Chooses tokenizer.json and what belongs with it; in a repository without it, its only GGUF file. */
 function tokenizerFiles(names: readonly string[], repo: string): string[] {
   const wanted = names.filter((name) => kOfTokenizer.includes(name));
   if (names.includes('tokenizer.json')) return wanted;
   return [...wanted, onlyGguf(names, repo, 'neither a tokenizer.json nor a GGUF file')];
 }
 
-/** @throws ArgumentError where there are several, or `neither` says what else was looked for */
+/**
+ * The only GGUF file of a repository.
+ * @throws ArgumentError where there are several or none; `neither` says what else was looked for
+ */
 function onlyGguf(names: readonly string[], repo: string, neither: string): string {
   const ggufs = names.filter(isGguf);
   if (ggufs.length === 1) return ggufs[0] as string;

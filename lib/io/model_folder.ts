@@ -1,10 +1,10 @@
-/** What a Hugging Face model folder holds, for everyone who looks into one. */
+/** The contents of a Hugging Face model folder, for all code that looks into one. */
 
-/** The weights in one file, or the index of those in several. */
+/** File names of the weights: all in one file, or the index of those in several. */
 export const SINGLE_WEIGHTS = 'model.safetensors';
 export const WEIGHTS_INDEX = 'model.safetensors.index.json';
 
-/** Files beside the weights that go with the vocabulary: a saved model takes them along. */
+/** Files beside the weights that belong to the vocabulary; saving a model copies them. */
 export const COMPANIONS: readonly string[] = [
   'tokenizer.json',
   'tokenizer_config.json',
@@ -19,7 +19,7 @@ export const COMPANIONS: readonly string[] = [
   'added_tokens.json',
 ];
 
-/** Whether a folder of these files is a model by itself: then GGUF files beside it are other forms of it, and not looked at. */
+/** Whether a folder of these files is a complete model: GGUF files beside it are then other forms of it, and are ignored. */
 export function isModelFolder(names: readonly string[]): boolean {
   const weights = names.includes(SINGLE_WEIGHTS) || names.includes(WEIGHTS_INDEX);
   return weights && names.includes('config.json');

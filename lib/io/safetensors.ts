@@ -19,18 +19,18 @@ const kDTypes: Readonly<Record<string, DType>> = {
   U8: 'u8',
 };
 
-/** How {@link SafetensorsFile.read} gives a tensor. */
+/** Options of {@link SafetensorsFile.read}. */
 export interface SafetensorsReadOptions extends ReadOptions {
   /**
-   * Let the tensor alias the file's pages where dtype and alignment allow: no copy, and frozen. Without it the tensor
-   * owns its memory. On the CPU only: elsewhere it is copied all the same. Default false.
+   * Whether the tensor may alias the file's pages where dtype and alignment allow: no copy, and frozen. Without it the tensor owns
+   * its memory. On the CPU only: on other devices the tensor is always copied. Default false.
    */
   share?: boolean;
 }
 
 /** An open safetensors file. Made by {@link SafetensorsFile.open}. */
 export class SafetensorsFile implements TensorFile {
-  /** `__metadata__`, strings only. */
+  /** The file's `__metadata__`, strings only. */
   readonly metadata: ReadonlyMap<string, string>;
   readonly tensors: ReadonlyMap<string, TensorInfo>;
   readonly #file: unknown;
@@ -76,13 +76,13 @@ export class SafetensorsFile implements TensorFile {
     native.closeSafetensors(this.#file);
   }
 
-  /** `using` closes it at the end of its block. */
+  /** Closes the file at the end of a `using` block. */
   [Symbol.dispose](): void {
     this.close();
   }
 }
 
-/** All tensors of a file, owning their memory, and its metadata. */
+/** Loads all tensors of a file, which own their memory, and its metadata. */
 export async function loadSafetensors(
   path: string,
   options: ReadOptions = {},
@@ -98,20 +98,20 @@ export async function loadSafetensors(
   }
 }
 
-/** The tensor of every name in a sharded checkpoint: name to file name, from model.safetensors.index.json. */
+/** Reads model.safetensors.index.json: the file name of every tensor in a sharded checkpoint. */
 export function readSafetensorsIndex(path: string): Map<string, string> {
   return new Map(native.safetensorsIndex(path) as [string, string][]);
 }
 
-/** What a file to be written will hold. */
+/** The dtype and shape of a tensor in a file to be written. */
 export interface TensorSpec {
   readonly dtype: DType;
   readonly shape: readonly number[];
 }
 
 /**
- * Writes a safetensors file tensor by tensor, in any order. The file appears under its name at {@link commit}, whole;
- * until then, and after a failure, there is only a temporary file that {@link abandon} removes.
+ * Writes a safetensors file tensor by tensor, in any order. The file appears under its name at {@link commit}, complete; until
+ * then, and after a failure, there is only a temporary file that {@link abandon} removes.
  */
 export class SafetensorsWriter {
   readonly #writer: unknown;

@@ -1,26 +1,24 @@
-/** What every weight file offers: its tensors by name, read one at a time, and the metadata beside them. */
+/** The interface of every weight file: its tensors by name, read one at a time, and the metadata beside them. */
 import type { DType, Tensor } from '../tensor.ts';
 
 /** A tensor as the header describes it; nothing of its data has been read. */
 export interface TensorInfo {
   readonly name: string;
-  /** In the file's own words: "F32", "BF16", "Q4_K". */
+  /** Element type by the file's own name: "F32", "BF16", "Q4_K". */
   readonly dtype: string;
-  /** Row-major. */
+  /** Extents, row-major. */
   readonly shape: readonly number[];
-  /** Size in the file. */
+  /** Size in the file, in bytes. */
   readonly bytes: number;
 }
 
-/** How a tensor is read out of a file. */
+/** Options for reading a tensor from a file. */
 export interface ReadOptions {
   /** Element type of the result; defaults to the file's own, and to f32 for quantised blocks. */
   dtype?: DType;
-  /**
-   * Look for NaN and infinities: the first one is a FormatError with its index, at the next sync. Default false.
-   */
+  /** Whether to check for NaN and infinities: the first one is a FormatError with its index, at the next sync. Default false. */
   checkFinite?: boolean;
-  /** Where the tensor is made. Default: see {@link getDefaultDevice}. */
+  /** Device of the tensor. Default: see {@link getDefaultDevice}. */
   device?: string;
 }
 
@@ -30,7 +28,7 @@ export interface TensorFile {
   readonly tensors: ReadonlyMap<string, TensorInfo>;
   /** Enqueues the reading of one tensor. @throws FormatError if the file has no such tensor */
   read(name: string, options?: ReadOptions): Tensor;
-  /** Gives the map back; tensors that alias it keep it alive. */
+  /** Unmaps the file; tensors that alias the mapping keep it alive. */
   close(): void;
 }
 

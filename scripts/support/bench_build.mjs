@@ -1,10 +1,11 @@
 // Builds the benchmark's harness: bench/harness/*.ts as JavaScript in build/harness.
 //
-// Its sources import the library's sources (../../lib/...), so that the type check, the editor and the tests see one program. What
-// runs imports the built library (../../dist/...), which bench/cuda imports as "balora", too: one process then loads one copy of
-// the addon's TypeScript half, with one engine and one Tensor class. build/harness is as deep as bench/harness, so nothing but
-// the folder's name differs. tsc cannot write that: it keeps relative imports as they stand, and between projects it refuses those
-// whose outputs lie elsewhere than their sources (TS2878). Hence file by file; `npm test` checks the types with everything else.
+// Its sources import the library's sources (../../lib/...), so that the type check, the editor and the tests see one program. The
+// built harness imports the built library (../../dist/...), which bench/cuda imports as "balora", too: one process then loads one
+// copy of the addon's TypeScript half, with one engine and one Tensor class. build/harness is as deep as bench/harness, so nothing
+// but the folder's name differs. tsc cannot write that: it keeps relative imports as they stand, and between projects it refuses
+// those whose outputs lie elsewhere than their sources (TS2878). Hence each file is compiled by itself; `npm test` checks the types
+// with everything else.
 import { createHash } from 'node:crypto';
 import {
   existsSync,
@@ -38,8 +39,9 @@ function compiled(ts, name, source, compilerOptions) {
 }
 
 /**
- * The library and the harness, where their sources have changed. The folder of `npm run pack:cuda` has both built and no sources.
- * @returns 'up to date' or 'done', of the harness
+ * Builds the library and the harness where their sources have changed. The folder of `npm run pack:cuda` has both built and
+ * no sources.
+ * @returns 'up to date' or 'done', for the harness
  */
 export async function ensureBench() {
   if (!existsSync(kSources)) return 'up to date';
@@ -55,7 +57,7 @@ export async function ensureBench() {
   if (existsSync(stamp) && readFileSync(stamp, 'utf8') === key) return 'up to date';
   const { default: ts } = await import('typescript');
   const given = JSON.parse(config).compilerOptions;
-  // A file that is looked at alone does not know that package.json makes it an ES module.
+  // A file compiled by itself does not know that package.json makes it an ES module.
   const forms = { module: 'es2022', moduleResolution: 'bundler' };
   const { options } = ts.convertCompilerOptionsFromJson({ ...given, ...forms }, '.');
   const fresh = `${kBuilt}.new`; // swapped in at the end: a reader never sees half of it

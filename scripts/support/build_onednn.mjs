@@ -1,5 +1,5 @@
-// Builds oneDNN from source, once, into the user's cache: for systems whose own is too old or missing, and for packages that
-// are to carry it. Nothing of the system is changed, and nothing half built stays.
+// Builds oneDNN from source, once, into the user's cache: for systems where it is too old or missing, and for packages that are to
+// carry it. The system is not changed, and no half-built folder stays.
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import {
@@ -38,7 +38,7 @@ const kDefaultMirror = 'http://deb.debian.org/debian';
 const kCpuMinutes = 19; // 245 objects by GCC 12 on a busy Xeon
 const kMegabytes = 400; // of sources, objects and archive at the most
 
-/** Throws where a file is not what it must be. */
+/** Checks that a file is the expected archive, and throws where it is not. */
 export function checkArchive(path, sha256) {
   const found = createHash('sha256').update(readFileSync(path)).digest('hex');
   if (found === sha256) return;
@@ -54,7 +54,7 @@ export function mirrorOf(targets) {
   return uris[0]?.replace(/\/$/, '') ?? kDefaultMirror;
 }
 
-/** Fetches Debian's source package with a configuration of apt's own in the folder; the archive's path. */
+/** Fetches Debian's source package with a configuration of apt's own in the folder, and returns the archive's path. */
 async function fetchFromDebian(folder) {
   for (const part of ['state/lists/partial', 'cache/archives/partial', 'etc']) {
     mkdirSync(join(folder, 'apt', part), { recursive: true });
@@ -85,10 +85,10 @@ async function fetchFromDebian(folder) {
   return path;
 }
 
-/** Fetches the project's release archive; its path. */
+/** Fetches the project's release archive, and returns its path. */
 async function fetchRelease(folder) {
   const path = join(folder, kRelease.file);
-  // curl knows the proxies of the environment; Node's fetch does not.
+  // The command is curl, which uses the environment's proxies; Node's fetch does not.
   const [command, args] = has('curl')
     ? ['curl', ['-fsSL', '--retry', '2', '-o', path, kRelease.url]]
     : ['wget', ['-q', '-O', path, kRelease.url]];
@@ -97,7 +97,7 @@ async function fetchRelease(folder) {
   return path;
 }
 
-/** The source archive by Debian's way where the machine can go it, else by the project's. */
+/** Fetches the source archive from Debian where the machine can, otherwise from the project. */
 export async function fetchSource(folder, archive) {
   if (archive) {
     checkArchive(archive, archive.endsWith('.xz') ? kDebianSource.sha256 : kRelease.sha256);
@@ -125,7 +125,7 @@ export async function fetchSource(folder, archive) {
   );
 }
 
-/** Runs `cmake --build`, its share of the work on one line. */
+/** Runs `cmake --build`, and shows its progress on one line. */
 async function buildWithProgress(folder, signal) {
   const jobs = String(availableParallelism());
   const child = spawn('cmake', ['--build', folder, '--target', 'install', '--parallel', jobs], {
@@ -165,7 +165,7 @@ export function progressOf(text) {
   return done === undefined ? null : Math.floor((100 * Number(done)) / Number(of));
 }
 
-/** The C compiler that belongs to a C++ compiler, g++-12's gcc-12; null where the name does not tell. */
+/** The C compiler that belongs to a C++ compiler, such as gcc-12 for g++-12; null where the name does not show it. */
 export function cCompilerOf(command) {
   const found = command.match(/^(.*\/)?(c|g|clang)\+\+(-\d+)?$/);
   if (!found) return null;

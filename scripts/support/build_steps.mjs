@@ -1,5 +1,5 @@
-// The set-up steps that every entry shares: system packages, Node packages, native build, TypeScript build. Each
-// does nothing when its result is already up to date.
+// The set-up steps that every entry shares: system packages, Node packages, native build, TypeScript build. Each does nothing when
+// its result is already up to date.
 import { createHash } from 'node:crypto';
 import {
   chmodSync,
@@ -23,7 +23,7 @@ import { checkSpace } from './space.mjs';
 
 const jobs = String(Math.max(1, availableParallelism()));
 
-/** What the steps take of the disk, at the most. */
+/** Largest disk space that the steps need, in megabytes. */
 const kMegabytes = { nodePackages: 450, native: 100 };
 
 /** Runs work unless stamp already holds the key; writes the key when it succeeded. */
@@ -39,13 +39,13 @@ function hashOf(text) {
   return createHash('sha256').update(text).digest('hex');
 }
 
-/** npm waits for minutes by itself before it says that there is no network. */
+/** The retry settings of npm, which by itself waits for minutes before it reports that there is no network. */
 const kRetries = [
   ...['--fetch-retries=2', '--fetch-retry-mintimeout=1000', '--fetch-retry-maxtimeout=8000'],
   ...['--fetch-timeout=120000', '--prefer-offline'],
 ];
 
-/** `npm ci --ignore-scripts`, again only when the lockfile has changed since. */
+/** Runs `npm ci --ignore-scripts`, and again only when the lockfile has changed since. */
 export async function ensureNodePackages() {
   const key = hashOf(readFileSync(inRoot('package-lock.json')));
   return unlessStamped(inRoot('node_modules', '.balora-lock'), key, async () => {
@@ -61,7 +61,7 @@ export async function ensureNodePackages() {
   });
 }
 
-/** What npm's log says of a network or a disk that failed, as a sentence for a person; null where it is something else. */
+/** A sentence for a person about a network or a disk that failed, by npm's log; null where the failure is something else. */
 export function npmTrouble(log) {
   if (/\bENOSPC\b/.test(log)) return 'npm ci: the disk is full.';
   const network =
@@ -75,7 +75,7 @@ export function npmTrouble(log) {
     : `npm could not fetch the Node packages:\n  ${line.trim()}\n${kNoNetwork}`;
 }
 
-/** The arguments of a configuration of build/OUT; a folder that is of no use here is made anew. */
+/** The arguments that configure build/OUT; a folder that cannot be used here is made anew. */
 export function configureArguments(out) {
   const folder = inRoot('build', out);
   const reason = removeStale(folder, root);
@@ -84,7 +84,7 @@ export function configureArguments(out) {
   if (existsSync(inRoot('build', out, 'CMakeCache.txt'))) return place;
   const { compiler, problem } = chooseCompiler();
   if (!compiler) throw new SetupError(`C++ compiler: ${problem}.`);
-  // CXX, which may hold flags, is CMake's to read.
+  // The variable CXX, which may hold flags, is read by CMake itself.
   const chosen = process.env.CXX ? [] : [`-DCMAKE_CXX_COMPILER=${compiler.command}`];
   return [...place, ...(has('ninja') ? ['-G', 'Ninja'] : []), ...chosen];
 }
@@ -98,7 +98,7 @@ export function configureArguments(out) {
  */
 export async function buildNative({ out = 'release', targets = [], defines = [] } = {}) {
   const folder = inRoot('build', out);
-  // A build that is there needs next to nothing.
+  // An existing build needs next to no space.
   if (!existsSync(join(folder, 'CMakeCache.txt')))
     checkSpace(root, kMegabytes.native, 'the native build');
   const place = configureArguments(out);
@@ -126,7 +126,7 @@ function typeScriptKey() {
 }
 
 /**
- * tsc into dist/, again only when a source or a configuration has changed.
+ * Runs tsc into dist/, and again only when a source or a configuration has changed.
  * @param check false: emit without type check, for test programs that run the compiled library
  */
 export async function ensureTypeScript({ check = true } = {}) {
@@ -142,7 +142,7 @@ export async function ensureTypeScript({ check = true } = {}) {
     throw new SetupError('The TypeScript build failed (see above).');
   }
   writeFileSync(inRoot('build', 'dist', '.inputs'), check ? key : `unchecked ${key}`);
-  // npx makes the command executable once and remembers that it did, whatever has been built since.
+  // The command is made executable here, because npx does that only once, even if another build follows.
   chmodSync(inRoot('build', 'dist', 'cli', 'main.js'), 0o755);
   rmSync(inRoot('dist'), { recursive: true, force: true });
   renameSync(fresh, inRoot('dist'));

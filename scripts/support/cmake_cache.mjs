@@ -1,4 +1,4 @@
-// Build folders that CMake would refuse or misuse: what their cache says of the machine and the place they were made for.
+// Detection of build folders that CMake would refuse or misuse, by the machine and the place in their cache.
 import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { isAbsolute, join } from 'node:path';
 
@@ -9,7 +9,7 @@ export function parseCache(text) {
 }
 
 /**
- * Why a build folder must be made anew, or null.
+ * The reason why a build folder must be made anew, or null.
  * @param cache the entries of its CMakeCache.txt
  * @param source where the sources are now
  * @param folder where the build folder is now
@@ -25,7 +25,7 @@ export function staleReason({ cache, source, folder, exists = existsSync }) {
   return gone === undefined ? null : `${gone} is gone`;
 }
 
-/** Removes a build folder that is of no use here; the reason, or null where it stays. */
+/** Removes a build folder that cannot be used here; the reason, or null where it stays. */
 export function removeStale(folder, source) {
   const file = join(folder, 'CMakeCache.txt');
   if (!existsSync(file)) return null;

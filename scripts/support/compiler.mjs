@@ -1,13 +1,14 @@
-// The C++ compiler of the native builds: which of those on this machine is taken, and what an apt system can install where
-// none is new enough.
+// The C++ compiler of the native builds: the choice among those on this machine, and the packages that an apt system can install
+// where none is new enough.
 import { spawnSync } from 'node:child_process';
 
-/** The oldest majors that build balora: no whole build with clang 16 to 18 has been tried to its end. */
+/** The oldest major versions that build balora: no whole build with clang 16 to 18 has been tried to its end. */
 export const kOldest = { gcc: 12, clang: 19, apple: 17 };
 const kGccMajors = [16, 15, 14, 13, 12];
 const kClangMajors = [22, 21, 20, 19];
 
 /**
+ * Family and version of a compiler.
  * @param text what the compiler prints for --version
  * @returns {{ family: 'gcc' | 'clang' | 'apple', version: string, major: number } | null}
  */
@@ -25,7 +26,7 @@ export function parseCompiler(text) {
   return gcc ? { family: 'gcc', version: `${gcc[1]}${gcc[2]}`, major: Number(gcc[1]) } : null;
 }
 
-/** True where a compiler's major is one that builds balora. */
+/** Whether a compiler's major version is one that builds balora. */
 export const newEnough = ({ family, major }) => major >= kOldest[family];
 
 const kNames = { gcc: 'g++', clang: 'clang', apple: 'Apple clang' };
@@ -38,11 +39,11 @@ function ask(command) {
 }
 
 /**
- * The compiler to build with: what CXX names, else the system's `c++`, else the newest g++-N, else the newest clang.
+ * The compiler to build with: the one that CXX names, else the system's `c++`, else the newest g++-N, else the newest clang.
  * @param env the environment, for CXX
  * @param versionOf what a command prints for --version; null where it does not exist
- * @returns {{ compiler: object | null, problem: string | null }} compiler: { command, family, version, major }; problem: a
- *   sentence that says what is there and what is needed, where there is no compiler
+ * @returns {{ compiler: object | null, problem: string | null }} compiler: { command, family, version, major }; problem: a sentence
+ *   that says what is there and what is needed, where there is no compiler
  */
 export function chooseCompiler({ env = process.env, versionOf = ask } = {}) {
   const at = (command) => {
@@ -71,7 +72,7 @@ export function chooseCompiler({ env = process.env, versionOf = ask } = {}) {
   return { compiler: null, problem: `${there}; balora needs ${kWanted}` };
 }
 
-/** apt packages that would be a compiler, best first; `g++` is whatever the distribution calls its default. */
+/** The apt packages that would be a compiler, best first; `g++` is the distribution's default. */
 export const kAptCompilers = [
   ...['g++', ...kGccMajors.map((major) => `g++-${major}`)],
   ...kClangMajors.map((major) => `clang-${major}`),
@@ -83,7 +84,7 @@ export const kAptCompilers = [
  * @returns {string[] | null} null where the distribution has none
  */
 export function aptCompiler(candidates) {
-  // 4:12.2.0-3 is version 12 behind an epoch; clang-16 is 1:16.0.6-15.
+  // The version behind the epoch: 4:12.2.0-3 is version 12, and clang-16 is 1:16.0.6-15.
   const major = (version) => Number(version?.match(/^(?:\d+:)?(\d+)/)?.[1] ?? 0);
   const found = kAptCompilers.find((name) =>
     name.startsWith('clang')

@@ -1,10 +1,10 @@
-// What the scripts for a machine with a GPU share: where the plug-in is, and a report of several parts.
+// Shared parts of the scripts for a machine with a GPU: the path of the plug-in, and a report of several parts.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { inRoot, root, SetupError, say } from './shell.mjs';
 
-/** The plug-in that is measured; named errors where there is none. */
+/** Path of the plug-in that is measured; a named error where there is none. */
 export function cudaPlugin() {
   const path = process.env.BALORA_CUDA_PLUGIN ?? inRoot('build', 'cuda', 'balora_cuda.so');
   if (existsSync(path)) return path;
@@ -22,7 +22,7 @@ export function cudaEnvironment() {
 
 const kMostSeconds = 600;
 
-/** Runs a program, shows and returns what it printed. It is stopped after ten minutes, or where the budget ends. */
+/** Runs a program, and shows and returns its output. It is stopped after ten minutes, or where the budget ends. */
 export function runCaptured(command, args, { budget = null } = {}) {
   const limit = 1000 * Math.min(kMostSeconds, Math.max(1, budget?.left ?? kMostSeconds));
   const started = performance.now();
@@ -38,7 +38,7 @@ export function runCaptured(command, args, { budget = null } = {}) {
   return { status: result.status ?? 1, stdout: result.stdout ?? '', text: text + reason, seconds };
 }
 
-/** A report in the making: `add` says a part and keeps it; `write` leaves NAME.json and NAME.txt in the folder. */
+/** A report in the making: `add` prints a part and keeps it; `write` leaves NAME.json and NAME.txt in the folder. */
 export class Report {
   constructor(name, folder) {
     this.name = name;
@@ -61,7 +61,7 @@ export class Report {
 }
 
 /**
- * What is left of a number of seconds, from `startedAt` (milliseconds since the epoch) on. Parts that do not fit are named as
+ * The rest of a number of seconds, counted from `startedAt` (milliseconds since the epoch). Parts that do not fit are named as
  * skipped instead of being cut off in their midst, or not run at all when the machine is taken away.
  */
 export class Budget {
@@ -71,7 +71,7 @@ export class Budget {
   get left() {
     return (this.end - Date.now()) / 1000;
   }
-  /** Why a part is skipped that takes about so many seconds, null: it fits. */
+  /** The reason why a part that takes about so many seconds is skipped; null: it fits. */
   refusal(wanted) {
     const left = Math.max(0, this.left);
     return left >= wanted
@@ -83,8 +83,8 @@ export class Budget {
 const kUsage = '[--output FOLDER] [--torch PYTHON] [--seconds N] [--device NAME] [--shapes tiny]';
 
 /**
- * `--output FOLDER` (default build/cuda-report), `--torch PYTHON`, `--seconds N` (a budget for all parts; default none),
- * `--device NAME` (default cuda) and `--shapes tiny` (every part at a size that tells nothing, to try the script itself).
+ * The options `--output FOLDER` (default build/cuda-report), `--torch PYTHON`, `--seconds N` (a budget for all parts; default
+ * none), `--device NAME` (default cuda) and `--shapes tiny` (every part at a size too small to measure, to try the script itself).
  */
 export function reportOptions(args) {
   const options = {

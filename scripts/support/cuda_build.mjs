@@ -1,4 +1,4 @@
-// Building the CUDA plug-in with nvcc for all architectures, and what ptxas says of its kernels.
+// The build of the CUDA plug-in with nvcc for all architectures, and the limits on ptxas's figures for its kernels.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
@@ -7,7 +7,7 @@ import { findOneDnn } from './onednn.mjs';
 import { latestRows } from './ptxas.mjs';
 import { has, inRoot, root, runLogged, SetupError, say } from './shell.mjs';
 
-/** Null where nvcc is, else the reason for going without. */
+/** The reason for going without nvcc; null where nvcc exists. */
 export function nvccMissing() {
   return has('nvcc') ? null : 'no nvcc on this machine';
 }
@@ -36,7 +36,7 @@ export async function buildCuda() {
     const told = text.split('\n').filter((line) => !line.includes('ptxas info'));
     throw new SetupError(`The CUDA build failed.\n${told.slice(-60).join('\n')}`);
   }
-  // What is up to date says nothing: the log of the compilations before stays in front.
+  // The log of earlier compilations stays in front, because files that are up to date print nothing.
   const before = existsSync(kPtxasLog) ? readFileSync(kPtxasLog, 'utf8') : '';
   mkdirSync(folder, { recursive: true });
   writeFileSync(kPtxasLog, `${before}${text}`);
@@ -72,22 +72,25 @@ export function forbiddenSpills(rows) {
   return rows.filter((row) => row.spilled > 0 && !excused(row));
 }
 
-/** 128 registers leave room for 16 warps of a multiprocessor's 48 or 64: a kernel that waits for memory needs them. */
+/**
+ * Most registers of a thread: 128 leave room for 16 warps of a multiprocessor's 48 or 64, which a kernel that waits for
+ * memory needs.
+ */
 const kMostRegisters = 128;
 
-/** Kernels that may take more, since they hold a tile or a row in registers and hide what they wait for behind it. */
+/** Kernels that may use more registers, since they hold a tile or a row in them and hide their waiting behind it. */
 const kMayHold = [
   'sum_products',
   ...['attention: forward', 'attention_backward: backward'],
   ...['attention_plain: forward_plain', 'attention_backward_plain: backward_plain'],
   ...['relative_attention: forward', 'relative_attention_backward: backward'],
-  'gated: gated_gradients ILi1Ed', // f64, for research: 204 on sm_90
+  'gated: gated_gradients ILi1Ed', // f64, for research: 204 registers on sm_90
 ];
 
-/** Static shared memory of a block, in bytes: three blocks fit on sm_86, which has 100 KiB. Larger tiles are dynamic. */
+/** Most static shared memory of a block, in bytes: three blocks fit on sm_86, which has 100 KiB. Larger tiles are dynamic. */
 const kMostStaticShared = 26 << 10;
 
-/** The kernels above the limits of registers and static shared memory, each with what it takes. */
+/** The kernels above the limits of registers and static shared memory, each with its figures. */
 export function overLimits(rows) {
   const excused = named(kMayHold);
   return rows

@@ -1,10 +1,10 @@
-// One set-up at a time in a folder: a second one waits for the first.
+// A lock that allows one set-up at a time in a folder: a second one waits for the first.
 import { linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { say } from './shell.mjs';
 
-/** When a process began, in ticks since the system's start, so that a later process with its number is not taken for it. */
+/** Start time of a process, in ticks since the system's start, so that a later process with its number is not mistaken for it. */
 function startOf(pid) {
   try {
     const text = readFileSync(`/proc/${pid}/stat`, 'utf8');
@@ -18,7 +18,7 @@ function alive({ pid, start }) {
   try {
     process.kill(pid, 0);
   } catch (error) {
-    if (error.code === 'ESRCH') return false; // EPERM: somebody else's, and alive
+    if (error.code === 'ESRCH') return false; // EPERM: it is alive and belongs to another user
   }
   return start === '' || start === startOf(pid);
 }
@@ -32,13 +32,13 @@ const read = (path) => {
   }
 };
 
-/** What a lock file says, or null where it is none of ours. */
+/** The holder that a lock file names, or null where the file is not one of these locks. */
 function holderOf(text) {
   const [, pid, start] = text.match(/^(\d+) (\d*)\n$/) ?? [];
   return pid === undefined ? null : { pid: Number(pid), start };
 }
 
-/** Takes the lock at once; the holder where somebody has it, null when it is ours. */
+/** Takes the lock at once; the other holder if there is one, null when the lock is taken. */
 function tryLock(path) {
   const own = `${path}.${process.pid}`;
   writeFileSync(own, `${process.pid} ${startOf(process.pid)}\n`);
@@ -58,17 +58,17 @@ function tryLock(path) {
   return tryLock(path);
 }
 
-/** Takes the lock file of a process that is gone away. */
+/** Removes the lock file of a process that no longer exists. */
 function takeAway(path, text) {
   const aside = `${path}.${process.pid}.stale`;
   try {
-    renameSync(path, aside); // one of several does it
+    renameSync(path, aside); // only one of several processes succeeds
   } catch (error) {
     if (error.code === 'ENOENT') return;
     throw error;
   }
   try {
-    // Somebody was quicker and has the lock by now: it goes back.
+    // Another process was quicker and has the lock by now: its file goes back.
     if (read(aside) !== text) linkSync(aside, path);
   } catch (error) {
     if (error.code !== 'EEXIST') throw error;
@@ -78,10 +78,10 @@ function takeAway(path, text) {
 }
 
 /**
- * Runs work while no other process holds the lock; waits for it and says so once.
+ * Runs work while no other process holds the lock; waits for it and prints that once.
  * @param path the lock's file
- * @param work what is done meanwhile
- * @param pollMs how often a lock that is held is looked at
+ * @param work the function to run meanwhile
+ * @param pollMs milliseconds between two looks at a lock that is held
  */
 export async function withLock(path, work, { pollMs = 500 } = {}) {
   mkdirSync(dirname(path), { recursive: true });

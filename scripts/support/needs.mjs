@@ -1,5 +1,4 @@
-// What the machine must have: what the native build needs, and the tools of the checks, each with its package's name by
-// package manager.
+// The needs of the native build, and the tools of the checks, each with the name of its package by package manager.
 import { spawnSync } from 'node:child_process';
 import { existsSync, realpathSync } from 'node:fs';
 import { dirname, join } from 'node:path';
@@ -7,7 +6,7 @@ import { aptCompiler, chooseCompiler, kAptCompilers } from './compiler.mjs';
 import { kOldestOneDnn, oneDnnProblem } from './onednn.mjs';
 import { capture, has } from './shell.mjs';
 
-export const kClangFormat = 18; // its majors format differently: this one is the house's
+export const kClangFormat = 18; // major versions format differently, and the project uses this one
 
 /** The folder with node_api.h beside this Node or in the system; null when there is none. */
 export function nodeHeaders() {
@@ -16,12 +15,12 @@ export function nodeHeaders() {
   return folders.find((folder) => existsSync(join(folder, 'node_api.h'))) ?? null;
 }
 
-/** [3, 22] of 'cmake version 3.22.1'. */
+/** Version numbers in a text: [3, 22] for 'cmake version 3.22.1'. */
 export function versionOf(text) {
   return (text?.match(/\d+(?:\.\d+)+/)?.[0] ?? '').split('.').map(Number);
 }
 
-/** True where a version, as numbers, is at least the other. */
+/** Whether a version, as numbers, is at least the other. */
 export function atLeast(version, least) {
   for (let i = 0; i < least.length; ++i) {
     const [has, wants] = [version[i] ?? 0, least[i]];
@@ -44,7 +43,7 @@ function headerProblem(path) {
   return folders.some((folder) => existsSync(join(folder, path))) ? null : 'there is none';
 }
 
-/** clang needs an OpenMP of its own; GCC's comes with it. */
+/** The reason why OpenMP is missing, or null: clang needs one of its own, and GCC's comes with it. */
 function openMpProblem() {
   const { compiler } = chooseCompiler();
   if (!compiler || compiler.family === 'gcc') return null;
@@ -54,7 +53,7 @@ function openMpProblem() {
     : `${compiler.command} finds no omp.h`;
 }
 
-/** The newest run-clang-tidy of this machine: the checks that are asked for are older than any. */
+/** The newest run-clang-tidy of this machine; every version has the checks that are used. */
 export function clangTidy() {
   const names = [
     'run-clang-tidy',
@@ -65,15 +64,15 @@ export function clangTidy() {
 
 const every = (name) => ({ apt: [name], dnf: [name], pacman: [name], apk: [name] });
 
-/** apt's package where what apt has of it is new enough: 1:2.6.3-1 is version 2.6 behind an epoch. */
+/** The package of apt where apt's version is new enough: 1:2.6.3-1 is version 2.6 behind an epoch. */
 const aptAtLeast =
   (name, least) =>
   ({ [name]: version }) =>
     version && atLeast(versionOf(version.replace(/^\d+:/, '')), least) ? [name] : null;
 
 /**
- * Each need: what a person calls it, why it is not met (null where it is), and its packages. `apt` may be a function of the
- * versions that apt has of the `candidates`, by name; it gives null where none of them would do.
+ * The needs by id: its name for a person, why it is not met (null where it is), and its packages. `apt` may be a function of the
+ * versions that apt has of the `candidates`, by name; it gives null where none of them is suitable.
  */
 export const kNeeds = {
   make: {
@@ -171,12 +170,12 @@ export const kNeeds = {
   },
 };
 
-/** What every entry needs: the native build and nothing else. */
+/** The needs of every entry: those of the native build and nothing else. */
 export const kBuildNeeds = ['make', 'compiler', 'openmp', 'cmake', 'onednn', 'eigen'];
-/** The tools of the checks, on top. */
+/** The tools of the checks, in addition. */
 export const kDeveloperNeeds = Object.keys(kNeeds).filter((id) => !kBuildNeeds.includes(id));
 
-/** [{ id, what, problem, packages }] of the needs that are not met. */
+/** The needs that are not met: [{ id, what, problem, packages }]. */
 export function unmet(ids) {
   return ids
     .map((id) => ({ id, ...kNeeds[id], problem: kNeeds[id].problem() }))

@@ -1,5 +1,5 @@
-// Which oneDNN the native builds use: the one that BALORA_ONEDNN_ROOT names, else the system's, else one that
-// `npm run setup -- --build-onednn` has built into the user's cache (build_onednn.mjs).
+// The choice of the oneDNN for the native builds: the one that BALORA_ONEDNN_ROOT names, else the system's, else one that `npm run
+// setup -- --build-onednn` has built into the user's cache (build_onednn.mjs).
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
@@ -8,10 +8,10 @@ import { dirname, join } from 'node:path';
 import { chooseCompiler } from './compiler.mjs';
 import { SetupError } from './shell.mjs';
 
-/** The oldest oneDNN that native/kernels/cpu/onednn_versions.h takes; Ubuntu 22.04 has it. */
+/** The oldest oneDNN that native/kernels/cpu/onednn_versions.h supports; Ubuntu 22.04 has it. */
 export const kOldestOneDnn = [2, 5];
 
-/** What is built from source where that is asked for. */
+/** The version that is built from source on request. */
 export const kOneDnnVersion = '3.7.2';
 
 /** CMake's options of that build: matrix products and reorders on the CPU, static, without what is only for tests. */
@@ -36,8 +36,9 @@ export const kOneDnnFlags = [
 const kOtherPrimitives =
   '((batch|group|instance|layer)_normalization|binary|concat|(de)?conv(olution)?|eltwise|inner_product|lrn|pool(ing)?|prelu|reduction|resampling|rnn|shuffle|softmax|sum)';
 /**
- * Sources of oneDNN's that nothing left refers to, below src/: the options leave out the other primitives' code, but have
- * all their files compiled, each with most headers. The tests' link finds one too many (test/native). For x64 only.
+ * Source files of oneDNN, below src/, that no linked code refers to: the options leave out the other primitives' code, but have all
+ * their files compiled, each with most headers. A pattern that removes too much fails the link of the C++ tests (test/native). For
+ * x64 only.
  */
 const kUnusedSources = [
   `common/${kOtherPrimitives}`,
@@ -48,7 +49,7 @@ const kUnusedSources = [
 /** Whether a source, by its path below oneDNN's src/, is of no use to balora. */
 export const unusedSource = (name) => kUnusedSources.some((pattern) => pattern.test(name));
 
-/** Where that build is kept: by version and flags, so that another of either is another folder. */
+/** Folder that keeps that build, by version and flags, so that another of either is another folder. */
 export function oneDnnCache(env = process.env) {
   const base = env.XDG_CACHE_HOME || join(homedir(), '.cache');
   const key = createHash('sha256')
@@ -80,7 +81,7 @@ export function oneDnnLicences(library) {
   });
 }
 
-/** [3, 7, 2] by dnnl_version.h's text; null where it is none. */
+/** The version in the text of dnnl_version.h, such as [3, 7, 2]; null where the text has none. */
 export function parseOneDnnVersion(text) {
   const numbers = ['MAJOR', 'MINOR', 'PATCH'].map(
     (part) => text?.match(new RegExp(`#define DNNL_VERSION_${part} (\\d+)`))?.[1],
@@ -96,7 +97,7 @@ function versionBelow(root) {
   return existsSync(header) ? parseOneDnnVersion(readFileSync(header, 'utf8')) : null;
 }
 
-/** The version that the compiler finds without being told where; null where there is none. */
+/** The version of the oneDNN on the compiler's default paths; null where there is none. */
 function systemVersion() {
   const { compiler } = chooseCompiler();
   if (!compiler) return versionBelow('/usr') ?? versionBelow('/usr/local');
@@ -105,7 +106,7 @@ function systemVersion() {
   return status === 0 ? parseOneDnnVersion(stdout) : null;
 }
 
-/** False below kOldestOneDnn. */
+/** Whether a version is at least kOldestOneDnn. */
 export function usable([major, minor]) {
   const [least, leastMinor] = kOldestOneDnn;
   return major > least || (major === least && minor >= leastMinor);

@@ -1,10 +1,10 @@
-// System packages: which manager this machine has, whether it may be used without a question, and the exact command that a
-// person would give.
+// System packages: the package manager of this machine, whether it may be used without a question, and the exact command that a
+// person would type.
 import { spawnSync } from 'node:child_process';
 import { readFileSync, rmSync } from 'node:fs';
 import { has, inRoot, runLogged, SetupError } from './shell.mjs';
 
-/** How each manager installs packages. Only apt is ever called; the others' commands are printed. */
+/** The command of each manager that installs packages. Only apt is ever called; the others' commands are printed. */
 const kInstall = {
   apt: 'apt-get update && SUDOapt-get install -y --no-install-recommends',
   dnf: 'dnf install -y',
@@ -19,7 +19,7 @@ export function packageManager() {
   return kManagers.find((manager) => has(kPrograms[manager])) ?? null;
 }
 
-/** The distribution's name for itself, or 'this system'. */
+/** The name that the distribution gives itself, or 'this system'. */
 export function systemName(text = osRelease()) {
   return text.match(/^PRETTY_NAME="?([^"\n]*)"?$/m)?.[1] || 'this system';
 }
@@ -32,14 +32,14 @@ function osRelease() {
   }
 }
 
-/** True on Debian 13, where every check can run. */
+/** Whether the system is Debian 13, where every check can run. */
 export const isDebian13 = (text = osRelease()) => /^VERSION_CODENAME="?trixie"?$/m.test(text);
 
 /**
- * The command that installs packages, as a person gives it.
+ * The command that installs packages, as a person types it.
  * @param manager one of kManagers
  * @param packages their names there
- * @param sudo what becomes root; '' for root itself
+ * @param sudo the prefix that becomes root; '' for root itself
  */
 export function installCommand(manager, packages, sudo = 'sudo ') {
   const command = kInstall[manager].replace('SUDO', sudo);
@@ -61,14 +61,14 @@ export function commandsFor(
   return [...(root || sudo ? [] : ['as root:']), ...lines].join('\n');
 }
 
-/** How apt can be called without a question: [] as root, ['sudo', '-n'] with free sudo, null otherwise. */
+/** The prefix for calling apt without a question: [] as root, ['sudo', '-n'] with free sudo, null otherwise. */
 export function aptPrefix() {
   if (!has('apt-get')) return null;
   if (process.getuid?.() === 0) return [];
   return has('sudo', ['-n', 'true']) ? ['sudo', '-n'] : null;
 }
 
-/** The version that apt would install of each package, by name; what it does not know is left out. */
+/** The version that apt would install of each package, by name; packages that it does not know are left out. */
 export function aptCandidates(names) {
   const { stdout } = spawnSync('apt-cache', ['policy', ...names], {
     ...{ encoding: 'utf8', env: { ...process.env, LC_ALL: 'C' } },
@@ -85,7 +85,7 @@ export function parsePolicy(text) {
   );
 }
 
-/** The environment's proxies as NAME=VALUE: sudo takes them away, and apt reads the lower-case names alone. */
+/** The environment's proxies as NAME=VALUE, because sudo removes them, and apt reads only the lower-case names. */
 export function proxies(env = process.env) {
   return ['http_proxy', 'https_proxy', 'no_proxy'].flatMap((name) => {
     const value = env[name] ?? env[name.toUpperCase()];
@@ -99,7 +99,7 @@ async function apt(prefix, name, args) {
   await runLogged(name, command, rest);
 }
 
-/** What apt's log says of a network that did not answer, or null. apt-get update ends well without one. */
+/** The line in apt's log about a network that did not answer, or null. apt-get update succeeds even without a network. */
 export function networkTrouble(log) {
   return (
     log.match(
@@ -113,15 +113,15 @@ export const kNoNetwork =
 
 let updated = false;
 
-/** `apt-get update`, once a run. */
+/** Runs `apt-get update`, once per run of the script. */
 export async function aptUpdate(prefix) {
   if (updated) return;
-  rmSync(logOf('apt-install'), { force: true }); // of a run before
+  rmSync(logOf('apt-install'), { force: true }); // left by an earlier run
   await apt(prefix, 'apt-update', ['update', '-q', '-o', 'Acquire::Retries=2']);
   updated = true;
 }
 
-/** Installs packages through apt; throws a SetupError that says which could not be had, and why. */
+/** Installs packages through apt; throws a SetupError that names those that could not be installed, and why. */
 export async function aptInstall(prefix, packages) {
   try {
     const flags = ['-y', '-q', '--no-install-recommends', '-o', 'Acquire::Retries=2'];
@@ -132,7 +132,7 @@ export async function aptInstall(prefix, packages) {
   }
 }
 
-/** What to say where apt's logs tell of a network that did not answer; null where they do not. */
+/** A message for the user where apt's logs show that the network did not answer; null where they do not. */
 export function noNetwork(wanted) {
   const trouble = networkTrouble(`${readLog('apt-update')}\n${readLog('apt-install')}`);
   return trouble && `apt-get could not fetch ${wanted}:\n  ${trouble.trim()}\n${kNoNetwork}`;

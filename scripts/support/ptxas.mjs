@@ -1,4 +1,4 @@
-// What ptxas says of each kernel and architecture (nvcc -Xptxas=-v): registers, spills, stack and static shared memory.
+// Figures of ptxas for each kernel and architecture (nvcc -Xptxas=-v): registers, spills, stack and static shared memory.
 
 const kEntry = /Compiling entry function '(\w+)' for '(sm_\d+)'/;
 const kSpills = /(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads/;
@@ -6,7 +6,7 @@ const kUsed = /Used (\d+) registers(?:.*?(\d+) bytes smem)?/;
 
 /**
  * The kernels in a build's output.
- * @returns [{ kernel, architecture, registers, stack, spilled, shared }]; shared is what is known at compile time
+ * @returns [{ kernel, architecture, registers, stack, spilled, shared }]; shared is the part known at compile time
  */
 export function parsePtxas(text) {
   const rows = [];
@@ -31,21 +31,21 @@ export function parsePtxas(text) {
   return rows;
 }
 
-/** The same, of each kernel and architecture the last one only: a log grows with every build. */
+/** The last row of each kernel and architecture, because a log grows with every build. */
 export function latestRows(text) {
   const latest = new Map();
   for (const row of parsePtxas(text)) latest.set(`${row.kernel} ${row.architecture}`, row);
   return [...latest.values()];
 }
 
-/** File and function out of a mangled name in an anonymous namespace: `attention: flash_forward<...>`. */
+/** Short name of a mangled one in an anonymous namespace, with file and function: `attention: flash_forward<...>`. */
 export function readable(mangled) {
   const local = /_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_[0-9a-f]{8}(?:_\d*?)?(\d+)([a-z]\w*)$/.exec(
     mangled,
   );
   if (!local) return plain(mangled);
   const [, file, digits, rest] = local;
-  // The digits end in the name's length; what stands before belongs to the compiler's tag.
+  // The digits end in the name's length; those before it belong to the compiler's tag.
   const length = [digits.slice(-2), digits.slice(-1)]
     .map(Number)
     .find((n) => /^[IEv]/.test(rest.slice(n)));
@@ -53,23 +53,23 @@ export function readable(mangled) {
   return `${file}: ${rest.slice(0, length)} ${rest.slice(length)}`;
 }
 
-/** Registers of a multiprocessor are handed to warps in units of 256; all supported architectures have 65,536. */
+/** Number of registers of a multiprocessor, 65,536 on all supported architectures; warps get them in units of 256. */
 const kRegisters = 65536;
 const kUnit = 256;
-/** Of a multiprocessor: warps, blocks, bytes of shared memory (CUDA C++ Programming Guide, technical specifications). */
+/** Limits of a multiprocessor: warps, blocks, bytes of shared memory (CUDA C++ Programming Guide, technical specifications). */
 const kLimits = {
   sm_80: { warps: 64, blocks: 32, shared: 164 << 10 },
   sm_86: { warps: 48, blocks: 16, shared: 100 << 10 },
   sm_89: { warps: 48, blocks: 24, shared: 100 << 10 },
   sm_90: { warps: 64, blocks: 32, shared: 228 << 10 },
 };
-/** What the system takes of each block's shared memory. */
+/** Bytes of each block's shared memory that the system reserves. */
 const kReserved = 1024;
 
 /**
- * Share of a multiprocessor's warps that are there at once, in blocks of `threads`, by registers and shared memory.
+ * Share of a multiprocessor's warps that are resident at once, in blocks of `threads`, by registers and shared memory.
  * @param row `registers`, `architecture` and `shared`, the static shared memory of a block in bytes
- * @param dynamic bytes that the launch asks for beside
+ * @param dynamic bytes that the launch requests in addition
  */
 export function occupancy({ registers, architecture, shared = 0 }, threads, dynamic = 0) {
   const most = kLimits[architecture];
@@ -85,7 +85,7 @@ export function occupancy({ registers, architecture, shared = 0 }, threads, dyna
   return (blocks * warps) / most.warps;
 }
 
-/** A kernel of the namespace itself: `sum_products ILi128E...`. */
+/** Short name of a kernel that is not in an anonymous namespace: `sum_products ILi128E...`. */
 function plain(mangled) {
   const found = /^_ZN6balora4cuda(\d+)([a-z]\w*)$/.exec(mangled);
   if (!found) return mangled;

@@ -6,9 +6,9 @@ import { inRoot, step } from './shell.mjs';
 import { checkPlatform, ensureNeeds, ensureTools } from './system.mjs';
 
 /**
- * Everything from a bare clone to a built library, one set-up at a time.
- * @param tools the tools of checks to bring as well (needs.mjs)
- * @param targets the CMake targets to build where these tools are missing; the addon alone unless told otherwise
+ * Sets up everything from a bare clone to a built library, one set-up at a time.
+ * @param tools the tools of checks to install as well (needs.mjs)
+ * @param targets the CMake targets to build where these tools are missing; by default the addon alone
  * @param check false: leave the type check to a suite of its own, which need not stop the others
  * @returns the tools that the machine has to do without: [{ id, reason }]
  */

@@ -1,5 +1,5 @@
-// Running commands and telling the person in front of the terminal what goes on. Node built-ins only: these files
-// run before anything is installed.
+// Helpers that run commands and show their progress in the terminal. They use Node built-ins only, since these files run before
+// anything is installed.
 import { spawn, spawnSync } from 'node:child_process';
 import { closeSync, mkdirSync, openSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
@@ -9,7 +9,7 @@ import { styleText } from 'node:util';
 export const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 export const inRoot = (...parts) => join(root, ...parts);
 
-/** A failure whose message is all the user needs: printed without a stack. */
+/** A failure whose message is enough for the user: printed without a stack. */
 export class SetupError extends Error {
   name = 'SetupError';
 }
@@ -25,7 +25,7 @@ export function say(text) {
   process.stdout.write(`${text}\n`);
 }
 
-/** True when the command exists and answers `--version`. */
+/** Whether the command exists and answers `--version`. */
 export function has(command, args = ['--version']) {
   return spawnSync(command, args, { stdio: 'ignore' }).status === 0;
 }
@@ -36,7 +36,7 @@ export function capture(command, args) {
   return status === 0 ? stdout.trim() : null;
 }
 
-/** Runs with the terminal's own streams; the exit status (null: killed by a signal). */
+/** Runs a command with the terminal's own streams; the exit status (null: killed by a signal). */
 export function runVisible(command, args, { env } = {}) {
   const options = { cwd: root, stdio: ['ignore', 'inherit', 'inherit'] };
   const { status, error } = spawnSync(command, args, {
@@ -47,7 +47,7 @@ export function runVisible(command, args, { env } = {}) {
   return status;
 }
 
-/** Runs quietly into build/logs/NAME.log; a failure throws with the log's last lines. */
+/** Runs a command quietly into build/logs/NAME.log; a failure throws with the log's last lines. */
 export async function runLogged(name, command, args, { env, cwd = root } = {}) {
   const log = inRoot('build', 'logs', `${name}.log`);
   mkdirSync(dirname(log), { recursive: true });
@@ -65,7 +65,7 @@ export async function runLogged(name, command, args, { env, cwd = root } = {}) {
   );
 }
 
-/** `[2/4] Node packages ... done in 5.1 s`, the work's own lines between when it prints any. */
+/** Runs one step of the work and prints it as `[2/4] Node packages ... done in 5.1 s`, with any lines of the work in between. */
 export async function step(position, title, work) {
   const started = performance.now();
   say(`${bold(`[${position}]`)} ${title}`);
@@ -74,7 +74,7 @@ export async function step(position, title, work) {
   say(`${bold(`[${position}]`)} ${title}: ${green(note ?? 'done')} (${seconds} s)`);
 }
 
-/** What the system says no to, and what to do about it, by the code of Node's error. */
+/** Refusals of the system and the remedy for each, by the code of Node's error. */
 const kRefusals = {
   ENOENT: 'there is no such file or folder',
   ENOSPC: 'the disk is full',
@@ -84,7 +84,7 @@ const kRefusals = {
   EPERM: 'this user may not do that',
 };
 
-/** An error as the text for a person: without a stack where it is no fault of the scripts. */
+/** Text of an error for a person, without a stack where the scripts are not at fault. */
 export function textOf(error) {
   if (error instanceof SetupError) return error.message;
   const refusal = error?.syscall ? kRefusals[error.code] : undefined;

@@ -1,9 +1,9 @@
-// Room on the disk: asked for before the work, since tools that run out of it say so in many ways.
+// Checks of free disk space, made before the work because tools that run out of it report that in many ways.
 import { existsSync, statfsSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { SetupError } from './shell.mjs';
 
-/** Free megabytes where a folder is, or will be. */
+/** Number of free megabytes on the disk of a folder that exists or will be made. */
 export function freeMegabytes(folder) {
   let place = folder;
   while (!existsSync(place) && dirname(place) !== place) place = dirname(place);
@@ -11,7 +11,7 @@ export function freeMegabytes(folder) {
   return Math.floor((bavail * bsize) / 1e6);
 }
 
-/** Throws where less than so many megabytes are free for a work. */
+/** Checks that so many megabytes are free for `work`, and throws where they are not. */
 export function checkSpace(folder, megabytes, work, free = freeMegabytes) {
   const there = free(folder);
   if (there >= megabytes) return;

@@ -1,5 +1,5 @@
-// The checks of `npm test`. Each runs a program and says how many of its tests passed, failed and were skipped; a
-// program that fails without saying so counts as one failure.
+// The checks of `npm test`. Each runs a program and reports how many of its tests passed, failed and were skipped; a program that
+// fails without a count is counted as one failure.
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
@@ -14,7 +14,7 @@ import { bold, capture, green, inRoot, red, root, runVisible, say, yellow } from
 
 const bin = (name, file) => inRoot('node_modules', ...name.split('/'), ...file.split('/'));
 
-/** One yes-or-no check. */
+/** The counts of one yes-or-no check. */
 function single(fine) {
   return { passed: fine ? 1 : 0, failed: fine ? 0 : 1, skipped: 0 };
 }
@@ -25,8 +25,8 @@ function program(command, args, options) {
 }
 
 /**
- * A check, or a part of one, that this machine lacks something for. Continuous integration on Debian 13 has everything but nvcc, a
- * GPU and the reference models: there a lack is a failure unless it is excused.
+ * Leaves out a check, or a part of one, for which this machine lacks something. Continuous integration on Debian 13 has everything
+ * but nvcc, a GPU and the reference models: there a lack is a failure unless it is excused.
  */
 function leftOut(reason, { excused = false } = {}) {
   const strict = process.env.CI === 'true' && isDebian13() && !excused;
@@ -37,7 +37,7 @@ function leftOut(reason, { excused = false } = {}) {
   };
 }
 
-/** Keeps a failing exit status from hiding behind counts that are all green. */
+/** Prevents a failing exit status from hiding behind counts that are all green. */
 function withStatus(counts, status) {
   return status !== 0 && counts.failed === 0 ? { ...counts, failed: 1 } : counts;
 }
@@ -52,7 +52,7 @@ function runDoctest(executable, env = {}, only = null) {
   });
   process.stdout.write(result.stdout ?? '');
   process.stderr.write(result.stderr ?? '');
-  // The last one: a test may run the executable again with other settings, and that run reports first.
+  // The last summary counts: a test may run the executable again with other settings, and that run reports first.
   const summary = /test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed \|\s*(\d+) skipped/g;
   const line = [...(result.stdout ?? '').matchAll(summary)].at(-1);
   const [passed, failed, skipped] = line ? line.slice(1).map(Number) : [0, 1, 0];
@@ -69,7 +69,7 @@ function runDoctest(executable, env = {}, only = null) {
   );
 }
 
-/** The C++ tests again with AddressSanitizer and UndefinedBehaviorSanitizer, those of products on an emulated AMX, too. */
+/** Runs the C++ tests again with AddressSanitizer and UndefinedBehaviorSanitizer, those of products on an emulated AMX, too. */
 async function runSanitized() {
   const defines = [
     'BALORA_SANITIZE=address,undefined',
@@ -83,7 +83,10 @@ async function runSanitized() {
   });
 }
 
-/** The emulated device's own tests, and the CUDA kernels on it, row by row against the CPU. vitest then runs its op tests on it too. */
+/**
+ * Runs the emulated device's own tests, and the CUDA kernels on it, row by row against the CPU. vitest then runs its op tests on
+ * it, too.
+ */
 async function runEmulated() {
   if (process.platform !== 'linux' || process.arch !== 'x64') {
     say('skipped: the emulated device switches its fibres on linux-x64 only');
@@ -101,8 +104,8 @@ async function runEmulated() {
 const kEmulatedTargets = ['balora_cuda_emulated', 'balora_device_tests', 'balora_emulator_tests'];
 
 /**
- * Every CUDA file for every architecture, warnings as errors, no kernel that spills or is above the limits; and the plug-in
- * as a machine without a GPU meets it: it needs no library of CUDA's, and says what is missing.
+ * Builds every CUDA file for every architecture, warnings as errors, with no kernel that spills or is above the limits; then checks
+ * the plug-in on a machine without a GPU: it needs no CUDA library, and reports what is missing.
  */
 async function runNvcc() {
   const reason = nvccMissing();
@@ -121,7 +124,7 @@ async function runNvcc() {
   return sum([kernels, checkGenerated('gen_ptxas.mjs'), checkPlugin()]);
 }
 
-/** What the plug-in links against, and what it says through the addon; a GPU is used where there is one. */
+/** Checks the libraries that the plug-in links against, and its messages through the addon; a GPU is used where there is one. */
 function checkPlugin() {
   const plugin = inRoot('build', 'cuda', 'balora_cuda.so');
   const needed = (capture('readelf', ['-d', plugin]) ?? 'readelf failed: libcudart')
@@ -142,7 +145,7 @@ function checkPlugin() {
 const kPluginSays =
   /^(works 0$|ERR_UNSUPPORTED cuda:0: (no NVIDIA driver was found \(libcuda\.so\.1\)|cuBLAS was not found))/;
 
-/** clang-tidy over the product's C++, without OpenMP, whose GCC header clang does not read. */
+/** Runs clang-tidy over the product's C++, without OpenMP, whose GCC header clang does not read. */
 function runTidy() {
   const folder = inRoot('build', 'release');
   const extra = ['-fno-openmp', '-Wno-unknown-pragmas', '-Wno-unused-private-field'];
@@ -150,7 +153,7 @@ function runTidy() {
   return program(clangTidy(), [...flags, `^${inRoot('native')}/`]);
 }
 
-/** binding.gyp: the addon once more without CMake, loaded and asked for its signatures. */
+/** Builds the addon once more by binding.gyp, without CMake, loads it and asks for its signatures. */
 function runGyp() {
   const headers = nodeHeaders();
   const gyp = bin('node-gyp', 'bin/node-gyp.js');
@@ -174,7 +177,7 @@ function runVitest() {
   const status = runVisible(process.execPath, [vitest, 'run', ...reporters]);
   if (!existsSync(report)) return { passed: 0, failed: 1, skipped: 0 };
   const json = JSON.parse(readFileSync(report, 'utf8'));
-  // A file that failed to load holds no test that could fail.
+  // A file that failed to load counts as a failure, because it holds no test that could fail.
   const broken = json.testResults.filter(
     (file) => file.status === 'failed' && !file.assertionResults.some((t) => t.status === 'failed'),
   ).length;
@@ -191,7 +194,7 @@ function runVitest() {
 const kNoReferenceModels =
   'the tests on reference models: ../shared is not there (docs/building.md#reference-models)';
 
-/** A line for each test of a file of vitest's report that failed, or one for a file that could not run. */
+/** A line for each failed test in one file of vitest's report, or one line for a file that could not run. */
 function failuresOfFile({ name, status, message, assertionResults }) {
   const file = relative(root, name);
   const firstLine = (text) => (text ?? '').split('\n')[0];
@@ -205,7 +208,7 @@ const kNativeFolders = [
   ...['test/native', 'test/device', 'test/emulator', 'test/fake_device'],
 ];
 
-/** Every C++ file of ours; what clang-format checks. */
+/** Every C++ file of the project, which clang-format checks. */
 export function nativeFiles() {
   return kNativeFolders.flatMap((folder) =>
     existsSync(inRoot(folder))
@@ -216,7 +219,7 @@ export function nativeFiles() {
   );
 }
 
-/** A committed file that a script generates must be what the script writes. */
+/** Checks that a committed generated file is the one that its script writes. */
 function checkGenerated(script) {
   return program(process.execPath, [inRoot('scripts', script), '--check']);
 }
@@ -254,7 +257,7 @@ export const kSuites = [
       ),
   },
   {
-    // Every export has a doc comment, and every link in one leads somewhere.
+    // The check that every export has a doc comment, and that every link in one leads somewhere.
     name: 'api',
     run: () => program(process.execPath, [bin('typedoc', 'bin/typedoc'), '--emit', 'none']),
   },
@@ -264,7 +267,7 @@ export const kSuites = [
     targets: ['balora_tests'],
     run: () => runDoctest(inRoot('build', 'release', 'balora_tests')),
   },
-  // Before vitest, which then finds the device.
+  // The emulated device comes before vitest, which then finds it.
   { name: 'emulated', slow: true, tools: ['doctest'], run: runEmulated },
   { name: 'vitest', targets: ['balora_fake_device'], run: runVitest },
   { name: 'sanitize', slow: true, tools: ['doctest'], run: runSanitized },
@@ -286,8 +289,8 @@ const gather = (suites, key) => [...new Set(suites.flatMap((suite) => suite[key]
 export const toolsFor = (options) => gather(wanted(options), 'tools');
 
 /**
- * The CMake targets that they run.
- * @param without the tools that are missing: what needs them is not built
+ * The CMake targets that these options' suites use.
+ * @param without the tools that are missing: targets that need them are not built
  */
 export function targetsFor(options, without) {
   const lacking = (suite) => (suite.tools ?? []).some((tool) => without.includes(tool));
@@ -300,7 +303,7 @@ export function targetsFor(options, without) {
   ];
 }
 
-/** Why a suite does not run this time, or null. What is named with --only always runs. */
+/** The reason why a suite does not run this time, or null. Suites named with --only always run. */
 function skipReason(suite, { quick, only }) {
   if (only) return null;
   if (quick && suite.slow) return '--quick';
@@ -310,7 +313,7 @@ function skipReason(suite, { quick, only }) {
   return null;
 }
 
-/** Runs one suite, or leaves it out for want of a tool; its counts. */
+/** Runs one suite, or leaves it out where a tool is missing; its counts. */
 async function runSuite(suite, without) {
   const lacks = without.filter(({ id }) => suite.tools?.includes(id));
   if (lacks.length > 0) return sum(lacks.map(({ reason }) => leftOut(reason)));
@@ -343,7 +346,7 @@ export async function runSuites({ quick, only }, without) {
     rows.push({ name: suite.name, seconds: (performance.now() - started) / 1000, ...counts });
   }
   say('');
-  // Again at the end, where a log that is cut still has them.
+  // The failures are printed again at the end, where a log that is cut still has them.
   for (const { name, failures } of rows) {
     for (const failure of failures ?? []) say(red(`${name}: ${failure}`));
   }
@@ -358,7 +361,7 @@ export async function runSuites({ quick, only }, without) {
   return sum(rows);
 }
 
-/** What could not be checked on this machine, and what each would take. */
+/** Prints the checks that could not run on this machine, and the requirements of each. */
 function sayLacks(rows) {
   const all = rows.flatMap(({ name, lacks = [] }) => lacks.map((lack) => `${name}: ${lack}`));
   if (all.length === 0) return;

@@ -1,4 +1,4 @@
-// What the machine must bring: platform, Node, and system packages. On Debian and Ubuntu missing packages are installed through
+// The requirements on the machine: platform, Node, and system packages. On Debian and Ubuntu missing packages are installed through
 // apt when that needs no password; elsewhere the exact command is printed.
 import { createInterface } from 'node:readline/promises';
 import { unmet } from './needs.mjs';
@@ -16,7 +16,7 @@ import {
 } from './packages.mjs';
 import { SetupError, say, yellow } from './shell.mjs';
 
-/** Throws SetupError on a platform or Node that does not do; says when it is untested. */
+/** Checks the platform and Node. Throws SetupError for one that is not supported; prints a note for one that is untested. */
 export function checkPlatform({
   platform = process.platform,
   arch = process.arch,
@@ -35,7 +35,7 @@ export function checkPlatform({
   );
 }
 
-/** A need's packages of a manager; null where apt has none that would do. */
+/** The packages of a manager that meet a need; null where apt has none that is suitable. */
 function packagesOf({ packages }, manager, candidates) {
   const names = packages[manager];
   if (typeof names !== 'function') return names;
@@ -48,7 +48,7 @@ const candidatesOf = (needs) =>
 
 const listed = (needs) => needs.map(({ what, problem }) => `  ${what}: ${problem}`).join('\n');
 
-/** What to say where needs are not met and nothing may be installed. */
+/** The message where needs are not met and nothing may be installed. */
 export function missingMessage(needs, { manager = packageManager(), candidates = null } = {}) {
   const known = candidates ?? (manager === 'apt' ? candidatesOf(needs) : {});
   // Without package lists, as before the first `apt-get update`, the usual names are as good as any.
@@ -73,7 +73,7 @@ function oneDnnHint(needs) {
     : '';
 }
 
-/** What to say where apt has nothing for a need, or null. */
+/** The message where apt has no package for a need, or null. */
 function absentMessage(needs, candidates) {
   const without = needs.filter((need) => {
     const names = packagesOf(need, 'apt', candidates);
@@ -83,7 +83,7 @@ function absentMessage(needs, candidates) {
   return `${systemName()} has no package that is new enough for:\n${listed(without)}\nDebian 12 and Ubuntu 22.04 have them.${oneDnnHint(without)}`;
 }
 
-/** Lets a person at a terminal carry the command out and go on; throws where there is nobody, or nothing has come of it. */
+/** Waits until a person at a terminal has run the command; throws where there is no terminal, or the needs are still not met. */
 async function waitFor(ids, message) {
   if (!process.stdin.isTTY || !process.stdout.isTTY) throw new SetupError(message);
   say(`\n${message}`);
@@ -96,7 +96,7 @@ async function waitFor(ids, message) {
 }
 
 /**
- * Brings what the native build needs, or throws with the command that would.
+ * Installs the needs of the native build, or throws with the command that would.
  * @returns a note for the progress line
  */
 export async function ensureNeeds(ids) {
@@ -119,7 +119,7 @@ export async function ensureNeeds(ids) {
 }
 
 /**
- * Brings the tools of the checks as far as the machine allows.
+ * Installs the tools of the checks as far as the machine allows.
  * @returns the tools that are left out: [{ id, reason }], with how to get each
  */
 export async function ensureTools(ids) {

@@ -1,10 +1,10 @@
-// Folders that take long to make: there in whole or not at all, however the work ends.
+// Folders that take long to make, and exist whole or not at all, however the work ends.
 import { mkdirSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 
 const kSignals = ['SIGINT', 'SIGTERM', 'SIGHUP'];
 
-/** Ends a process that was started with `detached: true`, and all that it has started itself. */
+/** Ends a process that was started with `detached: true`, and all processes that it has started itself. */
 export function endGroup(child) {
   try {
     process.kill(-child.pid, 'SIGKILL');

@@ -26,7 +26,7 @@ const variant: Variant = {
     const norm = module.derived('norm', () => rowNorm(module.linear.weight, module.parts));
     return { ...update, outputScale: div(module.parameter(kMagnitude), norm) };
   },
-  // The magnitude has a gradient of the whole sum, pair included: fewer digits of the pair show in the loss.
+  // The magnitude's gradient depends on the whole sum, pair included: lower precision of the pair shows in the loss.
   pairIsChange: false,
   graphObstacle: "useDora keeps its rows' norms from pass to pass",
   mergedWeight: (module, base) => {
@@ -44,7 +44,7 @@ export const dora = defineMethod({
   source: 'arXiv 2402.09353',
   adapter: { useDora: true },
   options: {
-    /** DoRA: the rows of W + s B A are brought to a trained length (default false). */
+    /** Whether to use DoRA: the rows of W + s B A are scaled to a trained length (default false). */
     useDora: { help: 'DoRA: train the length of each row apart from its direction' },
   },
   variants: [variant],

@@ -1,11 +1,13 @@
-/** LoRA as PEFT has it: y = W x + s B A x, with the starts of A and B that leave the base alone, and a bias of B on request. */
+/**
+ * LoRA as PEFT implements it: y = W x + s B A x, with the starts of A and B that leave the base alone, and an optional bias of B.
+ */
 import { ArgumentError } from '../../errors.ts';
 import { add, concat, mul, neg, rand, randn, zeros } from '../../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../../tensor.ts';
 import { deltaOf, masterDType } from '../low_rank.ts';
 import { defineMethod, defineStart, type StartModule, type Variant } from './method.ts';
 
-/** PEFT's kaiming_uniform(a = sqrt 5) is uniform within 1/sqrt(in). */
+/** PEFT's default start, kaiming_uniform(a = sqrt 5), which is uniform within 1/sqrt(in). */
 const uniform = defineStart<true>({
   shown: ['true'],
   title: 'A uniform within 1/sqrt(in), B zero',
@@ -40,7 +42,7 @@ const random = defineStart<false>({
     }),
 });
 
-/** y = W x + s B A x (Hu et al. 2021). Variants that add to it spread it and replace what differs. */
+/** Plain LoRA, y = W x + s B A x (Hu et al. 2021). Variants that extend it spread this object and replace what differs. */
 export const plain: Variant = {
   option: null,
   formula: 'W x + s B A x',
@@ -51,7 +53,7 @@ export const plain: Variant = {
   graphObstacle: null,
   mergedWeight: (module, base) => add(base, deltaOf(module)),
   mergedBias: () => null,
-  /** The pair itself; with a frozen first pair [A; A0] and [B | -B0], of twice the rank. */
+  /** The pair itself or, with a frozen first pair, [A; A0] and [B | -B0] of twice the rank. */
   toLora: ({ pair, frozen }) =>
     frozen === null
       ? pair
@@ -66,7 +68,7 @@ export const plain: Variant = {
 
 const kBias = 'lora_B.bias';
 
-/** PEFT's lora_bias: B has a bias c of its own, scaled like the pair; y = W x + s (B A x + c). */
+/** LoRA with PEFT's lora_bias: B has a bias c of its own, scaled like the pair; y = W x + s (B A x + c). */
 const withBias: Variant = {
   ...plain,
   option: 'loraBias',
@@ -99,7 +101,7 @@ export const lora = defineMethod({
   source: 'arXiv 2106.09685',
   adapter: {},
   options: {
-    /** B has a bias of its own (default false). */
+    /** Whether B has a bias of its own (default false). */
     loraBias: { help: 'give B a bias' },
   },
   starts: [uniform, gaussian, random],

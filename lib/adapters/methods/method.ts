@@ -1,10 +1,10 @@
 /**
- * The interface of an adapter method. A method is one file of this folder and one line of the list in registry.ts; everything
- * else (`--method`, the command line's flags, PEFT's keys in and out, merging, export, the table-driven tests) reads it there.
+ * The interface of an adapter method. A method is one file of this folder and one line of the list in registry.ts; everything else
+ * (`--method`, the command line's flags, PEFT's keys in and out, merging, export, the table-driven tests) reads it there.
  *
- * A method is a name for settings (`adapter`, `regularizers`), and brings what these settings need and nobody has yet: options
- * of its own, starts of A and B, a variant of the adapted linear, a scaling. What it brings combines with every other method
- * that does not refuse it: DoRA runs on a PiSSA start, rank-stabilised or not.
+ * A method is a named set of settings (`adapter`, `regularizers`). It adds what these settings need and no other method provides:
+ * options of its own, starts of A and B, a variant of the adapted linear, a scaling. Its additions combine with every other method
+ * that does not refuse them: DoRA runs on a PiSSA start, rank-stabilised or not.
  */
 import type { LinearUpdate } from '../../nn/adapter_hook.ts';
 import type { Linear } from '../../nn/linear.ts';
@@ -14,11 +14,11 @@ import type { LowRankPair, ScaledPair } from '../low_rank.ts';
 
 /** A switch of PEFT's LoraConfig; off unless it is set. Its key in PEFT's files is its name in snake case. */
 export interface MethodOption {
-  /** The line of `balora train --help`. */
+  /** Description of the switch in `balora train --help`. */
   readonly help: string;
 }
 
-/** Settings that a method's name stands for, in PEFT's words. The caller's own settings go over them. */
+/** Settings that a method's name stands for, under PEFT's names. The caller's own settings override them. */
 export interface MethodPreset {
   readonly r?: number;
   readonly loraAlpha?: number;
@@ -28,7 +28,7 @@ export interface MethodPreset {
   readonly [option: string]: unknown;
 }
 
-/** A module whose A and B are about to start. */
+/** A module whose A and B are to be initialised. */
 export interface StartModule {
   /** Path of the module in the model. */
   readonly name: string;
@@ -38,28 +38,28 @@ export interface StartModule {
   readonly weight: Tensor;
   readonly r: number;
   readonly alpha: number;
-  /** s in y += s (x A^T) B^T. */
+  /** The scale s in y += s (x A^T) B^T. */
   readonly scale: number;
   /** A 48-bit seed that depends on the adapter's seed, the module's path and the purpose alone. */
   seed(purpose: string): number;
 }
 
-/** One way in which A and B start: a value, or a family of values, of `initLoraWeights`. */
+/** One way to initialise A and B: a value, or a family of values, of `initLoraWeights`. */
 export interface Start<Value extends boolean | string = boolean | string> {
   /** The values as help and errors write them, such as `pissa_niter_N`. */
   readonly shown: readonly string[];
-  /** A line that says what A and B are. */
+  /** A line that describes the first A and B. */
   readonly title: string;
   /** Whether a value of `initLoraWeights` names this start. */
   accepts(value: boolean | string): value is Value;
   /**
-   * Whether the pairs come out of the weights. Then the first pair is kept frozen and subtracted, so that the model starts as
-   * it was; a file that names the start belongs on a residual, and the plain export has twice the rank.
+   * Whether the pairs are computed from the weights. Then the first pair is kept frozen and subtracted, so that the model's outputs
+   * start unchanged; a file that names the start belongs on a residual, and the plain export has twice the rank.
    */
   readonly fromWeight: boolean;
   /**
-   * First values of the pairs of many modules at once, in their order: f32, a (r,in) and b (out,r). Runs without recording, in
-   * a scope, on the modules' device. It must depend on each module alone, so that adapting one more changes no other.
+   * First values of the pairs of many modules at once, in their order: f32, a (r,in) and b (out,r). Runs without recording, in a
+   * scope, on the modules' device. The values must depend on each module alone, so that adapting one more changes no other.
    */
   pairs(modules: readonly StartModule[], value: Value): readonly LowRankPair[];
 }
@@ -69,7 +69,7 @@ export interface VariantModule extends ScaledPair {
   /** Path of the module in the model. */
   readonly name: string;
   readonly linear: Linear;
-  /** The trained pair, and with a negative scale the frozen one. */
+  /** The trained pair, followed by the frozen one with a negative scale. */
   readonly parts: readonly LowRank[];
   /** The trained tensor of one of the variant's parameters. */
   parameter(key: string): Tensor;
@@ -82,39 +82,39 @@ export interface VariantModule extends ScaledPair {
 
 /** A tensor that a variant trains beside A and B. */
 export interface VariantParameter {
-  /** Its key in a PEFT file, behind the module's path. */
+  /** Key of the parameter in a PEFT file, after the module's path. */
   readonly key: string;
   /** Other spellings of the key that files have. */
   readonly alsoReadAs?: readonly string[];
-  /** Whether weight decay takes it. */
+  /** Whether weight decay applies to it. */
   readonly decays: boolean;
-  /** Its shape beside a linear. */
+  /** Shape of the parameter for a linear module. */
   shape(linear: Linear): readonly number[];
-  /** Its first value, in f32 (f64 beside f64). The pair stands already. */
+  /** First value of the parameter, in f32 (f64 for an f64 weight). The pair has its first values already. */
   start(module: VariantModule): Tensor;
 }
 
-/** A form of the adapted linear: what it computes, and what becomes of it when it is merged or exported. */
+/** A form of the adapted linear: its formula, and how it is merged and exported. */
 export interface Variant {
   /** The option that selects it; null: it runs where no other is selected. */
   readonly option: string | null;
-  /** A line that says what the output y is for the input x. */
+  /** A line that gives the output y for the input x. */
   readonly formula: string;
   readonly parameters: readonly VariantParameter[];
-  /** The values of `initLoraWeights` that it needs, in words, where it cannot go with the given one; null: it can. */
+  /** The values of `initLoraWeights` that it needs, in words, where it cannot be combined with the given one; null: it can. */
   refuses(initLoraWeights: unknown): string | null;
   /**
-   * The update of a forward, out of that of plain LoRA: the pair, its scale, the frozen pair, and in training the dropout of
-   * what A reads.
+   * The update of a forward, built from that of plain LoRA: the pair, its scale, the frozen pair, and in training the dropout of
+   * A's input.
    */
   update(module: VariantModule, plain: LinearUpdate): LinearUpdate;
-  /** Whether a small pair may be multiplied in fewer digits as a change of the base (`isChange` of a low-rank part). */
+  /** Whether a small pair may be multiplied in lower precision as a change of the base (`isChange` of a low-rank part). */
   readonly pairIsChange: boolean;
-  /** Why its passes cannot be recorded as graphs and run again; null: they can. */
+  /** The reason why its passes cannot be recorded as graphs and run again; null: they can. */
   readonly graphObstacle: string | null;
-  /** The weight that computes the same without an adapter, f64, out of the base's weight in f64. */
+  /** The weight of the equivalent linear without an adapter, f64, from the base's weight in f64. */
   mergedWeight(module: VariantModule, base: Tensor): Tensor;
-  /** The bias that computes the same, f64; null: it stays. @throws ArgumentError where it cannot be merged */
+  /** The bias of that linear, f64; null: that of the base. @throws ArgumentError where it cannot be merged */
   mergedBias(module: VariantModule): Tensor | null;
   /**
    * The pair of the export `lora`: with the module's scale and the variant's parameters beside it, it computes the same on the
@@ -122,42 +122,45 @@ export interface Variant {
    */
   toLora(module: VariantModule): LowRankPair;
   /**
-   * Why there is no export `residual`, a pair of rank r on the base without its first pair, as `name: reason`; null: there is
-   * one where the start came out of the weights.
+   * The reason why there is no export `residual`, a pair of rank r on the base without its first pair, as `name: reason`; null:
+   * there is one where the start is computed from the weights.
    */
   readonly residualObstacle: string | null;
 }
 
-/** A rule by which alpha and rank become the scale s = alpha / divisor(r). */
+/** A rule that computes the scale s = alpha / divisor(r) from alpha and the rank. */
 export interface Scaling {
   /** The option that selects it; null: it holds where no other is selected. */
   readonly option: string | null;
-  /** Multiplicative, divisor(k r) = divisor(k) divisor(r): exports of k times the rank keep s with alpha times divisor(k). */
+  /**
+   * The divisor, which is multiplicative, divisor(k r) = divisor(k) divisor(r): exports of k times the rank keep s with alpha
+   * times divisor(k).
+   */
   divisor(r: number): number;
 }
 
-/** A way of fine-tuning under the name that `--method` and `resolveMethod` know it by. */
+/** A fine-tuning method, under the name that `--method` and `resolveMethod` accept. */
 export interface Method<
   Name extends string = string,
   Options extends Readonly<Record<string, MethodOption>> = Readonly<Record<string, MethodOption>>,
   Starts extends readonly Start[] = readonly Start[],
 > {
   readonly name: Name;
-  /** A line that says what it is. */
+  /** A line that describes the method. */
   readonly title: string;
-  /** Its publication, such as `arXiv 2106.09685`; null: none in particular. */
+  /** Publication of the method, such as `arXiv 2106.09685`; null: none in particular. */
   readonly source: string | null;
   /** Settings of the adapter's configuration that the name stands for; null: no adapter, every weight is trained. */
   readonly adapter: MethodPreset | null;
   /** Settings of the regularizers that the name stands for, by task (default: none, so no regularizer runs). */
   readonly regularizers?: Readonly<Record<string, Readonly<Record<string, number>>>>;
-  /** Switches of PEFT's LoraConfig that it brings. */
+  /** Switches of PEFT's LoraConfig that it adds. */
   readonly options?: Options;
-  /** Values of `initLoraWeights` that it brings. */
+  /** Values of `initLoraWeights` that it adds. */
   readonly starts?: Starts;
-  /** Variants of the adapted linear that it brings. */
+  /** Variants of the adapted linear that it adds. */
   readonly variants?: readonly Variant[];
-  /** The scaling that it brings. */
+  /** The scaling that it adds. */
   readonly scaling?: Scaling;
 }
 

@@ -9,7 +9,10 @@ type Value = 'pissa' | `pissa_niter_${number}`;
 
 const kSpelling = /^pissa(?:_niter_([0-9]+))?$/;
 
-/** `pissa`: to convergence. `pissa_niter_N`: N power iterations. The SVDs of many modules at once are quicker. */
+/**
+ * The starts `pissa`, with SVDs to convergence, and `pissa_niter_N`, with N power iterations. SVDs of many modules at once
+ * are quicker.
+ */
 const start = defineStart<Value>({
   shown: ['pissa', 'pissa_niter_N'],
   title: 'the top r singular triplets of W, to convergence or after N power iterations',

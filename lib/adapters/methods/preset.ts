@@ -1,9 +1,9 @@
-/** The preset of a method with a caller's settings over it: a method only fills in what was left open. */
+/** The preset of a method, overridden by the caller's settings: a method only fills in what was left open. */
 import { ArgumentError } from '../../errors.ts';
 import type { LoraConfigInput } from '../config.ts';
 import { METHOD_NAMES, METHODS, type MethodName } from './registry.ts';
 
-/** Refuses a name that no method has, as a program in JavaScript may give it. @throws ArgumentError with all names */
+/** Refuses an unknown method name, which a JavaScript program may pass. @throws ArgumentError with all names */
 export function checkMethodName(name: MethodName): void {
   if (Object.hasOwn(METHODS, name)) return;
   throw new ArgumentError(

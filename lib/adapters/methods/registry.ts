@@ -1,4 +1,4 @@
-/** The list of methods, and what a configuration selects from it. */
+/** The list of methods, and the parts of it that a configuration selects. */
 import { balora } from './balora.ts';
 import { dora } from './dora.ts';
 import { full } from './full.ts';
@@ -16,8 +16,8 @@ import { pissa } from './pissa.ts';
 import { rslora } from './rslora.ts';
 
 /**
- * Every method, in the order in which help and errors name them. The type is named: in a declaration file the doc comments of an
- * inferred one would be lost.
+ * Every method, in the order in which help and errors name them. The type is written out because a declaration file would lose the
+ * doc comments of an inferred one.
  */
 const kMethods: readonly [
   typeof lora,
@@ -33,7 +33,7 @@ type Listed = (typeof kMethods)[number];
 /** Names of the methods: `--method`, `resolveMethod`. */
 export type MethodName = Listed['name'];
 
-/** What all members of a union are at once. */
+/** The intersection of all members of a union. */
 type Intersection<T> = (T extends unknown ? (value: T) => void : never) extends (
   value: infer I,
 ) => void
@@ -50,13 +50,13 @@ type ValuesOf<S> = S extends readonly Start[]
     : never
   : never;
 
-/** The switches of PEFT's LoraConfig that the methods bring. */
+/** The switches of PEFT's LoraConfig that the methods add. */
 export type MethodSwitches = { readonly [K in keyof AllOptions]: boolean };
 
 /** The values of `initLoraWeights` that name a start. */
 export type InitLoraWeights = ValuesOf<StartsOf<Listed>>;
 
-/** A method of the list: its settings name starts of the list. */
+/** A method of the list, whose settings name starts of the list. */
 export interface ListedMethod<Name extends MethodName> extends Method<Name> {
   readonly adapter: (MethodPreset & { readonly initLoraWeights?: InitLoraWeights }) | null;
 }
@@ -84,27 +84,27 @@ const kScalings: readonly Scaling[] = kMethods.flatMap(({ scaling }) => scaling 
 /** The values of `initLoraWeights` as help and errors write them. */
 export const START_NAMES: readonly string[] = kStarts.flatMap(({ shown }) => shown);
 
-/** Names of the starts that come out of the weights. */
+/** Names of the starts that are computed from the weights. */
 export const STARTS_FROM_WEIGHT: readonly string[] = kStarts
   .filter(({ fromWeight }) => fromWeight)
   .flatMap(({ shown }) => shown);
 
-/** Starts of PEFT that leave the base alone and that no method here makes: their trained adapter is a plain LoRA. */
+/** Starts of PEFT that leave the base alone and are not implemented here: an adapter trained from one is a plain LoRA. */
 const kPlainInPeft = new Set<unknown>(['eva', 'orthogonal']);
 
-/** The start that a value of `initLoraWeights` names; null: there is none here. */
+/** The start that a value of `initLoraWeights` names; null: none is implemented here. */
 export function startNamed(value: unknown): Start | null {
   if (typeof value !== 'boolean' && typeof value !== 'string') return null;
   return kStarts.find((start) => start.accepts(value)) ?? null;
 }
 
-/** Whether the tensors of an adapter that began so belong on the untouched base. */
+/** Whether the tensors of an adapter with this start belong on the untouched base. */
 export function keepsBase(value: unknown): boolean {
   const start = startNamed(value);
   return start === null ? kPlainInPeft.has(value) : !start.fromWeight;
 }
 
-/** The variants that a configuration's switches select: none is plain LoRA, and more than one cannot run together. */
+/** The variants that a configuration's switches select: none means plain LoRA, and more than one cannot run together. */
 export function selectedVariants(switches: MethodSwitches): Variant[] {
   return kVariants.filter(({ option }) => isOn(switches, option));
 }
@@ -121,7 +121,7 @@ export function scalingOf(switches: MethodSwitches): Scaling {
   return selected ?? (kScalings.find(({ option }) => option === null) as Scaling);
 }
 
-/** The parameters of all variants: what a file may hold beside pairs. */
+/** The parameters of all variants: the tensors that a file may hold beside pairs. */
 export const VARIANT_PARAMETERS: readonly VariantParameter[] = kVariants.flatMap(
   ({ parameters }) => parameters,
 );

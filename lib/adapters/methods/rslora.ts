@@ -1,4 +1,7 @@
-/** rsLoRA (Kalajdzievski 2023): the update is divided by the root of the rank, so that its size does not fall with it. */
+/**
+ * rsLoRA (Kalajdzievski 2023): the update is divided by the square root of the rank, so that its size does not shrink as the
+ * rank grows.
+ */
 import { defineMethod } from './method.ts';
 
 export const rslora = defineMethod({
@@ -7,7 +10,7 @@ export const rslora = defineMethod({
   source: 'arXiv 2312.03732',
   adapter: { useRslora: true },
   options: {
-    /** Rank-stabilised: the scale is alpha / sqrt(r) (default false). */
+    /** Whether to use rank-stabilised LoRA: the scale is alpha / sqrt(r) (default false). */
     useRslora: { help: 'rank-stabilized: scale by alpha / sqrt(r)' },
   },
   scaling: { option: 'useRslora', divisor: (r) => Math.sqrt(r) },

@@ -2,30 +2,30 @@
 import { type Answer, type Endpoint, HubError, readAll } from './endpoint.ts';
 import { isCommit, pathProblem, printable } from './names.ts';
 
-/** A file of a repository, as a row of the Hub's list has it; nothing of it is checked yet. */
+/** A file of a repository as a row of the Hub's list, in which nothing is checked yet. */
 export type FileRow = Readonly<Record<string, unknown>>;
 
 /** A file of a repository in a form that is safe to use. */
 export interface RepoFile {
-  /** Relative, of plain segments. */
+  /** Relative path of plain segments. */
   readonly path: string;
   readonly bytes: number;
   readonly hash: FileHash;
 }
 
-/** The hash that names a file's contents: of files in LFS (and Xet) their SHA-256, of others the SHA-1 of git's blob. */
+/** The hash that names a file's contents: SHA-256 for files in LFS (and Xet), the SHA-1 of git's blob for others. */
 export interface FileHash {
   readonly kind: 'sha256' | 'git-sha1';
-  /** Lower-case hex digits. */
+  /** The hash in lower-case hex digits. */
   readonly hex: string;
 }
 
 const kMostJson = 16 * 2 ** 20; // bytes of an answer, with all of its pages
 const kMostPages = 100;
-/** Times that the download of one file goes on after the connection broke off. */
+/** Number of times that the download of one file is resumed after the connection broke off. */
 const kMostBreaks = 5;
 
-/** @throws HubError where the server names no commit, or another one than it was asked for */
+/** The commit of a revision. @throws HubError where the server names no commit, or another one than it was asked for */
 export async function commitOf(
   endpoint: Endpoint,
   { repo, revision }: { repo: string; revision: string },
@@ -45,7 +45,7 @@ export async function commitOf(
 
 /**
  * The files of a commit by their paths.
- * @param where recursive: those in subfolders, too
+ * @param where recursive: whether to include those in subfolders
  * @throws HubError for an answer of another form, or one without end
  */
 export async function listFiles(
@@ -70,7 +70,7 @@ export async function listFiles(
   return rows;
 }
 
-/** @throws HubError naming what is wrong with a row */
+/** Checks a row of the Hub's list. @throws HubError naming what is wrong with it */
 export function checkedFile(row: FileRow): RepoFile {
   const path = row.path as string;
   const problem = pathProblem(path);
@@ -85,8 +85,8 @@ export function checkedFile(row: FileRow): RepoFile {
 }
 
 /**
- * The bytes of a file. Where the connection breaks off, what is missing is asked for, a few times: whether the parts belong
- * together the hash shows in the end.
+ * The bytes of a file. Where the connection breaks off, the missing part is requested, a few times: the hash shows in the end
+ * whether the parts belong together.
  * @throws HubError
  */
 export async function* readFile(
@@ -109,7 +109,7 @@ export async function* readFile(
       return;
     } catch (error) {
       const again = answered && error instanceof HubError && error.failure === 'broken';
-      // A server that gives no parts of a file is no worse than one that breaks off.
+      // A server that cannot send parts of a file is handled like one that breaks off.
       if (!again || breaks === kMostBreaks) throw broken ?? error;
       broken = error;
     }

@@ -1,7 +1,7 @@
 /**
- * One repository in the cache that Python's huggingface_hub shares: blobs named by the hash of what they hold, a snapshot of
- * links to them for each commit, refs from branches and tags to commits. Whatever is written is verified first and appears
- * whole; nothing is read or written through a link that leads out of the repository's folder.
+ * One repository in the cache shared with Python's huggingface_hub: blobs named by the hash of their contents, a snapshot of links
+ * to them for each commit, refs from branches and tags to commits. Everything written is verified first and appears whole; nothing
+ * is read or written through a link that leads out of the repository's folder.
  */
 import { createHash, type Hash, randomUUID } from 'node:crypto';
 import type { Stats } from 'node:fs';
@@ -27,8 +27,8 @@ import { HubError } from './endpoint.ts';
 import { isCommit } from './names.ts';
 
 const kIncomplete = '.incomplete';
-const kUuid = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/; // names of Python's own downloads are others
-/** A download that nothing was written to for a day. */
+const kUuid = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/; // Python's own downloads have names of another form
+/** Age after which a download that is not written to counts as abandoned: one day. */
 const kStrayMs = 24 * 3600 * 1000;
 
 /** The cache's folder, by the variables that Python's huggingface_hub reads. */
@@ -78,7 +78,7 @@ export class RepoCache {
   }
 
   /**
-   * The path of a file of a commit, or null if it is not there. `path` is one that pathProblem has nothing against.
+   * The path of a file of a commit, or null if it is missing. `path` is one that pathProblem accepts.
    * @throws FormatError as snapshot() does
    */
   async file(sha: string, path: string): Promise<string | null> {
@@ -86,16 +86,16 @@ export class RepoCache {
   }
 
   /**
-   * A file of a commit into the cache, unless it is there: a blob under its hash and a link to it in the snapshot. A file of
+   * Adds a file of a commit to the cache, unless it is there: a blob under its hash and a link to it in the snapshot. A file of
    * another size than announced is replaced.
-   * @param download its bytes, asked for where the blob is not there
+   * @param download gives its bytes, called where the blob is missing
    * @throws HubError for bytes that are not those announced, FormatError for a link that leads out
    */
   async add(sha: string, file: RepoFile, download: () => AsyncIterable<Uint8Array>): Promise<void> {
     const { hash, bytes } = file;
     const link = join(this.folder, 'snapshots', sha, file.path);
     if ((await this.#readable(sha, file.path)) && (await isFile(link, bytes))) {
-      // Where links are not to be had, Python keeps the file itself here.
+      // Where links are not supported, Python stores the file itself here.
       const own = (await lstat(link)).isFile();
       if (own || basename(await realpath(link)) === hash.hex) return;
     }
@@ -111,17 +111,17 @@ export class RepoCache {
     await this.#place(link, (temporary) => symlink(relative(dirname(link), blob), temporary));
   }
 
-  /** Makes a branch or a tag stand for a commit. */
+  /** Makes a branch or a tag refer to a commit. */
   async setRef(revision: string, sha: string): Promise<void> {
     if (revision === sha) return;
     const path = this.#refPath(revision);
-    // A cache that may only be read serves as long as nothing changes.
+    // A read-only cache works as long as nothing changes.
     if ((await this.#readRef(revision)) === sha) return;
     await this.#makeFolder('refs', ...revision.split('/').slice(0, -1));
     await this.#place(path, (temporary) => writeFile(temporary, sha, { flag: 'wx' }));
   }
 
-  /** @throws FormatError as snapshot() does */
+  /** The commit that a ref refers to; null if there is none. @throws FormatError as snapshot() does */
   async #readRef(revision: string): Promise<string | null> {
     const path = this.#refPath(revision);
     if ((await statOrNull(path)) === null) return null;
@@ -133,7 +133,7 @@ export class RepoCache {
     return join(this.folder, 'refs', ...revision.split('/'));
   }
 
-  /** Whether a name in a snapshot leads to something. @throws FormatError where that is outside */
+  /** Whether a name in a snapshot leads to an existing file. @throws FormatError where that is outside the repository */
   async #readable(sha: string, path: string): Promise<boolean> {
     const [root, target] = await Promise.all([
       realpathOrNull(this.folder),
@@ -145,7 +145,7 @@ export class RepoCache {
     throw leadsOut(join(this.folder, 'snapshots', sha, path), target);
   }
 
-  /** A folder of the repository, which is made where it is missing. @throws FormatError where a link or a file has its name */
+  /** The path of a folder of the repository, created if missing. @throws FormatError where a link or a file has its name */
   async #makeFolder(...segments: string[]): Promise<string> {
     await mkdir(this.folder, { recursive: true });
     let folder = this.folder;
@@ -163,13 +163,13 @@ export class RepoCache {
     return folder;
   }
 
-  /** @throws FormatError unless `path` is, behind all links, where it seems to be below the repository's folder */
+  /** Checks that `path`, with all links resolved, is at its place below the repository's folder. @throws FormatError if not */
   async #requireWithin(path: string, ...segments: string[]): Promise<void> {
     const [root, target] = await Promise.all([realpath(this.folder), realpath(path)]);
     if (target !== join(root, ...segments)) throw leadsOut(path, target);
   }
 
-  /** Removes downloads that processes left when they were killed; others may be at theirs. */
+  /** Removes downloads that killed processes left behind: those that have not been written to for a day. */
   async #removeStrays(): Promise<void> {
     const folder = join(this.folder, 'blobs');
     for (const name of await readdir(folder)) {
@@ -181,8 +181,8 @@ export class RepoCache {
   }
 
   /**
-   * Gives `path` what `make` makes under a temporary name. Such names stand among the blobs, where no reader looks for a
-   * snapshot's files or for refs, and differ for every call: processes may write the same at once.
+   * Puts the result that `make` writes under a temporary name at `path`. Temporary names are among the blobs, where no reader looks
+   * for a snapshot's files or for refs, and differ for every call: processes may write the same file at once.
    */
   async #place(path: string, make: (temporary: string) => Promise<void>): Promise<void> {
     const temporary = join(await this.#makeFolder('blobs'), `${randomUUID()}${kIncomplete}`);

@@ -1,21 +1,24 @@
 /**
- * One request over http or https, by Node's own client rather than by fetch: a server that closes the connection while fetch
- * holds a body back ends the process with an AssertionError that nothing can catch (nodejs/undici#5360, mended in undici 8 alone).
+ * One request over http or https, by Node's own client rather than by fetch: a server that closes the connection while fetch holds
+ * a body back ends the process with an AssertionError that nothing can catch (nodejs/undici#5360, fixed in undici 8 alone).
  */
 import { type ClientRequest, get as getHttp, type IncomingMessage } from 'node:http';
 import { get as getHttps } from 'node:https';
 
-/** What a server answered, a redirect too. */
+/** A server's answer, which may be a redirect. */
 export interface Reply {
   readonly status: number;
   readonly headers: Headers;
   /** Its body, read as it is asked for. It throws where the connection breaks before its end. */
   readonly body: AsyncIterator<Uint8Array>;
-  /** Closes the connection, whatever has been read. */
+  /** Closes the connection, even if the body has not been read to its end. */
   close(): void;
 }
 
-/** @throws what the connection failed with; an AbortError once the signal is aborted, of which the body ends as well */
+/**
+ * Sends a request.
+ * @throws what the connection failed with; an AbortError once the signal is aborted, which the body then throws as well
+ */
 export function request(
   url: URL,
   { headers, signal }: { headers: Record<string, string>; signal: AbortSignal },
@@ -26,7 +29,7 @@ export function request(
       options: object,
       then: (message: IncomingMessage) => void,
     ) => ClientRequest = url.protocol === 'https:' ? getHttps : getHttp;
-    // A connection of its own: none is kept that the server may close just as it is used again.
+    // Each request has a connection of its own, since the server may close a kept one just as it is used again.
     const sent = get(url, { headers, signal, agent: false }, (message) => {
       try {
         resolve(replyOf(message));
@@ -36,7 +39,7 @@ export function request(
       }
     });
     sent.on('error', reject);
-    // Also where the server changes to another protocol, which is no error to Node.
+    // The event also covers a server that changes to another protocol, which is no error to Node.
     sent.on('close', () => reject(new Error('the connection was closed without an answer')));
   });
 }
@@ -47,7 +50,7 @@ function replyOf(message: IncomingMessage): Reply {
   for (let i = 0; i < rawHeaders.length; i += 2) {
     headers.append(rawHeaders[i] as string, rawHeaders[i + 1] as string);
   }
-  message.on('error', () => {}); // the iterator tells it
+  message.on('error', () => {}); // the iterator throws it
   return {
     status: message.statusCode ?? 0,
     headers,

@@ -1,17 +1,17 @@
 /**
- * One server that speaks the Hub's protocol, and what it is trusted with: nothing. The token goes to its own origin and only
- * over https (or to this machine), every redirect is checked before it is followed, and no answer is waited for without end.
+ * One server that speaks the Hub's protocol and is not trusted. The token goes to its own origin and only over https (or to this
+ * machine), every redirect is checked before it is followed, and no answer is waited for without a limit.
  */
 import { ArgumentError } from '../../errors.ts';
 import { type Reply, request } from './connection.ts';
 import { printable } from './names.ts';
 
-/** The server, and how it is spoken to. */
+/** The server's address, the access token and the timeout. */
 export interface EndpointOptions {
   hubUrl: string;
-  /** Without white space around it; empty: none. */
+  /** Access token without surrounding white space; empty: none. */
   accessToken: string;
-  /** How long a server may take for 64 KiB of a file, or for all of a smaller answer. */
+  /** Milliseconds that a server may take for 64 KiB of a file, or for all of a smaller answer. */
   timeoutMs: number;
   signal?: AbortSignal | undefined;
 }
@@ -19,30 +19,30 @@ export interface EndpointOptions {
 /** The answer to a request: with status 200, or 206 for a part of a file. */
 export interface Answer {
   readonly headers: Headers;
-  /** Address that gave it, behind all redirects. */
+  /** Address that the answer came from, after all redirects. */
   readonly url: URL;
   /** Its body, which may be read once. @throws HubError where the server stops or is too slow */
   chunks(): AsyncGenerator<Uint8Array>;
 }
 
-/** What a request is for. */
+/** Options of a request. */
 export interface RequestOptions {
-  /** Begins the message of an error. */
+  /** Text that begins the message of an error. */
   what: string;
-  /** Large answers get the time for each 64 KiB of it, others for the whole. */
+  /** Whether the answer is large: then the timeout applies to each 64 KiB of it, otherwise to the whole. */
   large?: boolean;
-  /** Bytes to leave out at the beginning: 0, or an answer with any other part than the rest is refused. */
+  /** Number of bytes to skip at the beginning; unless it is 0, an answer with any other part than the rest is refused. */
   from?: number;
 }
 
-/** A server that cannot be reached, refuses, or gives what it must not give. */
+/** A failure of the server: it cannot be reached, refuses, or sends an answer that is not allowed. */
 export class HubError extends Error {
-  /** The connection broke or was never made, or the server was too slow; undefined where it did answer. */
+  /** Kind of failure: the connection broke or was never made, or the server was too slow; undefined where it did answer. */
   readonly failure: 'broken' | 'slow' | undefined;
-  /** Whether nothing was answered, or that the server is too busy to, as against an answer that says no. */
+  /** Whether there was no answer, or one that the server is too busy, as opposed to an answer that refuses the request. */
   readonly unreachable: boolean;
 
-  /** @param how status: of HTTP, of a refusal */
+  /** @param how status: the HTTP status of a refusal */
   constructor(
     message: string,
     {
@@ -59,18 +59,18 @@ export class HubError extends Error {
 
 const kMostRedirects = 10;
 const kRedirects: readonly number[] = [301, 302, 303, 307, 308];
-/** Bytes that a server may not take longer for than the timeout. */
+/** Number of bytes that a server may not take longer for than the timeout. */
 const kPortion = 65_536;
 const kMostOfARefusal = 65_536;
 const kLongestTimer = 2 ** 31 - 1;
 
 export class Endpoint {
-  /** How messages name it. */
+  /** Name of the server in messages. */
   readonly name: string;
   readonly #base: URL;
   readonly #options: EndpointOptions;
 
-  /** @throws ArgumentError for an address or a token that cannot be used, or not together */
+  /** Checks the address and the token. @throws ArgumentError for an address or a token that cannot be used, or not together */
   constructor(options: EndpointOptions) {
     const { timeoutMs, accessToken } = options;
     if (!(timeoutMs > 0 && timeoutMs <= kLongestTimer)) {
@@ -126,7 +126,7 @@ export class Endpoint {
     const { accessToken } = this.#options;
     const trusted = accessToken !== '' && url.origin === this.#base.origin;
     const headers = {
-      // Ranges and sizes are those of the file itself.
+      // An uncompressed answer, so that ranges and sizes are those of the file itself.
       'Accept-Encoding': 'identity',
       'User-Agent': 'balora',
       ...(from > 0 && { Range: `bytes=${from}-` }),
@@ -165,7 +165,7 @@ export class Endpoint {
       ) as { error?: unknown };
       if (typeof error === 'string') said = error;
     } catch {
-      // A page for people: the status says it.
+      // The body is a page for people, and the status says enough.
     }
     const reason = said && `, ${printable(withoutToken(said, this.#options))}`;
     return new HubError(`${what}: status ${status}${reason}`, { status });
@@ -177,7 +177,7 @@ export async function readAll(
   chunks: AsyncIterable<Uint8Array>,
   { what, most }: { what: string; most: number },
 ): Promise<Buffer> {
-  // Chunks may be of a byte each, and millions of them: none is kept.
+  // Chunks may be of a byte each, and millions of them, so they are copied into one buffer.
   let all = Buffer.alloc(Math.min(most, kPortion));
   let bytes = 0;
   for await (const chunk of chunks) {
@@ -194,7 +194,7 @@ export async function readAll(
   return all.subarray(0, bytes);
 }
 
-/** The waiting for one answer: only time in which the server is waited for counts, not what is done with its bytes. */
+/** The timeout of one answer, which counts only the time spent waiting for the server, not that spent on its bytes. */
 class Wait {
   readonly #controller = new AbortController();
   readonly #timeoutMs: number;
@@ -223,7 +223,7 @@ class Wait {
     this.#outer?.removeEventListener('abort', this.#stop);
   }
 
-  /** @throws HubError where the server fails or is too slow; what the outer signal was aborted with */
+  /** Waits for `work`. @throws HubError where the server fails or is too slow; what the outer signal was aborted with */
   async until<T>(work: () => Promise<T>): Promise<T> {
     const began = performance.now();
     const timer = setTimeout(
@@ -265,12 +265,12 @@ class Wait {
   }
 }
 
-/** A server may well repeat what it was sent. */
+/** The text with the token removed, since a server may repeat what it was sent. */
 export function withoutToken(text: string, { accessToken }: EndpointOptions): string {
   return accessToken === '' ? text : text.replaceAll(accessToken, '(the token)');
 }
 
-/** @throws ArgumentError, which repeats no password */
+/** Checks the Hub's address. @throws ArgumentError, which repeats no password */
 function parseHubUrl(text: string): URL {
   const shown = printable(text.replace(/\/\/.*@/, '//...@'));
   const wrong = (reason: string): ArgumentError =>
@@ -285,7 +285,7 @@ function parseHubUrl(text: string): URL {
   return url;
 }
 
-/** @throws ArgumentError, which does not repeat the token */
+/** Checks the access token. @throws ArgumentError, which does not repeat the token */
 function checkToken(token: string, base: URL): void {
   if (token === '') return;
   if (!/^[\x21-\x7e]+$/.test(token)) {
@@ -301,7 +301,7 @@ function checkToken(token: string, base: URL): void {
   }
 }
 
-/** Whether an answer has what stands behind `from` bytes. */
+/** Whether an answer holds exactly the part of a file after its first `from` bytes. */
 function isRest({ status, headers }: Reply, from: number): boolean {
   if (from === 0) return status === 200;
   return status === 206 && headers.get('content-range')?.startsWith(`bytes ${from}-`) === true;
@@ -311,12 +311,15 @@ function isWeb({ protocol }: URL): boolean {
   return protocol === 'https:' || protocol === 'http:';
 }
 
-/** Whether an address is this machine's own: 127.0.0.0/8, ::1 or localhost. URL has brought other spellings into these. */
+/** Whether an address is this machine's own: 127.0.0.0/8, ::1 or localhost. URL has normalised other spellings to these. */
 function isLoopback({ hostname }: URL): boolean {
   return /^127(\.\d{1,3}){3}$|^\[::1\]$|^localhost$/.test(hostname);
 }
 
-/** Node calls a body that breaks off "aborted", and some failures have a code alone, as that to each of several addresses. */
+/**
+ * The reason of a failure: Node calls a body that breaks off "aborted", and some errors have only a code, such as the one for
+ * failures at each of several addresses.
+ */
 function reasonOf(error: unknown): string {
   const { message, name, code } = error as NodeJS.ErrnoException;
   if (code === 'ECONNRESET' && message === 'aborted') return 'the connection broke';

@@ -2,7 +2,7 @@
 
 /** Owner or name in an id: the Hub's own rules, which keep ids and folders of the cache one to one. */
 const kIdPart = /^\w(?:[\w.-]{0,94}\w)?$/;
-/** Controls, invisible and unpaired characters: two names that look alike would differ by them. */
+/** Control, format and unpaired characters: two names that look alike could differ by them. */
 const kInvisible = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/u;
 /** Characters and endings that git allows in no name of a branch or a tag. */
 const kNoRevision = /[ ~^:?*[]|@\{|\.$|\.lock$/;
@@ -17,12 +17,12 @@ export function isRepoId(text: string): boolean {
   );
 }
 
-/** Whether it is a commit as git names it: 40 lower-case hex digits. */
+/** Whether a value is a commit as git names it: 40 lower-case hex digits. */
 export function isCommit(value: unknown): value is string {
   return typeof value === 'string' && /^[0-9a-f]{40}$/.test(value);
 }
 
-/** Whether it may be a branch, a tag or a commit, and stays below `refs` as a path. */
+/** Whether a text may be a branch, a tag or a commit, and stays below `refs` as a path. */
 export function isRevision(text: string): boolean {
   return pathProblem(text) === null && !kNoRevision.test(text);
 }
@@ -47,7 +47,7 @@ export function pathProblem(path: string): string | null {
   return null;
 }
 
-/** Text of a server as it may stand in a message: one line without invisible characters, cut at `most` characters. */
+/** A server's text made safe for a message: one line without invisible characters, cut at `most` characters. */
 export function printable(text: string, most = 200): string {
   const start = text
     .slice(0, 2 * most)
