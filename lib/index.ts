@@ -2,67 +2,6 @@
 // `balora/losses`, `balora/optim`, `balora/data`, `balora/io`), each the index of the folder of that name.
 // test/package/exports.test.ts counts them and requires a doc comment and a page of each.
 
-// Models and tokenizers.
-export {
-  AutoModelForCausalLM,
-  type FromConfigOptions,
-  type FromPretrainedOptions,
-} from './models/auto.ts';
-export {
-  AutoModelForSequenceClassification,
-  type ClassifierOptions,
-} from './models/auto_classifier.ts';
-export { AutoModelForSeq2SeqLM } from './models/auto_seq2seq.ts';
-export { CausalLM, type Head } from './models/causal_lm.ts';
-export { demoCheckpoint } from './models/demo_checkpoint.ts';
-export type { LayerKeep } from './models/layers.ts';
-export type { ModelBatch } from './models/batch.ts';
-export { type ForwardOptions, Model } from './models/model.ts';
-export { type SaveModelOptions, saveModel } from './models/save.ts';
-export { type Seq2SeqBatch, Seq2SeqLM } from './models/seq2seq_lm.ts';
-export {
-  type LabelOptions,
-  type Labels,
-  SequenceClassifier,
-} from './models/sequence_classifier.ts';
-export { type ResolveOptions, resolveModel } from './io/hub.ts';
-export {
-  type ChatMessage,
-  ChatTemplate,
-  type ChatTemplateSource,
-  type RenderOptions,
-} from './text/chat_template.ts';
-export {
-  type DecodeOptions,
-  type EncodeOptions,
-  type PairOptions,
-  Tokenizer,
-} from './text/tokenizer.ts';
-
-// Data.
-export type { BatchSource } from './data/batch_source.ts';
-export { Batches, type BatchOptions, type DataStatistics } from './data/batches.ts';
-export type { Batch } from './data/collate.ts';
-export type { DataWarning } from './data/dataset.ts';
-export type { MetricName } from './data/glue.ts';
-export {
-  type LabelledBatch,
-  LabelledBatches,
-  type LabelledOptions,
-  type LabelledStatistics,
-  type LabelledWarning,
-} from './data/labelled_batches.ts';
-export type { LabelScheme } from './data/labels.ts';
-export { type OpenRowsOptions, openRows } from './data/open_rows.ts';
-export { arrayRows, type Row, type RowSource } from './data/rows.ts';
-export {
-  Seq2SeqBatches,
-  type Seq2SeqBatchOptions,
-  type Seq2SeqStatistics,
-} from './data/seq2seq_batches.ts';
-export type { Seq2SeqExamples } from './data/seq2seq_example.ts';
-export { kIgnoredTarget } from './ignored_target.ts';
-
 // Adapters, full fine-tuning, merging.
 export {
   type AdapterConfigInput,
@@ -85,12 +24,146 @@ export {
 export type { SavedModules } from './adapters/saved_modules.ts';
 export type { InitialPair, StartFunction } from './adapters/starts.ts';
 export type { ExportForm, NamedTensor, TrainingPass, TunedModel } from './adapters/tuned_model.ts';
-
+// Tensors and the tape; the ops are in `balora/ops`.
+export { backward, type CustomOp, checkpoint, customOp, recomputing } from './autograd.ts';
+// Data.
+export type { BatchSource } from './data/batch_source.ts';
+export { Batches, type BatchOptions, type DataStatistics } from './data/batches.ts';
+export type { Batch } from './data/collate.ts';
+export type { DataWarning } from './data/dataset.ts';
+export type { MetricName } from './data/glue.ts';
+export {
+  type LabelledBatch,
+  LabelledBatches,
+  type LabelledOptions,
+  type LabelledStatistics,
+  type LabelledWarning,
+} from './data/labelled_batches.ts';
+export type { LabelScheme } from './data/labels.ts';
+export { type OpenRowsOptions, openRows } from './data/open_rows.ts';
+export { arrayRows, type Row, type RowSource } from './data/rows.ts';
+export {
+  Seq2SeqBatches,
+  type Seq2SeqBatchOptions,
+  type Seq2SeqStatistics,
+} from './data/seq2seq_batches.ts';
+export type { Seq2SeqExamples } from './data/seq2seq_example.ts';
+// Devices, and the engines' settings and statistics.
+export {
+  type DeviceInfo,
+  deviceInfo,
+  getDefaultDevice,
+  setDefaultDevice,
+  withDevice,
+} from './device.ts';
+// Errors.
+export {
+  ArgumentError,
+  BaloraError,
+  type ErrorCode,
+  FormatError,
+  NativeError,
+  UnsupportedError,
+} from './errors.ts';
+// Evaluation.
+export { gsm8kAnswer, gsm8kCorrect, gsm8kGold, mathAnswer, mathCorrect } from './eval/answers.ts';
+export { evaluateClassifier } from './eval/classify.ts';
+export { type EvaluatedModel, evaluate } from './eval/evaluate.ts';
+export {
+  type ClassificationMetrics,
+  type ConfusionMatrix,
+  classificationMetrics,
+  confusionMatrix,
+  type MultiLabelMetrics,
+  multiLabelMetrics,
+  type RegressionMetrics,
+  regressionMetrics,
+} from './eval/metrics.ts';
+export type {
+  ClassifierEvaluation,
+  EvaluateOptions,
+  Evaluation,
+  EvaluationResult,
+  ExampleResult,
+} from './eval/types.ts';
+export { type GradcheckOptions, gradcheck } from './gradcheck.ts';
+export { type CapturedGraph, captureGraph } from './graph.ts';
+export { kIgnoredTarget } from './ignored_target.ts';
+export { type ResolveOptions, resolveModel } from './io/hub.ts';
+export type { ProblemType } from './losses/problem_type.ts';
 // Training.
 export { defineTerm, type Term, type TermContext, type TermInput } from './losses/term.ts';
-export type { ProblemType } from './losses/problem_type.ts';
+// Models and tokenizers.
+export {
+  AutoModelForCausalLM,
+  type FromConfigOptions,
+  type FromPretrainedOptions,
+} from './models/auto.ts';
+export {
+  AutoModelForSequenceClassification,
+  type ClassifierOptions,
+} from './models/auto_classifier.ts';
+export { AutoModelForSeq2SeqLM } from './models/auto_seq2seq.ts';
+export type { ModelBatch } from './models/batch.ts';
+export { CausalLM, type Head } from './models/causal_lm.ts';
+export { demoCheckpoint } from './models/demo_checkpoint.ts';
+export type { LayerKeep } from './models/layers.ts';
+export { type ForwardOptions, Model } from './models/model.ts';
+export { type SaveModelOptions, saveModel } from './models/save.ts';
+export { type Seq2SeqBatch, Seq2SeqLM } from './models/seq2seq_lm.ts';
+export {
+  type LabelOptions,
+  type Labels,
+  SequenceClassifier,
+} from './models/sequence_classifier.ts';
 export type { SchedulerOptions } from './optim/schedulers.ts';
+export {
+  getNumThreads,
+  type MemoryStats,
+  memoryStats,
+  type OfDevice,
+  type OpTime,
+  opTimes,
+  resetOpTimes,
+  resetPeakMemory,
+  setAllowTf32,
+  setAnomalyMode,
+  setDebugMode,
+  setDeterministic,
+  setMemoryLimit,
+  setNumThreads,
+  setProfiling,
+  synchronize,
+  synchronizeSync,
+  trimMemory,
+  withMemoryTag,
+  withPhase,
+} from './runtime.ts';
 export type { TaskName } from './tasks/list.ts';
+export {
+  type DType,
+  enableGrad,
+  keep,
+  type NestedNumbers,
+  noGrad,
+  scope,
+  Tensor,
+  type TensorData,
+  type TensorOptions,
+  tensor,
+} from './tensor.ts';
+export {
+  type ChatMessage,
+  ChatTemplate,
+  type ChatTemplateSource,
+  type RenderOptions,
+} from './text/chat_template.ts';
+export {
+  type DecodeOptions,
+  type EncodeOptions,
+  type PairOptions,
+  Tokenizer,
+} from './text/tokenizer.ts';
 export {
   copyHead,
   type HeadWarmUp,
@@ -126,83 +199,3 @@ export type {
   TrainResult,
   Warning,
 } from './train/types.ts';
-
-// Evaluation.
-export { gsm8kAnswer, gsm8kCorrect, gsm8kGold, mathAnswer, mathCorrect } from './eval/answers.ts';
-export { evaluateClassifier } from './eval/classify.ts';
-export { type EvaluatedModel, evaluate } from './eval/evaluate.ts';
-export {
-  type ClassificationMetrics,
-  type ConfusionMatrix,
-  classificationMetrics,
-  confusionMatrix,
-  type MultiLabelMetrics,
-  multiLabelMetrics,
-  type RegressionMetrics,
-  regressionMetrics,
-} from './eval/metrics.ts';
-export type {
-  ClassifierEvaluation,
-  EvaluateOptions,
-  Evaluation,
-  EvaluationResult,
-  ExampleResult,
-} from './eval/types.ts';
-
-// Tensors and the tape; the ops are in `balora/ops`.
-export { backward, type CustomOp, checkpoint, customOp, recomputing } from './autograd.ts';
-export { type GradcheckOptions, gradcheck } from './gradcheck.ts';
-export { type CapturedGraph, captureGraph } from './graph.ts';
-export {
-  type DType,
-  enableGrad,
-  keep,
-  type NestedNumbers,
-  noGrad,
-  scope,
-  Tensor,
-  type TensorData,
-  type TensorOptions,
-  tensor,
-} from './tensor.ts';
-
-// Devices, and the engines' settings and statistics.
-export {
-  type DeviceInfo,
-  deviceInfo,
-  getDefaultDevice,
-  setDefaultDevice,
-  withDevice,
-} from './device.ts';
-export {
-  getNumThreads,
-  type MemoryStats,
-  memoryStats,
-  type OfDevice,
-  type OpTime,
-  opTimes,
-  resetOpTimes,
-  resetPeakMemory,
-  setAllowTf32,
-  setAnomalyMode,
-  setDebugMode,
-  setDeterministic,
-  setMemoryLimit,
-  setNumThreads,
-  setProfiling,
-  synchronize,
-  synchronizeSync,
-  trimMemory,
-  withMemoryTag,
-  withPhase,
-} from './runtime.ts';
-
-// Errors.
-export {
-  ArgumentError,
-  BaloraError,
-  type ErrorCode,
-  FormatError,
-  NativeError,
-  UnsupportedError,
-} from './errors.ts';

@@ -2,8 +2,8 @@
 import { describe, expect, it } from 'vitest';
 import { backward, checkpoint, customOp, recomputing } from '../lib/autograd.ts';
 import {
-  add_,
   add,
+  add_,
   concat,
   copy_,
   expand,

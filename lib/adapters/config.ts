@@ -11,8 +11,8 @@ import {
   checkValue,
   complaint,
   defaultOf,
-  identityOfTable,
   type InputOf,
+  identityOfTable,
   normalized,
   type Option,
   optionCalled,
@@ -21,8 +21,8 @@ import {
 } from '../options/option.ts';
 import {
   ALL_LINEAR,
-  loraChecks,
   type LoraInputOptions,
+  loraChecks,
   loraOptions,
   type PeftForm,
 } from './lora_options.ts';

@@ -20,8 +20,8 @@ import {
   METHOD_OPTION_NAMES,
   METHOD_OPTIONS,
   type MethodSwitches,
-  selectedVariants,
   START_NAMES,
+  selectedVariants,
   startNamed,
 } from './methods/registry.ts';
 import { compareCodePoints, PythonFloat, type PythonJson } from './python_json.ts';

@@ -18,7 +18,7 @@ export interface ReadOptions {
   dtype?: DType;
   /** Whether to check for NaN and infinities: the first one is a FormatError with its index, at the next sync. Default false. */
   checkFinite?: boolean;
-  /** Device of the tensor. Default: see {@link getDefaultDevice}. */
+  /** Device of the tensor. Default: see `getDefaultDevice()`. */
   device?: string;
 }
 

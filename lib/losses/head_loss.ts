@@ -7,6 +7,7 @@
  * Terms with a native form never see logits. The others run on the logits of their rows, in plain tensor ops.
  */
 import { ArgumentError } from '../errors.ts';
+import { kIgnoredTarget } from '../ignored_target.ts';
 import {
   add,
   headLosses,
@@ -17,7 +18,6 @@ import {
   type TeacherSummary,
   teacherSummary,
 } from '../ops/index.ts';
-import { kIgnoredTarget } from '../ignored_target.ts';
 import { noGrad, type Tensor, tensor } from '../tensor.ts';
 import { fusedSvdLoss, gramFormAllowed, type Head, HeadGram } from './fused.ts';
 import { type Positions, type RowsOfBatch, type SelectedRows, selectRows } from './positions.ts';

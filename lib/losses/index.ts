@@ -44,6 +44,17 @@ export {
   type PlainTerms,
   svdLoss,
 } from './plain.ts';
+export { type Positions, type RowsOfBatch, type SelectedRows, selectRows } from './positions.ts';
+export {
+  type AdaptiveOptions,
+  adaptiveConsistencyWeight,
+  type ConsistencySchedule,
+  consistencyWeightAt,
+  type RegularizerSchedule,
+  type RegularizerScheduleOptions,
+  regularizerFactorAt,
+  type StepOfRun,
+} from './schedules.ts';
 export {
   type FusedForm,
   TermContext,
@@ -59,14 +70,3 @@ export {
   type TermValue,
   type TermValues,
 } from './term_sums.ts';
-export { type Positions, type RowsOfBatch, type SelectedRows, selectRows } from './positions.ts';
-export {
-  type AdaptiveOptions,
-  adaptiveConsistencyWeight,
-  type ConsistencySchedule,
-  consistencyWeightAt,
-  type RegularizerSchedule,
-  type RegularizerScheduleOptions,
-  regularizerFactorAt,
-  type StepOfRun,
-} from './schedules.ts';

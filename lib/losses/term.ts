@@ -3,7 +3,7 @@
  * at that step. Whatever knows terms (weights, records, checks, progress) loops over a list of them.
  */
 import { ArgumentError } from '../errors.ts';
-import { headLosses, type HeadLossInputs, reshape } from '../ops/index.ts';
+import { type HeadLossInputs, headLosses, reshape } from '../ops/index.ts';
 import {
   type Check,
   type DefaultContext,

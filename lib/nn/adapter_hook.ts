@@ -12,7 +12,7 @@ export interface LinearUpdate {
   readonly a: Tensor; // (R,in), f32 master or the activations' dtype
   readonly b: Tensor; // (out,R)
   readonly scale: number;
-  /** See {@link LowRank}. Default false. */
+  /** See `LowRank`. Default false. */
   readonly isChange?: boolean;
   /** The adapter's first values, never trained: what W itself already holds of the pair (PiSSA). */
   readonly frozen?: { readonly a: Tensor; readonly b: Tensor }; // (R0,in), (out,R0)

@@ -10,7 +10,7 @@ export interface FactoryOptions {
   dtype?: DType;
   /** Whether backward() collects a gradient. Default false. */
   requiresGrad?: boolean;
-  /** "cpu", "cuda", "cuda:1". Default: see {@link getDefaultDevice}. */
+  /** "cpu", "cuda", "cuda:1". Default: see `getDefaultDevice()`. */
   device?: string;
 }
 
@@ -48,7 +48,7 @@ export interface ArangeOptions {
   step?: number;
   /** Default i32. */
   dtype?: DType;
-  /** Default: see {@link getDefaultDevice}. */
+  /** Default: see `getDefaultDevice()`. */
   device?: string;
 }
 

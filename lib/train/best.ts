@@ -7,13 +7,13 @@ import { join } from 'node:path';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { MetricName } from '../data/glue.ts';
 import { ArgumentError } from '../errors.ts';
+import type { Evaluation } from '../eval/types.ts';
 import { writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
 import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
 import type { Model } from '../models/index.ts';
 import { copy_, zeros } from '../ops/index.ts';
-import { noGrad, type Tensor, unscoped } from '../tensor.ts';
-import type { Evaluation } from '../eval/types.ts';
 import { taskOf } from '../tasks/list.ts';
+import { noGrad, type Tensor, unscoped } from '../tensor.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { BestStep } from './types.ts';
 

@@ -19,8 +19,8 @@ import type { SequenceClassifier } from '../models/index.ts';
 import { concat, indexSelect } from '../ops/index.ts';
 import { AdamW } from '../optim/adamw.ts';
 import { synchronize } from '../runtime.ts';
-import { noGrad, scope, Tensor, tensor, unscoped } from '../tensor.ts';
 import { yieldToEventLoop } from '../tasks/event_loop.ts';
+import { noGrad, scope, Tensor, tensor, unscoped } from '../tensor.ts';
 import type { BatchSource } from './types.ts';
 
 /** Options of {@link warmUpHead}. */

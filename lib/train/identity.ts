@@ -5,8 +5,8 @@ import type { TunedModel } from '../adapters/tuned_model.ts';
 import { UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import { slice } from '../ops/index.ts';
-import { noGrad, type Tensor } from '../tensor.ts';
 import { identityOfTable, type OptionTable } from '../options/option.ts';
+import { noGrad, type Tensor } from '../tensor.ts';
 import type { Identity, ResolvedOptions } from './options.ts';
 import { REGULARIZER_OPTIONS } from './regularizers.ts';
 import {

@@ -7,8 +7,8 @@ import { learningRateSchedule } from '../optim/schedulers.ts';
 import {
   checkTogether,
   defaultsOf,
-  identityOfTable,
   type InputOf,
+  identityOfTable,
   type ResolvedOf,
   resolveTable,
 } from '../options/option.ts';

@@ -8,9 +8,9 @@ import type { Tensor } from '../tensor.ts';
 import { MemoryPlanner } from './memory_plan.ts';
 import { momentCount } from './optimizers.ts';
 import type { ResolvedOptions } from './options.ts';
-import type { AnyTrainerOptions } from './trainer_options.ts';
 import { passesOf, selectorOf } from './passes.ts';
 import { accumulateWindow } from './step.ts';
+import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { RunPlan } from './types.ts';
 import { countSteps, WindowReader } from './window.ts';
 

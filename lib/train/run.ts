@@ -5,9 +5,9 @@
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { writeFileAtomic } from '../io/files.ts';
+import { dropoutWarning } from '../models/dropout_rates.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize } from '../runtime.ts';
-import { dropoutWarning } from '../models/dropout_rates.ts';
 import { taskOf } from '../tasks/list.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
 import { BestKeeper } from './best.ts';

@@ -20,7 +20,7 @@ import { type Check, group, type InputOf } from '../options/option.ts';
 
 /** Names of the optimisers. */
 export const OPTIMIZER_NAMES = ['adamw', 'adafactor', 'sgd'] as const;
-/** The name of an optimiser, one of {@link OPTIMIZER_NAMES}. */
+/** The name of an optimiser: `adamw`, `adafactor` or `sgd`. */
 export type OptimizerName = (typeof OPTIMIZER_NAMES)[number];
 
 const share = z.number().optional();

@@ -16,13 +16,11 @@ import type {
   resourceOptions,
 } from './schema.ts';
 
+export type { MethodName } from '../adapters/methods/registry.ts';
 export type { BatchSource } from '../data/batch_source.ts';
 export type { ClassifierEvaluation, EvaluationResult, ExampleResult } from '../eval/types.ts';
-export type { Batch };
-
-export type { MethodName } from '../adapters/methods/registry.ts';
-
 export { OPTIMIZER_NAMES, type OptimizerName } from './schema.ts';
+export type { Batch };
 
 /** Options of the optimisation, under the names of transformers. */
 export interface OptimizationOptions extends InputOf<typeof optimizationOptions> {}

@@ -4,8 +4,8 @@
  */
 import { clippedNorm } from '../optim/clip.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
-import type { Tensor } from '../tensor.ts';
 import type { Named } from '../tasks/task.ts';
+import type { Tensor } from '../tensor.ts';
 import { shapesOf } from './graph_cache.ts';
 import type { StepGraphs } from './graph_passes.ts';
 

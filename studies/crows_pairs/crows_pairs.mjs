@@ -23,8 +23,8 @@ import {
   Trainer,
 } from 'balora';
 import { collate, JsonlFile } from 'balora/data';
-import { line, readLines, shown, statistics } from '../statistics.mjs';
 import { barChart } from '../bar_chart.mjs';
+import { line, readLines, shown, statistics } from '../statistics.mjs';
 
 const { values: options } = parseArgs({
   options: {

@@ -7,9 +7,9 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { CONDITIONS } from './conditions.mjs';
-import { line, readLines, shown, statistics } from '../statistics.mjs';
 import { barChart } from '../bar_chart.mjs';
+import { line, readLines, shown, statistics } from '../statistics.mjs';
+import { CONDITIONS } from './conditions.mjs';
 
 const { values: options } = parseArgs({
   options: { output: { type: 'string', default: join('output', 'inheritance') } },

@@ -4,11 +4,11 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import type { Batch } from '../../lib/data/collate.ts';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../../lib/adapters/config.ts';
 import { FullModel } from '../../lib/adapters/full_model.ts';
 import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
+import type { Batch } from '../../lib/data/collate.ts';
 import { setDefaultDevice } from '../../lib/device.ts';
 import { AutoModelForCausalLM } from '../../lib/models/auto.ts';
 import {

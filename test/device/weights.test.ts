@@ -5,9 +5,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { deviceInfo, setDefaultDevice } from '../../lib/device.ts';
+import { loadSafetensors, saveSafetensors } from '../../lib/io/index.ts';
 import { synchronize } from '../../lib/runtime.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
-import { loadSafetensors, saveSafetensors } from '../../lib/io/index.ts';
 import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
 
 const kPlugin = process.env.BALORA_CUDA_PLUGIN;

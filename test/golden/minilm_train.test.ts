@@ -12,13 +12,13 @@ import {
   type SequenceClassifier,
 } from '../../lib/models/index.ts';
 import { zeros } from '../../lib/ops/index.ts';
+import { sequenceClassification } from '../../lib/tasks/sequence_classification.ts';
 import { scope, type Tensor } from '../../lib/tensor.ts';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import type { StepRecord } from '../../lib/train/types.ts';
 import { WindowReader } from '../../lib/train/window.ts';
 import { meanNormError } from '../models/golden.ts';
-import { sequenceClassification } from '../../lib/tasks/sequence_classification.ts';
 import { accumulator } from '../support/accumulate.ts';
 import { values } from '../support/compare.ts';
 import { relativeError } from '../support/fixtures.ts';

@@ -2,8 +2,6 @@
 // them: shares of a window, the clamp and its warning, heads of one output.
 import { describe, expect, it } from 'vitest';
 import { NluLoss, nluTaskLoss } from '../../lib/losses/logits_loss.ts';
-import type { TermNote } from '../../lib/losses/term.ts';
-import { TermSums } from '../../lib/losses/term_sums.ts';
 import {
   binaryCrossEntropy,
   nluConsistencyLoss,
@@ -11,6 +9,8 @@ import {
   nluSvdLoss,
   teacherEntropyRows,
 } from '../../lib/losses/nlu_terms.ts';
+import type { TermNote } from '../../lib/losses/term.ts';
+import { TermSums } from '../../lib/losses/term_sums.ts';
 import { slice } from '../../lib/ops/index.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { goldenTensor } from '../support/fixtures.ts';

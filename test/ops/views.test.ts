@@ -7,6 +7,7 @@ import {
   contiguous,
   crossEntropy,
   expand,
+  headLosses,
   linearGroup,
   matmul,
   permute,
@@ -15,7 +16,6 @@ import {
   sum,
 } from '../../lib/ops/index.ts';
 import { scope, type Tensor, tensor } from '../../lib/tensor.ts';
-import { headLosses } from '../../lib/ops/index.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { kTestDevice } from '../support/device.ts';
 import { testRandom } from '../support/gradcheck.ts';

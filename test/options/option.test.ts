@@ -2,16 +2,16 @@ import { describe, expect, it } from 'vitest';
 import { ArgumentError } from '../../lib/errors.ts';
 import { choice, number, onOff, text, whole } from '../../lib/options/kinds.ts';
 import {
-  camel,
   type Check,
+  camel,
   checkTogether,
   checkValue,
   defaultsOf,
   group,
   identityOfTable,
   kebab,
-  optionCalled,
   type OptionTable,
+  optionCalled,
   resolveTable,
   snake,
 } from '../../lib/options/option.ts';

@@ -1,12 +1,12 @@
 /** The gradients and term values of single windows, without a trainer around them. */
 import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
 import type { Model } from '../../lib/models/index.ts';
+import { taskOf } from '../../lib/tasks/list.ts';
 import { resolveOptions } from '../../lib/train/options.ts';
 import { passesOf } from '../../lib/train/passes.ts';
 import type { RegularizerOptions } from '../../lib/train/regularizers.ts';
 import { accumulateWindow } from '../../lib/train/step.ts';
 import type { Window } from '../../lib/train/window.ts';
-import { taskOf } from '../../lib/tasks/list.ts';
 import { tinySource } from './tiny_model.ts';
 
 /** The terms of a window flat, as a record has them. */

@@ -1,6 +1,6 @@
 // One entry an option: the same refusal from the library, a flag and a configuration file, and the same place in identities.
 import { describe, expect, it } from 'vitest';
-import { loraConfig, type LoraConfigInput } from '../../lib/adapters/config.ts';
+import { type LoraConfigInput, loraConfig } from '../../lib/adapters/config.ts';
 import { checkConfig, checkFlags } from '../../lib/cli/option_table.ts';
 import { kTrainOptions } from '../../lib/cli/train_options.ts';
 import { trainSetup } from '../../lib/cli/train_setup.ts';

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import type { Positions } from '../../lib/losses/positions.ts';
-import type { Batch, BatchSource } from '../../lib/train/types.ts';
 import { causalLm } from '../../lib/tasks/causal_lm.ts';
+import type { Batch, BatchSource } from '../../lib/train/types.ts';
 import { countSteps, WindowReader } from '../../lib/train/window.ts';
 
 const countsOf = (batch: Batch, positions: Positions) =>

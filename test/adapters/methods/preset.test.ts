@@ -6,8 +6,8 @@ import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
 import { FullModel } from '../../../lib/adapters/full_model.ts';
 import type { AdapterMethodName } from '../../../lib/adapters/make_adapter.ts';
 import { METHOD_NAMES } from '../../../lib/adapters/methods/registry.ts';
-import type { RegularizerOptions } from '../../../lib/train/regularizers.ts';
 import { resolveMethod } from '../../../lib/train/methods.ts';
+import type { RegularizerOptions } from '../../../lib/train/regularizers.ts';
 import { Trainer } from '../../../lib/train/trainer.ts';
 import { TinyModel, tinySource } from '../../support/tiny_model.ts';
 
