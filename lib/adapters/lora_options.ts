@@ -93,11 +93,15 @@ const shape = {
     aliases: ['rank', 'lora-r', 'lora-rank', 'lora-dim'],
   }),
   /** Alpha, which sets the scale of the update: alpha / r, unless a method scales otherwise. May be fractional. Default 8. */
-  loraAlpha: number({
-    default: kDefaultRank,
-    help: 'scale: alpha / r, with rslora alpha / sqrt(r)',
-    aliases: ['alpha'],
-  }),
+  loraAlpha: inPeft(
+    number({
+      least: 0,
+      default: kDefaultRank,
+      help: 'scale: alpha / r, with rslora alpha / sqrt(r)',
+      aliases: ['alpha'],
+    }),
+    { inPeft: z.number() },
+  ),
   /** Dropout probability of the pair's inputs in training. Default 0. */
   loraDropout: inPeft(
     number({
@@ -135,8 +139,8 @@ const shape = {
   ),
   /** Alphas of single modules, in the same form as `rankPattern`. Default none. */
   alphaPattern: inPeft(
-    patterns({ of: number({ help: '' }), default: {}, help: 'the same for alpha' }),
-    kPatterns,
+    patterns({ of: number({ least: 0, help: '' }), default: {}, help: 'the same for alpha' }),
+    { ...kPatterns, inPeft: z.record(z.string(), z.number()) },
   ),
 };
 
@@ -178,7 +182,13 @@ const start = {
   }),
   /** Name of the module list that `layersToTransform` indexes. Default, and null: any. */
   layersPattern: inPeft(
-    modules({ default: null, help: 'the list that the numbers count in; default: any' }),
+    {
+      ...modules({ default: null, help: 'the list that the numbers count in; default: any' }),
+      // A single name stays a text, as PEFT writes it: here it is no expression that would match nothing.
+      fromText: (given: string) =>
+        given.includes(',') ? given.split(',').map((name) => name.trim()) : given,
+      fromFile: (given: unknown) => given,
+    },
     kSorted,
   ),
 };

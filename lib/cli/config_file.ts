@@ -24,7 +24,14 @@ export async function readConfigFile(path: string): Promise<Record<string, unkno
     const what = error.message.split(' at line')[0];
     throw new FormatError(`${path}:${line}:${col}: ${what}`, { path });
   }
-  const value: unknown = document.toJS();
+  let value: unknown;
+  try {
+    value = document.toJS();
+  } catch (error) {
+    // An alias (*name) without an anchor, or too many of them.
+    const { message } = error as Error;
+    throw new FormatError(`${path}: ${message}; a value that begins with * needs quotes`, { path });
+  }
   if (value === null) return {};
   if (typeof value !== 'object' || Array.isArray(value)) {
     throw new FormatError(`${path}: must hold options by name`, { path });

@@ -6,7 +6,13 @@ import type { LoraConfig, LoraConfigInput } from '../adapters/config.ts';
 import { loraChecks, loraOptions } from '../adapters/lora_options.ts';
 import { METHODS } from '../adapters/methods/registry.ts';
 import { ArgumentError } from '../errors.ts';
-import { checkTogether, defaultsOf, type OptionTable, type ValuesOf } from '../options/option.ts';
+import {
+  checkTogether,
+  defaultsOf,
+  normalized,
+  type OptionTable,
+  type ValuesOf,
+} from '../options/option.ts';
 import { TASKS, type TaskName } from '../tasks/list.ts';
 import { type ResolvedMethod, resolveMethod } from '../train/methods.ts';
 import { resolveOptions } from '../train/options.ts';
@@ -121,6 +127,12 @@ function checkChoices(
   };
   for (const { checks = [] } of TASKS[task].terms) checkTogether(checks, weights, how);
   if (preset.adapter === null) return;
-  const shape = { ...defaultsOf(loraOptions), ...preset.adapter, ...adapter };
+  const given: Record<string, unknown> = { ...preset.adapter, ...adapter };
+  const shape = Object.fromEntries(
+    Object.entries({ ...defaultsOf(loraOptions), ...given }).map(([key, value]) => [
+      key,
+      normalized(loraOptions[key as keyof typeof loraOptions], value),
+    ]),
+  );
   checkTogether(loraChecks, shape as unknown as LoraConfig, how);
 }

@@ -104,11 +104,12 @@ export function choiceOrNull<const C extends string>(
   const shown = [...choices, kNone];
   const read = (given: unknown): unknown => (given === kNone ? null : given);
   const kind: Kind<C | null> = {
-    schema: readBefore(read, z.enum(choices).nullable()),
+    schema: z.enum(choices).nullable(),
     wanted: `one of ${shown.join(', ')}`,
     placeholder: 'name',
     choices: shown,
-    fromText: (given) => given,
+    fromText: read,
+    fromFile: read,
     fileSchema: z.enum(shown),
   };
   return option(kind, entry);
@@ -259,9 +260,10 @@ export function patterns(
   },
 ): Option<Readonly<Record<string, number>> | Patterns, Readonly<Record<string, never>>, Patterns> {
   const { schema, wanted } = entry.of;
-  const byPattern = z.record(z.string(), schema);
+  const pattern = z.string().min(1);
+  const byPattern = z.record(pattern, schema);
   const kind: Kind<Readonly<Record<string, number>> | Patterns, Patterns> = {
-    schema: z.union([byPattern, z.array(z.tuple([z.string(), schema])).readonly()]),
+    schema: z.union([byPattern, z.array(z.tuple([pattern, schema])).readonly()]),
     wanted: `an object of patterns, each with ${wanted}`,
     placeholder: 'json',
     fromText: fromJson,

@@ -2,6 +2,7 @@
  * The options of a run with every default filled in and every value checked, and the comparison of identities: those of a
  * checkpoint and of a run must be the same for the run to continue the checkpoint bit for bit.
  */
+import { isDeepStrictEqual } from 'node:util';
 import { loraOptions } from '../adapters/lora_options.ts';
 import { learningRateSchedule } from '../optim/schedulers.ts';
 import {
@@ -9,6 +10,7 @@ import {
   defaultsOf,
   type InputOf,
   identityOfTable,
+  type OptionTable,
   type ResolvedOf,
   resolveTable,
 } from '../options/option.ts';
@@ -91,10 +93,24 @@ export function differences(then: Identity, now: Identity): string[] {
   const lines: string[] = [];
   for (const key of [...new Set([...Object.keys(then), ...Object.keys(now)])].sort()) {
     const known = Object.hasOwn(then, key) ? then[key] : defaults[key];
-    const [before, after] = [JSON.stringify(known ?? null), JSON.stringify(now[key] ?? null)];
-    if (before !== after) lines.push(`${key}: was ${before}, is ${after}`);
+    const [before, after] = [known ?? null, now[key] ?? null];
+    const whole = key === 'adapter' ? withDefaults(before, loraOptions) : before;
+    if (!isDeepStrictEqual(asJson(whole), asJson(after))) {
+      lines.push(`${key}: was ${JSON.stringify(before)}, is ${JSON.stringify(after)}`);
+    }
   }
   return lines;
+}
+
+/** Identity of a table's options as a checkpoint has it, completed by those that did not exist when it was written. */
+function withDefaults(part: unknown, table: OptionTable): unknown {
+  if (typeof part !== 'object' || part === null) return part;
+  return { ...identityOfTable(table, resolveTable(table, {})), ...part };
+}
+
+/** A value as its JSON holds it: the order of keys does not count, that of lists does. */
+function asJson(value: unknown): unknown {
+  return JSON.parse(JSON.stringify(value));
 }
 
 /** Refuses options from which no schedule can be made, whatever the length of the run. */

@@ -57,7 +57,7 @@ export function resolveRegularizers(
   const own = optionsOf(TASKS[task]);
   const defaults: Record<string, unknown> = defaultsOf(all, { task });
   for (const [key, value] of Object.entries(given)) {
-    const option = all[key];
+    const option = Object.hasOwn(all, key) ? all[key] : undefined;
     if (option === undefined) throw new ArgumentError(`unknown regularizer option "${key}"`);
     checkValue(key, option, value);
     if (!Object.hasOwn(own, key) && value !== defaults[key]) {

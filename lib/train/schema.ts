@@ -343,7 +343,7 @@ export const trainerChecks: readonly Check<TogetherInput>[] = [
   },
   {
     when: ({ metricForBestModel, evalData }) =>
-      (metricForBestModel ?? null) !== null && evalData === undefined,
+      (metricForBestModel ?? null) !== null && (evalData ?? null) === null,
     message: (_, name) => `${name('metricForBestModel')} needs ${name('evalData')}`,
   },
 ];

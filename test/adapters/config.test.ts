@@ -158,7 +158,7 @@ describe('writing for the API', () => {
       ArgumentError,
       /loraConfig: loraDropout must be a number >= 0 and < 1, got 1$/,
     ],
-    [{ loraAlpha: Number.NaN }, ArgumentError, /loraAlpha must be a finite number, got NaN/],
+    [{ loraAlpha: Number.NaN }, ArgumentError, /loraAlpha must be a number >= 0, got NaN/],
   ])('refuses %j', (input, type, message) => {
     expect(() => loraConfig(input)).toThrow(type);
     expect(() => loraConfig(input)).toThrow(message);

@@ -32,6 +32,14 @@ describe('trainSetup', () => {
     expect(setup({ method: 'full' }).method.adapter).toBeNull();
   });
 
+  it('checks options together as the library does, whatever the spelling of a start', () => {
+    const settings = { method: 'lora', loraBias: true, initLoraWeights: 'lora' } as const;
+    expect(setup(settings as never).adapter).toMatchObject({ loraBias: true });
+    expect(() => setup({ ...settings, initLoraWeights: 'pissa' })).toThrow(
+      '--lora-bias needs --init-lora-weights true',
+    );
+  });
+
   it('hands every option to someone', () => {
     const values: Record<string, unknown> = {
       model: 'm',

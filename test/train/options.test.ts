@@ -1,6 +1,6 @@
 // One entry an option: the same refusal from the library, a flag and a configuration file, and the same place in identities.
 import { describe, expect, it } from 'vitest';
-import { type LoraConfigInput, loraConfig } from '../../lib/adapters/config.ts';
+import { configIdentity, type LoraConfigInput, loraConfig } from '../../lib/adapters/config.ts';
 import { checkConfig, checkFlags } from '../../lib/cli/option_table.ts';
 import { kTrainOptions } from '../../lib/cli/train_options.ts';
 import { trainSetup } from '../../lib/cli/train_setup.ts';
@@ -156,4 +156,41 @@ it('an option of any table that an older run did not know counts as one at its d
     'memoryBudget: was null, is "min"',
   ]);
   expect(differences({}, { momentum: 0.5 })).toEqual(['momentum: was 0, is 0.5']);
+});
+
+it('neither an option of the adapter that an older run did not know, nor the order of keys, tells identities apart', () => {
+  const now = configIdentity(loraConfig({ r: 4, rankPattern: { b: 2, a: 3 } }), null);
+  const { layersPattern: _, ...then } = now;
+  expect(differences({ adapter: then }, { adapter: now })).toEqual([]);
+  const [first, second] = [
+    { minLrRatio: 0.1, numDecaySteps: 1 },
+    { numDecaySteps: 1, minLrRatio: 0.1 },
+  ];
+  expect(differences({ lrSchedulerKwargs: first }, { lrSchedulerKwargs: second })).toEqual([]);
+  const turned = configIdentity(loraConfig({ r: 4, rankPattern: { a: 3, b: 2 } }), null);
+  expect(differences({ adapter: now }, { adapter: turned })).toHaveLength(1);
+});
+
+it('a single name of layersPattern stays a text, as checkpoints and PEFT have it', () => {
+  expect(checkFlags(kTrainOptions, { layersPattern: 'layers' })).toEqual({
+    layersPattern: 'layers',
+  });
+  expect(checkConfig(kTrainOptions, { 'layers-pattern': 'layers' }, 'f')).toEqual({
+    layersPattern: 'layers',
+  });
+  expect(checkFlags(kTrainOptions, { layersPattern: 'a, b' })).toEqual({
+    layersPattern: ['a', 'b'],
+  });
+});
+
+it("names of Object's are no regularizers, and none is the null of a command line alone", () => {
+  expect(() => resolveRegularizers({ constructor: 1 } as never)).toThrow(
+    'unknown regularizer option "constructor"',
+  );
+  const evalData = {};
+  const settings = { metricForBestModel: 'none', evalData } as unknown as OptionsInput;
+  expect(() => resolveOptions(settings)).toThrow(/^metricForBestModel must be one of/);
+  expect(checkFlags(kTrainOptions, { metricForBestModel: 'none' })).toEqual({
+    metricForBestModel: null,
+  });
 });

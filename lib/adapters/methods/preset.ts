@@ -1,5 +1,6 @@
 /** The preset of a method, overridden by the caller's settings: a method only fills in what was left open. */
 import { ArgumentError } from '../../errors.ts';
+import { camel } from '../../options/option.ts';
 import type { LoraConfigInput } from '../config.ts';
 import { METHOD_NAMES, METHODS, type MethodName } from './registry.ts';
 
@@ -19,7 +20,11 @@ export function presetSettings(name: MethodName, given: LoraConfigInput): LoraCo
   checkMethodName(name);
   const settings = defined(given);
   const preset = METHODS[name].adapter;
-  if (preset !== null) return { ...preset, ...settings };
+  if (preset !== null) {
+    const given = new Set(Object.keys(settings).map(camel)); // a key may be in PEFT's snake case
+    const open = Object.entries(preset).filter(([key]) => !given.has(key));
+    return { ...Object.fromEntries(open), ...settings };
+  }
   if (Object.keys(settings).length > 0) {
     throw new ArgumentError(
       `method full trains every weight: ${Object.keys(settings).join(', ')} cannot be set`,

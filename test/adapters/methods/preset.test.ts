@@ -29,6 +29,11 @@ describe('method, one argument', () => {
     expect((await create({ r: 2 })).method).toBeNull();
   });
 
+  it("lies under settings in PEFT's spelling, too", async () => {
+    const tuned = await create({ method: 'balora', r: 2, init_lora_weights: true } as never);
+    expect(tuned.config.initLoraWeights).toBe(true);
+  });
+
   it('brings the weights of its regularizers to the trainer', async () => {
     const tuned = await create({ method: 'balora', r: 2 });
     expect(optionsOf(tuned).regularizers).toEqual(resolveMethod('balora').regularizers);
