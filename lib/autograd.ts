@@ -86,7 +86,17 @@ function recordCustom<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]): Te
           const values = kept.map((handle) => new Tensor(handle));
           let at = 0;
           const again = mapTensors(saved, () => values[at++] as Tensor);
-          const given: unknown = withDevice(device, () => op.backward(grads, again));
+          const versions = grads.map((grad) => grad?.version);
+          const { given } = withDevice(device, () => ({
+            given: op.backward(grads, again) as unknown,
+          }));
+          refusePromise(op.name, given);
+          const written = grads.findIndex((grad, i) => grad?.version !== versions[i]);
+          if (written >= 0) {
+            throw new ArgumentError(
+              `${op.name}: backward wrote in place to the gradient of output ${written}, which other ops read too: write to a copy`,
+            );
+          }
           const gradients = checkGradients(op.name, given, forms);
           return gradients.map((grad) => (grad === null ? 0 : native.detach(grad.handle)));
         }) as number[],
@@ -95,12 +105,23 @@ function recordCustom<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]): Te
   });
 }
 
+/** Refuses an async backward by name. Its promise is left alone, and a rejection of it must not end the process. */
+function refusePromise(name: string, given: unknown): void {
+  if (!(given instanceof Promise)) return;
+  given.catch(() => {});
+  throw new ArgumentError(`${name}: backward returned a promise; it must not be async`);
+}
+
 /** Runs a function of an op; balora's errors that leave it begin with the place they come from. */
 function naming<T>(where: string, body: () => T): T {
   try {
     return body();
   } catch (error) {
-    if (error instanceof BaloraError) error.message = `${where}: ${error.message}`;
+    if (error instanceof BaloraError && !error.message.startsWith(`${where}: `)) {
+      const { message, stack } = error;
+      error.message = `${where}: ${message}`;
+      if (stack !== undefined) error.stack = stack.replace(message, () => error.message);
+    }
     throw error;
   }
 }

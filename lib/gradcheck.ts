@@ -1,6 +1,6 @@
 /** Gradient checks: the tape's gradient of a random projection of a function's outputs against central differences. */
 import { ArgumentError, BaloraError } from './errors.ts';
-import { noGrad, scope, type Tensor, tensor } from './tensor.ts';
+import { enableGrad, noGrad, scope, type Tensor, tensor } from './tensor.ts';
 
 /** Options of {@link gradcheck}. */
 export interface GradcheckOptions {
@@ -53,11 +53,13 @@ export function gradcheck(
     tensor(x.dataSync(), { shape: x.shape, device: x.device, requiresGrad: true }),
   );
   try {
-    scope(() => {
-      outputs(leaves).forEach((y, i) => {
-        if (y.requiresGrad) y.backward(projections[i], { retainGraph: true });
-      });
-    });
+    scope(() =>
+      enableGrad(() => {
+        outputs(leaves).forEach((y, i) => {
+          if (y.requiresGrad) y.backward(projections[i], { retainGraph: true });
+        });
+      }),
+    );
     for (const [index, leaf] of leaves.entries()) {
       const found = scope(
         () => (leaf.grad?.dataSync() ?? new Float64Array(leaf.size)) as Float64Array,

@@ -1,6 +1,7 @@
 // The tape from TypeScript: accumulation, misuse by name, custom ops, recomputed segments, anomaly mode.
 import { describe, expect, it } from 'vitest';
 import { backward, checkpoint, customOp, recomputing } from '../lib/autograd.ts';
+import { ArgumentError } from '../lib/errors.ts';
 import {
   add,
   add_,
@@ -274,6 +275,43 @@ describe('misuse is an error with a name', () => {
 describe('customOp', () => {
   it('has the gradient its author gave', () => {
     gradcheck((x) => cube(x as Tensor), [randomTensor([7], { seed: 2 })]);
+  });
+
+  it('refuses a backward that writes to what it was given, or is async', () => {
+    const x = tensor([1], { requiresGrad: true });
+    const op = (backward: (dy: Tensor) => unknown) =>
+      customOp(
+        {
+          name: 'mine',
+          forward: ([t]) => ({ outputs: [mul(t as Tensor, 2)], saved: 0 }),
+          backward: ([dy]) => backward(dy as Tensor) as Tensor[],
+        },
+        [x],
+      )[0] as Tensor;
+    expect(() => op((dy) => [copy_(dy, zeros([1]))]).backward(tensor([3]))).toThrow(
+      'mine: backward wrote in place to the gradient of output 0',
+    );
+    expect(() => op(async () => Promise.reject(new Error('unheard'))).backward()).toThrow(
+      'mine: backward returned a promise; it must not be async',
+    );
+  });
+
+  it('is named in the stack of an error, and once', () => {
+    const shared = new ArgumentError('shared');
+    const op = () =>
+      customOp(
+        {
+          name: 'mine',
+          forward: () => {
+            throw shared;
+          },
+          backward: () => [],
+        },
+        [tensor([1])],
+      );
+    expect(op).toThrow('mine: forward: shared');
+    expect(op).toThrow(/^mine: forward: shared$/);
+    expect(shared.stack).toContain('ArgumentError: mine: forward: shared');
   });
 
   it('passes on what its functions throw, and counts gradients', () => {

@@ -17,6 +17,10 @@ const square = (factor: number) => (x: Tensor) =>
   );
 
 describe('gradcheck', () => {
+  it('records what it checks inside noGrad, too', () => {
+    noGrad(() => gradcheck(square(2), [randomTensor([5])]));
+  });
+
   it('agrees with a right gradient, and leaves the inputs alone', () => {
     const x = randomTensor([100], { requiresGrad: true }); // more elements than are tried
     gradcheck(square(2), [x]);

@@ -38,8 +38,8 @@ export type AdapterMethodName = Exclude<MethodName, 'full'>;
 /** The configuration of a fresh adapter: a method's name, and the settings that override its preset. */
 export interface AdapterConfigInput extends LoraConfigInput {
   /**
-   * Name of a method ({@link METHODS}). Its adapter settings apply where none are given here, and its regularizer weights apply in
-   * a Trainer whose options set none. Default: none, plain settings.
+   * Name of a method ({@link METHODS}). Its adapter settings apply where none are given here, and a Trainer takes
+   * its weight of each regularizer that the Trainer's own options do not set. Default: none, plain settings.
    */
   method?: AdapterMethodName;
 }

@@ -32,7 +32,7 @@ export type ExportForm = 'lora' | 'residual';
 export interface TunedModel<M extends Model = CausalLM> {
   readonly model: M;
   readonly kind: 'adapter' | 'full';
-  /** The method it was made with, whose regularizers apply where a Trainer's options name none. Null or left out: none. */
+  /** The method it was made with, whose weights a Trainer takes for each regularizer that its own options do not set. Null or left out: none. */
   readonly method?: MethodName | null;
   /** Whether the output head is trained: then the losses must not use what only holds for a frozen one. */
   readonly trainsHead: boolean;
