@@ -6,7 +6,7 @@ import { describe, expect, it } from 'vitest';
 import { type ChildResult, runProgram } from '../support/child.ts';
 
 const kProgram = 'test/lifetime/programs/ending.mjs';
-const kLimitMs = 60_000;
+const kLimitMs = 180_000; // the engine yields to all others of a busy machine; runProgram sees a hang by itself
 
 const kFake = fileURLToPath(new URL('../../build/release/balora_fake.so', import.meta.url));
 const kEveryDevice: { device: string; env: Record<string, string> }[] = [
