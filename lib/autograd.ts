@@ -2,7 +2,7 @@
 // instead of kept.
 import { getDefaultDevice, withDevice } from './device.ts';
 import { ArgumentError, BaloraError } from './errors.ts';
-import { type Handle, native } from './native.ts';
+import { type Handle, native, withSetting } from './native.ts';
 import { enableGrad, mapTensors, noGrad, scope, Tensor } from './tensor.ts';
 
 /**
@@ -170,12 +170,7 @@ function checkGradients(
  * take less memory.
  */
 export function recomputing<T>(enabled: boolean, body: () => T): T {
-  const before = native.setRecompute(enabled);
-  try {
-    return body();
-  } finally {
-    native.setRecompute(before);
-  }
+  return withSetting(native.setRecompute, enabled, body);
 }
 
 /**

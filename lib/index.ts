@@ -26,7 +26,7 @@ export type { InitialPair, StartFunction } from './adapters/starts.ts';
 export type { ExportForm, NamedTensor, TrainingPass, TunedModel } from './adapters/tuned_model.ts';
 // Tensors and the tape; the ops are in `balora/ops`.
 export { backward, type CustomOp, checkpoint, customOp, recomputing } from './autograd.ts';
-// Data.
+// Data sources and batches.
 export type { BatchSource } from './data/batch_source.ts';
 export { Batches, type BatchOptions, type DataStatistics } from './data/batches.ts';
 export type { Batch } from './data/collate.ts';
@@ -56,7 +56,7 @@ export {
   setDefaultDevice,
   withDevice,
 } from './device.ts';
-// Errors.
+// Classes and codes of errors.
 export {
   ArgumentError,
   BaloraError,
@@ -65,7 +65,7 @@ export {
   NativeError,
   UnsupportedError,
 } from './errors.ts';
-// Evaluation.
+// Evaluation and metrics.
 export { gsm8kAnswer, gsm8kCorrect, gsm8kGold, mathAnswer, mathCorrect } from './eval/answers.ts';
 export { evaluateClassifier } from './eval/classify.ts';
 export { type EvaluatedModel, evaluate } from './eval/evaluate.ts';
@@ -91,7 +91,7 @@ export { type CapturedGraph, captureGraph } from './graph.ts';
 export { kIgnoredTarget } from './ignored_target.ts';
 export { type ResolveOptions, resolveModel } from './io/hub.ts';
 export type { ProblemType } from './losses/problem_type.ts';
-// Training.
+// The trainer and its options.
 export { defineTerm, type Term, type TermContext, type TermInput } from './losses/term.ts';
 // Models and tokenizers.
 export {

@@ -17,12 +17,12 @@ export interface StepRowInput extends SubjectOptions {
   readonly roofline: boolean;
 }
 
-/** What the steps need, made in the row's own process; `total` of them. */
+/** The trainer and data of a row's `total` steps, made in the row's own process. */
 export interface StepSetup {
   readonly trainer: Trainer;
   readonly source: TimedSource<Sequences>;
   readonly sizes: Sizes;
-  /** Of the model, for people. */
+  /** Name of the model, to be shown. */
   readonly name: string;
   readonly notes: readonly string[];
   readonly dispose: () => Promise<void>;

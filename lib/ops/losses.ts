@@ -58,7 +58,7 @@ export function headLosses({
   return { loss: new Tensor(loss), sums: new Tensor(sums) };
 }
 
-/** What the native functions of headLosses() and headLossesCached() take after hidden states, teacher and head. */
+/** Arguments of native headLosses() and headLossesCached() that follow hidden states, teacher and head. */
 function termArguments({
   targets = null,
   regularized = null,

@@ -5,6 +5,6 @@ import type { GreedyMerges } from './spm_merges.ts';
 export interface TokenizerParts {
   tokenizerJson: Record<string, unknown>;
   tokenizerConfig: Record<string, unknown>;
-  /** What the model merges by, where its `merges` are empty. */
+  /** Merges of a model whose list `merges` is empty. */
   merges?: GreedyMerges;
 }

@@ -38,7 +38,7 @@ export interface ClassifierTrainerOptions extends RunInput {
    * so create them with the same numLabels, problemType and labelNames.
    */
   evalData?: BatchSource<LabelledBatch>;
-  /** Not available for a classifier: its loss cannot be replaced, but `terms` can be added to it. */
+  /** A classifier's loss cannot be replaced, so there is no such option; `terms` can be added to it. */
   loss?: never;
 }
 

@@ -83,8 +83,8 @@ export const isProgram = (block: Block): boolean =>
   !excerptOf(block);
 
 /**
- * The programs of a page. A block that imports nothing continues the one above; so does one that the page says it of:
- * `continues`.
+ * The programs of a page. A block continues the one above where it imports nothing, or where the page says `continues`
+ * in a comment above it.
  */
 export function programsOf(page: string): { line: number; text: string }[] {
   const programs: { line: number; text: string }[] = [];

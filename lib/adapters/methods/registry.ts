@@ -89,7 +89,7 @@ export const STARTS_FROM_WEIGHT: readonly string[] = kStarts
   .filter(({ fromWeight }) => fromWeight)
   .flatMap(({ shown }) => shown);
 
-/** Starts of PEFT that leave the base alone and are not implemented here: an adapter trained from one is a plain LoRA. */
+/** PEFT's starts beyond this list that leave the base as it is, so that an adapter trained from one is read as a plain LoRA. */
 const kPlainInPeft = new Set<unknown>(['eva', 'orthogonal']);
 
 /** The start that a value of `initLoraWeights` names; null: none is implemented here. */

@@ -1,4 +1,4 @@
-// What a server may do to a connection: each is an error that can be caught, or no error at all.
+// Connections that a server misuses: each gives an error that can be caught, or no error at all.
 import { createServer, type Server, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
