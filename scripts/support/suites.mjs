@@ -132,7 +132,7 @@ function checkPlugin() {
     .filter((line) => /NEEDED|failed/.test(line));
   const linked = needed.filter((line) => /libcu(da|dart|blas|solver)/.test(line));
   for (const line of linked) say(red(`${plugin}: ${line.trim()}`));
-  const source = `import { zeros } from ${JSON.stringify(inRoot('dist', 'index.js'))};
+  const source = `import { zeros } from ${JSON.stringify(inRoot('dist', 'ops', 'index.js'))};
     try { console.log('works', await zeros([1], { device: 'cuda' }).item()); }
     catch (error) { console.log(error.code, error.message); }`;
   const said = spawnSync(process.execPath, ['--input-type=module', '-e', source], {
