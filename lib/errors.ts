@@ -26,7 +26,7 @@ type NativeCode = Exclude<
   'ERR_ARGUMENT' | 'ERR_UNSUPPORTED' | 'ERR_FORMAT' | 'ERR_GRADIENT'
 >;
 
-/** Advice at the end of a message, after the facts of the failure. */
+/** Advice at the end of a {@link NativeError}'s message, after the facts of the failure. */
 const kAdvice: Readonly<Record<NativeCode, string>> = {
   ERR_OUT_OF_MEMORY:
     'use a smaller batch, a shorter maxLength, dtype bf16 or a memoryBudget, or raise the limit where one was set',
@@ -36,6 +36,9 @@ const kAdvice: Readonly<Record<NativeCode, string>> = {
   ERR_NETWORK: 'check the connection and the name, or give a folder that is here',
   ERR_NATIVE: '',
 };
+
+/** Advice of a {@link FormatError} that has none of its own. */
+const kFormatAdvice = 'fetch the file again, or write it again with what made it';
 
 /** Base of every error that balora throws on purpose. */
 export class BaloraError extends Error {
@@ -48,18 +51,29 @@ export class BaloraError extends Error {
   }
 }
 
-/** The caller passed something wrong (`ERR_ARGUMENT`). */
+/** The caller passed something wrong (`ERR_ARGUMENT`). The message says what is allowed and what was given, or what to do instead. */
 export class ArgumentError extends BaloraError {
   constructor(message: string, options?: ErrorOptions) {
     super('ERR_ARGUMENT', message, options);
   }
 }
 
-/** The request is sensible, but not available here (`ERR_UNSUPPORTED`): a device, a dtype, a platform, a model. */
+/**
+ * The request is sensible, but not available here (`ERR_UNSUPPORTED`): a device, a dtype, a platform, a model. The message says
+ * what is supported, or what to do instead.
+ */
 export class UnsupportedError extends BaloraError {
   constructor(message: string, options?: ErrorOptions) {
     super('ERR_UNSUPPORTED', message, options);
   }
+}
+
+/** Where a {@link FormatError} was found, and what to do. */
+interface FormatErrorOptions extends ErrorOptions {
+  path?: string;
+  offset?: number;
+  /** End of the message: what to do. Default: fetch the file again or write it again. */
+  advice?: string;
 }
 
 /** A damaged or foreign file (`ERR_FORMAT`), with its `path` and, where one place is at fault, the byte `offset`. */
@@ -67,8 +81,8 @@ export class FormatError extends BaloraError {
   readonly path: string | undefined;
   readonly offset: number | undefined;
 
-  constructor(message: string, where: { path?: string; offset?: number } & ErrorOptions = {}) {
-    super('ERR_FORMAT', message, where);
+  constructor(message: string, where: FormatErrorOptions = {}) {
+    super('ERR_FORMAT', advised(message, where.advice ?? kFormatAdvice), where);
     this.path = where.path;
     this.offset = where.offset;
   }

@@ -42,6 +42,7 @@ export const dora = defineMethod({
   name: 'dora',
   title: 'DoRA: LoRA on the direction of each row, and a trained length',
   source: 'arXiv 2402.09353',
+  since: '0.2.0',
   adapter: { useDora: true },
   options: {
     /** Whether to use DoRA: the rows of W + s B A are scaled to a trained length (default false). */

@@ -150,6 +150,8 @@ export interface Method<
   readonly title: string;
   /** Publication of the method, such as `arXiv 2106.09685`; null: none in particular. */
   readonly source: string | null;
+  /** The version of balora that introduced the name. */
+  readonly since: string;
   /** Settings of the adapter's configuration that the name stands for; null: no adapter, every weight is trained. */
   readonly adapter: MethodPreset | null;
   /** Settings of the regularizers that the name stands for, by task (default: none, so no regularizer runs). */

@@ -257,19 +257,20 @@ function page(): string {
     from?.startsWith('arXiv ') ? `[${from}](https://arxiv.org/abs/${from.slice(6)})` : (from ?? '');
   return `# Methods
 
-Written from the list in \`lib/adapters/methods/\` by \`npm run gen:methods\`; what the parts mean is told in [adapters](adapters.md),
-how to add one in [how to add a method](how-to-add-a-method.md).
+Written from the list in \`lib/adapters/methods/\` by \`npm run gen:methods\`; [adapters](adapters.md) explains the parts,
+[how to add a method](how-to-add-a-method.md) how to add one.
 
 \`--method\` on the command line, \`method\` in a configuration file and of \`AdapterModel.create\`:
 
 ${table(
-  ['method', 'what it is', 'sets of the adapter', 'sets of the regularizers', 'source'],
+  ['method', 'what it is', 'sets of the adapter', 'sets of the regularizers', 'source', 'since'],
   methods.map((method) => [
     code(method.name),
     method.title,
     settings(method),
     weights(method).join('; ') || 'nothing',
     source(method),
+    method.since,
   ]),
 )}
 
