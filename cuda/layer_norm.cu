@@ -212,39 +212,37 @@ __global__ void __launch_bounds__(kRowThreads, 1)
 
 }  // namespace
 
-int32_t layer_norm_forward_kernel(Context* ctx, const View* x, const View* weight, const View* bias,
-                                  const View* y, const View* mean, const View* rstd, double eps) {
+int32_t layer_norm_forward_kernel(Context* ctx, const balora_layer_norm_forward& o) {
   const char* name = "layer_norm_forward";
-  dispatch_float(x->dtype, [&]<typename T>() {
+  dispatch_float(o.x->dtype, [&]<typename T>() {
     using A = Acc<T>;
-    const RowPlan plan = plan_rows<T>(name, x->shape[0], x->shape[1], kHeld);
-    const ForwardOperands<T> operands{data_of<T>(x), data_of<T>(weight), data_of<T>(bias),
-                                      data_of<T>(y), data_of<A>(mean),   data_of<A>(rstd)};
-    launch(ctx, name, plan.grid, normalise_rows<T>, operands, plan.task, eps);
+    const RowPlan plan = plan_rows<T>(name, o.x->shape[0], o.x->shape[1], kHeld);
+    const ForwardOperands<T> operands{data_of<T>(o.x), data_of<T>(o.weight), data_of<T>(o.bias),
+                                      data_of<T>(o.y), data_of<A>(o.mean),   data_of<A>(o.rstd)};
+    launch(ctx, name, plan.grid, normalise_rows<T>, operands, plan.task, o.eps);
   });
   return 0;
 }
 
-int32_t layer_norm_backward_kernel(Context* ctx, const View* dy, const View* x, const View* weight,
-                                   const View* mean, const View* rstd, const View* dx,
-                                   const View* dweight, const View* dbias) {
+int32_t layer_norm_backward_kernel(Context* ctx, const balora_layer_norm_backward& o) {
   const char* name = "layer_norm_backward";
-  const int64_t rows = x->shape[0], channels = x->shape[1];
-  dispatch_float(x->dtype, [&]<typename T>() {
+  const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
+  dispatch_float(o.x->dtype, [&]<typename T>() {
     using A = Acc<T>;
     const RowPlan plan = plan_rows<T>(name, rows, channels, kHeld,
-                                      dweight || dbias ? partial_groups(rows) : kMaxBlocks);
+                                      o.dweight || o.dbias ? partial_groups(rows) : kMaxBlocks);
     const int64_t groups = plan.task.groups;
-    A* weight_partial = dweight ? workspace<A>(ctx, groups * channels) : nullptr;
-    A* bias_partial = dbias ? workspace<A>(ctx, groups * channels) : nullptr;
-    const BackwardOperands<T> operands{data_of<T>(dy),   data_of<T>(x),    data_of<T>(weight),
-                                       data_of<A>(mean), data_of<A>(rstd), data_of<T>(dx),
-                                       weight_partial,   bias_partial};
+    A* weight_partial = o.dweight ? workspace<A>(ctx, groups * channels) : nullptr;
+    A* bias_partial = o.dbias ? workspace<A>(ctx, groups * channels) : nullptr;
+    const BackwardOperands<T> operands{data_of<T>(o.dy),   data_of<T>(o.x),    data_of<T>(o.weight),
+                                       data_of<A>(o.mean), data_of<A>(o.rstd), data_of<T>(o.dx),
+                                       weight_partial,     bias_partial};
     launch(ctx, name, plan.grid, norm_gradients<T>, operands, plan.task);
-    if (dweight) {
-      launch_sum_partials(ctx, name, weight_partial, data_of<A>(dweight), groups, channels);
+    if (o.dweight) {
+      launch_sum_partials(ctx, name, weight_partial, data_of<A>(o.dweight), groups, channels);
     }
-    if (dbias) launch_sum_partials(ctx, name, bias_partial, data_of<A>(dbias), groups, channels);
+    if (o.dbias)
+      launch_sum_partials(ctx, name, bias_partial, data_of<A>(o.dbias), groups, channels);
   });
   return 0;
 }

@@ -217,60 +217,50 @@ __global__ void __launch_bounds__(kRowThreads, 1)
   }
 }
 
-template <typename T>
-NormOptions<Acc<T>> options_of(double eps, double offset, int32_t round) {
-  return {static_cast<Acc<T>>(eps), static_cast<Acc<T>>(offset), round};
+template <typename T, typename O>
+NormOptions<Acc<T>> options_of(const O& o, double eps) {
+  return {static_cast<Acc<T>>(eps), static_cast<Acc<T>>(o.weight_offset), o.cast_before_weight};
 }
 
-void forward(Context* ctx, const char* name, const View* x, const View* residual,
-             const View* weight, const View* sum, const View* y, const View* rstd, double eps,
-             double offset, int32_t round) {
-  dispatch_float(x->dtype, [&]<typename T>() {
-    const RowPlan plan = plan_rows<T>(name, x->shape[0], x->shape[1], kHeldForward);
-    const ForwardOperands<T> operands{data_of<T>(x),   data_of<T>(residual), data_of<T>(weight),
-                                      data_of<T>(sum), data_of<T>(y),        data_of<Acc<T>>(rstd)};
-    launch(ctx, name, plan.grid, normalise_rows<T>, operands, plan.task,
-           options_of<T>(eps, offset, round));
+// The norm of x, or of x + residual where the operands have one.
+template <typename O>
+void forward(Context* ctx, const char* name, const O& o, const View* residual, const View* sum) {
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    const RowPlan plan = plan_rows<T>(name, o.x->shape[0], o.x->shape[1], kHeldForward);
+    const ForwardOperands<T> operands{data_of<T>(o.x),      data_of<T>(residual),
+                                      data_of<T>(o.weight), data_of<T>(sum),
+                                      data_of<T>(o.y),      data_of<Acc<T>>(o.rstd)};
+    launch(ctx, name, plan.grid, normalise_rows<T>, operands, plan.task, options_of<T>(o, o.eps));
   });
 }
 
 }  // namespace
 
-int32_t rms_norm_forward_kernel(Context* ctx, const View* x, const View* weight, const View* y,
-                                const View* rstd, double eps, double weight_offset,
-                                int32_t cast_before_weight) {
-  forward(ctx, "rms_norm_forward", x, nullptr, weight, nullptr, y, rstd, eps, weight_offset,
-          cast_before_weight);
+int32_t rms_norm_forward_kernel(Context* ctx, const balora_rms_norm_forward& o) {
+  forward(ctx, "rms_norm_forward", o, nullptr, nullptr);
   return 0;
 }
 
-int32_t rms_norm_add_forward_kernel(Context* ctx, const View* x, const View* residual,
-                                    const View* weight, const View* sum, const View* y,
-                                    const View* rstd, double eps, double weight_offset,
-                                    int32_t cast_before_weight) {
-  forward(ctx, "rms_norm_add_forward", x, residual, weight, sum, y, rstd, eps, weight_offset,
-          cast_before_weight);
+int32_t rms_norm_add_forward_kernel(Context* ctx, const balora_rms_norm_add_forward& o) {
+  forward(ctx, "rms_norm_add_forward", o, o.residual, o.sum);
   return 0;
 }
 
-int32_t rms_norm_backward_kernel(Context* ctx, const View* dy, const View* dsum, const View* x,
-                                 const View* weight, const View* rstd, const View* dx,
-                                 const View* dweight, double weight_offset,
-                                 int32_t cast_before_weight) {
-  const int64_t rows = x->shape[0], channels = x->shape[1];
-  dispatch_float(x->dtype, [&]<typename T>() {
+int32_t rms_norm_backward_kernel(Context* ctx, const balora_rms_norm_backward& o) {
+  const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
+  dispatch_float(o.x->dtype, [&]<typename T>() {
     using A = Acc<T>;
     const RowPlan plan = plan_rows<T>("rms_norm_backward", rows, channels, kHeldBackward,
-                                      dweight ? partial_groups(rows) : kMaxBlocks);
-    A* partial = dweight ? workspace<A>(ctx, plan.task.groups * channels) : nullptr;
+                                      o.dweight ? partial_groups(rows) : kMaxBlocks);
+    A* partial = o.dweight ? workspace<A>(ctx, plan.task.groups * channels) : nullptr;
     const BackwardOperands<T> operands{
-        data_of<T>(dy),   data_of<T>(dsum), data_of<T>(x), data_of<T>(weight),
-        data_of<A>(rstd), data_of<T>(dx),   partial};
+        data_of<T>(o.dy),   data_of<T>(o.dsum), data_of<T>(o.x), data_of<T>(o.weight),
+        data_of<A>(o.rstd), data_of<T>(o.dx),   partial};
     launch(ctx, "rms_norm_backward", plan.grid, norm_gradients<T>, operands, plan.task,
-           options_of<T>(0, weight_offset, cast_before_weight));
-    if (dweight) {
-      launch_sum_partials(ctx, "rms_norm_backward", partial, data_of<A>(dweight), plan.task.groups,
-                          channels);
+           options_of<T>(o, 0));
+    if (o.dweight) {
+      launch_sum_partials(ctx, "rms_norm_backward", partial, data_of<A>(o.dweight),
+                          plan.task.groups, channels);
     }
   });
   return 0;

@@ -10,33 +10,46 @@
 namespace balora::cuda {
 namespace {
 
+// The kernel's status, or 1 with the message of what it threw.
+template <typename Call>
+int32_t guarded(Context* ctx, const Call& kernel) {
+  DeviceState& state = state_of(ctx);
+  state.widened_count = 0;
+  try {
+    check_stream(ctx, state.failed.exchange(cudaSuccess), "allocate");
+    // An engine's thread comes with device 0, and its last call may have freed another's memory.
+    check_stream(ctx, cudaSetDevice(state.device), "cudaSetDevice");
+    return kernel();
+  } catch (const std::exception& error) {
+    std::snprintf(ctx->error, sizeof ctx->error, "%s", error.what());
+  } catch (...) {
+    std::snprintf(ctx->error, sizeof ctx->error, "an unknown failure");
+  }
+  cudaGetLastError();  // cleared, since the next launch must not report it
+  return 1;
+}
+
 template <auto Kernel>
 struct Guard;
 
+template <typename O, int32_t (*Kernel)(Context*, const O&)>
+struct Guard<Kernel> {
+  static int32_t call(Context* ctx, const O* operands) {
+    return guarded(ctx, [&] { return Kernel(ctx, *operands); });
+  }
+};
+
 template <typename... Args, int32_t (*Kernel)(Context*, Args...)>
+  requires(!std::is_reference_v<Args> && ...)
 struct Guard<Kernel> {
   static int32_t call(Context* ctx, Args... args) {
-    DeviceState& state = state_of(ctx);
-    state.widened_count = 0;
-    try {
-      check_stream(ctx, state.failed.exchange(cudaSuccess), "allocate");
-      // An engine's thread comes with device 0, and its last call may have freed another's memory.
-      check_stream(ctx, cudaSetDevice(state.device), "cudaSetDevice");
-      return Kernel(ctx, args...);
-    } catch (const std::exception& error) {
-      std::snprintf(ctx->error, sizeof ctx->error, "%s", error.what());
-    } catch (...) {
-      std::snprintf(ctx->error, sizeof ctx->error, "an unknown failure");
-    }
-    cudaGetLastError();  // taken note of: the next launch must not report it
-    return 1;
+    return guarded(ctx, [&] { return Kernel(ctx, args...); });
   }
 };
 
 constexpr const char* kRows[] = {
-#define KERNEL(name, signature) #name,
+#define KERNEL(name) #name,
 #include "kernels/kernels.def"
-#undef KERNEL
 };
 
 }  // namespace
@@ -86,9 +99,8 @@ extern "C" __attribute__((visibility("default"))) const balora_kernel_table* bal
       Guard<&capture_end>::call,
       Guard<&graph_launch>::call,
       graph_destroy,
-#define KERNEL(name, signature) Guard<&name##_kernel>::call,
+#define KERNEL(name) Guard<&name##_kernel>::call,
 #include "kernels/kernels.def"
-#undef KERNEL
   };
   return &table;
 }

@@ -15,7 +15,7 @@ function readRows() {
   let note = '';
   for (const line of readFileSync(inRoot('native', 'kernels', 'kernels.def'), 'utf8').split('\n')) {
     const remark = /^\/\/ ?(.*)$/.exec(line)?.[1];
-    const kernel = /^KERNEL\((\w+),/.exec(line)?.[1];
+    const kernel = /^KERNEL(?:_ARGS)?\((\w+)/.exec(line)?.[1];
     if (remark !== undefined && /^\w+\.cc\b/.test(remark)) {
       note = remark.replace(/^(\w+\.cc(, )?)+[:;]?\s*/, '');
       comment = [];

@@ -47,6 +47,33 @@ inline void launch_in_place(const char* op, std::initializer_list<Tensor> inputs
                   std::span(outputs.begin(), outputs.size()), std::move(fn));
 }
 
+// An operand of a kernel: the field of the kernel's structure, and the tensor whose view it gets
+// (null for an undefined one).
+template <typename O>
+struct Field {
+  const View* O::*field;
+  Tensor tensor;
+};
+
+// Runs a kernel whose operands have names, such as
+//   launch<balora_rms_norm_forward>("rms_norm", &KernelTable::rms_norm_forward,
+//                                   {{&O::x, x}, {&O::weight, weight}}, {{&O::y, y}}, {.eps =
+//                                   eps});
+// `scalars` has the fields that are no tensors.
+template <typename O>
+void launch(const char* op, KernelRow<O> kernel, std::initializer_list<Field<O>> inputs,
+            std::initializer_list<Field<O>> outputs, const O& scalars = {}) {
+  std::vector<Tensor> in, out;
+  std::vector<const View * O::*> fields;
+  for (const Field<O>& each : inputs) in.push_back(each.tensor), fields.push_back(each.field);
+  for (const Field<O>& each : outputs) out.push_back(each.tensor), fields.push_back(each.field);
+  launch(op, in, out, [kernel, fields = std::move(fields), scalars](Launch& l) {
+    O operands = scalars;
+    for (size_t i = 0; i < fields.size(); ++i) operands.*fields[i] = l.in(i);
+    return (l.kernels->*kernel)(l.ctx, &operands);
+  });
+}
+
 // Copies host bytes (taken at the call) into a new tensor.
 Tensor upload(Engine& engine, const Shape& shape, DType dtype, const void* data);
 

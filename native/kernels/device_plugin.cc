@@ -84,9 +84,8 @@ const char* missing_function(const KernelTable& table) {
       {table.release, "release"},
       {table.upload, "upload"},
       {table.download, "download"},
-#define KERNEL(name, signature) {table.name != nullptr, #name},
+#define KERNEL(name) {table.name != nullptr, #name},
 #include "kernels/kernels.def"
-#undef KERNEL
   };
   for (const auto& [present, name] : needed) {
     if (!present) return name;

@@ -6,16 +6,19 @@
 
 #include "kernels/head_options.h"
 #include "kernels/linear.h"
+#include "kernels/operands/norm.h"
 #include "kernels/optimizer.h"
 #include "kernels/relative.h"
 #include "kernels/svd.h"
 #include "tensor/view.h"
 
 #ifdef __cplusplus
+#include <type_traits>
+
 extern "C" {
 #endif
 
-#define BALORA_ABI 7
+#define BALORA_ABI 8
 
 // What a kernel may use beside its arguments. One per device stream, used by the engine thread
 // only.
@@ -83,9 +86,9 @@ typedef struct balora_kernel_table {
   int32_t (*capture_end)(balora_context* ctx, void** graph);
   int32_t (*graph_launch)(balora_context* ctx, void* graph);
   void (*graph_destroy)(void* state, void* graph);
-#define KERNEL(name, signature) int32_t(*name) signature;
+#define KERNEL(name) int32_t (*name)(balora_context * ctx, const balora_##name* operands);
+#define KERNEL_ARGS(name, signature) int32_t(*name) signature;
 #include "kernels/kernels.def"
-#undef KERNEL
 } balora_kernel_table;
 
 #ifdef __cplusplus
@@ -94,5 +97,17 @@ typedef struct balora_kernel_table {
 namespace balora {
 using Context = balora_context;
 using KernelTable = balora_kernel_table;
+
+// A row of the table whose operands are the fields of O.
+template <typename O>
+using KernelRow = int32_t (*KernelTable::*)(Context*, const O*);
+
+// Calls a row with named operands: call(kernels.rms_norm_forward, ctx, {.x = &x, .weight =
+// &weight}).
+template <typename O>
+int32_t call(int32_t (*row)(Context*, const O*), Context* ctx,
+             const std::type_identity_t<O>& operands) {
+  return row(ctx, &operands);
+}
 }  // namespace balora
 #endif

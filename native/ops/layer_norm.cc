@@ -29,10 +29,10 @@ Tensor layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
   const Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
   const Tensor mean = Tensor::empty(x.engine(), {x2.dim(0)}, wide);
   const Tensor rstd = Tensor::empty(x.engine(), {x2.dim(0)}, wide);
-  launch("layer_norm", {x2, w, b}, {y.view(x2.shape()), mean, rstd}, [eps](Launch& l) {
-    return l.kernels->layer_norm_forward(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0), l.out(1),
-                                         l.out(2), eps);
-  });
+  using O = balora_layer_norm_forward;
+  launch<O>("layer_norm", &KernelTable::layer_norm_forward,
+            {{&O::x, x2}, {&O::weight, w}, {&O::bias, b}},
+            {{&O::y, y.view(x2.shape())}, {&O::mean, mean}, {&O::rstd, rstd}}, {.eps = eps});
 
   record(
       "layer_norm", {x, weight.value_or(Tensor()), bias.value_or(Tensor())}, {y},
@@ -43,12 +43,14 @@ Tensor layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
         const Tensor dx = sink.wants(0) ? empty_like(rows) : Tensor();
         const Tensor dw = sink.wants(1) ? Tensor::empty(rows.engine(), channels, wide) : Tensor();
         const Tensor db = sink.wants(2) ? Tensor::empty(rows.engine(), channels, wide) : Tensor();
-        launch("layer_norm_backward",
-               {contiguous(dy[0]).view(rows.shape()), rows, w.get(), mean.get(), rstd.get()},
-               {dx, dw, db}, [](Launch& l) {
-                 return l.kernels->layer_norm_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3),
-                                                       l.in(4), l.out(0), l.out(1), l.out(2));
-               });
+        using O = balora_layer_norm_backward;
+        launch<O>("layer_norm_backward", &KernelTable::layer_norm_backward,
+                  {{&O::dy, contiguous(dy[0]).view(rows.shape())},
+                   {&O::x, rows},
+                   {&O::weight, w.get()},
+                   {&O::mean, mean.get()},
+                   {&O::rstd, rstd.get()}},
+                  {{&O::dx, dx}, {&O::dweight, dw}, {&O::dbias, db}});
         if (dx.defined()) sink.add(0, dx.view(shape));
         sink.add(1, dw);
         sink.add(2, db);

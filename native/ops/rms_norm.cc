@@ -11,7 +11,7 @@ namespace {
 
 struct Options {
   double eps, weight_offset;
-  bool cast_before_weight;
+  int32_t cast_before_weight;
 };
 
 void check(const char* op, const Tensor& x, const Tensor& weight, double eps) {
@@ -34,22 +34,24 @@ Gradients launch_backward(const Tensor& dy, const Tensor& dsum, const Tensor& x,
   if (wants_weight) {
     out.dweight = Tensor::empty(x.engine(), weight.shape(), accumulator_dtype(x.dtype()));
   }
-  launch("rms_norm_backward", {dy, dsum, x, weight, rstd}, {out.dx, out.dweight},
-         [options](Launch& l) {
-           return l.kernels->rms_norm_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.in(4),
-                                               l.out(0), l.out(1), options.weight_offset,
-                                               options.cast_before_weight);
-         });
+  using O = balora_rms_norm_backward;
+  launch<O>(
+      "rms_norm_backward", &KernelTable::rms_norm_backward,
+      {{&O::dy, dy}, {&O::dsum, dsum}, {&O::x, x}, {&O::weight, weight}, {&O::rstd, rstd}},
+      {{&O::dx, out.dx}, {&O::dweight, out.dweight}},
+      {.weight_offset = options.weight_offset, .cast_before_weight = options.cast_before_weight});
   return out;
 }
 
 // Enqueues y (N,C) and rstd (N) of x (N,C).
 void launch_forward(const Tensor& x, const Tensor& weight, const Tensor& y, const Tensor& rstd,
                     const Options& options) {
-  launch("rms_norm", {x, weight}, {y, rstd}, [options](Launch& l) {
-    return l.kernels->rms_norm_forward(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), options.eps,
-                                       options.weight_offset, options.cast_before_weight);
-  });
+  using O = balora_rms_norm_forward;
+  launch<O>("rms_norm", &KernelTable::rms_norm_forward, {{&O::x, x}, {&O::weight, weight}},
+            {{&O::y, y}, {&O::rstd, rstd}},
+            {.eps = options.eps,
+             .weight_offset = options.weight_offset,
+             .cast_before_weight = options.cast_before_weight});
 }
 
 // y is the norm of `x` (N,C), which is kept.
@@ -103,12 +105,11 @@ std::tuple<Tensor, Tensor> rms_norm_add(const Tensor& x, const Tensor& residual,
   const Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
   const Tensor rstd = Tensor::empty(x.engine(), {x2.dim(0)}, accumulator_dtype(x.dtype()));
   const Tensor sum2 = sum.view(x2.shape());
-  launch(
-      "rms_norm_add", {x2, residual2, w}, {sum2, y.view(x2.shape()), rstd}, [options](Launch& l) {
-        return l.kernels->rms_norm_add_forward(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0), l.out(1),
-                                               l.out(2), options.eps, options.weight_offset,
-                                               options.cast_before_weight);
-      });
+  using O = balora_rms_norm_add_forward;
+  launch<O>("rms_norm_add", &KernelTable::rms_norm_add_forward,
+            {{&O::x, x2}, {&O::residual, residual2}, {&O::weight, w}},
+            {{&O::sum, sum2}, {&O::y, y.view(x2.shape())}, {&O::rstd, rstd}},
+            {.eps = eps, .weight_offset = weight_offset, .cast_before_weight = cast_before_weight});
 
   record("rms_norm_add", {x, residual, weight}, {sum, y},
          [sum2 = Saved(sum2), w = Saved(w), rstd = Saved(rstd), shape = x.shape(), options](

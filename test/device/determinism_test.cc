@@ -88,12 +88,24 @@ TEST_CASE("sums over rows and blocks give the same bits in every order") {
               mean = t.random<float>({n}), rstd = t.random<float>({n}), dx = t.empty<bf16>({n, c}),
               dw = t.empty<float>({c}), db = t.empty<float>({c});
   check_row(t, {dx, dw}, [&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.rms_norm_backward(ctx, view(dy), nullptr, view(x), view(w), view(rstd), view(dx),
-                               view(dw), 0, 0);
+    return call(k.rms_norm_backward, ctx,
+                {.dy = view(dy),
+                 .x = view(x),
+                 .weight = view(w),
+                 .rstd = view(rstd),
+                 .dx = view(dx),
+                 .dweight = view(dw)});
   });
   check_row(t, {dx, dw, db}, [&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.layer_norm_backward(ctx, view(dy), view(x), view(w), view(mean), view(rstd), view(dx),
-                                 view(dw), view(db));
+    return call(k.layer_norm_backward, ctx,
+                {.dy = view(dy),
+                 .x = view(x),
+                 .weight = view(w),
+                 .mean = view(mean),
+                 .rstd = view(rstd),
+                 .dx = view(dx),
+                 .dweight = view(dw),
+                 .dbias = view(db)});
   });
   check_row(t, {db}, [&](const KernelTable& k, Context* ctx, const auto& view) {
     return k.linear_weight_backward(ctx, view(dy), nullptr, nullptr, view(db));

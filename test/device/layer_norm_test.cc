@@ -64,8 +64,14 @@ void check(const Case& s, bool wants_x = true, bool wants_weight = true, bool wa
   const Array y = t.empty<T>({s.n, s.c});
   const Array mean = t.empty<Wide<T>>({s.n}), rstd = t.empty<Wide<T>>({s.n});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.layer_norm_forward(ctx, view(x), view(w), view(b), view(y), view(mean), view(rstd),
-                                1e-5);
+    return call(k.layer_norm_forward, ctx,
+                {.x = view(x),
+                 .weight = view(w),
+                 .bias = view(b),
+                 .y = view(y),
+                 .mean = view(mean),
+                 .rstd = view(rstd),
+                 .eps = 1e-5});
   });
   const double wide = 8 * epsilon_of<Wide<T>>();
   const Truth truth = truth_of(s, *x, w.get(), b.get(), dy.get());
@@ -77,8 +83,15 @@ void check(const Case& s, bool wants_x = true, bool wants_weight = true, bool wa
   const Array dw = wants_weight ? t.empty<Wide<T>>({s.c}) : nullptr;
   const Array db = wants_bias ? t.empty<Wide<T>>({s.c}) : nullptr;
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.layer_norm_backward(ctx, view(dy), view(x), view(w), view(mean), view(rstd), view(dx),
-                                 view(dw), view(db));
+    return call(k.layer_norm_backward, ctx,
+                {.dy = view(dy),
+                 .x = view(x),
+                 .weight = view(w),
+                 .mean = view(mean),
+                 .rstd = view(rstd),
+                 .dx = view(dx),
+                 .dweight = view(dw),
+                 .dbias = view(db)});
   });
   if (dx) t.check_truth(dx, truth.dx, 2 * epsilon_of<T>() + wide);
   if (dw) t.check_truth(dw, truth.dweight, wide);

@@ -48,9 +48,24 @@ void check_forward(const Case& s) {
   const Array y = t.empty<T>({s.n, s.c}), sum = t.empty<T>({s.n, s.c}), y2 = t.empty<T>({s.n, s.c});
   const Array rstd = t.empty<Wide<T>>({s.n}), rstd2 = t.empty<Wide<T>>({s.n});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.rms_norm_forward(ctx, view(x), view(w), view(y), view(rstd), 1e-5, s.offset, s.cast) |
-           k.rms_norm_add_forward(ctx, view(x), view(r), view(w), view(sum), view(y2), view(rstd2),
-                                  1e-5, s.offset, s.cast);
+    return call(k.rms_norm_forward, ctx,
+                {.x = view(x),
+                 .weight = view(w),
+                 .y = view(y),
+                 .rstd = view(rstd),
+                 .eps = 1e-5,
+                 .weight_offset = s.offset,
+                 .cast_before_weight = s.cast}) |
+           call(k.rms_norm_add_forward, ctx,
+                {.x = view(x),
+                 .residual = view(r),
+                 .weight = view(w),
+                 .sum = view(sum),
+                 .y = view(y2),
+                 .rstd = view(rstd2),
+                 .eps = 1e-5,
+                 .weight_offset = s.offset,
+                 .cast_before_weight = s.cast});
   });
   const double wide = 4 * epsilon_of<Wide<T>>();
   const Truth plain = forward(s, *x, *w), added = forward(s, *sum, *w);
@@ -73,8 +88,16 @@ void check_backward(const Case& s, bool with_dsum, bool wants_x, bool wants_weig
   const Truth norm = forward(s, *x, *w);
   const Array rstd = t.values<Wide<T>>({s.n}, norm.rstd);
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.rms_norm_backward(ctx, view(dy), view(dsum), view(x), view(w), view(rstd), view(dx),
-                               view(dw), s.offset, s.cast);
+    return call(k.rms_norm_backward, ctx,
+                {.dy = view(dy),
+                 .dsum = view(dsum),
+                 .x = view(x),
+                 .weight = view(w),
+                 .rstd = view(rstd),
+                 .dx = view(dx),
+                 .dweight = view(dw),
+                 .weight_offset = s.offset,
+                 .cast_before_weight = s.cast});
   });
   std::vector<double> true_dx, true_dw(static_cast<size_t>(s.c), 0);
   for (int64_t n = 0; n < s.n; ++n) {

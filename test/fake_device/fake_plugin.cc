@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <tuple>
@@ -190,14 +191,12 @@ struct Held<const View*> {
 // ---- rows
 // ------------------------------------------------------------------------------------------
 enum RowIndex {
-#define KERNEL(name, signature) kRow_##name,
+#define KERNEL(name) kRow_##name,
 #include "kernels/kernels.def"
-#undef KERNEL
 };
 const char* const kRowNames[] = {
-#define KERNEL(name, signature) #name,
+#define KERNEL(name) #name,
 #include "kernels/kernels.def"
-#undef KERNEL
 };
 
 template <typename T>
@@ -218,38 +217,151 @@ bool on_device(State& state, const AdamwList* list) {
   });
 }
 
+// Structures of operands, field by field: up to twelve of them.
+struct AnyField {
+  template <typename T>
+  operator T() const;
+};
+template <typename O, size_t... I>
+constexpr bool has_fields(std::index_sequence<I...>) {
+  return requires { O{(static_cast<void>(I), AnyField{})...}; };
+}
+template <typename O, size_t N = 12>
+constexpr size_t field_count() {
+  if constexpr (has_fields<O>(std::make_index_sequence<N>{})) {
+    return N;
+  } else {
+    return field_count<O, N - 1>();
+  }
+}
+template <typename O, typename F>
+void for_each_field(O& o, F f) {
+  constexpr size_t kCount = field_count<std::remove_const_t<O>>();
+  const auto each = [&](auto&... fields) { (f(fields), ...); };
+  if constexpr (kCount == 4) {
+    auto& [a, b, c, d] = o;
+    each(a, b, c, d);
+  }
+  if constexpr (kCount == 5) {
+    auto& [a, b, c, d, e] = o;
+    each(a, b, c, d, e);
+  }
+  if constexpr (kCount == 6) {
+    auto& [a, b, c, d, e, f] = o;
+    each(a, b, c, d, e, f);
+  }
+  if constexpr (kCount == 7) {
+    auto& [a, b, c, d, e, f, g] = o;
+    each(a, b, c, d, e, f, g);
+  }
+  if constexpr (kCount == 8) {
+    auto& [a, b, c, d, e, f, g, h] = o;
+    each(a, b, c, d, e, f, g, h);
+  }
+  if constexpr (kCount == 9) {
+    auto& [a, b, c, d, e, f, g, h, i] = o;
+    each(a, b, c, d, e, f, g, h, i);
+  }
+  if constexpr (kCount == 10) {
+    auto& [a, b, c, d, e, f, g, h, i, j] = o;
+    each(a, b, c, d, e, f, g, h, i, j);
+  }
+  if constexpr (kCount == 11) {
+    auto& [a, b, c, d, e, f, g, h, i, j, k] = o;
+    each(a, b, c, d, e, f, g, h, i, j, k);
+  }
+  if constexpr (kCount == 12) {
+    auto& [a, b, c, d, e, f, g, h, i, j, k, l] = o;
+    each(a, b, c, d, e, f, g, h, i, j, k, l);
+  }
+  static_assert(kCount >= 4);
+}
+bool fields_on_device(State& state, const auto& operands) {
+  bool all = true;
+  for_each_field(operands, [&](const auto& field) { all = all && on_device(state, field); });
+  return all;
+}
+// Operands that outlive their call.
+template <typename O>
+class HeldOperands {
+ public:
+  explicit HeldOperands(const O& given) : operands_(given) {
+    for_each_field(operands_, [&](auto& field) {
+      if constexpr (std::is_same_v<decltype(field), const View*&>) {
+        if (field) field = views_.emplace_back(std::make_shared<View>(*field)).get();
+      }
+    });
+  }
+  const O* get() const { return &operands_; }
+
+ private:
+  O operands_;
+  std::vector<std::shared_ptr<const View>> views_;
+};
+
+// A kernel of the CPU on this device's memory.
+template <typename Call>
+int32_t run_on_cpu(Context* ctx, const Call& kernel) {
+  State& state = state_of(ctx);
+  ctx->device_state = state.cpu;
+  const int32_t status = kernel();
+  ctx->device_state = &state;
+  return status;
+}
+
+// A row after its operands were looked at: the fault that is asked for, or a run now, or a
+// recording of `held` for a graph (null: the row is not recorded).
+int32_t run_row(Context* ctx, const char* name, bool operands_on_device,
+                const std::function<int32_t(Context*)>& run,
+                const std::function<std::function<int32_t(Context*)>()>& held) {
+  State& state = state_of(ctx);
+  if (!operands_on_device) return fail(ctx, concat(name, ": an operand is not on the device"));
+  if (setting("BALORA_FAKE_FAULT") == name) {
+    const std::string fault = concat(name, "_kernel: a pretended fault");
+    if (ctx->debug) return fail(ctx, fault);
+    if (state.fault.empty()) state.fault = fault;
+    return 0;
+  }
+  if (!state.recording) return run(ctx);
+  if (!held) return fail(ctx, concat(name, " is not recorded"));
+  state.recording->push_back(held());
+  return 0;
+}
+
 template <auto Member, int Index>
 struct Row;
+template <typename O, int32_t (*KernelTable::*Member)(Context*, const O*), int Index>
+struct Row<Member, Index> {
+  static int32_t call(Context* ctx, const O* operands) {
+    const auto held = [&]() -> std::function<int32_t(Context*)> {
+      return [held = HeldOperands<O>(*operands)](Context* at) { return run(at, held.get()); };
+    };
+    return run_row(
+        ctx, kRowNames[Index], fields_on_device(state_of(ctx), *operands),
+        [&](Context* at) { return run(at, operands); }, held);
+  }
+  static int32_t run(Context* ctx, const O* operands) {
+    return run_on_cpu(ctx, [&] { return (cpu_kernel_table()->*Member)(ctx, operands); });
+  }
+};
 template <typename... Args, int32_t (*KernelTable::*Member)(Context*, Args...), int Index>
 struct Row<Member, Index> {
   static int32_t call(Context* ctx, Args... args) {
-    State& state = state_of(ctx);
-    if (!(on_device(state, args) && ...)) {
-      return fail(ctx, std::string(kRowNames[Index]) + ": an operand is not on the device");
-    }
-    if (setting("BALORA_FAKE_FAULT") == kRowNames[Index]) {
-      const std::string fault = std::string(kRowNames[Index]) + "_kernel: a pretended fault";
-      if (ctx->debug) return fail(ctx, fault);
-      if (state.fault.empty()) state.fault = fault;
-      return 0;
-    }
-    if (!state.recording) return run(ctx, args...);
+    std::function<std::function<int32_t(Context*)>()> held;
     if constexpr ((Held<Args>::kPossible && ...)) {
-      state.recording->push_back([held = std::make_tuple(Held<Args>(args)...)](Context* at) {
-        return std::apply([at](const auto&... each) { return run(at, each.get()...); }, held);
-      });
-      return 0;
-    } else {
-      return fail(ctx, std::string(kRowNames[Index]) + " is not recorded");
+      held = [&]() -> std::function<int32_t(Context*)> {
+        return [held = std::make_tuple(Held<Args>(args)...)](Context* at) {
+          return std::apply([at](const auto&... each) { return run(at, each.get()...); }, held);
+        };
+      };
     }
-  }
-
-  static int32_t run(Context* ctx, Args... args) {
     State& state = state_of(ctx);
-    ctx->device_state = state.cpu;
-    const int32_t status = (cpu_kernel_table()->*Member)(ctx, args...);
-    ctx->device_state = &state;
-    return status;
+    return run_row(
+        ctx, kRowNames[Index], (on_device(state, args) && ...),
+        [&](Context* at) { return run(at, args...); }, held);
+  }
+  static int32_t run(Context* ctx, Args... args) {
+    return run_on_cpu(ctx, [&] { return (cpu_kernel_table()->*Member)(ctx, args...); });
   }
 };
 
@@ -271,9 +383,8 @@ KernelTable make_table() {
   table.capture_end = capture_end;
   table.graph_launch = graph_launch;
   table.graph_destroy = graph_destroy;
-#define KERNEL(name, signature) table.name = Row<&KernelTable::name, kRow_##name>::call;
+#define KERNEL(name) table.name = Row<&KernelTable::name, kRow_##name>::call;
 #include "kernels/kernels.def"
-#undef KERNEL
   const std::string variant = setting("BALORA_FAKE_DEVICE");
   if (variant == "abi") table.abi = 2;
   if (variant == "size") table.size -= sizeof(void*);

@@ -5,9 +5,9 @@
 
 namespace balora {
 
-#define KERNEL(name, signature) int32_t name##_kernel signature;
+#define KERNEL(name) int32_t name##_kernel(Context* ctx, const balora_##name& o);
+#define KERNEL_ARGS(name, signature) int32_t name##_kernel signature;
 #include "kernels/kernels.def"
-#undef KERNEL
 
 // The CPU reference device: every row filled.
 const KernelTable* cpu_kernel_table();

@@ -121,43 +121,40 @@ void merge_partials(const std::vector<A>& partial, int64_t channels, const View*
 
 }  // namespace
 
-int32_t layer_norm_forward_kernel(Context* ctx, const View* x, const View* weight, const View* bias,
-                                  const View* y, const View* mean, const View* rstd, double eps) {
-  const int64_t rows = x->shape[0], channels = x->shape[1];
-  dispatch_float(x->dtype, [&]<typename T>() {
+int32_t layer_norm_forward_kernel(Context* ctx, const balora_layer_norm_forward& o) {
+  const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
+  dispatch_float(o.x->dtype, [&]<typename T>() {
     using A = Acc<T>;
-    const std::vector<A> w = widened<T>(weight, channels, A(1));
-    const std::vector<A> b = widened<T>(bias, channels, A(0));
+    const std::vector<A> w = widened<T>(o.weight, channels, A(1));
+    const std::vector<A> b = widened<T>(o.bias, channels, A(0));
     parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
-      forward(data_of<T>(x), w.data(), b.data(), data_of<T>(y),
-              Statistics<A>{data_of<A>(mean), data_of<A>(rstd)}, begin, end, channels,
-              static_cast<A>(eps));
+      forward(data_of<T>(o.x), w.data(), b.data(), data_of<T>(o.y),
+              Statistics<A>{data_of<A>(o.mean), data_of<A>(o.rstd)}, begin, end, channels,
+              static_cast<A>(o.eps));
     });
   });
   return 0;
 }
 
-int32_t layer_norm_backward_kernel(Context* ctx, const View* dy, const View* x, const View* weight,
-                                   const View* mean, const View* rstd, const View* dx,
-                                   const View* dweight, const View* dbias) {
-  const int64_t rows = x->shape[0], channels = x->shape[1];
-  dispatch_float(x->dtype, [&]<typename T>() {
+int32_t layer_norm_backward_kernel(Context* ctx, const balora_layer_norm_backward& o) {
+  const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
+  dispatch_float(o.x->dtype, [&]<typename T>() {
     using A = Acc<T>;
     const int width = parallel_width(ctx, rows, kRowGrain);
-    const bool sums = dweight || dbias;
-    const std::vector<A> w = widened<T>(weight, channels, A(1));
+    const bool sums = o.dweight || o.dbias;
+    const std::vector<A> w = widened<T>(o.weight, channels, A(1));
     std::vector<A> dw(sums ? static_cast<size_t>(width * channels) : 0, A(0)), db(dw);
     parallel_for(ctx, width, 1, [&](int64_t first, int64_t last) {
       for (int64_t part = first; part < last; ++part) {
-        backward(data_of<T>(dy), data_of<T>(x), w.data(),
-                 Statistics<A>{data_of<A>(mean), data_of<A>(rstd)}, dx ? data_of<T>(dx) : nullptr,
-                 sums ? dw.data() + part * channels : nullptr,
+        backward(data_of<T>(o.dy), data_of<T>(o.x), w.data(),
+                 Statistics<A>{data_of<A>(o.mean), data_of<A>(o.rstd)},
+                 o.dx ? data_of<T>(o.dx) : nullptr, sums ? dw.data() + part * channels : nullptr,
                  sums ? db.data() + part * channels : nullptr, rows * part / width,
                  rows * (part + 1) / width, channels);
       }
     });
-    merge_partials(dw, channels, dweight);
-    merge_partials(db, channels, dbias);
+    merge_partials(dw, channels, o.dweight);
+    merge_partials(db, channels, o.dbias);
   });
   return 0;
 }

@@ -144,99 +144,93 @@ ROWS(f16)
 ROWS(double)
 #undef ROWS
 
-// What rows of bf16 have functions of their own for.
-RmsNormRow lanes_row(const View* weight, double eps, double weight_offset, bool round) {
-  return {data_of<bf16>(weight), view_numel(*weight), static_cast<float>(eps),
-          static_cast<float>(weight_offset), round};
+// The constants of rows of bf16, which have functions of their own.
+template <typename O>
+RmsNormRow lanes_row(const O& o, double eps) {
+  return {data_of<bf16>(o.weight), view_numel(*o.weight), static_cast<float>(eps),
+          static_cast<float>(o.weight_offset), o.cast_before_weight != 0};
 }
 
 }  // namespace
 
-int32_t rms_norm_forward_kernel(Context* ctx, const View* x, const View* weight, const View* y,
-                                const View* rstd, double eps, double weight_offset,
-                                int32_t cast_before_weight) {
-  const int64_t rows = x->shape[0], channels = x->shape[1];
-  if (x->dtype == BALORA_BF16 && tiles_ready()) {
-    const RmsNormRow norm = lanes_row(weight, eps, weight_offset, cast_before_weight != 0);
+int32_t rms_norm_forward_kernel(Context* ctx, const balora_rms_norm_forward& o) {
+  const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
+  if (o.x->dtype == BALORA_BF16 && tiles_ready()) {
+    const RmsNormRow norm = lanes_row(o, o.eps);
     parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const int64_t at = n * channels;
-        data_of<float>(rstd)[n] =
-            rms_norm_row_bf16(norm, data_of<bf16>(x) + at, data_of<bf16>(y) + at);
+        data_of<float>(o.rstd)[n] =
+            rms_norm_row_bf16(norm, data_of<bf16>(o.x) + at, data_of<bf16>(o.y) + at);
       }
     });
     return 0;
   }
-  dispatch_float(x->dtype, [&]<typename T>() {
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    using A = Acc<T>;
     parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
-      forward(data_of<T>(x), data_of<T>(weight), data_of<T>(y), data_of<Acc<T>>(rstd), begin, end,
-              channels, static_cast<Acc<T>>(eps), static_cast<Acc<T>>(weight_offset),
-              cast_before_weight != 0);
+      forward(data_of<T>(o.x), data_of<T>(o.weight), data_of<T>(o.y), data_of<A>(o.rstd), begin,
+              end, channels, static_cast<A>(o.eps), static_cast<A>(o.weight_offset),
+              o.cast_before_weight != 0);
     });
   });
   return 0;
 }
 
-int32_t rms_norm_add_forward_kernel(Context* ctx, const View* x, const View* residual,
-                                    const View* weight, const View* sum, const View* y,
-                                    const View* rstd, double eps, double weight_offset,
-                                    int32_t cast_before_weight) {
-  const int64_t rows = x->shape[0], channels = x->shape[1];
-  if (x->dtype == BALORA_BF16 && tiles_ready()) {
-    const RmsNormRow norm = lanes_row(weight, eps, weight_offset, cast_before_weight != 0);
+int32_t rms_norm_add_forward_kernel(Context* ctx, const balora_rms_norm_add_forward& o) {
+  const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
+  if (o.x->dtype == BALORA_BF16 && tiles_ready()) {
+    const RmsNormRow norm = lanes_row(o, o.eps);
     parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const int64_t at = n * channels;
-        data_of<float>(rstd)[n] =
-            rms_norm_add_row_bf16(norm, data_of<bf16>(x) + at, data_of<bf16>(residual) + at,
-                                  data_of<bf16>(sum) + at, data_of<bf16>(y) + at);
+        data_of<float>(o.rstd)[n] =
+            rms_norm_add_row_bf16(norm, data_of<bf16>(o.x) + at, data_of<bf16>(o.residual) + at,
+                                  data_of<bf16>(o.sum) + at, data_of<bf16>(o.y) + at);
       }
     });
     return 0;
   }
-  dispatch_float(x->dtype, [&]<typename T>() {
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    using A = Acc<T>;
     parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
-      forward_add(data_of<T>(x), data_of<T>(residual), data_of<T>(weight), data_of<T>(sum),
-                  data_of<T>(y), data_of<Acc<T>>(rstd), begin, end, channels,
-                  static_cast<Acc<T>>(eps), static_cast<Acc<T>>(weight_offset),
-                  cast_before_weight != 0);
+      forward_add(data_of<T>(o.x), data_of<T>(o.residual), data_of<T>(o.weight), data_of<T>(o.sum),
+                  data_of<T>(o.y), data_of<A>(o.rstd), begin, end, channels, static_cast<A>(o.eps),
+                  static_cast<A>(o.weight_offset), o.cast_before_weight != 0);
     });
   });
   return 0;
 }
 
-int32_t rms_norm_backward_kernel(Context* ctx, const View* dy, const View* dsum, const View* x,
-                                 const View* weight, const View* rstd, const View* dx,
-                                 const View* dweight, double weight_offset,
-                                 int32_t cast_before_weight) {
-  const int64_t rows = x->shape[0], channels = x->shape[1];
-  if (x->dtype == BALORA_BF16 && !dweight && dx && tiles_ready()) {
-    const RmsNormRow norm = lanes_row(weight, 0, weight_offset, cast_before_weight != 0);
+int32_t rms_norm_backward_kernel(Context* ctx, const balora_rms_norm_backward& o) {
+  const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
+  if (o.x->dtype == BALORA_BF16 && !o.dweight && o.dx && tiles_ready()) {
+    const RmsNormRow norm = lanes_row(o, 0);
     parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const int64_t at = n * channels;
-        rms_norm_backward_row_bf16(norm, data_of<bf16>(dy) + at,
-                                   dsum ? data_of<bf16>(dsum) + at : nullptr, data_of<bf16>(x) + at,
-                                   data_of<float>(rstd)[n], data_of<bf16>(dx) + at);
+        rms_norm_backward_row_bf16(
+            norm, data_of<bf16>(o.dy) + at, o.dsum ? data_of<bf16>(o.dsum) + at : nullptr,
+            data_of<bf16>(o.x) + at, data_of<float>(o.rstd)[n], data_of<bf16>(o.dx) + at);
       }
     });
     return 0;
   }
-  dispatch_float(x->dtype, [&]<typename T>() {
+  dispatch_float(o.x->dtype, [&]<typename T>() {
     using A = Acc<T>;
     const int width = parallel_width(ctx, rows, kRowGrain);
-    std::vector<A> partial(dweight ? static_cast<size_t>(width * channels) : 0, A(0));
+    std::vector<A> partial(o.dweight ? static_cast<size_t>(width * channels) : 0, A(0));
     parallel_for(ctx, width, 1, [&](int64_t first, int64_t last) {
       for (int64_t part = first; part < last; ++part) {
-        backward(data_of<T>(dy), dsum ? data_of<T>(dsum) : nullptr, data_of<T>(x),
-                 data_of<T>(weight), data_of<A>(rstd), dx ? data_of<T>(dx) : nullptr,
-                 dweight ? partial.data() + part * channels : nullptr, rows * part / width,
-                 rows * (part + 1) / width, channels, static_cast<A>(weight_offset),
-                 cast_before_weight != 0);
+        backward(data_of<T>(o.dy), o.dsum ? data_of<T>(o.dsum) : nullptr, data_of<T>(o.x),
+                 data_of<T>(o.weight), data_of<A>(o.rstd), o.dx ? data_of<T>(o.dx) : nullptr,
+                 o.dweight ? partial.data() + part * channels : nullptr, rows * part / width,
+                 rows * (part + 1) / width, channels, static_cast<A>(o.weight_offset),
+                 o.cast_before_weight != 0);
       }
     });
-    if (!dweight) return;
-    A* out = data_of<A>(dweight);
+    if (!o.dweight) return;
+    A* out = data_of<A>(o.dweight);
     for (int64_t c = 0; c < channels; ++c) {
       out[c] = 0;
       for (int part = 0; part < width; ++part) out[c] += partial[part * channels + c];

@@ -55,9 +55,21 @@ void check_rms(int64_t rows, int64_t channels, double offset, int32_t cast_first
   Array<AccT<T>> rstd({rows}), dw({channels});
   View vx = x.view(), vw = w.view(), vdy = dy.view(), vy = y.view(), vr = rstd.view();
   View vdx = dx.view(), vdw = dw.view();
-  REQUIRE(rms_norm_forward_kernel(ctx, &vx, &vw, &vy, &vr, 1e-5, offset, cast_first) == 0);
-  REQUIRE(rms_norm_backward_kernel(ctx, &vdy, nullptr, &vx, &vw, &vr, &vdx, &vdw, offset,
-                                   cast_first) == 0);
+  REQUIRE(rms_norm_forward_kernel(ctx, {.x = &vx,
+                                        .weight = &vw,
+                                        .y = &vy,
+                                        .rstd = &vr,
+                                        .eps = 1e-5,
+                                        .weight_offset = offset,
+                                        .cast_before_weight = cast_first}) == 0);
+  REQUIRE(rms_norm_backward_kernel(ctx, {.dy = &vdy,
+                                         .x = &vx,
+                                         .weight = &vw,
+                                         .rstd = &vr,
+                                         .dx = &vdx,
+                                         .dweight = &vdw,
+                                         .weight_offset = offset,
+                                         .cast_before_weight = cast_first}) == 0);
   const auto want =
       rms_reference(x.values(), w.values(), dy.values(), rows, channels, 1e-5, offset);
   // With one channel dx is a difference of near equals, times an rstd of up to 1/sqrt(eps).
@@ -71,13 +83,26 @@ void check_rms(int64_t rows, int64_t channels, double offset, int32_t cast_first
   Array<T> dsum({rows, channels}, random), dx2({rows, channels});
   View vres = residual.view(), vsum = sum.view(), vy2 = y2.view(), vds = dsum.view();
   View vdx2 = dx2.view();
-  REQUIRE(rms_norm_add_forward_kernel(ctx, &vx, &vres, &vw, &vsum, &vy2, &vr, 1e-5, offset,
-                                      cast_first) == 0);
+  REQUIRE(rms_norm_add_forward_kernel(ctx, {.x = &vx,
+                                            .residual = &vres,
+                                            .weight = &vw,
+                                            .sum = &vsum,
+                                            .y = &vy2,
+                                            .rstd = &vr,
+                                            .eps = 1e-5,
+                                            .weight_offset = offset,
+                                            .cast_before_weight = cast_first}) == 0);
   for (int64_t i = 0; i < sum.size(); ++i) {
     REQUIRE(sum[i] == to_double(from_double<T>(x[i] + residual[i])));
   }
-  REQUIRE(rms_norm_backward_kernel(ctx, &vdy, &vds, &vsum, &vw, &vr, &vdx2, nullptr, offset,
-                                   cast_first) == 0);
+  REQUIRE(rms_norm_backward_kernel(ctx, {.dy = &vdy,
+                                         .dsum = &vds,
+                                         .x = &vsum,
+                                         .weight = &vw,
+                                         .rstd = &vr,
+                                         .dx = &vdx2,
+                                         .weight_offset = offset,
+                                         .cast_before_weight = cast_first}) == 0);
   auto want_sum =
       rms_reference(sum.values(), w.values(), dy.values(), rows, channels, 1e-5, offset);
   check_close(y2, want_sum.y, tolerance<T>());
@@ -101,8 +126,16 @@ TEST_CASE("rms_norm rounds to bf16 before the weight only when told to") {
   Array<bf16> cast({1, 2}), late({1, 2});
   Array<float> rstd({1});
   View vx = x.view(), vw = w.view(), vc = cast.view(), vl = late.view(), vr = rstd.view();
-  REQUIRE(rms_norm_forward_kernel(ctx, &vx, &vw, &vc, &vr, 1e-6, 0, 1) == 0);
-  REQUIRE(rms_norm_forward_kernel(ctx, &vx, &vw, &vl, &vr, 1e-6, 0, 0) == 0);
+  const auto norm = [&](View& y, int32_t cast_first) {
+    return rms_norm_forward_kernel(ctx, {.x = &vx,
+                                         .weight = &vw,
+                                         .y = &y,
+                                         .rstd = &vr,
+                                         .eps = 1e-6,
+                                         .cast_before_weight = cast_first});
+  };
+  REQUIRE(norm(vc, 1) == 0);
+  REQUIRE(norm(vl, 0) == 0);
   for (int64_t i = 0; i < 2; ++i) {
     const float normed = static_cast<float>(x[i]) * rstd.data()[0];
     CHECK(cast[i] == to_float(to_bf16(to_float(to_bf16(normed)) * 3.0f)));
@@ -122,10 +155,22 @@ void check_layer_norm(int64_t rows, int64_t channels, bool affine) {
   View vx = x.view(), vw = w.view(), vb = b.view(), vdy = dy.view(), vy = y.view();
   View vdx = dx.view(), vm = mean.view(), vr = rstd.view(), vdw = dw.view(), vdb = db.view();
   const double eps = 1e-3;
-  REQUIRE(layer_norm_forward_kernel(ctx, &vx, affine ? &vw : nullptr, affine ? &vb : nullptr, &vy,
-                                    &vm, &vr, eps) == 0);
-  REQUIRE(layer_norm_backward_kernel(ctx, &vdy, &vx, affine ? &vw : nullptr, &vm, &vr, &vdx,
-                                     affine ? &vdw : nullptr, affine ? &vdb : nullptr) == 0);
+  const auto affine_only = [&](View& view) { return affine ? &view : nullptr; };
+  REQUIRE(layer_norm_forward_kernel(ctx, {.x = &vx,
+                                          .weight = affine_only(vw),
+                                          .bias = affine_only(vb),
+                                          .y = &vy,
+                                          .mean = &vm,
+                                          .rstd = &vr,
+                                          .eps = eps}) == 0);
+  REQUIRE(layer_norm_backward_kernel(ctx, {.dy = &vdy,
+                                           .x = &vx,
+                                           .weight = affine_only(vw),
+                                           .mean = &vm,
+                                           .rstd = &vr,
+                                           .dx = &vdx,
+                                           .dweight = affine_only(vdw),
+                                           .dbias = affine_only(vdb)}) == 0);
   std::vector<double> want_y, want_dx, want_dw(channels, 0), want_db(channels, 0);
   for (int64_t n = 0; n < rows; ++n) {
     const auto at = [&](const Array<T>& a, int64_t c) { return a[n * channels + c]; };
@@ -173,8 +218,19 @@ TEST_CASE("norms give the same bits for a given thread count, and dx for any") {
     Array<float> dx({200, 64}), dw({64});
     View vx = x.view(), vw = w.view(), vdy = dy.view(), vy = y.view(), vr = rstd.view();
     View vdx = dx.view(), vdw = dw.view();
-    REQUIRE(rms_norm_forward_kernel(ctx, &vx, &vw, &vy, &vr, 1e-5, 0, 1) == 0);
-    REQUIRE(rms_norm_backward_kernel(ctx, &vdy, nullptr, &vx, &vw, &vr, &vdx, &vdw, 0, 1) == 0);
+    REQUIRE(rms_norm_forward_kernel(ctx, {.x = &vx,
+                                          .weight = &vw,
+                                          .y = &vy,
+                                          .rstd = &vr,
+                                          .eps = 1e-5,
+                                          .cast_before_weight = 1}) == 0);
+    REQUIRE(rms_norm_backward_kernel(ctx, {.dy = &vdy,
+                                           .x = &vx,
+                                           .weight = &vw,
+                                           .rstd = &vr,
+                                           .dx = &vdx,
+                                           .dweight = &vdw,
+                                           .cast_before_weight = 1}) == 0);
     dxs.push_back(dx.values());
     dws.push_back(dw.values());
   }
