@@ -38,30 +38,30 @@ __global__ void find_not_finite(Operand x, int64_t n, int32_t* found) {
 
 }  // namespace
 
-int32_t accumulate_kernel(Context* ctx, const View* source, const View* destination, double beta) {
-  const int64_t n = view_numel(*destination);
+int32_t accumulate_kernel(Context* ctx, const balora_accumulate& o) {
+  const int64_t n = view_numel(*o.destination);
   if (n == 0) return 0;
-  dispatch_accumulator(destination->dtype, [&]<typename A>() {
-    launch(ctx, "accumulate", groups(n), accumulate_groups<A>, operand(source),
-           operand(destination), n, beta);
+  dispatch_accumulator(o.destination->dtype, [&]<typename A>() {
+    launch(ctx, "accumulate", groups(n), accumulate_groups<A>, operand(o.source),
+           operand(o.destination), n, o.beta);
   });
   return 0;
 }
 
 // The answer is a host value, so the row waits for the stream.
-int32_t check_finite_kernel(Context* ctx, const View* x, int32_t* finite) {
-  if (!view_contiguous(*x)) throw std::runtime_error("check_finite: the view must be contiguous");
-  *finite = 1;
-  const int64_t n = view_numel(*x);
+int32_t check_finite_kernel(Context* ctx, const balora_check_finite& o) {
+  if (!view_contiguous(*o.x)) throw std::runtime_error("check_finite: the view must be contiguous");
+  *o.finite = 1;
+  const int64_t n = view_numel(*o.x);
   if (n == 0) return 0;
   auto* found = workspace<int32_t>(ctx, 1);
   check_stream(ctx, cudaMemsetAsync(found, 0, sizeof *found, stream_of(ctx)), "check_finite");
-  dispatch_accumulator(x->dtype, [&]<typename A>() {
-    launch(ctx, "check_finite", groups(n), find_not_finite<A>, operand(x), n, found);
+  dispatch_accumulator(o.x->dtype, [&]<typename A>() {
+    launch(ctx, "check_finite", groups(n), find_not_finite<A>, operand(o.x), n, found);
   });
   int32_t bad = 0;
   download(ctx, &bad, found, sizeof bad);
-  *finite = bad ? 0 : 1;
+  *o.finite = bad ? 0 : 1;
   return 0;
 }
 

@@ -274,22 +274,19 @@ Extents extents_of(const View* param, bool factored) {
 
 }  // namespace
 
-int32_t adafactor_step_kernel(Context* ctx, const View* grad, const View* coefficient,
-                              const View* param, const View* row, const View* column, const View* m,
-                              double lr, double beta1, double beta2, double eps, double clip,
-                              double weight_decay, double scale_floor) {
-  if (view_numel(*param) == 0) return 0;
+int32_t adafactor_step_kernel(Context* ctx, const balora_adafactor_step& o) {
+  if (view_numel(*o.param) == 0) return 0;
   const auto run = [&]<typename T>(T* data) {
     step(ctx,
-         Problem<T>{data_of<const T>(grad), data_of<const double>(coefficient), data,
-                    data_of<T>(row), data_of<T>(column), data_of<T>(m), nullptr, nullptr, nullptr,
-                    extents_of(param, column != nullptr), beta2, eps},
-         Settings{lr, beta1, clip, weight_decay, scale_floor});
+         Problem<T>{data_of<const T>(o.grad), data_of<const double>(o.coefficient), data,
+                    data_of<T>(o.row), data_of<T>(o.column), data_of<T>(o.m), nullptr, nullptr,
+                    nullptr, extents_of(o.param, o.column != nullptr), o.beta2, o.eps},
+         Settings{o.lr, o.beta1, o.clip, o.weight_decay, o.scale_floor});
   };
-  if (param->dtype == BALORA_F64) {
-    run(data_of<double>(param));
-  } else if (param->dtype == BALORA_F32) {
-    run(data_of<float>(param));
+  if (o.param->dtype == BALORA_F64) {
+    run(data_of<double>(o.param));
+  } else if (o.param->dtype == BALORA_F32) {
+    run(data_of<float>(o.param));
   } else {
     throw std::runtime_error("optimiser state must be f32 or f64");
   }

@@ -156,21 +156,18 @@ void run_mma(Context* ctx, Operands<T> o, const Segments& segments) {
 
 namespace balora::cuda {
 
-int32_t attention_forward_kernel(Context* ctx, const View* q, const View* k, const View* v,
-                                 const View* cu_seqlens, const View* cu_queries,
-                                 const View* lengths, const View* out, const View* lse,
-                                 double scale, double softcap, int64_t window, int32_t causal) {
+int32_t attention_forward_kernel(Context* ctx, const balora_attention_forward& o) {
   using namespace attention;
-  const Segments segments{cu_seqlens, cu_queries, lengths, k->shape[0], q->shape[0]};
+  const Segments segments{o.cu_seqlens, o.cu_queries, o.lengths, o.k->shape[0], o.q->shape[0]};
   const auto run_with = [&]<typename T>() {
-    const auto g = geometry_of<Acc<T>>(q, k, scale, softcap, window, causal);
+    const auto g = geometry_of<Acc<T>>(o.q, o.k, o.scale, o.softcap, o.window, o.causal);
     if constexpr (sizeof(T) == 2) {
       if (g.size <= 256) {
-        const Operands<T> o{heads_of<const T>(q),
-                            heads_of<const T>(k),
-                            heads_of<const T>(v),
-                            heads_of<T>(out),
-                            data_of<float>(lse),
+        const Operands<T> o{heads_of<const T>(o.q),
+                            heads_of<const T>(o.k),
+                            heads_of<const T>(o.v),
+                            heads_of<T>(o.out),
+                            data_of<float>(o.lse),
                             {},
                             g,
                             false};
@@ -178,16 +175,16 @@ int32_t attention_forward_kernel(Context* ctx, const View* q, const View* k, con
       }
     }
     plain_forward<T>(ctx,
-                     {heads_of<const T>(q),
-                      heads_of<const T>(k),
-                      heads_of<const T>(v),
-                      heads_of<T>(out),
-                      data_of<Acc<T>>(lse),
+                     {heads_of<const T>(o.q),
+                      heads_of<const T>(o.k),
+                      heads_of<const T>(o.v),
+                      heads_of<T>(o.out),
+                      data_of<Acc<T>>(o.lse),
                       {},
                       g},
                      segments);
   };
-  dispatch_float(q->dtype, run_with);
+  dispatch_float(o.q->dtype, run_with);
   return 0;
 }
 

@@ -156,34 +156,30 @@ void run_mma(Context* ctx, Operands<T> o, const Segments& segments) {
 
 namespace balora::cuda {
 
-int32_t attention_backward_kernel(Context* ctx, const View* dout, const View* q, const View* k,
-                                  const View* v, const View* cu_seqlens, const View* cu_queries,
-                                  const View* lengths, const View* out, const View* lse,
-                                  const View* dq, const View* dk, const View* dv, double scale,
-                                  double softcap, int64_t window, int32_t causal) {
+int32_t attention_backward_kernel(Context* ctx, const balora_attention_backward& o) {
   using namespace attention;
-  const int64_t m = q->shape[0];
-  const Segments segments{cu_seqlens, cu_queries, lengths, k->shape[0], m};
+  const int64_t m = o.q->shape[0];
+  const Segments segments{o.cu_seqlens, o.cu_queries, o.lengths, o.k->shape[0], m};
   if (segments.n == 0) return 0;
-  dispatch_float(q->dtype, [&]<typename T>() {
+  dispatch_float(o.q->dtype, [&]<typename T>() {
     using A = Acc<T>;
-    const auto g = geometry_of<A>(q, k, scale, softcap, window, causal);
+    const auto g = geometry_of<A>(o.q, o.k, o.scale, o.softcap, o.window, o.causal);
     A* delta = workspace<A>(ctx, m * g.heads);
     if (m > 0) {
-      row_dots<T>(ctx, "attention_backward", heads_of<const T>(dout), heads_of<const T>(out), m,
+      row_dots<T>(ctx, "attention_backward", heads_of<const T>(o.dout), heads_of<const T>(o.out), m,
                   g.heads, delta);
     }
-    const Heads<const T> dy = heads_of<const T>(dout), query = heads_of<const T>(q),
-                         key = heads_of<const T>(k), value = heads_of<const T>(v);
-    const Heads<T> gq = heads_of<T>(dq), gk = heads_of<T>(dk), gv = heads_of<T>(dv);
+    const Heads<const T> dy = heads_of<const T>(o.dout), query = heads_of<const T>(o.q),
+                         key = heads_of<const T>(o.k), value = heads_of<const T>(o.v);
+    const Heads<T> gq = heads_of<T>(o.dq), gk = heads_of<T>(o.dk), gv = heads_of<T>(o.dv);
     if constexpr (sizeof(T) == 2) {
       if (g.size <= 256) {
-        const gradient::Operands<T> o{dy,    query, key, value, gq, gk, gv, data_of<float>(lse),
+        const gradient::Operands<T> o{dy,    query, key, value, gq, gk, gv, data_of<float>(o.lse),
                                       delta, {},    g,   false};
         return gradient::run_mma(ctx, o, segments);
       }
     }
-    plain_backward<T>(ctx, {dy, query, key, value, gq, gk, gv, data_of<A>(lse), delta, {}, g},
+    plain_backward<T>(ctx, {dy, query, key, value, gq, gk, gv, data_of<A>(o.lse), delta, {}, g},
                       segments);
   });
   return 0;

@@ -66,30 +66,29 @@ void launch_binary(Context* ctx, const View* a, const View* b, const View* y, in
 
 }  // namespace
 
-int32_t binary_kernel(Context* ctx, const View* a, const View* b, const View* y, int32_t op) {
-  if (y->dtype == BALORA_U8) throw std::runtime_error("u8 has no arithmetic");
-  if (view_numel(*y) == 0) return 0;
-  if (y->dtype == BALORA_I32 || y->dtype == BALORA_I64) {
-    launch_binary<int64_t, false>(ctx, a, b, y, op);
+int32_t binary_kernel(Context* ctx, const balora_binary& o) {
+  if (o.y->dtype == BALORA_U8) throw std::runtime_error("u8 has no arithmetic");
+  if (view_numel(*o.y) == 0) return 0;
+  if (o.y->dtype == BALORA_I32 || o.y->dtype == BALORA_I64) {
+    launch_binary<int64_t, false>(ctx, o.a, o.b, o.y, o.op);
     return 0;
   }
-  dispatch_accumulator(y->dtype, [&]<typename A>() {
-    if (op == BALORA_POW) return launch_binary<A, true>(ctx, a, b, y, op);
-    launch_binary<A, false>(ctx, a, b, y, op);
+  dispatch_accumulator(o.y->dtype, [&]<typename A>() {
+    if (o.op == BALORA_POW) return launch_binary<A, true>(ctx, o.a, o.b, o.y, o.op);
+    launch_binary<A, false>(ctx, o.a, o.b, o.y, o.op);
   });
   return 0;
 }
 
-int32_t binary_backward_kernel(Context* ctx, const View* dy, const View* a, const View* b,
-                               const View* da, const View* db, int32_t op) {
+int32_t binary_backward_kernel(Context* ctx, const balora_binary_backward& o) {
   // An unwanted output takes the place of the other one in the loop: both are contiguous and of one
   // shape.
-  const View* any = da ? da : db;
+  const View* any = o.da ? o.da : o.db;
   if (!any || view_numel(*any) == 0) return 0;
-  const Loop<5> loop = plan_loop<5>({dy, a, b, da ? da : any, db ? db : any});
+  const Loop<5> loop = plan_loop<5>({o.dy, o.a, o.b, o.da ? o.da : any, o.db ? o.db : any});
   dispatch_accumulator(any->dtype, [&]<typename A>() {
-    launch(ctx, "binary_backward", elements(loop.count), gradient_elements<A>, operand(dy),
-           operand(a), operand(b), operand(da), operand(db), loop, op);
+    launch(ctx, "binary_backward", elements(loop.count), gradient_elements<A>, operand(o.dy),
+           operand(o.a), operand(o.b), operand(o.da), operand(o.db), loop, o.op);
   });
   return 0;
 }

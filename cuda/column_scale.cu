@@ -146,21 +146,19 @@ void find_gradients(Context* ctx, const View* dy, const View* x, const View* sca
 
 }  // namespace
 
-int32_t column_scale_forward_kernel(Context* ctx, const View* x, const View* scale,
-                                    const View* bias, const View* y) {
-  scale_rows(ctx, "column_scale_forward", x, scale, bias, y);
+int32_t column_scale_forward_kernel(Context* ctx, const balora_column_scale_forward& o) {
+  scale_rows(ctx, "column_scale_forward", o.x, o.scale, o.bias, o.y);
   return 0;
 }
 
-int32_t column_scale_backward_kernel(Context* ctx, const View* dy, const View* x, const View* scale,
-                                     const View* dx, const View* dscale, const View* dbias) {
-  if (dy->shape[1] == 0) return 0;
-  if (!dscale && !dbias) {
-    if (dx) scale_rows(ctx, "column_scale_backward", dy, scale, nullptr, dx);
+int32_t column_scale_backward_kernel(Context* ctx, const balora_column_scale_backward& o) {
+  if (o.dy->shape[1] == 0) return 0;
+  if (!o.dscale && !o.dbias) {
+    if (o.dx) scale_rows(ctx, "column_scale_backward", o.dy, o.scale, nullptr, o.dx);
     return 0;
   }
-  dispatch_accumulator(dy->dtype, [&]<typename A>() {
-    find_gradients<A>(ctx, dy, x, scale, dx, {data_of<A>(dscale), data_of<A>(dbias)});
+  dispatch_accumulator(o.dy->dtype, [&]<typename A>() {
+    find_gradients<A>(ctx, o.dy, o.x, o.scale, o.dx, {data_of<A>(o.dscale), data_of<A>(o.dbias)});
   });
   return 0;
 }

@@ -245,7 +245,6 @@ int32_t fault_row(const char* name);
 
 // The rows that the .cu files define, with names and arguments as on the CPU.
 #define KERNEL(name) int32_t name##_kernel(Context* ctx, const balora_##name& o);
-#define KERNEL_ARGS(name, signature) int32_t name##_kernel signature;
 namespace balora::cuda {
 #include "kernels/kernels.def"
 }  // namespace balora::cuda

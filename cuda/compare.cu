@@ -42,28 +42,28 @@ __global__ void find_finite(Operand x, uint8_t* y, int64_t n) {
 
 }  // namespace
 
-int32_t compare_kernel(Context* ctx, const View* a, const View* b, const View* y, int32_t op) {
-  const Loop<3> loop = plan_loop<3>({a, b, y});
+int32_t compare_kernel(Context* ctx, const balora_compare& o) {
+  const Loop<3> loop = plan_loop<3>({o.a, o.b, o.y});
   if (loop.count == 0) return 0;
-  const bool integers = a->dtype == BALORA_I32 || a->dtype == BALORA_I64 || a->dtype == BALORA_U8;
-  const auto kernel = integers                 ? compare_elements<int64_t>
-                      : a->dtype == BALORA_F64 ? compare_elements<double>
-                                               : compare_elements<float>;
-  launch(ctx, "compare", elements(loop.count), kernel, operand(a), operand(b), data_of<uint8_t>(y),
-         loop, op);
+  const bool integers =
+      o.a->dtype == BALORA_I32 || o.a->dtype == BALORA_I64 || o.a->dtype == BALORA_U8;
+  const auto kernel = integers                   ? compare_elements<int64_t>
+                      : o.a->dtype == BALORA_F64 ? compare_elements<double>
+                                                 : compare_elements<float>;
+  launch(ctx, "compare", elements(loop.count), kernel, operand(o.a), operand(o.b),
+         data_of<uint8_t>(o.y), loop, o.op);
   return 0;
 }
 
-int32_t where_kernel(Context* ctx, const View* condition, const View* a, const View* b,
-                     const View* y) {
+int32_t where_kernel(Context* ctx, const balora_where& o) {
   // y takes the place of a null operand in the loop.
-  const Loop<4> loop = plan_loop<4>({condition, a ? a : y, b ? b : y, y});
+  const Loop<4> loop = plan_loop<4>({o.condition, o.a ? o.a : o.y, o.b ? o.b : o.y, o.y});
   if (loop.count == 0) return 0;
   const auto choose = [&]<typename U>(U*) {
-    launch(ctx, "where", elements(loop.count), choose_elements<U>, data_of<uint8_t>(condition),
-           data_of<U>(a), data_of<U>(b), data_of<U>(y), loop);
+    launch(ctx, "where", elements(loop.count), choose_elements<U>, data_of<uint8_t>(o.condition),
+           data_of<U>(o.a), data_of<U>(o.b), data_of<U>(o.y), loop);
   };
-  dispatch_any(y->dtype, [&]<typename T>() {
+  dispatch_any(o.y->dtype, [&]<typename T>() {
     if constexpr (sizeof(T) == 1) choose(static_cast<uint8_t*>(nullptr));
     if constexpr (sizeof(T) == 2) choose(static_cast<uint16_t*>(nullptr));
     if constexpr (sizeof(T) == 4) choose(static_cast<uint32_t*>(nullptr));
@@ -72,11 +72,11 @@ int32_t where_kernel(Context* ctx, const View* condition, const View* a, const V
   return 0;
 }
 
-int32_t is_finite_kernel(Context* ctx, const View* x, const View* y) {
-  const int64_t n = view_numel(*x);
+int32_t is_finite_kernel(Context* ctx, const balora_is_finite& o) {
+  const int64_t n = view_numel(*o.x);
   if (n == 0) return 0;
-  dispatch_accumulator(x->dtype, [&]<typename A>() {
-    launch(ctx, "is_finite", elements(n), find_finite<A>, operand(x), data_of<uint8_t>(y), n);
+  dispatch_accumulator(o.x->dtype, [&]<typename A>() {
+    launch(ctx, "is_finite", elements(n), find_finite<A>, operand(o.x), data_of<uint8_t>(o.y), n);
   });
   return 0;
 }

@@ -204,13 +204,13 @@ void convert(Context* ctx, const View* source, const View* destination, const Lo
 
 }  // namespace
 
-int32_t copy_kernel(Context* ctx, const View* source, const View* destination) {
-  const Loop<2> loop = plan_loop<2>({source, destination});
+int32_t copy_kernel(Context* ctx, const balora_copy& o) {
+  const Loop<2> loop = plan_loop<2>({o.source, o.destination});
   if (loop.count == 0) return 0;
-  if (source->dtype == destination->dtype) {
-    move(ctx, source, destination, loop);
+  if (o.source->dtype == o.destination->dtype) {
+    move(ctx, o.source, o.destination, loop);
   } else {
-    convert(ctx, source, destination, loop);
+    convert(ctx, o.source, o.destination, loop);
   }
   return 0;
 }

@@ -142,49 +142,46 @@ Targets targets_of(Context* ctx, const char* name, const View* targets, const Vi
 
 }  // namespace
 
-int32_t cross_entropy_forward_kernel(Context* ctx, const View* logits, const View* targets,
-                                     const View* loss, const View* lse, int32_t reduction) {
+int32_t cross_entropy_forward_kernel(Context* ctx, const balora_cross_entropy_forward& o) {
   const char* name = "cross_entropy_forward";
-  const int64_t rows = logits->shape[0];
+  const int64_t rows = o.logits->shape[0];
   double* losses = workspace<double>(ctx, rows);
-  dispatch_float(logits->dtype, [&]<typename T>() {
+  dispatch_float(o.logits->dtype, [&]<typename T>() {
     using A = Acc<T>;
-    const RowPlan plan = plan_rows<T>(name, rows, logits->shape[1], kBatch);
-    const Targets classes = targets_of(ctx, name, targets, logits);
-    launch(ctx, name, plan.grid, row_losses<T>, data_of<T>(logits), classes, losses,
-           data_of<A>(lse), plan.task);
-    if (reduction == kNone) {
-      launch(ctx, name, elements(rows), round_losses<A>, losses, data_of<A>(loss), rows);
+    const RowPlan plan = plan_rows<T>(name, rows, o.logits->shape[1], kBatch);
+    const Targets classes = targets_of(ctx, name, o.targets, o.logits);
+    launch(ctx, name, plan.grid, row_losses<T>, data_of<T>(o.logits), classes, losses,
+           data_of<A>(o.lse), plan.task);
+    if (o.reduction == kNone) {
+      launch(ctx, name, elements(rows), round_losses<A>, losses, data_of<A>(o.loss), rows);
     } else {
       launch(ctx, name, Grid{dim3(1), dim3(kSumThreads)}, sum_losses<A>, losses, classes,
-             data_of<A>(loss), rows, reduction);
+             data_of<A>(o.loss), rows, o.reduction);
     }
   });
   return 0;
 }
 
-int32_t cross_entropy_backward_kernel(Context* ctx, const View* dloss, const View* logits,
-                                      const View* targets, const View* lse, const View* dlogits,
-                                      int32_t reduction) {
+int32_t cross_entropy_backward_kernel(Context* ctx, const balora_cross_entropy_backward& o) {
   const char* name = "cross_entropy_backward";
-  const int64_t rows = logits->shape[0];
-  dispatch_float(logits->dtype, [&]<typename T>() {
+  const int64_t rows = o.logits->shape[0];
+  dispatch_float(o.logits->dtype, [&]<typename T>() {
     using A = Acc<T>;
-    const RowPlan plan = plan_rows<T>(name, rows, logits->shape[1], kBatch);
-    const Targets classes = targets_of(ctx, name, targets, logits);
+    const RowPlan plan = plan_rows<T>(name, rows, o.logits->shape[1], kBatch);
+    const Targets classes = targets_of(ctx, name, o.targets, o.logits);
     A* scale = nullptr;
-    if (reduction == kMean) {
+    if (o.reduction == kMean) {
       scale = workspace<A>(ctx, 1);
       launch(ctx, name, Grid{dim3(1), dim3(kSumThreads)}, mean_scale<A>, classes, scale, rows);
     }
-    const Slopes<A> slopes{data_of<A>(dloss), reduction == kNone, scale, data_of<A>(lse)};
+    const Slopes<A> slopes{data_of<A>(o.dloss), o.reduction == kNone, scale, data_of<A>(o.lse)};
     // One piece more where rows are not aligned.
     const int64_t pieces = ceil_div(plan.task.size, kPackOf<T>) + 1;
     const int64_t parts = ceil_div(pieces, kBatch * kMoveThreads);
     const Grid grid{dim3(static_cast<unsigned>(std::min(rows * parts, kMaxBlocks))),
                     dim3(kMoveThreads)};
-    launch(ctx, name, grid, logit_gradients<T>, slopes, data_of<T>(logits), classes,
-           data_of<T>(dlogits), rows, parts);
+    launch(ctx, name, grid, logit_gradients<T>, slopes, data_of<T>(o.logits), classes,
+           data_of<T>(o.dlogits), rows, parts);
   });
   return 0;
 }

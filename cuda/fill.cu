@@ -29,20 +29,20 @@ __global__ void count_elements(T* y, int64_t n, double start, double step) {
 
 }  // namespace
 
-int32_t fill_kernel(Context* ctx, const View* y, double value) {
-  const int64_t n = view_numel(*y);
+int32_t fill_kernel(Context* ctx, const balora_fill& o) {
+  const int64_t n = view_numel(*o.y);
   if (n == 0) return 0;
-  dispatch_any(y->dtype, [&]<typename T>() {
-    launch(ctx, "fill", elements(n), fill_elements<T>, data_of<T>(y), strided(*y), n, value);
+  dispatch_any(o.y->dtype, [&]<typename T>() {
+    launch(ctx, "fill", elements(n), fill_elements<T>, data_of<T>(o.y), strided(*o.y), n, o.value);
   });
   return 0;
 }
 
-int32_t arange_kernel(Context* ctx, const View* y, double start, double step) {
-  const int64_t n = view_numel(*y);
+int32_t arange_kernel(Context* ctx, const balora_arange& o) {
+  const int64_t n = view_numel(*o.y);
   if (n == 0) return 0;
-  dispatch_any(y->dtype, [&]<typename T>() {
-    launch(ctx, "arange", elements(n), count_elements<T>, data_of<T>(y), n, start, step);
+  dispatch_any(o.y->dtype, [&]<typename T>() {
+    launch(ctx, "arange", elements(n), count_elements<T>, data_of<T>(o.y), n, o.start, o.step);
   });
   return 0;
 }

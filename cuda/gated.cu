@@ -69,25 +69,24 @@ auto backward_of(int32_t activation) {
 
 }  // namespace
 
-int32_t gated_forward_kernel(Context* ctx, const View* gate, const View* up, const View* y,
-                             int32_t activation) {
-  const Loop<3> loop = plan_loop<3>({gate, up, y}), by_eight = by_groups(loop);
+int32_t gated_forward_kernel(Context* ctx, const balora_gated_forward& o) {
+  const Loop<3> loop = plan_loop<3>({o.gate, o.up, o.y}), by_eight = by_groups(loop);
   if (loop.count == 0) return 0;
-  dispatch_accumulator(gate->dtype, [&]<typename A>() {
-    launch(ctx, "gated_forward", elements(by_eight.count), forward_of<A>(activation),
-           operand(gate, loop, 0), operand(up, loop, 1), operand(y, loop, 2), by_eight);
+  dispatch_accumulator(o.gate->dtype, [&]<typename A>() {
+    launch(ctx, "gated_forward", elements(by_eight.count), forward_of<A>(o.activation),
+           operand(o.gate, loop, 0), operand(o.up, loop, 1), operand(o.y, loop, 2), by_eight);
   });
   return 0;
 }
 
-int32_t gated_backward_kernel(Context* ctx, const View* dy, const View* gate, const View* up,
-                              const View* dgate, const View* dup, int32_t activation) {
-  const Loop<5> loop = plan_loop<5>({dy, gate, up, dgate, dup}), by_eight = by_groups(loop);
+int32_t gated_backward_kernel(Context* ctx, const balora_gated_backward& o) {
+  const Loop<5> loop = plan_loop<5>({o.dy, o.gate, o.up, o.dgate, o.dup}),
+                by_eight = by_groups(loop);
   if (loop.count == 0) return 0;
-  dispatch_accumulator(gate->dtype, [&]<typename A>() {
-    launch(ctx, "gated_backward", elements(by_eight.count), backward_of<A>(activation),
-           operand(dy, loop, 0), operand(gate, loop, 1), operand(up, loop, 2),
-           operand(dgate, loop, 3), operand(dup, loop, 4), by_eight);
+  dispatch_accumulator(o.gate->dtype, [&]<typename A>() {
+    launch(ctx, "gated_backward", elements(by_eight.count), backward_of<A>(o.activation),
+           operand(o.dy, loop, 0), operand(o.gate, loop, 1), operand(o.up, loop, 2),
+           operand(o.dgate, loop, 3), operand(o.dup, loop, 4), by_eight);
   });
   return 0;
 }

@@ -17,24 +17,24 @@ __global__ void mirror_lower(double* g, int64_t c) {
 
 }  // namespace
 
-int32_t gram_kernel(Context* ctx, const View* a, const View* g, int32_t accumulate) {
-  const int64_t n = a->shape[0], c = a->shape[1];
+int32_t gram_kernel(Context* ctx, const balora_gram& o) {
+  const int64_t n = o.a->shape[0], c = o.a->shape[1];
   if (c == 0) return 0;
   const int64_t step = std::clamp<int64_t>(kBlockBytes / (8 * c), 1, std::max<int64_t>(n, 1));
-  double* wide = a->dtype == BALORA_F64 ? nullptr : workspace<double>(ctx, step * c);
-  double beta = accumulate ? 1 : 0;
+  double* wide = o.a->dtype == BALORA_F64 ? nullptr : workspace<double>(ctx, step * c);
+  double beta = o.accumulate ? 1 : 0;
   int64_t first = 0;
   do {  // once for no rows, which leaves beta g
     const int64_t rows = std::min(step, n - first);
-    const void* block = offset_by(a->data, first * c, a->dtype);
-    if (wide) convert_matrix(ctx, rows, c, block, a->dtype, c, wide, BALORA_F64, c);
+    const void* block = offset_by(o.a->data, first * c, o.a->dtype);
+    if (wide) convert_matrix(ctx, rows, c, block, o.a->dtype, c, wide, BALORA_F64, c);
     const void* data = wide ? wide : block;
     gemm(ctx, {c, c, rows}, 1, {data, BALORA_F64, c, true}, {data, BALORA_F64, c}, beta,
-         {g->data, BALORA_F64, c});
+         {o.g->data, BALORA_F64, c});
     beta = 1;
     first += rows;
   } while (first < n);
-  launch(ctx, "gram", elements(c * c), mirror_lower, data_of<double>(g), c);
+  launch(ctx, "gram", elements(c * c), mirror_lower, data_of<double>(o.g), c);
   return 0;
 }
 

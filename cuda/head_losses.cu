@@ -170,21 +170,17 @@ int32_t run_head(Context* ctx, const HeadViews& views, const HeadOptions& option
 
 }  // namespace
 
-int32_t head_losses_kernel(Context* ctx, const View* h, const View* ht, const View* w,
-                           const View* wt, const View* targets, const View* regularized,
-                           const View* scales, const View* sums, const View* rows, const View* dh,
-                           const View* dw, const HeadOptions* options) {
-  return run_head(ctx, {h, ht, w, wt, targets, regularized, scales, sums, rows, dh, dw}, *options);
+int32_t head_losses_kernel(Context* ctx, const balora_head_losses& o) {
+  return run_head(
+      ctx, {o.h, o.ht, o.w, o.wt, o.targets, o.regularized, o.scales, o.sums, o.rows, o.dh, o.dw},
+      o.options);
 }
 
-int32_t head_losses_cached_kernel(Context* ctx, const View* h, const View* mean,
-                                  const View* entropy, const View* w, const View* targets,
-                                  const View* regularized, const View* scales, const View* sums,
-                                  const View* dh, const HeadOptions* options) {
+int32_t head_losses_cached_kernel(Context* ctx, const balora_head_losses_cached& o) {
   return run_head(ctx,
-                  {h, nullptr, w, nullptr, targets, regularized, scales, sums, nullptr, dh, nullptr,
-                   mean, entropy},
-                  *options);
+                  {o.h, nullptr, o.w, nullptr, o.targets, o.regularized, o.scales, o.sums, nullptr,
+                   o.dh, nullptr, o.mean, o.entropy},
+                  o.options);
 }
 
 }  // namespace balora::cuda

@@ -225,47 +225,47 @@ void scatter_add(Context* ctx, const View* base, const View* index, const View* 
 
 }  // namespace
 
-int32_t select_rows_kernel(Context* ctx, const View* table, const View* ids, const View* y) {
-  const int64_t bytes = table->shape[1] * bytes_of(table->dtype), n = view_numel(*ids);
+int32_t select_rows_kernel(Context* ctx, const balora_select_rows& o) {
+  const int64_t bytes = o.table->shape[1] * bytes_of(o.table->dtype), n = view_numel(*o.ids);
   if (bytes == 0 || n == 0) return 0;
   const uint64_t address =
-      reinterpret_cast<uintptr_t>(table->data) | reinterpret_cast<uintptr_t>(y->data);
+      reinterpret_cast<uintptr_t>(o.table->data) | reinterpret_cast<uintptr_t>(o.y->data);
   dispatch_unit(address, bytes, [&]<typename U>() {
     constexpr int64_t kLength = kStretch * kWarp;
     const int64_t size = bytes / static_cast<int64_t>(sizeof(U));
-    const Stretches s{table->shape[0], n, size, kLength, ceil_div(size, kLength)};
+    const Stretches s{o.table->shape[0], n, size, kLength, ceil_div(size, kLength)};
     launch(ctx, "select_rows", elements(n * s.per_row * kWarp, kCopyThreads), copy_rows<U>,
-           data_of<U>(table), ids_of(ids), data_of<U>(y), s, fault_place(ctx, "select_rows"));
+           data_of<U>(o.table), ids_of(o.ids), data_of<U>(o.y), s, fault_place(ctx, "select_rows"));
   });
   return 0;
 }
 
-int32_t select_rows_backward_kernel(Context* ctx, const View* dy, const View* ids, const View* dx) {
-  const BucketTask task = bucket_task(1, view_numel(*ids), dx->shape[0], 1);
-  const Buckets buckets = make_buckets(ctx, "select_rows_backward", ids, task);
-  dispatch_float(dy->dtype, [&]<typename S>() {
-    if (dx->dtype == dy->dtype) {
-      launch_sum_rows<S, S>(ctx, dy, buckets, dx);
+int32_t select_rows_backward_kernel(Context* ctx, const balora_select_rows_backward& o) {
+  const BucketTask task = bucket_task(1, view_numel(*o.ids), o.dx->shape[0], 1);
+  const Buckets buckets = make_buckets(ctx, "select_rows_backward", o.ids, task);
+  dispatch_float(o.dy->dtype, [&]<typename S>() {
+    if (o.dx->dtype == o.dy->dtype) {
+      launch_sum_rows<S, S>(ctx, o.dy, buckets, o.dx);
     } else {
-      launch_sum_rows<S, Acc<S>>(ctx, dy, buckets, dx);
+      launch_sum_rows<S, Acc<S>>(ctx, o.dy, buckets, o.dx);
     }
   });
   return 0;
 }
 
-int32_t gather_kernel(Context* ctx, const View* x, const View* index, const View* y) {
-  const Middle m{x->shape[0], x->shape[1], index->shape[1], x->shape[2]};
-  dispatch_unit(0, bytes_of(x->dtype), [&]<typename U>() {
-    launch(ctx, "gather", elements(view_numel(*index)), gather_elements<U>, data_of<U>(x),
-           ids_of(index), data_of<U>(y), m, fault_place(ctx, "gather"));
+int32_t gather_kernel(Context* ctx, const balora_gather& o) {
+  const Middle m{o.x->shape[0], o.x->shape[1], o.index->shape[1], o.x->shape[2]};
+  dispatch_unit(0, bytes_of(o.x->dtype), [&]<typename U>() {
+    launch(ctx, "gather", elements(view_numel(*o.index)), gather_elements<U>, data_of<U>(o.x),
+           ids_of(o.index), data_of<U>(o.y), m, fault_place(ctx, "gather"));
   });
   return 0;
 }
 
-int32_t scatter_add_kernel(Context* ctx, const View* base, const View* index, const View* source,
-                           const View* y) {
-  const Middle m{y->shape[0], y->shape[1], index->shape[1], y->shape[2]};
-  dispatch_float(y->dtype, [&]<typename T>() { scatter_add<T>(ctx, base, index, source, y, m); });
+int32_t scatter_add_kernel(Context* ctx, const balora_scatter_add& o) {
+  const Middle m{o.y->shape[0], o.y->shape[1], o.index->shape[1], o.y->shape[2]};
+  dispatch_float(o.y->dtype,
+                 [&]<typename T>() { scatter_add<T>(ctx, o.base, o.index, o.source, o.y, m); });
   return 0;
 }
 

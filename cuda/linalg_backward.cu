@@ -105,62 +105,59 @@ struct SvdBackward {
 }  // namespace
 
 // da = (dq + Q sym(M)) R^-T, M = R dR^T - dQ^T Q.
-int32_t qr_backward_kernel(Context* ctx, const View* q, const View* r, const View* dq,
-                           const View* dr, const View* da) {
+int32_t qr_backward_kernel(Context* ctx, const balora_qr_backward& o) {
   Scratch scratch(ctx);
-  const Dense mq = widened(scratch, *q), mr = widened(scratch, *r);
+  const Dense mq = widened(scratch, *o.q), mr = widened(scratch, *o.r);
   const int64_t n = mr.rows;
-  const Dense gradient = dq ? widened(scratch, *dq) : zeros(scratch, mq.rows, mq.cols);
-  const Dense m = dr ? product_nt(scratch, mr, widened(scratch, *dr)) : zeros(scratch, n, n);
-  if (dq) {
+  const Dense gradient = o.dq ? widened(scratch, *o.dq) : zeros(scratch, mq.rows, mq.cols);
+  const Dense m = o.dr ? product_nt(scratch, mr, widened(scratch, *o.dr)) : zeros(scratch, n, n);
+  if (o.dq) {
     multiply(ctx, {n, n, mq.rows}, -1, {gradient.data(), n, true}, {mq.data(), n}, 1, m.data(), n);
   }
   launch(ctx, "qr_backward", elements(m.size()), mirror_lower, m.data(), n);
   multiply(ctx, {mq.rows, n, n}, 1, {mq.data(), n}, {m.data(), n}, 1, gradient.data(), n);
-  store_values(ctx, times_inverse_transposed(scratch, gradient, mr).data(), *da);
+  store_values(ctx, times_inverse_transposed(scratch, gradient, mr).data(), *o.da);
   return 0;
 }
 
-int32_t eigh_backward_kernel(Context* ctx, const View* values, const View* vectors,
-                             const View* dvalues, const View* dvectors, const View* da) {
+int32_t eigh_backward_kernel(Context* ctx, const balora_eigh_backward& o) {
   Scratch scratch(ctx);
-  const Dense v = widened(scratch, *vectors), w = widened(scratch, *values);
-  const Dense dw = dvalues ? widened(scratch, *dvalues) : Dense();
-  const Dense inner = dvectors ? product_tn(scratch, v, widened(scratch, *dvectors))
-                               : zeros(scratch, v.rows, v.cols);
+  const Dense v = widened(scratch, *o.vectors), w = widened(scratch, *o.values);
+  const Dense dw = o.dvalues ? widened(scratch, *o.dvalues) : Dense();
+  const Dense inner = o.dvectors ? product_tn(scratch, v, widened(scratch, *o.dvectors))
+                                 : zeros(scratch, v.rows, v.cols);
   launch(ctx, "eigh_backward", elements(inner.size()), divide_by_gaps, inner.data(), w.data(),
          dw.data(), v.rows);
   const Dense full = product_nt(scratch, product(scratch, v, inner), v);
   symmetrise(ctx, full);
-  store_values(ctx, full.data(), *da);
+  store_values(ctx, full.data(), *o.da);
   return 0;
 }
 
-int32_t svd_backward_kernel(Context* ctx, const View* u, const View* s, const View* vt,
-                            const View* du, const View* ds, const View* dvt, const View* da) {
+int32_t svd_backward_kernel(Context* ctx, const balora_svd_backward& o) {
   Scratch scratch(ctx);
-  const int64_t m = u->shape[0], k = u->shape[1], n = vt->shape[1];
+  const int64_t m = o.u->shape[0], k = o.u->shape[1], n = o.vt->shape[1];
   SvdBackward b{scratch,
-                widened(scratch, *u),
-                widened(scratch, *s),
-                widened(scratch, *vt),
+                widened(scratch, *o.u),
+                widened(scratch, *o.s),
+                widened(scratch, *o.vt),
                 zeros(scratch, k, k),
                 zeros(scratch, m, n)};
-  if (ds) {
-    const Dense d = widened(scratch, *ds);
+  if (o.ds) {
+    const Dense d = widened(scratch, *o.ds);
     launch(ctx, "svd_backward", elements(k), set_diagonal, b.core.data(), d.data(), k);
   }
-  if (du) {
-    const Dense normal = b.split(b.u, widened(scratch, *du), false);
+  if (o.du) {
+    const Dense normal = b.split(b.u, widened(scratch, *o.du), false);
     b.add_outside(normal, {b.vt.data(), n});
   }
-  if (dvt) {
+  if (o.dvt) {
     const Dense v = transposed(scratch, b.vt);
-    const Dense normal = b.split(v, transposed(scratch, widened(scratch, *dvt)), true);
+    const Dense normal = b.split(v, transposed(scratch, widened(scratch, *o.dvt)), true);
     b.add_outside(b.u, {normal.data(), k, true});
   }
   b.add_outside(product(scratch, b.u, b.core), {b.vt.data(), n});
-  store_values(ctx, b.outside.data(), *da);
+  store_values(ctx, b.outside.data(), *o.da);
   return 0;
 }
 

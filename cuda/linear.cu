@@ -1,4 +1,4 @@
-// Linears with low-rank parts (native/kernels/linear.h). The base and its parts meet in one f32 sum
+// Linears with low-rank parts (native/kernels/operands/linear.h). The base and its parts meet in one f32 sum
 // (f64 for f64) that is rounded once, but for a pair's change beside cuBLAS (linear_sum.cu); the
 // gradient of a shared input is one such sum over every linear.
 // bf16: the parts' f32 masters go through the tensor cores as bf16 matrices (low_rank.cuh), and the
@@ -199,26 +199,22 @@ void backward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& grou
 
 }  // namespace
 
-int32_t linear_forward_kernel(Context* ctx, const View* x, const View* x_adapter,
-                              const LinearOperands* linears, int32_t count,
-                              const LowRankOperands* parts, int32_t part_count) {
-  const LinearInputs in = {x, x_adapter, nullptr, nullptr};
-  const LinearGroup group = {linears, count, parts, part_count};
-  x->dtype == BALORA_BF16 ? forward_bf16(ctx, in, group) : linear_forward_wide(ctx, in, group);
+int32_t linear_forward_kernel(Context* ctx, const balora_linear_forward& o) {
+  const LinearInputs in = {o.x, o.x_adapter, nullptr, nullptr};
+  const LinearGroup group = {o.linears, o.count, o.parts, o.part_count};
+  o.x->dtype == BALORA_BF16 ? forward_bf16(ctx, in, group) : linear_forward_wide(ctx, in, group);
   return 0;
 }
 
-int32_t linear_backward_kernel(Context* ctx, const View* x, const View* x_adapter, const View* dx,
-                               const View* dx_adapter, const LinearOperands* linears, int32_t count,
-                               const LowRankOperands* parts, int32_t part_count) {
-  for (int32_t p = 0; p < part_count; ++p) {
-    if (linears[parts[p].linear].y) continue;
-    if (parts[p].da) fill_zero(ctx, *parts[p].da);
-    if (parts[p].db) fill_zero(ctx, *parts[p].db);
+int32_t linear_backward_kernel(Context* ctx, const balora_linear_backward& o) {
+  for (int32_t p = 0; p < o.part_count; ++p) {
+    if (o.linears[o.parts[p].linear].y) continue;
+    if (o.parts[p].da) fill_zero(ctx, *o.parts[p].da);
+    if (o.parts[p].db) fill_zero(ctx, *o.parts[p].db);
   }
-  const LinearInputs in = {x, x_adapter, dx, dx_adapter};
-  const LinearGroup group = {linears, count, parts, part_count};
-  if (linears[0].weight->dtype == BALORA_BF16) {
+  const LinearInputs in = {o.x, o.x_adapter, o.dx, o.dx_adapter};
+  const LinearGroup group = {o.linears, o.count, o.parts, o.part_count};
+  if (o.linears[0].weight->dtype == BALORA_BF16) {
     backward_bf16(ctx, in, group);
   } else {
     linear_backward_wide(ctx, in, group);

@@ -26,17 +26,17 @@ __global__ void sum_rows(const T* dy, int64_t rows, int64_t cols, Acc<T>* out) {
 
 }  // namespace
 
-int32_t linear_weight_backward_kernel(Context* ctx, const View* dy, const View* x,
-                                      const View* dweight, const View* dbias) {
-  const int64_t rows = dy->shape[0], out = dy->shape[1];
-  if (dweight) {
-    gemm(ctx, {out, x->shape[1], rows}, 1, operand(*dy, true), operand(*x), 0, result(*dweight));
+int32_t linear_weight_backward_kernel(Context* ctx, const balora_linear_weight_backward& o) {
+  const int64_t rows = o.dy->shape[0], out = o.dy->shape[1];
+  if (o.dweight) {
+    gemm(ctx, {out, o.x->shape[1], rows}, 1, operand(*o.dy, true), operand(*o.x), 0,
+         result(*o.dweight));
   }
-  if (dbias && out > 0) {
+  if (o.dbias && out > 0) {
     Grid grid{dim3(static_cast<unsigned>(ceil_div(out, kSumColumns))), dim3(256)};
-    dispatch_float(dy->dtype, [&]<typename T>() {
-      launch(ctx, "linear_weight_backward", grid, sum_rows<T>, data_of<T>(dy), rows, out,
-             data_of<Acc<T>>(dbias));
+    dispatch_float(o.dy->dtype, [&]<typename T>() {
+      launch(ctx, "linear_weight_backward", grid, sum_rows<T>, data_of<T>(o.dy), rows, out,
+             data_of<Acc<T>>(o.dbias));
     });
   }
   return 0;

@@ -263,11 +263,10 @@ void decompose(Scratch& scratch, const SvdOperands& task, int64_t niter, int64_t
 }  // namespace
 
 // One matrix after the other: each fills the device.
-int32_t randomized_svds_kernel(Context* ctx, const SvdOperands* tasks, int32_t count, int64_t niter,
-                               int64_t oversample) {
+int32_t randomized_svds_kernel(Context* ctx, const balora_randomized_svds& o) {
   Scratch scratch(ctx);
   const FullPrecision full(ctx);
-  for (int32_t i = 0; i < count; ++i) decompose(scratch, tasks[i], niter, oversample);
+  for (int32_t i = 0; i < o.count; ++i) decompose(scratch, o.tasks[i], o.niter, o.oversample);
   return 0;
 }
 

@@ -90,14 +90,15 @@ BatchDim take_longest(std::vector<BatchDim>& dims) {
 
 }  // namespace
 
-int32_t matmul_kernel(Context* ctx, const View* a, const View* b, const View* c, double alpha) {
-  if (view_numel(*c) == 0) return 0;
-  GemmShape shape = {c->shape[c->ndim - 2], c->shape[c->ndim - 1], a->shape[a->ndim - 1]};
+int32_t matmul_kernel(Context* ctx, const balora_matmul& o) {
+  if (view_numel(*o.c) == 0) return 0;
+  GemmShape shape = {o.c->shape[o.c->ndim - 2], o.c->shape[o.c->ndim - 1],
+                     o.a->shape[o.a->ndim - 1]};
   const bool empty = shape.k == 0;
-  const View left = !empty && layout_of(*a).pack ? packed(ctx, *a) : *a;
-  const View right = !empty && layout_of(*b).pack ? packed(ctx, *b) : *b;
+  const View left = !empty && layout_of(*o.a).pack ? packed(ctx, *o.a) : *o.a;
+  const View right = !empty && layout_of(*o.b).pack ? packed(ctx, *o.b) : *o.b;
   const Layout la = layout_of(left), lb = layout_of(right);
-  std::vector<BatchDim> dims = batch_dims(left, right, *c);
+  std::vector<BatchDim> dims = batch_dims(left, right, *o.c);
   if (!dims.empty() && dims.back().b_stride == 0 && !la.transposed &&
       dims.back().a_stride == shape.m * la.stride) {
     shape.m *= dims.back().extent;
@@ -116,11 +117,12 @@ int32_t matmul_kernel(Context* ctx, const View* a, const View* b, const View* c,
       at_b += index * dims[d].b_stride;
       at_c += index * dims[d].c_stride;
     }
-    gemm(
-        ctx, shape, alpha,
-        {offset_by(left.data, at_a, a->dtype), a->dtype, la.stride, la.transposed, batch.a_stride},
-        {offset_by(right.data, at_b, b->dtype), b->dtype, lb.stride, lb.transposed, batch.b_stride},
-        0, {offset_by(c->data, at_c, c->dtype), c->dtype, shape.n, batch.c_stride});
+    gemm(ctx, shape, o.alpha,
+         {offset_by(left.data, at_a, o.a->dtype), o.a->dtype, la.stride, la.transposed,
+          batch.a_stride},
+         {offset_by(right.data, at_b, o.b->dtype), o.b->dtype, lb.stride, lb.transposed,
+          batch.b_stride},
+         0, {offset_by(o.c->data, at_c, o.c->dtype), o.c->dtype, shape.n, batch.c_stride});
   }
   return 0;
 }

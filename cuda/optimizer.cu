@@ -227,23 +227,23 @@ void dispatch_state(const View* param, Body&& body) {
 
 }  // namespace
 
-int32_t adamw_step_kernel(Context* ctx, const AdamwList* list, const View* coefficient,
-                          double beta1, double beta2, double eps) {
-  for (int32_t i = 0; i < list->count; ++i) check_state(list->at[i].param);
+int32_t adamw_step_kernel(Context* ctx, const balora_adamw_step& o) {
+  for (int32_t i = 0; i < o.tensors->count; ++i) check_state(o.tensors->at[i].param);
   for (const int32_t dtype : {BALORA_F32, BALORA_F64}) {
     AdamTable table{};
     const auto start = [&] {
       if (table.share.count == 0) return;
       const auto of = [&]<typename T>() {
-        const Adam<T> k{static_cast<T>(1 - beta1), static_cast<T>(1 - beta2), static_cast<T>(eps)};
+        const Adam<T> k{static_cast<T>(1 - o.beta1), static_cast<T>(1 - o.beta2),
+                        static_cast<T>(o.eps)};
         launch(ctx, "adamw_step", table.share.grid(), adamw_tensors<T>, table,
-               data_of<double>(coefficient), k);
+               data_of<double>(o.coefficient), k);
       };
       dtype == BALORA_F64 ? of.template operator()<double>() : of.template operator()<float>();
       table = {};
     };
-    for (int32_t i = 0; i < list->count; ++i) {
-      const AdamwOperands& tensor = list->at[i];
+    for (int32_t i = 0; i < o.tensors->count; ++i) {
+      const AdamwOperands& tensor = o.tensors->at[i];
       const int64_t n = view_numel(*tensor.param);
       if (tensor.param->dtype != dtype || n == 0) continue;
       const int32_t t = table.share.count;
@@ -267,44 +267,42 @@ int32_t adamw_step_kernel(Context* ctx, const AdamwList* list, const View* coeff
   return 0;
 }
 
-int32_t sgd_step_kernel(Context* ctx, const View* grad, const View* coefficient, const View* param,
-                        const View* buffer, double lr, double momentum, double dampening,
-                        double weight_decay, int32_t nesterov, int32_t first) {
-  const int64_t n = view_numel(*param);
-  dispatch_state(param, [&]<typename T>() {
-    const Sgd<T> k{static_cast<T>(lr),
-                   static_cast<T>(momentum),
-                   static_cast<T>(1 - dampening),
-                   static_cast<T>(weight_decay),
-                   nesterov,
-                   first};
+int32_t sgd_step_kernel(Context* ctx, const balora_sgd_step& o) {
+  const int64_t n = view_numel(*o.param);
+  dispatch_state(o.param, [&]<typename T>() {
+    const Sgd<T> k{static_cast<T>(o.lr),
+                   static_cast<T>(o.momentum),
+                   static_cast<T>(1 - o.dampening),
+                   static_cast<T>(o.weight_decay),
+                   o.nesterov,
+                   o.first};
     if (n == 0) return;
-    launch(ctx, "sgd_step", groups(n), sgd_groups<T>, operand(grad), data_of<double>(coefficient),
-           operand(param), operand(buffer), n, k);
+    launch(ctx, "sgd_step", groups(n), sgd_groups<T>, operand(o.grad),
+           data_of<double>(o.coefficient), operand(o.param), operand(o.buffer), n, k);
   });
   return 0;
 }
 
-int32_t norm_accumulate_kernel(Context* ctx, const ViewList* list, const View* total,
-                               int32_t kind) {
+int32_t norm_accumulate_kernel(Context* ctx, const balora_norm_accumulate& o) {
   int64_t elements = 0;
-  for (int32_t i = 0; i < list->count; ++i) elements += view_numel(*list->at[i]);
+  for (int32_t i = 0; i < o.tensors->count; ++i) elements += view_numel(*o.tensors->at[i]);
   if (elements == 0) return 0;
   const int64_t share = ceil_div(ceil_div(elements, kNormPieces), kGroup) * kGroup;
   const int64_t piece = std::max(share, kNormPiece);
   int64_t pieces = 0;
-  for (int32_t i = 0; i < list->count; ++i) pieces += ceil_div(view_numel(*list->at[i]), piece);
+  for (int32_t i = 0; i < o.tensors->count; ++i)
+    pieces += ceil_div(view_numel(*o.tensors->at[i]), piece);
   auto* partial = workspace<double>(ctx, pieces);
   double* next = partial;
   NormTable table{};
   const auto start = [&] {
     if (table.share.count == 0) return;
-    launch(ctx, "norm_accumulate", table.share.grid(), norm_pieces, table, kind, next);
+    launch(ctx, "norm_accumulate", table.share.grid(), norm_pieces, table, o.kind, next);
     next += table.share.first[table.share.count];
     table = {};
   };
-  for (int32_t i = 0; i < list->count; ++i) {
-    const View& x = *list->at[i];
+  for (int32_t i = 0; i < o.tensors->count; ++i) {
+    const View& x = *o.tensors->at[i];
     const int64_t n = view_numel(x);
     if (n == 0) continue;
     const int32_t t = table.share.count;
@@ -316,36 +314,36 @@ int32_t norm_accumulate_kernel(Context* ctx, const ViewList* list, const View* t
   }
   start();
   launch(ctx, "norm_accumulate", Grid{dim3(1), dim3(kTableThreads)}, norm_total, partial, pieces,
-         kind, data_of<double>(total));
+         o.kind, data_of<double>(o.total));
   return 0;
 }
 
-int32_t scale_kernel(Context* ctx, const View* coefficient, const View* x) {
-  const int64_t n = view_numel(*x);
+int32_t scale_kernel(Context* ctx, const balora_scale& o) {
+  const int64_t n = view_numel(*o.x);
   if (n == 0) return 0;
-  dispatch_accumulator(x->dtype, [&]<typename A>() {
-    launch(ctx, "scale", groups(n), scale_groups<A>, operand(x), data_of<double>(coefficient),
-           operand(x), n);
+  dispatch_accumulator(o.x->dtype, [&]<typename A>() {
+    launch(ctx, "scale", groups(n), scale_groups<A>, operand(o.x), data_of<double>(o.coefficient),
+           operand(o.x), n);
   });
   return 0;
 }
 
-int32_t scale_by_kernel(Context* ctx, const View* x, const View* factor, const View* y) {
-  const int64_t n = view_numel(*x);
+int32_t scale_by_kernel(Context* ctx, const balora_scale_by& o) {
+  const int64_t n = view_numel(*o.x);
   if (n == 0) return 0;
-  dispatch_accumulator(x->dtype, [&]<typename A>() {
-    launch(ctx, "scale_by", groups(n), scale_groups<A>, operand(x), data_of<double>(factor),
-           operand(y), n);
+  dispatch_accumulator(o.x->dtype, [&]<typename A>() {
+    launch(ctx, "scale_by", groups(n), scale_groups<A>, operand(o.x), data_of<double>(o.factor),
+           operand(o.y), n);
   });
   return 0;
 }
 
-int32_t add_scaled_kernel(Context* ctx, const View* source, const View* destination, double alpha) {
-  const int64_t n = view_numel(*destination);
+int32_t add_scaled_kernel(Context* ctx, const balora_add_scaled& o) {
+  const int64_t n = view_numel(*o.destination);
   if (n == 0) return 0;
-  dispatch_accumulator(destination->dtype, [&]<typename A>() {
-    launch(ctx, "add_scaled", groups(n), add_scaled_groups<A>, operand(source),
-           operand(destination), n, alpha);
+  dispatch_accumulator(o.destination->dtype, [&]<typename A>() {
+    launch(ctx, "add_scaled", groups(n), add_scaled_groups<A>, operand(o.source),
+           operand(o.destination), n, o.alpha);
   });
   return 0;
 }

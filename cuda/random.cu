@@ -99,49 +99,48 @@ __global__ void drop_groups(Operand x, Operand y, int64_t n, Source source, uint
 
 }  // namespace
 
-int32_t random_words_kernel(Context* ctx, const View* y, uint64_t seed, uint64_t stream) {
-  const int64_t n = view_numel(*y);
+int32_t random_words_kernel(Context* ctx, const balora_random_words& o) {
+  const int64_t n = view_numel(*o.y);
   if (n == 0) return 0;
-  launch(ctx, "random_words", groups(n), draw_words, data_of<int64_t>(y), n, Source{seed, stream});
+  launch(ctx, "random_words", groups(n), draw_words, data_of<int64_t>(o.y), n,
+         Source{o.seed, o.stream});
   return 0;
 }
 
-int32_t random_uniform_kernel(Context* ctx, const View* y, uint64_t seed, uint64_t stream,
-                              double low, double high) {
-  const int64_t n = view_numel(*y);
+int32_t random_uniform_kernel(Context* ctx, const balora_random_uniform& o) {
+  const int64_t n = view_numel(*o.y);
   if (n == 0) return 0;
-  const Source source{seed, stream};
-  dispatch_accumulator(y->dtype, [&]<typename A>() {
+  const Source source{o.seed, o.stream};
+  dispatch_accumulator(o.y->dtype, [&]<typename A>() {
     if constexpr (std::is_same_v<A, double>) {
-      launch(ctx, "random_uniform", elements(ceil_div(n, 2)), draw_uniform_f64, data_of<double>(y),
-             n, source, low, high);
+      launch(ctx, "random_uniform", elements(ceil_div(n, 2)), draw_uniform_f64,
+             data_of<double>(o.y), n, source, o.low, o.high);
     } else {
-      launch(ctx, "random_uniform", groups(n), draw_uniform, operand(y), n, source, low, high);
+      launch(ctx, "random_uniform", groups(n), draw_uniform, operand(o.y), n, source, o.low,
+             o.high);
     }
   });
   return 0;
 }
 
-int32_t random_normal_kernel(Context* ctx, const View* y, uint64_t seed, uint64_t stream,
-                             double mean, double deviation) {
-  const int64_t n = view_numel(*y);
+int32_t random_normal_kernel(Context* ctx, const balora_random_normal& o) {
+  const int64_t n = view_numel(*o.y);
   if (n == 0) return 0;
-  dispatch_accumulator(y->dtype, [&]<typename A>() {
-    launch(ctx, "random_normal", elements(ceil_div(n, 2)), draw_normal<A>, operand(y), n,
-           Source{seed, stream}, mean, deviation);
+  dispatch_accumulator(o.y->dtype, [&]<typename A>() {
+    launch(ctx, "random_normal", elements(ceil_div(n, 2)), draw_normal<A>, operand(o.y), n,
+           Source{o.seed, o.stream}, o.mean, o.deviation);
   });
   return 0;
 }
 
-int32_t dropout_kernel(Context* ctx, const View* x, const View* y, uint64_t seed, uint64_t stream,
-                       double p) {
-  const int64_t n = view_numel(*x);
+int32_t dropout_kernel(Context* ctx, const balora_dropout& o) {
+  const int64_t n = view_numel(*o.x);
   if (n == 0) return 0;
-  const auto threshold = static_cast<uint32_t>(std::llround(p * 0x1p24));
-  const double scale = p < 1 ? 1 / (1 - p) : 0.0;
-  dispatch_accumulator(x->dtype, [&]<typename A>() {
-    launch(ctx, "dropout", groups(n), drop_groups<A>, operand(x), operand(y), n,
-           Source{seed, stream}, threshold, scale);
+  const auto threshold = static_cast<uint32_t>(std::llround(o.p * 0x1p24));
+  const double scale = o.p < 1 ? 1 / (1 - o.p) : 0.0;
+  dispatch_accumulator(o.x->dtype, [&]<typename A>() {
+    launch(ctx, "dropout", groups(n), drop_groups<A>, operand(o.x), operand(o.y), n,
+           Source{o.seed, o.stream}, threshold, scale);
   });
   return 0;
 }

@@ -163,56 +163,56 @@ __global__ void reduce_gradients(BackwardOperands<T> o, Extent e, Acc<T> factor)
 
 }  // namespace
 
-int32_t reduce_kernel(Context* ctx, const View* x, const View* y, int32_t op, double correction) {
+int32_t reduce_kernel(Context* ctx, const balora_reduce& o) {
   const char* name = "reduce";
-  const Extent e = extent_of(x);
+  const Extent e = extent_of(o.x);
   const auto rows = static_cast<double>(e.rows);
-  dispatch_float(x->dtype, [&]<typename T>() {
-    const T* data = data_of<T>(x);
-    const double* mean = op == BALORA_VARIANCE ? means(ctx, name, data, e) : nullptr;
-    if (op == BALORA_LOGSUMEXP) {
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    const T* data = data_of<T>(o.x);
+    const double* mean = o.op == BALORA_VARIANCE ? means(ctx, name, data, e) : nullptr;
+    if (o.op == BALORA_LOGSUMEXP) {
       using A = Acc<T>;
       const LogState<A>* partial = fold_middle(ctx, name, LogFold<T>{}, data, e);
-      dispatch_float(y->dtype, [&]<typename D>() {
-        launch(ctx, name, elements(e.results()), finish_logs<A, D>, partial, data_of<D>(y),
+      dispatch_float(o.y->dtype, [&]<typename D>() {
+        launch(ctx, name, elements(e.results()), finish_logs<A, D>, partial, data_of<D>(o.y),
                e.results(), e.pieces);
       });
       return;
     }
-    const double divisor = op == BALORA_VARIANCE ? rows - correction : op == BALORA_MEAN ? rows : 1;
-    dispatch_float(y->dtype, [&]<typename D>() {
-      sum_middle<T, D>(ctx, name, data, e, mean, divisor, data_of<D>(y));
+    const double divisor = o.op == BALORA_VARIANCE ? rows - o.correction
+                           : o.op == BALORA_MEAN   ? rows
+                                                   : 1;
+    dispatch_float(o.y->dtype, [&]<typename D>() {
+      sum_middle<T, D>(ctx, name, data, e, mean, divisor, data_of<D>(o.y));
     });
   });
   return 0;
 }
 
-int32_t reduce_backward_kernel(Context* ctx, const View* dy, const View* x, const View* y,
-                               const View* dx, int32_t op, double correction) {
+int32_t reduce_backward_kernel(Context* ctx, const balora_reduce_backward& o) {
   const char* name = "reduce_backward";
-  const Extent e = extent_of(x);
-  dispatch_float(x->dtype, [&]<typename T>() {
+  const Extent e = extent_of(o.x);
+  dispatch_float(o.x->dtype, [&]<typename T>() {
     using A = Acc<T>;
-    const T* data = data_of<T>(x);
-    const bool variance = op == BALORA_VARIANCE;
+    const T* data = data_of<T>(o.x);
+    const bool variance = o.op == BALORA_VARIANCE;
     const double* mean = variance ? means(ctx, name, data, e) : nullptr;
-    const BackwardOperands<T> operands{data_of<T>(dy), data, variance ? nullptr : data_of<A>(y),
-                                       mean, data_of<T>(dx)};
-    const double factor = 2.0 / (static_cast<double>(e.rows) - correction);
-    launch(ctx, name, elements(view_numel(*x)), reduce_gradients<T>, operands, e, factor);
+    const BackwardOperands<T> operands{data_of<T>(o.dy), data, variance ? nullptr : data_of<A>(o.y),
+                                       mean, data_of<T>(o.dx)};
+    const double factor = 2.0 / (static_cast<double>(e.rows) - o.correction);
+    launch(ctx, name, elements(view_numel(*o.x)), reduce_gradients<T>, operands, e, factor);
   });
   return 0;
 }
 
-int32_t extreme_kernel(Context* ctx, const View* x, const View* values, const View* positions,
-                       int32_t is_max) {
+int32_t extreme_kernel(Context* ctx, const balora_extreme& o) {
   const char* name = "extreme";
-  const Extent e = extent_of(x);
-  dispatch_float(x->dtype, [&]<typename T>() {
-    const ExtremeFold<T> fold{is_max};
-    const auto* partial = fold_middle(ctx, name, fold, data_of<T>(x), e);
-    launch(ctx, name, elements(e.results()), finish_extremes<T>, fold, partial, data_of<T>(values),
-           data_of<int32_t>(positions), e.results(), e.pieces);
+  const Extent e = extent_of(o.x);
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    const ExtremeFold<T> fold{o.is_max};
+    const auto* partial = fold_middle(ctx, name, fold, data_of<T>(o.x), e);
+    launch(ctx, name, elements(e.results()), finish_extremes<T>, fold, partial,
+           data_of<T>(o.values), data_of<int32_t>(o.positions), e.results(), e.pieces);
   });
   return 0;
 }

@@ -84,10 +84,10 @@ void run(Context* ctx, const Relative& r, const Outputs<T>& to) {
 
 namespace balora::cuda {
 
-int32_t relative_attention_forward_kernel(Context* ctx, const Relative* r, const View* out,
-                                          const View* lse) {
-  dispatch_float(r->q->dtype, [&]<typename T>() {
-    relative::run<T>(ctx, *r, {attention::heads_of<T>(out), data_of<Acc<T>>(lse)});
+int32_t relative_attention_forward_kernel(Context* ctx,
+                                          const balora_relative_attention_forward& o) {
+  dispatch_float(o.r->q->dtype, [&]<typename T>() {
+    relative::run<T>(ctx, *o.r, {attention::heads_of<T>(o.out), data_of<Acc<T>>(o.lse)});
   });
   return 0;
 }

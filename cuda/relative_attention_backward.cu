@@ -352,11 +352,10 @@ class Backward {
 
 namespace balora::cuda {
 
-int32_t relative_attention_backward_kernel(Context* ctx, const View* dout, const Relative* r,
-                                           const View* out, const View* lse,
-                                           const RelativeGradients* gradients) {
-  dispatch_float(r->q->dtype, [&]<typename T>() {
-    relative::Backward<T>(ctx, *r, dout, out, lse, *gradients).run();
+int32_t relative_attention_backward_kernel(Context* ctx,
+                                           const balora_relative_attention_backward& o) {
+  dispatch_float(o.r->q->dtype, [&]<typename T>() {
+    relative::Backward<T>(ctx, *o.r, o.dout, o.out, o.lse, *o.gradients).run();
   });
   return 0;
 }

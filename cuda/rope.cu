@@ -87,29 +87,28 @@ Operand table_of(const View* view) {
 
 }  // namespace
 
-int32_t rope_kernel(Context* ctx, const View* x, const View* cosine, const View* sine,
-                    const View* positions, const View* y, int32_t inverse) {
-  if (view_numel(*x) == 0) return 0;
-  const int64_t heads = x->shape[1], size = x->shape[2], half = cosine->shape[1];
-  const Rotation r{rows_of(x, half),
-                   rows_of(y, half),
-                   table_of(cosine),
-                   table_of(sine),
-                   data_of<const int32_t>(positions),
-                   x->stride[0],
-                   y->stride[0],
+int32_t rope_kernel(Context* ctx, const balora_rope& o) {
+  if (view_numel(*o.x) == 0) return 0;
+  const int64_t heads = o.x->shape[1], size = o.x->shape[2], half = o.cosine->shape[1];
+  const Rotation r{rows_of(o.x, half),
+                   rows_of(o.y, half),
+                   table_of(o.cosine),
+                   table_of(o.sine),
+                   data_of<const int32_t>(o.positions),
+                   o.x->stride[0],
+                   o.y->stride[0],
                    heads,
                    size,
                    half,
-                   cosine->shape[0],
+                   o.cosine->shape[0],
                    ceil_div(half, kGroup),
                    ceil_div(size - 2 * half, kGroup),
-                   inverse,
+                   o.inverse,
                    state_of(ctx).fault,
                    fault_row("rope")};
-  const int64_t items = x->shape[0] * heads * (r.turning + r.passing);
+  const int64_t items = o.x->shape[0] * heads * (r.turning + r.passing);
   dispatch_accumulator(
-      x->dtype, [&]<typename A>() { launch(ctx, "rope", elements(items), rotate<A>, r, items); });
+      o.x->dtype, [&]<typename A>() { launch(ctx, "rope", elements(items), rotate<A>, r, items); });
   return 0;
 }
 

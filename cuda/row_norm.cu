@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "elementwise.cuh"
-#include "kernels/linear.h"
+#include "kernels/operands/linear.h"
 
 namespace balora::cuda {
 namespace {
@@ -156,19 +156,18 @@ Parts parts_of(const LowRankOperands* parts, int32_t count) {
 
 }  // namespace
 
-int32_t row_norm_kernel(Context* ctx, const View* weight, const LowRankOperands* parts,
-                        int32_t count, const View* norm) {
-  const int64_t rows = weight->shape[0], columns = weight->shape[1];
-  const Parts all = parts_of(parts, count);
+int32_t row_norm_kernel(Context* ctx, const balora_row_norm& o) {
+  const int64_t rows = o.weight->shape[0], columns = o.weight->shape[1];
+  const Parts all = parts_of(o.parts, o.count);
   if (rows == 0) return 0;
-  dispatch_accumulator(weight->dtype, [&]<typename A>() {
+  dispatch_accumulator(o.weight->dtype, [&]<typename A>() {
     constexpr int64_t kSize = Tile<A>::kSize;
     const int64_t tiles = ceil_div(columns, kSize);
     auto* partial = workspace<double>(ctx, tiles * rows);
     const dim3 grid(static_cast<unsigned>(ceil_div(rows, kSize)), static_cast<unsigned>(tiles));
-    launch(ctx, "row_norm", Grid{grid, dim3(kSide * kSide)}, norm_tiles<A>, operand(weight), all,
+    launch(ctx, "row_norm", Grid{grid, dim3(kSide * kSide)}, norm_tiles<A>, operand(o.weight), all,
            rows, columns, partial);
-    launch(ctx, "row_norm", elements(rows), add_tiles<A>, partial, tiles, rows, data_of<A>(norm));
+    launch(ctx, "row_norm", elements(rows), add_tiles<A>, partial, tiles, rows, data_of<A>(o.norm));
   });
   return 0;
 }

@@ -133,24 +133,22 @@ __global__ void __launch_bounds__(kRowThreads, 1)
 
 }  // namespace
 
-int32_t softmax_forward_kernel(Context* ctx, const View* x, const View* y, const View* lse,
-                               int32_t logarithm) {
+int32_t softmax_forward_kernel(Context* ctx, const balora_softmax_forward& o) {
   const char* name = "softmax_forward";
-  dispatch_float(x->dtype, [&]<typename T>() {
-    const RowPlan plan = plan_rows<T>(name, x->shape[0], x->shape[1], kHeldForward);
-    launch(ctx, name, plan.grid, normalise_rows<T>, data_of<T>(x), data_of<T>(y),
-           data_of<Acc<T>>(lse), plan.task, logarithm);
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    const RowPlan plan = plan_rows<T>(name, o.x->shape[0], o.x->shape[1], kHeldForward);
+    launch(ctx, name, plan.grid, normalise_rows<T>, data_of<T>(o.x), data_of<T>(o.y),
+           data_of<Acc<T>>(o.lse), plan.task, o.logarithm);
   });
   return 0;
 }
 
-int32_t softmax_backward_kernel(Context* ctx, const View* dy, const View* x, const View* lse,
-                                const View* dx, int32_t logarithm) {
+int32_t softmax_backward_kernel(Context* ctx, const balora_softmax_backward& o) {
   const char* name = "softmax_backward";
-  dispatch_float(x->dtype, [&]<typename T>() {
-    const RowPlan plan = plan_rows<T>(name, x->shape[0], x->shape[1], kHeldBackward);
-    launch(ctx, name, plan.grid, softmax_gradients<T>, data_of<T>(dy), data_of<T>(x),
-           data_of<Acc<T>>(lse), data_of<T>(dx), plan.task, logarithm);
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    const RowPlan plan = plan_rows<T>(name, o.x->shape[0], o.x->shape[1], kHeldBackward);
+    launch(ctx, name, plan.grid, softmax_gradients<T>, data_of<T>(o.dy), data_of<T>(o.x),
+           data_of<Acc<T>>(o.lse), data_of<T>(o.dx), plan.task, o.logarithm);
   });
   return 0;
 }

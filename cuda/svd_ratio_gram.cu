@@ -87,19 +87,18 @@ Dense wide_form(const Problem& t, bool iterates, double* value, bool gradient) {
 
 }  // namespace
 
-int32_t svd_ratio_gram_kernel(Context* ctx, const View* h, const View* g, const View* value,
-                              const View* dh, int64_t k, int32_t nuclear) {
+int32_t svd_ratio_gram_kernel(Context* ctx, const balora_svd_ratio_gram& o) {
   Scratch scratch(ctx);
-  const int64_t n = h->shape[0], c = h->shape[1];
-  Problem problem{scratch, widened(scratch, *h), Dense(scratch, n, c), {}, data_of<double>(g),
-                  k,       nuclear != 0};
+  const int64_t n = o.h->shape[0], c = o.h->shape[1];
+  Problem problem{scratch, widened(scratch, *o.h), Dense(scratch, n, c), {}, data_of<double>(o.g),
+                  o.k,     o.nuclear != 0};
   multiply(ctx, {n, c, c}, 1, {problem.h.data(), c}, {problem.g, c}, 0, problem.p.data(), c);
   problem.norm2 = sum_of_products(scratch, problem.h, problem.p);
-  const bool iterates = !nuclear && iterates_for(std::min(n, c), k);
-  double* to = data_of<double>(value);
-  const Dense gradient = !iterates && n > c ? tall_form(problem, to, dh != nullptr)
-                                            : wide_form(problem, iterates, to, dh != nullptr);
-  if (dh) store_values(ctx, gradient.data(), *dh);
+  const bool iterates = !o.nuclear && iterates_for(std::min(n, c), o.k);
+  double* to = data_of<double>(o.value);
+  const Dense gradient = !iterates && n > c ? tall_form(problem, to, o.dh != nullptr)
+                                            : wide_form(problem, iterates, to, o.dh != nullptr);
+  if (o.dh) store_values(ctx, gradient.data(), *o.dh);
   return 0;
 }
 

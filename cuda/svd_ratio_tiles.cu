@@ -155,11 +155,9 @@ void run(Context* ctx, const View* h, const View* w, const Outputs& out, int64_t
 
 }  // namespace
 
-int32_t svd_ratio_tiles_kernel(Context* ctx, const View* h, const View* w, const View* value,
-                               const View* dh, const View* dw, int64_t k, int32_t nuclear,
-                               double softcap, int64_t chunk_bytes) {
-  const auto start = h->dtype == BALORA_F64 ? run<double> : run<float>;
-  start(ctx, h, w, {value, dh, dw}, k, nuclear != 0, softcap, chunk_bytes);
+int32_t svd_ratio_tiles_kernel(Context* ctx, const balora_svd_ratio_tiles& o) {
+  const auto start = o.h->dtype == BALORA_F64 ? run<double> : run<float>;
+  start(ctx, o.h, o.w, {o.value, o.dh, o.dw}, o.k, o.nuclear != 0, o.softcap, o.chunk_bytes);
   return 0;
 }
 

@@ -158,12 +158,11 @@ void summarize(Context* ctx, const View& ht, const View& wt, const View& w, cons
 
 }  // namespace
 
-int32_t teacher_summary_kernel(Context* ctx, const View* ht, const View* wt, const View* w,
-                               const View* mean, const View* entropy, const HeadOptions* options) {
-  if (ht->dtype == BALORA_F64) {
-    summarize<double>(ctx, *ht, *wt, *w, *mean, *entropy, *options);
+int32_t teacher_summary_kernel(Context* ctx, const balora_teacher_summary& o) {
+  if (o.ht->dtype == BALORA_F64) {
+    summarize<double>(ctx, *o.ht, *o.wt, *o.w, *o.mean, *o.entropy, o.options);
   } else {
-    summarize<float>(ctx, *ht, *wt, *w, *mean, *entropy, *options);
+    summarize<float>(ctx, *o.ht, *o.wt, *o.w, *o.mean, *o.entropy, o.options);
   }
   return 0;
 }

@@ -218,16 +218,16 @@ TopTask top_task(int64_t rows, int64_t size, int64_t k, int64_t threads) {
 
 }  // namespace
 
-int32_t topk_kernel(Context* ctx, const View* x, const View* values, const View* columns) {
+int32_t topk_kernel(Context* ctx, const balora_topk& o) {
   constexpr int64_t kSharedList = 48 << 10;
-  const int64_t rows = x->shape[0], k = values->shape[1];
+  const int64_t rows = o.x->shape[0], k = o.values->shape[1];
   if (rows == 0 || k == 0) return 0;
-  dispatch_float(x->dtype, [&]<typename T>() {
-    const int64_t pieces = ceil_div(x->shape[1], kPackOf<T>);
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    const int64_t pieces = ceil_div(o.x->shape[1], kPackOf<T>);
     const int64_t threads =
         std::clamp<int64_t>(ceil_div(pieces, kParts * kWarp) * kWarp, 2 * kWarp, kMaxThreads);
-    plan_rows<T>("topk", rows, x->shape[1], 1);  // refuses a row that is too long
-    const TopTask task = top_task(rows, x->shape[1], k, threads);
+    plan_rows<T>("topk", rows, o.x->shape[1], 1);  // refuses a row that is too long
+    const TopTask task = top_task(rows, o.x->shape[1], k, threads);
     const int64_t bytes = shared_bytes<Entry<Key<T>>>(task.slots);
     const bool in_memory = bytes > kSharedList;
     const int64_t blocks =
@@ -235,8 +235,8 @@ int32_t topk_kernel(Context* ctx, const View* x, const View* values, const View*
     auto* memory = in_memory ? workspace<Entry<Key<T>>>(ctx, blocks * task.slots) : nullptr;
     const Grid grid{dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
                     in_memory ? 0 : bytes};
-    launch(ctx, "topk", grid, top_of_rows<T>, data_of<T>(x), data_of<T>(values),
-           data_of<int32_t>(columns), task, memory);
+    launch(ctx, "topk", grid, top_of_rows<T>, data_of<T>(o.x), data_of<T>(o.values),
+           data_of<int32_t>(o.columns), task, memory);
   });
   return 0;
 }

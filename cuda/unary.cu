@@ -129,31 +129,30 @@ auto backward_of(int32_t op) -> decltype(&backward_groups<BALORA_NEG>) {
 
 }  // namespace
 
-int32_t unary_kernel(Context* ctx, const View* x, const View* y, int32_t op, double a, double b) {
-  const int64_t n = view_numel(*x);
+int32_t unary_kernel(Context* ctx, const balora_unary& o) {
+  const int64_t n = view_numel(*o.x);
   if (n == 0) return 0;
-  dispatch_accumulator(x->dtype, [&]<typename A>() {
+  dispatch_accumulator(o.x->dtype, [&]<typename A>() {
     if constexpr (std::is_same_v<A, double>) {
-      launch(ctx, "unary", elements(n), forward_f64, data_of<double>(x), data_of<double>(y), n, op,
-             a, b);
+      launch(ctx, "unary", elements(n), forward_f64, data_of<double>(o.x), data_of<double>(o.y), n,
+             o.op, o.a, o.b);
     } else {
-      launch(ctx, "unary", groups(n), forward_of(op), operand(x), operand(y), n, a, b);
+      launch(ctx, "unary", groups(n), forward_of(o.op), operand(o.x), operand(o.y), n, o.a, o.b);
     }
   });
   return 0;
 }
 
-int32_t unary_backward_kernel(Context* ctx, const View* dy, const View* saved, const View* dx,
-                              int32_t op, double a, double b) {
-  const int64_t n = view_numel(*dy);
+int32_t unary_backward_kernel(Context* ctx, const balora_unary_backward& o) {
+  const int64_t n = view_numel(*o.dy);
   if (n == 0) return 0;
-  dispatch_accumulator(dy->dtype, [&]<typename A>() {
+  dispatch_accumulator(o.dy->dtype, [&]<typename A>() {
     if constexpr (std::is_same_v<A, double>) {
-      launch(ctx, "unary_backward", elements(n), backward_f64, data_of<double>(dy),
-             data_of<double>(saved), data_of<double>(dx), n, op, a, b);
+      launch(ctx, "unary_backward", elements(n), backward_f64, data_of<double>(o.dy),
+             data_of<double>(o.saved), data_of<double>(o.dx), n, o.op, o.a, o.b);
     } else {
-      launch(ctx, "unary_backward", groups(n), backward_of(op), operand(dy), operand(saved),
-             operand(dx), n, a, b);
+      launch(ctx, "unary_backward", groups(n), backward_of(o.op), operand(o.dy), operand(o.saved),
+             operand(o.dx), n, o.a, o.b);
     }
   });
   return 0;

@@ -76,7 +76,7 @@ void check_outputs(Launch& launch) {
     if (!launch.present[i] || !is_float(static_cast<DType>(view.dtype))) continue;
     if (!view_contiguous(view)) continue;
     int32_t finite = 1;
-    if (launch.kernels->check_finite(launch.ctx, &view, &finite) != 0) {
+    if (call(launch.kernels->check_finite, launch.ctx, {.x = &view, .finite = &finite}) != 0) {
       throw NativeError(launch.ctx->error);
     }
     if (!finite) throw NotFiniteError("made a value that is not finite (NaN or infinity)");

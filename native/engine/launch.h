@@ -54,24 +54,44 @@ struct Field {
   const View* O::*field;
   Tensor tensor;
 };
-
-// Runs a kernel whose operands have names, such as
-//   launch<balora_rms_norm_forward>("rms_norm", &KernelTable::rms_norm_forward,
-//                                   {{&O::x, x}, {&O::weight, weight}}, {{&O::y, y}}, {.eps =
-//                                   eps});
-// `scalars` has the fields that are no tensors.
 template <typename O>
-void launch(const char* op, KernelRow<O> kernel, std::initializer_list<Field<O>> inputs,
-            std::initializer_list<Field<O>> outputs, const O& scalars = {}) {
+using Fields = std::initializer_list<Field<O>>;
+
+// Calls launch() or launch_in_place() with the tensors of the fields, in order.
+template <typename O, typename Launcher>
+void launch_fields(const Launcher& launcher, KernelRow<O> kernel, Fields<O> inputs,
+                   Fields<O> outputs, const O& scalars) {
   std::vector<Tensor> in, out;
   std::vector<const View * O::*> fields;
   for (const Field<O>& each : inputs) in.push_back(each.tensor), fields.push_back(each.field);
   for (const Field<O>& each : outputs) out.push_back(each.tensor), fields.push_back(each.field);
-  launch(op, in, out, [kernel, fields = std::move(fields), scalars](Launch& l) {
+  launcher(in, out, [kernel, fields = std::move(fields), scalars](Launch& l) {
     O operands = scalars;
     for (size_t i = 0; i < fields.size(); ++i) operands.*fields[i] = l.in(i);
     return (l.kernels->*kernel)(l.ctx, &operands);
   });
+}
+
+// Runs a kernel whose operands have names:
+//   using O = balora_rms_norm_forward;
+//   launch<O>("rms_norm", &KernelTable::rms_norm_forward, {{&O::x, x}, {&O::weight, weight}},
+//             {{&O::y, y}, {&O::rstd, rstd}}, {.eps = eps});
+// `scalars` has the fields that are no tensors.
+template <typename O>
+void launch(const char* op, KernelRow<O> kernel, Fields<O> inputs, Fields<O> outputs,
+            const O& scalars = {}) {
+  const auto launcher = [op](const auto& in, const auto& out, LaunchFn fn) {
+    launch(op, in, out, std::move(fn));
+  };
+  launch_fields<O>(launcher, kernel, inputs, outputs, scalars);
+}
+template <typename O>
+void launch_in_place(const char* op, KernelRow<O> kernel, Fields<O> inputs, Fields<O> outputs,
+                     const O& scalars = {}) {
+  const auto launcher = [op](const auto& in, const auto& out, LaunchFn fn) {
+    launch_in_place(op, in, out, std::move(fn));
+  };
+  launch_fields<O>(launcher, kernel, inputs, outputs, scalars);
 }
 
 // Copies host bytes (taken at the call) into a new tensor.

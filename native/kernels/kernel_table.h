@@ -4,12 +4,16 @@
 #pragma once
 #include <stdint.h>
 
-#include "kernels/head_options.h"
-#include "kernels/linear.h"
+#include "kernels/operands/attention.h"
+#include "kernels/operands/elementwise.h"
+#include "kernels/operands/head.h"
+#include "kernels/operands/index.h"
+#include "kernels/operands/linalg.h"
+#include "kernels/operands/linear.h"
 #include "kernels/operands/norm.h"
-#include "kernels/optimizer.h"
-#include "kernels/relative.h"
-#include "kernels/svd.h"
+#include "kernels/operands/optimizer.h"
+#include "kernels/operands/random.h"
+#include "kernels/operands/reduce.h"
 #include "tensor/view.h"
 
 #ifdef __cplusplus
@@ -87,7 +91,6 @@ typedef struct balora_kernel_table {
   int32_t (*graph_launch)(balora_context* ctx, void* graph);
   void (*graph_destroy)(void* state, void* graph);
 #define KERNEL(name) int32_t (*name)(balora_context * ctx, const balora_##name* operands);
-#define KERNEL_ARGS(name, signature) int32_t(*name) signature;
 #include "kernels/kernels.def"
 } balora_kernel_table;
 

@@ -15,16 +15,20 @@ std::tuple<Tensor, Tensor> eigh(const Tensor& a) {
   const Tensor x = contiguous(a.detach());
   const Tensor w = Tensor::empty(a.engine(), {n}, accumulator_dtype(a.dtype()));
   const Tensor v = empty_like(x);
-  launch("eigh", {x}, {w, v},
-         [](Launch& l) { return l.kernels->eigh(l.ctx, l.in(0), l.out(0), l.out(1)); });
+  using O = balora_eigh;
+  launch<O>("eigh", &KernelTable::eigh, {{&O::a, x}}, {{&O::values, w}, {&O::vectors, v}});
   record("eigh", {a}, {w, v},
          [w = Saved(w), v = Saved(v)](std::span<const Tensor> dy, GradSink& sink) {
            const Tensor v_ = v.get();
            const Tensor da = empty_like(v_);
            const auto flat = [](const Tensor& t) { return t.defined() ? contiguous(t) : t; };
-           launch("eigh_backward", {w.get(), v_, flat(dy[0]), flat(dy[1])}, {da}, [](Launch& l) {
-             return l.kernels->eigh_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.out(0));
-           });
+           using O = balora_eigh_backward;
+           launch<O>("eigh_backward", &KernelTable::eigh_backward,
+                     {{&O::values, w.get()},
+                      {&O::vectors, v_},
+                      {&O::dvalues, flat(dy[0])},
+                      {&O::dvectors, flat(dy[1])}},
+                     {{&O::da, da}});
            sink.add(0, da);
          });
   return {w, v};

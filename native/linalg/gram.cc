@@ -25,8 +25,9 @@ Tensor gram(const Tensor& a) {
   check_matrix("gram", a);
   refuse_gradient("gram", a);
   const Tensor g = Tensor::empty(a.engine(), {a.dim(1), a.dim(1)}, DType::kF64);
-  launch("gram", {contiguous(a.detach())}, {g},
-         [](Launch& l) { return l.kernels->gram(l.ctx, l.in(0), l.out(0), 0); });
+  using O = balora_gram;
+  launch<O>("gram", &KernelTable::gram, {{&O::a, contiguous(a.detach())}}, {{&O::g, g}},
+            {.accumulate = 0});
   return g;
 }
 
@@ -36,8 +37,9 @@ void gram_add(Tensor& g, const Tensor& a) {
   refuse_gradient("gram_add", a);
   if (!g.is_contiguous()) throw ArgumentError("gram_add: g must be contiguous");
   prepare_in_place("gram_add", g);
-  launch_in_place("gram_add", {contiguous(a.detach())}, {g},
-                  [](Launch& l) { return l.kernels->gram(l.ctx, l.in(0), l.out(0), 1); });
+  using O = balora_gram;
+  launch_in_place<O>("gram_add", &KernelTable::gram, {{&O::a, contiguous(a.detach())}},
+                     {{&O::g, g}}, {.accumulate = 1});
 }
 
 Tensor gram_spectrum(const Tensor& m, const Tensor& g) {
@@ -47,8 +49,9 @@ Tensor gram_spectrum(const Tensor& m, const Tensor& g) {
   refuse_gradient("gram_spectrum", m);
   refuse_gradient("gram_spectrum", g);
   const Tensor s = Tensor::empty(m.engine(), {m.dim(0)}, DType::kF64);
-  launch("gram_spectrum", {contiguous(m.detach()), contiguous(g.detach())}, {s},
-         [](Launch& l) { return l.kernels->gram_spectrum(l.ctx, l.in(0), l.in(1), l.out(0)); });
+  using O = balora_gram_spectrum;
+  launch<O>("gram_spectrum", &KernelTable::gram_spectrum,
+            {{&O::m, contiguous(m.detach())}, {&O::g, contiguous(g.detach())}}, {{&O::s, s}});
   return s;
 }
 

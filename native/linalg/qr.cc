@@ -25,16 +25,17 @@ std::tuple<Tensor, Tensor> qr(const Tensor& a) {
   const Tensor x = contiguous(a.detach());
   const Tensor q = Tensor::empty(a.engine(), {m, k}, a.dtype());
   const Tensor r = Tensor::empty(a.engine(), {k, n}, a.dtype());
-  launch("qr", {x}, {q, r},
-         [](Launch& l) { return l.kernels->qr(l.ctx, l.in(0), l.out(0), l.out(1)); });
+  using O = balora_qr;
+  launch<O>("qr", &KernelTable::qr, {{&O::a, x}}, {{&O::q, q}, {&O::r, r}});
   record("qr", {a}, {q, r},
          [q = Saved(q), r = Saved(r)](std::span<const Tensor> dy, GradSink& sink) {
            const Tensor q_ = q.get();
            const Tensor da = empty_like(q_);
            const auto flat = [](const Tensor& t) { return t.defined() ? contiguous(t) : t; };
-           launch("qr_backward", {q_, r.get(), flat(dy[0]), flat(dy[1])}, {da}, [](Launch& l) {
-             return l.kernels->qr_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.out(0));
-           });
+           using O = balora_qr_backward;
+           launch<O>("qr_backward", &KernelTable::qr_backward,
+                     {{&O::q, q_}, {&O::r, r.get()}, {&O::dq, flat(dy[0])}, {&O::dr, flat(dy[1])}},
+                     {{&O::da, da}});
            sink.add(0, da);
          });
   return {q, r};

@@ -61,8 +61,11 @@ std::vector<std::tuple<Tensor, Tensor, Tensor>> randomized_svds(const std::vecto
       tasks.push_back({l.in(i), l.out(3 * i), l.out(3 * i + 1), l.out(3 * i + 2),
                        static_cast<uint64_t>(seeds[i])});
     }
-    return l.kernels->randomized_svds(l.ctx, tasks.data(), static_cast<int32_t>(tasks.size()),
-                                      niter, oversample);
+    return call(l.kernels->randomized_svds, l.ctx,
+                {.tasks = tasks.data(),
+                 .count = static_cast<int32_t>(tasks.size()),
+                 .niter = niter,
+                 .oversample = oversample});
   });
   return factors;
 }

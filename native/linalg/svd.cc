@@ -16,10 +16,15 @@ void add_svd_gradient(const Saved& u, const Saved& s, const Saved& vt, const Ten
   const Tensor u_ = u.get(), vt_ = vt.get();
   const Tensor da = Tensor::empty(u_.engine(), {u_.dim(0), vt_.dim(1)}, u_.dtype());
   const auto flat = [](const Tensor& t) { return t.defined() ? contiguous(t) : t; };
-  launch("svd_backward", {u_, s.get(), vt_, flat(du), flat(ds), flat(dvt)}, {da}, [](Launch& l) {
-    return l.kernels->svd_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.in(4), l.in(5),
-                                   l.out(0));
-  });
+  using O = balora_svd_backward;
+  launch<O>("svd_backward", &KernelTable::svd_backward,
+            {{&O::u, u_},
+             {&O::s, s.get()},
+             {&O::vt, vt_},
+             {&O::du, flat(du)},
+             {&O::ds, flat(ds)},
+             {&O::dvt, flat(dvt)}},
+            {{&O::da, da}});
   sink.add(0, da);
 }
 
@@ -32,8 +37,8 @@ std::tuple<Tensor, Tensor, Tensor> svd(const Tensor& a) {
   const Tensor u = Tensor::empty(a.engine(), {m, k}, a.dtype());
   const Tensor s = Tensor::empty(a.engine(), {k}, accumulator_dtype(a.dtype()));
   const Tensor vt = Tensor::empty(a.engine(), {k, n}, a.dtype());
-  launch("svd", {x}, {u, s, vt},
-         [](Launch& l) { return l.kernels->svd(l.ctx, l.in(0), l.out(0), l.out(1), l.out(2)); });
+  using O = balora_svd;
+  launch<O>("svd", &KernelTable::svd, {{&O::a, x}}, {{&O::u, u}, {&O::s, s}, {&O::vt, vt}});
   record("svd", {a}, {u, s, vt},
          [u = Saved(u), s = Saved(s), vt = Saved(vt)](std::span<const Tensor> dy, GradSink& sink) {
            add_svd_gradient(u, s, vt, dy[0], dy[1], dy[2], sink);
@@ -49,8 +54,9 @@ Tensor singular_values(const Tensor& a) {
   const Tensor u = wanted ? Tensor::empty(a.engine(), {m, k}, a.dtype()) : Tensor();
   const Tensor s = Tensor::empty(a.engine(), {k}, accumulator_dtype(a.dtype()));
   const Tensor vt = wanted ? Tensor::empty(a.engine(), {k, n}, a.dtype()) : Tensor();
-  launch("singular_values", {x}, {u, s, vt},
-         [](Launch& l) { return l.kernels->svd(l.ctx, l.in(0), l.out(0), l.out(1), l.out(2)); });
+  using O = balora_svd;
+  launch<O>("singular_values", &KernelTable::svd, {{&O::a, x}},
+            {{&O::u, u}, {&O::s, s}, {&O::vt, vt}});
   record("singular_values", {a}, {s},
          [u = Saved(u), s = Saved(s), vt = Saved(vt)](std::span<const Tensor> dy, GradSink& sink) {
            add_svd_gradient(u, s, vt, Tensor(), dy[0], Tensor(), sink);

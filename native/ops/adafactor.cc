@@ -63,12 +63,21 @@ void adafactor_step(Tensor param, const Tensor& grad, Tensor row, std::optional<
   for (Tensor* t : {&param, &row}) prepare_in_place(kOp, *t);
   if (column) prepare_in_place(kOp, *column);
   if (m) prepare_in_place(kOp, *m);
-  launch_in_place(kOp, {contiguous(grad.detach()), coefficient.value_or(Tensor())},
-                  {param, row, column.value_or(Tensor()), m.value_or(Tensor())}, [=](Launch& l) {
-                    return l.kernels->adafactor_step(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1),
-                                                     l.out(2), l.out(3), lr, beta1, beta2, eps,
-                                                     clip, weight_decay, scale_floor);
-                  });
+  using O = balora_adafactor_step;
+  launch_in_place<O>(
+      kOp, &KernelTable::adafactor_step,
+      {{&O::grad, contiguous(grad.detach())}, {&O::coefficient, coefficient.value_or(Tensor())}},
+      {{&O::param, param},
+       {&O::row, row},
+       {&O::column, column.value_or(Tensor())},
+       {&O::m, m.value_or(Tensor())}},
+      {.lr = lr,
+       .beta1 = beta1,
+       .beta2 = beta2,
+       .eps = eps,
+       .clip = clip,
+       .weight_decay = weight_decay,
+       .scale_floor = scale_floor});
 }
 
 }  // namespace balora

@@ -65,15 +65,22 @@ void backward(const Inputs& in, const Tensor& out, const Tensor& lse,
   const Tensor dq = Tensor::empty(q.engine(), q.shape(), q.dtype());
   const Tensor dk = Tensor::empty(q.engine(), k.shape(), q.dtype());
   const Tensor dv = Tensor::empty(q.engine(), v.shape(), q.dtype());
-  launch("attention_backward",
-         {row_strided(dy), q, k, v, in.cu_seqlens.get(), in.cu_queries.get(), in.lengths.get(), out,
-          lse},
-         {dq, dk, dv}, [options](Launch& l) {
-           return l.kernels->attention_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.in(4),
-                                                l.in(5), l.in(6), l.in(7), l.in(8), l.out(0),
-                                                l.out(1), l.out(2), options.scale, options.softcap,
-                                                options.window, options.causal);
-         });
+  using O = balora_attention_backward;
+  launch<O>("attention_backward", &KernelTable::attention_backward,
+            {{&O::dout, row_strided(dy)},
+             {&O::q, q},
+             {&O::k, k},
+             {&O::v, v},
+             {&O::cu_seqlens, in.cu_seqlens.get()},
+             {&O::cu_queries, in.cu_queries.get()},
+             {&O::lengths, in.lengths.get()},
+             {&O::out, out},
+             {&O::lse, lse}},
+            {{&O::dq, dq}, {&O::dk, dk}, {&O::dv, dv}},
+            {.scale = options.scale,
+             .softcap = options.softcap,
+             .window = options.window,
+             .causal = options.causal});
   sink.add(0, dq);
   sink.add(1, dk);
   sink.add(2, dv);
@@ -93,11 +100,19 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
   const Tensor valid = plain(segments.lengths);
   const Tensor out = Tensor::empty(q.engine(), q.shape(), q.dtype());
   const Tensor lse = Tensor::empty(q.engine(), {q.dim(0), q.dim(1)}, accumulator_dtype(q.dtype()));
-  launch("attention", {q3, k3, v3, cu, cu_queries, valid}, {out, lse}, [options](Launch& l) {
-    return l.kernels->attention_forward(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.in(4), l.in(5),
-                                        l.out(0), l.out(1), options.scale, options.softcap,
-                                        options.window, options.causal);
-  });
+  using O = balora_attention_forward;
+  launch<O>("attention", &KernelTable::attention_forward,
+            {{&O::q, q3},
+             {&O::k, k3},
+             {&O::v, v3},
+             {&O::cu_seqlens, cu},
+             {&O::cu_queries, cu_queries},
+             {&O::lengths, valid}},
+            {{&O::out, out}, {&O::lse, lse}},
+            {.scale = options.scale,
+             .softcap = options.softcap,
+             .window = options.window,
+             .causal = options.causal});
   record("attention", {q, k, v}, {out},
          [in = Inputs{Saved(q3), Saved(k3), Saved(v3), Saved(cu), Saved(cu_queries), Saved(valid)},
           out = Saved(out), lse = Saved(lse), options](std::span<const Tensor> dy, GradSink& sink) {

@@ -40,8 +40,10 @@ void check_pair(const char* op, const Tensor& a, const Tensor& b) {
 
 Tensor run(const char* op, const Tensor& a, const Tensor& b, const Shape& shape, int code) {
   const Tensor y = Tensor::empty(a.engine(), shape, a.dtype());
-  launch(op, {broadcast_view(a, shape), broadcast_view(b, shape)}, {y},
-         [code](Launch& l) { return l.kernels->binary(l.ctx, l.in(0), l.in(1), l.out(0), code); });
+  using O = balora_binary;
+  launch<O>(op, &KernelTable::binary,
+            {{&O::a, broadcast_view(a, shape)}, {&O::b, broadcast_view(b, shape)}}, {{&O::y, y}},
+            {.op = code});
   return y;
 }
 
@@ -61,11 +63,12 @@ void curved_backward(const char* op, int code, const Tensor& dy, const Tensor& a
                      GradSink& sink) {
   const Tensor da = sink.wants(0) ? empty_like(dy) : Tensor();
   const Tensor db = sink.wants(1) ? empty_like(dy) : Tensor();
-  launch(op, {dy, broadcast_view(a, dy.shape()), broadcast_view(b, dy.shape())}, {da, db},
-         [code](Launch& l) {
-           return l.kernels->binary_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0), l.out(1),
-                                             code);
-         });
+  using O = balora_binary_backward;
+  launch<O>(op, &KernelTable::binary_backward,
+            {{&O::dy, dy},
+             {&O::a, broadcast_view(a, dy.shape())},
+             {&O::b, broadcast_view(b, dy.shape())}},
+            {{&O::da, da}, {&O::db, db}}, {.op = code});
   if (da.defined()) sink.add(0, sum_to_shape(da, a.shape()));
   if (db.defined()) sink.add(1, sum_to_shape(db, b.shape()));
 }
@@ -109,10 +112,10 @@ Tensor compare(const Tensor& a, const Tensor& b, const std::string& name) {
     check_pair(row.name, a, b);
     const Shape shape = broadcast_shape(row.name, a.shape(), b.shape());
     const Tensor y = Tensor::empty(a.engine(), shape, DType::kU8);
-    launch(row.name, {broadcast_view(a, shape), broadcast_view(b, shape)}, {y},
-           [code = row.code](Launch& l) {
-             return l.kernels->compare(l.ctx, l.in(0), l.in(1), l.out(0), code);
-           });
+    using O = balora_compare;
+    launch<O>(row.name, &KernelTable::compare,
+              {{&O::a, broadcast_view(a, shape)}, {&O::b, broadcast_view(b, shape)}}, {{&O::y, y}},
+              {.op = row.code});
     return y;
   }
   throw ArgumentError("compare: there is no comparison \"" + name + "\"");
@@ -126,8 +129,12 @@ Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b) {
       broadcast_shape("where", condition.shape(), broadcast_shape("where", a.shape(), b.shape()));
   const Tensor y = Tensor::empty(a.engine(), shape, a.dtype());
   const Tensor choose = broadcast_view(condition, shape);
-  launch("where", {choose, broadcast_view(a, shape), broadcast_view(b, shape)}, {y},
-         [](Launch& l) { return l.kernels->where(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0)); });
+  using O = balora_where;
+  launch<O>("where", &KernelTable::where,
+            {{&O::condition, choose},
+             {&O::a, broadcast_view(a, shape)},
+             {&O::b, broadcast_view(b, shape)}},
+            {{&O::y, y}});
   record("where", {a, b}, {y},
          [choose = Saved(choose), a_shape = a.shape(), b_shape = b.shape()](
              std::span<const Tensor> dy, GradSink& sink) {
@@ -136,9 +143,10 @@ Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b) {
              const Tensor g = empty_like(dy[0]);
              const Tensor from_a = side == 0 ? dy[0] : Tensor(),
                           from_b = side == 0 ? Tensor() : dy[0];
-             launch("where", {choose.get(), from_a, from_b}, {g}, [](Launch& l) {
-               return l.kernels->where(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0));
-             });
+             using O = balora_where;
+             launch<O>("where", &KernelTable::where,
+                       {{&O::condition, choose.get()}, {&O::a, from_a}, {&O::b, from_b}},
+                       {{&O::y, g}});
              sink.add(side, sum_to_shape(g, side == 0 ? a_shape : b_shape));
            }
          });
@@ -148,8 +156,8 @@ Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b) {
 Tensor is_finite(const Tensor& x) {
   check_float("is_finite", "x", x);
   const Tensor y = Tensor::empty(x.engine(), x.shape(), DType::kU8);
-  launch("is_finite", {contiguous(x.detach())}, {y},
-         [](Launch& l) { return l.kernels->is_finite(l.ctx, l.in(0), l.out(0)); });
+  using O = balora_is_finite;
+  launch<O>("is_finite", &KernelTable::is_finite, {{&O::x, contiguous(x.detach())}}, {{&O::y, y}});
   return y;
 }
 

@@ -20,9 +20,10 @@ Tensor column_scale(const Tensor& x, const Tensor& scale, const std::optional<Te
   const Tensor factor = contiguous(scale.detach());
   const Tensor offset = bias ? contiguous(bias->detach()) : Tensor();
   const Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
-  launch(kOp, {rows, factor, offset}, {y.view(rows.shape())}, [](Launch& l) {
-    return l.kernels->column_scale_forward(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0));
-  });
+  using O = balora_column_scale_forward;
+  launch<O>(kOp, &KernelTable::column_scale_forward,
+            {{&O::x, rows}, {&O::scale, factor}, {&O::bias, offset}},
+            {{&O::y, y.view(rows.shape())}});
 
   const bool keeps_x = grad_wanted({scale});
   record(kOp, {x, scale, bias.value_or(Tensor())}, {y},
@@ -35,12 +36,12 @@ Tensor column_scale(const Tensor& x, const Tensor& scale, const std::optional<Te
            };
            const Tensor dx = made(0, flat, g.dtype());
            const Tensor dscale = made(1, columns, wide), dbias = made(2, columns, wide);
-           launch("column_scale_backward",
-                  {g, rows.defined() ? rows.get() : Tensor(), factor.get()}, {dx, dscale, dbias},
-                  [](Launch& l) {
-                    return l.kernels->column_scale_backward(l.ctx, l.in(0), l.in(1), l.in(2),
-                                                            l.out(0), l.out(1), l.out(2));
-                  });
+           using O = balora_column_scale_backward;
+           launch<O>("column_scale_backward", &KernelTable::column_scale_backward,
+                     {{&O::dy, g},
+                      {&O::x, rows.defined() ? rows.get() : Tensor()},
+                      {&O::scale, factor.get()}},
+                     {{&O::dx, dx}, {&O::dscale, dscale}, {&O::dbias, dbias}});
            if (dx.defined()) sink.add(0, dx.view(shape));
            sink.add(1, dscale);
            sink.add(2, dbias);

@@ -9,8 +9,8 @@ namespace {
 
 Tensor copied(const char* op, const Tensor& x, DType dtype) {
   const Tensor y = Tensor::empty(x.engine(), x.shape(), dtype);
-  launch(op, {x.detach()}, {y},
-         [](Launch& l) { return l.kernels->copy(l.ctx, l.in(0), l.out(0)); });
+  using O = balora_copy;
+  launch<O>(op, &KernelTable::copy, {{&O::source, x.detach()}}, {{&O::destination, y}});
   return y;
 }
 

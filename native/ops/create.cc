@@ -22,7 +22,8 @@ void check_float_type(const char* op, DType dtype) {
 
 Tensor full(Engine& engine, const Shape& shape, double value, DType dtype) {
   const Tensor y = Tensor::empty(engine, shape, dtype);
-  launch("full", {}, {y}, [value](Launch& l) { return l.kernels->fill(l.ctx, l.out(0), value); });
+  using O = balora_fill;
+  launch<O>("full", &KernelTable::fill, {}, {{&O::y, y}}, {.value = value});
   return y;
 }
 
@@ -37,8 +38,8 @@ Tensor arange(Engine& engine, double start, double stop, double step, DType dtyp
                                " are more than 2^53 - 1 values"));
   }
   const Tensor y = Tensor::empty(engine, {static_cast<int64_t>(count)}, dtype);
-  launch("arange", {}, {y},
-         [=](Launch& l) { return l.kernels->arange(l.ctx, l.out(0), start, step); });
+  using O = balora_arange;
+  launch<O>("arange", &KernelTable::arange, {}, {{&O::y, y}}, {.start = start, .step = step});
   return y;
 }
 
@@ -50,8 +51,9 @@ Tensor random_uniform(Engine& engine, const Shape& shape, double low, double hig
   }
   const uint64_t s = checked_seed("rand", "seed", seed), t = checked_seed("rand", "stream", stream);
   const Tensor y = Tensor::empty(engine, shape, dtype);
-  launch("rand", {}, {y},
-         [=](Launch& l) { return l.kernels->random_uniform(l.ctx, l.out(0), s, t, low, high); });
+  using O = balora_random_uniform;
+  launch<O>("rand", &KernelTable::random_uniform, {}, {{&O::y, y}},
+            {.seed = s, .stream = t, .low = low, .high = high});
   return y;
 }
 
@@ -64,9 +66,9 @@ Tensor random_normal(Engine& engine, const Shape& shape, double mean, double dev
   const uint64_t s = checked_seed("randn", "seed", seed),
                  t = checked_seed("randn", "stream", stream);
   const Tensor y = Tensor::empty(engine, shape, dtype);
-  launch("randn", {}, {y}, [=](Launch& l) {
-    return l.kernels->random_normal(l.ctx, l.out(0), s, t, mean, deviation);
-  });
+  using O = balora_random_normal;
+  launch<O>("randn", &KernelTable::random_normal, {}, {{&O::y, y}},
+            {.seed = s, .stream = t, .mean = mean, .deviation = deviation});
   return y;
 }
 
@@ -74,8 +76,8 @@ Tensor random_words(Engine& engine, int64_t count, int64_t seed, int64_t stream)
   const uint64_t s = checked_seed("random_words", "seed", seed);
   const uint64_t t = checked_seed("random_words", "stream", stream);
   const Tensor y = Tensor::empty(engine, {count}, DType::kI64);
-  launch("random_words", {}, {y},
-         [=](Launch& l) { return l.kernels->random_words(l.ctx, l.out(0), s, t); });
+  using O = balora_random_words;
+  launch<O>("random_words", &KernelTable::random_words, {}, {{&O::y, y}}, {.seed = s, .stream = t});
   return y;
 }
 

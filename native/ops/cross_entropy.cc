@@ -24,18 +24,21 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& targets, const std::str
   const Shape rows{z.dim(0)};
   const Tensor loss = Tensor::empty(z.engine(), kind == 0 ? rows : Shape{}, wide);
   const Tensor lse = Tensor::empty(z.engine(), rows, wide);
-  launch("cross_entropy", {z, t}, {loss, lse}, [kind](Launch& l) {
-    return l.kernels->cross_entropy_forward(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), kind);
-  });
+  using O = balora_cross_entropy_forward;
+  launch<O>("cross_entropy", &KernelTable::cross_entropy_forward,
+            {{&O::logits, z}, {&O::targets, t}}, {{&O::loss, loss}, {&O::lse, lse}},
+            {.reduction = kind});
   record("cross_entropy", {logits}, {loss},
          [z = Saved(z), t = Saved(t), lse = Saved(lse), kind](std::span<const Tensor> dy,
                                                               GradSink& sink) {
            const Tensor dz = empty_like(z.get());
-           launch("cross_entropy_backward", {contiguous(dy[0]), z.get(), t.get(), lse.get()}, {dz},
-                  [kind](Launch& l) {
-                    return l.kernels->cross_entropy_backward(l.ctx, l.in(0), l.in(1), l.in(2),
-                                                             l.in(3), l.out(0), kind);
-                  });
+           using O = balora_cross_entropy_backward;
+           launch<O>("cross_entropy_backward", &KernelTable::cross_entropy_backward,
+                     {{&O::dloss, contiguous(dy[0])},
+                      {&O::logits, z.get()},
+                      {&O::targets, t.get()},
+                      {&O::lse, lse.get()}},
+                     {{&O::dlogits, dz}}, {.reduction = kind});
            sink.add(0, dz);
          });
   return loss;

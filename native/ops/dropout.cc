@@ -9,8 +9,9 @@ namespace {
 
 Tensor dropped(const Tensor& x, double p, uint64_t seed, uint64_t stream) {
   const Tensor y = empty_like(x);
-  launch("dropout", {contiguous(x.detach())}, {y},
-         [=](Launch& l) { return l.kernels->dropout(l.ctx, l.in(0), l.out(0), seed, stream, p); });
+  using O = balora_dropout;
+  launch<O>("dropout", &KernelTable::dropout, {{&O::x, contiguous(x.detach())}}, {{&O::y, y}},
+            {.seed = seed, .stream = stream, .p = p});
   return y;
 }
 

@@ -32,9 +32,9 @@ Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation
   const Tensor g = gated_rows(gate), u = gated_rows(up);
   const Tensor y = Tensor::empty(gate.engine(), gate.shape(), gate.dtype());
   const auto enqueue = [act](const Tensor& from, const Tensor& by, const Tensor& to) {
-    launch("gated", {from, by}, {to.view(from.shape())}, [act](Launch& l) {
-      return l.kernels->gated_forward(l.ctx, l.in(0), l.in(1), l.out(0), act);
-    });
+    using O = balora_gated_forward;
+    launch<O>("gated", &KernelTable::gated_forward, {{&O::gate, from}, {&O::up, by}},
+              {{&O::y, to.view(from.shape())}}, {.activation = act});
   };
   enqueue(g, u, y);
 
@@ -45,11 +45,12 @@ Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation
            const Tensor dgate =
                Tensor::empty(gate_rows.engine(), gate_rows.shape(), gate_rows.dtype());
            const Tensor dup = empty_like(dgate);
-           launch("gated_backward", {contiguous(dy[0]).view(dgate.shape()), gate_rows, u.get()},
-                  {dgate, dup}, [act](Launch& l) {
-                    return l.kernels->gated_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0),
-                                                     l.out(1), act);
-                  });
+           using O = balora_gated_backward;
+           launch<O>("gated_backward", &KernelTable::gated_backward,
+                     {{&O::dy, contiguous(dy[0]).view(dgate.shape())},
+                      {&O::gate, gate_rows},
+                      {&O::up, u.get()}},
+                     {{&O::dgate, dgate}, {&O::dup, dup}}, {.activation = act});
            sink.add(0, dgate.view(shape));
            sink.add(1, dup.view(shape));
          });

@@ -63,20 +63,22 @@ Tensor flat(const std::optional<Tensor>& t) {
 
 void launch_head(const char* op, const HeadInputs& x, const Tensor& sums, const Tensor& rows,
                  const Tensor& dh, const Tensor& dw, const HeadOptions& options) {
-  launch(op,
-         {contiguous(x.hidden.detach()), flat(x.teacher), contiguous(x.head.detach()),
-          flat(x.teacher_head), flat(x.targets), flat(x.regularized), flat(x.scales)},
-         {sums, rows, dh, dw}, [=](Launch& l) {
-           return l.kernels->head_losses(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.in(4),
-                                         l.in(5), l.in(6), l.out(0), l.out(1), l.out(2), l.out(3),
-                                         &options);
-         });
+  using O = balora_head_losses;
+  launch<O>(op, &KernelTable::head_losses,
+            {{&O::h, contiguous(x.hidden.detach())},
+             {&O::ht, flat(x.teacher)},
+             {&O::w, contiguous(x.head.detach())},
+             {&O::wt, flat(x.teacher_head)},
+             {&O::targets, flat(x.targets)},
+             {&O::regularized, flat(x.regularized)},
+             {&O::scales, flat(x.scales)}},
+            {{&O::sums, sums}, {&O::rows, rows}, {&O::dh, dh}, {&O::dw, dw}}, {.options = options});
 }
 
 Tensor scaled(const Tensor& x, const Tensor& factor) {
   const Tensor y = empty_like(x);
-  launch("scale_by", {x, factor}, {y},
-         [](Launch& l) { return l.kernels->scale_by(l.ctx, l.in(0), l.in(1), l.out(0)); });
+  using O = balora_scale_by;
+  launch<O>("scale_by", &KernelTable::scale_by, {{&O::x, x}, {&O::factor, factor}}, {{&O::y, y}});
   return y;
 }
 
@@ -140,12 +142,12 @@ std::tuple<Tensor, Tensor> teacher_summary(const Tensor& teacher,
   const Tensor mean =
       Tensor::empty(teacher.engine(), teacher.shape(), accumulator_dtype(teacher.dtype()));
   const Tensor entropy = Tensor::empty(teacher.engine(), {teacher.dim(0)}, DType::kF64);
-  launch(kName,
-         {contiguous(teacher.detach()), teacher_head ? contiguous(teacher_head->detach()) : w, w},
-         {mean, entropy}, [options](Launch& l) {
-           return l.kernels->teacher_summary(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0), l.out(1),
-                                             &options);
-         });
+  using O = balora_teacher_summary;
+  launch<O>(kName, &KernelTable::teacher_summary,
+            {{&O::ht, contiguous(teacher.detach())},
+             {&O::wt, teacher_head ? contiguous(teacher_head->detach()) : w},
+             {&O::w, w}},
+            {{&O::mean, mean}, {&O::entropy, entropy}}, {.options = options});
   return {mean, entropy};
 }
 
@@ -162,14 +164,16 @@ std::tuple<Tensor, Tensor> head_losses_cached(const CachedHeadInputs& x,
   check_dtype(kName, "entropy", x.entropy, DType::kF64);
   const Tensor sums = Tensor::empty(x.hidden.engine(), {4}, DType::kF64);
   const Tensor dh = gradient_of(x.hidden, x.hidden.dtype());
-  launch(
-      kName,
-      {contiguous(x.hidden.detach()), contiguous(x.mean.detach()), contiguous(x.entropy.detach()),
-       contiguous(x.head.detach()), flat(x.targets), flat(x.regularized), flat(x.scales)},
-      {sums, dh}, [options](Launch& l) {
-        return l.kernels->head_losses_cached(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.in(4),
-                                             l.in(5), l.in(6), l.out(0), l.out(1), &options);
-      });
+  using O = balora_head_losses_cached;
+  launch<O>(kName, &KernelTable::head_losses_cached,
+            {{&O::h, contiguous(x.hidden.detach())},
+             {&O::mean, contiguous(x.mean.detach())},
+             {&O::entropy, contiguous(x.entropy.detach())},
+             {&O::w, contiguous(x.head.detach())},
+             {&O::targets, flat(x.targets)},
+             {&O::regularized, flat(x.regularized)},
+             {&O::scales, flat(x.scales)}},
+            {{&O::sums, sums}, {&O::dh, dh}}, {.options = options});
   const Tensor loss = sums.view({}, {}, 3);
   record_ready(kName, x.hidden, Tensor(), loss, dh, Tensor());
   return {loss, sums};
@@ -192,11 +196,10 @@ Tensor svd_ratio_gram(const Tensor& hidden, const Tensor& gram, int64_t k,
   const Tensor value = Tensor::empty(hidden.engine(), {}, DType::kF64);
   const Tensor dh = gradient_of(hidden, hidden.dtype());
   const int32_t nuclear = norm == "nuclear";
-  launch("svd_ratio_gram", {contiguous(hidden.detach()), contiguous(gram.detach())}, {value, dh},
-         [=](Launch& l) {
-           return l.kernels->svd_ratio_gram(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), k,
-                                            nuclear);
-         });
+  using O = balora_svd_ratio_gram;
+  launch<O>("svd_ratio_gram", &KernelTable::svd_ratio_gram,
+            {{&O::h, contiguous(hidden.detach())}, {&O::g, contiguous(gram.detach())}},
+            {{&O::value, value}, {&O::dh, dh}}, {.k = k, .nuclear = nuclear});
   record_ready("svd_ratio_gram", hidden, Tensor(), value, dh, Tensor());
   return value;
 }
@@ -212,11 +215,11 @@ Tensor svd_ratio(const Tensor& hidden, const Tensor& head, int64_t k, const std:
   const Tensor dh = gradient_of(hidden, hidden.dtype());
   const Tensor dw = gradient_of(head, accumulator_dtype(head.dtype()));
   const int32_t nuclear = norm == "nuclear";
-  launch("svd_ratio", {contiguous(hidden.detach()), contiguous(head.detach())}, {value, dh, dw},
-         [=](Launch& l) {
-           return l.kernels->svd_ratio_tiles(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), l.out(2),
-                                             k, nuclear, softcap, chunk_bytes);
-         });
+  using O = balora_svd_ratio_tiles;
+  launch<O>("svd_ratio", &KernelTable::svd_ratio_tiles,
+            {{&O::h, contiguous(hidden.detach())}, {&O::w, contiguous(head.detach())}},
+            {{&O::value, value}, {&O::dh, dh}, {&O::dw, dw}},
+            {.k = k, .nuclear = nuclear, .softcap = softcap, .chunk_bytes = chunk_bytes});
   record_ready("svd_ratio", hidden, head, value, dh, dw);
   return value;
 }

@@ -37,8 +37,8 @@ Tensor apart(const Tensor& source, const Tensor& x) {
       from.offset == to.offset && from.shape == to.shape && from.strides == to.strides;
   if (from.storage != to.storage || same) return source.detach();
   const Tensor copy = empty_like(source);
-  launch("copy", {source.detach()}, {copy},
-         [](Launch& l) { return l.kernels->copy(l.ctx, l.in(0), l.out(0)); });
+  using O = balora_copy;
+  launch<O>("copy", &KernelTable::copy, {{&O::source, source.detach()}}, {{&O::destination, copy}});
   return copy;
 }
 
@@ -80,14 +80,17 @@ void copy_in_place(Tensor x, const Tensor& source) {
   check_same_engine("copy_", x, source);
   check_no_repeats("copy_", x);
   prepare_in_place("copy_", x);
-  overwrite("copy_", {apart(source, x)}, x,
-            [](Launch& l) { return l.kernels->copy(l.ctx, l.in(0), l.out(0)); });
+  overwrite("copy_", {apart(source, x)}, x, [](Launch& l) {
+    return call(l.kernels->copy, l.ctx, {.source = l.in(0), .destination = l.out(0)});
+  });
 }
 
 void fill_in_place(Tensor x, double value) {
   check_no_repeats("fill_", x);
   prepare_in_place("fill_", x);
-  overwrite("fill_", {}, x, [value](Launch& l) { return l.kernels->fill(l.ctx, l.out(0), value); });
+  overwrite("fill_", {}, x, [value](Launch& l) {
+    return call(l.kernels->fill, l.ctx, {.y = l.out(0), .value = value});
+  });
 }
 
 void add_in_place(Tensor x, const Tensor& source, double alpha) {
@@ -96,9 +99,10 @@ void add_in_place(Tensor x, const Tensor& source, double alpha) {
   check_shape("add_", "source", source, x.shape(), "the shape of x");
   check_same_engine("add_", x, source);
   prepare_in_place("add_", x);
-  launch_in_place("add_", {apart(contiguous(source.detach()), x)}, {x}, [alpha](Launch& l) {
-    return l.kernels->add_scaled(l.ctx, l.in(0), l.out(0), alpha);
-  });
+  using O = balora_add_scaled;
+  launch_in_place<O>("add_", &KernelTable::add_scaled,
+                     {{&O::source, apart(contiguous(source.detach()), x)}}, {{&O::destination, x}},
+                     {.alpha = alpha});
 }
 
 void scale_in_place(Tensor x, const Tensor& coefficient) {
@@ -107,8 +111,9 @@ void scale_in_place(Tensor x, const Tensor& coefficient) {
   check_dtype("scale_", "coefficient", coefficient, DType::kF64);
   check_same_engine("scale_", x, coefficient);
   prepare_in_place("scale_", x);
-  launch_in_place("scale_", {apart(coefficient, x)}, {x},
-                  [](Launch& l) { return l.kernels->scale(l.ctx, l.in(0), l.out(0)); });
+  using O = balora_scale;
+  launch_in_place<O>("scale_", &KernelTable::scale, {{&O::coefficient, apart(coefficient, x)}},
+                     {{&O::x, x}});
 }
 
 void adamw_steps(std::vector<Tensor> params, const std::vector<Tensor>& grads,
@@ -156,7 +161,9 @@ void adamw_steps(std::vector<Tensor> params, const std::vector<Tensor>& grads,
                          l.out(3 * i + 2), weight_decays[i]});
     }
     const AdamwList list{tensors.data(), static_cast<int32_t>(tensors.size())};
-    return l.kernels->adamw_step(l.ctx, &list, l.in(0), beta1, beta2, eps);
+    return call(
+        l.kernels->adamw_step, l.ctx,
+        {.tensors = &list, .coefficient = l.in(0), .beta1 = beta1, .beta2 = beta2, .eps = eps});
   });
 }
 
@@ -175,11 +182,17 @@ void sgd_step(Tensor param, const Tensor& grad, std::optional<Tensor> buffer,
     prepare_in_place("sgd_step", *buffer);
   }
   prepare_in_place("sgd_step", param);
-  launch_in_place("sgd_step", {contiguous(grad.detach()), coefficient.value_or(Tensor())},
-                  {param, buffer.value_or(Tensor())}, [=](Launch& l) {
-                    return l.kernels->sgd_step(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), lr,
-                                               momentum, dampening, weight_decay, nesterov, first);
-                  });
+  using O = balora_sgd_step;
+  launch_in_place<O>(
+      "sgd_step", &KernelTable::sgd_step,
+      {{&O::grad, contiguous(grad.detach())}, {&O::coefficient, coefficient.value_or(Tensor())}},
+      {{&O::param, param}, {&O::buffer, buffer.value_or(Tensor())}},
+      {.lr = lr,
+       .momentum = momentum,
+       .dampening = dampening,
+       .weight_decay = weight_decay,
+       .nesterov = nesterov,
+       .first = first});
 }
 
 Tensor grad_norm(const std::vector<Tensor>& grads, const std::string& kind) {
@@ -196,7 +209,8 @@ Tensor grad_norm(const std::vector<Tensor>& grads, const std::string& kind) {
     std::vector<const View*> views;
     for (size_t i = 0; i < l.num_inputs; ++i) views.push_back(l.in(i));
     const ViewList list{views.data(), static_cast<int32_t>(views.size())};
-    return l.kernels->norm_accumulate(l.ctx, &list, l.out(0), code);
+    return call(l.kernels->norm_accumulate, l.ctx,
+                {.tensors = &list, .total = l.out(0), .kind = code});
   });
   return code == BALORA_NORM_2 ? unary(total, "sqrt") : total;
 }

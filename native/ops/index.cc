@@ -38,16 +38,16 @@ void check_index_shape(const char* op, const Tensor& x, const Tensor& index, int
 Tensor scattered(const Tensor& base, const Tensor& index, const Tensor& source,
                  const Shape& shape) {
   const Tensor y = Tensor::empty(source.engine(), shape, source.dtype());
-  launch("scatter_add", {base, index, source}, {y}, [](Launch& l) {
-    return l.kernels->scatter_add(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0));
-  });
+  using O = balora_scatter_add;
+  launch<O>("scatter_add", &KernelTable::scatter_add,
+            {{&O::base, base}, {&O::index, index}, {&O::source, source}}, {{&O::y, y}});
   return y;
 }
 
 Tensor gathered(const char* op, const Tensor& x, const Tensor& index) {
   const Tensor y = Tensor::empty(x.engine(), index.shape(), x.dtype());
-  launch(op, {x, index}, {y},
-         [](Launch& l) { return l.kernels->gather(l.ctx, l.in(0), l.in(1), l.out(0)); });
+  using O = balora_gather;
+  launch<O>(op, &KernelTable::gather, {{&O::x, x}, {&O::index, index}}, {{&O::y, y}});
   return y;
 }
 
@@ -65,8 +65,10 @@ Tensor rows_of(const char* op, const char* name, const Tensor& table, const char
   const Shape flat{rows, columns};
   const Tensor flat_ids = contiguous(ids.detach()).view({ids.numel()});
   const Tensor y = Tensor::empty(table.engine(), shape, table.dtype());
-  launch(op, {contiguous(table.detach()).view(flat), flat_ids}, {y.view({ids.numel(), columns})},
-         [](Launch& l) { return l.kernels->select_rows(l.ctx, l.in(0), l.in(1), l.out(0)); });
+  using O = balora_select_rows;
+  launch<O>(op, &KernelTable::select_rows,
+            {{&O::table, contiguous(table.detach()).view(flat)}, {&O::ids, flat_ids}},
+            {{&O::y, y.view({ids.numel(), columns})}});
   // A leaf takes the sum as it was formed, in f32; anything else in its own dtype.
   const DType grad_type = table.is_leaf() ? accumulator_dtype(table.dtype()) : table.dtype();
   record(op, {table}, {y},
@@ -74,9 +76,10 @@ Tensor rows_of(const char* op, const char* name, const Tensor& table, const char
              std::span<const Tensor> dy, GradSink& sink) {
            const Tensor dx = Tensor::empty(dy[0].engine(), flat, grad_type);
            const Tensor rows = ids.get();
-           launch(op, {contiguous(dy[0]).view({rows.numel(), flat[1]}), rows}, {dx}, [](Launch& l) {
-             return l.kernels->select_rows_backward(l.ctx, l.in(0), l.in(1), l.out(0));
-           });
+           using O = balora_select_rows_backward;
+           launch<O>(op, &KernelTable::select_rows_backward,
+                     {{&O::dy, contiguous(dy[0]).view({rows.numel(), flat[1]})}, {&O::ids, rows}},
+                     {{&O::dx, dx}});
            sink.add(0, dx.view(full_shape));
          });
   return y;
@@ -144,9 +147,9 @@ std::tuple<Tensor, Tensor> top_k(const Tensor& x, int64_t k) {
   const Tensor values = Tensor::empty(x.engine(), shape, x.dtype());
   const Tensor columns = Tensor::empty(x.engine(), shape, DType::kI32);
   const Shape flat{rows, k};
-  launch("top_k", {contiguous(x.detach()).view({rows, width})},
-         {values.view(flat), columns.view(flat)},
-         [](Launch& l) { return l.kernels->topk(l.ctx, l.in(0), l.out(0), l.out(1)); });
+  using O = balora_topk;
+  launch<O>("top_k", &KernelTable::topk, {{&O::x, contiguous(x.detach()).view({rows, width})}},
+            {{&O::values, values.view(flat)}, {&O::columns, columns.view(flat)}});
   record("top_k", {x}, {values},
          [at = Saved(columns), rows, width, k, full_shape = x.shape()](std::span<const Tensor> dy,
                                                                        GradSink& sink) {

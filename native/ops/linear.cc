@@ -116,9 +116,15 @@ void backward_low_rank(const Kept& kept, const std::vector<Tensor>& dy, GradSink
       o.parts[p].u = l.in(u + p);
       o.parts[p].da = l.out(2 + p), o.parts[p].db = l.out(2 + at.parts + p);
     }
-    return l.kernels->linear_backward(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1), o.linears.data(),
-                                      static_cast<int32_t>(at.linears), o.parts.data(),
-                                      static_cast<int32_t>(at.parts));
+    return call(l.kernels->linear_backward, l.ctx,
+                {.x = l.in(0),
+                 .x_adapter = l.in(1),
+                 .dx = l.out(0),
+                 .dx_adapter = l.out(1),
+                 .linears = o.linears.data(),
+                 .count = static_cast<int32_t>(at.linears),
+                 .parts = o.parts.data(),
+                 .part_count = static_cast<int32_t>(at.parts)});
   });
   for (size_t i = 0; i < 2; ++i) {
     if (out[i].defined()) sink.add(i, out[i].view(kept.x_shape));
@@ -142,9 +148,9 @@ void backward_weights(const Kept& kept, const std::vector<Tensor>& dy, GradSink&
     const Tensor dweight = gradient(wants_weight, weight.shape());
     const Tensor dbias = gradient(wants_bias, {weight.dim(0)});
     const Tensor x = wants_weight ? kept.operands[0].get() : Tensor();
-    launch("linear_weight_backward", {dy[i], x}, {dweight, dbias}, [](Launch& l) {
-      return l.kernels->linear_weight_backward(l.ctx, l.in(0), l.in(1), l.out(0), l.out(1));
-    });
+    using O = balora_linear_weight_backward;
+    launch<O>("linear_weight_backward", &KernelTable::linear_weight_backward,
+              {{&O::dy, dy[i]}, {&O::x, x}}, {{&O::dweight, dweight}, {&O::dbias, dbias}});
     sink.add(at.weight(i), dweight);
     sink.add(at.bias(i), dbias);
   }
@@ -228,9 +234,13 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
     Operands o = operands_of(l, at);
     for (size_t i = 0; i < at.linears; ++i) o.linears[i].y = l.out(i);
     for (size_t p = 0; p < at.parts; ++p) o.parts[p].u = l.out(at.linears + p);
-    return l.kernels->linear_forward(l.ctx, l.in(0), l.in(1), o.linears.data(),
-                                     static_cast<int32_t>(at.linears), o.parts.data(),
-                                     static_cast<int32_t>(at.parts));
+    return call(l.kernels->linear_forward, l.ctx,
+                {.x = l.in(0),
+                 .x_adapter = l.in(1),
+                 .linears = o.linears.data(),
+                 .count = static_cast<int32_t>(at.linears),
+                 .parts = o.parts.data(),
+                 .part_count = static_cast<int32_t>(at.parts)});
   });
 
   if (!grad_wanted(inputs)) return outputs;

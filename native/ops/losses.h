@@ -5,7 +5,7 @@
 #include <string>
 #include <tuple>
 
-#include "kernels/head_options.h"
+#include "kernels/operands/head.h"
 #include "tensor/tensor.h"
 
 namespace balora {

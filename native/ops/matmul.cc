@@ -40,8 +40,8 @@ Shape product_shape(const Tensor& a, const Tensor& b) {
 
 Tensor product(const Tensor& a, const Tensor& b) {
   const Tensor c = Tensor::empty(a.engine(), product_shape(a, b), a.dtype());
-  launch("matmul", {a, b}, {c},
-         [](Launch& l) { return l.kernels->matmul(l.ctx, l.in(0), l.in(1), l.out(0), 1.0); });
+  using O = balora_matmul;
+  launch<O>("matmul", &KernelTable::matmul, {{&O::a, a}, {&O::b, b}}, {{&O::c, c}}, {.alpha = 1.0});
   return c;
 }
 
@@ -57,8 +57,9 @@ Tensor sum_repeats(Tensor grad, const Shape& shape) {
     Shape reduced = grad.shape();
     reduced[i] = 1;
     const Tensor sum = Tensor::empty(grad.engine(), reduced, grad.dtype());
-    launch("matmul_backward", {grad.view({outer, extent, inner})}, {sum.view({outer, inner})},
-           [](Launch& l) { return l.kernels->reduce(l.ctx, l.in(0), l.out(0), BALORA_SUM, 0); });
+    using O = balora_reduce;
+    launch<O>("matmul_backward", &KernelTable::reduce, {{&O::x, grad.view({outer, extent, inner})}},
+              {{&O::y, sum.view({outer, inner})}}, {.op = BALORA_SUM, .correction = 0});
     grad = sum;
   }
   return grad.view(shape);

@@ -14,8 +14,9 @@ namespace {
 
 Tensor run_reduce(const char* op, const Reduced& r, DType dtype, int code, double correction) {
   const Tensor y = Tensor::empty(r.x.engine(), r.result, dtype);
-  launch(op, {r.x}, {y.view({r.x.dim(0), r.x.dim(2)})},
-         [=](Launch& l) { return l.kernels->reduce(l.ctx, l.in(0), l.out(0), code, correction); });
+  using O = balora_reduce;
+  launch<O>(op, &KernelTable::reduce, {{&O::x, r.x}}, {{&O::y, y.view({r.x.dim(0), r.x.dim(2)})}},
+            {.op = code, .correction = correction});
   return y;
 }
 
@@ -36,18 +37,19 @@ Tensor reduce_through_x(const char* op, const Tensor& x, const std::vector<int64
   check_not_empty(op, x, r);
   const Tensor wide = run_reduce(op, r, accumulator_dtype(x.dtype()), code, correction);
   const Tensor y = cast(wide, x.dtype()).detach();
-  record(op, {x}, {y},
-         [op, code, correction, x3 = Saved(r.x), wide = Saved(wide), shape = x.shape(),
-          layout = layout_of(r)](std::span<const Tensor> dy, GradSink& sink) {
-           const Tensor rows = x3.get(), dx = empty_like(rows);
-           const Shape flat{rows.dim(0), rows.dim(2)};
-           launch(op, {contiguous(dy[0]).view(flat), rows, wide.get().view(flat)}, {dx},
-                  [=](Launch& l) {
-                    return l.kernels->reduce_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0),
-                                                      code, correction);
-                  });
-           sink.add(0, layout.restore(dx, shape));
-         });
+  record(
+      op, {x}, {y},
+      [op, code, correction, x3 = Saved(r.x), wide = Saved(wide), shape = x.shape(),
+       layout = layout_of(r)](std::span<const Tensor> dy, GradSink& sink) {
+        const Tensor rows = x3.get(), dx = empty_like(rows);
+        const Shape flat{rows.dim(0), rows.dim(2)};
+        using O = balora_reduce_backward;
+        launch<O>(
+            op, &KernelTable::reduce_backward,
+            {{&O::dy, contiguous(dy[0]).view(flat)}, {&O::x, rows}, {&O::y, wide.get().view(flat)}},
+            {{&O::dx, dx}}, {.op = code, .correction = correction});
+        sink.add(0, layout.restore(dx, shape));
+      });
   return y;
 }
 
@@ -67,9 +69,10 @@ Extreme run_extreme(const char* op, const Tensor& x, const std::vector<int64_t>&
   out.values = Tensor::empty(x.engine(), r.result, x.dtype());
   out.positions = Tensor::empty(x.engine(), r.result, DType::kI32);
   const Shape flat{r.x.dim(0), r.x.dim(2)};
-  launch(op, {r.x}, {out.values.view(flat), out.positions.view(flat)}, [is_max](Launch& l) {
-    return l.kernels->extreme(l.ctx, l.in(0), l.out(0), l.out(1), is_max);
-  });
+  using O = balora_extreme;
+  launch<O>(op, &KernelTable::extreme, {{&O::x, r.x}},
+            {{&O::values, out.values.view(flat)}, {&O::positions, out.positions.view(flat)}},
+            {.is_max = is_max});
   return out;
 }
 
@@ -81,9 +84,10 @@ Tensor extreme(const char* op, const Tensor& x, const std::vector<int64_t>& axes
           layout = layout_of(e.reduced)](std::span<const Tensor> dy, GradSink& sink) {
            const Shape one{rows[0], 1, rows[2]};
            const Tensor dx = Tensor::empty(dy[0].engine(), rows, dy[0].dtype());
-           launch(op, {at.get().view(one), contiguous(dy[0]).view(one)}, {dx}, [](Launch& l) {
-             return l.kernels->scatter_add(l.ctx, nullptr, l.in(0), l.in(1), l.out(0));
-           });
+           using O = balora_scatter_add;
+           launch<O>(op, &KernelTable::scatter_add,
+                     {{&O::index, at.get().view(one)}, {&O::source, contiguous(dy[0]).view(one)}},
+                     {{&O::y, dx}});
            sink.add(0, layout.restore(dx, shape));
          });
   return e.values;

@@ -106,7 +106,8 @@ Tensor relative_attention(const RelativeOperands& o, double scale, bool causal) 
   const std::vector<Tensor> results = {out, lse};
   launch(kOp, in, results, [scale, causal](Launch& l) {
     const Relative r = relative_of(l, 0, scale, causal);
-    return l.kernels->relative_attention_forward(l.ctx, &r, l.out(0), l.out(1));
+    return call(l.kernels->relative_attention_forward, l.ctx,
+                {.r = &r, .out = l.out(0), .lse = l.out(1)});
   });
 
   std::vector<Saved> kept;
@@ -129,8 +130,9 @@ Tensor relative_attention(const RelativeOperands& o, double scale, bool causal) 
            launch("relative_attention_backward", inputs, gradients, [scale, causal](Launch& l) {
              const Relative r = relative_of(l, 3, scale, causal);
              const RelativeGradients g{l.out(0), l.out(1), l.out(2), l.out(3), l.out(4), l.out(5)};
-             return l.kernels->relative_attention_backward(l.ctx, l.in(0), &r, l.in(1), l.in(2),
-                                                           &g);
+             return call(
+                 l.kernels->relative_attention_backward, l.ctx,
+                 {.dout = l.in(0), .r = &r, .out = l.in(1), .lse = l.in(2), .gradients = &g});
            });
            for (size_t i = 0; i < kDifferentiable; ++i) {
              if (gradients[i].defined()) sink.add(i, gradients[i]);

@@ -27,9 +27,11 @@ void check(const Tensor& x, const Tensor& cosine, const Tensor& sine, const Tens
 Tensor rotate(const Tensor& x, const Tensor& cosine, const Tensor& sine, const Tensor& positions,
               bool inverse) {
   const Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
-  launch("rope", {row_strided(x), cosine, sine, positions}, {y}, [inverse](Launch& l) {
-    return l.kernels->rope(l.ctx, l.in(0), l.in(1), l.in(2), l.in(3), l.out(0), inverse);
-  });
+  using O = balora_rope;
+  launch<O>(
+      "rope", &KernelTable::rope,
+      {{&O::x, row_strided(x)}, {&O::cosine, cosine}, {&O::sine, sine}, {&O::positions, positions}},
+      {{&O::y, y}}, {.inverse = inverse});
   return y;
 }
 

@@ -34,8 +34,11 @@ Tensor row_norm(const Tensor& weight, const std::vector<Tensor>& a, const std::v
       parts.push_back(
           {l.in(1 + 2 * p), l.in(2 + 2 * p), nullptr, nullptr, nullptr, scales[p], 0, 0});
     }
-    return l.kernels->row_norm(l.ctx, l.in(0), parts.data(), static_cast<int32_t>(parts.size()),
-                               l.out(0));
+    return call(l.kernels->row_norm, l.ctx,
+                {.weight = l.in(0),
+                 .parts = parts.data(),
+                 .count = static_cast<int32_t>(parts.size()),
+                 .norm = l.out(0)});
   });
   return norm;
 }

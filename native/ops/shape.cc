@@ -20,13 +20,15 @@ Tensor narrowed(const Tensor& x, int axis, int64_t start, int64_t length, int64_
 
 void copy_into(const Tensor& source, const Tensor& destination) {
   if (source.numel() == 0) return;
-  launch("copy", {source.detach()}, {destination},
-         [](Launch& l) { return l.kernels->copy(l.ctx, l.in(0), l.out(0)); });
+  using O = balora_copy;
+  launch<O>("copy", &KernelTable::copy, {{&O::source, source.detach()}},
+            {{&O::destination, destination}});
 }
 
 void fill_zero(const Tensor& destination) {
   if (destination.numel() == 0) return;
-  launch("zero", {}, {destination}, [](Launch& l) { return l.kernels->fill(l.ctx, l.out(0), 0); });
+  using O = balora_fill;
+  launch<O>("zero", &KernelTable::fill, {}, {{&O::y, destination}}, {.value = 0});
 }
 
 Shape resolved_shape(const Tensor& x, const Shape& shape) {

@@ -11,21 +11,22 @@ Tensor softmax_family(const char* op, const Tensor& x, bool logarithm) {
   const Tensor x2 = contiguous_rows(op, "x", x);
   const Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
   const Tensor lse = Tensor::empty(x.engine(), {x2.dim(0)}, accumulator_dtype(x.dtype()));
-  launch(op, {x2}, {y.view(x2.shape()), lse}, [logarithm](Launch& l) {
-    return l.kernels->softmax_forward(l.ctx, l.in(0), l.out(0), l.out(1), logarithm);
-  });
-  record(op, {x}, {y},
-         [x2 = Saved(x2), lse = Saved(lse), shape = x.shape(), logarithm](
-             std::span<const Tensor> dy, GradSink& sink) {
-           const Tensor rows = x2.get();
-           const Tensor dx = empty_like(rows);
-           launch("softmax_backward", {contiguous(dy[0]).view(rows.shape()), rows, lse.get()}, {dx},
-                  [logarithm](Launch& l) {
-                    return l.kernels->softmax_backward(l.ctx, l.in(0), l.in(1), l.in(2), l.out(0),
-                                                       logarithm);
-                  });
-           sink.add(0, dx.view(shape));
-         });
+  using O = balora_softmax_forward;
+  launch<O>(op, &KernelTable::softmax_forward, {{&O::x, x2}},
+            {{&O::y, y.view(x2.shape())}, {&O::lse, lse}}, {.logarithm = logarithm});
+  record(
+      op, {x}, {y},
+      [x2 = Saved(x2), lse = Saved(lse), shape = x.shape(), logarithm](std::span<const Tensor> dy,
+                                                                       GradSink& sink) {
+        const Tensor rows = x2.get();
+        const Tensor dx = empty_like(rows);
+        using O = balora_softmax_backward;
+        launch<O>(
+            "softmax_backward", &KernelTable::softmax_backward,
+            {{&O::dy, contiguous(dy[0]).view(rows.shape())}, {&O::x, rows}, {&O::lse, lse.get()}},
+            {{&O::dx, dx}}, {.logarithm = logarithm});
+        sink.add(0, dx.view(shape));
+      });
   return y;
 }
 

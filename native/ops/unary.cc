@@ -42,15 +42,17 @@ Tensor apply(const UnaryRow& row, const Tensor& x, double a = 0, double b = 0) {
   const Tensor xc = contiguous(x.detach());
   const Tensor y = empty_like(xc);
   const int code = row.code;
-  launch(row.name, {xc}, {y},
-         [=](Launch& l) { return l.kernels->unary(l.ctx, l.in(0), l.out(0), code, a, b); });
+  using O = balora_unary;
+  launch<O>(row.name, &KernelTable::unary, {{&O::x, xc}}, {{&O::y, y}},
+            {.op = code, .a = a, .b = b});
   record(row.name, {x}, {y},
          [name = row.name, code, a, b, saved = Saved(row.saves_result ? y : xc)](
              std::span<const Tensor> dy, GradSink& sink) {
            const Tensor dx = empty_like(dy[0]);
-           launch(name, {contiguous(dy[0]), saved.get()}, {dx}, [=](Launch& l) {
-             return l.kernels->unary_backward(l.ctx, l.in(0), l.in(1), l.out(0), code, a, b);
-           });
+           using O = balora_unary_backward;
+           launch<O>(name, &KernelTable::unary_backward,
+                     {{&O::dy, contiguous(dy[0])}, {&O::saved, saved.get()}}, {{&O::dx, dx}},
+                     {.op = code, .a = a, .b = b});
            sink.add(0, dx);
          });
   return y;
@@ -76,9 +78,9 @@ Tensor clamp(const Tensor& x, double low, double high) {
 Tensor affine(const Tensor& x, double a, double b) {
   check_float("affine", "x", x);
   const Tensor y = empty_like(x);
-  launch("affine", {contiguous(x.detach())}, {y}, [=](Launch& l) {
-    return l.kernels->unary(l.ctx, l.in(0), l.out(0), BALORA_AFFINE, a, b);
-  });
+  using O = balora_unary;
+  launch<O>("affine", &KernelTable::unary, {{&O::x, contiguous(x.detach())}}, {{&O::y, y}},
+            {.op = BALORA_AFFINE, .a = a, .b = b});
   record(
       "affine", {x}, {y},
       [a](std::span<const Tensor> dy, GradSink& sink) { sink.add(0, affine(dy[0], a, 0)); },

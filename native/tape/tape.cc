@@ -120,7 +120,8 @@ void accumulate_into(const Tensor& destination, const Tensor& source, double bet
     throw ArgumentError("backward: a gradient that was frozen since cannot be added to");
   }
   const LaunchFn add = [beta](Launch& l) {
-    return l.kernels->accumulate(l.ctx, l.in(0), l.out(0), beta);
+    return call(l.kernels->accumulate, l.ctx,
+                {.source = l.in(0), .destination = l.out(0), .beta = beta});
   };
   if (beta == 0) return launch("accumulate", {contiguous(source)}, {destination}, add);
   launch_in_place("accumulate", {contiguous(source)}, {destination}, add);

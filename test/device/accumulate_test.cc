@@ -21,7 +21,7 @@ void check_accumulate() {
         const Array source = t.random<S>({n}), sum = beta == 0 ? t.empty<D>({n}) : t.random<D>({n});
         t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
           const View s = from(*view(source), skip), d = from(*view(sum), skip);
-          return k.accumulate(ctx, &s, &d, beta);
+          return call(k.accumulate, ctx, {.source = &s, .destination = &d, .beta = beta});
         });
         t.check_close(sum, 2 * epsilon_of<D>());
       }
@@ -54,10 +54,10 @@ void check_finite_of() {
       if (n > 0) x->set(n - 1, bad);
       int32_t device = -1, cpu = -1;
       REQUIRE(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-        return k.check_finite(ctx, view(x), &device);
+        return call(k.check_finite, ctx, {.x = view(x), .finite = &device});
       }) == 0);
       REQUIRE(t.on_cpu([&](const KernelTable& k, Context* ctx, const auto& view) {
-        return k.check_finite(ctx, view(x), &cpu);
+        return call(k.check_finite, ctx, {.x = view(x), .finite = &cpu});
       }) == 0);
       CHECK(device == cpu);
       CHECK(device == (n == 0 || bad == 1.0 ? 1 : 0));
@@ -78,7 +78,7 @@ TEST_CASE("check_finite refuses a strided view") {
   int32_t finite = 0;
   CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
     const View turned = permuted(*view(x), {1, 0});
-    return k.check_finite(ctx, &turned, &finite);
+    return call(k.check_finite, ctx, {.x = &turned, .finite = &finite});
   }) != 0);
   CHECK(t.error().find("check_finite: the view must be contiguous") != std::string::npos);
 }

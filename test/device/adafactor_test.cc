@@ -37,9 +37,20 @@ TEST_CASE_TEMPLATE("Adafactor steps", T, float, double) {
                   column = c.column.empty() ? nullptr : positive<T>(t, c.column),
                   coefficient = plain ? nullptr : t.values<double>({}, {0.5});
       t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-        return k.adafactor_step(ctx, view(grad), view(coefficient), view(param), view(row),
-                                view(column), view(m), 0.02, 0.9, 0.8, 1e-30, plain ? 1.0 : 0.3,
-                                0.1, plain ? -1 : 1e-3);
+        return call(k.adafactor_step, ctx,
+                    {.grad = view(grad),
+                     .coefficient = view(coefficient),
+                     .param = view(param),
+                     .row = view(row),
+                     .column = view(column),
+                     .m = view(m),
+                     .lr = 0.02,
+                     .beta1 = 0.9,
+                     .beta2 = 0.8,
+                     .eps = 1e-30,
+                     .clip = plain ? 1.0 : 0.3,
+                     .weight_decay = 0.1,
+                     .scale_floor = plain ? -1 : 1e-3});
       });
       t.check_close(param, 8 * epsilon_of<T>());
       t.check_close(row, 4 * epsilon_of<T>());

@@ -147,16 +147,41 @@ class Attention {
   int32_t forward(const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) const {
     const View q = slice(view, 0, c_.heads), keys = slice(view, c_.heads, c_.kv_heads);
     const View values = slice(view, c_.heads + c_.kv_heads, c_.kv_heads);
-    return k.attention_forward(ctx, &q, &keys, &values, view(cu), view(cu_queries), view(lengths),
-                               view(out), view(lse), c_.scale(), c_.softcap, c_.window, c_.causal);
+    return call(k.attention_forward, ctx,
+                {.q = &q,
+                 .k = &keys,
+                 .v = &values,
+                 .cu_seqlens = view(cu),
+                 .cu_queries = view(cu_queries),
+                 .lengths = view(lengths),
+                 .out = view(out),
+                 .lse = view(lse),
+                 .scale = c_.scale(),
+                 .softcap = c_.softcap,
+                 .window = c_.window,
+                 .causal = c_.causal});
   }
 
   int32_t backward(const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) const {
     const View q = slice(view, 0, c_.heads), keys = slice(view, c_.heads, c_.kv_heads);
     const View values = slice(view, c_.heads + c_.kv_heads, c_.kv_heads);
-    return k.attention_backward(ctx, view(dout), &q, &keys, &values, view(cu), view(cu_queries),
-                                view(lengths), view(out), view(lse), view(dq), view(dk), view(dv),
-                                c_.scale(), c_.softcap, c_.window, c_.causal);
+    return call(k.attention_backward, ctx,
+                {.dout = view(dout),
+                 .q = &q,
+                 .k = &keys,
+                 .v = &values,
+                 .cu_seqlens = view(cu),
+                 .cu_queries = view(cu_queries),
+                 .lengths = view(lengths),
+                 .out = view(out),
+                 .lse = view(lse),
+                 .dq = view(dq),
+                 .dk = view(dk),
+                 .dv = view(dv),
+                 .scale = c_.scale(),
+                 .softcap = c_.softcap,
+                 .window = c_.window,
+                 .causal = c_.causal});
   }
   void both() {
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {

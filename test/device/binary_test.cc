@@ -50,7 +50,7 @@ void check_binary(const Layout& layout, int op) {
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
     const View left = expanded(*view(a), layout.shape);
     const View right = expanded(permuted(*view(b), layout.turn), layout.shape);
-    return k.binary(ctx, &left, &right, view(y), op);
+    return call(k.binary, ctx, {.a = &left, .b = &right, .y = view(y), .op = op});
   });
   t.check_close(y, tolerance_of<T>());
 }
@@ -72,8 +72,9 @@ TEST_CASE("integers wrap around and a NaN on either side wins") {
   const Array w = t.empty<float>({3});
   for (int op = BALORA_ADD; op <= BALORA_MINIMUM; ++op) {
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      if (op != BALORA_DIV && op != BALORA_POW) k.binary(ctx, view(a), view(b), view(y), op);
-      return k.binary(ctx, view(x), view(z), view(w), op);
+      if (op != BALORA_DIV && op != BALORA_POW)
+        call(k.binary, ctx, {.a = view(a), .b = view(b), .y = view(y), .op = op});
+      return call(k.binary, ctx, {.a = view(x), .b = view(z), .y = view(w), .op = op});
     });
     t.check_equal(y);
     t.check_close(w, 1e-7);
@@ -84,7 +85,7 @@ TEST_CASE("u8 has no arithmetic") {
   DeviceTest t;
   const Array a = t.values<uint8_t>({1}, {1}), y = t.empty<uint8_t>({1});
   CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.binary(ctx, view(a), view(a), view(y), BALORA_ADD);
+    return call(k.binary, ctx, {.a = view(a), .b = view(a), .y = view(y), .op = BALORA_ADD});
   }) != 0);
   CHECK(t.error() == "u8 has no arithmetic");
 }
@@ -101,8 +102,13 @@ TEST_CASE_TEMPLATE("gradients agree with the CPU", T, float, bf16, f16, double) 
         t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
           const View left = expanded(*view(a), layout.shape);
           const View right = expanded(permuted(*view(b), layout.turn), layout.shape);
-          return k.binary_backward(ctx, view(dy), &left, &right, wanted & 1 ? view(da) : nullptr,
-                                   wanted & 2 ? view(db) : nullptr, op);
+          return call(k.binary_backward, ctx,
+                      {.dy = view(dy),
+                       .a = &left,
+                       .b = &right,
+                       .da = wanted & 1 ? view(da) : nullptr,
+                       .db = wanted & 2 ? view(db) : nullptr,
+                       .op = op});
         });
         const double tolerance = 2 * epsilon_of<T>() + (std::is_same_v<T, double> ? 1e-14 : 4e-6);
         if (wanted & 1) t.check_close(da, tolerance);
@@ -119,7 +125,9 @@ TEST_CASE("gradients at ties and at zero") {
               db = t.empty<float>({4});
   for (const int op : {BALORA_POW, BALORA_MAXIMUM, BALORA_MINIMUM}) {
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.binary_backward(ctx, view(dy), view(a), view(b), view(da), view(db), op);
+      return call(
+          k.binary_backward, ctx,
+          {.dy = view(dy), .a = view(a), .b = view(b), .da = view(da), .db = view(db), .op = op});
     });
     t.check_close(da, 1e-6);
     t.check_close(db, 1e-6);

@@ -60,7 +60,7 @@ void check_matmul(const Layout& la, const Layout& lb, std::vector<int64_t> shape
   const Array a = t.random<T>({4000}), b = t.random<T>({4000}), c = t.empty<T>(shape);
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
     const View va = over(view(a), la), vb = over(view(b), lb);
-    return k.matmul(ctx, &va, &vb, view(c), 0.5);
+    return call(k.matmul, ctx, {.a = &va, .b = &vb, .c = view(c), .alpha = 0.5});
   });
   std::vector<double> truth;
   for (int64_t i = 0; i < c->size(); ++i) {
@@ -116,7 +116,7 @@ double relative_error(bool allow_tf32, int32_t dtype) {
   const Array a = t.random(dtype, {m, k}), b = t.random(dtype, {k, n}), c = t.make(dtype, {m, n});
   const int32_t status = t.on_device([&](const KernelTable& kernels, Context* ctx, const auto& v) {
     ctx->allow_tf32 = allow_tf32;
-    return kernels.matmul(ctx, v(a), v(b), v(c), 1);
+    return call(kernels.matmul, ctx, {.a = v(a), .b = v(b), .c = v(c), .alpha = 1});
   });
   REQUIRE_MESSAGE(status == 0, t.error());
   const std::vector<double> truth = product(a, b, m, n, k, [](double x) { return x; }),
@@ -147,7 +147,8 @@ void check_gram() {
     for (const int32_t accumulate : {0, 1}) {
       // Accumulated onto the (symmetric) result of the first round, on both sides.
       t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-        return k.gram(ctx, view(a), view(g), 0) || (accumulate && k.gram(ctx, view(a), view(g), 1));
+        return call(k.gram, ctx, {.a = view(a), .g = view(g), .accumulate = 0}) ||
+               (accumulate && call(k.gram, ctx, {.a = view(a), .g = view(g), .accumulate = 1}));
       });
       t.check_close(g, 1e-14);
     }

@@ -17,8 +17,9 @@ void check_forward(int64_t rows, int64_t columns) {
               bias = t.random<T>({columns}), y = t.empty<T>({rows, columns}),
               z = t.empty<T>({rows, columns});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.column_scale_forward(ctx, view(x), view(scale), view(bias), view(y)) |
-           k.column_scale_forward(ctx, view(x), view(scale), nullptr, view(z));
+    return call(k.column_scale_forward, ctx,
+                {.x = view(x), .scale = view(scale), .bias = view(bias), .y = view(y)}) |
+           call(k.column_scale_forward, ctx, {.x = view(x), .scale = view(scale), .y = view(z)});
   });
   t.check_close(y, 2 * epsilon_of<T>());
   t.check_close(z, 2 * epsilon_of<T>());
@@ -36,8 +37,13 @@ void check_backward(int64_t rows, int64_t columns, int wanted) {
               dscale = wanted & 2 ? t.empty<AccOf<T>>({columns}) : nullptr,
               dbias = wanted & 4 ? t.empty<AccOf<T>>({columns}) : nullptr;
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.column_scale_backward(ctx, view(dy), view(x), view(scale), view(dx), view(dscale),
-                                   view(dbias));
+    return call(k.column_scale_backward, ctx,
+                {.dy = view(dy),
+                 .x = view(x),
+                 .scale = view(scale),
+                 .dx = view(dx),
+                 .dscale = view(dscale),
+                 .dbias = view(dbias)});
   });
   if (dx) t.check_close(dx, 2 * epsilon_of<T>());
   std::vector<double> products, values;

@@ -30,8 +30,8 @@ TEST_CASE_TEMPLATE("compare", T, float, bf16, f16, double, int32_t, int64_t, uin
     const Array y = t.empty<uint8_t>({31, 33}), z = t.empty<uint8_t>({31, 33});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
       const View turned = permuted(*view(b), {1, 0}), row = expanded(*view(c), {31, 33});
-      return k.compare(ctx, view(a), &turned, view(y), op) |
-             k.compare(ctx, view(a), &row, view(z), op);
+      return call(k.compare, ctx, {.a = view(a), .b = &turned, .y = view(y), .op = op}) |
+             call(k.compare, ctx, {.a = view(a), .b = &row, .y = view(z), .op = op});
     });
     t.check_equal(y);
     t.check_equal(z);
@@ -46,15 +46,18 @@ TEST_CASE_TEMPLATE("where", T, float, bf16, f16, double, int32_t, int64_t, uint8
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
       const View choose = expanded(*view(condition), {31, 33});
       const View first = permuted(*view(a), {1, 0}), second = expanded(*view(b), {31, 33});
-      return k.where(ctx, &choose, given & 1 ? &first : nullptr, given & 2 ? &second : nullptr,
-                     view(y));
+      return call(k.where, ctx,
+                  {.condition = &choose,
+                   .a = given & 1 ? &first : nullptr,
+                   .b = given & 2 ? &second : nullptr,
+                   .y = view(y)});
     });
     t.check_equal(y);
   }
   DeviceTest t;
   const Array none = t.empty<uint8_t>({0}), x = t.empty<T>({0});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.where(ctx, view(none), view(x), view(x), view(x));
+    return call(k.where, ctx, {.condition = view(none), .a = view(x), .b = view(x), .y = view(x)});
   });
 }
 
@@ -65,7 +68,7 @@ TEST_CASE_TEMPLATE("is_finite", T, float, bf16, f16, double) {
   x->set(31, kInf);
   x->set(1499, -kInf);
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.is_finite(ctx, view(x), view(y));
+    return call(k.is_finite, ctx, {.x = view(x), .y = view(y)});
   });
   t.check_equal(y);
 }

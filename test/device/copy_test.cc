@@ -20,7 +20,7 @@ void check_cast() {
       for (int64_t i = 0; i < n; ++i) x->set(i, static_cast<double>(i % 256));
     }
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.copy(ctx, view(x), view(y));
+      return call(k.copy, ctx, {.source = view(x), .destination = view(y)});
     });
     t.check_equal(y);
   }
@@ -31,7 +31,7 @@ void check_cast() {
   }
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
     const View turned = permuted(*view(x), {2, 0, 1});
-    return k.copy(ctx, &turned, view(y));
+    return call(k.copy, ctx, {.source = &turned, .destination = view(y)});
   });
   t.check_equal(y);
 }
@@ -62,8 +62,9 @@ TEST_CASE("a float becomes an integer by truncation that saturates; NaN becomes 
   const Array x = t.values<double>({n}, values), a = t.empty<int32_t>({n}),
               b = t.empty<int64_t>({n}), c = t.empty<uint8_t>({n});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.copy(ctx, view(x), view(a)) | k.copy(ctx, view(x), view(b)) |
-           k.copy(ctx, view(x), view(c));
+    return call(k.copy, ctx, {.source = view(x), .destination = view(a)}) |
+           call(k.copy, ctx, {.source = view(x), .destination = view(b)}) |
+           call(k.copy, ctx, {.source = view(x), .destination = view(c)});
   });
   t.check_equal(a);
   t.check_equal(b);
@@ -75,7 +76,8 @@ TEST_CASE("large integers round once on the way to a float") {
   const Array x = t.values<int64_t>({3}, {16777217.0, 9007199254740992.0, -4611686018964258816.0});
   const Array y = t.empty<float>({3}), z = t.empty<bf16>({3});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.copy(ctx, view(x), view(y)) | k.copy(ctx, view(x), view(z));
+    return call(k.copy, ctx, {.source = view(x), .destination = view(y)}) |
+           call(k.copy, ctx, {.source = view(x), .destination = view(z)});
   });
   t.check_equal(y);
   t.check_equal(z);
@@ -97,7 +99,7 @@ TEST_CASE_TEMPLATE("copy walks permuted, broadcast and narrow views", T, float, 
     const Array y = t.empty<T>({at(0), at(1), at(2)});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
       const View source = permuted(*view(x), order);
-      return k.copy(ctx, &source, view(y));
+      return call(k.copy, ctx, {.source = &source, .destination = view(y)});
     });
     t.check_equal(y);
   }
@@ -108,7 +110,7 @@ TEST_CASE_TEMPLATE("copy walks permuted, broadcast and narrow views", T, float, 
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
       const View source = narrow(*view(x), 1, first, size, step);
       const View destination = narrow(*view(y), 1, first, size);
-      return k.copy(ctx, &source, &destination);
+      return call(k.copy, ctx, {.source = &source, .destination = &destination});
     });
     t.check_equal(y);
   }
@@ -117,7 +119,7 @@ TEST_CASE_TEMPLATE("copy walks permuted, broadcast and narrow views", T, float, 
     const Array x = fresh(t, shape), y = t.empty<T>({5, 33, 67});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
       const View source = expanded(*view(x), {5, 33, 67});
-      return k.copy(ctx, &source, view(y));
+      return call(k.copy, ctx, {.source = &source, .destination = view(y)});
     });
     t.check_equal(y);
   }

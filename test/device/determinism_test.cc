@@ -57,7 +57,8 @@ TEST_CASE("topk gives the same columns in every order") {
     for (int64_t i = 0; i < x->size(); ++i) x->set(i, std::round(x->host(i)));  // many ties
     const Array values = t.empty<float>({2, k}), columns = t.empty<int32_t>({2, k});
     check_row(t, {values, columns}, [&](const KernelTable& table, Context* ctx, const auto& view) {
-      return table.topk(ctx, view(x), view(values), view(columns));
+      return call(table.topk, ctx,
+                  {.x = view(x), .values = view(values), .columns = view(columns)});
     });
   }
 }
@@ -72,12 +73,13 @@ TEST_CASE("sums by index give the same bits in every order") {
   };
   const Array ids = index({n}), dy = t.random<float>({n, c}), dx = t.empty<float>({v, c});
   check_row(t, {dx}, [&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.select_rows_backward(ctx, view(dy), view(ids), view(dx));
+    return call(k.select_rows_backward, ctx, {.dy = view(dy), .ids = view(ids), .dx = view(dx)});
   });
   const Array places = index({2, n, c}), base = t.random<float>({2, v, c}),
               source = t.random<float>({2, n, c}), y = t.empty<float>({2, v, c});
   check_row(t, {y}, [&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.scatter_add(ctx, view(base), view(places), view(source), view(y));
+    return call(k.scatter_add, ctx,
+                {.base = view(base), .index = view(places), .source = view(source), .y = view(y)});
   });
 }
 
@@ -108,12 +110,12 @@ TEST_CASE("sums over rows and blocks give the same bits in every order") {
                  .dbias = view(db)});
   });
   check_row(t, {db}, [&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.linear_weight_backward(ctx, view(dy), nullptr, nullptr, view(db));
+    return call(k.linear_weight_backward, ctx, {.dy = view(dy), .dbias = view(db)});
   });
   const Array long_row = t.random<float>({1, 30'000, 1}), one = t.empty<float>({1, 1});
   for (const int32_t op : {BALORA_SUM, BALORA_LOGSUMEXP, BALORA_VARIANCE}) {
     check_row(t, {one}, [&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.reduce(ctx, view(long_row), view(one), op, 1);
+      return call(k.reduce, ctx, {.x = view(long_row), .y = view(one), .op = op, .correction = 1});
     });
   }
 }
@@ -124,19 +126,28 @@ TEST_CASE("the SVD term and decompositions give the same bits in every order") {
               value = t.empty<double>({}), dh = t.empty<float>({9, 16}),
               dw = t.empty<float>({40, 16});
   check_row(t, {value, dh, dw}, [&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.svd_ratio_tiles(ctx, view(h), view(w), view(value), view(dh), view(dw), 3, 0, 0,
-                             9 * 16 * 5);
+    return call(k.svd_ratio_tiles, ctx,
+                {.h = view(h),
+                 .w = view(w),
+                 .value = view(value),
+                 .dh = view(dh),
+                 .dw = view(dw),
+                 .k = 3,
+                 .nuclear = 0,
+                 .softcap = 0,
+                 .chunk_bytes = 9 * 16 * 5});
   });
   const Array a = t.random<double>({33, 20}), u = t.empty<double>({33, 20}),
               s = t.empty<double>({20}), vt = t.empty<double>({20, 20});
   check_row(t, {u, s, vt}, [&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.svd(ctx, view(a), view(u), view(s), view(vt));
+    return call(k.svd, ctx, {.a = view(a), .u = view(u), .s = view(s), .vt = view(vt)});
   });
   const Array us = t.empty<double>({33, 4}), ss = t.empty<double>({4}),
               vts = t.empty<double>({4, 20});
   check_row(t, {us, ss, vts}, [&](const KernelTable& k, Context* ctx, const auto& view) {
     const SvdOperands operands{view(a), view(us), view(ss), view(vts), 7};
-    return k.randomized_svds(ctx, &operands, 1, -1, 4);
+    return call(k.randomized_svds, ctx,
+                {.tasks = &operands, .count = 1, .niter = -1, .oversample = 4});
   });
 }
 

@@ -13,7 +13,8 @@ void check_fill() {
     DeviceTest t;
     const Array y = t.empty<T>({n}), z = t.empty<T>({n});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.fill(ctx, view(y), 3.3) | k.arange(ctx, view(z), 2, 0.5);
+      return call(k.fill, ctx, {.y = view(y), .value = 3.3}) |
+             call(k.arange, ctx, {.y = view(z), .start = 2, .step = 0.5});
     });
     t.check_equal(y);
     t.check_equal(z);

@@ -21,8 +21,15 @@ void check_gated(int64_t rows, int64_t width, int32_t activation) {
     };
     const View gate = half(fused, 0), up = half(fused, 1), dgate = half(dfused, 0),
                dup = half(dfused, 1);
-    return k.gated_forward(ctx, &gate, &up, view(y), activation) |
-           k.gated_backward(ctx, view(dy), &gate, &up, &dgate, &dup, activation);
+    return call(k.gated_forward, ctx,
+                {.gate = &gate, .up = &up, .y = view(y), .activation = activation}) |
+           call(k.gated_backward, ctx,
+                {.dy = view(dy),
+                 .gate = &gate,
+                 .up = &up,
+                 .dgate = &dgate,
+                 .dup = &dup,
+                 .activation = activation});
   });
   const double tolerance = 2 * epsilon_of<T>() + (std::is_same_v<T, double> ? 4e-15 : 1e-6);
   t.check_close(y, tolerance);

@@ -110,8 +110,15 @@ TEST_CASE("head losses: student equal to teacher gives consistency exactly 0") {
   const HeadSetting s{5, 16, 4999, {0, 1, 0, 2, 1, 0, -1, 0}, true, false, false, false};
   const HeadArrays a = make_head_arrays<bf16>(t, s);
   REQUIRE(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.head_losses(ctx, view(a.h), view(a.h), view(a.w), nullptr, nullptr, nullptr, nullptr,
-                         view(a.sums), view(a.rows), view(a.dh), view(a.dw), &s.options);
+    return call(k.head_losses, ctx,
+                {.h = view(a.h),
+                 .ht = view(a.h),
+                 .w = view(a.w),
+                 .sums = view(a.sums),
+                 .rows = view(a.rows),
+                 .dh = view(a.dh),
+                 .dw = view(a.dw),
+                 .options = s.options});
   }) == 0);
   for (const Array& array : {a.rows, a.dh, a.dw}) {
     for (const double value : array->from_device()) REQUIRE(value == 0);

@@ -28,7 +28,7 @@ void check_select(int64_t v, int64_t n, int64_t c) {
   const Array table = t.random<T>({v, c}, 100), ids = indices<I>(t, {n}, v);
   const Array y = t.empty<T>({n, c});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.select_rows(ctx, view(table), view(ids), view(y));
+    return call(k.select_rows, ctx, {.table = view(table), .ids = view(ids), .y = view(y)});
   });
   t.check_equal(y);
 }
@@ -55,7 +55,7 @@ void check_select_backward(int64_t v, int64_t n, int64_t c, bool crowded) {
   const Array dy = t.random<S>({n, c}), ids = indices<I>(t, {n}, v, crowded);
   const Array dx = t.empty<D>({v, c});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.select_rows_backward(ctx, view(dy), view(ids), view(dx));
+    return call(k.select_rows_backward, ctx, {.dy = view(dy), .ids = view(ids), .dx = view(dx)});
   });
   t.check_equal(dx);
 }
@@ -87,7 +87,7 @@ void check_gather(const Middle& m) {
   const Array x = t.random<T>({m.a, m.r, m.c}, 100), y = t.empty<T>({m.a, m.k, m.c});
   const Array index = indices<I>(t, {m.a, m.k, m.c}, m.r);
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.gather(ctx, view(x), view(index), view(y));
+    return call(k.gather, ctx, {.x = view(x), .index = view(index), .y = view(y)});
   });
   t.check_equal(y);
 }
@@ -112,7 +112,8 @@ void check_scatter(const Middle& m, bool with_base, bool crowded) {
   const Array index = indices<I>(t, {m.a, m.k, m.c}, m.r, crowded);
   const Array source = t.random<T>({m.a, m.k, m.c}), y = t.empty<T>({m.a, m.r, m.c});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.scatter_add(ctx, view(base), view(index), view(source), view(y));
+    return call(k.scatter_add, ctx,
+                {.base = view(base), .index = view(index), .source = view(source), .y = view(y)});
   });
   t.check_equal(y);
 }
@@ -144,21 +145,23 @@ TEST_CASE("an index out of range is reported, and nothing is written through it"
     const Array table = t.random<float>({5, 6}), y = t.empty<float>({3, 6});
     const Array ids = t.values<int64_t>({3}, {0, bad, 4});
     check_fault(t, "select_rows", [&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.select_rows(ctx, view(table), view(ids), view(y));
+      return call(k.select_rows, ctx, {.table = view(table), .ids = view(ids), .y = view(y)});
     });
     const Array dx = t.empty<float>({5, 6}), dy = t.random<float>({3, 6});
     check_fault(t, "select_rows_backward",
                 [&](const KernelTable& k, Context* ctx, const auto& view) {
-                  return k.select_rows_backward(ctx, view(dy), view(ids), view(dx));
+                  return call(k.select_rows_backward, ctx,
+                              {.dy = view(dy), .ids = view(ids), .dx = view(dx)});
                 });
     const Array x = t.random<float>({1, 5, 1}), index = t.values<int32_t>({1, 3, 1}, {0, bad, 4});
     const Array z = t.empty<float>({1, 3, 1}), sums = t.empty<float>({1, 5, 1});
     check_fault(t, "gather", [&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.gather(ctx, view(x), view(index), view(z));
+      return call(k.gather, ctx, {.x = view(x), .index = view(index), .y = view(z)});
     });
     const Array source = t.random<float>({1, 3, 1});
     check_fault(t, "scatter_add", [&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.scatter_add(ctx, view(x), view(index), view(source), view(sums));
+      return call(k.scatter_add, ctx,
+                  {.base = view(x), .index = view(index), .source = view(source), .y = view(sums)});
     });
   }
 }

@@ -35,7 +35,8 @@ TEST_CASE("qr_backward on the device gives the CPU's gradient") {
         const Array dq = without == 1 ? nullptr : t.random(dtype, {m, n}),
                     dr = without == 2 ? nullptr : t.random(dtype, {n, n});
         t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-          return k.qr_backward(ctx, view(q), view(r), view(dq), view(dr), view(da));
+          return call(k.qr_backward, ctx,
+                      {.q = view(q), .r = view(r), .dq = view(dq), .dr = view(dr), .da = view(da)});
         });
         t.check_close(da, tolerance_of(dtype));
       }
@@ -59,7 +60,12 @@ TEST_CASE("eigh_backward on the device gives the CPU's gradient; equal values ha
         const Array dw = without == 1 ? nullptr : t.random(wide, {n}),
                     dv = without == 2 ? nullptr : t.random(dtype, {n, n});
         t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-          return k.eigh_backward(ctx, view(w), view(v), view(dw), view(dv), view(da));
+          return call(k.eigh_backward, ctx,
+                      {.values = view(w),
+                       .vectors = view(v),
+                       .dvalues = view(dw),
+                       .dvectors = view(dv),
+                       .da = view(da)});
         });
         t.check_close(da, tolerance_of(dtype));
       }
@@ -87,8 +93,14 @@ TEST_CASE("svd_backward on the device gives the CPU's gradient") {
                     ds = mask & 2 ? t.random(wide, {k}) : nullptr,
                     dvt = mask & 4 ? t.random(dtype, {k, n}) : nullptr;
         t.both([&](const KernelTable& table, Context* ctx, const auto& view) {
-          return table.svd_backward(ctx, view(u), view(s), view(vt), view(du), view(ds), view(dvt),
-                                    view(da));
+          return call(table.svd_backward, ctx,
+                      {.u = view(u),
+                       .s = view(s),
+                       .vt = view(vt),
+                       .du = view(du),
+                       .ds = view(ds),
+                       .dvt = view(dvt),
+                       .da = view(da)});
         });
         t.check_close(da, tolerance_of(dtype));
       }

@@ -21,7 +21,8 @@ void check_eigh(Matrix a) {
     for (int64_t j = i + 1; j < n; ++j) x->set(i * n + j, 7);  // the lower triangle is read
   }
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.eigh(ctx, view(x), view(w), view(v)) | k.eigh(ctx, view(x), view(only), nullptr);
+    return call(k.eigh, ctx, {.a = view(x), .values = view(w), .vectors = view(v)}) |
+           call(k.eigh, ctx, {.a = view(x), .values = view(only)});
   });
   const std::vector<double> values = w->from_device();
   CHECK(values == only->from_device());
@@ -86,7 +87,7 @@ TEST_CASE("eigh on the device: f32 and 16-bit matrices are rounded once") {
     const Array x = t.of_values(dtype, {13, 13}, a.values), v = t.make(dtype, {13, 13});
     const Array w = t.empty<float>({13});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.eigh(ctx, view(x), view(w), view(v));
+      return call(k.eigh, ctx, {.a = view(x), .values = view(w), .vectors = view(v)});
     });
     t.check_close(w, 1e-7);
   }
@@ -100,7 +101,7 @@ TEST_CASE("eigh on the device: NaN and infinity end in a named failure") {
                   v = t.empty<double>({n, n});
       x->set(n, bad);
       CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-        return k.eigh(ctx, view(x), view(w), view(v));
+        return call(k.eigh, ctx, {.a = view(x), .values = view(w), .vectors = view(v)});
       }) == 0);
       CHECK(t.synchronize() != 0);
       CHECK(t.error() == "eigh: the matrix holds NaN or infinity");
@@ -119,7 +120,7 @@ void check_qr(const Matrix& a, bool same_r = false) {
   const Array x = t.values<double>({m, n}, a.values), q = t.empty<double>({m, k}),
               r = t.empty<double>({k, n});
   t.both([&](const KernelTable& table, Context* ctx, const auto& view) {
-    return table.qr(ctx, view(x), view(q), view(r));
+    return call(table.qr, ctx, {.a = view(x), .q = view(q), .r = view(r)});
   });
   const Matrix mq = matrix_of(q->from_device(), m, k), mr = matrix_of(r->from_device(), k, n);
   CHECK(orthonormality(mq) < 1e-13 * static_cast<double>(m));
@@ -154,7 +155,7 @@ int64_t scratch_of_qr(const Matrix& a) {
               q = t.empty<double>({a.rows, a.cols}), r = t.empty<double>({a.cols, a.cols});
   const WorkspaceSpy spy(t);
   CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.qr(ctx, view(x), view(q), view(r));
+    return call(k.qr, ctx, {.a = view(x), .q = view(q), .r = view(r)});
   }) == 0);
   return spy.total() / static_cast<int64_t>(sizeof(double));
 }
@@ -173,14 +174,14 @@ TEST_CASE("qr on the device: NaN ends, f32 and 16-bit are rounded once") {
               r = t.empty<double>({4, 4});
   bad->set(5, std::nan(""));
   CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.qr(ctx, view(bad), view(q), view(r));
+    return call(k.qr, ctx, {.a = view(bad), .q = view(q), .r = view(r)});
   }) == 0);
   CHECK(t.synchronize() == 0);
   for (const int32_t dtype : {BALORA_F32, BALORA_BF16, BALORA_F16}) {
     const Array x = t.random(dtype, {14, 6}), nq = t.make(dtype, {14, 6}),
                 nr = t.make(dtype, {6, 6});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.qr(ctx, view(x), view(nq), view(nr));
+      return call(k.qr, ctx, {.a = view(x), .q = view(nq), .r = view(nr)});
     });
     t.check_close(nq, 1e-7);
     t.check_close(nr, 1e-7);
@@ -197,8 +198,8 @@ void check_svd(const Matrix& a, bool compared = true) {
   const Array x = t.values<double>({m, n}, a.values), u = t.empty<double>({m, k}),
               s = t.empty<double>({k}), vt = t.empty<double>({k, n}), only = t.empty<double>({k});
   t.both([&](const KernelTable& table, Context* ctx, const auto& view) {
-    return table.svd(ctx, view(x), view(u), view(s), view(vt)) |
-           table.svd(ctx, view(x), nullptr, view(only), nullptr);
+    return call(table.svd, ctx, {.a = view(x), .u = view(u), .s = view(s), .vt = view(vt)}) |
+           call(table.svd, ctx, {.a = view(x), .s = view(only)});
   });
   const std::vector<double> sigma = s->from_device();
   CHECK(sigma == only->from_device());
@@ -239,7 +240,7 @@ TEST_CASE("svd on the device: small singular values keep their digits") {
   DeviceTest t;
   const Array x = t.values<double>({12, 12}, a.values), s = t.empty<double>({12});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.svd(ctx, view(x), nullptr, view(s), nullptr);
+    return call(k.svd, ctx, {.a = view(x), .s = view(s)});
   });
   const std::vector<double> sigma = s->from_device();
   for (int64_t i = 0; i < 12; ++i) {  // the CPU's are good to 1e-16 of the largest
@@ -256,7 +257,7 @@ TEST_CASE("svd on the device: f32 rounded once; NaN and infinity end in a named 
   DeviceTest t;
   const Array x = t.random<float>({11, 7}), s = t.empty<float>({7});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.svd(ctx, view(x), nullptr, view(s), nullptr);
+    return call(k.svd, ctx, {.a = view(x), .s = view(s)});
   });
   t.check_close(s, 1e-7);
   for (const auto& [m, n] : {std::pair<int64_t, int64_t>{6, 6}, {9, 4}, {4, 9}}) {
@@ -265,7 +266,7 @@ TEST_CASE("svd on the device: f32 rounded once; NaN and infinity end in a named 
                   w = t.empty<double>({std::min(m, n)}), vt = t.empty<double>({std::min(m, n), n});
       y->set(3, bad);
       CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-        return k.svd(ctx, view(y), view(u), view(w), view(vt));
+        return call(k.svd, ctx, {.a = view(y), .u = view(u), .s = view(w), .vt = view(vt)});
       }) == 0);
       CHECK(t.synchronize() != 0);
       CHECK(t.error() == "svd: the matrix holds NaN or infinity");
@@ -281,7 +282,7 @@ TEST_CASE("gram_spectrum on the device: the singular values of H W^T") {
                 g = t.values<double>({9, 9}, multiply(transposed(w), w).values),
                 s = t.empty<double>({9});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.gram_spectrum(ctx, view(m), view(g), view(s));
+      return call(k.gram_spectrum, ctx, {.m = view(m), .g = view(g), .s = view(s)});
     });
     const std::vector<double> sigma = s->from_device();
     for (int64_t i = 0; i < std::min(rows, int64_t{9}); ++i) {

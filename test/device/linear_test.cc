@@ -95,9 +95,13 @@ class Fixture {
   std::vector<double> forward() {
     run([&](const KernelTable& k, Context* ctx, const auto& view) {
       const Views views(*this, view, y_);
-      return k.linear_forward(ctx, view(x_), case_.adapter_input ? view(xa_) : nullptr,
-                              views.linears.data(), views.count(), views.parts.data(),
-                              views.part_count());
+      return call(k.linear_forward, ctx,
+                  {.x = view(x_),
+                   .x_adapter = case_.adapter_input ? view(xa_) : nullptr,
+                   .linears = views.linears.data(),
+                   .count = views.count(),
+                   .parts = views.parts.data(),
+                   .part_count = views.part_count()});
     });
     return y_[0]->from_device();
   }
@@ -147,10 +151,15 @@ class Fixture {
     run([&](const KernelTable& k, Context* ctx, const auto& view) {
       Views views(*this, view, dy_);
       if (unused >= 0) views.linears[static_cast<size_t>(unused)].y = nullptr;
-      return k.linear_backward(ctx, view(x_), split ? view(xa_) : nullptr,
-                               with_dx ? view(dx_) : nullptr,
-                               with_dx && split ? view(dxa_) : nullptr, views.linears.data(),
-                               views.count(), views.parts.data(), views.part_count());
+      return call(k.linear_backward, ctx,
+                  {.x = view(x_),
+                   .x_adapter = split ? view(xa_) : nullptr,
+                   .dx = with_dx ? view(dx_) : nullptr,
+                   .dx_adapter = with_dx && split ? view(dxa_) : nullptr,
+                   .linears = views.linears.data(),
+                   .count = views.count(),
+                   .parts = views.parts.data(),
+                   .part_count = views.part_count()});
     });
     Sums base(static_cast<size_t>(x_->size())), low_rank = base;
     for (size_t l = 0; l < w_.size(); ++l) {
@@ -433,7 +442,8 @@ TEST_CASE("a way of summing that is none is refused") {
   const Array x = t.random<bf16>({3, 8}), w = t.random<bf16>({5, 8}), y = t.empty<bf16>({3, 5});
   CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
     const LinearOperands linear = {view(w), nullptr, view(y)};
-    return k.linear_forward(ctx, view(x), nullptr, &linear, 1, nullptr, 0);
+    return call(k.linear_forward, ctx,
+                {.x = view(x), .linears = &linear, .count = 1, .part_count = 0});
   }) != 0);
   CHECK(t.error() == "BALORA_CUDA_LINEAR must be own or cublas, got fast");
 }
@@ -447,13 +457,14 @@ void check_weight_backward() {
     const Array dy = t.random<T>({n, 33}), x = t.random<T>({n, 31});
     const Array dweight = t.empty<A>({33, 31}), dbias = t.empty<A>({33});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.linear_weight_backward(ctx, view(dy), view(x), view(dweight), view(dbias));
+      return call(k.linear_weight_backward, ctx,
+                  {.dy = view(dy), .x = view(x), .dweight = view(dweight), .dbias = view(dbias)});
     });
     const double tolerance = std::is_same_v<T, double> ? 1e-13 : 2e-5;
     t.check_close(dweight, tolerance);
     t.check_close(dbias, tolerance);
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.linear_weight_backward(ctx, view(dy), nullptr, nullptr, view(dbias));
+      return call(k.linear_weight_backward, ctx, {.dy = view(dy), .dbias = view(dbias)});
     });
     t.check_close(dbias, tolerance);
   }

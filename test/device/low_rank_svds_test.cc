@@ -50,7 +50,9 @@ SvdResult solve(const Matrix& a, const Task& task, Matrix* rounded) {
   const int32_t status = t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
     ctx->allow_tf32 = 1;  // must change nothing
     const SvdOperands operands{view(x), view(u), view(s), view(vt), task.seed};
-    return k.randomized_svds(ctx, &operands, 1, task.niter, task.oversample);
+    return call(
+        k.randomized_svds, ctx,
+        {.tasks = &operands, .count = 1, .niter = task.niter, .oversample = task.oversample});
   });
   REQUIRE_MESSAGE(status == 0, t.error());
   REQUIRE_MESSAGE(t.synchronize() == 0, t.error());
@@ -162,7 +164,8 @@ TEST_CASE("randomized_svd on the device: NaN and infinity are a named failure") 
       x->set(70, bad);
       CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
         const SvdOperands operands{view(x), view(u), view(s), view(vt), 1};
-        return k.randomized_svds(ctx, &operands, 1, niter, 4);
+        return call(k.randomized_svds, ctx,
+                    {.tasks = &operands, .count = 1, .niter = niter, .oversample = 4});
       }) != 0);
       CHECK(t.error() == "randomized_svd: the matrix holds NaN or infinity");
     }

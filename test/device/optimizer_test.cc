@@ -31,8 +31,14 @@ TEST_CASE_TEMPLATE("AdamW steps", T, float, double) {
         const AdamwOperands now{&g, view(rate), &p, &first, &second, 0.1},
             then{&g, view(later), &p, &first, &second, 0.1};
         const AdamwList one{&now, 1}, other{&then, 1};
-        return k.adamw_step(ctx, &one, view(coefficient), 0.9, 0.99, 1e-6) |
-               k.adamw_step(ctx, &other, nullptr, 0.9, 0.99, 1e-6);
+        return call(k.adamw_step, ctx,
+                    {.tensors = &one,
+                     .coefficient = view(coefficient),
+                     .beta1 = 0.9,
+                     .beta2 = 0.99,
+                     .eps = 1e-6}) |
+               call(k.adamw_step, ctx,
+                    {.tensors = &other, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-6});
       });
       t.check_close(param, 8 * epsilon_of<T>());
       t.check_close(m, 8 * epsilon_of<T>());
@@ -72,8 +78,18 @@ TEST_CASE("AdamW steps of many tensors") {
       tensors.push_back({&grad, view(i % 3 ? slow : fast), &param, &m, &v, i % 3 ? 0.1 : 0});
     }
     const AdamwList list{tensors.data(), static_cast<int32_t>(tensors.size())}, none{nullptr, 0};
-    return k.adamw_step(ctx, &list, view(coefficient), 0.9, 0.99, 1e-6) |
-           k.adamw_step(ctx, &none, view(coefficient), 0.9, 0.99, 1e-6);
+    return call(k.adamw_step, ctx,
+                {.tensors = &list,
+                 .coefficient = view(coefficient),
+                 .beta1 = 0.9,
+                 .beta2 = 0.99,
+                 .eps = 1e-6}) |
+           call(k.adamw_step, ctx,
+                {.tensors = &none,
+                 .coefficient = view(coefficient),
+                 .beta1 = 0.9,
+                 .beta2 = 0.99,
+                 .eps = 1e-6});
   });
   for (const auto& [grad, param, m, v] : all) {
     for (const Array& array : {param, m, v}) t.check_close(array, 8 * epsilon_of<float>());
@@ -90,10 +106,26 @@ TEST_CASE_TEMPLATE("SGD steps, with and without momentum", T, float, double) {
                     buffer = first ? t.empty<T>({n}) : t.random<T>({n});
         const Array coefficient = t.values<double>({}, {0.3});
         t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-          return k.sgd_step(ctx, view(grad), view(coefficient), view(param), view(buffer), 0.2, 0.9,
-                            0.3, 0.1, nesterov, first) |
-                 k.sgd_step(ctx, view(grad), nullptr, view(plain), nullptr, 0.2, 0, 0, 0.1,
-                            nesterov, first);
+          return call(k.sgd_step, ctx,
+                      {.grad = view(grad),
+                       .coefficient = view(coefficient),
+                       .param = view(param),
+                       .buffer = view(buffer),
+                       .lr = 0.2,
+                       .momentum = 0.9,
+                       .dampening = 0.3,
+                       .weight_decay = 0.1,
+                       .nesterov = nesterov,
+                       .first = first}) |
+                 call(k.sgd_step, ctx,
+                      {.grad = view(grad),
+                       .param = view(plain),
+                       .lr = 0.2,
+                       .momentum = 0,
+                       .dampening = 0,
+                       .weight_decay = 0.1,
+                       .nesterov = nesterov,
+                       .first = first});
         });
         t.check_close(param, 8 * epsilon_of<T>());
         t.check_close(buffer, 8 * epsilon_of<T>());
@@ -109,7 +141,7 @@ TEST_CASE("optimiser state must be f32 or f64") {
   CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
     const AdamwOperands tensor{view(x), view(rate), view(x), view(x), view(x), 0};
     const AdamwList list{&tensor, 1};
-    return k.adamw_step(ctx, &list, nullptr, 0, 0, 0);
+    return call(k.adamw_step, ctx, {.tensors = &list, .beta1 = 0, .beta2 = 0, .eps = 0});
   }) != 0);
   CHECK(t.error() == "optimiser state must be f32 or f64");
 }
@@ -124,8 +156,9 @@ TEST_CASE_TEMPLATE("norms add up over calls and repeat bit by bit", T, float, bf
       t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
         const View* const views[] = {view(x)};
         const ViewList list{views, 1};
-        return k.norm_accumulate(ctx, &list, view(total), kind) |
-               k.norm_accumulate(ctx, &list, view(again), kind);
+        return call(k.norm_accumulate, ctx,
+                    {.tensors = &list, .total = view(total), .kind = kind}) |
+               call(k.norm_accumulate, ctx, {.tensors = &list, .total = view(again), .kind = kind});
       });
       t.check_close(total, 1e-13);
       CHECK(total->from_device() == again->from_device());
@@ -147,9 +180,9 @@ TEST_CASE("the norm of many tensors") {
       std::vector<const View*> views;
       for (const Array& x : all) views.push_back(view(x));
       const ViewList list{views.data(), static_cast<int32_t>(views.size())}, none{nullptr, 0};
-      return k.norm_accumulate(ctx, &list, view(total), kind) |
-             k.norm_accumulate(ctx, &list, view(again), kind) |
-             k.norm_accumulate(ctx, &none, view(still), kind);
+      return call(k.norm_accumulate, ctx, {.tensors = &list, .total = view(total), .kind = kind}) |
+             call(k.norm_accumulate, ctx, {.tensors = &list, .total = view(again), .kind = kind}) |
+             call(k.norm_accumulate, ctx, {.tensors = &none, .total = view(still), .kind = kind});
     });
     t.check_close(total, 1e-13);
     CHECK(total->from_device() == again->from_device());
@@ -164,7 +197,8 @@ TEST_CASE("the largest magnitude keeps a NaN") {
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
     const View* const views[] = {view(x)};
     const ViewList list{views, 1};
-    return k.norm_accumulate(ctx, &list, view(total), BALORA_NORM_INF);
+    return call(k.norm_accumulate, ctx,
+                {.tensors = &list, .total = view(total), .kind = BALORA_NORM_INF});
   });
   CHECK(std::isnan(total->from_device()[0]));
 }
@@ -176,10 +210,12 @@ TEST_CASE_TEMPLATE("scale, scale_by and adding a multiple", T, float, bf16, f16,
                 source = t.random<bf16>({n}), wide = t.random<double>({n}),
                 coefficient = t.values<double>({}, {0.3});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.scale_by(ctx, view(x), view(coefficient), view(y)) |
-             k.scale(ctx, view(coefficient), view(x)) |
-             k.add_scaled(ctx, view(source), view(sum), -1.5) |
-             k.add_scaled(ctx, view(wide), view(sum), 0.25);
+      return call(k.scale_by, ctx, {.x = view(x), .factor = view(coefficient), .y = view(y)}) |
+             call(k.scale, ctx, {.coefficient = view(coefficient), .x = view(x)}) |
+             call(k.add_scaled, ctx,
+                  {.source = view(source), .destination = view(sum), .alpha = -1.5}) |
+             call(k.add_scaled, ctx,
+                  {.source = view(wide), .destination = view(sum), .alpha = 0.25});
     });
     t.check_equal(x);
     t.check_equal(y);

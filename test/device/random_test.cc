@@ -16,7 +16,7 @@ TEST_CASE("words are the CPU's") {
     DeviceTest t;
     const Array y = t.empty<int64_t>({n});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.random_words(ctx, view(y), kSeed, kStream);
+      return call(k.random_words, ctx, {.y = view(y), .seed = kSeed, .stream = kStream});
     });
     t.check_equal(y);
   }
@@ -30,7 +30,8 @@ TEST_CASE_TEMPLATE("uniforms are the CPU's", T, float, bf16, f16, double) {
       DeviceTest t;
       const Array y = t.empty<T>({n});
       t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-        return k.random_uniform(ctx, view(y), kSeed, 3, low, high);
+        return call(k.random_uniform, ctx,
+                    {.y = view(y), .seed = kSeed, .stream = 3, .low = low, .high = high});
       });
       t.check_equal(y);
     }
@@ -42,8 +43,10 @@ TEST_CASE_TEMPLATE("normals are within 4 units in the last place", T, float, bf1
     DeviceTest t;
     const Array y = t.empty<T>({n}), z = t.empty<T>({n});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.random_normal(ctx, view(y), kSeed, kStream, 0, 1) |
-             k.random_normal(ctx, view(z), 5, 6, -0.5, 0.02);
+      return call(k.random_normal, ctx,
+                  {.y = view(y), .seed = kSeed, .stream = kStream, .mean = 0, .deviation = 1}) |
+             call(k.random_normal, ctx,
+                  {.y = view(z), .seed = 5, .stream = 6, .mean = -0.5, .deviation = 0.02});
     });
     const std::vector<double> got = y->from_device();
     for (int64_t i = 0; i < n; ++i) {
@@ -65,7 +68,7 @@ TEST_CASE_TEMPLATE("dropout is the CPU's", T, float, bf16, f16, double) {
         const Array x = t.random<T>({n}, 3), y = t.empty<T>({n});
         t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
           const View in = from(*view(x), skip), out = from(*view(y), skip);
-          return k.dropout(ctx, &in, &out, kSeed, 9, p);
+          return call(k.dropout, ctx, {.x = &in, .y = &out, .seed = kSeed, .stream = 9, .p = p});
         });
         t.check_equal(y);
       }
@@ -78,11 +81,11 @@ TEST_CASE("dropout keeps the word that equals its threshold") {
   const Array words = t.empty<int64_t>({8}), x = t.values<float>({8}, std::vector<double>(8, 1.0)),
               y = t.empty<float>({8});
   REQUIRE(t.on_cpu([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.random_words(ctx, view(words), kSeed, 9);
+    return call(k.random_words, ctx, {.y = view(words), .seed = kSeed, .stream = 9});
   }) == 0);
   const double p = std::floor(words->host(5) / 256) * 0x1p-24;
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.dropout(ctx, view(x), view(y), kSeed, 9, p);
+    return call(k.dropout, ctx, {.x = view(x), .y = view(y), .seed = kSeed, .stream = 9, .p = p});
   });
   t.check_equal(y);
   CHECK(y->from_device()[5] > 0);

@@ -47,7 +47,7 @@ void check(const Extent& e, int32_t op) {
   DeviceTest t;
   const Array x = t.random<T>({e.a, e.r, e.c}, 3), y = t.empty<D>({e.a, e.c});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.reduce(ctx, view(x), view(y), op, kCorrection);
+    return call(k.reduce, ctx, {.x = view(x), .y = view(y), .op = op, .correction = kCorrection});
   });
   std::vector<double> truth;
   for (int64_t a = 0; a < e.a; ++a) {
@@ -104,11 +104,17 @@ void check_backward(const Extent& e, int32_t op) {
   const Array y = t.empty<Wide<T>>({e.a, e.c}), dx = t.empty<T>({e.a, e.r, e.c});
   const Array mean = t.empty<double>({e.a, e.c});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.reduce(ctx, view(x), view(y), op, kCorrection) |
-           k.reduce(ctx, view(x), view(mean), BALORA_MEAN, 0);
+    return call(k.reduce, ctx, {.x = view(x), .y = view(y), .op = op, .correction = kCorrection}) |
+           call(k.reduce, ctx, {.x = view(x), .y = view(mean), .op = BALORA_MEAN, .correction = 0});
   });
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.reduce_backward(ctx, view(dy), view(x), view(y), view(dx), op, kCorrection);
+    return call(k.reduce_backward, ctx,
+                {.dy = view(dy),
+                 .x = view(x),
+                 .y = view(y),
+                 .dx = view(dx),
+                 .op = op,
+                 .correction = kCorrection});
   });
   std::vector<double> truth;
   for (int64_t i = 0; i < x->size(); ++i) {
@@ -143,7 +149,8 @@ void check_extreme(const Extent& e, double scale, bool values, bool positions) {
     const Array best = values ? t.empty<T>({e.a, e.c}) : nullptr;
     const Array at = positions ? t.empty<int32_t>({e.a, e.c}) : nullptr;
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.extreme(ctx, view(x), view(best), view(at), is_max);
+      return call(k.extreme, ctx,
+                  {.x = view(x), .values = view(best), .positions = view(at), .is_max = is_max});
     });
     if (best) t.check_equal(best);
     if (at) t.check_equal(at);
@@ -176,8 +183,12 @@ TEST_CASE("reductions treat infinities and NaN as the CPU does") {
       const Array best = t.empty<float>({middle ? 1 : 6, middle ? 6 : 1});
       const Array at = t.empty<int32_t>({middle ? 1 : 6, middle ? 6 : 1});
       t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-        return k.reduce(ctx, view(x), view(y), op, 1) |
-               k.extreme(ctx, view(x), view(best), view(at), op == BALORA_SUM);
+        return call(k.reduce, ctx, {.x = view(x), .y = view(y), .op = op, .correction = 1}) |
+               call(k.extreme, ctx,
+                    {.x = view(x),
+                     .values = view(best),
+                     .positions = view(at),
+                     .is_max = op == BALORA_SUM});
       });
       t.check_close(y, 1e-6);
       t.check_equal(best);

@@ -174,8 +174,10 @@ class RelativeAttention {
                      view(lengths), view(key_lengths), view(bias), view(pk), view(pq),
                      view(index),   c_.scale,          c_.causal};
     const RelativeGradients g{view(dq), view(dk), view(dv), view(dbias), view(dpk), view(dpq)};
-    return table.relative_attention_forward(ctx, &r, view(out), view(lse)) |
-           table.relative_attention_backward(ctx, view(dout), &r, view(out), view(lse), &g);
+    return call(table.relative_attention_forward, ctx,
+                {.r = &r, .out = view(out), .lse = view(lse)}) |
+           call(table.relative_attention_backward, ctx,
+                {.dout = view(dout), .r = &r, .out = view(out), .lse = view(lse), .gradients = &g});
   }
   void both() {
     t.both([&](const KernelTable& table, Context* ctx, const auto& view) {

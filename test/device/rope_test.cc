@@ -31,8 +31,20 @@ void check_rope(const Sizes& s) {
     View x = *view(y);
     x.data = view(fused)->data;
     x.stride[0] = width;
-    return k.rope(ctx, &x, view(cosine), view(sine), view(positions), view(y), 0) |
-           k.rope(ctx, view(y), view(cosine), view(sine), view(positions), view(back), 1);
+    return call(k.rope, ctx,
+                {.x = &x,
+                 .cosine = view(cosine),
+                 .sine = view(sine),
+                 .positions = view(positions),
+                 .y = view(y),
+                 .inverse = 0}) |
+           call(k.rope, ctx,
+                {.x = view(y),
+                 .cosine = view(cosine),
+                 .sine = view(sine),
+                 .positions = view(positions),
+                 .y = view(back),
+                 .inverse = 1});
   });
   const double tolerance = 2 * epsilon_of<T>() + (std::is_same_v<T, double> ? 1e-15 : 3e-7);
   t.check_close(y, tolerance);
@@ -57,7 +69,13 @@ TEST_CASE("a position outside the tables is reported and its row not turned") {
               cosine = t.random<float>({40, 4}), sine = t.random<float>({40, 4}),
               positions = t.values<int32_t>({3}, {1, 40, 2});
   const auto row = [&](const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) {
-    return k.rope(ctx, view(x), view(cosine), view(sine), view(positions), view(y), 0);
+    return call(k.rope, ctx,
+                {.x = view(x),
+                 .cosine = view(cosine),
+                 .sine = view(sine),
+                 .positions = view(positions),
+                 .y = view(y),
+                 .inverse = 0});
   };
   REQUIRE(t.on_device(row) == 0);
   CHECK(t.synchronize() != 0);

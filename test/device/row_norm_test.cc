@@ -1,6 +1,6 @@
 // row_norm on the device against the CPU and f64: no part, one, several, ranks and sizes that fill
 // no tile.
-#include "kernels/linear.h"
+#include "kernels/operands/linear.h"
 #include "support/device_test.h"
 
 namespace {
@@ -37,8 +37,11 @@ void check_row_norm(int64_t rows, int64_t columns, const std::vector<int64_t>& r
     for (size_t p = 0; p < a.size(); ++p) {
       parts.push_back({view(a[p]), view(b[p]), nullptr, nullptr, nullptr, 0.7, 0, 0});
     }
-    return k.row_norm(ctx, view(weight), parts.data(), static_cast<int32_t>(parts.size()),
-                      view(norm));
+    return call(k.row_norm, ctx,
+                {.weight = view(weight),
+                 .parts = parts.data(),
+                 .count = static_cast<int32_t>(parts.size()),
+                 .norm = view(norm)});
   });
   std::vector<double> truth;
   for (int64_t o = 0; o < rows; ++o) {
@@ -66,7 +69,8 @@ TEST_CASE("row_norm says how many parts it takes") {
   CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
     const std::vector<LowRankOperands> parts(
         33, {view(weight), view(weight), nullptr, nullptr, nullptr, 1, 0, 0});
-    return k.row_norm(ctx, view(weight), parts.data(), 33, view(norm));
+    return call(k.row_norm, ctx,
+                {.weight = view(weight), .parts = parts.data(), .count = 33, .norm = view(norm)});
   }) != 0);
   CHECK(t.error() == "row_norm: at most 32 low-rank parts a weight, got 33");
 }

@@ -48,7 +48,8 @@ void check(int64_t rows, int64_t size, double scale = 4) {
     const Array y = t.empty<T>({rows, size}), dx = t.empty<T>({rows, size});
     const Array lse = t.empty<Wide<T>>({rows});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.softmax_forward(ctx, view(x), view(y), view(lse), logarithm);
+      return call(k.softmax_forward, ctx,
+                  {.x = view(x), .y = view(y), .lse = view(lse), .logarithm = logarithm});
     });
     const Truth truth = truth_of(*x, *dy, rows, size, logarithm);
     // On the CPU f64 has the truth's very bits; an exponential shows a last bit of the log-sum-exp
@@ -58,7 +59,9 @@ void check(int64_t rows, int64_t size, double scale = 4) {
     t.check_truth(y, truth.y, each);
     t.check_truth(lse, truth.lse, 2 * epsilon_of<Wide<T>>(), 0);
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.softmax_backward(ctx, view(dy), view(x), view(lse), view(dx), logarithm);
+      return call(
+          k.softmax_backward, ctx,
+          {.dy = view(dy), .x = view(x), .lse = view(lse), .dx = view(dx), .logarithm = logarithm});
     });
     t.check_truth(dx, truth.dx, each + wide);
   }
@@ -105,7 +108,8 @@ TEST_CASE("softmax treats infinities and NaN as the CPU does") {
                                  nan,  1, -inf, 2,    -inf, -inf, nan,  -inf, nan, inf, -inf, 0});
     const Array y = t.empty<float>({6, 4}), lse = t.empty<float>({6});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.softmax_forward(ctx, view(x), view(y), view(lse), logarithm);
+      return call(k.softmax_forward, ctx,
+                  {.x = view(x), .y = view(y), .lse = view(lse), .logarithm = logarithm});
     });
     t.check_close(y, 1e-6);
     t.check_close(lse, 1e-6);

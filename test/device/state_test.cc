@@ -89,7 +89,7 @@ TEST_CASE("a refusal is not the error of this thread's next launch") {
   }
   const Array y = t.empty<float>({33});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.fill(ctx, view(y), 3);
+    return call(k.fill, ctx, {.y = view(y), .value = 3});
   });
   t.check_equal(y);
 }
@@ -103,7 +103,7 @@ TEST_CASE("an error that shows later names the last kernel before it") {
   REQUIRE(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
     View longer = *view(y);
     longer.shape[0] = 4000;
-    return k.fill(ctx, &longer, 3);
+    return call(k.fill, ctx, {.y = &longer, .value = 3});
   }) == 0);
   const std::string words = "unspecified launch failure, at or before the kernel fill";
   SUBCASE("at a synchronisation") {
@@ -136,7 +136,7 @@ struct AsOnAGpu {
 // Writes beyond the end, and succeeds as far as its launch can tell.
 int32_t fill_too_much(const KernelTable& k, Context* ctx, View view) {
   view.shape[0] = 4000;
-  return k.fill(ctx, &view, 3);
+  return call(k.fill, ctx, {.y = &view, .value = 3});
 }
 
 const std::string kBrokenByFill = "unspecified launch failure, at or before the kernel fill";
@@ -155,11 +155,11 @@ TEST_CASE("what a broken device refuses is not the fault of who asks") {
     const AsOnAGpu settings;
     REQUIRE(fill_too_much(k, ctx, vy) == 0);
     SUBCASE("a launch") {
-      CHECK(k.unary(ctx, &vx, &vy, BALORA_EXP, 0, 0) != 0);
+      CHECK(call(k.unary, ctx, {.x = &vx, .y = &vy, .op = BALORA_EXP, .a = 0, .b = 0}) != 0);
       CHECK(t.error().find(": " + kBrokenByFill) != std::string::npos);
     }
     SUBCASE("a copy") {
-      CHECK(k.copy(ctx, &vx, &vy) != 0);
+      CHECK(call(k.copy, ctx, {.source = &vx, .destination = &vy}) != 0);
       CHECK(t.error() == "copy: " + kBrokenByFill);
     }
     SUBCASE("device memory, which the next row tells") {
@@ -243,7 +243,7 @@ TEST_CASE("an error that was told is not that of the next launch") {
     k.unmark(mark);
   }
   View view = y->device_view();
-  const int32_t status = k.fill(ctx, &view, 3);
+  const int32_t status = call(k.fill, ctx, {.y = &view, .value = 3});
   CHECK_MESSAGE(status == 0, t.error());
   CHECK(t.synchronize() == 0);
 }

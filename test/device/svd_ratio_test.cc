@@ -46,21 +46,34 @@ void check_case(const Case& t, double value_tolerance, double tolerance) {
   const double rounding = 2 * epsilon_of<T>();
   if (t.softcap == 0) {
     REQUIRE(d.on_cpu([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.gram(ctx, view(w), view(g), 0);
+      return call(k.gram, ctx, {.a = view(w), .g = view(g), .accumulate = 0});
     }) == 0);
     for (const bool gradient : {true, false}) {
       if (t.m > 100 && !gradient) continue;  // slow on the emulated device
       d.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-        return k.svd_ratio_gram(ctx, view(h), view(g), view(value), gradient ? view(dh) : nullptr,
-                                t.k, t.nuclear);
+        return call(k.svd_ratio_gram, ctx,
+                    {.h = view(h),
+                     .g = view(g),
+                     .value = view(value),
+                     .dh = gradient ? view(dh) : nullptr,
+                     .k = t.k,
+                     .nuclear = t.nuclear});
       });
       d.check_close(value, 1e-11);
       if (gradient) check_near(dh, 1e-7 + rounding, "dh of the Gram form");
     }
   }
   d.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.svd_ratio_tiles(ctx, view(h), view(w), view(value), view(dh), view(dw), t.k, t.nuclear,
-                             t.softcap, t.m * 16 * 5);
+    return call(k.svd_ratio_tiles, ctx,
+                {.h = view(h),
+                 .w = view(w),
+                 .value = view(value),
+                 .dh = view(dh),
+                 .dw = view(dw),
+                 .k = t.k,
+                 .nuclear = t.nuclear,
+                 .softcap = t.softcap,
+                 .chunk_bytes = t.m * 16 * 5});
   });
   d.check_close(value, value_tolerance);
   check_near(dh, tolerance + rounding, "dh of the tiles");
@@ -99,10 +112,12 @@ TEST_CASE("svd ratio: the iteration converges for neighbouring values too") {
   const Array value = d.empty<double>({}), dh = d.empty<double>({260, 200});
   const Array g = d.empty<double>({200, 200});
   REQUIRE(d.on_cpu([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.gram(ctx, view(w), view(g), 0);
+    return call(k.gram, ctx, {.a = view(w), .g = view(g), .accumulate = 0});
   }) == 0);
   d.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.svd_ratio_gram(ctx, view(h), view(g), view(value), view(dh), 10, 0);
+    return call(
+        k.svd_ratio_gram, ctx,
+        {.h = view(h), .g = view(g), .value = view(value), .dh = view(dh), .k = 10, .nuclear = 0});
   });
   d.check_close(value, 1e-11);
   check_near(dh, 1e-7, "dh");
@@ -116,7 +131,13 @@ TEST_CASE("svd ratio: zero logits give value 0 and gradient 0") {
     for (const int nuclear : {0, 1}) {
       if (nuclear && m > 4) continue;  // slow on the emulated device
       const int32_t status = d.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-        return k.svd_ratio_gram(ctx, view(h), view(g), view(value), view(dh), 2, nuclear);
+        return call(k.svd_ratio_gram, ctx,
+                    {.h = view(h),
+                     .g = view(g),
+                     .value = view(value),
+                     .dh = view(dh),
+                     .k = 2,
+                     .nuclear = nuclear});
       });
       REQUIRE(status == 0);
       REQUIRE(d.synchronize() == 0);
@@ -135,7 +156,9 @@ TEST_CASE("svd ratio: components below the rank carry no gradient") {
     const Array h = d.values<double>({m, 200}, values), g = d.values<double>({200, 200}, identity);
     const Array value = d.empty<double>({}), dh = d.empty<double>({m, 200});
     const int32_t status = d.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return k.svd_ratio_gram(ctx, view(h), view(g), view(value), view(dh), 3, 0);
+      return call(
+          k.svd_ratio_gram, ctx,
+          {.h = view(h), .g = view(g), .value = view(value), .dh = view(dh), .k = 3, .nuclear = 0});
     });
     REQUIRE(status == 0);
     REQUIRE(d.synchronize() == 0);
@@ -153,8 +176,16 @@ int64_t scratch_of_tiles(const Case& t) {
               dw = d.empty<float>({t.v, t.c});
   const WorkspaceSpy spy(d);
   REQUIRE(d.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.svd_ratio_tiles(ctx, view(h), view(w), view(value), view(dh), view(dw), t.k, t.nuclear,
-                             t.softcap, 1);
+    return call(k.svd_ratio_tiles, ctx,
+                {.h = view(h),
+                 .w = view(w),
+                 .value = view(value),
+                 .dh = view(dh),
+                 .dw = view(dw),
+                 .k = t.k,
+                 .nuclear = t.nuclear,
+                 .softcap = t.softcap,
+                 .chunk_bytes = 1});
   }) == 0);
   REQUIRE(d.synchronize() == 0);
   return spy.total();
@@ -173,7 +204,15 @@ TEST_CASE("svd ratio: hidden states that are no numbers are reported") {
   const Array value = d.empty<double>({}), dh = d.empty<float>({7, 9});
   h->set(3, std::nan(""));
   CHECK(d.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return k.svd_ratio_tiles(ctx, view(h), view(w), view(value), view(dh), nullptr, 2, 0, 0, 0);
+    return call(k.svd_ratio_tiles, ctx,
+                {.h = view(h),
+                 .w = view(w),
+                 .value = view(value),
+                 .dh = view(dh),
+                 .k = 2,
+                 .nuclear = 0,
+                 .softcap = 0,
+                 .chunk_bytes = 0});
   }) == 0);
   CHECK(d.synchronize() != 0);
   CHECK(d.error().rfind("svd_ratio_tiles: ", 0) == 0);

@@ -11,17 +11,29 @@ using namespace balora::test;
 
 DeviceTest::Row summary_of(const HeadArrays& a, const HeadSetting& s) {
   return [=](const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) {
-    return k.teacher_summary(ctx, view(a.ht), view(s.other_head ? a.wt : a.w), view(a.w),
-                             view(a.mean), view(a.entropy), &s.options);
+    return call(k.teacher_summary, ctx,
+                {.ht = view(a.ht),
+                 .wt = view(s.other_head ? a.wt : a.w),
+                 .w = view(a.w),
+                 .mean = view(a.mean),
+                 .entropy = view(a.entropy),
+                 .options = s.options});
   };
 }
 
 DeviceTest::Row cached_of(const HeadArrays& a, const HeadSetting& s) {
   return [=](const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) {
-    return k.head_losses_cached(
-        ctx, view(a.h), view(a.mean), view(a.entropy), view(a.w),
-        s.targets ? view(a.targets) : nullptr, s.masks ? view(a.regularized) : nullptr,
-        s.scaled ? view(a.scales) : nullptr, view(a.sums), view(a.dh), &s.options);
+    return call(k.head_losses_cached, ctx,
+                {.h = view(a.h),
+                 .mean = view(a.mean),
+                 .entropy = view(a.entropy),
+                 .w = view(a.w),
+                 .targets = s.targets ? view(a.targets) : nullptr,
+                 .regularized = s.masks ? view(a.regularized) : nullptr,
+                 .scales = s.scaled ? view(a.scales) : nullptr,
+                 .sums = view(a.sums),
+                 .dh = view(a.dh),
+                 .options = s.options});
   };
 }
 

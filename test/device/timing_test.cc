@@ -24,7 +24,7 @@ TEST_CASE("marks tell the seconds between them, once they are reached") {
     void *from = nullptr, *to = nullptr;
     double seconds = -1;
     REQUIRE(k.record(device.get(), &from) == 0);
-    REQUIRE(k.fill(device.get(), &view, 1) == 0);
+    REQUIRE(call(k.fill, device.get(), {.y = &view, .value = 1}) == 0);
     REQUIRE(k.record(device.get(), &to) == 0);
     REQUIRE(k.synchronize(device.get()) == 0);
     CHECK(k.elapsed(from, to, &seconds) == 0);

@@ -15,7 +15,7 @@ void check(DeviceTest& t, const Array& x, int64_t rows, int64_t k) {
   CAPTURE(k);
   const Array values = t.make(x->dtype(), {rows, k}), columns = t.empty<int32_t>({rows, k});
   t.both([&](const KernelTable& table, Context* ctx, const auto& view) {
-    return table.topk(ctx, view(x), view(values), view(columns));
+    return call(table.topk, ctx, {.x = view(x), .values = view(values), .columns = view(columns)});
   });
   t.check_equal(values);
   t.check_equal(columns);

@@ -53,28 +53,28 @@ BALORA_INLINE bool finite_range(const T* x, int64_t begin, int64_t end) {
 
 }  // namespace
 
-int32_t accumulate_kernel(Context* ctx, const View* source, const View* destination, double beta) {
-  const int64_t n = view_numel(*destination);
-  dispatch_float(destination->dtype, [&]<typename D>() {
-    dispatch_float(source->dtype, [&]<typename S>() {
+int32_t accumulate_kernel(Context* ctx, const balora_accumulate& o) {
+  const int64_t n = view_numel(*o.destination);
+  dispatch_float(o.destination->dtype, [&]<typename D>() {
+    dispatch_float(o.source->dtype, [&]<typename S>() {
       parallel_for(ctx, n, kElementGrain, [&](int64_t begin, int64_t end) {
-        accumulate(data_of<S>(source), data_of<D>(destination), begin, end,
-                   static_cast<Acc<D>>(beta));
+        accumulate(data_of<S>(o.source), data_of<D>(o.destination), begin, end,
+                   static_cast<Acc<D>>(o.beta));
       });
     });
   });
   return 0;
 }
 
-int32_t check_finite_kernel(Context* ctx, const View* x, int32_t* finite) {
-  if (!view_contiguous(*x)) throw UnsupportedError("check_finite: the view must be contiguous");
+int32_t check_finite_kernel(Context* ctx, const balora_check_finite& o) {
+  if (!view_contiguous(*o.x)) throw UnsupportedError("check_finite: the view must be contiguous");
   std::atomic<bool> all{true};
-  dispatch_float(x->dtype, [&]<typename T>() {
-    parallel_for(ctx, view_numel(*x), kElementGrain, [&](int64_t begin, int64_t end) {
-      if (!finite_range(data_of<T>(x), begin, end)) all = false;
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    parallel_for(ctx, view_numel(*o.x), kElementGrain, [&](int64_t begin, int64_t end) {
+      if (!finite_range(data_of<T>(o.x), begin, end)) all = false;
     });
   });
-  *finite = all ? 1 : 0;
+  *o.finite = all ? 1 : 0;
   return 0;
 }
 

@@ -187,25 +187,23 @@ Moments<T> whole_moments(const Extents& e, const T* grad, T* v, T scale, double 
 
 }  // namespace
 
-int32_t adafactor_step_kernel(Context* ctx, const View* grad, const View* coefficient,
-                              const View* param, const View* row, const View* column, const View* m,
-                              double lr, double beta1, double beta2, double eps, double clip,
-                              double weight_decay, double scale_floor) {
-  const Extents e = extents_of(param, column != nullptr);
-  const int64_t n = view_numel(*param);
+int32_t adafactor_step_kernel(Context* ctx, const balora_adafactor_step& o) {
+  const Extents e = extents_of(o.param, o.column != nullptr);
+  const int64_t n = view_numel(*o.param);
   if (n == 0) return 0;
   const auto step = [&]<typename T>() {
-    const T* g = data_of<T>(grad);
-    T* p = data_of<T>(param);
-    const T scale = static_cast<T>(coefficient ? *data_of<double>(coefficient) : 1.0);
-    double rate = lr;
-    if (scale_floor >= 0) {
+    const T* g = data_of<T>(o.grad);
+    T* p = data_of<T>(o.param);
+    const T scale = static_cast<T>(o.coefficient ? *data_of<double>(o.coefficient) : 1.0);
+    double rate = o.lr;
+    if (o.scale_floor >= 0) {
       const double rms = std::sqrt(sum_of_squares(ctx, p, n) / static_cast<double>(n));
-      rate *= std::max(scale_floor, rms);
+      rate *= std::max(o.scale_floor, rms);
     }
-    const Moments<T> moments =
-        column ? factored_moments(ctx, e, g, data_of<T>(row), data_of<T>(column), scale, beta2, eps)
-               : whole_moments(e, g, data_of<T>(row), scale, beta2, eps);
+    const Moments<T> moments = o.column
+                                   ? factored_moments(ctx, e, g, data_of<T>(o.row),
+                                                      data_of<T>(o.column), scale, o.beta2, o.eps)
+                                   : whole_moments(e, g, data_of<T>(o.row), scale, o.beta2, o.eps);
     const auto row_at = [&](int64_t r) {
       return Row<T>{g + r * e.columns, moments.inverse.data() + r / e.rows * e.columns, scale,
                     moments.factor[static_cast<size_t>(r)], e.columns};
@@ -220,18 +218,18 @@ int32_t adafactor_step_kernel(Context* ctx, const View* grad, const View* coeffi
     double squared = 0;
     for (const double part : partial) squared += part;
     const double rms = std::sqrt(squared / static_cast<double>(n));
-    const Apply<T> k{static_cast<T>(rate / std::max(1.0, rms / clip)),
-                     static_cast<T>(1 - weight_decay * rate), static_cast<T>(beta1)};
+    const Apply<T> k{static_cast<T>(rate / std::max(1.0, rms / o.clip)),
+                     static_cast<T>(1 - o.weight_decay * rate), static_cast<T>(o.beta1)};
     parallel_for(ctx, e.all_rows(), grain, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         const int64_t at = r * e.columns;
-        apply(row_at(r), p + at, m ? data_of<T>(m) + at : nullptr, k);
+        apply(row_at(r), p + at, o.m ? data_of<T>(o.m) + at : nullptr, k);
       }
     });
   };
-  if (param->dtype == BALORA_F64) {
+  if (o.param->dtype == BALORA_F64) {
     step.template operator()<double>();
-  } else if (param->dtype == BALORA_F32) {
+  } else if (o.param->dtype == BALORA_F32) {
     step.template operator()<float>();
   } else {
     throw UnsupportedError("optimiser state must be f32 or f64");

@@ -156,20 +156,17 @@ void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segmen
 
 namespace balora {
 
-int32_t attention_forward_kernel(Context* ctx, const View* q, const View* k, const View* v,
-                                 const View* cu_seqlens, const View* cu_queries,
-                                 const View* lengths, const View* out, const View* lse,
-                                 double scale, double softcap, int64_t window, int32_t causal) {
+int32_t attention_forward_kernel(Context* ctx, const balora_attention_forward& o) {
   using namespace attention;
-  const Geometry g{q->shape[1], k->shape[1], q->shape[2],
-                   scale,       softcap,     window_of(window, k->shape[0]),
-                   causal != 0};
+  const Geometry g{o.q->shape[1], o.k->shape[1], o.q->shape[2],
+                   o.scale,       o.softcap,     window_of(o.window, o.k->shape[0]),
+                   o.causal != 0};
   const std::vector<Segment> segments =
-      read_segments(cu_seqlens, cu_queries, lengths, q->shape[0], k->shape[0]);
-  dispatch_tiles(q->dtype, [&]<typename T, typename E>() {
-    const Operands<T> operands{data_of<T>(q), data_of<T>(k), data_of<T>(v), data_of<T>(out),
-                               q->stride[0],  k->stride[0],  v->stride[0]};
-    attention::forward<T, E>(ctx, g, segments, operands, lse);
+      read_segments(o.cu_seqlens, o.cu_queries, o.lengths, o.q->shape[0], o.k->shape[0]);
+  dispatch_tiles(o.q->dtype, [&]<typename T, typename E>() {
+    const Operands<T> operands{data_of<T>(o.q), data_of<T>(o.k), data_of<T>(o.v), data_of<T>(o.out),
+                               o.q->stride[0],  o.k->stride[0],  o.v->stride[0]};
+    attention::forward<T, E>(ctx, g, segments, operands, o.lse);
   });
   return 0;
 }

@@ -246,21 +246,17 @@ void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segme
 
 namespace balora {
 
-int32_t attention_backward_kernel(Context* ctx, const View* dout, const View* q, const View* k,
-                                  const View* v, const View* cu_seqlens, const View* cu_queries,
-                                  const View* lengths, const View* out, const View* lse,
-                                  const View* dq, const View* dk, const View* dv, double scale,
-                                  double softcap, int64_t window, int32_t causal) {
+int32_t attention_backward_kernel(Context* ctx, const balora_attention_backward& o) {
   using namespace attention;
-  const Geometry g{q->shape[1], k->shape[1], q->shape[2],
-                   scale,       softcap,     window_of(window, k->shape[0]),
-                   causal != 0};
+  const Geometry g{o.q->shape[1], o.k->shape[1], o.q->shape[2],
+                   o.scale,       o.softcap,     window_of(o.window, o.k->shape[0]),
+                   o.causal != 0};
   const std::vector<Segment> segments =
-      read_segments(cu_seqlens, cu_queries, lengths, q->shape[0], k->shape[0]);
-  dispatch_tiles(q->dtype, [&]<typename T, typename E>() {
-    const Operands<T, Acc<E>> operands{Heads<T>(dout), Heads<T>(q),   Heads<T>(k),
-                                       Heads<T>(v),    Heads<T>(out), Heads<T>(dq),
-                                       Heads<T>(dk),   Heads<T>(dv),  data_of<Acc<E>>(lse)};
+      read_segments(o.cu_seqlens, o.cu_queries, o.lengths, o.q->shape[0], o.k->shape[0]);
+  dispatch_tiles(o.q->dtype, [&]<typename T, typename E>() {
+    const Operands<T, Acc<E>> operands{Heads<T>(o.dout), Heads<T>(o.q),   Heads<T>(o.k),
+                                       Heads<T>(o.v),    Heads<T>(o.out), Heads<T>(o.dq),
+                                       Heads<T>(o.dk),   Heads<T>(o.dv),  data_of<Acc<E>>(o.lse)};
     attention::backward<T, E>(ctx, g, segments, operands);
   });
   return 0;

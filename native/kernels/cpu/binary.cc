@@ -100,38 +100,37 @@ BALORA_INLINE void gradient_loop(const T* dy, const T* a, const T* b, T* da, T* 
 
 }  // namespace
 
-int32_t binary_kernel(Context* ctx, const View* a, const View* b, const View* y, int32_t op) {
-  const LoopPlan<3> plan = plan_loops<3>({a, b, y});
-  dispatch_any(y->dtype, [&]<typename T>() {
+int32_t binary_kernel(Context* ctx, const balora_binary& o) {
+  const LoopPlan<3> plan = plan_loops<3>({o.a, o.b, o.y});
+  dispatch_any(o.y->dtype, [&]<typename T>() {
     if constexpr (std::is_same_v<T, uint8_t>) {
       throw UnsupportedError("u8 has no arithmetic");
     } else {
       for_each_row<3>(ctx, plan, [&](const std::array<int64_t, 3>& at, int64_t n) {
         const auto& step = plan.row_stride();
-        binary_row(op, data_of<T>(a) + at[0], step[0], data_of<T>(b) + at[1], step[1],
-                   data_of<T>(y) + at[2], n);
+        binary_row(o.op, data_of<T>(o.a) + at[0], step[0], data_of<T>(o.b) + at[1], step[1],
+                   data_of<T>(o.y) + at[2], n);
       });
     }
   });
   return 0;
 }
 
-int32_t binary_backward_kernel(Context* ctx, const View* dy, const View* a, const View* b,
-                               const View* da, const View* db, int32_t op) {
+int32_t binary_backward_kernel(Context* ctx, const balora_binary_backward& o) {
   // An unwanted output takes the place of the other one in the plan: both are contiguous and of one
   // shape.
-  const View* any = da ? da : db;
+  const View* any = o.da ? o.da : o.db;
   if (!any) return 0;
-  const LoopPlan<5> plan = plan_loops<5>({dy, a, b, da ? da : any, db ? db : any});
+  const LoopPlan<5> plan = plan_loops<5>({o.dy, o.a, o.b, o.da ? o.da : any, o.db ? o.db : any});
   dispatch_float(any->dtype, [&]<typename T>() {
     for_each_row<5>(ctx, plan, [&](const std::array<int64_t, 5>& at, int64_t n) {
-      const T* g = data_of<T>(dy) + at[0];
-      const T* x = data_of<T>(a) + at[1];
-      const T* z = data_of<T>(b) + at[2];
-      T* dx = da ? data_of<T>(da) + at[3] : nullptr;
-      T* dz = db ? data_of<T>(db) + at[4] : nullptr;
+      const T* g = data_of<T>(o.dy) + at[0];
+      const T* x = data_of<T>(o.a) + at[1];
+      const T* z = data_of<T>(o.b) + at[2];
+      T* dx = o.da ? data_of<T>(o.da) + at[3] : nullptr;
+      T* dz = o.db ? data_of<T>(o.db) + at[4] : nullptr;
       const auto& step = plan.row_stride();
-      switch (op) {
+      switch (o.op) {
         case BALORA_DIV:
           return gradient_loop<BALORA_DIV>(g, x, z, dx, dz, step, n);
         case BALORA_POW:

@@ -61,28 +61,26 @@ void scale_rows(Context* ctx, const View* x, const View* scale, const View* bias
 
 }  // namespace
 
-int32_t column_scale_forward_kernel(Context* ctx, const View* x, const View* scale,
-                                    const View* bias, const View* y) {
-  dispatch_float(x->dtype, [&]<typename T>() { scale_rows<T>(ctx, x, scale, bias, y); });
+int32_t column_scale_forward_kernel(Context* ctx, const balora_column_scale_forward& o) {
+  dispatch_float(o.x->dtype, [&]<typename T>() { scale_rows<T>(ctx, o.x, o.scale, o.bias, o.y); });
   return 0;
 }
 
-int32_t column_scale_backward_kernel(Context* ctx, const View* dy, const View* x, const View* scale,
-                                     const View* dx, const View* dscale, const View* dbias) {
-  dispatch_float(dy->dtype, [&]<typename T>() {
+int32_t column_scale_backward_kernel(Context* ctx, const balora_column_scale_backward& o) {
+  dispatch_float(o.dy->dtype, [&]<typename T>() {
     using A = Acc<T>;
-    const int64_t rows = dy->shape[0], columns = dy->shape[1];
-    if (dx) scale_rows<T>(ctx, dy, scale, nullptr, dx);
-    if (!dscale && !dbias) return;
+    const int64_t rows = o.dy->shape[0], columns = o.dy->shape[1];
+    if (o.dx) scale_rows<T>(ctx, o.dy, o.scale, nullptr, o.dx);
+    if (!o.dscale && !o.dbias) return;
     // A column's sum is one thread's, over the rows in order.
     parallel_for(ctx, columns, kGrain / (rows + 1), [&](int64_t begin, int64_t end) {
-      A* products = dscale ? data_of<A>(dscale) + begin : nullptr;
-      A* values = dbias ? data_of<A>(dbias) + begin : nullptr;
+      A* products = o.dscale ? data_of<A>(o.dscale) + begin : nullptr;
+      A* values = o.dbias ? data_of<A>(o.dbias) + begin : nullptr;
       if (products) std::fill_n(products, end - begin, A{0});
       if (values) std::fill_n(values, end - begin, A{0});
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t at = r * columns + begin;
-        sum_row(data_of<T>(dy) + at, products ? data_of<T>(x) + at : nullptr, products, values,
+        sum_row(data_of<T>(o.dy) + at, products ? data_of<T>(o.x) + at : nullptr, products, values,
                 end - begin);
       }
     });

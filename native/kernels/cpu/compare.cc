@@ -30,15 +30,15 @@ void compare_row(const T* a, int64_t a_step, const T* b, int64_t b_step, uint8_t
 
 }  // namespace
 
-int32_t compare_kernel(Context* ctx, const View* a, const View* b, const View* y, int32_t op) {
-  const LoopPlan<3> plan = plan_loops<3>({a, b, y});
-  dispatch_any(a->dtype, [&]<typename T>() {
+int32_t compare_kernel(Context* ctx, const balora_compare& o) {
+  const LoopPlan<3> plan = plan_loops<3>({o.a, o.b, o.y});
+  dispatch_any(o.a->dtype, [&]<typename T>() {
     for_each_row<3>(ctx, plan, [&](const std::array<int64_t, 3>& at, int64_t n) {
       const auto& step = plan.row_stride();
-      const T* x = data_of<T>(a) + at[0];
-      const T* z = data_of<T>(b) + at[1];
-      uint8_t* out = data_of<uint8_t>(y) + at[2];
-      switch (op) {
+      const T* x = data_of<T>(o.a) + at[0];
+      const T* z = data_of<T>(o.b) + at[1];
+      uint8_t* out = data_of<uint8_t>(o.y) + at[2];
+      switch (o.op) {
         case BALORA_EQUAL:
           return compare_row<BALORA_EQUAL>(x, step[0], z, step[1], out, n);
         case BALORA_NOT_EQUAL:
@@ -57,17 +57,16 @@ int32_t compare_kernel(Context* ctx, const View* a, const View* b, const View* y
   return 0;
 }
 
-int32_t where_kernel(Context* ctx, const View* condition, const View* a, const View* b,
-                     const View* y) {
+int32_t where_kernel(Context* ctx, const balora_where& o) {
   // A null operand is zero; y takes its place in the plan.
-  const LoopPlan<4> plan = plan_loops<4>({condition, a ? a : y, b ? b : y, y});
-  dispatch_any(y->dtype, [&]<typename T>() {
+  const LoopPlan<4> plan = plan_loops<4>({o.condition, o.a ? o.a : o.y, o.b ? o.b : o.y, o.y});
+  dispatch_any(o.y->dtype, [&]<typename T>() {
     for_each_row<4>(ctx, plan, [&](const std::array<int64_t, 4>& at, int64_t n) {
       const auto& step = plan.row_stride();
-      const uint8_t* choose = data_of<uint8_t>(condition) + at[0];
-      const T* x = a ? data_of<T>(a) + at[1] : nullptr;
-      const T* z = b ? data_of<T>(b) + at[2] : nullptr;
-      T* out = data_of<T>(y) + at[3];
+      const uint8_t* choose = data_of<uint8_t>(o.condition) + at[0];
+      const T* x = o.a ? data_of<T>(o.a) + at[1] : nullptr;
+      const T* z = o.b ? data_of<T>(o.b) + at[2] : nullptr;
+      T* out = data_of<T>(o.y) + at[3];
       for (int64_t i = 0; i < n; ++i) {
         const T* from =
             choose[i * step[0]] ? (x ? x + i * step[1] : nullptr) : (z ? z + i * step[2] : nullptr);
@@ -78,11 +77,11 @@ int32_t where_kernel(Context* ctx, const View* condition, const View* a, const V
   return 0;
 }
 
-int32_t is_finite_kernel(Context* ctx, const View* x, const View* y) {
-  dispatch_float(x->dtype, [&]<typename T>() {
-    parallel_for(ctx, view_numel(*x), 1 << 14, [&](int64_t begin, int64_t end) {
+int32_t is_finite_kernel(Context* ctx, const balora_is_finite& o) {
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    parallel_for(ctx, view_numel(*o.x), 1 << 14, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        data_of<uint8_t>(y)[i] = std::isfinite(load(data_of<T>(x)[i])) ? 1 : 0;
+        data_of<uint8_t>(o.y)[i] = std::isfinite(load(data_of<T>(o.x)[i])) ? 1 : 0;
       }
     });
   });

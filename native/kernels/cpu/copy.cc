@@ -122,13 +122,13 @@ void copy_transposed(const Context* ctx, LoopPlan<2> plan, int dim, const S* sou
 
 }  // namespace
 
-int32_t copy_kernel(Context* ctx, const View* source, const View* destination) {
-  const LoopPlan<2> plan = plan_loops<2>({source, destination});
+int32_t copy_kernel(Context* ctx, const balora_copy& o) {
+  const LoopPlan<2> plan = plan_loops<2>({o.source, o.destination});
   const int transposed = transposed_dim(plan);
-  dispatch_any(source->dtype, [&]<typename S>() {
-    dispatch_any(destination->dtype, [&]<typename D>() {
-      const S* s = data_of<S>(source);
-      D* d = data_of<D>(destination);
+  dispatch_any(o.source->dtype, [&]<typename S>() {
+    dispatch_any(o.destination->dtype, [&]<typename D>() {
+      const S* s = data_of<S>(o.source);
+      D* d = data_of<D>(o.destination);
       if (transposed >= 0) return copy_transposed<S, D>(ctx, plan, transposed, s, d);
       for_each_row<2>(ctx, plan, [&](const std::array<int64_t, 2>& at, int64_t n) {
         copy_row(s + at[0], plan.row_stride()[0], d + at[1], plan.row_stride()[1], n);

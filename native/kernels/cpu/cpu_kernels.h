@@ -6,7 +6,6 @@
 namespace balora {
 
 #define KERNEL(name) int32_t name##_kernel(Context* ctx, const balora_##name& o);
-#define KERNEL_ARGS(name, signature) int32_t name##_kernel signature;
 #include "kernels/kernels.def"
 
 // The CPU reference device: every row filled.

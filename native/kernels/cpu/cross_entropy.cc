@@ -84,41 +84,39 @@ int64_t count_targets(const int32_t* targets, int64_t rows, int64_t classes) {
 
 }  // namespace
 
-int32_t cross_entropy_forward_kernel(Context* ctx, const View* logits, const View* targets,
-                                     const View* loss, const View* lse, int32_t reduction) {
-  const int64_t rows = logits->shape[0], classes = logits->shape[1];
-  const int32_t* target = data_of<int32_t>(targets);
+int32_t cross_entropy_forward_kernel(Context* ctx, const balora_cross_entropy_forward& o) {
+  const int64_t rows = o.logits->shape[0], classes = o.logits->shape[1];
+  const int32_t* target = data_of<int32_t>(o.targets);
   const int64_t counted = count_targets(target, rows, classes);
-  dispatch_float(logits->dtype, [&]<typename T>() {
+  dispatch_float(o.logits->dtype, [&]<typename T>() {
     using A = Acc<T>;
     std::vector<double> losses(static_cast<size_t>(rows));
     parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) {
-      forward(data_of<T>(logits), target, losses.data(), data_of<A>(lse), begin, end, classes);
+      forward(data_of<T>(o.logits), target, losses.data(), data_of<A>(o.lse), begin, end, classes);
     });
-    A* out = data_of<A>(loss);
-    if (reduction == kNone) {
+    A* out = data_of<A>(o.loss);
+    if (o.reduction == kNone) {
       for (int64_t n = 0; n < rows; ++n) out[n] = static_cast<A>(losses[static_cast<size_t>(n)]);
       return;
     }
     double total = 0;
     for (const double value : losses) total += value;
-    out[0] = static_cast<A>(reduction == kMean ? total / static_cast<double>(counted) : total);
+    out[0] = static_cast<A>(o.reduction == kMean ? total / static_cast<double>(counted) : total);
   });
   return 0;
 }
 
-int32_t cross_entropy_backward_kernel(Context* ctx, const View* dloss, const View* logits,
-                                      const View* targets, const View* lse, const View* dlogits,
-                                      int32_t reduction) {
-  const int64_t rows = logits->shape[0], classes = logits->shape[1];
-  const int32_t* target = data_of<int32_t>(targets);
+int32_t cross_entropy_backward_kernel(Context* ctx, const balora_cross_entropy_backward& o) {
+  const int64_t rows = o.logits->shape[0], classes = o.logits->shape[1];
+  const int32_t* target = data_of<int32_t>(o.targets);
   const int64_t counted = count_targets(target, rows, classes);
-  dispatch_float(logits->dtype, [&]<typename T>() {
+  dispatch_float(o.logits->dtype, [&]<typename T>() {
     using A = Acc<T>;
-    const A scale = reduction == kMean ? static_cast<A>(1.0 / static_cast<double>(counted)) : A(1);
+    const A scale =
+        o.reduction == kMean ? static_cast<A>(1.0 / static_cast<double>(counted)) : A(1);
     parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) {
-      backward(data_of<A>(dloss), reduction == kNone ? 1 : 0, scale, data_of<T>(logits), target,
-               data_of<A>(lse), data_of<T>(dlogits), begin, end, classes);
+      backward(data_of<A>(o.dloss), o.reduction == kNone ? 1 : 0, scale, data_of<T>(o.logits),
+               target, data_of<A>(o.lse), data_of<T>(o.dlogits), begin, end, classes);
     });
   });
   return 0;

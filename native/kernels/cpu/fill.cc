@@ -17,11 +17,11 @@ T element(double value) {
 
 }  // namespace
 
-int32_t fill_kernel(Context* ctx, const View* y, double value) {
-  const LoopPlan<1> plan = plan_loops<1>({y});
-  dispatch_any(y->dtype, [&]<typename T>() {
-    const T constant = element<T>(value);
-    T* data = data_of<T>(y);
+int32_t fill_kernel(Context* ctx, const balora_fill& o) {
+  const LoopPlan<1> plan = plan_loops<1>({o.y});
+  dispatch_any(o.y->dtype, [&]<typename T>() {
+    const T constant = element<T>(o.value);
+    T* data = data_of<T>(o.y);
     const int64_t step = plan.row_stride()[0];
     for_each_row<1>(ctx, plan, [&](const std::array<int64_t, 1>& at, int64_t n) {
       T* row = data + at[0];
@@ -35,12 +35,12 @@ int32_t fill_kernel(Context* ctx, const View* y, double value) {
   return 0;
 }
 
-int32_t arange_kernel(Context* ctx, const View* y, double start, double step) {
-  dispatch_any(y->dtype, [&]<typename T>() {
-    T* data = data_of<T>(y);
-    parallel_for(ctx, view_numel(*y), 1 << 14, [&](int64_t begin, int64_t end) {
+int32_t arange_kernel(Context* ctx, const balora_arange& o) {
+  dispatch_any(o.y->dtype, [&]<typename T>() {
+    T* data = data_of<T>(o.y);
+    parallel_for(ctx, view_numel(*o.y), 1 << 14, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        data[i] = element<T>(start + static_cast<double>(i) * step);
+        data[i] = element<T>(o.start + static_cast<double>(i) * o.step);
       }
     });
   });

@@ -116,35 +116,33 @@ bool has_lanes(int32_t activation) {
 
 }  // namespace
 
-int32_t gated_forward_kernel(Context* ctx, const View* gate, const View* up, const View* y,
-                             int32_t activation) {
-  dispatch_float(gate->dtype, [&]<typename T>() {
-    const bool lanes = has_lanes<T>(activation);
-    const int64_t width = gate->shape[1];
-    parallel_for(ctx, gate->shape[0], kRowGrain, [&](int64_t begin, int64_t end) {
-      const Rows<T> g(gate), u(up), to(y);
+int32_t gated_forward_kernel(Context* ctx, const balora_gated_forward& o) {
+  dispatch_float(o.gate->dtype, [&]<typename T>() {
+    const bool lanes = has_lanes<T>(o.activation);
+    const int64_t width = o.gate->shape[1];
+    parallel_for(ctx, o.gate->shape[0], kRowGrain, [&](int64_t begin, int64_t end) {
+      const Rows<T> g(o.gate), u(o.up), to(o.y);
       if constexpr (std::is_same_v<T, bf16>) {
         for (int64_t n = begin; lanes && n < end; ++n) swiglu_row_bf16(g[n], u[n], to[n], width);
       }
-      if (!lanes) forward(g, u, to, begin, end, width, activation);
+      if (!lanes) forward(g, u, to, begin, end, width, o.activation);
     });
   });
   return 0;
 }
 
-int32_t gated_backward_kernel(Context* ctx, const View* dy, const View* gate, const View* up,
-                              const View* dgate, const View* dup, int32_t activation) {
-  dispatch_float(gate->dtype, [&]<typename T>() {
-    const bool lanes = has_lanes<T>(activation);
-    const int64_t width = gate->shape[1];
-    parallel_for(ctx, gate->shape[0], kRowGrain, [&](int64_t begin, int64_t end) {
-      const Rows<T> d(dy), g(gate), u(up), dg(dgate), du(dup);
+int32_t gated_backward_kernel(Context* ctx, const balora_gated_backward& o) {
+  dispatch_float(o.gate->dtype, [&]<typename T>() {
+    const bool lanes = has_lanes<T>(o.activation);
+    const int64_t width = o.gate->shape[1];
+    parallel_for(ctx, o.gate->shape[0], kRowGrain, [&](int64_t begin, int64_t end) {
+      const Rows<T> d(o.dy), g(o.gate), u(o.up), dg(o.dgate), du(o.dup);
       if constexpr (std::is_same_v<T, bf16>) {
         for (int64_t n = begin; lanes && n < end; ++n) {
           swiglu_backward_row_bf16(d[n], g[n], u[n], dg[n], du[n], width);
         }
       }
-      if (!lanes) backward(d, g, u, dg, du, begin, end, width, activation);
+      if (!lanes) backward(d, g, u, dg, du, begin, end, width, o.activation);
     });
   });
   return 0;

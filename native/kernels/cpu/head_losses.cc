@@ -200,29 +200,24 @@ int32_t run_head(Context* ctx, const HeadViews& views, const View* scales, HeadO
 
 }  // namespace
 
-int32_t head_losses_kernel(Context* ctx, const View* h, const View* ht, const View* w,
-                           const View* wt, const View* targets, const View* regularized,
-                           const View* scales, const View* sums, const View* rows, const View* dh,
-                           const View* dw, const HeadOptions* options) {
-  return run_head(ctx, {h, ht, w, wt, targets, regularized, sums, rows, dh, dw}, scales, *options);
+int32_t head_losses_kernel(Context* ctx, const balora_head_losses& o) {
+  return run_head(ctx, {o.h, o.ht, o.w, o.wt, o.targets, o.regularized, o.sums, o.rows, o.dh, o.dw},
+                  o.scales, o.options);
 }
 
-int32_t head_losses_cached_kernel(Context* ctx, const View* h, const View* mean,
-                                  const View* entropy, const View* w, const View* targets,
-                                  const View* regularized, const View* scales, const View* sums,
-                                  const View* dh, const HeadOptions* options) {
-  return run_head(
-      ctx,
-      {h, nullptr, w, nullptr, targets, regularized, sums, nullptr, dh, nullptr, mean, entropy},
-      scales, *options);
+int32_t head_losses_cached_kernel(Context* ctx, const balora_head_losses_cached& o) {
+  return run_head(ctx,
+                  {o.h, nullptr, o.w, nullptr, o.targets, o.regularized, o.sums, nullptr, o.dh,
+                   nullptr, o.mean, o.entropy},
+                  o.scales, o.options);
 }
 
-int32_t scale_by_kernel(Context* ctx, const View* x, const View* factor, const View* y) {
-  const double by = *data_of<double>(factor);
-  dispatch_float(x->dtype, [&]<typename T>() {
-    const T* in = data_of<T>(x);
-    T* out = data_of<T>(y);
-    parallel_for(ctx, view_numel(*x), 1 << 14, [&](int64_t begin, int64_t end) {
+int32_t scale_by_kernel(Context* ctx, const balora_scale_by& o) {
+  const double by = *data_of<double>(o.factor);
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    const T* in = data_of<T>(o.x);
+    T* out = data_of<T>(o.y);
+    parallel_for(ctx, view_numel(*o.x), 1 << 14, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
         out[i] = store<T>(load(in[i]) * static_cast<Acc<T>>(by));
     });

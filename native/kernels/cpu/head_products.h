@@ -9,7 +9,7 @@
 #include "kernels/cpu/head_tiles.h"
 #include "kernels/cpu/product_sum.h"
 #include "kernels/cpu/tiles.h"
-#include "kernels/head_options.h"
+#include "kernels/operands/head.h"
 
 namespace balora {
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "kernels/cpu/head_passes.h"
-#include "kernels/head_options.h"
+#include "kernels/operands/head.h"
 
 namespace balora {
 

@@ -87,13 +87,13 @@ struct Middle {
 
 }  // namespace
 
-int32_t select_rows_kernel(Context* ctx, const View* table, const View* ids, const View* y) {
-  const int64_t columns = table->shape[1];
-  const std::vector<int64_t> rows = checked_indices(ids, table->shape[0]);
+int32_t select_rows_kernel(Context* ctx, const balora_select_rows& o) {
+  const int64_t columns = o.table->shape[1];
+  const std::vector<int64_t> rows = checked_indices(o.ids, o.table->shape[0]);
   const auto row_bytes =
-      static_cast<size_t>(columns * dtype_size(static_cast<DType>(table->dtype)));
-  const char* source = data_of<char>(table);
-  char* out = data_of<char>(y);
+      static_cast<size_t>(columns * dtype_size(static_cast<DType>(o.table->dtype)));
+  const char* source = data_of<char>(o.table);
+  char* out = data_of<char>(o.y);
   const int64_t grain = std::max<int64_t>(1, kCopyGrain / std::max<int64_t>(columns, 1));
   if (row_bytes == 0) return 0;
   parallel_for(ctx, static_cast<int64_t>(rows.size()), grain, [&](int64_t begin, int64_t end) {
@@ -106,32 +106,32 @@ int32_t select_rows_kernel(Context* ctx, const View* table, const View* ids, con
   return 0;
 }
 
-int32_t select_rows_backward_kernel(Context* ctx, const View* dy, const View* ids, const View* dx) {
-  const int64_t columns = dx->shape[1];
-  const std::vector<int64_t> rows = checked_indices(ids, dx->shape[0]);
-  dispatch_float(dy->dtype, [&]<typename S>() {
+int32_t select_rows_backward_kernel(Context* ctx, const balora_select_rows_backward& o) {
+  const int64_t columns = o.dx->shape[1];
+  const std::vector<int64_t> rows = checked_indices(o.ids, o.dx->shape[0]);
+  dispatch_float(o.dy->dtype, [&]<typename S>() {
     using A = Acc<S>;
     const auto scatter = [&](A* wide) {
       parallel_for(ctx, columns, kColumnGrain, [&](int64_t first, int64_t last) {
-        scatter_columns<S, A>(data_of<S>(dy), wide, rows, columns, first, last);
+        scatter_columns<S, A>(data_of<S>(o.dy), wide, rows, columns, first, last);
       });
     };
-    if (dx->dtype == dy->dtype) {
-      accumulate_wide<S>(ctx, dx, scatter);
+    if (o.dx->dtype == o.dy->dtype) {
+      accumulate_wide<S>(ctx, o.dx, scatter);
     } else {
-      accumulate_wide<A>(ctx, dx, scatter);
+      accumulate_wide<A>(ctx, o.dx, scatter);
     }
   });
   return 0;
 }
 
-int32_t gather_kernel(Context* ctx, const View* x, const View* index, const View* y) {
-  const Middle m{x->shape[0], index->shape[1], x->shape[2]};
-  const int64_t rows = x->shape[1], inner = m.inner;
-  const std::vector<int64_t> ids = checked_indices(index, rows);
-  dispatch_any(x->dtype, [&]<typename T>() {
-    const T* source = data_of<T>(x);
-    T* out = data_of<T>(y);
+int32_t gather_kernel(Context* ctx, const balora_gather& o) {
+  const Middle m{o.x->shape[0], o.index->shape[1], o.x->shape[2]};
+  const int64_t rows = o.x->shape[1], inner = m.inner;
+  const std::vector<int64_t> ids = checked_indices(o.index, rows);
+  dispatch_any(o.x->dtype, [&]<typename T>() {
+    const T* source = data_of<T>(o.x);
+    T* out = data_of<T>(o.y);
     parallel_for(
         ctx, m.outer * m.length, std::max<int64_t>(1, kCopyGrain / std::max<int64_t>(inner, 1)),
         [&](int64_t begin, int64_t end) {
@@ -146,20 +146,19 @@ int32_t gather_kernel(Context* ctx, const View* x, const View* index, const View
   return 0;
 }
 
-int32_t scatter_add_kernel(Context* ctx, const View* base, const View* index, const View* source,
-                           const View* y) {
-  const Middle m{y->shape[0], index->shape[1], y->shape[2]};
-  const int64_t rows = y->shape[1], inner = m.inner;
-  const std::vector<int64_t> ids = checked_indices(index, rows);
-  dispatch_float(y->dtype, [&]<typename T>() {
-    const T* from = data_of<T>(source);
-    accumulate_wide<T>(ctx, y, [&](Acc<T>* wide) {
+int32_t scatter_add_kernel(Context* ctx, const balora_scatter_add& o) {
+  const Middle m{o.y->shape[0], o.index->shape[1], o.y->shape[2]};
+  const int64_t rows = o.y->shape[1], inner = m.inner;
+  const std::vector<int64_t> ids = checked_indices(o.index, rows);
+  dispatch_float(o.y->dtype, [&]<typename T>() {
+    const T* from = data_of<T>(o.source);
+    accumulate_wide<T>(ctx, o.y, [&](Acc<T>* wide) {
       parallel_for(ctx, m.outer * inner, kColumnGrain, [&](int64_t begin, int64_t end) {
         for (int64_t ac = begin; ac < end; ++ac) {
           const int64_t a = ac / inner, c = ac % inner;
           Acc<T>* column = wide + a * rows * inner + c;
-          if (base) {
-            const T* start = data_of<T>(base) + a * rows * inner + c;
+          if (o.base) {
+            const T* start = data_of<T>(o.base) + a * rows * inner + c;
             for (int64_t r = 0; r < rows; ++r) column[r * inner] = load(start[r * inner]);
           }
           for (int64_t k = 0; k < m.length; ++k) {

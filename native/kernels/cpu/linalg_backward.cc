@@ -67,28 +67,26 @@ std::vector<double> reciprocal(std::vector<double> s) {
 
 }  // namespace
 
-int32_t qr_backward_kernel(Context* ctx, const View* q, const View* r, const View* dq,
-                           const View* dr, const View* da) {
-  const Matrix mq = widened_view(q), mr = widened_view(r);
+int32_t qr_backward_kernel(Context* ctx, const balora_qr_backward& o) {
+  const Matrix mq = widened_view(o.q), mr = widened_view(o.r);
   const int64_t n = mr.rows;
-  Matrix gradient = dq ? widened_view(dq) : Matrix(mq.rows, mq.cols);
-  Matrix m = dr ? product(ctx, mr, transposed(widened_view(dr))) : Matrix(n, n);
-  if (dq) m = difference(std::move(m), product_tn(ctx, gradient, mq));
+  Matrix gradient = o.dq ? widened_view(o.dq) : Matrix(mq.rows, mq.cols);
+  Matrix m = o.dr ? product(ctx, mr, transposed(widened_view(o.dr))) : Matrix(n, n);
+  if (o.dq) m = difference(std::move(m), product_tn(ctx, gradient, mq));
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = i + 1; j < n; ++j) m(i, j) = m(j, i);
   }
   add(gradient, product(ctx, mq, m));
-  store_matrix(times_inverse_transposed(std::move(gradient), mr), *da);
+  store_matrix(times_inverse_transposed(std::move(gradient), mr), *o.da);
   return 0;
 }
 
-int32_t eigh_backward_kernel(Context* ctx, const View* values, const View* vectors,
-                             const View* dvalues, const View* dvectors, const View* da) {
-  const Matrix v = widened_view(vectors);
-  const std::vector<double> w = widened_vector(values);
+int32_t eigh_backward_kernel(Context* ctx, const balora_eigh_backward& o) {
+  const Matrix v = widened_view(o.vectors);
+  const std::vector<double> w = widened_vector(o.values);
   Matrix inner(v.rows, v.cols);
-  if (dvectors) {
-    inner = product_tn(ctx, v, widened_view(dvectors));
+  if (o.dvectors) {
+    inner = product_tn(ctx, v, widened_view(o.dvectors));
     for (int64_t i = 0; i < v.rows; ++i) {
       for (int64_t j = 0; j < v.cols; ++j) {
         const double gap = w[static_cast<size_t>(j)] - w[static_cast<size_t>(i)];
@@ -96,36 +94,35 @@ int32_t eigh_backward_kernel(Context* ctx, const View* values, const View* vecto
       }
     }
   }
-  if (dvalues) {
-    const std::vector<double> dw = widened_vector(dvalues);
+  if (o.dvalues) {
+    const std::vector<double> dw = widened_vector(o.dvalues);
     for (int64_t i = 0; i < v.rows; ++i) inner(i, i) += dw[static_cast<size_t>(i)];
   }
   Matrix full = product(ctx, product(ctx, v, inner), transposed(v));
   for (int64_t i = 0; i < v.rows; ++i) {
     for (int64_t j = 0; j < i; ++j) full(i, j) = full(j, i) = (full(i, j) + full(j, i)) / 2;
   }
-  store_matrix(full, *da);
+  store_matrix(full, *o.da);
   return 0;
 }
 
-int32_t svd_backward_kernel(Context* ctx, const View* u, const View* s, const View* vt,
-                            const View* du, const View* ds, const View* dvt, const View* da) {
-  const Matrix mu = widened_view(u), mvt = widened_view(vt);
-  const std::vector<double> sigma = widened_vector(s), inverse = reciprocal(sigma);
+int32_t svd_backward_kernel(Context* ctx, const balora_svd_backward& o) {
+  const Matrix mu = widened_view(o.u), mvt = widened_view(o.vt);
+  const std::vector<double> sigma = widened_vector(o.s), inverse = reciprocal(sigma);
   const int64_t k = mu.cols;
   Matrix core(k, k), outside(mu.rows, mvt.cols);
-  if (ds) {
-    const std::vector<double> d = widened_vector(ds);
+  if (o.ds) {
+    const std::vector<double> d = widened_vector(o.ds);
     for (int64_t i = 0; i < k; ++i) core(i, i) = d[static_cast<size_t>(i)];
   }
-  if (du) {
-    const Matrix g = widened_view(du), inner = product_tn(ctx, mu, g);
+  if (o.du) {
+    const Matrix g = widened_view(o.du), inner = product_tn(ctx, mu, g);
     add(core, scaled_columns(rotation(inner, sigma), sigma));
     const Matrix normal = difference(g, product(ctx, mu, inner));
     add(outside, product(ctx, scaled_columns(normal, inverse), mvt));
   }
-  if (dvt) {
-    const Matrix v = transposed(mvt), g = transposed(widened_view(dvt)),
+  if (o.dvt) {
+    const Matrix v = transposed(mvt), g = transposed(widened_view(o.dvt)),
                  inner = product_tn(ctx, v, g);
     // S (E o ...) scales rows: the transpose of scaling the columns of its transpose.
     add(core, transposed(scaled_columns(transposed(rotation(inner, sigma)), sigma)));
@@ -133,7 +130,7 @@ int32_t svd_backward_kernel(Context* ctx, const View* u, const View* s, const Vi
     add(outside, product(ctx, mu, transposed(scaled_columns(normal, inverse))));
   }
   add(outside, product(ctx, product(ctx, mu, core), mvt));
-  store_matrix(outside, *da);
+  store_matrix(outside, *o.da);
   return 0;
 }
 

@@ -1,4 +1,4 @@
-// Linears with low-rank parts (kernels/linear.h). The base and the low-rank part meet in one f32
+// Linears with low-rank parts (kernels/operands/linear.h). The base and the low-rank part meet in one f32
 // sum that is rounded once; the gradient of a shared input is one such sum over every linear.
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/dispatch.h"
@@ -32,37 +32,34 @@ ROWS(double)
 
 }  // namespace
 
-int32_t linear_forward_kernel(Context* ctx, const View* x, const View* x_adapter,
-                              const LinearOperands* linears, int32_t count,
-                              const LowRankOperands* parts, int32_t part_count) {
-  const std::span<const LinearOperands> group(linears, static_cast<size_t>(count));
-  const auto forward = linear_fits_tiles(*x, group) ? &linear_forward_tiles : &linear_forward_wide;
-  forward(ctx, *x, x_adapter, group, {parts, static_cast<size_t>(part_count)});
+int32_t linear_forward_kernel(Context* ctx, const balora_linear_forward& o) {
+  const std::span<const LinearOperands> group(o.linears, static_cast<size_t>(o.count));
+  const auto forward =
+      linear_fits_tiles(*o.x, group) ? &linear_forward_tiles : &linear_forward_wide;
+  forward(ctx, *o.x, o.x_adapter, group, {o.parts, static_cast<size_t>(o.part_count)});
   return 0;
 }
 
-int32_t linear_backward_kernel(Context* ctx, const View* x, const View* x_adapter, const View* dx,
-                               const View* dx_adapter, const LinearOperands* linears, int32_t count,
-                               const LowRankOperands* parts, int32_t part_count) {
-  const std::span<const LinearOperands> group(linears, static_cast<size_t>(count));
-  const bool tiles = linear_fits_tiles(*linears[0].weight, group);
+int32_t linear_backward_kernel(Context* ctx, const balora_linear_backward& o) {
+  const std::span<const LinearOperands> group(o.linears, static_cast<size_t>(o.count));
+  const bool tiles = linear_fits_tiles(*o.linears[0].weight, group);
   const auto backward = tiles ? &linear_backward_tiles : &linear_backward_wide;
-  backward(ctx, {x, x_adapter, dx, dx_adapter}, group, {parts, static_cast<size_t>(part_count)});
+  backward(ctx, {o.x, o.x_adapter, o.dx, o.dx_adapter}, group,
+           {o.parts, static_cast<size_t>(o.part_count)});
   return 0;
 }
 
-int32_t linear_weight_backward_kernel(Context* ctx, const View* dy, const View* x,
-                                      const View* dweight, const View* dbias) {
-  const int64_t rows = dy->shape[0], out = dy->shape[1];
-  if (dweight) {
-    const int64_t in = x->shape[1];
-    gemm(ctx, {out, in, rows}, {dy->data, dy->dtype, out, true}, {x->data, x->dtype, in},
-         dense_output(*dweight));
+int32_t linear_weight_backward_kernel(Context* ctx, const balora_linear_weight_backward& o) {
+  const int64_t rows = o.dy->shape[0], out = o.dy->shape[1];
+  if (o.dweight) {
+    const int64_t in = o.x->shape[1];
+    gemm(ctx, {out, in, rows}, {o.dy->data, o.dy->dtype, out, true}, {o.x->data, o.x->dtype, in},
+         dense_output(*o.dweight));
   }
-  if (dbias) {
-    dispatch_float(dy->dtype, [&]<typename T>() {
+  if (o.dbias) {
+    dispatch_float(o.dy->dtype, [&]<typename T>() {
       parallel_for(ctx, out, 64, [&](int64_t begin, int64_t end) {
-        sum_columns(data_of<T>(dy), data_of<Acc<T>>(dbias), rows, out, begin, end);
+        sum_columns(data_of<T>(o.dy), data_of<Acc<T>>(o.dbias), rows, out, begin, end);
       });
     });
   }

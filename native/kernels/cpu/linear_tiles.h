@@ -1,4 +1,4 @@
-// The linears' kernels (kernels/linear.h) for bf16 on tiles: each direction is one walk over the
+// The linears' kernels (kernels/operands/linear.h) for bf16 on tiles: each direction is one walk over the
 // rows. Low-rank parts are one more stretch of k in the sum of their linear (linear_stretch.h).
 #pragma once
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The linears' kernels (kernels/linear.h) by way of gemm(), for every type: factors are the f32
+// The linears' kernels (kernels/operands/linear.h) by way of gemm(), for every type: factors are the f32
 // masters (f64 beside f64), never rounded. The low-rank columns of all linears stand side by side
 // in one matrix, so that x is read once and each sum takes them as one product.
 #pragma once

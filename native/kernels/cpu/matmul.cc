@@ -81,27 +81,28 @@ void* copy_buffer(Context* ctx, const View& view, const Layout& layout) {
 
 }  // namespace
 
-int32_t matmul_kernel(Context* ctx, const View* a, const View* b, const View* c, double alpha) {
-  const int64_t size = dtype_size(static_cast<DType>(c->dtype));
-  if (view_numel(*c) == 0) return 0;
-  const Layout la = layout_of(*a), lb = layout_of(*b);
-  GemmShape shape = {c->shape[c->ndim - 2], c->shape[c->ndim - 1], a->shape[a->ndim - 1]};
-  std::vector<BatchDim> dims = batch_dims(*a, *b, *c);
+int32_t matmul_kernel(Context* ctx, const balora_matmul& o) {
+  const int64_t size = dtype_size(static_cast<DType>(o.c->dtype));
+  if (view_numel(*o.c) == 0) return 0;
+  const Layout la = layout_of(*o.a), lb = layout_of(*o.b);
+  GemmShape shape = {o.c->shape[o.c->ndim - 2], o.c->shape[o.c->ndim - 1],
+                     o.a->shape[o.a->ndim - 1]};
+  std::vector<BatchDim> dims = batch_dims(*o.a, *o.b, *o.c);
   if (!dims.empty() && dims.back().b_stride == 0 && !la.transposed && !la.copy &&
       dims.back().a_stride == shape.m * la.ld) {
     shape.m *= dims.back().extent;
     dims.pop_back();
   }
-  GemmInput in_a = {nullptr, a->dtype, la.ld, la.transposed};
-  GemmInput in_b = {nullptr, b->dtype, lb.ld, lb.transposed};
-  GemmOutput out = {c->data, c->dtype, shape.n, shape.m * shape.n};
+  GemmInput in_a = {nullptr, o.a->dtype, la.ld, la.transposed};
+  GemmInput in_b = {nullptr, o.b->dtype, lb.ld, lb.transposed};
+  GemmOutput out = {o.c->data, o.c->dtype, shape.n, shape.m * shape.n};
   if (!dims.empty() && !la.copy && !lb.copy) {
     shape.batch = dims.back().extent;
     in_a.batch_stride = dims.back().a_stride, in_b.batch_stride = dims.back().b_stride;
     dims.pop_back();
   }
-  void* copy_a = copy_buffer(ctx, *a, la);
-  void* copy_b = copy_buffer(ctx, *b, lb);
+  void* copy_a = copy_buffer(ctx, *o.a, la);
+  void* copy_b = copy_buffer(ctx, *o.b, lb);
   int64_t count = 1;
   for (const BatchDim& dim : dims) count *= dim.extent;
   for (int64_t i = 0; i < count; ++i) {
@@ -111,9 +112,9 @@ int32_t matmul_kernel(Context* ctx, const View* a, const View* b, const View* c,
       offset_b += rest % dims[d].extent * dims[d].b_stride;
       rest /= dims[d].extent;
     }
-    in_a.data = matrix(*a, la, offset_a, copy_a);
-    in_b.data = matrix(*b, lb, offset_b, copy_b);
-    gemm(ctx, shape, in_a, in_b, out, {alpha, 0});
+    in_a.data = matrix(*o.a, la, offset_a, copy_a);
+    in_b.data = matrix(*o.b, lb, offset_b, copy_b);
+    gemm(ctx, shape, in_a, in_b, out, {o.alpha, 0});
     out.data = static_cast<char*>(out.data) + shape.batch * shape.m * shape.n * size;
   }
   return 0;

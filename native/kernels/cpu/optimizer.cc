@@ -124,9 +124,8 @@ double scale_of(const View* coefficient) {
 
 }  // namespace
 
-int32_t adamw_step_kernel(Context* ctx, const AdamwList* list, const View* coefficient,
-                          double beta1, double beta2, double eps) {
-  const std::span tensors(list->at, static_cast<size_t>(list->count));
+int32_t adamw_step_kernel(Context* ctx, const balora_adamw_step& o) {
+  const std::span tensors(o.tensors->at, static_cast<size_t>(o.tensors->count));
   std::vector<int64_t> starts{0};  // of the tensors, laid end to end
   for (const AdamwOperands& t : tensors) {
     dispatch_state(t.param, []<typename T>() {});
@@ -136,12 +135,12 @@ int32_t adamw_step_kernel(Context* ctx, const AdamwList* list, const View* coeff
     const double* now = data_of<double>(t.rate);
     dispatch_state(t.param, [&]<typename T>() {
       const Adam<T> k{static_cast<T>(1 - now[0] * t.weight_decay),
-                      static_cast<T>(1 - beta1),
-                      static_cast<T>(1 - beta2),
+                      static_cast<T>(1 - o.beta1),
+                      static_cast<T>(1 - o.beta2),
                       static_cast<T>(now[1]),
                       static_cast<T>(now[2]),
-                      static_cast<T>(eps),
-                      static_cast<T>(scale_of(coefficient))};
+                      static_cast<T>(o.eps),
+                      static_cast<T>(scale_of(o.coefficient))};
       adamw(data_of<T>(t.grad) + begin, data_of<T>(t.param) + begin, data_of<T>(t.m) + begin,
             data_of<T>(t.v) + begin, end - begin, k);
     });
@@ -157,35 +156,32 @@ int32_t adamw_step_kernel(Context* ctx, const AdamwList* list, const View* coeff
   return 0;
 }
 
-int32_t sgd_step_kernel(Context* ctx, const View* grad, const View* coefficient, const View* param,
-                        const View* buffer, double lr, double momentum, double dampening,
-                        double weight_decay, int32_t nesterov, int32_t first) {
-  dispatch_state(param, [&]<typename T>() {
-    const Sgd<T> k{static_cast<T>(lr),
-                   static_cast<T>(momentum),
-                   static_cast<T>(1 - dampening),
-                   static_cast<T>(weight_decay),
-                   static_cast<T>(scale_of(coefficient)),
-                   nesterov != 0,
-                   first != 0};
-    parallel_for(ctx, view_numel(*param), kGrain, [&](int64_t begin, int64_t end) {
-      sgd(data_of<T>(grad) + begin, data_of<T>(param) + begin,
-          buffer ? data_of<T>(buffer) + begin : nullptr, end - begin, k);
+int32_t sgd_step_kernel(Context* ctx, const balora_sgd_step& o) {
+  dispatch_state(o.param, [&]<typename T>() {
+    const Sgd<T> k{static_cast<T>(o.lr),
+                   static_cast<T>(o.momentum),
+                   static_cast<T>(1 - o.dampening),
+                   static_cast<T>(o.weight_decay),
+                   static_cast<T>(scale_of(o.coefficient)),
+                   o.nesterov != 0,
+                   o.first != 0};
+    parallel_for(ctx, view_numel(*o.param), kGrain, [&](int64_t begin, int64_t end) {
+      sgd(data_of<T>(o.grad) + begin, data_of<T>(o.param) + begin,
+          o.buffer ? data_of<T>(o.buffer) + begin : nullptr, end - begin, k);
     });
   });
   return 0;
 }
 
-int32_t norm_accumulate_kernel(Context* ctx, const ViewList* list, const View* total,
-                               int32_t kind) {
+int32_t norm_accumulate_kernel(Context* ctx, const balora_norm_accumulate& o) {
   struct Piece {
     const View* x;
     int64_t begin;
     double norm;
   };
   std::vector<Piece> pieces;
-  for (int32_t t = 0; t < list->count; ++t) {
-    const View* x = list->at[t];
+  for (int32_t t = 0; t < o.tensors->count; ++t) {
+    const View* x = o.tensors->at[t];
     dispatch_float(x->dtype, []<typename T>() {});
     for (int64_t begin = 0; begin < view_numel(*x); begin += kPiece)
       pieces.push_back({x, begin, 0});
@@ -196,14 +192,14 @@ int32_t norm_accumulate_kernel(Context* ctx, const ViewList* list, const View* t
       Piece& piece = pieces[static_cast<size_t>(i)];
       dispatch_float(piece.x->dtype, [&]<typename T>() {
         const int64_t count = std::min(kPiece, view_numel(*piece.x) - piece.begin);
-        piece.norm = norm_of(data_of<T>(piece.x) + piece.begin, count, kind);
+        piece.norm = norm_of(data_of<T>(piece.x) + piece.begin, count, o.kind);
       });
     }
   });
-  double& sum = *data_of<double>(total);
+  double& sum = *data_of<double>(o.total);
   for (const Piece& piece : pieces) {
     const double part = piece.norm;
-    if (kind == BALORA_NORM_INF) {
+    if (o.kind == BALORA_NORM_INF) {
       sum = part > sum || part != part ? part : sum;
     } else {
       sum += part;
@@ -212,11 +208,11 @@ int32_t norm_accumulate_kernel(Context* ctx, const ViewList* list, const View* t
   return 0;
 }
 
-int32_t scale_kernel(Context* ctx, const View* coefficient, const View* x) {
-  const double scale = scale_of(coefficient);
-  dispatch_float(x->dtype, [&]<typename T>() {
-    parallel_for(ctx, view_numel(*x), kGrain, [&](int64_t begin, int64_t end) {
-      T* data = data_of<T>(x);
+int32_t scale_kernel(Context* ctx, const balora_scale& o) {
+  const double scale = scale_of(o.coefficient);
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    parallel_for(ctx, view_numel(*o.x), kGrain, [&](int64_t begin, int64_t end) {
+      T* data = data_of<T>(o.x);
       for (int64_t i = begin; i < end; ++i)
         data[i] = store<T>(load(data[i]) * static_cast<Acc<T>>(scale));
     });
@@ -224,15 +220,15 @@ int32_t scale_kernel(Context* ctx, const View* coefficient, const View* x) {
   return 0;
 }
 
-int32_t add_scaled_kernel(Context* ctx, const View* source, const View* destination, double alpha) {
-  dispatch_float(destination->dtype, [&]<typename D>() {
-    dispatch_float(source->dtype, [&]<typename S>() {
+int32_t add_scaled_kernel(Context* ctx, const balora_add_scaled& o) {
+  dispatch_float(o.destination->dtype, [&]<typename D>() {
+    dispatch_float(o.source->dtype, [&]<typename S>() {
       using A = Acc<D>;
-      parallel_for(ctx, view_numel(*destination), kGrain, [&](int64_t begin, int64_t end) {
-        D* d = data_of<D>(destination);
-        const S* s = data_of<S>(source);
+      parallel_for(ctx, view_numel(*o.destination), kGrain, [&](int64_t begin, int64_t end) {
+        D* d = data_of<D>(o.destination);
+        const S* s = data_of<S>(o.source);
         for (int64_t i = begin; i < end; ++i) {
-          d[i] = store<D>(load(d[i]) + static_cast<A>(alpha) * static_cast<A>(load(s[i])));
+          d[i] = store<D>(load(d[i]) + static_cast<A>(o.alpha) * static_cast<A>(load(s[i])));
         }
       });
     });

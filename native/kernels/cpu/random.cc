@@ -96,49 +96,48 @@ DROP(double)
 
 }  // namespace
 
-int32_t random_words_kernel(Context* ctx, const View* y, uint64_t seed, uint64_t stream) {
-  for_each_tile(ctx, view_numel(*y), seed, stream,
+int32_t random_words_kernel(Context* ctx, const balora_random_words& o) {
+  for_each_tile(ctx, view_numel(*o.y), o.seed, o.stream,
                 [&](int64_t begin, const uint32_t* words, int64_t n) {
-                  std::copy(words, words + n, data_of<int64_t>(y) + begin);
+                  std::copy(words, words + n, data_of<int64_t>(o.y) + begin);
                 });
   return 0;
 }
 
-int32_t random_uniform_kernel(Context* ctx, const View* y, uint64_t seed, uint64_t stream,
-                              double low, double high) {
-  const int64_t n = view_numel(*y);
-  if (y->dtype == BALORA_F64) {
+int32_t random_uniform_kernel(Context* ctx, const balora_random_uniform& o) {
+  const int64_t n = view_numel(*o.y);
+  if (o.y->dtype == BALORA_F64) {
     parallel_for(ctx, n, 1 << 12, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const PhiloxBlock block = philox(seed, static_cast<uint64_t>(i / 2), stream);
+        const PhiloxBlock block = philox(o.seed, static_cast<uint64_t>(i / 2), o.stream);
         const auto half = static_cast<size_t>(i % 2 * 2);
-        data_of<double>(y)[i] =
-            scaled<double>(philox_double(block[half], block[half + 1]), low, high);
+        data_of<double>(o.y)[i] =
+            scaled<double>(philox_double(block[half], block[half + 1]), o.low, o.high);
       }
     });
     return 0;
   }
-  dispatch_float(y->dtype, [&]<typename T>() {
-    for_each_tile(ctx, n, seed, stream, [&](int64_t begin, const uint32_t* words, int64_t count) {
-      for (int64_t i = 0; i < count; ++i) {
-        data_of<T>(y)[begin + i] = scaled<T>(uniform_of<T>(words[i]), low, high);
-      }
-    });
+  dispatch_float(o.y->dtype, [&]<typename T>() {
+    for_each_tile(
+        ctx, n, o.seed, o.stream, [&](int64_t begin, const uint32_t* words, int64_t count) {
+          for (int64_t i = 0; i < count; ++i) {
+            data_of<T>(o.y)[begin + i] = scaled<T>(uniform_of<T>(words[i]), o.low, o.high);
+          }
+        });
   });
   return 0;
 }
 
-int32_t random_normal_kernel(Context* ctx, const View* y, uint64_t seed, uint64_t stream,
-                             double mean, double deviation) {
-  const int64_t n = view_numel(*y);
-  dispatch_float(y->dtype, [&]<typename T>() {
-    T* out = data_of<T>(y);
+int32_t random_normal_kernel(Context* ctx, const balora_random_normal& o) {
+  const int64_t n = view_numel(*o.y);
+  dispatch_float(o.y->dtype, [&]<typename T>() {
+    T* out = data_of<T>(o.y);
     parallel_for(ctx, (n + 1) / 2, 1 << 10, [&](int64_t begin, int64_t end) {
       for (int64_t pair = begin; pair < end; ++pair) {
-        const NormalPair z = philox_normals(seed, static_cast<uint64_t>(pair), stream);
-        out[2 * pair] = store<T>(static_cast<Acc<T>>(mean + deviation * z.first));
+        const NormalPair z = philox_normals(o.seed, static_cast<uint64_t>(pair), o.stream);
+        out[2 * pair] = store<T>(static_cast<Acc<T>>(o.mean + o.deviation * z.first));
         if (2 * pair + 1 < n) {
-          out[2 * pair + 1] = store<T>(static_cast<Acc<T>>(mean + deviation * z.second));
+          out[2 * pair + 1] = store<T>(static_cast<Acc<T>>(o.mean + o.deviation * z.second));
         }
       }
     });
@@ -146,14 +145,14 @@ int32_t random_normal_kernel(Context* ctx, const View* y, uint64_t seed, uint64_
   return 0;
 }
 
-int32_t dropout_kernel(Context* ctx, const View* x, const View* y, uint64_t seed, uint64_t stream,
-                       double p) {
-  const auto threshold = static_cast<uint32_t>(std::llround(p * 0x1p24));
-  dispatch_float(x->dtype, [&]<typename T>() {
-    const auto scale = p < 1 ? static_cast<Acc<T>>(1 / (1 - p)) : Acc<T>(0);
-    for_each_tile(ctx, view_numel(*x), seed, stream,
+int32_t dropout_kernel(Context* ctx, const balora_dropout& o) {
+  const auto threshold = static_cast<uint32_t>(std::llround(o.p * 0x1p24));
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    const auto scale = o.p < 1 ? static_cast<Acc<T>>(1 / (1 - o.p)) : Acc<T>(0);
+    for_each_tile(ctx, view_numel(*o.x), o.seed, o.stream,
                   [&](int64_t begin, const uint32_t* words, int64_t n) {
-                    drop(data_of<T>(x) + begin, words, data_of<T>(y) + begin, n, threshold, scale);
+                    drop(data_of<T>(o.x) + begin, words, data_of<T>(o.y) + begin, n, threshold,
+                         scale);
                   });
   });
   return 0;

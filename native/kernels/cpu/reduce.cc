@@ -200,53 +200,52 @@ std::vector<double> variance(Context* ctx, const T* x, const Extent& e, double c
 
 }  // namespace
 
-int32_t reduce_kernel(Context* ctx, const View* x, const View* y, int32_t op, double correction) {
-  const Extent e = extent_of(x);
-  dispatch_float(x->dtype, [&]<typename T>() {
-    const T* data = data_of<T>(x);
+int32_t reduce_kernel(Context* ctx, const balora_reduce& o) {
+  const Extent e = extent_of(o.x);
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    const T* data = data_of<T>(o.x);
     std::vector<double> result;
-    if (op == BALORA_LOGSUMEXP) {
+    if (o.op == BALORA_LOGSUMEXP) {
       result = logsumexp<T>(ctx, data, e);
-    } else if (op == BALORA_VARIANCE) {
-      result = variance<T>(ctx, data, e, correction);
+    } else if (o.op == BALORA_VARIANCE) {
+      result = variance<T>(ctx, data, e, o.correction);
     } else {
       result = sum_middle<T>(ctx, data, e, Term::kValue, {});
     }
-    const double divisor = op == BALORA_MEAN ? static_cast<double>(e.rows) : 1.0;
+    const double divisor = o.op == BALORA_MEAN ? static_cast<double>(e.rows) : 1.0;
     const auto write = [&]<typename D>() {
-      D* out = data_of<D>(y);
+      D* out = data_of<D>(o.y);
       for (size_t i = 0; i < result.size(); ++i) {
         out[i] = store<D>(static_cast<Acc<D>>(result[i] / divisor));
       }
     };
-    dispatch_float(y->dtype, write);
+    dispatch_float(o.y->dtype, write);
   });
   return 0;
 }
 
-int32_t reduce_backward_kernel(Context* ctx, const View* dy, const View* x, const View* y,
-                               const View* dx, int32_t op, double correction) {
-  const Extent e = extent_of(x);
-  dispatch_float(x->dtype, [&]<typename T>() {
+int32_t reduce_backward_kernel(Context* ctx, const balora_reduce_backward& o) {
+  const Extent e = extent_of(o.x);
+  dispatch_float(o.x->dtype, [&]<typename T>() {
     using A = Acc<T>;
-    const T* data = data_of<T>(x);
+    const T* data = data_of<T>(o.x);
     std::vector<double> mean;
-    if (op == BALORA_VARIANCE) mean = sum_middle<T>(ctx, data, e, Term::kValue, {});
-    const A factor = static_cast<A>(2.0 / (static_cast<double>(e.rows) - correction));
+    if (o.op == BALORA_VARIANCE) mean = sum_middle<T>(ctx, data, e, Term::kValue, {});
+    const A factor = static_cast<A>(2.0 / (static_cast<double>(e.rows) - o.correction));
     const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, e.inner));
     parallel_for(ctx, e.outer * e.rows, grain, [&](int64_t begin, int64_t end) {
       for (int64_t ar = begin; ar < end; ++ar) {
         const int64_t first = ar / e.rows * e.inner;
         for (int64_t c = 0; c < e.inner; ++c) {
-          const A value = load(data[ar * e.inner + c]), g = load(data_of<T>(dy)[first + c]);
+          const A value = load(data[ar * e.inner + c]), g = load(data_of<T>(o.dy)[first + c]);
           A slope;
-          if (op == BALORA_VARIANCE) {
+          if (o.op == BALORA_VARIANCE) {
             slope = factor * static_cast<A>(value - mean[static_cast<size_t>(first + c)] /
                                                         static_cast<double>(e.rows));
           } else {
-            slope = vexp(value - data_of<A>(y)[first + c]);
+            slope = vexp(value - data_of<A>(o.y)[first + c]);
           }
-          data_of<T>(dx)[ar * e.inner + c] = store<T>(g * slope);
+          data_of<T>(o.dx)[ar * e.inner + c] = store<T>(g * slope);
         }
       }
     });
@@ -254,19 +253,18 @@ int32_t reduce_backward_kernel(Context* ctx, const View* dy, const View* x, cons
   return 0;
 }
 
-int32_t extreme_kernel(Context* ctx, const View* x, const View* values, const View* positions,
-                       int32_t is_max) {
-  const Extent e = extent_of(x);
-  dispatch_float(x->dtype, [&]<typename T>() {
-    std::vector<Acc<T>> wide(values ? static_cast<size_t>(e.outer * e.inner) : 0);
-    Acc<T>* to = values ? wide.data() : nullptr;
-    int32_t* at = positions ? data_of<int32_t>(positions) : nullptr;
-    if (is_max) {
-      extremes<true>(ctx, data_of<T>(x), e, to, at);
+int32_t extreme_kernel(Context* ctx, const balora_extreme& o) {
+  const Extent e = extent_of(o.x);
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    std::vector<Acc<T>> wide(o.values ? static_cast<size_t>(e.outer * e.inner) : 0);
+    Acc<T>* to = o.values ? wide.data() : nullptr;
+    int32_t* at = o.positions ? data_of<int32_t>(o.positions) : nullptr;
+    if (o.is_max) {
+      extremes<true>(ctx, data_of<T>(o.x), e, to, at);
     } else {
-      extremes<false>(ctx, data_of<T>(x), e, to, at);
+      extremes<false>(ctx, data_of<T>(o.x), e, to, at);
     }
-    for (size_t i = 0; i < wide.size(); ++i) data_of<T>(values)[i] = store<T>(wide[i]);
+    for (size_t i = 0; i < wide.size(); ++i) data_of<T>(o.values)[i] = store<T>(wide[i]);
   });
   return 0;
 }

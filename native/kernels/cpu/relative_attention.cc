@@ -92,9 +92,10 @@ void forward(Context* ctx, const Relative& r, const View* out, const View* lse) 
 
 namespace balora {
 
-int32_t relative_attention_forward_kernel(Context* ctx, const Relative* r, const View* out,
-                                          const View* lse) {
-  dispatch_float(r->q->dtype, [&]<typename T>() { relative::forward<T>(ctx, *r, out, lse); });
+int32_t relative_attention_forward_kernel(Context* ctx,
+                                          const balora_relative_attention_forward& o) {
+  dispatch_float(o.r->q->dtype,
+                 [&]<typename T>() { relative::forward<T>(ctx, *o.r, o.out, o.lse); });
   return 0;
 }
 

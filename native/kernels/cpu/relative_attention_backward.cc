@@ -231,11 +231,11 @@ void backward(Context* ctx, const Relative& r, const Operands<T>& operands) {
 
 namespace balora {
 
-int32_t relative_attention_backward_kernel(Context* ctx, const View* dout, const Relative* r,
-                                           const View* out, const View* lse,
-                                           const RelativeGradients* gradients) {
-  dispatch_float(r->q->dtype, [&]<typename T>() {
-    relative::backward<T>(ctx, *r, relative::Operands<T>(*r, dout, out, lse, *gradients));
+int32_t relative_attention_backward_kernel(Context* ctx,
+                                           const balora_relative_attention_backward& o) {
+  dispatch_float(o.r->q->dtype, [&]<typename T>() {
+    relative::backward<T>(ctx, *o.r,
+                          relative::Operands<T>(*o.r, o.dout, o.out, o.lse, *o.gradients));
   });
   return 0;
 }

@@ -8,7 +8,7 @@
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/relative_rows.h"
-#include "kernels/relative.h"
+#include "kernels/operands/attention.h"
 
 namespace balora::relative {
 

@@ -59,21 +59,28 @@ constexpr int64_t kRowGrain = 8;
 
 }  // namespace
 
-int32_t rope_kernel(Context* ctx, const View* x, const View* cosine, const View* sine,
-                    const View* positions, const View* y, int32_t inverse) {
-  const int64_t rows = x->shape[0];
-  const int32_t* position = data_of<int32_t>(positions);
+int32_t rope_kernel(Context* ctx, const balora_rope& o) {
+  const int64_t rows = o.x->shape[0];
+  const int32_t* position = data_of<int32_t>(o.positions);
   for (int64_t n = 0; n < rows; ++n) {
-    if (position[n] < 0 || position[n] >= cosine->shape[0]) {
+    if (position[n] < 0 || position[n] >= o.cosine->shape[0]) {
       throw ArgumentError(concat("position ", position[n], " of row ", n,
-                                 " is outside the tables, which have ", cosine->shape[0], " rows"));
+                                 " is outside the tables, which have ", o.cosine->shape[0],
+                                 " rows"));
     }
   }
-  dispatch_float(x->dtype, [&]<typename T>() {
-    const Rotation<T> rotation{
-        data_of<T>(x),           x->stride[0], data_of<T>(y), y->stride[0], data_of<Acc<T>>(cosine),
-        data_of<Acc<T>>(sine),   position,     x->shape[1],   x->shape[2],  cosine->shape[1],
-        Acc<T>(inverse ? -1 : 1)};
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    const Rotation<T> rotation{data_of<T>(o.x),
+                               o.x->stride[0],
+                               data_of<T>(o.y),
+                               o.y->stride[0],
+                               data_of<Acc<T>>(o.cosine),
+                               data_of<Acc<T>>(o.sine),
+                               position,
+                               o.x->shape[1],
+                               o.x->shape[2],
+                               o.cosine->shape[1],
+                               Acc<T>(o.inverse ? -1 : 1)};
     parallel_for(ctx, rows, kRowGrain,
                  [&](int64_t begin, int64_t end) { rotate(rotation, begin, end); });
   });

@@ -95,14 +95,14 @@ void norms_of(const View* weight, const std::vector<LowRankOperands>& parts, int
 
 }  // namespace
 
-int32_t row_norm_kernel(Context* ctx, const View* weight, const LowRankOperands* parts,
-                        int32_t count, const View* norm) {
-  const std::vector<LowRankOperands> all(parts, parts + count);
-  const int64_t rows = weight->shape[0], blocks = (rows + kRows - 1) / kRows;
-  dispatch_float(weight->dtype, [&]<typename T>() {
+int32_t row_norm_kernel(Context* ctx, const balora_row_norm& o) {
+  const std::vector<LowRankOperands> all(o.parts, o.parts + o.count);
+  const int64_t rows = o.weight->shape[0], blocks = (rows + kRows - 1) / kRows;
+  dispatch_float(o.weight->dtype, [&]<typename T>() {
     parallel_for(ctx, blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        norms_of<T>(weight, all, i * kRows, std::min(rows, (i + 1) * kRows), data_of<Acc<T>>(norm));
+        norms_of<T>(o.weight, all, i * kRows, std::min(rows, (i + 1) * kRows),
+                    data_of<Acc<T>>(o.norm));
       }
     });
   });

@@ -82,23 +82,21 @@ ROWS(double)
 
 }  // namespace
 
-int32_t softmax_forward_kernel(Context* ctx, const View* x, const View* y, const View* lse,
-                               int32_t logarithm) {
-  dispatch_float(x->dtype, [&]<typename T>() {
-    parallel_for(ctx, x->shape[0], 1, [&](int64_t begin, int64_t end) {
-      forward(data_of<T>(x), data_of<T>(y), data_of<Acc<T>>(lse), begin, end, x->shape[1],
-              logarithm != 0);
+int32_t softmax_forward_kernel(Context* ctx, const balora_softmax_forward& o) {
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    parallel_for(ctx, o.x->shape[0], 1, [&](int64_t begin, int64_t end) {
+      forward(data_of<T>(o.x), data_of<T>(o.y), data_of<Acc<T>>(o.lse), begin, end, o.x->shape[1],
+              o.logarithm != 0);
     });
   });
   return 0;
 }
 
-int32_t softmax_backward_kernel(Context* ctx, const View* dy, const View* x, const View* lse,
-                                const View* dx, int32_t logarithm) {
-  dispatch_float(x->dtype, [&]<typename T>() {
-    parallel_for(ctx, x->shape[0], 1, [&](int64_t begin, int64_t end) {
-      backward(data_of<T>(dy), data_of<T>(x), data_of<Acc<T>>(lse), data_of<T>(dx), begin, end,
-               x->shape[1], logarithm != 0);
+int32_t softmax_backward_kernel(Context* ctx, const balora_softmax_backward& o) {
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    parallel_for(ctx, o.x->shape[0], 1, [&](int64_t begin, int64_t end) {
+      backward(data_of<T>(o.dy), data_of<T>(o.x), data_of<Acc<T>>(o.lse), data_of<T>(o.dx), begin,
+               end, o.x->shape[1], o.logarithm != 0);
     });
   });
   return 0;

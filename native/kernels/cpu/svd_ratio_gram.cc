@@ -118,35 +118,34 @@ double wide_form(const GramProblem& p, int64_t k, bool nuclear, double norm2, co
 
 }  // namespace
 
-int32_t svd_ratio_gram_kernel(Context* ctx, const View* h, const View* g, const View* value,
-                              const View* dh, int64_t k, int32_t nuclear) {
+int32_t svd_ratio_gram_kernel(Context* ctx, const balora_svd_ratio_gram& o) {
   // In f64 once: the iteration reads it some dozens of times.
-  const Matrix wide = widened(matrix_ref(*h), h->shape[0], h->shape[1]);
-  const GramProblem problem{ctx, wide.ref(), matrix_ref(*g), h->shape[0], h->shape[1]};
+  const Matrix wide = widened(matrix_ref(*o.h), o.h->shape[0], o.h->shape[1]);
+  const GramProblem problem{ctx, wide.ref(), matrix_ref(*o.g), o.h->shape[0], o.h->shape[1]};
   const Matrix ph = times_gram(problem);
   const double norm2 = squared_norm(problem, ph);
   Matrix gradient;
-  Matrix* wanted = dh ? &gradient : nullptr;
+  Matrix* wanted = o.dh ? &gradient : nullptr;
   RitzPairs pairs;
-  const bool found = !nuclear && leading_pairs(problem, k, pairs);
+  const bool found = !o.nuclear && leading_pairs(problem, o.k, pairs);
   if (!found) pairs = {};
-  *data_of<double>(value) =
+  *data_of<double>(o.value) =
       !found && problem.n > problem.c
-          ? tall_form(problem, k, nuclear != 0, norm2, wanted)
-          : wide_form(problem, k, nuclear != 0, norm2, ph, std::move(pairs), wanted);
-  if (dh) store_matrix(gradient, *dh);
+          ? tall_form(problem, o.k, o.nuclear != 0, norm2, wanted)
+          : wide_form(problem, o.k, o.nuclear != 0, norm2, ph, std::move(pairs), wanted);
+  if (o.dh) store_matrix(gradient, *o.dh);
   return 0;
 }
 
-int32_t gram_spectrum_kernel(Context* ctx, const View* m, const View* g, const View* s) {
-  const int64_t c = m->shape[0];
-  const Matrix root = gram_root(matrix_ref(*g), c);
-  const EighResult eigen = symmetric_eigen(congruent(ctx, root, widened(matrix_ref(*m), c, c)));
+int32_t gram_spectrum_kernel(Context* ctx, const balora_gram_spectrum& o) {
+  const int64_t c = o.m->shape[0];
+  const Matrix root = gram_root(matrix_ref(*o.g), c);
+  const EighResult eigen = symmetric_eigen(congruent(ctx, root, widened(matrix_ref(*o.m), c, c)));
   std::vector<double> sigma;
   for (int64_t i = c - 1; i >= 0; --i) {
     sigma.push_back(std::sqrt(std::max(eigen.values[static_cast<size_t>(i)], 0.0)));
   }
-  store_values(sigma.data(), c, *s);
+  store_values(sigma.data(), c, *o.s);
   return 0;
 }
 

@@ -150,12 +150,11 @@ double run(Context* ctx, const View* h, const View* w, const View* dh, const Vie
 
 }  // namespace
 
-int32_t svd_ratio_tiles_kernel(Context* ctx, const View* h, const View* w, const View* value,
-                               const View* dh, const View* dw, int64_t k, int32_t nuclear,
-                               double softcap, int64_t chunk_bytes) {
-  *data_of<double>(value) =
-      h->dtype == BALORA_F64 ? run<double>(ctx, h, w, dh, dw, k, nuclear != 0, softcap, chunk_bytes)
-                             : run<float>(ctx, h, w, dh, dw, k, nuclear != 0, softcap, chunk_bytes);
+int32_t svd_ratio_tiles_kernel(Context* ctx, const balora_svd_ratio_tiles& o) {
+  *data_of<double>(o.value) =
+      o.h->dtype == BALORA_F64
+          ? run<double>(ctx, o.h, o.w, o.dh, o.dw, o.k, o.nuclear != 0, o.softcap, o.chunk_bytes)
+          : run<float>(ctx, o.h, o.w, o.dh, o.dw, o.k, o.nuclear != 0, o.softcap, o.chunk_bytes);
   return 0;
 }
 

@@ -69,15 +69,14 @@ void summarize(Context* ctx, const View& ht, const View& wt, const View& w, cons
 
 }  // namespace
 
-int32_t teacher_summary_kernel(Context* ctx, const View* ht, const View* wt, const View* w,
-                               const View* mean, const View* entropy, const HeadOptions* options) {
-  HeadOptions whole = *options;  // the entropy of all of q, at T
+int32_t teacher_summary_kernel(Context* ctx, const balora_teacher_summary& o) {
+  HeadOptions whole = o.options;  // the entropy of all of q, at T
   whole.entropy_top_k = 0;
-  whole.entropy_temperature = options->temperature;
-  if (ht->dtype == BALORA_F64) {
-    summarize<double>(ctx, *ht, *wt, *w, *mean, *entropy, whole);
+  whole.entropy_temperature = o.options.temperature;
+  if (o.ht->dtype == BALORA_F64) {
+    summarize<double>(ctx, *o.ht, *o.wt, *o.w, *o.mean, *o.entropy, whole);
   } else {
-    summarize<float>(ctx, *ht, *wt, *w, *mean, *entropy, whole);
+    summarize<float>(ctx, *o.ht, *o.wt, *o.w, *o.mean, *o.entropy, whole);
   }
   return 0;
 }

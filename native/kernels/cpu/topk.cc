@@ -52,15 +52,15 @@ void large_k(const T* row, int64_t columns, std::vector<Entry<Acc<T>>>& best) {
 
 }  // namespace
 
-int32_t topk_kernel(Context* ctx, const View* x, const View* values, const View* columns) {
-  const int64_t rows = x->shape[0], width = x->shape[1], count = values->shape[1];
+int32_t topk_kernel(Context* ctx, const balora_topk& o) {
+  const int64_t rows = o.x->shape[0], width = o.x->shape[1], count = o.values->shape[1];
   if (count == 0) return 0;
-  dispatch_float(x->dtype, [&]<typename T>() {
+  dispatch_float(o.x->dtype, [&]<typename T>() {
     const int64_t grain = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(width, 1));
     parallel_for(ctx, rows, grain, [&](int64_t begin, int64_t end) {
       std::vector<Entry<Acc<T>>> best(static_cast<size_t>(count));
       for (int64_t n = begin; n < end; ++n) {
-        const T* row = data_of<T>(x) + n * width;
+        const T* row = data_of<T>(o.x) + n * width;
         if (count <= kInsertionLimit) {
           small_k<T>(row, width, best);
         } else {
@@ -68,8 +68,8 @@ int32_t topk_kernel(Context* ctx, const View* x, const View* values, const View*
         }
         for (int64_t k = 0; k < count; ++k) {
           const Entry<Acc<T>>& entry = best[static_cast<size_t>(k)];
-          data_of<T>(values)[n * count + k] = store<T>(entry.value);
-          data_of<int32_t>(columns)[n * count + k] = entry.column;
+          data_of<T>(o.values)[n * count + k] = store<T>(entry.value);
+          data_of<int32_t>(o.columns)[n * count + k] = entry.column;
         }
       }
     });

@@ -121,22 +121,22 @@ ROW(double)
 
 }  // namespace
 
-int32_t unary_kernel(Context* ctx, const View* x, const View* y, int32_t op, double a, double b) {
-  dispatch_float(x->dtype, [&]<typename T>() {
-    parallel_for(ctx, view_numel(*x), kGrain, [&](int64_t begin, int64_t end) {
-      forward(op, data_of<T>(x) + begin, data_of<T>(y) + begin, end - begin, static_cast<Acc<T>>(a),
-              static_cast<Acc<T>>(b));
+int32_t unary_kernel(Context* ctx, const balora_unary& o) {
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    parallel_for(ctx, view_numel(*o.x), kGrain, [&](int64_t begin, int64_t end) {
+      forward(o.op, data_of<T>(o.x) + begin, data_of<T>(o.y) + begin, end - begin,
+              static_cast<Acc<T>>(o.a), static_cast<Acc<T>>(o.b));
     });
   });
   return 0;
 }
 
-int32_t unary_backward_kernel(Context* ctx, const View* dy, const View* saved, const View* dx,
-                              int32_t op, double a, double b) {
-  dispatch_float(dy->dtype, [&]<typename T>() {
-    parallel_for(ctx, view_numel(*dy), kGrain, [&](int64_t begin, int64_t end) {
-      backward(op, data_of<T>(dy) + begin, data_of<T>(saved) + begin, data_of<T>(dx) + begin,
-               end - begin, static_cast<Acc<T>>(a), static_cast<Acc<T>>(b));
+int32_t unary_backward_kernel(Context* ctx, const balora_unary_backward& o) {
+  dispatch_float(o.dy->dtype, [&]<typename T>() {
+    parallel_for(ctx, view_numel(*o.dy), kGrain, [&](int64_t begin, int64_t end) {
+      backward(o.op, data_of<T>(o.dy) + begin, data_of<T>(o.saved) + begin,
+               data_of<T>(o.dx) + begin, end - begin, static_cast<Acc<T>>(o.a),
+               static_cast<Acc<T>>(o.b));
     });
   });
   return 0;

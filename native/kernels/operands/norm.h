@@ -1,5 +1,6 @@
-// Operands of the norms' kernels: one structure a kernel, read by native/ops, kernels/cpu and cuda
-// alike. Plain C, since it crosses the plug-in's boundary. A field that is left out is null or 0.
+// Operands of the kernels of norms and softmax: one structure a kernel, read
+// by native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary; a change
+// of a structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
 #pragma once
 #include <stdint.h>
 
@@ -73,6 +74,23 @@ typedef struct balora_layer_norm_backward {
   const balora_view* dweight;  // (C) f32 (f64 for f64), or null
   const balora_view* dbias;    // (C) f32 (f64 for f64), or null
 } balora_layer_norm_backward;
+
+// x (N,C) -> y (N,C), lse (N) in the accumulator type
+typedef struct balora_softmax_forward {
+  const balora_view* x;
+  const balora_view* y;
+  const balora_view* lse;
+  int32_t logarithm;
+} balora_softmax_forward;
+
+// dy, x (N,C), lse (N) -> dx (N,C)
+typedef struct balora_softmax_backward {
+  const balora_view* dy;
+  const balora_view* x;
+  const balora_view* lse;
+  const balora_view* dx;
+  int32_t logarithm;
+} balora_softmax_backward;
 
 #ifdef __cplusplus
 }  // extern "C"

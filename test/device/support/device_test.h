@@ -7,7 +7,7 @@
 //   auto x = t.random<bf16>({33, 123});
 //   auto y = t.empty<bf16>({33, 123});
 //   t.both([&](const KernelTable& k, Context* ctx, auto view) {
-//     return k.unary(ctx, view(x), view(y), BALORA_EXP, 0, 0);
+//     return call(k.unary, ctx, {.x = view(x), .y = view(y), .op = BALORA_EXP, .a = 0, .b = 0});
 //   });
 //   t.check_close(y, 2 * epsilon_of<bf16>());
 #pragma once

@@ -46,11 +46,19 @@ HeadArrays make_head_arrays(DeviceTest& t, const HeadSetting& s) {
 
 inline DeviceTest::Row head_losses_of(const HeadArrays& a, const HeadSetting& s) {
   return [=](const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) {
-    return k.head_losses(ctx, view(a.h), s.teacher ? view(a.ht) : nullptr, view(a.w),
-                         s.other_head ? view(a.wt) : nullptr, s.targets ? view(a.targets) : nullptr,
-                         s.masks ? view(a.regularized) : nullptr,
-                         s.scaled ? view(a.scales) : nullptr, view(a.sums), view(a.rows),
-                         view(a.dh), view(a.dw), &s.options);
+    return call(k.head_losses, ctx,
+                {.h = view(a.h),
+                 .ht = s.teacher ? view(a.ht) : nullptr,
+                 .w = view(a.w),
+                 .wt = s.other_head ? view(a.wt) : nullptr,
+                 .targets = s.targets ? view(a.targets) : nullptr,
+                 .regularized = s.masks ? view(a.regularized) : nullptr,
+                 .scales = s.scaled ? view(a.scales) : nullptr,
+                 .sums = view(a.sums),
+                 .rows = view(a.rows),
+                 .dh = view(a.dh),
+                 .dw = view(a.dw),
+                 .options = s.options});
   };
 }
 

@@ -147,10 +147,34 @@ void check_attention(const Case& c, int threads = 2) {
   View vqueries = cu_queries.view();
   const View* len = c.lengths.empty() ? nullptr : &vlen;
   const View* queries = c.skips.empty() ? nullptr : &vqueries;
-  REQUIRE(attention_forward_kernel(ctx, &q, &k, &v, &vcu, queries, len, &vout, &vlse, scale,
-                                   c.softcap, c.window, c.causal) == 0);
-  REQUIRE(attention_backward_kernel(ctx, &vg, &q, &k, &v, &vcu, queries, len, &vout, &vlse, &vdq,
-                                    &vdk, &vdv, scale, c.softcap, c.window, c.causal) == 0);
+  REQUIRE(attention_forward_kernel(ctx, {.q = &q,
+                                         .k = &k,
+                                         .v = &v,
+                                         .cu_seqlens = &vcu,
+                                         .cu_queries = queries,
+                                         .lengths = len,
+                                         .out = &vout,
+                                         .lse = &vlse,
+                                         .scale = scale,
+                                         .softcap = c.softcap,
+                                         .window = c.window,
+                                         .causal = c.causal}) == 0);
+  REQUIRE(attention_backward_kernel(ctx, {.dout = &vg,
+                                          .q = &q,
+                                          .k = &k,
+                                          .v = &v,
+                                          .cu_seqlens = &vcu,
+                                          .cu_queries = queries,
+                                          .lengths = len,
+                                          .out = &vout,
+                                          .lse = &vlse,
+                                          .dq = &vdq,
+                                          .dk = &vdk,
+                                          .dv = &vdv,
+                                          .scale = scale,
+                                          .softcap = c.softcap,
+                                          .window = c.window,
+                                          .causal = c.causal}) == 0);
   const auto at = [&](int64_t first_head) {
     return [&, first_head](int64_t row, int64_t head, int64_t d) {
       return fused[row * width + (first_head + head) * c.size + d];
@@ -222,8 +246,18 @@ TEST_CASE("attention refuses segments that do not cover its rows") {
     Array<int32_t> len({static_cast<int64_t>(lengths.size())}, lengths);
     Array<int32_t> own({static_cast<int64_t>(queries.size())}, queries);
     View vcu = cu.view(), vlen = len.view(), vown = own.view();
-    return attention_forward_kernel(ctx, &vq, &vq, &vq, &vcu, queries.empty() ? nullptr : &vown,
-                                    lengths.empty() ? nullptr : &vlen, &vo, &vl, 1, 0, 0, 1);
+    return attention_forward_kernel(ctx, {.q = &vq,
+                                          .k = &vq,
+                                          .v = &vq,
+                                          .cu_seqlens = &vcu,
+                                          .cu_queries = queries.empty() ? nullptr : &vown,
+                                          .lengths = lengths.empty() ? nullptr : &vlen,
+                                          .out = &vo,
+                                          .lse = &vl,
+                                          .scale = 1,
+                                          .softcap = 0,
+                                          .window = 0,
+                                          .causal = 1});
   };
   CHECK_THROWS_WITH_AS(run({0, 3}, {}), "cu_seqlens must rise from 0 to the 4 rows, got 0 to 3",
                        ArgumentError);

@@ -38,10 +38,10 @@ TEST_CASE_TEMPLATE("fill and arange", T, float, bf16, f16, double, int32_t, int6
   for (const int64_t n : kSizes) {
     Array<T> y({n});
     const View view = y.view();
-    REQUIRE(fill_kernel(ctx, &view, 3) == 0);
+    REQUIRE(fill_kernel(ctx, {.y = &view, .value = 3}) == 0);
     check_close(y, std::vector<double>(static_cast<size_t>(n), 3.0), 0);
     if (n > 200) continue;  // beyond what u8 and bf16 count to exactly
-    REQUIRE(arange_kernel(ctx, &view, 2, 1) == 0);
+    REQUIRE(arange_kernel(ctx, {.y = &view, .start = 2, .step = 1}) == 0);
     std::vector<double> expected;
     for (int64_t i = 0; i < n; ++i) expected.push_back(static_cast<double>(2 + i));
     check_close(y, expected, 0);
@@ -54,7 +54,7 @@ TEST_CASE("fill writes a strided view only") {
   View every_other = y.view();
   every_other.shape[1] = 3;
   every_other.stride[1] = 2;
-  REQUIRE(fill_kernel(ctx, &every_other, 5) == 0);
+  REQUIRE(fill_kernel(ctx, {.y = &every_other, .value = 5}) == 0);
   for (int64_t i = 0; i < 24; ++i) CHECK(y[i] == (i % 2 == 0 ? 5 : 1));
 }
 
@@ -65,7 +65,7 @@ void check_cast(std::mt19937& random) {
     Array<S> x({n}, random, 100);
     Array<D> y({n});
     const View source = x.view(), destination = y.view();
-    REQUIRE(copy_kernel(ctx, &source, &destination) == 0);
+    REQUIRE(copy_kernel(ctx, {.source = &source, .destination = &destination}) == 0);
     for (int64_t i = 0; i < n; ++i) {
       double want = x[i];
       if constexpr (std::is_integral_v<D> && !std::is_integral_v<S>) {
@@ -100,7 +100,7 @@ TEST_CASE("a float becomes an integer by truncation that saturates; NaN becomes 
   Array<double> x({6}, {1.9, -1.9, 1e30, -1e30, kNan, 2147483647.0});
   Array<int32_t> y({6});
   const View source = x.view(), destination = y.view();
-  REQUIRE(copy_kernel(ctx, &source, &destination) == 0);
+  REQUIRE(copy_kernel(ctx, {.source = &source, .destination = &destination}) == 0);
   check_close(y, {1, -1, 2147483647.0, -2147483648.0, 0, 2147483647.0}, 0);
 }
 
@@ -113,14 +113,14 @@ TEST_CASE_TEMPLATE("copy walks permuted, broadcast and tiled views", T, float, b
     const View source = permuted(x.view(), order);
     Array<T> y({source.shape[0], source.shape[1], source.shape[2]});
     const View destination = y.view();
-    REQUIRE(copy_kernel(ctx, &source, &destination) == 0);
+    REQUIRE(copy_kernel(ctx, {.source = &source, .destination = &destination}) == 0);
     check_close(y, read<T>(source), 0);
   }
   Array<T> row({1, 33, 1}, random, 50);
   const View wide = expanded(row.view(), {5, 33, 67});
   Array<T> y({5, 33, 67});
   const View destination = y.view();
-  REQUIRE(copy_kernel(ctx, &wide, &destination) == 0);
+  REQUIRE(copy_kernel(ctx, {.source = &wide, .destination = &destination}) == 0);
   check_close(y, read<T>(wide), 0);
 }
 
@@ -133,8 +133,8 @@ void check_binary(const View& a, const View& b, double tolerance) {
     Array<T> first(shape), second(shape);
     const View y1 = first.view(), y2 = second.view();
     TestContext one(1), three(3);
-    REQUIRE(binary_kernel(one, &a, &b, &y1, op) == 0);
-    REQUIRE(binary_kernel(three, &a, &b, &y2, op) == 0);
+    REQUIRE(binary_kernel(one, {.a = &a, .b = &b, .y = &y1, .op = op}) == 0);
+    REQUIRE(binary_kernel(three, {.a = &a, .b = &b, .y = &y2, .op = op}) == 0);
     std::vector<double> expected;
     for (size_t i = 0; i < x.size(); ++i) expected.push_back(plain(op, x[i], z[i]));
     INFO("op ", op);
@@ -174,7 +174,7 @@ TEST_CASE("maximum and minimum keep a NaN from either side") {
   Array<float> a({3}, {kNan, 1, 2}), b({3}, {1, kNan, 3}), y({3});
   const View va = a.view(), vb = b.view(), vy = y.view();
   for (const int op : {BALORA_MAXIMUM, BALORA_MINIMUM}) {
-    REQUIRE(binary_kernel(ctx, &va, &vb, &vy, op) == 0);
+    REQUIRE(binary_kernel(ctx, {.a = &va, .b = &vb, .y = &vy, .op = op}) == 0);
     CHECK(std::isnan(y[0]));
     CHECK(std::isnan(y[1]));
     CHECK(y[2] == (op == BALORA_MAXIMUM ? 3 : 2));
@@ -201,11 +201,13 @@ TEST_CASE("binary gradients against central differences; each output alone") {
     }
     Array<double> da({123}), db({123}), alone({123});
     const View vda = da.view(), vdb = db.view(), valone = alone.view();
-    REQUIRE(binary_backward_kernel(ctx, &vdy, &va, &vb, &vda, &vdb, op) == 0);
+    REQUIRE(binary_backward_kernel(
+                ctx, {.dy = &vdy, .a = &va, .b = &vb, .da = &vda, .db = &vdb, .op = op}) == 0);
     INFO("op ", op);
     check_close(da, da_expected, 1e-6);
     check_close(db, db_expected, 1e-6);
-    REQUIRE(binary_backward_kernel(ctx, &vdy, &va, &vb, nullptr, &valone, op) == 0);
+    REQUIRE(binary_backward_kernel(ctx,
+                                   {.dy = &vdy, .a = &va, .b = &vb, .db = &valone, .op = op}) == 0);
     check_close(alone, db.values(), 0);
   }
 }
@@ -214,10 +216,14 @@ TEST_CASE("a tie of maximum halves the gradient; pow at zero is finite") {
   TestContext ctx;
   Array<float> a({2}, {0, 1}), b({2}, {0, 1}), dy({2}, {4, 4}), da({2}), db({2});
   const View va = a.view(), vb = b.view(), vdy = dy.view(), vda = da.view(), vdb = db.view();
-  REQUIRE(binary_backward_kernel(ctx, &vdy, &va, &vb, &vda, &vdb, BALORA_MAXIMUM) == 0);
+  REQUIRE(binary_backward_kernel(
+              ctx,
+              {.dy = &vdy, .a = &va, .b = &vb, .da = &vda, .db = &vdb, .op = BALORA_MAXIMUM}) == 0);
   check_close(da, {2, 2}, 0);
   check_close(db, {2, 2}, 0);
-  REQUIRE(binary_backward_kernel(ctx, &vdy, &va, &vb, &vda, &vdb, BALORA_POW) == 0);
+  REQUIRE(binary_backward_kernel(
+              ctx, {.dy = &vdy, .a = &va, .b = &vb, .da = &vda, .db = &vdb, .op = BALORA_POW}) ==
+          0);
   check_close(da, {0, 4}, 0);
   check_close(db, {0, 0}, 0);
 }

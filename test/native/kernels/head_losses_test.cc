@@ -138,8 +138,17 @@ void check_setting(const Setting& s, double tolerance, double scale = 2) {
   const View vh = h.view(), vht = ht.view(), vw = w.view(), vwt = wt.view(), vt = targets.view(),
              vr = regularized.view(), vs = sums.view(), vrows = rows.view(), vdh = dh.view(),
              vdw = dw.view();
-  head_losses_kernel(ctx, &vh, s.teacher ? &vht : nullptr, &vw, s.other_head ? &vwt : nullptr, &vt,
-                     s.masks ? &vr : nullptr, nullptr, &vs, &vrows, &vdh, &vdw, &s.options);
+  head_losses_kernel(ctx, {.h = &vh,
+                           .ht = s.teacher ? &vht : nullptr,
+                           .w = &vw,
+                           .wt = s.other_head ? &vwt : nullptr,
+                           .targets = &vt,
+                           .regularized = s.masks ? &vr : nullptr,
+                           .sums = &vs,
+                           .rows = &vrows,
+                           .dh = &vdh,
+                           .dw = &vdw,
+                           .options = s.options});
   const Plain expected = plain_losses(h, ht, w, wt, targets, regularized, s);
   for (int i = 0; i < 3; ++i) {
     CHECK(std::abs(sums[i] - expected.sums[i]) <= tolerance * (std::abs(expected.sums[i]) + 0.1));
@@ -150,8 +159,14 @@ void check_setting(const Setting& s, double tolerance, double scale = 2) {
   check_near(dh, expected.dh, tolerance);
   check_near(dw, expected.dw, tolerance);
   const std::vector<double> before = sums.values();
-  head_losses_kernel(ctx, &vh, s.teacher ? &vht : nullptr, &vw, s.other_head ? &vwt : nullptr, &vt,
-                     s.masks ? &vr : nullptr, nullptr, &vs, nullptr, nullptr, nullptr, &s.options);
+  head_losses_kernel(ctx, {.h = &vh,
+                           .ht = s.teacher ? &vht : nullptr,
+                           .w = &vw,
+                           .wt = s.other_head ? &vwt : nullptr,
+                           .targets = &vt,
+                           .regularized = s.masks ? &vr : nullptr,
+                           .sums = &vs,
+                           .options = s.options});
   CHECK(sums.values() == before);  // values alone are the same bits
   // Scales that are powers of two, half in the options and half in a tensor: the same bits.
   const std::vector<double> gradient = dh.values();
@@ -159,8 +174,16 @@ void check_setting(const Setting& s, double tolerance, double scale = 2) {
   part.task_scale *= 0.5, part.consistency_scale *= 0.25, part.diversity_scale *= 2;
   Array<double> scales({3}, {2, 4, 0.5});
   const View vscales = scales.view();
-  head_losses_kernel(ctx, &vh, s.teacher ? &vht : nullptr, &vw, s.other_head ? &vwt : nullptr, &vt,
-                     s.masks ? &vr : nullptr, &vscales, &vs, nullptr, &vdh, nullptr, &part);
+  head_losses_kernel(ctx, {.h = &vh,
+                           .ht = s.teacher ? &vht : nullptr,
+                           .w = &vw,
+                           .wt = s.other_head ? &vwt : nullptr,
+                           .targets = &vt,
+                           .regularized = s.masks ? &vr : nullptr,
+                           .scales = &vscales,
+                           .sums = &vs,
+                           .dh = &vdh,
+                           .options = part});
   CHECK(sums.values() == before);
   CHECK(dh.values() == gradient);
   if (!s.teacher || s.options.softcap > 0) return;
@@ -168,9 +191,21 @@ void check_setting(const Setting& s, double tolerance, double scale = 2) {
   Array<Sum> mean({s.m, s.c});
   Array<double> entropy(std::vector<int64_t>{s.m});
   const View vmean = mean.view(), ventropy = entropy.view();
-  teacher_summary_kernel(ctx, &vht, s.other_head ? &vwt : &vw, &vw, &vmean, &ventropy, &s.options);
-  head_losses_cached_kernel(ctx, &vh, &vmean, &ventropy, &vw, &vt, s.masks ? &vr : nullptr, nullptr,
-                            &vs, &vdh, &s.options);
+  teacher_summary_kernel(ctx, {.ht = &vht,
+                               .wt = s.other_head ? &vwt : &vw,
+                               .w = &vw,
+                               .mean = &vmean,
+                               .entropy = &ventropy,
+                               .options = s.options});
+  head_losses_cached_kernel(ctx, {.h = &vh,
+                                  .mean = &vmean,
+                                  .entropy = &ventropy,
+                                  .w = &vw,
+                                  .targets = &vt,
+                                  .regularized = s.masks ? &vr : nullptr,
+                                  .sums = &vs,
+                                  .dh = &vdh,
+                                  .options = s.options});
   for (int i = 0; i < 3; ++i) {
     CHECK(std::abs(sums[i] - expected.sums[i]) <= tolerance * (std::abs(expected.sums[i]) + 0.1));
   }
@@ -236,8 +271,8 @@ TEST_CASE("head losses over a large vocabulary sum to the precision of f64") {
   Array<double> sums(std::vector<int64_t>{4});
   const View vh = h.view(), vht = ht.view(), vw = w.view(), vt = targets.view(), vs = sums.view();
   const Plain expected = plain_losses(h, ht, w, w, targets, regularized, s);
-  head_losses_kernel(ctx, &vh, &vht, &vw, nullptr, &vt, nullptr, nullptr, &vs, nullptr, nullptr,
-                     nullptr, &s.options);
+  head_losses_kernel(
+      ctx, {.h = &vh, .ht = &vht, .w = &vw, .targets = &vt, .sums = &vs, .options = s.options});
   for (int i = 0; i < 3; ++i) {
     CHECK(std::abs(sums[i] - expected.sums[i]) <= 1e-6 * std::abs(expected.sums[i]));
   }
@@ -253,8 +288,7 @@ TEST_CASE("head losses: the K largest by value, then by index, wherever they sta
   Array<float> dw(std::vector<int64_t>{v, 1});
   const View vh = h.view(), vw = w.view(), vs = sums.view(), vdw = dw.view();
   const HeadOptions options{0, 0, 1, 1, 1, 0, k, 0};
-  head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, nullptr, nullptr, nullptr, &vs, nullptr,
-                     nullptr, &vdw, &options);
+  head_losses_kernel(ctx, {.h = &vh, .w = &vw, .sums = &vs, .dw = &vdw, .options = options});
   const double rest = std::exp(0.6 - 3.0), sum = 5 + rest;
   CHECK(sums[2] == doctest::Approx(std::log(sum) - rest * (0.6 - 3.0) / sum).epsilon(1e-6));
   for (int64_t j = 0; j < v; ++j) {
@@ -275,8 +309,14 @@ TEST_CASE("head losses: a NaN comes out, and nothing is read past the K") {
              vrows = rows.view(), vdh = dh.view();
   for (const double temperature : {2.0, 3.0}) {
     const HeadOptions options{1, 1, 1, temperature, 1, 0, 20, 0};
-    head_losses_kernel(ctx, &vh, &vh, &vw, nullptr, &vt, nullptr, nullptr, &vs, &vrows, &vdh,
-                       nullptr, &options);
+    head_losses_kernel(ctx, {.h = &vh,
+                             .ht = &vh,
+                             .w = &vw,
+                             .targets = &vt,
+                             .sums = &vs,
+                             .rows = &vrows,
+                             .dh = &vdh,
+                             .options = options});
     for (int64_t i = 0; i < 3; ++i) {
       CHECK(std::isnan(rows[i]));
       CHECK(std::isfinite(rows[3 + i]));
@@ -298,8 +338,7 @@ TEST_CASE("head losses: a NaN is among the K largest beyond the insertion limit"
     Array<double> sums(std::vector<int64_t>{4});
     const View vh = h.view(), vw = w.view(), vs = sums.view();
     const HeadOptions options{0, 0, 1, 1, 1, 0, 90, 0};
-    head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, nullptr, nullptr, nullptr, &vs, nullptr,
-                       nullptr, nullptr, &options);
+    head_losses_kernel(ctx, {.h = &vh, .w = &vw, .sums = &vs, .options = options});
     CHECK(std::isnan(sums[2]));
   }
 }
@@ -313,8 +352,8 @@ TEST_CASE("head losses: student equal to teacher gives consistency exactly 0") {
   const View vh = h.view(), vw = w.view(), vs = sums.view(), vdh = dh.view();
   for (const double temperature : {1.0, 2.0, 3.0}) {
     const HeadOptions options{0, 1, 0, temperature, 1, 0, -1, 0};
-    head_losses_kernel(ctx, &vh, &vh, &vw, nullptr, nullptr, nullptr, nullptr, &vs, nullptr, &vdh,
-                       nullptr, &options);
+    head_losses_kernel(
+        ctx, {.h = &vh, .ht = &vh, .w = &vw, .sums = &vs, .dh = &vdh, .options = options});
     CHECK(sums[1] == 0);
     for (int64_t i = 0; i < dh.size(); ++i) CHECK(dh[i] == 0);
   }
@@ -328,9 +367,10 @@ TEST_CASE("head losses: a target outside the vocabulary is named") {
   Array<int32_t> targets(std::vector<int64_t>{2}, {1, 5});
   const View vh = h.view(), vw = w.view(), vs = sums.view(), vt = targets.view();
   const HeadOptions options{1, 0, 0, 1, 1, 0, -1, 0};
-  CHECK_THROWS_WITH_AS(head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, &vt, nullptr, nullptr,
-                                          &vs, nullptr, nullptr, nullptr, &options),
-                       doctest::Contains("target 5 of row 1"), ArgumentError);
+  CHECK_THROWS_WITH_AS(
+      head_losses_kernel(ctx,
+                         {.h = &vh, .w = &vw, .targets = &vt, .sums = &vs, .options = options}),
+      doctest::Contains("target 5 of row 1"), ArgumentError);
 }
 
 TEST_CASE("head losses do not depend on the thread count") {
@@ -343,8 +383,7 @@ TEST_CASE("head losses do not depend on the thread count") {
     TestContext ctx(i ? 4 : 1);
     Array<double> sums(std::vector<int64_t>{4});
     const View vs = sums.view();
-    head_losses_kernel(ctx, &vh, nullptr, &vw, nullptr, nullptr, nullptr, nullptr, &vs, nullptr,
-                       nullptr, nullptr, &options);
+    head_losses_kernel(ctx, {.h = &vh, .w = &vw, .sums = &vs, .options = options});
     values[i] = sums.values();
   }
   CHECK(values[0] == values[1]);
@@ -361,8 +400,13 @@ TEST_CASE("head losses leave no subnormal numbers in the gradient of f32 logits"
   const View vh = h.view(), vw = w.view(), vt = targets.view(), vs = sums.view(), vdw = dw.view();
   for (const double temperature : {1.0, 2.0}) {  // the squares of what is kept are at T = 1
     const HeadOptions options{1e-4, 0, 0, temperature, 1, 0, -1, 0};
-    head_losses_kernel(ctx, &vh, temperature == 2 ? &vh : nullptr, &vw, nullptr, &vt, nullptr,
-                       nullptr, &vs, nullptr, nullptr, &vdw, &options);
+    head_losses_kernel(ctx, {.h = &vh,
+                             .ht = temperature == 2 ? &vh : nullptr,
+                             .w = &vw,
+                             .targets = &vt,
+                             .sums = &vs,
+                             .dw = &vdw,
+                             .options = options});
     for (int64_t j = 0; j < v; ++j) {
       CHECK((dw[j] == 0 || std::abs(dw[j]) >= std::numeric_limits<float>::min()));
       CHECK(std::abs(dw[j]) <=

@@ -26,9 +26,9 @@ void check_rows(int64_t vocabulary, int64_t channels, int64_t n) {
   Array<std::conditional_t<std::is_same_v<T, double>, double, float>> wide({vocabulary, channels});
   const View vt = table.view(), vi = ids.view(), vy = y.view(), vdy = dy.view(), vn = narrow.view(),
              vw = wide.view();
-  REQUIRE(select_rows_kernel(ctx, &vt, &vi, &vy) == 0);
-  REQUIRE(select_rows_backward_kernel(ctx, &vdy, &vi, &vn) == 0);
-  REQUIRE(select_rows_backward_kernel(ctx, &vdy, &vi, &vw) == 0);
+  REQUIRE(select_rows_kernel(ctx, {.table = &vt, .ids = &vi, .y = &vy}) == 0);
+  REQUIRE(select_rows_backward_kernel(ctx, {.dy = &vdy, .ids = &vi, .dx = &vn}) == 0);
+  REQUIRE(select_rows_backward_kernel(ctx, {.dy = &vdy, .ids = &vi, .dx = &vw}) == 0);
   std::vector<double> picked, gradient(static_cast<size_t>(vocabulary * channels), 0.0);
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t c = 0; c < channels; ++c) {
@@ -55,8 +55,9 @@ TEST_CASE("an index out of range fails with its value and position") {
   for (const double bad : {4.0, -1.0}) {
     Array<int32_t> ids({2}, {1, bad});
     const View vt = table.view(), vi = ids.view(), vy = y.view();
-    CHECK_THROWS_AS(select_rows_kernel(ctx, &vt, &vi, &vy), ArgumentError);
-    CHECK_THROWS_AS(select_rows_backward_kernel(ctx, &vy, &vi, &vt), ArgumentError);
+    CHECK_THROWS_AS(select_rows_kernel(ctx, {.table = &vt, .ids = &vi, .y = &vy}), ArgumentError);
+    CHECK_THROWS_AS(select_rows_backward_kernel(ctx, {.dy = &vy, .ids = &vi, .dx = &vt}),
+                    ArgumentError);
   }
 }
 
@@ -70,10 +71,10 @@ TEST_CASE_TEMPLATE("gather and scatter-add along the middle", T, float, bf16, do
     const View vx = x.view(), vi = index.view(), vs = source.view(), vy = y.view();
     const View v1 = sum.view(), v2 = again.view(), v0 = from_zero.view();
     TestContext one(1), three(3);
-    REQUIRE(gather_kernel(three, &vx, &vi, &vy) == 0);
-    REQUIRE(scatter_add_kernel(one, &vx, &vi, &vs, &v1) == 0);
-    REQUIRE(scatter_add_kernel(three, &vx, &vi, &vs, &v2) == 0);
-    REQUIRE(scatter_add_kernel(three, nullptr, &vi, &vs, &v0) == 0);
+    REQUIRE(gather_kernel(three, {.x = &vx, .index = &vi, .y = &vy}) == 0);
+    REQUIRE(scatter_add_kernel(one, {.base = &vx, .index = &vi, .source = &vs, .y = &v1}) == 0);
+    REQUIRE(scatter_add_kernel(three, {.base = &vx, .index = &vi, .source = &vs, .y = &v2}) == 0);
+    REQUIRE(scatter_add_kernel(three, {.index = &vi, .source = &vs, .y = &v0}) == 0);
     std::vector<double> picked, total = x.values(), only(static_cast<size_t>(A * R * C), 0.0);
     for (int64_t i = 0; i < A * K * C; ++i) {
       const int64_t a = i / (K * C), c = i % C;

@@ -93,8 +93,12 @@ class Fixture {
   void forward() {
     make_views(y_);
     const View x = x_.view(), xa = xa_.view();
-    REQUIRE(linear_forward_kernel(ctx_, &x, case_.adapter_input ? &xa : nullptr, linears_.data(),
-                                  count(linears_), parts_.data(), count(parts_)) == 0);
+    REQUIRE(linear_forward_kernel(ctx_, {.x = &x,
+                                         .x_adapter = case_.adapter_input ? &xa : nullptr,
+                                         .linears = linears_.data(),
+                                         .count = count(linears_),
+                                         .parts = parts_.data(),
+                                         .part_count = count(parts_)}) == 0);
     for (size_t l = 0; l < w_.size(); ++l) {
       const int64_t outs = case_.outs[l];
       for (int64_t i = 0; i < case_.rows * outs; ++i) {
@@ -123,9 +127,14 @@ class Fixture {
     Array<T> dx({case_.rows, case_.in}), dxa({case_.rows, case_.in});
     const View x = x_.view(), xa = xa_.view(), vdx = dx.view(), vdxa = dxa.view();
     const bool split = case_.adapter_input;
-    REQUIRE(linear_backward_kernel(ctx_, &x, split ? &xa : nullptr, with_dx ? &vdx : nullptr,
-                                   with_dx && split ? &vdxa : nullptr, linears_.data(),
-                                   count(linears_), parts_.data(), count(parts_)) == 0);
+    REQUIRE(linear_backward_kernel(ctx_, {.x = &x,
+                                          .x_adapter = split ? &xa : nullptr,
+                                          .dx = with_dx ? &vdx : nullptr,
+                                          .dx_adapter = with_dx && split ? &vdxa : nullptr,
+                                          .linears = linears_.data(),
+                                          .count = count(linears_),
+                                          .parts = parts_.data(),
+                                          .part_count = count(parts_)}) == 0);
     for (size_t p = 0; p < a_.size(); ++p) check_part(p);
     for (int64_t i = 0; with_dx && i < dx.size(); ++i) {
       const int64_t n = i / case_.in, k = i % case_.in;

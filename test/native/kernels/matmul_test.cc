@@ -38,7 +38,7 @@ void check(const View& a, const View& b, std::vector<int64_t> batch_shape) {
   shape.insert(shape.end(), {m, n});
   Array<T> c(shape);
   const View vc = c.view();
-  REQUIRE(matmul_kernel(ctx, &a, &b, &vc, 0.5) == 0);
+  REQUIRE(matmul_kernel(ctx, {.a = &a, .b = &b, .c = &vc, .alpha = 0.5}) == 0);
   for (int64_t at = 0; at < c.size(); ++at) {
     std::vector<int64_t> batch(batch_shape.size());
     int64_t rest = at / (m * n);

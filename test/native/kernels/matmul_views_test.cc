@@ -133,7 +133,8 @@ class Products {
     const View out = c.view();
     ++count_;
     try {
-      if (matmul_kernel(ctx_, &a, &b, &out, 0.5) == 0 && equal(a, b, c)) return;
+      if (matmul_kernel(ctx_, {.a = &a, .b = &b, .c = &out, .alpha = 0.5}) == 0 && equal(a, b, c))
+        return;
     } catch (const std::exception&) {  // oneDNN refuses what it cannot read
     }
     if (++wrong_ <= 3)

@@ -37,8 +37,15 @@ TEST_CASE_TEMPLATE("AdamW steps", T, float, double) {
     const View vr = rate.view();
     const AdamwOperands first{&vg, &vr, &vp, &vm, &vv, decay}, same{&vg, &vr, &wp, &wm, &wv, decay};
     const AdamwList one_tensor{&first, 1}, again{&same, 1};
-    REQUIRE(adamw_step_kernel(one, &one_tensor, &vc, b1, b2, eps) == 0);
-    REQUIRE(adamw_step_kernel(three, &again, &vc, b1, b2, eps) == 0);
+    REQUIRE(
+        adamw_step_kernel(
+            one,
+            {.tensors = &one_tensor, .coefficient = &vc, .beta1 = b1, .beta2 = b2, .eps = eps}) ==
+        0);
+    REQUIRE(
+        adamw_step_kernel(
+            three, {.tensors = &again, .coefficient = &vc, .beta1 = b1, .beta2 = b2, .eps = eps}) ==
+        0);
     const double tolerance = 4 * epsilon_of<T>();
     check_close(param, p_expected, tolerance);
     check_close(m, m_expected, tolerance);
@@ -85,14 +92,22 @@ TEST_CASE("AdamW steps of many tensors are the steps of each, bit by bit") {
   TestContext single(1);
   for (const AdamwOperands& tensor : operands(each)) {
     const AdamwList one{&tensor, 1};
-    REQUIRE(adamw_step_kernel(single, &one, &coefficient, 0.9, 0.99, 1e-6) == 0);
+    REQUIRE(adamw_step_kernel(single, {.tensors = &one,
+                                       .coefficient = &coefficient,
+                                       .beta1 = 0.9,
+                                       .beta2 = 0.99,
+                                       .eps = 1e-6}) == 0);
   }
   for (const int threads : {1, 2, 3, 8}) {
     auto many = make();
     const std::vector<AdamwOperands> tensors = operands(many);
     const AdamwList list{tensors.data(), static_cast<int32_t>(tensors.size())};
     TestContext ctx(threads);
-    REQUIRE(adamw_step_kernel(ctx, &list, &coefficient, 0.9, 0.99, 1e-6) == 0);
+    REQUIRE(adamw_step_kernel(ctx, {.tensors = &list,
+                                    .coefficient = &coefficient,
+                                    .beta1 = 0.9,
+                                    .beta2 = 0.99,
+                                    .eps = 1e-6}) == 0);
     for (size_t i = 0; i < each.size(); ++i) {
       CAPTURE(i);
       check_close(many[i]->param, each[i]->param.values(), 0);
@@ -101,7 +116,11 @@ TEST_CASE("AdamW steps of many tensors are the steps of each, bit by bit") {
     }
   }
   const AdamwList none{nullptr, 0};
-  CHECK(adamw_step_kernel(single, &none, &coefficient, 0.9, 0.99, 1e-6) == 0);
+  CHECK(adamw_step_kernel(single, {.tensors = &none,
+                                   .coefficient = &coefficient,
+                                   .beta1 = 0.9,
+                                   .beta2 = 0.99,
+                                   .eps = 1e-6}) == 0);
 }
 
 TEST_CASE_TEMPLATE("SGD steps, with and without momentum", T, float, double) {
@@ -118,13 +137,36 @@ TEST_CASE_TEMPLATE("SGD steps, with and without momentum", T, float, double) {
       }
       const View vg = grad.view(), vp = param.view(), vb = buffer.view(), vq = plain.view();
       TestContext ctx(3);
-      REQUIRE(sgd_step_kernel(ctx, &vg, nullptr, &vp, &vb, 0.2, 0.9, 0.3, 0.1, nesterov, 0) == 0);
-      REQUIRE(sgd_step_kernel(ctx, &vg, nullptr, &vq, nullptr, 0.2, 0, 0, 0.1, 0, 1) == 0);
+      REQUIRE(sgd_step_kernel(ctx, {.grad = &vg,
+                                    .param = &vp,
+                                    .buffer = &vb,
+                                    .lr = 0.2,
+                                    .momentum = 0.9,
+                                    .dampening = 0.3,
+                                    .weight_decay = 0.1,
+                                    .nesterov = nesterov,
+                                    .first = 0}) == 0);
+      REQUIRE(sgd_step_kernel(ctx, {.grad = &vg,
+                                    .param = &vq,
+                                    .lr = 0.2,
+                                    .momentum = 0,
+                                    .dampening = 0,
+                                    .weight_decay = 0.1,
+                                    .nesterov = 0,
+                                    .first = 1}) == 0);
       check_close(param, p_expected, 4 * epsilon_of<T>());
       check_close(buffer, b_expected, 4 * epsilon_of<T>());
       check_close(plain, plain_expected, 4 * epsilon_of<T>());
       const View first = buffer.view();
-      REQUIRE(sgd_step_kernel(ctx, &vg, nullptr, &vq, &first, 0.2, 0.9, 0.3, 0, 0, 1) == 0);
+      REQUIRE(sgd_step_kernel(ctx, {.grad = &vg,
+                                    .param = &vq,
+                                    .buffer = &first,
+                                    .lr = 0.2,
+                                    .momentum = 0.9,
+                                    .dampening = 0.3,
+                                    .weight_decay = 0,
+                                    .nesterov = 0,
+                                    .first = 1}) == 0);
       check_close(buffer, grad.values(), 0);
     }
   }
@@ -155,8 +197,8 @@ TEST_CASE_TEMPLATE("norms add up over calls, whatever the threads", T, float, bf
       TestContext one(1), three(3);
       const View* const views[] = {&vx};
       const ViewList list{views, 1};
-      REQUIRE(norm_accumulate_kernel(one, &list, &vt, kind) == 0);
-      REQUIRE(norm_accumulate_kernel(three, &list, &va, kind) == 0);
+      REQUIRE(norm_accumulate_kernel(one, {.tensors = &list, .total = &vt, .kind = kind}) == 0);
+      REQUIRE(norm_accumulate_kernel(three, {.tensors = &list, .total = &va, .kind = kind}) == 0);
       check_close(total, {expected[kind]}, 1e-13);
       check_close(again, total.values(), 0);
     }
@@ -175,12 +217,12 @@ TEST_CASE("the norm of many tensors is that of one after the other, bit by bit")
     TestContext one(1), three(3);
     for (const View* const& view : views) {
       const ViewList list{&view, 1};
-      REQUIRE(norm_accumulate_kernel(one, &list, &ve, kind) == 0);
+      REQUIRE(norm_accumulate_kernel(one, {.tensors = &list, .total = &ve, .kind = kind}) == 0);
     }
     const ViewList list{views, 4}, none{nullptr, 0};
-    REQUIRE(norm_accumulate_kernel(three, &list, &vm, kind) == 0);
+    REQUIRE(norm_accumulate_kernel(three, {.tensors = &list, .total = &vm, .kind = kind}) == 0);
     check_close(many, each.values(), 0);
-    REQUIRE(norm_accumulate_kernel(three, &none, &vm, kind) == 0);
+    REQUIRE(norm_accumulate_kernel(three, {.tensors = &none, .total = &vm, .kind = kind}) == 0);
     check_close(many, each.values(), 0);
   }
 }
@@ -195,11 +237,11 @@ TEST_CASE_TEMPLATE("scale and add a multiple", T, float, bf16, f16, double) {
     std::vector<double> scaled;
     for (int64_t i = 0; i < n; ++i) scaled.push_back(0.3 * x[i]);
     const View vx = x.view(), vc = coefficient.view(), vs = source.view();
-    REQUIRE(scale_kernel(ctx, &vc, &vx) == 0);
+    REQUIRE(scale_kernel(ctx, {.coefficient = &vc, .x = &vx}) == 0);
     check_close(x, scaled, 2 * epsilon_of<T>());
     std::vector<double> added;
     for (int64_t i = 0; i < n; ++i) added.push_back(x[i] - 1.5 * source[i]);
-    REQUIRE(add_scaled_kernel(ctx, &vs, &vx, -1.5) == 0);
+    REQUIRE(add_scaled_kernel(ctx, {.source = &vs, .destination = &vx, .alpha = -1.5}) == 0);
     check_close(x, added, 2 * epsilon_of<T>());
   }
 }

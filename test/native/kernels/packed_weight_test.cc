@@ -44,8 +44,10 @@ TEST_CASE("packed weights: batches of all lengths share a bounded number of prim
     LinearOperands linear = {};
     linear.weight = &w;
     linear.y = &yv;
-    REQUIRE(linear_forward_kernel(ctx, &xv, nullptr, &linear, 1, nullptr, 0) == 0);
-    REQUIRE(linear_backward_kernel(ctx, &xv, nullptr, &dxv, nullptr, &linear, 1, nullptr, 0) == 0);
+    REQUIRE(linear_forward_kernel(
+                ctx, {.x = &xv, .linears = &linear, .count = 1, .part_count = 0}) == 0);
+    REQUIRE(linear_backward_kernel(
+                ctx, {.x = &xv, .dx = &dxv, .linears = &linear, .count = 1, .part_count = 0}) == 0);
   };
   for (int64_t rows = 1; rows <= kMostRows; ++rows) forward_and_back(rows);
   const size_t made = state.primitives();

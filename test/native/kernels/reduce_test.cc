@@ -61,15 +61,15 @@ TEST_CASE_TEMPLATE("sum, mean, logsumexp and variance", T, float, bf16, f16, dou
           second({e[0], e[2]});
       const View v1 = first.view(), v2 = second.view();
       TestContext one(1), three(3);
-      REQUIRE(reduce_kernel(one, &vx, &v1, op, correction) == 0);
-      REQUIRE(reduce_kernel(three, &vx, &v2, op, correction) == 0);
+      REQUIRE(reduce_kernel(one, {.x = &vx, .y = &v1, .op = op, .correction = correction}) == 0);
+      REQUIRE(reduce_kernel(three, {.x = &vx, .y = &v2, .op = op, .correction = correction}) == 0);
       INFO("op ", op, " R ", e[1], " C ", e[2]);
       check_close(first, expected, std::is_same_v<T, double> ? 1e-11 : 3e-7);
       check_close(second, first.values(), 0);
       Array<T> narrow({e[0], e[2]});
       const View vn = narrow.view();
       if (std::is_same_v<T, f16> && e[1] > 1000) continue;  // the sum is beyond its range
-      REQUIRE(reduce_kernel(three, &vx, &vn, op, correction) == 0);
+      REQUIRE(reduce_kernel(three, {.x = &vx, .y = &vn, .op = op, .correction = correction}) == 0);
       check_close(narrow, expected, 2 * epsilon_of<T>() + 1e-12);
     }
   }
@@ -80,14 +80,14 @@ TEST_CASE("logsumexp of infinities and NaN; sums of nothing") {
   constexpr double inf = std::numeric_limits<double>::infinity();
   Array<float> x({4, 2, 1}, {-inf, -inf, -inf, 1, inf, 1, std::nan(""), 1}), y({4, 1});
   const View vx = x.view(), vy = y.view();
-  REQUIRE(reduce_kernel(ctx, &vx, &vy, BALORA_LOGSUMEXP, 0) == 0);
+  REQUIRE(reduce_kernel(ctx, {.x = &vx, .y = &vy, .op = BALORA_LOGSUMEXP, .correction = 0}) == 0);
   CHECK(y[0] == -inf);
   CHECK(y[1] == 1);
   CHECK(y[2] == inf);
   CHECK(std::isnan(y[3]));
   Array<float> none({2, 0, 1}), zero({2, 1});
   const View vnone = none.view(), vzero = zero.view();
-  REQUIRE(reduce_kernel(ctx, &vnone, &vzero, BALORA_SUM, 0) == 0);
+  REQUIRE(reduce_kernel(ctx, {.x = &vnone, .y = &vzero, .op = BALORA_SUM, .correction = 0}) == 0);
   check_close(zero, {0, 0}, 0);
 }
 
@@ -98,8 +98,9 @@ TEST_CASE("gradients of logsumexp and variance against central differences") {
   Array<double> x({3, 31, 5}, random), dy({3, 5}, random), y({3, 5}), dx({3, 31, 5});
   const View vx = x.view(), vdy = dy.view(), vy = y.view(), vdx = dx.view();
   for (const int op : {BALORA_LOGSUMEXP, BALORA_VARIANCE}) {
-    REQUIRE(reduce_kernel(ctx, &vx, &vy, op, 1) == 0);
-    REQUIRE(reduce_backward_kernel(ctx, &vdy, &vx, &vy, &vdx, op, 1) == 0);
+    REQUIRE(reduce_kernel(ctx, {.x = &vx, .y = &vy, .op = op, .correction = 1}) == 0);
+    REQUIRE(reduce_backward_kernel(
+                ctx, {.dy = &vdy, .x = &vx, .y = &vy, .dx = &vdx, .op = op, .correction = 1}) == 0);
     std::vector<double> expected(465);
     for (int64_t i = 0; i < 465; ++i) {
       const int64_t a = i / 155, r = i / 5 % 31, c = i % 5;
@@ -123,7 +124,8 @@ TEST_CASE_TEMPLATE("extremes and their first positions", T, float, bf16, double)
     Array<int32_t> positions({e[0], e[2]});
     const View vx = x.view(), vv = values.view(), vp = positions.view();
     for (const int is_max : {0, 1}) {
-      REQUIRE(extreme_kernel(ctx, &vx, &vv, &vp, is_max) == 0);
+      REQUIRE(extreme_kernel(ctx, {.x = &vx, .values = &vv, .positions = &vp, .is_max = is_max}) ==
+              0);
       std::vector<double> expected, where;
       for (int64_t i = 0; i < e[0] * e[2]; ++i) {
         const std::vector<double> v = column(x, e, i / e[2], i % e[2]);
@@ -138,7 +140,7 @@ TEST_CASE_TEMPLATE("extremes and their first positions", T, float, bf16, double)
   }
   Array<T> x({1, 3, 1}, {1, std::nan(""), 2}), value({1, 1});
   const View vx = x.view(), vv = value.view();
-  REQUIRE(extreme_kernel(ctx, &vx, &vv, nullptr, 1) == 0);
+  REQUIRE(extreme_kernel(ctx, {.x = &vx, .values = &vv, .is_max = 1}) == 0);
   CHECK(std::isnan(value[0]));
 }
 

@@ -36,8 +36,12 @@ void check_rope(int64_t rows, int64_t heads, int64_t size, int64_t rotary) {
   x.data = fused.data();
   x.stride[0] = heads * size + extra;
   View vy = y.view(), vb = back.view(), c = cosine.view(), s = sine.view(), p = positions.view();
-  REQUIRE(rope_kernel(ctx, &x, &c, &s, &p, &vy, 0) == 0);
-  REQUIRE(rope_kernel(ctx, &vy, &c, &s, &p, &vb, 1) == 0);
+  REQUIRE(rope_kernel(
+              ctx, {.x = &x, .cosine = &c, .sine = &s, .positions = &p, .y = &vy, .inverse = 0}) ==
+          0);
+  REQUIRE(rope_kernel(
+              ctx, {.x = &vy, .cosine = &c, .sine = &s, .positions = &p, .y = &vb, .inverse = 1}) ==
+          0);
   std::vector<double> want, original;
   for (int64_t n = 0; n < rows; ++n) {
     for (int64_t h = 0; h < heads; ++h) {
@@ -73,9 +77,10 @@ TEST_CASE("rope refuses positions outside its tables") {
   Array<float> x({2, 1, 4}, random), y({2, 1, 4}), cosine({8, 2}, random), sine({8, 2}, random);
   Array<int32_t> positions({2}, std::vector<double>{0, 8});
   View vx = x.view(), vy = y.view(), c = cosine.view(), s = sine.view(), p = positions.view();
-  CHECK_THROWS_WITH_AS(rope_kernel(ctx, &vx, &c, &s, &p, &vy, 0),
-                       "position 8 of row 1 is outside the tables, which have 8 rows",
-                       ArgumentError);
+  CHECK_THROWS_WITH_AS(
+      rope_kernel(ctx,
+                  {.x = &vx, .cosine = &c, .sine = &s, .positions = &p, .y = &vy, .inverse = 0}),
+      "position 8 of row 1 is outside the tables, which have 8 rows", ArgumentError);
 }
 
 }  // namespace

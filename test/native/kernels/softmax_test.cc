@@ -35,8 +35,10 @@ void check_softmax(int64_t rows, int64_t size, bool logarithm) {
   Array<T> x({rows, size}, random, 8), dy({rows, size}, random), y({rows, size}), dx({rows, size});
   Array<AccT<T>> lse({rows});
   View vx = x.view(), vdy = dy.view(), vy = y.view(), vdx = dx.view(), vl = lse.view();
-  REQUIRE(softmax_forward_kernel(ctx, &vx, &vy, &vl, logarithm) == 0);
-  REQUIRE(softmax_backward_kernel(ctx, &vdy, &vx, &vl, &vdx, logarithm) == 0);
+  REQUIRE(softmax_forward_kernel(ctx, {.x = &vx, .y = &vy, .lse = &vl, .logarithm = logarithm}) ==
+          0);
+  REQUIRE(softmax_backward_kernel(
+              ctx, {.dy = &vdy, .x = &vx, .lse = &vl, .dx = &vdx, .logarithm = logarithm}) == 0);
   std::vector<double> want_y, want_dx;
   for (int64_t n = 0; n < rows; ++n) {
     const double total = log_sum_exp(x, n, size);
@@ -67,7 +69,7 @@ TEST_CASE("log_softmax over a 49k vocabulary is right to f32's last places") {
   const int64_t size = 49152;
   Array<float> x({2, size}, random, 2), y({2, size}), lse({2});
   View vx = x.view(), vy = y.view(), vl = lse.view();
-  REQUIRE(softmax_forward_kernel(ctx, &vx, &vy, &vl, 1) == 0);
+  REQUIRE(softmax_forward_kernel(ctx, {.x = &vx, .y = &vy, .lse = &vl, .logarithm = 1}) == 0);
   for (int64_t n = 0; n < 2; ++n) {
     const double want = log_sum_exp(x, n, size);
     double worst = 0;
@@ -95,8 +97,16 @@ void check_cross_entropy(int64_t rows, int64_t classes, int32_t reduction) {
   Array<AccT<T>> loss({outputs}), lse({rows}), dloss({outputs}, random);
   View vz = z.view(), vt = targets.view(), vl = loss.view(), vs = lse.view();
   View vdl = dloss.view(), vdz = dz.view();
-  REQUIRE(cross_entropy_forward_kernel(ctx, &vz, &vt, &vl, &vs, reduction) == 0);
-  REQUIRE(cross_entropy_backward_kernel(ctx, &vdl, &vz, &vt, &vs, &vdz, reduction) == 0);
+  REQUIRE(
+      cross_entropy_forward_kernel(
+          ctx, {.logits = &vz, .targets = &vt, .loss = &vl, .lse = &vs, .reduction = reduction}) ==
+      0);
+  REQUIRE(cross_entropy_backward_kernel(ctx, {.dloss = &vdl,
+                                              .logits = &vz,
+                                              .targets = &vt,
+                                              .lse = &vs,
+                                              .dlogits = &vdz,
+                                              .reduction = reduction}) == 0);
   std::vector<double> want(static_cast<size_t>(outputs), 0), want_dz;
   const double scale = reduction == 2 ? 1 / static_cast<double>(counted) : 1;
   for (int64_t n = 0; n < rows; ++n) {
@@ -129,11 +139,14 @@ TEST_CASE("cross_entropy refuses a target that is no class, and a mean of nothin
   Array<int32_t> outside({2}, std::vector<double>{0, 5}),
       none({2}, std::vector<double>{-100, -100});
   View vz = z.view(), vo = outside.view(), vn = none.view(), vl = loss.view(), vs = lse.view();
-  CHECK_THROWS_WITH_AS(cross_entropy_forward_kernel(ctx, &vz, &vo, &vl, &vs, 1),
-                       "target 5 of row 1 is not a class id below 5 (-100 marks a "
-                       "row to ignore)",
-                       ArgumentError);
-  REQUIRE(cross_entropy_forward_kernel(ctx, &vz, &vn, &vl, &vs, 2) == 0);
+  CHECK_THROWS_WITH_AS(
+      cross_entropy_forward_kernel(
+          ctx, {.logits = &vz, .targets = &vo, .loss = &vl, .lse = &vs, .reduction = 1}),
+      "target 5 of row 1 is not a class id below 5 (-100 marks a "
+      "row to ignore)",
+      ArgumentError);
+  REQUIRE(cross_entropy_forward_kernel(
+              ctx, {.logits = &vz, .targets = &vn, .loss = &vl, .lse = &vs, .reduction = 2}) == 0);
   CHECK(std::isnan(loss[0]));
 }
 

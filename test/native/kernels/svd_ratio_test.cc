@@ -70,14 +70,23 @@ void check_case(const Case& t) {
   const double expected = plain_value(mh, mw, t);
   const auto of_h = [&](const Matrix& x) { return plain_value(x, mw, t); };
   if (t.softcap == 0) {
-    gram_kernel(ctx, &vw, &vg, 0);
-    svd_ratio_gram_kernel(ctx, &vh, &vg, &vv, &vdh, t.k, t.nuclear);
+    gram_kernel(ctx, {.a = &vw, .g = &vg, .accumulate = 0});
+    svd_ratio_gram_kernel(
+        ctx, {.h = &vh, .g = &vg, .value = &vv, .dh = &vdh, .k = t.k, .nuclear = t.nuclear});
     CHECK(std::abs(value[0] - expected) < 1e-11);
     check_gradient(mh, dh, of_h);
-    svd_ratio_gram_kernel(ctx, &vh, &vg, &vv, nullptr, t.k, t.nuclear);
+    svd_ratio_gram_kernel(ctx, {.h = &vh, .g = &vg, .value = &vv, .k = t.k, .nuclear = t.nuclear});
     CHECK(std::abs(value[0] - expected) < 1e-11);
   }
-  svd_ratio_tiles_kernel(ctx, &vh, &vw, &vv, &vdh, &vdw, t.k, t.nuclear, t.softcap, t.m * 16 * 5);
+  svd_ratio_tiles_kernel(ctx, {.h = &vh,
+                               .w = &vw,
+                               .value = &vv,
+                               .dh = &vdh,
+                               .dw = &vdw,
+                               .k = t.k,
+                               .nuclear = t.nuclear,
+                               .softcap = t.softcap,
+                               .chunk_bytes = t.m * 16 * 5});
   CHECK(std::abs(value[0] - expected) < 1e-11);
   check_gradient(mh, dh, of_h);
   check_gradient(mw, dw, [&](const Matrix& x) { return plain_value(mh, x, t); });
@@ -109,13 +118,14 @@ TEST_CASE(
   Array<double> value(std::vector<int64_t>{}), dh({4, 3});
   const View vh = h.view(), vg = g.view(), vv = value.view(), vdh = dh.view();
   for (const int nuclear : {0, 1}) {
-    svd_ratio_gram_kernel(ctx, &vh, &vg, &vv, &vdh, 2, nuclear);
+    svd_ratio_gram_kernel(
+        ctx, {.h = &vh, .g = &vg, .value = &vv, .dh = &vdh, .k = 2, .nuclear = nuclear});
     CHECK(value[0] == 0);
     for (int64_t i = 0; i < dh.size(); ++i) CHECK(dh[i] == 0);
   }
   // Rank one: Z = u v^T, L = -1 with every k, and the smallest-norm gradient vanishes.
   for (int64_t i = 0; i < 4; ++i) h.data()[3 * i] = static_cast<double>(i + 1);
-  svd_ratio_gram_kernel(ctx, &vh, &vg, &vv, &vdh, 3, 0);
+  svd_ratio_gram_kernel(ctx, {.h = &vh, .g = &vg, .value = &vv, .dh = &vdh, .k = 3, .nuclear = 0});
   CHECK(std::abs(value[0] + 1) < 1e-7);
   for (int64_t i = 0; i < dh.size(); ++i) CHECK(std::abs(dh[i]) < 1e-7);
 }
@@ -126,9 +136,9 @@ TEST_CASE("gram_spectrum gives the singular values of H W^T") {
   Array<float> h({40, 12}, random), w({30, 12}, random);
   Array<double> m({12, 12}), g({12, 12}), s(std::vector<int64_t>{12});
   const View vh = h.view(), vw = w.view(), vm = m.view(), vg = g.view(), vs = s.view();
-  gram_kernel(ctx, &vh, &vm, 0);
-  gram_kernel(ctx, &vw, &vg, 0);
-  gram_spectrum_kernel(ctx, &vm, &vg, &vs);
+  gram_kernel(ctx, {.a = &vh, .g = &vm, .accumulate = 0});
+  gram_kernel(ctx, {.a = &vw, .g = &vg, .accumulate = 0});
+  gram_spectrum_kernel(ctx, {.m = &vm, .g = &vg, .s = &vs});
   Matrix mh(40, 12), mw(30, 12);
   mh.values = h.values();
   mw.values = w.values();

@@ -65,14 +65,18 @@ TEST_CASE_TEMPLATE("values and slopes of every function", T, float, bf16, f16, d
       }
       const View vx = x.view(), vdy = dy.view(), vy = y.view(), vy1 = y1.view(), vdx = dx.view();
       TestContext one(1), three(3);
-      REQUIRE(unary_kernel(three, &vx, &vy, f.op, -1.25, 2) == 0);
-      REQUIRE(unary_kernel(one, &vx, &vy1, f.op, -1.25, 2) == 0);
+      REQUIRE(unary_kernel(three, {.x = &vx, .y = &vy, .op = f.op, .a = -1.25, .b = 2}) == 0);
+      REQUIRE(unary_kernel(one, {.x = &vx, .y = &vy1, .op = f.op, .a = -1.25, .b = 2}) == 0);
       INFO("op ", f.op, " n ", n);
       const double tolerance = 1.01 * epsilon_of<T>() + (std::is_same_v<T, double> ? 1e-14 : 8e-7);
       check_close(y, value, tolerance);
       check_close(y1, y.values(), 0);
-      REQUIRE(unary_backward_kernel(three, &vdy, f.from_result ? &vy : &vx, &vdx, f.op, -1.25, 2) ==
-              0);
+      REQUIRE(unary_backward_kernel(three, {.dy = &vdy,
+                                            .saved = f.from_result ? &vy : &vx,
+                                            .dx = &vdx,
+                                            .op = f.op,
+                                            .a = -1.25,
+                                            .b = 2}) == 0);
       // A slope from a result carries that result's rounding too; central differences are good to
       // 1e-8 or so, and wrong within their step of a kink.
       for (int64_t i = 0; i < n; ++i) {
@@ -92,8 +96,8 @@ TEST_CASE_TEMPLATE("dropout keeps exactly the words above its threshold", T, flo
     Array<T> x({n}, std::vector<double>(static_cast<size_t>(n), 3.0)), y({n}), y1({n});
     const View vx = x.view(), vy = y.view(), vy1 = y1.view();
     TestContext one(1), three(3);
-    REQUIRE(dropout_kernel(three, &vx, &vy, 17, 5, 0.25) == 0);
-    REQUIRE(dropout_kernel(one, &vx, &vy1, 17, 5, 0.25) == 0);
+    REQUIRE(dropout_kernel(three, {.x = &vx, .y = &vy, .seed = 17, .stream = 5, .p = 0.25}) == 0);
+    REQUIRE(dropout_kernel(one, {.x = &vx, .y = &vy1, .seed = 17, .stream = 5, .p = 0.25}) == 0);
     std::vector<double> expected;
     for (int64_t i = 0; i < n; ++i) {
       const uint32_t word = philox(17, static_cast<uint64_t>(i / 4), 5)[static_cast<size_t>(i % 4)];
@@ -115,7 +119,7 @@ TEST_CASE_TEMPLATE("topk: descending, the lower column of equals first, NaN on t
     for (int64_t i = 0; i < x.size(); ++i) x.data()[i] = from_double<T>(std::round(x[i] * 5));
     if (width > 1) x.data()[3] = from_double<T>(std::nan(""));
     const View vx = x.view(), vv = values.view(), vc = columns.view();
-    REQUIRE(topk_kernel(ctx, &vx, &vv, &vc) == 0);
+    REQUIRE(topk_kernel(ctx, {.x = &vx, .values = &vv, .columns = &vc}) == 0);
     for (int64_t n = 0; n < 7; ++n) {
       std::vector<int64_t> order(static_cast<size_t>(width));
       for (int64_t c = 0; c < width; ++c) order[static_cast<size_t>(c)] = c;

@@ -1,0 +1,49 @@
+// Operands of the kernels of random numbers: one structure a kernel, read
+// by native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary; a change
+// of a structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
+#pragma once
+#include <stdint.h>
+
+#include "tensor/view.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// element i of (seed, stream) depends on nothing else
+// y i64 = 32-bit words
+typedef struct balora_random_words {
+  const balora_view* y;
+  uint64_t seed;
+  uint64_t stream;
+} balora_random_words;
+
+// y in [low, high)
+typedef struct balora_random_uniform {
+  const balora_view* y;
+  uint64_t seed;
+  uint64_t stream;
+  double low;
+  double high;
+} balora_random_uniform;
+
+typedef struct balora_random_normal {
+  const balora_view* y;
+  uint64_t seed;
+  uint64_t stream;
+  double mean;
+  double deviation;
+} balora_random_normal;
+
+// x -> y = 0 with probability p, else x / (1 - p); its own backward
+typedef struct balora_dropout {
+  const balora_view* x;
+  const balora_view* y;
+  uint64_t seed;
+  uint64_t stream;
+  double p;
+} balora_dropout;
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif
