@@ -13,8 +13,6 @@ namespace {
 constexpr int kBatch = 4;
 constexpr int kSumThreads = 512, kMoveThreads = 256;
 constexpr int32_t kIgnored = -100;
-enum Reduction : int32_t { kNone = 0, kSum = 1, kMean = 2 };
-
 struct Targets {
   const int32_t* data;
   int32_t classes;
@@ -74,12 +72,12 @@ __device__ inline double count_rows(const Targets& targets, int64_t rows, double
 
 template <typename A>
 __global__ void sum_losses(const double* losses, Targets targets, A* out, int64_t rows,
-                           int32_t reduction) {
+                           balora_reduction reduction) {
   BALORA_SHARED(double, wide, kWarp + 1);
   double total = 0;
   for (int64_t n = threadIdx.x; n < rows; n += blockDim.x) total += losses[n];
   total = block_reduce(total, 0.0, wide);
-  if (reduction == kMean) total /= count_rows(targets, rows, wide);
+  if (reduction == BALORA_REDUCTION_MEAN) total /= count_rows(targets, rows, wide);
   if (threadIdx.x == 0) *out = static_cast<A>(total);
 }
 
@@ -152,7 +150,7 @@ int32_t cross_entropy_forward_kernel(Context* ctx, const balora_cross_entropy_fo
     const Targets classes = targets_of(ctx, name, o.targets, o.logits);
     launch(ctx, name, plan.grid, row_losses<T>, data_of<T>(o.logits), classes, losses,
            data_of<A>(o.lse), plan.task);
-    if (o.reduction == kNone) {
+    if (o.reduction == BALORA_REDUCTION_NONE) {
       launch(ctx, name, elements(rows), round_losses<A>, losses, data_of<A>(o.loss), rows);
     } else {
       launch(ctx, name, Grid{dim3(1), dim3(kSumThreads)}, sum_losses<A>, losses, classes,
@@ -170,11 +168,12 @@ int32_t cross_entropy_backward_kernel(Context* ctx, const balora_cross_entropy_b
     const RowPlan plan = plan_rows<T>(name, rows, o.logits->shape[1], kBatch);
     const Targets classes = targets_of(ctx, name, o.targets, o.logits);
     A* scale = nullptr;
-    if (o.reduction == kMean) {
+    if (o.reduction == BALORA_REDUCTION_MEAN) {
       scale = workspace<A>(ctx, 1);
       launch(ctx, name, Grid{dim3(1), dim3(kSumThreads)}, mean_scale<A>, classes, scale, rows);
     }
-    const Slopes<A> slopes{data_of<A>(o.dloss), o.reduction == kNone, scale, data_of<A>(o.lse)};
+    const Slopes<A> slopes{data_of<A>(o.dloss), o.reduction == BALORA_REDUCTION_NONE, scale,
+                           data_of<A>(o.lse)};
     // One piece more where rows are not aligned.
     const int64_t pieces = ceil_div(plan.task.size, kPackOf<T>) + 1;
     const int64_t parts = ceil_div(pieces, kBatch * kMoveThreads);

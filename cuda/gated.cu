@@ -9,16 +9,14 @@
 namespace balora::cuda {
 namespace {
 
-enum : int32_t { kSilu = 0, kGelu = 1, kGeluTanh = 2 };
-
-template <int32_t Act, typename A>
+template <balora_activation Act, typename A>
 __device__ Activated<A> activated(A x) {
-  if constexpr (Act == kSilu) return silu(x);
-  if constexpr (Act == kGelu) return gelu(x);
-  if constexpr (Act == kGeluTanh) return gelu_tanh(x);
+  if constexpr (Act == BALORA_GATE_SILU) return silu(x);
+  if constexpr (Act == BALORA_GATE_GELU) return gelu(x);
+  if constexpr (Act == BALORA_GATE_GELU_TANH) return gelu_tanh(x);
 }
 
-template <int32_t Act, typename A>
+template <balora_activation Act, typename A>
 __global__ void gated_groups(Operand gate, Operand up, Operand y,
                              const __grid_constant__ Loop<3> loop) {
   for (int64_t i = thread_index(); i < loop.count; i += thread_count()) {
@@ -33,7 +31,7 @@ __global__ void gated_groups(Operand gate, Operand up, Operand y,
   }
 }
 
-template <int32_t Act, typename A>
+template <balora_activation Act, typename A>
 __global__ void gated_gradients(Operand dy, Operand gate, Operand up, Operand dgate, Operand dup,
                                 const __grid_constant__ Loop<5> loop) {
   for (int64_t i = thread_index(); i < loop.count; i += thread_count()) {
@@ -55,16 +53,16 @@ __global__ void gated_gradients(Operand dy, Operand gate, Operand up, Operand dg
 }
 
 template <typename A>
-auto forward_of(int32_t activation) {
-  return activation == kSilu   ? gated_groups<kSilu, A>
-         : activation == kGelu ? gated_groups<kGelu, A>
-                               : gated_groups<kGeluTanh, A>;
+auto forward_of(balora_activation activation) {
+  return activation == BALORA_GATE_SILU   ? gated_groups<BALORA_GATE_SILU, A>
+         : activation == BALORA_GATE_GELU ? gated_groups<BALORA_GATE_GELU, A>
+                                          : gated_groups<BALORA_GATE_GELU_TANH, A>;
 }
 template <typename A>
-auto backward_of(int32_t activation) {
-  return activation == kSilu   ? gated_gradients<kSilu, A>
-         : activation == kGelu ? gated_gradients<kGelu, A>
-                               : gated_gradients<kGeluTanh, A>;
+auto backward_of(balora_activation activation) {
+  return activation == BALORA_GATE_SILU   ? gated_gradients<BALORA_GATE_SILU, A>
+         : activation == BALORA_GATE_GELU ? gated_gradients<BALORA_GATE_GELU, A>
+                                          : gated_gradients<BALORA_GATE_GELU_TANH, A>;
 }
 
 }  // namespace

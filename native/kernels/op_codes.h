@@ -74,6 +74,20 @@ typedef enum balora_reduce_op {
   BALORA_VARIANCE = 3
 } balora_reduce_op;
 
+// Of a gated activation.
+typedef enum balora_activation {
+  BALORA_GATE_SILU = 0,
+  BALORA_GATE_GELU = 1,
+  BALORA_GATE_GELU_TANH = 2
+} balora_activation;
+
+// Of a loss by row. The mean is over the rows that count.
+typedef enum balora_reduction {
+  BALORA_REDUCTION_NONE = 0,
+  BALORA_REDUCTION_SUM = 1,
+  BALORA_REDUCTION_MEAN = 2
+} balora_reduction;
+
 typedef enum balora_norm_kind {
   BALORA_NORM_1 = 0,
   BALORA_NORM_2 = 1,

@@ -12,7 +12,7 @@ namespace {
 
 struct BinaryRow {
   const char* name;
-  int code;
+  balora_binary_op code;
   bool whole_numbers;  // defined on i32 and i64
 };
 constexpr BinaryRow kBinary[] = {
@@ -24,7 +24,7 @@ constexpr BinaryRow kBinary[] = {
 
 struct CompareRow {
   const char* name;
-  int code;
+  balora_compare_op code;
 };
 constexpr CompareRow kCompare[] = {
     {"equal", BALORA_EQUAL},     {"not_equal", BALORA_NOT_EQUAL},
@@ -38,7 +38,8 @@ void check_pair(const char* op, const Tensor& a, const Tensor& b) {
   check_same_engine(op, a, b);
 }
 
-Tensor run(const char* op, const Tensor& a, const Tensor& b, const Shape& shape, int code) {
+Tensor run(const char* op, const Tensor& a, const Tensor& b, const Shape& shape,
+           balora_binary_op code) {
   const Tensor y = Tensor::empty(a.engine(), shape, a.dtype());
   using O = balora_binary;
   launch<O>(op, &KernelTable::binary,
@@ -48,7 +49,7 @@ Tensor run(const char* op, const Tensor& a, const Tensor& b, const Shape& shape,
 }
 
 // add, sub and mul need no kernel of their own.
-void linear_backward(int code, const Tensor& dy, const Saved& a, const Saved& b,
+void linear_backward(balora_binary_op code, const Tensor& dy, const Saved& a, const Saved& b,
                      const Shape& a_shape, const Shape& b_shape, GradSink& sink) {
   const auto times = [&](const Tensor& other) {
     return run("mul", dy, other, dy.shape(), BALORA_MUL);
@@ -59,8 +60,8 @@ void linear_backward(int code, const Tensor& dy, const Saved& a, const Saved& b,
   sink.add(1, code == BALORA_SUB ? affine(summed, -1, 0) : summed);
 }
 
-void curved_backward(const char* op, int code, const Tensor& dy, const Tensor& a, const Tensor& b,
-                     GradSink& sink) {
+void curved_backward(const char* op, balora_binary_op code, const Tensor& dy, const Tensor& a,
+                     const Tensor& b, GradSink& sink) {
   const Tensor da = sink.wants(0) ? empty_like(dy) : Tensor();
   const Tensor db = sink.wants(1) ? empty_like(dy) : Tensor();
   using O = balora_binary_backward;

@@ -8,21 +8,29 @@
 #include "tape/tape.h"
 
 namespace balora {
+namespace {
+
+balora_reduction reduction_of(const std::string& reduction) {
+  if (reduction == "none") return BALORA_REDUCTION_NONE;
+  if (reduction == "sum") return BALORA_REDUCTION_SUM;
+  if (reduction == "mean") return BALORA_REDUCTION_MEAN;
+  throw ArgumentError("cross_entropy: reduction must be none, sum or mean, got " + reduction);
+}
+
+}  // namespace
 
 Tensor cross_entropy(const Tensor& logits, const Tensor& targets, const std::string& reduction) {
   check_float("cross_entropy", "logits", logits);
   check_ndim("cross_entropy", "logits (N,V)", logits, 2);
   check_shape("cross_entropy", "targets", targets, {logits.dim(0)}, "(N)");
   check_dtype("cross_entropy", "targets", targets, DType::kI32);
-  const int32_t kind = reduction == "none" ? 0 : reduction == "sum" ? 1 : 2;
-  if (kind == 2 && reduction != "mean") {
-    throw ArgumentError("cross_entropy: reduction must be none, sum or mean, got " + reduction);
-  }
+  const balora_reduction kind = reduction_of(reduction);
 
   const Tensor z = contiguous(logits.detach()), t = contiguous(targets.detach());
   const DType wide = accumulator_dtype(logits.dtype());
   const Shape rows{z.dim(0)};
-  const Tensor loss = Tensor::empty(z.engine(), kind == 0 ? rows : Shape{}, wide);
+  const Tensor loss =
+      Tensor::empty(z.engine(), kind == BALORA_REDUCTION_NONE ? rows : Shape{}, wide);
   const Tensor lse = Tensor::empty(z.engine(), rows, wide);
   using O = balora_cross_entropy_forward;
   launch<O>("cross_entropy", &KernelTable::cross_entropy_forward,

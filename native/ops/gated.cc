@@ -9,10 +9,10 @@
 namespace balora {
 namespace {
 
-int32_t activation_number(const std::string& activation) {
-  if (activation == "silu") return 0;
-  if (activation == "gelu") return 1;
-  if (activation == "gelu_tanh") return 2;
+balora_activation activation_of(const std::string& activation) {
+  if (activation == "silu") return BALORA_GATE_SILU;
+  if (activation == "gelu") return BALORA_GATE_GELU;
+  if (activation == "gelu_tanh") return BALORA_GATE_GELU_TANH;
   throw ArgumentError("gated: activation must be silu, gelu or gelu_tanh, got " + activation);
 }
 
@@ -28,7 +28,7 @@ Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation
   if (gate.ndim() < 1) throw ArgumentError("gated: gate needs at least one dimension");
   check_shape("gated", "up", up, gate.shape(), "the shape of gate");
   check_dtype("gated", "up", up, gate.dtype());
-  const int32_t act = activation_number(activation);
+  const balora_activation act = activation_of(activation);
   const Tensor g = gated_rows(gate), u = gated_rows(up);
   const Tensor y = Tensor::empty(gate.engine(), gate.shape(), gate.dtype());
   const auto enqueue = [act](const Tensor& from, const Tensor& by, const Tensor& to) {

@@ -196,7 +196,9 @@ void sgd_step(Tensor param, const Tensor& grad, std::optional<Tensor> buffer,
 }
 
 Tensor grad_norm(const std::vector<Tensor>& grads, const std::string& kind) {
-  const int code = kind == "1" ? BALORA_NORM_1 : kind == "2" ? BALORA_NORM_2 : BALORA_NORM_INF;
+  const balora_norm_kind code = kind == "1"   ? BALORA_NORM_1
+                                : kind == "2" ? BALORA_NORM_2
+                                              : BALORA_NORM_INF;
   if (code == BALORA_NORM_INF && kind != "inf") {
     throw ArgumentError("grad_norm: the norm must be 1, 2 or inf, got " + kind);
   }

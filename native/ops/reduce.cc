@@ -12,7 +12,8 @@
 namespace balora {
 namespace {
 
-Tensor run_reduce(const char* op, const Reduced& r, DType dtype, int code, double correction) {
+Tensor run_reduce(const char* op, const Reduced& r, DType dtype, balora_reduce_op code,
+                  double correction) {
   const Tensor y = Tensor::empty(r.x.engine(), r.result, dtype);
   using O = balora_reduce;
   launch<O>(op, &KernelTable::reduce, {{&O::x, r.x}}, {{&O::y, y.view({r.x.dim(0), r.x.dim(2)})}},
@@ -32,7 +33,7 @@ Reduced layout_of(const Reduced& r) {
 
 // Ops whose gradient needs x: logsumexp and variance.
 Tensor reduce_through_x(const char* op, const Tensor& x, const std::vector<int64_t>& axes,
-                        bool keep_dims, int code, double correction) {
+                        bool keep_dims, balora_reduce_op code, double correction) {
   const Reduced r = reduce_axes(op, x, axes, keep_dims);
   check_not_empty(op, x, r);
   const Tensor wide = run_reduce(op, r, accumulator_dtype(x.dtype()), code, correction);

@@ -13,7 +13,7 @@ namespace {
 
 struct UnaryRow {
   const char* name;
-  int code;
+  balora_unary_op code;
   bool saves_result;
 };
 
@@ -41,7 +41,7 @@ Tensor apply(const UnaryRow& row, const Tensor& x, double a = 0, double b = 0) {
   check_float(row.name, "x", x);
   const Tensor xc = contiguous(x.detach());
   const Tensor y = empty_like(xc);
-  const int code = row.code;
+  const balora_unary_op code = row.code;
   using O = balora_unary;
   launch<O>(row.name, &KernelTable::unary, {{&O::x, xc}}, {{&O::y, y}},
             {.op = code, .a = a, .b = b});

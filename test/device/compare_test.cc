@@ -30,8 +30,16 @@ TEST_CASE_TEMPLATE("compare", T, float, bf16, f16, double, int32_t, int64_t, uin
     const Array y = t.empty<uint8_t>({31, 33}), z = t.empty<uint8_t>({31, 33});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
       const View turned = permuted(*view(b), {1, 0}), row = expanded(*view(c), {31, 33});
-      return call(k.compare, ctx, {.a = view(a), .b = &turned, .y = view(y), .op = op}) |
-             call(k.compare, ctx, {.a = view(a), .b = &row, .y = view(z), .op = op});
+      return call(k.compare, ctx,
+                  {.a = view(a),
+                   .b = &turned,
+                   .y = view(y),
+                   .op = static_cast<balora_compare_op>(static_cast) < balora_compare_op > (op)}) |
+             call(k.compare, ctx,
+                  {.a = view(a),
+                   .b = &row,
+                   .y = view(z),
+                   .op = static_cast<balora_compare_op>(static_cast) < balora_compare_op > (op)});
     });
     t.check_equal(y);
     t.check_equal(z);

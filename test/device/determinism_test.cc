@@ -115,7 +115,11 @@ TEST_CASE("sums over rows and blocks give the same bits in every order") {
   const Array long_row = t.random<float>({1, 30'000, 1}), one = t.empty<float>({1, 1});
   for (const int32_t op : {BALORA_SUM, BALORA_LOGSUMEXP, BALORA_VARIANCE}) {
     check_row(t, {one}, [&](const KernelTable& k, Context* ctx, const auto& view) {
-      return call(k.reduce, ctx, {.x = view(long_row), .y = view(one), .op = op, .correction = 1});
+      return call(k.reduce, ctx,
+                  {.x = view(long_row),
+                   .y = view(one),
+                   .op = static_cast<balora_reduce_op>(static_cast) < balora_reduce_op > (op),
+                   .correction = 1});
     });
   }
 }

@@ -22,14 +22,19 @@ void check_gated(int64_t rows, int64_t width, int32_t activation) {
     const View gate = half(fused, 0), up = half(fused, 1), dgate = half(dfused, 0),
                dup = half(dfused, 1);
     return call(k.gated_forward, ctx,
-                {.gate = &gate, .up = &up, .y = view(y), .activation = activation}) |
+                {.gate = &gate,
+                 .up = &up,
+                 .y = view(y),
+                 .activation = static_cast<balora_activation>(static_cast) < balora_activation >
+                               (activation)}) |
            call(k.gated_backward, ctx,
                 {.dy = view(dy),
                  .gate = &gate,
                  .up = &up,
                  .dgate = &dgate,
                  .dup = &dup,
-                 .activation = activation});
+                 .activation = static_cast<balora_activation>(static_cast) < balora_activation >
+                               (activation)});
   });
   const double tolerance = 2 * epsilon_of<T>() + (std::is_same_v<T, double> ? 4e-15 : 1e-6);
   t.check_close(y, tolerance);

@@ -157,8 +157,15 @@ TEST_CASE_TEMPLATE("norms add up over calls and repeat bit by bit", T, float, bf
         const View* const views[] = {view(x)};
         const ViewList list{views, 1};
         return call(k.norm_accumulate, ctx,
-                    {.tensors = &list, .total = view(total), .kind = kind}) |
-               call(k.norm_accumulate, ctx, {.tensors = &list, .total = view(again), .kind = kind});
+                    {.tensors = &list,
+                     .total = view(total),
+                     .kind =
+                         static_cast<balora_norm_kind>(static_cast) < balora_norm_kind > (kind)}) |
+               call(k.norm_accumulate, ctx,
+                    {.tensors = &list,
+                     .total = view(again),
+                     .kind =
+                         static_cast<balora_norm_kind>(static_cast) < balora_norm_kind > (kind)});
       });
       t.check_close(total, 1e-13);
       CHECK(total->from_device() == again->from_device());
@@ -180,9 +187,20 @@ TEST_CASE("the norm of many tensors") {
       std::vector<const View*> views;
       for (const Array& x : all) views.push_back(view(x));
       const ViewList list{views.data(), static_cast<int32_t>(views.size())}, none{nullptr, 0};
-      return call(k.norm_accumulate, ctx, {.tensors = &list, .total = view(total), .kind = kind}) |
-             call(k.norm_accumulate, ctx, {.tensors = &list, .total = view(again), .kind = kind}) |
-             call(k.norm_accumulate, ctx, {.tensors = &none, .total = view(still), .kind = kind});
+      return call(
+                 k.norm_accumulate, ctx,
+                 {.tensors = &list,
+                  .total = view(total),
+                  .kind = static_cast<balora_norm_kind>(static_cast) < balora_norm_kind > (kind)}) |
+             call(
+                 k.norm_accumulate, ctx,
+                 {.tensors = &list,
+                  .total = view(again),
+                  .kind = static_cast<balora_norm_kind>(static_cast) < balora_norm_kind > (kind)}) |
+             call(k.norm_accumulate, ctx,
+                  {.tensors = &none,
+                   .total = view(still),
+                   .kind = static_cast<balora_norm_kind>(static_cast) < balora_norm_kind > (kind)});
     });
     t.check_close(total, 1e-13);
     CHECK(total->from_device() == again->from_device());

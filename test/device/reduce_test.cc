@@ -47,7 +47,11 @@ void check(const Extent& e, int32_t op) {
   DeviceTest t;
   const Array x = t.random<T>({e.a, e.r, e.c}, 3), y = t.empty<D>({e.a, e.c});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return call(k.reduce, ctx, {.x = view(x), .y = view(y), .op = op, .correction = kCorrection});
+    return call(k.reduce, ctx,
+                {.x = view(x),
+                 .y = view(y),
+                 .op = static_cast<balora_reduce_op>(static_cast) < balora_reduce_op > (op),
+                 .correction = kCorrection});
   });
   std::vector<double> truth;
   for (int64_t a = 0; a < e.a; ++a) {
@@ -104,7 +108,11 @@ void check_backward(const Extent& e, int32_t op) {
   const Array y = t.empty<Wide<T>>({e.a, e.c}), dx = t.empty<T>({e.a, e.r, e.c});
   const Array mean = t.empty<double>({e.a, e.c});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return call(k.reduce, ctx, {.x = view(x), .y = view(y), .op = op, .correction = kCorrection}) |
+    return call(k.reduce, ctx,
+                {.x = view(x),
+                 .y = view(y),
+                 .op = static_cast<balora_reduce_op>(static_cast) < balora_reduce_op > (op),
+                 .correction = kCorrection}) |
            call(k.reduce, ctx, {.x = view(x), .y = view(mean), .op = BALORA_MEAN, .correction = 0});
   });
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
@@ -113,7 +121,7 @@ void check_backward(const Extent& e, int32_t op) {
                  .x = view(x),
                  .y = view(y),
                  .dx = view(dx),
-                 .op = op,
+                 .op = static_cast<balora_reduce_op>(static_cast) < balora_reduce_op > (op),
                  .correction = kCorrection});
   });
   std::vector<double> truth;
@@ -183,7 +191,11 @@ TEST_CASE("reductions treat infinities and NaN as the CPU does") {
       const Array best = t.empty<float>({middle ? 1 : 6, middle ? 6 : 1});
       const Array at = t.empty<int32_t>({middle ? 1 : 6, middle ? 6 : 1});
       t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-        return call(k.reduce, ctx, {.x = view(x), .y = view(y), .op = op, .correction = 1}) |
+        return call(k.reduce, ctx,
+                    {.x = view(x),
+                     .y = view(y),
+                     .op = static_cast<balora_reduce_op>(static_cast) < balora_reduce_op > (op),
+                     .correction = 1}) |
                call(k.extreme, ctx,
                     {.x = view(x),
                      .values = view(best),

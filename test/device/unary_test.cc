@@ -26,9 +26,19 @@ void check_function(int op, int64_t n) {
   for (int64_t i = 0; is_positive(op) && i < n; ++i) x->set(i, std::abs(x->host(i)) + 0.25);
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
     // x stands for what is saved, whichever it is.
-    return call(k.unary, ctx, {.x = view(x), .y = view(y), .op = op, .a = -1.25, .b = 2}) |
+    return call(k.unary, ctx,
+                {.x = view(x),
+                 .y = view(y),
+                 .op = static_cast<balora_unary_op>(static_cast) < balora_unary_op > (op),
+                 .a = -1.25,
+                 .b = 2}) |
            call(k.unary_backward, ctx,
-                {.dy = view(dy), .saved = view(x), .dx = view(dx), .op = op, .a = -1.25, .b = 2});
+                {.dy = view(dy),
+                 .saved = view(x),
+                 .dx = view(dx),
+                 .op = static_cast<balora_unary_op>(static_cast) < balora_unary_op > (op),
+                 .a = -1.25,
+                 .b = 2});
   });
   t.check_close(y, kTolerance<T>);
   t.check_close(dx, 8 * kTolerance<T>);
@@ -52,7 +62,12 @@ TEST_CASE("functions keep NaN, infinities and far tails") {
   for (int op = BALORA_NEG; op <= BALORA_AFFINE; ++op) {
     CAPTURE(op);
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return call(k.unary, ctx, {.x = view(x), .y = view(y), .op = op, .a = -1.25, .b = 2});
+      return call(k.unary, ctx,
+                  {.x = view(x),
+                   .y = view(y),
+                   .op = static_cast<balora_unary_op>(static_cast) < balora_unary_op > (op),
+                   .a = -1.25,
+                   .b = 2});
     });
     t.check_close(y, 1e-6);
   }
@@ -62,7 +77,12 @@ TEST_CASE("a function that is not known is an error") {
   DeviceTest t;
   const Array x = t.random<float>({3}), y = t.empty<float>({3});
   CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return call(k.unary, ctx, {.x = view(x), .y = view(y), .op = 99, .a = 0, .b = 0});
+    return call(k.unary, ctx,
+                {.x = view(x),
+                 .y = view(y),
+                 .op = static_cast<balora_unary_op>(static_cast) < balora_unary_op > (99),
+                 .a = 0,
+                 .b = 0});
   }) != 0);
   CHECK(t.error().find("99") != std::string::npos);
 }

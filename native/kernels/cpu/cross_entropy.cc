@@ -14,7 +14,6 @@ namespace balora {
 namespace {
 
 constexpr int32_t kIgnored = -100;
-enum Reduction : int32_t { kNone = 0, kSum = 1, kMean = 2 };
 
 template <typename T, typename A = Acc<T>>
 BALORA_INLINE void forward_rows(const T* logits, const int32_t* targets, double* losses, A* lse,
@@ -95,13 +94,14 @@ int32_t cross_entropy_forward_kernel(Context* ctx, const balora_cross_entropy_fo
       forward(data_of<T>(o.logits), target, losses.data(), data_of<A>(o.lse), begin, end, classes);
     });
     A* out = data_of<A>(o.loss);
-    if (o.reduction == kNone) {
+    if (o.reduction == BALORA_REDUCTION_NONE) {
       for (int64_t n = 0; n < rows; ++n) out[n] = static_cast<A>(losses[static_cast<size_t>(n)]);
       return;
     }
     double total = 0;
     for (const double value : losses) total += value;
-    out[0] = static_cast<A>(o.reduction == kMean ? total / static_cast<double>(counted) : total);
+    out[0] = static_cast<A>(
+        o.reduction == BALORA_REDUCTION_MEAN ? total / static_cast<double>(counted) : total);
   });
   return 0;
 }
@@ -112,11 +112,13 @@ int32_t cross_entropy_backward_kernel(Context* ctx, const balora_cross_entropy_b
   const int64_t counted = count_targets(target, rows, classes);
   dispatch_float(o.logits->dtype, [&]<typename T>() {
     using A = Acc<T>;
-    const A scale =
-        o.reduction == kMean ? static_cast<A>(1.0 / static_cast<double>(counted)) : A(1);
+    const A scale = o.reduction == BALORA_REDUCTION_MEAN
+                        ? static_cast<A>(1.0 / static_cast<double>(counted))
+                        : A(1);
     parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) {
-      backward(data_of<A>(o.dloss), o.reduction == kNone ? 1 : 0, scale, data_of<T>(o.logits),
-               target, data_of<A>(o.lse), data_of<T>(o.dlogits), begin, end, classes);
+      backward(data_of<A>(o.dloss), o.reduction == BALORA_REDUCTION_NONE ? 1 : 0, scale,
+               data_of<T>(o.logits), target, data_of<A>(o.lse), data_of<T>(o.dlogits), begin, end,
+               classes);
     });
   });
   return 0;

@@ -87,18 +87,18 @@ BALORA_INLINE void backward_rows(Rows<T> dy, Rows<T> gate, Rows<T> up, Rows<T> d
 }
 
 // target_clones cannot mark a template, so each dtype gets plain functions of its own.
-#define ROWS(T)                                                                                  \
-  BALORA_SIMD void forward(Rows<T> g, Rows<T> u, Rows<T> y, int64_t b, int64_t e, int64_t width, \
-                           int32_t activation) {                                                 \
-    if (activation == 0) return forward_rows<Silu>(g, u, y, b, e, width);                        \
-    if (activation == 1) return forward_rows<Gelu>(g, u, y, b, e, width);                        \
-    forward_rows<GeluTanh>(g, u, y, b, e, width);                                                \
-  }                                                                                              \
-  BALORA_SIMD void backward(Rows<T> dy, Rows<T> g, Rows<T> u, Rows<T> dg, Rows<T> du, int64_t b, \
-                            int64_t e, int64_t width, int32_t activation) {                      \
-    if (activation == 0) return backward_rows<Silu>(dy, g, u, dg, du, b, e, width);              \
-    if (activation == 1) return backward_rows<Gelu>(dy, g, u, dg, du, b, e, width);              \
-    backward_rows<GeluTanh>(dy, g, u, dg, du, b, e, width);                                      \
+#define ROWS(T)                                                                                    \
+  BALORA_SIMD void forward(Rows<T> g, Rows<T> u, Rows<T> y, int64_t b, int64_t e, int64_t width,   \
+                           balora_activation activation) {                                         \
+    if (activation == BALORA_GATE_SILU) return forward_rows<Silu>(g, u, y, b, e, width);           \
+    if (activation == BALORA_GATE_GELU) return forward_rows<Gelu>(g, u, y, b, e, width);           \
+    forward_rows<GeluTanh>(g, u, y, b, e, width);                                                  \
+  }                                                                                                \
+  BALORA_SIMD void backward(Rows<T> dy, Rows<T> g, Rows<T> u, Rows<T> dg, Rows<T> du, int64_t b,   \
+                            int64_t e, int64_t width, balora_activation activation) {              \
+    if (activation == BALORA_GATE_SILU) return backward_rows<Silu>(dy, g, u, dg, du, b, e, width); \
+    if (activation == BALORA_GATE_GELU) return backward_rows<Gelu>(dy, g, u, dg, du, b, e, width); \
+    backward_rows<GeluTanh>(dy, g, u, dg, du, b, e, width);                                        \
   }
 ROWS(float)
 ROWS(bf16)
@@ -110,8 +110,8 @@ constexpr int64_t kRowGrain = 4;
 
 // Whether rows of T have functions of their own.
 template <typename T>
-bool has_lanes(int32_t activation) {
-  return std::is_same_v<T, bf16> && activation == 0 && tiles_ready();
+bool has_lanes(balora_activation activation) {
+  return std::is_same_v<T, bf16> && activation == BALORA_GATE_SILU && tiles_ready();
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// Operands of the kernels of attention: one structure a kernel, read
-// by native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary; a change
-// of a structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
+// Operands of attention: one structure a kernel, read by
+// native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary: a change of a
+// structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
 #pragma once
 #include <stdint.h>
 
@@ -10,9 +10,10 @@
 extern "C" {
 #endif
 
-// score(t,j) = scale * (q_t k_j + q_t position_k[p] + k_j position_q[p]) + bias[r] by head, with
-// r = j - t + (R-1)/2 and p = index[r]. Each of the last four may be null, index only together with
-// position_k and position_q.
+// Scores of attention with relative positions (DeBERTa, T5):
+//   score(t,j) = scale * (q_t k_j + q_t position_k[p] + k_j position_q[p]) + bias[r]
+// by head, with r = j - t + (R-1)/2 and p = index[r]. bias, position_k, position_q and index may
+// each be null; index goes only together with position_k and position_q.
 typedef struct balora_relative {
   const balora_view* q;              // (N,H,D) rows strided
   const balora_view* k;              // (M,H,D) rows strided
@@ -26,10 +27,10 @@ typedef struct balora_relative {
   const balora_view* position_q;     // (P,H,D) rows strided
   const balora_view* index;          // (R) i32
   double scale;
-  int32_t causal;  // key j is seen by the queries t >= j of its segment only
+  int32_t causal;  // non-zero: key j is seen by the queries t >= j of its segment only
 } balora_relative;
 
-// Where the gradients go, each of its operand's shape and type, contiguous; null: not wanted.
+// Gradients, each of its operand's shape and type, contiguous; null: not wanted.
 typedef struct balora_relative_gradients {
   const balora_view* q;
   const balora_view* k;
@@ -39,62 +40,59 @@ typedef struct balora_relative_gradients {
   const balora_view* position_q;
 } balora_relative_gradients;
 
-// rows strided. Segments [cu[b], cu[b+1]) of the N rows are sequences; lengths (B,
-// may be null) counts the rows of each that are not padding. cu_queries (B+1, may be null): segment
-// b has queries for its last rows alone, rows [cu_queries[b], cu_queries[b+1]) of the M rows of q.
-// A query sees itself and, with window W > 0, the W - 1 keys before it (and after it, when not
-// causal). softcap c > 0: scores become c * tanh(score / c) q (M,H,D), k, v (N,Hkv,D), cu_seqlens
-// (B+1) i32, cu_queries (B+1) i32, lengths (B) i32 -> out (M,H,D) contiguous, lse (M,H) in the
-// accumulator type
+// Attention over segments: rows [cu_seqlens[b], cu_seqlens[b+1]) are the sequence b.
+// out = softmax(scores) v,  scores = softcap * tanh(scale q k^T / softcap)  (softcap 0: scale q
+// k^T) A query sees itself and, with a window W > 0, the W - 1 keys before it (and after it, when
+// not causal).
 typedef struct balora_attention_forward {
-  const balora_view* q;
-  const balora_view* k;
-  const balora_view* v;
-  const balora_view* cu_seqlens;
-  const balora_view* cu_queries;
-  const balora_view* lengths;
-  const balora_view* out;
-  const balora_view* lse;
+  const balora_view* q;           // (M,H,D) rows strided
+  const balora_view* k;           // (N,Hkv,D) rows strided
+  const balora_view* v;           // (N,Hkv,D) rows strided
+  const balora_view* cu_seqlens;  // (B+1) i32
+  const balora_view* cu_queries;  // (B+1) i32: segment b has queries for its last rows alone, rows
+                                  // [cu_queries[b], cu_queries[b+1]) of q; null: for all
+  const balora_view* lengths;     // (B) i32: rows of each segment that are not padding; null: all
+  const balora_view* out;         // (M,H,D) contiguous
+  const balora_view* lse;         // (M,H) f32 (f64 for f64)
   double scale;
-  double softcap;
-  int64_t window;
-  int32_t causal;
+  double softcap;  // 0: none
+  int64_t window;  // 0: none
+  int32_t causal;  // non-zero: no query sees a later key
 } balora_attention_forward;
 
-// dout, q, k, v, cu_seqlens, cu_queries, lengths, out, lse -> dq (M,H,D), dk, dv (N,Hkv,D)
+// Gradients of attention.
 typedef struct balora_attention_backward {
-  const balora_view* dout;
-  const balora_view* q;
-  const balora_view* k;
-  const balora_view* v;
-  const balora_view* cu_seqlens;
-  const balora_view* cu_queries;
-  const balora_view* lengths;
-  const balora_view* out;
-  const balora_view* lse;
-  const balora_view* dq;
-  const balora_view* dk;
-  const balora_view* dv;
+  const balora_view* dout;        // (M,H,D) rows strided
+  const balora_view* q;           // (M,H,D) rows strided
+  const balora_view* k;           // (N,Hkv,D) rows strided
+  const balora_view* v;           // (N,Hkv,D) rows strided
+  const balora_view* cu_seqlens;  // (B+1) i32
+  const balora_view* cu_queries;  // (B+1) i32, or null
+  const balora_view* lengths;     // (B) i32, or null
+  const balora_view* out;         // (M,H,D)
+  const balora_view* lse;         // (M,H)
+  const balora_view* dq;          // (M,H,D)
+  const balora_view* dk;          // (N,Hkv,D)
+  const balora_view* dv;          // (N,Hkv,D)
   double scale;
   double softcap;
   int64_t window;
   int32_t causal;
 } balora_attention_backward;
 
-// Rows that see no key are zero
-// r -> out (N,H,D) contiguous, lse (N,H) in the accumulator type
+// Attention with relative positions. Rows that see no key are zero.
 typedef struct balora_relative_attention_forward {
   const balora_relative* r;
-  const balora_view* out;
-  const balora_view* lse;
+  const balora_view* out;  // (N,H,D) contiguous
+  const balora_view* lse;  // (N,H) f32 (f64 for f64)
 } balora_relative_attention_forward;
 
-// dout (N,H,D) rows strided, r, out, lse -> gradients
+// Gradients of attention with relative positions.
 typedef struct balora_relative_attention_backward {
-  const balora_view* dout;
+  const balora_view* dout;  // (N,H,D) rows strided
   const balora_relative* r;
-  const balora_view* out;
-  const balora_view* lse;
+  const balora_view* out;  // (N,H,D)
+  const balora_view* lse;  // (N,H)
   const balora_relative_gradients* gradients;
 } balora_relative_attention_backward;
 

@@ -1,6 +1,6 @@
-// Operands of the kernels of ops that work element by element: one structure a kernel, read
-// by native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary; a change
-// of a structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
+// Operands of ops that work element by element: one structure a kernel, read by
+// native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary: a change of a
+// structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
 #pragma once
 #include <stdint.h>
 
@@ -11,141 +11,138 @@
 extern "C" {
 #endif
 
-// rows strided. activation 0 silu, 1 gelu, 2 gelu's tanh form
-// gate, up (N,F) -> y (N,F) = activation(gate) * up
+// The gated activation of an mlp:
+// y = activation(gate) * up
 typedef struct balora_gated_forward {
-  const balora_view* gate;
-  const balora_view* up;
-  const balora_view* y;
-  int32_t activation;
+  const balora_view* gate;  // (N,F) rows strided
+  const balora_view* up;    // (N,F) rows strided
+  const balora_view* y;     // (N,F) rows strided
+  balora_activation activation;
 } balora_gated_forward;
 
-// dy, gate, up (N,F) -> dgate, dup (N,F)
+// Gradients of the gated activation, which is computed again from gate and up.
 typedef struct balora_gated_backward {
-  const balora_view* dy;
-  const balora_view* gate;
-  const balora_view* up;
-  const balora_view* dgate;
-  const balora_view* dup;
-  int32_t activation;
+  const balora_view* dy;     // (N,F) rows strided
+  const balora_view* gate;   // (N,F) rows strided
+  const balora_view* up;     // (N,F) rows strided
+  const balora_view* dgate;  // (N,F) rows strided
+  const balora_view* dup;    // (N,F) rows strided
+  balora_activation activation;
 } balora_gated_backward;
 
-// rows strided
-// x (N,H,D), cosine, sine (P,Drot/2) in the accumulator type, positions (N) i32 -> y (N,H,D)
+// Rotary position embedding of the first Drot channels of each head; the others are copied.
+// Its own backward with `inverse`.
 typedef struct balora_rope {
-  const balora_view* x;
-  const balora_view* cosine;
-  const balora_view* sine;
-  const balora_view* positions;
-  const balora_view* y;
-  int32_t inverse;
+  const balora_view* x;          // (N,H,D) rows strided
+  const balora_view* cosine;     // (P,Drot/2) f32 (f64 for f64)
+  const balora_view* sine;       // (P,Drot/2), likewise
+  const balora_view* positions;  // (N) i32, below P
+  const balora_view* y;          // (N,H,D) rows strided
+  int32_t inverse;               // non-zero: rotate back
 } balora_rope;
 
-// destination = beta * destination + source, in the destination's type (which may be wider than the
-// source's); with beta 0 the destination is not read
+// destination = beta * destination + source, in the destination's type, which may be wider than the
+// source's
 typedef struct balora_accumulate {
   const balora_view* source;
   const balora_view* destination;
-  double beta;
+  double beta;  // 0: the destination is not read
 } balora_accumulate;
 
-// *finite = 1 when no element of x is a NaN or an infinity, else 0; returns when the answer is on
-// the host
+// Whether all elements are finite; returns when the answer is on the host.
 typedef struct balora_check_finite {
-  const balora_view* x;
-  int32_t* finite;
+  const balora_view* x;  // any float type
+  int32_t* finite;       // 1: no element is a NaN or an infinity, else 0
 } balora_check_finite;
 
-// y (strided) = value
+// y = value
 typedef struct balora_fill {
-  const balora_view* y;
+  const balora_view* y;  // strided, any type
   double value;
 } balora_fill;
 
-// y (N)[n] = start + n * step
+// y[n] = start + n * step
 typedef struct balora_arange {
-  const balora_view* y;
+  const balora_view* y;  // (N)
   double start;
   double step;
 } balora_arange;
 
-// destination = source, converted; both strided, of one shape, any dtypes
+// destination = source, converted
 typedef struct balora_copy {
-  const balora_view* source;
-  const balora_view* destination;
+  const balora_view* source;       // strided, any type
+  const balora_view* destination;  // strided, of the same shape, any type
 } balora_copy;
 
-// op is a balora_binary_op
-// a, b strided, y contiguous, all of one shape and dtype
+// y = op(a, b)
 typedef struct balora_binary {
-  const balora_view* a;
-  const balora_view* b;
-  const balora_view* y;
-  int32_t op;
+  const balora_view* a;  // strided
+  const balora_view* b;  // strided, of a's shape and dtype
+  const balora_view* y;  // contiguous, likewise
+  balora_binary_op op;
 } balora_binary;
 
-// div, pow, maximum, minimum: dy, a, b strided -> da, db contiguous, of y's shape; each may be null
+// Gradients of div, pow, maximum and minimum.
 typedef struct balora_binary_backward {
-  const balora_view* dy;
-  const balora_view* a;
-  const balora_view* b;
-  const balora_view* da;
-  const balora_view* db;
-  int32_t op;
+  const balora_view* dy;  // strided
+  const balora_view* a;   // strided
+  const balora_view* b;   // strided
+  const balora_view* da;  // contiguous, of y's shape; or null
+  const balora_view* db;  // contiguous, of y's shape; or null
+  balora_binary_op op;
 } balora_binary_backward;
 
-// x (any) times factor () f64 -> y
+// y = x * factor
 typedef struct balora_scale_by {
-  const balora_view* x;
-  const balora_view* factor;
+  const balora_view* x;       // any shape
+  const balora_view* factor;  // () f64
   const balora_view* y;
 } balora_scale_by;
 
-// op is a balora_unary_op, a and b its parameters
-// x -> y, contiguous
+// y = op(x; a, b)
 typedef struct balora_unary {
-  const balora_view* x;
-  const balora_view* y;
-  int32_t op;
-  double a;
+  const balora_view* x;  // contiguous
+  const balora_view* y;  // contiguous
+  balora_unary_op op;
+  double a;  // parameters of clamp and affine
   double b;
 } balora_unary;
 
-// dy, saved (x, or y where unary.cc says so) -> dx
+// The gradient of unary.
 typedef struct balora_unary_backward {
-  const balora_view* dy;
-  const balora_view* saved;
-  const balora_view* dx;
-  int32_t op;
+  const balora_view* dy;     // contiguous
+  const balora_view* saved;  // x, or y where kernels/cpu/unary.cc says so
+  const balora_view* dx;     // contiguous
+  balora_unary_op op;
   double a;
   double b;
 } balora_unary_backward;
 
-// a, b strided, of one shape and dtype -> y u8 contiguous; op is a balora_compare_op
+// y = op(a, b)
 typedef struct balora_compare {
-  const balora_view* a;
-  const balora_view* b;
-  const balora_view* y;
-  int32_t op;
+  const balora_view* a;  // strided
+  const balora_view* b;  // strided, of a's shape and dtype
+  const balora_view* y;  // u8, contiguous
+  balora_compare_op op;
 } balora_compare;
 
-// condition u8, a, b strided (a null one is zero) -> y contiguous, all of one shape
+// y = condition ? a : b
 typedef struct balora_where {
-  const balora_view* condition;
-  const balora_view* a;
-  const balora_view* b;
-  const balora_view* y;
+  const balora_view* condition;  // u8, strided
+  const balora_view* a;          // strided; null: zeros
+  const balora_view* b;          // strided; null: zeros
+  const balora_view* y;          // contiguous
 } balora_where;
 
-// x -> y u8, 1 where neither NaN nor infinite
+// y = 1 where x is neither NaN nor infinite, else 0
 typedef struct balora_is_finite {
   const balora_view* x;
-  const balora_view* y;
+  const balora_view* y;  // u8
 } balora_is_finite;
 
 // x *= coefficient
 typedef struct balora_scale {
-  const balora_view* coefficient;
+  const balora_view* coefficient;  // () f64
   const balora_view* x;
 } balora_scale;
 
@@ -156,24 +153,22 @@ typedef struct balora_add_scaled {
   double alpha;
 } balora_add_scaled;
 
-// x (N,C), scale (C) in the accumulator type, bias (C, x's type, may be null) -> y (N,C) = x *
-// scale + bias
+// y = x * scale + bias
 typedef struct balora_column_scale_forward {
-  const balora_view* x;
-  const balora_view* scale;
-  const balora_view* bias;
-  const balora_view* y;
+  const balora_view* x;      // (N,C)
+  const balora_view* scale;  // (C) f32 (f64 for f64)
+  const balora_view* bias;   // (C) of x's type, or null
+  const balora_view* y;      // (N,C)
 } balora_column_scale_forward;
 
-// dy, x (N,C; x may be null without dscale), scale (C) -> dx (N,C), dscale, dbias (C) in the
-// accumulator type; each may be null
+// Gradients of column_scale.
 typedef struct balora_column_scale_backward {
-  const balora_view* dy;
-  const balora_view* x;
-  const balora_view* scale;
-  const balora_view* dx;
-  const balora_view* dscale;
-  const balora_view* dbias;
+  const balora_view* dy;      // (N,C)
+  const balora_view* x;       // (N,C); may be null without dscale
+  const balora_view* scale;   // (C) f32 (f64 for f64)
+  const balora_view* dx;      // (N,C), or null
+  const balora_view* dscale;  // (C) f32 (f64 for f64), or null
+  const balora_view* dbias;   // (C) f32 (f64 for f64), or null
 } balora_column_scale_backward;
 
 #ifdef __cplusplus

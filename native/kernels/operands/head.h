@@ -1,15 +1,17 @@
-// Operands of the kernels of the language model's head and its losses: one structure a kernel, read
-// by native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary; a change
-// of a structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
+// Operands of the language model's head and its losses: one structure a kernel, read by
+// native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary: a change of a
+// structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
 #pragma once
 #include <stdint.h>
 
+#include "kernels/op_codes.h"
 #include "tensor/view.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
+// Scalars of the fused head losses.
 typedef struct balora_head_options {
   double task_scale;  // factor of each row's term in the differentiated loss; the caller has
                       // divided by counts
@@ -19,109 +21,100 @@ typedef struct balora_head_options {
   double entropy_temperature;  // of the distribution whose entropy is taken; 1 in the loss
   double softcap;              // logits = softcap * tanh(h w / softcap); 0: none
   int64_t entropy_top_k;  // K of the entropy; 0 or >= V: the whole vocabulary; negative: no entropy
-  int64_t chunk_bytes;  // bound on the scratch for the logits of the rows in work; 0: the device's
-                        // choice
+  int64_t chunk_bytes;    // bound on the scratch for a chunk's logits; 0: the device's choice
 } balora_head_options;
 
-// reduction 0 none, 1 sum, 2 mean over the rows whose target is not -100
-// logits (N,V), targets (N) i32 -> loss (N) or (), lse (N), both in the accumulator type
+// loss = lse - logits[target], by row or reduced; rows whose target is -100 do not count.
 typedef struct balora_cross_entropy_forward {
-  const balora_view* logits;
-  const balora_view* targets;
-  const balora_view* loss;
-  const balora_view* lse;
-  int32_t reduction;
+  const balora_view* logits;   // (N,V)
+  const balora_view* targets;  // (N) i32
+  const balora_view* loss;     // (N) without a reduction, else (); f32 (f64 for f64)
+  const balora_view* lse;      // (N) f32 (f64 for f64)
+  balora_reduction reduction;
 } balora_cross_entropy_forward;
 
-// dloss (N) or () in the accumulator type, logits (N,V), targets (N), lse (N) -> dlogits (N,V)
+// The gradient of cross-entropy.
 typedef struct balora_cross_entropy_backward {
-  const balora_view* dloss;
-  const balora_view* logits;
-  const balora_view* targets;
-  const balora_view* lse;
-  const balora_view* dlogits;
-  int32_t reduction;
+  const balora_view* dloss;    // (N) or (), f32 (f64 for f64)
+  const balora_view* logits;   // (N,V)
+  const balora_view* targets;  // (N) i32
+  const balora_view* lse;      // (N)
+  const balora_view* dlogits;  // (N,V)
+  balora_reduction reduction;
 } balora_cross_entropy_backward;
 
-// the language-model head with its losses; no (M,V) tensor exists.
-// h, ht (M,C) student and teacher hidden (ht may be null: no consistency), w, wt (V,C) heads (wt
-// null: w), targets (M) i32
-// (-100 or null: row without task term), regularized (M) u8 (null: all rows), scales (3) f64 (null:
-// ones), by which the three scales of the options are multiplied: what changes from step to step
-// while a graph is run again -> sums (4) f64 = task, consistency, entropy, unscaled, and the loss
-// task_scale task + consistency_scale consistency - diversity_scale entropy; rows (M,3) f64 a row
-// (may be null); dh (M,C), dw (V,C) (may be null): gradients of the loss
+// The head of a language model with its losses, a chunk of rows at a time: no (M,V) tensor exists.
+// loss = task_scale task + consistency_scale consistency - diversity_scale entropy
 typedef struct balora_head_losses {
-  const balora_view* h;
-  const balora_view* ht;
-  const balora_view* w;
-  const balora_view* wt;
-  const balora_view* targets;
-  const balora_view* regularized;
-  const balora_view* scales;
-  const balora_view* sums;
-  const balora_view* rows;
-  const balora_view* dh;
-  const balora_view* dw;
+  const balora_view* h;            // (M,C) the student's hidden states
+  const balora_view* ht;           // (M,C) the teacher's; null: no consistency
+  const balora_view* w;            // (V,C) the head
+  const balora_view* wt;           // (V,C) the teacher's head; null: w
+  const balora_view* targets;      // (M) i32, -100: a row without a task term; null: no row has one
+  const balora_view* regularized;  // (M) u8: rows with regularizers; null: all
+  const balora_view* scales;       // (3) f64, multiplied into the three scales of the options: they
+                                   // change while a graph is run again; null: ones
+  const balora_view* sums;         // (4) f64 = task, consistency, entropy, unscaled, and the loss
+  const balora_view* rows;         // (M,3) f64, the three terms by row; or null
+  const balora_view* dh;           // (M,C) the loss's gradient, or null
+  const balora_view* dw;           // (V,C), or null
   balora_head_options options;
 } balora_head_losses;
 
-// What a consistency term needs of a teacher: ht (M,C), wt (V,C) its head, w (V,C) the student's,
-// linear and frozen -> mean (M,C) = sum_j q_j w_j, q = softmax(ht wt^T / T), in the accumulator
-// type; entropy (M) f64 of q
+// What a consistency term needs of a teacher with a linear, frozen head. With q = softmax(ht wt^T /
+// T): mean = sum_j q_j w_j,  entropy = -sum_j q_j log q_j
 typedef struct balora_teacher_summary {
-  const balora_view* ht;
-  const balora_view* wt;
-  const balora_view* w;
-  const balora_view* mean;
-  const balora_view* entropy;
+  const balora_view* ht;       // (M,C)
+  const balora_view* wt;       // (V,C) the teacher's head
+  const balora_view* w;        // (V,C) the student's head
+  const balora_view* mean;     // (M,C) f32 (f64 for f64)
+  const balora_view* entropy;  // (M) f64
   balora_head_options options;
 } balora_teacher_summary;
 
-// head_losses with the teacher as its summary: a frozen head without soft-capping
+// head_losses with the teacher as its summary: a frozen head without soft-capping.
 typedef struct balora_head_losses_cached {
-  const balora_view* h;
-  const balora_view* mean;
-  const balora_view* entropy;
-  const balora_view* w;
-  const balora_view* targets;
-  const balora_view* regularized;
-  const balora_view* scales;
-  const balora_view* sums;
-  const balora_view* dh;
+  const balora_view* h;            // (M,C)
+  const balora_view* mean;         // (M,C) of teacher_summary
+  const balora_view* entropy;      // (M) f64, likewise
+  const balora_view* w;            // (V,C)
+  const balora_view* targets;      // (M) i32, or null
+  const balora_view* regularized;  // (M) u8, or null
+  const balora_view* scales;       // (3) f64, or null
+  const balora_view* sums;         // (4) f64
+  const balora_view* dh;           // (M,C), or null
   balora_head_options options;
 } balora_head_losses_cached;
 
-// h (M,C), g (C,C) f64 = W^T W -> value () f64 = -(sum of the k largest singular values of h W^T) /
-// norm, dh (M,C) or null
+// The SVD term of logits h W^T, through the Gram matrix of the head:
+// value = -(sum of the k largest singular values) / norm
 typedef struct balora_svd_ratio_gram {
-  const balora_view* h;
-  const balora_view* g;
-  const balora_view* value;
-  const balora_view* dh;
+  const balora_view* h;      // (M,C)
+  const balora_view* g;      // (C,C) f64 = W^T W
+  const balora_view* value;  // () f64
+  const balora_view* dh;     // (M,C), or null
   int64_t k;
-  int32_t nuclear;
+  int32_t nuclear;  // non-zero: the norm is the sum of all singular values, else Frobenius's
 } balora_svd_ratio_gram;
 
-// The same for logits softcap * tanh(h w^T / softcap) (0: plain), w (V,C); dh (M,C) and dw (V,C)
-// may be null
+// The same of logits softcap * tanh(h w^T / softcap), tile by tile.
 typedef struct balora_svd_ratio_tiles {
-  const balora_view* h;
-  const balora_view* w;
-  const balora_view* value;
-  const balora_view* dh;
-  const balora_view* dw;
+  const balora_view* h;      // (M,C)
+  const balora_view* w;      // (V,C)
+  const balora_view* value;  // () f64
+  const balora_view* dh;     // (M,C), or null
+  const balora_view* dw;     // (V,C), or null
   int64_t k;
   int32_t nuclear;
-  double softcap;
+  double softcap;  // 0: plain logits
   int64_t chunk_bytes;
 } balora_svd_ratio_tiles;
 
-// m (C,C) f64 = H^T H, g (C,C) f64 = W^T W -> s (C) f64, the singular values of H W^T, descending
+// s = the singular values of H W^T, descending.
 typedef struct balora_gram_spectrum {
-  const balora_view* m;
-  const balora_view* g;
-  const balora_view* s;
+  const balora_view* m;  // (C,C) f64 = H^T H
+  const balora_view* g;  // (C,C) f64 = W^T W
+  const balora_view* s;  // (C) f64
 } balora_gram_spectrum;
 
 #ifdef __cplusplus

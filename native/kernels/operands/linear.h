@@ -1,6 +1,6 @@
-// Operands of the kernels of linear layers and matrix products: one structure a kernel, read
-// by native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary; a change
-// of a structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
+// Operands of linear layers and matrix products: one structure a kernel, read by
+// native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary: a change of a
+// structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
 #pragma once
 #include <stdint.h>
 
@@ -10,15 +10,14 @@
 extern "C" {
 #endif
 
-// y = x W^T + bias. In backward kernels y is the gradient of y, null where that output was not
-// used.
+// One of the linears that share an input: y = x W^T + bias.
 typedef struct balora_linear {
   const balora_view* weight;  // (O,I)
   const balora_view* bias;    // (O) or null
-  const balora_view* y;       // (N,O)
+  const balora_view* y;  // (N,O); in backward its gradient, null where that output was not used
 } balora_linear;
 
-// y[linear] += scale * (x A^T) B^T, with f32 (f64 beside f64) A, B and U = x A^T.
+// A low-rank part: y[linear] += scale * (x A^T) B^T, with f32 (f64 beside f64) A, B and U = x A^T.
 typedef struct balora_low_rank {
   const balora_view* a;   // (R,I)
   const balora_view* b;   // (O,R)
@@ -26,62 +25,60 @@ typedef struct balora_low_rank {
   const balora_view* da;  // (R,I) written by backward, or null
   const balora_view* db;  // (O,R) written by backward, or null
   double scale;
-  int32_t linear;
-  int32_t is_change;  // B A is a change of the base, no difference of large terms
+  int32_t linear;     // index of its linear
+  int32_t is_change;  // non-zero: B A is a change of the base, no difference of large terms
 } balora_low_rank;
 
-// strided: any strides, batch dimensions of a and b may have stride 0
-// a (...,M,K), b (...,K,N) -> c (...,M,N) contiguous; all of one type, accumulated in f32 (f64 for
-// f64)
-typedef struct balora_matmul {
-  const balora_view* a;
-  const balora_view* b;
-  const balora_view* c;
-  double alpha;
-} balora_matmul;
-
-// Linears that share x (N,I): y = x W^T + bias + sum of scale * U B^T over their low-rank parts, U
-// = x_adapter A^T. x_adapter (N,I) null: x. Weights in x's type; the CPU packs frozen f32 ones
-// once. One rounding of y.
+// Linears that share x, with their low-rank parts:
+// y = x W^T + bias + sum over parts of scale * U B^T,  U = x_adapter A^T
+// Rounded once. Weights are of x's type; the CPU packs frozen f32 ones once.
 typedef struct balora_linear_forward {
-  const balora_view* x;
-  const balora_view* x_adapter;
+  const balora_view* x;          // (N,I)
+  const balora_view* x_adapter;  // (N,I) the input of the parts (dropout); null: x
   const balora_linear* linears;
-  int32_t count;
+  int32_t count;  // of linears
   const balora_low_rank* parts;
   int32_t part_count;
 } balora_linear_forward;
 
-// dx = sum of dY W (+ dU A where x_adapter is null), dx_adapter = sum of dU A, da = dU^T x, db =
-// scale * dY^T U, with dU = scale * dY B. Outputs are overwritten; null ones are not computed. x
-// may be null if no da is wanted.
+// Gradients of the inputs and the parts; those of linears and parts stand in their structures. With
+// dU = scale * dY B: dx = sum of dY W (+ dU A where x_adapter is null),  dx_adapter = sum of dU A
+// da = dU^T x,  db = scale * dY^T U
+// Outputs are overwritten; null ones are not computed.
 typedef struct balora_linear_backward {
-  const balora_view* x;
-  const balora_view* x_adapter;
-  const balora_view* dx;
-  const balora_view* dx_adapter;
+  const balora_view* x;           // (N,I); may be null if no da is wanted
+  const balora_view* x_adapter;   // (N,I), or null
+  const balora_view* dx;          // (N,I), or null
+  const balora_view* dx_adapter;  // (N,I), or null
   const balora_linear* linears;
   int32_t count;
   const balora_low_rank* parts;
   int32_t part_count;
 } balora_linear_backward;
 
-// dy (N,O), x (N,I) -> dweight (O,I) = dy^T x, dbias (O) = sum of dy's rows, in f32 (f64 for f64);
-// each may be null
+// dweight = dy^T x,  dbias = the sum of dy's rows
 typedef struct balora_linear_weight_backward {
-  const balora_view* dy;
-  const balora_view* x;
-  const balora_view* dweight;
-  const balora_view* dbias;
+  const balora_view* dy;       // (N,O)
+  const balora_view* x;        // (N,I); may be null without dweight
+  const balora_view* dweight;  // (O,I) f32 (f64 for f64), or null
+  const balora_view* dbias;    // (O) f32 (f64 for f64), or null
 } balora_linear_weight_backward;
 
-// weight (O,I), parts a (R,I), b (O,R) in the accumulator type -> norm (O), likewise: ||weight +
-// sum scale b a|| by rows
+// c = alpha * a b, accumulated in f32 (f64 for f64). Any strides; batch dimensions of a and b may
+// have stride 0.
+typedef struct balora_matmul {
+  const balora_view* a;  // (...,M,K)
+  const balora_view* b;  // (...,K,N)
+  const balora_view* c;  // (...,M,N) contiguous
+  double alpha;
+} balora_matmul;
+
+// norm = || weight + sum over parts of scale * b a ||, by rows (DoRA).
 typedef struct balora_row_norm {
-  const balora_view* weight;
-  const balora_low_rank* parts;
-  int32_t count;
-  const balora_view* norm;
+  const balora_view* weight;     // (O,I)
+  const balora_low_rank* parts;  // a (R,I), b (O,R) in f32 (f64 for f64)
+  int32_t count;                 // of parts
+  const balora_view* norm;       // (O) f32 (f64 for f64)
 } balora_row_norm;
 
 #ifdef __cplusplus

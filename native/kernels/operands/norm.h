@@ -1,6 +1,6 @@
-// Operands of the kernels of norms and softmax: one structure a kernel, read
-// by native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary; a change
-// of a structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
+// Operands of norms and softmax: one structure a kernel, read by
+// native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary: a change of a
+// structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
 #pragma once
 #include <stdint.h>
 
@@ -75,20 +75,20 @@ typedef struct balora_layer_norm_backward {
   const balora_view* dbias;    // (C) f32 (f64 for f64), or null
 } balora_layer_norm_backward;
 
-// x (N,C) -> y (N,C), lse (N) in the accumulator type
+// y = softmax(x), or its logarithm, over the last dimension.
 typedef struct balora_softmax_forward {
-  const balora_view* x;
-  const balora_view* y;
-  const balora_view* lse;
-  int32_t logarithm;
+  const balora_view* x;    // (N,C)
+  const balora_view* y;    // (N,C)
+  const balora_view* lse;  // (N) f32 (f64 for f64)
+  int32_t logarithm;       // non-zero: log-softmax
 } balora_softmax_forward;
 
-// dy, x (N,C), lse (N) -> dx (N,C)
+// The gradient of softmax.
 typedef struct balora_softmax_backward {
-  const balora_view* dy;
-  const balora_view* x;
-  const balora_view* lse;
-  const balora_view* dx;
+  const balora_view* dy;   // (N,C)
+  const balora_view* x;    // (N,C)
+  const balora_view* lse;  // (N)
+  const balora_view* dx;   // (N,C)
   int32_t logarithm;
 } balora_softmax_backward;
 

@@ -1,19 +1,21 @@
-// Operands of the kernels of optimizers: one structure a kernel, read
-// by native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary; a change
+// Operands of optimizers. Flat contiguous buffers, written in place: one structure a kernel, read
+// by native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary: a change
 // of a structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
 #pragma once
 #include <stdint.h>
 
+#include "kernels/op_codes.h"
 #include "tensor/view.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-// Flat contiguous buffers of one shape, f32 or f64, all of param's type.
+// One parameter of adamw_step: buffers of one shape, f32 or f64, all of param's type.
 typedef struct balora_adamw {
   const balora_view* grad;
-  const balora_view* rate;  // (3) f64
+  const balora_view*
+      rate;  // (3) f64 = lr, lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t) at step t, from 1
   const balora_view* param;
   const balora_view* m;
   const balora_view* v;
@@ -30,57 +32,53 @@ typedef struct balora_view_list {
   int32_t count;
 } balora_view_list;
 
-// flat contiguous buffers, written in place; coefficient is one f64 (1 where null), multiplied into
-// grad Any number of parameters at once; rate (3) f64 = lr, lr / (1 -
-// beta1^t), 1 / sqrt(1 - beta2^t) at step t, from 1
+// AdamW on any number of parameters at once: a model has hundreds of small ones, and a launch for
+// each would cost a GPU more than the arithmetic.
 typedef struct balora_adamw_step {
   const balora_adamw_list* tensors;
-  const balora_view* coefficient;
+  const balora_view* coefficient;  // () f64, multiplied into every gradient; null: 1
   double beta1;
   double beta2;
   double eps;
 } balora_adamw_step;
 
-// buffer is null without momentum
+// SGD on one parameter.
 typedef struct balora_sgd_step {
   const balora_view* grad;
-  const balora_view* coefficient;
+  const balora_view* coefficient;  // () f64, or null: 1
   const balora_view* param;
-  const balora_view* buffer;
+  const balora_view* buffer;  // the momentum; null without one
   double lr;
   double momentum;
   double dampening;
   double weight_decay;
-  int32_t nesterov;
-  int32_t first;
+  int32_t nesterov;  // non-zero: Nesterov's momentum
+  int32_t first;     // non-zero: the buffer becomes the gradient
 } balora_sgd_step;
 
-// total (one f64) += sum |x| or sum x^2 over all tensors, or becomes the larger of itself and max
-// |x|; kind is a balora_norm_kind
+// total += sum |x| or sum x^2 over all tensors, or becomes the larger of itself and max |x|.
 typedef struct balora_norm_accumulate {
   const balora_view_list* tensors;
-  const balora_view* total;
-  int32_t kind;
+  const balora_view* total;  // () f64
+  balora_norm_kind kind;
 } balora_norm_accumulate;
 
-// param and grad (...,R,C) f32 or f64, contiguous, written in place; coefficient as above
-// row (...,R) and column (...,C) are the factored second moment; column null: row (...,R,C) is the
-// whole of it. m, the first moment, may be null. beta2 is the decay at this step; scale_floor < 0:
-// the rate is not scaled by RMS(param)
+// Adafactor (Shazeer and Stern 2018) on one parameter.
 typedef struct balora_adafactor_step {
-  const balora_view* grad;
-  const balora_view* coefficient;
-  const balora_view* param;
-  const balora_view* row;
-  const balora_view* column;
-  const balora_view* m;
+  const balora_view* grad;         // (...,R,C) f32 or f64
+  const balora_view* coefficient;  // () f64, or null: 1
+  const balora_view* param;        // (...,R,C)
+  const balora_view*
+      row;  // (...,R) of the factored second moment; without column (...,R,C), the whole of it
+  const balora_view* column;  // (...,C), or null
+  const balora_view* m;       // (...,R,C) the first moment, or null
   double lr;
   double beta1;
-  double beta2;
+  double beta2;  // the decay at this step
   double eps;
   double clip;
   double weight_decay;
-  double scale_floor;
+  double scale_floor;  // negative: the rate is not scaled by RMS(param)
 } balora_adafactor_step;
 
 #ifdef __cplusplus

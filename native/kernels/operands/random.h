@@ -1,6 +1,7 @@
-// Operands of the kernels of random numbers: one structure a kernel, read
-// by native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary; a change
-// of a structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
+// Operands of random numbers. Element i of (seed, stream) depends on nothing else: one structure a
+// kernel, read by native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's
+// boundary: a change of a structure needs a new BALORA_ABI (kernel_table.h). A field that is left
+// out is null or 0.
 #pragma once
 #include <stdint.h>
 
@@ -10,10 +11,9 @@
 extern "C" {
 #endif
 
-// element i of (seed, stream) depends on nothing else
-// y i64 = 32-bit words
+// y = 32-bit words
 typedef struct balora_random_words {
-  const balora_view* y;
+  const balora_view* y;  // i64
   uint64_t seed;
   uint64_t stream;
 } balora_random_words;
@@ -27,15 +27,16 @@ typedef struct balora_random_uniform {
   double high;
 } balora_random_uniform;
 
+// y normal
 typedef struct balora_random_normal {
   const balora_view* y;
   uint64_t seed;
   uint64_t stream;
   double mean;
-  double deviation;
+  double deviation;  // standard deviation
 } balora_random_normal;
 
-// x -> y = 0 with probability p, else x / (1 - p); its own backward
+// y = 0 with probability p, else x / (1 - p); its own backward.
 typedef struct balora_dropout {
   const balora_view* x;
   const balora_view* y;

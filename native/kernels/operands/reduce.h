@@ -1,6 +1,6 @@
-// Operands of the kernels of reductions: one structure a kernel, read
-// by native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary; a change
-// of a structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
+// Operands of reductions: one structure a kernel, read by
+// native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary: a change of a
+// structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
 #pragma once
 #include <stdint.h>
 
@@ -11,40 +11,37 @@
 extern "C" {
 #endif
 
-// op is a balora_reduce_op
-// x (A,R,C) -> y (A,C), in any float dtype; correction is variance's
+// y = op over R
 typedef struct balora_reduce {
-  const balora_view* x;
-  const balora_view* y;
-  int32_t op;
-  double correction;
+  const balora_view* x;  // (A,R,C)
+  const balora_view* y;  // (A,C), any float type
+  balora_reduce_op op;
+  double correction;  // of variance
 } balora_reduce;
 
-// logsumexp (y in f32, f64 for f64) and variance (y not read): dy (A,C) -> dx (A,R,C)
+// Gradients of logsumexp and variance.
 typedef struct balora_reduce_backward {
-  const balora_view* dy;
-  const balora_view* x;
-  const balora_view* y;
-  const balora_view* dx;
-  int32_t op;
+  const balora_view* dy;  // (A,C)
+  const balora_view* x;   // (A,R,C)
+  const balora_view* y;   // (A,C) f32 (f64 for f64); not read for variance
+  const balora_view* dx;  // (A,R,C)
+  balora_reduce_op op;
   double correction;
 } balora_reduce_backward;
 
-// x (A,R,C), R > 0 -> values (A,C), positions (A,C) i32, the first where several are equal; each
-// may be null
+// The largest or smallest element over R > 0, and the first place where it stands.
 typedef struct balora_extreme {
-  const balora_view* x;
-  const balora_view* values;
-  const balora_view* positions;
-  int32_t is_max;
+  const balora_view* x;          // (A,R,C)
+  const balora_view* values;     // (A,C), or null
+  const balora_view* positions;  // (A,C) i32, or null
+  int32_t is_max;                // non-zero: the largest
 } balora_extreme;
 
-// x (N,C) -> values (N,K) descending, columns (N,K) i32; the lower column first where values are
-// equal
+// The K largest elements of each row; the lower column first where values are equal.
 typedef struct balora_topk {
-  const balora_view* x;
-  const balora_view* values;
-  const balora_view* columns;
+  const balora_view* x;        // (N,C)
+  const balora_view* values;   // (N,K) descending
+  const balora_view* columns;  // (N,K) i32
 } balora_topk;
 
 #ifdef __cplusplus

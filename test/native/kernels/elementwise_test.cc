@@ -133,8 +133,10 @@ void check_binary(const View& a, const View& b, double tolerance) {
     Array<T> first(shape), second(shape);
     const View y1 = first.view(), y2 = second.view();
     TestContext one(1), three(3);
-    REQUIRE(binary_kernel(one, {.a = &a, .b = &b, .y = &y1, .op = op}) == 0);
-    REQUIRE(binary_kernel(three, {.a = &a, .b = &b, .y = &y2, .op = op}) == 0);
+    REQUIRE(binary_kernel(
+                one, {.a = &a, .b = &b, .y = &y1, .op = static_cast<balora_binary_op>(op)}) == 0);
+    REQUIRE(binary_kernel(
+                three, {.a = &a, .b = &b, .y = &y2, .op = static_cast<balora_binary_op>(op)}) == 0);
     std::vector<double> expected;
     for (size_t i = 0; i < x.size(); ++i) expected.push_back(plain(op, x[i], z[i]));
     INFO("op ", op);
@@ -174,7 +176,8 @@ TEST_CASE("maximum and minimum keep a NaN from either side") {
   Array<float> a({3}, {kNan, 1, 2}), b({3}, {1, kNan, 3}), y({3});
   const View va = a.view(), vb = b.view(), vy = y.view();
   for (const int op : {BALORA_MAXIMUM, BALORA_MINIMUM}) {
-    REQUIRE(binary_kernel(ctx, {.a = &va, .b = &vb, .y = &vy, .op = op}) == 0);
+    REQUIRE(binary_kernel(
+                ctx, {.a = &va, .b = &vb, .y = &vy, .op = static_cast<balora_binary_op>(op)}) == 0);
     CHECK(std::isnan(y[0]));
     CHECK(std::isnan(y[1]));
     CHECK(y[2] == (op == BALORA_MAXIMUM ? 3 : 2));
@@ -201,13 +204,20 @@ TEST_CASE("binary gradients against central differences; each output alone") {
     }
     Array<double> da({123}), db({123}), alone({123});
     const View vda = da.view(), vdb = db.view(), valone = alone.view();
-    REQUIRE(binary_backward_kernel(
-                ctx, {.dy = &vdy, .a = &va, .b = &vb, .da = &vda, .db = &vdb, .op = op}) == 0);
+    REQUIRE(binary_backward_kernel(ctx, {.dy = &vdy,
+                                         .a = &va,
+                                         .b = &vb,
+                                         .da = &vda,
+                                         .db = &vdb,
+                                         .op = static_cast<balora_binary_op>(op)}) == 0);
     INFO("op ", op);
     check_close(da, da_expected, 1e-6);
     check_close(db, db_expected, 1e-6);
-    REQUIRE(binary_backward_kernel(ctx,
-                                   {.dy = &vdy, .a = &va, .b = &vb, .db = &valone, .op = op}) == 0);
+    REQUIRE(binary_backward_kernel(ctx, {.dy = &vdy,
+                                         .a = &va,
+                                         .b = &vb,
+                                         .db = &valone,
+                                         .op = static_cast<balora_binary_op>(op)}) == 0);
     check_close(alone, db.values(), 0);
   }
 }

@@ -40,13 +40,16 @@ void check_gated(int64_t rows, int64_t width, int32_t kind) {
   };
   View gate = half(fused, 0), up = half(fused, 1), dgate = half(dfused, 0), dup = half(dfused, 1);
   View vy = y.view(), vdy = dy.view();
-  REQUIRE(gated_forward_kernel(ctx, {.gate = &gate, .up = &up, .y = &vy, .activation = kind}) == 0);
+  REQUIRE(gated_forward_kernel(ctx, {.gate = &gate,
+                                     .up = &up,
+                                     .y = &vy,
+                                     .activation = static_cast<balora_activation>(kind)}) == 0);
   REQUIRE(gated_backward_kernel(ctx, {.dy = &vdy,
                                       .gate = &gate,
                                       .up = &up,
                                       .dgate = &dgate,
                                       .dup = &dup,
-                                      .activation = kind}) == 0);
+                                      .activation = static_cast<balora_activation>(kind)}) == 0);
   std::vector<double> want_y, want_d;
   for (int64_t n = 0; n < rows; ++n) {
     const auto g = [&](int64_t f) { return fused[n * 2 * width + f]; };
@@ -78,11 +81,16 @@ TEST_CASE("gated activations stay finite far from zero") {
     Array<float> y({1, 4}), dgate({1, 4}), dup({1, 4});
     View g = gate.view(), u = up.view(), vy = y.view(), vdy = dy.view();
     View dg = dgate.view(), du = dup.view();
-    REQUIRE(gated_forward_kernel(ctx, {.gate = &g, .up = &u, .y = &vy, .activation = kind}) == 0);
-    REQUIRE(gated_backward_kernel(
-                ctx,
-                {.dy = &vdy, .gate = &g, .up = &u, .dgate = &dg, .dup = &du, .activation = kind}) ==
-            0);
+    REQUIRE(gated_forward_kernel(ctx, {.gate = &g,
+                                       .up = &u,
+                                       .y = &vy,
+                                       .activation = static_cast<balora_activation>(kind)}) == 0);
+    REQUIRE(gated_backward_kernel(ctx, {.dy = &vdy,
+                                        .gate = &g,
+                                        .up = &u,
+                                        .dgate = &dg,
+                                        .dup = &du,
+                                        .activation = static_cast<balora_activation>(kind)}) == 0);
     check_close(y, {0, 200, 0, 1e30}, 1e-6);
     if (kind != 2) check_close(dgate, {0, 1, 0, 1}, 1e-6);
     check_close(dup, {0, 200, 0, 1e30}, 1e-6);

@@ -197,8 +197,12 @@ TEST_CASE_TEMPLATE("norms add up over calls, whatever the threads", T, float, bf
       TestContext one(1), three(3);
       const View* const views[] = {&vx};
       const ViewList list{views, 1};
-      REQUIRE(norm_accumulate_kernel(one, {.tensors = &list, .total = &vt, .kind = kind}) == 0);
-      REQUIRE(norm_accumulate_kernel(three, {.tensors = &list, .total = &va, .kind = kind}) == 0);
+      REQUIRE(norm_accumulate_kernel(one, {.tensors = &list,
+                                           .total = &vt,
+                                           .kind = static_cast<balora_norm_kind>(kind)}) == 0);
+      REQUIRE(norm_accumulate_kernel(three, {.tensors = &list,
+                                             .total = &va,
+                                             .kind = static_cast<balora_norm_kind>(kind)}) == 0);
       check_close(total, {expected[kind]}, 1e-13);
       check_close(again, total.values(), 0);
     }
@@ -217,12 +221,18 @@ TEST_CASE("the norm of many tensors is that of one after the other, bit by bit")
     TestContext one(1), three(3);
     for (const View* const& view : views) {
       const ViewList list{&view, 1};
-      REQUIRE(norm_accumulate_kernel(one, {.tensors = &list, .total = &ve, .kind = kind}) == 0);
+      REQUIRE(norm_accumulate_kernel(one, {.tensors = &list,
+                                           .total = &ve,
+                                           .kind = static_cast<balora_norm_kind>(kind)}) == 0);
     }
     const ViewList list{views, 4}, none{nullptr, 0};
-    REQUIRE(norm_accumulate_kernel(three, {.tensors = &list, .total = &vm, .kind = kind}) == 0);
+    REQUIRE(norm_accumulate_kernel(three, {.tensors = &list,
+                                           .total = &vm,
+                                           .kind = static_cast<balora_norm_kind>(kind)}) == 0);
     check_close(many, each.values(), 0);
-    REQUIRE(norm_accumulate_kernel(three, {.tensors = &none, .total = &vm, .kind = kind}) == 0);
+    REQUIRE(norm_accumulate_kernel(three, {.tensors = &none,
+                                           .total = &vm,
+                                           .kind = static_cast<balora_norm_kind>(kind)}) == 0);
     check_close(many, each.values(), 0);
   }
 }

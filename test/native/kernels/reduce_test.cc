@@ -61,15 +61,24 @@ TEST_CASE_TEMPLATE("sum, mean, logsumexp and variance", T, float, bf16, f16, dou
           second({e[0], e[2]});
       const View v1 = first.view(), v2 = second.view();
       TestContext one(1), three(3);
-      REQUIRE(reduce_kernel(one, {.x = &vx, .y = &v1, .op = op, .correction = correction}) == 0);
-      REQUIRE(reduce_kernel(three, {.x = &vx, .y = &v2, .op = op, .correction = correction}) == 0);
+      REQUIRE(reduce_kernel(one, {.x = &vx,
+                                  .y = &v1,
+                                  .op = static_cast<balora_reduce_op>(op),
+                                  .correction = correction}) == 0);
+      REQUIRE(reduce_kernel(three, {.x = &vx,
+                                    .y = &v2,
+                                    .op = static_cast<balora_reduce_op>(op),
+                                    .correction = correction}) == 0);
       INFO("op ", op, " R ", e[1], " C ", e[2]);
       check_close(first, expected, std::is_same_v<T, double> ? 1e-11 : 3e-7);
       check_close(second, first.values(), 0);
       Array<T> narrow({e[0], e[2]});
       const View vn = narrow.view();
       if (std::is_same_v<T, f16> && e[1] > 1000) continue;  // the sum is beyond its range
-      REQUIRE(reduce_kernel(three, {.x = &vx, .y = &vn, .op = op, .correction = correction}) == 0);
+      REQUIRE(reduce_kernel(three, {.x = &vx,
+                                    .y = &vn,
+                                    .op = static_cast<balora_reduce_op>(op),
+                                    .correction = correction}) == 0);
       check_close(narrow, expected, 2 * epsilon_of<T>() + 1e-12);
     }
   }
@@ -98,9 +107,16 @@ TEST_CASE("gradients of logsumexp and variance against central differences") {
   Array<double> x({3, 31, 5}, random), dy({3, 5}, random), y({3, 5}), dx({3, 31, 5});
   const View vx = x.view(), vdy = dy.view(), vy = y.view(), vdx = dx.view();
   for (const int op : {BALORA_LOGSUMEXP, BALORA_VARIANCE}) {
-    REQUIRE(reduce_kernel(ctx, {.x = &vx, .y = &vy, .op = op, .correction = 1}) == 0);
-    REQUIRE(reduce_backward_kernel(
-                ctx, {.dy = &vdy, .x = &vx, .y = &vy, .dx = &vdx, .op = op, .correction = 1}) == 0);
+    REQUIRE(
+        reduce_kernel(
+            ctx, {.x = &vx, .y = &vy, .op = static_cast<balora_reduce_op>(op), .correction = 1}) ==
+        0);
+    REQUIRE(reduce_backward_kernel(ctx, {.dy = &vdy,
+                                         .x = &vx,
+                                         .y = &vy,
+                                         .dx = &vdx,
+                                         .op = static_cast<balora_reduce_op>(op),
+                                         .correction = 1}) == 0);
     std::vector<double> expected(465);
     for (int64_t i = 0; i < 465; ++i) {
       const int64_t a = i / 155, r = i / 5 % 31, c = i % 5;

@@ -97,16 +97,19 @@ void check_cross_entropy(int64_t rows, int64_t classes, int32_t reduction) {
   Array<AccT<T>> loss({outputs}), lse({rows}), dloss({outputs}, random);
   View vz = z.view(), vt = targets.view(), vl = loss.view(), vs = lse.view();
   View vdl = dloss.view(), vdz = dz.view();
-  REQUIRE(
-      cross_entropy_forward_kernel(
-          ctx, {.logits = &vz, .targets = &vt, .loss = &vl, .lse = &vs, .reduction = reduction}) ==
-      0);
-  REQUIRE(cross_entropy_backward_kernel(ctx, {.dloss = &vdl,
-                                              .logits = &vz,
-                                              .targets = &vt,
-                                              .lse = &vs,
-                                              .dlogits = &vdz,
-                                              .reduction = reduction}) == 0);
+  REQUIRE(cross_entropy_forward_kernel(
+              ctx, {.logits = &vz,
+                    .targets = &vt,
+                    .loss = &vl,
+                    .lse = &vs,
+                    .reduction = static_cast<balora_reduction>(reduction)}) == 0);
+  REQUIRE(cross_entropy_backward_kernel(
+              ctx, {.dloss = &vdl,
+                    .logits = &vz,
+                    .targets = &vt,
+                    .lse = &vs,
+                    .dlogits = &vdz,
+                    .reduction = static_cast<balora_reduction>(reduction)}) == 0);
   std::vector<double> want(static_cast<size_t>(outputs), 0), want_dz;
   const double scale = reduction == 2 ? 1 / static_cast<double>(counted) : 1;
   for (int64_t n = 0; n < rows; ++n) {
@@ -140,13 +143,19 @@ TEST_CASE("cross_entropy refuses a target that is no class, and a mean of nothin
       none({2}, std::vector<double>{-100, -100});
   View vz = z.view(), vo = outside.view(), vn = none.view(), vl = loss.view(), vs = lse.view();
   CHECK_THROWS_WITH_AS(
-      cross_entropy_forward_kernel(
-          ctx, {.logits = &vz, .targets = &vo, .loss = &vl, .lse = &vs, .reduction = 1}),
+      cross_entropy_forward_kernel(ctx, {.logits = &vz,
+                                         .targets = &vo,
+                                         .loss = &vl,
+                                         .lse = &vs,
+                                         .reduction = static_cast<balora_reduction>(1)}),
       "target 5 of row 1 is not a class id below 5 (-100 marks a "
       "row to ignore)",
       ArgumentError);
-  REQUIRE(cross_entropy_forward_kernel(
-              ctx, {.logits = &vz, .targets = &vn, .loss = &vl, .lse = &vs, .reduction = 2}) == 0);
+  REQUIRE(cross_entropy_forward_kernel(ctx, {.logits = &vz,
+                                             .targets = &vn,
+                                             .loss = &vl,
+                                             .lse = &vs,
+                                             .reduction = static_cast<balora_reduction>(2)}) == 0);
   CHECK(std::isnan(loss[0]));
 }
 

@@ -65,8 +65,16 @@ TEST_CASE_TEMPLATE("values and slopes of every function", T, float, bf16, f16, d
       }
       const View vx = x.view(), vdy = dy.view(), vy = y.view(), vy1 = y1.view(), vdx = dx.view();
       TestContext one(1), three(3);
-      REQUIRE(unary_kernel(three, {.x = &vx, .y = &vy, .op = f.op, .a = -1.25, .b = 2}) == 0);
-      REQUIRE(unary_kernel(one, {.x = &vx, .y = &vy1, .op = f.op, .a = -1.25, .b = 2}) == 0);
+      REQUIRE(
+          unary_kernel(
+              three,
+              {.x = &vx, .y = &vy, .op = static_cast<balora_unary_op>(f.op), .a = -1.25, .b = 2}) ==
+          0);
+      REQUIRE(unary_kernel(one, {.x = &vx,
+                                 .y = &vy1,
+                                 .op = static_cast<balora_unary_op>(f.op),
+                                 .a = -1.25,
+                                 .b = 2}) == 0);
       INFO("op ", f.op, " n ", n);
       const double tolerance = 1.01 * epsilon_of<T>() + (std::is_same_v<T, double> ? 1e-14 : 8e-7);
       check_close(y, value, tolerance);
@@ -74,7 +82,7 @@ TEST_CASE_TEMPLATE("values and slopes of every function", T, float, bf16, f16, d
       REQUIRE(unary_backward_kernel(three, {.dy = &vdy,
                                             .saved = f.from_result ? &vy : &vx,
                                             .dx = &vdx,
-                                            .op = f.op,
+                                            .op = static_cast<balora_unary_op>(f.op),
                                             .a = -1.25,
                                             .b = 2}) == 0);
       // A slope from a result carries that result's rounding too; central differences are good to
