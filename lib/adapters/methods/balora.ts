@@ -8,7 +8,7 @@ export const balora = defineMethod({
   name: 'balora',
   title: 'BA-LoRA: PiSSA with consistency, diversity and SVD regularizers',
   source: 'arXiv 2408.04556',
-  since: '0.1.0',
+  since: '0.2.0',
   adapter: { initLoraWeights: 'pissa' },
   regularizers: {
     'causal-lm': kGeneration,

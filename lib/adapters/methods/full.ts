@@ -5,6 +5,6 @@ export const full = defineMethod({
   name: 'full',
   title: 'full fine-tuning: every weight of the model is trained',
   source: null,
-  since: '0.1.0',
+  since: '0.2.0',
   adapter: null,
 });

@@ -99,7 +99,7 @@ export const lora = defineMethod({
   name: 'lora',
   title: 'LoRA: a trained pair of low rank beside each frozen weight',
   source: 'arXiv 2106.09685',
-  since: '0.1.0',
+  since: '0.2.0',
   adapter: {},
   options: {
     /** Whether B has a bias of its own (default false). */

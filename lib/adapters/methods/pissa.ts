@@ -41,7 +41,7 @@ export const pissa = defineMethod({
   name: 'pissa',
   title: 'PiSSA: LoRA that starts as the principal part of each weight',
   source: 'arXiv 2404.02948',
-  since: '0.1.0',
+  since: '0.2.0',
   adapter: { initLoraWeights: 'pissa' },
   starts: [start],
 });

@@ -8,7 +8,7 @@ export const rslora = defineMethod({
   name: 'rslora',
   title: 'rsLoRA: LoRA scaled by alpha / sqrt(r)',
   source: 'arXiv 2312.03732',
-  since: '0.1.0',
+  since: '0.2.0',
   adapter: { useRslora: true },
   options: {
     /** Whether to use rank-stabilised LoRA: the scale is alpha / sqrt(r) (default false). */
