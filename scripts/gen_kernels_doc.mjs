@@ -1,41 +1,32 @@
-// Writes docs/kernels.md, the table of kernels by device, from native/kernels/kernels.def and the sources that define
-// them. `--check` only compares, and fails when the page is stale.
+// Writes docs/kernels.md, the table of kernels by device, from native/kernels/kernels.def, the operands'
+// structures and the sources that define the kernels. `--check` only compares, and fails when the page is stale.
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { inRoot, main, SetupError } from './support/shell.mjs';
 
 const target = inRoot('docs', 'kernels.md');
 
-/**
- * The rows of kernels.def in order: { name, comment }. The heading of a group names its files and facts that hold for all of its
- * rows, on as many lines as it takes; the comment of the first row begins with it.
- */
-function readRows() {
-  const rows = [];
-  let comment = [];
-  let note = '';
-  for (const line of readFileSync(inRoot('native', 'kernels', 'kernels.def'), 'utf8').split('\n')) {
-    const remark = /^\/\/ ?(.*)$/.exec(line)?.[1];
-    const kernel = /^KERNEL(?:_ARGS)?\((\w+)/.exec(line)?.[1];
-    if (remark !== undefined && /^\w+\.cc\b/.test(remark)) {
-      note = remark.replace(/^(\w+\.cc(, )?)+[:;]?\s*/, '');
-      comment = [];
-    } else if (remark !== undefined) {
-      comment.push(remark);
-    } else if (kernel) {
-      rows.push({ name: kernel, comment: joined(note, comment.join(' ')) });
-      comment = [];
-      note = '';
-    } else if (line.trim() === '') {
-      comment = [];
-    }
-  }
-  return rows;
+/** The names of the rows of kernels.def, in order. */
+function rowNames() {
+  const rows = readFileSync(inRoot('native', 'kernels', 'kernels.def'), 'utf8');
+  return [...rows.matchAll(/^KERNEL\((\w+)\)/gm)].map(([, name]) => name);
 }
 
-/** Joins a heading and the comment behind it, which continues the heading's sentence where that ends in a comma. */
-function joined(note, comment) {
-  if (!note || !comment) return note || comment;
-  return `${note}${/[,.]$/.test(note) ? '' : '.'} ${comment}`;
+/** A map from each NAME to what kernels/operands/ says of balora_NAME: its comment, and its tensors with their shapes. */
+function descriptions() {
+  const found = new Map();
+  const folder = inRoot('native', 'kernels', 'operands');
+  for (const file of readdirSync(folder).sort()) {
+    const source = readFileSync(join(folder, file), 'utf8');
+    const structures = /((?:^\/\/.*\n)+)typedef struct balora_(\w+) \{\n([^}]*)\}/gm;
+    for (const [, comment, name, fields] of source.matchAll(structures)) {
+      const tensors = [...fields.matchAll(/balora_view\* (\w+);(?: *\/\/ (\(.*?\)))?/g)];
+      const listed = tensors.map(([, field, shape]) => (shape ? `${field} ${shape}` : field));
+      const sentence = comment.replaceAll(/^\/\/ */gm, '').trim().replaceAll('\n', ' ');
+      found.set(name, { sentence, tensors: listed.join(', ') });
+    }
+  }
+  return found;
 }
 
 /** A map from each NAME to the file that defines NAME_kernel, for the sources of a folder. */
@@ -55,19 +46,21 @@ const cell = (text) => text.replaceAll('|', '\\|').replaceAll('<', '\\<').replac
 function page() {
   const cpu = definitions('native/kernels/cpu', '.cc');
   const cuda = definitions('cuda', '.cu');
-  const lines = readRows().map(({ name, comment }) => {
+  const described = descriptions();
+  const lines = rowNames().map((name) => {
     const device = (files) => files.get(name) ?? '–';
-    return `| \`${name}\` | ${device(cpu)} | ${device(cuda)} | ${cell(comment)} |`;
+    const { sentence, tensors } = described.get(name);
+    return `| \`${name}\` | ${device(cpu)} | ${device(cuda)} | ${cell(sentence)} | ${cell(tensors)} |`;
   });
   return `# Kernels
 
-Generated from \`native/kernels/kernels.def\` by \`npm run gen:kernels\`; do not edit. A dash marks a kernel that the device
+Generated from \`native/kernels/kernels.def\` and \`native/kernels/operands/\` by \`npm run gen:kernels\`; do not edit. A dash marks a kernel that the device
 lacks; a plug-in that lacks one [is refused](devices.md#how-the-plug-in-is-found) with an error that names the kernel. Dimensions: B batch,
 T time, N rows, C channels, V vocabulary, H heads, D head size, F mlp width, R rank, L layers. Float kernels of the CPU support f32, bf16, f16
 and f64 unless the row says otherwise.
 
-| kernel | cpu | cuda | what it does |
-| --- | --- | --- | --- |
+| kernel | cpu | cuda | what it does | tensors |
+| --- | --- | --- | --- | --- |
 ${lines.join('\n')}
 `;
 }

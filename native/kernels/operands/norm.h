@@ -39,9 +39,8 @@ typedef struct balora_rms_norm_add_forward {
 // Gradients of both, with x what was normalised (the sum). The partial sums of dweight are added in
 // the threads' order.
 typedef struct balora_rms_norm_backward {
-  const balora_view* dy;  // (N,C)
-  const balora_view*
-      dsum;  // (N,C), a gradient that reaches x beside the norm and is added to dx; null: none
+  const balora_view* dy;       // (N,C)
+  const balora_view* dsum;     // (N,C) the gradient of x beside the norm, added to dx; null: none
   const balora_view* x;        // (N,C)
   const balora_view* weight;   // (C)
   const balora_view* rstd;     // (N)

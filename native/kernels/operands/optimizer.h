@@ -14,8 +14,7 @@ extern "C" {
 // One parameter of adamw_step: buffers of one shape, f32 or f64, all of param's type.
 typedef struct balora_adamw {
   const balora_view* grad;
-  const balora_view*
-      rate;  // (3) f64 = lr, lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t) at step t, from 1
+  const balora_view* rate;  // (3) f64: lr, lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t) at step t
   const balora_view* param;
   const balora_view* m;
   const balora_view* v;
@@ -68,8 +67,7 @@ typedef struct balora_adafactor_step {
   const balora_view* grad;         // (...,R,C) f32 or f64
   const balora_view* coefficient;  // () f64, or null: 1
   const balora_view* param;        // (...,R,C)
-  const balora_view*
-      row;  // (...,R) of the factored second moment; without column (...,R,C), the whole of it
+  const balora_view* row;     // (...,R) of the second moment; without column (...,R,C): all of it
   const balora_view* column;  // (...,C), or null
   const balora_view* m;       // (...,R,C) the first moment, or null
   double lr;

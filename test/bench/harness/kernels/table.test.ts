@@ -12,7 +12,7 @@ import { timeOps } from '../../../../bench/harness/timing.ts';
 
 const native = new URL('../../../../native/', import.meta.url);
 const sourceOf = (path: string): string => readFileSync(new URL(path, native), 'utf8');
-const kKernels = [...sourceOf('kernels/kernels.def').matchAll(/^KERNEL(?:_ARGS)?\((\w+)/gm)].map(
+const kKernels = [...sourceOf('kernels/kernels.def').matchAll(/^KERNEL\((\w+)/gm)].map(
   ([, name]) => name as string,
 );
 const kOpSources = ['ops/', 'linalg/', 'tape/'].flatMap((folder) =>
