@@ -249,7 +249,7 @@ export const loraChecks: readonly Check<Values>[] = [
     when: (config) => selectedVariants(config).length > 1,
     message: (config, name) => {
       const [first, second] = selectedVariants(config).map(({ option }) => name(option as string));
-      return `${first} cannot go with ${second}`;
+      return `${first} cannot go with ${second}; switch one of them off`;
     },
   },
   {
@@ -266,8 +266,8 @@ export const loraChecks: readonly Check<Values>[] = [
       targetModules !== ALL_LINEAR &&
       (layersToTransform !== null || layersPattern !== null),
     message: (_, name) =>
-      `${name('layersToTransform')} and ${name('layersPattern')} need a list of ${name('targetModules')}: ` +
-      'a regular expression can name layers itself',
+      `${name('layersToTransform')} and ${name('layersPattern')} need a list of ${name('targetModules')}; ` +
+      'name the layers in the regular expression itself',
   },
   {
     when: ({ layersToTransform, layersPattern }) =>
