@@ -15,7 +15,7 @@ const options = {
   }),
   /** Distillation temperature T (default 2). */
   temperature: number({ least: 0, above: true, default: 2, help: 'T of the divergence' }),
-  /** Default `cosine`. */
+  /** Schedule of the weight (default `cosine`). */
   consistencySchedule: choice({
     choices: ['constant', 'cosine', 'adaptive'],
     default: 'cosine',
