@@ -44,7 +44,8 @@ export interface NluConsistencyOptions {
 }
 
 /**
- * L_CR, the distance of the outputs from the teacher's.
+ * L_CR, the distance of the outputs from the teacher's. Its forms are:
+ *
  * - 'iclr': T^2 mean_N KL(softmax(P/T) || softmax(Z/T)); with independent labels the teacher's distribution is a product of
  *   Bernoullis, so the divergence is the sum of theirs: T^2 mean_N sum_D KL(sigmoid(P/T) || sigmoid(Z/T)).
  * - '2024': the mean over N*D of the squared difference of the rows of Z and P, each divided by max(its norm, 1e-12).

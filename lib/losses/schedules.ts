@@ -49,7 +49,7 @@ export function adaptiveBounds({ weight, min, max }: AdaptiveOptions): {
 }
 
 /**
- * The weight l1 of the adaptive schedule, which is larger for a confident teacher:
+ * The weight l1 of the adaptive schedule, which is larger for a confident teacher. It is
  *
  *     l1 = min + (max - min) c, c = 1 - clamp(meanEntropy / ln V, 0, 1).
  *

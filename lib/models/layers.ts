@@ -27,7 +27,8 @@ export interface Branch<Shared> {
 }
 
 /**
- * Tensors that a layer keeps for backward.
+ * Tensors that a layer keeps for backward. The choices are:
+ *
  * - `saved`: all that its gradients read.
  * - `lean`: the same without norms and activations, which backward recomputes in one pass over the kept rows; the same gradients.
  * - `checkpointed`: only its input; backward computes the layer again. The same gradients up to rounding.

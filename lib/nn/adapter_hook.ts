@@ -5,7 +5,7 @@
 import type { Tensor } from '../tensor.ts';
 
 /**
- * The update of a linear by its adapter,
+ * The update of a linear by its adapter. The linear then computes
  *
  *     y = outputScale * (x W^T + scale * ((d a^T) b^T - (d frozen.a^T) frozen.b^T)) + bias of the linear + bias,
  *

@@ -37,7 +37,7 @@ export interface HeadLossInputs extends HeadInputs {
 }
 
 /**
- * Computes the losses of a head in one pass over chunks of its rows:
+ * Computes the losses of a head in one pass over chunks of its rows. The loss is
  *
  *     loss = taskScale * sum CE + consistencyScale * sum T^2 KL(softmax(y/T) || softmax(z/T)) - diversityScale * sum H,
  *
@@ -95,8 +95,11 @@ export interface TeacherSummary {
 }
 
 /**
- * Summarises a teacher, so that it need not run again: KL(q || p) = lse(z / T) - h . mean / T - entropy. This is exact while the
- * student's head is linear and frozen.
+ * Summarises a teacher, so that it need not run again. The divergence then is
+ *
+ *     KL(q || p) = lse(z / T) - h . mean / T - entropy,
+ *
+ * which is exact while the student's head is linear and frozen.
  * @param teacher (M, C) hidden states after the final norm
  * @throws UnsupportedError for a head that is trained or soft-capped
  */

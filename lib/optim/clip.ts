@@ -40,7 +40,7 @@ export async function clipNorm(
   }
 }
 
-/** Computes the same without waiting for it: both are () f64, and the caller disposes of them. */
+/** Computes the norm and the factor of {@link clipNorm} without waiting. Both are () f64, and the caller disposes of them. */
 export function clippedNorm(
   parameters: readonly Tensor[],
   { maxNorm, normType = 2 }: ClipOptions,

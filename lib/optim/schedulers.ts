@@ -183,7 +183,7 @@ const kSchedulers: Record<string, (input: FactorInput) => Factor> = {
 export const SCHEDULER_NAMES: readonly string[] = Object.keys(kSchedulers);
 
 /**
- * Makes the schedule as a function of the step: `rate(s)` is the rate of step `s`, `s = 0` first.
+ * Makes a schedule, which is a function of the step. Its result `rate(s)` is the learning rate of step `s`, `s = 0` first.
  *
  * Formulas: transformers `optimization.py`; `polynomial` at a warm-up as long as the run (0/0 there) gives its end rate.
  * @throws ArgumentError on an unknown name or an option out of range; `rate(s)` where it is negative or not finite

@@ -22,7 +22,7 @@ export const sgdMoments = (shape: readonly number[], momentum: number): MomentSh
   momentum === 0 ? {} : { momentum_buffer: shape };
 
 /**
- * SGD with momentum:
+ * SGD with momentum, as in torch. A step is
  *
  *     g += wd p
  *     buffer = first ? g : mu buffer + (1 - dampening) g
