@@ -139,7 +139,7 @@ export class Tensor {
     return native.versionOf(this.#handle);
   }
 
-  /** Marks the values as constant, so that kernels may keep packed layouts of them, as of frozen weights. Writing is then an error. */
+  /** Marks the values as constant, so that kernels may keep packed layouts of them. Writing to the tensor is then an error. */
   freeze(): this {
     native.freeze(this.#handle);
     return this;

@@ -246,8 +246,9 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
    * once and frozen; in bf16, rounding can erase a small update completely.
    *
    * Until the promise is settled, the merged weights take memory beside those that they replace; if it is rejected, nothing has
-   * changed. Afterwards this object has no adapter: dispose() does nothing, and what needs an adapter throws. The model may be given new
-   * adapters: save it with {@link saveModel} first and load it from there, so that their files name the base that they belong on.
+   * changed. Afterwards this object has no adapter: dispose() does nothing, and what needs an adapter throws. The model may be
+   * given new adapters. Their files name the original base unless the model is first saved with {@link saveModel} and loaded from
+   * there.
    * @example const merged = await tuned.mergeAndUnload();
    * @throws ArgumentError for loraBias on a layer without a bias, and during a step of a Trainer or addAdapter(); UnsupportedError
    *   for a trained head that the base ties; NativeError if there is not enough memory
@@ -315,6 +316,6 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     this.#checkAvailable();
     const adapter = this.#adapters.get(name);
     if (adapter !== undefined) return adapter;
-    throw new ArgumentError(`there is no adapter "${name}", known: ${this.names.join(', ')}`);
+    throw new ArgumentError(`there is no adapter "${name}"; known: ${this.names.join(', ')}`);
   }
 }

@@ -1,5 +1,5 @@
-// Selection of the rows of a micro-batch that the task loss and the regularizers use. Rows are unpadded unless `lengths` says how many of each
-// segment are valid; targets are shifted already (targets[n] is the id that row n must predict).
+// Selection of the rows of a micro-batch that the task loss and the regularizers use. Rows are unpadded unless `lengths` gives the
+// number of valid ones of each segment; targets are shifted already (targets[n] is the id that row n must predict).
 import { ArgumentError } from '../errors.ts';
 import { kIgnoredTarget } from '../ignored_target.ts';
 

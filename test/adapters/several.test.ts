@@ -63,7 +63,7 @@ describe('several adapters on one base', () => {
       /matches no/,
     );
     expect([tuned.names, tuned.enabled]).toEqual([['default'], true]);
-    expect(() => tuned.setAdapter('other')).toThrow('there is no adapter "other", known: default');
+    expect(() => tuned.setAdapter('other')).toThrow('there is no adapter "other"; known: default');
     expect(() => tuned.deleteAdapter('default')).toThrow(
       /is active; make another one active with setAdapter\(\)/,
     );

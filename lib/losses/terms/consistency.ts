@@ -19,7 +19,7 @@ const options = {
   consistencySchedule: choice({
     choices: ['constant', 'cosine', 'adaptive'],
     default: 'cosine',
-    help: 'of l1',
+    help: 'schedule of l1',
   }),
   /** l1 of the `adaptive` schedule under an unsure teacher. Default, and null: a tenth of `consistencyWeight`. */
   consistencyWeightMin: number({
