@@ -29,14 +29,14 @@ const wrongSquare = (x: Tensor) =>
 
 /** A failure of each kind, and how its message ends. */
 const kWays: Record<ErrorCode, [fail: () => unknown, end: RegExp]> = {
-  ERR_ARGUMENT: [() => tensor([[1], [1, 2]]), /ragged$/],
+  ERR_ARGUMENT: [() => tensor([[1], [1, 2]]), /ragged; give every array/],
   ERR_UNSUPPORTED: [() => tensor([1], { device: 'abacus' }), /abacus/],
   ERR_FORMAT: [
     () => {
       writeFileSync(join(kFolder, 'damaged'), 'no tensors');
       return SafetensorsFile.open(join(kFolder, 'damaged'));
     },
-    /damaged/,
+    /damaged at byte 0: header length: .*; fetch the file again, or write it again with what made it$/,
   ],
   ERR_OUT_OF_MEMORY: [
     async () => {
@@ -59,7 +59,7 @@ const kWays: Record<ErrorCode, [fail: () => unknown, end: RegExp]> = {
         setAnomalyMode(before);
       }
     },
-    /^div: made a value that is not finite.*; lower the learning rate/,
+    /^div: made a value that is not finite.*; lower the learning rate, or look at this op's inputs$/m,
   ],
   ERR_DISK_FULL: [
     () => {

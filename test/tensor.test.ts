@@ -58,7 +58,7 @@ describe('tensor', () => {
     expect(() => tensor(new Float32Array(3), { shape: [2, 2] })).toThrow(
       'the shape (2,2) of f32 needs 16 bytes, the data has 12',
     );
-    expect(() => tensor([1, 2]).itemSync()).toThrow('2 elements');
+    expect(() => tensor([1, 2]).itemSync()).toThrow('must have one element, got 2');
     expect(() => tensor([1], { shape: [1, 1, 1, 1, 1, 1, 1] })).toThrow('at most 6 dimensions');
     expect(() => tensor([], { shape: [-1] })).toThrow('negative');
     expect(() => tensor([], { shape: [2 ** 40, 2 ** 40] })).toThrow('is too large');

@@ -165,8 +165,8 @@ describe('a start function', () => {
   it.each<[unknown, RegExp]>([
     [() => [], /the function must return a list of 6 pairs, one a module, got a list of 0$/],
     [() => undefined, /must return a list of 6 pairs, one a module, got undefined/],
-    [async () => [], /returned a promise; it must return the pairs: await what it needs before/],
-    [one(() => null), /layers\.0\.up_proj: the function returned null for it/],
+    [async () => [], /must return the pairs, not a promise of them; await/],
+    [one(() => null), /layers\.0\.up_proj: the function must return a pair { a, b }, got null/],
     [one((m) => ({ a: a(m) })), /up_proj: b must be a tensor, got undefined/],
     [one((m) => ({ a: b(m), b: b(m) })), /up_proj: a must be \(r,in\)=\(3,8\), got \(16,3\)/],
     [one((m) => ({ a: a(m), b: a(m) })), /up_proj: b must be \(out,r\)=\(16,3\), got \(3,8\)/],
@@ -174,7 +174,7 @@ describe('a start function', () => {
     [one((m) => ({ a: a(m), b: b(m), fromWeight: 1 })), /up_proj: fromWeight must be true or/],
     [
       one((m) => ({ a: a(m), b: full([m.outFeatures, m.r], Number.NaN) })),
-      /up_proj: element 0 of b is NaN/,
+      /up_proj: element 0 of b must be finite, got NaN/,
     ],
     [
       () => {

@@ -81,7 +81,7 @@ describe('targets', () => {
 
   it('refuses a rank above the matrix', () => {
     expect(() => names({ r: 5, targetModules: ['q_proj', 'k_proj'] })).toThrow(
-      /layers\.0\.self_attn\.k_proj: rank r=5 is larger than the matrix \(out,in\)=\(4,8\) allows, at most 4/,
+      /layers\.0\.self_attn\.k_proj: rank r=5 is larger than the matrix \(out,in\)=\(4,8\) allows; set r, .* to 4 at most/,
     );
   });
 

@@ -104,7 +104,7 @@ it('draws a new head where asked to, and merges what it trained', async () => {
   const [out, merged] = [join(folder, 'two'), join(folder, 'merged')];
   const tuned = ['train', ...kTask, '--model', model, '--data', two, '--output', out];
   expect((await balora(tuned)).err).toMatch(
-    /head in the checkpoint \(classifier\.weight\) has 3 labels, numLabels asks for 2: .*--new-head/,
+    /head in the checkpoint \(classifier\.weight\) has 3 labels, numLabels asks for 2; .*--new-head/,
   );
   const { err, code } = await balora([...tuned, '--new-head', '--r', '4', '--max-steps', '3']);
   expect(err).toMatch(/^drawn anew: classifier\.weight, classifier\.bias$/m);

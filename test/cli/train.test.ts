@@ -145,7 +145,7 @@ describe('balora train', () => {
       const args = ['train', '--task', task, '--model', unknown, '--data', data];
       const { code, err } = await balora(args);
       expect(err).toMatch(
-        /model_type "mamba" is not supported .*\(known: .*\); docs\/how-to-add-a-model/,
+        /model_type "mamba" is not supported .*; known: .*; read docs\/how-to-add-a-model/,
       );
       expect(code).toBe(1);
       // Said first: what follows may take minutes.
@@ -329,8 +329,8 @@ describe('balora train', () => {
     [['--response-field', 'reply'], 2, /no field 'reply' \(fields: question, answer\)/],
     [['--max-length', '3'], 2, /no supervised token/],
     [['--lr-scheduler-type', 'cosign'], 2, /cosine/],
-    [['--lr-scheduler-type', 'cosine_with_min_lr'], 2, /give one of minLr and minLrRate/],
-    [['--lr-scheduler-type', 'warmup_stable_decay'], 2, /numDecaySteps is required/],
+    [['--lr-scheduler-type', 'cosine_with_min_lr'], 2, /one of minLr and minLrRate must be given/],
+    [['--lr-scheduler-type', 'warmup_stable_decay'], 2, /numDecaySteps must be given/],
     [['--adapter', 'none'], 2, /--r cannot be set/],
   ])('%j is refused, and nothing is written', async (args, code, message) => {
     const result = await balora(train('refused', ...args));

@@ -251,7 +251,7 @@ describe('label names', () => {
     await saveModel(model, join(folder, name));
     return JSON.parse(readFileSync(join(folder, name, 'config.json'), 'utf8'));
   };
-  const madeUp = {
+  const defaultLabel = {
     id2label: { 0: 'LABEL_0', 1: 'LABEL_1', 2: 'LABEL_2' },
     label2id: { LABEL_0: 0, LABEL_1: 1, LABEL_2: 2 },
   };
@@ -272,11 +272,11 @@ describe('label names', () => {
     const path = await bert('nli-new', { id2label, label2id });
     const fresh = await Auto.fromPretrained(path, { newHead: true });
     expect(fresh.labelNames).toBeNull();
-    expect(await saved(fresh, 'nli-new-saved')).toMatchObject(madeUp);
+    expect(await saved(fresh, 'nli-new-saved')).toMatchObject(defaultLabel);
     const bare = await bert('nli-bare', { id2label, label2id }, { head: false });
     const drawn = await Auto.fromPretrained(bare);
     expect([drawn.numLabels, drawn.labelNames]).toEqual([3, null]);
-    expect(await saved(drawn, 'nli-bare-saved')).toMatchObject(madeUp);
+    expect(await saved(drawn, 'nli-bare-saved')).toMatchObject(defaultLabel);
     expect((await checkpointHead(bare)).labelNames).toBeNull();
   });
 
@@ -293,7 +293,7 @@ describe('label names', () => {
       /has 3 labels, numLabels asks for 2/,
     );
     await expect(Auto.fromPretrained(path, { labelNames, numLabels: 2 })).rejects.toThrow(
-      /numLabels is 2, but 3 labelNames are given \(no, maybe, yes\)/,
+      /labelNames must be as many as numLabels, 2, got 3 \(no, maybe, yes\)/,
     );
   });
 
@@ -319,14 +319,14 @@ describe('bad input', () => {
       /a sequence of 27 tokens is longer than the position table of this bert model \(26\)/,
     );
     expect(() => model.forward(batchOf(3, { tokenTypeIds: Int32Array.of(0, 1, 2) }))).toThrow(
-      /tokenTypeIds\[2\] = 2, this bert model has 2 kind/,
+      /tokenTypeIds\[2\] must be 0 to 1 for this bert model, got 2/,
     );
     expect(() => model.forward(batchOf(3, { tokenTypeIds: Int32Array.of(0) }))).toThrow(
-      /3 ids, but 1 tokenTypeIds/,
+      /tokenTypeIds must be as many as inputIds, 3, got 1/,
     );
     const empty = batchOf(3, { cuSeqlens: Int32Array.of(0, 3, 3) });
     expect(() => model.logits(model.forward(empty), empty)).toThrow(
-      /sequence 1 of the batch has no tokens/,
+      /sequence 1 of the batch must have at least one token/,
     );
   });
 
@@ -335,7 +335,7 @@ describe('bad input', () => {
     const batch = batchOf(4, { inputIds: Int32Array.of(5, 6, 0, 0) });
     const hidden = model.forward(batch);
     expect(() => model.logits(hidden, batch)).toThrow(
-      /sequence 0 ends in the padding id 0, but the batch has no lengths/,
+      /sequence 0 ends in the padding id 0, .*; leave the padding out, or give the batch lengths/,
     );
     const told = model.logits(hidden, { ...batch, lengths: Int32Array.of(2) });
     const short = batchOf(2, { inputIds: Int32Array.of(5, 6) });
@@ -359,7 +359,7 @@ describe('bad input', () => {
     cpSync(architecture('bert/model'), other, { recursive: true });
     writeFileSync(join(other, 'config.json'), JSON.stringify({ model_type: 'mamba' }));
     await expect(Auto.fromPretrained(other)).rejects.toThrow(
-      /model_type "mamba" is not supported for classification \(known: bert.*llama.*how-to-add-a-model/,
+      /model_type "mamba" is not supported for classification; known: bert.*llama.*how-to-add-a-model/,
     );
   });
 });

@@ -283,13 +283,19 @@ describe('forward', () => {
     };
     expect(run({}).shape).toEqual([3, 40]);
     expect(() => run({ inputIds: [1, 113, 3] })).toThrow(
-      /inputIds\[1\] = 113 is outside the vocabulary of 113/,
+      /inputIds\[1\] must be 0 to 112, an id of the vocabulary, got 113/,
     );
-    expect(() => run({ inputIds: [] })).toThrow(/no rows/);
-    expect(() => run({ positions: [0, 1] })).toThrow(/3 ids, but 2 positions/);
-    expect(() => run({ positions: [0, -1, 2] })).toThrow(/positions\[1\] = -1/);
+    expect(() => run({ inputIds: [] })).toThrow(/inputIds must have at least one id/);
+    expect(() => run({ positions: [0, 1] })).toThrow(
+      /positions must be as many as inputIds, 3, got 2/,
+    );
+    expect(() => run({ positions: [0, -1, 2] })).toThrow(/positions\[1\] must be >= 0, got -1/);
     expect(() => run({ cuSeqlens: [0, 2] })).toThrow(/from 0 to 3/);
-    expect(() => run({ cuSeqlens: [0, 2, 1, 3] })).toThrow(/falls at segment 1/);
-    expect(() => run({ lengths: [4] })).toThrow(/lengths\[0\] = 4, its segment has 3 rows/);
+    expect(() => run({ cuSeqlens: [0, 2, 1, 3] })).toThrow(
+      /cuSeqlens must not fall, as it does at segment 1/,
+    );
+    expect(() => run({ lengths: [4] })).toThrow(
+      /lengths\[0\] must be 0 to 3, the rows of its segment, got 4/,
+    );
   });
 });

@@ -82,7 +82,7 @@ describe('refusals of encoders and t5', () => {
       [
         name,
         { num_attention_heads: 3 },
-        /hidden_size 40 is not a multiple of num_attention_heads 3/,
+        /hidden_size 40 must be a multiple of num_attention_heads 3/,
         format,
       ],
       [name, { embedding_size: 20 }, /embedding_size is not understood/, unsupported],
@@ -92,10 +92,10 @@ describe('refusals of encoders and t5', () => {
     ...['-1', -1, 1.5].map((id): [string, Json, RegExp, string | undefined] => [
       'roberta',
       { pad_token_id: id },
-      /pad_token_id must be a whole number: positions follow it/,
+      /pad_token_id must be a whole number, after which positions begin; correct/,
       format,
     ]),
-    ['distilbert', { n_heads: 3 }, /dim 40 is not a multiple of n_heads 3/, format],
+    ['distilbert', { n_heads: 3 }, /dim 40 must be a multiple of n_heads 3/, format],
     ['distilbert', { activation: 'mish' }, /activation "mish" is not supported/, unsupported],
     ['distilbert', { hidden_size: 40 }, /hidden_size is not understood/, unsupported],
     ...[
@@ -122,7 +122,7 @@ describe('refusals of encoders and t5', () => {
     [
       'deberta-v2',
       { num_attention_heads: 3 },
-      /hidden_size 40 is not a multiple of num_attention_heads 3/,
+      /hidden_size 40 must be a multiple of num_attention_heads 3/,
       format,
     ],
     ['deberta-v2', { attention_bias: true }, /attention_bias is not understood/, unsupported],
@@ -136,7 +136,7 @@ describe('refusals of encoders and t5', () => {
       [
         name,
         { relative_attention_num_buckets: 3 },
-        /relative_attention_num_buckets 3 is less than 4/,
+        /relative_attention_num_buckets must be >= 4, got 3/,
         format,
       ],
       [name, { d_kv: undefined }, /d_kv: .*\(the file has nothing\)/, format],

@@ -82,7 +82,7 @@ describe('a classifier on a GGUF file', () => {
     const nomic = join(folder, 'nomic.gguf');
     writeGguf(nomic, { 'general.architecture': 'nomic-bert' }, []);
     await expect(AutoModelForSequenceClassification.fromPretrained(nomic)).rejects.toThrow(
-      /nomic\.gguf: general\.architecture "nomic-bert" is not supported for classification \(known: bert, llama, /,
+      /nomic\.gguf: general\.architecture "nomic-bert" is not supported for classification; known: bert, llama, /,
     );
   });
 });

@@ -69,7 +69,7 @@ describe('config.json', () => {
     [
       'an unknown model_type',
       (c) => ({ ...c, model_type: 'mamba' }),
-      /model_type "mamba" is not supported as a language model \(known: llama.*docs\/how-to-add-a-model\.md/,
+      /model_type "mamba" is not supported as a language model; known: llama.*docs\/how-to-add-a-model\.md/,
       'ERR_UNSUPPORTED',
     ],
     ['none at all', ({ model_type: _, ...c }) => c, /model_type "none"/, 'ERR_UNSUPPORTED'],
@@ -100,7 +100,7 @@ describe('config.json', () => {
     [
       'an unknown rope',
       (c) => ({ ...c, rope_parameters: { rope_type: 'longrope' } }),
-      /rope_parameters\.rope_type "longrope" is not supported \(known: default, linear/,
+      /rope_parameters\.rope_type "longrope" is not supported; known: default, linear/,
       'ERR_UNSUPPORTED',
     ],
     [
@@ -130,10 +130,15 @@ describe('config.json', () => {
     [
       'heads that do not divide',
       (c) => ({ ...c, num_key_value_heads: 3 }),
-      /4 is not a multiple of num_key_value_heads 3/,
+      /4 must be a multiple of num_key_value_heads 3; correct the value/,
       'ERR_FORMAT',
     ],
-    ['an odd head', (c) => ({ ...c, head_dim: 7 }), /a head of 7 channels/, 'ERR_FORMAT'],
+    [
+      'an odd head',
+      (c) => ({ ...c, head_dim: 7 }),
+      /channels of a head .* must be even, got 7/,
+      'ERR_FORMAT',
+    ],
     [
       'another size than the tensors',
       (c) => ({ ...c, num_key_value_heads: 2 }),
@@ -251,12 +256,12 @@ describe('folders and files', () => {
   it('says what a folder would need', async () => {
     const empty = mkdtempSync(join(folder, 'empty-'));
     expect((await failure(empty)).message).toMatch(
-      /needs config\.json with model\.safetensors.*it holds nothing/,
+      /is no model: it holds nothing; give a folder with config\.json and model\.safetensors/,
     );
     writeFileSync(join(empty, 'a.gguf'), 'x');
     writeFileSync(join(empty, 'b.gguf'), 'x');
     expect((await failure(empty)).message).toMatch(
-      /several GGUF files, name one of them: a\.gguf, b\.gguf/,
+      /several GGUF files, a\.gguf, b\.gguf; give the path of one of them$/,
     );
     expect(await failure(join(empty, 'a.gguf'))).toBeInstanceOf(FormatError);
     writeFileSync(join(empty, 'weights.bin'), 'x');
@@ -295,7 +300,7 @@ describe('GGUF', () => {
   it('of another architecture is refused by name', async () => {
     const other = path.replace('tiny_llama', 'metadata_arrays');
     expect((await failure(other)).message).toMatch(
-      /general\.architecture "test" is not supported \(known: llama/,
+      /general\.architecture "test" is not supported; known: llama/,
     );
     expect((await failure(path.replace('tiny_llama', 'kquants'))).message).toMatch(
       /llama\.attention\.head_count is missing/,

@@ -54,21 +54,22 @@ describe('a name that is not known', () => {
     }
     return expect.fail('did not throw');
   };
-  const known = (names: readonly string[]) => `(known: ${names.join(', ')}); docs/how-to-add-a-`;
+  const known = (names: readonly string[]) =>
+    `; known: ${names.join(', ')}; read docs/how-to-add-a-`;
 
   it('is told the known ones and where to read on', () => {
     const types = kFamilies.map(({ modelType }) => modelType);
     expect(message(() => familyOf('mamba', 'c.json'))).toContain(
-      `c.json: model_type "mamba" is not supported as a language model ${known(types)}`,
+      `c.json: model_type "mamba" is not supported as a language model${known(types)}`,
     );
     expect(message(() => familyOfGguf('mamba', 'm.gguf'))).toContain(
-      `m.gguf: general.architecture "mamba" is not supported ${known(kFamilies.flatMap(({ gguf }) => gguf?.architecture ?? []))}`,
+      `m.gguf: general.architecture "mamba" is not supported${known(kFamilies.flatMap(({ gguf }) => gguf?.architecture ?? []))}`,
     );
     expect(message(() => classifierKind('mamba', 'c.json'))).toMatch(
-      /not supported for classification \(known: bert, .*llama, .*\); docs/,
+      /not supported for classification; known: bert, .*llama, .*; read docs/,
     );
     expect(message(() => seq2SeqFamilyOf('bart', 'c.json'))).toContain(
-      `not supported as an encoder-decoder ${known(['t5'])}`,
+      `not supported as an encoder-decoder${known(['t5'])}`,
     );
   });
 
@@ -77,10 +78,10 @@ describe('a name that is not known', () => {
       'as a language model, only as classification: AutoModelForSequenceClassification, --task seq',
     );
     expect(message(() => familyOf('t5', 'c.json'))).toContain(
-      'only as encoder-decoder: AutoModelForSeq2SeqLM (known',
+      'only as encoder-decoder: AutoModelForSeq2SeqLM; known',
     );
     expect(message(() => classifierKind('gpt2', 'c.json'))).toContain(
-      'for classification, only as language model: AutoModelForCausalLM (known',
+      'for classification, only as language model: AutoModelForCausalLM; known',
     );
   });
 });

@@ -407,12 +407,14 @@ describe('decoderStartTokenId and padTokenId', () => {
 
   it('are refused outside the vocabulary, by name', async () => {
     await expect(withIds({ decoder_start_token_id: 109 })).rejects.toThrow(
-      /config\.json: decoder_start_token_id 109 is outside the vocabulary of 109/,
+      /config\.json: decoder_start_token_id must be below vocab_size 109, got 109/,
     );
     await expect(withIds({ decoder_start_token_id: -1 })).rejects.toThrow(
       /config\.json: decoder_start_token_id/,
     );
-    await expect(withIds({ pad_token_id: 200 })).rejects.toThrow(/pad_token_id 200 is outside/);
+    await expect(withIds({ pad_token_id: 200 })).rejects.toThrow(
+      /pad_token_id must be below vocab_size 109, got 200/,
+    );
   });
 
   it('come out of a GGUF file', async () => {
@@ -428,24 +430,26 @@ it('refuses batches whose sides do not fit, and types that are no encoder-decode
   const { decoder } = golden.batch;
   const one = { ...decoder, cuSeqlens: Int32Array.of(0, decoder.inputIds.length) };
   expect(() => model.forward({ ...golden.batch, decoder: one })).toThrow(
-    /3 segments for the encoder, 1 for the decoder/,
+    /as many segments as the encoder, 3, got 1/,
   );
   expect(() => model.forward({ ...golden.batch, lengths: Int32Array.of(0, 1, 1) })).toThrow(
-    /segment 0 of the encoder has no tokens/,
+    /segment 0 of the encoder must have at least one token/,
   );
   const { decoder: _, ...source } = golden.batch;
   for (const run of [
     () => model.forward(source as Seq2SeqBatch),
     () => model.forwardPrepared({ length: 1 } as Parameters<Seq2SeqLM['forwardPrepared']>[0]),
   ]) {
-    expect(run).toThrow(/the batch has no decoder; t5 reads a source and a target/);
+    expect(run).toThrow(
+      /the batch has no decoder, but t5 reads a source and a target; make batches with Seq2SeqBatches/,
+    );
   }
   await expect(Auto.fromPretrained(architecture('bert/model'))).rejects.toThrow(
-    /model_type "bert" is not supported as an encoder-decoder, only as classification: .*\(known: t5\)/,
+    /model_type "bert" is not supported as an encoder-decoder, only as classification: .*; known: t5;/,
   );
   const qwen2 = join(folder, 'qwen2.gguf');
   writeGoldenGguf(qwen2, 'qwen2');
   await expect(Auto.fromPretrained(qwen2)).rejects.toThrow(
-    /general\.architecture "qwen2" is not supported as an encoder-decoder \(known: t5\)/,
+    /general\.architecture "qwen2" is not supported as an encoder-decoder; known: t5;/,
   );
 });

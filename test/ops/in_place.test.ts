@@ -467,7 +467,7 @@ describe('optimiser steps', () => {
       'adamw_step: param must be f32 or f64, got bf16',
     );
     expect(() => adamwStep(p, p, { ...options, step: 0 })).toThrow(
-      'adamw_step: step counts from 1, got 0',
+      'adamw_step: step must be >= 1, got 0',
     );
     expect(() => adamwStep(p, p, { ...options, betas: [1, 0.9] })).toThrow(
       'adamw_step: the betas must be in [0,1)',

@@ -104,7 +104,7 @@ describe('shapes', () => {
     expect(unsqueeze(x, 0).shape).toEqual([1, 2, 3]);
     expect(unsqueeze(x, -1).shape).toEqual([2, 3, 1]);
     expect(squeeze(unsqueeze(x, 1), 1).shape).toEqual([2, 3]);
-    expect(() => squeeze(x, 0)).toThrow('squeeze: axis 0 of (2,3) has more than one element');
+    expect(() => squeeze(x, 0)).toThrow('squeeze: axis 0 of (2,3) must have extent 1, got 2');
   });
 
   it('slice follows Array.prototype.slice on any axis', () => {
@@ -197,7 +197,9 @@ describe('shapes', () => {
     expect(() => concat([x, randomTensor([2, 3], { dtype: 'f32' })])).toThrow(
       'must be f64, got f32',
     );
-    expect(() => transpose(x, 0, 2)).toThrow('transpose: axis 2 does not exist in 2 dimensions');
+    expect(() => transpose(x, 0, 2)).toThrow(
+      'transpose: axis must be -2 to 1 for 2 dimensions, got 2',
+    );
   });
 
   it('refuses sizes whose product or sum is beyond 2^53 - 1', () => {

@@ -93,7 +93,11 @@ export const kDecoders: Readonly<Record<string, DecoderFacts>> = {
       ],
     ],
     refusals: [
-      [{ layer_types: ['full_attention'] }, /layer_types has 1 entries for 2 layers/, 'ERR_FORMAT'],
+      [
+        { layer_types: ['full_attention'] },
+        /layer_types must have one entry for each of the 2 layers, got 1; correct/,
+        'ERR_FORMAT',
+      ],
       [{ final_logit_softcapping: -1 }, /final_logit_softcapping/, 'ERR_FORMAT'],
     ],
     gguf: {
@@ -171,7 +175,7 @@ export const kDecoders: Readonly<Record<string, DecoderFacts>> = {
       [{ resid_pdrop: 0.1 }, /resid_pdrop 0\.1/, 'ERR_UNSUPPORTED'],
       [
         { rope_parameters: { rope_type: 'default', partial_rotary_factor: 0.25 } },
-        /turns 3 of a head's 12 channels/,
+        /rotates 3 of a head's 12 channels/,
         'ERR_FORMAT',
       ],
     ],
@@ -204,7 +208,7 @@ export const kDecoders: Readonly<Record<string, DecoderFacts>> = {
     roundsBeforeWeight: null,
     refusals: [
       [{ n_layer: 4097 }, /n_layer: .*4096 \(the file has 4097\)/, 'ERR_FORMAT'],
-      [{ n_head: 3 }, /n_head 3 does not divide n_embd 40/, 'ERR_FORMAT'],
+      [{ n_head: 3 }, /n_embd 40 must be a multiple of n_head 3; correct/, 'ERR_FORMAT'],
       [{ activation_function: 'mish' }, /activation_function "mish"/, 'ERR_UNSUPPORTED'],
       [{ add_cross_attention: true }, /add_cross_attention true/, 'ERR_UNSUPPORTED'],
     ],

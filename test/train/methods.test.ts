@@ -52,7 +52,10 @@ it.each([
     /method must be one of lora, rslora, dora, .*, got "dora2"/,
   ],
   [() => resolveMethod('constructor' as MethodName), /method must be one of/],
-  [() => resolveMethod('full', { adapter: { r: 4 } }), /method full trains every weight: r cannot/],
+  [
+    () => resolveMethod('full', { adapter: { r: 4 } }),
+    /method full trains every weight and has no adapter; leave out r$/,
+  ],
   [() => resolveRegularizers({ temperature: 0 }), /temperature must be a number > 0/],
   [() => resolveRegularizers({ svdWeight: -1 }), /svdWeight must be a number >= 0, got -1/],
   [() => resolveRegularizers({ entropyTopK: 1.5 }), /entropyTopK must be a whole number >= 0/],

@@ -307,7 +307,7 @@ describe('Trainer', () => {
     bad.inputIds[3] = 99;
     const data = tinySource([good, bad]);
     await expect(records(optionsFor(tuned, { data }))).rejects.toThrow(
-      'inputIds[3] = 99 is outside the vocabulary of 17',
+      'inputIds[3] must be 0 to 16, an id of the vocabulary, got 99',
     );
     expect(model.dropsInputs).toBe(false);
     const hidden = () => model.forward(good).dataSync();

@@ -15,11 +15,11 @@ const options = {
   }),
   /** Distillation temperature T (default 2). */
   temperature: number({ least: 0, above: true, default: 2, help: 'T of the divergence' }),
-  /** Default `cosine`. */
+  /** Schedule of the weight (default `cosine`). */
   consistencySchedule: choice({
     choices: ['constant', 'cosine', 'adaptive'],
     default: 'cosine',
-    help: 'of l1',
+    help: 'schedule of l1',
   }),
   /** l1 of the `adaptive` schedule under an unsure teacher. Default, and null: a tenth of `consistencyWeight`. */
   consistencyWeightMin: number({

@@ -92,7 +92,7 @@ describe('method, one argument', () => {
     );
     const full = 'full' as AdapterMethodName;
     await expect(create({ method: full })).rejects.toThrow(
-      'method full has no adapter: train every weight with new FullModel(model)',
+      'method full has no adapter; train every weight with new FullModel(model)',
     );
     await expect(create({ method: full, r: 4 })).rejects.toThrow('method full');
     const path = join(kFolder, 'plain');

@@ -142,6 +142,26 @@ describe.each(configs)('%s', (_, config) => {
     expectNear(hidden(readWeights(new TinyModel(), out)), expected, 1e-5);
   });
 
+  it('merged in memory it is the model that saveMerged writes, without an adapter', async () => {
+    const model = new TinyModel();
+    const tuned = await create(model, config);
+    disturb(tuned);
+    const expected = hidden(model);
+    if (config.loraBias) {
+      await expect(tuned.mergeAndUnload()).rejects.toThrow(/loraBias .* layer without a bias/);
+      expect(hidden(model)).toEqual(expected);
+      return;
+    }
+    const out = join(folder, 'merged');
+    await saveMerged(tuned, out);
+    expect(await tuned.mergeAndUnload()).toBe(model);
+    expectNear(hidden(model), expected, 1e-5);
+    expect(hidden(model)).toEqual(hidden(readWeights(new TinyModel(), out)));
+    const next = await create(model, { ...config, initLoraWeights: true });
+    expectNear(hidden(model), expected, 1e-5);
+    next.dispose();
+  });
+
   it('has a residual form, or says why not', async () => {
     const model = new TinyModel();
     const tuned = await create(model, config);
