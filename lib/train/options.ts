@@ -81,7 +81,7 @@ export function resolveOptions(input: OptionsInput, task: TaskName = 'causal-lm'
 export type Identity = Record<string, unknown>;
 
 /** All options that can be part of an identity. */
-const kKnown = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOptions };
+const kIdentityOptions = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOptions };
 
 /**
  * The differences between two identities, as lines of the form `key: was ..., is ...`; empty when a checkpoint may be
@@ -89,7 +89,7 @@ const kKnown = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOptions };
  * options do not make older checkpoints unusable.
  */
 export function differences(then: Identity, now: Identity): string[] {
-  const defaults: Identity = identityOfTable(kKnown, defaultsOf(kKnown));
+  const defaults: Identity = identityOfTable(kIdentityOptions, defaultsOf(kIdentityOptions));
   const lines: string[] = [];
   for (const key of [...new Set([...Object.keys(then), ...Object.keys(now)])].sort()) {
     const known = Object.hasOwn(then, key) ? then[key] : defaults[key];

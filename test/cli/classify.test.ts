@@ -32,10 +32,10 @@ it('trains, keeps the best step, and evaluates', async () => {
   const { code, err } = await balora(
     train('out', '--eval-data', data, '--eval-steps', '20', '--head-warmup-epochs', '2'),
   );
-  expect(err).toMatch(/head warmed up on 30 examples: loss [\d.]+/);
+  expect(err).toMatch(/head trained on 30 examples before tuning: loss [\d.]+/);
   expect(err).toMatch(/warning: svdTopK 5 is clamped to 2 = min\(6 examples, 3 outputs\) - 1/);
   expect(err).toMatch(/evaluation at step 20: loss [\d.]+ {2}accuracy [\d.]+ {2}matthews/);
-  expect(err).toMatch(/completed after 100 steps .*; kept step \d+ \(accuracy 1\.0000\)\n$/);
+  expect(err).toMatch(/completed after 100 steps .*; exported step \d+ \(accuracy 1\.0000\)\n$/);
   expect(code).toBe(0);
   const config = JSON.parse(await readFile(join(folder, 'out', 'adapter_config.json'), 'utf8'));
   expect(config).toMatchObject({ task_type: 'SEQ_CLS', modules_to_save: ['classifier', 'score'] });
@@ -107,7 +107,7 @@ it('draws a new head where asked to, and merges what it trained', async () => {
     /head in the checkpoint \(classifier\.weight\) has 3 labels, numLabels asks for 2: .*--new-head/,
   );
   const { err, code } = await balora([...tuned, '--new-head', '--r', '4', '--max-steps', '3']);
-  expect(err).toMatch(/^drawn anew: classifier\.weight, classifier\.bias$/m);
+  expect(err).toMatch(/^newly initialized: classifier\.weight, classifier\.bias$/m);
   expect(code).toBe(0);
   const evaluate = (...from: string[]) =>
     balora(['evaluate', ...kTask, ...from, '--data', two, '--json']);
@@ -125,12 +125,12 @@ it('says that a head drawn at random means nothing', async () => {
   const args = [...kTask, '--model', bare, '--data', data, ...kFields];
   const { err } = await balora(['evaluate', ...args]);
   expect(err).toMatch(
-    /bare has no trained head \(classifier\.weight.* drawn anew\): the numbers mean nothing/,
+    /bare has no trained head \(newly initialized: classifier\.weight.*\), so the numbers mean nothing/,
   );
   const tuned = async (...more: string[]) =>
     (await balora(['train', ...args, '--r', '4', '--max-steps', '1', ...more])).err;
   const noise =
-    /^warning: the head is drawn at random, so the consistency term pulls towards noise/m;
+    /^warning: the head is newly initialized, so the consistency term pulls the model towards noise/m;
   expect(await tuned()).toMatch(noise);
   expect(await tuned('--head-warmup-epochs', '1')).not.toMatch(noise);
   expect(await tuned('--consistency-weight', '0')).not.toMatch(noise);

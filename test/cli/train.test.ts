@@ -149,7 +149,7 @@ describe('balora train', () => {
       );
       expect(code).toBe(1);
       // Said first: what follows may take minutes.
-      expect(err).toMatch(/^warning: no --output: the result is written nowhere\n/);
+      expect(err).toMatch(/^warning: without --output nothing is saved\n/);
     }
     const dry = await balora(['train', '--model', model, '--data', data, '--dry-run']);
     expect(dry.err).not.toContain('no --output');
@@ -160,10 +160,10 @@ describe('balora train', () => {
     const best = await balora(
       train('best', ...eachStep, '--metric-for-best-model', 'loss', '--save-total-limit', '3'),
     );
-    expect(best.err).toMatch(/; kept step \d \(loss /);
+    expect(best.err).toMatch(/; exported step \d \(loss /);
     expect(await readdir(join(folder, 'best', 'run', 'checkpoints'))).toHaveLength(3);
     const last = await balora(train('last', ...eachStep, '--metric-for-best-model', 'none'));
-    expect(last.err).not.toContain('kept step');
+    expect(last.err).not.toContain('exported step');
     const { command } = JSON.parse(
       await readFile(join(folder, 'last', 'run', 'config.json'), 'utf8'),
     ) as { command: Record<string, unknown> };
@@ -188,7 +188,7 @@ describe('balora train', () => {
     [['--use-dora', '--export', 'residual'], 'export "residual" is not for DoRA'],
     [['--layers-pattern', 'layers'], '--layers-pattern needs --layers-to-transform'],
     [['--modules-to-save', 'head'], 'modulesToSave ["head"] matches no module'],
-    [['--capture-graphs'], 'captureGraphs: the device cpu has no graphs, they are for GPUs'],
+    [['--capture-graphs'], '--capture-graphs: graphs need a GPU, and the device is cpu'],
     [['--optim', 'lion'], '--optim must be one of adamw, adafactor, sgd'],
   ])('refuses %j by name', async (flags, message) => {
     const { code, err } = await balora(train('refused', ...flags));
@@ -246,7 +246,7 @@ describe('balora train', () => {
     expect(code).toBe(0);
     const { size } = await stat(join(model, 'model.safetensors'));
     // f32 like the file, which has a header on top.
-    const said = /^a consistency weight .* keeps a second copy of the model: ([\d.]+) KiB$/m.exec(
+    const said = /^--consistency-weight .* needs a second copy of the model: ([\d.]+) KiB$/m.exec(
       err,
     );
     expect(Math.abs(Number(said?.[1]) - size / 1024)).toBeLessThan(0.1 * (size / 1024));
@@ -318,7 +318,7 @@ describe('balora train', () => {
     const { code, out } = await balora(train('dry', '--dry-run'));
     expect(code).toBe(0);
     expect(out).toMatch(/^data +24 examples \(question -> answer\), /);
-    expect(out).toMatch(/^steps +6, of them 1 warm-up; 12 micro-batches an epoch$/m);
+    expect(out).toMatch(/^steps +6, 1 of them warm-up; 12 micro-batches per epoch$/m);
     expect(out).toMatch(/^memory +[\d.]+ [KM]iB of tensors; /m);
     expect(existsSync(join(folder, 'dry'))).toBe(false);
   });

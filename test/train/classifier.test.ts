@@ -460,7 +460,7 @@ describe('bad input', () => {
       LabelledBatches.create(arrayRows(named), tinyClassifierTokenizer(), options);
     const tuned = await AdapterModel.create(model, { r: 2, targetModules: ['query'] });
     await expect(run(tuned, { data: await make({}), maxSteps: 1 })).rejects.toThrow(
-      "data: its label ids stand for bad, good, so, those of the model's head for good, bad, so: make it with " +
+      "data: its label ids stand for bad, good, so, those of the model's head for good, bad, so; make it with " +
         'labelNames: model.labelNames',
     );
     const data = await make({ labelNames: model.labelNames });
@@ -471,7 +471,7 @@ describe('bad input', () => {
       {},
     );
     await expect(run(tuned, { data: spam, maxSteps: 1 })).rejects.toThrow(
-      "stand for bad mail, good mail, so mail, those of the model's head for good, bad, so: load the model with newHead",
+      "stand for bad mail, good mail, so mail, those of the model's head for good, bad, so; load the model with newHead",
     );
   });
 
@@ -480,7 +480,7 @@ describe('bad input', () => {
       throw new Error('must not be called');
     };
     await expect(run(await adapted(), { loss, maxSteps: 1 } as object)).rejects.toThrow(
-      "loss: a loss of one's own is for language models",
+      'loss: a classifier takes no custom loss; leave it out',
     );
     const none = await run(await adapted(), { loss: undefined, maxSteps: 1 } as object);
     expect(none.records).toHaveLength(1);

@@ -162,7 +162,7 @@ describe('a checkpoint', () => {
     for (const key of ['baseModel', 'dtype']) delete state.identity[key];
     writeFileSync(path, JSON.stringify(state));
     await expect(resume(await adapted(kModel), { output: old })).rejects.toThrow(
-      /step-2 is of an earlier version of balora, .* begin anew in another folder, or with overwrite/,
+      /step-2 was written by an earlier version of balora, .* begin anew in another folder, or with overwrite: true/,
     );
   });
 });

@@ -252,11 +252,11 @@ describe('TeacherCache', () => {
   const fill = async (cache: TeacherCache, batch: Batch, seed = 2) => {
     const hidden = randomTensor([batch.inputIds.length, 8], { seed, dtype: 'f32' });
     const summary = loss.summarize(hidden, loss.select(batch));
-    await cache.put(sequencesOf(batch), loss.select(batch), summary);
+    await cache.add(sequencesOf(batch), loss.select(batch), summary);
     return Array.from((await summary.mean.data()) as Float32Array);
   };
   const take = async (cache: TeacherCache, batch: Batch) => {
-    const summary = cache.take(sequencesOf(batch), loss.select(batch));
+    const summary = cache.get(sequencesOf(batch), loss.select(batch));
     return summary && Array.from((await summary.mean.data()) as Float32Array);
   };
 
