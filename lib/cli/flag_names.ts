@@ -11,6 +11,8 @@ const kSetting = new RegExp(
 );
 /** A name that consists of several words, which no English text contains by chance. */
 const kCamelCase = new RegExp(word(String.raw`[a-z]+[A-Z]\w*`), 'g');
+/** A flag behind its name, for readers of either: `maxLength 26 (--max-length)`. */
+const kTwice = /(--[a-z0-9-]+)( \w+)? \(\1\)/g;
 /** A name that consists of one word: at the beginning of a message it is an option's only where one of these verbs follows. */
 const kSubject = /^[a-z]+(?= (?:must|has no|needs|is for|cannot)\b)/;
 
@@ -30,7 +32,8 @@ export function withFlags(message: string, options: OptionTable): string {
         : text;
     })
     .replace(kSubject, (name) => flagOr(name))
-    .replace(kCamelCase, (name) => flagOr(name));
+    .replace(kCamelCase, (name) => flagOr(name))
+    .replace(kTwice, '$1$2');
 }
 
 /** The flag that sets an option to a value that is written in JavaScript. */

@@ -15,6 +15,8 @@ it.each([
     'choose another one, or pass --overwrite or --resume',
   ],
   ['pass shuffle: false', 'pass --no-shuffle'],
+  ['with ignoreKeys (--ignore-keys)', 'with --ignore-keys'],
+  ['with maxLength 26 (--max-length)', 'with --max-length 26'],
   ["pass problemType: 'regression'", 'pass --problem-type regression'],
   ["with columns: ['label', 'text'] where", 'with --columns label,text where'],
   ['positions has no meaning for x', '--positions has no meaning for x'],

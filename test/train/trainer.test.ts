@@ -436,7 +436,7 @@ describe('Trainer', () => {
   it('refuses a consistency term without a teacher, and options out of range', async () => {
     const tuned = new FullModel(new TinyModel());
     expect(() => new Trainer(optionsFor(tuned, { regularizers: kBaLora }))).toThrow(
-      /needs the model as it was/,
+      /consistencyWeight > 0 needs a frozen copy of the model as its teacher/,
     );
     expect(() => new Trainer(optionsFor(tuned, { adamBeta1: 1 }))).toThrow(
       /adamBeta1 must be a number >= 0 and < 1/,
