@@ -34,7 +34,7 @@ export async function readConfigFile(path: string): Promise<Record<string, unkno
     const { message } = error as Error;
     throw new FormatError(`${path}: ${message}`, {
       path,
-      advice: 'put quotes context a value that begins with *',
+      advice: 'put quotes around a value that begins with *',
     });
   }
   if (value === null) return {};

@@ -13,8 +13,8 @@ const kSetting = new RegExp(
 const kCamelCase = new RegExp(word(String.raw`[a-z]+[A-Z]\w*`), 'g');
 /** A flag behind its name, for readers of either: `maxLength 26 (--max-length)`. */
 const kTwice = /(--[a-z0-9-]+)( \w+)? \(\1\)/g;
-/** A name that consists of one word: at the beginning of a message it is an option's only where one of these verbs follows. */
-const kSubject = /^[a-z]+(?= (?:must|has no|needs|is for|cannot)\b)/;
+/** A name that consists of one word, which is an option's only as the subject of one of these verbs. */
+const kSubject = /(?<=^|: )[a-z]+(?= (?:must|has no|needs|is for|cannot)\b)/g;
 
 /**
  * Replaces the names of a table's options by their flags: `maxLength` becomes `--max-length`, and `overwrite: true` becomes

@@ -54,7 +54,8 @@ export function checkConfig<T extends OptionTable>(
     const key = camel(name);
     const option = Object.hasOwn(allowed, key) ? allowed[key] : undefined;
     if (option === undefined || !spellings(key).includes(name)) {
-      throw new ArgumentError(`${path}: unknown option "${name}"${didYouMean(name, allowed)}`);
+      const advice = didYouMean(name, allowed) || '; balora train --help lists the options';
+      throw new ArgumentError(`${path}: unknown option "${name}"${advice}`);
     }
     if (Object.hasOwn(values, key)) {
       throw new ArgumentError(

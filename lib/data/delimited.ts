@@ -125,7 +125,7 @@ function findRecords(path: string, text: string, separator: ',' | '\t'): RecordS
   for (let offset = 0; offset < text.length; ) {
     const { end, lines, closed, blank } = splitRecord(text, offset, separator);
     if (!closed) {
-      const advice = 'close it, or write a quote inside a field duplicate ("")';
+      const advice = 'close it, or write a quote inside a field twice ("")';
       throw new FormatError(`${path}:${line}: a quote is never closed`, { path, advice });
     }
     if (!blank) starts.push({ offset, line });

@@ -38,6 +38,12 @@ export interface LabelScheme {
 /** A label as it stands in a row: a class name or an id, a number, or a list of these. */
 type Raw = string | number | readonly (string | number)[];
 
+const kFewLabelsAdvice = {
+  single_label_classification:
+    "give labels of two classes, or pass problemType: 'regression' for numbers",
+  multi_label_classification: 'write each label as a list of names, or of zeros and ones',
+};
+
 /**
  * Infers the options that are not given from all labels.
  * @throws ArgumentError for options that contradict each other or labels that cannot be understood
@@ -71,8 +77,7 @@ export function resolveScheme(values: readonly unknown[], options: TaskLabelOpti
   const least = problemType === 'single_label_classification' ? 2 : 1;
   if (count < least) {
     throw new ArgumentError(
-      `labels: ${problemType} needs ${least} labels at least, got ${count}; to predict a number, pass ` +
-        "problemType: 'regression'",
+      `labels: ${problemType} needs at least ${least} labels, got ${count}; ${kFewLabelsAdvice[problemType]}`,
     );
   }
   const ids = taskNames && names ? indicesIn(taskNames, names) : null;

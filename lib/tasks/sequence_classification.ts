@@ -152,7 +152,7 @@ function metrics(model: SequenceClassifier): TaskMetrics {
   return {
     names: ['loss', ...kMetricNames.filter((name) => typeof found[name] === 'number')],
     standard: kStandard[problemType],
-    subject: `${problemType} (numLabels ${numLabels})`,
+    subject: `${problemType} with ${numLabels} ${numLabels === 1 ? 'label' : 'labels'}`,
   };
 }
 

@@ -4,6 +4,7 @@
  */
 import { isDeepStrictEqual } from 'node:util';
 import { loraOptions } from '../adapters/lora_options.ts';
+import { ArgumentError } from '../errors.ts';
 import { learningRateSchedule } from '../optim/schedulers.ts';
 import {
   checkTogether,
@@ -113,13 +114,21 @@ function asJson(value: unknown): unknown {
   return JSON.parse(JSON.stringify(value));
 }
 
-/** Refuses options from which no schedule can be made, whatever the length of the run. */
+/**
+ * Refuses options from which no schedule can be made, whatever the length of the run.
+ * @throws ArgumentError that names `lrSchedulerKwargs`
+ */
 function checkSchedule(options: ResolvedOptimization): void {
-  learningRateSchedule({
-    scheduler: options.lrSchedulerType,
-    learningRate: options.learningRate,
-    options: options.lrSchedulerKwargs,
-    total: 1,
-    warmup: 0,
-  });
+  try {
+    learningRateSchedule({
+      scheduler: options.lrSchedulerType,
+      learningRate: options.learningRate,
+      options: options.lrSchedulerKwargs,
+      total: 1,
+      warmup: 0,
+    });
+  } catch (error) {
+    if (!(error instanceof ArgumentError)) throw error;
+    throw new ArgumentError(`lrSchedulerKwargs: ${error.message}`);
+  }
 }

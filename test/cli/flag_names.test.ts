@@ -20,6 +20,10 @@ it.each([
   ["pass problemType: 'regression'", 'pass --problem-type regression'],
   ["with columns: ['label', 'text'] where", 'with --columns label,text where'],
   ['positions has no meaning for x', '--positions has no meaning for x'],
+  [
+    'method full trains every weight: r cannot be set',
+    'method full trains every weight: --r cannot be set',
+  ],
   ['learningRate: was 1, is 2', '--learning-rate: was 1, is 2'],
 ])('%s', (message, expected) => {
   expect(withFlags(message, kTrainOptions)).toBe(expected);

@@ -329,7 +329,11 @@ describe('balora train', () => {
     [['--response-field', 'reply'], 2, /no field 'reply' \(fields: question, answer\)/],
     [['--max-length', '3'], 2, /no supervised token/],
     [['--lr-scheduler-type', 'cosign'], 2, /cosine/],
-    [['--lr-scheduler-type', 'cosine_with_min_lr'], 2, /give one of minLr and minLrRate/],
+    [
+      ['--lr-scheduler-type', 'cosine_with_min_lr'],
+      2,
+      /--lr-scheduler-kwargs: .*give one of minLr/,
+    ],
     [['--lr-scheduler-type', 'warmup_stable_decay'], 2, /numDecaySteps is required/],
     [['--adapter', 'none'], 2, /--r cannot be set/],
   ])('%j is refused, and nothing is written', async (args, code, message) => {

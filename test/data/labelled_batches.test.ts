@@ -461,7 +461,7 @@ describe('bad input names file, line and field', () => {
       'one class only',
       'text\tlabel\na\t0\nb\t0\n',
       {},
-      /single_label_classification needs 2 labels at least, got 1; .*problemType: 'regression'/,
+      /single_label_classification needs at least 2 labels, got 1; .*problemType: 'regression'/,
     ],
     [
       'no such text field',
@@ -531,7 +531,7 @@ describe('bad input names file, line and field', () => {
       "row 1: field 'text': the text has no token, and the tokenizer adds none of its own; fill it in",
     );
     const pair = { sentence1: '', sentence2: '', label: 1 };
-    await expect(bare([pair, pair])).rejects.toThrow(/row 0: field 'sentence1', 'sentence2': no/);
+    await expect(bare([pair, pair])).rejects.toThrow(/row 0: field 'sentence1', 'sentence2': the text has no token/);
     await bare([
       { ...pair, sentence2: 'a' },
       { ...pair, sentence1: 'a', label: 0 },

@@ -167,7 +167,7 @@ describe('a metric that there is not is refused before the run', () => {
     });
     const input = { tuned, data, evalData: data };
     expect(() => new Trainer({ ...input, metricForBestModel: wrong })).toThrow(
-      `metricForBestModel: ${problemType} (numLabels ${numLabels}) has no ${wrong}; choose one of loss, ${names}`,
+      `metricForBestModel: ${problemType} with ${numLabels} label${numLabels === 1 ? '' : 's'} has no ${wrong}; choose one of loss, ${names}`,
     );
     for (const metric of ['loss', ...names.split(', ')] as MetricName[]) {
       new Trainer({ ...input, metricForBestModel: metric });

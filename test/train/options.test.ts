@@ -103,8 +103,8 @@ describe('a wrong value', () => {
     ],
     [
       { lrSchedulerType: 'cosine_with_min_lr' },
-      /^cosine_with_min_lr: give one of minLr and minLrRate$/,
-      /^cosine_with_min_lr: give one of minLr and minLrRate$/,
+      /^lrSchedulerKwargs: cosine_with_min_lr: give one of minLr and minLrRate$/,
+      /^lrSchedulerKwargs: cosine_with_min_lr: give one of minLr and minLrRate$/,
     ],
   ])('together: %j', (input, library, commandLine) => {
     expect(() => resolveOptions(input)).toThrow(library);

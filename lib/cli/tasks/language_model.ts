@@ -56,7 +56,7 @@ export interface LanguageModelCli<M extends CausalLM | Seq2SeqLM, D extends obje
   }): Promise<LanguageModelData<M>>;
 }
 
-/** The settings of `train` and `evaluate` that determine modelOptions examples are made. */
+/** The settings of `train` and `evaluate` that determine how examples are made. */
 export type DataSettings = Pick<
   TrainSettings,
   | 'promptTemplate'
@@ -95,17 +95,25 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
       const tuned = await loadTuned(load, settings, setup, context);
       const { model } = tuned;
       const opened: (() => Promise<void>)[] = [];
+      const closeAll = async () => {
+        for (const close of opened) await close();
+      };
       const open = async (file: string, given: D) => {
-        const { batches, close } = await openBatches(
-          file,
-          (rows, callbacks) => {
-            const options = { ...given, ...callbacks, signal: context.signal };
-            return kind.batches({ rows, tokenizer, model, options });
-          },
-          { columns: setup.columns, ...context },
-        );
-        opened.push(close);
-        return batches;
+        try {
+          const { batches, close } = await openBatches(
+            file,
+            (rows, callbacks) => {
+              const options = { ...given, ...callbacks, signal: context.signal };
+              return kind.batches({ rows, tokenizer, model, options });
+            },
+            { columns: setup.columns, ...context },
+          );
+          opened.push(close);
+          return batches;
+        } catch (error) {
+          await closeAll();
+          throw error;
+        }
       };
       const data = await open(settings.data as string, setup.examples.data);
       const evalData =
@@ -118,9 +126,7 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
         tokenizer,
         statistics: data.statistics,
         format: data.format,
-        close: async () => {
-          for (const close of opened) await close();
-        },
+        close: closeAll,
       };
     },
     loadBase: async (path, { adapter: _, progress: __, ...modelOptions }) => {
