@@ -296,7 +296,7 @@ function checkToken(token: string, base: URL): void {
   }
   if (base.protocol !== 'https:' && !isLoopback(base)) {
     throw new ArgumentError(
-      `an access token is not sent to ${base.origin}, since anyone on the way could read it: use https ` +
+      `an access token is not sent to ${base.origin}, since anyone on the way could read it; use https ` +
         "(hubUrl, HF_ENDPOINT), or no token (unset HF_TOKEN, or accessToken: '')",
     );
   }
