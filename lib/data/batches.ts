@@ -14,7 +14,7 @@ import {
 } from './dataset.ts';
 import { type Example, supervisedCount, truncate } from './example.ts';
 import { chooseFormat, type ExampleFormat, type FormatOptions } from './example_format.ts';
-import { withRowLocation, type RowSource } from './rows.ts';
+import { type RowSource, withRowLocation } from './rows.ts';
 
 /** Options for turning rows into micro-batches. */
 export interface BatchOptions extends FormatOptions, DatasetOptions {

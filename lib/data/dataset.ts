@@ -7,7 +7,7 @@
 import { createHash, type Hash } from 'node:crypto';
 import { ArgumentError } from '../errors.ts';
 import { type EpochOrder, epochOrder, type OrderOptions } from './grouping.ts';
-import { withRowLocation, type Row, type RowSource } from './rows.ts';
+import { type Row, type RowSource, withRowLocation } from './rows.ts';
 
 /** Conversion of the rows of one task to examples, and of examples to micro-batches. `E` is an example, `B` a micro-batch. */
 export interface ExampleKind<E, B> {

@@ -25,7 +25,7 @@ import {
   resolveScheme,
 } from './labels.ts';
 import { fieldText } from './prompt_template.ts';
-import { withRowLocation, type RowSource } from './rows.ts';
+import { type RowSource, withRowLocation } from './rows.ts';
 
 /** Concatenated sequences, each with its label. N tokens, B sequences, D labels. */
 export interface LabelledBatch extends Segments {

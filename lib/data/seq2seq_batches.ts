@@ -12,7 +12,7 @@ import {
   truncationWarning,
 } from './dataset.ts';
 import { chooseSourceTarget, type FormatOptions, type TextFormat } from './example_format.ts';
-import { withRowLocation, type RowSource } from './rows.ts';
+import { type RowSource, withRowLocation } from './rows.ts';
 import {
   collateSeq2Seq,
   encodeSeq2Seq,

@@ -1,5 +1,5 @@
 /** Checks that the labels of a classifier's data agree with those of its head and of the held-out data. */
-import { type LabelScheme, indicesIn } from '../data/labels.ts';
+import { indicesIn, type LabelScheme } from '../data/labels.ts';
 import { ArgumentError } from '../errors.ts';
 
 /**

@@ -68,7 +68,7 @@ export const languageModelOptions = {
 /** The metrics of a language model: only the loss, and the best step is not kept unless the caller asks for it. */
 const kMetrics: TaskMetrics = {
   names: ['loss'],
-  standard: null,
+  defaultMetric: null,
   subject: 'a language model',
 };
 

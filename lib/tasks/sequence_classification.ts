@@ -151,12 +151,12 @@ function metrics(model: SequenceClassifier): TaskMetrics {
   const found: Partial<Record<string, unknown>> = { ...metricsOf(rows, model) };
   return {
     names: ['loss', ...kMetricNames.filter((name) => typeof found[name] === 'number')],
-    standard: kStandard[problemType],
+    defaultMetric: kDefaultMetrics[problemType],
     subject: `${problemType} with ${numLabels} ${numLabels === 1 ? 'label' : 'labels'}`,
   };
 }
 
-const kStandard = {
+const kDefaultMetrics = {
   single_label_classification: 'accuracy',
   regression: 'pearson',
   multi_label_classification: 'f1Micro',

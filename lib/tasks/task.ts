@@ -115,7 +115,7 @@ export interface LossSettings {
 export interface TaskMetrics {
   readonly names: readonly MetricName[];
   /** The metric that chooses the best step where the caller names none; null where the last step is kept. */
-  readonly standard: MetricName | null;
+  readonly defaultMetric: MetricName | null;
   /** The name of the model's kind for messages: `a language model`, `regression with 1 label`. */
   readonly subject: string;
 }

@@ -5,13 +5,13 @@
 import { UnsupportedError } from '../errors.ts';
 import {
   addedToken,
-  specialTokensToAdd,
   type GgufVocabulary,
   incomplete,
   postProcessor,
   type Role,
   type Special,
   specialsOf,
+  specialTokensToAdd,
   TokenType,
   tokenizerConfigOf,
 } from './gguf_metadata.ts';

@@ -5,13 +5,13 @@
 import { UnsupportedError } from '../errors.ts';
 import {
   addedToken,
-  specialTokensToAdd,
   type GgufMetadata,
   GgufVocabulary,
   incomplete,
   Metadata,
   postProcessor,
   specialsOf,
+  specialTokensToAdd,
   TokenType,
   tokenizerConfigOf,
 } from './gguf_metadata.ts';

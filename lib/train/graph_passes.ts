@@ -12,7 +12,7 @@ import type { NamedTensors, RecordedLoss, RecordedPass, TaskLoss } from '../task
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import { GradientBuffers } from './gradient_buffers.ts';
 import { GraphCache, type GraphRun, shapesOf } from './graph_cache.ts';
-import { releaseTeacher, isEmpty, type PassInput } from './pass.ts';
+import { isEmpty, type PassInput, releaseTeacher } from './pass.ts';
 import type { WindowBatch } from './window.ts';
 
 /** The graphs and gradient buffers that the update of a step can use as well, see {@link Update}. */

@@ -6,7 +6,7 @@ import { synchronize, withPhase } from '../runtime.ts';
 import { yieldToEventLoop } from '../tasks/event_loop.ts';
 import type { TaskLoss } from '../tasks/task.ts';
 import { scope } from '../tensor.ts';
-import { releaseTeacher, isEmpty, type PassInput } from './pass.ts';
+import { isEmpty, type PassInput, releaseTeacher } from './pass.ts';
 import type { WindowBatch } from './window.ts';
 
 /** Computes micro-batches op by op. */

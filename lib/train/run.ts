@@ -20,9 +20,9 @@ import type { Identity, ResolvedOptions } from './options.ts';
 import { claimOutput, type OutputFolder } from './output.ts';
 import { parameterGroups } from './parameter_groups.ts';
 import { passesOf, selectorOf } from './passes.ts';
-import { makePlan, planMemory, learningRateOf } from './plan.ts';
+import { learningRateOf, makePlan, planMemory } from './plan.ts';
 import { StepClock } from './record.ts';
-import { restore, savedTensors, openCheckpoint } from './resume.ts';
+import { openCheckpoint, restore, savedTensors } from './resume.ts';
 import { type Passes, takeStep } from './step.ts';
 import { nullIfAborted } from './stop.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
@@ -382,7 +382,7 @@ async function makeKeeper(
 ): Promise<BestKeeper | null> {
   const metric =
     metricForBestModel === undefined && evalSteps > 0
-      ? taskOf(tuned.model).metrics(tuned.model).standard
+      ? taskOf(tuned.model).metrics(tuned.model).defaultMetric
       : (metricForBestModel ?? null);
   if (metric === null || evalData === undefined) return null;
   const keeper = new BestKeeper(metric, folder === null ? null : join(folder.run, 'best'));

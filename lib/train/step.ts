@@ -16,7 +16,7 @@ import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize, withPhase } from '../runtime.ts';
 import { notFinite } from './failure.ts';
 import type { GraphPasses } from './graph_passes.ts';
-import { releaseTeacher, isEmpty } from './pass.ts';
+import { isEmpty, releaseTeacher } from './pass.ts';
 import type { PlainPasses } from './plain_passes.ts';
 import { type CombinedTerms, makeRecord, type StepClock, weightedTerms } from './record.ts';
 import type { StepRecord } from './types.ts';

@@ -3,7 +3,7 @@
  * sorted, or stand in GLUE's order, must be read in the head's order; else ids would be compared with those of other classes.
  */
 import { glueTask } from '../../data/glue.ts';
-import { type LabelScheme, indicesIn } from '../../data/labels.ts';
+import { indicesIn, type LabelScheme } from '../../data/labels.ts';
 import { listOf } from '../option_table.ts';
 import type { Progress } from '../progress.ts';
 import type { TrainSettings } from '../train_options.ts';

@@ -14,11 +14,11 @@ import type { Tokenizer } from '../../text/tokenizer.ts';
 import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
 import { type EvaluateSettings, kEvalBatchSize } from '../evaluate_options.ts';
 import {
+  type DataCallbacks,
   loadOptions,
   type ModelLoadOptions,
   openBatches,
   openModel,
-  type DataCallbacks,
   showWarnings,
 } from '../load.ts';
 import { listOf } from '../option_table.ts';
