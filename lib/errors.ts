@@ -117,6 +117,12 @@ function withAdvice(message: string, advice: string): string {
   return [`${first}; ${advice}`, ...rest].join('\n');
 }
 
+/** The message of an error without the general advice at its end, for another message that quotes it. */
+export function withoutAdvice({ code, message }: BaloraError): string {
+  const advice = code === 'ERR_FORMAT' ? kFormatAdvice : (kAdvice[code as NativeCode] ?? '');
+  return advice === '' ? message : message.replace(`; ${advice}`, '');
+}
+
 /** Builds the error for a code, of the matching class; the addon calls it for the errors it throws. */
 export function errorFromCode(
   code: string,

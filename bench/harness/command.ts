@@ -85,7 +85,7 @@ export const addBench: CommandModule = (program, context, run) => {
     .description('measure speed and memory of training and of the kernels on this machine');
   addOptions(command, kBenchOptions);
   command.action(
-    run(async (_: unknown, self: Command) =>
+    run(kBenchOptions, async (_: unknown, self: Command) =>
       bench(await readOptions(self, kBenchOptions), context),
     ),
   );

@@ -75,7 +75,11 @@ const switches = Object.fromEntries(
   ),
 ) as unknown as SwitchOptions;
 
-const kStartWords = START_NAMES.filter((name) => startNamed(name) !== null);
+const kStartWords = ['lora', ...START_NAMES.filter((name) => startNamed(name) !== null)];
+/** Names of starts with a number, for which N stands in their list. */
+const kNumberedStarts = START_NAMES.filter((name) => name.endsWith('_N'))
+  .map((name) => name.replace(/N$/, '[0-9]+'))
+  .join('|');
 
 const init = z.union([
   z.boolean(),
@@ -166,8 +170,12 @@ const start = {
       placeholder: 'name',
       choices: START_NAMES,
       fromText: (given) => (given === 'true' ? true : given === 'false' ? false : given),
-      // The words are the choices that an editor offers; a start may have a number in its name.
-      fileSchema: z.union([z.boolean(), z.enum(kStartWords), z.string()]),
+      // The words are the choices that an editor offers.
+      fileSchema: z.union([
+        z.boolean(),
+        z.enum(kStartWords),
+        z.string().regex(new RegExp(`^(${kNumberedStarts})$`)),
+      ]),
       normalize: (given: unknown) => (given === 'lora' ? true : (given as InitLoraWeights)),
       default: true,
       help: 'start of the adapter',

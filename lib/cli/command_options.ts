@@ -69,7 +69,7 @@ function hint(key: string, option: Option): string {
 }
 
 /** Options whose default depends on the preset of the chosen method. */
-const kPresets = new Set(
+const kPresetOptions = new Set(
   Object.values(METHODS).flatMap(({ adapter, regularizers = {} }) => [
     ...Object.keys(adapter ?? {}),
     ...Object.values(regularizers).flatMap((weights) => Object.keys(weights)),
@@ -78,7 +78,7 @@ const kPresets = new Set(
 
 /** The default of an option if it is the same for every method, else undefined. */
 function shownDefault(key: string, option: Option): unknown {
-  return kPresets.has(key) ? undefined : (defaultOf(option) ?? undefined);
+  return kPresetOptions.has(key) ? undefined : (defaultOf(option) ?? undefined);
 }
 
 /** The defaults of all options of a table, by name; undefined for those that depend on the method. */

@@ -12,7 +12,7 @@ export const kEvaluateOptions = {
   ...group('Model and data', {
     adapter: text({
       placeholder: 'folder',
-      help: 'a PEFT folder to put on the model',
+      help: 'a PEFT folder to load onto the model',
       aliases: ['adapter-name-or-path', 'adapter-path', 'lora-path'],
     }),
     data: text({
@@ -24,11 +24,11 @@ export const kEvaluateOptions = {
     perDeviceEvalBatchSize: whole({
       least: 1,
       default: kEvalBatchSize,
-      help: 'examples of a batch; the result does not depend on it',
+      help: 'examples per batch; the result does not depend on it',
       aliases: ['batch-size', 'eval-batch-size'],
     }),
   }),
-  ...group('Output', { json: onOff({ help: 'the result as JSON, with every example' }) }),
+  ...group('Output', { json: onOff({ help: 'print the result as JSON, with every example' }) }),
   ...kExampleOptions,
   ...kLabelOptions,
 };

@@ -23,8 +23,8 @@ const kInspectOptions = {
       placeholder: 'file',
       help: 'show the tokens of a row of this file: .tsv, .csv, .parquet or JSON Lines',
     }),
-    row: whole({ least: 0, default: kRow, help: 'which row, from 0', aliases: ['index'] }),
-    table: onOff({ help: 'one line a token, also on a terminal' }),
+    row: whole({ least: 0, default: kRow, help: 'number of the row, from 0', aliases: ['index'] }),
+    table: onOff({ help: 'one line per token, also on a terminal' }),
   }),
   ...kExampleOptions,
 };
@@ -41,7 +41,7 @@ export const addInspect: CommandModule = (program, context, run) => {
     );
   addOptions(command, kInspectOptions);
   command.action(
-    run(async (path: string, _: unknown, self: Command) => {
+    run(kInspectOptions, async (path: string, _: unknown, self: Command) => {
       const settings = await readOptions(self, kInspectOptions);
       if (settings.data !== undefined) await showExample(path, settings.data, settings, context);
       else {

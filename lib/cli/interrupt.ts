@@ -11,7 +11,7 @@ type InterruptSignal = (typeof kSignals)[number];
  * The time within which a repeated signal counts as the same one: npx and npm run forward a signal that the terminal has
  * already sent to balora itself.
  */
-const kEchoMs = 250;
+const kRepeatMs = 250;
 /** The base of exit codes for signals, as shells define it: a process ended by signal n exits with 128 + n. */
 const kSignalCodes = 128;
 
@@ -54,8 +54,8 @@ export async function abortable<T>(
       return;
     }
     // The shell and the kernel may both send SIGHUP when a terminal closes, so a second one does not end the process.
-    const echo = name === first.name && performance.now() - first.at < kEchoMs;
-    if (name !== 'SIGHUP' && !echo) process.exit(new Interrupt(name).exitCode);
+    const isRepeat = name === first.name && performance.now() - first.at < kRepeatMs;
+    if (name !== 'SIGHUP' && !isRepeat) process.exit(new Interrupt(name).exitCode);
   };
   const listeners = kSignals.map((name) => [name, () => interrupt(name)] as const);
   for (const [name, listener] of listeners) process.on(name, listener);

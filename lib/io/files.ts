@@ -1,6 +1,6 @@
 /**
- * Files that exist whole or not at all: written under a temporary name beside their place, flushed to the disk, renamed over it. A
- * process killed at any moment leaves the old file or the new one, and at worst a stray `.tmp` name.
+ * Atomic writing of files: under a temporary name in the same folder, flushed to the disk, then renamed. A process that is killed at
+ * any moment leaves the old file or the new one, and at worst a temporary file.
  */
 import { type FileHandle, mkdir, open, readdir, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
@@ -30,8 +30,8 @@ export async function writeFileAtomic(path: string, contents: string | Uint8Arra
 }
 
 /**
- * Fills a new folder under a temporary name, then renames it: readers see a complete folder or none. A folder that already has the
- * name is replaced.
+ * Writes a folder atomically: `fill` writes its files under a temporary name, then it is renamed. A folder that already has the name
+ * is replaced.
  */
 export async function writeFolderAtomic(
   path: string,
@@ -53,10 +53,10 @@ export async function writeFolderAtomic(
 }
 
 /**
- * Whether a killed process left this file half written: a living one may still finish its own. To be called before this process has
- * written anything: a file with its number is then that of an earlier process, as is common in containers.
+ * Whether a temporary file was left behind by a process that is no longer running. Call this before the process writes anything:
+ * a temporary file with its own process id is then that of an earlier process, as is common in containers.
  */
-export function isStray(name: string): boolean {
+export function isAbandoned(name: string): boolean {
   const writer = kWriter.exec(name);
   if (writer === null) return false;
   const pid = Number(writer[1] ?? writer[2]);
@@ -72,10 +72,10 @@ export function isRunning(pid: number): boolean {
   }
 }
 
-/** Removes the files that a killed process left half written in `folder`. */
+/** Removes temporary files that killed processes left behind in `folder`. */
 export async function removeTemporaries(folder: string): Promise<void> {
   for (const name of await namesIn(folder)) {
-    if (isStray(name)) await rm(join(folder, name), { recursive: true, force: true });
+    if (isAbandoned(name)) await rm(join(folder, name), { recursive: true, force: true });
   }
 }
 
@@ -89,7 +89,7 @@ export async function namesIn(folder: string): Promise<string[]> {
   }
 }
 
-/** The named error for a failure of the disk; any other error unchanged. */
+/** A NativeError with the path for a failure of the disk; any other error is returned unchanged. */
 export function diskError(path: string, error: unknown): unknown {
   const code = (error as NodeJS.ErrnoException | null)?.code;
   const reasons: Record<string, string> = {

@@ -63,7 +63,7 @@ export class SafetensorsFile implements TensorFile {
     const dtype = options.dtype ?? kDTypes[info?.dtype ?? 'F32'];
     if (dtype === undefined) {
       throw new UnsupportedError(
-        `${this.path}: ${name} has dtype ${info?.dtype}, which no tensor has`,
+        `${this.path}: ${name} has the dtype ${info?.dtype}, which is not supported; convert it to F32, F16 or BF16`,
       );
     }
     return withDevice(
@@ -163,7 +163,8 @@ export async function saveSafetensors(
   tensors: Readonly<Record<string, Tensor>>,
   metadata: Readonly<Record<string, string>> = {},
 ): Promise<void> {
-  if (path === '') throw new ArgumentError('saveSafetensors: the path is empty');
+  if (path === '')
+    throw new ArgumentError('saveSafetensors: the path is empty; give the name of a file');
   const writer = new SafetensorsWriter(path, tensors, metadata);
   try {
     for (const [name, tensor] of Object.entries(tensors)) writer.write(name, tensor);

@@ -3,7 +3,7 @@
  * configuration file (YAML or JSON values), the help page and the JSON schema, so that these cannot disagree.
  */
 import { z } from 'zod';
-import { camel, type Entry, type Kind, type Option, snake } from './option.ts';
+import { camel, type Entry, type Kind, type Option, snake, spellings } from './option.ts';
 
 type Widened<D> = D extends number ? number : D;
 
@@ -156,7 +156,9 @@ const kUnits: Record<string, number> = {
   mib: 2 ** 20,
   gib: 2 ** 30,
 };
-const kSize = /^\s*([0-9.]+) *([a-zA-Z]*)\s*$/;
+/** A size as text: a positive number of at most 15 digits on either side of the point, and a unit of {@link kUnits} in any case. */
+const kSize =
+  /^\s*(?=[\d.]*[1-9])(\d{1,15}(?:\.\d{0,15})?|\.\d{1,15}) *([bB]|[kKmMgG][iI]?[bB]|)\s*$/;
 
 /** Declares a size in bytes: a number, a text such as 1.2GiB or 900MB, or one of the given words. */
 export function size<const W extends string>(
@@ -165,8 +167,9 @@ export function size<const W extends string>(
   const { words } = entry;
   const read = (given: unknown): unknown => {
     const found = typeof given === 'string' ? kSize.exec(given) : null;
-    const unit = found === null ? undefined : kUnits[(found[2] as string).toLowerCase()];
-    return found !== null && unit !== undefined ? Math.round(Number(found[1]) * unit) : given;
+    if (found === null) return given;
+    const [, amount, unit] = found as unknown as [string, string, string];
+    return Math.max(1, Math.round(Number(amount) * (kUnits[unit.toLowerCase()] as number)));
   };
   const kind: Kind<W | number> = {
     schema: readBefore(read, z.union([z.enum(words), z.number().gt(0)])),
@@ -276,7 +279,7 @@ export function patterns(
   return option(kind, entry);
 }
 
-/** Declares an object of settings, or JSON on the command line. Its keys may be in snake case, as in transformers. */
+/** Declares an object of settings, or JSON on the command line. Its keys may be spelled as those of a configuration file. */
 export function settings<T extends object>(
   entry: Entry<T> & {
     readonly fields: z.ZodType<T> & { readonly shape: z.ZodRawShape };
@@ -285,17 +288,20 @@ export function settings<T extends object>(
 ): Option<T, T> {
   const { fields, of } = entry;
   const keys = Object.keys(fields.shape);
-  const read = (given: unknown): unknown =>
-    typeof given === 'object' && given !== null && !Array.isArray(given)
-      ? Object.fromEntries(Object.entries(given).map(([key, item]) => [camel(key), item]))
-      : given;
-  const inFile = keys.map((key) => [snake(key), fields.shape[key]]);
+  const read = (given: unknown): unknown => {
+    if (typeof given !== 'object' || given === null || Array.isArray(given)) return given;
+    const entries = Object.entries(given).map(([key, item]) => [camel(key), item] as const);
+    // A key in two spellings is left for the schema to refuse.
+    const isUnique = new Set(entries.map(([key]) => key)).size === entries.length;
+    return isUnique ? Object.fromEntries(entries) : given;
+  };
+  const inFile = keys.flatMap((key) => spellings(key).map((name) => [name, fields.shape[key]]));
   const kind: Kind<T> = {
     schema: readBefore(read, fields),
     wanted: `an object of ${of} (${keys.map(snake).join(', ')})`,
     placeholder: 'json',
     fromText: fromJson,
-    fileSchema: z.strictObject({ ...fields.shape, ...Object.fromEntries(inFile) }),
+    fileSchema: z.strictObject(Object.fromEntries(inFile)),
   };
   return option(kind, entry);
 }

@@ -4,6 +4,7 @@
  */
 import { isDeepStrictEqual } from 'node:util';
 import { loraOptions } from '../adapters/lora_options.ts';
+import { ArgumentError } from '../errors.ts';
 import { learningRateSchedule } from '../optim/schedulers.ts';
 import {
   checkTogether,
@@ -81,7 +82,7 @@ export function resolveOptions(input: OptionsInput, task: TaskName = 'causal-lm'
 export type Identity = Record<string, unknown>;
 
 /** All options that can be part of an identity. */
-const kKnown = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOptions };
+const kIdentityOptions = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOptions };
 
 /**
  * The differences between two identities, as lines of the form `key: was ..., is ...`; empty when a checkpoint may be
@@ -89,7 +90,7 @@ const kKnown = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOptions };
  * options do not make older checkpoints unusable.
  */
 export function differences(then: Identity, now: Identity): string[] {
-  const defaults: Identity = identityOfTable(kKnown, defaultsOf(kKnown));
+  const defaults: Identity = identityOfTable(kIdentityOptions, defaultsOf(kIdentityOptions));
   const lines: string[] = [];
   for (const key of [...new Set([...Object.keys(then), ...Object.keys(now)])].sort()) {
     const known = Object.hasOwn(then, key) ? then[key] : defaults[key];
@@ -113,13 +114,21 @@ function asJson(value: unknown): unknown {
   return JSON.parse(JSON.stringify(value));
 }
 
-/** Refuses options from which no schedule can be made, whatever the length of the run. */
+/**
+ * Refuses options from which no schedule can be made, whatever the length of the run.
+ * @throws ArgumentError that names `lrSchedulerKwargs`
+ */
 function checkSchedule(options: ResolvedOptimization): void {
-  learningRateSchedule({
-    scheduler: options.lrSchedulerType,
-    learningRate: options.learningRate,
-    options: options.lrSchedulerKwargs,
-    total: 1,
-    warmup: 0,
-  });
+  try {
+    learningRateSchedule({
+      scheduler: options.lrSchedulerType,
+      learningRate: options.learningRate,
+      options: options.lrSchedulerKwargs,
+      total: 1,
+      warmup: 0,
+    });
+  } catch (error) {
+    if (!(error instanceof ArgumentError)) throw error;
+    throw new ArgumentError(`lrSchedulerKwargs: ${error.message}`);
+  }
 }

@@ -20,11 +20,11 @@ import type { Identity, ResolvedOptions } from './options.ts';
 import { claimOutput, type OutputFolder } from './output.ts';
 import { parameterGroups } from './parameter_groups.ts';
 import { passesOf, selectorOf } from './passes.ts';
-import { makePlan, planMemory, rateOf } from './plan.ts';
+import { learningRateOf, makePlan, planMemory } from './plan.ts';
 import { StepClock } from './record.ts';
-import { restore, savedTensors, takeUp } from './resume.ts';
+import { openCheckpoint, restore, savedTensors } from './resume.ts';
 import { type Passes, takeStep } from './step.ts';
-import { unlessStopped } from './stop.ts';
+import { nullIfAborted } from './stop.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { RunPlan, StepRecord, Warning } from './types.ts';
 import { type Position, WindowReader } from './window.ts';
@@ -33,7 +33,7 @@ const kStart: Position = { epoch: 0, microBatch: 0 };
 const kMsPerMinute = 60_000;
 
 /** The components of a run, made by {@link openRun}. */
-interface Parts {
+interface RunParts {
   readonly input: AnyTrainerOptions;
   readonly options: ResolvedOptions;
   readonly plan: RunPlan;
@@ -60,7 +60,7 @@ interface Progress {
 
 export class Run {
   /** Whether an evaluation at this step is due or was interrupted. */
-  owesEvaluation = false;
+  evaluationDue = false;
   private savedStep: number | null = null;
   private savedPath: string | null = null;
   private savedAt = performance.now();
@@ -71,7 +71,7 @@ export class Run {
   private closed = false;
 
   constructor(
-    private readonly parts: Parts,
+    private readonly parts: RunParts,
     private progress: Progress,
   ) {}
 
@@ -113,7 +113,7 @@ export class Run {
   /**
    * Whether a checkpoint is due at this step, by `saveSteps` or `saveMinutes`; the last step is saved in any case, elsewhere.
    */
-  get owesCheckpoint(): boolean {
+  get checkpointDue(): boolean {
     if (this.step === this.totalSteps) return false;
     const { saveSteps, saveMinutes } = this.parts.options.output;
     const minutes = (performance.now() - this.savedAt) / kMsPerMinute;
@@ -123,7 +123,7 @@ export class Run {
   }
 
   /** Removes and returns the warnings that have not been reported yet. */
-  takeWarnings(): Warning[] {
+  drainWarnings(): Warning[] {
     return this.parts.warnings.splice(0);
   }
 
@@ -137,7 +137,7 @@ export class Run {
     const { tuned, signal, afterBackward = null } = input;
     const { maxGradNorm } = options.optimization;
     const { step, totalSteps } = this;
-    const taken = await unlessStopped(signal, () =>
+    const taken = await nullIfAborted(signal, () =>
       takeStep(
         { tuned, passes, windows, optimizer, maxGradNorm, clock, afterBackward, signal },
         {
@@ -150,7 +150,7 @@ export class Run {
       ),
     );
     if (taken === null) {
-      await this.dropWindow();
+      await this.discardWindow();
       return null;
     }
     await this.commit(taken.record, taken.window.after);
@@ -163,7 +163,7 @@ export class Run {
     const { evalSteps } = options.output;
     this.progress = { step: record.step, position, last: record };
     this.updating = false;
-    this.owesEvaluation =
+    this.evaluationDue =
       input.evalData !== undefined &&
       evalSteps > 0 &&
       this.step % evalSteps === 0 &&
@@ -172,7 +172,7 @@ export class Run {
   }
 
   /** Discards an incomplete window: its gradients, and pending errors of the engine. */
-  private async dropWindow(): Promise<void> {
+  private async discardWindow(): Promise<void> {
     const { tuned } = this.parts.input;
     tuned.zeroGradients();
     await synchronize(tuned.model.device).catch(() => {});
@@ -183,9 +183,9 @@ export class Run {
    * an output folder, before the first step, where the step is saved already, and where it cannot be saved.
    */
   async saveCheckpoint(): Promise<string | null> {
-    const nothing = this.step === 0 || this.savedStep === this.step;
-    const impossible = this.updating || this.saveFailed || this.closed;
-    if (this.parts.folder === null || nothing || impossible) return null;
+    const isSaved = this.step === 0 || this.savedStep === this.step;
+    const cannotSave = this.updating || this.saveFailed || this.closed;
+    if (this.parts.folder === null || isSaved || cannotSave) return null;
     try {
       this.savedPath = await this.write(this.parts.folder);
     } catch (error) {
@@ -212,7 +212,7 @@ export class Run {
           last: this.last,
           identity: this.parts.identity,
           optimizerSteps: moments.steps,
-          ...(this.owesEvaluation && { owesEvaluation: true }),
+          ...(this.evaluationDue && { owesEvaluation: true }),
         },
         tensors: savedTensors(input.tuned, moments.tensors),
       },
@@ -224,10 +224,10 @@ export class Run {
    * Saves the last completed step of a run that `error` ends, and adds to the error's message where it was saved. Never throws,
    * so that the first error is the one reported.
    */
-  async rescue(error: unknown): Promise<void> {
+  async saveAfterError(error: unknown): Promise<void> {
     let second: unknown;
     try {
-      await this.dropWindow();
+      await this.discardWindow();
       await this.saveCheckpoint();
     } catch (failure) {
       second = failure;
@@ -251,7 +251,7 @@ export class Run {
         : [`step ${this.step} could not be saved (${(second as Error).message})`]),
       this.savedPath === null
         ? 'there is no checkpoint'
-        : `the last good checkpoint is ${this.savedPath}, and resume goes on from it`,
+        : `the last good checkpoint is ${this.savedPath}, and resume: true continues from it`,
     ];
   }
 
@@ -281,11 +281,11 @@ export class Run {
     }
   }
 
-  /** Continues from a checkpoint that is already in the folder. */
-  adopt({ path, state }: Checkpoint): void {
+  /** Marks a checkpoint that is in the folder as the state of this run. */
+  continueFrom({ path, state }: Checkpoint): void {
     this.savedStep = state.step;
     this.savedPath = path;
-    this.owesEvaluation = state.owesEvaluation ?? false;
+    this.evaluationDue = state.owesEvaluation ?? false;
   }
 }
 
@@ -295,7 +295,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
   input.tuned.zeroGradients();
   const groups = parameterGroups(input.tuned.parameters(), options.optimization);
   const plan = await makePlan(input, options);
-  const rate = rateOf(plan, options);
+  const rate = learningRateOf(plan, options);
   const folder = output === null ? null : await claimOutput(output, { overwrite, resume });
   let metrics: MetricsFile | null = null;
   let optimizer: Optimizer | null = null;
@@ -306,7 +306,12 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
     const warnings: Warning[] = [];
     const checkpoint =
       folder !== null && resume
-        ? await takeUp(folder, { identity, plan, warnings, device: input.tuned.model.device })
+        ? await openCheckpoint(folder, {
+            identity,
+            plan,
+            warnings,
+            device: input.tuned.model.device,
+          })
         : null;
     // Without a checkpoint it is unknown which base model an earlier teacher cache was computed with.
     if (folder !== null && checkpoint === null) await removeTeacherCache(folder);
@@ -358,7 +363,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
       },
       { step, position, last },
     );
-    if (checkpoint !== null) run.adopt(checkpoint);
+    if (checkpoint !== null) run.continueFrom(checkpoint);
     return run;
   } catch (error) {
     optimizer?.dispose();
@@ -377,7 +382,7 @@ async function makeKeeper(
 ): Promise<BestKeeper | null> {
   const metric =
     metricForBestModel === undefined && evalSteps > 0
-      ? taskOf(tuned.model).metrics(tuned.model).standard
+      ? taskOf(tuned.model).metrics(tuned.model).defaultMetric
       : (metricForBestModel ?? null);
   if (metric === null || evalData === undefined) return null;
   const keeper = new BestKeeper(metric, folder === null ? null : join(folder.run, 'best'));

@@ -1,10 +1,10 @@
-/** The treatment of the caller's AbortSignal, by which a run is stopped: functions that observe it throw its reason. */
+/** Handling of the caller's AbortSignal, which stops a run: functions that observe it throw its reason. */
 
 /**
- * The result of `work`, or null where the signal has stopped it. Data sources, losses and callbacks of the caller may observe
- * the signal as well; what they throw then is the requested stop and not a failure.
+ * Runs `work` and returns its result, or null if the signal aborted it. Data sources, losses and callbacks of the caller may observe
+ * the signal as well; the errors that they throw for it are the requested stop and not a failure.
  */
-export async function unlessStopped<T>(
+export async function nullIfAborted<T>(
   signal: AbortSignal | undefined,
   work: () => T | Promise<T>,
 ): Promise<T | null> {

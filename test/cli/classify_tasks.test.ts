@@ -144,7 +144,7 @@ it('what outputs mean goes into the run, the merged model and the evaluation', a
   const guess = await merge('guess');
   expect(guess.problem).toBe('single_label_classification');
   expect(guess.err).toMatch(
-    /^warning: .*two does not say what its 2 outputs mean: single_label_classification becomes problem_type/,
+    /^warning: .*two does not say what its 2 outputs mean, so single_label_classification becomes the problem_type/,
   );
 });
 

@@ -107,7 +107,8 @@ describe('before the first step balora train stops', () => {
     ...['train', '--model', join(folder, 'model'), '--data', join(folder, data), '--r', '2'],
     ...['--output', join(folder, 'out'), ...more],
   ];
-  const kStopped = 'stopped before the first step: nothing was written, begin anew\n';
+  const kStopped =
+    'stopped before the first step, nothing was written; run it again to begin anew\n';
 
   it('between the loading of the base and the start of the adapter', async () => {
     await writeTinyCheckpoint(join(folder, 'model'));
@@ -140,7 +141,7 @@ describe('before the first step balora train stops', () => {
     ];
     let sent = false;
     const { code, err } = await balora(train('data.tsv', ...flags), (text) => {
-      if (sent || !text.includes('drawn anew')) return;
+      if (sent || !text.includes('newly initialized')) return;
       sent = true;
       setTimeout(() => process.emit('SIGINT', 'SIGINT'), 50);
     });

@@ -37,7 +37,7 @@ describe('balora merge', () => {
   it('refuses a file before it reads the model', async () => {
     const args = ['merge', '--model', join(folder, 'none'), '--adapter', adapter];
     const { code, err } = await balora([...args, '--output', data]);
-    expect(err).toBe(`error: output ${data} is a file, not a folder\n`);
+    expect(err).toBe(`error: output ${data} is a file, not a folder; choose another path\n`);
     expect(code).toBe(2);
   });
 

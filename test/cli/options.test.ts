@@ -278,7 +278,7 @@ describe('configuration files', () => {
   it.each([
     ['lerning-rate: 1', 'unknown option "lerning-rate" (did you mean "learning-rate"?)'],
     ['alpha: 1', 'unknown option "alpha" (did you mean "lora-alpha"?)'],
-    ['zzzzzzzz: 1', 'unknown option "zzzzzzzz"'],
+    ['zzzzzzzz: 1', 'unknown option "zzzzzzzz"; balora train --help lists the options'],
     ['dry-run: true', 'unknown option "dry-run"'],
     ['r: "8"', 'r must be a whole number >= 1, got "8"'],
     ['packing: 1', 'packing must be true or false, got 1'],

@@ -7,7 +7,7 @@ import {
   formatCount,
   formatSeconds,
   hasColour,
-  outliveReader,
+  ignoreClosedPipe,
 } from '../../lib/cli/terminal.ts';
 import type { StepRecord, TrainEvent } from '../../lib/train/types.ts';
 
@@ -162,7 +162,7 @@ describe('terminal', () => {
 
   it('outlives its reader, and no other fault', () => {
     const stream = new EventEmitter();
-    outliveReader(stream);
+    ignoreClosedPipe(stream);
     const fail = (code: string) => stream.emit('error', Object.assign(new Error(code), { code }));
     expect([fail('EPIPE'), fail('EIO')]).toEqual([true, true]);
     expect(() => fail('ENOSPC')).toThrow('ENOSPC');

@@ -84,7 +84,10 @@ it.each([
   [['--packing'], '--packing has no meaning for --task seq2seq-lm'],
   [['--max-length', '9'], '--max-length has no meaning for --task seq2seq-lm'],
   [['--glue', 'sst2'], '--glue has no meaning for --task seq2seq-lm'],
-  [['--capture-graphs'], 'captureGraphs: the device cpu has no graphs'],
+  [
+    ['--capture-graphs'],
+    '--capture-graphs: graphs need a GPU, and the device is cpu; leave --capture-graphs out',
+  ],
 ])('%s is refused', async (more, message) => {
   const { code, err } = await balora(train('refused', ...more));
   expect(code).not.toBe(0);

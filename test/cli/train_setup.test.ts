@@ -155,7 +155,9 @@ describe('trainSetup', () => {
   });
 
   it('refuses what excludes each other', () => {
-    expect(() => setup({ adapter: 'a', r: 4 })).toThrow('--r cannot be set: --adapter brings');
+    expect(() => setup({ adapter: 'a', r: 4 })).toThrow(
+      '--r cannot be set with --adapter, which brings',
+    );
     expect(() => setup({ adapter: 'a', method: 'full' })).toThrow(/merge it into the model first/);
     expect(() => setup({ method: 'full', r: 4 })).toThrow(/method full trains every weight/);
     expect(() => setup({ resume: true })).toThrow(/--resume needs --output/);

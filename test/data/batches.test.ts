@@ -193,8 +193,8 @@ describe('Batches', () => {
     expect(order(await all(batches)).sort()).toEqual([0, 2]);
     expect(batches.statistics).toMatchObject({ rows: 3, examples: 2, skipped: 1, truncated: 2 });
     expect(warnings.map(({ message }) => message)).toEqual([
-      '1 of 3 examples have no supervised token within 4 tokens and are left out (first: row 1)',
-      '2 of 3 examples are cut to 4 tokens',
+      '1 of 3 examples have no supervised token within 4 tokens and are left out (first: row 1); raise maxLength to train on them',
+      '2 of 3 examples are longer than 4 tokens and were cut',
     ]);
     await expect(
       Batches.create(arrayRows(data), tokenizer, { ...options, onUnsupervised: 'error' }),
@@ -248,10 +248,12 @@ describe('Batches', () => {
     await expect(Batches.create(arrayRows([{ x: 1 }]), tokenizer)).rejects.toThrow(
       /row 0: cannot tell which fields .*\(fields: x\)/,
     );
-    expect(() => arrayRows([])).toThrow(/has no rows/);
+    expect(() => arrayRows([])).toThrow(/list of rows is empty/);
     await expect(make(3, { batchSize: 0 })).rejects.toThrow(/batchSize must be an integer/);
     await expect(make(3, { maxLength: 1 })).rejects.toThrow(/maxLength/);
-    await expect(make(3, { packing: true, padding: 'longest' })).rejects.toThrow(/excludes/);
+    await expect(make(3, { packing: true, padding: 'longest' })).rejects.toThrow(
+      /exclude each other/,
+    );
     await expect(make(3, { signal: AbortSignal.abort() })).rejects.toThrow(/abort/i);
   });
 });

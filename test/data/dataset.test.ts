@@ -2,7 +2,7 @@
 // function of its number.
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { Dataset, type ExampleKind, everyRow, type ReadOptions } from '../../lib/data/dataset.ts';
+import { Dataset, type ExampleKind, forEachRow, type ReadOptions } from '../../lib/data/dataset.ts';
 import { epochOrder } from '../../lib/data/grouping.ts';
 import { arrayRows, type Row } from '../../lib/data/rows.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.ts';
@@ -78,16 +78,18 @@ describe('Dataset', () => {
     const fails = (error: Error) => read(rowsOf(1, 3), {}, failing(error));
     await expect(fails(new ArgumentError('odd'))).rejects.toThrow(new ArgumentError('row 1: odd'));
     await expect(fails(new UnsupportedError('odd'))).rejects.toThrow(UnsupportedError);
-    await expect(fails(new FormatError('of a token'))).rejects.toThrow(/^row 1: of a token$/);
+    await expect(fails(new FormatError('of a token'))).rejects.toThrow(/^row 1: of a token; fetch/);
     // A file that is damaged has said where already; other errors are faults of the code.
-    await expect(fails(new FormatError('f:3: bad', { path: 'f' }))).rejects.toThrow(/^f:3: bad$/);
+    await expect(fails(new FormatError('f:3: bad', { path: 'f' }))).rejects.toThrow(
+      /^f:3: bad; fetch/,
+    );
     await expect(fails(new TypeError('a fault'))).rejects.toThrow(/^a fault$/);
   });
 
   it('stops with the reason of its signal, between rows', async () => {
     const stop = new AbortController();
     const visited: number[] = [];
-    const reading = everyRow(
+    const reading = forEachRow(
       arrayRows(rowsOf(...Array(200).fill(1))),
       { signal: stop.signal },
       async (index) => {

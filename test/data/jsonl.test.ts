@@ -103,7 +103,7 @@ describe('JsonlFile', () => {
     '\n [ {"a": 1},\n{"a": 2}]',
   ])('says what to do with an array: %j', async (content) => {
     expect((await errorOf(content))?.message).toMatch(
-      /data\.jsonl:\d:1: this is a JSON array; one object a line is wanted \(jq -c '\.\[\]'/,
+      /data\.jsonl:\d:1: this is a JSON array, and not one object a line; convert it: jq -c '\.\[\]'/,
     );
   });
 

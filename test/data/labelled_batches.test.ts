@@ -67,7 +67,7 @@ describe('a micro-batch', () => {
       },
     );
     expect(data.statistics).toMatchObject({ longest: 4, truncated: 1 });
-    expect(warnings).toEqual(['1 of 2 examples are cut to 4 tokens']);
+    expect(warnings).toEqual(['1 of 2 examples are longer than 4 tokens and were cut']);
   });
 });
 
@@ -172,7 +172,7 @@ describe('labels', () => {
     expect(data.scheme.names).toEqual(labelNames);
     expect([...data.batches()].map(({ labels }) => labels[0])).toEqual([0, 1, 2, 2]);
     await expect(made(texts('good', 'BAD'), { labelNames })).rejects.toThrow(
-      /"BAD" is not one of the ids 0\.\.2 .* names GOOD, Bad, bad/,
+      /must be one of the ids 0\.\.2 .* names GOOD, Bad, bad, got "BAD"/,
     );
     const none = await made(texts('good', 'bad'), { labelNames: null });
     expect(none.scheme.names).toEqual(['bad', 'good']);
@@ -182,7 +182,9 @@ describe('labels', () => {
     const labelNames = ['1', '2', '3'];
     const data = await made(texts(1, '3', 2), { labelNames });
     expect([...data.batches()].map(({ labels }) => labels[0])).toEqual([0, 2, 1]);
-    await expect(made(texts(1, 0), { labelNames })).rejects.toThrow(/0 is not one of the ids/);
+    await expect(made(texts(1, 0), { labelNames })).rejects.toThrow(
+      /must be one of the ids .*, got 0/,
+    );
   });
 
   it('one output is a regression', async () => {
@@ -417,19 +419,19 @@ describe('bad input names file, line and field', () => {
       'a label out of range',
       'text\tlabel\na\t0\nb\t2\n',
       { numLabels: 2 },
-      /rows\.tsv:3: field 'label': "2" is not one of the ids 0\.\.1 \(numLabels 2\)/,
+      /rows\.tsv:3: field 'label': must be one of the ids 0\.\.1 \(numLabels 2\), got "2"/,
     ],
     [
       'a negative label',
       'text\tlabel\na\t-1\nb\t1\n',
       { numLabels: 2 },
-      /rows\.tsv:2: field 'label': "-1" is not one of the ids/,
+      /rows\.tsv:2: field 'label': must be one of the ids .*, got "-1"/,
     ],
     [
       'a name that is none of the given ones',
       'text\tlabel\na\tgood\nb\tso-so\n',
       { labelNames: ['good', 'bad'] },
-      /rows\.tsv:3: field 'label': "so-so" is not one of the ids 0\.\.1 .* names good, bad/,
+      /rows\.tsv:3: field 'label': must be one of the ids 0\.\.1 .* names good, bad, got "so-so"/,
     ],
     [
       'a number that is none',
@@ -447,19 +449,19 @@ describe('bad input names file, line and field', () => {
       'names in the data that numLabels contradicts',
       'text\tlabel\na\tx\nb\ty\n',
       { numLabels: 3 },
-      /the data names 2 classes \(x, y\), numLabels is 3: give labelNames/,
+      /the data names 2 classes \(x, y\), numLabels is 3; give the names of all labels as labelNames/,
     ],
     [
       'a name among ids',
       'text\tlabel\na\t0\nb\tgood\nc\t1\n',
       { numLabels: 2 },
-      /rows\.tsv:3: field 'label': "good" is not one of the ids 0\.\.1 \(numLabels 2\)$/,
+      /rows\.tsv:3: field 'label': must be one of the ids 0\.\.1 \(numLabels 2\), got "good"$/,
     ],
     [
       'one class only',
       'text\tlabel\na\t0\nb\t0\n',
       {},
-      /single_label_classification needs 2 labels at least, there is 1/,
+      /single_label_classification needs at least 2 labels, got 1; .*problemType: 'regression'/,
     ],
     [
       'no such text field',
@@ -471,7 +473,7 @@ describe('bad input names file, line and field', () => {
       'no header',
       'a\t0\nb\t1\n',
       {},
-      /rows\.tsv:2: no field 'label' for the label \(fields: 0, a\); a \.tsv or \.csv file without a header/,
+      /rows\.tsv:2: no field 'label' for the label \(fields: 0, a\); name it with labelField, or name the columns with columns: /,
     ],
     [
       'half a pair',
@@ -483,7 +485,7 @@ describe('bad input names file, line and field', () => {
       'a length without room',
       'text\tlabel\na\t0\n',
       { maxLength: 2 },
-      /maxLength 2 leaves no room/,
+      /maxLength must be above 2, .* got 2/,
     ],
     ['a batch size', 'text\tlabel\na\t0\n', { batchSize: 0 }, /batchSize must be an integer/],
   ])('%s', async (_, content, options, message) => {
@@ -501,9 +503,9 @@ describe('bad input names file, line and field', () => {
       /row 1: field 'label': must hold zeros and ones, got 2/,
     ],
     [[[1, 0], 1], /row 1: field 'label': must be a list, got 1/],
-    [[0, null, 1], /row 1: field 'label': null is not one of the ids/],
-    [[0, undefined, 1], /row 1: field 'label': nothing is not one of the ids/],
-    [[0, 0.5, 1], /row 1: field 'label': 0\.5 is not one of the ids/],
+    [[0, null, 1], /row 1: field 'label': must be one of the ids .*, got null/],
+    [[0, undefined, 1], /row 1: field 'label': must be one of the ids .*, got nothing/],
+    [[0, 0.5, 1], /row 1: field 'label': must be one of the ids .*, got 0\.5/],
   ])('labels %j', async (labels, message) => {
     const rows = labels.map((label) => ({ text: 'a', label }));
     await expect(made(rows)).rejects.toThrow(message);
@@ -515,7 +517,7 @@ describe('bad input names file, line and field', () => {
     const options = { onWarning: ({ message }: { message: string }) => warnings.push(message) };
     await made(texts, options);
     expect(warnings).toEqual([
-      '30 examples have 25 different labels: are the fields right (text -> label)?',
+      '30 examples have 25 different labels; check that the fields are right (text -> label)',
     ]);
     warnings.length = 0;
     await made([...texts, ...texts], options);
@@ -526,10 +528,10 @@ describe('bad input names file, line and field', () => {
     const bare = (rows: Row[]) => LabelledBatches.create(arrayRows(rows), tinyTokenizer());
     const first = { text: 'a', label: 0 };
     await expect(bare([first, { text: '', label: 1 }])).rejects.toThrow(
-      "row 1: field 'text': no token, and the tokenizer adds none of its own",
+      "row 1: field 'text': the text has no token, and the tokenizer adds none of its own; fill it in",
     );
     const pair = { sentence1: '', sentence2: '', label: 1 };
-    await expect(bare([pair, pair])).rejects.toThrow(/row 0: field 'sentence1', 'sentence2': no/);
+    await expect(bare([pair, pair])).rejects.toThrow(/row 0: field 'sentence1', 'sentence2': the text has no token/);
     await bare([
       { ...pair, sentence2: 'a' },
       { ...pair, sentence1: 'a', label: 0 },

@@ -63,7 +63,7 @@ describe('TSV', () => {
     await expect(openRows(await written('e.tsv', 'a\tb\n'))).rejects.toThrow(/has no rows/);
     await expect(openRows(join(folder, 'none.tsv'))).rejects.toThrow(/no such file/);
     await expect(openRows(await written('f.tsv', 'a\ta\n1\t2\n'))).rejects.toThrow(
-      /two columns are called "a"; if the first line is a row, name the columns/,
+      /two columns are called "a"; rename one, or name the columns with columns: /,
     );
     const rows = await openRows(await written('g.tsv', 'a\n1\n'));
     await expect(rows.row(1)).rejects.toThrow(/has 1 rows, no row 1/);

@@ -128,7 +128,9 @@ describe('encodeSeq2Seq', () => {
   it('refuses a tokenizer that names no end', () => {
     const { eos_token: _, ...config } = kTinyT5TokenizerConfig;
     const endless = Tokenizer.fromJson(tinyT5TokenizerJson(), config);
-    expect(() => encoded(['a', 'a'], {}, endless)).toThrow(/no end-of-sequence token is named/);
+    expect(() => encoded(['a', 'a'], {}, endless)).toThrow(
+      /without an end-of-sequence token, .* eos_token in tokenizer_config/,
+    );
   });
 });
 
@@ -252,8 +254,14 @@ describe('Seq2SeqBatches', () => {
       onWarning: (warning) => warnings.push(warning),
     });
     expect(warnings).toEqual([
-      { code: 'examples_truncated', message: '1 of 3 sources are cut to 4 tokens' },
-      { code: 'examples_truncated', message: '2 of 3 targets are cut to 3 tokens' },
+      {
+        code: 'examples_truncated',
+        message: '1 of 3 sources are longer than 4 tokens and were cut',
+      },
+      {
+        code: 'examples_truncated',
+        message: '2 of 3 targets are longer than 3 tokens and were cut',
+      },
     ]);
     expect(data.statistics).toMatchObject({
       truncated: 2,
@@ -270,8 +278,8 @@ describe('Seq2SeqBatches', () => {
     expect(quiet).toEqual([]);
     await made([pair(words(512), words(128))], { onWarning: (warning) => quiet.push(warning) });
     expect(quiet.map(({ message }) => message)).toEqual([
-      '1 of 1 sources are cut to 512 tokens',
-      '1 of 1 targets are cut to 128 tokens',
+      '1 of 1 sources are longer than 512 tokens and were cut',
+      '1 of 1 targets are longer than 128 tokens and were cut',
     ]);
   });
 
@@ -351,7 +359,7 @@ describe('Seq2SeqBatches', () => {
       'conversations',
       [{ messages: [{ role: 'user', content: 'a' }] }],
       {},
-      /^row 0: rows with 'messages' are conversations.*promptField and responseField \(--prompt-field/,
+      /^row 0: rows with 'messages' are conversations.*promptField and responseField$/,
     ],
     ['no start token', rows(2), { decoderStartTokenId: -1 }, /decoderStartTokenId must be an/],
     ['a source without room', rows(2), { maxSourceLength: 1 }, /maxSourceLength must be .* 2/],

@@ -123,7 +123,7 @@ it('the CPU has none, and says so', () => {
   const model = new TinyModel();
   const tuned = { model, graphObstacle: null } as unknown as TunedModel;
   expect(() => new Trainer({ tuned, data: tinySource([]), captureGraphs: true })).toThrow(
-    'captureGraphs: the device cpu has no graphs, they are for GPUs',
+    'captureGraphs: graphs need a GPU, and the device is cpu',
   );
 });
 
@@ -300,7 +300,7 @@ describe.skipIf(!kRecords)('training by graphs', () => {
     await refused({ adapter: { loraDropout: 0.1 } }, 'loraDropout > 0');
     await refused({ adapter: { useDora: true, initLoraWeights: true } }, 'useDora');
     await refused({ full: true, dtype: 'bf16' }, 'model.embed_tokens.weight is trained through');
-    await refused({ loss: ({ hidden }) => ({ loss: hidden }) }, "a loss of one's own");
+    await refused({ loss: ({ hidden }) => ({ loss: hidden }) }, 'a custom loss');
   });
 });
 

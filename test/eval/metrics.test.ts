@@ -80,11 +80,17 @@ describe('several labels an example', () => {
 
 describe('bad arguments', () => {
   it.each([
-    [() => classificationMetrics([0, 1], [0], 2), /2 labels and 1 predictions/],
-    [() => classificationMetrics([], [], 2), /0 labels and 0 predictions/],
-    [() => confusionMatrix([0, 2], [0, 1], 2), /example 1 has label 2 and prediction 1, of 2/],
+    [() => classificationMetrics([0, 1], [0], 2), /as many labels as predictions, .* got 2 and 1/],
+    [() => classificationMetrics([], [], 2), /at least one, got 0 and 0/],
+    [
+      () => confusionMatrix([0, 2], [0, 1], 2),
+      /example 1 has label 2 and prediction 1; both must be class ids from 0 to 1/,
+    ],
     [() => confusionMatrix([0, 1], [0, -1], 2), /prediction -1/],
-    [() => multiLabelMetrics([0, 1, 1], [0, 1, 1], 2), /3 values are no rows of 2 labels/],
+    [
+      () => multiLabelMetrics([0, 1, 1], [0, 1, 1], 2),
+      /must be a multiple of 2 \(numLabels\), got 3/,
+    ],
   ])('%#', (make, message) => {
     expect(make).toThrow(message);
   });

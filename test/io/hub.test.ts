@@ -154,7 +154,7 @@ describe('a model id', () => {
     vi.stubEnv('HF_HUB_CACHE', cache('inspect'));
     try {
       const { code, out, err } = await balora(['inspect', 'tiny/sharded']);
-      expect(err).toMatch(/^fetching model-00004-of-00004\.safetensors, [\d.]+ KiB$/m);
+      expect(err).toMatch(/^downloading model-00004-of-00004\.safetensors, [\d.]+ KiB$/m);
       expect(code).toBe(0);
       expect(out).toMatch(/^sharded safetensors, 4 files\n.*model\.embed_tokens\.weight/s);
       expect((await balora(['inspect', 'tiny/sharded'])).err).toBe('');
@@ -192,7 +192,7 @@ describe('a model id', () => {
         const given = args[0] === 'merge' ? ['--adapter', adapter] : [];
         const { err } = await balora([...args, ...model, ...given]);
         expect(err, name).toMatch(
-          /^fetching (model-00001.*\.safetensors|tokenizer\.json), [\d.]+ /m,
+          /^downloading (model-00001.*\.safetensors|tokenizer\.json), [\d.]+ /m,
         );
       }
     } finally {
@@ -309,7 +309,7 @@ describe('what goes wrong', () => {
     for (const revision of [...none, 'a\\b', 'a\nb', 'a.', 'a.lock', '.', 'x'.repeat(2000)]) {
       for (const offline of [true, false]) {
         const failure = resolveModel('tiny/words', { hubUrl, cacheDir, revision, offline });
-        await expect(failure, revision).rejects.toThrow(/is no branch, tag or commit/);
+        await expect(failure, revision).rejects.toThrow(/revision must be the name of a branch/);
       }
     }
     expect(hub.requests).toEqual([]);

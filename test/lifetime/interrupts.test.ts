@@ -81,7 +81,9 @@ it('stops while data is read, and has written nothing', { timeout: kLimitMs }, a
   const args = train('early').map((arg) => arg.replace('data.jsonl', 'many.jsonl'));
   const { code, err } = await balora(args, { signal: 'SIGTERM', when: /rows read/ });
   expect(err).toMatch(/^stopping before the first step \(interrupt again to quit at once\)$/m);
-  expect(err).toMatch(/^stopped before the first step: nothing was written, begin anew$/m);
+  expect(err).toMatch(
+    /^stopped before the first step, nothing was written; run it again to begin anew$/m,
+  );
   expect(code).toBe(143);
   expect(existsSync(join(folder, 'early'))).toBe(false);
 });
@@ -123,10 +125,10 @@ it.each(kMoments)(
     // npx passes on what the terminal has sent to balora as well.
     const { code: found, err } = await balora(args, { signal, when, twice: signal === 'SIGINT' });
     expect(err).toMatch(
-      /^stopping after this micro-batch; the checkpoint can be resumed \(interrupt again/m,
+      /^stopping after this micro-batch, from where --resume continues \(interrupt again/m,
     );
     const said =
-      /^aborted after (\d) steps and \S+; the same command with --resume goes on from (.*)$/m.exec(
+      /^aborted after (\d) steps and \S+; run the same command with --resume to continue from (.*)$/m.exec(
         err,
       );
     expect(said?.[1]).toMatch(step);

@@ -87,7 +87,7 @@ describe('the cut of a pair', () => {
   it('needs room for a token of text', () => {
     expect(() => tokenizer.encodePair('a', null, { maxLength: 2 })).toThrow(ArgumentError);
     expect(() => tokenizer.encodePair('a', 'b', { maxLength: 3 })).toThrow(
-      /maxLength 3 leaves no room beside 3 special tokens/,
+      /maxLength must be above 3, the number of special tokens, got 3/,
     );
     const bare = { maxLength: 1, addSpecialTokens: false };
     expect(tokenizer.encodePair('a a', null, bare).ids).toEqual([a]);

@@ -278,7 +278,9 @@ describe('Tokenizer', () => {
     expect(bad({ 'tokenizer.ggml.tokens': undefined })).toThrow(FormatError);
     expect(bad({ 'tokenizer.ggml.token_type': [1] })).toThrow(/1 entries, tokens 3/);
     expect(bad({ 'tokenizer.ggml.eos_token_id': 7 })).toThrow(/outside the vocabulary/);
-    expect(bad({ 'tokenizer.ggml.merges': ['ab'] })).toThrow(/merges\[0\] is not two tokens/);
+    expect(bad({ 'tokenizer.ggml.merges': ['ab'] })).toThrow(
+      /merges\[0\] must be two tokens, got 'ab'; put .* tokenizer.json beside/,
+    );
     expect(bad({ 'tokenizer.ggml.add_bos_token': true })).toThrow(/bos_token_id is missing/);
     const framed = Tokenizer.fromGguf(
       metadata({

@@ -224,7 +224,7 @@ describe('the best step', () => {
     const { result } = await run(await adapted(), await options());
     expect(result.best?.metric).toBe('accuracy');
     const wrong = run(await adapted(), { ...(await options()), metricForBestModel: 'pearson' });
-    await expect(wrong).rejects.toThrow(/no pearson \(it has loss, accuracy, matthews/);
+    await expect(wrong).rejects.toThrow(/no pearson; choose one of loss, accuracy, matthews/);
     const without = run(await adapted(), { maxSteps: 1, metricForBestModel: 'loss' });
     await expect(without).rejects.toThrow('metricForBestModel needs evalData');
   });
@@ -302,7 +302,7 @@ describe('the best step', () => {
       for (const metric of ['f1Binary', 'f1AccuracyMean'] as const) {
         const wrong = run(await adapted(), { ...(await options()), metricForBestModel: metric });
         await expect(wrong).rejects.toThrow(
-          new RegExp(`no ${metric} \\(it has loss, accuracy, matthews, f1Macro`),
+          new RegExp(`no ${metric}; choose one of loss, accuracy, matthews, f1Macro`),
         );
       }
     });
@@ -376,7 +376,7 @@ describe('the warm-up of the head', () => {
     const [a, b] = [one, two].map((model) => values(noGrad(() => logitsOf(model, batch))));
     expect(a).toEqual(b);
     const other = await tinyClassifier({ newHead: true, numLabels: 2 });
-    expect(() => copyHead(one, other)).toThrow(/classifier.weight is not the same/);
+    expect(() => copyHead(one, other)).toThrow(/classifier.weight must have the same shape/);
   });
 
   it('refuses options out of range', async () => {
@@ -395,7 +395,7 @@ describe('bad input', () => {
       { problemType: 'regression' },
     );
     await expect(run(await adapted(), { data, maxSteps: 1 })).rejects.toThrow(
-      "labels: the data's are not those of single_label_classification",
+      'labels: the labels of the data do not fit single_label_classification; make the data with that',
     );
   });
 
@@ -435,7 +435,7 @@ describe('bad input', () => {
     const tuned = await adapted();
     await expect(run(tuned, { data, evalData: await make(rows), maxSteps: 1 })).rejects.toThrow(
       'evalData: its labels do not mean what those of data mean (numLabels 2, data has 3; ' +
-        'names bad, so, data has bad, good, so): make both with the same numLabels, problemType and labelNames',
+        'names bad, so, data has bad, good, so); make both with the same numLabels, problemType and labelNames',
     );
     const swapped = await make(tinyRows(12), { labelNames: names });
     await expect(run(tuned, { data, evalData: swapped, maxSteps: 1 })).rejects.toThrow(
@@ -460,7 +460,7 @@ describe('bad input', () => {
       LabelledBatches.create(arrayRows(named), tinyClassifierTokenizer(), options);
     const tuned = await AdapterModel.create(model, { r: 2, targetModules: ['query'] });
     await expect(run(tuned, { data: await make({}), maxSteps: 1 })).rejects.toThrow(
-      "data: its label ids stand for bad, good, so, those of the model's head for good, bad, so: make it with " +
+      "data: its label ids stand for bad, good, so, those of the model's head for good, bad, so; make it with " +
         'labelNames: model.labelNames',
     );
     const data = await make({ labelNames: model.labelNames });
@@ -471,7 +471,7 @@ describe('bad input', () => {
       {},
     );
     await expect(run(tuned, { data: spam, maxSteps: 1 })).rejects.toThrow(
-      "stand for bad mail, good mail, so mail, those of the model's head for good, bad, so: load the model with newHead",
+      "stand for bad mail, good mail, so mail, those of the model's head for good, bad, so; load the model with newHead",
     );
   });
 
@@ -480,7 +480,7 @@ describe('bad input', () => {
       throw new Error('must not be called');
     };
     await expect(run(await adapted(), { loss, maxSteps: 1 } as object)).rejects.toThrow(
-      "loss: a loss of one's own is for language models",
+      'loss: a classifier takes no custom loss; leave it out',
     );
     const none = await run(await adapted(), { loss: undefined, maxSteps: 1 } as object);
     expect(none.records).toHaveLength(1);

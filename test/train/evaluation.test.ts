@@ -137,7 +137,7 @@ describe('a metric that there is not is refused before the run', () => {
     const source = tinySource(tinyBatches());
     const input = { tuned, data: source, evalData: source };
     expect(() => new Trainer({ ...input, metricForBestModel: 'accuracy' })).toThrow(
-      'metricForBestModel: a language model has no accuracy (it has loss)',
+      'metricForBestModel: a language model has no accuracy; choose one of loss',
     );
     expect(() => new Trainer({ tuned, data: source, metricForBestModel: 'loss' })).toThrow(
       'metricForBestModel needs evalData',
@@ -167,7 +167,7 @@ describe('a metric that there is not is refused before the run', () => {
     });
     const input = { tuned, data, evalData: data };
     expect(() => new Trainer({ ...input, metricForBestModel: wrong })).toThrow(
-      `metricForBestModel: ${problemType} (numLabels ${numLabels}) has no ${wrong} (it has loss, ${names})`,
+      `metricForBestModel: ${problemType} with ${numLabels} label${numLabels === 1 ? '' : 's'} has no ${wrong}; choose one of loss, ${names}`,
     );
     for (const metric of ['loss', ...names.split(', ')] as MetricName[]) {
       new Trainer({ ...input, metricForBestModel: metric });

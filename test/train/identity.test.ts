@@ -70,7 +70,7 @@ describe('a checkpoint', () => {
 
   it('is refused on a model of the same shape: weights folded in, another configuration', async () => {
     const said =
-      /baseModel: was "llama, \d+ parameters, (\w{16})", is "llama, \d+ parameters, (\w{16})"$/;
+      /baseModel: was "llama, \d+ parameters, (\w{16})", is "llama, \d+ parameters, (\w{16})"\);/;
     for (const path of [merged, looser]) {
       const refused = resume(await adapted(path));
       await expect(refused, path).rejects.toThrow(said);
@@ -98,7 +98,9 @@ describe('a checkpoint', () => {
   it('is refused where rows that are the same are computed one by one', async () => {
     const tuned = await adapted(kModel);
     tuned.model.sharePrefixes = false;
-    await expect(resume(tuned)).rejects.toThrow(/sharePrefixes: was null, is false$/);
+    await expect(resume(tuned)).rejects.toThrow(
+      /sharePrefixes: was null, is false\); give the options of that run, or begin anew with overwrite: true$/,
+    );
   });
 
   it('leaves nothing in memory where it is refused', async () => {
@@ -114,7 +116,7 @@ describe('a checkpoint', () => {
 
   it('is refused under another kind of memory budget', async () => {
     await expect(resume(await adapted(kModel), { memoryBudget: 'min' })).rejects.toThrow(
-      /bit for bit: memoryBudget: was null, is "min"$/,
+      /bit for bit \(memoryBudget: was null, is "min"\);/,
     );
     const bounded = join(folder, 'bounded');
     await train(await adapted(kModel), { output: bounded, memoryBudget: 2 ** 40 });
@@ -162,7 +164,7 @@ describe('a checkpoint', () => {
     for (const key of ['baseModel', 'dtype']) delete state.identity[key];
     writeFileSync(path, JSON.stringify(state));
     await expect(resume(await adapted(kModel), { output: old })).rejects.toThrow(
-      /step-2 is of an earlier version of balora, .* begin anew in another folder, or with overwrite/,
+      /step-2 was written by an earlier version of balora, .* begin anew in another folder, or with overwrite: true/,
     );
   });
 });

@@ -92,8 +92,8 @@ describe('a wrong value', () => {
   it.each<[OptionsInput & { evalData?: string }, RegExp, RegExp]>([
     [
       { overwrite: true, resume: true, output: 'o' },
-      /^overwrite and resume exclude each other$/,
-      /^--overwrite and --resume exclude each other$/,
+      /^overwrite and resume exclude each other; pass one of them$/,
+      /^--overwrite and --resume exclude each other; pass one of them$/,
     ],
     [{ resume: true }, /^resume needs output, the folder/, /^--resume needs --output, the folder/],
     [
@@ -103,8 +103,8 @@ describe('a wrong value', () => {
     ],
     [
       { lrSchedulerType: 'cosine_with_min_lr' },
-      /^cosine_with_min_lr: one of minLr and minLrRate must be given$/,
-      /^cosine_with_min_lr: one of minLr and minLrRate must be given$/,
+      /^lrSchedulerKwargs: cosine_with_min_lr: one of minLr and minLrRate must be given$/,
+      /^lrSchedulerKwargs: cosine_with_min_lr: one of minLr and minLrRate must be given$/,
     ],
   ])('together: %j', (input, library, commandLine) => {
     expect(() => resolveOptions(input)).toThrow(library);

@@ -215,8 +215,10 @@ describe('a kept teacher', () => {
         ...{ tuned, regularizers: kRegularizers, cacheTeacher: true },
         data: { ...data(), ...(longest !== undefined && { statistics: { longest } }) },
       });
-    expect(() => trainer(9)).toThrow(/beyond 8 tokens the dynamic rope.*longest has 9/);
-    expect(() => trainer()).toThrow(/longest is not known/);
+    expect(() => trainer(9)).toThrow(
+      /beyond 8 tokens the dynamic rope.*longest one of the data has 9/,
+    );
+    expect(() => trainer()).toThrow(/longest one of the data is not known/);
     trainer(8);
     tuned.dispose();
     model.dispose();
@@ -229,7 +231,7 @@ describe('a kept teacher', () => {
     expect(() => new Trainer(input)).toThrow(ArgumentError);
     expect(
       () => new Trainer({ ...input, regularizers, loss: () => ({ loss: 0 as never }) }),
-    ).toThrow(/asks the teacher itself/);
+    ).toThrow(/runs the teacher itself/);
     const over = await AdapterModel.create(new CappedModel({}), { r: 2 });
     expect(() => new Trainer({ ...input, tuned: over, regularizers })).toThrow(UnsupportedError);
     over.dispose();
@@ -252,11 +254,11 @@ describe('TeacherCache', () => {
   const fill = async (cache: TeacherCache, batch: Batch, seed = 2) => {
     const hidden = randomTensor([batch.inputIds.length, 8], { seed, dtype: 'f32' });
     const summary = loss.summarize(hidden, loss.select(batch));
-    await cache.put(sequencesOf(batch), loss.select(batch), summary);
+    await cache.add(sequencesOf(batch), loss.select(batch), summary);
     return Array.from((await summary.mean.data()) as Float32Array);
   };
   const take = async (cache: TeacherCache, batch: Batch) => {
-    const summary = cache.take(sequencesOf(batch), loss.select(batch));
+    const summary = cache.get(sequencesOf(batch), loss.select(batch));
     return summary && Array.from((await summary.mean.data()) as Float32Array);
   };
 

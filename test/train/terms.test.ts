@@ -144,7 +144,7 @@ describe("a language model's terms", () => {
     );
     const said = defineTerm({ key: 'said', weight: 0, teacher: true, value });
     await expect(train({ terms: [said], regularizers, cacheTeacher: true })).rejects.toThrow(
-      /the term said reads more of the teacher than is kept/,
+      /the term said reads more of the teacher than the cache holds/,
     );
     await expect(train({ terms: { key: 'raw' } as never })).rejects.toThrow(/made by defineTerm/);
   });

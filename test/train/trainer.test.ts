@@ -1,4 +1,4 @@
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -256,16 +256,32 @@ describe('Trainer', () => {
     );
     await expect(changed.train()).rejects.toThrow(/learningRate: was 0.02, is 1/);
     rmSync(join(output, 'run/checkpoints/step-6/state.safetensors'));
-    const warnings: string[] = [];
+    const warnings: [code: string, message: string][] = [];
     const tuned = await adapted();
     await new Trainer(
       optionsFor(tuned, {
         output,
         resume: true,
-        callbacks: [(event) => void (event.type === 'warning' && warnings.push(event.code))],
+        callbacks: [
+          (event) => void (event.type === 'warning' && warnings.push([event.code, event.message])),
+        ],
       }),
     ).train();
-    expect(warnings).toEqual(['checkpoint_damaged']);
+    expect(warnings).toEqual([
+      ['checkpoint_damaged', expect.stringMatching(/step-6 is damaged \([^;]*\)$/)],
+    ]);
+  });
+
+  it('says once what to do where all checkpoints are damaged', async () => {
+    const output = join(folder, 'out');
+    await new Trainer(optionsFor(await adapted(), { output })).train();
+    for (const name of await namesIn(join(output, 'run/checkpoints'))) {
+      writeFileSync(join(output, 'run/checkpoints', name, 'state.json'), '{');
+    }
+    const resumed = new Trainer(optionsFor(await adapted(), { output, resume: true }));
+    await expect(resumed.train()).rejects.toThrow(
+      /step-6 is damaged \([^;]*\); begin anew with overwrite: true, or put a copy of a checkpoint into the folder$/,
+    );
   });
 
   it('a damaged checkpoint of a later step does not push out the new one', async () => {
@@ -436,7 +452,7 @@ describe('Trainer', () => {
   it('refuses a consistency term without a teacher, and options out of range', async () => {
     const tuned = new FullModel(new TinyModel());
     expect(() => new Trainer(optionsFor(tuned, { regularizers: kBaLora }))).toThrow(
-      /needs the model as it was/,
+      /consistencyWeight > 0 needs a frozen copy of the model as its teacher/,
     );
     expect(() => new Trainer(optionsFor(tuned, { adamBeta1: 1 }))).toThrow(
       /adamBeta1 must be a number >= 0 and < 1/,

@@ -177,7 +177,7 @@ describe('parameter groups', () => {
     const tuned = new FullModel(new TinyModel());
     const data = tinySource(tinyBatches());
     await expect(new Trainer({ tuned, data, loraplusLrRatio: 2 }).train()).rejects.toThrow(
-      'loraplusLrRatio is for adapters: full fine-tuning has no lora_B',
+      'loraplusLrRatio is for adapters, and full fine-tuning has no lora_B; leave it at 1',
     );
   });
 

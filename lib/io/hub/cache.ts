@@ -29,7 +29,7 @@ import { isCommit } from './names.ts';
 const kIncomplete = '.incomplete';
 const kUuid = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/; // Python's own downloads have names of another form
 /** Age after which a download that is not written to counts as abandoned: one day. */
-const kStrayMs = 24 * 3600 * 1000;
+const kAbandonedMs = 24 * 3600 * 1000;
 
 /** The cache's folder, by the variables that Python's huggingface_hub reads. */
 export function defaultCacheDir(): string {
@@ -59,7 +59,10 @@ export class RepoCache {
     const sha = text.trim();
     if (isCommit(sha)) return sha;
     const path = this.#refPath(revision);
-    throw new FormatError(`${path}: holds no commit (40 hex digits): remove it`, { path });
+    throw new FormatError(`${path}: holds no commit (40 hex digits)`, {
+      path,
+      advice: 'remove it',
+    });
   }
 
   /**
@@ -103,12 +106,14 @@ export class RepoCache {
     const blob = join(await this.#makeFolder('blobs'), hash.hex);
     if ((await statOrNull(blob)) !== null) await this.#requireWithin(blob, 'blobs', hash.hex);
     if (!(await isFile(blob, bytes))) {
-      await this.#removeStrays();
-      await this.#place(blob, async (temporary) => {
+      await this.#removeAbandoned();
+      await this.#moveIntoPlace(blob, async (temporary) => {
         await writeVerified(temporary, file, download);
       });
     }
-    await this.#place(link, (temporary) => symlink(relative(dirname(link), blob), temporary));
+    await this.#moveIntoPlace(link, (temporary) =>
+      symlink(relative(dirname(link), blob), temporary),
+    );
   }
 
   /** Makes a branch or a tag refer to a commit. */
@@ -118,7 +123,7 @@ export class RepoCache {
     // A read-only cache works as long as nothing changes.
     if ((await this.#readRef(revision)) === sha) return;
     await this.#makeFolder('refs', ...revision.split('/').slice(0, -1));
-    await this.#place(path, (temporary) => writeFile(temporary, sha, { flag: 'wx' }));
+    await this.#moveIntoPlace(path, (temporary) => writeFile(temporary, sha, { flag: 'wx' }));
   }
 
   /** The commit that a ref refers to; null if there is none. @throws FormatError as snapshot() does */
@@ -157,7 +162,10 @@ export class RepoCache {
       const info = await lstat(folder);
       if (info.isSymbolicLink()) throw leadsOut(folder, await realpath(folder).catch(() => '?'));
       if (!info.isDirectory()) {
-        throw new FormatError(`${folder}: is in the way of a folder: remove it`, { path: folder });
+        throw new FormatError(`${folder}: is in the way of a folder`, {
+          path: folder,
+          advice: 'remove it',
+        });
       }
     }
     return folder;
@@ -170,13 +178,13 @@ export class RepoCache {
   }
 
   /** Removes downloads that killed processes left behind: those that have not been written to for a day. */
-  async #removeStrays(): Promise<void> {
+  async #removeAbandoned(): Promise<void> {
     const folder = join(this.folder, 'blobs');
     for (const name of await readdir(folder)) {
       if (!name.endsWith(kIncomplete) || !kUuid.test(basename(name, kIncomplete))) continue;
       const path = join(folder, name);
       const { mtimeMs = Number.POSITIVE_INFINITY } = (await lstat(path).catch(absent)) ?? {};
-      if (Date.now() - mtimeMs > kStrayMs) await rm(path, { force: true });
+      if (Date.now() - mtimeMs > kAbandonedMs) await rm(path, { force: true });
     }
   }
 
@@ -184,7 +192,7 @@ export class RepoCache {
    * Puts the result that `make` writes under a temporary name at `path`. Temporary names are among the blobs, where no reader looks
    * for a snapshot's files or for refs, and differ for every call: processes may write the same file at once.
    */
-  async #place(path: string, make: (temporary: string) => Promise<void>): Promise<void> {
+  async #moveIntoPlace(path: string, make: (temporary: string) => Promise<void>): Promise<void> {
     const temporary = join(await this.#makeFolder('blobs'), `${randomUUID()}${kIncomplete}`);
     try {
       await make(temporary);
@@ -237,10 +245,10 @@ async function isFile(path: string, bytes: number): Promise<boolean> {
 }
 
 function leadsOut(path: string, target: string): FormatError {
-  return new FormatError(
-    `${path}: leads out of its place in the Hub's cache, to ${target}: remove it, and it is fetched again`,
-    { path },
-  );
+  return new FormatError(`${path}: leads out of its place in the Hub's cache, to ${target}`, {
+    path,
+    advice: 'remove it, and it is fetched again',
+  });
 }
 
 function statOrNull(path: string): Promise<Stats | null> {

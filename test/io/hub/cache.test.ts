@@ -281,7 +281,7 @@ describe('what is there already', () => {
         const failure = ask({ offline });
         await expect(failure, path).rejects.toThrow(FormatError);
         await expect(failure).rejects.toThrow(
-          /leads out of its place in the Hub's cache, to .*: remove it/,
+          /leads out of its place in the Hub's cache, to .*; remove it, and it is fetched again$/,
         );
       }
       rmSync(path);
@@ -352,7 +352,7 @@ describe('what is there already', () => {
       writeFileSync(ref, text);
       const failure = ask({ offline: true });
       await expect(failure).rejects.toThrow(FormatError);
-      await expect(failure).rejects.toThrow(/main: holds no commit \(40 hex digits\): remove it/);
+      await expect(failure).rejects.toThrow(/main: holds no commit \(40 hex digits\); remove it$/);
     }
     expect(await ask()).toBe(snapshot);
     expect(readFileSync(ref, 'utf8')).toBe(fakeCommit);
