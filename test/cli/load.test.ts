@@ -1,4 +1,4 @@
-/** Data files of every kind for a language model: train, evaluate and inspect read the same rows out of them. */
+/** Data files of every format for a language model: train, evaluate and inspect read the same rows from each. */
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -59,7 +59,7 @@ it.each(['csv', 'tsv', 'bare.tsv', 'parquet', 'jsonl'])(
   },
 );
 
-it('evaluate refuses what its task does not read', async () => {
+it('evaluate refuses options that its task does not use', async () => {
   const data = await pathOf('jsonl');
   const evaluate = (...more: string[]) =>
     balora(['evaluate', '--model', model, '--data', data, ...more]);
