@@ -1,4 +1,5 @@
-// Every code is reachable, by way of the public functions, and docs/errors.md has a row for each.
+// Errors by code: each code has an error with advice, and a row in docs/errors.md. Most are raised by public functions; a full disk and
+// a code of a later addon are raised by hand (test/lifetime/resume.test.ts has runs on a disk that really is full).
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -27,8 +28,8 @@ const wrongSquare = (x: Tensor) =>
     [x],
   );
 
-/** A failure of each kind, and how its message ends. */
-const kWays: Record<ErrorCode, [fail: () => unknown, end: RegExp]> = {
+/** For each code, a function that fails with it, and a pattern of the message. */
+const kFailures: Record<ErrorCode, [fail: () => unknown, message: RegExp]> = {
   ERR_ARGUMENT: [() => tensor([[1], [1, 2]]), /ragged$/],
   ERR_UNSUPPORTED: [() => tensor([1], { device: 'abacus' }), /abacus/],
   ERR_FORMAT: [
@@ -88,23 +89,23 @@ const kWays: Record<ErrorCode, [fail: () => unknown, end: RegExp]> = {
 };
 
 describe('every code', () => {
-  it.each(Object.entries(kWays))('%s comes up, and says what to do', async (code, [fail, end]) => {
+  it.each(Object.entries(kFailures))('%s is raised with its message', async (code, [fail, message]) => {
     const error = await (async () => fail())().then(
       () => expect.unreachable(),
       (thrown: unknown) => thrown,
     );
     expect(error).toBeInstanceOf(BaloraError);
-    expect(error).toMatchObject({ code, message: expect.stringMatching(end) });
+    expect(error).toMatchObject({ code, message: expect.stringMatching(message) });
   });
 
   it('has a row in docs/errors.md', () => {
     const page = readFileSync('docs/errors.md', 'utf8');
     const rows = [...page.matchAll(/^\| `(ERR_\w+)` \|/gm)].map(([, code]) => code);
-    expect(rows).toEqual(Object.keys(kWays));
+    expect(rows).toEqual(Object.keys(kFailures));
   });
 });
 
-it('a step that diverged has a code of its own', () => {
+it('a loss that is not finite has the code ERR_NOT_FINITE', () => {
   const error = notFinite(3, { taskLoss: Number.NaN, values: {} } as never, 1);
   expect(error).toMatchObject({
     code: 'ERR_NOT_FINITE',
@@ -112,7 +113,7 @@ it('a step that diverged has a code of its own', () => {
   });
 });
 
-it('advice stands on the first line, before the place of the call', () => {
+it('the advice is on the first line, before the place of the call', () => {
   const { message } = errorFromCode('ERR_OUT_OF_MEMORY', 'op: out of memory\n  enqueued at x');
   expect(message).toMatch(/^op: out of memory; use .*\n {2}enqueued at x$/);
 });
