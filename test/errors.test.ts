@@ -1,5 +1,6 @@
-// Errors by code: each code has an error with advice, and a row in docs/errors.md. Most are raised by public functions; a full disk and
-// a code of a later addon are raised by hand (test/lifetime/resume.test.ts has runs on a disk that really is full).
+// Errors by code: each code has an error with its message, and a row in docs/errors.md. Public functions raise them, except for a full
+// disk and a code of a later addon: these two errors are made by hand here (a limit on the size of files causes the former for real in
+// test/lifetime/resume.test.ts).
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
