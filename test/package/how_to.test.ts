@@ -58,20 +58,20 @@ afterAll(() => rmSync(copy, { recursive: true, force: true }));
 
 const kTests = kAdded.filter(({ path }) => path.endsWith('.test.ts'));
 
-it('are files of the library and their tests', () => {
+it('the pages add files of the library and their tests', () => {
   for (const { name } of kLines) {
     expect(kAdded.filter(({ text }) => text.includes(name)).length).toBeGreaterThan(1);
   }
   expect(kTests.length).toBe(kLines.length);
 });
 
-it('pass the type checker', () => {
+it('the files pass the type check', () => {
   const tsc = join(kRoot, 'node_modules', 'typescript', 'bin', 'tsc');
   const { stdout } = spawnSync(process.execPath, [tsc, '-p', copy], { encoding: 'utf8' });
   expect(stdout).toBe('');
 }, 240_000);
 
-it('pass their own tests', () => {
+it('the files pass their own tests', () => {
   const vitest = join(kRoot, 'node_modules', 'vitest', 'vitest.mjs');
   const args = [vitest, 'run', '--root', copy, ...kTests.map(({ path }) => path)];
   const env = { PATH: process.env.PATH, HOME: process.env.HOME, NO_COLOR: '1' };

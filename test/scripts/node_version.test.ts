@@ -1,4 +1,4 @@
-// What runs ahead of the scripts: an old Node is named before it has to parse them.
+// The check that runs before the scripts: an old Node is reported before it has to parse them.
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
@@ -19,7 +19,7 @@ it.each([
   expect(tooOld(version)).toBe(message);
 });
 
-it('is loaded ahead by every script that sets up, and holds nothing that an old Node cannot parse', () => {
+it('runs before every script that sets up, in syntax that an old Node can parse', () => {
   const { scripts } = JSON.parse(readFileSync('package.json', 'utf8')) as {
     scripts: Record<string, string>;
   };
