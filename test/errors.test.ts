@@ -1,6 +1,6 @@
-// Errors by code: each code has an error with its message, and a row in docs/errors.md. Public functions raise them, except for a full
-// disk and a code of a later addon: these two errors are made by hand here (a limit on the size of files causes the former for real in
-// test/lifetime/resume.test.ts).
+// Errors by code: each code has an error with its message, and a row in docs/errors.md. Public functions raise them, except for a
+// full disk and a code of a later addon: these two errors are made by hand here (a limit on the size of files causes the former
+// for real in test/lifetime/resume.test.ts).
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -90,14 +90,17 @@ const kFailures: Record<ErrorCode, [fail: () => unknown, message: RegExp]> = {
 };
 
 describe('every code', () => {
-  it.each(Object.entries(kFailures))('%s is raised with its message', async (code, [fail, message]) => {
-    const error = await (async () => fail())().then(
-      () => expect.unreachable(),
-      (thrown: unknown) => thrown,
-    );
-    expect(error).toBeInstanceOf(BaloraError);
-    expect(error).toMatchObject({ code, message: expect.stringMatching(message) });
-  });
+  it.each(Object.entries(kFailures))(
+    '%s is raised with its message',
+    async (code, [fail, message]) => {
+      const error = await (async () => fail())().then(
+        () => expect.unreachable(),
+        (thrown: unknown) => thrown,
+      );
+      expect(error).toBeInstanceOf(BaloraError);
+      expect(error).toMatchObject({ code, message: expect.stringMatching(message) });
+    },
+  );
 
   it('has a row in docs/errors.md', () => {
     const page = readFileSync('docs/errors.md', 'utf8');

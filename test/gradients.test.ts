@@ -1,5 +1,5 @@
-// Walks the binding's list of functions: every op on tensors declares whether it has a gradient, and each that has one is checked here
-// in float64 on a small case. Options and odd sizes are tested in the op's own file.
+// Walks the binding's list of functions: every op on tensors declares whether it has a gradient, and each that has one is checked
+// here in float64 on a small case. Options and odd sizes are tested in the op's own file.
 import { describe, expect, it } from 'vitest';
 import { native } from '../lib/native.ts';
 import * as ops from '../lib/ops/index.ts';

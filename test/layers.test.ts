@@ -1,6 +1,6 @@
-// Rules of the architecture and of style: which folder may import which, which code may use Node, a banner per file. Import cycles are
-// found by biome's rule noImportCycles (biome.json) in the lint; a test here shows that it finds them. A new folder or a new exception
-// is added here, with its reason, in the commit that needs it.
+// Rules of the architecture and of style: which folder may import which, which code may use Node, a banner per file. Import
+// cycles are found by biome's rule noImportCycles (biome.json) in the lint; a test here shows that it finds them. A new folder or
+// a new exception is added here, with its reason, in the commit that needs it.
 import { spawnSync } from 'node:child_process';
 import {
   cpSync,
@@ -81,7 +81,10 @@ const kLibFiles: Record<string, string> = {
   'lib/graph.ts': 'tensor',
   'lib/runtime.ts': 'tensor',
 };
-/** bench/harness may import all layers of lib/, since it measures every part of a training run and is called like the command line. */
+/**
+ * bench/harness may import all layers of lib/, since it measures every part of a training run and is
+ * called like the command line.
+ */
 const kHarness = 'bench/harness';
 
 /** The layers that may use a package. */
@@ -170,8 +173,8 @@ function packageComplaints(path: string, layer: string, specifier: string): stri
 }
 
 /**
- * One complaint for each import in the harness from outside of itself and lib/, or of lib/index.ts, which would load the entire library
- * into the process whose start is measured.
+ * One complaint for each import in the harness from outside of itself and lib/, or of lib/index.ts, which would load the entire
+ * library into the process whose start is measured.
  */
 function harnessComplaints(path: string, source: string): string[] {
   return importsOf(source).flatMap((specifier) => {

@@ -104,7 +104,8 @@ test('a call only enqueues: it returns long before a chain of large products has
       for (let i = 0; i < 16; i++) x = matmul(x, w);
       return x;
     });
-  // The first call includes loading and compilation. The best of several calls counts, since other processes may interrupt this thread.
+  // The first call includes loading and compilation. The best of several calls counts, since other
+  // processes may interrupt this thread.
   const shares: number[] = [];
   for (let attempt = 0; attempt < 5; attempt++) {
     await synchronize();

@@ -1,7 +1,7 @@
 /**
- * Times ops by the engine's own clock, without the cost of JavaScript and of the queue. On a GPU that is the device's clock; a sample
- * is enqueued while the device is busy with filler work, so that its kernels run back to back and no launch latency lies between
- * them.
+ * Times ops by the engine's own clock, without the cost of JavaScript and of the queue. On a GPU that is the device's clock; a
+ * sample is enqueued while the device is busy with filler work, so that its kernels run back to back and no launch latency lies
+ * between them.
  */
 import { sharesProcessMemory } from '../../lib/device.ts';
 import { ArgumentError } from '../../lib/errors.ts';
@@ -71,8 +71,8 @@ class Ahead {
 }
 
 /**
- * Seconds of one call of `body`, repetition by repetition; one call before is thrown away (it packs weights and makes
- * primitives).
+ * Seconds of one call of `body`, repetition by repetition; one call before is thrown away (it
+ * packs weights and makes primitives).
  */
 export async function timeOps(
   body: () => void,

@@ -1,6 +1,6 @@
-// The demo: fine-tunes a small model, pre-trained on the State of the Union addresses, on Moby Dick with LoRA, PiSSA
-// and BA-LoRA from the same seed, and prints what each learned and what each lost. The adapters stay in --output, as
-// PEFT folders. With --model any decoder of the README's table takes the small one's place.
+// The demo: fine-tunes a small model, pre-trained on the State of the Union addresses, on Moby Dick with LoRA, PiSSA and BA-LoRA
+// from the same seed, and prints how much each learned and forgot. The adapters are written to --output as PEFT folders. --model
+// replaces the small model by any decoder of the README's table.
 //
 //   npm run demo [-- --model PATH --steps N --batch-size N --rank N --dtype f32|bf16 --held-out N --output DIR]
 import { existsSync, rmSync } from 'node:fs';
@@ -32,7 +32,7 @@ const { values: options } = parseArgs({
     'learning-rate': { type: 'string', default: '1e-3' },
     dtype: { type: 'string', default: 'f32' },
     seed: { type: 'string', default: '1' },
-    // Passages of each text that are measured: enough for a stable number, few enough to be quick.
+    // Number of held-out passages of each text that are evaluated: enough for a stable result, few enough to be quick.
     'held-out': { type: 'string', default: '64' },
     output: { type: 'string', default: join('output', 'demo') },
   },
@@ -43,7 +43,7 @@ const kLabels = { lora: 'LoRA', pissa: 'PiSSA', balora: 'BA-LoRA' };
 
 const tokenizer = await Tokenizer.fromPretrained(options.model);
 
-/** Passages as micro-batches; `limit` spreads the choice over the whole text. */
+/** Passages as micro-batches; with `limit` they are chosen evenly from the entire text. */
 function open(documents, { limit = Infinity, shuffle = false } = {}) {
   const all = passages(documents);
   const every = Math.max(1, Math.ceil(all.length / limit));

@@ -1,4 +1,6 @@
-/** The gradients of a whole model's loss in f64 with respect to every tensor that an adapter trains, against central differences. */
+/**
+ * The gradients of a whole model's loss in f64 with respect to every tensor that an adapter trains, against central differences.
+ */
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../../lib/adapters/config.ts';

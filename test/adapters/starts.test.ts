@@ -86,29 +86,32 @@ describe('an initialisation function', () => {
   it.each([
     ['with B = 0', drawn, 3],
     ['from the weights', rows, 6],
-  ])('%s leaves the model unchanged at first, and is saved, merged and read', async (_, init, rank) => {
-    const model = new TinyModel();
-    const base = hidden(model);
-    const tuned = await create(init, {}, model);
-    expectNear(hidden(model), base, 1e-6);
-    disturb(tuned);
-    const expected = hidden(model);
-    await tuned.savePretrained(folder);
-    const written = JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'));
-    expect(written).toMatchObject({ r: rank, lora_alpha: 2 * rank, init_lora_weights: true });
-    const loaded = new TinyModel();
-    expect((await AdapterModel.fromPretrained(loaded, folder)).warnings).toEqual([]);
-    expectNear(hidden(loaded), expected, 1e-5);
-    await saveMerged(tuned, join(folder, 'merged'));
-    expectNear(hidden(readWeights(new TinyModel(), join(folder, 'merged'))), expected, 1e-5);
-    if (rank === 3) expect(() => tuned.checkForm('residual')).toThrow(/has no residual/);
-    else {
-      await tuned.savePretrained(join(folder, 'residual'), { form: 'residual' });
-      const residual = readWeights(new TinyModel(), join(folder, 'residual/residual'));
-      await AdapterModel.fromPretrained(residual, join(folder, 'residual'));
-      expectNear(hidden(residual), expected, 1e-4);
-    }
-  });
+  ])(
+    '%s leaves the model unchanged at first, and is saved, merged and read',
+    async (_, init, rank) => {
+      const model = new TinyModel();
+      const base = hidden(model);
+      const tuned = await create(init, {}, model);
+      expectNear(hidden(model), base, 1e-6);
+      disturb(tuned);
+      const expected = hidden(model);
+      await tuned.savePretrained(folder);
+      const written = JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'));
+      expect(written).toMatchObject({ r: rank, lora_alpha: 2 * rank, init_lora_weights: true });
+      const loaded = new TinyModel();
+      expect((await AdapterModel.fromPretrained(loaded, folder)).warnings).toEqual([]);
+      expectNear(hidden(loaded), expected, 1e-5);
+      await saveMerged(tuned, join(folder, 'merged'));
+      expectNear(hidden(readWeights(new TinyModel(), join(folder, 'merged'))), expected, 1e-5);
+      if (rank === 3) expect(() => tuned.checkForm('residual')).toThrow(/has no residual/);
+      else {
+        await tuned.savePretrained(join(folder, 'residual'), { form: 'residual' });
+        const residual = readWeights(new TinyModel(), join(folder, 'residual/residual'));
+        await AdapterModel.fromPretrained(residual, join(folder, 'residual'));
+        expectNear(hidden(residual), expected, 1e-4);
+      }
+    },
+  );
 
   it('works with DoRA, a bias and rank-stabilised scales', async () => {
     for (const switches of [{ useDora: true }, { loraBias: true }, { useRslora: true }]) {

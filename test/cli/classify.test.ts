@@ -1,4 +1,7 @@
-/** `--task sequence-classification` end to end on a tiny bert: training on TSV, evaluation with confusion matrix and recall, bad input. */
+/**
+ * `--task sequence-classification` end to end on a tiny bert: training on TSV, evaluation with confusion
+ * matrix and recall, bad input.
+ */
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

@@ -56,7 +56,7 @@ class Stream {
       .slice(1)) {
       if (part === '\n') lines.push('');
       else {
-        // Of a line that was cleared and written again only the last text remains.
+        // Only the last text remains of a line that was cleared and written again.
         const redrawn = part.split('\r\u001b[K');
         lines[lines.length - 1] = redrawn.at(-1) as string;
       }

@@ -1,5 +1,5 @@
-// The data set that all tasks share: each row is read once and in order, memory is bounded, errors name the row, and the order of an
-// epoch is a function of its number.
+// The data set that all tasks share: each row is read once and in order, memory is bounded, errors name the row, and the order of
+// an epoch is a function of its number.
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { Dataset, type ExampleKind, everyRow, type ReadOptions } from '../../lib/data/dataset.ts';
@@ -10,7 +10,10 @@ import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.t
 const kOrder = { batchSize: 2, shuffle: false, seed: 0 };
 const rowsOf = (...lengths: number[]): Row[] => lengths.map((n) => ({ n }));
 
-/** A kind of examples for the tests: an example is its row's number n, of length n, cut on the first side where n > 5, on the second where odd. */
+/**
+ * A kind of examples for the tests: an example is its row's number n, of length n, cut on the first side where n > 5, on the
+ * second where odd.
+ */
 function kind(seen: number[] = []): ExampleKind<number, string> {
   return {
     encode: ({ n }) => {

@@ -236,7 +236,7 @@ describe('GLUE', () => {
     }
   });
 
-  it("ids and names are converted to the ids of a head with another order", async () => {
+  it('ids and names are converted to the ids of a head with another order', async () => {
     const labelNames = ['CONTRADICTION', 'NEUTRAL', 'ENTAILMENT'];
     const names = ['entailment', 'neutral', 'contradiction'];
     const rows = (labels: unknown[]): Row[] =>

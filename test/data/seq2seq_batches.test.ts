@@ -179,7 +179,7 @@ describe('collateSeq2Seq', () => {
           Object.fromEntries(keys.map((key) => [key, [...(segments as never)[key]]]));
         const keys = ['inputIds', 'positions', 'cuSeqlens'];
         expect(arrays(batch, keys)).toEqual(plain(list.map(([source]) => source)));
-        // As in transformers: the labels shifted right behind the start token.
+        // Labels shifted right behind the start token, as in transformers.
         const shifted = list.map(([, target]) => [decoderStartTokenId, ...target.slice(0, -1)]);
         expect(arrays(batch.decoder, keys)).toEqual(plain(shifted));
         expect([...batch.decoder.targets]).toEqual(list.flatMap(([, target]) => target));

@@ -1,5 +1,5 @@
-// `npm run bench -- --device cuda` and the golden program of `npm run test:cuda` on the emulated device, at tiny sizes: the code paths
-// that only a GPU has (graphs, the device's clock, its memory).
+// `npm run bench -- --device cuda` and the golden program of `npm run test:cuda` on the emulated device, at tiny sizes: the code
+// paths that only a GPU has (graphs, the device's clock, its memory).
 import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

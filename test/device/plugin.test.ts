@@ -1,5 +1,5 @@
-// How the plug-in of a device is found and refused. Each reason for a refusal has an error that says what was looked for, where, and
-// what was found; the CPU stays usable.
+// How the plug-in of a device is found and refused. Each reason for a refusal has an error that says what was looked for, where,
+// and what was found; the CPU stays usable.
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -38,15 +38,12 @@ function refusal(plugin: string | undefined, variant?: string): UnsupportedError
 
 describe('a plug-in that cannot be loaded', () => {
   // In a clone where the plug-in is built the loader finds it; test/native/kernels/device_plugin_test.cc tests both cases.
-  it.skipIf(kBuilt)(
-    'is an error that names both places and the variable for another one',
-    () => {
-      const { message } = refusal(undefined);
-      expect(message).toMatch(
-        /^device "cuda": its plug-in \/.*\/balora_cuda\.so is not there \(nor is \/.*\/build\/cuda\/balora_cuda\.so; BALORA_CUDA_PLUGIN is not set\)\. Build it with "npm run build:cuda", or set BALORA_CUDA_PLUGIN to its path$/,
-      );
-    },
-  );
+  it.skipIf(kBuilt)('is an error that names both places and the variable for another one', () => {
+    const { message } = refusal(undefined);
+    expect(message).toMatch(
+      /^device "cuda": its plug-in \/.*\/balora_cuda\.so is not there \(nor is \/.*\/build\/cuda\/balora_cuda\.so; BALORA_CUDA_PLUGIN is not set\)\. Build it with "npm run build:cuda", or set BALORA_CUDA_PLUGIN to its path$/,
+    );
+  });
 
   it('is named where the variable names no file', () => {
     const path = join(folder, 'absent.so');

@@ -1,5 +1,5 @@
-// The trainer's graphs on a device that can capture every kernel: the emulated one or a GPU. A run with graphs equals the run without
-// them bit for bit, whatever changes from step to step, and its memory stops growing after some steps.
+// The trainer's graphs on a device that can capture every kernel: the emulated one or a GPU. A run with graphs equals the run
+// without them bit for bit, whatever changes from step to step, and its memory stops growing after some steps.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

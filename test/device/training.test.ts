@@ -67,8 +67,8 @@ function expectSameTensors(found: Record<string, Tensor>, expected: Record<strin
 }
 
 /**
- * The tensor with the signs of the expected one; null where it belongs to no pair. The product of a pair from an SVD is the same with
- * row r of A and column r of B negated, and the solver is free to choose the sign.
+ * The tensor with the signs of the expected one; null where it belongs to no pair. The product of a pair from an SVD is the same
+ * with row r of A and column r of B negated, and the solver is free to choose the sign.
  */
 function withExpectedSigns(
   name: string,

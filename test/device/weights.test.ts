@@ -1,5 +1,6 @@
 // Loading weights to a device with memory of its own. They are staged in chunks through a few pinned buffers, on the fake device
-// through one buffer in ordinary memory. Tested are tensors larger than all buffers, sizes around a chunk's end, conversions, and NaN.
+// through one buffer in ordinary memory. Tested are tensors larger than all buffers, sizes around a
+// chunk's end, conversions, and NaN.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

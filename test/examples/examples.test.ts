@@ -1,5 +1,5 @@
-// The scripts of examples/ as a reader runs them, one after the other on the small model: each succeeds, and its output and files are
-// consistent.
+// The scripts of examples/ as a reader runs them, one after the other on the small model: each succeeds, and its output and files
+// are consistent.
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

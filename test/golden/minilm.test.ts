@@ -17,8 +17,8 @@ import { describeShared, sharedPath } from '../support/shared.ts';
 const kModel = 'models/all-minilm-l6-v2';
 const kGolden = 'golden/nlu/nlu.safetensors';
 /**
- * Tolerances of the golden README for logits in f32 (absolute) and bf16 (relative to the largest). Those of hidden states (relative to
- * the largest) and of pooled states are 10 times the measured error of torch's float32.
+ * Tolerances of the golden README for logits in f32 (absolute) and bf16 (relative to the largest). Those of hidden states
+ * (relative to the largest) and of pooled states are 10 times the measured error of torch's float32.
  */
 const kTolerance = { logits: 1e-5, pooled: 8e-6, bf16: 3e-2, hidden: { f32: 2e-6, f64: 1e-9 } };
 

@@ -1,6 +1,6 @@
 /**
- * Accuracy of LoRA runs of MiniLM on SST-2 against PEFT's with the same settings (test/fixtures/nlu/baseline.json). The stored runs are
- * always compared; with BALORA_SLOW=1 the runs themselves are made, a minute each.
+ * Accuracy of LoRA runs of MiniLM on SST-2 against PEFT's with the same settings (test/fixtures/nlu/baseline.json). The stored
+ * runs are always compared; with BALORA_SLOW=1 the runs themselves are made, a minute each.
  */
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -79,7 +79,9 @@ describeShared('MiniLM on SST-2', [kModel, 'data/sst2'], () => {
         runs.forEach(({ accuracy }, i) => {
           expect(Math.abs(accuracy - (stored[i] as Run).accuracy)).toBeLessThan(kOtherProcessor);
         });
-        expect(mean(runs.map(({ accuracy }) => accuracy))).toBeGreaterThan(theirs - kOtherProcessor / 2);
+        expect(mean(runs.map(({ accuracy }) => accuracy))).toBeGreaterThan(
+          theirs - kOtherProcessor / 2,
+        );
       } finally {
         rmSync(output, { recursive: true, force: true });
       }

@@ -29,7 +29,9 @@ const kModel = 'models/all-minilm-l6-v2';
 const kTrain = 'data/sst2/train.tsv';
 const kGolden = 'golden/nlu';
 const kPrefix = 'base_model.model.';
-/** Tolerances of the golden README: terms, gradients (relative to a tensor's largest), loss and norm of each step, final tensors. */
+/**
+ * Tolerances of the golden README: terms, gradients (relative to a tensor's largest), loss and norm of each step, final tensors.
+ */
 const kTolerance = { term: 2e-6, gradient: 5e-5, total: 1e-4, norm: 1e-3, final: 2e-2 };
 const kBf16 = {
   ...{ task: 4e-3, consistency: 1.7e-3, diversity: 3e-4, svd: 8e-3, loss: 3e-3 },

@@ -1,4 +1,7 @@
-/** PEFT adapters on SmolLM2-135M in f32: logits, losses with every option, gradients, and the LoRA that a PiSSA adapter is saved as. */
+/**
+ * PEFT adapters on SmolLM2-135M in f32: logits, losses with every option, gradients, and the LoRA that a
+ * PiSSA adapter is saved as.
+ */
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -158,10 +161,10 @@ describeShared('adapters on SmolLM2', () => {
 });
 
 /**
- * Error in bf16, which has 8 significant bits: an activation has a rounding error of up to 2^-9, and after 30 blocks of residual sums
- * the logits have one of about 0.05. That changes cross-entropy, entropy and the SVD ratio by thousandths, and adds half the variance
- * of the logits' noise, times T^2, to the KL between student and teacher. Measured on one CPU: task 3e-3, cr 4e-3 (absolute), dr 3e-3,
- * svdr 5e-4, norm of the gradient 7e-3, gradient 5e-2 (relative). The tolerances are three times that.
+ * Error in bf16, which has 8 significant bits: an activation has a rounding error of up to 2^-9, and after 30 blocks of residual
+ * sums the logits have one of about 0.05. That changes cross-entropy, entropy and the SVD ratio by thousandths, and adds half the
+ * variance of the logits' noise, times T^2, to the KL between student and teacher. Measured on one CPU: task 3e-3, cr 4e-3
+ * (absolute), dr 3e-3, svdr 5e-4, norm of the gradient 7e-3, gradient 5e-2 (relative). The tolerances are three times that.
  */
 describeShared('adapters on SmolLM2 in bf16', () => {
   it('stay near the values in f32, with a KL of exactly 0 at the start', async () => {

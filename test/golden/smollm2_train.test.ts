@@ -5,9 +5,9 @@
  * rate of the first step is 0, so that the third step is the first that sees changed weights. On older instructions than the
  * processor's best only PiSSA's first three steps in bf16 are run.
  *
- * The reference starts from the exact top 16 singular vectors. Where sigma_16 and sigma_17 differ by 1e-4, a search that has converged
- * in energy has not converged in direction, which shows after some steps. The complete runs of PiSSA therefore start from exact
- * vectors, too (eigenvectors of the Gram matrix), and the short ones from the product's own `pissa`.
+ * The reference starts from the exact top 16 singular vectors. Where sigma_16 and sigma_17 differ by 1e-4, a search that has
+ * converged in energy has not converged in direction, which shows after some steps. The complete runs of PiSSA therefore start
+ * from exact vectors, too (eigenvectors of the Gram matrix), and the short ones from the product's own `pissa`.
  */
 import { readFileSync } from 'node:fs';
 import { expect, it } from 'vitest';
@@ -257,9 +257,10 @@ interface Bounds {
 
 /**
  * Tolerances. bf16 rounds each activation by up to 2^-9, a fifth of a percent, and frozen weights once. For a logit of 10 that is
- * 0.02; in a mean over a few hundred rows thousandths remain, with either sign: up to 0.004 in task and diversity, 0.001 in the SVD
- * term and 1.6 % in the gradient's norm were measured (Zen 4). The KL of two models whose rounding differs is a few thousandths. The
- * tolerances are about twice that. Before the first update student and teacher are the same model, and their KL is exactly 0.
+ * 0.02; in a mean over a few hundred rows thousandths remain, with either sign: up to 0.004 in task and diversity, 0.001 in the
+ * SVD term and 1.6 % in the gradient's norm were measured (Zen 4). The KL of two models whose rounding differs is a few
+ * thousandths. The tolerances are about twice that. Before the first update student and teacher are the same model, and their KL
+ * is exactly 0.
  */
 const kBounds: Readonly<Record<'f32' | 'bf16', Bounds>> = {
   f32: { task: 1e-4, consistency: 5e-4, svd: 5e-4, gradNorm: 5e-4 },

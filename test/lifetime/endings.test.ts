@@ -1,5 +1,5 @@
-// A process or a worker that ends in the middle of work ends soon, with its own status and without a crash, also with the fake device,
-// where two engines of a process wait for each other's copies.
+// A process or a worker that ends in the middle of work ends soon, with its own status and without a crash, also with the fake
+// device, where two engines of a process wait for each other's copies.
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
@@ -58,7 +58,9 @@ describe.each(kDevices)('ending in the middle of work on $device', ({ env }) => 
     expect(result.stdout).toContain('terminated 4');
   });
 
-  it('worker.terminate during calls of the addon, thirty times', { timeout: kLimitMs }, async () => {
+  it('worker.terminate during calls of the addon, thirty times', {
+    timeout: kLimitMs,
+  }, async () => {
     const result = await end('worker-terminate-calling');
     expect(result).toMatchObject({ code: 0, signal: null, stopped: null, stderr: '' });
     expect(result.stdout).toBe('terminated\n');

@@ -1,5 +1,5 @@
-// Signals to `balora train` as a process of its own in every phase of a run: it ends with the signal's exit code, prints how to resume,
-// and the resumed run ends in the same bytes as one that was not stopped.
+// Signals to `balora train` as a process of its own in every phase of a run: it ends with the signal's exit code, prints how to
+// resume, and the resumed run ends in the same bytes as one that was not stopped.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -87,8 +87,8 @@ it('stops while data is read, without having written anything', { timeout: kLimi
 });
 
 /**
- * Moments of the signal, with the exit code and the steps that may be the last complete ones: on a busy machine the test may read the
- * line some steps late.
+ * Moments of the signal, with the exit code and the steps that may be the last complete ones: on a busy machine the test may read
+ * the line some steps late.
  */
 const kMoments: readonly {
   moment: string;

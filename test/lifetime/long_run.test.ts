@@ -27,7 +27,10 @@ async function report(program: string, args: string[], nodeArgs: string[] = []):
   return JSON.parse(result.stdout);
 }
 
-/** Samples after `steps` and after twice as many steps. The first half is a warm-up: the C library needs thousands to reach its size. */
+/**
+ * Samples after `steps` and after twice as many steps. The first half is a warm-up: the C library needs
+ * thousands to reach its size.
+ */
 async function longRun(steps: number, ...more: string[]): Promise<[settled: Sample, last: Sample]> {
   // With these flags V8 returns freed pages at once instead of from a background thread.
   const nodeArgs = ['--expose-gc', '--max-semi-space-size=1', '--single-threaded-gc'];

@@ -80,7 +80,10 @@ interface TotalParams {
   k_used: number;
 }
 
-/** NluLoss of a case. For regression the golden total has the divergence of one class, which is 0, where NluLoss has the squared distance. */
+/**
+ * NluLoss of a case. For regression the golden total has the divergence of one class, which is 0, where
+ * NluLoss has the squared distance.
+ */
 function lossOf(c: Case, onWarning: (warning: TermNote) => void = () => {}) {
   const params = c.params as unknown as TotalParams;
   const regression = params.task === 'mse';

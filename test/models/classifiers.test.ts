@@ -1,5 +1,5 @@
-// Models with a classification head against transformers: logits, hidden states, losses and gradients of tiny checkpoints in f32 and
-// f64, in bf16 within its rounding, and with older spellings of configurations and tensor names.
+// Models with a classification head against transformers: logits, hidden states, losses and gradients of tiny checkpoints in f32
+// and f64, in bf16 within its rounding, and with older spellings of configurations and tensor names.
 import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -123,9 +123,9 @@ describe.each(kNames)('%s', (name) => {
     expect(error).toBeLessThan(1e-9);
   });
 
-  // A forward of two post-norm layers has about 20 roundings in sequence. torch's own bf16 has a measured error of 1.4e-2 of the largest
-  // logit on MiniLM's six layers, for which the golden tolerance is 3e-2. Gradients have the tolerance of tiny models; measured .012 to
-  // .026.
+  // A forward of two post-norm layers has about 20 roundings in sequence. torch's own bf16 has a measured error of 1.4e-2 of the
+  // largest logit on MiniLM's six layers, for which the golden tolerance is 3e-2. Gradients have the tolerance of tiny models;
+  // measured .012 to .026.
   it('stays within bf16 rounding in bf16', async () => {
     const golden = await readClassifierGolden(name);
     const model = await Auto.fromPretrained(modelOf(golden), { dtype: 'bf16', trainable: true });

@@ -1,5 +1,5 @@
-// Causal language models against transformers: logits, hidden states, losses and gradients of a tiny checkpoint of every family, in f32
-// and f64, with both spellings of the configuration and with other tensor names.
+// Causal language models against transformers: logits, hidden states, losses and gradients of a tiny checkpoint of every family,
+// in f32 and f64, with both spellings of the configuration and with other tensor names.
 import { cpSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

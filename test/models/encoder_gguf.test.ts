@@ -1,5 +1,5 @@
-// GGUF files of encoders, written as by llama.cpp's converter, against the checkpoints that they were made from: bit-identical hidden
-// states, heads where the file contains them completely, and refusals where the file does not determine the family.
+// GGUF files of encoders, written as by llama.cpp's converter, against the checkpoints that they were made from: bit-identical
+// hidden states, heads where the file contains them completely, and refusals where the file does not determine the family.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

@@ -1,6 +1,6 @@
-// GGUF files of every family that llama.cpp supports, written as by its converter, against the checkpoints that they were made from.
-// llama.cpp itself (node-llama-cpp 3.22.1, F32 cache) reads these files with logits within 1.1e-5 of ours, and within 2e-3 where it has
-// GELU in a table of half precision (Gemma, GPT-2).
+// GGUF files of every family that llama.cpp supports, written as by its converter, against the checkpoints that they were made
+// from. llama.cpp itself (node-llama-cpp 3.22.1, F32 cache) reads these files with logits within 1.1e-5 of ours, and within 2e-3
+// where it has GELU in a table of half precision (Gemma, GPT-2).
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

@@ -112,16 +112,16 @@ export function relativeError(actual: Tensor, expected: Tensor): number {
 }
 
 /**
- * Tolerances of normError for tiny models in bf16. Rounding to bf16 has a relative error of up to 2^-9. Each of the 2 or 3 layers rounds
- * a value about ten times in sequence, so that logits should have an error of about 2^-9 sqrt(30), 1 per cent of their norm, and
- * gradients somewhat more, as they pass through everything twice. Measured on decoders: .009 to .019 and .015 to .035. The tolerances
- * are 1.5 times the largest. The tests in f32 and f64 find smaller mistakes (if_wrong of expected.json).
+ * Tolerances of normError for tiny models in bf16. Rounding to bf16 has a relative error of up to 2^-9. Each of the 2 or 3 layers
+ * rounds a value about ten times in sequence, so that logits should have an error of about 2^-9 sqrt(30), 1 per cent of their
+ * norm, and gradients somewhat more, as they pass through everything twice. Measured on decoders: .009 to .019 and .015 to .035.
+ * The tolerances are 1.5 times the largest. The tests in f32 and f64 find smaller mistakes (if_wrong of expected.json).
  */
 export const kBf16Band = { logits: 0.03, gradients: 0.055 };
 
 /**
- * Rounds the values of a model's parameters to bf16 and keeps their dtype. Run in f32, such a model shows the error that rounding only
- * the weights causes, a second measure beside kBf16Band of the error that bf16 may have.
+ * Rounds the values of a model's parameters to bf16 and keeps their dtype. Run in f32, such a model shows the error that rounding
+ * only the weights causes, a second measure beside kBf16Band of the error that bf16 may have.
  */
 export function roundToBf16(model: Model): void {
   noGrad(() => {

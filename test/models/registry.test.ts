@@ -1,5 +1,5 @@
-// Completeness of the registry: every family has a golden checkpoint with an adapter, and every GGUF architecture a test file; and the
-// errors of unknown names.
+// Completeness of the registry: every family has a golden checkpoint with an adapter, and every GGUF architecture a test file;
+// and the errors of unknown names.
 import { existsSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import {

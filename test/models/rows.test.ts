@@ -1,5 +1,5 @@
-// Hidden states of chosen rows, which the last layer computes alone, against all rows and a selection afterwards: values and gradients
-// in every family that shares the loop over the layers, whatever the layers keep for backward.
+// Hidden states of chosen rows, which the last layer computes alone, against all rows and a selection afterwards: values and
+// gradients in every family that shares the loop over the layers, whatever the layers keep for backward.
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import {

@@ -1,5 +1,6 @@
-// Rows that several segments share and that are computed once: which rows these are, and that hidden states and gradients equal those
-// of a forward that computes every row, in every causal family, whatever the layers keep for backward and whichever rows are chosen.
+// Rows that several segments share and that are computed once: which rows these are, and that hidden states and gradients equal
+// those of a forward that computes every row, in every causal family, whatever the layers keep for backward and whichever rows
+// are chosen.
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';

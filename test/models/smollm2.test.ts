@@ -93,8 +93,9 @@ describeShared('SmolLM2-135M', [kModel, kGolden], () => {
     model.dispose();
   });
 
-  // One rounding to bf16 has a relative error of 2^-9. Through 30 layers of residual sums the hidden states (of values up to 34) get an
-  // error of 1.6 per cent of their norm. The tolerance is twice the measured error, so that a mistake (tens of per cent) is found.
+  // One rounding to bf16 has a relative error of 2^-9. Through 30 layers of residual sums the hidden states (of values up to 34)
+  // get an error of 1.6 per cent of their norm. The tolerance is twice the measured error, so that a mistake (tens of per cent)
+  // is found.
   it('stays close in bf16', async () => {
     const model = await AutoModelForCausalLM.fromPretrained(sharedPath(kModel), { dtype: 'bf16' });
     const ids = Array.from(await get('text4.ids'));

@@ -139,10 +139,10 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
     },
   );
 
-  // The tolerance of logits is that of the classifiers, which MiniLM's golden numbers have for six layers in bf16. Gradients pass through
-  // the ten branches of both stacks in both directions, and relu is off for some values where it is on in f64. Their tolerance is a
-  // multiple of the error that rounding only the weights causes, with arithmetic in f32: a branch rounds its activations two or three
-  // times as often as weights. Measured: 1.8 and 2.0 times.
+  // The tolerance of logits is that of the classifiers, which MiniLM's golden numbers have for six layers in bf16. Gradients pass
+  // through the ten branches of both stacks in both directions, and relu is off for some values where it is on in f64. Their
+  // tolerance is a multiple of the error that rounding only the weights causes, with arithmetic in f32: a branch rounds its
+  // activations two or three times as often as weights. Measured: 1.8 and 2.0 times.
   it('stays within bf16 rounding in bf16', async () => {
     const golden = await readGolden(name);
     const model = await Auto.fromPretrained(modelOf(golden), { dtype: 'bf16', trainable: true });

@@ -393,8 +393,8 @@ describe('optimiser steps', () => {
     expectClose(a, values(b), 0);
   });
 
-  // The definition has torch's order of operations in plain loops, in f64. The sizes are empty, below and above a vector register, and
-  // large enough for several threads.
+  // The definition has torch's order of operations in plain loops, in f64. The sizes are empty, below and above a vector
+  // register, and large enough for several threads.
   it('of many parameters in one op follow the definition, and equal bit for bit those of each alone', () => {
     const betas = [0.9, 0.99] as const;
     const [eps, scale] = [1e-6, 0.5];

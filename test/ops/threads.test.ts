@@ -52,22 +52,25 @@ it('a number of threads out of range is refused', () => {
   expect(getNumThreads()).toBe(kBefore);
 });
 
-it.skipIf(process.platform !== 'linux')('a number of threads that the system denies is refused', () => {
-  const source = `
+it.skipIf(process.platform !== 'linux')(
+  'a number of threads that the system denies is refused',
+  () => {
+    const source = `
     import { getNumThreads, setNumThreads } from '${compiled('index')}';
     import { matmul, ones } from '${compiled('ops/index')}';
     const before = getNumThreads();
     try { setNumThreads(1000); } catch ({ code, message }) { console.log(code, message); }
     console.log(getNumThreads() === before, matmul(ones([64, 64]), ones([64, 64])).dataSync()[0]);`;
-  const node = [process.execPath, '--input-type=module', '-e', `"$0"`].join(' ');
-  // Each thread reserves 8 MiB of addresses for its stack.
-  const { stdout } = spawnSync('bash', ['-c', `ulimit -v 6000000 && exec ${node}`, source], {
-    encoding: 'utf8',
-  });
-  expect(stdout).toMatch(
-    /^ERR_UNSUPPORTED setNumThreads: the system gives this process no 1000 threads .*\ntrue 64\n$/,
-  );
-});
+    const node = [process.execPath, '--input-type=module', '-e', `"$0"`].join(' ');
+    // Each thread reserves 8 MiB of addresses for its stack.
+    const { stdout } = spawnSync('bash', ['-c', `ulimit -v 6000000 && exec ${node}`, source], {
+      encoding: 'utf8',
+    });
+    expect(stdout).toMatch(
+      /^ERR_UNSUPPORTED setNumThreads: the system gives this process no 1000 threads .*\ntrue 64\n$/,
+    );
+  },
+);
 
 describe('in bf16, any number of threads gives the same bits', () => {
   for (const [rows, ins] of [

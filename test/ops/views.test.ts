@@ -1,5 +1,5 @@
-// Products, linears, attention and the head on views (permuted, sliced with a step, expanded, parts of wider tensors), with extents of
-// 1 and odd ones, against plain loops. test/native/kernels/ has thousands of views for matmul.
+// Products, linears, attention and the head on views (permuted, sliced with a step, expanded, parts of wider tensors), with
+// extents of 1 and odd ones, against plain loops. test/native/kernels/ has thousands of views for matmul.
 import { describe, expect, it } from 'vitest';
 import {
   attention,
@@ -67,7 +67,9 @@ function byTransposed(x: ArrayLike<number>, y: ArrayLike<number>, k: number): nu
   });
 }
 
-/** Calls body for all pairs of forms; on other devices than the CPU, of which the emulated one is slow, for pairs of equal forms. */
+/**
+ * Calls body for all pairs of forms; on other devices than the CPU, of which the emulated one is slow, for pairs of equal forms.
+ */
 function eachPair(body: (a: (x: Tensor) => Tensor, b: (x: Tensor) => Tensor) => void): void {
   for (const a of Object.values(kForms)) {
     for (const b of kTestDevice === 'cpu' ? Object.values(kForms) : [a]) scope(() => body(a, b));

@@ -1,6 +1,6 @@
 // Code on the pages of the documentation: programs and commands of balora are run in a folder with the files that they name, with
-// training cut to two steps. Other commands are checked for the names in them. test/package/how_to.test.ts tests the files that how-tos
-// add to the library.
+// training cut to two steps. Other commands are checked for the names in them. test/package/how_to.test.ts tests the files that
+// how-tos add to the library.
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';

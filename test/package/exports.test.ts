@@ -1,5 +1,5 @@
-// The public names: their number, that each has a doc comment, and that a page mentions it. This test writes docs/public-names.md, the
-// list of all of them: `npm run gen:exports`.
+// The public names: their number, that each has a doc comment, and that a page mentions it. This test writes
+// docs/public-names.md, the list of all of them: `npm run gen:exports`.
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';

@@ -1,4 +1,5 @@
-// Adds the files that the how-tos show to a copy of the library as the pages describe. They pass the type check and their own tests.
+// Adds the files that the how-tos show to a copy of the library as the pages describe. They pass the type
+// check and their own tests.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { cp, mkdir, readFile, symlink, writeFile } from 'node:fs/promises';

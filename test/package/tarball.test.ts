@@ -1,5 +1,5 @@
-// The published package as a user gets it: it is packed and installed into an empty folder without install scripts. The README's first
-// example runs there as an ES module and from CommonJS, and passes the type check.
+// The published package as a user gets it: it is packed and installed into an empty folder without install scripts. The README's
+// first example runs there as an ES module and from CommonJS, and passes the type check.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';

@@ -1,5 +1,5 @@
-// build/harness, the compiled benchmark: it is current (test/support/global_setup.mjs) and complete, and uses the same built library as
-// importers of "balora", so that a process has one engine and one Tensor class.
+// build/harness, the compiled benchmark: it is current (test/support/global_setup.mjs) and complete, and uses the same built
+// library as importers of "balora", so that a process has one engine and one Tensor class.
 import { execFileSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';

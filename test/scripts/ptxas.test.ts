@@ -1,5 +1,5 @@
-// The report of ptxas: kernels, registers, spills, violations of the project's limits, and occupancy, the share of a multiprocessor's
-// warps that registers and shared memory allow.
+// The report of ptxas: kernels, registers, spills, violations of the project's limits, and occupancy, the share of a
+// multiprocessor's warps that registers and shared memory allow.
 import { describe, expect, it } from 'vitest';
 
 interface PtxasRow {

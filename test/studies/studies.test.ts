@@ -1,5 +1,5 @@
-// The studies of docs/studies.md on tiny models: their scripts succeed, the log has all measurements, reports need nothing but the log,
-// and the score of CrowS-Pairs is that of the plain logits.
+// The studies of docs/studies.md on tiny models: their scripts succeed, the log has all measurements, reports need nothing but
+// the log, and the score of CrowS-Pairs is that of the plain logits.
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';

@@ -1,5 +1,5 @@
-// Runs a program as a process of its own and distinguishes its endings: an exit status, a signal, a hang (it neither printed nor used the
-// processor for a while), or a run that exceeds its time limit.
+// Runs a program as a process of its own and distinguishes its endings: an exit status, a signal, a hang (it neither printed nor
+// used the processor for a while), or a run that exceeds its time limit.
 import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';

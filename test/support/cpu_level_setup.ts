@@ -1,5 +1,5 @@
-// Runs before each test file of a project on older instructions, and checks that products use them: the file would otherwise test the
-// best instructions again.
+// Runs before each test file of a project on older instructions, and checks that products use them: the file would otherwise test
+// the best instructions again.
 import { deviceInfo } from '../../lib/device.ts';
 import { kTestCpuLevel } from './cpu_levels.ts';
 

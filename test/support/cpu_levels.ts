@@ -1,4 +1,6 @@
-/** The instruction sets for which matrix products have kernels (CpuLevel in native/kernels/cpu/gemm.h), and those of a processor. */
+/**
+ * The instruction sets for which matrix products have kernels (CpuLevel in native/kernels/cpu/gemm.h), and those of a processor.
+ */
 import { readFileSync } from 'node:fs';
 
 export interface CpuLevel {

@@ -1,6 +1,6 @@
 /**
- * Facts about the families of decoders that their golden checkpoints do not contain: the meaning of their configurations, and their GGUF
- * files. There is one entry per checkpoint, under its name in test/fixtures/architectures.
+ * Facts about the families of decoders that their golden checkpoints do not contain: the meaning of their configurations, and
+ * their GGUF files. There is one entry per checkpoint, under its name in test/fixtures/architectures.
  */
 import type { DecoderConfig } from '../../lib/models/index.ts';
 import {

@@ -70,8 +70,8 @@ export function transposed({ shape, data }: GoldenArray): GoldenArray {
 }
 
 /**
- * The rows of q and k in the order for llama.cpp's rope: the two channels of a rotation are adjacent, while in transformers they are half
- * a head apart.
+ * The rows of q and k in the order for llama.cpp's rope: the two channels of a rotation are adjacent, while in transformers they
+ * are half a head apart.
  */
 function interleaved(hf: string, array: GoldenArray, config: Json): GoldenArray {
   const [, which] = /\.([qk])_proj\.(?:weight|bias)$/.exec(hf) ?? [];

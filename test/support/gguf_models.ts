@@ -205,8 +205,8 @@ function ggufName(hf: string, { top, block, name: own }: Conversion): string {
 }
 
 /**
- * Writes a golden checkpoint as a GGUF file. `extra` is additional metadata with the prefix of the architecture, `skip` matches tensors
- * that are left out, and `vocabulary` replaces metadata of the tokenizer.
+ * Writes a golden checkpoint as a GGUF file. `extra` is additional metadata with the prefix of the architecture, `skip` matches
+ * tensors that are left out, and `vocabulary` replaces metadata of the tokenizer.
  */
 export function writeGoldenGguf(
   path: string,

@@ -1,6 +1,6 @@
 /**
- * SentencePiece in plain loops, as a reference for tests: BPE by the scores of pieces, and the best segmentation of Unigram. Spaces in
- * texts are already U+2581.
+ * SentencePiece in plain loops, as a reference for tests: BPE by the scores of pieces, and the best segmentation of Unigram.
+ * Spaces in texts are already U+2581.
  */
 
 /** An entry of a vocabulary: a token (SentencePiece's "piece"), its score, and its type as numbered in GGUF files. */
@@ -17,7 +17,10 @@ export function bytePieces(): Piece[] {
   return Array.from({ length: 256 }, (_, byte) => ({ token: byteToken(byte), score: 0, type: 6 }));
 }
 
-/** Repeatedly joins the two neighbours whose joined text has the best score, the leftmost of equals, while one is in the vocabulary. */
+/**
+ * Repeatedly joins the two neighbours whose joined text has the best score, the leftmost of equals, while
+ * one is in the vocabulary.
+ */
 export function greedyPieces(
   text: string,
   scoreOf: (token: string) => number | undefined,
@@ -45,8 +48,8 @@ export function idsWithBytes(symbols: readonly string[], tokens: readonly string
 }
 
 /**
- * The segmentation with the highest sum of scores, by dynamic programming. A character that is not in the vocabulary has a score 10 below
- * the worst normal piece, and adjacent ones are joined.
+ * The segmentation with the highest sum of scores, by dynamic programming. A character that is not in the vocabulary has a score
+ * 10 below the worst normal piece, and adjacent ones are joined.
  */
 export function viterbi(text: string, pieces: readonly Piece[], unknown: number): number[] {
   const chars = Array.from(text);
@@ -74,7 +77,8 @@ export function viterbi(text: string, pieces: readonly Piece[], unknown: number)
 }
 
 /**
- * Learns a BPE vocabulary from a text, most frequent pair first. As in a trained model, every piece is the concatenation of two others.
+ * Learns a BPE vocabulary from a text, most frequent pair first. As in a trained model, every piece is the concatenation of two
+ * others.
  * @returns the merges in their order, and the characters of the text
  */
 export function learnMerges(

@@ -11,7 +11,8 @@ export function sharedPath(path: string): string {
 }
 
 /**
- * A `describe` that is skipped with the missing paths in its name, unless every given shared path exists (default: ../shared itself).
+ * A `describe` that is skipped with the missing paths in its name, unless every given shared
+ * path exists (default: ../shared itself).
  */
 export function describeShared(name: string, body: () => void): void;
 export function describeShared(name: string, paths: string[], body: () => void): void;

@@ -1,4 +1,5 @@
-// Checks of shell commands on the pages that are not run: the scripts, files, options, suites and targets that they name must exist.
+// Checks of shell commands on the pages that are not run: the scripts, files, options, suites and targets
+// that they name must exist.
 import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';

@@ -1,5 +1,5 @@
-// The meaning of tokenizer.ggml.pre: where each pre-tokenizer splits (no merge crosses a split), models that look up words before they
-// merge, and the special tokens that a name implies.
+// The meaning of tokenizer.ggml.pre: where each pre-tokenizer splits (no merge crosses a split), models that look up words before
+// they merge, and the special tokens that a name implies.
 import { describe, expect, it } from 'vitest';
 import { kByteToChar } from '../../lib/text/byte_level.ts';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';

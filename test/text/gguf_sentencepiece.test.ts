@@ -1,5 +1,5 @@
-// SentencePiece vocabularies in GGUF files against plain definitions: BPE by scores with byte fallback, Unigram by the best segmentation;
-// spaces, special tokens, unknown bytes; refusals.
+// SentencePiece vocabularies in GGUF files against plain definitions: BPE by scores with byte fallback, Unigram by the best
+// segmentation; spaces, special tokens, unknown bytes; refusals.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -46,7 +46,10 @@ const kSpecial: Piece[] = [
   { token: '</s>', score: 0, type: 3 },
 ];
 
-/** A vocabulary in Llama's order: special tokens, bytes, pieces by rank, characters. `scale` > 1 gives neighbours in rank equal scores. */
+/**
+ * A vocabulary in Llama's order: special tokens, bytes, pieces by rank, characters. `scale` > 1 gives
+ * neighbours in rank equal scores.
+ */
 function spm(scale = 1): Piece[] {
   const made = [...new Set(merges.map(([a, b]) => a + b))];
   const normal = [...made, ...chars].map((token, rank) => ({
@@ -122,7 +125,7 @@ describe('a GGUF vocabulary of SentencePiece BPE', () => {
     expect(part('the</s>cat')).toEqual([...part('the'), 2, ...part('cat')]);
     expect(part('<s>the')).toEqual([1, ...part('the')]);
     expect(tokenizer.token(part('the')[0] as number)).toMatch(/^▁t/);
-    // As plain text the token is split into characters.
+    // Plain text: the token is split into characters.
     expect(part('</s>')).toEqual([2]);
     expect(tokenizer.encode('</s>', bare)).not.toContain(2);
     expect(tokenizer.decode(tokenizer.encode(' the  cat '), { skipSpecialTokens: true })).toBe(

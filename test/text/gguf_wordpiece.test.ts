@@ -1,5 +1,5 @@
-// WordPiece vocabularies in GGUF files give the ids of the tokenizer.json that they were made from, in both versions of the converter,
-// cased and uncased.
+// WordPiece vocabularies in GGUF files give the ids of the tokenizer.json that they were made from, in both versions of the
+// converter, cased and uncased.
 import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';

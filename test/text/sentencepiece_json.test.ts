@@ -1,5 +1,5 @@
-// SentencePiece tokenizers in tokenizer.json files, against plain definitions: BPE with byte fallback (Llama 2, Mistral, Gemma, Phi-3),
-// and T5's Unigram.
+// SentencePiece tokenizers in tokenizer.json files, against plain definitions: BPE with byte fallback (Llama 2, Mistral, Gemma,
+// Phi-3), and T5's Unigram.
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';

@@ -55,8 +55,8 @@ export async function pissaRow(input: PissaRowInput): Promise<PissaRow> {
 }
 
 /**
- * Captured energy: the squared norm of s B A over that of W, summed over all modules. The rows of A are orthogonal with squared norm
- * sigma / s, so that a module's s B A has the squared norm sum (s |a_i|^2)^2.
+ * Captured energy: the squared norm of s B A over that of W, summed over all modules. The rows of A are orthogonal with squared
+ * norm sigma / s, so that a module's s B A has the squared norm sum (s |a_i|^2)^2.
  */
 async function capturedEnergy({ modules }: AdapterModel): Promise<number> {
   let [part, whole] = [0, 0];

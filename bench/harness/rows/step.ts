@@ -145,8 +145,8 @@ async function measure(
 }
 
 /**
- * The adapter of a row. For random weights PiSSA's search is cut short: a random matrix has no leading directions to converge to, and
- * a step costs the same from any initialisation.
+ * The adapter of a row. For random weights PiSSA's search is cut short: a random matrix has no leading directions to converge to,
+ * and a step costs the same from any initialisation.
  */
 function tunedModel(
   { method, rank }: Workload,

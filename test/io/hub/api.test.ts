@@ -1,5 +1,5 @@
-// Answers of a hostile server about a repository: commits, names, sizes and hashes that lead outside of the cache, or lists that never
-// end.
+// Answers of a hostile server about a repository: commits, names, sizes and hashes that lead outside of the cache, or lists that
+// never end.
 import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

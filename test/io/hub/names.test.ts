@@ -1,5 +1,5 @@
-// Checks of names before they become paths: an accepted name stays below the folder that it is joined to, by the rules of POSIX and
-// Windows.
+// Checks of names before they become paths: an accepted name stays below the folder that it is joined to, by the
+// rules of POSIX and Windows.
 import { posix, win32 } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';

@@ -1,6 +1,6 @@
-// Calls the addon's own functions thousands of times: with valid arguments (plausible_arguments.mjs), with one of them replaced by a
-// wrong value, and with arbitrary ones of the right type. An error is an accepted result; a crash ends the process, and the last
-// printed line is the call that caused it.
+// Calls the addon's own functions thousands of times: with valid arguments (plausible_arguments.mjs), with one of them replaced
+// by a wrong value, and with arbitrary ones of the right type. An error is an accepted result; a crash ends the process, and the
+// last printed line is the call that caused it.
 //
 //   node any_calls.mjs SEED COUNT [DEVICE]
 //

@@ -87,8 +87,8 @@ const endings = {
     }
     console.log('terminated');
   },
-  // Termination during the call that opens a file with a header that takes a while to read: the file is not returned, and must not stay
-  // open.
+  // Termination during the call that opens a file with a header that takes a while to read: the file is not returned, and must
+  // not stay open.
   'worker-terminate-opening': async () => {
     const folder = mkdtempSync(join(tmpdir(), 'balora-opening-'));
     const path = join(folder, 'many.safetensors');

@@ -1,5 +1,5 @@
-// A worker that repeatedly loads a model, trains an adapter on it, evaluates and saves. It ends in the way and at the moment that its
-// workerData names; worker_endings.mjs starts it.
+// A worker that repeatedly loads a model, trains an adapter on it, evaluates and saves. It ends in the way and at the moment that
+// its workerData names; worker_endings.mjs starts it.
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { parentPort, workerData } from 'node:worker_threads';

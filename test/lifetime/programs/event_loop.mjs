@@ -1,5 +1,5 @@
-// Prints the delay of the event loop in milliseconds, while it is idle and while the trainer runs BA-LoRA on the packaged demo model,
-// and the niceness of the busy threads, as one line of JSON.
+// Prints the delay of the event loop in milliseconds, while it is idle and while the trainer runs BA-LoRA on the packaged demo
+// model, and the niceness of the busy threads, as one line of JSON.
 import { readdirSync, readFileSync } from 'node:fs';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';

@@ -1,5 +1,5 @@
-// Counts the bytes and tensors that small pieces of code leave behind, and prints them as one line of JSON. The process never creates
-// anything else that the garbage collector could free meanwhile.
+// Counts the bytes and tensors that small pieces of code leave behind, and prints them as one line of JSON. The process never
+// creates anything else that the garbage collector could free meanwhile.
 import { memoryStats, scope, synchronize, tensor } from 'balora';
 import { rmsNorm } from 'balora/ops';
 

@@ -1,6 +1,6 @@
-// Runs small training steps in an async loop, and prints the memory in use at intervals as one line of JSON: of the heap, of the engine,
-// and the rest of the process's own (the C library's: queues, the tape, tables). The total resident memory would be no measure, since
-// the number of empty pages that V8 keeps depends on the load of the machine.
+// Runs small training steps in an async loop, and prints the memory in use at intervals as one line of JSON: of the heap, of the
+// engine, and the rest of the process's own (the C library's: queues, the tape, tables). The total resident memory would be no
+// measure, since the number of empty pages that V8 keeps depends on the load of the machine.
 //
 //   node --expose-gc flat_memory.mjs STEPS [LEAK]
 //

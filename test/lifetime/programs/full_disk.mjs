@@ -1,4 +1,5 @@
-// Runs the training of train_run.mjs, but after an event no file can grow beyond 512 bytes, as on a full disk. Prints the error as JSON.
+// Runs the training of train_run.mjs, but after an event no file can grow beyond 512 bytes, as on a full disk. Prints the error
+// as JSON.
 //
 //   node full_disk.mjs FOLDER STEPS EVENT STEP
 import { execFileSync } from 'node:child_process';

@@ -1,5 +1,6 @@
-// Trains a model whose memory is mostly activations on batches of several lengths, with a budget between the smallest and the largest
-// peak that the planner predicts. Prints the predictions and the peak memory of the process during the training. Argument: dtype.
+// Trains a model whose memory is mostly activations on batches of several lengths, with a budget between the smallest and the
+// largest peak that the planner predicts. Prints the predictions and the peak memory of the process during the training.
+// Argument: dtype.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { AdapterModel, AutoModelForCausalLM, Trainer } from 'balora';
 import { MemoryPlanner } from '../../../dist/train/memory_plan.js';

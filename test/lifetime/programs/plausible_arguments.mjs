@@ -1,5 +1,5 @@
-// Valid arguments for each op of the addon: matching shapes of odd and empty sizes, every dtype, strided views, indices that are mostly
-// in range. any_calls.mjs replaces some of them by wrong values.
+// Valid arguments for each op of the addon: matching shapes of odd and empty sizes, every dtype, strided views, indices that are
+// mostly in range. any_calls.mjs replaces some of them by wrong values.
 
 const kSizes = [0, 1, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 48, 64, 65, 100];
 const kWrongIndices = [-1, 5, 1000, 2 ** 31 - 1, -(2 ** 31)];

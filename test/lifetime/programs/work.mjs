@@ -1,6 +1,6 @@
-// Work for the programs in this folder: deterministic training of a small network with a frozen layer, its LoRA pair, a norm and a
-// cross-entropy, by AdamW. It runs on the device that BALORA_TEST_DEVICE names; where that is not the CPU, each step copies a tensor to
-// the CPU and back.
+// Work for the programs in this folder: deterministic training of a small network with a frozen layer, its LoRA pair, a norm and
+// a cross-entropy, by AdamW. It runs on the device that BALORA_TEST_DEVICE names; where that is not the CPU, each step copies a
+// tensor to the CPU and back.
 import { noGrad, scope, setDefaultDevice, tensor } from 'balora';
 import { adamwStep, crossEntropy, linear, matmul, randn, rmsNorm, swiglu, zeros } from 'balora/ops';
 

@@ -1,11 +1,11 @@
-// Starts workers that end in the middle of typical work with balora, each in a way and at a moment drawn from its seed: an uncaught
-// throw, a rejection, process.exit(), terminate(), or a return with work pending. Several workers run at a time, and the main thread
-// computes beside them. Each must end in its way and leave this process unaffected.
+// Starts workers that end in the middle of typical work with balora, each in a way and at a moment drawn from its seed: an
+// uncaught throw, a rejection, process.exit(), terminate(), or a return with work pending. Several workers run at a time, and the
+// main thread computes beside them. Each must end in its way and leave this process unaffected.
 //
 //   node worker_endings.mjs FIRST LAST
 //
-// It prints a line for each seed when its worker starts, so that the last ones are known where the process dies, and finally the line
-// "N of N survived" with counts.
+// It prints a line for each seed when its worker starts, so that the last ones are known where the process dies, and finally the
+// line "N of N survived" with counts.
 import { once } from 'node:events';
 import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, writeSync } from 'node:fs';
 import { createServer } from 'node:http';

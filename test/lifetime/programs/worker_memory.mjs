@@ -1,5 +1,5 @@
-// Terminates workers that use much memory, one after the other, and prints the address space and private memory of this process in MiB,
-// and its threads, during and after each.
+// Terminates workers that use much memory, one after the other, and prints the address space and private memory of this process
+// in MiB, and its threads, during and after each.
 import { readFileSync } from 'node:fs';
 import { isMainThread, parentPort, Worker } from 'node:worker_threads';
 import { setNumThreads, synchronize } from 'balora';
