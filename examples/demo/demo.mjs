@@ -23,20 +23,29 @@ import { textTable } from '../../dist/cli/text_table.js';
 import { kPassageFormat, mobyDick, passages, split, stateOfTheUnion } from './corpus.mjs';
 
 const here = dirname(fileURLToPath(import.meta.url));
-const { values: options } = parseArgs({
-  options: {
-    model: { type: 'string', default: join(here, 'checkpoint') },
-    steps: { type: 'string', default: '100' },
-    'batch-size': { type: 'string', default: '8' },
-    rank: { type: 'string', default: '8' },
-    'learning-rate': { type: 'string', default: '1e-3' },
-    dtype: { type: 'string', default: 'f32' },
-    seed: { type: 'string', default: '1' },
-    // Number of held-out passages of each text that are evaluated: enough for a stable result, few enough to be quick.
-    'held-out': { type: 'string', default: '64' },
-    output: { type: 'string', default: join('output', 'demo') },
-  },
+const options = parsed({
+  model: { type: 'string', default: join(here, 'checkpoint') },
+  steps: { type: 'string', default: '100' },
+  'batch-size': { type: 'string', default: '8' },
+  rank: { type: 'string', default: '8' },
+  'learning-rate': { type: 'string', default: '1e-3' },
+  dtype: { type: 'string', default: 'f32' },
+  seed: { type: 'string', default: '1' },
+  // Number of held-out passages of each text that are evaluated: enough for a stable result, few enough to be quick.
+  'held-out': { type: 'string', default: '64' },
+  output: { type: 'string', default: join('output', 'demo') },
 });
+
+/** The options of the command line; an unknown one ends the program with the usage. */
+function parsed(known) {
+  try {
+    return parseArgs({ options: known }).values;
+  } catch ({ message }) {
+    const usage = Object.keys(known).map((name) => `[--${name} ...]`);
+    console.error(`error: ${message}\nusage: npm run demo -- ${usage.join(' ')}`);
+    process.exit(2);
+  }
+}
 
 const kMethods = ['lora', 'pissa', 'balora'];
 const kLabels = { lora: 'LoRA', pissa: 'PiSSA', balora: 'BA-LoRA' };
@@ -65,7 +74,7 @@ const heldOutAddresses = await open(split(stateOfTheUnion()).heldOut, {
 
 console.log(`Model         ${options.model} (${options.dtype})`);
 console.log(`Learns        Moby Dick, ${options.steps} steps of ${options['batch-size']} passages`);
-console.log('Must not lose what it knew: the State of the Union addresses it was pre-trained on\n');
+console.log('Should keep   the State of the Union addresses that it was pre-trained on\n');
 
 async function run(method) {
   await synchronize();
@@ -125,8 +134,8 @@ const table = [
 ];
 console.log(textTable(table, 'lr'));
 console.log(`
-task loss   cross-entropy on held-out chapters of Moby Dick, nats a token: lower has learned more
-drift       KL(model before || after) on held-out addresses, nats a token: lower has changed less
+task loss   cross-entropy on held-out chapters of Moby Dick, nats per token: lower has learned more
+drift       KL(model before || after) on held-out addresses, nats per token: lower has changed less
 entropy     of the predictions on those addresses, nats; eff. rank: of their logits
 memory      peak of the engine's tensors and packed weights, without Node itself
 One seed and one learning rate: the numbers show how the methods behave, not which is best.

@@ -85,6 +85,13 @@ it('fine-tunes the model given with --model', async () => {
   }
 }, 180_000);
 
+it('names an unknown option, with the usage', async () => {
+  const args = ['--stepz', '2', '--output', join(folder, 'none')];
+  const { code, stderr } = await runProgram('examples/demo/demo.mjs', { args });
+  expect(stderr).toMatch(/^error: .*--stepz.*\nusage: npm run demo -- \[--model \.\.\.\] .*\n$/);
+  expect(code).toBe(2);
+}, 60_000);
+
 it('has a checkpoint that its script reproduces byte for byte', async () => {
   const make = async (name: string): Promise<Map<string, Buffer>> => {
     const out = join(folder, name);

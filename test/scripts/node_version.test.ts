@@ -9,10 +9,11 @@ interface Module {
   tooOld(version: string): string | null;
 }
 const { tooOld } = createRequire(import.meta.url)(kFile) as Module;
+const kAdvice = ' Install a newer one from https://nodejs.org and run this again.';
 
 it.each([
-  ['18.20.4', 'balora needs Node >= 20.17, this is Node 18.20.4.'],
-  ['20.16.0', 'balora needs Node >= 20.17, this is Node 20.16.0.'],
+  ['18.20.4', `balora needs Node >= 20.17, this is Node 18.20.4.${kAdvice}`],
+  ['20.16.0', `balora needs Node >= 20.17, this is Node 20.16.0.${kAdvice}`],
   ['20.17.0', null],
   ['26.10.0', null],
 ])('Node %s: %s', (version, message) => {
