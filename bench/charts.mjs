@@ -71,7 +71,7 @@ function linesOf(series, index, panel, at) {
 }
 
 /** @param all growth series of one axis; @returns an SVG document */
-export function growthChart(all) {
+function growthChart(all) {
   const [{ axis, fixed, dtype }] = all;
   const xs = all.flatMap(({ points }) => points.map(({ x }) => x));
   const grid = { top: 84, bottom: 52, width: '38%' };
@@ -118,7 +118,7 @@ export function growthCharts(growth) {
 }
 
 /** Writes the charts of a report; returns their paths. */
-export function writeCharts(report, folder) {
+function writeCharts(report, folder) {
   mkdirSync(folder, { recursive: true });
   return Object.entries(growthCharts(report.growth)).map(([name, svg]) => {
     const path = join(folder, name);

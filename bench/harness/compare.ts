@@ -4,7 +4,7 @@ import { z } from 'zod';
 import { FormatError } from '../../lib/errors.ts';
 import type { Report, Row } from './types.ts';
 
-export interface Comparison {
+interface Comparison {
   readonly name: string;
   readonly dtype: string;
   /** Name of the compared figure: tokens/s, peak memory, seconds or captured energy. */

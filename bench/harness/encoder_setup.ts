@@ -57,7 +57,7 @@ export async function encoderSetup(input: StepRowInput, total: number): Promise<
 }
 
 /** Where the inputs of the script in PyTorch are written, and which of them. */
-export interface EncoderInputs extends EncoderChoice {
+interface EncoderInputs extends EncoderChoice {
   readonly folder: string;
   readonly workload: Workload;
   /** Number of micro-batches. */

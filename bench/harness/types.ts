@@ -155,7 +155,7 @@ export interface PissaRow extends Measured {
   readonly torch?: { version: string; seconds: Spread; capturedEnergy: number };
 }
 
-export interface StartRow extends Measured {
+interface StartRow extends Measured {
   readonly kind: 'start';
   /** Seconds from the start of the process to the beginning of the first step. */
   readonly seconds: Spread;

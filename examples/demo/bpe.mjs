@@ -5,7 +5,7 @@
 const kPattern = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+/gu;
 
 /** The 256 printable characters that represent the bytes in byte-level vocabularies. */
-export function byteAlphabet() {
+function byteAlphabet() {
   const printable = [];
   for (const [from, to] of [
     [0x21, 0x7e],

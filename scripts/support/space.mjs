@@ -4,7 +4,7 @@ import { dirname } from 'node:path';
 import { SetupError } from './shell.mjs';
 
 /** Number of free megabytes on the disk of a folder that exists or will be made. */
-export function freeMegabytes(folder) {
+function freeMegabytes(folder) {
   let place = folder;
   while (!existsSync(place) && dirname(place) !== place) place = dirname(place);
   const { bavail, bsize } = statfsSync(place);

@@ -1,4 +1,4 @@
-// Messages of the scripts: each names the problem and ends in advice.
+// Messages of failures in the scripts: each names the problem and ends in advice.
 import { expect, it } from 'vitest';
 
 interface Shell {
@@ -7,14 +7,9 @@ interface Shell {
   runVisible(command: string, args: string[]): number | null;
   runLogged(name: string, command: string, args: string[]): Promise<void>;
 }
-interface Space {
-  checkSpace(folder: string, megabytes: number, work: string, free: () => number): void;
-}
-
-// The scripts have no types.
-const script = (name: string) => import(`../../scripts/support/${name}.mjs`);
-const { SetupError, textOf, runVisible, runLogged } = (await script('shell')) as Shell;
-const { checkSpace } = (await script('space')) as Space;
+// The script has no types.
+const path = '../../scripts/support/shell.mjs';
+const { SetupError, textOf, runVisible, runLogged } = (await import(path)) as Shell;
 
 it.each([
   ['ENOSPC', /^\/x: the disk is full \(ENOSPC\)\. Free space and run this again\.$/],
@@ -40,12 +35,5 @@ it('a command that does not exist is to be installed', async () => {
 it('a command that fails names its log', async () => {
   await expect(runLogged('test-shell', process.execPath, ['-e', 'nonsense('])).rejects.toThrow(
     /failed \(1\)\.\n[\s\S]*SyntaxError[\s\S]*\nThe complete log is .*test-shell\.log; remove the cause/,
-  );
-});
-
-it('a full disk is reported before the work', () => {
-  expect(() => checkSpace('/x', 450, 'npm ci', () => 450)).not.toThrow();
-  expect(() => checkSpace('/x', 450, 'npm ci', () => 12)).toThrow(
-    /^The disk is nearly full: npm ci needs about 450 MB in \/x, 12 MB are free\. Free space and/,
   );
 });

@@ -10,7 +10,7 @@ import type { Window } from '../../lib/train/window.ts';
 import { tinySource } from './tiny_model.ts';
 
 /** The terms of a window in one object, as in a record. */
-export interface FlatTerms {
+interface FlatTerms {
   readonly loss: number;
   readonly taskLoss: number;
   readonly consistency: number | null;

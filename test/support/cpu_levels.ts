@@ -3,7 +3,7 @@
  */
 import { readFileSync } from 'node:fs';
 
-export interface CpuLevel {
+interface CpuLevel {
   /** Name in deviceInfo().instructions. */
   name: string;
   /** Value of ONEDNN_MAX_CPU_ISA that restricts oneDNN and our own kernels to this level. */

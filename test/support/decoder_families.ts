@@ -20,7 +20,7 @@ import {
 type Part<T> = T extends object ? { readonly [K in keyof T]?: Part<T[K]> } : T;
 type Code = 'ERR_FORMAT' | 'ERR_UNSUPPORTED';
 
-export interface DecoderFacts {
+interface DecoderFacts {
   /**
    * Whether its RMSNorm rounds to the model's dtype before it multiplies by its weight, as in modeling_<type>.py; null without an
    * RMSNorm. No other test checks it: f32 and f64 do not round, and the difference is within the tolerance of bf16.

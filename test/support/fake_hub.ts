@@ -9,7 +9,7 @@ export const fakeCommit = '0123456789abcdef0123456789abcdef01234567';
 export type Files = Record<string, Buffer>;
 export type Row = Record<string, unknown> & { path: string };
 
-export interface FakeRequest {
+interface FakeRequest {
   /** Path of the request, decoded, without the query. */
   path: string;
   authorization: string | undefined;

@@ -1,7 +1,7 @@
 /** Golden arrays from a (well-formed) safetensors file, by a reader that is independent of the product's. */
 import { readFileSync } from 'node:fs';
 
-export type GoldenData = Float32Array | Float64Array | Int32Array | BigInt64Array | Uint8Array;
+type GoldenData = Float32Array | Float64Array | Int32Array | BigInt64Array | Uint8Array;
 
 export interface GoldenArray {
   readonly shape: readonly number[];

@@ -16,7 +16,7 @@ export interface PaddedBatch {
 }
 
 /** A padded batch from ids, mask and labels (B,T) of any integer type. */
-export function paddedBatch(ids: GoldenArray, mask: GoldenArray, labels: GoldenArray): PaddedBatch {
+function paddedBatch(ids: GoldenArray, mask: GoldenArray, labels: GoldenArray): PaddedBatch {
   const [rows, length] = ids.shape as [number, number];
   const inputIds = Int32Array.from(ids.data as Int32Array, Number);
   const masked = Int32Array.from(mask.data as Int32Array, Number);

@@ -10,7 +10,7 @@ export interface Piece {
   type: number;
 }
 
-export const byteToken = (byte: number): string =>
+const byteToken = (byte: number): string =>
   `<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`;
 
 export function bytePieces(): Piece[] {

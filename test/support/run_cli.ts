@@ -2,7 +2,7 @@
 import { kCommands } from '../../lib/cli/commands.ts';
 import { runCli } from '../../lib/cli/program.ts';
 
-export interface CliResult {
+interface CliResult {
   code: number;
   out: string;
   err: string;

@@ -7,7 +7,7 @@ import { add, embedding, indexSelect, ones, randn, swiglu } from '../../lib/ops/
 import { scope, type Tensor } from '../../lib/tensor.ts';
 import type { BatchSource } from '../../lib/train/types.ts';
 
-export interface TinyOptions {
+interface TinyOptions {
   vocabulary?: number;
   width?: number;
   layers?: number;

@@ -36,7 +36,7 @@ export function failAtOnce() {
   throw new Error('6 elements became 16');
 }
 
-export async function failLate() {
+async function failLate() {
   const row = embedding(table, beyond);
   try {
     await row.data();
