@@ -16,7 +16,7 @@ interface CpuSeconds {
 
 const kTicksPerSecond = 100; // USER_HZ, 100 on every Linux
 /** Error of a difference: the machine counts in ticks, one per core, while a process's own time is exact. */
-const kBlurSeconds = availableParallelism() / kTicksPerSecond;
+const kTickError = availableParallelism() / kTicksPerSecond;
 
 /** Reads the text of /proc/stat; null where it is something else. */
 export function parseCpuSeconds(stat: string): CpuSeconds | null {
@@ -55,7 +55,7 @@ class CpuWatch {
   read(): Disturbance {
     const after = readCpuSeconds();
     if (this.before === null || after === null) return { others: 0, stolen: 0 };
-    const own = ownSeconds() - this.own + kBlurSeconds;
+    const own = ownSeconds() - this.own + kTickError;
     return disturbanceBetween(this.before, after, own);
   }
 }
@@ -111,7 +111,7 @@ const kOthersShare = 0.05;
 const kCalibrationShare = 0.1;
 
 /** The share of the processor that others use right now; unlike the load average, without processes that have just ended. */
-export async function lookAround(): Promise<Disturbance> {
+export async function currentDisturbance(): Promise<Disturbance> {
   const watch = new CpuWatch();
   await sleep(1000 * kLookSeconds);
   return watch.read();

@@ -5,7 +5,7 @@ import { basename } from 'node:path';
 import { promisify } from 'node:util';
 import { ArgumentError } from '../../lib/errors.ts';
 import { runJob } from './children.ts';
-import { idleWarnings, lookAround, watched } from './disturbance.ts';
+import { currentDisturbance, idleWarnings, watched } from './disturbance.ts';
 import { chooseSeries, growthSeries, type SeriesPlan } from './growth.ts';
 import type { BenchOptions } from './options.ts';
 import { ratioRow } from './ratios.ts';
@@ -31,7 +31,7 @@ export async function runBench(options: BenchOptions = {}): Promise<Report> {
     throw new ArgumentError(`nothing to measure; groups: ${kGroupNames.join(', ')}`);
   }
   const trial = options.shape === kTrialShape;
-  const first = await lookAround();
+  const first = await currentDisturbance();
   onProgress('machine');
   const { device, model } = options;
   const machine = await runJob('machine', { trial }, { device });

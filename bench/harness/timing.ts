@@ -36,20 +36,20 @@ const kMostFill = 1 << 29;
 const kMostFills = 10;
 
 /** Filler work that runs while the next sample is enqueued. */
-class Ahead {
+class Filler {
   private fills = kMostFills;
 
   private constructor(private readonly block: Tensor) {}
 
   /** Creates as much filler work as the device needs. Profiling must be on. */
-  static async make(): Promise<Ahead> {
+  static async make(): Promise<Filler> {
     for (let bytes = kLeastFill; ; bytes *= 2) {
-      const ahead = new Ahead(unscoped(() => zeros([bytes / 4])));
-      await ahead.seconds(); // loads the kernel
-      const wanted = kBusy / Math.max(await ahead.seconds(), 1e-9);
-      ahead.fills = Math.max(1, Math.min(kMostFills, Math.ceil(wanted)));
-      if (wanted <= kMostFills || bytes >= kMostFill) return ahead;
-      ahead.dispose();
+      const filler = new Filler(unscoped(() => zeros([bytes / 4])));
+      await filler.seconds(); // loads the kernel
+      const wanted = kBusy / Math.max(await filler.seconds(), 1e-9);
+      filler.fills = Math.max(1, Math.min(kMostFills, Math.ceil(wanted)));
+      if (wanted <= kMostFills || bytes >= kMostFill) return filler;
+      filler.dispose();
     }
   }
 
@@ -78,10 +78,10 @@ export async function timeOps(
   body: () => void,
   { prepare = () => {}, ops, least = 5, most = 40, seconds = 0.15 }: TimingOptions = {},
 ): Promise<number[]> {
-  let ahead: Ahead | null = null;
+  let filler: Filler | null = null;
   const sample = async (calls: number): Promise<number> => {
     resetOpTimes();
-    ahead?.enqueue();
+    filler?.enqueue();
     for (let i = 0; i < calls; i++) {
       scope(() => {
         prepare();
@@ -97,11 +97,11 @@ export async function timeOps(
   };
   const profiling = setProfiling(true);
   try {
-    if (!sharesProcessMemory()) ahead = await Ahead.make();
-    const mostCalls = ahead === null ? Number.POSITIVE_INFINITY : kMostQueued;
+    if (!sharesProcessMemory()) filler = await Filler.make();
+    const mostCalls = filler === null ? Number.POSITIVE_INFINITY : kMostQueued;
     return await repeat(sample, { least, most, seconds, mostCalls });
   } finally {
-    (ahead as Ahead | null)?.dispose();
+    (filler as Filler | null)?.dispose();
     setProfiling(profiling);
   }
 }

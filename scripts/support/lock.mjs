@@ -54,12 +54,12 @@ function tryLock(path) {
   if (text === null) return tryLock(path);
   const holder = holderOf(text);
   if (holder && alive(holder)) return holder;
-  takeAway(path, text);
+  removeStale(path, text);
   return tryLock(path);
 }
 
 /** Removes the lock file of a process that no longer exists. */
-function takeAway(path, text) {
+function removeStale(path, text) {
   const aside = `${path}.${process.pid}.stale`;
   try {
     renameSync(path, aside); // only one of several processes succeeds

@@ -69,7 +69,7 @@ const traces = (at: string) => ({
 });
 
 /** Resumes the run, which must then have the results of an uninterrupted one. */
-async function expectGoesOn(from: number, more: Partial<TrainerOptions> = {}): Promise<string[]> {
+async function expectResumes(from: number, more: Partial<TrainerOptions> = {}): Promise<string[]> {
   const seen: string[] = [];
   const resumed = await trainer({ ...more, resume: true, callbacks: [noting(seen)] });
   expect((await resumed.trainer.train()).reason).toBe('completed');
@@ -183,7 +183,7 @@ describe('an error', () => {
     expect(error.message).toContain(saved(step));
     expect(error.stack).toContain(error.message);
     expect(await checkpoints()).toEqual([`step-${step}`]);
-    const seen = await expectGoesOn(step, whole);
+    const seen = await expectResumes(step, whole);
     // An evaluation that was due and did not finish is repeated.
     expect(seen.slice(0, 2)).toEqual(['start', step === 4 ? 'evaluation4' : 'step4']);
   });
@@ -203,7 +203,7 @@ describe('an error', () => {
     );
     expect(error.message).toMatch(/out of memory: \d+ bytes wanted.*; the last good checkpoint/);
     expect(error.message).toContain(saved(3));
-    await expectGoesOn(3, { evalSteps: 0 });
+    await expectResumes(3, { evalSteps: 0 });
   });
 
   it('in the last evaluation or the export names the checkpoint of the last step', async () => {
@@ -237,7 +237,7 @@ describe('an error', () => {
       `broken; step 4 was writing the parameters, which are lost; ${saved(2)}`,
     );
     expect(await checkpoints()).toEqual(['step-2']);
-    await expectGoesOn(2, { saveSteps: 2 });
+    await expectResumes(2, { saveSteps: 2 });
   });
 
   it('while the metrics of a step are written saves the step, and the resumed run writes them', async () => {
@@ -250,7 +250,7 @@ describe('an error', () => {
     const error = await failure({});
     line.mockRestore();
     expect(error.message).toContain(`no line; ${saved(3)}`);
-    await expectGoesOn(3);
+    await expectResumes(3);
   });
 
   it('is still the one that is thrown where the checkpoint cannot be written either', async () => {
@@ -328,7 +328,7 @@ describe('a consumer that leaves the loop over events', () => {
     if (written !== null) expect(statSync(checkpointPath(step)).ino).toBe(written);
     expect(existsSync(join(output, 'run', 'lock'))).toBe(false);
     if (step > 0 && step < kSteps) {
-      const resumed = await expectGoesOn(step, { saveSteps: 3 });
+      const resumed = await expectResumes(step, { saveSteps: 3 });
       expect(resumed[1]).toBe(
         `${type === 'step' && step === 2 ? 'evaluation2' : `step${step + 1}`}`,
       );
@@ -422,7 +422,7 @@ describe('an abort', () => {
         ...(saveSteps && { saveSteps }),
         ...(loss && { loss: ownLoss(() => undefined) }),
       };
-      await expectGoesOn(step, rest);
+      await expectResumes(step, rest);
     },
   );
 
@@ -491,7 +491,7 @@ describe('saveMinutes', () => {
     await slow({ saveMinutes: 1, maxSteps: kSteps, evalSteps: 2, saveTotalLimit: 6 });
     for (const step of [5, 6]) rmSync(checkpointPath(step), { recursive: true });
     vi.restoreAllMocks();
-    await expectGoesOn(4, { saveMinutes: 0 });
+    await expectResumes(4, { saveMinutes: 0 });
   });
 
   it('is checked', async () => {
