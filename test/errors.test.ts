@@ -30,7 +30,7 @@ const wrongSquare = (x: Tensor) =>
   );
 
 /** For each code, a function that fails with it, and a pattern of the message. */
-const kFailures: Record<ErrorCode, [fail: () => unknown, message: RegExp]> = {
+const kWays: Record<ErrorCode, [fail: () => unknown, end: RegExp]> = {
   ERR_ARGUMENT: [() => tensor([[1], [1, 2]]), /ragged$/],
   ERR_UNSUPPORTED: [() => tensor([1], { device: 'abacus' }), /abacus/],
   ERR_FORMAT: [
@@ -90,22 +90,19 @@ const kFailures: Record<ErrorCode, [fail: () => unknown, message: RegExp]> = {
 };
 
 describe('every code', () => {
-  it.each(Object.entries(kFailures))(
-    '%s is raised with its message',
-    async (code, [fail, message]) => {
-      const error = await (async () => fail())().then(
-        () => expect.unreachable(),
-        (thrown: unknown) => thrown,
-      );
-      expect(error).toBeInstanceOf(BaloraError);
-      expect(error).toMatchObject({ code, message: expect.stringMatching(message) });
-    },
-  );
+  it.each(Object.entries(kWays))('%s is raised with its message', async (code, [fail, end]) => {
+    const error = await (async () => fail())().then(
+      () => expect.unreachable(),
+      (thrown: unknown) => thrown,
+    );
+    expect(error).toBeInstanceOf(BaloraError);
+    expect(error).toMatchObject({ code, message: expect.stringMatching(end) });
+  });
 
   it('has a row in docs/errors.md', () => {
     const page = readFileSync('docs/errors.md', 'utf8');
     const rows = [...page.matchAll(/^\| `(ERR_\w+)` \|/gm)].map(([, code]) => code);
-    expect(rows).toEqual(Object.keys(kFailures));
+    expect(rows).toEqual(Object.keys(kWays));
   });
 });
 
