@@ -7,7 +7,9 @@ await main(async (args) => {
   await setUp();
   const demo = inRoot('examples', 'demo', 'demo.mjs');
   if (!existsSync(demo)) {
-    throw new SetupError(`${demo} is missing: restore it with "git checkout -- examples".`);
+    throw new SetupError(
+      `${demo} is missing: restore it with "git checkout -- examples/demo/demo.mjs".`,
+    );
   }
   say('');
   return runVisible(process.execPath, [demo, ...args]) ?? 1;

@@ -372,6 +372,6 @@ export async function runSuites({ quick, only }, without) {
 function sayLacks(rows) {
   const all = rows.flatMap(({ name, lacks = [] }) => lacks.map((lack) => `${name}: ${lack}`));
   if (all.length === 0) return;
-  say(yellow(`\n${all.length} left out, since this machine lacks:`));
+  say(yellow(`\n${all.length} left out on this machine:`));
   for (const lack of all) say(yellow(`  ${lack}`));
 }
