@@ -1,5 +1,5 @@
-// Walks the list that the binding keeps of its functions: every op on tensors says whether it has a gradient, and each that
-// has one is checked here in float64 on a small case. What options and odd sizes change is the matter of the op's own file.
+// Walks the binding's list of functions: every op on tensors declares whether it has a gradient, and each that has one is checked
+// here in float64 on a small case. Options and odd sizes are tested in the op's own file.
 import { describe, expect, it } from 'vitest';
 import { native } from '../lib/native.ts';
 import * as ops from '../lib/ops/index.ts';
@@ -20,11 +20,11 @@ const kHead = {
   ...{ taskScale: 0.3, consistencyScale: 0.2, diversityScale: 0.5 },
 };
 
-/** A check of every differentiable function by its name in the binding. */
+/** The check of each differentiable function, by its name in the binding. */
 const kChecks: Record<string, Check> = {
-  // Values and steps that f32 holds exactly.
+  // Values and steps that f32 represents exactly.
   cast: [(x) => ops.mul(onGrid(x).to('f32').to('f64'), 2), [[2, 3]], { step: 2 ** -12 }],
-  // There and back, where the tests run on a device.
+  // To the CPU and back, where the tests run on another device.
   toDevice: [(x) => new Tensor(native.toDevice(x.handle, 'cpu')).to(x.device), [[2, 3]]],
   rmsNorm: [(x, w) => ops.rmsNorm(x, w), [[2, 5], [5]]],
   rmsNormAdd: [(x, r, w) => ops.rmsNormAdd(x, r, w), [[2, 5], [2, 5], [5]]],
@@ -149,7 +149,7 @@ const kChecks: Record<string, Check> = {
   ],
 };
 
-/** x moved to multiples of 2^-12 by constants. */
+/** x, moved to multiples of 2^-12 by adding constants. */
 function onGrid(x: Tensor): Tensor {
   const values = x.dataSync() as Float64Array;
   const offsets = values.map((v) => Math.round(v * 2 ** 12) / 2 ** 12 - v);
@@ -177,13 +177,13 @@ const named = (grad: string) =>
   native.signatures.filter((row) => row.grad === grad).map(({ name }) => name);
 
 describe('the list of functions', () => {
-  it('has a kind for each, and no op among the plain ones', () => {
+  it('has a kind for each, and no op is marked as a plain function', () => {
     const kinds = new Set(native.signatures.map(({ grad }) => grad));
     expect([...kinds].sort()).toEqual(['differentiable', 'noGrad', 'plain']);
     const made = native.signatures
       .filter(({ grad }) => grad === 'plain')
       .filter(({ typescript }) => /\bHandle\b.*\): [^:]*\bHandle\b[^:]*$/.test(typescript));
-    // Tensor to tensor, and yet no op: what the tape itself does.
+    // Functions of the tape itself map tensors to tensors without being ops.
     expect(made.map(({ name }) => name).sort()).toEqual(['customNode', 'detach', 'gradOf']);
   });
 

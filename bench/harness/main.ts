@@ -1,4 +1,4 @@
-/** What `npm run bench` starts: the bench command alone, with the command line's streams, messages and exit codes. */
+/** Entry point of `npm run bench`: the bench command alone, with the command line's streams, messages and exit codes. */
 import { runCli } from '../../lib/cli/program.ts';
 import { ignoreClosedPipe } from '../../lib/cli/terminal.ts';
 

@@ -1,4 +1,4 @@
-/** Several adapters on one base, modules that are trained whole, and dropout. */
+/** Several adapters on one base, modules that are trained themselves (modulesToSave), and dropout. */
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -54,7 +54,7 @@ describe('several adapters on one base', () => {
     expect(hidden(model)).toEqual(base);
   });
 
-  it('are refused by name', async () => {
+  it('are refused where a name is taken or unknown', async () => {
     const tuned = await AdapterModel.create(new TinyModel(), { r: 3 });
     await expect(tuned.addAdapter('default')).rejects.toThrow(
       'there is an adapter "default" already',
@@ -89,7 +89,7 @@ describe('modulesToSave', () => {
       expect(tensor.dtype).toBe('f32');
       expect(decays).toBe(!saved.includes(name));
     }
-    disturb(tuned, 100, 0.1); // small beside the base: a pair that is not is multiplied otherwise when it is loaded
+    disturb(tuned, 100, 0.1); // small in relation to the base: the product with a large pair is rounded otherwise after loading
     const moved = hidden(model);
     expect(tuned.withTeacher(() => hidden(model))).toEqual(base);
     await tuned.savePretrained(folder);
@@ -103,7 +103,7 @@ describe('modulesToSave', () => {
     expect(loaded.withTeacher(() => hidden(other))).toEqual(base);
   });
 
-  it('may be the head: the losses see the trained one, the teacher the base, merging both', async () => {
+  it('may be the head: losses use the trained one, the teacher the base, and merging writes the trained one', async () => {
     const path = fixturePath('architectures/llama-untied-gqa/model');
     const model = await AutoModelForCausalLM.fromPretrained(path);
     const base = model.head.weight;
@@ -158,13 +158,13 @@ describe('dropout', () => {
     expect(hidden(again)).not.toEqual(first);
   });
 
-  it('falls on what A reads: without B it changes nothing', async () => {
+  it('is applied to the input of A: while B is 0 it changes nothing', async () => {
     const model = new TinyModel();
     const base = hidden(model);
     const tuned = await AdapterModel.create(model, { r: 3, loraDropout: 0.5, useDora: true });
     tuned.trainingPass({ step: 0, microBatch: 0 });
     expect(hidden(model)).toEqual(base);
-    // The first pair and what it takes out of W read the same rows: PiSSA starts as the base too.
+    // The trained pair and the frozen one that is subtracted from W see the same dropped inputs, so that PiSSA starts as the base.
     const other = new TinyModel();
     const pissa = await AdapterModel.create(other, {
       r: 3,

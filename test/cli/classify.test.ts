@@ -1,4 +1,7 @@
-/** `--task sequence-classification` end to end on a tiny bert: train on TSV, evaluate with matrix and recall, bad input. */
+/**
+ * `--task sequence-classification` end to end on a tiny bert: training on TSV, evaluation with confusion
+ * matrix and recall, bad input.
+ */
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -61,7 +64,7 @@ it('evaluates by the labels of the trained head', async () => {
   const tuned = ['train', ...kTask, '--model', model, '--data', all, '--output', out];
   expect((await balora([...tuned, '--r', '4', '--max-steps', '2'])).code).toBe(0);
   const evaluate = ['evaluate', ...kTask, '--model', model, '--adapter', out, '--data'];
-  // Held-out data may lack a class.
+  // Held-out data need not contain every class.
   const lacking = await balora([...evaluate, part]);
   expect(lacking.err).toMatch(/part\.tsv: no example has the label 2/);
   expect(lacking.out).toMatch(/^label \\ predicted +0 +1 +2$/m);
@@ -77,7 +80,7 @@ it('evaluates by the labels of the trained head', async () => {
   );
 });
 
-it('evaluates by the names of the training data, whichever the held-out data has', async () => {
+it('evaluates by the label names of the training data, also where the held-out data lacks one', async () => {
   const out = join(folder, 'named');
   const tuned = ['train', ...kTask, '--model', model, '--data', data, '--output', out];
   const field = ['--label-field', 'verdict'];
@@ -97,7 +100,7 @@ it('evaluates by the names of the training data, whichever the held-out data has
   );
 });
 
-it('draws a new head where asked to, and merges what it trained', async () => {
+it('initialises a new head on request, and merges it after training', async () => {
   const ids = tinyRows(30).map(({ text, label }) => `${label % 2}\t${text}`);
   const two = join(folder, 'two.tsv');
   await writeFile(two, `label\tsentence\n${ids.join('\n')}\n`);
@@ -119,7 +122,7 @@ it('draws a new head where asked to, and merges what it trained', async () => {
   expect(JSON.parse(whole.out).loss).toBeCloseTo(adapted.loss, 5);
 });
 
-it('says that a head drawn at random means nothing', async () => {
+it('warns that results with a random head mean nothing', async () => {
   const bare = join(folder, 'bare');
   await writeTinyClassifier(bare, { head: false });
   const args = [...kTask, '--model', bare, '--data', data, ...kFields];
@@ -136,7 +139,7 @@ it('says that a head drawn at random means nothing', async () => {
   expect(await tuned('--consistency-weight', '0')).not.toMatch(noise);
 });
 
-it('shows a plan', async () => {
+it('prints the plan of a dry run', async () => {
   const { code, out } = await balora(train('plan', '--dry-run'));
   expect(code).toBe(0);
   expect(out).toMatch(
@@ -144,7 +147,7 @@ it('shows a plan', async () => {
   );
 });
 
-it('says what is wrong', async () => {
+it('reports bad input', async () => {
   const wrong = async (...args: string[]) => (await balora(train('wrong', ...args))).err;
   expect(await wrong('--label-names', 'bad,good,x')).toMatch(
     /train\.tsv:\d+: field 'verdict': must be one of the ids 0\.\.2 .*, got "middling"/,
@@ -157,7 +160,7 @@ it('says what is wrong', async () => {
   const long = join(folder, 'long.tsv');
   const rows = ['bad', 'middling', 'good'].map((name) => `${name}\t${'a film '.repeat(20)}`);
   await writeFile(long, `verdict\tsentence\n${rows.join('\n')}\n`);
-  // Before the first step, though only one file has them.
+  // Too long sequences are an error before the first step, also where only the held-out data has them.
   const held = await wrong('--eval-data', long);
   expect(held).toMatch(
     /a sequence of 42 tokens is longer than the position table of this bert model \(26\)/,

@@ -39,7 +39,7 @@ describe('balora inspect --data', () => {
     expect(marks).toEqual([false, true, true, true]);
   });
 
-  it('tells what is cut off', async () => {
+  it('reports truncated examples', async () => {
     const data = join(folder, 'data.jsonl');
     const args = ['--data', data, '--row', '1', '--max-length', '3', ...kFields];
     expect((await balora(['inspect', folder, ...args])).out).toContain('2 supervised, 1 cut off');
@@ -76,7 +76,7 @@ describe('balora inspect', () => {
     );
   });
 
-  it('names what is not there', async () => {
+  it('names a file that does not exist', async () => {
     const none = await balora(['inspect', join(folder, 'none')]);
     expect(none).toMatchObject({
       code: 2,

@@ -1,4 +1,4 @@
-/** Interrupts: what the first and the second do, and where a command that has not begun to train stops. */
+/** Interrupts: the effect of the first and the second signal, and where a command stops that has not begun to train. */
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -26,7 +26,7 @@ describe('abortable', () => {
           expect(signal.aborted).toBe(false);
           process.emit(name, name);
           expect(signal.aborted).toBe(true);
-          // What npx passes on of the same key press.
+          // npx sends the signal of the same key press once more.
           now.mockReturnValue(1200);
           process.emit(name, name);
           expect(exit).not.toHaveBeenCalled();
@@ -44,7 +44,7 @@ describe('abortable', () => {
     },
   );
 
-  it('ends the process at another signal than the first, at once', async () => {
+  it('ends the process at once at a different second signal', async () => {
     const exit = vi.spyOn(process, 'exit').mockImplementation((() => {}) as never);
     await abortable(
       async () => {
@@ -57,7 +57,7 @@ describe('abortable', () => {
     vi.restoreAllMocks();
   });
 
-  it('is known by what it makes others throw', () => {
+  it('recognises the errors that its signal causes', () => {
     const interrupt = new Interrupt('SIGHUP');
     expect(interrupt.exitCode).toBe(129);
     expect(interruptOf(interrupt)).toBe(interrupt);
@@ -83,7 +83,7 @@ describe('abortable', () => {
     exit.mockRestore();
   });
 
-  it('lets go after a failure too', async () => {
+  it('removes its signal handlers also after a failure', async () => {
     const before = process.listenerCount('SIGTERM');
     const failing = abortable(
       () => Promise.reject(new Error('no')),
@@ -110,7 +110,7 @@ describe('before the first step balora train stops', () => {
   const kStopped =
     'stopped before the first step, nothing was written; run it again to begin anew\n';
 
-  it('between the loading of the base and the start of the adapter', async () => {
+  it('between loading the base and initialising the adapter', async () => {
     await writeTinyCheckpoint(join(folder, 'model'));
     writeFileSync(join(folder, 'data.jsonl'), '{"prompt": "a", "response": "b"}\n'.repeat(4));
     const load = AutoModelForCausalLM.fromPretrained;
@@ -128,7 +128,7 @@ describe('before the first step balora train stops', () => {
     expect(existsSync(join(folder, 'out'))).toBe(false);
   });
 
-  it('in the warm-up of the head', async () => {
+  it('during the warm-up of the head', async () => {
     await writeTinyClassifier(join(folder, 'model'));
     const rows = tinyRows(30).map(({ text, label }) => `${label}\t${text}`);
     writeFileSync(join(folder, 'data.tsv'), `label\tsentence\n${rows.join('\n')}\n`);

@@ -22,7 +22,7 @@ beforeAll(async () => {
 });
 afterAll(() => rm(folder, { recursive: true }));
 
-/** What `balora train` with these arguments would run with. */
+/** The settings that `balora train` reads from these arguments. */
 async function parse(...args: string[]): Promise<TrainSettings> {
   const command = new Command().exitOverride().configureOutput({ writeErr: () => {} });
   addOptions(command, kTrainOptions, { config: true });
@@ -39,7 +39,7 @@ async function configFile(text: string, name = 'config.yaml'): Promise<string> {
 const kNeeded = ['--model', 'm', '--data', 'd'];
 
 describe('flags', () => {
-  it('read every type', async () => {
+  it('have values of every type', async () => {
     expect(
       await parse(
         ...kNeeded,
@@ -62,7 +62,7 @@ describe('flags', () => {
     });
   });
 
-  it('keep one name as text, and true as a value', async () => {
+  it('keep a single name as text, and read true as a boolean', async () => {
     const values = await parse(
       ...kNeeded,
       ...['--target-modules', '.*proj', '--init-lora-weights', 'true'],
@@ -143,14 +143,14 @@ describe('flags', () => {
     await expect(parse(...kNeeded, ...args)).rejects.toThrow(message);
   });
 
-  it('names what is missing, and the flag most like an unknown one', async () => {
+  it('are named where they are missing, and suggested for a similar unknown one', async () => {
     await expect(parse('--model', 'm')).rejects.toThrow(/^--data is required/);
     await expect(parse(...kNeeded, '--lora-alfa', '1')).rejects.toThrow(
       /Did you mean --lora-alpha/,
     );
   });
 
-  it('exist for every option of the library, but for those that only a program has', () => {
+  it('exist for every option of the library except those that only programs can use', () => {
     const library: OptionTable = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOptions };
     const own = Object.keys(library).filter((key) => library[key]?.only === 'library');
     expect(own.sort()).toEqual([
@@ -165,7 +165,7 @@ describe('flags', () => {
     }
   });
 
-  it('are those of the specification', () => {
+  it('include those of the first version', () => {
     const expected =
       '--model --data --eval-data --output --overwrite --resume --method --r --lora-alpha --init-lora-weights ' +
       '--target-modules --adapter --optim --learning-rate --lr-scheduler-type --warmup-steps --weight-decay ' +
@@ -182,7 +182,7 @@ describe('flags', () => {
   });
 });
 
-/** Names that people bring from transformers, PEFT and their scripts. */
+/** Names of options in transformers, PEFT and their scripts, and the names here. */
 const kOtherNames: [string, string][] = [
   ['lr', 'learning-rate'],
   ['epochs', 'num-train-epochs'],
@@ -209,8 +209,8 @@ const kOtherNames: [string, string][] = [
   ['load-best-model-at-end', 'metric-for-best-model'],
 ];
 
-describe('names of other programs', () => {
-  it.each(kOtherNames)('%s leads to %s', async (other, ours) => {
+describe('names of options in other programs', () => {
+  it.each(kOtherNames)('%s is refused with the suggestion %s', async (other, ours) => {
     const words = `(did you mean --${ours}?)`;
     for (const flag of [[`--${other}`, '1'], [`--${other}=1`], [`--${other}`]]) {
       await expect(parse(...kNeeded, ...flag)).rejects.toThrow(
@@ -249,7 +249,7 @@ describe('configuration files', () => {
     expect(await parse('--config', yaml)).toEqual({ model: 'm', data: 'd' });
   });
 
-  it('lie under the flags, in either spelling, as YAML or JSON', async () => {
+  it('are overridden by flags; keys have either spelling, in YAML or JSON', async () => {
     const yaml = await configFile(
       'model: m\ndata: d\nlearning_rate: 1.0e-4\nr: 8\ntarget-modules: [q_proj]\npacking: true\noutput:\n',
     );
@@ -269,7 +269,7 @@ describe('configuration files', () => {
     });
   });
 
-  it('give back what toConfig wrote', async () => {
+  it('written by toConfig give the same settings', async () => {
     const values = await parse(...kNeeded, '--r', '4', '--no-shuffle', '--target-modules', 'a,b');
     const path = await configFile(JSON.stringify(toConfig(values)), 'again.json');
     expect(await parse('--config', path)).toEqual(values);
@@ -299,7 +299,7 @@ describe('configuration files', () => {
     expect((error as Error).message).toContain(path);
   });
 
-  it('that do not exist are named', async () => {
+  it('are named where they do not exist', async () => {
     const path = join(folder, 'none.yaml');
     await expect(parse('--config', path)).rejects.toThrow(
       `the configuration ${path}: no such file`,
@@ -308,11 +308,11 @@ describe('configuration files', () => {
 });
 
 describe('names', () => {
-  it('kebab and camel undo each other for every option', () => {
+  it('kebab and camel are inverse for every option', () => {
     for (const key of Object.keys(kTrainOptions)) expect(camel(kebab(key))).toBe(key);
   });
 
-  it('editDistance is a distance', () => {
+  it('editDistance is symmetric, bounded and 0 only for equal words', () => {
     const word = fc.string({ unit: fc.constantFrom('a', 'b', 'c'), maxLength: 6 });
     fc.assert(
       fc.property(word, word, (a, b) => {
@@ -325,7 +325,7 @@ describe('names', () => {
     expect(editDistance('modle', 'model')).toBe(1);
   });
 
-  it('nearest says nothing where nothing is alike', () => {
+  it('nearest suggests nothing where no name is similar', () => {
     expect(nearest('xyzxyz', ['model', 'data'])).toBe('');
     expect(nearest('Modle', ['model', 'data'])).toBe(' (did you mean "model"?)');
   });
@@ -336,7 +336,7 @@ it('balora schema prints the schema of a configuration file', async () => {
   expect(code).toBe(0);
   const { properties } = JSON.parse(out) as { properties: Record<string, { default?: unknown }> };
   expect(properties['learning-rate']).toMatchObject({ default: 2e-5, minimum: 0 });
-  // A method's preset decides, and the flag alone has it.
+  // The preset of the method determines this default, so the schema has none.
   expect(properties['consistency-weight']).not.toHaveProperty('default');
   expect(properties).not.toHaveProperty('dry-run');
 });

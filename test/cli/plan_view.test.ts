@@ -1,7 +1,7 @@
 import { expect, it } from 'vitest';
 import { planText } from '../../lib/cli/plan_view.ts';
 
-it('planText names what is measured and what is not', () => {
+it('planText shows measured figures, and marks those that were not measured', () => {
   const data = {
     ...{ rows: 100, examples: 100, skipped: 0, truncated: 0 },
     ...{ tokens: 20_000, supervisedTokens: 12_000, longest: 412 },

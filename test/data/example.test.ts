@@ -19,7 +19,7 @@ const tokenizer = tinyTokenizer();
 const withTemplate = (chat_template: string) =>
   Tokenizer.fromJson(tinyTokenizerJson(), { ...tinyTokenizerConfig(), chat_template });
 
-/** The supervised text, each run of supervised tokens in brackets, the rest as it is. */
+/** The text of an example, with each run of supervised tokens in brackets. */
 function shown(example: { ids: Int32Array; supervised: Uint8Array }, by = tokenizer): string {
   let text = '';
   let inside = false;
@@ -60,7 +60,7 @@ describe('encodePromptResponse', () => {
           );
           expect(supervised.slice(first).every((s) => s === 1)).toBe(true);
           expect(ids.at(-1)).toBe(tokenizer.eosId);
-          // What is not supervised is text of the prompt.
+          // The unsupervised tokens are the beginning of the prompt.
           const head = Buffer.concat(
             [...ids.slice(0, first)].map((id) => tokenizer.tokenBytes(id)),
           );
@@ -93,7 +93,7 @@ describe('encodeConversation', () => {
     );
   });
 
-  it('supervises a first turn by the assistant, and an empty one', () => {
+  it('supervises an assistant turn that comes first, and an empty one', () => {
     const start = [{ role: 'assistant', content: 'x' }];
     expect(shown(encodeConversation(tokenizer, start))).toBe('<start>assistant\n[x<end>]\n');
     const empty = [
@@ -152,7 +152,7 @@ describe('PromptTemplate', () => {
     expect(new PromptTemplate('{prompt}').fill({ q: '{hint}}' }, 'q')).toBe('{hint}}');
   });
 
-  it('names the fields there are, and the damage of a template', () => {
+  it('names the existing fields, and the error in a template', () => {
     expect(() => new PromptTemplate('{nope}').fill({ a: 1, b: 2 }, null)).toThrow(
       "no field 'nope' (fields: a, b)",
     );
@@ -187,7 +187,7 @@ describe('chooseFormat', () => {
     expect(named.description).toBe('question -> answer');
   });
 
-  it('lets a custom template name its own fields', () => {
+  it('allows a custom template with its own fields', () => {
     const format = chooseFormat(
       tokenizer,
       { a: 'A', b: 'B', c: 'C' },
@@ -196,7 +196,7 @@ describe('chooseFormat', () => {
     expect(shown(format.encode({ a: 'x', b: 'y', c: 'z' }))).toBe('xy[z<end>]');
   });
 
-  it('names the fields there are when it cannot tell', () => {
+  it('lists the existing fields where it cannot choose', () => {
     expect(() => chooseFormat(tokenizer, { text: 'x', id: 1 })).toThrow(/\(fields: text, id\)/);
   });
 });
@@ -210,7 +210,7 @@ describe('truncate', () => {
     expect(truncate(example, 99)).toBe(example);
   });
 
-  it('does not count the first id: no row predicts it', () => {
+  it('does not count the first id, which no row predicts', () => {
     expect(supervisedCount({ ids: Int32Array.of(5, 6), supervised: Uint8Array.of(1, 1) })).toBe(1);
   });
 });

@@ -1,4 +1,4 @@
-// Labelled rows to micro-batches: fields, labels of every kind, order, and errors that name file, line and field.
+// Micro-batches of labelled rows: fields, labels of every kind, order, and errors that name file, line and field.
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -25,7 +25,7 @@ beforeAll(async () => {
 afterAll(() => rm(folder, { recursive: true }));
 
 describe('a micro-batch', () => {
-  it('has sequences one after the other, with segments, labels and places', async () => {
+  it('has its sequences one after the other, with segments, labels and positions', async () => {
     const data = await made(
       [
         { sentence1: 'a', sentence2: 'b c', label: 1 },
@@ -54,7 +54,7 @@ describe('a micro-batch', () => {
     });
   });
 
-  it('is cut to maxLength, with a warning', async () => {
+  it('has sequences truncated to maxLength, with a warning', async () => {
     const warnings: string[] = [];
     const data = await made(
       [
@@ -81,7 +81,7 @@ describe('order', () => {
   const order = (data: LabelledBatches, epoch: number, start = 0) =>
     [...data.batches(epoch, start)].map(({ indices }) => Array.from(indices));
 
-  it('is a function of seed and epoch, and starts anywhere', async () => {
+  it('is a function of seed and epoch, and can be resumed anywhere', async () => {
     const options = { shuffle: true, seed: 3, batchSize: 6 };
     const [one, two] = [await made(rows, options), await made(rows, options)];
     expect(order(one, 1)).toEqual(order(two, 1));
@@ -97,7 +97,7 @@ describe('order', () => {
     expect(two.fingerprint).toBe(one.fingerprint);
   });
 
-  it('tells how far it has read, and stops when it is told to, also while it reads labels', async () => {
+  it('progress is reported, and an abort stops the reading, also that of the labels', async () => {
     const seen: number[] = [];
     const many = Array.from({ length: 130 }, (_, i) => ({ text: 'a', label: i % 2 }));
     await made(many, { onProgress: (read) => seen.push(read) });
@@ -119,7 +119,7 @@ describe('order', () => {
     ).rejects.toThrow(/abort/i);
   });
 
-  it('the seed is 42 where none is given', async () => {
+  it('has the default seed 42', async () => {
     const options = { shuffle: true, numLabels: 2 };
     const rows = Array.from({ length: 20 }, (_, i) => ({ text: 'a', label: i % 2 }));
     const order = (data: LabelledBatches) => [...data.batches()].map(({ indices }) => indices[0]);
@@ -128,7 +128,7 @@ describe('order', () => {
     );
   });
 
-  it('groupByLength: like lengths together, every example once', async () => {
+  it('with groupByLength batches similar lengths, every example once', async () => {
     const data = await made(rows, { shuffle: true, groupByLength: true, batchSize: 5 });
     const lengths = rows.map(({ text }) => text.split(' ').length);
     const groups = order(data, 0).map((group) => group.map((i) => lengths[i] as number));
@@ -166,7 +166,7 @@ describe('labels', () => {
     expect([...given.batches()].map(({ labels }) => labels[0])).toEqual([0, 1, 1]);
   });
 
-  it('names are found in any case, where that tells them apart', async () => {
+  it('names match in any case, unless they differ only by case', async () => {
     const labelNames = ['GOOD', 'Bad', 'bad'];
     const data = await made(texts('good', 'Bad', 'bad', 2), { labelNames });
     expect(data.scheme.names).toEqual(labelNames);
@@ -178,7 +178,7 @@ describe('labels', () => {
     expect(none.scheme.names).toEqual(['bad', 'good']);
   });
 
-  it('a number is a name where names are numbers', async () => {
+  it('a number is a name where the names are numbers', async () => {
     const labelNames = ['1', '2', '3'];
     const data = await made(texts(1, '3', 2), { labelNames });
     expect([...data.batches()].map(({ labels }) => labels[0])).toEqual([0, 2, 1]);
@@ -187,7 +187,7 @@ describe('labels', () => {
     );
   });
 
-  it('one output is a regression', async () => {
+  it('a single output is a regression', async () => {
     const data = await made(texts('2.5', -1, 0), { numLabels: 1 });
     expect(data.scheme.problemType).toBe('regression');
     expect([...data.batches()].map(({ labels }) => labels)).toEqual(
@@ -196,7 +196,7 @@ describe('labels', () => {
     expect(data.statistics.perClass).toBeNull();
   });
 
-  it('a list is several labels: zeros and ones, or names', async () => {
+  it('a list, of zeros and ones or of names, is multi-label', async () => {
     const flags = await made(texts([1, 0, 1], '[0, 0, 1]'), { batchSize: 2 });
     expect(flags.scheme).toMatchObject({ problemType: 'multi_label_classification', numLabels: 3 });
     expect([...flags.batches()][0]?.labels).toEqual(Float32Array.of(1, 0, 1, 0, 0, 1));
@@ -206,7 +206,7 @@ describe('labels', () => {
     expect([...names.batches()][0]?.labels).toEqual(Float32Array.of(1, 1, 0, 0, 0, 1));
   });
 
-  it('a class without examples is worth a warning', async () => {
+  it('a class without examples gives a warning', async () => {
     const warnings: string[] = [];
     await made(texts(0, 2), { onWarning: ({ message }) => warnings.push(message) });
     expect(warnings).toEqual(['no example has the label 1']);
@@ -222,7 +222,7 @@ describe('GLUE', () => {
     expect(() => glueTask('snli')).toThrow(/must be one of cola, sst2/);
   });
 
-  it('judges every task as GLUE does', () => {
+  it('every task has the metrics of GLUE', () => {
     const { glue } = readJson(fixturePath('metrics/metrics.json')) as {
       glue: Record<string, string[]>;
     };
@@ -238,7 +238,7 @@ describe('GLUE', () => {
     }
   });
 
-  it("ids and names become a head's ids, which stand in another order", async () => {
+  it('ids and names are converted to the ids of a head with another order', async () => {
     const labelNames = ['CONTRADICTION', 'NEUTRAL', 'ENTAILMENT'];
     const names = ['entailment', 'neutral', 'contradiction'];
     const rows = (labels: unknown[]): Row[] =>
@@ -251,7 +251,7 @@ describe('GLUE', () => {
       expect(data.scheme).toMatchObject({ names: labelNames, numLabels: 3 });
       expect([...data.batches()].map((batch) => batch.labels[0])).toEqual([2, 1, 0, 0]);
     }
-    // Other names say nothing of the order.
+    // A head with other names does not determine the order.
     const other = await made(rows([0, 1, 2]), { glue: 'mnli', labelNames: ['x', 'y', 'z'] });
     expect([...other.batches()].map((batch) => batch.labels[0])).toEqual([0, 1, 2]);
     const same = await made(rows([0, 1, 2]), { glue: 'mnli', labelNames: names });
@@ -260,10 +260,10 @@ describe('GLUE', () => {
 
   interface Spelling {
     task: string;
-    /** Header and a row of the original files; CoLA's have no header. */
+    /** Header and a row of the original file; CoLA's has no header. */
     tsv: [header: string[], row: string[]];
     columns?: string[];
-    /** A row of the data sets on the hub. */
+    /** A row of the data set on the Hugging Face hub. */
     hub: Row;
     format: [tsv: string, hub: string];
     label: number;
@@ -369,7 +369,7 @@ describe('GLUE', () => {
       label: 1,
     },
   ];
-  it('has a spelling of every task below', () => {
+  it('every task is tested below', () => {
     expect(kSpellings.map(({ task }) => task).sort()).toEqual(Object.keys(GLUE_TASKS).sort());
   });
 
@@ -511,7 +511,7 @@ describe('bad input names file, line and field', () => {
     await expect(made(rows)).rejects.toThrow(message);
   });
 
-  it('a text taken for the label, as a warning', async () => {
+  it('a text field that is used as the label, with a warning', async () => {
     const texts = Array.from({ length: 30 }, (_, i) => ({ text: 'a', label: `film ${i % 25}` }));
     const warnings: string[] = [];
     const options = { onWarning: ({ message }: { message: string }) => warnings.push(message) };
@@ -536,7 +536,7 @@ describe('bad input names file, line and field', () => {
       { ...pair, sentence2: 'a' },
       { ...pair, sentence1: 'a', label: 0 },
     ]);
-    // A frame is something to read.
+    // An empty text is allowed where the tokenizer adds special tokens.
     await made([first, { text: '', label: 1 }]);
   });
 

@@ -1,5 +1,5 @@
-// ONEDNN_MAX_CPU_ISA holds all products to older instructions, and deviceInfo() says which: what the projects cpu-* of
-// vitest.config.ts build on.
+// ONEDNN_MAX_CPU_ISA restricts all matrix products to older instructions, and deviceInfo() reports which are in use. The projects
+// cpu-* of vitest.config.ts rely on both.
 import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { expect, it } from 'vitest';
@@ -17,7 +17,7 @@ function instructionsOf(env: Record<string, string>): string {
   }).stdout;
 }
 
-it('products run on the best instructions that the processor has, or on what they are held to', {
+it('products run on the best instructions of the processor, or on those that ONEDNN_MAX_CPU_ISA allows', {
   timeout: 120_000,
 }, () => {
   const lower = lowerCpuLevels();

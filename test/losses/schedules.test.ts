@@ -1,4 +1,4 @@
-// The regularizers' schedules against the golden tables, to the last bits of double precision.
+// The schedules of the regularizers against the golden tables, to the last bits of double precision.
 import { describe, expect, it } from 'vitest';
 import { BaLoraLoss } from '../../lib/losses/head_loss.ts';
 import {
@@ -76,7 +76,7 @@ describe('schedules', () => {
       ...(c.l1_max === null ? {} : { max: c.l1_max }),
     });
     expect(Math.abs(weight - c.value)).toBeLessThanOrEqual(1e-15);
-    // The entropy itself, through a head that is the identity: the hidden states are the logits.
+    // The entropy is that of the hidden states, which are the logits of an identity head.
     const loss = new BaLoraLoss(
       { weight: identity(vocabulary, 'f64') },
       { temperature: c.T, positions: 'non_padding' },

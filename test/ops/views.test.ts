@@ -1,5 +1,5 @@
-// Products, linears, attention and the head of views instead of whole tensors (permuted, stepped through, expanded, parts of wider
-// ones), with extents of 1 and odd ones, against plain loops. matmul's views by the thousand are in test/native/kernels/.
+// Products, linears, attention and the head on views (permuted, sliced with a step, expanded, parts of wider tensors), with
+// extents of 1 and odd ones, against plain loops. test/native/kernels/ has thousands of views for matmul.
 import { describe, expect, it } from 'vitest';
 import {
   attention,
@@ -22,7 +22,7 @@ import { testRandom } from '../support/gradcheck.ts';
 
 type FloatType = (typeof kFloatTypes)[number];
 
-/** Views with the values of x, or with those of its first row or column again and again. */
+/** Views with the values of x, or with its first row or column repeated. */
 const kForms: Record<string, (x: Tensor) => Tensor> = {
   whole: (x) => x,
   turned: (x) => {
@@ -47,7 +47,7 @@ function everySecond(x: Tensor, axis: 0 | -1): Tensor {
   return slice(reshape(twice, doubled), axis, { step: 2 });
 }
 
-/** -1, 0 or 1 at random: their sums of products are exact in every type. */
+/** Random values -1, 0 and 1, whose sums of products are exact in every dtype. */
 function signs(shape: number[], dtype: FloatType, seed: number, requiresGrad = false): Tensor {
   const random = testRandom(seed);
   const size = shape.reduce((product, extent) => product * extent, 1);
@@ -55,7 +55,7 @@ function signs(shape: number[], dtype: FloatType, seed: number, requiresGrad = f
   return tensor(data, { shape, dtype, requiresGrad });
 }
 
-/** x (n,k) times y (m,k) transposed. */
+/** The product of x (n,k) and y (m,k) transposed. */
 function byTransposed(x: ArrayLike<number>, y: ArrayLike<number>, k: number): number[] {
   const [n, m] = [x.length / k, y.length / k];
   return Array.from({ length: n * m }, (_, at) => {
@@ -67,14 +67,16 @@ function byTransposed(x: ArrayLike<number>, y: ArrayLike<number>, k: number): nu
   });
 }
 
-/** Calls body for all pairs of forms; on a device that is not the CPU, where an emulator takes its time, for pairs of the same. */
+/**
+ * Calls body for all pairs of forms; on other devices than the CPU, of which the emulated one is slow, for pairs of equal forms.
+ */
 function eachPair(body: (a: (x: Tensor) => Tensor, b: (x: Tensor) => Tensor) => void): void {
   for (const a of Object.values(kForms)) {
     for (const b of kTestDevice === 'cpu' ? Object.values(kForms) : [a]) scope(() => body(a, b));
   }
 }
 
-/** The gradients of the leaves that f makes through views, and of those that it makes through copies of the views. */
+/** Checks that f gives the leaves the same gradients through views and through copies of the views. */
 function expectSameGradients(
   leaves: () => Tensor[],
   f: (leaves: Tensor[], seen: (x: Tensor) => Tensor) => Tensor,

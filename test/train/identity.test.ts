@@ -1,4 +1,5 @@
-// What a checkpoint may be taken up with: the base model by what it is and not by where it lies, its dtype, the memory budget.
+// The conditions for resuming a checkpoint: the same base model, by its content and not by its path, the same dtype, and the same
+// kind of memory budget.
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -23,9 +24,9 @@ import { tinyBatches, tinySource } from '../support/tiny_model.ts';
 const kModel = fixturePath('architectures/llama-untied-gqa/model');
 
 let folder: string;
-/** The folder of a LoRA run of two steps on kModel. */
+/** The output folder of a LoRA run of two steps on kModel. */
 let output: string;
-/** kModel in another place; with an adapter folded into it; with another epsilon. */
+/** Copies of kModel: an exact one, one with an adapter merged into it, one with another epsilon. */
 let [copy, merged, looser] = ['', '', ''];
 
 const adapted = async (path: string, dtype: 'f32' | 'bf16' = 'f32') =>
@@ -64,11 +65,11 @@ beforeAll(async () => {
 afterAll(() => rmSync(folder, { recursive: true }));
 
 describe('a checkpoint', () => {
-  it('is taken up on a copy of its base model', async () => {
+  it('is resumed on a copy of its base model', async () => {
     expect(await resume(await adapted(copy))).toMatchObject({ reason: 'completed', steps: 2 });
   });
 
-  it('is refused on a model of the same shape: weights folded in, another configuration', async () => {
+  it('is refused on a model of the same shape with merged weights or another configuration', async () => {
     const said =
       /baseModel: was "llama, \d+ parameters, (\w{16})", is "llama, \d+ parameters, (\w{16})"\);/;
     for (const path of [merged, looser]) {
@@ -77,7 +78,7 @@ describe('a checkpoint', () => {
     }
   });
 
-  it('is refused behind another preparation', async () => {
+  it('is refused after another preparation', async () => {
     const [prepared, path] = [{ headWarmupEpochs: 2 }, join(folder, 'prepared')];
     await train(await adapted(kModel), { output: path, preparation: prepared });
     const again = async (preparation?: TrainerOptions['preparation']) =>
@@ -95,7 +96,7 @@ describe('a checkpoint', () => {
     );
   });
 
-  it('is refused where rows that are the same are computed one by one', async () => {
+  it('is refused where shared rows are computed one by one', async () => {
     const tuned = await adapted(kModel);
     tuned.model.sharePrefixes = false;
     await expect(resume(tuned)).rejects.toThrow(
@@ -124,7 +125,7 @@ describe('a checkpoint', () => {
     expect((await resume(await adapted(kModel), again)).steps).toBe(2);
   });
 
-  it('of full fine-tuning is taken up by a model whose weights have moved, not beside another teacher', async () => {
+  it('of full fine-tuning is resumed by a model with changed weights, but not with another teacher', async () => {
     const load = (path: string) => AutoModelForCausalLM.fromPretrained(path, { trainable: true });
     const alone = join(folder, 'alone');
     await train(new FullModel(await load(kModel)), { output: alone });
@@ -138,8 +139,8 @@ describe('a checkpoint', () => {
     );
   });
 
-  // Its bits depend on the number of threads and on the device, and a checkpoint may be taken up on others.
-  it('of a classifier is not known by its warmed-up head', async () => {
+  // The bits of a head after its warm-up depend on the number of threads and the device, which may differ when resuming.
+  it('of a classifier is resumed with another warmed-up head', async () => {
     const place = join(folder, 'classifier');
     const data = await tinyLabelled(8, { batchSize: 4 });
     const begin = async (more: { epochs: number; resume?: boolean }) => {
@@ -156,7 +157,7 @@ describe('a checkpoint', () => {
     expect((await begin({ epochs: 2, resume: true })).steps).toBe(2);
   });
 
-  it('that does not know its base model is refused with what to do', async () => {
+  it('without an entry for its base model is refused with advice', async () => {
     const old = join(folder, 'old');
     cpSync(output, old, { recursive: true });
     const path = join(old, 'run/checkpoints/step-2/state.json');
@@ -169,7 +170,7 @@ describe('a checkpoint', () => {
   });
 });
 
-it('an option that an older run did not know counts as one at its default', () => {
+it('an option that a checkpoint lacks counts as having its default', () => {
   expect(differences({ svdTopK: 7 }, { svdTopK: 7, svdWeight: 0, variant: 'iclr' })).toEqual([]);
   expect(differences({ svdTopK: 7 }, { svdTopK: 7, svdWeight: 0.1 })).toEqual([
     'svdWeight: was 0, is 0.1',
