@@ -15,7 +15,7 @@ function table(models) {
     return `| \`${modelType}\` | ${tasks.join(', ')} | ${cell(features)} | ${file} |`;
   });
   return [
-    '| model_type | as | what of it | GGUF architecture |',
+    '| model_type | as | supported | GGUF architecture |',
     '| --- | --- | --- | --- |',
     ...rows,
   ].join('\n');

@@ -80,7 +80,7 @@ function ggufJson(keys: GgufKeys): Record<string, unknown> {
 export const gemma3 = decoderFamily({
   modelType: 'gemma3_text',
   architecture: 'Gemma3ForCausalLM',
-  features: "Gemma 3's text models: local and global layers with ropes of their own",
+  features: "Gemma 3's text models: local and global layers, each with its own RoPE",
   makeLayer: makeSandwichLayer,
   configure: gemma3Config,
   gguf: {

@@ -70,7 +70,7 @@ function olmo2Config(json: Record<string, unknown>, options: ReadOptions): Decod
 export const olmo2 = decoderFamily({
   modelType: 'olmo2',
   architecture: 'Olmo2ForCausalLM',
-  features: 'norms after the branches, and of the whole q and k',
+  features: 'norms after attention and mlp; norms of q and k over all heads',
   makeLayer: (config, weights, i) => new PostNormLayer(config, weights, i),
   configure: olmo2Config,
   gguf: {

@@ -155,7 +155,7 @@ function page(): string {
   return `# Public names
 
 Every name that the package exports, by entry, with the first sentence of its doc comment. Written from these by
-\`npm run gen:exports\`; the pages of [the documentation](README.md) tell how they are used, and \`npm run docs\` writes the full
+\`npm run gen:exports\`; the pages of [the documentation](README.md) explain how they are used, and \`npm run docs\` writes the full
 reference. What is not here is internal and may change at any time.
 
 ${sections.join('\n\n')}

@@ -10,7 +10,7 @@ export const growthOptions = {
   regularizerSchedule: choice({
     choices: ['constant', 'two_phase', 'linear_warmup', 'quadratic_warmup'],
     default: 'two_phase',
-    help: 'schedule of l2 and l3',
+    help: 'schedule of the diversity and SVD weights l2 and l3',
   }),
   /** Share w of the run in which the factor of `two_phase` is 0. Default .2. */
   regularizerWarmupRatio: number({

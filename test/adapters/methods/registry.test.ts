@@ -280,10 +280,10 @@ function page(): string {
 Written from the list in \`lib/adapters/methods/\` by \`npm run gen:methods\`; [adapters](adapters.md) explains the parts,
 [how to add a method](how-to-add-a-method.md) how to add one.
 
-\`--method\` on the command line, \`method\` in a configuration file and of \`AdapterModel.create\`:
+\`--method\` on the command line, \`method\` in a configuration file and in \`AdapterModel.create\`:
 
 ${table(
-  ['method', 'what it is', 'sets of the adapter', 'sets of the regularizers', 'source', 'since'],
+  ['method', 'what it is', 'adapter settings', 'regularizer weights', 'source', 'since'],
   methods.map((method) => [
     code(method.name),
     method.title,
