@@ -12,7 +12,7 @@ import { ArgumentError } from '../errors.ts';
 import type { CausalLM, Model } from '../models/index.ts';
 import type { Tensor } from '../tensor.ts';
 import type { Adapter } from './adapter.ts';
-import { freeLinears } from './attach.ts';
+import { firstAdapter } from './attach.ts';
 import type { LoraConfig } from './config.ts';
 import { checkResidual, savePlain, saveResidual } from './export.ts';
 import type { LoraModule } from './lora_module.ts';
@@ -41,6 +41,9 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   readonly #adapters = new Map<string, Adapter>();
   #active: Adapter;
   #enabled = true;
+  /** Names of the adapters that are being added. */
+  readonly #arriving = new Set<string>();
+  #disposed = false;
 
   private constructor(
     readonly model: M,
@@ -61,8 +64,9 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     config: AdapterConfigInput = {},
     options: CreateOptions = {},
   ): Promise<AdapterModel<M>> {
-    freeLinears(model);
-    return new AdapterModel(model, await createAdapter(model, config, options));
+    return firstAdapter(model, async () => {
+      return new AdapterModel(model, await createAdapter(model, config, options));
+    });
   }
 
   /**
@@ -74,8 +78,9 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     folder: string,
     options: LoadOptions = {},
   ): Promise<AdapterModel<M>> {
-    freeLinears(model);
-    return new AdapterModel(model, await readAdapter(model, folder, options));
+    return firstAdapter(model, async () => {
+      return new AdapterModel(model, await readAdapter(model, folder, options));
+    });
   }
 
   /**
@@ -112,7 +117,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     this.#active.detach();
     this.#active = next;
     next.attach();
-    next.setEnabled(this.#enabled);
+    this.#apply();
   }
 
   /** Removes an adapter from the model and frees its tensors. @throws ArgumentError for the active one */
@@ -176,14 +181,14 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     }
   }
 
-  /** Whether the adapter is applied; switch it off to use the bare base. */
+  /** Whether the adapter is applied; switch it off to use the bare base. It never is while another adapter is being added. */
   get enabled(): boolean {
     return this.#enabled;
   }
 
   set enabled(value: boolean) {
     this.#enabled = value;
-    this.#active.setEnabled(value);
+    this.#apply();
   }
 
   trainingPass(pass: TrainingPass | null): void {
@@ -235,18 +240,39 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
 
   /** Removes all adapters from the model and frees their tensors. */
   dispose(): void {
+    this.#disposed = true;
     for (const adapter of this.#adapters.values()) adapter.dispose();
   }
 
   async #adding(name: string, make: () => Promise<Adapter>): Promise<void> {
+    this.#refuseDisposed(name);
     if (this.#adapters.has(name)) throw new ArgumentError(`there is an adapter "${name}" already`);
-    const before = this.#enabled;
-    this.enabled = false;
-    try {
-      this.#adapters.set(name, await make());
-    } finally {
-      this.enabled = before;
+    if (this.#arriving.has(name)) {
+      throw new ArgumentError(`an adapter "${name}" is being added already: choose another name`);
     }
+    this.#arriving.add(name);
+    this.#apply();
+    try {
+      const adapter = await make();
+      if (this.#disposed) adapter.dispose();
+      this.#refuseDisposed(name);
+      this.#adapters.set(name, adapter);
+    } finally {
+      this.#arriving.delete(name);
+      this.#apply();
+    }
+  }
+
+  /** Switches the active adapter on or off: an adapter that is being added is made from the base alone. */
+  #apply(): void {
+    if (!this.#disposed) this.#active.setEnabled(this.#enabled && this.#arriving.size === 0);
+  }
+
+  #refuseDisposed(name: string): void {
+    if (!this.#disposed) return;
+    throw new ArgumentError(
+      `the adapter "${name}" cannot be added: the AdapterModel was disposed of`,
+    );
   }
 
   #named(name: string): Adapter {
