@@ -137,6 +137,13 @@ export function text<const D extends string | null | undefined = undefined>(
   return option(kind, entry as Entry<D extends string ? string : D>);
 }
 
+/** Declares the path of a file or folder, or a name that stands for one. */
+export function filePath<const D extends string | null | undefined = undefined>(
+  entry: Entry<D> & { readonly placeholder: string },
+): Option<string, D extends string ? string : D> {
+  return { ...text(entry), schema: z.string().min(1), wanted: 'a path' };
+}
+
 /** Declares a prompt template; on the command line, \\n and \\t stand for a line break and a tab. */
 export function template(entry: Entry<undefined>): Option<string, undefined> {
   const escapes: Record<string, string> = { n: '\n', t: '\t', '\\': '\\' };

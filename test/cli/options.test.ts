@@ -144,6 +144,18 @@ describe('flags', () => {
   });
 
   it('names what is missing, and the flag most like an unknown one', async () => {
+  it.each([
+    ['train', kNeeded, ['model', 'data', 'eval-data', 'adapter', 'output', 'config']],
+    ['evaluate', kNeeded, ['model', 'data', 'adapter']],
+    ['merge', ['--model=m', '--adapter=a', '--output=o'], ['model', 'adapter', 'output']],
+    ['inspect', ['m'], ['data']],
+  ])('of %s refuse an empty path before anything begins', async (command, needed, names) => {
+    for (const name of names) {
+      const { code, out, err } = await balora([command, ...needed, `--${name}=`]);
+      expect([code, out, err]).toEqual([2, '', `error: --${name} must be a path, got ""\n`]);
+    }
+  });
+
     await expect(parse('--model', 'm')).rejects.toThrow(/^--data is required/);
     await expect(parse(...kNeeded, '--lora-alfa', '1')).rejects.toThrow(
       /Did you mean --lora-alpha/,
@@ -301,6 +313,8 @@ describe('configuration files', () => {
 
   it('that do not exist are named', async () => {
     const path = join(folder, 'none.yaml');
+    ['output: ""', 'output must be a path, got ""'],
+    ["eval_data: ''", 'eval_data must be a path, got ""'],
     await expect(parse('--config', path)).rejects.toThrow(
       `the configuration ${path}: no such file`,
     );
