@@ -8,6 +8,7 @@ import {
   modules,
   nameList,
   number,
+  numbersByKey,
   onOff,
   patterns,
   text,
@@ -140,7 +141,7 @@ const shape = {
   /** Alphas of single modules, in the same form as `rankPattern`. Default none. */
   alphaPattern: inPeft(
     patterns({ of: number({ least: 0, help: '' }), default: {}, help: 'the same for alpha' }),
-    { ...kPatterns, inPeft: z.record(z.string(), z.number()) },
+    { ...kPatterns, inPeft: numbersByKey(z.number()) },
   ),
 };
 
