@@ -4,12 +4,14 @@
  */
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { ArgumentError } from '../errors.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import { dropoutWarning } from '../models/dropout_rates.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize } from '../runtime.ts';
 import { taskOf } from '../tasks/list.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
+import type { Tensor } from '../tensor.ts';
 import { BestKeeper } from './best.ts';
 import { type Checkpoint, saveCheckpoint } from './checkpoints.ts';
 import { addNotes } from './failure.ts';
@@ -39,6 +41,8 @@ interface Parts {
   readonly plan: RunPlan;
   readonly identity: Identity;
   readonly folder: OutputFolder | null;
+  /** Tensors that the run trains, in the order of the tuned model's parameters. */
+  readonly trained: readonly Tensor[];
   readonly metrics: MetricsFile | null;
   readonly optimizer: Optimizer;
   readonly passes: Passes;
@@ -132,8 +136,21 @@ export class Run {
   }
 
   /** Runs the next step; null if the signal stopped it before it was complete. */
+  /** Refuses a model on which another adapter is active than the one that the run began with. @throws ArgumentError */
+  private checkAdapter(): void {
+    const { input, trained } = this.parts;
+    const now = input.tuned.parameters();
+    if (now.length === trained.length && now.every(({ tensor }, i) => tensor === trained[i])) {
+      return;
+    }
+    throw new ArgumentError(
+      'another adapter was made the active one during the run: a run trains the one that it began with (setAdapter)',
+    );
+  }
+
   async takeStep(): Promise<StepRecord | null> {
     const { input, options, passes, windows, optimizer, clock, rate } = this.parts;
+    this.checkAdapter();
     const { tuned, signal, afterBackward = null } = input;
     const { maxGradNorm } = options.optimization;
     const { step, totalSteps } = this;
@@ -197,7 +214,8 @@ export class Run {
     return this.savedPath;
   }
 
-  private write(folder: OutputFolder): Promise<string> {
+  private async write(folder: OutputFolder): Promise<string> {
+    this.checkAdapter();
     const { input, optimizer, options } = this.parts;
     const moments = optimizer.state();
     return saveCheckpoint(
@@ -259,6 +277,7 @@ export class Run {
   async exportResult(): Promise<void> {
     const { folder, input, options, keeper } = this.parts;
     await keeper?.restore(input.tuned, this.step);
+    this.checkAdapter();
     if (folder === null) return;
     await removeTeacherCache(folder);
     await input.tuned.savePretrained(folder.path, { form: options.output.export });
@@ -293,7 +312,8 @@ export class Run {
 export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions): Promise<Run> {
   const { output, overwrite, resume } = options.output;
   input.tuned.zeroGradients();
-  const groups = parameterGroups(input.tuned.parameters(), options.optimization);
+  const trained = input.tuned.parameters();
+  const groups = parameterGroups(trained, options.optimization);
   const plan = await makePlan(input, options);
   const rate = rateOf(plan, options);
   const folder = output === null ? null : await claimOutput(output, { overwrite, resume });
@@ -348,6 +368,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
         passes,
         keeper: await makeKeeper(input, folder, step > 0),
         windows: new WindowReader(
+        trained: trained.map(({ tensor }) => tensor),
           input.data,
           { accumulation, select: selectorOf(input.tuned.model, options) },
           position,
