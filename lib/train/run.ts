@@ -414,7 +414,7 @@ function configText(options: ResolvedOptions, identity: Identity): string {
   const { runConfig, ...output } = options.output;
   const trainer = {
     ...options.optimization,
-    ...options.regularizers,
+    ...(identity.customLoss !== true && options.regularizers),
     ...output,
     seed: options.seed,
   };

@@ -263,8 +263,9 @@ interface Checked {
 
 function checked(given: AnyTrainerOptions, task: AnyTask): Checked {
   const { method = null } = given.tuned;
-  const own = { task: task.name, given: given.regularizers ?? {} };
-  const regularizers = regularizersOf(method, own);
+  const own = given.regularizers ?? {};
+  const regularizers =
+    given.loss === undefined ? regularizersOf(method, { task: task.name, given: own }) : own;
   const input = { ...given, regularizers };
   const options = resolveOptions(input, task.name);
   checkInput(input, options, task);
@@ -286,7 +287,7 @@ function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: An
       );
     }
   }
-  const terms = termsOf(task, regularizers, own);
+  const terms = loss === undefined ? termsOf(task, regularizers, own) : [];
   const reader = terms.find(({ teacher }) => teacher);
   if (reader !== undefined && !tuned.hasTeacher) {
     throw new ArgumentError(
