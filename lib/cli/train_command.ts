@@ -75,6 +75,9 @@ async function run(
   if (settings.output === undefined && !settings.dryRun) {
     progress.warn('no --output: the result is written nowhere');
   }
+  if (settings.evalData === undefined && settings.perDeviceEvalBatchSize !== undefined) {
+    progress.warn('--per-device-eval-batch-size has no effect: it needs --eval-data');
+  }
   const prepared = await cliTaskOf(settings).prepare(settings, setup, { progress, signal });
   const { input, tokenizer, statistics, format, close } = prepared;
   try {

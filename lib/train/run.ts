@@ -16,6 +16,7 @@ import { BestKeeper } from './best.ts';
 import { type Checkpoint, saveCheckpoint } from './checkpoints.ts';
 import { addNotes } from './failure.ts';
 import { identityOf } from './identity.ts';
+import { idleOptions } from './idle_options.ts';
 import { MetricsFile } from './metrics.ts';
 import { makeOptimizer } from './optimizers.ts';
 import type { Identity, ResolvedOptions } from './options.ts';
@@ -40,9 +41,9 @@ interface Parts {
   readonly options: ResolvedOptions;
   readonly plan: RunPlan;
   readonly identity: Identity;
-  readonly folder: OutputFolder | null;
   /** Tensors that the run trains, in the order of the tuned model's parameters. */
   readonly trained: readonly Tensor[];
+  readonly folder: OutputFolder | null;
   readonly metrics: MetricsFile | null;
   readonly optimizer: Optimizer;
   readonly passes: Passes;
@@ -135,7 +136,6 @@ export class Run {
     return this.parts.clock.estimate(this.totalSteps - this.step);
   }
 
-  /** Runs the next step; null if the signal stopped it before it was complete. */
   /** Refuses a model on which another adapter is active than the one that the run began with. @throws ArgumentError */
   private checkAdapter(): void {
     const { input, trained } = this.parts;
@@ -148,9 +148,10 @@ export class Run {
     );
   }
 
+  /** Runs the next step; null if the signal stopped it before it was complete. */
   async takeStep(): Promise<StepRecord | null> {
-    const { input, options, passes, windows, optimizer, clock, rate } = this.parts;
     this.checkAdapter();
+    const { input, options, passes, windows, optimizer, clock, rate } = this.parts;
     const { tuned, signal, afterBackward = null } = input;
     const { maxGradNorm } = options.optimization;
     const { step, totalSteps } = this;
@@ -276,8 +277,8 @@ export class Run {
   /** Writes the adapter or model to the output folder. */
   async exportResult(): Promise<void> {
     const { folder, input, options, keeper } = this.parts;
-    await keeper?.restore(input.tuned, this.step);
     this.checkAdapter();
+    await keeper?.restore(input.tuned, this.step);
     if (folder === null) return;
     await removeTeacherCache(folder);
     await input.tuned.savePretrained(folder.path, { form: options.output.export });
@@ -356,19 +357,24 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
     if (dropout !== null && step === 0) {
       warnings.push({ type: 'warning', code: 'dropout_not_applied', message: dropout });
     }
+    if (step === 0) {
+      for (const message of idleOptions(input, options)) {
+        warnings.push({ type: 'warning', code: 'option_without_effect', message });
+      }
+    }
     const run = new Run(
       {
         input,
         options,
         plan,
         identity,
+        trained: trained.map(({ tensor }) => tensor),
         folder,
         metrics,
         optimizer,
         passes,
         keeper: await makeKeeper(input, folder, step > 0),
         windows: new WindowReader(
-        trained: trained.map(({ tensor }) => tensor),
           input.data,
           { accumulation, select: selectorOf(input.tuned.model, options) },
           position,
