@@ -28,15 +28,21 @@ const kOptimization: readonly Need<ResolvedOptimization>[] = [
   {
     keys: ['warmupSteps'],
     needs: 'a schedule with a warm-up, which lrSchedulerType constant has not',
-    isMet: ({ lrSchedulerType }) => lrSchedulerType !== 'constant',
+    isMet: ({ lrSchedulerType, warmupSteps }) =>
+      lrSchedulerType !== 'constant' || warmupSteps === 0,
   },
 ];
 
 const kOutput: readonly Need<ResolvedOutput>[] = [
   {
-    keys: ['overwrite', 'saveSteps', 'saveMinutes', 'saveTotalLimit', 'export'],
+    keys: ['overwrite', 'saveSteps', 'saveTotalLimit', 'export'],
     needs: 'output',
     isMet: ({ output }) => output !== null,
+  },
+  {
+    keys: ['saveMinutes'],
+    needs: 'output',
+    isMet: ({ output, saveMinutes }) => output !== null || saveMinutes === 0,
   },
   {
     keys: ['saveTotalLimit'],

@@ -131,6 +131,7 @@ describe('an option without effect', () => {
     [{ lrSchedulerType: 'cosine_with_min_lr', lrSchedulerKwargs: { minLr: 1e-7, numCycles: 1 } }],
     [{ output: output(), saveSteps: 1, saveTotalLimit: 3, overwrite: true }],
     [{ evalSteps: 1, evalData: data }],
+    [{ lrSchedulerType: 'constant', warmupSteps: 0, saveMinutes: 0 }],
     [{ regularizers: { consistencyWeight: 0.1, temperature: 3, positions: 'non_padding' } }],
     [{ terms: [small], regularizers: { positions: 'non_padding' } }],
     [{ loss }],
