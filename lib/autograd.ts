@@ -2,7 +2,7 @@
 import { getDefaultDevice, withDevice } from './device.ts';
 import { ArgumentError, BaloraError } from './errors.ts';
 import { type Handle, native, withSetting } from './native.ts';
-import { enableGrad, mapTensors, noGrad, scope, Tensor } from './tensor.ts';
+import { enableGrad, keep, mapTensors, noGrad, scope, Tensor } from './tensor.ts';
 
 /**
  * Runs backward() from several tensors at once.
@@ -98,7 +98,9 @@ function recordCustom<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]): Te
             );
           }
           const gradients = checkGradients(op.name, given, forms);
-          return gradients.map((grad) => (grad === null ? 0 : native.detach(grad.handle)));
+          // All are made before the first leaves the scope: one that was disposed of is refused, and none of the others is lost.
+          const owned = gradients.map((grad) => grad?.detach() ?? null);
+          return owned.map((grad) => (grad === null ? 0 : keep(grad).handle));
         }) as number[],
     );
     return handles.map((handle) => new Tensor(handle));

@@ -2,6 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { backward, checkpoint, customOp, recomputing } from '../lib/autograd.ts';
 import { ArgumentError } from '../lib/errors.ts';
+import { native } from '../lib/native.ts';
 import {
   add,
   add_,
@@ -409,6 +410,65 @@ describe('customOp', () => {
     expect(await alive()).toEqual([bytes, tensors]);
     noGrad(() => square(x)).dispose();
     expect(await alive()).toEqual([bytes, tensors]);
+  });
+
+  /** a + b, whose backward gives what `gradients` makes of dy; and the number of tensors that a failing walk leaves alive. */
+  const leftBy = (
+    gradients: (dy: Tensor) => (Tensor | null)[],
+    prepare: (inputs: Tensor[]) => void,
+    failure: string | RegExp,
+  ): number => {
+    const inputs = [tensor([1, 2], { requiresGrad: true }), tensor([3, 4], { requiresGrad: true })];
+    prepare(inputs);
+    const dy = tensor([1, 1]);
+    const [y] = customOp(
+      {
+        name: 'plus',
+        forward: ([a, b]) => ({ outputs: [add(a as Tensor, b as Tensor)], saved: [a, b] }),
+        backward: ([given]) => gradients(given as Tensor),
+      },
+      inputs,
+    );
+    const before = memoryStats().liveTensors;
+    expect(() => y?.backward(dy)).toThrow(failure);
+    return memoryStats().liveTensors - before;
+  };
+
+  it('leaves no gradient alive where the tape refuses the first, or the second was disposed of', () => {
+    const frozen = ([first]: Tensor[]) => {
+      const grad = tensor([0, 0]);
+      (first as Tensor).grad = grad;
+      grad.freeze();
+    };
+    const twice = (dy: Tensor) => [mul(dy, 1), mul(dy, 1)];
+    expect(leftBy(twice, frozen, /a gradient that was frozen since/)).toBe(0);
+    const gone = (dy: Tensor) => {
+      const [first, second] = twice(dy) as [Tensor, Tensor];
+      expect([second.dtype, second.shape]).toEqual(['f32', [2]]); // known from now on
+      second.dispose();
+      return [first, second];
+    };
+    expect(leftBy(gone, () => {}, /was used after it was disposed/)).toBe(0);
+  });
+
+  it('leaves nothing alive where an array of handles cannot be made', () => {
+    const x = tensor([1, 2, 3, 4]);
+    const sizes = [1, 3];
+    const before = memoryStats().liveTensors;
+    const set = () => {
+      throw new RangeError('no room');
+    };
+    let failure: unknown;
+    Object.defineProperty(Array.prototype, '1', { configurable: true, set });
+    try {
+      native.split(x.handle, sizes, 0);
+    } catch (error) {
+      failure = error;
+    } finally {
+      Reflect.deleteProperty(Array.prototype, '1');
+    }
+    expect(failure).toBeInstanceOf(RangeError);
+    expect(memoryStats().liveTensors).toBe(before);
   });
 
   it('refuses, in backward, a saved tensor that was overwritten since', () => {

@@ -13,7 +13,7 @@ import type { CausalLM, Model } from '../models/index.ts';
 import { synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
 import type { Adapter } from './adapter.ts';
-import { checkNoAdapters } from './attach.ts';
+import { firstAdapter } from './attach.ts';
 import type { LoraConfig } from './config.ts';
 import { checkResidual, savePlain, saveResidual } from './export.ts';
 import type { LoraModule } from './lora_module.ts';
@@ -43,10 +43,11 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   readonly #adapters = new Map<string, Adapter>();
   #activeAdapter: Adapter;
   #enabled = true;
-  /** Number of adapters that are being made. */
-  #pending = 0;
+  /** Names of the adapters that are being added. */
+  readonly #pendingNames = new Set<string>();
   /** The reason why the adapters cannot be used, as the end of a message; null: they can. */
   #unavailable: string | null = null;
+  #disposed = false;
 
   private constructor(
     readonly model: M,
@@ -67,8 +68,9 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     config: AdapterConfigInput = {},
     options: CreateOptions = {},
   ): Promise<AdapterModel<M>> {
-    checkNoAdapters(model);
-    return new AdapterModel(model, await createAdapter(model, config, options));
+    return firstAdapter(model, async () => {
+      return new AdapterModel(model, await createAdapter(model, config, options));
+    });
   }
 
   /**
@@ -80,8 +82,9 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     folder: string,
     options: LoadOptions = {},
   ): Promise<AdapterModel<M>> {
-    checkNoAdapters(model);
-    return new AdapterModel(model, await readAdapter(model, folder, options));
+    return firstAdapter(model, async () => {
+      return new AdapterModel(model, await readAdapter(model, folder, options));
+    });
   }
 
   /**
@@ -118,7 +121,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     this.#active.detach();
     this.#activeAdapter = next;
     next.attach();
-    next.setEnabled(this.#enabled);
+    this.#apply();
   }
 
   /** Removes an adapter from the model and frees its tensors. @throws ArgumentError for the active one */
@@ -182,14 +185,15 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     }
   }
 
-  /** Whether the adapter is applied; switch it off to use the bare base. */
+  /** Whether the adapter is applied; switch it off to use the bare base. It never is while another adapter is being added. */
   get enabled(): boolean {
     return this.#enabled;
   }
 
   set enabled(value: boolean) {
-    this.#active.setEnabled(value);
+    this.#checkAvailable();
     this.#enabled = value;
+    this.#apply();
   }
 
   trainingPass(pass: TrainingPass | null): void {
@@ -255,7 +259,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
    */
   async mergeAndUnload(): Promise<M> {
     const active = this.#active;
-    if (active.shared.pass !== null || this.#pending > 0) {
+    if (active.shared.pass !== null || this.#pendingNames.size > 0) {
       throw new ArgumentError(
         'mergeAndUnload: a training step runs or an adapter is being added; await its end first',
       );
@@ -284,22 +288,45 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   /** Removes all adapters from the model and frees their tensors. */
   dispose(): void {
     if (this.#adapters.size > 0) this.#checkAvailable();
+    this.#disposed = true;
     for (const adapter of this.#adapters.values()) adapter.dispose();
   }
 
   async #adding(name: string, make: () => Promise<Adapter>): Promise<void> {
+    this.#checkAvailable();
+    this.#refuseDisposed(name);
     if (this.#adapters.has(name)) {
       throw new ArgumentError(`there is an adapter "${name}" already; give this one another name`);
     }
-    const before = this.#enabled;
-    this.enabled = false;
-    this.#pending++;
-    try {
-      this.#adapters.set(name, await make());
-    } finally {
-      this.#pending--;
-      this.enabled = before;
+    if (this.#pendingNames.has(name)) {
+      throw new ArgumentError(
+        `an adapter "${name}" is being added already; give this one another name`,
+      );
     }
+    this.#pendingNames.add(name);
+    this.#apply();
+    try {
+      const adapter = await make();
+      if (this.#disposed) adapter.dispose();
+      this.#refuseDisposed(name);
+      this.#adapters.set(name, adapter);
+    } finally {
+      this.#pendingNames.delete(name);
+      this.#apply();
+    }
+  }
+
+  /** Switches the active adapter on or off: an adapter that is being added is made from the base alone. */
+  #apply(): void {
+    if (this.#disposed || this.#unavailable !== null) return;
+    this.#active.setEnabled(this.#enabled && this.#pendingNames.size === 0);
+  }
+
+  #refuseDisposed(name: string): void {
+    if (!this.#disposed) return;
+    throw new ArgumentError(
+      `the adapter "${name}" cannot be added: the AdapterModel was disposed of`,
+    );
   }
 
   /** The active adapter. @throws ArgumentError once it was merged, and while it is being merged */

@@ -16,13 +16,32 @@ export interface NamedLinear extends TargetCandidate {
   readonly linear: Linear;
 }
 
-/** Checks that no linear module has an adapter. @throws ArgumentError if one has */
+/** Models that are being given their first adapter: nothing on the model shows it before it is there. */
+const kBeingAdapted = new WeakSet<Model>();
+
+/** Checks that no linear module has an adapter yet, and none is being made. @throws ArgumentError if one has */
 export function checkNoAdapters(model: Model): void {
+  if (kBeingAdapted.has(model)) {
+    throw new ArgumentError(
+      'the model is being given an adapter already: await that, and use addAdapter() for another one',
+    );
+  }
   for (const { name, linear } of linearsOf(model)) {
     if (linear.adapter === null) continue;
     throw new ArgumentError(
       `${name} has an adapter already; dispose of its AdapterModel first, or add another adapter to that with addAdapter()`,
     );
+  }
+}
+
+/** Runs `add`, which gives a model its first adapter. @throws ArgumentError as checkNoAdapters() */
+export async function firstAdapter<T>(model: Model, add: () => Promise<T>): Promise<T> {
+  checkNoAdapters(model);
+  kBeingAdapted.add(model);
+  try {
+    return await add();
+  } finally {
+    kBeingAdapted.delete(model);
   }
 }
 

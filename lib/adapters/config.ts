@@ -90,12 +90,12 @@ const kUnsupported: Record<string, PythonJson> = {
 
 /** Checks a user's configuration. @throws ArgumentError on an unknown key or a bad value, UnsupportedError. */
 export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraConfig {
-  const raw: Raw = {};
+  const raw: Raw = Object.create(null);
   const spelling = new Map<string, string>();
   for (const [key, value] of Object.entries(input)) {
     if (value === undefined) continue;
     const name = snake(key);
-    if (name in raw)
+    if (Object.hasOwn(raw, name))
       throw new ArgumentError(`loraConfig: "${name}" is given in both spellings; leave one out`);
     if (!kByKey.has(name) && !kIgnored.has(name) && !Object.hasOwn(kUnsupported, name)) {
       const meant = optionCalled(key, loraOptions);

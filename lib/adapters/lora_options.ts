@@ -8,6 +8,7 @@ import {
   modules,
   nameList,
   number,
+  numbersByKey,
   onOff,
   patterns,
   text,
@@ -151,7 +152,7 @@ const shape = {
       default: {},
       help: 'alphas of single modules, in the same form',
     }),
-    { ...kPatterns, inPeft: z.record(z.string(), z.number()) },
+    { ...kPatterns, inPeft: numbersByKey(z.number()) },
   ),
 };
 

@@ -2,10 +2,10 @@
  * PEFT adapter folders, read and written: adapter_config.json and adapter_model.safetensors. Tensors are f32 for every dtype of the
  * base, under `base_model.model.<module>.lora_A.weight` and `.lora_B.weight`.
  */
-import { mkdir, readFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { FormatError, UnsupportedError } from '../errors.ts';
-import { writeFileAtomic } from '../io/files.ts';
+import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { loadSafetensors, SafetensorsFile, saveSafetensors } from '../io/safetensors.ts';
 import type { Tensor } from '../tensor.ts';
 import { formatAdapterConfig, type LoraConfig, parseAdapterConfig } from './config.ts';
@@ -162,7 +162,7 @@ export async function writePeftFolder(
   allLinears: readonly string[],
 ): Promise<void> {
   const { modules, saved } = parts;
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   const tensors: Record<string, Tensor> = {};
   for (const { name, pair, parameters = new Map<string, Tensor>() } of modules) {
     tensors[`${kPrefix}${name}.${PAIR_KEYS.a}`] = pair.a;

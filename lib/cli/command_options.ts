@@ -3,6 +3,7 @@ import { type Command, Option as Flag } from 'commander';
 import { METHODS } from '../adapters/methods/registry.ts';
 import { ArgumentError } from '../errors.ts';
 import {
+  complaint,
   defaultOf,
   kebab,
   type Option,
@@ -102,6 +103,7 @@ export async function readOptions<T extends OptionTable>(
   }
   const given = checkFlags(table, flags);
   const path = command.getOptionValue('config') as string | undefined;
+  if (path === '') throw new ArgumentError(`--config ${complaint({ wanted: 'a path' }, path)}`);
   const file = path === undefined ? {} : checkConfig(table, await readConfigFile(path), path);
   const values = { ...file, ...given } as ValuesOf<T>;
   requireAll(table, values);

@@ -2,7 +2,7 @@
 import type { Command } from 'commander';
 import { supervisedCount, truncate } from '../data/example.ts';
 import { chooseFormat } from '../data/example_format.ts';
-import { onOff, text, whole } from '../options/kinds.ts';
+import { filePath, onOff, whole } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
 import { addOptions, readOptions } from './command_options.ts';
@@ -19,7 +19,7 @@ const kRow = 0;
 
 const kInspectOptions = {
   ...group('Examples', {
-    data: text({
+    data: filePath({
       placeholder: 'file',
       help: 'show the tokens of a row of this file: .tsv, .csv, .parquet or JSON Lines',
     }),

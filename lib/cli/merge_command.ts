@@ -6,7 +6,7 @@ import { adapterTask } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
 import { isAbandoned, removeTemporaries } from '../io/files.ts';
 import type { Model } from '../models/index.ts';
-import { text } from '../options/kinds.ts';
+import { filePath } from '../options/kinds.ts';
 import { group } from '../options/option.ts';
 import { setNumThreads } from '../runtime.ts';
 import { folderNames } from '../train/output.ts';
@@ -20,7 +20,7 @@ import { kModelOptions } from './train_options.ts';
 const kMergeOptions = {
   ...kModelOptions,
   ...group('Model and data', {
-    adapter: text({
+    adapter: filePath({
       placeholder: 'folder',
       help: 'the PEFT folder',
       required: true,
@@ -28,7 +28,7 @@ const kMergeOptions = {
     }),
   }),
   ...group('Output', {
-    output: text({
+    output: filePath({
       placeholder: 'folder',
       help: 'where the model is written',
       required: true,

@@ -77,6 +77,9 @@ async function run(
   if (settings.output === undefined && !settings.dryRun) {
     progress.warn('without --output nothing is saved');
   }
+  if (settings.evalData === undefined && settings.perDeviceEvalBatchSize !== undefined) {
+    progress.warn('--per-device-eval-batch-size has no effect: it needs --eval-data');
+  }
   const prepared = await cliTaskOf(settings).prepare(settings, setup, { progress, signal });
   const { input, tokenizer, statistics, format, close } = prepared;
   try {

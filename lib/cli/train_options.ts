@@ -6,7 +6,16 @@ import { loraOptions } from '../adapters/lora_options.ts';
 import { METHOD_NAMES } from '../adapters/methods/registry.ts';
 import { GLUE_TASKS } from '../data/glue.ts';
 import { kProblemTypes } from '../losses/problem_type.ts';
-import { choice, nameList, names, onOff, template, text, whole } from '../options/kinds.ts';
+import {
+  choice,
+  filePath,
+  nameList,
+  names,
+  onOff,
+  template,
+  text,
+  whole,
+} from '../options/kinds.ts';
 import { defaultsOf, group, type ValuesOf } from '../options/option.ts';
 import { TASK_NAMES } from '../tasks/list.ts';
 import { REGULARIZER_OPTIONS } from '../train/regularizers.ts';
@@ -107,7 +116,7 @@ export const kTaskOption = group(kRun, {
 
 /** Options that determine how a model is loaded and run. */
 export const kModelOptions = group(kRun, {
-  model: text({
+  model: filePath({
     placeholder: 'path',
     help: 'a model folder, a GGUF file or a hub id',
     required: true,
@@ -131,7 +140,7 @@ export const kModelOptions = group(kRun, {
 });
 
 const kEvalData = group(kRun, {
-  evalData: text({
+  evalData: filePath({
     placeholder: 'file',
     help: 'held-out data, like the training data',
     aliases: ['validation-file', 'eval-file', 'eval-dataset', 'val-data', 'validation-data'],
@@ -142,7 +151,7 @@ export const kTrainOptions = withFlags({
   ...kTaskOption,
   ...kModelOptions,
   ...group(kRun, {
-    data: text({
+    data: filePath({
       placeholder: 'file',
       help: 'training data: .tsv, .csv, .parquet or JSON Lines',
       required: true,
@@ -172,7 +181,7 @@ export const kTrainOptions = withFlags({
   }),
   ...loraOptions,
   ...group('Method and adapter', {
-    adapter: text({
+    adapter: filePath({
       placeholder: 'folder',
       help: 'continue training an adapter (PEFT folder)',
       aliases: ['adapter-name-or-path', 'adapter-path', 'lora-path'],

@@ -3,7 +3,7 @@
  * cache shared with Python's huggingface_hub, and are limited to the files that a model and its tokenizer need.
  */
 import { existsSync } from 'node:fs';
-import { ArgumentError, BaloraError, NativeError } from '../errors.ts';
+import { ArgumentError, FormatError, NativeError } from '../errors.ts';
 import { checkedFile, commitOf, listFiles, type RepoFile, readFile } from './hub/api.ts';
 import { defaultCacheDir, RepoCache } from './hub/cache.ts';
 import { Endpoint, type EndpointOptions, HubError, withoutToken } from './hub/endpoint.ts';
@@ -45,11 +45,14 @@ const kTimeoutMs = 60_000;
 const kMaxTextBytes = 256 * 2 ** 20;
 /** Largest number of file names in a message. */
 const kMaxShownNames = 40;
+const kMalformedAdvice =
+  'try again, and check that this is the address of a Hub (hubUrl, HF_ENDPOINT)';
 
 /**
  * Resolves `nameOrPath` to a folder or file. A path that exists is itself; `owner/name` is a model on the Hub, and
  * `owner/name/file.gguf` one file of it.
- * @throws ArgumentError for what is neither, NativeError when the Hub cannot be reached and the cache has no whole model
+ * @throws ArgumentError for what is neither; NativeError when the Hub cannot be reached and the cache has no whole model, and when
+ *   the cache cannot be read or written; FormatError for what is no answer of a Hub, and for a damaged cache
  */
 export function resolveModel(nameOrPath: string, options: ResolveOptions = {}): Promise<string> {
   return resolve(nameOrPath, options, kModel);
@@ -68,6 +71,7 @@ async function resolve(
   if (existsSync(nameOrPath)) return nameOrPath;
   const { revision = 'main', cacheDir = defaultCacheDir(), onDownload } = options;
   const { offline = process.env.HF_HUB_OFFLINE === '1', signal } = options;
+  if (cacheDir === '') throw new ArgumentError('cacheDir must be a path, got ""');
   const { repo, file } = parseName(nameOrPath);
   if (!isRevision(revision)) {
     throw new ArgumentError(
@@ -89,14 +93,14 @@ async function resolve(
     return await download(endpoint, wanted, onDownload);
   } catch (error) {
     if (signal?.aborted) throw signal.reason;
-    if (error instanceof BaloraError) throw error;
-    const cached = error instanceof HubError && error.unreachable ? await findCached(wanted) : null;
+    if (!(error instanceof HubError)) throw error;
+    const cached = error.unreachable ? await findCached(wanted) : null;
     if (cached !== null) return cached;
-    const reason = withoutToken((error as Error).message, access);
-    throw new NativeError(`${nameOrPath}: cannot be fetched from ${endpoint.name}: ${reason}`, {
-      code: 'ERR_NETWORK',
-      cause: error instanceof HubError ? error.cause : error,
-    });
+    const reason = withoutToken(error.message, access);
+    const message = `${nameOrPath}: cannot be fetched from ${endpoint.name}: ${reason}`;
+    const { cause } = error;
+    if (error.malformed) throw new FormatError(message, { cause, advice: kMalformedAdvice });
+    throw new NativeError(message, { code: 'ERR_NETWORK', cause });
   }
 }
 
@@ -175,7 +179,12 @@ async function download(
   await cache.setRef(revision, sha);
   const path = file === null ? (await cache.snapshot(sha))?.folder : await cache.file(sha, file);
   if (path) return path;
-  throw new HubError(`${repo} was taken away from the cache while it was fetched`);
+  throw new NativeError(
+    `${cache.folder}: ${repo} was taken away from the cache while it was fetched`,
+    {
+      code: 'ERR_IO',
+    },
+  );
 }
 
 /** Refuses a file that is too large, because all files but weights are read into memory whole. @throws HubError */

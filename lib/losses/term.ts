@@ -87,7 +87,9 @@ export function bind<S extends OptionTable>(
   context?: DefaultContext,
 ): Term {
   const own = Object.fromEntries(
-    Object.entries(given).filter(([key, value]) => key in options && value !== undefined),
+    Object.entries(given).filter(
+      ([key, value]) => Object.hasOwn(options, key) && value !== undefined,
+    ),
   );
   return create({ ...defaultsOf(options, context), ...own });
 }

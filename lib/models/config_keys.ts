@@ -75,7 +75,10 @@ export function parseConfig<S extends z.ZodRawShape>(
 ): z.infer<z.ZodObject<S>> {
   const unknown = Object.keys(json).filter(
     (key) =>
-      !(key in shape) && !kHarmlessKeys.has(key) && !ignoreKeys.includes(key) && json[key] !== null,
+      !Object.hasOwn(shape, key) &&
+      !kHarmlessKeys.has(key) &&
+      !ignoreKeys.includes(key) &&
+      json[key] !== null,
   );
   if (unknown.length > 0) {
     throw new UnsupportedError(
@@ -90,7 +93,7 @@ export function parseConfig<S extends z.ZodRawShape>(
   if (parsed.success) return parsed.data;
   const issue = parsed.error.issues[0] as z.core.$ZodIssue;
   const key = issue.path.join('.');
-  const value = key in json ? JSON.stringify(json[key]) : 'nothing';
+  const value = Object.hasOwn(json, key) ? JSON.stringify(json[key]) : 'nothing';
   throw configError(path, `${key}: ${issue.message} (the file has ${value})`);
 }
 

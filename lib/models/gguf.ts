@@ -253,9 +253,10 @@ function hfName(name: string, names: readonly GgufNames[]): string {
   const [, blocks, layer, tensor = '', kind] =
     /^([\w.]+)\.(\d+)\.(\w+)\.(weight|bias)$/.exec(name) ?? [];
   for (const { top, blocks: own = 'blk', layers, block } of names) {
-    const module = blocks === own ? block[tensor] : undefined;
+    const module = blocks === own && Object.hasOwn(block, tensor) ? block[tensor] : undefined;
     if (module !== undefined) return `${layers}.${layer}.${module}.${kind}`;
-    if (top[name] !== undefined) return top[name];
+    const found = Object.hasOwn(top, name) ? top[name] : undefined;
+    if (found !== undefined) return found;
   }
   return name;
 }

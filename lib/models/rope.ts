@@ -96,7 +96,9 @@ export function ropeConfig(keys: RopeKeys, headDim: number, path: string): RopeC
     throw configError(path, `${field} must be an object`);
   }
   const type = String(given.rope_type ?? given.type ?? 'default');
-  const schema = kSchemas[type as keyof typeof kSchemas];
+  const schema = Object.hasOwn(kSchemas, type)
+    ? kSchemas[type as keyof typeof kSchemas]
+    : undefined;
   if (schema === undefined) {
     const known = Object.keys(kSchemas).join(', ');
     throw new UnsupportedError(

@@ -1,8 +1,8 @@
 /** Saving of a model as a Hugging Face folder: config.json, model.safetensors, and the tokenizer's files of its source. */
 import { existsSync, statSync } from 'node:fs';
-import { mkdir, readFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { writeFileAtomic } from '../io/files.ts';
+import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { SafetensorsWriter, type TensorSpec } from '../io/index.ts';
 import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
 import { Conv1D } from '../nn/index.ts';
@@ -38,7 +38,7 @@ export async function saveModel(
     }),
   );
   const config = `${JSON.stringify(model.configJson(), null, 2)}\n`;
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   const writer = new SafetensorsWriter(join(folder, SINGLE_WEIGHTS), specs, { format: 'pt' });
   try {
     for (const [name, weight] of parameters) {

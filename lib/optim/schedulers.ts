@@ -146,7 +146,7 @@ function stableDecayFactor({ total, warmup, options }: FactorInput): Factor {
   if (decay === undefined)
     throw new ArgumentError('warmup_stable_decay: numDecaySteps must be given');
   for (const type of [warmupType, decayType]) {
-    if (!(type in kRising)) {
+    if (!Object.hasOwn(kRising, type)) {
       throw new ArgumentError(
         `warmup_stable_decay: unknown curve "${type}", known: ${Object.keys(kRising).join(', ')}`,
       );

@@ -137,6 +137,13 @@ export function text<const D extends string | null | undefined = undefined>(
   return option(kind, entry as Entry<D extends string ? string : D>);
 }
 
+/** Declares the path of a file or folder, or a name that stands for one. */
+export function filePath<const D extends string | null | undefined = undefined>(
+  entry: Entry<D> & { readonly placeholder: string },
+): Option<string, D extends string ? string : D> {
+  return { ...text(entry), schema: z.string().min(1), wanted: 'a path' };
+}
+
 /** Declares a prompt template; on the command line, \\n and \\t stand for a line break and a tab. */
 export function template(entry: Entry<undefined>): Option<string, undefined> {
   const escapes: Record<string, string> = { n: '\n', t: '\t', '\\': '\\' };
@@ -254,6 +261,20 @@ export function indices(
 export type Patterns = readonly (readonly [pattern: string, value: number])[];
 
 /**
+ * The schema of an object with numbers under keys that are not empty. (That of z.record leaves out the key __proto__, which JSON
+ * and YAML can hold.)
+ */
+export function numbersByKey(number: z.ZodType<number>): z.ZodType<Record<string, number>> {
+  return z.custom<Record<string, number>>(
+    (given) =>
+      typeof given === 'object' &&
+      given !== null &&
+      !Array.isArray(given) &&
+      Object.entries(given).every(([key, value]) => key !== '' && number.safeParse(value).success),
+  );
+}
+
+/**
  * Declares numbers by pattern: an object, or JSON on the command line. The normalized form, a list of pairs, is accepted
  * as well.
  */
@@ -264,13 +285,12 @@ export function patterns(
 ): Option<Readonly<Record<string, number>> | Patterns, Readonly<Record<string, never>>, Patterns> {
   const { schema, wanted } = entry.of;
   const pattern = z.string().min(1);
-  const byPattern = z.record(pattern, schema);
   const kind: Kind<Readonly<Record<string, number>> | Patterns, Patterns> = {
-    schema: z.union([byPattern, z.array(z.tuple([pattern, schema])).readonly()]),
+    schema: z.union([numbersByKey(schema), z.array(z.tuple([pattern, schema])).readonly()]),
     wanted: `an object of patterns, each with ${wanted}`,
     placeholder: 'json',
     fromText: fromJson,
-    fileSchema: byPattern,
+    fileSchema: z.record(pattern, schema),
     normalize: (given) => {
       const pairs = Array.isArray(given) ? (given as Patterns) : Object.entries(given);
       return Object.freeze(pairs.map(([pattern, number]) => [pattern, number] as const));

@@ -1,9 +1,9 @@
 /** Reading and writing of the files that a tokenizer consists of. */
 import { existsSync } from 'node:fs';
-import { mkdir, readdir, readFile, stat } from 'node:fs/promises';
+import { readdir, readFile, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { ArgumentError, FormatError } from '../errors.ts';
-import { writeFileAtomic } from '../io/files.ts';
+import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { isModelFolder } from '../io/model_folder.ts';
 import { type GgufMetadata, ggufTokenizerConfig } from './gguf_metadata.ts';
 import type { TokenizerParts } from './tokenizer_parts.ts';
@@ -112,7 +112,7 @@ export async function writeTokenizerFiles(folder: string, parts: TokenizerParts)
   const tokenizerJson = withMerges(parts);
   const tokenizerConfig = { tokenizer_class: 'PreTrainedTokenizerFast', ...parts.tokenizerConfig };
   const files = { 'tokenizer.json': tokenizerJson, 'tokenizer_config.json': tokenizerConfig };
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   for (const [name, content] of Object.entries(files)) {
     const path = join(folder, name);
     if (!existsSync(path)) await writeFileAtomic(path, `${JSON.stringify(content, null, 2)}\n`);

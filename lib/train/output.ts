@@ -6,12 +6,12 @@
  *     <output>/run/lock                                            the process that is writing
  */
 import { readFileSync } from 'node:fs';
-import { mkdir, open, readFile, rm, stat } from 'node:fs/promises';
+import { open, readFile, rm, stat } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { ADAPTER_CONFIG, ADAPTER_TENSORS } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
-import { diskError, isRunning, namesIn, removeTemporaries } from '../io/files.ts';
+import { diskError, isRunning, makeFolder, namesIn, removeTemporaries } from '../io/files.ts';
 import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
 
 export interface OutputFolder {
@@ -69,10 +69,10 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
   const checkpoints = join(run, 'checkpoints');
   const lock = join(run, 'lock');
   try {
-    await mkdir(run, { recursive: true });
+    await makeFolder(run);
     await acquireLock(lock, path);
     if (options.overwrite) await removeEarlierRun(path);
-    await mkdir(checkpoints, { recursive: true });
+    await makeFolder(checkpoints);
     const exported = ['residual', 'initial'].map((name) => join(path, name));
     for (const folder of [path, run, checkpoints, ...exported]) await removeTemporaries(folder);
   } catch (error) {
@@ -95,7 +95,7 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
 export async function folderNames(path: string): Promise<string[]> {
   const info = await stat(path).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT') return null;
-    throw error;
+    throw diskError(path, error, 'read');
   });
   if (info !== null && !info.isDirectory())
     throw new ArgumentError(`output ${path} is a file, not a folder; choose another path`);

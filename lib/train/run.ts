@@ -4,16 +4,19 @@
  */
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { ArgumentError } from '../errors.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import { dropoutWarning } from '../models/dropout_rates.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize } from '../runtime.ts';
 import { taskOf } from '../tasks/list.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
+import type { Tensor } from '../tensor.ts';
 import { BestKeeper } from './best.ts';
 import { type Checkpoint, saveCheckpoint } from './checkpoints.ts';
 import { addNotes } from './failure.ts';
 import { identityOf } from './identity.ts';
+import { idleOptions } from './idle_options.ts';
 import { MetricsFile } from './metrics.ts';
 import { makeOptimizer } from './optimizers.ts';
 import type { Identity, ResolvedOptions } from './options.ts';
@@ -38,6 +41,8 @@ interface RunParts {
   readonly options: ResolvedOptions;
   readonly plan: RunPlan;
   readonly identity: Identity;
+  /** Tensors that the run trains, in the order of the tuned model's parameters. */
+  readonly trained: readonly Tensor[];
   readonly folder: OutputFolder | null;
   readonly metrics: MetricsFile | null;
   readonly optimizer: Optimizer;
@@ -131,8 +136,21 @@ export class Run {
     return this.parts.clock.estimate(this.totalSteps - this.step);
   }
 
+  /** Refuses a model on which another adapter is active than the one that the run began with. @throws ArgumentError */
+  private checkAdapter(): void {
+    const { input, trained } = this.parts;
+    const now = input.tuned.parameters();
+    if (now.length === trained.length && now.every(({ tensor }, i) => tensor === trained[i])) {
+      return;
+    }
+    throw new ArgumentError(
+      'another adapter was made the active one during the run: a run trains the one that it began with (setAdapter)',
+    );
+  }
+
   /** Runs the next step; null if the signal stopped it before it was complete. */
   async takeStep(): Promise<StepRecord | null> {
+    this.checkAdapter();
     const { input, options, passes, windows, optimizer, clock, rate } = this.parts;
     const { tuned, signal, afterBackward = null } = input;
     const { maxGradNorm } = options.optimization;
@@ -197,7 +215,8 @@ export class Run {
     return this.savedPath;
   }
 
-  private write(folder: OutputFolder): Promise<string> {
+  private async write(folder: OutputFolder): Promise<string> {
+    this.checkAdapter();
     const { input, optimizer, options } = this.parts;
     const moments = optimizer.state();
     return saveCheckpoint(
@@ -258,6 +277,7 @@ export class Run {
   /** Writes the adapter or model to the output folder. */
   async exportResult(): Promise<void> {
     const { folder, input, options, keeper } = this.parts;
+    this.checkAdapter();
     await keeper?.restore(input.tuned, this.step);
     if (folder === null) return;
     await removeTeacherCache(folder);
@@ -293,7 +313,8 @@ export class Run {
 export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions): Promise<Run> {
   const { output, overwrite, resume } = options.output;
   input.tuned.zeroGradients();
-  const groups = parameterGroups(input.tuned.parameters(), options.optimization);
+  const trained = input.tuned.parameters();
+  const groups = parameterGroups(trained, options.optimization);
   const plan = await makePlan(input, options);
   const rate = learningRateOf(plan, options);
   const folder = output === null ? null : await claimOutput(output, { overwrite, resume });
@@ -341,12 +362,18 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
     if (dropout !== null && step === 0) {
       warnings.push({ type: 'warning', code: 'dropout_not_applied', message: dropout });
     }
+    if (step === 0) {
+      for (const message of idleOptions(input, options)) {
+        warnings.push({ type: 'warning', code: 'option_without_effect', message });
+      }
+    }
     const run = new Run(
       {
         input,
         options,
         plan,
         identity,
+        trained: trained.map(({ tensor }) => tensor),
         folder,
         metrics,
         optimizer,
@@ -398,7 +425,7 @@ function configText(options: ResolvedOptions, identity: Identity): string {
   const { runConfig, ...output } = options.output;
   const trainer = {
     ...options.optimization,
-    ...options.regularizers,
+    ...(identity.customLoss !== true && options.regularizers),
     ...output,
     seed: options.seed,
   };

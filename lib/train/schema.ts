@@ -8,12 +8,12 @@ import { RAMP_TYPES, SCHEDULER_NAMES, type SchedulerOptions } from '../optim/sch
 import {
   choice,
   choiceOrNull,
+  filePath,
   json,
   number,
   onOff,
   settings,
   size,
-  text,
   whole,
 } from '../options/kinds.ts';
 import { type Check, group, type InputOf } from '../options/option.ts';
@@ -147,7 +147,7 @@ const kOutputGroup = 'Output';
 /** Options that determine where and how often a run is written; without `output` nothing is written at all. */
 export const outputOptions = group(kOutputGroup, {
   /** Folder for the adapter and the run/ folder; it must be empty or absent unless `overwrite` or `resume` is set. */
-  output: text({
+  output: filePath({
     placeholder: 'folder',
     default: null,
     help: 'where the adapter and run/ are written',

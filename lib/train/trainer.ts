@@ -23,7 +23,7 @@ import type {
   Seq2SeqTrainerOptions,
   TrainerOptions,
 } from './trainer_options.ts';
-import type { RunPlan, TrainEvent, TrainResult } from './types.ts';
+import type { MethodName, RunPlan, TrainEvent, TrainResult } from './types.ts';
 
 export type {
   ClassifierTrainerOptions,
@@ -40,28 +40,40 @@ export type {
  * }
  */
 export class Trainer {
-  readonly options: ResolvedOptions;
-
-  private readonly input: AnyTrainerOptions;
   private readonly task: AnyTask;
   readonly #pause = new Pause();
+  readonly #given: AnyTrainerOptions;
+  #checked: Checked;
 
   constructor(input: TrainerOptions | Seq2SeqTrainerOptions | ClassifierTrainerOptions) {
-    const given = input as unknown as AnyTrainerOptions;
-    this.task = taskOf(given.tuned.model);
-    const { method = null } = given.tuned;
-    const own = { task: this.task.name, given: given.regularizers ?? {} };
-    this.input = { ...given, regularizers: regularizersOf(method, own) };
-    this.options = resolveOptions(this.input, this.task.name);
-    checkInput(this.input, this.options, this.task);
+    this.#given = { ...(input as unknown as AnyTrainerOptions) };
+    this.task = taskOf(this.#given.tuned.model);
+    this.#checked = checked(this.#given, this.task);
+  }
+
+  /** Every option with its default filled in: a regularizer's weight by the method of the adapter that is active. */
+  get options(): ResolvedOptions {
+    const { method = null } = this.#given.tuned;
+    return (method === this.#checked.method ? this.#checked : this.#check()).options;
+  }
+
+  private get input(): AnyTrainerOptions {
+    return this.#checked.input;
+  }
+
+  /** Checks the input again, for the adapter that is active: it may be another one than before. */
+  #check(): Checked {
+    this.#checked = checked(this.#given, this.task);
+    return this.#checked;
   }
 
   /**
    * The plan of the run; with `measure`, one micro-batch is computed, and its gradients discarded, to measure memory and time.
    */
   async plan({ measure = false }: { measure?: boolean } = {}): Promise<RunPlan> {
-    const plan = await makePlan(this.input, this.options);
-    return measure ? measurePlan(plan, this.input, this.options) : plan;
+    const { input, options } = this.#check();
+    const plan = await makePlan(input, options);
+    return measure ? measurePlan(plan, input, options) : plan;
   }
 
   /**
@@ -95,7 +107,8 @@ export class Trainer {
    *   first step ends with the last good checkpoint.
    */
   async *run(): AsyncGenerator<TrainEvent, TrainResult> {
-    const run = await nullIfAborted(this.input.signal, () => openRun(this.input, this.options));
+    const { input, options } = this.#check();
+    const run = await nullIfAborted(input.signal, () => openRun(input, options));
     if (run === null) return yield* this.end(kStoppedBefore);
     try {
       yield* this.steps(run);
@@ -110,7 +123,7 @@ export class Trainer {
 
   private async *steps(run: Run): AsyncGenerator<TrainEvent, void> {
     const { signal } = this.input;
-    const { loggingSteps } = this.options.output;
+    const { loggingSteps } = this.#checked.options.output;
     for (const event of run.drainWarnings()) yield await this.emit(event);
     yield await this.emit({ type: 'start', plan: run.plan, startStep: run.step });
     if (run.evaluationDue) yield* this.evaluation(run);
@@ -241,6 +254,24 @@ const kStoppedBefore: TrainResult = {
   checkpoint: null,
 };
 
+/** The input and the options of a run, checked for the method that the tuned model then had. */
+interface Checked {
+  readonly method: MethodName | null;
+  readonly input: AnyTrainerOptions;
+  readonly options: ResolvedOptions;
+}
+
+function checked(given: AnyTrainerOptions, task: AnyTask): Checked {
+  const { method = null } = given.tuned;
+  const own = given.regularizers ?? {};
+  const regularizers =
+    given.loss === undefined ? regularizersOf(method, { task: task.name, given: own }) : own;
+  const input = { ...given, regularizers };
+  const options = resolveOptions(input, task.name);
+  checkInput(input, options, task);
+  return { method, input, options };
+}
+
 /** Refuses input that is known to be wrong before a run. */
 function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: AnyTask): void {
   const { tuned, data, evalData, loss, terms: own = [] } = input;
@@ -254,7 +285,7 @@ function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: An
       throw new ArgumentError('terms: a custom loss replaces all terms; pass either loss or terms');
     }
   }
-  const terms = termsOf(task, regularizers, own);
+  const terms = loss === undefined ? termsOf(task, regularizers, own) : [];
   const reader = terms.find(({ teacher }) => teacher);
   if (reader !== undefined && !tuned.hasTeacher) {
     throw new ArgumentError(

@@ -334,6 +334,7 @@ void write_safetensors(Env& env, WriterBox* box, std::string name, Tensor t) {
 }
 
 Napi::Promise commit_safetensors(Env& env, WriterBox* box) {
+  env.engines().refuse_recording();
   const std::shared_ptr<SafetensorsWriter>& writer = box->get();
   env.engines().cpu().stream().enqueue([writer] { writer->commit(); });
   return env.promise_after(env.engines().all(), Napi::Value());

@@ -50,6 +50,29 @@ describe('adapter_config.json of PEFT 0.21', () => {
     expect(JSON.parse(formatAdapterConfig(parseAdapterConfig(text)))).toEqual(sorted);
   });
 
+  it('keeps patterns under names that objects have of their own, and knows no such keys', () => {
+    const patterns = '{"a": 1, "__proto__": 2, "constructor": 3}';
+    const config = parseAdapterConfig(
+      `{"peft_type": "LORA", "rank_pattern": ${patterns}, "alpha_pattern": ${patterns}}`,
+    );
+    const pairs = [
+      ['a', 1],
+      ['__proto__', 2],
+      ['constructor', 3],
+    ];
+    expect([config.rankPattern, config.alphaPattern]).toEqual([pairs, pairs]);
+    const again = parseAdapterConfig(formatAdapterConfig(config));
+    expect([...again.rankPattern].sort()).toEqual([...pairs].sort());
+    expect(loraConfig({ rankPattern: JSON.parse(patterns) }).rankPattern).toEqual(pairs);
+    for (const key of ['__proto__', 'constructor', 'toString']) {
+      const raw = JSON.parse(`{"peft_type": "LORA", "${key}": 3}`) as object;
+      expect(() => parseAdapterConfig(JSON.stringify(raw))).toThrow(
+        `the key "${key}" = 3 is not understood`,
+      );
+      expect(() => loraConfig(JSON.parse(`{"${key}": 3}`))).toThrow(`unknown key "${key}"`);
+    }
+  });
+
   it('reads a minimal config with an unknown neutral key as the full one', () => {
     const full = parseAdapterConfig(read('llama-untied-gqa/adapter/adapter_config.json'));
     const least = parseAdapterConfig(read('llama-untied-gqa/adapter_config-minimal.json'));

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { Command } from 'commander';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { loraConfig } from '../../lib/adapters/config.ts';
 import { loraOptions } from '../../lib/adapters/lora_options.ts';
 import { METHOD_NAMES } from '../../lib/adapters/methods/registry.ts';
 import { addOptions, readOptions } from '../../lib/cli/command_options.ts';
@@ -143,6 +144,18 @@ describe('flags', () => {
     await expect(parse(...kNeeded, ...args)).rejects.toThrow(message);
   });
 
+  it.each([
+    ['train', kNeeded, ['model', 'data', 'eval-data', 'adapter', 'output', 'config']],
+    ['evaluate', kNeeded, ['model', 'data', 'adapter']],
+    ['merge', ['--model=m', '--adapter=a', '--output=o'], ['model', 'adapter', 'output']],
+    ['inspect', ['m'], ['data']],
+  ])('of %s refuse an empty path before anything begins', async (command, needed, names) => {
+    for (const name of names) {
+      const { code, out, err } = await balora([command, ...needed, `--${name}=`]);
+      expect([code, out, err]).toEqual([2, '', `error: --${name} must be a path, got ""\n`]);
+    }
+  });
+
   it('are named where they are missing, and suggested for a similar unknown one', async () => {
     await expect(parse('--model', 'm')).rejects.toThrow(/^--data is required/);
     await expect(parse(...kNeeded, '--lora-alfa', '1')).rejects.toThrow(
@@ -269,6 +282,21 @@ describe('configuration files', () => {
     });
   });
 
+  it('may have patterns under names of Object, which are kept', async () => {
+    const text = 'rank-pattern: {b: 1, __proto__: 2, constructor: 3}';
+    const { rankPattern } = await parse('--config', await configFile(text), ...kNeeded);
+    expect(loraConfig({ rankPattern }).rankPattern).toEqual([
+      ['b', 1],
+      ['__proto__', 2],
+      ['constructor', 3],
+    ]);
+    const flag = await parse(...kNeeded, '--alpha-pattern', '{"toString": 1, "__proto__": 2.5}');
+    expect(loraConfig({ alphaPattern: flag.alphaPattern }).alphaPattern).toEqual([
+      ['toString', 1],
+      ['__proto__', 2.5],
+    ]);
+  });
+
   it('written by toConfig give the same settings', async () => {
     const values = await parse(...kNeeded, '--r', '4', '--no-shuffle', '--target-modules', 'a,b');
     const path = await configFile(JSON.stringify(toConfig(values)), 'again.json');
@@ -279,8 +307,14 @@ describe('configuration files', () => {
     ['lerning-rate: 1', 'unknown option "lerning-rate" (did you mean "learning-rate"?)'],
     ['alpha: 1', 'unknown option "alpha" (did you mean "lora-alpha"?)'],
     ['zzzzzzzz: 1', 'unknown option "zzzzzzzz"; balora train --help lists the options'],
+    ['__proto__: {r: 4}', 'unknown option "__proto__"'],
+    ['constructor: 1', 'unknown option "constructor"'],
+    ['lr_scheduler_kwargs: {__proto__: 1}', 'lr_scheduler_kwargs must be an object of options'],
+    ['rank-pattern: {__proto__: a}', 'rank-pattern must be an object of patterns'],
     ['dry-run: true', 'unknown option "dry-run"'],
     ['r: "8"', 'r must be a whole number >= 1, got "8"'],
+    ['output: ""', 'output must be a path, got ""'],
+    ["eval_data: ''", 'eval_data must be a path, got ""'],
     ['packing: 1', 'packing must be true or false, got 1'],
     [
       'target_modules: [1]',

@@ -329,12 +329,12 @@ describe('balora train', () => {
     [['--response-field', 'reply'], 2, /no field 'reply' \(fields: question, answer\)/],
     [['--max-length', '3'], 2, /no supervised token/],
     [['--lr-scheduler-type', 'cosign'], 2, /cosine/],
-      [
-        ['--lr-scheduler-type', 'cosine_with_min_lr'],
-        2,
-        /--lr-scheduler-kwargs: .*one of minLr and minLrRate must be given/,
-      ],
-      [['--lr-scheduler-type', 'warmup_stable_decay'], 2, /numDecaySteps must be given/],
+    [
+      ['--lr-scheduler-type', 'cosine_with_min_lr'],
+      2,
+      /--lr-scheduler-kwargs: .*one of minLr and minLrRate must be given/,
+    ],
+    [['--lr-scheduler-type', 'warmup_stable_decay'], 2, /numDecaySteps must be given/],
     [['--adapter', 'none'], 2, /--r cannot be set/],
   ])('%j is refused, and nothing is written', async (args, code, message) => {
     const result = await balora(train('refused', ...args));

@@ -531,7 +531,9 @@ describe('bad input names file, line and field', () => {
       "row 1: field 'text': the text has no token, and the tokenizer adds none of its own; fill it in",
     );
     const pair = { sentence1: '', sentence2: '', label: 1 };
-    await expect(bare([pair, pair])).rejects.toThrow(/row 0: field 'sentence1', 'sentence2': the text has no token/);
+    await expect(bare([pair, pair])).rejects.toThrow(
+      /row 0: field 'sentence1', 'sentence2': the text has no token/,
+    );
     await bare([
       { ...pair, sentence2: 'a' },
       { ...pair, sentence1: 'a', label: 0 },

@@ -1,8 +1,12 @@
 // Graphs: the ops of a function, captured once and launched again, on the fake device of test/fake_device or the plug-in that
 // BALORA_CUDA_PLUGIN names.
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { setDefaultDevice } from '../../lib/device.ts';
 import { captureGraph } from '../../lib/graph.ts';
+import { SafetensorsWriter } from '../../lib/io/safetensors.ts';
 import {
   add,
   add_,
@@ -59,6 +63,25 @@ describe.skipIf(kPlugin === undefined && kNoFake !== null)('captureGraph', () =>
     graph.replay();
     expect(values(graph.result)).toEqual(Float64Array.of(11, 21, 31));
     expect(graph.result.version).toBe(version + 1);
+  });
+
+  it('lets no file appear whose commit it refuses', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'balora-graph-'));
+    const path = join(folder, 'x.safetensors');
+    const x = tensor([1, 2], { device: 'cpu' });
+    const writer = new SafetensorsWriter(path, { x });
+    writer.write('x', x);
+    let commit: Promise<void> | undefined;
+    using graph = captureGraph(() => {
+      commit = writer.commit();
+      commit.catch(() => {});
+      return zeros([1]);
+    });
+    expect(values(graph.result)).toEqual(Float64Array.of(0));
+    await expect(commit).rejects.toThrow(/waiting for a device cannot be recorded/);
+    await synchronize();
+    expect(readdirSync(folder)).toEqual([]);
+    rmSync(folder, { recursive: true });
   });
 
   it('repeats in-place updates, and counts them in the version', () => {

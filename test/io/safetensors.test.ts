@@ -32,6 +32,19 @@ function write(name: string, header: object | string, data: Uint8Array): string 
 }
 
 describe('a round trip', () => {
+  it('keeps names that objects have of their own, of tensors and in metadata', async () => {
+    const names = ['__proto__', 'constructor', 'toString'];
+    const record = <T>(value: T): Record<string, T> =>
+      Object.fromEntries(names.map((name) => [name, value]));
+    await saveSafetensors(path('names.safetensors'), record(tensor([1, 2])), record('text'));
+    const loaded = await loadSafetensors(path('names.safetensors'));
+    expect(Object.keys(loaded.tensors).sort()).toEqual([...names].sort());
+    expect(Object.entries(loaded.metadata).sort()).toEqual(
+      names.map((name) => [name, 'text']).sort(),
+    );
+    expect(Object.getPrototypeOf(loaded.tensors)).toBe(Object.prototype);
+  });
+
   it('keeps names, dtypes, shapes, values and metadata', async () => {
     const dtypes: DType[] = ['f32', 'bf16', 'f16', 'f64', 'i32', 'i64', 'u8'];
     const tensors = Object.fromEntries(

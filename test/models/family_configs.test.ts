@@ -25,6 +25,17 @@ describe.each(decoders)('the configuration of %s', (name, { roundsBeforeWeight, 
     expect((model as DecoderLM).config.norm.castBeforeWeight).toBe(roundsBeforeWeight);
   });
 
+  it.each(['constructor', 'toString', '__proto__'])('has no key %s', async (key) => {
+    const json = JSON.parse(`{"${key}": 1}`) as Json;
+    const whole = Object.fromEntries([
+      ...Object.entries(changed(name, {})),
+      ...Object.entries(json),
+    ]);
+    await expect(AutoModelForCausalLM.fromConfig(whole)).rejects.toThrow(
+      `${key} is not understood and may change the mathematics`,
+    );
+  });
+
   it.each(reads)('is read as %s', async (_, change, config) => {
     using model = await load(change);
     expect((model as DecoderLM).config).toMatchObject(config);

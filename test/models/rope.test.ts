@@ -119,6 +119,7 @@ describe('configuration', () => {
     [{ rope_parameters: [] }, /rope_parameters must be an object/],
     [{ rope_scaling: 'linear' }, /rope_scaling must be an object/],
     [{ rope_scaling: { type: 'su' } }, /rope_type "su" is not supported/],
+    [{ rope_scaling: { type: 'constructor' } }, /rope_type "constructor" is not supported/],
     [{ rope_scaling: { type: 'linear', factor: -1 } }, /rope_scaling\.factor/],
     [{ rope_scaling: { type: 'llama3', factor: 8 } }, /rope_scaling\.low_freq_factor/],
     [{ rope_scaling: { type: 'default', factor: 8 } }, /rope_scaling\.factor/],

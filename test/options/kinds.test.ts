@@ -3,6 +3,7 @@ import { z } from 'zod';
 import {
   choice,
   choiceOrNull,
+  filePath,
   indices,
   modules,
   nameList,
@@ -36,6 +37,8 @@ describe('a kind of values', () => {
     ['number', number({ help }), '-2.5e3', -2500],
     ['number', number({ help }), 'Infinity', 'x must be a finite number, got Infinity'],
     ['number', number({ help }), '', 'x must be a finite number, got ""'],
+    ['filePath', filePath({ placeholder: 'file', help }), '', 'x must be a path, got ""'],
+    ['filePath', filePath({ placeholder: 'file', help }), ' ', ' '],
     ['number', number({ least: 0, help }), '-1', 'x must be a number >= 0, got -1'],
     ['number', number({ least: 0, above: true, help }), '0', 'x must be a number > 0, got 0'],
     ['number', number({ least: 0, below: 1, help }), '1', 'x must be a number >= 0 and < 1, got 1'],

@@ -12,9 +12,12 @@ import {
   AutoModelForCausalLM,
   AutoModelForSequenceClassification,
 } from '../../lib/models/index.ts';
+import { mean, square } from '../../lib/ops/index.ts';
 import { memoryStats } from '../../lib/runtime.ts';
 import { warmUpHead } from '../../lib/train/head_warmup.ts';
+import { resolveMethod } from '../../lib/train/methods.ts';
 import { differences } from '../../lib/train/options.ts';
+import { REGULARIZER_OPTIONS } from '../../lib/train/regularizers.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
 import { fixturePath } from '../support/fixtures.ts';
@@ -101,6 +104,35 @@ describe('a checkpoint', () => {
     tuned.model.sharePrefixes = false;
     await expect(resume(tuned)).rejects.toThrow(
       /sharePrefixes: was null, is false\); give the options of that run, or begin anew with overwrite: true$/,
+    );
+  });
+
+  it("of a loss of one's own knows no regularizers, which that loss replaces", async () => {
+    const path = join(folder, 'own');
+    const load = async () => {
+      const model = await AutoModelForCausalLM.fromPretrained(kModel, { dtype: 'f32' });
+      return AdapterModel.create(model, { r: 2, method: 'balora', targetModules: ['q_proj'] });
+    };
+    const loss: TrainerOptions['loss'] = ({ hidden }) => ({ loss: mean(square(hidden)) });
+    const tuned = await load();
+    const { regularizers } = new Trainer({ tuned, data: tinySource([]), loss }).options;
+    expect([regularizers.consistencyWeight, regularizers.svdWeight]).toEqual([0, 0]);
+    await train(tuned, { output: path, loss });
+    const config = JSON.parse(readFileSync(join(path, 'run/config.json'), 'utf8'));
+    for (const part of [config.trainer, config.identity]) {
+      expect(Object.keys(part).filter((key) => Object.hasOwn(REGULARIZER_OPTIONS, key))).toEqual(
+        [],
+      );
+    }
+    // A run that an earlier version began noted the weights of the method.
+    const state = join(path, 'run/checkpoints/step-2/state.json');
+    const noted = JSON.parse(readFileSync(state, 'utf8'));
+    const { regularizers: old } = resolveMethod('balora');
+    Object.assign(noted.identity, old);
+    writeFileSync(state, JSON.stringify(noted));
+    expect((await train(await load(), { output: path, loss, resume: true })).steps).toBe(2);
+    await expect(train(await load(), { output: path, resume: true })).rejects.toThrow(
+      /customLoss: was true, is false/,
     );
   });
 

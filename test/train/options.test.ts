@@ -51,6 +51,7 @@ const kTrainer: [string, unknown][] = [
   ['saveMinutes', -1],
   ['saveTotalLimit', 0],
   ['export', 'merged'],
+  ['output', ''],
   ['memoryBudget', 'small'],
   ['seed', -1],
   ['metricForBestModel', 'bleu'],

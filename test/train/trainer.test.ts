@@ -483,6 +483,70 @@ describe('Trainer', () => {
   });
 });
 
+describe('setAdapter', () => {
+  /** A model with an adapter of method balora, and one of method lora beside it. */
+  const both = async () => {
+    const tuned = await AdapterModel.create(new TinyModel(), { r: 4, method: 'balora' });
+    await tuned.addAdapter('plain', { r: 4, method: 'lora' });
+    return tuned;
+  };
+  const run = async (trainer: Trainer): Promise<StepRecord> => {
+    const { last } = await trainer.train();
+    return last as StepRecord;
+  };
+
+  it('between a Trainer and its run brings the method of the adapter that is trained', async () => {
+    const tuned = await both();
+    const made = new Trainer(optionsFor(tuned, { maxSteps: 2 }));
+    expect(made.options.regularizers.consistencyWeight).toBe(0.025);
+    tuned.setAdapter('plain');
+    expect(made.options.regularizers.consistencyWeight).toBe(0);
+    expect((await run(made)).consistency).toBeNull();
+    const plain = new Trainer(optionsFor(tuned, { maxSteps: 2, output: join(folder, 'out') }));
+    tuned.setAdapter('default');
+    expect((await plain.plan()).trainableParameters).toBeGreaterThan(0);
+    expect((await run(plain)).consistency).not.toBeNull();
+    const { trainer } = JSON.parse(readFileSync(join(folder, 'out/run/config.json'), 'utf8'));
+    expect(trainer.consistencyWeight).toBe(0.025);
+  });
+
+  it('leaves what the options themselves set, and refuses an adapter that they do not go with', async () => {
+    const tuned = await both();
+    const regularizers = { consistencyWeight: 0.5 };
+    const trainer = new Trainer(optionsFor(tuned, { maxSteps: 2, regularizers }));
+    tuned.setAdapter('plain');
+    expect(trainer.options.regularizers).toMatchObject({ consistencyWeight: 0.5, svdWeight: 0 });
+    tuned.setAdapter('default');
+    const cached = new Trainer(optionsFor(tuned, { maxSteps: 2, cacheTeacher: true }));
+    tuned.setAdapter('plain');
+    await expect(cached.train()).rejects.toThrow(
+      'cacheTeacher: without a consistency term there is no teacher to keep',
+    );
+  });
+
+  it('in the middle of a run ends it, and nothing of the other adapter is saved', async () => {
+    const tuned = await both();
+    const output = join(folder, 'out');
+    const trainer = new Trainer(
+      optionsFor(tuned, {
+        ...{ maxSteps: 6, output, saveSteps: 2 },
+        callbacks: [
+          (event) => {
+            if (event.type === 'step' && event.record.step === 3) tuned.setAdapter('plain');
+          },
+        ],
+      }),
+    );
+    await expect(trainer.train()).rejects.toThrow(
+      /^another adapter was made the active one during the run: .*step 3 could not be saved .*the last good checkpoint is .*step-2/s,
+    );
+    expect(await namesIn(join(output, 'run/checkpoints'))).toEqual(['step-2']);
+    tuned.setAdapter('default');
+    const again = new Trainer(optionsFor(tuned, { maxSteps: 6, output, resume: true }));
+    expect((await again.train()).steps).toBe(6);
+  });
+});
+
 /** Joins several micro-batches into one. */
 function joined(batches: readonly Batch[]): Batch {
   const rows: number[] = [];

@@ -21,7 +21,7 @@ import {
 import { homedir } from 'node:os';
 import { basename, dirname, join, relative, sep } from 'node:path';
 import { FormatError } from '../../errors.ts';
-import { diskError, syncFolder } from '../files.ts';
+import { diskError, makeFolder, syncFolder } from '../files.ts';
 import type { FileHash, RepoFile } from './api.ts';
 import { HubError } from './endpoint.ts';
 import { isCommit } from './names.ts';
@@ -54,7 +54,7 @@ export class RepoCache {
    */
   async commitOf(revision: string): Promise<string | null> {
     if (isCommit(revision)) return revision;
-    const text = await this.#readRef(revision);
+    const text = await this.#onDisk('read', () => this.#readRef(revision));
     if (text === null) return null;
     const sha = text.trim();
     if (isCommit(sha)) return sha;
@@ -69,15 +69,17 @@ export class RepoCache {
    * The folder of a commit and the names of the files in it that can be read; null if it is not there.
    * @throws FormatError naming a link that leads out
    */
-  async snapshot(sha: string): Promise<{ folder: string; names: string[] } | null> {
-    const folder = join(this.folder, 'snapshots', sha);
-    if ((await statOrNull(folder)) === null) return null;
-    await this.#requireWithin(folder, 'snapshots', sha);
-    const names: string[] = [];
-    for (const name of await readdir(folder)) {
-      if (await this.#readable(sha, name)) names.push(name);
-    }
-    return { folder, names };
+  snapshot(sha: string): Promise<{ folder: string; names: string[] } | null> {
+    return this.#onDisk('read', async () => {
+      const folder = join(this.folder, 'snapshots', sha);
+      if ((await statOrNull(folder)) === null) return null;
+      await this.#requireWithin(folder, 'snapshots', sha);
+      const names: string[] = [];
+      for (const name of await readdir(folder)) {
+        if (await this.#readable(sha, name)) names.push(name);
+      }
+      return { folder, names };
+    });
   }
 
   /**
@@ -85,16 +87,26 @@ export class RepoCache {
    * @throws FormatError as snapshot() does
    */
   async file(sha: string, path: string): Promise<string | null> {
-    return (await this.#readable(sha, path)) ? join(this.folder, 'snapshots', sha, path) : null;
+    const readable = await this.#onDisk('read', () => this.#readable(sha, path));
+    return readable ? join(this.folder, 'snapshots', sha, path) : null;
   }
 
   /**
    * Adds a file of a commit to the cache, unless it is there: a blob under its hash and a link to it in the snapshot. A file of
    * another size than announced is replaced.
    * @param download gives its bytes, called where the blob is missing
-   * @throws HubError for bytes that are not those announced, FormatError for a link that leads out
+   * @throws HubError for bytes that are not those announced, FormatError for a link that leads out, NativeError where the disk
+   *   is full or refuses
    */
-  async add(sha: string, file: RepoFile, download: () => AsyncIterable<Uint8Array>): Promise<void> {
+  add(sha: string, file: RepoFile, download: () => AsyncIterable<Uint8Array>): Promise<void> {
+    return this.#onDisk('write', () => this.#add(sha, file, download));
+  }
+
+  async #add(
+    sha: string,
+    file: RepoFile,
+    download: () => AsyncIterable<Uint8Array>,
+  ): Promise<void> {
     const { hash, bytes } = file;
     const link = join(this.folder, 'snapshots', sha, file.path);
     if ((await this.#readable(sha, file.path)) && (await isFile(link, bytes))) {
@@ -120,10 +132,21 @@ export class RepoCache {
   async setRef(revision: string, sha: string): Promise<void> {
     if (revision === sha) return;
     const path = this.#refPath(revision);
-    // A read-only cache works as long as nothing changes.
-    if ((await this.#readRef(revision)) === sha) return;
-    await this.#makeFolder('refs', ...revision.split('/').slice(0, -1));
-    await this.#moveIntoPlace(path, (temporary) => writeFile(temporary, sha, { flag: 'wx' }));
+    await this.#onDisk('write', async () => {
+      // A read-only cache works as long as nothing changes.
+      if ((await this.#readRef(revision)) === sha) return;
+      await this.#makeFolder('refs', ...revision.split('/').slice(0, -1));
+      await this.#moveIntoPlace(path, (temporary) => writeFile(temporary, sha, { flag: 'wx' }));
+    });
+  }
+
+  /** Runs work on the cache's files. @throws NativeError where the disk fails */
+  async #onDisk<T>(doing: 'read' | 'write', work: () => Promise<T>): Promise<T> {
+    try {
+      return await work();
+    } catch (error) {
+      throw diskError(this.folder, error, doing);
+    }
   }
 
   /** The commit that a ref refers to; null if there is none. @throws FormatError as snapshot() does */
@@ -152,7 +175,7 @@ export class RepoCache {
 
   /** The path of a folder of the repository, created if missing. @throws FormatError where a link or a file has its name */
   async #makeFolder(...segments: string[]): Promise<string> {
-    await mkdir(this.folder, { recursive: true });
+    await makeFolder(this.folder);
     let folder = this.folder;
     for (const segment of segments) {
       folder = join(folder, segment);

@@ -41,8 +41,10 @@ export class HubError extends Error {
   readonly failure: 'broken' | 'slow' | undefined;
   /** Whether there was no answer, or one that the server is too busy, as opposed to an answer that refuses the request. */
   readonly unreachable: boolean;
+  /** Whether there was an answer, and it is not of the form that the Hub's have. */
+  readonly malformed: boolean;
 
-  /** @param how status: the HTTP status of a refusal */
+  /** @param how status: the HTTP status of an answer that does not give what was asked for, such as a refusal or a redirect */
   constructor(
     message: string,
     {
@@ -53,6 +55,7 @@ export class HubError extends Error {
   ) {
     super(message, how);
     this.failure = failure;
+    this.malformed = failure === undefined && status === 0;
     this.unreachable = failure !== undefined || status >= 500 || status === 408 || status === 429;
   }
 }
@@ -111,10 +114,16 @@ export class Endpoint {
         if (isRest(reply, from)) return answer;
         if (!kRedirects.includes(reply.status)) throw await this.#refusal(what, reply, wait);
         reply.close();
-        url = this.#redirected(what, { from: url, location: reply.headers.get('location') });
+        const { status } = reply;
+        url = this.#redirected(what, {
+          from: url,
+          location: reply.headers.get('location'),
+          status,
+        });
       }
       throw new HubError(
         `${what}: more than ${kMaxRedirects} redirects, the last to ${url.origin}`,
+        { status: kRedirects[0] as number },
       );
     } catch (error) {
       wait.end();
@@ -136,14 +145,19 @@ export class Endpoint {
   }
 
   /** The address that a redirect leads to. @throws HubError where it is not safe to go there */
-  #redirected(what: string, { from, location }: { from: URL; location: string | null }): URL {
+  #redirected(
+    what: string,
+    { from, location, status }: { from: URL; location: string | null; status: number },
+  ): URL {
     if (location === null || !URL.canParse(location, from.href)) {
-      throw new HubError(`${what}: a redirect without an address`);
+      throw new HubError(`${what}: a redirect without an address`, { status });
     }
     const url = new URL(location, from);
     const where = isWeb(url) ? url.origin : url.protocol;
     const refused = (reason: string): HubError =>
-      new HubError(`${what}: a redirect to ${printable(where)} is not followed: ${reason}`);
+      new HubError(`${what}: a redirect to ${printable(where)} is not followed: ${reason}`, {
+        status,
+      });
     if (url.username !== '' || url.password !== '') throw refused('it holds a user name');
     if (!isWeb(url)) throw refused('it is no web address');
     if (url.origin === this.#base.origin) return url;

@@ -14,7 +14,12 @@ const options = {
     help: 'weight l1 of the divergence from the pre-trained model',
   }),
   /** Distillation temperature T (default 2). */
-  temperature: number({ least: 0, above: true, default: 2, help: 'temperature T of the divergence' }),
+  temperature: number({
+    least: 0,
+    above: true,
+    default: 2,
+    help: 'temperature T of the divergence',
+  }),
   /** Schedule of the weight (default `cosine`). */
   consistencySchedule: choice({
     choices: ['constant', 'cosine', 'adaptive'],

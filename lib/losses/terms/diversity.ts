@@ -8,7 +8,11 @@ import { growingTerm, growthOptions } from './growth.ts';
 
 const weight = {
   /** Weight l2 (default 0; the `balora` preset sets .005, for a classifier .03). */
-  diversityWeight: number({ least: 0, default: 0, help: 'weight l2 of the entropy of the predictions' }),
+  diversityWeight: number({
+    least: 0,
+    default: 0,
+    help: 'weight l2 of the entropy of the predictions',
+  }),
 };
 const topK = {
   /** K: the largest logits of a row that the entropy is taken over; 0: the whole vocabulary. Default 20. */

@@ -4,7 +4,7 @@ import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { NativeError } from '../../../lib/errors.ts';
+import { FormatError } from '../../../lib/errors.ts';
 import { resolveModel } from '../../../lib/io/hub.ts';
 import { FakeHub, fakeCommit, honestRow, type Row, sendJson } from '../../support/fake_hub.ts';
 
@@ -46,7 +46,7 @@ function listWeightsAs(change: Partial<Row>): void {
 
 async function expectRefusal(pattern: RegExp, name?: string): Promise<void> {
   const failure = ask(name);
-  await expect(failure).rejects.toThrow(NativeError);
+  await expect(failure).rejects.toThrow(FormatError);
   await expect(failure).rejects.toThrow(pattern);
 }
 
@@ -121,7 +121,7 @@ describe('the list of files', () => {
     for (const [path, problem] of names) {
       listWeightsAs({ path });
       const error = await ask('tiny/gguf').catch((e: unknown) => e);
-      expect(error, path).toBeInstanceOf(NativeError);
+      expect(error, path).toBeInstanceOf(FormatError);
       expect(String(error)).toMatch(/the server lists a file ".*, which is refused: /);
       expect(String(error)).toMatch(problem);
       // biome-ignore lint/suspicious/noControlCharactersInRegex: those that a terminal obeys

@@ -22,7 +22,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
-import { FormatError, NativeError } from '../../../lib/errors.ts';
+import { FormatError } from '../../../lib/errors.ts';
 import { resolveModel } from '../../../lib/io/hub.ts';
 import { FakeHub, type Files, fakeCommit, gitSha1 } from '../../support/fake_hub.ts';
 
@@ -119,7 +119,7 @@ describe('a download', () => {
   ])('is refused with a bit flipped, %s', async (name, kind) => {
     sendAs(name, flipped(files[name]));
     const failure = ask();
-    await expect(failure).rejects.toThrow(NativeError);
+    await expect(failure).rejects.toThrow(FormatError);
     await expect(failure).rejects.toThrow(`${name}: ${kind} of what came is `);
     expect(existsSync(join(snapshot, name))).toBe(false);
     for (const blob of readdirSync(join(repo, 'blobs'))) {
