@@ -1,10 +1,13 @@
 // Walks the binding's list of functions: every op on tensors declares whether it has a gradient, and each that has one is checked
-// here in float64 on a small case. Options and odd sizes are tested in the op's own file.
+// here in float64 on a small case, with views as its operands, too. Options and odd sizes are tested in the op's own file.
 import { describe, expect, it } from 'vitest';
+import { backward } from '../lib/autograd.ts';
 import { native } from '../lib/native.ts';
 import * as ops from '../lib/ops/index.ts';
 import { Tensor, tensor } from '../lib/tensor.ts';
+import { values } from './support/compare.ts';
 import { type GradcheckOptions, gradcheck, randomTensor } from './support/gradcheck.ts';
+import { eachPair, type Form, kSameValues, withOperands } from './support/views.ts';
 
 type Check = [
   f: (...x: Tensor[]) => Tensor | Tensor[],
@@ -197,5 +200,47 @@ describe('the gradient in f64 of', () => {
     const inputs = shapes.map((shape, i) => randomTensor(shape, { seed: i + 1 }));
     const calls = callsOf(name, () => gradcheck(f, inputs, options));
     expect(calls, `calls of ${name}`).toBeGreaterThan(1);
+  });
+});
+
+describe('operands and gradients that are views give what copies of them give, in', () => {
+  it.each(Object.entries(kChecks))('%s', { timeout: 120_000 }, (name, [f, shapes]) => {
+    let changed = 0;
+    /** Results and gradients; every operand and each result's gradient are of the two forms in turn. */
+    const run = (forms: readonly Form[], seen: Form): Float64Array[] => {
+      const leaves = shapes.map((shape, i) =>
+        randomTensor(shape, { seed: i + 1, requiresGrad: true }),
+      );
+      const view = (x: Tensor, place: number): Tensor => {
+        const form = forms[place % 2] as Form;
+        // Positions, segments and the like must stay what they are.
+        if (x.dtype !== 'f64' && !Object.values(kSameValues).includes(form)) return x;
+        return seen(form(x));
+      };
+      const call = withOperands(name, view, () => [f(...leaves)].flat());
+      changed += call.changed;
+      const roots = call.result.filter(({ requiresGrad }) => requiresGrad);
+      const grads = roots.map((root, i) => {
+        const grad = randomTensor(root.shape, { seed: 7 + i });
+        return root.ndim === 0 ? grad : view(grad, i);
+      });
+      backward(roots, grads);
+      return [...call.result, ...leaves.map((leaf) => leaf.grad)].map((t) =>
+        t === null ? new Float64Array() : values(t),
+      );
+    };
+    eachPair((a, b, names) => {
+      const [viewed, copied] = [run([a, b], (x) => x), run([a, b], ops.contiguous)];
+      for (const [i, found] of viewed.entries()) {
+        const want = copied[i] as Float64Array;
+        const largest = want.reduce((most, x) => Math.max(most, Math.abs(x)), 1);
+        const same = (x: number, at: number): boolean =>
+          // Repeated rows have no singular vectors of their own: what is not a number must be so twice.
+          Object.is(x, want[at]) || Math.abs(x - (want[at] as number)) <= 1e-12 * largest;
+        expect(found.length).toBe(want.length);
+        expect(found.every(same), `${names}: number ${i}`).toBe(true);
+      }
+    });
+    expect(changed, `operands of ${name}`).toBeGreaterThan(0);
   });
 });

@@ -3,6 +3,7 @@
  * resumed, the second ends the process.
  */
 import { constants } from 'node:os';
+import { causes } from '../train/stop.ts';
 
 const kSignals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 type InterruptSignal = (typeof kSignals)[number];
@@ -27,13 +28,9 @@ export class Interrupt extends Error {
   }
 }
 
-/**
- * The interrupt behind an error: the error itself, or its cause where one of Node's functions threw it; null for any
- * other error.
- */
+/** The interrupt behind an error: the error itself, or one of its {@link causes}; null for any other error. */
 export function interruptOf(error: unknown): Interrupt | null {
-  if (error instanceof Interrupt) return error;
-  return error instanceof Error && error.cause instanceof Interrupt ? error.cause : null;
+  return causes(error).find((cause) => cause instanceof Interrupt) ?? null;
 }
 
 /**

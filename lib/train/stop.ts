@@ -16,7 +16,21 @@ export async function nullIfAborted<T>(
   }
 }
 
-/** Whether an error comes from the signal. Node's own functions throw an AbortError whose cause is the signal's reason. */
+/**
+ * Whether an error comes from the signal. Node's own functions throw an AbortError whose cause is the signal's reason, and code
+ * that waits for them may wrap that error once more.
+ */
 function isAbort(error: unknown, { reason }: AbortSignal): boolean {
-  return error === reason || (error instanceof Error && error.cause === reason);
+  return causes(error).includes(reason);
+}
+
+/** An error, its cause, the cause of that, and so on. */
+export function causes(error: unknown): readonly unknown[] {
+  const found = [error];
+  for (let last = error; last instanceof Error && last.cause !== undefined; ) {
+    last = last.cause;
+    if (found.includes(last)) break; // a circle
+    found.push(last);
+  }
+  return found;
 }

@@ -61,8 +61,12 @@ describe('abortable', () => {
     const interrupt = new Interrupt('SIGHUP');
     expect(interrupt.exitCode).toBe(129);
     expect(interruptOf(interrupt)).toBe(interrupt);
-    expect(interruptOf(new Error('aborted', { cause: interrupt }))).toBe(interrupt);
-    for (const other of [new Error('no'), 'no', null, new DOMException('no', 'AbortError')]) {
+    const cause = new Error('aborted', { cause: interrupt });
+    expect(interruptOf(cause)).toBe(interrupt);
+    expect(interruptOf(new Error('row 7 cannot be read', { cause }))).toBe(interrupt);
+    const circle: Error = new Error('no');
+    circle.cause = new Error('no', { cause: circle });
+    for (const other of [circle, 'no', null, new DOMException('no', 'AbortError')]) {
       expect(interruptOf(other)).toBeNull();
     }
   });

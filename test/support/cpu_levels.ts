@@ -14,6 +14,7 @@ interface CpuLevel {
 
 /** All levels, lowest first. */
 export const kCpuLevels: CpuLevel[] = [
+  { name: 'plain', limit: 'SSE41', flags: ['sse4_1'] },
   { name: 'avx2', limit: 'AVX2', flags: ['avx2', 'fma'] },
   { name: 'avx512', limit: 'AVX512_CORE', flags: ['avx512bw', 'avx512dq', 'avx512vl'] },
   { name: 'avx512_bf16', limit: 'AVX512_CORE_BF16', flags: ['avx512_bf16'] },

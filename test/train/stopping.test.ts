@@ -306,6 +306,7 @@ describe('a consumer that leaves the loop over events', () => {
     ['start', 0],
     ['step', 1],
     ['step', 2],
+    ['evaluating', 2],
     ['evaluation', 2],
     ['checkpoint', 3],
     ['log', 6],
@@ -329,9 +330,8 @@ describe('a consumer that leaves the loop over events', () => {
     expect(existsSync(join(output, 'run', 'lock'))).toBe(false);
     if (step > 0 && step < kSteps) {
       const resumed = await expectResumes(step, { saveSteps: 3 });
-      expect(resumed[1]).toBe(
-        `${type === 'step' && step === 2 ? 'evaluation2' : `step${step + 1}`}`,
-      );
+      const owed = step === 2 && type !== 'evaluation';
+      expect(resumed[1]).toBe(owed ? 'evaluation2' : `step${step + 1}`);
     }
   });
 
@@ -397,6 +397,38 @@ describe('an abort', () => {
             stop.signal.throwIfAborted();
           }),
         ],
+      }),
+    ],
+    [
+      'in an evaluation, by a callback that rethrows it',
+      2,
+      (stop) => ({
+        callbacks: [
+          at('evaluating', 2, () => {
+            stop.abort();
+            stop.signal.throwIfAborted();
+          }),
+        ],
+      }),
+    ],
+    [
+      'while data is read, which wraps the error of what it waits for',
+      3,
+      (stop) => ({
+        data: {
+          ...tinySource(tinyBatches()),
+          async *batches(epoch: number, start: number) {
+            for (const [i, batch] of tinyBatches().slice(start).entries()) {
+              if (epoch === 0 && start + i === 7) {
+                setTimeout(() => stop.abort(), 1);
+                await sleep(10_000, null, { signal: stop.signal }).catch((cause) => {
+                  throw new Error('row 7 cannot be read', { cause });
+                });
+              }
+              yield batch;
+            }
+          },
+        },
       }),
     ],
     [
