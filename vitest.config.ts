@@ -3,10 +3,10 @@ import { fileURLToPath } from 'node:url';
 import { defineConfig, type TestProjectInlineConfiguration } from 'vitest/config';
 import { lowerCpuLevels } from './test/support/cpu_levels.ts';
 
-// Tests that measure, or that start processes of their own, run one file at a time after all the others.
+// Tests that measure time or memory or start processes: one file at a time, after all the others.
 const kAlone = ['test/{examples,lifetime,package,studies}/**/*.test.ts'];
 
-// Run a second time on the CUDA device: the emulated plug-in where it is built, or the one that BALORA_CUDA_PLUGIN names.
+// Tests that also run on the CUDA device: the plug-in that BALORA_CUDA_PLUGIN names, else the emulated one where it is built.
 const kOnDevices = [
   'test/{ops,linalg,losses,optim}/**/*.test.ts',
   'test/{autograd,gradients,tensor}.test.ts',
@@ -28,10 +28,10 @@ function cudaProject(): TestProjectInlineConfiguration[] {
         env: {
           BALORA_TEST_DEVICE: 'cuda',
           BALORA_CUDA_PLUGIN: plugin,
-          // The emulated device then knows where each tensor ends, and finds every access beyond.
+          // Each tensor is then an allocation of its own, and the emulated device finds every access beyond its end.
           ...(named === undefined ? { BALORA_EXACT_BLOCKS: '1' } : {}),
         },
-        // A fibre a thread on one processor: slow, and no hang.
+        // The emulated device runs each CUDA thread as a fibre on one processor, which is slow.
         testTimeout: 120_000,
         maxWorkers: 2,
         sequence: { groupOrder: 2 },
@@ -40,11 +40,14 @@ function cudaProject(): TestProjectInlineConfiguration[] {
   ];
 }
 
-// Run again on each older set of instructions that products are dispatched by: gradients, losses, and both real models against
-// the reference's numbers, in f32 and bf16; and products of views.
-const kOnCpuLevels = [
+// Tests that also run on each older instruction set for which matrix products have kernels: gradients, and products of views.
+const kOnPlainCpu = [
   'test/gradients.test.ts',
-  'test/ops/views.test.ts',
+  'test/ops/{operand_views,relative_attention,views}.test.ts',
+];
+// Where there is AVX2 also losses, and both real models against the reference's numbers, in f32 and bf16.
+const kOnCpuLevels = [
+  ...kOnPlainCpu,
   'test/losses/golden.test.ts',
   'test/models/smollm2.test.ts',
   'test/golden/{minilm,smollm2_adapters,smollm2_train}.test.ts',
@@ -55,17 +58,17 @@ function cpuProjects(): TestProjectInlineConfiguration[] {
     extends: true,
     test: {
       name: `cpu-${name.replace('_', '-')}`,
-      include: kOnCpuLevels,
+      include: name === 'plain' ? kOnPlainCpu : kOnCpuLevels,
       setupFiles: ['test/support/cpu_level_setup.ts'],
       env: { BALORA_TEST_CPU_LEVEL: name, ONEDNN_MAX_CPU_ISA: limit },
       testTimeout: 120_000,
-      maxWorkers: 1, // two would be four threads that wait for each other
+      maxWorkers: 1, // two workers would have four kernel threads that wait for each other
       sequence: { groupOrder: 3 },
     },
   }));
 }
 
-// Forked processes: an addon that crashes takes one test file with it, and every file sees a fresh engine.
+// Processes instead of threads: a crash of the addon then ends only one test file, and every file has a fresh engine.
 export default defineConfig({
   test: {
     pool: 'forks',

@@ -1,6 +1,6 @@
-// Pictures of the growth series of a benchmark report, as SVG: one file an axis, time and memory side by side, measured
-// points with their fits. `node bench/charts.mjs REPORT.json FOLDER` writes them, where
-// `npm run bench` or the tests have built the harness; echarts draws, without a browser.
+// Charts of the growth series in a benchmark report, as SVG: one file per axis, with time and memory side by side and the measured
+// points with their fits. `node bench/charts.mjs REPORT.json FOLDER` writes them, once `npm run bench` or the tests have built the
+// harness. echarts draws them without a browser.
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -18,7 +18,7 @@ const kAxisNames = {
   vocabulary: 'vocabulary',
 };
 
-/** Two panels: what a step takes, and what the process needs. */
+/** The two panels: the time of a step, and the peak memory of the process. */
 const kPanels = [
   { title: 'seconds a step', fit: 'time', value: (point) => point.seconds, left: '7%' },
   {
@@ -29,7 +29,7 @@ const kPanels = [
   },
 ];
 
-/** Points on the fit between the smallest and the largest size, evenly by ratio: the axes are logarithmic. */
+/** Points on the fit between the smallest and the largest size, spaced evenly by ratio because the axes are logarithmic. */
 function fitPoints(fit, xs) {
   const [low, high] = [Math.min(...xs), Math.max(...xs)];
   return Array.from({ length: 33 }, (_, i) => {
@@ -71,7 +71,7 @@ function linesOf(series, index, panel, at) {
 }
 
 /** @param all growth series of one axis; @returns an SVG document */
-export function growthChart(all) {
+function growthChart(all) {
   const [{ axis, fixed, dtype }] = all;
   const xs = all.flatMap(({ points }) => points.map(({ x }) => x));
   const grid = { top: 84, bottom: 52, width: '38%' };
@@ -106,7 +106,7 @@ export function growthChart(all) {
   return svgOf(option, { width: kWidth, height: kHeight });
 }
 
-/** File name -> SVG, one an axis that has been measured. */
+/** The charts of all axes that were measured: file name -> SVG. */
 export function growthCharts(growth) {
   const byAxis = new Map();
   for (const series of growth) {
@@ -118,7 +118,7 @@ export function growthCharts(growth) {
 }
 
 /** Writes the charts of a report; returns their paths. */
-export function writeCharts(report, folder) {
+function writeCharts(report, folder) {
   mkdirSync(folder, { recursive: true });
   return Object.entries(growthCharts(report.growth)).map(([name, svg]) => {
     const path = join(folder, name);

@@ -1,5 +1,5 @@
-// Compares BA-LoRA's loss built in, written with the fused functions, and written on logits (docs/how-to-add-a-loss.md): processor
-// seconds of each step, and the peak memory of the process.
+// Compares three forms of BA-LoRA's loss, built in, written with the fused functions, and written on logits
+// (docs/how-to-add-a-loss.md), by the processor seconds of each step and the peak memory of the process.
 //
 //   node bench/own_loss.mjs --model PATH --data gsm8k/train.jsonl --loss fused|plain|built-in [--steps 4] [--dtype bf16]
 import { parseArgs } from 'node:util';

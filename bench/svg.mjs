@@ -1,4 +1,4 @@
-// Pictures as SVG text: echarts draws them, without a browser.
+// Draws charts as SVG text with echarts, without a browser.
 import * as echarts from 'echarts';
 
 export const kFont = { fontFamily: 'sans-serif', fontSize: 12 };
@@ -16,7 +16,7 @@ export function svgOf(option, { width, height }) {
   return `${withoutCounters(svg)}\n`;
 }
 
-/** The picture alone: hover styles and numbers that count what this process drew before would change it each time. */
+/** Removes hover styles, and numbers that count the charts drawn before, which would make each drawing different. */
 function withoutCounters(svg) {
   return svg
     .replace(/<style[\s\S]*?<\/style>/g, '')

@@ -1,5 +1,5 @@
-// What balora set out to reach, beside what the rows of a report say. `reached` gives null where nothing was measured, else the
-// figure as a text and whether it is good enough.
+// The performance targets of balora, and the figures of a report that they are compared with. `reached` returns the figure as text
+// and whether it meets the target, or null where nothing was measured.
 
 const find = (rows, name, dtype = 'bf16') =>
   rows.find((row) => row.name === name && row.dtype === dtype && row.kind !== 'unavailable');
@@ -8,7 +8,7 @@ const part = (value) => `1/${value.toFixed(2)}`;
 const percent = (share) => `${(100 * share).toFixed(0)}%`;
 const seconds = (value) => `${value.toFixed(2)} s`;
 
-/** A figure of the pairs with torch. */
+/** A figure of a row that was run in turns with torch. */
 const paired = (name, dtype, pick) => (rows) => {
   const row = find(rows, name, dtype);
   return row?.torch ? pick(row) : null;
@@ -23,7 +23,7 @@ const speed = (name, dtype, least) =>
     const text = `${times(speedRatio.median)} (${rates}${ceiling})`;
     return { text, met: speedRatio.median >= least };
   });
-/** Memory of an encoder's step against what transformers and peft took for it; torch's own script takes less. */
+/** Peak memory of the encoder's step in transformers and peft, in bytes; the plain torch script needs less. */
 const kPeftMiniLm = 1379.96 * 2 ** 20;
 const encoderMemory = (rows) => {
   const found = ['f32', 'bf16'].map((dtype) => find(rows, 'minilm-sst2', dtype)).filter(Boolean);
@@ -39,7 +39,7 @@ const ratio = (name, most) => (rows) => {
   return row ? { text: times(row.value), met: row.value <= most } : null;
 };
 
-/** PiSSA's seconds and energy, which must not be below torch's. */
+/** Seconds of PiSSA's initialisation, and its captured energy, which must not be below torch's. */
 const pissa = (name, most) => (rows) => {
   const row = find(rows, name);
   if (!row) return null;
@@ -50,7 +50,7 @@ const pissa = (name, most) => (rows) => {
   const enough = row.capturedEnergy >= (row.torch?.capturedEnergy ?? 0) - kEnergySlack;
   return { text, met: row.seconds.median <= most && enough };
 };
-/** Both sides converge to within 1e-5 of the left-over norm. */
+/** Tolerance of the energy: both sides converge to within 1e-5 of the remaining norm. */
 const kEnergySlack = 1e-5;
 
 function smallestMemory(rows) {
@@ -73,11 +73,11 @@ function longOverShort(rows) {
   return { text, met: time.value <= 1.6 && memory.value <= 1.1 };
 }
 
-/** What is wanted depends on what the processor multiplies bf16 with. */
+/** Targets that depend on the instructions with which the processor multiplies bf16. */
 const kAmx = { name: 'AMX', speed: [6, '10x'], roofline: [0.25, '40%'] };
 const kAvx512 = { name: 'AVX512-BF16', speed: [4, '6x'], roofline: [0.5, '70%'] };
 
-/** The targets of a report's machine. */
+/** The targets for the machine of a report. */
 export function targetsOf({ features }) {
   const unit = features.includes('amx_bf16') ? kAmx : kAvx512;
   return [

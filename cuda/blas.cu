@@ -25,9 +25,11 @@ constexpr int64_t kWideBytes = int64_t{64} << 20;  // of the widened part of a m
 
 void check(const Library& library, cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw std::runtime_error(std::string(what) + ": cuBLAS says " +
+  const std::string text = std::string(what) + ": cuBLAS says " +
                            library.cublasGetStatusString(status) + " (" +
-                           std::to_string(static_cast<int>(status)) + ")");
+                           std::to_string(static_cast<int>(status)) + ")";
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) throw OutOfMemory(text);
+  throw std::runtime_error(text);
 }
 
 cudaDataType_t type_of(int32_t dtype) {

@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "common.cuh"
+
 // A plug-in that brings its own cuBLAS (the emulated device) defines this; null: it has none.
 extern "C" __attribute__((weak)) void* balora_cublas_symbol(const char* library, const char* name);
 
@@ -57,6 +59,7 @@ Library load(const char* name) {
 void start(const Library& library) {
   cublasHandle_t handle = nullptr;
   const cublasStatus_t status = library.cublasCreate_v2(&handle);
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) throw OutOfMemory("cublasCreate");
   if (status != CUBLAS_STATUS_SUCCESS) {
     throw std::runtime_error(std::string("it does not start: ") +
                              library.cublasGetStatusString(status));
@@ -71,6 +74,8 @@ Library first_that_starts() {
       const Library library = load(name);
       start(library);
       return library;
+    } catch (const OutOfMemory&) {
+      throw;
     } catch (const std::exception& failure) {
       tried += (tried.empty() ? "" : "; ") + std::string(name) + " (" + failure.what() + ")";
       cudaGetLastError();  // taken note of: a launch of this thread must not report it

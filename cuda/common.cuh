@@ -84,9 +84,20 @@ inline cudaStream_t stream_of(Context* ctx) {
   return state_of(ctx).stream;
 }
 
+// A lack of memory, which the engine tells by how the text begins (kernels/kernel_table.h).
+class OutOfMemory : public std::runtime_error {
+ public:
+  explicit OutOfMemory(const std::string& what) : std::runtime_error("out of memory: " + what) {}
+};
+
+[[noreturn]] inline void fail(cudaError_t status, const char* what, const std::string& reason) {
+  const std::string text = std::string(what) + ": " + reason;
+  if (status == cudaErrorMemoryAllocation) throw OutOfMemory(text);
+  throw std::runtime_error(text);
+}
+
 inline void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+  if (status != cudaSuccess) fail(status, what, cudaGetErrorString(status));
 }
 
 // CUDA tells what went wrong in a kernel when somebody waits or asks for the next thing, and does
@@ -99,9 +110,7 @@ inline std::string later_failure(cudaError_t status, const char* launched) {
 
 // For a call that may be told of what went wrong before it.
 inline void check_stream(Context* ctx, cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string(what) + ": " +
-                           later_failure(status, state_of(ctx).launched));
+  if (status != cudaSuccess) fail(status, what, later_failure(status, state_of(ctx).launched));
 }
 
 // Scratch on the device, in stream order; aligned to 64 bytes.
@@ -109,8 +118,9 @@ template <typename T>
 T* workspace(Context* ctx, int64_t count) {
   void* data = ctx->workspace(ctx, static_cast<uint64_t>(std::max<int64_t>(count, 1)) * sizeof(T));
   if (!data) {
-    throw std::runtime_error("out of device memory for " + std::to_string(count * sizeof(T)) +
-                             " bytes of scratch");
+    // The engine has left the sizes there.
+    if (ctx->error[0]) throw std::runtime_error(ctx->error);
+    throw OutOfMemory(std::to_string(count * sizeof(T)) + " bytes of scratch wanted");
   }
   return static_cast<T*>(data);
 }

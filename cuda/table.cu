@@ -3,6 +3,7 @@
 #include <cstring>
 #include <exception>
 #include <iterator>
+#include <new>
 
 #include "common.cuh"
 #include "state.cuh"
@@ -20,6 +21,8 @@ int32_t guarded(Context* ctx, const Call& kernel) {
     // An engine's thread comes with device 0, and its last call may have freed another's memory.
     check_stream(ctx, cudaSetDevice(state.device), "cudaSetDevice");
     return kernel();
+  } catch (const std::bad_alloc&) {
+    std::snprintf(ctx->error, sizeof ctx->error, "out of memory on the host");
   } catch (const std::exception& error) {
     std::snprintf(ctx->error, sizeof ctx->error, "%s", error.what());
   } catch (...) {

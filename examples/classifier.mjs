@@ -2,7 +2,7 @@
 //
 //   node examples/classifier.mjs [ADAPTER] [MODEL]
 //
-// MODEL is an encoder (all-MiniLM-L6-v2, say) or, as the small model that comes with the package, a decoder.
+// MODEL is an encoder, such as all-MiniLM-L6-v2, or a decoder. By default it is the small decoder that comes with the package.
 import {
   AdapterModel,
   AutoModelForSequenceClassification,
@@ -30,7 +30,7 @@ const data = await LabelledBatches.create(arrayRows(rows), tokenizer, { batchSiz
 const { numLabels, problemType, names } = data.scheme;
 const labels = { numLabels, problemType, labelNames: names };
 const model = await AutoModelForSequenceClassification.fromPretrained(path, labels);
-await warmUpHead(model, data); // a randomly initialised head is no teacher: it is trained alone first
+await warmUpHead(model, data); // trains the head alone first, since a randomly initialised one is no useful teacher
 const tuned = await AdapterModel.create(model, { method: 'balora', r: 8, loraAlpha: 8 });
 const trainer = new Trainer({
   tuned,

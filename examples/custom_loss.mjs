@@ -1,4 +1,4 @@
-// Trains with a loss of one's own: cross-entropy with smoothed labels, written in tensor ops.
+// Trains with a custom loss: cross-entropy with smoothed labels, written in tensor ops.
 //
 //   node examples/custom_loss.mjs [ADAPTER] [MODEL]
 import {
@@ -21,7 +21,7 @@ const rows = [
   { prompt: 'There she', response: 'blows!' },
 ];
 
-/** Called once a micro-batch; the mean over its supervised rows, whose target is not -100. */
+/** The loss of a micro-batch: the mean over its supervised rows, whose target is not -100. */
 function smoothedLoss({ hidden, headWeight, logitSoftcap, batch }) {
   const supervised = [...batch.targets.keys()].filter((i) => batch.targets[i] >= 0);
   const used = indexSelect(hidden, tensor(Int32Array.from(supervised)));

@@ -1,4 +1,4 @@
-// Held-out numbers of an adapter: loss and perplexity, and how far the model has moved from the one it was.
+// Evaluates an adapter on held-out rows: loss and perplexity, and the distance (KL) to the model without it.
 //
 //   node examples/evaluate.mjs [ADAPTER] [MODEL]         after node examples/train.mjs [ADAPTER] [MODEL]
 import {

@@ -1,4 +1,4 @@
-// Folds an adapter into its base and writes a model folder, tokenizer included, for a runtime that knows no adapters.
+// Merges an adapter into its base and writes a model folder with the tokenizer, for a runtime without support for adapters.
 //
 //   node examples/merge.mjs [ADAPTER] [OUTPUT] [MODEL]   after node examples/train.mjs [ADAPTER] [MODEL]
 import { AdapterModel, AutoModelForCausalLM, demoCheckpoint, saveMerged, Tokenizer } from 'balora';

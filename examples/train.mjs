@@ -1,9 +1,9 @@
-// Fine-tunes a language model with BA-LoRA, held-out rows beside it, and leaves the adapter as a PEFT folder.
+// Fine-tunes a language model with BA-LoRA, evaluates it on held-out rows, and writes the adapter as a PEFT folder.
 //
 //   node examples/train.mjs [ADAPTER] [MODEL]
 //
-// ADAPTER is where the adapter goes. MODEL is a folder, a GGUF file or a name on the Hugging Face hub; by default it is the
-// small model that comes with the package.
+// ADAPTER is the output folder. MODEL is a folder, a GGUF file or a name on the Hugging Face hub; by default it is the small model
+// that comes with the package.
 import {
   AdapterModel,
   AutoModelForCausalLM,
@@ -15,7 +15,7 @@ import {
 } from 'balora';
 
 const [output = 'output/adapter', path = demoCheckpoint] = process.argv.slice(2);
-// Rows of a file: `await openRows('train.jsonl')`, also CSV, TSV and Parquet.
+// `await openRows('train.jsonl')` reads the rows from a file instead; CSV, TSV and Parquet are supported, too.
 const rows = [
   { prompt: 'Call me', response: 'Ishmael.' },
   { prompt: 'There she', response: 'blows!' },

@@ -1,9 +1,8 @@
-// The tape's public side: backward from several roots, ops written in TypeScript, and segments that are recomputed
-// instead of kept.
+// The public part of the tape: backward from several roots, ops written in TypeScript, and checkpointed segments.
 import { getDefaultDevice, withDevice } from './device.ts';
 import { ArgumentError, BaloraError } from './errors.ts';
 import { type Handle, native, withSetting } from './native.ts';
-import { enableGrad, mapTensors, noGrad, scope, Tensor } from './tensor.ts';
+import { enableGrad, keep, mapTensors, noGrad, scope, Tensor } from './tensor.ts';
 
 /**
  * Runs backward() from several tensors at once.
@@ -47,16 +46,17 @@ export interface CustomOp<Saved> {
  *   forward: ([x]) => ({ outputs: [mul(mul(x, x), x)], saved: x }),
  *   backward: ([dy], x) => [mul(dy, mul(3, mul(x, x)))],
  * }, [x])[0];
- * @throws ArgumentError for what is no output or no gradient, naming the op, as does every error of balora's in its functions;
- *   in backward also where a saved value was overwritten in place since
+ * @throws ArgumentError naming the op for a forward that returns no outputs and a backward that returns no gradients, and in
+ *   backward where a saved value was overwritten in place since; other errors of balora in its functions name the op, too
  */
 export function customOp<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]): Tensor[] {
   const { name } = op;
   return recordCustom(
     {
       name,
-      forward: (given) => naming(`${name}: forward`, () => op.forward(given)),
-      backward: (grads, saved) => naming(`${name}: backward`, () => op.backward(grads, saved)),
+      forward: (given) => withErrorPrefix(`${name}: forward`, () => op.forward(given)),
+      backward: (grads, saved) =>
+        withErrorPrefix(`${name}: backward`, () => op.backward(grads, saved)),
     },
     inputs,
   );
@@ -94,26 +94,28 @@ function recordCustom<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]): Te
           const written = grads.findIndex((grad, i) => grad?.version !== versions[i]);
           if (written >= 0) {
             throw new ArgumentError(
-              `${op.name}: backward wrote in place to the gradient of output ${written}, which other ops read too: write to a copy`,
+              `${op.name}: backward wrote in place to the gradient of output ${written}, which other ops read too; write to a copy`,
             );
           }
           const gradients = checkGradients(op.name, given, forms);
-          return gradients.map((grad) => (grad === null ? 0 : native.detach(grad.handle)));
+          // All are made before the first leaves the scope: one that was disposed of is refused, and none of the others is lost.
+          const owned = gradients.map((grad) => grad?.detach() ?? null);
+          return owned.map((grad) => (grad === null ? 0 : keep(grad).handle));
         }) as number[],
     );
     return handles.map((handle) => new Tensor(handle));
   });
 }
 
-/** Refuses an async backward by name. Its promise is left alone, and a rejection of it must not end the process. */
+/** Refuses an async backward, whose promise is never awaited: a rejection of it must not end the process. */
 function refusePromise(name: string, given: unknown): void {
   if (!(given instanceof Promise)) return;
   given.catch(() => {});
   throw new ArgumentError(`${name}: backward returned a promise; it must not be async`);
 }
 
-/** Runs a function of an op; balora's errors that leave it begin with the place they come from. */
-function naming<T>(where: string, body: () => T): T {
+/** Runs a function of an op; balora's errors that it throws get a prefix that says where they come from. */
+function withErrorPrefix<T>(where: string, body: () => T): T {
   try {
     return body();
   } catch (error) {
@@ -165,18 +167,18 @@ function checkGradients(
 }
 
 /**
- * Runs `body` with recomputation on or off. When it is on, ops made in `body` store how to compute a cheap input again (a
- * norm of rows that are kept, an activation of kept factors) instead of the input. The gradients are bitwise the same, and
- * take less memory.
+ * Runs `body` with recomputation on or off. When it is on, ops recorded in `body` do not keep inputs that are cheap to compute again
+ * in backward (a norm of rows that are kept, an activation of factors that are kept). The gradients are bitwise the same and take
+ * less memory.
  */
 export function recomputing<T>(enabled: boolean, body: () => T): T {
   return withSetting(native.setRecompute, enabled, body);
 }
 
 /**
- * Runs `segment` without keeping its intermediate values; backward() runs it again. Trades time for memory.
- * The segment must compute the same thing both times; gradients of tensors it closes over are collected too.
- * @param inputs the tensors it takes; their gradients are returned through the tape.
+ * Runs `segment` without keeping its intermediate values; backward() runs it again, which takes more time and less memory. The
+ * segment must compute the same both times. Tensors that it closes over get gradients, too.
+ * @param inputs the tensors that it is called with, whose gradients flow through the tape
  */
 export function checkpoint(
   segment: (...inputs: Tensor[]) => Tensor,

@@ -65,7 +65,7 @@ export function deviceInfo(device: string = getDefaultDevice()): DeviceInfo {
   return native.deviceInfo(device) as DeviceInfo;
 }
 
-/** Whether the device's memory is the process's own and part of its resident size; otherwise the device's driver counts it. */
+/** Whether the device uses the memory of the process, as the CPU does; otherwise the device's driver counts its memory. */
 export function sharesProcessMemory(device: string = getDefaultDevice()): boolean {
   const { description, totalBytes } = deviceInfo(device);
   return description === '' && totalBytes === 0;

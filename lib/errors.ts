@@ -37,6 +37,9 @@ const kAdvice: Readonly<Record<NativeCode, string>> = {
   ERR_NATIVE: '',
 };
 
+/** Advice for an op of the addon whose result is not finite: it looks for such values in anomaly mode alone, which is on then. */
+const kAnomalyAdvice = "lower the learning rate, or look at this op's inputs";
+
 /** Advice of a {@link FormatError} that has none of its own. */
 const kFormatAdvice = 'fetch the file again, or write it again with what made it';
 
@@ -68,7 +71,7 @@ export class UnsupportedError extends BaloraError {
   }
 }
 
-/** Where a {@link FormatError} was found, and what to do. */
+/** The place of a {@link FormatError}, and what to do. */
 interface FormatErrorOptions extends ErrorOptions {
   path?: string;
   offset?: number;
@@ -82,10 +85,18 @@ export class FormatError extends BaloraError {
   readonly offset: number | undefined;
 
   constructor(message: string, where: FormatErrorOptions = {}) {
-    super('ERR_FORMAT', advised(message, where.advice ?? kFormatAdvice), where);
+    super('ERR_FORMAT', withAdvice(message, where.advice ?? kFormatAdvice), where);
     this.path = where.path;
     this.offset = where.offset;
   }
+}
+
+/** The kind of a {@link NativeError}, and what to do. */
+interface NativeErrorOptions extends ErrorOptions {
+  /** Default: `ERR_NATIVE`. */
+  code?: NativeCode;
+  /** End of the message: what to do. Default: that of the code. */
+  advice?: string;
 }
 
 /**
@@ -93,17 +104,23 @@ export class FormatError extends BaloraError {
  * (`ERR_OUT_OF_MEMORY`, `ERR_DISK_FULL`, ...; `ERR_NATIVE` where none fits), and the message ends in advice.
  */
 export class NativeError extends BaloraError {
-  constructor(message: string, options: { code?: NativeCode } & ErrorOptions = {}) {
-    const { code = 'ERR_NATIVE' } = options;
-    super(code, advised(message, kAdvice[code]), options);
+  constructor(message: string, options: NativeErrorOptions = {}) {
+    const { code = 'ERR_NATIVE', advice = kAdvice[code] } = options;
+    super(code, withAdvice(message, advice), options);
   }
 }
 
-/** Adds the advice to the message's first line: the lines below it may hold the place where the op was called. */
-function advised(message: string, advice: string): string {
+/** Adds advice to the first line of a message: the lines below it may hold the place where the op was called. */
+function withAdvice(message: string, advice: string): string {
   if (advice === '') return message;
   const [first = '', ...rest] = message.split('\n');
   return [`${first}; ${advice}`, ...rest].join('\n');
+}
+
+/** The message of an error without the general advice at its end, for another message that quotes it. */
+export function withoutAdvice({ code, message }: BaloraError): string {
+  const advice = code === 'ERR_FORMAT' ? kFormatAdvice : (kAdvice[code as NativeCode] ?? '');
+  return advice === '' ? message : message.replace(`; ${advice}`, '');
 }
 
 /** Builds the error for a code, of the matching class; the addon calls it for the errors it throws. */
@@ -123,6 +140,8 @@ export function errorFromCode(
         ...(path !== undefined && { path }),
         ...(offset !== undefined && { offset }),
       });
+    case 'ERR_NOT_FINITE':
+      return new NativeError(message, { code, advice: kAnomalyAdvice });
     default:
       return new NativeError(message, {
         code: Object.hasOwn(kAdvice, code) ? (code as NativeCode) : 'ERR_NATIVE',

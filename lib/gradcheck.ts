@@ -27,10 +27,10 @@ export function uniform(seed: number): () => number {
 }
 
 /**
- * Compares d<f(inputs), p>/d(inputs), p fixed and random, with central differences (f(x + h) - f(x - h)) / 2h. Blocks the event
- * loop. `f` is called twice a coordinate, so give small inputs.
- * @param f returns one tensor or several, f64; every output takes part. It must give the same for the same inputs
- * @param inputs f64, of any shape; their `grad` is left alone
+ * Compares d<f(inputs), p>/d(inputs), for a fixed random p, with central differences (f(x + h) - f(x - h)) / 2h. Blocks the event
+ * loop. `f` is called twice for each coordinate, so give small inputs.
+ * @param f returns one tensor or several, f64, all of which are checked. It must return the same for the same inputs
+ * @param inputs f64, of any shape; their `grad` is not changed
  * @example gradcheck((x) => cube(x), [tensor([0.5, -1], { dtype: 'f64' })]);
  * @throws BaloraError (`ERR_GRADIENT`) with input, element and both numbers where they disagree; ArgumentError for inputs or
  *   outputs that are not f64
@@ -96,7 +96,7 @@ export function gradcheck(
 function checkType(what: string, { dtype }: Tensor): void {
   if (dtype === 'f64') return;
   throw new ArgumentError(
-    `gradcheck: ${what} must be f64, got ${dtype}: central differences need the digits`,
+    `gradcheck: ${what} must be f64, got ${dtype}, because central differences need the digits`,
   );
 }
 

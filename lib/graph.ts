@@ -1,5 +1,5 @@
 /**
- * Recorded graphs: the kernels of a function recorded once and launched as one, for steps that repeat with the same shapes. On a
+ * Recorded graphs: the kernels of a function, recorded once and launched together, for steps that repeat with the same shapes. On a
  * GPU the launch then costs next to nothing.
  */
 import { withDevice } from './device.ts';
@@ -10,7 +10,7 @@ import { scope, unscoped } from './tensor.ts';
 export class CapturedGraph<T> {
   readonly #graph: unknown;
 
-  /** @param result what the function returned: its tensors take new values with every run */
+  /** @param result the result of the function, whose tensors get new values with every run */
   constructor(
     graph: unknown,
     readonly result: T,
@@ -24,8 +24,8 @@ export class CapturedGraph<T> {
   }
 
   /**
-   * Enqueues a run of every recorded op, on the values that the tensors from outside have then. Tensors that the function wrote,
-   * its results among them, count as written.
+   * Enqueues a run of every recorded op on the current values of the tensors that the function read. The tensors that it wrote, its
+   * results among them, count as overwritten.
    */
   replay(): void {
     native.runGraph(this.#graph);
@@ -43,13 +43,13 @@ export class CapturedGraph<T> {
 }
 
 /**
- * Records the ops that `fn` enqueues on a device, and runs them once, as if `fn` had been called. Numbers that `fn` hands
- * to ops (a learning rate, a seed) are recorded as they are. Inside, no value may be read or awaited, and no tensor made of
- * the host's values, read from a file or brought from another device: write inputs into tensors that were made before
- * (`copy_`). Gradients that exist already are added to by every run; those that `fn` makes are written anew. Call `fn` once
- * before, so that kernels are loaded. Recording first waits for the device.
- * @param options device: default see getDefaultDevice. sharing: a graph whose memory this one uses too, so that several take
- *   no more than the largest needs; results of the one are then good until the other runs
+ * Records the ops that `fn` enqueues on a device, and runs them once, as if `fn` had been called. Numbers that `fn` passes to ops (a
+ * learning rate, a seed) are recorded as constants. In `fn`, no value may be read or awaited, and no tensor may be made of the host's
+ * values, read from a file or copied from another device: write inputs into tensors that were made before (`copy_`). Every run
+ * adds to gradients that existed before the recording, and overwrites those that `fn` made. Call `fn` once before, so that kernels
+ * are loaded. Recording first waits for the device.
+ * @param options device: default see getDefaultDevice. sharing: a graph whose memory this one uses, too, so that several take no
+ *   more than the largest; the results of each are then valid until another one runs
  * @example
  * const graph = captureGraph(() => mul(x, 2), { device: 'cuda' });
  * copy_(x, next);

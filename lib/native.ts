@@ -20,6 +20,7 @@ export type Native = NativeOps & { signatures: NativeSignature[] };
 
 const packageRoot = dirname(dirname(fileURLToPath(import.meta.url)));
 
+/** Paths at which the binary may be, in the order in which they are tried. */
 function candidates(): string[] {
   const explicit = process.env.BALORA_BINARY;
   if (explicit) return [resolve(explicit)];
@@ -31,7 +32,8 @@ function candidates(): string[] {
   ];
 }
 
-const kWhereFrom =
+/** Advice where no binary can be loaded. */
+const kHowToGetIt =
   'The npm package has binaries for Linux on x64 with glibc 2.38 or newer (Debian 13, Ubuntu 24.04); elsewhere build a clone: ' +
   'docs/building.md. In a clone "npm run setup" builds one.';
 
@@ -62,7 +64,7 @@ function load(): Native {
     }
   }
   throw new UnsupportedError(
-    `balora has no usable native binary for ${process.platform}-${process.arch} (Node ${process.version}). Tried:\n  ${reasons.join('\n  ')}\n${kWhereFrom}`,
+    `balora has no usable native binary for ${process.platform}-${process.arch} (Node ${process.version}). Tried:\n  ${reasons.join('\n  ')}\n${kHowToGetIt}`,
   );
 }
 
@@ -92,10 +94,12 @@ export function withSetting<V, T>(set: (value: V) => V, value: V, body: () => T)
 }
 
 const libraryFolder = dirname(fileURLToPath(import.meta.url));
-let plain: Partial<Native> | null = null;
+/** In debug mode, the functions of the addon as they were before; null outside. */
+let originals: Partial<Native> | null = null;
 
+/** Whether debug mode is on, see {@link setDebugMode}. */
 export function inDebugMode(): boolean {
-  return plain !== null;
+  return originals !== null;
 }
 
 /**
@@ -104,27 +108,27 @@ export function inDebugMode(): boolean {
  * a fault names the op that made it. Returns the mode before.
  */
 export function setDebugMode(enabled: boolean): boolean {
-  const before = plain !== null;
+  const before = originals !== null;
   if (enabled === before) return before;
   const functions = native as unknown as Record<string, (...args: unknown[]) => unknown>;
-  if (plain) {
-    Object.assign(native, plain);
+  if (originals) {
+    Object.assign(native, originals);
     native.setDebug(false);
     native.setCallSite('');
-    plain = null;
+    originals = null;
     return before;
   }
-  const originals: Record<string, (...args: unknown[]) => unknown> = {};
+  const replaced: Record<string, (...args: unknown[]) => unknown> = {};
   for (const { name, grad } of native.signatures) {
     if (grad === 'plain' && name !== 'backward') continue;
     const original = functions[name] as (...args: unknown[]) => unknown;
-    originals[name] = original;
+    replaced[name] = original;
     functions[name] = (...args) => {
       native.setCallSite(callSite());
       return original(...args);
     };
   }
-  plain = originals as Partial<Native>;
+  originals = replaced as Partial<Native>;
   native.setDebug(true);
   return before;
 }

@@ -1,4 +1,4 @@
-// Settings and statistics of the engines (one per device) in this thread's environment.
+// Settings and statistics of this thread's engines, of which each device has one.
 import { getDefaultDevice } from './device.ts';
 import { inDebugMode, native, withSetting } from './native.ts';
 
@@ -10,7 +10,7 @@ export interface MemoryStats {
   liveBytes: number;
   /** The largest liveBytes since the start or the last resetPeakMemory(). */
   peakBytes: number;
-  /** Bytes freed and kept for reuse, with what rounding adds to live blocks; at most about a quarter of the largest liveBytes. */
+  /** Bytes kept for reuse, including those that rounding adds to live blocks; at most about a quarter of the largest liveBytes. */
   cachedBytes: number;
   /** Bytes of packed layouts of frozen weights. */
   derivedBytes: number;
@@ -98,26 +98,26 @@ export interface OfDevice {
   device?: string;
 }
 
-const named = ({ device }: OfDevice): string => device ?? getDefaultDevice();
+const deviceOf = ({ device }: OfDevice): string => device ?? getDefaultDevice();
 
 /** Memory by the engine's own count; await {@link synchronize} first for exact figures. */
 export function memoryStats(of: OfDevice = {}): MemoryStats {
-  return native.memoryStats(named(of)) as MemoryStats;
+  return native.memoryStats(deviceOf(of)) as MemoryStats;
 }
 
 /** Resets peakBytes to the bytes that are live now. */
 export function resetPeakMemory(of: OfDevice = {}): void {
-  native.resetPeakMemory(named(of));
+  native.resetPeakMemory(deviceOf(of));
 }
 
 /** Gives cached blocks back to the operating system or the device's driver. */
 export function trimMemory(of: OfDevice = {}): void {
-  native.trimMemory(named(of));
+  native.trimMemory(deviceOf(of));
 }
 
 /** Refuses allocations beyond `bytes` of live memory, with an error that gives the sizes. 0: no limit. */
 export function setMemoryLimit(bytes: number, of: OfDevice = {}): void {
-  native.setMemoryLimit(named(of), bytes);
+  native.setMemoryLimit(deviceOf(of), bytes);
 }
 
 /** Counts the memory of tensors made in `body` under a name of its own in memoryStats().byTag. */

@@ -1,5 +1,5 @@
-// Tensors as JavaScript sees them: a thin object around a native handle. Memory belongs to native reference counts; JavaScript
-// frees its references with dispose(), `using`, or at the end of a scope(). A FinalizationRegistry only catches leaks.
+// The Tensor class, a thin object around a native handle. Memory is reference-counted natively; JavaScript frees its references with
+// dispose(), `using`, or at the end of a scope(). A FinalizationRegistry only catches leaks.
 import { deviceName, withDevice } from './device.ts';
 import { ArgumentError } from './errors.ts';
 import { type DType, type Handle, native, withSetting } from './native.ts';
@@ -14,9 +14,9 @@ export type NestedNumbers = number | readonly NestedNumbers[];
 
 /** Shape, type and gradient of a new tensor. */
 export interface TensorOptions {
-  /** Extents; defaults to the nesting of the data, or to one dimension for a typed array. */
+  /** Extents. Default: the nesting of the data, or one dimension for a typed array. */
   shape?: readonly number[];
-  /** Element type; defaults to the typed array's own, and to f32 for plain numbers. */
+  /** Element type. Default: that of the typed array, and f32 for plain numbers. */
   dtype?: DType;
   /** Whether backward() collects a gradient for this tensor. Default false. */
   requiresGrad?: boolean;
@@ -86,7 +86,7 @@ export class Tensor {
     return this.shape.reduce((product, extent) => product * extent, 1);
   }
 
-  /** Whether backward() reaches this tensor: a leaf that wants a gradient, or anything computed from one. */
+  /** Whether backward() computes a gradient for this tensor: a leaf that requires one, or a tensor computed from such a leaf. */
   get requiresGrad(): boolean {
     return native.requiresGrad(this.#handle);
   }
@@ -121,15 +121,15 @@ export class Tensor {
   }
 
   /**
-   * Adds d(this)/d(leaf) to the grad of every leaf below. The graph is freed on the way unless `retainGraph`.
-   * @param grad gradient of the result, of this tensor's shape; may be left out for a single number (then 1).
-   * @throws ArgumentError when nothing below wants a gradient, or the graph was used already.
+   * Adds d(this)/d(leaf) to the gradient of every leaf that this tensor was computed from. Frees the graph unless `retainGraph`.
+   * @param grad gradient of the result, of this tensor's shape. Default for a tensor of one element: 1
+   * @throws ArgumentError if no leaf requires a gradient, or the graph was freed already
    */
   backward(grad?: Tensor | null, options: { retainGraph?: boolean } = {}): void {
     native.backward([this.#handle], [grad?.handle ?? null], options.retainGraph ?? false);
   }
 
-  /** A tensor with the same values, off the tape. */
+  /** A tensor with the same values that is not on the tape. */
   detach(): Tensor {
     return new Tensor(native.detach(this.#handle));
   }
@@ -139,7 +139,7 @@ export class Tensor {
     return native.versionOf(this.#handle);
   }
 
-  /** Promises that the values never change, so that kernels may keep packed layouts of them (frozen weights). */
+  /** Marks the values as constant, so that kernels may keep packed layouts of them. Writing to the tensor is then an error. */
   freeze(): this {
     native.freeze(this.#handle);
     return this;
@@ -169,12 +169,12 @@ export class Tensor {
 
   /** The only element of a tensor with one element. */
   async item(): Promise<number> {
-    return single(await this.#one().data());
+    return firstValue(await this.#checkOneElement().data());
   }
 
   /** Like `item()`, but blocks the event loop. */
   itemSync(): number {
-    return single(this.#one().dataSync());
+    return firstValue(this.#checkOneElement().dataSync());
   }
 
   /**
@@ -208,9 +208,11 @@ export class Tensor {
     return `Tensor(${this.dtype}, [${this.shape.join(', ')}])`;
   }
 
-  #one(): Tensor {
+  #checkOneElement(): Tensor {
     if (this.size !== 1) {
-      throw new ArgumentError(`item: the tensor has ${this.size} elements, not one`);
+      throw new ArgumentError(
+        `item: the tensor must have one element, got ${this.size}; read several with data()`,
+      );
     }
     return this;
   }
@@ -223,17 +225,19 @@ export class Tensor {
   }
 }
 
-function single(data: TensorData): number {
+function firstValue(data: TensorData): number {
   return Number(data[0]);
 }
 
 function newArray(dtype: DType, size: number): TensorData {
   const Type = kArrays[dtype as keyof typeof kArrays];
-  if (!Type) throw new ArgumentError(`${dtype} has no typed array`);
+  if (!Type) throw new ArgumentError(`dtype must be one of ${kDTypes.join(', ')}, got ${dtype}`);
   try {
     return new Type(size);
   } catch {
-    throw new ArgumentError(`${size} elements are more than a typed array of ${dtype} takes here`);
+    throw new ArgumentError(
+      `${size} elements are more than a typed array of ${dtype} takes here; read or make the tensor in parts`,
+    );
   }
 }
 
@@ -256,15 +260,19 @@ function nestedShape(data: NestedNumbers): number[] {
   return shape;
 }
 
+function raggedData(): ArgumentError {
+  return new ArgumentError(
+    'tensor: the nested data is ragged; give every array of a level the same length, and numbers at the last',
+  );
+}
+
 function flatten(data: NestedNumbers, shape: readonly number[], into: number[], depth = 0): void {
   if (depth === shape.length) {
-    if (typeof data !== 'number') throw new ArgumentError('tensor: the nested data is ragged');
+    if (typeof data !== 'number') throw raggedData();
     into.push(data);
     return;
   }
-  if (!Array.isArray(data) || data.length !== shape[depth]) {
-    throw new ArgumentError('tensor: the nested data is ragged');
-  }
+  if (!Array.isArray(data) || data.length !== shape[depth]) throw raggedData();
   for (const part of data) flatten(part, shape, into, depth + 1);
 }
 
@@ -306,7 +314,7 @@ export function tensor(
   return result;
 }
 
-/** Tensors inside a value that scope() hands out: itself, or nested in arrays and plain objects. */
+/** Adds the tensors of a scope's result to a set: the result itself, or those nested in arrays and plain objects. */
 function collect(value: unknown, into: Set<Tensor>): void {
   if (value instanceof Tensor) into.add(value);
   else if (Array.isArray(value)) for (const part of value) collect(part, into);
@@ -319,7 +327,7 @@ function isPlainObject(value: unknown): value is object {
   return prototype === Object.prototype || prototype === null;
 }
 
-/** A value with each of its tensors replaced, found where scope() finds those of a result. */
+/** A copy of a value with each of its tensors replaced: itself, or those nested in arrays and plain objects. */
 export function mapTensors<T>(value: T, replace: (tensor: Tensor) => Tensor): T {
   const map = (part: unknown): unknown => {
     if (part instanceof Tensor) return replace(part);
@@ -331,10 +339,9 @@ export function mapTensors<T>(value: T, replace: (tensor: Tensor) => Tensor): T 
 }
 
 /**
- * Runs `body` and disposes every tensor made inside, except those in its result (also nested in arrays and plain
- * objects) and those passed to `keep()`. Works for synchronous functions only: between awaits other code would run in
- * the scope.
- * @throws ArgumentError when the body returns a promise.
+ * Runs `body` and disposes of every tensor made in it, except those in its result (also nested in arrays and plain objects) and
+ * those passed to `keep()`. `body` must be synchronous, since between awaits other code would run in the scope.
+ * @throws ArgumentError if the body returns a promise
  */
 export function scope<T>(body: () => T): T {
   const outer = currentScope;
@@ -349,7 +356,7 @@ export function scope<T>(body: () => T): T {
     collect(result, survivors);
     return result;
   } finally {
-    currentScope = null; // dispose() need not look for itself
+    currentScope = null; // so that dispose() does not search it
     for (const made of mine) {
       if (!survivors.has(made)) made.dispose();
     }
@@ -361,8 +368,8 @@ export function scope<T>(body: () => T): T {
 }
 
 /**
- * Runs `body` and puts every tensor made inside into `into`, for the caller to dispose; keep() removes one again. For an async
- * function it sees what was made before the first await.
+ * Runs `body` and adds every tensor made in it to `into`, for the caller to dispose of; keep() removes one again. Of an async
+ * function, only the part before the first await counts.
  */
 export function collecting<T>(into: Set<Tensor>, body: () => T): T {
   const outer = currentScope;
@@ -380,7 +387,7 @@ export function keep<T extends Tensor>(kept: T): T {
   return kept;
 }
 
-/** Runs `body` with no scope in force: what it makes is the caller's to dispose. */
+/** Runs `body` outside any scope, so that the caller disposes of the tensors made in it. */
 export function unscoped<T>(body: () => T): T {
   const outer = currentScope;
   currentScope = null;

@@ -1,5 +1,5 @@
-// Runs the benchmark's command (bench/harness/command.ts) with the options, after set-up where needed: `npm run bench
-// [-- options]`.
+// Runs the command of the benchmark (bench/harness/command.ts) with the given options, after the set-up where needed:
+// `npm run bench [-- options]`.
 import { ensureBench } from './support/bench_build.mjs';
 import { setUp } from './support/set_up.mjs';
 import { inRoot, main, runVisible, say } from './support/shell.mjs';

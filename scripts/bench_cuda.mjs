@@ -13,9 +13,7 @@ const kLarge = ['balora-4x512-r128', 'lora-4x512-r128'];
 const kSmall = ['balora-4x512', 'lora-4x512'];
 const kHead = ['micro-head-losses-task-8192x128k', 'micro-head-losses-8192x128k'];
 
-/**
- * The measurements, the most wanted first: `seconds` that one takes about, `torch` for more beside torch (left out: it runs alone).
- */
+/** The measurements, most important first. `seconds`: approximate duration; `torch`: additional seconds with torch (absent: without). */
 const kRuns = [
   { shape: 'llama-7b', only: kLarge, seconds: 90, torch: 90 },
   { shape: 'smollm2-135m', only: kSmall, seconds: 45, torch: 40 },
@@ -29,7 +27,7 @@ const kRuns = [
   { shape: 'llama-7b', only: ['micro'], seconds: 60 },
 ];
 
-/** Runs one measurement; its command, its report if it ran, and its text. */
+/** Runs one measurement, and returns its status, its report or failure, and its output. */
 function measure({ shape, only, beside }, { output, torch, device, budget }) {
   const json = join(output, 'part.json');
   const flags = ['--device', device, '--shape', shape, '--json', json];

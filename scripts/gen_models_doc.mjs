@@ -15,7 +15,7 @@ function table(models) {
     return `| \`${modelType}\` | ${tasks.join(', ')} | ${cell(features)} | ${file} |`;
   });
   return [
-    '| model_type | as | what of it | GGUF architecture |',
+    '| model_type | as | supported | GGUF architecture |',
     '| --- | --- | --- | --- |',
     ...rows,
   ].join('\n');
@@ -28,7 +28,9 @@ await main(async ([flag]) => {
   const target = inRoot('README.md');
   const before = readFileSync(target, 'utf8');
   const [begin, end] = [before.indexOf(kBegin), before.indexOf(kEnd)];
-  if (begin < 0 || end < begin) throw new SetupError(`README.md lacks ${kBegin} and ${kEnd}`);
+  if (begin < 0 || end < begin) {
+    throw new SetupError(`README.md lacks ${kBegin} and ${kEnd}: put these lines around the table`);
+  }
   const head = before.slice(0, begin + kBegin.length);
   const text = `${head}\n\n${table(supportedModels())}\n\n${before.slice(end)}`;
   if (flag !== '--check') {

@@ -32,7 +32,11 @@ function fill(page, commands, check) {
   const target = inRoot(page);
   const before = readFileSync(target, 'utf8');
   const [begin, end] = [before.indexOf(kBegin), before.indexOf(kEnd)];
-  if (begin < 0 || end < begin) throw new SetupError(`${target} lacks ${kBegin} and ${kEnd}`);
+  if (begin < 0 || end < begin) {
+    throw new SetupError(
+      `${target} lacks ${kBegin} and ${kEnd}: put these lines around the tables`,
+    );
+  }
   const head = before.slice(0, begin + kBegin.length);
   const sections = program.commands
     .filter(({ options }) => options.length > 0)

@@ -122,7 +122,10 @@ function summary(rows) {
 function filled(page, text, made) {
   const block = /(<!-- bench:([\w/-]+) -->\n)[\s\S]*?(<!-- \/bench -->)/g;
   return text.replace(block, (_, open, name, close) => {
-    if (!(name in made)) throw new SetupError(`${page}: there is no block "${name}"`);
+    if (!(name in made)) {
+      const known = Object.keys(made).join(', ');
+      throw new SetupError(`${page}: no block is called "${name}"; use one of ${known}`);
+    }
     return `${open}${made[name]}\n${close}`;
   });
 }

@@ -63,7 +63,11 @@ function table(rows) {
     const found = kArchitectures.map((architecture) =>
       heaviest(rows, name, instance, architecture),
     );
-    if (found.includes(null)) throw new SetupError(`${name} ${of} is not in ${kPtxasLog}`);
+    if (found.includes(null)) {
+      throw new SetupError(
+        `${name} ${of} is not in ${kPtxasLog}: mend kHot, or remove build/cuda and run npm run build:cuda`,
+      );
+    }
     const cells = found.map(
       (row) => `${row.registers} (${Math.round(100 * occupancy(row, threads, dynamic))} %)`,
     );
@@ -91,7 +95,7 @@ await main(([flag]) => {
     return 0;
   }
   if (!existsSync(kPtxasLog))
-    throw new SetupError('There is no log: run npm run build:cuda first.');
+    throw new SetupError(`${kPtxasLog} is missing: run npm run build:cuda, then this again.`);
   const page = inRoot('docs', 'gpu-performance.md');
   const text = readFileSync(page, 'utf8');
   const made = table(latestRows(readFileSync(kPtxasLog, 'utf8')));

@@ -1,6 +1,6 @@
 // Writes lib/native_ops.ts from the signatures that the addon derived from its C++ functions.
 // `--check` only compares, and fails when the file is stale.
-import { readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -8,6 +8,10 @@ import { fileURLToPath } from 'node:url';
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const target = join(root, 'lib', 'native_ops.ts');
 const binary = process.env.BALORA_BINARY ?? join(root, 'build', 'release', 'balora.node');
+if (!existsSync(binary)) {
+  console.error(`${binary} is not built: run npm run build:native, then this again`);
+  process.exit(1);
+}
 const { signatures } = createRequire(import.meta.url)(binary);
 
 const rows = [...signatures].sort((a, b) => (a.name < b.name ? -1 : 1));

@@ -3,7 +3,7 @@
 //
 //   tar xJf cuda-pack.tar.xz && sh balora-cuda/run.sh [--output FOLDER] [--torch PYTHON] [--seconds N]
 import { spawnSync } from 'node:child_process';
-import { chmodSync, cpSync, existsSync, mkdirSync, rmSync, statSync } from 'node:fs';
+import { chmodSync, cpSync, mkdirSync, rmSync, statSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import { ensureBench } from './support/bench_build.mjs';
 import { buildNative } from './support/build_steps.mjs';
@@ -21,7 +21,7 @@ const kFiles = [
 /** Folders of the packages that the library needs at run time. */
 function runtimePackages() {
   const listed = capture('npm', ['ls', '--omit=dev', '--all', '--parseable']);
-  if (listed === null) throw new SetupError('npm ls failed: run "npm run setup" first.');
+  if (listed === null) throw new SetupError('npm ls failed: run "npm run setup", then this again.');
   return listed
     .split('\n')
     .slice(1)
@@ -48,7 +48,7 @@ function pack(folder) {
 }
 
 await main(async () => {
-  if (!existsSync(cudaPlugin())) return 1;
+  cudaPlugin(); // a missing plug-in is an error before anything is built
   await ensureBench();
   await buildNative({ targets: ['balora', 'balora_device_tests'] });
   if (runVisible(process.execPath, [inRoot('scripts', 'prebuild.mjs')]) !== 0) return 1;
@@ -63,9 +63,15 @@ await main(async () => {
     '--use-compress-program=xz -6 -T2',
     'balora-cuda',
   ];
-  if (runVisible('tar', flags) !== 0) throw new SetupError('tar failed (is xz installed?)');
+  if (runVisible('tar', flags) !== 0) {
+    throw new SetupError(
+      'tar failed (see above): install xz if it is missing, then run this again.',
+    );
+  }
   const { size } = statSync(file);
   say(`${file}: ${(size / 1e6).toFixed(1)} MB`);
   if (size <= kLimit) return 0;
-  throw new SetupError(`${file} has ${size} bytes, more than the ${kLimit} that may travel`);
+  throw new SetupError(
+    `${file} has ${size} bytes, the limit is ${kLimit}: remove files from kFiles of scripts/pack_cuda.mjs.`,
+  );
 });

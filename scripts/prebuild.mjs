@@ -25,9 +25,17 @@ const kSystem = /^(linux-vdso|ld-linux.*|lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s))\
 /** The shared libraries that a binary needs, transitively: [name the loader asks for, file] of each. */
 function sharedLibraries(binary) {
   const text = capture('ldd', [binary]);
-  if (text === null) throw new SetupError(`ldd cannot read ${binary}`);
+  if (text === null) {
+    throw new SetupError(
+      `ldd cannot read ${binary}: install ldd, or build again with "npm run build".`,
+    );
+  }
   const missing = text.match(/^.*not found.*$/m);
-  if (missing) throw new SetupError(`${binary} misses a library: ${missing[0].trim()}`);
+  if (missing) {
+    throw new SetupError(
+      `${binary} needs a library that this machine lacks: ${missing[0].trim()}. Install it, or remove build/release and build again.`,
+    );
+  }
   return [...text.matchAll(/^\s*(\S+) => (\/\S+)/gm)]
     .map(([, name, path]) => [name, path])
     .filter(([name]) => !kSystem.test(name));
@@ -51,7 +59,7 @@ function copyLicences(folder, name, path) {
   const licences = copyright ? [[`${base}.copyright.txt`, copyright]] : own();
   for (const [copy, text] of licences) copyFileSync(text, join(folder, copy));
   if (licences.length > 0) return;
-  say(yellow(`no licence text of ${path} was found: add it before the package goes to others`));
+  say(yellow(`no licence text for ${path} was found: put one into ${folder} before you publish`));
 }
 
 /** Copies a shared library that the addon needs. */
@@ -71,9 +79,10 @@ function staticOneDnn() {
 /** Copies the CUDA plug-in into the folder, and returns a note on the result. */
 function copyCudaPlugin(folder) {
   const plugin = inRoot('build', 'cuda', 'balora_cuda.so');
-  if (!existsSync(plugin)) return `without the CUDA plug-in: ${plugin} is not there`;
+  const how = 'to include it, run "npm run build:cuda" and this again';
+  if (!existsSync(plugin)) return `without the CUDA plug-in, which is not built: ${how}`;
   const newer = newerSource(plugin);
-  if (newer) return `without the CUDA plug-in: ${newer} is newer than ${plugin}`;
+  if (newer) return `without the CUDA plug-in, which is older than ${newer}: ${how}`;
   const copy = join(folder, basename(plugin));
   copyFileSync(plugin, copy);
   spawnSync('strip', ['--strip-debug', copy]);
@@ -82,7 +91,9 @@ function copyCudaPlugin(folder) {
 
 await main(async () => {
   if (process.platform !== 'linux') {
-    throw new SetupError(`UnsupportedPlatform: no packaging for ${process.platform} yet.`);
+    throw new SetupError(
+      `UnsupportedPlatform: packages are made on Linux alone, this is ${process.platform}: run this on Linux.`,
+    );
   }
   await buildNative({ targets: ['balora'] });
   const folder = inRoot('prebuilds', `${process.platform}-${process.arch}`);

@@ -1,5 +1,5 @@
-// Takes a bare clone to a built library: `npm run setup [-- --developer] [--build-onednn[=ARCHIVE]]`. --developer installs the
-// tools of `npm test` and builds the C++ tests as well; --build-onednn builds oneDNN from source first.
+// Sets up a clone, from missing system packages to the built library: `npm run setup [-- --developer] [--build-onednn[=ARCHIVE]]`.
+// --developer installs the tools of `npm test` and builds the C++ tests as well; --build-onednn builds oneDNN from source first.
 import { ensureOneDnn } from './support/build_onednn.mjs';
 import { kDeveloperNeeds } from './support/needs.mjs';
 import { setUp } from './support/set_up.mjs';
@@ -41,5 +41,5 @@ await main(async (args) => {
     const root = process.env.BALORA_ONEDNN_ROOT;
     say(`\nFor later builds with this oneDNN:\n  export BALORA_ONEDNN_ROOT=${root}`);
   }
-  say('\nReady. `npm run demo` shows it at work, `npm test` checks it.');
+  say('\nReady. `npm run demo` fine-tunes a small model, `npm test` runs the tests and checks.');
 });

@@ -1,5 +1,5 @@
-// Runs every check, one after the other, after set-up where needed: `npm test [-- --quick] [-- --only NAME,NAME]`. A failure does
-// not stop the rest. The last line sums all of them: `N passed, N failed, N skipped`.
+// Runs every check, one after the other, after the set-up where needed: `npm test -- [--quick] [--only NAME,NAME]`. A failure does
+// not stop the other checks. The last line has the sums over all of them: `N passed, N failed, N skipped`.
 import { setUp } from './support/set_up.mjs';
 import { main, SetupError, say, textOf } from './support/shell.mjs';
 import { kSuites, runSuites, targetsFor, toolsFor } from './support/suites.mjs';

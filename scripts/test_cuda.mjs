@@ -28,7 +28,9 @@ async function buildInClone() {
 
 function deviceTests(report, budget) {
   const program = inRoot('build', 'release', 'balora_device_tests');
-  if (!existsSync(program)) throw new SetupError(`${program} is missing.`);
+  if (!existsSync(program)) {
+    throw new SetupError(`${program} is missing: make the pack again with "npm run pack:cuda".`);
+  }
   const { status, text, seconds } = runCaptured(program, ['--no-colors=true'], { budget });
   const counts = /test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed/.exec(text);
   const [passed, failed] = counts ? counts.slice(1).map(Number) : [0, 1];
@@ -62,7 +64,7 @@ function golden(report, { device, budget }) {
     ['--device', device, '--golden', kGolden],
     budget,
   );
-  const title = 'the golden LLaMA in f32, largest error over what is allowed';
+  const title = 'the golden LLaMA in f32, largest error relative to its tolerance';
   report.add({ kind: 'golden', ...part }, `${title}: ${said}`);
   return counts;
 }
@@ -70,7 +72,7 @@ function golden(report, { device, budget }) {
 function trajectory(report, { name, flags, dtype }, { device, budget }) {
   const all = ['--device', device, ...flags, '--dtype', dtype];
   const { part, said, counts } = program('trajectory.mjs', all, budget);
-  const title = `training ${name} ${dtype} against the CPU, largest distance`;
+  const title = `training ${name} ${dtype} against the CPU, largest relative difference`;
   report.add({ kind: 'trajectory', name, dtype, ...part }, `${title}: ${said}`);
   return counts;
 }

@@ -1,4 +1,4 @@
-// A bar chart of measures between 0 and 1 with their deviations over seeds.
+// Bar charts of measures between 0 and 1 with their standard deviations over seeds.
 import { kFont, svgOf } from '../bench/svg.mjs';
 import { shown } from './statistics.mjs';
 
@@ -6,7 +6,8 @@ const kBar = 26;
 const kGrid = { left: 210, right: 150, top: 46 };
 
 /**
- * Horizontal bars from 0 to 1, from below 0 where a value is; whiskers of one deviation where there is more than one seed.
+ * Draws horizontal bars on an axis from 0 to 1, or from below 0 where a value is negative, with whiskers of one deviation for
+ * bars of several seeds.
  * @param bars {label, mean, deviation, n}
  * @returns an SVG document
  */
@@ -36,7 +37,7 @@ export function barChart({ title, axis, bars }) {
   return svgOf(option, { width: 690, height: kGrid.top + inside + 34 });
 }
 
-/** The deviation of bar i around its mean, and both as text behind it. */
+/** The whisker of bar i around its mean, and mean and deviation as text after it. */
 function whisker(bar, i, coord) {
   const [x1, y] = coord([bar.mean - bar.deviation, i]);
   const [x2] = coord([Math.max(0, bar.mean + bar.deviation), i]);

@@ -1,7 +1,8 @@
-// The tape from TypeScript: accumulation, misuse by name, custom ops, recomputed segments, anomaly mode.
+// Automatic differentiation from TypeScript: accumulation, errors of misuse, custom ops, checkpointing, anomaly mode.
 import { describe, expect, it } from 'vitest';
 import { backward, checkpoint, customOp, recomputing } from '../lib/autograd.ts';
 import { ArgumentError } from '../lib/errors.ts';
+import { native } from '../lib/native.ts';
 import {
   add,
   add_,
@@ -28,7 +29,7 @@ import { collectGarbage } from './support/collect_garbage.ts';
 import { expectClose, roundingOf, values } from './support/compare.ts';
 import { gradcheck, randomTensor } from './support/gradcheck.ts';
 
-/** y = x^3, with its gradient, computed on the host: a stand-in for a user's op. */
+/** A user's op, for example: y = x^3 and its gradient, computed on the host. */
 function cube(x: Tensor): Tensor {
   const apply = (t: Tensor, f: (value: number, i: number) => number): Tensor =>
     tensor(Float64Array.from(t.dataSync() as Float64Array, f), { shape: t.shape });
@@ -49,7 +50,7 @@ function cube(x: Tensor): Tensor {
 }
 
 describe('backward', () => {
-  it('adds to grad in f32, also for narrower leaves, until it is dropped', () => {
+  it('accumulates grad in f32, also for narrower leaves, until it is set to null', () => {
     const x = tensor([[1, 2]], { dtype: 'bf16', requiresGrad: true });
     const w = tensor([1, 1], { dtype: 'bf16' });
     const dy = tensor([[1, 0]], { dtype: 'bf16' });
@@ -64,7 +65,7 @@ describe('backward', () => {
     expect(x.grad).toBeNull();
   });
 
-  it('adds in place to a gradient that the caller set', () => {
+  it('accumulates in place into a gradient that the caller set', () => {
     const x = tensor([[1, 2]], { dtype: 'f64', requiresGrad: true });
     const w = tensor([1, 1], { dtype: 'f64' });
     const into = tensor([[10, 20]], { dtype: 'f64' });
@@ -73,7 +74,7 @@ describe('backward', () => {
     expect((into.dataSync()[0] as number) - 10).toBeGreaterThan(0.1);
   });
 
-  it('reaches a value along every path', () => {
+  it('sums the gradients along every path', () => {
     gradcheck(
       (x) => {
         const a = cube(x as Tensor);
@@ -83,14 +84,14 @@ describe('backward', () => {
     );
   });
 
-  it('walks from several roots at once', () => {
+  it('starts from several roots at once', () => {
     const x = tensor([2], { dtype: 'f64', requiresGrad: true });
     const a = cube(x);
     backward([a, cube(a)]);
     expect(x.grad?.itemSync()).toBe(12 + 9 * 2 ** 8);
   });
 
-  it('walks a chain too deep for recursion', () => {
+  it('works on a chain too deep for recursion', () => {
     const x = tensor([1], { requiresGrad: true });
     const w = tensor([1]);
     const y = scope(() => {
@@ -102,7 +103,7 @@ describe('backward', () => {
     expect(Number.isFinite(x.grad?.itemSync())).toBe(true);
   });
 
-  it('frees the graph as it goes', async () => {
+  it('frees the graph while it runs', async () => {
     const w = tensor(new Float32Array(1000).fill(1));
     const x = tensor(new Float32Array(100_000).fill(1), { shape: [100, 1000], requiresGrad: true });
     await synchronize();
@@ -112,7 +113,7 @@ describe('backward', () => {
       x.grad = null;
     });
     await synchronize();
-    // A bound: tensors that earlier tests dropped may be collected meanwhile. test/lifetime counts to the byte.
+    // Only a bound, since tensors of earlier tests may be collected meanwhile; test/lifetime counts to the byte.
     expect(memoryStats().liveBytes).toBeLessThanOrEqual(before);
   });
 });
@@ -122,7 +123,7 @@ describe('a gradient that is summed in f32', () => {
   const given = (shape: number[], seed: number, dtype: DType): Tensor =>
     tensor(values(randomTensor(shape, { seed, dtype: 'bf16' })), { shape, dtype });
 
-  /** d/dw of the sum of a linear whose weight is made of w, all operands of one type and the same values. */
+  /** The gradient by w of the sum of a linear whose weight is computed from w; all operands have one dtype. */
   function gradient(dtype: DType, made: Made, leaf = dtype): Tensor {
     const w = given([33, 31], 1, leaf);
     w.requiresGrad = true;
@@ -143,7 +144,7 @@ describe('a gradient that is summed in f32', () => {
     expectClose(narrow, values(gradient('f64', made)), 8 * roundingOf('bf16'));
   });
 
-  it('of a norm reaches what made its weight', () => {
+  it("of a norm's weight reaches the tensor that the weight was computed from", () => {
     const run = (dtype: DType): Tensor => {
       const w = given([31], 1, dtype);
       w.requiresGrad = true;
@@ -153,7 +154,7 @@ describe('a gradient that is summed in f32', () => {
     expectClose(run('bf16'), values(run('f64')), 8 * roundingOf('bf16'));
   });
 
-  it('is not rounded on the way through what only moves, converts or scales it', () => {
+  it('is not rounded by ops that only move, convert or scale it', () => {
     const plain = values(gradient('bf16', (w) => w));
     expect(plain.some((value) => value !== values(tensor(value, { dtype: 'bf16' }))[0])).toBe(true);
     const kept: Made[] = [
@@ -169,7 +170,7 @@ describe('a gradient that is summed in f32', () => {
   });
 });
 
-it('a gradient keeps the wider type of its contributions, whichever comes first', () => {
+it('a gradient has the widest dtype of its contributions, in whatever order they arrive', () => {
   const w = tensor([[1, 1]], { requiresGrad: true });
   const x = ones([75_000, 2], { dtype: 'f16' });
   for (const mulFirst of [true, false]) {
@@ -178,12 +179,12 @@ it('a gradient keeps the wider type of its contributions, whichever comes first'
     const scaled = () => sum(mul(half, ones([1, 2], { dtype: 'f16' })).to('f32'));
     const [first, second] = mulFirst ? [scaled(), product()] : [product(), scaled()];
     add(first, second).backward();
-    expect(values(w.grad as Tensor)).toEqual(Float64Array.of(75_001, 75_001)); // f16 ends at 65,504
+    expect(values(w.grad as Tensor)).toEqual(Float64Array.of(75_001, 75_001)); // the largest f16 is 65,504
     w.grad = null;
   }
 });
 
-it('a leaf keeps its type whatever comes to it', () => {
+it('the gradient of an f32 leaf stays f32 with contributions in f64', () => {
   const w = tensor([1, 2], { requiresGrad: true });
   sum(add(mul(w.to('f64'), 3), w.to('f64'))).backward();
   sum(w.to('f64')).backward();
@@ -191,7 +192,7 @@ it('a leaf keeps its type whatever comes to it', () => {
 });
 
 describe('recomputing', () => {
-  it('does not bring back a value that was overwritten', () => {
+  it('does not recompute a value that was overwritten in place', () => {
     const x = tensor([[3, 4]], { requiresGrad: true });
     const run = (enabled: boolean): Float64Array => {
       const w = tensor([[1, 1]], { requiresGrad: true });
@@ -207,12 +208,12 @@ describe('recomputing', () => {
   });
 });
 
-describe('misuse is an error with a name', () => {
+describe('misuse gives a clear error', () => {
   const w = () => tensor([1, 1], { dtype: 'f64' });
   const leaf = () => tensor([[1, 2]], { dtype: 'f64', requiresGrad: true });
   const one = () => tensor([[1, 1]], { dtype: 'f64' });
 
-  it('walking a graph twice', () => {
+  it('for a second backward through a graph', () => {
     const y = rmsNorm(leaf(), w());
     y.backward(one());
     expect(() => y.backward(one())).toThrow('the graph of "rms_norm" was already used');
@@ -221,7 +222,7 @@ describe('misuse is an error with a name', () => {
     kept.backward(one());
   });
 
-  it('nothing to differentiate, or no gradient to start from', () => {
+  it('for nothing to differentiate, and for a missing or wrong initial gradient', () => {
     expect(() => rmsNorm(one(), w()).backward(one())).toThrow(
       'nothing below this tensor wants a gradient',
     );
@@ -232,7 +233,7 @@ describe('misuse is an error with a name', () => {
     expect(() => noGrad(() => rmsNorm(leaf(), w())).backward(one())).toThrow('nothing below');
   });
 
-  it('gradients where there can be none', () => {
+  it('for gradients of tensors that can have none', () => {
     expect(() => tensor(new Int32Array(2), { requiresGrad: true })).toThrow('only float tensors');
     const y = rmsNorm(leaf(), w());
     expect(() => {
@@ -243,7 +244,7 @@ describe('misuse is an error with a name', () => {
     }).toThrow('the gradient of a tensor (1,2) cannot be (2)');
   });
 
-  it('gradients that cannot be added to in place', () => {
+  it('for a gradient that cannot be accumulated into in place', () => {
     const x = tensor([1, 2, 3, 4], { requiresGrad: true });
     const six = tensor([0, 0, 0, 0, 0, 0, 0, 0]);
     const set = (grad: Tensor) => () => {
@@ -262,10 +263,10 @@ describe('misuse is an error with a name', () => {
     expect(values(six)).toEqual(new Float64Array(8));
   });
 
-  it('a disposed tensor', () => {
+  it('for a disposed tensor', () => {
     const x = leaf();
     const y = rmsNorm(x, w());
-    x.dispose(); // the graph keeps what it needs
+    x.dispose(); // the graph keeps the values that it needs
     y.backward(one());
     y.dispose();
     expect(() => y.backward(one())).toThrow('disposed');
@@ -273,11 +274,11 @@ describe('misuse is an error with a name', () => {
 });
 
 describe('customOp', () => {
-  it('has the gradient its author gave', () => {
+  it('has the gradient that its author defined', () => {
     gradcheck((x) => cube(x as Tensor), [randomTensor([7], { seed: 2 })]);
   });
 
-  it('refuses a backward that writes to what it was given, or is async', () => {
+  it('refuses a backward that writes to its argument, or is async', () => {
     const x = tensor([1], { requiresGrad: true });
     const op = (backward: (dy: Tensor) => unknown) =>
       customOp(
@@ -296,7 +297,7 @@ describe('customOp', () => {
     );
   });
 
-  it('is named in the stack of an error, and once', () => {
+  it('is named once in the message and stack of an error', () => {
     const shared = new ArgumentError('shared');
     const op = () =>
       customOp(
@@ -314,7 +315,7 @@ describe('customOp', () => {
     expect(shared.stack).toContain('ArgumentError: mine: forward: shared');
   });
 
-  it('passes on what its functions throw, and counts gradients', () => {
+  it('rethrows errors of its functions, and checks the number of gradients', () => {
     const x = tensor([1], { requiresGrad: true });
     const op = (backwardFn: () => Tensor[]) =>
       customOp(
@@ -363,7 +364,7 @@ describe('customOp', () => {
     );
   });
 
-  /** x^2 by way of a tensor that forward makes and saves, nested. */
+  /** x^2, whose backward uses a tensor that forward creates and saves in a nested object. */
   const square = (x: Tensor): Tensor =>
     customOp(
       {
@@ -377,11 +378,11 @@ describe('customOp', () => {
       [x],
     )[0] as Tensor;
 
-  it('owns what it saved, whatever becomes of the tensors that its author held', () => {
+  it('keeps saved tensors after the caller has freed them', () => {
     const x = tensor([1, 2], { requiresGrad: true });
-    const y = scope(() => square(mul(x, 3))); // its input is freed with the scope
+    const y = scope(() => square(mul(x, 3))); // the scope frees the input
     y.backward(tensor([1, 1]), { retainGraph: true });
-    y.backward(tensor([1, 1])); // what is saved serves every walk
+    y.backward(tensor([1, 1])); // saved tensors serve every backward
     expect(values(x.grad as Tensor)).toEqual(new Float64Array([36, 72]));
     const input = mul(x, 1);
     const z = square(input);
@@ -389,7 +390,7 @@ describe('customOp', () => {
     expect(() => z.backward(tensor([1, 1]))).not.toThrow();
   });
 
-  it('frees it with the graph, not when the collector comes', async () => {
+  it('frees saved tensors with the graph, not at the next garbage collection', async () => {
     const x = randomTensor([64], { requiresGrad: true });
     const alive = async (): Promise<[number, number]> => {
       await synchronize();
@@ -399,7 +400,7 @@ describe('customOp', () => {
     await collectGarbage();
     const [bytes, tensors] = await alive();
     const walked = square(x);
-    expect(await alive()).toEqual([bytes + 2 * 64 * 8, tensors + 1]); // its value, and what is saved
+    expect(await alive()).toEqual([bytes + 2 * 64 * 8, tensors + 1]); // its value and the saved tensor
     scope(() => sum(walked).backward());
     x.grad = null;
     expect(await alive()).toEqual([bytes + 64 * 8, tensors + 1]);
@@ -411,20 +412,79 @@ describe('customOp', () => {
     expect(await alive()).toEqual([bytes, tensors]);
   });
 
-  it('refuses a saved value that was overwritten since, by its name', () => {
+  /** a + b, whose backward gives what `gradients` makes of dy; and the number of tensors that a failing walk leaves alive. */
+  const leftBy = (
+    gradients: (dy: Tensor) => (Tensor | null)[],
+    prepare: (inputs: Tensor[]) => void,
+    failure: string | RegExp,
+  ): number => {
+    const inputs = [tensor([1, 2], { requiresGrad: true }), tensor([3, 4], { requiresGrad: true })];
+    prepare(inputs);
+    const dy = tensor([1, 1]);
+    const [y] = customOp(
+      {
+        name: 'plus',
+        forward: ([a, b]) => ({ outputs: [add(a as Tensor, b as Tensor)], saved: [a, b] }),
+        backward: ([given]) => gradients(given as Tensor),
+      },
+      inputs,
+    );
+    const before = memoryStats().liveTensors;
+    expect(() => y?.backward(dy)).toThrow(failure);
+    return memoryStats().liveTensors - before;
+  };
+
+  it('leaves no gradient alive where the tape refuses the first, or the second was disposed of', () => {
+    const frozen = ([first]: Tensor[]) => {
+      const grad = tensor([0, 0]);
+      (first as Tensor).grad = grad;
+      grad.freeze();
+    };
+    const twice = (dy: Tensor) => [mul(dy, 1), mul(dy, 1)];
+    expect(leftBy(twice, frozen, /a gradient that was frozen since/)).toBe(0);
+    const gone = (dy: Tensor) => {
+      const [first, second] = twice(dy) as [Tensor, Tensor];
+      expect([second.dtype, second.shape]).toEqual(['f32', [2]]); // known from now on
+      second.dispose();
+      return [first, second];
+    };
+    expect(leftBy(gone, () => {}, /was used after it was disposed/)).toBe(0);
+  });
+
+  it('leaves nothing alive where an array of handles cannot be made', () => {
+    const x = tensor([1, 2, 3, 4]);
+    const sizes = [1, 3];
+    const before = memoryStats().liveTensors;
+    const set = () => {
+      throw new RangeError('no room');
+    };
+    let failure: unknown;
+    Object.defineProperty(Array.prototype, '1', { configurable: true, set });
+    try {
+      native.split(x.handle, sizes, 0);
+    } catch (error) {
+      failure = error;
+    } finally {
+      Reflect.deleteProperty(Array.prototype, '1');
+    }
+    expect(failure).toBeInstanceOf(RangeError);
+    expect(memoryStats().liveTensors).toBe(before);
+  });
+
+  it('refuses, in backward, a saved tensor that was overwritten since', () => {
     const x = tensor([1, 2], { requiresGrad: true });
     const input = noGrad(() => mul(x, 1));
     input.requiresGrad = true;
     const y = square(input);
     const cubed = cube(input);
     noGrad(() => add_(input, input, 1));
-    expect(() => y.backward(tensor([1, 1]))).not.toThrow(); // it saved another tensor
+    expect(() => y.backward(tensor([1, 1]))).not.toThrow(); // it saved a tensor that was not overwritten
     expect(() => cubed.backward(tensor([1, 1]))).toThrow(
       /^cube: backward: a tensor \(2\) that the forward pass saved was overwritten/,
     );
   });
 
-  it('names itself in the errors of its functions', () => {
+  it('is named in errors of the ops that its functions call', () => {
     const x = tensor([1, 2], { requiresGrad: true });
     const bad = (where: 'forward' | 'backward') =>
       customOp(
@@ -446,12 +506,12 @@ describe('customOp', () => {
     ['a promise', async () => ({ outputs: [], saved: null })],
     ['nothing', () => undefined],
     ['no tensors', () => ({ outputs: [1], saved: null })],
-  ])('refuses %s of forward', (_, forward) => {
+  ])('refuses %s as the result of forward', (_, forward) => {
     const op = { name: 'mine', forward: forward as never, backward: () => [] };
     expect(() => customOp(op, [])).toThrow('mine: forward must return { outputs, saved }');
   });
 
-  it('refuses a gradient of another type than its input', () => {
+  it('refuses a gradient whose dtype is not that of the input', () => {
     const x = randomTensor([3], { dtype: 'bf16', requiresGrad: true });
     const [y] = customOp(
       {
@@ -468,7 +528,7 @@ describe('customOp', () => {
 });
 
 describe('checkpoint', () => {
-  it('gives the same gradients, inside and around it', async () => {
+  it('gives the same gradients, of tensors inside and outside of the segment', async () => {
     const weights = randomTensor([6], { seed: 3, requiresGrad: true });
     const segment = (x: Tensor) => cube(rmsNorm(cube(x), weights));
     const x = randomTensor([4, 6], { seed: 4, requiresGrad: true });
@@ -483,7 +543,7 @@ describe('checkpoint', () => {
     expect(run((t) => checkpoint(segment, [t]))).toEqual(run(segment));
   });
 
-  it('keeps its input alone where the segment would keep what each op saves', async () => {
+  it('keeps only its input, while the plain segment keeps what each op saves', async () => {
     const x = randomTensor([512, 64], { seed: 4, requiresGrad: true });
     const size = 512 * 64 * 8;
     const segment = (t: Tensor): Tensor => {
@@ -491,7 +551,7 @@ describe('checkpoint', () => {
       for (let i = 0; i < 4; i++) y = mul(y, y);
       return y;
     };
-    /** Bytes that stand between forward and backward, the result apart. */
+    /** Bytes held between forward and backward, without the result. */
     const kept = async (f: (t: Tensor) => Tensor): Promise<number> => {
       await collectGarbage();
       const before = memoryStats().liveBytes;
@@ -503,11 +563,11 @@ describe('checkpoint', () => {
       x.grad = null;
       return found;
     };
-    expect(await kept(segment)).toBe(3 * size); // what three of the products made, x apart
+    expect(await kept(segment)).toBe(3 * size); // the results of three products
     expect(await kept((t) => checkpoint(segment, [t]))).toBe(0);
   });
 
-  it('can be walked twice', () => {
+  it('can be differentiated twice with retainGraph', () => {
     const x = tensor([2, 3], { requiresGrad: true });
     const y = scope(() => checkpoint((t) => mul(t, t), [mul(x, 1)]));
     y.backward(tensor([1, 1]), { retainGraph: true });
@@ -515,7 +575,7 @@ describe('checkpoint', () => {
     expect(values(x.grad as Tensor)).toEqual(new Float64Array([8, 12]));
   });
 
-  it('gives on a gradient in the type of its input', () => {
+  it('passes a gradient on in the dtype of its input', () => {
     const run = (body: (t: Tensor) => Tensor): number[] => {
       const x = randomTensor([33], { seed: 3, dtype: 'bf16', requiresGrad: true });
       scope(() => sum(mul(body(mul(x, x)), body(mul(x, 0.5)))).backward());
@@ -531,7 +591,7 @@ describe('checkpoint', () => {
 });
 
 describe('gradCount', () => {
-  it('counts contributions, whoever owns the gradient and whether it was dropped', () => {
+  it('counts contributions, also into a gradient that the caller set or removed', () => {
     const x = tensor([1, 2], { requiresGrad: true });
     expect(x.gradCount).toBe(0);
     sum(mul(x, x)).backward(); // both factors
@@ -559,7 +619,7 @@ describe('anomaly mode', () => {
     }
   });
 
-  it('passes values that are only moved, along any axis', async () => {
+  it('does not complain about finite values that are moved along any axis', async () => {
     const before = setAnomalyMode(true);
     try {
       const x = randomTensor([3, 4], { requiresGrad: true });
@@ -575,7 +635,7 @@ describe('anomaly mode', () => {
     }
   });
 
-  it('names the op whose backward made one from values that all were finite', async () => {
+  it('names the op whose backward made a NaN from finite values', async () => {
     const before = setAnomalyMode(true);
     try {
       // sqrt'(0) is infinite, and 0 times that is no number.

@@ -1,4 +1,6 @@
-// Every code is reachable, by way of the public functions, and docs/errors.md has a row for each.
+// Errors by code: each code has an error with its message, and a row in docs/errors.md. Public functions raise them, except for a
+// full disk and a code of a later addon: these two errors are made by hand here (a limit on the size of files causes the former
+// for real in test/lifetime/resume.test.ts).
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -27,16 +29,16 @@ const wrongSquare = (x: Tensor) =>
     [x],
   );
 
-/** A failure of each kind, and how its message ends. */
+/** For each code, a function that fails with it, and a pattern of the message. */
 const kWays: Record<ErrorCode, [fail: () => unknown, end: RegExp]> = {
-  ERR_ARGUMENT: [() => tensor([[1], [1, 2]]), /ragged$/],
+  ERR_ARGUMENT: [() => tensor([[1], [1, 2]]), /ragged; give every array/],
   ERR_UNSUPPORTED: [() => tensor([1], { device: 'abacus' }), /abacus/],
   ERR_FORMAT: [
     () => {
       writeFileSync(join(kFolder, 'damaged'), 'no tensors');
       return SafetensorsFile.open(join(kFolder, 'damaged'));
     },
-    /damaged/,
+    /damaged at byte 0: header length: .*; fetch the file again, or write it again with what made it$/,
   ],
   ERR_OUT_OF_MEMORY: [
     async () => {
@@ -59,7 +61,7 @@ const kWays: Record<ErrorCode, [fail: () => unknown, end: RegExp]> = {
         setAnomalyMode(before);
       }
     },
-    /^div: made a value that is not finite.*; lower the learning rate/,
+    /^div: made a value that is not finite.*; lower the learning rate, or look at this op's inputs$/m,
   ],
   ERR_DISK_FULL: [
     () => {
@@ -88,7 +90,7 @@ const kWays: Record<ErrorCode, [fail: () => unknown, end: RegExp]> = {
 };
 
 describe('every code', () => {
-  it.each(Object.entries(kWays))('%s comes up, and says what to do', async (code, [fail, end]) => {
+  it.each(Object.entries(kWays))('%s is raised with its message', async (code, [fail, end]) => {
     const error = await (async () => fail())().then(
       () => expect.unreachable(),
       (thrown: unknown) => thrown,
@@ -104,7 +106,7 @@ describe('every code', () => {
   });
 });
 
-it('a step that diverged has a code of its own', () => {
+it('a loss that is not finite has the code ERR_NOT_FINITE', () => {
   const error = notFinite(3, { taskLoss: Number.NaN, values: {} } as never, 1);
   expect(error).toMatchObject({
     code: 'ERR_NOT_FINITE',
@@ -112,7 +114,7 @@ it('a step that diverged has a code of its own', () => {
   });
 });
 
-it('advice stands on the first line, before the place of the call', () => {
+it('the advice is on the first line, before the place of the call', () => {
   const { message } = errorFromCode('ERR_OUT_OF_MEMORY', 'op: out of memory\n  enqueued at x');
   expect(message).toMatch(/^op: out of memory; use .*\n {2}enqueued at x$/);
 });

@@ -5,7 +5,7 @@ import { mul, sum } from '../lib/ops/index.ts';
 import { noGrad, type Tensor, tensor } from '../lib/tensor.ts';
 import { randomTensor } from './support/gradcheck.ts';
 
-/** x^2 whose gradient is `factor` x. */
+/** x^2 with the gradient `factor` x, which is right for 2. */
 const square = (factor: number) => (x: Tensor) =>
   customOp(
     {
@@ -17,17 +17,17 @@ const square = (factor: number) => (x: Tensor) =>
   );
 
 describe('gradcheck', () => {
-  it('records what it checks inside noGrad, too', () => {
+  it('works inside noGrad', () => {
     noGrad(() => gradcheck(square(2), [randomTensor([5])]));
   });
 
-  it('agrees with a right gradient, and leaves the inputs alone', () => {
-    const x = randomTensor([100], { requiresGrad: true }); // more elements than are tried
+  it('accepts a right gradient, and leaves the inputs unchanged', () => {
+    const x = randomTensor([100], { requiresGrad: true }); // more elements than are checked
     gradcheck(square(2), [x]);
     expect(x.grad).toBeNull();
   });
 
-  it('finds a wrong one, and says where', () => {
+  it('finds a wrong gradient, and names its place', () => {
     const x = tensor([1, 2], { dtype: 'f64' });
     expect(() => gradcheck(square(2.001), [x])).toThrow(
       expect.objectContaining({
@@ -40,7 +40,7 @@ describe('gradcheck', () => {
     gradcheck(square(2.001), [x], { tolerance: 1e-2 });
   });
 
-  it('finds one that is missing, or not a number', () => {
+  it('finds a gradient that is missing or NaN', () => {
     const x = tensor([1, 2], { dtype: 'f64' });
     expect(() => gradcheck((t) => noGrad(() => mul(t, t)), [x])).toThrow('backward gives 0,');
     expect(() => gradcheck(square(Number.NaN), [x])).toThrow('backward gives NaN');
@@ -54,7 +54,7 @@ describe('gradcheck', () => {
     );
   });
 
-  it('refuses what has too few digits', () => {
+  it('refuses dtypes with too few digits', () => {
     const x = tensor([1, 2]);
     expect(() => gradcheck((t) => t, [x])).toThrow('gradcheck: input 0 must be f64, got f32');
     const y = tensor([1, 2], { dtype: 'f64' });

@@ -1,10 +1,13 @@
-// Walks the list that the binding keeps of its functions: every op on tensors says whether it has a gradient, and each that
-// has one is checked here in float64 on a small case. What options and odd sizes change is the matter of the op's own file.
+// Walks the binding's list of functions: every op on tensors declares whether it has a gradient, and each that has one is checked
+// here in float64 on a small case, with views as its operands, too. Options and odd sizes are tested in the op's own file.
 import { describe, expect, it } from 'vitest';
+import { backward } from '../lib/autograd.ts';
 import { native } from '../lib/native.ts';
 import * as ops from '../lib/ops/index.ts';
 import { Tensor, tensor } from '../lib/tensor.ts';
+import { values } from './support/compare.ts';
 import { type GradcheckOptions, gradcheck, randomTensor } from './support/gradcheck.ts';
+import { eachPair, type Form, kSameValues, withOperands } from './support/views.ts';
 
 type Check = [
   f: (...x: Tensor[]) => Tensor | Tensor[],
@@ -20,11 +23,11 @@ const kHead = {
   ...{ taskScale: 0.3, consistencyScale: 0.2, diversityScale: 0.5 },
 };
 
-/** A check of every differentiable function by its name in the binding. */
+/** The check of each differentiable function, by its name in the binding. */
 const kChecks: Record<string, Check> = {
-  // Values and steps that f32 holds exactly.
+  // Values and steps that f32 represents exactly.
   cast: [(x) => ops.mul(onGrid(x).to('f32').to('f64'), 2), [[2, 3]], { step: 2 ** -12 }],
-  // There and back, where the tests run on a device.
+  // To the CPU and back, where the tests run on another device.
   toDevice: [(x) => new Tensor(native.toDevice(x.handle, 'cpu')).to(x.device), [[2, 3]]],
   rmsNorm: [(x, w) => ops.rmsNorm(x, w), [[2, 5], [5]]],
   rmsNormAdd: [(x, r, w) => ops.rmsNormAdd(x, r, w), [[2, 5], [2, 5], [5]]],
@@ -149,7 +152,7 @@ const kChecks: Record<string, Check> = {
   ],
 };
 
-/** x moved to multiples of 2^-12 by constants. */
+/** x, moved to multiples of 2^-12 by adding constants. */
 function onGrid(x: Tensor): Tensor {
   const values = x.dataSync() as Float64Array;
   const offsets = values.map((v) => Math.round(v * 2 ** 12) / 2 ** 12 - v);
@@ -177,13 +180,13 @@ const named = (grad: string) =>
   native.signatures.filter((row) => row.grad === grad).map(({ name }) => name);
 
 describe('the list of functions', () => {
-  it('has a kind for each, and no op among the plain ones', () => {
+  it('has a kind for each, and no op is marked as a plain function', () => {
     const kinds = new Set(native.signatures.map(({ grad }) => grad));
     expect([...kinds].sort()).toEqual(['differentiable', 'noGrad', 'plain']);
     const made = native.signatures
       .filter(({ grad }) => grad === 'plain')
       .filter(({ typescript }) => /\bHandle\b.*\): [^:]*\bHandle\b[^:]*$/.test(typescript));
-    // Tensor to tensor, and yet no op: what the tape itself does.
+    // Functions of the tape itself map tensors to tensors without being ops.
     expect(made.map(({ name }) => name).sort()).toEqual(['customNode', 'detach', 'gradOf']);
   });
 
@@ -197,5 +200,47 @@ describe('the gradient in f64 of', () => {
     const inputs = shapes.map((shape, i) => randomTensor(shape, { seed: i + 1 }));
     const calls = callsOf(name, () => gradcheck(f, inputs, options));
     expect(calls, `calls of ${name}`).toBeGreaterThan(1);
+  });
+});
+
+describe('operands and gradients that are views give what copies of them give, in', () => {
+  it.each(Object.entries(kChecks))('%s', { timeout: 120_000 }, (name, [f, shapes]) => {
+    let changed = 0;
+    /** Results and gradients; every operand and each result's gradient are of the two forms in turn. */
+    const run = (forms: readonly Form[], seen: Form): Float64Array[] => {
+      const leaves = shapes.map((shape, i) =>
+        randomTensor(shape, { seed: i + 1, requiresGrad: true }),
+      );
+      const view = (x: Tensor, place: number): Tensor => {
+        const form = forms[place % 2] as Form;
+        // Positions, segments and the like must stay what they are.
+        if (x.dtype !== 'f64' && !Object.values(kSameValues).includes(form)) return x;
+        return seen(form(x));
+      };
+      const call = withOperands(name, view, () => [f(...leaves)].flat());
+      changed += call.changed;
+      const roots = call.result.filter(({ requiresGrad }) => requiresGrad);
+      const grads = roots.map((root, i) => {
+        const grad = randomTensor(root.shape, { seed: 7 + i });
+        return root.ndim === 0 ? grad : view(grad, i);
+      });
+      backward(roots, grads);
+      return [...call.result, ...leaves.map((leaf) => leaf.grad)].map((t) =>
+        t === null ? new Float64Array() : values(t),
+      );
+    };
+    eachPair((a, b, names) => {
+      const [viewed, copied] = [run([a, b], (x) => x), run([a, b], ops.contiguous)];
+      for (const [i, found] of viewed.entries()) {
+        const want = copied[i] as Float64Array;
+        const largest = want.reduce((most, x) => Math.max(most, Math.abs(x)), 1);
+        const same = (x: number, at: number): boolean =>
+          // Repeated rows have no singular vectors of their own: what is not a number must be so twice.
+          Object.is(x, want[at]) || Math.abs(x - (want[at] as number)) <= 1e-12 * largest;
+        expect(found.length).toBe(want.length);
+        expect(found.every(same), `${names}: number ${i}`).toBe(true);
+      }
+    });
+    expect(changed, `operands of ${name}`).toBeGreaterThan(0);
   });
 });

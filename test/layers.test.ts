@@ -1,6 +1,6 @@
-// The house rules that a machine can read: who may import whom, what may know Node, a banner per file. That imports make no
-// circle is biome's rule noImportCycles (biome.json), which runs with the lint; here it is shown to see one.
-// A new room or a new exception is added here, with its reason, in the commit that needs it.
+// Rules of the architecture and of style: which folder may import which, which code may use Node, a banner per file. Import
+// cycles are found by biome's rule noImportCycles (biome.json) in the lint; a test here shows that it finds them. A new folder or
+// a new exception is added here, with its reason, in the commit that needs it.
 import { spawnSync } from 'node:child_process';
 import {
   cpSync,
@@ -19,8 +19,8 @@ import { describe, expect, it } from 'vitest';
 
 const kRoot = fileURLToPath(new URL('..', import.meta.url));
 
-/** C++: the rooms a room may include, beside itself. Lowest first. */
-const kNativeRooms: Record<string, string[]> = {
+/** C++: the layers (folders of native/) that a layer may include beside itself. Lowest first. */
+const kNativeLayers: Record<string, string[]> = {
   tensor: [],
   kernels: ['tensor'],
   engine: ['kernels', 'tensor'],
@@ -31,7 +31,7 @@ const kNativeRooms: Record<string, string[]> = {
   binding: ['linalg', 'io', 'ops', 'tape', 'engine', 'kernels', 'tensor'],
 };
 
-/** Implementation files (never headers) that reach upwards, and why. */
+/** Implementation files (never headers) that include a higher layer, and the reason. */
 const kNativeExceptions: Record<string, string[]> = {
   // Tensor::empty asks the engine for memory and requires_grad asks the tape; tensor.h only declares both.
   'native/tensor/tensor.cc': ['engine', 'tape'],
@@ -39,13 +39,13 @@ const kNativeExceptions: Record<string, string[]> = {
   'native/tape/tape.cc': ['ops'],
 };
 
-/** TypeScript: the rooms (folders or files of lib/) a room may import, beside itself. */
-const kLibRooms: Record<string, string[]> = {
+/** TypeScript: the layers (folders or files of lib/) that a layer may import beside itself. */
+const kLibLayers: Record<string, string[]> = {
   errors: [],
-  // A number that data, ops, losses and the bench share.
+  // A constant that data, ops, losses and the benchmark share.
   ignored_target: [],
   native: ['errors'],
-  // What an option is: terms, adapters, the trainer and the command line declare theirs with it.
+  // Terms, adapters, the trainer and the command line declare their options with it.
   options: ['errors'],
   tensor: ['native', 'errors'],
   ops: ['tensor', 'native', 'errors'],
@@ -58,7 +58,7 @@ const kLibRooms: Record<string, string[]> = {
   losses: ['ops', 'tensor', 'ignored_target', 'options', 'errors'],
   optim: ['nn', 'ops', 'tensor', 'errors'],
   eval: ['losses', 'adapters', 'models', 'data', 'text', 'nn', 'io', 'ops', 'tensor', 'errors'],
-  // The list of tasks: what differs between language models, encoder-decoders and classifiers.
+  // The list of tasks, with the differences between language models, encoder-decoders and classifiers.
   tasks: [
     ...['eval', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
@@ -72,7 +72,7 @@ const kLibRooms: Record<string, string[]> = {
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
 };
-/** Files at the top of lib/ that belong to a room with another name. */
+/** Files at the top of lib/ that belong to a layer with another name. */
 const kLibFiles: Record<string, string> = {
   'lib/native_ops.ts': 'native',
   'lib/autograd.ts': 'tensor',
@@ -81,10 +81,13 @@ const kLibFiles: Record<string, string> = {
   'lib/graph.ts': 'tensor',
   'lib/runtime.ts': 'tensor',
 };
-/** bench/harness measures everything that a training run is made of, and is called like the command line: all rooms of lib/. */
+/**
+ * bench/harness may import all layers of lib/, since it measures every part of a training run and is
+ * called like the command line.
+ */
 const kHarness = 'bench/harness';
 
-/** The rooms that may use a package. */
+/** The layers that may use a package. */
 const kPackages: Record<string, string[]> = {
   '@huggingface/tokenizers': ['text'],
   '@huggingface/jinja': ['text'],
@@ -106,72 +109,72 @@ const cudaFiles = filesBelow('cuda', /\.(cu|cuh|h|def)$/);
 const libFiles = filesBelow('lib', /\.ts$/);
 const harnessFiles = filesBelow(kHarness, /\.ts$/);
 
-function libRoom(path: string): string {
+function libLayer(path: string): string {
   return kLibFiles[path] ?? path.split('/')[1]?.replace(/\.ts$/, '') ?? '';
 }
 
-/** The module specifiers that a TypeScript source names, types included. */
+/** The module specifiers in a TypeScript source, including those of types. */
 function importsOf(source: string): string[] {
   const pattern = /(?:\bfrom\s*|\bimport\s*\(?\s*|\brequire\s*\(\s*)(['"])([^'"\n]+)\1/g;
   const code = source.replace(/\/\*[\s\S]*?\*\//g, '').replace(/^\s*\/\/.*$/gm, '');
   return [...code.matchAll(pattern)].map((match) => match[2] ?? '');
 }
 
-/** One complaint per include of a C++ file that its room does not allow. */
+/** One complaint for each include of a C++ file that its layer does not allow. */
 function nativeComplaints(path: string, source: string): string[] {
-  const room = path.split('/')[1] ?? '';
-  const allowed = kNativeRooms[room];
-  if (!allowed) return [`${path}: native/${room} is not in the table of rooms`];
-  const wanted = [...allowed, room, ...(kNativeExceptions[path] ?? [])];
+  const layer = path.split('/')[1] ?? '';
+  const allowed = kNativeLayers[layer];
+  if (!allowed) return [`${path}: native/${layer} is not in the table of layers`];
+  const wanted = [...allowed, layer, ...(kNativeExceptions[path] ?? [])];
   const complaints: string[] = [];
   for (const [, mark, name = ''] of source.matchAll(/^\s*#\s*include\s*([<"])([^>"]+)[>"]/gm)) {
     const head = name.split('/')[0] ?? '';
     if (mark === '"' && !name.includes('/')) {
       complaints.push(`${path}: "${name}" must be named from native/`);
-    } else if (head in kNativeRooms && !wanted.includes(head)) {
-      complaints.push(`${path}: ${room} may not include ${name}`);
-    } else if (room !== 'binding' && /^(napi|node_api|js_native_api|node|uv|v8)\b/.test(name)) {
+    } else if (head in kNativeLayers && !wanted.includes(head)) {
+      complaints.push(`${path}: ${layer} may not include ${name}`);
+    } else if (layer !== 'binding' && /^(napi|node_api|js_native_api|node|uv|v8)\b/.test(name)) {
       complaints.push(`${path}: only binding knows Node, found ${name}`);
     }
   }
   return complaints;
 }
 
-/** One complaint per import of a file of lib/ that its room does not allow. */
+/** One complaint for each import of a file of lib/ that its layer does not allow. */
 function libComplaints(path: string, source: string): string[] {
-  const room = libRoom(path);
-  if (room === 'index') return [];
-  const allowed = kLibRooms[room];
-  if (!allowed) return [`${path}: lib/${room} is not in the table of rooms`];
+  const layer = libLayer(path);
+  if (layer === 'index') return [];
+  const allowed = kLibLayers[layer];
+  if (!allowed) return [`${path}: lib/${layer} is not in the table of layers`];
   const complaints: string[] = [];
   for (const specifier of importsOf(source)) {
     if (specifier.startsWith('.')) {
       const target = normalize(join(dirname(path), specifier)).replace(/\.js$/, '.ts');
       if (target === 'package.json') continue;
-      const other = libRoom(target);
+      const other = libLayer(target);
       if (!target.startsWith('lib/')) {
         complaints.push(`${path}: lib may not import ${target}`);
-      } else if (other !== room && !allowed.includes(other)) {
-        complaints.push(`${path}: ${room} may not import ${relative('lib', target)}`);
+      } else if (other !== layer && !allowed.includes(other)) {
+        complaints.push(`${path}: ${layer} may not import ${relative('lib', target)}`);
       }
     } else {
-      complaints.push(...packageComplaints(path, room, specifier));
+      complaints.push(...packageComplaints(path, layer, specifier));
     }
   }
   return complaints;
 }
 
-/** A complaint when a room may not use the package that it names. */
-function packageComplaints(path: string, room: string, specifier: string): string[] {
+/** A complaint where a layer may not use a package. */
+function packageComplaints(path: string, layer: string, specifier: string): string[] {
   if (isBuiltin(specifier)) return [];
   const name = specifier.split('/', specifier.startsWith('@') ? 2 : 1).join('/');
-  if (kPackages[name]?.includes(room)) return [];
-  return [`${path}: ${room} may not use the package ${name}`];
+  if (kPackages[name]?.includes(layer)) return [];
+  return [`${path}: ${layer} may not use the package ${name}`];
 }
 
 /**
- * One complaint per import of a file of the harness that leads elsewhere than to itself or to lib/, or by lib/index.ts, which
- * would load all of the library into the process whose start is measured.
+ * One complaint for each import in the harness from outside of itself and lib/, or of lib/index.ts, which would load the entire
+ * library into the process whose start is measured.
  */
 function harnessComplaints(path: string, source: string): string[] {
   return importsOf(source).flatMap((specifier) => {
@@ -183,7 +186,7 @@ function harnessComplaints(path: string, source: string): string[] {
   });
 }
 
-/** What may stand in one file of cuda/ only, since the emulated device has to replace or to watch it. */
+/** Constructs that only one file of cuda/ may contain, since the emulated device has to replace or watch them. */
 const kCudaOnlyIn: [what: string, pattern: RegExp, file: string][] = [
   ['a launch', /<<</, 'cuda/common.cuh'],
   ['the launch of a driver or run-time call', /\bcu(da)?LaunchKernel\w*/, 'cuda/common.cuh'],
@@ -191,7 +194,7 @@ const kCudaOnlyIn: [what: string, pattern: RegExp, file: string][] = [
   ['__shared__', /__shared__/, 'cuda/block.cuh'],
 ];
 
-/** One complaint per way round the house's own function for it. */
+/** One complaint for each of these constructs in another file. */
 function cudaComplaints(path: string, source: string): string[] {
   const code = source.replace(/\/\*[\s\S]*?\*\/|\/\/.*$/gm, '').replace(/"(\\.|[^"\\\n])*"/g, '""');
   return kCudaOnlyIn
@@ -200,11 +203,11 @@ function cudaComplaints(path: string, source: string): string[] {
 }
 
 describe('layers', () => {
-  it('C++ rooms include only what lies below them, and only binding knows Node', () => {
+  it('C++ layers include only lower ones, and only binding uses Node', () => {
     expect(nativeFiles.flatMap((path) => nativeComplaints(path, read(path)))).toEqual([]);
   });
 
-  it('the CUDA plugin sees the kernel table, the view and nothing else', () => {
+  it('the CUDA plug-in includes the kernel table and plain headers alone', () => {
     const complaints = cudaFiles.flatMap((path) =>
       [...read(path).matchAll(/#\s*include\s*"([^"]+)"/g)]
         .map((match) => match[1] ?? '')
@@ -214,20 +217,20 @@ describe('layers', () => {
     expect(complaints).toEqual([]);
   });
 
-  it('cuda/ launches, reaches shared memory and writes PTX in one place each', () => {
+  it('cuda/ has launches, shared memory and PTX in one file each', () => {
     expect(cudaFiles.flatMap((path) => cudaComplaints(path, read(path)))).toEqual([]);
     for (const [, pattern, file] of kCudaOnlyIn.filter(
       ([, p]) => !p.source.includes('LaunchKernel'),
     )) {
-      expect(read(file)).toMatch(pattern); // the table is not out of date
+      expect(read(file)).toMatch(pattern); // the table is up to date
     }
   });
 
-  it('TypeScript rooms import only what lies below them', () => {
+  it('TypeScript layers import only lower ones', () => {
     expect(libFiles.flatMap((path) => libComplaints(path, read(path)))).toEqual([]);
   });
 
-  it('the benchmark imports itself and the rooms of lib/', () => {
+  it('the benchmark imports only itself and lib/', () => {
     expect(harnessFiles.length).toBeGreaterThan(20);
     expect(harnessFiles.flatMap((path) => harnessComplaints(path, read(path)))).toEqual([]);
   });
@@ -238,7 +241,7 @@ describe('layers', () => {
     expect(Object.keys(kPackages).filter((name) => !declared.includes(name))).toEqual([]);
   });
 
-  it('sees the violations it exists for', () => {
+  it('each of these checks finds a violation', () => {
     const cpp = '#include "ops/ops.h"\n#include <napi.h>\n#include "view.h"\n';
     expect(nativeComplaints('native/kernels/cpu/x.cc', cpp)).toHaveLength(3);
     expect(nativeComplaints('native/attic/x.cc', '')).toHaveLength(1);
@@ -275,7 +278,7 @@ describe('layers', () => {
 describe('the linter', () => {
   const kBiome = join(kRoot, 'node_modules/@biomejs/biome/bin/biome');
 
-  /** Files of the circles that the linter sees in a folder with these sources and the repository's configuration. */
+  /** Files of the import cycles that the linter finds in a folder with these sources and the repository's configuration. */
   function circles(sources: Readonly<Record<string, string>>): string[] {
     const folder = mkdtempSync(join(tmpdir(), 'balora-circles-'));
     try {
@@ -298,7 +301,7 @@ describe('the linter', () => {
     }
   }
 
-  it('sees circles of imports, of types and re-exports too, and none where there is none', () => {
+  it('finds import cycles, also of types and re-exports, and none where there is none', () => {
     expect(
       circles({
         'lib/a.ts': "import type { B } from './b.ts';\nexport type A = B;\n",
@@ -317,12 +320,12 @@ describe('the linter', () => {
   });
 });
 
-describe('house style', () => {
+describe('style', () => {
   const sources = [...nativeFiles, ...cudaFiles, ...libFiles, ...harnessFiles].filter(
     (path) => path !== 'lib/native_ops.ts',
   );
 
-  it('every file starts with a banner, a source beside its header excepted', () => {
+  it('every file starts with a banner, except a source beside its header', () => {
     const bare = sources.filter((path) => !/^(#!.*\n)?\s*\/[/*]/.test(read(path)));
     const excused = (path: string): boolean =>
       path.endsWith('/index.ts') ||

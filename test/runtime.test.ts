@@ -12,7 +12,7 @@ import {
 import { scope, tensor } from '../lib/tensor.ts';
 import { fixturePath } from './support/fixtures.ts';
 
-test('opTimes counts the calls and seconds of each op under the phase it was enqueued in', async () => {
+test('opTimes counts the calls and seconds of each op in the phase in which it was enqueued', async () => {
   await synchronize();
   resetOpTimes();
   const x = tensor([1, 2, 3]);
@@ -34,7 +34,7 @@ test('opTimes counts the calls and seconds of each op under the phase it was enq
   x.dispose();
 });
 
-test('a phase ends with its body, even one that throws', () => {
+test('a phase ends with its body, also where that throws', () => {
   expect(() =>
     withPhase('broken', () => {
       throw new Error('stop');
@@ -47,13 +47,13 @@ test('a phase ends with its body, even one that throws', () => {
   expect(opTimes().some(({ phase }) => phase === 'broken')).toBe(false);
 });
 
-/** Live bytes under a tag, once the work before has run. */
+/** Live bytes with a tag, after all enqueued ops have run. */
 async function tagged(name: string): Promise<number> {
   await synchronize();
   return memoryStats().byTag[name] ?? 0;
 }
 
-test('memory counts under the innermost tag of its making, until it is freed', async () => {
+test('memory is counted under the innermost tag at its allocation, until it is freed', async () => {
   const outer = withMemoryTag('outer', () => {
     const inner = withMemoryTag('inner', () => zeros([1000]));
     return [inner, zeros([500])];
@@ -67,7 +67,7 @@ test('memory counts under the innermost tag of its making, until it is freed', a
   expect(await tagged('outer')).toBe(0);
 });
 
-test('a tag ends with its body, even one that throws', async () => {
+test('a tag ends with its body, also where that throws', async () => {
   expect(() =>
     withMemoryTag('broken', () => {
       throw new Error('stop');
@@ -78,7 +78,7 @@ test('a tag ends with its body, even one that throws', async () => {
   x.dispose();
 });
 
-test("a loaded model's bytes stand under weights, but for what is mapped from its file", async () => {
+test('the tag weights counts the bytes of a loaded model, except those mapped from its file', async () => {
   const load = (dtype: 'f32' | 'bf16') =>
     AutoModelForCausalLM.fromPretrained(fixturePath('architectures/llama-untied-gqa/model'), {
       dtype,
@@ -88,14 +88,14 @@ test("a loaded model's bytes stand under weights, but for what is mapped from it
   const values = converted.parameters().reduce((sum, { size }) => sum + size, 0);
   expect(values).toBeGreaterThan(10_000);
   expect((await tagged('weights')) - before).toBe(2 * values);
-  const mapped = await load('f32'); // as it is stored: no memory of the engine's
+  const mapped = await load('f32'); // the dtype of the file, which is mapped without memory of the engine
   expect((await tagged('weights')) - before).toBe(2 * values);
   mapped.dispose();
   converted.dispose();
   expect(await tagged('weights')).toBe(before);
 });
 
-test('a call only enqueues: a chain of large products is behind it, not in front', async () => {
+test('a call only enqueues: it returns long before a chain of large products has run', async () => {
   const size = 768;
   const product = () =>
     scope(() => {
@@ -104,7 +104,8 @@ test('a call only enqueues: a chain of large products is behind it, not in front
       for (let i = 0; i < 16; i++) x = matmul(x, w);
       return x;
     });
-  // The first call loads and compiles; the best of several, since other processes may take this thread's turn.
+  // The first call includes loading and compilation. The best of several calls counts, since other
+  // processes may interrupt this thread.
   const shares: number[] = [];
   for (let attempt = 0; attempt < 5; attempt++) {
     await synchronize();

@@ -1,4 +1,4 @@
-// Tensors from TypeScript: values in and out, lifetimes, errors that surface at a sync.
+// Tensors in TypeScript: reading and writing values, lifetimes, errors that surface at a sync.
 import { afterEach, describe, expect, it } from 'vitest';
 import { ArgumentError, NativeError } from '../lib/errors.ts';
 import { rmsNorm } from '../lib/ops/index.ts';
@@ -15,7 +15,7 @@ import { collectGarbage } from './support/collect_garbage.ts';
 afterEach(() => setMemoryLimit(0));
 
 describe('tensor', () => {
-  it('takes numbers, nested numbers and typed arrays, and gives them back', async () => {
+  it('is created from numbers, nested arrays and typed arrays, and returns them', async () => {
     expect(tensor(3).shape).toEqual([]);
     expect(await tensor(3).item()).toBe(3);
     const nested = tensor([
@@ -35,30 +35,30 @@ describe('tensor', () => {
     expect(tensor([]).dataSync()).toEqual(new Float32Array(0));
   });
 
-  it('copies at the call: the array may change afterwards', async () => {
+  it('copies the array at the call, which may change afterwards', async () => {
     const array = new Float32Array([1, 2, 3]);
     const t = tensor(array);
     array.fill(9);
     expect(await t.data()).toEqual(new Float32Array([1, 2, 3]));
   });
 
-  it('widens bf16 and f16 on reading, after one rounding on writing', () => {
+  it('rounds once to bf16 and f16 when written, and widens when read', () => {
     const values = [1, 1.0039, -0.1, 65504, 3e-8];
     const bf16 = tensor(values, { dtype: 'bf16' }).dataSync();
     expect(bf16[0]).toBe(1);
-    expect(bf16[1]).toBe(1.0078125 - 0.0078125); // rounds to even
+    expect(bf16[1]).toBe(1.0078125 - 0.0078125); // a tie, rounded to even
     expect(Math.abs((bf16[2] as number) + 0.1)).toBeLessThan(0.1 / 256);
     const f16 = tensor(values, { dtype: 'f16' }).dataSync();
     expect(f16[3]).toBe(65504);
-    expect(f16[4]).toBe(2 ** -24 * Math.round(3e-8 / 2 ** -24)); // a subnormal
+    expect(f16[4]).toBe(2 ** -24 * Math.round(3e-8 / 2 ** -24)); // a subnormal number
   });
 
-  it('refuses data that does not fit', () => {
+  it('refuses data that does not fit its shape or dtype', () => {
     expect(() => tensor([[1, 2], [3]])).toThrow('ragged');
     expect(() => tensor(new Float32Array(3), { shape: [2, 2] })).toThrow(
       'the shape (2,2) of f32 needs 16 bytes, the data has 12',
     );
-    expect(() => tensor([1, 2]).itemSync()).toThrow('2 elements');
+    expect(() => tensor([1, 2]).itemSync()).toThrow('must have one element, got 2');
     expect(() => tensor([1], { shape: [1, 1, 1, 1, 1, 1, 1] })).toThrow('at most 6 dimensions');
     expect(() => tensor([], { shape: [-1] })).toThrow('negative');
     expect(() => tensor([], { shape: [2 ** 40, 2 ** 40] })).toThrow('is too large');
@@ -66,18 +66,18 @@ describe('tensor', () => {
 });
 
 describe('lifetime', () => {
-  it('names the use of a disposed tensor', () => {
+  it('ends with dispose(), after which a use is an error', () => {
     const t = tensor([1, 2]);
     t.dispose();
     t.dispose(); // idempotent
     expect(() => t.shape).toThrow(ArgumentError);
     expect(() => t.dataSync()).toThrow('used after it was disposed');
-    // Its slot is taken by another tensor: still refused.
+    // The use is refused also after another tensor has got its slot.
     const other = tensor([3]);
     expect(() => rmsNorm(t, other)).toThrow('used after it was disposed');
   });
 
-  it('frees in scope() what is not returned, and nests', async () => {
+  it('ends with scope() for tensors that are not returned, also nested', async () => {
     await synchronize();
     const before = memoryStats();
     let inner: Tensor | undefined;
@@ -97,7 +97,7 @@ describe('lifetime', () => {
     expect(memoryStats().liveBytes).toBeLessThanOrEqual(before.liveBytes);
   });
 
-  it('frees after a throw, and refuses async bodies', () => {
+  it('ends with a scope that throws; async bodies are refused', () => {
     const before = memoryStats().liveTensors;
     expect(() =>
       scope(() => {
@@ -109,7 +109,7 @@ describe('lifetime', () => {
     expect(() => scope(async () => {})).toThrow('must not be async');
   });
 
-  it('works with using', async () => {
+  it('ends with `using`', async () => {
     let outside: Tensor;
     {
       using t = tensor([1]);
@@ -126,7 +126,7 @@ describe('failures', () => {
     const x = tensor(new Float32Array(400_000), { shape: [1000, 400] });
     const w = tensor(new Float32Array(400));
     const y = rmsNorm(x, w);
-    const z = rmsNorm(y, w); // enqueued behind it: skipped
+    const z = rmsNorm(y, w); // enqueued after it, and skipped
     await expect(synchronize()).rejects.toThrow(
       /rms_norm: out of memory: 1600000 bytes wanted, \d+ in use on \S+, the limit is \d+ \[f32\(1000,400\), f32\(400\) -> f32\(1000,400\), f32\(1000\)\]/,
     );
@@ -134,7 +134,7 @@ describe('failures', () => {
     setMemoryLimit(0);
     await expect(z.data()).rejects.toThrow('has no value, the op that makes it failed');
     await expect(z.data()).rejects.toBeInstanceOf(NativeError);
-    expect((await rmsNorm(x, w).data()).length).toBe(400_000); // the engine goes on
+    expect((await rmsNorm(x, w).data()).length).toBe(400_000); // the engine stays usable
   });
 
   it('name the call site in debug mode', async () => {
@@ -154,7 +154,7 @@ describe('failures', () => {
     }
   });
 
-  it('throw from the blocking variant too', () => {
+  it('are thrown by the synchronous functions, too', () => {
     synchronizeSync();
     setMemoryLimit(1);
     tensor(new Float32Array(100));

@@ -1,6 +1,6 @@
-// A tiny LLaMA with the numbers that transformers gives for it (test/fixtures/architectures): hidden states, logits, loss and
-// gradients of a device in f32, held to the tolerances of the golden file and beside the CPU's. Prints one line of JSON with the
-// errors of both; exit status 1 when the device's is larger than the file allows.
+// Compares a tiny LLaMA on a device with the values that transformers computed for it (test/fixtures/architectures): hidden
+// states, logits, loss and gradients in f32, within the tolerances of the golden file. Prints one line of JSON with the errors of
+// the device and of the CPU; the exit status is 1 where the device's error is larger than the file allows.
 //
 //   node bench/cuda/golden.mjs --device cuda [--golden FOLDER]
 import { readFileSync } from 'node:fs';

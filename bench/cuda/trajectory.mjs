@@ -1,6 +1,6 @@
-// The same BA-LoRA training on the CPU and on another device: random weights or a model's, adapters from one seed, the same
-// micro-batches. Prints one line of JSON: every term of every step on both devices and the largest relative distance.
-// Exit status 1 when that is further than the dtype's rounding explains.
+// Runs the same BA-LoRA training on the CPU and on another device: the same weights (random ones or a model's), adapters from the
+// same seed, the same micro-batches. Prints one line of JSON with every term of every step on both devices and the largest relative
+// difference; the exit status is 1 where that is larger than the rounding of the dtype explains.
 //
 //   node bench/cuda/trajectory.mjs --device cuda [--shape tiny|smollm2-135m|... | --model FOLDER] [--dtype f32|bf16] [--steps 6]
 import { parseArgs } from 'node:util';
@@ -27,11 +27,11 @@ const { values: options } = parseArgs({
 const { shape: shapeName, model: modelPath, dtype } = options;
 const kSteps = Number(options.steps);
 const kTerms = ['taskLoss', 'consistency', 'diversity', 'svd', 'gradNorm'];
-/** Relative. f32: sums in another order, carried through the steps; bf16: each activation is rounded to 2^-9. */
+/** Relative tolerances. f32: sums in another order, carried through the steps; bf16: each activation is rounded to 2^-9. */
 const kTolerance = { f32: 2e-4, bf16: 2e-2 };
-/** Tokens of a sequence. */
+/** Tokens per sequence. */
 const kLength = 96;
-/** Divergences begin at zero, where a relative distance says nothing. */
+/** Smallest denominator of a relative difference: divergences start at 0. */
 const kFloor = 1e-3;
 
 async function trajectory(device) {
@@ -41,7 +41,7 @@ async function trajectory(device) {
       ? await AutoModelForCausalLM.fromConfig(shapeNamed(shapeName), { dtype, seed: 5 })
       : await AutoModelForCausalLM.fromPretrained(modelPath, { dtype });
   const { vocab_size: vocabulary, max_position_embeddings: most } = model.configJson();
-  // Plain LoRA's start: its A is the same numbers on every device, where singular vectors are not.
+  // The initialisation of plain LoRA: its A has the same values on every device, which singular vectors have not.
   const { adapter, regularizers } = resolveMethod('balora', {
     adapter: { r: 8, loraAlpha: 8, initLoraWeights: true },
   });

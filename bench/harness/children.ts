@@ -1,4 +1,4 @@
-/** Runs jobs in processes of their own (worker.ts). */
+/** Runs each job in a child process of its own (worker.ts). */
 import { fork } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { NativeError } from '../../lib/errors.ts';
@@ -7,13 +7,13 @@ import type { Answer, Job, JobInput, JobKind, JobResult } from './worker.ts';
 const kWorker = fileURLToPath(new URL('./worker.js', import.meta.url));
 
 interface ChildOptions {
-  /** Kernel threads; left out: all. */
+  /** Number of kernel threads; default: all. */
   readonly threads?: number | undefined;
-  /** Where the job's models and tensors are made; left out: the CPU. */
+  /** Device on which the job creates its models and tensors; default: the CPU. */
   readonly device?: string | undefined;
 }
 
-/** @throws NativeError with the child's own message and stack when the job fails or the process dies */
+/** Runs a job. @throws NativeError with the child's own message and stack where the job fails or the process dies */
 export function runJob<K extends JobKind>(
   kind: K,
   input: JobInput<K>,

@@ -1,6 +1,6 @@
 /**
- * The command behind `npm run bench`: rows as they are measured, a table at the end, JSON in a file, and a comparison with an
- * earlier one.
+ * The command behind `npm run bench`: it prints each row as it is measured and a table at the end, writes the report as JSON to a
+ * file, and compares it with an earlier report.
  */
 import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
@@ -18,7 +18,7 @@ import { kShapeNames } from './shapes.ts';
 import { comparisonText, reportText } from './tables.ts';
 import type { Report } from './types.ts';
 
-/** From the root of the clone, where npm runs its scripts. */
+/** Default path of the report, relative to the root of the clone, where npm runs its scripts. */
 const kOutput = 'build/bench/latest.json';
 const kMargin = 0.1;
 
@@ -76,7 +76,7 @@ const kBenchOptions = {
 
 type BenchSettings = ValuesOf<typeof kBenchOptions>;
 
-/** Adds the command to a program of its own, whose help shows it as it is called in a clone. */
+/** Adds the command to a program. The usage line in its help is that of a clone, `npm run bench`. */
 export const addBench: CommandModule = (program, context, run) => {
   const command = program
     .name('npm run')
@@ -85,7 +85,7 @@ export const addBench: CommandModule = (program, context, run) => {
     .description('measure speed and memory of training and of the kernels on this machine');
   addOptions(command, kBenchOptions);
   command.action(
-    run(async (_: unknown, self: Command) =>
+    run(kBenchOptions, async (_: unknown, self: Command) =>
       bench(await readOptions(self, kBenchOptions), context),
     ),
   );
@@ -93,8 +93,8 @@ export const addBench: CommandModule = (program, context, run) => {
 
 async function bench(settings: BenchSettings, { stdout, stderr }: CliContext): Promise<number> {
   const { compare, margin = kMargin, json = kOutput, only, ...rest } = settings;
-  const before = compare === undefined ? null : await readReport(compare); // a bad file fails first
-  if (json !== '-') await makeFolderOf(json); // and so does a bad place
+  const before = compare === undefined ? null : await readReport(compare); // a bad file fails before anything is measured
+  if (json !== '-') await makeFolderOf(json); // and so does a bad folder
   const report = await runBench({
     ...(rest as Omit<BenchOptions, 'only'>),
     ...(only === undefined ? {} : { only: typeof only === 'string' ? [only] : only }),
@@ -105,7 +105,7 @@ async function bench(settings: BenchSettings, { stdout, stderr }: CliContext): P
   const compared = compareReports(before, report, margin);
   const target = json === '-' ? stderr : stdout;
   target.write(`\n${comparisonText(compared, margin)}\n`);
-  // Nothing to compare is no proof that nothing got worse.
+  // Reports without a common row do not show that nothing got worse: that is a failure, too.
   const { comparisons } = compared;
   return comparisons.length === 0 || comparisons.some(({ regression }) => regression) ? 1 : 0;
 }

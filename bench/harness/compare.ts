@@ -1,19 +1,19 @@
-/** Two reports side by side: ratios row by row, and which of them are regressions past a margin. */
+/** Comparison of two reports: the ratio of each figure, and whether it is a regression beyond a margin. */
 import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
 import { FormatError } from '../../lib/errors.ts';
 import type { Report, Row } from './types.ts';
 
-export interface Comparison {
+interface Comparison {
   readonly name: string;
   readonly dtype: string;
-  /** What is compared: tokens/s, peak memory, seconds, captured energy. */
+  /** Name of the compared figure: tokens/s, peak memory, seconds or captured energy. */
   readonly what: string;
   readonly before: number;
   readonly after: number;
   /** after / before. */
   readonly ratio: number;
-  /** Worse by more than the margin; of captured energy, less by more than kEnergyTolerance. */
+  /** Whether `after` is worse by more than the margin; for captured energy, less by more than kEnergyTolerance. */
   readonly regression: boolean;
 }
 
@@ -21,20 +21,23 @@ export interface ComparedReports {
   readonly comparisons: readonly Comparison[];
   /** Rows and growth points of the old report that the new one lacks or could not measure. */
   readonly missing: readonly string[];
-  /** What makes the ratios doubtful. */
+  /** Reasons to doubt the ratios. */
   readonly warnings: readonly string[];
 }
 
-/** Of a captured energy, which is a share: a converged search may itself leave 2e-5 of the squared norm behind. */
+/**
+ * Largest loss of captured energy (a share, between 0 and 1) that is no regression: a converged search may itself miss 2e-5 of the
+ * squared norm.
+ */
 export const kEnergyTolerance = 5e-5;
 
-/** A figure that has a better direction. */
+/** A figure of which more, or less, is better. */
 interface Figure {
   readonly name: string;
   readonly dtype: string;
   readonly what: string;
   readonly value: number;
-  /** Whether `after` in the place of `before` is worse by more than the margin. */
+  /** Whether `after` is worse than `before` by more than the margin. */
   readonly worse: (before: number, after: number, margin: number) => boolean;
 }
 
@@ -76,14 +79,14 @@ function figuresOfRow(row: Row): Omit<Figure, 'name' | 'dtype'>[] {
     case 'start':
       return [{ what: 'seconds', value: row.seconds.median, worse: less }];
     default:
-      return []; // a ratio has no better direction of its own, and its rows are compared themselves
+      return []; // the two rows of a ratio are compared themselves
   }
 }
 
 const rowOf = ({ name, dtype }: Figure): string => `${name} ${dtype}`;
 const keyOf = (figure: Figure): string => `${rowOf(figure)} ${figure.what}`;
 
-/** @param margin share by which a figure may be worse: 0.1 is a tenth */
+/** Compares two reports. @param margin share by which a figure may be worse: 0.1 is a tenth */
 export function compareReports(before: Report, after: Report, margin: number): ComparedReports {
   const old = figuresOf(before);
   const values = new Map(old.map((figure) => [keyOf(figure), figure.value]));
@@ -117,7 +120,7 @@ const kReport = z.looseObject({
   growth: z.array(z.looseObject({ shape: z.string(), points: z.array(z.looseObject({})) })),
 });
 
-/** A report that was written before. @throws FormatError for a file that is none */
+/** Reads a report from a file. @throws FormatError where the file is not a report */
 export async function readReport(path: string): Promise<Report> {
   let json: unknown;
   try {

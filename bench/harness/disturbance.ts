@@ -1,13 +1,13 @@
 /**
- * Was the machine idle? Processor time is read before and after, own time taken off: what is left was somebody else's.
- * The rules that turn this into warnings are pure functions.
+ * Whether the machine was idle during a measurement. The processor time that was used, less that of this process and its children,
+ * was used by others. The rules that turn this into warnings are pure functions.
  */
 import { readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Disturbance, Machine, Measured, Row } from './types.ts';
 
-/** Seconds since the start of the machine, summed over its cores. */
+/** Processor time since the machine was started, in seconds, summed over its cores. */
 interface CpuSeconds {
   readonly busy: number;
   readonly idle: number;
@@ -15,10 +15,10 @@ interface CpuSeconds {
 }
 
 const kTicksPerSecond = 100; // USER_HZ, 100 on every Linux
-/** The machine counts in ticks, a process's own time is exact: of a short row a tick a core may be anybody's. */
-const kBlurSeconds = availableParallelism() / kTicksPerSecond;
+/** Error of a difference: the machine counts in ticks, one per core, while a process's own time is exact. */
+const kTickError = availableParallelism() / kTicksPerSecond;
 
-/** From the text of /proc/stat; null if it is not that. */
+/** Reads the text of /proc/stat; null where it is something else. */
 export function parseCpuSeconds(stat: string): CpuSeconds | null {
   const fields = /^cpu\s+(.*)$/m.exec(stat)?.[1]?.split(/\s+/).map(Number);
   if (fields === undefined || fields.length < 8) return null;
@@ -31,7 +31,7 @@ export function parseCpuSeconds(stat: string): CpuSeconds | null {
   };
 }
 
-/** What others had of the processor between two readings, given the seconds that this process and its children used. */
+/** The share of the processor that others used between two readings, given the seconds of this process and its children. */
 export function disturbanceBetween(
   before: CpuSeconds,
   after: CpuSeconds,
@@ -47,7 +47,7 @@ export function disturbanceBetween(
   };
 }
 
-/** Watches from its making on. Where /proc is not there it sees nothing. */
+/** Measures the use of the processor since its construction. Without /proc it reports none. */
 class CpuWatch {
   private readonly before = readCpuSeconds();
   private readonly own = ownSeconds();
@@ -55,12 +55,12 @@ class CpuWatch {
   read(): Disturbance {
     const after = readCpuSeconds();
     if (this.before === null || after === null) return { others: 0, stolen: 0 };
-    const own = ownSeconds() - this.own + kBlurSeconds;
+    const own = ownSeconds() - this.own + kTickError;
     return disturbanceBetween(this.before, after, own);
   }
 }
 
-/** Measures one row, and notes what others had of the processor meanwhile. */
+/** Measures one row, and adds the share of the processor that others used meanwhile. */
 export async function watched<R extends Row>(measure: () => Promise<R>): Promise<R> {
   const watch = new CpuWatch();
   const row = await measure();
@@ -71,15 +71,15 @@ function readCpuSeconds(): CpuSeconds | null {
   return parseCpuSeconds(readProc('stat'));
 }
 
-/** Seconds that this process used, and its children, torch among them, that have ended. */
+/** Processor seconds of this process and of its children that have ended (torch among them). */
 function ownSeconds(): number {
   const { user, system } = process.cpuUsage();
   return (user + system) / 1e6 + parseChildSeconds(readProc('self/stat'));
 }
 
-/** From the text of /proc/self/stat; 0 if it is not that. */
+/** Processor seconds of ended children, from the text of /proc/self/stat; 0 where it is something else. */
 export function parseChildSeconds(stat: string): number {
-  // The program's name, in parentheses, may hold spaces; cutime and cstime are the 14th and 15th field behind it.
+  // The program's name, in parentheses, may contain spaces; cutime and cstime are the 14th and 15th field after it.
   const fields = stat
     .slice(stat.lastIndexOf(')') + 1)
     .trim()
@@ -95,11 +95,11 @@ function readProc(name: string): string {
   }
 }
 
-/** Peaks measured before and after a run. */
+/** The peak rates that are measured before and after a run. */
 export type Calibration = Pick<Machine, 'peakF32' | 'peakBf16' | 'memoryBandwidth'>;
 
 export interface IdleFacts {
-  /** In the second before the run. */
+  /** Disturbance during the second before the run. */
   readonly first: Disturbance;
   readonly before: Calibration;
   readonly after: Calibration;
@@ -110,8 +110,8 @@ const kLookSeconds = 1;
 const kOthersShare = 0.05;
 const kCalibrationShare = 0.1;
 
-/** What others have of the processor right now. Unlike the load average it knows nothing of what has just ended. */
-export async function lookAround(): Promise<Disturbance> {
+/** The share of the processor that others use right now; unlike the load average, without processes that have just ended. */
+export async function currentDisturbance(): Promise<Disturbance> {
   const watch = new CpuWatch();
   await sleep(1000 * kLookSeconds);
   return watch.read();

@@ -63,7 +63,7 @@ export async function encoderData(
   }
 }
 
-/** Real files instead of random numbers. */
+/** Files of a real encoder and its data, instead of random numbers. */
 export interface EncoderFiles {
   readonly model: string;
   readonly data: string;

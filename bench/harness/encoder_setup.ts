@@ -1,7 +1,7 @@
 /**
  * The encoder's row: a LoRA step of all-MiniLM-L6-v2 with a head of two labels on SST-2's micro-batches, as
- * bench/torch/minilm_step.py computes it. The real model and rows where --model is a bert's folder and --data a .tsv, else
- * random weights and ids of the same shapes, whatever the other rows measure.
+ * bench/torch/minilm_step.py computes it. It uses the real model and rows where --model is the folder of a bert and --data a .tsv
+ * file, otherwise random weights and ids of the same shapes (also where the other rows measure another model).
  */
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -41,7 +41,7 @@ export async function encoderSetup(input: StepRowInput, total: number): Promise<
   const trainer = new Trainer({
     ...{ tuned, data: source, regularizers, learningRate: kLearningRate },
     maxSteps: total,
-    maxGradNorm: 0, // as the script in PyTorch
+    maxGradNorm: 0, // as in the PyTorch script
     captureGraphs: !sharesProcessMemory(),
   });
   return {
@@ -57,14 +57,14 @@ export async function encoderSetup(input: StepRowInput, total: number): Promise<
 }
 
 /** Where the inputs of the script in PyTorch are written, and which of them. */
-export interface EncoderInputs extends EncoderChoice {
+interface EncoderInputs extends EncoderChoice {
   readonly folder: string;
   readonly workload: Workload;
-  /** Micro-batches wanted. */
+  /** Number of micro-batches. */
   readonly count: number;
 }
 
-/** Weights in f32 and micro-batches for bench/torch/minilm_step.py. */
+/** Writes the weights in f32 and the micro-batches for bench/torch/minilm_step.py. */
 export async function writeEncoderInputs(input: EncoderInputs): Promise<void> {
   const { folder, workload, count } = input;
   const { model, files } = await openEncoder(input, 'f32');

@@ -1,6 +1,6 @@
 /**
- * Options of the trainer that some rows switch on. A version that does not have one says so: its rows are reported as not
- * available instead of being measured without it.
+ * Options of the trainer that some rows switch on. Where a version lacks one, the row is reported as not available instead of being
+ * measured without it.
  */
 import { resolveOptions } from '../../lib/train/options.ts';
 
@@ -12,7 +12,7 @@ export const kFeatures = {
 
 export type Feature = keyof typeof kFeatures;
 
-/** Why a feature's rows cannot run; null where they can. */
+/** The reason why the rows of a feature cannot run; null where they can. */
 export function missingFeature(feature: Feature, device = 'cpu'): string | null {
   if (feature === 'noGraphs' && device === 'cpu') return 'graphs are for GPUs';
   const { option, flag } = kFeatures[feature];

@@ -1,7 +1,7 @@
 /**
- * What a step must compute, counted from its shapes: the products of the algorithm itself, without recomputation, padding or
- * work below the first adapter; of the last layer, behind its attention, the rows of the loss alone. Terms below one percent
- * (norms, softmax, the SVD term's small products) are left out.
+ * Floating point operations that a step must compute, counted from its shapes: the products of the algorithm itself, without
+ * recomputation, padding or work below the first adapter. After the attention of the last layer only the rows of the loss count.
+ * Terms below one percent (norms, softmax, the small products of the SVD term) are left out.
  */
 import type { Sizes } from './shapes.ts';
 
@@ -11,7 +11,7 @@ export interface Product {
   readonly k: number;
   readonly n: number;
   readonly count: number;
-  /** By a frozen weight, which kernels keep packed; the others are products of two activations. */
+  /** Whether the second factor is a frozen weight, which kernels keep packed; the others are products of two activations. */
   readonly packed: boolean;
 }
 
@@ -19,23 +19,25 @@ export interface StepShape {
   readonly sizes: Sizes;
   readonly method: 'balora' | 'lora';
   readonly rank: number;
-  /** Rows that the layers compute (tokens, those that segments begin with alike once), rows of the loss, and (sum of squared lengths) of a micro-batch. */
+  /** Rows of a micro-batch that the layers compute: its tokens, where a beginning that several segments share counts once. */
   readonly rows: number;
+  /** Rows of a micro-batch that the loss reads. */
   readonly supervised: number;
+  /** Sum of the squared lengths of a micro-batch's segments. */
   readonly squaredLengths: number;
-  /** Micro-batches of a step. */
+  /** Micro-batches per step. */
   readonly accumulation: number;
 }
 
-/** A linear of the model: (input, output) and the inputs it shares with the others of its group. */
+/** Linears of a layer that share their input: its size, and the size of each output. */
 interface Group {
   readonly input: number;
   readonly outputs: readonly number[];
-  /** Whether it stands behind the attention: in the last layer it then sees the rows of the loss alone. */
+  /** Whether it comes after the attention: in the last layer it then computes only the rows of the loss. */
   readonly behind: boolean;
 }
 
-/** q, k, v share their input; gate and up share theirs; an encoder's mlp has no gate. */
+/** The groups of a layer: q, k, v share their input, and so do gate and up; the mlp of an encoder has no gate. */
 export function groupsOf({ c, f, heads, keyValueHeads, d, encoder = false }: Sizes): Group[] {
   const keyWidth = keyValueHeads * d;
   return [
@@ -46,10 +48,10 @@ export function groupsOf({ c, f, heads, keyValueHeads, d, encoder = false }: Siz
   ];
 }
 
-/** Useful operations a step; a multiply and an add are two. */
+/** Useful operations per step; a multiply and an add count as two. */
 export function usefulFlops(step: StepShape): number {
   const { sizes, method, rank, rows, supervised, accumulation } = step;
-  let [base, pairs] = [0, 0]; // parameters, each as often as a row meets it
+  let [base, pairs] = [0, 0]; // parameters, each times the rows that it is multiplied with
   for (const { input, outputs, behind } of groupsOf(sizes)) {
     const all = behind ? rows * (sizes.layers - 1) + supervised : rows * sizes.layers;
     for (const output of outputs) {
@@ -67,7 +69,7 @@ export function usefulFlops(step: StepShape): number {
   return accumulation * (student + 2 * head + teacher) + attentionFlops(step);
 }
 
-/** Of these, the attention's: scores and values once forward and twice backward, and once by the teacher. */
+/** The part of {@link usefulFlops} in attention: scores and values, once forward, twice backward and once by the teacher. */
 export function attentionFlops({ sizes, method, squaredLengths, accumulation }: StepShape): number {
   const seen = sizes.encoder ? 4 : 2; // causal: half of the T x T scores
   const forward = seen * squaredLengths * sizes.heads * sizes.d * sizes.layers;
@@ -78,11 +80,11 @@ function outputWidth({ outputs }: Group): number {
   return outputs.reduce((width, output) => width + output, 0);
 }
 
-/** Bytes of f32 logits, student's and teacher's, that a chunk of the head may take. */
+/** Largest size of the f32 logits of a chunk of the head, student's and teacher's, in bytes. */
 const kChunkBytes = 100 << 20;
 
 /**
- * The matrix products of a step, each as large as it can be: groups as one product, a low-rank part as more of the inner
+ * The matrix products of a step, each as large as possible: a group is one product, and a low-rank part extends its inner
  * dimension. Attention is left out, since its products have no packed form.
  */
 export function stepProducts(step: StepShape): Product[] {
@@ -90,7 +92,7 @@ export function stepProducts(step: StepShape): Product[] {
   const products: Product[] = [];
   const { layers, v, c } = sizes;
   groupsOf(sizes).forEach((group, index) => {
-    const first = index === 0 ? accumulation : 0; // below it there is no adapter
+    const first = index === 0 ? accumulation : 0; // no adapter lies below it, so it needs no dx
     const full = accumulation * (group.behind ? layers - 1 : layers);
     products.push(...groupProducts(group, step, { rows: all, count: full, withoutDx: first }));
     if (!group.behind) return;
@@ -110,7 +112,7 @@ export function stepProducts(step: StepShape): Product[] {
   return products.filter(({ m, k, count }) => m > 0 && k > 0 && count > 0);
 }
 
-/** A group's products in all layers where it sees so many rows; `count` of them, `withoutDx` of these without dx. */
+/** The products of a group with so many rows: in `count` layers and micro-batches, of which `withoutDx` need no dx. */
 function groupProducts(
   group: Group,
   { method, rank }: StepShape,

@@ -1,4 +1,4 @@
-/** How time and memory of a step grow with one size, everything else kept: the series, and their fits. */
+/** Growth of a step's time and memory with one size while all others stay fixed: the series and their fits. */
 import { fitGrowth } from './fit.ts';
 import type { ShapeName } from './shapes.ts';
 import type { BenchDType, GrowthSeries, StepRow, Workload } from './types.ts';

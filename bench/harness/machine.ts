@@ -1,4 +1,4 @@
-/** The machine as the report names it: what it is, and what it can do at best. */
+/** Description of the machine for the report: hardware, and measured peak rates. */
 import { readFileSync } from 'node:fs';
 import { availableParallelism, cpus, release, totalmem, type } from 'node:os';
 import { deviceInfo } from '../../lib/device.ts';
@@ -10,13 +10,13 @@ import { median } from './statistics.ts';
 import { timeOps } from './timing.ts';
 import type { Machine } from './types.ts';
 
-/** Flags of /proc/cpuinfo that some kernel or the product library looks at. */
+/** Flags of /proc/cpuinfo that some kernel or oneDNN checks. */
 const kFeatures = [
   ...['avx2', 'fma', 'f16c', 'avx_vnni', 'avx512f', 'avx512bw', 'avx512vl', 'avx512_vnni'],
   ...['avx512_bf16', 'avx512_fp16', 'amx_tile', 'amx_bf16', 'amx_fp16', 'asimd', 'bf16', 'sve'],
 ];
 
-/** The instruction sets in a text like /proc/cpuinfo's. */
+/** The instruction sets named in the text of /proc/cpuinfo. */
 export function cpuFeatures(cpuinfo: string): string[] {
   const line = /^(?:flags|Features)\s*:\s*(.*)$/m.exec(cpuinfo)?.[1] ?? '';
   const present = new Set(line.split(/\s+/));
@@ -31,12 +31,12 @@ function readCpuInfo(): string {
   }
 }
 
-/** Elements of an array that no cache holds, within a thirtieth of the memory. */
+/** Elements of an array that is larger than any cache, at most a thirtieth of the memory. */
 function bandwidthElements(): number {
   return Math.min(128 << 20, Math.floor(totalmem() / 30 / 4));
 }
 
-/** Bytes read and written a second by c = a + b. */
+/** Bytes per second that c = a + b reads and writes. */
 async function memoryBandwidth(trial: boolean): Promise<number> {
   const elements = trial ? 1 << 16 : bandwidthElements();
   using a = rand([elements], { seed: 1 });
@@ -45,11 +45,11 @@ async function memoryBandwidth(trial: boolean): Promise<number> {
   return (3 * 4 * elements) / median(samples);
 }
 
-/** Measures in this process; a few seconds. @param trial with sizes that tell nothing, quickly */
+/** Measures the machine in this process, in a few seconds. @param trial uses tiny sizes, to try the benchmark itself */
 export async function describeMachine({ trial = false } = {}): Promise<Machine> {
   const manifest = new URL('../../package.json', import.meta.url);
   const { version } = JSON.parse(readFileSync(manifest, 'utf8')) as { version: string };
-  const { description } = deviceInfo(); // '' for the processor itself
+  const { description } = deviceInfo(); // '' for the CPU
   return {
     cpu: cpus()[0]?.model.trim() ?? 'unknown',
     cores: availableParallelism(),

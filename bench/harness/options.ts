@@ -1,27 +1,27 @@
-/** What a benchmark run is asked for. */
+/** Options of a benchmark run. */
 import type { BenchDType } from './types.ts';
 
 export interface BenchOptions {
-  /** Rows and groups; default `all`, which leaves out `growth`. */
+  /** Names of rows and groups. Default `all`, which leaves out `growth`. */
   only?: readonly string[];
-  /** Default bf16. */
+  /** Dtype of the frozen weights and activations. Default bf16. */
   dtype?: BenchDType;
   /** Shape of the random weights. Default smollm2-135m. */
   shape?: string;
-  /** "cpu" or "cuda:0". Default cpu. */
+  /** Device, such as "cuda:0". Default "cpu". */
   device?: string;
-  /** A model's folder or .gguf file instead of random weights. */
+  /** Folder or .gguf file of a model, used instead of random weights. */
   model?: string;
-  /** GSM8K's train.jsonl; without it rows of the same lengths. */
+  /** Path of GSM8K's train.jsonl. Default: synthetic rows of the same lengths. */
   data?: string;
-  /** A Python with torch: training rows and PiSSA are then run in turns with the recipe. */
+  /** A Python with torch: training rows and PiSSA then run in turns with the PyTorch recipe. */
   torch?: string;
-  /** Pairs of runs beside torch. Default 3. */
+  /** Pairs of runs with torch. Default 3. */
   pairs?: number;
-  /** Measured steps of each of torch's runs, after one other. Default 2. */
+  /** Measured steps of each torch run, after one warm-up step. Default 2. */
   torchSteps?: number;
-  /** Measured steps of a run, after two others. Default 5; beside torch 3. */
+  /** Measured steps of a run, after two warm-up steps. Default 5; with torch 3. */
   steps?: number;
-  /** Told what is measured next. */
+  /** Called with the name of each row before it is measured. */
   onProgress?: (name: string) => void;
 }

@@ -1,4 +1,4 @@
-/** Times of matrix products run alone, packed where a weight is frozen: the ceilings that a step is held against. */
+/** Times of matrix products that run alone, packed where a weight is frozen: the roofline that a step is compared with. */
 import { sharesProcessMemory } from '../../lib/device.ts';
 import { linear, matmul, rand } from '../../lib/ops/index.ts';
 import { noGrad, type Tensor } from '../../lib/tensor.ts';
@@ -27,7 +27,7 @@ async function productSeconds(
   return median(await timeOps(run, { least: 5, most: 15, seconds: 0.05 }));
 }
 
-/** Seconds of all products of a step, each shape timed once and counted as often as it comes. */
+/** Seconds of all products of a step; each shape is timed once and multiplied by its count. */
 export async function productsSeconds(
   products: readonly Product[],
   dtype: BenchDType,
@@ -47,20 +47,20 @@ export async function productsSeconds(
   return total;
 }
 
-/** Sizes at which the best rate shows on small and large processors alike. */
+/** Sizes among which small and large processors have their best rate. */
 const kPeakSizes = [
   { m: 1024, k: 1024, n: 1024 },
   { m: 2048, k: 2048, n: 2048 },
   { m: 2048, k: 1536, n: 4096 },
 ];
 
-/** A GPU has its best rate at sizes that would take a CPU seconds. */
+/** Sizes for a GPU, whose best rate needs products that would take a CPU seconds. */
 const kLargePeakSizes = [...kPeakSizes, { m: 8192, k: 8192, n: 8192 }];
 
-/** For trying the benchmark itself. */
+/** Sizes to try the benchmark itself. */
 const kTrialSizes = [{ m: 64, k: 64, n: 64 }];
 
-/** Operations a second of the best packed product. @param trial at a size that tells nothing, quickly */
+/** Operations per second of the fastest packed product. @param trial uses a tiny size, to try the benchmark itself */
 export async function peakRate(dtype: BenchDType, { trial = false } = {}): Promise<number> {
   let best = 0;
   const large = sharesProcessMemory() ? kPeakSizes : kLargePeakSizes;

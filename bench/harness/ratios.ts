@@ -1,4 +1,4 @@
-/** Figures that compare two rows of one run. */
+/** Ratios of two rows of one run. */
 
 import type { BenchDType, RatioRow, Row, StepRow, UnavailableRow } from './types.ts';
 import { kRatioNeeds, type RatioName } from './workloads.ts';

@@ -1,4 +1,4 @@
-/** One row at a time: the jobs that it takes, alone or in turns with PyTorch. */
+/** Measures one row at a time by the jobs that it needs, alone or in turns with PyTorch. */
 import type { InitLoraWeights } from '../../lib/adapters/config.ts';
 import { runJob } from './children.ts';
 import { missingFeature } from './features.ts';
@@ -19,15 +19,15 @@ import type { Plan } from './workloads.ts';
 const kWarmup = 2;
 const kPairs = 3;
 const kSteps = 5;
-/** Beside torch, of micro-batches that are all of one size. */
+/** Steps of a run in turns with torch, where all micro-batches have one size. */
 const kPairedSteps = { warmup: kWarmup, steps: 3, torchWarmup: 1, torchSteps: 2 };
-/** Rows of many lengths: both sides take the same ones. */
+/** Steps on micro-batches of many lengths: both sides run the same ones. */
 const kUnevenSteps = { warmup: 2, steps: 6, torchWarmup: 2, torchSteps: 6 };
-/** An encoder's steps are a tenth of the others, of many sizes, and settle later. */
+/** Steps of an encoder, which take a tenth of the others' time, have many sizes and settle later. */
 const kEncoderSteps = { warmup: 5, steps: 20, torchWarmup: 5, torchSteps: 20 };
 const kPissaRepetitions = 3;
 const kStarts = 5;
-/** The narrowest linear of the shape `tiny` has no more singular values than 32. */
+/** Rank for the shape `tiny`, whose narrowest linear has only 32 singular values. */
 const kTrialRank = 16;
 
 export class RowMaker {
@@ -49,7 +49,7 @@ export class RowMaker {
     return shape === 'tiny' && model === undefined ? Math.min(rank, kTrialRank) : rank;
   }
 
-  /** On a GPU random weights are drawn on both sides. */
+  /** Whether each side draws random weights of its own, as on a GPU. */
   private get ownWeights(): boolean {
     const { device = 'cpu', model } = this.options;
     return device !== 'cpu' && model === undefined;
@@ -61,7 +61,7 @@ export class RowMaker {
     return data === 'sst2' ? { device } : { device, random: this.ownWeights }; // an encoder is small
   }
 
-  /** Measures a row that is made of nothing but itself. */
+  /** Measures a row that needs no other row. */
   async make(plan: Extract<Plan, { kind: 'step' | 'pissa' | 'overhead' | 'start' }>): Promise<Row> {
     switch (plan.kind) {
       case 'step':
@@ -77,7 +77,7 @@ export class RowMaker {
     }
   }
 
-  /** @param shape other than the run's own, with random weights */
+  /** Measures a training row. @param shape a shape other than the run's own, with random weights */
   step(
     name: string,
     workload: Workload,
@@ -103,12 +103,12 @@ export class RowMaker {
     return this.step(name, workload, { steps: steps ?? countsOf(workload).steps });
   }
 
-  /** The two sides in turns, so that a disturbance meets both. */
+  /** Runs balora and torch in turns, so that a disturbance affects both. */
   private async pairedStep(name: string, workload: Workload, python: string): Promise<StepRow> {
     const counts = countsOf(workload, { paired: true });
     const { torchWarmup } = counts;
     const { pairs = kPairs, steps = counts.steps } = this.options;
-    // Of micro-batches of many sizes both sides must measure the same ones.
+    // Where micro-batches have many sizes, both sides must measure the same ones.
     const even = workload.data === 'random';
     const torchSteps = even ? (this.options.torchSteps ?? counts.torchSteps) : steps;
     const { data: dataFile } = this.options;
@@ -164,21 +164,21 @@ export class RowMaker {
     const seconds: number[] = [];
     for (let i = 0; i <= kStarts; i++) {
       const one = await this.job('start', { model, dtype, startedAt: Date.now() });
-      if (i > 0) seconds.push(one); // the first one warms the file
+      if (i > 0) seconds.push(one); // the first run brings the file into the page cache
     }
     const notes = ['the file is warm'];
     return { kind: 'start', name, dtype, seconds: spread(seconds), notes };
   }
 }
 
-/** Steps of a run of each side, measured and before. */
+/** The numbers of warm-up and of measured steps in a run of each side. */
 function countsOf({ data }: Workload, { paired = false } = {}): typeof kEncoderSteps {
   if (data === 'sst2') return kEncoderSteps;
   if (data === 'gsm8k') return kUnevenSteps;
   return paired ? kPairedSteps : { ...kPairedSteps, steps: kSteps };
 }
 
-/** One row out of several runs of it: medians of the runs, the extremes of all. */
+/** Merges several runs of a row into one: medians of the runs, extremes over all. */
 export function mergeRuns(
   runs: readonly StepRow[],
   extra: Pick<StepRow, 'torch'> | Record<string, never> = {},

@@ -1,11 +1,11 @@
-/** A benchmark run: the machine, the rows one after the other, the machine again, and what to think of it all. */
+/** A benchmark run: the machine, the rows one after the other, the machine again, and warnings. */
 import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { basename } from 'node:path';
 import { promisify } from 'node:util';
 import { ArgumentError } from '../../lib/errors.ts';
 import { runJob } from './children.ts';
-import { idleWarnings, lookAround, watched } from './disturbance.ts';
+import { currentDisturbance, idleWarnings, watched } from './disturbance.ts';
 import { chooseSeries, growthSeries, type SeriesPlan } from './growth.ts';
 import type { BenchOptions } from './options.ts';
 import { ratioRow } from './ratios.ts';
@@ -16,7 +16,7 @@ import { choosePlans, kGroupNames, type Plan, type RatioName } from './workloads
 
 const execFileAsync = promisify(execFile);
 const kGrowthSteps = 2;
-/** Says nothing about the machine: its ceilings are not worth measuring either. */
+/** The shape for trying the benchmark itself; the machine's peak rates are then measured at tiny sizes, too. */
 const kTrialShape = 'tiny';
 
 /**
@@ -31,7 +31,7 @@ export async function runBench(options: BenchOptions = {}): Promise<Report> {
     throw new ArgumentError(`nothing to measure; groups: ${kGroupNames.join(', ')}`);
   }
   const trial = options.shape === kTrialShape;
-  const first = await lookAround();
+  const first = await currentDisturbance();
   onProgress('machine');
   const { device, model } = options;
   const machine = await runJob('machine', { trial }, { device });
@@ -63,16 +63,16 @@ export async function runBench(options: BenchOptions = {}): Promise<Report> {
   };
 }
 
-/** What the measured code is; null outside a checkout, where the version tells. A plus says that files were changed. */
+/** The commit of the measured code, with a plus where files were changed; null outside a checkout. */
 async function commitOf(folder: URL): Promise<string | null> {
-  if (!existsSync(new URL('.git', folder))) return null; // not that of a project around it
+  if (!existsSync(new URL('.git', folder))) return null; // git would find the repository of a project around it
   const git = async (...args: string[]): Promise<string> =>
     (await execFileAsync('git', args, { cwd: folder })).stdout.trim();
   try {
     const changed = await git('status', '--porcelain', '--untracked-files=no');
     return `${await git('rev-parse', '--short=12', 'HEAD')}${changed === '' ? '' : '+'}`;
   } catch {
-    return null; // no git, or not allowed to look
+    return null; // no git, or no permission to read the repository
   }
 }
 

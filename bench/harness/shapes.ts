@@ -1,4 +1,4 @@
-/** Shapes of well-known models as config.json has them: with random weights they run as fast as the real ones. */
+/** Shapes of well-known models, as in their config.json: with random weights they run as fast as the real ones. */
 import { ArgumentError } from '../../lib/errors.ts';
 
 export interface ModelShape {
@@ -44,7 +44,7 @@ export const kShapes = {
     ...{ num_attention_heads: 32, num_key_value_heads: 32 },
     ...{ max_position_embeddings: 4096, rope_theta: 10000, rms_norm_eps: 1e-5 },
   },
-  /** For trying the benchmark itself: nothing to learn from its figures. */
+  /** A shape to try the benchmark itself; its figures mean nothing. */
   tiny: {
     ...{ model_type: 'llama', vocab_size: 512, tie_word_embeddings: true },
     ...{ hidden_size: 64, intermediate_size: 160, num_hidden_layers: 2 },
@@ -60,7 +60,7 @@ export const kMiniLm = {
   ...{ max_position_embeddings: 512, type_vocab_size: 2, layer_norm_eps: 1e-12 },
 } as const;
 
-/** For trying the encoder's row. */
+/** A tiny configuration to try the encoder's row. */
 export const kTinyBert = {
   ...kMiniLm,
   ...{ vocab_size: 512, hidden_size: 64, intermediate_size: 160 },
@@ -70,7 +70,7 @@ export const kTinyBert = {
 export type ShapeName = keyof typeof kShapes;
 export const kShapeNames = Object.keys(kShapes) as ShapeName[];
 
-/** @throws ArgumentError naming the shapes there are */
+/** The shape of a name. @throws ArgumentError that lists the known shapes */
 export function shapeNamed(name: string): ModelShape {
   if (!Object.hasOwn(kShapes, name)) {
     throw new ArgumentError(`shape must be one of ${kShapeNames.join(', ')}, got "${name}"`);
@@ -87,7 +87,7 @@ export interface Sizes {
   readonly heads: number;
   readonly keyValueHeads: number;
   readonly d: number;
-  /** Every token attends to every other one, and the mlp has no gate. Default false. */
+  /** Whether every token attends to every other one and the mlp has no gate. Default false. */
   readonly encoder?: boolean;
 }
 
@@ -104,7 +104,7 @@ export function sizesOf(shape: ModelShape): Sizes {
   };
 }
 
-/** Sizes of a bert with so many labels, which are its vocabulary here: the head's outputs. */
+/** Sizes of a bert with so many labels: the head's outputs, which count as its vocabulary here. */
 export function encoderSizes(
   shape: Pick<ModelShape, 'hidden_size' | 'intermediate_size' | 'num_hidden_layers'> & {
     readonly num_attention_heads: number;

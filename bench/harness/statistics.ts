@@ -2,7 +2,7 @@
 import { ArgumentError } from '../../lib/errors.ts';
 import type { Spread } from './types.ts';
 
-/** @throws ArgumentError for no values */
+/** The median of values. @throws ArgumentError for an empty list */
 export function median(values: readonly number[]): number {
   if (values.length === 0) throw new ArgumentError('median: there are no values');
   const sorted = [...values].sort((a, b) => a - b);

@@ -1,4 +1,4 @@
-/** The model that a row measures: a given one, or random weights in a named shape. */
+/** The model that a row measures: a given one, or random weights of a named shape. */
 import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
 import { type ModelShape, type Sizes, shapeNamed, sizesOf } from './shapes.ts';
 import type { BenchDType } from './types.ts';
@@ -6,17 +6,17 @@ import type { BenchDType } from './types.ts';
 export interface SubjectOptions {
   /** A name of kShapes; not used with `model`. */
   readonly shape: string;
-  /** A model's folder or file. */
+  /** Folder or file of a model. */
   readonly model?: string | undefined;
   readonly dtype: BenchDType;
-  /** Of the random weights, where it is not the shape's own. */
+  /** Vocabulary size of the random weights. Default: the shape's own. */
   readonly vocabulary?: number | undefined;
 }
 
 interface Subject {
   readonly model: CausalLM;
   readonly sizes: Sizes;
-  /** For people: the shape's name or the model's. */
+  /** Name of the shape or the model, for the report. */
   readonly name: string;
   readonly notes: readonly string[];
 }

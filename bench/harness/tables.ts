@@ -1,4 +1,4 @@
-/** A report for people. */
+/** The tables of a report as text. */
 import { textTable } from '../../lib/cli/text_table.ts';
 import type { ComparedReports } from './compare.ts';
 import type { GrowthSeries, Machine, Report, Row, StepRow } from './types.ts';
@@ -12,7 +12,7 @@ interface Cells {
   readonly rows: readonly (readonly string[])[];
 }
 
-/** The first column flush left, the others flush right. */
+/** A table with its first column aligned left and the others right. */
 const alignedTable = ({ head, rows }: Cells): string => textTable([head, ...rows], 'lr');
 
 export function machineText(machine: Machine): string {
@@ -95,7 +95,7 @@ export function torchTable(rows: readonly Row[]): Cells {
   return { head: [...head, 'balora GiB', 'torch GiB', 'memory'], rows: lines };
 }
 
-/** PiSSA, starts, ratios, and what could not be measured. */
+/** PiSSA, start times, ratios, and the rows that could not be measured. */
 export function otherTable(rows: readonly Row[]): Cells {
   const lines: string[][] = [];
   for (const row of rows) {

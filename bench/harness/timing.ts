@@ -1,7 +1,7 @@
 /**
- * Timing ops by the engine's own clock: what JavaScript and the queue cost is not in it. On a GPU that is the device's clock,
- * and a sample is enqueued while the device is busy with something else, so that its kernels stand in the queue one behind
- * the other and no launch is waited for between them.
+ * Times ops by the engine's own clock, without the cost of JavaScript and of the queue. On a GPU that is the device's clock; a
+ * sample is enqueued while the device is busy with filler work, so that its kernels run back to back and no launch latency lies
+ * between them.
  */
 import { sharesProcessMemory } from '../../lib/device.ts';
 import { ArgumentError } from '../../lib/errors.ts';
@@ -13,41 +13,43 @@ import { sum } from './statistics.ts';
 const kPhase = 'measured';
 
 interface TimingOptions {
-  /** Enqueues what the timed part needs and may be counted out (a forward pass before its backward). */
+  /** Enqueues work that the timed part needs and that is not timed (the forward pass before a backward). */
   prepare?: () => void;
-  /** Ops that are counted; left out: all of the body's. */
+  /** Names of the ops that are timed. Default: all ops of the body. */
   ops?: readonly string[] | undefined;
-  /** Stop after this many repetitions or seconds, whichever is later reached first; defaults 5 to 40, 0.15 s. */
+  /** Smallest number of samples. Default 5. */
   least?: number;
+  /** Largest number of samples. Default 40. */
   most?: number;
+  /** Seconds after which no more samples than `least` are taken. Default 0.15. */
   seconds?: number;
 }
 
-/** Shorter calls are run several times a sample; on a GPU no more often than its queue holds them. */
+/** Shortest sample in seconds: shorter calls run several times per sample, on a GPU at most kMostQueued times. */
 const kLeastSample = 2e-3;
 const kMostQueued = 64;
 
-/** What keeps a GPU busy while a sample is enqueued: fills of a block, for so long. */
+/** Seconds that the filler work, fills of a block, keeps a GPU busy while a sample is enqueued. */
 const kBusy = 1.5e-3;
 const kLeastFill = 1 << 20;
 const kMostFill = 1 << 29;
 const kMostFills = 10;
 
-/** Work that the next sample queues up behind. */
-class Ahead {
+/** Filler work that runs while the next sample is enqueued. */
+class Filler {
   private fills = kMostFills;
 
   private constructor(private readonly block: Tensor) {}
 
-  /** As much as the device needs; profiling is on. */
-  static async make(): Promise<Ahead> {
+  /** Creates as much filler work as the device needs. Profiling must be on. */
+  static async make(): Promise<Filler> {
     for (let bytes = kLeastFill; ; bytes *= 2) {
-      const ahead = new Ahead(unscoped(() => zeros([bytes / 4])));
-      await ahead.seconds(); // loads the kernel
-      const wanted = kBusy / Math.max(await ahead.seconds(), 1e-9);
-      ahead.fills = Math.max(1, Math.min(kMostFills, Math.ceil(wanted)));
-      if (wanted <= kMostFills || bytes >= kMostFill) return ahead;
-      ahead.dispose();
+      const filler = new Filler(unscoped(() => zeros([bytes / 4])));
+      await filler.seconds(); // loads the kernel
+      const wanted = kBusy / Math.max(await filler.seconds(), 1e-9);
+      filler.fills = Math.max(1, Math.min(kMostFills, Math.ceil(wanted)));
+      if (wanted <= kMostFills || bytes >= kMostFill) return filler;
+      filler.dispose();
     }
   }
 
@@ -69,17 +71,17 @@ class Ahead {
 }
 
 /**
- * Seconds of one call of `body`, repetition by repetition; one call before is thrown away (it packs weights and makes
- * primitives).
+ * Seconds of one call of `body`, repetition by repetition; one call before is thrown away (it
+ * packs weights and makes primitives).
  */
 export async function timeOps(
   body: () => void,
   { prepare = () => {}, ops, least = 5, most = 40, seconds = 0.15 }: TimingOptions = {},
 ): Promise<number[]> {
-  let ahead: Ahead | null = null;
+  let filler: Filler | null = null;
   const sample = async (calls: number): Promise<number> => {
     resetOpTimes();
-    ahead?.enqueue();
+    filler?.enqueue();
     for (let i = 0; i < calls; i++) {
       scope(() => {
         prepare();
@@ -95,11 +97,11 @@ export async function timeOps(
   };
   const profiling = setProfiling(true);
   try {
-    if (!sharesProcessMemory()) ahead = await Ahead.make();
-    const mostCalls = ahead === null ? Number.POSITIVE_INFINITY : kMostQueued;
+    if (!sharesProcessMemory()) filler = await Filler.make();
+    const mostCalls = filler === null ? Number.POSITIVE_INFINITY : kMostQueued;
     return await repeat(sample, { least, most, seconds, mostCalls });
   } finally {
-    (ahead as Ahead | null)?.dispose();
+    (filler as Filler | null)?.dispose();
     setProfiling(profiling);
   }
 }

@@ -1,4 +1,4 @@
-/** The PyTorch side of a row: the project's scripts (bench/torch/), run by a Python that has torch. */
+/** The PyTorch side of a row: the scripts in bench/torch/, run by a Python that has torch. */
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
@@ -66,7 +66,7 @@ function capture(
   });
 }
 
-/** A folder for the recipe's files, for as long as `body` runs. */
+/** Creates a folder for the recipe's files, and removes it after `body`. */
 export async function withTorchFolder<T>(body: (folder: string) => Promise<T>): Promise<T> {
   const folder = await mkdtemp(join(tmpdir(), 'balora-torch-'));
   try {
@@ -76,7 +76,7 @@ export async function withTorchFolder<T>(body: (folder: string) => Promise<T>): 
   }
 }
 
-/** Flags of a workload for the recipe. */
+/** The recipe's flags for a workload. */
 export function recipeOptions(
   { method, rank, accumulation, threads, data }: Workload,
   dtype: BenchDType,
@@ -85,13 +85,13 @@ export function recipeOptions(
   return { job: 'step', method, dtype, rank, accumulation, threads: threads ?? 0 };
 }
 
-/** Tokens a second of a run of steps: the median of equal steps, else all tokens over all seconds. */
+/** Tokens per second of a torch run: of the median step where all have one size, otherwise all tokens over all seconds. */
 export function torchRate({ seconds, tokens = [] }: TorchRun): number {
   const equal = tokens.every((count) => count === tokens[0]);
   return equal ? (tokens[0] ?? 0) / median(seconds) : sum(tokens) / sum(seconds);
 }
 
-/** Pairs of runs, each one of balora and then one of torch. */
+/** Figures of pairs of runs, each one run of balora and then one of torch. */
 export function pairsOf(pairs: readonly { balora: StepRow; torch: TorchRun }[]): TorchPairs {
   const rates = pairs.map(({ torch }) => torchRate(torch));
   return {
@@ -103,7 +103,7 @@ export function pairsOf(pairs: readonly { balora: StepRow; torch: TorchRun }[]):
   };
 }
 
-/** The PiSSA job's figures. */
+/** Figures of the PiSSA job. */
 export function torchPissa({ version, seconds, capturedEnergy = 0 }: TorchRun) {
   return { version, seconds: spread(seconds), capturedEnergy };
 }

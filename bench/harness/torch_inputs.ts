@@ -12,12 +12,12 @@ import { workloadData } from './workload_batches.ts';
 
 export interface TorchInputs extends SubjectOptions {
   readonly folder: string;
-  /** Left out: weights alone. */
+  /** Workload whose micro-batches are written. Default: none, only the weights. */
   readonly workload?: Workload | undefined;
   readonly dataFile?: string | undefined;
-  /** No weights: both sides draw their own (a large model's file would take longer than its steps). */
+  /** Writes no weights: both sides draw their own (writing those of a large model would take longer than its steps). */
   readonly ownWeights?: boolean | undefined;
-  /** Micro-batches wanted. */
+  /** Number of micro-batches. */
   readonly count: number;
 }
 
@@ -57,11 +57,11 @@ async function writeShape({ folder, shape: name }: TorchInputs): Promise<Sizes> 
 
 interface RecipeRow {
   readonly ids: number[];
-  /** The ids where they are supervised, else `kIgnoredTarget`; not shifted, as transformers takes them. */
+  /** The ids where they are supervised, otherwise `kIgnoredTarget`; not shifted, as transformers expects them. */
   readonly labels: number[];
 }
 
-/** A micro-batch as the recipe takes it. */
+/** A micro-batch in the recipe's format. */
 export function recipeRows({ inputIds, targets, cuSeqlens }: Batch): RecipeRow[] {
   return Array.from({ length: cuSeqlens.length - 1 }, (_, b) => {
     const [start, end] = [cuSeqlens[b] as number, cuSeqlens[b + 1] as number];

@@ -1,10 +1,10 @@
 /**
- * What a benchmark run reports: the machine, one row a measurement, warnings. This is the JSON that `npm run bench` writes;
- * times are in seconds, sizes in bytes, rates in tokens, floating point operations or bytes a second.
+ * Types of a benchmark report: the machine, one row per measurement, warnings. `npm run bench` writes it as JSON; times are in
+ * seconds, sizes in bytes, rates in tokens, floating point operations or bytes per second.
  */
 import type { Feature } from './features.ts';
 
-/** A sample of repetitions. */
+/** Median and range of repeated measurements. */
 export interface Spread {
   readonly median: number;
   readonly low: number;
@@ -14,28 +14,28 @@ export interface Spread {
 
 export interface Machine {
   readonly cpu: string;
-  /** Cores this process may use. */
+  /** Number of cores that this process may use. */
   readonly cores: number;
-  /** Threads of the kernels. */
+  /** Number of kernel threads. */
   readonly threads: number;
-  /** Instruction sets that kernels may choose between, in the kernel's own names (avx2, avx512_bf16, amx_bf16). */
+  /** Instruction sets that kernels may choose from, by the names in /proc/cpuinfo (avx2, avx512_bf16, amx_bf16). */
   readonly features: readonly string[];
   readonly memoryBytes: number;
   readonly system: string;
-  /** The device that was measured, in its driver's words; left out: the CPU. */
+  /** Name of the measured device by its driver; absent for the CPU. */
   readonly device?: string;
   readonly node: string;
   readonly balora: string;
-  /** Best packed product found, floating point operations a second. */
+  /** Rate of the fastest packed product in f32, in floating point operations per second. */
   readonly peakF32: number;
   readonly peakBf16: number;
-  /** Bytes read and written a second by a sum of two arrays that no cache holds. */
+  /** Bytes per second that a sum of two arrays larger than any cache reads and writes. */
   readonly memoryBandwidth: number;
 }
 
-/** How busy the machine was with other things. */
+/** Use of the machine by others. */
 export interface Disturbance {
-  /** Processor time of other processes and of the hypervisor, as a share of all cores' time. */
+  /** Processor time of other processes and of the hypervisor, as a share of the time of all cores. */
   readonly others: number;
   readonly stolen: number;
 }
@@ -49,21 +49,23 @@ export interface Workload {
   readonly label: string;
   readonly method: BenchMethod;
   readonly rank: number;
-  /** Sequences of a micro-batch; their length; micro-batches of a step. */
+  /** Sequences per micro-batch. */
   readonly batch: number;
+  /** Tokens per sequence. */
   readonly length: number;
+  /** Micro-batches per step. */
   readonly accumulation: number;
-  /** `sst2`: labelled sentences for an encoder, of their own lengths. */
+  /** Data set; `sst2` has labelled sentences for an encoder. The latter two have sequences of many lengths. */
   readonly data: 'random' | 'gsm8k' | 'sst2';
-  /** Kernel threads; left out: all. */
+  /** Number of kernel threads. Default: all. */
   readonly threads?: number;
-  /** Vocabulary other than the shape's own. */
+  /** Vocabulary size. Default: the shape's own. */
   readonly vocabulary?: number;
   /** An option of the trainer that is switched on for this row. */
   readonly feature?: Feature;
 }
 
-/** Seconds of one step by part, medians of their own. `other`: the step's time that no op accounts for. */
+/** Seconds of each part of a step, each the median over the steps. `other` is the time that no op accounts for. */
 export interface StepSplit {
   readonly forward: number;
   readonly teacher: number;
@@ -74,7 +76,7 @@ export interface StepSplit {
   readonly other: number;
 }
 
-/** The same work done by PyTorch, in turns with balora. */
+/** Figures of the same work in PyTorch, run in turns with balora. */
 export interface TorchPairs {
   readonly version: string;
   readonly tokensPerSecond: Spread;
@@ -85,12 +87,12 @@ export interface TorchPairs {
   readonly memoryRatio: Spread;
 }
 
-/** What all rows have. */
+/** Fields of every row. */
 export interface Measured {
-  /** `balora-4x512` */
+  /** Name of the row, such as `balora-4x512`. */
   readonly name: string;
   readonly dtype: BenchDType;
-  /** While the row was measured; older reports have it of training rows alone. */
+  /** Use of the machine by others while the row was measured; older reports have it only for training rows. */
   readonly disturbance?: Disturbance;
 }
 
@@ -98,27 +100,29 @@ export interface StepRow extends Measured {
   readonly kind: 'step';
   readonly shape: string;
   readonly workload: Workload;
-  /** Real tokens and supervised tokens of a step (means, where steps differ). */
+  /** Tokens per step, without padding; the mean where steps differ. */
   readonly tokens: number;
+  /** Supervised tokens per step; the mean where steps differ. */
   readonly supervisedTokens: number;
   readonly tokensPerSecond: number;
-  /** Tokens a second, step by step. */
+  /** Tokens per second of single steps. */
   readonly rate: Spread;
-  /** Of a step. */
+  /** Seconds of a step. */
   readonly seconds: Spread;
   readonly split: StepSplit;
-  /** VmHWM of the process that ran this row alone; of a GPU, the largest sum of device memory in use. */
+  /** VmHWM of the process that ran this row alone; on a GPU, the largest sum of device memory in use. */
   readonly peakBytes: number;
-  /** Useful operations a token, counted from the shapes. */
+  /** Useful operations per token, counted from the shapes. */
   readonly flopsPerToken: number;
-  /** Seconds of the step's products run alone, and their share of the step. */
+  /** Seconds of the step's matrix products when they run alone. */
   readonly rooflineSeconds: number;
+  /** `rooflineSeconds` as a share of the step's seconds. */
   readonly rooflineShare: number;
-  /** Seconds of a step of nothing but these products and its attention's operations at `gemmPeak`; 0: not measured. */
+  /** Seconds of a step that had only these products, and its attention's operations at `gemmPeak`; 0: not measured. */
   readonly ceilingSeconds?: number;
-  /** Best packed product in this process at this row's dtype and threads. */
+  /** Rate of the fastest packed product in this process, at this row's dtype and threads. */
   readonly gemmPeak: number;
-  /** What the reader should know: synthetic lengths, random weights. */
+  /** Remarks for the reader, such as synthetic lengths or random weights. */
   readonly notes: readonly string[];
   readonly torch?: TorchPairs;
 }
@@ -128,12 +132,13 @@ export interface MicroRow extends Measured {
   /** The operands, in words: `x 2048x576`. */
   readonly shapes: string;
   readonly seconds: Spread;
-  /** Operations or bytes of one call, and the ceiling that they are held against. */
+  /** Operations or bytes of one call. */
   readonly work: number;
+  /** Unit of `work`, which also chooses the peak rate that the row is compared with. */
   readonly unit: 'flop' | 'byte';
   readonly rate: number;
   readonly ceilingShare: number;
-  /** Memory that one call needs beside its operands, results included. */
+  /** Memory in bytes that one call needs beside its operands, results included. */
   readonly extraBytes?: number;
 }
 
@@ -146,18 +151,18 @@ export interface PissaRow extends Measured {
   readonly capturedEnergy: number;
   readonly peakBytes: number;
   readonly notes: readonly string[];
-  /** The same weights by PyTorch, in turns. */
+  /** Figures of PyTorch on the same weights, run in turns with balora. */
   readonly torch?: { version: string; seconds: Spread; capturedEnergy: number };
 }
 
-export interface StartRow extends Measured {
+interface StartRow extends Measured {
   readonly kind: 'start';
-  /** From the start of the process to the beginning of the first step. */
+  /** Seconds from the start of the process to the beginning of the first step. */
   readonly seconds: Spread;
   readonly notes: readonly string[];
 }
 
-/** A figure made from other rows, or of two measurements. */
+/** A figure computed from other rows or from two measurements. */
 export interface RatioRow extends Measured {
   readonly kind: 'ratio';
   readonly value: number;
@@ -183,27 +188,28 @@ export interface Fit {
   readonly formula: string;
 }
 
-/** One quantity against one size, everything else kept. */
+/** Time and memory of a step as functions of one size, with all others fixed. */
 export interface GrowthSeries {
   readonly shape: string;
   readonly dtype: BenchDType;
   readonly axis: 'length' | 'batch' | 'rank' | 'vocabulary';
-  /** What is kept, in words. */
+  /** The fixed sizes, in words. */
   readonly fixed: string;
   readonly points: readonly {
     readonly x: number;
     readonly seconds: number;
     readonly peakBytes: number;
   }[];
-  /** In seconds, and in GiB. */
+  /** Fit of the seconds. */
   readonly time: Fit;
+  /** Fit of the peak memory in GiB. */
   readonly memory: Fit;
 }
 
 export interface Report {
   readonly format: 1;
   readonly date: string;
-  /** Of the checkout, with a plus where files had been changed; null outside of one. Older reports have none. */
+  /** Commit of the measured code, with a plus where files were changed; null outside a checkout; absent in older reports. */
   readonly commit?: string | null;
   /** Name of the file or folder that was measured; absent for random weights. */
   readonly model?: string;

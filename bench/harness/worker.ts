@@ -1,6 +1,6 @@
 /**
- * The child's side of a row: one job in a process that nothing else has used, so that its memory and its caches are the
- * row's own. Started by children.ts with the job as its argument; answers once and ends.
+ * The child's side of a row: it runs one job in a fresh process, so that memory and caches are the row's own. children.ts starts it
+ * with the job as its argument; it answers once and ends.
  */
 import { setDefaultDevice } from '../../lib/device.ts';
 import { setNumThreads } from '../../lib/runtime.ts';
@@ -27,14 +27,14 @@ export type JobKind = keyof typeof kJobs;
 export type JobInput<K extends JobKind> = Parameters<(typeof kJobs)[K]>[0];
 export type JobResult<K extends JobKind> = Awaited<ReturnType<(typeof kJobs)[K]>>;
 
-/** What a child sends back. */
+/** The message that a child sends back. */
 export type Answer = { readonly result: unknown } | { readonly error: string };
 
 export interface Job {
   readonly kind: JobKind;
   readonly input: unknown;
   readonly threads?: number;
-  /** Where models and tensors of the job are made; left out: the CPU. */
+  /** Device on which the job creates its models and tensors. Default: the CPU. */
   readonly device?: string;
 }
 
@@ -51,7 +51,7 @@ async function answer(text: string): Promise<Answer> {
 }
 
 if (process.send !== undefined && process.argv[2] !== undefined) {
-  // A parent that is stopped takes its job along: it would use the machine under the next one's feet.
+  // The job ends with its parent; otherwise it would disturb the next benchmark.
   const stop = (): void => process.exit(1);
   process.once('disconnect', stop);
   process.send(await answer(process.argv[2]));

@@ -1,6 +1,6 @@
 /**
- * The micro-batches of a workload: random ids of one length, or GSM8K's rows in file order, or a synthetic set with its
- * lengths where there is no file.
+ * The micro-batches of a workload: random ids of one length, GSM8K's rows in file order, or, without the file, synthetic rows of
+ * the same lengths.
  */
 import { Batches } from '../../lib/data/batches.ts';
 import { type Batch, collate } from '../../lib/data/collate.ts';
@@ -12,7 +12,7 @@ import { Tokenizer } from '../../lib/text/tokenizer.ts';
 import type { BatchSource } from '../../lib/train/types.ts';
 import type { Workload } from './types.ts';
 
-/** Rows not supervised + supervised of GSM8K's first 64 training rows, SmolLM2's tokens in the recipe's prompt. */
+/** Unsupervised + supervised tokens of GSM8K's first 64 training rows, by SmolLM2's tokenizer in the recipe's prompt. */
 const kGsm8kLengths = `
    68+62 63+67 90+104 85+131 56+78 94+169 91+91 136+118 141+141 97+369 105+149 124+154
    70+93 100+91 60+80 99+219 85+131 109+236 93+145 93+121 102+90 79+130 92+91 86+155
@@ -27,23 +27,23 @@ const kGsm8kLengths = `
     return [prompt, response];
   });
 
-/** How many ids every row of GSM8K begins with alike: the recipe's words before the question. */
+/** Number of ids that all rows of GSM8K share at their beginning: the recipe's words before the question. */
 const kGsm8kBeginning = 24;
 
 const kMaxLength = 512; // the recipe's cut
 
 interface BatchInputs {
   readonly vocabulary: number;
-  /** Micro-batches of an epoch; a file may hold fewer. */
+  /** Largest number of micro-batches per epoch; a file may have fewer. */
   readonly count: number;
-  /** Model folder or file with the tokenizer, and the JSON Lines file, for GSM8K's own rows. */
+  /** Model folder or file with the tokenizer, and the JSON Lines file; both are needed for GSM8K's own rows. */
   readonly model?: string | undefined;
   readonly dataFile?: string | undefined;
 }
 
 interface WorkloadData {
   readonly source: BatchSource;
-  /** What the reader should know. */
+  /** Remarks for the reader of the report. */
   readonly notes: readonly string[];
   readonly close: () => Promise<void>;
 }
@@ -103,7 +103,7 @@ async function fileData(
   }
 }
 
-/** Examples of given lengths, ids from a fixed sequence, the first ones alike. */
+/** Examples of given lengths with ids from a fixed sequence, which all begin with the same ids. */
 function randomBatches(
   lengths: readonly Lengths[],
   { batch, vocabulary, alike }: { batch: number; vocabulary: number; alike: number },
@@ -122,7 +122,7 @@ function randomBatches(
   return batches;
 }
 
-/** A linear congruential generator (Numerical Recipes' constants): the same ids everywhere. */
+/** A linear congruential generator (Numerical Recipes' constants), which gives the same ids on every machine. */
 export function randomIds(vocabulary: number): () => number {
   let state = 1;
   return () => {
@@ -141,9 +141,9 @@ export function listSource<B>(batches: readonly B[]): BatchSource<B> {
   };
 }
 
-/** A source that counts the seconds until it gives a micro-batch. */
+/** A source that adds up the seconds spent waiting for its micro-batches. */
 export class TimedSource<B = Batch> implements BatchSource<B> {
-  /** So far. */
+  /** Sum of the seconds so far. */
   seconds = 0;
 
   constructor(private readonly inner: BatchSource<B>) {}

@@ -1,10 +1,10 @@
-/** The rows of a run by name: the workloads of the training rows, and what else is measured. */
+/** The rows of a run by name: the workloads of the training rows, and all other measurements. */
 import type { InitLoraWeights } from '../../lib/adapters/config.ts';
 import { ArgumentError } from '../../lib/errors.ts';
 import { kLargeMicroNames, kMicroNames } from './kernels/row.ts';
 import type { BenchMethod, Workload } from './types.ts';
 
-/** A row that can be asked for. `byName`: by its own name only, since groups are for the CPU and these take a GPU. */
+/** A row that can be chosen. `byName`: only by its own name, since groups are for the CPU and the row needs a GPU. */
 export type Plan = { readonly byName?: true } & (
   | { readonly kind: 'step'; readonly name: string; readonly workload: Workload }
   | { readonly kind: 'micro'; readonly name: string }
@@ -23,7 +23,7 @@ const kMethods: readonly BenchMethod[] = ['balora', 'lora'];
 
 const kPlain = { rank: 16, batch: 4, length: 512, accumulation: 1, data: 'random' } as const;
 
-/** Workloads that both methods run. */
+/** Workloads of both methods. */
 const kShared: readonly Omit<Workload, 'method'>[] = [
   { ...kPlain, label: '4x512' },
   { ...kPlain, label: 'gsm8k', data: 'gsm8k' },
@@ -40,13 +40,13 @@ const kOwn: readonly Omit<Workload, 'method'>[] = [
   { ...kPlain, label: '4x512-1-thread', threads: 1 },
 ];
 
-/** An encoder's run, in the row's own type here and in f32 in PyTorch. */
+/** The workload of an encoder, in the row's own dtype here and in f32 in PyTorch. */
 const kEncoder: Workload = {
   ...{ label: 'sst2', method: 'lora', rank: 8, batch: 16, length: 128 },
   ...{ accumulation: 1, data: 'sst2' },
 };
 
-/** What graphs are worth, on a GPU. */
+/** The workload without graphs, to show what they gain on a GPU. */
 const kWithoutGraphs = { ...kPlain, label: '4x512-no-graphs', feature: 'noGraphs' } as const;
 
 function stepPlan(workload: Workload): Plan {
@@ -60,7 +60,7 @@ const kSteps: readonly Plan[] = [
   ...kMethods.map((method): Plan => ({ ...stepPlan({ ...kWithoutGraphs, method }), byName: true })),
 ];
 
-/** Figures made from two rows; see ratios.ts. */
+/** The two rows that each ratio is computed from; see ratios.ts. */
 export const kRatioNeeds = {
   'balora-over-lora': ['balora-4x512', 'lora-4x512'],
   'cache-teacher-over-lora': ['balora-4x512-cache-teacher', 'lora-4x512'],
@@ -86,7 +86,7 @@ export const kPlans: readonly Plan[] = [
   ...kLargeMicroNames.map((name): Plan => ({ kind: 'micro', name, byName: true })),
 ];
 
-/** Names that stand for many rows. `growth` is none of these: it is long, and asked for by name. */
+/** Groups of rows by name. `growth` is no part of `all`, because it takes long. */
 const kGroups: Readonly<Record<string, readonly Plan['kind'][]>> = {
   all: ['step', 'ratio', 'pissa', 'start', 'micro'],
   steps: ['step', 'ratio'],
@@ -98,8 +98,8 @@ const kGroups: Readonly<Record<string, readonly Plan['kind'][]>> = {
 export const kGroupNames = [...Object.keys(kGroups), 'growth'];
 
 /**
- * The rows that `--only` names: names, groups, or the beginning of names with a star. What a ratio is made of comes along.
- * @throws ArgumentError for a name that is none
+ * The rows that `--only` chooses by names, groups, or prefixes with a star, together with the rows that chosen ratios need.
+ * @throws ArgumentError for an unknown name
  */
 export function choosePlans(only: readonly string[]): Plan[] {
   const chosen = new Set<string>();

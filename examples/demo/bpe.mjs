@@ -1,11 +1,11 @@
-// Trains a byte-level BPE vocabulary (Sennrich et al. 2016, on GPT-2's byte alphabet) and writes it as a
-// tokenizer.json. Deterministic: ties go to the pair that sorts first.
+// Trains a byte-level BPE vocabulary (Sennrich et al. 2016, on GPT-2's byte alphabet) and converts it to a tokenizer.json. It is
+// deterministic: of equally frequent pairs the one that sorts first is merged.
 
 // GPT-2's pre-tokenizer pattern.
 const kPattern = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+/gu;
 
-/** The 256 printable characters that stand for bytes in byte-level vocabularies. */
-export function byteAlphabet() {
+/** The 256 printable characters that represent the bytes in byte-level vocabularies. */
+function byteAlphabet() {
   const printable = [];
   for (const [from, to] of [
     [0x21, 0x7e],

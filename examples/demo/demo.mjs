@@ -1,6 +1,6 @@
-// The demo: fine-tunes a small model, pre-trained on the State of the Union addresses, on Moby Dick with LoRA, PiSSA
-// and BA-LoRA from the same seed, and prints what each learned and what each lost. The adapters stay in --output, as
-// PEFT folders. With --model any decoder of the README's table takes the small one's place.
+// The demo: fine-tunes a small model, pre-trained on the State of the Union addresses, on Moby Dick with LoRA, PiSSA and BA-LoRA
+// from the same seed, and prints how much each learned and forgot. The adapters are written to --output as PEFT folders. --model
+// replaces the small model by any decoder of the README's table.
 //
 //   npm run demo [-- --model PATH --steps N --batch-size N --rank N --dtype f32|bf16 --held-out N --output DIR]
 import { existsSync, rmSync } from 'node:fs';
@@ -23,27 +23,36 @@ import { textTable } from '../../dist/cli/text_table.js';
 import { kPassageFormat, mobyDick, passages, split, stateOfTheUnion } from './corpus.mjs';
 
 const here = dirname(fileURLToPath(import.meta.url));
-const { values: options } = parseArgs({
-  options: {
-    model: { type: 'string', default: join(here, 'checkpoint') },
-    steps: { type: 'string', default: '100' },
-    'batch-size': { type: 'string', default: '8' },
-    rank: { type: 'string', default: '8' },
-    'learning-rate': { type: 'string', default: '1e-3' },
-    dtype: { type: 'string', default: 'f32' },
-    seed: { type: 'string', default: '1' },
-    // Passages of each text that are measured: enough for a stable number, few enough to be quick.
-    'held-out': { type: 'string', default: '64' },
-    output: { type: 'string', default: join('output', 'demo') },
-  },
+const options = parsed({
+  model: { type: 'string', default: join(here, 'checkpoint') },
+  steps: { type: 'string', default: '100' },
+  'batch-size': { type: 'string', default: '8' },
+  rank: { type: 'string', default: '8' },
+  'learning-rate': { type: 'string', default: '1e-3' },
+  dtype: { type: 'string', default: 'f32' },
+  seed: { type: 'string', default: '1' },
+  // Number of held-out passages of each text that are evaluated: enough for a stable result, few enough to be quick.
+  'held-out': { type: 'string', default: '64' },
+  output: { type: 'string', default: join('output', 'demo') },
 });
+
+/** The options of the command line; an unknown one ends the program with the usage. */
+function parsed(known) {
+  try {
+    return parseArgs({ options: known }).values;
+  } catch ({ message }) {
+    const usage = Object.keys(known).map((name) => `[--${name} ...]`);
+    console.error(`error: ${message}\nusage: npm run demo -- ${usage.join(' ')}`);
+    process.exit(2);
+  }
+}
 
 const kMethods = ['lora', 'pissa', 'balora'];
 const kLabels = { lora: 'LoRA', pissa: 'PiSSA', balora: 'BA-LoRA' };
 
 const tokenizer = await Tokenizer.fromPretrained(options.model);
 
-/** Passages as micro-batches; `limit` spreads the choice over the whole text. */
+/** Passages as micro-batches; with `limit` they are chosen evenly from the entire text. */
 function open(documents, { limit = Infinity, shuffle = false } = {}) {
   const all = passages(documents);
   const every = Math.max(1, Math.ceil(all.length / limit));
@@ -65,7 +74,7 @@ const heldOutAddresses = await open(split(stateOfTheUnion()).heldOut, {
 
 console.log(`Model         ${options.model} (${options.dtype})`);
 console.log(`Learns        Moby Dick, ${options.steps} steps of ${options['batch-size']} passages`);
-console.log('Must not lose what it knew: the State of the Union addresses it was pre-trained on\n');
+console.log('Should keep   the State of the Union addresses that it was pre-trained on\n');
 
 async function run(method) {
   await synchronize();
@@ -125,8 +134,8 @@ const table = [
 ];
 console.log(textTable(table, 'lr'));
 console.log(`
-task loss   cross-entropy on held-out chapters of Moby Dick, nats a token: lower has learned more
-drift       KL(model before || after) on held-out addresses, nats a token: lower has changed less
+task loss   cross-entropy on held-out chapters of Moby Dick, nats per token: lower has learned more
+drift       KL(model before || after) on held-out addresses, nats per token: lower has changed less
 entropy     of the predictions on those addresses, nats; eff. rank: of their logits
 memory      peak of the engine's tensors and packed weights, without Node itself
 One seed and one learning rate: the numbers show how the methods behave, not which is best.

@@ -1,6 +1,6 @@
-// Makes examples/demo/checkpoint: a tiny LLaMA-architecture model with a byte-level BPE vocabulary of its own, trained
-// from random weights on the State of the Union addresses by this library. The same command gives the same files on
-// the same CPU model and thread count.
+// Makes examples/demo/checkpoint: a tiny model of the LLaMA architecture with a byte-level BPE vocabulary of its own, trained by
+// this library from random weights on the State of the Union addresses. The same command gives the same files with the same CPU
+// model and number of threads.
 //
 //   node examples/demo/make_checkpoint.mjs [--epochs 1] [--steps N] [--threads N] [--out examples/demo/checkpoint]
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
@@ -26,8 +26,8 @@ import { kPassageFormat, passages, split, stateOfTheUnion } from './corpus.mjs';
 const { values: options } = parseArgs({
   options: {
     epochs: { type: 'string', default: '1' },
-    steps: { type: 'string' }, // wins over the epochs
-    threads: { type: 'string' }, // default: the cores
+    steps: { type: 'string' }, // overrides the epochs
+    threads: { type: 'string' }, // default: the number of cores
     out: {
       type: 'string',
       default: join(dirname(fileURLToPath(import.meta.url)), 'checkpoint'),
@@ -60,7 +60,7 @@ const kConfig = {
   vocab_size: kVocabulary,
 };
 
-/** Normal with deviation .02; what feeds the residual stream is narrower by the root of its 2 L summands (GPT-2). */
+/** Normal weights with deviation .02, divided by sqrt(2 L) for the layers that add to the residual stream (as in GPT-2). */
 function randomWeights() {
   const { hidden_size: c, intermediate_size: f, head_dim: d, num_hidden_layers: layers } = kConfig;
   const queries = kConfig.num_attention_heads * d;

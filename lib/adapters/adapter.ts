@@ -5,10 +5,12 @@ import { noGrad, type Tensor } from '../tensor.ts';
 import { checkSameTensors, isOfHead } from './attach.ts';
 import { configIdentity, type LoraConfig } from './config.ts';
 import type { AdapterState, LoraModule } from './lora_module.ts';
+import type { MergedLinear } from './merged_weights.ts';
 import { type MethodName, variantOf } from './methods/registry.ts';
 import type { SavedModules } from './saved_modules.ts';
 import type { NamedTensor } from './tuned_model.ts';
 
+/** The parts of an {@link Adapter}. */
 export interface AdapterParts {
   readonly config: LoraConfig;
   readonly modules: readonly LoraModule[];
@@ -22,6 +24,7 @@ export interface AdapterParts {
   readonly startDigest?: string | null;
 }
 
+/** One adapter by its name: its configuration, the linear modules it adapts and the modules it replaces. */
 export class Adapter {
   readonly config: LoraConfig;
   readonly modules: readonly LoraModule[];
@@ -48,8 +51,8 @@ export class Adapter {
   setEnabled(enabled: boolean): void {
     if (enabled === this.shared.enabled) return;
     this.shared.enabled = enabled;
-    if (enabled) this.saved?.on();
-    else this.saved?.off();
+    if (enabled) this.saved?.attach();
+    else this.saved?.detach();
   }
 
   /** Installs the adapter on its linear modules and switches it on. */
@@ -72,10 +75,12 @@ export class Adapter {
     return { method: 'adapter', adapter, adapterSeed: this.shared.seed };
   }
 
+  /** Whether the adapter trains the head of the model. */
   trainsHead(model: Model): boolean {
     return (this.saved?.parameters ?? []).some(({ name }) => isOfHead(model, name));
   }
 
+  /** The reason why its passes cannot be recorded as graphs; null: they can. */
   get graphObstacle(): string | null {
     if (this.shared.dropout > 0) return 'loraDropout > 0 drops other inputs in each pass';
     return variantOf(this.config).graphObstacle ?? this.saved?.graphObstacle ?? null;
@@ -89,6 +94,7 @@ export class Adapter {
     ];
   }
 
+  /** The trained tensors and the frozen first pairs, by name. */
   state(): Record<string, Tensor> {
     const state: Record<string, Tensor> = {};
     for (const { name, tensor } of this.parameters()) state[name] = tensor;
@@ -100,6 +106,7 @@ export class Adapter {
     return state;
   }
 
+  /** Copies the values of an earlier state(). @throws FormatError if names or shapes differ */
   restore(tensors: Readonly<Record<string, Tensor>>, path: string): void {
     const current = this.state();
     checkSameTensors(current, tensors, path);
@@ -109,6 +116,24 @@ export class Adapter {
     this.saved?.refresh();
   }
 
+  /**
+   * Removes the adapter from the model and leaves its result there: the merged tensors and the trained modules take the place of
+   * the base's for good. Frees the tensors that they replace and all others of the adapter.
+   */
+  unload(merged: readonly MergedLinear[]): void {
+    this.detach();
+    this.saved?.unload();
+    for (const { linear, weight, bias } of merged) {
+      linear.weight.dispose();
+      linear.weight = weight.freeze();
+      if (bias === null) continue;
+      linear.bias?.dispose();
+      linear.bias = bias.freeze();
+    }
+    for (const module of this.modules) module.dispose();
+  }
+
+  /** Removes the adapter from the model and frees its tensors; the base's weights stay. */
   dispose(): void {
     this.detach();
     for (const module of this.modules) module.dispose();

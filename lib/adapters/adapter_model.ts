@@ -10,9 +10,10 @@
  */
 import { ArgumentError } from '../errors.ts';
 import type { CausalLM, Model } from '../models/index.ts';
+import { synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
 import type { Adapter } from './adapter.ts';
-import { freeLinears } from './attach.ts';
+import { firstAdapter } from './attach.ts';
 import type { LoraConfig } from './config.ts';
 import { checkResidual, savePlain, saveResidual } from './export.ts';
 import type { LoraModule } from './lora_module.ts';
@@ -23,6 +24,7 @@ import {
   type LoadOptions,
   readAdapter,
 } from './make_adapter.ts';
+import { checkMergeable, mergedLinears } from './merged_weights.ts';
 import type { MethodName } from './methods/registry.ts';
 import type { SavedModules } from './saved_modules.ts';
 import type { ExportForm, NamedTensor, TrainingPass, TunedModel } from './tuned_model.ts';
@@ -39,15 +41,20 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   readonly hasTeacher = true;
   readonly teacherBytes = 0;
   readonly #adapters = new Map<string, Adapter>();
-  #active: Adapter;
+  #activeAdapter: Adapter;
   #enabled = true;
+  /** Names of the adapters that are being added. */
+  readonly #pendingNames = new Set<string>();
+  /** The reason why the adapters cannot be used, as the end of a message; null: they can. */
+  #unavailable: string | null = null;
+  #disposed = false;
 
   private constructor(
     readonly model: M,
     first: Adapter,
   ) {
     this.#adapters.set(first.name, first);
-    this.#active = first;
+    this.#activeAdapter = first;
     first.attach();
   }
 
@@ -61,8 +68,9 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     config: AdapterConfigInput = {},
     options: CreateOptions = {},
   ): Promise<AdapterModel<M>> {
-    freeLinears(model);
-    return new AdapterModel(model, await createAdapter(model, config, options));
+    return firstAdapter(model, async () => {
+      return new AdapterModel(model, await createAdapter(model, config, options));
+    });
   }
 
   /**
@@ -74,8 +82,9 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     folder: string,
     options: LoadOptions = {},
   ): Promise<AdapterModel<M>> {
-    freeLinears(model);
-    return new AdapterModel(model, await readAdapter(model, folder, options));
+    return firstAdapter(model, async () => {
+      return new AdapterModel(model, await readAdapter(model, folder, options));
+    });
   }
 
   /**
@@ -110,9 +119,9 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     const next = this.#named(name);
     if (next === this.#active) return;
     this.#active.detach();
-    this.#active = next;
+    this.#activeAdapter = next;
     next.attach();
-    next.setEnabled(this.#enabled);
+    this.#apply();
   }
 
   /** Removes an adapter from the model and frees its tensors. @throws ArgumentError for the active one */
@@ -120,7 +129,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     const adapter = this.#named(name);
     if (adapter === this.#active) {
       throw new ArgumentError(
-        `the adapter "${name}" is active: setAdapter() another one before deleting it`,
+        `the adapter "${name}" is active; make another one active with setAdapter() before deleting it`,
       );
     }
     this.#adapters.delete(name);
@@ -176,14 +185,15 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     }
   }
 
-  /** Whether the adapter is applied; switch it off to use the bare base. */
+  /** Whether the adapter is applied; switch it off to use the bare base. It never is while another adapter is being added. */
   get enabled(): boolean {
     return this.#enabled;
   }
 
   set enabled(value: boolean) {
+    this.#checkAvailable();
     this.#enabled = value;
-    this.#active.setEnabled(value);
+    this.#apply();
   }
 
   trainingPass(pass: TrainingPass | null): void {
@@ -233,25 +243,106 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     await (form === 'lora' ? savePlain(this, folder) : saveResidual(this, folder));
   }
 
+  /**
+   * Merges the active adapter into the weights of the base, as PEFT's merge_and_unload() does, and returns the base, which then
+   * has no adapter: the others are removed, too, and the tensors of all are freed. Modules that the active adapter trained whole
+   * (`modulesToSave`, a classifier's head) stay in the model. Each merged weight is computed in f64, rounded to the model's dtype
+   * once and frozen; in bf16, rounding can erase a small update completely.
+   *
+   * Until the promise is settled, the merged weights take memory beside those that they replace; if it is rejected, nothing has
+   * changed. Afterwards this object has no adapter: dispose() does nothing, and what needs an adapter throws. The model may be
+   * given new adapters. Their files name the original base unless the model is first saved with {@link saveModel} and loaded from
+   * there.
+   * @example const merged = await tuned.mergeAndUnload();
+   * @throws ArgumentError for loraBias on a layer without a bias, and during a step of a Trainer or addAdapter(); UnsupportedError
+   *   for a trained head that the base ties; NativeError if there is not enough memory
+   */
+  async mergeAndUnload(): Promise<M> {
+    const active = this.#active;
+    if (active.shared.pass !== null || this.#pendingNames.size > 0) {
+      throw new ArgumentError(
+        'mergeAndUnload: a training step runs or an adapter is being added; await its end first',
+      );
+    }
+    checkMergeable(this);
+    const merged = mergedLinears(active.modules);
+    this.#unavailable = 'is being merged into its base; await mergeAndUnload() first';
+    try {
+      await synchronize(this.model.device);
+    } catch (error) {
+      for (const { weight, bias } of merged) {
+        weight.dispose();
+        bias?.dispose();
+      }
+      this.#unavailable = null;
+      throw error;
+    }
+    this.#unavailable =
+      'was merged into its base by mergeAndUnload(); use the model that it returned, or give that a new adapter';
+    for (const other of this.#adapters.values()) if (other !== active) other.dispose();
+    active.unload(merged);
+    this.#adapters.clear();
+    return this.model;
+  }
+
   /** Removes all adapters from the model and frees their tensors. */
   dispose(): void {
+    if (this.#adapters.size > 0) this.#checkAvailable();
+    this.#disposed = true;
     for (const adapter of this.#adapters.values()) adapter.dispose();
   }
 
   async #adding(name: string, make: () => Promise<Adapter>): Promise<void> {
-    if (this.#adapters.has(name)) throw new ArgumentError(`there is an adapter "${name}" already`);
-    const before = this.#enabled;
-    this.enabled = false;
+    this.#checkAvailable();
+    this.#refuseDisposed(name);
+    if (this.#adapters.has(name)) {
+      throw new ArgumentError(`there is an adapter "${name}" already; give this one another name`);
+    }
+    if (this.#pendingNames.has(name)) {
+      throw new ArgumentError(
+        `an adapter "${name}" is being added already; give this one another name`,
+      );
+    }
+    this.#pendingNames.add(name);
+    this.#apply();
     try {
-      this.#adapters.set(name, await make());
+      const adapter = await make();
+      if (this.#disposed) adapter.dispose();
+      this.#refuseDisposed(name);
+      this.#adapters.set(name, adapter);
     } finally {
-      this.enabled = before;
+      this.#pendingNames.delete(name);
+      this.#apply();
     }
   }
 
+  /** Switches the active adapter on or off: an adapter that is being added is made from the base alone. */
+  #apply(): void {
+    if (this.#disposed || this.#unavailable !== null) return;
+    this.#active.setEnabled(this.#enabled && this.#pendingNames.size === 0);
+  }
+
+  #refuseDisposed(name: string): void {
+    if (!this.#disposed) return;
+    throw new ArgumentError(
+      `the adapter "${name}" cannot be added: the AdapterModel was disposed of`,
+    );
+  }
+
+  /** The active adapter. @throws ArgumentError once it was merged, and while it is being merged */
+  get #active(): Adapter {
+    this.#checkAvailable();
+    return this.#activeAdapter;
+  }
+
+  #checkAvailable(): void {
+    if (this.#unavailable !== null) throw new ArgumentError(`the adapter ${this.#unavailable}`);
+  }
+
   #named(name: string): Adapter {
+    this.#checkAvailable();
     const adapter = this.#adapters.get(name);
     if (adapter !== undefined) return adapter;
-    throw new ArgumentError(`there is no adapter "${name}", only ${this.names.join(', ')}`);
+    throw new ArgumentError(`there is no adapter "${name}"; known: ${this.names.join(', ')}`);
   }
 }

@@ -8,18 +8,40 @@ import { type LowRankPair, masterDType } from './low_rank.ts';
 import type { Variant } from './methods/method.ts';
 import type { TargetCandidate } from './targets.ts';
 
+/** Advice where the tensors of an adapter's file do not belong to the model. */
+export const kOtherModel = 'load the adapter on the model that it was trained on';
+
 /** A linear module of a model under its path in the checkpoint. */
 export interface NamedLinear extends TargetCandidate {
   readonly linear: Linear;
 }
 
-/** Checks that no linear module has an adapter yet. @throws ArgumentError if one has */
-export function freeLinears(model: Model): void {
+/** Models that are being given their first adapter: nothing on the model shows it before it is there. */
+const kBeingAdapted = new WeakSet<Model>();
+
+/** Checks that no linear module has an adapter yet, and none is being made. @throws ArgumentError if one has */
+export function checkNoAdapters(model: Model): void {
+  if (kBeingAdapted.has(model)) {
+    throw new ArgumentError(
+      'the model is being given an adapter already: await that, and use addAdapter() for another one',
+    );
+  }
   for (const { name, linear } of linearsOf(model)) {
     if (linear.adapter === null) continue;
     throw new ArgumentError(
-      `${name} has an adapter already: dispose of that one first, or add() to its AdapterModel`,
+      `${name} has an adapter already; dispose of its AdapterModel first, or add another adapter to that with addAdapter()`,
     );
+  }
+}
+
+/** Runs `add`, which gives a model its first adapter. @throws ArgumentError as checkNoAdapters() */
+export async function firstAdapter<T>(model: Model, add: () => Promise<T>): Promise<T> {
+  checkNoAdapters(model);
+  kBeingAdapted.add(model);
+  try {
+    return await add();
+  } finally {
+    kBeingAdapted.delete(model);
   }
 }
 
@@ -42,7 +64,7 @@ export function linearNamed(linears: readonly NamedLinear[], name: string, path:
     const example = linears[0]?.name ?? '(none)';
     throw new FormatError(
       `${path}: the adapter has tensors for "${name}", which is no linear module of the model (it has e.g. "${example}")`,
-      { path },
+      { path, advice: kOtherModel },
     );
   }
   return found.linear;
@@ -56,7 +78,9 @@ export function isOfHead(model: Model, name: string): boolean {
 /** Refuses the output head, because the losses read it as a plain matrix. @throws UnsupportedError */
 export function refuseHead(model: Model, name: string): void {
   if (isOfHead(model, name)) {
-    throw new UnsupportedError(`${name}: an adapter on the output head is not supported yet`);
+    throw new UnsupportedError(
+      `${name}: an adapter on the output head is not supported yet; leave it out of targetModules, or train it whole with modulesToSave`,
+    );
   }
 }
 
@@ -102,7 +126,7 @@ export function checkShapes(
   throw new FormatError(
     `${path}: ${name}: lora_A (r,in)=(${a.shape.join(',')}), lora_B (out,r)=(${b.shape.join(',')})${beside.join('')} ` +
       `do not fit the weight (out,in)=(${outFeatures},${inFeatures})`,
-    { path },
+    { path, advice: kOtherModel },
   );
 }
 
@@ -117,7 +141,10 @@ export function checkSameTensors(
     if (want !== got) {
       throw new FormatError(
         `${path}: tensor "${name}": expected (${want ?? 'none'}), got (${got ?? 'none'})`,
-        { path },
+        {
+          path,
+          advice: 'restore it into a model and an adapter with the settings that it was saved with',
+        },
       );
     }
   }

@@ -90,12 +90,13 @@ const kUnsupported: Record<string, PythonJson> = {
 
 /** Checks a user's configuration. @throws ArgumentError on an unknown key or a bad value, UnsupportedError. */
 export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraConfig {
-  const raw: Raw = {};
+  const raw: Raw = Object.create(null);
   const spelling = new Map<string, string>();
   for (const [key, value] of Object.entries(input)) {
     if (value === undefined) continue;
     const name = snake(key);
-    if (name in raw) throw new ArgumentError(`loraConfig: "${name}" is given in both spellings`);
+    if (Object.hasOwn(raw, name))
+      throw new ArgumentError(`loraConfig: "${name}" is given in both spellings; leave one out`);
     if (!kByKey.has(name) && !kIgnored.has(name) && !Object.hasOwn(kUnsupported, name)) {
       const meant = optionCalled(key, loraOptions);
       const hint = meant === null ? '' : ` (did you mean "${meant}"?)`;
@@ -106,7 +107,7 @@ export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraCon
     raw[name] = value;
     spelling.set(name, key);
   }
-  refuseUnsupported(raw, 'loraConfig', new Set());
+  refuseUnsupported(raw, 'loraConfig', null);
   const { init_lora_weights: init } = raw;
   if (typeof init === 'string' && init !== 'lora' && startNamed(init) === null) {
     const name = spelling.get('init_lora_weights');
@@ -137,10 +138,15 @@ export function parseAdapterConfig(text: string, options: ReadConfigOptions = {}
     throw new FormatError(`${path}: must hold one JSON object`, { path });
   }
   const type = (raw as Raw).peft_type;
-  if (type === undefined) throw new FormatError(`${path}: peft_type is missing`, { path });
+  if (type === undefined) {
+    throw new FormatError(`${path}: peft_type is missing`, {
+      path,
+      advice: 'add "peft_type": "LORA" if the folder holds a LoRA adapter',
+    });
+  }
   if (type !== 'LORA')
     throw new UnsupportedError(
-      `${path}: peft_type ${JSON.stringify(type)} is not supported, only "LORA"`,
+      `${path}: peft_type ${JSON.stringify(type)} is not supported; give the folder of an adapter with peft_type "LORA"`,
     );
   refuseUnsupported(raw as Raw, path, new Set(options.ignoreKeys));
   try {
@@ -198,13 +204,15 @@ function isNeutral(value: unknown): boolean {
   return typeof value === 'object' && Object.keys(value as object).length === 0;
 }
 
-function refuseUnsupported(raw: Raw, where: string, ignored: ReadonlySet<string>): void {
+/** @param ignored keys of a file that the caller knows to be harmless; null for a caller's own configuration */
+function refuseUnsupported(raw: Raw, where: string, ignored: ReadonlySet<string> | null): void {
   for (const [key, value] of Object.entries(raw)) {
-    if (kByKey.has(key) || kIgnored.has(key) || ignored.has(key) || isNeutral(value)) continue;
+    if (kByKey.has(key) || kIgnored.has(key) || ignored?.has(key) || isNeutral(value)) continue;
     if (Object.hasOwn(kUnsupported, key)) {
       if (value === kUnsupported[key]) continue;
       throw new UnsupportedError(
-        `${where}: ${key} = ${JSON.stringify(value)} is not supported yet`,
+        `${where}: ${key} = ${JSON.stringify(value)} is not supported yet; ` +
+          (ignored === null ? 'leave it out' : 'name it in ignoreKeys if it changes nothing here'),
       );
     }
     throw new UnsupportedError(

@@ -78,13 +78,13 @@ export function checkResidual({ modules }: ExportableAdapter): void {
   if (modules.some(({ frozen }) => frozen === null)) {
     throw new UnsupportedError(
       'export "residual" is for adapters that start from the weights (initLoraWeights ' +
-        `${STARTS_FROM_WEIGHT.join(', ')}): this one has no residual`,
+        `${STARTS_FROM_WEIGHT.join(', ')}), and this one has no residual; export it as "lora"`,
     );
   }
   for (const { variant } of modules) {
     if (variant.residualObstacle === null) continue;
     throw new UnsupportedError(
-      `export "residual" is not for ${variant.residualObstacle}, export it as "lora"`,
+      `export "residual" is not for ${variant.residualObstacle}; export it as "lora"`,
     );
   }
 }

@@ -6,7 +6,7 @@ import { ArgumentError } from '../errors.ts';
 import { type CausalLM, type Model, saveModel } from '../models/index.ts';
 import { copy_ } from '../ops/index.ts';
 import { noGrad, Tensor } from '../tensor.ts';
-import { checkSameTensors, freeLinears, freezeBase } from './attach.ts';
+import { checkNoAdapters, checkSameTensors, freezeBase } from './attach.ts';
 import {
   collectGradients,
   decaysIn,
@@ -34,7 +34,7 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
     readonly model: M,
     private readonly options: { teacher?: M } = {},
   ) {
-    freeLinears(model);
+    checkNoAdapters(model);
     if (options.teacher) freezeBase(options.teacher);
     const decaying = new Set(decayingTensors(model));
     this.trained = Array.from(model.namedParameters()).map(([name, base]) => {
@@ -64,7 +64,11 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
 
   withTeacher<T>(body: (teacher: M) => T): T {
     const { teacher } = this.options;
-    if (teacher === undefined) throw new ArgumentError('full fine-tuning was given no teacher');
+    if (teacher === undefined) {
+      throw new ArgumentError(
+        'full fine-tuning was given no teacher; load the model a second time and pass it as teacher to FullModel',
+      );
+    }
     return body(teacher);
   }
 

@@ -8,6 +8,7 @@ import {
   modules,
   nameList,
   number,
+  numbersByKey,
   onOff,
   patterns,
   text,
@@ -75,7 +76,11 @@ const switches = Object.fromEntries(
   ),
 ) as unknown as SwitchOptions;
 
-const kStartWords = START_NAMES.filter((name) => startNamed(name) !== null);
+const kStartWords = ['lora', ...START_NAMES.filter((name) => startNamed(name) !== null)];
+/** Names of starts with a number, for which N stands in their list. */
+const kNumberedStarts = START_NAMES.filter((name) => name.endsWith('_N'))
+  .map((name) => name.replace(/N$/, '[0-9]+'))
+  .join('|');
 
 const init = z.union([
   z.boolean(),
@@ -127,26 +132,33 @@ const shape = {
     { ...kSorted, absentInPeft: null },
   ),
   /** Modules to leave out, in the same forms as `targetModules`. Default, and null: none. */
-  excludeModules: inPeft(modules({ default: null, help: 'the same, taken out' }), kSorted),
+  excludeModules: inPeft(
+    modules({ default: null, help: 'modules to leave out, given in the same ways' }),
+    kSorted,
+  ),
   /** Ranks of single modules, by regular expression of the path; the first match in the order given counts. Default none. */
   rankPattern: inPeft(
     patterns({
       of: whole({ least: 1, help: '' }),
       default: {},
-      help: 'ranks of their own, such as {"down_proj": 16}',
+      help: 'ranks of single modules, such as {"down_proj": 16}',
     }),
     kPatterns,
   ),
   /** Alphas of single modules, in the same form as `rankPattern`. Default none. */
   alphaPattern: inPeft(
-    patterns({ of: number({ least: 0, help: '' }), default: {}, help: 'the same for alpha' }),
-    { ...kPatterns, inPeft: z.record(z.string(), z.number()) },
+    patterns({
+      of: number({ least: 0, help: '' }),
+      default: {},
+      help: 'alphas of single modules, in the same form',
+    }),
+    { ...kPatterns, inPeft: numbersByKey(z.number()) },
   ),
 };
 
 const start = {
   /** Trailing names of modules that are trained and saved whole, replacing the base's. Default, and null: none. */
-  modulesToSave: nameList({ default: null, help: 'modules that are trained and kept whole' }),
+  modulesToSave: nameList({ default: null, help: 'modules that are trained and saved whole' }),
   /** Initial values of A and B: the name of a start (docs/adapters.md), or a function that is given all modules. Default true. */
   initLoraWeights: inPeft(
     value<
@@ -159,8 +171,12 @@ const start = {
       placeholder: 'name',
       choices: START_NAMES,
       fromText: (given) => (given === 'true' ? true : given === 'false' ? false : given),
-      // The words are the choices that an editor offers; a start may have a number in its name.
-      fileSchema: z.union([z.boolean(), z.enum(kStartWords), z.string()]),
+      // The words are the choices that an editor offers.
+      fileSchema: z.union([
+        z.boolean(),
+        z.enum(kStartWords),
+        z.string().regex(new RegExp(`^(${kNumberedStarts})$`)),
+      ]),
       normalize: (given: unknown) => (given === 'lora' ? true : (given as InitLoraWeights)),
       default: true,
       help: 'start of the adapter',
@@ -183,7 +199,7 @@ const start = {
   /** Name of the module list that `layersToTransform` indexes. Default, and null: any. */
   layersPattern: inPeft(
     {
-      ...modules({ default: null, help: 'the list that the numbers count in; default: any' }),
+      ...modules({ default: null, help: 'name of the module list that they index; default: any' }),
       // A single name stays a text, as PEFT writes it: here it is no expression that would match nothing.
       fromText: (given: string) =>
         given.includes(',') ? given.split(',').map((name) => name.trim()) : given,
@@ -249,7 +265,7 @@ export const loraChecks: readonly Check<Values>[] = [
     when: (config) => selectedVariants(config).length > 1,
     message: (config, name) => {
       const [first, second] = selectedVariants(config).map(({ option }) => name(option as string));
-      return `${first} cannot go with ${second}`;
+      return `${first} cannot go with ${second}; switch one of them off`;
     },
   },
   {
@@ -266,8 +282,8 @@ export const loraChecks: readonly Check<Values>[] = [
       targetModules !== ALL_LINEAR &&
       (layersToTransform !== null || layersPattern !== null),
     message: (_, name) =>
-      `${name('layersToTransform')} and ${name('layersPattern')} need a list of ${name('targetModules')}: ` +
-      'a regular expression can name layers itself',
+      `${name('layersToTransform')} and ${name('layersPattern')} need a list of ${name('targetModules')}; ` +
+      'name the layers in the regular expression itself',
   },
   {
     when: ({ layersToTransform, layersPattern }) =>

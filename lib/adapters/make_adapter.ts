@@ -112,7 +112,7 @@ function settingsOf(method: MethodName | null, given: LoraConfigInput): LoraConf
   const settings = method === null ? given : presetSettings(method, given);
   if (settings !== null) return settings;
   throw new ArgumentError(
-    'method full has no adapter: train every weight with new FullModel(model)',
+    'method full has no adapter; train every weight with new FullModel(model)',
   );
 }
 
@@ -151,7 +151,7 @@ export async function readAdapter(
   if (!plain && startNamed(init) === null) {
     throw new UnsupportedError(
       `${folder}: the adapter was saved as init_lora_weights "${String(init)}", so it belongs on a residual that only PEFT ` +
-        'makes: save it there as a plain LoRA (path_initial_model_for_weight_conversion)',
+        'makes; save it there as a plain LoRA (path_initial_model_for_weight_conversion)',
     );
   }
   const variant = variantOf(config);

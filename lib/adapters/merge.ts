@@ -1,13 +1,8 @@
-/**
- * Merging of an adapter into the weights of its base, by the formula of its variant (plain LoRA W' = W + s (B A - B0 A0)):
- * computed in f64 and rounded to the base's dtype once. The largest rounding error is reported; in bf16, rounding can erase a
- * small update completely.
- */
-import { UnsupportedError } from '../errors.ts';
+/** Writing a base with an adapter merged in, as a model folder, with a report of the largest rounding error. */
 import { type Model, saveModel } from '../models/index.ts';
-import { abs, max, sub } from '../ops/index.ts';
-import { noGrad, scope, type Tensor } from '../tensor.ts';
-import type { AdapterModel, LoraModule } from './adapter_model.ts';
+import type { Tensor } from '../tensor.ts';
+import type { AdapterModel } from './adapter_model.ts';
+import { checkMergeable, mergedBias, mergedWeightWithError } from './merged_weights.ts';
 
 /** Rounding error of a merge. */
 export interface MergeError {
@@ -18,19 +13,6 @@ export interface MergeError {
   readonly relativeToDelta: number;
 }
 
-/** The merged weight in the base's dtype, its rounding error, and the change that the adapter makes. */
-export function mergedWeight(module: LoraModule): { weight: Tensor; error: Tensor; delta: Tensor } {
-  return scope(() =>
-    noGrad(() => {
-      const base = module.linear.weight.to('f64');
-      const exact = module.variant.mergedWeight(module, base);
-      const weight = exact.to(module.linear.weight.dtype);
-      const error = max(abs(sub(weight.to('f64'), exact)));
-      return { weight, error, delta: max(abs(sub(exact, base))) };
-    }),
-  );
-}
-
 /**
  * Writes the base with the adapter merged in, as a model folder; modules that the adapter saves whole replace the base's.
  * @throws ArgumentError for lora_bias on a layer without a bias, UnsupportedError for a trained head that the base ties
@@ -39,15 +21,8 @@ export async function saveMerged(
   adapter: AdapterModel<Model>,
   folder: string,
 ): Promise<MergeError> {
-  const tied = adapter.saved?.tiedIn(adapter.model) ?? [];
-  if (tied.length > 0) {
-    throw new UnsupportedError(
-      `merge: ${tied.join(', ')} is trained apart from the weight that the model ties it to; its config cannot say so`,
-    );
-  }
+  checkMergeable(adapter);
   const byName = new Map(adapter.modules.map((module) => [module.name, module]));
-  // Anything that cannot be merged is refused before anything is written.
-  for (const module of byName.values()) mergedBias(module)?.dispose();
   const errors: { module: string; error: Tensor; delta: Tensor }[] = [];
   const before = adapter.enabled;
   adapter.enabled = true;
@@ -58,7 +33,7 @@ export async function saveMerged(
         const module = byName.get(path);
         if (module === undefined) return null;
         if (attribute === 'bias') return mergedBias(module);
-        const { weight, error, delta } = mergedWeight(module);
+        const { weight, error, delta } = mergedWeightWithError(module);
         errors.push({ module: module.name, error, delta });
         return weight;
       },
@@ -71,11 +46,6 @@ export async function saveMerged(
       delta.dispose();
     }
   }
-}
-
-function mergedBias(module: LoraModule): Tensor | null {
-  const { linear, variant } = module;
-  return scope(() => noGrad(() => variant.mergedBias(module)?.to(linear.weight.dtype) ?? null));
 }
 
 async function largestError(

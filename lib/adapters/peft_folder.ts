@@ -2,10 +2,10 @@
  * PEFT adapter folders, read and written: adapter_config.json and adapter_model.safetensors. Tensors are f32 for every dtype of the
  * base, under `base_model.model.<module>.lora_A.weight` and `.lora_B.weight`.
  */
-import { mkdir, readFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { FormatError, UnsupportedError } from '../errors.ts';
-import { writeFileAtomic } from '../io/files.ts';
+import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { loadSafetensors, SafetensorsFile, saveSafetensors } from '../io/safetensors.ts';
 import type { Tensor } from '../tensor.ts';
 import { formatAdapterConfig, type LoraConfig, parseAdapterConfig } from './config.ts';
@@ -39,7 +39,7 @@ function spellingOf(key: string): RegExp {
   return new RegExp(`^(.+)\\.${[`${parameter}(?:\\.default)?`, ...rest].join('\\.')}$`);
 }
 
-/** One module's part of an adapter that is to be written. */
+/** The tensors and alpha of one module of an adapter that is written. */
 export interface ExportedModule {
   readonly name: string;
   readonly pair: LowRankPair;
@@ -48,13 +48,14 @@ export interface ExportedModule {
   readonly parameters?: ReadonlyMap<string, Tensor>;
 }
 
-/** One module's part of an adapter that was read. */
+/** The tensors of one module of an adapter that was read. */
 export interface LoadedModule {
   readonly pair: LowRankPair;
   /** Tensors that its variant trains beside the pair, by their keys behind the module's path. */
   readonly parameters: ReadonlyMap<string, Tensor>;
 }
 
+/** An adapter as its folder holds it. */
 export interface PeftFolder {
   readonly config: LoraConfig;
   /** Modules by path, in the order of the file. */
@@ -89,14 +90,25 @@ export async function readPeftFolder(
   });
   for (const [fullKey, tensor] of Object.entries(tensors)) {
     const key = modelKey(fullKey);
-    const part = partOf(key);
+    const parameter = adapterParameter(key);
     const plain = savedKey(key);
-    if (part !== null) {
-      found.set(part.module, (found.get(part.module) ?? new Map()).set(part.key, tensor));
+    if (parameter !== null) {
+      const { module } = parameter;
+      found.set(module, (found.get(module) ?? new Map()).set(parameter.key, tensor));
     } else if (isSaved(plain.slice(0, plain.lastIndexOf('.')), whole)) saved.set(plain, tensor);
-    else throw new UnsupportedError(`${path}: the tensor "${fullKey}" is not supported yet`);
+    else {
+      throw new UnsupportedError(
+        `${path}: the tensor "${fullKey}" is not supported yet; train an adapter of linear modules, or list the tensor's module in ` +
+          'modules_to_save',
+      );
+    }
   }
-  if (found.size === 0) throw new FormatError(`${path}: holds no LoRA tensor`, { path });
+  if (found.size === 0) {
+    throw new FormatError(`${path}: holds no LoRA tensor`, {
+      path,
+      advice: 'give the folder of a LoRA adapter',
+    });
+  }
   const variant = variantOf(config);
   const modules = new Map(
     Array.from(found, ([name, parts]) => [name, checkModule(name, parts, { variant, path })]),
@@ -105,7 +117,7 @@ export async function readPeftFolder(
 }
 
 /** The module that a tensor belongs to, and its key there; null: it belongs neither to a pair nor to a variant. */
-function partOf(name: string): { module: string; key: string } | null {
+function adapterParameter(name: string): { module: string; key: string } | null {
   for (const { key, spelling } of kKeys) {
     const module = spelling.exec(name)?.[1];
     if (module !== undefined) return { module, key };
@@ -150,7 +162,7 @@ export async function writePeftFolder(
   allLinears: readonly string[],
 ): Promise<void> {
   const { modules, saved } = parts;
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   const tensors: Record<string, Tensor> = {};
   for (const { name, pair, parameters = new Map<string, Tensor>() } of modules) {
     tensors[`${kPrefix}${name}.${PAIR_KEYS.a}`] = pair.a;
@@ -195,14 +207,14 @@ export function configOf(
   });
   if (same) return sorted;
   // Patterns are regular expressions, so a dot matches anything; PEFT, too, writes paths as they are.
-  const full = <T>(value: (module: ExportedModule) => T, fallback: T) =>
+  const patternOf = <T>(value: (module: ExportedModule) => T, fallback: T) =>
     modules
       .filter((module) => value(module) !== fallback)
       .map((module) => [module.name, value(module)] as const);
   return {
     ...named,
-    rankPattern: sortedPattern(full(({ pair }) => pair.a.shape[0] as number, config.r)),
-    alphaPattern: sortedPattern(full(({ alpha }) => alpha, config.loraAlpha)),
+    rankPattern: sortedPattern(patternOf(({ pair }) => pair.a.shape[0] as number, config.r)),
+    alphaPattern: sortedPattern(patternOf(({ alpha }) => alpha, config.loraAlpha)),
   };
 }
 
@@ -228,7 +240,7 @@ function checkModule(
   if (foreign !== undefined) {
     throw new FormatError(
       `${path}: ${name} has a ${foreign}, which its ${ADAPTER_CONFIG} does not provide for`,
-      { path },
+      { path, advice: `set the option that it belongs to (such as use_dora) in ${ADAPTER_CONFIG}` },
     );
   }
   if (a.shape.length !== 2 || b.shape.length !== 2 || a.shape[0] !== b.shape[1]) {
@@ -244,6 +256,10 @@ async function readText(path: string): Promise<string> {
   try {
     return await readFile(path, 'utf8');
   } catch (error) {
-    throw new FormatError(`${path}: ${(error as Error).message}`, { path, cause: error });
+    throw new FormatError(`${path}: ${(error as Error).message}`, {
+      path,
+      cause: error,
+      advice: 'give the folder of a PEFT adapter',
+    });
   }
 }

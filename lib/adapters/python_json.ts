@@ -49,14 +49,14 @@ function pythonString(text: string): string {
 
 function integer(value: number): string {
   if (!Number.isSafeInteger(value))
-    throw new ArgumentError(`pythonJson: ${value} is not a safe integer`);
+    throw new ArgumentError(`pythonJson: an integer must be a safe one, got ${value}`);
   return String(value);
 }
 
 /** Python's repr(float): the shortest digits, an exponent below 1e-4 and from 1e16 on, two exponent digits at least. */
 function pythonFloat(value: number): string {
   if (!Number.isFinite(value))
-    throw new ArgumentError(`pythonJson: ${value} cannot be written as JSON`);
+    throw new ArgumentError(`pythonJson: a number must be finite, got ${value}`);
   const size = Math.abs(value);
   if (value === 0) return Object.is(value, -0) ? '-0.0' : '0.0';
   if (size >= 1e-4 && size < 1e16) {

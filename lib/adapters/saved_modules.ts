@@ -6,7 +6,8 @@ import { ArgumentError, FormatError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import type { Module } from '../nn/index.ts';
 import { Tensor } from '../tensor.ts';
-import { isTrailing } from './targets.ts';
+import { kOtherModel } from './attach.ts';
+import { isTrailing, lastNames } from './targets.ts';
 import {
   collectGradients,
   decaysIn,
@@ -17,24 +18,25 @@ import {
   zeroGradients,
 } from './trained_parameter.ts';
 
-/** Place of a parameter in the model. */
-interface Place {
+/** A parameter of the base and the attribute that holds it. */
+interface BaseParameter {
   readonly name: string;
   readonly module: Module;
   readonly attribute: string;
-  readonly base: Tensor;
+  readonly tensor: Tensor;
 }
 
 /** Modules that PEFT adds to every classifier's list, whether the model has them or not. */
 export const CLASSIFIER_MODULES: readonly string[] = ['classifier', 'score'];
 
-/** The modules that an adapter trains and keeps whole (PEFT's modules_to_save); `AdapterModel.saved` has the active adapter's. */
+/** The modules that an adapter trains and saves whole (PEFT's modules_to_save); `AdapterModel.saved` has the active adapter's. */
 export class SavedModules {
   /** The trained parameters, named by their path in the model. */
   readonly parameters: readonly TrainedParameter[];
-  private readonly places: readonly Place[];
+  private readonly base: readonly BaseParameter[];
 
   /**
+   * Makes a trained copy of every parameter of the modules.
    * @param names whole trailing names of modules
    * @param values trained parameters of a file by path; null: they start as the base's
    * @throws ArgumentError for a name that no module has, FormatError for values that do not fit
@@ -44,26 +46,26 @@ export class SavedModules {
     names: readonly string[],
     values: { tensors: ReadonlyMap<string, Tensor>; path: string } | null = null,
   ) {
-    this.places = placesOf(model, names);
-    if (values !== null) checkValues(this.places, values.tensors, values.path);
-    this.parameters = this.places.map(({ name, module, attribute, base }) =>
+    this.base = parametersOfModules(model, names);
+    if (values !== null) checkValues(this.base, values.tensors, values.path);
+    this.parameters = this.base.map(({ name, module, attribute, tensor }) =>
       trainedParameter(
-        { name, base, decays: decaysIn(module, attribute) },
+        { name, base: tensor, decays: decaysIn(module, attribute) },
         values?.tensors.get(name),
       ),
     );
   }
 
   /** Puts the trained parameters into the model, in place of the base's. */
-  on(): void {
-    this.places.forEach((place, i) => {
-      put(place, (this.parameters[i] as TrainedParameter).working);
+  attach(): void {
+    this.base.forEach((parameter, i) => {
+      setTensor(parameter, (this.parameters[i] as TrainedParameter).working);
     });
   }
 
   /** Puts the base's parameters back into the model. */
-  off(): void {
-    for (const place of this.places) put(place, place.base);
+  detach(): void {
+    for (const parameter of this.base) setTensor(parameter, parameter.tensor);
   }
 
   /** The reason why passes with these modules cannot be recorded as graphs; null: they can. */
@@ -88,13 +90,25 @@ export class SavedModules {
 
   /** Paths of parameters that the base shares with another module (a tied head). */
   tiedIn(model: Model): string[] {
-    const standing = Array.from(allPlaces(model));
-    return this.places
-      .filter((place, i) => {
-        const tensors = [place.base, (this.parameters[i] as TrainedParameter).working];
-        return standing.some(({ name, base }) => name !== place.name && tensors.includes(base));
+    const all = Array.from(allParameters(model));
+    return this.base
+      .filter((own, i) => {
+        const tensors = [own.tensor, (this.parameters[i] as TrainedParameter).working];
+        return all.some(({ name, tensor }) => name !== own.name && tensors.includes(tensor));
       })
       .map(({ name }) => name);
+  }
+
+  /** Leaves the trained parameters in the model for good, frozen as the base's were, and frees the base's and the masters. */
+  unload(): void {
+    this.attach();
+    for (const { tensor } of this.base) tensor.dispose();
+    for (const { tensor, working } of this.parameters) {
+      working.grad = null;
+      working.requiresGrad = false;
+      working.freeze();
+      if (working !== tensor) tensor.dispose();
+    }
   }
 
   /** Frees the trained parameters; the base's belong to the model. */
@@ -114,51 +128,58 @@ export function isSaved(path: string, names: readonly string[] | null): boolean 
   );
 }
 
-/** Every place of a parameter below a module; a tied parameter is given once for each of its places. */
-function* allPlaces(root: Module, path = ''): Generator<Place> {
+/** Every parameter below a module; a tied one is given once for each module that holds it. */
+function* allParameters(root: Module, path = ''): Generator<BaseParameter> {
   for (const [below, module] of root.namedModules(path)) {
-    for (const [attribute, base] of Object.entries(module)) {
-      if (!(base instanceof Tensor)) continue;
-      yield { name: below === '' ? attribute : `${below}.${attribute}`, module, attribute, base };
+    for (const [attribute, tensor] of Object.entries(module)) {
+      if (!(tensor instanceof Tensor)) continue;
+      yield { name: below === '' ? attribute : `${below}.${attribute}`, module, attribute, tensor };
     }
   }
 }
 
-function placesOf(model: Model, names: readonly string[]): Place[] {
-  const places = new Map<string, Place>();
+/** The parameters of the modules that `names` select. @throws ArgumentError for a name that no module has */
+function parametersOfModules(model: Model, names: readonly string[]): BaseParameter[] {
+  const parameters = new Map<string, BaseParameter>();
   const found = new Set<string>();
   for (const [path, module] of model.namedModules()) {
-    const hits = names.filter((entry) => path !== '' && isTrailing(entry, path));
-    if (hits.length === 0) continue;
-    for (const entry of hits) found.add(entry);
-    for (const place of allPlaces(module, path)) places.set(place.name, place);
+    const matching = names.filter((entry) => path !== '' && isTrailing(entry, path));
+    if (matching.length === 0) continue;
+    for (const entry of matching) found.add(entry);
+    for (const parameter of allParameters(module, path)) parameters.set(parameter.name, parameter);
   }
   const missing = names.filter((entry) => !found.has(entry) && !CLASSIFIER_MODULES.includes(entry));
   if (missing.length > 0) {
-    throw new ArgumentError(`modulesToSave ${JSON.stringify(missing)} matches no module`);
+    const paths = Array.from(model.namedModules(), ([path]) => path).filter((path) => path !== '');
+    throw new ArgumentError(
+      `modulesToSave ${JSON.stringify(missing)} matches no module; names that exist: ${lastNames(paths)}`,
+    );
   }
-  return [...places.values()];
+  return [...parameters.values()];
 }
 
 function checkValues(
-  places: readonly Place[],
+  parameters: readonly BaseParameter[],
   tensors: ReadonlyMap<string, Tensor>,
   path: string,
 ): void {
-  const wanted = new Map(places.map(({ name, base }) => [name, base.shape.join(',')]));
+  const wanted = new Map(parameters.map(({ name, tensor }) => [name, tensor.shape.join(',')]));
   for (const name of new Set([...wanted.keys(), ...tensors.keys()])) {
     const [want, got] = [wanted.get(name), tensors.get(name)?.shape.join(',')];
     if (want === got) continue;
     const what =
       got === undefined
-        ? `lacks "${name}" of a module that is kept whole; it has ${[...tensors.keys()].join(', ') || 'none'}`
+        ? `lacks "${name}" of a module that is saved whole; it has ${[...tensors.keys()].join(', ') || 'none'}`
         : want === undefined
-          ? `keeps "${name}", which the model does not have`
+          ? `has "${name}", which the model does not have`
           : `the saved module's "${name}" has the shape (${got}), the model's (${want})`;
-    throw new FormatError(`${path}: ${what}: an adapter of another model or head`, { path });
+    throw new FormatError(`${path}: ${what}: the adapter is of another model or head`, {
+      path,
+      advice: kOtherModel,
+    });
   }
 }
 
-function put({ module, attribute }: Place, tensor: Tensor): void {
+function setTensor({ module, attribute }: BaseParameter, tensor: Tensor): void {
   (module as unknown as Record<string, unknown>)[attribute] = tensor;
 }

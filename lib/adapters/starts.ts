@@ -22,9 +22,9 @@ export interface InitialPair extends LowRankPair {
 }
 
 /**
- * A start of the caller's own, as `initLoraWeights`: first values of the pairs of all adapted modules, in their order, a (r,in)
- * and b (out,r) in any float type. It is called once, without recording; tensors that it makes on the way are freed, what it
- * returns is copied.
+ * An initialisation of the caller's own, for `initLoraWeights`. It returns first values of the pairs of all adapted modules, in
+ * their order: a (r,in) and b (out,r) in any float type. It is called once, without recording. The tensors that it returns are
+ * copied, and others that it makes are freed.
  */
 export type StartFunction = (modules: readonly StartModule[]) => readonly InitialPair[];
 
@@ -60,7 +60,8 @@ export function initialPairs(
   targets: readonly PairTarget[],
 ): Required<InitialPair>[] {
   const device = targets[0]?.linear.weight.device;
-  const body = typeof init === 'function' ? ofFunction(init, targets) : ofList(init, targets);
+  const body =
+    typeof init === 'function' ? pairsOfFunction(init, targets) : pairsOfStart(init, targets);
   return withDevice(device, () => unscoped(() => scope(() => noGrad(body))));
 }
 
@@ -82,7 +83,7 @@ export async function digestOf(
       const bad = firstNotFinite(values);
       if (bad >= 0) {
         for (const pair of pairs) for (const made of [pair.a, pair.b]) made.dispose();
-        refuse(name, `element ${bad} of ${key} is ${values[bad]}`);
+        refuse(name, `element ${bad} of ${key} must be finite, got ${values[bad]}`);
       }
       hash.update(new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
     }
@@ -96,11 +97,11 @@ function firstNotFinite(values: Float32Array | Float64Array): number {
   return -1;
 }
 
-function ofList(init: boolean | string, targets: readonly PairTarget[]) {
+function pairsOfStart(init: boolean | string, targets: readonly PairTarget[]) {
   const start = startNamed(init);
   if (start === null) {
     throw new UnsupportedError(
-      `initLoraWeights "${String(init)}" is not supported: ${INIT_CHOICES}`,
+      `initLoraWeights "${String(init)}" is not supported; known: ${INIT_CHOICES}`,
     );
   }
   const { fromWeight } = start;
@@ -111,7 +112,7 @@ function ofList(init: boolean | string, targets: readonly PairTarget[]) {
     });
 }
 
-/** A copy in the type of the linear's masters. A view of a larger tensor, kept itself, would keep all of that in memory. */
+/** A copy in the dtype of the linear's masters; a view would keep all of the larger tensor in memory. */
 function ownCopy(tensor: Tensor, { weight }: Linear): Tensor {
   const dtype = masterDType(weight.dtype);
   const own = zeros(tensor.shape, { dtype, device: weight.device });
@@ -119,14 +120,14 @@ function ownCopy(tensor: Tensor, { weight }: Linear): Tensor {
   return own;
 }
 
-function ofFunction(init: StartFunction, targets: readonly PairTarget[]) {
+function pairsOfFunction(init: StartFunction, targets: readonly PairTarget[]) {
   return () => {
     const found: unknown = init(targets.map(startModule));
     if (found instanceof Promise) {
       // The promise is never awaited, so its rejection is ignored.
       found.catch(() => {});
       throw new ArgumentError(
-        'initLoraWeights: the function returned a promise; it must return the pairs: await what it needs before',
+        'initLoraWeights: the function must return the pairs, not a promise of them; await what it needs before',
       );
     }
     if (!Array.isArray(found) || found.length !== targets.length) {
@@ -144,9 +145,11 @@ function ownPair(target: PairTarget, found: unknown): Required<InitialPair> {
   const { name, r, linear } = target;
   const { inFeatures, outFeatures } = linear;
   const given = (typeof found === 'object' ? found : null) as Partial<InitialPair> | null;
-  if (given === null) refuse(name, `the function returned ${String(found)} for it`);
+  if (given === null)
+    refuse(name, `the function must return a pair { a, b }, got ${String(found)}`);
   const { fromWeight = false } = given;
-  if (typeof fromWeight !== 'boolean') refuse(name, 'fromWeight must be true or false');
+  if (typeof fromWeight !== 'boolean')
+    refuse(name, `fromWeight must be true or false, got ${String(fromWeight)}`);
   const copy = (key: 'a' | 'b', shape: [number, number], wanted: string): Tensor => {
     const tensor: unknown = given[key];
     if (!(tensor instanceof Tensor)) refuse(name, `${key} must be a tensor, got ${typeof tensor}`);
@@ -155,7 +158,7 @@ function ownPair(target: PairTarget, found: unknown): Required<InitialPair> {
     if (!fits) refuse(name, `${key} must be ${wanted}=(${shape}), got (${tensor.shape})`);
     if (!/^b?f\d+$/.test(tensor.dtype))
       refuse(name, `${key} must hold floats, got ${tensor.dtype}`);
-    if (tensor.device !== device) refuse(name, `${key} is on ${tensor.device}, not on ${device}`);
+    if (tensor.device !== device) refuse(name, `${key} must be on ${device}, got ${tensor.device}`);
     return ownCopy(tensor, linear);
   };
   const a = copy('a', [r, inFeatures], '(r,in)');

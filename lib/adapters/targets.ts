@@ -38,7 +38,9 @@ export function pythonRegExp(source: string, wrap: (inner: string) => string): R
   try {
     return new RegExp(wrap(body), flags);
   } catch (error) {
-    throw new ArgumentError(`pattern ${JSON.stringify(source)}: ${(error as Error).message}`);
+    throw new ArgumentError(
+      `pattern ${JSON.stringify(source)}: ${(error as Error).message}; write it in the syntax that JavaScript and Python share`,
+    );
   }
 }
 
@@ -76,7 +78,7 @@ export function resolveTargets(
   if (found.length === 0 || missing.length > 0) {
     const wanted = found.length === 0 ? targetModules : missing;
     throw new ArgumentError(
-      `targetModules ${JSON.stringify(wanted)} matches no linear module; names that exist: ${lastNames(candidates)}`,
+      `targetModules ${JSON.stringify(wanted)} matches no linear module; names that exist: ${lastNames(candidates.map(({ name }) => name)) || '(the model has no linear module)'}`,
     );
   }
   const settings = moduleSettings(config);
@@ -117,8 +119,8 @@ export function isAllLinear(config: LoraConfig): boolean {
 function checkRank({ name, inFeatures, outFeatures }: TargetCandidate, r: number): void {
   if (r > Math.min(inFeatures, outFeatures)) {
     throw new ArgumentError(
-      `${name}: rank r=${r} is larger than the matrix (out,in)=(${outFeatures},${inFeatures}) allows, ` +
-        `at most ${Math.min(inFeatures, outFeatures)}`,
+      `${name}: rank r=${r} is larger than the matrix (out,in)=(${outFeatures},${inFeatures}) allows; ` +
+        `set r, or rankPattern for it, to ${Math.min(inFeatures, outFeatures)} at most`,
     );
   }
 }
@@ -175,9 +177,7 @@ function lastName(name: string): string {
   return name.slice(name.lastIndexOf('.') + 1);
 }
 
-function lastNames(candidates: readonly TargetCandidate[]): string {
-  return (
-    [...new Set(candidates.map(({ name }) => lastName(name)))].join(', ') ||
-    '(the model has no linear module)'
-  );
+/** The last names of paths, each once, for messages. */
+export function lastNames(paths: readonly string[]): string {
+  return [...new Set(paths.map(lastName).filter((name) => !/^\d+$/.test(name)))].join(', ');
 }

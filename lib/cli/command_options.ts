@@ -3,6 +3,7 @@ import { type Command, Option as Flag } from 'commander';
 import { METHODS } from '../adapters/methods/registry.ts';
 import { ArgumentError } from '../errors.ts';
 import {
+  complaint,
   defaultOf,
   kebab,
   type Option,
@@ -69,7 +70,7 @@ function hint(key: string, option: Option): string {
 }
 
 /** Options whose default depends on the preset of the chosen method. */
-const kPresets = new Set(
+const kPresetOptions = new Set(
   Object.values(METHODS).flatMap(({ adapter, regularizers = {} }) => [
     ...Object.keys(adapter ?? {}),
     ...Object.values(regularizers).flatMap((weights) => Object.keys(weights)),
@@ -78,7 +79,7 @@ const kPresets = new Set(
 
 /** The default of an option if it is the same for every method, else undefined. */
 function shownDefault(key: string, option: Option): unknown {
-  return kPresets.has(key) ? undefined : (defaultOf(option) ?? undefined);
+  return kPresetOptions.has(key) ? undefined : (defaultOf(option) ?? undefined);
 }
 
 /** The defaults of all options of a table, by name; undefined for those that depend on the method. */
@@ -102,6 +103,7 @@ export async function readOptions<T extends OptionTable>(
   }
   const given = checkFlags(table, flags);
   const path = command.getOptionValue('config') as string | undefined;
+  if (path === '') throw new ArgumentError(`--config ${complaint({ wanted: 'a path' }, path)}`);
   const file = path === undefined ? {} : checkConfig(table, await readConfigFile(path), path);
   const values = { ...file, ...given } as ValuesOf<T>;
   requireAll(table, values);

@@ -13,11 +13,11 @@ export const addEvaluate: CommandModule = (program, context, run) => {
   const command = program
     .command('evaluate')
     .description(
-      'held-out numbers: loss, divergence from the base, entropy, rank; of a classifier metrics, confusion matrix, recall by class',
+      'evaluate on held-out data: loss, KL to the base, entropy and rank; for a classifier metrics and confusion matrix',
     );
   addOptions(command, kEvaluateOptions);
   command.action(
-    run(async (_: unknown, self: Command) => {
+    run(kEvaluateOptions, async (_: unknown, self: Command) => {
       const settings = await readOptions(self, kEvaluateOptions);
       checkTask(settings);
       try {

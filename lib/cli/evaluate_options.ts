@@ -1,5 +1,5 @@
 /** The options of `balora evaluate`. */
-import { onOff, text, whole } from '../options/kinds.ts';
+import { filePath, onOff, whole } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { kExampleOptions, kLabelOptions, kModelOptions, kTaskOption } from './train_options.ts';
 
@@ -10,12 +10,12 @@ export const kEvaluateOptions = {
   ...kTaskOption,
   ...kModelOptions,
   ...group('Model and data', {
-    adapter: text({
+    adapter: filePath({
       placeholder: 'folder',
-      help: 'a PEFT folder to put on the model',
+      help: 'a PEFT folder to load onto the model',
       aliases: ['adapter-name-or-path', 'adapter-path', 'lora-path'],
     }),
-    data: text({
+    data: filePath({
       placeholder: 'file',
       help: 'held-out data: .tsv, .csv, .parquet or JSON Lines',
       required: true,
@@ -24,11 +24,11 @@ export const kEvaluateOptions = {
     perDeviceEvalBatchSize: whole({
       least: 1,
       default: kEvalBatchSize,
-      help: 'examples of a batch; the result does not depend on it',
+      help: 'examples per batch; the result does not depend on it',
       aliases: ['batch-size', 'eval-batch-size'],
     }),
   }),
-  ...group('Output', { json: onOff({ help: 'the result as JSON, with every example' }) }),
+  ...group('Output', { json: onOff({ help: 'print the result as JSON, with every example' }) }),
   ...kExampleOptions,
   ...kLabelOptions,
 };

@@ -2,7 +2,7 @@
 import type { Command } from 'commander';
 import { supervisedCount, truncate } from '../data/example.ts';
 import { chooseFormat } from '../data/example_format.ts';
-import { onOff, text, whole } from '../options/kinds.ts';
+import { filePath, onOff, whole } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
 import { addOptions, readOptions } from './command_options.ts';
@@ -19,12 +19,12 @@ const kRow = 0;
 
 const kInspectOptions = {
   ...group('Examples', {
-    data: text({
+    data: filePath({
       placeholder: 'file',
       help: 'show the tokens of a row of this file: .tsv, .csv, .parquet or JSON Lines',
     }),
-    row: whole({ least: 0, default: kRow, help: 'which row, from 0', aliases: ['index'] }),
-    table: onOff({ help: 'one line a token, also on a terminal' }),
+    row: whole({ least: 0, default: kRow, help: 'number of the row, from 0', aliases: ['index'] }),
+    table: onOff({ help: 'one line per token, also on a terminal' }),
   }),
   ...kExampleOptions,
 };
@@ -41,7 +41,7 @@ export const addInspect: CommandModule = (program, context, run) => {
     );
   addOptions(command, kInspectOptions);
   command.action(
-    run(async (path: string, _: unknown, self: Command) => {
+    run(kInspectOptions, async (path: string, _: unknown, self: Command) => {
       const settings = await readOptions(self, kInspectOptions);
       if (settings.data !== undefined) await showExample(path, settings.data, settings, context);
       else {

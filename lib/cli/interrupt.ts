@@ -3,6 +3,7 @@
  * resumed, the second ends the process.
  */
 import { constants } from 'node:os';
+import { causes } from '../train/stop.ts';
 
 const kSignals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 type InterruptSignal = (typeof kSignals)[number];
@@ -11,7 +12,7 @@ type InterruptSignal = (typeof kSignals)[number];
  * The time within which a repeated signal counts as the same one: npx and npm run forward a signal that the terminal has
  * already sent to balora itself.
  */
-const kEchoMs = 250;
+const kRepeatMs = 250;
 /** The base of exit codes for signals, as shells define it: a process ended by signal n exits with 128 + n. */
 const kSignalCodes = 128;
 
@@ -27,13 +28,9 @@ export class Interrupt extends Error {
   }
 }
 
-/**
- * The interrupt behind an error: the error itself, or its cause where one of Node's functions threw it; null for any
- * other error.
- */
+/** The interrupt behind an error: the error itself, or one of its {@link causes}; null for any other error. */
 export function interruptOf(error: unknown): Interrupt | null {
-  if (error instanceof Interrupt) return error;
-  return error instanceof Error && error.cause instanceof Interrupt ? error.cause : null;
+  return causes(error).find((cause) => cause instanceof Interrupt) ?? null;
 }
 
 /**
@@ -54,8 +51,8 @@ export async function abortable<T>(
       return;
     }
     // The shell and the kernel may both send SIGHUP when a terminal closes, so a second one does not end the process.
-    const echo = name === first.name && performance.now() - first.at < kEchoMs;
-    if (name !== 'SIGHUP' && !echo) process.exit(new Interrupt(name).exitCode);
+    const isRepeat = name === first.name && performance.now() - first.at < kRepeatMs;
+    if (name !== 'SIGHUP' && !isRepeat) process.exit(new Interrupt(name).exitCode);
   };
   const listeners = kSignals.map((name) => [name, () => interrupt(name)] as const);
   for (const [name, listener] of listeners) process.on(name, listener);

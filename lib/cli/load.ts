@@ -8,7 +8,7 @@ import type { Progress } from './progress.ts';
 import { kTrainDefaults, type TrainSettings } from './train_options.ts';
 
 /** The number of rows below which reading is too quick for progress messages. */
-const kRowsWorthALine = 20_000;
+const kMinRowsForProgress = 20_000;
 
 /** Options for opening a data file. */
 export interface DataOptions {
@@ -25,8 +25,8 @@ export function openData(path: string, { columns, signal }: DataOptions): Promis
   });
 }
 
-/** The callbacks, passed when data is opened, that report warnings and progress to the user. */
-export interface TellingOptions {
+/** Callbacks for opening data that show warnings and progress to the user. */
+export interface DataCallbacks {
   readonly onWarning: (warning: { readonly message: string }) => void;
   readonly onProgress: (rowsRead: number, rows: number) => void;
 }
@@ -34,17 +34,17 @@ export interface TellingOptions {
 /** Opens a data file and makes micro-batches from it; warnings and the progress of slow reads are shown to the user. */
 export async function openBatches<B>(
   path: string,
-  make: (rows: RowSource, telling: TellingOptions) => Promise<B>,
+  make: (rows: RowSource, callbacks: DataCallbacks) => Promise<B>,
   { progress, ...options }: DataOptions & { progress: Progress },
 ): Promise<{ batches: B; close: () => Promise<void> }> {
   const rows = await openData(path, options);
   try {
-    let said = 0;
+    let shown = 0;
     const batches = await make(rows, {
       onWarning: ({ message }) => progress.warn(`${path}: ${message}`),
       onProgress: (read, all) => {
-        if (all < kRowsWorthALine || read - said < all / 10) return;
-        said = read;
+        if (all < kMinRowsForProgress || read - shown < all / 10) return;
+        shown = read;
         progress.message(`${path}: ${read} of ${all} rows read`);
       },
     });
@@ -89,7 +89,10 @@ export async function openModel(
 }
 
 /** Shows the warnings of a loaded adapter or model to the user, and returns it. */
-export function warned<T extends { warnings: readonly string[] }>(tuned: T, progress: Progress): T {
+export function showWarnings<T extends { warnings: readonly string[] }>(
+  tuned: T,
+  progress: Progress,
+): T {
   for (const warning of tuned.warnings) progress.warn(warning);
   return tuned;
 }

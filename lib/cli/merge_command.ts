@@ -4,14 +4,14 @@ import { AdapterModel } from '../adapters/adapter_model.ts';
 import { saveMerged } from '../adapters/merge.ts';
 import { adapterTask } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
-import { isStray, removeTemporaries } from '../io/files.ts';
+import { isAbandoned, removeTemporaries } from '../io/files.ts';
 import type { Model } from '../models/index.ts';
-import { text } from '../options/kinds.ts';
+import { filePath } from '../options/kinds.ts';
 import { group } from '../options/option.ts';
 import { setNumThreads } from '../runtime.ts';
 import { folderNames } from '../train/output.ts';
 import { addOptions, readOptions } from './command_options.ts';
-import { loadOptions, warned } from './load.ts';
+import { loadOptions, showWarnings } from './load.ts';
 import type { CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { CLI_TASKS, cliTaskOfType } from './tasks/list.ts';
@@ -20,7 +20,7 @@ import { kModelOptions } from './train_options.ts';
 const kMergeOptions = {
   ...kModelOptions,
   ...group('Model and data', {
-    adapter: text({
+    adapter: filePath({
       placeholder: 'folder',
       help: 'the PEFT folder',
       required: true,
@@ -28,7 +28,7 @@ const kMergeOptions = {
     }),
   }),
   ...group('Output', {
-    output: text({
+    output: filePath({
       placeholder: 'folder',
       help: 'where the model is written',
       required: true,
@@ -40,24 +40,24 @@ const kMergeOptions = {
 export const addMerge: CommandModule = (program, context, run) => {
   const command = program
     .command('merge')
-    .description('fold an adapter into its base and write the model as safetensors');
+    .description('merge an adapter into its base model and write the result as safetensors');
   addOptions(command, kMergeOptions);
   command.action(
-    run(async (_: unknown, self: Command) => {
+    run(kMergeOptions, async (_: unknown, self: Command) => {
       const progress = new Progress(context.stderr);
       const settings = await readOptions(self, kMergeOptions);
       const { output, adapter, threads } = settings;
       if (threads !== undefined) setNumThreads(threads);
-      await refuseFullFolder(output as string);
+      await requireEmptyFolder(output as string);
       const path = settings.model as string;
-      const how = loadOptions(settings, progress);
+      const modelOptions = loadOptions(settings, progress);
       const task = cliTaskOfType((await adapterTask(adapter as string)) ?? 'CAUSAL_LM');
       const { model, tokenizer } = await (task ?? CLI_TASKS['causal-lm']).loadBase(path, {
         adapter: adapter as string,
         progress,
-        ...how,
+        ...modelOptions,
       });
-      const loaded = warned(
+      const loaded = showWarnings(
         await AdapterModel.fromPretrained<Model>(model, adapter as string),
         progress,
       );
@@ -73,8 +73,10 @@ export const addMerge: CommandModule = (program, context, run) => {
 };
 
 /** Removes temporary files that a killed merge left behind, and refuses a folder that holds anything else. */
-async function refuseFullFolder(folder: string): Promise<void> {
+async function requireEmptyFolder(folder: string): Promise<void> {
   const names = await folderNames(folder);
-  if (names.every(isStray)) return removeTemporaries(folder);
-  throw new ArgumentError(`output folder ${folder} is not empty (${names.slice(0, 4).join(', ')})`);
+  if (names.every(isAbandoned)) return removeTemporaries(folder);
+  throw new ArgumentError(
+    `output folder ${folder} is not empty (${names.slice(0, 4).join(', ')}); choose another one`,
+  );
 }

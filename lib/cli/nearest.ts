@@ -8,19 +8,19 @@ export function editDistance(a: string, b: string): number {
     const row = [i];
     for (let j = 1; j <= b.length; j++) {
       const same = a[i - 1] === b[j - 1] ? 0 : 1;
-      let cost = Math.min(at(last, j) + 1, at(row, j - 1) + 1, at(last, j - 1) + same);
+      let cost = Math.min(entry(last, j) + 1, entry(row, j - 1) + 1, entry(last, j - 1) + same);
       if (i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]) {
-        cost = Math.min(cost, at(beforeLast, j - 2) + 1);
+        cost = Math.min(cost, entry(beforeLast, j - 2) + 1);
       }
       row.push(cost);
     }
     beforeLast = last;
     last = row;
   }
-  return at(last, b.length);
+  return entry(last, b.length);
 }
 
-const at = (row: readonly number[], j: number) => row[j] as number;
+const entry = (row: readonly number[], j: number) => row[j] as number;
 
 /** The text ` (did you mean "x"?)` for the most similar known name, or an empty text where none is similar. */
 export function nearest(name: string, known: readonly string[]): string {

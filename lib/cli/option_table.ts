@@ -3,19 +3,23 @@
  * gives stays undefined, and its declared default applies.
  */
 import { ArgumentError } from '../errors.ts';
+import { text } from '../options/kinds.ts';
 import {
   camel,
+  checkFileValue,
   checkValue,
   kebab,
   type Option,
   type OptionTable,
   optionCalled,
+  spellings,
   type ValuesOf,
 } from '../options/option.ts';
 import { nearest } from './nearest.ts';
 
 /** The key of a configuration file that names a JSON schema for editors. */
 const kSchemaKey = '$schema';
+const kSchemaOption = text({ default: null, help: 'the JSON schema of the file' });
 
 /** The options of a table that have a flag; those marked as only for programs have none. */
 export function withFlags<T extends OptionTable>(table: T): T {
@@ -30,7 +34,8 @@ export function fileOptions(table: OptionTable): Record<string, Option> {
 
 /**
  * Checks the values of a configuration file. Keys are the flags' names without the leading dashes; the spelling with
- * underscores, as in transformers and PEFT, is accepted as well.
+ * underscores, as in transformers and PEFT, and that of the library are accepted as well. The JSON schema of `balora schema` accepts
+ * the same files, but for a key in two spellings, which only this check refuses.
  * @throws ArgumentError naming file and key; for an unknown key it suggests the option that goes by that name elsewhere, or the
  *   most similar one
  */
@@ -42,18 +47,23 @@ export function checkConfig<T extends OptionTable>(
   const values: Record<string, unknown> = {};
   const allowed = fileOptions(table);
   for (const [name, given] of Object.entries(config)) {
-    if (name === kSchemaKey) continue;
+    if (name === kSchemaKey) {
+      checkValue(`${path}: ${name}`, kSchemaOption, given);
+      continue;
+    }
     const key = camel(name);
     const option = Object.hasOwn(allowed, key) ? allowed[key] : undefined;
-    if (option === undefined) {
-      throw new ArgumentError(`${path}: unknown option "${name}"${didYouMean(name, allowed)}`);
+    if (option === undefined || !spellings(key).includes(name)) {
+      const advice = didYouMean(name, allowed) || '; balora train --help lists the options';
+      throw new ArgumentError(`${path}: unknown option "${name}"${advice}`);
     }
     if (Object.hasOwn(values, key)) {
-      throw new ArgumentError(`${path}: "${kebab(key)}" is given in two spellings`);
+      throw new ArgumentError(
+        `${path}: "${kebab(key)}" is given in two spellings; keep one of them`,
+      );
     }
     if (given === null) continue; // In YAML, "key:" without a value reads as null and counts as not given.
-    const read = option.fromFile ? option.fromFile(given) : given;
-    values[key] = checkValue(`${path}: ${name}`, option, read);
+    values[key] = checkFileValue(`${path}: ${name}`, option, given);
   }
   return values as ValuesOf<T>;
 }

@@ -15,7 +15,7 @@ export function planText(plan: RunPlan, data: PlanStatistics, format: string): s
     ['data', dataText(data, format)],
     [
       'steps',
-      `${plan.totalSteps}, of them ${plan.warmupSteps} warm-up; ${plan.microBatchesPerEpoch} micro-batches an epoch`,
+      `${plan.totalSteps}, ${plan.warmupSteps} of them warm-up; ${plan.microBatchesPerEpoch} micro-batches per epoch`,
     ],
     [
       'parameters',
@@ -25,10 +25,10 @@ export function planText(plan: RunPlan, data: PlanStatistics, format: string): s
       'memory',
       memory.totalBytes === null
         ? 'not measured'
-        : `${formatBytes(memory.totalBytes)} of tensors; Node, code and scratch come on top`,
+        : `${formatBytes(memory.totalBytes)} of tensors, without Node, code and scratch memory`,
     ],
     ['  model', formatBytes(memory.baseBytes)],
-    ['  second copy', formatBytes(memory.teacherBytes)],
+    ['  teacher', formatBytes(memory.teacherBytes)],
     ['  adapter', formatBytes(memory.adapterBytes)],
     ['  gradients and moments', formatBytes(memory.optimizerBytes)],
     [
@@ -43,7 +43,7 @@ export function planText(plan: RunPlan, data: PlanStatistics, format: string): s
       'time',
       plan.secondsPerStep === null
         ? 'not measured'
-        : `${formatSeconds(plan.secondsPerStep * plan.totalSteps)} (${plan.secondsPerStep.toFixed(2)} s a step, from one micro-batch)`,
+        : `${formatSeconds(plan.secondsPerStep * plan.totalSteps)} (${plan.secondsPerStep.toFixed(2)} s per step, from one micro-batch)`,
     ],
   ];
   return textTable(rows);
@@ -69,7 +69,7 @@ function planRows({ memoryPlan }: RunPlan): [string, string][] {
     .map(([keep, count]) => `${count} ${keep}`);
   return [
     ['  layers', kept.join(', ')],
-    ['  foretold peak', `${formatBytes(bytes)} of the process, from rows of a small forward`],
+    ['  predicted peak', `${formatBytes(bytes)} of the process, from a small forward pass`],
   ];
 }
 

@@ -6,6 +6,8 @@
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { ArgumentError, BaloraError } from '../errors.ts';
+import type { OptionTable } from '../options/option.ts';
+import { withFlags } from './flag_names.ts';
 import { hasColour, type OutputStream, styler } from './terminal.ts';
 
 /** The output streams that commands write to. */
@@ -14,9 +16,11 @@ export interface CliContext {
   readonly stderr: OutputStream;
 }
 
-/** A function that adds one command to the program; the command's action returns its exit code. */
+/** A function that adds one command to the program. */
 export type CommandModule = (program: Command, context: CliContext, run: RunAction) => void;
+/** Makes the action of a command, which returns its exit code. Its errors name the given options by their flags. */
 export type RunAction = <A extends unknown[]>(
+  options: OptionTable,
   action: (...args: A) => Promise<number>,
 ) => (...args: A) => Promise<void>;
 
@@ -26,9 +30,11 @@ export async function runCli(
   commands: () => Promise<readonly CommandModule[]>,
 ): Promise<number> {
   let exitCode = 0;
+  let options: OptionTable = {};
   const run: RunAction =
-    (action) =>
+    (ownOptions, action) =>
     async (...actionArgs) => {
+      options = ownOptions;
       exitCode = await action(...actionArgs);
     };
   const program = new Command('balora')
@@ -46,18 +52,18 @@ export async function runCli(
     return exitCode;
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
-    context.stderr.write(`${describe(error, context)}\n`);
+    context.stderr.write(`${describe(error, context, options)}\n`);
     return error instanceof ArgumentError ? 2 : 1;
   }
 }
 
 /**
- * The text of an error: the message alone for errors of the library, the stack trace as well for unexpected ones, which
- * are bugs.
+ * The text of an error: the message alone, with flags for names of options, for errors of the library; the stack trace as well
+ * for unexpected ones, which are bugs.
  */
-function describe(error: unknown, { stderr }: CliContext): string {
+function describe(error: unknown, { stderr }: CliContext, options: OptionTable): string {
   const label = styler(hasColour(stderr))('error:', 'red', 'bold');
-  if (error instanceof BaloraError) return `${label} ${error.message}`;
+  if (error instanceof BaloraError) return `${label} ${withFlags(error.message, options)}`;
   if (error instanceof Error) return `${label} ${error.stack ?? error.message}`;
   return `${label} ${String(error)}`;
 }

@@ -4,6 +4,7 @@
  */
 import type { StepRecord, TrainEvent } from '../train/types.ts';
 import { evaluationLine } from './evaluation_view.ts';
+import { withFlags } from './flag_names.ts';
 import {
   fixed,
   formatBytes,
@@ -12,6 +13,7 @@ import {
   type OutputStream,
   styler,
 } from './terminal.ts';
+import { kTrainOptions } from './train_options.ts';
 
 const kRedrawMs = 100;
 /** The width assumed for a terminal that does not report its own (or reports 0, as under a recorder). */
@@ -76,14 +78,15 @@ export class Progress {
 
   /** The `onDownload` callback of everything that may fetch from the Hub: it writes a line for each file. */
   readonly download = (path: string, bytes: number): void =>
-    this.message(`fetching ${path}, ${formatBytes(bytes)}`);
+    this.message(`downloading ${path}, ${formatBytes(bytes)}`);
 
   /** The `onProgress` callback for creating an adapter. */
-  readonly starts = (modules: number, total: number): void =>
-    this.status(`starting the adapter: ${modules} of ${total} modules`);
+  readonly adapterProgress = (modules: number, total: number): void =>
+    this.status(`initializing the adapter: ${modules} of ${total} modules`);
 
+  /** Writes a warning, in which the names of options become flags. */
   warn(text: string): void {
-    this.message(`${this.style('warning:', 'yellow')} ${text}`);
+    this.message(`${this.style('warning:', 'yellow')} ${withFlags(text, kTrainOptions)}`);
   }
 
   /** Erases the progress line. */

@@ -10,7 +10,7 @@ export const addSchema: CommandModule = (program, { stdout }, run) => {
     .command('schema')
     .description('the JSON schema of a configuration file of train, for editors')
     .action(
-      run(async () => {
+      run({}, async () => {
         const table = fileOptions(kTrainOptions);
         const schema = jsonSchemaOf(table, {
           title: 'Options of balora train',

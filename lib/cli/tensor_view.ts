@@ -43,7 +43,9 @@ export async function listTensors(
     names.find((name) => name === SINGLE_WEIGHTS) ??
     names.filter((name) => /\.(gguf|safetensors)$/.test(name)).sort()[0];
   if (file === undefined) {
-    throw new ArgumentError(`${path}: no .safetensors and no .gguf file in this folder`);
+    throw new ArgumentError(
+      `${path}: no .safetensors and no .gguf file in this folder; give the folder of a model or an adapter`,
+    );
   }
   return listFile(join(path, file));
 }
@@ -74,7 +76,7 @@ function listFile(path: string): TensorListing {
     }
   }
   if (path.endsWith('.safetensors')) return { title: basename(path), tensors: safetensors(path) };
-  throw new ArgumentError(`${path}: neither a folder nor a .safetensors or .gguf file`);
+  throw new ArgumentError(`${path}: must be a folder, or a .safetensors or .gguf file`);
 }
 
 async function listAdapter(folder: string): Promise<TensorListing> {

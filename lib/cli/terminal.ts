@@ -9,12 +9,12 @@ export interface OutputStream {
 }
 
 /** Error codes of a pipe whose reader has exited and of a terminal that has been closed. */
-const kUnread = ['EPIPE', 'EIO'];
+const kClosedPipeCodes = ['EPIPE', 'EIO'];
 
-/** Ignores errors of writing to a stream that has no reader any more, so that `train | head` trains on and saves its result. */
-export function outliveReader(stream: EventEmitter): void {
+/** Ignores write errors of a stream whose reader has exited, so that `train | head` continues training and saves its result. */
+export function ignoreClosedPipe(stream: EventEmitter): void {
   stream.on('error', (error: NodeJS.ErrnoException) => {
-    if (!kUnread.includes(error.code ?? '')) throw error;
+    if (!kClosedPipeCodes.includes(error.code ?? '')) throw error;
   });
 }
 

@@ -12,7 +12,7 @@ import { abortable, type Interrupt, interruptOf } from './interrupt.ts';
 import { dataText, planText } from './plan_view.ts';
 import type { CliContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
-import type { Prepared, Surroundings } from './tasks/cli_task.ts';
+import type { Prepared, RunContext } from './tasks/cli_task.ts';
 import { cliTaskOf } from './tasks/list.ts';
 import { formatSeconds } from './terminal.ts';
 import { kTrainOptions, type TrainSettings } from './train_options.ts';
@@ -22,7 +22,7 @@ export const addTrain: CommandModule = (program, context, run) => {
   const command = program.command('train').description('fine-tune a model');
   addOptions(command, kTrainOptions, { config: true });
   command.action(
-    run(async (_: unknown, self: Command) =>
+    run(kTrainOptions, async (_: unknown, self: Command) =>
       train(await readOptions(self, kTrainOptions), context),
     ),
   );
@@ -36,7 +36,7 @@ async function train(settings: TrainSettings, context: CliContext): Promise<numb
   };
   const stopping = () => {
     const when = begun ? 'after this micro-batch' : 'before the first step';
-    const kept = begun && settings.output !== undefined ? '; the checkpoint can be resumed' : '';
+    const kept = begun && settings.output !== undefined ? ', from where --resume continues' : '';
     return `stopping ${when}${kept} (interrupt again to quit at once)`;
   };
   try {
@@ -47,15 +47,17 @@ async function train(settings: TrainSettings, context: CliContext): Promise<numb
   } catch (error) {
     const interrupt = interruptOf(error);
     if (interrupt === null) throw error;
-    const onward = settings.resume ? 'the same command goes on' : 'begin anew';
-    progress.message(`stopped before the first step: nothing was written, ${onward}`);
+    const hint = settings.resume
+      ? 'run the same command to continue'
+      : 'run it again to begin anew';
+    progress.message(`stopped before the first step, nothing was written; ${hint}`);
     return interrupt.exitCode;
   } finally {
     progress.clear();
   }
 }
 
-interface RunSurroundings extends Surroundings {
+interface TrainContext extends RunContext {
   readonly context: CliContext;
   /** Called when training itself begins; from then on an interrupt leaves something to save. */
   readonly onBegin: () => void;
@@ -63,7 +65,7 @@ interface RunSurroundings extends Surroundings {
 
 async function run(
   settings: TrainSettings,
-  { context, progress, signal, onBegin }: RunSurroundings,
+  { context, progress, signal, onBegin }: TrainContext,
 ): Promise<number> {
   const setup = trainSetup(settings);
   if (settings.threads !== undefined) setNumThreads(settings.threads);
@@ -73,7 +75,10 @@ async function run(
   }
   // The warning comes before the model is loaded, so that a user can stop the command early.
   if (settings.output === undefined && !settings.dryRun) {
-    progress.warn('no --output: the result is written nowhere');
+    progress.warn('without --output nothing is saved');
+  }
+  if (settings.evalData === undefined && settings.perDeviceEvalBatchSize !== undefined) {
+    progress.warn('--per-device-eval-batch-size has no effect: it needs --eval-data');
   }
   const prepared = await cliTaskOf(settings).prepare(settings, setup, { progress, signal });
   const { input, tokenizer, statistics, format, close } = prepared;
@@ -117,23 +122,23 @@ async function saveTokenizer(
 function report(
   result: TrainResult,
   settings: TrainSettings,
-  { progress, signal }: Surroundings,
+  { progress, signal }: RunContext,
 ): number {
   progress.clear();
   const { reason, steps, elapsedSeconds, output, best } = result;
   const where = output === null ? '' : `, written to ${output}`;
   const kept =
-    best === null ? '' : `; kept step ${best.step} (${best.metric} ${best.value.toFixed(4)})`;
-  const onward = reason === 'aborted' ? `; ${howToGoOn(result, settings)}` : '';
+    best === null ? '' : `; exported step ${best.step} (${best.metric} ${best.value.toFixed(4)})`;
+  const hint = reason === 'aborted' ? `; ${resumeHint(result, settings)}` : '';
   progress.message(
-    `${reason} after ${steps} steps and ${formatSeconds(elapsedSeconds)}${where}${kept}${onward}`,
+    `${reason} after ${steps} steps and ${formatSeconds(elapsedSeconds)}${where}${kept}${hint}`,
   );
   return reason === 'aborted' ? (signal.reason as Interrupt).exitCode : 0;
 }
 
-function howToGoOn({ checkpoint }: TrainResult, { output }: TrainSettings): string {
-  if (output === undefined) return 'without --output nothing is kept';
+function resumeHint({ checkpoint }: TrainResult, { output }: TrainSettings): string {
+  if (output === undefined) return 'without --output nothing was saved';
   return checkpoint === null
-    ? 'there is no step to resume, begin anew with --overwrite'
-    : `the same command with --resume goes on from ${checkpoint}`;
+    ? 'there is no checkpoint, begin anew with --overwrite'
+    : `run the same command with --resume to continue from ${checkpoint}`;
 }

@@ -6,7 +6,16 @@ import { loraOptions } from '../adapters/lora_options.ts';
 import { METHOD_NAMES } from '../adapters/methods/registry.ts';
 import { GLUE_TASKS } from '../data/glue.ts';
 import { kProblemTypes } from '../losses/problem_type.ts';
-import { choice, nameList, names, onOff, template, text, whole } from '../options/kinds.ts';
+import {
+  choice,
+  filePath,
+  nameList,
+  names,
+  onOff,
+  template,
+  text,
+  whole,
+} from '../options/kinds.ts';
 import { defaultsOf, group, type ValuesOf } from '../options/option.ts';
 import { TASK_NAMES } from '../tasks/list.ts';
 import { REGULARIZER_OPTIONS } from '../train/regularizers.ts';
@@ -24,7 +33,7 @@ const kRun = 'Model and data';
 /** Options that determine how rows become examples; `evaluate` and `inspect` have them as well. */
 export const kExampleOptions = group('Examples', {
   promptTemplate: template({
-    help: 'text with {field} places, or alpaca (the recipe) or none',
+    help: 'text with {field} placeholders, or alpaca (that of the recipe), or none',
     aliases: ['template'],
   }),
   promptField: text({
@@ -58,7 +67,7 @@ export const kExampleOptions = group('Examples', {
 export const kLabelOptions = group('Classification (--task sequence-classification)', {
   glue: choice({
     choices: Object.keys(GLUE_TASKS),
-    help: 'a task of GLUE: gives fields and label names',
+    help: 'a task of GLUE, which sets fields and label names',
     aliases: ['task-name'],
   }),
   textField: text({
@@ -74,25 +83,25 @@ export const kLabelOptions = group('Classification (--task sequence-classificati
   }),
   numLabels: whole({
     least: 1,
-    help: 'outputs of the head; 1: regression; default: counted in the data, for evaluate in the trained head',
+    help: 'outputs of the head; 1: regression; default: from the data, for evaluate from the trained head',
     aliases: ['num-classes'],
   }),
   labelNames: names({
-    help: 'class names by id, where the data writes names; default: those of a trained head, else sorted',
+    help: 'class names in the order of their ids; default: those of a trained head, else the names in the data, sorted',
   }),
   problemType: choice({
     choices: kProblemTypes,
-    help: 'what the outputs mean; default: by the labels, for evaluate as the trained head says',
+    help: 'what the outputs mean; default: from the labels, for evaluate from the trained head',
   }),
 });
 
 /** Options of labelled rows that only `train` has. */
 export const kLabelTrainOptions = group('Classification (--task sequence-classification)', {
-  groupByLength: onOff({ help: 'texts of like length in one micro-batch' }),
-  newHead: onOff({ help: 'draw a new head even if the model has one' }),
+  groupByLength: onOff({ help: 'put texts of similar length into one micro-batch' }),
+  newHead: onOff({ help: 'initialize a new head even if the model has one' }),
   headWarmupEpochs: whole({
     least: 0,
-    help: 'passes of a linear probe that trains the head before tuning, and with it the teacher; 0: none',
+    help: 'epochs in which the head alone is trained before tuning, and with it the teacher; 0: none',
   }),
 });
 
@@ -100,14 +109,14 @@ export const kLabelTrainOptions = group('Classification (--task sequence-classif
 export const kTaskOption = group(kRun, {
   task: choice({
     choices: TASK_NAMES,
-    help: 'what the model learns: to go on a text, to answer a source with a target (T5), or to label whole texts',
+    help: 'what the model learns: to continue a text, to answer a source with a target (T5), or to label whole texts',
     aliases: ['task-type'],
   }),
 });
 
 /** Options that determine how a model is loaded and run. */
 export const kModelOptions = group(kRun, {
-  model: text({
+  model: filePath({
     placeholder: 'path',
     help: 'a model folder, a GGUF file or a hub id',
     required: true,
@@ -116,22 +125,22 @@ export const kModelOptions = group(kRun, {
   dtype: choice({
     choices: ['f32', 'bf16'],
     default: 'f32',
-    help: 'of the frozen base and the activations',
+    help: 'type of the frozen base and the activations',
     aliases: ['bf16', 'torch-dtype', 'precision', 'fp16'],
   }),
   device: text({ placeholder: 'name', default: 'cpu', help: 'cpu, cuda, cuda:1' }),
   threads: whole({
     least: 1,
-    help: 'of the engine; default: the cores',
+    help: 'threads of the engine; default: one per core',
     aliases: ['num-threads', 'n-threads'],
   }),
   ignoreKeys: nameList({
-    help: 'keys of config.json that balora does not know and that you know not to matter',
+    help: 'keys of config.json to ignore, which balora does not know and which change nothing',
   }),
 });
 
 const kEvalData = group(kRun, {
-  evalData: text({
+  evalData: filePath({
     placeholder: 'file',
     help: 'held-out data, like the training data',
     aliases: ['validation-file', 'eval-file', 'eval-dataset', 'val-data', 'validation-data'],
@@ -142,7 +151,7 @@ export const kTrainOptions = withFlags({
   ...kTaskOption,
   ...kModelOptions,
   ...group(kRun, {
-    data: text({
+    data: filePath({
       placeholder: 'file',
       help: 'training data: .tsv, .csv, .parquet or JSON Lines',
       required: true,
@@ -153,7 +162,7 @@ export const kTrainOptions = withFlags({
   ...seedOptions,
   ...group(kRun, {
     dryRun: onOff({
-      help: 'print what the run would take in memory and time, and stop',
+      help: 'print the memory and time that the run would take, and stop',
       only: 'flag',
     }),
   }),
@@ -166,15 +175,15 @@ export const kTrainOptions = withFlags({
     method: choice({
       choices: METHOD_NAMES,
       default: 'balora',
-      help: 'preset that the other options override',
+      help: 'preset, which the other options override',
       aliases: ['peft-type', 'peft-method', 'finetuning-type'],
     }),
   }),
   ...loraOptions,
   ...group('Method and adapter', {
-    adapter: text({
+    adapter: filePath({
       placeholder: 'folder',
-      help: 'go on from an adapter (PEFT folder)',
+      help: 'continue training an adapter (PEFT folder)',
       aliases: ['adapter-name-or-path', 'adapter-path', 'lora-path'],
     }),
   }),
@@ -184,7 +193,7 @@ export const kTrainOptions = withFlags({
     perDeviceTrainBatchSize: whole({
       least: 1,
       default: 8,
-      help: 'examples (rows, when packing) of a micro-batch',
+      help: 'examples (rows, when packing) per micro-batch',
       aliases: [
         'batch-size',
         'train-batch-size',
@@ -195,7 +204,7 @@ export const kTrainOptions = withFlags({
     }),
     perDeviceEvalBatchSize: whole({
       least: 1,
-      help: 'examples of a batch of evaluation; the result does not depend on it; default: as in training',
+      help: 'examples per batch of an evaluation, whose result does not depend on it; default: as in training',
       aliases: ['eval-batch-size', 'per-gpu-eval-batch-size'],
     }),
   }),
@@ -205,7 +214,7 @@ export const kTrainOptions = withFlags({
     packing: onOff({ help: 'fill rows of max-length tokens with several examples each' }),
     shuffle: onOff({
       default: true,
-      help: 'a new order in every epoch',
+      help: 'a new order of the examples in every epoch',
       helpOff: 'keep the order of the file',
     }),
   }),

@@ -44,11 +44,11 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
   const evalBatchSize = settings.perDeviceEvalBatchSize ?? batchSize;
   const shuffle = settings.shuffle ?? kTrainDefaults.shuffle;
   const training = {
-    ...ofTable(settings, optimizationOptions),
-    ...ofTable(settings, outputOptions),
-    ...ofTable(settings, bestOptions),
-    ...ofTable(settings, resourceOptions),
-    regularizers: ofTable(settings, REGULARIZER_OPTIONS), // they override those of the method, which the adapter records
+    ...pickOptions(settings, optimizationOptions),
+    ...pickOptions(settings, outputOptions),
+    ...pickOptions(settings, bestOptions),
+    ...pickOptions(settings, resourceOptions),
+    regularizers: pickOptions(settings, REGULARIZER_OPTIONS), // they override those of the method, which the adapter records
     seed,
     runConfig: toConfig({ ...kTrainDefaults, ...settings }),
   };
@@ -75,57 +75,60 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
  */
 export function checkTask(settings: TrainSettings): void {
   const task = cliTaskOf(settings);
-  const others = Object.values(CLI_TASKS).flatMap(({ own }) => own);
-  const odd = others.find(
-    (key) => !task.own.includes(key) && settings[key] !== undefined && settings[key] !== false,
+  const others = Object.values(CLI_TASKS).flatMap(({ ownOptions }) => ownOptions);
+  const foreign = others.find(
+    (key) =>
+      !task.ownOptions.includes(key) && settings[key] !== undefined && settings[key] !== false,
   );
-  if (odd === undefined) return;
-  const owners = Object.values(CLI_TASKS).filter(({ own }) => own.includes(odd));
+  if (foreign === undefined) return;
+  const owners = Object.values(CLI_TASKS).filter(({ ownOptions }) => ownOptions.includes(foreign));
   const [owner] = owners;
   throw new ArgumentError(
     settings.task === undefined && owners.length === 1 && owner !== undefined
-      ? `${flagOf(odd)} needs --task ${owner.task.name}`
-      : `${flagOf(odd)} has no meaning for --task ${task.task.name}`,
+      ? `${flagOf(foreign)} needs --task ${owner.task.name}`
+      : `${flagOf(foreign)} has no meaning for --task ${task.task.name}; leave it out`,
   );
 }
 
 /** The settings that belong to a table of options. */
-function ofTable<T extends OptionTable>(settings: TrainSettings, table: T): ValuesOf<T> {
+function pickOptions<T extends OptionTable>(settings: TrainSettings, table: T): ValuesOf<T> {
   return pick(settings as object, Object.keys(table) as never[]) as ValuesOf<T>;
 }
 
 function chooseMethod(settings: TrainSettings): ResolvedMethod {
   const name: MethodName = settings.method ?? kTrainDefaults.method;
-  const adapter = ofTable(settings, loraOptions);
+  const adapter = pickOptions(settings, loraOptions);
   const [shape] = Object.keys(adapter);
   if (settings.adapter !== undefined && shape !== undefined) {
-    throw new ArgumentError(`${flagOf(shape)} cannot be set: --adapter brings its own shape`);
+    throw new ArgumentError(
+      `${flagOf(shape)} cannot be set with --adapter, which brings its own; leave one of them out`,
+    );
   }
   if (settings.adapter !== undefined && name === 'full') {
     throw new ArgumentError(
-      '--adapter cannot go with --method full: merge it into the model first',
+      '--adapter cannot go with --method full; merge it into the model first, with balora merge',
     );
   }
   const { task = 'causal-lm' } = settings;
-  const regularizers = ofTable(settings, REGULARIZER_OPTIONS);
-  checkChoices(name, task, { adapter, regularizers });
+  const regularizers = pickOptions(settings, REGULARIZER_OPTIONS);
+  checkCombinations(name, task, { adapter, regularizers });
   return resolveMethod(name, { adapter: adapter as LoraConfigInput, regularizers, task });
 }
 
 /** Runs the library's checks of combined options here, so that their messages name flags. */
-function checkChoices(
+function checkCombinations(
   method: MethodName,
   task: TaskName,
   { adapter, regularizers }: { adapter: object; regularizers: object },
 ): void {
   const preset = METHODS[method];
-  const how = { name: flagOf };
+  const spelling = { name: flagOf };
   const weights = {
     ...defaultsOf(REGULARIZER_OPTIONS, { task }),
     ...preset.regularizers?.[task],
     ...regularizers,
   };
-  for (const { checks = [] } of TASKS[task].terms) checkTogether(checks, weights, how);
+  for (const { checks = [] } of TASKS[task].terms) checkTogether(checks, weights, spelling);
   if (preset.adapter === null) return;
   const given: Record<string, unknown> = { ...preset.adapter, ...adapter };
   const shape = Object.fromEntries(
@@ -134,5 +137,5 @@ function checkChoices(
       normalized(loraOptions[key as keyof typeof loraOptions], value),
     ]),
   );
-  checkTogether(loraChecks, shape as unknown as LoraConfig, how);
+  checkTogether(loraChecks, shape as unknown as LoraConfig, spelling);
 }

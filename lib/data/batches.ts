@@ -14,7 +14,7 @@ import {
 } from './dataset.ts';
 import { type Example, supervisedCount, truncate } from './example.ts';
 import { chooseFormat, type ExampleFormat, type FormatOptions } from './example_format.ts';
-import { located, type RowSource } from './rows.ts';
+import { type RowSource, withRowLocation } from './rows.ts';
 
 /** Options for turning rows into micro-batches. */
 export interface BatchOptions extends FormatOptions, DatasetOptions {
@@ -81,7 +81,7 @@ export class Batches {
     const settings = checkedSettings(options);
     const { batchSize, shuffle, seed, packing, maxLength } = settings;
     const first = await rows.row(0);
-    const format = await located(rows, 0, () => chooseFormat(tokenizer, first, options));
+    const format = await withRowLocation(rows, 0, () => chooseFormat(tokenizer, first, options));
     const check = new SupervisionCheck(rows, maxLength, options);
     const padId = tokenizer.padId ?? tokenizer.eosId ?? 0;
     const dataset = await Dataset.read(rows, kindOf(format, { ...settings, padId }), {
@@ -161,18 +161,17 @@ class SupervisionCheck {
     if (this.first === null) return;
     const { length } = this.rows;
     if (skipped === length) {
-      const { message } = await this.error(this.first);
-      throw new ArgumentError(`${message}, nor in any of the ${length} rows`);
+      throw await this.error(this.first, `, nor in any of the ${length} rows`);
     }
     const where = await this.rows.where(this.first);
-    const message = `${skipped} of ${length} examples have no supervised token within ${this.maxLength} tokens and are left out (first: ${where})`;
+    const message = `${skipped} of ${length} examples have no supervised token within ${this.maxLength} tokens and are left out (first: ${where}); raise maxLength to train on them`;
     this.options.onWarning?.({ code: 'examples_skipped', message });
   }
 
-  private async error(index: number): Promise<Error> {
+  private async error(index: number, others = ''): Promise<ArgumentError> {
     const where = await this.rows.where(index);
     return new ArgumentError(
-      `${where}: no supervised token within ${this.maxLength} tokens (maxLength)`,
+      `${where}: no supervised token within ${this.maxLength} tokens${others}; raise maxLength or shorten the prompt`,
     );
   }
 }
@@ -182,7 +181,9 @@ function checkedSettings(options: BatchOptions): Settings {
   const { batchSize, shuffle, seed } = orderOptions(options);
   checkInteger('maxLength', maxLength, 2);
   if (packing && padding !== 'none') {
-    throw new ArgumentError("data: packing excludes padding: 'longest'");
+    throw new ArgumentError(
+      "data: packing: true and padding: 'longest' exclude each other; leave one of them out",
+    );
   }
   // The fingerprint hashes the fields in this order.
   return { batchSize, maxLength, packing, padding, shuffle, seed };

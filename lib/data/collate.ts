@@ -69,7 +69,9 @@ export function concatenate(
   { padTo = 0, padId = 0 }: { padTo?: number; padId?: number } = {},
 ): Segments {
   if (sequences.length === 0 || sequences.some(({ length }) => length === 0)) {
-    throw new ArgumentError('collate: needs at least one example, and none without tokens');
+    throw new ArgumentError(
+      'collate: there must be at least one example, and at least one token in each',
+    );
   }
   const cuSeqlens = new Int32Array(sequences.length + 1);
   sequences.forEach(({ length }, b) => {

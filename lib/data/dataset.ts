@@ -7,13 +7,13 @@
 import { createHash, type Hash } from 'node:crypto';
 import { ArgumentError } from '../errors.ts';
 import { type EpochOrder, epochOrder, type OrderOptions } from './grouping.ts';
-import { located, type Row, type RowSource } from './rows.ts';
+import { type Row, type RowSource, withRowLocation } from './rows.ts';
 
 /** Conversion of the rows of one task to examples, and of examples to micro-batches. `E` is an example, `B` a micro-batch. */
 export interface ExampleKind<E, B> {
   /**
-   * The example of a row, cut to its limits, and which of its sides were cut: one flag a side, the same number for every row.
-   * A pure function of the row, since a row that is not kept in memory is encoded again.
+   * Encodes a row as an example within the length limits, with a flag for each side of the example (such as source and target) that
+   * says whether it was truncated. It must be a pure function of the row, since a row that is not kept in memory is encoded again.
    * @throws ArgumentError about the contents of the row; the row's place is put in front of the message
    */
   encode(row: Row): { readonly example: E; readonly cut: readonly boolean[] };
@@ -35,7 +35,7 @@ export interface DatasetOptions {
   shuffle?: boolean;
   /** Seed of the order. Default 42. */
   seed?: number;
-  /** Called now and then with the number of rows that have been read, and of all rows. */
+  /** Called regularly with the number of rows that have been read, and the number of all rows. */
   onProgress?: (rowsRead: number, rows: number) => void;
   /** Bytes of encoded examples kept in memory. Default 64 MiB. */
   cacheBytes?: number;
@@ -67,15 +67,15 @@ export interface DatasetCounts {
   /** Number of tokens in these rows, after cutting. */
   readonly tokens: number;
   readonly longest: number;
-  /** Number of rows of which a side was cut, whether they are kept or not. */
+  /** Number of rows that were truncated on any side, whether they are kept or not. */
   readonly truncated: number;
-  /** Number of rows cut, counted for each side separately. */
+  /** Number of truncated rows for each side. */
   readonly truncatedSides: readonly number[];
 }
 
 const kDefaultCacheBytes = 64 << 20;
 /** Number of rows encoded between two yields to the event loop. */
-const kRowsATurn = 64;
+const kRowsPerYield = 64;
 
 /** Examples of one kind, in micro-batches; the comment at the top of this file describes the pipeline. */
 export class Dataset<E, B> {
@@ -155,7 +155,11 @@ export class Dataset<E, B> {
   collateKept(indices: Uint32Array): B {
     const examples = Array.from(indices, (index) => {
       const example = this.#cache.get(index);
-      if (example === undefined) throw new ArgumentError(`data: no example ${index} in memory`);
+      if (example === undefined) {
+        throw new ArgumentError(
+          `data: there is no example ${index}; ask for one below ${this.#rows.length}`,
+        );
+      }
       return example;
     });
     return this.#kind.collate(examples, indices);
@@ -166,7 +170,7 @@ export class Dataset<E, B> {
     const { length: rows } = this.#rows;
     let [examples, tokens, longest, truncated] = [0, 0, 0, 0];
     const truncatedSides: number[] = [];
-    await everyRow(this.#rows, options, async (index) => {
+    await forEachRow(this.#rows, options, async (index) => {
       const { example, cut } = await this.#encode(index);
       const length = this.#kind.length(example);
       this.#lengths[index] = length;
@@ -188,7 +192,7 @@ export class Dataset<E, B> {
 
   async #encode(index: number) {
     const row = await this.#rows.row(index);
-    return located(this.#rows, index, () => this.#kind.encode(row));
+    return withRowLocation(this.#rows, index, () => this.#kind.encode(row));
   }
 
   #remember(index: number, example: E): void {
@@ -210,13 +214,13 @@ export class Dataset<E, B> {
  * Visits the rows by their indices, in order, yielding to the event loop and checking the signal in between.
  * @throws the signal's reason, and what `visit` throws
  */
-export async function everyRow(
+export async function forEachRow(
   { length }: RowSource,
   { signal, onProgress }: Pick<DatasetOptions, 'signal' | 'onProgress'>,
   visit: (index: number) => Promise<void>,
 ): Promise<void> {
   for (let index = 0; index < length; index++) {
-    if (index % kRowsATurn === 0) {
+    if (index % kRowsPerYield === 0) {
       signal?.throwIfAborted();
       onProgress?.(index, length);
       await new Promise((resolve) => setImmediate(resolve));
@@ -247,6 +251,6 @@ export function truncationWarning(
   truncated: number,
   { rows, what, maxLength }: { rows: number; what: string; maxLength: number },
 ): DataWarning {
-  const message = `${truncated} of ${rows} ${what} are cut to ${maxLength} tokens`;
+  const message = `${truncated} of ${rows} ${what} are longer than ${maxLength} tokens and were cut`;
   return { code: 'examples_truncated', message };
 }

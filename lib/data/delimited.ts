@@ -1,10 +1,17 @@
 /**
  * TSV and CSV files as rows. TSV has one row per line and no quoting, as in GLUE's files; CSV is quoted as in RFC 4180 (a quoted
- * field may hold commas, doubled quotes and line ends). The file is held in memory; rows are parsed when they are read.
+ * field may contain commas, line breaks and quotes, which are doubled). The file is held in memory; rows are parsed when they are read.
  */
 import { readFile } from 'node:fs/promises';
-import { ArgumentError, FormatError } from '../errors.ts';
-import type { Row, RowSource } from './rows.ts';
+import { FormatError } from '../errors.ts';
+import {
+  cannotOpen,
+  kEncodingAdvice,
+  noRows,
+  noSuchRow,
+  type Row,
+  type RowSource,
+} from './rows.ts';
 
 /** Options for reading a TSV or CSV file. */
 export interface DelimitedOptions {
@@ -14,8 +21,12 @@ export interface DelimitedOptions {
   separator?: ',' | '\t';
 }
 
-/** Start of a record: offset into the text, and line from 1. */
-interface Place {
+const kColumnsAdvice =
+  "rename one, or name the columns with columns: ['label', 'text'] where the first line is a row";
+const kRowAdvice = 'correct this line, or remove it';
+
+/** The start of a record: its offset in the text, and its line, counted from 1. */
+interface RecordStart {
   readonly offset: number;
   readonly line: number;
 }
@@ -25,57 +36,57 @@ export class DelimitedFile implements RowSource {
   private constructor(
     readonly path: string,
     private readonly text: string,
-    private readonly places: readonly Place[],
+    private readonly starts: readonly RecordStart[],
     private readonly form: { columns: readonly string[]; separator: ',' | '\t' },
   ) {}
 
   /**
    * Reads a file and finds its rows.
    * @throws ArgumentError if it cannot be read or has no rows; FormatError for text that is not UTF-8, a quote that never
-   *   closes, or a header with a name twice
+   *   closes, or two columns of one name
    */
   static async open(path: string, options: DelimitedOptions = {}): Promise<DelimitedFile> {
     const separator = options.separator ?? (/\.csv$/i.test(path) ? ',' : '\t');
     const text = decode(path, await bytesOf(path));
-    const places = findRecords(path, text, separator);
+    const starts = findRecords(path, text, separator);
     let { columns } = options;
     if (columns === undefined) {
-      const header = places.shift();
+      const header = starts.shift();
       columns = header ? splitRecord(text, header.offset, separator).fields : [];
     }
-    const twice = columns.find((name, i) => columns.indexOf(name) !== i);
-    if (twice !== undefined) {
-      throw new FormatError(
-        `${path}: two columns are called ${JSON.stringify(twice)}; if the first line is a row, name the columns`,
-        { path },
-      );
+    const duplicate = columns.find((name, i) => columns.indexOf(name) !== i);
+    if (duplicate !== undefined) {
+      throw new FormatError(`${path}: two columns are called ${JSON.stringify(duplicate)}`, {
+        path,
+        advice: kColumnsAdvice,
+      });
     }
-    if (places.length === 0) throw new ArgumentError(`data: ${path} has no rows`);
-    return new DelimitedFile(path, text, places, { columns, separator });
+    if (starts.length === 0) throw noRows(path);
+    return new DelimitedFile(path, text, starts, { columns, separator });
   }
 
   get length(): number {
-    return this.places.length;
+    return this.starts.length;
   }
 
   async row(index: number): Promise<Row> {
-    const place = this.places[index];
-    if (place === undefined) {
-      throw new ArgumentError(`data: ${this.path} has ${this.length} rows, no row ${index}`);
+    const start = this.starts[index];
+    if (start === undefined) {
+      throw noSuchRow(this, index);
     }
     const { columns, separator } = this.form;
-    const { fields } = splitRecord(this.text, place.offset, separator);
+    const { fields } = splitRecord(this.text, start.offset, separator);
     if (fields.length !== columns.length) {
       throw new FormatError(
-        `${this.path}:${place.line}: ${fields.length} fields, but there are ${columns.length} columns (${columns.join(', ')})`,
-        { path: this.path },
+        `${this.path}:${start.line}: ${fields.length} fields, but there are ${columns.length} columns (${columns.join(', ')})`,
+        { path: this.path, advice: kRowAdvice },
       );
     }
     return Object.fromEntries(columns.map((name, i) => [name, fields[i]]));
   }
 
   async where(index: number): Promise<string> {
-    return `${this.path}:${this.places[index]?.line}`;
+    return `${this.path}:${this.starts[index]?.line}`;
   }
 
   async close(): Promise<void> {}
@@ -85,9 +96,7 @@ async function bytesOf(path: string): Promise<Uint8Array> {
   try {
     return await readFile(path);
   } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException;
-    const reason = code === 'ENOENT' ? 'no such file' : message;
-    throw new ArgumentError(`data: cannot open ${path}: ${reason}`);
+    throw cannotOpen(path, error);
   }
 }
 
@@ -106,21 +115,24 @@ function decode(path: string, bytes: Uint8Array): string {
       }
       start = end + 1;
     }
-    throw new FormatError(`${path}:${line}: not valid UTF-8`, { path });
+    throw new FormatError(`${path}:${line}: not valid UTF-8`, { path, advice: kEncodingAdvice });
   }
 }
 
-function findRecords(path: string, text: string, separator: ',' | '\t'): Place[] {
-  const places: Place[] = [];
+function findRecords(path: string, text: string, separator: ',' | '\t'): RecordStart[] {
+  const starts: RecordStart[] = [];
   let line = 1;
   for (let offset = 0; offset < text.length; ) {
     const { end, lines, closed, blank } = splitRecord(text, offset, separator);
-    if (!closed) throw new FormatError(`${path}:${line}: a quote is never closed`, { path });
-    if (!blank) places.push({ offset, line });
+    if (!closed) {
+      const advice = 'close it, or write a quote inside a field twice ("")';
+      throw new FormatError(`${path}:${line}: a quote is never closed`, { path, advice });
+    }
+    if (!blank) starts.push({ offset, line });
     line += lines;
     offset = end;
   }
-  return places;
+  return starts;
 }
 
 interface Record {

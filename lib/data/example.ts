@@ -1,7 +1,7 @@
 /**
- * Examples: the ids of one text and which of them are supervised. The border between prompt and response is found on ids, by
- * the longest common prefix with the prompt alone: where the last characters of the prompt and the first of the response merge
- * into one token, that token is supervised.
+ * Examples: the ids of one text and which of them are supervised. The response begins after the longest common prefix of the ids
+ * and those of the prompt alone: if the last characters of the prompt and the first of the response are merged into one token,
+ * that token is supervised.
  */
 import { ArgumentError } from '../errors.ts';
 import type { ChatMessage } from '../text/chat_template.ts';
@@ -43,7 +43,7 @@ export function encodePromptResponse(
 ): Example {
   if (tokenizer.eosId === null) {
     throw new ArgumentError(
-      'tokenizer: no end-of-sequence token is named, responses could not end',
+      'tokenizer: without an end-of-sequence token, responses could not end; name the eos_token in tokenizer_config.json',
     );
   }
   const ids = tokenizer.encode(prompt + response);
@@ -53,9 +53,9 @@ export function encodePromptResponse(
 }
 
 /**
- * Encodes a conversation through the model's chat template, with every assistant turn supervised from its first token to its
- * end-of-turn token (white space that the template writes after that is not).
- * @throws ArgumentError if there is no assistant turn, or the template hides where one begins or ends
+ * Encodes a conversation through the model's chat template, with every assistant message supervised from its first token to its
+ * end-of-turn token; white space that the template writes after it is not supervised.
+ * @throws ArgumentError if there is no assistant message, or if it cannot be found in the rendered text
  */
 export function encodeConversation(
   tokenizer: Tokenizer,
@@ -67,24 +67,28 @@ export function encodeConversation(
   const spans: [number, number][] = [];
   messages.forEach((message, turn) => {
     if (message.role !== 'assistant') return;
-    const [from, to] = turnInText(tokenizer, messages, turn, text);
+    const [from, to] = turnSpan(tokenizer, messages, turn, text);
     const start = commonPrefix(encode(text.slice(0, from)), ids);
     const through = encode(text.slice(0, to));
     const common = commonPrefix(through, ids);
-    // A last token that merges with what follows belongs to the turn.
+    // A last token that is merged with the following characters belongs to the message.
     const end = Math.min(ids.length, common < through.length ? common + 1 : common);
     spans.push([start, endOfTurn(tokenizer, ids, start, end)]);
   });
-  if (spans.length === 0) throw new ArgumentError('messages: no assistant turn to learn from');
+  if (spans.length === 0)
+    throw new ArgumentError(
+      'messages: no assistant message to learn from; add one, or remove the row',
+    );
   return withSpans(ids, spans);
 }
 
 /**
- * Position of an assistant turn in the rendered text. The turn begins where a generation prompt after the earlier messages ends,
- * and ends where the conversation up to it ends. Templates that treat the last turn differently (Qwen3 leaves its thinking out of
- * earlier ones) are not prefixes of themselves: there the border is found by a mark put into the content.
+ * The span of an assistant message in the rendered text. It begins where the generation prompt after the earlier messages ends, and
+ * ends where the conversation up to and including it ends. Some templates render the last message differently (Qwen3 removes the
+ * thinking from earlier ones), so that a part of the conversation is no prefix of the whole; then the boundary is found by a marker
+ * in the message's content.
  */
-function turnInText(
+function turnSpan(
   tokenizer: Tokenizer,
   messages: readonly ChatMessage[],
   turn: number,
@@ -97,26 +101,27 @@ function turnInText(
   const from =
     opens && isPrefix(before, text)
       ? before.length
-      : contentBorder(tokenizer, messages, turn, 'start', text);
+      : contentBoundary(tokenizer, messages, turn, 'start', text);
   const through = tryRender(() => tokenizer.renderChat(messages.slice(0, turn + 1)));
   const to = isPrefix(through, text)
     ? through.length
-    : contentBorder(tokenizer, messages, turn, 'end', text);
+    : contentBoundary(tokenizer, messages, turn, 'end', text);
   if (from === null || to === null || to < from) {
     throw new ArgumentError(
-      `messages: the chat template does not show where assistant turn ${turn} begins or ends`,
+      `messages: the chat template does not show where assistant message ${turn} begins or ends; give the row a prompt ` +
+        'and a response instead, or change chat_template.jinja',
     );
   }
   return [from, to];
 }
 
-const kMark = '\u2042';
+const kMarker = '\u2042';
 
 /**
- * The border of a turn's content: the position where the text first differs when a mark is put there; null if the mark
- * shows nowhere.
+ * The start or end of a message's content in the rendered text: the position at which the text changes when a marker is added to
+ * the content there; null if the marker is not in the text.
  */
-function contentBorder(
+function contentBoundary(
   tokenizer: Tokenizer,
   messages: readonly ChatMessage[],
   turn: number,
@@ -124,20 +129,20 @@ function contentBorder(
   text: string,
 ): number | null {
   const content = messages[turn]?.content;
-  if (typeof content !== 'string' || content.includes(kMark)) return null;
+  if (typeof content !== 'string' || content.includes(kMarker)) return null;
   const marked = messages.map((message, i) =>
     i === turn
-      ? { ...message, content: side === 'start' ? kMark + content : content + kMark }
+      ? { ...message, content: side === 'start' ? kMarker + content : content + kMarker }
       : message,
   );
   const rendered = tryRender(() => tokenizer.renderChat(marked));
   const at = rendered === null ? 0 : commonPrefix(rendered, text);
-  return rendered?.[at] === kMark ? at : null;
+  return rendered?.[at] === kMarker ? at : null;
 }
 
-/** The end of a turn that holds a special token with nothing but white space behind it: that token. */
+/** The end of the supervised ids of a message: after its last special token if only white space follows, else `end`. */
 function endOfTurn(tokenizer: Tokenizer, ids: number[], start: number, end: number): number {
-  // The content's border stands before the end-of-turn token, which belongs to the turn as well.
+  // The content ends before the end-of-turn token, which is supervised as well.
   const next = ids[end];
   if (next !== undefined && next === tokenizer.eosId && ids[end - 1] !== tokenizer.eosId) end++;
   for (let last = end - 1; last >= start; last--) {

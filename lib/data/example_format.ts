@@ -23,7 +23,7 @@ export interface ExampleFormat {
   encode(row: Row): Example;
 }
 
-/** Pairs of the public data sets of the recipe, tried in this order. */
+/** Field names of public data sets for prompt and response, tried in this order. */
 const kKnownPairs = [
   ['instruction', 'output'],
   ['query', 'response'],
@@ -54,7 +54,7 @@ export function chooseFormat(
   return { description, encode: (row) => encodePromptResponse(tokenizer, ...texts(row)) };
 }
 
-/** Whether rows hold `messages`, and no option asks for anything else. */
+/** Whether rows are conversations: they have `messages`, and no option names other fields or a template. */
 function isConversation(
   firstRow: Row,
   { promptTemplate, promptField, responseField }: FormatOptions,
@@ -67,7 +67,7 @@ function isConversation(
 export interface TextFormat {
   /** Description for people: `question -> answer`. */
   readonly description: string;
-  /** The two texts of a row. @throws ArgumentError naming a field that is missing, or is no text */
+  /** The two texts of a row. @throws ArgumentError naming a field that is missing or not a text */
   texts(row: Row): [prompt: string, response: string];
 }
 
@@ -99,18 +99,18 @@ function chooseTexts(
 export function chooseSourceTarget(firstRow: Row, options: FormatOptions = {}): TextFormat {
   if (isConversation(firstRow, options)) {
     throw new ArgumentError(
-      "rows with 'messages' are conversations, which an encoder-decoder has no template for: give each row a source and a " +
-        'target, and name their fields with promptField and responseField (--prompt-field, --response-field)',
+      "rows with 'messages' are conversations, which an encoder-decoder has no template for; give each row a source and a " +
+        'target, and name their fields with promptField and responseField',
     );
   }
   return chooseTexts(firstRow, options, options.promptTemplate ?? null);
 }
 
-/** The prompt's field (null: a custom template names its own) and the response's. */
+/** The fields of the prompt (null if the template names its own fields) and of the response. */
 function chooseFields(row: Row, options: FormatOptions): [string | null, string] {
   const { promptField, responseField, promptTemplate } = options;
   for (const field of [promptField, responseField]) {
-    if (field !== undefined) fieldText(row, field); // a name that is given must be there
+    if (field !== undefined) fieldText(row, field); // throws if a field that was named is missing
   }
   if (promptField !== undefined && responseField !== undefined) return [promptField, responseField];
   const pair = kKnownPairs.find(
@@ -133,13 +133,15 @@ function checkedMessages(row: Row): ChatMessage[] {
   if (!Array.isArray(messages)) {
     throw new ArgumentError(
       messages === undefined
-        ? `no field 'messages' (fields: ${Object.keys(row).join(', ') || 'none'})`
-        : "field 'messages' must be an array",
+        ? `no field 'messages' (fields: ${Object.keys(row).join(', ') || 'none'}); every row needs it where the first has it`
+        : `field 'messages' must be an array, got ${JSON.stringify(messages)?.slice(0, 40)}`,
     );
   }
   messages.forEach((message: unknown, i) => {
     const role = (message as ChatMessage | null)?.role;
-    if (typeof role !== 'string') throw new ArgumentError(`messages[${i}] has no role`);
+    if (typeof role !== 'string') {
+      throw new ArgumentError(`messages[${i}] has no role; give it one, such as user or assistant`);
+    }
   });
   return messages as ChatMessage[];
 }

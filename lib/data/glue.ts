@@ -4,7 +4,7 @@
  */
 import { ArgumentError } from '../errors.ts';
 
-/** Names of the metrics that a checkpoint may be chosen by. */
+/** Names of the metrics by which the best step may be chosen. */
 export const kMetricNames = [
   'accuracy',
   'matthews',
@@ -18,7 +18,7 @@ export const kMetricNames = [
   'pearsonSpearmanMean',
   'loss',
 ] as const;
-/** Name of a metric that a checkpoint may be chosen by. */
+/** Name of a metric by which the best step may be chosen. */
 export type MetricName = (typeof kMetricNames)[number];
 
 /** One task of GLUE. */
@@ -29,7 +29,7 @@ export interface GlueTask {
   readonly label: readonly string[];
   /** Class names by id; null: the label is a number. */
   readonly labelNames: readonly string[] | null;
-  /** Metrics of the task; the first decides between checkpoints. */
+  /** Metrics of the task; the best step is chosen by the first. */
   readonly metrics: readonly MetricName[];
 }
 

@@ -1,7 +1,7 @@
 /**
  * Grouping of examples into micro-batches. Without packing a micro-batch is `batchSize` examples; with it, `batchSize` rows of up
- * to `packInto` tokens, each filled with whole examples in their order until the next does not fit. Filling in order (not best fit)
- * keeps the order of the shuffle; the room left at a row's end costs nothing, since rows are not padded.
+ * to `packInto` tokens, each filled with whole examples in their order until the next does not fit. Filling in order (not by best
+ * fit) keeps the shuffled order; unused room at the end of a row costs nothing, since rows are not padded.
  */
 import { shuffledOrder } from './philox.ts';
 

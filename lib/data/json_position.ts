@@ -1,6 +1,6 @@
 /**
- * Location of the first error in a damaged JSON text. JSON.parse's messages carry a position only in some engines and cases, so the
- * column in an error about a line of data is found here. Runs on damaged lines only.
+ * Location of the first error in invalid JSON. Messages of JSON.parse contain a position only in some engines and cases, so the
+ * column for an error about a line of data is found here. This runs for damaged lines only.
  */
 
 const kSpace = /[ \t\n\r]*/y;
@@ -13,23 +13,24 @@ class Scanner {
   position = 0;
   constructor(private readonly text: string) {}
 
-  /** Moves over a match at the position; false (and no move) if there is none. */
-  take(pattern: RegExp): boolean {
+  /** Moves past a match of the pattern at the current position; returns false without moving if there is none. */
+  skip(pattern: RegExp): boolean {
     pattern.lastIndex = this.position;
     if (!pattern.test(this.text)) return false;
     this.position = pattern.lastIndex;
     return true;
   }
 
-  takeChar(char: string): boolean {
+  /** Moves past a character; returns false without moving if another one is at the position. */
+  skipChar(char: string): boolean {
     if (this.text[this.position] !== char) return false;
     this.position++;
     return true;
   }
 
-  /** Moves past a string or, in a damaged one, to the place of the damage. */
-  takeString(): boolean {
-    if (!this.takeChar('"')) return false;
+  /** Moves past a string; returns false at the position of the first error if there is no valid one. */
+  skipString(): boolean {
+    if (!this.skipChar('"')) return false;
     for (;;) {
       const char = this.text[this.position];
       if (char === '"') {
@@ -38,7 +39,7 @@ class Scanner {
       }
       if (char === undefined || char < ' ') return false;
       if (char === '\\') {
-        if (!this.take(kEscape)) return false;
+        if (!this.skip(kEscape)) return false;
       } else {
         this.position++;
       }
@@ -56,43 +57,43 @@ export function jsonErrorOffset(text: string): number | null {
   const open: ('{' | '[')[] = [];
   let expected: Expected = 'value';
   for (;;) {
-    scanner.take(kSpace);
+    scanner.skip(kSpace);
     const closer = open.at(-1) === '{' ? '}' : ']';
     if (expected === 'end of text') {
       return scanner.position === text.length ? null : scanner.position;
     } else if (expected === 'value' || expected === 'value or ]') {
-      if (expected === 'value or ]' && scanner.takeChar(']')) {
+      if (expected === 'value or ]' && scanner.skipChar(']')) {
         open.pop();
         expected = afterValue(open);
-      } else if (scanner.takeChar('{')) {
+      } else if (scanner.skipChar('{')) {
         open.push('{');
         expected = 'key or }';
-      } else if (scanner.takeChar('[')) {
+      } else if (scanner.skipChar('[')) {
         open.push('[');
         expected = 'value or ]';
       } else if (
-        scanner.takeString() ||
-        (text[scanner.position] !== '"' && scanner.take(kScalar))
+        scanner.skipString() ||
+        (text[scanner.position] !== '"' && scanner.skip(kScalar))
       ) {
         expected = afterValue(open);
       } else {
         return scanner.position;
       }
     } else if (expected === 'key' || expected === 'key or }') {
-      if (expected === 'key or }' && scanner.takeChar('}')) {
+      if (expected === 'key or }' && scanner.skipChar('}')) {
         open.pop();
         expected = afterValue(open);
-      } else if (scanner.takeString()) {
+      } else if (scanner.skipString()) {
         expected = ':';
       } else {
         return scanner.position;
       }
     } else if (expected === ':') {
-      if (!scanner.takeChar(':')) return scanner.position;
+      if (!scanner.skipChar(':')) return scanner.position;
       expected = 'value';
-    } else if (scanner.takeChar(',')) {
+    } else if (scanner.skipChar(',')) {
       expected = closer === '}' ? 'key' : 'value';
-    } else if (scanner.takeChar(closer)) {
+    } else if (scanner.skipChar(closer)) {
       open.pop();
       expected = afterValue(open);
     } else {

@@ -1,19 +1,27 @@
 /**
- * JSON Lines files that may be larger than memory: one pass notes where each row begins (8 bytes per row), then rows are read by
+ * JSON Lines files that may be larger than memory: one pass records where each row begins (8 bytes per row), then rows are read by
  * index. Blank lines and a byte-order mark are skipped. A damaged line is an error naming file, line and column.
  */
 import { type FileHandle, open } from 'node:fs/promises';
-import { ArgumentError, FormatError } from '../errors.ts';
+import { FormatError } from '../errors.ts';
 import { jsonErrorOffset } from './json_position.ts';
-import type { Row, RowSource } from './rows.ts';
+import {
+  cannotOpen,
+  kEncodingAdvice,
+  noRows,
+  noSuchRow,
+  type Row,
+  type RowSource,
+} from './rows.ts';
 
 const kChunkBytes = 1 << 20;
 const kNewline = 10;
 /** Largest size of a row: the most that fits into a JavaScript string. */
 const kMaxRowBytes = 0x1fffffe8;
 
-const kArray =
-  "this is a JSON array; one object a line is wanted (jq -c '.[]' file.json > file.jsonl)";
+const kArray = 'this is a JSON array, and not one object a line';
+const kArrayAdvice = "convert it: jq -c '.[]' file.json > file.jsonl";
+const kRowAdvice = 'correct this line, or remove it';
 
 /** Options of {@link JsonlFile.open}. */
 export interface JsonlOptions {
@@ -101,10 +109,7 @@ export class JsonlFile implements RowSource {
         throw new Error('it is a folder');
       }
     } catch (error) {
-      const { code, message } = error as NodeJS.ErrnoException;
-      throw new ArgumentError(
-        `data: cannot open ${path}: ${code === 'ENOENT' ? 'no such file' : message}`,
-      );
+      throw cannotOpen(path, error);
     }
     try {
       const finder = new LineFinder();
@@ -114,7 +119,7 @@ export class JsonlFile implements RowSource {
         finder.feed(chunk);
         size += chunk.length;
       }
-      if (finder.starts.length === 0) throw new ArgumentError(`data: ${path} has no rows`);
+      if (finder.starts.length === 0) throw noRows(path);
       return new JsonlFile(path, file, finder.starts.finish(), size);
     } catch (error) {
       await file.close();
@@ -129,7 +134,7 @@ export class JsonlFile implements RowSource {
   async row(index: number): Promise<Row> {
     const start = this.starts[index];
     if (start === undefined) {
-      throw new ArgumentError(`data: ${this.path} has ${this.length} rows, no row ${index}`);
+      throw noSuchRow(this, index);
     }
     const bytes = await this.read(index, start, this.starts[index + 1] ?? this.size);
     const text = await this.decode(index, bytes);
@@ -138,11 +143,13 @@ export class JsonlFile implements RowSource {
       value = JSON.parse(text);
     } catch (error) {
       // The file is one array over several lines, whose first line is no JSON by itself.
-      if (index === 0 && /^\s*\[/.test(text)) throw await this.damaged(0, 1, kArray);
+      if (index === 0 && /^\s*\[/.test(text)) throw await this.damaged(0, 1, kArray, kArrayAdvice);
       const column = (jsonErrorOffset(text) ?? 0) + 1;
       throw await this.damaged(index, column, `not valid JSON (${(error as Error).message})`);
     }
-    if (Array.isArray(value) && this.length === 1) throw await this.damaged(0, 1, kArray);
+    if (Array.isArray(value) && this.length === 1) {
+      throw await this.damaged(0, 1, kArray, kArrayAdvice);
+    }
     if (value === null || typeof value !== 'object' || Array.isArray(value)) {
       const kind =
         value === null ? 'null' : Array.isArray(value) ? 'an array' : `a ${typeof value}`;
@@ -167,7 +174,7 @@ export class JsonlFile implements RowSource {
     }
     const inOrder = index === this.next;
     this.next = index + 1;
-    let { window } = this; // one object, replaced whole: reads may overlap
+    let { window } = this; // one object that is replaced as a whole, because reads may overlap
     if (start < window.start || end > window.start + window.bytes.length) {
       const ahead = Math.min(Math.max(end - start, kChunkBytes), this.size - start);
       const bytes = await this.readBytes(index, start, inOrder ? ahead : end - start);
@@ -181,7 +188,10 @@ export class JsonlFile implements RowSource {
     const bytes = new Uint8Array(length);
     for (let filled = 0; filled < length; ) {
       const { bytesRead } = await this.file.read(bytes, filled, length - filled, start + filled);
-      if (bytesRead === 0) throw await this.damaged(index, 1, 'the file has shrunk while in use');
+      if (bytesRead === 0) {
+        const advice = 'start again with a file that nothing writes to';
+        throw await this.damaged(index, 1, 'the file has shrunk while in use', advice);
+      }
       filled += bytesRead;
     }
     return bytes;
@@ -193,14 +203,20 @@ export class JsonlFile implements RowSource {
     } catch {
       const at = invalidUtf8Offset(bytes);
       const column = new TextDecoder().decode(bytes.subarray(0, at)).length + 1;
-      throw await this.damaged(index, column, 'not valid UTF-8');
+      throw await this.damaged(index, column, 'not valid UTF-8', kEncodingAdvice);
     }
   }
 
   /** The error for a damaged row; `column` counts UTF-16 units from 1. */
-  private async damaged(index: number, column: number, what: string): Promise<FormatError> {
+  private async damaged(
+    index: number,
+    column: number,
+    what: string,
+    advice = kRowAdvice,
+  ): Promise<FormatError> {
     const where = `${this.path}:${await this.line(index)}:${column}`;
-    return new FormatError(`${where}: ${what}`, { path: this.path, offset: this.starts[index] });
+    const options = { path: this.path, advice, offset: this.starts[index] as number };
+    return new FormatError(`${where}: ${what}`, options);
   }
 
   /** The row's line number from 1: blank lines count, so the file is read again up to the row. */

@@ -12,7 +12,7 @@ import {
   type DatasetOptions,
   type DataWarning,
   type ExampleKind,
-  everyRow,
+  forEachRow,
   orderOptions,
   truncationWarning,
 } from './dataset.ts';
@@ -21,11 +21,11 @@ import {
   type LabelOptions,
   type LabelScheme,
   parseLabel,
-  readRaw,
+  rawLabel,
   resolveScheme,
 } from './labels.ts';
 import { fieldText } from './prompt_template.ts';
-import { located, type RowSource } from './rows.ts';
+import { type RowSource, withRowLocation } from './rows.ts';
 
 /** Concatenated sequences, each with its label. N tokens, B sequences, D labels. */
 export interface LabelledBatch extends Segments {
@@ -102,7 +102,7 @@ export class LabelledBatches {
     const settings = checkedSettings(options);
     const { batchSize, shuffle, seed, groupByLength: byLength } = settings;
     const first = await rows.row(0);
-    const fields = await located(rows, 0, () => chooseFields(first, options));
+    const fields = await withRowLocation(rows, 0, () => chooseFields(first, options));
     // A maxLength that leaves no room for a text is refused before all rows are read.
     tokenizer.encodePair('', fields.texts.length > 1 ? '' : null, settings);
     const scheme = await schemeOf(rows, fields, options);
@@ -162,8 +162,8 @@ async function schemeOf(
   { onProgress: _, ...options }: LabelledOptions,
 ): Promise<LabelScheme> {
   const raw: unknown[] = [];
-  await everyRow(rows, options, async (index) => {
-    raw.push(readRaw((await rows.row(index))[label]));
+  await forEachRow(rows, options, async (index) => {
+    raw.push(rawLabel((await rows.row(index))[label]));
   });
   return resolveScheme(raw, labelOptions(options));
 }
@@ -202,7 +202,7 @@ function kindOf(
 
 function labelOf(value: unknown, field: string, scheme: LabelScheme): number[] {
   try {
-    return parseLabel(readRaw(value), scheme);
+    return parseLabel(rawLabel(value), scheme);
   } catch (error) {
     if (!(error instanceof ArgumentError)) throw error;
     throw new ArgumentError(`field '${field}': ${error.message}`);
@@ -230,7 +230,7 @@ function reportWarnings(
   }
   const found = (labelNames ?? null) === null ? (names?.length ?? 0) : 0;
   if (found > kManyClasses && found > examples / 2) {
-    const message = `${examples} examples have ${found} different labels: are the fields right (${format})?`;
+    const message = `${examples} examples have ${found} different labels; check that the fields are right (${format})`;
     onWarning?.({ code: 'many_classes', message });
   }
   const missing = (perClass ?? []).flatMap((n, d) => (n === 0 ? [names?.[d] ?? String(d)] : []));
@@ -251,5 +251,7 @@ function checkedSettings(options: LabelledOptions): Settings {
 /** The error for an empty text under a tokenizer without special tokens: it has no tokens, and no head reads such a sequence. */
 function withoutTokens(texts: readonly string[]): ArgumentError {
   const names = texts.map((name) => `'${name}'`).join(', ');
-  return new ArgumentError(`field ${names}: no token, and the tokenizer adds none of its own`);
+  return new ArgumentError(
+    `field ${names}: the text has no token, and the tokenizer adds none of its own; fill it in, or remove the row`,
+  );
 }

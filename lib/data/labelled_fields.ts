@@ -38,27 +38,31 @@ export function chooseFields(row: Row, options: FieldOptions): Fields {
   const task = glue === undefined ? null : glueTask(glue);
   const has = (name: string): boolean => Object.hasOwn(row, name);
   const names = Object.keys(row).join(', ');
-  const hint =
-    'a .tsv or .csv file without a header needs its columns named: columns, --columns label,sentence';
+  const hint = "name the columns with columns: ['label', 'sentence'] where a file has no header";
   const label = labelField ?? task?.label.find(has) ?? 'label';
   if (!has(label)) {
-    throw new ArgumentError(`no field '${label}' for the label (fields: ${names}); ${hint}`);
+    throw new ArgumentError(
+      `no field '${label}' for the label (fields: ${names}); name it with labelField, or ${hint}`,
+    );
   }
   if (textField !== undefined || textPairField !== undefined) {
-    if (textField === undefined) throw new ArgumentError('textPairField needs textField');
+    if (textField === undefined)
+      throw new ArgumentError('textPairField needs textField; give both');
     const texts = [textField, ...(textPairField === undefined ? [] : [textPairField])];
     const missing = texts.find((name) => !has(name));
     if (missing === undefined) return { texts, label };
-    throw new ArgumentError(`no field '${missing}' (fields: ${names}); ${hint}`);
+    throw new ArgumentError(
+      `no field '${missing}' (fields: ${names}); name one of these, or ${hint}`,
+    );
   }
   const texts = (task?.texts ?? kKnownTexts).find((fields) => fields.every(has));
   if (texts) return { texts, label };
   throw new ArgumentError(
-    `none of the known text fields (fields: ${names}); name it with textField; ${hint}`,
+    `none of the fields is known to be the text (fields: ${names}); name it with textField, or ${hint}`,
   );
 }
 
-/** Options of the labels: the caller's, else those of the task. */
+/** The options of the labels: those of the caller, and those of the GLUE task for what the caller leaves open. */
 export function labelOptions(options: FieldOptions & LabelOptions): TaskLabelOptions {
   const { glue, numLabels, problemType } = options;
   const labelNames = options.labelNames ?? undefined;

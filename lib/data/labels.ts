@@ -1,7 +1,7 @@
-/** Labels of a row: a class by id or name, a number, or D yes/no values. Options that are not given are inferred from the data. */
+/** Labels of rows: a class by id or name, a number, or D yes-or-no values. Options that are not given are inferred from the data. */
 import { ArgumentError } from '../errors.ts';
 
-/** The meaning of a head's outputs, in config.json's words. */
+/** The meaning of a head's outputs: `problem_type` in config.json. */
 export type LabelKind = 'single_label_classification' | 'regression' | 'multi_label_classification';
 
 export interface LabelOptions {
@@ -38,6 +38,12 @@ export interface LabelScheme {
 /** A label as it stands in a row: a class name or an id, a number, or a list of these. */
 type Raw = string | number | readonly (string | number)[];
 
+const kFewLabelsAdvice = {
+  single_label_classification:
+    "give labels of two classes, or pass problemType: 'regression' for numbers",
+  multi_label_classification: 'write each label as a list of names, or of zeros and ones',
+};
+
 /**
  * Infers the options that are not given from all labels.
  * @throws ArgumentError for options that contradict each other or labels that cannot be understood
@@ -55,7 +61,7 @@ export function resolveScheme(values: readonly unknown[], options: TaskLabelOpti
         : 'single_label_classification');
   if (numLabels !== undefined && labelNames !== undefined && numLabels !== labelNames.length) {
     throw new ArgumentError(
-      `labels: numLabels is ${numLabels}, but ${labelNames.length} names are given (${labelNames.join(', ')})`,
+      `labels: numLabels is ${numLabels}, but ${labelNames.length} names are given (${labelNames.join(', ')}); give one name for each label`,
     );
   }
   if (problemType === 'regression') {
@@ -64,24 +70,23 @@ export function resolveScheme(values: readonly unknown[], options: TaskLabelOpti
   const names = labelNames ?? foundNames(values);
   if (numLabels !== undefined && names !== null && names.length !== numLabels) {
     throw new ArgumentError(
-      `labels: the data names ${names.length} classes (${names.slice(0, 8).join(', ')}), numLabels is ${numLabels}: give labelNames (--label-names)`,
+      `labels: the data names ${names.length} classes (${names.slice(0, 8).join(', ')}), numLabels is ${numLabels}; give the names of all labels as labelNames`,
     );
   }
   const count = numLabels ?? names?.length ?? countIds(values, problemType);
   const least = problemType === 'single_label_classification' ? 2 : 1;
   if (count < least) {
     throw new ArgumentError(
-      `labels: ${problemType} needs ${least} labels at least, there ${count === 1 ? 'is' : 'are'} ${count}; ` +
-        'a number to predict is problemType regression (--problem-type)',
+      `labels: ${problemType} needs at least ${least} labels, got ${count}; ${kFewLabelsAdvice[problemType]}`,
     );
   }
-  const ids = taskNames && names ? placesIn(taskNames, names) : null;
+  const ids = taskNames && names ? indicesIn(taskNames, names) : null;
   const moved = ids?.some((place, id) => place !== id) ? { ids } : {};
   return { problemType, numLabels: count, names, ...moved };
 }
 
-/** Index of a name in a list: by exact case, else by any case where no two names are then alike; -1 where it is missing. */
-function placeOf(name: string, names: readonly string[]): number {
+/** The index of a name in a list; case is ignored if there is no exact match and only one match without case. -1 if there is none. */
+function indexOfName(name: string, names: readonly string[]): number {
   const exact = names.indexOf(name);
   if (exact >= 0) return exact;
   const folded = names.map((other) => other.toLowerCase());
@@ -89,9 +94,9 @@ function placeOf(name: string, names: readonly string[]): number {
   return first === folded.lastIndexOf(name.toLowerCase()) ? first : -1;
 }
 
-/** Index in `names` of each of `from`; null unless both lists hold the same names, in any order and case. */
-export function placesIn(from: readonly string[], names: readonly string[]): number[] | null {
-  const places = from.map((name) => placeOf(name, names));
+/** The index in `names` of each name in `from`; null unless both lists have the same names, in any order and case. */
+export function indicesIn(from: readonly string[], names: readonly string[]): number[] | null {
+  const places = from.map((name) => indexOfName(name, names));
   const found = new Set(places.filter((place) => place >= 0));
   return found.size === names.length && from.length === names.length ? places : null;
 }
@@ -120,8 +125,8 @@ function countIds(values: readonly unknown[], kind: LabelKind): number {
 }
 
 /**
- * The numbers of a row's label: one class id, D numbers, or D zeros and ones.
- * @throws ArgumentError saying what is wrong with it
+ * Converts the label of a row to numbers: one class id, D numbers, or D zeros and ones.
+ * @throws ArgumentError for a label that does not fit the scheme, without the name of its field
  */
 export function parseLabel(value: unknown, scheme: LabelScheme): number[] {
   const { problemType, numLabels, names } = scheme;
@@ -147,11 +152,11 @@ function classId(value: unknown, { numLabels, names, ids }: LabelScheme): number
   // Where names are numbers, a number is a name.
   const isId = names?.every((name) => wholeNumber(name) === null) ?? true;
   if (id !== null && isId && id >= 0 && id < numLabels) return ids?.[id] ?? id;
-  const alike = names === null ? -1 : placeOf(String(value), names);
+  const alike = names === null ? -1 : indexOfName(String(value), names);
   if (alike >= 0) return alike;
-  const known = names === null ? '' : `, and none of the names ${names.join(', ')}`;
+  const known = names === null ? '' : ` or of the names ${names.join(', ')}`;
   throw new ArgumentError(
-    `${shown(value)} is not one of the ids 0..${numLabels - 1} (numLabels ${numLabels})${known}`,
+    `must be one of the ids 0..${numLabels - 1} (numLabels ${numLabels})${known}, got ${shown(value)}`,
   );
 }
 
@@ -167,8 +172,8 @@ function numbersOf(value: unknown, count: number): number[] {
   });
 }
 
-/** A label as it is in a row, where a text file's field may also hold a JSON list. */
-export function readRaw(value: unknown): Raw | null {
+/** The label in a row, in which a text that is a JSON list becomes a list. */
+export function rawLabel(value: unknown): Raw | null {
   if (typeof value === 'string' && value.startsWith('[')) {
     try {
       return JSON.parse(value) as Raw;

@@ -22,7 +22,7 @@ export async function openRows(path: string, options: OpenRowsOptions = {}): Pro
   }
   if (columns !== undefined) {
     throw new ArgumentError(
-      `data: ${path} names its own fields; columns are for .tsv and .csv files`,
+      `data: columns are for .tsv and .csv files, and ${path} names its own fields; leave them out`,
     );
   }
   return /\.parquet$/i.test(path) ? ParquetFile.open(path) : JsonlFile.open(path, rest);

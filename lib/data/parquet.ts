@@ -1,7 +1,7 @@
 /** Parquet files as rows, through hyparquet; one row group is in memory at a time. */
 import { stat } from 'node:fs/promises';
-import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
-import type { Row, RowSource } from './rows.ts';
+import { FormatError, UnsupportedError } from '../errors.ts';
+import { cannotOpen, noRows, noSuchRow, type Row, type RowSource } from './rows.ts';
 
 type Hyparquet = typeof import('hyparquet');
 type File = Awaited<ReturnType<Hyparquet['asyncBufferFromFile']>>;
@@ -33,12 +33,11 @@ export class ParquetFile implements RowSource {
    */
   static async open(path: string): Promise<ParquetFile> {
     await stat(path).catch((error: NodeJS.ErrnoException) => {
-      const reason = error.code === 'ENOENT' ? 'no such file' : error.message;
-      throw new ArgumentError(`data: cannot open ${path}: ${reason}`);
+      throw cannotOpen(path, error);
     });
     // The package is loaded when needed, since most runs read no Parquet.
     const hyparquet = await import('hyparquet');
-    const { file, metadata } = await within(path, async () => {
+    const { file, metadata } = await withPath(path, async () => {
       const opened = await hyparquet.asyncBufferFromFile(path);
       return { file: opened, metadata: await hyparquet.parquetMetadataAsync(opened) };
     });
@@ -47,7 +46,7 @@ export class ParquetFile implements RowSource {
         const codec = column?.codec ?? 'UNCOMPRESSED';
         if (codec === 'UNCOMPRESSED' || codec === 'SNAPPY') continue;
         throw new UnsupportedError(
-          `${path}: Parquet compression ${codec} is not supported (known: SNAPPY)`,
+          `${path}: Parquet compression ${codec} is not supported; write the file with SNAPPY or without compression`,
         );
       }
     }
@@ -55,7 +54,7 @@ export class ParquetFile implements RowSource {
     for (const { num_rows } of metadata.row_groups) {
       starts.push((starts.at(-1) as number) + Number(num_rows));
     }
-    if (starts.at(-1) === 0) throw new ArgumentError(`data: ${path} has no rows`);
+    if (starts.at(-1) === 0) throw noRows(path);
     return new ParquetFile(path, hyparquet, file, metadata, starts);
   }
 
@@ -65,7 +64,7 @@ export class ParquetFile implements RowSource {
 
   async row(index: number): Promise<Row> {
     if (!(index >= 0 && index < this.length)) {
-      throw new ArgumentError(`data: ${this.path} has ${this.length} rows, no row ${index}`);
+      throw noSuchRow(this, index);
     }
     let group = this.#group;
     if (group === null || index < group.start || index >= group.end) {
@@ -88,7 +87,7 @@ export class ParquetFile implements RowSource {
     const next = this.starts.findIndex((start) => start > index);
     const [start, end] = [this.starts[next - 1] as number, this.starts[next] as number];
     const { file, metadata } = this;
-    const rows = within(this.path, async () => {
+    const rows = withPath(this.path, async () => {
       const range = { file, metadata, rowStart: start, rowEnd: end };
       return (await this.hyparquet.parquetReadObjects(range)).map(plainRow);
     });
@@ -108,7 +107,7 @@ function plain(value: unknown): unknown {
   return Number.isSafeInteger(number) ? number : String(value);
 }
 
-async function within<T>(path: string, work: () => Promise<T>): Promise<T> {
+async function withPath<T>(path: string, work: () => Promise<T>): Promise<T> {
   try {
     return await work();
   } catch (error) {

@@ -1,7 +1,6 @@
 /**
- * Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), a counter-based generator: the number
- * at a place is a pure function of key and counter. The order of an epoch therefore needs no stored state, since it follows
- * from (seed, epoch).
+ * Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), a counter-based generator: each
+ * random number is a pure function of key and counter. The order of an epoch depends on (seed, epoch) alone, so no state is stored.
  */
 import { ArgumentError } from '../errors.ts';
 
@@ -40,7 +39,7 @@ export function philox4x32(counter: Readonly<Words4>, key: readonly [number, num
   return [c0, c1, c2, c3];
 }
 
-/** Counter word that keeps this use of a seed apart from others ("shuf"). */
+/** Counter word that separates this use of a seed from others ("shuf"). */
 const kShuffleStream = 0x73687566;
 
 /**

@@ -1,6 +1,6 @@
 /**
- * Prompt templates: text with `{field}` places; `{{` and `}}` stand for braces. `{instruction}` and `{prompt}` mean the
- * prompt field whatever its name, unless the row has a field of that very name.
+ * Prompt templates: text with `{field}` placeholders; `{{` and `}}` stand for braces. `{instruction}` and `{prompt}` stand for the
+ * prompt field whatever its name, unless the row has a field of that name.
  */
 import { ArgumentError } from '../errors.ts';
 import type { Row } from './rows.ts';
@@ -18,35 +18,36 @@ export const kNamedTemplates: Readonly<Record<string, string>> = {
 
 const kAliases = new Set(['instruction', 'prompt']);
 
-type Piece = { text: string } | { field: string };
+type TemplatePart = { text: string } | { field: string };
 
-/** Text with `{field}` places that a row fills. */
+/** A text with `{field}` placeholders that are filled from a row. */
 export class PromptTemplate {
-  private readonly pieces: Piece[];
+  private readonly parts: TemplatePart[];
 
   /**
+   * Parses a template.
    * @param source a template, or the name of one in `kNamedTemplates`
-   * @throws ArgumentError for braces that do not pair, or a template that shows nothing of the row
+   * @throws ArgumentError for unbalanced braces, or a template without a placeholder
    */
   constructor(source: string) {
     const text = Object.hasOwn(kNamedTemplates, source)
       ? (kNamedTemplates[source] as string)
       : source;
-    this.pieces = parse(text);
-    if (!this.pieces.some((piece) => 'field' in piece)) {
+    this.parts = parse(text);
+    if (!this.parts.some((part) => 'field' in part)) {
       throw new ArgumentError(
-        `prompt template: ${JSON.stringify(source)} has no {field}; named templates: ` +
-          Object.keys(kNamedTemplates).join(', '),
+        `prompt template: must hold a {field}, or be one of the names ${Object.keys(kNamedTemplates).join(', ')}, ` +
+          `got ${JSON.stringify(source)}`,
       );
     }
   }
 
-  /** Fills the places of the template from a row. @throws ArgumentError where the row lacks a field */
+  /** Fills the placeholders from a row. @throws ArgumentError where the row lacks a field */
   fill(row: Row, promptField: string | null): string {
-    return this.pieces
-      .map((piece) => {
-        if ('text' in piece) return piece.text;
-        const { field } = piece;
+    return this.parts
+      .map((part) => {
+        if ('text' in part) return part.text;
+        const { field } = part;
         const isAlias = kAliases.has(field) && !Object.hasOwn(row, field) && promptField !== null;
         return fieldText(row, isAlias ? promptField : field);
       })
@@ -65,15 +66,15 @@ export function fieldText(row: Row, field: string): string {
   if (value === undefined) {
     const names = Object.keys(row);
     throw new ArgumentError(
-      `no field '${field}' (fields: ${names.length ? names.join(', ') : 'none'})`,
+      `no field '${field}' (fields: ${names.length ? names.join(', ') : 'none'}); add it to the row, or name another field`,
     );
   }
   const kind = value === null ? 'null' : Array.isArray(value) ? 'an array' : 'an object';
   throw new ArgumentError(`field '${field}' must be text, got ${kind}`);
 }
 
-function parse(source: string): Piece[] {
-  const pieces: Piece[] = [];
+function parse(source: string): TemplatePart[] {
+  const parts: TemplatePart[] = [];
   let text = '';
   for (let i = 0; i < source.length; i++) {
     const char = source.charAt(i);
@@ -85,19 +86,19 @@ function parse(source: string): Piece[] {
       const field = end < 0 ? '' : source.slice(i + 1, end).trim();
       if (field === '' || field.includes('{')) {
         throw new ArgumentError(
-          `prompt template: '{' at ${i} opens no field (write {{ for a brace)`,
+          `prompt template: '{' at ${i} opens no field; write {{ for a brace`,
         );
       }
-      if (text) pieces.push({ text });
+      if (text) parts.push({ text });
       text = '';
-      pieces.push({ field });
+      parts.push({ field });
       i = end;
     } else if (char === '}') {
-      throw new ArgumentError(`prompt template: '}' at ${i} closes nothing (write }} for a brace)`);
+      throw new ArgumentError(`prompt template: '}' at ${i} closes nothing; write }} for a brace`);
     } else {
       text += char;
     }
   }
-  if (text) pieces.push({ text });
-  return pieces;
+  if (text) parts.push({ text });
+  return parts;
 }

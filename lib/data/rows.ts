@@ -12,15 +12,38 @@ export interface RowSource {
   readonly length: number;
   /** Reads a row. @throws FormatError naming file, line and column if the row is damaged */
   row(index: number): Promise<Row>;
-  /** Place of a row, for messages: `train.jsonl:12`. */
+  /** The location of a row, for messages: `train.jsonl:12`. */
   where(index: number): Promise<string>;
   /** Closes the file, if there is one. */
   close(): Promise<void>;
 }
 
+/** Advice for text in another encoding. */
+export const kEncodingAdvice = 'save the file as UTF-8';
+
+/** The error for a file without rows. */
+export function noRows(path: string): ArgumentError {
+  return new ArgumentError(`data: ${path} has no rows; give a file with at least one`);
+}
+
+/** The error for a row that a file does not have. */
+export function noSuchRow({ path, length }: { path: string; length: number }, index: number) {
+  return new ArgumentError(
+    `data: ${path} has ${length} rows, no row ${index}; ask for one from 0 to ${length - 1}`,
+  );
+}
+
+/** The error for a file that cannot be opened. */
+export function cannotOpen(path: string, error: unknown): ArgumentError {
+  const { code, message } = error as NodeJS.ErrnoException;
+  const reason = code === 'ENOENT' ? 'no such file' : message;
+  return new ArgumentError(`data: cannot open ${path}: ${reason}; check the path`);
+}
+
 /** Rows in memory. */
 export function arrayRows(rows: readonly Row[], name = 'row'): RowSource {
-  if (rows.length === 0) throw new ArgumentError(`data: ${name} has no rows`);
+  if (rows.length === 0)
+    throw new ArgumentError('data: the list of rows is empty; give at least one');
   return {
     length: rows.length,
     row: async (index) => rows[index] as Row,
@@ -30,11 +53,15 @@ export function arrayRows(rows: readonly Row[], name = 'row'): RowSource {
 }
 
 /**
- * Runs `work` on the contents of a row, and puts the row's place in front of its error.
- * @throws UnsupportedError where the work does, ArgumentError for other errors about the contents; the errors of a damaged file
- *   name their place already and pass unchanged
+ * Runs `work` on the contents of a row, and adds the row's location to the message of its error.
+ * @throws UnsupportedError where the work does, ArgumentError for other errors about the contents; errors of a damaged file have
+ *   their location already and are not changed
  */
-export async function located<T>(rows: RowSource, index: number, work: () => T): Promise<T> {
+export async function withRowLocation<T>(
+  rows: RowSource,
+  index: number,
+  work: () => T,
+): Promise<T> {
   try {
     return work();
   } catch (error) {

@@ -12,7 +12,7 @@ import {
   truncationWarning,
 } from './dataset.ts';
 import { chooseSourceTarget, type FormatOptions, type TextFormat } from './example_format.ts';
-import { located, type RowSource } from './rows.ts';
+import { type RowSource, withRowLocation } from './rows.ts';
 import {
   collateSeq2Seq,
   encodeSeq2Seq,
@@ -81,7 +81,7 @@ export class Seq2SeqBatches {
     // Settings under which no row could be encoded are refused before any row is read.
     encodeSeq2Seq(tokenizer, ['', ''], settings);
     const first = await rows.row(0);
-    const format = await located(rows, 0, () => chooseSourceTarget(first, options));
+    const format = await withRowLocation(rows, 0, () => chooseSourceTarget(first, options));
     let [longestSource, longestTarget, supervisedTokens] = [0, 0, 0];
     const dataset = await Dataset.read(rows, kindOf(tokenizer, format, settings), {
       ...options,

@@ -54,7 +54,9 @@ function withEnd(
 ): { ids: Int32Array; cut: boolean } {
   const { eosId } = tokenizer;
   if (eosId === null) {
-    throw new ArgumentError('tokenizer: no end-of-sequence token is named, targets could not end');
+    throw new ArgumentError(
+      'tokenizer: without an end-of-sequence token, targets could not end; name the eos_token in tokenizer_config.json',
+    );
   }
   const { ids, cut } = tokenizer.encodePair(text, null, { maxLength });
   if (ids.at(-1) === eosId) return { ids: Int32Array.from(ids), cut: cut > 0 };

@@ -1,5 +1,5 @@
 /**
- * Answers of arithmetic word problems (GSM8K) and competition problems (MATH), read out of a model's text. Numbers are compared
+ * Extraction and comparison of answers to arithmetic word problems (GSM8K) and competition problems (MATH). Numbers are compared
  * as decimal numbers, not as doubles.
  */
 
@@ -8,26 +8,26 @@ const kGoldMarker = '#### ';
 const kNumber = /-?(?:\d+(?:\.\d+)?|\.\d+)/;
 
 /**
- * The number that a text gives as its answer: after the last "The answer is: " (else the last "#### "), commas and dollar signs
- * dropped, the first number; null without one.
+ * The number that a text gives as its answer: the first one after the last "The answer is: ", or else after the last "#### ",
+ * without commas and dollar signs; null if there is none.
  */
 export function gsm8kAnswer(output: string): string | null {
   const text = afterLast(output, kMarker) ?? afterLast(output, kGoldMarker);
   return text === null ? null : (kNumber.exec(text.replace(/[,$]/g, ''))?.[0] ?? null);
 }
 
-/** The gold answer of a GSM8K row: what follows the last "#### ", without commas; null without the mark. */
+/** The gold answer of a GSM8K row: the text after the last "#### ", without commas; null if there is no such mark. */
 export function gsm8kGold(answer: string): string | null {
   return afterLast(answer, kGoldMarker)?.replaceAll(',', '').trim() ?? null;
 }
 
-/** Whether a text's answer is the gold number. */
+/** Whether the answer of a text equals the gold number. */
 export function gsm8kCorrect(output: string, gold: string): boolean {
   const answer = gsm8kAnswer(output);
   return answer !== null && decimal(answer) === decimal(gold.replaceAll(',', ''));
 }
 
-/** The contents of the last complete \boxed{...}, trimmed; a backslash takes a brace out of the count. Null without one. */
+/** The trimmed contents of the last complete \boxed{...}; null if there is none. Braces after a backslash do not count. */
 export function mathAnswer(output: string): string | null {
   const opening = '\\boxed{';
   for (let at = output.lastIndexOf(opening); at >= 0; ) {
@@ -39,7 +39,7 @@ export function mathAnswer(output: string): string | null {
   return null;
 }
 
-/** Whether the boxed answer is the gold one, spaces aside. */
+/** Whether the boxed answer of a text equals the gold one, without regard to spaces. */
 export function mathCorrect(output: string, gold: string): boolean {
   const bare = (text: string): string => text.replaceAll(' ', '');
   const answer = bare(mathAnswer(output) ?? '');
@@ -62,7 +62,7 @@ function afterLast(text: string, mark: string): string | null {
   return at < 0 ? null : text.slice(at + mark.length);
 }
 
-/** One spelling for each number: no leading or trailing zeros, no sign of zero. */
+/** The canonical spelling of a number, without leading and trailing zeros and without the sign of zero. */
 function decimal(number: string): string {
   const [, sign, whole = '', fraction = ''] = /^(-?)(\d*)\.?(\d*)$/.exec(number.trim()) ?? [];
   if (sign === undefined) return number;

@@ -1,4 +1,4 @@
-/** Held-out numbers of a classifier, and its outputs for a batch. */
+/** Evaluation of classifiers on held-out data. */
 import type { LabelledBatch } from '../data/labelled_batches.ts';
 import { ArgumentError } from '../errors.ts';
 import { nluTaskLoss } from '../losses/logits_loss.ts';
@@ -7,18 +7,20 @@ import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 import { classificationMetrics, multiLabelMetrics, regressionMetrics } from './metrics.ts';
 import type { ClassifierEvaluation, EvaluateOptions } from './types.ts';
 
-/** The batch as this model reads it. */
+/** The inputs of a model's forward pass for a batch: with token types if the model reads them. */
 export function modelBatch(model: SequenceClassifier, batch: LabelledBatch) {
   const { inputIds, positions, cuSeqlens, tokenTypeIds } = batch;
   const rows = { inputIds, positions, cuSeqlens };
   return model.readsTokenTypes ? { ...rows, tokenTypeIds } : rows;
 }
 
-/** A batch's labels as a tensor: (B) i32, or (B,D) f32. */
+/** The labels of a batch as a tensor: class ids (B) in i32, or values (B,D) in f32. */
 export function labelTensor(model: SequenceClassifier, { labels, indices }: LabelledBatch): Tensor {
   const classes = model.problemType === 'single_label_classification';
   if (classes !== labels instanceof Int32Array) {
-    throw new ArgumentError(`labels: the data's are not those of ${model.problemType}`);
+    throw new ArgumentError(
+      `labels: the labels of the data do not fit ${model.problemType}; make the data with that problemType`,
+    );
   }
   const { device, numLabels } = model;
   return classes
@@ -27,8 +29,8 @@ export function labelTensor(model: SequenceClassifier, { labels, indices }: Labe
 }
 
 /**
- * Loss, metrics and predictions: the class of the largest output (the first of equals), the output itself, or each label whose
- * output is above 0.
+ * Computes loss, metrics and predictions. The prediction is the class of the largest output (the first of equals), the outputs
+ * themselves for regression, or 1 for each label whose output is above 0.
  * @throws ArgumentError when there is no example
  */
 export async function evaluateClassifier(
@@ -61,17 +63,18 @@ export async function evaluateClassifier(
     });
     onProgress?.(rows.length);
   }
-  if (rows.length === 0) throw new ArgumentError('evaluate: the data has no example');
+  if (rows.length === 0)
+    throw new ArgumentError('evaluate: the data has no example; give it at least one');
   rows.sort((a, b) => a.index - b.index);
-  const bare = (values: number[]) => (values.length === 1 ? (values[0] as number) : values);
+  const scalarOrList = (values: number[]) => (values.length === 1 ? (values[0] as number) : values);
   return {
     problemType: model.problemType,
     loss: loss / rows.length,
     examples: rows.length,
     tokens,
     metrics: metricsOf(rows, model),
-    predictions: rows.map(({ prediction }) => bare(prediction)),
-    labels: rows.map(({ label }) => bare(label)),
+    predictions: rows.map(({ prediction }) => scalarOrList(prediction)),
+    labels: rows.map(({ label }) => scalarOrList(label)),
     seconds: (performance.now() - begun) / 1000,
   };
 }
@@ -87,7 +90,7 @@ function predicted(outputs: Float32Array, { problemType }: SequenceClassifier): 
   return [best];
 }
 
-/** Metrics of examples with their predictions, by the kind of label. */
+/** The metrics of examples and their predictions, by the problem type. */
 export function metricsOf(
   rows: readonly { label: number[]; prediction: number[] }[],
   { problemType, numLabels }: Pick<SequenceClassifier, 'problemType' | 'numLabels'>,

@@ -1,5 +1,6 @@
 /**
- * Held-out numbers of a tuned model, over the supervised rows: loss, KL to the model it was, entropy, effective rank.
+ * Evaluation of language models on the supervised rows of held-out data: loss, KL divergence from the base model, entropy and
+ * effective rank.
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Batch } from '../data/collate.ts';
@@ -11,7 +12,7 @@ import type { CausalLM, Seq2SeqLM } from '../models/index.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 import type { EvaluateOptions, EvaluationResult, ExampleResult } from './types.ts';
 
-/** The part of a tuned model that an evaluation uses. A plain model without a teacher has it too. */
+/** The part of a tuned model that an evaluation uses; a model without a teacher can provide it as well. */
 export type EvaluatedModel<M extends CausalLM | Seq2SeqLM = CausalLM> = Pick<
   TunedModel<M>,
   'model' | 'hasTeacher' | 'withTeacher'
@@ -27,7 +28,7 @@ type AnyBatch = Batch | Seq2SeqExamples;
 
 export type { EvaluateOptions } from './types.ts';
 
-/** Sums over supervised rows. */
+/** Sums over the supervised rows. */
 interface Totals {
   loss: number;
   kl: number;
@@ -37,11 +38,11 @@ interface Totals {
   examples: ExampleResult[];
 }
 
-/** Columns of headRows. */
+/** Number of columns in the result of evaluationRows: cross-entropy, KL, entropy. */
 const kColumns = 3;
 
 /**
- * Evaluates on batches that keep their examples apart (segments).
+ * Evaluates a model on batches in which each example is a segment of its own.
  * @throws ArgumentError when no row is supervised
  */
 export async function evaluate<M extends CausalLM | Seq2SeqLM>(
@@ -71,7 +72,9 @@ export async function evaluate<M extends CausalLM | Seq2SeqLM>(
       options.onProgress?.(totals.examples.length);
     }
     if (totals.supervised === 0) {
-      throw new ArgumentError('evaluate: the data has no supervised token');
+      throw new ArgumentError(
+        'evaluate: the data has no supervised token; raise maxLength above the length of the prompts',
+      );
     }
     const loss = totals.loss / totals.supervised;
     return {
@@ -91,7 +94,7 @@ export async function evaluate<M extends CausalLM | Seq2SeqLM>(
   }
 }
 
-/** Terms of the supervised rows (M,3) f64, and their hidden states (M,C). */
+/** Cross-entropy, KL and entropy of the supervised rows, (M,3) in f64, and their hidden states (M,C). */
 function measureBatch(
   tuned: EvaluatedModel<AnyModel>,
   batch: AnyBatch,
@@ -118,18 +121,18 @@ function measureBatch(
   );
 }
 
-/** The rows that predict: of an encoder-decoder those of its decoder. */
+/** The rows that predict ids; for an encoder-decoder, the rows of its decoder. */
 function predictingRows(batch: AnyBatch): Pick<Batch, 'targets' | 'cuSeqlens' | 'lengths'> {
   return 'decoder' in batch ? batch.decoder : batch;
 }
 
-/** Tokens of a sequence that no row of it predicts from: the source of an encoder-decoder. */
+/** The number of source tokens of a sequence; 0 for a model without an encoder. */
 function sourceTokens(batch: AnyBatch, b: number): number {
   if (!('decoder' in batch)) return 0;
   return (batch.cuSeqlens[b + 1] as number) - (batch.cuSeqlens[b] as number);
 }
 
-/** Adds a batch's rows to the totals, example by example. */
+/** Adds the rows of a batch to the totals, and a result for each of its examples. */
 function addExamples(
   totals: Totals,
   batch: AnyBatch,

@@ -1,27 +1,27 @@
 /**
- * Metrics of classification and regression, as scikit-learn and scipy define them. Every 0/0 of a classification is 0; a
- * correlation with a constant is undefined, so null.
+ * Metrics of classification and regression, as scikit-learn and scipy define them. In classification, 0/0 counts as 0. The
+ * correlation with a constant is undefined and given as null.
  */
 import { ArgumentError } from '../errors.ts';
 
-/** Counts of a classification: rows are labels, columns predictions. */
+/** Counts of examples by label (rows) and prediction (columns). */
 export type ConfusionMatrix = readonly (readonly number[])[]; // (D,D)
 
-/** Scores of predicted classes. */
+/** Metrics of classification with one class for each example. */
 export interface ClassificationMetrics {
-  /** Share of the examples predicted rightly. */
+  /** Fraction of the examples whose prediction is correct. */
   readonly accuracy: number;
-  /** Matthews' correlation (Gorodkin's R_K for more than two classes). */
+  /** Matthews correlation coefficient (Gorodkin's R_K for more than two classes). */
   readonly matthews: number;
-  /** F1 of class 1, as GLUE takes it; null where D is not 2 or less. */
+  /** F1 of class 1, as GLUE defines it; null for more than two classes. */
   readonly f1Binary: number | null;
-  /** Mean of f1Binary and accuracy, GLUE's score of MRPC and QQP; null where f1Binary is. */
+  /** Mean of f1Binary and accuracy, GLUE's score of MRPC and QQP; null for more than two classes. */
   readonly f1AccuracyMean: number | null;
-  /** Mean over classes, each counting once. */
+  /** Unweighted mean of the F1 of all classes. */
   readonly f1Macro: number;
-  /** Over all decisions; with one label an example this is the accuracy. */
+  /** F1 over all decisions, which equals the accuracy if each example has one class. */
   readonly f1Micro: number;
-  /** Mean over classes, each counting with its labels. */
+  /** Mean of the F1 of all classes, weighted by their number of labels. */
   readonly f1Weighted: number;
   readonly precisionPerClass: readonly number[]; // (D)
   readonly recallPerClass: readonly number[]; // (D)
@@ -30,23 +30,24 @@ export interface ClassificationMetrics {
   readonly examples: number;
 }
 
-/** Scores of predicted numbers. */
+/** Metrics of regression. */
 export interface RegressionMetrics {
   /** Pearson's r; null where labels or predictions are constant. */
   readonly pearson: number | null;
-  /** Spearman's rho, with mean ranks for ties; null as above. */
+  /** Spearman's rho, with mean ranks for ties; null where labels or predictions are constant. */
   readonly spearman: number | null;
-  /** Mean of the two, GLUE's score of STS-B; null as above. */
+  /** Mean of pearson and spearman, GLUE's score of STS-B; null where they are. */
   readonly pearsonSpearmanMean: number | null;
-  /** Mean squared and mean absolute error. */
+  /** Mean squared error. */
   readonly mse: number;
+  /** Mean absolute error. */
   readonly mae: number;
   readonly examples: number;
 }
 
 /**
- * Counts predictions by label.
- * @throws ArgumentError for lists of unlike length or a class outside 0..numLabels-1
+ * Counts the examples by label and prediction.
+ * @throws ArgumentError for lists of different lengths or a class outside 0..numLabels-1
  */
 export function confusionMatrix(
   labels: ArrayLike<number>,
@@ -60,7 +61,7 @@ export function confusionMatrix(
     const row = counts[label];
     if (row?.[prediction] === undefined) {
       throw new ArgumentError(
-        `metrics: example ${i} has label ${label} and prediction ${prediction}, of ${numLabels} classes`,
+        `metrics: example ${i} has label ${label} and prediction ${prediction}; both must be class ids from 0 to ${numLabels - 1}`,
       );
     }
     row[prediction] = (row[prediction] as number) + 1;
@@ -68,7 +69,7 @@ export function confusionMatrix(
   return counts;
 }
 
-/** Metrics of one label an example. */
+/** Computes the metrics of class ids and their predictions. */
 export function classificationMetrics(
   labels: ArrayLike<number>,
   predictions: ArrayLike<number>,
@@ -83,26 +84,34 @@ export function classificationMetrics(
   });
   const examples = labels.length;
   const right = sum(classes.map((c) => c.right));
-  const f1PerClass = classes.map((c) => ratio(2 * c.right, c.labelled + c.predicted));
-  const accuracy = ratio(right, examples);
+  const f1PerClass = classes.map((c) => divideOrZero(2 * c.right, c.labelled + c.predicted));
+  const accuracy = divideOrZero(right, examples);
   const f1Binary = numLabels <= 2 ? (f1PerClass[1] ?? 0) : null;
   return {
     accuracy,
     matthews: matthews(classes, right, examples),
     f1Binary,
     f1AccuracyMean: meanOf(f1Binary, accuracy),
-    f1Macro: ratio(sum(f1PerClass), numLabels),
+    f1Macro: divideOrZero(sum(f1PerClass), numLabels),
     f1Micro: accuracy,
-    f1Weighted: ratio(sum(f1PerClass.map((f1, c) => f1 * (classes[c]?.labelled ?? 0))), examples),
-    precisionPerClass: classes.map((c) => ratio(c.right, c.predicted)),
-    recallPerClass: classes.map((c) => ratio(c.right, c.labelled)),
+    f1Weighted: divideOrZero(
+      sum(f1PerClass.map((f1, c) => f1 * (classes[c]?.labelled ?? 0))),
+      examples,
+    ),
+    precisionPerClass: classes.map((c) => divideOrZero(c.right, c.predicted)),
+    recallPerClass: classes.map((c) => divideOrZero(c.right, c.labelled)),
     f1PerClass,
     confusion,
     examples,
   };
 }
 
-/** R_K = (right*n - sum t p) / sqrt((n^2 - sum p^2)(n^2 - sum t^2)). */
+/**
+ * Matthews correlation coefficient of any number of classes (Gorodkin 2004), from the n examples, c of which are predicted
+ * correctly, and the numbers t of labels and p of predictions of each class:
+ *
+ *     R_K = (c n - sum t p) / sqrt((n^2 - sum p^2) (n^2 - sum t^2))
+ */
 function matthews(
   classes: readonly { labelled: number; predicted: number }[],
   right: number,
@@ -113,14 +122,14 @@ function matthews(
   const spreadOfPredictions = square - dot((c) => c.predicted * c.predicted);
   const spreadOfLabels = square - dot((c) => c.labelled * c.labelled);
   const numerator = right * examples - dot((c) => c.labelled * c.predicted);
-  return ratio(numerator, Math.sqrt(spreadOfPredictions) * Math.sqrt(spreadOfLabels));
+  return divideOrZero(numerator, Math.sqrt(spreadOfPredictions) * Math.sqrt(spreadOfLabels));
 }
 
-/** Scores of several yes-or-no labels an example. */
+/** Metrics of classification with several yes-or-no labels for each example. */
 export interface MultiLabelMetrics {
-  /** Share of the single decisions that are right. */
+  /** Fraction of the decisions that are correct. */
   readonly accuracy: number;
-  /** Share of the examples with every label right. */
+  /** Fraction of the examples whose labels are all correct. */
   readonly exactMatch: number;
   readonly f1Macro: number;
   readonly f1Micro: number;
@@ -131,8 +140,9 @@ export interface MultiLabelMetrics {
 }
 
 /**
- * Metrics of D yes/no labels an example.
- * @param labels (N*D) 0 or 1, an example after the other; predictions like it
+ * Computes the metrics of D yes-or-no labels for each of N examples.
+ * @param labels (N*D) zeros and ones, example by example
+ * @param predictions (N*D) zeros and ones, in the same order
  */
 export function multiLabelMetrics(
   labels: ArrayLike<number>,
@@ -141,7 +151,9 @@ export function multiLabelMetrics(
 ): MultiLabelMetrics {
   checkLengths(labels, predictions);
   if (labels.length % numLabels !== 0) {
-    throw new ArgumentError(`metrics: ${labels.length} values are no rows of ${numLabels} labels`);
+    throw new ArgumentError(
+      `metrics: the number of labels must be a multiple of ${numLabels} (numLabels), got ${labels.length}`,
+    );
   }
   const examples = labels.length / numLabels;
   const both = Array<number>(numLabels).fill(0);
@@ -162,21 +174,21 @@ export function multiLabelMetrics(
   }
   const per = (f: (d: number) => number) => both.map((_, d) => f(d));
   const f1PerClass = per((d) =>
-    ratio(2 * (both[d] as number), (labelled[d] as number) + (predicted[d] as number)),
+    divideOrZero(2 * (both[d] as number), (labelled[d] as number) + (predicted[d] as number)),
   );
   return {
-    accuracy: ratio(right, labels.length),
-    exactMatch: ratio(exact, examples),
-    f1Macro: ratio(sum(f1PerClass), numLabels),
-    f1Micro: ratio(2 * sum(both), sum(labelled) + sum(predicted)),
-    precisionPerClass: per((d) => ratio(both[d] as number, predicted[d] as number)),
-    recallPerClass: per((d) => ratio(both[d] as number, labelled[d] as number)),
+    accuracy: divideOrZero(right, labels.length),
+    exactMatch: divideOrZero(exact, examples),
+    f1Macro: divideOrZero(sum(f1PerClass), numLabels),
+    f1Micro: divideOrZero(2 * sum(both), sum(labelled) + sum(predicted)),
+    precisionPerClass: per((d) => divideOrZero(both[d] as number, predicted[d] as number)),
+    recallPerClass: per((d) => divideOrZero(both[d] as number, labelled[d] as number)),
     f1PerClass,
     examples,
   };
 }
 
-/** Metrics of one number an example. */
+/** Computes the metrics of numbers and their predictions. */
 export function regressionMetrics(
   labels: ArrayLike<number>,
   predictions: ArrayLike<number>,
@@ -189,13 +201,13 @@ export function regressionMetrics(
     pearson: byValue,
     spearman: byRank,
     pearsonSpearmanMean: meanOf(byValue, byRank),
-    mse: ratio(sum(errors.map((error) => error * error)), x.length),
-    mae: ratio(sum(errors.map(Math.abs)), x.length),
+    mse: divideOrZero(sum(errors.map((error) => error * error)), x.length),
+    mae: divideOrZero(sum(errors.map(Math.abs)), x.length),
     examples: x.length,
   };
 }
 
-/** In two passes: a large common offset must not drown the deviations. */
+/** Pearson's r in two passes, so that a large common offset does not cost precision; null if x or y is constant. */
 function pearson(x: readonly number[], y: readonly number[]): number | null {
   const [dx, dy] = [deviations(x), deviations(y)];
   const [normX, normY] = [norm(dx), norm(dy)];
@@ -204,7 +216,7 @@ function pearson(x: readonly number[], y: readonly number[]): number | null {
   return Math.min(1, Math.max(-1, r));
 }
 
-/** Ranks from 1; equal values share the mean of theirs. */
+/** The ranks of values, counted from 1; equal values have the mean of their ranks. */
 function ranks(values: readonly number[]): number[] {
   const order = values
     .map((_, i) => i)
@@ -214,7 +226,7 @@ function ranks(values: readonly number[]): number[] {
     let end = start + 1;
     const value = values[order[start] as number];
     while (end < order.length && values[order[end] as number] === value) end++;
-    for (let at = start; at < end; at++) result[order[at] as number] = (start + 1 + end) / 2;
+    for (let i = start; i < end; i++) result[order[i] as number] = (start + 1 + end) / 2;
     start = end;
   }
   return result;
@@ -230,11 +242,11 @@ const norm = (values: readonly number[]): number => Math.sqrt(sum(values.map((v)
 const sum = (values: readonly number[]): number => values.reduce((total, v) => total + v, 0);
 const meanOf = (a: number | null, b: number | null): number | null =>
   a === null || b === null ? null : (a + b) / 2;
-const ratio = (part: number, whole: number): number => (whole === 0 ? 0 : part / whole);
+const divideOrZero = (part: number, whole: number): number => (whole === 0 ? 0 : part / whole);
 
 function checkLengths(labels: ArrayLike<number>, predictions: ArrayLike<number>): void {
   if (labels.length === predictions.length && labels.length > 0) return;
   throw new ArgumentError(
-    `metrics: ${labels.length} labels and ${predictions.length} predictions; needs as many, and one at least`,
+    `metrics: there must be as many labels as predictions, and at least one, got ${labels.length} and ${predictions.length}`,
   );
 }

@@ -4,35 +4,37 @@ import type { ClassificationMetrics, MultiLabelMetrics, RegressionMetrics } from
 
 /** Options of an evaluation. */
 export interface EvaluateOptions {
-  /** Compare with the model as it was before tuning (default: where there is a teacher). Of no meaning to a classifier. */
+  /** Whether to compute the KL divergence from the base model; not used for classifiers. Default: whether there is a teacher. */
   kl?: boolean;
+  /** Signal that aborts the evaluation with its reason. */
   signal?: AbortSignal;
-  /** After each batch: examples done. */
+  /** Called after each batch with the number of examples evaluated so far. */
   onProgress?: (examples: number) => void;
 }
 
-/** Held-out numbers of any task. */
+/** The result of an evaluation, for any task. */
 export type Evaluation = EvaluationResult | ClassifierEvaluation;
 
-/** Held-out numbers, over the supervised tokens of the evaluation data. */
+/** The result of evaluating a language model on the supervised tokens of the data. */
 export interface EvaluationResult {
-  /** Sum of the cross-entropy / supervised tokens, in nats. */
+  /** Mean cross-entropy of the supervised tokens, in nats. */
   readonly loss: number;
   readonly perplexity: number;
   readonly tokens: number;
   readonly supervisedTokens: number;
-  /** KL(base || tuned) at T=1 over the whole vocabulary, nats a row; null without a teacher. */
+  /** Mean KL(base || tuned) of the supervised rows over the whole vocabulary at T = 1, in nats; null without a teacher. */
   readonly kl: number | null;
-  /** Entropy of the tuned model's prediction over the whole vocabulary, nats a row. */
+  /** Mean entropy of the tuned model's predictions over the whole vocabulary, in nats. */
   readonly entropy: number;
-  /** exp of the entropy of sigma / sum(sigma) of the supervised rows' logits. */
+  /** Effective rank of the supervised rows' logits: exp of the entropy of their singular values sigma / sum(sigma). */
   readonly effectiveRank: number;
   readonly seconds: number;
   readonly examples: readonly ExampleResult[];
 }
 
-/** Held-out numbers of one example. */
+/** The result of one example. */
 export interface ExampleResult {
+  /** Index of the example's row in the data. */
   readonly index: number;
   readonly tokens: number;
   readonly supervisedTokens: number;
@@ -40,17 +42,18 @@ export interface ExampleResult {
   readonly loss: number | null;
 }
 
-/** Held-out numbers of a classifier. D labels. */
+/** The result of evaluating a classifier with D labels. */
 export interface ClassifierEvaluation {
   readonly problemType: LabelKind;
-  /** Mean task loss of an example. */
+  /** Mean task loss of the examples. */
   readonly loss: number;
   readonly examples: number;
   readonly tokens: number;
-  /** By the kind of label: see `classificationMetrics`, `regressionMetrics`, `multiLabelMetrics`. */
+  /** Metrics by the problem type: see `classificationMetrics`, `regressionMetrics`, `multiLabelMetrics`. */
   readonly metrics: ClassificationMetrics | RegressionMetrics | MultiLabelMetrics;
-  /** By row of the data: class ids, numbers, or D zeros and ones each. */
+  /** Prediction for each row of the data: a class id, a number, or D zeros and ones. */
   readonly predictions: readonly (number | readonly number[])[];
+  /** Label of each row of the data, in the same form. */
   readonly labels: readonly (number | readonly number[])[];
   readonly seconds: number;
 }

@@ -1,10 +1,10 @@
 /**
- * Files that exist whole or not at all: written under a temporary name beside their place, flushed to the disk, renamed over it. A
- * process killed at any moment leaves the old file or the new one, and at worst a stray `.tmp` name.
+ * Atomic writing of files: under a temporary name in the same folder, flushed to the disk, then renamed. A process that is killed at
+ * any moment leaves the old file or the new one, and at worst a temporary file.
  */
-import { type FileHandle, mkdir, open, readdir, rename, rm } from 'node:fs/promises';
-import { basename, dirname, join } from 'node:path';
-import { NativeError } from '../errors.ts';
+import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
+import { basename, dirname, join, resolve } from 'node:path';
+import { ArgumentError, NativeError } from '../errors.ts';
 
 const kTemporary = '.tmp-';
 /** The process id in a temporary name that is written here, or by the engine (native/io/atomic_file.cc). */
@@ -30,8 +30,8 @@ export async function writeFileAtomic(path: string, contents: string | Uint8Arra
 }
 
 /**
- * Fills a new folder under a temporary name, then renames it: readers see a complete folder or none. A folder that already has the
- * name is replaced.
+ * Writes a folder atomically: `fill` writes its files under a temporary name, then it is renamed. A folder that already has the name
+ * is replaced.
  */
 export async function writeFolderAtomic(
   path: string,
@@ -40,7 +40,7 @@ export async function writeFolderAtomic(
   const temporary = join(dirname(path), `${kTemporary}${process.pid}-${basename(path)}`);
   try {
     await rm(temporary, { recursive: true, force: true });
-    await mkdir(temporary, { recursive: true });
+    await makeFolder(temporary);
     await fill(temporary);
     await syncFolder(temporary);
     await rm(path, { recursive: true, force: true });
@@ -53,10 +53,10 @@ export async function writeFolderAtomic(
 }
 
 /**
- * Whether a killed process left this file half written: a living one may still finish its own. To be called before this process has
- * written anything: a file with its number is then that of an earlier process, as is common in containers.
+ * Whether a temporary file was left behind by a process that is no longer running. Call this before the process writes anything:
+ * a temporary file with its own process id is then that of an earlier process, as is common in containers.
  */
-export function isStray(name: string): boolean {
+export function isAbandoned(name: string): boolean {
   const writer = kWriter.exec(name);
   if (writer === null) return false;
   const pid = Number(writer[1] ?? writer[2]);
@@ -72,10 +72,10 @@ export function isRunning(pid: number): boolean {
   }
 }
 
-/** Removes the files that a killed process left half written in `folder`. */
+/** Removes temporary files that killed processes left behind in `folder`. */
 export async function removeTemporaries(folder: string): Promise<void> {
   for (const name of await namesIn(folder)) {
-    if (isStray(name)) await rm(join(folder, name), { recursive: true, force: true });
+    if (isAbandoned(name)) await rm(join(folder, name), { recursive: true, force: true });
   }
 }
 
@@ -89,22 +89,62 @@ export async function namesIn(folder: string): Promise<string[]> {
   }
 }
 
+/**
+ * Creates a folder and those above it that do not exist. (Node's own recursive mkdir never ends where the system refuses a folder
+ * as if the one above it were missing, as Linux does in /proc.)
+ * @throws NativeError naming the folder that cannot be created, ArgumentError for an empty path
+ */
+export async function makeFolder(path: string): Promise<void> {
+  if (path === '') throw new ArgumentError('a folder to write into must be a path, got ""');
+  const missing: string[] = [];
+  for (let folder = resolve(path); !(await isFolder(folder)); folder = dirname(folder)) {
+    missing.unshift(folder);
+  }
+  for (const folder of missing) {
+    try {
+      await mkdir(folder);
+    } catch (error) {
+      // Another process may have been faster.
+      const { code } = error as NodeJS.ErrnoException;
+      if (code !== 'EEXIST' || !(await isFolder(folder))) throw diskError(folder, error);
+    }
+  }
+}
+
+async function isFolder(path: string): Promise<boolean> {
+  try {
+    return (await stat(path)).isDirectory();
+  } catch (error) {
+    const { code = '' } = error as NodeJS.ErrnoException;
+    if (['ENOENT', 'ENOTDIR'].includes(code) && path !== dirname(path)) return false;
+    throw diskError(path, error, 'read');
+  }
+}
+
+const kFull: readonly string[] = ['ENOSPC', 'EDQUOT', 'EFBIG'];
+const kReasons: Readonly<Record<string, string>> = {
+  ENOSPC: 'no space left on the disk',
+  EDQUOT: 'the disk quota is used up',
+  EROFS: 'the file system is read-only',
+  EACCES: 'permission denied',
+  EFBIG: 'the file is larger than the system allows',
+};
+
 /** The named error for a failure of the disk; any other error unchanged. */
-export function diskError(path: string, error: unknown): unknown {
-  const code = (error as NodeJS.ErrnoException | null)?.code;
-  const reasons: Record<string, string> = {
-    ENOSPC: 'no space left on the disk',
-    EDQUOT: 'the disk quota is used up',
-    EROFS: 'the file system is read-only',
-    EACCES: 'permission denied',
-    EFBIG: 'the file is larger than the system allows',
-  };
-  const reason = code === undefined ? undefined : reasons[code];
-  return reason === undefined
-    ? error
-    : new NativeError(`${path}: cannot write: ${reason} (${code})`, {
-        code: code === 'EROFS' || code === 'EACCES' ? 'ERR_IO' : 'ERR_DISK_FULL',
-      });
+export function diskError(
+  path: string,
+  error: unknown,
+  doing: 'write' | 'read' = 'write',
+): unknown {
+  const { code, syscall, message } = (error ?? {}) as Partial<NodeJS.ErrnoException>;
+  if (code === undefined) return error;
+  const known = Object.hasOwn(kReasons, code) ? `${kReasons[code]} (${code})` : undefined;
+  const reason = known ?? (syscall === undefined ? undefined : message);
+  if (reason === undefined) return error;
+  return new NativeError(`${path}: cannot ${doing}: ${reason}`, {
+    code: kFull.includes(code) ? 'ERR_DISK_FULL' : 'ERR_IO',
+    cause: error,
+  });
 }
 
 /** Flushes a folder, without which a rename in it is not durable; systems that cannot open folders skip it. */

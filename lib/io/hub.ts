@@ -3,7 +3,7 @@
  * cache shared with Python's huggingface_hub, and are limited to the files that a model and its tokenizer need.
  */
 import { existsSync } from 'node:fs';
-import { ArgumentError, BaloraError, NativeError } from '../errors.ts';
+import { ArgumentError, FormatError, NativeError } from '../errors.ts';
 import { checkedFile, commitOf, listFiles, type RepoFile, readFile } from './hub/api.ts';
 import { defaultCacheDir, RepoCache } from './hub/cache.ts';
 import { Endpoint, type EndpointOptions, HubError, withoutToken } from './hub/endpoint.ts';
@@ -30,24 +30,29 @@ export interface ResolveOptions {
   onDownload?: (path: string, bytes: number) => void;
 }
 
-const kOfTokenizer = [
+const kTokenizerFiles = [
   'tokenizer.json',
   'tokenizer_config.json',
   'special_tokens_map.json',
   'chat_template.jinja',
 ];
-const kOfModel = ['config.json', 'generation_config.json', SINGLE_WEIGHTS, WEIGHTS_INDEX];
+const kModelFiles = ['config.json', 'generation_config.json', SINGLE_WEIGHTS, WEIGHTS_INDEX];
 const kShard = /^model-\d+-of-\d+\.safetensors$/;
 const kFileInRepo = /^([^/]+\/[^/]+)\/(.+\.gguf)$/s;
 const kHub = 'https://huggingface.co';
 const kTimeoutMs = 60_000;
-const kMostOfText = 256 * 2 ** 20; // bytes; the largest tokenizers have a tenth of it
-const kMostNames = 40; // in a message
+/** Largest size of a file other than weights; the largest tokenizers have a tenth of it. */
+const kMaxTextBytes = 256 * 2 ** 20;
+/** Largest number of file names in a message. */
+const kMaxShownNames = 40;
+const kMalformedAdvice =
+  'try again, and check that this is the address of a Hub (hubUrl, HF_ENDPOINT)';
 
 /**
  * Resolves `nameOrPath` to a folder or file. A path that exists is itself; `owner/name` is a model on the Hub, and
  * `owner/name/file.gguf` one file of it.
- * @throws ArgumentError for what is neither, NativeError when the Hub cannot be reached and the cache has no whole model
+ * @throws ArgumentError for what is neither; NativeError when the Hub cannot be reached and the cache has no whole model, and when
+ *   the cache cannot be read or written; FormatError for what is no answer of a Hub, and for a damaged cache
  */
 export function resolveModel(nameOrPath: string, options: ResolveOptions = {}): Promise<string> {
   return resolve(nameOrPath, options, kModel);
@@ -66,9 +71,12 @@ async function resolve(
   if (existsSync(nameOrPath)) return nameOrPath;
   const { revision = 'main', cacheDir = defaultCacheDir(), onDownload } = options;
   const { offline = process.env.HF_HUB_OFFLINE === '1', signal } = options;
+  if (cacheDir === '') throw new ArgumentError('cacheDir must be a path, got ""');
   const { repo, file } = parseName(nameOrPath);
   if (!isRevision(revision)) {
-    throw new ArgumentError(`revision "${printable(revision)}" is no branch, tag or commit`);
+    throw new ArgumentError(
+      `revision must be the name of a branch or a tag, or a commit, got "${printable(revision)}"`,
+    );
   }
   const cache = new RepoCache(cacheDir, repo);
   const wanted: Wanted = { repo, file, choice, revision, cache };
@@ -85,14 +93,14 @@ async function resolve(
     return await download(endpoint, wanted, onDownload);
   } catch (error) {
     if (signal?.aborted) throw signal.reason;
-    if (error instanceof BaloraError) throw error;
-    const cached = error instanceof HubError && error.unreachable ? await findCached(wanted) : null;
+    if (!(error instanceof HubError)) throw error;
+    const cached = error.unreachable ? await findCached(wanted) : null;
     if (cached !== null) return cached;
-    const reason = withoutToken((error as Error).message, access);
-    throw new NativeError(`${nameOrPath}: cannot be fetched from ${endpoint.name}: ${reason}`, {
-      code: 'ERR_NETWORK',
-      cause: error instanceof HubError ? error.cause : error,
-    });
+    const reason = withoutToken(error.message, access);
+    const message = `${nameOrPath}: cannot be fetched from ${endpoint.name}: ${reason}`;
+    const { cause } = error;
+    if (error.malformed) throw new FormatError(message, { cause, advice: kMalformedAdvice });
+    throw new NativeError(message, { code: 'ERR_NETWORK', cause });
   }
 }
 
@@ -101,12 +109,14 @@ function parseName(name: string): { repo: string; file: string | null } {
   const [, repo = name, file = null] = kFileInRepo.exec(name) ?? [];
   if (!isRepoId(repo)) {
     throw new ArgumentError(
-      `"${printable(name)}" is no file or folder here, and no model id (owner/name) either`,
+      `"${printable(name)}" is no file or folder here, and no model id (owner/name) either; check the spelling`,
     );
   }
   const problem = file === null ? null : pathProblem(file);
   if (problem !== null) {
-    throw new ArgumentError(`"${printable(name)}" names no file of a repository: ${problem}`);
+    throw new ArgumentError(
+      `"${printable(name)}" names no file of a repository (${problem}); write owner/name/file.gguf`,
+    );
   }
   return { repo, file };
 }
@@ -126,11 +136,11 @@ interface Choice {
 }
 
 const kModel: Choice = {
-  choose: modelFiles,
+  choose: selectModelFiles,
   serves: (names) => isModelFolder(names) || names.some(isGguf),
 };
 const kTokenizer: Choice = {
-  choose: tokenizerFiles,
+  choose: selectTokenizerFiles,
   serves: (names) => names.includes('tokenizer.json') || names.some(isGguf),
 };
 
@@ -155,7 +165,9 @@ async function download(
   const paths = file === null ? choice.choose([...rows.keys()], repo) : [file];
   const files = paths.map((path) => {
     const row = rows.get(path);
-    if (row === undefined) throw new ArgumentError(`${repo} has no file ${path}`);
+    if (row === undefined) {
+      throw new ArgumentError(`${repo} has no file ${path}; choose one of the files on its page`);
+    }
     return notTooLarge(checkedFile(row));
   });
   for (const entry of files) {
@@ -167,13 +179,18 @@ async function download(
   await cache.setRef(revision, sha);
   const path = file === null ? (await cache.snapshot(sha))?.folder : await cache.file(sha, file);
   if (path) return path;
-  throw new HubError(`${repo} was taken away from the cache while it was fetched`);
+  throw new NativeError(
+    `${cache.folder}: ${repo} was taken away from the cache while it was fetched`,
+    {
+      code: 'ERR_IO',
+    },
+  );
 }
 
 /** Refuses a file that is too large, because all files but weights are read into memory whole. @throws HubError */
 function notTooLarge(file: RepoFile): RepoFile {
-  if (/\.(safetensors|gguf)$/.test(file.path) || file.bytes <= kMostOfText) return file;
-  throw new HubError(`${file.path}: ${file.bytes} bytes are more than ${kMostOfText}`);
+  if (/\.(safetensors|gguf)$/.test(file.path) || file.bytes <= kMaxTextBytes) return file;
+  throw new HubError(`${file.path}: ${file.bytes} bytes are more than ${kMaxTextBytes}`);
 }
 
 /** Finds the wanted files without the Hub; null where the cache lacks one of them. @throws FormatError as RepoCache does */
@@ -186,9 +203,9 @@ async function findCached({ file, choice, revision, cache }: Wanted): Promise<st
 }
 
 /** Chooses safetensors files and what belongs with them; in a repository without any, its only GGUF file. */
-function modelFiles(names: readonly string[], repo: string): string[] {
+function selectModelFiles(names: readonly string[], repo: string): string[] {
   const wanted = names.filter(
-    (name) => kOfModel.includes(name) || kShard.test(name) || kOfTokenizer.includes(name),
+    (name) => kModelFiles.includes(name) || kShard.test(name) || kTokenizerFiles.includes(name),
   );
   if (names.some((name) => name.endsWith('.safetensors'))) {
     // A single file and shards side by side hold the same weights.
@@ -199,8 +216,8 @@ function modelFiles(names: readonly string[], repo: string): string[] {
 }
 
 /** Chooses tokenizer.json and what belongs with it; in a repository without it, its only GGUF file. */
-function tokenizerFiles(names: readonly string[], repo: string): string[] {
-  const wanted = names.filter((name) => kOfTokenizer.includes(name));
+function selectTokenizerFiles(names: readonly string[], repo: string): string[] {
+  const wanted = names.filter((name) => kTokenizerFiles.includes(name));
   if (names.includes('tokenizer.json')) return wanted;
   return [...wanted, onlyGguf(names, repo, 'neither a tokenizer.json nor a GGUF file')];
 }
@@ -212,9 +229,11 @@ function tokenizerFiles(names: readonly string[], repo: string): string[] {
 function onlyGguf(names: readonly string[], repo: string, neither: string): string {
   const ggufs = names.filter(isGguf);
   if (ggufs.length === 1) return ggufs[0] as string;
-  if (ggufs.length === 0) throw new ArgumentError(`${repo} holds ${neither}`);
-  const some = ggufs.slice(0, kMostNames).map((name) => `${repo}/${printable(name)}`);
-  const rest = ggufs.length > kMostNames ? `, and ${ggufs.length - kMostNames} more` : '';
+  if (ggufs.length === 0) {
+    throw new ArgumentError(`${repo} holds ${neither}; choose another repository or revision`);
+  }
+  const some = ggufs.slice(0, kMaxShownNames).map((name) => `${repo}/${printable(name)}`);
+  const rest = ggufs.length > kMaxShownNames ? `, and ${ggufs.length - kMaxShownNames} more` : '';
   throw new ArgumentError(`${repo} holds several GGUF files; name one: ${some.join(', ')}${rest}`);
 }
 

@@ -60,10 +60,11 @@ export class SafetensorsFile implements TensorFile {
   read(name: string, options: SafetensorsReadOptions = {}): Tensor {
     const { share = false, checkFinite = false, device } = options;
     const info = this.tensors.get(name);
-    const dtype = options.dtype ?? kDTypes[info?.dtype ?? 'F32'];
+    const stored = info?.dtype ?? 'F32';
+    const dtype = options.dtype ?? (Object.hasOwn(kDTypes, stored) ? kDTypes[stored] : undefined);
     if (dtype === undefined) {
       throw new UnsupportedError(
-        `${this.path}: ${name} has dtype ${info?.dtype}, which no tensor has`,
+        `${this.path}: ${name} has the dtype ${info?.dtype}, which is not supported; convert it to F32, F16 or BF16`,
       );
     }
     return withDevice(
@@ -89,8 +90,10 @@ export async function loadSafetensors(
 ): Promise<{ tensors: Record<string, Tensor>; metadata: Record<string, string> }> {
   const file = SafetensorsFile.open(path);
   try {
-    const tensors: Record<string, Tensor> = {};
-    for (const name of file.tensors.keys()) tensors[name] = file.read(name, options);
+    // From entries, since assigning to the key __proto__ would add none.
+    const tensors = Object.fromEntries(
+      Array.from(file.tensors.keys(), (name) => [name, file.read(name, options)]),
+    );
     await synchronize();
     return { tensors, metadata: Object.fromEntries(file.metadata) };
   } finally {
@@ -163,7 +166,8 @@ export async function saveSafetensors(
   tensors: Readonly<Record<string, Tensor>>,
   metadata: Readonly<Record<string, string>> = {},
 ): Promise<void> {
-  if (path === '') throw new ArgumentError('saveSafetensors: the path is empty');
+  if (path === '')
+    throw new ArgumentError('saveSafetensors: the path is empty; give the name of a file');
   const writer = new SafetensorsWriter(path, tensors, metadata);
   try {
     for (const [name, tensor] of Object.entries(tensors)) writer.write(name, tensor);

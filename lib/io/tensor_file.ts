@@ -32,6 +32,7 @@ export interface TensorFile {
   close(): void;
 }
 
+/** Descriptions of tensors by their names. */
 export function infoMap(tensors: readonly TensorInfo[]): Map<string, TensorInfo> {
   return new Map(tensors.map((info) => [info.name, info]));
 }

@@ -1,5 +1,5 @@
-// The fast form of the losses: selected rows only, the head in chunks, no (M,V) tensor at any time. The SVD regularizer goes
-// through G = W^T W where that is allowed, else over tiles of the logits.
+// The fused form of the losses, on selected rows and with the head in chunks, so that no (M,V) tensor is ever made. The SVD
+// regularizer uses G = W^T W where that is allowed, otherwise tiles of the logits.
 import { gram, gramAdd, gramSpectrum } from '../ops/linalg.ts';
 import { headRows, svdRatio, svdRatioGram } from '../ops/losses.ts';
 import { noGrad, type Tensor, unscoped } from '../tensor.ts';
@@ -22,7 +22,7 @@ export function gramFormAllowed(head: Head): boolean {
   return !head.weight.requiresGrad && !((head.softcap ?? 0) > 0);
 }
 
-/** G of a frozen head, made at the first use and kept for the model's life: (C, C) f64. */
+/** The Gram matrix G = W^T W of a frozen head, (C, C) f64, made at the first use and kept until it is disposed of. */
 export class HeadGram {
   #gram: Tensor | null = null;
 
@@ -34,7 +34,7 @@ export class HeadGram {
     return this.#gram;
   }
 
-  /** Frees its tensors now instead of when the collector comes by. */
+  /** Frees its tensors. */
   dispose(): void {
     this.#gram?.dispose();
     this.#gram = null;
@@ -66,7 +66,7 @@ export function fusedSvdLoss(
 }
 
 /**
- * Evaluation rows: cross-entropy, KL(teacher || student) at T = 1 and entropy over the whole vocabulary, in nats.
+ * Computes for each row: cross-entropy, KL(teacher || student) at T = 1 and entropy over the whole vocabulary, in nats.
  * @param hidden (M, C) of the tuned model
  * @param teacher (M, C) of the base, or null (the KL column is 0)
  * @param targets (M) i32, -100 for a row without cross-entropy
@@ -90,7 +90,7 @@ export function evaluationRows(
   );
 }
 
-/** exp of the entropy of sigma / sum(sigma); 0 for a zero matrix. */
+/** The effective rank exp(entropy of sigma / sum(sigma)) of singular values sigma; 0 for a zero matrix. */
 export function effectiveRankOf(singularValues: ArrayLike<number>): number {
   let sum = 0;
   for (let i = 0; i < singularValues.length; i++) sum += singularValues[i] as number;
@@ -104,14 +104,14 @@ export function effectiveRankOf(singularValues: ArrayLike<number>): number {
 }
 
 /**
- * Effective rank of the logits of any number of rows: only H^T H (C, C) is kept. Soft-capping is left out: the rank is that
- * of the linear logits.
+ * Effective rank of the logits of any number of rows, of which only H^T H (C, C) is kept. Soft-capping is ignored: the rank is
+ * that of the linear logits.
  */
 export class EffectiveRank {
   #sum: Tensor | null = null;
 
   /**
-   * Counts rows in.
+   * Adds rows.
    * @param hidden (M, C), any M
    */
   add(hidden: Tensor): void {
@@ -122,7 +122,7 @@ export class EffectiveRank {
   }
 
   /**
-   * exp of the entropy of sigma / sum sigma of all rows' logits.
+   * Computes exp(entropy of sigma / sum(sigma)) for the singular values sigma of all rows' logits.
    * @param headGram of the head that makes the logits
    */
   async value(headGram: HeadGram): Promise<number> {
@@ -135,7 +135,7 @@ export class EffectiveRank {
     }
   }
 
-  /** Frees its tensors now instead of when the collector comes by. */
+  /** Frees its tensors. */
   dispose(): void {
     this.#sum?.dispose();
     this.#sum = null;

@@ -1,10 +1,10 @@
 /**
  * The loss of a language model on one micro-batch of an accumulation window: the cross-entropy, and the terms of a list, each
- * with its weight. Every mean counts with the micro-batch's share of the WINDOW's rows: the task's with supervised rows, the
- * others' with the rows of the regularizers. Terms that are means over rows then agree exactly between 1 x 8 and 8 x 1; the
- * SVD term belongs to the micro-batch's own matrix.
+ * with its weight. Every mean is weighted by the micro-batch's share of the window's rows: the task's by supervised rows, the
+ * others' by the rows of the regularizers. So terms that are means over rows agree exactly between 1 x 8 and 8 x 1; the SVD term is
+ * computed on the matrix of each micro-batch.
  *
- * Terms with a native form never see logits. The others run on the logits of their rows, in plain tensor ops.
+ * Terms with a fused form never read logits. The others are computed from the logits of their rows in plain tensor ops.
  */
 import { ArgumentError } from '../errors.ts';
 import { kIgnoredTarget } from '../ignored_target.ts';
@@ -61,7 +61,7 @@ export interface HeadMicroBatch {
   readonly hidden: Tensor;
   /** (N, C) or (M, C) of the teacher, without gradient; needed while a term reads the teacher. */
   readonly teacherHidden?: Tensor | null;
-  /** The teacher's selected rows summed up, instead of its hidden states; see {@link HeadLoss.summarize}. */
+  /** A summary of the teacher's selected rows, in place of its hidden states; see {@link HeadLoss.summarize}. */
   readonly teacher?: TeacherSummary | null;
   readonly batch: RowsOfBatch;
   /** The rows of the batch that terms use, where they are chosen already. Default: `select(batch)`. */
@@ -86,7 +86,7 @@ export interface LossInputs {
   readonly regularizedRows: Tensor | null; // (S) i32
   /** Factors of the sums of cross-entropy, divergence and entropy. */
   readonly scales: Tensor; // (3) f64
-  /** Factors of the other terms, by key, () f64 each; a term without rows in the micro-batch is left out. */
+  /** Factors of the other terms by key, () f64 each; terms without rows in the micro-batch are left out. */
   readonly factors: Readonly<Record<string, Tensor>>;
 }
 
@@ -97,7 +97,7 @@ export interface PreparedMicroBatch {
   readonly teacher: Tensor | null; // (M, C)
   readonly summary: TeacherSummary | null;
   readonly inputs: LossInputs;
-  /** Keys of the terms outside the head's pass that have a gradient; the values of the others are computed alone. */
+  /** Keys of the terms outside the head's pass that have a gradient; the others are computed without one. */
   readonly gradients: readonly string[];
   /** For terms that are computed by their definition. */
   readonly context?: Pick<HeadMicroBatch, 'batch' | 'source' | 'hiddenStates' | 'at'> & {
@@ -108,7 +108,7 @@ export interface PreparedMicroBatch {
 /** The loss of prepared inputs: tensors alone. */
 export interface PreparedLoss {
   readonly loss: Tensor; // () f64, on the tape
-  readonly sums: Tensor; // (4) f64: sums of cross-entropy, T^2 KL and entropy, and the loss of these
+  readonly sums: Tensor; // (4) f64: sums of cross-entropy, T^2 KL and entropy, and the loss of these three
   /** Means of the other terms, by key. */
   readonly means: Readonly<Record<string, Tensor>>; // () f64
 }
@@ -119,8 +119,8 @@ type Pass<P extends FusedForm['pass']> = Extract<FusedForm, { pass: P }>;
 export class HeadLoss {
   readonly #divergence: (Term & { fused: Pass<'divergence'> }) | null;
   readonly #entropy: (Term & { fused: Pass<'entropy'> }) | null;
-  /** Terms that stand beside the head's pass. */
-  readonly #beside: readonly Term[];
+  /** Terms that are computed outside the head's pass. */
+  readonly #otherTerms: readonly Term[];
   #gram: HeadGram | null = null;
   readonly positions: Positions;
   readonly chunkBytes: number;
@@ -132,9 +132,9 @@ export class HeadLoss {
   ) {
     this.positions = positions;
     this.chunkBytes = chunkBytes;
-    this.#divergence = withPass(terms, 'divergence');
-    this.#entropy = withPass(terms, 'entropy');
-    this.#beside = terms.filter((term) => term !== this.#divergence && term !== this.#entropy);
+    this.#divergence = termOfPass(terms, 'divergence');
+    this.#entropy = termOfPass(terms, 'entropy');
+    this.#otherTerms = terms.filter((term) => term !== this.#divergence && term !== this.#entropy);
   }
 
   /** Whether some term reads the teacher. */
@@ -142,12 +142,12 @@ export class HeadLoss {
     return this.terms.some(({ teacher }) => teacher);
   }
 
-  /** T of the divergence; 1 without such a term. */
+  /** Temperature T of the divergence; 1 without such a term. */
   get temperature(): number {
     return this.#divergence?.fused.temperature ?? 1;
   }
 
-  /** Rows that each kind of term uses; the counts of a window are sums of these. */
+  /** Selects the rows of a batch that the terms use; the counts of a window are sums of these. */
   select(batch: RowsOfBatch): SelectedRows {
     return selectRows(batch, this.positions);
   }
@@ -163,11 +163,11 @@ export class HeadLoss {
       return { loss: null, sums: null, means: {}, values: [], counts };
     }
     if (this.readsTeacher && counts.regularized > 0 && !teacherHidden && !summary) {
-      throw new ArgumentError('HeadLoss: a term reads the teacher, so teacherHidden is needed');
+      throw new ArgumentError('HeadLoss: a term reads the teacher; pass teacherHidden');
     }
     const result = this.computePrepared({
-      hidden: pick(hidden, selected),
-      teacher: teacherHidden && noGrad(() => pick(teacherHidden, selected)),
+      hidden: selectedStates(hidden, selected),
+      teacher: teacherHidden && noGrad(() => selectedStates(teacherHidden, selected)),
       summary,
       inputs: this.prepare(selected, { weights, window }, hidden.device),
       gradients: this.gradientsOf(weights),
@@ -176,12 +176,12 @@ export class HeadLoss {
     return { ...result, values: this.valuesOf(result), counts };
   }
 
-  /** Keys of the terms beside the head's pass that have a gradient at these weights. */
+  /** Keys of the terms outside the head's pass that have a gradient at these weights. */
   gradientsOf(weights: TermWeights): string[] {
-    return this.#beside.map(({ key }) => key).filter((key) => (weights[key] ?? 0) !== 0);
+    return this.#otherTerms.map(({ key }) => key).filter((key) => (weights[key] ?? 0) !== 0);
   }
 
-  /** Makes the inputs that compute() takes from the host. The caller disposes of them. */
+  /** Makes tensors of the inputs of compute() that are on the host. The caller disposes of them. */
   prepare(
     selected: SelectedRows,
     { weights, window }: Pick<HeadMicroBatch, 'weights'> & { window?: TermCounts | undefined },
@@ -195,7 +195,7 @@ export class HeadLoss {
       perRow(weightOf(this.#divergence), shares.regularized),
       perRow(weightOf(this.#entropy), shares.regularized),
     );
-    const present = this.#beside.filter(({ rows }) => counts[rows] > 0);
+    const present = this.#otherTerms.filter(({ rows }) => counts[rows] > 0);
     const apart =
       selected.regularized !== null && present.some(({ rows }) => rows === 'regularized');
     return {
@@ -212,7 +212,7 @@ export class HeadLoss {
     };
   }
 
-  /** compute() on tensors alone, which a graph may record. */
+  /** Computes the loss from tensors alone, so that a graph may record it. */
   computePrepared(micro: PreparedMicroBatch): PreparedLoss {
     const { hidden, summary, inputs, gradients } = micro;
     const { targets, regularized, scales, factors } = inputs;
@@ -234,7 +234,7 @@ export class HeadLoss {
     const [taped, untaped] = [new RowsOfTerms(this.head, micro), new RowsOfTerms(this.head, micro)];
     const means: Record<string, Tensor> = {};
     let total = loss;
-    for (const term of this.#beside) {
+    for (const term of this.#otherTerms) {
       const factor = factors[term.key];
       if (factor === undefined) continue;
       const gradient = gradients.includes(term.key);
@@ -248,13 +248,13 @@ export class HeadLoss {
     return { loss: total, sums, means };
   }
 
-  /** Where the values of the terms stand in what computePrepared() gave. */
+  /** The values of the terms, as elements of the tensors that computePrepared() returned. */
   valuesOf({ sums, means }: Pick<PreparedLoss, 'sums' | 'means'>): TermValue[] {
     const values: TermValue[] = [{ key: kTask, tensor: sums, index: 0, toSum: 1 }];
     if (this.#divergence !== null) {
       values.push({ key: this.#divergence.key, tensor: sums, index: 1, toSum: 1 });
     }
-    // The pass sums entropies, of which the term is the negative.
+    // The pass sums entropies, and the term is their negative.
     if (this.#entropy !== null) {
       values.push({ key: this.#entropy.key, tensor: sums, index: 2, toSum: -1 });
     }
@@ -265,14 +265,14 @@ export class HeadLoss {
   }
 
   /**
-   * The teacher's part in compute(), for keeping: of the selected rows, in their order.
+   * Summarises the teacher's hidden states of the selected rows, so that compute() does not need them again.
    * @param teacherHidden (N, C), or (M, C): those rows alone
    * @throws UnsupportedError for a head that is trained or soft-capped
    */
   summarize(teacherHidden: Tensor, selected: SelectedRows): TeacherSummary {
     const { temperature, chunkBytes } = this;
     return noGrad(() =>
-      teacherSummary(pick(teacherHidden, selected), {
+      teacherSummary(selectedStates(teacherHidden, selected), {
         head: this.head.weight,
         teacherHead: this.head.teacherWeight ?? null,
         softcap: this.head.softcap ?? 0,
@@ -283,8 +283,8 @@ export class HeadLoss {
   }
 
   /**
-   * The teacher's entropy at T of each row of the regularizers, for the adaptive schedule (its mean over a window / ln V gives
-   * the weight).
+   * The teacher's entropy at T of each row of the regularizers, for the adaptive schedule, whose weight depends on its mean over a
+   * window divided by ln V.
    * @param teacherHidden (N, C), or (M, C): the selected rows alone
    * @returns (S, 3) f64 whose last column is the entropy, in nats; null where no row is regularized
    */
@@ -296,7 +296,7 @@ export class HeadLoss {
     if (selected.regularizedRows.length === 0) return null;
     return noGrad(() =>
       headRows({
-        hidden: regularizedOf(pick(teacherHidden, selected), selected),
+        hidden: regularizedOf(selectedStates(teacherHidden, selected), selected),
         head: this.head.teacherWeight ?? this.head.weight,
         softcap: this.head.softcap ?? 0,
         entropyTemperature: this.temperature,
@@ -320,7 +320,7 @@ export class HeadLoss {
   }
 }
 
-/** The rows of a micro-batch as the terms beside the head's pass read them, each choice made once. */
+/** The rows of a micro-batch as the terms outside the head's pass read them, each selection made once. */
 class RowsOfTerms {
   readonly #states = new Map<TermRows, Tensor>();
   readonly #contexts = new Map<string, TermContext>();
@@ -332,25 +332,24 @@ class RowsOfTerms {
 
   /** (S, C) of the student. */
   states(rows: TermRows): Tensor {
-    const found = this.#states.get(rows) ?? this.#chosen(this.micro.hidden, rows);
+    const found = this.#states.get(rows) ?? this.#select(this.micro.hidden, rows);
     this.#states.set(rows, found);
     return found;
   }
 
-  /** For a term that is computed by its definition. Terms that read the same share their logits. */
+  /** The context of a term that is computed by its definition. Terms that read the same rows share their logits. */
   contextOf({ rows, teacher: reads, hiddenStates = [] }: Term): TermContext {
     const { context, inputs } = this.micro;
     const teacher = reads ? this.micro.teacher : null;
     const key = `${rows} ${reads} ${hiddenStates}`;
-    if (context === undefined)
-      throw new ArgumentError('a graph holds no term without a native form');
+    if (context === undefined) throw notInGraph();
     const shared = this.#contexts.get(key);
     if (shared !== undefined) return shared;
     const made = new TermContext({
       states: this.states(rows),
-      teacherStates: teacher && noGrad(() => this.#chosen(teacher, rows)),
+      teacherStates: teacher && noGrad(() => this.#select(teacher, rows)),
       head: this.head,
-      targets: this.#chosen(inputs.targets, rows),
+      targets: this.#select(inputs.targets, rows),
       hiddenStates: hiddenStates.map((layer) => context.hiddenStates?.get(layer) as Tensor),
       batch: context.source ?? context.batch,
       at: context.at ?? { step: 0, totalSteps: 1 },
@@ -359,12 +358,12 @@ class RowsOfTerms {
     return made;
   }
 
-  #chosen(all: Tensor, rows: TermRows): Tensor {
+  #select(all: Tensor, rows: TermRows): Tensor {
     const { inputs, context } = this.micro;
     if (rows === 'regularized') {
       return inputs.regularizedRows === null ? all : indexSelect(all, inputs.regularizedRows);
     }
-    if (context === undefined) throw new ArgumentError('a graph holds no term of supervised rows');
+    if (context === undefined) throw notInGraph();
     const { targets, supervised } = context.selected;
     if (supervised === targets.length) return all;
     const places = Int32Array.from(targets.keys()).filter((i) => targets[i] !== kIgnoredTarget);
@@ -372,9 +371,16 @@ class RowsOfTerms {
   }
 }
 
+/** The error for a term that a graph cannot hold: it is computed by its definition, on rows that the host chooses. */
+function notInGraph(): ArgumentError {
+  return new ArgumentError(
+    'HeadLoss: a term without a fused form cannot be part of a graph; run without captureGraphs, or pass the context',
+  );
+}
+
 /** Options of {@link BaLoraLoss}. */
 export interface BaLoraOptions extends HeadLossOptions {
-  /** Which regularizers are on; an off term is neither computed nor reported. Default all. */
+  /** Regularizers that are on or off; a term that is off is neither computed nor reported. Default: all on. */
   readonly terms?: {
     readonly consistency?: boolean;
     readonly diversity?: boolean;
@@ -389,7 +395,7 @@ export interface BaLoraOptions extends HeadLossOptions {
   readonly svdNorm?: 'frobenius' | 'nuclear';
 }
 
-/** BA-LoRA's loss (arXiv 2408.04556), task + l1 CR + l2 DR + l3 SVDR, with the weights given at each call. */
+/** BA-LoRA's loss (arXiv 2408.04556), task + l1 CR + l2 DR + l3 SVDR; each call is given the weights. */
 export class BaLoraLoss extends HeadLoss {
   constructor(head: Head, options: BaLoraOptions = {}) {
     const { terms = {}, positions, chunkBytes, ...given } = options;
@@ -416,7 +422,7 @@ function countsOf({ supervised, regularizedRows }: SelectedRows): TermCounts {
   return { supervised, regularized: regularizedRows.length };
 }
 
-function withPass<P extends FusedForm['pass']>(
+function termOfPass<P extends FusedForm['pass']>(
   terms: readonly Term[],
   pass: P,
 ): (Term & { fused: Pass<P> }) | null {
@@ -425,8 +431,8 @@ function withPass<P extends FusedForm['pass']>(
     | null;
 }
 
-/** The selected rows of hidden states that are those of the whole batch, or the selected ones already. */
-function pick(hidden: Tensor, { rows, batchRows }: SelectedRows): Tensor {
+/** The selected rows of hidden states, which are those of the whole batch or of the selected rows already. */
+function selectedStates(hidden: Tensor, { rows, batchRows }: SelectedRows): Tensor {
   const count = hidden.shape[0] as number;
   if (count === rows.length) return hidden;
   if (count === batchRows) return indexSelect(hidden, tensor(rows, { device: hidden.device }));

@@ -1,7 +1,7 @@
 /**
  * The loss of a classification or regression model on one micro-batch of an accumulation window: the task's own, and the terms
- * of a list, each with its weight. All count with the micro-batch's share of the WINDOW's examples, so that the task's loss and
- * the consistency term agree exactly between 1 x 8 and 8 x 1; diversity and SVD belong to the micro-batch's own matrix.
+ * of a list, each with its weight. All are weighted by the micro-batch's share of the window's examples, so that the task's loss and
+ * the consistency term agree exactly between 1 x 8 and 8 x 1; diversity and SVD are computed on the matrix of each micro-batch.
  */
 import { ArgumentError } from '../errors.ts';
 import { add, crossEntropy, mean, mul, reshape, square, stack, sub, zeros } from '../ops/index.ts';
@@ -28,7 +28,7 @@ import { classifierSvd } from './terms/svd.ts';
 export interface LogitsLossOptions {
   /** The meaning of the outputs, and with it the task's loss. Default 'single_label_classification'. */
   readonly problemType?: ProblemType;
-  /** Called once for each way in which a term is not what was asked for. Default: nobody is told. */
+  /** Called once for each way in which a term differs from what was asked for. Default: no warnings. */
   readonly onWarning?: (note: TermNote) => void;
 }
 
@@ -75,7 +75,7 @@ export class LogitsLoss {
     const z = rowsOf('LogitsLoss', micro.logits);
     const [examples, outputs] = z.shape as [number, number];
     if (this.readsTeacher && !teacherLogits) {
-      throw new ArgumentError('LogitsLoss: a term reads the teacher, so teacherLogits is needed');
+      throw new ArgumentError('LogitsLoss: a term reads the teacher; pass teacherLogits');
     }
     this.#note([examples, outputs]);
     const task = nluTaskLoss(z, labels, this.problemType);
@@ -112,7 +112,7 @@ export class LogitsLoss {
     return termValue(term, value, { dtype: z.dtype, onTape });
   }
 
-  /** All values in one tensor, so that the window reads one a micro-batch. */
+  /** The values of the terms in one tensor, so that a window reads one for each micro-batch. */
   #valuesOf(task: Tensor, values: readonly (Tensor | null)[]): TermValue[] {
     const { dtype, device } = task;
     const tensor = noGrad(() =>
@@ -143,7 +143,7 @@ export interface NluOptions extends LogitsLossOptions {
   readonly temperature?: number;
   /** k of the singular values, clamped to min(N, D) - 1. Default 5. */
   readonly svdTopK?: number;
-  /** Which regularizers are on; an off term is neither computed nor reported. Default all. */
+  /** Regularizers that are on or off; a term that is off is neither computed nor reported. Default: all on. */
   readonly terms?: {
     readonly consistency?: boolean;
     readonly diversity?: boolean;
@@ -151,7 +151,7 @@ export interface NluOptions extends LogitsLossOptions {
   };
 }
 
-/** BA-LoRA's loss for classification and regression heads, with the weights given at each call. */
+/** BA-LoRA's loss for classification and regression heads; each call is given the weights. */
 export class NluLoss extends LogitsLoss {
   constructor({ terms = {}, problemType, onWarning, ...given }: NluOptions = {}) {
     checkOptions({ ...given, problemType });

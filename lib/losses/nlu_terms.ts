@@ -27,10 +27,10 @@ import type { Tensor } from '../tensor.ts';
 import { consistencyLoss, rowsOf, svdLoss } from './plain.ts';
 import type { ProblemType } from './problem_type.ts';
 
-/** Which form of the consistency term: the divergence of the ICLR paper, or the 2024 code's distance of normalised rows. */
+/** A form of the consistency term: the divergence of the ICLR paper, or the 2024 code's distance of normalised rows. */
 export type NluVariant = 'iclr' | '2024';
 
-/** Squared norms up to this count as zero rows of the 2024 variant: they are divided by 1e-12 and get no gradient of it. */
+/** The squared norm up to which a row counts as zero in the 2024 variant: it is divided by 1e-12, which has no gradient. */
 const kLeastSquaredNorm = 1e-24;
 
 /** Options of the consistency term. */
@@ -44,7 +44,8 @@ export interface NluConsistencyOptions {
 }
 
 /**
- * L_CR, how far the outputs went from the teacher's.
+ * L_CR, the distance of the outputs from the teacher's. Its forms are:
+ *
  * - 'iclr': T^2 mean_N KL(softmax(P/T) || softmax(Z/T)); with independent labels the teacher's distribution is a product of
  *   Bernoullis, so the divergence is the sum of theirs: T^2 mean_N sum_D KL(sigmoid(P/T) || sigmoid(Z/T)).
  * - '2024': the mean over N*D of the squared difference of the rows of Z and P, each divided by max(its norm, 1e-12).
@@ -63,7 +64,7 @@ export function nluConsistencyLoss(
   const p = rowsOf('nluConsistencyLoss', teacher.detach());
   if (z.shape.join() !== p.shape.join()) {
     throw new ArgumentError(
-      `nluConsistencyLoss: student is (${z.shape.join(',')}), teacher (${p.shape.join(',')})`,
+      `nluConsistencyLoss: teacher must be as student, (${z.shape.join(',')}), got (${p.shape.join(',')})`,
     );
   }
   if (problemType === 'regression') return mean(square(sub(z, p)));
@@ -101,8 +102,8 @@ export function nluSvdLoss(student: Tensor, { k = 5 }: { k?: number } = {}): Ten
 }
 
 /**
- * min(k, min(N, D) - 1). With all min(N, D) singular values in the sum the ratio would be the constant 1 with gradient 0, as
- * it is for every task of at most k classes; 0: the term is undefined.
+ * The number of singular values to sum, min(k, min(N, D) - 1); 0: the term is undefined. With all min(N, D) values in the sum the
+ * ratio would be the constant 1 with gradient 0, as for every task of at most k classes.
  */
 export function clampSvdTopK(k: number, [rows, classes]: readonly [number, number]): number {
   if (!(k >= 1)) throw new ArgumentError(`nluSvdLoss: k must be >= 1, got ${k}`);
@@ -130,8 +131,8 @@ function bernoulliDivergence(z: Tensor, p: Tensor, temperature: number): Tensor 
 }
 
 /**
- * The teacher's entropy at T, example by example, in nats: of its classes, or the sum over independent labels. For the adaptive
- * schedule, which regression has none for.
+ * The teacher's entropy at T of each example, in nats: that of its classes, or the sum over independent labels. For the adaptive
+ * schedule, which regression does not have.
  * @param teacher P (N, D)
  * @returns (N)
  */

@@ -1,4 +1,4 @@
-// BA-LoRA's losses on logits that exist as tensors, in plain tensor ops: for research, for a user's own loss, and as the truth
+// BA-LoRA's losses on logits that exist as tensors, in plain tensor ops: for research, for a user's own loss, and as the reference
 // that the fused form is tested against. Every function takes any float dtype (f64 too; bf16 and f16 are widened to f32) and
 // is differentiable in its first argument; teachers are not given a gradient.
 import { ArgumentError } from '../errors.ts';
@@ -105,11 +105,11 @@ export function svdLoss(
 export interface PlainInputs {
   /** (M, V) logits of the rows of the regularizers. */
   logits: Tensor;
-  /** (M, V) logits of the teacher; none: no consistency term. */
+  /** (M, V) logits of the teacher. Default, and null: none, and so no consistency term. */
   teacherLogits?: Tensor | null;
   /** (M) i32: the id each row must predict, -100 where it has no task term. */
   targets: Tensor;
-  /** (S, V) logits of the task's rows, where they are others; targets are theirs then. */
+  /** (S, V) logits of the task's rows, where they differ from those of the regularizers; `targets` then belongs to these. */
   taskLogits?: Tensor;
 }
 
@@ -152,7 +152,7 @@ export function baLoraPlainLoss(inputs: PlainInputs, options: PlainOptions): Pla
   return { loss, task, consistency, diversity, svd };
 }
 
-/** Rows less their largest element: the same softmax, but its logarithm is not rounded at the size of large logits. */
+/** Rows minus their largest element, which have the same softmax, but whose logarithm loses no digits to large logits. */
 function centred(x: Tensor): Tensor {
   return sub(x, max(x.detach(), { axis: -1, keepDims: true }));
 }
@@ -161,7 +161,7 @@ function wide(x: Tensor): Tensor {
   return x.dtype === 'bf16' || x.dtype === 'f16' ? x.to('f32') : x;
 }
 
-/** Checked logits (M, V), with at least one row; half precision is widened to f32. */
+/** Checks logits (M, V), which must have a row, and widens half precision to f32. */
 export function rowsOf(op: string, logits: Tensor): Tensor {
   if (logits.ndim !== 2 || logits.size === 0) {
     throw new ArgumentError(

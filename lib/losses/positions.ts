@@ -1,11 +1,11 @@
-// Which rows of a micro-batch the task loss and the regularizers use. Rows are unpadded unless `lengths` says how many of each
-// segment are valid; targets are shifted already (targets[n] is the id that row n must predict).
+// Selection of the rows of a micro-batch that the task loss and the regularizers use. Rows are unpadded unless `lengths` gives the
+// number of valid ones of each segment; targets are shifted already (targets[n] is the id that row n must predict).
 import { ArgumentError } from '../errors.ts';
 import { kIgnoredTarget } from '../ignored_target.ts';
 
 /**
- * `supervised`: the rows of the task loss; `non_padding`: every real token's row, as the paper's text says; `label_aligned`:
- * rows whose own label is supervised, as the published code does (unshifted: one row late).
+ * The rows of the regularizers. `supervised`: the rows of the task loss. `non_padding`: the rows of all tokens, as in the paper's
+ * text. `label_aligned`: rows whose own label is supervised, as in the published code (not shifted, so one row late).
  */
 export type Positions = 'supervised' | 'non_padding' | 'label_aligned';
 
@@ -21,7 +21,7 @@ export interface RowsOfBatch {
   labels?: Int32Array | undefined;
 }
 
-/** Rows of a micro-batch that some term uses. */
+/** The rows of a micro-batch that some term uses. */
 export interface SelectedRows {
   /** (M): rows in either set, ascending. */
   rows: Int32Array;
@@ -37,7 +37,7 @@ export interface SelectedRows {
   batchRows: number;
 }
 
-/** The union of the rows that the terms need, with who needs which. */
+/** Selects the rows that the task loss or the regularizers use. */
 export function selectRows(batch: RowsOfBatch, positions: Positions = 'supervised'): SelectedRows {
   const { targets } = batch;
   const inRegularizers = regularizerMask(batch, positions);
@@ -66,7 +66,7 @@ function regularizerMask(batch: RowsOfBatch, positions: Positions): Uint8Array {
   const rows = targets.length;
   if (cuSeqlens[cuSeqlens.length - 1] !== rows) {
     throw new ArgumentError(
-      `selectRows: cuSeqlens ends at ${cuSeqlens[cuSeqlens.length - 1]}, the batch has ${rows} rows`,
+      `selectRows: cuSeqlens must end at the batch's ${rows} rows, got ${cuSeqlens[cuSeqlens.length - 1]}`,
     );
   }
   const mask = new Uint8Array(rows);
@@ -96,6 +96,8 @@ function isRegularized(
       if (labels) return labels[n] !== kIgnoredTarget;
       return n > start && targets[n - 1] !== kIgnoredTarget;
     default:
-      throw new ArgumentError(`selectRows: unknown positions ${JSON.stringify(positions)}`);
+      throw new ArgumentError(
+        `selectRows: positions must be supervised, non_padding or label_aligned, got ${JSON.stringify(positions)}`,
+      );
   }
 }

@@ -1,13 +1,13 @@
-// Weights of the regularizers over a run of S steps, s = 0..S-1 (BA-LoRA, arXiv 2408.04556). Pure functions of the step;
-// a run of no steps asks nothing, but a call with S = 0 is finite all the same (progress 0).
+// Weights of the regularizers over a run of S steps, s = 0..S-1 (BA-LoRA, arXiv 2408.04556), as pure functions of the step. They are
+// finite for S = 0, too, where progress is 0.
 import { ArgumentError } from '../errors.ts';
 
-/** How the weight of the consistency term moves over a run. */
+/** Schedule of the weight of the consistency term. */
 export type ConsistencySchedule = 'constant' | 'cosine' | 'adaptive';
-/** How the weights of diversity and SVD grow over a run. */
+/** Schedule of the weights of diversity and SVD. */
 export type RegularizerSchedule = 'constant' | 'two_phase' | 'linear_warmup' | 'quadratic_warmup';
 
-/** Place in a run. */
+/** A step of a run. */
 export interface StepOfRun {
   /** From 0. */
   step: number;
@@ -16,8 +16,8 @@ export interface StepOfRun {
 }
 
 /**
- * l1 at a step. `constant`: l1; `cosine`: from l1 down to a tenth, .1 l1 + .9 l1 (1 + cos(pi s/S))/2. `adaptive` depends on
- * the teacher, not on the step: see adaptiveConsistencyWeight.
+ * The weight l1 at a step. `constant`: l1. `cosine`: from l1 down to a tenth of it, .1 l1 + .9 l1 (1 + cos(pi s/S))/2. `adaptive`
+ * depends on the teacher and not on the step, see adaptiveConsistencyWeight.
  */
 export function consistencyWeightAt(
   schedule: Exclude<ConsistencySchedule, 'adaptive'>,
@@ -49,7 +49,10 @@ export function adaptiveBounds({ weight, min, max }: AdaptiveOptions): {
 }
 
 /**
- * l1 = min + (max - min) c, c = 1 - clamp(meanEntropy / ln V, 0, 1): a teacher that is sure is followed more closely.
+ * The weight l1 of the adaptive schedule, which is larger for a confident teacher. It is
+ *
+ *     l1 = min + (max - min) c, c = 1 - clamp(meanEntropy / ln V, 0, 1).
+ *
  * @param meanEntropy of the teacher's distribution at temperature T, over the selected rows, in nats
  * @param vocabulary V; V = 1 gives c = 1
  */
@@ -61,7 +64,7 @@ export function adaptiveConsistencyWeight(
   return adaptiveWeightOfEntropy(meanEntropy, Math.log(vocabulary), options);
 }
 
-/** adaptiveConsistencyWeight() by the most that the entropy can be, in nats: ln V. 0 gives c = 1. */
+/** The weight of adaptiveConsistencyWeight() for an entropy of at most `most` nats, which is ln V there; 0 gives c = 1. */
 export function adaptiveWeightOfEntropy(
   meanEntropy: number,
   most: number,
@@ -75,19 +78,19 @@ export function adaptiveWeightOfEntropy(
 
 /** Settings of the schedules of diversity and SVD. */
 export interface RegularizerScheduleOptions {
-  /** w of two_phase, a share of the run. Default .2. */
+  /** Share w of the run before the ramp of two_phase. Default .2. */
   warmupRatio?: number;
-  /** r of two_phase, a share of the run. Default .05. */
+  /** Share r of the run in which two_phase rises. Default .05. */
   rampRatio?: number;
-  /** w of the warm-ups, in steps; 0 (default) gives 1 at once. */
+  /** Steps w of the warm-ups; 0 gives 1 at once. Default 0. */
   warmupSteps?: number;
-  /** Round two_phase's boundaries to whole steps, as the published code does. Default false. */
+  /** Whether to round two_phase's boundaries to whole steps, as in the published code. Default false. */
   integerSteps?: boolean;
 }
 
 /**
- * The factor, 0..1, of l2 and l3 at a step. two_phase: clamp((s - w S)/(r S), 0, 1); linear_warmup: min(1, s/w);
- * quadratic_warmup: its square.
+ * The factor of l2 and l3 at a step, from 0 to 1. two_phase: clamp((s - w S)/(r S), 0, 1); linear_warmup: min(1, s/w);
+ * quadratic_warmup: the square of that.
  */
 export function regularizerFactorAt(
   schedule: RegularizerSchedule,
@@ -120,6 +123,8 @@ export function regularizerFactorAt(
 
 function checkStep(step: number, totalSteps: number): void {
   if (!(step >= 0) || !(totalSteps >= 0)) {
-    throw new ArgumentError(`schedule: step ${step} of ${totalSteps} is not a step of a run`);
+    throw new ArgumentError(
+      `schedule: step and totalSteps must be >= 0, got ${step} of ${totalSteps}`,
+    );
   }
 }

@@ -1,6 +1,6 @@
 /**
  * A term of a training loss. The loss of a step is the task's own loss plus the sum of all terms, each multiplied by its weight
- * at that step. Whatever knows terms (weights, records, checks, progress) loops over a list of them.
+ * at that step. Weights, records, checks and progress all loop over the list of terms.
  */
 import { ArgumentError } from '../errors.ts';
 import { type HeadLossInputs, headLosses, reshape } from '../ops/index.ts';
@@ -23,31 +23,31 @@ import type { StepOfRun } from './schedules.ts';
  */
 export type TermRows = 'supervised' | 'regularized';
 
-/** The place in a run at which a weight is asked for. */
+/** The step that a weight is computed for. */
 export interface WeightContext extends StepOfRun {
   /**
-   * How unsure the teacher is of the window's rows: the mean entropy of its distribution at T over the largest that it can be,
-   * from 0 to 1. Known only where some term says `readsTeacherEntropy`, else null.
+   * The teacher's uncertainty on the window's rows: the mean entropy of its distribution at T divided by the largest possible one,
+   * from 0 to 1. Null unless some term has `readsTeacherEntropy`.
    */
   readonly teacherEntropy: number | null;
 }
 
 /**
- * The native form of a term where the head is one matrix, which never holds the logits. `divergence` and `entropy` are sums
- * that the pass over the head's chunks makes beside the cross-entropy; `singularValues` works on the head's Gram matrix.
+ * The fused form of a term where the head is one matrix, for which logits are never kept. `divergence` and `entropy` are sums that
+ * the pass over the head's chunks computes together with the cross-entropy; `singularValues` uses the head's Gram matrix.
  */
 export type FusedForm =
   | { readonly pass: 'divergence'; readonly temperature: number }
   | { readonly pass: 'entropy'; readonly topK: number }
   | { readonly pass: 'singularValues'; readonly k: number; readonly norm: 'frobenius' | 'nuclear' };
 
-/** Something about a term that a user should know; `code` is stable, for programs. */
+/** A warning about a term, for the user; programs may rely on `code`. */
 export interface TermNote {
   readonly code: 'nlu_svd_clamped' | 'nlu_terms_undefined' | 'nlu_single_example';
   readonly message: string;
 }
 
-/** A term as the loss of a run uses it, its options bound. */
+/** A term of a loss, with its options. */
 export interface Term {
   /** The name in weights, records, progress and events, such as `consistency`. */
   readonly key: string;
@@ -64,13 +64,13 @@ export interface Term {
    * The definition: the mean over the micro-batch's rows, () on the tape, or null where it is undefined for this micro-batch.
    */
   value(context: TermContext): Tensor | null;
-  /** The native form, used where the model has it. Default: `value` everywhere. */
+  /** The fused form, used where the model allows it. Default: `value` is used everywhere. */
   readonly fused?: FusedForm;
-  /** Something that a user should know about the term on logits (N,D) of this shape; said once. Default: nothing. */
+  /** A warning about the term on logits (N,D) of this shape, which is given once. Default: none. */
   noteOn?(shape: readonly [number, number]): TermNote | null;
 }
 
-/** A term that is built in: its options are declared, and bound for a run. */
+/** The definition of a built-in term: its options, and how a term is made of them. */
 export interface TermDefinition<S extends OptionTable = OptionTable> {
   readonly key: string;
   /** Options in the order of the help; `<key>Weight` is the one that switches the term on. */
@@ -80,23 +80,25 @@ export interface TermDefinition<S extends OptionTable = OptionTable> {
   create(options: ResolvedOf<S>): Term;
 }
 
-/** A built-in term with options, those that are not given at their defaults (for a language model, unless a task is named). */
+/** Makes a built-in term. Options that are not given have their defaults, those of a language model unless a task is named. */
 export function bind<S extends OptionTable>(
   { options, create }: TermDefinition<S>,
   given: Readonly<Record<string, unknown>> = {},
   context?: DefaultContext,
 ): Term {
   const own = Object.fromEntries(
-    Object.entries(given).filter(([key, value]) => key in options && value !== undefined),
+    Object.entries(given).filter(
+      ([key, value]) => Object.hasOwn(options, key) && value !== undefined,
+    ),
   );
   return create({ ...defaultsOf(options, context), ...own });
 }
 
 /** A term of a caller's own; see {@link defineTerm}. */
 export interface TermInput {
-  /** The name in records and progress; not that of another term. */
+  /** The name in records and progress, which no other term may have. */
   readonly key: string;
-  /** A number, or the number at a step. */
+  /** The weight, or a function that gives the weight at a step. */
   readonly weight: number | ((at: WeightContext) => number);
   /** Default `regularized`. */
   readonly rows?: TermRows;
@@ -162,14 +164,16 @@ export function termValue(
   const wrong = (what: string): ArgumentError =>
     new ArgumentError(`terms: the value of ${key} ${what}`);
   if (value instanceof Promise) {
-    // Whatever it comes to, nobody waits for it.
+    // The promise is never awaited, so its rejection is ignored.
     value.catch(() => {});
-    throw wrong('must not be async: a step only enqueues');
+    throw wrong('must not be async, because a step only enqueues');
   }
   if (!(value instanceof Tensor)) throw wrong(`must be a tensor or null, got ${String(value)}`);
   if (value.size !== 1) throw wrong(`must be one number, got the shape (${value.shape.join(',')})`);
   if (onTape && !value.requiresGrad) {
-    throw wrong('is not attached to the tape; was it made in noGrad, or of detached tensors?');
+    throw wrong(
+      'is not attached to the tape; make it of logits() or states, outside noGrad and without detach()',
+    );
   }
   const scalar = value.ndim === 0 ? value : reshape(value, []);
   return scalar.dtype === dtype ? scalar : scalar.to(dtype);
@@ -177,11 +181,11 @@ export function termValue(
 
 /** Tensors from which {@link TermContext} is made. Rows are those of the term: S of them. */
 export interface TermContextInput {
-  /** (S,C) of the student and of the teacher, before a head that is a matrix; null: the head is none. */
+  /** (S,C) of the student and of the teacher, the inputs of a head that is one matrix; null: the head is not one matrix. */
   readonly states: Tensor | null;
   readonly teacherStates?: Tensor | null;
   readonly head?: Head | null;
-  /** (S,V) where logits exist already; else they are made of states and head when asked for. */
+  /** (S,V) where logits exist already; otherwise they are computed from states and head on demand. */
   readonly studentLogits?: Tensor | null;
   readonly teacherLogits?: Tensor | null;
   /** (S) i32 ids, -100 for a row without one; labels of a classifier. */
@@ -257,7 +261,9 @@ export class TermContext {
   readonly teacherLogits = (): Tensor => {
     const { teacherLogits, teacherStates, head } = this.input;
     if (!teacherLogits && !teacherStates) {
-      throw new ArgumentError('terms: a term that reads the teacher must say teacher: true');
+      throw new ArgumentError(
+        'terms: a term that reads the teacher must say so; define it with teacher: true',
+      );
     }
     this.#teacherLogits ??=
       teacherLogits ?? ofHead(teacherStates, head?.teacherWeight ?? head?.weight, head?.softcap);
@@ -265,15 +271,17 @@ export class TermContext {
   };
 
   /**
-   * The fused pass over the head, bound to these rows: sums of cross-entropy, divergence and entropy with their gradients, and
-   * no logits. See `headLosses`. @throws ArgumentError where the head is not one matrix
+   * Runs the fused pass over the head on these rows: sums of cross-entropy, divergence and entropy with their gradients, without
+   * logits. See `headLosses`. @throws ArgumentError where the head is not one matrix
    */
   readonly headLosses = (
     options: Omit<HeadLossInputs, 'hidden' | 'teacher' | 'head' | 'teacherHead'>,
   ): { loss: Tensor; sums: Tensor } => {
     const { states, head, teacherStates = null } = this.input;
     if (!states || !head)
-      throw new ArgumentError('terms: headLosses needs a head that is a matrix');
+      throw new ArgumentError(
+        'terms: headLosses needs a head that is a matrix, which a classifier does not have; use logits() instead',
+      );
     return headLosses({
       ...options,
       ...{ hidden: states, teacher: teacherStates, head: head.weight },
@@ -288,7 +296,10 @@ function ofHead(
   weight: Tensor | undefined,
   softcap = 0,
 ): Tensor {
-  if (!states || !weight) throw new ArgumentError('terms: this model gives no logits here');
+  if (!states || !weight)
+    throw new ArgumentError(
+      'terms: there are neither logits nor hidden states with a head; give TermContext one of them',
+    );
   const logits = headLogits(states, weight, { softcap });
   // In f32, so that a term's own ops do not round each result to half precision.
   return logits.dtype === 'bf16' || logits.dtype === 'f16' ? logits.to('f32') : logits;

@@ -1,11 +1,11 @@
-/** The values of a loss's terms over an accumulation window, gathered from its micro-batches and read once, at the end. */
+/** The values of a loss's terms over an accumulation window, collected from its micro-batches and read once, at the end. */
 import { type Tensor, unscoped } from '../tensor.ts';
 import type { Term, TermRows } from './term.ts';
 
 /** Rows of a micro-batch, or of a whole window, by the kind of term that reads them. */
 export type TermCounts = Readonly<Record<TermRows, number>>;
 
-/** A number of one tensor that is the value of a term in one micro-batch. */
+/** The value of a term in one micro-batch, as an element of a tensor. */
 export interface TermValue {
   readonly key: string;
   readonly tensor: Tensor;
@@ -29,16 +29,16 @@ export type TermValues = { task: number } & Record<string, number | null>;
 /** The key of the task's own loss. */
 export const kTask = 'task';
 
-/** Gatherer of the values of a loss's terms over the micro-batches of a window; {@link TermSums.read} gives their means. */
+/** Collector of the values of a loss's terms over the micro-batches of a window; {@link TermSums.read} gives their means. */
 export class TermSums {
   readonly #rows = new Map<string, TermRows>([[kTask, 'supervised']]);
-  #parts: MicroBatchLoss[] = [];
+  #microBatches: MicroBatchLoss[] = [];
 
   constructor(terms: readonly Pick<Term, 'key' | 'rows'>[]) {
     for (const { key, rows } of terms) this.#rows.set(key, rows);
   }
 
-  /** Counts a micro-batch in. */
+  /** Adds a micro-batch. */
   add({ values, counts }: MicroBatchLoss): void {
     const kept = new Map<Tensor, Tensor>();
     const keep = (tensor: Tensor): Tensor => {
@@ -47,20 +47,20 @@ export class TermSums {
       return found;
     };
     const held = values.map((value) => ({ ...value, tensor: keep(value.tensor) }));
-    this.#parts.push({ loss: null, values: held, counts });
+    this.#microBatches.push({ loss: null, values: held, counts });
   }
 
   /** Waits for the values, and frees what was kept. */
   async read(): Promise<TermValues> {
     const totals = { supervised: 0, regularized: 0 };
-    for (const { counts } of this.#parts) {
+    for (const { counts } of this.#microBatches) {
       totals.supervised += counts.supervised;
       totals.regularized += counts.regularized;
     }
     // Sums and shares of means are kept apart: sums are divided once, at the end.
     const sums = new Map<string, number>();
     const means = new Map<string, number>();
-    for (const { values, counts } of this.#parts) {
+    for (const { values, counts } of this.#microBatches) {
       const numbers = new Map<Tensor, ArrayLike<number>>();
       for (const { key, tensor, index, toSum } of values) {
         const data = numbers.get(tensor) ?? ((await tensor.data()) as Float64Array);
@@ -84,20 +84,20 @@ export class TermSums {
 
   /** Frees what was kept without reading it. */
   dispose(): void {
-    for (const { values } of this.#parts) for (const { tensor } of values) tensor.dispose();
-    this.#parts = [];
+    for (const { values } of this.#microBatches) for (const { tensor } of values) tensor.dispose();
+    this.#microBatches = [];
   }
 
   #signs(): Map<string, number> {
     const signs = new Map<string, number>();
-    for (const { values } of this.#parts) {
+    for (const { values } of this.#microBatches) {
       for (const { key, toSum } of values) if (toSum !== null) signs.set(key, toSum);
     }
     return signs;
   }
 }
 
-/** weight / rows; a window without rows of a kind has no such term. */
+/** The factor weight / rows; 0 without rows, since a window without rows of a kind has no such term. */
 export function perRow(weight: number, rows: number): number {
   return rows > 0 ? weight / rows : 0;
 }

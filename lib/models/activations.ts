@@ -19,10 +19,10 @@ const kActivations: Readonly<Record<string, Activation>> = {
   tanh,
 };
 
-/** @throws UnsupportedError naming those that are known */
+/** The activation function of a name in config.json. @throws UnsupportedError naming those that are known */
 export function activation(name: string, { path, key }: { path: string; key: string }): Activation {
   const found = Object.hasOwn(kActivations, name) ? kActivations[name] : undefined;
   if (found !== undefined) return found;
   const known = Object.keys(kActivations).join(', ');
-  throw new UnsupportedError(`${path}: ${key} "${name}" is not supported (known: ${known})`);
+  throw new UnsupportedError(`${path}: ${key} "${name}" is not supported; known: ${known}`);
 }

@@ -12,14 +12,14 @@ import type { Tensor } from '../tensor.ts';
 import type { ModelInputs } from './model.ts';
 import type { WeightLoader } from './weights.ts';
 
-/** Which rows see each other, and which of a decoder's are computed. */
+/** The bounds of a batch's segments, and the rows of a decoder that are computed. */
 export type Rows = Pick<ModelInputs, 'positions' | 'cuSeqlens' | 'lengths'> &
   Partial<Pick<ModelInputs, 'rowOf' | 'cuOwn'>>;
 
-/** Inputs that all layers of a decoder share, besides their rows. */
+/** Inputs that all layers of a decoder share. */
 export interface DecoderInputs {
   readonly rows: Rows;
-  /** The tables of every rope that some layer uses. */
+  /** The tables of every rotary embedding that some layer uses. */
   readonly ropes: readonly RopeTables[];
 }
 
@@ -32,15 +32,15 @@ export interface HeadShape {
 export interface AttendOptions {
   /** Default true. */
   readonly causal?: boolean;
-  /** Keys a row sees, itself included; 0: no limit. Default 0. */
+  /** Number of keys that a row attends to, itself included; 0: no limit. Default 0. */
   readonly window?: number;
   /** See `attention`. Default 0: none. */
   readonly softcap?: number;
   /** Default headDim^-1/2. */
   readonly scale?: number;
-  /** Applied to q and k by head, before they turn. */
+  /** Norms of each head of q and k, before the rotary embedding. */
   readonly headNorms?: readonly [q: RMSNorm, k: RMSNorm] | null;
-  /** Turns q and k. */
+  /** Rotary embedding of q and k. */
   readonly rope?: RopeTables | null;
 }
 
@@ -56,17 +56,17 @@ export function attend(
   { headNorms = null, rope: tables = null, ...options }: AttendOptions = {},
 ): Tensor {
   const n = q.shape[0] as number;
-  const turned = (x: Tensor, heads: number, norm: RMSNorm | undefined): Tensor => {
+  const rotated = (x: Tensor, heads: number, norm: RMSNorm | undefined): Tensor => {
     const byHead = reshape(x, [n, heads, headDim]);
     const normed = norm === undefined ? byHead : norm.forward(byHead);
     return tables === null ? normed : rope(normed, tables, positions);
   };
-  // A shared row asks once, and is a key of each of its segments; what these give it adds up.
-  const seen = (x: Tensor): Tensor => (rowOf === null ? x : indexSelect(x, rowOf));
+  // A shared row is one query and a key in each of its segments; the gradients that it gets from these add up.
+  const perSegment = (x: Tensor): Tensor => (rowOf === null ? x : indexSelect(x, rowOf));
   const attended = attention(
-    turned(q, numHeads, headNorms?.[0]),
-    seen(turned(k, numKeyValueHeads, headNorms?.[1])),
-    seen(reshape(v, [n, numKeyValueHeads, headDim])),
+    rotated(q, numHeads, headNorms?.[0]),
+    perSegment(rotated(k, numKeyValueHeads, headNorms?.[1])),
+    perSegment(reshape(v, [n, numKeyValueHeads, headDim])),
     { cuSeqlens, cuQueries: cuOwn, lengths, ...options },
   );
   return reshape(attended, [n, numHeads * headDim]);
@@ -83,16 +83,16 @@ export interface AttentionConfig extends HeadShape {
   readonly window: number;
   readonly softcap: number;
   readonly scale: number;
-  /** Index into DecoderInputs.ropes; null: the heads do not turn. */
+  /** Index into DecoderInputs.ropes; null: no rotary embedding. */
   readonly rope: number | null;
 }
 
-/** The tables that turn the heads of a layer; null: none. */
+/** The tables of a layer's rotary embedding; null: it has none. */
 export function ropeOf(
   { ropes }: DecoderInputs,
-  { rope: kind }: AttentionConfig,
+  { rope: index }: AttentionConfig,
 ): RopeTables | null {
-  return kind === null ? null : (ropes[kind] as RopeTables);
+  return index === null ? null : (ropes[index] as RopeTables);
 }
 
 /** Rotary attention with four projections, q, k and v as one product. */
@@ -123,7 +123,7 @@ export class SelfAttention extends Module {
     this.#config = config;
   }
 
-  /** x (N,C) -> (N,H*D): what o_proj takes. */
+  /** x (N,C) -> (N,H*D), the input of o_proj */
   forward(x: Tensor, inputs: DecoderInputs): Tensor {
     const { qkNorm, window, softcap, scale } = this.#config;
     let [q, k, v] = this.#qkv.forward(x) as [Tensor, Tensor, Tensor];

@@ -1,4 +1,4 @@
-/** Loading a model by what its files say it is: folder or GGUF, and the model_type in them (see registry.ts). */
+/** Loading of causal language models from a folder or a GGUF file, by the model_type in them (see registry.ts). */
 import { join } from 'node:path';
 import { withDevice } from '../device.ts';
 import { type ResolveOptions, resolveModel } from '../io/hub.ts';
@@ -27,13 +27,13 @@ export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
   /** "cpu", "cuda", "cuda:1". Default: see {@link getDefaultDevice}. */
   device?: string;
   /**
-   * Weights get memory of their own, so that they may be trained in place; without it they may be pages of the file, and
+   * Whether weights get memory of their own, so that they may be trained in place; otherwise they may be pages of the file, and
    * are frozen. Default false.
    */
   trainable?: boolean;
-  /** Refuse weights that hold NaN or infinities (default true; one pass over them). */
+  /** Whether to refuse weights with NaN or infinities, which takes one pass over them. Default true. */
   checkFinite?: boolean;
-  /** Called after each tensor that is read: how many there are, and of how many. Runs in between, so it must be quick. */
+  /** Called after each tensor that is read, with their number so far and in all. Loading waits for it, so it must be quick. */
   onProgress?: LoadProgress;
 }
 
@@ -49,7 +49,7 @@ export interface FromConfigOptions extends ConfigOptions {
   device?: string;
 }
 
-/** transformers' initializer_range where the configuration has none. */
+/** transformers' default of initializer_range. */
 const kDeviation = 0.02;
 
 /** Loads causal language models of every supported family. */
@@ -71,7 +71,7 @@ export const AutoModelForCausalLM = {
       const { onProgress } = options;
       const read = { dtype, checkFinite, share: !trainable, onProgress };
       const model = await build(opened, { ...read, device }, { nameOrPath, folder, dtype });
-      await settle(model, { trainable });
+      await finishLoading(model, { trainable });
       return model;
     } finally {
       opened.source.close();
@@ -79,7 +79,7 @@ export const AutoModelForCausalLM = {
   },
 
   /**
-   * A model of a configuration with random weights: matrices normal with deviation `initializer_range`, norms 1, biases 0.
+   * Makes a model of a configuration with random weights: matrices normal with deviation `initializer_range`, norms 1, biases 0.
    * The same seed gives the same weights.
    * @param config the keys of config.json
    * @throws as fromPretrained does for the configuration
@@ -100,13 +100,13 @@ export const AutoModelForCausalLM = {
     const deviation = Number(config.initializer_range ?? kDeviation);
     const source = new RandomWeights(shapes, { seed, deviation });
     const model = await build({ family, configured, source }, { ...read, device }, origin);
-    await settle(model, { trainable });
+    await finishLoading(model, { trainable });
     return model;
   },
 };
 
 /**
- * Whether a causal language model can be loaded, by its configuration and the headers of its files.
+ * Checks that a causal language model can be loaded, by its configuration and the headers of its files.
  * @throws as {@link AutoModelForCausalLM.fromPretrained} does before it reads weights
  */
 export async function checkCausalLM(
@@ -118,7 +118,7 @@ export async function checkCausalLM(
   source.close();
 }
 
-/** A model's files, understood but not read. */
+/** A model's files with their configuration parsed and their weights not read yet. */
 interface OpenedModel {
   readonly family: ModelFamily;
   readonly configured: ConfiguredModel;
@@ -166,15 +166,18 @@ interface OnDevice {
   readonly device: string | undefined;
 }
 
-/** Builds a model whose weights are made on a device and outlive any scope. */
+/** Builds a model whose weights are on a device and belong to no scope. */
 export function buildOn<T>(device: string | undefined, make: () => T): T {
   return withMemoryTag('weights', () => unscoped(() => withDevice(device, make)));
 }
 
-/** The name of a head over a vocabulary. */
+/** The name of the weight of a head over a vocabulary. */
 export const kHead = 'lm_head.weight';
 
-/** A tied model may store its head again. One that differs was trained apart: as in transformers 5, it is then not tied. */
+/**
+ * Whether the head in a checkpoint is missing or equal to the embedding. A tied model may store its head again; a head that differs
+ * was trained separately, and then, as in transformers 5, the model is not tied.
+ */
 export async function headIsEmbedding(source: WeightSource, embedding: string): Promise<boolean> {
   if (!source.shapes.has(kHead) || !source.shapes.has(embedding)) return true;
   if (source.shapes.get(kHead)?.join() !== source.shapes.get(embedding)?.join()) return false;
@@ -193,8 +196,11 @@ export async function headIsEmbedding(source: WeightSource, embedding: string): 
   return value === 0;
 }
 
-/** Waits for the reads, so that damaged weights surface here; frees everything when they do. */
-export async function settle(model: Model, { trainable }: { trainable: boolean }): Promise<void> {
+/** Waits until a model's weights are read, and freezes them unless they are trainable. If reading fails, frees the model and throws. */
+export async function finishLoading(
+  model: Model,
+  { trainable }: { trainable: boolean },
+): Promise<void> {
   try {
     await synchronize();
   } catch (error) {

@@ -1,7 +1,12 @@
-/** Loading a model with a classification or regression head: its own, or a fresh one on a pre-trained trunk. */
+/** Loading of models with a classification or regression head: the checkpoint's, or a new one on a pre-trained model. */
 import { join } from 'node:path';
 import { resolveModel } from '../io/hub.ts';
-import { buildOn, type FromConfigOptions, type FromPretrainedOptions, settle } from './auto.ts';
+import {
+  buildOn,
+  type FromConfigOptions,
+  type FromPretrainedOptions,
+  finishLoading,
+} from './auto.ts';
 import type { ClassifierKind, MakeClassifier } from './classifier_kind.ts';
 import { readConfigJson } from './config_keys.ts';
 import { HfWeights } from './hf_weights.ts';
@@ -19,22 +24,22 @@ import {
 } from './sequence_classifier.ts';
 import { WeightLoader, type WeightReadOptions, type WeightSource } from './weights.ts';
 
-/** How a classifier is read, and with what labels. */
+/** Options of {@link AutoModelForSequenceClassification.fromPretrained}. */
 export interface ClassifierOptions extends FromPretrainedOptions, LabelOptions {
-  /** Draw a new head even if the checkpoint has one. Default false. */
+  /** Whether to initialise a new head even if the checkpoint has one. Default false. */
   newHead?: boolean;
   /** Seed of the weights that the checkpoint lacks. Default 42. */
   seed?: number;
 }
 
-/** transformers' initializer_range where the configuration has none. */
+/** transformers' default of initializer_range. */
 const kDeviation = 0.02;
 
 /** Loads classifiers and regressors; see {@link AutoModelForSequenceClassification.fromPretrained}. */
 export const AutoModelForSequenceClassification = {
   /**
-   * Loads a model with one row of outputs a sequence. A head (and a pooler) that the checkpoint lacks is drawn anew, as
-   * transformers does, and named in `newlyInitialized`. Dropout of the configuration is not applied.
+   * Loads a model with one row of outputs for each sequence. A head (and a pooler) that the checkpoint lacks is initialised at
+   * random, as in transformers, and named in `newlyInitialized`. Dropout of the configuration is not applied.
    * @param nameOrPath a Hugging Face folder with safetensors, a GGUF file (or a folder with one), or an id on the Hub
    * @throws UnsupportedError for a model_type without a classifier, or a config key that is not known;
    *   ArgumentError for labels that contradict the head; FormatError and others as AutoModelForCausalLM does
@@ -58,7 +63,7 @@ export const AutoModelForSequenceClassification = {
           make(weights, { nameOrPath, folder, dtype }, head),
         ),
       );
-      await settle(model, { trainable });
+      await finishLoading(model, { trainable });
       return model;
     } finally {
       stored.close();
@@ -66,8 +71,8 @@ export const AutoModelForSequenceClassification = {
   },
 
   /**
-   * A classifier of a configuration with random weights, the trunk's too: for measurements and tests, as
-   * {@link AutoModelForCausalLM.fromConfig}, whose rules for the weights hold. Every weight stands in `newlyInitialized`.
+   * Makes a classifier of a configuration with random weights, for measurements and tests, by the same rules as
+   * {@link AutoModelForCausalLM.fromConfig}. Every weight is named in `newlyInitialized`.
    * @param config the keys of config.json
    * @param options labels as fromPretrained takes them; dtype (default f32), seed (default 42), trainable, device
    * @throws UnsupportedError for a model_type without a classifier or a key that is not known; FormatError for sizes that do
@@ -88,11 +93,12 @@ export const AutoModelForSequenceClassification = {
       path,
     });
     const read: WeightReadOptions = { dtype, checkFinite: false, share: false };
-    const said = resolveLabels(json, options, { path, head: null });
-    // The configuration is the caller's own, so its names are, too.
-    const labels = { ...said, labelNames: said.labelNames ?? labelNamesOf(json, said.numLabels) };
+    const resolved = resolveLabels(json, options, { path, head: null });
+    // The configuration is the caller's own, and so are the names in it.
+    const labelNames = resolved.labelNames ?? labelNamesOf(json, resolved.numLabels);
+    const labels = { ...resolved, labelNames };
     const plan = WeightLoader.plan(read, (weights) =>
-      make(weights, kNowhere, { ...labels, newlyInitialized: [] }),
+      make(weights, kNoOrigin, { ...labels, newlyInitialized: [] }),
     );
     const deviation = Number(json.initializer_range ?? kDeviation);
     const origin: ModelOrigin = { nameOrPath: 'random weights', folder: '', dtype };
@@ -101,7 +107,7 @@ export const AutoModelForSequenceClassification = {
     const model = buildOn(device, () =>
       WeightLoader.build(source, read, (weights) => make(weights, origin, head)),
     );
-    await settle(model, { trainable });
+    await finishLoading(model, { trainable });
     return model;
   },
 };
@@ -135,7 +141,7 @@ export async function checkpointHead(
   }
 }
 
-/** A checkpoint's files, understood but not read. */
+/** A checkpoint's files with their configuration parsed and their weights not read yet. */
 interface OpenedClassifier {
   /** The folder, or the GGUF file. */
   readonly folder: string;
@@ -169,7 +175,7 @@ interface HeadInput {
   readonly read: WeightReadOptions;
 }
 
-/** The checkpoint's tensors with those that it may lack, and what the head is. */
+/** The tensors of a checkpoint completed by random ones for the modules that it lacks, and a description of the head. */
 function withHead(
   kind: ClassifierKind,
   stored: WeightSource,
@@ -185,7 +191,7 @@ function withHead(
   const found = rows === undefined ? null : { name: kind.headWeight, rows };
   const labels = resolveLabels(json, options, { path: source.path, head: found });
   const plan = WeightLoader.plan(read, (weights) =>
-    make(weights, kNowhere, { ...labels, newlyInitialized: [] }),
+    make(weights, kNoOrigin, { ...labels, newlyInitialized: [] }),
   );
   const lacking = kind.mayLack.filter((module) =>
     [...source.shapes.keys()].every((name) => !isBelow(module, name)),
@@ -200,7 +206,8 @@ function withHead(
   };
 }
 
-const kNowhere = { nameOrPath: '', folder: '', dtype: 'f32' } as const;
+/** The origin of a model that is only planned. */
+const kNoOrigin: ModelOrigin = { nameOrPath: '', folder: '', dtype: 'f32' };
 
 function isBelow(module: string, name: string): boolean {
   return name.startsWith(`${module}.`);

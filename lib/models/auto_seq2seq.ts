@@ -1,7 +1,13 @@
-/** Loading an encoder-decoder. */
+/** Loading of encoder-decoders from a folder or a GGUF file. */
 import { join } from 'node:path';
 import { resolveModel } from '../io/hub.ts';
-import { buildOn, type FromPretrainedOptions, headIsEmbedding, kHead, settle } from './auto.ts';
+import {
+  buildOn,
+  type FromPretrainedOptions,
+  finishLoading,
+  headIsEmbedding,
+  kHead,
+} from './auto.ts';
 import { readConfigJson } from './config_keys.ts';
 import { HfWeights } from './hf_weights.ts';
 import { findFiles, openGguf, requireDevice } from './opened.ts';
@@ -40,7 +46,7 @@ export const AutoModelForSeq2SeqLM = {
       const model = buildOn(device, () =>
         WeightLoader.build(source, read, (weights) => configured.make({ weights, origin, tied })),
       );
-      await settle(model, { trainable });
+      await finishLoading(model, { trainable });
       return model;
     } finally {
       stored.close();
@@ -48,7 +54,10 @@ export const AutoModelForSeq2SeqLM = {
   },
 };
 
-/** Refuses what AutoModelForSeq2SeqLM.fromPretrained would refuse by its configuration, without reading a weight. @throws as it does */
+/**
+ * Checks that an encoder-decoder can be loaded, by its configuration, without reading a weight.
+ * @throws as {@link AutoModelForSeq2SeqLM.fromPretrained} does
+ */
 export async function checkSeq2SeqLM(
   nameOrPath: string,
   options: FromPretrainedOptions = {},
@@ -62,7 +71,7 @@ export async function checkSeq2SeqLM(
   }
 }
 
-/** A checkpoint's files, understood but not read. */
+/** A checkpoint's files with their configuration parsed and their weights not read yet. */
 interface OpenedSeq2Seq {
   /** The folder, or the GGUF file. */
   readonly folder: string;

@@ -3,7 +3,7 @@
  * the first token. Attributes are named as in the checkpoint.
  */
 import { z } from 'zod';
-import { FormatError, UnsupportedError } from '../errors.ts';
+import { UnsupportedError } from '../errors.ts';
 import { Embedding, type LayerNorm, type Linear, Module } from '../nn/index.ts';
 import { add, tanh, zeros } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
@@ -17,10 +17,10 @@ import {
   type Segments,
 } from './bert_layers.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
-import { type ConfigOptions, layerCount, parseConfig } from './config_keys.ts';
+import { type ConfigOptions, configError, layerCount, parseConfig } from './config_keys.ts';
 import { statedRates } from './dropout_rates.ts';
 import { runLayers } from './layers.ts';
-import type { LayersKept, ModelInputs, ModelOrigin } from './model.ts';
+import type { LayerSettings, ModelInputs, ModelOrigin } from './model.ts';
 import { trunkNames } from './renamed_weights.ts';
 import { type HeadOrigin, SequenceClassifier } from './sequence_classifier.ts';
 import type { WeightLoader } from './weights.ts';
@@ -28,11 +28,12 @@ import type { WeightLoader } from './weights.ts';
 export interface BertConfig extends BlockConfig {
   readonly vocabSize: number;
   readonly numLayers: number;
-  /** Rows of the position table, and the first of them that is used. */
+  /** Rows of the position table. */
   readonly positionRows: number;
+  /** The first row of the position table that is used. */
   readonly firstPosition: number;
   readonly tokenTypes: number;
-  /** config.json's own keys, for writing it back. */
+  /** The keys of config.json as they were read, for writing it again. */
   readonly source: Readonly<Record<string, unknown>>;
 }
 
@@ -65,7 +66,7 @@ const kShape = {
 };
 
 /**
- * The configuration of bert and of what is built like it.
+ * Reads the configuration of bert and of models that are built like it.
  * @param options.firstPosition row of the position table for the first token
  * @throws FormatError for values that are missing or do not fit together, UnsupportedError for what is not computed
  */
@@ -78,10 +79,14 @@ export function bertConfig(
   const config = parseConfig(kShape, json, options);
   const kind = config.position_embedding_type ?? 'absolute';
   if (kind !== 'absolute') {
-    throw new UnsupportedError(`${path}: position_embedding_type "${kind}" is not supported`);
+    throw new UnsupportedError(
+      `${path}: position_embedding_type "${kind}" is not supported; known: absolute`,
+    );
   }
   if (json.is_decoder === true)
-    throw new UnsupportedError(`${path}: is_decoder true is not supported`);
+    throw new UnsupportedError(
+      `${path}: is_decoder true is not supported; choose a model that is an encoder`,
+    );
   checkHeads(config, ['hidden_size', 'num_attention_heads'], path);
   return {
     vocabSize: config.vocab_size,
@@ -98,16 +103,16 @@ export function bertConfig(
   };
 }
 
-/** @throws FormatError unless the heads share the hidden size evenly; `keys` name the two in the configuration */
+/** Checks that the number of heads divides the hidden size, two keys of the configuration. @throws FormatError if it does not */
 export function checkHeads<K extends string>(
   config: Readonly<Record<K, number>>,
   [size, heads]: readonly [size: K, heads: K],
   path: string,
 ): void {
   if (config[size] % config[heads] === 0) return;
-  throw new FormatError(
-    `${path}: ${size} ${config[size]} is not a multiple of ${heads} ${config[heads]}`,
-    { path },
+  throw configError(
+    path,
+    `${size} ${config[size]} must be a multiple of ${heads} ${config[heads]}`,
   );
 }
 
@@ -161,7 +166,7 @@ class BertPooler extends Module {
   }
 }
 
-/** Embeddings and blocks, without what stands above them. */
+/** Embeddings and layers, without pooler and head. */
 export class BertTrunk extends Module {
   readonly embeddings: BertEmbeddings;
   readonly encoder: BertEncoder;
@@ -172,7 +177,7 @@ export class BertTrunk extends Module {
     this.encoder = new BertEncoder(config, weights.at('encoder'));
   }
 
-  forward(inputs: ModelInputs, { keepOf, onLayer }: LayersKept): Tensor {
+  forward(inputs: ModelInputs, { keepOf, onLayer }: LayerSettings): Tensor {
     const { cuSeqlens, lengths, wanted } = inputs;
     const embedded = this.embeddings.forward(inputs);
     return runLayers(this.encoder.layer, embedded, {

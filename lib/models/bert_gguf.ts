@@ -11,9 +11,9 @@ import { type GgufKeys, type GgufNames, type GgufTable, tokenIds, vocabSize } fr
 export type BertLike = 'bert' | 'distilbert' | 'roberta';
 
 /**
- * Which of them a file holds. RoBERTa has a byte-level BPE; of those with WordPiece DistilBERT has no token types, BERT two or
- * more.
- * @throws UnsupportedError where the file does not tell
+ * Determines the model_type of a file. RoBERTa has a byte-level BPE; of those with WordPiece, DistilBERT has no token types and BERT
+ * two or more.
+ * @throws UnsupportedError for a file of which neither is true
  */
 export function bertLikeOf({ metadata, tensors, path }: GgufFile): BertLike {
   const vocabulary = metadata.get('tokenizer.ggml.model') ?? 'none';
@@ -22,9 +22,9 @@ export function bertLikeOf({ metadata, tensors, path }: GgufFile): BertLike {
   if (vocabulary === 'bert' && types === undefined) return 'distilbert';
   if (vocabulary === 'bert' && (types as number) > 1) return 'bert';
   throw new UnsupportedError(
-    `${path}: which model the architecture bert stands for cannot be told: tokenizer.ggml.model is ` +
-      `"${vocabulary}" and token_types.weight ${types === undefined ? 'missing' : `of ${types} row(s)`} (known: ` +
-      'bert: "bert" with 2 rows or more, distilbert: "bert" without, roberta: "gpt2" with)',
+    `${path}: which model the architecture bert stands for is not clear: tokenizer.ggml.model is ` +
+      `"${vocabulary}" and token_types.weight ${types === undefined ? 'missing' : `of ${types} row(s)`}; known: ` +
+      'bert: "bert" with 2 rows or more, distilbert: "bert" without, roberta: "gpt2" with',
   );
 }
 
@@ -99,7 +99,9 @@ function rowsOf({ file }: GgufKeys, name: string): number {
 function commonJson(keys: GgufKeys): Record<string, unknown> {
   const { path } = keys.file;
   if (keys.flag('attention.causal') === true) {
-    throw new UnsupportedError(`${path}: bert.attention.causal true is not supported`);
+    throw new UnsupportedError(
+      `${path}: bert.attention.causal true is not supported; choose a model that is an encoder`,
+    );
   }
   const labels = keys.texts('classifier.output_labels');
   return {
@@ -130,7 +132,7 @@ const paddingOf = (keys: GgufKeys): { pad_token_id?: number } => {
   return pad_token_id === undefined ? {} : { pad_token_id };
 };
 
-/** A head in the file is left out: it means nothing behind another pooler than its own. */
+/** The table of BERT. It ignores a head in the file, which was trained on a pooler that the file lacks. */
 export const bertGguf: GgufTable = {
   ...kCommon,
   names: kBertNames,
@@ -149,7 +151,7 @@ export const robertaGguf: GgufTable = {
     if (ids.pad_token_id === undefined) {
       const { path } = keys.file;
       throw new FormatError(
-        `${path}: tokenizer.ggml.padding_token_id is missing: positions begin behind it`,
+        `${path}: tokenizer.ggml.padding_token_id is missing, and positions begin behind it`,
         { path },
       );
     }
@@ -159,15 +161,15 @@ export const robertaGguf: GgufTable = {
       model_type: 'roberta',
       ...json,
       ...ids,
-      max_position_embeddings: cutRows(ids) + positions,
+      max_position_embeddings: missingRows(ids) + positions,
     };
   },
   stored: (name, json) =>
-    name === kEmbeddings['position_embd.weight'] ? { leadingRows: cutRows(json) } : {},
+    name === kEmbeddings['position_embd.weight'] ? { leadingRows: missingRows(json) } : {},
 };
 
-/** Rows of the position table up to the padding id's, which the file lacks. */
-const cutRows = ({ pad_token_id }: Readonly<Record<string, unknown>>): number =>
+/** Number of rows of the position table up to the padding id's, which the file lacks. */
+const missingRows = ({ pad_token_id }: Readonly<Record<string, unknown>>): number =>
   (pad_token_id as number) + 1;
 
 export const distilBertGguf: GgufTable = {

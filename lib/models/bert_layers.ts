@@ -17,7 +17,7 @@ export interface BlockConfig {
   readonly activation: Activation;
 }
 
-/** Bounds of a batch's segments, which bidirectional attention reads beside its rows. */
+/** The bounds of a batch's segments, for bidirectional attention. */
 export interface Segments {
   readonly cuSeqlens: Tensor; // (B+1) i32
   readonly lengths: Tensor | null; // (B) i32
@@ -119,15 +119,15 @@ export class BertLayer<S> extends Layer<S> {
     this.output = output;
     this.#branches = [
       {
-        enter: null,
-        leave: attention.output.LayerNorm,
-        mix: (x, shared) => self.forward(x, shared),
+        preNorm: null,
+        postNorm: attention.output.LayerNorm,
+        attention: (x, shared) => self.forward(x, shared),
         forward: (attended) => attention.output.dense.forward(attended),
       },
       {
-        enter: null,
-        leave: output.LayerNorm,
-        mix: null,
+        preNorm: null,
+        postNorm: output.LayerNorm,
+        attention: null,
         forward: (x) => output.dense.forward(config.activation(intermediate.dense.forward(x))),
       },
     ];

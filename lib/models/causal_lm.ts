@@ -1,24 +1,22 @@
-/**
- * Base class of the causal language models: hidden states, and a head that is run apart from them.
- */
+/** Base class of the causal language models: hidden states, and a head that is computed separately. */
 import { UnsupportedError } from '../errors.ts';
 import type { Linear } from '../nn/index.ts';
 import { indexSelect, linear, mul, tanh } from '../ops/index.ts';
 import { scope, type Tensor, tensor } from '../tensor.ts';
 import { Model } from './model.ts';
 
-/** logits = hidden weight^T, then softcap * tanh(logits / softcap) where softcap is not 0. */
+/** An output head: logits = hidden weight^T, then softcap * tanh(logits / softcap) where softcap is not 0. */
 export interface Head {
   readonly weight: Tensor; // (V,C)
   readonly softcap: number;
 }
 
-/** A causal language model: hidden states from ids, and a head apart from them. */
+/** A causal language model: hidden states from ids, and a head that is computed separately. */
 export abstract class CausalLM extends Model {
-  /** The output head; tied models give their embedding. */
+  /** The output head; in a tied model its weight is the embedding. */
   abstract get head(): Head;
 
-  /** Longest sequence up to which its hidden states are the same in every batch. */
+  /** Length of sequences up to which hidden states do not depend on the other sequences of a batch. */
   get steadyLength(): number {
     return Number.POSITIVE_INFINITY;
   }
@@ -42,7 +40,7 @@ export abstract class CausalLM extends Model {
   }
 }
 
-/** A head on all rows of hidden (N,C), or on chosen ones -> (rows,V) */
+/** Applies a head to all rows of hidden (N,C), or to chosen ones -> (rows,V) */
 export function headLogits(
   { weight, softcap }: Head,
   hidden: Tensor,
@@ -58,11 +56,11 @@ export function headLogits(
   });
 }
 
-/** A head that is a linear module. @throws UnsupportedError while an adapter hooks it */
+/** The head that a linear module is. @throws UnsupportedError while the module has an adapter */
 export function linearHead({ weight, adapter }: Linear, softcap = 0): Head {
   if (adapter !== null) {
     throw new UnsupportedError(
-      'an adapter on lm_head is not supported: losses read the head as a matrix',
+      'an adapter on lm_head is not supported, because losses read the head as a matrix; train it whole with modulesToSave',
     );
   }
   return { weight, softcap };

@@ -18,7 +18,7 @@ export interface ClassifierKind {
   readonly features: string;
   /** The weight of the head whose rows are the labels. */
   readonly headWeight: string;
-  /** Modules that a checkpoint may lack as a whole; they are then drawn anew. */
+  /** Modules that a checkpoint may lack as a whole; they are then initialised at random. */
   readonly mayLack: readonly string[];
   readonly rename: Rename;
   /** The GGUF names of an encoder. Left out where llama.cpp has no such architecture, and for a decoder, whose family has them. */

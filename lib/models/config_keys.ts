@@ -1,13 +1,13 @@
 /**
- * Reading config.json: which keys say nothing about the mathematics, and what happens to the others. A model that loads
- * and computes something else is worse than one that does not load, so a key that is not understood is refused, unless
- * the caller names it in `ignoreKeys`.
+ * Reading of config.json. Keys that do not change what a model computes are ignored, and every other key must be understood: a model
+ * that loads and computes something else is worse than one that does not load. So an unknown key is refused, unless the caller
+ * names it in `ignoreKeys`.
  */
 import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
 import { FormatError, UnsupportedError } from '../errors.ts';
 
-/** Bookkeeping, labels and generation settings of every transformers version. */
+/** Keys of any transformers version for bookkeeping, labels and generation, which change nothing here. */
 const kHarmlessKeys = new Set(
   `_name_or_path _commit_hash _attn_implementation _attn_implementation_autoset architectures auto_map dtype torch_dtype
    transformers_version transformers.js_config use_cache return_dict return_dict_in_generate output_attentions
@@ -23,14 +23,22 @@ const kHarmlessKeys = new Set(
 );
 
 export interface ConfigOptions {
-  /** Keys of config.json that the caller knows not to matter. */
+  /** Keys of config.json that the caller knows to change nothing. */
   ignoreKeys?: readonly string[];
 }
 
 /** A number of layers. Each takes objects before the first weight is looked for, so an absurd number would take all memory. */
 export const layerCount = z.int().positive().max(4096);
 
-/** A config.json as an object. @throws FormatError */
+/** The error for a value of a configuration, which may be a file or a caller's object. */
+export function configError(path: string, message: string): FormatError {
+  return new FormatError(`${path}: ${message}`, {
+    path,
+    advice: 'correct the value, or fetch the file again',
+  });
+}
+
+/** Reads a config.json. @throws FormatError if it cannot be read or is no object */
 export async function readConfigJson(path: string): Promise<Record<string, unknown>> {
   let text: string;
   try {
@@ -57,7 +65,7 @@ export async function readConfigJson(path: string): Promise<Record<string, unkno
 }
 
 /**
- * The keys that a model understands, checked; others must be harmless or named in `ignoreKeys`.
+ * Checks a configuration and returns the keys that a model understands; others must be harmless or named in `ignoreKeys`.
  * @throws FormatError for a missing or wrong value, UnsupportedError for a key that is not understood
  */
 export function parseConfig<S extends z.ZodRawShape>(
@@ -67,12 +75,15 @@ export function parseConfig<S extends z.ZodRawShape>(
 ): z.infer<z.ZodObject<S>> {
   const unknown = Object.keys(json).filter(
     (key) =>
-      !(key in shape) && !kHarmlessKeys.has(key) && !ignoreKeys.includes(key) && json[key] !== null,
+      !Object.hasOwn(shape, key) &&
+      !kHarmlessKeys.has(key) &&
+      !ignoreKeys.includes(key) &&
+      json[key] !== null,
   );
   if (unknown.length > 0) {
     throw new UnsupportedError(
       `${path}: ${unknown.join(', ')} ${unknown.length > 1 ? 'are' : 'is'} not understood and may change the ` +
-        'mathematics; if you know better, pass ignoreKeys (--ignore-keys)',
+        'mathematics; pass ignoreKeys (--ignore-keys) if you know that it does not',
     );
   }
   const known = Object.fromEntries(
@@ -82,27 +93,29 @@ export function parseConfig<S extends z.ZodRawShape>(
   if (parsed.success) return parsed.data;
   const issue = parsed.error.issues[0] as z.core.$ZodIssue;
   const key = issue.path.join('.');
-  const value = key in json ? JSON.stringify(json[key]) : 'nothing';
-  throw new FormatError(`${path}: ${key}: ${issue.message} (the file has ${value})`, { path });
+  const value = Object.hasOwn(json, key) ? JSON.stringify(json[key]) : 'nothing';
+  throw configError(path, `${key}: ${issue.message} (the file has ${value})`);
 }
 
-/** @throws UnsupportedError naming the keys whose values (null: fine) change the mathematics in a way that is not computed */
+/** Refuses values of keys that are not supported; null: the value is supported. @throws UnsupportedError naming key and value */
 export function refuseValues(path: string, values: Readonly<Record<string, unknown>>): void {
   for (const [key, value] of Object.entries(values)) {
     if (value === null || value === undefined) continue;
-    throw new UnsupportedError(`${path}: ${key} ${JSON.stringify(value)} is not supported`);
+    throw new UnsupportedError(
+      `${path}: ${key} ${JSON.stringify(value)} is not supported; choose a model without it`,
+    );
   }
 }
 
-/** Keys of configurations made from GGUF files, and what of the file they stand for. */
+/** Keys that only configurations from GGUF files have, with a description of what the file holds. */
 const kGgufOnly: Readonly<Record<string, string>> = {
   gguf_rope_factors: 'rope_freqs.weight',
   gguf_output_bias: 'a bias on some projections of the attention only',
 };
 
 /**
- * config.json of a model: the keys it was made from, in transformers 5's words.
- * @throws UnsupportedError for what only GGUF files can say
+ * Makes the config.json of a model, from the keys that it was read from, in transformers 5's spelling.
+ * @throws UnsupportedError for features that only GGUF files have
  */
 export function configJsonOf(
   source: Readonly<Record<string, unknown>>,
@@ -111,7 +124,8 @@ export function configJsonOf(
   for (const [key, what] of Object.entries(kGgufOnly)) {
     if (!(key in source)) continue;
     throw new UnsupportedError(
-      `the model was read from a GGUF file with ${what}, which config.json cannot say`,
+      `the model was read from a GGUF file with ${what}, which config.json cannot say; save the adapter alone, or start from the ` +
+        'safetensors of the model',
     );
   }
   const { torch_dtype: _, ...kept } = source;

@@ -1,8 +1,11 @@
 /**
- * The deberta-v2 architecture, DeBERTa-v3 checkpoints included: bert's blocks with disentangled attention. Scores are
- * (q_t k_j + q_t K_r + k_j Q_r) / sqrt(3 D), where K and Q are embeddings of the relative position r that go through the
- * key and query projections of each layer (so an adapter on these acts there too), or through projections of their own. The
- * convolution beside the first layer that large v2 checkpoints have is refused.
+ * The deberta-v2 architecture, DeBERTa-v3 checkpoints included: bert's blocks with disentangled attention. Its scores are
+ *
+ *     (q_t k_j + q_t K_r + k_j Q_r) / sqrt(3 D).
+ *
+ * K_r and Q_r are projections of the embedding of the relative position r, by the key and query projections of each layer (so an
+ * adapter on these acts there, too) or by separate ones. The convolution of large v2 checkpoints is not supported.
+ *
  * Dimensions: N rows, C hidden, H heads, D head size, P relative positions in use.
  */
 import { z } from 'zod';
@@ -23,7 +26,7 @@ import type { ClassifierKind } from './classifier_kind.ts';
 import { type ConfigOptions, layerCount, parseConfig, refuseValues } from './config_keys.ts';
 import { statedRates } from './dropout_rates.ts';
 import { runLayers } from './layers.ts';
-import type { LayersKept, ModelInputs, ModelOrigin } from './model.ts';
+import type { LayerSettings, ModelInputs, ModelOrigin } from './model.ts';
 import { byRelativePosition, type DebertaBuckets, debertaBucket } from './relative_positions.ts';
 import { trunkNames } from './renamed_weights.ts';
 import { type HeadOrigin, SequenceClassifier } from './sequence_classifier.ts';
@@ -37,7 +40,7 @@ interface DebertaConfig extends BlockConfig {
   readonly span: number;
   readonly contentToPosition: boolean;
   readonly positionToContent: boolean;
-  /** Relative positions go through the projections of the content. */
+  /** Whether relative positions use the projections of the content. */
   readonly sharedKeys: boolean;
   readonly normRelative: boolean;
   /** Rows of the table of absolute positions; 0: there is none. */
@@ -142,7 +145,9 @@ function positionTypes(stated: string | readonly string[], path: string): readon
   const types = typeof stated === 'string' ? words(stated) : stated;
   const unknown = types.filter((type) => !['c2p', 'p2c', ''].includes(type));
   if (unknown.length === 0) return types;
-  throw new UnsupportedError(`${path}: pos_att_type ${unknown.join(', ')} is not supported`);
+  throw new UnsupportedError(
+    `${path}: pos_att_type ${unknown.join(', ')} is not supported; known: c2p, p2c`,
+  );
 }
 
 /** Inputs that all layers share. */
@@ -243,7 +248,7 @@ class DebertaEncoder extends Module {
     this.#config = config;
   }
 
-  forward(x: Tensor, inputs: ModelInputs, { keepOf, onLayer }: LayersKept): Tensor {
+  forward(x: Tensor, inputs: ModelInputs, { keepOf, onLayer }: LayerSettings): Tensor {
     const { cuSeqlens, lengths, length, wanted } = inputs;
     return runLayers(this.layer, x, {
       shared: { cuSeqlens, lengths, ...this.#relative(length) },
@@ -254,7 +259,7 @@ class DebertaEncoder extends Module {
     });
   }
 
-  /** The rows of the table that sequences of this length use, and where each relative position finds its own. */
+  /** The rows of the table that sequences of this length use, and the index of each relative position among them. */
   #relative(length: number): { relative: Tensor; index: Tensor } {
     const { span, buckets } = this.#config;
     const row = (keyMinusQuery: number): number =>

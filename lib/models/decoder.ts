@@ -1,8 +1,7 @@
 /**
- * The decoder that most causal language models are: an embedding, layers of rotary attention and a gated mlp, a norm. A
- * family says by its configuration what each part does and brings the class of its layers where they are built otherwise.
- * Attributes are named as in the checkpoint. Dimensions: N rows, C hidden, H heads, Hkv key/value heads, D head size,
- * F mlp width, V vocabulary.
+ * The decoder of most causal language models: an embedding, layers of rotary attention and a gated mlp, a norm. A family describes
+ * each part in its configuration, and has a layer class of its own where its layers are built differently. Attributes are named as
+ * in the checkpoint. Dimensions: N rows, C hidden, H heads, Hkv key/value heads, D head size, F mlp width, V vocabulary.
  */
 import { Embedding, Linear, Module, type RMSNorm } from '../nn/index.ts';
 import { mul, type RmsNormOptions } from '../ops/index.ts';
@@ -12,15 +11,15 @@ import { CausalLM, type Head, linearHead } from './causal_lm.ts';
 import { configJsonOf } from './config_keys.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
 import { type GatedActivation, GatedMlp } from './mlp.ts';
-import type { LayersKept, ModelInputs, ModelOrigin } from './model.ts';
+import type { LayerSettings, ModelInputs, ModelOrigin } from './model.ts';
 import { RopeCache, type RopeConfig, steadyLength } from './rope.ts';
 import type { WeightLoader } from './weights.ts';
 
 /** The window of one layer's attention, and its rotary embedding. */
 export interface LayerAttention {
-  /** Keys a row sees, itself included; 0: all before it. */
+  /** Number of keys that a row attends to, itself included; 0: all before it. */
   readonly window: number;
-  /** Index into `ropes`; null: they do not turn. */
+  /** Index into `ropes`; null: no rotary embedding. */
   readonly rope: number | null;
 }
 
@@ -38,24 +37,24 @@ export interface DecoderConfig {
   readonly norm: Readonly<RmsNormOptions>;
   readonly activation: GatedActivation;
   readonly ropes: readonly RopeConfig[];
-  /** One a layer. */
+  /** One for each layer. */
   readonly layers: readonly LayerAttention[];
-  /** Scores are multiplied by it. */
+  /** Factor of the attention scores. */
   readonly attentionScale: number;
-  /** Scores become softcap * tanh(score / softcap); 0: they stay. */
+  /** Scores become softcap * tanh(score / softcap); 0: no soft-capping. */
   readonly attentionSoftcap: number;
-  /** RMSNorms of q and k before they turn: of each head, of the whole vector, or none. */
+  /** RMSNorms of q and k before the rotary embedding: of each head, of the whole vector, or none. */
   readonly qkNorm: 'head' | 'whole' | null;
   /** Biases on q, k, v; on o; on gate, up, down. */
   readonly qkvBias: boolean;
   readonly outputBias: boolean;
   readonly mlpBias: boolean;
-  /** Embeddings are multiplied by it, rounded to the model's dtype. */
+  /** Factor of the embeddings, rounded to the model's dtype. */
   readonly embeddingScale: number;
-  /** Logits become softcap * tanh(logit / softcap); 0: they stay. */
+  /** Logits become softcap * tanh(logit / softcap); 0: no soft-capping. */
   readonly headSoftcap: number;
   readonly tied: boolean;
-  /** config.json's own keys, for writing it back. */
+  /** The keys of config.json as they were read, for writing it again. */
   readonly source: Readonly<Record<string, unknown>>;
 }
 
@@ -73,14 +72,14 @@ export function attentionOf(config: DecoderConfig, i: number): AttentionConfig {
 
 export interface Attention extends Module {
   readonly o_proj: Linear;
-  /** x (N,C) -> (N,H*D): what o_proj takes. */
+  /** x (N,C) -> (N,H*D), the input of o_proj */
   forward(x: Tensor, inputs: DecoderInputs): Tensor;
 }
 export interface Mlp extends Module {
   forward(x: Tensor): Tensor;
 }
 
-/** The layer of Llama: a norm before attention, another before the mlp. */
+/** The layer of Llama, with a norm before attention and another before the mlp. */
 export class PreNormLayer extends Layer<DecoderInputs> {
   readonly input_layernorm: RMSNorm;
   readonly self_attn: Attention;
@@ -100,15 +99,15 @@ export class PreNormLayer extends Layer<DecoderInputs> {
     this.mlp = parts.mlp;
     this.#branches = [
       {
-        enter: this.input_layernorm,
-        leave: null,
-        mix: (x, inputs) => this.self_attn.forward(x, inputs),
+        preNorm: this.input_layernorm,
+        postNorm: null,
+        attention: (x, inputs) => this.self_attn.forward(x, inputs),
         forward: (attended) => this.self_attn.o_proj.forward(attended),
       },
       {
-        enter: this.post_attention_layernorm,
-        leave: null,
-        mix: null,
+        preNorm: this.post_attention_layernorm,
+        postNorm: null,
+        attention: null,
         forward: (x) => this.mlp.forward(x),
       },
     ];
@@ -119,14 +118,14 @@ export class PreNormLayer extends Layer<DecoderInputs> {
   }
 }
 
-/** Layers of separate projections with a norm before each branch. */
+/** Makes layers with separate projections and a norm before each branch. */
 export const makePreNormLayer: MakeLayer = (config, weights, i) =>
   new PreNormLayer(config, weights, {
     attention: new SelfAttention(attentionOf(config, i), weights.at('self_attn')),
     mlp: new GatedMlp(config, weights.at('mlp')),
   });
 
-/** From ids to hidden states. */
+/** The part of a decoder without its head: from ids to hidden states. */
 export class Decoder extends Module {
   readonly embed_tokens: Embedding;
   readonly layers: readonly DecoderLayer[];
@@ -150,7 +149,7 @@ export class Decoder extends Module {
   }
 
   /** @returns (N,C) after the last norm, or its wanted rows */
-  forward(inputs: ModelInputs, { keepOf, onLayer }: LayersKept): Tensor {
+  forward(inputs: ModelInputs, { keepOf, onLayer }: LayerSettings): Tensor {
     const { ids, positions, cuSeqlens, lengths, rowOf, cuOwn, length, wanted } = inputs;
     const embedded = this.embed_tokens.forward(ids);
     return runLayers(
@@ -176,7 +175,7 @@ export class Decoder extends Module {
   }
 }
 
-/** A number as a tensor of a dtype would hold it. */
+/** A number rounded to a dtype. */
 function roundedTo(value: number, dtype: DType): number {
   if (dtype === 'f64') return value;
   if (dtype !== 'bf16') return Math.fround(value);

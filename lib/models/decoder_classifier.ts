@@ -11,7 +11,7 @@ import { type ConfigOptions, configJsonOf } from './config_keys.ts';
 import { Decoder, type DecoderConfig, type DecoderFamily } from './decoder.ts';
 import type { ModelInputs, ModelOrigin } from './model.ts';
 import { trunkNames } from './renamed_weights.ts';
-import { type HeadOrigin, refuseEmpty, SequenceClassifier } from './sequence_classifier.ts';
+import { checkNotEmpty, type HeadOrigin, SequenceClassifier } from './sequence_classifier.ts';
 import type { WeightLoader } from './weights.ts';
 
 class DecoderForSequenceClassification extends SequenceClassifier {
@@ -60,23 +60,23 @@ class DecoderForSequenceClassification extends SequenceClassifier {
    * @throws ArgumentError for a sequence that ends in the padding id although no lengths say that it is padded
    */
   protected override headRows({ cuSeqlens, lengths, inputIds }: ModelBatch): Int32Array {
-    const starts = refuseEmpty(cuSeqlens, lengths);
+    checkNotEmpty(cuSeqlens, lengths);
     if (lengths !== undefined) {
-      return lengths.map((length, b) => (starts[b] as number) + length - 1);
+      return lengths.map((length, b) => (cuSeqlens[b] as number) + length - 1);
     }
     const last = cuSeqlens.slice(1).map((end) => end - 1);
     const padding = this.#paddingId();
     last.forEach((row, b) => {
       if (padding === null || inputIds[row] !== padding) return;
       throw new ArgumentError(
-        `logits: sequence ${b} ends in the padding id ${padding}, but the batch has no lengths: a decoder classifies on ` +
-          'the last token, so padding must be left out or told by lengths',
+        `logits: sequence ${b} ends in the padding id ${padding}, but a decoder classifies on the last token; ` +
+          'leave the padding out, or give the batch lengths',
       );
     });
     return last;
   }
 
-  /** The id that stands for padding and for nothing else. */
+  /** The id that is used for padding alone; null: there is none. */
   #paddingId(): number | null {
     const { pad_token_id: padding, eos_token_id: end } = this.#config.source;
     const used = [end].flat().includes(padding);

@@ -1,7 +1,12 @@
 /** Keys that the configurations of all decoders share, read from config.json (transformers 4 and 5). */
 import { z } from 'zod';
-import { FormatError } from '../errors.ts';
-import { type ConfigOptions, layerCount, parseConfig, refuseValues } from './config_keys.ts';
+import {
+  type ConfigOptions,
+  configError,
+  layerCount,
+  parseConfig,
+  refuseValues,
+} from './config_keys.ts';
 import type { DecoderConfig, LayerAttention } from './decoder.ts';
 import { type RopeConfig, ropeConfig } from './rope.ts';
 
@@ -31,8 +36,8 @@ const kShape = {
 };
 export type CommonKeys = z.infer<z.ZodObject<typeof kShape>>;
 
+/** Values for keys that config.json leaves out: the defaults of the family's transformers class. */
 export interface DecoderDefaults {
-  /** Values of keys that config.json leaves out, as the family's transformers class has them. */
   readonly rmsNormEps: number;
   readonly ropeTheta: number;
   readonly tied: boolean;
@@ -45,20 +50,20 @@ export interface DecoderDefaults {
 
 export type ReadOptions = ConfigOptions & { readonly path: string };
 
-/** How a family reads its configuration, beyond the shared keys. */
+/** The parts of a family's configuration that differ from those of other decoders. */
 export interface DecoderReading<S extends z.ZodRawShape> {
-  /** Keys of its own. */
+  /** Schemas of the family's own keys. */
   readonly extra: S;
   readonly defaults: DecoderDefaults;
   /** Values of hidden_act that are computed, the default first. Default: silu alone. */
   readonly hiddenAct?: readonly string[];
-  /** Whether part of each head may stay as it is. Default false. */
+  /** Whether the rotary embedding may apply to a part of each head alone. Default false. */
   readonly partialRotary?: boolean;
 }
 
 /**
- * Reads the keys that all decoders share and a family's own. What the result says beyond the shared ones is Llama's: silu,
- * full attention, no biases, no caps, one rope.
+ * Reads the keys that all decoders share and a family's own. Other fields of the result are those of Llama: silu, full attention,
+ * no biases, no soft-capping, one rotary embedding.
  * @throws FormatError for values that are missing or do not fit together, UnsupportedError for keys that are not
  *   understood, other activations, and dropout in attention
  */
@@ -112,7 +117,7 @@ function headShape(
   path: string,
 ): Pick<DecoderConfig, 'numHeads' | 'numKeyValueHeads' | 'headDim'> {
   const refuse = (message: string): never => {
-    throw new FormatError(`${path}: ${message}`, { path });
+    throw configError(path, message);
   };
   const numHeads = keys.num_attention_heads;
   // null is as many as heads; left out it is the class's default.
@@ -120,13 +125,13 @@ function headShape(
   const numKeyValueHeads = given ?? numHeads;
   if (numHeads % numKeyValueHeads !== 0) {
     refuse(
-      `num_attention_heads ${numHeads} is not a multiple of num_key_value_heads ${numKeyValueHeads}`,
+      `num_attention_heads ${numHeads} must be a multiple of num_key_value_heads ${numKeyValueHeads}`,
     );
   }
   const headDim = keys.head_dim ?? defaults.headDim ?? keys.hidden_size / numHeads;
   if (!Number.isInteger(headDim) || headDim % 2 !== 0) {
     refuse(
-      `a head of ${headDim} channels (head_dim, else hidden_size / num_attention_heads) is not even`,
+      `the channels of a head (head_dim, else hidden_size / num_attention_heads) must be even, got ${headDim}`,
     );
   }
   return { numHeads, numKeyValueHeads, headDim };
@@ -148,32 +153,32 @@ function ropeOf(
 }
 
 const kLayerTypes = ['full_attention', 'sliding_attention'] as const;
-/** Keys of models some of whose layers see a window. */
+/** Keys of models with sliding-window attention in some layers. */
 export const kWindowKeys = {
   layer_types: z.array(z.enum(kLayerTypes)).nullish(),
   sliding_window: z.int().nonnegative().nullish(),
 };
 
 export interface SlidingOptions {
-  /** `layer_types`; where it is absent, `isSliding` says it. */
+  /** `layer_types` of config.json; where it is absent, `isSliding` decides. */
   readonly layerTypes: readonly (typeof kLayerTypes)[number][] | null | undefined;
   readonly isSliding: (layer: number) => boolean;
-  /** Keys a sliding layer sees; 0: all. */
+  /** Number of keys that a row of a sliding layer attends to; 0: all. */
   readonly window: number;
-  /** Index of the rope of the layers that see everything. Default 0. */
+  /** Index of the rope of layers with full attention. Default 0. */
   readonly globalRope?: number;
   readonly path: string;
 }
 
-/** The attention of each layer where some see a window. @throws FormatError for a list of another length */
+/** The attention of each layer where some have a sliding window. @throws FormatError for a list of another length */
 export function slidingLayers(
   { layers }: DecoderConfig,
   { layerTypes, isSliding, window, globalRope = 0, path }: SlidingOptions,
 ): LayerAttention[] {
   if (layerTypes && layerTypes.length !== layers.length) {
-    throw new FormatError(
-      `${path}: layer_types has ${layerTypes.length} entries for ${layers.length} layers`,
-      { path },
+    throw configError(
+      path,
+      `layer_types must have one entry for each of the ${layers.length} layers, got ${layerTypes.length}`,
     );
   }
   return layers.map((_, i) => {

@@ -46,7 +46,7 @@ const kShape = {
   tie_word_embeddings: ignored,
 };
 
-/** transformers has no key for it. */
+/** The eps of the norms, for which transformers has no key. */
 const kLayerNormEps = 1e-12;
 
 function distilBertConfig(
@@ -111,7 +111,7 @@ class Attention extends Module {
     this.#numHeads = numHeads;
   }
 
-  /** x (N,C) -> (N,C): what out_lin takes. */
+  /** x (N,C) -> (N,C), the input of out_lin */
   forward(x: Tensor, segments: Segments): Tensor {
     return attendBothWays(this.#qkv.forward(x), this.#numHeads, segments);
   }
@@ -151,15 +151,15 @@ class Block extends Layer<Segments> {
     this.output_layer_norm = layerNorm('output_layer_norm', config, weights);
     this.#branches = [
       {
-        enter: null,
-        leave: this.sa_layer_norm,
-        mix: (x, segments) => this.attention.forward(x, segments),
+        preNorm: null,
+        postNorm: this.sa_layer_norm,
+        attention: (x, segments) => this.attention.forward(x, segments),
         forward: (attended) => this.attention.out_lin.forward(attended),
       },
       {
-        enter: null,
-        leave: this.output_layer_norm,
-        mix: null,
+        preNorm: null,
+        postNorm: this.output_layer_norm,
+        attention: null,
         forward: (x) => this.ffn.forward(x),
       },
     ];

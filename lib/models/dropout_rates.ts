@@ -1,6 +1,6 @@
 /**
- * Dropout that a configuration asks for and training here leaves out. Models have been trained with it; fine-tuning without it
- * is sound, but differs from what transformers does, so it is said.
+ * Dropout rates of a configuration, which training does not apply. Fine-tuning without dropout is sound, but it differs from what
+ * transformers does, so a run warns about it.
  */
 import type { Model } from './model.ts';
 
@@ -17,7 +17,7 @@ export function statedRates(
   );
 }
 
-/** A sentence that names what is left out, for a warning; null where the configuration asks for nothing. */
+/** A warning that names the rates that are not applied; null where the configuration has none. */
 export function dropoutWarning({ modelType, dropoutRates }: Model): string | null {
   const rates = Object.entries(dropoutRates).map(([key, rate]) => `${key} ${rate}`);
   if (rates.length === 0) return null;

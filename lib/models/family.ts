@@ -1,4 +1,4 @@
-/** A model family, by its model_type: how its configuration is read, how it is built, and its names in GGUF files. */
+/** The interface of a model family: reading of its configuration, construction, and its names in GGUF files. */
 import type { CausalLM } from './causal_lm.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
 import type { ConfigOptions } from './config_keys.ts';
@@ -11,13 +11,13 @@ import type { WeightLoader } from './weights.ts';
 export interface MakeInput {
   readonly weights: WeightLoader;
   readonly origin: ModelOrigin;
-  /** Whether the head is the embedding: the configuration's word, corrected by what the file holds. */
+  /** Whether the head is the embedding: by the configuration, unless the file holds a head that differs. */
   readonly tied: boolean;
 }
 
-/** A configuration that has been read and understood. */
+/** A configuration that was read and checked. */
 export interface ConfiguredModel {
-  /** By the configuration. */
+  /** Whether the configuration ties the head to the embedding. */
   readonly tied: boolean;
   readonly causalLM: (input: MakeInput) => CausalLM;
 }
@@ -32,9 +32,9 @@ export interface ModelFamily {
   readonly modelType: string;
   /** Supported features, for the table in the README. */
   readonly features: string;
-  /** Before the names of the bare model's tensors: `model.`. A checkpoint saved without its head lacks it. */
+  /** Prefix of the tensors of the model without its head, such as `model.`; a checkpoint saved without the head lacks it. */
   readonly prefix: string;
-  /** Name of the embedding, with the prefix; what a tied head is compared with. */
+  /** Name of the embedding, with the prefix, that a tied head is compared with. */
   readonly embedding: string;
   readonly configure: Configure<ConfiguredModel>;
   /** Left out: the family has no classification head here. */
@@ -43,7 +43,7 @@ export interface ModelFamily {
   readonly gguf: GgufTable | null;
 }
 
-/** The row of a family that is a Decoder with its own configuration. */
+/** Makes the family of a Decoder from its own parts. */
 export function decoderFamily({
   configure,
   features,

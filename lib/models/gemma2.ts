@@ -1,4 +1,4 @@
-/** Gemma 2: norms before and after each branch, soft-caps on scores and logits, a window in every other layer. */
+/** Gemma 2: norms before and after each branch, soft-capped scores and logits, sliding-window attention in every other layer. */
 import { z } from 'zod';
 import type { RMSNorm } from '../nn/index.ts';
 import { type DecoderInputs, SelfAttention } from './attention.ts';
@@ -11,7 +11,7 @@ import { type Branch, Layer } from './layers.ts';
 import { GatedMlp } from './mlp.ts';
 import type { WeightLoader } from './weights.ts';
 
-/** The layer of Gemma 2 and 3: four norms. */
+/** The layer of Gemma 2 and 3, which has four norms. */
 export class SandwichLayer extends Layer<DecoderInputs> {
   readonly input_layernorm: RMSNorm;
   readonly self_attn: SelfAttention;
@@ -32,16 +32,16 @@ export class SandwichLayer extends Layer<DecoderInputs> {
     this.post_feedforward_layernorm = norm('post_feedforward_layernorm');
     this.#branches = [
       {
-        enter: this.input_layernorm,
-        leave: null,
-        mix: (x, inputs) => this.self_attn.forward(x, inputs),
+        preNorm: this.input_layernorm,
+        postNorm: null,
+        attention: (x, inputs) => this.self_attn.forward(x, inputs),
         forward: (attended) =>
           this.post_attention_layernorm.forward(this.self_attn.o_proj.forward(attended)),
       },
       {
-        enter: this.pre_feedforward_layernorm,
-        leave: null,
-        mix: null,
+        preNorm: this.pre_feedforward_layernorm,
+        postNorm: null,
+        attention: null,
         forward: (x) => this.post_feedforward_layernorm.forward(this.mlp.forward(x)),
       },
     ];
@@ -76,7 +76,7 @@ function gemma2Config(json: Record<string, unknown>, options: ReadOptions): Deco
       numKeyValueHeads: 4,
     },
   });
-  // Left out is the default, null is none.
+  // A missing key means the default, null means none.
   const { attn_logit_softcapping = 50, final_logit_softcapping = 30, sliding_window = 4096 } = keys;
   return {
     ...config,
@@ -104,8 +104,8 @@ export const kSandwichNames: GgufNames = {
 };
 
 /**
- * The file does not say what scores are divided by: it is the head, but in the 27B models, known by their layers, the
- * hidden size by heads.
+ * query_pre_attn_scalar, which GGUF files lack: the head size, except in the 27B models, which are recognised by their number of
+ * layers and have hidden size / number of heads.
  */
 export function queryScalar(keys: GgufKeys, layersOf27B: number): number {
   const heads = keys.required('attention.head_count');

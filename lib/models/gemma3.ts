@@ -1,4 +1,4 @@
-/** Gemma 3's text models: Gemma 2 with norms of q and k in place of the caps, and ropes of their own for local and global layers. */
+/** Gemma 3's text models: Gemma 2 with norms of q and k instead of soft-capping, and separate ropes for local and global layers. */
 import { z } from 'zod';
 import type { DecoderConfig } from './decoder.ts';
 import { type ReadOptions, slidingLayers } from './decoder_config.ts';
@@ -26,7 +26,7 @@ const kDefaults = {
 const kLocalTheta = 10_000;
 const kGlobalRope = 1; // slidingLayers gives the local layers 0
 
-/** rope_parameters of transformers 5, by the layers' type. */
+/** rope_parameters of transformers 5, by the type of the layers. */
 const kRopes = z.object({ full_attention: z.unknown(), sliding_attention: z.unknown() });
 
 function gemma3Config(json: Record<string, unknown>, options: ReadOptions): DecoderConfig {
@@ -80,7 +80,7 @@ function ggufJson(keys: GgufKeys): Record<string, unknown> {
 export const gemma3 = decoderFamily({
   modelType: 'gemma3_text',
   architecture: 'Gemma3ForCausalLM',
-  features: "Gemma 3's text models: local and global layers with ropes of their own",
+  features: "Gemma 3's text models: local and global layers, each with its own RoPE",
   makeLayer: makeSandwichLayer,
   configure: gemma3Config,
   gguf: {

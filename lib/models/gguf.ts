@@ -1,6 +1,6 @@
 /**
- * A GGUF file seen as its Hugging Face twin: metadata as config.json, tensors under HF's names and in HF's layout. Each
- * family brings a table of what differs. Names: llama.cpp's gguf-py/gguf/constants.py.
+ * GGUF files read as Hugging Face checkpoints: metadata as config.json, tensors under HF's names and in HF's layout. Each family has
+ * a table of the differences. Names: llama.cpp's gguf-py/gguf/constants.py.
  */
 import { FormatError, UnsupportedError } from '../errors.ts';
 import type { GgufFile } from '../io/index.ts';
@@ -9,41 +9,41 @@ import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { ConfigOptions } from './config_keys.ts';
 import type { WeightReadOptions, WeightSource } from './weights.ts';
 
-/** How a file stores a tensor otherwise than safetensors do. */
+/** The ways in which the storage of a tensor differs from that in safetensors. */
 export interface TensorStorage {
   /** Heads whose rows are interleaved, see `GgufFile.read`. */
   readonly permutedHeads?: number;
-  /** Added to the values: Gemma's norms are stored with their 1. */
+  /** The number that the stored values have been increased by: Gemma's norms are stored as 1 + weight. */
   readonly offset?: number;
-  /** Rows and columns swapped. */
+  /** Whether rows and columns are swapped. */
   readonly transposed?: boolean;
-  /** Rows that the file lacks in front; they become zeros. */
+  /** Number of first rows that the file lacks; they become zeros. */
   readonly leadingRows?: number;
 }
 
 export interface GgufNames {
-  /** Tensors outside the layers, whole names. */
+  /** Tensors outside the layers, by whole names. */
   readonly top: Readonly<Record<string, string>>;
-  /** The file's name in front of a layer's number. Default `blk`. */
+  /** The prefix of a layer's number in the file. Default `blk`. */
   readonly blocks?: string;
-  /** The Hugging Face name in front of it. */
+  /** The prefix of a layer's number in Hugging Face's names. */
   readonly layers: string;
-  /** `blk.N.<name>.weight` and the module below layer N. */
+  /** Modules of layer N, by the name in `blk.N.<name>.weight`. */
   readonly block: Readonly<Record<string, string>>;
 }
 
 export interface GgufTable {
   /** general.architecture, the prefix of the metadata. */
   readonly architecture: string;
-  /** One for every stack of layers, the first that knows a name names it; from the file where it decides. */
+  /** Names for every stack of layers, of which the first that has a name applies; a function where they depend on the file. */
   readonly names: GgufNames | ((keys: GgufKeys) => readonly GgufNames[]);
-  /** Metadata under the architecture that is read, or says nothing about the mathematics, beside kCommonKeys. */
+  /** Metadata keys of the architecture, besides kCommonKeys, that are read or change nothing in what the model computes. */
   readonly keys: readonly string[];
   /** Tensors that are no parameters. */
   readonly ignoredTensors: readonly string[];
-  /** The metadata as config.json would say it. */
+  /** Converts the metadata to the keys of config.json. */
   configJson(keys: GgufKeys): Record<string, unknown> | Promise<Record<string, unknown>>;
-  /** How a tensor is stored differently from Hugging Face's files. @param name its Hugging Face name */
+  /** The ways in which a tensor's storage differs from that in safetensors. @param name its Hugging Face name */
   stored(name: string, json: Readonly<Record<string, unknown>>): TensorStorage;
 }
 
@@ -70,7 +70,7 @@ export const kDecoderNames: GgufNames = {
   },
 };
 
-/** `stored` of architectures whose rope turns neighbouring channels: the rows of q and k lie in pairs that turn together. */
+/** `stored` of architectures whose rotary embedding rotates pairs of neighbouring channels, so that rows of q and k are interleaved. */
 export function storedInPairs(
   name: string,
   json: Readonly<Record<string, unknown>>,
@@ -95,7 +95,7 @@ export class GgufKeys {
 
   number(key: string): number | undefined {
     const value = this.file.metadata.get(this.#name(key));
-    // Lists with one value a layer are what hybrid models use; equal ones are one number.
+    // Files of hybrid models have a list with one value for each layer; equal values are one number.
     const single = Array.isArray(value) && new Set(value).size === 1 ? value[0] : value;
     if (single === undefined || typeof single === 'number') return single;
     const shown = JSON.stringify(value, (_, v) => (typeof v === 'bigint' ? String(v) : v));
@@ -141,13 +141,13 @@ export class GgufKeys {
     return values;
   }
 
-  /** @throws UnsupportedError for a value that is there and another one */
+  /** Checks that a key is missing or has the one supported value. @throws UnsupportedError if it has another */
   expect(key: string, value: number, what: string): void {
     const found = this.number(key) ?? value;
     if (found === value) return;
     const { path } = this.file;
     throw new UnsupportedError(
-      `${path}: ${this.#name(key)} ${found} differs from ${what} ${value}`,
+      `${path}: ${this.#name(key)} ${found} must be ${what} ${value}, the only one that is supported`,
     );
   }
 
@@ -161,7 +161,7 @@ export class GgufKeys {
   }
 }
 
-/** config.json of what all decoders have in common, in transformers 5's words. */
+/** The keys of config.json that all decoders have, in transformers 5's spelling. */
 export function decoderJson(keys: GgufKeys): Record<string, unknown> {
   const heads = keys.required('attention.head_count');
   const headDim = keys.number('attention.key_length') ?? keys.required('embedding_length') / heads;
@@ -182,7 +182,7 @@ export function decoderJson(keys: GgufKeys): Record<string, unknown> {
   };
 }
 
-/** Rows of the embedding. */
+/** Number of rows of the embedding. */
 export function vocabSize({ tensors, path }: GgufFile): number {
   const embedding = tensors.get('token_embd.weight');
   if (embedding !== undefined) return embedding.shape[0] as number;
@@ -200,14 +200,14 @@ function ropeParameters(keys: GgufKeys, headDim: number): Record<string, unknown
   if (type !== 'yarn') {
     const { path } = keys.file;
     throw new UnsupportedError(
-      `${path}: ${keys.architecture}.rope.scaling.type "${type}" is not supported`,
+      `${path}: ${keys.architecture}.rope.scaling.type "${type}" is not supported; known: none, linear, yarn`,
     );
   }
   const original_max_position_embeddings = keys.required('rope.scaling.original_context_length');
   return { rope_type: 'yarn', ...common, factor, original_max_position_embeddings };
 }
 
-/** Special tokens, as config.json names them. */
+/** Ids of special tokens under their keys in config.json. */
 export function tokenIds({ metadata }: GgufFile): Record<string, number> {
   const ids: Record<string, number> = {};
   for (const name of ['bos', 'eos', 'padding']) {
@@ -218,7 +218,7 @@ export function tokenIds({ metadata }: GgufFile): Record<string, number> {
 }
 
 /**
- * A file as a configuration and a source of weights.
+ * Reads a file as a configuration and a source of weights.
  * @throws FormatError for metadata that is missing or wrong, UnsupportedError for what is not understood
  */
 export async function readGguf(
@@ -242,25 +242,26 @@ function refuseUnknown(file: GgufFile, table: GgufTable, ignoreKeys: readonly st
   );
   if (unknown.length > 0) {
     throw new UnsupportedError(
-      `${file.path}: ${unknown.join(', ')} not understood and may change the mathematics; if you know better, pass ` +
-        'ignoreKeys (--ignore-keys)',
+      `${file.path}: ${unknown.join(', ')} ${unknown.length > 1 ? 'are' : 'is'} not understood and may change the ` +
+        'mathematics; pass ignoreKeys (--ignore-keys) if you know that it does not',
     );
   }
 }
 
-/** The HF name of a GGUF tensor; itself where there is none. */
+/** The HF name of a GGUF tensor; its own name where there is none. */
 function hfName(name: string, names: readonly GgufNames[]): string {
   const [, blocks, layer, tensor = '', kind] =
     /^([\w.]+)\.(\d+)\.(\w+)\.(weight|bias)$/.exec(name) ?? [];
   for (const { top, blocks: own = 'blk', layers, block } of names) {
-    const module = blocks === own ? block[tensor] : undefined;
+    const module = blocks === own && Object.hasOwn(block, tensor) ? block[tensor] : undefined;
     if (module !== undefined) return `${layers}.${layer}.${module}.${kind}`;
-    if (top[name] !== undefined) return top[name];
+    const found = Object.hasOwn(top, name) ? top[name] : undefined;
+    if (found !== undefined) return found;
   }
   return name;
 }
 
-/** A table with what the file at hand decides. */
+/** A table completed for one file. */
 interface ReadTable extends Pick<GgufTable, 'stored' | 'ignoredTensors'> {
   readonly names: readonly GgufNames[];
   readonly json: Readonly<Record<string, unknown>>;
@@ -306,9 +307,9 @@ class GgufWeights implements WeightSource {
         const wide = dtype === 'f64' || offset === 0 ? dtype : 'f32';
         const read = this.file.read(stored, { dtype: wide, checkFinite, permutedHeads });
         const values = offset === 0 ? read : sub(read, offset).to(dtype);
-        const turned = transposed ? permute(values, [1, 0]) : values;
-        if (leadingRows === 0) return turned;
-        return concat([zeros([leadingRows, ...turned.shape.slice(1)], { dtype }), turned]);
+        const oriented = transposed ? permute(values, [1, 0]) : values;
+        if (leadingRows === 0) return oriented;
+        return concat([zeros([leadingRows, ...oriented.shape.slice(1)], { dtype }), oriented]);
       }),
     );
   }

@@ -3,20 +3,19 @@
  * (Conv1D). The dropouts of its configuration are those it was trained with; fine-tuning here runs without.
  */
 import { z } from 'zod';
-import { FormatError } from '../errors.ts';
 import { type Conv1D, Embedding, type LayerNorm, Linear, Module } from '../nn/index.ts';
 import { add, split } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { type Activation, activation } from './activations.ts';
 import { attend, type Rows } from './attention.ts';
 import { CausalLM, type Head, linearHead } from './causal_lm.ts';
-import { configJsonOf, layerCount, parseConfig, refuseValues } from './config_keys.ts';
+import { configError, configJsonOf, layerCount, parseConfig, refuseValues } from './config_keys.ts';
 import { flag, optionalSize, type ReadOptions, size, text } from './decoder_config.ts';
 import { statedRates } from './dropout_rates.ts';
 import type { ModelFamily } from './family.ts';
 import { type GgufKeys, type GgufTable, tokenIds, vocabSize } from './gguf.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
-import type { LayersKept, ModelInputs, ModelOrigin } from './model.ts';
+import type { LayerSettings, ModelInputs, ModelOrigin } from './model.ts';
 import type { WeightLoader } from './weights.ts';
 
 interface Gpt2Config {
@@ -48,7 +47,7 @@ class Gpt2Attention extends Module {
     this.#scale = scales[i] as number;
   }
 
-  /** x (N,C) -> (N,C): what c_proj takes. */
+  /** x (N,C) -> (N,C), the input of c_proj */
   forward(x: Tensor, rows: Rows): Tensor {
     const c = x.shape[1] as number;
     const qkv = split(this.c_attn.forward(x), [c, c, c], 1) as [Tensor, Tensor, Tensor];
@@ -90,12 +89,12 @@ class Gpt2Block extends Layer<Rows> {
     this.mlp = new Gpt2Mlp(config, weights.at('mlp'));
     this.#branches = [
       {
-        enter: this.ln_1,
-        leave: null,
-        mix: (x, rows) => this.attn.forward(x, rows),
+        preNorm: this.ln_1,
+        postNorm: null,
+        attention: (x, rows) => this.attn.forward(x, rows),
         forward: (attended) => this.attn.c_proj.forward(attended),
       },
-      { enter: this.ln_2, leave: null, mix: null, forward: (x) => this.mlp.forward(x) },
+      { preNorm: this.ln_2, postNorm: null, attention: null, forward: (x) => this.mlp.forward(x) },
     ];
   }
 
@@ -122,7 +121,7 @@ class Gpt2Model extends Module {
     this.ln_f = weights.layerNorm('ln_f', c, config.eps);
   }
 
-  forward(inputs: ModelInputs, { keepOf, onLayer }: LayersKept): Tensor {
+  forward(inputs: ModelInputs, { keepOf, onLayer }: LayerSettings): Tensor {
     const { ids, positions, cuSeqlens, lengths, rowOf, cuOwn, wanted } = inputs;
     const embedded = add(this.wte.forward(ids), this.wpe.forward(positions));
     return runLayers(this.h, embedded, {
@@ -222,9 +221,7 @@ function gpt2Config(json: Record<string, unknown>, options: ReadOptions): Gpt2Co
   const { path } = options;
   refuseValues(path, { add_cross_attention: keys.add_cross_attention || null });
   if (keys.n_embd % keys.n_head !== 0) {
-    throw new FormatError(`${path}: n_head ${keys.n_head} does not divide n_embd ${keys.n_embd}`, {
-      path,
-    });
+    throw configError(path, `n_embd ${keys.n_embd} must be a multiple of n_head ${keys.n_head}`);
   }
   const scale = keys.scale_attn_weights === false ? 1 : 1 / Math.sqrt(keys.n_embd / keys.n_head);
   const byLayer = keys.scale_attn_by_inverse_layer_idx ?? false;

@@ -1,4 +1,4 @@
-/** A Hugging Face folder as a source of weights: model.safetensors, or shards named by model.safetensors.index.json. */
+/** A source of weights in a Hugging Face folder: model.safetensors, or shards that model.safetensors.index.json lists. */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { FormatError } from '../errors.ts';
@@ -28,8 +28,8 @@ export class HfWeights implements WeightSource {
   }
 
   /**
-   * @param prefix before the names of the bare model's tensors: a checkpoint saved without its head lacks it, and gets it
-   * @throws FormatError for a file that is missing or damaged, or an index that does not tell the truth
+   * @param prefix prefix of the tensors of the model without its head; added to the names of a checkpoint that was saved without it
+   * @throws FormatError for a file that is missing or damaged, or an index that does not fit the shards
    */
   static open(folder: string, prefix: string): HfWeights {
     const single = join(folder, SINGLE_WEIGHTS);
@@ -41,7 +41,7 @@ export class HfWeights implements WeightSource {
       for (const shard of new Set(index.values())) {
         const path = join(folder, shard);
         if (!existsSync(path)) {
-          throw new FormatError(`${indexPath}: the shard ${shard} is not there: fetch it again`, {
+          throw new FormatError(`${indexPath}: the shard ${shard} is not there`, {
             path,
           });
         }

@@ -1,8 +1,8 @@
 /**
- * The loop over a transformer's layers, in one place for all architectures. A layer is a few residual branches (attention,
- * mlp); the sum that flows through them is the stream. Three things are decided here: every residual sum is taken together
- * with the norm that reads it, across layers too; what a layer keeps for the backward; and where rows that nobody asks
- * for end: behind the last attention, after which no row reads another.
+ * The loop over a transformer's layers, shared by all architectures. A layer is a few residual branches (attention, mlp); the sum
+ * that flows through them is the residual stream. The loop does three things that a layer cannot do alone. It computes every
+ * residual sum together with the norm that reads it, also across layers. It decides what a layer keeps for backward. And it drops
+ * the rows that are not in the result after the last attention, since no row reads another after that.
  */
 import { checkpoint, recomputing } from '../autograd.ts';
 import { Module, type Norm } from '../nn/index.ts';
@@ -10,27 +10,32 @@ import { add, indexSelect } from '../ops/index.ts';
 import { Tensor } from '../tensor.ts';
 
 /**
- * stream <- leave(stream + forward(mix(enter(stream)))); a norm that is null does nothing. `enter` alone is the pre-norm
- * block, `leave` alone the post-norm block of BERT. A norm of the branch's own output belongs into forward.
+ * A residual branch of a layer, which replaces the stream by
+ *
+ *     postNorm(stream + forward(attention(preNorm(stream)))).
+ *
+ * A norm that is null does nothing: Llama has a preNorm alone, BERT a postNorm alone. A norm of the branch's own output belongs
+ * into `forward`.
  */
 export interface Branch<Shared> {
-  readonly enter: Norm | null;
-  readonly leave: Norm | null;
-  /** The part in which rows see each other, attention up to its last projection: x (N,C) -> (N,W). null: there is none. */
-  readonly mix: ((x: Tensor, shared: Shared) => Tensor) | null;
-  /** The rest, row by row: (M,W) -> (M,C). */
-  forward(mixed: Tensor): Tensor;
+  readonly preNorm: Norm | null;
+  readonly postNorm: Norm | null;
+  /** The part in which rows read each other, attention up to its output projection: x (N,C) -> (N,W). null: there is none. */
+  readonly attention: ((x: Tensor, shared: Shared) => Tensor) | null;
+  /** The rest, which is computed row by row: (M,W) -> (M,C). */
+  forward(attended: Tensor): Tensor;
 }
 
 /**
- * Tensors that a layer keeps for backward.
- * `saved`: all that its gradients read.
- * `lean`: without norms and activations, which one pass over the kept rows recomputes; the same gradients.
- * `checkpointed`: only its input, the layer is computed again; the same gradients up to rounding.
+ * Tensors that a layer keeps for backward. The choices are:
+ *
+ * - `saved`: all that its gradients read.
+ * - `lean`: the same without norms and activations, which backward recomputes in one pass over the kept rows; the same gradients.
+ * - `checkpointed`: only its input; backward computes the layer again. The same gradients up to rounding.
  */
 export type LayerKeep = 'saved' | 'lean' | 'checkpointed';
 
-/** A layer: its branches in order. `Shared` is what all layers read besides their rows, a plain object. */
+/** A layer, made of residual branches in order. `Shared` is a plain object of inputs that all layers read besides their rows. */
 export abstract class Layer<Shared> extends Module {
   abstract branches(): readonly Branch<Shared>[];
 }
@@ -50,7 +55,7 @@ export interface LayerRun<Shared> {
   readonly onLayer?: ((layer: number, stream: Tensor) => void) | null;
 }
 
-/** The residual sum, and what the next branch reads of it; null where the next branch takes its norm itself. */
+/** The residual stream, and the input of the next branch; null where the next branch computes its norm itself. */
 interface State {
   readonly stream: Tensor;
   readonly x: Tensor | null;
@@ -72,61 +77,61 @@ export function runLayers<Shared>(
   const kept = layers.map((_, i) => keep(i, rows));
   for (const [i, layer] of layers.entries()) {
     const following = layers[i + 1];
-    const reads = { shared, wanted: following === undefined ? wanted : null };
+    const inputs = { shared, wanted: following === undefined ? wanted : null };
     if (kept[i] === 'checkpointed') {
-      state = { stream: checkpointed(layer, state.stream, reads), x: null };
+      state = { stream: checkpointed(layer, state.stream, inputs), x: null };
     } else {
-      // A layer that will be computed again takes its first norm inside.
+      // A checkpointed layer computes its first norm itself.
       const again = kept[i + 1] === 'checkpointed';
-      const next = following === undefined ? last : again ? undefined : entry(following);
+      const next = following === undefined ? last : again ? undefined : firstNorm(following);
       const before = state;
-      state = recomputing(kept[i] === 'lean', () => runLayer(layer, before, reads, next));
+      state = recomputing(kept[i] === 'lean', () => runLayer(layer, before, inputs, next));
     }
     if (following !== undefined) onLayer?.(i + 1, state.stream);
   }
-  return state.x ?? normed(last, state.stream);
+  return state.x ?? applyNorm(last, state.stream);
 }
 
-function entry<Shared>(layer: Layer<Shared>): Norm | null {
-  return layer.branches()[0]?.enter ?? null;
+function firstNorm<Shared>(layer: Layer<Shared>): Norm | null {
+  return layer.branches()[0]?.preNorm ?? null;
 }
 
-function normed(norm: Norm | null, x: Tensor): Tensor {
+function applyNorm(norm: Norm | null, x: Tensor): Tensor {
   return norm === null ? x : norm.forward(x);
 }
 
-/** Inputs of a layer besides its stream; `wanted` is used in the last layer only. */
-type Reads<Shared> = Pick<LayerRun<Shared>, 'shared' | 'wanted'>;
+/** Inputs of a layer besides the stream; `wanted` is used in the last layer only. */
+type LayerInputs<Shared> = Pick<LayerRun<Shared>, 'shared' | 'wanted'>;
 
-/** @param next the norm of whoever reads the stream next; undefined: not here */
+/** @param next the norm that reads the stream next; undefined: it is not computed here */
 function runLayer<Shared>(
   layer: Layer<Shared>,
   state: State,
-  { shared, wanted }: Reads<Shared>,
+  { shared, wanted }: LayerInputs<Shared>,
   next: Norm | null | undefined,
 ): State {
   const branches = layer.branches();
-  const lastMix = branches.map(({ mix }) => mix !== null).lastIndexOf(true);
+  const lastAttention = branches.map(({ attention }) => attention !== null).lastIndexOf(true);
   return branches.reduce((before, branch, i) => {
     const following = branches[i + 1];
     const chosen = (x: Tensor): Tensor =>
-      wanted !== null && i === lastMix ? indexSelect(x, wanted) : x;
-    const x = before.x ?? normed(branch.enter, before.stream);
-    const y = branch.forward(chosen(branch.mix === null ? x : branch.mix(x, shared)));
+      wanted !== null && i === lastAttention ? indexSelect(x, wanted) : x;
+    const x = before.x ?? applyNorm(branch.preNorm, before.stream);
+    const y = branch.forward(chosen(branch.attention === null ? x : branch.attention(x, shared)));
     const stream = chosen(before.stream);
-    return joined(branch, y, stream, following === undefined ? next : following.enter);
+    return addResidual(branch, y, stream, following === undefined ? next : following.preNorm);
   }, state);
 }
 
-function joined<Shared>(
-  { leave }: Branch<Shared>,
+function addResidual<Shared>(
+  { postNorm }: Branch<Shared>,
   y: Tensor,
   stream: Tensor,
   next: Norm | null | undefined,
 ): State {
-  if (leave !== null) {
-    const sum = leave.addForward(y, stream)[1];
-    return { stream: sum, x: next === undefined ? null : normed(next, sum) };
+  if (postNorm !== null) {
+    const sum = postNorm.addForward(y, stream)[1];
+    return { stream: sum, x: next === undefined ? null : applyNorm(next, sum) };
   }
   if (next) {
     const [sum, x] = next.addForward(y, stream);
@@ -136,14 +141,18 @@ function joined<Shared>(
   return { stream: sum, x: next === null ? sum : null };
 }
 
-/** A layer as a segment from stream to stream. */
-function checkpointed<Shared>(layer: Layer<Shared>, stream: Tensor, reads: Reads<Shared>): Tensor {
+/** Runs a layer as a checkpointed segment from stream to stream. */
+function checkpointed<Shared>(
+  layer: Layer<Shared>,
+  stream: Tensor,
+  inputs: LayerInputs<Shared>,
+): Tensor {
   const segment = (x: Tensor, ...own: Tensor[]): Tensor =>
-    runLayer(layer, { stream: x, x: null }, withTensors(reads, own), undefined).stream;
-  // All that the segment reads must outlive this call, so it goes through its inputs.
-  const given: [Tensor, ...Tensor[]] = [stream, ...tensorsOf(reads)];
-  // A segment none of whose inputs wants a gradient would not be recorded, and adapters in it would get none: the first
-  // layer of a frozen model is kept as it is.
+    runLayer(layer, { stream: x, x: null }, withTensors(inputs, own), undefined).stream;
+  // All tensors that the segment reads must outlive this call, so they are passed as its inputs.
+  const given: [Tensor, ...Tensor[]] = [stream, ...tensorsOf(inputs)];
+  // A segment without an input that requires a gradient would not be recorded, and adapters in it would get no gradients, so the
+  // first layer of a frozen model is run without checkpointing.
   return given.some((tensor) => tensor.requiresGrad)
     ? checkpoint(segment, given)
     : segment(...given);

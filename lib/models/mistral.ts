@@ -27,7 +27,7 @@ function mistralConfig(json: Record<string, unknown>, options: ReadOptions): Dec
 export const mistral = decoderFamily({
   modelType: 'mistral',
   architecture: 'MistralForCausalLM',
-  features: 'sliding window; GGUF files of it are of the llama architecture',
+  features: 'sliding window; its GGUF files have the llama architecture',
   makeLayer: makePreNormLayer,
   configure: mistralConfig,
   gguf: null,

@@ -48,15 +48,15 @@ export interface ForwardOptions {
   readonly sharePrefixes?: boolean | undefined;
 }
 
-/** How the layers of one forward are run. */
-export interface LayersKept {
-  /** Chooses what a layer keeps for backward. */
+/** Settings of the layers for one forward. */
+export interface LayerSettings {
+  /** Chooses the tensors that a layer keeps for backward. */
   readonly keepOf: (layer: number, rows: number) => LayerKeep;
-  /** Called with the output of each layer but the last, see {@link runLayers}; null: nobody asks. */
+  /** Called with the output of each layer but the last, see {@link runLayers}; null: none are asked for. */
   readonly onLayer: ((layer: number, stream: Tensor) => void) | null;
 }
 
-/** Hidden states of a forward that was asked for those of single layers, too. */
+/** The result of a forward with the hidden states of single layers. */
 export interface LayerStates {
   /** The result of forward(). */
   readonly hidden: Tensor;
@@ -64,7 +64,7 @@ export interface LayerStates {
   readonly hiddenStates: ReadonlyMap<number, Tensor>;
 }
 
-/** The word of config.json for a dtype. */
+/** The names of the dtypes in config.json. */
 const kDTypeNames: Readonly<Record<string, string>> = {
   f32: 'float32',
   bf16: 'bfloat16',
@@ -79,19 +79,19 @@ export abstract class Model extends Module {
   /** Type of the weights and the activations. */
   readonly dtype: DType;
   /**
-   * Keep only the sum between blocks for backward and compute each block again there: less memory, about a third more
-   * time. Same losses, gradients but for rounding. Default false.
+   * Whether to keep only the input of each layer for backward, which then computes the layer again: less memory, about a third
+   * more time. The losses are the same, and the gradients up to rounding. Default false.
    */
   gradientCheckpointing = false;
   /**
-   * Chooses what layer i keeps for backward of a batch of so many rows, where gradientCheckpointing is off. The losses do
-   * not depend on it, and the gradients only by rounding. Default: `lean`.
+   * Chooses the tensors that layer i keeps for backward, for a batch of so many rows, where gradientCheckpointing is off. The
+   * losses do not depend on it, and the gradients only by rounding. Default: `lean`.
    */
   layerKeep: (layer: number, rows: number) => LayerKeep = () => 'lean';
   /**
-   * Compute rows once that are the same in several segments of a batch, since these begin with the same tokens and a causal
-   * model's rows depend on nothing else. The same results but for rounding. Not done where it saves less than a 32nd of the
-   * rows, nor in passes that drop inputs at random. Default true; of no meaning to an encoder.
+   * Whether to compute rows once that are the same in several segments of a batch, because these begin with the same tokens (a
+   * causal model's rows depend on nothing else). The results are the same up to rounding. It is not done where it saves less than
+   * a 32nd of the rows, nor in passes that drop inputs at random. Default true; encoders ignore it.
    */
   sharePrefixes = true;
   /** Set for passes that drop inputs at random, in which no two rows are the same. */
@@ -114,16 +114,16 @@ export abstract class Model extends Module {
   }
 
   /** Set while forwardWithHiddenStates() runs. */
-  onLayer: LayersKept['onLayer'] = null;
+  onLayer: LayerSettings['onLayer'] = null;
 
-  /** Chooses what layer i keeps, by all settings together. */
+  /** Chooses the tensors that layer i keeps, by gradientCheckpointing and layerKeep together. */
   readonly keepOf = (layer: number, rows: number): LayerKeep =>
     this.gradientCheckpointing ? 'checkpointed' : this.layerKeep(layer, rows);
 
-  /** Paths of the modules that make up the head: what stands above the hidden states. */
+  /** Paths of the modules that make up the head, which reads the hidden states. */
   abstract get headPaths(): readonly string[];
 
-  /** PEFT's word for what the head does. */
+  /** PEFT's name for the task of the head. */
   abstract get taskType(): 'CAUSAL_LM' | 'SEQ_CLS' | 'SEQ_2_SEQ_LM';
 
   /** The configuration as config.json holds it (transformers 5's spelling). */
@@ -132,27 +132,27 @@ export abstract class Model extends Module {
   /** forward() on checked inputs: (N,C), or the rows `inputs.wanted` of it. */
   protected abstract hidden(inputs: ModelInputs): Tensor;
 
-  /** Rows that a segment may have: the positions of a learned table. */
+  /** Largest number of rows of a segment, which a learned table of positions limits. */
   protected get maxPositions(): number {
     return Number.POSITIVE_INFINITY;
   }
 
-  /** Row of the position table that a sequence's first token reads. */
+  /** The row of the position table that the first token of a sequence reads. */
   protected get firstPosition(): number {
     return 0;
   }
 
-  /** Whether a row depends on rows before it alone, and hidden() heeds `rowOf` and `cuOwn`. */
+  /** Whether each row depends only on rows before it, and hidden() uses `rowOf` and `cuOwn`. */
   protected get sharesRows(): boolean {
     return false;
   }
 
-  /** Kinds of token that the embedding tells apart; 0: the model does not look at tokenTypeIds. */
+  /** Number of token types that the embedding has; 0: the model ignores tokenTypeIds. */
   protected get tokenTypeCount(): number {
     return 0;
   }
 
-  /** Rates above 0 of the dropouts that the configuration asks for and training does not apply, by their keys. */
+  /** Dropout rates above 0 that the configuration asks for and training does not apply, by their keys. */
   get dropoutRates(): Readonly<Record<string, number>> {
     return {};
   }
@@ -162,7 +162,7 @@ export abstract class Model extends Module {
     return this.tokenTypeCount > 1;
   }
 
-  /** `dtype` in the words of config.json. */
+  /** The name of `dtype` in config.json. */
   protected get dtypeName(): string {
     return kDTypeNames[this.dtype] as string;
   }
@@ -178,9 +178,9 @@ export abstract class Model extends Module {
   }
 
   /**
-   * forward(), and the outputs of chosen layers on the way, of an encoder-decoder those of the decoder: 0 is the embedding's, i
-   * that of the i-th layer. The last layer's output is what forward() gives (before its norm it is not to be had). The tensors
-   * are the caller's to dispose, in a scope as well.
+   * Computes forward() and returns the outputs of chosen layers with it, for an encoder-decoder those of the decoder: 0 is the
+   * embedding's output, i that of the i-th layer. The last layer's output is the result of forward(), after the norm. The caller
+   * disposes of the tensors, in a scope as well.
    * @throws ArgumentError for a layer that the model does not have, and as forward()
    */
   forwardWithHiddenStates(
@@ -201,8 +201,8 @@ export abstract class Model extends Module {
         hidden.dispose();
         refuse(
           count === 0
-            ? `hiddenStates: this ${this.modelType} model does not tell of its layers`
-            : `hiddenStates: layers are 0 to ${count}, got ${missing}`,
+            ? `hiddenStates: this ${this.modelType} model does not report its layers; leave layers out`
+            : `hiddenStates: layers must be 0 to ${count}, got ${missing}`,
         );
       }
       return { hidden, hiddenStates: found };
@@ -214,12 +214,12 @@ export abstract class Model extends Module {
     }
   }
 
-  /** Batches of so many rows with ids that any vocabulary has, to measure what a row of a forward takes at most. */
+  /** Batches of so many rows with ids that any vocabulary has, by which the memory of a row is measured. */
   probeBatches(rows: number): readonly ModelBatch[] {
     return [probeBatch(rows)];
   }
 
-  /** The checks of forward(), and the batch as tensors: the caller's to dispose. @throws as forward() */
+  /** Checks a batch as forward() does and returns it as tensors, which the caller disposes of. @throws as forward() */
   prepare(
     batch: ModelBatch,
     { rows, sharePrefixes = this.sharePrefixes }: ForwardOptions = {},
@@ -237,12 +237,12 @@ export abstract class Model extends Module {
     return inputs;
   }
 
-  /** forward() of what prepare() made. */
+  /** Computes forward() of inputs that prepare() made. */
   forwardPrepared(inputs: ModelInputs): Tensor {
     return this.onDevice(() => this.hidden(inputs));
   }
 
-  /** @throws ArgumentError for a sequence of so many tokens that the position table does not reach */
+  /** Checks that the position table is long enough for a sequence of so many tokens. @throws ArgumentError if it is not */
   checkLength(tokens: number): void {
     checkLength(this.modelType, tokens, this.maxPositions);
   }
@@ -262,12 +262,12 @@ export function probeBatch(rows: number): ModelBatch {
   };
 }
 
-/** @throws ArgumentError naming the model, its limit and the length */
+/** Checks a sequence's length. @throws ArgumentError naming the model, its limit and the length */
 export function checkLength(modelType: string, length: number, maxPositions: number): void {
   if (length <= maxPositions) return;
   throw new ArgumentError(
     `a sequence of ${length} tokens is longer than the position table of this ${modelType} model ` +
-      `(${maxPositions}): cut the data with maxLength ${maxPositions} (--max-length)`,
+      `(${maxPositions}); cut the data with maxLength ${maxPositions} (--max-length)`,
   );
 }
 
@@ -301,12 +301,12 @@ export function modelInputs(
   };
 }
 
-/** The rows; null for all of them in order. */
+/** Checks the rows that a caller asked for; null: they are all rows in order. */
 function wantedRows(rows: Int32Array | readonly number[], count: number): Int32Array | null {
-  if (rows.length === 0) refuse('no rows are wanted');
+  if (rows.length === 0) refuse('rows must have at least one row, got none');
   rows.forEach((row, i) => {
     if (Number.isInteger(row) && row >= 0 && row < count) return;
-    refuse(`rows[${i}] = ${row} is not a row of the batch of ${count}`);
+    refuse(`rows[${i}] must be 0 to ${count - 1}, a row of the batch, got ${row}`);
   });
   const all = rows.length === count && rows.every((row, i) => row === i);
   return all ? null : Int32Array.from(rows);
@@ -323,41 +323,48 @@ function checkTokenTypes(
 ): void {
   if (tokenTypeIds === undefined) return;
   if (tokenTypeIds.length !== inputIds.length) {
-    refuse(`${inputIds.length} ids, but ${tokenTypeIds.length} tokenTypeIds`);
+    refuse(
+      `tokenTypeIds must be as many as inputIds, ${inputIds.length}, got ${tokenTypeIds.length}`,
+    );
   }
   tokenTypeIds.forEach((type, n) => {
     if (type < 0 || (count > 0 && type >= count)) {
-      refuse(`tokenTypeIds[${n}] = ${type}, this ${modelType} model has ${count} kind(s) of token`);
+      refuse(
+        count > 0
+          ? `tokenTypeIds[${n}] must be 0 to ${count - 1} for this ${modelType} model, got ${type}`
+          : `tokenTypeIds[${n}] must be >= 0, got ${type}`,
+      );
     }
   });
 }
 
-/** @throws ArgumentError for parts that do not fit together, or ids outside the vocabulary */
+/** Checks a batch. @throws ArgumentError for parts that do not fit together, or ids outside the vocabulary */
 export function checkBatch(batch: ModelBatch, vocabSize: number): void {
   const { inputIds, positions, cuSeqlens, lengths } = batch;
   const rows = inputIds.length;
   const segments = cuSeqlens.length - 1;
-  if (rows === 0) refuse('the batch has no rows');
-  if (positions.length !== rows) refuse(`${rows} ids, but ${positions.length} positions`);
+  if (rows === 0) refuse('inputIds must have at least one id, got none');
+  if (positions.length !== rows)
+    refuse(`positions must be as many as inputIds, ${rows}, got ${positions.length}`);
   if (cuSeqlens[0] !== 0 || cuSeqlens[segments] !== rows) {
     refuse(`cuSeqlens must run from 0 to ${rows}, got ${cuSeqlens[0]} to ${cuSeqlens[segments]}`);
   }
   for (let b = 0; b < segments; ++b) {
     const size = (cuSeqlens[b + 1] as number) - (cuSeqlens[b] as number);
-    if (size < 0) refuse(`cuSeqlens falls at segment ${b}`);
+    if (size < 0) refuse(`cuSeqlens must not fall, as it does at segment ${b}`);
     const length = lengths?.[b] ?? size;
     if (length < 0 || length > size)
-      refuse(`lengths[${b}] = ${length}, its segment has ${size} rows`);
+      refuse(`lengths[${b}] must be 0 to ${size}, the rows of its segment, got ${length}`);
   }
   if (lengths !== undefined && lengths.length !== segments) {
-    refuse(`${segments} segments, but ${lengths.length} lengths`);
+    refuse(`lengths must be as many as segments, ${segments}, got ${lengths.length}`);
   }
   inputIds.forEach((id, n) => {
     if (id < 0 || id >= vocabSize) {
-      refuse(`inputIds[${n}] = ${id} is outside the vocabulary of ${vocabSize}`);
+      refuse(`inputIds[${n}] must be 0 to ${vocabSize - 1}, an id of the vocabulary, got ${id}`);
     }
   });
   positions.forEach((position, n) => {
-    if (position < 0) refuse(`positions[${n}] = ${position} is negative`);
+    if (position < 0) refuse(`positions[${n}] must be >= 0, got ${position}`);
   });
 }

@@ -32,16 +32,16 @@ class PostNormLayer extends Layer<DecoderInputs> {
     );
     this.#branches = [
       {
-        enter: null,
-        leave: null,
-        mix: (x, inputs) => this.self_attn.forward(x, inputs),
+        preNorm: null,
+        postNorm: null,
+        attention: (x, inputs) => this.self_attn.forward(x, inputs),
         forward: (attended) =>
           this.post_attention_layernorm.forward(this.self_attn.o_proj.forward(attended)),
       },
       {
-        enter: null,
-        leave: null,
-        mix: null,
+        preNorm: null,
+        postNorm: null,
+        attention: null,
         forward: (x) => this.post_feedforward_layernorm.forward(this.mlp.forward(x)),
       },
     ];
@@ -70,7 +70,7 @@ function olmo2Config(json: Record<string, unknown>, options: ReadOptions): Decod
 export const olmo2 = decoderFamily({
   modelType: 'olmo2',
   architecture: 'Olmo2ForCausalLM',
-  features: 'norms after the branches, and of the whole q and k',
+  features: 'norms after attention and mlp; norms of q and k over all heads',
   makeLayer: (config, weights, i) => new PostNormLayer(config, weights, i),
   configure: olmo2Config,
   gguf: {

@@ -1,4 +1,4 @@
-/** Finding and opening the files of a model: what is read from a folder, what from a GGUF file. */
+/** Finding and opening of a model's files, which are a folder with safetensors or a GGUF file. */
 import { statSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -17,11 +17,18 @@ export interface FoundFiles {
   readonly gguf: boolean;
 }
 
-/** @throws FormatError for a path that holds neither, or several GGUF files */
+/** Advice where a path is no model. */
+const kWhatIsAModel =
+  'give a folder with config.json and model.safetensors (or its index and shards), a .gguf file, or a folder with one';
+
+/** Finds the files of a model. @throws FormatError for a path that holds neither a folder nor a GGUF file, or several GGUF files */
 export async function findFiles(path: string): Promise<FoundFiles> {
   if (!statSync(path).isDirectory()) {
     if (path.endsWith('.gguf')) return { path, gguf: true };
-    throw new FormatError(`${path}: is neither a model folder nor a .gguf file`, { path });
+    throw new FormatError(`${path}: is neither a model folder nor a .gguf file`, {
+      path,
+      advice: kWhatIsAModel,
+    });
   }
   const names = (await readdir(path)).sort();
   if (isModelFolder(names)) return { path, gguf: false };
@@ -29,13 +36,14 @@ export async function findFiles(path: string): Promise<FoundFiles> {
   if (ggufs.length === 1) return { path: join(path, ggufs[0] as string), gguf: true };
   const reason =
     ggufs.length > 1
-      ? `holds several GGUF files, name one of them: ${ggufs.join(', ')}`
-      : `needs config.json with model.safetensors (or its index and shards), or one .gguf file; it holds ${names.join(', ') || 'nothing'}`;
-  throw new FormatError(`${path}: ${reason}`, { path });
+      ? `holds several GGUF files, ${ggufs.join(', ')}`
+      : `is no model: it holds ${names.join(', ') || 'nothing'}`;
+  const advice = ggufs.length > 1 ? 'give the path of one of them' : kWhatIsAModel;
+  throw new FormatError(`${path}: ${reason}`, { path, advice });
 }
 
 /**
- * A GGUF file, understood but not read: the family of its architecture, its metadata as config.json, its tensors.
+ * Opens a GGUF file: the family of its architecture, its metadata as config.json, and its tensors as a source that is not read yet.
  * @throws FormatError, UnsupportedError as `find` and readGguf do
  */
 export async function openGguf<F>(
@@ -57,7 +65,7 @@ export async function openGguf<F>(
   }
 }
 
-/** Fails early: before anything is downloaded or read. @throws UnsupportedError as setDefaultDevice does */
+/** Checks that a device can be used, before anything is downloaded or read. @throws UnsupportedError as setDefaultDevice does */
 export function requireDevice({ device }: { device?: string | undefined }): void {
   withDevice(device, () => {});
 }

@@ -1,4 +1,4 @@
-/** Phi-3 and Phi-4-mini: q, k and v are rows of one matrix, gate and up of another; part of each head may not turn. */
+/** Phi-3 and Phi-4-mini: one projection for q, k and v, another for gate and up; the rotary embedding may be partial. */
 import { type Linear, Module } from '../nn/index.ts';
 import { split } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
@@ -32,7 +32,7 @@ class FusedAttention extends Module {
     this.#config = config;
   }
 
-  /** x (N,C) -> (N,H*D): what o_proj takes. */
+  /** x (N,C) -> (N,H*D), the input of o_proj */
   forward(x: Tensor, inputs: DecoderInputs): Tensor {
     const { headDim, numHeads, numKeyValueHeads, window, scale } = this.#config;
     const sizes = [numHeads, numKeyValueHeads, numKeyValueHeads].map((heads) => heads * headDim);
@@ -100,7 +100,7 @@ function phi3Config(json: Record<string, unknown>, options: ReadOptions): Decode
 export const phi3 = decoderFamily({
   modelType: 'phi3',
   architecture: 'Phi3ForCausalLM',
-  features: 'Phi-3 and 4 mini: fused projections, partly turning heads (no longrope)',
+  features: 'Phi-3 and 4 mini: fused projections, partial rotary embedding (no longrope)',
   makeLayer: makeFusedLayer,
   configure: phi3Config,
   gguf: {

@@ -13,7 +13,7 @@ function qwen3Config(json: Record<string, unknown>, options: ReadOptions): Decod
 export const qwen3 = decoderFamily({
   modelType: 'qwen3',
   architecture: 'Qwen3ForCausalLM',
-  features: 'dense models: norms of q and k by head',
+  features: 'dense models: norms of q and k, one per head',
   makeLayer: makePreNormLayer,
   configure: qwen3Config,
   gguf: qwenGguf('qwen3'),

@@ -13,7 +13,7 @@ export interface RandomWeightOptions {
   readonly deviation: number;
 }
 
-/** Matrices are normal, vectors named weight (of norms) 1, other vectors (biases) 0: transformers' own initial values. */
+/** Source of transformers' initial values: normal matrices, ones for vectors named weight (of norms), zeros for others (biases). */
 export class RandomWeights implements WeightSource {
   readonly path = 'random weights';
 

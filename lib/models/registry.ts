@@ -1,4 +1,4 @@
-/** The architectures that can be loaded: one row a model_type (in GGUF files: general.architecture). */
+/** The list of architectures that can be loaded, by model_type, or by general.architecture in GGUF files. */
 import { UnsupportedError } from '../errors.ts';
 import type { GgufFile } from '../io/index.ts';
 import { bertClassifier } from './bert.ts';
@@ -22,7 +22,7 @@ import { robertaClassifier } from './roberta.ts';
 import type { Seq2SeqFamily } from './seq2seq_lm.ts';
 import { t5 } from './t5.ts';
 
-/** In the order of the README's table. */
+/** Families of decoders, in the order of the README's table. */
 export const kFamilies: readonly ModelFamily[] = [
   llama,
   mistral,
@@ -36,7 +36,7 @@ export const kFamilies: readonly ModelFamily[] = [
   gpt2,
 ];
 
-/** Families of encoders: they classify and have no language model here. */
+/** Families of encoders, which are supported as classifiers alone. */
 export const kEncoders: readonly ClassifierKind[] = [
   bertClassifier,
   distilBertClassifier,
@@ -47,17 +47,17 @@ export const kEncoders: readonly ClassifierKind[] = [
 /** Families of encoder-decoders. */
 export const kSeq2SeqFamilies: readonly Seq2SeqFamily[] = [t5];
 
-/** @throws UnsupportedError naming the types that are known */
+/** Finds the family of a causal language model. @throws UnsupportedError naming the types that are known */
 export function familyOf(type: string, path: string): ModelFamily {
   const found = kFamilies.find(({ modelType }) => modelType === type);
   if (found !== undefined) return found;
-  throw unknown(`${path}: model_type "${type}"`, {
-    elsewhere: elsewhere(type, 'as a language model'),
+  throw unsupportedModel(`${path}: model_type "${type}"`, {
+    as: otherTasks(type, 'as a language model'),
     known: kFamilies.map(({ modelType }) => modelType),
   });
 }
 
-/** @throws UnsupportedError naming the architectures that are known */
+/** Finds the family of a GGUF architecture. @throws UnsupportedError naming the architectures that are known */
 export function familyOfGguf(
   architecture: string,
   path: string,
@@ -65,13 +65,13 @@ export function familyOfGguf(
   for (const family of kFamilies) {
     if (family.gguf?.architecture === architecture) return { family, table: family.gguf };
   }
-  throw unknown(`${path}: general.architecture "${architecture}"`, {
-    ...(isEncoder(architecture) && { elsewhere: elsewhere(architecture, 'as a language model') }),
+  throw unsupportedModel(`${path}: general.architecture "${architecture}"`, {
+    ...(isEncoder(architecture) && { as: otherTasks(architecture, 'as a language model') }),
     known: kFamilies.flatMap(({ gguf }) => gguf?.architecture ?? []),
   });
 }
 
-/** @throws UnsupportedError naming the architectures that are known */
+/** Finds the encoder-decoder family of a GGUF architecture. @throws UnsupportedError naming the architectures that are known */
 export function seq2SeqFamilyOfGguf(
   architecture: string,
   path: string,
@@ -79,29 +79,29 @@ export function seq2SeqFamilyOfGguf(
   for (const family of kSeq2SeqFamilies) {
     if (family.gguf?.architecture === architecture) return { family, table: family.gguf };
   }
-  throw unknown(`${path}: general.architecture "${architecture}"`, {
-    elsewhere: ' as an encoder-decoder',
+  throw unsupportedModel(`${path}: general.architecture "${architecture}"`, {
+    as: ' as an encoder-decoder',
     known: kSeq2SeqFamilies.flatMap(({ gguf }) => gguf?.architecture ?? []),
   });
 }
 
-/** @throws UnsupportedError naming the types that are known */
+/** Finds the family of an encoder-decoder. @throws UnsupportedError naming the types that are known */
 export function seq2SeqFamilyOf(type: string, path: string): Seq2SeqFamily {
   const found = kSeq2SeqFamilies.find(({ modelType }) => modelType === type);
   if (found !== undefined) return found;
-  throw unknown(`${path}: model_type "${type}"`, {
-    elsewhere: elsewhere(type, 'as an encoder-decoder'),
+  throw unsupportedModel(`${path}: model_type "${type}"`, {
+    as: otherTasks(type, 'as an encoder-decoder'),
     known: kSeq2SeqFamilies.map(({ modelType }) => modelType),
   });
 }
 
-/** @throws UnsupportedError naming the types that are known */
+/** Finds the classifier of a model_type. @throws UnsupportedError naming the types that are known */
 export function classifierKind(type: string, path: string): ClassifierKind {
   const kinds = [...kEncoders, ...kFamilies.flatMap(({ classifier }) => classifier ?? [])];
   const found = kinds.find(({ modelType }) => modelType === type);
   if (found !== undefined) return found;
-  throw unknown(`${path}: model_type "${type}"`, {
-    elsewhere: elsewhere(type, 'for classification'),
+  throw unsupportedModel(`${path}: model_type "${type}"`, {
+    as: otherTasks(type, 'for classification'),
     known: kinds.map(({ modelType }) => modelType),
   });
 }
@@ -111,8 +111,8 @@ const isEncoder = (architecture: string): boolean =>
   kEncoders.some(({ gguf }) => gguf?.architecture === architecture);
 
 /**
- * An encoder's own row, a decoder's with the family's table.
- * @throws UnsupportedError naming the architectures that are known, or what the file does not tell
+ * Finds the classifier and the table for a GGUF architecture: an encoder's own, or those of a decoder's family.
+ * @throws UnsupportedError naming the architectures that are known, or for a file that does not name its model
  */
 export function classifierKindOfGguf(
   architecture: string,
@@ -125,8 +125,8 @@ export function classifierKindOfGguf(
   }
   const known = kFamilies.flatMap(({ gguf, classifier }) => (classifier && gguf) ?? []);
   if (kFamilies.every(({ gguf }) => gguf?.architecture !== architecture)) {
-    throw unknown(`${path}: general.architecture "${architecture}"`, {
-      elsewhere: ' for classification',
+    throw unsupportedModel(`${path}: general.architecture "${architecture}"`, {
+      as: ' for classification',
       known: [bertGguf, ...known].map((table) => table.architecture),
     });
   }
@@ -134,13 +134,13 @@ export function classifierKindOfGguf(
   return { family: classifierKind(family.modelType, path), table };
 }
 
-function unknown(
+function unsupportedModel(
   what: string,
-  { elsewhere: where = '', known }: { elsewhere?: string; known: readonly string[] },
+  { as = '', known }: { as?: string; known: readonly string[] },
 ): UnsupportedError {
   return new UnsupportedError(
-    `${what} is not supported${where} (known: ${known.join(', ')}); docs/how-to-add-a-model.md in balora's sources tells ` +
-      'what another one takes',
+    `${what} is not supported${as}; known: ${known.join(', ')}; read docs/how-to-add-a-model.md in balora's sources ` +
+      'to add another',
   );
 }
 
@@ -150,14 +150,14 @@ const kLoaders: Readonly<Record<string, string>> = {
   'encoder-decoder': 'AutoModelForSeq2SeqLM',
 };
 
-/** Names the tasks that a family can be loaded for, for the message that refuses another one. */
-function elsewhere(type: string, asked: string): string {
+/** The task that was asked for and those that the family supports, as a part of the message that refuses the first. */
+function otherTasks(type: string, asked: string): string {
   const tasks = supportedModels().find(({ modelType }) => modelType === type)?.tasks ?? [];
   const loaders = tasks.map((task) => `${task}: ${kLoaders[task]}`);
   return loaders.length === 0 ? ` ${asked}` : ` ${asked}, only as ${loaders.join('; ')}`;
 }
 
-/** One model_type, for the table in the README. */
+/** A supported model_type, for the table in the README. */
 export interface SupportedModel {
   readonly modelType: string;
   readonly tasks: readonly string[];
@@ -166,10 +166,10 @@ export interface SupportedModel {
   readonly gguf: string | null;
 }
 
-/** Every model_type that can be loaded, with all that it can be loaded for. */
+/** Every model_type that can be loaded, with its tasks. */
 export function supportedModels(): SupportedModel[] {
   const rows = new Map<string, SupportedModel>();
-  const put = ({ modelType, tasks, features, gguf }: SupportedModel): void => {
+  const add = ({ modelType, tasks, features, gguf }: SupportedModel): void => {
     const before = rows.get(modelType);
     rows.set(modelType, {
       modelType,
@@ -180,10 +180,10 @@ export function supportedModels(): SupportedModel[] {
   };
   for (const { modelType, features, gguf, classifier } of kFamilies) {
     const tasks = classifier ? ['language model', 'classification'] : ['language model'];
-    put({ modelType, tasks, features, gguf: gguf?.architecture ?? null });
+    add({ modelType, tasks, features, gguf: gguf?.architecture ?? null });
   }
   for (const { modelType, features, gguf } of kSeq2SeqFamilies) {
-    put({
+    add({
       modelType,
       tasks: ['encoder-decoder'],
       features,
@@ -191,7 +191,7 @@ export function supportedModels(): SupportedModel[] {
     });
   }
   for (const { modelType, features, gguf } of kEncoders) {
-    put({ modelType, tasks: ['classification'], features, gguf: gguf?.architecture ?? null });
+    add({ modelType, tasks: ['classification'], features, gguf: gguf?.architecture ?? null });
   }
   return [...rows.values()];
 }

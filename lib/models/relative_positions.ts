@@ -1,7 +1,7 @@
 /**
- * Buckets of relative positions, as T5 and DeBERTa-v2 learn one vector for each: near ones singly, far ones by the
- * logarithm of their distance. Computed in float32, step by step as the checkpoints' own code does, since a bucket's edge
- * may hang on the last bit.
+ * Buckets of relative positions, for each of which T5 and DeBERTa-v2 learn a vector: one for every short distance, and one for a
+ * range of long distances by their logarithm. They are computed in float32 and in the order of the original code, because the
+ * last bit may decide the bucket at an edge.
  */
 
 const f = Math.fround;
@@ -9,11 +9,11 @@ const f = Math.fround;
 export interface T5Buckets {
   readonly numBuckets: number;
   readonly maxDistance: number;
-  /** Half of the buckets for keys behind the query, half for keys before it; else all for those before. */
+  /** Whether half of the buckets are for keys after the query; otherwise all are for keys before it. */
   readonly bidirectional: boolean;
 }
 
-/** @param relative key minus query */
+/** The bucket of a relative position in T5. @param relative key minus query */
 export function t5Bucket(
   relative: number,
   { numBuckets, maxDistance, bidirectional }: T5Buckets,
@@ -34,7 +34,10 @@ export interface DebertaBuckets {
   readonly maxPosition: number;
 }
 
-/** @param relative query minus key. @returns odd in `relative`; may exceed the table's half, which clamps it */
+/**
+ * The bucket of a relative position in DeBERTa-v2, an odd function; it may exceed half of the table, so the caller clamps it.
+ * @param relative query minus key
+ */
 export function debertaBucket(relative: number, { buckets, maxPosition }: DebertaBuckets): number {
   const middle = Math.floor(buckets / 2);
   const distance = Math.abs(relative);

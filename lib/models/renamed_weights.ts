@@ -1,14 +1,15 @@
-/** A source of weights under other names: what old versions, or models saved without their head, call their tensors. */
+/** Sources of weights under other names than the file's, for checkpoints of old versions and of models saved without their head. */
 import { FormatError } from '../errors.ts';
 import type { Tensor } from '../tensor.ts';
 import type { WeightReadOptions, WeightSource } from './weights.ts';
 
-/** The name that a model gives to a tensor of the file; null for one that it has no use for. */
+/** Converts the name of a tensor in the file to the model's; null: the model does not use the tensor. */
 export type Rename = (name: string) => string | null;
 
+/** A source whose tensors have other names than in the file. */
 export class RenamedWeights implements WeightSource {
   readonly shapes: ReadonlyMap<string, readonly number[]>;
-  /** New name to the file's. */
+  /** Names in the file by the new names. */
   readonly #stored = new Map<string, string>();
 
   /** @throws FormatError when two tensors would get one name */
@@ -46,7 +47,7 @@ export class RenamedWeights implements WeightSource {
   }
 }
 
-/** Tensors of a source, with those that it lacks from another. */
+/** A source completed by a second one for the tensors that it lacks. */
 export class CompletedWeights implements WeightSource {
   readonly shapes: ReadonlyMap<string, readonly number[]>;
 
@@ -71,7 +72,7 @@ export class CompletedWeights implements WeightSource {
   }
 }
 
-/** Normalisation weights of checkpoints that TensorFlow wrote. */
+/** Renames the weights of norms in checkpoints that were converted from TensorFlow. */
 export function modernName(name: string): string {
   return name
     .replace(/LayerNorm\.gamma$/, 'LayerNorm.weight')
@@ -79,9 +80,9 @@ export function modernName(name: string): string {
 }
 
 /**
- * Names of a model whose trunk stands at `prefix`, for files with and without it.
- * @param trunk first parts of the names in the trunk
- * @param unused names, as the model would call them, that it has no use for
+ * Makes the renaming for a classifier whose base model is at `prefix`, for files with and without that prefix.
+ * @param trunk first parts of the names in the base model
+ * @param unused the model's names of tensors that it does not use
  */
 export function trunkNames(prefix: string, trunk: readonly string[], unused: RegExp): Rename {
   return (stored) => {

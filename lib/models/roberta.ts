@@ -2,13 +2,13 @@
  * The roberta architecture: bert's blocks, positions that start behind the padding id, no pooler; the head is a dense
  * layer with tanh and a projection on the first token.
  */
-import { FormatError } from '../errors.ts';
 import { type Linear, Module } from '../nn/index.ts';
 import { tanh } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { BertClassifier, type BertConfig, BertTrunk, bertConfig } from './bert.ts';
 import { robertaGguf } from './bert_gguf.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
+import { configError } from './config_keys.ts';
 import type { ModelOrigin } from './model.ts';
 import { trunkNames } from './renamed_weights.ts';
 import type { HeadOrigin } from './sequence_classifier.ts';
@@ -69,9 +69,7 @@ export const robertaClassifier: ClassifierKind = {
     const padding = json.pad_token_id ?? 1;
     if (typeof padding !== 'number' || !Number.isInteger(padding) || padding < 0) {
       const { path } = options;
-      throw new FormatError(`${path}: pad_token_id must be a whole number: positions follow it`, {
-        path,
-      });
+      throw configError(path, 'pad_token_id must be a whole number, after which positions begin');
     }
     const config = bertConfig(json, options, { firstPosition: padding + 1 });
     return (weights, origin, head) =>

@@ -1,19 +1,20 @@
 /**
- * Rotary position embedding, all variants that models share: how a configuration (in transformers 4's or 5's spelling)
- * becomes frequencies, and frequencies become tables. Formulas: transformers' modeling_rope_utils.py. Angles are computed
- * in f64 and the tables rounded once.
+ * Rotary position embedding in all variants that models share: from the configuration (in transformers 4's or 5's spelling) to
+ * frequencies, and from these to tables. Formulas: transformers' modeling_rope_utils.py. Angles are computed in f64 and the tables
+ * rounded once.
  */
 import { z } from 'zod';
-import { FormatError, UnsupportedError } from '../errors.ts';
+import { UnsupportedError } from '../errors.ts';
 import type { RopeTables } from '../ops/index.ts';
 import { type DType, type Tensor, tensor, unscoped } from '../tensor.ts';
+import { configError } from './config_keys.ts';
 
 interface RopeBase {
   readonly theta: number;
-  /** Channels of a head that turn. */
+  /** Number of channels of a head that are rotated. */
   readonly dim: number;
 }
-/** Rotary embedding: base frequency and how it is stretched. */
+/** Configuration of a rotary embedding: its base frequency and its scaling for long contexts. */
 export type RopeConfig = RopeBase &
   (
     | { readonly type: 'default' }
@@ -78,7 +79,7 @@ export interface RopeKeys {
   rope_parameters?: unknown;
   rope_scaling?: unknown;
   rope_theta?: number | undefined;
-  /** Share of each head that turns. Default 1. */
+  /** Share of each head's channels that are rotated. Default 1. */
   partial_rotary_factor?: number | null | undefined;
   max_position_embeddings: number;
 }
@@ -92,44 +93,50 @@ export function ropeConfig(keys: RopeKeys, headDim: number, path: string): RopeC
   const given = (keys.rope_parameters ?? keys.rope_scaling ?? {}) as Record<string, unknown>;
   const field = keys.rope_parameters != null ? 'rope_parameters' : 'rope_scaling';
   if (typeof given !== 'object' || Array.isArray(given)) {
-    throw new FormatError(`${path}: ${field} must be an object`, { path });
+    throw configError(path, `${field} must be an object`);
   }
   const type = String(given.rope_type ?? given.type ?? 'default');
-  const schema = kSchemas[type as keyof typeof kSchemas];
+  const schema = Object.hasOwn(kSchemas, type)
+    ? kSchemas[type as keyof typeof kSchemas]
+    : undefined;
   if (schema === undefined) {
     const known = Object.keys(kSchemas).join(', ');
     throw new UnsupportedError(
-      `${path}: ${field}.rope_type "${type}" is not supported (known: ${known})`,
+      `${path}: ${field}.rope_type "${type}" is not supported; known: ${known}`,
     );
   }
   const parsed = schema.safeParse({ ...given, rope_type: type });
-  if (!parsed.success) throw ropeError(parsed.error, `${path}: ${field}`, path);
+  if (!parsed.success) throw ropeError(parsed.error, field, path);
   const share = parsed.data.partial_rotary_factor ?? keys.partial_rotary_factor ?? 1;
   const dim = Math.trunc(headDim * share);
   if (dim < 2 || dim % 2 !== 0) {
-    throw new FormatError(
-      `${path}: partial_rotary_factor ${share} turns ${dim} of a head's ${headDim} channels, which is not even`,
-      { path },
+    throw configError(
+      path,
+      `partial_rotary_factor ${share} rotates ${dim} of a head's ${headDim} channels, which must be even and >= 2`,
     );
   }
   const base = {
     theta: (given.rope_theta as number | undefined) ?? keys.rope_theta ?? 10_000,
     dim,
   };
-  return typed({ ...parsed.data, rope_type: type }, base, keys.max_position_embeddings);
+  return ropeOfType({ ...parsed.data, rope_type: type }, base, keys.max_position_embeddings);
 }
 
-function ropeError(error: z.ZodError, place: string, path: string): Error {
+function ropeError(error: z.ZodError, field: string, path: string): Error {
   const issue = error.issues[0] as z.core.$ZodIssue;
   if (issue.code === 'unrecognized_keys') {
     return new UnsupportedError(
-      `${place}.${issue.keys.join(', ')} is not understood, and may change the mathematics`,
+      `${path}: ${field}.${issue.keys.join(', ')} is not understood and may change the mathematics; remove the key if you know that it does not`,
     );
   }
-  return new FormatError(`${place}.${issue.path.join('.')}: ${issue.message}`, { path });
+  return configError(path, `${field}.${issue.path.join('.')}: ${issue.message}`);
 }
 
-function typed(values: Record<string, unknown>, base: RopeBase, maxPositions: number): RopeConfig {
+function ropeOfType(
+  values: Record<string, unknown>,
+  base: RopeBase,
+  maxPositions: number,
+): RopeConfig {
   const number = (key: string, fallback?: number): number => (values[key] as number) ?? fallback;
   const factor = number('factor', 1);
   const originalMaxPositions = number('original_max_position_embeddings', maxPositions);
@@ -164,8 +171,8 @@ function typed(values: Record<string, unknown>, base: RopeBase, maxPositions: nu
 }
 
 /**
- * The rope with a factor for every frequency (GGUF's rope_freqs.weight).
- * @throws UnsupportedError where the two do not go together
+ * The rotary embedding with a factor for every frequency (GGUF's rope_freqs.weight).
+ * @throws UnsupportedError where the two cannot be combined
  */
 export function ropeWithFactors(
   rope: RopeConfig,
@@ -174,28 +181,29 @@ export function ropeWithFactors(
 ): RopeConfig {
   if (rope.type !== 'default' || factors.length !== rope.dim / 2) {
     throw new UnsupportedError(
-      `${path}: ${factors.length} factors of frequencies do not go with rope type ${rope.type} of ${rope.dim} channels`,
+      `${path}: ${factors.length} factors of frequencies do not go with rope type ${rope.type} of ${rope.dim} channels; convert the ` +
+        'model to GGUF again, or load its safetensors',
     );
   }
   return { type: 'factors', theta: rope.theta, dim: rope.dim, factors };
 }
 
 /**
- * Turning per position, in radians, of each of the dim/2 pairs.
+ * Rotation per position, in radians, of each of the dim/2 pairs of channels.
  * @param length longest sequence of the batch (position + 1): `dynamic` depends on it
  */
 export function ropeFrequencies(config: RopeConfig, length: number): Float64Array {
   const half = config.dim / 2;
-  const power = (theta: number): Float64Array =>
+  const frequencies = (theta: number): Float64Array =>
     Float64Array.from({ length: half }, (_, i) => theta ** (-i / half));
-  const plain = power(config.theta);
+  const plain = frequencies(config.theta);
   switch (config.type) {
     case 'linear':
       return plain.map((frequency) => frequency / config.factor);
     case 'dynamic': {
-      const reach = Math.max(length, config.maxPositions);
-      const growth = (config.factor * reach) / config.maxPositions - (config.factor - 1);
-      return power(config.theta * growth ** (config.dim / (config.dim - 2)));
+      const growth =
+        (config.factor * scaledLength(config, length)) / config.maxPositions - (config.factor - 1);
+      return frequencies(config.theta * growth ** (config.dim / (config.dim - 2)));
     }
     case 'llama3':
       return plain.map((frequency) => llama3Frequency(frequency, config));
@@ -208,21 +216,21 @@ export function ropeFrequencies(config: RopeConfig, length: number): Float64Arra
   }
 }
 
-/** Wavelengths longer than the original context are stretched, short ones kept, those between blended. */
+/** A frequency of llama3: waves longer than the original context are lengthened, short ones kept, those between interpolated. */
 function llama3Frequency(frequency: number, config: RopeConfig & { type: 'llama3' }): number {
   const { factor, lowFreqFactor: low, highFreqFactor: high, originalMaxPositions } = config;
-  const turns = (originalMaxPositions * frequency) / (2 * Math.PI);
-  if (turns < low) return frequency / factor;
-  if (turns > high) return frequency;
-  const smooth = (turns - low) / (high - low);
+  const rotations = (originalMaxPositions * frequency) / (2 * Math.PI);
+  if (rotations < low) return frequency / factor;
+  if (rotations > high) return frequency;
+  const smooth = (rotations - low) / (high - low);
   return ((1 - smooth) * frequency) / factor + smooth * frequency;
 }
 
-/** Interpolated above the ramp between two channels, unchanged below it (Peng et al. 2023). */
+/** The frequencies of yarn: interpolated above a ramp between two channels, unchanged below it (Peng et al. 2023). */
 function yarnFrequencies(plain: Float64Array, config: RopeConfig & { type: 'yarn' }): Float64Array {
   const { dim, theta, factor, originalMaxPositions, betaFast, betaSlow, truncate } = config;
-  const channel = (turns: number): number =>
-    (dim * Math.log(originalMaxPositions / (turns * 2 * Math.PI))) / (2 * Math.log(theta));
+  const channel = (rotations: number): number =>
+    (dim * Math.log(originalMaxPositions / (rotations * 2 * Math.PI))) / (2 * Math.log(theta));
   let [low, high] = [channel(betaFast), channel(betaSlow)];
   if (truncate) [low, high] = [Math.floor(low), Math.ceil(high)];
   low = Math.max(low, 0);
@@ -234,7 +242,7 @@ function yarnFrequencies(plain: Float64Array, config: RopeConfig & { type: 'yarn
   });
 }
 
-/** Longest sequence up to which no row depends on the others in its batch; see `dynamic` in {@link ropeFrequencies}. */
+/** Length of sequences up to which no row depends on the others in its batch; see `dynamic` in {@link ropeFrequencies}. */
 export function steadyLength(ropes: readonly RopeConfig[]): number {
   return ropes.reduce(
     (least, rope) => (rope.type === 'dynamic' ? Math.min(least, rope.maxPositions) : least),
@@ -242,7 +250,7 @@ export function steadyLength(ropes: readonly RopeConfig[]): number {
   );
 }
 
-/** Tables that grow with the longest position seen; shared by the layers of a model. */
+/** The tables of a rotary embedding, which the layers of a model share; they grow with the longest sequence so far. */
 export class RopeCache {
   #tables: RopeTables | null = null;
   #rows = 0;
@@ -258,7 +266,8 @@ export class RopeCache {
   tables(length: number): RopeTables {
     const { config } = this;
     const stale =
-      config.type === 'dynamic' && reachOf(config, length) !== reachOf(config, this.#length);
+      config.type === 'dynamic' &&
+      scaledLength(config, length) !== scaledLength(config, this.#length);
     if (this.#tables !== null && length <= this.#rows && !stale) return this.#tables;
     this.dispose();
     this.#rows = 2 ** Math.ceil(Math.log2(Math.max(length, 128)));
@@ -276,7 +285,8 @@ export class RopeCache {
   }
 }
 
-function reachOf(config: RopeConfig & { type: 'dynamic' }, length: number): number {
+/** The length that the frequencies of `dynamic` are scaled to. */
+function scaledLength(config: RopeConfig & { type: 'dynamic' }, length: number): number {
   return Math.max(length, config.maxPositions);
 }
 

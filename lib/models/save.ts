@@ -1,8 +1,8 @@
-/** Writing a model as a Hugging Face folder: config.json, model.safetensors, and the tokenizer's files from its source. */
+/** Saving of a model as a Hugging Face folder: config.json, model.safetensors, and the tokenizer's files of its source. */
 import { existsSync, statSync } from 'node:fs';
-import { mkdir, readFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { writeFileAtomic } from '../io/files.ts';
+import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { SafetensorsWriter, type TensorSpec } from '../io/index.ts';
 import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
 import { Conv1D } from '../nn/index.ts';
@@ -14,8 +14,8 @@ import type { Model } from './model.ts';
 /** Options of {@link saveModel}. */
 export interface SaveModelOptions {
   /**
-   * Another tensor of the same shape and dtype to write in a weight's place, or null for the weight itself. Called in the
-   * order of the parameters; what it returns is disposed of once written.
+   * Returns a tensor of the same shape and dtype to write in place of a weight, or null for the weight itself. Called in the
+   * order of the parameters; the tensor is disposed of once it is written.
    */
   replace?: (name: string, weight: Tensor) => Tensor | null;
 }
@@ -38,7 +38,7 @@ export async function saveModel(
     }),
   );
   const config = `${JSON.stringify(model.configJson(), null, 2)}\n`;
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   const writer = new SafetensorsWriter(join(folder, SINGLE_WEIGHTS), specs, { format: 'pt' });
   try {
     for (const [name, weight] of parameters) {
@@ -62,7 +62,7 @@ export async function saveModel(
   await copyCompanions(model.folder, folder);
 }
 
-/** Weights that a checkpoint holds as (in,out). */
+/** Weights that checkpoints store as (in,out). */
 function transposedWeights(model: Model): ReadonlySet<Tensor> {
   const modules = Array.from(model.namedModules(), ([, module]) => module);
   return new Set(modules.flatMap((module) => (module instanceof Conv1D ? [module.weight] : [])));

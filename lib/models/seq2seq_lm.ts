@@ -1,6 +1,6 @@
 /**
- * Base class of the encoder-decoders: hidden states of the decoder's rows, from a batch with a text for either side, and a
- * head over the vocabulary that is run apart from them, so that the losses of causal models apply to it too.
+ * Base class of the encoder-decoders: hidden states of the decoder's rows, from a batch with a text for either side, and a head over
+ * the vocabulary that is computed separately, so that the losses of causal models apply to encoder-decoders, too.
  */
 import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
@@ -21,7 +21,7 @@ import {
 import type { Rename } from './renamed_weights.ts';
 import type { WeightLoader } from './weights.ts';
 
-/** Segment b of the decoder reads segment b of the encoder. Targets of the decoder's rows are not shifted. */
+/** A batch for both sides: segment b of the decoder reads segment b of the encoder. Targets of the decoder's rows are not shifted. */
 export interface Seq2SeqBatch extends ModelBatch {
   /** Inputs of the decoder: its start token, then the target without its last token. */
   readonly decoder: ModelBatch;
@@ -33,17 +33,17 @@ export interface Seq2SeqInputs extends ModelInputs {
 }
 
 /**
- * An encoder-decoder; see the head of the file. `layerKeep` counts the layers of the encoder first, then those of the decoder,
- * and the rows of both sides together.
+ * An encoder-decoder language model: hidden states of the decoder's rows, and a head over the vocabulary that is computed separately.
+ * `layerKeep` counts the layers of the encoder first, then those of the decoder, and the rows of both sides together.
  */
 export abstract class Seq2SeqLM extends Model {
-  /** The id that the decoder reads first. */
+  /** The id of the decoder's first input token. */
   abstract get decoderStartTokenId(): number;
 
   /** The id of padding; null where the configuration says that there is none. */
   abstract get padTokenId(): number | null;
 
-  /** The output head; tied models give their embedding. */
+  /** The output head; in a tied model its weight is the embedding. */
   abstract get head(): Head;
 
   get headPaths(): readonly string[] {
@@ -57,16 +57,19 @@ export abstract class Seq2SeqLM extends Model {
   protected abstract override hidden(inputs: Seq2SeqInputs): Tensor;
 
   /**
-   * Hidden states of the decoder's rows, as the head takes them: after the last norm, and after the factor that tied
-   * models put before their head.
-   * @returns (N,C), N rows of `batch.decoder`, or those that are asked for
+   * Hidden states of the decoder's rows as the head reads them: after the last norm, and multiplied by the factor that tied
+   * models apply before their head.
+   * @returns (N,C) for the N rows of `batch.decoder`, or for those that are asked for
    * @throws ArgumentError for batches that do not fit together, or ids outside the vocabulary
    */
   override forward(batch: Seq2SeqBatch, options: ForwardOptions = {}): Tensor {
     return super.forward(batch, options);
   }
 
-  /** All rows but one are the encoder's, and all but one the decoder's: a row of either side may be the dearer one. */
+  /**
+   * Two batches of so many rows, since a row of either side may take more memory: in one, all rows but one are the encoder's, in
+   * the other all but one are the decoder's.
+   */
   override probeBatches(rows: number): readonly Seq2SeqBatch[] {
     return [1, rows - 1].map((targets) => ({
       ...probeBatch(rows - targets),
@@ -92,11 +95,11 @@ export abstract class Seq2SeqLM extends Model {
     return super.forwardPrepared(inputs);
   }
 
-  /** Whoever holds this as a `Model` may give it a batch of another kind. */
+  /** Checks at run time that there is a decoder batch, since a caller may know this object as a `Model` alone. */
   #requireDecoder(decoder: unknown): void {
     if (decoder !== undefined) return;
     throw new ArgumentError(
-      `forward: the batch has no decoder; ${this.modelType} reads a source and a target, as Seq2SeqBatches makes them`,
+      `forward: the batch has no decoder, but ${this.modelType} reads a source and a target; make batches with Seq2SeqBatches`,
     );
   }
 
@@ -106,12 +109,12 @@ export abstract class Seq2SeqLM extends Model {
   }
 }
 
-/** An encoder-decoder family, by its model_type: what the loader needs to know of it. */
+/** An encoder-decoder family, by its model_type, as the loader uses it. */
 export interface Seq2SeqFamily {
   readonly modelType: string;
   /** Supported features, for the table in the README. */
   readonly features: string;
-  /** Name of the embedding, which a tied head is compared with. */
+  /** Name of the embedding that a tied head is compared with. */
   readonly embedding: string;
   readonly rename: Rename;
   /** null: llama.cpp has no such architecture. */
@@ -121,7 +124,7 @@ export interface Seq2SeqFamily {
     json: Record<string, unknown>,
     options: ConfigOptions & { path: string },
   ): {
-    /** By the configuration; the file may know better. */
+    /** Whether the configuration ties the head to the embedding; the file may hold a head that differs. */
     readonly tied: boolean;
     readonly make: (input: {
       weights: WeightLoader;
@@ -131,16 +134,20 @@ export interface Seq2SeqFamily {
   };
 }
 
-/** @throws ArgumentError unless both sides have the same number of segments, and every decoder row an encoder row to read */
+/**
+ * Checks the two sides of a batch against each other.
+ * @throws ArgumentError unless both have the same number of segments, and every segment of the encoder has a row
+ */
 function checkSides({ cuSeqlens, lengths, decoder }: Seq2SeqBatch): void {
   const [sources, targets] = [cuSeqlens.length - 1, decoder.cuSeqlens.length - 1];
   if (sources !== targets) {
     throw new ArgumentError(
-      `forward: ${sources} segments for the encoder, ${targets} for the decoder`,
+      `forward: the decoder must have as many segments as the encoder, ${sources}, got ${targets}`,
     );
   }
   for (let b = 0; b < sources; ++b) {
     const rows = lengths?.[b] ?? (cuSeqlens[b + 1] as number) - (cuSeqlens[b] as number);
-    if (rows < 1) throw new ArgumentError(`forward: segment ${b} of the encoder has no tokens`);
+    if (rows < 1)
+      throw new ArgumentError(`forward: segment ${b} of the encoder must have at least one token`);
   }
 }

@@ -2,13 +2,14 @@
  * Base class of the models with a classification or regression head: one row of outputs for each sequence of a batch.
  * D is the number of labels.
  */
-import { ArgumentError, FormatError } from '../errors.ts';
+import { ArgumentError } from '../errors.ts';
 import { indexSelect } from '../ops/index.ts';
 import { scope, type Tensor, tensor } from '../tensor.ts';
 import type { ModelBatch } from './batch.ts';
+import { configError } from './config_keys.ts';
 import { type LayerStates, Model, type ModelOrigin } from './model.ts';
 
-/** In transformers' words. Outputs are logits of one class of several, of each label apart, or plain values. */
+/** transformers' problem_type: the outputs are logits of one class of several, logits of independent labels, or plain values. */
 export type ProblemType =
   | 'single_label_classification'
   | 'multi_label_classification'
@@ -26,15 +27,15 @@ export interface Labels {
   readonly problemType: ProblemType;
 }
 
-/** Where the head came from. */
+/** The labels of a head and the tensors of it that are new. */
 export interface HeadOrigin extends Labels {
-  /** Tensors that the checkpoint does not hold and that were drawn anew: they need training. */
+  /** Tensors that the checkpoint lacks and that were initialised at random, so they need training. */
   readonly newlyInitialized: readonly string[];
-  /** By id; left out or null: they have none. */
+  /** Names of the labels by id; null or left out: they have none. */
   readonly labelNames?: readonly string[] | null;
 }
 
-/** A model with a classification or regression head; see the head of the file. */
+/** A model with a classification or regression head, which gives one row of outputs for each sequence of a batch. */
 export abstract class SequenceClassifier extends Model implements HeadOrigin {
   readonly numLabels: number;
   readonly problemType: ProblemType;
@@ -57,31 +58,33 @@ export abstract class SequenceClassifier extends Model implements HeadOrigin {
     return 'SEQ_CLS';
   }
 
-  /** The head on one row of hidden states a sequence: (B,C) -> (B,D) */
+  /** Applies the head to one row of hidden states for each sequence: (B,C) -> (B,D) */
   protected abstract classify(rows: Tensor): Tensor;
 
-  /** The row of each sequence that the head reads: the first, which encoders keep for this. */
+  /** The row of each sequence that the head reads: the first, whose token ([CLS]) encoders have for this. */
   protected headRows({ cuSeqlens, lengths }: ModelBatch): Int32Array {
-    return refuseEmpty(cuSeqlens, lengths).slice(0, -1);
+    checkNotEmpty(cuSeqlens, lengths);
+    return cuSeqlens.slice(0, -1);
   }
 
-  /** The rows of hidden states that the head reads, one a sequence: hidden (N,C) -> (B,C) */
+  /** The rows of hidden states that the head reads, one for each sequence: hidden (N,C) -> (B,C) */
   headInputs(hidden: Tensor, batch: ModelBatch): Tensor {
     return indexSelect(hidden, tensor(this.headRows(batch), { device: hidden.device }));
   }
 
-  /** headInputs(forward(batch), batch): (B,C). Behind its attention the last layer runs on those rows alone. */
+  /** Computes headInputs(forward(batch), batch), (B,C). After its attention, the last layer computes those rows alone. */
   headInputsOf(batch: ModelBatch): Tensor {
     return this.forward(batch, { rows: this.headRows(batch) });
   }
 
-  /** logits(forward(batch), batch) by way of headInputsOf(): (B,D). */
+  /** Computes logits(forward(batch), batch), (B,D), through headInputsOf(). */
   outputs(batch: ModelBatch): Tensor {
     return scope(() => this.classify(this.headInputsOf(batch)));
   }
 
   /**
-   * outputs(), and the outputs of chosen layers on the way, see {@link Model.forwardWithHiddenStates}: the caller's to dispose.
+   * Computes outputs() and returns the outputs of chosen layers with it, see {@link Model.forwardWithHiddenStates}. The caller
+   * disposes of the tensors.
    */
   outputsWithHiddenStates(
     batch: ModelBatch,
@@ -101,7 +104,7 @@ export abstract class SequenceClassifier extends Model implements HeadOrigin {
 
   /**
    * The head's outputs for each sequence of a batch.
-   * @param hidden (N,C), what forward(batch) returned
+   * @param hidden (N,C), the result of forward(batch)
    * @returns (B,D)
    * @throws ArgumentError for a sequence without tokens
    */
@@ -122,11 +125,12 @@ export abstract class SequenceClassifier extends Model implements HeadOrigin {
     return Object.fromEntries(Object.entries(json).sort(([a], [b]) => (a < b ? -1 : 1)));
   }
 
-  /** `json` with the labels that this model has: those of a head it no longer has would be others' names. */
+  /** `json` with this model's labels in place of those of the checkpoint, which may belong to another head. */
   #withLabels(json: Readonly<Record<string, unknown>>): Record<string, unknown> {
-    const names = this.labelNames ?? Array.from({ length: this.numLabels }, (_, i) => madeUp(i));
+    const names =
+      this.labelNames ?? Array.from({ length: this.numLabels }, (_, i) => defaultLabel(i));
     return {
-      ...Object.fromEntries(Object.entries(json).filter(([key]) => !kReplaced.has(key))),
+      ...Object.fromEntries(Object.entries(json).filter(([key]) => !kReplacedKeys.has(key))),
       id2label: { ...names },
       label2id: Object.fromEntries(names.map((name, i) => [name, i])),
       problem_type: this.problemType,
@@ -134,39 +138,40 @@ export abstract class SequenceClassifier extends Model implements HeadOrigin {
   }
 }
 
-/** Keys of a source that the model's own labels and dtype stand for. */
-const kReplaced = new Set(['num_labels', 'id2label', 'label2id', 'torch_dtype']);
+/** Keys of config.json that the model's own labels and dtype replace. */
+const kReplacedKeys = new Set(['num_labels', 'id2label', 'label2id', 'torch_dtype']);
 
-/** transformers' name of a label that has none. */
-const madeUp = (id: number): string => `LABEL_${id}`;
+/** The name that transformers gives to a label without one. */
+const defaultLabel = (id: number): string => `LABEL_${id}`;
 
-/** cuSeqlens, when every segment has a row. @throws ArgumentError */
-export function refuseEmpty(cuSeqlens: Int32Array, lengths?: Int32Array): Int32Array {
+/** Checks that every segment has a row. @throws ArgumentError naming the segment without one */
+export function checkNotEmpty(cuSeqlens: Int32Array, lengths?: Int32Array): void {
   for (let b = 0; b + 1 < cuSeqlens.length; ++b) {
     const rows = lengths?.[b] ?? (cuSeqlens[b + 1] as number) - (cuSeqlens[b] as number);
-    if (rows < 1) throw new ArgumentError(`logits: sequence ${b} of the batch has no tokens`);
+    if (rows < 1)
+      throw new ArgumentError(`logits: sequence ${b} of the batch must have at least one token`);
   }
-  return cuSeqlens;
 }
 
 /** The caller's options for a head's labels. */
 export interface LabelOptions {
   /**
-   * Outputs of the head. Left out: rows of the head in the checkpoint, else id2label of its configuration, else 2. A head
-   * in the checkpoint must have this many.
+   * Number of outputs of the head. Default: that of the head in the checkpoint, else of id2label in its configuration, else 2. A
+   * head in the checkpoint must have this many.
    */
   numLabels?: number;
   /**
-   * By id, for `labelNames` of the model and config.json of what is saved of it. Left out or null: the configuration's, if the
-   * head is the checkpoint's.
+   * Names of the labels by id, for `labelNames` of the model and the config.json that is saved. Default, and null: those of the
+   * configuration if the head is the checkpoint's.
    */
   labelNames?: readonly string[] | null;
-  /** Left out: the configuration's word, else regression for one output and one class of several for more. */
+  /** Default: the configuration's, else regression for one output and single-label classification for more. */
   problemType?: ProblemType;
 }
 
 /**
- * Labels by the caller, the checkpoint's head and the configuration, in this order of trust.
+ * Determines the labels of a head from the caller's options, the head in the checkpoint and the configuration, in this order of
+ * precedence.
  * @param head name and rows of the head's last weight, if the checkpoint holds one
  * @throws ArgumentError for options that contradict the head, FormatError for a configuration that makes no sense
  */
@@ -181,12 +186,12 @@ export function resolveLabels(
   const asked = numLabels ?? labelNames?.length;
   if (labelNames !== null && labelNames.length !== asked) {
     throw new ArgumentError(
-      `numLabels is ${numLabels}, but ${labelNames.length} labelNames are given (${labelNames.join(', ')})`,
+      `labelNames must be as many as numLabels, ${numLabels}, got ${labelNames.length} (${labelNames.join(', ')})`,
     );
   }
   if (asked !== undefined && head !== null && head.rows !== asked) {
     throw new ArgumentError(
-      `${path}: the head in the checkpoint (${head.name}) has ${head.rows} labels, numLabels asks for ${asked}: ` +
+      `${path}: the head in the checkpoint (${head.name}) has ${head.rows} labels, numLabels asks for ${asked}; ` +
         'leave numLabels out, or draw another head with newHead: true (--new-head)',
     );
   }
@@ -198,7 +203,7 @@ export function resolveLabels(
   };
 }
 
-/** Reads the names of so many labels from a configuration, by id; null where it has only those that transformers makes up. */
+/** Reads the names of so many labels from a configuration, by id; null where it has only transformers' default names. */
 export function labelNamesOf(
   json: Readonly<Record<string, unknown>>,
   count: number,
@@ -207,7 +212,7 @@ export function labelNamesOf(
   const byId = (json.id2label ?? {}) as Readonly<Record<number, unknown>>;
   const names = Array.from({ length: count }, (_, id) => byId[id]);
   if (!names.every((name) => typeof name === 'string')) return null;
-  return names.every((name, id) => name === madeUp(id)) ? null : names;
+  return names.every((name, id) => name === defaultLabel(id)) ? null : names;
 }
 
 function resolveProblem(
@@ -218,13 +223,13 @@ function resolveProblem(
   const stated = problemType ?? json.problem_type ?? null;
   if (stated === null) return count === 1 ? 'regression' : 'single_label_classification';
   if (!kProblemTypes.includes(stated as ProblemType)) {
-    const message = `problem type ${JSON.stringify(stated)} is not one of ${kProblemTypes.join(', ')}`;
+    const message = `the problem type must be one of ${kProblemTypes.join(', ')}, got ${JSON.stringify(stated)}`;
     if (problemType !== undefined) throw new ArgumentError(message);
-    throw new FormatError(`${path}: ${message}`, { path });
+    throw configError(path, message);
   }
   if (stated === 'single_label_classification' && count === 1) {
     throw new ArgumentError(
-      `${path}: one label cannot be classified: use problemType "regression", or more labels`,
+      `${path}: one label cannot be classified; use problemType "regression", or more labels`,
     );
   }
   return stated as ProblemType;

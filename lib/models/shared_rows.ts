@@ -1,11 +1,11 @@
 /**
- * Rows that a causal model computes once for several segments. A row depends on the tokens up to it and on nothing else, so
- * where segments begin alike (the words around an instruction, a system prompt, the question of several answers) their rows
- * are the same in every layer; attention alone has to see them in each segment.
+ * Rows that a causal model computes once for several segments. A row depends on the tokens up to it alone, so where segments have a
+ * common prefix (a prompt template, a system prompt, the question of several answers) its rows are the same in every layer, and
+ * only attention reads them once for each segment.
  */
 import type { ModelBatch } from './batch.ts';
 
-/** Which rows of a batch of N are computed, M of them. */
+/** The M rows of a batch of N that are computed. */
 export interface SharedRows {
   /** Index of the computed row that stands for each row. */
   readonly rowOf: Int32Array; // (N)
@@ -15,10 +15,10 @@ export interface SharedRows {
   readonly cuOwn: Int32Array; // (B+1)
 }
 
-/** Less than this share of the rows is not worth what reading them through an index costs. */
+/** The least share of the rows that must be saved to be worth the cost of reading through an index. */
 const kLeastShare = 1 / 32;
 
-/** The rows worth computing; null: all of them. The batch must have passed checkBatch. Padding is shared with nothing. */
+/** Finds the rows to compute; null: all of them. The batch must have passed checkBatch. Rows of padding are never shared. */
 export function sharedRows({
   inputIds,
   positions,
@@ -32,7 +32,7 @@ export function sharedRows({
   const firstOf = new Int32Array(count);
   const cuOwn = new Int32Array(segments + 1);
   let rows = 0;
-  // A tree of the segments' beginnings: the row that follows a row with an id. The first rows follow row -1.
+  // A trie of the segments' prefixes: the computed row by the row before it and its id. First rows follow row -1.
   const children = new Map<number, number>();
   const width = inputIds.reduce((most, id) => Math.max(most, id), 0) + 1;
   for (let b = 0; b < segments; b++) {

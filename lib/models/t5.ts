@@ -12,7 +12,7 @@ import { statedRates } from './dropout_rates.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
 import {
   checkBatch,
-  type LayersKept,
+  type LayerSettings,
   type ModelInputs,
   type ModelOrigin,
   modelInputs,
@@ -66,9 +66,13 @@ class T5Attention extends Module {
     this.#config = config;
   }
 
-  /** x (N,C) -> (N,H*D), what `o` takes, within its own segments */
+  /** Self-attention: x (N,C) -> (N,H*D), the input of `o` */
   self(x: Tensor, { own, bias, encoder }: Shared): Tensor {
-    const [q, k, v] = this.#all.forward(x).map((y) => this.#heads(y)) as [Tensor, Tensor, Tensor];
+    const [q, k, v] = this.#all.forward(x).map((y) => this.#splitHeads(y)) as [
+      Tensor,
+      Tensor,
+      Tensor,
+    ];
     const attended = relativeAttention(q, k, v, {
       cuQueries: own.cuSeqlens,
       queryLengths: own.lengths,
@@ -76,28 +80,31 @@ class T5Attention extends Module {
       causal: encoder !== null,
       scale: 1,
     });
-    return this.#joined(attended);
+    return this.#mergeHeads(attended);
   }
 
-  /** x (N,C) -> (N,H*D), what `o` takes, from the encoder's rows */
+  /** Cross-attention to the encoder's rows: x (N,C) -> (N,H*D), the input of `o` */
   cross(x: Tensor, { own, encoder }: Shared): Tensor {
     const { states, cuSeqlens, lengths } = encoder as NonNullable<Shared['encoder']>;
-    const [k, v] = this.#keyValue.forward(states).map((y) => this.#heads(y)) as [Tensor, Tensor];
-    const attended = relativeAttention(this.#heads(this.q.forward(x)), k, v, {
+    const [k, v] = this.#keyValue.forward(states).map((y) => this.#splitHeads(y)) as [
+      Tensor,
+      Tensor,
+    ];
+    const attended = relativeAttention(this.#splitHeads(this.q.forward(x)), k, v, {
       cuQueries: own.cuSeqlens,
       cuKeys: cuSeqlens,
       queryLengths: own.lengths,
       keyLengths: lengths,
       scale: 1,
     });
-    return this.#joined(attended);
+    return this.#mergeHeads(attended);
   }
 
-  #heads(x: Tensor): Tensor {
+  #splitHeads(x: Tensor): Tensor {
     return reshape(x, [x.shape[0] as number, this.#config.numHeads, this.#config.headDim]);
   }
 
-  #joined(attended: Tensor): Tensor {
+  #mergeHeads(attended: Tensor): Tensor {
     const [n, h, d] = attended.shape as [number, number, number];
     return reshape(attended, [n, h * d]);
   }
@@ -134,8 +141,8 @@ class T5Mlp extends Module {
   }
 }
 
-/** One branch of a block: its norm, and the attention or mlp behind it. */
-class T5Part extends Module {
+/** A sublayer of a block: its norm, and the attention or mlp after it. */
+class T5Sublayer extends Module {
   readonly layer_norm: RMSNorm;
   readonly SelfAttention: T5Attention | null;
   readonly EncDecAttention: T5Attention | null;
@@ -157,22 +164,22 @@ class T5Part extends Module {
     this.layer_norm = weights.rmsNorm('layer_norm', config.hiddenSize, config.norm);
   }
 
-  /** The attention, see {@link Branch}; null where the part is the mlp. */
-  get mix(): Branch<Shared>['mix'] {
+  /** The attention, see {@link Branch}; null where the sublayer is the mlp. */
+  get attention(): Branch<Shared>['attention'] {
     const { SelfAttention: own, EncDecAttention: cross } = this;
     if (own) return (x, shared) => own.self(x, shared);
     return cross && ((x, shared) => cross.cross(x, shared));
   }
 
   /** Applies the attention's output projection, or the mlp: (M,W) -> (M,C) */
-  forward(mixed: Tensor): Tensor {
+  forward(x: Tensor): Tensor {
     const attention = this.SelfAttention ?? this.EncDecAttention;
-    return attention ? attention.o.forward(mixed) : (this.DenseReluDense as T5Mlp).forward(mixed);
+    return attention ? attention.o.forward(x) : (this.DenseReluDense as T5Mlp).forward(x);
   }
 }
 
 class T5Block extends Layer<Shared> {
-  readonly layer: readonly T5Part[];
+  readonly layer: readonly T5Sublayer[];
   readonly #branches: readonly Branch<Shared>[];
 
   constructor(
@@ -186,13 +193,13 @@ class T5Block extends Layer<Shared> {
       : (['SelfAttention', 'DenseReluDense'] as const);
     this.layer = kinds.map(
       (kind, i) =>
-        new T5Part(kind, config, weights.at(`layer.${i}`), { withBias: first && i === 0 }),
+        new T5Sublayer(kind, config, weights.at(`layer.${i}`), { withBias: first && i === 0 }),
     );
-    this.#branches = this.layer.map((part) => ({
-      enter: part.layer_norm,
-      leave: null,
-      mix: part.mix,
-      forward: (mixed) => part.forward(mixed),
+    this.#branches = this.layer.map((sublayer) => ({
+      preNorm: sublayer.layer_norm,
+      postNorm: null,
+      attention: sublayer.attention,
+      forward: (attended) => sublayer.forward(attended),
     }));
   }
 
@@ -202,7 +209,7 @@ class T5Block extends Layer<Shared> {
 }
 
 /** Inputs of a stack besides its rows. */
-interface StackRun extends LayersKept {
+interface StackRun extends LayerSettings {
   readonly encoder: Shared['encoder'];
   /** Rows of both sides. */
   readonly batchRows: number;

@@ -1,9 +1,14 @@
 /** The configuration of the t5 architecture, v1.0 and v1.1, read from config.json (transformers 4 and 5). */
 import { z } from 'zod';
-import { FormatError } from '../errors.ts';
 import type { RmsNormOptions } from '../ops/index.ts';
 import { type Activation, activation } from './activations.ts';
-import { type ConfigOptions, layerCount, parseConfig, refuseValues } from './config_keys.ts';
+import {
+  type ConfigOptions,
+  configError,
+  layerCount,
+  parseConfig,
+  refuseValues,
+} from './config_keys.ts';
 
 /** The part of a t5 configuration that its computation needs. */
 export interface T5Config {
@@ -15,15 +20,15 @@ export interface T5Config {
   readonly numHeads: number;
   readonly headDim: number;
   readonly norm: Readonly<RmsNormOptions>;
-  /** Activation of the mlp; of its gate where it is gated. */
+  /** Activation of the mlp, or of its gate where it is gated. */
   readonly activation: Activation;
   readonly gated: boolean;
   readonly numBuckets: number;
   readonly maxDistance: number;
   readonly tied: boolean;
-  /** The decoder's states are multiplied by C^-1/2 before the head. */
+  /** Whether the decoder's states are multiplied by C^-1/2 before the head. */
   readonly scaledHead: boolean;
-  /** The id that the decoder begins with. */
+  /** The id of the decoder's first input token. */
   readonly decoderStartTokenId: number;
   /** null: the configuration says that there is none. */
   readonly padTokenId: number | null;
@@ -48,7 +53,7 @@ const kShape = {
   scale_decoder_outputs: z.boolean().nullish(),
   decoder_start_token_id: z.int().nonnegative().nullish(),
   pad_token_id: z.int().nullish(), // -1: none
-  // Said by feed_forward_proj already; dropout is not applied; the rest is how weights start.
+  // feed_forward_proj determines the first two; dropout is not applied; the rest is about initialisation.
   is_gated_act: ignored,
   dense_act_fn: ignored,
   dropout_rate: ignored,
@@ -57,7 +62,7 @@ const kShape = {
   n_positions: ignored,
 };
 
-/** @throws FormatError for values that are missing or wrong, UnsupportedError for what is not computed */
+/** Reads a t5 configuration. @throws FormatError for values that are missing or wrong, UnsupportedError for those not supported */
 export function t5Config(
   json: Record<string, unknown>,
   options: ConfigOptions & { path: string },
@@ -67,9 +72,7 @@ export function t5Config(
   const tied = config.tie_word_embeddings ?? true;
   const buckets = config.relative_attention_num_buckets ?? 32;
   if (buckets < 4) {
-    throw new FormatError(`${path}: relative_attention_num_buckets ${buckets} is less than 4`, {
-      path,
-    });
+    throw configError(path, `relative_attention_num_buckets must be >= 4, got ${buckets}`);
   }
   return {
     vocabSize: config.vocab_size,
@@ -84,7 +87,7 @@ export function t5Config(
     numBuckets: buckets,
     maxDistance: config.relative_attention_max_distance ?? 128,
     tied,
-    // transformers 4 had one word for both.
+    // transformers 4 had one key for both.
     scaledHead: config.scale_decoder_outputs ?? tied,
     ...tokenIds(config, path),
     source: json,
@@ -108,15 +111,12 @@ function tokenIds(
     ['decoder_start_token_id', decoderStartTokenId],
   ] as const) {
     if (id < config.vocab_size) continue;
-    throw new FormatError(
-      `${path}: ${key} ${id} is outside the vocabulary of ${config.vocab_size}`,
-      { path },
-    );
+    throw configError(path, `${key} must be below vocab_size ${config.vocab_size}, got ${id}`);
   }
   return { decoderStartTokenId, padTokenId };
 }
 
-/** `relu`, `gated-gelu`: the gated one means the approximation by tanh. */
+/** Reads feed_forward_proj, such as `relu` or `gated-gelu`, whose gelu is the approximation by tanh. */
 function feedForward(stated: string, path: string): { activation: Activation; gated: boolean } {
   const [first, second, ...rest] = stated.split('-');
   const gated = first === 'gated' && second !== undefined;

@@ -1,6 +1,6 @@
 /**
- * GGUF files of the t5 architecture. They do not say how far relative positions reach (llama.cpp takes 128, the default), nor
- * whether the mlp is gated: a gate in the file does.
+ * GGUF files of the t5 architecture. They lack the largest distance of relative positions (llama.cpp assumes 128, the default) and
+ * the kind of the mlp, which is gated if the file has a gate.
  */
 import { type GgufKeys, type GgufNames, type GgufTable, tokenIds, vocabSize } from './gguf.ts';
 

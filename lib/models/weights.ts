@@ -1,15 +1,15 @@
 /**
- * From a model's files to its tensors: one place that knows which names exist, asks for each with the shape the
- * configuration implies, and reports everything that is missing, left over or of the wrong shape in one error.
+ * Loading of a model's tensors from its files. The tensors that the configuration implies, by name and shape, are compared with those
+ * that the files hold, and everything that is missing, left over or of the wrong shape is reported in one error.
  */
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import { Conv1D, LayerNorm, Linear, RMSNorm } from '../nn/index.ts';
 import { contiguous, type RmsNormOptions, transpose } from '../ops/index.ts';
 import { type DType, keep, noGrad, scope, type Tensor } from '../tensor.ts';
 
-/** Tensors of a checkpoint under Hugging Face's names, wherever they lie. */
+/** The tensors of a checkpoint under Hugging Face's names, whatever the files are. */
 export interface WeightSource {
-  /** Named in errors. */
+  /** Path for messages. */
   readonly path: string;
   /** Name to shape. */
   readonly shapes: ReadonlyMap<string, readonly number[]>;
@@ -20,31 +20,31 @@ export interface WeightSource {
 export interface WeightReadOptions {
   dtype: DType;
   checkFinite: boolean;
-  /** The result may alias a file's pages and is never written. */
+  /** Whether the result may alias pages of the file, so that it is never written. */
   share: boolean;
 }
 
-/** Called while a model is read: tensors that are there, and how many there will be. */
+/** Called while a model is read, with the number of tensors read so far and in all. */
 export type LoadProgress = (loaded: number, total: number) => void;
 
-/** Names a source may hold that no parameter takes: buffers that old versions saved. */
+/** Names of buffers that old versions of transformers saved, which are no parameters. */
 const kBuffers = /(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias|position_ids)$/;
 
 const kListed = 8;
 
-/** Stands in where a pass only counts. */
+/** The source while a model is planned, when nothing is read. */
 const kNoSource: WeightSource = {
   path: '',
   shapes: new Map(),
   read: () => {
-    throw new ArgumentError('a pass that only counts reads nothing');
+    throw new ArgumentError('WeightLoader.plan() reads nothing; call build() to read a tensor');
   },
   close: () => {},
 };
 
 /**
- * Plans what a model needs while its modules are built with empty places, checks the plan against the source, then
- * reads. Two passes over the same constructor, so that no model has a second list of its weights.
+ * Reader of a model's tensors. The model's constructor runs twice: the first time to collect the names and shapes that it asks for,
+ * which are checked against the source, the second time to read. So no model has a second list of its weights.
  */
 export class WeightLoader {
   private constructor(
@@ -61,7 +61,7 @@ export class WeightLoader {
   /**
    * Builds a model from a source.
    * @param options ignore: names that may be left over
-   * @throws FormatError for missing tensors and wrong shapes, UnsupportedError for tensors without a place
+   * @throws FormatError for missing tensors and wrong shapes, UnsupportedError for tensors that the model does not ask for
    */
   static build<T>(
     source: WeightSource,
@@ -72,13 +72,13 @@ export class WeightLoader {
     make: (weights: WeightLoader) => T,
   ): T {
     const plan = WeightLoader.plan(options, make);
-    check(source, plan, options.ignore ?? []);
+    checkPlan(source, plan, options.ignore ?? []);
     const { onProgress } = options;
-    const read = onProgress === undefined ? source : counted(source, plan.size, onProgress);
+    const read = onProgress === undefined ? source : withProgress(source, plan.size, onProgress);
     return make(new WeightLoader(read, options, '', null));
   }
 
-  /** The names and shapes that a model asks for; nothing is read. */
+  /** Collects the names and shapes that a model asks for, without reading anything. */
   static plan(
     options: WeightReadOptions,
     make: (weights: WeightLoader) => unknown,
@@ -88,7 +88,7 @@ export class WeightLoader {
     return plan;
   }
 
-  /** The same source below a path. */
+  /** The loader of the tensors below a path. */
   at(path: string): WeightLoader {
     return new WeightLoader(this.source, this.options, `${this.prefix}${path}.`, this.plan);
   }
@@ -97,7 +97,7 @@ export class WeightLoader {
     const full = this.prefix + name;
     if (this.plan !== null) {
       this.plan.set(full, shape);
-      return undefined as unknown as Tensor; // this pass only counts; its modules are thrown away
+      return undefined as unknown as Tensor; // The modules of this pass are thrown away.
     }
     return keep(this.source.read(full, this.options));
   }
@@ -130,8 +130,8 @@ export class WeightLoader {
   }
 }
 
-/** The source, with a call after each tensor that is read. */
-function counted(source: WeightSource, total: number, onProgress: LoadProgress): WeightSource {
+/** The source with a call of `onProgress` after each tensor that is read. */
+function withProgress(source: WeightSource, total: number, onProgress: LoadProgress): WeightSource {
   let loaded = 0;
   return {
     path: source.path,
@@ -145,7 +145,7 @@ function counted(source: WeightSource, total: number, onProgress: LoadProgress):
   };
 }
 
-function check(
+function checkPlan(
   source: WeightSource,
   plan: ReadonlyMap<string, readonly number[]>,
   ignore: readonly string[],
@@ -154,7 +154,7 @@ function check(
   const missing = [...plan.keys()].filter((name) => !shapes.has(name));
   if (missing.length > 0) {
     throw new FormatError(
-      `${path}: ${missing.length} of ${plan.size} tensors are missing: ${listed(missing)}; ` +
+      `${path}: ${missing.length} of ${plan.size} tensors are missing: ${shortList(missing)}: ` +
         'the download is incomplete or the configuration is of another model',
       { path },
     );
@@ -173,12 +173,13 @@ function check(
   );
   if (left.length > 0) {
     throw new UnsupportedError(
-      `${path}: this architecture has no place for ${left.length} of its tensors: ${listed(left)}`,
+      `${path}: this architecture has no place for ${left.length} of its tensors: ${shortList(left)}; check that config.json is of ` +
+        'this checkpoint, or choose another',
     );
   }
 }
 
-function listed(names: readonly string[]): string {
+function shortList(names: readonly string[]): string {
   const more = names.length > kListed ? `, and ${names.length - kListed} more` : '';
   return names.slice(0, kListed).join(', ') + more;
 }

@@ -5,8 +5,11 @@
 import type { Tensor } from '../tensor.ts';
 
 /**
- * y = outputScale * (x W^T + scale * ((d a^T) b^T - (d frozen.a^T) frozen.b^T)) + bias of the linear + bias, where d is x
- * or what dropout leaves of it. Products are accumulated in f32 and rounded once.
+ * The update of a linear by its adapter. The linear then computes
+ *
+ *     y = outputScale * (x W^T + scale * ((d a^T) b^T - (d frozen.a^T) frozen.b^T)) + bias of the linear + bias,
+ *
+ * where d is x after dropout. Products are accumulated in f32 and rounded once.
  */
 export interface LinearUpdate {
   readonly a: Tensor; // (R,in), f32 master or the activations' dtype
@@ -14,7 +17,7 @@ export interface LinearUpdate {
   readonly scale: number;
   /** See `LowRank`. Default false. */
   readonly isChange?: boolean;
-  /** The adapter's first values, never trained: what W itself already holds of the pair (PiSSA). */
+  /** The adapter's first pair, which is never trained: the part of the pair that W contains already (PiSSA). */
   readonly frozen?: { readonly a: Tensor; readonly b: Tensor }; // (R0,in), (out,R0)
   /** Added to the output, f32 (f64 beside f64). */
   readonly bias?: Tensor; // (out)
@@ -23,7 +26,7 @@ export interface LinearUpdate {
   readonly dropout?: InputDropout;
 }
 
-/** Dropout of what the low-rank parts read. Linears of a group share one mask, the first adapted member's. */
+/** Dropout of the input of the low-rank parts. Linears of a group share one mask, that of the first member with an adapter. */
 export interface InputDropout {
   readonly p: number;
   /** The mask is a function of both. */
@@ -33,6 +36,6 @@ export interface InputDropout {
 
 /** An adapter of a {@link Linear}, which asks it at each forward for the update to add. */
 export interface LinearAdapter {
-  /** Asked at every forward; null adds nothing (the adapter is switched off). */
+  /** The update for a forward; null: none, since the adapter is switched off. */
   update(): LinearUpdate | null;
 }

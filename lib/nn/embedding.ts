@@ -1,9 +1,9 @@
-/** A table of vectors by id. */
+/** The embedding module. */
 import { embedding } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { Module } from './module.ts';
 
-/** A table of rows (V,C): ids (N) give their rows (N,C). */
+/** An embedding: a table of vectors (V,C), of which ids (N) select rows (N,C). */
 export class Embedding extends Module {
   weight: Tensor; // (V,C)
 

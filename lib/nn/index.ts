@@ -1,4 +1,4 @@
-// `balora/nn`: modules, and the place at which an adapter hooks one.
+// `balora/nn`: modules, and the interface by which an adapter is installed on one.
 export * from './adapter_hook.ts';
 export * from './embedding.ts';
 export * from './linear.ts';

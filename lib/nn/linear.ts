@@ -1,6 +1,6 @@
 /**
- * Linear modules, and groups of them that read the same input (q, k, v; gate, up) and run as one op. An adapter hooks a
- * Linear by its `adapter` attribute; a group asks each of its members.
+ * Linear modules, and groups of them that read the same input (q, k, v; gate, up) and run as one op. An adapter is installed on a
+ * Linear as its `adapter` attribute; a group reads that of each member.
  */
 import {
   add,
@@ -14,7 +14,7 @@ import type { Tensor } from '../tensor.ts';
 import type { LinearAdapter, LinearUpdate } from './adapter_hook.ts';
 import { Module } from './module.ts';
 
-/** y = x weight^T + bias, plus what the adapter adds. */
+/** A linear layer, y = x weight^T + bias, plus the update of its adapter. */
 export class Linear extends Module {
   weight: Tensor; // (out,in)
   bias: Tensor | null; // (out)
@@ -43,7 +43,7 @@ export class Linear extends Module {
 /** A Linear whose checkpoint stores the weight as (in,out), as GPT-2's Conv1D does; in memory it is like any other. */
 export class Conv1D extends Linear {}
 
-/** Several linears over one input, as one op: a wide product, and one gradient of x. Holds its members, owns nothing. */
+/** Several linears over one input, run as one op with a wide product and one gradient of x. The members stay their module's. */
 export class LinearGroup {
   readonly members: readonly Linear[];
 
@@ -57,28 +57,28 @@ export class LinearGroup {
   }
 }
 
-/** A linear as it runs now, with its adapter's say. */
-interface Running {
+/** Operands of a linear in one forward, its adapter's update included. */
+interface ForwardOperands {
   readonly operands: LinearOperands;
   readonly update: LinearUpdate | null;
   readonly bias: Tensor | null;
 }
 
 function forwardAll(x: Tensor, linears: readonly Linear[]): Tensor[] {
-  const running = linears.map(runningOf);
-  const drop = running.find(({ update }) => update?.dropout)?.update?.dropout;
+  const all = linears.map(forwardOperands);
+  const drop = all.find(({ update }) => update?.dropout)?.update?.dropout;
   const outputs = linearGroup(
     x,
-    running.map(({ operands }) => operands),
+    all.map(({ operands }) => operands),
     { adapterInput: drop ? dropout(x, drop) : null },
   );
   return outputs.map((y, i) => {
-    const { update, bias } = running[i] as Running;
+    const { update, bias } = all[i] as ForwardOperands;
     return update?.outputScale ? columnScale(y, update.outputScale, bias) : y;
   });
 }
 
-function runningOf({ weight, bias: own, adapter }: Linear): Running {
+function forwardOperands({ weight, bias: own, adapter }: Linear): ForwardOperands {
   const update = adapter?.update() ?? null;
   if (update === null) return { operands: { weight, bias: own }, update, bias: own };
   const { a, b, scale, isChange = false, frozen, outputScale } = update;
@@ -88,7 +88,7 @@ function runningOf({ weight, bias: own, adapter }: Linear): Running {
   return { operands: { weight, bias: outputScale ? null : bias, lowRank }, update, bias };
 }
 
-/** Both offsets as one of the activations' dtype; summed in f32 (f64). */
+/** The sum of both biases in the activations' dtype, summed in f32 (f64). */
 function addBias(own: Tensor | null, added: Tensor, dtype: Tensor['dtype']): Tensor {
   return (own === null ? added : add(own.to(added.dtype), added)).to(dtype);
 }

@@ -1,7 +1,7 @@
 /**
- * Modules by reflection: attributes are named as in the checkpoint (self_attn.q_proj), so a parameter's path is its
- * name in the file and there is no second list to keep. Attributes that are tensors are parameters, attributes that are
- * modules, or arrays of modules, are children; anything else is not looked at.
+ * Base class of modules. Parameters and children are found by reflection: attributes that are tensors are parameters, attributes that
+ * are modules or arrays of modules are children, all others are ignored. Attributes are named as in the checkpoint
+ * (self_attn.q_proj), so a parameter's path is its name in the file and there is no second list of names.
  */
 import { ArgumentError } from '../errors.ts';
 import { Tensor } from '../tensor.ts';
@@ -14,7 +14,7 @@ export class Module {
     for (const [name, child] of children(this)) yield* child.namedModules(join(prefix, name));
   }
 
-  /** Every parameter with its path; one that stands in two places (tied) comes once, under its first. */
+  /** Every parameter with its path; a tied one, which several modules hold, once under its first path. */
   *namedParameters(): Generator<[string, Tensor]> {
     const seen = new Set<Tensor>();
     for (const [path, module] of this.namedModules()) {
@@ -33,19 +33,20 @@ export class Module {
 
   /** The module at a path. @throws ArgumentError with the names beside it */
   module(path: string): Module {
-    let at: Module = this;
-    for (const [name, rest] of steps(path)) {
-      const found = new Map(children(at)).get(name);
+    let module: Module = this;
+    for (const name of childNames(path)) {
+      const below = new Map(children(module));
+      const found = below.get(name);
       if (!found) {
-        const names = Array.from(children(at), ([child]) => child).join(', ');
-        throw new ArgumentError(`no module "${path}": at "${rest}" there are ${names || 'none'}`);
+        const known = [...below.keys()].join(', ') || 'none';
+        throw new ArgumentError(`no module "${path}"; known in place of "${name}": ${known}`);
       }
-      at = found;
+      module = found;
     }
-    return at;
+    return module;
   }
 
-  /** Puts another tensor in a parameter's place, wherever it stands (tied places too). The old one is the caller's. */
+  /** Replaces a parameter in every module that holds it. The caller disposes of the old tensor. */
   replaceParameter(old: Tensor, replacement: Tensor): void {
     for (const [, module] of this.namedModules()) {
       const attributes = module as unknown as Record<string, unknown>;
@@ -55,18 +56,18 @@ export class Module {
     }
   }
 
-  /** Gives every parameter back. */
+  /** Frees every parameter. */
   dispose(): void {
     for (const parameter of this.parameters()) parameter.dispose();
   }
 
-  /** `using` frees it at the end of its block. */
+  /** Frees every parameter at the end of a `using` block. */
   [Symbol.dispose](): void {
     this.dispose();
   }
 }
 
-/** Children under their path below the module: `q_proj`, and `layers.0` for arrays. */
+/** The children of a module by their names: `q_proj`, and `layers.0` for members of an array. */
 function* children(module: Module): Generator<[string, Module]> {
   for (const [name, value] of Object.entries(module)) {
     if (value instanceof Module) yield [name, value];
@@ -77,10 +78,9 @@ function* children(module: Module): Generator<[string, Module]> {
   }
 }
 
-/** Parts of a path as children() names them (an index belongs to the name before), with the whole for errors. */
-function steps(path: string): [string, string][] {
-  const parts = path === '' ? [] : path.replace(/\.(\d+)(?=\.|$)/g, '/$1').split('.');
-  return parts.map((part) => [part.replace('/', '.'), path]);
+/** The names on a path as children() gives them: an index belongs to the name before it, `layers.0`. */
+function childNames(path: string): string[] {
+  return path === '' ? [] : path.split(/\.(?!\d+(?:\.|$))/);
 }
 
 function join(prefix: string, name: string): string {

@@ -8,11 +8,11 @@ export abstract class Norm extends Module {
   /** x (...,C) -> (...,C) */
   abstract forward(x: Tensor): Tensor;
 
-  /** [x + residual, its norm] */
+  /** Computes x + residual and the norm of that sum. */
   abstract addForward(x: Tensor, residual: Tensor): [sum: Tensor, y: Tensor];
 }
 
-/** y = x / sqrt(mean(x^2) + eps) * weight over the last dimension, see `rmsNorm`. */
+/** RMSNorm over the last dimension, y = x / sqrt(mean(x^2) + eps) * weight; see `rmsNorm`. */
 export class RMSNorm extends Norm {
   weight: Tensor; // (C)
   readonly options: Readonly<RmsNormOptions>;
@@ -27,13 +27,13 @@ export class RMSNorm extends Norm {
     return rmsNorm(x, this.weight, this.options);
   }
 
-  /** In one pass over memory. */
+  /** Computes both in one pass over memory. */
   addForward(x: Tensor, residual: Tensor): [sum: Tensor, y: Tensor] {
     return rmsNormAdd(x, residual, this.weight, this.options);
   }
 }
 
-/** y = (x - mean) / sqrt(variance + eps) * weight + bias over the last dimension, see `layerNorm`. */
+/** LayerNorm over the last dimension, y = (x - mean) / sqrt(variance + eps) * weight + bias; see `layerNorm`. */
 export class LayerNorm extends Norm {
   weight: Tensor; // (C)
   bias: Tensor; // (C)

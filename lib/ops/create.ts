@@ -53,7 +53,7 @@ export interface ArangeOptions {
 }
 
 /**
- * start, start + step, ... up to but without stop; empty where stop lies on the other side.
+ * The values start, start + step, ... before stop; none where stop is on the other side of start.
  * @returns (ceil((stop - start) / step))
  * @throws ArgumentError for a step of 0 or a value that is not finite.
  */
@@ -69,7 +69,7 @@ export function arange(
 export interface RandomOptions extends FactoryOptions {
   /** Whole number from 0 to 2^53. The same seed gives the same values on every device and thread count. */
   seed: number;
-  /** Tells independent draws of one seed apart. Default 0. */
+  /** Number of an independent stream of values of the same seed. Default 0. */
   stream?: number;
 }
 

@@ -8,7 +8,7 @@ import { Tensor } from '../tensor.ts';
 /** A tensor, or a number that stands for a tensor of the other operand's dtype and device. */
 export type Operand = Tensor | number;
 
-/** Calls `run` with the handles of both operands; a number becomes a tensor for as long as that takes. */
+/** Calls `run` with the handles of both operands; a number becomes a tensor, which is freed after the call. */
 function withHandles(
   op: string,
   a: Operand,
@@ -152,7 +152,7 @@ export const greater = (a: Operand, b: Operand): Tensor => compare('greater', a,
 export const greaterEqual = (a: Operand, b: Operand): Tensor => compare('greater_equal', a, b);
 
 /**
- * a where the condition is not 0, else b. All three broadcast; the gradient goes to the side that was chosen.
+ * Elements of a where the condition is not 0, otherwise of b. All three broadcast; the gradient goes to the selected operand.
  * @param condition u8
  */
 export function where(condition: Tensor, a: Operand, b: Operand): Tensor {
@@ -173,15 +173,15 @@ export function allFinite(tensors: readonly Tensor[]): Tensor {
 export interface DropoutOptions {
   /** Probability of a zero, in [0, 1]. */
   p: number;
-  /** With `stream`, names the mask: the same pair drops the same elements on every device. */
+  /** Seed of the mask: the same seed and `stream` drop the same elements on every device. */
   seed: number;
-  /** Give each call of a training step its own. Default 0. */
+  /** Stream of the mask, which should differ between the calls of a training step. Default 0. */
   stream?: number;
 }
 
 /**
- * Inverted dropout (Srivastava et al., 2014): 0 with probability p, else x / (1 - p). The mask is a function of seed,
- * stream and index (Philox); backward draws it again, nothing is stored. Leave the call out in evaluation.
+ * Inverted dropout (Srivastava et al., 2014): 0 with probability p, else x / (1 - p). The mask is a function of seed, stream and
+ * index (Philox), so backward computes it again instead of storing it. Leave the call out in evaluation.
  */
 export function dropout(x: Tensor, { p, seed, stream = 0 }: DropoutOptions): Tensor {
   return new Tensor(native.dropout(x.handle, p, seed, stream));

@@ -39,7 +39,7 @@ export interface AdamwStepOptions {
   m: Tensor;
   /** Second moment, like param; zeros before the first step. */
   v: Tensor;
-  /** Step (from 1) and learning rate, or both as {@link adamwRate} puts them on the device: a graph reads them anew. */
+  /** Step (from 1) and learning rate, or both in a tensor as {@link adamwRate} computes them, which a graph reads at every run. */
   step?: number;
   lr?: number;
   rate?: Tensor;
@@ -59,7 +59,7 @@ export function adamwRate(
   step: number,
   betas: readonly [number, number],
 ): Float64Array {
-  if (!(step >= 1)) throw new ArgumentError(`adamw_step: step counts from 1, got ${step}`);
+  if (!(step >= 1)) throw new ArgumentError(`adamw_step: step must be >= 1, got ${step}`);
   return Float64Array.of(lr, lr / (1 - betas[0] ** step), 1 / Math.sqrt(1 - betas[1] ** step));
 }
 
@@ -75,7 +75,7 @@ export function adamwStep(param: Tensor, grad: Tensor, options: AdamwStepOptions
   const own = rate === undefined;
   if (rate === undefined) {
     if (lr === undefined || step === undefined) {
-      throw new ArgumentError('adamw_step: needs lr and step, or rate');
+      throw new ArgumentError('adamw_step: lr and step, or rate, must be given');
     }
     rate = unscoped(() => tensor(adamwRate(lr, step, betas), { device: param.device }));
   }
@@ -109,7 +109,7 @@ export interface AdamwStepsOptions {
   coefficient?: Tensor | null;
 }
 
-/** {@link adamwStep} of any number of parameters on one device as one op: a GPU takes 64 of them a launch. */
+/** Runs {@link adamwStep} for any number of parameters on one device as one op; a GPU updates 64 of them in a launch. */
 export function adamwSteps(
   parameters: readonly AdamwParameter[],
   { betas, eps, coefficient = null }: AdamwStepsOptions,
@@ -141,7 +141,7 @@ export interface SgdStepOptions {
   nesterov?: boolean;
   /** Momentum buffer, like param; needed with momentum only. */
   buffer?: Tensor | null;
-  /** The buffer is empty and takes the gradient as it is. */
+  /** Whether the buffer is empty, so that it becomes the gradient. Default false. */
   first?: boolean;
   /** Multiplied into the gradient first: a () f64 tensor. Default 1. */
   coefficient?: Tensor | null;
@@ -184,10 +184,10 @@ export interface AdafactorStepOptions {
   beta2: number;
   /** Added to the squared gradient. */
   eps: number;
-  /** The update's RMS is brought down to it. */
+  /** Largest RMS of the update, which is scaled down to it. */
   clip: number;
   weightDecay: number;
-  /** The rate is multiplied by RMS(param), at least this; null: it is not. */
+  /** Least factor RMS(param) of the rate; null: the rate is not multiplied by it. */
   scaleFloor: number | null;
   /** Multiplied into the gradient first: a () f64 tensor. Default 1. */
   coefficient?: Tensor | null;
@@ -232,7 +232,7 @@ export function gradNorm(grads: readonly Tensor[], kind: 1 | 2 | 'inf' = 2): Ten
 }
 
 /**
- * min(1, maxNorm / (norm + 1e-6)), torch's clip_grad_norm_ guard, without a trip to the host. A NaN stays one.
+ * The clipping factor min(1, maxNorm / (norm + 1e-6)) of torch's clip_grad_norm_, computed on the device. A NaN stays NaN.
  * @param norm () f64
  * @returns () f64
  */

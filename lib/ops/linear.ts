@@ -3,11 +3,11 @@ import { ArgumentError } from '../errors.ts';
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 
-/** Which operand of {@link matmul} is transposed. */
+/** Options of {@link matmul}: the operands that are transposed. */
 export interface MatmulOptions {
-  /** Reads a as its transpose over the last two dimensions, without a copy. Default false. */
+  /** Whether to read a as its transpose over the last two dimensions, without a copy. Default false. */
   transposeA?: boolean;
-  /** The same for b. */
+  /** Whether to read b as its transpose. Default false. */
   transposeB?: boolean;
 }
 
@@ -32,12 +32,12 @@ export interface LowRank {
   a: Tensor;
   /** (O, R), likewise. */
   b: Tensor;
-  /** Default 1. A negative scale takes a frozen pair out again (PiSSA: W + s (B A - B0 A0)). */
+  /** Default 1. A negative scale subtracts a frozen pair (PiSSA: W + s (B A - B0 A0)). */
   scale?: number;
   /**
-   * The part as it stands is a change of the linear, as LoRA's is, and no difference of large terms, as that of an exported PiSSA
-   * pair: beside bf16 the CPU then takes x a^T and b as one bf16 a value instead of two, which loses 2^-9 of the change.
-   * Default false.
+   * Whether the part by itself is a small change of the linear, as LoRA's is, and not a difference of large terms, as that of an
+   * exported PiSSA pair. Beside a bf16 weight the CPU then represents each value of x a^T and b by one bf16 instead of two, which
+   * loses 2^-9 of the change. Default false.
    */
   isChange?: boolean;
 }
@@ -97,7 +97,7 @@ export function linearGroup(
 }
 
 /**
- * y = x W^T + bias + sum of scale * (x a^T) b^T; see `linearGroup`, of which this is a group of one.
+ * A linear layer y = x W^T + bias + sum of scale * (x a^T) b^T: a `linearGroup` of one.
  * @param x (..., I), any float dtype
  * @param weight (O, I)
  * @returns (..., O)
@@ -112,7 +112,7 @@ export function linear(
 }
 
 /**
- * y = x * scale + bias, a factor and an offset a column, computed in f32 (f64) and rounded once.
+ * Multiplies each column by a factor and adds a bias, y = x * scale + bias, computed in f32 (f64) and rounded once.
  * @param x (..., C), any float dtype
  * @param scale (C), f32 (f64 beside f64) whatever x is
  * @param bias (C), of x's dtype; null: none
@@ -123,8 +123,8 @@ export function columnScale(x: Tensor, scale: Tensor, bias: Tensor | null = null
 }
 
 /**
- * The norm of each row of weight + sum of scale * b a, which is never made as a whole. Without a gradient: DoRA (Liu et
- * al. 2024) holds this norm constant.
+ * The norm of each row of weight + sum of scale * b a, computed without making that sum as a whole. It has no gradient, since DoRA
+ * (Liu et al. 2024) holds this norm constant.
  * @param weight (O, I), any float dtype
  * @param parts a (R, I) and b (O, R), f32 (f64 beside f64)
  * @returns (O) f32 (f64)

@@ -1,4 +1,4 @@
-// The language-model head fused with its losses: logits live for one chunk of rows at a time.
+// The language-model head fused with its losses: logits exist for one chunk of rows at a time.
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 
@@ -6,13 +6,13 @@ import { Tensor } from '../tensor.ts';
 export interface HeadInputs {
   /** (M, C) after the final norm, any float dtype. */
   hidden: Tensor;
-  /** (M, C) of the teacher, never given a gradient; none: no consistency term. */
+  /** (M, C) of the teacher, which gets no gradient. Default, and null: none, and so no consistency term. */
   teacher?: Tensor | null;
-  /** (V, C). A gradient is made for it where it wants one. */
+  /** (V, C). It gets a gradient if it requires one. */
   head: Tensor;
-  /** (V, C) where the teacher's head is another one. */
+  /** (V, C) of the teacher, where its head differs. Default, and null: `head`. */
   teacherHead?: Tensor | null;
-  /** (M) i32: the id each row must predict, -100 for a row without task term; none: no row has one. */
+  /** (M) i32: the id that each row must predict, -100 for a row without task term. Default, and null: no row has one. */
   targets?: Tensor | null;
   /** Logits are softcap * tanh(h W^T / softcap), for both models. Default 0: plain. */
   softcap?: number;
@@ -26,19 +26,22 @@ export interface HeadInputs {
 
 /** The inputs of {@link headLosses}: rows, targets and the factor of each sum in the loss. */
 export interface HeadLossInputs extends HeadInputs {
-  /** (M) u8: 0 for a row that is in the task term alone; none: every row is in the regularizers. */
+  /** (M) u8: 0 for a row that is in the task term alone. Default, and null: every row is in the regularizers. */
   regularized?: Tensor | null;
   /** Factors of the sums in the loss; the caller divides by its counts. Default 0, with `scales` 1. */
   taskScale?: number;
   consistencyScale?: number;
   diversityScale?: number;
-  /** (3) f64: the same factors (multiplied by those above) on the device, where a graph reads them anew. */
+  /** (3) f64: the same factors (multiplied by those above) on the device, which a graph reads at every run. */
   scales?: Tensor | null;
 }
 
 /**
- * loss = taskScale * sum CE + consistencyScale * sum T^2 KL(softmax(y/T) || softmax(z/T)) - diversityScale * sum H, with
- * H the entropy of the K largest logits (renormalised; ties: lowest index). Gradients are made beside the logits.
+ * Computes the losses of a head in one pass over chunks of its rows. The loss is
+ *
+ *     loss = taskScale * sum CE + consistencyScale * sum T^2 KL(softmax(y/T) || softmax(z/T)) - diversityScale * sum H,
+ *
+ * where H is the entropy of the K largest logits (renormalised; ties: lowest index). Gradients are computed in the same pass.
  * @returns loss () f64, differentiable in hidden and head; sums (4) f64 = the three sums, unscaled, and the loss
  */
 export function headLosses({
@@ -83,7 +86,7 @@ function termArguments({
   ] as const;
 }
 
-/** A teacher as the consistency term needs it. */
+/** The quantities of a teacher that the consistency term needs. */
 export interface TeacherSummary {
   /** (M, C) = sum_j q_j head_j with q = softmax(y / T); in f32, f64 beside f64. */
   readonly mean: Tensor;
@@ -92,8 +95,11 @@ export interface TeacherSummary {
 }
 
 /**
- * Sums a teacher up: KL(q || p) = lse(z / T) - h . mean / T - entropy, so it need not be run again. Exact while the student's
- * head is linear and frozen.
+ * Summarises a teacher, so that it need not run again. The divergence then is
+ *
+ *     KL(q || p) = lse(z / T) - h . mean / T - entropy,
+ *
+ * which is exact while the student's head is linear and frozen.
  * @param teacher (M, C) hidden states after the final norm
  * @throws UnsupportedError for a head that is trained or soft-capped
  */
@@ -119,7 +125,7 @@ export function teacherSummary(
 }
 
 /**
- * headLosses() with the teacher as its summary; differentiable in hidden.
+ * Computes headLosses() with a summary in place of the teacher; differentiable in hidden.
  * @throws UnsupportedError for a head that is trained or soft-capped
  */
 export function headLossesCached({
@@ -148,7 +154,7 @@ export interface HeadRowInputs extends HeadInputs {
 }
 
 /**
- * The terms row by row, without gradients: cross-entropy (0 for a row without target), T^2 KL(teacher || student)
+ * Computes the terms of each row, without gradients: cross-entropy (0 for a row without target), T^2 KL(teacher || student)
  * (0 without a teacher) and entropy, in nats.
  * @returns (M, 3) f64
  */
@@ -189,8 +195,8 @@ export interface SvdRatioOptions {
 }
 
 /**
- * -(sum of the k largest singular values of hidden W^T) / norm, from gram = W^T W: for a head that is linear and frozen.
- * 0, with gradient 0, for zero logits; components below 1e-6 of the largest carry no gradient.
+ * The SVD term -(sum of the k largest singular values of hidden W^T) / norm, computed from gram = W^T W for a head that is linear
+ * and frozen. It is 0, with gradient 0, for zero logits; components below 1e-6 of the largest have no gradient.
  * @param hidden (M, C)
  * @param gram (C, C) f64, from `gram(head)`
  * @returns () f64, differentiable in hidden
@@ -204,7 +210,7 @@ export function svdRatioGram(
 }
 
 /**
- * The same by tiles of the logits, for a head that is trained or whose logits are soft-capped.
+ * The SVD term computed from tiles of the logits, for a head that is trained or whose logits are soft-capped.
  * @param hidden (M, C)
  * @param head (V, C)
  * @returns () f64, differentiable in hidden and head

@@ -30,7 +30,7 @@ export function geglu(
   return new Tensor(native.gated(gate.handle, up.handle, activation));
 }
 
-/** The angles of rope, by position. */
+/** Cosines and sines of the angles of a rotary embedding, by position. */
 export interface RopeTables {
   /** (P, Drot/2) f32, f64 for f64 tensors: cos(position * frequency), scaled where the variant scales. */
   cos: Tensor;
@@ -55,15 +55,15 @@ export interface AttentionOptions {
   /** (B+1) i32, rising from 0 to N: rows [cuSeqlens[b], cuSeqlens[b+1]) are one sequence. */
   cuSeqlens: Tensor;
   /**
-   * (B+1) i32, rising from 0 to M: q has rows for the last rows of each sequence alone, [cuQueries[b], cuQueries[b+1]) of
-   * them, no more than the sequence has. Default: all.
+   * (B+1) i32, rising from 0 to M: rows [cuQueries[b], cuQueries[b+1]) of q are queries for the last rows of sequence b, at most as
+   * many as it has. Default: queries for all rows.
    */
   cuQueries?: Tensor | null;
   /** (B) i32: rows of each segment that are not padding; the rest get zeros and give no gradient. Default: all. */
   lengths?: Tensor | null;
-  /** A row sees no later row of its sequence. Default true. */
+  /** Whether a row attends to no later row of its sequence. Default true. */
   causal?: boolean;
-  /** A row sees itself and the window - 1 rows before it (and after it, when not causal). Default 0: no limit. */
+  /** Size of the window: a row attends to itself and window - 1 rows before it (and after it, if not causal). Default 0: no limit. */
   window?: number;
   /** Scores become softcap * tanh(score / softcap), after the scale (Gemma-2). Default 0: none. */
   softcap?: number;
@@ -110,11 +110,11 @@ export function attention(
   );
 }
 
-/** Options of relativeAttention(). */
+/** Options of {@link relativeAttention}. */
 export interface RelativeAttentionOptions {
   /** (B+1) i32, rising from 0 to N: rows [cuQueries[b], cuQueries[b+1]) of q are one sequence. */
   cuQueries: Tensor;
-  /** (B+1) i32, rising from 0 to M: the keys that sequence b sees. Default cuQueries. */
+  /** (B+1) i32, rising from 0 to M: rows [cuKeys[b], cuKeys[b+1]) of k are the keys of sequence b. Default cuQueries. */
   cuKeys?: Tensor;
   /** (B) i32: queries of each segment that are not padding; the rest get zeros and give no gradient. Default: all. */
   queryLengths?: Tensor | null;
@@ -128,7 +128,7 @@ export interface RelativeAttentionOptions {
   positionQueries?: Tensor | null;
   /** (R) i32, R odd: the row of the tables for key - query = r - (R-1)/2. */
   index?: Tensor | null;
-  /** A query sees the keys of its own and of lower positions. Default false. */
+  /** Whether a query attends to keys of its own and lower positions alone. Default false. */
   causal?: boolean;
   /** Factor of the scores q k^T. Default 1 / sqrt(D). */
   scale?: number;
@@ -141,7 +141,7 @@ export interface RelativeAttentionOptions {
  * @param q (N, H, D), any float dtype; q, k and v may be row-strided slices of a fused product
  * @param k (M, H, D), of q's dtype
  * @param v like k
- * @returns (N, H, D); a query that sees no key gives zeros. Bad segments or an index out of range are a NativeError at
+ * @returns (N, H, D); a query without keys gives zeros. Bad segments or an index out of range are a NativeError at
  *   the next read
  */
 export function relativeAttention(

@@ -8,7 +8,7 @@ export interface RmsNormOptions {
   eps?: number;
   /** Added to the weight (Gemma stores weights minus one). Default 0. */
   weightOffset?: number;
-  /** Round the normalised value to the activation dtype before multiplying (Llama). Default true. */
+  /** Whether to round the normalised value to the activations' dtype before it is multiplied (Llama). Default true. */
   castBeforeWeight?: boolean;
 }
 
@@ -27,8 +27,8 @@ export function rmsNorm(
 }
 
 /**
- * The sum of two tensors and its RMSNorm in one pass over memory, as every pre-norm block needs them:
- * sum = x + residual (rounded to the dtype), y = rmsNorm(sum). The gradients of both outputs are merged in one pass too.
+ * The sum of two tensors and its RMSNorm in one pass over memory, as in every pre-norm block: sum = x + residual (rounded to the
+ * dtype), y = rmsNorm(sum). Backward merges the gradients of both outputs in one pass, too.
  * @param x (..., C), any float dtype
  * @param residual like x
  * @param weight (C), of x's dtype

@@ -6,14 +6,14 @@ import { Tensor } from '../tensor.ts';
 export interface ReduceOptions {
   /** The axis or axes to reduce; negative ones count from the end. Default: all. */
   axis?: number | readonly number[];
-  /** Keep reduced axes with extent 1. Default false. */
+  /** Whether to keep reduced axes with extent 1. Default false. */
   keepDims?: boolean;
 }
 
 type Reduction = (x: number, axes: readonly number[], keepDims: boolean) => number;
 
 function reduce(op: Reduction, x: Tensor, { axis, keepDims = false }: ReduceOptions): Tensor {
-  if (typeof axis === 'object' && axis.length === 0) return x; // no axis named: nothing to reduce
+  if (typeof axis === 'object' && axis.length === 0) return x; // no axes to reduce
   const axes = axis === undefined ? [] : typeof axis === 'number' ? [axis] : axis;
   return new Tensor(op(x.handle, axes, keepDims));
 }
@@ -55,11 +55,11 @@ export function min(x: Tensor, options: ReduceOptions = {}): Tensor {
   return reduce(native.min, x, options);
 }
 
-/** Axis of {@link argmax} and its like. */
+/** Options of {@link argmax} and {@link argmin}. */
 export interface ArgOptions {
   /** Default -1. */
   axis?: number;
-  /** Keep the axis with extent 1. Default false. */
+  /** Whether to keep the axis with extent 1. Default false. */
   keepDims?: boolean;
 }
 

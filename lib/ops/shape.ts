@@ -5,7 +5,7 @@ import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 
 /**
- * The same values in row-major order under another shape. One extent may be -1: it takes what is left.
+ * The same values in row-major order with another shape. One extent may be -1, which is computed from the others.
  * @throws ArgumentError when the numbers of elements differ.
  */
 export function reshape(x: Tensor, shape: readonly number[]): Tensor {
@@ -29,12 +29,14 @@ export function transpose(x: Tensor, axisA = -2, axisB = -1): Tensor {
 function normalAxis(op: string, axis: number, ndim: number): number {
   const index = axis < 0 ? axis + ndim : axis;
   if (!Number.isInteger(index) || index < 0 || index >= ndim) {
-    throw new ArgumentError(`${op}: axis ${axis} does not exist in ${ndim} dimensions`);
+    throw new ArgumentError(
+      `${op}: axis must be ${-ndim} to ${ndim - 1} for ${ndim} dimensions, got ${axis}`,
+    );
   }
   return index;
 }
 
-/** x stretched to a shape it broadcasts to; the gradient is summed back. */
+/** A view of x broadcast to a shape; the gradient is summed over the repeated axes. */
 export function expand(x: Tensor, shape: readonly number[]): Tensor {
   return new Tensor(native.expand(x.handle, shape));
 }
@@ -45,12 +47,12 @@ export function unsqueeze(x: Tensor, axis: number): Tensor {
   return reshape(x, [...x.shape.slice(0, at), 1, ...x.shape.slice(at)]);
 }
 
-/** Takes out an axis of extent 1. @throws ArgumentError when its extent is another. */
+/** Removes an axis of extent 1. @throws ArgumentError if its extent is another. */
 export function squeeze(x: Tensor, axis: number): Tensor {
   const at = normalAxis('squeeze', axis, x.ndim);
   if (x.shape[at] !== 1) {
     throw new ArgumentError(
-      `squeeze: axis ${axis} of (${x.shape.join(',')}) has more than one element`,
+      `squeeze: axis ${axis} of (${x.shape.join(',')}) must have extent 1, got ${x.shape[at]}`,
     );
   }
   return reshape(x, [...x.shape.slice(0, at), ...x.shape.slice(at + 1)]);
@@ -76,14 +78,14 @@ export function slice(
 }
 
 /**
- * Consecutive parts of an axis; one node on the tape, so the parts' gradients are joined once.
+ * Splits an axis into consecutive parts, as one node on the tape, so that the parts' gradients are joined once.
  * @param sizes extents of the parts; they add up to the axis.
  */
 export function split(x: Tensor, sizes: readonly number[], axis = -1): Tensor[] {
   return native.split(x.handle, sizes, axis).map((handle) => new Tensor(handle));
 }
 
-/** Tensors of one dtype joined along an axis; they agree in all others. */
+/** Joins tensors of one dtype along an axis; the others must be equal. */
 export function concat(parts: readonly Tensor[], axis = 0): Tensor {
   return new Tensor(
     native.concat(
@@ -93,7 +95,7 @@ export function concat(parts: readonly Tensor[], axis = 0): Tensor {
   );
 }
 
-/** Tensors of one shape and dtype joined along a new axis. */
+/** Joins tensors of one shape and dtype along a new axis. */
 export function stack(parts: readonly Tensor[], axis = 0): Tensor {
   const raised = parts.map((part) => unsqueeze(part, axis));
   const joined = concat(raised, axis);

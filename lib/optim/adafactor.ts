@@ -1,6 +1,6 @@
 /**
- * Adafactor (Shazeer and Stern, 2018), as transformers runs it: of a matrix's second moment only the means of rows and
- * columns are kept, so that it costs next to no memory.
+ * Adafactor (Shazeer and Stern, 2018) as transformers implements it: only the means of rows and columns of a matrix's second moment
+ * are kept, so that the state takes next to no memory.
  */
 import { ArgumentError } from '../errors.ts';
 import { adafactorStep } from '../ops/index.ts';
@@ -13,29 +13,29 @@ import {
   type Update,
 } from './optimizer.ts';
 
-/** Defaults are those of a Hugging Face trainer with `optim: 'adafactor'`: the rate is the schedule's. */
+/** Settings of {@link Adafactor}. The defaults are those of a Hugging Face trainer with `optim: 'adafactor'`. */
 export interface AdafactorOptions {
-  /** Added to the squared gradient; and the least RMS(parameter) for `scaleParameter`. */
+  /** Number added to the squared gradient, and the least RMS(parameter) for `scaleParameter`. */
   eps?: readonly [number, number]; // [1e-30, 1e-3]
-  /** An update whose RMS is larger is scaled down to it. */
+  /** Largest RMS of an update; larger ones are scaled down to it. */
   clipThreshold?: number; // 1
   /** Decay of the second moment at step t: 1 - t^decayRate. */
   decayRate?: number; // -0.8
-  /** Keeps a first moment with this decay; null: none. */
+  /** Decay of the first moment; null: there is none. */
   beta1?: number | null; // null
   weightDecay?: number; // 0
-  /** Multiplies the rate by RMS(parameter). */
+  /** Whether to multiply the rate by RMS(parameter). */
   scaleParameter?: boolean; // false
-  /** Multiplies the rate by min(1e-2, 1/sqrt(t)); a rate of 1 is then transformers' lr None. */
+  /** Whether to multiply the rate by min(1e-2, 1/sqrt(t)); a rate of 1 is then transformers' lr None. */
   relativeStep?: boolean; // false
-  /** With `relativeStep`: min(1e-6 t, 1/sqrt(t)) instead. */
+  /** Whether `relativeStep` multiplies by min(1e-6 t, 1/sqrt(t)) instead. */
   warmupInit?: boolean; // false
 }
 
 const kRelativeStep = 1e-2;
 const kWarmupStep = 1e-6;
 
-/** Matrices are factored over their last two axes. */
+/** Shapes of the state of a parameter; matrices are factored over their last two axes. */
 export function adafactorMoments(
   shape: readonly number[],
   { firstMoment }: { firstMoment: boolean },
@@ -58,7 +58,7 @@ export class Adafactor extends Optimizer {
     const { eps = [1e-30, 1e-3], clipThreshold = 1, decayRate = -0.8, beta1 = null } = options;
     const { scaleParameter = false, relativeStep = false, warmupInit = false } = options;
     if (warmupInit && !relativeStep) {
-      throw new ArgumentError('Adafactor: warmupInit needs relativeStep');
+      throw new ArgumentError('Adafactor: warmupInit needs relativeStep: true');
     }
     super(groups, options.weightDecay ?? 0, (shape) =>
       adafactorMoments(shape, { firstMoment: beta1 !== null }),

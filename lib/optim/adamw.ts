@@ -21,10 +21,10 @@ export const adamwMoments = (shape: readonly number[]): MomentShapes => ({
   exp_avg_sq: shape,
 });
 
-/** p -= lr wd p, then p -= lr m_hat / (sqrt(v_hat) + eps). */
+/** AdamW: p -= lr wd p, then p -= lr m_hat / (sqrt(v_hat) + eps). */
 export class AdamW extends Optimizer {
   private readonly options: Required<Omit<AdamWOptions, 'weightDecay'>>;
-  /** (3) f64, one for each of the pairs of rate and step count that parameters have. */
+  /** Tensors (3) f64 of {@link adamwRate}, one for each pair of learning rate and step count that parameters have. */
   private readonly rates: Tensor[] = [];
   private rateOf: ReadonlyMap<Slot, number> = new Map();
 
@@ -43,11 +43,11 @@ export class AdamW extends Optimizer {
     for (const rate of this.rates) rate.dispose();
   }
 
-  protected override prepare(moving: readonly Slot[], learningRate: number): void {
+  protected override prepare(active: readonly Slot[], learningRate: number): void {
     const { beta1, beta2 } = this.options;
     const kinds = new Map<string, number>();
     this.rateOf = new Map(
-      moving.map((slot) => {
+      active.map((slot) => {
         const kind = `${slot.learningRateScale} ${slot.steps}`;
         const known = kinds.get(kind);
         if (known !== undefined) return [slot, known];
@@ -64,11 +64,11 @@ export class AdamW extends Optimizer {
     scope(() => noGrad(() => copy_(this.rates[i] as Tensor, tensor(values, { device }))));
   }
 
-  protected override updateAll(moving: readonly Slot[], coefficient: Tensor | null): void {
+  protected override updateAll(active: readonly Slot[], coefficient: Tensor | null): void {
     const { beta1, beta2, eps } = this.options;
     scope(() =>
       noGrad(() => {
-        const parameters = moving.map((slot) => {
+        const parameters = active.map((slot) => {
           const { exp_avg: m, exp_avg_sq: v } = slot.moments as unknown as AdamwState;
           const rate = this.rates[this.rateOf.get(slot) as number] as Tensor;
           const { tensor: param, weightDecay } = slot;

@@ -5,12 +5,12 @@
 import { clipCoefficient, gradNorm, zeros } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 
-/** The sum of |x|, the root of the sum of squares, or the largest |x|. */
+/** A kind of norm: the sum of |x|, the root of the sum of squares, or the largest |x|. */
 export type NormType = 1 | 2 | 'inf';
 
-/** Norm of all gradients, and what they are to be multiplied by. */
+/** Norm of all gradients, and the factor that clips them. */
 export interface ClippedNorm {
-  /** Before clipping. */
+  /** The norm before clipping. */
   readonly norm: number;
   /** () f64 for {@link Optimizer.step}; null: nothing is clipped. The caller's to dispose. */
   readonly coefficient: Tensor | null;
@@ -18,15 +18,15 @@ export interface ClippedNorm {
 
 /** Options of {@link clipNorm}. */
 export interface ClipOptions {
-  /** 0 only measures. */
+  /** The largest norm; 0: gradients are not clipped. */
   maxNorm: number;
   /** Default 2. */
   normType?: NormType;
 }
 
 /**
- * Norm of the gradients of `parameters` (one without a gradient counts as zero) and the factor that clips them.
- * Waits for the engine.
+ * Computes the norm of the gradients of `parameters` (one without a gradient counts as zero) and the factor that clips them. Waits
+ * for the engine.
  */
 export async function clipNorm(
   parameters: readonly Tensor[],
@@ -40,7 +40,7 @@ export async function clipNorm(
   }
 }
 
-/** The same without waiting: () f64 both, the caller's to dispose. */
+/** Computes the norm and the factor of {@link clipNorm} without waiting. Both are () f64, and the caller disposes of them. */
 export function clippedNorm(
   parameters: readonly Tensor[],
   { maxNorm, normType = 2 }: ClipOptions,

@@ -1,6 +1,6 @@
 /**
  * Base class of the optimisers: parameters in groups, their moments and step counts, and their state in a checkpoint. The
- * arithmetic is in the kernels. A parameter without a gradient is left alone.
+ * arithmetic is in the kernels. A parameter without a gradient is not changed.
  */
 import { ArgumentError, FormatError } from '../errors.ts';
 import { zeros } from '../ops/index.ts';
@@ -17,11 +17,11 @@ export interface ParameterGroup {
   readonly parameters: readonly OptimizerParameter[];
   /** Default: the optimiser's. */
   readonly weightDecay?: number;
-  /** Times the step's rate. Default 1. */
+  /** Factor of the step's learning rate. Default 1. */
   readonly learningRateScale?: number;
 }
 
-/** One update. */
+/** Input of {@link Optimizer.step}. */
 export interface StepInput {
   readonly learningRate: number;
   /** () f64, multiplied into every gradient (clipping). Default 1. */
@@ -31,11 +31,12 @@ export interface StepInput {
 /** Shapes of an optimiser's state for one parameter, by the names that torch and transformers give the tensors. */
 export type MomentShapes = Readonly<Record<string, readonly number[]>>;
 
+/** A parameter with its state. */
 export interface Slot extends OptimizerParameter {
   readonly moments: Record<string, Tensor>;
   readonly weightDecay: number;
   readonly learningRateScale: number;
-  /** Steps that moved this parameter. */
+  /** Number of steps that updated this parameter. */
   steps: number;
 }
 
@@ -46,10 +47,11 @@ export interface Update {
   readonly coefficient: Tensor | null;
 }
 
-/** Writes parameters from their gradients; its state is named tensors that a checkpoint holds. */
+/** Base class of the optimisers, which update parameters by their gradients; a checkpoint holds its state as named tensors. */
 export abstract class Optimizer {
   private readonly slots: Slot[] = [];
-  private moving: readonly Slot[] = [];
+  /** Parameters that this step updates. */
+  private active: readonly Slot[] = [];
   private learningRate = 0;
 
   constructor(
@@ -61,7 +63,9 @@ export abstract class Optimizer {
     for (const group of groups) {
       for (const { name, tensor: parameter } of group.parameters) {
         if (names.has(name))
-          throw new ArgumentError(`optimizer: the parameter "${name}" is given twice`);
+          throw new ArgumentError(
+            `optimizer: the parameter "${name}" is given twice; list it in one group alone`,
+          );
         names.add(name);
         this.slots.push({
           name,
@@ -73,10 +77,14 @@ export abstract class Optimizer {
         });
       }
     }
-    if (names.size === 0) throw new ArgumentError('optimizer: there is no parameter to train');
+    if (names.size === 0) {
+      throw new ArgumentError(
+        'optimizer: there is no parameter to train; give one group at least one',
+      );
+    }
   }
 
-  /** Moves every parameter that has a gradient. Enqueues and returns. */
+  /** Updates every parameter that has a gradient. Enqueues the ops and returns. */
   step({ learningRate, coefficient = null }: StepInput): void {
     this.begin(learningRate);
     this.finish(coefficient);
@@ -84,28 +92,28 @@ export abstract class Optimizer {
 
   /** The first half of step(): counts a step of every parameter that has a gradient. */
   begin(learningRate: number): void {
-    this.moving = scope(() => this.slots.filter(({ tensor }) => tensor.grad !== null));
+    this.active = scope(() => this.slots.filter(({ tensor }) => tensor.grad !== null));
     this.learningRate = learningRate;
-    for (const slot of this.moving) slot.steps++;
-    this.prepare(this.moving, learningRate);
+    for (const slot of this.active) slot.steps++;
+    this.prepare(this.active, learningRate);
   }
 
-  /** The second half: the updates. */
+  /** The second half of step(): updates the parameters. */
   finish(coefficient: Tensor | null): void {
-    this.updateAll(this.moving, coefficient);
+    this.updateAll(this.active, coefficient);
   }
 
   /**
-   * Between the halves: what the ops of finish() depend on besides values on the device; null where numbers of this step are
-   * handed to them, so that they cannot be recorded and run again.
+   * A key of the numbers on the host that the ops of finish() depend on; it is read between the two halves. Null where numbers of
+   * the step are arguments of the ops, so that these cannot be recorded and run again.
    */
   get recordingKey(): string | null {
     return null;
   }
 
-  /** Updates one parameter after the other; for those that take all at once, to be overridden. */
-  protected updateAll(moving: readonly Slot[], coefficient: Tensor | null): void {
-    for (const slot of moving) {
+  /** Updates the parameters one after the other; a subclass that updates all in one op overrides it. */
+  protected updateAll(active: readonly Slot[], coefficient: Tensor | null): void {
+    for (const slot of active) {
       scope(() => {
         const learningRate = this.learningRate * slot.learningRateScale;
         const grad = slot.tensor.grad as Tensor;
@@ -114,15 +122,15 @@ export abstract class Optimizer {
     }
   }
 
-  /** For those whose updates read the step's numbers on the device. */
-  protected prepare(_moving: readonly Slot[], _learningRate: number): void {}
+  /** Writes the step's numbers to the device, for a subclass whose updates read them there. */
+  protected prepare(_active: readonly Slot[], _learningRate: number): void {}
 
   /** Drops the gradients. */
   zeroGrad(): void {
     for (const slot of this.slots) slot.tensor.grad = null;
   }
 
-  /** Moments by `<moment>/<parameter>` (the same tensors that step() goes on with) and step counts. */
+  /** The moments as `<moment>/<parameter>`, which are the tensors that step() uses, and the step counts. */
   state(): { tensors: Record<string, Tensor>; steps: Record<string, number> } {
     const tensors: Record<string, Tensor> = {};
     const steps: Record<string, number> = {};
@@ -135,14 +143,17 @@ export abstract class Optimizer {
     return { tensors, steps };
   }
 
-  /** Takes over an earlier state; its tensors become the optimiser's own. @throws FormatError if it does not fit. */
+  /** Replaces the state by an earlier one, whose tensors become the optimiser's. @throws FormatError if it does not fit */
   restore({ tensors, steps }: ReturnType<Optimizer['state']>, path: string): void {
     for (const slot of this.slots) {
       for (const [name, moment] of Object.entries(slot.moments)) {
         const key = `${name}/${slot.name}`;
         const value = tensors[key];
         if (value === undefined || value.shape.join() !== moment.shape.join()) {
-          throw new FormatError(`${path}: the optimiser's state has no fitting "${key}"`, { path });
+          throw new FormatError(`${path}: the optimiser's state has no fitting "${key}"`, {
+            path,
+            advice: 'restore it into an optimiser of the same kind, with the same parameters',
+          });
         }
         moment.dispose();
         slot.moments[name] = value;
@@ -160,7 +171,7 @@ export abstract class Optimizer {
 
   /** The update of one parameter. */
   protected update(_slot: Slot, _grad: Tensor, _update: Update): void {
-    throw new ArgumentError('an optimiser updates each parameter or all of them');
+    throw new ArgumentError('optimizer: a subclass must override update() or updateAll()');
   }
 }
 

@@ -6,7 +6,7 @@
  */
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 
-/** Shape parameters of a schedule, in transformers' names (camel case). Each schedule reads the ones it knows. */
+/** Parameters of a schedule under transformers' names in camel case. Each schedule reads those that it has. */
 export interface SchedulerOptions {
   /** Cosine waves after the warm-up (default 0.5) or, with restarts, how often the cosine restarts (default 1). */
   numCycles?: number;
@@ -31,7 +31,7 @@ export type RampType = (typeof RAMP_TYPES)[number];
 /** Shapes that `warmupType` and `decayType` may have. */
 export const RAMP_TYPES = ['linear', 'cosine', '1-sqrt'] as const;
 
-/** Place in a run. */
+/** Input of {@link learningRateSchedule}. */
 export interface ScheduleInput {
   /** Hugging Face name of the schedule. */
   scheduler: string;
@@ -44,7 +44,7 @@ export interface ScheduleInput {
   options?: SchedulerOptions;
 }
 
-/** Factor of the base rate at a step. */
+/** A function that gives the factor of the base rate at a step. */
 type Factor = (step: number) => number;
 
 interface FactorInput {
@@ -119,7 +119,7 @@ function minLrFactor(input: FactorInput): Factor {
   const floors = [minLrRate, minLr === undefined ? undefined : minLr / input.learningRate];
   const [floor, ...others] = floors.filter((value) => value !== undefined);
   if (floor === undefined || others.length > 0) {
-    throw new ArgumentError('cosine_with_min_lr: give one of minLr and minLrRate');
+    throw new ArgumentError('cosine_with_min_lr: one of minLr and minLrRate must be given');
   }
   return cosineFactor(input, floor);
 }
@@ -144,9 +144,9 @@ function stableDecayFactor({ total, warmup, options }: FactorInput): Factor {
     minLrRatio: floor = 0,
   } = options;
   if (decay === undefined)
-    throw new ArgumentError('warmup_stable_decay: numDecaySteps is required');
+    throw new ArgumentError('warmup_stable_decay: numDecaySteps must be given');
   for (const type of [warmupType, decayType]) {
-    if (!(type in kRising)) {
+    if (!Object.hasOwn(kRising, type)) {
       throw new ArgumentError(
         `warmup_stable_decay: unknown curve "${type}", known: ${Object.keys(kRising).join(', ')}`,
       );
@@ -163,7 +163,7 @@ function stableDecayFactor({ total, warmup, options }: FactorInput): Factor {
   };
 }
 
-/** One row a schedule. */
+/** The schedules by their names. */
 const kSchedulers: Record<string, (input: FactorInput) => Factor> = {
   constant: () => () => 1,
   constant_with_warmup:
@@ -183,7 +183,7 @@ const kSchedulers: Record<string, (input: FactorInput) => Factor> = {
 export const SCHEDULER_NAMES: readonly string[] = Object.keys(kSchedulers);
 
 /**
- * The schedule as a function of the step: `rate(s)` is the rate of step `s`, `s = 0` first.
+ * Makes a schedule, which is a function of the step. Its result `rate(s)` is the learning rate of step `s`, `s = 0` first.
  *
  * Formulas: transformers `optimization.py`; `polynomial` at a warm-up as long as the run (0/0 there) gives its end rate.
  * @throws ArgumentError on an unknown name or an option out of range; `rate(s)` where it is negative or not finite
@@ -193,7 +193,7 @@ export function learningRateSchedule(input: ScheduleInput): (step: number) => nu
   const make = Object.hasOwn(kSchedulers, scheduler) ? kSchedulers[scheduler] : undefined;
   if (scheduler === 'reduce_lr_on_plateau' || scheduler === 'greedy') {
     throw new UnsupportedError(
-      `learningRateSchedule: "${scheduler}" depends on the evaluation, not on the step`,
+      `learningRateSchedule: "${scheduler}" depends on the evaluation, not on the step; known: ${SCHEDULER_NAMES.join(', ')}`,
     );
   }
   if (make === undefined) {
@@ -214,14 +214,14 @@ export function learningRateSchedule(input: ScheduleInput): (step: number) => nu
     const rate = learningRate * factor(step);
     if (rate >= 0 && Number.isFinite(rate)) return rate;
     throw new ArgumentError(
-      `learningRateSchedule: the options of ${scheduler} give step ${step} of ${total} the rate ${rate}`,
+      `learningRateSchedule: a rate must be finite and >= 0, but the options of ${scheduler} give step ${step} of ${total} the rate ${rate}`,
     );
   };
 }
 
 /**
- * Whole warm-up steps from transformers' `warmup_steps`: below 1 it is a share of the run, rounded up; from 1 on it is
- * a number of steps (a fraction is dropped).
+ * The number of warm-up steps for transformers' `warmup_steps`: below 1 it is a share of the run, rounded up; from 1 on it is a
+ * number of steps, rounded down.
  */
 export function warmupStepsFrom(warmupSteps: number, total: number): number {
   if (!(warmupSteps >= 0) || !Number.isFinite(warmupSteps)) {

@@ -21,7 +21,13 @@ export interface SgdOptions {
 export const sgdMoments = (shape: readonly number[], momentum: number): MomentShapes =>
   momentum === 0 ? {} : { momentum_buffer: shape };
 
-/** g += wd p; buffer = first ? g : mu buffer + (1 - dampening) g; p -= lr (nesterov ? g + mu buffer : buffer). */
+/**
+ * SGD with momentum, as in torch. A step is
+ *
+ *     g += wd p
+ *     buffer = first ? g : mu buffer + (1 - dampening) g
+ *     p -= lr (nesterov ? g + mu buffer : buffer)
+ */
 export class Sgd extends Optimizer {
   private readonly options: Required<Omit<SgdOptions, 'weightDecay'>>;
 

@@ -1,19 +1,19 @@
 /** The JSON schema of a configuration file, which editors use to complete its keys and check its values. */
 import { z } from 'zod';
-import { kebab, type Option, type OptionTable, snake } from './option.ts';
+import { kebab, type Option, type OptionTable, spellings } from './option.ts';
 
 type JsonSchema = Record<string, unknown>;
 
 /**
- * The schema of a file that holds the options of a table by name. A key may be spelled with underscores, and a key without a
- * value counts as not given.
+ * The schema of a file that holds the options of a table by name. A key may be spelled as in the library or with underscores, and
+ * a key without a value counts as not given.
  * @param defaults default values to show, by the option's name in the library; an option without one may be absent
  */
 export function jsonSchemaOf(
   table: OptionTable,
   { title, defaults }: { title: string; defaults: Readonly<Record<string, unknown>> },
 ): JsonSchema {
-  const properties: JsonSchema = { $schema: { type: 'string' } };
+  const properties: JsonSchema = { $schema: { type: ['string', 'null'] } };
   const otherSpellings: JsonSchema = {};
   for (const [key, option] of Object.entries(table)) {
     const name = kebab(key);
@@ -24,8 +24,9 @@ export function jsonSchemaOf(
       ...(standard === undefined ? {} : { default: standard }),
       ...value,
     };
-    // The spelling with underscores is accepted, but editors do not suggest it.
-    if (snake(key) !== name) otherSpellings[`^${snake(key)}$`] = value;
+    // The other spellings are accepted, but editors do not suggest them.
+    const others = spellings(key).filter((spelling) => spelling !== name);
+    if (others.length > 0) otherSpellings[`^(${others.join('|')})$`] = value;
   }
   return {
     $schema: 'http://json-schema.org/draft-07/schema#',
@@ -43,10 +44,9 @@ function valueSchema({ schema, fileSchema = schema }: Option): JsonSchema {
     target: 'draft-7',
     io: 'input',
     unrepresentable: 'any',
-    // The range of safe integers, which zod adds to every whole number, would only distract a reader.
     override: ({ jsonSchema }) => {
-      if (jsonSchema.maximum === Number.MAX_SAFE_INTEGER) delete jsonSchema.maximum;
-      if (jsonSchema.minimum === Number.MIN_SAFE_INTEGER) delete jsonSchema.minimum;
+      // Lists that the library freezes are marked as read-only, which means something else to an editor.
+      delete jsonSchema.readOnly;
     },
   });
   return orNull(made as JsonSchema);

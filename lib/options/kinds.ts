@@ -3,7 +3,7 @@
  * configuration file (YAML or JSON values), the help page and the JSON schema, so that these cannot disagree.
  */
 import { z } from 'zod';
-import { camel, type Entry, type Kind, type Option, snake } from './option.ts';
+import { camel, type Entry, type Kind, type Option, snake, spellings } from './option.ts';
 
 type Widened<D> = D extends number ? number : D;
 
@@ -137,6 +137,13 @@ export function text<const D extends string | null | undefined = undefined>(
   return option(kind, entry as Entry<D extends string ? string : D>);
 }
 
+/** Declares the path of a file or folder, or a name that stands for one. */
+export function filePath<const D extends string | null | undefined = undefined>(
+  entry: Entry<D> & { readonly placeholder: string },
+): Option<string, D extends string ? string : D> {
+  return { ...text(entry), schema: z.string().min(1), wanted: 'a path' };
+}
+
 /** Declares a prompt template; on the command line, \\n and \\t stand for a line break and a tab. */
 export function template(entry: Entry<undefined>): Option<string, undefined> {
   const escapes: Record<string, string> = { n: '\n', t: '\t', '\\': '\\' };
@@ -156,7 +163,9 @@ const kUnits: Record<string, number> = {
   mib: 2 ** 20,
   gib: 2 ** 30,
 };
-const kSize = /^\s*([0-9.]+) *([a-zA-Z]*)\s*$/;
+/** A size as text: a positive number of at most 15 digits on either side of the point, and a unit of {@link kUnits} in any case. */
+const kSize =
+  /^\s*(?=[\d.]*[1-9])(\d{1,15}(?:\.\d{0,15})?|\.\d{1,15}) *([bB]|[kKmMgG][iI]?[bB]|)\s*$/;
 
 /** Declares a size in bytes: a number, a text such as 1.2GiB or 900MB, or one of the given words. */
 export function size<const W extends string>(
@@ -165,8 +174,9 @@ export function size<const W extends string>(
   const { words } = entry;
   const read = (given: unknown): unknown => {
     const found = typeof given === 'string' ? kSize.exec(given) : null;
-    const unit = found === null ? undefined : kUnits[(found[2] as string).toLowerCase()];
-    return found !== null && unit !== undefined ? Math.round(Number(found[1]) * unit) : given;
+    if (found === null) return given;
+    const [, amount, unit] = found as unknown as [string, string, string];
+    return Math.max(1, Math.round(Number(amount) * (kUnits[unit.toLowerCase()] as number)));
   };
   const kind: Kind<W | number> = {
     schema: readBefore(read, z.union([z.enum(words), z.number().gt(0)])),
@@ -251,6 +261,20 @@ export function indices(
 export type Patterns = readonly (readonly [pattern: string, value: number])[];
 
 /**
+ * The schema of an object with numbers under keys that are not empty. (That of z.record leaves out the key __proto__, which JSON
+ * and YAML can hold.)
+ */
+export function numbersByKey(number: z.ZodType<number>): z.ZodType<Record<string, number>> {
+  return z.custom<Record<string, number>>(
+    (given) =>
+      typeof given === 'object' &&
+      given !== null &&
+      !Array.isArray(given) &&
+      Object.entries(given).every(([key, value]) => key !== '' && number.safeParse(value).success),
+  );
+}
+
+/**
  * Declares numbers by pattern: an object, or JSON on the command line. The normalized form, a list of pairs, is accepted
  * as well.
  */
@@ -261,13 +285,12 @@ export function patterns(
 ): Option<Readonly<Record<string, number>> | Patterns, Readonly<Record<string, never>>, Patterns> {
   const { schema, wanted } = entry.of;
   const pattern = z.string().min(1);
-  const byPattern = z.record(pattern, schema);
   const kind: Kind<Readonly<Record<string, number>> | Patterns, Patterns> = {
-    schema: z.union([byPattern, z.array(z.tuple([pattern, schema])).readonly()]),
+    schema: z.union([numbersByKey(schema), z.array(z.tuple([pattern, schema])).readonly()]),
     wanted: `an object of patterns, each with ${wanted}`,
     placeholder: 'json',
     fromText: fromJson,
-    fileSchema: byPattern,
+    fileSchema: z.record(pattern, schema),
     normalize: (given) => {
       const pairs = Array.isArray(given) ? (given as Patterns) : Object.entries(given);
       return Object.freeze(pairs.map(([pattern, number]) => [pattern, number] as const));
@@ -276,7 +299,7 @@ export function patterns(
   return option(kind, entry);
 }
 
-/** Declares an object of settings, or JSON on the command line. Its keys may be in snake case, as in transformers. */
+/** Declares an object of settings, or JSON on the command line. Its keys may be spelled as those of a configuration file. */
 export function settings<T extends object>(
   entry: Entry<T> & {
     readonly fields: z.ZodType<T> & { readonly shape: z.ZodRawShape };
@@ -285,17 +308,20 @@ export function settings<T extends object>(
 ): Option<T, T> {
   const { fields, of } = entry;
   const keys = Object.keys(fields.shape);
-  const read = (given: unknown): unknown =>
-    typeof given === 'object' && given !== null && !Array.isArray(given)
-      ? Object.fromEntries(Object.entries(given).map(([key, item]) => [camel(key), item]))
-      : given;
-  const inFile = keys.map((key) => [snake(key), fields.shape[key]]);
+  const read = (given: unknown): unknown => {
+    if (typeof given !== 'object' || given === null || Array.isArray(given)) return given;
+    const entries = Object.entries(given).map(([key, item]) => [camel(key), item] as const);
+    // A key in two spellings is left for the schema to refuse.
+    const isUnique = new Set(entries.map(([key]) => key)).size === entries.length;
+    return isUnique ? Object.fromEntries(entries) : given;
+  };
+  const inFile = keys.flatMap((key) => spellings(key).map((name) => [name, fields.shape[key]]));
   const kind: Kind<T> = {
     schema: readBefore(read, fields),
     wanted: `an object of ${of} (${keys.map(snake).join(', ')})`,
     placeholder: 'json',
     fromText: fromJson,
-    fileSchema: z.strictObject({ ...fields.shape, ...Object.fromEntries(inFile) }),
+    fileSchema: z.strictObject(Object.fromEntries(inFile)),
   };
   return option(kind, entry);
 }

@@ -58,7 +58,7 @@ export interface Kind<T = unknown, R = T> {
    * schema to refuse.
    */
   fromText(text: string): unknown;
-  /** Converts a value of a configuration file to a value for the schema. By default the value is used as it is. */
+  /** Converts a value of a configuration file, once it is checked, to a value for the schema. Default: unchanged. */
   fromFile?(value: unknown): unknown;
   /** The schema of values in a configuration file, where it differs from the schema of the option. */
   readonly fileSchema?: z.ZodType;
@@ -131,6 +131,19 @@ export function checkValue<T, D, R>(
   const result = option.schema.safeParse(value);
   if (result.success) return result.data;
   throw new ArgumentError(`${name} ${complaint(option, value)}`);
+}
+
+/**
+ * Checks a value of an option in a configuration file, and converts it to a value for the library. The file's schema refuses what
+ * the JSON schema refuses.
+ * @throws ArgumentError as checkValue() does
+ */
+export function checkFileValue(name: string, option: Option, value: unknown): unknown {
+  const { schema, fileSchema = schema, fromFile } = option;
+  if (!fileSchema.safeParse(value).success) {
+    throw new ArgumentError(`${name} ${complaint(option, value)}`);
+  }
+  return checkValue(name, option, fromFile ? fromFile(value) : value);
 }
 
 /** The second half of a message, after the option's name, that explains why a value is refused. */
@@ -230,6 +243,11 @@ export function snake(key: string): string {
 /** The camel-case form of a name: `lora-alpha` and `lora_alpha` become `loraAlpha`. */
 export function camel(name: string): string {
   return name.replace(/[-_](.)/g, (_, letter: string) => letter.toUpperCase());
+}
+
+/** The spellings of an option's name that a configuration file may use: `lora-alpha`, `lora_alpha` and `loraAlpha`. */
+export function spellings(key: string): readonly string[] {
+  return [...new Set([kebab(key), snake(key), key])];
 }
 
 /** The name of the option that declares this alias, in any spelling; null where no option does. */

@@ -17,7 +17,7 @@ const kind: LanguageModelKind<Batch> = {
 
 /** The task for `--task causal-lm`. */
 export const causalLm = languageModelTask<CausalLM, Batch>('causal-lm', kind, {
-  tunes: (model) => model instanceof CausalLM,
+  supports: (model) => model instanceof CausalLM,
   graphObstacle: null,
   cacheObstacle: ({ tuned, data }) => {
     const { model } = tuned;
@@ -25,8 +25,8 @@ export const causalLm = languageModelTask<CausalLM, Batch>('causal-lm', kind, {
     const head = headObstacle(tuned);
     if (head !== null || longest <= model.steadyLength) return head;
     return (
-      `beyond ${model.steadyLength} tokens the dynamic rope of this ${model.modelType} model turns a sequence by the ` +
-      `longest one of its batch, and the data's longest ${longest < Infinity ? `has ${longest}` : 'is not known'}`
+      `beyond ${model.steadyLength} tokens the dynamic rope of this ${model.modelType} model depends on the longest sequence ` +
+      `of the batch, and the longest one of the data ${longest < Infinity ? `has ${longest}` : 'is not known'}`
     );
   },
 });

@@ -1,5 +1,5 @@
 /** Checks that the labels of a classifier's data agree with those of its head and of the held-out data. */
-import { type LabelScheme, placesIn } from '../data/labels.ts';
+import { indicesIn, type LabelScheme } from '../data/labels.ts';
 import { ArgumentError } from '../errors.ts';
 
 /**
@@ -24,14 +24,14 @@ function checkNames(
   data: readonly string[] | null | undefined,
 ): void {
   if (!head || !data) return;
-  const places = placesIn(data, head);
+  const places = indicesIn(data, head);
   if (places?.every((place, id) => place === id)) return;
   const fix =
     places === null
       ? 'load the model with newHead, or with labelNames: data.scheme.names where its ids stand for these'
       : 'make it with labelNames: model.labelNames';
   throw new ArgumentError(
-    `data: its label ids stand for ${data.join(', ')}, those of the model's head for ${head.join(', ')}: ${fix}`,
+    `data: its label ids stand for ${data.join(', ')}, those of the model's head for ${head.join(', ')}; ${fix}`,
   );
 }
 
@@ -46,7 +46,7 @@ function checkSchemes(data: LabelScheme | undefined, held: LabelScheme | undefin
   if (differing.length === 0) return;
   const which = differing.map((key) => `${key} ${shown(held[key])}, data has ${shown(data[key])}`);
   throw new ArgumentError(
-    `evalData: its labels do not mean what those of data mean (${which.join('; ')}): make both with the same ` +
+    `evalData: its labels do not mean what those of data mean (${which.join('; ')}); make both with the same ` +
       'numLabels, problemType and labelNames, those of data.scheme, and the same glue',
   );
 }

@@ -10,9 +10,9 @@ export function headObstacle({
   model,
   trainsHead,
 }: Pick<TunedModel<Model & { readonly head: Head }>, 'model' | 'trainsHead'>): string | null {
-  if (trainsHead) return 'the head is trained, it must be frozen';
+  if (trainsHead) return 'the head is trained, but must be frozen';
   if (model.head.softcap > 0) {
-    return `the logits of this ${model.modelType} model are soft-capped, they must be linear`;
+    return `the logits of this ${model.modelType} model are soft-capped, but must be linear`;
   }
   return null;
 }

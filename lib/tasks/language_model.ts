@@ -26,7 +26,7 @@ import type {
   LossPass,
   LossSettings,
   MicroBatch,
-  Named,
+  NamedTensors,
   RecordedLoss,
   RecordedPass,
   StudentOutputs,
@@ -68,7 +68,7 @@ export const languageModelOptions = {
 /** The metrics of a language model: only the loss, and the best step is not kept unless the caller asks for it. */
 const kMetrics: TaskMetrics = {
   names: ['loss'],
-  standard: null,
+  defaultMetric: null,
   subject: 'a language model',
 };
 
@@ -113,7 +113,7 @@ export function teacherStates<B>(
 export function languageModelTask<M extends HeadModel<B> & (CausalLM | Seq2SeqLM), B>(
   name: TaskName,
   kind: LanguageModelKind<B>,
-  own: Pick<Task<M, B>, 'tunes' | 'graphObstacle' | 'cacheObstacle'>,
+  own: Pick<Task<M, B>, 'supports' | 'graphObstacle' | 'cacheObstacle'>,
 ): Task<M, B> {
   return {
     ...own,
@@ -138,7 +138,7 @@ type Teacher = { readonly hidden: Tensor } | { readonly summary: TeacherSummary 
 /** The loss of a language model, made once for each run. */
 export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   readonly terms: readonly Term[];
-  readonly mostEntropy: number;
+  readonly maxEntropy: number;
   readonly recorded: RecordedLoss<B, Teacher>;
   readonly #loss: HeadLoss;
   readonly #cache: TeacherCache | null;
@@ -159,9 +159,9 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
     );
     this.#layers = [...new Set(terms.flatMap(({ hiddenStates = [] }) => hiddenStates))];
     const [vocabulary, channels] = head.weight.shape as [number, number];
-    this.mostEntropy = Math.log(vocabulary);
+    this.maxEntropy = Math.log(vocabulary);
     const { temperature } = this.#loss;
-    const about = {
+    const cacheKind = {
       model: model.nameOrPath,
       dtype: model.dtype,
       channels,
@@ -169,14 +169,14 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
       temperature,
     };
     this.#cache =
-      teacherCache === undefined ? null : new TeacherCache(teacherCache, about, model.device);
+      teacherCache === undefined ? null : new TeacherCache(teacherCache, cacheKind, model.device);
     this.recorded = {
       prepare: (pass) => this.#prepare(pass),
       valuesOf: (results, micro) => this.#valuesOf(results, micro),
     };
   }
 
-  async teach(micro: MicroBatch<B>): Promise<Teacher> {
+  async runTeacher(micro: MicroBatch<B>): Promise<Teacher> {
     const teacher = this.#cache
       ? { summary: await this.#summary(this.#cache, micro) }
       : { hidden: teacherStates(this.tuned, micro.batch, rowsOf(micro).rows) };
@@ -184,7 +184,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
     return teacher;
   }
 
-  forget(teacher: Teacher): void {
+  releaseTeacher(teacher: Teacher): void {
     for (const tensor of 'hidden' in teacher ? [teacher.hidden] : Object.values(teacher.summary)) {
       tensor.dispose();
     }
@@ -242,12 +242,12 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   async #summary(cache: TeacherCache, micro: MicroBatch<B>): Promise<TeacherSummary> {
     const selected = rowsOf(micro);
     const sequences = this.kind.sequencesOf(micro.batch);
-    const found = cache.take(sequences, selected);
+    const found = cache.get(sequences, selected);
     if (found !== null) return found;
     const hidden = teacherStates(this.tuned, micro.batch, selected.rows);
     const made = withPhase('teacher', () => scope(() => this.#loss.summarize(hidden, selected)));
     hidden.dispose();
-    await cache.put(sequences, selected, made);
+    await cache.add(sequences, selected, made);
     return made;
   }
 
@@ -288,7 +288,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   }
 
   #run(
-    now: Named,
+    now: NamedTensors,
     { length, gradients }: { length: number; gradients: readonly string[] },
   ): ReturnType<RecordedPass['run']> {
     const model = { ...now, length } as unknown as ModelInputs;
@@ -306,7 +306,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
     return { loss, results: { sums: sums.detach(), ...withPrefix(kMean, means) } };
   }
 
-  #valuesOf(results: Named, micro: MicroBatch<B>): MicroBatchLoss {
+  #valuesOf(results: NamedTensors, micro: MicroBatch<B>): MicroBatchLoss {
     const means = withoutPrefix(kMean, results);
     const values = this.#loss.valuesOf({ sums: results.sums as Tensor, means });
     return { loss: null, values, counts: micro.counts };
@@ -339,7 +339,7 @@ function withPrefix(
   return Object.fromEntries(Object.entries(tensors).map(([key, value]) => [prefix + key, value]));
 }
 
-function withoutPrefix(prefix: string, tensors: Named): Record<string, Tensor> {
+function withoutPrefix(prefix: string, tensors: NamedTensors): Record<string, Tensor> {
   return Object.fromEntries(
     Object.entries(tensors)
       .filter(([key, value]) => key.startsWith(prefix) && value !== null)

@@ -26,7 +26,10 @@ export const TASK_NAMES = Object.keys(TASKS) as TaskName[];
  * @throws UnsupportedError for a model that no task trains
  */
 export function taskOf(model: Model): AnyTask {
-  const found = Object.values(TASKS).find((task) => task.tunes(model));
+  const found = Object.values(TASKS).find((task) => task.supports(model));
   if (found !== undefined) return found;
-  throw new UnsupportedError(`no task trains this ${model.modelType} model`);
+  throw new UnsupportedError(
+    `no task trains this ${model.modelType} model; load it with AutoModelForCausalLM, AutoModelForSeq2SeqLM or ` +
+      'AutoModelForSequenceClassification',
+  );
 }

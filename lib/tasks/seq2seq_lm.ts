@@ -5,7 +5,7 @@ import { headObstacle } from './head_obstacle.ts';
 import { type LanguageModelKind, languageModelTask, realRows } from './language_model.ts';
 
 /** Separates the source ids from the target ids where the teacher cache identifies a sequence; no id is negative. */
-const kBorder = -1;
+const kSeparator = -1;
 
 const kind: LanguageModelKind<Seq2SeqExamples> = {
   // The decoder's inputs are already shifted right by one, so the label of a row is the target of the same row.
@@ -16,13 +16,13 @@ const kind: LanguageModelKind<Seq2SeqExamples> = {
       const source = inputIds.subarray(cuSeqlens[b], cuSeqlens[b + 1]);
       const [begin, end] = [decoder.cuSeqlens[b] as number, decoder.cuSeqlens[b + 1] as number];
       const target = decoder.inputIds.subarray(begin, end);
-      return { ids: Int32Array.of(...source, kBorder, ...target), begin, end };
+      return { ids: Int32Array.of(...source, kSeparator, ...target), begin, end };
     }),
 };
 
 /** The task for `--task seq2seq-lm`. */
 export const seq2seqLm = languageModelTask<Seq2SeqLM, Seq2SeqExamples>('seq2seq-lm', kind, {
-  tunes: (model) => model instanceof Seq2SeqLM,
+  supports: (model) => model instanceof Seq2SeqLM,
   graphObstacle: 'encoder-decoders are not trained by graphs',
   cacheObstacle: ({ tuned }) => headObstacle(tuned),
 });

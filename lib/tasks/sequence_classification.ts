@@ -28,7 +28,7 @@ import type {
 class ClassifierLoss implements TaskLoss<LabelledBatch, Tensor> {
   readonly terms: readonly Term[];
   readonly recorded = null;
-  readonly mostEntropy: number;
+  readonly maxEntropy: number;
   readonly #loss: LogitsLoss;
   readonly #temperature: number;
   readonly #layers: readonly number[];
@@ -47,10 +47,10 @@ class ClassifierLoss implements TaskLoss<LabelledBatch, Tensor> {
     this.#layers = [...new Set(terms.flatMap(({ hiddenStates = [] }) => hiddenStates))];
     // D independent decisions have 2^D outcomes, a number that may overflow; its logarithm does not.
     const several = problemType === 'multi_label_classification';
-    this.mostEntropy = several ? numLabels * Math.LN2 : Math.log(numLabels);
+    this.maxEntropy = several ? numLabels * Math.LN2 : Math.log(numLabels);
   }
 
-  async teach({ batch }: MicroBatch<LabelledBatch>): Promise<Tensor> {
+  async runTeacher({ batch }: MicroBatch<LabelledBatch>): Promise<Tensor> {
     const logits = withPhase('teacher', () =>
       this.tuned.withTeacher((model) => noGrad(() => model.outputs(modelBatch(model, batch)))),
     );
@@ -58,7 +58,7 @@ class ClassifierLoss implements TaskLoss<LabelledBatch, Tensor> {
     return logits;
   }
 
-  forget(teacher: Tensor): void {
+  releaseTeacher(teacher: Tensor): void {
     teacher.dispose();
   }
 
@@ -109,7 +109,7 @@ export const sequenceClassification: Task<SequenceClassifier, LabelledBatch> = {
   name: 'sequence-classification',
   terms: kClassifierTerms,
   options: {},
-  tunes: (model) => model instanceof SequenceClassifier,
+  supports: (model) => model instanceof SequenceClassifier,
   select: (batch) => {
     const examples = batch.indices.length;
     const counts = { tokens: batch.inputIds.length, supervised: examples, regularized: examples };
@@ -127,14 +127,15 @@ export const sequenceClassification: Task<SequenceClassifier, LabelledBatch> = {
       (consistencyWeight as number) > 0 &&
       consistencySchedule === 'adaptive'
     ) {
-      throw new ArgumentError('consistencySchedule adaptive has no meaning for regression');
+      throw new ArgumentError(
+        'consistencySchedule adaptive has no meaning for regression; choose constant or cosine',
+      );
     }
     checkLabels(labelNames, data.scheme, evalData?.scheme);
   },
-  lossObstacle:
-    "a loss of one's own is for language models; a classifier's is its task's and the regularizers: leave it out",
+  lossObstacle: 'a classifier takes no custom loss; leave it out, or add terms',
   graphObstacle: 'only language models are trained by graphs',
-  teacherObstacle: 'it is for language models, a classifier has no such teacher',
+  teacherObstacle: "the cache is for language models, and a classifier's teacher is not cached",
   cacheObstacle: () => null,
 };
 
@@ -150,12 +151,12 @@ function metrics(model: SequenceClassifier): TaskMetrics {
   const found: Partial<Record<string, unknown>> = { ...metricsOf(rows, model) };
   return {
     names: ['loss', ...kMetricNames.filter((name) => typeof found[name] === 'number')],
-    standard: kStandard[problemType],
-    subject: `${problemType} (numLabels ${numLabels})`,
+    defaultMetric: kDefaultMetrics[problemType],
+    subject: `${problemType} with ${numLabels} ${numLabels === 1 ? 'label' : 'labels'}`,
   };
 }
 
-const kStandard = {
+const kDefaultMetrics = {
   single_label_classification: 'accuracy',
   regression: 'pearson',
   multi_label_classification: 'f1Micro',

@@ -55,13 +55,13 @@ export interface LossPass<B = unknown, T = unknown> {
 /** The loss of a run, made once and used for every micro-batch. T is the type of the teacher's outputs for a micro-batch. */
 export interface TaskLoss<B = unknown, T = unknown> {
   readonly terms: readonly Term[];
-  /** Computes the teacher's outputs for a micro-batch; the caller releases them with forget(). */
-  teach(micro: MicroBatch<B>): Promise<T>;
-  forget(teacher: T): void;
+  /** Computes the teacher's outputs for a micro-batch; the caller releases them with releaseTeacher(). */
+  runTeacher(micro: MicroBatch<B>): Promise<T>;
+  releaseTeacher(teacher: T): void;
   /** The entropy of the teacher's distribution at temperature T for each regularized row, in nats. */
   entropies(teacher: T, micro: MicroBatch<B>): Promise<ArrayLike<number>>;
   /** The largest entropy that a row can have, in nats. */
-  readonly mostEntropy: number;
+  readonly maxEntropy: number;
   /** Runs the student's forward pass. */
   forward(micro: MicroBatch<B>): StudentOutputs;
   /** Enqueues the computation of the loss. */
@@ -72,26 +72,26 @@ export interface TaskLoss<B = unknown, T = unknown> {
 }
 
 /** Tensors by name; a null stands for an absent tensor. */
-export type Named = Readonly<Record<string, Tensor | null>>;
+export type NamedTensors = Readonly<Record<string, Tensor | null>>;
 
 /** A micro-batch that is ready to be recorded as a graph, or to be run by one. */
 export interface RecordedPass {
   /** A key for everything that the enqueued ops depend on, other than the names, types and shapes of the inputs. */
   readonly key: string;
   /** Tensors that change from step to step; the runner takes ownership of them. */
-  readonly inputs: Named;
+  readonly inputs: NamedTensors;
   /**
    * Enqueues the teacher's pass, the forward pass and the losses for the given inputs. Returns the loss, on the tape, and the
    * tensors with the values of the terms.
    */
-  readonly run: (now: Named) => { readonly loss: Tensor; readonly results: Named };
+  readonly run: (now: NamedTensors) => { readonly loss: Tensor; readonly results: NamedTensors };
 }
 
 /** The form of a loss that graphs can record. */
 export interface RecordedLoss<B = unknown, T = unknown> {
   prepare(pass: Omit<LossPass<B, T>, 'student'>): RecordedPass;
   /** The values of the terms, taken from the results of a pass. */
-  valuesOf(results: Named, micro: MicroBatch<B>): MicroBatchLoss;
+  valuesOf(results: NamedTensors, micro: MicroBatch<B>): MicroBatchLoss;
 }
 
 /** Settings of a {@link TaskLoss}. */
@@ -115,8 +115,8 @@ export interface LossSettings {
 export interface TaskMetrics {
   readonly names: readonly MetricName[];
   /** The metric that chooses the best step where the caller names none; null where the last step is kept. */
-  readonly standard: MetricName | null;
-  /** The name of the model's kind for messages: `a language model`, `regression (numLabels 1)`. */
+  readonly defaultMetric: MetricName | null;
+  /** The name of the model's kind for messages: `a language model`, `regression with 1 label`. */
   readonly subject: string;
 }
 
@@ -136,7 +136,7 @@ export interface Task<M extends Model = Model, B = unknown> {
   /** Options of the task itself, in addition to those of its terms. */
   readonly options: OptionTable;
   /** Whether this task trains models of this kind. */
-  tunes(model: Model): model is M;
+  supports(model: Model): model is M;
   /** Selects the rows of a batch and counts them. */
   select(batch: B, regularizers: Readonly<Record<string, unknown>>): MicroBatch<B>;
   loss(tuned: TunedModel<M>, settings: LossSettings): TaskLoss<B>;

@@ -47,14 +47,14 @@ export interface CachedSequence {
 }
 
 /** The selected rows of one sequence. */
-interface Piece {
+interface SequenceRows {
   readonly key: string;
   readonly rows: number;
 }
 
 const kHeaderBytes = 512;
 const kDigestBytes = 16;
-const kHeadBytes = kDigestBytes + 8;
+const kRecordHeaderBytes = kDigestBytes + 8;
 const kEntropyBytes = 8;
 
 export class TeacherCache {
@@ -64,7 +64,7 @@ export class TeacherCache {
   readonly #wide: boolean;
   readonly #channels: number;
   /** Position of each sequence's record in the file, by digest. */
-  readonly #places = new Map<string, number>();
+  readonly #positions = new Map<string, number>();
   #end = kHeaderBytes;
 
   /**
@@ -93,15 +93,15 @@ export class TeacherCache {
 
   /** The number of sequences in the cache. */
   get size(): number {
-    return this.#places.size;
+    return this.#positions.size;
   }
 
   /** The summary of a batch's selected rows, or null where one of its sequences is not in the cache or has a damaged record. */
-  take(sequences: readonly CachedSequence[], selected: SelectedRows): TeacherSummary | null {
-    const pieces = piecesOf(sequences, selected);
+  get(sequences: readonly CachedSequence[], selected: SelectedRows): TeacherSummary | null {
+    const groups = rowsBySequence(sequences, selected);
     const parts: Buffer[] = [];
-    for (const piece of pieces) {
-      const payload = this.#payload(piece);
+    for (const group of groups) {
+      const payload = this.#payload(group);
       if (payload === null) return null;
       parts.push(payload);
     }
@@ -110,23 +110,23 @@ export class TeacherCache {
     const entropy = new Float64Array(rows);
     let row = 0;
     for (const [i, payload] of parts.entries()) {
-      const { rows: count } = pieces[i] as Piece;
+      const { rows: count } = groups[i] as SequenceRows;
       const bytes = count * this.#channels * mean.BYTES_PER_ELEMENT;
       bytesOf(mean).set(payload.subarray(0, bytes), row * this.#channels * mean.BYTES_PER_ELEMENT);
       bytesOf(entropy).set(payload.subarray(bytes), row * kEntropyBytes);
       row += count;
     }
-    const on = this.device === undefined ? {} : { device: this.device };
+    const onDevice = this.device === undefined ? {} : { device: this.device };
     return unscoped(() =>
       noGrad(() => ({
-        mean: tensor(mean, { shape: [rows, this.#channels], ...on }),
-        entropy: tensor(entropy, { shape: [rows], ...on }),
+        mean: tensor(mean, { shape: [rows, this.#channels], ...onDevice }),
+        entropy: tensor(entropy, { shape: [rows], ...onDevice }),
       })),
     );
   }
 
   /** Adds the summary of a batch's selected rows to the cache. */
-  async put(
+  async add(
     sequences: readonly CachedSequence[],
     selected: SelectedRows,
     summary: TeacherSummary,
@@ -135,7 +135,7 @@ export class TeacherCache {
     const entropy = bytesOf((await summary.entropy.data()) as Float64Array);
     const width = this.#channels * this.#elementBytes;
     let row = 0;
-    for (const { key, rows } of piecesOf(sequences, selected)) {
+    for (const { key, rows } of rowsBySequence(sequences, selected)) {
       const payload = Buffer.concat([
         mean.subarray(row * width, (row + rows) * width),
         entropy.subarray(row * kEntropyBytes, (row + rows) * kEntropyBytes),
@@ -163,22 +163,22 @@ export class TeacherCache {
   }
 
   #append(key: string, rows: number, payload: Buffer): void {
-    const head = Buffer.alloc(kHeadBytes);
-    head.write(key, 'hex');
-    head.writeUInt32LE(rows, kDigestBytes);
-    head.writeUInt32LE(crc32(payload), kDigestBytes + 4);
-    const record = Buffer.concat([head, payload]);
+    const header = Buffer.alloc(kRecordHeaderBytes);
+    header.write(key, 'hex');
+    header.writeUInt32LE(rows, kDigestBytes);
+    header.writeUInt32LE(crc32(payload), kDigestBytes + 4);
+    const record = Buffer.concat([header, payload]);
     writeSync(this.#file, record, 0, record.length, this.#end);
-    this.#places.set(key, this.#end);
+    this.#positions.set(key, this.#end);
     this.#end += record.length;
   }
 
-  #payload({ key, rows }: Piece): Buffer | null {
+  #payload({ key, rows }: SequenceRows): Buffer | null {
     if (rows === 0) return Buffer.alloc(0);
-    const place = this.#places.get(key);
+    const place = this.#positions.get(key);
     if (place === undefined) return null;
-    const record = this.#read(place, kHeadBytes + this.#payloadBytes(rows));
-    const payload = record?.subarray(kHeadBytes) ?? null;
+    const record = this.#read(place, kRecordHeaderBytes + this.#payloadBytes(rows));
+    const payload = record?.subarray(kRecordHeaderBytes) ?? null;
     if (payload === null || record?.readUInt32LE(kDigestBytes + 4) !== crc32(payload)) return null;
     return payload;
   }
@@ -187,11 +187,12 @@ export class TeacherCache {
   #scan(): void {
     const { size } = fstatSync(this.#file);
     for (;;) {
-      const head = this.#read(this.#end, kHeadBytes);
-      if (head === null) return;
-      const next = this.#end + kHeadBytes + this.#payloadBytes(head.readUInt32LE(kDigestBytes));
+      const header = this.#read(this.#end, kRecordHeaderBytes);
+      if (header === null) return;
+      const next =
+        this.#end + kRecordHeaderBytes + this.#payloadBytes(header.readUInt32LE(kDigestBytes));
       if (next > size) return;
-      this.#places.set(head.toString('hex', 0, kDigestBytes), this.#end);
+      this.#positions.set(header.toString('hex', 0, kDigestBytes), this.#end);
       this.#end = next;
     }
   }
@@ -204,21 +205,24 @@ export class TeacherCache {
 }
 
 /** The selected rows of each sequence, in the order of the sequences. */
-function piecesOf(sequences: readonly CachedSequence[], { rows }: SelectedRows): Piece[] {
-  const pieces: Piece[] = [];
-  let at = 0;
+function rowsBySequence(
+  sequences: readonly CachedSequence[],
+  { rows }: SelectedRows,
+): SequenceRows[] {
+  const groups: SequenceRows[] = [];
+  let next = 0;
   for (const { ids, begin, end } of sequences) {
-    const first = at;
-    while (at < rows.length && (rows[at] as number) < end) at++;
-    const places = rows.subarray(first, at).map((row) => row - begin);
+    const first = next;
+    while (next < rows.length && (rows[next] as number) < end) next++;
+    const places = rows.subarray(first, next).map((row) => row - begin);
     const digest = createHash('sha256')
       .update(`${ids.length} ${places.length} `)
       .update(bytesOf(ids))
       .update(bytesOf(places))
       .digest('hex');
-    pieces.push({ key: digest.slice(0, 2 * kDigestBytes), rows: at - first });
+    groups.push({ key: digest.slice(0, 2 * kDigestBytes), rows: next - first });
   }
-  return pieces;
+  return groups;
 }
 
 function bytesOf(values: Float32Array | Float64Array | Int32Array): Buffer {

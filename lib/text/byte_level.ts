@@ -1,6 +1,6 @@
 /**
  * The byte alphabet of GPT-2's BPE: every byte has one printable character, so that a vocabulary of strings can hold
- * arbitrary bytes. Printable Latin-1 stands for itself; the other 68 bytes take U+0100, U+0101, ... in order.
+ * arbitrary bytes. Printable Latin-1 characters stand for themselves; the other 68 bytes are U+0100, U+0101, ... in order.
  */
 
 function buildAlphabet(): string[] {
@@ -12,12 +12,12 @@ function buildAlphabet(): string[] {
   );
 }
 
-/** byte -> character */
+/** The character that stands for each byte. */
 export const kByteToChar: readonly string[] = buildAlphabet();
 
 const kCharToByte = new Map(kByteToChar.map((char, byte) => [char, byte]));
 
-/** Text in the byte alphabet, as UTF-8. */
+/** The UTF-8 bytes of a text, written in the byte alphabet. */
 export function toByteLevel(text: string): string {
   let written = '';
   for (const byte of Buffer.from(text, 'utf8')) written += kByteToChar[byte];

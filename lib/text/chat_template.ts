@@ -5,7 +5,7 @@
 import { Template } from '@huggingface/jinja';
 import { ArgumentError, FormatError } from '../errors.ts';
 
-/** One turn. Templates may read further keys (tool_calls, name, ...). */
+/** One message of a conversation. Templates may read further keys (tool_calls, name, ...). */
 export interface ChatMessage {
   role: string;
   content: unknown;
@@ -14,7 +14,7 @@ export interface ChatMessage {
 
 /** Options of {@link ChatTemplate.render}. */
 export interface RenderOptions {
-  /** End with the opening of an assistant turn. Default false. */
+  /** Whether to end with the tokens that begin an assistant message. Default false. */
   addGenerationPrompt?: boolean;
   /** Tool descriptions, for templates that know them. */
   tools?: unknown[];
@@ -22,8 +22,10 @@ export interface RenderOptions {
   variables?: Record<string, unknown>;
 }
 
-/** The value of chat_template: one template, or named ones. */
+/** The value of chat_template in tokenizer_config.json: one template, or a list of named ones. */
 export type ChatTemplateSource = string | readonly { name: string; template: string }[];
+
+const kAdvice = 'correct chat_template.jinja, or chat_template in tokenizer_config.json';
 
 const text = (error: unknown) => (error instanceof Error ? error.message : String(error));
 
@@ -42,7 +44,9 @@ export class ChatTemplate {
         ? [['default', source]]
         : source.map(({ name, template }) => [name, template]),
     );
-    if (this.sources.size === 0) throw new FormatError('chat template: the list is empty');
+    if (this.sources.size === 0) {
+      throw new FormatError('chat template: the list of templates is empty', { advice: kAdvice });
+    }
   }
 
   /**
@@ -61,7 +65,9 @@ export class ChatTemplate {
         ...(tools === undefined ? {} : { tools }),
       });
     } catch (error) {
-      throw new ArgumentError(`chat template: ${text(error)}`);
+      throw new ArgumentError(
+        `chat template: it refuses the messages (${text(error)}); change them to what it accepts`,
+      );
     }
   }
 
@@ -74,7 +80,9 @@ export class ChatTemplate {
       try {
         template = new Template(source);
       } catch (error) {
-        throw new FormatError(`chat template '${name}' does not parse: ${text(error)}`);
+        throw new FormatError(`chat template '${name}' does not parse: ${text(error)}`, {
+          advice: kAdvice,
+        });
       }
       this.parsed.set(name, template);
     }

@@ -1,30 +1,32 @@
 /**
- * The frame that a tokenizer puts around one text or a pair ([CLS] a [SEP] b [SEP]), read from tokenizer.json's post-processor,
- * and the cut that makes both fit. Done here, on ids, because a cut must leave the frame whole.
+ * The frame of special tokens that a tokenizer puts around one text or a pair ([CLS] a [SEP] b [SEP]), as tokenizer.json's
+ * post-processor describes it, and the truncation of the texts. Both are done here, on ids, because truncation must not remove
+ * special tokens.
  */
 import { FormatError, UnsupportedError } from '../errors.ts';
 
 type Json = Record<string, unknown>;
 
-/** A text's ids between special tokens, and which of the two texts each belongs to. */
+/** The ids of one text or two, between special tokens. */
 export interface Encoding {
   readonly ids: number[]; // (T)
-  /** 0 for the first text, 1 for the second where the model tells them apart (BERT's segments). */
+  /** Token types: 1 for the second text where the model distinguishes the two (BERT's segments), else 0. */
   readonly typeIds: number[]; // (T)
-  /** Tokens that were cut off. */
+  /** Number of tokens that were cut off. */
   readonly cut: number;
 }
 
-/** A piece of a frame: ids as they stand, or the place of a text. */
-type Piece = { ids: number[]; typeId: number } | { text: 'a' | 'b'; typeId: number };
+/** A part of a frame: ids of special tokens, or the place of a text. */
+type FramePart = { ids: number[]; typeId: number } | { text: 'a' | 'b'; typeId: number };
 
+/** The frames of one text and of a pair. */
 export interface Frame {
-  readonly single: readonly Piece[];
-  readonly pair: readonly Piece[];
+  readonly single: readonly FramePart[];
+  readonly pair: readonly FramePart[];
 }
 
-/** A model without frame: one text after the other. */
-const kBare: Frame = {
+/** The frame of a tokenizer that adds no special tokens: one text after the other. */
+const kTextsOnly: Frame = {
   single: [{ text: 'a', typeId: 0 }],
   pair: [
     { text: 'a', typeId: 0 },
@@ -33,35 +35,36 @@ const kBare: Frame = {
 };
 
 /**
- * Reads a post-processor. ByteLevel ones change offsets only.
+ * Reads the frame from a post-processor. One of type ByteLevel adds no tokens, since it changes offsets only.
  * @throws UnsupportedError for a kind that is not known; FormatError for a special token without an id
  */
 export function readFrame(postProcessor: unknown): Frame {
-  if (postProcessor === null || postProcessor === undefined) return kBare;
+  if (postProcessor === null || postProcessor === undefined) return kTextsOnly;
   const config = postProcessor as Json;
   switch (config.type) {
     case 'ByteLevel':
-      return kBare;
+      return kTextsOnly;
     case 'Sequence': {
       const frames = (config.processors as unknown[]).map(readFrame);
-      return frames.find((frame) => frame !== kBare) ?? kBare;
+      return frames.find((frame) => frame !== kTextsOnly) ?? kTextsOnly;
     }
     case 'TemplateProcessing':
       return template(config);
     case 'BertProcessing':
-      return surrounded(config, { between: 1, typeOfB: 1 });
+      return bertFrame(config, { between: 1, typeOfB: 1 });
     case 'RobertaProcessing':
-      return surrounded(config, { between: 2, typeOfB: 0 });
+      return bertFrame(config, { between: 2, typeOfB: 0 });
     default:
       throw new UnsupportedError(
-        `tokenizer: post-processor ${JSON.stringify(config.type)} is not supported`,
+        `tokenizer: post-processor ${JSON.stringify(config.type)} is not supported; write it in tokenizer.json as ` +
+          'TemplateProcessing',
       );
   }
 }
 
 function template(config: Json): Frame {
   const specials = (config.special_tokens ?? {}) as Record<string, { ids?: number[] }>;
-  const pieces = (list: unknown): Piece[] =>
+  const parts = (list: unknown): FramePart[] =>
     (list as Record<'SpecialToken' | 'Sequence', { id: string; type_id: number }>[]).map((item) => {
       if (item.Sequence) {
         return { text: item.Sequence.id === 'B' ? 'b' : 'a', typeId: item.Sequence.type_id };
@@ -75,23 +78,23 @@ function template(config: Json): Frame {
       }
       return { ids, typeId };
     });
-  return { single: pieces(config.single), pair: pieces(config.pair) };
+  return { single: parts(config.single), pair: parts(config.pair) };
 }
 
-/** cls a sep, and cls a sep (sep) b sep. */
-function surrounded(config: Json, form: { between: 1 | 2; typeOfB: 0 | 1 }): Frame {
+/** The frame of BERT and RoBERTa: cls a sep, and cls a sep (sep) b sep. */
+function bertFrame(config: Json, form: { between: 1 | 2; typeOfB: 0 | 1 }): Frame {
   const idOf = (role: 'cls' | 'sep'): number => {
     const id = (config[role] as [string, number] | undefined)?.[1];
     if (typeof id === 'number') return id;
     throw new FormatError(`tokenizer: the post-processor gives no id for ${role}`);
   };
   const [cls, sep] = [idOf('cls'), idOf('sep')];
-  const single: Piece[] = [
+  const single: FramePart[] = [
     { ids: [cls], typeId: 0 },
     { text: 'a', typeId: 0 },
     { ids: [sep], typeId: 0 },
   ];
-  const second: Piece[] = [
+  const second: FramePart[] = [
     ...(form.between === 2 ? [{ ids: [sep], typeId: 0 }] : []),
     { text: 'b', typeId: form.typeOfB },
     { ids: [sep], typeId: form.typeOfB },
@@ -99,15 +102,15 @@ function surrounded(config: Json, form: { between: 1 | 2; typeOfB: 0 | 1 }): Fra
   return { single, pair: [...single, ...second] };
 }
 
-/** Ids of the frame itself, around one text or two. */
+/** The number of special tokens around one text or two. */
 export function frameLength(frame: Frame, texts: 1 | 2): number {
-  const pieces = texts === 1 ? frame.single : frame.pair;
-  return pieces.reduce((sum, piece) => sum + ('ids' in piece ? piece.ids.length : 0), 0);
+  const parts = texts === 1 ? frame.single : frame.pair;
+  return parts.reduce((sum, part) => sum + ('ids' in part ? part.ids.length : 0), 0);
 }
 
 /**
  * Puts one text or two into the frame.
- * @param maxLength of the whole; the texts are cut at their ends, the longer one first
+ * @param maxLength largest number of ids in all; the texts are cut at their ends, the longer one first
  */
 export function applyFrame(
   frame: Frame,
@@ -120,19 +123,18 @@ export function applyFrame(
   const texts = { a: a.slice(0, lengthA), b: b?.slice(0, lengthB) ?? [] };
   const ids: number[] = [];
   const typeIds: number[] = [];
-  for (const piece of b === null ? frame.single : frame.pair) {
-    const part = 'ids' in piece ? piece.ids : texts[piece.text];
-    for (const id of part) {
+  for (const part of b === null ? frame.single : frame.pair) {
+    for (const id of 'ids' in part ? part.ids : texts[part.text]) {
       ids.push(id);
-      typeIds.push(piece.typeId);
+      typeIds.push(part.typeId);
     }
   }
   return { ids, typeIds, cut: a.length - lengthA + ((b?.length ?? 0) - lengthB) };
 }
 
 /**
- * Lengths of two texts that share `room` tokens, as Hugging Face's `longest_first` cuts them: the shorter text stays whole while
- * it fits, else both get half (an odd token goes to the longer one).
+ * The lengths to which two texts are cut so that they have `room` tokens together, as Hugging Face's `longest_first` does it: the
+ * shorter text stays whole if it has at most half of them, else both get half (an odd token goes to the longer one).
  */
 function longestFirst(
   a: readonly number[],

@@ -1,7 +1,7 @@
-/** Reading tokenizer.ggml.* of a GGUF file: values with their types checked, tokens and their kinds, special tokens. */
+/** The metadata tokenizer.ggml.* of a GGUF file: values with their types checked, tokens and their types, special tokens. */
 import { FormatError } from '../errors.ts';
 
-/** The metadata key/values of a GGUF file, as a plain object or a Map. */
+/** The metadata of a GGUF file, by key. */
 export type GgufMetadata = Readonly<Record<string, unknown>> | ReadonlyMap<string, unknown>;
 
 /** Values of tokenizer.ggml.token_type. */
@@ -20,7 +20,7 @@ export interface Special {
   id: number;
 }
 
-/** Roles of tokenizer_config.json, and the keys of their ids ("seperator" is the format's spelling). */
+/** Special tokens by their names in tokenizer_config.json, with the keys of their ids ("seperator" is the format's spelling). */
 const kRoles = {
   bos_token: 'tokenizer.ggml.bos_token_id',
   eos_token: 'tokenizer.ggml.eos_token_id',
@@ -72,13 +72,20 @@ export class Metadata {
   }
 }
 
-/** The vocabulary of a GGUF file as it stands there. */
+/** The error for a vocabulary that lacks what a tokenizer is built from; a tokenizer.json beside the file replaces it. */
+export function incomplete(what: string): FormatError {
+  return new FormatError(`gguf: ${what}`, {
+    advice: "put the model's tokenizer.json beside the file",
+  });
+}
+
+/** The vocabulary of a GGUF file, unchanged. */
 export class GgufVocabulary {
-  /** (V) */
+  /** The tokens by id, (V). */
   readonly tokens: readonly string[];
   readonly #types: readonly number[];
 
-  /** @throws FormatError if there is none, or its lists differ in length */
+  /** Reads the vocabulary. @throws FormatError if there is none, or its lists differ in length */
   constructor(readonly metadata: Metadata) {
     const tokens = metadata.list<string>('tokenizer.ggml.tokens', 'string');
     if (!tokens?.length) throw new FormatError('gguf: tokenizer.ggml.tokens is missing or empty');
@@ -86,12 +93,12 @@ export class GgufVocabulary {
     this.#types = this.#parallel('token_type') ?? [];
   }
 
-  /** A token's kind; normal where the file does not say. */
+  /** The type of a token, see {@link TokenType}; normal where the file has no types. */
   type(id: number): number {
     return this.#types[id] ?? TokenType.normal;
   }
 
-  /** Control tokens and the unknown token. */
+  /** Whether a token is a control token or the unknown token. */
   isSpecial(id: number): boolean {
     const type = this.type(id);
     return type === TokenType.control || type === TokenType.unknown;
@@ -103,15 +110,15 @@ export class GgufVocabulary {
    */
   scores(): readonly number[] {
     const scores = this.#parallel('scores');
-    if (scores === undefined) throw new FormatError('gguf: tokenizer.ggml.scores is missing');
+    if (scores === undefined) throw incomplete('tokenizer.ggml.scores is missing');
     const bad = scores.findIndex((score) => !Number.isFinite(score));
     if (bad < 0) return scores;
-    throw new FormatError(`gguf: tokenizer.ggml.scores[${bad}] is ${scores[bad]}`);
+    throw incomplete(`tokenizer.ggml.scores[${bad}] must be finite, got ${scores[bad]}`);
   }
 
   /**
-   * The token of a role, or null.
-   * @param byDefault the id where the file does not say
+   * The special token of a role, or null.
+   * @param byDefault the id to use if the file has none
    * @throws FormatError for an id outside the vocabulary
    */
   special(role: Role, byDefault?: number): Special | null {
@@ -127,11 +134,11 @@ export class GgufVocabulary {
     );
   }
 
-  /** Like `special`, but the token must be there. @throws FormatError naming the key */
+  /** The special token of a role. @throws FormatError naming the key if the file does not have it */
   required(role: Role, byDefault?: number): Special {
     const special = this.special(role, byDefault);
     if (special !== null) return special;
-    throw new FormatError(`gguf: ${kRoles[role]} is missing`);
+    throw incomplete(`${kRoles[role]} is missing`);
   }
 
   #parallel(name: string): number[] | undefined {
@@ -143,7 +150,7 @@ export class GgufVocabulary {
   }
 }
 
-/** Roles and the chat template, as a tokenizer_config.json holds them. */
+/** A tokenizer_config.json with the special tokens and the chat template. */
 export function tokenizerConfigOf(
   metadata: Metadata,
   specials: Partial<Record<Role, Special | null>>,
@@ -155,14 +162,14 @@ export function tokenizerConfigOf(
   return config;
 }
 
-/** Roles and the chat template as the file states them, for a tokenizer.json that stands beside it. */
+/** A tokenizer_config.json for a tokenizer.json that lies beside a GGUF file. */
 export function ggufTokenizerConfig(source: GgufMetadata): Record<string, unknown> {
   const metadata = new Metadata(source);
   if (metadata.raw('tokenizer.ggml.tokens') === undefined) return tokenizerConfigOf(metadata, {});
   return tokenizerConfigOf(metadata, specialsOf(new GgufVocabulary(metadata)));
 }
 
-/** All roles that the file states. */
+/** The special tokens by role; null for those that the file does not name. */
 export function specialsOf(
   vocabulary: GgufVocabulary,
   defaults: Partial<Record<Role, number>> = {},
@@ -171,7 +178,7 @@ export function specialsOf(
   return Object.fromEntries(roles.map((role) => [role, vocabulary.special(role, defaults[role])]));
 }
 
-/** An entry of added_tokens: text that is taken out before everything else. */
+/** An entry of added_tokens: text that is recognised before everything else. */
 export function addedToken(
   { token: content, id }: Special,
   { special, ...strips }: { special: boolean; lstrip?: boolean; rstrip?: boolean },
@@ -182,36 +189,34 @@ export function addedToken(
   };
 }
 
-/** The special tokens around a text (null: none), and between two. */
-interface Frame {
+/** The special tokens that are added around a text and between two texts; null for none. */
+interface AddedSpecials {
   bos: Special | null;
   eos: Special | null;
   sep: Special | null;
 }
 
 /**
- * Which of them the file wants: tokenizer.ggml.add_bos_token and its like.
- * @throws FormatError if one is wanted that the vocabulary does not name
+ * Reads which special tokens are added to texts, from tokenizer.ggml.add_bos_token and similar keys.
+ * @throws FormatError if a token is to be added that the vocabulary does not name
  */
-export function frameOf(
+export function specialTokensToAdd(
   vocabulary: GgufVocabulary,
   specials: Partial<Record<Role, Special | null>>,
   byDefault: { bos: boolean; eos: boolean; sep: boolean },
-): Frame {
-  const added = (which: keyof Frame): Special | null => {
+): AddedSpecials {
+  const added = (which: keyof AddedSpecials): Special | null => {
     const wanted = vocabulary.metadata.boolean(`tokenizer.ggml.add_${which}_token`);
     if (!(wanted ?? byDefault[which])) return null;
     const special = specials[`${which}_token`];
     if (special) return special;
-    throw new FormatError(
-      `gguf: ${which} is to be added, but ${kRoles[`${which}_token`]} is missing`,
-    );
+    throw incomplete(`${which} is to be added, but ${kRoles[`${which}_token`]} is missing`);
   };
   return { bos: added('bos'), eos: added('eos'), sep: added('sep') };
 }
 
-/** The post-processor of `bos A eos` and `bos A eos sep B eos`; null when nothing is added. */
-export function postProcessor({ bos, eos, sep }: Frame): Record<string, unknown> | null {
+/** The post-processor that makes `bos A eos` and `bos A eos sep B eos`; null if no token is added. */
+export function postProcessor({ bos, eos, sep }: AddedSpecials): Record<string, unknown> | null {
   const used = [bos, eos, sep].filter((special) => special !== null);
   if (used.length === 0) return null;
   const item = (special: Special | null) =>

@@ -1,16 +1,17 @@
 /**
- * SentencePiece vocabularies of GGUF files: BPE ("llama": Llama 2, Mistral, Gemma, Phi-3) and Unigram ("t5"). What the keys
- * mean and their defaults: llama.cpp's llama-vocab.cpp. Spaces are written as U+2581.
+ * SentencePiece vocabularies of GGUF files: BPE ("llama": Llama 2, Mistral, Gemma, Phi-3) and Unigram ("t5"). The keys have the
+ * meanings and defaults of llama.cpp's llama-vocab.cpp. Spaces are written as U+2581.
  */
-import { FormatError, UnsupportedError } from '../errors.ts';
+import { UnsupportedError } from '../errors.ts';
 import {
   addedToken,
-  frameOf,
   type GgufVocabulary,
+  incomplete,
   postProcessor,
   type Role,
   type Special,
   specialsOf,
+  specialTokensToAdd,
   TokenType,
   tokenizerConfigOf,
 } from './gguf_metadata.ts';
@@ -28,7 +29,7 @@ const replace = (pattern: { String: string } | { Regex: string }, content: strin
 });
 const prepend = (text: string): Json => ({ type: 'Prepend', prepend: text });
 
-/** tokenizer.ggml.model = "llama". */
+/** The tokenizer of a file with tokenizer.ggml.model = "llama". */
 export function sentencePieceBpe(vocabulary: GgufVocabulary): TokenizerParts {
   const { metadata, tokens } = vocabulary;
   refuseDuplicates(tokens);
@@ -39,7 +40,7 @@ export function sentencePieceBpe(vocabulary: GgufVocabulary): TokenizerParts {
   return {
     tokenizerConfig: tokenizerConfigOf(metadata, specials),
     tokenizerJson: {
-      ...common(vocabulary, specials, { bos: true, eos: false, sep: false }),
+      ...sharedParts(vocabulary, specials, { bos: true, eos: false, sep: false }),
       normalizer: prefix ? sequence(prepend(kMark), marked) : marked,
       pre_tokenizer: wordByWord(merges) ? kWords : null,
       decoder: decoder(prefix),
@@ -60,7 +61,7 @@ export function sentencePieceBpe(vocabulary: GgufVocabulary): TokenizerParts {
   };
 }
 
-/** Words with the marks before them. */
+/** Pre-tokenizer that splits a text into words, each with the U+2581 before it. */
 const kWords: Json = {
   type: 'Split',
   pattern: { Regex: `${kMark}*[^${kMark}]+|${kMark}+` },
@@ -68,13 +69,13 @@ const kWords: Json = {
   invert: false,
 };
 
-/** Whether no merge goes beyond a word: then words met before need not be merged again. */
+/** Whether no merge extends beyond a word, so that the tokens of each word can be cached. */
 function wordByWord({ ranks }: GreedyMerges): boolean {
   for (const token of ranks.keys()) if (/[^\u2581]\u2581/.test(token)) return false;
   return true;
 }
 
-/** tokenizer.ggml.model = "t5". */
+/** The tokenizer of a file with tokenizer.ggml.model = "t5". */
 export function unigram(vocabulary: GgufVocabulary): TokenizerParts {
   const { metadata, tokens } = vocabulary;
   refuseDuplicates(tokens);
@@ -83,14 +84,14 @@ export function unigram(vocabulary: GgufVocabulary): TokenizerParts {
   // A file that collapses spaces has one before every word, the first one too.
   const prefix = (metadata.boolean('tokenizer.ggml.add_space_prefix') ?? false) || collapse;
   const normalizers = [
-    ...charsmap(vocabulary),
+    ...charsmapNormalizer(vocabulary),
     ...(prefix ? [prepend(' ')] : []),
     ...(collapse ? [replace({ Regex: ' {2,}' }, ' '), replace({ Regex: ' \\z' }, '')] : []),
   ];
   return {
     tokenizerConfig: tokenizerConfigOf(metadata, specials),
     tokenizerJson: {
-      ...common(vocabulary, specials, { bos: false, eos: true, sep: false }),
+      ...sharedParts(vocabulary, specials, { bos: false, eos: true, sep: false }),
       normalizer: normalizers.length === 0 ? null : sequence(...normalizers),
       pre_tokenizer: {
         type: 'Metaspace',
@@ -102,7 +103,7 @@ export function unigram(vocabulary: GgufVocabulary): TokenizerParts {
       model: {
         type: 'Unigram',
         unk_id: vocabulary.required('unk_token', 2).id,
-        vocab: scored(vocabulary),
+        vocab: scoredVocabulary(vocabulary),
         byte_fallback: hasBytes(vocabulary),
       },
     },
@@ -110,21 +111,21 @@ export function unigram(vocabulary: GgufVocabulary): TokenizerParts {
 }
 
 /** Parts of tokenizer.json that SentencePiece BPE and Unigram share. */
-function common(
+function sharedParts(
   vocabulary: GgufVocabulary,
   specials: Partial<Record<Role, Special | null>>,
-  framed: { bos: boolean; eos: boolean; sep: boolean },
+  addedByDefault: { bos: boolean; eos: boolean; sep: boolean },
 ): Json {
   return {
     version: '1.0',
     truncation: null,
     padding: null,
     added_tokens: addedTokens(vocabulary),
-    post_processor: postProcessor(frameOf(vocabulary, specials, framed)),
+    post_processor: postProcessor(specialTokensToAdd(vocabulary, specials, addedByDefault)),
   };
 }
 
-/** Phi-3's special tokens but these take the white space behind them; the file does not say so. */
+/** Special tokens of Phi-3 that keep the white space after them; all others strip it, which the file does not state. */
 const kPhi3Plain = ['<unk>', '<s>', '<|endoftext|>'];
 
 function addedTokens(vocabulary: GgufVocabulary): Json[] {
@@ -139,7 +140,7 @@ function addedTokens(vocabulary: GgufVocabulary): Json[] {
   });
 }
 
-/** Marks are spaces again, byte tokens their bytes; the space that was put in front is taken off. */
+/** Decoder that turns U+2581 into spaces and byte tokens into bytes, and removes the space that was prepended. */
 function decoder(prefix: boolean): Json {
   return {
     type: 'Sequence',
@@ -156,31 +157,31 @@ function hasBytes(vocabulary: GgufVocabulary): boolean {
   return vocabulary.tokens.some((_, id) => vocabulary.type(id) === TokenType.byte);
 }
 
-/** Bytes of the compiled map, signed or unsigned in the file. */
-function charsmap({ metadata }: GgufVocabulary): Json[] {
+/** The normalizer of the compiled character map, whose bytes may be signed or unsigned in the file. */
+function charsmapNormalizer({ metadata }: GgufVocabulary): Json[] {
   const bytes = metadata.list<number>('tokenizer.ggml.precompiled_charsmap', 'number');
   if (bytes === undefined || bytes.length === 0) return [];
   const base64 = Buffer.from(Uint8Array.from(bytes)).toString('base64');
   return [{ type: 'Precompiled', precompiled_charsmap: base64 }];
 }
 
-/** Whether words can be looked at one by one: a mark only begins a token, and is one itself. */
+/** Whether words can be tokenized separately: U+2581 is a token, and occurs in other tokens only at their start. */
 function wordsStandAlone(tokens: readonly string[]): boolean {
   return tokens.includes(kMark) && !tokens.some((token) => token.indexOf(kMark, 1) > 0);
 }
 
 /**
- * Pieces with their log-probabilities. The unknown character costs 10 more than the worst piece, which must be a normal one:
- * converters give padding of the table a constant far below.
+ * The tokens with their log-probabilities. Unigram gives an unknown character 10 less than the lowest of them, so the lowest must
+ * be that of a normal token: converters give padding tokens a constant far below.
  */
-function scored(vocabulary: GgufVocabulary): [string, number][] {
+function scoredVocabulary(vocabulary: GgufVocabulary): [string, number][] {
   const scores = vocabulary.scores();
   const normal = scores.filter((_, id) => vocabulary.type(id) === TokenType.normal);
-  if (normal.length === 0) throw new FormatError('gguf: the vocabulary has no normal token');
-  const worst = normal.reduce((a, b) => Math.min(a, b));
+  if (normal.length === 0) throw incomplete('the vocabulary has no normal token');
+  const lowest = normal.reduce((a, b) => Math.min(a, b));
   return vocabulary.tokens.map((token, id) => {
     const score = vocabulary.type(id) === TokenType.userDefined ? 0 : (scores[id] as number);
-    return [token, Math.max(score, worst)];
+    return [token, Math.max(score, lowest)];
   });
 }
 

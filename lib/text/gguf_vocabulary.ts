@@ -2,15 +2,16 @@
  * A tokenizer.json-like object built from the vocabulary inside a GGUF file (tokenizer.ggml.*): byte-level BPE ("gpt2"),
  * SentencePiece's BPE ("llama") and Unigram ("t5"), WordPiece ("bert"). Other kinds are refused by name, never guessed.
  */
-import { FormatError, UnsupportedError } from '../errors.ts';
+import { UnsupportedError } from '../errors.ts';
 import {
   addedToken,
-  frameOf,
   type GgufMetadata,
   GgufVocabulary,
+  incomplete,
   Metadata,
   postProcessor,
   specialsOf,
+  specialTokensToAdd,
   TokenType,
   tokenizerConfigOf,
 } from './gguf_metadata.ts';
@@ -30,13 +31,13 @@ const kKinds: Readonly<Record<string, (vocabulary: GgufVocabulary) => TokenizerP
 
 /**
  * Builds the tokenizer of a GGUF file.
- * @throws UnsupportedError for a vocabulary of another kind, a pre-tokenizer without a known pattern, scores that do not order
+ * @throws UnsupportedError for a vocabulary of another kind, a pre-tokenizer without a known pattern, scores that are all equal
  * @throws FormatError for missing or inconsistent metadata
  */
 export function tokenizerFromGgufMetadata(source: GgufMetadata): TokenizerParts {
   const metadata = new Metadata(source);
   const model = metadata.string('tokenizer.ggml.model');
-  if (model === undefined) throw new FormatError('gguf: the file has no tokenizer.ggml.model');
+  if (model === undefined) throw incomplete('tokenizer.ggml.model is missing');
   const build = Object.hasOwn(kKinds, model) ? kKinds[model] : undefined;
   if (build) return build(new GgufVocabulary(metadata));
   throw new UnsupportedError(
@@ -52,7 +53,7 @@ function byteLevelBpe(vocabulary: GgufVocabulary): TokenizerParts {
   const addedTokens = tokens.flatMap((token, id) => {
     const special = vocabulary.isSpecial(id);
     if (!special && vocabulary.type(id) !== TokenType.userDefined) return [];
-    // RoBERTa's mask takes the space before it.
+    // RoBERTa's mask token strips the space before it.
     const lstrip = pre.maskTakesSpace && id === specials.mask_token?.id;
     return [addedToken({ token, id }, { special, lstrip })];
   });
@@ -65,7 +66,7 @@ function byteLevelBpe(vocabulary: GgufVocabulary): TokenizerParts {
       added_tokens: addedTokens,
       normalizer: null,
       pre_tokenizer: pre.preTokenizer,
-      post_processor: postProcessor(frameOf(vocabulary, specials, pre.frame)),
+      post_processor: postProcessor(specialTokensToAdd(vocabulary, specials, pre.addedByDefault)),
       decoder: {
         type: 'ByteLevel',
         add_prefix_space: false,
@@ -90,11 +91,11 @@ function byteLevelBpe(vocabulary: GgufVocabulary): TokenizerParts {
 
 function readMerges(metadata: Metadata): [string, string][] {
   const merges = metadata.list<string>('tokenizer.ggml.merges', 'string');
-  if (!merges) throw new FormatError('gguf: tokenizer.ggml.merges is missing');
+  if (!merges) throw incomplete('tokenizer.ggml.merges is missing');
   return merges.map((merge, i) => {
     const space = merge.indexOf(' ', 1);
     if (space < 0) {
-      throw new FormatError(`gguf: tokenizer.ggml.merges[${i}] is not two tokens: '${merge}'`);
+      throw incomplete(`tokenizer.ggml.merges[${i}] must be two tokens, got '${merge}'`);
     }
     return [merge.slice(0, space), merge.slice(space + 1)];
   });

@@ -1,6 +1,6 @@
 /**
- * WordPiece vocabularies of GGUF files (tokenizer.ggml.model = "bert"). llama.cpp's converter writes the start of a word with
- * U+2581 before it and leaves the ## of what continues one away; control tokens stay as they are.
+ * WordPiece vocabularies of GGUF files (tokenizer.ggml.model = "bert"). llama.cpp's converter puts U+2581 before tokens that begin
+ * a word and removes the ## from tokens that continue one; it leaves control tokens unchanged.
  */
 import {
   addedToken,
@@ -58,7 +58,7 @@ export function wordPiece(vocabulary: GgufVocabulary): TokenizerParts {
   };
 }
 
-/** The token before the conversion. Older converters left [unused0] and its like as they are, whatever their type. */
+/** The token before the conversion. Older converters left tokens such as [unused0] unchanged, whatever their type. */
 function original(token: string, type: number): string {
   if (token.startsWith(kMark)) return token.slice(kMark.length);
   if (type === TokenType.control || /^\[.+\]$/.test(token)) return token;
@@ -66,8 +66,8 @@ function original(token: string, type: number): string {
 }
 
 /**
- * BERT's special tokens. Some converters write [CLS] as bos, or leave keys out: then the token of BERT's name.
- * @throws FormatError if one is missing that every text needs
+ * BERT's special tokens by role. Some converters write [CLS] as bos or leave keys out; then the tokens are found by BERT's names.
+ * @throws FormatError if the unknown token, [CLS] or [SEP] is missing
  */
 function roles(
   vocabulary: GgufVocabulary,
@@ -93,8 +93,8 @@ function roles(
 }
 
 /**
- * Whether text is put into lower case. The key is newer than the format, and written only where it is true; a model that
- * does has no capital letter in its words.
+ * Whether text is converted to lower case. The key is newer than the format and written only if it is true, so without it this is
+ * inferred: the words of a lower-case model have no capital letters.
  */
 function lowercase(vocabulary: GgufVocabulary, tokens: readonly string[]): boolean {
   return (

@@ -1,21 +1,21 @@
 /**
- * The part of @huggingface/tokenizers that the tokenizer uses, typed here: the package's own declarations import without
- * file extensions, which node16 module resolution reads as `any`.
+ * Types of the parts of @huggingface/tokenizers that the tokenizer uses. They are declared here because the package's own
+ * declarations import without file extensions, which node16 module resolution reads as `any`.
  */
 import * as hf from '@huggingface/tokenizers';
 
 export interface HfModel {
   vocab: string[];
   tokens_to_ids: Map<string, number>;
-  /** Pre-tokens -> tokens. */
-  encode(pieces: string[]): string[];
+  /** Converts pre-tokens to tokens. */
+  encode(preTokens: string[]): string[];
 }
 
-/** Where two neighbours wait to be joined, the one of the least score first. */
+/** A token in the queue of possible merges with the next token; the lowest score is merged first. */
 interface HfNode {
   token: string;
   next: HfNode;
-  /** Place in the text, below 1. */
+  /** Position in the text as a number below 1, which decides between equal scores. */
   bias: number;
   score: number;
 }
@@ -26,11 +26,11 @@ export interface HfBpe extends HfModel {
   end_of_word_suffix?: string | null;
   /** Merges one pre-token. */
   bpe(token: string): string[];
-  /** Puts a token and the next one into the queue, if they may be joined. */
+  /** Adds a token to the queue if it may be merged with the next one. */
   add_node(queue: { push(node: HfNode): void }, node: HfNode): void;
 }
 
-/** A node of the trie that Unigram finds its pieces in. */
+/** A node of Unigram's trie of tokens. */
 interface HfTrieNode {
   is_leaf: boolean;
   readonly children: ReadonlyMap<string, HfTrieNode>;

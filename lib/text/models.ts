@@ -4,8 +4,8 @@ import type { HfBpe, HfModel, HfUnigram } from './hf_tokenizers.ts';
 import type { GreedyMerges } from './spm_merges.ts';
 
 /**
- * Hugging Face's BPE leaves out a character that has no token before it merges; the JavaScript port keeps it until after the
- * merges. Only a vocabulary without unknown token and byte fallback is concerned.
+ * Drops characters without a token before BPE merges, as Hugging Face's tokenizers do; the JavaScript port drops them after the
+ * merges. Only vocabularies without unknown token and byte fallback are affected.
  */
 export function dropUnknownCharacters(model: HfBpe): void {
   if (model.unk_token != null || model.byte_fallback || model.end_of_word_suffix) return;
@@ -17,52 +17,52 @@ export function dropUnknownCharacters(model: HfBpe): void {
   };
 }
 
-/** Unigram with byte fallback: a character without token is written as its bytes, where all of them have tokens. */
+/** Adds byte fallback to Unigram: a character without a token becomes its bytes, if all of them have tokens. */
 export function fallBackToBytes(model: HfModel): void {
   const encode = model.encode.bind(model);
   const tokenOf = (byte: number) => `<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`;
-  model.encode = (pieces) =>
-    encode(pieces).flatMap((token) => {
+  model.encode = (preTokens) =>
+    encode(preTokens).flatMap((token) => {
       if (model.tokens_to_ids.has(token)) return [token];
       const bytes = Array.from(Buffer.from(token, 'utf8'), tokenOf);
       return bytes.every((byte) => model.tokens_to_ids.has(byte)) ? bytes : [token];
     });
 }
 
-/** Pieces whose tokens are remembered; natural text repeats its words. */
-const kPieceMemo = 1 << 16;
+/** Largest number of words whose tokens are cached; natural text repeats its words. */
+const kMaxCachedWords = 1 << 16;
 
 /**
- * Makes the model take plain pieces of text: the step into the byte alphabet, and the tokens of pieces met before are
- * remembered (three times as fast on text as the package's own steps and cache).
+ * Makes the model encode words of plain text: each is converted to the byte alphabet, and its tokens are cached (on text, three
+ * times as fast as the package's own steps and cache).
  */
-export function encodeBytesOfPieces(model: HfModel): void {
+export function encodeByteLevel(model: HfModel): void {
   const encode = model.encode.bind(model);
-  const memo = new Map<string, string[]>();
-  model.encode = (pieces) =>
-    pieces.flatMap((piece) => {
-      let tokens = memo.get(piece);
+  const cache = new Map<string, string[]>();
+  model.encode = (words) =>
+    words.flatMap((word) => {
+      let tokens = cache.get(word);
       if (!tokens) {
-        tokens = encode([toByteLevel(piece)]);
-        if (memo.size >= kPieceMemo) memo.clear();
-        memo.set(piece, tokens);
+        tokens = encode([toByteLevel(word)]);
+        if (cache.size >= kMaxCachedWords) cache.clear();
+        cache.set(word, tokens);
       }
       return tokens;
     });
 }
 
-/** Joins by the scores of a SentencePiece vocabulary: the package looks for pairs in a list. */
-export function joinGreedily(model: HfBpe, { ranks }: GreedyMerges): void {
+/** Makes BPE merge by the scores of a SentencePiece vocabulary instead of by a list of pairs. */
+export function mergeByRank(model: HfBpe, { ranks }: GreedyMerges): void {
   model.add_node = (queue, node) => {
     const rank = ranks.get(node.token + node.next.token);
     if (rank === undefined) return;
-    node.score = rank + node.bias; // equals from left to right
+    node.score = rank + node.bias; // equal ranks are merged from left to right
     queue.push(node);
   };
 }
 
-/** Special tokens are read before the model runs, or not at all: to Unigram their characters are text. */
-export function hideSpecials(
+/** Removes special tokens from Unigram's trie: they are recognised before the model runs, and their characters are text to it. */
+export function hideSpecialTokens(
   model: HfUnigram,
   addedTokens: readonly { content: string; special?: boolean }[],
 ): void {
@@ -74,7 +74,7 @@ export function hideSpecials(
   }
 }
 
-/** Bytes are decoded as they are: the package's decoder takes a U+FEFF at their beginning for a mark of the encoding. */
+/** Makes a decoder keep U+FEFF at the beginning of the bytes, which the package's decoder removes as a byte-order mark. */
 export function repairDecoder(node: unknown): void {
   if (typeof node !== 'function') return;
   const decoder = node as { decoders?: unknown; text_decoder?: InstanceType<typeof TextDecoder> };

@@ -1,11 +1,11 @@
 /**
- * Repair of normalizers that @huggingface/tokenizers 0.2 gets wrong: BERT's puts spaces around ideographs, and the package
- * looks for them in UTF-16 units, so those beyond the basic plane stay glued together; SentencePiece's compiled map is not
- * read at all, NFKC stands in for it.
+ * Corrections of normalizers of @huggingface/tokenizers 0.2. BERT's normalizer puts spaces around ideographs, which the package
+ * looks for in UTF-16 units, so that those beyond the basic plane stay joined; and the package replaces SentencePiece's compiled
+ * character map by NFKC.
  */
 import { PrecompiledMap } from './precompiled.ts';
 
-/** BERT's list of CJK blocks. */
+/** The CJK blocks that BERT treats as ideographs. */
 const kIdeograph =
   /[\u4e00-\u9fff\u3400-\u4dbf\u{20000}-\u{2a6df}\u{2a700}-\u{2b73f}\u{2b740}-\u{2b81f}\u{2b920}-\u{2ceaf}\uf900-\ufaff\u{2f800}-\u{2fa1f}]/gu;
 
@@ -16,7 +16,7 @@ interface Normalizer {
   normalize: (text: string) => string;
 }
 
-/** Mends a normalizer of the package and those inside it, in place. */
+/** Corrects a normalizer of the package, and those that it contains, in place. */
 export function repairNormalizer(node: unknown): void {
   // The package's components are callable: functions with properties.
   if (typeof node !== 'function') return;

@@ -1,7 +1,7 @@
 /**
- * Pre-tokenizers, in tokenizer.json's vocabulary: the table of those that a GGUF names (tokenizer.ggml.pre), and the
- * repair of two whose JavaScript form differs from the original. Patterns are those of llama.cpp's llama-vocab.cpp and of
- * the models' own tokenizer.json files.
+ * Pre-tokenizers in the form of tokenizer.json: the table of those that GGUF files name (tokenizer.ggml.pre), and corrections of
+ * those whose JavaScript port differs from the original. The patterns are those of llama.cpp's llama-vocab.cpp and of the models'
+ * own tokenizer.json files.
  */
 import { UnsupportedError } from '../errors.ts';
 
@@ -14,7 +14,7 @@ const kLlama3 = (digits: string) =>
   `${kContractions}|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}${digits}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|` +
   '\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+';
 
-/** Words end where small letters are followed by capitals: GPT-4o's pattern, and that of Mistral's Tekken. */
+/** The pattern of GPT-4o and of Mistral's Tekken, in which a word ends where a small letter is followed by a capital. */
 const kCased = ({ contractions, digits }: { contractions: string; digits: string }) => {
   const [capitals, small] = [
     '[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]',
@@ -44,25 +44,25 @@ const sequence = (...pretokenizers: Json[]): Json => ({ type: 'Sequence', pretok
 /** The settings behind a GGUF file's pre-tokenizer name. */
 interface GgufPreTokenizer {
   preTokenizer: Json;
-  /** A pre-token that is itself in the vocabulary is taken whole. */
+  /** Whether a pre-token that is in the vocabulary becomes this token without merges. */
   ignoreMerges: boolean;
-  /** Which special tokens are put around a text, and between two, when the file does not say. */
-  frame: { bos: boolean; eos: boolean; sep: boolean };
-  /** The mask token takes the white space before it. */
+  /** The special tokens that are added to texts if the file does not say. */
+  addedByDefault: { bos: boolean; eos: boolean; sep: boolean };
+  /** Whether the mask token strips the white space before it. */
   maskTakesSpace: boolean;
 }
 
 const plain = (...splits: string[]): GgufPreTokenizer => ({
   preTokenizer: sequence(...splits.map(split), kBytes),
   ignoreMerges: false,
-  frame: { bos: false, eos: false, sep: false },
+  addedByDefault: { bos: false, eos: false, sep: false },
   maskTakesSpace: false,
 });
-/** Whole words of the vocabulary go before merges, and a text begins with bos. */
+/** A pre-tokenizer whose words become tokens without merges if the vocabulary has them; texts begin with bos. */
 const wholeWords = (pattern: string): GgufPreTokenizer => ({
   ...plain(pattern),
   ignoreMerges: true,
-  frame: { bos: true, eos: false, sep: false },
+  addedByDefault: { bos: true, eos: false, sep: false },
 });
 const gpt2 = plain(kGpt2);
 const singleDigits = plain('\\p{N}', kGpt2);
@@ -71,7 +71,7 @@ const qwen2 = plain(kLlama3(''));
 const dbrx = plain(kLlama3('{1,3}'));
 const roberta: GgufPreTokenizer = {
   ...gpt2,
-  frame: { bos: true, eos: true, sep: true },
+  addedByDefault: { bos: true, eos: true, sep: true },
   maskTakesSpace: true,
 };
 
@@ -102,7 +102,8 @@ const kByName = new Map<string, GgufPreTokenizer>(
 );
 
 /**
- * Looks up tokenizer.ggml.pre. An unknown name is refused: another pattern would give other ids without any sign of it.
+ * The pre-tokenizer with the name in tokenizer.ggml.pre. An unknown name is refused, because another pattern would silently give
+ * other ids.
  * @throws UnsupportedError naming those that are known
  */
 export function ggufPreTokenizer(name: string): GgufPreTokenizer {
@@ -114,19 +115,23 @@ export function ggufPreTokenizer(name: string): GgufPreTokenizer {
   );
 }
 
-/** A tokenizer.json's pre-tokenizer, taken apart. */
+/** The steps of a tokenizer.json's pre-tokenizer. */
 interface PreTokenizerSteps {
   /** The steps that split the text. */
   splits: unknown;
-  /** Whether the pieces are then written in the byte alphabet. */
+  /** Whether the resulting words are then converted to the byte alphabet. */
   byteLevel: boolean;
 }
 
 /**
- * Takes a pre-tokenizer apart into splitting and the step into the byte alphabet (if that is the last one), and rewrites the
- * two that @huggingface/tokenizers 0.2 hard-codes with JavaScript's own classes, and the one that it leaves whole. The original `Digits` takes any Unicode
- * number (JavaScript's \d: ASCII only); the original `ByteLevel` pattern's \s is White_Space (JavaScript's \s has U+FEFF and
- * lacks U+0085). Both become Split, whose patterns the package translates faithfully.
+ * Separates a pre-tokenizer into splitting and the conversion to the byte alphabet, if that is the last step, and rewrites steps that
+ * @huggingface/tokenizers 0.2 does differently from the original:
+ *
+ * - `Digits` splits at any Unicode number, but the package uses JavaScript's \d, which is ASCII only.
+ * - `ByteLevel` has a pattern whose \s is White_Space, but JavaScript's \s contains U+FEFF and lacks U+0085.
+ * - `Metaspace` splits before every mark, but the package does not split.
+ *
+ * All become Split, whose patterns the package translates faithfully.
  */
 export function preTokenizerSteps(config: unknown): PreTokenizerSteps {
   const steps = flatten(config);
@@ -143,14 +148,14 @@ function flatten(node: unknown): Json[] {
   }
   if (config.type === 'Digits') return [split(config.individual_digits ? '\\p{N}' : '\\p{N}+')];
   if (config.type === 'Metaspace') return metaspace(config);
-  // A prefix space must be there before the pattern runs: only the original form can do that.
+  // A prefix space must be added before the pattern runs, which only the original step can do.
   if (config.type === 'ByteLevel' && config.use_regex !== false && !config.add_prefix_space) {
     return [split(kGpt2), kBytes];
   }
   return [config];
 }
 
-/** The original cuts before every mark, so that unknown characters of two words are not one; and has an older spelling. */
+/** Metaspace with the split before every mark, so that unknown characters of two words are not joined, and with its older keys. */
 function metaspace(config: Json): Json[] {
   const { replacement = '\u2581', split: cuts = true, add_prefix_space: prefix } = config;
   const scheme = config.prepend_scheme ?? (prefix === false ? 'never' : 'always');

@@ -1,7 +1,7 @@
 /**
  * SentencePiece's compiled normalisation: a map from character sequences to their replacements, as a double-array trie (Darts)
- * over UTF-8 bytes with its values in one block of zero-terminated strings. @huggingface/tokenizers stands in NFKC for it,
- * which differs from the real map in many characters.
+ * over UTF-8 bytes, whose values are positions in a block of zero-terminated strings. @huggingface/tokenizers uses NFKC instead,
+ * which differs from the map in many characters.
  */
 import { FormatError } from '../errors.ts';
 
@@ -15,22 +15,23 @@ export class PrecompiledMap {
   readonly #memo = new Map<string, string | null>();
 
   /**
+   * Reads the map.
    * @param base64 `precompiled_charsmap` of a tokenizer.json: the trie's size in bytes (u32), its units (u32), the texts
-   * @throws FormatError if it is cut short
+   * @throws FormatError if it is incomplete
    */
   constructor(base64: string) {
     const bytes = Buffer.from(base64, 'base64');
     const size = bytes.length >= 4 ? bytes.readUInt32LE(0) : 0;
     if (size === 0 || size % 4 !== 0 || 4 + size > bytes.length) {
       throw new FormatError(
-        `tokenizer: precompiled_charsmap of ${bytes.length} bytes claims a trie of ${size}`,
+        `tokenizer: precompiled_charsmap has ${bytes.length} bytes, but its trie should have ${size}`,
       );
     }
     this.#units = Uint32Array.from({ length: size / 4 }, (_, i) => bytes.readUInt32LE(4 + 4 * i));
     this.#texts = bytes.subarray(4 + size);
   }
 
-  /** Every grapheme that the map knows replaced, else each of its characters that it knows. */
+  /** The text with every grapheme replaced that is in the map; of other graphemes, each character that is in the map. */
   normalize(text: string): string {
     let result = '';
     for (const { segment } of this.#graphemes.segment(text)) {
@@ -58,7 +59,7 @@ export class PrecompiledMap {
     return found;
   }
 
-  /** The value of the shortest entry that the bytes begin with. */
+  /** The value of the shortest key that the bytes begin with; null if there is none. */
   #shortestPrefix(bytes: Uint8Array): number | null {
     let node = 0;
     let unit = this.#unit(node);
@@ -77,7 +78,7 @@ export class PrecompiledMap {
   #unit(at: number): number {
     const unit = this.#units[at];
     if (unit === undefined)
-      throw new FormatError('tokenizer: precompiled_charsmap leaves its trie');
+      throw new FormatError('tokenizer: precompiled_charsmap points outside of its trie');
     return unit;
   }
 

@@ -1,12 +1,14 @@
 /**
- * SentencePiece's BPE: of all neighbours whose joined text is a token, the two that make the best-scored token are joined, the
- * leftmost of equals first, until none is left. A tokenizer.json lists pairs instead, so the list is made only to be written.
+ * The merges of SentencePiece's BPE: among all neighbours whose joined text is a token, those that make the token with the highest
+ * score are merged first, the leftmost of equals first, until none are left. A tokenizer.json has a list of pairs instead, which is
+ * made only when the tokenizer is saved.
  */
 import { UnsupportedError } from '../errors.ts';
 import { type GgufVocabulary, TokenType } from './gguf_metadata.ts';
 
+/** Merges that are given by the ranks of the tokens that they make. */
 export class GreedyMerges {
-  /** Rank of each token that joining may make, the best first; equal scores have equal ranks. */
+  /** Rank of each token that a merge may make, 0 for the highest score; equal scores have equal ranks. */
   readonly ranks: ReadonlyMap<string, number>;
 
   constructor(ranks: ReadonlyMap<string, number>) {
@@ -14,9 +16,9 @@ export class GreedyMerges {
   }
 
   /**
-   * The pairs as tokenizer.json lists them: the ways to make a token stand together, tokens in the order of their ranks.
-   * Ranks of equals cannot be written: the longer left part goes first, as in Hugging Face's conversions.
-   * @param known whether a single character is a token: other tools refuse a pair without
+   * The list of pairs for tokenizer.json: tokens in the order of their ranks, and for each token all pairs that make it. The list
+   * cannot express equal ranks, so pairs with a longer left part come first, as in Hugging Face's conversions.
+   * @param known whether a single character is a token; other tools refuse a pair of one that is not
    */
   pairs(known: (char: string) => boolean): [string, string][] {
     const isPart = (text: string) => (isOneCharacter(text) ? known(text) : this.ranks.has(text));
@@ -33,8 +35,8 @@ export class GreedyMerges {
 }
 
 /**
- * Reads the merges from the scores of a GGUF vocabulary. Control, unknown and byte tokens are never made by merging.
- * @throws UnsupportedError if all scores are equal: converters that had no scores write such a constant
+ * Reads the merges from the scores of a GGUF vocabulary. Control, unknown and byte tokens are never made by merges.
+ * @throws UnsupportedError if all scores are equal, as converters without scores write them
  */
 export function greedyMerges(vocabulary: GgufVocabulary): GreedyMerges {
   const { tokens } = vocabulary;
@@ -47,7 +49,7 @@ export function greedyMerges(vocabulary: GgufVocabulary): GreedyMerges {
   const normal = joined.filter((id) => vocabulary.type(id) === TokenType.normal);
   if (normal.length > 1 && normal.every((id) => score(id) === score(normal[0] as number))) {
     throw new UnsupportedError(
-      `tokenizer: the GGUF's tokens all have the score ${score(normal[0] as number)}, which does not tell the order of ` +
+      `tokenizer: the GGUF's tokens all have the score ${score(normal[0] as number)}, which does not give an order of ` +
         "merges; put the model's tokenizer.json beside the file",
     );
   }

@@ -2,7 +2,7 @@
  * The tokenizer: text <-> ids, over @huggingface/tokenizers (pure JavaScript), from a tokenizer.json, a Hugging Face folder
  * or the vocabulary inside a GGUF file. Ids equal those of the source's own runtime: Hugging Face tokenizers for a
  * tokenizer.json, llama.cpp for a GGUF (see docs/decisions/tokenizer-missing-bytes.md for the one case where the two differ).
- * Truncation and padding that a tokenizer.json switches on are not applied: lengths are the data pipeline's affair.
+ * Truncation and padding that a tokenizer.json switches on are not applied; the data pipeline does the truncation.
  */
 import { ArgumentError, FormatError } from '../errors.ts';
 import { type ResolveOptions, resolveTokenizer } from '../io/hub.ts';
@@ -18,10 +18,10 @@ import { type GgufMetadata, tokenizerFromGgufMetadata } from './gguf_vocabulary.
 import { HfBpe, HfTokenizer, HfUnigram } from './hf_tokenizers.ts';
 import {
   dropUnknownCharacters,
-  encodeBytesOfPieces,
+  encodeByteLevel,
   fallBackToBytes,
-  hideSpecials,
-  joinGreedily,
+  hideSpecialTokens,
+  mergeByRank,
   repairDecoder,
 } from './models.ts';
 import { repairNormalizer } from './normalizers.ts';
@@ -33,21 +33,21 @@ type Json = Record<string, unknown>;
 
 /** Options of {@link Tokenizer.encode}. */
 export interface EncodeOptions {
-  /** Apply the tokenizer's own frame (BOS, [CLS] ... [SEP]). Default true. */
+  /** Whether to add the special tokens of the tokenizer's post-processor (BOS, [CLS] ... [SEP]). Default true. */
   addSpecialTokens?: boolean;
-  /** Read `<|im_end|>` and the like in the text as the special token, not as characters. Default true. */
+  /** Whether text such as `<|im_end|>` becomes the special token rather than ordinary characters. Default true. */
   parseSpecial?: boolean;
 }
 
 /** Options of {@link Tokenizer.encodePair}. */
 export interface PairOptions extends EncodeOptions {
-  /** Tokens of the whole, frame included; the longer text is cut first (`longest_first`). Default: no limit. */
+  /** Largest number of tokens, special ones included; the longer text is cut first (`longest_first`). Default: no limit. */
   maxLength?: number;
 }
 
 /** Options of {@link Tokenizer.decode}. */
 export interface DecodeOptions {
-  /** Leave special tokens out of the text. Default false. */
+  /** Whether to leave special tokens out of the text. Default false. */
   skipSpecialTokens?: boolean;
 }
 
@@ -58,7 +58,7 @@ interface AddedToken {
 }
 
 interface TokenizerOptions extends TokenizerParts {
-  /** Treatment of a byte without a token: it vanishes before merging (Hugging Face) or separates merges (llama.cpp). */
+  /** Treatment of a byte without a token: it is dropped before merging (Hugging Face), or merges stop at it (llama.cpp). */
   missingBytes: 'join' | 'separate';
 }
 
@@ -72,7 +72,7 @@ const kRoles = [
   'mask_token',
 ];
 
-/** Text to ids and back, from a tokenizer.json or a GGUF file's own vocabulary. */
+/** Conversion of text to ids and back, by a tokenizer.json or a GGUF file's own vocabulary. */
 export class Tokenizer {
   /** Ids of special tokens; null where the model has none. */
   readonly bosId: number | null;
@@ -85,7 +85,7 @@ export class Tokenizer {
   /** Number of ids: the largest id + 1. */
   readonly vocabSize: number;
   readonly specialIds: ReadonlySet<number>;
-  /** Null when the model came without one. */
+  /** The chat template; null if the model has none. */
   readonly chatTemplate: ChatTemplate | null;
 
   private readonly parts: TokenizerParts;
@@ -108,7 +108,7 @@ export class Tokenizer {
     };
     const config = { ...tokenizerConfig, ...roleTokens(tokenizerConfig) };
     this.tokenizer = build(json, config);
-    // A second front end that takes special tokens for text; the vocabulary behind it is the same object.
+    // A second tokenizer treats special tokens as text; both share the model with the vocabulary.
     this.plainText = build(
       {
         ...json,
@@ -120,9 +120,9 @@ export class Tokenizer {
     this.plainText.model = this.tokenizer.model;
     const { model } = this.tokenizer;
     if (missingBytes === 'join' && model instanceof HfBpe) dropUnknownCharacters(model);
-    if (merges && model instanceof HfBpe) joinGreedily(model, merges);
-    if (steps.byteLevel) encodeBytesOfPieces(model);
-    if (model instanceof HfUnigram) hideSpecials(model, addedTokens);
+    if (merges && model instanceof HfBpe) mergeByRank(model, merges);
+    if (steps.byteLevel) encodeByteLevel(model);
+    if (model instanceof HfUnigram) hideSpecialTokens(model, addedTokens);
     const { type, byte_fallback: byteFallback } = (tokenizerJson.model ?? {}) as Json;
     if (type === 'Unigram' && byteFallback === true) fallBackToBytes(model);
 
@@ -142,12 +142,12 @@ export class Tokenizer {
     this.addedIds = new Set(addedTokens.map(({ id }) => id));
     this.specialIds = new Set(addedTokens.filter((token) => token.special).map(({ id }) => id));
     this.cleanUp = tokenizerConfig.clean_up_tokenization_spaces === true;
-    this.byteLevel = mentions(tokenizerJson.decoder, 'ByteLevel');
+    this.byteLevel = containsType(tokenizerJson.decoder, 'ByteLevel');
     const template = tokenizerConfig.chat_template as ChatTemplateSource | undefined | null;
     this.chatTemplate = template ? new ChatTemplate(template, roleTokens(tokenizerConfig)) : null;
   }
 
-  /** From the contents of tokenizer.json and tokenizer_config.json. */
+  /** Makes a tokenizer from the contents of tokenizer.json and tokenizer_config.json. */
   static fromJson(tokenizerJson: object, tokenizerConfig: object = {}): Tokenizer {
     return new Tokenizer({
       tokenizerJson: tokenizerJson as Json,
@@ -157,20 +157,21 @@ export class Tokenizer {
   }
 
   /**
-   * From a tokenizer.json. The roles of special tokens (eos, ...) and the chat template stand in tokenizer_config.json: give
-   * its path too, or use `fromPretrained`, else they are null.
+   * Makes a tokenizer from a tokenizer.json. The special tokens by role (eos, ...) and the chat template are in
+   * tokenizer_config.json; without its path they are null. `fromPretrained` finds both files.
    * @throws FormatError naming the file
    */
   static async fromFile(path: string, options: { configPath?: string } = {}): Promise<Tokenizer> {
     const json = await readJson(path);
     const config = options.configPath === undefined ? {} : await readJson(options.configPath);
-    return within(path, () => Tokenizer.fromJson(json, config));
+    return withPath(path, () => Tokenizer.fromJson(json, config));
   }
 
   /**
-   * From a model: a Hugging Face folder (tokenizer.json with, where they exist, tokenizer_config.json, special_tokens_map.json
-   * and chat_template.jinja), a GGUF file, a folder that holds one, or an id on the Hub, of which a repository with a
-   * tokenizer.json gives no weights, one without it its GGUF file. A tokenizer.json beside a GGUF file goes first.
+   * Loads the tokenizer of a model: a Hugging Face folder (tokenizer.json with, where they exist, tokenizer_config.json,
+   * special_tokens_map.json and chat_template.jinja), a GGUF file, a folder that holds one, or an id on the Hub. From the Hub, only
+   * the tokenizer's files are downloaded, or the GGUF file if there is no tokenizer.json. A tokenizer.json beside a GGUF file takes
+   * precedence over the file's own vocabulary.
    * @throws FormatError naming the file that is missing or damaged; ArgumentError, NativeError as resolveModel does
    */
   static async fromPretrained(
@@ -179,13 +180,13 @@ export class Tokenizer {
   ): Promise<Tokenizer> {
     const files = await readTokenizerFiles(await resolveTokenizer(nameOrPath, options));
     if (files.tokenizerJson === null)
-      return within(files.path, () => Tokenizer.fromGguf(files.metadata));
+      return withPath(files.path, () => Tokenizer.fromGguf(files.metadata));
     const { tokenizerJson, tokenizerConfig } = files;
-    return within(files.path, () => Tokenizer.fromJson(tokenizerJson, tokenizerConfig));
+    return withPath(files.path, () => Tokenizer.fromJson(tokenizerJson, tokenizerConfig));
   }
 
   /**
-   * From the metadata of a GGUF file (tokenizer.ggml.*, tokenizer.chat_template).
+   * Makes a tokenizer from the metadata of a GGUF file (tokenizer.ggml.*, tokenizer.chat_template).
    * @throws UnsupportedError for a kind of vocabulary or a pre-tokenizer that is not known
    */
   static fromGguf(metadata: GgufMetadata): Tokenizer {
@@ -193,14 +194,14 @@ export class Tokenizer {
   }
 
   /**
-   * Writes tokenizer.json and tokenizer_config.json into a folder, for this library and Hugging Face's; from a GGUF too. A file
-   * that is there already is left alone.
+   * Writes tokenizer.json and tokenizer_config.json into a folder, for this library and Hugging Face's, also for a tokenizer from a
+   * GGUF file. A file that exists is not replaced.
    */
   async savePretrained(folder: string): Promise<void> {
     await writeTokenizerFiles(folder, this.parts);
   }
 
-  /** Text -> ids. */
+  /** Converts a text to ids. */
   encode(text: string, options: EncodeOptions = {}): number[] {
     const { addSpecialTokens = true, parseSpecial = true } = options;
     const tokenizer = parseSpecial ? this.tokenizer : this.plainText;
@@ -209,8 +210,8 @@ export class Tokenizer {
   }
 
   /**
-   * A text, or a pair of texts, in the tokenizer's frame ([CLS] a [SEP] b [SEP]), with the segment of every token.
-   * @param b null: `a` alone
+   * Converts a text or a pair of texts to ids with special tokens ([CLS] a [SEP] b [SEP]), and the token type of each id.
+   * @param b the second text; null for none
    * @throws ArgumentError if maxLength leaves no room for a token of text
    */
   encodePair(a: string, b: string | null = null, options: PairOptions = {}): Encoding {
@@ -219,14 +220,14 @@ export class Tokenizer {
     const own = frameLength(frame, b === null ? 1 : 2);
     if (maxLength !== undefined && !(maxLength > own)) {
       throw new ArgumentError(
-        `tokenizer: maxLength ${maxLength} leaves no room beside ${own} special tokens`,
+        `tokenizer: maxLength must be above ${own}, the number of special tokens, got ${maxLength}`,
       );
     }
     const plain = (text: string) => this.encode(text, { ...rest, addSpecialTokens: false });
     return applyFrame(frame, plain(a), b === null ? null : plain(b), maxLength);
   }
 
-  /** Ids -> text. Bytes that are not UTF-8 become U+FFFD. */
+  /** Converts ids to text. Bytes that are not UTF-8 become U+FFFD. */
   decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
     if (ids.length === 0) return '';
     return this.tokenizer.decode(
@@ -249,8 +250,8 @@ export class Tokenizer {
   }
 
   /**
-   * The bytes that the id stands for; of several ids the bytes join to the text, even where one id holds part of a
-   * character. (A vocabulary that is not byte-level gives the decoded text's bytes.)
+   * The bytes that an id stands for, which may be a part of a character; the bytes of several ids together are those of the text.
+   * For a vocabulary that is not byte-level, these are the bytes of the decoded id.
    */
   tokenBytes(id: number): Uint8Array {
     const token = this.token(id);
@@ -260,15 +261,19 @@ export class Tokenizer {
   }
 
   /**
-   * A conversation as the model's chat template writes it.
+   * Renders a conversation by the model's chat template.
    * @throws ArgumentError if the model has no chat template, or the template refuses the conversation
    */
   renderChat(messages: readonly ChatMessage[], options: RenderOptions = {}): string {
-    if (!this.chatTemplate) throw new ArgumentError('tokenizer: the model has no chat template');
+    if (!this.chatTemplate) {
+      throw new ArgumentError(
+        'tokenizer: the model has no chat template; put its chat_template.jinja beside tokenizer.json',
+      );
+    }
     return this.chatTemplate.render(messages, options);
   }
 
-  /** The ids of `renderChat`'s text. The template writes BOS itself, so none is added. */
+  /** Renders a conversation and converts it to ids. No special tokens are added, since the template writes them. */
   encodeChat(messages: readonly ChatMessage[], options: RenderOptions = {}): number[] {
     return this.encode(this.renderChat(messages, options), { addSpecialTokens: false });
   }
@@ -276,12 +281,12 @@ export class Tokenizer {
   private check(id: number): number {
     if (this.tokenizer.id_to_token(id) !== undefined) return id;
     throw new ArgumentError(
-      `tokenizer: ${id} is not an id of this vocabulary of ${this.vocabSize}`,
+      `tokenizer: ${id} is no id of the vocabulary; give ids below ${this.vocabSize} that have a token`,
     );
   }
 }
 
-/** The special tokens by role: `eos_token` -> `</s>`; an entry is a string or an object with its content. */
+/** The special tokens by role, such as `</s>` for `eos_token`. In the configuration, each is a string or an object with its content. */
 function roleTokens(config: Json): Record<string, string> {
   const tokens: Record<string, string> = {};
   for (const role of kRoles) {
@@ -303,19 +308,21 @@ function build(json: Json, config: Json): HfTokenizer {
   }
 }
 
-/** Whether a tokenizer.json component is, or contains, the given type. */
-function mentions(node: unknown, type: string): boolean {
+/** Whether a component of tokenizer.json has the given type, or contains one that has. */
+function containsType(node: unknown, type: string): boolean {
   if (node === null || typeof node !== 'object') return false;
-  return (node as Json).type === type || Object.values(node).some((child) => mentions(child, type));
+  return (
+    (node as Json).type === type || Object.values(node).some((child) => containsType(child, type))
+  );
 }
 
-/** Puts the file's name on an error made while interpreting it. */
-function within<T>(path: string, make: () => T): T {
+/** Runs `make`, and adds the file's path to a FormatError that has none. */
+function withPath<T>(path: string, make: () => T): T {
   try {
     return make();
   } catch (error) {
     if (error instanceof FormatError && !error.path) {
-      throw new FormatError(`${path}: ${error.message}`, { path });
+      throw new FormatError(`${path}: ${error.message}`, { path, advice: '' });
     }
     throw error;
   }

@@ -1,22 +1,22 @@
-/** The files that a model's tokenizer is made of, wherever the model keeps them. */
+/** Reading and writing of the files that a tokenizer consists of. */
 import { existsSync } from 'node:fs';
-import { mkdir, readdir, readFile, stat } from 'node:fs/promises';
+import { readdir, readFile, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { ArgumentError, FormatError } from '../errors.ts';
-import { writeFileAtomic } from '../io/files.ts';
+import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { isModelFolder } from '../io/model_folder.ts';
 import { type GgufMetadata, ggufTokenizerConfig } from './gguf_metadata.ts';
 import type { TokenizerParts } from './tokenizer_parts.ts';
 
 type Json = Record<string, unknown>;
 
-/** Either a tokenizer.json with its configuration, or the metadata of a GGUF file that brings its own vocabulary. */
+/** Either a tokenizer.json with its configuration, or the metadata of a GGUF file with a vocabulary. */
 type TokenizerFiles =
   | { path: string; tokenizerJson: Json; tokenizerConfig: Json }
   | { path: string; tokenizerJson: null; metadata: GgufMetadata };
 
 /**
- * Finds and reads them.
+ * Finds and reads the tokenizer's files of a model.
  * @throws FormatError naming a file that is missing or damaged; ArgumentError if a folder holds several GGUF files
  */
 export async function readTokenizerFiles(model: string): Promise<TokenizerFiles> {
@@ -39,13 +39,13 @@ export async function readTokenizerFiles(model: string): Promise<TokenizerFiles>
   return { path, tokenizerJson, tokenizerConfig };
 }
 
-/** The GGUF file that `model` is, or the only one in it; null if there is none, or the folder is a model without it. */
+/** The path of the GGUF file that `model` is or contains; null if there is none, or if the folder is a complete model without it. */
 async function findGguf(model: string): Promise<string | null> {
   const info = await stat(model).catch(() => null);
   if (info === null) throw noSuchFile(model);
   if (!info.isDirectory()) {
     if (model.endsWith('.gguf')) return model;
-    throw new ArgumentError(`tokenizer: ${model} is neither a folder nor a .gguf file`);
+    throw new ArgumentError(`tokenizer: ${model} must be a folder or a .gguf file`);
   }
   const names = await readdir(model);
   if (isModelFolder(names)) return null;
@@ -59,7 +59,7 @@ async function findGguf(model: string): Promise<string | null> {
 }
 
 async function readGgufMetadata(path: string): Promise<GgufMetadata> {
-  // Loaded when needed: everything else about text works without the native engine.
+  // The reader is imported when needed, because everything else here works without the native engine.
   const { GgufFile } = await import('../io/gguf.ts');
   const file = GgufFile.open(path);
   try {
@@ -70,10 +70,13 @@ async function readGgufMetadata(path: string): Promise<GgufMetadata> {
 }
 
 function noSuchFile(path: string): FormatError {
-  return new FormatError(`${path}: no such file`, { path });
+  return new FormatError(`${path}: no such file`, {
+    path,
+    advice: 'check the path, or fetch the file',
+  });
 }
 
-/** A file that must hold a JSON object. @throws FormatError naming it */
+/** Reads a JSON object from a file. @throws FormatError naming the file if it is missing or holds anything else */
 export async function readJson(path: string): Promise<Json> {
   const json = await readJsonIfThere(path);
   if (json === null) throw noSuchFile(path);
@@ -104,19 +107,19 @@ async function readJsonIfThere(path: string): Promise<Json | null> {
   return value as Json;
 }
 
-/** Writes the two files where they are not there yet. */
+/** Writes tokenizer.json and tokenizer_config.json, each unless it exists. */
 export async function writeTokenizerFiles(folder: string, parts: TokenizerParts): Promise<void> {
   const tokenizerJson = withMerges(parts);
   const tokenizerConfig = { tokenizer_class: 'PreTrainedTokenizerFast', ...parts.tokenizerConfig };
   const files = { 'tokenizer.json': tokenizerJson, 'tokenizer_config.json': tokenizerConfig };
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   for (const [name, content] of Object.entries(files)) {
     const path = join(folder, name);
     if (!existsSync(path)) await writeFileAtomic(path, `${JSON.stringify(content, null, 2)}\n`);
   }
 }
 
-/** A tokenizer.json with the list of merges, where the parts leave it out. */
+/** The tokenizer.json with its list of merges, which the parts of a SentencePiece BPE leave out. */
 function withMerges({ tokenizerJson, merges }: TokenizerParts): Json {
   if (merges === undefined) return tokenizerJson;
   const model = tokenizerJson.model as Json & { vocab: Record<string, number> };

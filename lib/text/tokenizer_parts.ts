@@ -5,6 +5,6 @@ import type { GreedyMerges } from './spm_merges.ts';
 export interface TokenizerParts {
   tokenizerJson: Record<string, unknown>;
   tokenizerConfig: Record<string, unknown>;
-  /** Merges of a model whose list `merges` is empty. */
+  /** Merges of a SentencePiece BPE, whose list `merges` in tokenizerJson is empty. */
   merges?: GreedyMerges;
 }

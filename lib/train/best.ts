@@ -17,8 +17,8 @@ import { noGrad, type Tensor, unscoped } from '../tensor.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { BestStep } from './types.ts';
 
-const kNote = 'best.json';
-const kTensors = 'state.safetensors';
+const kNoteFile = 'best.json';
+const kTensorFile = 'state.safetensors';
 
 /**
  * Refuses a metric that no evaluation of the model has, before the first step.
@@ -30,7 +30,7 @@ export function checkMetric({ tuned, metricForBestModel }: AnyTrainerOptions): v
   const { names, subject } = taskOf(tuned.model).metrics(tuned.model);
   if (names.includes(metric)) return;
   throw new ArgumentError(
-    `metricForBestModel: ${subject} has no ${metric} (it has ${names.join(', ')})`,
+    `metricForBestModel: ${subject} has no ${metric}; choose one of ${names.join(', ')}`,
   );
 }
 
@@ -38,7 +38,7 @@ export function checkMetric({ tuned, metricForBestModel }: AnyTrainerOptions): v
 const kCorrelations: readonly MetricName[] = ['pearson', 'spearman', 'pearsonSpearmanMean'];
 
 /** The worst possible value of a metric: every other value is better. */
-const worst = (metric: MetricName): number =>
+const worstValue = (metric: MetricName): number =>
   metric === 'loss' ? Number.POSITIVE_INFINITY : Number.NEGATIVE_INFINITY;
 
 /**
@@ -51,11 +51,11 @@ export function metricOf(evaluation: Evaluation, metric: MetricName): number {
     ...('metrics' in evaluation ? evaluation.metrics : {}),
   };
   const value = found[metric];
-  if (typeof value === 'number') return Number.isNaN(value) ? worst(metric) : value;
-  if (value === null && kCorrelations.includes(metric)) return worst(metric);
+  if (typeof value === 'number') return Number.isNaN(value) ? worstValue(metric) : value;
+  if (value === null && kCorrelations.includes(metric)) return worstValue(metric);
   const names = Object.keys(found).filter((name) => typeof found[name] === 'number');
   throw new ArgumentError(
-    `metricForBestModel: this evaluation has no ${metric} (it has ${names.join(', ')})`,
+    `metricForBestModel: this evaluation has no ${metric}; choose one of ${names.join(', ')}`,
   );
 }
 
@@ -81,11 +81,11 @@ export class BestKeeper {
   /** Reads the best step that the run kept before it was interrupted. */
   async resume(): Promise<void> {
     if (this.folder === null) return;
-    const text = await readFile(join(this.folder, kNote), 'utf8').catch(() => null);
+    const text = await readFile(join(this.folder, kNoteFile), 'utf8').catch(() => null);
     const note = text === null ? null : (JSON.parse(text) as Kept);
     if (note?.step.metric !== this.metric) return;
     // The worst value is infinite, and JSON stores infinities as null.
-    const value = note.step.value ?? worst(this.metric);
+    const value = note.step.value ?? worstValue(this.metric);
     this.#best = { ...note, step: { ...note.step, value } };
   }
 
@@ -105,14 +105,14 @@ export class BestKeeper {
     this.#best = { step: { step, metric: this.metric, value }, evaluation };
     const { folder } = this;
     if (folder === null) {
-      this.#forget();
+      this.#disposeState();
       this.#state = unscoped(() => noGrad(() => copies(tuned.state())));
       return;
     }
     const note = `${JSON.stringify(this.#best, null, 2)}\n`;
     await writeFolderAtomic(folder, async (temporary) => {
-      await saveSafetensors(join(temporary, kTensors), tuned.state());
-      await writeFileAtomic(join(temporary, kNote), note);
+      await saveSafetensors(join(temporary, kTensorFile), tuned.state());
+      await writeFileAtomic(join(temporary, kNoteFile), note);
     });
   }
 
@@ -123,17 +123,17 @@ export class BestKeeper {
       if (this.#state !== null) tuned.restore(this.#state, 'the best step');
       return;
     }
-    const path = join(this.folder, kTensors);
+    const path = join(this.folder, kTensorFile);
     const { tensors } = await loadSafetensors(path, { device: tuned.model.device });
     tuned.restore(tensors, path);
     for (const tensor of Object.values(tensors)) tensor.dispose();
   }
 
   dispose(): void {
-    this.#forget();
+    this.#disposeState();
   }
 
-  #forget(): void {
+  #disposeState(): void {
     for (const tensor of Object.values(this.#state ?? {})) tensor.dispose();
     this.#state = null;
   }

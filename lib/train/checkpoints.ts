@@ -5,7 +5,7 @@
  */
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { BaloraError, FormatError } from '../errors.ts';
+import { BaloraError, FormatError, withoutAdvice } from '../errors.ts';
 import { namesIn, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
 import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
 import type { Tensor } from '../tensor.ts';
@@ -37,9 +37,9 @@ export interface Checkpoint {
   readonly tensors: Record<string, Tensor>;
 }
 
-const kName = /^step-(\d+)$/;
-const kState = 'state.json';
-const kTensors = 'state.safetensors';
+const kFolderName = /^step-(\d+)$/;
+const kStateFile = 'state.json';
+const kTensorFile = 'state.safetensors';
 
 /**
  * Writes a checkpoint, removes all but the latest `keep`, and returns its path. Checkpoints of later steps are not counted:
@@ -52,9 +52,9 @@ export async function saveCheckpoint(
 ): Promise<string> {
   const path = join(folder, `step-${checkpoint.state.step}`);
   await writeFolderAtomic(path, async (temporary) => {
-    await saveSafetensors(join(temporary, kTensors), checkpoint.tensors);
+    await saveSafetensors(join(temporary, kTensorFile), checkpoint.tensors);
     const text = `${JSON.stringify(checkpoint.state, null, 2)}\n`;
-    await writeFileAtomic(join(temporary, kState), text);
+    await writeFileAtomic(join(temporary, kStateFile), text);
   });
   const { step } = checkpoint.state;
   const upToHere = (await listCheckpoints(folder)).filter((other) => other.step <= step);
@@ -68,7 +68,7 @@ export async function saveCheckpoint(
 export async function listCheckpoints(folder: string): Promise<{ name: string; step: number }[]> {
   return (await namesIn(folder))
     .flatMap((name) => {
-      const match = kName.exec(name);
+      const match = kFolderName.exec(name);
       return match === null ? [] : [{ name, step: Number(match[1]) }];
     })
     .sort((a, b) => b.step - a.step);
@@ -84,23 +84,27 @@ export async function latestCheckpoint(
   { device, onDamaged }: { device: string; onDamaged: (message: string) => void },
 ): Promise<Checkpoint | null> {
   const names = await listCheckpoints(folder);
-  const complaints: string[] = [];
+  const problems: string[] = [];
   for (const { name } of names) {
     const path = join(folder, name);
     try {
       return await readCheckpoint(path, device);
     } catch (error) {
       if (!(error instanceof BaloraError)) throw error;
-      complaints.push(`${path} is damaged (${error.message})`);
-      onDamaged(complaints[complaints.length - 1] as string);
+      const problem = `${path} is damaged (${withoutAdvice(error)})`;
+      problems.push(problem);
+      onDamaged(problem);
     }
   }
-  if (names.length > 0) throw new FormatError(complaints.join('; '), { path: folder });
+  if (names.length > 0) {
+    const advice = 'begin anew with overwrite: true, or put a copy of a checkpoint into the folder';
+    throw new FormatError(problems.join('; '), { path: folder, advice });
+  }
   return null;
 }
 
 async function readCheckpoint(path: string, device: string): Promise<Checkpoint> {
-  const statePath = join(path, kState);
+  const statePath = join(path, kStateFile);
   let state: CheckpointState;
   try {
     state = JSON.parse(await readFile(statePath, 'utf8')) as CheckpointState;
@@ -111,6 +115,6 @@ async function readCheckpoint(path: string, device: string): Promise<Checkpoint>
     const found = JSON.stringify(state.format);
     throw new FormatError(`${statePath}: format ${found} is not known`, { path: statePath });
   }
-  const { tensors } = await loadSafetensors(join(path, kTensors), { device });
+  const { tensors } = await loadSafetensors(join(path, kTensorFile), { device });
   return { path, state, tensors };
 }

@@ -58,7 +58,7 @@ export class GradientBuffers {
   }
 
   /** Records that gradients were added to these leaves. */
-  reach(leaves: readonly number[]): void {
+  markReached(leaves: readonly number[]): void {
     for (const i of leaves) this.#reached.add(i);
   }
 

@@ -6,29 +6,29 @@
 import { type CapturedGraph, captureGraph } from '../graph.ts';
 import { copy_ } from '../ops/index.ts';
 import { trimMemory, waitsForEachOp } from '../runtime.ts';
-import type { Named } from '../tasks/task.ts';
+import type { NamedTensors } from '../tasks/task.ts';
 import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 
 /** The results of running a function. */
-export interface Run<T> {
+export interface GraphRun<T> {
   /** The resulting tensors, valid until release() and until the next run of any graph of the cache. */
   readonly results: T;
   release(): void;
 }
 
 interface Entry {
-  readonly graph: CapturedGraph<Named>;
-  readonly inputs: Named;
+  readonly graph: CapturedGraph<NamedTensors>;
+  readonly inputs: NamedTensors;
 }
 
 /** The largest number of graphs in a cache; any further shapes run without one. */
-const kMostGraphs = 16;
+const kMaxGraphs = 16;
 /** The largest number of keys that are remembered after their first run. */
-const kMostKeys = 4096;
+const kMaxKeys = 4096;
 
 export class GraphCache {
   readonly #device: string;
-  readonly #met = new Set<string>();
+  readonly #seenKeys = new Set<string>();
   readonly #entries = new Map<string, Entry>();
 
   constructor(device: string) {
@@ -41,7 +41,7 @@ export class GraphCache {
   }
 
   /** Whether the cache has a graph for a key, which the next run will launch. */
-  holds(key: string): boolean {
+  has(key: string): boolean {
     return this.#entries.has(key);
   }
 
@@ -49,22 +49,26 @@ export class GraphCache {
    * Computes body(inputs), as an ordinary run, while recording it, or by launching its graph. Takes ownership of the inputs.
    * @param key a text that covers everything the ops enqueued by `body` depend on, see shapesOf
    */
-  run<T extends Named>(key: string, inputs: Named, body: (inputs: Named) => T): Run<T> {
+  run<T extends NamedTensors>(
+    key: string,
+    inputs: NamedTensors,
+    body: (inputs: NamedTensors) => T,
+  ): GraphRun<T> {
     // Debug mode, anomaly mode and profiling must see each op, so these run without graphs and free the graphs' memory.
     if (waitsForEachOp()) {
       this.dispose();
-      return plain(inputs, body);
+      return runOpByOp(inputs, body);
     }
     const entry = this.#entries.get(key);
     if (entry !== undefined) {
       replay(entry, inputs);
       return { results: entry.graph.result as T, release: () => {} };
     }
-    if (!this.#met.has(key)) {
-      if (this.#met.size < kMostKeys) this.#met.add(key);
-      return plain(inputs, body);
+    if (!this.#seenKeys.has(key)) {
+      if (this.#seenKeys.size < kMaxKeys) this.#seenKeys.add(key);
+      return runOpByOp(inputs, body);
     }
-    if (this.#entries.size >= kMostGraphs) return plain(inputs, body);
+    if (this.#entries.size >= kMaxGraphs) return runOpByOp(inputs, body);
     return { results: this.#capture(key, inputs, body), release: () => {} };
   }
 
@@ -78,7 +82,11 @@ export class GraphCache {
     this.#entries.clear();
   }
 
-  #capture<T extends Named>(key: string, inputs: Named, body: (inputs: Named) => T): T {
+  #capture<T extends NamedTensors>(
+    key: string,
+    inputs: NamedTensors,
+    body: (inputs: NamedTensors) => T,
+  ): T {
     const sharing = [...this.#entries.values()][0]?.graph;
     try {
       // The memory that ordinary runs of this shape left in the allocator may be needed for the graph.
@@ -93,7 +101,10 @@ export class GraphCache {
   }
 }
 
-function plain<T extends Named>(inputs: Named, body: (inputs: Named) => T): Run<T> {
+function runOpByOp<T extends NamedTensors>(
+  inputs: NamedTensors,
+  body: (inputs: NamedTensors) => T,
+): GraphRun<T> {
   try {
     const results = unscoped(() => scope(() => body(inputs)));
     return { results, release: () => disposeAll(results) };
@@ -102,7 +113,7 @@ function plain<T extends Named>(inputs: Named, body: (inputs: Named) => T): Run<
   }
 }
 
-function replay({ graph, inputs }: Entry, given: Named): void {
+function replay({ graph, inputs }: Entry, given: NamedTensors): void {
   noGrad(() => {
     for (const [name, value] of Object.entries(given)) {
       if (value !== null) copy_(inputs[name] as Tensor, value);
@@ -113,12 +124,12 @@ function replay({ graph, inputs }: Entry, given: Named): void {
 }
 
 /** The names, dtypes and shapes of tensors as a text, for use in keys. */
-export function shapesOf(inputs: Named): string {
+export function shapesOf(inputs: NamedTensors): string {
   return Object.entries(inputs)
     .map(([name, value]) => `${name}:${value === null ? '' : `${value.dtype}[${value.shape}]`}`)
     .join(' ');
 }
 
-function disposeAll(tensors: Named): void {
+function disposeAll(tensors: NamedTensors): void {
   for (const value of Object.values(tensors)) value?.dispose();
 }

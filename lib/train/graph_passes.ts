@@ -8,11 +8,11 @@ import type { Term } from '../losses/term.ts';
 import type { Model } from '../models/index.ts';
 import { copy_, zeros } from '../ops/index.ts';
 import { synchronize, withPhase } from '../runtime.ts';
-import type { Named, RecordedLoss, RecordedPass, TaskLoss } from '../tasks/task.ts';
+import type { NamedTensors, RecordedLoss, RecordedPass, TaskLoss } from '../tasks/task.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import { GradientBuffers } from './gradient_buffers.ts';
-import { GraphCache, type Run, shapesOf } from './graph_cache.ts';
-import { forgetTeacher, isEmpty, type PassInput } from './pass.ts';
+import { GraphCache, type GraphRun, shapesOf } from './graph_cache.ts';
+import { isEmpty, type PassInput, releaseTeacher } from './pass.ts';
 import type { WindowBatch } from './window.ts';
 
 /** The graphs and gradient buffers that the update of a step can use as well, see {@link Update}. */
@@ -31,12 +31,12 @@ export class GraphPasses {
   /**
    * Makes the passes of a run.
    * @param loss a loss with a form that graphs can record
-   * @param keepsTeacher whether the teacher's outputs are cached, so that they are an input of the graph
+   * @param cachesTeacher whether the teacher's outputs are cached, so that they are an input of the graph
    */
   constructor(
     tuned: TunedModel<Model>,
     readonly loss: TaskLoss,
-    private readonly keepsTeacher: boolean,
+    private readonly cachesTeacher: boolean,
   ) {
     this.terms = loss.terms;
     this.graphs = {
@@ -58,13 +58,13 @@ export class GraphPasses {
     const { loss } = this;
     const recorded = loss.recorded as RecordedLoss;
     // The graph includes the teacher's pass, unless the teacher's outputs are cached.
-    if (micro.teacher === null && this.keepsTeacher) micro.teacher = await loss.teach(micro);
+    if (micro.teacher === null && this.cachesTeacher) micro.teacher = await loss.runTeacher(micro);
     const { teacher } = micro;
     const { results, release } = this.#launch(recorded.prepare({ ...input, micro, teacher }));
     scope(() => sums.add(recorded.valuesOf(copiesOf(results), micro)));
     release();
     await synchronize();
-    forgetTeacher(micro, loss);
+    releaseTeacher(micro, loss);
   }
 
   dispose(): void {
@@ -74,7 +74,7 @@ export class GraphPasses {
   }
 
   /** Runs a micro-batch and adds its gradients to the buffers. */
-  #launch({ key: own, inputs, run: body }: RecordedPass): Run<Named> {
+  #launch({ key: own, inputs, run: body }: RecordedPass): GraphRun<NamedTensors> {
     const { cache, gradients } = this.graphs;
     const key = `${own} ${shapesOf(inputs)}`;
     let reached = this.#reached.get(key) ?? [];
@@ -85,14 +85,14 @@ export class GraphPasses {
         return results;
       }),
     );
-    if (cache.holds(key)) this.#reached.set(key, reached);
-    gradients.reach(reached);
+    if (cache.has(key)) this.#reached.set(key, reached);
+    gradients.markReached(reached);
     return run;
   }
 }
 
 /** Copies of a graph's results, which the next run of the graph overwrites. */
-function copiesOf(results: Named): Named {
+function copiesOf(results: NamedTensors): NamedTensors {
   return Object.fromEntries(
     Object.entries(results).map(([name, value]) => [name, value && copyOf(value)]),
   );

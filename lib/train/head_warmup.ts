@@ -58,7 +58,7 @@ export async function warmUpHead(
   data: BatchSource<LabelledBatch>,
   options: HeadWarmUpOptions = {},
 ): Promise<HeadWarmUp> {
-  const settings = checked(options);
+  const settings = checkedOptions(options);
   const { features, labels, width } = await headFeatures(model, data, settings.signal);
   const head = trainableHead(model);
   const optimizer = new AdamW([{ parameters: head }], { weightDecay: settings.weightDecay });
@@ -69,9 +69,9 @@ export async function warmUpHead(
     for (let epoch = 0; epoch < settings.epochs; epoch++) {
       const order = shuffledOrder(examples, settings.seed, epoch);
       loss = 0;
-      for (let at = 0; at < examples; at += settings.batchSize) {
+      for (let start = 0; start < examples; start += settings.batchSize) {
         settings.signal?.throwIfAborted();
-        const rows = Int32Array.from(order.subarray(at, at + settings.batchSize));
+        const rows = Int32Array.from(order.subarray(start, start + settings.batchSize));
         const mean = probeLoss(model, features, { rows, labels, width });
         collectGradients(head);
         optimizer.step({ learningRate: settings.learningRate * (1 - step++ / steps) });
@@ -100,7 +100,9 @@ export function copyHead(from: SequenceClassifier, to: SequenceClassifier): void
     if (!isOfHead(to, name)) continue;
     const value = source.get(name);
     if (value === undefined || value.shape.join() !== old.shape.join()) {
-      throw new ArgumentError(`copyHead: ${name} is not the same in both models`);
+      throw new ArgumentError(
+        `copyHead: ${name} must have the same shape in both models; load both with the same numLabels`,
+      );
     }
     const { tensor: master, working } = trainedParameter({ name, base: old, decays: false }, value);
     if (working !== master) master.dispose();
@@ -136,7 +138,8 @@ async function headFeatures(
       classes = batch.labels instanceof Int32Array;
       await synchronize();
     }
-    if (examples === 0) throw new ArgumentError('warmUpHead: the data has no example');
+    if (examples === 0)
+      throw new ArgumentError('warmUpHead: the data has no example; give it at least one');
     const features = unscoped(() => noGrad(() => concat(parts)));
     const values = classes ? Int32Array.from(labels) : Float32Array.from(labels);
     return { features, labels: values, width: labels.length / examples };
@@ -199,7 +202,7 @@ function probeLoss(
   });
 }
 
-function checked(options: HeadWarmUpOptions) {
+function checkedOptions(options: HeadWarmUpOptions) {
   const { epochs = 20, learningRate = 5e-3, weightDecay = 0, batchSize = 64, seed = 42 } = options;
   for (const [name, value, whole] of [
     ['epochs', epochs, true],

@@ -35,7 +35,8 @@ export async function identityOf(
   const sharesPrefixes = input.tuned.model.sharePrefixes && !options.resources.captureGraphs;
   return {
     ...partOf(optimizationOptions, options.optimization),
-    ...partOf(REGULARIZER_OPTIONS, options.regularizers),
+    // A loss of the caller's own replaces all terms.
+    ...(input.loss === undefined && partOf(REGULARIZER_OPTIONS, options.regularizers)),
     warmupSteps: plan.warmupSteps,
     ...partOf(seedOptions, options),
     data: input.data.fingerprint,

@@ -33,13 +33,13 @@ type RowCosts = Readonly<Record<LayerKeep, number>>;
 
 const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'checkpointed'];
 const kProbeRows = 64;
-/** Gradients and recomputed values that exist at one time, in multiples of a layer's saved rows. */
+/** Memory of the gradients and recomputed values that exist at one time, in multiples of a layer's saved rows. */
 const kInFlight = 2.5;
-/** Memory lost between blocks when batches differ in length, as a fraction of a batch's memory. */
-const kBetweenBlocks = 0.05;
+/** Memory lost to fragmentation when batches differ in length, as a fraction of a batch's memory. */
+const kFragmentation = 0.05;
 /** Bytes by which the kernels' scratch memory and Node's heap still grow after the measurement. */
 const kGrowthBytes = 8 * 2 ** 20;
-const kChunkBytes = { most: 100 * 2 ** 20, least: 24 * 2 ** 20 };
+const kChunkBytes = { max: 100 * 2 ** 20, min: 24 * 2 ** 20 };
 
 /** Chooses which activations the layers keep for each micro-batch; made by {@link MemoryPlanner.open}. */
 export class MemoryPlanner {
@@ -48,7 +48,7 @@ export class MemoryPlanner {
     private readonly layerCount: number,
     private readonly costs: RowCosts,
     /** Bytes of the process (on a GPU, of GPU memory) without any batch, including both packed copies of the weights. */
-    readonly standingBytes: number,
+    readonly persistentBytes: number,
   ) {}
 
   /**
@@ -67,8 +67,8 @@ export class MemoryPlanner {
     const inProcess = sharesProcessMemory(device);
     const now = inProcess ? process.memoryUsage().rss : liveBytes + derivedBytes;
     // The backward pass packs a second copy of the weights, in its own layout.
-    const standing = now + optimizerBytes + derivedBytes;
-    const planner = new MemoryPlanner(budget, layerCount, costs, standing);
+    const persistentBytes = now + optimizerBytes + derivedBytes;
+    const planner = new MemoryPlanner(budget, layerCount, costs, persistentBytes);
     let longest = 0;
     tuned.model.layerKeep = (layer, rows) => {
       // Blocks freed by shorter batches are too small for a longer one and would stay allocated: up to a quarter of all memory.
@@ -81,7 +81,7 @@ export class MemoryPlanner {
 
   /** Limit, in bytes, on the logits that are computed at one time. */
   get chunkBytes(): number {
-    return this.budget === 'max' ? kChunkBytes.most : kChunkBytes.least;
+    return this.budget === 'max' ? kChunkBytes.max : kChunkBytes.min;
   }
 
   /**
@@ -97,22 +97,22 @@ export class MemoryPlanner {
   /** The whole plan for a batch with this many rows. */
   plan(rows: number): BatchPlan {
     const { budget, layerCount } = this;
-    const most = this.planOf(rows, { saved: layerCount, lean: 0, checkpointed: 0 });
-    if (budget === 'max' || (budget !== 'min' && most.bytes <= budget)) return most;
-    const givingUp = (checkpointed: number): BatchPlan =>
+    const fastest = this.planOf(rows, { saved: layerCount, lean: 0, checkpointed: 0 });
+    if (budget === 'max' || (budget !== 'min' && fastest.bytes <= budget)) return fastest;
+    const recomputing = (checkpointed: number): BatchPlan =>
       this.planOf(rows, { saved: 0, lean: layerCount - checkpointed, checkpointed });
-    if (budget === 'min') return givingUp(layerCount);
-    const over = givingUp(0).bytes - budget;
-    const gain = (givingUp(0).bytes - givingUp(layerCount).bytes) / layerCount;
-    return givingUp(over <= 0 ? 0 : Math.min(layerCount, Math.ceil(over / gain)));
+    if (budget === 'min') return recomputing(layerCount);
+    const over = recomputing(0).bytes - budget;
+    const gain = (recomputing(0).bytes - recomputing(layerCount).bytes) / layerCount;
+    return recomputing(over <= 0 ? 0 : Math.min(layerCount, Math.ceil(over / gain)));
   }
 
   private planOf(rows: number, layers: BatchPlan['layers']): BatchPlan {
     const { costs, layerCount } = this;
     const kept = kKeeps.reduce((sum, keep) => sum + layers[keep] * costs[keep], 0) / layerCount;
     const inFlight = (kInFlight * costs.saved) / layerCount;
-    const batch = (1 + kBetweenBlocks) * rows * (kept + inFlight);
-    const fixed = this.standingBytes + kGrowthBytes + this.chunkBytes;
+    const batch = (1 + kFragmentation) * rows * (kept + inFlight);
+    const fixed = this.persistentBytes + kGrowthBytes + this.chunkBytes;
     return { rows, layers, bytes: Math.round(fixed + batch) };
   }
 }

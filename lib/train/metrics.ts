@@ -21,8 +21,8 @@ export class MetricsFile {
     { step, last = null }: { step: number; last?: StepRecord | null },
   ): Promise<MetricsFile> {
     const lines = await linesUpTo(path, step);
-    const stands = lines.some((line) => (JSON.parse(line) as StepRecord).step === step);
-    if (last !== null && !stands) lines.push(JSON.stringify(last));
+    const isWritten = lines.some((line) => (JSON.parse(line) as StepRecord).step === step);
+    if (last !== null && !isWritten) lines.push(JSON.stringify(last));
     await writeFileAtomic(path, lines.map((line) => `${line}\n`).join(''));
     return new MetricsFile(path, await open(path, 'a'));
   }

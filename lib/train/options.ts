@@ -4,6 +4,7 @@
  */
 import { isDeepStrictEqual } from 'node:util';
 import { loraOptions } from '../adapters/lora_options.ts';
+import { ArgumentError } from '../errors.ts';
 import { learningRateSchedule } from '../optim/schedulers.ts';
 import {
   checkTogether,
@@ -81,7 +82,7 @@ export function resolveOptions(input: OptionsInput, task: TaskName = 'causal-lm'
 export type Identity = Record<string, unknown>;
 
 /** All options that can be part of an identity. */
-const kKnown = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOptions };
+const kIdentityOptions = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOptions };
 
 /**
  * The differences between two identities, as lines of the form `key: was ..., is ...`; empty when a checkpoint may be
@@ -89,17 +90,26 @@ const kKnown = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOptions };
  * options do not make older checkpoints unusable.
  */
 export function differences(then: Identity, now: Identity): string[] {
-  const defaults: Identity = identityOfTable(kKnown, defaultsOf(kKnown));
+  const defaults: Identity = identityOfTable(kIdentityOptions, defaultsOf(kIdentityOptions));
+  const before = withoutIdle(then);
   const lines: string[] = [];
-  for (const key of [...new Set([...Object.keys(then), ...Object.keys(now)])].sort()) {
-    const known = Object.hasOwn(then, key) ? then[key] : defaults[key];
-    const [before, after] = [known ?? null, now[key] ?? null];
-    const whole = key === 'adapter' ? withDefaults(before, loraOptions) : before;
-    if (!isDeepStrictEqual(asJson(whole), asJson(after))) {
-      lines.push(`${key}: was ${JSON.stringify(before)}, is ${JSON.stringify(after)}`);
+  for (const key of [...new Set([...Object.keys(before), ...Object.keys(now)])].sort()) {
+    const known = Object.hasOwn(before, key) ? before[key] : defaults[key];
+    const [was, is] = [known ?? null, now[key] ?? null];
+    const whole = key === 'adapter' ? withDefaults(was, loraOptions) : was;
+    if (!isDeepStrictEqual(asJson(whole), asJson(is))) {
+      lines.push(`${key}: was ${JSON.stringify(was)}, is ${JSON.stringify(is)}`);
     }
   }
   return lines;
+}
+
+/** An identity without the regularizers that checkpoints of earlier versions have beside a loss that replaces them all. */
+function withoutIdle(identity: Identity): Identity {
+  if (identity.customLoss !== true) return identity;
+  return Object.fromEntries(
+    Object.entries(identity).filter(([key]) => !Object.hasOwn(REGULARIZER_OPTIONS, key)),
+  );
 }
 
 /** Identity of a table's options as a checkpoint has it, completed by those that did not exist when it was written. */
@@ -113,13 +123,21 @@ function asJson(value: unknown): unknown {
   return JSON.parse(JSON.stringify(value));
 }
 
-/** Refuses options from which no schedule can be made, whatever the length of the run. */
+/**
+ * Refuses options from which no schedule can be made, whatever the length of the run.
+ * @throws ArgumentError that names `lrSchedulerKwargs`
+ */
 function checkSchedule(options: ResolvedOptimization): void {
-  learningRateSchedule({
-    scheduler: options.lrSchedulerType,
-    learningRate: options.learningRate,
-    options: options.lrSchedulerKwargs,
-    total: 1,
-    warmup: 0,
-  });
+  try {
+    learningRateSchedule({
+      scheduler: options.lrSchedulerType,
+      learningRate: options.learningRate,
+      options: options.lrSchedulerKwargs,
+      total: 1,
+      warmup: 0,
+    });
+  } catch (error) {
+    if (!(error instanceof ArgumentError)) throw error;
+    throw new ArgumentError(`lrSchedulerKwargs: ${error.message}`);
+  }
 }

@@ -6,12 +6,12 @@
  *     <output>/run/lock                                            the process that is writing
  */
 import { readFileSync } from 'node:fs';
-import { mkdir, open, readFile, rm, stat } from 'node:fs/promises';
+import { open, readFile, rm, stat } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { ADAPTER_CONFIG, ADAPTER_TENSORS } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
-import { diskError, isRunning, namesIn, removeTemporaries } from '../io/files.ts';
+import { diskError, isRunning, makeFolder, namesIn, removeTemporaries } from '../io/files.ts';
 import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
 
 export interface OutputFolder {
@@ -30,7 +30,7 @@ export interface ClaimOptions {
 }
 
 /** Names of the files and folders that a run may have written; `overwrite` removes these and nothing else. */
-const kOwnFiles = new Set([
+const kRunFiles = new Set([
   'run',
   ADAPTER_CONFIG,
   ADAPTER_TENSORS,
@@ -50,8 +50,8 @@ export async function checkOutput(path: string, options: ClaimOptions): Promise<
   const names = await folderNames(path);
   if (names.length > 0 && !overwrite && !resume) {
     throw new ArgumentError(
-      `output folder ${path} is not empty (${names.slice(0, 4).join(', ')}${names.length > 4 ? ', ...' : ''}): ` +
-        'choose another one, or pass overwrite or resume',
+      `output folder ${path} is not empty (${names.slice(0, 4).join(', ')}${names.length > 4 ? ', ...' : ''}); ` +
+        'choose another one, or pass overwrite: true or resume: true',
     );
   }
   const lock = join(path, 'run', 'lock');
@@ -69,10 +69,10 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
   const checkpoints = join(run, 'checkpoints');
   const lock = join(run, 'lock');
   try {
-    await mkdir(run, { recursive: true });
-    await takeLock(lock, path);
-    if (options.overwrite) await clear(path);
-    await mkdir(checkpoints, { recursive: true });
+    await makeFolder(run);
+    await acquireLock(lock, path);
+    if (options.overwrite) await removeEarlierRun(path);
+    await makeFolder(checkpoints);
     const exported = ['residual', 'initial'].map((name) => join(path, name));
     for (const folder of [path, run, checkpoints, ...exported]) await removeTemporaries(folder);
   } catch (error) {
@@ -95,10 +95,10 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
 export async function folderNames(path: string): Promise<string[]> {
   const info = await stat(path).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT') return null;
-    throw error;
+    throw diskError(path, error, 'read');
   });
   if (info !== null && !info.isDirectory())
-    throw new ArgumentError(`output ${path} is a file, not a folder`);
+    throw new ArgumentError(`output ${path} is a file, not a folder; choose another path`);
   return namesIn(path);
 }
 
@@ -106,11 +106,11 @@ export async function folderNames(path: string): Promise<string[]> {
  * Removes everything that an earlier run wrote except the lock, which is now held by this process. Nothing is removed from a
  * folder without run/config.json, because it is not known to be a run's.
  */
-async function clear(path: string): Promise<void> {
+async function removeEarlierRun(path: string): Promise<void> {
   const run = join(path, 'run');
   const inside = await namesIn(run);
   if (!inside.includes('config.json')) return;
-  const own = (await namesIn(path)).filter((name) => kOwnFiles.has(name) && name !== 'run');
+  const own = (await namesIn(path)).filter((name) => kRunFiles.has(name) && name !== 'run');
   const paths = [
     ...own.map((name) => join(path, name)),
     ...inside
@@ -127,7 +127,7 @@ interface LockHolder {
   started: string | null;
 }
 
-async function takeLock(lock: string, path: string): Promise<void> {
+async function acquireLock(lock: string, path: string): Promise<void> {
   const mine: LockHolder = {
     pid: process.pid,
     host: hostname(),
@@ -146,12 +146,15 @@ async function takeLock(lock: string, path: string): Promise<void> {
     if (holder !== null && isAlive(holder)) throw inUse(path, lock, holder);
     await rm(lock, { force: true });
   }
-  throw new ArgumentError(`output folder ${path} is being claimed by another process`);
+  throw new ArgumentError(
+    `output folder ${path} is being claimed by another process; wait for it, or choose another folder`,
+  );
 }
 
 function inUse(path: string, lock: string, { pid, host }: LockHolder): ArgumentError {
   return new ArgumentError(
-    `output folder ${path} is in use by process ${pid} on ${host}; if that is wrong, remove ${lock}`,
+    `output folder ${path} is in use by process ${pid} on ${host}; wait for it, choose another folder, or ` +
+      `remove ${lock} if there is no such process`,
   );
 }
 

@@ -17,7 +17,9 @@ export function parameterGroups(
   { loraplusLrRatio, weightDecay }: Pick<ResolvedOptimization, 'loraplusLrRatio' | 'weightDecay'>,
 ): ParameterGroup[] {
   if (loraplusLrRatio !== 1 && !parameters.some(isB)) {
-    throw new ArgumentError('loraplusLrRatio is for adapters: full fine-tuning has no lora_B');
+    throw new ArgumentError(
+      'loraplusLrRatio is for adapters, and full fine-tuning has no lora_B; leave it at 1',
+    );
   }
   const groups = new Map<string, NamedTensor[]>();
   for (const parameter of parameters) {

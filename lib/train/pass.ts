@@ -16,7 +16,7 @@ export function isEmpty({ selected }: WindowBatch): boolean {
 }
 
 /** Releases the teacher's outputs for a micro-batch. */
-export function forgetTeacher(micro: WindowBatch, loss: TaskLoss): void {
-  if (micro.teacher !== null) loss.forget(micro.teacher);
+export function releaseTeacher(micro: WindowBatch, loss: TaskLoss): void {
+  if (micro.teacher !== null) loss.releaseTeacher(micro.teacher);
   micro.teacher = null;
 }

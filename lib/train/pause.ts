@@ -1,29 +1,29 @@
 /** A request to pause a run between two steps. */
 export class Pause {
   #waiting: (() => void)[] = [];
-  #wanted = false;
+  #requested = false;
 
   /** Whether a pause is requested. */
-  get wanted(): boolean {
-    return this.#wanted;
+  get requested(): boolean {
+    return this.#requested;
   }
 
-  begin(): void {
-    this.#wanted = true;
+  request(): void {
+    this.#requested = true;
   }
 
-  end(): void {
-    this.#wanted = false;
-    for (const go of this.#waiting.splice(0)) go();
+  withdraw(): void {
+    this.#requested = false;
+    for (const release of this.#waiting.splice(0)) release();
   }
 
   /** Waits until the request is withdrawn or the signal stops the run. */
   async wait(signal: AbortSignal | undefined): Promise<void> {
-    if (!this.#wanted || signal?.aborted) return;
+    if (!this.#requested || signal?.aborted) return;
     const waiting = new Promise<void>((resolve) => this.#waiting.push(resolve));
-    const go = () => this.end();
-    signal?.addEventListener('abort', go, { once: true });
+    const release = () => this.withdraw();
+    signal?.addEventListener('abort', release, { once: true });
     await waiting;
-    signal?.removeEventListener('abort', go);
+    signal?.removeEventListener('abort', release);
   }
 }

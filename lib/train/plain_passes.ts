@@ -6,7 +6,7 @@ import { synchronize, withPhase } from '../runtime.ts';
 import { yieldToEventLoop } from '../tasks/event_loop.ts';
 import type { TaskLoss } from '../tasks/task.ts';
 import { scope } from '../tensor.ts';
-import { forgetTeacher, isEmpty, type PassInput } from './pass.ts';
+import { isEmpty, type PassInput, releaseTeacher } from './pass.ts';
 import type { WindowBatch } from './window.ts';
 
 /** Computes micro-batches op by op. */
@@ -32,7 +32,7 @@ export class PlainPasses {
     if (isEmpty(micro)) return; // no term reads any of its rows
     const { tuned, loss } = this;
     if (micro.teacher === null && loss.terms.some(({ teacher }) => teacher)) {
-      micro.teacher = await loss.teach(micro);
+      micro.teacher = await loss.runTeacher(micro);
     }
     const made: { dispose(): void }[] = [];
     try {
@@ -53,7 +53,7 @@ export class PlainPasses {
       for (const tensor of made) tensor.dispose();
     }
     await synchronize();
-    forgetTeacher(micro, loss);
+    releaseTeacher(micro, loss);
   }
 
   dispose(): void {

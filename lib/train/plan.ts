@@ -46,13 +46,13 @@ export async function makePlan(
 }
 
 /** The number of steps for which the learning rate is checked before a run. */
-const kRatesLookedAt = 100_000;
+const kCheckedRates = 100_000;
 
 /**
  * The learning rate as a function of the step, counted from 0.
  * @throws ArgumentError where the schedule's options give no learning rate for some step
  */
-export function rateOf(
+export function learningRateOf(
   { totalSteps, warmupSteps }: RunPlan,
   { optimization }: ResolvedOptions,
 ): (step: number) => number {
@@ -63,7 +63,7 @@ export function rateOf(
     learningRate: optimization.learningRate,
     options: optimization.lrSchedulerKwargs,
   });
-  const stride = Math.ceil(totalSteps / kRatesLookedAt);
+  const stride = Math.ceil(totalSteps / kCheckedRates);
   for (let step = 0; step < totalSteps; step += stride) rate(step);
   rate(Math.max(0, totalSteps - 1));
   return rate;
@@ -105,17 +105,17 @@ export async function measurePlan(
     ...(options.resources.cacheTeacher && { teacherCache: null }),
   });
   const at = { step: 0, totalSteps: plan.totalSteps };
-  let [seconds, standing] = [0, 0];
+  let [seconds, persistentBytes] = [0, 0];
   tuned.zeroGradients();
   try {
     for (let pass = 0; pass < 2; pass++) {
       await synchronize();
-      standing = memoryStats({ device }).liveBytes;
+      persistentBytes = memoryStats({ device }).liveBytes;
       resetPeakMemory({ device });
-      const begun = performance.now();
+      const start = performance.now();
       await accumulateWindow({ passes, signal: undefined }, window, at);
       await synchronize();
-      seconds = (performance.now() - begun) / 1000;
+      seconds = (performance.now() - start) / 1000;
       tuned.zeroGradients();
     }
   } finally {
@@ -123,14 +123,14 @@ export async function measurePlan(
     passes.dispose();
   }
   const { peakBytes, derivedBytes } = memoryStats({ device });
-  const activationBytes = peakBytes - standing;
+  const activationBytes = peakBytes - persistentBytes;
   const { optimizerBytes } = plan.memory;
   return {
     ...plan,
     memory: {
       ...plan.memory,
       activationBytes,
-      totalBytes: standing + derivedBytes + optimizerBytes + activationBytes,
+      totalBytes: persistentBytes + derivedBytes + optimizerBytes + activationBytes,
     },
     memoryPlan: planner?.plan(window.totals.tokens) ?? null,
     measuredTokens: window.totals.tokens,

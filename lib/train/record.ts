@@ -51,7 +51,7 @@ export class StepClock {
   stop(): number {
     const seconds = (performance.now() - this.stepBegun) / 1000;
     this.recent.push(seconds);
-    if (this.recent.length > kPaceSteps) this.recent.shift();
+    if (this.recent.length > kRecentSteps) this.recent.shift();
     return seconds;
   }
 
@@ -62,7 +62,7 @@ export class StepClock {
   }
 }
 
-const kPaceSteps = 20;
+const kRecentSteps = 20;
 const kBytesPerKiB = 1024;
 
 /** The peak resident memory of this process, in bytes. */

@@ -58,10 +58,15 @@ export function resolveRegularizers(
   const defaults: Record<string, unknown> = defaultsOf(all, { task });
   for (const [key, value] of Object.entries(given)) {
     const option = Object.hasOwn(all, key) ? all[key] : undefined;
-    if (option === undefined) throw new ArgumentError(`unknown regularizer option "${key}"`);
+    if (option === undefined) {
+      const known = Object.keys(own).join(', ');
+      throw new ArgumentError(
+        `unknown regularizer option "${key}"; the options of ${task} are ${known}`,
+      );
+    }
     checkValue(key, option, value);
     if (!Object.hasOwn(own, key) && value !== defaults[key]) {
-      throw new ArgumentError(`${key} has no meaning for ${task}`);
+      throw new ArgumentError(`${key} has no meaning for ${task}; leave it out`);
     }
   }
   const resolved = { ...defaults, ...given } as unknown as ResolvedRegularizers;
@@ -84,7 +89,9 @@ export function termsOf(
   const terms = [...builtIn.map((definition: TermDefinition) => bind(definition, values)), ...own];
   const keys = task.terms.map(({ key }) => key).concat(own.map(({ key }) => key));
   const twice = keys.find((key, i) => keys.indexOf(key) !== i);
-  if (twice !== undefined) throw new ArgumentError(`terms: there is a term "${twice}" already`);
+  if (twice !== undefined) {
+    throw new ArgumentError(`terms: there is a term "${twice}" already; give each its own key`);
+  }
   return terms;
 }
 

@@ -12,8 +12,8 @@ import type { RunPlan, Warning } from './types.ts';
 
 const kPrefix = { tuned: 'tuned/', optimizer: 'optimizer/' } as const;
 
-/** The checkpoint to resume from, or null, with a warning, where the earlier run did not write one. */
-export async function takeUp(
+/** Opens the checkpoint to resume from; returns null, with a warning, if the earlier run did not write one. */
+export async function openCheckpoint(
   folder: OutputFolder,
   found: { identity: Identity; plan: RunPlan; warnings: Warning[]; device: string },
 ): Promise<Checkpoint | null> {
@@ -28,12 +28,12 @@ export async function takeUp(
   if (checkpoint === null) {
     warn(
       'nothing_to_resume',
-      `${folder.path} has no checkpoint: the run starts from the beginning`,
+      `${folder.path} has no checkpoint, so the run starts from the beginning`,
     );
     return null;
   }
   try {
-    checkContinues(checkpoint, identity, plan);
+    checkSameRun(checkpoint, identity, plan);
   } catch (error) {
     disposeAll(checkpoint.tensors);
     throw error;
@@ -45,11 +45,11 @@ export async function takeUp(
  * Checks that a checkpoint belongs to this run.
  * @throws ArgumentError for a checkpoint of another run
  */
-function checkContinues({ state, path }: Checkpoint, identity: Identity, plan: RunPlan): void {
+function checkSameRun({ state, path }: Checkpoint, identity: Identity, plan: RunPlan): void {
   if (!('baseModel' in state.identity)) {
     throw new ArgumentError(
-      `${path} is of an earlier version of balora, which did not note dtype and base model: it cannot be continued; ` +
-        'begin anew in another folder, or with overwrite',
+      `${path} was written by an earlier version of balora, which did not record dtype and base model, so it cannot be ` +
+        'continued; begin anew in another folder, or with overwrite: true',
     );
   }
   const changed = differences(
@@ -58,7 +58,8 @@ function checkContinues({ state, path }: Checkpoint, identity: Identity, plan: R
   );
   if (changed.length > 0) {
     throw new ArgumentError(
-      `${path} belongs to another run and cannot be continued bit for bit: ${changed.join('; ')}`,
+      `${path} belongs to another run and cannot be continued bit for bit (${changed.join('; ')}); ` +
+        'give the options of that run, or begin anew with overwrite: true',
     );
   }
 }

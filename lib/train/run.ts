@@ -4,27 +4,30 @@
  */
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { ArgumentError } from '../errors.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import { dropoutWarning } from '../models/dropout_rates.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize } from '../runtime.ts';
 import { taskOf } from '../tasks/list.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
+import type { Tensor } from '../tensor.ts';
 import { BestKeeper } from './best.ts';
 import { type Checkpoint, saveCheckpoint } from './checkpoints.ts';
 import { addNotes } from './failure.ts';
 import { identityOf } from './identity.ts';
+import { idleOptions } from './idle_options.ts';
 import { MetricsFile } from './metrics.ts';
 import { makeOptimizer } from './optimizers.ts';
 import type { Identity, ResolvedOptions } from './options.ts';
 import { claimOutput, type OutputFolder } from './output.ts';
 import { parameterGroups } from './parameter_groups.ts';
 import { passesOf, selectorOf } from './passes.ts';
-import { makePlan, planMemory, rateOf } from './plan.ts';
+import { learningRateOf, makePlan, planMemory } from './plan.ts';
 import { StepClock } from './record.ts';
-import { restore, savedTensors, takeUp } from './resume.ts';
+import { openCheckpoint, restore, savedTensors } from './resume.ts';
 import { type Passes, takeStep } from './step.ts';
-import { unlessStopped } from './stop.ts';
+import { nullIfAborted } from './stop.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { RunPlan, StepRecord, Warning } from './types.ts';
 import { type Position, WindowReader } from './window.ts';
@@ -33,11 +36,13 @@ const kStart: Position = { epoch: 0, microBatch: 0 };
 const kMsPerMinute = 60_000;
 
 /** The components of a run, made by {@link openRun}. */
-interface Parts {
+interface RunParts {
   readonly input: AnyTrainerOptions;
   readonly options: ResolvedOptions;
   readonly plan: RunPlan;
   readonly identity: Identity;
+  /** Tensors that the run trains, in the order of the tuned model's parameters. */
+  readonly trained: readonly Tensor[];
   readonly folder: OutputFolder | null;
   readonly metrics: MetricsFile | null;
   readonly optimizer: Optimizer;
@@ -60,7 +65,7 @@ interface Progress {
 
 export class Run {
   /** Whether an evaluation at this step is due or was interrupted. */
-  owesEvaluation = false;
+  evaluationDue = false;
   private savedStep: number | null = null;
   private savedPath: string | null = null;
   private savedAt = performance.now();
@@ -71,7 +76,7 @@ export class Run {
   private closed = false;
 
   constructor(
-    private readonly parts: Parts,
+    private readonly parts: RunParts,
     private progress: Progress,
   ) {}
 
@@ -113,7 +118,7 @@ export class Run {
   /**
    * Whether a checkpoint is due at this step, by `saveSteps` or `saveMinutes`; the last step is saved in any case, elsewhere.
    */
-  get owesCheckpoint(): boolean {
+  get checkpointDue(): boolean {
     if (this.step === this.totalSteps) return false;
     const { saveSteps, saveMinutes } = this.parts.options.output;
     const minutes = (performance.now() - this.savedAt) / kMsPerMinute;
@@ -123,7 +128,7 @@ export class Run {
   }
 
   /** Removes and returns the warnings that have not been reported yet. */
-  takeWarnings(): Warning[] {
+  drainWarnings(): Warning[] {
     return this.parts.warnings.splice(0);
   }
 
@@ -131,13 +136,26 @@ export class Run {
     return this.parts.clock.estimate(this.totalSteps - this.step);
   }
 
+  /** Refuses a model on which another adapter is active than the one that the run began with. @throws ArgumentError */
+  private checkAdapter(): void {
+    const { input, trained } = this.parts;
+    const now = input.tuned.parameters();
+    if (now.length === trained.length && now.every(({ tensor }, i) => tensor === trained[i])) {
+      return;
+    }
+    throw new ArgumentError(
+      'another adapter was made the active one during the run: a run trains the one that it began with (setAdapter)',
+    );
+  }
+
   /** Runs the next step; null if the signal stopped it before it was complete. */
   async takeStep(): Promise<StepRecord | null> {
+    this.checkAdapter();
     const { input, options, passes, windows, optimizer, clock, rate } = this.parts;
     const { tuned, signal, afterBackward = null } = input;
     const { maxGradNorm } = options.optimization;
     const { step, totalSteps } = this;
-    const taken = await unlessStopped(signal, () =>
+    const taken = await nullIfAborted(signal, () =>
       takeStep(
         { tuned, passes, windows, optimizer, maxGradNorm, clock, afterBackward, signal },
         {
@@ -150,7 +168,7 @@ export class Run {
       ),
     );
     if (taken === null) {
-      await this.dropWindow();
+      await this.discardWindow();
       return null;
     }
     await this.commit(taken.record, taken.window.after);
@@ -163,7 +181,7 @@ export class Run {
     const { evalSteps } = options.output;
     this.progress = { step: record.step, position, last: record };
     this.updating = false;
-    this.owesEvaluation =
+    this.evaluationDue =
       input.evalData !== undefined &&
       evalSteps > 0 &&
       this.step % evalSteps === 0 &&
@@ -172,7 +190,7 @@ export class Run {
   }
 
   /** Discards an incomplete window: its gradients, and pending errors of the engine. */
-  private async dropWindow(): Promise<void> {
+  private async discardWindow(): Promise<void> {
     const { tuned } = this.parts.input;
     tuned.zeroGradients();
     await synchronize(tuned.model.device).catch(() => {});
@@ -183,9 +201,9 @@ export class Run {
    * an output folder, before the first step, where the step is saved already, and where it cannot be saved.
    */
   async saveCheckpoint(): Promise<string | null> {
-    const nothing = this.step === 0 || this.savedStep === this.step;
-    const impossible = this.updating || this.saveFailed || this.closed;
-    if (this.parts.folder === null || nothing || impossible) return null;
+    const isSaved = this.step === 0 || this.savedStep === this.step;
+    const cannotSave = this.updating || this.saveFailed || this.closed;
+    if (this.parts.folder === null || isSaved || cannotSave) return null;
     try {
       this.savedPath = await this.write(this.parts.folder);
     } catch (error) {
@@ -197,7 +215,8 @@ export class Run {
     return this.savedPath;
   }
 
-  private write(folder: OutputFolder): Promise<string> {
+  private async write(folder: OutputFolder): Promise<string> {
+    this.checkAdapter();
     const { input, optimizer, options } = this.parts;
     const moments = optimizer.state();
     return saveCheckpoint(
@@ -212,7 +231,7 @@ export class Run {
           last: this.last,
           identity: this.parts.identity,
           optimizerSteps: moments.steps,
-          ...(this.owesEvaluation && { owesEvaluation: true }),
+          ...(this.evaluationDue && { owesEvaluation: true }),
         },
         tensors: savedTensors(input.tuned, moments.tensors),
       },
@@ -224,10 +243,10 @@ export class Run {
    * Saves the last completed step of a run that `error` ends, and adds to the error's message where it was saved. Never throws,
    * so that the first error is the one reported.
    */
-  async rescue(error: unknown): Promise<void> {
+  async saveAfterError(error: unknown): Promise<void> {
     let second: unknown;
     try {
-      await this.dropWindow();
+      await this.discardWindow();
       await this.saveCheckpoint();
     } catch (failure) {
       second = failure;
@@ -251,13 +270,14 @@ export class Run {
         : [`step ${this.step} could not be saved (${(second as Error).message})`]),
       this.savedPath === null
         ? 'there is no checkpoint'
-        : `the last good checkpoint is ${this.savedPath}, and resume goes on from it`,
+        : `the last good checkpoint is ${this.savedPath}, and resume: true continues from it`,
     ];
   }
 
   /** Writes the adapter or model to the output folder. */
   async exportResult(): Promise<void> {
     const { folder, input, options, keeper } = this.parts;
+    this.checkAdapter();
     await keeper?.restore(input.tuned, this.step);
     if (folder === null) return;
     await removeTeacherCache(folder);
@@ -281,11 +301,11 @@ export class Run {
     }
   }
 
-  /** Continues from a checkpoint that is already in the folder. */
-  adopt({ path, state }: Checkpoint): void {
+  /** Marks a checkpoint that is in the folder as the state of this run. */
+  continueFrom({ path, state }: Checkpoint): void {
     this.savedStep = state.step;
     this.savedPath = path;
-    this.owesEvaluation = state.owesEvaluation ?? false;
+    this.evaluationDue = state.owesEvaluation ?? false;
   }
 }
 
@@ -293,9 +313,10 @@ export class Run {
 export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions): Promise<Run> {
   const { output, overwrite, resume } = options.output;
   input.tuned.zeroGradients();
-  const groups = parameterGroups(input.tuned.parameters(), options.optimization);
+  const trained = input.tuned.parameters();
+  const groups = parameterGroups(trained, options.optimization);
   const plan = await makePlan(input, options);
-  const rate = rateOf(plan, options);
+  const rate = learningRateOf(plan, options);
   const folder = output === null ? null : await claimOutput(output, { overwrite, resume });
   let metrics: MetricsFile | null = null;
   let optimizer: Optimizer | null = null;
@@ -306,7 +327,12 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
     const warnings: Warning[] = [];
     const checkpoint =
       folder !== null && resume
-        ? await takeUp(folder, { identity, plan, warnings, device: input.tuned.model.device })
+        ? await openCheckpoint(folder, {
+            identity,
+            plan,
+            warnings,
+            device: input.tuned.model.device,
+          })
         : null;
     // Without a checkpoint it is unknown which base model an earlier teacher cache was computed with.
     if (folder !== null && checkpoint === null) await removeTeacherCache(folder);
@@ -336,12 +362,18 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
     if (dropout !== null && step === 0) {
       warnings.push({ type: 'warning', code: 'dropout_not_applied', message: dropout });
     }
+    if (step === 0) {
+      for (const message of idleOptions(input, options)) {
+        warnings.push({ type: 'warning', code: 'option_without_effect', message });
+      }
+    }
     const run = new Run(
       {
         input,
         options,
         plan,
         identity,
+        trained: trained.map(({ tensor }) => tensor),
         folder,
         metrics,
         optimizer,
@@ -358,7 +390,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
       },
       { step, position, last },
     );
-    if (checkpoint !== null) run.adopt(checkpoint);
+    if (checkpoint !== null) run.continueFrom(checkpoint);
     return run;
   } catch (error) {
     optimizer?.dispose();
@@ -377,7 +409,7 @@ async function makeKeeper(
 ): Promise<BestKeeper | null> {
   const metric =
     metricForBestModel === undefined && evalSteps > 0
-      ? taskOf(tuned.model).metrics(tuned.model).standard
+      ? taskOf(tuned.model).metrics(tuned.model).defaultMetric
       : (metricForBestModel ?? null);
   if (metric === null || evalData === undefined) return null;
   const keeper = new BestKeeper(metric, folder === null ? null : join(folder.run, 'best'));
@@ -393,7 +425,7 @@ function configText(options: ResolvedOptions, identity: Identity): string {
   const { runConfig, ...output } = options.output;
   const trainer = {
     ...options.optimization,
-    ...options.regularizers,
+    ...(identity.customLoss !== true && options.regularizers),
     ...output,
     seed: options.seed,
   };

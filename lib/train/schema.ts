@@ -8,12 +8,12 @@ import { RAMP_TYPES, SCHEDULER_NAMES, type SchedulerOptions } from '../optim/sch
 import {
   choice,
   choiceOrNull,
+  filePath,
   json,
   number,
   onOff,
   settings,
   size,
-  text,
   whole,
 } from '../options/kinds.ts';
 import { type Check, group, type InputOf } from '../options/option.ts';
@@ -67,7 +67,7 @@ export const optimizationOptions = group('Optimization', {
   warmupSteps: number({
     least: 0,
     default: 0.03,
-    help: 'warm-up; below 1: a share of the run',
+    help: 'warm-up steps; below 1: a fraction of the run',
     aliases: ['warmup-ratio', 'warmup', 'num-warmup-steps'],
   }),
   /** Decoupled weight decay. Default 0. */
@@ -115,7 +115,7 @@ export const optimizationOptions = group('Optimization', {
   maxGradNorm: number({
     least: 0,
     default: 1,
-    help: 'gradients are clipped to this norm; 0: not',
+    help: 'gradients are clipped to this norm; 0: no clipping',
     aliases: ['grad-clip', 'clip', 'clip-grad-norm', 'gradient-clipping', 'max-norm'],
   }),
   /** Number of passes over the data. Default 1. */
@@ -130,14 +130,14 @@ export const optimizationOptions = group('Optimization', {
   maxSteps: whole({
     least: 1,
     default: null,
-    help: 'steps; wins over the epochs',
+    help: 'number of steps; overrides the epochs',
     aliases: ['steps', 'num-steps', 'max-train-steps', 'iters'],
   }),
   /** Number of micro-batches in a step. Default 1. */
   gradientAccumulationSteps: whole({
     least: 1,
     default: 1,
-    help: 'micro-batches of a step',
+    help: 'micro-batches per step',
     aliases: ['grad-accum', 'grad-acc', 'gradient-accumulation', 'accumulation-steps'],
   }),
 });
@@ -147,7 +147,7 @@ const kOutputGroup = 'Output';
 /** Options that determine where and how often a run is written; without `output` nothing is written at all. */
 export const outputOptions = group(kOutputGroup, {
   /** Folder for the adapter and the run/ folder; it must be empty or absent unless `overwrite` or `resume` is set. */
-  output: text({
+  output: filePath({
     placeholder: 'folder',
     default: null,
     help: 'where the adapter and run/ are written',
@@ -164,7 +164,7 @@ export const outputOptions = group(kOutputGroup, {
   /** Whether to continue, bit for bit, from the last good checkpoint of `output`. Default false. */
   resume: onOff({
     default: false,
-    help: 'go on from the last checkpoint in the output folder',
+    help: 'continue from the last checkpoint in the output folder',
     identity: false,
     aliases: ['resume-from-checkpoint', 'continue'],
   }),
@@ -207,7 +207,7 @@ export const outputOptions = group(kOutputGroup, {
   saveTotalLimit: whole({
     least: 1,
     default: 2,
-    help: 'checkpoints to keep, the oldest go first',
+    help: 'checkpoints to keep; older ones are removed',
     identity: false,
     aliases: ['keep-checkpoints', 'max-checkpoints'],
   }),
@@ -255,7 +255,7 @@ export const resourceOptions = group('Resources', {
   memoryBudget: size({
     words: ['max', 'min'],
     default: null,
-    help: 'what the process may hold: the fastest plan, the smallest, or a size such as 1.2GiB',
+    help: 'memory of the process: max (the fastest plan), min (the smallest), or a size such as 1.2GiB',
     // A run may be resumed with another number of bytes, so only the kind of budget counts.
     identity: (budget: 'max' | 'min' | number | null) =>
       typeof budget === 'number' ? 'bytes' : (budget ?? undefined),
@@ -268,7 +268,7 @@ export const resourceOptions = group('Resources', {
    */
   cacheTeacher: onOff({
     default: false,
-    help: 'run the teacher once for each sequence and keep its part; for runs of several epochs',
+    help: 'run the teacher once per sequence and cache its outputs; for runs of several epochs',
     // A value of false is left out, since checkpoints from before this option do not have it.
     identity: (on: boolean) => on || undefined,
   }),
@@ -279,7 +279,7 @@ export const resourceOptions = group('Resources', {
    */
   captureGraphs: onOff({
     default: false,
-    help: 'run micro-batches and updates of shapes that repeat as graphs, on a GPU',
+    help: 'record repeated micro-batches and updates as graphs and launch these, on a GPU',
     identity: false,
     aliases: ['cuda-graphs', 'torch-compile'],
   }),
@@ -296,8 +296,8 @@ export const bestOptions = group(kOutputGroup, {
   metricForBestModel: choiceOrNull({
     choices: kMetricNames,
     help:
-      'export the evaluated step that was best by this, a language model by loss; default: of a classifier with ' +
-      'evaluations on the way the first of the GLUE task, else accuracy, pearson or f1Micro',
+      'export the evaluated step with the best value of this metric, for a language model loss; default, for a classifier ' +
+      'with --eval-steps: the first metric of the GLUE task, else accuracy, pearson or f1Micro',
     identity: false,
     aliases: ['load-best-model-at-end', 'best-metric', 'metric'],
   }),
@@ -313,7 +313,7 @@ export const seedOptions = group('Model and data', {
   seed: whole({
     least: 0,
     default: 42,
-    help: 'of the order of the data and the start of the adapter',
+    help: "seed of the data's order and the adapter's initial values",
     aliases: ['random-seed', 'data-seed'],
   }),
 });
@@ -335,7 +335,8 @@ type TogetherInput = InputOf<typeof trainerOptions> & { readonly evalData?: unkn
 export const trainerChecks: readonly Check<TogetherInput>[] = [
   {
     when: ({ overwrite, resume }) => overwrite === true && resume === true,
-    message: (_, name) => `${name('overwrite')} and ${name('resume')} exclude each other`,
+    message: (_, name) =>
+      `${name('overwrite')} and ${name('resume')} exclude each other; pass one of them`,
   },
   {
     when: ({ resume, output }) => resume === true && (output ?? null) === null,

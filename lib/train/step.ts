@@ -16,7 +16,7 @@ import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize, withPhase } from '../runtime.ts';
 import { notFinite } from './failure.ts';
 import type { GraphPasses } from './graph_passes.ts';
-import { forgetTeacher, isEmpty } from './pass.ts';
+import { isEmpty, releaseTeacher } from './pass.ts';
 import type { PlainPasses } from './plain_passes.ts';
 import { type CombinedTerms, makeRecord, type StepClock, weightedTerms } from './record.ts';
 import type { StepRecord } from './types.ts';
@@ -45,7 +45,7 @@ export interface StepParts {
 }
 
 /** The position of a step in the run, its learning rate, and a callback for the start of its update. */
-export interface StepAt extends StepOfRun {
+export interface StepOptions extends StepOfRun {
   readonly learningRate: number;
   /** Called before the first parameter is written. */
   readonly onUpdate: () => void;
@@ -58,7 +58,7 @@ export interface StepAt extends StepOfRun {
  */
 export async function takeStep(
   parts: StepParts,
-  { learningRate, onUpdate, ...at }: StepAt,
+  { learningRate, onUpdate, ...at }: StepOptions,
 ): Promise<{ record: StepRecord; window: Window }> {
   const { tuned, passes, optimizer, clock, maxGradNorm } = parts;
   clock.start();
@@ -120,7 +120,7 @@ export async function accumulateWindow(
   } finally {
     sums.dispose();
     const { loss } = passes;
-    if (loss !== null) for (const micro of window.batches) forgetTeacher(micro, loss);
+    if (loss !== null) for (const micro of window.batches) releaseTeacher(micro, loss);
   }
 }
 
@@ -139,13 +139,13 @@ async function weightsAt(
     for (const micro of window.batches) {
       signal?.throwIfAborted();
       if (isEmpty(micro)) continue;
-      micro.teacher = await loss.teach(micro);
+      micro.teacher = await loss.runTeacher(micro);
       const entropies = await loss.entropies(micro.teacher, micro);
       for (const entropy of Array.from(entropies)) sum += entropy;
       rows += entropies.length;
     }
     const mean = rows > 0 ? sum / rows : 0;
-    teacherEntropy = loss.mostEntropy > 0 ? mean / loss.mostEntropy : 0;
+    teacherEntropy = loss.maxEntropy > 0 ? mean / loss.maxEntropy : 0;
   }
   return Object.fromEntries(
     terms.map((term) => [term.key, term.weightAt({ ...at, teacherEntropy })]),

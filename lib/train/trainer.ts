@@ -16,14 +16,14 @@ import { Pause } from './pause.ts';
 import { makePlan, measurePlan } from './plan.ts';
 import { termsOf } from './regularizers.ts';
 import { openRun, type Run } from './run.ts';
-import { unlessStopped } from './stop.ts';
+import { nullIfAborted } from './stop.ts';
 import type {
   AnyTrainerOptions,
   ClassifierTrainerOptions,
   Seq2SeqTrainerOptions,
   TrainerOptions,
 } from './trainer_options.ts';
-import type { RunPlan, TrainEvent, TrainResult } from './types.ts';
+import type { MethodName, RunPlan, TrainEvent, TrainResult } from './types.ts';
 
 export type {
   ClassifierTrainerOptions,
@@ -40,28 +40,40 @@ export type {
  * }
  */
 export class Trainer {
-  readonly options: ResolvedOptions;
-
-  private readonly input: AnyTrainerOptions;
   private readonly task: AnyTask;
   readonly #pause = new Pause();
+  readonly #given: AnyTrainerOptions;
+  #checked: Checked;
 
   constructor(input: TrainerOptions | Seq2SeqTrainerOptions | ClassifierTrainerOptions) {
-    const given = input as unknown as AnyTrainerOptions;
-    this.task = taskOf(given.tuned.model);
-    const { method = null } = given.tuned;
-    const own = { task: this.task.name, given: given.regularizers ?? {} };
-    this.input = { ...given, regularizers: regularizersOf(method, own) };
-    this.options = resolveOptions(this.input, this.task.name);
-    checkInput(this.input, this.options, this.task);
+    this.#given = { ...(input as unknown as AnyTrainerOptions) };
+    this.task = taskOf(this.#given.tuned.model);
+    this.#checked = checked(this.#given, this.task);
+  }
+
+  /** Every option with its default filled in: a regularizer's weight by the method of the adapter that is active. */
+  get options(): ResolvedOptions {
+    const { method = null } = this.#given.tuned;
+    return (method === this.#checked.method ? this.#checked : this.#check()).options;
+  }
+
+  private get input(): AnyTrainerOptions {
+    return this.#checked.input;
+  }
+
+  /** Checks the input again, for the adapter that is active: it may be another one than before. */
+  #check(): Checked {
+    this.#checked = checked(this.#given, this.task);
+    return this.#checked;
   }
 
   /**
    * The plan of the run; with `measure`, one micro-batch is computed, and its gradients discarded, to measure memory and time.
    */
   async plan({ measure = false }: { measure?: boolean } = {}): Promise<RunPlan> {
-    const plan = await makePlan(this.input, this.options);
-    return measure ? measurePlan(plan, this.input, this.options) : plan;
+    const { input, options } = this.#check();
+    const plan = await makePlan(input, options);
+    return measure ? measurePlan(plan, input, options) : plan;
   }
 
   /**
@@ -69,12 +81,12 @@ export class Trainer {
    * a run in progress, the next run pauses after its first step. The numbers of the run do not change.
    */
   pause(): void {
-    this.#pause.begin();
+    this.#pause.request();
   }
 
   /** Continues a run that is paused, or withdraws the request to pause it. */
   resume(): void {
-    this.#pause.end();
+    this.#pause.withdraw();
   }
 
   /** Runs to the end; events are passed to the callbacks only. */
@@ -95,53 +107,54 @@ export class Trainer {
    *   first step ends with the last good checkpoint.
    */
   async *run(): AsyncGenerator<TrainEvent, TrainResult> {
-    const run = await unlessStopped(this.input.signal, () => openRun(this.input, this.options));
+    const { input, options } = this.#check();
+    const run = await nullIfAborted(input.signal, () => openRun(input, options));
     if (run === null) return yield* this.end(kStoppedBefore);
     try {
       yield* this.steps(run);
       return yield* this.finish(run);
     } catch (error) {
-      await run.rescue(error);
+      await run.saveAfterError(error);
       throw error;
     } finally {
-      await this.leave(run);
+      await this.closeRun(run);
     }
   }
 
   private async *steps(run: Run): AsyncGenerator<TrainEvent, void> {
     const { signal } = this.input;
-    const { loggingSteps } = this.options.output;
-    for (const event of run.takeWarnings()) yield await this.tell(event);
-    yield await this.tell({ type: 'start', plan: run.plan, startStep: run.step });
-    if (run.owesEvaluation) yield* this.evaluation(run);
+    const { loggingSteps } = this.#checked.options.output;
+    for (const event of run.drainWarnings()) yield await this.emit(event);
+    yield await this.emit({ type: 'start', plan: run.plan, startStep: run.step });
+    if (run.evaluationDue) yield* this.evaluation(run);
     while (run.step < run.totalSteps && !signal?.aborted) {
       const record = await run.takeStep();
       if (record === null) return;
-      for (const event of run.takeWarnings()) yield await this.tell(event);
-      const pace = { totalSteps: run.totalSteps, secondsLeft: run.secondsLeft() };
-      yield await this.tell({ type: 'step', record, ...pace });
+      for (const event of run.drainWarnings()) yield await this.emit(event);
+      const timing = { totalSteps: run.totalSteps, secondsLeft: run.secondsLeft() };
+      yield await this.emit({ type: 'step', record, ...timing });
       const last = run.step === run.totalSteps;
       if (run.step % loggingSteps === 0 || last)
-        yield await this.tell({ type: 'log', record, ...pace });
+        yield await this.emit({ type: 'log', record, ...timing });
       // The checkpoint comes before the evaluation, which may take longer than the steps between two checkpoints.
-      if (run.owesCheckpoint) yield* this.checkpoint(run);
-      if (run.owesEvaluation) yield* this.evaluation(run);
-      if (this.#pause.wanted && run.step < run.totalSteps) yield* this.standStill(run);
+      if (run.checkpointDue) yield* this.checkpoint(run);
+      if (run.evaluationDue) yield* this.evaluation(run);
+      if (this.#pause.requested && run.step < run.totalSteps) yield* this.pauseRun(run);
     }
   }
 
-  private async *standStill(run: Run): AsyncGenerator<TrainEvent, void> {
+  private async *pauseRun(run: Run): AsyncGenerator<TrainEvent, void> {
     yield* this.checkpoint(run);
-    yield await this.tell({ type: 'paused', step: run.step });
+    yield await this.emit({ type: 'paused', step: run.step });
     await this.#pause.wait(this.input.signal);
-    if (!this.input.signal?.aborted) yield await this.tell({ type: 'resumed', step: run.step });
+    if (!this.input.signal?.aborted) yield await this.emit({ type: 'resumed', step: run.step });
   }
 
   private async *finish(run: Run): AsyncGenerator<TrainEvent, TrainResult> {
     // The checkpoint comes before the last evaluation, so that the steps are saved even if the evaluation fails.
     yield* this.checkpoint(run);
     const last = run.step < run.totalSteps ? null : yield* this.evaluation(run);
-    const aborted = run.step < run.totalSteps || run.owesEvaluation;
+    const aborted = run.step < run.totalSteps || run.evaluationDue;
     if (!aborted) await run.exportResult();
     const result: TrainResult = {
       reason: aborted ? 'aborted' : 'completed',
@@ -157,17 +170,17 @@ export class Trainer {
   }
 
   private async *end(result: TrainResult): AsyncGenerator<TrainEvent, TrainResult> {
-    yield await this.tell({ type: 'end', reason: result.reason, result });
+    yield await this.emit({ type: 'end', reason: result.reason, result });
     return result;
   }
 
   /**
    * Writes a last checkpoint and closes the run. A consumer that has left the loop gets no more events, but the callbacks do.
    */
-  private async leave(run: Run): Promise<void> {
+  private async closeRun(run: Run): Promise<void> {
     try {
       const path = await run.saveCheckpoint();
-      if (path !== null) await this.tell({ type: 'checkpoint', step: run.step, path });
+      if (path !== null) await this.emit({ type: 'checkpoint', step: run.step, path });
     } finally {
       await run.close();
     }
@@ -180,9 +193,9 @@ export class Trainer {
   private async *evaluation(run: Run): AsyncGenerator<TrainEvent, Evaluation | null> {
     const result = yield* this.evaluate(run);
     if (result !== null) await run.keeper?.offer(this.input.tuned, result, run.step);
-    run.owesEvaluation = result === null && this.input.evalData !== undefined;
+    run.evaluationDue = result === null && this.input.evalData !== undefined;
     if (result === null) return null;
-    yield await this.tell({ type: 'evaluation', step: run.step, result });
+    yield await this.emit({ type: 'evaluation', step: run.step, result });
     return result;
   }
 
@@ -192,9 +205,9 @@ export class Trainer {
     if (signal?.aborted || evalData === undefined) return null;
     const progress = new Latest<number>();
     const stop = new AbortController();
-    const pass = () => stop.abort(signal?.reason);
-    signal?.addEventListener('abort', pass, { once: true });
-    const result = unlessStopped(stop.signal, () =>
+    const forwardAbort = () => stop.abort(signal?.reason);
+    signal?.addEventListener('abort', forwardAbort, { once: true });
+    const result = nullIfAborted(stop.signal, () =>
       this.task.evaluate(tuned, evalData.batches(0, 0), {
         signal: stop.signal,
         onProgress: (examples) => progress.set(examples),
@@ -203,25 +216,25 @@ export class Trainer {
     result.catch(() => {}); // the promise is awaited below, after the last event
     try {
       for await (const examples of progress) {
-        yield await this.tell({ type: 'evaluating', step: run.step, examples });
+        yield await this.emit({ type: 'evaluating', step: run.step, examples });
       }
       return await result;
     } finally {
       // If a consumer leaves the loop early, the evaluation must have ended before the model is used again.
       stop.abort();
       await result.catch(() => {});
-      signal?.removeEventListener('abort', pass);
+      signal?.removeEventListener('abort', forwardAbort);
     }
   }
 
   private async *checkpoint(run: Run): AsyncGenerator<TrainEvent, void> {
     const path = await run.saveCheckpoint();
-    if (path !== null) yield await this.tell({ type: 'checkpoint', step: run.step, path });
+    if (path !== null) yield await this.emit({ type: 'checkpoint', step: run.step, path });
   }
 
-  private async tell(event: TrainEvent): Promise<TrainEvent> {
+  private async emit(event: TrainEvent): Promise<TrainEvent> {
     for (const callback of this.input.callbacks ?? []) {
-      await unlessStopped(this.input.signal, () => callback(event));
+      await nullIfAborted(this.input.signal, () => callback(event));
     }
     return event;
   }
@@ -241,6 +254,24 @@ const kStoppedBefore: TrainResult = {
   checkpoint: null,
 };
 
+/** The input and the options of a run, checked for the method that the tuned model then had. */
+interface Checked {
+  readonly method: MethodName | null;
+  readonly input: AnyTrainerOptions;
+  readonly options: ResolvedOptions;
+}
+
+function checked(given: AnyTrainerOptions, task: AnyTask): Checked {
+  const { method = null } = given.tuned;
+  const own = given.regularizers ?? {};
+  const regularizers =
+    given.loss === undefined ? regularizersOf(method, { task: task.name, given: own }) : own;
+  const input = { ...given, regularizers };
+  const options = resolveOptions(input, task.name);
+  checkInput(input, options, task);
+  return { method, input, options };
+}
+
 /** Refuses input that is known to be wrong before a run. */
 function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: AnyTask): void {
   const { tuned, data, evalData, loss, terms: own = [] } = input;
@@ -251,28 +282,29 @@ function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: An
   if (loss !== undefined) {
     if (task.lossObstacle !== null) throw new ArgumentError(`loss: ${task.lossObstacle}`);
     if (own.length > 0) {
-      throw new ArgumentError(
-        "terms: a loss of one's own replaces all terms; leave one of the two out",
-      );
+      throw new ArgumentError('terms: a custom loss replaces all terms; pass either loss or terms');
     }
   }
-  const terms = termsOf(task, regularizers, own);
+  const terms = loss === undefined ? termsOf(task, regularizers, own) : [];
   const reader = terms.find(({ teacher }) => teacher);
   if (reader !== undefined && !tuned.hasTeacher) {
     throw new ArgumentError(
-      `${weightOf(reader.key)} needs the model as it was: give full fine-tuning a frozen copy as its teacher`,
+      `${weightOf(reader.key)} needs a frozen copy of the model as its teacher; pass one to new FullModel(model, { teacher })`,
     );
   }
   const run = { tuned, data, evalData, regularizers: { ...regularizers } };
   if (resources.cacheTeacher) {
-    const senseless = task.teacherObstacle ?? cacheObstacle(input, options, terms);
-    if (senseless !== null) throw new ArgumentError(`cacheTeacher: ${senseless}`);
+    const reason = task.teacherObstacle ?? cacheObstacle(input, options, terms);
+    if (reason !== null) throw new ArgumentError(`cacheTeacher: ${reason}; leave cacheTeacher out`);
     const obstacle = task.cacheObstacle(run);
-    if (obstacle !== null) throw new UnsupportedError(`cacheTeacher: ${obstacle}`);
+    if (obstacle !== null)
+      throw new UnsupportedError(`cacheTeacher: ${obstacle}; leave cacheTeacher out`);
   }
   if (resources.captureGraphs) {
     const obstacle = graphObstacle(input, task, terms);
-    if (obstacle !== null) throw new UnsupportedError(`captureGraphs: ${obstacle}`);
+    if (obstacle !== null) {
+      throw new UnsupportedError(`captureGraphs: ${obstacle}; leave captureGraphs out`);
+    }
   }
   task.check(run);
   checkMetric(input);
@@ -290,11 +322,12 @@ function cacheObstacle(
   { regularizers }: ResolvedOptions,
   terms: readonly Term[],
 ): string | null {
-  if (loss !== undefined) return "a loss of one's own asks the teacher itself";
+  if (loss !== undefined) return 'a custom loss runs the teacher itself';
   const other = terms.find(({ teacher, fused }) => teacher && fused?.pass !== 'divergence');
-  if (other !== undefined) return `the term ${other.key} reads more of the teacher than is kept`;
+  if (other !== undefined)
+    return `the term ${other.key} reads more of the teacher than the cache holds`;
   if (regularizers.consistencyWeight === 0) {
-    return 'without a consistency term there is no teacher to keep';
+    return 'without a consistency term there is no teacher to cache';
   }
   return null;
 }
@@ -306,9 +339,9 @@ function graphObstacle(
   terms: readonly Term[],
 ): string | null {
   const { device } = tuned.model;
-  if (sharesProcessMemory(device)) return `the device ${device} has no graphs, they are for GPUs`;
+  if (sharesProcessMemory(device)) return `graphs need a GPU, and the device is ${device}`;
   if (task.graphObstacle !== null) return task.graphObstacle;
-  if (loss !== undefined) return "a loss of one's own may read values, which a graph cannot";
+  if (loss !== undefined) return 'a custom loss may read values, which a graph cannot';
   const plain = terms.find(({ fused }) => fused === undefined);
   if (plain !== undefined) {
     return `the term ${plain.key} has no native form and may read values, which a graph cannot`;

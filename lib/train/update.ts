@@ -4,7 +4,7 @@
  */
 import { clippedNorm } from '../optim/clip.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
-import type { Named } from '../tasks/task.ts';
+import type { NamedTensors } from '../tasks/task.ts';
 import type { Tensor } from '../tensor.ts';
 import { shapesOf } from './graph_cache.ts';
 import type { StepGraphs } from './graph_passes.ts';
@@ -55,7 +55,7 @@ export class Update {
       return;
     }
     const inputs = { coefficient: coefficient?.detach() ?? null };
-    const update = (now: Named): Named => {
+    const update = (now: NamedTensors): NamedTensors => {
       optimizer.finish(now.coefficient ?? null);
       return {};
     };

@@ -119,6 +119,8 @@ function checkLoss(loss: Tensor): void {
     throw new ArgumentError(`loss: must be one number, got the shape (${loss.shape.join(',')})`);
   }
   if (!loss.requiresGrad) {
-    throw new ArgumentError('loss: is not attached to the tape; did the function run in noGrad?');
+    throw new ArgumentError(
+      'loss: must depend on the trained parameters; compute it from hidden, outside noGrad',
+    );
   }
 }

@@ -66,8 +66,9 @@ export class WindowReader<B = unknown> {
       this.position = { epoch: this.position.epoch + 1, microBatch: 0 };
       count = await this.source.batchCount(this.position.epoch);
     }
-    if (count === 0)
-      throw new ArgumentError('the training data has no example with a supervised token');
+    if (count === 0) {
+      throw new ArgumentError('the training data has no example; give it at least one');
+    }
     const size = Math.min(this.options.accumulation, count - this.position.microBatch);
     for (let index = 0; index < size; index++) {
       const chosen = this.options.select(await this.read());
@@ -79,7 +80,7 @@ export class WindowReader<B = unknown> {
     if (totals.supervised === 0) {
       throw new ArgumentError(
         `micro-batches ${microBatch} to ${microBatch + size - 1} of epoch ${epoch} hold no supervised token; ` +
-          'is maxLength shorter than the prompts?',
+          'raise maxLength above the length of the prompts',
       );
     }
     return { batches, totals, after: this.position, epoch: epoch + (microBatch + size) / count };
@@ -103,7 +104,7 @@ export class WindowReader<B = unknown> {
     const next = await this.iterator.next();
     if (next.done) {
       throw new ArgumentError(
-        `the data source ended before its batchCount in epoch ${this.position.epoch}`,
+        `the data source ended before its batchCount in epoch ${this.position.epoch}; let batchCount return the true number`,
       );
     }
     return next.value;

@@ -230,8 +230,10 @@ template <typename T>
 struct Result<std::vector<T>> {
   static std::string ts() { return "(" + Result<T>::ts() + ")[]"; }
   static Napi::Value to(Env& env, const std::vector<T>& values) {
+    NewHandles made(env.handles());
     auto array = Napi::Array::New(env.napi(), values.size());
     for (uint32_t i = 0; i < values.size(); ++i) array.Set(i, Result<T>::to(env, values[i]));
+    made.deliver();
     return array;
   }
 };
@@ -243,6 +245,7 @@ struct Result<std::tuple<Ts...>> {
     return text + "]";
   }
   static Napi::Value to(Env& env, const std::tuple<Ts...>& values) {
+    NewHandles made(env.handles());
     auto array = Napi::Array::New(env.napi(), sizeof...(Ts));
     std::apply(
         [&](const auto&... parts) {
@@ -250,6 +253,7 @@ struct Result<std::tuple<Ts...>> {
           (array.Set(i++, Result<Ts>::to(env, parts)), ...);
         },
         values);
+    made.deliver();
     return array;
   }
 };

@@ -116,13 +116,43 @@ void set_call_site(Env& env, std::string site) {
       site.empty() ? nullptr : std::make_shared<const std::string>(std::move(site));
 }
 
-Napi::Array handles_of(Env& env, std::span<const Tensor> tensors) {
-  auto handles = Napi::Array::New(env.napi(), tensors.size());
-  for (uint32_t i = 0; i < tensors.size(); ++i) {
-    const Handle handle = env.handles().add(tensors[i]);
-    handles.Set(i, Napi::Number::New(env.napi(), static_cast<double>(handle)));
+// Calls a custom op's backward with arrays of handles of dy (0: unused) and of the saved values.
+// These are the function's own; where it throws, maybe before its first line, they are released.
+Napi::Value call_backward(Env& env, const Napi::FunctionReference& function,
+                          std::span<const Tensor> dy, const std::vector<Tensor>& saved) {
+  using Tensors = Result<std::vector<Tensor>>;
+  NewHandles given(env.handles());
+  const std::array<napi_value, 2> arguments{Tensors::to(env, {dy.begin(), dy.end()}),
+                                            Tensors::to(env, saved)};
+  given.stop();
+  const napi_value result = call_js(env.napi(), function.Value(), arguments);
+  given.deliver();
+  return {env.napi(), result};
+}
+
+// The gradients that a custom op's backward returned, undefined where there is none. Their handles
+// are released before any of them can be refused.
+std::vector<Tensor> returned_gradients(Env& env, const Napi::Value& returned) {
+  if (!returned.IsArray()) return {};
+  const auto array = returned.As<Napi::Array>();
+  std::vector<Handle> handles(array.Length());
+  for (uint32_t i = 0; i < handles.size(); ++i) {
+    handles[i] = element_of(array, i).As<Napi::Number>().Int64Value();
   }
-  return handles;
+  const auto release = [&] {
+    for (const Handle handle : handles) env.handles().dispose(handle);
+  };
+  std::vector<Tensor> gradients;
+  try {
+    for (const Handle handle : handles) {
+      gradients.push_back(handle == 0 ? Tensor() : env.handles().get(handle));
+    }
+  } catch (...) {
+    release();
+    throw;
+  }
+  release();
+  return gradients;
 }
 
 // The values that a custom op's forward saved; its name stands in the error for one overwritten.
@@ -155,23 +185,15 @@ std::vector<Tensor> custom_node(Env& env, std::string name, std::vector<Tensor> 
            Napi::Env napi(self->napi());
            Napi::HandleScope scope(napi);
            const std::vector<Tensor> values = saved_values(op, kept);
-           const std::array<napi_value, 2> arguments{handles_of(*self, dy),
-                                                     handles_of(*self, values)};
-           const Napi::Value result(napi, call_js(napi, callback->Value(), arguments));
-           if (!result.IsArray() || result.As<Napi::Array>().Length() != count) {
+           const std::vector<Tensor> gradients =
+               returned_gradients(*self, call_backward(*self, *callback, dy, values));
+           if (gradients.size() != count) {
              throw ArgumentError(concat(op,
                                         ": backward must return an array with one gradient (or "
                                         "null) for each of the ",
                                         count, " inputs"));
            }
-           for (uint32_t i = 0; i < count; ++i) {
-             const Napi::Value grad = element_of(result.As<Napi::Array>(), i);
-             const double handle = grad.As<Napi::Number>().DoubleValue();
-             if (handle == 0) continue;
-             const Tensor gradient = self->handles().get(static_cast<Handle>(handle));
-             self->handles().dispose(static_cast<Handle>(handle));
-             sink.add(i, gradient);
-           }
+           for (size_t i = 0; i < count; ++i) sink.add(i, gradients[i]);
          });
   return results;
 }

@@ -49,8 +49,13 @@ Graph& graph_of(GraphBox* box) {
 
 // On the device that is the default now.
 Napi::Value begin_graph(Env& env, Sharing sharing) {
-  auto box = std::make_unique<GraphBox>(GraphBox{Graph::begin(env.engine(), sharing.graph)});
-  return make_external(env.napi(), std::move(box), kGraphTag);
+  const std::shared_ptr<Graph> graph = Graph::begin(env.engine(), sharing.graph);
+  try {
+    return make_external(env.napi(), std::make_unique<GraphBox>(GraphBox{graph}), kGraphTag);
+  } catch (...) {  // nobody could end it
+    graph->abandon();
+    throw;
+  }
 }
 void end_graph(GraphBox* box) {
   graph_of(box).end();

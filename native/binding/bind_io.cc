@@ -201,7 +201,9 @@ Tensor read_safetensors(Engine& engine, SafetensorsBox* box, std::string name, D
                         bool share, bool check_finite) {
   const std::shared_ptr<const SafetensorsFile>& file = box->get();
   const SafetensorsEntry* entry = file->find(name);
-  if (!entry) throw FormatError(file->path(), -1, concat("holds no tensor ", name));
+  if (!entry)
+    throw FormatError(file->path(), -1,
+                      concat("holds no tensor ", name, "; name one of its tensors"));
   if (!entry->dtype || !io::can_convert(*entry->dtype, dtype)) {
     throw UnsupportedError(concat(file->path(), ": ", name, " of dtype ", entry->dtype_name,
                                   " cannot be read as ", dtype_name(dtype)));
@@ -242,7 +244,9 @@ Tensor read_gguf(Engine& engine, GgufBox* box, std::string name, DType dtype, in
                  bool check_finite) {
   const std::shared_ptr<const GgufFile>& file = box->get();
   const GgufTensor* tensor = file->find(name);
-  if (!tensor) throw FormatError(file->path(), -1, concat("holds no tensor ", name));
+  if (!tensor)
+    throw FormatError(file->path(), -1,
+                      concat("holds no tensor ", name, "; name one of its tensors"));
   if (!tensor->type->decoded) {
     throw UnsupportedError(concat(file->path(), ": ", name, " has type ", tensor->type->name,
                                   ", which is not decoded; supported: ", io::decoded_ggml_types()));
@@ -330,6 +334,7 @@ void write_safetensors(Env& env, WriterBox* box, std::string name, Tensor t) {
 }
 
 Napi::Promise commit_safetensors(Env& env, WriterBox* box) {
+  env.engines().refuse_recording();
   const std::shared_ptr<SafetensorsWriter>& writer = box->get();
   env.engines().cpu().stream().enqueue([writer] { writer->commit(); });
   return env.promise_after(env.engines().all(), Napi::Value());

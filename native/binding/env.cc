@@ -14,6 +14,7 @@ std::atomic<uint32_t> environments{0};
 
 Handle HandleTable::add(const Tensor& tensor) {
   if (!tensor.defined()) return 0;
+  if (new_) new_->handles_.push_back(0);  // what may throw comes first
   uint32_t index;
   if (!free_.empty()) {
     index = free_.back();
@@ -30,8 +31,12 @@ Handle HandleTable::add(const Tensor& tensor) {
   slot.generation = (slot.generation + 1) & ((1u << kGenerationBits) - 1);
   if (slot.generation == 0) slot.generation = 1;
   ++live_;
-  return (static_cast<Handle>(env_tag_ & ((1u << kTagBits) - 1)) << (kSlotBits + kGenerationBits)) |
-         (static_cast<Handle>(slot.generation) << kSlotBits) | static_cast<Handle>(index);
+  const Handle tag = static_cast<Handle>(env_tag_ & ((1u << kTagBits) - 1));
+  const Handle handle = tag << (kSlotBits + kGenerationBits) |
+                        static_cast<Handle>(slot.generation) << kSlotBits |
+                        static_cast<Handle>(index);
+  if (new_) new_->handles_.back() = handle;
+  return handle;
 }
 
 size_t HandleTable::slot_of(Handle handle) const {

@@ -12,6 +12,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "binding/engines.h"
@@ -21,6 +22,8 @@
 namespace balora::binding {
 
 using Handle = int64_t;
+
+class NewHandles;
 
 class HandleTable {
  public:
@@ -32,6 +35,7 @@ class HandleTable {
   int64_t live() const { return live_; }
 
  private:
+  friend class NewHandles;
   struct Slot {
     Tensor tensor;
     uint32_t generation = 0;
@@ -43,6 +47,34 @@ class HandleTable {
   std::vector<Slot> slots_;
   std::vector<uint32_t> free_;
   int64_t live_ = 0;
+  NewHandles* new_ = nullptr;  // the innermost
+};
+
+// Owns the handles that are added during its lifetime until JS has got them: nobody else knows them
+// where the way to JS throws.
+class NewHandles {
+ public:
+  explicit NewHandles(HandleTable& table)
+      : table_(table), outer_(std::exchange(table.new_, this)) {}
+  NewHandles(const NewHandles&) = delete;
+  NewHandles& operator=(const NewHandles&) = delete;
+  ~NewHandles() {
+    stop();
+    for (const Handle handle : handles_) table_.dispose(handle);
+  }
+  // Handles that are added from now on are not its own.
+  void stop() { table_.new_ = outer_; }
+  // Gives them to JS, or to the owner around this one.
+  void deliver() {
+    if (outer_) outer_->handles_.insert(outer_->handles_.end(), handles_.begin(), handles_.end());
+    handles_.clear();
+  }
+
+ private:
+  friend class HandleTable;
+  HandleTable& table_;
+  NewHandles* outer_;
+  std::vector<Handle> handles_;
 };
 
 class Env {

@@ -12,7 +12,7 @@ DeviceTimer::~DeviceTimer() {
 
 void* DeviceTimer::mark(Context* ctx) {
   void* made = nullptr;
-  if (kernels_->record(ctx, &made) != 0) throw NativeError(ctx->error);
+  if (kernels_->record(ctx, &made) != 0) throw kernel_error(ctx->error, "a mark cannot be made");
   return made;
 }
 

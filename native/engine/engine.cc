@@ -87,7 +87,10 @@ Engine::Engine(const KernelTable* kernels, const EngineOptions& options)
   error[sizeof error - 1] = '\0';
   if (error[0] || !state) {
     if (state) kernels->destroy_state(state);
-    throw UnsupportedError(concat(device_, ": ", error[0] ? error : "the device gave no reason"));
+    const NativeError failure =
+        behind(device_ + ": ", kernel_error(error, "the device gave no reason"));
+    if (failure.code() == std::string_view("ERR_OUT_OF_MEMORY")) throw failure;
+    throw UnsupportedError(failure.what());
   }
   device_state_ = std::shared_ptr<void>(state, kernels->destroy_state);
   allocator_ = std::make_shared<Allocator>(kernels, device_state_, device_);
@@ -171,7 +174,7 @@ void Engine::wait_for_device() {
   ctx.error[0] = '\0';
   if (kernels_->synchronize(&ctx) == 0) return timer_.settle(op_times_);
   timer_.drop();
-  throw NativeError(concat(device_, ": ", ctx.error[0] ? ctx.error : "the device failed"));
+  throw behind(device_ + ": ", kernel_error(ctx.error, "the device failed"));
 }
 
 std::string Engine::description() const {
@@ -197,6 +200,9 @@ void* Engine::workspace(Context* ctx, uint64_t bytes) {
     void* data = source.allocate(static_cast<int64_t>(bytes), kScratchTag);
     engine.scratch_.emplace_back(data, static_cast<int64_t>(bytes));
     return data;
+  } catch (const std::bad_alloc&) {
+    std::snprintf(ctx->error, sizeof ctx->error, "out of memory on the host");
+    return nullptr;
   } catch (const std::exception& error) {
     // The sizes, for the kernel that then gives up.
     std::snprintf(ctx->error, sizeof ctx->error, "%s", error.what());

@@ -19,6 +19,11 @@
 
 namespace balora {
 
+// The same failure, its message behind `where`.
+inline NativeError behind(const std::string& where, const NativeError& error) {
+  return NativeError(where + error.what(), error.code());
+}
+
 // Of the thread that enqueues, for all engines of its environment.
 struct EnqueueState {
   bool grad_enabled = true;

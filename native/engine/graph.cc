@@ -66,7 +66,7 @@ std::shared_ptr<Graph> Graph::begin(Engine& engine, const Graph* sharing) {
     Context* ctx = graph->engine_->context();
     ctx->error[0] = '\0';
     if (graph->kernels_->capture_begin(ctx) != 0) {
-      throw NativeError(concat("captureGraph: ", ctx->error));
+      throw behind("captureGraph: ", kernel_error(ctx->error, "the device cannot record"));
     }
     graph->open_ = true;
     graph->engine_->enter_capture(graph->memory_);
@@ -89,7 +89,11 @@ std::optional<Failure> Graph::close(const Failure* failure) {
   Context* ctx = engine_->context();
   ctx->error[0] = '\0';
   const int32_t status = kernels_->capture_end(ctx, &handle_);
-  if (!first && status != 0) first = Failure{"ERR_NATIVE", concat("captureGraph: ", ctx->error)};
+  if (!first && status != 0) {
+    const NativeError error =
+        behind("captureGraph: ", kernel_error(ctx->error, "nothing was recorded"));
+    first = Failure{error.code(), error.what()};
+  }
   return first;
 }
 
@@ -129,7 +133,7 @@ void Graph::run() {
     const bool by_device = profiling && engine.times_by_device();
     if (by_device) engine.timer().begin(ctx);
     if (self->kernels_->graph_launch(ctx, self->handle_) != 0) {
-      throw NativeError(concat("graph: ", ctx->error));
+      throw behind("graph: ", kernel_error(ctx->error, "it cannot be launched"));
     }
     if (by_device) engine.timer().end(ctx, phase, "graph");
     if (profiling && (!by_device || engine.timer().full())) engine.wait_for_device();

@@ -77,7 +77,7 @@ void check_outputs(Launch& launch) {
     if (!view_contiguous(view)) continue;
     int32_t finite = 1;
     if (call(launch.kernels->check_finite, launch.ctx, {.x = &view, .finite = &finite}) != 0) {
-      throw NativeError(launch.ctx->error);
+      throw kernel_error(launch.ctx->error, "check_finite failed");
     }
     if (!finite) throw NotFiniteError("made a value that is not finite (NaN or infinity)");
   }

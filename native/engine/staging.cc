@@ -21,11 +21,11 @@ void wait_for(const KernelTable& kernels, void* mark) {
   char error[512] = "";
   if (kernels.await_mark(mark, error, sizeof error) == 0) return;
   error[sizeof error - 1] = '\0';
-  throw NativeError(error[0] ? error : "the device failed");
+  throw kernel_error(error, "the device failed");
 }
 
 void check_copy(const Context* ctx, int32_t status) {
-  if (status != 0) throw NativeError(ctx->error[0] ? ctx->error : "a copy failed");
+  if (status != 0) throw kernel_error(ctx->error, "a copy failed");
 }
 
 }  // namespace

@@ -40,7 +40,7 @@ class Reader {
   void need(uint64_t count, const std::string& field) const {
     if (count > remaining()) {
       fail(field, concat("needs ", count, " bytes, ", remaining(),
-                         " are left; the file is truncated or damaged: fetch it again"));
+                         " are left: the file is truncated or damaged"));
     }
   }
 
@@ -228,7 +228,7 @@ void place_tensors(const Reader& in, GgufHeader& header, uint64_t file_size) {
     if (__builtin_add_overflow(tensor.begin, header.data_begin, &tensor.begin) ||
         __builtin_add_overflow(tensor.begin, tensor.bytes, &end) || end > file_size) {
       in.fail(field, concat("its ", tensor.bytes, " bytes of data end beyond the file's ",
-                            file_size, "; the file is truncated or damaged: fetch it again"));
+                            file_size, ": the file is truncated or damaged"));
     }
     if (tensor.bytes > 0) order.push_back(&tensor);
   }

@@ -15,16 +15,18 @@ namespace balora::io {
 std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) {
-    throw FormatError(path, -1, concat("cannot be opened: ", std::strerror(errno)));
+    throw FormatError(path, -1,
+                      concat("cannot be opened (", std::strerror(errno),
+                             "); check the path and the permission to read it"));
   }
   struct stat info {};
   if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     ::close(fd);
-    throw FormatError(path, -1, "is not a regular file");
+    throw FormatError(path, -1, "is not a regular file; give the path of a file");
   }
   if (info.st_size == 0) {
     ::close(fd);
-    throw FormatError(path, 0, "is empty; the download or copy did not finish: fetch it again");
+    throw FormatError(path, 0, "is empty: the download or copy did not finish");
   }
   const auto size = static_cast<size_t>(info.st_size);
   void* data = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);

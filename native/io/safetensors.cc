@@ -37,8 +37,6 @@ const SafetensorsDType kDTypes[] = {
     {"U64", 64, std::nullopt},
 };
 
-constexpr const char* kFetchAgain = "; the file is damaged or incomplete: fetch or write it again";
-
 void parse_metadata(JsonCursor& json, SafetensorsHeader& header) {
   json.object([&](const std::string& key, uint64_t at) {
     if (json.peek() != '"') json.fail(concat("__metadata__.", key, " must be a string"));
@@ -116,9 +114,8 @@ void check_layout(const JsonCursor& json, std::vector<RawEntry>& raws, uint64_t 
     SafetensorsEntry& entry = raw.entry;
     const std::string field = entry.name + ".data_offsets";
     if (entry.begin != expected) {
-      json.fail_at(
-          raw.at, concat(field, " begins at ", entry.begin, ", expected ", expected,
-                         entry.begin < expected ? " (tensors overlap)" : " (a hole)", kFetchAgain));
+      json.fail_at(raw.at, concat(field, " begins at ", entry.begin, ", expected ", expected,
+                                  entry.begin < expected ? " (tensors overlap)" : " (a hole)"));
     }
     const std::optional<uint64_t> size = byte_size(raw);
     if (!size) {
@@ -126,11 +123,11 @@ void check_layout(const JsonCursor& json, std::vector<RawEntry>& raws, uint64_t 
     }
     if (entry.end - entry.begin != *size) {
       json.fail_at(raw.at, concat(field, " holds ", entry.end - entry.begin,
-                                  " bytes, its dtype and shape need ", *size, kFetchAgain));
+                                  " bytes, its dtype and shape need ", *size));
     }
     if (entry.end > data_size) {
       json.fail_at(raw.at, concat(field, " ends at ", entry.end, " of ", data_size,
-                                  " data bytes: the file is truncated", kFetchAgain));
+                                  " data bytes: the file is truncated"));
     }
     expected = entry.end;
     entry.begin += data_begin;
@@ -138,7 +135,7 @@ void check_layout(const JsonCursor& json, std::vector<RawEntry>& raws, uint64_t 
   }
   if (expected != data_size) {
     json.fail_at(data_begin + expected,
-                 concat(data_size - expected, " bytes follow the last tensor", kFetchAgain));
+                 concat(data_size - expected, " bytes follow the last tensor"));
   }
 }
 
@@ -163,7 +160,7 @@ SafetensorsHeader parse_safetensors(const std::string& path, std::span<const std
   if (bytes.size() < sizeof length) {
     throw FormatError(path, 0,
                       concat("header length: the file has ", bytes.size(),
-                             " bytes, a safetensors file at least 8", kFetchAgain));
+                             " bytes, a safetensors file at least 8"));
   }
   std::memcpy(&length, bytes.data(), sizeof length);
   const uint64_t available = bytes.size() - sizeof length;
@@ -173,9 +170,8 @@ SafetensorsHeader parse_safetensors(const std::string& path, std::span<const std
                              kMaxSafetensorsHeader, "; is this a safetensors file?"));
   }
   if (length > available) {
-    throw FormatError(
-        path, 0,
-        concat("header length: ", length, " bytes, but only ", available, " follow", kFetchAgain));
+    throw FormatError(path, 0,
+                      concat("header length: ", length, " bytes, but only ", available, " follow"));
   }
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + sizeof length, length);
   JsonCursor json(path, sizeof length, "header", text);

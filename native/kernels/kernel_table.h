@@ -38,7 +38,7 @@ struct balora_context {
   int32_t deterministic;  // non-zero: results must be bitwise repeatable
   int32_t allow_tf32;     // non-zero: f32 products may round their factors to TF32
   int32_t debug;     // non-zero: a device that runs behind its kernels waits for each and checks it
-  char error[1024];  // a kernel that returns non-zero says why here
+  char error[1024];  // why a row failed; a lack of memory: a text that begins "out of memory"
 };
 
 typedef struct balora_kernel_table {

@@ -32,7 +32,7 @@ function compiled(ts, name, source, compilerOptions) {
   });
   if (/['"](\.\.\/)+lib\//.test(outputText)) {
     throw new SetupError(
-      `bench/harness/${name} imports lib/ in a way that ${import.meta.url} misses`,
+      `bench/harness/${name} imports lib/ in another form than "from '../../lib/...'": use this form`,
     );
   }
   return outputText;

@@ -23,7 +23,7 @@ import { checkSpace } from './space.mjs';
 
 const jobs = String(Math.max(1, availableParallelism()));
 
-/** Largest disk space that the steps need, in megabytes. */
+/** Free disk space that the steps need, in megabytes. */
 const kMegabytes = { nodePackages: 450, native: 100 };
 
 /** Runs work unless stamp already holds the key; writes the key when it succeeded. */
@@ -63,7 +63,7 @@ export async function ensureNodePackages() {
 
 /** A sentence for a person about a network or a disk that failed, by npm's log; null where the failure is something else. */
 export function npmTrouble(log) {
-  if (/\bENOSPC\b/.test(log)) return 'npm ci: the disk is full.';
+  if (/\bENOSPC\b/.test(log)) return 'npm ci: the disk is full. Free space and run this again.';
   const network =
     /\b(ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|EHOSTUNREACH|ENETUNREACH|ERR_SOCKET_TIMEOUT)\b/;
   const lines = log
@@ -79,11 +79,15 @@ export function npmTrouble(log) {
 export function configureArguments(out) {
   const folder = inRoot('build', out);
   const reason = removeStale(folder, root);
-  if (reason !== null) say(`      build/${out} is made anew: ${reason}`);
+  if (reason !== null) say(`      build/${out} is removed and built again: ${reason}`);
   const place = ['-S', root, '-B', folder];
   if (existsSync(inRoot('build', out, 'CMakeCache.txt'))) return place;
   const { compiler, problem } = chooseCompiler();
-  if (!compiler) throw new SetupError(`C++ compiler: ${problem}.`);
+  if (!compiler) {
+    throw new SetupError(
+      `C++ compiler: ${problem}. Install one, or name one in CXX, and run this again.`,
+    );
+  }
   // The variable CXX, which may hold flags, is read by CMake itself.
   const chosen = process.env.CXX ? [] : [`-DCMAKE_CXX_COMPILER=${compiler.command}`];
   return [...place, ...(has('ninja') ? ['-G', 'Ninja'] : []), ...chosen];
@@ -108,7 +112,11 @@ export async function buildNative({ out = 'release', targets = [], defines = [] 
   await runLogged(`cmake-${out}`, 'cmake', [...place, ...set.map((define) => `-D${define}`)]);
   const wanted = targets.length > 0 ? ['--target', ...targets] : [];
   const built = runVisible('cmake', ['--build', folder, '--parallel', jobs, ...wanted]);
-  if (built !== 0) throw new SetupError('The native build failed (see the first error above).');
+  if (built !== 0) {
+    throw new SetupError(
+      `The native build failed. If the first error above is not in your own changes, remove build/${out} and run this again.`,
+    );
+  }
   return 'done';
 }
 
@@ -139,7 +147,7 @@ export async function ensureTypeScript({ check = true } = {}) {
   const tsc = inRoot('node_modules', 'typescript', 'bin', 'tsc');
   const flags = ['-p', 'tsconfig.build.json', '--outDir', fresh, ...(check ? [] : ['--noCheck'])];
   if (runVisible(process.execPath, [tsc, ...flags]) !== 0) {
-    throw new SetupError('The TypeScript build failed (see above).');
+    throw new SetupError('The TypeScript build failed: mend the errors above and run this again.');
   }
   writeFileSync(inRoot('build', 'dist', '.inputs'), check ? key : `unchecked ${key}`);
   // The command is made executable here, because npx does that only once, even if another build follows.

@@ -14,7 +14,7 @@ export function cudaPlugin() {
 }
 
 /** The environment of a child that uses the plug-in; a packed folder has its libraries in prebuilds. */
-export function cudaEnvironment() {
+function cudaEnvironment() {
   const libraries = inRoot('prebuilds', `${process.platform}-${process.arch}`);
   const path = [libraries, process.env.LD_LIBRARY_PATH].filter(Boolean).join(':');
   return { ...process.env, BALORA_CUDA_PLUGIN: cudaPlugin(), LD_LIBRARY_PATH: path };

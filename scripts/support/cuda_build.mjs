@@ -7,7 +7,11 @@ import { findOneDnn } from './onednn.mjs';
 import { latestRows } from './ptxas.mjs';
 import { has, inRoot, root, runLogged, SetupError, say } from './shell.mjs';
 
-/** The reason for going without nvcc; null where nvcc exists. */
+/** The message for a person who asked for nvcc, with a reason from {@link nvccMissing}. */
+export const nvccAdvice = (reason) =>
+  `${reason}. Install the CUDA toolkit and put the folder of nvcc on the PATH.`;
+
+/** The reason why nvcc cannot be used; null where it exists. */
 export function nvccMissing() {
   return has('nvcc') ? null : 'no nvcc on this machine';
 }
@@ -33,8 +37,11 @@ export async function buildCuda() {
   });
   const text = `${stdout ?? ''}${stderr ?? ''}`;
   if (status !== 0) {
-    const told = text.split('\n').filter((line) => !line.includes('ptxas info'));
-    throw new SetupError(`The CUDA build failed.\n${told.slice(-60).join('\n')}`);
+    const errors = text.split('\n').filter((line) => !line.includes('ptxas info'));
+    const output = errors.slice(-60).join('\n');
+    throw new SetupError(
+      `The CUDA build failed.\n${output}\nMend the first error above and run npm run build:cuda again.`,
+    );
   }
   // The log of earlier compilations stays in front, because files that are up to date print nothing.
   const before = existsSync(kPtxasLog) ? readFileSync(kPtxasLog, 'utf8') : '';

@@ -8,7 +8,7 @@ import { say } from './shell.mjs';
 function startOf(pid) {
   try {
     const text = readFileSync(`/proc/${pid}/stat`, 'utf8');
-    return text.slice(text.lastIndexOf(')') + 2).split(' ')[19]; // behind the name, which may hold anything
+    return text.slice(text.lastIndexOf(')') + 2).split(' ')[19]; // after the name, which may contain anything
   } catch {
     return '';
   }
@@ -18,7 +18,7 @@ function alive({ pid, start }) {
   try {
     process.kill(pid, 0);
   } catch (error) {
-    if (error.code === 'ESRCH') return false; // EPERM: it is alive and belongs to another user
+    if (error.code === 'ESRCH') return false; // with EPERM it is alive and belongs to another user
   }
   return start === '' || start === startOf(pid);
 }
@@ -43,7 +43,7 @@ function tryLock(path) {
   const own = `${path}.${process.pid}`;
   writeFileSync(own, `${process.pid} ${startOf(process.pid)}\n`);
   try {
-    linkSync(own, path); // with its content, or not at all
+    linkSync(own, path); // the lock appears with its content, or not at all
     return null;
   } catch (error) {
     if (error.code !== 'EEXIST') throw error;
@@ -54,12 +54,12 @@ function tryLock(path) {
   if (text === null) return tryLock(path);
   const holder = holderOf(text);
   if (holder && alive(holder)) return holder;
-  takeAway(path, text);
+  removeStale(path, text);
   return tryLock(path);
 }
 
 /** Removes the lock file of a process that no longer exists. */
-function takeAway(path, text) {
+function removeStale(path, text) {
   const aside = `${path}.${process.pid}.stale`;
   try {
     renameSync(path, aside); // only one of several processes succeeds
@@ -68,7 +68,7 @@ function takeAway(path, text) {
     throw error;
   }
   try {
-    // Another process was quicker and has the lock by now: its file goes back.
+    // Another process was faster and has the lock: its file is put back.
     if (read(aside) !== text) linkSync(aside, path);
   } catch (error) {
     if (error.code !== 'EEXIST') throw error;
@@ -85,10 +85,12 @@ function takeAway(path, text) {
  */
 export async function withLock(path, work, { pollMs = 500 } = {}) {
   mkdirSync(dirname(path), { recursive: true });
-  let told = false;
+  let printed = false;
   for (let holder = tryLock(path); holder !== null; holder = tryLock(path)) {
-    if (!told) say(`Another set-up (process ${holder.pid}) works in this folder: waiting for it.`);
-    told = true;
+    if (!printed) {
+      say(`Another set-up (process ${holder.pid}) works in this folder: waiting for it.`);
+    }
+    printed = true;
     await sleep(pollMs);
   }
   const release = () => {

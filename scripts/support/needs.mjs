@@ -74,7 +74,7 @@ const aptAtLeast =
  * The needs by id: its name for a person, why it is not met (null where it is), and its packages. `apt` may be a function of the
  * versions that apt has of the `candidates`, by name; it gives null where none of them is suitable.
  */
-export const kNeeds = {
+const kNeeds = {
   make: {
     what: 'make',
     problem: () => (has('make') || has('ninja') ? null : 'there is none'),

@@ -9,7 +9,13 @@ var least = [20, 17];
 function tooOld(version) {
   var parts = version.split('.').map(Number);
   if (parts[0] > least[0] || (parts[0] === least[0] && parts[1] >= least[1])) return null;
-  return 'balora needs Node >= ' + least.join('.') + ', this is Node ' + version + '.';
+  return (
+    'balora needs Node >= ' +
+    least.join('.') +
+    ', this is Node ' +
+    version +
+    '. Install a newer one from https://nodejs.org and run this again.'
+  );
 }
 
 module.exports = { tooOld: tooOld };

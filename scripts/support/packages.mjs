@@ -1,5 +1,5 @@
-// System packages: the package manager of this machine, whether it may be used without a question, and the exact command that a
-// person would type.
+// System packages: the package manager of this machine, whether it can be used without a password, and the exact command for a
+// person to type.
 import { spawnSync } from 'node:child_process';
 import { readFileSync, rmSync } from 'node:fs';
 import { has, inRoot, runLogged, SetupError } from './shell.mjs';
@@ -14,7 +14,7 @@ const kInstall = {
 export const kManagers = Object.keys(kInstall);
 const kPrograms = { apt: 'apt-get', dnf: 'dnf', pacman: 'pacman', apk: 'apk' };
 
-/** The manager of this machine, or null. */
+/** The package manager of this machine, or null. */
 export function packageManager() {
   return kManagers.find((manager) => has(kPrograms[manager])) ?? null;
 }
@@ -47,7 +47,7 @@ export function installCommand(manager, packages, sudo = 'sudo ') {
 }
 
 /**
- * The commands to print where packages are missing: the machine's own manager's, or all of them where it has none of these.
+ * The commands to print where packages are missing: that of the machine's package manager, or one for each where it has another.
  * @param names package names by manager
  */
 export function commandsFor(
@@ -61,7 +61,7 @@ export function commandsFor(
   return [...(root || sudo ? [] : ['as root:']), ...lines].join('\n');
 }
 
-/** The prefix for calling apt without a question: [] as root, ['sudo', '-n'] with free sudo, null otherwise. */
+/** The prefix to call apt without a password: [] as root, ['sudo', '-n'] where sudo asks for none, null otherwise. */
 export function aptPrefix() {
   if (!has('apt-get')) return null;
   if (process.getuid?.() === 0) return [];

@@ -39,7 +39,7 @@ export function latestRows(text) {
 }
 
 /** Short name of a mangled one in an anonymous namespace, with file and function: `attention: flash_forward<...>`. */
-export function readable(mangled) {
+function readable(mangled) {
   const local = /_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_[0-9a-f]{8}(?:_\d*?)?(\d+)([a-z]\w*)$/.exec(
     mangled,
   );

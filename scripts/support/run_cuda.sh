@@ -1,6 +1,6 @@
 #!/bin/sh
-# Correctness, then speed, all of it within --seconds (default 460; a part that does not fit is skipped by name). The report is
-# left in the folder given with --output (default build/cuda-report).
+# Runs the tests and then the benchmark on a machine with a GPU, within --seconds (default 460; a part that would take longer is
+# skipped, and named). The report is written to --output (default build/cuda-report).
 #   run.sh [--output FOLDER] [--torch PYTHON] [--seconds N] [--device NAME] [--shapes tiny]
 begun=$(date +%s)
 seconds=460
@@ -19,12 +19,12 @@ for argument in "$@"; do
 done
 cd "$(dirname "$0")" || exit 1
 export BALORA_BINARY="$PWD/prebuilds/linux-x64/balora.node"
-# cuBLAS of the machine's own, or as pip's wheels have it beside torch: site-packages/nvidia/*/lib
+# cuBLAS is the machine's, or that of pip's wheels beside torch (site-packages/nvidia/*/lib).
 wheels=$("$python" -c 'import glob, sys
 print(":".join(d for p in sys.path if p for d in sorted(glob.glob(p + "/nvidia/*/lib"))))' 2>/dev/null)
 export LD_LIBRARY_PATH="$wheels${wheels:+:}$LD_LIBRARY_PATH"
 set -- --output "${output:-$PWD/build/cuda-report}" --device "${device:-cuda}" --shapes "${shapes:-all}"
-# Less than half of the time tells whether the numbers are right.
+# The tests get two fifths of the time.
 ./node scripts/test_cuda.mjs "$@" --seconds $((seconds * 2 / 5))
 tested=$?
 left=$((seconds - $(date +%s) + begun))

@@ -1,4 +1,4 @@
-// The set-up itself, shared by `npm run setup`, `npm run demo`, `npm run bench` and `npm test`.
+// The steps of the set-up, which `npm run setup`, `npm run demo`, `npm run bench` and `npm test` share.
 import { buildNative, ensureNodePackages, ensureTypeScript } from './build_steps.mjs';
 import { withLock } from './lock.mjs';
 import { kBuildNeeds } from './needs.mjs';

@@ -9,7 +9,7 @@ import { styleText } from 'node:util';
 export const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 export const inRoot = (...parts) => join(root, ...parts);
 
-/** A failure whose message is enough for the user: printed without a stack. */
+/** A failure whose message is enough for the user, and is printed without a stack trace. */
 export class SetupError extends Error {
   name = 'SetupError';
 }
@@ -36,6 +36,15 @@ export function capture(command, args) {
   return status === 0 ? stdout.trim() : null;
 }
 
+/** The error of a command that could not be started. */
+function notStarted(command, { code, message }) {
+  const why = code === 'ENOENT' ? 'it is not on the PATH' : message;
+  const tools = '"npm run setup -- --developer" installs the tools of the checks';
+  return new SetupError(
+    `could not run ${command}: ${why}. Install it and run this again; ${tools}.`,
+  );
+}
+
 /** Runs a command with the terminal's own streams; the exit status (null: killed by a signal). */
 export function runVisible(command, args, { env } = {}) {
   const options = { cwd: root, stdio: ['ignore', 'inherit', 'inherit'] };
@@ -43,7 +52,7 @@ export function runVisible(command, args, { env } = {}) {
     ...options,
     env: { ...process.env, ...env },
   });
-  if (error) throw new SetupError(`could not run ${command}: ${error.message}`);
+  if (error) throw notStarted(command, error);
   return status;
 }
 
@@ -55,13 +64,13 @@ export async function runLogged(name, command, args, { env, cwd = root } = {}) {
   const stdio = ['ignore', out, out];
   const child = spawn(command, args, { cwd, stdio, env: { ...process.env, ...env } });
   const status = await new Promise((resolve, reject) => {
-    child.once('error', (error) => reject(new SetupError(`${command}: ${error.message}`)));
+    child.once('error', (error) => reject(notStarted(command, error)));
     child.once('close', resolve);
   }).finally(() => closeSync(out));
   if (status === 0) return;
   const tail = readFileSync(log, 'utf8').trimEnd().split('\n').slice(-25).join('\n');
   throw new SetupError(
-    `${[command, ...args].join(' ')} failed (${status ?? 'killed'}).\n${tail}\nThe whole log: ${log}`,
+    `${[command, ...args].join(' ')} failed (${status ?? 'killed'}).\n${tail}\nThe complete log is ${log}; remove the cause and run this again.`,
   );
 }
 
@@ -74,26 +83,29 @@ export async function step(position, title, work) {
   say(`${bold(`[${position}]`)} ${title}: ${green(note ?? 'done')} (${seconds} s)`);
 }
 
-/** Refusals of the system and the remedy for each, by the code of Node's error. */
+/** Refusals of the system by the code of Node's error, each with a remedy. */
 const kRefusals = {
-  ENOENT: 'there is no such file or folder',
-  ENOSPC: 'the disk is full',
-  EDQUOT: "the user's quota of the disk is used up",
-  EROFS: 'the file system is mounted read-only',
-  EACCES: 'this user may not write there',
-  EPERM: 'this user may not do that',
+  ENOENT: ['there is no such file or folder', 'Check the path'],
+  ENOSPC: ['the disk is full', 'Free space'],
+  EDQUOT: ["the user's disk quota is used up", 'Free space'],
+  EROFS: ['the file system is mounted read-only', 'Use a clone on another one'],
+  EACCES: ['this user may not write there', 'Change the owner or the permissions'],
+  EPERM: ['this user may not do that', 'Change the owner or the permissions'],
 };
 
 /** Text of an error for a person, without a stack where the scripts are not at fault. */
 export function textOf(error) {
   if (error instanceof SetupError) return error.message;
   const refusal = error?.syscall ? kRefusals[error.code] : undefined;
-  if (refusal)
-    return `${error.path ?? `could not write below ${root}`}: ${refusal} (${error.code}).`;
+  if (refusal) {
+    const [problem, remedy] = refusal;
+    const place = error.path ?? `could not write below ${root}`;
+    return `${place}: ${problem} (${error.code}). ${remedy} and run this again.`;
+  }
   return error?.stack ?? String(error);
 }
 
-/** Runs a script's main function: a failure prints its text and exits with 1. */
+/** Runs the main function of a script; a failure prints its text and makes the exit status 1. */
 export async function main(body) {
   try {
     process.exitCode = (await body(process.argv.slice(2))) ?? 0;

@@ -37,7 +37,7 @@ function leftOut(reason, { excused = false } = {}) {
   };
 }
 
-/** Prevents a failing exit status from hiding behind counts that are all green. */
+/** Adds a failure where the exit status is a failure although no test failed. */
 function withStatus(counts, status) {
   return status !== 0 && counts.failed === 0 ? { ...counts, failed: 1 } : counts;
 }
@@ -52,11 +52,13 @@ function runDoctest(executable, env = {}, only = null) {
   });
   process.stdout.write(result.stdout ?? '');
   process.stderr.write(result.stderr ?? '');
-  // The last summary counts: a test may run the executable again with other settings, and that run reports first.
+  // The last summary is used, since a test may run the executable again with other settings, which prints one before.
   const summary = /test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed \|\s*(\d+) skipped/g;
   const line = [...(result.stdout ?? '').matchAll(summary)].at(-1);
   const [passed, failed, skipped] = line ? line.slice(1).map(Number) : [0, 1, 0];
-  if (only && passed + failed === 0) say(red(`no test case is called ${only}`));
+  if (only && passed + failed === 0) {
+    say(red(`no test case matches ${only}: mend the pattern in scripts/support/suites.mjs`));
+  }
   const empty = only && passed === 0 ? 1 : 0;
   const blocks = (result.stdout ?? '').split(/^={20,}$/m).filter((block) => /ERROR/.test(block));
   const failures = blocks.flatMap((block) => block.match(/^TEST CASE: +.+$/m) ?? []);
@@ -69,7 +71,7 @@ function runDoctest(executable, env = {}, only = null) {
   );
 }
 
-/** Runs the C++ tests again with AddressSanitizer and UndefinedBehaviorSanitizer, those of products on an emulated AMX, too. */
+/** Runs the C++ tests with AddressSanitizer and UndefinedBehaviorSanitizer, those of products also on an emulated AMX. */
 async function runSanitized() {
   const defines = [
     'BALORA_SANITIZE=address,undefined',
@@ -84,12 +86,12 @@ async function runSanitized() {
 }
 
 /**
- * Runs the emulated device's own tests, and the CUDA kernels on it, row by row against the CPU. vitest then runs its op tests on
- * it, too.
+ * Runs the tests of the emulated device itself, and those of the CUDA kernels on it against the CPU. vitest then also runs its tests of
+ * ops on it.
  */
 async function runEmulated() {
   if (process.platform !== 'linux' || process.arch !== 'x64') {
-    say('skipped: the emulated device switches its fibres on linux-x64 only');
+    say('skipped: the emulated device works on linux-x64 only');
     return { passed: 0, failed: 0, skipped: 1 };
   }
   await buildNative({ targets: kEmulatedTargets });
@@ -98,14 +100,14 @@ async function runEmulated() {
   return sum([
     runDoctest(inRoot('build', 'release', 'balora_emulator_tests')),
     runDoctest(device, plugin),
-    runDoctest(device, { ...plugin, BALORA_EMULATOR_DEVICES: '1' }, 'staging*'), // as with one GPU
+    runDoctest(device, { ...plugin, BALORA_EMULATOR_DEVICES: '1' }, 'staging*'), // like a machine with one GPU
   ]);
 }
 const kEmulatedTargets = ['balora_cuda_emulated', 'balora_device_tests', 'balora_emulator_tests'];
 
 /**
- * Builds every CUDA file for every architecture, warnings as errors, with no kernel that spills or is above the limits; then checks
- * the plug-in on a machine without a GPU: it needs no CUDA library, and reports what is missing.
+ * Builds every CUDA file for every architecture with warnings as errors, and checks that no kernel spills or exceeds the limits. Then
+ * checks that the plug-in links no CUDA library, and without a GPU reports what is missing.
  */
 async function runNvcc() {
   const reason = nvccMissing();
@@ -349,7 +351,7 @@ export async function runSuites({ quick, only }, without) {
     rows.push({ name: suite.name, seconds: (performance.now() - started) / 1000, ...counts });
   }
   say('');
-  // The failures are printed again at the end, where a log that is cut still has them.
+  // The failures are printed again at the end, where they survive in a truncated log.
   for (const { name, failures } of rows) {
     for (const failure of failures ?? []) say(red(`${name}: ${failure}`));
   }
@@ -361,6 +363,8 @@ export async function runSuites({ quick, only }, without) {
   });
   say(textTable(lines, 'lllr'));
   sayLacks(rows);
+  const failing = rows.filter(({ failed }) => failed > 0).map(({ name }) => name);
+  if (failing.length > 0) say(`Run these alone: npm test -- --only ${failing.join(',')}`);
   return sum(rows);
 }
 
@@ -368,6 +372,6 @@ export async function runSuites({ quick, only }, without) {
 function sayLacks(rows) {
   const all = rows.flatMap(({ name, lacks = [] }) => lacks.map((lack) => `${name}: ${lack}`));
   if (all.length === 0) return;
-  say(yellow(`\n${all.length} left out for what this machine lacks:`));
+  say(yellow(`\n${all.length} left out on this machine:`));
   for (const lack of all) say(yellow(`  ${lack}`));
 }

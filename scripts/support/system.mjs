@@ -27,31 +27,31 @@ export function checkPlatform({
   const name = `${platform}-${arch}`;
   if (name === 'linux-x64') return;
   if (name === 'linux-arm64' || platform === 'darwin') {
-    say(yellow(`${name} is untested: the build is tried, problems are likely.`));
+    say(yellow(`${name} is untested: the build is attempted and may fail.`));
     return;
   }
   throw new SetupError(
-    `UnsupportedPlatform: balora builds on linux-x64 (linux-arm64 and macOS: untested), this is ${name}.`,
+    `UnsupportedPlatform: balora builds on linux-x64 (linux-arm64 and macOS: untested), this is ${name}. Use a machine with linux-x64.`,
   );
 }
 
-/** The packages of a manager that meet a need; null where apt has none that is suitable. */
+/** The packages of a manager that satisfy a need; null where apt has no suitable one. */
 function packagesOf({ packages }, manager, candidates) {
   const names = packages[manager];
   if (typeof names !== 'function') return names;
   return manager === 'apt' ? names(candidates) : null;
 }
 
-/** The version that apt would install of every package that a need could ask for. */
+/** The versions that apt would install of all packages that could satisfy the needs, by name. */
 const candidatesOf = (needs) =>
   aptCandidates(needs.flatMap(({ packages, candidates }) => candidates ?? packages.apt));
 
 const listed = (needs) => needs.map(({ what, problem }) => `  ${what}: ${problem}`).join('\n');
 
-/** The message where needs are not met and nothing may be installed. */
+/** The message where needs are not met and cannot be installed without a password. */
 export function missingMessage(needs, { manager = packageManager(), candidates = null } = {}) {
   const known = candidates ?? (manager === 'apt' ? candidatesOf(needs) : {});
-  // Without package lists, as before the first `apt-get update`, the usual names are as good as any.
+  // Without package lists, as before the first `apt-get update`, the usual names are used.
   const usual = { 'g++': '99', cmake: '99.0', 'libdnnl-dev': '99.0' };
   const listless = Object.keys(known).length === 0;
   const absent = manager === 'apt' && !listless ? absentMessage(needs, known) : null;
@@ -80,7 +80,7 @@ function absentMessage(needs, candidates) {
     return names === null || (!need.candidates && names.some((name) => !(name in candidates)));
   });
   if (without.length === 0) return null;
-  return `${systemName()} has no package that is new enough for:\n${listed(without)}\nDebian 12 and Ubuntu 22.04 have them.${oneDnnHint(without)}`;
+  return `${systemName()} has no package that is new enough for:\n${listed(without)}\nDebian 12 and Ubuntu 22.04 have them: use one of these or newer, or install newer versions by hand, and run this again.${oneDnnHint(without)}`;
 }
 
 /** Waits until a person at a terminal has run the command; throws where there is no terminal, or the needs are still not met. */
@@ -91,7 +91,9 @@ async function waitFor(ids, message) {
   await terminal.question('\nOr do that in another terminal and press Enter here to go on. ');
   terminal.close();
   const still = unmet(ids);
-  if (still.length > 0) throw new SetupError(`Still missing:\n${listed(still)}`);
+  if (still.length > 0) {
+    throw new SetupError(`Still missing:\n${listed(still)}\nInstall them and run this again.`);
+  }
   return 'installed by hand';
 }
 
@@ -113,7 +115,9 @@ export async function ensureNeeds(ids) {
   await aptInstall(prefix, packages);
   const still = unmet(ids);
   if (still.length > 0) {
-    throw new SetupError(`apt-get succeeded, but still not usable:\n${listed(still)}`);
+    throw new SetupError(
+      `apt-get succeeded, but these are still not usable:\n${listed(still)}\nInstall them by hand and run this again.`,
+    );
   }
   return `installed ${packages.length}`;
 }
@@ -134,7 +138,7 @@ export async function ensureTools(ids) {
     );
     const absent = prefix !== null && !(need.packages.apt[0] in aptCandidates(need.packages.apt));
     const how = absent
-      ? `${systemName()} has no package ${need.packages.apt[0]}`
+      ? `${systemName()} has no package ${need.packages.apt[0]}; install it by hand`
       : commandsFor(names, { manager }).trim();
     return { id: need.id, reason: `no ${need.what}: ${how}` };
   });

@@ -1,4 +1,4 @@
-// Folders that take long to make, and exist whole or not at all, however the work ends.
+// Folders that take long to make, and are either complete or absent, however the work ends.
 import { mkdirSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 
@@ -14,8 +14,8 @@ export function endGroup(child) {
 }
 
 /**
- * Makes a folder by way of one beside it, FOLDER.part, which is removed when the work ends, fails or is interrupted; a killed
- * process leaves it to the next one.
+ * Makes a folder in a temporary one beside it, FOLDER.part, which is removed when the work ends, fails or is interrupted. That of a
+ * killed process is removed by the next one.
  * @param folder where the result goes
  * @param name its name within the folder that the work gets
  * @param work called with that folder and a signal that is aborted on an interruption, to end what it has started

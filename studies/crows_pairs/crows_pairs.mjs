@@ -7,8 +7,8 @@
 //     [--data train.jsonl --prompt-field question --response-field answer --steps 40 --batch-size 4 --rank 16
 //     --learning-rate 1e-4 --every 1 --seed 1 --dtype bf16 --output output/crows_pairs]
 //
-// output/scores.jsonl gets one line a measurement, with its settings; one that stands there is not repeated. --table prints the
-// means over seeds as a table and writes output/crows_pairs.svg.
+// output/scores.jsonl gets one line per measurement with its settings; a measurement that it contains is not repeated. --table
+// prints the means over seeds as a table and writes output/crows_pairs.svg.
 import { appendFileSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -46,7 +46,7 @@ const { values: options } = parseArgs({
   },
 });
 const log = join(options.output, 'scores.jsonl');
-/** Sentences of a forward. */
+/** Sentences per forward pass. */
 const kBatch = 32;
 
 const kMethods = { none: 'before', lora: 'LoRA', pissa: 'PiSSA', balora: 'BA-LoRA' };
@@ -99,7 +99,7 @@ async function measure() {
   console.log(JSON.stringify(result));
 }
 
-/** What decides a measurement beside method and seed. */
+/** The settings that determine a measurement, beside method and seed. */
 function settingsOf() {
   const every = Number(options.every);
   const { dtype } = options;
@@ -144,7 +144,7 @@ async function readPairs(path, every) {
   return pairs;
 }
 
-/** ln p of every sentence, its first token given. */
+/** The log-likelihood of every sentence, given its first token. */
 async function logLikelihoods(tuned, sentences, tokenizer) {
   const found = [];
   for (let at = 0; at < sentences.length; at += kBatch) {
@@ -158,7 +158,7 @@ async function logLikelihoods(tuned, sentences, tokenizer) {
   return found;
 }
 
-/** Percent of the pairs whose first sentence is the likelier one; a tie counts half. */
+/** Percentage of the pairs whose first sentence has the higher likelihood; a tie counts half. */
 function score(pairs) {
   const preferred = pairs.reduce(
     (sum, { difference: d }) => sum + (d > 0 ? 1 : d === 0 ? 0.5 : 0),
@@ -167,7 +167,7 @@ function score(pairs) {
   return pairs.length === 0 ? null : (100 * preferred) / pairs.length;
 }
 
-/** Means over seeds by method; a method's runs must have the same settings. */
+/** Means over seeds by method; all runs of a method must have the same settings. */
 function byMethod(runs) {
   return Object.entries(kMethods).flatMap(([method, title]) => {
     const here = runs.filter((run) => run.method === method);
@@ -198,7 +198,7 @@ function table(runs) {
   ].join('\n');
 }
 
-/** Shares of the pairs, since the chart's axis goes from 0 to 1. */
+/** The chart of the scores, as shares because its axis goes from 0 to 1. */
 function chart(runs) {
   const bars = byMethod(runs).flatMap(({ title, of }) =>
     ['all', 'stereo', 'antistereo'].flatMap((kind) => {

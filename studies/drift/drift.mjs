@@ -1,13 +1,13 @@
-// How far does each method move a model to learn the same thing? LoRA, PiSSA and BA-LoRA are trained on the same rows
-// with the same settings, from several seeds; the held-out loss and the KL to the model before tuning are measured as
-// the runs go on. The runs are then compared at one and the same held-out loss.
+// How far does each method change a model to learn the same thing? LoRA, PiSSA and BA-LoRA are trained on the same rows with the
+// same settings, from several seeds; the held-out loss and the KL to the model before tuning are measured during the runs. The
+// runs are then compared at the same held-out loss.
 //
 //   npm run build && node studies/drift/drift.mjs --model PATH --data train.jsonl --eval-data test.jsonl
 //     --prompt-field question --response-field answer [--seeds 0,1,2 --steps 100 --eval-every 5 --eval-rows 48
 //     --batch-size 4 --rank 16 --learning-rate 1e-4 --dtype bf16 --output output/drift]
 //
-// output/runs.jsonl holds one measurement a line. A run that is complete there is not repeated, so a study that was
-// stopped goes on; --table prints the table of what is there.
+// output/runs.jsonl has one measurement per line. A run that is complete there is not repeated, so that a stopped study continues.
+// --table prints the table of the measurements so far.
 import { appendFileSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -47,7 +47,7 @@ const kSteps = Number(options.steps);
 const kLabels = { lora: 'LoRA', pissa: 'PiSSA', balora: 'BA-LoRA' };
 const log = join(options.output, 'runs.jsonl');
 
-/** Measurements so far. */
+/** The measurements so far. */
 function measured() {
   if (!existsSync(log)) return [];
   return readFileSync(log, 'utf8').trim().split('\n').filter(Boolean).map(JSON.parse);
@@ -91,7 +91,7 @@ async function study() {
   }
 }
 
-/** One training run; its measurements. */
+/** Runs one training, and returns its measurements. */
 async function run({ method, seed, data, heldOut }) {
   const model = await AutoModelForCausalLM.fromPretrained(options.model, { dtype: options.dtype });
   const r = Number(options.rank);
@@ -126,7 +126,7 @@ async function run({ method, seed, data, heldOut }) {
   return measurements;
 }
 
-/** Where a run first comes down to `level`, between two measurements by a straight line. */
+/** The place where a run first reaches the loss `level`, by linear interpolation between two measurements. */
 function firstReached(run, level) {
   const i = run.findIndex(({ loss }) => loss <= level);
   if (i <= 0) return run[0];
@@ -142,7 +142,7 @@ function meanAndDeviation(values) {
   return [mean, values.length > 1 ? Math.sqrt(squares / (values.length - 1)) : 0];
 }
 
-/** One table for each method: read where its slowest run ends, for all methods that come down so far. */
+/** Prints one table for each method: at the lowest loss that all of its runs reach, for all methods that reach it. */
 function printTables() {
   const runs = new Map();
   for (const row of measured()) {

@@ -1,7 +1,7 @@
-// What the study trains on: a real task made unfair to the learner in one known way each. Everything is a function of a seed.
+// The conditions of the study: a real task whose training data is made unfair in one known way. All of it is determined by a seed.
 import { arrayRows, openRows } from 'balora';
 
-/** A small repeatable generator (mulberry32), uniform in [0, 1). */
+/** A seeded generator (mulberry32), uniform in [0, 1). */
 export function generator(seed) {
   let state = seed >>> 0;
   return () => {
@@ -31,13 +31,13 @@ async function read(path, columns) {
   return rows;
 }
 
-/** Every n-th row, so that a file sorted by label is thinned evenly. */
+/** Every n-th row, so that a file sorted by label is sampled evenly. */
 const everyNth = (rows, count) => {
   const step = Math.max(1, Math.floor(rows.length / count));
   return rows.filter((_, i) => i % step === 0).slice(0, count);
 };
 
-/** Labels of a share of the rows replaced by the other class. */
+/** The rows with the labels of a share of them replaced by the other class. */
 function withNoise(rows, share, seed) {
   const flipped = new Set(
     shuffled([...rows.keys()], seed).slice(0, Math.round(share * rows.length)),
@@ -45,14 +45,14 @@ function withNoise(rows, share, seed) {
   return rows.map((row, i) => (flipped.has(i) ? { ...row, label: 1 - row.label } : row));
 }
 
-/** `share` of the rows from class 0, the rest from class 1. */
+/** `count` rows, of which `share` are from class 0 and the rest from class 1. */
 function imbalanced(rows, count, share) {
   const few = Math.round(share * count);
   const of = (label) => rows.filter((row) => row.label === label);
   return [...of(0).slice(0, few), ...of(1).slice(0, count - few)];
 }
 
-/** name -> what it is, what it is judged by, and its rows by seed. */
+/** The conditions by name: title, metric, data set, and the choice of training rows. */
 export const CONDITIONS = {
   clean: {
     title: 'SST-2',
@@ -94,7 +94,7 @@ export const CONDITIONS = {
 
 const kColumns = { sst2: ['label', 'sentence'], cola: ['sentence', 'label'] };
 
-/** Training and held-out rows of a condition; the held-out ones are never touched. */
+/** Training and held-out rows of a condition; the held-out ones are never changed. */
 export async function rowsOf(name, { data, seed, trainRows, evalRows }) {
   const { file, rows } = CONDITIONS[name];
   const [train, dev] = await Promise.all(

@@ -2,8 +2,8 @@
 //
 //   node studies/inheritance/report.mjs [--output output/inheritance]
 //
-// Reads output/runs.jsonl; writes output/report.md and one SVG a condition. Nothing is left out. Runs of one arm under one condition
-// must have the same settings: others cannot be averaged.
+// Reads output/runs.jsonl, and writes output/report.md and one SVG per condition, with all runs. Those of one arm under one
+// condition must have the same settings, since others cannot be averaged.
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';

@@ -1,6 +1,7 @@
-// What does a small encoder inherit from unfair data, and what do the regularizers change? LoRA, PiSSA, BA-LoRA (also with each
-// of its terms left out) and full fine-tuning are trained on SST-2, on SST-2 with a rare class (5 % and 20 %), with flipped labels, and on
-// CoLA, from several seeds, all with the same settings and the same probed head; the held-out rows are untouched.
+// Trains a small encoder on unfair data, to see which of its faults the model inherits and what the regularizers change. LoRA,
+// PiSSA, BA-LoRA (also with each of its terms left out) and full fine-tuning are trained on SST-2, on SST-2 with a rare class (5
+// % and 20 %), with flipped labels, and on CoLA, from several seeds, all with the same settings and from the same trained head;
+// the held-out rows are unchanged.
 //
 //   npm run build && node studies/inheritance/study.mjs --model PATH --data FOLDER
 //     [--conditions clean,imbalanced,imbalanced20,noise20,noise40,cola
@@ -8,9 +9,9 @@
 //     --batch-size 16 --learning-rate 5e-4 --full-learning-rate 5e-5 --epochs 1 --rank 8 --warm-up-epochs 20
 //     --output output/inheritance]
 //
-// FOLDER holds sst2/{train,dev}.tsv (label, sentence) and cola/{train,dev}.tsv (sentence, label), without headers.
-// output/runs.jsonl holds one run a line, with its settings. A run that stands there is not repeated, so a study that was stopped
-// goes on, and several processes may share one.
+// FOLDER contains sst2/{train,dev}.tsv (label, sentence) and cola/{train,dev}.tsv (sentence, label), without headers.
+// output/runs.jsonl has one run per line with its settings. A run in it is not repeated, so that a stopped study continues, and
+// several processes may share one.
 // node studies/inheritance/report.mjs makes the tables and plots.
 import { appendFileSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -54,7 +55,7 @@ for (const name of ['model', 'data']) {
 }
 
 const kTask = 'sequence-classification';
-/** Arms of the study: a method, and what is changed in it. */
+/** Arms of the study: a method, and changes of its options. */
 const kArms = {
   lora: ['lora', {}],
   pissa: ['pissa', {}],
@@ -91,7 +92,7 @@ for (const seed of list(options.seeds).map(Number)) {
   }
 }
 
-/** What decides a run beside its condition, arm and seed. */
+/** The settings that determine a run, beside condition, arm and seed. */
 function settingsOf(arm) {
   const numbers = (names) => names.map((name) => Number(options[name]));
   const [trainRows, evalRows, batchSize, epochs, rank, warmUpEpochs] = numbers([
@@ -133,7 +134,8 @@ async function train(condition, arm, { seed, settings }) {
       seed,
     });
   const model = await load(method === 'full');
-  // The same start for every arm: a head that says what the pre-trained model knows of the task, from the same (unfair) rows.
+  // Every arm starts with the same head, trained alone on the same (unfair) rows, which shows what the pre-trained model knows of
+  // the task.
   const probe =
     warmUpEpochs > 0 ? await warmUpHead(model, data, { seed, epochs: warmUpEpochs }) : null;
   const tuned = await tune(model, resolved, { load, seed });

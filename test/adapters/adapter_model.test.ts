@@ -22,14 +22,14 @@ afterEach(() => rmSync(folder, { recursive: true, force: true }));
 const numbers = (value: Tensor): number[] => Array.from(value.dataSync() as Float32Array);
 
 describe('a fresh adapter', () => {
-  it('says of its pairs whether they are a change; a loaded one is, if small and if its terms do not cancel', async () => {
+  it('marks its pairs as a small change of W or not; a loaded one by their size and by terms that cancel', async () => {
     const isChange = (tuned: AdapterModel): boolean[] => [
       ...new Set(tuned.modules.map((module) => module.update()?.isChange ?? false)),
     ];
     for (const [initLoraWeights, fresh, loaded] of [
       [true, true, true],
       ['gaussian', true, true],
-      [false, true, false], // B is drawn, too, and B A as large as the weights
+      [false, true, false], // B is random, too, and B A as large as the weights
       ['pissa', false, false], // B A - B0 A0, a small difference in one pair of twice the rank
     ] as const) {
       const tuned = await AdapterModel.create(new TinyModel(), { r: 2, initLoraWeights });
@@ -42,7 +42,7 @@ describe('a fresh adapter', () => {
       const again = await AdapterModel.fromPretrained(new TinyModel(), folder);
       expect(isChange(again), String(initLoraWeights)).toEqual([loaded]);
     }
-    // The principal part, which belongs on a residual: no terms cancel, and it is most of the weight.
+    // The principal part of W, for a residual base: no terms cancel, but it is most of the weight.
     const tuned = await AdapterModel.create(new TinyModel(), { r: 4, initLoraWeights: 'pissa' });
     await tuned.savePretrained(folder, { form: 'residual' });
     expect(isChange(await AdapterModel.fromPretrained(new TinyModel(), folder))).toEqual([false]);
@@ -62,7 +62,7 @@ describe('a fresh adapter', () => {
 });
 
 describe('an adapter folder', () => {
-  it('residual: the pair of rank r on W - s B0 A0', async () => {
+  it('of form "residual" holds the pair of rank r for the base W - s B0 A0', async () => {
     const model = new TinyModel();
     const tuned = await AdapterModel.create(model, {
       r: 3,
@@ -87,7 +87,7 @@ describe('an adapter folder', () => {
     );
   });
 
-  it('saved as "pissa" belongs on a residual that is made again, with a warning', async () => {
+  it('saved as "pissa" is loaded onto a residual that is computed again, with a warning', async () => {
     const model = new TinyModel();
     const tuned = await AdapterModel.create(model, {
       r: 3,
@@ -116,7 +116,7 @@ describe('an adapter folder', () => {
     );
   });
 
-  it('merges into the weights and says how far rounding went', async () => {
+  it('merges into the weights and reports the largest rounding error', async () => {
     for (const [dtype, tolerance] of [
       ['f32', 1e-5],
       ['bf16', 0.2],
@@ -178,7 +178,7 @@ describe('an adapter folder', () => {
     }
   });
 
-  it('that does not fit is refused by name', async () => {
+  it('that does not fit is refused with an error that names the tensor', async () => {
     const tuned = await AdapterModel.create(new TinyModel(), { r: 3 });
     await tuned.savePretrained(folder);
     const { a, b } = (tuned.modules[0] as LoraModule).pair;
@@ -238,7 +238,7 @@ describe('an adapter folder', () => {
     await expect(loading).rejects.toThrow(/lora_B\.weight: element 0 is NaN or infinite/);
   });
 
-  it('that lacks modules which its configuration selects says so', async () => {
+  it('that lacks modules which its configuration selects is loaded with a warning', async () => {
     const tuned = await AdapterModel.create(new TinyModel(), { targetModules: ['up_proj'], r: 3 });
     await tuned.savePretrained(folder);
     const path = join(folder, 'adapter_config.json');

@@ -39,15 +39,38 @@ describe('adapter_config.json of PEFT 0.21', () => {
     recursive: true,
     encoding: 'utf8',
   }).filter((path) => path.endsWith('adapter_config.json'));
-  it.each(adapters)('%s differs at most in the order of targets', (path) => {
+  it.each(adapters)('%s is written again as it was, but for the order of targets', (path) => {
     const text = read(path);
-    // PEFT writes targets in the order of a set, which is none.
+    // PEFT writes the targets in the order of a Python set, which is arbitrary.
     const sorted = JSON.parse(text) as { target_modules: string[] | string };
     if (Array.isArray(sorted.target_modules)) sorted.target_modules.sort();
     expect(formatAdapterConfig(parseAdapterConfig(text))).toBe(
       formatAdapterConfig(parseAdapterConfig(JSON.stringify(sorted))),
     );
     expect(JSON.parse(formatAdapterConfig(parseAdapterConfig(text)))).toEqual(sorted);
+  });
+
+  it('keeps patterns under names that objects have of their own, and knows no such keys', () => {
+    const patterns = '{"a": 1, "__proto__": 2, "constructor": 3}';
+    const config = parseAdapterConfig(
+      `{"peft_type": "LORA", "rank_pattern": ${patterns}, "alpha_pattern": ${patterns}}`,
+    );
+    const pairs = [
+      ['a', 1],
+      ['__proto__', 2],
+      ['constructor', 3],
+    ];
+    expect([config.rankPattern, config.alphaPattern]).toEqual([pairs, pairs]);
+    const again = parseAdapterConfig(formatAdapterConfig(config));
+    expect([...again.rankPattern].sort()).toEqual([...pairs].sort());
+    expect(loraConfig({ rankPattern: JSON.parse(patterns) }).rankPattern).toEqual(pairs);
+    for (const key of ['__proto__', 'constructor', 'toString']) {
+      const raw = JSON.parse(`{"peft_type": "LORA", "${key}": 3}`) as object;
+      expect(() => parseAdapterConfig(JSON.stringify(raw))).toThrow(
+        `the key "${key}" = 3 is not understood`,
+      );
+      expect(() => loraConfig(JSON.parse(`{"${key}": 3}`))).toThrow(`unknown key "${key}"`);
+    }
   });
 
   it('reads a minimal config with an unknown neutral key as the full one', () => {
@@ -101,7 +124,7 @@ describe('reading', () => {
     expect(() => parseAdapterConfig(text)).toThrow(message);
   });
 
-  it('lets the caller vouch for an unknown key, and drops the ones that are off', () => {
+  it('ignores an unknown key on request, and unknown keys that are switched off', () => {
     expect(parseAdapterConfig(minimal({ new_trick: 0.5 }), { ignoreKeys: ['new_trick'] }).r).toBe(
       4,
     );
@@ -121,7 +144,7 @@ describe('reading', () => {
 });
 
 describe('writing for the API', () => {
-  it('takes both spellings and gives PEFT defaults', () => {
+  it('accepts both spellings of keys and fills in the defaults of PEFT', () => {
     const config = loraConfig({
       r: 16,
       lora_alpha: 32,
@@ -185,7 +208,7 @@ it('writes numbers and text as Python does', () => {
 });
 
 describe('a checked configuration', () => {
-  it('stands in the identity of a run as in that of the first version, so that its checkpoints are resumed', () => {
+  it('has the same identity as in the first version, so that old checkpoints can be resumed', () => {
     const config = loraConfig({ r: 4, useDora: true, baseModelNameOrPath: 'elsewhere' });
     expect(JSON.stringify(configIdentity(config, null))).toBe(
       '{"r":4,"loraAlpha":8,"loraDropout":0,"targetModules":"all-linear","excludeModules":null,"rankPattern":[],' +
@@ -195,7 +218,7 @@ describe('a checked configuration', () => {
     );
   });
 
-  it('can be given again', () => {
+  it('is accepted as an input', () => {
     const config = loraConfig({ r: 4, rankPattern: { 'layers.0.q_proj': 2 } });
     expect(loraConfig(config as unknown as Parameters<typeof loraConfig>[0])).toEqual(config);
   });

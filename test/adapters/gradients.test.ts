@@ -1,4 +1,6 @@
-/** The gradient of a whole model's loss in f64, by every tensor that an adapter trains, against central differences. */
+/**
+ * The gradients of a whole model's loss in f64 with respect to every tensor that an adapter trains, against central differences.
+ */
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../../lib/adapters/config.ts';
@@ -47,7 +49,7 @@ it.each(kVariants)('%s', async (_, config) => {
   const random = testRandom(5);
   const byKind = new Map<string, number>();
   for (const { name, tensor: parameter } of tuned.parameters()) {
-    // Some of each kind: three modules' A, B and what is beside them.
+    // Three tensors of each kind: A, B, and those that a variant adds.
     const kind = name.slice(name.lastIndexOf('_proj') + 1);
     byKind.set(kind, (byKind.get(kind) ?? 0) + 1);
     if ((byKind.get(kind) as number) > 3) continue;
@@ -73,7 +75,7 @@ it.each(kVariants)('%s', async (_, config) => {
   }
 });
 
-/** DoRA's gradient holds the norm constant, so differences must too. */
+/** Holds the norms constant, as DoRA's gradient does, so that the differences do, too. */
 function holdNorms(tuned: AdapterModel): void {
   for (const module of tuned.modules) {
     const { linear } = module;

@@ -1,11 +1,14 @@
-/** Several adapters on one base, modules that are trained whole, and dropout. */
+/** Several adapters on one base, modules that are trained themselves (modulesToSave), and dropout. */
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { FullModel } from '../../lib/adapters/full_model.ts';
 import { saveMerged } from '../../lib/adapters/merge.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
+import { memoryStats } from '../../lib/runtime.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { fixturePath } from '../support/fixtures.ts';
 import { goldenArrays } from '../support/golden.ts';
 import { disturb, hidden } from '../support/tiny_adapters.ts';
@@ -54,7 +57,7 @@ describe('several adapters on one base', () => {
     expect(hidden(model)).toEqual(base);
   });
 
-  it('are refused by name', async () => {
+  it('are refused where a name is taken or unknown', async () => {
     const tuned = await AdapterModel.create(new TinyModel(), { r: 3 });
     await expect(tuned.addAdapter('default')).rejects.toThrow(
       'there is an adapter "default" already',
@@ -63,8 +66,122 @@ describe('several adapters on one base', () => {
       /matches no/,
     );
     expect([tuned.names, tuned.enabled]).toEqual([['default'], true]);
-    expect(() => tuned.setAdapter('other')).toThrow('there is no adapter "other", only default');
-    expect(() => tuned.deleteAdapter('default')).toThrow(/is active: setAdapter\(\) another one/);
+    expect(() => tuned.setAdapter('other')).toThrow('there is no adapter "other"; known: default');
+    expect(() => tuned.deleteAdapter('default')).toThrow(
+      /is active; make another one active with setAdapter\(\)/,
+    );
+  });
+});
+
+describe('adapters that are added at once', () => {
+  it('leave the active one on', async () => {
+    const model = new TinyModel();
+    const base = hidden(model);
+    const tuned = await AdapterModel.create(model, { r: 3, modulesToSave: ['norm'] });
+    disturb(tuned);
+    const before = hidden(model);
+    await tuned.savePretrained(folder);
+    const both = [tuned.addAdapter('two', { r: 2 }), tuned.loadAdapter(folder, 'three')];
+    expect(hidden(model)).toEqual(base);
+    await Promise.all(both);
+    expect(tuned.names).toEqual(['default', 'two', 'three']);
+    expect(tuned.enabled).toBe(true);
+    expect(hidden(model)).toEqual(before);
+    const failing = [
+      tuned.addAdapter('four', { targetModules: ['none'] }),
+      tuned.addAdapter('five'),
+      tuned.loadAdapter(join(folder, 'nowhere'), 'six'),
+    ];
+    await Promise.allSettled(failing);
+    expect(tuned.names).toEqual(['default', 'two', 'three', 'five']);
+    expect(hidden(model)).toEqual(before);
+  });
+
+  it('have different names', async () => {
+    const tuned = await AdapterModel.create(new TinyModel(), { r: 3 });
+    const first = tuned.addAdapter('two', { r: 2 });
+    await expect(tuned.addAdapter('two', { r: 4 })).rejects.toThrow(
+      'an adapter "two" is being added already: choose another name',
+    );
+    await first;
+    expect([tuned.names, tuned.enabled]).toEqual([['default', 'two'], true]);
+    tuned.setAdapter('two');
+    expect(tuned.config.r).toBe(2);
+    await expect(tuned.addAdapter('three', { targetModules: ['none'] })).rejects.toThrow();
+    await tuned.addAdapter('three', { r: 5 }); // the name of one that failed is free
+    expect(tuned.names).toEqual(['default', 'two', 'three']);
+  });
+
+  it('let another be made the active one, switched off or deleted meanwhile', async () => {
+    const model = new TinyModel();
+    const base = hidden(model);
+    const tuned = await AdapterModel.create(model, { r: 3 });
+    disturb(tuned);
+    const one = hidden(model);
+    await tuned.addAdapter('two', { r: 2, modulesToSave: ['norm'] });
+    tuned.setAdapter('two');
+    disturb(tuned, 500);
+    const two = hidden(model);
+
+    const third = tuned.addAdapter('three');
+    expect(() => tuned.setAdapter('three')).toThrow('there is no adapter "three"');
+    expect(() => tuned.deleteAdapter('three')).toThrow('there is no adapter "three"');
+    tuned.setAdapter('default');
+    expect(hidden(model)).toEqual(base);
+    expect(tuned.withTeacher(() => hidden(model))).toEqual(base);
+    await third;
+    expect(hidden(model)).toEqual(one);
+
+    const fourth = tuned.addAdapter('four');
+    tuned.setAdapter('two');
+    tuned.deleteAdapter('default');
+    tuned.enabled = false;
+    await fourth;
+    expect([hidden(model), tuned.enabled]).toEqual([base, false]);
+    tuned.enabled = true;
+    expect(hidden(model)).toEqual(two);
+
+    tuned.enabled = false;
+    const fifth = tuned.addAdapter('five');
+    tuned.enabled = true;
+    expect(hidden(model)).toEqual(base);
+    await fifth;
+    expect(hidden(model)).toEqual(two);
+    expect(tuned.names).toEqual(['two', 'three', 'four', 'five']);
+  });
+
+  it('are not put on a model that was disposed of', async () => {
+    const model = new TinyModel();
+    const base = hidden(model);
+    const tuned = await AdapterModel.create(model, { r: 3, modulesToSave: ['norm'] });
+    disturb(tuned);
+    await collectGarbage();
+    const before = memoryStats().liveTensors;
+    const second = tuned.addAdapter('two', { r: 2 });
+    tuned.dispose();
+    const refused = 'the adapter "two" cannot be added: the AdapterModel was disposed of';
+    await expect(second).rejects.toThrow(refused);
+    expect(memoryStats().liveTensors).toBeLessThan(before);
+    await expect(tuned.addAdapter('two')).rejects.toThrow(refused);
+    tuned.enabled = true;
+    expect(hidden(model)).toEqual(base);
+  });
+
+  it('are refused where a model is given its first twice', async () => {
+    const model = new TinyModel();
+    const first = AdapterModel.create(model, { r: 3 });
+    const refused =
+      'the model is being given an adapter already: await that, and use addAdapter() for another one';
+    await expect(AdapterModel.create(model, { r: 2 })).rejects.toThrow(refused);
+    await expect(AdapterModel.fromPretrained(model, folder)).rejects.toThrow(refused);
+    expect(() => new FullModel(model as never)).toThrow(refused);
+    const tuned = await first;
+    disturb(tuned);
+    await expect(AdapterModel.create(model, { r: 2 })).rejects.toThrow(/has an adapter already/);
+    tuned.dispose();
+    const failing = AdapterModel.create(model, { targetModules: ['none'] });
+    await expect(failing).rejects.toThrow(/matches no/);
+    await AdapterModel.create(model, { r: 2 });
   });
 });
 
@@ -87,7 +204,7 @@ describe('modulesToSave', () => {
       expect(tensor.dtype).toBe('f32');
       expect(decays).toBe(!saved.includes(name));
     }
-    disturb(tuned, 100, 0.1); // small beside the base: a pair that is not is multiplied otherwise when it is loaded
+    disturb(tuned, 100, 0.1); // small in relation to the base: the product with a large pair is rounded otherwise after loading
     const moved = hidden(model);
     expect(tuned.withTeacher(() => hidden(model))).toEqual(base);
     await tuned.savePretrained(folder);
@@ -101,7 +218,7 @@ describe('modulesToSave', () => {
     expect(loaded.withTeacher(() => hidden(other))).toEqual(base);
   });
 
-  it('may be the head: the losses see the trained one, the teacher the base, merging both', async () => {
+  it('may be the head: losses use the trained one, the teacher the base, and merging writes the trained one', async () => {
     const path = fixturePath('architectures/llama-untied-gqa/model');
     const model = await AutoModelForCausalLM.fromPretrained(path);
     const base = model.head.weight;
@@ -122,7 +239,7 @@ describe('modulesToSave', () => {
     const tuned = await AdapterModel.create(new TinyModel(), { r: 3, modulesToSave: ['norm'] });
     await tuned.savePretrained(folder);
     await expect(AdapterModel.fromPretrained(new TinyModel({ width: 6 }), folder)).rejects.toThrow(
-      /the saved module's "layers.0.norm.weight" has the shape \(8\), the model's \(6\): an adapter of another/,
+      /the saved module's "layers.0.norm.weight" has the shape \(8\), the model's \(6\): the adapter is of another model or head; load/,
     );
     const tied = fixturePath('architectures/llama-tied/model');
     const model = await AutoModelForCausalLM.fromPretrained(tied);
@@ -156,13 +273,13 @@ describe('dropout', () => {
     expect(hidden(again)).not.toEqual(first);
   });
 
-  it('falls on what A reads: without B it changes nothing', async () => {
+  it('is applied to the input of A: while B is 0 it changes nothing', async () => {
     const model = new TinyModel();
     const base = hidden(model);
     const tuned = await AdapterModel.create(model, { r: 3, loraDropout: 0.5, useDora: true });
     tuned.trainingPass({ step: 0, microBatch: 0 });
     expect(hidden(model)).toEqual(base);
-    // The first pair and what it takes out of W read the same rows: PiSSA starts as the base too.
+    // The trained pair and the frozen one that is subtracted from W see the same dropped inputs, so that PiSSA starts as the base.
     const other = new TinyModel();
     const pissa = await AdapterModel.create(other, {
       r: 3,

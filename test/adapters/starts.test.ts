@@ -1,4 +1,4 @@
-/** A start of the caller's own: `initLoraWeights` as a function. */
+/** Custom initialisations: `initLoraWeights` as a function. */
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -22,7 +22,7 @@ beforeEach(() => {
 });
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
-/** Exact at a sync. What earlier tests left may be collected meanwhile, so it can fall; a leak makes it grow. */
+/** Live bytes after a sync. They may fall when tensors of earlier tests are collected; a leak makes them grow. */
 async function liveBytes(): Promise<number> {
   await synchronize();
   return memoryStats().liveBytes;
@@ -30,14 +30,14 @@ async function liveBytes(): Promise<number> {
 
 const numbers = (value: Tensor): number[] => Array.from(value.dataSync() as Float32Array);
 
-/** A drawn by the module's own seed, B zero. */
+/** The initialisation with A drawn from the module's own seed and B = 0. */
 const drawn: StartFunction = (modules) =>
   modules.map(({ r, inFeatures, outFeatures, seed }) => ({
     a: mul(randn([r, inFeatures], { seed: seed('mine') }), 0.5),
     b: zeros([outFeatures, r]),
   }));
 
-/** The first rows of W, and the unit vectors that put them back: out of the weight. */
+/** An initialisation from the weight: A holds the first rows of W, and B the unit vectors that put them in their places. */
 const rows: StartFunction = (modules) =>
   modules.map(({ r, scale, inFeatures, outFeatures, weight }) => {
     const w = scope(() => noGrad(() => weight.to('f32').dataSync())) as Float32Array;
@@ -58,10 +58,10 @@ const create = (init: unknown, config: LoraConfigInput = {}, model = new TinyMod
     initLoraWeights: init as StartFunction,
   });
 
-describe('a start function', () => {
-  it('is called once, with what there is to know of every adapted module', async () => {
+describe('an initialisation function', () => {
+  it('is called once, with the facts about every adapted module', async () => {
     const calls: (readonly StartModule[])[] = [];
-    const model = new TinyModel({ layers: 40 }); // more modules than listed starts are given at once
+    const model = new TinyModel({ layers: 40 }); // more modules than built-in initialisations get per call
     const tuned = await create(
       (modules: readonly StartModule[]) => {
         calls.push(modules);
@@ -84,33 +84,36 @@ describe('a start function', () => {
   });
 
   it.each([
-    ['that leaves the base alone', drawn, 3],
-    ['out of the weights', rows, 6],
-  ])('%s starts as the base, is saved, merged and read', async (_, init, rank) => {
-    const model = new TinyModel();
-    const base = hidden(model);
-    const tuned = await create(init, {}, model);
-    expectNear(hidden(model), base, 1e-6);
-    disturb(tuned);
-    const expected = hidden(model);
-    await tuned.savePretrained(folder);
-    const written = JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'));
-    expect(written).toMatchObject({ r: rank, lora_alpha: 2 * rank, init_lora_weights: true });
-    const loaded = new TinyModel();
-    expect((await AdapterModel.fromPretrained(loaded, folder)).warnings).toEqual([]);
-    expectNear(hidden(loaded), expected, 1e-5);
-    await saveMerged(tuned, join(folder, 'merged'));
-    expectNear(hidden(readWeights(new TinyModel(), join(folder, 'merged'))), expected, 1e-5);
-    if (rank === 3) expect(() => tuned.checkForm('residual')).toThrow(/has no residual/);
-    else {
-      await tuned.savePretrained(join(folder, 'residual'), { form: 'residual' });
-      const residual = readWeights(new TinyModel(), join(folder, 'residual/residual'));
-      await AdapterModel.fromPretrained(residual, join(folder, 'residual'));
-      expectNear(hidden(residual), expected, 1e-4);
-    }
-  });
+    ['with B = 0', drawn, 3],
+    ['from the weights', rows, 6],
+  ])(
+    '%s leaves the model unchanged at first, and is saved, merged and read',
+    async (_, init, rank) => {
+      const model = new TinyModel();
+      const base = hidden(model);
+      const tuned = await create(init, {}, model);
+      expectNear(hidden(model), base, 1e-6);
+      disturb(tuned);
+      const expected = hidden(model);
+      await tuned.savePretrained(folder);
+      const written = JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'));
+      expect(written).toMatchObject({ r: rank, lora_alpha: 2 * rank, init_lora_weights: true });
+      const loaded = new TinyModel();
+      expect((await AdapterModel.fromPretrained(loaded, folder)).warnings).toEqual([]);
+      expectNear(hidden(loaded), expected, 1e-5);
+      await saveMerged(tuned, join(folder, 'merged'));
+      expectNear(hidden(readWeights(new TinyModel(), join(folder, 'merged'))), expected, 1e-5);
+      if (rank === 3) expect(() => tuned.checkForm('residual')).toThrow(/has no residual/);
+      else {
+        await tuned.savePretrained(join(folder, 'residual'), { form: 'residual' });
+        const residual = readWeights(new TinyModel(), join(folder, 'residual/residual'));
+        await AdapterModel.fromPretrained(residual, join(folder, 'residual'));
+        expectNear(hidden(residual), expected, 1e-4);
+      }
+    },
+  );
 
-  it('goes with DoRA, a bias and rank-stabilised scales', async () => {
+  it('works with DoRA, a bias and rank-stabilised scales', async () => {
     for (const switches of [{ useDora: true }, { loraBias: true }, { useRslora: true }]) {
       const model = new TinyModel();
       const base = hidden(model);
@@ -125,7 +128,7 @@ describe('a start function', () => {
     }
   });
 
-  it('may give large pairs, which are then not multiplied as a mere change', async () => {
+  it('may return large pairs, which are then not treated as a small change of W', async () => {
     const large: StartFunction = (modules) =>
       modules.map(({ r, inFeatures, outFeatures, seed }) => ({
         a: randn([r, inFeatures], { seed: seed('A') }),
@@ -138,12 +141,12 @@ describe('a start function', () => {
     expect(new Set(await isChange(rows))).toEqual(new Set([false]));
   });
 
-  it('leaves nothing behind of what it made, and keeps what is its owner’s', async () => {
+  it('has its own tensors freed, except those that existed before', async () => {
     const mine = randn([3, 8], { seed: 1 });
     const made = async () => {
       const tuned = await create(
         (modules: readonly StartModule[]) => {
-          full([64, 64], 1); // made on the way
+          full([64, 64], 1); // a tensor that is not returned
           return modules.map(({ outFeatures }) => ({ a: mine, b: zeros([outFeatures, 3]) }));
         },
         { targetModules: ['up_proj'], rankPattern: {} },
@@ -165,8 +168,8 @@ describe('a start function', () => {
   it.each<[unknown, RegExp]>([
     [() => [], /the function must return a list of 6 pairs, one a module, got a list of 0$/],
     [() => undefined, /must return a list of 6 pairs, one a module, got undefined/],
-    [async () => [], /returned a promise; it must return the pairs: await what it needs before/],
-    [one(() => null), /layers\.0\.up_proj: the function returned null for it/],
+    [async () => [], /must return the pairs, not a promise of them; await/],
+    [one(() => null), /layers\.0\.up_proj: the function must return a pair { a, b }, got null/],
     [one((m) => ({ a: a(m) })), /up_proj: b must be a tensor, got undefined/],
     [one((m) => ({ a: b(m), b: b(m) })), /up_proj: a must be \(r,in\)=\(3,8\), got \(16,3\)/],
     [one((m) => ({ a: a(m), b: a(m) })), /up_proj: b must be \(out,r\)=\(16,3\), got \(3,8\)/],
@@ -174,7 +177,7 @@ describe('a start function', () => {
     [one((m) => ({ a: a(m), b: b(m), fromWeight: 1 })), /up_proj: fromWeight must be true or/],
     [
       one((m) => ({ a: a(m), b: full([m.outFeatures, m.r], Number.NaN) })),
-      /up_proj: element 0 of b is NaN/,
+      /up_proj: element 0 of b must be finite, got NaN/,
     ],
     [
       () => {
@@ -191,10 +194,10 @@ describe('a start function', () => {
     await expect(create(init, { modulesToSave: ['norm'] }, model)).rejects.toThrow(message);
     expect(await liveBytes()).toBeLessThanOrEqual(before);
     expect(hidden(model)).toEqual(base);
-    expect((await create(drawn, {}, model)).modules).toHaveLength(6); // the model is free for another
+    expect((await create(drawn, {}, model)).modules).toHaveLength(6); // the model accepts another adapter
   });
 
-  it('is refused as ArgumentError, another name with those there are', async () => {
+  it('is refused with an ArgumentError; an unknown name is told the known ones', async () => {
     await expect(create(() => [])).rejects.toThrow(ArgumentError);
     await expect(create('olora2')).rejects.toThrow(
       /initLoraWeights must be one of true, gaussian, false, pissa, pissa_niter_N.* or a function, got "olora2"/,
@@ -202,7 +205,7 @@ describe('a start function', () => {
   });
 });
 
-describe('a run that begins with a function', () => {
+describe('a run with an initialisation function', () => {
   const trainer = (tuned: AdapterModel, more: object) =>
     new Trainer({
       tuned,
@@ -212,7 +215,7 @@ describe('a run that begins with a function', () => {
     });
   const run = (tuned: AdapterModel, more: object) => trainer(tuned, more).train();
 
-  it('is resumed with what gives the same values, whatever it is called', async () => {
+  it('is resumed with any function that returns the same values', async () => {
     const [straight, first] = [await create(rows), await create(rows)];
     await run(straight, { output: join(folder, 'straight') });
     for await (const event of trainer(first, {}).run()) if (event.type === 'checkpoint') break;
@@ -225,7 +228,7 @@ describe('a run that begins with a function', () => {
     expect(JSON.stringify(again.identity())).toMatch(/"initLoraWeights":"function \w{16}"/);
   });
 
-  it('is refused with another function, with a name, and where the values are not the same twice', async () => {
+  it('is not resumed with other values: by another function, a name, or a function that is not deterministic', async () => {
     await run(await create(rows), {});
     const said = /adapter: was .*"function \w{16}".*, is /;
     await expect(run(await create(drawn), { resume: true })).rejects.toThrow(said);

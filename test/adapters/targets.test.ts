@@ -44,20 +44,20 @@ describe('targets', () => {
     ]);
   });
 
-  it('takes a string as one expression for the whole path', () => {
+  it('reads a string as one regular expression for the whole path', () => {
     expect(names({ targetModules: '.*\\.self_attn\\.(q|v)_proj' })).toHaveLength(24);
     expect(() => names({ targetModules: 'q_proj' })).toThrow(/"q_proj" matches no linear module/);
     expect(names({ targetModules: '(?i).*\\.(?P<which>Q)_proj\\Z' })).toHaveLength(12);
     expect(() => names({ targetModules: '(' })).toThrow(/pattern "\("/);
   });
 
-  it('reads all-linear as everything but the head', () => {
+  it('reads all-linear as all linears except the head', () => {
     expect(names({})).toHaveLength(84);
     expect(names({ targetModules: ['lm_head'] })).toEqual(['lm_head']);
     expect(names({ excludeModules: ['down_proj'] })).toHaveLength(72);
   });
 
-  it('keeps the blocks asked for', () => {
+  it('keeps only the requested layers', () => {
     expect(names({ targetModules: ['q_proj'], layersToTransform: 1 })).toEqual([
       'model.layers.1.self_attn.q_proj',
     ]);
@@ -73,19 +73,19 @@ describe('targets', () => {
     ).toThrow(/matches no/);
   });
 
-  it('names the one entry of a list that matches nothing', () => {
+  it('names the entry of a list that matches nothing', () => {
     expect(() => names({ targetModules: ['q_proj', 'qproj'] })).toThrow(
       /\["qproj"\] matches no linear module/,
     );
   });
 
-  it('refuses a rank above the matrix', () => {
+  it('refuses a rank larger than the matrix', () => {
     expect(() => names({ r: 5, targetModules: ['q_proj', 'k_proj'] })).toThrow(
-      /layers\.0\.self_attn\.k_proj: rank r=5 is larger than the matrix \(out,in\)=\(4,8\) allows, at most 4/,
+      /layers\.0\.self_attn\.k_proj: rank r=5 is larger than the matrix \(out,in\)=\(4,8\) allows; set r, .* to 4 at most/,
     );
   });
 
-  it('gives each module the first pattern that matches', () => {
+  it('uses the first matching pattern for each module', () => {
     const settings = moduleSettings(
       loraConfig({
         r: 2,

@@ -1,4 +1,4 @@
-// What is made of reports for the documentation: the growth charts and the targets beside what was reached.
+// The parts of the documentation that are generated from reports: growth charts, and the table of targets.
 import { describe, expect, it } from 'vitest';
 import { growthSeries, kSeries } from '../../bench/harness/growth.ts';
 import type { GrowthSeries, Row } from '../../bench/harness/types.ts';
@@ -27,7 +27,7 @@ function measured(name: string): GrowthSeries {
 }
 
 describe('growthCharts', () => {
-  it('draws one picture an axis, with every shape and its fits', () => {
+  it('draws one chart per axis, with every shape and its fits', () => {
     const growth = [
       measured('growth-smollm2-135m-length'),
       measured('growth-smollm2-360m-length'),
@@ -40,19 +40,19 @@ describe('growthCharts', () => {
     for (const text of ['smollm2-135m', 'smollm2-360m', '0.1 + 0.001 x', '1 + 0.00195 x']) {
       expect(svg).toContain(text);
     }
-    expect(growthCharts(growth)).toEqual(charts); // generated files must not change by themselves
+    expect(growthCharts(growth)).toEqual(charts); // generated files must not differ from run to run
   });
 });
 
 describe('targetsOf', () => {
-  it('wants more of a processor with AMX', () => {
+  it('has higher targets for a processor with AMX', () => {
     const musts = (features: string[]): string[] => targetsOf({ features }).map(({ must }) => must);
     expect(musts(['amx_bf16']).slice(0, 2)).toEqual(['>= 6x', '>= 25%']);
     expect(musts(['avx512_bf16']).slice(0, 2)).toEqual(['>= 4x', '>= 50%']);
     expect(musts(['amx_bf16']).slice(2)).toEqual(musts([]).slice(2));
   });
 
-  it('shows what was reached, and nothing where nothing was measured', () => {
+  it('shows the measured figures, and null where nothing was measured', () => {
     const targets = targetsOf({ features: [] });
     expect(targets.every(({ reached }) => reached([]) === null)).toBe(true);
     const spread = { median: 200, low: 190, high: 210, samples: 3 };

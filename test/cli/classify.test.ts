@@ -1,4 +1,7 @@
-/** `--task sequence-classification` end to end on a tiny bert: train on TSV, evaluate with matrix and recall, bad input. */
+/**
+ * `--task sequence-classification` end to end on a tiny bert: training on TSV, evaluation with confusion
+ * matrix and recall, bad input.
+ */
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -32,10 +35,10 @@ it('trains, keeps the best step, and evaluates', async () => {
   const { code, err } = await balora(
     train('out', '--eval-data', data, '--eval-steps', '20', '--head-warmup-epochs', '2'),
   );
-  expect(err).toMatch(/head warmed up on 30 examples: loss [\d.]+/);
-  expect(err).toMatch(/warning: svdTopK 5 is clamped to 2 = min\(6 examples, 3 outputs\) - 1/);
+  expect(err).toMatch(/head trained on 30 examples before tuning: loss [\d.]+/);
+  expect(err).toMatch(/warning: --svd-top-k 5 is clamped to 2 = min\(6 examples, 3 outputs\) - 1/);
   expect(err).toMatch(/evaluation at step 20: loss [\d.]+ {2}accuracy [\d.]+ {2}matthews/);
-  expect(err).toMatch(/completed after 100 steps .*; kept step \d+ \(accuracy 1\.0000\)\n$/);
+  expect(err).toMatch(/completed after 100 steps .*; exported step \d+ \(accuracy 1\.0000\)\n$/);
   expect(code).toBe(0);
   const config = JSON.parse(await readFile(join(folder, 'out', 'adapter_config.json'), 'utf8'));
   expect(config).toMatchObject({ task_type: 'SEQ_CLS', modules_to_save: ['classifier', 'score'] });
@@ -61,23 +64,23 @@ it('evaluates by the labels of the trained head', async () => {
   const tuned = ['train', ...kTask, '--model', model, '--data', all, '--output', out];
   expect((await balora([...tuned, '--r', '4', '--max-steps', '2'])).code).toBe(0);
   const evaluate = ['evaluate', ...kTask, '--model', model, '--adapter', out, '--data'];
-  // Held-out data may lack a class.
+  // Held-out data need not contain every class.
   const lacking = await balora([...evaluate, part]);
   expect(lacking.err).toMatch(/part\.tsv: no example has the label 2/);
   expect(lacking.out).toMatch(/^label \\ predicted +0 +1 +2$/m);
   expect((await balora([...evaluate, all, '--num-labels', '2'])).err).toMatch(
-    /error: the head in .*by-head has 3 labels, --num-labels says 2/,
+    /error: the head in .*by-head has 3 labels, and --num-labels says 2; leave --num-labels out/,
   );
   expect((await balora([...evaluate, all, '--label-names', 'a,b'])).err).toMatch(
-    /error: the head in .*by-head has 3 labels, --label-names says 2/,
+    /error: the head in .*by-head has 3 labels, and --label-names says 2; leave --label-names out/,
   );
   await writeFile(part, 'label\tsentence\n3\ta good film\n');
   expect((await balora([...evaluate, part])).err).toMatch(
-    /part\.tsv:2: field 'label': "3" is not one of the ids 0\.\.2 \(numLabels 3\)/,
+    /part\.tsv:2: field 'label': must be one of the ids 0\.\.2 \(--num-labels 3\), got "3"/,
   );
 });
 
-it('evaluates by the names of the training data, whichever the held-out data has', async () => {
+it('evaluates by the label names of the training data, also where the held-out data lacks one', async () => {
   const out = join(folder, 'named');
   const tuned = ['train', ...kTask, '--model', model, '--data', data, '--output', out];
   const field = ['--label-field', 'verdict'];
@@ -93,21 +96,21 @@ it('evaluates by the names of the training data, whichever the held-out data has
   expect(text).toMatch(/^bad +0 +0 +0$/m);
   await writeFile(part, rows.join('\n').replace('good\t', 'superb\t'));
   expect((await balora([...evaluate, part])).err).toMatch(
-    /"superb" is not one of the ids 0\.\.2 .* names bad, good, middling/,
+    /must be one of the ids 0\.\.2 .* names bad, good, middling, got "superb"/,
   );
 });
 
-it('draws a new head where asked to, and merges what it trained', async () => {
+it('initialises a new head on request, and merges it after training', async () => {
   const ids = tinyRows(30).map(({ text, label }) => `${label % 2}\t${text}`);
   const two = join(folder, 'two.tsv');
   await writeFile(two, `label\tsentence\n${ids.join('\n')}\n`);
   const [out, merged] = [join(folder, 'two'), join(folder, 'merged')];
   const tuned = ['train', ...kTask, '--model', model, '--data', two, '--output', out];
   expect((await balora(tuned)).err).toMatch(
-    /head in the checkpoint \(classifier\.weight\) has 3 labels, numLabels asks for 2: .*--new-head/,
+    /head in the checkpoint \(classifier\.weight\) has 3 labels, --num-labels asks for 2; .*--new-head/,
   );
   const { err, code } = await balora([...tuned, '--new-head', '--r', '4', '--max-steps', '3']);
-  expect(err).toMatch(/^drawn anew: classifier\.weight, classifier\.bias$/m);
+  expect(err).toMatch(/^newly initialized: classifier\.weight, classifier\.bias$/m);
   expect(code).toBe(0);
   const evaluate = (...from: string[]) =>
     balora(['evaluate', ...kTask, ...from, '--data', two, '--json']);
@@ -119,24 +122,24 @@ it('draws a new head where asked to, and merges what it trained', async () => {
   expect(JSON.parse(whole.out).loss).toBeCloseTo(adapted.loss, 5);
 });
 
-it('says that a head drawn at random means nothing', async () => {
+it('warns that results with a random head mean nothing', async () => {
   const bare = join(folder, 'bare');
   await writeTinyClassifier(bare, { head: false });
   const args = [...kTask, '--model', bare, '--data', data, ...kFields];
   const { err } = await balora(['evaluate', ...args]);
   expect(err).toMatch(
-    /bare has no trained head \(classifier\.weight.* drawn anew\): the numbers mean nothing/,
+    /bare has no trained head \(newly initialized: classifier\.weight.*\), so the numbers mean nothing/,
   );
   const tuned = async (...more: string[]) =>
     (await balora(['train', ...args, '--r', '4', '--max-steps', '1', ...more])).err;
   const noise =
-    /^warning: the head is drawn at random, so the consistency term pulls towards noise/m;
+    /^warning: the head is newly initialized, so the consistency term pulls the model towards noise/m;
   expect(await tuned()).toMatch(noise);
   expect(await tuned('--head-warmup-epochs', '1')).not.toMatch(noise);
   expect(await tuned('--consistency-weight', '0')).not.toMatch(noise);
 });
 
-it('shows a plan', async () => {
+it('prints the plan of a dry run', async () => {
   const { code, out } = await balora(train('plan', '--dry-run'));
   expect(code).toBe(0);
   expect(out).toMatch(
@@ -144,12 +147,12 @@ it('shows a plan', async () => {
   );
 });
 
-it('says what is wrong', async () => {
+it('reports bad input', async () => {
   const wrong = async (...args: string[]) => (await balora(train('wrong', ...args))).err;
   expect(await wrong('--label-names', 'bad,good,x')).toMatch(
-    /train\.tsv:\d+: field 'verdict': "middling" is not one of the ids 0\.\.2/,
+    /train\.tsv:\d+: field 'verdict': must be one of the ids 0\.\.2 .*, got "middling"/,
   );
-  expect(await wrong('--num-labels', '4')).toMatch(/numLabels is 4, but 3 names are given/);
+  expect(await wrong('--num-labels', '4')).toMatch(/--num-labels is 4, but 3 names are given/);
   expect(await wrong('--text-field', 'text')).toMatch(/train\.tsv:2: no field 'text'/);
   expect(await wrong('--prompt-field', 'x')).toMatch(/--prompt-field has no meaning for --task/);
   expect(await wrong('--glue', 'snli')).toMatch(/--glue must be one of cola, sst2/);
@@ -157,11 +160,11 @@ it('says what is wrong', async () => {
   const long = join(folder, 'long.tsv');
   const rows = ['bad', 'middling', 'good'].map((name) => `${name}\t${'a film '.repeat(20)}`);
   await writeFile(long, `verdict\tsentence\n${rows.join('\n')}\n`);
-  // Before the first step, though only one file has them.
+  // Too long sequences are an error before the first step, also where only the held-out data has them.
   const held = await wrong('--eval-data', long);
   expect(held).toMatch(
     /a sequence of 42 tokens is longer than the position table of this bert model \(26\)/,
   );
-  expect(held).toMatch(/cut the data with maxLength 26 \(--max-length\)/);
+  expect(held).toMatch(/cut the data with --max-length 26$/m);
   expect(held).not.toMatch(/^step/m);
 });

@@ -1,6 +1,6 @@
 /**
- * `--task sequence-classification` by kind of task and file, each trained for some steps and evaluated, on a tiny bert: GLUE by
- * name, numbers, several labels, pairs; TSV with and without header, JSON Lines, Parquet.
+ * `--task sequence-classification` for every kind of task and file, each trained for some steps and evaluated on a tiny bert: GLUE
+ * tasks by name, regression, multi-label, pairs of texts; TSV with and without header, JSON Lines, Parquet.
  */
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -48,7 +48,7 @@ const evaluate = async (adapter: string, data: string, ...options: string[]) => 
   expect([text.code, json.code]).toEqual([0, 0]);
   return { text: text.out, json: JSON.parse(json.out) };
 };
-/** The best of the evaluations that a run reported, and the line it ended with. */
+/** The best value of a metric among the three evaluations that a run reports. */
 function bestOf(err: string, metric: string): number {
   const found = [...err.matchAll(new RegExp(`evaluation at step .* ${metric} (-?[\\d.]+)`, 'g'))];
   expect(found).toHaveLength(3);
@@ -57,7 +57,7 @@ function bestOf(err: string, metric: string): number {
 const runOf = async (adapter: string) =>
   JSON.parse(await readFile(join(adapter, 'run', 'config.json'), 'utf8'));
 
-it('a task of GLUE from its original file without header, chosen by its own metric', async () => {
+it('a GLUE task from its original file without a header, with the best step by its own metric', async () => {
   const lines = tinyRows(20).map(({ text, label }) => `src\t${Number(label > 0)}\t\t${text}`);
   const data = await written('cola.tsv', lines);
   const options = ['--glue', 'cola', '--columns', 'source,label,star,sentence'];
@@ -81,7 +81,7 @@ it('a task of GLUE from its original file without header, chosen by its own metr
   expect(json.metrics.matthews).toBeCloseTo(best, 4);
 });
 
-it('numbers for pairs of texts, in bf16', async () => {
+it('regression on pairs of texts, in bf16', async () => {
   const lines = tinyRows(20).map(
     ({ text, label }, i) =>
       `${i}\t${text}\tthe plot was ${['bad', 'so', 'good'][label]}\t${label}.5`,
@@ -97,7 +97,7 @@ it('numbers for pairs of texts, in bf16', async () => {
   expect(json.tokens).toBeGreaterThan(20 * 10);
 });
 
-it('several labels for pairs of named fields, from JSON Lines', async () => {
+it('multi-label classification of pairs of named fields, from JSON Lines', async () => {
   const names = ['bad', 'middling', 'good'];
   const lines = tinyRows(20).map(({ text, label }, i) =>
     JSON.stringify({ a: text, b: 'the film', tags: [names[label], ...(i % 2 ? ['long'] : [])] }),
@@ -112,7 +112,7 @@ it('several labels for pairs of named fields, from JSON Lines', async () => {
   expect(text).toMatch(/^middling +[\d.]+ +[\d.]+ +[\d.]+$/m);
   expect(text).not.toMatch(/label \\ predicted/);
   expect(json.problemType).toBe('multi_label_classification');
-  // The names sorted: bad, good, long, middling.
+  // The label names in order: bad, good, long, middling.
   expect(json.labels.every((flags: number[]) => flags.length === 4)).toBe(true);
   expect((await runOf(output)).command['problem-type']).toBe('multi_label_classification');
   expect(json.labels.map((flags: number[]) => flags[2])).toEqual(
@@ -120,7 +120,7 @@ it('several labels for pairs of named fields, from JSON Lines', async () => {
   );
 });
 
-it('what outputs mean goes into the run, the merged model and the evaluation', async () => {
+it('the problem type is kept in the run, the merged model and the evaluation', async () => {
   const row = ({ text, label }: { text: string; label: number }) => ({ text, label: [label, 0.5] });
   const data = await written(
     'two.jsonl',
@@ -144,11 +144,11 @@ it('what outputs mean goes into the run, the merged model and the evaluation', a
   const guess = await merge('guess');
   expect(guess.problem).toBe('single_label_classification');
   expect(guess.err).toMatch(
-    /^warning: .*two does not say what its 2 outputs mean: single_label_classification becomes problem_type/,
+    /^warning: .*two does not say what its 2 outputs mean, so single_label_classification becomes the problem_type/,
   );
 });
 
-it('classes and numbers from Parquet', async () => {
+it('classification and regression from Parquet', async () => {
   const data = fixturePath('data/rows.parquet');
   const classes = await train('parquet-classes', data, '--new-head');
   expect(classes.err).toContain(`(accuracy ${bestOf(classes.err, 'accuracy').toFixed(4)})`);

@@ -1,4 +1,4 @@
-/** GGUF files alone, without a tokenizer.json beside them: SentencePiece, Unigram and WordPiece vocabularies from file to training. */
+/** Training from GGUF files without a tokenizer.json beside them: SentencePiece, Unigram and WordPiece vocabularies. */
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -27,7 +27,7 @@ beforeAll(async () => {
 });
 afterAll(() => rm(folder, { recursive: true }));
 
-/** `count` pieces behind the special ones, learned from the sample, none a byte. */
+/** A vocabulary: the special tokens, then `count` pieces learned from the sample, without byte tokens. */
 function pieces(special: Piece[], count: number): Piece[] {
   const { merges, chars } = learnMerges(kSample.replaceAll(' ', '▁'), 100);
   const made = new Set([...chars, ...merges.map(([a, b]) => a + b)]);
@@ -46,7 +46,7 @@ function vocabulary(model: string, list: readonly Piece[]): Record<string, GgufV
   };
 }
 
-describe('a file alone', () => {
+describe('a GGUF file alone', () => {
   it('of llama with SentencePiece BPE is tokenized and trained', async () => {
     const list = pieces(
       [
@@ -81,7 +81,7 @@ describe('a file alone', () => {
     expect(err).toMatch(/completed after 2 steps/);
     expect(code).toBe(0);
 
-    // A model that is written has the tokenizer beside it and needs the file no more.
+    // A merged model has its tokenizer beside it and does not need the GGUF file any more.
     const fields = ['--prompt-field', 'question', '--response-field', 'response', '--data', data];
     for (const [name, at, adapter, flags] of [
       ['full', '', false, ['--method', 'full']],

@@ -39,7 +39,7 @@ describe('balora inspect --data', () => {
     expect(marks).toEqual([false, true, true, true]);
   });
 
-  it('tells what is cut off', async () => {
+  it('reports truncated examples', async () => {
     const data = join(folder, 'data.jsonl');
     const args = ['--data', data, '--row', '1', '--max-length', '3', ...kFields];
     expect((await balora(['inspect', folder, ...args])).out).toContain('2 supervised, 1 cut off');
@@ -76,11 +76,11 @@ describe('balora inspect', () => {
     );
   });
 
-  it('names what is not there', async () => {
+  it('names a file that does not exist', async () => {
     const none = await balora(['inspect', join(folder, 'none')]);
     expect(none).toMatchObject({
       code: 2,
-      err: `error: "${join(folder, 'none')}" is no file or folder here, and no model id (owner/name) either\n`,
+      err: `error: "${join(folder, 'none')}" is no file or folder here, and no model id (owner/name) either; check the spelling\n`,
     });
     const empty = join(folder, 'empty');
     await mkdir(empty);
@@ -120,7 +120,9 @@ describe('exit codes', () => {
     expect(unknown.err).toMatch(/unknown command 'inspekt'/);
     const missing = await balora(['inspect', folder, '--data', join(folder, 'none.jsonl')]);
     expect(missing).toMatchObject({ code: 2 });
-    expect(missing.err).toMatch(/^error: data: cannot open .*none\.jsonl: no such file\n$/);
+    expect(missing.err).toMatch(
+      /^error: data: cannot open .*none\.jsonl: no such file; check the path\n$/,
+    );
     await writeFile(join(folder, 'bad.jsonl'), '{"a": }\n');
     const damaged = await balora(['inspect', folder, '--data', join(folder, 'bad.jsonl')]);
     expect(damaged.code).toBe(1);

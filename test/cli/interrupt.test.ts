@@ -1,4 +1,4 @@
-/** Interrupts: what the first and the second do, and where a command that has not begun to train stops. */
+/** Interrupts: the effect of the first and the second signal, and where a command stops that has not begun to train. */
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -26,7 +26,7 @@ describe('abortable', () => {
           expect(signal.aborted).toBe(false);
           process.emit(name, name);
           expect(signal.aborted).toBe(true);
-          // What npx passes on of the same key press.
+          // npx sends the signal of the same key press once more.
           now.mockReturnValue(1200);
           process.emit(name, name);
           expect(exit).not.toHaveBeenCalled();
@@ -44,7 +44,7 @@ describe('abortable', () => {
     },
   );
 
-  it('ends the process at another signal than the first, at once', async () => {
+  it('ends the process at once at a different second signal', async () => {
     const exit = vi.spyOn(process, 'exit').mockImplementation((() => {}) as never);
     await abortable(
       async () => {
@@ -57,12 +57,16 @@ describe('abortable', () => {
     vi.restoreAllMocks();
   });
 
-  it('is known by what it makes others throw', () => {
+  it('recognises the errors that its signal causes', () => {
     const interrupt = new Interrupt('SIGHUP');
     expect(interrupt.exitCode).toBe(129);
     expect(interruptOf(interrupt)).toBe(interrupt);
-    expect(interruptOf(new Error('aborted', { cause: interrupt }))).toBe(interrupt);
-    for (const other of [new Error('no'), 'no', null, new DOMException('no', 'AbortError')]) {
+    const cause = new Error('aborted', { cause: interrupt });
+    expect(interruptOf(cause)).toBe(interrupt);
+    expect(interruptOf(new Error('row 7 cannot be read', { cause }))).toBe(interrupt);
+    const circle: Error = new Error('no');
+    circle.cause = new Error('no', { cause: circle });
+    for (const other of [circle, 'no', null, new DOMException('no', 'AbortError')]) {
       expect(interruptOf(other)).toBeNull();
     }
   });
@@ -83,7 +87,7 @@ describe('abortable', () => {
     exit.mockRestore();
   });
 
-  it('lets go after a failure too', async () => {
+  it('removes its signal handlers also after a failure', async () => {
     const before = process.listenerCount('SIGTERM');
     const failing = abortable(
       () => Promise.reject(new Error('no')),
@@ -107,9 +111,10 @@ describe('before the first step balora train stops', () => {
     ...['train', '--model', join(folder, 'model'), '--data', join(folder, data), '--r', '2'],
     ...['--output', join(folder, 'out'), ...more],
   ];
-  const kStopped = 'stopped before the first step: nothing was written, begin anew\n';
+  const kStopped =
+    'stopped before the first step, nothing was written; run it again to begin anew\n';
 
-  it('between the loading of the base and the start of the adapter', async () => {
+  it('between loading the base and initialising the adapter', async () => {
     await writeTinyCheckpoint(join(folder, 'model'));
     writeFileSync(join(folder, 'data.jsonl'), '{"prompt": "a", "response": "b"}\n'.repeat(4));
     const load = AutoModelForCausalLM.fromPretrained;
@@ -127,7 +132,7 @@ describe('before the first step balora train stops', () => {
     expect(existsSync(join(folder, 'out'))).toBe(false);
   });
 
-  it('in the warm-up of the head', async () => {
+  it('during the warm-up of the head', async () => {
     await writeTinyClassifier(join(folder, 'model'));
     const rows = tinyRows(30).map(({ text, label }) => `${label}\t${text}`);
     writeFileSync(join(folder, 'data.tsv'), `label\tsentence\n${rows.join('\n')}\n`);
@@ -140,7 +145,7 @@ describe('before the first step balora train stops', () => {
     ];
     let sent = false;
     const { code, err } = await balora(train('data.tsv', ...flags), (text) => {
-      if (sent || !text.includes('drawn anew')) return;
+      if (sent || !text.includes('newly initialized')) return;
       sent = true;
       setTimeout(() => process.emit('SIGINT', 'SIGINT'), 50);
     });

@@ -1,5 +1,6 @@
 /** Data files of every kind for a language model: train, evaluate and inspect read the same rows out of them. */
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { mkdtemp, readdir, readlink, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
@@ -59,6 +60,22 @@ it.each(['csv', 'tsv', 'bare.tsv', 'parquet', 'jsonl'])(
   },
 );
 
+/** The files that this process has open. */
+async function openFiles(): Promise<(string | null)[]> {
+  const names = await readdir('/proc/self/fd');
+  return Promise.all(names.map((name) => readlink(`/proc/self/fd/${name}`).catch(() => null)));
+}
+
+it.skipIf(!existsSync('/proc/self/fd'))('no data file stays open after an error', async () => {
+  const data = await pathOf('jsonl');
+  const { err } = await balora([
+    ...['train', '--model', model, '--data', data, '--eval-data', join(folder, 'none.jsonl')],
+    ...[...kFields, '--method', 'lora', '--r', '2'],
+  ]);
+  expect(err).toMatch(/cannot open .*none\.jsonl: no such file; check the path$/m);
+  expect(await openFiles()).not.toContain(data);
+});
+
 it('evaluate refuses what its task does not read', async () => {
   const data = await pathOf('jsonl');
   const evaluate = (...more: string[]) =>
@@ -76,6 +93,6 @@ it('evaluate refuses what its task does not read', async () => {
     /error: --prompt-template has no meaning for --task sequence-classification/,
   );
   expect((await evaluate(...kColumns)).err).toMatch(
-    /data\.jsonl names its own fields; columns are for \.tsv and \.csv files/,
+    /columns are for \.tsv and \.csv files, and .*data\.jsonl names its own fields; leave them out/,
   );
 });

@@ -1,4 +1,4 @@
-/** `balora merge` and `balora evaluate`: folders that cannot be written, and what adapters have to say. */
+/** `balora merge` and `balora evaluate`: folders that cannot be written, and warnings about adapters. */
 import { spawnSync } from 'node:child_process';
 import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -34,14 +34,14 @@ const merge = (output: string) =>
   balora(['merge', '--model', model, '--adapter', adapter, '--output', output]);
 
 describe('balora merge', () => {
-  it('refuses a file before it reads the model', async () => {
+  it('refuses a file as its output before it reads the model', async () => {
     const args = ['merge', '--model', join(folder, 'none'), '--adapter', adapter];
     const { code, err } = await balora([...args, '--output', data]);
-    expect(err).toBe(`error: output ${data} is a file, not a folder\n`);
+    expect(err).toBe(`error: output ${data} is a file, not a folder; choose another path\n`);
     expect(code).toBe(2);
   });
 
-  it('takes away what a killed merge left, and nothing of a living one or of others', async () => {
+  it('removes the leftovers of a killed merge, but nothing of a running one or of others', async () => {
     const output = join(folder, 'merged');
     await mkdir(output);
     const left = (pid: number) => `model.safetensors.${pid}-7.tmp`;
@@ -59,7 +59,7 @@ describe('balora merge', () => {
 });
 
 describe('an adapter that lacks modules', () => {
-  it('is warned about, also by evaluate', async () => {
+  it('gives a warning, also in evaluate', async () => {
     const path = join(adapter, 'adapter_config.json');
     const config = JSON.parse(await readFile(path, 'utf8'));
     expect(config.target_modules).toEqual(['q_proj']);

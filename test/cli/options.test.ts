@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { Command } from 'commander';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { loraConfig } from '../../lib/adapters/config.ts';
 import { loraOptions } from '../../lib/adapters/lora_options.ts';
 import { METHOD_NAMES } from '../../lib/adapters/methods/registry.ts';
 import { addOptions, readOptions } from '../../lib/cli/command_options.ts';
@@ -22,7 +23,7 @@ beforeAll(async () => {
 });
 afterAll(() => rm(folder, { recursive: true }));
 
-/** What `balora train` with these arguments would run with. */
+/** The settings that `balora train` reads from these arguments. */
 async function parse(...args: string[]): Promise<TrainSettings> {
   const command = new Command().exitOverride().configureOutput({ writeErr: () => {} });
   addOptions(command, kTrainOptions, { config: true });
@@ -39,7 +40,7 @@ async function configFile(text: string, name = 'config.yaml'): Promise<string> {
 const kNeeded = ['--model', 'm', '--data', 'd'];
 
 describe('flags', () => {
-  it('read every type', async () => {
+  it('have values of every type', async () => {
     expect(
       await parse(
         ...kNeeded,
@@ -62,7 +63,7 @@ describe('flags', () => {
     });
   });
 
-  it('keep one name as text, and true as a value', async () => {
+  it('keep a single name as text, and read true as a boolean', async () => {
     const values = await parse(
       ...kNeeded,
       ...['--target-modules', '.*proj', '--init-lora-weights', 'true'],
@@ -143,14 +144,26 @@ describe('flags', () => {
     await expect(parse(...kNeeded, ...args)).rejects.toThrow(message);
   });
 
-  it('names what is missing, and the flag most like an unknown one', async () => {
+  it.each([
+    ['train', kNeeded, ['model', 'data', 'eval-data', 'adapter', 'output', 'config']],
+    ['evaluate', kNeeded, ['model', 'data', 'adapter']],
+    ['merge', ['--model=m', '--adapter=a', '--output=o'], ['model', 'adapter', 'output']],
+    ['inspect', ['m'], ['data']],
+  ])('of %s refuse an empty path before anything begins', async (command, needed, names) => {
+    for (const name of names) {
+      const { code, out, err } = await balora([command, ...needed, `--${name}=`]);
+      expect([code, out, err]).toEqual([2, '', `error: --${name} must be a path, got ""\n`]);
+    }
+  });
+
+  it('are named where they are missing, and suggested for a similar unknown one', async () => {
     await expect(parse('--model', 'm')).rejects.toThrow(/^--data is required/);
     await expect(parse(...kNeeded, '--lora-alfa', '1')).rejects.toThrow(
       /Did you mean --lora-alpha/,
     );
   });
 
-  it('exist for every option of the library, but for those that only a program has', () => {
+  it('exist for every option of the library except those that only programs can use', () => {
     const library: OptionTable = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOptions };
     const own = Object.keys(library).filter((key) => library[key]?.only === 'library');
     expect(own.sort()).toEqual([
@@ -165,7 +178,7 @@ describe('flags', () => {
     }
   });
 
-  it('are those of the specification', () => {
+  it('include those of the first version', () => {
     const expected =
       '--model --data --eval-data --output --overwrite --resume --method --r --lora-alpha --init-lora-weights ' +
       '--target-modules --adapter --optim --learning-rate --lr-scheduler-type --warmup-steps --weight-decay ' +
@@ -182,7 +195,7 @@ describe('flags', () => {
   });
 });
 
-/** Names that people bring from transformers, PEFT and their scripts. */
+/** Names of options in transformers, PEFT and their scripts, and the names here. */
 const kOtherNames: [string, string][] = [
   ['lr', 'learning-rate'],
   ['epochs', 'num-train-epochs'],
@@ -209,8 +222,8 @@ const kOtherNames: [string, string][] = [
   ['load-best-model-at-end', 'metric-for-best-model'],
 ];
 
-describe('names of other programs', () => {
-  it.each(kOtherNames)('%s leads to %s', async (other, ours) => {
+describe('names of options in other programs', () => {
+  it.each(kOtherNames)('%s is refused with the suggestion %s', async (other, ours) => {
     const words = `(did you mean --${ours}?)`;
     for (const flag of [[`--${other}`, '1'], [`--${other}=1`], [`--${other}`]]) {
       await expect(parse(...kNeeded, ...flag)).rejects.toThrow(
@@ -249,7 +262,7 @@ describe('configuration files', () => {
     expect(await parse('--config', yaml)).toEqual({ model: 'm', data: 'd' });
   });
 
-  it('lie under the flags, in either spelling, as YAML or JSON', async () => {
+  it('are overridden by flags; keys have either spelling, in YAML or JSON', async () => {
     const yaml = await configFile(
       'model: m\ndata: d\nlearning_rate: 1.0e-4\nr: 8\ntarget-modules: [q_proj]\npacking: true\noutput:\n',
     );
@@ -269,7 +282,22 @@ describe('configuration files', () => {
     });
   });
 
-  it('give back what toConfig wrote', async () => {
+  it('may have patterns under names of Object, which are kept', async () => {
+    const text = 'rank-pattern: {b: 1, __proto__: 2, constructor: 3}';
+    const { rankPattern } = await parse('--config', await configFile(text), ...kNeeded);
+    expect(loraConfig({ rankPattern }).rankPattern).toEqual([
+      ['b', 1],
+      ['__proto__', 2],
+      ['constructor', 3],
+    ]);
+    const flag = await parse(...kNeeded, '--alpha-pattern', '{"toString": 1, "__proto__": 2.5}');
+    expect(loraConfig({ alphaPattern: flag.alphaPattern }).alphaPattern).toEqual([
+      ['toString', 1],
+      ['__proto__', 2.5],
+    ]);
+  });
+
+  it('written by toConfig give the same settings', async () => {
     const values = await parse(...kNeeded, '--r', '4', '--no-shuffle', '--target-modules', 'a,b');
     const path = await configFile(JSON.stringify(toConfig(values)), 'again.json');
     expect(await parse('--config', path)).toEqual(values);
@@ -278,9 +306,15 @@ describe('configuration files', () => {
   it.each([
     ['lerning-rate: 1', 'unknown option "lerning-rate" (did you mean "learning-rate"?)'],
     ['alpha: 1', 'unknown option "alpha" (did you mean "lora-alpha"?)'],
-    ['zzzzzzzz: 1', 'unknown option "zzzzzzzz"'],
+    ['zzzzzzzz: 1', 'unknown option "zzzzzzzz"; balora train --help lists the options'],
+    ['__proto__: {r: 4}', 'unknown option "__proto__"'],
+    ['constructor: 1', 'unknown option "constructor"'],
+    ['lr_scheduler_kwargs: {__proto__: 1}', 'lr_scheduler_kwargs must be an object of options'],
+    ['rank-pattern: {__proto__: a}', 'rank-pattern must be an object of patterns'],
     ['dry-run: true', 'unknown option "dry-run"'],
     ['r: "8"', 'r must be a whole number >= 1, got "8"'],
+    ['output: ""', 'output must be a path, got ""'],
+    ["eval_data: ''", 'eval_data must be a path, got ""'],
     ['packing: 1', 'packing must be true or false, got 1'],
     [
       'target_modules: [1]',
@@ -299,7 +333,7 @@ describe('configuration files', () => {
     expect((error as Error).message).toContain(path);
   });
 
-  it('that do not exist are named', async () => {
+  it('are named where they do not exist', async () => {
     const path = join(folder, 'none.yaml');
     await expect(parse('--config', path)).rejects.toThrow(
       `the configuration ${path}: no such file`,
@@ -308,11 +342,11 @@ describe('configuration files', () => {
 });
 
 describe('names', () => {
-  it('kebab and camel undo each other for every option', () => {
+  it('kebab and camel are inverse for every option', () => {
     for (const key of Object.keys(kTrainOptions)) expect(camel(kebab(key))).toBe(key);
   });
 
-  it('editDistance is a distance', () => {
+  it('editDistance is symmetric, bounded and 0 only for equal words', () => {
     const word = fc.string({ unit: fc.constantFrom('a', 'b', 'c'), maxLength: 6 });
     fc.assert(
       fc.property(word, word, (a, b) => {
@@ -325,7 +359,7 @@ describe('names', () => {
     expect(editDistance('modle', 'model')).toBe(1);
   });
 
-  it('nearest says nothing where nothing is alike', () => {
+  it('nearest suggests nothing where no name is similar', () => {
     expect(nearest('xyzxyz', ['model', 'data'])).toBe('');
     expect(nearest('Modle', ['model', 'data'])).toBe(' (did you mean "model"?)');
   });
@@ -336,7 +370,7 @@ it('balora schema prints the schema of a configuration file', async () => {
   expect(code).toBe(0);
   const { properties } = JSON.parse(out) as { properties: Record<string, { default?: unknown }> };
   expect(properties['learning-rate']).toMatchObject({ default: 2e-5, minimum: 0 });
-  // A method's preset decides, and the flag alone has it.
+  // The preset of the method determines this default, so the schema has none.
   expect(properties['consistency-weight']).not.toHaveProperty('default');
   expect(properties).not.toHaveProperty('dry-run');
 });

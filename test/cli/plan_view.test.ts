@@ -1,7 +1,7 @@
 import { expect, it } from 'vitest';
 import { planText } from '../../lib/cli/plan_view.ts';
 
-it('planText names what is measured and what is not', () => {
+it('planText shows measured figures, and marks those that were not measured', () => {
   const data = {
     ...{ rows: 100, examples: 100, skipped: 0, truncated: 0 },
     ...{ tokens: 20_000, supervisedTokens: 12_000, longest: 412 },
@@ -34,7 +34,9 @@ it('planText names what is measured and what is not', () => {
     data,
     'messages',
   );
-  expect(measured).toMatch(/^memory +1\.00 GiB of tensors; Node, code and scratch come on top$/m);
+  expect(measured).toMatch(
+    /^memory +1\.00 GiB of tensors, without Node, code and scratch memory$/m,
+  );
   expect(measured).toMatch(/256\.0 MiB \(1640 tokens; a longer one needs more\)/);
-  expect(measured).toMatch(/^time +8m20s \(2\.50 s a step, from one micro-batch\)$/m);
+  expect(measured).toMatch(/^time +8m20s \(2\.50 s per step, from one micro-batch\)$/m);
 });

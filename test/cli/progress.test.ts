@@ -7,7 +7,7 @@ import {
   formatCount,
   formatSeconds,
   hasColour,
-  outliveReader,
+  ignoreClosedPipe,
 } from '../../lib/cli/terminal.ts';
 import type { StepRecord, TrainEvent } from '../../lib/train/types.ts';
 
@@ -47,7 +47,7 @@ class Stream {
   write(text: string): void {
     this.text += text;
   }
-  /** What a terminal would show. */
+  /** The lines that a terminal would show. */
   screen(): string[] {
     const lines = [''];
     for (const part of this.text
@@ -56,7 +56,7 @@ class Stream {
       .slice(1)) {
       if (part === '\n') lines.push('');
       else {
-        // Only the last start of a line that was cleared remains.
+        // Only the last text remains of a line that was cleared and written again.
         const redrawn = part.split('\r\u001b[K');
         lines[lines.length - 1] = redrawn.at(-1) as string;
       }
@@ -65,7 +65,7 @@ class Stream {
   }
 }
 
-// A dumb terminal gets plain lines, whatever the stream says; the tests may run in one.
+// With TERM=dumb there are plain lines whatever the stream is, and the tests may run in such a terminal.
 beforeEach(() => {
   vi.stubEnv('TERM', 'xterm');
 });
@@ -80,7 +80,7 @@ describe('stepLine', () => {
     );
   });
 
-  it('shows the terms that are on', () => {
+  it('shows the terms that have a weight', () => {
     const line = stepLine({
       record: record(1, { consistency: 0.5, svd: -1.4 }),
       totalSteps: 2,
@@ -90,7 +90,7 @@ describe('stepLine', () => {
     expect(line).not.toContain('diversity');
   });
 
-  it('takes a divergence that rounding puts below 0 for 0', () => {
+  it('shows a divergence below 0, which is rounding, as 0', () => {
     const line = stepLine({
       record: record(1, { consistency: -1e-9, svd: -0.00006 }),
       totalSteps: 2,
@@ -101,7 +101,7 @@ describe('stepLine', () => {
 });
 
 describe('Progress', () => {
-  it('writes plain lines at log events where it is no terminal', () => {
+  it('writes plain lines at log events where the stream is no terminal', () => {
     const stream = new Stream(false);
     const progress = new Progress(stream);
     for (const step of [1, 2]) {
@@ -145,14 +145,14 @@ describe('Progress', () => {
   });
 });
 
-it('Progress takes 80 columns where a terminal says 0', () => {
+it('Progress assumes 80 columns where a terminal reports 0', () => {
   const stream = new Stream(true, 0);
   new Progress(stream, () => 0).show(event('step', 1));
   expect(stream.screen()[0]).toMatch(/^step {3}1\/200 {2}loss 1\.2346 .{20,}/);
 });
 
 describe('terminal', () => {
-  it('colours terminals only, and asks the environment', () => {
+  it('has colours only on terminals and unless the environment forbids them', () => {
     expect(hasColour(new Stream(true), {})).toBe(true);
     expect(hasColour(new Stream(false), {})).toBe(false);
     expect(hasColour(new Stream(true), { NO_COLOR: '1' })).toBe(false);
@@ -160,15 +160,15 @@ describe('terminal', () => {
     expect(hasColour(new Stream(true), { TERM: 'dumb' })).toBe(false);
   });
 
-  it('outlives its reader, and no other fault', () => {
+  it('ignores the error of a closed pipe, and no other', () => {
     const stream = new EventEmitter();
-    outliveReader(stream);
+    ignoreClosedPipe(stream);
     const fail = (code: string) => stream.emit('error', Object.assign(new Error(code), { code }));
     expect([fail('EPIPE'), fail('EIO')]).toEqual([true, true]);
     expect(() => fail('ENOSPC')).toThrow('ENOSPC');
   });
 
-  it('writes amounts for people', () => {
+  it('formats sizes and times for people', () => {
     expect([0, 1023, 1536, 20 * 1024 ** 2].map(formatBytes)).toEqual([
       '0 B',
       '1023 B',

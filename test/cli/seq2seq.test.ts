@@ -6,7 +6,7 @@ import { afterAll, beforeAll, expect, it, vi } from 'vitest';
 import { balora } from '../support/run_cli.ts';
 import { tinySeq2SeqRows, writeTinySeq2Seq } from '../support/tiny_seq2seq.ts';
 
-vi.setConfig({ testTimeout: 120_000 }); // whole runs, several a test
+vi.setConfig({ testTimeout: 120_000 }); // a test has several complete runs
 
 let folder: string;
 let model: string;
@@ -32,7 +32,7 @@ const train = (output: string, ...more: string[]) => [
   ...['--max-source-length', '16', '--max-target-length', '8', '--max-steps', '6', ...more],
 ];
 
-it('trains an adapter and whole weights, evaluates, and says what it left out', async () => {
+it('trains an adapter and all weights, evaluates, and reports the dropout that it leaves out', async () => {
   const { code, err } = await balora(train('a', '--eval-data', data));
   expect(err).toMatch(/dropout_rate/);
   expect(err).toMatch(/12 examples \(prompt -> response\)/);
@@ -54,7 +54,7 @@ it('trains an adapter and whole weights, evaluates, and says what it left out', 
   expect((await balora(whole)).code).toBe(0);
 });
 
-it('goes on after a stop as if never stopped', async () => {
+it('ends with the same numbers after a stop and --resume', async () => {
   expect((await balora(train('whole', '--save-steps', '3'))).code).toBe(0);
   expect((await balora(train('parts', '--save-steps', '3'))).code).toBe(0);
   await rm(join(folder, 'parts', 'run', 'checkpoints', 'step-6'), { recursive: true });
@@ -84,14 +84,17 @@ it.each([
   [['--packing'], '--packing has no meaning for --task seq2seq-lm'],
   [['--max-length', '9'], '--max-length has no meaning for --task seq2seq-lm'],
   [['--glue', 'sst2'], '--glue has no meaning for --task seq2seq-lm'],
-  [['--capture-graphs'], 'captureGraphs: the device cpu has no graphs'],
+  [
+    ['--capture-graphs'],
+    '--capture-graphs: graphs need a GPU, and the device is cpu; leave --capture-graphs out',
+  ],
 ])('%s is refused', async (more, message) => {
   const { code, err } = await balora(train('refused', ...more));
   expect(code).not.toBe(0);
   expect(err).toContain(message);
 });
 
-it('a language model under the wrong task is refused by name', async () => {
+it('a model of another task is refused with an error that names the right task', async () => {
   const { code, err } = await balora([
     ...['train', '--model', model, '--data', data, '--output', join(folder, 'wrong')],
   ]);

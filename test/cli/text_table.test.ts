@@ -18,12 +18,12 @@ it('lays columns side by side, each as wide as its widest cell', () => {
   );
 });
 
-it('ends a row with its last cell, blanks that are its own included', () => {
+it('adds no blanks after the last cell of a row, and keeps those of the cell itself', () => {
   expect(textTable([['a', 'b ', ''], ['aa'], ['', '', '']], 'lr')).toBe('a   b \naa\n');
   expect(textTable([])).toBe('');
 });
 
-it('counts no columns for colours', () => {
+it('ignores colour codes in the widths', () => {
   const green = '\u001b[32mok\u001b[39m';
   expect(
     textTable([

@@ -1,4 +1,4 @@
-/** The commands end to end on a tiny model: what they write, what they say, how they stop and go on. */
+/** The commands end to end on a tiny model: the files and messages that they write, and how a run stops and is resumed. */
 import { existsSync } from 'node:fs';
 import { cp, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -11,7 +11,7 @@ import { balora } from '../support/run_cli.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 
 const kThreads = getNumThreads();
-vi.setConfig({ testTimeout: 120_000 }); // whole runs, several a test
+vi.setConfig({ testTimeout: 120_000 }); // a test has several complete runs
 
 let folder: string;
 let model: string;
@@ -43,13 +43,13 @@ async function metrics(output: string): Promise<StepRecord[]> {
     .map((line) => JSON.parse(line) as StepRecord);
 }
 
-/** What must repeat from run to run. */
+/** The values that equal runs must share. */
 const values = (records: StepRecord[]) =>
   records.map(({ step, loss, gradNorm, learningRate, supervisedTokens }) => [
     ...[step, loss, gradNorm, learningRate, supervisedTokens],
   ]);
 
-it('--ignore-keys reaches every load of a language model', async () => {
+it('--ignore-keys applies wherever a language model is loaded', async () => {
   const [odd, output, merged] = ['odd', 'odd-out', 'odd-merged'].map((name) => join(folder, name));
   await cp(model, odd as string, { recursive: true });
   const path = join(odd as string, 'config.json');
@@ -61,7 +61,7 @@ it('--ignore-keys reaches every load of a language model', async () => {
     ...of('train', '--data', data, '--prompt-template', 'none', '--max-steps', '1'),
     ...['--method', 'full', '--consistency-weight', '0.1'],
   ];
-  expect((await balora(tuned)).err).toMatch(/odd_key is not understood.*\(--ignore-keys\)/);
+  expect((await balora(tuned)).err).toMatch(/odd_key is not understood.* --ignore-keys$/m);
   expect((await balora([...tuned, ...keys])).code).toBe(0);
   const adapted = of('train', '--data', data, '--prompt-template', 'none', '--max-steps', '1');
   expect((await balora([...adapted, '--output', output as string, ...keys])).code).toBe(0);
@@ -96,7 +96,7 @@ describe('balora train', () => {
     expect(command).toMatchObject({ r: 4, method: 'balora', 'learning-rate': 0.01, data });
   });
 
-  it('runs variants and optimisers, and folds the result in', async () => {
+  it('trains with DoRA, dropout, modules to save, Adafactor and LoRA+, and merges the result', async () => {
     const { code, err } = await balora(
       train(
         ...['dora', '--method', 'dora', '--lora-dropout', '0.1'],
@@ -121,7 +121,7 @@ describe('balora train', () => {
     expect(merged.out).toMatch(/largest rounding error/);
   });
 
-  it('follows a schedule that asks for options', async () => {
+  it('follows a schedule that requires options', async () => {
     const { code } = await balora(
       train(
         ...['floor', '--method', 'lora', '--warmup-steps', '0'],
@@ -136,7 +136,7 @@ describe('balora train', () => {
     });
   });
 
-  it('says what a model is before what its tokenizer lacks, and that nothing is written', async () => {
+  it('refuses an unknown model type before a missing tokenizer, and warns first where there is no --output', async () => {
     const unknown = join(folder, 'unknown');
     await mkdir(unknown);
     await writeFile(join(unknown, 'config.json'), '{ "model_type": "mamba" }');
@@ -145,25 +145,25 @@ describe('balora train', () => {
       const args = ['train', '--task', task, '--model', unknown, '--data', data];
       const { code, err } = await balora(args);
       expect(err).toMatch(
-        /model_type "mamba" is not supported .*\(known: .*\); docs\/how-to-add-a-model/,
+        /model_type "mamba" is not supported .*; known: .*; read docs\/how-to-add-a-model/,
       );
       expect(code).toBe(1);
       // Said first: what follows may take minutes.
-      expect(err).toMatch(/^warning: no --output: the result is written nowhere\n/);
+      expect(err).toMatch(/^warning: without --output nothing is saved\n/);
     }
     const dry = await balora(['train', '--model', model, '--data', data, '--dry-run']);
     expect(dry.err).not.toContain('no --output');
   });
 
-  it('keeps the best step of a language model, or the last one, and as many checkpoints as it is told', async () => {
+  it('keeps the best or the last step of a language model, and the requested number of checkpoints', async () => {
     const eachStep = ['--eval-data', data, '--eval-steps', '1', '--save-steps', '1'];
     const best = await balora(
       train('best', ...eachStep, '--metric-for-best-model', 'loss', '--save-total-limit', '3'),
     );
-    expect(best.err).toMatch(/; kept step \d \(loss /);
+    expect(best.err).toMatch(/; exported step \d \(loss /);
     expect(await readdir(join(folder, 'best', 'run', 'checkpoints'))).toHaveLength(3);
     const last = await balora(train('last', ...eachStep, '--metric-for-best-model', 'none'));
-    expect(last.err).not.toContain('kept step');
+    expect(last.err).not.toContain('exported step');
     const { command } = JSON.parse(
       await readFile(join(folder, 'last', 'run', 'config.json'), 'utf8'),
     ) as { command: Record<string, unknown> };
@@ -187,10 +187,10 @@ describe('balora train', () => {
     [['--use-dora', '--lora-bias', '--method', 'lora'], '--lora-bias cannot go with --use-dora'],
     [['--use-dora', '--export', 'residual'], 'export "residual" is not for DoRA'],
     [['--layers-pattern', 'layers'], '--layers-pattern needs --layers-to-transform'],
-    [['--modules-to-save', 'head'], 'modulesToSave ["head"] matches no module'],
-    [['--capture-graphs'], 'captureGraphs: the device cpu has no graphs, they are for GPUs'],
+    [['--modules-to-save', 'head'], '--modules-to-save ["head"] matches no module'],
+    [['--capture-graphs'], '--capture-graphs: graphs need a GPU, and the device is cpu'],
     [['--optim', 'lion'], '--optim must be one of adamw, adafactor, sgd'],
-  ])('refuses %j by name', async (flags, message) => {
+  ])('refuses %j with an error that names the option', async (flags, message) => {
     const { code, err } = await balora(train('refused', ...flags));
     expect(err).toContain(message);
     expect(code).not.toBe(0);
@@ -208,7 +208,7 @@ describe('balora train', () => {
     expect(values(await metrics('again'))).toEqual(values(await metrics('plain')));
   });
 
-  it('stops at an interrupt with a checkpoint and goes on bit for bit', async () => {
+  it('stops at an interrupt with a checkpoint, from which it resumes bit for bit', async () => {
     let sent = false;
     const stopped = await balora(train('stopped'), (err) => {
       if (sent || !err.includes('step 2/6')) return;
@@ -237,7 +237,7 @@ describe('balora train', () => {
     expect(records[0]?.consistency).toBeNull();
   });
 
-  it('--method full with a consistency weight says the size of its second copy', async () => {
+  it('--method full with a consistency weight reports the size of the second copy of the model', async () => {
     const flags = ['--method', 'full', '--consistency-weight', '0.02'];
     const args = train('second', ...flags, '--max-steps', '3').filter(
       (arg, i, all) => arg !== '--r' && all[i - 1] !== '--r',
@@ -246,29 +246,29 @@ describe('balora train', () => {
     expect(code).toBe(0);
     const { size } = await stat(join(model, 'model.safetensors'));
     // f32 like the file, which has a header on top.
-    const said = /^a consistency weight .* keeps a second copy of the model: ([\d.]+) KiB$/m.exec(
+    const said = /^--consistency-weight .* needs a second copy of the model: ([\d.]+) KiB$/m.exec(
       err,
     );
     expect(Math.abs(Number(said?.[1]) - size / 1024)).toBeLessThan(0.1 * (size / 1024));
     const records = await metrics('second');
-    // The weights move with the second step: the rate of the first is 0.
+    // The weights first change in the second step, since the learning rate of the first is 0.
     expect(Math.abs(records[0]?.consistency as number)).toBeLessThan(1e-6);
     expect(records[2]?.consistency).toBeGreaterThan(1e-6);
   });
 
-  it('--adapter goes on with an adapter; its teacher is the model without it', async () => {
+  it('--adapter trains an adapter further, with the model without it as the teacher', async () => {
     const args = train('continued', '--adapter', join(folder, 'plain')).filter(
       (arg, i, all) => arg !== '--r' && all[i - 1] !== '--r',
     );
     expect((await balora(args)).code).toBe(0);
     const [plain, continued] = [await metrics('plain'), await metrics('continued')];
-    // A fresh PiSSA adapter is its own teacher, a trained one has left it.
+    // A fresh PiSSA adapter does not differ from its teacher, a trained one does.
     expect(Math.abs(plain[0]?.consistency as number)).toBeLessThan(1e-6);
     expect(continued[0]?.consistency).toBeGreaterThan(1e-4);
     expect(continued[0]?.taskLoss).toBeLessThan((plain[0] as StepRecord).taskLoss);
   });
 
-  it('takes threads, bf16, a prompt field, and writes the residual form over an earlier run', async () => {
+  it('runs with --threads, bf16 and named fields, and writes the residual form over an earlier run', async () => {
     const output = join(folder, 'residual');
     const flags = [
       ...['--method', 'pissa', '--threads', '1', '--dtype', 'bf16', '--export', 'residual'],
@@ -288,7 +288,7 @@ describe('balora train', () => {
     expect(await metrics('residual')).toHaveLength(6);
     expect(existsSync(join(output, 'run', 'of-the-first-run'))).toBe(false);
 
-    // The pair of rank r, its first values, and the base that both stand on, which is a model like any other.
+    // The output has the pair of rank r, its initial values, and the residual base for both, which is an ordinary model.
     const config = async (...at: string[]) =>
       JSON.parse(await readFile(join(output, ...at), 'utf8')) as Record<string, unknown>;
     expect(await config('adapter_config.json')).toMatchObject({
@@ -314,12 +314,12 @@ describe('balora train', () => {
     setNumThreads(kThreads);
   });
 
-  it('--dry-run says what a run would take and writes nothing', async () => {
+  it('--dry-run prints the plan of a run and writes nothing', async () => {
     const { code, out } = await balora(train('dry', '--dry-run'));
     expect(code).toBe(0);
     expect(out).toMatch(/^data +24 examples \(question -> answer\), /);
-    expect(out).toMatch(/^steps +6, of them 1 warm-up; 12 micro-batches an epoch$/m);
-    expect(out).toMatch(/^memory +[\d.]+ [KM]iB of tensors; /m);
+    expect(out).toMatch(/^steps +6, 1 of them warm-up; 12 micro-batches per epoch$/m);
+    expect(out).toMatch(/^memory +[\d.]+ [KM]iB of tensors, /m);
     expect(existsSync(join(folder, 'dry'))).toBe(false);
   });
 
@@ -329,8 +329,12 @@ describe('balora train', () => {
     [['--response-field', 'reply'], 2, /no field 'reply' \(fields: question, answer\)/],
     [['--max-length', '3'], 2, /no supervised token/],
     [['--lr-scheduler-type', 'cosign'], 2, /cosine/],
-    [['--lr-scheduler-type', 'cosine_with_min_lr'], 2, /give one of minLr and minLrRate/],
-    [['--lr-scheduler-type', 'warmup_stable_decay'], 2, /numDecaySteps is required/],
+    [
+      ['--lr-scheduler-type', 'cosine_with_min_lr'],
+      2,
+      /--lr-scheduler-kwargs: .*one of minLr and minLrRate must be given/,
+    ],
+    [['--lr-scheduler-type', 'warmup_stable_decay'], 2, /numDecaySteps must be given/],
     [['--adapter', 'none'], 2, /--r cannot be set/],
   ])('%j is refused, and nothing is written', async (args, code, message) => {
     const result = await balora(train('refused', ...args));
@@ -340,7 +344,7 @@ describe('balora train', () => {
     await rm(join(folder, 'refused'), { recursive: true, force: true });
   });
 
-  it('refuses a folder in which something stands', async () => {
+  it('refuses an output folder that is not empty', async () => {
     await mkdir(join(folder, 'full-house'));
     await writeFile(join(folder, 'full-house', 'notes.txt'), '');
     const { code, err } = await balora(train('full-house'));
@@ -364,7 +368,7 @@ describe('balora evaluate and merge', () => {
     const adapter = join(folder, 'plain');
     const tuned = await evaluate('--model', model, '--adapter', adapter);
     const base = await evaluate('--model', model);
-    // Every field that the library's result has, and no other.
+    // The JSON has exactly the fields of the library's result.
     const shape = {
       loss: 0,
       perplexity: 0,
@@ -421,7 +425,7 @@ describe('balora evaluate and merge', () => {
     expect((await balora(args)).err).toMatch(/is not empty/);
   });
 
-  it('say numbers for people without --json', async () => {
+  it('print a table without --json', async () => {
     const { out } = await balora([
       ...['evaluate', '--model', model, '--data', data, '--prompt-template', 'none'],
     ]);

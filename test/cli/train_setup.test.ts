@@ -7,7 +7,7 @@ import { TASK_NAMES } from '../../lib/tasks/list.ts';
 const setup = (settings: Partial<TrainSettings> = {}) =>
   trainSetup({ model: 'm', data: 'd', ...settings });
 
-/** A value of an option that is not its default. */
+/** A value of an option other than its default. */
 function markOf(key: string): unknown {
   const option = (kTrainOptions as OptionTable)[key] as Option;
   const standard = defaultOf(option);
@@ -19,7 +19,7 @@ function markOf(key: string): unknown {
 }
 
 describe('trainSetup', () => {
-  it('takes the preset of the method, flags over it', () => {
+  it('uses the preset of the method, overridden by flags', () => {
     const balora = setup().method;
     expect(balora.name).toBe('balora');
     expect(balora.adapter?.initLoraWeights).toBe('pissa');
@@ -32,7 +32,7 @@ describe('trainSetup', () => {
     expect(setup({ method: 'full' }).method.adapter).toBeNull();
   });
 
-  it('checks options together as the library does, whatever the spelling of a start', () => {
+  it('checks combinations of options as the library does, in any spelling of an initialisation', () => {
     const settings = { method: 'lora', loraBias: true, initLoraWeights: 'lora' } as const;
     expect(setup(settings as never).adapter).toMatchObject({ loraBias: true });
     expect(() => setup({ ...settings, initLoraWeights: 'pissa' })).toThrow(
@@ -40,7 +40,7 @@ describe('trainSetup', () => {
     );
   });
 
-  it('hands every option to someone', () => {
+  it('passes on every option', () => {
     const values: Record<string, unknown> = {
       model: 'm',
       data: 'd',
@@ -49,7 +49,7 @@ describe('trainSetup', () => {
       responseField: 'a',
       output: 'o',
     };
-    // Options that the commands use themselves.
+    // Options that the command itself uses.
     const own = [
       'model',
       'data',
@@ -68,7 +68,7 @@ describe('trainSetup', () => {
       ...{ labelNames: ['x', 'y'], metricForBestModel: 'matthews' },
       ...{ textField: 'x', textPairField: 'x', labelField: 'x', numLabels: 3, headWarmupEpochs: 2 },
     };
-    // For those that do not take what markOf finds.
+    // Values of the options for which markOf finds no valid one.
     const marks: Record<string, unknown> = {
       ...{ initLoraWeights: 'gaussian', consistencyWeightMin: 0.01, layersToTransform: [1] },
       ...{ lrSchedulerType: 'linear', lrSchedulerKwargs: { numCycles: 2 } },
@@ -105,7 +105,7 @@ describe('trainSetup', () => {
     }
   });
 
-  it('knows classification: its weights, its adapter, its options', () => {
+  it('sets the weights, the adapter and the options for classification', () => {
     const { method, adapter, examples } = setup({ task: 'sequence-classification', maxLength: 64 });
     expect(method.regularizers).toMatchObject({
       consistencyWeight: 0.15,
@@ -141,7 +141,7 @@ describe('trainSetup', () => {
     });
   });
 
-  it('evaluates in order and unpacked', () => {
+  it('evaluates in file order and without packing', () => {
     const { data, evalData } = setup({ packing: true, maxLength: 64, promptField: 'q' }).examples;
     expect(evalData).toEqual({ batchSize: 8, maxLength: 64, shuffle: false, promptField: 'q' });
     expect(data).toMatchObject({ packing: true, shuffle: true, seed: 42 });
@@ -155,7 +155,9 @@ describe('trainSetup', () => {
   });
 
   it('refuses what excludes each other', () => {
-    expect(() => setup({ adapter: 'a', r: 4 })).toThrow('--r cannot be set: --adapter brings');
+    expect(() => setup({ adapter: 'a', r: 4 })).toThrow(
+      '--r cannot be set with --adapter, which brings',
+    );
     expect(() => setup({ adapter: 'a', method: 'full' })).toThrow(/merge it into the model first/);
     expect(() => setup({ method: 'full', r: 4 })).toThrow(/method full trains every weight/);
     expect(() => setup({ resume: true })).toThrow(/--resume needs --output/);

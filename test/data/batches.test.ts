@@ -35,13 +35,13 @@ const examples = fc.array(
 );
 
 describe('collate', () => {
-  it('the seed is 42 where none is given', async () => {
+  it('has the default seed 42', async () => {
     expect(order(await all(await make(20)))).toEqual(
       order(await all(await make(20, { seed: 42 }))),
     );
   });
 
-  it('shifts once, within each segment', () => {
+  it('shifts the targets once, within each segment', () => {
     const batch = collate([
       { ids: Int32Array.of(5, 6, 7), supervised: Uint8Array.of(0, 1, 1) },
       { ids: Int32Array.of(8, 9), supervised: Uint8Array.of(1, 1) },
@@ -50,7 +50,7 @@ describe('collate', () => {
       inputIds: Int32Array.of(5, 6, 7, 8, 9),
       positions: Int32Array.of(0, 1, 2, 0, 1),
       cuSeqlens: Int32Array.of(0, 3, 5),
-      // 8 is supervised but opens its segment: the last row of the one before must not learn it.
+      // 8 is supervised, but is the first of its segment: the last row of the segment before must not predict it.
       targets: Int32Array.of(6, 7, -100, 9, -100),
     });
   });
@@ -85,7 +85,7 @@ describe('collate', () => {
           expect(padded.targets.slice(p + n, padded.cuSeqlens[b + 1])).toEqual(
             new Int32Array((padded.cuSeqlens[b + 1] as number) - p - n).fill(-100),
           );
-          // Definition: row t predicts id t+1 if that is supervised.
+          // By definition row t predicts id t+1 if that is supervised.
           for (let row = 0; row < n; row++) {
             const expected =
               row + 1 < n && example.supervised[row + 1] ? example.ids[row + 1] : -100;
@@ -96,7 +96,7 @@ describe('collate', () => {
     );
   });
 
-  it('refuses nothing at all', () => {
+  it('refuses an empty list of examples', () => {
     expect(() => collate([])).toThrow(ArgumentError);
     expect(() => collate([{ ids: new Int32Array(), supervised: new Uint8Array() }])).toThrow(
       ArgumentError,
@@ -116,7 +116,7 @@ describe('groupStarts', () => {
         for (let g = 0; g + 1 < starts.length; g++) {
           const [from, to] = [starts[g] as number, starts[g + 1] as number];
           expect(to).toBeGreaterThan(from);
-          // Greedy filling by definition.
+          // The definition: greedy filling.
           const bins: number[] = [];
           for (const length of list.slice(from, to)) {
             const last = bins.at(-1);
@@ -136,7 +136,7 @@ describe('groupStarts', () => {
 });
 
 describe('Batches', () => {
-  it('gives every example once an epoch, in an order of the seed and the epoch', async () => {
+  it('gives every example once per epoch, in an order that seed and epoch determine', async () => {
     const batches = await make(23, { batchSize: 4, seed: 7 });
     expect(batches.batchCount(0)).toBe(6);
     const first = order(await all(batches, 0));
@@ -162,7 +162,7 @@ describe('Batches', () => {
     }
   });
 
-  it('packs the same examples as it batches', async () => {
+  it('packs the same examples that it gives unpacked', async () => {
     const packed = await make(40, { packing: true, batchSize: 2, maxLength: 16 });
     const list = await all(packed);
     expect(list.length).toBe(packed.batchCount(0));
@@ -181,7 +181,7 @@ describe('Batches', () => {
     }
   });
 
-  it('leaves out examples without supervised tokens, and says so', async () => {
+  it('leaves out examples without supervised tokens, with a warning', async () => {
     const warnings: DataWarning[] = [];
     const data = [
       { q: 'q', a: 'r' },
@@ -193,8 +193,8 @@ describe('Batches', () => {
     expect(order(await all(batches)).sort()).toEqual([0, 2]);
     expect(batches.statistics).toMatchObject({ rows: 3, examples: 2, skipped: 1, truncated: 2 });
     expect(warnings.map(({ message }) => message)).toEqual([
-      '1 of 3 examples have no supervised token within 4 tokens and are left out (first: row 1)',
-      '2 of 3 examples are cut to 4 tokens',
+      '1 of 3 examples have no supervised token within 4 tokens and are left out (first: row 1); raise maxLength to train on them',
+      '2 of 3 examples are longer than 4 tokens and were cut',
     ]);
     await expect(
       Batches.create(arrayRows(data), tokenizer, { ...options, onUnsupervised: 'error' }),
@@ -204,13 +204,13 @@ describe('Batches', () => {
     ).rejects.toThrow(/row 0: no supervised token.*nor in any of the 1 rows/);
   });
 
-  it('tells how far it has read', async () => {
+  it('reports its progress while reading', async () => {
     const seen: number[] = [];
     await make(200, { onProgress: (read) => seen.push(read) });
     expect(seen).toEqual([0, 64, 128, 192]);
   });
 
-  it('counts what one epoch holds', async () => {
+  it('counts the tokens of an epoch', async () => {
     const batches = await make(10);
     const list = await all(batches);
     const { tokens, supervisedTokens, longest } = batches.statistics;
@@ -221,7 +221,7 @@ describe('Batches', () => {
     expect(longest).toBe(7);
   });
 
-  it('has a fingerprint of data, order and batching', async () => {
+  it('has a fingerprint that depends on data, order and batching', async () => {
     const print = async (n: number, options: BatchOptions = {}) =>
       (await make(n, options)).fingerprint;
     const base = await print(6);
@@ -248,10 +248,12 @@ describe('Batches', () => {
     await expect(Batches.create(arrayRows([{ x: 1 }]), tokenizer)).rejects.toThrow(
       /row 0: cannot tell which fields .*\(fields: x\)/,
     );
-    expect(() => arrayRows([])).toThrow(/has no rows/);
+    expect(() => arrayRows([])).toThrow(/list of rows is empty/);
     await expect(make(3, { batchSize: 0 })).rejects.toThrow(/batchSize must be an integer/);
     await expect(make(3, { maxLength: 1 })).rejects.toThrow(/maxLength/);
-    await expect(make(3, { packing: true, padding: 'longest' })).rejects.toThrow(/excludes/);
+    await expect(make(3, { packing: true, padding: 'longest' })).rejects.toThrow(
+      /exclude each other/,
+    );
     await expect(make(3, { signal: AbortSignal.abort() })).rejects.toThrow(/abort/i);
   });
 });

@@ -1,8 +1,8 @@
-// What every task's data shares: each row is read once and in order, memory is bounded, errors say where, and an epoch is a
-// function of its number.
+// The data set that all tasks share: each row is read once and in order, memory is bounded, errors name the row, and the order of
+// an epoch is a function of its number.
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { Dataset, type ExampleKind, everyRow, type ReadOptions } from '../../lib/data/dataset.ts';
+import { Dataset, type ExampleKind, forEachRow, type ReadOptions } from '../../lib/data/dataset.ts';
 import { epochOrder } from '../../lib/data/grouping.ts';
 import { arrayRows, type Row } from '../../lib/data/rows.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.ts';
@@ -10,7 +10,10 @@ import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.t
 const kOrder = { batchSize: 2, shuffle: false, seed: 0 };
 const rowsOf = (...lengths: number[]): Row[] => lengths.map((n) => ({ n }));
 
-/** An example is its row's number, its length; numbers above 5 are cut to 5 on the first side, odd ones on the second. */
+/**
+ * A kind of examples for the tests: an example is its row's number n, of length n, cut on the first side where n > 5, on the
+ * second where odd.
+ */
 function kind(seen: number[] = []): ExampleKind<number, string> {
   return {
     encode: ({ n }) => {
@@ -33,7 +36,7 @@ async function all<B>(batches: AsyncIterable<B>): Promise<B[]> {
 }
 
 describe('Dataset', () => {
-  it('counts what takes part, and what is cut on each side whether it does or not', async () => {
+  it('counts the examples that it keeps, and truncations also of those that it leaves out', async () => {
     const data = await read(rowsOf(2, 7, 9, 3), { keep: (_, index) => index !== 2 });
     expect(data.counts).toEqual({
       rows: 4,
@@ -48,7 +51,7 @@ describe('Dataset', () => {
     expect(data.batchCount(0)).toBe(2);
   });
 
-  it('encodes again what has no room in memory, and nothing else', async () => {
+  it('encodes again only the examples that have no room in memory', async () => {
     const seen: number[] = [];
     const data = await read(rowsOf(1, 2, 3, 4), { cacheBytes: 25 }, kind(seen));
     expect(seen).toEqual([1, 2, 3, 4]);
@@ -58,7 +61,7 @@ describe('Dataset', () => {
     expect(() => data.collateKept(Uint32Array.of(2))).toThrow(ArgumentError);
   });
 
-  it('digests every example, those that are left out too, in the order of the rows', async () => {
+  it('has a digest of all examples in the order of the rows, including those that it leaves out', async () => {
     const print = async (rows: Row[], options: Partial<ReadOptions<number>> = {}) =>
       (await read(rows, options)).digest.toString('hex');
     const base = await print(rowsOf(1, 2, 3));
@@ -67,7 +70,7 @@ describe('Dataset', () => {
     expect(await print(rowsOf(1, 2))).not.toBe(base);
   });
 
-  it('says in which row an error is, and keeps its kind', async () => {
+  it('adds the row to an error, whose class it keeps', async () => {
     const failing = (error: Error): ExampleKind<number, string> => ({
       ...kind(),
       encode: ({ n }) => {
@@ -78,16 +81,18 @@ describe('Dataset', () => {
     const fails = (error: Error) => read(rowsOf(1, 3), {}, failing(error));
     await expect(fails(new ArgumentError('odd'))).rejects.toThrow(new ArgumentError('row 1: odd'));
     await expect(fails(new UnsupportedError('odd'))).rejects.toThrow(UnsupportedError);
-    await expect(fails(new FormatError('of a token'))).rejects.toThrow(/^row 1: of a token$/);
+    await expect(fails(new FormatError('of a token'))).rejects.toThrow(/^row 1: of a token; fetch/);
     // A file that is damaged has said where already; other errors are faults of the code.
-    await expect(fails(new FormatError('f:3: bad', { path: 'f' }))).rejects.toThrow(/^f:3: bad$/);
+    await expect(fails(new FormatError('f:3: bad', { path: 'f' }))).rejects.toThrow(
+      /^f:3: bad; fetch/,
+    );
     await expect(fails(new TypeError('a fault'))).rejects.toThrow(/^a fault$/);
   });
 
   it('stops with the reason of its signal, between rows', async () => {
     const stop = new AbortController();
     const visited: number[] = [];
-    const reading = everyRow(
+    const reading = forEachRow(
       arrayRows(rowsOf(...Array(200).fill(1))),
       { signal: stop.signal },
       async (index) => {
@@ -117,7 +122,7 @@ describe('epochOrder', () => {
         expect(epochOrder(kept, list, epoch, given)).toEqual({ order, starts });
         const sizes = Array.from(starts.subarray(1), (end, g) => end - (starts[g] as number));
         expect(sizes.reduce((sum, size) => sum + size, 0)).toBe(kept.length);
-        // One group may be short; of none is there more than a batch.
+        // At most one group is smaller than a batch, and none is larger.
         expect(sizes.filter((size) => size < given.batchSize).length).toBeLessThanOrEqual(1);
         expect(Math.max(0, ...sizes)).toBeLessThanOrEqual(given.batchSize);
       }),

@@ -19,7 +19,7 @@ const tokenizer = tinyTokenizer();
 const withTemplate = (chat_template: string) =>
   Tokenizer.fromJson(tinyTokenizerJson(), { ...tinyTokenizerConfig(), chat_template });
 
-/** The supervised text, each run of supervised tokens in brackets, the rest as it is. */
+/** The text of an example, with each run of supervised tokens in brackets. */
 function shown(example: { ids: Int32Array; supervised: Uint8Array }, by = tokenizer): string {
   let text = '';
   let inside = false;
@@ -60,7 +60,7 @@ describe('encodePromptResponse', () => {
           );
           expect(supervised.slice(first).every((s) => s === 1)).toBe(true);
           expect(ids.at(-1)).toBe(tokenizer.eosId);
-          // What is not supervised is text of the prompt.
+          // The unsupervised tokens are the beginning of the prompt.
           const head = Buffer.concat(
             [...ids.slice(0, first)].map((id) => tokenizer.tokenBytes(id)),
           );
@@ -72,7 +72,9 @@ describe('encodePromptResponse', () => {
 
   it('needs an EOS token', () => {
     const without = Tokenizer.fromJson(tinyTokenizerJson());
-    expect(() => encodePromptResponse(without, 'a', 'b')).toThrow(/no end-of-sequence token/);
+    expect(() => encodePromptResponse(without, 'a', 'b')).toThrow(
+      /without an end-of-sequence token, .* eos_token in tokenizer_config/,
+    );
   });
 });
 
@@ -91,7 +93,7 @@ describe('encodeConversation', () => {
     );
   });
 
-  it('supervises a first turn by the assistant, and an empty one', () => {
+  it('supervises an assistant turn that comes first, and an empty one', () => {
     const start = [{ role: 'assistant', content: 'x' }];
     expect(shown(encodeConversation(tokenizer, start))).toBe('<start>assistant\n[x<end>]\n');
     const empty = [
@@ -123,11 +125,13 @@ describe('encodeConversation', () => {
   });
 
   it('refuses conversations without an assistant, and templates that hide the turn', () => {
-    expect(() => encodeConversation(tokenizer, chat.slice(0, 1))).toThrow(/no assistant turn/);
+    expect(() => encodeConversation(tokenizer, chat.slice(0, 1))).toThrow(/no assistant message/);
     const hiding = withTemplate(
       '{% for m in messages %}{{ loop.index ~ loop.length }}{% endfor %}',
     );
-    expect(() => encodeConversation(hiding, chat)).toThrow(/does not show where assistant turn 1/);
+    expect(() => encodeConversation(hiding, chat)).toThrow(
+      /does not show where assistant message 1/,
+    );
   });
 });
 
@@ -148,7 +152,7 @@ describe('PromptTemplate', () => {
     expect(new PromptTemplate('{prompt}').fill({ q: '{hint}}' }, 'q')).toBe('{hint}}');
   });
 
-  it('names the fields there are, and the damage of a template', () => {
+  it('names the existing fields, and the error in a template', () => {
     expect(() => new PromptTemplate('{nope}').fill({ a: 1, b: 2 }, null)).toThrow(
       "no field 'nope' (fields: a, b)",
     );
@@ -160,7 +164,9 @@ describe('PromptTemplate', () => {
     );
     expect(() => new PromptTemplate('{a')).toThrow(/'{' at 0 opens no field/);
     expect(() => new PromptTemplate('x}')).toThrow(/'}' at 1 closes nothing/);
-    expect(() => new PromptTemplate('alpacca')).toThrow(/named templates: alpaca, none/);
+    expect(() => new PromptTemplate('alpacca')).toThrow(
+      /one of the names alpaca, none, got "alpacca"/,
+    );
   });
 });
 
@@ -181,7 +187,7 @@ describe('chooseFormat', () => {
     expect(named.description).toBe('question -> answer');
   });
 
-  it('lets a custom template name its own fields', () => {
+  it('allows a custom template with its own fields', () => {
     const format = chooseFormat(
       tokenizer,
       { a: 'A', b: 'B', c: 'C' },
@@ -190,7 +196,7 @@ describe('chooseFormat', () => {
     expect(shown(format.encode({ a: 'x', b: 'y', c: 'z' }))).toBe('xy[z<end>]');
   });
 
-  it('names the fields there are when it cannot tell', () => {
+  it('lists the existing fields where it cannot choose', () => {
     expect(() => chooseFormat(tokenizer, { text: 'x', id: 1 })).toThrow(/\(fields: text, id\)/);
   });
 });
@@ -204,7 +210,7 @@ describe('truncate', () => {
     expect(truncate(example, 99)).toBe(example);
   });
 
-  it('does not count the first id: no row predicts it', () => {
+  it('does not count the first id, which no row predicts', () => {
     expect(supervisedCount({ ids: Int32Array.of(5, 6), supervised: Uint8Array.of(1, 1) })).toBe(1);
   });
 });

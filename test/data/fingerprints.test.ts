@@ -1,5 +1,5 @@
-// Fingerprints of data as runs already started have them in their checkpoints: a run of an earlier version goes on only while
-// these bytes stay, and goes on right only while the micro-batches do. A change here needs a line in the CHANGELOG.
+// Fingerprints of data as checkpoints of earlier versions contain them. Such a run can be resumed only while the fingerprints stay
+// the same, and is resumed correctly only while the micro-batches do. A change here needs a line in CHANGELOG.md.
 import { createHash } from 'node:crypto';
 import { describe, expect, it } from 'vitest';
 import { Batches, type BatchOptions } from '../../lib/data/batches.ts';
@@ -8,10 +8,10 @@ import { arrayRows, type Row } from '../../lib/data/rows.ts';
 import { tinyTokenizer } from '../support/tiny_tokenizer.ts';
 import { tinyWordPiece } from '../support/tiny_wordpiece.ts';
 
-/** The fingerprint, and 16 digits of a digest of all arrays of two epochs' micro-batches. */
+/** The fingerprint, and 16 digits of a digest of all arrays in the micro-batches of two epochs. */
 type Stored = readonly [fingerprint: string, batches: string];
 
-/** All arrays of two epochs' micro-batches, in their order. */
+/** A digest of all arrays in the micro-batches of two epochs, in their order. */
 async function digest(data: Batches | LabelledBatches): Promise<string> {
   const hash = createHash('sha256');
   for (const epoch of [0, 1]) {

@@ -19,7 +19,7 @@ interface Run {
   steps: { tokens: number; supervised_tokens: number }[];
 }
 
-/** Rows from `first` on. */
+/** `length` rows of a source, from `first` on. */
 function from(rows: RowSource, first: number, length: number): RowSource {
   return {
     length,
@@ -29,7 +29,7 @@ function from(rows: RowSource, first: number, length: number): RowSource {
   };
 }
 
-/** Undoes the shift: what the golden files call targets. */
+/** Targets before the shift, as the golden files have them. */
 function unshifted(batch: Batch): number[] {
   const targets = new Array<number>(batch.targets.length).fill(-100);
   batch.targets.forEach((target, n) => {
@@ -91,7 +91,7 @@ describeShared('reference batches', [kGguf, kTrain, kData], () => {
     });
   });
 
-  it('padded batch of the adapter cases', async () => {
+  it('the padded batch of the adapter cases', async () => {
     const { gsm8k_train_rows, supervised_tokens } = JSON.parse(
       readFileSync(sharedPath('golden/smollm2/lora_r4/expected.json'), 'utf8'),
     ) as { gsm8k_train_rows: number[]; supervised_tokens: number };

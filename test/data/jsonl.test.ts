@@ -80,7 +80,7 @@ describe('JsonlFile', () => {
     expect(error?.offset).toBe(10);
   });
 
-  it('names the column of damaged UTF-8, and of a character cut by the end', async () => {
+  it('names the column of damaged UTF-8, and of a character cut off by the end of the file', async () => {
     const head = Buffer.from('{"a": "é');
     const bad = await errorOf(Buffer.concat([head, Buffer.from([0xff]), Buffer.from('"}')]));
     expect(bad?.message).toMatch(/data\.jsonl:1:9: not valid UTF-8/);
@@ -103,11 +103,11 @@ describe('JsonlFile', () => {
     '\n [ {"a": 1},\n{"a": 2}]',
   ])('says what to do with an array: %j', async (content) => {
     expect((await errorOf(content))?.message).toMatch(
-      /data\.jsonl:\d:1: this is a JSON array; one object a line is wanted \(jq -c '\.\[\]'/,
+      /data\.jsonl:\d:1: this is a JSON array, and not one object a line; convert it: jq -c '\.\[\]'/,
     );
   });
 
-  it('refuses what cannot be opened, has no rows or lacks the row', async () => {
+  it('refuses a file that cannot be opened or has no rows, and a row that it lacks', async () => {
     await expect(JsonlFile.open(join(folder, 'none.jsonl'))).rejects.toThrow(/no such file/);
     await expect(JsonlFile.open(folder)).rejects.toThrow(/it is a folder/);
     await writeFile(join(folder, 'empty.jsonl'), '\n  \n');
@@ -130,7 +130,7 @@ describe('JsonlFile', () => {
 });
 
 describe('jsonErrorOffset', () => {
-  it('agrees with JSON.parse on what is JSON', () => {
+  it('finds an error exactly where JSON.parse fails', () => {
     const pieces = fc.constantFrom(
       ...[
         '{',
@@ -182,7 +182,7 @@ describe('jsonErrorOffset', () => {
     expect(jsonErrorOffset(text)).toBe(offset);
   });
 
-  it('does not run out of stack', () => {
+  it('does not overflow the stack', () => {
     expect(jsonErrorOffset('['.repeat(100_000))).toBe(100_000);
     expect(jsonErrorOffset(`"${'x'.repeat(5_000_000)}`)).toBe(5_000_001);
   });

@@ -1,4 +1,4 @@
-// Labelled rows to micro-batches: fields, labels of every kind, order, and errors that name file, line and field.
+// Micro-batches of labelled rows: fields, labels of every kind, order, and errors that name file, line and field.
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -25,7 +25,7 @@ beforeAll(async () => {
 afterAll(() => rm(folder, { recursive: true }));
 
 describe('a micro-batch', () => {
-  it('has sequences one after the other, with segments, labels and places', async () => {
+  it('has its sequences one after the other, with segments, labels and positions', async () => {
     const data = await made(
       [
         { sentence1: 'a', sentence2: 'b c', label: 1 },
@@ -54,7 +54,7 @@ describe('a micro-batch', () => {
     });
   });
 
-  it('is cut to maxLength, with a warning', async () => {
+  it('has sequences truncated to maxLength, with a warning', async () => {
     const warnings: string[] = [];
     const data = await made(
       [
@@ -67,7 +67,7 @@ describe('a micro-batch', () => {
       },
     );
     expect(data.statistics).toMatchObject({ longest: 4, truncated: 1 });
-    expect(warnings).toEqual(['1 of 2 examples are cut to 4 tokens']);
+    expect(warnings).toEqual(['1 of 2 examples are longer than 4 tokens and were cut']);
   });
 });
 
@@ -81,7 +81,7 @@ describe('order', () => {
   const order = (data: LabelledBatches, epoch: number, start = 0) =>
     [...data.batches(epoch, start)].map(({ indices }) => Array.from(indices));
 
-  it('is a function of seed and epoch, and starts anywhere', async () => {
+  it('is a function of seed and epoch, and can be resumed anywhere', async () => {
     const options = { shuffle: true, seed: 3, batchSize: 6 };
     const [one, two] = [await made(rows, options), await made(rows, options)];
     expect(order(one, 1)).toEqual(order(two, 1));
@@ -97,7 +97,7 @@ describe('order', () => {
     expect(two.fingerprint).toBe(one.fingerprint);
   });
 
-  it('tells how far it has read, and stops when it is told to, also while it reads labels', async () => {
+  it('progress is reported, and an abort stops the reading, also that of the labels', async () => {
     const seen: number[] = [];
     const many = Array.from({ length: 130 }, (_, i) => ({ text: 'a', label: i % 2 }));
     await made(many, { onProgress: (read) => seen.push(read) });
@@ -119,7 +119,7 @@ describe('order', () => {
     ).rejects.toThrow(/abort/i);
   });
 
-  it('the seed is 42 where none is given', async () => {
+  it('has the default seed 42', async () => {
     const options = { shuffle: true, numLabels: 2 };
     const rows = Array.from({ length: 20 }, (_, i) => ({ text: 'a', label: i % 2 }));
     const order = (data: LabelledBatches) => [...data.batches()].map(({ indices }) => indices[0]);
@@ -128,7 +128,7 @@ describe('order', () => {
     );
   });
 
-  it('groupByLength: like lengths together, every example once', async () => {
+  it('with groupByLength batches similar lengths, every example once', async () => {
     const data = await made(rows, { shuffle: true, groupByLength: true, batchSize: 5 });
     const lengths = rows.map(({ text }) => text.split(' ').length);
     const groups = order(data, 0).map((group) => group.map((i) => lengths[i] as number));
@@ -166,26 +166,28 @@ describe('labels', () => {
     expect([...given.batches()].map(({ labels }) => labels[0])).toEqual([0, 1, 1]);
   });
 
-  it('names are found in any case, where that tells them apart', async () => {
+  it('names match in any case, unless they differ only by case', async () => {
     const labelNames = ['GOOD', 'Bad', 'bad'];
     const data = await made(texts('good', 'Bad', 'bad', 2), { labelNames });
     expect(data.scheme.names).toEqual(labelNames);
     expect([...data.batches()].map(({ labels }) => labels[0])).toEqual([0, 1, 2, 2]);
     await expect(made(texts('good', 'BAD'), { labelNames })).rejects.toThrow(
-      /"BAD" is not one of the ids 0\.\.2 .* names GOOD, Bad, bad/,
+      /must be one of the ids 0\.\.2 .* names GOOD, Bad, bad, got "BAD"/,
     );
     const none = await made(texts('good', 'bad'), { labelNames: null });
     expect(none.scheme.names).toEqual(['bad', 'good']);
   });
 
-  it('a number is a name where names are numbers', async () => {
+  it('a number is a name where the names are numbers', async () => {
     const labelNames = ['1', '2', '3'];
     const data = await made(texts(1, '3', 2), { labelNames });
     expect([...data.batches()].map(({ labels }) => labels[0])).toEqual([0, 2, 1]);
-    await expect(made(texts(1, 0), { labelNames })).rejects.toThrow(/0 is not one of the ids/);
+    await expect(made(texts(1, 0), { labelNames })).rejects.toThrow(
+      /must be one of the ids .*, got 0/,
+    );
   });
 
-  it('one output is a regression', async () => {
+  it('a single output is a regression', async () => {
     const data = await made(texts('2.5', -1, 0), { numLabels: 1 });
     expect(data.scheme.problemType).toBe('regression');
     expect([...data.batches()].map(({ labels }) => labels)).toEqual(
@@ -194,7 +196,7 @@ describe('labels', () => {
     expect(data.statistics.perClass).toBeNull();
   });
 
-  it('a list is several labels: zeros and ones, or names', async () => {
+  it('a list, of zeros and ones or of names, is multi-label', async () => {
     const flags = await made(texts([1, 0, 1], '[0, 0, 1]'), { batchSize: 2 });
     expect(flags.scheme).toMatchObject({ problemType: 'multi_label_classification', numLabels: 3 });
     expect([...flags.batches()][0]?.labels).toEqual(Float32Array.of(1, 0, 1, 0, 0, 1));
@@ -204,7 +206,7 @@ describe('labels', () => {
     expect([...names.batches()][0]?.labels).toEqual(Float32Array.of(1, 1, 0, 0, 0, 1));
   });
 
-  it('a class without examples is worth a warning', async () => {
+  it('a class without examples gives a warning', async () => {
     const warnings: string[] = [];
     await made(texts(0, 2), { onWarning: ({ message }) => warnings.push(message) });
     expect(warnings).toEqual(['no example has the label 1']);
@@ -220,7 +222,7 @@ describe('GLUE', () => {
     expect(() => glueTask('snli')).toThrow(/must be one of cola, sst2/);
   });
 
-  it('judges every task as GLUE does', () => {
+  it('every task has the metrics of GLUE', () => {
     const { glue } = readJson(fixturePath('metrics/metrics.json')) as {
       glue: Record<string, string[]>;
     };
@@ -236,7 +238,7 @@ describe('GLUE', () => {
     }
   });
 
-  it("ids and names become a head's ids, which stand in another order", async () => {
+  it('ids and names are converted to the ids of a head with another order', async () => {
     const labelNames = ['CONTRADICTION', 'NEUTRAL', 'ENTAILMENT'];
     const names = ['entailment', 'neutral', 'contradiction'];
     const rows = (labels: unknown[]): Row[] =>
@@ -249,7 +251,7 @@ describe('GLUE', () => {
       expect(data.scheme).toMatchObject({ names: labelNames, numLabels: 3 });
       expect([...data.batches()].map((batch) => batch.labels[0])).toEqual([2, 1, 0, 0]);
     }
-    // Other names say nothing of the order.
+    // A head with other names does not determine the order.
     const other = await made(rows([0, 1, 2]), { glue: 'mnli', labelNames: ['x', 'y', 'z'] });
     expect([...other.batches()].map((batch) => batch.labels[0])).toEqual([0, 1, 2]);
     const same = await made(rows([0, 1, 2]), { glue: 'mnli', labelNames: names });
@@ -258,10 +260,10 @@ describe('GLUE', () => {
 
   interface Spelling {
     task: string;
-    /** Header and a row of the original files; CoLA's have no header. */
+    /** Header and a row of the original file; CoLA's has no header. */
     tsv: [header: string[], row: string[]];
     columns?: string[];
-    /** A row of the data sets on the hub. */
+    /** A row of the data set on the Hugging Face hub. */
     hub: Row;
     format: [tsv: string, hub: string];
     label: number;
@@ -367,7 +369,7 @@ describe('GLUE', () => {
       label: 1,
     },
   ];
-  it('has a spelling of every task below', () => {
+  it('every task is tested below', () => {
     expect(kSpellings.map(({ task }) => task).sort()).toEqual(Object.keys(GLUE_TASKS).sort());
   });
 
@@ -417,19 +419,19 @@ describe('bad input names file, line and field', () => {
       'a label out of range',
       'text\tlabel\na\t0\nb\t2\n',
       { numLabels: 2 },
-      /rows\.tsv:3: field 'label': "2" is not one of the ids 0\.\.1 \(numLabels 2\)/,
+      /rows\.tsv:3: field 'label': must be one of the ids 0\.\.1 \(numLabels 2\), got "2"/,
     ],
     [
       'a negative label',
       'text\tlabel\na\t-1\nb\t1\n',
       { numLabels: 2 },
-      /rows\.tsv:2: field 'label': "-1" is not one of the ids/,
+      /rows\.tsv:2: field 'label': must be one of the ids .*, got "-1"/,
     ],
     [
       'a name that is none of the given ones',
       'text\tlabel\na\tgood\nb\tso-so\n',
       { labelNames: ['good', 'bad'] },
-      /rows\.tsv:3: field 'label': "so-so" is not one of the ids 0\.\.1 .* names good, bad/,
+      /rows\.tsv:3: field 'label': must be one of the ids 0\.\.1 .* names good, bad, got "so-so"/,
     ],
     [
       'a number that is none',
@@ -447,19 +449,19 @@ describe('bad input names file, line and field', () => {
       'names in the data that numLabels contradicts',
       'text\tlabel\na\tx\nb\ty\n',
       { numLabels: 3 },
-      /the data names 2 classes \(x, y\), numLabels is 3: give labelNames/,
+      /the data names 2 classes \(x, y\), numLabels is 3; give the names of all labels as labelNames/,
     ],
     [
       'a name among ids',
       'text\tlabel\na\t0\nb\tgood\nc\t1\n',
       { numLabels: 2 },
-      /rows\.tsv:3: field 'label': "good" is not one of the ids 0\.\.1 \(numLabels 2\)$/,
+      /rows\.tsv:3: field 'label': must be one of the ids 0\.\.1 \(numLabels 2\), got "good"$/,
     ],
     [
       'one class only',
       'text\tlabel\na\t0\nb\t0\n',
       {},
-      /single_label_classification needs 2 labels at least, there is 1/,
+      /single_label_classification needs at least 2 labels, got 1; .*problemType: 'regression'/,
     ],
     [
       'no such text field',
@@ -471,7 +473,7 @@ describe('bad input names file, line and field', () => {
       'no header',
       'a\t0\nb\t1\n',
       {},
-      /rows\.tsv:2: no field 'label' for the label \(fields: 0, a\); a \.tsv or \.csv file without a header/,
+      /rows\.tsv:2: no field 'label' for the label \(fields: 0, a\); name it with labelField, or name the columns with columns: /,
     ],
     [
       'half a pair',
@@ -483,7 +485,7 @@ describe('bad input names file, line and field', () => {
       'a length without room',
       'text\tlabel\na\t0\n',
       { maxLength: 2 },
-      /maxLength 2 leaves no room/,
+      /maxLength must be above 2, .* got 2/,
     ],
     ['a batch size', 'text\tlabel\na\t0\n', { batchSize: 0 }, /batchSize must be an integer/],
   ])('%s', async (_, content, options, message) => {
@@ -501,21 +503,21 @@ describe('bad input names file, line and field', () => {
       /row 1: field 'label': must hold zeros and ones, got 2/,
     ],
     [[[1, 0], 1], /row 1: field 'label': must be a list, got 1/],
-    [[0, null, 1], /row 1: field 'label': null is not one of the ids/],
-    [[0, undefined, 1], /row 1: field 'label': nothing is not one of the ids/],
-    [[0, 0.5, 1], /row 1: field 'label': 0\.5 is not one of the ids/],
+    [[0, null, 1], /row 1: field 'label': must be one of the ids .*, got null/],
+    [[0, undefined, 1], /row 1: field 'label': must be one of the ids .*, got nothing/],
+    [[0, 0.5, 1], /row 1: field 'label': must be one of the ids .*, got 0\.5/],
   ])('labels %j', async (labels, message) => {
     const rows = labels.map((label) => ({ text: 'a', label }));
     await expect(made(rows)).rejects.toThrow(message);
   });
 
-  it('a text taken for the label, as a warning', async () => {
+  it('a text field that is used as the label, with a warning', async () => {
     const texts = Array.from({ length: 30 }, (_, i) => ({ text: 'a', label: `film ${i % 25}` }));
     const warnings: string[] = [];
     const options = { onWarning: ({ message }: { message: string }) => warnings.push(message) };
     await made(texts, options);
     expect(warnings).toEqual([
-      '30 examples have 25 different labels: are the fields right (text -> label)?',
+      '30 examples have 25 different labels; check that the fields are right (text -> label)',
     ]);
     warnings.length = 0;
     await made([...texts, ...texts], options);
@@ -526,15 +528,17 @@ describe('bad input names file, line and field', () => {
     const bare = (rows: Row[]) => LabelledBatches.create(arrayRows(rows), tinyTokenizer());
     const first = { text: 'a', label: 0 };
     await expect(bare([first, { text: '', label: 1 }])).rejects.toThrow(
-      "row 1: field 'text': no token, and the tokenizer adds none of its own",
+      "row 1: field 'text': the text has no token, and the tokenizer adds none of its own; fill it in",
     );
     const pair = { sentence1: '', sentence2: '', label: 1 };
-    await expect(bare([pair, pair])).rejects.toThrow(/row 0: field 'sentence1', 'sentence2': no/);
+    await expect(bare([pair, pair])).rejects.toThrow(
+      /row 0: field 'sentence1', 'sentence2': the text has no token/,
+    );
     await bare([
       { ...pair, sentence2: 'a' },
       { ...pair, sentence1: 'a', label: 0 },
     ]);
-    // A frame is something to read.
+    // An empty text is allowed where the tokenizer adds special tokens.
     await made([first, { text: '', label: 1 }]);
   });
 

@@ -1,4 +1,4 @@
-// TSV, CSV and Parquet files as rows, and what is said when they are wrong.
+// TSV, CSV and Parquet files as rows, and the errors of damaged ones.
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -26,7 +26,7 @@ async function all(rows: RowSource): Promise<unknown[]> {
 }
 
 describe('TSV', () => {
-  it('names columns by its header; quotes, commas and blank lines mean nothing', async () => {
+  it('has columns named by its header; quotes, commas and blank lines have no special meaning', async () => {
     const path = await written('a.tsv', '\ufeffsentence\tlabel\r\n"a, b\t1\r\n\r\né\t0');
     const rows = await openRows(path);
     expect(await all(rows)).toEqual([
@@ -36,7 +36,7 @@ describe('TSV', () => {
     expect(await rows.where(1)).toBe(`${path}:4`);
   });
 
-  it('has no header where the columns are named', async () => {
+  it('has no header where the caller names the columns', async () => {
     const rows = await openRows(await written('b.tsv', '1\tx\n0\ty\n'), {
       columns: ['label', 'sentence'],
     });
@@ -46,7 +46,7 @@ describe('TSV', () => {
     ]);
   });
 
-  it('says where a line has too few fields, or bytes that are no UTF-8', async () => {
+  it('with too few fields, or bytes that are no UTF-8, is an error that names the line', async () => {
     const path = await written('c.tsv', 'a\tb\n1\t2\n3\n');
     await expect((await openRows(path)).row(1)).rejects.toThrow(
       `${path}:3: 1 fields, but there are 2 columns (a, b)`,
@@ -59,11 +59,11 @@ describe('TSV', () => {
     await expect(openRows(bad)).rejects.toThrow(`${bad}:3: not valid UTF-8`);
   });
 
-  it('refuses no rows, no file, a column named twice, a row that is not there', async () => {
+  it('without rows, missing, or with two columns of one name is refused, as is a row that it lacks', async () => {
     await expect(openRows(await written('e.tsv', 'a\tb\n'))).rejects.toThrow(/has no rows/);
     await expect(openRows(join(folder, 'none.tsv'))).rejects.toThrow(/no such file/);
     await expect(openRows(await written('f.tsv', 'a\ta\n1\t2\n'))).rejects.toThrow(
-      /two columns are called "a"; if the first line is a row, name the columns/,
+      /two columns are called "a"; rename one, or name the columns with columns: /,
     );
     const rows = await openRows(await written('g.tsv', 'a\n1\n'));
     await expect(rows.row(1)).rejects.toThrow(/has 1 rows, no row 1/);
@@ -71,7 +71,7 @@ describe('TSV', () => {
 });
 
 describe('CSV', () => {
-  it('reads quoted fields with commas, quotes and line ends', async () => {
+  it('has quoted fields with commas, quotes and line ends', async () => {
     const path = await written('a.csv', 'n,text\r\n1,"a, ""b""\nc"\r\n\r\n2,plain\r\n');
     const rows = await openRows(path);
     expect(await all(rows)).toEqual([
@@ -81,12 +81,12 @@ describe('CSV', () => {
     expect(await rows.where(1)).toBe(`${path}:5`);
   });
 
-  it('in capitals is CSV, too', async () => {
+  it('is recognised by its extension in capitals, too', async () => {
     const rows = await openRows(await written('A.CSV', 'n,text\n1,"a, b"\n'));
     expect(await all(rows)).toEqual([{ n: '1', text: 'a, b' }]);
   });
 
-  it('refuses a quote that is never closed', async () => {
+  it('with an unclosed quote is refused', async () => {
     const path = await written('b.csv', 'n,text\n1,"a\n2,b\n');
     await expect(openRows(path)).rejects.toThrow(`${path}:2: a quote is never closed`);
   });
@@ -95,7 +95,7 @@ describe('CSV', () => {
 describe('Parquet', () => {
   const path = fixturePath('data/rows.parquet');
 
-  it('reads rows of every row group, in any order, 64-bit integers as numbers', async () => {
+  it('gives the rows of every row group in any order, with 64-bit integers as numbers', async () => {
     const rows = await openRows(path);
     expect(rows.length).toBe(7);
     expect(await all(rows)).toEqual(
@@ -111,7 +111,7 @@ describe('Parquet', () => {
     await rows.close();
   });
 
-  it('refuses what is no Parquet file, and columns', async () => {
+  it('refuses other files, and the option columns', async () => {
     const bad = await written('a.parquet', 'not a parquet file');
     await expect(openRows(bad)).rejects.toThrow(FormatError);
     await expect(openRows(bad)).rejects.toThrow(bad);
@@ -120,7 +120,7 @@ describe('Parquet', () => {
   });
 });
 
-it('any other name is JSON Lines', async () => {
+it('a file with any other extension is JSON Lines', async () => {
   const rows = await openRows(await written('a.jsonl', '{"a":1}\n{"a":2}\n'));
   expect(await all(rows)).toEqual([{ a: 1 }, { a: 2 }]);
   await rows.close();

@@ -1,4 +1,4 @@
-// The same examples packed and padded: one step's terms and the gradient of every master, through attention.
+// Packed and padded batches of the same examples give the same terms and gradients of a step, through attention.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -42,7 +42,7 @@ async function oneBatch(options: BatchOptions): Promise<Batch> {
   throw new Error('no batch');
 }
 
-/** One step's terms and gradients, of an adapter whose B is not zero: it has left its teacher. */
+/** The terms and gradients of one step, with B not 0 so that the student differs from its teacher. */
 async function step(batch: Batch, positions: Positions) {
   const model = await AutoModelForCausalLM.fromPretrained(folder, { dtype: 'f32' });
   const tuned = await AdapterModel.create(model, {

@@ -1,5 +1,5 @@
-// Prompts and responses as sources and targets: encoding and truncation as transformers does them, micro-batches against plain
-// loops, order, resuming, fingerprints, and bad rows by name.
+// Prompts and responses as sources and targets: encoding and truncation as in transformers, micro-batches against plain loops,
+// order, resuming, fingerprints, and errors of bad rows.
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import type { DataWarning } from '../../lib/data/dataset.ts';
@@ -29,14 +29,14 @@ const [the, cat, sat, katze] = ['▁the', '▁cat', '▁sat', '▁Katze'].map(id
   number,
 ];
 const kEnd = 1;
-/** Not the padding id, so that a start token of another place shows. */
+/** The decoder's start token: not the padding id, so that a mix-up of the two is found. */
 const kStart = 9;
 
 const made = (rows: Row[], options: Partial<Seq2SeqBatchOptions> = {}) =>
   Seq2SeqBatches.create(arrayRows(rows), tokenizer, { decoderStartTokenId: kStart, ...options });
 const pair = (prompt: unknown, response: unknown): Row => ({ prompt, response });
 const words = (n: number): string => 'the cat sat a '.repeat(n).split(' ').slice(0, n).join(' ');
-/** Row i: i % 4 words of source, i % 3 of target. */
+/** Rows of which row i has i % 4 words of source and i % 3 of target. */
 const rows = (n: number) => Array.from({ length: n }, (_, i) => pair(words(i % 4), words(i % 3)));
 
 async function all(data: Seq2SeqBatches, epoch = 0, start = 0): Promise<Seq2SeqExamples[]> {
@@ -46,7 +46,7 @@ async function all(data: Seq2SeqBatches, epoch = 0, start = 0): Promise<Seq2SeqE
 }
 const order = (list: Seq2SeqExamples[]) => list.flatMap(({ indices }) => [...indices]);
 
-/** Both sides as plain arrays. */
+/** Source and target of an encoded example as plain arrays. */
 function encoded(
   [source, target]: [string, string],
   lengths: { maxSourceLength?: number; maxTargetLength?: number } = {},
@@ -66,16 +66,16 @@ describe('encodeSeq2Seq', () => {
     });
   });
 
-  it('makes the end of a text that is empty, or that holds nothing else', () => {
+  it('encodes an empty text, and one that is only </s>, as the end token', () => {
     expect(encoded(['', ''])).toMatchObject({ source: [kEnd], target: [kEnd] });
-    // The tokenizer's own frame comes on top of what stands in the text, as in transformers' fast tokenizers.
+    // The tokenizer adds its own end token to that of the text, as transformers' fast tokenizers do.
     expect(encoded(['</s>', 'cat</s>'])).toMatchObject({
       source: [kEnd, kEnd],
       target: [cat, kEnd, kEnd],
     });
   });
 
-  it('cuts each side before its end', () => {
+  it('truncates each side and keeps its end token', () => {
     const texts: [string, string] = ['the cat sat the', 'Katze the cat'];
     expect(encoded(texts, { maxSourceLength: 3 })).toEqual({
       source: [the, cat, kEnd],
@@ -90,7 +90,7 @@ describe('encodeSeq2Seq', () => {
     expect(encoded(texts, { maxSourceLength: 5, maxTargetLength: 4 }).cut).toEqual([false, false]);
   });
 
-  // Made with Hugging Face's tokenizers 0.23.2 (Rust) from the same tokenizer.json, truncation set to the length.
+  // Expected ids by Hugging Face's tokenizers 0.23.2 (Rust) with the same tokenizer.json and truncation to the length.
   it.each<[string, number, number[]]>([
     ['', 2, [1]],
     [' ', 4, [3, 1]],
@@ -111,7 +111,7 @@ describe('encodeSeq2Seq', () => {
     expect(encoded([text, text], lengths)).toMatchObject({ source: ids, target: ids });
   });
 
-  it('gives a tokenizer without an end of its own the same ids', () => {
+  it('gives the same ids with a tokenizer that adds no end token of its own', () => {
     const bare = tinyT5Tokenizer({ withEnd: false });
     const text = fc.array(fc.constantFrom('the', 'cat', 'sat', 'a'), { maxLength: 8 });
     fc.assert(
@@ -121,19 +121,21 @@ describe('encodeSeq2Seq', () => {
         expect(encoded(texts, limits, bare)).toEqual(encoded(texts, limits));
       }),
     );
-    // transformers' slow T5 tokenizer adds no second end either.
+    // transformers' slow T5 tokenizer adds no second end token either.
     expect(encoded(['cat</s>', ''], {}, bare)).toMatchObject({ source: [cat, kEnd] });
   });
 
-  it('refuses a tokenizer that names no end', () => {
+  it('refuses a tokenizer without an end token', () => {
     const { eos_token: _, ...config } = kTinyT5TokenizerConfig;
     const endless = Tokenizer.fromJson(tinyT5TokenizerJson(), config);
-    expect(() => encoded(['a', 'a'], {}, endless)).toThrow(/no end-of-sequence token is named/);
+    expect(() => encoded(['a', 'a'], {}, endless)).toThrow(
+      /without an end-of-sequence token, .* eos_token in tokenizer_config/,
+    );
   });
 });
 
 describe('collateSeq2Seq', () => {
-  it('puts sides one after the other and shifts the target once', () => {
+  it('concatenates the sides of all examples and shifts the targets once', () => {
     const batch = collateSeq2Seq(
       [
         { source: Int32Array.of(5, 6, 1), target: Int32Array.of(7, 8, 1) },
@@ -156,7 +158,7 @@ describe('collateSeq2Seq', () => {
     });
   });
 
-  it('is what plain loops make of any examples', () => {
+  it('agrees with plain loops for any examples', () => {
     const ids = fc.array(fc.nat(500), { minLength: 1, maxLength: 9 });
     const examples = fc.array(fc.tuple(ids, ids), { minLength: 1, maxLength: 6 });
     fc.assert(
@@ -179,7 +181,7 @@ describe('collateSeq2Seq', () => {
           Object.fromEntries(keys.map((key) => [key, [...(segments as never)[key]]]));
         const keys = ['inputIds', 'positions', 'cuSeqlens'];
         expect(arrays(batch, keys)).toEqual(plain(list.map(([source]) => source)));
-        // transformers: labels shifted right, with the start token in front.
+        // Labels shifted right behind the start token, as in transformers.
         const shifted = list.map(([, target]) => [decoderStartTokenId, ...target.slice(0, -1)]);
         expect(arrays(batch.decoder, keys)).toEqual(plain(shifted));
         expect([...batch.decoder.targets]).toEqual(list.flatMap(([, target]) => target));
@@ -187,7 +189,7 @@ describe('collateSeq2Seq', () => {
     );
   });
 
-  it('refuses nothing at all, and a side without tokens', () => {
+  it('refuses an empty list, and a side without tokens', () => {
     const options = { decoderStartTokenId: 0, indices: [0] };
     const [some, none] = [Int32Array.of(1), new Int32Array()];
     expect(() => collateSeq2Seq([], options)).toThrow(ArgumentError);
@@ -197,7 +199,7 @@ describe('collateSeq2Seq', () => {
 });
 
 describe('Seq2SeqBatches', () => {
-  it('makes micro-batches of prompts and responses, as they stand', async () => {
+  it('uses prompts and responses unchanged, without a template', async () => {
     const data = await made([pair('the cat', 'Katze'), pair('sat', '')], {
       batchSize: 2,
       shuffle: false,
@@ -232,7 +234,7 @@ describe('Seq2SeqBatches', () => {
     });
   });
 
-  it('takes named fields, a template, and the prompt field even where another is called prompt', async () => {
+  it('supports named fields, a template, and a prompt field beside another that is called prompt', async () => {
     const row = { prompt: 'sat', text: 'cat', de: 'Katze' };
     const fields = { promptField: 'text', responseField: 'de' };
     const source = async (options: Partial<Seq2SeqBatchOptions>) => [
@@ -244,7 +246,7 @@ describe('Seq2SeqBatches', () => {
     expect(await source(own)).toEqual([cat, sat, kEnd]);
   });
 
-  it('tells each side that is cut, and counts it', async () => {
+  it('warns of truncation and counts it for each side', async () => {
     const warnings: DataWarning[] = [];
     const data = await made([pair(words(6), words(5)), pair(words(2), words(5)), pair('', '')], {
       maxSourceLength: 4,
@@ -252,8 +254,14 @@ describe('Seq2SeqBatches', () => {
       onWarning: (warning) => warnings.push(warning),
     });
     expect(warnings).toEqual([
-      { code: 'examples_truncated', message: '1 of 3 sources are cut to 4 tokens' },
-      { code: 'examples_truncated', message: '2 of 3 targets are cut to 3 tokens' },
+      {
+        code: 'examples_truncated',
+        message: '1 of 3 sources are longer than 4 tokens and were cut',
+      },
+      {
+        code: 'examples_truncated',
+        message: '2 of 3 targets are longer than 3 tokens and were cut',
+      },
     ]);
     expect(data.statistics).toMatchObject({
       truncated: 2,
@@ -270,12 +278,12 @@ describe('Seq2SeqBatches', () => {
     expect(quiet).toEqual([]);
     await made([pair(words(512), words(128))], { onWarning: (warning) => quiet.push(warning) });
     expect(quiet.map(({ message }) => message)).toEqual([
-      '1 of 1 sources are cut to 512 tokens',
-      '1 of 1 targets are cut to 128 tokens',
+      '1 of 1 sources are longer than 512 tokens and were cut',
+      '1 of 1 targets are longer than 128 tokens and were cut',
     ]);
   });
 
-  it('gives every example once an epoch, in an order of the seed and the epoch', async () => {
+  it('gives every example once per epoch, in an order that seed and epoch determine', async () => {
     const options = { batchSize: 4, seed: 7 };
     const data = await made(rows(23), options);
     expect(data.batchCount(0)).toBe(6);
@@ -302,7 +310,7 @@ describe('Seq2SeqBatches', () => {
     }
   });
 
-  it('has a fingerprint of data, start token, lengths, order and batching', async () => {
+  it('has a fingerprint that depends on data, start token, lengths, order and batching', async () => {
     const print = async (data: Row[], options: Partial<Seq2SeqBatchOptions> = {}) =>
       (await made(data, options)).fingerprint;
     const base = await print(rows(6));
@@ -319,14 +327,14 @@ describe('Seq2SeqBatches', () => {
       print(rows(6), { promptTemplate: 'a {prompt}' }),
     ]);
     expect(new Set([base, ...others]).size).toBe(10);
-    // A token that moves from the end of the source to the front of the target.
+    // Moving a token from the end of the source to the front of the target changes the fingerprint.
     const moved = await Promise.all(
       [pair('the cat', 'sat'), pair('the', 'cat sat')].map((row) => print([row])),
     );
     expect(new Set(moved).size).toBe(2);
   });
 
-  it('tells how far it has read, and stops when it is told to', async () => {
+  it('reports its progress while reading, and stops at an abort', async () => {
     const seen: number[] = [];
     await made(rows(130), { onProgress: (read) => seen.push(read) });
     expect(seen).toEqual([0, 64, 128]);
@@ -351,7 +359,7 @@ describe('Seq2SeqBatches', () => {
       'conversations',
       [{ messages: [{ role: 'user', content: 'a' }] }],
       {},
-      /^row 0: rows with 'messages' are conversations.*promptField and responseField \(--prompt-field/,
+      /^row 0: rows with 'messages' are conversations.*promptField and responseField$/,
     ],
     ['no start token', rows(2), { decoderStartTokenId: -1 }, /decoderStartTokenId must be an/],
     ['a source without room', rows(2), { maxSourceLength: 1 }, /maxSourceLength must be .* 2/],

@@ -1,5 +1,5 @@
-// `npm run bench -- --device cuda` and the golden program of `test:cuda`, on the emulated device: every way that a row takes there
-// (graphs, the device's clock, its memory), at sizes that tell nothing.
+// `npm run bench -- --device cuda` and the golden program of `npm run test:cuda` on the emulated device, at tiny sizes: the code
+// paths that only a GPU has (graphs, the device's clock, its memory).
 import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -17,7 +17,7 @@ describe.skipIf(kPlugin === undefined)('programs for a GPU', () => {
   });
   afterAll(() => rm(folder, { recursive: true }));
 
-  it('the benchmark measures kernels by the device, with their memory', async () => {
+  it('the benchmark times kernels by the clock of the device, and measures their memory there', async () => {
     const json = join(folder, 'micro.json');
     const only = 'micro-head-losses-8192x128k,micro-adamw-many,micro-grad-norm-many';
     const args = ['--device', 'cuda', '--shape', 'tiny', '--only', only, '--json', json];
@@ -31,12 +31,12 @@ describe.skipIf(kPlugin === undefined)('programs for a GPU', () => {
       expect(row.seconds.median).toBeGreaterThan(0);
       expect(row.rate).toBeGreaterThan(0);
     }
-    // dh (64,64) in bf16, and logits
+    // The extra memory includes dh (64,64) in bf16, and logits.
     const head = rows.find(({ name }) => name === 'micro-head-losses-8192x128k');
     expect(head?.kind === 'micro' && head.extraBytes).toBeGreaterThan(64 * 64 * 2);
   }, 700_000);
 
-  it('the golden LLaMA comes out as transformers has it', async () => {
+  it('the golden LLaMA has the values of transformers', async () => {
     const args = ['--device', 'cuda'];
     const run = await runProgram('bench/cuda/golden.mjs', { args, ...kPatience });
     const result = JSON.parse(run.stdout);
@@ -45,7 +45,7 @@ describe.skipIf(kPlugin === undefined)('programs for a GPU', () => {
     expect(run.code, run.stderr).toBe(0);
   }, 700_000);
 
-  it('a device that is off is found out', async () => {
+  it('the golden program fails where a value differs', async () => {
     const golden = join(folder, 'golden');
     await cp('test/fixtures/architectures/llama-untied-gqa', golden, { recursive: true });
     const facts = join(golden, 'expected.json');

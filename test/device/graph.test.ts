@@ -1,8 +1,12 @@
-// Graphs: a function's ops recorded once and run again, on the pretended device of test/fake_device or the plug-in that
+// Graphs: the ops of a function, captured once and launched again, on the fake device of test/fake_device or the plug-in that
 // BALORA_CUDA_PLUGIN names.
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { setDefaultDevice } from '../../lib/device.ts';
 import { captureGraph } from '../../lib/graph.ts';
+import { SafetensorsWriter } from '../../lib/io/safetensors.ts';
 import {
   add,
   add_,
@@ -33,7 +37,7 @@ import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
 const kPlugin = process.env.BALORA_CUDA_PLUGIN;
 const kCuda = { device: 'cuda' };
 
-it('the CPU has none, and says so', () => {
+it('captureGraph is refused on the CPU', () => {
   expect(() => captureGraph(() => zeros([1]), { device: 'cpu' })).toThrow(
     /the device cpu cannot record a graph/,
   );
@@ -49,7 +53,7 @@ describe.skipIf(kPlugin === undefined && kNoFake !== null)('captureGraph', () =>
     setDefaultDevice(before);
   });
 
-  it('runs once, and again on new values', () => {
+  it('runs the function once, and replays it on new values', () => {
     const x = tensor([1, 2, 3]);
     using graph = captureGraph(() => add(mul(exp(mul(x, 0)), x), 1));
     expect(values(graph.result)).toEqual(Float64Array.of(2, 3, 4));
@@ -61,7 +65,26 @@ describe.skipIf(kPlugin === undefined && kNoFake !== null)('captureGraph', () =>
     expect(graph.result.version).toBe(version + 1);
   });
 
-  it('repeats updates in place, and counts them as writes', () => {
+  it('lets no file appear whose commit it refuses', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'balora-graph-'));
+    const path = join(folder, 'x.safetensors');
+    const x = tensor([1, 2], { device: 'cpu' });
+    const writer = new SafetensorsWriter(path, { x });
+    writer.write('x', x);
+    let commit: Promise<void> | undefined;
+    using graph = captureGraph(() => {
+      commit = writer.commit();
+      commit.catch(() => {});
+      return zeros([1]);
+    });
+    expect(values(graph.result)).toEqual(Float64Array.of(0));
+    await expect(commit).rejects.toThrow(/waiting for a device cannot be recorded/);
+    await synchronize();
+    expect(readdirSync(folder)).toEqual([]);
+    rmSync(folder, { recursive: true });
+  });
+
+  it('repeats in-place updates, and counts them in the version', () => {
     const total = zeros([2]);
     const x = tensor([1, 2]);
     using graph = captureGraph(() => void add_(total, x));
@@ -71,7 +94,7 @@ describe.skipIf(kPlugin === undefined && kNoFake !== null)('captureGraph', () =>
     expect(total.version).toBe(version + 4);
   });
 
-  it('records a forward with its backward: gradients that exist are added to', () => {
+  it('captures a forward with its backward, which accumulates into existing gradients', () => {
     const x = tensor([[1, 2]]);
     const w = tensor(
       [
@@ -93,7 +116,7 @@ describe.skipIf(kPlugin === undefined && kNoFake !== null)('captureGraph', () =>
     expect(values(w.grad as Tensor)).toEqual(Float64Array.of(33, 33, 6, 6));
   });
 
-  it('nobody else gets its memory while it or a result lives', async () => {
+  it('keeps its memory to itself while the graph or a result lives', async () => {
     await collectGarbage();
     const start = memoryStats(kCuda);
     const graphs = start.byTag.graphs ?? 0;
@@ -123,7 +146,7 @@ describe.skipIf(kPlugin === undefined && kNoFake !== null)('captureGraph', () =>
     expect(memoryStats(kCuda).liveBytes).toBeLessThanOrEqual(start.liveBytes);
   });
 
-  it('keeps what it reads from outside', () => {
+  it('keeps the tensors that it reads alive', () => {
     const x = full([3], 2);
     using graph = captureGraph(() => mul(x, 2));
     x.dispose();
@@ -132,9 +155,9 @@ describe.skipIf(kPlugin === undefined && kNoFake !== null)('captureGraph', () =>
     expect(values(graph.result)).toEqual(Float64Array.of(4, 4, 4));
   });
 
-  // The pretended device's rows need no answer from a device, so any of them can be recorded there.
+  // The kernels of the fake device never wait for the device, so that all of them can be captured there.
   it.skipIf(kPlugin === undefined)(
-    'an op that has to wait fails it, and the device goes on',
+    'fails at an op that waits for the device, which stays usable',
     () => {
       const x = rand([8, 4], { seed: 1 });
       expect(() => captureGraph(() => qr(x).r)).toThrow(/^qr: /);
@@ -142,7 +165,7 @@ describe.skipIf(kPlugin === undefined && kNoFake !== null)('captureGraph', () =>
     },
   );
 
-  it('refuses to read from another device before anything is on its way to memory that nobody keeps', async () => {
+  it('refuses to read from another device before a copy to unowned memory is enqueued', async () => {
     const host = tensor([1, 2], { device: 'cpu' });
     await synchronize();
     resetOpTimes();
@@ -155,7 +178,7 @@ describe.skipIf(kPlugin === undefined && kNoFake !== null)('captureGraph', () =>
     expect(opTimes().filter(({ op }) => op === 'download')).toEqual([]);
   });
 
-  it('refuses what it could not repeat, and the device goes on', () => {
+  it('refuses what a replay could not repeat, and the device stays usable', () => {
     const x = tensor([1, 2]);
     const host = tensor([1], { device: 'cpu' });
     const refused: [string, () => unknown][] = [

@@ -1,5 +1,5 @@
-// How the plug-in of a device is found and refused. Each way to be unusable is one error, which says what was looked for,
-// where, and what was found; the CPU goes on as before.
+// How the plug-in of a device is found and refused. Each reason for a refusal has an error that says what was looked for, where,
+// and what was found; the CPU stays usable.
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -37,30 +37,27 @@ function refusal(plugin: string | undefined, variant?: string): UnsupportedError
 }
 
 describe('a plug-in that cannot be loaded', () => {
-  // Where it is built, the loader finds it there; test/native/kernels/device_plugin_test.cc has both cases.
-  it.skipIf(kBuilt)(
-    'is looked for in two places, and the variable that names another is told',
-    () => {
-      const { message } = refusal(undefined);
-      expect(message).toMatch(
-        /^device "cuda": its plug-in \/.*\/balora_cuda\.so is not there \(nor is \/.*\/build\/cuda\/balora_cuda\.so; BALORA_CUDA_PLUGIN is not set\)\. Build it with "npm run build:cuda", or set BALORA_CUDA_PLUGIN to its path$/,
-      );
-    },
-  );
+  // In a clone where the plug-in is built the loader finds it; test/native/kernels/device_plugin_test.cc tests both cases.
+  it.skipIf(kBuilt)('is an error that names both places and the variable for another one', () => {
+    const { message } = refusal(undefined);
+    expect(message).toMatch(
+      /^device "cuda": its plug-in \/.*\/balora_cuda\.so is not there \(nor is \/.*\/build\/cuda\/balora_cuda\.so; BALORA_CUDA_PLUGIN is not set\)\. Build it with "npm run build:cuda", or set BALORA_CUDA_PLUGIN to its path$/,
+    );
+  });
 
-  it('is named when the variable points nowhere, or at a folder', () => {
+  it('is named where the variable names no file', () => {
     const path = join(folder, 'absent.so');
     expect(refusal(path).message).toContain(`${path} is not there (the path in BALORA_CUDA_PLUGIN`);
     expect(refusal(folder).message).toContain(`${folder} is not a file`);
   });
 
-  it("is refused with the loader's own reason", () => {
+  it('is refused with the reason of the dynamic loader', () => {
     const path = join(folder, 'text.so');
     writeFileSync(path, 'no library');
     expect(refusal(path).message).toMatch(/text\.so cannot be loaded: .*(ELF|file too short)/);
   });
 
-  it('must export the entry', () => {
+  it('is refused where it does not export the entry point', () => {
     const library = '/lib/x86_64-linux-gnu/libm.so.6';
     const { message } = refusal(library);
     expect(message).toMatch(/libm\.so\.6 .*(exports no function balora_device_table|is not there)/);
@@ -79,12 +76,12 @@ describe.skipIf(kNoFake !== null)('a plug-in that does not fit', () => {
     ['no state', /^cuda:0: the device gave no reason$/],
   ])('%s', (variant, message) => {
     expect(refusal(kFakePlugin, variant).message).toMatch(message);
-    // Nothing has changed: the default is the CPU, and it works.
+    // The default device is still the CPU, and works.
     expect(getDefaultDevice()).toBe('cpu');
     expect(Array.from(tensor([1, 2]).dataSync() as Float32Array)).toEqual([1, 2]);
   });
 
-  it('says which device of a working plug-in is not there', () => {
+  it('is not refused as a whole for a device number that it lacks', () => {
     setVariable('BALORA_CUDA_PLUGIN', kFakePlugin);
     expect(() => zeros([1], { device: 'cuda:7' })).toThrow(
       /^cuda:7: there are 2 devices, number 7 is none$/,

@@ -6,6 +6,7 @@
 #include "engine/engine.h"
 #include "engine/launch.h"
 #include "kernels/op_codes.h"
+#include "linalg/linalg.h"
 #include "ops/ops.h"
 #include "support/device_test.h"
 #include "support/setting.h"
@@ -177,6 +178,42 @@ TEST_CASE("what a broken device refuses is not the fault of who asks") {
   }
   CHECK(t.synchronize() != 0);
   CHECK(t.synchronize() == 0);
+}
+
+TEST_CASE("a device without memory for its own state is not called unavailable") {
+  if (!emulated()) return;
+  for (const char* bytes : {"1", "6000000"}) {  // less than cuBLAS takes, and than its workspace
+    const Setting little("BALORA_EMULATOR_MEMORY", bytes);
+    CHECK(refusal(0).starts_with("out of memory: "));
+    try {
+      const Engine engine(&device_table(), {});
+      FAIL("it must be refused");
+    } catch (const Error& error) {
+      CHECK(std::string(error.code()) == "ERR_OUT_OF_MEMORY");
+      CHECK(std::string(error.what()).starts_with("cuda:0: out of memory: "));
+    }
+  }
+  CHECK(refusal(0) == "");
+}
+
+TEST_CASE("scratch that does not suffice is a lack of memory, with the sizes") {
+  Engine engine(&device_table(), {});
+  const Tensor x = full(engine, {64, 64}, 1, DType::kF32);
+  engine.stream().sync();
+  engine.allocator().set_limit(3 * 64 * 64 * 4);  // x, q and r; nothing beside them
+  const auto [q, r] = qr(x);
+  try {
+    engine.stream().sync();
+    FAIL("it must fail");
+  } catch (const StreamError& error) {
+    CHECK(error.failure_code() == "ERR_OUT_OF_MEMORY");
+    const std::string said = error.what();
+    CHECK(said.find("qr: out of memory: ") == 0);
+    CHECK(said.find(" bytes wanted, 49152 in use on cuda:0, the limit is 49152") !=
+          std::string::npos);
+  }
+  engine.allocator().set_limit(0);
+  CHECK_NOTHROW(engine.stream().sync());
 }
 
 TEST_CASE("memory that is used up is no failure of the device") {

@@ -1,5 +1,5 @@
-// The trainer's graphs on a device that records all rows: the emulated one, or a GPU. A run with graphs is the run without,
-// bit for bit, whatever changes from step to step; and it holds no more memory from some step on.
+// The trainer's graphs on a device that can capture every kernel: the emulated one or a GPU. A run with graphs equals the run
+// without them bit for bit, whatever changes from step to step, and its memory stops growing after some steps.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -33,7 +33,7 @@ const kModel = fixturePath('architectures/llama-untied-gqa/model');
 const kVocabulary = 96;
 const kBaLora = { consistencyWeight: 0.1, diversityWeight: 0.02, svdWeight: 0.02, svdTopK: 3 };
 
-/** Of two shapes in turns: their supervised rows differ. */
+/** Micro-batches of two shapes in turns, which differ in their supervised rows. */
 const batches = (count = 4): Batch[] =>
   tinyBatches({ count: 2 * count, rows: 8, vocabulary: kVocabulary })
     .filter((_, b) => b % 3 !== 2)
@@ -69,7 +69,7 @@ function optionsOf(tuned: TunedModel, setting: Setting, captureGraphs: boolean):
 interface Found {
   readonly records: readonly StepRecord[];
   readonly state: Record<string, readonly number[]>;
-  /** Launches of graphs. */
+  /** Number of graph launches. */
   readonly launches: number;
 }
 
@@ -99,7 +99,7 @@ function launchesOfGraphs(): number {
     .reduce((total, { calls }) => total + calls, 0);
 }
 
-/** What does not depend on the clock or the process. */
+/** The fields of records that do not depend on the clock or the process. */
 function numbers(records: readonly StepRecord[]): unknown[] {
   return records.map(
     ({ tokensPerSecond: _, elapsedSeconds: __, peakRssBytes: ___, ...rest }) => rest,
@@ -119,11 +119,11 @@ afterAll(() => {
   setDefaultDevice(before);
 });
 
-it('the CPU has none, and says so', () => {
+it('captureGraphs is refused on the CPU', () => {
   const model = new TinyModel();
   const tuned = { model, graphObstacle: null } as unknown as TunedModel;
   expect(() => new Trainer({ tuned, data: tinySource([]), captureGraphs: true })).toThrow(
-    'captureGraphs: the device cpu has no graphs, they are for GPUs',
+    'captureGraphs: graphs need a GPU, and the device is cpu',
   );
 });
 
@@ -131,7 +131,7 @@ describe.skipIf(!kRecords)('training by graphs', () => {
   const kLeastLaunches = 5;
   const kConstant = { ...kBaLora, regularizerSchedule: 'constant' } as const;
   const kSettings: Record<string, Setting> = {
-    // The weights of all terms change from step to step, and so does the rate.
+    // The weights of all terms and the learning rate change from step to step.
     'BA-LoRA in bf16, by schedules': {
       dtype: 'bf16',
       regularizers: { ...kBaLora, regularizerSchedule: 'linear_warmup', regularizerWarmupSteps: 5 },
@@ -160,7 +160,7 @@ describe.skipIf(!kRecords)('training by graphs', () => {
     'full fine-tuning': { regularizers: kConstant, full: true, optim: 'adafactor' },
   };
   for (const [name, setting] of Object.entries(kSettings)) {
-    it(`is the run without, bit for bit: ${name}`, async () => {
+    it(`equals training without them bit for bit: ${name}`, async () => {
       const found = await train(setting, true);
       const expected = await train(setting, false);
       expect(found.launches).toBeGreaterThanOrEqual(kLeastLaunches);
@@ -169,13 +169,13 @@ describe.skipIf(!kRecords)('training by graphs', () => {
     });
   }
 
-  it('launches a step of one shape as three graphs from the third on', async () => {
+  it('launches a step as three graphs from the third step of a shape on', async () => {
     const data = tinySource(kOneShape);
     const setting: Setting = { data, gradientAccumulationSteps: 1, maxSteps: 5, regularizers: {} };
     expect((await train(setting, true)).launches).toBe(3 * (5 - 1));
   });
 
-  it('takes batches for one shape whatever their sequences begin with alike', async () => {
+  it('treats batches as one shape whatever beginning their sequences share', async () => {
     const [first] = kOneShape as [Batch];
     const half = first.inputIds.length / 2;
     const batches = [1, 2, 3].map((alike) => {
@@ -188,7 +188,7 @@ describe.skipIf(!kRecords)('training by graphs', () => {
     expect((await train({ ...setting, regularizers: {} }, true)).launches).toBe(3 * (3 - 1));
   });
 
-  it('does without where no shape comes twice', async () => {
+  it('captures no forward or backward where no shape comes twice', async () => {
     const data = tinySource(
       [8, 10, 12].map(
         (rows) => tinyBatches({ count: 1, rows, vocabulary: kVocabulary })[0] as Batch,
@@ -208,7 +208,7 @@ describe.skipIf(!kRecords)('training by graphs', () => {
     expectSame(found, await train(setting, false));
   });
 
-  it('holds the same memory from some step on, and none in the end', async () => {
+  it('keeps its memory constant from some step on, and frees it in the end', async () => {
     await collectGarbage();
     const start = memoryStats({ device: 'cuda' });
     const tuned = await tunedModel({});
@@ -233,7 +233,7 @@ describe.skipIf(!kRecords)('training by graphs', () => {
     expect(end.liveBytes).toBeLessThanOrEqual(start.liveBytes);
   });
 
-  it('goes on after a stop in the middle of a window, and after modes that see each op', async () => {
+  it('can be resumed after a stop within a window, and interrupted by profiling', async () => {
     const folder = mkdtempSync(join(tmpdir(), 'balora-train-graphs-'));
     try {
       const expected = await train({ maxSteps: 6, regularizers: {} }, false);
@@ -246,7 +246,7 @@ describe.skipIf(!kRecords)('training by graphs', () => {
       };
       const tuned = await tunedModel(setting);
       const records: StepRecord[] = [];
-      // The last window that is read is left after its first micro-batch, when the run waits for the device.
+      // The run stops within the last window, after its first micro-batch, while it waits for the device.
       const data = stoppingSource(batches(), 10, () => setImmediate(() => stop.abort()));
       const options = { ...optionsOf(tuned, setting, true), data, signal: stop.signal };
       for await (const event of new Trainer(options).run()) {
@@ -268,7 +268,7 @@ describe.skipIf(!kRecords)('training by graphs', () => {
     }
   });
 
-  it('an error in a launched graph ends the run, and the device goes on', async () => {
+  it('ends with an error in a launched graph, and the device stays usable', async () => {
     const tuned = await tunedModel({});
     const all = [...kOneShape, ...kOneShape];
     const bad = { ...(all[3] as Batch), targets: (all[3] as Batch).targets.slice() };
@@ -290,7 +290,7 @@ describe.skipIf(!kRecords)('training by graphs', () => {
     await synchronize();
   });
 
-  it('refuses what graphs cannot repeat', async () => {
+  it('is refused with options that graphs cannot repeat', async () => {
     const refused = async (setting: Setting, why: string): Promise<void> => {
       const tuned = await tunedModel(setting);
       expect(() => new Trainer(optionsOf(tuned, setting, true))).toThrow(`captureGraphs: ${why}`);
@@ -300,7 +300,7 @@ describe.skipIf(!kRecords)('training by graphs', () => {
     await refused({ adapter: { loraDropout: 0.1 } }, 'loraDropout > 0');
     await refused({ adapter: { useDora: true, initLoraWeights: true } }, 'useDora');
     await refused({ full: true, dtype: 'bf16' }, 'model.embed_tokens.weight is trained through');
-    await refused({ loss: ({ hidden }) => ({ loss: hidden }) }, "a loss of one's own");
+    await refused({ loss: ({ hidden }) => ({ loss: hidden }) }, 'a custom loss');
   });
 });
 

@@ -1,7 +1,7 @@
-// The whole of fine-tuning on a device against the CPU, on the golden tiny LLaMA: loading, a fresh adapter out of the SVD,
-// BA-LoRA steps, evaluation, an adapter folder out and in, merging, checkpoints. The default device stays the CPU, so that a
-// tensor which is not made where its model lives is found out. On the pretended device (test/fake_device) the numbers are
-// the CPU's bit for bit; elsewhere they agree to the rounding of f32 sums.
+// Fine-tuning on a device against the CPU, from loading to merging, on the golden tiny LLaMA: a fresh adapter from the SVD, BA-LoRA
+// steps, evaluation, adapter folders, merging, checkpoints. The default device stays the CPU, so that a tensor that is not created
+// on the device of its model is an error. On the fake device (test/fake_device) the numbers equal the CPU's bit for bit; elsewhere
+// they agree up to the rounding of f32 sums.
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -50,7 +50,7 @@ function expectSame(found: ArrayLike<number>, expected: ArrayLike<number>, what:
   for (let i = 0; i < expected.length; i++) {
     scale = Math.max(scale, Math.abs(expected[i] as number));
     const error = Math.abs((found[i] as number) - (expected[i] as number));
-    if (!(error <= worst)) worst = error; // a NaN wins
+    if (!(error <= worst)) worst = error; // NaN counts as the worst
   }
   expect(worst, `${what} (largest value ${scale})`).toBeLessThanOrEqual(
     kExact ? 0 : kRelative * scale,
@@ -61,16 +61,16 @@ function expectSameTensors(found: Record<string, Tensor>, expected: Record<strin
   expect(Object.keys(found)).toEqual(Object.keys(expected));
   for (const [name, t] of Object.entries(expected)) {
     expect(found[name]?.device).toBe('cuda:0');
-    const turned = kExact ? null : turnedPair(name, found, expected);
-    expectSame(turned ?? values(found[name] as Tensor), values(t), name);
+    const signed = kExact ? null : withExpectedSigns(name, found, expected);
+    expectSame(signed ?? values(found[name] as Tensor), values(t), name);
   }
 }
 
 /**
- * A pair out of an SVD is the same with row r of A and column r of B negated, and which of the two signs comes out is the
- * solver's affair. Gives the tensor with the signs under which its A looks like the expected A; null for other tensors.
+ * The tensor with the signs of the expected one; null where it belongs to no pair. The product of a pair from an SVD is the same
+ * with row r of A and column r of B negated, and the solver is free to choose the sign.
  */
-function turnedPair(
+function withExpectedSigns(
   name: string,
   found: Record<string, Tensor>,
   expected: Record<string, Tensor>,
@@ -109,7 +109,7 @@ async function train(tuned: TunedModel, more: Partial<TrainerOptions> = {}): Pro
   return found;
 }
 
-/** The loss of docs/how-to-add-a-loss.md. */
+/** A loss of the user's own, from docs/how-to-add-a-loss.md. */
 function ownLoss(context: LossContext): LossResult {
   const { hidden, headWeight, teacherHidden, teacherHeadWeight, logitSoftcap, batch } = context;
   const head = { softcap: logitSoftcap ?? 0 };
@@ -153,7 +153,7 @@ describe.skipIf(kReason !== null)('fine-tuning on a device', () => {
   const adapted = async (device: string) =>
     AdapterModel.create(await load(device), { r: 4, initLoraWeights: 'pissa' });
 
-  it('BA-LoRA: steps, evaluation, folders out and in, merging', async () => {
+  it('BA-LoRA: steps, evaluation, adapter folders, merging', async () => {
     const host = await adapted('cpu');
     const tuned = await adapted('cuda');
     expect(tuned.model.device).toBe('cuda:0');
@@ -169,7 +169,7 @@ describe.skipIf(kReason !== null)('fine-tuning on a device', () => {
     await tuned.savePretrained(join(folder, 'adapter'), { form: 'lora' });
     const again = await AdapterModel.fromPretrained(await load('cuda'), join(folder, 'adapter'));
     const batch = batches()[0] as ReturnType<typeof batches>[0];
-    // Saved with twice the rank instead of a difference: another order of summation.
+    // The saved adapter has twice the rank instead of a difference, and therefore another order of summation.
     expectClose(again.model.forward(batch), values(tuned.model.forward(batch)), 1e-5);
     await saveMerged(tuned, join(folder, 'merged'));
     await saveMerged(host, join(folder, 'merged-host'));
@@ -181,9 +181,8 @@ describe.skipIf(kReason !== null)('fine-tuning on a device', () => {
     expectSameTensors(weights(merged), weights(mergedHost));
   });
 
-  // In bf16 a GPU computes the pair by its change from where it started. Twice what bf16 costs the CPU against f32 is what it
-  // may cost there.
-  it('a PiSSA pair in bf16: nothing before the first step, then the way of the CPU', async () => {
+  // In bf16 a GPU computes the change of a PiSSA pair from its initial values. Its error against f32 may be twice the CPU's.
+  it('a PiSSA pair in bf16: no change before the first step, then the error of the CPU', async () => {
     const run = async (device: string, dtype: 'f32' | 'bf16') => {
       const tuned = await AdapterModel.create(await load(device, dtype), {
         r: 4,
@@ -197,7 +196,7 @@ describe.skipIf(kReason !== null)('fine-tuning on a device', () => {
       await run('cpu', 'f32'),
     ];
     expect(found[0]?.consistency).toBe(0);
-    // Root mean square over the steps' figures, each as a share of its largest.
+    // Root mean square error over the figures of all steps, each relative to its largest value.
     const off = (records: readonly StepRecord[]): number => {
       const keys = ['loss', 'consistency', 'diversity', 'svd', 'gradNorm'] as const;
       const squares = keys.flatMap((key) => {
@@ -210,7 +209,7 @@ describe.skipIf(kReason !== null)('fine-tuning on a device', () => {
     expect(off(found)).toBeLessThanOrEqual(2 * off(expected));
   });
 
-  it('goes on from a checkpoint, bit for bit', async () => {
+  it('is resumed from a checkpoint bit for bit', async () => {
     const settings = { maxSteps: 3, saveSteps: 1 };
     const straight = await adapted('cuda');
     const whole = await train(straight, { ...settings, output: join(folder, 'straight') });
@@ -272,7 +271,7 @@ describe.skipIf(kReason !== null)('fine-tuning on a device', () => {
       expectSameTensors(found.tuned.state(), expected.tuned.state());
     });
 
-    it('a classifier, its head warmed up', async () => {
+    it('a classifier with a warm-up of the head', async () => {
       const run = async (device: string) => {
         const model = await AutoModelForSequenceClassification.fromPretrained(
           fixturePath('architectures/bert/model'),
@@ -328,14 +327,14 @@ describe.skipIf(kReason !== null)('fine-tuning on a device', () => {
       expect(refused.err).toContain('device "tpu" is not known (known: cpu, cuda');
     });
 
-    it('everything that was made there can be freed', async () => {
+    it('frees all memory of the device', async () => {
       const start = memoryStats({ device: 'cuda' }).liveBytes;
       const tuned = await adapted('cuda');
       await train(tuned);
       tuned.dispose();
       tuned.model.dispose();
       await synchronize();
-      // A run leaves nothing of its own; what the collector has not taken yet of earlier tests may go in between.
+      // A run leaves no tensors. The bound may be undercut, since tensors of earlier tests may be collected meanwhile.
       expect(memoryStats({ device: 'cuda' }).liveBytes).toBeLessThanOrEqual(start);
     });
   });

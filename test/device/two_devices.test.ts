@@ -1,5 +1,5 @@
-// Two engines in one environment, the second over the pretended device of test/fake_device: where tensors are made, copies
-// both ways, refusals of mixed operands, settings and statistics of each, and how failures surface.
+// Two engines in one environment, the second on the fake device of test/fake_device: where tensors are created, copies both ways,
+// errors of mixed operands, settings and statistics of each, and how failures surface.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -61,8 +61,8 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
   afterAll(() => rmSync(folder, { recursive: true }));
   afterEach(() => setVariable('BALORA_FAKE_FAULT', undefined));
 
-  describe('where tensors are made', () => {
-    it('by the option, for every op that makes one', () => {
+  describe('tensors are created on the device', () => {
+    it('of the option, for every op that creates one', () => {
       const made = [
         zeros([2], kCuda),
         tensor([1, 2], kCuda),
@@ -77,7 +77,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
       expect(zeros([2]).device).toBe('cpu');
     });
 
-    it('by the default, and by withDevice inside its body only', () => {
+    it('of the default, or of withDevice inside its body', () => {
       expect(setDefaultDevice('cuda')).toBe('cpu');
       try {
         expect(zeros([1]).device).toBe('cuda:0');
@@ -95,7 +95,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
       expect(zeros([1]).device).toBe('cpu');
     });
 
-    it('results and numbers beside a tensor are on its device', () => {
+    it('of the operands, for results and for numbers beside tensors', () => {
       const x = tensor([1, -2], kCuda);
       expect(add(x, 1).device).toBe('cuda:0');
       const positive = where(greater(x, 0), x, 0);
@@ -103,14 +103,14 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
       expect(values(positive)).toEqual([1, 0]);
     });
 
-    it('random values are those of the CPU', () => {
+    it('with the same random values as on the CPU', () => {
       const options = { seed: 5, stream: 2 };
       expect(values(rand([9], { ...options, ...kCuda }))).toEqual(values(rand([9], options)));
     });
   });
 
   describe('to()', () => {
-    it('copies both ways and knows where a tensor is already', async () => {
+    it('copies both ways, and returns a tensor that is there already', async () => {
       const x = tensor([
         [1, 2, 3],
         [4, 5, 6],
@@ -125,7 +125,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
       expect(zeros([0, 3]).to('cuda').shape).toEqual([0, 3]);
     });
 
-    it('the gradient goes the way back, also through a strided view', () => {
+    it('copies the gradient back, also through a strided view', () => {
       const x = tensor(
         [
           [1, 2],
@@ -149,7 +149,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
       expect(values(w.grad as Tensor)).toEqual([6, 6, 14, 14]);
     });
 
-    it('reads the source in its own order: a later write does not show', () => {
+    it('copies the value at the call: a later write to the source has no effect', () => {
       const x = tensor([1, 2]);
       const early = x.to('cuda');
       noGrad(() => add_(x, tensor([10, 10])));
@@ -158,7 +158,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
       expect(values(late)).toEqual([11, 12]);
     });
 
-    it('the source may be freed at once, and its memory used again', () => {
+    it('works where the source is freed at once and its memory reused', () => {
       const copies: Tensor[] = [];
       for (let i = 0; i < 200; i++) {
         const x = mul(rand([4096], { seed: 0 }), 0);
@@ -177,7 +177,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
 
   describe('operands on different devices', () => {
     const message = /on different devices \((cpu and cuda:0|cuda:0 and cpu)\); to\(\) copies/;
-    it('are refused by name before anything runs', () => {
+    it('are refused by an error that names them before anything runs', () => {
       const x = tensor([
         [1, 2],
         [3, 4],
@@ -214,7 +214,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
       expect(master.version).toBe(0);
     });
 
-    it('on the tape too', () => {
+    it('are refused as gradients, too', () => {
       const x = tensor([1, 2], { requiresGrad: true, ...kCuda });
       const y = mul(x, 2);
       expect(() => y.backward(tensor([1, 1]))).toThrow(message);
@@ -234,7 +234,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
     });
   });
 
-  it('a recomputed segment makes its tensors where the forward made them', () => {
+  it('a checkpointed segment is recomputed on the device of its forward', () => {
     const x = withDevice('cuda', () => tensor([1, 2], { requiresGrad: true }));
     const segment = (a: Tensor) => mul(a, tensor([3, 4]));
     const y = withDevice('cuda', () => checkpoint(segment, [x]));
@@ -243,9 +243,9 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
   });
 
   describe('files', () => {
-    it('are read to a device, converted on the way, and written from any', async () => {
+    it('are read to a device with a conversion, and written from any device', async () => {
       const path = join(folder, 'mixed.safetensors');
-      const large = rand([3000, 1111], { seed: 3, dtype: 'bf16', ...kCuda }); // several stagings
+      const large = rand([3000, 1111], { seed: 3, dtype: 'bf16', ...kCuda }); // larger than the staging buffers
       const small = tensor([1, 2, 3]);
       await saveSafetensors(path, { large, small, empty: zeros([0, 2], kCuda) });
       const { tensors } = await loadSafetensors(path, { dtype: 'f32', ...kCuda });
@@ -258,7 +258,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
       file.close();
     });
 
-    it('NaN is found on the way', async () => {
+    it('are checked for NaN while they are read', async () => {
       const path = join(folder, 'nan.safetensors');
       const values = new Float32Array(3_000_000);
       values[2_500_000] = Number.NaN;
@@ -268,7 +268,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
       );
     });
 
-    it('a failure on the device keeps the file from appearing', async () => {
+    it('are not created where an op on the device failed', async () => {
       const path = join(folder, 'failed.safetensors');
       await collectGarbage();
       setMemoryLimit(memoryStats(kCuda).liveBytes + 1000, kCuda);
@@ -280,7 +280,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
   });
 
   describe('failures', () => {
-    it('of the device surface at the next sync, once, with the kernel', async () => {
+    it('of the device surface once, at the next sync, with the name of the kernel', async () => {
       setVariable('BALORA_FAKE_FAULT', 'unary');
       const y = exp(tensor([1], kCuda));
       await expect(y.data()).rejects.toThrow(/^cuda:0: unary_kernel: a pretended fault$/);
@@ -316,7 +316,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
       await expect(synchronize()).rejects.toThrow();
     });
 
-    it('are told by their cause where a copy carries them over', async () => {
+    it('are reported with their cause where a copy depends on them', async () => {
       await collectGarbage();
       setMemoryLimit(memoryStats(kCuda).liveBytes + 1000, kCuda);
       const lost = add(zeros([10_000], kCuda), 1).to('cpu');
@@ -351,7 +351,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
       expect(memoryStats(kCuda).byTag.mine).toBe(0);
     });
 
-    it('a loop of equal steps asks the device for no memory', async () => {
+    it('a loop of equal steps allocates no device memory', async () => {
       const step = async () => {
         scope(() => {
           const x = rand([512, 300], { seed: 1, ...kCuda });
@@ -367,7 +367,7 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
       expect(after.cachedBytes).toBe(before.cachedBytes);
     });
 
-    it('times say which device, and every mode can be set for all', async () => {
+    it('opTimes() names the device, and modes are set for all devices', async () => {
       expect(setProfiling(true)).toBe(false);
       withPhase('both', () => {
         exp(tensor([1]));

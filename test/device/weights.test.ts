@@ -1,5 +1,6 @@
-// Weights of a file on a device with memory of its own: they go through a few pinned buffers, piece by piece, on the pretended
-// device through one in ordinary memory. Tensors larger than all buffers, beside pieces' ends, converted, damaged.
+// Loading weights to a device with memory of its own. They are staged in chunks through a few pinned buffers, on the fake device
+// through one buffer in ordinary memory. Tested are tensors larger than all buffers, sizes around a
+// chunk's end, conversions, and NaN.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -11,8 +12,8 @@ import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
 
 const kPlugin = process.env.BALORA_CUDA_PLUGIN;
-const kPieceElements = 2 ** 20; // f32 of 4 MiB
-const kSizes = [1, kPieceElements - 1, kPieceElements, 5 * kPieceElements + 3];
+const kChunkElements = 2 ** 20; // 4 MiB of f32
+const kSizes = [1, kChunkElements - 1, kChunkElements, 5 * kChunkElements + 3];
 
 describe.skipIf(kPlugin === undefined && kNoFake !== null)('weights of a file', () => {
   const folder = mkdtempSync(join(tmpdir(), 'balora-device-weights-'));
@@ -33,14 +34,14 @@ describe.skipIf(kPlugin === undefined && kNoFake !== null)('weights of a file', 
   });
 
   for (const dtype of ['f32', 'bf16', 'f64'] as const) {
-    it(`arrive as they are in ${dtype}, two files at once, on two devices where there are two`, async () => {
+    it(`arrive unchanged in ${dtype}, two files at once, on two devices where there are two`, async () => {
       const [first, second] = await Promise.all(
         ['cuda', secondDevice()].map((device) => loadSafetensors(path, { device, dtype })),
       );
       for (const n of kSizes) {
         for (const loaded of [first, second]) {
           const t = loaded?.tensors[`t${n}`] as Tensor;
-          // A device's own conversion to f32 would run a kernel on five million elements.
+          // The conversion to f32 runs on the CPU, since the emulated device is slow on five million elements.
           const home = t.to('cpu');
           expect(Buffer.compare(bytes(await home.to('f32').data()), bytes(exact(n)))).toBe(0);
           home.dispose();
@@ -50,8 +51,8 @@ describe.skipIf(kPlugin === undefined && kNoFake !== null)('weights of a file', 
     });
   }
 
-  it('are not taken where the last piece is damaged, and the next file is', async () => {
-    const n = 4 * kPieceElements + 7;
+  it('with a NaN in the last chunk are refused, and the next file is loaded', async () => {
+    const n = 4 * kChunkElements + 7;
     const values = exact(n);
     values[n - 1] = Number.NaN;
     const damaged = join(folder, 'damaged.safetensors');

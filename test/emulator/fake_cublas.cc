@@ -200,6 +200,10 @@ double factor(const void* value, cublasComputeType_t compute) {
 }
 
 cublasStatus_t cublasCreate_v2(cublasHandle_t* handle) {
+  constexpr size_t kOwn = 4 << 20;  // bytes that cuBLAS takes for itself
+  size_t free = 0, total = 0;
+  if (cudaMemGetInfo(&free, &total) != cudaSuccess || free < kOwn)
+    return CUBLAS_STATUS_ALLOC_FAILED;
   *handle = new cublasContext();
   return CUBLAS_STATUS_SUCCESS;
 }
@@ -223,6 +227,8 @@ const char* cublasGetStatusString(cublasStatus_t status) {
   switch (static_cast<int>(status)) {
     case CUBLAS_STATUS_NOT_INITIALIZED:
       return "the library was not initialized";
+    case CUBLAS_STATUS_ALLOC_FAILED:
+      return "resource allocation failed";
     case CUBLAS_STATUS_INVALID_VALUE:
       return "an invalid value";
     case CUBLAS_STATUS_NOT_SUPPORTED:

@@ -7,7 +7,7 @@ import { copy_, linear, randn, singularValues } from '../../lib/ops/index.ts';
 import { noGrad, scope, tensor } from '../../lib/tensor.ts';
 import { TinyModel, tinyBatches } from '../support/tiny_model.ts';
 
-/** Logits (N,V) in f64. */
+/** The logits (N,V) of a model in f64. */
 function logitsOf(model: TinyModel, batch: Batch): Float64Array {
   return scope(() =>
     noGrad(() => {
@@ -77,7 +77,7 @@ it('agrees with the definitions, over batches and by example', async () => {
   expect(found.entropy).toBeCloseTo(entropy / rows, 5);
   const logits = tensor(Float64Array.from(supervised), { shape: [rows, width] });
   const sigma = singularValues(logits).dataSync() as Float64Array;
-  // exp of the entropy of sigma / sum sigma, written out.
+  // The effective rank is exp of the entropy of sigma / sum(sigma).
   const total = sigma.reduce((sum, value) => sum + value, 0);
   const shares = Array.from(sigma, (value) => value / total).filter((share) => share > 0);
   const expectedRank = Math.exp(-shares.reduce((sum, p) => sum + p * Math.log(p), 0));
@@ -91,13 +91,13 @@ it('agrees with the definitions, over batches and by example', async () => {
   });
 });
 
-it('finds a KL of 0 for a fresh adapter, and none without a teacher', async () => {
+it('reports a KL of 0 for a fresh adapter, and null without a teacher', async () => {
   const fresh = await AdapterModel.create(new TinyModel(), { r: 2 });
   expect((await evaluate(fresh, tinyBatches({ count: 1 }))).kl).toBe(0);
   expect((await evaluate(new FullModel(new TinyModel()), tinyBatches({ count: 1 }))).kl).toBeNull();
 });
 
-it('says so when nothing is supervised, and stops at a signal', async () => {
+it('fails where nothing is supervised, and stops at an abort', async () => {
   const tuned = await AdapterModel.create(new TinyModel(), { r: 2 });
   const [batch] = tinyBatches({ count: 1 }) as [Batch];
   const none = { ...batch, targets: new Int32Array(batch.targets.length).fill(-100) };

@@ -1,4 +1,4 @@
-// Metrics and answers against scikit-learn's, scipy's and hand-written cases (../fixtures/metrics).
+// Metrics against scikit-learn and scipy, and extraction of answers against hand-written cases (../fixtures/metrics).
 import { describe, expect, it } from 'vitest';
 import {
   gsm8kAnswer,
@@ -61,8 +61,8 @@ describe('regression', () => {
   });
 });
 
-describe('several labels an example', () => {
-  it('counts decisions, examples and classes', () => {
+describe('multi-label metrics', () => {
+  it('count decisions, examples and classes', () => {
     const labels = [1, 0, 1, 0, 1, 1];
     const predictions = [1, 0, 0, 0, 1, 1];
     expect(multiLabelMetrics(labels, predictions, 3)).toEqual({
@@ -80,11 +80,17 @@ describe('several labels an example', () => {
 
 describe('bad arguments', () => {
   it.each([
-    [() => classificationMetrics([0, 1], [0], 2), /2 labels and 1 predictions/],
-    [() => classificationMetrics([], [], 2), /0 labels and 0 predictions/],
-    [() => confusionMatrix([0, 2], [0, 1], 2), /example 1 has label 2 and prediction 1, of 2/],
+    [() => classificationMetrics([0, 1], [0], 2), /as many labels as predictions, .* got 2 and 1/],
+    [() => classificationMetrics([], [], 2), /at least one, got 0 and 0/],
+    [
+      () => confusionMatrix([0, 2], [0, 1], 2),
+      /example 1 has label 2 and prediction 1; both must be class ids from 0 to 1/,
+    ],
     [() => confusionMatrix([0, 1], [0, -1], 2), /prediction -1/],
-    [() => multiLabelMetrics([0, 1, 1], [0, 1, 1], 2), /3 values are no rows of 2 labels/],
+    [
+      () => multiLabelMetrics([0, 1, 1], [0, 1, 1], 2),
+      /must be a multiple of 2 \(numLabels\), got 3/,
+    ],
   ])('%#', (make, message) => {
     expect(make).toThrow(message);
   });
@@ -109,7 +115,7 @@ describe('answers', () => {
     expect(mathAnswer(output)).toBe(extracted);
     expect(mathCorrect(output, gold)).toBe(correct);
   });
-  it('numbers are compared digit by digit', () => {
+  it('compare numbers digit by digit', () => {
     expect(gsm8kCorrect('#### 9007199254740993', '9007199254740993')).toBe(true);
     expect(gsm8kCorrect('The answer is: 9007199254740992', '9007199254740993')).toBe(false);
     expect(gsm8kCorrect('The answer is: 007.50', '7.5')).toBe(true);

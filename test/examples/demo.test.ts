@@ -1,5 +1,5 @@
-// The demo as `npm run demo` runs it, with a few steps: it ends well, its table has a row a method, and each left its adapter;
-// also on a model of the user's. And the script that made its checkpoint, which gives the same bytes again.
+// The demo as `npm run demo` runs it, with a few steps: it succeeds, its table has a row per method, and each method leaves its
+// adapter, also with a model of the user's. The script that made the demo's checkpoint makes the same bytes again.
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -9,7 +9,7 @@ import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 
 const kMethods = ['lora', 'pissa', 'balora'];
 
-/** The label and numbers of each line of a table. */
+/** The label and the numbers in each line of a table. */
 const tableOf = ({ stdout }: ChildResult): string[][] =>
   stdout.split('\n').map((line) => line.trim().split(/ {2,}/));
 
@@ -27,7 +27,7 @@ beforeAll(async () => {
 
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-it('ends well and prints a row of numbers for each method', () => {
+it('succeeds and prints a row of numbers for each method', () => {
   expect(result, result.stderr).toMatchObject({ code: 0, stopped: null });
   const rows = tableOf(result);
   const row = (label: string): string[] => rows.find(([first]) => first === label) ?? [];
@@ -41,7 +41,7 @@ it('ends well and prints a row of numbers for each method', () => {
   ]);
   const before = Number(row('before')[1]);
   expect(before).toBeGreaterThan(1);
-  expect(before).toBeLessThan(Math.log(4096)); // better than a guess: the checkpoint has learned
+  expect(before).toBeLessThan(Math.log(4096)); // the checkpoint is better than a uniform guess
   for (const label of ['LoRA', 'PiSSA', 'BA-LoRA']) {
     const [, loss, drift, entropy, rank, time, memory] = row(label);
     expect(Math.abs(Number(loss) - before), label).toBeLessThan(0.5);
@@ -55,7 +55,7 @@ it('ends well and prints a row of numbers for each method', () => {
 
 it.each(kMethods)('leaves the adapter of %s, and a record of each step', (method) => {
   const read = (name: string): string => readFileSync(join(folder, method, name), 'utf8');
-  // Of PiSSA and BA-LoRA the export is a LoRA of twice the rank on the untouched base.
+  // PiSSA and BA-LoRA are exported as a LoRA of twice the rank for the unchanged base.
   const expected = { peft_type: 'LORA', r: method === 'lora' ? 8 : 16 };
   expect(JSON.parse(read('adapter_config.json'))).toMatchObject(expected);
   expect(existsSync(join(folder, method, 'adapter_model.safetensors'))).toBe(true);
@@ -63,7 +63,7 @@ it.each(kMethods)('leaves the adapter of %s, and a record of each step', (method
   expect(steps.map((line) => JSON.parse(line).step)).toEqual([1, 2]);
 });
 
-it('fine-tunes a model of the user by --model', async () => {
+it('fine-tunes the model given with --model', async () => {
   const model = join(folder, 'model');
   await writeTinyCheckpoint(model);
   const output = join(folder, 'of-model');
@@ -85,7 +85,14 @@ it('fine-tunes a model of the user by --model', async () => {
   }
 }, 180_000);
 
-it('has a checkpoint that its script makes again, byte for byte', async () => {
+it('names an unknown option, with the usage', async () => {
+  const args = ['--stepz', '2', '--output', join(folder, 'none')];
+  const { code, stderr } = await runProgram('examples/demo/demo.mjs', { args });
+  expect(stderr).toMatch(/^error: .*--stepz.*\nusage: npm run demo -- \[--model \.\.\.\] .*\n$/);
+  expect(code).toBe(2);
+}, 60_000);
+
+it('has a checkpoint that its script reproduces byte for byte', async () => {
   const make = async (name: string): Promise<Map<string, Buffer>> => {
     const out = join(folder, name);
     const made = await runProgram('examples/demo/make_checkpoint.mjs', {
@@ -101,7 +108,7 @@ it('has a checkpoint that its script makes again, byte for byte', async () => {
   expect([...first.keys()].sort()).toEqual(readdirSync(committed).sort());
   for (const [file, bytes] of first) {
     expect(bytes.equals(second.get(file) as Buffer), file).toBe(true);
-    // The weights of three steps are others; what describes them is not.
+    // After three steps only the weights differ from the committed files.
     const same = bytes.equals(readFileSync(join(committed, file)));
     expect(same, file).toBe(file !== 'model.safetensors');
   }

@@ -1,5 +1,5 @@
-// The scripts of examples/ as a reader starts them, one after the other on the small model: each ends well, and what it prints
-// and leaves holds together.
+// The scripts of examples/ as a reader runs them, one after the other on the small model: each succeeds, and its output and files
+// are consistent.
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -19,7 +19,7 @@ async function example(name: string, ...args: string[]): Promise<string> {
   return result.stdout;
 }
 
-/** Every number that stands behind a label. */
+/** Every number after a label in a text. */
 const numbersAfter = (label: string, text: string): number[] =>
   [...text.matchAll(new RegExp(`${label} ([-\\d.e]+)`, 'g'))].map(([, number]) => Number(number));
 
@@ -34,7 +34,7 @@ it('are all run here', () => {
   expect(readdirSync('examples').filter((name) => name.endsWith('.mjs'))).toEqual(kCopied);
 });
 
-it('train: learns its rows, evaluates on the way and leaves an adapter', () => {
+it('train: learns its rows, evaluates during the run and writes an adapter', () => {
   const losses = numbersAfter('step \\d+: loss', trained);
   expect(losses).toHaveLength(20);
   expect(losses.at(-1)).toBeLessThan(0.8 * (losses[0] as number));
@@ -45,7 +45,7 @@ it('train: learns its rows, evaluates on the way and leaves an adapter', () => {
 });
 
 it(
-  'evaluate and merge: the merged model is the tuned one',
+  'evaluate and merge: the merged model gives the numbers of the adapter',
   async () => {
     const tuned = await example('evaluate', at('adapter'));
     const [loss = 0, ...examples] = numbersAfter('loss', tuned);
@@ -68,7 +68,7 @@ it(
 );
 
 it(
-  'classifier: tells its rows apart and leaves adapter and head',
+  'classifier: learns its rows and writes adapter and head',
   async () => {
     const text = await example('classifier', at('classifier'));
     expect(numbersAfter('accuracy', text)).toEqual([1]);
@@ -78,7 +78,7 @@ it(
 );
 
 it(
-  'custom_loss: trains by the loss that it writes',
+  'custom_loss: trains with the loss that it defines',
   async () => {
     const text = await example('custom_loss', at('smoothed'));
     const losses = numbersAfter('step \\d+: loss', text);

@@ -1,4 +1,4 @@
-/** PEFT adapters on tiny checkpoints, every variant: logits, loss, gradients, merged weights, and what is written back. */
+/** PEFT adapters of every variant on tiny checkpoints: logits, loss, gradients, merged weights, and the adapter written again. */
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -51,7 +51,7 @@ describe.each(families)('PEFT adapters on %s', (family) => {
       await AutoModelForCausalLM.fromPretrained(path('model'), { dtype: 'f32' }),
       path(name),
     );
-  /** Gradients after a window, beside the golden ones. */
+  /** The gradients after a window, with the golden ones. */
   const gradients = (tuned: AdapterModel, expected: Map<string, GoldenArray>) => {
     const found = new Map(tuned.parameters().map(({ name: key, tensor }) => [key, tensor.grad]));
     return [...expected].flatMap(([key, { data }]) => {
@@ -86,9 +86,9 @@ describe.each(families)('PEFT adapters on %s', (family) => {
     tuned.model.dispose();
   });
 
-  // The bands of tiny models; but an adapter has few gradients, and those of q and k are small differences of large numbers.
-  // So gradients have three times what rounding the weights alone costs where that is more: a layer rounds activations two
-  // or three times as often as weights. Measured .8 to 2.4 times.
+  // The bounds are those of tiny models. An adapter has few gradients, and those of q and k are small differences of large numbers.
+  // For gradients the bound is therefore at least three times the error that rounding only the weights causes, since a layer rounds
+  // activations two or three times as often as weights. Measured: .8 to 2.4 times.
   it.each(adapters)('%s: logits and gradients in bf16', async (name) => {
     const expected = goldenArrays(path(`expected-${name}.safetensors`));
     const errors = async (dtype: 'f32' | 'bf16') => {
@@ -112,7 +112,7 @@ describe.each(families)('PEFT adapters on %s', (family) => {
     expect(bf16.gradients).toBeLessThan(Math.max(kBf16Band.gradients, 3 * rounded.gradients));
   });
 
-  it.each(adapters)('%s: written and read again, the same tensors', async (name) => {
+  it.each(adapters)('%s: the same tensors after writing and reading', async (name) => {
     const tuned = await load(name);
     const out = join(folder, `${family}-${name}`);
     await tuned.savePretrained(out);
@@ -125,7 +125,7 @@ describe.each(families)('PEFT adapters on %s', (family) => {
         string,
         unknown
       >;
-    // PEFT writes targets in the order of a set, which is none.
+    // PEFT writes the targets in the order of a Python set, which is arbitrary.
     const { target_modules: _, ...was } = config(path(name));
     const { target_modules: __, ...is } = config(out);
     expect(is).toEqual(was);
@@ -136,7 +136,7 @@ describe.each(families)('PEFT adapters on %s', (family) => {
     tuned.model.dispose();
   });
 
-  it.each(adapters)('%s merged', async (name, fact) => {
+  it.each(adapters)('%s: merged weights and their logits', async (name, fact) => {
     const tuned = await load(name);
     const out = join(folder, `${family}-${name}-merged`);
     if (fact.merge_refused !== undefined) {
@@ -169,13 +169,13 @@ describe.each(families)('PEFT adapters on %s', (family) => {
   });
 });
 
-/** Largest |logit - expected| over the real rows. */
+/** Largest |logit - expected| over the rows that are no padding. */
 function logitError(model: CausalLM, padded: PaddedBatch, expected: GoldenArray): number {
   const [found, wanted] = realRows(model, padded, expected);
   return found.reduce((worst, v, i) => Math.max(worst, Math.abs(v - (wanted[i] as number))), 0);
 }
 
-/** The logits of the real rows, and the expected ones. */
+/** The logits of the rows that are no padding, and the expected ones. */
 function realRows(
   model: CausalLM,
   { batch, real }: PaddedBatch,

@@ -1,4 +1,4 @@
-/** PEFT adapters with a trained head on tiny classifiers: logits, gradients, what is written back, merged weights. */
+/** PEFT adapters with a trained head on tiny classifiers: logits, gradients, the adapter written again, merged weights. */
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -59,7 +59,7 @@ describe.each(kFamilies)('PEFT adapters on %s', (name) => {
       join(path, 'adapter'),
     );
 
-  it('gives logits, loss and gradients, of the head too', async () => {
+  it('give the logits, loss and gradients, including those of the head', async () => {
     const golden = await readClassifierGolden(name);
     const tuned = await load();
     expect(tuned.modules).toHaveLength(facts.num_adapted_modules);
@@ -85,14 +85,14 @@ describe.each(kFamilies)('PEFT adapters on %s', (name) => {
       expect(error, key).toBeLessThanOrEqual(facts.tolerance.grad_abs_over_max_abs);
     }
     expect(heads).toBeGreaterThan(0);
-    // Switched off it is the base, head and all.
+    // With the adapter disabled the model is the base, including its head.
     const base = await Auto.fromPretrained(join(path, 'model'));
     expect(tuned.withTeacher((teacher) => logitsOf(teacher, golden))).toEqual(
       logitsOf(base, golden),
     );
   });
 
-  it('is written as PEFT wrote it, and merged it gives the same logits', async () => {
+  it('are written as PEFT wrote them, and give the same logits when merged', async () => {
     const golden = await readClassifierGolden(name);
     const tuned = await load();
     const out = join(folder, name);
@@ -101,7 +101,7 @@ describe.each(kFamilies)('PEFT adapters on %s', (name) => {
     const after = goldenArrays(join(out, 'adapter_model.safetensors'));
     expect([...after.keys()].sort()).toEqual([...before.keys()].sort());
     for (const [key, array] of before) expect(after.get(key), key).toEqual(array);
-    // PEFT writes targets in the order of a set, which is none.
+    // PEFT writes the targets in the order of a Python set, which is arbitrary.
     const { target_modules: targets, ...was } = configIn(join(path, 'adapter'));
     const { target_modules: written, ...is } = configIn(out);
     expect(is).toEqual(was);
@@ -115,7 +115,7 @@ describe.each(kFamilies)('PEFT adapters on %s', (name) => {
     );
   });
 
-  it('a fresh one trains the whole head, and lists it as PEFT does', async () => {
+  it('train the whole head when fresh, and list it as PEFT does', async () => {
     const model = await Auto.fromPretrained(join(path, 'model'));
     const tuned = await AdapterModel.create(model, { r: 2 });
     const head = (tuned.saved?.parameters ?? []).map(({ name: key }) => key).sort();

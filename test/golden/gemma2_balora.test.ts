@@ -1,4 +1,4 @@
-/** A BA-LoRA step on Gemma 2, whose logits are soft-capped: the trainer's fused losses against the plain ones. */
+/** A BA-LoRA step on Gemma 2, whose logits are soft-capped: the fused losses of the trainer against the plain ones. */
 import { describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { baLoraPlainLoss, headLogits } from '../../lib/losses/plain.ts';
@@ -13,11 +13,11 @@ import { goldenBatch, windowOf } from '../support/golden_batch.ts';
 const kFolder = fixturePath('architectures/gemma2');
 const kWeights = { consistency: 0.3, diversity: 0.1, svd: 0.2 };
 const kOptions = { temperature: 2, entropyTopK: 20, svdTopK: 5 };
-/** The golden gradients' own band (grad_abs_over_max_abs of expected.json). */
+/** The tolerance of the golden gradients (grad_abs_over_max_abs of expected.json). */
 const kTolerance = 5e-5;
 
 describe('BA-LoRA on gemma2', () => {
-  it('has the terms and gradients of the plain losses, caps in scores and logits included', async () => {
+  it('has the terms and gradients of the plain losses, with soft-caps on scores and logits', async () => {
     const model = await AutoModelForCausalLM.fromPretrained(`${kFolder}/model`);
     expect(model.head.softcap).toBe(5);
     const tuned = await AdapterModel.fromPretrained(model, `${kFolder}/adapter`);
@@ -65,7 +65,7 @@ describe('BA-LoRA on gemma2', () => {
     [taskLoss, consistency, diversity, svd, loss].forEach((value, i) => {
       expect(Math.abs((value as number) - (terms[i] as number))).toBeLessThan(1e-5);
     });
-    expect(terms[1]).toBeGreaterThan(0.1); // the adapter moves the model
+    expect(terms[1]).toBeGreaterThan(0.1); // the adapter changes the model's outputs
     for (const { name, tensor: parameter } of tuned.parameters()) {
       const want = parameter.grad?.dataSync() as Float32Array;
       expect(relativeError(gradients.get(name) as Float32Array, want), name).toBeLessThan(

@@ -1,4 +1,4 @@
-// The real encoder: all-MiniLM-L6-v2 against transformers on the same (widened float16) weights.
+// A real encoder, all-MiniLM-L6-v2, against transformers on the same weights (float16, widened).
 import { readFileSync } from 'node:fs';
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
@@ -17,8 +17,8 @@ import { describeShared, sharedPath } from '../support/shared.ts';
 const kModel = 'models/all-minilm-l6-v2';
 const kGolden = 'golden/nlu/nlu.safetensors';
 /**
- * Logits in f32 (absolute) and bf16 (of their largest) as the golden README has them; hidden states (of their largest) and
- * pooled ones have 10 times what torch's float32 was measured at.
+ * Tolerances of the golden README for logits in f32 (absolute) and bf16 (relative to the largest). Those of hidden states
+ * (relative to the largest) and of pooled states are 10 times the measured error of torch's float32.
  */
 const kTolerance = { logits: 1e-5, pooled: 8e-6, bf16: 3e-2, hidden: { f32: 2e-6, f64: 1e-9 } };
 
@@ -34,7 +34,7 @@ describeShared('MiniLM', [kModel, kGolden], () => {
     const model = await Auto.fromPretrained(sharedPath(kModel), { numLabels: 2, dtype });
     return model as BertForSequenceClassification;
   };
-  /** Rows of the first tokens. */
+  /** The rows of the first tokens. */
   const firstRows = (t: Tensor, cuSeqlens: Int32Array): number[] => {
     const [width, all] = [t.shape[1] as number, values(t)];
     return Array.from(cuSeqlens.slice(0, -1)).flatMap((row) =>
@@ -72,7 +72,7 @@ describeShared('MiniLM', [kModel, kGolden], () => {
       const count = want.length / 7;
       const largest = Math.max(...want.map(Math.abs));
       states.forEach((state, i) => {
-        const layer = Math.min(i, 6); // the last is forward's
+        const layer = Math.min(i, 6); // the last one is the result of forward
         const error = largestError(
           firstRows(state, batch.cuSeqlens),
           want.slice(layer * count, (layer + 1) * count),
@@ -82,7 +82,7 @@ describeShared('MiniLM', [kModel, kGolden], () => {
     },
   );
 
-  it('has no head of its own, and gives the pooled states and logits with the golden one', async () => {
+  it('has no head of its own, and gives the golden pooled states and logits with the golden head', async () => {
     const model = await load('f32');
     expect(model.newlyInitialized).toEqual(['classifier.weight', 'classifier.bias']);
     const batch = await batchOf();

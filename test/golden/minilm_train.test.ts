@@ -1,4 +1,4 @@
-// MiniLM as a classifier against peft and torch: losses and gradients of a batch, and a training run of 15 steps.
+// MiniLM as a classifier against PEFT and torch: losses and gradients of a batch, and a training run of 15 steps.
 import { readFileSync } from 'node:fs';
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
@@ -29,7 +29,9 @@ const kModel = 'models/all-minilm-l6-v2';
 const kTrain = 'data/sst2/train.tsv';
 const kGolden = 'golden/nlu';
 const kPrefix = 'base_model.model.';
-/** The golden README's: terms, gradients of a tensor's largest, total and norm of every step, final tensors. */
+/**
+ * Tolerances of the golden README: terms, gradients (relative to a tensor's largest), loss and norm of each step, final tensors.
+ */
 const kTolerance = { term: 2e-6, gradient: 5e-5, total: 1e-4, norm: 1e-3, final: 2e-2 };
 const kBf16 = {
   ...{ task: 4e-3, consistency: 1.7e-3, diversity: 3e-4, svd: 8e-3, loss: 3e-3 },
@@ -72,7 +74,7 @@ describeShared('MiniLM training', [kModel, kGolden, kTrain], () => {
   const array = (name: string) => golden.get(name) as GoldenArray;
   const floats = (name: string) => Float64Array.from(array(name).data as Float64Array, Number);
 
-  /** The model with the teacher's head as its own, and the adapter with the student's. */
+  /** The model with the head of the golden teacher, and an adapter with the head of the student. */
   async function load(dtype: 'f32' | 'bf16' = 'f32'): Promise<AdapterModel<SequenceClassifier>> {
     const model = await AutoModelForSequenceClassification.fromPretrained(sharedPath(kModel), {
       numLabels: 2,
@@ -86,11 +88,11 @@ describeShared('MiniLM training', [kModel, kGolden, kTrain], () => {
     return AdapterModel.fromPretrained(model, sharedPath(`${kGolden}/adapter`));
   }
   const tokenizer = Tokenizer.fromPretrained(sharedPath(kModel));
-  /** PEFT's key of a parameter or its gradient. */
+  /** PEFT's key for a parameter or its gradient. */
   const keyOf = (name: string) =>
     /\.lora_[AB]$/.test(name) ? `${kPrefix}${name}.weight` : `${kPrefix}${name}`;
 
-  /** The golden batch as data, and the terms of a step on it, gradients left in the parameters. */
+  /** The terms of a step on the golden batch; the gradients stay in the parameters. */
   async function stepOf(tuned: AdapterModel<SequenceClassifier>) {
     const rows = facts.texts.map((sentence, i) => ({ sentence, label: facts.labels[i] as number }));
     const data = await LabelledBatches.create(arrayRows(rows), await tokenizer, {
@@ -144,11 +146,12 @@ describeShared('MiniLM training', [kModel, kGolden, kTrain], () => {
     2 * kMinute,
   );
 
-  // torch's own bf16 leaves the logits, whose largest is 1.0, off by 1.4e-2; the terms are means over 8 examples of what moves no
-  // faster than the logits, so errors of some thousandths are to be expected. Measured on one CPU: 1.2e-3, 5.5e-4, 9e-5, 2.6e-3,
-  // 1.0e-3 in the order of kBf16; gradients .017 of their norm, their norms up to .020. The band is three times that.
+  // In torch's bf16 the logits, of which the largest is 1.0, have an error of 1.4e-2. The terms are means over 8 examples of
+  // functions that change no faster than the logits, so that errors of some thousandths are to be expected. Measured on one CPU:
+  // 1.2e-3, 5.5e-4, 9e-5, 2.6e-3, 1.0e-3 in the order of kBf16; gradients .017 of their norm, the norms themselves up to .020. The
+  // tolerances are three times that.
   it(
-    'stays within the band of rounding in bf16',
+    'gives them within rounding in bf16',
     async () => {
       const tuned = await load('bf16');
       const { terms } = await stepOf(tuned);
@@ -241,7 +244,7 @@ describeShared('MiniLM training', [kModel, kGolden, kTrain], () => {
   );
 });
 
-/** B = 0, and the head as the teacher's. */
+/** Sets B = 0 and the head to the teacher's, as at the beginning of a run. */
 function startOfRun(tuned: AdapterModel<SequenceClassifier>): void {
   const base = new Map(tuned.withTeacher((model) => [...model.namedParameters()]));
   const start = Object.fromEntries(
@@ -253,7 +256,7 @@ function startOfRun(tuned: AdapterModel<SequenceClassifier>): void {
   tuned.restore(start, 'start');
 }
 
-/** Ids of the golden padded batch without its padding. */
+/** The ids of the golden padded batch without the padding. */
 function unpaddedIds(array: (name: string) => GoldenArray): number[] {
   const mask = Array.from(array('attention_mask').data as BigInt64Array, Number);
   const ids = Array.from(array('input_ids').data as BigInt64Array, Number);

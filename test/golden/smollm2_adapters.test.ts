@@ -1,4 +1,7 @@
-/** PEFT adapters on SmolLM2-135M in f32: logits, the losses of every option, gradients, and what a PiSSA adapter is written as. */
+/**
+ * PEFT adapters on SmolLM2-135M in f32: logits, losses with every option, gradients, and the LoRA that a
+ * PiSSA adapter is saved as.
+ */
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -82,10 +85,10 @@ describeShared('adapters on SmolLM2', () => {
   );
 
   it(
-    'a PiSSA adapter is written as the LoRA that PEFT makes of it, tensor by tensor',
+    'a PiSSA adapter is saved as the same LoRA that PEFT converts it to, tensor by tensor',
     async () => {
       const tuned = await AdapterModel.create(model, {
-        ...{ r: 4, loraAlpha: 4, initLoraWeights: 'pissa_niter_0' }, // whose values are replaced
+        ...{ r: 4, loraAlpha: 4, initLoraWeights: 'pissa_niter_0' }, // the values are replaced below
         ...{ targetModules: ['q_proj', 'v_proj'], layersToTransform: [0, 1, 2, 3] },
       });
       const read = (name: string) =>
@@ -109,7 +112,7 @@ describeShared('adapters on SmolLM2', () => {
         expect([...found.keys()].sort()).toEqual([...expected.keys()].sort());
         for (const [key, { shape, data }] of expected) {
           expect(found.get(key)?.shape, key).toEqual(shape);
-          // Copies and a sign: not a bit differs.
+          // The conversion only copies and negates values, so that every bit is equal.
           expect(found.get(key)?.data, key).toEqual(data);
         }
         const config = (at: string) =>
@@ -158,13 +161,13 @@ describeShared('adapters on SmolLM2', () => {
 });
 
 /**
- * bf16 keeps 8 bits: an activation is off by up to 2^-9, and 30 blocks of residual sums leave the logits off by some
- * 0.05. That moves cross-entropy, entropy and the SVD ratio by thousandths, and puts a floor of half the variance of the
- * logits' noise, times T^2, under the KL of student and teacher. Measured on one CPU: task 3e-3, cr 4e-3 absolute,
- * dr 3e-3, svdr 5e-4, norm of the gradient 7e-3, gradient 5e-2 (relative); the band is three times that.
+ * Error in bf16, which has 8 significant bits: an activation has a rounding error of up to 2^-9, and after 30 blocks of residual
+ * sums the logits have one of about 0.05. That changes cross-entropy, entropy and the SVD ratio by thousandths, and adds half the
+ * variance of the logits' noise, times T^2, to the KL between student and teacher. Measured on one CPU: task 3e-3, cr 4e-3
+ * (absolute), dr 3e-3, svdr 5e-4, norm of the gradient 7e-3, gradient 5e-2 (relative). The tolerances are three times that.
  */
 describeShared('adapters on SmolLM2 in bf16', () => {
-  it('stay in a band around f32, and start at a KL of exactly 0', async () => {
+  it('stay near the values in f32, with a KL of exactly 0 at the start', async () => {
     const path = (name: string): string => sharedPath(`golden/smollm2/${name}`);
     const model = await AutoModelForCausalLM.fromPretrained(
       sharedPath('models/smollm2-135m-instruct-gguf'),
@@ -256,7 +259,7 @@ function compareGradients(
   expect(Math.abs(total - one.grad_norm)).toBeLessThanOrEqual(1e-3 * one.grad_norm);
 }
 
-/** Logits of the real rows at the golden top ids, and the log-sum-exp of all. */
+/** The logits of the rows that are no padding at the golden top ids, and the log-sum-exp of all logits. */
 function topLogits(
   model: CausalLM,
   { batch, real }: PaddedBatch,

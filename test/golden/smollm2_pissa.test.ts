@@ -1,6 +1,6 @@
 /**
- * PiSSA's start on SmolLM2-135M at r=16: what it leaves of W against the optimum, for twelve modules of all shapes.
- * Neighbouring singular values differ by under 1%, so A and B are never comparable number by number: the energy is.
+ * PiSSA's initialisation on SmolLM2-135M at r=16: the norm of the residual against the optimum, for twelve modules of all shapes.
+ * Neighbouring singular values differ by less than 1%, so that the energy can be compared but not single numbers of A and B.
  */
 import { readFileSync } from 'node:fs';
 import { afterAll, beforeAll, expect, it } from 'vitest';
@@ -32,8 +32,8 @@ describeShared('PiSSA on SmolLM2', () => {
   afterAll(() => model.dispose());
 
   it.each([
-    ['pissa', 1e-5], // linalg's promise: optimum (1 + 1e-5) + 1e-6 ||W||
-    ['pissa_niter_16', 2e-3], // the reference's own worst, without oversampling
+    ['pissa', 1e-5], // the accuracy that linalg documents: optimum (1 + 1e-5) + 1e-6 ||W||
+    ['pissa_niter_16', 2e-3], // the largest error of the reference, which has no oversampling
   ] as [InitLoraWeights, number][])(
     '%s captures the energy',
     async (initLoraWeights, excess) => {
@@ -57,7 +57,7 @@ describeShared('PiSSA on SmolLM2', () => {
     120_000,
   );
 
-  /** Rows of A have the norm sqrt(sigma / s); the sum of squares is the energy, each value near its own. */
+  /** Compares sigma, since the rows of A have the norm sqrt(sigma / s): the sum of squares closely, single values roughly. */
   function compareSigma({ name, frozen, scale }: LoraModule): void {
     const { a } = frozen as LowRankPair;
     const squares = scope(() =>
@@ -71,7 +71,7 @@ describeShared('PiSSA on SmolLM2', () => {
   }
 });
 
-/** ||W - s B0 A0||_F, in f64. */
+/** The norm ||W - s B0 A0||_F, in f64. */
 function residualNorm({ linear, frozen, scale }: LoraModule): number {
   return scope(() =>
     noGrad(() => {

@@ -1,12 +1,13 @@
 /**
- * Training trajectories of SmolLM2-135M against the reference's, in f32 to its tolerances and in bf16 within a band: every
- * step's terms, gradient norm and rate, and how far each module has moved at the end. `lora` always runs whole; the two of
- * PiSSA, minutes long, in f32 with BALORA_SLOW=1, else their first steps. A first step's rate is 0, so the third is the first
- * that an update moved. On instructions below the processor's best there are only PiSSA's first three in bf16.
+ * Training trajectories of SmolLM2-135M against the reference's, in f32 within its tolerances and in bf16 within wider ones: terms,
+ * gradient norm and learning rate of every step, and the change of each module at the end. The run `lora` is always complete. Those
+ * of PiSSA take minutes: they are complete in f32 with BALORA_SLOW=1, otherwise only their first steps are compared. The learning
+ * rate of the first step is 0, so that the third step is the first that sees changed weights. On older instructions than the
+ * processor's best only PiSSA's first three steps in bf16 are run.
  *
- * The reference starts from the exact top 16 singular vectors. Where sigma_16 and sigma_17 differ by 1e-4, a method that
- * has converged in energy has not in direction, and after some steps that shows; so their whole runs start from exact
- * vectors too, out of the eigenvectors of the Gram matrix, and the short ones from the product's own `pissa`.
+ * The reference starts from the exact top 16 singular vectors. Where sigma_16 and sigma_17 differ by 1e-4, a search that has
+ * converged in energy has not converged in direction, which shows after some steps. The complete runs of PiSSA therefore start
+ * from exact vectors, too (eigenvectors of the Gram matrix), and the short ones from the product's own `pissa`.
  */
 import { readFileSync } from 'node:fs';
 import { expect, it } from 'vitest';
@@ -123,7 +124,7 @@ function adapterConfig({ config }: RunFacts): LoraConfigInput {
   return {
     r: config.r,
     loraAlpha: config.alpha,
-    // What exactValues() replaces need not be good.
+    // exactValues() replaces these values, so that they need no search.
     initLoraWeights: config.init === 'lora' ? true : kSlow ? 'pissa_niter_0' : 'pissa',
     targetModules: ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'],
   };
@@ -142,7 +143,7 @@ function regularizersOf({ config }: RunFacts): RegularizerOptions {
   };
 }
 
-/** The reference's A; B zero. */
+/** The initial values of plain LoRA: the reference's A, and B = 0. */
 function firstValues(
   tuned: AdapterModel,
   run: string,
@@ -158,7 +159,7 @@ function firstValues(
   );
 }
 
-/** PiSSA's pair from the exact top-r singular vectors, in f64 by eigenvectors of the smaller Gram matrix. */
+/** PiSSA's pairs from the exact top-r singular vectors, computed in f64 as eigenvectors of the smaller Gram matrix. */
 async function exactValues(tuned: AdapterModel): Promise<Record<string, Tensor>> {
   const state: Record<string, Tensor> = {};
   for (const {
@@ -246,7 +247,7 @@ function near(found: number | null, expected: number, tolerance: number, what: s
   expect(error, `${what}: ${found}, expected ${expected}`).toBeLessThanOrEqual(tolerance);
 }
 
-/** How far a step's terms may be off; `gradNorm` is a share of it. */
+/** Tolerances of a step's terms: absolute, but relative for `gradNorm`. */
 interface Bounds {
   readonly task: number;
   readonly consistency: number;
@@ -255,10 +256,11 @@ interface Bounds {
 }
 
 /**
- * bf16 rounds each activation by up to 2^-9, a fifth of a percent, and frozen weights once. Of a logit of 10 that is 0.02; over the
- * few hundred rows of a mean there remain thousandths, with either sign: up to 0.004 in task and diversity, 0.001 in the SVD term
- * and 1.6 % in the gradient's norm were seen (Zen 4). The KL of two models whose roundings differ is not 0 but a few thousandths.
- * The bands are about twice that. Before the first update student and teacher are one model, and their KL is exactly 0.
+ * Tolerances. bf16 rounds each activation by up to 2^-9, a fifth of a percent, and frozen weights once. For a logit of 10 that is
+ * 0.02; in a mean over a few hundred rows thousandths remain, with either sign: up to 0.004 in task and diversity, 0.001 in the
+ * SVD term and 1.6 % in the gradient's norm were measured (Zen 4). The KL of two models whose rounding differs is a few
+ * thousandths. The tolerances are about twice that. Before the first update student and teacher are the same model, and their KL
+ * is exactly 0.
  */
 const kBounds: Readonly<Record<'f32' | 'bf16', Bounds>> = {
   f32: { task: 1e-4, consistency: 5e-4, svd: 5e-4, gradNorm: 5e-4 },

@@ -1,4 +1,4 @@
-// GGUF through the library: metadata against the reference's listing and against @huggingface/gguf, values exact.
+// GGUF files: metadata against the reference's listing and @huggingface/gguf, and exact values.
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -22,7 +22,7 @@ interface Listed {
 }
 const listing = JSON.parse(readFileSync(fixture('gguf_files.json'), 'utf8')) as { files: Listed[] };
 
-/** The listing writes integers beyond 2^53, and what is not finite, as strings. */
+/** Whether values are equal; the listing has integers beyond 2^53 and values that are not finite as strings. */
 function same(found: unknown, expected: unknown): boolean {
   if (Array.isArray(expected)) {
     return (
@@ -90,8 +90,8 @@ describe.each(listing.files)('$file', ({ file: name, alignment, metadata, tensor
   });
 });
 
-describe('the llama row order', () => {
-  it('is undone: stored row 2i + j of a head is row j D/2 + i', () => {
+describe('the row order of llama files', () => {
+  it('is undone: stored row 2i + j of a head becomes row j D/2 + i', () => {
     const file = GgufFile.open(fixture('tiny_llama.gguf'));
     const [heads, d, columns] = [4, 16, 64];
     const stored = file.read('blk.0.attn_q.weight').dataSync();
@@ -107,7 +107,7 @@ describe('the llama row order', () => {
     }
   });
 
-  it('needs whole pairs in each head', () => {
+  it('is refused for an odd head size', () => {
     const file = GgufFile.open(fixture('tiny_llama.gguf'));
     expect(() => file.read('blk.0.attn_q.weight', { permutedHeads: 3 })).toThrow(FormatError);
     expect(() => file.read('blk.0.attn_q.weight', { permutedHeads: -4 })).toThrow(
@@ -115,7 +115,7 @@ describe('the llama row order', () => {
     );
   });
 
-  it('needs rows: those of a matrix, or the numbers of a vector', () => {
+  it('is undone for the rows of a matrix and the numbers of a vector, and refused for others', () => {
     const path = join(mkdtempSync(join(tmpdir(), 'balora-gguf-')), 'rows.gguf');
     writeGguf(path, { 'general.architecture': 'llama' }, [
       { name: 'number', shape: [], data: Float32Array.of(1) },
@@ -132,7 +132,7 @@ describe('the llama row order', () => {
 });
 
 describe('bad input', () => {
-  it('names a file that is not there or is something else', () => {
+  it('is named where it is a file that does not exist or has another format', () => {
     expect(() => GgufFile.open('/none.gguf')).toThrow(FormatError);
     const other = fixture('gguf_files.json');
     expect(() => GgufFile.open(other)).toThrow(
@@ -140,7 +140,7 @@ describe('bad input', () => {
     );
   });
 
-  it('names a tensor that is not there, and a closed file', () => {
+  it('is named where it is a tensor that does not exist, or a closed file', () => {
     const file = GgufFile.open(fixture('kquants.gguf'));
     expect(() => file.read('nope')).toThrow(/kquants\.gguf: holds no tensor nope/);
     const tensor = file.read('q4_k.weight');
@@ -149,14 +149,14 @@ describe('bad input', () => {
     expect(tensor.dataSync().length).toBe(3 * 512);
   });
 
-  it('does not take the handle of another format', async () => {
+  it('is refused where it is the handle of another format', async () => {
     const { native } = await import('../../lib/native.ts');
     const file = native.openSafetensors(fixture('kquants.gguf.values.safetensors'));
     expect(() => native.ggufHeader(file)).toThrow(/open file of this format/);
     expect(() => native.ggufHeader(17)).toThrow(/open file of this format/);
   });
 
-  it('refuses dtypes without a decoder by name', async () => {
+  it('is refused where it is a dtype that blocks cannot be decoded to', async () => {
     const { native } = await import('../../lib/native.ts');
     const file = native.openGguf(fixture('kquants.gguf'));
     expect(() => native.readGguf(file, 'q4_k.weight', 'i32', 0, false)).toThrow(UnsupportedError);

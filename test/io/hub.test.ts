@@ -1,4 +1,4 @@
-// The Hub, played by a server on 127.0.0.1: which files are fetched, the shared cache's layout, offline use, failures.
+// The Hugging Face hub, played by a server on 127.0.0.1: which files are fetched, the layout of the cache, offline use, failures.
 import {
   existsSync,
   mkdirSync,
@@ -40,7 +40,7 @@ const repos: Record<string, Files> = {
   'tiny/words': {
     'tokenizer.json': Buffer.from(JSON.stringify(tinyTokenizerJson())),
     'tokenizer_config.json': Buffer.from(JSON.stringify(tinyTokenizerConfig())),
-    'chat_template.json': Buffer.from('{}'), // nobody reads it
+    'chat_template.json': Buffer.from('{}'), // a file that is not needed
     'config.json': Buffer.from('{}'),
     'model.safetensors': Buffer.from('w'),
   },
@@ -62,7 +62,7 @@ afterAll(() => {
 });
 beforeEach(() => hub.reset());
 
-/** Every answer has this status. */
+/** Makes every answer have this status. */
 function breakHub(status: number): void {
   hub.intercept = (_path, response) => {
     response.writeHead(status).end('down');
@@ -100,7 +100,7 @@ describe('a model id', () => {
     await expect(resolveModel('tiny/sharded', { hubUrl, cacheDir })).rejects.toThrow(/401/);
   });
 
-  it('gives its tokenizer without its weights', async () => {
+  it('gives its tokenizer without fetching its weights', async () => {
     const cacheDir = cache('tokenizer');
     const tokenizer = await Tokenizer.fromPretrained('tiny/words', { hubUrl, cacheDir });
     const local = Tokenizer.fromJson(tinyTokenizerJson(), tinyTokenizerConfig());
@@ -108,7 +108,7 @@ describe('a model id', () => {
     expect(tokenizer.eosId).toBe(local.eosId);
     const snapshot = join(cacheDir, 'models--tiny--words', 'snapshots', fakeCommit);
     expect(readdirSync(snapshot).sort()).toEqual(['tokenizer.json', 'tokenizer_config.json']);
-    // The model's files come when the model is asked for.
+    // The files of the model are fetched when the model is loaded.
     expect(await resolveModel('tiny/words', { hubUrl, cacheDir })).toBe(snapshot);
     expect(readdirSync(snapshot)).toContain('model.safetensors');
     await expect(Tokenizer.fromPretrained('tiny/none', { hubUrl, cacheDir })).rejects.toThrow(
@@ -116,7 +116,7 @@ describe('a model id', () => {
     );
   });
 
-  it('is no model in the cache while its tokenizer alone is', async () => {
+  it('is not loaded as a model from a cache that has only its tokenizer', async () => {
     const [cacheDir, offline] = [cache('half'), true];
     await Tokenizer.fromPretrained('tiny/words', { hubUrl, cacheDir });
     await expect(resolveModel('tiny/words', { cacheDir, offline })).rejects.toThrow(
@@ -130,13 +130,13 @@ describe('a model id', () => {
     hub.reset();
     const path = await resolveModel('tiny/words', { hubUrl, cacheDir });
     expect(await resolveModel('tiny/words', { cacheDir, offline })).toBe(path);
-    // Nor where the weights are a link to nowhere.
+    // Nor from one in which the weights are a dangling link.
     rmSync(realpathSync(join(path, 'model.safetensors')));
     await expect(resolveModel('tiny/words', { cacheDir, offline })).rejects.toThrow(NativeError);
     await Tokenizer.fromPretrained('tiny/words', { cacheDir, offline });
   });
 
-  it('may be asked for twice at once, and over links that lead nowhere', async () => {
+  it('can be resolved several times at once, also over dangling links', async () => {
     const cacheDir = cache('twice');
     const options = { hubUrl, cacheDir };
     const snapshot = join(cacheDir, 'models--tiny--words', 'snapshots', fakeCommit);
@@ -149,12 +149,12 @@ describe('a model id', () => {
     expect(files.filter((name) => name.includes('incomplete'))).toEqual([]);
   });
 
-  it('is what `balora inspect` takes, too', async () => {
+  it('is accepted by `balora inspect`, too', async () => {
     vi.stubEnv('HF_ENDPOINT', hubUrl);
     vi.stubEnv('HF_HUB_CACHE', cache('inspect'));
     try {
       const { code, out, err } = await balora(['inspect', 'tiny/sharded']);
-      expect(err).toMatch(/^fetching model-00004-of-00004\.safetensors, [\d.]+ KiB$/m);
+      expect(err).toMatch(/^downloading model-00004-of-00004\.safetensors, [\d.]+ KiB$/m);
       expect(code).toBe(0);
       expect(out).toMatch(/^sharded safetensors, 4 files\n.*model\.embed_tokens\.weight/s);
       expect((await balora(['inspect', 'tiny/sharded'])).err).toBe('');
@@ -163,7 +163,7 @@ describe('a model id', () => {
     }
   });
 
-  it('is fetched by no command without a word', async () => {
+  it('is fetched by every command with a message', async () => {
     vi.stubEnv('HF_ENDPOINT', hubUrl);
     const data = join(folder, 'd.jsonl');
     writeFileSync(data, '{"prompt": "a", "response": "b"}\n');
@@ -192,7 +192,7 @@ describe('a model id', () => {
         const given = args[0] === 'merge' ? ['--adapter', adapter] : [];
         const { err } = await balora([...args, ...model, ...given]);
         expect(err, name).toMatch(
-          /^fetching (model-00001.*\.safetensors|tokenizer\.json), [\d.]+ /m,
+          /^downloading (model-00001.*\.safetensors|tokenizer\.json), [\d.]+ /m,
         );
       }
     } finally {
@@ -213,8 +213,8 @@ describe('a model id', () => {
   });
 });
 
-describe('what goes wrong', () => {
-  it('names an id that does not exist, with the server', async () => {
+describe('failures', () => {
+  it('name an id that does not exist, and the server', async () => {
     const failure = resolveModel('tiny/missing', { hubUrl, cacheDir: cache('x') });
     await expect(failure).rejects.toThrow(NativeError);
     await expect(failure).rejects.toThrow(
@@ -222,7 +222,7 @@ describe('what goes wrong', () => {
     );
   });
 
-  it('names a server that does not answer', async () => {
+  it('name a server that does not answer', async () => {
     const dead = 'http://127.0.0.1:9';
     await expect(
       resolveModel('tiny/sharded', { hubUrl: dead, cacheDir: cache('y') }),
@@ -230,7 +230,7 @@ describe('what goes wrong', () => {
     expect(existsSync(cache('y'))).toBe(false);
   });
 
-  it('does not take a download that was cut off for the file', async () => {
+  it('of an incomplete download leave no file in the cache', async () => {
     const cacheDir = cache('cut');
     const cut = 'model-00002-of-00004.safetensors';
     hub.intercept = (path, response) => {
@@ -250,7 +250,7 @@ describe('what goes wrong', () => {
     expect(said[0]).toBe(`${cut} true`);
   });
 
-  it('says what a repository lacks, and what offline mode lacks', async () => {
+  it('name the files that a repository lacks, and those that offline mode lacks', async () => {
     await expect(resolveModel('tiny/none', { hubUrl, cacheDir: cache('z') })).rejects.toThrow(
       /neither safetensors nor GGUF/,
     );
@@ -259,7 +259,7 @@ describe('what goes wrong', () => {
     ).rejects.toThrow(/not in the cache .*offline mode is on/);
   });
 
-  it('takes nothing else for an id', async () => {
+  it('for anything that is no id come without a request', async () => {
     for (const name of [
       './nowhere',
       '/no/such/place',
@@ -290,7 +290,7 @@ describe('what goes wrong', () => {
     expect(await resolveModel(join(folder, 'here'))).toBe(join(folder, 'here'));
   });
 
-  it('takes no revision that is none', async () => {
+  it('for an invalid revision come without a request', async () => {
     const cacheDir = cache('revisions');
     const none = [
       '',
@@ -309,7 +309,7 @@ describe('what goes wrong', () => {
     for (const revision of [...none, 'a\\b', 'a\nb', 'a.', 'a.lock', '.', 'x'.repeat(2000)]) {
       for (const offline of [true, false]) {
         const failure = resolveModel('tiny/words', { hubUrl, cacheDir, revision, offline });
-        await expect(failure, revision).rejects.toThrow(/is no branch, tag or commit/);
+        await expect(failure, revision).rejects.toThrow(/revision must be the name of a branch/);
       }
     }
     expect(hub.requests).toEqual([]);

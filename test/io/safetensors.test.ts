@@ -20,7 +20,7 @@ const folder = mkdtempSync(join(tmpdir(), 'balora-io-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 const path = (name: string): string => join(folder, name);
 
-/** A safetensors file from a header and bytes, for damage that no writer makes. */
+/** Writes a safetensors file from a header and bytes, for damaged files. */
 function write(name: string, header: object | string, data: Uint8Array): string {
   const text = typeof header === 'string' ? header : JSON.stringify(header);
   const length = new BigUint64Array([BigInt(Buffer.byteLength(text))]);
@@ -32,6 +32,19 @@ function write(name: string, header: object | string, data: Uint8Array): string 
 }
 
 describe('a round trip', () => {
+  it('keeps names that objects have of their own, of tensors and in metadata', async () => {
+    const names = ['__proto__', 'constructor', 'toString'];
+    const record = <T>(value: T): Record<string, T> =>
+      Object.fromEntries(names.map((name) => [name, value]));
+    await saveSafetensors(path('names.safetensors'), record(tensor([1, 2])), record('text'));
+    const loaded = await loadSafetensors(path('names.safetensors'));
+    expect(Object.keys(loaded.tensors).sort()).toEqual([...names].sort());
+    expect(Object.entries(loaded.metadata).sort()).toEqual(
+      names.map((name) => [name, 'text']).sort(),
+    );
+    expect(Object.getPrototypeOf(loaded.tensors)).toBe(Object.prototype);
+  });
+
   it('keeps names, dtypes, shapes, values and metadata', async () => {
     const dtypes: DType[] = ['f32', 'bf16', 'f16', 'f64', 'i32', 'i64', 'u8'];
     const tensors = Object.fromEntries(
@@ -63,7 +76,7 @@ describe('a round trip', () => {
     expect(loaded.tensors.empty?.shape).toEqual([0, 3]);
   });
 
-  it('gives the bytes that the reference writes: sorted, padded to 8', async () => {
+  it('writes the bytes of the reference: sorted names, padding to 8', async () => {
     await saveSafetensors(path('bytes'), { b: tensor([2]), a: tensor([1]) }, { format: 'pt' });
     const bytes = readFileSync(path('bytes'));
     const text = `{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}`;
@@ -74,7 +87,7 @@ describe('a round trip', () => {
 });
 
 describe('reading', () => {
-  it('aliases the file where asked, converts otherwise', async () => {
+  it('maps the file where requested, converts otherwise', async () => {
     await saveSafetensors(path('w'), { w: tensor([1.5, -2, 3]) });
     const file = SafetensorsFile.open(path('w'));
     const shared = file.read('w', { share: true });
@@ -88,7 +101,7 @@ describe('reading', () => {
     expect(narrow.dataSync()).toEqual(new Float32Array([1.5, -2, 3]));
   });
 
-  it('copies where the data are not aligned', () => {
+  it('copies data that are not aligned', () => {
     const data = new Uint8Array(Float32Array.of(7, 8).buffer);
     const odd = write('odd', '{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}} ', data);
     expect(SafetensorsFile.open(odd).read('w', { share: true }).dataSync()).toEqual(
@@ -107,7 +120,7 @@ describe('reading', () => {
     expect(String(failure)).toMatch(/nan at byte \d+: bad: element 2 is NaN or infinite/);
   });
 
-  it('names what it cannot read', () => {
+  it('names a file or tensor that it cannot read', () => {
     const f8 = write(
       'f8',
       { w: { dtype: 'F8_E4M3', shape: [2], data_offsets: [0, 2] } },
@@ -122,7 +135,7 @@ describe('reading', () => {
     expect(() => file.read('v')).toThrow(/holds no tensor v/);
   });
 
-  it('names a truncated file with the field', () => {
+  it('names the field where a file is truncated', () => {
     const cut = write(
       'cut',
       { w: { dtype: 'F32', shape: [2], data_offsets: [0, 8] } },
@@ -136,7 +149,7 @@ describe('reading', () => {
 });
 
 describe('writing', () => {
-  it('leaves nothing behind when it is abandoned or fails', async () => {
+  it('leaves no files behind where it is abandoned or fails', async () => {
     const before = readdirSync(folder).length;
     const writer = new SafetensorsWriter(path('half'), { w: { dtype: 'f32', shape: [1] } });
     expect(readdirSync(folder).length).toBe(before + 1);
@@ -152,7 +165,7 @@ describe('writing', () => {
     expect(readdirSync(folder).length).toBe(before);
   });
 
-  it('leaves the failure of an op before it to who syncs next', async () => {
+  it('does not report the failure of an earlier op, which the next sync does', async () => {
     const writer = new SafetensorsWriter(path('given up'), { w: { dtype: 'f32', shape: [1] } });
     embedding(tensor([[1]]), tensor([7], { dtype: 'i32' }));
     writer.abandon();
@@ -160,7 +173,7 @@ describe('writing', () => {
     await synchronize();
   });
 
-  it('names the sizes when a file may not grow that large', () => {
+  it('names the sizes where a file may not grow that large', () => {
     const place = mkdtempSync(join(folder, 'limited-'));
     const program = fileURLToPath(new URL('./programs/save_large.mjs', import.meta.url));
     // 512 blocks of 1 KiB (512 bytes in some shells); the file needs 1 MiB and a header.

@@ -1,5 +1,5 @@
-// No arguments crash the process. Some thousand calls of the addon's own functions, right and wrong, of fixed sequences;
-// BALORA_SEEDS=100-199 in the environment runs others.
+// No arguments crash the process: thousands of valid and invalid calls of the addon's functions in fixed sequences.
+// BALORA_SEEDS=100-199 in the environment runs other sequences.
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { expect, it } from 'vitest';
@@ -23,7 +23,7 @@ it.each(kRuns)('$device, sequence $seed', { timeout: kLimitMs }, async ({ device
     'test/lifetime/programs/any_calls.mjs',
     {
       args: [`${seed}`, `${kCalls}`, device],
-      // Each tensor is an allocation of its own: the emulator and the sanitizers then know where it ends.
+      // Each tensor is then an allocation of its own, of which the emulator and the sanitizers know the end.
       env: { BALORA_CUDA_PLUGIN: kPlugin, BALORA_EXACT_BLOCKS: '1' },
       limitMs: kLimitMs,
       hangMs: 60_000,

@@ -1,4 +1,4 @@
-// The executable as a process of its own: readers that go away, a terminal that hangs up, a machine without a binary.
+// The executable as a process of its own: a closed pipe, a terminal that hangs up, a machine without a binary.
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
@@ -28,7 +28,7 @@ const train = (output: string, steps: number) => [
   ...['--r', '2', '--max-steps', String(steps), '--prompt-template', 'none'],
 ];
 
-/** In a shell: the exit status of balora, and all that came through the pipe. */
+/** Runs balora in a shell pipeline: its exit status, and the output of the pipeline. */
 function piped(args: string[], pipe: string): { status: number | null; out: string; err: string } {
   const words = [process.execPath, kMain, ...args].map((word) => `'${word}'`).join(' ');
   const script = `${words} ${pipe}; exit \${PIPESTATUS[0]}`;
@@ -36,14 +36,14 @@ function piped(args: string[], pipe: string): { status: number | null; out: stri
   return { status, out: stdout, err: stderr };
 }
 
-it('trains on and saves when nobody reads any more', { timeout: kLimitMs }, () => {
+it('continues the training and saves when its output pipe is closed', { timeout: kLimitMs }, () => {
   const { status, out } = piped(train('piped', 30), '2>&1 | head -n 2');
   expect(out.split('\n')).toHaveLength(3);
   expect(status).toBe(0);
   expect(existsSync(join(folder, 'piped', 'adapter_model.safetensors'))).toBe(true);
 });
 
-it('shows no stack when its result is cut short', { timeout: kLimitMs }, () => {
+it('prints no stack trace when the pipe of its result is closed', { timeout: kLimitMs }, () => {
   const { status, err } = piped(
     ['evaluate', '--model', model, '--data', data, '--prompt-template', 'none', '--json'],
     '| true',
@@ -58,7 +58,7 @@ it('keeps a checkpoint when the terminal hangs up', { timeout: kLimitMs }, async
   });
   child.stderr.setEncoding('utf8').on('data', (text: string) => {
     if (!/^step /m.test(text)) return;
-    // Nobody reads any more, and the signal comes twice: from the kernel and from the shell.
+    // The pipe is closed, and the signal comes twice, as from the kernel and from the shell.
     child.stderr.destroy();
     child.kill('SIGHUP');
     child.kill('SIGHUP');
@@ -69,7 +69,7 @@ it('keeps a checkpoint when the terminal hangs up', { timeout: kLimitMs }, async
   ]);
 });
 
-it('takes the binary that BALORA_BINARY names from the current folder', {
+it('resolves BALORA_BINARY relative to the current folder', {
   timeout: kLimitMs,
 }, async () => {
   const env = { BALORA_BINARY: 'build/release/balora.node' };
@@ -79,7 +79,7 @@ it('takes the binary that BALORA_BINARY names from the current folder', {
   });
 });
 
-it('says what machines it is for where no binary loads', { timeout: kLimitMs }, async () => {
+it('names the supported platforms where no binary loads', { timeout: kLimitMs }, async () => {
   const env = { BALORA_BINARY: join(folder, 'none.node') };
   const { code, stdout, stderr } = await runProgram(kMain, { args: ['--help'], env });
   expect(stderr).toMatch(/^error: balora has no usable native binary for /);

@@ -1,12 +1,12 @@
-// However a process or a worker ends in the middle of work, it ends: with its own status, soon, and without a crash. On the
-// pretended device too, where two engines of a process wait for one another's copies.
+// A process or a worker that ends in the middle of work ends soon, with its own status and without a crash, also with the fake
+// device, where two engines of a process wait for each other's copies.
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { type ChildResult, runProgram } from '../support/child.ts';
 
 const kProgram = 'test/lifetime/programs/ending.mjs';
-const kLimitMs = 180_000; // the engine yields to all others of a busy machine; runProgram sees a hang by itself
+const kLimitMs = 180_000; // long, since the engine yields to other processes of a busy machine; runProgram detects a hang itself
 
 const kFake = fileURLToPath(new URL('../../build/release/balora_fake.so', import.meta.url));
 const kEveryDevice: { device: string; env: Record<string, string> }[] = [
@@ -58,7 +58,9 @@ describe.each(kDevices)('ending in the middle of work on $device', ({ env }) => 
     expect(result.stdout).toContain('terminated 4');
   });
 
-  it('worker.terminate in the middle of calls, thirty times', { timeout: kLimitMs }, async () => {
+  it('worker.terminate during calls of the addon, thirty times', {
+    timeout: kLimitMs,
+  }, async () => {
     const result = await end('worker-terminate-calling');
     expect(result).toMatchObject({ code: 0, signal: null, stopped: null, stderr: '' });
     expect(result.stdout).toBe('terminated\n');
@@ -92,8 +94,8 @@ describe.each(kDevices)('ending in the middle of work on $device', ({ env }) => 
   });
 });
 
-describe('the harness', () => {
-  it('tells a hang from a slow run', { timeout: kLimitMs }, async () => {
+describe('runProgram', () => {
+  it('distinguishes a hang from a slow run', { timeout: kLimitMs }, async () => {
     const hung = await runProgram('-e', { args: ['setInterval(() => {}, 1e6)'], hangMs: 1500 });
     expect(hung).toMatchObject({ stopped: 'hang', signal: 'SIGKILL' });
     const slow = await runProgram('-e', { args: ['for (;;);'], hangMs: 1500, limitMs: 4000 });

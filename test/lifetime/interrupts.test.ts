@@ -1,5 +1,5 @@
-// Signals to `balora train` as a process of its own, at every kind of moment: it ends by the signal's exit code, says how to go on,
-// and the resumed run ends in the same bytes as one that was not stopped.
+// Signals to `balora train` as a process of its own in every phase of a run: it ends with the signal's exit code, prints how to
+// resume, and the resumed run ends in the same bytes as one that was not stopped.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -45,7 +45,7 @@ interface Ending {
   err: string;
 }
 
-/** Runs balora; the signal is sent, once, when stderr matches. */
+/** Runs balora, and sends the signal once when stderr matches. */
 async function balora(
   args: string[],
   { signal, when, twice = false }: { signal?: NodeJS.Signals; when?: RegExp; twice?: boolean } = {},
@@ -77,18 +77,20 @@ const metrics = (output: string) =>
 const adapter = (output: string) =>
   readFileSync(join(folder, output, 'adapter_model.safetensors'), 'base64');
 
-it('stops while data is read, and has written nothing', { timeout: kLimitMs }, async () => {
+it('stops while data is read, without having written anything', { timeout: kLimitMs }, async () => {
   const args = train('early').map((arg) => arg.replace('data.jsonl', 'many.jsonl'));
   const { code, err } = await balora(args, { signal: 'SIGTERM', when: /rows read/ });
   expect(err).toMatch(/^stopping before the first step \(interrupt again to quit at once\)$/m);
-  expect(err).toMatch(/^stopped before the first step: nothing was written, begin anew$/m);
+  expect(err).toMatch(
+    /^stopped before the first step, nothing was written; run it again to begin anew$/m,
+  );
   expect(code).toBe(143);
   expect(existsSync(join(folder, 'early'))).toBe(false);
 });
 
 /**
- * When the signal comes, what the exit code is, and the steps that may be the last whole ones: a busy machine may see the line a
- * few steps late.
+ * Moments of the signal, with the exit code and the steps that may be the last complete ones: on a busy machine the test may read
+ * the line some steps late.
  */
 const kMoments: readonly {
   moment: string;
@@ -102,7 +104,7 @@ const kMoments: readonly {
     ...{ moment: 'evaluation', signal: 'SIGHUP', code: 129 },
     ...{ when: /^checkpoint .*step-4$/m, step: /[4-7]/ },
   },
-  // Each step is saved: the signal comes while that is done, or close to it.
+  // Each step is saved, so that the signal comes during a save or close to it.
   { moment: 'save', signal: 'SIGTERM', code: 143, when: /^step 5\/8/m, step: /[5-7]/ },
   {
     ...{ moment: 'last evaluation', signal: 'SIGTERM', code: 143 },
@@ -113,20 +115,20 @@ const kMoments: readonly {
 let straight: Promise<Ending> | undefined;
 
 it.each(kMoments)(
-  'stops at another moment ($moment), and goes on bit for bit',
+  'stops during $moment, and resumes bit for bit',
   { timeout: kLimitMs },
   async ({ moment, signal, code, when, step }) => {
     straight ??= balora(train('straight'));
     expect((await straight).code).toBe(0);
     const output = `stopped-${moment.replace(' ', '-')}`;
     const args = train(output, '--save-minutes', '1e-6');
-    // npx passes on what the terminal has sent to balora as well.
+    // The terminal sends SIGINT to balora and to npx, which passes it on.
     const { code: found, err } = await balora(args, { signal, when, twice: signal === 'SIGINT' });
     expect(err).toMatch(
-      /^stopping after this micro-batch; the checkpoint can be resumed \(interrupt again/m,
+      /^stopping after this micro-batch, from where --resume continues \(interrupt again/m,
     );
     const said =
-      /^aborted after (\d) steps and \S+; the same command with --resume goes on from (.*)$/m.exec(
+      /^aborted after (\d) steps and \S+; run the same command with --resume to continue from (.*)$/m.exec(
         err,
       );
     expect(said?.[1]).toMatch(step);

@@ -1,9 +1,9 @@
-// What must hold over a long run: memory stays flat, the event loop stays free, two workers do not disturb each other.
+// Long runs: memory stays constant, the event loop stays free, two workers do not disturb each other.
 import { expect, it } from 'vitest';
 import { runProgram } from '../support/child.ts';
 
-const kLimitMs = 300_000; // on a busy machine
-const kHangMs = 60_000; // the engine's threads are the nicest of all
+const kLimitMs = 300_000; // long enough for a busy machine
+const kHangMs = 60_000; // long, since the engine's threads have the lowest priority
 const kSteps = 10_000;
 const kMaxDelayMs = 20;
 const kMegabyte = 1 << 20;
@@ -13,11 +13,11 @@ interface Sample {
   heapUsed: number;
   liveBytes: number;
   liveTensors: number;
-  /** Beside heap and engine; null off Linux. */
+  /** Memory of the process outside of the heap and the engine; null on systems other than Linux. */
   ownBytes: number | null;
 }
 
-/** Bytes a step that nobody would notice over a run: 3 MB in 10,000 steps. */
+/** Growth in bytes per step that is tolerated: 3 MB in 10,000 steps. */
 const kUnnoticed = 300;
 
 async function report(program: string, args: string[], nodeArgs: string[] = []): Promise<unknown> {
@@ -27,9 +27,12 @@ async function report(program: string, args: string[], nodeArgs: string[] = []):
   return JSON.parse(result.stdout);
 }
 
-/** The sample at half of the steps, and the last. As many steps come before: the C library takes thousands to reach its size. */
+/**
+ * Samples after `steps` and after twice as many steps. The first half is a warm-up: the C library needs
+ * thousands to reach its size.
+ */
 async function longRun(steps: number, ...more: string[]): Promise<[settled: Sample, last: Sample]> {
-  // Freed pages of V8 go back at once, not when a thread of its own gets to it.
+  // With these flags V8 returns freed pages at once instead of from a background thread.
   const nodeArgs = ['--expose-gc', '--max-semi-space-size=1', '--single-threaded-gc'];
   const samples = (await report(
     'flat_memory.mjs',
@@ -41,7 +44,7 @@ async function longRun(steps: number, ...more: string[]): Promise<[settled: Samp
   return [settled, last];
 }
 
-it(`${kSteps} steps at flat memory`, { timeout: kLimitMs }, async () => {
+it(`${kSteps} steps in constant memory`, { timeout: kLimitMs }, async () => {
   const [settled, last] = await longRun(kSteps);
   expect(last.liveBytes).toBe(settled.liveBytes);
   expect(last.liveTensors).toBe(settled.liveTensors);
@@ -51,7 +54,7 @@ it(`${kSteps} steps at flat memory`, { timeout: kLimitMs }, async () => {
   }
 });
 
-it('a leak of 1 KiB a step would be found, in the engine and beside it', {
+it('a leak of 1 KiB per step is found, in the engine and outside of it', {
   timeout: kLimitMs,
 }, async () => {
   const kFew = 1500;
@@ -62,7 +65,7 @@ it('a leak of 1 KiB a step would be found, in the engine and beside it', {
   }
 });
 
-it('nothing is left behind by scopes and backward, to the byte', async () => {
+it('scopes and backward free every byte', async () => {
   const nothing = { bytes: 0, tensors: 0 };
   expect(await report('exact_memory.mjs', [])).toEqual({
     scope: nothing,
@@ -77,7 +80,7 @@ interface LoopReport {
   busy: Record<string, number>;
   steps: number;
   consistency: number;
-  /** Processor time over the busy period in ticks, and niceness, of every thread; empty off Linux. */
+  /** Processor time during the training in ticks, and niceness, of every thread; empty on systems other than Linux. */
   threads: { main: boolean; nice: number; ticks: number }[];
 }
 
@@ -92,11 +95,11 @@ it('the event loop stays free while the trainer runs', { timeout: 240_000 }, asy
   if (process.platform === 'linux') expectNiced(threads);
   skip((idle.p99 ?? 0) > kMaxDelayMs / 2, 'the machine is too busy: it delays an idle loop too');
   expect(steps).toBeGreaterThan(10);
-  expect(consistency).toBeGreaterThan(0); // the teacher took part, and the student has left it
+  expect(consistency).toBeGreaterThan(0); // the teacher ran, and the student differs from it
   expect(busy.p99).toBeLessThan(kMaxDelayMs);
 });
 
-/** The thread that did the work is nicer than the event loop's, and so is every other that did a good part of it. */
+/** Checks that the threads that did most of the work have a lower priority than the event loop's. */
 function expectNiced(threads: LoopReport['threads']): void {
   const kNicer = 10;
   const base = threads.find(({ main }) => main)?.nice ?? Number.NaN;

@@ -1,12 +1,12 @@
-// A memory budget in bytes is what the whole process stays within, by the kernel's own count, on batches of several lengths.
+// With a memory budget in bytes the entire process stays within it, by the kernel's count, on batches of several lengths.
 import { expect, it } from 'vitest';
 import { runProgram } from '../support/child.ts';
 
 interface Report {
-  /** Foretold peaks of the smallest plan and of the largest. */
+  /** Predicted peak of the smallest plan; `most` is that of the largest. */
   least: number;
   most: number;
-  /** Between the two. */
+  /** The budget, between the two. */
   budget: number;
   peak: number;
 }
@@ -20,7 +20,7 @@ it.runIf(process.platform === 'linux').each(['f32', 'bf16'])(
     });
     expect(result).toMatchObject({ code: 0, signal: null, stopped: null, stderr: '' });
     const { least, most, budget, peak } = JSON.parse(result.stdout) as Report;
-    // A run that did not keep to it would come near `most`, one that gave up too much near `least`.
+    // A run that ignored the budget would come near `most`, one that saved too much memory near `least`.
     expect(most).toBeGreaterThan(1.4 * budget);
     expect(least).toBeLessThan(0.8 * budget);
     expect(peak).toBeLessThanOrEqual(budget);

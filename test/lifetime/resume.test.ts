@@ -1,5 +1,5 @@
-// A training run that is killed (-9) at random moments and taken up again ends in the same bytes as one that was not; so does one
-// that ran out of disk.
+// A training run that is killed (SIGKILL) at random moments and resumed ends in the same bytes as one that was not, and so does one
+// that ran out of disk space.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -32,7 +32,7 @@ const metrics = (name: string): Pick<Line, 'step' | 'loss' | 'gradNorm' | 'consi
 
 it.each([
   { source: 'arithmetic', steps: 300, maxKills: 12 },
-  // Each epoch in an order of its own: the position is one of a permutation.
+  // Each epoch has an order of its own, so that the position to resume at is one in a permutation.
   { source: 'shuffled', steps: 90, maxKills: 4 },
   { source: 'seq2seq', steps: 60, maxKills: 4 },
 ])(
@@ -54,7 +54,7 @@ it.each([
         args: argumentsOf('b'),
         onLine: (line, kill) => {
           last = line;
-          // After the first step of this process, so that each one gets somewhere.
+          // The kill comes after a step, so that each process makes progress.
           if (allowed) setTimeout(() => kill('SIGKILL'), delayMs);
         },
       });
@@ -77,7 +77,7 @@ it.each([
 const hasPrlimit = spawnSync('prlimit', ['--version']).status === 0;
 
 it.skipIf(!hasPrlimit)(
-  'says that the disk is full, wherever that shows, and goes on once it is not',
+  'reports a full disk at every kind of write, and resumes once there is space',
   async () => {
     const kFullSteps = '8';
     const straight = await runProgram(kProgram, { args: [join(folder, 'space'), kFullSteps] });
@@ -111,7 +111,7 @@ it.skipIf(!hasPrlimit)(
         code: 'ERR_DISK_FULL',
         message: expect.stringMatching(message),
       });
-      // Nothing half written under a name that counts, and the checkpoints before it whole.
+      // No final name has an incomplete file, and the checkpoints before are complete.
       expect(existsSync(join(output, 'adapter_model.safetensors')), at).toBe(false);
       expect(readdirSync(join(output, 'run/checkpoints')).sort(), at).toEqual(saved);
       const resumed = await runProgram(kProgram, { args: [output, kFullSteps] });

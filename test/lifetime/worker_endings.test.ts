@@ -1,5 +1,5 @@
-// A worker may end in any way and at any moment, and its process goes on as it was. The moments are drawn from seeds;
-// BALORA_MOMENTS=1-1000 in the environment runs others than the first.
+// A worker may end in any way and at any moment without affecting its process. The moments are drawn from seeds;
+// BALORA_MOMENTS=1-1000 in the environment runs other seeds than the default ones.
 import { expect, it } from 'vitest';
 import { runProgram } from '../support/child.ts';
 
@@ -27,7 +27,7 @@ it.each(ranges(kMoments))(
     });
     const { code, signal, stopped, stderr } = result;
     const lines = result.stdout.trimEnd().split('\n');
-    // Where the process died these lines say what the last workers were about.
+    // Where the process died, these lines show what the last workers were doing.
     const dying = code === 0 ? [] : lines.slice(-8);
     expect({ code, signal, stopped, stderr, dying }).toEqual({
       ...{ code: 0, signal: null, stopped: null, stderr: '', dying: [] },
@@ -52,12 +52,12 @@ it.runIf(process.platform === 'linux')(
     });
     expect(result).toMatchObject({ code: 0, signal: null, stopped: null, stderr: '' });
     const samples = JSON.parse(result.stdout) as { during: Held; after: Held }[];
-    // The C library's arenas and V8 take two workers to reach their size.
+    // The C library's arenas and V8 reach their final size with the second worker.
     const [settled, last] = [
       samples[2] as { during: Held; after: Held },
       samples.at(-1) as { after: Held },
     ];
-    // Each worker holds 64 MiB, in a reservation that is larger by far, and has an engine with two threads.
+    // Each worker has 64 MiB, in a much larger reservation of addresses, and an engine with two threads.
     expect(settled.during.ownMiB - settled.after.ownMiB).toBeGreaterThan(64);
     expect(last.after.ownMiB - settled.after.ownMiB).toBeLessThan(32);
     expect(last.after.spaceMiB - settled.after.spaceMiB).toBeLessThan(1024);

@@ -56,7 +56,7 @@ const array = (name: string) => {
 const plain = (name: string): Float64Array =>
   Float64Array.from(array(name).data as ArrayLike<number>, Number);
 
-/** (m,k) times (k,n), row-major. */
+/** The product of (m,k) and (k,n) matrices, row-major. */
 function multiply(a: ArrayLike<number>, b: ArrayLike<number>, m: number, k: number, n: number) {
   const c = new Float64Array(m * n);
   for (let i = 0; i < m; i++) {
@@ -92,7 +92,7 @@ const frobenius = (a: ArrayLike<number>): number =>
 const difference = (a: ArrayLike<number>, b: ArrayLike<number>): Float64Array =>
   Float64Array.from(a, (v, i) => v - (b[i] as number));
 
-/** max |Q^T Q - I| */
+/** Deviation from orthonormal columns: max |Q^T Q - I|. */
 function orthogonality(q: Float64Array, m: number, k: number): number {
   const gramMatrix = multiply(transpose(q, m, k), q, k, m, k);
   return Math.max(...gramMatrix.map((v, i) => Math.abs(v - (i % (k + 1) === 0 ? 1 : 0))));
@@ -217,7 +217,7 @@ describe('randomizedSvd', () => {
     },
   );
 
-  it('repeats for a seed, reads bf16, and refuses what it cannot do', () => {
+  it('is deterministic for a seed, accepts bf16, and refuses bad arguments', () => {
     const a = randomTensor([40, 60], { dtype: 'f32' });
     const first = randomizedSvd(a, 5, { niter: 2, seed: 9 });
     const second = randomizedSvd(a, 5, { niter: 2, seed: 9 });
@@ -249,13 +249,13 @@ describe.each([
   ['bf16', 2 ** -8],
   ['f16', 2 ** -11],
 ] as const)('decompositions of %s', (dtype, unit) => {
-  // The operand is what the type holds; the result is that of f64, rounded to the type it comes in.
+  // The expected result is computed in f64 from the same rounded operand.
   const [m, n] = [31, 9];
   const narrow = randomTensor([m, n], { seed: 11 }).to(dtype);
   const wide = narrow.to('f64');
   const A = valuesOf(wide);
 
-  it('qr comes in the type itself, a rounding from that of f64', () => {
+  it('qr returns that dtype, within one rounding of the result in f64', () => {
     const found = qr(narrow);
     const expected = qr(wide);
     for (const key of ['q', 'r'] as const) {
@@ -263,7 +263,7 @@ describe.each([
       const values = valuesOf(expected[key]);
       valuesOf(found[key]).forEach((value, i) => {
         const exact = values[i] as number;
-        // Half a unit in the last place, and f16's smallest step near zero.
+        // Half a unit in the last place, or the smallest step of f16 near zero.
         expect(Math.abs(value - exact)).toBeLessThanOrEqual(
           unit * Math.abs(exact) * 1.001 + 2 ** -25,
         );
@@ -271,14 +271,14 @@ describe.each([
     }
   });
 
-  it('svd, singularValues and eigh come with values in f32, and give the matrix back', () => {
+  it('svd, singularValues and eigh return values in f32, and factors that multiply to the matrix', () => {
     const { u, s, vt } = svd(narrow);
     const reference = valuesOf(svd(wide).s);
     expect([s.dtype, singularValues(narrow).dtype]).toEqual(['f32', 'f32']);
     expect(relativeError(valuesOf(s), reference)).toBeLessThan(1e-7);
     expect(relativeError(valuesOf(singularValues(narrow)), reference)).toBeLessThan(1e-7);
     const back = multiply(scaleColumns(valuesOf(u), valuesOf(s)), valuesOf(vt), m, n, n);
-    // Factors in the narrow type at worst: two roundings of each entry.
+    // At worst the factors are in the narrow dtype, which rounds each entry twice.
     expect(relativeError(back, A)).toBeLessThan(2 * unit);
 
     const symmetric = noGrad(() => gram(narrow)).to(dtype);
@@ -293,7 +293,7 @@ describe.each([
   });
 });
 
-describe('bad arguments of decompositions are named', () => {
+describe('bad arguments of decompositions', () => {
   const whole = tensor(Int32Array.of(1, 2, 3, 4), { shape: [2, 2] });
   const cube = randomTensor([2, 2, 2]);
   it.each([
@@ -309,13 +309,13 @@ describe('bad arguments of decompositions are named', () => {
     expect(() => call(whole)).toThrow(new RegExp(`^${op}: .*i32`));
     expect(() => call(whole)).toThrow(ArgumentError);
   });
-  it('a matrix that is not square has no eigenvalues', () => {
+  it('of eigh include a matrix that is not square', () => {
     expect(() => eigh(randomTensor([3, 4]))).toThrow(/^eigh: .*\(N,N\).*\(3,4\)/);
   });
 });
 
 describe('randomizedSvds', () => {
-  it('is randomizedSvd of each, whatever else is asked for', () => {
+  it('equals randomizedSvd of each matrix, whichever others are in the call', () => {
     const tasks = [
       { a: randomTensor([140, 200], { dtype: 'f32', seed: 3 }), rank: 5, seed: 9 },
       { a: randomTensor([30, 20], { dtype: 'f64', seed: 4 }), rank: 3 },
@@ -351,7 +351,7 @@ describe('PiSSA split from the converged SVD', () => {
       W,
       multiply(B, A, m, r, n).map((value) => scale * value),
     );
-    // Energy converges, not the subspace: these matrices are small enough for the dense way, which is exact.
+    // These matrices are small enough for the dense algorithm, which is exact; otherwise only the energy would converge.
     expect(relativeError(residual, plain(`${name}/W_res`))).toBeLessThanOrEqual(1e-9);
     expect(
       relativeError(multiply(transpose(A, r, n), A, n, r, n), plain(`${name}/AtA`)),
@@ -373,7 +373,7 @@ describe('gradients', () => {
     expect(() => qr(randomTensor([2, 3], { requiresGrad: true }))).toThrow(/rows/);
   });
   it('svd of tall, wide and square matrices', () => {
-    // The signs of the vectors are the solver's: products that do not depend on them are checked with the values.
+    // The solver chooses the signs of the vectors, so that functions independent of them are checked, with the values.
     for (const shape of [
       [6, 4],
       [4, 6],
@@ -385,7 +385,7 @@ describe('gradients', () => {
       gradcheck((a) => singularValues(a), [randomTensor(shape, { seed: 5 })]);
     }
   });
-  it('eigh of a symmetric matrix, entry pairs moving together', () => {
+  it('eigh of a symmetric matrix, with symmetric changes of its entries', () => {
     const half = randomTensor([5, 5], { seed: 6 });
     const values = valuesOf(half);
     const symmetric = tensor(
@@ -440,7 +440,7 @@ describe('gram', () => {
     expect(() => gram(randomTensor([3, 5], { requiresGrad: true }))).toThrow(/gradient/);
   });
 
-  it('gives the singular values of H W^T', () => {
+  it('gives the singular values of H W^T through gramSpectrum', () => {
     const h = randomTensor([12, 5], { seed: 2 });
     const w = randomTensor([20, 5], { seed: 3 });
     const spectrum = valuesOf(gramSpectrum(gram(h), gram(w)));

@@ -1,4 +1,4 @@
-// The fused form against the plain one on random inputs, in every dtype; gradcheck; evaluation; bad arguments; memory.
+// The fused losses against the plain ones on random inputs, in every dtype; gradcheck; evaluation; bad arguments; memory.
 import { describe, expect, it } from 'vitest';
 import {
   EffectiveRank,
@@ -24,7 +24,7 @@ import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 
 const valuesOf = (t: Tensor): Float64Array => Float64Array.from(t.dataSync() as Float64Array);
 
-/** M rows, some without target; the regularizers see every row ('non_padding'). */
+/** M rows, some without a target; the regularizers use every row ('non_padding'). */
 function randomBatch(rows: number, vocabulary: number) {
   const targets = Int32Array.from({ length: rows }, (_, n) =>
     n % 3 === 2 ? -100 : (n * 31) % vocabulary,
@@ -83,7 +83,7 @@ describe('fused against plain', () => {
     },
   );
 
-  // |fused in a narrow type - f64 truth| against the rounding of that type's operands and results.
+  // Bounds of |fused in a narrow dtype - exact in f64|: the rounding of operands and results.
   it.each([
     ['f32', 1e-5],
     ['bf16', 3e-2],
@@ -91,7 +91,7 @@ describe('fused against plain', () => {
   ] as const)('%s stays within its rounding of f64', (dtype, tolerance) => {
     const [rows, channels, vocabulary] = [40, 48, 300];
     const batch = randomBatch(rows, vocabulary);
-    // The same numbers, exactly representable in the narrow type.
+    // Values that the narrow dtype represents exactly, so that both computations have the same operands.
     const narrow = (shape: number[], seed: number) => randomTensor(shape, { seed }).to(dtype);
     const run = (wide: boolean) => {
       const cast = (t: Tensor) => noGrad(() => (wide ? t.to('f64') : t)).detach();
@@ -126,7 +126,7 @@ describe('gradients in f64', () => {
       headLosses({
         hidden,
         teacher: randomTensor([5, 6], { seed: 2 }),
-        // Without a head of its own the teacher would follow the moved weight.
+        // The teacher has a head of its own, since it would otherwise change with the perturbed weight.
         teacherHead: head,
         head: weight,
         targets,
@@ -139,7 +139,7 @@ describe('gradients in f64', () => {
     gradcheck(f, [randomTensor([5, 6], { seed: 1 }), head]);
   });
 
-  it('the SVD term in both forms', () => {
+  it('svdLoss in both forms', () => {
     const hidden = randomTensor([5, 6], { seed: 1 });
     const gram = new HeadGram(head);
     gradcheck((h) => svdRatioGram(h, gram.get(), { k: 2 }), [hidden]);
@@ -147,7 +147,7 @@ describe('gradients in f64', () => {
     gradcheck((h, w) => svdRatio(h, w, { k: 2, softcap: 3 }), [hidden, head]);
   });
 
-  it('an upstream factor scales both gradients', () => {
+  it('an upstream gradient scales both gradients', () => {
     const leaf = () => randomTensor([5, 6], { seed: 1, requiresGrad: true });
     const [one, three] = [leaf(), leaf()];
     headLosses({ hidden: one, head, targets, ...scales }).loss.backward();
@@ -164,8 +164,8 @@ describe('gradients in f64', () => {
   });
 });
 
-describe('which form of the SVD term', () => {
-  it('the Gram form needs a frozen, linear head', () => {
+describe('the SVD term', () => {
+  it('is computed by Gram matrices where the head is frozen and linear', () => {
     const frozen = randomTensor([5, 3]);
     const trained = randomTensor([5, 3], { requiresGrad: true });
     expect(gramFormAllowed({ weight: frozen })).toBe(true);
@@ -175,7 +175,7 @@ describe('which form of the SVD term', () => {
 });
 
 describe('evaluation', () => {
-  it('rows: cross-entropy, KL and entropy equal their definitions', () => {
+  it('gives cross-entropy, KL and entropy by rows as defined', () => {
     const [rows, vocabulary] = [4, 9];
     const hidden = randomTensor([rows, 5], { seed: 1 });
     const teacher = randomTensor([rows, 5], { seed: 2 });
@@ -203,7 +203,7 @@ describe('evaluation', () => {
     }
   });
 
-  it('effective rank of all logits through the accumulated Gram matrix', async () => {
+  it('gives the effective rank of all logits by the accumulated Gram matrix', async () => {
     const weight = randomTensor([40, 6], { seed: 3 });
     const hidden = randomTensor([23, 6], { seed: 1 });
     const rank = new EffectiveRank();
@@ -217,14 +217,14 @@ describe('evaluation', () => {
   });
 });
 
-describe('no (M,V) tensor', () => {
+describe('no (M,V) tensor is allocated', () => {
   it.each([
     ['a frozen linear head, by its Gram matrix', 0, false],
     ['a soft-capped head, in tiles', 30, false],
     ['a trained head, in tiles', 0, true],
     ['a trained soft-capped head, in tiles', 30, true],
   ])('of %s: the peak stays far below one matrix of logits', (_, softcap, trained) => {
-    // The tiles' singular values take many passes over the logits, and on a device hold a few columns of V numbers.
+    // Singular values by tiles need many passes over the logits, and on a device a few columns of V numbers.
     const tiles = softcap > 0 || trained;
     const small = kTestDevice !== 'cpu' || tiles;
     const share = kTestDevice !== 'cpu' && tiles ? 1 / 2 : 1 / 8;
@@ -255,7 +255,7 @@ describe('no (M,V) tensor', () => {
   });
 });
 
-describe('bad arguments are named', () => {
+describe('bad arguments', () => {
   const hidden = randomTensor([3, 4]);
   const head = randomTensor([7, 4]);
   const targets = tensor(Int32Array.of(1, 2, 3));
@@ -295,13 +295,13 @@ describe('bad arguments are named', () => {
     expect(call).toThrow(message);
   });
 
-  it('a target outside the vocabulary surfaces at the next read', () => {
+  it('of a target outside the vocabulary are reported at the next read', () => {
     const bad = tensor(Int32Array.of(1, 7, 3));
     const { sums } = headLosses({ hidden, head, targets: bad });
     expect(() => sums.dataSync()).toThrow(/target 7 of row 1/);
   });
 
-  it('consistency without a teacher', () => {
+  it('include a consistency weight without a teacher', () => {
     const loss = new BaLoraLoss({ weight: head });
     const batch = { targets: targets.dataSync() as Int32Array, cuSeqlens: Int32Array.of(0, 3) };
     expect(() => loss.compute({ hidden, batch, weights })).toThrow(/teacherHidden/);

@@ -1,4 +1,4 @@
-// Every golden case of the language-model losses, in f64 and f32, in the plain form and in the fused ones: values and gradients.
+// Values and gradients of every golden case of the language-model losses, in f64 and f32, plain and fused.
 // Tolerances: ../fixtures/losses (f64 1e-9; f32 1e-5 of the largest gradient, with the exceptions its README measures).
 import { describe, expect, it } from 'vitest';
 import {
@@ -29,7 +29,7 @@ import {
   weightsOf,
 } from '../support/golden_losses.ts';
 
-/** Value and gradient of a function of Z; the fused forms go through a head that is the identity (then Z = H). */
+/** Value and gradient of a function of Z. The fused forms use the identity as the head, so that Z = H. */
 function onLogits(c: Case, dtype: Dtype, f: (z: Tensor) => Tensor) {
   const z = load(c, 'Z', dtype, true);
   const value = f(z);
@@ -55,7 +55,7 @@ describe.each(dtypes)('consistency in %s', (dtype) => {
     ];
     for (const form of forms) {
       const { value, dZ } = onLogits(c, dtype, form);
-      // Rows shifted by a constant: what is left is the rounding of the shifted logits (torch: 4.8e-6).
+      // Where rows are shifted by a constant, the error is the rounding of the shifted logits (torch: 4.8e-6).
       expectValue(value, c.value as number, dtype, c.name.includes('shifted') ? 10 : 1);
       expectGrad(dZ, array(c, 'dZ').data as Float64Array, dtype);
       if (c.name === 'nlg_kl_identical') expect(Math.abs(value)).toBeLessThanOrEqual(1e-15);
@@ -102,7 +102,7 @@ describe.each(dtypes)('svd in %s', (dtype) => {
       const { value, dZ } = onLogits(c, dtype, (z) =>
         svdForms[c.form](z, dtype, c.params.k as number, c.params.norm),
       );
-      // Through a Gram matrix, singular values at the rounding of the stored Z are zero; the case asks for 1e-5.
+      // By a Gram matrix, singular values near the rounding of the stored Z are zero; the case allows 1e-5.
       const deficient = /nearly_deficient|rank3/.test(c.name) && c.form !== 'plain';
       if (c.value === null) expect(Math.abs(value)).toBe(0);
       else if (deficient) expect(Math.abs(value - c.value)).toBeLessThanOrEqual(1e-5);
@@ -112,7 +112,7 @@ describe.each(dtypes)('svd in %s', (dtype) => {
   );
 });
 
-/** As grad_check says: all of it, only finite with <dZ,Z> >= 0, or on the leading singular directions. */
+/** Checks the gradient as grad_check demands: entirely, only finite with <dZ,Z> >= 0, or on the leading singular directions. */
 function checkSvdGradient(c: Case, dZ: Float64Array, dtype: Dtype): void {
   expect(Array.from(dZ).every(Number.isFinite)).toBe(true);
   const z = array(c, 'Z').data as Float32Array;
@@ -131,7 +131,7 @@ function checkSvdGradient(c: Case, dZ: Float64Array, dtype: Dtype): void {
   expectGrad(coordinates(dZ), coordinates(expected), 'f32');
 }
 
-/** X -> U^T X V with the r leading singular vectors of Z. */
+/** The map X -> U^T X V with the r leading singular vectors of Z. */
 function leadingCoordinates(z: GoldenArray, r: number): (x: Float64Array) => Float64Array {
   const [m, n] = z.shape as [number, number];
   const { u, vt } = svd(goldenTensor(z, 'f64'));

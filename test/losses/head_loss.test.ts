@@ -1,4 +1,4 @@
-// BaLoraLoss (the fused form) against every golden head, accumulation and positions case, in f64 and f32.
+// BaLoraLoss (fused) against every golden case of heads, accumulation and positions, in f64 and f32.
 import { describe, expect, it } from 'vitest';
 import { BaLoraLoss } from '../../lib/losses/head_loss.ts';
 import { TermSums } from '../../lib/losses/term_sums.ts';
@@ -79,7 +79,7 @@ describe.each(dtypes)('head in %s', (dtype) => {
     const task = gradient(none);
     expectGrad(task, array(c, 'dH_task').data as Float64Array, dtype);
     for (const term of ['consistency', 'diversity', 'svd'] as const) {
-      // A large weight, so that taking the task's part off again leaves the term's digits.
+      // The weight is large, so that the term keeps its digits when the task loss is subtracted.
       const scale = 1000;
       const all = gradient({ ...none, [term]: scale });
       const alone = all.map((v, i) => (v - (task[i] as number)) / scale);
@@ -131,14 +131,14 @@ interface PositionsCase extends Case {
   modes: Record<Mode, Record<'total' | 'task' | 'consistency' | 'diversity' | 'svd', number>>;
 }
 
-/** The padded (B,T) case as rows: segments one after the other, or padded on the right with lengths. */
+/** The padded (B,T) case as rows: concatenated segments, or padded on the right with lengths. */
 function asRows(c: Case, padded: boolean) {
   const [batch, length] = array(c, 'labels').shape as [number, number];
   const read = (name: string) => Array.from(array(c, name).data as BigInt64Array, Number);
   const mask = read('attention_mask');
   const labels = read('labels');
   const segment = has(c, 'segment') ? read('segment') : labels.map(() => 0);
-  const places: number[] = []; // of each row, in the flat (B*T)
+  const places: number[] = []; // index of each row in the flat (B*T)
   const cuSeqlens = [0];
   const lengths: number[] = [];
   for (let b = 0; b < batch; b++) {
@@ -167,7 +167,7 @@ function asRows(c: Case, padded: boolean) {
   };
 }
 
-/** The (B,T,C) array's rows at the places, as (N,C). */
+/** The rows of a (B,T,C) array at the places, as (N,C). */
 function rowsAt(c: Case, name: string, places: number[], dtype: Dtype, requiresGrad = false) {
   const channels = array(c, name).shape[2] as number;
   const source = array(c, name).data as Float32Array;
@@ -221,13 +221,13 @@ describe.each(dtypes)('positions in %s', (dtype) => {
     expectGrad(gradient, array(c, `dH_${c.mode}`).data as Float64Array, dtype);
   });
 
-  it('takes the hidden states of its rows alone', () => {
+  it('accepts the hidden states of only the selected rows', () => {
     const c = settings.find(({ name, mode }) => /padded/.test(name) && mode === 'label_aligned');
     const { places, batch } = asRows(c as Case, false);
     const options = { ...headSetting(c as Case), positions: 'label_aligned' as const };
     const loss = new BaLoraLoss({ weight: load(c as Case, 'W', dtype) }, options);
     const selected = loss.select(batch);
-    expect(selected.regularized).not.toBeNull(); // rows of the task alone, and of the regularizers alone
+    expect(selected.regularized).not.toBeNull(); // task and regularizers use different rows
     const [h, ht] = ['H', 'Ht'].map((name, i) =>
       rowsAt(c as Case, name, places, dtype, i === 0),
     ) as [Tensor, Tensor];
@@ -246,7 +246,7 @@ describe.each(dtypes)('positions in %s', (dtype) => {
     expect(() => run(wrong, ht)).toThrow(/hidden states must be of all \d+ rows of the batch or/);
   });
 
-  it('no supervised token: no loss, and no term to report', async () => {
+  it('without a supervised token there are no loss and no terms', async () => {
     const c = cases.find(({ name }) => name === 'positions_none_supervised') as Case;
     const { batch, places } = asRows(c, false);
     const loss = new BaLoraLoss({ weight: identity(4, dtype) });

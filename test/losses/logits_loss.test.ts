@@ -1,5 +1,5 @@
-// The regularizers of classification heads: every golden case, values and gradients, in f64 and f32; and what NluLoss adds to
-// them: shares of a window, the clamp and its warning, heads of one output.
+// The regularizers of classification heads: values and gradients of every golden case, in f64 and f32; and NluLoss around them:
+// accumulation over a window, the clamp and its warning, heads with one output.
 import { describe, expect, it } from 'vitest';
 import { NluLoss, nluTaskLoss } from '../../lib/losses/logits_loss.ts';
 import {
@@ -31,7 +31,7 @@ import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 
 type Variant = 'iclr' | '2024';
 
-/** Compares a term with the golden one; null, the skipped term, contributes nothing. */
+/** Compares a term with the golden one; a skipped term (null) contributes nothing. */
 function check(c: Case, dtype: Dtype, term: (z: Tensor) => Tensor | null): void {
   const z = load(c, 'Z', dtype, true);
   const value = term(z);
@@ -80,7 +80,10 @@ interface TotalParams {
   k_used: number;
 }
 
-/** The golden total of a regression counts the divergence of one class, which is 0; NluLoss has the outputs' distance there. */
+/**
+ * NluLoss of a case. For regression the golden total has the divergence of one class, which is 0, where
+ * NluLoss has the squared distance.
+ */
 function lossOf(c: Case, onWarning: (warning: TermNote) => void = () => {}) {
   const params = c.params as unknown as TotalParams;
   const regression = params.task === 'mse';
@@ -120,7 +123,7 @@ describe.each(dtypes)('totals in %s', (dtype) => {
       expectValue(found[term as keyof typeof found] as number, value, dtype);
     }
     const { k, k_used: used } = c.params as unknown as TotalParams;
-    loss.compute(batch); // says nothing a second time
+    loss.compute(batch); // does not warn a second time
     const code = used === 0 ? 'nlu_terms_undefined' : 'nlu_svd_clamped';
     expect(warnings.map((warning) => warning.code)).toEqual(used === k ? [] : [code]);
     if (used > 0 && used < k) expect(warnings[0]?.message).toContain(`clamped to ${used}`);
@@ -135,7 +138,7 @@ it('every kind of the fixture has a test', () => {
 describe('NluLoss over a window', () => {
   const c = cases.find(({ name }) => name === 'nlu_total_2024_N16_D3') as Case;
 
-  it('task and consistency of 1x16 and of 8+5+3 agree; the others are weighed means', async () => {
+  it('task and consistency of 1x16 and of 8+5+3 agree; the others are weighted means', async () => {
     const parts = [0, 8, 13, 16];
     const loss = lossOf(c);
     const z = load(c, 'Z', 'f64', true);
@@ -170,7 +173,7 @@ describe('NluLoss over a window', () => {
     });
   });
 
-  it('one example: diversity and svd are skipped with one warning, the rest stands', async () => {
+  it('with one example skips diversity and svd with one warning', async () => {
     const warnings: string[] = [];
     const loss = new NluLoss({ onWarning: ({ code }) => warnings.push(code) });
     const result = loss.compute({
@@ -188,7 +191,7 @@ describe('NluLoss over a window', () => {
   });
 });
 
-describe('heads of one output and of independent labels', () => {
+describe('heads with one output and with independent labels', () => {
   it('regression: the consistency is the mean squared difference, in both variants', () => {
     const options = { problemType: 'regression' as const };
     const [z, p] = [tensor([[1], [3]]), tensor([[0], [1]])];
@@ -197,7 +200,7 @@ describe('heads of one output and of independent labels', () => {
     expect(nluTaskLoss(z, tensor(Float32Array.of(1, 1)), 'regression').itemSync()).toBe(2);
   });
 
-  it('several labels: binary cross-entropy and the divergence of Bernoullis, in plain loops', () => {
+  it('multi-label: binary cross-entropy and the divergence of Bernoullis, against plain loops', () => {
     const [z, p] = [randomTensor([4, 3], { seed: 3 }), randomTensor([4, 3], { seed: 4 })];
     const y = tensor(Float64Array.of(1, 0, 1, 0, 0, 1, 1, 1, 0, 0, 0, 0), { shape: [4, 3] });
     const s = (x: number) => 1 / (1 + Math.exp(-x));
@@ -218,7 +221,7 @@ describe('heads of one output and of independent labels', () => {
     expect(nluConsistencyLoss(z, p, { problemType }).itemSync()).toBeCloseTo((4 * kl) / 4, 13);
   });
 
-  it("the teacher's entropy at T, of classes and of independent labels, in plain loops", () => {
+  it("the teacher's entropy at T, of classes and of independent labels, against plain loops", () => {
     const p = randomTensor([4, 3], { seed: 6 });
     const rows = p.dataSync() as Float64Array;
     const entropyOf = (shares: number[]) => shares.reduce((sum, q) => sum - q * Math.log(q), 0);
@@ -240,7 +243,7 @@ describe('heads of one output and of independent labels', () => {
     }
   });
 
-  it('gradients of the parts that no golden case has', () => {
+  it('gradients of the functions that no golden case has', () => {
     const [z, p] = [randomTensor([5, 3], { seed: 3 }), randomTensor([5, 3], { seed: 4 })];
     const y = randomTensor([5, 3], { seed: 5 });
     const problemType = 'multi_label_classification' as const;
@@ -249,7 +252,7 @@ describe('heads of one output and of independent labels', () => {
     gradcheck((x) => binaryCrossEntropy(x, y), [z]);
   });
 
-  it('bf16 logits are widened', () => {
+  it('bf16 logits are converted to f32', () => {
     const z = goldenTensor({ shape: [2, 2], data: Float32Array.of(1, 2, 4, 3) }, 'f32').to('bf16');
     const value = nluSvdLoss(z);
     expect(value?.dtype).toBe('f32');
@@ -269,7 +272,7 @@ describe('bad arguments', () => {
     [() => new NluLoss({ svdTopK: 0 }), /svdTopK must be a whole number >= 1/],
     [
       () => new NluLoss().compute({ logits, labels: tensor(Int32Array.of(0, 1)), weights }),
-      /teacherLogits is needed/,
+      /pass teacherLogits$/,
     ],
     [
       () => nluTaskLoss(logits, tensor(Float32Array.of(0, 1)), 'single_label_classification'),
@@ -279,7 +282,10 @@ describe('bad arguments', () => {
       () => nluTaskLoss(logits, tensor(Float32Array.of(0, 1)), 'multi_label_classification'),
       /must be \(2,2\) of a float type, got \(2\) f32/,
     ],
-    [() => nluConsistencyLoss(logits, tensor([[1, 2]])), /student is \(2,2\), teacher \(1,2\)/],
+    [
+      () => nluConsistencyLoss(logits, tensor([[1, 2]])),
+      /teacher must be as student, \(2,2\), got \(1,2\)/,
+    ],
   ])('%#', (make, message) => {
     expect(make).toThrow(message);
   });

@@ -1,4 +1,4 @@
-// The regularizers' schedules against the golden tables, to the last bits of double precision.
+// The schedules of the regularizers against the golden tables, to the last bits of double precision.
 import { describe, expect, it } from 'vitest';
 import { BaLoraLoss } from '../../lib/losses/head_loss.ts';
 import {
@@ -76,7 +76,7 @@ describe('schedules', () => {
       ...(c.l1_max === null ? {} : { max: c.l1_max }),
     });
     expect(Math.abs(weight - c.value)).toBeLessThanOrEqual(1e-15);
-    // The entropy itself, through a head that is the identity: the hidden states are the logits.
+    // The entropy is that of the hidden states, which are the logits of an identity head.
     const loss = new BaLoraLoss(
       { weight: identity(vocabulary, 'f64') },
       { temperature: c.T, positions: 'non_padding' },
@@ -92,7 +92,7 @@ describe('schedules', () => {
   });
 
   it('a step outside a run is refused', () => {
-    expect(() => regularizerFactorAt('constant', { step: -1, totalSteps: 3 })).toThrow(/step -1/);
+    expect(() => regularizerFactorAt('constant', { step: -1, totalSteps: 3 })).toThrow(/got -1 of/);
     const nan = { step: Number.NaN, totalSteps: 3 };
     expect(() => consistencyWeightAt('cosine', 1, nan)).toThrow(/NaN/);
   });

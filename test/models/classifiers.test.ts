@@ -1,5 +1,5 @@
-// Models with a classification head against transformers: logits, hidden states, losses and gradients of tiny checkpoints
-// in f32 and in f64, in bf16 within the band of its own rounding, in older spellings and under older names.
+// Models with a classification head against transformers: logits, hidden states, losses and gradients of tiny checkpoints in f32
+// and f64, in bf16 within its rounding, and with older spellings of configurations and tensor names.
 import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -63,7 +63,7 @@ describe.each(kNames)('%s', (name) => {
     expect(model.newlyInitialized).toEqual([]);
   });
 
-  it('gives the f64 logits in f64, where nothing hides in rounding', async () => {
+  it('gives the f64 logits in f64, where rounding hides no error', async () => {
     const golden = await readClassifierGolden(name);
     const model = await Auto.fromPretrained(modelOf(golden), { dtype: 'f64' });
     const error = largestError(logitsOf(model, golden), golden.expected.logits_f64 as Tensor);
@@ -123,8 +123,9 @@ describe.each(kNames)('%s', (name) => {
     expect(error).toBeLessThan(1e-9);
   });
 
-  // A forward of two post-norm layers rounds about 20 times on the way; torch's own bf16 is measured at 1.4e-2 of the
-  // largest logit on MiniLM's six layers, whose golden band is 3e-2. Gradients: the band of tiny models; measured .012 to .026.
+  // A forward of two post-norm layers has about 20 roundings in sequence. torch's own bf16 has a measured error of 1.4e-2 of the
+  // largest logit on MiniLM's six layers, for which the golden tolerance is 3e-2. Gradients have the tolerance of tiny models;
+  // measured .012 to .026.
   it('stays within bf16 rounding in bf16', async () => {
     const golden = await readClassifierGolden(name);
     const model = await Auto.fromPretrained(modelOf(golden), { dtype: 'bf16', trainable: true });
@@ -140,7 +141,7 @@ describe.each(kNames)('%s', (name) => {
     expect(gradError).toBeLessThan(kBf16Band.gradients);
   });
 
-  it('reads other spellings of its configuration and its names', async () => {
+  it('accepts other spellings of configuration keys and tensor names', async () => {
     const golden = await readClassifierGolden(name);
     const legacy = join(golden.folder, 'config-legacy.json');
     const copies = [join(golden.folder, 'model-alt')].filter((path) => existsSync(path));
@@ -157,7 +158,7 @@ describe.each(kNames)('%s', (name) => {
     }
   });
 
-  it('is read back as it was written', async () => {
+  it('is the same model after saving and loading', async () => {
     const golden = await readClassifierGolden(name);
     const model = await Auto.fromPretrained(modelOf(golden));
     const copy = join(folder, `${name}-saved`);
@@ -169,7 +170,7 @@ describe.each(kNames)('%s', (name) => {
   });
 });
 
-/** The batch with every segment as long as the longest. */
+/** The batch with every segment padded to the longest. */
 function padded({ batch }: ClassifierGolden): ModelBatch {
   const { inputIds, positions, cuSeqlens, tokenTypeIds } = batch;
   const segments = cuSeqlens.length - 1;
@@ -204,7 +205,7 @@ describe('labels', () => {
     expect([one.numLabels, one.problemType]).toEqual([1, 'regression']);
   });
 
-  it('that contradict the head in the checkpoint are an error, unless a new head is wanted', async () => {
+  it('that contradict the head in the checkpoint are an error, unless a new head is requested', async () => {
     const path = architecture('bert/model');
     await expect(Auto.fromPretrained(path, { numLabels: 2 })).rejects.toThrow(
       /the head in the checkpoint \(classifier\.weight\) has 3 labels, numLabels asks for 2/,
@@ -232,7 +233,7 @@ describe('label names', () => {
   const id2label = { ...names };
   const label2id = { CONTRADICTION: 0, NEUTRAL: 1, ENTAILMENT: 2 };
 
-  /** The tiny bert with other keys in its configuration, and without its head if asked for. */
+  /** A copy of the tiny bert with changes in its configuration, optionally without its head. */
   async function bert(name: string, change: object, { head = true } = {}): Promise<string> {
     const copy = join(folder, name);
     cpSync(architecture('bert/model'), copy, { recursive: true });
@@ -251,36 +252,36 @@ describe('label names', () => {
     await saveModel(model, join(folder, name));
     return JSON.parse(readFileSync(join(folder, name, 'config.json'), 'utf8'));
   };
-  const madeUp = {
+  const defaultLabel = {
     id2label: { 0: 'LABEL_0', 1: 'LABEL_1', 2: 'LABEL_2' },
     label2id: { LABEL_0: 0, LABEL_1: 1, LABEL_2: 2 },
   };
 
-  it("are the configuration's for its own head, and stay with it", async () => {
+  it('are those of the configuration for a head in the checkpoint, and are saved with it', async () => {
     const path = await bert('nli', { id2label, label2id });
     const model = await Auto.fromPretrained(path);
     expect(model.labelNames).toEqual(names);
     expect(await saved(model, 'nli-saved')).toMatchObject({ id2label, label2id });
     expect((await checkpointHead(path)).labelNames).toEqual(names);
-    // Those that transformers makes up are none.
+    // transformers' placeholders (LABEL_0) are no names.
     const plain = architecture('bert/model');
     expect((await Auto.fromPretrained(plain)).labelNames).toBeNull();
     expect((await checkpointHead(plain)).labelNames).toBeNull();
   });
 
-  it('of another head are not kept', async () => {
+  it('are not kept for a new head', async () => {
     const path = await bert('nli-new', { id2label, label2id });
     const fresh = await Auto.fromPretrained(path, { newHead: true });
     expect(fresh.labelNames).toBeNull();
-    expect(await saved(fresh, 'nli-new-saved')).toMatchObject(madeUp);
+    expect(await saved(fresh, 'nli-new-saved')).toMatchObject(defaultLabel);
     const bare = await bert('nli-bare', { id2label, label2id }, { head: false });
     const drawn = await Auto.fromPretrained(bare);
     expect([drawn.numLabels, drawn.labelNames]).toEqual([3, null]);
-    expect(await saved(drawn, 'nli-bare-saved')).toMatchObject(madeUp);
+    expect(await saved(drawn, 'nli-bare-saved')).toMatchObject(defaultLabel);
     expect((await checkpointHead(bare)).labelNames).toBeNull();
   });
 
-  it("are the caller's where given, and their number with them", async () => {
+  it("are the caller's where given, and determine the number of labels", async () => {
     const path = await bert('nli-named', { id2label, label2id });
     const labelNames = ['no', 'maybe', 'yes'];
     const model = await Auto.fromPretrained(path, { labelNames });
@@ -293,11 +294,11 @@ describe('label names', () => {
       /has 3 labels, numLabels asks for 2/,
     );
     await expect(Auto.fromPretrained(path, { labelNames, numLabels: 2 })).rejects.toThrow(
-      /numLabels is 2, but 3 labelNames are given \(no, maybe, yes\)/,
+      /labelNames must be as many as numLabels, 2, got 3 \(no, maybe, yes\)/,
     );
   });
 
-  it('of a configuration alone are its own', async () => {
+  it('are those of the configuration in fromConfig', async () => {
     const json = JSON.parse(readFileSync(join(architecture('bert/model'), 'config.json'), 'utf8'));
     const model = await Auto.fromConfig({ ...json, id2label, label2id });
     expect(model.labelNames).toEqual(names);
@@ -312,30 +313,30 @@ describe('bad input', () => {
     ...rest,
   });
 
-  it('is refused by name', async () => {
+  it('is refused with an error that names it', async () => {
     const model = await Auto.fromPretrained(architecture('bert/model'));
     expect(model.forward(batchOf(26)).shape).toEqual([26, 40]);
     expect(() => model.forward(batchOf(27))).toThrow(
       /a sequence of 27 tokens is longer than the position table of this bert model \(26\)/,
     );
     expect(() => model.forward(batchOf(3, { tokenTypeIds: Int32Array.of(0, 1, 2) }))).toThrow(
-      /tokenTypeIds\[2\] = 2, this bert model has 2 kind/,
+      /tokenTypeIds\[2\] must be 0 to 1 for this bert model, got 2/,
     );
     expect(() => model.forward(batchOf(3, { tokenTypeIds: Int32Array.of(0) }))).toThrow(
-      /3 ids, but 1 tokenTypeIds/,
+      /tokenTypeIds must be as many as inputIds, 3, got 1/,
     );
     const empty = batchOf(3, { cuSeqlens: Int32Array.of(0, 3, 3) });
     expect(() => model.logits(model.forward(empty), empty)).toThrow(
-      /sequence 1 of the batch has no tokens/,
+      /sequence 1 of the batch must have at least one token/,
     );
   });
 
-  it('of a decoder is a sequence whose padding nobody tells', async () => {
+  it('for a decoder includes padded rows without lengths', async () => {
     const model = await Auto.fromPretrained(architecture('llama-seqcls/model'));
     const batch = batchOf(4, { inputIds: Int32Array.of(5, 6, 0, 0) });
     const hidden = model.forward(batch);
     expect(() => model.logits(hidden, batch)).toThrow(
-      /sequence 0 ends in the padding id 0, but the batch has no lengths/,
+      /sequence 0 ends in the padding id 0, .*; leave the padding out, or give the batch lengths/,
     );
     const told = model.logits(hidden, { ...batch, lengths: Int32Array.of(2) });
     const short = batchOf(2, { inputIds: Int32Array.of(5, 6) });
@@ -354,12 +355,12 @@ describe('bad input', () => {
     );
   });
 
-  it('of a family without a classifier names those that have one', async () => {
+  it('of a family without a classifier is told the families that have one', async () => {
     const other = join(folder, 'mamba');
     cpSync(architecture('bert/model'), other, { recursive: true });
     writeFileSync(join(other, 'config.json'), JSON.stringify({ model_type: 'mamba' }));
     await expect(Auto.fromPretrained(other)).rejects.toThrow(
-      /model_type "mamba" is not supported for classification \(known: bert.*llama.*how-to-add-a-model/,
+      /model_type "mamba" is not supported for classification; known: bert.*llama.*how-to-add-a-model/,
     );
   });
 });

@@ -1,5 +1,5 @@
-// The forms of DeBERTa-v2 that the golden checkpoint does not have, against a definition in plain loops, which the golden
-// checkpoint's own numbers hold to; and projections of positions of their own, which as copies of the content's change nothing.
+// Forms of DeBERTa-v2 that the golden checkpoint does not have, against a definition in plain loops that is itself checked with the
+// golden checkpoint; and separate projections of positions, which change nothing where they are copies of the content's.
 import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -18,7 +18,7 @@ import { goldenConfig, relativeError } from './golden.ts';
 import { type ClassifierGolden, goldenLoss, readClassifierGolden } from './golden_classifiers.ts';
 
 type Json = Record<string, unknown>;
-/** A parameter in f64, and its shape. */
+/** The values of a parameter in f64, and its shape. */
 interface Weight {
   readonly shape: readonly number[];
   readonly data: Float64Array;
@@ -41,7 +41,7 @@ const kWeights: Weights = new Map(
   ]),
 );
 
-/** Numbers from -.6 to .6 that f32 holds exactly, the same for the same name. */
+/** Values from -.6 to .6 that f32 represents exactly, determined by the name. */
 function drawn(name: string, shape: readonly number[]): Weight {
   let state = [...name].reduce((sum, letter) => (31 * sum + letter.charCodeAt(0)) >>> 0, 7);
   const data = Float64Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => {
@@ -52,7 +52,7 @@ function drawn(name: string, shape: readonly number[]): Weight {
 }
 
 let made = 0;
-/** The golden checkpoint with other keys and tensors, in f64. */
+/** The golden checkpoint with changed configuration keys and tensors, in f64. */
 async function variant(config: Json, weights: Weights): Promise<SequenceClassifier> {
   const path = join(folder, String(made++));
   cpSync(join(golden.folder, 'model'), path, { recursive: true });
@@ -68,7 +68,7 @@ async function variant(config: Json, weights: Weights): Promise<SequenceClassifi
 const logitsOf = (model: SequenceClassifier, { batch }: Pick<ClassifierGolden, 'batch'> = golden) =>
   noGrad(() => model.logits(model.forward(batch), batch));
 
-describe('projections of positions of their own', () => {
+describe('separate projections of positions', () => {
   const copies = kSelf.flatMap((self) =>
     ['key', 'query'].flatMap((name) =>
       ['weight', 'bias'].map((kind): [string, Weight] => [
@@ -78,7 +78,7 @@ describe('projections of positions of their own', () => {
     ),
   );
 
-  it('give the golden logits and share the gradients where they are copies', async () => {
+  it('give the golden logits where they are copies, and gradients that add up to the golden ones', async () => {
     const separate = await variant({ share_att_key: false }, new Map([...kWeights, ...copies]));
     const expected = golden.expected.logits_f64 as Tensor;
     expect(relativeError(logitsOf(separate), expected)).toBeLessThan(1e-9);
@@ -251,7 +251,7 @@ function plainLogits(
     );
   }
 
-  /** The row of the table for a query that stands this far behind its key. */
+  /** The row of the table for the distance from a key to its query. */
   function place(queryMinusKey: number, span: number): number {
     const stated = config.max_relative_positions as number;
     const maxPosition = stated > 0 ? stated : (config.max_position_embeddings as number);

@@ -1,4 +1,4 @@
-// What a decoder's configuration may ask for that no family of the registry does.
+// Settings of a decoder's configuration that no family of the registry uses.
 import { describe, expect, it } from 'vitest';
 import { makePreNormLayer } from '../../lib/models/decoder.ts';
 import { readDecoder } from '../../lib/models/decoder_config.ts';
@@ -14,7 +14,7 @@ const kJson = {
 };
 const kDefaults = { rmsNormEps: 1e-6, ropeTheta: 100, tied: true, maxPositions: 64 };
 
-/** Hidden states of a Llama whose layer i turns with ropes[i], for tokens at these positions. */
+/** Hidden states of a Llama whose layer i has the rope ropes[i], for tokens at these positions. */
 function statesOf(ropes: readonly (number | null)[], positions: readonly number[]): number[] {
   const family = decoderFamily({
     ...{ modelType: 'test', architecture: 'TestForCausalLM', features: '', gguf: null },
@@ -45,11 +45,11 @@ describe('layers without a rope', () => {
     [0, 3, 4, 9, 11],
   ];
 
-  it('do not see how far rows are apart', () => {
+  it('do not depend on the distances between positions', () => {
     expect(statesOf([null, null], far)).toEqual(statesOf([null, null], near));
   });
 
-  it('leave the others theirs', () => {
+  it('do not change the ropes of other layers', () => {
     for (const ropes of [
       [0, null],
       [null, 0],

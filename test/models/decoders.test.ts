@@ -1,5 +1,5 @@
-// Causal language models against transformers: logits, hidden states, losses and gradients of tiny checkpoints of every
-// family in f32 and in f64, in both spellings of the configuration and with other tensor names.
+// Causal language models against transformers: logits, hidden states, losses and gradients of a tiny checkpoint of every family,
+// in f32 and f64, with both spellings of the configuration and with other tensor names.
 import { cpSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -32,7 +32,7 @@ function logitsOf(model: CausalLM, { batch }: Golden): Tensor {
   return noGrad(() => model.logits(model.forward(batch)));
 }
 
-/** A parameter's gradient in the layout of its checkpoint: GPT-2 stores its linears as (in,out). */
+/** A parameter's gradient in the layout of the checkpoint: GPT-2 stores its linears as (in,out). */
 function asStored(model: CausalLM, parameter: Tensor, grad: Tensor): Tensor {
   const owners = Array.from(model.namedModules(), ([, module]) => module);
   const transposed = owners.some((m) => m instanceof Conv1D && m.weight === parameter);
@@ -54,7 +54,7 @@ describe.each(kNames)('%s', (name) => {
     );
   });
 
-  it('gives the f64 logits in f64, where nothing hides in rounding', async () => {
+  it('gives the f64 logits in f64, where rounding hides no error', async () => {
     const golden = await readGolden(name);
     const model = await AutoModelForCausalLM.fromPretrained(join(golden.folder, 'model'), {
       dtype: 'f64',
@@ -92,7 +92,7 @@ describe.each(kNames)('%s', (name) => {
     }
   });
 
-  it('stays within the band of rounding in bf16', async () => {
+  it('stays within rounding in bf16', async () => {
     const golden = await readGolden(name);
     const model = await AutoModelForCausalLM.fromPretrained(join(golden.folder, 'model'), {
       trainable: true,
@@ -111,8 +111,8 @@ describe.each(kNames)('%s', (name) => {
     expect(gradError).toBeLessThan(kBf16Band.gradients);
   });
 
-  // gpt2 is spelled alike in both.
-  it.skipIf(name === 'gpt2')('reads the transformers 4 spelling of its configuration', async () => {
+  // The configuration of gpt2 has the same spelling in both versions.
+  it.skipIf(name === 'gpt2')('accepts the spelling of transformers 4', async () => {
     const golden = await readGolden(name);
     const legacy = join(folder, name);
     cpSync(join(golden.folder, 'model'), legacy, { recursive: true });
@@ -178,7 +178,7 @@ describe('gradient checkpointing', () => {
     });
   });
 
-  it('reaches a layer whose input is frozen, and needs less memory', async () => {
+  it('computes gradients of a layer whose input is frozen, and needs less memory', async () => {
     const golden = await readGolden('llama-untied-gqa');
     const peaks: number[] = [];
     const gradients: Tensor[] = [];
@@ -211,7 +211,7 @@ describe('gradient checkpointing', () => {
 });
 
 describe('gpt2', () => {
-  it('is read from a checkpoint of the bare model that holds its masks', async () => {
+  it('is loaded from a checkpoint of the bare model with attention masks', async () => {
     const golden = await readGolden('gpt2');
     const model = await AutoModelForCausalLM.fromPretrained(join(golden.folder, 'model-alt'));
     const error = rowError(logitsOf(model, golden), golden.expected.logits as Tensor, golden.rows);
@@ -232,7 +232,7 @@ describe('gpt2', () => {
 });
 
 describe('tied embeddings', () => {
-  it('are one parameter, also when the file holds the head again', async () => {
+  it('are one parameter, also where the file contains the head again', async () => {
     const golden = await readGolden('llama-tied');
     const model = await AutoModelForCausalLM.fromPretrained(join(golden.folder, 'model-alt'));
     const names = Array.from(model.namedParameters(), ([name]) => name);
@@ -246,7 +246,7 @@ describe('tied embeddings', () => {
 });
 
 describe('forward', () => {
-  it('gives padded rows the same numbers, and chosen rows alone', async () => {
+  it('gives the same numbers with padding, and for chosen rows alone', async () => {
     const golden = await readGolden('llama-untied-gqa');
     const model = await AutoModelForCausalLM.fromPretrained(join(golden.folder, 'model'));
     const { inputIds, positions, cuSeqlens } = golden.batch;
@@ -283,13 +283,19 @@ describe('forward', () => {
     };
     expect(run({}).shape).toEqual([3, 40]);
     expect(() => run({ inputIds: [1, 113, 3] })).toThrow(
-      /inputIds\[1\] = 113 is outside the vocabulary of 113/,
+      /inputIds\[1\] must be 0 to 112, an id of the vocabulary, got 113/,
     );
-    expect(() => run({ inputIds: [] })).toThrow(/no rows/);
-    expect(() => run({ positions: [0, 1] })).toThrow(/3 ids, but 2 positions/);
-    expect(() => run({ positions: [0, -1, 2] })).toThrow(/positions\[1\] = -1/);
+    expect(() => run({ inputIds: [] })).toThrow(/inputIds must have at least one id/);
+    expect(() => run({ positions: [0, 1] })).toThrow(
+      /positions must be as many as inputIds, 3, got 2/,
+    );
+    expect(() => run({ positions: [0, -1, 2] })).toThrow(/positions\[1\] must be >= 0, got -1/);
     expect(() => run({ cuSeqlens: [0, 2] })).toThrow(/from 0 to 3/);
-    expect(() => run({ cuSeqlens: [0, 2, 1, 3] })).toThrow(/falls at segment 1/);
-    expect(() => run({ lengths: [4] })).toThrow(/lengths\[0\] = 4, its segment has 3 rows/);
+    expect(() => run({ cuSeqlens: [0, 2, 1, 3] })).toThrow(
+      /cuSeqlens must not fall, as it does at segment 1/,
+    );
+    expect(() => run({ lengths: [4] })).toThrow(
+      /lengths\[0\] must be 0 to 3, the rows of its segment, got 4/,
+    );
   });
 });

@@ -1,4 +1,4 @@
-// Dropout of a configuration: what every family leaves out is named, and no configuration asks for one that is not.
+// Dropout in configurations: every rate that a family ignores is reported, and no rate is missed.
 import { describe, expect, it } from 'vitest';
 import { AutoModelForCausalLM } from '../../lib/models/auto.ts';
 import { AutoModelForSequenceClassification } from '../../lib/models/auto_classifier.ts';
@@ -7,7 +7,7 @@ import { dropoutWarning, statedRates } from '../../lib/models/dropout_rates.ts';
 import type { Model } from '../../lib/models/model.ts';
 import { architecture, goldenConfig, goldenNames } from './golden.ts';
 
-/** Keys that speak of dropout in heads of other tasks. */
+/** Keys of dropout in heads of other tasks. */
 const kOtherHeads: Readonly<Record<string, readonly string[]>> = {
   gpt2: ['summary_first_dropout'],
   distilbert: ['qa_dropout'],
@@ -25,7 +25,7 @@ const cases = (Object.keys(loaders) as (keyof typeof loaders)[]).flatMap((task) 
 );
 
 describe('dropoutRates', () => {
-  it.each(cases)('of %s are all that its configuration states', async (name, task) => {
+  it.each(cases)('of %s are all those in its configuration', async (name, task) => {
     const config = goldenConfig(name) as Record<string, unknown>;
     const others = kOtherHeads[config.model_type as string] ?? [];
     const stated = Object.entries(config).filter(
@@ -36,14 +36,14 @@ describe('dropoutRates', () => {
     expect(dropoutWarning(model) === null).toBe(stated.length === 0);
   });
 
-  it('are named in a sentence', async () => {
+  it('are listed in a sentence', async () => {
     const t5 = await AutoModelForSeq2SeqLM.fromPretrained(architecture('t5/model'));
     expect(dropoutWarning(t5)).toBe(
       'the configuration of this t5 model asks for dropout (dropout_rate 0.1), which training does not apply',
     );
   });
 
-  it('are numbers above 0 alone', () => {
+  it('are only numbers above 0', () => {
     const source = { a: 0.1, b: 0, c: null, d: '0.1', e: 0.2 };
     expect(statedRates(source, ['a', 'b', 'c', 'd', 'f'])).toEqual({ a: 0.1 });
   });

@@ -1,5 +1,5 @@
-// GGUF files of encoders, written as llama.cpp's converter does, against the checkpoints they were made of: hidden states to
-// the bit, heads where the file keeps them whole, and what is refused because the file does not tell the family.
+// GGUF files of encoders, written as by llama.cpp's converter, against the checkpoints that they were made from: bit-identical
+// hidden states, heads where the file contains them completely, and refusals where the file does not determine the family.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -51,7 +51,7 @@ describe.each(kFamilies)('a GGUF file of %s', (family) => {
     },
   );
 
-  it('of the bare model gets a head drawn anew, the same for the same seed, and is read back', async () => {
+  it('of the bare model gets a new head, determined by the seed, and is the same after saving and loading', async () => {
     const golden = await readClassifierGolden(family);
     const path = written(`${family}-bare`, family, {}, { skip: kHead });
     const options = { numLabels: 4, seed: 7 };
@@ -85,7 +85,7 @@ describe('the head of a GGUF file', () => {
     });
   });
 
-  it('of bert, whose pooler the converter drops, is drawn anew with the pooler', async () => {
+  it('of bert is new like the pooler, which the converter drops', async () => {
     const model = await Auto.fromPretrained(written('bert-head', 'bert'), { numLabels: 5 });
     expect([...model.newlyInitialized].sort()).toEqual([
       'bert.pooler.dense.bias',
@@ -97,7 +97,7 @@ describe('the head of a GGUF file', () => {
 });
 
 describe('a position table', () => {
-  it('of roberta has its rows up to the padding id again, as zeros', async () => {
+  it('of roberta has zeros for the rows up to the padding id, which the file lacks', async () => {
     const model = await Auto.fromPretrained(written('roberta-table', 'roberta'));
     const tableOf = (m: SequenceClassifier): number[] => {
       const name = 'roberta.embeddings.position_embeddings.weight';
@@ -132,22 +132,22 @@ describe('a file of the bert architecture is refused', () => {
       { vocabulary: { [model]: 'gpt2' } },
       /"gpt2" and token_types\.weight missing/,
     ],
-  ])('with %s, for it does not tell the family', async (name, family, changes, message) => {
+  ])('with %s, which does not determine the family', async (name, family, changes, message) => {
     const path = written(name.replaceAll(' ', '-'), family, {}, changes);
     await expect(Auto.fromPretrained(path)).rejects.toThrow(message);
   });
 
-  it('that is causal, has another epsilon than DistilBERT, keys or tensors of others', async () => {
+  it('that is causal, has another epsilon than DistilBERT, or unknown keys', async () => {
     await expect(
       Auto.fromPretrained(written('causal', 'bert', { 'attention.causal': true })),
     ).rejects.toThrow(/bert\.attention\.causal true is not supported/);
     const eps = { 'attention.layer_norm_epsilon': { f32: 1e-5 } };
     await expect(Auto.fromPretrained(written('eps', 'distilbert', eps))).rejects.toThrow(
-      /bert\.attention\.layer_norm_epsilon 0\.0000.* differs from DistilBERT's/,
+      /bert\.attention\.layer_norm_epsilon 0\.0000.* must be DistilBERT's/,
     );
     await expect(
       Auto.fromPretrained(written('moe', 'bert', { moe_every_n_layers: 2 })),
-    ).rejects.toThrow(/bert\.moe_every_n_layers not understood/);
+    ).rejects.toThrow(/bert\.moe_every_n_layers is not understood/);
   });
 
   it('as a language model', async () => {

@@ -1,4 +1,4 @@
-// What the configurations of the families mean where keys are left out, null or out of the ordinary, and what is refused.
+// The configurations of the families: the meaning of keys that are absent, null or unusual, and refusals.
 import { describe, expect, it } from 'vitest';
 import { AutoModelForCausalLM, type DecoderLM } from '../../lib/models/index.ts';
 import { classifierKind, kFamilies } from '../../lib/models/registry.ts';
@@ -8,7 +8,7 @@ import { goldenConfig } from './golden.ts';
 
 type Json = Record<string, unknown>;
 
-/** The golden configuration with changes; a key changed to undefined is left out. */
+/** The golden configuration with changes; a change to undefined removes the key. */
 const changed = (name: string, change: Json): Json =>
   Object.fromEntries(
     Object.entries({ ...goldenConfig(name), ...change }).filter(([, value]) => value !== undefined),
@@ -20,9 +20,20 @@ describe.each(decoders)('the configuration of %s', (name, { roundsBeforeWeight, 
   const { reads = [], refusals = [] } = facts;
   const load = (change: Json) => AutoModelForCausalLM.fromConfig(changed(name, change));
 
-  it.skipIf(roundsBeforeWeight === null)('has the order in which its norms round', async () => {
+  it.skipIf(roundsBeforeWeight === null)('determines when its norms round', async () => {
     using model = await load({});
     expect((model as DecoderLM).config.norm.castBeforeWeight).toBe(roundsBeforeWeight);
+  });
+
+  it.each(['constructor', 'toString', '__proto__'])('has no key %s', async (key) => {
+    const json = JSON.parse(`{"${key}": 1}`) as Json;
+    const whole = Object.fromEntries([
+      ...Object.entries(changed(name, {})),
+      ...Object.entries(json),
+    ]);
+    await expect(AutoModelForCausalLM.fromConfig(whole)).rejects.toThrow(
+      `${key} is not understood and may change the mathematics`,
+    );
   });
 
   it.each(reads)('is read as %s', async (_, change, config) => {
@@ -40,12 +51,12 @@ describe.each(decoders)('the configuration of %s', (name, { roundsBeforeWeight, 
   });
 });
 
-it('of every family of decoders is in the table', () => {
+it('the table has every family of decoders', () => {
   const told = new Set(decoders.map(([name]) => goldenConfig(name).model_type));
   expect(kFamilies.map(({ modelType }) => modelType).filter((type) => !told.has(type))).toEqual([]);
 });
 
-describe('keys that published checkpoints have and that transformers does not read', () => {
+describe('keys of published checkpoints that transformers does not read are ignored', () => {
   it.each<[string, Json]>([
     ['gpt2', { n_special: 0, predict_special_tokens: true, output_past: true }], // gpt2-medium
     ['gpt2', { _num_labels: 1 }], // distilgpt2
@@ -57,7 +68,7 @@ describe('keys that published checkpoints have and that transformers does not re
   });
 });
 
-// Encoders and T5 are asked without weights.
+// Encoders and T5 are checked without weights.
 const path = 'config.json';
 const read = (name: string, change: Json, ignoreKeys: string[] = []): unknown => {
   const json = changed(name, change);
@@ -82,7 +93,7 @@ describe('refusals of encoders and t5', () => {
       [
         name,
         { num_attention_heads: 3 },
-        /hidden_size 40 is not a multiple of num_attention_heads 3/,
+        /hidden_size 40 must be a multiple of num_attention_heads 3/,
         format,
       ],
       [name, { embedding_size: 20 }, /embedding_size is not understood/, unsupported],
@@ -92,10 +103,10 @@ describe('refusals of encoders and t5', () => {
     ...['-1', -1, 1.5].map((id): [string, Json, RegExp, string | undefined] => [
       'roberta',
       { pad_token_id: id },
-      /pad_token_id must be a whole number: positions follow it/,
+      /pad_token_id must be a whole number, after which positions begin; correct/,
       format,
     ]),
-    ['distilbert', { n_heads: 3 }, /dim 40 is not a multiple of n_heads 3/, format],
+    ['distilbert', { n_heads: 3 }, /dim 40 must be a multiple of n_heads 3/, format],
     ['distilbert', { activation: 'mish' }, /activation "mish" is not supported/, unsupported],
     ['distilbert', { hidden_size: 40 }, /hidden_size is not understood/, unsupported],
     ...[
@@ -122,7 +133,7 @@ describe('refusals of encoders and t5', () => {
     [
       'deberta-v2',
       { num_attention_heads: 3 },
-      /hidden_size 40 is not a multiple of num_attention_heads 3/,
+      /hidden_size 40 must be a multiple of num_attention_heads 3/,
       format,
     ],
     ['deberta-v2', { attention_bias: true }, /attention_bias is not understood/, unsupported],
@@ -136,7 +147,7 @@ describe('refusals of encoders and t5', () => {
       [
         name,
         { relative_attention_num_buckets: 3 },
-        /relative_attention_num_buckets 3 is less than 4/,
+        /relative_attention_num_buckets must be >= 4, got 3/,
         format,
       ],
       [name, { d_kv: undefined }, /d_kv: .*\(the file has nothing\)/, format],
@@ -162,7 +173,7 @@ describe('refusals of encoders and t5', () => {
     ['deberta-v2', { pos_att_type: 'P2C | c2p', norm_rel_ebd: 'Layer_Norm', conv_kernel_size: 0 }],
     ['deberta-v2', { embedding_size: 40, attention_head_size: 10, pooler_hidden_size: null }],
     ['t5', { relative_attention_num_buckets: 4, feed_forward_proj: 'gated-silu' }],
-    // Keys that published checkpoints have and that transformers' classes do not read.
+    // Keys of published checkpoints that transformers' classes do not read.
     [
       'bert', // bert-base-chinese
       {
@@ -185,7 +196,7 @@ describe('refusals of encoders and t5', () => {
     expect(() => read(name, change)).not.toThrow();
   });
 
-  it('give way for a key that the caller vouches for', () => {
+  it('do not apply to a key that the caller ignores', () => {
     expect(() => read('bert', { embedding_size: 20 }, ['embedding_size'])).not.toThrow();
   });
 });

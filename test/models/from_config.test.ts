@@ -1,4 +1,4 @@
-// Models of a configuration with random weights.
+// Models with random weights, created from a configuration.
 import { describe, expect, it } from 'vitest';
 import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.ts';
 import {
@@ -23,7 +23,7 @@ async function values(options: Parameters<typeof AutoModelForCausalLM.fromConfig
 }
 
 describe('fromConfig', () => {
-  it('gives every weight of the configuration: matrices normal, norms 1, biases 0', async () => {
+  it('creates every weight: matrices are normal, norms 1, biases 0', async () => {
     const all = await values({ seed: 3 });
     expect(Object.keys(all)).toHaveLength(1 + 2 * (2 + 7 + 4) + 1 + 1);
     expect(new Set(all['model.norm.weight'])).toEqual(new Set([1]));
@@ -34,7 +34,7 @@ describe('fromConfig', () => {
     expect(Math.sqrt(variance)).toBeLessThan(0.023);
   });
 
-  it('repeats for the same seed, and differs for another and between tensors', async () => {
+  it('is determined by the seed, and differs between seeds and tensors', async () => {
     const [a, b, c] = [
       await values({ seed: 3 }),
       await values({ seed: 3 }),
@@ -76,7 +76,7 @@ describe('fromConfig of a classifier', () => {
   };
   const load = AutoModelForSequenceClassification.fromConfig;
 
-  it('gives trunk and head of the seed, all of them named as new', async () => {
+  it('creates trunk and head from the seed, and lists all of them as new', async () => {
     using model = await load(kBert, { numLabels: 3, seed: 5 });
     using same = await load(kBert, { numLabels: 3, seed: 5 });
     using other = await load(kBert, { numLabels: 3, seed: 6 });

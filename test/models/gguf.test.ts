@@ -1,6 +1,6 @@
-// GGUF files of every family that llama.cpp has, written as its converter does, against the checkpoints they were made of.
-// llama.cpp (through node-llama-cpp 3.22.1, F32 cache) reads these very files and its logits are within 1.1e-5 of ours, within
-// 2e-3 where it takes GELU from a table in half precision (Gemma, GPT-2).
+// GGUF files of every family that llama.cpp supports, written as by its converter, against the checkpoints that they were made
+// from. llama.cpp itself (node-llama-cpp 3.22.1, F32 cache) reads these files with logits within 1.1e-5 of ours, and within 2e-3
+// where it has GELU in a table of half precision (Gemma, GPT-2).
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -21,7 +21,7 @@ import { architecture, readGolden } from './golden.ts';
 const folder = mkdtempSync(join(tmpdir(), 'balora-gguf-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-/** The checkpoint in Hugging Face's format, without what its GGUF file cannot say. */
+/** The checkpoint in Hugging Face's format, without the settings that its GGUF file cannot contain. */
 function twin(family: string): string {
   const to = join(folder, `${family}-hf`);
   cpSync(architecture(`${family}/model`), to, { recursive: true });
@@ -41,7 +41,7 @@ describe.each(Object.keys(kConversions))('a GGUF file of %s', (family) => {
     );
     const [got, want] = models.map((m) => values(noGrad(() => m.logits(m.forward(batch)))));
     const error = (got as Float64Array).map((v, i) => Math.abs(v - Number(want?.[i])));
-    // Gemma's norms lose their last bits to the 1 that the file adds.
+    // The file stores Gemma's norms plus 1, which rounds their last bits away.
     const tolerance = family.startsWith('gemma') ? 1e-5 : 0;
     expect(Math.max(...error)).toBeLessThanOrEqual(tolerance);
   });
@@ -73,7 +73,7 @@ describe('a classifier on a GGUF file', () => {
     },
   );
 
-  it('of a family without one is refused by name', async () => {
+  it('is refused for a family without one', async () => {
     const path = join(folder, 'gpt2-head.gguf');
     writeGoldenGguf(path, 'gpt2');
     await expect(AutoModelForSequenceClassification.fromPretrained(path)).rejects.toThrow(
@@ -82,12 +82,12 @@ describe('a classifier on a GGUF file', () => {
     const nomic = join(folder, 'nomic.gguf');
     writeGguf(nomic, { 'general.architecture': 'nomic-bert' }, []);
     await expect(AutoModelForSequenceClassification.fromPretrained(nomic)).rejects.toThrow(
-      /nomic\.gguf: general\.architecture "nomic-bert" is not supported for classification \(known: bert, llama, /,
+      /nomic\.gguf: general\.architecture "nomic-bert" is not supported for classification; known: bert, llama, /,
     );
   });
 });
 
-it('a model with a tensor of a block type that is not decoded is refused, with file, tensor and types', async () => {
+it('a block type that cannot be decoded is an error that names file, tensor and known types', async () => {
   const width = 32;
   const zeros = (name: string, ...shape: number[]) => ({
     ...{ name: `${name}.weight`, shape },
@@ -108,7 +108,7 @@ it('a model with a tensor of a block type that is not decoded is refused, with f
   const plain = join(folder, 'plain.gguf');
   writeGguf(plain, metadata, tensors);
   expect((await AutoModelForCausalLM.fromPretrained(plain)).vocabSize).toBe(4);
-  // MXFP4: blocks of 32 in 17 bytes.
+  // MXFP4 has blocks of 32 values in 17 bytes.
   const mxfp4 = { type: 39, data: new Uint8Array((width * width * 17) / 32) };
   const path = join(folder, 'mxfp4.gguf');
   writeGguf(

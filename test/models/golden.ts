@@ -1,4 +1,4 @@
-// Golden architectures: a batch with padding as unpadded rows, and expected values for its real rows.
+// Golden architectures: a padded batch as unpadded rows, and the expected values of the rows that are no padding.
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -43,7 +43,7 @@ export const architecture = (name: string): string =>
 
 export type GoldenTask = 'causal_lm' | 'seq_cls' | 'seq2seq_lm';
 
-/** The golden checkpoints of a task: whatever lies in the folder of fixtures. */
+/** The names of all golden checkpoints of a task in the fixtures. */
 export function goldenNames(task: GoldenTask): string[] {
   return readdirSync(architecture('')).filter((name) => {
     const facts = join(architecture(name), 'expected.json');
@@ -86,7 +86,7 @@ export async function readGolden(name: string): Promise<Golden> {
   };
 }
 
-/** Largest |actual - expected| over the real rows; `expected` is (B,T,K). */
+/** Largest |actual - expected| over the rows that are no padding; `expected` is (B,T,K). */
 export function rowError(actual: Tensor, expected: Tensor, rows: readonly number[]): number {
   const [got, want] = [values(actual), values(expected)];
   const width = expected.shape.at(-1) as number;
@@ -100,7 +100,7 @@ export function rowError(actual: Tensor, expected: Tensor, rows: readonly number
   }, 0);
 }
 
-/** max |actual - expected| / max |expected| */
+/** The error max |actual - expected| / max |expected|. */
 export function relativeError(actual: Tensor, expected: Tensor): number {
   const [got, want] = [values(actual), values(expected)];
   expect(actual.shape).toEqual(expected.shape);
@@ -112,16 +112,16 @@ export function relativeError(actual: Tensor, expected: Tensor): number {
 }
 
 /**
- * normError of tiny models in bf16. A bf16 value is off by up to 2^-9 of itself. Each of the 2 or 3 layers rounds about ten
- * times on the way of a value, so logits should move by some 2^-9 sqrt(30), 1 per cent of their norm, gradients by somewhat
- * more, as they pass through everything twice. Measured on decoders: .009 to .019 and .015 to .035. The bands are 1.5 times
- * the largest; what a lost detail costs (if_wrong of expected.json) is for f32 and f64 to find.
+ * Tolerances of normError for tiny models in bf16. Rounding to bf16 has a relative error of up to 2^-9. Each of the 2 or 3 layers
+ * rounds a value about ten times in sequence, so that logits should have an error of about 2^-9 sqrt(30), 1 per cent of their
+ * norm, and gradients somewhat more, as they pass through everything twice. Measured on decoders: .009 to .019 and .015 to .035.
+ * The tolerances are 1.5 times the largest. The tests in f32 and f64 find smaller mistakes (if_wrong of expected.json).
  */
 export const kBf16Band = { logits: 0.03, gradients: 0.055 };
 
 /**
- * Rounds a model's parameters to bf16, in their own dtype. Beside kBf16Band a measure of what bf16 may cost: run in f32, such
- * a model shows what rounding the weights alone costs.
+ * Rounds the values of a model's parameters to bf16 and keeps their dtype. Run in f32, such a model shows the error that rounding
+ * only the weights causes, a second measure beside kBf16Band of the error that bf16 may have.
  */
 export function roundToBf16(model: Model): void {
   noGrad(() => {
@@ -129,7 +129,7 @@ export function roundToBf16(model: Model): void {
   });
 }
 
-/** |actual - expected| / |expected|, as vectors. */
+/** The error |actual - expected| / |expected| in the Euclidean norm. */
 export function normError(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
   let [difference, norm] = [0, 0];
   for (let i = 0; i < expected.length; ++i) {
@@ -139,7 +139,7 @@ export function normError(actual: ArrayLike<number>, expected: ArrayLike<number>
   return Math.sqrt(difference / norm);
 }
 
-/** normError over the real rows; `expected` is (B,T,K). */
+/** normError over the rows that are no padding; `expected` is (B,T,K). */
 export function rowNormError(actual: Tensor, expected: Tensor, rows: readonly number[]): number {
   const width = expected.shape.at(-1) as number;
   const want = values(expected);
@@ -148,7 +148,7 @@ export function rowNormError(actual: Tensor, expected: Tensor, rows: readonly nu
 }
 
 /**
- * normError of all gradients in `expected` (its keys `grad.<key>`), each scaled to norm 1 first, so that they count alike.
+ * normError of all gradients in `expected` (its keys `grad.<key>`), each scaled to norm 1 first, so that all count the same.
  * @param found the gradient of a key, as the file stores it
  */
 export function gradientNormError(
@@ -164,7 +164,7 @@ export function gradientNormError(
   return meanNormError(pairs);
 }
 
-/** normError of several vectors, each pair scaled by its expected one's norm, so that they count alike. */
+/** normError of several vectors, each pair scaled by the norm of the expected one, so that all count the same. */
 export function meanNormError(
   pairs: readonly (readonly [actual: ArrayLike<number>, expected: ArrayLike<number>])[],
 ): number {

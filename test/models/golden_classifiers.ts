@@ -1,4 +1,4 @@
-// Golden classifiers: a padded batch as unpadded rows with one label a sequence, and expected outputs a sequence.
+// Golden classifiers: a padded batch as unpadded rows, with a label and expected outputs for each sequence.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { loadSafetensors } from '../../lib/io/safetensors.ts';
@@ -18,7 +18,7 @@ export interface ClassifierGolden {
   readonly facts: Golden['facts'];
 }
 
-/** Rows of a right-padded batch where the mask is 1. @param ids, mask, types (B T) */
+/** The rows of a right-padded batch where the mask is 1. @param ids, mask, types (B T) */
 export function unpadded(
   { ids, mask, types }: { ids: number[]; mask: number[]; types?: number[] | undefined },
   width: number,
@@ -61,7 +61,7 @@ export async function readClassifierGolden(name: string): Promise<ClassifierGold
   };
 }
 
-/** Mean cross-entropy, or mean squared error, as transformers has them. */
+/** Mean cross-entropy, or mean squared error, as transformers computes them. */
 export function goldenLoss(model: SequenceClassifier, { batch, labels }: ClassifierGolden): Tensor {
   const logits = model.logits(model.forward(batch), batch);
   if (model.problemType !== 'regression') {
@@ -72,7 +72,7 @@ export function goldenLoss(model: SequenceClassifier, { batch, labels }: Classif
 }
 
 /**
- * Puts the pairs and the trained head of a PEFT folder on a model by hand (s = alpha / r), all wanting gradients.
+ * Adds the pairs and the trained head of a PEFT folder to a model by hooks (s = alpha / r); all of them require gradients.
  * @returns every tensor under its key in the file
  */
 export async function hookAdapter(model: Model, folder: string): Promise<Record<string, Tensor>> {

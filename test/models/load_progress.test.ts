@@ -1,4 +1,4 @@
-// Loading tells how many tensors are there, whatever the task and the file.
+// Loading reports the number of loaded tensors, for every task and file format.
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import {
@@ -21,7 +21,7 @@ it.each([
   model.dispose();
 });
 
-it("an adapter's start tells how many modules have their first values", async () => {
+it('initialising an adapter reports the number of initialised modules', async () => {
   const model = await AutoModelForCausalLM.fromPretrained(demoCheckpoint);
   const calls: [number, number][] = [];
   const onProgress = (modules: number, total: number) => void calls.push([modules, total]);

@@ -1,4 +1,4 @@
-// What loading refuses, each by name; GGUF against its values; a round trip through saveModel.
+// Refusals of loading; GGUF files against their values; a round trip through saveModel.
 import {
   cpSync,
   mkdirSync,
@@ -31,7 +31,7 @@ interface Change {
   tensors?: (tensors: Record<string, Tensor>) => void;
 }
 
-/** A copy of a tiny model with something changed. */
+/** A copy of a tiny model with a change. */
 async function changed(change: Change, name = 'llama-tied'): Promise<string> {
   const to = join(folder, `model-${count++}`);
   cpSync(architecture(`${name}/model`), to, { recursive: true });
@@ -58,7 +58,7 @@ async function failure(
     () => expect.fail('loaded'),
     (e: unknown) => e,
   );
-  // A bound: tensors that earlier tests dropped may be collected meanwhile.
+  // Only a bound, since tensors of earlier tests may be collected meanwhile.
   expect(memoryStats().liveTensors, 'tensors left alive').toBeLessThanOrEqual(before);
   return error as Error & { code: string; path?: string };
 }
@@ -69,7 +69,7 @@ describe('config.json', () => {
     [
       'an unknown model_type',
       (c) => ({ ...c, model_type: 'mamba' }),
-      /model_type "mamba" is not supported as a language model \(known: llama.*docs\/how-to-add-a-model\.md/,
+      /model_type "mamba" is not supported as a language model; known: llama.*docs\/how-to-add-a-model\.md/,
       'ERR_UNSUPPORTED',
     ],
     ['none at all', ({ model_type: _, ...c }) => c, /model_type "none"/, 'ERR_UNSUPPORTED'],
@@ -100,7 +100,7 @@ describe('config.json', () => {
     [
       'an unknown rope',
       (c) => ({ ...c, rope_parameters: { rope_type: 'longrope' } }),
-      /rope_parameters\.rope_type "longrope" is not supported \(known: default, linear/,
+      /rope_parameters\.rope_type "longrope" is not supported; known: default, linear/,
       'ERR_UNSUPPORTED',
     ],
     [
@@ -130,10 +130,15 @@ describe('config.json', () => {
     [
       'heads that do not divide',
       (c) => ({ ...c, num_key_value_heads: 3 }),
-      /4 is not a multiple of num_key_value_heads 3/,
+      /4 must be a multiple of num_key_value_heads 3; correct the value/,
       'ERR_FORMAT',
     ],
-    ['an odd head', (c) => ({ ...c, head_dim: 7 }), /a head of 7 channels/, 'ERR_FORMAT'],
+    [
+      'an odd head',
+      (c) => ({ ...c, head_dim: 7 }),
+      /channels of a head .* must be even, got 7/,
+      'ERR_FORMAT',
+    ],
     [
       'another size than the tensors',
       (c) => ({ ...c, num_key_value_heads: 2 }),
@@ -161,7 +166,7 @@ describe('config.json', () => {
     expect(error.code).toBe(code);
   });
 
-  it('takes a key that the caller vouches for, and null for absent', async () => {
+  it('may have a key that the caller ignores, and null for an absent one', async () => {
     const path = await changed({
       config: (c) => ({ ...c, residual_multiplier: 1, quantization_config: null }),
     });
@@ -171,7 +176,7 @@ describe('config.json', () => {
     expect(model.vocabSize).toBe(113);
   });
 
-  it('refuses text that is not JSON', async () => {
+  it('is refused where it is not JSON', async () => {
     const path = await changed({});
     writeFileSync(join(path, 'config.json'), '{"model_type": ');
     expect((await failure(path)).message).toMatch(/config\.json: is not JSON/);
@@ -179,7 +184,7 @@ describe('config.json', () => {
 });
 
 describe('weights', () => {
-  it('refuses NaN, naming file, tensor and element', async () => {
+  it('with NaN are refused, with file, tensor and element', async () => {
     const name = 'model.layers.1.mlp.up_proj.weight';
     const path = await changed({
       tensors: (tensors) => {
@@ -198,7 +203,7 @@ describe('weights', () => {
     await AutoModelForCausalLM.fromPretrained(path, { checkFinite: false });
   });
 
-  it('treats a tied head that differs as a head of its own', async () => {
+  it('of a tied head that differ make it a separate head', async () => {
     const path = await changed({
       tensors: (tensors) => {
         const embedding = tensors['model.embed_tokens.weight'] as Tensor;
@@ -210,7 +215,7 @@ describe('weights', () => {
     expect(Array.from(model.namedParameters(), ([name]) => name)).toContain('lm_head.weight');
   });
 
-  it('reads a checkpoint of the bare model, whose names lack their prefix', async () => {
+  it('of the bare model, whose names lack a prefix, are loaded', async () => {
     const path = await changed({
       tensors: (tensors) => {
         for (const name of Object.keys(tensors)) {
@@ -228,7 +233,7 @@ describe('weights', () => {
     expect(hidden(a)).toEqual(hidden(b));
   });
 
-  it('names a shard that is missing, and an index that lies', async () => {
+  it('with a missing shard, or an index that contradicts the files, are refused', async () => {
     const path = await changed({}, 'llama-sharded');
     const index = join(path, 'model.safetensors.index.json');
     const json = JSON.parse(readFileSync(index, 'utf8')) as { weight_map: Record<string, string> };
@@ -248,15 +253,15 @@ describe('weights', () => {
 });
 
 describe('folders and files', () => {
-  it('says what a folder would need', async () => {
+  it('are refused with the list of files that a folder needs', async () => {
     const empty = mkdtempSync(join(folder, 'empty-'));
     expect((await failure(empty)).message).toMatch(
-      /needs config\.json with model\.safetensors.*it holds nothing/,
+      /is no model: it holds nothing; give a folder with config\.json and model\.safetensors/,
     );
     writeFileSync(join(empty, 'a.gguf'), 'x');
     writeFileSync(join(empty, 'b.gguf'), 'x');
     expect((await failure(empty)).message).toMatch(
-      /several GGUF files, name one of them: a\.gguf, b\.gguf/,
+      /several GGUF files, a\.gguf, b\.gguf; give the path of one of them$/,
     );
     expect(await failure(join(empty, 'a.gguf'))).toBeInstanceOf(FormatError);
     writeFileSync(join(empty, 'weights.bin'), 'x');
@@ -265,7 +270,7 @@ describe('folders and files', () => {
     );
   });
 
-  it('refuses devices by name', async () => {
+  it('are refused for an unknown device', async () => {
     const error = await failure(architecture('llama-tied/model'), { device: 'tpu' });
     expect(error).toBeInstanceOf(UnsupportedError);
     expect(error.message).toMatch(/device "tpu".*known: cpu/);
@@ -275,7 +280,7 @@ describe('folders and files', () => {
 describe('GGUF', () => {
   const path = fileURLToPath(new URL('../fixtures/quant/tiny_llama.gguf', import.meta.url));
 
-  it('becomes a model of the same weights, q and k in the order of halves', async () => {
+  it("becomes a model with the same weights, q and k in transformers' order of rows", async () => {
     const model = await AutoModelForCausalLM.fromPretrained(path);
     const file = GgufFile.open(path);
     const parameters = new Map(model.namedParameters());
@@ -292,10 +297,10 @@ describe('GGUF', () => {
     check('model.layers.0.post_attention_layernorm.weight', 'blk.0.ffn_norm.weight');
   });
 
-  it('of another architecture is refused by name', async () => {
+  it('of an unknown architecture is refused', async () => {
     const other = path.replace('tiny_llama', 'metadata_arrays');
     expect((await failure(other)).message).toMatch(
-      /general\.architecture "test" is not supported \(known: llama/,
+      /general\.architecture "test" is not supported; known: llama/,
     );
     expect((await failure(path.replace('tiny_llama', 'kquants'))).message).toMatch(
       /llama\.attention\.head_count is missing/,
@@ -317,7 +322,7 @@ describe('GGUF', () => {
 });
 
 describe('saveModel', () => {
-  it('writes what it read: configuration, names, bytes', async () => {
+  it('writes the same configuration, names and bytes that were read', async () => {
     const from = architecture('llama-untied-gqa/model');
     const model = await AutoModelForCausalLM.fromPretrained(from);
     const to = join(folder, 'saved');
@@ -330,13 +335,13 @@ describe('saveModel', () => {
     expect(bytes(to).equals(bytes(from))).toBe(true);
   });
 
-  it('takes the vocabulary along, each file whole or not at all', async () => {
+  it('copies the tokenizer, each file completely or not at all', async () => {
     const from = await changed({});
     for (const name of ['tokenizer.json', 'merges.txt']) writeFileSync(join(from, name), name);
     const model = await AutoModelForCausalLM.fromPretrained(from);
     const [to, other] = [join(folder, 'companions'), join(folder, 'other.txt')];
     mkdirSync(to);
-    // A rename replaces a link; a copy would be written through it, piece by piece.
+    // A rename replaces the link, while a copy would be written through it.
     writeFileSync(other, 'of somebody else');
     symlinkSync(other, join(to, 'merges.txt'));
     await saveModel(model, to);
@@ -347,7 +352,7 @@ describe('saveModel', () => {
     expect(readdirSync(to)).toHaveLength(4);
   });
 
-  it('writes replaced tensors, and the dtype it has', async () => {
+  it('writes replaced tensors, in the dtype of the model', async () => {
     const model = await AutoModelForCausalLM.fromPretrained(architecture('llama-tied/model'), {
       dtype: 'bf16',
     });

@@ -1,5 +1,5 @@
-// What the registry promises is proved: every family has a golden checkpoint with an adapter, every GGUF architecture a file
-// written as llama.cpp's converter does; and what an unknown name is told.
+// Completeness of the registry: every family has a golden checkpoint with an adapter, and every GGUF architecture a test file;
+// and the errors of unknown names.
 import { existsSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import {
@@ -27,7 +27,7 @@ describe('golden checkpoints', () => {
     ['causal_lm', kFamilies],
     ['seq_cls', kEncoders],
     ['seq2seq_lm', kSeq2SeqFamilies],
-  ] as const)('of %s stand for every family', (task, families) => {
+  ] as const)('of %s exist for every family', (task, families) => {
     const proved = typesOf(task);
     expect(families.map((family) => family.modelType).filter((t) => !proved.has(t))).toEqual([]);
   });
@@ -44,7 +44,7 @@ describe('golden checkpoints', () => {
   });
 });
 
-describe('a name that is not known', () => {
+describe('an unknown name', () => {
   const message = (work: () => unknown): string => {
     try {
       work();
@@ -54,33 +54,34 @@ describe('a name that is not known', () => {
     }
     return expect.fail('did not throw');
   };
-  const known = (names: readonly string[]) => `(known: ${names.join(', ')}); docs/how-to-add-a-`;
+  const known = (names: readonly string[]) =>
+    `; known: ${names.join(', ')}; read docs/how-to-add-a-`;
 
-  it('is told the known ones and where to read on', () => {
+  it('is an error with the known names and a page to read', () => {
     const types = kFamilies.map(({ modelType }) => modelType);
     expect(message(() => familyOf('mamba', 'c.json'))).toContain(
-      `c.json: model_type "mamba" is not supported as a language model ${known(types)}`,
+      `c.json: model_type "mamba" is not supported as a language model${known(types)}`,
     );
     expect(message(() => familyOfGguf('mamba', 'm.gguf'))).toContain(
-      `m.gguf: general.architecture "mamba" is not supported ${known(kFamilies.flatMap(({ gguf }) => gguf?.architecture ?? []))}`,
+      `m.gguf: general.architecture "mamba" is not supported${known(kFamilies.flatMap(({ gguf }) => gguf?.architecture ?? []))}`,
     );
     expect(message(() => classifierKind('mamba', 'c.json'))).toMatch(
-      /not supported for classification \(known: bert, .*llama, .*\); docs/,
+      /not supported for classification; known: bert, .*llama, .*; read docs/,
     );
     expect(message(() => seq2SeqFamilyOf('bart', 'c.json'))).toContain(
-      `not supported as an encoder-decoder ${known(['t5'])}`,
+      `not supported as an encoder-decoder${known(['t5'])}`,
     );
   });
 
-  it('of a family that does something else is told what', () => {
+  it('that is known for another task is an error with that task', () => {
     expect(message(() => familyOf('bert', 'c.json'))).toContain(
       'as a language model, only as classification: AutoModelForSequenceClassification, --task seq',
     );
     expect(message(() => familyOf('t5', 'c.json'))).toContain(
-      'only as encoder-decoder: AutoModelForSeq2SeqLM (known',
+      'only as encoder-decoder: AutoModelForSeq2SeqLM; known',
     );
     expect(message(() => classifierKind('gpt2', 'c.json'))).toContain(
-      'for classification, only as language model: AutoModelForCausalLM (known',
+      'for classification, only as language model: AutoModelForCausalLM; known',
     );
   });
 });

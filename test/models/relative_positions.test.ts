@@ -1,4 +1,4 @@
-// Buckets of relative positions against transformers' own, for distances up to 600.
+// Buckets of relative positions against transformers', for distances up to 600.
 import { expect, it } from 'vitest';
 import { debertaBucket, t5Bucket } from '../../lib/models/relative_positions.ts';
 import { goldenArray, goldenArrays } from '../support/golden.ts';
@@ -16,7 +16,7 @@ it.each([true, false])('gives the buckets of T5, bidirectional %s', (bidirection
 
 it('gives the buckets of DeBERTa', () => {
   const buckets = { buckets: 256, maxPosition: 512 };
-  // The golden table is 0 beyond the largest position, where a bucket is clamped.
+  // Beyond the largest position the bucket is clamped, and the golden table has 0.
   const inside = (_: number, i: number) => Math.abs(relative[i] as number) < 512;
   const got = relative.filter(inside).map((r) => debertaBucket(r, buckets));
   expect(got).toEqual(numbers('deberta.256.512').filter(inside));

@@ -1,4 +1,4 @@
-// Rope variants against their definitions in plain loops, their configuration in both spellings, and the growing tables.
+// Rope variants against definitions in plain loops, both spellings of their configuration, and tables that grow.
 import { describe, expect, it } from 'vitest';
 import { RopeCache, type RopeConfig, ropeConfig, ropeFrequencies } from '../../lib/models/rope.ts';
 import { values } from '../support/compare.ts';
@@ -28,7 +28,7 @@ describe('frequencies', () => {
     );
   });
 
-  it('dynamic: as trained up to the trained length, then a base that grows', () => {
+  it('dynamic: the trained base up to the trained length, then a growing one', () => {
     const config: RopeConfig = { ...base, type: 'dynamic', factor: 4, maxPositions: 32 };
     close(ropeFrequencies(config, 5), plain);
     close(ropeFrequencies(config, 32), plain);
@@ -39,7 +39,7 @@ describe('frequencies', () => {
     );
   });
 
-  it('llama3: by wavelength', () => {
+  it('llama3: scaled by wavelength', () => {
     const config = read({
       rope_parameters: {
         rope_type: 'llama3',
@@ -91,7 +91,7 @@ describe('frequencies', () => {
 });
 
 describe('configuration', () => {
-  it('reads transformers 4 and 5 alike', () => {
+  it('has the same meaning in the spelling of transformers 4 and 5', () => {
     const five = read({ rope_parameters: { rope_type: 'linear', factor: 2, rope_theta: 500 } });
     expect(five).toEqual({ type: 'linear', factor: 2, theta: 500, dim: 16 });
     expect(read({ rope_theta: 500, rope_scaling: { type: 'linear', factor: 2 } })).toEqual(five);
@@ -102,7 +102,7 @@ describe('configuration', () => {
     expect(read({})).toEqual({ type: 'default', theta: 10_000, dim: 16 });
   });
 
-  it('keeps an attention factor that is given, and falls back to the trained length', () => {
+  it('may give an attention factor, and defaults to the trained length', () => {
     const yarn = read(
       { rope_scaling: { rope_type: 'yarn', factor: 4, attention_factor: 1.5 } },
       77,
@@ -119,6 +119,7 @@ describe('configuration', () => {
     [{ rope_parameters: [] }, /rope_parameters must be an object/],
     [{ rope_scaling: 'linear' }, /rope_scaling must be an object/],
     [{ rope_scaling: { type: 'su' } }, /rope_type "su" is not supported/],
+    [{ rope_scaling: { type: 'constructor' } }, /rope_type "constructor" is not supported/],
     [{ rope_scaling: { type: 'linear', factor: -1 } }, /rope_scaling\.factor/],
     [{ rope_scaling: { type: 'llama3', factor: 8 } }, /rope_scaling\.low_freq_factor/],
     [{ rope_scaling: { type: 'default', factor: 8 } }, /rope_scaling\.factor/],
@@ -128,7 +129,7 @@ describe('configuration', () => {
 });
 
 describe('tables', () => {
-  it('grow with the longest position, and are kept while they suffice', () => {
+  it('grow with the longest position, and are reused while they suffice', () => {
     const cache = new RopeCache({ ...base, type: 'default' }, 'f64');
     const first = cache.tables(100);
     expect(first.cos.shape).toEqual([128, 8]);
@@ -140,7 +141,7 @@ describe('tables', () => {
     expect(s[200 * 8 + 3]).toBe(Math.sin(200 * 10_000 ** (-3 / 8)));
   });
 
-  it('of dynamic follow the batch up and down', () => {
+  it('of dynamic ropes depend on the longest sequence of the batch', () => {
     const cache = new RopeCache({ ...base, type: 'dynamic', factor: 4, maxPositions: 32 }, 'f64');
     const short = cache.tables(20);
     expect(cache.tables(32)).toBe(short);

@@ -1,5 +1,5 @@
-// Hidden states of chosen rows: what the last layer does for those rows alone against all rows and a selection behind them,
-// values and gradients, in every family that shares the loop over the layers, whatever the layers keep.
+// Hidden states of chosen rows, which the last layer computes alone, against all rows and a selection afterwards: values and
+// gradients in every family that shares the loop over the layers, whatever the layers keep for backward.
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import {
@@ -18,7 +18,7 @@ import { weighed } from '../support/weighed.ts';
 import { architecture, goldenNames, readGolden, relativeError } from './golden.ts';
 import { readClassifierGolden } from './golden_classifiers.ts';
 
-// Llamas differ by numbers that do not matter here.
+// Other golden Llamas differ only in numbers that do not matter here.
 const kLlamas = ['llama-biases', 'llama-untied-gqa'];
 const kCausal = goldenNames('causal_lm').filter(
   (name) => !name.startsWith('llama') || kLlamas.includes(name),
@@ -26,7 +26,7 @@ const kCausal = goldenNames('causal_lm').filter(
 const kClassifiers = goldenNames('seq_cls');
 const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'checkpointed'];
 
-/** Every other row, the last one first, as a loss may ask for them. */
+/** Every other row in reverse order, as a loss may choose them. */
 const someRows = (count: number): Int32Array =>
   Int32Array.from({ length: Math.ceil(count / 2) }, (_, i) => count - 1 - 2 * i);
 
@@ -53,7 +53,7 @@ describe.each(['f64', 'f32'] as const)('chosen rows in %s', (dtype) => {
   it.each(kCausal)('of %s', async (name) => {
     const { folder, batch } = await readGolden(name);
     const model = await AutoModelForCausalLM.fromPretrained(join(folder, 'model'), options);
-    expect(batch.cuSeqlens.length).toBeGreaterThan(2); // segments
+    expect(batch.cuSeqlens.length).toBeGreaterThan(2); // there are several segments
     expectSame(model, someRows(batch.inputIds.length), (rows) => model.forward(batch, { rows }));
   });
 
@@ -99,14 +99,14 @@ describe('rows of a forward', () => {
   it('are refused outside the batch', async () => {
     const model = await load();
     const run = (rows: number[]) => () => model.forward(segments([5, 4]), { rows });
-    expect(run([])).toThrow(/forward: no rows are wanted/);
-    expect(run([0, 9])).toThrow(/forward: rows\[1\] = 9 is not a row of the batch of 9/);
-    expect(run([-1])).toThrow(/rows\[0\] = -1/);
-    expect(run([0.5])).toThrow(/rows\[0\] = 0.5/);
+    expect(run([])).toThrow(/forward: rows must have at least one row, got none/);
+    expect(run([0, 9])).toThrow(/forward: rows\[1\] must be 0 to 8, a row of the batch, got 9/);
+    expect(run([-1])).toThrow(/rows\[0\] .*, got -1/);
+    expect(run([0.5])).toThrow(/rows\[0\] .*, got 0\.5/);
   });
 });
 
-/** Segments of these lengths with arbitrary ids. */
+/** A batch of segments with these lengths and arbitrary ids. */
 function segments(lengths: readonly number[]): ModelBatch {
   const positions = lengths.flatMap((length) => Array.from({ length }, (_, i) => i));
   const ends = lengths.map((_, b) => lengths.slice(0, b + 1).reduce((a, c) => a + c, 0));

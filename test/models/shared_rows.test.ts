@@ -1,5 +1,6 @@
-// Rows that are the same in several segments and are computed once: which these are, and that hidden states and gradients are
-// those of a forward that computes every row, in every causal family, whatever the layers keep and whichever rows are asked for.
+// Rows that several segments share and that are computed once: which rows these are, and that hidden states and gradients equal
+// those of a forward that computes every row, in every causal family, whatever the layers keep for backward and whichever rows
+// are chosen.
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
@@ -19,7 +20,7 @@ import { readClassifierGolden } from './golden_classifiers.ts';
 
 const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'checkpointed'];
 
-/** Segments of these ids; `lengths`: how many of each are no padding. */
+/** A batch of segments with these ids; `lengths` are their numbers of ids that are no padding. */
 function batchOf(
   segments: readonly (readonly number[])[],
   lengths?: readonly number[],
@@ -33,7 +34,7 @@ function batchOf(
   };
 }
 
-/** What sharedRows finds, as plain arrays. */
+/** The result of sharedRows as plain arrays. */
 function found(batch: ModelBatch): { rowOf: number[]; firstOf: number[]; cuOwn: number[] } | null {
   const shared = sharedRows(batch);
   if (shared === null) return null;
@@ -41,8 +42,8 @@ function found(batch: ModelBatch): { rowOf: number[]; firstOf: number[]; cuOwn: 
   return { rowOf: [...rowOf], firstOf: [...firstOf], cuOwn: [...cuOwn] };
 }
 
-describe('rows that are the same', () => {
-  it('are those after the same tokens', () => {
+describe('shared rows', () => {
+  it('are those with the same tokens before them', () => {
     expect(
       found(
         batchOf([
@@ -59,7 +60,7 @@ describe('rows that are the same', () => {
     });
   });
 
-  it('may be all of a segment, and an empty one has none', () => {
+  it('may be an entire segment, and there are none in an empty one', () => {
     expect(found(batchOf([[4, 4], [], [4, 4], [4]]))).toEqual({
       rowOf: [0, 1, 0, 1, 0],
       firstOf: [0, 1],
@@ -67,7 +68,7 @@ describe('rows that are the same', () => {
     });
   });
 
-  it('stand at the same position', () => {
+  it('have the same position', () => {
     const batch = batchOf([
       [5, 6, 7],
       [5, 6, 8],
@@ -97,7 +98,7 @@ describe('rows that are the same', () => {
     });
   });
 
-  it('are worth it from a 32nd of the rows on', () => {
+  it('are used where they save at least a 32nd of the rows', () => {
     const long = (first: number, size: number) => Array.from({ length: size }, (_, t) => first + t);
     expect(found(batchOf([long(0, 32), [0, ...long(100, 31)]]))).toBeNull();
     expect(found(batchOf([long(0, 16), [0, ...long(100, 15)]]))?.firstOf.length).toBe(31);
@@ -105,7 +106,7 @@ describe('rows that are the same', () => {
   });
 });
 
-/** Three segments of a golden batch's ids: two have half of the first in common, the third a little. */
+/** Three segments of a golden batch's ids: the second shares half of the first, the third a little. */
 function alike({ inputIds }: ModelBatch, padded: boolean): ModelBatch {
   const id = (n: number): number => inputIds[n % inputIds.length] as number;
   const ids = (from: number, count: number) =>
@@ -167,7 +168,7 @@ describe.each(['f64', 'f32'] as const)('shared rows in %s', (dtype) => {
   );
 });
 
-describe('a batch of which few rows are computed', () => {
+describe('a batch with shared rows', () => {
   const batch = batchOf([
     [5, 6, 7, 8],
     [5, 6, 7, 9],
@@ -187,7 +188,7 @@ describe('a batch of which few rows are computed', () => {
     },
   );
 
-  it('is computed whole where the caller says so', async () => {
+  it('is computed row by row on request', async () => {
     const model = await AutoModelForCausalLM.fromPretrained(
       join(architecture('llama-tied'), 'model'),
     );
@@ -196,20 +197,20 @@ describe('a batch of which few rows are computed', () => {
   });
 });
 
-describe('rows that look the same and are not', () => {
+describe('rows with the same tokens before them are not shared', () => {
   const batch = batchOf([
     [5, 6, 7, 8],
     [5, 6, 7, 9],
   ]);
   const computed = (model: Model): number => model.prepare(batch).ids.shape[0] as number;
 
-  it("are an encoder's", async () => {
+  it('in an encoder', async () => {
     const { folder } = await readClassifierGolden('bert');
     const model = await AutoModelForSequenceClassification.fromPretrained(join(folder, 'model'));
     expect(computed(model)).toBe(8);
   });
 
-  it('are those of a pass that drops inputs', async () => {
+  it('in a pass with dropout', async () => {
     const model = await AutoModelForCausalLM.fromPretrained(
       join(architecture('llama-tied'), 'model'),
     );

@@ -1,4 +1,4 @@
-// The real model: SmolLM2-135M from its Q4_1 GGUF file against transformers on the same (dequantised) weights.
+// A real model: SmolLM2-135M from its Q4_1 GGUF file against transformers on the same (dequantised) weights.
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
 import { loadSafetensors } from '../../lib/io/safetensors.ts';
@@ -10,7 +10,7 @@ import { describeShared, sharedPath } from '../support/shared.ts';
 
 const kModel = 'models/smollm2-135m-instruct-gguf';
 const kGolden = 'golden/smollm2/forward.safetensors';
-const kTolerance = 5e-4; // its README: 1e-4 and 2e-4 measured between f32 and f64
+const kTolerance = 5e-4; // the golden README measured differences of 1e-4 and 2e-4 between f32 and f64
 const kTop = 20;
 
 function batchOf(ids: readonly number[]): ModelBatch {
@@ -93,9 +93,9 @@ describeShared('SmolLM2-135M', [kModel, kGolden], () => {
     model.dispose();
   });
 
-  // One bf16 rounding is 2^-9 relative; through 30 layers of residual sums the hidden states (up to 34 in size) move by
-  // 1.6 per cent of their norm. The band is twice what was measured, so a lost detail (which costs tens of per cent)
-  // shows.
+  // One rounding to bf16 has a relative error of 2^-9. Through 30 layers of residual sums the hidden states (of values up to 34)
+  // get an error of 1.6 per cent of their norm. The tolerance is twice the measured error, so that a mistake (tens of per cent)
+  // is found.
   it('stays close in bf16', async () => {
     const model = await AutoModelForCausalLM.fromPretrained(sharedPath(kModel), { dtype: 'bf16' });
     const ids = Array.from(await get('text4.ids'));
@@ -107,7 +107,7 @@ describeShared('SmolLM2-135M', [kModel, kGolden], () => {
     model.dispose();
   });
 
-  it('is read through its file as well as through its folder', async () => {
+  it('is loaded from its file as well as from its folder', async () => {
     const path = join(sharedPath(kModel), 'SmolLM2-135M-Instruct.Q4_1.gguf');
     const model = await AutoModelForCausalLM.fromPretrained(path);
     expect(Array.from(model.namedParameters())).toHaveLength(272);

@@ -1,4 +1,4 @@
-// T5 against transformers: both versions' logits, hidden states, losses and gradients in f32 and f64, the adapter, bf16.
+// T5 against transformers: logits, hidden states, losses and gradients of both versions in f32 and f64, an adapter, bf16.
 import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -34,7 +34,7 @@ import { hookAdapter, unpadded } from './golden_classifiers.ts';
 interface Seq2SeqGolden extends Pick<Golden, 'folder' | 'expected' | 'facts'> {
   readonly batch: Seq2SeqBatch;
   readonly targets: Int32Array;
-  /** Rows of the padded outputs. */
+  /** Rows of the padded outputs that are no padding. */
   readonly encoderRows: readonly number[];
   readonly rows: readonly number[];
 }
@@ -68,14 +68,14 @@ const lossOf = (model: Seq2SeqLM, { batch, targets }: Seq2SeqGolden) =>
   crossEntropy(model.logits(model.forward(batch)), tensor(targets));
 const logitsOf = (model: Seq2SeqLM, { batch }: Seq2SeqGolden) =>
   noGrad(() => model.logits(model.forward(batch)));
-/** normError of the loss's gradients. */
+/** normError of the gradients of the loss. */
 function gradientError(model: Seq2SeqLM, golden: Seq2SeqGolden): number {
   const parameters = new Map(model.namedParameters());
   for (const parameter of parameters.values()) parameter.requiresGrad = true;
   lossOf(model, golden).backward();
   return gradientNormError(golden.expected, (key) => parameters.get(key)?.grad as Tensor);
 }
-/** The same loss by the fused head of causal models. */
+/** The same loss, by the fused head of causal models. */
 const fusedLossOf = (model: Seq2SeqLM, { batch, targets }: Seq2SeqGolden) =>
   headLosses({
     hidden: model.forward(batch),
@@ -109,7 +109,7 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
     expect(rowError(model.logits(hidden), logits, golden.rows)).toBeLessThan(tolerance.logits_abs);
   });
 
-  it('gives the f64 logits in f64, where nothing hides in rounding', async () => {
+  it('gives the f64 logits in f64, where rounding hides no error', async () => {
     const golden = await readGolden(name);
     const model = await Auto.fromPretrained(modelOf(golden), { dtype: 'f64' });
     const { logits_f64 } = golden.expected;
@@ -139,9 +139,10 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
     },
   );
 
-  // As for the classifiers: the band that MiniLM's golden numbers give bf16 for six layers. Gradients pass through both stacks,
-  // ten branches there and back, and relu turns some off that f64 has on: the band is what rounding the weights alone costs,
-  // all arithmetic in f32. A branch rounds its activations two or three times as often as weights; measured 1.8 and 2.0 times.
+  // The tolerance of logits is that of the classifiers, which MiniLM's golden numbers have for six layers in bf16. Gradients pass
+  // through the ten branches of both stacks in both directions, and relu is off for some values where it is on in f64. Their
+  // tolerance is a multiple of the error that rounding only the weights causes, with arithmetic in f32: a branch rounds its
+  // activations two or three times as often as weights. Measured: 1.8 and 2.0 times.
   it('stays within bf16 rounding in bf16', async () => {
     const golden = await readGolden(name);
     const model = await Auto.fromPretrained(modelOf(golden), { dtype: 'bf16', trainable: true });
@@ -174,7 +175,7 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
     }
   });
 
-  it('takes its adapter from the PEFT folder, writes it as it was, and merges it', async () => {
+  it('loads its adapter from the PEFT folder, writes it unchanged, and merges it', async () => {
     const golden = await readGolden(name);
     const facts = golden.facts.adapters.adapter as AdapterFacts & {
       num_adapted_modules: number;
@@ -221,7 +222,7 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
     );
   });
 
-  it('gives its adapter the same gradients whatever the layers keep', async () => {
+  it('gives its adapter the same gradients whatever the layers keep for backward', async () => {
     const golden = await readGolden(name);
     const { tolerance } = golden.facts.adapters.adapter as AdapterFacts;
     const { tensors: expected } = await loadSafetensors(
@@ -245,8 +246,8 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
     }
   });
 
-  // The golden numbers have four modules. y = x W^T + s x A^T B^T, so dA = s B^T dW and dB = s dW A^T for every module.
-  it('gives the pairs of all modules of both stacks what the gradient of their weight says', async () => {
+  // The golden numbers have four modules. As y = x W^T + s x A^T B^T, every module has dA = s B^T dW and dB = s dW A^T.
+  it('gives the pairs of all modules in both stacks the gradients that follow from their weights', async () => {
     const golden = await readGolden(name);
     const model = await Auto.fromPretrained(modelOf(golden), { trainable: true });
     for (const parameter of model.parameters()) parameter.requiresGrad = true;
@@ -275,7 +276,7 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
     }
   });
 
-  it('gives the same from prepared inputs, and asks what each layer of both stacks keeps', async () => {
+  it('gives the same from prepared inputs, and asks for each layer of both stacks what it keeps', async () => {
     const golden = await readGolden(name);
     const model = (await Auto.fromPretrained(modelOf(golden))) as T5ForConditionalGeneration;
     const asked: [number, number][] = [];
@@ -295,11 +296,11 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
     expect(asked).toEqual([...once, ...once]);
   });
 
-  it('reads its GGUF file', async () => {
+  it('is loaded from its GGUF file', async () => {
     const golden = await readGolden(name);
     const path = join(folder, `${name}.gguf`);
     writeGoldenGguf(path, name);
-    // The file cannot say how far positions reach, and has its numbers in f32.
+    // The file does not contain the largest distance of positions, and has its numbers in f32.
     const twin = join(folder, `${name}-twin`);
     cpSync(modelOf(golden), twin, { recursive: true });
     const config = JSON.parse(readFileSync(join(twin, 'config.json'), 'utf8'));
@@ -326,7 +327,7 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
     );
   });
 
-  it('reads other spellings of its configuration and its names, and itself again', async () => {
+  it('accepts other spellings of configuration keys and tensor names, also after saving', async () => {
     const golden = await readGolden(name);
     const copies = [join(golden.folder, 'model-alt')].filter((path) => existsSync(path));
     const legacy = join(golden.folder, 'config-legacy.json');
@@ -347,7 +348,7 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
   });
 });
 
-it('sees in a micro-batch of Seq2SeqBatches what it sees in each example alone', async () => {
+it('gives each example in a micro-batch of Seq2SeqBatches the numbers that it has alone', async () => {
   const model = await Auto.fromPretrained(kTinyT5, { dtype: 'f64' });
   const lossesOf = async (batchSize: number) => {
     const rows: number[][] = [];
@@ -374,7 +375,7 @@ it('sees in a micro-batch of Seq2SeqBatches what it sees in each example alone',
   });
 });
 
-/** Minus the log of the target's share, row by row. */
+/** The cross-entropy of each row. */
 function plainLosses(logits: Float64Array, targets: Int32Array): number[] {
   const v = logits.length / targets.length;
   return Array.from(targets, (target, row) => {
@@ -396,7 +397,7 @@ describe('decoderStartTokenId and padTokenId', () => {
   };
 
   it.each([
-    ['as they are stated', { decoder_start_token_id: 5, pad_token_id: 3 }, 5, 3],
+    ['as configured', { decoder_start_token_id: 5, pad_token_id: 3 }, 5, 3],
     ['of the padding where no start is stated', { pad_token_id: 3 }, 3, 3],
     ["transformers' default where neither is", {}, 0, 0],
     ['without padding', { pad_token_id: -1 }, 0, null],
@@ -405,17 +406,19 @@ describe('decoderStartTokenId and padTokenId', () => {
     expect([model.decoderStartTokenId, model.padTokenId]).toEqual([start, pad]);
   });
 
-  it('are refused outside the vocabulary, by name', async () => {
+  it('are refused outside of the vocabulary', async () => {
     await expect(withIds({ decoder_start_token_id: 109 })).rejects.toThrow(
-      /config\.json: decoder_start_token_id 109 is outside the vocabulary of 109/,
+      /config\.json: decoder_start_token_id must be below vocab_size 109, got 109/,
     );
     await expect(withIds({ decoder_start_token_id: -1 })).rejects.toThrow(
       /config\.json: decoder_start_token_id/,
     );
-    await expect(withIds({ pad_token_id: 200 })).rejects.toThrow(/pad_token_id 200 is outside/);
+    await expect(withIds({ pad_token_id: 200 })).rejects.toThrow(
+      /pad_token_id must be below vocab_size 109, got 200/,
+    );
   });
 
-  it('come out of a GGUF file', async () => {
+  it('are read from a GGUF file', async () => {
     const path = join(folder, 'start.gguf');
     writeGoldenGguf(path, 't5', { decoder_start_token_id: 7 });
     expect((await Auto.fromPretrained(path)).decoderStartTokenId).toBe(7);
@@ -428,24 +431,26 @@ it('refuses batches whose sides do not fit, and types that are no encoder-decode
   const { decoder } = golden.batch;
   const one = { ...decoder, cuSeqlens: Int32Array.of(0, decoder.inputIds.length) };
   expect(() => model.forward({ ...golden.batch, decoder: one })).toThrow(
-    /3 segments for the encoder, 1 for the decoder/,
+    /as many segments as the encoder, 3, got 1/,
   );
   expect(() => model.forward({ ...golden.batch, lengths: Int32Array.of(0, 1, 1) })).toThrow(
-    /segment 0 of the encoder has no tokens/,
+    /segment 0 of the encoder must have at least one token/,
   );
   const { decoder: _, ...source } = golden.batch;
   for (const run of [
     () => model.forward(source as Seq2SeqBatch),
     () => model.forwardPrepared({ length: 1 } as Parameters<Seq2SeqLM['forwardPrepared']>[0]),
   ]) {
-    expect(run).toThrow(/the batch has no decoder; t5 reads a source and a target/);
+    expect(run).toThrow(
+      /the batch has no decoder, but t5 reads a source and a target; make batches with Seq2SeqBatches/,
+    );
   }
   await expect(Auto.fromPretrained(architecture('bert/model'))).rejects.toThrow(
-    /model_type "bert" is not supported as an encoder-decoder, only as classification: .*\(known: t5\)/,
+    /model_type "bert" is not supported as an encoder-decoder, only as classification: .*; known: t5;/,
   );
   const qwen2 = join(folder, 'qwen2.gguf');
   writeGoldenGguf(qwen2, 'qwen2');
   await expect(Auto.fromPretrained(qwen2)).rejects.toThrow(
-    /general\.architecture "qwen2" is not supported as an encoder-decoder \(known: t5\)/,
+    /general\.architecture "qwen2" is not supported as an encoder-decoder; known: t5;/,
   );
 });

@@ -1,4 +1,4 @@
-// Modules by reflection, linears with adapters, groups.
+// Modules (parameters and children are found by reflection), linears with adapters, groups.
 import { describe, expect, it } from 'vitest';
 import type { LinearAdapter, LinearUpdate } from '../../lib/nn/adapter_hook.ts';
 import { Linear, LinearGroup } from '../../lib/nn/linear.ts';
@@ -21,7 +21,7 @@ class Net extends Module {
 }
 
 describe('Module', () => {
-  it('names parameters as the checkpoint does, and a tied one once', () => {
+  it('names parameters as in the checkpoint, and a tied one once', () => {
     const names = Array.from(new Net().namedParameters(), ([name]) => name);
     expect(names).toEqual([
       'embed',
@@ -33,7 +33,7 @@ describe('Module', () => {
     ]);
   });
 
-  it('finds modules by path, and names what is there instead', () => {
+  it('finds modules by path, and lists the existing names where there is none', () => {
     const net = new Net();
     expect(net.module('layers.1.k_proj')).toBe(net.layers[1]?.k_proj);
     expect(() => net.module('layers.2')).toThrow(
@@ -67,7 +67,7 @@ describe('Linear', () => {
     });
   });
 
-  it('adds what its adapter says, and takes the frozen pair off', () => {
+  it('adds the pair of its adapter, and subtracts the frozen pair', () => {
     const linear = new Linear(randomTensor([4, 3], { seed: 1 }));
     const base = values(linear.forward(x));
     const [a, b] = [randomTensor([2, 3], { seed: 6 }), randomTensor([4, 2], { seed: 7 })];

@@ -63,7 +63,7 @@ function optionsOf(c: Case): AttentionOptions {
   };
 }
 
-/** The definition, in plain loops. */
+/** The definition of attention in plain loops. */
 function definition(c: Case, q: Float64Array, k: Float64Array, v: Float64Array): Float64Array {
   const { heads, kvHeads, size } = c;
   const { causal = true, window = 0, softcap = 0, scale = 1 / Math.sqrt(size) } = c.options ?? {};
@@ -106,7 +106,7 @@ describe('attention', () => {
         const out = attention(q, k, v, optionsOf(c));
         expect(out.shape).toEqual(q.shape);
         expect(out.dtype).toBe(dtype);
-        // bf16 rounds the probabilities before their product with v, then the result.
+        // In bf16 the probabilities are rounded before their product with v, and then the result.
         const tolerance = 3 * roundingOf(dtype) + (dtype === 'f64' ? 1e-14 : 2e-6);
         expectClose(out, definition(c, values(q), values(k), values(v)), tolerance);
       }
@@ -136,7 +136,7 @@ describe('attention', () => {
     }
   });
 
-  it('gives packed sequences exactly what each gives alone', () => {
+  it('gives packed sequences exactly the results of each alone', () => {
     const c = { cu: [0, 31, 64, 187], heads: 4, kvHeads: 2, size: 16 };
     const [q, k, v] = inputs(c, 'f32');
     const packed = values(attention(q, k, v, optionsOf(c)));
@@ -155,7 +155,7 @@ describe('attention', () => {
     }
   });
 
-  it('never holds a matrix of scores', () => {
+  it('never allocates a matrix of scores', () => {
     const rows = kTestDevice === 'cpu' ? 4096 : 1024;
     const c = { cu: [0, rows], heads: 1, kvHeads: 1, size: 16 };
     const leaves = inputs(c, 'f32');
@@ -169,12 +169,12 @@ describe('attention', () => {
     });
     synchronizeSync();
     const used = memoryStats().peakBytes - before;
-    // Scores alone would be four times that; rows of operands, sums and packed tiles are a few hundred bytes each and thread.
+    // The scores alone would be four times that; operands, sums and packed tiles are a few hundred bytes per row and thread.
     expect(used).toBeGreaterThan(rows * 16 * 4);
     expect(used).toBeLessThan(rows * rows);
   });
 
-  it('of the last rows of each sequence alone is those rows of all, with their gradients', () => {
+  it('for only the last rows of each sequence equals those rows of the full result, with gradients', () => {
     const c = { cu: [0, 70, 90, 170], lengths: [70, 20, 75], heads: 2, kvHeads: 1, size: 8 };
     const rows = [...range(0, 70), ...range(80, 90), ...range(155, 170)];
     const cuQueries = tensor(Int32Array.of(0, 70, 80, 95));
@@ -196,7 +196,7 @@ describe('attention', () => {
     }
   });
 
-  it('repeats its bits', () => {
+  it('is deterministic', () => {
     const c = { cu: [0, 300, 310], heads: 6, kvHeads: 2, size: 16 };
     const run = () => {
       const leaves = inputs(c, 'bf16');
@@ -208,7 +208,7 @@ describe('attention', () => {
     expect(run()).toEqual(run());
   });
 
-  it('refuses bad arguments by name, and bad segments at the next read', () => {
+  it('names bad arguments in errors, and bad segments at the next read', () => {
     const c = { cu: [0, 4], heads: 6, kvHeads: 2, size: 4 };
     const [q, k, v] = inputs(c);
     const o = optionsOf(c);
@@ -231,7 +231,7 @@ describe('attention', () => {
     expect(() => attention(q, k, v, { ...o, lengths: tensor(Int32Array.of(4, 4)) })).toThrow(
       'attention: lengths must be (B)=(1), got (2)',
     );
-    // Boundaries of segments are i32; a repeated row needs no memory to show it.
+    // The boundaries of segments are i32; an expanded row is that long without memory.
     const many = expand(randomTensor([1, 2, 4]), [2 ** 31, 2, 4]);
     expect(() => attention(many, many, many, o)).toThrow(
       'attention: q has 2147483648 rows, at most 2147483647',

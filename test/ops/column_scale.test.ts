@@ -1,4 +1,4 @@
-// Columns scaled and shifted, and the norms of rows of W + s B A: what DoRA is made of.
+// The ops of DoRA: scaling and shifting of columns, and the norms of the rows of W + s B A.
 import { describe, expect, it } from 'vitest';
 import { columnScale, type LowRank, rowNorm } from '../../lib/ops/index.ts';
 import { getNumThreads, setNumThreads } from '../../lib/runtime.ts';
@@ -26,7 +26,7 @@ describe('columnScale', () => {
         const shifted = plain.map((v, i) => v + (vb[i % columns] as number));
         const y = columnScale(x, scale, bias);
         expect(y.dtype).toBe(dtype);
-        // In f32 the product is rounded before the sum.
+        // In f32 the product is rounded before the addition.
         expectClose(
           y,
           shifted,
@@ -54,7 +54,7 @@ describe('columnScale', () => {
     }
   });
 
-  it('sums the gradient of scale in f32 beside bf16, and needs no x for it when it is frozen', () => {
+  it('sums the gradient of scale in f32 also for bf16, and does not keep x where scale is frozen', () => {
     const x = randomTensor([123, 5], { seed: 1, dtype: 'bf16', requiresGrad: true });
     const scale = tensor([1, 2, 3, 4, 5], { requiresGrad: true });
     const y = columnScale(x, scale);
@@ -131,7 +131,7 @@ describe('rowNorm', () => {
     });
   }
 
-  it('has the same bits with any number of threads, and so have the sums of columns', () => {
+  it('has the same bits with any number of threads, as have the sums of columns', () => {
     const before = getNumThreads();
     const run = (threads: number): Float64Array[] => {
       setNumThreads(threads);

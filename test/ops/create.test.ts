@@ -33,11 +33,11 @@ describe('constants and counters', () => {
 });
 
 describe('random numbers', () => {
-  it('are Philox words (known answer of the reference implementation)', () => {
+  it('are Philox words (known answers of the reference implementation)', () => {
     expectClose(randomWords(4, { seed: 0 }), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8], 0);
   });
 
-  it('rand is those words, exactly, in every dtype and range', () => {
+  it('of rand are exactly these words, in every dtype and range', () => {
     const words = values(randomWords(1000, { seed: 11, stream: 4 }));
     const bits = { f32: 24, bf16: 8, f16: 11 } as const;
     for (const [dtype, n] of Object.entries(bits)) {
@@ -56,7 +56,7 @@ describe('random numbers', () => {
     expectClose(rand([1000], { seed: 11, low: -2, high: 3 }), want, 0);
   });
 
-  it('stay inside [low, high) and fill it', () => {
+  it('of rand stay inside [low, high) and fill it', () => {
     for (const dtype of kFloatTypes) {
       const x = values(rand([20011], { seed: 3, low: -1, high: 1, dtype }));
       expect(Math.min(...x)).toBeGreaterThanOrEqual(-1);
@@ -65,7 +65,7 @@ describe('random numbers', () => {
     }
   });
 
-  it('randn has the moments of a normal', () => {
+  it('of randn have the moments of a normal distribution', () => {
     for (const dtype of kFloatTypes) {
       const x = values(randn([40001], { seed: 4, mean: 2, deviation: 3, dtype }));
       const mean = x.reduce((a, b) => a + b, 0) / x.length;
@@ -75,7 +75,7 @@ describe('random numbers', () => {
     }
   });
 
-  it('depend on seed, stream and index only', () => {
+  it('depend only on seed, stream and index', () => {
     const draw = (seed: number, stream = 0, size = 5000) =>
       Array.from(values(randn([size], { seed, stream })));
     const before = draw(1);

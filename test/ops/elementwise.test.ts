@@ -43,10 +43,10 @@ import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 
 const kSizes = [1, 31, 33, 123];
 
-/** One rounding of the result, and f32 arithmetic where the values are not f64. */
+/** Tolerance: one rounding of the result, and f32 arithmetic where the values are not f64. */
 const toleranceOf = (dtype: DType): number => roundingOf(dtype) + (dtype === 'f64' ? 1e-14 : 6e-7);
 
-/** erf by its series, good to 1e-15 for the arguments here. */
+/** erf by its series, accurate to 1e-15 for the arguments here. */
 function erf(x: number): number {
   let term = x;
   let total = x;
@@ -94,7 +94,7 @@ const kUnary: Record<
   'cube by pow': { op: (x) => pow(x, 3), plain: (x) => x ** 3, positive: true },
 };
 
-/** x scaled to [-3, 3), or to [0.5, 3.5) where the function wants positive numbers. */
+/** Random values in [-3, 3), or in [0.5, 3.5) where the function needs positive numbers. */
 function operand(shape: number[], dtype: DType, positive?: boolean, seed = 1): Tensor {
   const raw = values(randomTensor(shape, { seed }));
   return tensor(
@@ -140,7 +140,7 @@ describe('functions of one tensor', () => {
     );
   });
 
-  it('leave a frozen operand alone', () => {
+  it('give a frozen operand no gradient', () => {
     const x = randomTensor([4]).freeze();
     const w = randomTensor([4], { seed: 2, requiresGrad: true });
     sum(mul(exp(x), w)).backward();
@@ -162,7 +162,7 @@ const kBinary: Record<
   minimum: { op: minimum, plain: Math.min, whole: true },
 };
 
-/** Values of x at the index that broadcasting picks for element i of `shape`. */
+/** The values of x broadcast to `shape`. */
 function broadcast(x: Tensor, shape: readonly number[]): Float64Array {
   const data = values(x);
   const size = shape.reduce((a, b) => a * b, 1);
@@ -224,20 +224,20 @@ describe('functions of two tensors', () => {
     });
   }
 
-  it('an operand used twice gets both gradients', () => {
+  it('give an operand that is used twice the sum of both gradients', () => {
     const x = operand([31], 'f64', true);
     gradcheck((x) => mul(x as Tensor, x as Tensor), [x]);
     gradcheck((x) => div(add(x as Tensor, 1), x as Tensor), [x]);
   });
 
-  it('sums a broadcast gradient in more than bf16', () => {
+  it('sum the gradient of a broadcast operand in more than bf16', () => {
     const bias = tensor([0], { dtype: 'bf16', requiresGrad: true });
     sum(add(ones([4099], { dtype: 'bf16' }), bias)).backward();
     expect(bias.grad?.dtype).toBe('f32');
     expect(bias.grad?.itemSync()).toBe(4096); // 4099 rounded once to bf16
   });
 
-  it('whole numbers wrap around', () => {
+  it('wrap around on integers', () => {
     const big = tensor(Int32Array.of(2147483647));
     expect(add(big, 1).itemSync()).toBe(-2147483648);
     expect(mul(big, 2).itemSync()).toBe(-2);
@@ -284,7 +284,7 @@ describe('comparisons and where', () => {
     }
   });
 
-  it('where picks, broadcasts and sends the gradient to the side it picked', () => {
+  it('where selects, broadcasts and passes the gradient to the selected side', () => {
     const condition = tensor([[1], [0]], { dtype: 'u8' });
     const a = randomTensor([3], { seed: 1 });
     const b = randomTensor([2, 3], { seed: 2 });
@@ -296,7 +296,7 @@ describe('comparisons and where', () => {
     expectClose(poisoned.grad as Tensor, [0, 0, 0], 0);
   });
 
-  it('find what is not finite', () => {
+  it('find values that are not finite', () => {
     const x = tensor([1, NaN, Infinity, -Infinity, 0]);
     expect(Array.from(values(finiteMask(x)))).toEqual([1, 0, 0, 0, 1]);
     expect(allFinite([randomTensor([5]), randomTensor([3])]).itemSync()).toBe(1);
@@ -332,7 +332,7 @@ describe('dropout', () => {
     gradcheck((x) => dropout(x as Tensor, { p: 0.5, seed: 9 }), [randomTensor([123])]);
   });
 
-  it('depends on seed and stream only; the ends are all and nothing', () => {
+  it('depends only on seed and stream; p = 0 keeps and p = 1 drops everything', () => {
     const x = ones([1000]);
     const mask = (seed: number, stream: number) =>
       Array.from(values(dropout(x, { p: 0.5, seed, stream })));

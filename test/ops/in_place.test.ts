@@ -65,7 +65,7 @@ describe('writes in place', () => {
     expect(x.itemSync()).toBe(1024 + 100 / 256);
   });
 
-  it('are refused where they would spoil a gradient', () => {
+  it('are refused where they would corrupt a gradient', () => {
     const leaf = randomTensor([3], { requiresGrad: true });
     expect(() => zero_(leaf)).toThrow(
       'fill_: a tensor that wants a gradient cannot be overwritten',
@@ -89,7 +89,7 @@ describe('writes in place', () => {
 });
 
 describe('norms and clipping', () => {
-  it('take all tensors as one vector, in f64', () => {
+  it('treat all tensors as one vector, in f64', () => {
     for (const dtype of kFloatTypes) {
       const grads = [
         randomTensor([33], { seed: 1, dtype }),
@@ -104,7 +104,7 @@ describe('norms and clipping', () => {
     expectClose(gradNorm([long]), [Math.fround(0.1) * Math.sqrt(1_000_003)], 1e-12);
   });
 
-  it('show what is not finite as it is', () => {
+  it('return NaN and infinity unchanged', () => {
     for (const kind of [1, 2, 'inf'] as const) {
       expect(gradNorm([tensor([1, NaN]), tensor([5])], kind).itemSync()).toBeNaN();
       expect(gradNorm([tensor([1, -Infinity])], kind).itemSync()).toBe(Infinity);
@@ -192,7 +192,7 @@ describe('steps against torch', () => {
 
   const { json } = read();
   const cases = (json.cases as GoldenCase[]).filter(({ name }) => /^(adamw|sgd)/.test(name));
-  it('has the cases it expects', () => expect(cases.length).toBeGreaterThanOrEqual(10));
+  it('have enough golden cases', () => expect(cases.length).toBeGreaterThanOrEqual(10));
   for (const golden of cases) {
     it(`${golden.name} follows the reference in f64 and f32`, () => {
       const { arrays } = read();
@@ -217,7 +217,7 @@ describe('steps against torch', () => {
     });
   }
 
-  it('clips by the reference norm and coefficient, and scales without a trip to the host', () => {
+  it('clip by the norm and coefficient of the reference, without a copy to the host', () => {
     const { arrays } = read();
     const gradients = (name: string): Tensor[] => {
       if (name === 'zeros') return [zeros([6, 5]), zeros([7])];
@@ -379,7 +379,7 @@ describe('Adafactor steps', () => {
 });
 
 describe('optimiser steps', () => {
-  it('multiply the coefficient into the gradient', () => {
+  it('multiply the gradient by the coefficient', () => {
     const state = () => ({ m: zeros([5]), v: zeros([5]) });
     const grad = randomTensor([5], { seed: 1, dtype: 'f32' });
     const options = { step: 1, lr: 0.1, betas: [0.9, 0.999] as const, eps: 1e-2, weightDecay: 0 };
@@ -393,8 +393,9 @@ describe('optimiser steps', () => {
     expectClose(a, values(b), 0);
   });
 
-  // torch's order of operations in plain loops, in f64; sizes around nothing, vectors and threads' shares.
-  it('of many parameters follow the definition, and are bit by bit those of each alone', () => {
+  // The definition has torch's order of operations in plain loops, in f64. The sizes are empty, below and above a vector
+  // register, and large enough for several threads.
+  it('of many parameters in one op follow the definition, and equal bit for bit those of each alone', () => {
     const betas = [0.9, 0.99] as const;
     const [eps, scale] = [1e-6, 0.5];
     const coefficient = tensor(Float64Array.of(scale), { shape: [] });
@@ -467,7 +468,7 @@ describe('optimiser steps', () => {
       'adamw_step: param must be f32 or f64, got bf16',
     );
     expect(() => adamwStep(p, p, { ...options, step: 0 })).toThrow(
-      'adamw_step: step counts from 1, got 0',
+      'adamw_step: step must be >= 1, got 0',
     );
     expect(() => adamwStep(p, p, { ...options, betas: [1, 0.9] })).toThrow(
       'adamw_step: the betas must be in [0,1)',

@@ -1,4 +1,4 @@
-// Writes in place where memory is shared or has no value: overlapping views, views that repeat values, tensors whose op failed.
+// In-place writes to shared memory or memory without a value: overlapping and expanded views, tensors whose op failed.
 import { describe, expect, it } from 'vitest';
 import {
   adafactorStep,
@@ -21,8 +21,8 @@ import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, values } from '../support/compare.ts';
 import { randomTensor } from '../support/gradcheck.ts';
 
-describe('a source that overlaps what is written', () => {
-  it('is read as it was before', () => {
+describe('a source that overlaps the target', () => {
+  it('is read before the target is written', () => {
     const size = 65;
     const x = randomTensor([size, size], { seed: 1 });
     const before = values(x);
@@ -34,7 +34,7 @@ describe('a source that overlaps what is written', () => {
     );
   });
 
-  it.each([1, 100_001])('for %i elements behind the first', (count) => {
+  it.each([1, 100_001])('is read first, for %i elements after the first', (count) => {
     const from = (x: Tensor) => slice(x, 0, { stop: count });
     const to = (x: Tensor) => slice(x, 0, { start: 1 });
     const start = randomTensor([count + 1], { seed: 2, dtype: 'f32' });
@@ -55,7 +55,7 @@ describe('a source that overlaps what is written', () => {
     );
   });
 
-  it('may be the target itself, or hold the factor', () => {
+  it('may be the target itself, or contain the factor', () => {
     const x = tensor([1, 2, 3], { dtype: 'f64' });
     add_(x, x);
     copy_(x, x);
@@ -64,7 +64,7 @@ describe('a source that overlaps what is written', () => {
     expectClose(x, [4, 8, 12], 0);
   });
 
-  it('cannot be written to where it repeats its values', () => {
+  it('is no target where it is an expanded view', () => {
     const x = expand(zeros([3, 1]), [3, 2]);
     expect(() => copy_(x, zeros([3, 2]))).toThrow(
       'copy_: x (3,2) repeats its values along axis 1 (expand) and cannot be written in place',
@@ -75,7 +75,7 @@ describe('a source that overlaps what is written', () => {
 });
 
 describe('a tensor whose op failed', () => {
-  /** Zeros that there was no memory for. */
+  /** Zeros whose allocation failed. */
   async function lost(shape: number[], dtype: 'f32' | 'f64' = 'f32'): Promise<Tensor> {
     await synchronize();
     setMemoryLimit(1);
@@ -107,14 +107,14 @@ describe('a tensor whose op failed', () => {
       }),
   };
 
-  it.each(Object.entries(updates))('is not updated by %s, which says so', async (_, update) => {
+  it.each(Object.entries(updates))('is refused by %s', async (_, update) => {
     const x = await lost([8, 8]);
     update(x);
     await expect(synchronize()).rejects.toThrow('has no value, the op that makes it failed');
     await expect(x.data()).rejects.toThrow('has no value');
   });
 
-  it('takes no Gram matrix and no gradient', async () => {
+  it('is refused for the sum of a Gram matrix or a gradient', async () => {
     const g = await lost([8, 8], 'f64');
     gramAdd(g, zeros([3, 8]));
     await expect(synchronize()).rejects.toThrow('gram_add: operand 1 has no value');
@@ -125,7 +125,7 @@ describe('a tensor whose op failed', () => {
     await expect(synchronize()).rejects.toThrow('accumulate: operand 1 has no value');
   });
 
-  it('gets a value when all of it is written', async () => {
+  it('has a value again once all of it is written', async () => {
     const filled = await lost([4, 4]);
     fill_(filled, 3);
     expectClose(filled, new Float64Array(16).fill(3), 0);

@@ -37,7 +37,7 @@ describe('embedding and indexSelect', () => {
     expect(indexSelect(deep, tensor(Int32Array.of(3, 0))).shape).toEqual([2, 2, 3]);
   });
 
-  it('add up the gradients of repeated rows, in f32 for a bf16 weight', () => {
+  it('sum the gradients of repeated rows, in f32 for a bf16 weight', () => {
     gradcheck((w) => embedding(w as Tensor, tensor(ids(9, 5))), [randomTensor([5, 33])]);
     gradcheck(
       (x) => indexSelect(transpose(x as Tensor), tensor(ids(9, 4))),
@@ -52,7 +52,7 @@ describe('embedding and indexSelect', () => {
   it('name a bad index at the next read, and bad arguments at once', () => {
     const weight = randomTensor([4, 3]);
     expect(() => embedding(weight, tensor(Int32Array.of(1, 4))).dataSync()).toThrow(
-      // A device tells of it when it is waited for, and then by its kernel's name.
+      // A device reports it at the next sync, with the name of its kernel.
       `${kTestDevice === 'cpu' ? 'embedding' : 'select_rows'}: index 4 at position 1 is outside [0,4)`,
     );
     expect(() => indexSelect(weight, tensor(Int32Array.of(-1))).dataSync()).toThrow(
@@ -75,7 +75,7 @@ describe('gather and scatterAdd', () => {
     const size = extents(axis, k).reduce((a, b) => a * b, 1);
     return tensor(ids(size, shape[axis] as number), { shape: extents(axis, k) });
   };
-  /** Where element i of an index along `axis` points to in x. */
+  /** The flat index in x that element i of an index along `axis` refers to. */
   const target = (i: number, index: Float64Array, axis: number, k: number): number => {
     const inner = shape.slice(axis + 1).reduce((a, b) => a * b, 1);
     const a = Math.floor(i / (k * inner));
@@ -127,7 +127,7 @@ describe('gather and scatterAdd', () => {
 });
 
 describe('topK', () => {
-  it('sorts down, equal values by position, for small and large k', () => {
+  it('sorts in descending order, equal values by position, for small and large k', () => {
     for (const dtype of kFloatTypes) {
       for (const [width, k] of [
         [1, 1],

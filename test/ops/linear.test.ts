@@ -11,7 +11,7 @@ import type { Tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 
-/** y = x w^T + bias + sum of scale * (xa a^T) b^T in plain loops. */
+/** The definition y = x w^T + bias + sum of scale * (xa a^T) b^T in plain loops. */
 function definition(
   x: Tensor,
   { weight, bias, lowRank = [] }: LinearOperands,
@@ -144,7 +144,7 @@ describe('linear', () => {
     expectClose(linear(x, weight, { ...spec, adapterInput: xa }), definition(x, spec, xa), 1e-13);
   });
 
-  it('gives frozen operands no gradient and the trained ones all of theirs', () => {
+  it('gives frozen operands no gradient, and trained ones the right one', () => {
     for (const dtype of ['f32', 'bf16'] as const) {
       const x = randomTensor([6, 8], { seed: 1, dtype });
       const weight = randomTensor([4, 8], { seed: 2, dtype }).freeze();
@@ -161,7 +161,7 @@ describe('linear', () => {
     }
   });
 
-  it('gives no gradient where an output was not used', () => {
+  it('gives no gradient for an output that was not used', () => {
     const x = randomTensor([3, 4], { seed: 1, requiresGrad: true });
     const used = pair(4, 2, 2, 1, 'f64');
     const unused = pair(4, 2, 2, 1, 'f64');
@@ -178,7 +178,7 @@ describe('linear', () => {
     expect(x.grad?.shape).toEqual([3, 4]);
   });
 
-  it('is the base alone, bit for bit, where a frozen pair takes out the trained one', () => {
+  it('is bit for bit the base alone where a frozen pair cancels the trained one', () => {
     for (const dtype of kFloatTypes) {
       const x = randomTensor([33, 64], { seed: 1, dtype });
       const weight = randomTensor([31, 64], { seed: 2, dtype }).freeze();
@@ -196,7 +196,7 @@ describe('linear', () => {
     p.b.requiresGrad = true;
     const dy = randomTensor([64, 32], { seed: 4, dtype: 'bf16' });
     linear(x, weight, { lowRank: [p] }).backward(dy);
-    // db = dy^T (x a^T) from the exact values: a or u rounded to bf16 would be 2^-9 off.
+    // db = dy^T (x a^T) from the exact values; with a or u rounded to bf16 it would have an error of 2^-9.
     const [vx, va, vd] = [values(x), values(p.a), values(dy)];
     const want = new Float64Array(32 * 8);
     for (let n = 0; n < 64; ++n) {
@@ -212,7 +212,7 @@ describe('linear', () => {
     expectClose(p.b.grad as Tensor, want, 2 ** -14 * scale);
   });
 
-  it('takes a single row that was a column', () => {
+  it('accepts a single row with the strides of a column', () => {
     const column = randomTensor([6, 1], { dtype: 'f32' });
     const x = randomTensor([5, 6], { dtype: 'f32', seed: 2 });
     const row = permute(column, [1, 0]);

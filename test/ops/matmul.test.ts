@@ -4,7 +4,7 @@ import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 
-/** The definition in plain loops: batch dimensions broadcast, matrices as they are stored. */
+/** The definition in plain loops, with broadcast batch dimensions and optional transposes. */
 function definition(a: Tensor, b: Tensor, transposeA: boolean, transposeB: boolean): Float64Array {
   const [va, vb] = [values(a), values(b)];
   const [ra, ca] = a.shape.slice(-2) as [number, number];
@@ -86,7 +86,7 @@ describe('matmul', () => {
     }
   });
 
-  it('gives the gradient of one operand when the other is frozen', () => {
+  it('gives the gradient of one operand where the other is frozen', () => {
     const a = randomTensor([3, 4], { seed: 5, requiresGrad: true });
     const b = randomTensor([4, 2], { seed: 6 });
     const y = matmul(a, b);
@@ -95,7 +95,7 @@ describe('matmul', () => {
     expect(b.grad).toBeNull();
   });
 
-  it('sums nothing to zero', () => {
+  it('is zero for an inner dimension of 0', () => {
     const y = matmul(
       tensor(new Float32Array(0), { shape: [2, 0] }),
       tensor(new Float32Array(0), { shape: [0, 3] }),

@@ -16,12 +16,12 @@ import { gradcheck, randomTensor, testRandom } from '../support/gradcheck.ts';
 
 const kSizes = [1, 31, 33, 123];
 
-/** Two roundings to the dtype, and f32 arithmetic where the values are not f64. */
+/** Tolerance: two roundings to the dtype, and f32 arithmetic where the values are not f64. */
 function toleranceOf(dtype: (typeof kFloatTypes)[number]): number {
   return 2 * roundingOf(dtype) + (dtype === 'f64' ? 1e-14 : 1e-6);
 }
 
-/** Plain-loop forms of row functions, applied to (N,C) values. */
+/** Applies a function of a row, in plain loops, to (N,C) values. */
 function byRows(
   x: Float64Array,
   channels: number,
@@ -86,7 +86,7 @@ describe('layerNorm', () => {
 });
 
 describe('rmsNormAdd', () => {
-  it('equals the addition and the norm apart, in every dtype and both rounding modes', () => {
+  it('equals the separate addition and norm, in every dtype and both rounding modes', () => {
     for (const dtype of kFloatTypes) {
       for (const channels of kSizes) {
         for (const options of [
@@ -109,7 +109,7 @@ describe('rmsNormAdd', () => {
     }
   });
 
-  it('merges the gradients of both outputs, or of either alone', () => {
+  it('sums the gradients of both outputs, or uses that of either alone', () => {
     const inputs = [[4, 33], [4, 33], [33]].map((shape, i) => randomTensor(shape, { seed: 7 + i }));
     const run = (inputs: Tensor[]) =>
       rmsNormAdd(inputs[0] as Tensor, inputs[1] as Tensor, inputs[2] as Tensor, { eps: 1e-3 });
@@ -118,7 +118,7 @@ describe('rmsNormAdd', () => {
     gradcheck((...t) => run(t)[1], inputs);
   });
 
-  it('gives one tensor used as x and residual both contributions', () => {
+  it('gives a tensor that is x and residual both contributions', () => {
     gradcheck(
       (x, w) => rmsNormAdd(x as Tensor, x as Tensor, w as Tensor),
       [randomTensor([3, 31], { seed: 1 }), randomTensor([31], { seed: 2 })],
@@ -134,7 +134,7 @@ describe('rmsNormAdd', () => {
 });
 
 describe('swiglu and geglu', () => {
-  // erf by its Taylor series, good to 1e-15 for the |x| < 3 of these tests.
+  // erf by its Taylor series, accurate to 1e-15 for the |x| < 3 of these tests.
   const erf = (x: number): number => {
     let term = x;
     let sum = x;
@@ -189,7 +189,7 @@ describe('swiglu and geglu', () => {
 });
 
 describe('rope', () => {
-  /** Tables of `rotary` channels for 40 positions, in the dtype that x wants. */
+  /** Tables of `rotary` channels for 40 positions, in the dtype that x needs. */
   function tables(rotary: number, dtype: 'f32' | 'f64') {
     const half = rotary / 2;
     const angle = (i: number) => Math.floor(i / half) * 1e4 ** (-(i % half) / half);
@@ -206,7 +206,7 @@ describe('rope', () => {
   const positions = (rows: number) => Int32Array.from({ length: rows }, (_, n) => (n * 7) % 40);
 
   for (const dtype of kFloatTypes) {
-    it(`equals its definition in ${dtype}, whole and partial`, () => {
+    it(`equals its definition in ${dtype}, for all and for some channels`, () => {
       for (const [rows, heads, size, rotary] of [
         [33, 3, 64, 64],
         [31, 1, 2, 2],
@@ -327,7 +327,7 @@ describe('crossEntropy', () => {
     }
   });
 
-  it('has the gradient of its definition, none on ignored rows', () => {
+  it('has the gradient of its definition, which is 0 on ignored rows', () => {
     for (const reduction of ['mean', 'sum', 'none'] as const) {
       for (const classes of kSizes) {
         const { logits, targets } = problem(7, classes);
@@ -360,7 +360,7 @@ describe('crossEntropy', () => {
     );
   });
 
-  it('is NaN as a mean over nothing', () => {
+  it('is NaN as the mean of no rows', () => {
     const { logits } = problem(2, 5);
     expect(crossEntropy(logits, tensor(Int32Array.of(-100, -100))).itemSync()).toBeNaN();
   });

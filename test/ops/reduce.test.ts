@@ -37,7 +37,7 @@ const kOps: Record<
   min: { op: min, plain: (v) => Math.min(...v) },
 };
 
-/** Groups of values that the axes reduce together, in the order of the result. */
+/** The groups of values that are reduced together, in the order of the result. */
 function groups(x: Tensor, axes: readonly number[]): number[][] {
   const { shape } = x;
   const kept = shape.map((_, d) => d).filter((d) => !axes.includes(d));
@@ -106,14 +106,14 @@ describe('reductions', () => {
     });
   }
 
-  it('sum a long row to the last bit that f32 holds', () => {
+  it('sum a long row to the last bit of f32', () => {
     const size = 1_000_003;
     const x = tensor(new Float32Array(size).fill(0.1));
     expect(sum(x).itemSync()).toBe(Math.fround(size * Math.fround(0.1)));
     expect(sum(ones([65537], { dtype: 'f32' })).itemSync()).toBe(65537);
   });
 
-  it('name the first of equal extremes, whose gradient is the only one', () => {
+  it('return the first of equal extremes, which alone gets the gradient', () => {
     const x = tensor(
       [
         [1, 3, 3],
@@ -130,7 +130,7 @@ describe('reductions', () => {
     expectClose(x.grad as Tensor, [0, 1, 0, 1, 0, 0], 0);
   });
 
-  it('let a NaN win an extreme and spoil a sum', () => {
+  it('return NaN for extremes and sums with a NaN', () => {
     const x = tensor([1, NaN, 2]);
     for (const op of [max, min, sum, mean, logSumExp, variance]) {
       expect(op(x).itemSync()).toBeNaN();
@@ -138,7 +138,7 @@ describe('reductions', () => {
     expect(argmax(x).itemSync()).toBe(1);
   });
 
-  it('give nothing to reduce its value, or refuse it by name', () => {
+  it('have a value for an empty axis, or refuse it', () => {
     const none = tensor(new Float32Array(0), { shape: [2, 0] });
     expectClose(sum(none, { axis: 1 }), [0, 0], 0);
     expect(() => mean(none, { axis: 1 })).toThrow('mean: nothing to reduce in (2,0)');

@@ -70,7 +70,7 @@ const reachOf = ({ cu, cuKeys = cu }: Case): number =>
 const indexOf = (c: Case): number[] =>
   Array.from({ length: 2 * reachOf(c) + 1 }, (_, r) => (r * 7) % (c.positions as number));
 
-/** q, k, v, then the terms in the order of kAll. */
+/** The inputs: q, k, v, then the terms in the order of kAll. */
 function inputs(c: Case, dtype: (typeof kFloatTypes)[number] = 'f64'): Tensor[] {
   const [n, m] = [c.cu.at(-1) as number, (c.cuKeys ?? c.cu).at(-1) as number];
   const shapes: Record<string, number[]> = {
@@ -101,7 +101,7 @@ function run(c: Case, [q, k, v, ...rest]: Tensor[]): Tensor {
   });
 }
 
-/** The definition, in plain loops. */
+/** The definition in plain loops. */
 function definition(c: Case, given: Tensor[]): Float64Array {
   const { heads, size, cu, cuKeys = cu, causal = false, scale = 1 / Math.sqrt(size) } = c;
   const [q, k, v, ...rest] = given.map(values) as [Float64Array, Float64Array, Float64Array];
@@ -153,7 +153,7 @@ describe('relativeAttention', () => {
         const given = inputs(c, dtype);
         const out = run(c, given);
         expect(out.dtype).toBe(dtype);
-        // Sums and probabilities stay in the accumulator type; only the result is rounded.
+        // Sums and probabilities have the dtype of the accumulator; only the result is rounded.
         const tolerance = roundingOf(dtype) + (dtype === 'f64' ? 1e-13 : 3e-6);
         expectClose(out, definition(c, given), tolerance);
       }
@@ -198,18 +198,18 @@ describe('relativeAttention', () => {
       return leaves.map((leaf) => leaf.grad as Tensor);
     };
     for (const dtype of ['f32', 'bf16', 'f16'] as const) {
-      const given = inputs(c, dtype); // both sides start from values that the dtype holds
+      const given = inputs(c, dtype); // both computations start from values that the dtype represents
       const want = gradients('f64', given);
       gradients(dtype, given).forEach((got, i) => {
         const exact = values(want[i] as Tensor);
         const largest = exact.reduce((most, x) => Math.max(most, Math.abs(x)), 1);
-        // The saved result is rounded too: delta = <dout, out> carries that into every gradient.
+        // The saved result is rounded, too, and affects every gradient through delta = <dout, out>.
         expectClose(got, exact, (4 * roundingOf(dtype) + 1e-5) * largest);
       });
     }
   });
 
-  it('repeats its bits', () => {
+  it('is deterministic', () => {
     const c = kCases['all terms and padding'] as Case;
     const once = () => {
       const leaves = inputs(c, 'bf16');
@@ -221,7 +221,7 @@ describe('relativeAttention', () => {
     expect(once()).toEqual(once());
   });
 
-  it('refuses bad arguments by name, and bad segments at the next read', () => {
+  it('names bad arguments in errors, and bad segments at the next read', () => {
     const [q, k, v] = inputs({ cu: [0, 4], heads: 2, size: 4 }) as [Tensor, Tensor, Tensor];
     const int = (...list: number[]) => tensor(Int32Array.from(list));
     const cuQueries = int(0, 4);

@@ -3,7 +3,7 @@ import { rmsNorm } from '../../lib/ops/index.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 
-/** The definition, in plain loops. */
+/** The definition in plain loops. */
 function definition(x: ArrayLike<number>, weight: ArrayLike<number>, eps: number, offset = 0) {
   const channels = weight.length;
   const y = new Float64Array(x.length);

@@ -30,7 +30,7 @@ import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 
 const kTypes: DType[] = ['f64', 'f32', 'bf16', 'f16', 'i32', 'i64', 'u8'];
 
-/** 0, 1, 2, ... below 100 again and again: exact in every dtype. */
+/** The numbers 0 to 99 in turns, which are exact in every dtype. */
 function counting(shape: number[], dtype: DType): Tensor {
   const size = shape.reduce((a, b) => a * b, 1);
   return tensor(
@@ -39,7 +39,7 @@ function counting(shape: number[], dtype: DType): Tensor {
   );
 }
 
-/** Values of x picked by index, for every index of `shape`. */
+/** The value of x at from(index) for every index of `shape`. */
 function pick(x: Tensor, shape: readonly number[], from: (index: number[]) => number[]): number[] {
   const data = values(x);
   const out: number[] = [];
@@ -56,7 +56,7 @@ function pick(x: Tensor, shape: readonly number[], from: (index: number[]) => nu
 }
 
 describe('shapes', () => {
-  it('reshape keeps the order, finds an extent, copies what is not contiguous', () => {
+  it('reshape keeps the order, infers one extent, and copies tensors that are not contiguous', () => {
     for (const dtype of kTypes) {
       const x = counting([3, 8, 5], dtype);
       expect(reshape(x, [-1, 10]).shape).toEqual([12, 10]);
@@ -88,7 +88,7 @@ describe('shapes', () => {
     gradcheck((x) => contiguous(transpose(x as Tensor, 0, 2)), [randomTensor([3, 4, 5])]);
   });
 
-  it('expand stretches and sums back', () => {
+  it('expand repeats values, and sums their gradients', () => {
     const x = counting([3, 1], 'f32');
     expectClose(
       expand(x, [2, 3, 4]),
@@ -104,7 +104,7 @@ describe('shapes', () => {
     expect(unsqueeze(x, 0).shape).toEqual([1, 2, 3]);
     expect(unsqueeze(x, -1).shape).toEqual([2, 3, 1]);
     expect(squeeze(unsqueeze(x, 1), 1).shape).toEqual([2, 3]);
-    expect(() => squeeze(x, 0)).toThrow('squeeze: axis 0 of (2,3) has more than one element');
+    expect(() => squeeze(x, 0)).toThrow('squeeze: axis 0 of (2,3) must have extent 1, got 2');
   });
 
   it('slice follows Array.prototype.slice on any axis', () => {
@@ -136,7 +136,7 @@ describe('shapes', () => {
     );
   });
 
-  it('split gives views whose gradients are joined, zero where a part is unused', () => {
+  it('split returns views whose gradients are joined, with zeros for an unused part', () => {
     const x = randomTensor([4, 7], { requiresGrad: true });
     const parts = split(x, [2, 4, 1]);
     expect(parts.map((p) => p.shape)).toEqual([
@@ -174,7 +174,7 @@ describe('shapes', () => {
     );
   });
 
-  it('a write in place is seen through a view', () => {
+  it('an in-place write through a view changes the tensor', () => {
     const x = counting([2, 3], 'f32');
     add_(slice(x, 0, { start: 1 }), tensor([[10, 10, 10]]));
     expectClose(x, [0, 1, 2, 13, 14, 15], 0);
@@ -197,14 +197,16 @@ describe('shapes', () => {
     expect(() => concat([x, randomTensor([2, 3], { dtype: 'f32' })])).toThrow(
       'must be f64, got f32',
     );
-    expect(() => transpose(x, 0, 2)).toThrow('transpose: axis 2 does not exist in 2 dimensions');
+    expect(() => transpose(x, 0, 2)).toThrow(
+      'transpose: axis must be -2 to 1 for 2 dimensions, got 2',
+    );
   });
 
   it('refuses sizes whose product or sum is beyond 2^53 - 1', () => {
     const huge = 2 ** 62;
     const four = randomTensor([4]);
     expect(() => split(four, [huge, huge, huge, huge, 4], 0)).toThrow('split: the sizes add up to');
-    // 2^64 + 4 elements, which wrap to the 4 that there are.
+    // 2^64 + 4 elements, which wrap around to the 4 of the tensor.
     expect(() => reshape(four, [4, 2147418113, 2147549185])).toThrow('is too large');
     expect(() => reshape(four, [-1, 2147418113, 2147549185])).toThrow('is too large');
     expect(() => expand(randomTensor([1]), [huge])).toThrow('is too large');
@@ -213,7 +215,7 @@ describe('shapes', () => {
     expect(() => concat(Array.from({ length: 300 }, () => long))).toThrow('is too large');
   });
 
-  it('refuses sizes that wrap to 0, or hide behind an extent of 0', () => {
+  it('refuses sizes whose product wraps around to 0, also beside an extent of 0', () => {
     const [half, wide] = [2 ** 32, 2 ** 40];
     const empty = zeros([0]);
     expect(() => expand(ones([1, 1]), [wide, wide])).toThrow('is too large');
@@ -239,7 +241,7 @@ describe('shapes', () => {
     expect(() => zeros([Number.NaN])).toThrow('expected an integer, got NaN');
   });
 
-  it('counts the elements of an expanded view exactly, and says what memory it would take', () => {
+  it('counts the elements of an expanded view exactly, and reports out of memory', () => {
     const most = expand(ones([1, 1]), [2 ** 26, 2 ** 27 - 1]);
     expect(most.size).toBe(2 ** 53 - 2 ** 26);
     expect(expand(ones([1]), [Number.MAX_SAFE_INTEGER]).size).toBe(Number.MAX_SAFE_INTEGER);

@@ -1,5 +1,5 @@
-// Threads share the work of a product by rows, by columns or by both, and pack its weights each for itself or together,
-// as their number has it; the sums keep their order.
+// Depending on their number, threads divide a product by rows, by columns or by both, and pack its weights separately or together;
+// the order of sums is always the same.
 import { spawnSync } from 'node:child_process';
 import { afterEach, describe, expect, it } from 'vitest';
 import { headLosses, linearGroup } from '../../lib/ops/index.ts';
@@ -46,28 +46,31 @@ function head(rows: number, vocabulary: number, channels: number): Float64Array[
   return [values(sums), values(hidden.grad as Tensor)];
 }
 
-it('a number of threads that no process gets is refused', () => {
+it('a number of threads out of range is refused', () => {
   expect(() => setNumThreads(0)).toThrow('setNumThreads: need at least 1, got 0');
   expect(() => setNumThreads(100_000)).toThrow('setNumThreads: at most 1024, got 100000');
   expect(getNumThreads()).toBe(kBefore);
 });
 
-it.skipIf(process.platform !== 'linux')('threads that the system does not give are refused', () => {
-  const source = `
+it.skipIf(process.platform !== 'linux')(
+  'a number of threads that the system denies is refused',
+  () => {
+    const source = `
     import { getNumThreads, setNumThreads } from '${compiled('index')}';
     import { matmul, ones } from '${compiled('ops/index')}';
     const before = getNumThreads();
     try { setNumThreads(1000); } catch ({ code, message }) { console.log(code, message); }
     console.log(getNumThreads() === before, matmul(ones([64, 64]), ones([64, 64])).dataSync()[0]);`;
-  const node = [process.execPath, '--input-type=module', '-e', `"$0"`].join(' ');
-  // A thread's stack takes 8 MiB of addresses.
-  const { stdout } = spawnSync('bash', ['-c', `ulimit -v 6000000 && exec ${node}`, source], {
-    encoding: 'utf8',
-  });
-  expect(stdout).toMatch(
-    /^ERR_UNSUPPORTED setNumThreads: the system gives this process no 1000 threads .*\ntrue 64\n$/,
-  );
-});
+    const node = [process.execPath, '--input-type=module', '-e', `"$0"`].join(' ');
+    // Each thread reserves 8 MiB of addresses for its stack.
+    const { stdout } = spawnSync('bash', ['-c', `ulimit -v 6000000 && exec ${node}`, source], {
+      encoding: 'utf8',
+    });
+    expect(stdout).toMatch(
+      /^ERR_UNSUPPORTED setNumThreads: the system gives this process no 1000 threads .*\ntrue 64\n$/,
+    );
+  },
+);
 
 describe('in bf16, any number of threads gives the same bits', () => {
   for (const [rows, ins] of [

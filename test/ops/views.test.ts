@@ -1,61 +1,20 @@
-// Products, linears, attention and the head of views instead of whole tensors (permuted, stepped through, expanded, parts of wider
-// ones), with extents of 1 and odd ones, against plain loops. matmul's views by the thousand are in test/native/kernels/.
+// Products, linears, attention and the head on views (permuted, sliced with a step, expanded, parts of wider tensors), with
+// extents of 1 and odd ones, against plain loops. test/native/kernels/ has thousands of views for matmul.
 import { describe, expect, it } from 'vitest';
 import {
   attention,
-  concat,
   contiguous,
   crossEntropy,
-  expand,
   headLosses,
   linearGroup,
   matmul,
-  permute,
-  reshape,
-  slice,
   sum,
 } from '../../lib/ops/index.ts';
-import { scope, type Tensor, tensor } from '../../lib/tensor.ts';
+import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
-import { kTestDevice } from '../support/device.ts';
-import { testRandom } from '../support/gradcheck.ts';
+import { eachPair, signs } from '../support/views.ts';
 
-type FloatType = (typeof kFloatTypes)[number];
-
-/** Views with the values of x, or with those of its first row or column again and again. */
-const kForms: Record<string, (x: Tensor) => Tensor> = {
-  whole: (x) => x,
-  turned: (x) => {
-    const order = x.shape.map((_, i) => x.shape.length - 1 - i);
-    return permute(contiguous(permute(x, order)), order);
-  },
-  'every second row': (x) => everySecond(x, 0),
-  'every second column': (x) => everySecond(x, -1),
-  'columns of a wider one': (x) => {
-    const width = x.shape.at(-1) as number;
-    return slice(concat([x, x], -1), -1, { start: 0, stop: width });
-  },
-  'its first row repeated': (x) => expand(slice(x, 0, { stop: 1 }), x.shape),
-  'its first column repeated': (x) => expand(slice(x, -1, { stop: 1 }), x.shape),
-};
-
-function everySecond(x: Tensor, axis: 0 | -1): Tensor {
-  const at = axis === 0 ? 0 : x.shape.length - 1;
-  const apart = [...x.shape.slice(0, at + 1), 1, ...x.shape.slice(at + 1)];
-  const doubled = x.shape.map((extent, i) => (i === at ? 2 * extent : extent));
-  const twice = concat([reshape(x, apart), reshape(x, apart)], at + 1);
-  return slice(reshape(twice, doubled), axis, { step: 2 });
-}
-
-/** -1, 0 or 1 at random: their sums of products are exact in every type. */
-function signs(shape: number[], dtype: FloatType, seed: number, requiresGrad = false): Tensor {
-  const random = testRandom(seed);
-  const size = shape.reduce((product, extent) => product * extent, 1);
-  const data = Float64Array.from({ length: size }, () => Math.round(random() * 1.4));
-  return tensor(data, { shape, dtype, requiresGrad });
-}
-
-/** x (n,k) times y (m,k) transposed. */
+/** The product of x (n,k) and y (m,k) transposed. */
 function byTransposed(x: ArrayLike<number>, y: ArrayLike<number>, k: number): number[] {
   const [n, m] = [x.length / k, y.length / k];
   return Array.from({ length: n * m }, (_, at) => {
@@ -67,14 +26,7 @@ function byTransposed(x: ArrayLike<number>, y: ArrayLike<number>, k: number): nu
   });
 }
 
-/** Calls body for all pairs of forms; on a device that is not the CPU, where an emulator takes its time, for pairs of the same. */
-function eachPair(body: (a: (x: Tensor) => Tensor, b: (x: Tensor) => Tensor) => void): void {
-  for (const a of Object.values(kForms)) {
-    for (const b of kTestDevice === 'cpu' ? Object.values(kForms) : [a]) scope(() => body(a, b));
-  }
-}
-
-/** The gradients of the leaves that f makes through views, and of those that it makes through copies of the views. */
+/** Checks that f gives the leaves the same gradients through views and through copies of the views. */
 function expectSameGradients(
   leaves: () => Tensor[],
   f: (leaves: Tensor[], seen: (x: Tensor) => Tensor) => Tensor,

@@ -18,7 +18,7 @@ interface Case {
   name: string;
   params: {
     optimizer: string;
-    /** null: Adafactor's relative step. */
+    /** Learning rate; null for Adafactor's relative step. */
     lr?: number | null;
     betas?: [number, number];
     eps?: number | [number, number];
@@ -106,7 +106,7 @@ describe('optimisers of torch 2.15 and transformers 5.24', () => {
   const rateOf = ({ params, lrs }: Case, step: number): number =>
     lrs ? (lrs[step] as number) : params.groups ? 1 : (params.lr ?? 1);
 
-  // The reference's own Adafactor values are those of an f32 run.
+  // The reference ran Adafactor in f32.
   const tolerance = ({ params }: Case, dtype: 'f32' | 'f64'): number =>
     params.optimizer === 'adafactor' ? 1e-5 : dtype === 'f64' ? 1e-12 : 2e-6;
 
@@ -172,7 +172,7 @@ describe('optimisers', () => {
     tensor: tensor([1, 2], { dtype, requiresGrad: true }),
   });
 
-  it('leave a parameter without a gradient alone', () => {
+  it('do not change a parameter without a gradient', () => {
     const one = parameter();
     const other = parameter('other');
     const optimizer = new AdamW([{ parameters: [one, other] }], { weightDecay: 0.5 });
@@ -213,7 +213,7 @@ describe('optimisers', () => {
       expect(p.dataSync()).toEqual((alone[i] as (typeof all)[number]).tensor.dataSync());
     }
     for (const { tensor: p } of all) p.grad = null;
-    optimizer.step({ learningRate: 0.1 }); // nothing moves, nothing is launched
+    optimizer.step({ learningRate: 0.1 }); // without gradients no op is launched
     expect(optimizer.state().steps.a).toBe(3);
   });
 
@@ -229,7 +229,7 @@ describe('optimisers', () => {
     expect(clipped.tensor.dataSync()).toEqual(plain.tensor.dataSync());
   });
 
-  it('refuse what cannot work', () => {
+  it('refuse invalid options and parameters', () => {
     expect(() => new AdamW([{ parameters: [] }])).toThrow(/no parameter/);
     expect(() => new AdamW([{ parameters: [parameter(), parameter()] }])).toThrow(/given twice/);
     expect(() => new AdamW([{ parameters: [parameter('p', 'bf16')] }])).toThrow(ArgumentError);
@@ -238,7 +238,7 @@ describe('optimisers', () => {
     expect(() => optimizer.restore({ tensors: {}, steps: {} }, 'x')).toThrow(FormatError);
   });
 
-  it('let a gradient that is not finite show in the norm', async () => {
+  it('have a norm that is not finite with such a gradient', async () => {
     const one = parameter();
     one.tensor.grad = tensor([1, Number.NaN]);
     const { norm, coefficient } = await clipNorm([one.tensor], { maxNorm: 1 });
@@ -246,7 +246,7 @@ describe('optimisers', () => {
     expect(await coefficient?.item()).toBeNaN();
   });
 
-  it('take the norm of nothing for zero', async () => {
+  it('have the norm 0 without gradients', async () => {
     const { norm, coefficient } = await clipNorm([parameter().tensor], { maxNorm: 1 });
     expect(norm).toBe(0);
     expect(await coefficient?.item()).toBe(1);

@@ -54,19 +54,19 @@ describe('schedules of transformers 5.24', () => {
     );
   });
 
-  it('turns a share of the run into warm-up steps', () => {
+  it('convert a warm-up ratio to steps', () => {
     for (const { total, ratio, warmup_steps } of golden.warmup_from_ratio) {
       expect(warmupStepsFrom(ratio, total), `${ratio} of ${total}`).toBe(warmup_steps);
     }
   });
 });
 
-it('counts a warm-up from 1 on in steps', () => {
+it('a warm-up of 1 or more is a number of steps', () => {
   expect(warmupStepsFrom(1, 200)).toBe(1);
   expect(warmupStepsFrom(7.9, 200)).toBe(7);
 });
 
-it('ends a polynomial whose warm-up fills the run', () => {
+it('a polynomial whose warm-up fills the run is defined at its last step', () => {
   const rate = learningRateSchedule({
     scheduler: 'polynomial',
     total: 10,
@@ -97,7 +97,7 @@ it.each([
   expect(() => learningRateSchedule({ ...good, ...change })).toThrow(message);
 });
 
-it('has no rate that is not finite', () => {
+it('every rate is finite', () => {
   const rate = learningRateSchedule({
     scheduler: 'cosine_with_min_lr',
     ...{ total: 10, warmup: 2, learningRate: 0, options: { minLr: 1e-5 } },
@@ -106,7 +106,7 @@ it('has no rate that is not finite', () => {
   expect(() => rate(2)).toThrow(/options of cosine_with_min_lr give step 2 of 10 the rate NaN/);
 });
 
-it('has no rate below zero', () => {
+it('no rate is below zero', () => {
   const rate = learningRateSchedule({
     scheduler: 'polynomial',
     ...{ total: 10, warmup: 0, learningRate: 0.1, options: { lrEnd: -1 } },
@@ -115,6 +115,6 @@ it('has no rate below zero', () => {
   expect(() => rate(9)).toThrow(/options of polynomial give step 9 of 10 the rate -0\.\d/);
 });
 
-it('refuses a negative warm-up', () => {
+it('a negative warm-up is refused', () => {
   expect(() => warmupStepsFrom(-0.5, 10)).toThrow(/warmupSteps must be finite/);
 });

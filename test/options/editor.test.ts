@@ -1,5 +1,4 @@
-// What an editor shows of the options: their types and doc comments are read out of the entries, in the sources and in the
-// declaration files of the package.
+// Types and doc comments of the options as an editor shows them, from the sources and from the declaration files of the package.
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import ts from 'typescript';
@@ -18,7 +17,7 @@ const kTables = {
   RegularizerOptions: Object.keys(REGULARIZER_OPTIONS),
   LoraConfigInput: Object.keys(loraInput),
 };
-/** A program that reads every option once. */
+/** A program that refers to every option once. */
 const kProgram = [
   "import type { LoraConfigInput } from './adapters/config.ts';",
   "import type { RegularizerOptions } from './train/regularizers.ts';",
@@ -29,7 +28,7 @@ const kProgram = [
   }),
 ].join('\n');
 
-/** A language service over a folder of kRoot, in which some files are given and the program lies as probe.ts. */
+/** A language service over a folder of kRoot with some given files and the program as probe.ts. */
 function serviceOf(folder: string, given: ReadonlyMap<string, string>): ts.LanguageService {
   const path = join(kRoot, 'tsconfig.build.json');
   const { options } = ts.getParsedCommandLineOfConfigFile(path, {}, {
@@ -56,7 +55,7 @@ function serviceOf(folder: string, given: ReadonlyMap<string, string>): ts.Langu
 
 const probeOf = (folder: string): string => join(kRoot, folder, 'probe.ts');
 
-/** The declaration files of a program, as they would lie in `declarations`. */
+/** The declaration files of a program, below `declarations`. */
 function declarationsOf(program: ts.Program): Map<string, string> {
   const files = new Map<string, string>();
   const place = (name: string) =>

@@ -3,6 +3,7 @@ import { z } from 'zod';
 import {
   choice,
   choiceOrNull,
+  filePath,
   indices,
   modules,
   nameList,
@@ -22,7 +23,7 @@ const help = '';
 const kFields = z.strictObject({ minLr: z.number().optional(), warmupType: z.string().optional() });
 const of = whole({ least: 1, help });
 
-/** The value that a flag's text stands for, or the message. */
+/** The value that a flag's text is read as, or the message of the error. */
 function read(option: Option, given: string): unknown {
   try {
     return checkValue('x', option, option.fromText(given));
@@ -36,6 +37,8 @@ describe('a kind of values', () => {
     ['number', number({ help }), '-2.5e3', -2500],
     ['number', number({ help }), 'Infinity', 'x must be a finite number, got Infinity'],
     ['number', number({ help }), '', 'x must be a finite number, got ""'],
+    ['filePath', filePath({ placeholder: 'file', help }), '', 'x must be a path, got ""'],
+    ['filePath', filePath({ placeholder: 'file', help }), ' ', ' '],
     ['number', number({ least: 0, help }), '-1', 'x must be a number >= 0, got -1'],
     ['number', number({ least: 0, above: true, help }), '0', 'x must be a number > 0, got 0'],
     ['number', number({ least: 0, below: 1, help }), '1', 'x must be a number >= 0 and < 1, got 1'],
@@ -107,7 +110,7 @@ describe('a kind of values', () => {
   });
 });
 
-it('patterns keep the order in which they were given, numbers among them, and can be given again', () => {
+it('patterns keep their order, also of names that are numbers, and are accepted in their normalised form', () => {
   const option = patterns({ of, default: {}, help });
   const pairs = normalized(option, { b: 1, a: 2 });
   expect(pairs).toEqual([
@@ -117,7 +120,7 @@ it('patterns keep the order in which they were given, numbers among them, and ca
   expect(normalized(option, checkValue('x', option, pairs))).toEqual(pairs);
 });
 
-it('a number of a block is a list of one, and modules are named once', () => {
+it('a single index becomes a list, and repeated module names are removed', () => {
   expect(normalized(indices({ default: null, help }), 3)).toEqual([3]);
   expect(normalized(modules({ default: null, help }), ['b', 'a', 'b'])).toEqual(['b', 'a']);
   expect(normalized(modules({ default: null, help }), null)).toBeNull();

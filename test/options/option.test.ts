@@ -24,7 +24,7 @@ const kTable = group('Speed', {
   form: choice({ choices: ['a', 'b'], default: 'a', help: 'form', group: 'Other' }),
 });
 
-describe('a table', () => {
+describe('a table of options', () => {
   it('fills in defaults, by task where they are functions', () => {
     expect(defaultsOf(kTable)).toEqual({
       ...{ learningRate: 0.1, topK: 10, output: null, late: false, form: 'a' },
@@ -34,14 +34,14 @@ describe('a table', () => {
     ).toEqual({ learningRate: 2, topK: 5, output: null, late: false, form: 'a' });
   });
 
-  it('takes null where that is the default, and nowhere else', () => {
+  it('accepts null only where that is the default', () => {
     expect(resolveTable(kTable, { output: null }).output).toBeNull();
     expect(() => resolveTable(kTable, { topK: null })).toThrow(
       'topK must be a whole number >= 1, got null',
     );
   });
 
-  it('belongs to the identity of a run, but for what its entries say', () => {
+  it('is part of the identity of a run, except for entries that say otherwise', () => {
     const values = { learningRate: 1, topK: 2, output: 'x', late: false, form: 'b' };
     expect(JSON.stringify(identityOfTable(kTable, values))).toBe(
       '{"learningRate":1,"topK":2,"form":"b"}',
@@ -49,13 +49,13 @@ describe('a table', () => {
     expect(identityOfTable(kTable, { ...values, late: true })).toMatchObject({ late: true });
   });
 
-  it('puts entries under a heading, but for those that have one', () => {
+  it('has a heading for all entries without one of their own', () => {
     const table: OptionTable = kTable;
     expect(table.learningRate?.group).toBe('Speed');
     expect(table.form?.group).toBe('Other');
   });
 
-  it('knows the names under which others have an option', () => {
+  it('finds an option by its names in other programs', () => {
     const table = group('x', { maxGradNorm: number({ help: '', aliases: ['grad-clip'] }) });
     for (const name of ['grad-clip', 'grad_clip', 'gradClip']) {
       expect(optionCalled(name, table)).toBe('maxGradNorm');
@@ -64,8 +64,8 @@ describe('a table', () => {
   });
 });
 
-describe('a check', () => {
-  it('names the value as the caller wrote the option', () => {
+describe('the error of a check', () => {
+  it('names the option as the caller wrote it, and the value', () => {
     const refused = () => checkValue('--form', kTable.form, 'c');
     expect(refused).toThrow(ArgumentError);
     expect(refused).toThrow(/^--form must be one of a, b, got "c"$/);
@@ -80,7 +80,7 @@ describe('a check', () => {
     }
   });
 
-  it('of several options spells their names as the caller does', () => {
+  it('for several options spells their names as the caller does', () => {
     const checks: readonly Check<{ a: number; b: number }>[] = [
       {
         when: ({ a, b }) => a > b,
@@ -96,7 +96,7 @@ describe('a check', () => {
   });
 });
 
-it('names are spelled three ways', () => {
+it('names are converted to kebab, snake and camel case', () => {
   expect(kebab('loraAlpha')).toBe('lora-alpha');
   expect(snake('svdTopK')).toBe('svd_top_k');
   expect(camel('svd-top_k')).toBe('svdTopK');

@@ -1,4 +1,4 @@
-// The commands that the README shows, as a clone runs them.
+// The commands in the README, run in a clone.
 import { execFile } from 'node:child_process';
 import { statSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
@@ -7,7 +7,7 @@ import { expect, it } from 'vitest';
 
 const kRoot = fileURLToPath(new URL('../..', import.meta.url));
 
-it('the command can be executed as it was built, where npx has known the clone before', () => {
+it('the command is executable after a build, which npx does not repair after its first run', () => {
   expect(statSync(`${kRoot}dist/cli/main.js`).mode & 0o111).toBe(0o111);
 });
 

@@ -1,6 +1,6 @@
-// The code on the pages: programs run, one after the other in a folder with the files that they name; so do commands of balora.
-// Training is cut to two steps. Other commands are checked for what they name. Files that how-tos add to the library are
-// test/package/how_to.test.ts's.
+// Code on the pages of the documentation: programs and commands of balora are run in a folder with the files that they name, with
+// training cut to two steps. Other commands are checked for the names in them. test/package/how_to.test.ts tests the files that
+// how-tos add to the library.
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
@@ -30,7 +30,7 @@ import {
   problemOf,
 } from '../support/shell_commands.ts';
 
-/** Commands and blocks, by their beginning, that nothing here runs or checks, and why. */
+/** Commands and blocks, by their beginning, that are neither run nor checked, and the reason. */
 const kLeftOut: readonly (readonly [beginning: string, reason: string])[] = [
   ['sudo apt-get install', 'installs packages of the system; npm run setup does so in CI'],
   [
@@ -65,7 +65,7 @@ const isConfig = ({ language, text }: Block): boolean =>
 const isSynopsis = (line: string): boolean =>
   /\[[^\]]*\]|^balora \w+ +(?:--model M |the )/.test(line);
 
-/** Text or source on one line; of strings in a source what they hold. */
+/** Text or source on one line, with concatenated strings joined. */
 const squeezed = (text: string): string =>
   text
     .replaceAll(/' \+\s+'/g, '')
@@ -73,7 +73,7 @@ const squeezed = (text: string): string =>
     .replaceAll(/ +/g, ' ')
     .trim();
 
-/** Fewer steps: what is tried is that the block runs. */
+/** Reduces the steps of a block. */
 const cutDown = (text: string): string => text.replaceAll(/(maxSteps: |--max-steps )\d+/g, '$12');
 
 let folder = '';
@@ -86,7 +86,7 @@ beforeAll(async () => {
 }, 60_000);
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-/** A page has a folder for its programs and one for its commands, which are two ways to the same files. */
+/** The folder for the programs or for the commands of a page; they are separate, since both may write the same files. */
 async function folderOf(page: string, kind: 'programs' | 'commands'): Promise<string> {
   const path = join(folder, kind, page.replaceAll('/', '_'));
   if (!made.has(path)) await writePageFolder(path, models);
@@ -103,7 +103,7 @@ function environment(cwd: string): NodeJS.ProcessEnv {
   };
 }
 
-/** @throws Error with all that it printed where it does not end well */
+/** Runs a command. @throws Error with its output where it fails */
 function run(command: string, args: string[], cwd: string): void {
   const options = { cwd, env: environment(cwd), encoding: 'utf8', timeout: 120_000 } as const;
   const { status, signal, stdout, stderr } = spawnSync(command, args, options);
@@ -168,7 +168,7 @@ describe('commands of balora', () => {
   }
 });
 
-it('commands name scripts, files, options and targets that there are', () => {
+it('commands name existing scripts, files, options and targets', () => {
   const problems: string[] = [];
   for (const block of kBlocks.filter(isShell)) {
     for (const line of linesOf(block.text)) {
@@ -184,7 +184,7 @@ it('commands name scripts, files, options and targets that there are', () => {
   expect(problems).toEqual([]);
 });
 
-it('blocks are of a kind that is run or checked', () => {
+it('every block is of a kind that is run or checked', () => {
   const others = kBlocks.filter(
     (b) => !isShell(b) && !isConfig(b) && !isProgram(b) && !addedFile(b),
   );
@@ -196,7 +196,7 @@ it('blocks are of a kind that is run or checked', () => {
   expect(unknown.map((block) => `${where(block)}: ${block.text.split('\n')[0]}`)).toEqual([]);
 });
 
-it('spans of code name commands and files that there are', () => {
+it('spans of code name existing commands and files', () => {
   const kFile = /^(?:bench|cuda|docs|examples|lib|native|scripts|studies|test)\/[\w./-]+\.\w+$/;
   const added = kBlocks.map(addedFile);
   const problems = kPages.flatMap((page) =>
@@ -218,7 +218,7 @@ it('spans of code name commands and files that there are', () => {
   expect(problems).toEqual([]);
 });
 
-it('what is left out is still there', () => {
+it('the list of exceptions has no unused entry', () => {
   for (const [beginning, reason] of kLeftOut) console.log(`not run: ${beginning}: ${reason}`);
   expect(kLeftOut.map(([beginning]) => beginning).filter((text) => !used.has(text))).toEqual([]);
 });

@@ -1,5 +1,5 @@
-// The public names: how many there are, that each says what it is, and that a page tells of it. docs/public-names.md lists them
-// all and is written from here: `npm run gen:exports`.
+// The public names: their number, that each has a doc comment, and that a page mentions it. This test writes
+// docs/public-names.md, the list of all of them: `npm run gen:exports`.
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -16,7 +16,7 @@ interface Manifest {
 }
 const manifest = JSON.parse(readFileSync(join(kRoot, 'package.json'), 'utf8')) as Manifest;
 
-/** The entries of package.json that are code: `balora`, `balora/ops`, ... with the sources they are built from. */
+/** The code entries of package.json (`balora`, `balora/ops`, ...) with the sources that they are built from. */
 const kEntries = Object.entries(manifest.exports).flatMap(([path, files]) =>
   typeof files === 'string'
     ? []
@@ -30,7 +30,7 @@ function sourceOf(built: string): string {
 interface Export {
   readonly entry: string;
   readonly name: string;
-  /** Whether it is there at run time. */
+  /** Whether it exists at run time. */
   readonly isValue: boolean;
   /** The file that declares it. */
   readonly declared: string;
@@ -38,7 +38,7 @@ interface Export {
   readonly doc: string;
 }
 
-/** Whether an export specifier, or the declaration it stands in, says `type`. */
+/** Whether an export specifier, or the declaration around it, is marked `type`. */
 function isTypeOnly(symbol: ts.Symbol): boolean {
   const specifier = symbol.declarations?.find(ts.isExportSpecifier);
   return specifier !== undefined && (specifier.isTypeOnly || specifier.parent.parent.isTypeOnly);
@@ -74,7 +74,7 @@ const of = (entry: string, isValue: boolean): Export[] =>
   all.filter((one) => one.entry === entry && one.isValue === isValue);
 const names = (exports: readonly Export[]): string[] => exports.map(({ name }) => name);
 
-/** What the hand-written pages set as code: blocks, and words between backticks. */
+/** The code on the hand-written pages: blocks, and words between backticks. */
 const pages = readdirSync(join(kRoot, 'docs'))
   .filter((name) => name.endsWith('.md') && name !== kList)
   .map((name) => readFileSync(join(kRoot, 'docs', name), 'utf8'));
@@ -84,15 +84,15 @@ const code = pages
   .match(/\w+/g);
 const named = new Set(code);
 
-describe('the root', () => {
+describe('the root entry', () => {
   it('has few names', () => {
     expect(of('balora', true).length).toBeLessThanOrEqual(kMostValues);
     expect(of('balora', false).length).toBeLessThanOrEqual(kMostTypes);
-    expect(of('balora', true).length).toBeGreaterThan(40); // the count counts
+    expect(of('balora', true).length).toBeGreaterThan(40); // names are found at all
     expect(of('balora', false).length).toBeGreaterThan(40);
   });
 
-  it('has no value that no page tells of', () => {
+  it('has no value that no page mentions', () => {
     expect(names(of('balora', true)).filter((name) => !named.has(name))).toEqual([]);
   });
 });
@@ -103,7 +103,7 @@ describe('every entry', () => {
     expect(names(silent)).toEqual([]);
   });
 
-  it('has its own names: none means two things, and no value is in two places', () => {
+  it('has no name with two meanings, and no value of another entry', () => {
     const first = new Map(all.map((one) => [one.name, one]));
     const clashes = all.filter((one) => {
       const other = first.get(one.name) as Export;
@@ -112,7 +112,7 @@ describe('every entry', () => {
     expect(names(clashes)).toEqual([]);
   });
 
-  it('loads, with the values that its types promise', async () => {
+  it('loads with the values that its types declare', async () => {
     for (const { name, source } of kEntries) {
       const module = (await import(join(kRoot, source))) as Record<string, unknown>;
       expect(Object.keys(module).sort(), name).toEqual(names(of(name, true)).sort());
@@ -125,12 +125,12 @@ describe('every entry', () => {
     }
   });
 
-  it('stands in the list of names', async () => {
+  it('is in docs/public-names.md', async () => {
     await expect(page()).toMatchFileSnapshot(join(kRoot, 'docs', kList));
   });
 });
 
-/** A doc comment's first sentence, fit for a cell of a table. */
+/** The first sentence of a doc comment, for a cell of a table. */
 function summary({ doc }: Export): string {
   const [sentence = doc] = doc.match(/^.*?[.:](?=\s+[A-Z`(]|$)/) ?? [];
   return sentence.replaceAll('|', '\\|').replaceAll('<', '\\<');
@@ -155,7 +155,7 @@ function page(): string {
   return `# Public names
 
 Every name that the package exports, by entry, with the first sentence of its doc comment. Written from these by
-\`npm run gen:exports\`; the pages of [the documentation](README.md) tell how they are used, and \`npm run docs\` writes the full
+\`npm run gen:exports\`; the pages of [the documentation](README.md) explain how they are used, and \`npm run docs\` writes the full
 reference. What is not here is internal and may change at any time.
 
 ${sections.join('\n\n')}

@@ -1,5 +1,5 @@
-// The files that the how-tos show are added to a copy of the library, as the pages say: they pass the type checker, and their own
-// tests pass.
+// Adds the files that the how-tos show to a copy of the library as the pages describe. They pass the type
+// check and their own tests.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { cp, mkdir, readFile, symlink, writeFile } from 'node:fs/promises';
@@ -15,7 +15,7 @@ const kAdded = kPages.flatMap(blocksOf).flatMap((block) => {
   return path === undefined ? [] : [{ path, text: block.text }];
 });
 
-/** The lines in lists that the pages ask for: a name at the end of an array, and its import. */
+/** The lines that the pages add to lists: a name at the end of an array, and its import. */
 const kLines = [
   {
     path: 'lib/adapters/methods/registry.ts',
@@ -59,20 +59,20 @@ afterAll(() => rmSync(copy, { recursive: true, force: true }));
 
 const kTests = kAdded.filter(({ path }) => path.endsWith('.test.ts'));
 
-it('are files of the library and tests of them', () => {
+it('the pages add files of the library and their tests', () => {
   for (const { name } of kLines) {
     expect(kAdded.filter(({ text }) => text.includes(name)).length).toBeGreaterThan(1);
   }
   expect(kTests.length).toBe(kLines.length);
 });
 
-it('pass the type checker', () => {
+it('the files pass the type check', () => {
   const tsc = join(kRoot, 'node_modules', 'typescript', 'bin', 'tsc');
   const { stdout } = spawnSync(process.execPath, [tsc, '-p', copy], { encoding: 'utf8' });
   expect(stdout).toBe('');
 }, 240_000);
 
-it('pass their own tests', () => {
+it('the files pass their own tests', () => {
   const vitest = join(kRoot, 'node_modules', 'vitest', 'vitest.mjs');
   const args = [vitest, 'run', '--root', copy, ...kTests.map(({ path }) => path)];
   const env = { PATH: process.env.PATH, HOME: process.env.HOME, NO_COLOR: '1' };

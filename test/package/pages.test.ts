@@ -1,4 +1,4 @@
-// The pages: links lead somewhere, and blocks of JavaScript name what the library has. That blocks run is code_blocks.test.ts's.
+// The pages of the documentation: links have a target, and blocks of JavaScript pass the type check. code_blocks.test.ts runs them.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
@@ -11,7 +11,7 @@ import { anchoredLinksOf, anchorsOf, kPages, programsOf } from '../support/pages
 const kRoot = fileURLToPath(new URL('../..', import.meta.url));
 
 describe('links', () => {
-  it.each(kPages)('of %s lead to files and headings', (page) => {
+  it.each(kPages)('of %s lead to existing files and headings', (page) => {
     const broken = anchoredLinksOf(page).filter(
       ([path, anchor]) =>
         !existsSync(join(kRoot, path)) || (anchor !== '' && !anchorsOf(path).includes(anchor)),
@@ -38,8 +38,8 @@ describe('programs', () => {
     return named.map(([name]) => join(folder, name));
   }
 
-  // Of JavaScript, so null is nobody's business; a name or an option that the library lacks is found.
-  it('use the library as its types say', async () => {
+  // The programs are JavaScript, so that the check is not strict about null; it finds names and options that do not exist.
+  it('pass the type check', async () => {
     const files = (await Promise.all(kPages.map((page) => write(page, 'mts')))).flat();
     expect(files.length).toBeGreaterThan(8);
     const tsc = join(kRoot, 'node_modules', 'typescript', 'bin', 'tsc');

@@ -1,5 +1,5 @@
-// The published package, as a user gets it: packed, installed into an empty folder without install scripts, and the
-// README's first example run there as an ES module, from CommonJS, and through the type checker.
+// The published package as a user gets it: it is packed and installed into an empty folder without install scripts. The README's
+// first example runs there as an ES module and from CommonJS, and passes the type check.
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -22,7 +22,7 @@ function run(command: string, args: string[], cwd: string): string {
   return stdout;
 }
 
-/** The installed package's folder of binaries. */
+/** The folder of binaries in the installed package. */
 const home = (): string => join(folder, 'node_modules', 'balora', 'prebuilds', kPlatform);
 
 /** The first fenced block of the README. */
@@ -32,13 +32,13 @@ function readmeExample(): string {
   return block[1];
 }
 
-/** Whether oneDNN is linked into the addon (BALORA_ONEDNN_ROOT with a libdnnl.a) and no library beside it. */
+/** Whether oneDNN is linked into the addon (BALORA_ONEDNN_ROOT with a libdnnl.a) instead of a library beside it. */
 function staticOneDnn(): boolean {
   const cache = readFileSync(join(kRoot, 'build', 'release', 'CMakeCache.txt'), 'utf8');
   return /^ONEDNN_LIBRARY:\w+=.*\.a$/m.test(cache);
 }
 
-/** Runs a file in the empty folder with nothing of the repository in its environment. */
+/** Runs a program in the empty folder, in an environment without variables of the repository. */
 function runThere(name: string, source: string): string {
   writeFileSync(join(folder, name), source);
   const env = { PATH: process.env.PATH, HOME: process.env.HOME };
@@ -78,7 +78,7 @@ describe('the packed tarball', () => {
     ).toEqual([]);
   });
 
-  it("carries the licence of what it has of others, oneDNN's in the addon too", () => {
+  it('carries the licences of the libraries in it, also of a oneDNN in the addon', () => {
     const texts = files
       .filter((path) => /^prebuilds\/.*\.txt$/.test(path))
       .map((path) => basename(path));
@@ -93,7 +93,7 @@ describe('the packed tarball', () => {
     }
   });
 
-  it('carries every file that its pages link to', () => {
+  it('contains every file that its pages link to', () => {
     const pages = files.filter((path) => path.endsWith('.md') && !path.startsWith('dist/'));
     const links = pages.flatMap(linksOf);
     expect(links.length).toBeGreaterThan(50);
@@ -102,7 +102,7 @@ describe('the packed tarball', () => {
     expect(links.filter((path) => !carried(path))).toEqual([]);
   });
 
-  it("runs the README's example from an empty folder, and again", () => {
+  it("runs the README's example in an empty folder, twice", () => {
     for (let run = 0; run < 2; run++) {
       const lines = runThere('example.mjs', readmeExample()).trim().split('\n');
       const losses = lines.map((line) => Number(line.split(' ')[1]));
@@ -122,7 +122,7 @@ describe('the packed tarball', () => {
     expect(mapped.filter((path) => !path.startsWith(home()))).toEqual([]);
   });
 
-  it('says what is missing for a GPU, or uses it', () => {
+  it('uses a GPU, or reports what is missing for one', () => {
     const source = `import { zeros } from 'balora/ops';
       try { console.log('works', await zeros([1], { device: 'cuda' }).item()); }
       catch (error) { console.log(error.code, error.message); }`;
@@ -140,7 +140,7 @@ describe('the packed tarball', () => {
     expect(runThere('example.cjs', source).trim()).toBe('function');
   });
 
-  it('type-checks in a strict project that knows no DOM', () => {
+  it('type-checks in a strict project without DOM types', () => {
     writeFileSync(join(folder, 'example.mts'), readmeExample());
     const types = ['--types', 'node', '--typeRoots', join(kRoot, 'node_modules', '@types')];
     const flags = ['--noEmit', '--strict', '--module', 'nodenext', '--target', 'es2022'];
@@ -148,7 +148,7 @@ describe('the packed tarball', () => {
     run(process.execPath, [tsc, ...flags, ...types, 'example.mts'], folder);
   }, 120_000);
 
-  it('has a bin that starts', () => {
+  it('has an executable that starts', () => {
     const bin = join(folder, 'node_modules', 'balora', 'dist', 'cli', 'main.js');
     expect(run(process.execPath, [bin, '--version'], folder)).toMatch(/^\d+\.\d+\.\d+/);
   });

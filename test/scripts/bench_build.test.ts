@@ -1,5 +1,5 @@
-// build/harness, as the benchmark runs: it is current (test/support/global_setup.mjs), complete, and shares the built library with
-// what imports "balora", so that a process has one engine and one Tensor class.
+// build/harness, the compiled benchmark: it is current (test/support/global_setup.mjs) and complete, and uses the same built
+// library as importers of "balora", so that a process has one engine and one Tensor class.
 import { execFileSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
@@ -17,7 +17,7 @@ const filesOf = (folder: string, ending: string): string[] =>
 const inRoot = (path: string): string => relative(kRoot, path);
 
 describe('build/harness', () => {
-  it('holds a module for each source', () => {
+  it('has a module for each source', () => {
     const built = filesOf('build/harness', '.js');
     expect(built).toEqual(filesOf('bench/harness', '.ts'));
     expect(built).toContain('kernels/row');
@@ -36,7 +36,7 @@ describe('build/harness', () => {
     expect(outside).toEqual([]);
   });
 
-  it('makes tensors of the class that the package exports', () => {
+  it('creates tensors of the class that the package exports', () => {
     const program = `
       import { Tensor } from 'balora';
       import { ids } from './build/harness/kernels/kit.js';

@@ -1,4 +1,4 @@
-// The budget of the scripts for a machine with a GPU, and the options that they share.
+// The time budget of the scripts for a machine with a GPU, and their common options.
 import { describe, expect, it } from 'vitest';
 
 interface Budget {
@@ -8,12 +8,12 @@ interface Script {
   Budget: new (seconds: number, startedAt?: number) => Budget;
   reportOptions(args: string[]): Record<string, unknown> & { budget: Budget };
 }
-// A script without types.
+// The script has no types.
 const path = '../../scripts/support/cuda.mjs';
 const { Budget, reportOptions } = (await import(path)) as Script;
 
 describe('Budget', () => {
-  it('refuses what does not fit, with both figures', () => {
+  it('refuses a part that takes too long, with both numbers of seconds', () => {
     const budget = new Budget(100, Date.now() - 60_000); // 60 s ago
     expect(budget.refusal(39)).toBeNull();
     expect(budget.refusal(41)).toMatch(
@@ -25,7 +25,7 @@ describe('Budget', () => {
 });
 
 describe('reportOptions', () => {
-  it('reads every option, and refuses what is none', () => {
+  it('reads every option, and refuses unknown ones', () => {
     const read = reportOptions(['--seconds', '7', '--device', 'cuda:1', '--torch', 'python3']);
     expect(read).toMatchObject({ seconds: 7, device: 'cuda:1', torch: 'python3', shapes: 'all' });
     expect(read.budget.refusal(5)).toBeNull();

@@ -1,4 +1,4 @@
-// Build folders that CMake would refuse: moved, or made by tools that are gone.
+// Build folders that CMake would refuse: they were moved, or the tools that made them are gone.
 import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,7 +14,7 @@ interface Module {
   }): string | null;
   removeStale(folder: string, source: string): string | null;
 }
-// A script without types.
+// The script has no types.
 const path = '../../scripts/support/cmake_cache.mjs';
 const { parseCache, staleReason, removeStale } = (await import(path)) as Module;
 
@@ -32,7 +32,7 @@ const all = () => true;
 
 describe('staleReason', () => {
   const cache = parseCache(kText);
-  it('reads the entries', () => {
+  it('reads the entries of the cache', () => {
     expect(cache).toMatchObject({
       CMAKE_CXX_COMPILER: '/usr/bin/c++',
       EMPTY: '',
@@ -41,7 +41,7 @@ describe('staleReason', () => {
     expect(Object.keys(cache)).toHaveLength(6);
   });
 
-  it('keeps a folder where it was made', () => {
+  it('is null for a folder in its original place', () => {
     expect(staleReason({ cache, ...kPlace, exists: all })).toBeNull();
     expect(staleReason({ cache: {}, ...kPlace, exists: all })).toBeNull();
   });
@@ -63,10 +63,10 @@ describe('removeStale', () => {
   });
   afterEach(() => rmSync(root, { recursive: true, force: true }));
 
-  it('removes a folder that was moved, and no other', () => {
+  it('removes only a folder that was moved', () => {
     const folder = join(root, 'build', 'release');
     mkdirSync(folder, { recursive: true });
-    expect(removeStale(folder, root)).toBeNull(); // not configured yet
+    expect(removeStale(folder, root)).toBeNull(); // the folder is not configured yet
     const cache = (home: string) => {
       writeFileSync(join(folder, 'CMakeCache.txt'), `CMAKE_HOME_DIRECTORY:INTERNAL=${home}\n`);
     };

@@ -1,4 +1,4 @@
-// The lock of a set-up: one at a time among processes, a line for the one that waits, and no wait for one that died.
+// The lock of the set-up: one process at a time has it, a waiting one prints a line, and that of a dead process does not count.
 import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -8,7 +8,7 @@ import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 interface Module {
   withLock<T>(path: string, work: () => T | Promise<T>, options?: { pollMs?: number }): Promise<T>;
 }
-// A script without types.
+// The script has no types.
 const kScript = new URL('../../scripts/support/lock.mjs', import.meta.url).href;
 const { withLock } = (await import(kScript)) as Module;
 
@@ -24,7 +24,7 @@ afterEach(() => {
   rmSync(folder, { recursive: true, force: true });
 });
 
-/** A process that takes the lock, writes "in", stays so long, writes "out". */
+/** A process that takes the lock, writes "in", keeps the lock for some milliseconds, and writes "out". */
 function holder(ms: number): ChildProcess {
   const source = `import { withLock } from ${JSON.stringify(kScript)};
     import { appendFileSync } from 'node:fs';
@@ -44,14 +44,14 @@ const log = (): string[] => {
   return existsSync(file) ? readFileSync(file, 'utf8').trim().split('\n') : [];
 };
 
-it('lets one process in at a time, and leaves nothing behind', async () => {
+it('lets one process in at a time, and leaves no files behind', async () => {
   await Promise.all([holder(50), holder(50), holder(50), holder(50)].map(ended));
   expect(log()).toEqual(['in', 'out', 'in', 'out', 'in', 'out', 'in', 'out']);
   expect(readdirSync(folder)).toEqual(['log']);
 }, 60_000);
 
-it('says once whom it waits for', async () => {
-  const child = holder(3000); // long enough for a busy machine to see that it waits
+it('prints once which process it waits for', async () => {
+  const child = holder(3000); // long enough to wait even on a busy machine
   await vi.waitFor(() => expect(log()).toEqual(['in']), { timeout: 20_000 });
   const write = vi.spyOn(process.stdout, 'write').mockReturnValue(true);
   await withLock(join(folder, 'lock'), () => undefined, { pollMs: 20 });
@@ -62,7 +62,7 @@ it('says once whom it waits for', async () => {
   expect(log()).toEqual(['in', 'out']);
 }, 60_000);
 
-it('takes the lock of a process that was killed, or of another with its number', async () => {
+it('takes the lock of a process that was killed, also where another one has its number', async () => {
   const child = holder(60_000);
   await vi.waitFor(() => expect(log()).toEqual(['in']), { timeout: 20_000 });
   child.kill('SIGKILL');
@@ -70,14 +70,14 @@ it('takes the lock of a process that was killed, or of another with its number',
   const path = join(folder, 'lock');
   expect(existsSync(path)).toBe(true);
   expect(await withLock(path, () => 'ours')).toBe('ours');
-  writeFileSync(path, `${process.ppid} 1\n`); // alive, but begun at another time
+  writeFileSync(path, `${process.ppid} 1\n`); // the process is alive, but was started at another time
   expect(await withLock(path, () => 'ours')).toBe('ours');
-  writeFileSync(path, ''); // cut off by a full disk
+  writeFileSync(path, ''); // a full disk left the file empty
   expect(await withLock(path, () => 'ours')).toBe('ours');
   expect(readdirSync(folder)).toEqual(['log']);
 }, 60_000);
 
-it('gives the lock back where the work fails', async () => {
+it('releases the lock where the work fails', async () => {
   const path = join(folder, 'lock');
   const failing = withLock(path, () => Promise.reject(new Error('no')));
   await expect(failing).rejects.toThrow('no');

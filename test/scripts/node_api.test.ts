@@ -1,4 +1,4 @@
-// The version of Node-API that the addon is built for, said in three places: 8 has all that the addon calls.
+// The version of Node-API that the addon is built for is the same in three files: 8 has all functions that the addon calls.
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { expect, it } from 'vitest';

@@ -1,4 +1,4 @@
-// What runs ahead of the scripts: an old Node is named before it has to parse them.
+// The check that runs before the scripts: an old Node is reported before it has to parse them.
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
@@ -9,17 +9,18 @@ interface Module {
   tooOld(version: string): string | null;
 }
 const { tooOld } = createRequire(import.meta.url)(kFile) as Module;
+const kAdvice = ' Install a newer one from https://nodejs.org and run this again.';
 
 it.each([
-  ['18.20.4', 'balora needs Node >= 20.17, this is Node 18.20.4.'],
-  ['20.16.0', 'balora needs Node >= 20.17, this is Node 20.16.0.'],
+  ['18.20.4', `balora needs Node >= 20.17, this is Node 18.20.4.${kAdvice}`],
+  ['20.16.0', `balora needs Node >= 20.17, this is Node 20.16.0.${kAdvice}`],
   ['20.17.0', null],
   ['26.10.0', null],
 ])('Node %s: %s', (version, message) => {
   expect(tooOld(version)).toBe(message);
 });
 
-it('is loaded ahead by every script that sets up, and holds nothing that an old Node cannot parse', () => {
+it('runs before every script that sets up, in syntax that an old Node can parse', () => {
   const { scripts } = JSON.parse(readFileSync('package.json', 'utf8')) as {
     scripts: Record<string, string>;
   };

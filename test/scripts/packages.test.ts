@@ -1,4 +1,4 @@
-// Package managers: the exact commands that are printed, what apt says it has, and what its log says of a network.
+// Package managers: the printed commands, the packages that apt offers, and network errors in its log.
 import { describe, expect, it } from 'vitest';
 
 interface Module {
@@ -13,7 +13,7 @@ interface Module {
   systemName(text: string): string;
   isDebian13(text: string): boolean;
 }
-// A script without types.
+// The script has no types.
 const path = '../../scripts/support/packages.mjs';
 const {
   installCommand,
@@ -42,7 +42,7 @@ describe('the command to install', () => {
     pacman: ['onednn'],
     apk: ['onednn-dev'],
   };
-  it("is the machine's manager's, for root, for sudo and for neither", () => {
+  it("is that of the machine's manager, for root, with sudo and without", () => {
     const said = (root: boolean, sudo: boolean) =>
       commandsFor(names, { manager: 'dnf', root, sudo });
     expect(said(false, true)).toBe('  sudo dnf install -y onednn-devel');
@@ -50,7 +50,7 @@ describe('the command to install', () => {
     expect(said(false, false)).toBe('as root:\n  dnf install -y onednn-devel');
   });
 
-  it('is given for all four where the manager is another', () => {
+  it('is given for all four managers where the machine has none of them', () => {
     const lines = commandsFor(names, { manager: null, root: false, sudo: true }).split('\n');
     expect(lines.map((line) => line.trim().split(/ +/)[0])).toEqual([
       'apt',
@@ -62,7 +62,7 @@ describe('the command to install', () => {
   });
 });
 
-it('reads what apt-cache policy has to offer', () => {
+it('reads the candidates in the output of apt-cache policy', () => {
   const text = `g++:
   Installed: (none)
   Candidate: 4:12.2.0-3
@@ -81,7 +81,7 @@ cmake:
   expect(parsePolicy('')).toEqual({});
 });
 
-it('hands the proxies on under the names that apt reads', () => {
+it('passes proxies on under the names that apt reads', () => {
   expect(proxies({ HTTP_PROXY: 'http://p:1', https_proxy: 'http://p:2', OTHER: 'x' })).toEqual([
     'http_proxy=http://p:1',
     'https_proxy=http://p:2',
@@ -101,7 +101,7 @@ it.each([
   expect(networkTrouble(log) !== null).toBe(is);
 });
 
-it('names the system', () => {
+it('reads the name of the system', () => {
   const text = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_CODENAME=bookworm\n';
   expect(systemName(text)).toBe('Debian GNU/Linux 12 (bookworm)');
   expect(systemName('')).toBe('this system');

@@ -1,5 +1,5 @@
-// Reading ptxas' report: kernels, registers, spills, what is above the house's limits, and the share of a multiprocessor's
-// warps that registers and shared memory allow.
+// The report of ptxas: kernels, registers, spills, violations of the project's limits, and occupancy, the share of a
+// multiprocessor's warps that registers and shared memory allow.
 import { describe, expect, it } from 'vitest';
 
 interface PtxasRow {
@@ -38,7 +38,7 @@ ptxas info    : Used 255 registers, used 1 barriers, 16 bytes stack, 4096 bytes 
 `;
 
 describe('parsePtxas', () => {
-  it('names file and function, and adds up what spills', () => {
+  it('names file and function, and adds up the spilled bytes', () => {
     expect(parsePtxas(kText)).toEqual([
       {
         ...{ kernel: 'accumulate: accumulate_groups IfEEvNS0_7OperandES3_lT_', registers: 44 },
@@ -53,7 +53,7 @@ describe('parsePtxas', () => {
 });
 
 describe('latestRows', () => {
-  it('keeps the last build of a kernel', () => {
+  it('has the last build of each kernel', () => {
     const again = kText.replaceAll('Used 44', 'Used 40').replace('12 bytes spill', '0 bytes spill');
     expect(latestRows(kText + again)).toEqual(parsePtxas(again));
   });
@@ -65,7 +65,7 @@ describe('the limits', () => {
     ...{ spilled: 0, shared: 26 * 1024, ...change },
   });
 
-  it('let no kernel spill, the one in f64 excepted', () => {
+  it('allow no kernel to spill, except one in f64', () => {
     expect(forbiddenSpills([row({})])).toEqual([]);
     expect(forbiddenSpills([row({ spilled: 4 })])).toHaveLength(1);
     expect(forbiddenSpills([row({ kernel: 'head_losses: head_rows Id', spilled: 216 })])).toEqual(
@@ -76,7 +76,7 @@ describe('the limits', () => {
     ).toHaveLength(1);
   });
 
-  it('of registers and static shared memory are kept, tiles in registers excepted', () => {
+  it('of registers and static shared memory apply, except to kernels with tiles in registers', () => {
     expect(overLimits([row({})])).toEqual([]);
     expect(overLimits([row({ registers: 129 })])[0]?.takes).toContain('129 registers');
     expect(overLimits([row({ shared: 26 * 1024 + 1 })])[0]?.takes).toContain('26625 bytes');
@@ -88,15 +88,15 @@ describe('the limits', () => {
 
 describe('occupancy', () => {
   it('counts whole blocks of whole warps', () => {
-    // 64 registers x 32 lanes = 2048 a warp: 32 warps, 4 blocks of 8; sm_80 holds 64 warps.
+    // 64 registers x 32 lanes = 2048 per warp: 32 warps in 4 blocks of 8, of the 64 warps of sm_80.
     expect(occupancy({ registers: 64, architecture: 'sm_80' }, 256)).toBe(0.5);
     expect(occupancy({ registers: 32, architecture: 'sm_86' }, 256)).toBe(1);
-    // 255 registers: 8192 a warp, 8 warps, so one block of 6 warps.
+    // 255 registers: 8192 per warp, so 8 warps, of which one block uses 6.
     expect(occupancy({ registers: 255, architecture: 'sm_90' }, 192)).toBe(6 / 64);
   });
 
-  it('counts shared memory, with what the system takes of each block', () => {
-    const row = { registers: 200, architecture: 'sm_89' }; // 6400 a warp: two blocks of 4 warps
+  it('counts shared memory, including the reserve for each block', () => {
+    const row = { registers: 200, architecture: 'sm_89' }; // 6400 per warp: two blocks of 4 warps
     expect(occupancy(row, 128)).toBe(8 / 48);
     expect(occupancy(row, 128, 55_296)).toBe(4 / 48); // attention, D = 64
     expect(occupancy({ ...row, architecture: 'sm_80' }, 128, 55_296)).toBe(8 / 64);
@@ -104,7 +104,7 @@ describe('occupancy', () => {
     expect(occupancy({ ...row, shared: 0 }, 128, 49 * 1024)).toBe(8 / 48);
   });
 
-  it('knows how many blocks a multiprocessor holds, and refuses an architecture it does not know', () => {
+  it('is limited by the number of blocks, and refuses an unknown architecture', () => {
     expect(occupancy({ registers: 16, architecture: 'sm_86' }, 32)).toBe(16 / 48);
     expect(() => occupancy({ registers: 16, architecture: 'sm_70' }, 32)).toThrow('sm_70');
   });

@@ -1,5 +1,5 @@
-// run.sh of the pack for a machine with a GPU: how it shares the time out, where it looks for cuBLAS, what it hands on. A program
-// that writes down how it was called stands in for node.
+// run.sh in the pack for a machine with a GPU: how it divides the time, where it looks for cuBLAS, which arguments it passes on. A
+// program that records its arguments replaces node.
 import { execFileSync, spawnSync } from 'node:child_process';
 import {
   chmodSync,
@@ -16,7 +16,7 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 
 const kScript = fileURLToPath(new URL('../../scripts/support/run_cuda.sh', import.meta.url));
-/** The stand-in for a Python with torch is the system's. */
+/** Whether the system lacks a Python, which replaces the one with torch. */
 const kNoPython = spawnSync('python3', ['--version']).status !== 0;
 
 describe.skipIf(process.platform !== 'linux')('run.sh', () => {
@@ -42,7 +42,7 @@ describe.skipIf(process.platform !== 'linux')('run.sh', () => {
   const option = (call: string[] | undefined, name: string): string | undefined =>
     call?.[call.indexOf(name) + 1];
 
-  it('gives the tests two fifths of the time, and the benchmark what is left', () => {
+  it('gives the tests two fifths of the time, and the benchmark the rest', () => {
     const [tests, bench] = run(['--output', 'some/where', '--seconds', '100']);
     expect([tests?.[0], bench?.[0]]).toEqual(['scripts/test_cuda.mjs', 'scripts/bench_cuda.mjs']);
     expect(option(tests, '--seconds')).toBe('40');
@@ -55,17 +55,17 @@ describe.skipIf(process.platform !== 'linux')('run.sh', () => {
     }
   });
 
-  it('stays below eight minutes unless told otherwise', () => {
+  it('takes less than eight minutes by default', () => {
     const [, bench] = run([]);
     expect(Number(option(bench, '--seconds'))).toBeLessThan(480);
   });
 
-  it('leaves the benchmark a second where the tests took all', () => {
+  it('leaves the benchmark a second where the tests used all of the time', () => {
     program('node', 'echo "$@" >> calls\nsleep 2');
     expect(option(run(['--seconds', '1'])[1], '--seconds')).toBe('1');
   });
 
-  it.skipIf(kNoPython)('finds the libraries of pip beside the torch that is named', () => {
+  it.skipIf(kNoPython)('finds the libraries that pip installed beside the named torch', () => {
     for (const name of ['cublas', 'cusolver']) {
       mkdirSync(join(folder, 'site', 'nvidia', name, 'lib'), { recursive: true });
     }
@@ -79,7 +79,7 @@ describe.skipIf(process.platform !== 'linux')('run.sh', () => {
     expect(libraries?.split(':').at(-1)).toBe('/before');
   });
 
-  it('does without a Python, and fails where a test failed', () => {
+  it('works without a Python, and fails where a test failed', () => {
     expect(run(['--torch', join(folder, 'none')])).toHaveLength(2);
     expect(() => run([], { STATUS: '3' })).toThrow();
   });

@@ -1,4 +1,4 @@
-// What the set-up says of a machine: which platforms and Nodes it takes, and the command that brings what is missing.
+// Requirements of the set-up on a machine: platforms, versions of Node, and the commands that install missing packages.
 import { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -31,7 +31,7 @@ interface Suites {
   toolsFor(options: { quick: boolean; only: string[] | null }): string[];
   targetsFor(options: { quick: boolean; only: string[] | null }, without: string[]): string[];
 }
-// Scripts without types.
+// The scripts have no types.
 const script = (name: string) => import(`../../scripts/support/${name}.mjs`);
 const { checkPlatform, missingMessage, ensureNeeds, ensureTools } = (await script(
   'system',
@@ -46,24 +46,36 @@ afterEach(() => {
   vi.unstubAllEnvs();
 });
 
-/** What it prints about a machine. */
+/** The output of the check of a platform. */
 function said(machine: { platform: string; arch: string; node?: string }): string {
   const write = vi.spyOn(process.stdout, 'write').mockReturnValue(true);
   checkPlatform({ node: '22.1.0', ...machine });
   return write.mock.calls.map(([text]) => String(text)).join('');
 }
 
-it('takes linux-x64 in silence, and says of others that they are untested', () => {
+it('accepts linux-x64 without a message, and calls others untested', () => {
   expect(said({ platform: 'linux', arch: 'x64' })).toBe('');
   expect(said({ platform: 'linux', arch: 'arm64' })).toMatch(/linux-arm64 is untested/);
   expect(said({ platform: 'darwin', arch: 'arm64' })).toMatch(/darwin-arm64 is untested/);
 });
 
 it.each([
-  [{ platform: 'win32', arch: 'x64' }, /^UnsupportedPlatform: .* this is win32-x64\.$/],
-  [{ platform: 'linux', arch: 'ia32' }, /^UnsupportedPlatform: .* this is linux-ia32\.$/],
-  [{ node: '18.20.4' }, /^balora needs Node >= 20\.17, this is Node 18\.20\.4\.$/],
-  [{ node: '20.16.0' }, /^balora needs Node >= 20\.17, this is Node 20\.16\.0\.$/],
+  [
+    { platform: 'win32', arch: 'x64' },
+    /^UnsupportedPlatform: .* this is win32-x64\. Use a machine/,
+  ],
+  [
+    { platform: 'linux', arch: 'ia32' },
+    /^UnsupportedPlatform: .* this is linux-ia32\. Use a machine/,
+  ],
+  [
+    { node: '18.20.4' },
+    /^balora needs Node >= 20\.17, this is Node 18\.20\.4\. Install a newer one/,
+  ],
+  [
+    { node: '20.16.0' },
+    /^balora needs Node >= 20\.17, this is Node 20\.16\.0\. Install a newer one/,
+  ],
 ])('refuses %j by name', (machine, message) => {
   const check = () =>
     checkPlatform({ ...{ platform: 'linux', arch: 'x64', node: '22.1.0' }, ...machine });
@@ -71,21 +83,21 @@ it.each([
   expect(check).toThrow(message);
 });
 
-it("takes the oldest Node that it names, which is the package's", () => {
+it('accepts the oldest Node that it names, which is that of package.json', () => {
   expect(said({ platform: 'linux', arch: 'x64', node: '20.17.0' })).toBe('');
   const { engines } = JSON.parse(readFileSync('package.json', 'utf8')) as { engines: object };
   expect(engines).toEqual({ node: '>=20.17' });
 });
 
-describe('what a user needs', () => {
-  it('is the build alone: no formatter, linter, test library or Python', () => {
+describe('the required packages', () => {
+  it('are for a user only those of the build, without formatter, linter, test library or Python', () => {
     expect(kBuildNeeds).toEqual(['make', 'compiler', 'openmp', 'cmake', 'onednn', 'eigen']);
     expect(kDeveloperNeeds).toEqual(
       expect.arrayContaining(['doctest', 'clang-format', 'clang-tidy', 'python', 'node-headers']),
     );
   });
 
-  it('grows with the suites that run, and no further', () => {
+  it('are for a developer those of the suites that run', () => {
     const only = (...names: string[]) => toolsFor({ quick: false, only: names });
     expect(only('cpp', 'vitest')).toEqual(['doctest']);
     expect(only('vitest', 'types')).toEqual([]);
@@ -97,7 +109,7 @@ describe('what a user needs', () => {
     expect(toolsFor({ quick: false, only: null })).toContain('node-headers');
   });
 
-  it('builds the C++ tests for the suites that run them', () => {
+  it('come with the targets of the C++ tests for the suites that run them', () => {
     const targets = (only: string[] | null, without: string[] = []) =>
       targetsFor({ quick: true, only }, without);
     expect(targets(['types'])).toEqual(['balora']);
@@ -115,30 +127,30 @@ it('compares versions number by number', () => {
   expect(atLeast([0], [2, 5])).toBe(false);
 });
 
-describe('on a machine with nothing', () => {
+describe('on a machine without any tools', () => {
   let folder = '';
   const program = (name: string, body: string) =>
     writeFileSync(join(folder, name), `#!/bin/sh\n${body}\n`, { mode: 0o755 });
   beforeEach(() => {
     folder = mkdtempSync(join(tmpdir(), 'balora-system-'));
-    vi.stubEnv('PATH', folder); // no compiler, no sudo
+    vi.stubEnv('PATH', folder); // there is no compiler and no sudo
     vi.stubEnv('CXX', '');
     vi.spyOn(process, 'getuid').mockReturnValue(1000);
   });
   afterEach(() => rmSync(folder, { recursive: true }));
 
-  it('says the whole command, by package manager', async () => {
+  it('prints the complete command, by package manager', async () => {
     await expect(ensureNeeds(kBuildNeeds)).rejects.toThrow(
       /a C\+\+ compiler: there is none; balora needs g\+\+ 12 or newer, or clang 19 or newer.*as root:\n.*apt-get update.* g\+\+ cmake.*dnf install -y make gcc-c\+\+ cmake.*pacman -S.*apk add/s,
     );
-    program('sudo', 'test "$1" = --version'); // there, but it asks for a password
+    program('sudo', 'test "$1" = --version'); // this sudo asks for a password
     symlinkSync('/bin/true', join(folder, 'apt-get'));
     await expect(ensureNeeds(kBuildNeeds)).rejects.toThrow(
       /\n {2}sudo apt-get update && sudo apt-get install -y --no-install-recommends make g\+\+ cmake/,
     );
   });
 
-  it('leaves tools out by name instead of failing', async () => {
+  it('lists missing tools instead of failing', async () => {
     const [left, ...others] = await ensureTools(['clang-format']);
     expect(others).toEqual([]);
     expect(left?.id).toBe('clang-format');
@@ -146,7 +158,7 @@ describe('on a machine with nothing', () => {
   });
 });
 
-it("names the compiler's package that the distribution has", () => {
+it('names a package of a compiler that the distribution has', () => {
   const needs = unmetOf('compiler');
   const candidates = { 'g++': '4:11.2.0-1ubuntu1', 'g++-12': '12.3.0-1ubuntu1' };
   expect(missingMessage(needs, { manager: 'apt', candidates })).toMatch(
@@ -154,14 +166,14 @@ it("names the compiler's package that the distribution has", () => {
   );
 });
 
-it('names what the distribution has too old, instead of a command that would not do', () => {
+it('names packages that are too old in the distribution, instead of a command that would not help', () => {
   const candidates = { cmake: '3.18.4-2', 'libdnnl-dev': '1.8-1' };
   expect(missingMessage(unmetOf('cmake'), { manager: 'apt', candidates })).toMatch(
-    /^.* has no package that is new enough for:\n {2}CMake 3\.22 or newer: there is none\nDebian 12/,
+    /^.* has no package that is new enough for:\n {2}CMake 3\.22 or newer: there is none\nDebian 12 .*: use one of these/,
   );
 });
 
-/** A need as it is on a machine where it is not met. */
+/** A need that is not met. */
 function unmetOf(id: string): Need[] {
   vi.stubEnv('PATH', '/nowhere');
   vi.stubEnv('CXX', '');

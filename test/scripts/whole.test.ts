@@ -1,4 +1,4 @@
-// A folder that takes long to make: there in whole or not at all, and nobody goes on writing after an interruption.
+// Folders that take long to make are complete or do not exist, and no process writes to them after an interruption.
 import { type ChildProcess, spawn } from 'node:child_process';
 import {
   existsSync,
@@ -20,7 +20,7 @@ interface Module {
     work: (part: string, signal: AbortSignal) => Promise<void>,
   ): Promise<void>;
 }
-// A script without types.
+// The script has no types.
 const kScript = new URL('../../scripts/support/whole.mjs', import.meta.url).href;
 const { makeWhole } = (await import(kScript)) as Module;
 
@@ -38,13 +38,13 @@ async function fill(part: string): Promise<void> {
   writeFileSync(join(part, 'other'), '');
 }
 
-it('keeps the result and nothing else', async () => {
+it('keeps only the result', async () => {
   await makeWhole(made(), 'result', fill);
   expect(readdirSync(folder)).toEqual(['made']);
   expect(readFileSync(join(made(), 'file'), 'utf8')).toBe('whole');
 });
 
-it('leaves nothing of a work that fails', async () => {
+it('leaves no files where the work fails', async () => {
   const work = async (part: string): Promise<void> => {
     await fill(part);
     throw new Error('no compiler');
@@ -53,14 +53,14 @@ it('leaves nothing of a work that fails', async () => {
   expect(readdirSync(folder)).toEqual([]);
 });
 
-it('begins anew after a process that was killed', async () => {
+it('starts again after a process that was killed', async () => {
   mkdirSync(`${made()}.part/result`, { recursive: true });
   writeFileSync(`${made()}.part/result/old`, '');
   await makeWhole(made(), 'result', fill);
   expect(readdirSync(made())).toEqual(['file']);
 });
 
-/** A process whose work is a build tool with a compiler below it, which writes files into the folder for ever. */
+/** A process whose work is a build tool with a compiler as its child, which keeps writing files into the folder. */
 function builder(): ChildProcess {
   const compiler =
     'i=0; while :; do i=$((i+1)); mkdir -p "$0/objects" && echo > "$0/objects/$i"; done';

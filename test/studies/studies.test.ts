@@ -1,5 +1,5 @@
-// The studies of docs/studies.md on models that take no time: their scripts run to the end, the log holds what was measured,
-// reports are made of nothing but the log, and CrowS-Pairs' score is that of the plain logits.
+// The studies of docs/studies.md on tiny models: their scripts succeed, the log has all measurements, reports need nothing but
+// the log, and the score of CrowS-Pairs is that of the plain logits.
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -59,7 +59,7 @@ describe('the inheritance study', () => {
   });
 
   it(
-    'logs a run of each arm under each condition, once',
+    'logs one run of each arm under each condition',
     async () => {
       await study(...sized('unfair'));
       const runs = linesOf(at('unfair', 'runs.jsonl'));
@@ -69,19 +69,19 @@ describe('the inheritance study', () => {
       for (const { seed, settings, accuracy, recallPerClass, evalLoss, last, arm } of runs) {
         expect(seed).toBe(3);
         expect(settings).toMatchObject({ trainRows: 30, evalRows: 10, learningRate: 5e-4 });
-        // The held-out rows are half of each class.
+        // Half of the held-out rows are of each class.
         expect(accuracy).toBeCloseTo((recallPerClass[0] + recallPerClass[1]) / 2, 12);
         expect(evalLoss).toBeGreaterThan(0);
         expect(last.consistency === null).toBe(arm === 'lora');
       }
-      expect(await study(...sized('unfair'))).toBe(''); // nothing is left to do
+      expect(await study(...sized('unfair'))).toBe(''); // all runs are in the log
       expect(linesOf(at('unfair', 'runs.jsonl'))).toEqual(runs);
     },
     kTimeout,
   );
 
   it(
-    'reports means and charts of the log',
+    'reports means and charts from the log',
     async () => {
       const log = at('report', 'runs.jsonl');
       const run = {
@@ -98,7 +98,7 @@ describe('the inheritance study', () => {
       const svg = readFileSync(at('report', 'noise20.svg'), 'utf8');
       expect(svg).toContain('>0.625 ± 0.177, 2 seeds<');
       expect(existsSync(at('report', 'clean.svg'))).toBe(false);
-      // Runs that cannot be averaged are not.
+      // Runs with different settings are not averaged.
       const mixed = [...runs, { ...run, seed: 3, accuracy: 1, settings: { trainRows: 60 } }];
       await writeFile(log, mixed.map((one) => JSON.stringify(one)).join('\n'));
       const refused = await runProgram(`studies/${report[0]}`, { args: report.slice(1) });
@@ -108,7 +108,7 @@ describe('the inheritance study', () => {
     kTimeout,
   );
 
-  it('makes rows unfair as its conditions say, and leaves the held-out ones alone', async () => {
+  it('makes the training rows unfair as its conditions define, and keeps the held-out rows', async () => {
     const path = fileURLToPath(
       new URL('../../studies/inheritance/conditions.mjs', import.meta.url),
     );
@@ -154,7 +154,7 @@ describe('CrowS-Pairs', () => {
     await writeFile(at('pairs.csv'), [head, ...rows].join('\n'));
   });
 
-  /** ln p of a sentence, its first token given, by plain loops over its logits. */
+  /** The log-likelihood of each sentence given its first token, by plain loops over the logits. */
   async function logLikelihoods(): Promise<number[][]> {
     using model = await AutoModelForCausalLM.fromPretrained(at('llama'));
     const tokenizer = await Tokenizer.fromPretrained(at('llama'));
@@ -187,7 +187,7 @@ describe('CrowS-Pairs', () => {
   }
 
   it(
-    'scores by the plain logits',
+    'has the score of the plain logits',
     async () => {
       const differences = (await logLikelihoods()).map(([a = 0, b = 0]) => a - b);
       const share = (chosen: readonly number[]): number =>
@@ -205,7 +205,7 @@ describe('CrowS-Pairs', () => {
           gender: share(where(([, , , type]) => type === 'gender')),
         },
       });
-      expect(new Set(differences.map((d) => d > 0)).size).toBe(2); // else the shares would say little
+      expect(new Set(differences.map((d) => d > 0)).size).toBe(2); // the score is neither 0 nor 100 %
       const mean = differences.reduce((sum, d) => sum + Math.abs(d), 0) / differences.length;
       expect(result.meanDifference).toBeCloseTo(mean, 4);
     },
@@ -213,7 +213,7 @@ describe('CrowS-Pairs', () => {
   );
 
   it(
-    'measures a tuned model once, and tabulates and draws the log',
+    'measures a tuned model once, and makes a table and a chart of the log',
     async () => {
       const rows = Array.from({ length: 4 }, (_, i) => ({
         question: 'ab the',

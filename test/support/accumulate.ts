@@ -1,4 +1,4 @@
-/** The gradients and term values of single windows, without a trainer around them. */
+/** Computes the gradients and terms of single windows without a trainer. */
 import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
 import type { Model } from '../../lib/models/index.ts';
 import { taskOf } from '../../lib/tasks/list.ts';
@@ -9,8 +9,8 @@ import { accumulateWindow } from '../../lib/train/step.ts';
 import type { Window } from '../../lib/train/window.ts';
 import { tinySource } from './tiny_model.ts';
 
-/** The terms of a window flat, as a record has them. */
-export interface FlatTerms {
+/** The terms of a window in one object, as in a record. */
+interface FlatTerms {
   readonly loss: number;
   readonly taskLoss: number;
   readonly consistency: number | null;
@@ -18,7 +18,7 @@ export interface FlatTerms {
   readonly svd: number | null;
 }
 
-/** Computes windows of a tuned model; the gradients stay in its parameters. */
+/** A function that computes windows of a tuned model and leaves the gradients in its parameters. */
 export function accumulator(tuned: TunedModel<Model>, regularizers: RegularizerOptions = {}) {
   const task = taskOf(tuned.model);
   const options = resolveOptions({ regularizers }, task.name);

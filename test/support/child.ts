@@ -1,5 +1,5 @@
-// Runs a program as a process of its own and tells apart how it ended: an exit status, a signal, a hang (it neither
-// printed nor used the processor for a while), or a run that is alive but takes longer than it may.
+// Runs a program as a process of its own and distinguishes its endings: an exit status, a signal, a hang (it neither printed nor
+// used the processor for a while), or a run that exceeds its time limit.
 import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
@@ -9,10 +9,10 @@ const kPollMs = 250;
 const kTicksPerSecond = 100; // USER_HZ, 100 on every Linux
 
 export interface ChildResult {
-  /** Exit status, or null when a signal ended it. */
+  /** Exit status; null where a signal ended the process. */
   code: number | null;
   signal: NodeJS.Signals | null;
-  /** Set when this harness ended it: silent and idle, or over the time it may take. */
+  /** Set where this function killed the process: it was silent and idle ('hang'), or exceeded its time limit ('slow'). */
   stopped: 'hang' | 'slow' | null;
   stdout: string;
   stderr: string;
@@ -22,15 +22,15 @@ export interface ChildOptions {
   args?: string[];
   nodeArgs?: string[];
   env?: Record<string, string>;
-  /** Silent and without processor time for this long: a hang. */
+  /** Milliseconds without output and processor time that count as a hang. */
   hangMs?: number;
-  /** Longer than this, however busy: slow. */
+  /** Time limit in milliseconds. */
   limitMs?: number;
-  /** Called with each line of stdout; may send a signal. */
+  /** Called with each line of stdout, and a function that sends a signal. */
   onLine?: (line: string, kill: (signal: NodeJS.Signals) => void) => void;
 }
 
-/** Processor seconds of a process so far, all threads; null once it is gone or where /proc is not. */
+/** Processor seconds of all threads of a process; null once it has ended, or without /proc. */
 function processorSeconds(pid: number): number | null {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
@@ -41,7 +41,7 @@ function processorSeconds(pid: number): number | null {
   }
 }
 
-/** @param program path from the repository's root */
+/** Runs a program with this Node. @param program path from the repository's root */
 export function runProgram(program: string, options: ChildOptions = {}): Promise<ChildResult> {
   const { args = [], nodeArgs = [], env = {}, hangMs = 10_000, limitMs = 120_000 } = options;
   return new Promise((resolve, reject) => {
@@ -76,7 +76,7 @@ export function runProgram(program: string, options: ChildOptions = {}): Promise
     const watch = setInterval(() => {
       const now = performance.now();
       const used = processorSeconds(child.pid ?? 0) ?? 0;
-      // Node's own timers and this poll cost less than a tenth of this.
+      // Node's timers and this poll use less than a tenth of this.
       if (used - seconds > (0.05 * kPollMs) / 1000) aliveAt = now;
       seconds = used;
       if (now - aliveAt > hangMs) stopped = 'hang';

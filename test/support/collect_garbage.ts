@@ -1,4 +1,6 @@
-/** Frees what nobody refers to any more, now: tests that measure memory must not measure what others left for the collector. */
+/**
+ * Frees unreferenced tensors at once, so that tests that measure memory do not measure what earlier tests left to the collector.
+ */
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { synchronize } from '../../lib/runtime.ts';
@@ -6,7 +8,9 @@ import { synchronize } from '../../lib/runtime.ts';
 setFlagsFromString('--expose-gc');
 const collect = runInNewContext('gc') as () => void;
 
-/** Collects twice, since what a finalizer lets go of is found the second time, and waits for the engine. */
+/**
+ * Runs the garbage collector twice, since objects that a finalizer releases are found the second time, and waits for the engine.
+ */
 export async function collectGarbage(): Promise<void> {
   for (let pass = 0; pass < 2; pass++) {
     collect();

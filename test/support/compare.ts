@@ -1,20 +1,20 @@
-// Comparing a tensor with plain numbers: a miss names its index and both values.
+// Comparison of a tensor with plain numbers; a failure names the index and both values.
 import { expect } from 'vitest';
 import type { DType, Tensor } from '../../lib/tensor.ts';
 
 export const kFloatTypes = ['f64', 'f32', 'bf16', 'f16'] as const;
 
-/** Values of any dtype as f64. */
+/** The values of a tensor of any dtype as f64. */
 export function values(t: Tensor): Float64Array {
   return Float64Array.from(t.dataSync() as ArrayLike<number>, Number);
 }
 
-/** Half a unit in the last place of 1: what one rounding to the dtype may cost. */
+/** The relative error of one rounding to the dtype: half a unit in the last place of 1. */
 export function roundingOf(dtype: DType): number {
   return { f64: 2 ** -53, f32: 2 ** -24, bf16: 2 ** -8, f16: 2 ** -11 }[dtype as 'f64'] ?? 0;
 }
 
-/** |actual - expected| <= tolerance * max(1, |expected|), element by element. */
+/** Expects |actual - expected| <= tolerance * max(1, |expected|) for each element. */
 export function expectClose(actual: Tensor, expected: ArrayLike<number>, tolerance: number): void {
   const got = values(actual);
   expect(got.length).toBe(expected.length);

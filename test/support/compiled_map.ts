@@ -1,6 +1,9 @@
 /** SentencePiece's compiled normalisation, built from a list of replacements. */
 
-/** A precompiled_charsmap in base64: as SentencePiece writes it, but with every node's children in a block of 256 of its own. */
+/**
+ * A precompiled_charsmap in base64, as SentencePiece writes it except that the children of every node have
+ * a block of 256 entries.
+ */
 export function compiledMap(entries: Record<string, string>): string {
   interface Node {
     children: Map<number, Node>;

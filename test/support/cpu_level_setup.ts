@@ -1,5 +1,5 @@
-// Runs before each file of a project that is held to older instructions: they must be what the products run on, or the file
-// would test the best ones again.
+// Runs before each test file of a project on older instructions, and checks that products use them: the file would otherwise test
+// the best instructions again.
 import { deviceInfo } from '../../lib/device.ts';
 import { kTestCpuLevel } from './cpu_levels.ts';
 

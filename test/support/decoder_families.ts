@@ -1,6 +1,6 @@
 /**
- * What a family of decoders means, beside the numbers of its golden checkpoint: the reading of its configuration, and its GGUF
- * file. One entry a checkpoint, under its name in test/fixtures/architectures.
+ * Facts about the families of decoders that their golden checkpoints do not contain: the meaning of their configurations, and
+ * their GGUF files. There is one entry per checkpoint, under its name in test/fixtures/architectures.
  */
 import type { DecoderConfig } from '../../lib/models/index.ts';
 import {
@@ -20,21 +20,21 @@ import {
 type Part<T> = T extends object ? { readonly [K in keyof T]?: Part<T[K]> } : T;
 type Code = 'ERR_FORMAT' | 'ERR_UNSUPPORTED';
 
-export interface DecoderFacts {
+interface DecoderFacts {
   /**
-   * Whether its RMSNorm rounds to the model's dtype before it multiplies by its weight, as modeling_<type>.py says; null where it
-   * has none. Nothing else checks it: f32 and f64 do not round, and it is lost in the band that bf16 is allowed.
+   * Whether its RMSNorm rounds to the model's dtype before it multiplies by its weight, as in modeling_<type>.py; null without an
+   * RMSNorm. No other test checks it: f32 and f64 do not round, and the difference is within the tolerance of bf16.
    */
   readonly roundsBeforeWeight: boolean | null;
-  /** What the golden configuration with a change (undefined: the key is left out) is read as. */
+  /** Changes of the golden configuration (undefined removes a key), with the configuration that they are read as. */
   readonly reads?: readonly (readonly [what: string, change: Json, config: Part<DecoderConfig>])[];
-  /** Changes that are refused. */
+  /** Changes that are refused, with message and code of the error. */
   readonly refusals?: readonly (readonly [change: Json, message: RegExp, code: Code])[];
-  /** Written from llama.cpp's converter; left out where it has no such architecture. */
+  /** The conversion to GGUF, as in llama.cpp's converter; absent where llama.cpp does not have the architecture. */
   readonly gguf?: Conversion;
 }
 
-/** Layers that see windows of these widths; 0: everything. */
+/** Layers with attention windows of these widths; 0 for none. */
 const windows = (...widths: number[]): Part<DecoderConfig> => ({
   layers: widths.map((window) => ({ window })),
 });
@@ -93,7 +93,11 @@ export const kDecoders: Readonly<Record<string, DecoderFacts>> = {
       ],
     ],
     refusals: [
-      [{ layer_types: ['full_attention'] }, /layer_types has 1 entries for 2 layers/, 'ERR_FORMAT'],
+      [
+        { layer_types: ['full_attention'] },
+        /layer_types must have one entry for each of the 2 layers, got 1; correct/,
+        'ERR_FORMAT',
+      ],
       [{ final_logit_softcapping: -1 }, /final_logit_softcapping/, 'ERR_FORMAT'],
     ],
     gguf: {
@@ -171,7 +175,7 @@ export const kDecoders: Readonly<Record<string, DecoderFacts>> = {
       [{ resid_pdrop: 0.1 }, /resid_pdrop 0\.1/, 'ERR_UNSUPPORTED'],
       [
         { rope_parameters: { rope_type: 'default', partial_rotary_factor: 0.25 } },
-        /turns 3 of a head's 12 channels/,
+        /rotates 3 of a head's 12 channels/,
         'ERR_FORMAT',
       ],
     ],
@@ -204,7 +208,7 @@ export const kDecoders: Readonly<Record<string, DecoderFacts>> = {
     roundsBeforeWeight: null,
     refusals: [
       [{ n_layer: 4097 }, /n_layer: .*4096 \(the file has 4097\)/, 'ERR_FORMAT'],
-      [{ n_head: 3 }, /n_head 3 does not divide n_embd 40/, 'ERR_FORMAT'],
+      [{ n_head: 3 }, /n_embd 40 must be a multiple of n_head 3; correct/, 'ERR_FORMAT'],
       [{ activation_function: 'mish' }, /activation_function "mish"/, 'ERR_UNSUPPORTED'],
       [{ add_cross_attention: true }, /add_cross_attention true/, 'ERR_UNSUPPORTED'],
     ],

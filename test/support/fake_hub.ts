@@ -1,21 +1,21 @@
-// The Hub, played by a server on 127.0.0.1: honest by itself, and as hostile as a test makes it.
+// A fake Hugging Face hub on 127.0.0.1, whose answers a test can replace by hostile ones.
 import { createHash } from 'node:crypto';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 
 export const fakeCommit = '0123456789abcdef0123456789abcdef01234567';
 
-/** Files of a repository by name. */
+/** The files of a repository by name. */
 export type Files = Record<string, Buffer>;
 export type Row = Record<string, unknown> & { path: string };
 
-export interface FakeRequest {
-  /** Decoded, without the query. */
+interface FakeRequest {
+  /** Path of the request, decoded, without the query. */
   path: string;
   authorization: string | undefined;
 }
 
-/** What the Hub's list says of a file: weights are in LFS. */
+/** The row of a file in the hub's list; weights are in LFS. */
 export function honestRow(path: string, data: Buffer): Row {
   const size = data.length;
   if (!/\.(safetensors|gguf)$/.test(path)) return { type: 'file', path, size, oid: gitSha1(data) };
@@ -27,20 +27,20 @@ export function honestRow(path: string, data: Buffer): Row {
   return { type: 'file', path, size, oid: gitSha1(pointer), lfs };
 }
 
-/** The name that git gives a file of these bytes. */
+/** The hash of a file in git. */
 export function gitSha1(data: Buffer): string {
   return createHash('sha1').update(`blob ${data.length}\0`).update(data).digest('hex');
 }
 
 export class FakeHub {
   requests: FakeRequest[] = [];
-  /** Looks at a request first; true: it has answered. */
+  /** Called first with each request; returns true where it has answered. */
   intercept: (path: string, response: ServerResponse, request: IncomingMessage) => boolean = () =>
     false;
   sha: unknown = fakeCommit;
-  /** Before every path that it knows. */
+  /** Prefix of all paths. */
   prefix = '';
-  /** What the list becomes on its way out. */
+  /** Changes the list of files before it is sent. */
   listed: (rows: Row[]) => unknown = (rows) => rows;
 
   private constructor(
@@ -60,7 +60,7 @@ export class FakeHub {
     return `http://127.0.0.1:${(this.server.address() as AddressInfo).port}`;
   }
 
-  /** Honest again, with nothing remembered. */
+  /** Restores the original answers, and forgets the requests. */
   reset(): void {
     this.requests = [];
     this.intercept = () => false;
@@ -76,7 +76,7 @@ export class FakeHub {
 
   private answer(request: IncomingMessage, response: ServerResponse): void {
     const path = decodeURIComponent((request.url ?? '').split('?')[0] as string);
-    // A connection that is kept could be closed here at the moment in which it is used again.
+    // A kept connection could be closed here at the moment at which the client uses it again.
     response.setHeader('connection', 'close');
     this.requests.push({ path, authorization: request.headers.authorization });
     if (this.intercept(path, response, request)) return;
@@ -104,7 +104,7 @@ export function sendJson(response: ServerResponse, value: unknown): void {
   response.end(JSON.stringify(value));
 }
 
-/** A file, or the part of it that a client asks for. */
+/** Sends a file, or the requested range of it. */
 function sendFile(response: ServerResponse, data: Buffer | undefined, ranges?: string): void {
   if (data === undefined) {
     response.writeHead(404, { 'X-Error-Code': 'EntryNotFound' }).end();

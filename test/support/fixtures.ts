@@ -13,7 +13,7 @@ export function readJson(path: string): unknown {
   return JSON.parse(readFileSync(path, 'utf8'));
 }
 
-/** The array as a tensor of a float dtype. */
+/** A golden array as a tensor of a float dtype. */
 export function goldenTensor(
   { data, shape }: GoldenArray,
   dtype: 'f32' | 'f64',
@@ -23,13 +23,13 @@ export function goldenTensor(
   return tensor(dtype === 'f64' ? values : Float32Array.from(values), { shape, requiresGrad });
 }
 
-/** max |a - b| / max |b|, or max |a| where b is all zero. */
+/** The error max |a - b| / max |b|, or max |a| where b is all zero. */
 export function relativeError(a: ArrayLike<number>, b: ArrayLike<number>): number {
   let worst = 0;
   let scale = 0;
   for (let i = 0; i < b.length; i++) {
     const difference = Math.abs((a[i] as number) - (b[i] as number));
-    if (!(difference <= worst)) worst = difference; // a NaN wins
+    if (!(difference <= worst)) worst = difference; // NaN counts as the worst
     scale = Math.max(scale, Math.abs(b[i] as number));
   }
   return scale > 0 ? worst / scale : worst;

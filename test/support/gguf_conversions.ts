@@ -1,4 +1,4 @@
-/** What llama.cpp's converter does to a checkpoint, in pieces that families share: names, metadata, changes of tensors. */
+/** Parts of llama.cpp's conversion of checkpoints that families share: names, metadata, changes of tensors. */
 import type { GoldenArray } from './golden.ts';
 import type { GgufValue } from './write_gguf.ts';
 
@@ -6,21 +6,21 @@ export type Json = Record<string, unknown>;
 
 export interface Conversion {
   readonly architecture: string;
-  /** Last part of a module's path below its layer (`self_attn.q_proj`), and the name in `blk.N.`. */
+  /** Path of a module below its layer (such as `self_attn.q_proj`) -> its name below `blk.N.`. */
   readonly block: Readonly<Record<string, string>>;
   readonly top: Readonly<Record<string, string>>;
-  /** Metadata below the architecture beside the sizes. */
+  /** Metadata with the prefix of the architecture, in addition to the sizes. */
   readonly metadata: (config: Json) => Record<string, GgufValue>;
-  /** Default: those of decoders. */
+  /** Metadata of the sizes. Default: that of decoders. */
   readonly sizes?: (config: Json) => Record<string, GgufValue>;
-  /** Name of a module that is not of the usual form, without weight or bias. */
+  /** Name in the file of a module that has no regular name, without weight or bias. */
   readonly name?: (hf: string) => string;
   readonly change?: (hf: string, array: GoldenArray, config: Json) => GoldenArray;
   /** Tensors that the converter leaves out. */
   readonly dropped?: RegExp;
-  /** Metadata of the tokenizer, instead of gpt2's. */
+  /** Metadata of the tokenizer. Default: that of gpt2. */
   readonly vocabulary?: (config: Json) => Record<string, GgufValue>;
-  /** What the file cannot say of the golden configuration: values that its reader has instead. */
+  /** Keys of the golden configuration that the file cannot contain, with the values that a reader has instead. */
   readonly unsaid?: Json;
 }
 
@@ -54,7 +54,7 @@ export const thetaOf = (config: Json): Record<string, GgufValue> => ({
 });
 export const decoder = { top: kDecoderTop, block: kDecoderBlock, metadata: thetaOf };
 
-/** Gemma's norms are written with their 1. */
+/** Adds 1 to the weights of Gemma's norms, as the file stores them. */
 export const withOne = (hf: string, array: GoldenArray): GoldenArray =>
   hf.endsWith('norm.weight')
     ? { ...array, data: Float32Array.from(array.data as Float32Array, (w) => w + 1) }
@@ -70,8 +70,8 @@ export function transposed({ shape, data }: GoldenArray): GoldenArray {
 }
 
 /**
- * Rows of q and k as llama.cpp's rope takes them: the two channels that turn together lie side by side, where transformers has
- * them half a head apart.
+ * The rows of q and k in the order for llama.cpp's rope: the two channels of a rotation are adjacent, while in transformers they
+ * are half a head apart.
  */
 function interleaved(hf: string, array: GoldenArray, config: Json): GoldenArray {
   const [, which] = /\.([qk])_proj\.(?:weight|bias)$/.exec(hf) ?? [];

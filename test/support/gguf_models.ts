@@ -1,4 +1,4 @@
-/** The golden checkpoints as llama.cpp's converter would write them: names, metadata, and what it changes in the tensors. */
+/** The golden checkpoints as llama.cpp's converter would write them: names, metadata, and changes of tensors. */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { kDecoders } from './decoder_families.ts';
@@ -7,7 +7,7 @@ import type { Conversion, Json } from './gguf_conversions.ts';
 import { type GoldenArray, goldenArrays } from './golden.ts';
 import { type GgufTensor, type GgufValue, writeGguf } from './write_gguf.ts';
 
-/** encoder.block.N.layer.I.<module>: attention, in the decoder attention to the encoder, and the mlp. */
+/** Names of T5's modules. encoder.block.N.layer.I has the attention, in the decoder then that to the encoder, and the mlp. */
 function t5Name(hf: string): string {
   const tops: Record<string, string> = {
     shared: 'token_embd',
@@ -62,10 +62,10 @@ const t5 = {
   sizes: t5Sizes,
   metadata: () => ({}),
 };
-/** Encoder-decoders, which have a loader of their own. */
+/** Conversions of encoder-decoders, which have a loader of their own. */
 export const kSeq2SeqConversions: Readonly<Record<string, Conversion>> = { t5, 't5-v1.1': t5 };
 
-/** Modules of bert and roberta below their prefix, and of distilbert, whose layers have other names. */
+/** Modules of bert and roberta without their prefix, and of distilbert, whose layers have other names. */
 const kBertBlock: Readonly<Record<string, string>> = {
   'attention.self.query': 'attn_q',
   'attention.self.key': 'attn_k',
@@ -89,7 +89,7 @@ const kBertTop: Readonly<Record<string, string>> = {
   'embeddings.position_embeddings': 'position_embd',
   'embeddings.token_type_embeddings': 'token_types',
   'embeddings.LayerNorm': 'token_embd_norm',
-  // The last layer of a head whose labels have names of their own is renamed to classifier.out_proj.
+  // The converter names the last layer of a head with label names classifier.out_proj.
   classifier: 'cls.output',
   'classifier.dense': 'cls',
   'classifier.out_proj': 'cls.output',
@@ -137,7 +137,7 @@ const bertLike = {
   }),
 };
 
-/** The rows of the position table behind the padding id's. */
+/** The rows of the position table after that of the padding id. */
 function behindPadding(hf: string, array: GoldenArray, config: Json): GoldenArray {
   if (!hf.endsWith('position_embeddings.weight')) return array;
   const [rows, width] = array.shape as [number, number];
@@ -145,7 +145,7 @@ function behindPadding(hf: string, array: GoldenArray, config: Json): GoldenArra
   return { shape: [rows - cut, width], data: array.data.slice(cut * width) };
 }
 
-/** Encoders, which llama.cpp has as one architecture. */
+/** Conversions of encoders, which are one architecture in llama.cpp. */
 export const kEncoderConversions: Readonly<Record<string, Conversion>> = {
   bert: bertLike,
   distilbert: bertLike,
@@ -162,7 +162,7 @@ export const kEncoderConversions: Readonly<Record<string, Conversion>> = {
   },
 };
 
-/** Decoders. */
+/** Conversions of decoders. */
 export const kConversions: Readonly<Record<string, Conversion>> = Object.fromEntries(
   Object.entries(kDecoders).flatMap(([name, { gguf }]) => (gguf ? [[name, gguf]] : [])),
 );
@@ -205,8 +205,8 @@ function ggufName(hf: string, { top, block, name: own }: Conversion): string {
 }
 
 /**
- * Writes a golden checkpoint as a GGUF file. `extra` is metadata below the architecture, `skip` names tensors that the
- * checkpoint is to lack, `vocabulary` is metadata of the tokenizer that differs from the conversion's.
+ * Writes a golden checkpoint as a GGUF file. `extra` is additional metadata with the prefix of the architecture, `skip` matches
+ * tensors that are left out, and `vocabulary` replaces metadata of the tokenizer.
  */
 export function writeGoldenGguf(
   path: string,

@@ -1,11 +1,11 @@
-/** A WordPiece tokenizer.json as llama.cpp's converter writes it into a GGUF file: current and former spelling. */
+/** A WordPiece tokenizer.json as llama.cpp's converter writes it into a GGUF file, in its current and its former version. */
 import type { GgufValue } from './write_gguf.ts';
 
 type Json = Record<string, unknown>;
 
 /**
- * Metadata below tokenizer.ggml. Words begin with U+2581 and what continues them lacks its ##; control tokens stay as they are.
- * `former` is the first converter: it told special tokens by their brackets, and wrote no id of [CLS].
+ * Metadata with the prefix tokenizer.ggml. Words begin with U+2581, continuations lose their ##, and control tokens are unchanged.
+ * `former` is the first version of the converter, which recognised special tokens by their brackets and wrote no id of [CLS].
  */
 export function wordPieceFields(
   tokenizerJson: Json,

@@ -1,5 +1,4 @@
-// Programs that tests start as processes of their own run the compiled library and the compiled benchmark: make sure that dist/ and
-// build/harness are the current ones.
+// Brings dist/ and build/harness up to date, since programs that tests start as processes run the compiled library and benchmark.
 import { ensureBench } from '../../scripts/support/bench_build.mjs';
 
 export async function setup() {

@@ -1,11 +1,11 @@
-/** Golden arrays from a (well-formed) safetensors file: an independent reader, not the product's. */
+/** Golden arrays from a (well-formed) safetensors file, by a reader that is independent of the product's. */
 import { readFileSync } from 'node:fs';
 
-export type GoldenData = Float32Array | Float64Array | Int32Array | BigInt64Array | Uint8Array;
+type GoldenData = Float32Array | Float64Array | Int32Array | BigInt64Array | Uint8Array;
 
 export interface GoldenArray {
   readonly shape: readonly number[];
-  /** bf16 arrives widened to f32. */
+  /** The values; bf16 is widened to f32. */
   readonly data: GoldenData;
 }
 
@@ -25,7 +25,7 @@ export function goldenArrays(path: string): Map<string, GoldenArray> {
   return arrays;
 }
 
-/** The array of that name. */
+/** The array with a name. @throws where there is none */
 export function goldenArray(arrays: Map<string, GoldenArray>, name: string): GoldenArray {
   const found = arrays.get(name);
   if (found === undefined) throw new Error(`the golden file has no "${name}"`);

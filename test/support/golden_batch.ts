@@ -1,4 +1,4 @@
-/** Golden batches (ids, mask, unshifted labels, padded on the right) as the library's micro-batches. */
+/** Golden batches (ids, mask and unshifted labels, padded on the right) as micro-batches of the library. */
 import type { Batch } from '../../lib/data/collate.ts';
 import type { Positions } from '../../lib/losses/positions.ts';
 import { causalLm } from '../../lib/tasks/causal_lm.ts';
@@ -11,12 +11,12 @@ export interface PaddedBatch {
   readonly batch: Batch;
   readonly rows: number; // B
   readonly length: number; // T
-  /** Places of the real rows in (B*T). */
+  /** Indices in (B*T) of the rows that are no padding. */
   readonly real: Int32Array;
 }
 
-/** ids, mask and labels (B,T) of any integer type. */
-export function paddedBatch(ids: GoldenArray, mask: GoldenArray, labels: GoldenArray): PaddedBatch {
+/** A padded batch from ids, mask and labels (B,T) of any integer type. */
+function paddedBatch(ids: GoldenArray, mask: GoldenArray, labels: GoldenArray): PaddedBatch {
   const [rows, length] = ids.shape as [number, number];
   const inputIds = Int32Array.from(ids.data as Int32Array, Number);
   const masked = Int32Array.from(mask.data as Int32Array, Number);
@@ -41,7 +41,7 @@ export function paddedBatch(ids: GoldenArray, mask: GoldenArray, labels: GoldenA
   };
 }
 
-/** The micro-batch of a golden file by the names of its arrays. */
+/** The micro-batch from the arrays of a golden file with these names. */
 export function goldenBatch(
   arrays: Map<string, GoldenArray>,
   names: { ids: string; mask: string; labels: string },
@@ -53,7 +53,7 @@ export function goldenBatch(
   );
 }
 
-/** A micro-batch that is a whole window. */
+/** The window that consists of a single micro-batch. */
 export function windowOf(batch: Batch, positions: Positions = 'supervised'): Window<Batch> {
   const chosen = causalLm.select(batch, { positions });
   return {

@@ -1,4 +1,4 @@
-/** The golden cases of the language-model losses and what their README allows. */
+/** The golden cases of the language-model losses, with the tolerances of their README. */
 import { expect } from 'vitest';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { fixturePath, goldenTensor, readJson } from './fixtures.ts';
@@ -68,7 +68,7 @@ export function expectGrad(
   for (let i = 0; i < expected.length; i++) {
     scale = Math.max(scale, Math.abs(expected[i] as number));
     const error = Math.abs((found[i] as number) - (expected[i] as number));
-    if (!(error <= worst)) worst = error; // a NaN wins
+    if (!(error <= worst)) worst = error; // NaN counts as the worst
   }
   expect(worst, `gradient scale ${scale}`).toBeLessThanOrEqual(relative * scale + absolute);
 }

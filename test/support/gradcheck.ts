@@ -1,13 +1,13 @@
-// The library's gradient check, and random tensors for tests.
+// Random tensors and numbers for tests, and the library's gradient check.
 import { uniform } from '../../lib/gradcheck.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
 
 export { type GradcheckOptions, gradcheck } from '../../lib/gradcheck.ts';
 
-/** A small repeatable generator for test data, uniform in [-1, 1). */
+/** A seeded generator of test data, uniform in [-1, 1). */
 export const testRandom = uniform;
 
-/** Random values of a shape; f64 unless said. */
+/** A tensor of random values; default dtype f64. */
 export function randomTensor(
   shape: readonly number[],
   { seed = 1, dtype = 'f64' as Tensor['dtype'], requiresGrad = false } = {},

@@ -1,4 +1,4 @@
-// The folder in which a page's code blocks run: the files that pages name, played by tiny models and a few rows.
+// The folder in which a page's code blocks run: the files that pages name are tiny models and a few rows.
 import { cp, mkdir, readFile, symlink, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -9,7 +9,7 @@ const kRoot = fileURLToPath(new URL('../..', import.meta.url));
 const kCommit = '0123456789abcdef0123456789abcdef01234567';
 const kNli = ['CONTRADICTION', 'NEUTRAL', 'ENTAILMENT'];
 
-/** What pages call their files; each name stands for a file of the models folder. */
+/** Names of model files on the pages -> the files in the folder of models that replace them. */
 const kModels = {
   decoder: ['SmolLM2-135M', 'SmolLM2-135M-Instruct', 'path/to/model'],
   encoder: ['all-MiniLM-L6-v2', 'path/to/bert'],
@@ -17,7 +17,7 @@ const kModels = {
 };
 const kTexts = ['train.jsonl', 'test.jsonl', 'gsm8k/train.jsonl', 'gsm8k/test.jsonl'];
 
-/** Models for all pages: written once, and only read. `hub` is a cache as huggingface_hub leaves it. */
+/** Writes the models for all pages, once, since they are only read. `hub` is a cache as huggingface_hub leaves it. */
 export async function writePageModels(folder: string): Promise<void> {
   const at = (...path: string[]) => join(folder, ...path);
   await cp(join(kRoot, 'examples', 'demo', 'checkpoint'), at('decoder'), { recursive: true });
@@ -34,7 +34,7 @@ export async function writePageModels(folder: string): Promise<void> {
   await writeFile(join(repository, 'refs', 'main'), kCommit);
 }
 
-/** A project that has installed balora, with the files that pages name. */
+/** Writes a project that has installed balora, with the files that pages name. */
 export async function writePageFolder(folder: string, models: string): Promise<void> {
   const write = async (path: string, text: string) => {
     await mkdir(dirname(join(folder, path)), { recursive: true });

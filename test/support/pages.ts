@@ -1,4 +1,4 @@
-// Reading the pages of the repository: their headings, where their links lead, and their code blocks.
+// Reads the pages of the repository: headings, links, and code blocks.
 import { readdirSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -7,9 +7,10 @@ const kRoot = fileURLToPath(new URL('../..', import.meta.url));
 const kFence = /^( *)```(.*)\n([\s\S]*?)^\1```$/gm;
 const kCode = /^( *)```[\s\S]*?^\1```|`[^`]*`/gm;
 
-/** Every page, by its path from the repository's root. */
+/** All pages, by their paths from the repository's root. */
 export const kPages = [
   ...['README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'examples/demo/README.md'],
+  ...['test/README.md', 'test/fixtures/README.md'],
   ...['docs', 'docs/decisions'].flatMap((folder) =>
     readdirSync(join(kRoot, folder))
       .filter((name) => name.endsWith('.md'))
@@ -20,20 +21,20 @@ export const kPages = [
 /** The text of a page, by its path from the repository's root. */
 export const pageText = (page: string): string => readFileSync(join(kRoot, page), 'utf8');
 
-/** Code as a page shows it. */
+/** A code block of a page. */
 export interface Block {
   readonly page: string;
-  /** Where its text begins, from 1. */
+  /** Number of its first line, from 1. */
   readonly line: number;
-  /** The word behind the fence; '' where there is none, and for a block that is only indented. */
+  /** The word after the fence; '' without one, and for an indented block. */
   readonly language: string;
-  /** Its lines, without the indentation that all of them have. */
+  /** Its lines without their common indentation. */
   readonly text: string;
-  /** The HTML comment on the line above it, or ''. Readers do not see it. */
+  /** The HTML comment on the line above it, which readers do not see, or ''. */
   readonly comment: string;
 }
 
-/** The fenced and the indented blocks of a page, in their order. */
+/** The fenced and the indented blocks of a page, in order. */
 export function blocksOf(page: string): Block[] {
   return [...fencedBlocks(page), ...indentedBlocks(page)].sort((a, b) => a.line - b.line);
 }
@@ -50,7 +51,7 @@ function fencedBlocks(page: string): Block[] {
   });
 }
 
-/** Markdown's other form: lines of four spaces behind an empty one. In lists, whose text is indented, there are none. */
+/** Indented blocks: lines with four spaces after an empty line. In lists, whose text is indented, there are none. */
 function indentedBlocks(page: string): Block[] {
   const lines = withoutFences(pageText(page)).split('\n');
   const blocks: Block[] = [];
@@ -67,11 +68,11 @@ function indentedBlocks(page: string): Block[] {
   return blocks;
 }
 
-/** A page says of a block that it stands so in a file: `excerpt: PATH`. */
+/** The file that a block is copied from, by the comment `excerpt: PATH`. */
 export const excerptOf = ({ comment }: Block): string | undefined =>
   /^excerpt: (\S+)$/.exec(comment)?.[1];
 
-/** A page says of a block that it is a new file of the repository: `file: PATH`. */
+/** The new file of the repository that a block shows, by the comment `file: PATH`. */
 export const addedFile = ({ comment }: Block): string | undefined =>
   /^file: (\S+)$/.exec(comment)?.[1];
 
@@ -83,8 +84,7 @@ export const isProgram = (block: Block): boolean =>
   !excerptOf(block);
 
 /**
- * The programs of a page. A block continues the one above where it imports nothing, or where the page says `continues`
- * in a comment above it.
+ * The programs of a page. A block continues the one above where it imports nothing, or where the comment above it is `continues`.
  */
 export function programsOf(page: string): { line: number; text: string }[] {
   const programs: { line: number; text: string }[] = [];
@@ -97,19 +97,19 @@ export function programsOf(page: string): { line: number; text: string }[] {
   return programs;
 }
 
-/** The same number of lines, those of fenced blocks left empty. */
+/** The text with the lines of fenced blocks emptied, so that line numbers stay. */
 const withoutFences = (text: string): string =>
   text.replace(kFence, (block) => block.replaceAll(/.+/g, ''));
 
-/** A page without code: neither blocks nor spans. */
+/** The text of a page without code blocks and spans. */
 const proseOf = (page: string): string => pageText(page).replace(kCode, '');
 
-/** Its spans of code, outside of blocks. */
+/** The code spans of a page outside of blocks. */
 export function codeSpansOf(page: string): string[] {
   return [...withoutFences(pageText(page)).matchAll(/`([^`]+)`/g)].map(([, span = '']) => span);
 }
 
-/** The anchors that GitHub makes of a page's headings: of equal ones the second ends on -1. */
+/** The anchors that GitHub makes from a page's headings: of equal ones the second ends in -1. */
 export function anchorsOf(page: string): string[] {
   const seen = new Map<string, number>();
   return [...withoutFences(pageText(page)).matchAll(/^#+ (.*)$/gm)].map(([, heading = '']) => {
@@ -125,8 +125,8 @@ export function anchorsOf(page: string): string[] {
 }
 
 /**
- * A page's links to files of the repository, with their anchors: paths from the root. Inline links and images, links by reference
- * (`[a]: b`), and HTML's.
+ * The links of a page to files of the repository, as paths from the root with anchors: inline links and images, reference links
+ * (`[a]: b`), and HTML links.
  */
 export function anchoredLinksOf(page: string): [path: string, anchor: string][] {
   const forms = [/\]\(([^)\s]+)[^)]*\)/g, /^ *\[[^\]]+\]: *(\S+)/gm, /(?:href|src)="([^"]+)"/g];
@@ -141,5 +141,5 @@ export function anchoredLinksOf(page: string): [path: string, anchor: string][] 
     });
 }
 
-/** The same without anchors. */
+/** The links of a page to files of the repository, without anchors. */
 export const linksOf = (page: string): string[] => anchoredLinksOf(page).map(([path]) => path);

@@ -1,23 +1,26 @@
 /**
- * SentencePiece in plain loops, for tests to compare with: BPE by the scores of pieces, and the best segmentation of Unigram.
- * Texts have their spaces written as U+2581 already.
+ * SentencePiece in plain loops, as a reference for tests: BPE by the scores of pieces, and the best segmentation of Unigram.
+ * Spaces in texts are already U+2581.
  */
 
-/** What a vocabulary is made of: a piece, its score, and its kind as GGUF files number them. */
+/** An entry of a vocabulary: a token (SentencePiece's "piece"), its score, and its type as numbered in GGUF files. */
 export interface Piece {
   token: string;
   score: number;
   type: number;
 }
 
-export const byteToken = (byte: number): string =>
+const byteToken = (byte: number): string =>
   `<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`;
 
 export function bytePieces(): Piece[] {
   return Array.from({ length: 256 }, (_, byte) => ({ token: byteToken(byte), score: 0, type: 6 }));
 }
 
-/** Joins the two neighbours whose joined text scores best, the leftmost of equals, until none is a piece. */
+/**
+ * Repeatedly joins the two neighbours whose joined text has the best score, the leftmost of equals, while
+ * one is in the vocabulary.
+ */
 export function greedyPieces(
   text: string,
   scoreOf: (token: string) => number | undefined,
@@ -34,7 +37,7 @@ export function greedyPieces(
   }
 }
 
-/** Pieces -> ids; a character without one becomes the ids of its bytes. */
+/** The ids of pieces; a character that is not in the vocabulary becomes the ids of its bytes. */
 export function idsWithBytes(symbols: readonly string[], tokens: readonly string[]): number[] {
   const ids = new Map(tokens.map((token, id) => [token, id]));
   return symbols.flatMap((symbol) => {
@@ -45,8 +48,8 @@ export function idsWithBytes(symbols: readonly string[], tokens: readonly string
 }
 
 /**
- * The segmentation of the highest sum of scores, by the best way to every place; a character that is no piece costs 10 more
- * than the worst normal piece, and neighbours of this kind are one.
+ * The segmentation with the highest sum of scores, by dynamic programming. A character that is not in the vocabulary has a score
+ * 10 below the worst normal piece, and adjacent ones are joined.
  */
 export function viterbi(text: string, pieces: readonly Piece[], unknown: number): number[] {
   const chars = Array.from(text);
@@ -74,7 +77,8 @@ export function viterbi(text: string, pieces: readonly Piece[], unknown: number)
 }
 
 /**
- * Learns a BPE vocabulary from a text, most frequent pair first: what a trained model has, every piece made of two others.
+ * Learns a BPE vocabulary from a text, most frequent pair first. As in a trained model, every piece is the concatenation of two
+ * others.
  * @returns the merges in their order, and the characters of the text
  */
 export function learnMerges(
@@ -104,7 +108,7 @@ export function learnMerges(
   return { merges, chars: [...new Set(text)] };
 }
 
-/** A text with words, runs of spaces, digits, umlauts and ideographs to learn from. */
+/** A text to learn from, with words, runs of spaces, digits, umlauts and ideographs. */
 export const kSample = [
   'the cat sat on the mat and the rat sat on the cat',
   'a  b   c    d     e      the       end        of         it',

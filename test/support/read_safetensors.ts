@@ -1,4 +1,4 @@
-/** Reads the int32 tensors of a (well-formed) safetensors file: an independent reader for golden ids, not the product's. */
+/** Reads the int32 tensors of a (well-formed) safetensors file with golden ids, independently of the product's reader. */
 import { readFileSync } from 'node:fs';
 
 export function readInt32Tensors(path: string): Map<string, Int32Array> {

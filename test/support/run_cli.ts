@@ -1,14 +1,14 @@
-/** Runs the command line inside the test's process, its streams kept as text. */
+/** Runs the command line inside the test's process, and collects its output as text. */
 import { kCommands } from '../../lib/cli/commands.ts';
 import { runCli } from '../../lib/cli/program.ts';
 
-export interface CliResult {
+interface CliResult {
   code: number;
   out: string;
   err: string;
 }
 
-/** @param onErr sees what has been written to stderr so far */
+/** Runs a command. @param onErr called after each write with the text of stderr so far */
 export async function balora(args: string[], onErr?: (err: string) => void): Promise<CliResult> {
   let [out, err] = ['', ''];
   const stdout = { write: (text: string) => (out += text) };

@@ -1,17 +1,18 @@
-/** Paths into the shared golden values, data and models. A machine without them skips the tests, with the reason. */
+/** Paths of golden values, data and models in ../shared. Where they are missing, their tests are skipped with the reason. */
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { describe, it } from 'vitest';
 
 const kRoot = fileURLToPath(new URL('../../../shared/', import.meta.url));
 
-/** `sharedPath('golden/losses')`: the absolute path, whether or not it exists. */
+/** The absolute path of a file or folder in ../shared, such as 'golden/losses', whether or not it exists. */
 export function sharedPath(path: string): string {
   return kRoot + path;
 }
 
 /**
- * A `describe` that is skipped, naming what is missing, unless every given shared path exists (none given: ../shared itself).
+ * A `describe` that is skipped with the missing paths in its name, unless every given shared
+ * path exists (default: ../shared itself).
  */
 export function describeShared(name: string, body: () => void): void;
 export function describeShared(name: string, paths: string[], body: () => void): void;
@@ -28,7 +29,7 @@ export function describeShared(
     describe(name, body);
   } else {
     const names = missing.map((path) => `../shared/${path}`).join(', ');
-    // Not the body: vitest runs it even to skip it, and it may read what is not there.
+    // The body is left out, since vitest runs it even to skip it, and it may read files that are missing.
     describe.skip(`${name} (skipped: ${names} not there)`, () =>
       it('needs shared files', () => {}));
   }

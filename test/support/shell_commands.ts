@@ -1,5 +1,5 @@
-// What shell commands on the pages are checked for where they are not run: the scripts, files, options, suites and targets that
-// they name exist.
+// Checks of shell commands on the pages that are not run: the scripts, files, options, suites and targets
+// that they name must exist.
 import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -10,7 +10,7 @@ const { kSuites } = (await import(kSuitesPath)) as { kSuites: { name: string }[]
 const kRoot = fileURLToPath(new URL('../..', import.meta.url));
 const read = (path: string): string => readFileSync(join(kRoot, path), 'utf8');
 
-/** The commands of a block: lines that end on a backslash go on, comments are left out. */
+/** The commands of a block: lines that end in a backslash are continued, comments are left out. */
 export function linesOf(block: string): string[] {
   return block
     .replaceAll(/\\\n\s*/g, ' ')
@@ -19,7 +19,7 @@ export function linesOf(block: string): string[] {
     .filter((line) => line !== '');
 }
 
-/** A line's simple commands, without variables that are set for them and the words of loops. */
+/** The simple commands of a line, without assignments of variables and keywords of loops. */
 export function commandsOf(line: string): string[][] {
   return line
     .replaceAll(/\$\([^)]*\)/g, '$')
@@ -33,13 +33,13 @@ export function commandsOf(line: string): string[][] {
     .filter(([first]) => first !== '' && first !== 'done');
 }
 
-/** Of the command line: `balora` and what follows; null: another command. */
+/** The arguments of a `balora` command; null for another command. */
 export function baloraCommand(words: readonly string[]): string[] | null {
   const own = words[0] === 'npx' ? words.slice(1) : words;
   return own[0] === 'balora' ? own.slice(1) : null;
 }
 
-/** What is wrong with a command of the repository; null: nothing that can be seen. Undefined: it is none of those known here. */
+/** The problem with a command of the repository; null where none is found, undefined for an unknown command. */
 export function problemOf(words: readonly string[]): string | null | undefined {
   const [program = '', first = '', ...rest] = words;
   const balora = baloraCommand(words);
@@ -52,7 +52,7 @@ export function problemOf(words: readonly string[]): string | null | undefined {
   return built === undefined ? undefined : targetProblem(built);
 }
 
-/** @param words the command and its arguments, as a synopsis or as they stand */
+/** The problem with a `balora` command, or null. @param words the command and its arguments, possibly as a synopsis */
 export function baloraProblem([command = '', ...words]: readonly string[]): string | null {
   const help = helpOf(command);
   if (help === null) return `balora has no command ${command}`;
@@ -62,7 +62,7 @@ export function baloraProblem([command = '', ...words]: readonly string[]): stri
 
 const kHelp = new Map<string, string[] | null>();
 
-/** The options that a command's help lists; null: there is no such command. */
+/** The options in the help of a command; null where there is no such command. */
 function helpOf(command: string): string[] | null {
   if (!kHelp.has(command)) kHelp.set(command, readHelp(command));
   return kHelp.get(command) as string[] | null;
@@ -84,7 +84,7 @@ function readHelp(command: string): string[] | null {
 const optionsIn = (words: readonly string[]): string[] =>
   words.map((word) => /^\[?(--[a-z][\w-]*)/.exec(word)?.[1] ?? '').filter((word) => word !== '');
 
-/** Where the options of a script are read, if not in the script. */
+/** The files that read a script's options, where the script itself does not. */
 const kReaders: Readonly<Record<string, readonly string[]>> = {
   bench: ['bench/harness/command.ts'],
   demo: ['examples/demo/demo.mjs'],
@@ -112,7 +112,7 @@ function suiteProblem(words: readonly string[]): string | null {
   return optionProblem(words, ['scripts/test.mjs']);
 }
 
-/** Options are in the source of the program that reads them, as they are typed or as a key. */
+/** The first option that no source contains, literally or as a key, as a problem; otherwise null. */
 function optionProblem(words: readonly string[], sources: readonly string[]): string | null {
   const source = sources.map(read).join('\n');
   const isRead = (option: string): boolean => {

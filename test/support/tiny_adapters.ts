@@ -1,4 +1,4 @@
-/** What tests of adapters do to a TinyModel: run it, move what is trained, compare. */
+/** Helpers for tests of adapters on a TinyModel: running it, changing the trained values, comparing. */
 import { join } from 'node:path';
 import { expect } from 'vitest';
 import type { AdapterModel } from '../../lib/adapters/adapter_model.ts';
@@ -10,11 +10,11 @@ import { type TinyModel, tinyBatches } from './tiny_model.ts';
 
 const batch = tinyBatches({ count: 1, rows: 16 })[0] as Batch;
 
-/** Hidden states of one batch. */
+/** The hidden states of a batch. */
 export const hidden = (model: TinyModel): number[] =>
   scope(() => noGrad(() => Array.from(model.forward(batch).dataSync() as Float32Array)));
 
-/** Moves every trainable value, as training would. */
+/** Changes every trainable value, as training would. */
 export function disturb(tuned: AdapterModel, first = 100, deviation = 0.3): void {
   let seed = first;
   for (const { tensor: parameter } of tuned.parameters()) {
@@ -25,7 +25,7 @@ export function disturb(tuned: AdapterModel, first = 100, deviation = 0.3): void
   tuned.afterStep();
 }
 
-/** Writes the weights of a model folder into a model. */
+/** Reads the weights of a model folder into a model. */
 export function readWeights(model: TinyModel, folder: string): TinyModel {
   const weights = goldenArrays(join(folder, 'model.safetensors'));
   for (const [name, parameter] of model.namedParameters()) {

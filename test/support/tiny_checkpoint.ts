@@ -1,4 +1,6 @@
-/** A llama checkpoint of random weights with the tiny tokenizer, as a Hugging Face folder: small enough to train in a test. */
+/**
+ * Writes a llama checkpoint with random weights and the tiny tokenizer as a Hugging Face folder, small enough to train in a test.
+ */
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { saveSafetensors } from '../../lib/io/index.ts';

@@ -1,4 +1,4 @@
-/** The tiny bert checkpoint of the fixtures with a WordPiece tokenizer, and sentences whose class stands in them. */
+/** The tiny bert checkpoint of the fixtures with a WordPiece tokenizer, and sentences that contain the word of their class. */
 import { cp, mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LabelledBatches, type LabelledOptions } from '../../lib/data/labelled_batches.ts';
@@ -20,7 +20,7 @@ export function tinyClassifierTokenizer(): Tokenizer {
   return tinyWordPiece(kWords);
 }
 
-/** A Hugging Face folder: model and tokenizer. `head` false: as checkpoints before fine-tuning, without one. */
+/** Writes model and tokenizer as a Hugging Face folder; without `head` like a checkpoint before fine-tuning. */
 export async function writeTinyClassifier(
   folder: string,
   { head = true }: { head?: boolean } = {},
@@ -37,7 +37,7 @@ export async function writeTinyClassifier(
   await writeFile(join(folder, 'tokenizer_config.json'), JSON.stringify(kTinyWordPieceConfig));
 }
 
-/** Rows whose second word is bad (0), so (1) or good (2); every other row has one word more. */
+/** Rows whose second word is bad (label 0), so (1) or good (2); every other row has an additional word. */
 export function tinyRows(count: number): (Row & { text: string; label: number })[] {
   return Array.from({ length: count }, (_, i) => {
     const label = (7 * i + (i % 5)) % 3;

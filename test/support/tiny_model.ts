@@ -1,4 +1,4 @@
-/** A causal model of a few thousand weights for tests of adapters and the trainer: no attention, real modules. */
+/** A causal model of a few thousand weights for tests of adapters and the trainer: real modules without attention. */
 import type { Batch } from '../../lib/data/collate.ts';
 import { CausalLM, type Head } from '../../lib/models/causal_lm.ts';
 import type { ModelInputs } from '../../lib/models/model.ts';
@@ -7,7 +7,7 @@ import { add, embedding, indexSelect, ones, randn, swiglu } from '../../lib/ops/
 import { scope, type Tensor } from '../../lib/tensor.ts';
 import type { BatchSource } from '../../lib/train/types.ts';
 
-export interface TinyOptions {
+interface TinyOptions {
   vocabulary?: number;
   width?: number;
   layers?: number;
@@ -39,7 +39,7 @@ class TinyBlock extends Module {
   }
 }
 
-/** Rows see only themselves: a model of the next token given this one. */
+/** A model of the next token given only the current one: rows do not depend on each other. */
 export class TinyModel extends CausalLM {
   readonly modelType = 'tiny';
   readonly vocabSize: number;
@@ -83,7 +83,7 @@ export class TinyModel extends CausalLM {
   }
 }
 
-/** Micro-batches of a language in which each token's successor is fixed: something to learn. */
+/** Micro-batches of a language that can be learned: each token has a fixed successor. */
 export function tinyBatches({ count = 8, rows = 12, vocabulary = 17 } = {}): Batch[] {
   return Array.from({ length: count }, (_, b) => {
     const inputIds = Int32Array.from({ length: rows }, (_, t) => (5 * b + 3 * t + 1) % vocabulary);
@@ -101,7 +101,7 @@ export function tinyBatches({ count = 8, rows = 12, vocabulary = 17 } = {}): Bat
   });
 }
 
-/** The same batches in every epoch. */
+/** A source with the same batches in every epoch. */
 export function tinySource(batches: readonly Batch[]): BatchSource {
   return {
     fingerprint: `tiny ${batches.length}`,

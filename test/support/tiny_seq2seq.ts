@@ -1,4 +1,4 @@
-/** A tiny t5 with a tokenizer of a few words, and rows for it: what tests of encoder-decoders train on. */
+/** A tiny t5 with a tokenizer of a few words, and rows for tests that train encoder-decoders. */
 import { cp, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { arrayRows, type Row } from '../../lib/data/rows.ts';
@@ -10,10 +10,10 @@ import {
   tinyT5TokenizerJson,
 } from './tiny_t5_tokenizer.ts';
 
-/** The golden checkpoint, which has no tokenizer. */
+/** The path of the golden t5, which has no tokenizer. */
 export const kTinyT5 = fixturePath('architectures/t5/model');
 
-/** Writes a folder that the command line takes: the golden t5 with the tiny tokenizer. */
+/** Writes the golden t5 with the tiny tokenizer as a folder for the command line. */
 export async function writeTinySeq2Seq(folder: string): Promise<void> {
   await cp(kTinyT5, folder, { recursive: true });
   const files = {
@@ -25,7 +25,7 @@ export async function writeTinySeq2Seq(folder: string): Promise<void> {
   }
 }
 
-/** Rows whose target can be told from their source: its words in reverse, one to four of them. */
+/** Rows whose target can be learned from the source: its one to four words in reverse order. */
 export function tinySeq2SeqRows(count: number): (Row & { prompt: string; response: string })[] {
   const words = ['the', 'cat', 'sat', 'a', 'Katze'];
   return Array.from({ length: count }, (_, i) => {

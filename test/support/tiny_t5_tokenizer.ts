@@ -3,7 +3,7 @@ import { Tokenizer } from '../../lib/text/tokenizer.ts';
 
 const kSpecial = ['<pad>', '</s>', '<unk>'];
 
-/** The words and letters of the vocabulary, from id 3 on; a word with a score above that of its letters together. */
+/** The words and letters of the vocabulary, from id 3 on; the score of a word is above the sum of its letters'. */
 export const kTinyT5Pieces: readonly (readonly [piece: string, score: number])[] = [
   ['▁', -2],
   ['▁the', -1],
@@ -15,7 +15,7 @@ export const kTinyT5Pieces: readonly (readonly [piece: string, score: number])[]
   ...[...'abcdehinorst'].map((letter) => [letter, -4] as const),
 ];
 
-/** @param withEnd whether texts get `</s>` of the tokenizer's own */
+/** The tokenizer.json. @param withEnd whether the tokenizer appends `</s>` to texts */
 export function tinyT5TokenizerJson({ withEnd = true } = {}): Record<string, unknown> {
   const end = { '</s>': { id: '</s>', ids: [1], tokens: ['</s>'] } };
   const sequence = { Sequence: { id: 'A', type_id: 0 } };

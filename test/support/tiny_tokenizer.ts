@@ -9,7 +9,7 @@ const kMerges: [string, string][] = [
   ['th', 'e'],
 ];
 
-/** tokenizer.json; ids: bytes 0-255, merges from 256, then `<start>` and `<end>`. */
+/** The tokenizer.json. Ids: bytes 0-255, merges from 256 on, then `<start>` and `<end>`. */
 export function tinyTokenizerJson(
   over: { pre_tokenizer?: unknown; merges?: [string, string][] } = {},
 ): object {
@@ -36,7 +36,7 @@ export function tinyTokenizerJson(
   };
 }
 
-/** ChatML-like: a turn is `<start>role\ncontent<end>\n`. */
+/** The tokenizer_config.json, with a chat template like ChatML: a turn is `<start>role\ncontent<end>\n`. */
 export function tinyTokenizerConfig(): object {
   return {
     bos_token: '<start>',

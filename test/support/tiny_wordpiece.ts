@@ -1,9 +1,9 @@
-/** A WordPiece tokenizer as BERT has it, with a vocabulary of a few pieces, for tests without any model. */
+/** A WordPiece tokenizer like BERT's with a vocabulary of a few tokens, for tests without any model. */
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
 
 const kSpecial = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'];
 
-/** Ids: the special tokens 0-4, then the pieces in their order. */
+/** The tokenizer.json. Ids: the special tokens 0-4, then the given tokens in order. */
 export function tinyWordPieceJson(pieces: readonly string[]): Record<string, unknown> {
   const tokens = [...kSpecial, ...pieces];
   return {

@@ -1,9 +1,9 @@
-/** A loss that tells every element of hidden states apart, for tests that compare two ways to make them. */
+/** A loss that depends differently on every element of hidden states, for tests that compare two computations of them. */
 import type { Model } from '../../lib/models/index.ts';
 import { mul, sum } from '../../lib/ops/index.ts';
 import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
 
-/** A loss that weighs every element of the hidden states differently; its value and the gradients of all parameters. */
+/** The hidden states and the gradients of all parameters by a sum in which every element has another weight. */
 export function weighed(model: Model, hidden: Tensor): Tensor[] {
   const weights = Float64Array.from({ length: hidden.size }, (_, i) => Math.sin(i + 1));
   const factors = tensor(weights, { shape: [...hidden.shape] }).to(hidden.dtype);

@@ -1,16 +1,16 @@
-/** A writer of GGUF files for tests: F32 tensors, bytes of other types, and the metadata types that models need. */
+/** Writes GGUF files for tests: F32 tensors, bytes of other types, and the types of metadata that models need. */
 import { writeFileSync } from 'node:fs';
 
 export interface GgufTensor {
   readonly name: string;
-  /** Row-major, as numpy has it (GGUF lists it the other way round). */
+  /** Shape in row-major order, as in numpy; GGUF lists it in reverse. */
   readonly shape: readonly number[];
   readonly data: Float32Array | Uint8Array;
-  /** ggml's number of the type that `data` is in. Default 0: F32. */
+  /** ggml's number for the type of `data`. Default 0: F32. */
   readonly type?: number;
 }
 
-/** Whole numbers become u32, lists of them i32; the rest is what it is. */
+/** A value of metadata: integers are written as u32, lists of them as i32. */
 export type GgufValue =
   | number
   | boolean

@@ -1,11 +1,11 @@
-// What tokenizer.ggml.pre stands for: where each pattern cuts (merges across a cut cannot happen), whole words before merges,
-// and the special tokens that a model's name brings with it.
+// The meaning of tokenizer.ggml.pre: where each pre-tokenizer splits (no merge crosses a split), models that look up words before
+// they merge, and the special tokens that a name implies.
 import { describe, expect, it } from 'vitest';
 import { kByteToChar } from '../../lib/text/byte_level.ts';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
 
 const merges = ['a B', '1 2', '12 3', '123 4', "I '", "' m", '. Ċ'];
-const kWhole = 'wörd'; // a word of the vocabulary that no merge makes
+const kWhole = 'wörd'; // a word of the vocabulary that no merge produces
 const kSpecial = ['<s>', '<pad>', '</s>', '<unk>', '<mask>'];
 const tokens = [
   ...kSpecial,
@@ -31,7 +31,7 @@ function tokenizer(pre: string, over: Record<string, unknown> = {}): Tokenizer {
   });
 }
 
-/** The text's tokens, special ones left out of the frame. */
+/** The tokens of a text without added special tokens. */
 const cut = (pre: string, text: string): string => {
   const made = tokenizer(pre);
   const ids = made.encode(text, { addSpecialTokens: false });
@@ -40,7 +40,7 @@ const cut = (pre: string, text: string): string => {
 
 describe('pre-tokenizers of GGUF files', () => {
   it.each([
-    // pre, digits, small letter before a capital, contraction
+    // pre, then the splits of digits, of a small letter before a capital, and of a contraction
     ['gpt-2', '1234', 'aB', "I|'m"],
     ['roberta-bpe', '1234', 'aB', "I|'m"],
     ['smollm', '1|2|3|4', 'aB', "I|'m"],
@@ -59,14 +59,14 @@ describe('pre-tokenizers of GGUF files', () => {
     expect(cut(pre, "I'm")).toBe(contraction);
   });
 
-  it('punctuation takes the line breaks behind it in the newer ones', () => {
+  it('join punctuation with line breaks after it in newer versions', () => {
     expect(cut('gpt-2', '.\n')).toBe('.|\n');
     for (const pre of ['llama-bpe', 'dbrx', 'qwen2', 'tekken', 'gpt-4o']) {
       expect(cut(pre, '.\n'), pre).toBe('.\n');
     }
   });
 
-  it('whole words go before merges where the model has it so', () => {
+  it('look up words before merging where the model does', () => {
     const whole = tokens.length - 1;
     for (const pre of ['llama-bpe', 'falcon3', 'tekken']) {
       expect(tokenizer(pre).encode(kWhole), pre).toEqual([0, whole]);
@@ -77,7 +77,7 @@ describe('pre-tokenizers of GGUF files', () => {
     }
   });
 
-  it("RoBERTa's frame stands around a text and between two, and its mask takes the space before it", () => {
+  it("add RoBERTa's special tokens around and between texts, and join <mask> with the space before it", () => {
     const roberta = tokenizer('roberta-bpe');
     const [a, b] = ['a', 'B'].map((text) => roberta.tokenId(text) as number);
     expect(roberta.encode('a')).toEqual([0, a, 2]);

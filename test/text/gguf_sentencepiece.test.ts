@@ -1,5 +1,5 @@
-// SentencePiece vocabularies inside GGUF files against plain definitions: BPE by scores with byte fallback, Unigram by the best
-// segmentation; what a space, a special token, an unknown byte does; what is refused.
+// SentencePiece vocabularies in GGUF files against plain definitions: BPE by scores with byte fallback, Unigram by the best
+// segmentation; spaces, special tokens, unknown bytes; refusals.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -46,7 +46,10 @@ const kSpecial: Piece[] = [
   { token: '</s>', score: 0, type: 3 },
 ];
 
-/** Llama's order: special tokens, bytes, pieces by rank, characters. `scale` > 1 makes neighbours in rank equals. */
+/**
+ * A vocabulary in Llama's order: special tokens, bytes, pieces by rank, characters. `scale` > 1 gives
+ * neighbours in rank equal scores.
+ */
 function spm(scale = 1): Piece[] {
   const made = [...new Set(merges.map(([a, b]) => a + b))];
   const normal = [...made, ...chars].map((token, rank) => ({
@@ -57,7 +60,7 @@ function spm(scale = 1): Piece[] {
   return [...kSpecial, ...bytePieces(), ...normal];
 }
 
-/** Text of what the vocabulary knows and of what it does not. */
+/** Texts of characters in the vocabulary and others. */
 const texts = fc
   .oneof(
     fc.string({
@@ -74,7 +77,7 @@ const texts = fc
 const runs = { numRuns: 400, seed: 20 };
 
 describe('a GGUF vocabulary of SentencePiece BPE', () => {
-  // A token beyond a word, better than all others: then no word stands alone.
+  // Tokens across words with the best scores, so that no word can be encoded alone.
   const across = ['t▁', 't▁t', 'e▁t'].map((token, i) => ({ token, score: 3 - i, type: 1 }));
 
   it.each([
@@ -99,7 +102,7 @@ describe('a GGUF vocabulary of SentencePiece BPE', () => {
     );
   });
 
-  it('gives the same ids when it is saved as a tokenizer.json', async () => {
+  it('gives the same ids after it is saved as a tokenizer.json', async () => {
     const tokenizer = Tokenizer.fromGguf(fields('llama', spm()));
     await tokenizer.savePretrained(join(folder, 'saved'));
     const saved = await Tokenizer.fromPretrained(join(folder, 'saved'));
@@ -114,7 +117,7 @@ describe('a GGUF vocabulary of SentencePiece BPE', () => {
     );
   });
 
-  it('puts a space before the text and behind every special token, and nowhere else', () => {
+  it('adds a space before the text and after every special token, and nowhere else', () => {
     const tokenizer = Tokenizer.fromGguf(fields('llama', spm()));
     const part = (text: string) => tokenizer.encode(text, { addSpecialTokens: false });
     expect(part('')).toEqual([]);
@@ -122,7 +125,7 @@ describe('a GGUF vocabulary of SentencePiece BPE', () => {
     expect(part('the</s>cat')).toEqual([...part('the'), 2, ...part('cat')]);
     expect(part('<s>the')).toEqual([1, ...part('the')]);
     expect(tokenizer.token(part('the')[0] as number)).toMatch(/^▁t/);
-    // As plain text it is characters.
+    // Plain text: the token is split into characters.
     expect(part('</s>')).toEqual([2]);
     expect(tokenizer.encode('</s>', bare)).not.toContain(2);
     expect(tokenizer.decode(tokenizer.encode(' the  cat '), { skipSpecialTokens: true })).toBe(
@@ -130,7 +133,7 @@ describe('a GGUF vocabulary of SentencePiece BPE', () => {
     );
   });
 
-  it('without the space in front, with runs of spaces as tokens: as Gemma has it', () => {
+  it("may have no space in front, and runs of spaces as tokens, like Gemma's", () => {
     const pieces = [
       ...spm(),
       { token: '  ', score: -1000, type: 4 },
@@ -153,7 +156,7 @@ describe('a GGUF vocabulary of SentencePiece BPE', () => {
     expect(tokenizer.decode([one as number, ...the])).toBe(' the');
   });
 
-  it("Phi-3's special tokens take the white space behind them", () => {
+  it("removes white space after Phi-3's special tokens", () => {
     const pieces = [...spm(), { token: '<|user|>', score: -1000, type: 3 }];
     const over = { 'general.architecture': 'phi3' };
     const tokenizer = Tokenizer.fromGguf(fields('llama', pieces, over));
@@ -161,7 +164,7 @@ describe('a GGUF vocabulary of SentencePiece BPE', () => {
     expect(tokenizer.encode('<s> the')).not.toEqual(tokenizer.encode('<s>the'));
   });
 
-  it('without byte tokens an unknown character is the unknown token', () => {
+  it('encodes an unknown character as the unknown token where it has no byte tokens', () => {
     const pieces = spm().filter(({ type }) => type !== 6);
     const tokenizer = Tokenizer.fromGguf(fields('llama', pieces));
     const [mark] = tokenizer.encode(' ', { addSpecialTokens: false });
@@ -169,7 +172,7 @@ describe('a GGUF vocabulary of SentencePiece BPE', () => {
     expect(tokenizer.encode('😀😀', bare).at(-1)).toBe(0);
   });
 
-  it('refuses what it cannot know', () => {
+  it('is refused where its settings are unknown or contradict each other', () => {
     const level = spm().map((piece) => ({ ...piece, score: -1000 }));
     expect(() => Tokenizer.fromGguf(fields('llama', level))).toThrow(UnsupportedError);
     expect(() => Tokenizer.fromGguf(fields('llama', level))).toThrow(
@@ -195,10 +198,10 @@ describe('a GGUF vocabulary of SentencePiece BPE', () => {
   });
 });
 
-/** T5's order: pad, end, unknown, pieces; then rows without a token. */
+/** A vocabulary in T5's order: padding, end, unknown, pieces; then unused rows. */
 function t5(): Piece[] {
   const made = [...new Set(merges.map(([a, b]) => a + b))];
-  // Log-probabilities without a pattern that ties could hide in.
+  // Irregular log-probabilities, so that no two segmentations have equal scores.
   const normal = [...made, ...chars].map((token, i) => ({
     token,
     score: Math.fround(-2 - 0.731 * Math.log1p(i) - 0.35 * ((i * 7919) % 13)),
@@ -223,7 +226,7 @@ const kT5 = {
 describe('a GGUF vocabulary of Unigram', () => {
   const words = (text: string) => text.split(' ').filter((word) => word !== '');
 
-  it('is the best segmentation of the text, its spaces collapsed', async () => {
+  it('gives the best segmentation of the text with its spaces collapsed', async () => {
     const pieces = t5();
     const tokenizer = Tokenizer.fromGguf(fields('t5', pieces, kT5));
     await tokenizer.savePretrained(join(folder, 't5'));
@@ -243,7 +246,7 @@ describe('a GGUF vocabulary of Unigram', () => {
     );
   });
 
-  it('keeps the spaces where the file says so', () => {
+  it('keeps the spaces where the file has this setting', () => {
     const pieces = t5();
     const over = { ...kT5, 'tokenizer.ggml.remove_extra_whitespaces': false };
     const tokenizer = Tokenizer.fromGguf(fields('t5', pieces, over));
@@ -256,7 +259,7 @@ describe('a GGUF vocabulary of Unigram', () => {
     );
   });
 
-  it('weighs an unknown character by the worst normal piece, not by rows without a token', () => {
+  it('scores an unknown character by the worst normal piece, and ignores unused rows', () => {
     const [q, qw, wx] = [-15, -2, -20].map((score, i) => ({
       token: ['q', 'qw', 'w☃'][i] as string,
       score,
@@ -264,13 +267,13 @@ describe('a GGUF vocabulary of Unigram', () => {
     })) as [Piece, Piece, Piece];
     const pieces = [...t5(), q, qw, wx];
     const tokenizer = Tokenizer.fromGguf(fields('t5', pieces, kT5));
-    // qw and an unknown character (-2 - 30) go before q and w☃ (-15 - 20).
+    // qw and an unknown character (-2 - 30) have a better score than q and w☃ (-15 - 20).
     const ids = tokenizer.encode('qw☃', bare);
     expect(ids.slice(1)).toEqual([pieces.indexOf(qw), 2]);
     expect(ids).toEqual(viterbi('▁qw☃', pieces, 2));
   });
 
-  it('applies the map of characters that the file holds', () => {
+  it('applies the character map of the file', () => {
     const map = Buffer.from(compiledMap({ '\t': ' ', '\n': ' ', Ａ: 'a', '①': '1' }), 'base64');
     for (const bytes of [new Uint8Array(map), new Int8Array(map)]) {
       const over = { ...kT5, 'tokenizer.ggml.precompiled_charsmap': bytes };
@@ -280,7 +283,7 @@ describe('a GGUF vocabulary of Unigram', () => {
     }
   });
 
-  it('knows its special tokens, and rows without a token', () => {
+  it('has special tokens, and unused rows that are no tokens', () => {
     const pieces = t5();
     const tokenizer = Tokenizer.fromGguf(fields('t5', pieces, kT5));
     expect([tokenizer.padId, tokenizer.eosId, tokenizer.unkId, tokenizer.bosId]).toEqual([

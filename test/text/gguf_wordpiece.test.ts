@@ -1,5 +1,5 @@
-// WordPiece vocabularies inside GGUF files: the ids of the tokenizer.json that they were made of, in both of the converter's
-// spellings, cased and uncased.
+// WordPiece vocabularies in GGUF files give the ids of the tokenizer.json that they were made from, in both versions of the
+// converter, cased and uncased.
 import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
@@ -24,7 +24,7 @@ const kOdd = [
   'x'.repeat(101),
 ];
 
-/** The same ids, alone and in pairs, and the same text back. */
+/** Checks that both give the same ids for a text and for a pair, and the same text when decoding. */
 function expectEqual(got: Tokenizer, want: Tokenizer, text: string, other: string): void {
   const ids = want.encode(text);
   expect(got.encode(text), JSON.stringify(text)).toEqual(ids);
@@ -92,7 +92,7 @@ describe('a WordPiece vocabulary in a GGUF file', () => {
     expect([got.bosId, got.eosId]).toEqual([null, null]);
   });
 
-  it('keeps capitals where the words have them, or the file says so', () => {
+  it('keeps capitals where the vocabulary has them, or the file has this setting', () => {
     const cased = wordPieceFields(tinyWordPieceJson([...kPieces, 'Good', 'É']));
     expect(Tokenizer.fromGguf(cased).encode('Good good É')).toEqual([2, 16, 6, 17, 3]);
     const said = { ...cased, 'tokenizer.ggml.normalizer.lowercase': true };
@@ -104,7 +104,7 @@ describe('a WordPiece vocabulary in a GGUF file', () => {
     expect(Tokenizer.fromGguf(kept).encode('Café')).toEqual([2, 16, 3]);
   });
 
-  it('tells the texts of a pair apart', () => {
+  it('gives the texts of a pair different segments', () => {
     const got = Tokenizer.fromGguf(wordPieceFields(tinyWordPieceJson(kPieces)));
     expect(got.encodePair('a film', 'good')).toEqual({
       ids: [2, 5, 8, 3, 6, 3],
@@ -113,7 +113,7 @@ describe('a WordPiece vocabulary in a GGUF file', () => {
     });
   });
 
-  it('names what is missing', () => {
+  it('is refused with the name of a missing key', () => {
     const json = tinyWordPieceJson(kPieces);
     const { 'tokenizer.ggml.seperator_token_id': _, ...rest } = wordPieceFields(json);
     const tokens = (rest['tokenizer.ggml.tokens'] as string[]).map((token) =>

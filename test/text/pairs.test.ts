@@ -1,4 +1,4 @@
-// WordPiece, sentence pairs and their cut: MiniLM's golden ids, and frames of every kind on a tiny vocabulary.
+// WordPiece, sentence pairs and their truncation: MiniLM's golden ids, and post-processors of every kind on a tiny vocabulary.
 import { readFileSync } from 'node:fs';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.ts';
@@ -39,7 +39,7 @@ describeShared('MiniLM tokenizer', [kModel, kGolden], () => {
     }
   });
 
-  it('knows the roles, and takes special tokens for text on request', () => {
+  it('has the special tokens, and reads them as text on request', () => {
     const { clsId, sepId, padId, maskId, unkId, bosId } = tokenizer;
     expect([clsId, sepId, padId, maskId, unkId, bosId]).toEqual([101, 102, 0, 103, 100, null]);
     const plain = tokenizer.encode('a [MASK] b', { parseSpecial: false });
@@ -48,7 +48,7 @@ describeShared('MiniLM tokenizer', [kModel, kGolden], () => {
   });
 });
 
-describe('the cut of a pair', () => {
+describe('the truncation of a pair', () => {
   const tokenizer = tinyWordPiece(['a', 'b']);
   const [a, b] = [5, 6];
   const texts = (n: number, m: number): [string, string] => [
@@ -57,7 +57,7 @@ describe('the cut of a pair', () => {
   ];
   const count = (ids: readonly number[], id: number) => ids.filter((x) => x === id).length;
 
-  // As Hugging Face's longest_first: [n, m, maxLength] -> tokens of a and b left (the frame takes 3).
+  // Hugging Face's longest_first: [n, m, maxLength] -> remaining tokens of a and b (3 more are special tokens).
   it.each([
     [2, 2, 7, 2, 2],
     [2, 5, 8, 2, 3],
@@ -78,26 +78,26 @@ describe('the cut of a pair', () => {
     expect(typeIds).toEqual([...Array(left + 2).fill(0), ...Array(right + 1).fill(1)]);
   });
 
-  it('cuts one text inside its frame', () => {
+  it('keeps the special tokens around a single text', () => {
     const { ids, cut } = tokenizer.encodePair('a a a a', null, { maxLength: 4 });
     expect(ids).toEqual([2, a, a, 3]);
     expect(cut).toBe(2);
   });
 
-  it('needs room for a token of text', () => {
+  it('is refused where no token of text would remain', () => {
     expect(() => tokenizer.encodePair('a', null, { maxLength: 2 })).toThrow(ArgumentError);
     expect(() => tokenizer.encodePair('a', 'b', { maxLength: 3 })).toThrow(
-      /maxLength 3 leaves no room beside 3 special tokens/,
+      /maxLength must be above 3, the number of special tokens, got 3/,
     );
     const bare = { maxLength: 1, addSpecialTokens: false };
     expect(tokenizer.encodePair('a a', null, bare).ids).toEqual([a]);
   });
 });
 
-describe('frames', () => {
+describe('special tokens around texts', () => {
   const pairOf = (config: unknown) => applyFrame(readFrame(config), [10], [20]);
 
-  it('no post-processor, or one for offsets alone: one text after the other', () => {
+  it('without a post-processor, or with one for offsets: none', () => {
     expect(pairOf(null)).toEqual({ ids: [10, 20], typeIds: [0, 0], cut: 0 });
     expect(pairOf({ type: 'ByteLevel' }).ids).toEqual([10, 20]);
   });
@@ -111,7 +111,7 @@ describe('frames', () => {
     });
   });
 
-  it('a template inside a sequence', () => {
+  it('of a template inside a sequence of post-processors', () => {
     const sequence = (id: string, type_id: number) => ({ Sequence: { id, type_id } });
     const special = { SpecialToken: { id: 'x', type_id: 1 } };
     const template = {
@@ -124,7 +124,7 @@ describe('frames', () => {
     expect(pairOf(whole)).toEqual({ ids: [20, 7, 8, 10], typeIds: [1, 1, 1, 0], cut: 0 });
   });
 
-  it('refuses what it does not know', () => {
+  it('of an unknown post-processor are refused', () => {
     expect(() => readFrame({ type: 'Other' })).toThrow(UnsupportedError);
     expect(() => readFrame({ type: 'BertProcessing', cls: ['x', 1] })).toThrow(/no id for sep/);
     const template = {

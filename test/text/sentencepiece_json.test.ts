@@ -1,5 +1,5 @@
-// SentencePiece tokenizers as tokenizer.json files hold them: BPE with byte fallback (Llama 2, Mistral, Gemma, Phi-3), and
-// Unigram as T5 ships it, against plain definitions.
+// SentencePiece tokenizers in tokenizer.json files, against plain definitions: BPE with byte fallback (Llama 2, Mistral, Gemma,
+// Phi-3), and T5's Unigram.
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
@@ -70,7 +70,7 @@ function bpe(prefix: boolean): Tokenizer {
   );
 }
 
-/** The pair that stands first in the list is joined, the leftmost of its places, until no pair is in the list. */
+/** BPE by the list of merges: repeatedly joins the leftmost occurrence of the pair that comes first in the list. */
 function joinedByList(text: string): string[] {
   const rank = new Map(merges.map(([a, b], i) => [`${a}\0${b}`, i]));
   const symbols = Array.from(text);
@@ -130,14 +130,14 @@ describe('SentencePiece BPE', () => {
     );
   });
 
-  it('decodes bytes that are no character to U+FFFD, and a byte order mark to itself', () => {
+  it('decodes invalid bytes to U+FFFD, and a byte order mark to itself', () => {
     const byte = (value: number) => 3 + value;
     expect(bpe(false).decode([byte(0xe4), byte(0xb8)])).toBe('\ufffd');
     expect(bpe(false).decode([byte(0xef), byte(0xbb), byte(0xbf), byte(0x41)])).toBe('\ufeffA');
   });
 });
 
-describe('Unigram as T5 ships it', () => {
+describe("T5's Unigram", () => {
   const pieces: Piece[] = [
     { token: '<pad>', score: 0, type: 3 },
     { token: '</s>', score: 0, type: 3 },
@@ -149,7 +149,7 @@ describe('Unigram as T5 ships it', () => {
     })),
   ];
 
-  it('is the best segmentation of every word', () => {
+  it('gives the best segmentation of every word', () => {
     const tokenizer = Tokenizer.fromJson({
       version: '1.0',
       added_tokens: pieces
@@ -174,7 +174,7 @@ describe('Unigram as T5 ships it', () => {
         vocab: pieces.map(({ token, score }) => [token, score]),
       },
     });
-    // White space is what Python's split takes; texts with other kinds are another test's affair.
+    // The definition splits at spaces and line breaks alone; another test has other white space.
     const plain = texts.filter((text) => !/[^\S \n]|\p{Cc}(?<!\n)/u.test(text));
     fc.assert(
       fc.property(plain, (text) => {

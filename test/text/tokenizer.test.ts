@@ -48,7 +48,7 @@ describeShared('SmolLM2 tokenizer', [kGguf, kTokens, kJson], () => {
     }
   });
 
-  it('reads special tokens as text on request', () => {
+  it('encodes special tokens as text on request', () => {
     const cases = golden.strings.filter((s) => s.ids_no_special);
     expect(cases.length).toBeGreaterThan(5);
     for (const { text, ids, ids_no_special } of golden.strings) {
@@ -58,7 +58,7 @@ describeShared('SmolLM2 tokenizer', [kGguf, kTokens, kJson], () => {
     }
   });
 
-  it('finds the vocabulary inside a GGUF file, and prefers a tokenizer.json beside it', async () => {
+  it('reads the vocabulary of a GGUF file, unless there is a tokenizer.json beside it', async () => {
     const inside = await Tokenizer.fromPretrained(dirname(sharedPath(kGguf)));
     const { text, ids, ids_hf_tokenizers } = golden.missing_byte_strings[0] as Required<
       Golden['missing_byte_strings'][0]
@@ -71,7 +71,7 @@ describeShared('SmolLM2 tokenizer', [kGguf, kTokens, kJson], () => {
       await copyFile(sharedPath(kJson), join(folder, 'tokenizer.json'));
       const beside = await Tokenizer.fromPretrained(join(folder, 'model.gguf'));
       expect(beside.encode(text)).toEqual(ids_hf_tokenizers);
-      // tokenizer.json knows no roles and no chats: those come from the GGUF.
+      // tokenizer.json has no special ids and no chat template: they come from the GGUF file.
       expect(beside.eosId).toBe(2);
       const chat = golden.chats[0] as Golden['chats'][0];
       expect(beside.renderChat(chat.messages, { addGenerationPrompt: true })).toBe(chat.text);
@@ -86,7 +86,7 @@ describeShared('SmolLM2 tokenizer', [kGguf, kTokens, kJson], () => {
     const folder = await mkdtemp(join(tmpdir(), 'balora-tokenizer-'));
     try {
       await fromGguf.savePretrained(folder);
-      await fromGguf.savePretrained(folder); // what is there is left alone
+      await fromGguf.savePretrained(folder); // existing files are kept
       const saved = await Tokenizer.fromPretrained(folder);
       for (const { text, ids } of golden.strings) expect(saved.encode(text), text).toEqual(ids);
       for (const { messages, text, add_generation_prompt } of golden.chats) {
@@ -105,7 +105,7 @@ describeShared('SmolLM2 tokenizer', [kGguf, kTokens, kJson], () => {
     }
   });
 
-  it('treats bytes without a token as the runtime of each source does', () => {
+  it('treats bytes without a token like the runtime of each format', () => {
     for (const { text, ids, ids_hf_tokenizers } of golden.missing_byte_strings) {
       expect(fromGguf.encode(text), JSON.stringify(text)).toEqual(ids);
       expect(fromFile.encode(text), JSON.stringify(text)).toEqual(ids_hf_tokenizers);
@@ -120,14 +120,14 @@ describeShared('SmolLM2 tokenizer', [kGguf, kTokens, kJson], () => {
     }
   });
 
-  it('knows its special ids', () => {
+  it('has the special ids', () => {
     expect([fromGguf.bosId, fromGguf.eosId, fromGguf.padId, fromGguf.unkId]).toEqual([1, 2, 2, 0]);
     expect(fromGguf.vocabSize).toBe(49152);
     expect(fromGguf.specialIds.size).toBe(17);
     expect(fromGguf.specialIds.has(16) && !fromGguf.specialIds.has(17)).toBe(true);
   });
 
-  it('decodes what it encodes, and joins token bytes to the text', () => {
+  it('decodes encoded text, which is the concatenation of its tokens’ bytes', () => {
     for (const { text, ids } of golden.strings) {
       if (dropsBytes(text)) continue;
       expect(fromGguf.decode(ids), JSON.stringify(text)).toBe(text);
@@ -137,7 +137,7 @@ describeShared('SmolLM2 tokenizer', [kGguf, kTokens, kJson], () => {
     expect(fromGguf.decode([1, 520, 9531, 2], { skipSpecialTokens: true })).toBe('assistant');
   });
 
-  it('round-trips arbitrary text without dropped bytes, and agrees between sources', () => {
+  it('round-trips arbitrary text, with the same ids from both formats', () => {
     const clean = fc.string({ unit: 'binary', maxLength: 60 }).filter((text) => !dropsBytes(text));
     fc.assert(
       fc.property(clean, (text) => {
@@ -163,7 +163,7 @@ describeShared('WordPiece tokenizer', ['models/all-minilm-l6-v2', 'golden/nlu'],
 });
 
 describe('Tokenizer', () => {
-  it('reads a Hugging Face folder with its roles and chat template', async () => {
+  it('reads a Hugging Face folder with special tokens and chat template', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'balora-tokenizer-'));
     try {
       await writeFile(join(folder, 'tokenizer.json'), JSON.stringify(tinyTokenizerJson()));
@@ -188,7 +188,7 @@ describe('Tokenizer', () => {
     }
   });
 
-  it('leaves GGUF files beside a whole model alone', async () => {
+  it('does not read GGUF files beside a complete model folder', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'balora-tokenizer-'));
     try {
       await writeFile(join(folder, 'tokenizer.json'), JSON.stringify(tinyTokenizerJson()));
@@ -203,10 +203,10 @@ describe('Tokenizer', () => {
     }
   });
 
-  it('is saved under another name first, so that it is there whole or not at all', async () => {
+  it('is saved under a temporary name first, so that the file is complete or absent', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'balora-tokenizer-'));
     try {
-      // A rename replaces a link; a file opened for writing would leave it, or be written through it.
+      // A rename replaces the link, while an opened file would be written through it.
       const path = join(folder, 'tokenizer.json');
       await symlink(join(folder, 'nowhere'), path);
       const tokenizer = Tokenizer.fromJson(tinyTokenizerJson(), tinyTokenizerConfig());
@@ -236,7 +236,7 @@ describe('Tokenizer', () => {
     }
   });
 
-  it('splits numbers and white space by Unicode, as the original does', () => {
+  it('splits numbers and white space by Unicode, like the original', () => {
     const tokenizer = Tokenizer.fromJson(
       tinyTokenizerJson({
         pre_tokenizer: {
@@ -246,7 +246,7 @@ describe('Tokenizer', () => {
             { type: 'ByteLevel', add_prefix_space: false, use_regex: true },
           ],
         },
-        // A merge of a space with the first byte of U+0661 or U+0085 would only happen inside one pre-token.
+        // The merge of a space with the first byte of U+0661 or U+0085 applies only where both are in one pre-token.
         merges: [
           ['Ġ', 'Ù'],
           ['Ġ', 'Â'],
@@ -259,7 +259,7 @@ describe('Tokenizer', () => {
     expect(tokens(' \u00a2')[0]).toBe('ĠÂ');
   });
 
-  it('refuses what it does not know', () => {
+  it('refuses unknown parts of tokenizer.json', () => {
     const metadata = (over: Record<string, unknown>) => ({
       'tokenizer.ggml.model': 'gpt2',
       'tokenizer.ggml.pre': 'smollm',
@@ -278,7 +278,9 @@ describe('Tokenizer', () => {
     expect(bad({ 'tokenizer.ggml.tokens': undefined })).toThrow(FormatError);
     expect(bad({ 'tokenizer.ggml.token_type': [1] })).toThrow(/1 entries, tokens 3/);
     expect(bad({ 'tokenizer.ggml.eos_token_id': 7 })).toThrow(/outside the vocabulary/);
-    expect(bad({ 'tokenizer.ggml.merges': ['ab'] })).toThrow(/merges\[0\] is not two tokens/);
+    expect(bad({ 'tokenizer.ggml.merges': ['ab'] })).toThrow(
+      /merges\[0\] must be two tokens, got 'ab'; put .* tokenizer.json beside/,
+    );
     expect(bad({ 'tokenizer.ggml.add_bos_token': true })).toThrow(/bos_token_id is missing/);
     const framed = Tokenizer.fromGguf(
       metadata({

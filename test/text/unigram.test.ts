@@ -1,5 +1,5 @@
-// SentencePiece's Unigram as tokenizer.json holds it: the best segmentation by exhaustive search, the compiled character map on a
-// trie built here, marks for spaces, unknown characters, byte fallback.
+// SentencePiece's Unigram in tokenizer.json: the best segmentation against exhaustive search, the compiled character map on a trie
+// built here, marks for spaces, unknown characters, byte fallback.
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { FormatError } from '../../lib/errors.ts';
@@ -54,7 +54,7 @@ function unigram(
   });
 }
 
-/** The segmentation of the highest score; an unknown character costs 10 more than the worst piece. */
+/** The segmentation with the highest score; an unknown character has a score 10 below the worst piece. */
 function best(word: string): { score: number; ids: number[] } {
   if (word === '') return { score: 0, ids: [] };
   const worst = Math.min(...kPieces.map(([, score]) => score)) - 10;
@@ -75,7 +75,7 @@ function best(word: string): { score: number; ids: number[] } {
 }
 
 describe('Unigram', () => {
-  it('is the best segmentation of every word', () => {
+  it('gives the best segmentation of every word', () => {
     const tokenizer = unigram();
     const words = fc.array(
       fc.string({ unit: fc.constantFrom('a', 'b', 'c', 'd', 'é'), maxLength: 7 }),
@@ -94,13 +94,13 @@ describe('Unigram', () => {
     );
   });
 
-  it('adds its frame, and reads it back', () => {
+  it('adds its special tokens, and decodes them', () => {
     const tokenizer = unigram();
     expect(tokenizer.encode('ab')).toEqual([11, 1]);
     expect(tokenizer.decode([10, 5])).toBe('ab');
   });
 
-  it('unknown characters of one word are one token, those of two words are two', () => {
+  it('joins adjacent unknown characters of a word into one token', () => {
     expect(unigram().encode('xyz', { addSpecialTokens: false })).toEqual([3, kUnknown]);
     expect(unigram().encode('xy z', { addSpecialTokens: false })).toEqual([
       3,
@@ -110,12 +110,12 @@ describe('Unigram', () => {
     ]);
   });
 
-  it('reads the older spelling add_prefix_space', () => {
+  it('accepts the older setting add_prefix_space', () => {
     const preTokenizer = { type: 'Metaspace', replacement: '▁', add_prefix_space: false };
     expect(unigram({ preTokenizer }).encode('b a', { addSpecialTokens: false })).toEqual([5, 10]);
   });
 
-  it('byte fallback writes an unknown character as its bytes', () => {
+  it('encodes an unknown character as its bytes with byte fallback', () => {
     const bytes = Array.from({ length: 256 }, (_, byte): [string, number] => [
       `<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`,
       -20,
@@ -129,25 +129,25 @@ describe('Unigram', () => {
 describe('compiled character maps', () => {
   const source = compiledMap({ '①': '1', ﬁ: 'fi', '\u00ad': '', é: 'E', '\u0301': '!', '\t': ' ' });
 
-  it('replaces what they hold, and nothing else', () => {
+  it('replace only their own characters', () => {
     const map = new PrecompiledMap(source);
     expect(map.normalize('a①b')).toBe('a1b');
     expect(map.normalize('ﬁne\tsoft\u00adhyphen')).toBe('fine softhyphen');
-    // NFKC would change both; this map does not know them.
+    // NFKC would change both, which are not in this map.
     expect(map.normalize('② Ａ')).toBe('② Ａ');
   });
 
-  it('takes a grapheme whole if it knows it, else character by character', () => {
+  it('replace a known grapheme as a whole, others character by character', () => {
     const map = new PrecompiledMap(source);
     expect(map.normalize('é')).toBe('E');
     expect(map.normalize('e\u0301')).toBe('e!');
-    // A grapheme that only begins with a known sequence is replaced whole, as in Hugging Face's tokenizers.
+    // A grapheme that begins with a known sequence is replaced completely, as in Hugging Face's tokenizers.
     expect(map.normalize('é\u0302')).toBe('E');
-    // From 6 bytes on only its characters are looked up.
+    // In a grapheme of 6 bytes or more only the characters are looked up.
     expect(map.normalize('é\u0302\u0302')).toBe('E\u0302\u0302');
   });
 
-  it('stands in the tokenizer where tokenizer.json says Precompiled', () => {
+  it('are used for the normalizer Precompiled of tokenizer.json', () => {
     const normalizer = {
       type: 'Sequence',
       normalizers: [{ type: 'Precompiled', precompiled_charsmap: compiledMap({ '①': 'ab' }) }],
@@ -156,9 +156,9 @@ describe('compiled character maps', () => {
     expect(mapped.encode('①')).toEqual(plain.encode('ab'));
   });
 
-  it('a map cut short is refused', () => {
+  it('are refused where they are truncated', () => {
     expect(() => new PrecompiledMap('AAAA')).toThrow(FormatError);
     const cut = Buffer.from(source, 'base64').subarray(0, 100).toString('base64');
-    expect(() => new PrecompiledMap(cut)).toThrow(/claims a trie of/);
+    expect(() => new PrecompiledMap(cut)).toThrow(/but its trie should have/);
   });
 });

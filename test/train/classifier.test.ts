@@ -1,4 +1,4 @@
-// Training a classifier on a tiny bert: what it learns, windows, the best step, resuming, the warm-up of the head, bad input.
+// Training a classifier on a tiny bert: learning, accumulation, the best step, resuming, the warm-up of the head, bad input.
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -92,7 +92,7 @@ describe('training', () => {
     expect(await accuracyOf(again.model)).toBe(1);
   });
 
-  it('full fine-tuning has a teacher with the same head', async () => {
+  it('by full fine-tuning has a teacher with the same head', async () => {
     const [model, teacher] = [await tinyClassifier({ trainable: true }), await tinyClassifier()];
     const { records } = await run(new FullModel(model, { teacher }), {
       regularizers: kBaLora,
@@ -102,7 +102,7 @@ describe('training', () => {
     expect(records[2]?.consistency).toBeGreaterThan(0);
   });
 
-  it('the same step from one micro-batch of 8 and 8 of 1, diversity and svd aside', async () => {
+  it('takes the same step from one micro-batch of 8 and 8 of 1, except for diversity and svd', async () => {
     const regularizers = {
       ...kBaLora,
       diversityWeight: 0,
@@ -142,11 +142,11 @@ describe('training', () => {
     });
   });
 
-  it("trains by the 2024 code's consistency term", async () => {
+  it('supports the consistency term of the 2024 code', async () => {
     const regularizers = { ...kBaLora, variant: '2024' as const };
     const { records } = await run(await adapted(), { regularizers, maxSteps: 3 });
     const { records: others } = await run(await adapted(), { regularizers: kBaLora, maxSteps: 3 });
-    // Both start from the teacher; rows of unit length are at most 2 apart, so the mean over 3 outputs is at most 4 / 3.
+    // Both terms start at 0. Rows of unit length have a distance of at most 2, so that the mean over 3 outputs is at most 4 / 3.
     expect(records[0]?.consistency).toBeCloseTo(0, 6);
     expect(records[0]?.taskLoss).toBe(others[0]?.taskLoss);
     expect(records[2]?.consistency).toBeGreaterThan(0);
@@ -154,13 +154,13 @@ describe('training', () => {
     expect(records[2]?.consistency).not.toBeCloseTo(others[2]?.consistency as number, 4);
   });
 
-  it('says once what a term cannot be', async () => {
+  it('warns once of a term that is skipped', async () => {
     const { events } = await run(await adapted(), { regularizers: kBaLora, maxSteps: 3 });
     const codes = events.flatMap((event) => (event.type === 'warning' ? [event.code] : []));
     expect(codes).toEqual(['dropout_not_applied', 'nlu_svd_clamped']);
   });
 
-  it('regression and several labels', async () => {
+  it('learns regression and multi-label classification', async () => {
     const numbers = tinyRows(16).map(({ text, label }) => ({ text, label: label / 2 - 0.5 }));
     const flags = tinyRows(16).map(({ text, label }) => ({
       text,
@@ -195,7 +195,7 @@ describe('the best step', () => {
   it.each(['on disk', 'in memory'])('is kept %s, exported and reported', async (where) => {
     const tuned = await adapted();
     const output = join(folder, 'best');
-    // A rate that wrecks the model later on.
+    // This learning rate makes the model worse later on.
     const { result, events } = await run(tuned, {
       ...(await options()),
       learningRate: 0.02,
@@ -220,57 +220,76 @@ describe('the best step', () => {
     }
   });
 
-  it('the default is accuracy; an unknown metric is named', async () => {
+  it('is chosen by accuracy by default; an unknown metric is refused', async () => {
     const { result } = await run(await adapted(), await options());
     expect(result.best?.metric).toBe('accuracy');
     const wrong = run(await adapted(), { ...(await options()), metricForBestModel: 'pearson' });
-    await expect(wrong).rejects.toThrow(/no pearson \(it has loss, accuracy, matthews/);
+    await expect(wrong).rejects.toThrow(/no pearson; choose one of loss, accuracy, matthews/);
     const without = run(await adapted(), { maxSteps: 1, metricForBestModel: 'loss' });
     await expect(without).rejects.toThrow('metricForBestModel needs evalData');
   });
 
-  it.each(['matthews', 'f1Binary', 'f1AccuracyMean'] as const)('by %s', async (metric) => {
-    const rows = (n: number) => tinyRows(n).map(({ text, label }) => ({ text, label: label % 2 }));
-    const make = (n: number) =>
-      LabelledBatches.create(arrayRows(rows(n)), tinyClassifierTokenizer(), { batchSize: 10 });
-    const tuned = await AdapterModel.create(await tinyClassifier({ numLabels: 2, newHead: true }), {
-      r: 4,
-    });
-    const { result, events } = await run(tuned, {
-      ...(await options()),
-      ...{ data: await make(24), evalData: await make(30), metricForBestModel: metric },
-    });
-    const found = events.flatMap((event) =>
-      event.type === 'evaluation' && 'metrics' in event.result
-        ? [[event.step, (event.result.metrics as ClassificationMetrics)[metric] as number] as const]
-        : [],
-    );
-    const [step, value] = found.reduce((best, one) => (one[1] > best[1] ? one : best));
-    expect(found).toHaveLength(4);
-    expect(result.best).toEqual({ step, metric, value });
-  });
-
-  it.each(['pearson', 'spearman', 'pearsonSpearmanMean'] as const)('by %s', async (metric) => {
-    const rows = tinyRows(24).map(({ text, label }) => ({ text, label: label / 2 - 0.5 }));
-    const make = () =>
-      LabelledBatches.create(arrayRows(rows), tinyClassifierTokenizer(), {
-        ...{ batchSize: 8, problemType: 'regression' as const },
+  it.each(['matthews', 'f1Binary', 'f1AccuracyMean'] as const)(
+    'can be chosen by %s',
+    async (metric) => {
+      const rows = (n: number) =>
+        tinyRows(n).map(({ text, label }) => ({ text, label: label % 2 }));
+      const make = (n: number) =>
+        LabelledBatches.create(arrayRows(rows(n)), tinyClassifierTokenizer(), { batchSize: 10 });
+      const tuned = await AdapterModel.create(
+        await tinyClassifier({ numLabels: 2, newHead: true }),
+        {
+          r: 4,
+        },
+      );
+      const { result, events } = await run(tuned, {
+        ...(await options()),
+        ...{ data: await make(24), evalData: await make(30), metricForBestModel: metric },
       });
-    const model = await tinyClassifier({ numLabels: 1, problemType: 'regression', newHead: true });
-    const { result, events } = await run(await AdapterModel.create(model, { r: 4 }), {
-      ...(await options()),
-      ...{ data: await make(), evalData: await make(), metricForBestModel: metric },
-    });
-    const found = events.flatMap((event) =>
-      event.type === 'evaluation' && 'metrics' in event.result
-        ? [[event.step, (event.result.metrics as RegressionMetrics)[metric] as number] as const]
-        : [],
-    );
-    const [step, value] = found.reduce((best, one) => (one[1] > best[1] ? one : best));
-    expect(result.best).toEqual({ step, metric, value });
-  });
+      const found = events.flatMap((event) =>
+        event.type === 'evaluation' && 'metrics' in event.result
+          ? [
+              [
+                event.step,
+                (event.result.metrics as ClassificationMetrics)[metric] as number,
+              ] as const,
+            ]
+          : [],
+      );
+      const [step, value] = found.reduce((best, one) => (one[1] > best[1] ? one : best));
+      expect(found).toHaveLength(4);
+      expect(result.best).toEqual({ step, metric, value });
+    },
+  );
 
-  describe('with a value that is undefined', () => {
+  it.each(['pearson', 'spearman', 'pearsonSpearmanMean'] as const)(
+    'can be chosen by %s',
+    async (metric) => {
+      const rows = tinyRows(24).map(({ text, label }) => ({ text, label: label / 2 - 0.5 }));
+      const make = () =>
+        LabelledBatches.create(arrayRows(rows), tinyClassifierTokenizer(), {
+          ...{ batchSize: 8, problemType: 'regression' as const },
+        });
+      const model = await tinyClassifier({
+        numLabels: 1,
+        problemType: 'regression',
+        newHead: true,
+      });
+      const { result, events } = await run(await AdapterModel.create(model, { r: 4 }), {
+        ...(await options()),
+        ...{ data: await make(), evalData: await make(), metricForBestModel: metric },
+      });
+      const found = events.flatMap((event) =>
+        event.type === 'evaluation' && 'metrics' in event.result
+          ? [[event.step, (event.result.metrics as RegressionMetrics)[metric] as number] as const]
+          : [],
+      );
+      const [step, value] = found.reduce((best, one) => (one[1] > best[1] ? one : best));
+      expect(result.best).toEqual({ step, metric, value });
+    },
+  );
+
+  describe('with an undefined value of the metric', () => {
     const evaluation = (loss: number, metrics: object) =>
       ({ loss, metrics }) as unknown as ClassifierEvaluation;
 
@@ -298,17 +317,17 @@ describe('the best step', () => {
       }
     });
 
-    it('a score that three classes have not is an error, not the first step', async () => {
+    it('is an error, not the first step, by a metric that three classes do not have', async () => {
       for (const metric of ['f1Binary', 'f1AccuracyMean'] as const) {
         const wrong = run(await adapted(), { ...(await options()), metricForBestModel: metric });
         await expect(wrong).rejects.toThrow(
-          new RegExp(`no ${metric} \\(it has loss, accuracy, matthews, f1Macro`),
+          new RegExp(`no ${metric}; choose one of loss, accuracy, matthews, f1Macro`),
         );
       }
     });
   });
 
-  it('survives a stop: a resumed run ends as an unbroken one', async () => {
+  it('is the same after a stop and resume', async () => {
     const controller = new AbortController();
     const output = join(folder, 'stopped');
     const shared = { ...(await options()), regularizers: kBaLora, maxSteps: 8 };
@@ -334,7 +353,7 @@ describe('the best step', () => {
 });
 
 describe('the warm-up of the head', () => {
-  it('trains the head alone, from the model as it is; the teacher has it too', async () => {
+  it('trains only the head, on the unchanged model, and the teacher has it, too', async () => {
     const model = await tinyClassifier({ newHead: true });
     const trunk = values(model.parameters()[0] as never);
     const data = await tinyLabelled(30, { batchSize: 8 });
@@ -356,7 +375,7 @@ describe('the warm-up of the head', () => {
     });
   });
 
-  it('takes the examples in the order of seed 42 where none is given', async () => {
+  it('uses the order of examples of the default seed 42', async () => {
     const data = await tinyLabelled(30, { batchSize: 8 });
     const headOf = async (seed?: number) => {
       const model = await tinyClassifier({ newHead: true });
@@ -369,14 +388,14 @@ describe('the warm-up of the head', () => {
     expect(head).not.toEqual(await headOf(0));
   });
 
-  it('copyHead gives a second model the same one', async () => {
+  it('copyHead copies the head to a second model', async () => {
     const [one, two] = [await tinyClassifier({ newHead: true, seed: 1 }), await tinyClassifier()];
     copyHead(one, two);
     const batch = (await tinyLabelled(4)).collate([0, 1, 2, 3]);
     const [a, b] = [one, two].map((model) => values(noGrad(() => logitsOf(model, batch))));
     expect(a).toEqual(b);
     const other = await tinyClassifier({ newHead: true, numLabels: 2 });
-    expect(() => copyHead(one, other)).toThrow(/classifier.weight is not the same/);
+    expect(() => copyHead(one, other)).toThrow(/classifier.weight must have the same shape/);
   });
 
   it('refuses options out of range', async () => {
@@ -388,18 +407,18 @@ describe('the warm-up of the head', () => {
 });
 
 describe('bad input', () => {
-  it('labels that are not those of the model', async () => {
+  it('of labels that differ from those of the model', async () => {
     const data = await LabelledBatches.create(
       arrayRows(tinyRows(8).map(({ text }) => ({ text, label: 0.5 }))),
       tinyClassifierTokenizer(),
       { problemType: 'regression' },
     );
     await expect(run(await adapted(), { data, maxSteps: 1 })).rejects.toThrow(
-      "labels: the data's are not those of single_label_classification",
+      'labels: the labels of the data do not fit single_label_classification; make the data with that',
     );
   });
 
-  it('a sequence longer than the position table', async () => {
+  it('of a sequence longer than the position table', async () => {
     const rows = [{ text: Array(40).fill('film').join(' '), label: 0 }];
     const data = await LabelledBatches.create(arrayRows(rows), tinyClassifierTokenizer(), {
       numLabels: 3,
@@ -409,7 +428,7 @@ describe('bad input', () => {
     );
   });
 
-  it('a head with another number of labels, in the checkpoint and in an adapter', async () => {
+  it('of a head with another number of labels, in the checkpoint and in an adapter', async () => {
     await expect(tinyClassifier({ numLabels: 2 })).rejects.toThrow(
       /has 3 labels, numLabels asks for 2/,
     );
@@ -421,7 +440,7 @@ describe('bad input', () => {
     );
   });
 
-  it('held-out data that derived other labels', async () => {
+  it('of held-out data with other label names', async () => {
     const tokenizer = tinyClassifierTokenizer();
     const names = ['bad', 'so', 'good'];
     const make = (rows: ReturnType<typeof tinyRows>, options: LabelledOptions = {}) => {
@@ -430,12 +449,12 @@ describe('bad input', () => {
     };
     const data = await make(tinyRows(12));
     expect(data.scheme.names).toEqual(['bad', 'good', 'so']);
-    // Without a "good" row the held-out "so" would be id 1.
+    // The held-out data lacks the label "good", so that its "so" would be id 1.
     const rows = tinyRows(12).filter(({ label }) => label !== 2);
     const tuned = await adapted();
     await expect(run(tuned, { data, evalData: await make(rows), maxSteps: 1 })).rejects.toThrow(
       'evalData: its labels do not mean what those of data mean (numLabels 2, data has 3; ' +
-        'names bad, so, data has bad, good, so): make both with the same numLabels, problemType and labelNames',
+        'names bad, so, data has bad, good, so); make both with the same numLabels, problemType and labelNames',
     );
     const swapped = await make(tinyRows(12), { labelNames: names });
     await expect(run(tuned, { data, evalData: swapped, maxSteps: 1 })).rejects.toThrow(
@@ -449,7 +468,7 @@ describe('bad input', () => {
     );
   });
 
-  it("names in another order than the head's", async () => {
+  it("of names in another order than the head's", async () => {
     const labelNames = ['good', 'bad', 'so'];
     const model = await tinyClassifier({ labelNames });
     const named = tinyRows(12).map(({ text, label }) => ({
@@ -460,7 +479,7 @@ describe('bad input', () => {
       LabelledBatches.create(arrayRows(named), tinyClassifierTokenizer(), options);
     const tuned = await AdapterModel.create(model, { r: 2, targetModules: ['query'] });
     await expect(run(tuned, { data: await make({}), maxSteps: 1 })).rejects.toThrow(
-      "data: its label ids stand for bad, good, so, those of the model's head for good, bad, so: make it with " +
+      "data: its label ids stand for bad, good, so, those of the model's head for good, bad, so; make it with " +
         'labelNames: model.labelNames',
     );
     const data = await make({ labelNames: model.labelNames });
@@ -471,22 +490,22 @@ describe('bad input', () => {
       {},
     );
     await expect(run(tuned, { data: spam, maxSteps: 1 })).rejects.toThrow(
-      "stand for bad mail, good mail, so mail, those of the model's head for good, bad, so: load the model with newHead",
+      "stand for bad mail, good mail, so mail, those of the model's head for good, bad, so; load the model with newHead",
     );
   });
 
-  it("a loss of one's own, which a classifier has not", async () => {
+  it('of a custom loss, which a classifier does not support', async () => {
     const loss = () => {
       throw new Error('must not be called');
     };
     await expect(run(await adapted(), { loss, maxSteps: 1 } as object)).rejects.toThrow(
-      "loss: a loss of one's own is for language models",
+      'loss: a classifier takes no custom loss; leave it out',
     );
     const none = await run(await adapted(), { loss: undefined, maxSteps: 1 } as object);
     expect(none.records).toHaveLength(1);
   });
 
-  it('a consistency weight without a teacher; adaptive for regression', async () => {
+  it('of a consistency weight without a teacher, and of the adaptive schedule for regression', async () => {
     const full = new FullModel(await tinyClassifier({ trainable: true }));
     await expect(run(full, { regularizers: kBaLora, maxSteps: 1 })).rejects.toThrow(/frozen copy/);
     const model = await tinyClassifier({ numLabels: 1, problemType: 'regression', newHead: true });

@@ -1,5 +1,5 @@
-// A loss of the user's own, written with the public plain losses or the fused ones, against the built-in terms on a golden llama, and on a gemma2,
-// whose logits are soft-capped.
+// Custom losses, written with the public plain losses or the fused ones, against the built-in terms, on a golden llama and on a
+// gemma2, whose logits are soft-capped.
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../../lib/adapters/config.ts';
@@ -26,7 +26,7 @@ const kCapped = fixturePath('architectures/gemma2/model');
 const kWeights = { consistency: 0.4, diversity: 0.05, svd: 0.2 };
 const kTerms = { temperature: 2, entropyTopK: 5, svdTopK: 3 };
 
-/** Two sequences; some rows are not supervised, so that the terms' rows are not all rows. */
+/** Two sequences with unsupervised rows, so that the terms do not use all rows. */
 const kBatch = {
   inputIds: Int32Array.of(3, 9, 14, 20, 5, 7, 11, 2, 30, 8),
   targets: Int32Array.of(-100, 14, 20, 5, -100, -100, 2, 30, 8, -100),
@@ -77,7 +77,7 @@ function ownFused(context: LossContext, gram: HeadGram): LossResult {
   return { loss: add(loss, mul(svd, kWeights.svd)), metrics: { ...metrics, svd: svd.detach() } };
 }
 
-/** Plain gradient descent without clipping: the parameters after n steps are those before less the sum of the gradients. */
+/** Trains by plain gradient descent without clipping, so that the change of the parameters is the sum of the gradients. */
 async function run(
   config: LoraConfigInput,
   more: Partial<TrainerOptions> | ((model: CausalLM) => Partial<TrainerOptions>),
@@ -141,7 +141,7 @@ type Run = Awaited<ReturnType<typeof run>>;
 function expectEqual(mine: Run, builtIn: Run): void {
   builtIn.records.forEach((record, i) => {
     const found = mine.records[i] as StepRecord;
-    // Both add up in f32, in different orders: what is larger than 1 is compared by its own size.
+    // Both sum in f32, in different orders, so that values above 1 are compared relatively.
     expect(found.loss / record.loss).toBeCloseTo(1, 5);
     expect(found.gradNorm / record.gradNorm).toBeCloseTo(1, 4);
     expect((found.custom?.task as number) / record.taskLoss).toBeCloseTo(1, 5);
@@ -149,7 +149,7 @@ function expectEqual(mine: Run, builtIn: Run): void {
     expect(found.custom?.diversity).toBeCloseTo(record.diversity as number, 5);
     expect(found.custom?.svd).toBeCloseTo(record.svd as number, 5);
   });
-  // The terms took part: the student has left the teacher.
+  // The terms matter: the student differs from the teacher.
   expect(builtIn.records.at(-1)?.consistency).toBeGreaterThan(1e-4);
   mine.state.forEach(([name, values], i) => {
     const [other, expected] = builtIn.state[i] as (typeof builtIn.state)[number];
@@ -158,7 +158,7 @@ function expectEqual(mine: Run, builtIn: Run): void {
       (most, x, j) => Math.max(most, Math.abs(x - (expected[j] as number))),
       0,
     );
-    expect(worst, name).toBeLessThan(2e-5); // f32 sums in another order, over four steps of rate 0.5
+    expect(worst, name).toBeLessThan(2e-5); // f32 sums in another order, in four steps with the learning rate 0.5
   });
 }
 
@@ -185,7 +185,7 @@ it.each([
   expect(live[11]).toBe(live[2]);
 });
 
-it('leaves what the function keeps', async () => {
+it('does not free tensors that the function keeps', async () => {
   let kept: Tensor | null = null;
   const { records } = await run(
     {},

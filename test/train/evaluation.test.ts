@@ -1,4 +1,4 @@
-// Evaluations within a run: stopped on the way, failing at the end, and judged by a metric that there is.
+// Evaluations within a run: interrupted ones, failing ones, and the choice of a metric.
 import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -59,7 +59,7 @@ async function run(options: Partial<TrainerOptions>) {
 describe('an interrupt', () => {
   const output = () => join(folder, 'out');
 
-  it('in an evaluation on the way leaves a checkpoint, and the resumed run makes up for it', async () => {
+  it('during an evaluation leaves a checkpoint, and the resumed run repeats the evaluation', async () => {
     const whole = await run({ output: join(folder, 'whole') });
     const stop = new AbortController();
     const stopped = await run({
@@ -76,43 +76,50 @@ describe('an interrupt', () => {
   it.each([
     [0, 'start step1 step2 checkpoint2 end'],
     [2, 'start step1 step2 checkpoint2 end'],
-  ])('at a step that is to be evaluated, saveSteps %s', async (saveSteps, events) => {
-    const stop = new AbortController();
-    const callbacks = [
-      (event: TrainEvent) =>
-        void (event.type === 'step' && event.record.step === 2 && stop.abort()),
-    ];
-    const shared = { output: output(), saveSteps };
-    const stopped = await run({ ...shared, signal: stop.signal, callbacks });
-    expect(stopped.seen).toBe(events);
-    const rest = await run({ ...shared, resume: true });
-    expect(rest.seen).toMatch(/^start evaluation2 step3/);
-    // What is made up for is not owed any more.
-    const again = await run({ ...shared, resume: true });
-    expect(again.seen).toBe('start evaluation4 end');
-  });
+  ])(
+    'at a step with an evaluation defers that to the resumed run, saveSteps %s',
+    async (saveSteps, events) => {
+      const stop = new AbortController();
+      const callbacks = [
+        (event: TrainEvent) =>
+          void (event.type === 'step' && event.record.step === 2 && stop.abort()),
+      ];
+      const shared = { output: output(), saveSteps };
+      const stopped = await run({ ...shared, signal: stop.signal, callbacks });
+      expect(stopped.seen).toBe(events);
+      const rest = await run({ ...shared, resume: true });
+      expect(rest.seen).toMatch(/^start evaluation2 step3/);
+      // A repeated evaluation is not repeated again.
+      const again = await run({ ...shared, resume: true });
+      expect(again.seen).toBe('start evaluation4 end');
+    },
+  );
 
-  it.each(['in', 'before'])('%s the last evaluation: all steps are saved', async (where) => {
-    const stop = new AbortController();
-    const shared = { output: output(), evalSteps: 0 };
-    const stopped = await run({
-      ...{ ...shared, signal: stop.signal, evalData: held(() => where === 'in' && stop.abort()) },
-      callbacks: [
-        (event) => {
-          if (where === 'before' && event.type === 'step' && event.record.step === 4) stop.abort();
-        },
-      ],
-    });
-    expect(stopped.seen).toBe('start step1 step2 step3 step4 checkpoint4 end');
-    expect(stopped.result).toMatchObject({ reason: 'aborted', steps: 4, output: null });
-    expect(existsSync(join(output(), 'adapter_model.safetensors'))).toBe(false);
-    const rest = await run({ ...shared, resume: true });
-    expect(rest.seen).toBe('start evaluation4 end');
-    expect(rest.result.best?.step).toBe(4);
-    expect(existsSync(join(output(), 'adapter_model.safetensors'))).toBe(true);
-  });
+  it.each(['in', 'before'])(
+    '%s the last evaluation leaves a checkpoint of the last step',
+    async (where) => {
+      const stop = new AbortController();
+      const shared = { output: output(), evalSteps: 0 };
+      const stopped = await run({
+        ...{ ...shared, signal: stop.signal, evalData: held(() => where === 'in' && stop.abort()) },
+        callbacks: [
+          (event) => {
+            if (where === 'before' && event.type === 'step' && event.record.step === 4)
+              stop.abort();
+          },
+        ],
+      });
+      expect(stopped.seen).toBe('start step1 step2 step3 step4 checkpoint4 end');
+      expect(stopped.result).toMatchObject({ reason: 'aborted', steps: 4, output: null });
+      expect(existsSync(join(output(), 'adapter_model.safetensors'))).toBe(false);
+      const rest = await run({ ...shared, resume: true });
+      expect(rest.seen).toBe('start evaluation4 end');
+      expect(rest.result.best?.step).toBe(4);
+      expect(existsSync(join(output(), 'adapter_model.safetensors'))).toBe(true);
+    },
+  );
 
-  it('does not hide what else goes wrong', async () => {
+  it('does not hide another error', async () => {
     const stop = new AbortController();
     const evalData = held(() => {
       stop.abort();
@@ -122,7 +129,7 @@ describe('an interrupt', () => {
   });
 });
 
-it('a failure of the last evaluation leaves the last checkpoint', async () => {
+it('a failure of the last evaluation leaves a checkpoint of the last step', async () => {
   const output = join(folder, 'out');
   const evalData = held(() => {
     throw new Error('the disk is gone');
@@ -131,13 +138,13 @@ it('a failure of the last evaluation leaves the last checkpoint', async () => {
   expect(await namesIn(join(output, 'run', 'checkpoints'))).toEqual(['step-4']);
 });
 
-describe('a metric that there is not is refused before the run', () => {
+describe('an unknown metric is refused before the run', () => {
   it('of a language model', async () => {
     const tuned = await AdapterModel.create(new TinyModel(), { r: 2 });
     const source = tinySource(tinyBatches());
     const input = { tuned, data: source, evalData: source };
     expect(() => new Trainer({ ...input, metricForBestModel: 'accuracy' })).toThrow(
-      'metricForBestModel: a language model has no accuracy (it has loss)',
+      'metricForBestModel: a language model has no accuracy; choose one of loss',
     );
     expect(() => new Trainer({ tuned, data: source, metricForBestModel: 'loss' })).toThrow(
       'metricForBestModel needs evalData',
@@ -167,7 +174,7 @@ describe('a metric that there is not is refused before the run', () => {
     });
     const input = { tuned, data, evalData: data };
     expect(() => new Trainer({ ...input, metricForBestModel: wrong })).toThrow(
-      `metricForBestModel: ${problemType} (numLabels ${numLabels}) has no ${wrong} (it has loss, ${names})`,
+      `metricForBestModel: ${problemType} with ${numLabels} label${numLabels === 1 ? '' : 's'} has no ${wrong}; choose one of loss, ${names}`,
     );
     for (const metric of ['loss', ...names.split(', ')] as MetricName[]) {
       new Trainer({ ...input, metricForBestModel: metric });

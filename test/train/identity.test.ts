@@ -1,4 +1,5 @@
-// What a checkpoint may be taken up with: the base model by what it is and not by where it lies, its dtype, the memory budget.
+// The conditions for resuming a checkpoint: the same base model, by its content and not by its path, the same dtype, and the same
+// kind of memory budget.
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -11,9 +12,12 @@ import {
   AutoModelForCausalLM,
   AutoModelForSequenceClassification,
 } from '../../lib/models/index.ts';
+import { mean, square } from '../../lib/ops/index.ts';
 import { memoryStats } from '../../lib/runtime.ts';
 import { warmUpHead } from '../../lib/train/head_warmup.ts';
+import { resolveMethod } from '../../lib/train/methods.ts';
 import { differences } from '../../lib/train/options.ts';
+import { REGULARIZER_OPTIONS } from '../../lib/train/regularizers.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
 import { fixturePath } from '../support/fixtures.ts';
@@ -23,9 +27,9 @@ import { tinyBatches, tinySource } from '../support/tiny_model.ts';
 const kModel = fixturePath('architectures/llama-untied-gqa/model');
 
 let folder: string;
-/** The folder of a LoRA run of two steps on kModel. */
+/** The output folder of a LoRA run of two steps on kModel. */
 let output: string;
-/** kModel in another place; with an adapter folded into it; with another epsilon. */
+/** Copies of kModel: an exact one, one with an adapter merged into it, one with another epsilon. */
 let [copy, merged, looser] = ['', '', ''];
 
 const adapted = async (path: string, dtype: 'f32' | 'bf16' = 'f32') =>
@@ -64,20 +68,20 @@ beforeAll(async () => {
 afterAll(() => rmSync(folder, { recursive: true }));
 
 describe('a checkpoint', () => {
-  it('is taken up on a copy of its base model', async () => {
+  it('is resumed on a copy of its base model', async () => {
     expect(await resume(await adapted(copy))).toMatchObject({ reason: 'completed', steps: 2 });
   });
 
-  it('is refused on a model of the same shape: weights folded in, another configuration', async () => {
+  it('is refused on a model of the same shape with merged weights or another configuration', async () => {
     const said =
-      /baseModel: was "llama, \d+ parameters, (\w{16})", is "llama, \d+ parameters, (\w{16})"$/;
+      /baseModel: was "llama, \d+ parameters, (\w{16})", is "llama, \d+ parameters, (\w{16})"\);/;
     for (const path of [merged, looser]) {
       const refused = resume(await adapted(path));
       await expect(refused, path).rejects.toThrow(said);
     }
   });
 
-  it('is refused behind another preparation', async () => {
+  it('is refused after another preparation', async () => {
     const [prepared, path] = [{ headWarmupEpochs: 2 }, join(folder, 'prepared')];
     await train(await adapted(kModel), { output: path, preparation: prepared });
     const again = async (preparation?: TrainerOptions['preparation']) =>
@@ -95,10 +99,41 @@ describe('a checkpoint', () => {
     );
   });
 
-  it('is refused where rows that are the same are computed one by one', async () => {
+  it('is refused where shared rows are computed one by one', async () => {
     const tuned = await adapted(kModel);
     tuned.model.sharePrefixes = false;
-    await expect(resume(tuned)).rejects.toThrow(/sharePrefixes: was null, is false$/);
+    await expect(resume(tuned)).rejects.toThrow(
+      /sharePrefixes: was null, is false\); give the options of that run, or begin anew with overwrite: true$/,
+    );
+  });
+
+  it("of a loss of one's own knows no regularizers, which that loss replaces", async () => {
+    const path = join(folder, 'own');
+    const load = async () => {
+      const model = await AutoModelForCausalLM.fromPretrained(kModel, { dtype: 'f32' });
+      return AdapterModel.create(model, { r: 2, method: 'balora', targetModules: ['q_proj'] });
+    };
+    const loss: TrainerOptions['loss'] = ({ hidden }) => ({ loss: mean(square(hidden)) });
+    const tuned = await load();
+    const { regularizers } = new Trainer({ tuned, data: tinySource([]), loss }).options;
+    expect([regularizers.consistencyWeight, regularizers.svdWeight]).toEqual([0, 0]);
+    await train(tuned, { output: path, loss });
+    const config = JSON.parse(readFileSync(join(path, 'run/config.json'), 'utf8'));
+    for (const part of [config.trainer, config.identity]) {
+      expect(Object.keys(part).filter((key) => Object.hasOwn(REGULARIZER_OPTIONS, key))).toEqual(
+        [],
+      );
+    }
+    // A run that an earlier version began noted the weights of the method.
+    const state = join(path, 'run/checkpoints/step-2/state.json');
+    const noted = JSON.parse(readFileSync(state, 'utf8'));
+    const { regularizers: old } = resolveMethod('balora');
+    Object.assign(noted.identity, old);
+    writeFileSync(state, JSON.stringify(noted));
+    expect((await train(await load(), { output: path, loss, resume: true })).steps).toBe(2);
+    await expect(train(await load(), { output: path, resume: true })).rejects.toThrow(
+      /customLoss: was true, is false/,
+    );
   });
 
   it('leaves nothing in memory where it is refused', async () => {
@@ -114,7 +149,7 @@ describe('a checkpoint', () => {
 
   it('is refused under another kind of memory budget', async () => {
     await expect(resume(await adapted(kModel), { memoryBudget: 'min' })).rejects.toThrow(
-      /bit for bit: memoryBudget: was null, is "min"$/,
+      /bit for bit \(memoryBudget: was null, is "min"\);/,
     );
     const bounded = join(folder, 'bounded');
     await train(await adapted(kModel), { output: bounded, memoryBudget: 2 ** 40 });
@@ -122,7 +157,7 @@ describe('a checkpoint', () => {
     expect((await resume(await adapted(kModel), again)).steps).toBe(2);
   });
 
-  it('of full fine-tuning is taken up by a model whose weights have moved, not beside another teacher', async () => {
+  it('of full fine-tuning is resumed by a model with changed weights, but not with another teacher', async () => {
     const load = (path: string) => AutoModelForCausalLM.fromPretrained(path, { trainable: true });
     const alone = join(folder, 'alone');
     await train(new FullModel(await load(kModel)), { output: alone });
@@ -136,8 +171,8 @@ describe('a checkpoint', () => {
     );
   });
 
-  // Its bits depend on the number of threads and on the device, and a checkpoint may be taken up on others.
-  it('of a classifier is not known by its warmed-up head', async () => {
+  // The bits of a head after its warm-up depend on the number of threads and the device, which may differ when resuming.
+  it('of a classifier is resumed with another warmed-up head', async () => {
     const place = join(folder, 'classifier');
     const data = await tinyLabelled(8, { batchSize: 4 });
     const begin = async (more: { epochs: number; resume?: boolean }) => {
@@ -154,7 +189,7 @@ describe('a checkpoint', () => {
     expect((await begin({ epochs: 2, resume: true })).steps).toBe(2);
   });
 
-  it('that does not know its base model is refused with what to do', async () => {
+  it('without an entry for its base model is refused with advice', async () => {
     const old = join(folder, 'old');
     cpSync(output, old, { recursive: true });
     const path = join(old, 'run/checkpoints/step-2/state.json');
@@ -162,12 +197,12 @@ describe('a checkpoint', () => {
     for (const key of ['baseModel', 'dtype']) delete state.identity[key];
     writeFileSync(path, JSON.stringify(state));
     await expect(resume(await adapted(kModel), { output: old })).rejects.toThrow(
-      /step-2 is of an earlier version of balora, .* begin anew in another folder, or with overwrite/,
+      /step-2 was written by an earlier version of balora, .* begin anew in another folder, or with overwrite: true/,
     );
   });
 });
 
-it('an option that an older run did not know counts as one at its default', () => {
+it('an option that a checkpoint lacks counts as having its default', () => {
   expect(differences({ svdTopK: 7 }, { svdTopK: 7, svdWeight: 0, variant: 'iclr' })).toEqual([]);
   expect(differences({ svdTopK: 7 }, { svdTopK: 7, svdWeight: 0.1 })).toEqual([
     'svdWeight: was 0, is 0.1',

@@ -1,4 +1,4 @@
-// Memory budgets choose what is kept, never what comes out.
+// Memory budgets determine what is kept for backward, and never the results.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -31,7 +31,7 @@ const adapted = async (dtype: 'f32' | 'bf16') =>
     initLoraWeights: 'pissa_niter_4',
   });
 
-/** Micro-batches of two segments, of many lengths. */
+/** Micro-batches of two segments with different lengths. */
 const batches = (): Batch[] =>
   Array.from({ length: 4 }, (_, b) => {
     const rows = 20 + 17 * b;
@@ -52,7 +52,7 @@ async function run(dtype: 'f32' | 'bf16', memoryBudget?: MemoryBudget) {
     tuned,
     data: tinySource(batches()),
     maxSteps: 4,
-    learningRate: 0, // every step sees the same parameters
+    learningRate: 0, // every step has the same parameters
     lrSchedulerType: 'constant',
     regularizers: { consistencyWeight: 0.1, diversityWeight: 0.02, svdWeight: 0.02, svdTopK: 2 },
     ...(memoryBudget === undefined ? {} : { memoryBudget }),
@@ -67,12 +67,13 @@ async function run(dtype: 'f32' | 'bf16', memoryBudget?: MemoryBudget) {
   return { numbers, norms };
 }
 
-// Where a layer is cut off, the two gradients that meet in its stream are rounded before they are added, not after.
+// At the input of a checkpointed layer the two gradients of the residual stream are rounded before their addition instead of
+// after it.
 describe.each([
   ['f32', 1e-6],
   ['bf16', 2e-3],
 ] as const)('memory budgets in %s', (dtype, rounding) => {
-  it('give the same losses bit for bit, and gradients but for rounding', async () => {
+  it('give bit-identical losses, and gradients that differ only by rounding', async () => {
     const free = await run(dtype);
     expect(free.numbers).toHaveLength(4);
     for (const budget of ['max', 'min', 1, 2 ** 40] as const) {
@@ -88,7 +89,7 @@ describe.each([
 });
 
 describe('lean layers', () => {
-  /** Bytes that a forward leaves for its backward, and the gradients of all masters. */
+  /** Bytes that a forward keeps for its backward, and the gradients of all master weights. */
   const pass = async (keep: 'saved' | 'lean') => {
     const tuned = await adapted('bf16');
     const { model } = tuned;
@@ -104,7 +105,7 @@ describe('lean layers', () => {
       tuned.parameters().map(({ tensor }) => (tensor.grad as Tensor).data()),
     );
     const { numLayers, hiddenSize, intermediateSize } = (model as DecoderLM).config;
-    // Two norms and one activation a layer; before the first norm nothing is on the tape that could make it again.
+    // Each layer has two norms and one activation. The first norm is kept, since no op on the tape could recompute it.
     const values = inputIds.length * (numLayers * (2 * hiddenSize + intermediateSize) - hiddenSize);
     for (const { tensor } of tuned.parameters()) tensor.grad = null;
     hidden.dispose();
@@ -113,7 +114,7 @@ describe('lean layers', () => {
     return { kept, gradients, dropped: 2 * values };
   };
 
-  it('keep less by norms and activations, for the same gradients bit for bit', async () => {
+  it('do not keep norms and activations, and give bit-identical gradients', async () => {
     const [saved, lean] = [await pass('saved'), await pass('lean')];
     expect(lean.gradients).toEqual(saved.gradients);
     expect(saved.kept - lean.kept).toBe(saved.dropped);
@@ -121,7 +122,7 @@ describe('lean layers', () => {
 });
 
 describe('MemoryPlanner', () => {
-  it('foretells less for less, and chooses by the bytes it is given', async () => {
+  it('predicts less memory where less is kept, and chooses by the budget', async () => {
     const tuned = await adapted('bf16');
     const rows = 4096;
     const open = (budget: MemoryBudget) => MemoryPlanner.open(tuned, budget, { optimizerBytes: 0 });
@@ -134,8 +135,8 @@ describe('MemoryPlanner', () => {
     expect((await open(2 ** 40)).plan(rows).layers).toEqual(max.layers);
     const tight = (await open(1)).plan(rows);
     expect(tight.layers).toEqual(min.layers);
-    // A little less than what keeping everything takes: first the cheap things go, then layers.
-    // So many rows that the process's own memory, which differs a little from one planner to the next, does not count.
+    // With a budget slightly below that of keeping everything, first cheap results are dropped, then layers.
+    // The rows are so many that the memory of the process itself, which varies a little, does not matter.
     const many = 2 ** 24;
     const roomy = await open(2 ** 50);
     const lean = (await open(roomy.plan(many).bytes * 0.995)).plan(many);
@@ -148,13 +149,13 @@ describe('MemoryPlanner', () => {
     tuned.dispose();
   });
 
-  it('refuses what is no budget', () => {
+  it('refuses an invalid budget', () => {
     for (const memoryBudget of [0, -1, Number.NaN, 'small' as MemoryBudget]) {
       expect(() => resolveOptions({ memoryBudget })).toThrow(/memoryBudget must be/);
     }
   });
 
-  it('leaves nothing behind: a model disposed of takes its packed weights with it', async () => {
+  it('leaves no memory behind: the packed weights are freed with the model', async () => {
     await synchronize();
     const before = memoryStats();
     await run('f32', 'min');

@@ -3,7 +3,7 @@ import { resolveMethod } from '../../lib/train/methods.ts';
 import { type RegularizerOptions, resolveRegularizers } from '../../lib/train/regularizers.ts';
 import type { MethodName } from '../../lib/train/types.ts';
 
-it('gives the recipe to balora and nothing but the start to pissa', () => {
+it('has the regularizers of the recipe for balora, and only the initialisation for pissa', () => {
   const balora = resolveMethod('balora');
   expect(balora.adapter?.initLoraWeights).toBe('pissa');
   expect(balora.regularizers).toMatchObject({
@@ -30,7 +30,7 @@ it('gives the recipe to balora and nothing but the start to pissa', () => {
   expect(resolveMethod('full').adapter).toBeNull();
 });
 
-it('lets flags override a preset, and ignores the ones that are not set', () => {
+it('overrides a preset by options, and ignores undefined ones', () => {
   const method = resolveMethod('balora', {
     adapter: { r: 16, initLoraWeights: 'pissa_niter_4' },
     regularizers: { svdWeight: 0, temperature: undefined as unknown as number },
@@ -52,7 +52,10 @@ it.each([
     /method must be one of lora, rslora, dora, .*, got "dora2"/,
   ],
   [() => resolveMethod('constructor' as MethodName), /method must be one of/],
-  [() => resolveMethod('full', { adapter: { r: 4 } }), /method full trains every weight: r cannot/],
+  [
+    () => resolveMethod('full', { adapter: { r: 4 } }),
+    /method full trains every weight and has no adapter; leave out r$/,
+  ],
   [() => resolveRegularizers({ temperature: 0 }), /temperature must be a number > 0/],
   [() => resolveRegularizers({ svdWeight: -1 }), /svdWeight must be a number >= 0, got -1/],
   [() => resolveRegularizers({ entropyTopK: 1.5 }), /entropyTopK must be a whole number >= 0/],

@@ -1,4 +1,4 @@
-// One entry an option: the same refusal from the library, a flag and a configuration file, and the same place in identities.
+// The entry of an option determines its errors in the library, of its flag and in a configuration file, and its part in identities.
 import { describe, expect, it } from 'vitest';
 import { configIdentity, type LoraConfigInput, loraConfig } from '../../lib/adapters/config.ts';
 import { checkConfig, checkFlags } from '../../lib/cli/option_table.ts';
@@ -17,7 +17,7 @@ const messageOf = (call: () => unknown): string => {
   return 'accepted';
 };
 
-/** The words behind the option's name, from each place that a value may come from. */
+/** The message without the option's name, for a value in each of these places. */
 function complaints(key: string, value: unknown, library: () => unknown): Record<string, string> {
   const name = kebab(key);
   const flag = typeof value === 'object' ? JSON.stringify(value) : String(value);
@@ -51,6 +51,7 @@ const kTrainer: [string, unknown][] = [
   ['saveMinutes', -1],
   ['saveTotalLimit', 0],
   ['export', 'merged'],
+  ['output', ''],
   ['memoryBudget', 'small'],
   ['seed', -1],
   ['metricForBestModel', 'bleu'],
@@ -92,8 +93,8 @@ describe('a wrong value', () => {
   it.each<[OptionsInput & { evalData?: string }, RegExp, RegExp]>([
     [
       { overwrite: true, resume: true, output: 'o' },
-      /^overwrite and resume exclude each other$/,
-      /^--overwrite and --resume exclude each other$/,
+      /^overwrite and resume exclude each other; pass one of them$/,
+      /^--overwrite and --resume exclude each other; pass one of them$/,
     ],
     [{ resume: true }, /^resume needs output, the folder/, /^--resume needs --output, the folder/],
     [
@@ -103,15 +104,15 @@ describe('a wrong value', () => {
     ],
     [
       { lrSchedulerType: 'cosine_with_min_lr' },
-      /^cosine_with_min_lr: give one of minLr and minLrRate$/,
-      /^cosine_with_min_lr: give one of minLr and minLrRate$/,
+      /^lrSchedulerKwargs: cosine_with_min_lr: one of minLr and minLrRate must be given$/,
+      /^lrSchedulerKwargs: cosine_with_min_lr: one of minLr and minLrRate must be given$/,
     ],
   ])('together: %j', (input, library, commandLine) => {
     expect(() => resolveOptions(input)).toThrow(library);
     expect(() => trainSetup({ model: 'm', data: 'd', ...(input as object) })).toThrow(commandLine);
   });
 
-  it('together with the preset of a method names flags, too', () => {
+  it('in combination with the preset of a method is reported with flags, too', () => {
     const bounds = { consistencyWeightMin: 0.2, consistencySchedule: 'adaptive' } as const;
     expect(() => trainSetup({ model: 'm', data: 'd', ...bounds })).toThrow(
       '--consistency-weight-min (0.2) must not be above --consistency-weight-max (0.025)',
@@ -123,7 +124,7 @@ describe('a wrong value', () => {
 });
 
 describe('resolved options', () => {
-  it('have those of the first version in their order, as run/config.json and identities do', () => {
+  it('have the options of the first version in their order, as run/config.json and identities do', () => {
     const first =
       '{"optim":"adamw","learningRate":0.00002,"lrSchedulerType":"cosine","lrSchedulerKwargs":{},"warmupSteps":0.03,' +
       '"weightDecay":0,"adamBeta1":0.9,"adamBeta2":0.999,"adamEpsilon":1e-8,"momentum":0,"loraplusLrRatio":1,' +
@@ -138,7 +139,7 @@ describe('resolved options', () => {
     expect(JSON.stringify(Object.fromEntries(same))).toBe(first);
   });
 
-  it('take a size in words, and options of a schedule in either spelling', () => {
+  it('accept a size with a unit, and options of a schedule in either spelling', () => {
     const given = { memoryBudget: '2KiB', lrSchedulerKwargs: { min_lr: 1 } } as object;
     const { resources, optimization } = resolveOptions({
       ...given,
@@ -149,7 +150,7 @@ describe('resolved options', () => {
   });
 });
 
-it('an option of any table that an older run did not know counts as one at its default', () => {
+it('an option of any table that a checkpoint lacks counts as having its default', () => {
   const now = { momentum: 0, memoryBudget: 'min', useDora: false, r: 8, cacheTeacher: true };
   expect(differences({}, now)).toEqual([
     'cacheTeacher: was null, is true',
@@ -158,7 +159,7 @@ it('an option of any table that an older run did not know counts as one at its d
   expect(differences({}, { momentum: 0.5 })).toEqual(['momentum: was 0, is 0.5']);
 });
 
-it('neither an option of the adapter that an older run did not know, nor the order of keys, tells identities apart', () => {
+it('an option of the adapter that a checkpoint lacks, and the order of keys, make no difference', () => {
   const now = configIdentity(loraConfig({ r: 4, rankPattern: { b: 2, a: 3 } }), null);
   const { layersPattern: _, ...then } = now;
   expect(differences({ adapter: then }, { adapter: now })).toEqual([]);
@@ -171,7 +172,7 @@ it('neither an option of the adapter that an older run did not know, nor the ord
   expect(differences({ adapter: now }, { adapter: turned })).toHaveLength(1);
 });
 
-it('a single name of layersPattern stays a text, as checkpoints and PEFT have it', () => {
+it('a single name of layersPattern stays text, as in checkpoints and PEFT', () => {
   expect(checkFlags(kTrainOptions, { layersPattern: 'layers' })).toEqual({
     layersPattern: 'layers',
   });
@@ -183,7 +184,7 @@ it('a single name of layersPattern stays a text, as checkpoints and PEFT have it
   });
 });
 
-it("names of Object's are no regularizers, and none is the null of a command line alone", () => {
+it("names of Object's properties are no regularizers, and null is allowed only on the command line", () => {
   expect(() => resolveRegularizers({ constructor: 1 } as never)).toThrow(
     'unknown regularizer option "constructor"',
   );

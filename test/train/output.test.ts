@@ -19,28 +19,28 @@ afterEach(() => rmSync(folder, { recursive: true, force: true }));
 const fresh = { overwrite: false, resume: false };
 
 describe('claimOutput', () => {
-  it('makes the folder and gives it back', async () => {
+  it('creates the folder and releases it', async () => {
     const output = await claimOutput(join(folder, 'a/b'), fresh);
     expect(existsSync(output.checkpoints)).toBe(true);
     await output.release();
     await (await claimOutput(join(folder, 'a/b'), { overwrite: false, resume: true })).release();
   });
 
-  it('refuses a folder that holds anything', async () => {
+  it('refuses a folder that is not empty', async () => {
     writeFileSync(join(folder, 'thesis.txt'), 'x');
     await expect(claimOutput(folder, fresh)).rejects.toThrow(/is not empty \(thesis.txt\)/);
     await expect(claimOutput(folder, fresh)).rejects.toThrow(ArgumentError);
     expect(await namesIn(folder)).toEqual(['thesis.txt']);
   });
 
-  it('overwrites what a run wrote and nothing else', async () => {
+  it('overwrites only the files of a run', async () => {
     writeFileSync(join(folder, 'thesis.txt'), 'x');
     for (const name of ['adapter_config.json', 'config.json', ...COMPANIONS]) {
       writeFileSync(join(folder, name), '{}');
     }
     mkdirSync(join(folder, 'run/checkpoints/step-1'), { recursive: true });
     const foreign = await claimOutput(folder, { overwrite: true, resume: false });
-    expect(await namesIn(foreign.checkpoints)).toEqual(['step-1']); // no run's config.json: not ours
+    expect(await namesIn(foreign.checkpoints)).toEqual(['step-1']); // without a config.json it is not the folder of a run
     await foreign.release();
     writeFileSync(join(folder, 'run/config.json'), '{}');
     const output = await claimOutput(folder, { overwrite: true, resume: false });
@@ -49,14 +49,14 @@ describe('claimOutput', () => {
     await output.release();
   });
 
-  it('keeps everything but half-written files on resume', async () => {
+  it('keeps everything except incomplete files on resume', async () => {
     mkdirSync(join(folder, 'run/checkpoints/step-1'), { recursive: true });
     const dead = spawnSync(process.execPath, ['-e', '']).pid;
     mkdirSync(join(folder, `run/checkpoints/.tmp-${dead}-step-2`));
     mkdirSync(join(folder, 'residual'));
     const names = (pid: number) => [`a.safetensors.${pid}-3.tmp`, `.tmp-${pid}-b.json`];
     const living = names(process.ppid).sort();
-    // Our own number, before we wrote: an earlier process had it.
+    // A file with our own process number that we have not written is from an earlier process.
     for (const name of [...living, ...names(dead), ...names(process.pid), 'c.safetensors.tmp']) {
       for (const at of [folder, join(folder, 'residual')]) writeFileSync(join(at, name), '');
     }
@@ -73,7 +73,7 @@ describe('claimOutput', () => {
     await expect(claimOutput(join(folder, 'f'), fresh)).rejects.toThrow(/is a file/);
   });
 
-  it('refuses a folder in use, and takes over from a dead process', async () => {
+  it('refuses a folder in use, and takes over the lock of a dead process', async () => {
     const output = await claimOutput(folder, fresh);
     await expect(claimOutput(folder, { overwrite: true, resume: false })).rejects.toThrow(
       new RegExp(`in use by process ${process.pid}`),
@@ -85,7 +85,7 @@ describe('claimOutput', () => {
       writeFileSync(lock, text);
       await (await claimOutput(folder, { overwrite: false, resume: true })).release();
     }
-    // A living process that began later than the one that took the lock.
+    // The process is alive, but was started later than the one that took the lock.
     writeFileSync(lock, JSON.stringify({ pid: process.pid, host: hostname(), started: '1' }));
     if (existsSync('/proc/self/stat')) {
       await (await claimOutput(folder, { overwrite: false, resume: true })).release();
@@ -94,7 +94,7 @@ describe('claimOutput', () => {
 });
 
 describe('atomic writing', () => {
-  it('leaves the old file and no stray one when filling fails', async () => {
+  it('keeps the old file and leaves no temporary one where writing fails', async () => {
     await writeFolderAtomic(join(folder, 'x'), async (path) => writeFileSync(join(path, 'a'), '1'));
     const failing = writeFolderAtomic(join(folder, 'x'), async (path) => {
       writeFileSync(join(path, 'a'), '2');
@@ -107,7 +107,7 @@ describe('atomic writing', () => {
   });
 });
 
-it('cuts metrics back to the step that a checkpoint knows', async () => {
+it('truncates metrics to the step of a checkpoint', async () => {
   const path = join(folder, 'metrics.jsonl');
   const line = (step: number): string => JSON.stringify({ step, loss: step / 2 });
   writeFileSync(path, `${line(1)}\n${line(2)}\n${line(3)}\n{"step":4,"lo`);

@@ -1,4 +1,4 @@
-// A run that stands still between two steps, and hooks and progress on the way.
+// Pausing a run between two steps, and the hook afterBackward.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -18,7 +18,7 @@ async function trainerOf(options: Partial<TrainerOptions> = {}) {
   return { tuned, trainer: new Trainer({ tuned, data, maxSteps: 4, ...options }) };
 }
 
-it('stands still with a checkpoint, goes on, and ends with the same numbers', async () => {
+it('a paused run has a checkpoint, and ends with the same numbers after it continues', async () => {
   const seen: string[] = [];
   const { trainer } = await trainerOf({
     output: join(folder, 'paused'),
@@ -38,7 +38,7 @@ it('stands still with a checkpoint, goes on, and ends with the same numbers', as
   expect(paused.last?.loss).toBe((await straight.train()).last?.loss);
 });
 
-it('an abort ends the stillness', async () => {
+it('an abort ends the pause', async () => {
   const stop = new AbortController();
   const { trainer } = await trainerOf({
     signal: stop.signal,
@@ -48,14 +48,14 @@ it('an abort ends the stillness', async () => {
   expect(await trainer.train()).toMatchObject({ reason: 'aborted', steps: 1 });
 });
 
-it('resume() before the step ends takes the request back', async () => {
+it('resume() before the end of the step cancels the pause', async () => {
   const { trainer } = await trainerOf();
   trainer.pause();
   trainer.resume();
   expect(await trainer.train()).toMatchObject({ reason: 'completed', steps: 4 });
 });
 
-it('afterBackward sees all gradients before they are clipped, and may change them', async () => {
+it('afterBackward has all gradients before they are clipped, and may change them', async () => {
   const norms: number[] = [];
   const { trainer } = await trainerOf({
     maxGradNorm: 1e-3,

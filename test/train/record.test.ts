@@ -2,7 +2,7 @@ import { expect, it } from 'vitest';
 import type { TermValues } from '../../lib/losses/term_sums.ts';
 import { makeRecord, StepClock, weightedTerms } from '../../lib/train/record.ts';
 
-it('adds terms with their weights', () => {
+it('adds up the terms with their weights', () => {
   const values = { task: 2, consistency: 3, diversity: -1, svd: null };
   const weights = { consistency: 0.5, diversity: 0.25, svd: 0.1 };
   expect(weightedTerms(values, weights)).toEqual({
@@ -14,7 +14,7 @@ it('adds terms with their weights', () => {
   });
 });
 
-it("keeps a caller's own terms apart from the fields that every record has", () => {
+it('keeps custom terms separate from the fields of every record', () => {
   const { terms, consistency } = recordOf({ task: 2, consistency: 3, mine: 4 }, { mine: 0.5 });
   expect(consistency).toBe(3);
   expect(terms).toEqual({ mine: { value: 4, weight: 0.5 } });
@@ -55,7 +55,7 @@ it('writes a record with the keys of metrics.jsonl', () => {
   expect(record.peakRssBytes).toBeGreaterThan(1e6);
 });
 
-it('estimates from the last steps', () => {
+it('estimates the remaining time from the last steps', () => {
   const clock = new StepClock(100);
   expect(clock.estimate(5)).toBe(0);
   clock.start();

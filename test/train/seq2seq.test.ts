@@ -1,5 +1,5 @@
-// Encoder-decoders are trained as language models are: the fused loss on the decoder's rows against the plain one, windows,
-// evaluation, resuming, and what is refused.
+// Training encoder-decoders, which works as for language models: the fused loss on the decoder's rows against the plain one,
+// accumulation, evaluation, resuming, and refusals.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -37,7 +37,7 @@ beforeAll(async () => {
 
 async function tune(dtype: 'f32' | 'f64' = 'f64'): Promise<AdapterModel<Seq2SeqLM>> {
   const model = await AutoModelForSeq2SeqLM.fromPretrained(kTinyT5, { dtype });
-  // Away from its start, so that the divergence is none of nothing.
+  // The adapter has random values, so that the divergence is not 0.
   const tuned = await AdapterModel.create(model, { r: 4, loraAlpha: 8, initLoraWeights: false });
   return tuned;
 }
@@ -104,7 +104,7 @@ describe('a step in float64', () => {
     fused.dispose();
   });
 
-  it('is the same for 1 x 4 and 4 x 1, but for the SVD term', async () => {
+  it('is the same for 1 x 4 and 4 x 1, except for the SVD term', async () => {
     const regularizers = { ...kRegularizers, svdWeight: 0 };
     const tuned = await tune();
     const whole = accumulator(tuned, regularizers);
@@ -145,7 +145,7 @@ async function train(options: Partial<Seq2SeqTrainerOptions> = {}) {
 }
 
 describe('a run', () => {
-  it('learns, starts as its teacher, counts both sides, and warns of dropout', async () => {
+  it('learns, starts equal to its teacher, counts the tokens of both sides, and warns of dropout', async () => {
     const { result, records, warnings } = await train({ maxSteps: 12 });
     expect(records[0]?.consistency).toBeCloseTo(0, 6);
     expect(records[0]?.tokens).toBeGreaterThan(records[0]?.supervisedTokens as number);
@@ -155,7 +155,7 @@ describe('a run', () => {
     expect(warnings.join()).toMatch(/dropout_rate/);
   });
 
-  it('is resumed bit for bit, and not on other data', async () => {
+  it('is resumed bit for bit, and refused on other data', async () => {
     const output = join(folder, 'resumed');
     const stop = new AbortController();
     const straight = await train();
@@ -179,7 +179,7 @@ describe('a run', () => {
     expect(loss).toBeCloseTo((result.evaluation as { loss: number }).loss, 5);
   });
 
-  it('keeps its teacher, trains whole, under a memory budget, and by a loss of its own', async () => {
+  it('works with a cached teacher, full fine-tuning, a memory budget, and a custom loss', async () => {
     const live = await train({ numTrainEpochs: 3, maxSteps: undefined as never });
     const kept = await train({
       numTrainEpochs: 3,
@@ -200,7 +200,7 @@ describe('a run', () => {
     expect(own.result.last?.loss).toBeGreaterThan(0);
   });
 
-  it('refuses graphs, and what has no meaning for it', async () => {
+  it('refuses graphs, and options that have no meaning for it', async () => {
     await expect(train({ captureGraphs: true })).rejects.toThrow(UnsupportedError);
     await expect(train({ regularizers: { variant: '2024' } })).rejects.toThrow(
       'variant has no meaning for seq2seq-lm',

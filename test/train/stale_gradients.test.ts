@@ -1,4 +1,4 @@
-// A run starts without gradients of an earlier pass: of a plan that was measured, a window that was stopped, a loss that failed.
+// A run starts without the gradients of an earlier pass, such as a measured plan, a stopped window, or a failed loss.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -18,7 +18,7 @@ beforeEach(() => {
 });
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
-/** Models with copies in bf16 beside their masters, and one without. */
+/** Models with bf16 copies beside their master weights, and one without. */
 const kModels: Record<string, () => Promise<TunedModel>> = {
   'full in bf16': async () => new FullModel(new TinyModel({ dtype: 'bf16' })),
   'full in f32': async () => new FullModel(new TinyModel()),
@@ -46,7 +46,7 @@ async function run(options: TrainerOptions) {
   return records.map(({ loss, gradNorm }) => [loss, gradNorm]);
 }
 
-/** The cross-entropy, with something done in each micro-batch, which are counted from 0. */
+/** Cross-entropy that calls `act` in each micro-batch, with their number from 0. */
 function lossThat(act: (call: number) => void): LossFunction {
   let calls = 0;
   return ({ hidden, headWeight, batch }) => {
@@ -56,14 +56,14 @@ function lossThat(act: (call: number) => void): LossFunction {
 }
 
 describe.each(kinds)('%s', (_, make) => {
-  it('after a plan that was measured', async () => {
+  it('after a measured plan', async () => {
     const fresh = await run(optionsFor(await make()));
     const tuned = await make();
     await new Trainer(optionsFor(tuned)).plan({ measure: true });
     expect(await run(optionsFor(tuned))).toEqual(fresh);
   });
 
-  it('after a window that was stopped, and one whose loss failed', async () => {
+  it('after a stopped window, and one whose loss failed', async () => {
     const loss = lossThat(() => {});
     const output = join(folder, 'out');
     const fresh = await run(optionsFor(await make(), { loss }));
@@ -85,7 +85,7 @@ describe.each(kinds)('%s', (_, make) => {
     expect(await run(optionsFor(tuned, { output, resume: true, loss }))).toEqual(fresh.slice(1));
   });
 
-  it("after a backward of one's own, and a plan that failed", async () => {
+  it("after a user's own backward, and a failed plan", async () => {
     const loss = lossThat(() => {});
     const fresh = await run(optionsFor(await make(), { loss }));
     const tuned = await make();

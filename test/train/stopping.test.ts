@@ -1,4 +1,4 @@
-// However a run ends before its time, its last whole step is in a checkpoint, and the rest goes on from it bit for bit.
+// However a run ends early, its last complete step is in a checkpoint, from which it is resumed bit for bit.
 import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -59,7 +59,7 @@ const checkpoints = () => namesIn(join(output, 'run', 'checkpoints'));
 
 const timeless = ({ tokensPerSecond, elapsedSeconds, peakRssBytes, ...rest }: StepRecord) => rest;
 
-/** What a run leaves: its lines and its adapter. */
+/** The results of a run: its metrics and its adapter. */
 const traces = (at: string) => ({
   metrics: readFileSync(join(at, 'run', 'metrics.jsonl'), 'utf8')
     .trimEnd()
@@ -68,8 +68,8 @@ const traces = (at: string) => ({
   adapter: readFileSync(join(at, 'adapter_model.safetensors'), 'base64'),
 });
 
-/** Resumes the run; all of it must then be as if nothing had been. */
-async function expectGoesOn(from: number, more: Partial<TrainerOptions> = {}): Promise<string[]> {
+/** Resumes the run, which must then have the results of an uninterrupted one. */
+async function expectResumes(from: number, more: Partial<TrainerOptions> = {}): Promise<string[]> {
   const seen: string[] = [];
   const resumed = await trainer({ ...more, resume: true, callbacks: [noting(seen)] });
   expect((await resumed.trainer.train()).reason).toBe('completed');
@@ -88,7 +88,7 @@ const noting =
     seen.push(`${event.type}${step}`);
   };
 
-/** Calls `what` at an event. */
+/** A callback that calls `what` at an event. */
 const at =
   (type: TrainEvent['type'], step: number, what: () => void): TrainCallback =>
   (event) => {
@@ -100,7 +100,7 @@ const fail = (message: string) => (): never => {
   throw new Error(message);
 };
 
-/** The source's batches; `onRead` is called before the one of a place in the run, from 0. */
+/** A source that calls `onRead` before the batch at a place of the run, counted from 0. */
 const watched = (batches: readonly Batch[], place: number, onRead: () => void): BatchSource => ({
   ...tinySource(batches),
   *batches(epoch, start) {
@@ -111,7 +111,7 @@ const watched = (batches: readonly Batch[], place: number, onRead: () => void): 
   },
 });
 
-/** Cross-entropy; `also` is called first. */
+/** Cross-entropy times the factor that `also` returns; default 1. */
 const ownLoss =
   (also: (context: LossContext) => number | undefined) =>
   (context: LossContext): LossResult => {
@@ -120,7 +120,7 @@ const ownLoss =
     return { loss: mul(crossEntropy(linear(hidden, headWeight), tensor(batch.targets)), factor) };
   };
 
-/** The error of a run. */
+/** The error that a run ends with. */
 async function failure(more: Partial<TrainerOptions>): Promise<Error & { code?: string }> {
   return (await trainer(more)).trainer.train().then(
     () => expect.unreachable('the run came to its end'),
@@ -183,8 +183,8 @@ describe('an error', () => {
     expect(error.message).toContain(saved(step));
     expect(error.stack).toContain(error.message);
     expect(await checkpoints()).toEqual([`step-${step}`]);
-    const seen = await expectGoesOn(step, whole);
-    // The evaluation that was due and did not come to its end is made up for.
+    const seen = await expectResumes(step, whole);
+    // An evaluation that was due and did not finish is repeated.
     expect(seen.slice(0, 2)).toEqual(['start', step === 4 ? 'evaluation4' : 'step4']);
   });
 
@@ -203,10 +203,10 @@ describe('an error', () => {
     );
     expect(error.message).toMatch(/out of memory: \d+ bytes wanted.*; the last good checkpoint/);
     expect(error.message).toContain(saved(3));
-    await expectGoesOn(3, { evalSteps: 0 });
+    await expectResumes(3, { evalSteps: 0 });
   });
 
-  it('in the last evaluation or the export says where the steps are', async () => {
+  it('in the last evaluation or the export names the checkpoint of the last step', async () => {
     const evaluation = await failure({
       ...{ evalSteps: 0, evalData: watched(tinyBatches({ count: 2 }), 0, fail('no data')) },
     });
@@ -225,7 +225,7 @@ describe('an error', () => {
     expect(existsSync(join(output, 'run', 'lock'))).toBe(false);
   });
 
-  it('in the middle of an update saves nothing that is of no step', async () => {
+  it('during an update saves no checkpoint of an incomplete step', async () => {
     const { tuned, trainer: broken } = await trainer({ saveSteps: 2 });
     const afterStep = tuned.afterStep.bind(tuned);
     let steps = 0;
@@ -237,10 +237,10 @@ describe('an error', () => {
       `broken; step 4 was writing the parameters, which are lost; ${saved(2)}`,
     );
     expect(await checkpoints()).toEqual(['step-2']);
-    await expectGoesOn(2, { saveSteps: 2 });
+    await expectResumes(2, { saveSteps: 2 });
   });
 
-  it('in the line of a step saves the step, and the resumed run its line', async () => {
+  it('while the metrics of a step are written saves the step, and the resumed run writes them', async () => {
     const json = JSON.stringify;
     const line = vi.spyOn(JSON, 'stringify').mockImplementation((value, ...more) => {
       const isLine = (value as StepRecord | null)?.gradNorm !== undefined && more.length === 0;
@@ -250,10 +250,10 @@ describe('an error', () => {
     const error = await failure({});
     line.mockRestore();
     expect(error.message).toContain(`no line; ${saved(3)}`);
-    await expectGoesOn(3);
+    await expectResumes(3);
   });
 
-  it('stays the one that is thrown where the checkpoint cannot be written either', async () => {
+  it('is still the one that is thrown where the checkpoint cannot be written either', async () => {
     const blocked = () => {
       rmSync(join(output, 'run', 'checkpoints'), { recursive: true });
       writeFileSync(join(output, 'run', 'checkpoints'), '');
@@ -265,7 +265,7 @@ describe('an error', () => {
     expect(existsSync(join(output, 'run', 'lock'))).toBe(false);
   });
 
-  it('of the platform (a DOMException) keeps its class and gets the note', async () => {
+  it('that is a DOMException keeps its class, and names the checkpoint, too', async () => {
     const error = await failure({
       callbacks: [
         at('step', 2, () => {
@@ -278,7 +278,7 @@ describe('an error', () => {
     expect(error.message).toContain(`too late; ${saved(2)}`);
   });
 
-  it('that is no error, frozen, or without an output goes through as it is', async () => {
+  it('is unchanged where it is frozen or no Error, or the run has no output', async () => {
     const frozen = Object.freeze(new Error('frozen'));
     const fixed = Object.defineProperty(new Error(), 'message', { value: 'fixed' });
     for (const thrown of ['a text', frozen, fixed, null]) {
@@ -301,16 +301,17 @@ describe('an error', () => {
   });
 });
 
-describe('a consumer that leaves', () => {
+describe('a consumer that leaves the loop over events', () => {
   it.each([
     ['start', 0],
     ['step', 1],
     ['step', 2],
+    ['evaluating', 2],
     ['evaluation', 2],
     ['checkpoint', 3],
     ['log', 6],
     ['end', 6],
-  ] as const)('at %s %s leaves a checkpoint of the last whole step', async (type, step) => {
+  ] as const)('at %s %s leaves a checkpoint of the last complete step', async (type, step) => {
     const seen: string[] = [];
     const { trainer: left } = await trainer({ saveSteps: 3, callbacks: [noting(seen)] });
     let written: number | null = null;
@@ -324,18 +325,17 @@ describe('a consumer that leaves', () => {
     const kept = (await checkpoints()).map((name) => Number(name.slice(5)));
     expect(Math.max(0, ...kept)).toBe(step);
     expect(seen.filter((name) => name === `checkpoint${step}`)).toHaveLength(step > 0 ? 1 : 0);
-    // Never twice for one step.
+    // A checkpoint is not written twice.
     if (written !== null) expect(statSync(checkpointPath(step)).ino).toBe(written);
     expect(existsSync(join(output, 'run', 'lock'))).toBe(false);
     if (step > 0 && step < kSteps) {
-      const resumed = await expectGoesOn(step, { saveSteps: 3 });
-      expect(resumed[1]).toBe(
-        `${type === 'step' && step === 2 ? 'evaluation2' : `step${step + 1}`}`,
-      );
+      const resumed = await expectResumes(step, { saveSteps: 3 });
+      const owed = step === 2 && type !== 'evaluation';
+      expect(resumed[1]).toBe(owed ? 'evaluation2' : `step${step + 1}`);
     }
   });
 
-  it('by an error of its own, too', async () => {
+  it('by an error of its own leaves a checkpoint, too', async () => {
     const { trainer: left } = await trainer();
     const consume = async () => {
       for await (const event of left.run()) if (event.type === 'step') fail('mine')();
@@ -344,7 +344,7 @@ describe('a consumer that leaves', () => {
     expect(await checkpoints()).toEqual(['step-1']);
   });
 
-  it('hears that nothing could be saved', async () => {
+  it('gets the error where nothing could be saved', async () => {
     const { trainer: left } = await trainer();
     const consume = async () => {
       for await (const event of left.run()) {
@@ -365,7 +365,7 @@ describe('an abort', () => {
     ['at the start', 0, (stop) => ({ callbacks: [at('start', 0, () => stop.abort())] })],
     ['while data is read', 3, (stop) => ({ data: watched(tinyBatches(), 7, () => stop.abort()) })],
     [
-      'while data is read, which throws it on',
+      'while data is read, with the reason thrown by the source',
       3,
       (stop) => ({
         data: watched(tinyBatches(), 7, () => {
@@ -375,7 +375,7 @@ describe('an abort', () => {
       }),
     ],
     [
-      'in a loss, which throws it on',
+      'in a loss that throws the reason',
       2,
       (stop) => ({
         loss: async (context) => {
@@ -388,7 +388,7 @@ describe('an abort', () => {
       }),
     ],
     [
-      'in a callback, which throws it on',
+      'in a callback that throws the reason',
       3,
       (stop) => ({
         callbacks: [
@@ -400,12 +400,44 @@ describe('an abort', () => {
       }),
     ],
     [
-      'before an evaluation, while a checkpoint is told',
+      'in an evaluation, by a callback that rethrows it',
+      2,
+      (stop) => ({
+        callbacks: [
+          at('evaluating', 2, () => {
+            stop.abort();
+            stop.signal.throwIfAborted();
+          }),
+        ],
+      }),
+    ],
+    [
+      'while data is read, which wraps the error of what it waits for',
+      3,
+      (stop) => ({
+        data: {
+          ...tinySource(tinyBatches()),
+          async *batches(epoch: number, start: number) {
+            for (const [i, batch] of tinyBatches().slice(start).entries()) {
+              if (epoch === 0 && start + i === 7) {
+                setTimeout(() => stop.abort(), 1);
+                await sleep(10_000, null, { signal: stop.signal }).catch((cause) => {
+                  throw new Error('row 7 cannot be read', { cause });
+                });
+              }
+              yield batch;
+            }
+          },
+        },
+      }),
+    ],
+    [
+      'before an evaluation, at the event of a checkpoint',
       4,
       (stop) => ({ saveSteps: 4, callbacks: [at('checkpoint', 4, () => stop.abort())] }),
     ],
   ] satisfies [string, number, (stop: AbortController) => Partial<TrainerOptions> | undefined][])(
-    '%s ends as one',
+    '%s ends the run as aborted',
     async (_, step, options) => {
       const stop = new AbortController();
       const more: Partial<TrainerOptions> = options(stop) ?? {};
@@ -422,11 +454,11 @@ describe('an abort', () => {
         ...(saveSteps && { saveSteps }),
         ...(loss && { loss: ownLoss(() => undefined) }),
       };
-      await expectGoesOn(step, rest);
+      await expectResumes(step, rest);
     },
   );
 
-  it('while the run is being opened', async () => {
+  it('while the run is being opened leaves no output', async () => {
     const stop = new AbortController();
     const source = tinySource(tinyBatches());
     const data: BatchSource = {
@@ -443,7 +475,7 @@ describe('an abort', () => {
     expect(existsSync(output)).toBe(false);
   });
 
-  it('does not hide an error that is not its own', async () => {
+  it('does not hide another error', async () => {
     const stop = new AbortController();
     const callbacks = [
       at('step', 2, () => {
@@ -457,7 +489,7 @@ describe('an abort', () => {
 });
 
 describe('saveMinutes', () => {
-  /** Each step takes four minutes, of ten that may pass without a checkpoint. */
+  /** Runs steps of four minutes each; by default ten minutes may pass without a checkpoint. */
   async function slow(more: Partial<TrainerOptions>): Promise<string> {
     let minutes = 0;
     vi.spyOn(performance, 'now').mockImplementation(() => minutes * 60_000);
@@ -470,7 +502,7 @@ describe('saveMinutes', () => {
     return seen.filter((name) => /^(step|checkpoint|evaluation)/.test(name)).join(' ');
   }
 
-  it('saves by time, ten minutes unless said otherwise, before an evaluation that is due', async () => {
+  it('saves after ten minutes by default, before an evaluation that is due', async () => {
     expect(await slow({})).toBe(
       'step1 step2 step3 checkpoint3 evaluation3 step4 step5 step6 checkpoint6 evaluation6 ' +
         'step7 step8 checkpoint8 evaluation8',
@@ -487,11 +519,11 @@ describe('saveMinutes', () => {
     expect(saves.map((name) => name.slice(10)).join(' ')).toBe(steps);
   });
 
-  it('is no part of what a run is', async () => {
+  it('is no part of the identity of a run', async () => {
     await slow({ saveMinutes: 1, maxSteps: kSteps, evalSteps: 2, saveTotalLimit: 6 });
     for (const step of [5, 6]) rmSync(checkpointPath(step), { recursive: true });
     vi.restoreAllMocks();
-    await expectGoesOn(4, { saveMinutes: 0 });
+    await expectResumes(4, { saveMinutes: 0 });
   });
 
   it('is checked', async () => {

@@ -1,4 +1,4 @@
-// A kept teacher gives what the live one gives, from epoch to epoch, over an interruption, and only where it holds.
+// A cached teacher gives the same results as the live one, over epochs and interruptions, and is refused where it could not.
 import { mkdtempSync, rmSync, statSync, truncateSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -20,7 +20,7 @@ beforeEach(() => {
 });
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
-/** Sequence s of a small set. */
+/** The sequence with the number s of a small set. */
 const sequence = (s: number) => ({
   ids: Array.from({ length: 5 + (s % 3) * 4 }, (_, t) => (3 * s + 7 * t) % 17),
   prompt: 1 + (s % 2),
@@ -46,7 +46,7 @@ function batchOf(sequences: readonly number[]): Batch {
   };
 }
 
-/** Two micro-batches an epoch, drawn otherwise in every second one. */
+/** A source of two micro-batches per epoch, with other groups of sequences in every second epoch. */
 const data = () => ({
   fingerprint: 'test',
   batchCount: () => 2,
@@ -82,7 +82,7 @@ interface RunOptions {
   resume?: boolean;
   stopAfter?: number;
   learningRate?: number;
-  /** Of the model's weights. */
+  /** Seed of the model's weights. */
   seed?: number;
   onStep?: () => Promise<void>;
 }
@@ -134,7 +134,7 @@ const numbers = (records: readonly StepRecord[]) =>
     [loss, taskLoss, consistency, diversity, svd, gradNorm, consistencyWeight].map(Number),
   );
 
-describe('a kept teacher', () => {
+describe('a cached teacher', () => {
   it.each([
     ['constant', 'supervised'],
     ['adaptive', 'supervised'],
@@ -143,7 +143,7 @@ describe('a kept teacher', () => {
     const live = await run({ consistencySchedule: schedule, positions });
     const kept = await run({ consistencySchedule: schedule, positions, cacheTeacher: true });
     expect(kept.records).toHaveLength(6);
-    // One forward of the teacher for each of the first epoch's batches; the others are drawn from what was kept.
+    // The teacher runs once for each batch of the first epoch; later batches use the cache.
     expect(kept.teacherCalls).toBe(live.teacherCalls / 3);
     const found = numbers(kept.records);
     numbers(live.records).forEach((row, step) => {
@@ -154,7 +154,7 @@ describe('a kept teacher', () => {
     });
   });
 
-  it('is as near to f32 as the live one in bf16, but for a rounding of dZ', async () => {
+  it('in bf16 is as close to f32 as the live one, except for a rounding of dZ', async () => {
     const still = { learningRate: 0 };
     const exact = numbers((await run(still)).records);
     const live = numbers((await run({ ...still, dtype: 'bf16' })).records);
@@ -169,7 +169,7 @@ describe('a kept teacher', () => {
     });
   });
 
-  it('goes on after an interruption bit for bit, from the file', async () => {
+  it('is read from its file after an interruption, bit for bit', async () => {
     const whole = await run({ cacheTeacher: true });
     const output = join(folder, 'out');
     const first = await run({ cacheTeacher: true, output, stopAfter: 3 });
@@ -180,11 +180,11 @@ describe('a kept teacher', () => {
     expect(numbers([...first.records, ...rest.records])).toEqual(numbers(whole.records));
     expect(rest.parameters).toEqual(whole.parameters);
     expect(rest.teacherCalls).toBe(0);
-    expect(() => statSync(file)).toThrow(); // done with it
+    expect(() => statSync(file)).toThrow(); // a completed run removes the file
     await expect(run({ output, resume: true })).rejects.toThrow(/cacheTeacher: was true/);
   });
 
-  it('is not taken over from another base model, where no checkpoint says whose it was', async () => {
+  it('of another base model is not used, also where no checkpoint identifies it', async () => {
     const output = join(folder, 'out');
     const killed = run({
       cacheTeacher: true,
@@ -192,7 +192,7 @@ describe('a kept teacher', () => {
       onStep: () => Promise.reject(new Error('x')),
     });
     await expect(killed).rejects.toThrow('x');
-    // As after a kill -9: an error would leave a checkpoint.
+    // The state after a SIGKILL, since an error would leave a checkpoint.
     rmSync(join(output, 'run', 'checkpoints'), { recursive: true });
     expect(statSync(join(output, 'run', 'teacher_cache.bin')).size).toBeGreaterThan(512);
     const fresh = await run({ cacheTeacher: true, seed: 2 });
@@ -201,7 +201,7 @@ describe('a kept teacher', () => {
     expect(resumed.teacherCalls).toBe(fresh.teacherCalls);
   });
 
-  it('is refused where a dynamic rope goes by the longest sequence of a batch', async () => {
+  it('is refused with a dynamic rope, which depends on the longest sequence of a batch', async () => {
     const rope = { rope_type: 'dynamic', factor: 2, rope_theta: 10_000 };
     const sizes = { vocab_size: 17, hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1 };
     const heads = { num_attention_heads: 2, num_key_value_heads: 2, max_position_embeddings: 8 };
@@ -215,21 +215,23 @@ describe('a kept teacher', () => {
         ...{ tuned, regularizers: kRegularizers, cacheTeacher: true },
         data: { ...data(), ...(longest !== undefined && { statistics: { longest } }) },
       });
-    expect(() => trainer(9)).toThrow(/beyond 8 tokens the dynamic rope.*longest has 9/);
-    expect(() => trainer()).toThrow(/longest is not known/);
+    expect(() => trainer(9)).toThrow(
+      /beyond 8 tokens the dynamic rope.*longest one of the data has 9/,
+    );
+    expect(() => trainer()).toThrow(/longest one of the data is not known/);
     trainer(8);
     tuned.dispose();
     model.dispose();
   });
 
-  it('is refused where it would not hold', async () => {
+  it('is refused with options that would change the teacher', async () => {
     const tuned = await AdapterModel.create(new TinyModel({}), { r: 2 });
     const input = { tuned, data: tinySource([batchOf([0])]), maxSteps: 1, cacheTeacher: true };
     const regularizers = kRegularizers;
     expect(() => new Trainer(input)).toThrow(ArgumentError);
     expect(
       () => new Trainer({ ...input, regularizers, loss: () => ({ loss: 0 as never }) }),
-    ).toThrow(/asks the teacher itself/);
+    ).toThrow(/runs the teacher itself/);
     const over = await AdapterModel.create(new CappedModel({}), { r: 2 });
     expect(() => new Trainer({ ...input, tuned: over, regularizers })).toThrow(UnsupportedError);
     over.dispose();
@@ -252,15 +254,15 @@ describe('TeacherCache', () => {
   const fill = async (cache: TeacherCache, batch: Batch, seed = 2) => {
     const hidden = randomTensor([batch.inputIds.length, 8], { seed, dtype: 'f32' });
     const summary = loss.summarize(hidden, loss.select(batch));
-    await cache.put(sequencesOf(batch), loss.select(batch), summary);
+    await cache.add(sequencesOf(batch), loss.select(batch), summary);
     return Array.from((await summary.mean.data()) as Float32Array);
   };
   const take = async (cache: TeacherCache, batch: Batch) => {
-    const summary = cache.take(sequencesOf(batch), loss.select(batch));
+    const summary = cache.get(sequencesOf(batch), loss.select(batch));
     return summary && Array.from((await summary.mean.data()) as Float32Array);
   };
 
-  it('finds sequences in other batches, and after being opened again', async () => {
+  it('finds sequences in other batches, and after it was opened again', async () => {
     const path = join(folder, 'cache');
     const cache = new TeacherCache(path, kind);
     const mean = await fill(cache, batchOf([0, 1]));
@@ -277,7 +279,7 @@ describe('TeacherCache', () => {
     again.close();
   });
 
-  it('forgets a torn record, and all of another model', async () => {
+  it('discards an incomplete record, and all records of another model', async () => {
     const path = join(folder, 'cache');
     const cache = new TeacherCache(path, kind);
     await fill(cache, batchOf([0, 1]));
@@ -293,7 +295,7 @@ describe('TeacherCache', () => {
     other.close();
   });
 
-  it('removes a file of its own', () => {
+  it('removes its temporary file', () => {
     new TeacherCache(null, kind).close();
   });
 });

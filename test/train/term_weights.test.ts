@@ -1,4 +1,5 @@
-// Weights of the regularizers at a step: the adaptive schedule by the most that the teacher's entropy can be.
+// Weights of the regularizers at a step: the adaptive schedule depends on the teacher's entropy relative
+// to the largest possible one.
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { LabelledBatches } from '../../lib/data/labelled_batches.ts';
@@ -22,7 +23,7 @@ it.each([
   expect(term.weightAt({ step: 0, totalSteps: 10, teacherEntropy })).toBeCloseTo(weight, 12);
 });
 
-it('is far from sure of 1100 labels that a fresh head knows nothing of', async () => {
+it('a fresh head with 1100 labels counts as uncertain', async () => {
   const numLabels = 1100;
   const problemType = 'multi_label_classification' as const;
   const label = Array.from({ length: numLabels }, (_, d) => d % 2);
@@ -35,6 +36,6 @@ it('is far from sure of 1100 labels that a fresh head knows nothing of', async (
   const tuned = await AdapterModel.create(model, { r: 2 });
   const trainer = new Trainer({ tuned, data, regularizers: kAdaptive, maxSteps: 1 });
   const { last } = await trainer.train();
-  // From a tenth of l1 to all of it: sure of nothing is a tenth.
+  // The weight goes from a tenth of l1 for an uncertain teacher to l1 for a certain one.
   expect(last?.consistencyWeight).toBeLessThan(0.02);
 });

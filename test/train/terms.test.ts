@@ -1,4 +1,4 @@
-// Terms of the caller's own: beside those of the task, for language models and classifiers alike.
+// Custom terms beside those of the task, for language models and classifiers.
 import { describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { LabelledBatches } from '../../lib/data/labelled_batches.ts';
@@ -24,8 +24,8 @@ async function train(options: Partial<TrainerOptions>) {
   return { last: result.last, parameters };
 }
 
-describe("a language model's terms", () => {
-  it('a built-in term written anew trains as the built-in one does', async () => {
+describe('a custom term of a language model', () => {
+  it('that implements a built-in term trains like the built-in one', async () => {
     const mine = defineTerm({
       key: 'mine',
       weight: 0.1,
@@ -46,7 +46,7 @@ describe("a language model's terms", () => {
     });
   });
 
-  it('sees the rows that it asks for, the teacher, chosen layers and the head', async () => {
+  it('gets the requested rows, the teacher, chosen layers and the head', async () => {
     const shapes: Record<string, readonly number[]>[] = [];
     const look =
       (name: string) =>
@@ -77,11 +77,11 @@ describe("a language model's terms", () => {
     }
   });
 
-  it('has its gradient whatever other terms weigh, before and behind it', async () => {
+  it('has the same gradient whatever the weights of other terms', async () => {
     const value = ({ logits }: TermContext) => mean(square(logits()));
     const [off, on] = [0, 10].map((weight) => defineTerm({ key: `w${weight}`, weight, value }));
     if (!off || !on) throw new Error('two terms');
-    // The SVD term weighs 0 in the first steps of its schedule, and reads rows of its own.
+    // The SVD term has the weight 0 in the first steps of its schedule, and uses rows of its own.
     const regularizers = { svdWeight: 0.2, positions: 'label_aligned' } as const;
     const norms = await Promise.all(
       [[on], [off, on], [on, off]].map(async (terms) => {
@@ -95,7 +95,7 @@ describe("a language model's terms", () => {
     expect(norms[2]).toBeCloseTo(norms[0] as number, 6);
   });
 
-  it('moves its weight over the run, and counts 1 x 4 as 4 x 1', async () => {
+  it('has a weight that changes over the run, and is the same for 1 x 4 and 4 x 1', async () => {
     const at: number[] = [];
     const term = defineTerm({
       key: 'norm',
@@ -135,19 +135,21 @@ describe("a language model's terms", () => {
     await expect(train({ maxSteps: 1, terms: [bad] })).rejects.toThrow(/value of bad/);
   });
 
-  it('reads the teacher only where it says so, and then excludes a kept one', async () => {
+  it('gets the teacher only where it declares so, which excludes a cached one', async () => {
     const value = ({ teacherLogits }: TermContext) => mean(square(teacherLogits()));
     const silent = defineTerm({ key: 'silent', weight: 0, value });
     const regularizers = { consistencyWeight: 0.1 };
-    await expect(train({ terms: [silent], regularizers })).rejects.toThrow(/say teacher: true/);
+    await expect(train({ terms: [silent], regularizers })).rejects.toThrow(
+      /define it with teacher: true$/,
+    );
     const said = defineTerm({ key: 'said', weight: 0, teacher: true, value });
     await expect(train({ terms: [said], regularizers, cacheTeacher: true })).rejects.toThrow(
-      /the term said reads more of the teacher than is kept/,
+      /the term said reads more of the teacher than the cache holds/,
     );
     await expect(train({ terms: { key: 'raw' } as never })).rejects.toThrow(/made by defineTerm/);
   });
 
-  it('refuses a key that is taken, a loss beside terms, and a value that is not one number', async () => {
+  it('is refused with a key that is taken, beside a custom loss, and with a value that is not one number', async () => {
     const term = (key: string) => defineTerm({ key, weight: 1, value: ({ logits }) => logits() });
     await expect(train({ terms: [term('svd')] })).rejects.toThrow('there is a term "svd" already');
     const loss = () => ({ loss: 0 as never });
@@ -156,7 +158,7 @@ describe("a language model's terms", () => {
   });
 });
 
-it("a classifier's own term counts beside its task", async () => {
+it('a custom term of a classifier is added to the loss of its task', async () => {
   const rows = [
     { text: 'a good film', label: 1 },
     { text: 'a bad film', label: 0 },

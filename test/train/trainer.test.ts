@@ -1,4 +1,4 @@
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -54,7 +54,7 @@ const bits = (tuned: TunedModel): Record<string, number[]> =>
     ]),
   );
 
-/** Everything in a record that does not depend on the clock. */
+/** The fields of a record that do not depend on the clock. */
 const timeless = ({ tokensPerSecond, elapsedSeconds, peakRssBytes, ...rest }: StepRecord) => rest;
 
 describe('Trainer', () => {
@@ -73,7 +73,7 @@ describe('Trainer', () => {
     expect((found[59] as StepRecord).consistency as number).toBeGreaterThan(0);
   });
 
-  it('takes the same step from 1 micro-batch of 8 and 8 of 1, but for the SVD term', async () => {
+  it('takes the same step from 1 micro-batch of 8 and 8 of 1, except for the SVD term', async () => {
     const batches = tinyBatches({ count: 8 });
     const whole = joined(batches);
     const regularizers = { ...kBaLora, svdWeight: 0, consistencySchedule: 'adaptive' as const };
@@ -135,7 +135,7 @@ describe('Trainer', () => {
       const found = await records(optionsFor(tuned, { regularizers, maxSteps: 4 }));
       return found.map(({ consistencyWeight }) => consistencyWeight);
     };
-    // How sure the teacher is, from the defaults: a tenth of l1 and all of it.
+    // The certainty of the teacher, from the default bounds: a tenth of l1, and l1.
     const sure = (await weightsWith({})).map((weight) => (weight - 0.01) / 0.09);
     for (const share of sure) expect(share > 0.01 && share < 0.99, `${share}`).toBe(true);
     const expected = (min: number, max: number) => sure.map((c) => min + (max - min) * c);
@@ -152,7 +152,7 @@ describe('Trainer', () => {
     }
   });
 
-  it('leaves an adapter, metrics, config and a checkpoint', async () => {
+  it('writes an adapter, metrics, a config and a checkpoint', async () => {
     const output = join(folder, 'out');
     const tuned = await adapted({ initLoraWeights: 'pissa' });
     const events: string[] = [];
@@ -175,7 +175,7 @@ describe('Trainer', () => {
       last = event;
     }
     expect(events).toEqual(seen);
-    // Progress of an evaluation: the newest number, as often as somebody looks.
+    // Events of an evaluation's progress come only as fast as the consumer reads them.
     expect(events).toContain('evaluating');
     expect(events.filter((type) => type !== 'evaluating').join(' ')).toBe(
       'start step step checkpoint step evaluation step log checkpoint step step log checkpoint evaluation end',
@@ -248,7 +248,7 @@ describe('Trainer', () => {
     },
   );
 
-  it('refuses to resume another run, and passes over a damaged checkpoint', async () => {
+  it('refuses to resume another run, and skips a damaged checkpoint', async () => {
     const output = join(folder, 'out');
     await new Trainer(optionsFor(await adapted(), { output, saveSteps: 2 })).train();
     const changed = new Trainer(
@@ -256,19 +256,35 @@ describe('Trainer', () => {
     );
     await expect(changed.train()).rejects.toThrow(/learningRate: was 0.02, is 1/);
     rmSync(join(output, 'run/checkpoints/step-6/state.safetensors'));
-    const warnings: string[] = [];
+    const warnings: [code: string, message: string][] = [];
     const tuned = await adapted();
     await new Trainer(
       optionsFor(tuned, {
         output,
         resume: true,
-        callbacks: [(event) => void (event.type === 'warning' && warnings.push(event.code))],
+        callbacks: [
+          (event) => void (event.type === 'warning' && warnings.push([event.code, event.message])),
+        ],
       }),
     ).train();
-    expect(warnings).toEqual(['checkpoint_damaged']);
+    expect(warnings).toEqual([
+      ['checkpoint_damaged', expect.stringMatching(/step-6 is damaged \([^;]*\)$/)],
+    ]);
   });
 
-  it('a damaged checkpoint of a later step does not push out the new one', async () => {
+  it('says once what to do where all checkpoints are damaged', async () => {
+    const output = join(folder, 'out');
+    await new Trainer(optionsFor(await adapted(), { output })).train();
+    for (const name of await namesIn(join(output, 'run/checkpoints'))) {
+      writeFileSync(join(output, 'run/checkpoints', name, 'state.json'), '{');
+    }
+    const resumed = new Trainer(optionsFor(await adapted(), { output, resume: true }));
+    await expect(resumed.train()).rejects.toThrow(
+      /step-6 is damaged \([^;]*\); begin anew with overwrite: true, or put a copy of a checkpoint into the folder$/,
+    );
+  });
+
+  it('does not delete a new checkpoint in favour of a damaged one of a later step', async () => {
     const output = join(folder, 'out');
     const shared = { output, saveSteps: 2, saveTotalLimit: 1 };
     await new Trainer(optionsFor(await adapted(), { ...shared, saveTotalLimit: 2 })).train();
@@ -285,7 +301,7 @@ describe('Trainer', () => {
     expect(await records(optionsFor(await adapted(), resumed))).toHaveLength(0);
   });
 
-  it('takes no step at a rate that is not a number', async () => {
+  it('refuses a learning rate that is not a number', async () => {
     const tuned = await adapted();
     const before = bits(tuned);
     const schedule = { lrSchedulerType: 'cosine', lrSchedulerKwargs: { numCycles: 1e308 } };
@@ -300,14 +316,14 @@ describe('Trainer', () => {
     expect(bits(tuned)).toEqual(before);
   });
 
-  it('drops no inputs any more after a forward that failed', async () => {
+  it('applies no dropout after a failed forward', async () => {
     const model = new TinyModel();
     const tuned = await AdapterModel.create(model, { r: 2, loraDropout: 0.5 });
     const [good, bad] = tinyBatches({ count: 2 }) as [Batch, Batch];
     bad.inputIds[3] = 99;
     const data = tinySource([good, bad]);
     await expect(records(optionsFor(tuned, { data }))).rejects.toThrow(
-      'inputIds[3] = 99 is outside the vocabulary of 17',
+      'inputIds[3] must be 0 to 16, an id of the vocabulary, got 99',
     );
     expect(model.dropsInputs).toBe(false);
     const hidden = () => model.forward(good).dataSync();
@@ -316,7 +332,7 @@ describe('Trainer', () => {
     expect(after).toEqual(hidden());
   });
 
-  it('stops at a loss that is not a number, with the step and the last good checkpoint', async () => {
+  it('stops at a loss of NaN, and names the step and the last good checkpoint', async () => {
     const output = join(folder, 'out');
     const tuned = await adapted();
     let before: unknown;
@@ -347,7 +363,7 @@ describe('Trainer', () => {
   });
 
   it.each([0.05, 0.5, 0.95])(
-    'runs out of memory after %s of what a step needs, says the sizes, and goes on from its checkpoint',
+    'runs out of memory after %s of what a step needs, reports the sizes, and is resumed from its checkpoint',
     async (share) => {
       const settings = { regularizers: kBaLora, saveSteps: 1 };
       const straight = await adapted({ initLoraWeights: 'pissa' });
@@ -358,7 +374,7 @@ describe('Trainer', () => {
       let good: unknown;
       const limited = async (event: TrainEvent) => {
         if (event.type !== 'checkpoint') return;
-        await collectGarbage(); // what earlier tests left would make room in the middle of the step
+        await collectGarbage(); // collecting tensors of earlier tests would free memory during the step
         const { liveBytes, peakBytes } = memoryStats();
         if (event.step === 2) resetPeakMemory();
         if (event.step !== 3) return;
@@ -394,7 +410,7 @@ describe('Trainer', () => {
     },
   );
 
-  it("takes a user's loss and reports what it measures", async () => {
+  it('uses a custom loss and reports its metrics', async () => {
     const tuned = await adapted();
     const own = await records(
       optionsFor(tuned, {
@@ -424,7 +440,7 @@ describe('Trainer', () => {
     const found = await records(
       optionsFor(tuned, { maxSteps: 40, learningRate: 0.01, regularizers: kBaLora }),
     );
-    // The teacher's weights are packed, the trained ones are not: f32 rounding may differ.
+    // The teacher's weights are packed and the trained ones are not, so that f32 rounding may differ.
     expect(Math.abs((found[0] as StepRecord).consistency as number)).toBeLessThan(1e-6);
     expect((found[39] as StepRecord).taskLoss).toBeLessThan(
       0.5 * (found[0] as StepRecord).taskLoss,
@@ -436,7 +452,7 @@ describe('Trainer', () => {
   it('refuses a consistency term without a teacher, and options out of range', async () => {
     const tuned = new FullModel(new TinyModel());
     expect(() => new Trainer(optionsFor(tuned, { regularizers: kBaLora }))).toThrow(
-      /needs the model as it was/,
+      /consistencyWeight > 0 needs a frozen copy of the model as its teacher/,
     );
     expect(() => new Trainer(optionsFor(tuned, { adamBeta1: 1 }))).toThrow(
       /adamBeta1 must be a number >= 0 and < 1/,
@@ -460,14 +476,78 @@ describe('Trainer', () => {
     });
     const trainable = tuned.parameters().reduce((sum, { tensor: t }) => sum + t.size, 0);
     expect(plan.trainableParameters).toBe(trainable);
-    expect(plan.memory.adapterBytes).toBe(8 * trainable); // masters and frozen first values
+    expect(plan.memory.adapterBytes).toBe(8 * trainable); // master weights and frozen initial values
     expect(plan.memory.activationBytes).toBeGreaterThan(0);
     expect(plan.secondsPerStep).toBeGreaterThan(0);
     expect(tuned.parameters().every(({ tensor: t }) => t.grad === null)).toBe(true);
   });
 });
 
-/** Several micro-batches as one. */
+describe('setAdapter', () => {
+  /** A model with an adapter of method balora, and one of method lora beside it. */
+  const both = async () => {
+    const tuned = await AdapterModel.create(new TinyModel(), { r: 4, method: 'balora' });
+    await tuned.addAdapter('plain', { r: 4, method: 'lora' });
+    return tuned;
+  };
+  const run = async (trainer: Trainer): Promise<StepRecord> => {
+    const { last } = await trainer.train();
+    return last as StepRecord;
+  };
+
+  it('between a Trainer and its run brings the method of the adapter that is trained', async () => {
+    const tuned = await both();
+    const made = new Trainer(optionsFor(tuned, { maxSteps: 2 }));
+    expect(made.options.regularizers.consistencyWeight).toBe(0.025);
+    tuned.setAdapter('plain');
+    expect(made.options.regularizers.consistencyWeight).toBe(0);
+    expect((await run(made)).consistency).toBeNull();
+    const plain = new Trainer(optionsFor(tuned, { maxSteps: 2, output: join(folder, 'out') }));
+    tuned.setAdapter('default');
+    expect((await plain.plan()).trainableParameters).toBeGreaterThan(0);
+    expect((await run(plain)).consistency).not.toBeNull();
+    const { trainer } = JSON.parse(readFileSync(join(folder, 'out/run/config.json'), 'utf8'));
+    expect(trainer.consistencyWeight).toBe(0.025);
+  });
+
+  it('leaves what the options themselves set, and refuses an adapter that they do not go with', async () => {
+    const tuned = await both();
+    const regularizers = { consistencyWeight: 0.5 };
+    const trainer = new Trainer(optionsFor(tuned, { maxSteps: 2, regularizers }));
+    tuned.setAdapter('plain');
+    expect(trainer.options.regularizers).toMatchObject({ consistencyWeight: 0.5, svdWeight: 0 });
+    tuned.setAdapter('default');
+    const cached = new Trainer(optionsFor(tuned, { maxSteps: 2, cacheTeacher: true }));
+    tuned.setAdapter('plain');
+    await expect(cached.train()).rejects.toThrow(
+      'cacheTeacher: without a consistency term there is no teacher to keep',
+    );
+  });
+
+  it('in the middle of a run ends it, and nothing of the other adapter is saved', async () => {
+    const tuned = await both();
+    const output = join(folder, 'out');
+    const trainer = new Trainer(
+      optionsFor(tuned, {
+        ...{ maxSteps: 6, output, saveSteps: 2 },
+        callbacks: [
+          (event) => {
+            if (event.type === 'step' && event.record.step === 3) tuned.setAdapter('plain');
+          },
+        ],
+      }),
+    );
+    await expect(trainer.train()).rejects.toThrow(
+      /^another adapter was made the active one during the run: .*step 3 could not be saved .*the last good checkpoint is .*step-2/s,
+    );
+    expect(await namesIn(join(output, 'run/checkpoints'))).toEqual(['step-2']);
+    tuned.setAdapter('default');
+    const again = new Trainer(optionsFor(tuned, { maxSteps: 6, output, resume: true }));
+    expect((await again.train()).steps).toBe(6);
+  });
+});
+
+/** Joins several micro-batches into one. */
 function joined(batches: readonly Batch[]): Batch {
   const rows: number[] = [];
   const concat = (key: 'inputIds' | 'positions' | 'targets') =>

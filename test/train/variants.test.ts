@@ -1,4 +1,4 @@
-/** The trainer with every variant of an adapter and every optimiser: it learns, starts at the base and resumes. */
+/** The trainer with every variant of an adapter and every optimiser: it starts equal to the base, learns and resumes. */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -65,7 +65,8 @@ describe.each(['f32', 'bf16'] as const)('BA-LoRA on a golden model in %s', (dtyp
       regularizers: { ...kBaLora, regularizerSchedule: 'constant' },
     });
     const [first, last] = [found[0] as StepRecord, found[7] as StepRecord];
-    // The teacher is the adapter switched off, and no variant starts elsewhere (up to the rounding of PiSSA's parts).
+    // The teacher is the model without the adapter, to which every variant is equal at the start (up to
+    // the rounding of PiSSA's pairs).
     const most = name.includes('pissa') ? (dtype === 'f32' ? 1e-9 : 1e-3) : 0;
     expect(first.consistency).toBeLessThanOrEqual(most);
     expect(last.consistency as number).toBeGreaterThan(0);
@@ -75,7 +76,7 @@ describe.each(['f32', 'bf16'] as const)('BA-LoRA on a golden model in %s', (dtyp
   });
 });
 
-describe('a run that is stopped and resumed has the same bits', () => {
+describe('a run that is stopped and resumed is bit-identical', () => {
   const bits = (tuned: TunedModel): Record<string, number[]> =>
     Object.fromEntries(
       Object.entries(tuned.state()).map(([name, value]) => [
@@ -122,7 +123,7 @@ describe('a run that is stopped and resumed has the same bits', () => {
   );
 });
 
-it('refuses an export that could not be written before the first step', async () => {
+it('refuses an impossible export before the first step', async () => {
   const tuned = await AdapterModel.create(new TinyModel(), {
     r: 3,
     useDora: true,
@@ -143,8 +144,8 @@ describe('parameter groups', () => {
       groups: { lr: number; weight_decay: number; params: string[] }[];
     }[];
   };
-  it.each(golden.loraplus)('of LoRA+ at ratio $ratio are those of PEFT', (one) => {
-    // The embedding's own pair has no counterpart here.
+  it.each(golden.loraplus)('of LoRA+ with the ratio $ratio are those of PEFT', (one) => {
+    // Here adapters have no pair for the embedding.
     const wanted = one.groups.filter(({ params }) => !params[0]?.includes('lora_embedding'));
     const parameters: NamedTensor[] = wanted.flatMap(({ params }) =>
       params.map((name) => {
@@ -177,11 +178,11 @@ describe('parameter groups', () => {
     const tuned = new FullModel(new TinyModel());
     const data = tinySource(tinyBatches());
     await expect(new Trainer({ tuned, data, loraplusLrRatio: 2 }).train()).rejects.toThrow(
-      'loraplusLrRatio is for adapters: full fine-tuning has no lora_B',
+      'loraplusLrRatio is for adapters, and full fine-tuning has no lora_B; leave it at 1',
     );
   });
 
-  it('take no decay on norms in full fine-tuning', () => {
+  it('have no weight decay on norms in full fine-tuning', () => {
     const groups = parameterGroups(new FullModel(new TinyModel()).parameters(), {
       loraplusLrRatio: 1,
       weightDecay: 0.1,

@@ -8,7 +8,7 @@ const countsOf = (batch: Batch, positions: Positions) =>
   causalLm.select(batch, { positions }).counts;
 const select = (batch: Batch) => causalLm.select(batch, { positions: 'supervised' });
 
-/** Micro-batch i of epoch e: i + 1 supervised rows after e + 1 prompt rows and one last row. */
+/** Micro-batch i of epoch e, with e + 1 prompt rows, i + 1 supervised rows and one last row. */
 function batchOf(epoch: number, index: number): Batch {
   const targets = Int32Array.from([
     ...Array<number>(epoch + 1).fill(-100),
@@ -38,7 +38,7 @@ function source(counts: number[]): BatchSource & { starts: number[] } {
 }
 
 describe('windows', () => {
-  it('count before the step and stop at the end of an epoch', async () => {
+  it('are counted before the step, and stop at the end of an epoch', async () => {
     const reader = new WindowReader(
       source([5]),
       { accumulation: 2, select },
@@ -58,7 +58,7 @@ describe('windows', () => {
     expect(epochs).toEqual([0.4, 0.8, 1, 1.4]);
   });
 
-  it('go on from a position as if never interrupted', async () => {
+  it('continue from a position as without an interruption', async () => {
     const options = { accumulation: 2, select };
     const whole = new WindowReader(source([5, 3]), options, { epoch: 0, microBatch: 0 });
     for (let i = 0; i < 6; i++) {
@@ -71,7 +71,7 @@ describe('windows', () => {
     }
   });
 
-  it('refuse a window without supervision, empty data, and a source that ends early', async () => {
+  it('are refused without supervised rows, with empty data, and where the source ends early', async () => {
     const none: BatchSource = {
       fingerprint: '',
       batchCount: () => 1,
@@ -103,7 +103,7 @@ async function last(options: { accumulation: number; select: typeof select }, wi
   return after;
 }
 
-it('counts rows by kind, padding never', () => {
+it('counts rows by kind, without padding', () => {
   const batch = { ...batchOf(2, 1), lengths: Int32Array.of(5) };
   expect(countsOf(batch, 'supervised')).toEqual({ tokens: 5, supervised: 2, regularized: 2 });
   expect(countsOf(batch, 'non_padding')).toEqual({ tokens: 5, supervised: 2, regularized: 5 });

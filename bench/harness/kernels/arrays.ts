@@ -1,4 +1,4 @@
-/** Kernel rows over whole arrays, bound by memory: the forward pass, the backward pass, or both. */
+/** Rows of kernels that pass over whole arrays and are bound by memory: forward, backward, or both. */
 import { ones } from '../../../lib/ops/index.ts';
 import type { Tensor } from '../../../lib/tensor.ts';
 import {
@@ -15,7 +15,7 @@ import {
 
 type Size = (context: MicroContext) => readonly [rows: number, columns: number];
 
-/** Hidden states, what is inside an mlp, and logits that exist. */
+/** Sizes of hidden states, of the inner activations of an mlp, and of logits that are materialised. */
 const kHidden: Size = ({ rows, sizes }) => [rows, sizes.c];
 export const kInner: Size = ({ rows, sizes }) => [rows, sizes.f];
 export const kLogits: Size = ({ sizes }) => [256, sizes.v];
@@ -23,19 +23,21 @@ export const kLogits: Size = ({ sizes }) => [256, sizes.v];
 interface Pass {
   readonly kernel: string;
   readonly op?: string;
-  /** Arrays of the row's dtype that are read and written, and bytes an element of others. */
+  /** Number of arrays of the row's dtype that are read or written. */
   readonly moves: number;
+  /** Bytes per element of arrays of other dtypes; default 0. */
   readonly aside?: number;
 }
 
 interface Operands {
-  /** (rows, columns) of the row's dtype; in the backward pass they want gradients. */
+  /** (rows, columns) in the row's dtype; they require gradients in the backward pass. */
   readonly x: Tensor;
   readonly y: Tensor;
-  /** (columns) of ones: of the row's dtype, without a gradient, and f32, with one in the backward pass. */
+  /** (columns) ones in the row's dtype, without a gradient. */
   readonly weight: Tensor;
+  /** (columns) ones in f32, which require a gradient in the backward pass. */
   readonly scale: Tensor;
-  /** (rows) i32, each a column. */
+  /** (rows) i32, each the index of a column. */
   readonly targets: Tensor;
   readonly context: MicroContext;
 }
@@ -47,7 +49,7 @@ interface ArrayKernel {
   readonly body: (operands: Operands) => unknown;
 }
 
-/** `micro-NAME` and `micro-NAME-backward`, whichever passes are given. */
+/** The rows `micro-NAME` and `micro-NAME-backward`, for the passes that are given. */
 export function overArray(
   name: string,
   { size = kHidden, body, ...passes }: ArrayKernel,

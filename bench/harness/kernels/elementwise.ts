@@ -1,4 +1,4 @@
-/** Kernel rows element by element, sums over arrays, and arrays made from nothing. */
+/** Rows of elementwise kernels, reductions, and kernels that create arrays. */
 import { backward } from '../../../lib/autograd.ts';
 import {
   add,
@@ -38,7 +38,7 @@ function whereCase({ sizes: { c }, rows, dtype }: MicroContext): MicroCase {
   return plain(`x ${rows}x${c}`, 'byte', bytes, () => where(condition, x, y));
 }
 
-/** What a second micro-batch does to the gradient of the first. */
+/** Accumulation of a second micro-batch's gradient into that of the first. */
 function accumulateCase({ sizes: { c }, rows, dtype }: MicroContext): MicroCase {
   const [x, grad] = [normal([rows, c], dtype), normal([rows, c], dtype)];
   x.requiresGrad = true;

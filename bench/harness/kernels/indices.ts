@@ -1,4 +1,4 @@
-/** Kernel rows that read and add through indices. */
+/** Rows of kernels that gather or scatter by indices. */
 import {
   embedding,
   gather,
@@ -20,7 +20,7 @@ import {
   plain,
 } from './kit.ts';
 
-/** The rows of the loss out of the hidden states, or their gradient put back among zeros, in f32. */
+/** Selection of the loss's rows from the hidden states; backward, their gradient scattered into zeros, in f32. */
 function selectCase(
   { sizes: { c }, rows, lossRows, dtype }: MicroContext,
   back: boolean,
@@ -33,7 +33,7 @@ function selectCase(
   return gradient(shapes, 'byte', bytes, { leaves: [x], forward });
 }
 
-/** An index for each element, anywhere in its row. */
+/** Gather or scatterAdd with an index per element, anywhere in its row. */
 function alongRows({ sizes: { c }, rows, dtype }: MicroContext, scatter: boolean): MicroCase {
   const [x, y] = [normal([rows, c], dtype), normal([rows, c], dtype)];
   const index = own(reshape(ids(rows * c, c), [rows, c]));

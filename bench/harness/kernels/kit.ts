@@ -1,4 +1,4 @@
-/** What the table of kernel rows is written with: operands by shape, bytes counted, and gradients alone. */
+/** Helpers for the tables of kernel rows: operands by shape, counts of bytes, and cases of a backward pass alone. */
 import { backward } from '../../../lib/autograd.ts';
 import { rand, randn } from '../../../lib/ops/index.ts';
 import { noGrad, type Tensor, tensor, unscoped } from '../../../lib/tensor.ts';
@@ -8,10 +8,13 @@ import type { BenchDType } from '../types.ts';
 export interface MicroContext {
   readonly sizes: Sizes;
   readonly dtype: BenchDType;
-  /** Rows of a micro-batch of `sequences` sequences; rows of the loss; the adapter's rank. */
+  /** Rows of a micro-batch. */
   readonly rows: number;
+  /** Sequences of a micro-batch. */
   readonly sequences: number;
+  /** Rows that the loss reads. */
   readonly lossRows: number;
+  /** Rank of the adapter. */
   readonly rank: number;
   /** Rows and vocabulary of a large head. */
   readonly large: { readonly rows: number; readonly v: number };
@@ -22,25 +25,25 @@ export interface MicroCase {
   /** The operands, in words. */
   readonly shapes: string;
   readonly unit: 'flop' | 'byte';
-  /** Operations, or bytes read and written once each. */
+  /** Number of operations, or of bytes that are read or written, each counted once. */
   readonly work: number;
   readonly run: () => void;
-  /** Before each run, not timed. */
+  /** Called before each run, not timed. */
   readonly prepare?: () => void;
 }
 
 export interface MicroEntry {
   readonly name: string;
-  /** The row of kernels.def that is timed. */
+  /** Name of the timed kernel in kernels.def. */
   readonly kernel: string;
-  /** The op that runs it, as opTimes() has it. Default: the kernel's name without `_forward`. */
+  /** Name in opTimes() of the op that runs it. Default: the kernel's name without `_forward`. */
   readonly op?: string;
-  /** Products are held against this peak; left out: that of the row's own dtype. */
+  /** Dtype of the peak rate that products are compared with. Default: the row's own. */
   readonly peak?: BenchDType;
   make(context: MicroContext): MicroCase;
 }
 
-/** The kernels of a group; operands are made when the case is. */
+/** The kernels of a group. */
 export type MicroTable = readonly MicroEntry[];
 
 export function opOf({ kernel, op = kernel.replace(/_forward$/, '') }: MicroEntry): string {
@@ -49,7 +52,7 @@ export function opOf({ kernel, op = kernel.replace(/_forward$/, '') }: MicroEntr
 
 let seed = 1;
 
-/** Operands of the case at hand: they live as long as it does. */
+/** Operands of the current case, which live as long as it does. */
 let owned: Tensor[] = [];
 
 export function own(operand: Tensor): Tensor {
@@ -57,7 +60,7 @@ export function own(operand: Tensor): Tensor {
   return operand;
 }
 
-/** Frees what the last case owned. */
+/** Frees the operands of the last case. */
 export function disposeOperands(): void {
   for (const operand of owned) operand.dispose();
   owned = [];
@@ -67,7 +70,7 @@ export function normal(shape: readonly number[], dtype: BenchDType): Tensor {
   return own(randn(shape, { dtype, seed: seed++ }));
 }
 
-/** A weight as models have it: frozen, small. */
+/** A frozen tensor of small values, as the weights of a model are. */
 export function frozen(shape: readonly number[], dtype: BenchDType): Tensor {
   return own(rand(shape, { dtype, seed: seed++, low: -0.05, high: 0.05 }).freeze());
 }
@@ -96,7 +99,7 @@ export function plain(
   return { shapes, unit, work, run: () => void noGrad(body) };
 }
 
-/** A case of the backward pass alone: the forward is run before, untimed, on leaves that want gradients. */
+/** A case of the backward pass alone: the forward runs before it, untimed, on leaves that require gradients. */
 export function gradient(
   shapes: string,
   unit: MicroCase['unit'],

@@ -15,11 +15,11 @@ import {
   plain,
 } from './kit.ts';
 
-/** Matrices of more columns would take minutes, and tell nothing more. */
+/** Largest number of columns: wider matrices would take minutes without showing more. */
 const kMostColumns = 576;
 
 interface Decomposition {
-  /** Of the keys' weight (m,n), or of the products of its columns (n,n). */
+  /** Whether it decomposes the Gram matrix (n,n) of the keys' weight instead of the weight (m,n). */
   readonly symmetric?: boolean;
   readonly forward: (m: number, n: number) => number;
   readonly backward: (m: number, n: number) => number;
@@ -51,7 +51,7 @@ function decomposition(
   ];
 }
 
-/** Of logits H W^T: a Cholesky factor, its congruence with the other Gram matrix, eigenvalues alone. */
+/** Singular values of logits H W^T from both Gram matrices: Cholesky factor, congruence, eigenvalues without vectors. */
 function spectrumCase({ sizes, lossRows }: MicroContext): MicroCase {
   const c = Math.min(sizes.c, kMostColumns);
   const products = (rows: number): Tensor => own(noGrad(() => gram(normal([rows, c], 'f32'))));

@@ -1,4 +1,4 @@
-/** Kernel rows that are matrix products: linears with and without low-rank parts, attention. */
+/** Rows of matrix products: linears with and without low-rank parts, attention. */
 import {
   attention,
   linear,
@@ -38,7 +38,7 @@ const linears: MicroTable = kGroups.flatMap((label, index) =>
   })),
 );
 
-/** The index-th group of linears of a layer. */
+/** The case of the index-th group of linears of a layer. */
 export function linearCase(
   { sizes, dtype, rows, rank }: MicroContext,
   index: number,
@@ -60,7 +60,7 @@ export function linearCase(
   return gradient(shapes, 'flop', work + 2 * rows * pairs, { leaves, forward });
 }
 
-/** A linear that is trained itself: its weight's gradient. */
+/** Gradient of the weight of a linear that is trained itself. */
 function weightCase({ sizes: { c, f }, rows, dtype }: MicroContext): MicroCase {
   const [x, weight] = [normal([rows, c], dtype), normal([f, c], dtype)];
   const forward = () => [linear(x, weight)];
@@ -83,11 +83,11 @@ function attentionCase({ sizes, dtype, rows, sequences }: MicroContext, back: bo
   return gradient(shapes, 'flop', 2 * work, { leaves: [q, k, v], forward });
 }
 
-/** DeBERTa's, over the same sequences: all of the scores, each from three products. */
+/** DeBERTa's attention over equal sequences: all scores, each the sum of three products. */
 function relativeCase({ sizes, dtype, rows, sequences }: MicroContext, back: boolean): MicroCase {
   const { heads, d } = sizes;
   const length = rows / sequences;
-  const positions = length; // rows of the tables: distances beyond a half share the last ones
+  const positions = length; // rows of the tables: distances beyond half of the length share the last row
   const of = (count: number): Tensor => normal([count, heads, d], dtype);
   const [q, k, v] = [of(rows), of(rows), of(rows)];
   const [positionKeys, positionQueries] = [of(positions), of(positions)];

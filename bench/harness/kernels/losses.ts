@@ -1,4 +1,4 @@
-/** Kernel rows of the losses: the fused head, its parts, cross-entropy of logits that exist, and the SVD term. */
+/** Rows of the losses: the fused head, its parts, cross-entropy of materialised logits, and the SVD term. */
 import {
   crossEntropy,
   gram,
@@ -24,7 +24,7 @@ import {
   plain,
 } from './kit.ts';
 
-/** What the consistency term has of the teacher: nothing (there are no regularizers), its hidden states, its summary. */
+/** The teacher's part in the case: none (no regularizers), its hidden states, or its cached summary. */
 type Teacher = 'none' | 'states' | 'summary';
 
 const kTask = { temperature: 2, entropyTopK: -1, taskScale: 1 };
@@ -33,7 +33,7 @@ const kAll = { ...kTask, entropyTopK: 20, consistencyScale: 0.025, diversityScal
 function headCase({ sizes: { c, v }, lossRows, dtype }: MicroContext, of: Teacher): MicroCase {
   const hidden = normal([lossRows, c], dtype);
   const operands = { hidden, head: frozen([v, c], dtype), targets: ids(lossRows, v) };
-  hidden.requiresGrad = true; // the gradient is made beside the logits
+  hidden.requiresGrad = true; // the forward computes the gradient together with the logits
   const products = of === 'states' ? 3 : 2;
   const terms = of === 'none' ? '' : `, teacher${of === 'summary' ? "'s summary" : ''}, top 20`;
   return {
@@ -67,7 +67,7 @@ function summaryCase({ sizes: { c, v }, lossRows, dtype }: MicroContext): MicroC
   );
 }
 
-/** The ready gradient times that of the loss; a head of few words makes the same one sooner. */
+/** Multiplication of the ready gradient by that of the loss. A small vocabulary makes a gradient of the same shape faster. */
 function scaleCase({ sizes: { c }, lossRows, dtype }: MicroContext): MicroCase {
   const [hidden, head] = [normal([lossRows, c], dtype), frozen([16, c], dtype)];
   const targets = ids(lossRows, 16);
@@ -80,13 +80,16 @@ function svdCase({ sizes, lossRows, dtype }: MicroContext): MicroCase {
   const { c, v } = sizes;
   const hidden = normal([lossRows, c], dtype);
   const matrix = own(noGrad(() => gram(frozen([v, c], dtype))));
-  hidden.requiresGrad = true; // value and gradient are made together
+  hidden.requiresGrad = true; // value and gradient are computed together
   const work = 2 * lossRows * c * c + 2 * lossRows * c * Math.min(lossRows, c);
   const shapes = `h ${lossRows}x${c}, k 10, f64 sums`;
   return { shapes, unit: 'flop', work, run: () => void svdRatioGram(hidden, matrix) };
 }
 
-/** By tiles of the logits: they and their gradient by the head, half of a Gram matrix, its vectors by the logits. */
+/**
+ * The SVD term by tiles of the logits. Its operations: the logits, their gradient times the head, half of a Gram matrix, and its
+ * eigenvectors times the logits.
+ */
 function svdTilesCase({ sizes, lossRows, dtype }: MicroContext): MicroCase {
   const { c, v } = sizes;
   const rows = lossRows / 8; // the rows of a step would take seconds
@@ -102,7 +105,7 @@ function largeHead(context: MicroContext, of: Teacher): MicroCase {
   return headCase({ ...context, sizes: { ...sizes, v: large.v }, lossRows: large.rows }, of);
 }
 
-/** The head of a long batch and a large vocabulary: logits that exist would take 4 GiB. */
+/** The head with a long batch and a large vocabulary, whose materialised logits would take 4 GiB. */
 export const kLargeMicroLosses: MicroTable = [
   {
     name: 'micro-head-losses-task-8192x128k',

@@ -1,4 +1,4 @@
-/** Kernel rows between the products of a block: norms, rotary embedding, activations, DoRA's scale. */
+/** Rows of the kernels between a block's products: norms, rotary embedding, activations, DoRA's scale. */
 import {
   columnScale,
   dropout,

@@ -1,4 +1,4 @@
-/** Kernel rows of the optimisers over one adapter's parameters, and of what clipping does to their gradients. */
+/** Rows of the optimisers over the parameters of one adapter, and of gradient clipping. */
 import {
   type AdamwParameter,
   adafactorStep,
@@ -24,7 +24,7 @@ import {
   plain,
 } from './kit.ts';
 
-/** Parameters of one adapter on all linears. */
+/** Number of parameters of one adapter on all linears. */
 function adapterSize({ sizes, rank }: MicroContext): number {
   let size = 0;
   for (const { input, outputs } of groupsOf(sizes)) {
@@ -46,7 +46,7 @@ function optimizerCase(
   return plain(`${size} parameters, f32`, 'byte', bytesOf('f32', moves * size), () => body(parts));
 }
 
-/** The same parameters as the matrices that they are. */
+/** A case in which the same parameters are separate matrices, as in an adapter. */
 function manyCase(
   context: MicroContext,
   moves: number,
@@ -70,7 +70,7 @@ function manyCase(
   return plain(`${parts.length} matrices, f32`, 'byte', bytes, () => body(parts));
 }
 
-/** Its second moment is factored: a matrix needs little beside the parameter and its gradient. */
+/** Adafactor on one matrix. Its second moment is factored, so that it reads little beside the parameter and its gradient. */
 function adafactorCase({ sizes: { c, f } }: MicroContext): MicroCase {
   const [p, g] = [normal([f, c], 'f32'), normal([f, c], 'f32')];
   const options = {

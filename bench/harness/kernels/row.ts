@@ -1,4 +1,4 @@
-/** Kernel rows, one after the other in one process. */
+/** Measures kernel rows, one after the other in one process. */
 import {
   memoryStats,
   resetPeakMemory,
@@ -21,20 +21,20 @@ import {
 import { kLargeMicroTable, kMicroTable } from './table.ts';
 
 export interface MicroInput {
-  /** Of kMicroTable. */
+  /** Names of rows in kMicroTable. */
   readonly names: readonly string[];
   readonly shape: string | ModelShape;
   readonly dtype: BenchDType;
-  /** What the rates are held against. */
+  /** Peak rates that the rates are compared with. */
   readonly ceilings: Calibration;
   /** Rows of the micro-batch. Default 2048, in four sequences. */
   readonly rows?: number;
-  /** For trying the benchmark itself: large rows are small. */
+  /** Makes the large rows small, to try the benchmark itself. */
   readonly trial?: boolean;
 }
 
 export const kMicroNames = kMicroTable.map(({ name }) => name);
-/** Too large for a CPU: they are not in the group. */
+/** Rows that are too large for a CPU, and therefore in no group. */
 export const kLargeMicroNames = kLargeMicroTable.map(({ name }) => name);
 
 export async function microRows(input: MicroInput): Promise<MicroRow[]> {
@@ -88,7 +88,7 @@ async function microRow(
   };
 }
 
-/** What one call needs beside its operands, results included. */
+/** Memory that one call needs beside its operands, in bytes, results included. */
 async function extraMemory({ prepare = () => {}, run }: MicroCase): Promise<number> {
   await synchronize();
   let before = 0;

@@ -1,4 +1,4 @@
-/** The kernels at the model's shapes, one row or more each. */
+/** The table of kernel rows at the model's shapes, one or more rows per kernel. */
 import { kMicroElementwise } from './elementwise.ts';
 import { kMicroIndices } from './indices.ts';
 import type { MicroTable } from './kit.ts';
@@ -20,7 +20,7 @@ export const kMicroTable: MicroTable = [
 
 export const kLargeMicroTable = kLargeMicroLosses;
 
-/** Kernels without a row, and why. */
+/** Kernels without a row, and the reason. */
 export const kNotTimed: Readonly<Record<string, string>> = {
   check_finite: 'runs inside the ops of anomaly mode, never as one that has a time of its own',
 };

@@ -1,4 +1,4 @@
-/** What a LoRA pair costs beside the frozen linears that it sits on: the groups of a layer, forward and backward. */
+/** Cost of LoRA pairs in relation to the frozen linears that they adapt: all groups of a layer, forward and backward. */
 import { groupsOf } from '../flops.ts';
 import { disposeOperands, type MicroContext } from '../kernels/kit.ts';
 import { type LinearVariant, linearCase } from '../kernels/linears.ts';

@@ -1,4 +1,4 @@
-/** PiSSA's start, in a process of its own: seconds for every linear layer of the model, and the energy it captured. */
+/** PiSSA's initialisation in a process of its own: seconds for all linear layers of a model, and the captured energy. */
 import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
 import type { InitLoraWeights } from '../../../lib/adapters/config.ts';
 import { getDefaultDevice } from '../../../lib/device.ts';
@@ -17,7 +17,7 @@ export interface PissaRowInput extends SubjectOptions {
   readonly repetitions: number;
 }
 
-/** Seconds after which a start is not repeated. */
+/** Seconds above which an initialisation is not repeated. */
 const kLongest = 60;
 
 export async function pissaRow(input: PissaRowInput): Promise<PissaRow> {
@@ -55,8 +55,8 @@ export async function pissaRow(input: PissaRowInput): Promise<PissaRow> {
 }
 
 /**
- * Over all modules, the squared norm of s B A over that of W. A's rows are orthogonal with squared norm sigma / s, so a
- * module's part holds sum (s |a_i|^2)^2.
+ * Captured energy: the squared norm of s B A over that of W, summed over all modules. The rows of A are orthogonal with squared
+ * norm sigma / s, so that a module's s B A has the squared norm sum (s |a_i|^2)^2.
  */
 async function capturedEnergy({ modules }: AdapterModel): Promise<number> {
   let [part, whole] = [0, 0];

@@ -1,4 +1,4 @@
-/** From the start of a process to the beginning of its first step, as `balora train --method lora` would go. */
+/** Time from the start of a process to the beginning of its first training step, with the work of `balora train --method lora`. */
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -13,7 +13,7 @@ import type { BenchDType } from '../types.ts';
 export interface StartRowInput {
   readonly model: string;
   readonly dtype: BenchDType;
-  /** Milliseconds since 1970 when the parent started this process. */
+  /** Time at which the parent started this process, in milliseconds since 1970. */
   readonly startedAt: number;
 }
 

@@ -1,4 +1,4 @@
-/** One training row, in a process of its own: the trainer's real steps, timed from outside, then their roofline. */
+/** One training row in a process of its own: real steps of the trainer, timed from outside, then their roofline. */
 import { readFileSync } from 'node:fs';
 import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../../../lib/adapters/config.ts';
@@ -26,7 +26,7 @@ import { openSubject } from '../subject.ts';
 import type { StepRow, StepSplit, Workload } from '../types.ts';
 import { TimedSource, workloadData } from '../workload_batches.ts';
 
-/** What one step told. */
+/** Measurements of one step. */
 interface StepSample {
   readonly record: StepRecord;
   readonly seconds: number;
@@ -38,7 +38,7 @@ const kPhases = ['forward', 'teacher', 'losses', 'backward', 'optimizer'] as con
 export async function stepRow(input: StepRowInput): Promise<StepRow> {
   const { workload, dtype, warmup } = input;
   if (workload.threads !== undefined) setNumThreads(workload.threads);
-  // A GPU runs behind the engine: where a step's time goes is seen in one more step that waits for each op.
+  // A GPU runs asynchronously: one more step, which waits for each op, shows where the time goes.
   const extra = sharesProcessMemory() ? 0 : 1;
   const total = warmup + input.steps + extra;
   const setUp = workload.data === 'sst2' ? encoderSetup : decoderSetup;
@@ -52,7 +52,7 @@ export async function stepRow(input: StepRowInput): Promise<StepRow> {
   const supervised = mean(measured.map(({ record }) => record.supervisedTokens));
   const shape: StepShape = {
     sizes: setup.sizes,
-    // A cached teacher has no passes of its own from the second epoch on.
+    // With a cached teacher there are no teacher passes from the second epoch on.
     method: workload.feature === 'cacheTeacher' ? 'lora' : workload.method,
     rank: workload.rank,
     rows: Math.round(batches.rows),
@@ -84,7 +84,7 @@ export async function stepRow(input: StepRowInput): Promise<StepRow> {
   };
 }
 
-/** Steps of one size: the median step's rate. Steps of many sizes: all tokens over all seconds. */
+/** Tokens per second: of the median step where all steps have one size, otherwise all tokens over all seconds. */
 function rateOf(samples: readonly StepSample[]): number {
   const tokens = samples.map(({ record }) => record.tokens);
   const seconds = samples.map((sample) => sample.seconds);
@@ -92,14 +92,14 @@ function rateOf(samples: readonly StepSample[]): number {
   return equal ? (tokens[0] as number) / median(seconds) : sum(tokens) / sum(seconds);
 }
 
-/** A language model with random ids or GSM8K's rows. */
+/** The setup of a language model on random ids or GSM8K's rows. */
 async function decoderSetup(input: StepRowInput, total: number): Promise<StepSetup> {
   const { workload, warmup } = input;
   const { model, sizes, name, notes } = await openSubject({
     ...input,
     vocabulary: workload.vocabulary,
   });
-  // A cached teacher is met again from the second epoch on.
+  // The cache of the teacher is read from the second epoch on.
   const epochSteps = workload.feature === 'cacheTeacher' ? Math.min(2, warmup) : total;
   const data = await workloadData(workload, {
     vocabulary: sizes.v,
@@ -134,7 +134,7 @@ async function measure(
     samples.push(sampleOf(event.record, source.seconds - fetched));
     fetched = source.seconds;
     resetOpTimes();
-    // The step that is looked at runs without graphs and counts for nothing else.
+    // The profiled step runs without graphs and counts for nothing else.
     if (samples.length === total - extra) peakBytes = peakBytesOf(getDefaultDevice());
     if (extra === 1 && samples.length === total - 1) setProfiling(true);
   }
@@ -144,7 +144,10 @@ async function measure(
   return { samples, profiled, batches, peakBytes };
 }
 
-/** A random matrix has no leading directions to converge to, and a step costs the same from any start. */
+/**
+ * The adapter of a row. For random weights PiSSA's search is cut short: a random matrix has no leading directions to converge to,
+ * and a step costs the same from any initialisation.
+ */
 function tunedModel(
   { method, rank }: Workload,
   model: CausalLM,
@@ -160,7 +163,7 @@ function tunedModel(
   });
 }
 
-/** Every term at its full weight from the first step on. */
+/** Options of the trainer, with every term at its full weight from the first step on. */
 function trainerOptions(workload: Workload, total: number): Partial<TrainerOptions> {
   const { regularizers } = resolveMethod(workload.method);
   return {
@@ -196,7 +199,7 @@ function medianSplit(splits: readonly StepSplit[]): StepSplit {
   ) as unknown as StepSplit;
 }
 
-/** The mean micro-batch: how many rows are computed, and the sum of its sequences' squared lengths. */
+/** Means over the micro-batches: the rows that are computed, and the sum of the sequences' squared lengths. */
 async function meanBatch(
   source: BatchSource<Sequences>,
   { encoder = false }: Sizes,
@@ -213,20 +216,20 @@ async function meanBatch(
   return { rows: mean(rows), squaredLengths: mean(squares) };
 }
 
-/** What a row needed at most: the process's memory where the device shares it, else the device's by the allocator's count. */
+/** Peak memory in bytes: the process's where the device shares its memory, otherwise the device's by the allocator's count. */
 export function peakBytesOf(device: string): number {
   if (sharesProcessMemory(device)) return peakResidentBytes();
   const { peakBytes, derivedBytes } = memoryStats({ device });
   return peakBytes + derivedBytes;
 }
 
-/** The largest resident memory of this process since it began its program, mapped pages included. */
+/** Peak resident memory of this process in bytes, mapped pages included. */
 function peakResidentBytes(): number {
   try {
     const kib = /^VmHWM:\s*(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1];
     if (kib !== undefined) return Number(kib) * 1024;
   } catch {
-    // Not a Linux: the next best thing, which may count the parent's memory from before exec.
+    // Without /proc there is only maxRSS, which may include the parent's memory from before exec.
   }
   return process.resourceUsage().maxRSS * 1024;
 }

@@ -88,7 +88,7 @@ const withBias: Variant = {
     const { name, linear, scale } = module;
     if (linear.bias === null) {
       throw new ArgumentError(
-        `${name}: an adapter with loraBias cannot be merged into a layer without a bias`,
+        `${name}: an adapter with loraBias cannot be merged into a layer without a bias; keep it beside its base`,
       );
     }
     return add(linear.bias.to('f64'), mul(module.parameter(kBias).to('f64'), scale));

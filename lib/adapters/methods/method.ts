@@ -58,7 +58,7 @@ export interface Start<Value extends boolean | string = boolean | string> {
    */
   readonly fromWeight: boolean;
   /**
-   * First values of the pairs of many modules at once, in their order: f32, a (r,in) and b (out,r). Runs without recording, in a
+   * Makes the first values of the pairs of many modules, in their order: f32, a (r,in) and b (out,r). Runs without recording, in a
    * scope, on the modules' device. The values must depend on each module alone, so that adapting one more changes no other.
    */
   pairs(modules: readonly StartModule[], value: Value): readonly LowRankPair[];

@@ -27,7 +27,7 @@ export function presetSettings(name: MethodName, given: LoraConfigInput): LoraCo
   }
   if (Object.keys(settings).length > 0) {
     throw new ArgumentError(
-      `method full trains every weight: ${Object.keys(settings).join(', ')} cannot be set`,
+      `method full trains every weight and has no adapter; leave out ${Object.keys(settings).join(', ')}`,
     );
   }
   return null;

@@ -20,11 +20,17 @@ import {
 import { findFiles } from '../../models/opened.ts';
 import type { Tokenizer } from '../../text/tokenizer.ts';
 import { copyHead, warmUpHead } from '../../train/head_warmup.ts';
-import { type DataOptions, loadOptions, type ModelLoadOptions, openData, warned } from '../load.ts';
+import {
+  type DataOptions,
+  loadOptions,
+  type ModelLoadOptions,
+  openData,
+  showWarnings,
+} from '../load.ts';
 import type { Progress } from '../progress.ts';
 import { formatBytes } from '../terminal.ts';
 import { kTrainDefaults, type TrainSettings } from '../train_options.ts';
-import type { Examples, Surroundings, TrainSetup } from './cli_task.ts';
+import type { Examples, RunContext, TrainSetup } from './cli_task.ts';
 
 /** Options of labelled data, and of the preparation of the head before training. */
 export interface LabelledExamples extends Examples {
@@ -72,24 +78,24 @@ export async function trainedHead(
   { adapter, ...options }: ModelLoadOptions & { adapter?: string | undefined },
 ): Promise<TrainedHead | null> {
   const { weight, labels, labelNames } = await checkpointHead(path, options);
-  const stated = await statedProblem(path, options);
+  const configured = await configuredProblemType(path, options);
   const saved = adapter === undefined ? undefined : savedShape(adapter, weight)?.[0];
   if (adapter !== undefined && saved !== undefined) {
-    const { names, problemType } = await wordsOfRun(adapter, saved);
+    const { names, problemType } = await labelsOfRun(adapter, saved);
     // A configuration with another number of labels describes another head.
-    const own = labels === null || labels === saved ? stated : null;
-    const said = { names, problemType: problemType ?? own };
-    return { labels: saved, inAdapter: true, where: adapter, ...said };
+    const own = labels === null || labels === saved ? configured : null;
+    const meaning = { names, problemType: problemType ?? own };
+    return { labels: saved, inAdapter: true, where: adapter, ...meaning };
   }
   if (labels === null) return null;
   // The record of the run takes precedence over the configuration.
-  const { names, problemType } = await wordsOfRun(path, labels);
-  const said = { names: names ?? labelNames, problemType: problemType ?? stated };
-  return { labels, inAdapter: false, where: path, ...said };
+  const { names, problemType } = await labelsOfRun(path, labels);
+  const meaning = { names: names ?? labelNames, problemType: problemType ?? configured };
+  return { labels, inAdapter: false, where: path, ...meaning };
 }
 
 /** The label names and problem type that the run recorded in its output folder; null for each one that is not recorded. */
-async function wordsOfRun(
+async function labelsOfRun(
   folder: string,
   labels: number,
 ): Promise<Pick<TrainedHead, 'names' | 'problemType'>> {
@@ -97,21 +103,24 @@ async function wordsOfRun(
   if (!existsSync(path)) return { names: null, problemType: null };
   const { command } = (await readConfigJson(path)) as { command?: Record<string, unknown> };
   const names = command?.['label-names'];
-  const whole = Array.isArray(names) && names.length === labels;
+  const isComplete = Array.isArray(names) && names.length === labels;
   return {
-    names: whole && names.every((name) => typeof name === 'string') ? names : null,
-    problemType: problemOf(command?.['problem-type']),
+    names: isComplete && names.every((name) => typeof name === 'string') ? names : null,
+    problemType: problemTypeOf(command?.['problem-type']),
   };
 }
 
 /** The problem type that the configuration of a model states; null for a GGUF file, whose metadata has none. */
-async function statedProblem(path: string, options: ModelLoadOptions): Promise<LabelKind | null> {
+async function configuredProblemType(
+  path: string,
+  options: ModelLoadOptions,
+): Promise<LabelKind | null> {
   const { path: folder, gguf } = await findFiles(await resolveModel(path, options));
   if (gguf) return null;
-  return problemOf((await readConfigJson(join(folder, 'config.json'))).problem_type);
+  return problemTypeOf((await readConfigJson(join(folder, 'config.json'))).problem_type);
 }
 
-function problemOf(value: unknown): LabelKind | null {
+function problemTypeOf(value: unknown): LabelKind | null {
   return kProblemTypes.find((type) => type === value) ?? null;
 }
 
@@ -131,33 +140,36 @@ export async function loadClassifier(
 export async function loadTunedClassifier(
   settings: TrainSettings,
   setup: TrainSetup<LabelledExamples>,
-  { data, progress, signal }: Surroundings & { readonly data: LabelledBatches },
+  { data, progress, signal }: RunContext & { readonly data: LabelledBatches },
 ): Promise<TunedModel<SequenceClassifier>> {
   const path = settings.model as string;
   const { seed, newHead } = { ...kTrainDefaults, ...settings };
-  const how = loadOptions(settings, progress);
+  const modelOptions = loadOptions(settings, progress);
   const load = (trainable: boolean) =>
-    loadClassifier(path, data.scheme, { ...how, trainable, seed, newHead });
+    loadClassifier(path, data.scheme, { ...modelOptions, trainable, seed, newHead });
   const model = await load(setup.adapter === null);
   if (model.newlyInitialized.length > 0) {
-    const why = newHead ? '' : `, since ${path} has none`;
-    progress.message(`drawn anew${why}: ${model.newlyInitialized.join(', ')}`);
+    const why = newHead ? '' : `, since ${path} has no head`;
+    progress.message(`newly initialized${why}: ${model.newlyInitialized.join(', ')}`);
   }
   const { headWarmupEpochs: epochs } = setup.examples;
   const { consistencyWeight } = setup.method.regularizers;
   if (epochs > 0) {
     const { loss, examples } = await warmUpHead(model, data, { epochs, seed, signal });
-    progress.message(`head warmed up on ${examples} examples: loss ${loss.toFixed(4)}`);
+    progress.message(`head trained on ${examples} examples before tuning: loss ${loss.toFixed(4)}`);
   } else if (model.newlyInitialized.length > 0 && consistencyWeight > 0) {
     progress.warn(
-      'the head is drawn at random, so the consistency term pulls towards noise: --head-warmup-epochs 20, or --consistency-weight 0',
+      'the head is newly initialized, so the consistency term pulls the model towards noise; pass --head-warmup-epochs 20 or --consistency-weight 0',
     );
   }
   signal.throwIfAborted();
   if (setup.adapter !== null) {
     if (settings.adapter === undefined)
-      return AdapterModel.create(model, setup.adapter, { seed, onProgress: progress.starts });
-    return warned(
+      return AdapterModel.create(model, setup.adapter, {
+        seed,
+        onProgress: progress.adapterProgress,
+      });
+    return showWarnings(
       await AdapterModel.fromPretrained(model, settings.adapter, {
         seed,
         method: setup.adapter.method,
@@ -170,7 +182,7 @@ export async function loadTunedClassifier(
   copyHead(model, teacher);
   const full = new FullModel(model, { teacher });
   progress.message(
-    `a consistency weight with --method full keeps a second copy of the model: ${formatBytes(full.teacherBytes)}`,
+    `--consistency-weight with --method full needs a second copy of the model: ${formatBytes(full.teacherBytes)}`,
   );
   return full;
 }

@@ -1,5 +1,5 @@
 /**
- * The interface of a task on the command line: the options of its own, how its data and models are opened for `train` and
+ * The interface of a task on the command line: its own options, how its data and models are opened for `train` and
  * `evaluate`, and how its results are shown. The commands use this interface alone; list.ts lists the tasks.
  */
 import type { AdapterConfigInput } from '../../adapters/make_adapter.ts';
@@ -17,8 +17,8 @@ import type { PlanStatistics } from '../plan_view.ts';
 import type { Progress } from '../progress.ts';
 import type { TrainSettings } from '../train_options.ts';
 
-/** The progress display, and the AbortSignal of an interrupt. */
-export interface Surroundings {
+/** The context of a command: its progress display, and the AbortSignal of an interrupt. */
+export interface RunContext {
   readonly progress: Progress;
   readonly signal: AbortSignal;
 }
@@ -68,7 +68,7 @@ export interface Evaluated {
 }
 
 /** Options of loading the base model of an adapter. */
-export interface BaseSurroundings extends ModelLoadOptions {
+export interface BaseModelOptions extends ModelLoadOptions {
   /** Path of the adapter's folder. */
   readonly adapter: string;
   readonly progress: Progress;
@@ -80,12 +80,15 @@ export interface CliTask<E extends Examples = Examples> {
   /** PEFT's name of the task, which is written into adapter_config.json. */
   readonly taskType: 'CAUSAL_LM' | 'SEQ_2_SEQ_LM' | 'SEQ_CLS';
   /** Options that this task uses and some other task does not. */
-  readonly own: readonly (keyof TrainSettings)[];
+  readonly ownOptions: readonly (keyof TrainSettings)[];
   examples(settings: TrainSettings, common: CommonExamples): E;
   /** Opens the data and loads the model for `train`. */
-  prepare(settings: TrainSettings, setup: TrainSetup<E>, around: Surroundings): Promise<Prepared>;
+  prepare(settings: TrainSettings, setup: TrainSetup<E>, context: RunContext): Promise<Prepared>;
   /** Loads the base model of an adapter and its tokenizer, for `merge`. */
-  loadBase(path: string, around: BaseSurroundings): Promise<{ model: Model; tokenizer: Tokenizer }>;
+  loadBase(
+    path: string,
+    context: BaseModelOptions,
+  ): Promise<{ model: Model; tokenizer: Tokenizer }>;
   /** Opens the data, loads the model and evaluates it, for `evaluate`. */
-  evaluate(settings: EvaluateSettings, around: Surroundings): Promise<Evaluated>;
+  evaluate(settings: EvaluateSettings, context: RunContext): Promise<Evaluated>;
 }

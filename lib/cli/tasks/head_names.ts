@@ -3,14 +3,14 @@
  * sorted, or stand in GLUE's order, must be read in the head's order; else ids would be compared with those of other classes.
  */
 import { glueTask } from '../../data/glue.ts';
-import { type LabelScheme, placesIn } from '../../data/labels.ts';
+import { indicesIn, type LabelScheme } from '../../data/labels.ts';
 import { listOf } from '../option_table.ts';
 import type { Progress } from '../progress.ts';
 import type { TrainSettings } from '../train_options.ts';
 import type { TrainedHead } from './classifier_load.ts';
 
 /** The settings by which a user describes the labels. */
-type Said = Pick<TrainSettings, 'numLabels' | 'labelNames' | 'glue'>;
+type LabelSettings = Pick<TrainSettings, 'numLabels' | 'labelNames' | 'glue'>;
 
 /**
  * The names, by id, with which labels are read: those of the head, unless the user or the GLUE task gives other ones. The user
@@ -19,7 +19,7 @@ type Said = Pick<TrainSettings, 'numLabels' | 'labelNames' | 'glue'>;
  */
 export function namesOfHead(
   { names, labels, where }: TrainedHead,
-  { numLabels = labels, labelNames, glue }: Said,
+  { numLabels = labels, labelNames, glue }: LabelSettings,
   progress: Progress,
 ): readonly string[] | undefined {
   if (names === null || labels < 2 || numLabels !== labels) return undefined;
@@ -29,29 +29,31 @@ export function namesOfHead(
       ? [given, '--label-names']
       : [glue === undefined ? null : glueTask(glue).labelNames, `--glue ${glue}`];
   const theirs = others ?? names;
-  const places = placesIn(theirs, names);
+  const places = indicesIn(theirs, names);
   const own = `the label ids of ${where} stand for ${shown(names)}`;
   if (given === undefined && places !== null) {
-    progress.message(`${own}; data with other labels needs --label-names, or a new head`);
+    progress.message(`${own}; pass --label-names if the data has other labels`);
     return names;
   }
   if (places === null || places.some((place, id) => place !== id)) {
-    progress.warn(`${own}; ${source} takes them for ${shown(theirs)}`);
+    progress.warn(
+      `${own}, but ${source} reads them as ${shown(theirs)}; check which of the two is meant`,
+    );
   }
   return undefined;
 }
 
 /** Warns that label ids are guessed: the head does not record its names, so the names in the data are sorted. */
-export function warnOfGuess(
+export function warnOfGuessedLabels(
   head: TrainedHead,
   { names }: LabelScheme,
-  { labelNames, glue, progress }: Said & { progress: Progress },
+  { labelNames, glue, progress }: LabelSettings & { progress: Progress },
 ): void {
   if (head.names !== null || names === null) return;
   if (labelNames !== undefined || glue !== undefined) return;
   progress.warn(
-    `${head.where} does not say what its label ids stand for: taken for ${shown(names)}, the names in the data sorted; ` +
-      '--label-names gives another order',
+    `${head.where} does not say what its label ids stand for, so they are read as ${shown(names)}, the sorted names in the ` +
+      'data; pass --label-names for another order',
   );
 }
 

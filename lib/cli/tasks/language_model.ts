@@ -14,17 +14,17 @@ import type { Tokenizer } from '../../text/tokenizer.ts';
 import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
 import { type EvaluateSettings, kEvalBatchSize } from '../evaluate_options.ts';
 import {
+  type DataCallbacks,
   loadOptions,
   type ModelLoadOptions,
   openBatches,
   openModel,
-  type TellingOptions,
-  warned,
+  showWarnings,
 } from '../load.ts';
 import { listOf } from '../option_table.ts';
 import { fixed, formatBytes, formatSeconds } from '../terminal.ts';
 import { kTrainDefaults, type TrainSettings } from '../train_options.ts';
-import type { CliTask, Evaluated, Surroundings, TrainSetup } from './cli_task.ts';
+import type { CliTask, Evaluated, RunContext, TrainSetup } from './cli_task.ts';
 
 /** The template and the field names of prompts and responses, those that were given. */
 export function formatOptions({
@@ -41,7 +41,7 @@ export function formatOptions({
 
 /** Properties in which the kinds of language models differ. M is the type of the model, D that of its data options. */
 export interface LanguageModelCli<M extends CausalLM | Seq2SeqLM, D extends object>
-  extends Pick<CliTask, 'task' | 'taskType' | 'own'> {
+  extends Pick<CliTask, 'task' | 'taskType' | 'ownOptions'> {
   check(folder: string, options: ModelLoadOptions): Promise<void>;
   load(folder: string, options: ModelLoadOptions): Promise<M>;
   /** Options of the data of a run: template, fields and lengths. */
@@ -52,7 +52,7 @@ export interface LanguageModelCli<M extends CausalLM | Seq2SeqLM, D extends obje
     readonly rows: RowSource;
     readonly tokenizer: Tokenizer;
     readonly model: M;
-    readonly options: D & TellingOptions & { signal: AbortSignal };
+    readonly options: D & DataCallbacks & { signal: AbortSignal };
   }): Promise<LanguageModelData<M>>;
 }
 
@@ -77,69 +77,83 @@ interface LanguageModelData<M extends CausalLM | Seq2SeqLM> extends BatchSource<
 export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends object>(
   kind: LanguageModelCli<M, D>,
 ): CliTask<{ data: D; evalData: D }> {
-  const { task, taskType, own } = kind;
+  const { task, taskType, ownOptions } = kind;
   return {
-    ...{ task, taskType, own },
+    ...{ task, taskType, ownOptions },
     examples: (settings, { batchSize, evalBatchSize, seed, shuffle }) => ({
       data: { ...kind.shared(settings), ...kind.training(settings), batchSize, seed, shuffle },
       evalData: { ...kind.shared(settings), batchSize: evalBatchSize, shuffle: false },
     }),
-    prepare: async (settings, setup, around) => {
-      const how = loadOptions(settings, around.progress);
-      const { folder, tokenizer } = await openModel(settings.model as string, kind.check, how);
+    prepare: async (settings, setup, context) => {
+      const modelOptions = loadOptions(settings, context.progress);
+      const { folder, tokenizer } = await openModel(
+        settings.model as string,
+        kind.check,
+        modelOptions,
+      );
       const load = (options: ModelLoadOptions) => kind.load(folder, options);
-      const tuned = await tunedOf(load, settings, setup, around);
+      const tuned = await loadTuned(load, settings, setup, context);
       const { model } = tuned;
       const opened: (() => Promise<void>)[] = [];
+      const closeAll = async () => {
+        for (const close of opened) await close();
+      };
       const open = async (file: string, given: D) => {
-        const { batches, close } = await openBatches(
-          file,
-          (rows, telling) => {
-            const options = { ...given, ...telling, signal: around.signal };
-            return kind.batches({ rows, tokenizer, model, options });
-          },
-          { columns: setup.columns, ...around },
-        );
-        opened.push(close);
-        return batches;
+        try {
+          const { batches, close } = await openBatches(
+            file,
+            (rows, callbacks) => {
+              const options = { ...given, ...callbacks, signal: context.signal };
+              return kind.batches({ rows, tokenizer, model, options });
+            },
+            { columns: setup.columns, ...context },
+          );
+          opened.push(close);
+          return batches;
+        } catch (error) {
+          await closeAll();
+          throw error;
+        }
       };
       const data = await open(settings.data as string, setup.examples.data);
       const evalData =
         settings.evalData === undefined
           ? {}
           : { evalData: await open(settings.evalData, setup.examples.evalData) };
-      const { signal } = around;
+      const { signal } = context;
       return {
         input: { ...setup.training, tuned, data, ...evalData, signal } as AnyTrainerOptions,
         tokenizer,
         statistics: data.statistics,
         format: data.format,
-        close: async () => {
-          for (const close of opened) await close();
-        },
+        close: closeAll,
       };
     },
-    loadBase: async (path, { adapter: _, progress: __, ...how }) => {
-      const { folder, tokenizer } = await openModel(path, kind.check, how);
-      return { model: await kind.load(folder, how), tokenizer };
+    loadBase: async (path, { adapter: _, progress: __, ...modelOptions }) => {
+      const { folder, tokenizer } = await openModel(path, kind.check, modelOptions);
+      return { model: await kind.load(folder, modelOptions), tokenizer };
     },
-    evaluate: async (settings, around) => {
-      const how = loadOptions(settings, around.progress);
-      const { folder, tokenizer } = await openModel(settings.model as string, kind.check, how);
-      const model = await kind.load(folder, how);
+    evaluate: async (settings, context) => {
+      const modelOptions = loadOptions(settings, context.progress);
+      const { folder, tokenizer } = await openModel(
+        settings.model as string,
+        kind.check,
+        modelOptions,
+      );
+      const model = await kind.load(folder, modelOptions);
       const batchSize = settings.perDeviceEvalBatchSize ?? kEvalBatchSize;
       const { batches, close } = await openBatches(
         settings.data as string,
-        (rows, telling) => {
-          const { signal } = around;
+        (rows, callbacks) => {
+          const { signal } = context;
           const shared = kind.shared(settings);
-          const options = { ...shared, batchSize, shuffle: false, ...telling, signal };
+          const options = { ...shared, batchSize, shuffle: false, ...callbacks, signal };
           return kind.batches({ rows, tokenizer, model, options });
         },
-        { columns: listOf(settings.columns), ...around },
+        { columns: listOf(settings.columns), ...context },
       );
       try {
-        return await evaluated(model, batches, settings, around);
+        return await evaluateModel(model, batches, settings, context);
       } finally {
         await close();
       }
@@ -148,28 +162,28 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
 }
 
 /** Loads the model of the settings and makes it trainable: by a new adapter, by a loaded one, or in all of its weights. */
-async function tunedOf<M extends CausalLM | Seq2SeqLM>(
+async function loadTuned<M extends CausalLM | Seq2SeqLM>(
   load: (options: ModelLoadOptions) => Promise<M>,
   settings: TrainSettings,
   { method, adapter }: Pick<TrainSetup, 'method' | 'adapter'>,
-  { progress, signal }: Surroundings,
+  { progress, signal }: RunContext,
 ): Promise<TunedModel<M>> {
   const seed = settings.seed ?? kTrainDefaults.seed;
-  const how = loadOptions(settings, progress);
-  const model = await load({ ...how, trainable: adapter === null });
+  const modelOptions = loadOptions(settings, progress);
+  const model = await load({ ...modelOptions, trainable: adapter === null });
   // Creating an adapter may take as long as loading the model, so an interrupt is checked for in between.
   signal.throwIfAborted();
   if (adapter === null) {
     if (method.regularizers.consistencyWeight === 0) return new FullModel<M>(model);
-    const full = new FullModel<M>(model, { teacher: await load(how) });
+    const full = new FullModel<M>(model, { teacher: await load(modelOptions) });
     progress.message(
-      `a consistency weight with --method full keeps a second copy of the model: ${formatBytes(full.teacherBytes)}`,
+      `--consistency-weight with --method full needs a second copy of the model: ${formatBytes(full.teacherBytes)}`,
     );
     return full;
   }
   return settings.adapter === undefined
-    ? AdapterModel.create(model, adapter, { seed, onProgress: progress.starts })
-    : warned(
+    ? AdapterModel.create(model, adapter, { seed, onProgress: progress.adapterProgress })
+    : showWarnings(
         await AdapterModel.fromPretrained(model, settings.adapter, {
           seed,
           method: adapter.method,
@@ -179,27 +193,29 @@ async function tunedOf<M extends CausalLM | Seq2SeqLM>(
 }
 
 /** Evaluates a model, with the adapter that the settings name if there is one. */
-async function evaluated<M extends CausalLM | Seq2SeqLM>(
+async function evaluateModel<M extends CausalLM | Seq2SeqLM>(
   model: M,
   data: BatchSource<EvaluatedBatch<M>>,
   { adapter }: EvaluateSettings,
-  { progress, signal }: Surroundings,
+  { progress, signal }: RunContext,
 ): Promise<Evaluated> {
   const tuned =
     adapter === undefined
-      ? untuned(model)
-      : warned(await AdapterModel.fromPretrained(model, adapter), progress);
+      ? withoutAdapter(model)
+      : showWarnings(await AdapterModel.fromPretrained(model, adapter), progress);
   const result = await evaluate<M>(tuned, data.batches(0, 0), { signal });
   return { result, text: evaluationText(result) };
 }
 
 /** A model without adapter in the form that the evaluator takes; it has no base to be compared with. */
-function untuned<M extends CausalLM | Seq2SeqLM>(model: M): EvaluatedModel<M> {
+function withoutAdapter<M extends CausalLM | Seq2SeqLM>(model: M): EvaluatedModel<M> {
   return {
     model,
     hasTeacher: false,
     withTeacher: () => {
-      throw new ArgumentError('evaluate: a model without an adapter has no base to compare with');
+      throw new ArgumentError(
+        'evaluate: a model without an adapter has no base to compare with; give --adapter',
+      );
     },
   };
 }

@@ -10,7 +10,13 @@ export const seq2seqLmCli = languageModelCli<
 >({
   task: seq2seqLm,
   taskType: 'SEQ_2_SEQ_LM',
-  own: ['promptTemplate', 'promptField', 'responseField', 'maxSourceLength', 'maxTargetLength'],
+  ownOptions: [
+    'promptTemplate',
+    'promptField',
+    'responseField',
+    'maxSourceLength',
+    'maxTargetLength',
+  ],
   check: checkSeq2SeqLM,
   load: (folder, options) => AutoModelForSeq2SeqLM.fromPretrained(folder, options),
   shared: ({ maxSourceLength, maxTargetLength, ...settings }) => ({

@@ -11,7 +11,7 @@ import { Tokenizer } from '../../text/tokenizer.ts';
 import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
 import { type EvaluateSettings, kEvalBatchSize } from '../evaluate_options.ts';
 import { classifierText } from '../evaluation_view.ts';
-import { loadOptions, warned } from '../load.ts';
+import { loadOptions, showWarnings } from '../load.ts';
 import { listOf, pick } from '../option_table.ts';
 import type { Progress } from '../progress.ts';
 import {
@@ -29,12 +29,12 @@ import {
   trainedHead,
 } from './classifier_load.ts';
 import type { CliTask } from './cli_task.ts';
-import { namesOfHead, warnOfGuess } from './head_names.ts';
+import { namesOfHead, warnOfGuessedLabels } from './head_names.ts';
 
 export const sequenceClassificationCli: CliTask<LabelledExamples> = {
   task: sequenceClassification,
   taskType: 'SEQ_CLS',
-  own: [
+  ownOptions: [
     ...(Object.keys({ ...kLabelOptions, ...kLabelTrainOptions }) as (keyof TrainSettings)[]),
     'maxLength',
   ],
@@ -55,19 +55,19 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
     const { data: dataOptions, evalData: evalOptions, ...labelled } = setup.examples;
     const { headWarmupEpochs, metricForBestModel } = labelled;
     const path = settings.model as string;
-    const how = loadOptions(settings, progress);
+    const modelOptions = loadOptions(settings, progress);
     // The model is checked before its tokenizer is loaded, so that an error about the model comes first.
-    const head = await trainedHead(path, { adapter: settings.adapter, ...how });
-    const tokenizer = await Tokenizer.fromPretrained(path, how);
+    const head = await trainedHead(path, { adapter: settings.adapter, ...modelOptions });
+    const tokenizer = await Tokenizer.fromPretrained(path, modelOptions);
     const open = (file: string, options: LabelledOptions) =>
       openLabelled(file, tokenizer, { ...options, columns: setup.columns, progress, signal });
     const kept = head !== null && (head.inAdapter || !settings.newHead) ? head : null;
-    const ofHead = kept === null ? undefined : namesOfHead(kept, settings, progress);
+    const headNames = kept === null ? undefined : namesOfHead(kept, settings, progress);
     const data = await open(settings.data as string, {
       ...dataOptions,
-      ...(ofHead === undefined ? {} : { labelNames: ofHead }),
+      ...(headNames === undefined ? {} : { labelNames: headNames }),
     });
-    if (kept !== null) warnOfGuess(kept, data.scheme, { ...settings, progress });
+    if (kept !== null) warnOfGuessedLabels(kept, data.scheme, { ...settings, progress });
     // The held-out data is read with the label ids of the training data.
     const { numLabels, problemType, names } = data.scheme;
     const known = { numLabels, problemType, ...(names === null ? {} : { labelNames: names }) };
@@ -102,14 +102,14 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
     const head = await trainedHead(path, { adapter, ...options });
     const newHead = head?.inAdapter ?? false;
     const model = await AutoModelForSequenceClassification.fromPretrained(path, {
-      ...(head === null ? {} : meaningOf(head)),
+      ...(head === null ? {} : labelOptionsOf(head)),
       ...options,
       newHead,
     });
     if (head !== null && head.problemType === null && head.labels > 1) {
       progress.warn(
-        `${head.where} does not say what its ${head.labels} outputs mean: ${model.problemType} becomes problem_type of the ` +
-          'merged config.json; change it there if they are something else',
+        `${head.where} does not say what its ${head.labels} outputs mean, so ${model.problemType} becomes the problem_type of ` +
+          'the merged config.json; change it there if it is another one',
       );
     }
     return { model, tokenizer: await Tokenizer.fromPretrained(path, options) };
@@ -117,9 +117,9 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
   evaluate: async (settings, { progress, signal }) => {
     const { adapter } = settings;
     const path = settings.model as string;
-    const how = loadOptions(settings, progress);
-    const head = await trainedHead(path, { adapter, ...how });
-    const tokenizer = await Tokenizer.fromPretrained(path, how);
+    const modelOptions = loadOptions(settings, progress);
+    const head = await trainedHead(path, { adapter, ...modelOptions });
+    const tokenizer = await Tokenizer.fromPretrained(path, modelOptions);
     const data = await openLabelled(settings.data as string, tokenizer, {
       ...labelledOptions(settings),
       ...(head === null ? {} : labelsOf(head, settings, progress)),
@@ -129,14 +129,17 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
       progress,
       signal,
     });
-    if (head !== null) warnOfGuess(head, data.scheme, { ...settings, progress });
+    if (head !== null) warnOfGuessedLabels(head, data.scheme, { ...settings, progress });
     const newHead = head?.inAdapter ?? false;
-    const model = await loadClassifier(path, data.scheme, { ...how, newHead });
+    const model = await loadClassifier(path, data.scheme, { ...modelOptions, newHead });
     model.checkLength(data.statistics.longest);
-    if (adapter !== undefined) warned(await AdapterModel.fromPretrained(model, adapter), progress);
+    if (adapter !== undefined)
+      showWarnings(await AdapterModel.fromPretrained(model, adapter), progress);
     if (head === null) {
       const drawn = model.newlyInitialized.join(', ');
-      progress.warn(`${path} has no trained head (${drawn} drawn anew): the numbers mean nothing`);
+      progress.warn(
+        `${path} has no trained head (newly initialized: ${drawn}), so the numbers mean nothing; pass --adapter, or a trained model`,
+      );
     }
     const result = await evaluateClassifier(model, data.batches(), { signal });
     return { result, text: classifierText(result, data.scheme.names) };
@@ -177,22 +180,22 @@ function labelledOptions(
 function labelsOf(head: TrainedHead, settings: EvaluateSettings, progress: Progress): LabelOptions {
   const { numLabels, labelNames, glue } = settings;
   const problemType = settings.problemType ?? (glue === undefined ? head.problemType : null);
-  const asked = numLabels ?? listOf(labelNames)?.length;
-  if (asked !== undefined && asked !== head.labels) {
+  const requested = numLabels ?? listOf(labelNames)?.length;
+  if (requested !== undefined && requested !== head.labels) {
     const option = numLabels === undefined ? 'label-names' : 'num-labels';
     throw new ArgumentError(
-      `the head in ${head.where} has ${head.labels} labels, --${option} says ${asked}`,
+      `the head in ${head.where} has ${head.labels} labels, and --${option} says ${requested}; leave --${option} out`,
     );
   }
   const names = namesOfHead(head, settings, progress);
   const meaning = problemType === null ? {} : { problemType };
   if (names !== undefined) return { ...meaning, labelNames: names };
-  const open = glue === undefined && labelNames === undefined;
-  return { ...meaning, ...(open ? { numLabels: head.labels } : {}) };
+  const isOpen = glue === undefined && labelNames === undefined;
+  return { ...meaning, ...(isOpen ? { numLabels: head.labels } : {}) };
 }
 
 /** The labels of a trained head, as the options with which its model is loaded. */
-function meaningOf({ labels, names, problemType }: TrainedHead): LabelOptions {
+function labelOptionsOf({ labels, names, problemType }: TrainedHead): LabelOptions {
   const meaning = problemType === null ? {} : { problemType };
   return { numLabels: labels, labelNames: names, ...meaning };
 }

@@ -1,4 +1,4 @@
-/** The three questions that the Hub is asked: the commit of a revision, the files of a commit, the bytes of a file. */
+/** The three requests to the Hub: the commit of a revision, the files of a commit, the bytes of a file. */
 import { type Answer, type Endpoint, HubError, readAll } from './endpoint.ts';
 import { isCommit, pathProblem, printable } from './names.ts';
 
@@ -20,10 +20,11 @@ export interface FileHash {
   readonly hex: string;
 }
 
-const kMostJson = 16 * 2 ** 20; // bytes of an answer, with all of its pages
-const kMostPages = 100;
+/** Largest size of an answer with all of its pages. */
+const kMaxJsonBytes = 16 * 2 ** 20;
+const kMaxPages = 100;
 /** Number of times that the download of one file is resumed after the connection broke off. */
-const kMostBreaks = 5;
+const kMaxResumes = 5;
 
 /** The commit of a revision. @throws HubError where the server names no commit, or another one than it was asked for */
 export async function commitOf(
@@ -32,8 +33,8 @@ export async function commitOf(
 ): Promise<string> {
   const what = `commit of ${revision}`;
   const path = `/api/models/${repo}/revision/${encodeURIComponent(revision)}?expand=sha`;
-  const answer = await endpoint.get(endpoint.at(path), { what });
-  const { json } = await readJson(answer, { what, most: kMostJson });
+  const answer = await endpoint.get(endpoint.urlOf(path), { what });
+  const { json } = await readJson(answer, { what, maxBytes: kMaxJsonBytes });
   const { sha } = (json ?? {}) as { sha?: unknown };
   if (!isCommit(sha)) {
     throw new HubError(`${what}: sha must be 40 lower-case hex digits, not ${quoted(sha)}`);
@@ -54,12 +55,12 @@ export async function listFiles(
 ): Promise<Map<string, FileRow>> {
   const what = 'list of files';
   const rows = new Map<string, FileRow>();
-  let next: URL | null = endpoint.at(`/api/models/${repo}/tree/${sha}?recursive=${recursive}`);
-  let left = kMostJson;
+  let next: URL | null = endpoint.urlOf(`/api/models/${repo}/tree/${sha}?recursive=${recursive}`);
+  let left = kMaxJsonBytes;
   for (let pages = 0; next !== null; ++pages) {
-    if (pages === kMostPages) throw new HubError(`${what}: more than ${kMostPages} pages`);
+    if (pages === kMaxPages) throw new HubError(`${what}: more than ${kMaxPages} pages`);
     const answer: Answer = await endpoint.get(next, { what });
-    const { json, bytes } = await readJson(answer, { what, most: left });
+    const { json, bytes } = await readJson(answer, { what, maxBytes: left });
     left -= bytes;
     if (!Array.isArray(json)) throw new HubError(`${what}: must be an array`);
     for (const row of json as (FileRow | null)[]) {
@@ -94,7 +95,7 @@ export async function* readFile(
   { repo, sha, file }: { repo: string; sha: string; file: RepoFile },
 ): AsyncGenerator<Uint8Array> {
   const encoded = file.path.split('/').map(encodeURIComponent).join('/');
-  const url = endpoint.at(`/${repo}/resolve/${sha}/${encoded}`);
+  const url = endpoint.urlOf(`/${repo}/resolve/${sha}/${encoded}`);
   let from = 0;
   let answered = false;
   let broken: HubError | null = null;
@@ -110,7 +111,7 @@ export async function* readFile(
     } catch (error) {
       const again = answered && error instanceof HubError && error.failure === 'broken';
       // A server that cannot send parts of a file is handled like one that breaks off.
-      if (!again || breaks === kMostBreaks) throw broken ?? error;
+      if (!again || breaks === kMaxResumes) throw broken ?? error;
       broken = error;
     }
   }
@@ -128,9 +129,9 @@ function hashOf(path: string, { lfs, oid }: FileRow): FileHash {
 
 async function readJson(
   answer: Answer,
-  { what, most }: { what: string; most: number },
+  { what, maxBytes }: { what: string; maxBytes: number },
 ): Promise<{ json: unknown; bytes: number }> {
-  const text = await readAll(answer.chunks(), { what, most });
+  const text = await readAll(answer.chunks(), { what, maxBytes });
   try {
     return { json: JSON.parse(text.toString()), bytes: text.length };
   } catch {

@@ -21,7 +21,7 @@ import {
 import { homedir } from 'node:os';
 import { basename, dirname, join, relative, sep } from 'node:path';
 import { FormatError } from '../../errors.ts';
-import { diskError, syncFolder } from '../files.ts';
+import { diskError, makeFolder, syncFolder } from '../files.ts';
 import type { FileHash, RepoFile } from './api.ts';
 import { HubError } from './endpoint.ts';
 import { isCommit } from './names.ts';
@@ -29,7 +29,7 @@ import { isCommit } from './names.ts';
 const kIncomplete = '.incomplete';
 const kUuid = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/; // Python's own downloads have names of another form
 /** Age after which a download that is not written to counts as abandoned: one day. */
-const kStrayMs = 24 * 3600 * 1000;
+const kAbandonedMs = 24 * 3600 * 1000;
 
 /** The cache's folder, by the variables that Python's huggingface_hub reads. */
 export function defaultCacheDir(): string {
@@ -54,27 +54,32 @@ export class RepoCache {
    */
   async commitOf(revision: string): Promise<string | null> {
     if (isCommit(revision)) return revision;
-    const text = await this.#readRef(revision);
+    const text = await this.#onDisk('read', () => this.#readRef(revision));
     if (text === null) return null;
     const sha = text.trim();
     if (isCommit(sha)) return sha;
     const path = this.#refPath(revision);
-    throw new FormatError(`${path}: holds no commit (40 hex digits): remove it`, { path });
+    throw new FormatError(`${path}: holds no commit (40 hex digits)`, {
+      path,
+      advice: 'remove it',
+    });
   }
 
   /**
    * The folder of a commit and the names of the files in it that can be read; null if it is not there.
    * @throws FormatError naming a link that leads out
    */
-  async snapshot(sha: string): Promise<{ folder: string; names: string[] } | null> {
-    const folder = join(this.folder, 'snapshots', sha);
-    if ((await statOrNull(folder)) === null) return null;
-    await this.#requireWithin(folder, 'snapshots', sha);
-    const names: string[] = [];
-    for (const name of await readdir(folder)) {
-      if (await this.#readable(sha, name)) names.push(name);
-    }
-    return { folder, names };
+  snapshot(sha: string): Promise<{ folder: string; names: string[] } | null> {
+    return this.#onDisk('read', async () => {
+      const folder = join(this.folder, 'snapshots', sha);
+      if ((await statOrNull(folder)) === null) return null;
+      await this.#requireWithin(folder, 'snapshots', sha);
+      const names: string[] = [];
+      for (const name of await readdir(folder)) {
+        if (await this.#readable(sha, name)) names.push(name);
+      }
+      return { folder, names };
+    });
   }
 
   /**
@@ -82,16 +87,26 @@ export class RepoCache {
    * @throws FormatError as snapshot() does
    */
   async file(sha: string, path: string): Promise<string | null> {
-    return (await this.#readable(sha, path)) ? join(this.folder, 'snapshots', sha, path) : null;
+    const readable = await this.#onDisk('read', () => this.#readable(sha, path));
+    return readable ? join(this.folder, 'snapshots', sha, path) : null;
   }
 
   /**
    * Adds a file of a commit to the cache, unless it is there: a blob under its hash and a link to it in the snapshot. A file of
    * another size than announced is replaced.
    * @param download gives its bytes, called where the blob is missing
-   * @throws HubError for bytes that are not those announced, FormatError for a link that leads out
+   * @throws HubError for bytes that are not those announced, FormatError for a link that leads out, NativeError where the disk
+   *   is full or refuses
    */
-  async add(sha: string, file: RepoFile, download: () => AsyncIterable<Uint8Array>): Promise<void> {
+  add(sha: string, file: RepoFile, download: () => AsyncIterable<Uint8Array>): Promise<void> {
+    return this.#onDisk('write', () => this.#add(sha, file, download));
+  }
+
+  async #add(
+    sha: string,
+    file: RepoFile,
+    download: () => AsyncIterable<Uint8Array>,
+  ): Promise<void> {
     const { hash, bytes } = file;
     const link = join(this.folder, 'snapshots', sha, file.path);
     if ((await this.#readable(sha, file.path)) && (await isFile(link, bytes))) {
@@ -103,22 +118,35 @@ export class RepoCache {
     const blob = join(await this.#makeFolder('blobs'), hash.hex);
     if ((await statOrNull(blob)) !== null) await this.#requireWithin(blob, 'blobs', hash.hex);
     if (!(await isFile(blob, bytes))) {
-      await this.#removeStrays();
-      await this.#place(blob, async (temporary) => {
+      await this.#removeAbandoned();
+      await this.#moveIntoPlace(blob, async (temporary) => {
         await writeVerified(temporary, file, download);
       });
     }
-    await this.#place(link, (temporary) => symlink(relative(dirname(link), blob), temporary));
+    await this.#moveIntoPlace(link, (temporary) =>
+      symlink(relative(dirname(link), blob), temporary),
+    );
   }
 
   /** Makes a branch or a tag refer to a commit. */
   async setRef(revision: string, sha: string): Promise<void> {
     if (revision === sha) return;
     const path = this.#refPath(revision);
-    // A read-only cache works as long as nothing changes.
-    if ((await this.#readRef(revision)) === sha) return;
-    await this.#makeFolder('refs', ...revision.split('/').slice(0, -1));
-    await this.#place(path, (temporary) => writeFile(temporary, sha, { flag: 'wx' }));
+    await this.#onDisk('write', async () => {
+      // A read-only cache works as long as nothing changes.
+      if ((await this.#readRef(revision)) === sha) return;
+      await this.#makeFolder('refs', ...revision.split('/').slice(0, -1));
+      await this.#moveIntoPlace(path, (temporary) => writeFile(temporary, sha, { flag: 'wx' }));
+    });
+  }
+
+  /** Runs work on the cache's files. @throws NativeError where the disk fails */
+  async #onDisk<T>(doing: 'read' | 'write', work: () => Promise<T>): Promise<T> {
+    try {
+      return await work();
+    } catch (error) {
+      throw diskError(this.folder, error, doing);
+    }
   }
 
   /** The commit that a ref refers to; null if there is none. @throws FormatError as snapshot() does */
@@ -147,7 +175,7 @@ export class RepoCache {
 
   /** The path of a folder of the repository, created if missing. @throws FormatError where a link or a file has its name */
   async #makeFolder(...segments: string[]): Promise<string> {
-    await mkdir(this.folder, { recursive: true });
+    await makeFolder(this.folder);
     let folder = this.folder;
     for (const segment of segments) {
       folder = join(folder, segment);
@@ -157,7 +185,10 @@ export class RepoCache {
       const info = await lstat(folder);
       if (info.isSymbolicLink()) throw leadsOut(folder, await realpath(folder).catch(() => '?'));
       if (!info.isDirectory()) {
-        throw new FormatError(`${folder}: is in the way of a folder: remove it`, { path: folder });
+        throw new FormatError(`${folder}: is in the way of a folder`, {
+          path: folder,
+          advice: 'remove it',
+        });
       }
     }
     return folder;
@@ -170,13 +201,13 @@ export class RepoCache {
   }
 
   /** Removes downloads that killed processes left behind: those that have not been written to for a day. */
-  async #removeStrays(): Promise<void> {
+  async #removeAbandoned(): Promise<void> {
     const folder = join(this.folder, 'blobs');
     for (const name of await readdir(folder)) {
       if (!name.endsWith(kIncomplete) || !kUuid.test(basename(name, kIncomplete))) continue;
       const path = join(folder, name);
       const { mtimeMs = Number.POSITIVE_INFINITY } = (await lstat(path).catch(absent)) ?? {};
-      if (Date.now() - mtimeMs > kStrayMs) await rm(path, { force: true });
+      if (Date.now() - mtimeMs > kAbandonedMs) await rm(path, { force: true });
     }
   }
 
@@ -184,7 +215,7 @@ export class RepoCache {
    * Puts the result that `make` writes under a temporary name at `path`. Temporary names are among the blobs, where no reader looks
    * for a snapshot's files or for refs, and differ for every call: processes may write the same file at once.
    */
-  async #place(path: string, make: (temporary: string) => Promise<void>): Promise<void> {
+  async #moveIntoPlace(path: string, make: (temporary: string) => Promise<void>): Promise<void> {
     const temporary = join(await this.#makeFolder('blobs'), `${randomUUID()}${kIncomplete}`);
     try {
       await make(temporary);
@@ -237,10 +268,10 @@ async function isFile(path: string, bytes: number): Promise<boolean> {
 }
 
 function leadsOut(path: string, target: string): FormatError {
-  return new FormatError(
-    `${path}: leads out of its place in the Hub's cache, to ${target}: remove it, and it is fetched again`,
-    { path },
-  );
+  return new FormatError(`${path}: leads out of its place in the Hub's cache, to ${target}`, {
+    path,
+    advice: 'remove it, and it is fetched again',
+  });
 }
 
 function statOrNull(path: string): Promise<Stats | null> {

@@ -41,8 +41,10 @@ export class HubError extends Error {
   readonly failure: 'broken' | 'slow' | undefined;
   /** Whether there was no answer, or one that the server is too busy, as opposed to an answer that refuses the request. */
   readonly unreachable: boolean;
+  /** Whether there was an answer, and it is not of the form that the Hub's have. */
+  readonly malformed: boolean;
 
-  /** @param how status: the HTTP status of a refusal */
+  /** @param how status: the HTTP status of an answer that does not give what was asked for, such as a refusal or a redirect */
   constructor(
     message: string,
     {
@@ -53,16 +55,17 @@ export class HubError extends Error {
   ) {
     super(message, how);
     this.failure = failure;
+    this.malformed = failure === undefined && status === 0;
     this.unreachable = failure !== undefined || status >= 500 || status === 408 || status === 429;
   }
 }
 
-const kMostRedirects = 10;
+const kMaxRedirects = 10;
 const kRedirects: readonly number[] = [301, 302, 303, 307, 308];
-/** Number of bytes that a server may not take longer for than the timeout. */
-const kPortion = 65_536;
-const kMostOfARefusal = 65_536;
-const kLongestTimer = 2 ** 31 - 1;
+/** Number of bytes of a large answer to which the timeout applies. */
+const kTimedBytes = 65_536;
+const kMaxRefusalBytes = 65_536;
+const kMaxTimeoutMs = 2 ** 31 - 1;
 
 export class Endpoint {
   /** Name of the server in messages. */
@@ -73,8 +76,8 @@ export class Endpoint {
   /** Checks the address and the token. @throws ArgumentError for an address or a token that cannot be used, or not together */
   constructor(options: EndpointOptions) {
     const { timeoutMs, accessToken } = options;
-    if (!(timeoutMs > 0 && timeoutMs <= kLongestTimer)) {
-      throw new ArgumentError(`timeoutMs must be above 0 and at most ${kLongestTimer}`);
+    if (!(timeoutMs > 0 && timeoutMs <= kMaxTimeoutMs)) {
+      throw new ArgumentError(`timeoutMs must be above 0 and at most ${kMaxTimeoutMs}`);
     }
     this.#base = parseHubUrl(options.hubUrl);
     this.name = this.#base.href.replace(/\/$/, '');
@@ -83,7 +86,7 @@ export class Endpoint {
   }
 
   /** The address of a path on the server, which begins with a slash. */
-  at(path: string): URL {
+  urlOf(path: string): URL {
     return new URL(this.name + path);
   }
 
@@ -98,23 +101,29 @@ export class Endpoint {
       );
     }
     const { timeoutMs, signal } = this.#options;
-    const wait = new Wait(what, {
+    const wait = new AnswerTimeout(what, {
       timeoutMs,
       signal,
-      portion: large ? kPortion : Number.POSITIVE_INFINITY,
+      portion: large ? kTimedBytes : Number.POSITIVE_INFINITY,
     });
     try {
       let url = address;
-      for (let redirects = 0; redirects <= kMostRedirects; ++redirects) {
+      for (let redirects = 0; redirects <= kMaxRedirects; ++redirects) {
         const reply = await this.#send(url, { wait, from });
         const answer = { headers: reply.headers, url, chunks: () => wait.bodyOf(reply) };
         if (isRest(reply, from)) return answer;
         if (!kRedirects.includes(reply.status)) throw await this.#refusal(what, reply, wait);
         reply.close();
-        url = this.#redirected(what, { from: url, location: reply.headers.get('location') });
+        const { status } = reply;
+        url = this.#redirected(what, {
+          from: url,
+          location: reply.headers.get('location'),
+          status,
+        });
       }
       throw new HubError(
-        `${what}: more than ${kMostRedirects} redirects, the last to ${url.origin}`,
+        `${what}: more than ${kMaxRedirects} redirects, the last to ${url.origin}`,
+        { status: kRedirects[0] as number },
       );
     } catch (error) {
       wait.end();
@@ -122,7 +131,7 @@ export class Endpoint {
     }
   }
 
-  #send(url: URL, { wait, from }: { wait: Wait; from: number }): Promise<Reply> {
+  #send(url: URL, { wait, from }: { wait: AnswerTimeout; from: number }): Promise<Reply> {
     const { accessToken } = this.#options;
     const trusted = accessToken !== '' && url.origin === this.#base.origin;
     const headers = {
@@ -136,14 +145,19 @@ export class Endpoint {
   }
 
   /** The address that a redirect leads to. @throws HubError where it is not safe to go there */
-  #redirected(what: string, { from, location }: { from: URL; location: string | null }): URL {
+  #redirected(
+    what: string,
+    { from, location, status }: { from: URL; location: string | null; status: number },
+  ): URL {
     if (location === null || !URL.canParse(location, from.href)) {
-      throw new HubError(`${what}: a redirect without an address`);
+      throw new HubError(`${what}: a redirect without an address`, { status });
     }
     const url = new URL(location, from);
     const where = isWeb(url) ? url.origin : url.protocol;
     const refused = (reason: string): HubError =>
-      new HubError(`${what}: a redirect to ${printable(where)} is not followed: ${reason}`);
+      new HubError(`${what}: a redirect to ${printable(where)} is not followed: ${reason}`, {
+        status,
+      });
     if (url.username !== '' || url.password !== '') throw refused('it holds a user name');
     if (!isWeb(url)) throw refused('it is no web address');
     if (url.origin === this.#base.origin) return url;
@@ -156,12 +170,12 @@ export class Endpoint {
   }
 
   /** The reason that the server gives, in the forms of the Hub: a JSON object or a header. */
-  async #refusal(what: string, reply: Reply, wait: Wait): Promise<HubError> {
+  async #refusal(what: string, reply: Reply, wait: AnswerTimeout): Promise<HubError> {
     const { status, headers } = reply;
     let said = headers.get('x-error-message') ?? '';
     try {
       const { error } = JSON.parse(
-        (await readAll(wait.bodyOf(reply), { what, most: kMostOfARefusal })).toString(),
+        (await readAll(wait.bodyOf(reply), { what, maxBytes: kMaxRefusalBytes })).toString(),
       ) as { error?: unknown };
       if (typeof error === 'string') said = error;
     } catch {
@@ -172,19 +186,20 @@ export class Endpoint {
   }
 }
 
-/** All of a body. @throws HubError above `most` bytes */
+/** Reads a whole body. @throws HubError if it has more than `maxBytes` bytes */
 export async function readAll(
   chunks: AsyncIterable<Uint8Array>,
-  { what, most }: { what: string; most: number },
+  { what, maxBytes }: { what: string; maxBytes: number },
 ): Promise<Buffer> {
   // Chunks may be of a byte each, and millions of them, so they are copied into one buffer.
-  let all = Buffer.alloc(Math.min(most, kPortion));
+  let all = Buffer.alloc(Math.min(maxBytes, kTimedBytes));
   let bytes = 0;
   for await (const chunk of chunks) {
     const after = bytes + chunk.length;
-    if (after > most) throw new HubError(`${what}: the answer does not end within ${most} bytes`);
+    if (after > maxBytes)
+      throw new HubError(`${what}: the answer does not end within ${maxBytes} bytes`);
     if (after > all.length) {
-      const larger = Buffer.alloc(Math.min(most, 2 * after));
+      const larger = Buffer.alloc(Math.min(maxBytes, 2 * after));
       all.copy(larger, 0, 0, bytes);
       all = larger;
     }
@@ -194,8 +209,8 @@ export async function readAll(
   return all.subarray(0, bytes);
 }
 
-/** The timeout of one answer, which counts only the time spent waiting for the server, not that spent on its bytes. */
-class Wait {
+/** The timeout of one answer. Only the time spent waiting for the server counts, not that spent on processing its bytes. */
+class AnswerTimeout {
   readonly #controller = new AbortController();
   readonly #timeoutMs: number;
   readonly #portion: number;
@@ -259,7 +274,7 @@ class Wait {
 
   #tooSlow(): HubError {
     const seconds = this.#timeoutMs / 1000;
-    const much = this.#portion !== kPortion ? 'the answer' : `${kPortion} bytes of it`;
+    const much = this.#portion !== kTimedBytes ? 'the answer' : `${kTimedBytes} bytes of it`;
     const reason = `${this.what}: the server took more than ${seconds} s for ${much} (timeoutMs)`;
     return new HubError(reason, { failure: 'slow' });
   }
@@ -290,12 +305,12 @@ function checkToken(token: string, base: URL): void {
   if (token === '') return;
   if (!/^[\x21-\x7e]+$/.test(token)) {
     throw new ArgumentError(
-      'the access token (accessToken, HF_TOKEN) holds spaces or other characters that no token has',
+      'the access token (accessToken, HF_TOKEN) holds spaces or other characters that no token has; copy it again',
     );
   }
   if (base.protocol !== 'https:' && !isLoopback(base)) {
     throw new ArgumentError(
-      `an access token is not sent to ${base.origin}, since anyone on the way could read it: use https ` +
+      `an access token is not sent to ${base.origin}, since anyone on the way could read it; use https ` +
         "(hubUrl, HF_ENDPOINT), or no token (unset HF_TOKEN, or accessToken: '')",
     );
   }

@@ -1,8 +1,8 @@
-/** Shapes of a classifier's outputs on which its regularizers are not what their formulas say. N examples, D outputs. */
+/** Warnings about shapes of a classifier's outputs for which its regularizers are undefined or clamped. N examples, D outputs. */
 import { clampSvdTopK } from '../nlu_terms.ts';
 import type { TermNote } from '../term.ts';
 
-/** Where neither covariances nor singular values say anything; null elsewhere. */
+/** A warning for shapes that have no covariances and one singular value; null for others. */
 export function noteOnShape([examples, outputs]: readonly [number, number]): TermNote | null {
   if (outputs === 1) {
     return {
@@ -19,7 +19,7 @@ export function noteOnShape([examples, outputs]: readonly [number, number]): Ter
   };
 }
 
-/** Where fewer singular values are summed than asked for; null elsewhere. */
+/** A warning for shapes with fewer singular values than are to be summed; null for others. */
 export function noteOnTopK(k: number, shape: readonly [number, number]): TermNote | null {
   const used = clampSvdTopK(k, shape);
   if (used === 0 || used >= k) return null;

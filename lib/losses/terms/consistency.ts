@@ -11,27 +11,32 @@ const options = {
   consistencyWeight: number({
     least: 0,
     default: 0,
-    help: 'l1 of the divergence from the pre-trained model',
+    help: 'weight l1 of the divergence from the pre-trained model',
   }),
   /** Distillation temperature T (default 2). */
-  temperature: number({ least: 0, above: true, default: 2, help: 'T of the divergence' }),
-  /** Default `cosine`. */
+  temperature: number({
+    least: 0,
+    above: true,
+    default: 2,
+    help: 'temperature T of the divergence',
+  }),
+  /** Schedule of the weight (default `cosine`). */
   consistencySchedule: choice({
     choices: ['constant', 'cosine', 'adaptive'],
     default: 'cosine',
-    help: 'of l1',
+    help: 'schedule of the consistency weight l1',
   }),
   /** l1 of the `adaptive` schedule under an unsure teacher. Default, and null: a tenth of `consistencyWeight`. */
   consistencyWeightMin: number({
     least: 0,
     default: null,
-    help: 'adaptive: l1 under an unsure teacher; default: a tenth of the weight',
+    help: 'adaptive schedule: l1 where the teacher is uncertain; default: a tenth of the weight',
   }),
   /** l1 of the `adaptive` schedule under a sure teacher. Default, and null: `consistencyWeight`. */
   consistencyWeightMax: number({
     least: 0,
     default: null,
-    help: 'adaptive: l1 under a sure teacher; default: the weight',
+    help: 'adaptive schedule: l1 where the teacher is certain; default: the weight',
   }),
 };
 

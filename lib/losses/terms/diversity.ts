@@ -8,14 +8,18 @@ import { growingTerm, growthOptions } from './growth.ts';
 
 const weight = {
   /** Weight l2 (default 0; the `balora` preset sets .005, for a classifier .03). */
-  diversityWeight: number({ least: 0, default: 0, help: 'l2 of the entropy term' }),
+  diversityWeight: number({
+    least: 0,
+    default: 0,
+    help: 'weight l2 of the entropy of the predictions',
+  }),
 };
 const topK = {
   /** K: the largest logits of a row that the entropy is taken over; 0: the whole vocabulary. Default 20. */
   entropyTopK: whole({
     least: 0,
     default: 20,
-    help: 'logits of a row in the entropy; 0: all',
+    help: 'number of logits of a row in the entropy; 0: all',
   }),
 };
 // Named types: in a declaration file the doc comments of spread properties would be lost.

@@ -10,9 +10,9 @@ export const growthOptions = {
   regularizerSchedule: choice({
     choices: ['constant', 'two_phase', 'linear_warmup', 'quadratic_warmup'],
     default: 'two_phase',
-    help: 'of l2 and l3',
+    help: 'schedule of the diversity and SVD weights l2 and l3',
   }),
-  /** Share w of the run in which `two_phase` waits. Default .2. */
+  /** Share w of the run in which the factor of `two_phase` is 0. Default .2. */
   regularizerWarmupRatio: number({
     least: 0,
     default: 0.2,
@@ -32,7 +32,7 @@ export const growthOptions = {
   }),
 };
 
-/** The part of a term that all with this schedule have in common: they read no teacher, and their weight grows. */
+/** The properties that all terms with this schedule share: they read no teacher, and their weight grows. */
 export function growingTerm(
   key: string,
   weight: number,

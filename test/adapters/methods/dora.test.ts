@@ -7,7 +7,7 @@ import { TinyModel } from '../../support/tiny_model.ts';
 
 const numbers = (value: Tensor): number[] => Array.from(value.dataSync() as Float32Array);
 
-it('starts the magnitudes as the lengths of the rows, and trains them with decay', async () => {
+it('initialises the magnitudes as the norms of the rows, and trains them with weight decay', async () => {
   const tuned = await AdapterModel.create(new TinyModel(), { r: 3, useDora: true });
   const { linear, parameters } = tuned.modules[0] as LoraModule;
   const weight = numbers(linear.weight);
@@ -24,7 +24,7 @@ it('starts the magnitudes as the lengths of the rows, and trains them with decay
   ]);
 });
 
-it('finds the norms once for each value of A and B, so its passes are no graphs', async () => {
+it('computes the norms once for each value of A and B, and therefore captures no graphs', async () => {
   const tuned = await AdapterModel.create(new TinyModel(), { r: 3, useDora: true });
   expect(tuned.graphObstacle).toBe("useDora keeps its rows' norms from pass to pass");
   const module = tuned.modules[0] as LoraModule;

@@ -6,7 +6,7 @@ import { TinyModel } from '../../support/tiny_model.ts';
 
 const numbers = (value: Tensor): number[] => Array.from(value.dataSync() as Float32Array);
 
-it('starts A uniformly within 1/sqrt(in), by seed and module only', async () => {
+it('initialises A uniformly within 1/sqrt(in), as a function of seed and module alone', async () => {
   const make = async (config: LoraConfigInput, seed?: number) =>
     (
       await AdapterModel.create(

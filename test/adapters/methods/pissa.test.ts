@@ -8,7 +8,7 @@ import { TinyModel } from '../../support/tiny_model.ts';
 
 const numbers = (value: Tensor): number[] => Array.from(value.dataSync() as Float32Array);
 
-it('takes the best rank-r part out of W', async () => {
+it('subtracts the best rank-r approximation from W', async () => {
   const model = new TinyModel();
   const tuned = await AdapterModel.create(model, {
     r: 8,
@@ -16,7 +16,7 @@ it('takes the best rank-r part out of W', async () => {
     initLoraWeights: 'pissa',
   });
   const module = tuned.modules.find(({ name }) => name === 'layers.0.down_proj');
-  // r = min(in, out): all of W. At the start A = A0 and B = B0, so the pair alone is W.
+  // With r = min(in, out) the approximation is W itself. Initially A = A0 and B = B0, so that the pair alone is W.
   const { a, b } = (module as LoraModule).frozen as LowRankPair;
   const [rank, inner, out] = [8, 16, 8];
   const [av, bv, w] = [numbers(a), numbers(b), numbers((module as LoraModule).linear.weight)];
@@ -30,7 +30,7 @@ it('takes the best rank-r part out of W', async () => {
   expectNear(product, w, 1e-5);
 });
 
-it('is named with and without a number of iterations', () => {
+it('has a name with and one without a number of iterations', () => {
   for (const name of ['pissa', 'pissa_niter_0', 'pissa_niter_16']) {
     expect(startNamed(name)?.shown, name).toEqual(['pissa', 'pissa_niter_N']);
   }

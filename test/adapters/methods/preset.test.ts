@@ -18,8 +18,8 @@ const create = (config: Parameters<typeof AdapterModel.create>[1]) =>
 const optionsOf = (tuned: AdapterModel | FullModel, regularizers?: RegularizerOptions) =>
   new Trainer({ tuned, data: tinySource([]), ...(regularizers && { regularizers }) }).options;
 
-describe('method, one argument', () => {
-  it('brings the adapter of its preset, under the settings that are given', async () => {
+describe('the argument `method`', () => {
+  it('sets the adapter options of its preset, which explicit options override', async () => {
     const tuned = await create({ method: 'balora', r: 2, loraAlpha: 4 });
     expect(tuned.config).toMatchObject({ r: 2, loraAlpha: 4, initLoraWeights: 'pissa' });
     expect(tuned.method).toBe('balora');
@@ -29,19 +29,19 @@ describe('method, one argument', () => {
     expect((await create({ r: 2 })).method).toBeNull();
   });
 
-  it("lies under settings in PEFT's spelling, too", async () => {
+  it("is also overridden by options in PEFT's spelling", async () => {
     const tuned = await create({ method: 'balora', r: 2, init_lora_weights: true } as never);
     expect(tuned.config.initLoraWeights).toBe(true);
   });
 
-  it('brings the weights of its regularizers to the trainer', async () => {
+  it('sets the weights of the regularizers in the trainer', async () => {
     const tuned = await create({ method: 'balora', r: 2 });
     expect(optionsOf(tuned).regularizers).toEqual(resolveMethod('balora').regularizers);
     expect(optionsOf(tuned).regularizers.consistencyWeight).toBe(0.025);
     expect(optionsOf(await create({ r: 2 })).regularizers.consistencyWeight).toBe(0);
   });
 
-  it('leaves the last word to the trainer', async () => {
+  it('is overridden by options of the trainer', async () => {
     const tuned = await create({ method: 'balora', r: 2 });
     const { regularizers } = optionsOf(tuned, { svdWeight: 0, temperature: 3 });
     expect(regularizers).toMatchObject({ consistencyWeight: 0.025, svdWeight: 0, temperature: 3 });
@@ -50,7 +50,7 @@ describe('method, one argument', () => {
     );
   });
 
-  it('changes nothing that a run is known by', async () => {
+  it('leaves the identity of a run unchanged', async () => {
     const { adapter, regularizers } = resolveMethod('balora', { adapter: { r: 2 } });
     const { method: _, ...plain } = adapter;
     const before = await create(plain);
@@ -59,7 +59,7 @@ describe('method, one argument', () => {
     expect(JSON.stringify(optionsOf(now))).toBe(JSON.stringify(optionsOf(before, regularizers)));
   });
 
-  it('goes with the adapter that is active', async () => {
+  it('is that of the active adapter', async () => {
     const tuned = await create({ method: 'balora', r: 2 });
     await tuned.addAdapter('plain', { r: 2 });
     await tuned.addAdapter('dora', { method: 'dora', r: 2 });
@@ -71,7 +71,7 @@ describe('method, one argument', () => {
     expect(tuned.method).toBe('dora');
   });
 
-  it('is named again for an adapter out of a folder, which does not say it', async () => {
+  it('must be given again for an adapter from a folder, which does not store it', async () => {
     const path = join(kFolder, 'named');
     await (await create({ method: 'balora', r: 2 })).savePretrained(path);
     expect((await AdapterModel.fromPretrained(new TinyModel(), path)).method).toBeNull();
@@ -79,20 +79,20 @@ describe('method, one argument', () => {
     expect(optionsOf(tuned).regularizers.consistencyWeight).toBe(0.025);
   });
 
-  it('of full fine-tuning is FullModel, and has no regularizers', () => {
+  it('is "full" for FullModel, which has no regularizers', () => {
     const tuned = new FullModel(new TinyModel());
     expect(tuned.method).toBe('full');
     expect(optionsOf(tuned).regularizers).toEqual(resolveMethod('full').regularizers);
   });
 
-  it('is refused where it is none, or has no adapter', async () => {
+  it('is refused where it is unknown, or a method without an adapter', async () => {
     const unknown = 'dora2' as AdapterMethodName;
     await expect(create({ method: unknown })).rejects.toThrow(
       `method must be one of ${METHOD_NAMES.join(', ')}, got "dora2"`,
     );
     const full = 'full' as AdapterMethodName;
     await expect(create({ method: full })).rejects.toThrow(
-      'method full has no adapter: train every weight with new FullModel(model)',
+      'method full has no adapter; train every weight with new FullModel(model)',
     );
     await expect(create({ method: full, r: 4 })).rejects.toThrow('method full');
     const path = join(kFolder, 'plain');

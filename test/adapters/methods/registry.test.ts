@@ -1,6 +1,6 @@
 /**
- * Every method, start and variant of the list, alone and together: what each must hold, whatever it is. A method that is added to
- * the list is tested here without a line of its own; its own file tests that it is the method that it is called.
+ * Properties that every method, initialisation and variant of the list must have, alone and in combination. A new entry of the list
+ * is tested here without further lines; a file of its own tests that it is the method whose name it has.
  */
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -35,11 +35,11 @@ const methods: readonly Method[] = METHOD_NAMES.map((name) => METHODS[name]);
 const starts: readonly Start[] = methods.flatMap(({ starts: own }): readonly Start[] => own ?? []);
 const variants: readonly Variant[] = methods.flatMap(({ variants: own }) => own ?? []);
 
-/** A value of `initLoraWeights` as help writes it, as a value. */
+/** The value of `initLoraWeights` for its spelling in the help. */
 const sample = (shown: string): boolean | string =>
   shown === 'true' || shown === 'false' ? shown === 'true' : shown.replace('_N', '_4');
 
-/** The methods' own settings, and every start with every switch, and with every two, that go together. */
+/** The settings of each method, and every initialisation with every valid combination of at most two switches. */
 const configs: [string, LoraConfigInput][] = [
   ...methods.flatMap(({ name, adapter }): [string, LoraConfigInput][] =>
     adapter === null ? [] : [[`method ${name}`, adapter as LoraConfigInput]],
@@ -55,7 +55,7 @@ const configs: [string, LoraConfigInput][] = [
       try {
         loraConfig(config);
       } catch (error) {
-        expect(error).toBeInstanceOf(ArgumentError); // which two methods may say
+        expect(error).toBeInstanceOf(ArgumentError); // some switches exclude each other
         return [];
       }
       return [[[shown, ...switches].join(' '), config]];
@@ -72,11 +72,11 @@ const create = (model: TinyModel, config: LoraConfigInput) =>
   });
 
 describe.each(configs)('%s', (_, config) => {
-  it('starts as the base, is it when switched off, and goes without a trace', async () => {
+  it('initially and while disabled leaves the base unchanged, and disposed of restores it', async () => {
     const model = new TinyModel();
     const base = hidden(model);
     const tuned = await create(model, config);
-    // Only the start for tests changes the model.
+    // Only the initialisation for tests (false) changes the model.
     if (config.initLoraWeights === false) expect(hidden(model)).not.toEqual(base);
     else expectNear(hidden(model), base, 1e-6);
     disturb(tuned);
@@ -88,7 +88,7 @@ describe.each(configs)('%s', (_, config) => {
     expect(hidden(model)).toEqual(base);
   });
 
-  it('exported as a plain LoRA it gives the same model', async () => {
+  it('gives the same model after export and loading as a plain LoRA', async () => {
     const model = new TinyModel();
     const tuned = await create(model, config);
     disturb(tuned);
@@ -117,7 +117,7 @@ describe.each(configs)('%s', (_, config) => {
     );
   });
 
-  it('is put away as a state and comes back to the bit', async () => {
+  it('is restored from its state bit for bit', async () => {
     const [model, other] = [new TinyModel(), new TinyModel()];
     const tuned = await create(model, config);
     disturb(tuned);
@@ -127,7 +127,7 @@ describe.each(configs)('%s', (_, config) => {
     expect(again.identity()).toEqual(tuned.identity());
   });
 
-  it('merged it gives the same model', async () => {
+  it('gives the same model after merging', async () => {
     const model = new TinyModel();
     const tuned = await create(model, config);
     disturb(tuned);
@@ -140,6 +140,26 @@ describe.each(configs)('%s', (_, config) => {
     }
     await saveMerged(tuned, out);
     expectNear(hidden(readWeights(new TinyModel(), out)), expected, 1e-5);
+  });
+
+  it('merged in memory it is the model that saveMerged writes, without an adapter', async () => {
+    const model = new TinyModel();
+    const tuned = await create(model, config);
+    disturb(tuned);
+    const expected = hidden(model);
+    if (config.loraBias) {
+      await expect(tuned.mergeAndUnload()).rejects.toThrow(/loraBias .* layer without a bias/);
+      expect(hidden(model)).toEqual(expected);
+      return;
+    }
+    const out = join(folder, 'merged');
+    await saveMerged(tuned, out);
+    expect(await tuned.mergeAndUnload()).toBe(model);
+    expectNear(hidden(model), expected, 1e-5);
+    expect(hidden(model)).toEqual(hidden(readWeights(new TinyModel(), out)));
+    const next = await create(model, { ...config, initLoraWeights: true });
+    expectNear(hidden(model), expected, 1e-5);
+    next.dispose();
   });
 
   it('has a residual form, or says why not', async () => {
@@ -165,7 +185,7 @@ describe.each(configs)('%s', (_, config) => {
 });
 
 describe('the list', () => {
-  it('has what the first version had, and PEFT knows its files by these keys', () => {
+  it('has the names of the first version, and the tensor keys of PEFT', () => {
     expect(METHOD_NAMES).toEqual(
       expect.arrayContaining(['lora', 'rslora', 'dora', 'pissa', 'balora', 'full']),
     );
@@ -186,7 +206,7 @@ describe('the list', () => {
     expect(['pissa', 'pissa_niter_2', 'loftq'].map(keepsBase)).toEqual([false, false, false]);
   });
 
-  it('has every name, value, switch and key once', () => {
+  it('has no name, value, switch or key twice', () => {
     const options = methods.flatMap(({ options: own }) => Object.keys(own ?? {}));
     const keys = variants.flatMap(({ parameters }) =>
       parameters.flatMap(({ key, alsoReadAs = [] }) => [key, ...alsoReadAs]),
@@ -204,7 +224,7 @@ describe('the list', () => {
     }
   });
 
-  it('scales so that an export of more rank keeps s', () => {
+  it('has multiplicative scaling divisors, so that an export of higher rank keeps s', () => {
     for (const { scaling } of methods) {
       if (!scaling) continue;
       for (const r of [1, 8, 48]) {
@@ -214,7 +234,7 @@ describe('the list', () => {
     }
   });
 
-  it('gives resolveMethod its presets, each of which is a configuration', () => {
+  it('has presets that resolveMethod returns and that are valid configurations', () => {
     for (const method of methods) {
       const { adapter, regularizers } = resolveMethod(method.name as 'lora');
       expect(adapter).toEqual(method.adapter && { ...method.adapter, method: method.name });
@@ -225,12 +245,12 @@ describe('the list', () => {
     }
   });
 
-  it('is what docs/methods.md says (npm run gen:methods writes it)', async () => {
+  it('is listed in docs/methods.md (written by npm run gen:methods)', async () => {
     await expect(page()).toMatchFileSnapshot('../../../docs/methods.md');
   });
 });
 
-/** docs/methods.md. */
+/** The text of docs/methods.md. */
 function page(): string {
   const cell = (text: string): string => text.replaceAll('|', '\\|');
   const code = (text: string): string => `\`${text}\``;
@@ -260,10 +280,10 @@ function page(): string {
 Written from the list in \`lib/adapters/methods/\` by \`npm run gen:methods\`; [adapters](adapters.md) explains the parts,
 [how to add a method](how-to-add-a-method.md) how to add one.
 
-\`--method\` on the command line, \`method\` in a configuration file and of \`AdapterModel.create\`:
+\`--method\` on the command line, \`method\` in a configuration file and in \`AdapterModel.create\`:
 
 ${table(
-  ['method', 'what it is', 'sets of the adapter', 'sets of the regularizers', 'source', 'since'],
+  ['method', 'what it is', 'adapter settings', 'regularizer weights', 'source', 'since'],
   methods.map((method) => [
     code(method.name),
     method.title,

@@ -1,4 +1,4 @@
-// The command as a user calls it, at a size that takes no time: rows in processes of their own, the JSON's shape, comparison.
+// The benchmark command as a user calls it, at a tiny size: rows in processes of their own, the JSON report, comparison.
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -9,7 +9,7 @@ import { runProgram } from '../../support/child.ts';
 import { writeTinyCheckpoint } from '../../support/tiny_checkpoint.ts';
 
 const kMain = 'build/harness/main.js';
-/** The command is silent while a process of its own measures. */
+/** Timeouts: the command prints nothing while a child process measures. */
 const kPatience = { hangMs: 280_000, limitMs: 290_000 };
 
 let folder = '';
@@ -28,7 +28,7 @@ async function bench(...args: string[]): Promise<{ code: number | null; text: st
 const readJson = async (path: string): Promise<Report> =>
   JSON.parse(await readFile(path, 'utf8')) as Report;
 
-/** In torch's place: takes a second for each of its steps. */
+/** A replacement for the Python with torch, which reports one second for each step. */
 const kStandIn = `#!/usr/bin/env node
 import { readFileSync } from 'node:fs';
 const [folder, ...flags] = process.argv.slice(3);
@@ -70,7 +70,7 @@ describe('npm run bench', () => {
     expect(row.ceilingSeconds).toBeGreaterThan(row.rooflineSeconds);
     expect(rows[2]?.kind === 'step' && rows[2].notes.join()).toContain('synthetic');
     const [, plain, , cached] = rows as StepRow[];
-    expect(cached?.flopsPerToken).toBe(plain?.flopsPerToken); // no passes of the teacher
+    expect(cached?.flopsPerToken).toBe(plain?.flopsPerToken); // there are no teacher passes
     const ratio = rows.find(({ name }) => name === 'balora-over-lora');
     expect(ratio?.kind === 'ratio' && ratio.value).toBeGreaterThan(0);
   }, 300_000);
@@ -99,10 +99,10 @@ describe('npm run bench', () => {
     expect(same.code).toBe(0);
     const other = ['--shape', 'tiny', '--only', 'micro-fill', '--json', join(folder, 'x.json')];
     await writeFile(json, JSON.stringify({ ...report, rows: better.slice(0, 1) }));
-    expect((await bench(...other, '--compare', json)).code).toBe(1); // nothing in common
+    expect((await bench(...other, '--compare', json)).code).toBe(1); // the reports have no row in common
   }, 300_000);
 
-  it('gives both sides the same micro-batches, where they are of many sizes', async () => {
+  it('gives both sides the same micro-batches where these differ in size', async () => {
     const python = join(folder, 'python.mjs');
     await writeFile(python, kStandIn, { mode: 0o755 });
     const json = join(folder, 'paired.json');
@@ -114,7 +114,7 @@ describe('npm run bench', () => {
     expect(row.torch?.tokensPerSecond.median).toBeCloseTo(row.tokens, 9);
   }, 300_000);
 
-  it('measures what is for GPUs, asked for by name', async () => {
+  it('measures rows for GPUs when they are chosen by name', async () => {
     const json = join(folder, 'named.json');
     const names = ['pissa-converged-r128', 'pissa-niter-16-r128', 'lora-overhead-r128'];
     const heads = ['micro-head-losses-task-8192x128k', 'micro-head-losses-8192x128k'];
@@ -136,7 +136,7 @@ describe('npm run bench', () => {
     expect(text).toContain('extra MiB');
   }, 300_000);
 
-  it('starts and initialises a real folder, as JSON on standard output', async () => {
+  it('measures the start with a real folder, and prints JSON to standard output', async () => {
     const args = ['--model', join(folder, 'model'), '--shape', 'tiny', '--only', 'start'];
     const options = { args: [...args, '--json', '-'], ...kPatience };
     const { stdout } = await runProgram(kMain, options);
@@ -145,7 +145,7 @@ describe('npm run bench', () => {
     expect(rows[0]?.kind === 'start' && rows[0].seconds.median).toBeGreaterThan(0.05);
   }, 300_000);
 
-  it('measures PiSSA, and says what it cannot', async () => {
+  it('measures PiSSA, and reports rows that are not available', async () => {
     const json = join(folder, 'pissa.json');
     await bench('--shape', 'tiny', '--only', 'pissa,start', '--json', json);
     const { rows } = await readJson(json);
@@ -165,13 +165,13 @@ describe('npm run bench', () => {
     await bench('--shape', 'tiny', '--only', 'minilm-sst2', '--dtype', 'f32', '--json', json);
     const row = (await readJson(json)).rows[0] as StepRow;
     expect(row).toMatchObject({ kind: 'step', name: 'minilm-sst2', dtype: 'f32' });
-    expect(row.tokens).toBeCloseTo((288 + 346) / 2, 9); // of the sixth and seventh micro-batch
+    expect(row.tokens).toBeCloseTo((288 + 346) / 2, 9); // the sixth and seventh micro-batch
     expect(row.split.teacher).toBe(0);
     expect(row.split.backward).toBeGreaterThan(0);
     expect(row.notes.join()).toMatch(/random weights.*SST-2/);
   }, 300_000);
 
-  it('makes the folder of its JSON, or refuses before it measures anything', async () => {
+  it('creates the folder of the JSON file, or fails before it measures anything', async () => {
     const json = join(folder, 'new', 'folder', 'start.json');
     expect((await bench('--shape', 'tiny', '--only', 'start', '--json', json)).code).toBe(0);
     expect((await readJson(json)).rows).toMatchObject([{ kind: 'unavailable' }]);
@@ -181,13 +181,13 @@ describe('npm run bench', () => {
     expect(text).not.toContain('measuring');
   }, 300_000);
 
-  it('shows how it is called in a clone', async () => {
+  it('shows in its help how it is called in a clone', async () => {
     const { code, text } = await bench('--help');
     expect(code).toBe(0);
     expect(text).toMatch(/^Usage: npm run bench -- \[options\]\n/);
   });
 
-  it('refuses a row that is none before it measures anything', async () => {
+  it('refuses an unknown row before it measures anything', async () => {
     const { code, text } = await bench('--only', 'balora-4x513');
     expect(code).toBe(2);
     expect(text).toContain('balora-4x512');

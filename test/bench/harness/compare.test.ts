@@ -1,4 +1,4 @@
-// Old against new: ratios, regressions past the margin, rows that are gone, machines that differ.
+// Comparison of two reports: ratios, regressions beyond the margin, missing rows, different machines.
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -9,7 +9,7 @@ import { FormatError } from '../../../lib/errors.ts';
 import { growthOf, kMachine, microRow, pissaRow, report, stepRow } from './reports.ts';
 
 describe('compareReports', () => {
-  it('calls a figure a regression only past the margin, in its own direction', () => {
+  it('reports a regression only beyond the margin, where more is worse or where less is', () => {
     const before = report([stepRow(), microRow()]);
     const after = report([
       stepRow({ tokensPerSecond: 1024 * 0.91, peakBytes: 1.2 * 2 ** 30 }),
@@ -27,13 +27,13 @@ describe('compareReports', () => {
     expect(comparisonText(strict, 0.04)).toContain('3 of 3 figures are worse by more than 4%');
   });
 
-  it('never takes better for worse', () => {
+  it('never reports an improvement as a regression', () => {
     const after = report([stepRow({ tokensPerSecond: 4000, peakBytes: 2 ** 28 })]);
     const { comparisons } = compareReports(report([stepRow()]), after, 0);
     expect(comparisons.some(({ regression }) => regression)).toBe(false);
   });
 
-  it('compares a row with the one of its own dtype, and names what is gone', () => {
+  it('compares rows of the same dtype, and lists missing rows', () => {
     const before = report([stepRow(), stepRow({ dtype: 'f32' }), microRow()]);
     const after = report([stepRow({ dtype: 'f32', tokensPerSecond: 512 })]);
     const { comparisons, missing } = compareReports(before, after, 0.1);
@@ -44,7 +44,7 @@ describe('compareReports', () => {
     expect(missing).toEqual(['balora-4x512 bf16', 'micro-rope bf16']);
   });
 
-  it('holds the points of a growth series against each other', () => {
+  it('compares the points of growth series', () => {
     const before = report([], { growth: [growthOf(1, 2)] });
     const after = report([], { growth: [growthOf(1.05, 2.5)] });
     const { comparisons, missing } = compareReports(before, after, 0.1);
@@ -62,7 +62,7 @@ describe('compareReports', () => {
     ]);
   });
 
-  it('lets no energy be lost, whatever the margin', () => {
+  it('reports a loss of captured energy as a regression, whatever the margin', () => {
     const energyOf = (lost: number) => {
       const after = report([pissaRow({ capturedEnergy: 0.25 - lost })]);
       const { comparisons } = compareReports(report([pissaRow()]), after, 10);
@@ -73,7 +73,7 @@ describe('compareReports', () => {
     expect(energyOf(-0.1)).toBe(false);
   });
 
-  it('says when the machines are not the same', () => {
+  it('warns where the machines differ', () => {
     const other = report([stepRow()], { machine: { ...kMachine, cpu: 'Another' } });
     const { warnings } = compareReports(report([stepRow()]), other, 0.1);
     expect(warnings).toEqual([expect.stringContaining('cpu was Some CPU, is Another')]);
@@ -82,7 +82,7 @@ describe('compareReports', () => {
 });
 
 describe('readReport', () => {
-  it('reads what was written, and names what is no report', async () => {
+  it('reads a written report, and names a file that is not a report', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'balora-'));
     const path = join(folder, 'x.json');
     try {

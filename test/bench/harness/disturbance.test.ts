@@ -1,4 +1,4 @@
-// When a run is to be distrusted: processor time of others, peaks that moved.
+// Warnings about disturbed measurements: processor time of others, peak rates that changed.
 import { describe, expect, it } from 'vitest';
 import {
   disturbanceBetween,
@@ -23,7 +23,7 @@ describe('processor time', () => {
     expect(parseCpuSeconds('intr 1 2 3')).toBeNull();
   });
 
-  it('is others what is not our own', () => {
+  it('is used by others where it is not our own', () => {
     const before = { busy: 100, idle: 100, stolen: 1 };
     const after = { busy: 110, idle: 109, stolen: 2 }; // 20 core seconds
     expect(disturbanceBetween(before, after, 10)).toEqual({ others: 0.05, stolen: 0.05 });
@@ -31,13 +31,13 @@ describe('processor time', () => {
     expect(disturbanceBetween(before, before, 0)).toEqual({ others: 0, stolen: 0 });
   });
 
-  it('of children that have ended is our own', () => {
+  it('of ended children counts as our own', () => {
     const text = '12 (a (b) c) R 1 2 3 4 5 6 7 8 9 10 11 12 150 50 20 0 1';
     expect(parseChildSeconds(text)).toBe(2);
     expect(parseChildSeconds('')).toBe(0);
   });
 
-  it('is noted with a row of any kind', async () => {
+  it('of others is recorded with every kind of row', async () => {
     const row = await watched(async () => microRow());
     expect(row).toEqual({ ...microRow(), disturbance: expect.any(Object) });
     expect(row.disturbance?.others).toBeGreaterThanOrEqual(0);
@@ -45,11 +45,11 @@ describe('processor time', () => {
 });
 
 describe('idleWarnings', () => {
-  it('is silent on an idle machine', () => {
+  it('are none on an idle machine', () => {
     expect(idleWarnings(kIdle)).toEqual([]);
   });
 
-  it('names what came before, the rows that were disturbed, and peaks that moved', () => {
+  it('name a disturbance before the run, the disturbed rows, and peaks that changed', () => {
     const warnings = idleWarnings({
       ...kIdle,
       first: { others: 0.6, stolen: 0 },
@@ -70,7 +70,7 @@ describe('idleWarnings', () => {
 });
 
 describe('cpuFeatures', () => {
-  it('picks the instruction sets that kernels look at', () => {
+  it('lists the instruction sets that kernels check', () => {
     const text = 'processor : 0\nflags\t\t: fpu sse2 avx2 avx512_bf16 amx_bf16 hypervisor\n';
     expect(cpuFeatures(text)).toEqual(['avx2', 'avx512_bf16', 'amx_bf16']);
     expect(cpuFeatures('')).toEqual([]);

@@ -1,4 +1,4 @@
-// Operations and products of a step, against counts made by hand.
+// Operations and matrix products of a step, against counts made by hand.
 import { describe, expect, it } from 'vitest';
 import {
   attentionFlops,
@@ -19,9 +19,9 @@ const kStep: StepShape = {
 
 describe('usefulFlops', () => {
   // Weights: q 16, k 8, v 8, o 16, gate 24, up 24, down 24 = 120; pairs (in + out): 8+6+6+8+10+10+10 = 58.
-  // The only layer is the last: behind its attention 3 of the 8 rows go on.
+  // The only layer is the last one: after its attention only 3 of the 8 rows are computed.
   const linear = 2 * (8 * (16 + 8 + 8) + 3 * (16 + 24 + 24 + 24));
-  const attention = 2 * 32 * 4; // half of the scores, for scores and values
+  const attention = 2 * 32 * 4; // half of the T x T scores, for scores and for values
   const lowRank = 2 * (8 * (8 + 6 + 6) + 3 * (8 + 10 + 10 + 10));
   const belowFirst = 2 * 8 * (16 + 8 + 8);
   const head = 2 * 3 * 10 * 4;
@@ -44,12 +44,12 @@ describe('usefulFlops', () => {
     expect(usefulFlops({ ...kStep, accumulation: 3 })).toBe(3 * lora);
   });
 
-  it('tells the part of the attention', () => {
+  it('has a part for the attention', () => {
     expect(attentionFlops(kStep)).toBe(3 * attention);
     expect(attentionFlops({ ...kStep, method: 'balora', accumulation: 2 })).toBe(8 * attention);
   });
 
-  it('gives SmolLM2-135M about 0.82 GFLOP a token', () => {
+  it('are about 0.82 GFLOP per token for SmolLM2-135M', () => {
     const step: StepShape = {
       sizes: sizesOf(kShapes['smollm2-135m']),
       method: 'balora',
@@ -61,7 +61,7 @@ describe('usefulFlops', () => {
 });
 
 describe('stepProducts', () => {
-  it('knows which linears share an input', () => {
+  it('joins linears that share an input', () => {
     expect(groupsOf(kSizes)).toEqual([
       { input: 4, outputs: [4, 2, 2], behind: false },
       { input: 4, outputs: [4], behind: true },
@@ -70,7 +70,7 @@ describe('stepProducts', () => {
     ]);
   });
 
-  it('holds no less than the useful operations of the products', () => {
+  it('contains at least the useful operations', () => {
     const products = stepProducts({ ...kStep, method: 'balora' });
     const all = products.reduce((sum, { m, k, n, count }) => sum + 2 * m * k * n * count, 0);
     const attention = 4 * 2 * 32 * 4;
@@ -85,10 +85,10 @@ describe('stepProducts', () => {
     const two = stepProducts({ ...kStep, sizes: { ...kSizes, layers: 2 } });
     expect(two.filter(({ k, n }) => k === 8 + 3 && n === 4).map(({ count }) => count)).toEqual([1]);
     const plainForward = products.filter(({ m, k, n }) => m === 8 && k === 4 && n === 8);
-    expect(plainForward).toEqual([]); // only the student's, whose inner dimension holds the pairs
+    expect(plainForward).toEqual([]); // there is only the student's, whose inner dimension includes the pairs
   });
 
-  it('runs the last layer behind its attention on the rows of the loss', () => {
+  it('computes only the rows of the loss after the attention of the last layer', () => {
     const products = stepProducts({ ...kStep, sizes: { ...kSizes, layers: 3 } });
     const down = products.filter(({ k, n, packed }) => packed && k === 6 + 1 && n === 4);
     expect(down.map(({ m, count }) => [m, count])).toEqual([
@@ -97,25 +97,25 @@ describe('stepProducts', () => {
     ]);
   });
 
-  it('takes the head in chunks that hold its rows once', () => {
+  it('splits the rows of the head into chunks', () => {
     const sizes = { ...kSizes, v: 49152 };
     const step = { ...kStep, sizes, tokens: 2048, supervised: 1024 };
     const logits = (method: 'lora' | 'balora') =>
       stepProducts({ ...step, method }).find(({ n }) => n === 49152);
     expect(logits('lora')).toMatchObject({ m: 512, k: 4, count: 2 });
-    expect(logits('balora')).toMatchObject({ m: 256, k: 4, count: 8 }); // a teacher's beside each
+    expect(logits('balora')).toMatchObject({ m: 256, k: 4, count: 8 }); // one for the teacher beside each
   });
 });
 
 describe("an encoder's step", () => {
-  // One layer of MiniLM's kind: C 4, F 6, two heads of 2; two labels; q, k, v, output 16 each, the mlp 24 and 24.
+  // One layer like MiniLM's: C 4, F 6, two heads of 2; two labels; q, k, v, output 16 each, the mlp 24 and 24.
   const sizes = encoderSizes(
     { hidden_size: 4, intermediate_size: 6, num_hidden_layers: 1, num_attention_heads: 2 },
     2,
   );
   const step: StepShape = { ...kStep, sizes };
 
-  it('has an mlp without gate and attends both ways', () => {
+  it('has an mlp without a gate and bidirectional attention', () => {
     expect(groupsOf(sizes).map(({ outputs }) => outputs)).toEqual([[4, 4, 4], [4], [6], [4]]);
     const linear = 2 * (8 * 48 + 3 * (16 + 24 + 24));
     const attention = 4 * 32 * 4;
@@ -126,7 +126,7 @@ describe("an encoder's step", () => {
     expect(usefulFlops(step)).toBe(student + 2 * head);
   });
 
-  it('of MiniLM takes its size', () => {
+  it('of MiniLM has the sizes of its configuration', () => {
     expect(encoderSizes(kMiniLm, 2)).toMatchObject({
       c: 384,
       f: 1536,

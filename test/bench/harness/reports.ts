@@ -1,4 +1,4 @@
-/** Reports with made-up figures for the tests of what is done with them. */
+/** Benchmark reports with made-up figures for tests. */
 import type {
   GrowthSeries,
   Machine,
@@ -60,7 +60,7 @@ export function pissaRow(changes: Partial<PissaRow> = {}): PissaRow {
   };
 }
 
-/** Of two lengths. */
+/** A growth series over two lengths with the given seconds. */
 export function growthOf(...seconds: [number, number]): GrowthSeries {
   const fit = { form: 'linear', a: 0, b: 1, r2: 1, formula: 'x' } as const;
   return {

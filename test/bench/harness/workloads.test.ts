@@ -1,4 +1,4 @@
-// Which rows a run measures, and the micro-batches of a workload.
+// The choice of rows for a run, and the micro-batches of a workload.
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -22,13 +22,13 @@ import { stepRow } from './reports.ts';
 const namesOf = (only: string[]): string[] => choosePlans(only).map(({ name }) => name);
 
 describe('choosePlans', () => {
-  it('has each name once', () => {
+  it('knows no name twice', () => {
     const names = kPlans.map(({ name }) => name);
     expect(new Set(names).size).toBe(names.length);
     expect(names).toEqual(expect.arrayContaining(['balora-4x512', 'lora-4x512', 'balora-gsm8k']));
   });
 
-  it('takes names, groups and beginnings', () => {
+  it('accepts names, groups and prefixes', () => {
     expect(namesOf(['lora-gsm8k'])).toEqual(['lora-gsm8k']);
     const inGroups = kPlans.filter(({ byName }) => byName !== true);
     expect(namesOf(['all'])).toHaveLength(inGroups.length);
@@ -36,7 +36,7 @@ describe('choosePlans', () => {
     expect(namesOf(['micro-linear-qkv*'])).toHaveLength(3);
   });
 
-  it('leaves rows for GPUs to their names', () => {
+  it('chooses rows for GPUs only by their names', () => {
     for (const group of ['all', 'steps', 'pissa', 'micro']) {
       expect(namesOf([group]).filter((name) => /no-graphs|r128$|128k/.test(name))).toEqual([
         ...(group === 'all' || group === 'steps'
@@ -51,7 +51,7 @@ describe('choosePlans', () => {
     ]);
   });
 
-  it('brings along what a ratio is made of, before it', () => {
+  it('adds the rows that a ratio needs, before it', () => {
     expect(namesOf(['balora-over-lora'])).toEqual([
       'balora-4x512',
       'lora-4x512',
@@ -59,7 +59,7 @@ describe('choosePlans', () => {
     ]);
   });
 
-  it('refuses a name that is none, and says which there are', () => {
+  it('refuses an unknown name with a list of the known ones', () => {
     expect(() => choosePlans(['balora-4x513'])).toThrow(ArgumentError);
     expect(() => choosePlans(['balora-4x513'])).toThrow(/balora-4x512/);
     expect(() => choosePlans(['none*'])).toThrow(ArgumentError);
@@ -67,14 +67,14 @@ describe('choosePlans', () => {
 });
 
 describe('growth', () => {
-  it('chooses series by name, group and beginning', () => {
+  it('chooses series by name, group and prefix', () => {
     expect(chooseSeries(['growth'])).toHaveLength(12);
     expect(chooseSeries(['growth-smollm2-360m*'])).toHaveLength(4);
     expect(chooseSeries(['growth-smollm2-135m-rank'])).toHaveLength(1);
     expect(chooseSeries(['all'])).toEqual([]);
   });
 
-  it('fits what was measured', () => {
+  it('fits the measured points', () => {
     const plan = kSeries[0] as (typeof kSeries)[number];
     const measured = [256, 512, 1024].map((x) => {
       const seconds = { median: x / 256, low: 1, high: 9, samples: 2 };
@@ -98,7 +98,7 @@ describe('ratioRow', () => {
     expect(ratioRow('threads-1-2', 'bf16', rows)).toMatchObject({ value: 800 / 440 / 2 });
   });
 
-  it('says why there is none', () => {
+  it('returns a reason where a row is missing', () => {
     const reason = 'this version has no --cache-teacher';
     const name = 'balora-4x512-cache-teacher';
     const rows = [stepRow(), { kind: 'unavailable', name, dtype: 'bf16', reason } as const];
@@ -122,7 +122,7 @@ describe('features', () => {
 });
 
 describe('runs beside torch', () => {
-  it('are rated step by step where steps are equal, else as a whole', () => {
+  it('have the rate of the median step where steps are equal, else that of the whole run', () => {
     const run = { version: '2', threads: 2, peakBytes: 4e9 };
     expect(torchRate({ ...run, seconds: [2, 4, 3], tokens: [300, 300, 300] })).toBe(100);
     expect(torchRate({ ...run, seconds: [2, 4], tokens: [300, 300 + 300] })).toBe(150);
@@ -194,7 +194,7 @@ describe('micro-batches', () => {
     await expect(all(gsm8k, { dataFile })).rejects.toThrow(/--data needs --model/);
   });
 
-  it('are given to torch unshifted, unsupervised ids as -100', async () => {
+  it('are written for torch unshifted, with -100 for unsupervised ids', async () => {
     const [batch] = await all(kWorkload);
     const rows = recipeRows(batch as Batch);
     expect(rows.map(({ ids }) => ids.length)).toEqual([6, 6]);
@@ -212,7 +212,7 @@ describe('micro-batches', () => {
     expect([...(batches[0] as LabelledBatch).cuSeqlens].slice(0, 4)).toEqual([0, 20, 36, 81]);
     const tokens = batches.map(({ inputIds }) => inputIds.length);
     expect(tokens.slice(5, 25).reduce((sum, count) => sum + count, 0) / 20).toBe(374.3);
-    expect(batches[25]?.cuSeqlens).toEqual(batches[0]?.cuSeqlens); // from the start again
+    expect(batches[25]?.cuSeqlens).toEqual(batches[0]?.cuSeqlens); // the lengths repeat
     const { positions, labels } = batches[1] as LabelledBatch;
     expect([...positions].slice(0, 3)).toEqual([0, 1, 2]);
     expect(positions[(batches[1] as LabelledBatch).cuSeqlens[1] as number]).toBe(0);
@@ -232,7 +232,7 @@ describe('micro-batches', () => {
     expect(notes).toEqual([]);
   });
 
-  it('are timed until they are there', async () => {
+  it('are timed until they arrive', async () => {
     const slow = {
       fingerprint: 'slow',
       batchCount: () => 1,

@@ -1,9 +1,10 @@
-// What a hostile server may say of a repository: commits, names, sizes and hashes that would lead outside or never end.
+// Answers of a hostile server about a repository: commits, names, sizes and hashes that lead outside of the cache, or lists that
+// never end.
 import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { NativeError } from '../../../lib/errors.ts';
+import { FormatError } from '../../../lib/errors.ts';
 import { resolveModel } from '../../../lib/io/hub.ts';
 import { FakeHub, fakeCommit, honestRow, type Row, sendJson } from '../../support/fake_hub.ts';
 
@@ -31,13 +32,13 @@ beforeEach(() => {
 const ask = (name = 'tiny/model', options: { revision?: string } = {}): Promise<string> =>
   resolveModel(name, { hubUrl: hub.url, cacheDir, accessToken: '', ...options });
 
-/** Every path below this test's folder. */
+/** Every path below the folder of this test. */
 function written(): string[] {
   const root = join(folder, `${tries}`);
   return existsSync(root) ? readdirSync(root, { recursive: true }).map(String).sort() : [];
 }
 
-/** The list has these words for its weights. */
+/** Changes the row of the weights in the list of files. */
 function listWeightsAs(change: Partial<Row>): void {
   hub.listed = (rows) =>
     rows.map((row) => (/safetensors|gguf/.test(row.path) ? { ...row, ...change } : row));
@@ -45,12 +46,12 @@ function listWeightsAs(change: Partial<Row>): void {
 
 async function expectRefusal(pattern: RegExp, name?: string): Promise<void> {
   const failure = ask(name);
-  await expect(failure).rejects.toThrow(NativeError);
+  await expect(failure).rejects.toThrow(FormatError);
   await expect(failure).rejects.toThrow(pattern);
 }
 
 describe('the commit', () => {
-  it('is 40 lower-case hex digits, or nothing is written', async () => {
+  it('must be 40 lower-case hex digits, otherwise nothing is written', async () => {
     for (const sha of [
       '../../../planted',
       `${fakeCommit}/../../../planted`,
@@ -69,7 +70,7 @@ describe('the commit', () => {
     }
   });
 
-  it('is the one that was asked for', async () => {
+  it('must be the requested one', async () => {
     const revision = fakeCommit.replaceAll('0', 'f');
     await expect(ask('tiny/model', { revision })).rejects.toThrow(
       `commit of ${revision}: the server gives ${fakeCommit}`,
@@ -78,7 +79,7 @@ describe('the commit', () => {
     expect(await ask('tiny/model', { revision: fakeCommit })).toContain(fakeCommit);
   });
 
-  it('comes as JSON, of which there is not too much', async () => {
+  it('must come as JSON of limited size', async () => {
     const answers: [RegExp, string | null, string?][] = [
       [/commit of main: http:\S+ answers something else than JSON \(text\/html\)/, '<html>'],
       [/sha must be 40/, '"text"'],
@@ -101,7 +102,7 @@ describe('the commit', () => {
 });
 
 describe('the list of files', () => {
-  it('names no file outside of the snapshot', async () => {
+  it('must name no file outside of the snapshot', async () => {
     const names: [string, RegExp][] = [
       ['../planted.gguf', /".." is a part of it/],
       ['../../../../planted.gguf', /".." is a part of it/],
@@ -120,7 +121,7 @@ describe('the list of files', () => {
     for (const [path, problem] of names) {
       listWeightsAs({ path });
       const error = await ask('tiny/gguf').catch((e: unknown) => e);
-      expect(error, path).toBeInstanceOf(NativeError);
+      expect(error, path).toBeInstanceOf(FormatError);
       expect(String(error)).toMatch(/the server lists a file ".*, which is refused: /);
       expect(String(error)).toMatch(problem);
       // biome-ignore lint/suspicious/noControlCharactersInRegex: those that a terminal obeys
@@ -130,7 +131,7 @@ describe('the list of files', () => {
     expect(readdirSync(folder)).not.toContain('planted.gguf');
   });
 
-  it('gives hashes that are hashes', async () => {
+  it('must have valid hashes', async () => {
     const lfs = honestRow('a.gguf', Buffer.from('weights')).lfs as object;
     for (const oid of ['../../../../planted', 'A'.repeat(64), 'a'.repeat(63), '', 3, null]) {
       listWeightsAs({ lfs: { ...lfs, oid } });
@@ -138,13 +139,13 @@ describe('the list of files', () => {
       listWeightsAs({ lfs: undefined, oid });
       await expectRefusal(/model\.safetensors: oid must be 40 lower-case hex digits, not /);
     }
-    // The name of a Xet file's chunks is no hash of its bytes.
+    // The hash of a Xet file's chunks is not a hash of its bytes.
     listWeightsAs({ lfs: undefined, oid: undefined, xetHash: 'a'.repeat(64) });
     await expectRefusal(/model\.safetensors: oid must be 40 lower-case hex digits, not undefined/);
     expect(written()).toEqual([]);
   });
 
-  it('gives sizes that are sizes', async () => {
+  it('must have valid sizes', async () => {
     for (const size of [-1, 1.5, 1e300, '7', null, undefined]) {
       listWeightsAs({ size });
       await expectRefusal(/model\.safetensors: size must be a whole number of bytes, not /);
@@ -152,7 +153,7 @@ describe('the list of files', () => {
     }
   });
 
-  it('has no text that would fill the memory', async () => {
+  it('must not make a text file or a message of unlimited size', async () => {
     hub.listed = (rows) =>
       rows.map((row) => (row.path === 'config.json' ? { ...row, size: 2 ** 40 } : row));
     await expectRefusal(/config\.json: 1099511627776 bytes are more than 268435456/);
@@ -167,7 +168,7 @@ describe('the list of files', () => {
     expect(written()).toEqual([]);
   });
 
-  it('is an array of rows; others than files are passed over', async () => {
+  it('must be an array; rows that are no files are ignored', async () => {
     for (const other of [{ error: 'no' }, null, 'text', 3]) {
       hub.listed = () => other;
       await expectRefusal(/list of files: must be an array/);
@@ -183,7 +184,7 @@ describe('the list of files', () => {
     expect(await ask()).toContain(fakeCommit);
   });
 
-  it('may have several pages, on the same server alone', async () => {
+  it('may have several pages, but only on the same server', async () => {
     const pages = (link: string): void => {
       hub.intercept = (path, response, request) => {
         if (!path.includes('/tree/') || request.url?.includes('page=2')) return false;
@@ -208,7 +209,7 @@ describe('the list of files', () => {
     }
   });
 
-  it('ends', async () => {
+  it('must end', async () => {
     hub.intercept = (path, response) => {
       if (!path.includes('/tree/')) return false;
       response.setHeader('link', `<${hub.url}${path}>; rel="next"`);
@@ -222,7 +223,7 @@ describe('the list of files', () => {
       return path.includes('/tree/');
     };
     await expectRefusal(/list of files: the answer does not end within 16777216 bytes/);
-    // Nor may the pages together be longer.
+    // The total size of all pages is limited, too.
     hub.intercept = (path, response) => {
       if (!path.includes('/tree/')) return false;
       response.setHeader('link', `<${hub.url}${path}>; rel="next"`);
@@ -233,7 +234,7 @@ describe('the list of files', () => {
   });
 });
 
-/** JSON that a client would collect for ever. */
+/** Sends JSON without an end. */
 function sendWithoutEnd(response: import('node:http').ServerResponse): void {
   const chunk = Buffer.alloc(1 << 20, ' ');
   const more = (): void => {

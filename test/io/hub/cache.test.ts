@@ -1,5 +1,5 @@
-// The shared cache: only bytes that have the hash that names them get in, nothing goes through a link that leads out, and
-// the layout is Python's.
+// The shared cache: it admits only files with the expected hash, does not follow links that lead outside, and has the layout of
+// Python's huggingface_hub.
 import { createHash } from 'node:crypto';
 import {
   chmodSync,
@@ -22,7 +22,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
-import { FormatError, NativeError } from '../../../lib/errors.ts';
+import { FormatError } from '../../../lib/errors.ts';
 import { resolveModel } from '../../../lib/io/hub.ts';
 import { FakeHub, type Files, fakeCommit, gitSha1 } from '../../support/fake_hub.ts';
 
@@ -67,7 +67,7 @@ const downloads = (): string[] =>
   hub.requests.filter(({ path }) => path.includes('/resolve/')).map(({ path }) => path);
 const sha256 = (data: Buffer): string => createHash('sha256').update(data).digest('hex');
 
-/** The server sends this in a file's place. */
+/** Makes the server send this data for a file. */
 function sendAs(name: string, data: Buffer): void {
   hub.intercept = (path, response) => {
     if (path.endsWith(name)) response.end(data);
@@ -81,7 +81,7 @@ function flipped(data: Buffer | undefined): Buffer {
   return copy;
 }
 
-/** What `huggingface_hub.snapshot_download` leaves. */
+/** Writes a cache as `huggingface_hub.snapshot_download` leaves it. */
 function layOutAsPython({ links }: { links: boolean }): void {
   mkdirSync(join(repo, 'refs'), { recursive: true });
   writeFileSync(join(repo, 'refs', 'main'), fakeCommit);
@@ -98,8 +98,8 @@ function layOutAsPython({ links }: { links: boolean }): void {
   }
 }
 
-describe('what is downloaded', () => {
-  it('is named by its hash, as Python has it', async () => {
+describe('a download', () => {
+  it('is named by its hash, as in Python', async () => {
     expect(await ask()).toBe(snapshot);
     const config = files['config.json'] as Buffer;
     expect(readdirSync(join(repo, 'blobs')).sort()).toEqual(
@@ -119,7 +119,7 @@ describe('what is downloaded', () => {
   ])('is refused with a bit flipped, %s', async (name, kind) => {
     sendAs(name, flipped(files[name]));
     const failure = ask();
-    await expect(failure).rejects.toThrow(NativeError);
+    await expect(failure).rejects.toThrow(FormatError);
     await expect(failure).rejects.toThrow(`${name}: ${kind} of what came is `);
     expect(existsSync(join(snapshot, name))).toBe(false);
     for (const blob of readdirSync(join(repo, 'blobs'))) {
@@ -130,12 +130,12 @@ describe('what is downloaded', () => {
     expect(readFileSync(join(await ask(), name))).toEqual(files[name]);
   });
 
-  it('has the size that was announced', async () => {
+  it('is refused with another size than announced', async () => {
     sendAs('model.safetensors', weights.subarray(0, 1000));
     await expect(ask()).rejects.toThrow('model.safetensors ended after 1000 of 300000 bytes');
     sendAs('model.safetensors', Buffer.concat([weights, Buffer.from('!')]));
     await expect(ask()).rejects.toThrow('model.safetensors is longer than its 300000 bytes');
-    // Broken off in the middle of what the header promises.
+    // The connection closes before the promised length.
     hub.intercept = (path, response) => {
       if (!path.endsWith('model.safetensors')) return false;
       response.writeHead(200, { 'content-length': weights.length });
@@ -148,7 +148,7 @@ describe('what is downloaded', () => {
     expect(readdirSync(join(repo, 'blobs'))).toHaveLength(1);
   });
 
-  it('does not run on where the server does', async () => {
+  it('stops where the server sends more than announced', async () => {
     let sent = 0;
     hub.intercept = (path, response) => {
       if (!path.endsWith('model.safetensors')) return false;
@@ -164,7 +164,7 @@ describe('what is downloaded', () => {
     expect(readdirSync(join(repo, 'blobs'))).toHaveLength(1);
   });
 
-  it('goes on where the connection broke, if the server can', async () => {
+  it('continues after a broken connection, if the server supports ranges', async () => {
     const ranges: unknown[] = [];
     const breakOff = (start: (from: number) => number, every: number): void => {
       hub.intercept = (path, response, request) => {
@@ -182,7 +182,7 @@ describe('what is downloaded', () => {
         return true;
       };
     };
-    breakOff((from) => from, 120_000); // of which some may be lost
+    breakOff((from) => from, 120_000); // some of these bytes may be lost
     await ask();
     expect(ranges[0]).toBeUndefined();
     expect(ranges.at(-1)).toMatch(/^bytes=[1-9]\d{4,5}-$/);
@@ -193,12 +193,12 @@ describe('what is downloaded', () => {
     breakOff((from) => from, 1000);
     await expect(ask()).rejects.toThrow(/model\.safetensors: the connection broke/);
     expect(ranges).toHaveLength(6);
-    breakOff((from) => Math.max(0, from - 1), 120_000); // another part than asked for
+    breakOff((from) => Math.max(0, from - 1), 120_000); // a range that was not requested
     await expect(ask()).rejects.toThrow(/model\.safetensors: the connection broke/);
     expect(readdirSync(join(repo, 'blobs'))).toHaveLength(1);
   });
 
-  it('takes away what a killed process left, not what another may still be at', async () => {
+  it('removes the files of a killed process, not those that another process may be writing', async () => {
     const name = 'b0c1d2e3-0123-4567-89ab-0123456789ab';
     const blobs = join(repo, 'blobs');
     mkdirSync(blobs, { recursive: true });
@@ -211,7 +211,7 @@ describe('what is downloaded', () => {
     expect(left.filter((file) => existsSync(join(blobs, file)))).toEqual(left.slice(1));
   });
 
-  it('leaves files alone that are there, and replaces those of another size', async () => {
+  it('keeps existing files, and replaces those of another size', async () => {
     await ask();
     hub.requests = [];
     await ask();
@@ -234,7 +234,7 @@ describe('what is downloaded', () => {
   });
 });
 
-describe('what is there already', () => {
+describe('an existing cache', () => {
   it.each([{ links: true }, { links: false }])('is read as Python left it, %o', async (how) => {
     layOutAsPython(how);
     expect(await ask({ offline: true })).toBe(snapshot);
@@ -244,11 +244,11 @@ describe('what is there already', () => {
     expect(lstatSync(join(snapshot, 'config.json')).isSymbolicLink()).toBe(how.links);
   });
 
-  it('serves from a cache that may only be read, and from one behind links', async () => {
+  it('may be read-only, or behind links', async () => {
     layOutAsPython({ links: true });
     const far = join(folder, `${tries}`, 'far');
     renameSync(repo, far);
-    symlinkSync(far, repo); // the owner's own choice, as is a link in the place of the cache
+    symlinkSync(far, repo); // links above the snapshot are the owner's choice
     const every = ['', 'refs', 'blobs', 'snapshots', `snapshots/${fakeCommit}`];
     for (const name of every) chmodSync(join(far, name), 0o555);
     expect(await ask()).toBe(snapshot);
@@ -256,7 +256,7 @@ describe('what is there already', () => {
     for (const name of every) chmodSync(join(far, name), 0o755);
   });
 
-  it('is refused where a link leads out, by name', async () => {
+  it('is refused where a link leads outside, with the name of the link', async () => {
     layOutAsPython({ links: true });
     const outside = join(folder, `${tries}`, 'outside');
     const places: [string, string][] = [
@@ -281,7 +281,7 @@ describe('what is there already', () => {
         const failure = ask({ offline });
         await expect(failure, path).rejects.toThrow(FormatError);
         await expect(failure).rejects.toThrow(
-          /leads out of its place in the Hub's cache, to .*: remove it/,
+          /leads out of its place in the Hub's cache, to .*; remove it, and it is fetched again$/,
         );
       }
       rmSync(path);
@@ -290,7 +290,7 @@ describe('what is there already', () => {
     expect(await ask({ offline: true })).toBe(snapshot);
   });
 
-  it('is no blob where that is a link out, of the right size or not', async () => {
+  it('has no valid blob where that is a link to the outside, even of the right size', async () => {
     const outside = join(folder, `${tries}`, 'outside');
     mkdirSync(join(repo, 'blobs'), { recursive: true });
     symlinkSync(outside, join(repo, 'blobs', sha256(weights)));
@@ -301,7 +301,7 @@ describe('what is there already', () => {
     }
   });
 
-  it('is not written through a link that leads out', async () => {
+  it('is not written through a link to the outside', async () => {
     const outside = join(folder, `${tries}`, 'outside');
     for (const place of ['blobs', 'snapshots', `snapshots/${fakeCommit}`, 'refs']) {
       rmSync(repo, { recursive: true, force: true });
@@ -312,7 +312,7 @@ describe('what is there already', () => {
       await expect(ask(), place).rejects.toThrow(/leads out of its place/);
       expect(readdirSync(outside), place).toEqual([]);
     }
-    // Nor through one in the place of a file: it is replaced.
+    // A link in the place of a file is replaced.
     rmSync(repo, { recursive: true });
     mkdirSync(snapshot, { recursive: true });
     mkdirSync(join(repo, 'blobs'));
@@ -326,7 +326,7 @@ describe('what is there already', () => {
     expect(lstatSync(join(repo, 'refs', 'main')).isFile()).toBe(true);
   });
 
-  it('holds one file of a subfolder, in its place', async () => {
+  it('can contain a single file of a subfolder', async () => {
     const name = 'tiny/deep/sub/a.gguf';
     const path = await ask({ name });
     expect(path).toBe(
@@ -334,7 +334,7 @@ describe('what is there already', () => {
     );
     expect(readlinkSync(path)).toMatch(/^\.\.\/\.\.\/\.\.\/blobs\/[0-9a-f]{64}$/);
     expect(await ask({ name, offline: true })).toBe(path);
-    // Not through a folder that is a link.
+    // A folder that is a link is not followed.
     const outside = join(folder, `${tries}`, 'outside');
     mkdirSync(outside);
     rmSync(join(path, '..'), { recursive: true });
@@ -343,7 +343,7 @@ describe('what is there already', () => {
     expect(readdirSync(outside)).toEqual([]);
   });
 
-  it('has refs that are commits', async () => {
+  it('is ignored where a ref is no commit', async () => {
     layOutAsPython({ links: true });
     const ref = join(repo, 'refs', 'main');
     const elsewhere = join(folder, `${tries}`, 'elsewhere');
@@ -352,14 +352,14 @@ describe('what is there already', () => {
       writeFileSync(ref, text);
       const failure = ask({ offline: true });
       await expect(failure).rejects.toThrow(FormatError);
-      await expect(failure).rejects.toThrow(/main: holds no commit \(40 hex digits\): remove it/);
+      await expect(failure).rejects.toThrow(/main: holds no commit \(40 hex digits\); remove it$/);
     }
     expect(await ask()).toBe(snapshot);
     expect(readFileSync(ref, 'utf8')).toBe(fakeCommit);
   });
 });
 
-describe('its place', () => {
+describe('the folder of the cache', () => {
   it('is given by the variables of huggingface_hub, in their order', async () => {
     const kept = { hubUrl: hub.url, accessToken: '' };
     const empty = { HF_HUB_CACHE: '', HUGGINGFACE_HUB_CACHE: '', HF_HOME: '', XDG_CACHE_HOME: '' };

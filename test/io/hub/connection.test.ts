@@ -1,4 +1,4 @@
-// Connections that a server misuses: each gives an error that can be caught, or no error at all.
+// HTTP connections, including those that a server misuses: each gives an error that can be caught, or none.
 import { createServer, type Server, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
@@ -40,7 +40,7 @@ async function bytesOf({ body }: Reply, pause = 0): Promise<number> {
 const head = (...lines: string[]): string => `${lines.join('\r\n')}\r\n\r\n`;
 
 describe('a connection', () => {
-  it('sends what it was given, and tells status and headers', async () => {
+  it('sends the request, and returns status, headers and body', async () => {
     answer = (socket) =>
       socket.end(
         `${head('HTTP/1.1 206 Partial', 'ETag: "x"', 'a: 1', 'A: 2', 'Content-Length: 2')}hi`,
@@ -70,7 +70,7 @@ describe('a connection', () => {
     },
   );
 
-  it('whose body is never read is closed without an error', async () => {
+  it('is closed without an error where its body is never read', async () => {
     answer = (socket) => {
       socket.write(head('HTTP/1.1 200 OK', 'Content-Length: 9000000'));
       socket.end(Buffer.alloc(400_000));
@@ -91,7 +91,7 @@ describe('a connection', () => {
     await expect(ask()).rejects.toThrow(/\w/);
   });
 
-  it('that breaks off in a body is an error of the reader', async () => {
+  it('that breaks off within a body is an error of the reader', async () => {
     for (const stop of [(s: Socket) => s.end(), (s: Socket) => s.resetAndDestroy()]) {
       answer = (socket) => {
         socket.write(`${head('HTTP/1.1 200 OK', 'Content-Length: 10')}half`);
@@ -103,7 +103,7 @@ describe('a connection', () => {
     }
   });
 
-  it('ends with its signal, before the answer and behind it', async () => {
+  it('ends with its signal, before and after the answer', async () => {
     for (const text of ['', `${head('HTTP/1.1 200 OK', 'Content-Length: 10')}half`]) {
       const controller = new AbortController();
       answer = (socket) => {

@@ -1,4 +1,4 @@
-// Whom a token is sent to, which redirects are followed, and how long a server is waited for.
+// The servers that a token is sent to, redirects that are followed, and timeouts.
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import type { ServerResponse } from 'node:http';
 import { tmpdir } from 'node:os';
@@ -53,7 +53,7 @@ async function messageOf(failure: Promise<unknown>, kind: typeof NativeError = N
   return (error as Error).message;
 }
 
-/** The network, played: no connection is made. Tells the requests as "origin, with or without token". */
+/** Replaces the network by a function. `asked` lists the requests as "ORIGIN" or "ORIGIN with the token". */
 function playNetwork(answer: (url: URL) => Response): { asked: string[] } {
   const asked: string[] = [];
   vi.mocked(request).mockImplementation(async (url, { headers }) => {
@@ -66,7 +66,7 @@ function playNetwork(answer: (url: URL) => Response): { asked: string[] } {
   return { asked };
 }
 
-/** An honest Hub, but for where it says that its weights are. */
+/** A hub that redirects the requests for the weights. */
 function honestBut(location: string): (url: URL) => Response {
   const rows = Object.entries(files).map(([name, data]) => honestRow(name, data));
   return (url) => {
@@ -81,7 +81,7 @@ function honestBut(location: string): (url: URL) => Response {
 }
 
 describe('a token', () => {
-  it('goes to this machine over http, to others over https alone', async () => {
+  it('is sent over http only to this machine, over https to any', async () => {
     await ask();
     expect(hub.requests.every(({ authorization }) => authorization === `Bearer ${kToken}`)).toBe(
       true,
@@ -110,12 +110,12 @@ describe('a token', () => {
       await ask({ hubUrl, cacheDir: join(cacheDir, 'x') }).catch(() => {});
       expect(asked.splice(0)[0], hubUrl).toMatch(/ with the token$/);
     }
-    // Without one, http is the user's to choose.
+    // Without a token http is allowed.
     await ask({ hubUrl: 'http://hub.example', accessToken: '', cacheDir: join(cacheDir, 'y') });
     expect(asked.some((line) => line.includes('token'))).toBe(false);
   });
 
-  it('from HF_TOKEN is held to the same, and may be put aside', async () => {
+  it('from HF_TOKEN follows the same rules, and can be disabled', async () => {
     const { asked } = playNetwork(honestBut('https://cdn.example/w'));
     vi.stubEnv('HF_TOKEN', `${kToken}\n`);
     vi.stubEnv('HF_ENDPOINT', 'http://hub.example');
@@ -127,7 +127,7 @@ describe('a token', () => {
     expect(asked.at(-1)).toBe('https://hub.example with the token');
   });
 
-  it('is in no message, whatever it is or the server says', async () => {
+  it('is in no error message, whatever its text or the answer of the server', async () => {
     for (const accessToken of [`${kToken} x`, `${kToken}\r\nX-Evil: 1`, `${kToken}ü`]) {
       const message = await messageOf(ask({ accessToken }), ArgumentError);
       expect(message).toMatch(/^the access token .* holds spaces or other characters/);
@@ -149,7 +149,7 @@ describe('a token', () => {
     );
   });
 
-  it('does not follow a redirect to another origin', async () => {
+  it('is not sent to another origin after a redirect', async () => {
     hub.intercept = (path, response) => {
       if (path.includes('/resolve/')) response.writeHead(302, { location: other.url + path }).end();
       return path.includes('/resolve/');
@@ -162,7 +162,7 @@ describe('a token', () => {
     expect(asked.slice(-2)).toEqual(['https://hub.example with the token', 'https://cdn.example']);
   });
 
-  it('stays where a redirect stays, and a relative one is followed', async () => {
+  it('is sent after a redirect within the origin, also a relative one', async () => {
     hub.intercept = (path, response) => {
       const old = path.startsWith('/api/models/tiny/model/revision');
       if (old) response.writeHead(307, { location: '/api/models/tiny/new/revision/main' }).end();
@@ -200,7 +200,7 @@ describe('a redirect', () => {
     expect(asked.every((line) => line === 'https://hub.example with the token')).toBe(true);
   });
 
-  it('without end is followed ten times', async () => {
+  it('is followed ten times at most', async () => {
     hub.intercept = (path, response) => {
       if (path.includes('/tree/')) response.writeHead(302, { location: `${path}x` }).end();
       return path.includes('/tree/');
@@ -209,7 +209,7 @@ describe('a redirect', () => {
     expect(hub.requests).toHaveLength(12);
   });
 
-  it('that says not where is refused', async () => {
+  it('without a location is refused', async () => {
     hub.intercept = (_path, response) => {
       response.writeHead(302).end();
       return true;
@@ -240,14 +240,14 @@ describe('a server', () => {
     );
     const left = readdirSync(folder, { recursive: true }).map(String);
     expect(left.filter((name) => name.includes('incomplete'))).toEqual([]);
-    // What the cache has serves, as where no server answers.
+    // A cached model is used, as where no server answers.
     hub.intercept = () => false;
     const path = await ask();
     hub.intercept = () => true;
     expect(await ask({ timeoutMs: 100 })).toBe(path);
   });
 
-  it('that is slow but does not stop is waited for', async () => {
+  it('that is slow but keeps sending causes no timeout', async () => {
     hub.intercept = (path, response) => {
       if (!path.endsWith('model.safetensors')) return false;
       const portion = 100_000;
@@ -262,7 +262,7 @@ describe('a server', () => {
     expect(performance.now() - began).toBeGreaterThan(2000);
   });
 
-  it('is left at once where the signal says so', async () => {
+  it('is left at once at an abort', async () => {
     for (const place of ['/revision/', 'model.safetensors']) {
       const controller = new AbortController();
       hub.intercept = (path, response) => {
@@ -282,7 +282,7 @@ describe('a server', () => {
 });
 
 describe('an address', () => {
-  it('is http or https, without a password', async () => {
+  it('must be http or https, without a password', async () => {
     const { asked } = playNetwork(() => new Response());
     for (const [hubUrl, pattern] of [
       ['huggingface.co', /"huggingface\.co" is no URL; it looks like https:\/\/huggingface\.co/],

@@ -1,4 +1,5 @@
-// Names before they become paths: whatever passes stays below the folder that it is joined to, by POSIX's rules and Windows's.
+// Checks of names before they become paths: an accepted name stays below the folder that it is joined to, by the
+// rules of POSIX and Windows.
 import { posix, win32 } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
@@ -10,7 +11,7 @@ import {
   printable,
 } from '../../../lib/io/hub/names.ts';
 
-/** Words that paths are attacked with, in any order. */
+/** Paths made of parts that attacks use, in any order. */
 const hostile = fc
   .array(
     fc.oneof(
@@ -37,7 +38,7 @@ const hostile = fc
   .map((parts) => parts.join(''));
 
 describe('a path', () => {
-  it('that passes stays inside', () => {
+  it('that is accepted stays inside', () => {
     let passed = 0;
     fc.assert(
       fc.property(hostile, (path) => {
@@ -52,7 +53,7 @@ describe('a path', () => {
     expect(passed).toBeGreaterThan(100);
   });
 
-  it('of a repository passes', () => {
+  it('of an ordinary repository is accepted', () => {
     for (const path of [
       'model.safetensors',
       'model-00001-of-00002.safetensors',
@@ -70,7 +71,7 @@ describe('a path', () => {
 });
 
 describe('an id, a revision and a commit', () => {
-  it('are what the Hub and git allow', () => {
+  it('are those that the hub and git allow', () => {
     for (const id of ['a/b', 'HuggingFaceTB/SmolLM2-135M', 'x_y/z.1-2_3', '0/1', '_a/b_']) {
       expect(isRepoId(id), id).toBe(true);
     }
@@ -98,8 +99,8 @@ describe('an id, a revision and a commit', () => {
   });
 });
 
-describe('text of a server', () => {
-  it('is one line of what can be seen, and ends', () => {
+describe('text from a server in a message', () => {
+  it('is one line of visible characters and limited length', () => {
     expect(printable('a\u001b[31m\r\nb\u202ec')).toBe('a [31m  b c');
     expect(printable('x'.repeat(1e6))).toBe(`${'x'.repeat(200)}...`);
     expect(printable('größer', 3)).toBe('grö...');

@@ -1,9 +1,9 @@
-// Writes a 1 MiB tensor into the working folder and tells, as JSON, how it failed and what was left there.
+// Writes a 1 MiB tensor into the working folder, and prints its error and the remaining files as JSON.
 import { readdirSync } from 'node:fs';
 import { tensor } from 'balora';
 import { saveSafetensors } from 'balora/io';
 
-process.on('SIGXFSZ', () => {}); // the limit then shows as EFBIG
+process.on('SIGXFSZ', () => {}); // writes beyond the limit then fail with EFBIG
 const error = await saveSafetensors('big', { w: tensor(new Float32Array(1 << 18)) }).catch(
   (failure) => failure,
 );

@@ -1,10 +1,10 @@
-// Calls the addon's own functions thousands of times: with arguments that fit (plausible_arguments.mjs), with such of
-// which one is spoilt, and with arbitrary ones of the right type. An error is an answer; a crash ends the process, and the
-// last line printed is the call that did it.
+// Calls the addon's own functions thousands of times: with valid arguments (plausible_arguments.mjs), with one of them replaced
+// by a wrong value, and with arbitrary ones of the right type. An error is an accepted result; a crash ends the process, and the
+// last printed line is the call that caused it.
 //
 //   node any_calls.mjs SEED COUNT [DEVICE]
 //
-// To look closer: an addon built with -DBALORA_SANITIZE=address,undefined in BALORA_BINARY (docs/building.md).
+// BALORA_BINARY can name an addon built with -DBALORA_SANITIZE=address,undefined, which finds more (docs/building.md).
 import { mkdtempSync, rmSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -13,15 +13,15 @@ import { kNames, plausibleArguments } from './plausible_arguments.mjs';
 import { choices } from './random.mjs';
 
 const [seed, count, device = 'cpu'] = process.argv.slice(2);
-const kMemory = 1 << 28; // bytes: sizes beyond it are errors, not pages
-const kPool = 120; // tensors at hand
+const kMemory = 1 << 28; // limit in bytes: larger allocations are errors
+const kPool = 120; // number of tensors to choose from
 const kDtypes = ['f32', 'f32', 'bf16', 'f16', 'f64', 'i32', 'i64', 'u8'];
 const kExtents = [0, 1, 1, 2, 2, 3, 4, 4, 4, 5, 8, 8, 16, 17, 33, 64];
 const kSmall = [0, 0, 1, 1, 1, 2, 2, 3, 4, 8, 16, -1, 0.5, 1e-5, 0.9];
 const kLarge = [100, 4096, 2 ** 31 - 1, 2 ** 31, 2 ** 53, 1e300, Number.POSITIVE_INFINITY];
 const kNumbers = [...kSmall, ...kLarge, ...kLarge.map((value) => -value), Number.NaN, -(2 ** 63)];
 const kOfNoType = [undefined, null, 'text', {}, [], 5, Symbol('symbol'), () => 1];
-// What changes how all later calls go, or cannot be undone.
+// Functions that are not called, because they affect all later calls or cannot be undone.
 const kLeftOut = new Set([
   ...['abandonWork', 'setErrorFactory', 'setMemoryLimit', 'setNumThreads', 'setDevice', 'setDebug'],
   ...['setGradEnabled', 'setCallSite', 'customNode'],
@@ -47,7 +47,7 @@ function anyTensor() {
   return pool.at(-1);
 }
 
-/** An argument of a type as the addon's signatures write it. */
+/** An arbitrary argument of a type in the spelling of the addon's signatures. */
 function anyArgument(name, type) {
   if (chance(0.003)) return pick(kOfNoType);
   if (type.endsWith('| null') && chance(0.5)) return null;
@@ -89,7 +89,7 @@ const plausible = {
   },
 };
 
-/** Parameters of a row of the addon: name and type. */
+/** The names and types of a function's parameters. */
 function parametersOf({ typescript }) {
   const inside = typescript.slice(1, typescript.lastIndexOf('): '));
   if (inside === '') return [];
@@ -112,12 +112,12 @@ function shown(value) {
   return `${native.dtypeOf(value)}(${native.shapeOf(value)})${native.requiresGrad(value) ? '*' : ''}`;
 }
 
-/** Keeps what a call gave: tensors for later calls, and what is open. */
+/** Keeps the result of a call: tensors for later calls, and open files, writers and graphs. */
 function take({ name, typescript }, result) {
   const type = typescript.slice(typescript.lastIndexOf('): ') + 3);
   if (type.includes('Handle')) [result].flat(2).forEach(keep);
   if (type === 'unknown' && typeof result === 'object') opened.push(result);
-  if (type.startsWith('Promise')) result.catch(() => {}); // it is told at the next wait, too
+  if (type.startsWith('Promise')) result.catch(() => {}); // the next sync reports the error, too
   if (name === 'beginGraph') recording = result;
 }
 
@@ -125,7 +125,7 @@ function endRecording() {
   try {
     native.endGraph(recording);
   } catch {
-    // A graph that cannot be recorded.
+    // The calls of this graph cannot be captured.
   }
   recording = null;
 }
@@ -150,7 +150,7 @@ for (let i = 0; i < Number(count); ++i) {
   }
   thin();
   if (recording !== null && chance(0.2)) endRecording();
-  if (i % 50 === 0) await new Promise((resolve) => setImmediate(resolve)); // promises settle
+  if (i % 50 === 0) await new Promise((resolve) => setImmediate(resolve)); // lets promises settle
 }
 if (recording !== null) endRecording();
 rmSync(folder, { recursive: true });

@@ -1,4 +1,4 @@
-// A worker that keeps its engine busy and always has a read pending, until someone ends it.
+// A worker that keeps its engine busy and always has a read pending, until it is terminated.
 import { parentPort, workerData } from 'node:worker_threads';
 import { enqueueLong, makeStep } from './work.mjs';
 

@@ -1,4 +1,4 @@
-// Ends in the way its argument names while the engine is in the middle of queued work.
+// Ends in the way that its argument names, while the engine has queued work.
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -9,7 +9,7 @@ import { callBack } from './failing_calls.mjs';
 import { enqueueLong, makeStep } from './work.mjs';
 
 const endings = {
-  // Nobody waits for the queued work: the process just ends.
+  // The process ends without waiting for the queued work.
   natural: () => {},
   'process.exit': () => process.exit(7),
   'exit-in-await': async () => {
@@ -35,7 +35,7 @@ const endings = {
       throw new Error('thrown on purpose');
     });
   },
-  // More work at the last moment, three times.
+  // Enqueues more work in beforeExit, three times.
   'before-exit': () => {
     let times = 0;
     process.on('beforeExit', async () => {
@@ -44,7 +44,7 @@ const endings = {
       console.log(Number.isFinite(await loss.item()));
     });
   },
-  // Scripts that run out of their time in JS that the addon has called. Ctrl-C in the REPL ends them in the same way.
+  // Scripts that exceed their time limit in JS that the addon has called. Ctrl-C in the REPL ends them in the same way.
   'script-timeout': () => {
     const x = native.full([1], 1, 'f32');
     native.setRequiresGrad(x, true);
@@ -76,7 +76,7 @@ const endings = {
       console.log(`terminated ${round}`);
     }
   },
-  // Wherever its calls happen to be: one that finds JS forbidden must end without a crash.
+  // Termination at an arbitrary place of a call: one that finds JS forbidden must return without a crash.
   'worker-terminate-calling': async () => {
     for (let round = 0; round < 30; ++round) {
       const worker = new Worker(new URL('./calling_worker.mjs', import.meta.url));
@@ -87,7 +87,7 @@ const endings = {
     }
     console.log('terminated');
   },
-  // In the middle of the call that opens a file, whose header takes a while to read: nobody is given the file, and it must
+  // Termination during the call that opens a file with a header that takes a while to read: the file is not returned, and must
   // not stay open.
   'worker-terminate-opening': async () => {
     const folder = mkdtempSync(join(tmpdir(), 'balora-opening-'));
@@ -107,7 +107,7 @@ const endings = {
     const maps = readFileSync('/proc/self/maps', 'utf8').split('\n');
     console.log(`still mapped: ${maps.filter((line) => line.includes(folder)).length}`);
   },
-  // V8 ends a worker that holds more than it may, here in a call of the addon or in JS that the addon called.
+  // V8 terminates a worker beyond its memory limit, here in a call of the addon or in JS that the addon called.
   'worker-out-of-memory': async () => {
     const code = `import(${JSON.stringify(import.meta.resolve('./failing_calls.mjs'))}).then(({ callBack, failAtOnce }) => {
       const kept = [];
@@ -143,7 +143,7 @@ const endings = {
   },
 };
 
-/** A safetensors file of ten thousand empty tensors. */
+/** Writes a safetensors file of ten thousand empty tensors. */
 function writeManyTensors(path) {
   const empty = { dtype: 'F32', shape: [0], data_offsets: [0, 0] };
   const entries = Array.from({ length: 10_000 }, (_, i) => [`tensor.${i}`, empty]);
@@ -154,7 +154,7 @@ function writeManyTensors(path) {
 }
 
 const name = process.argv[2];
-// These wait for the engine, or need it to be quick.
+// Endings without queued work, since they wait for the engine or need it to be fast.
 const kUnburdened = ['before-exit', 'worker-terminate-opening', 'script-timeout', 'worker-out-of-memory'];
 if (!kUnburdened.includes(name)) enqueueLong();
 await endings[name]();

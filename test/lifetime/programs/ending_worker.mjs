@@ -1,5 +1,5 @@
-// A worker that loads a model, trains an adapter on it, evaluates and saves, over and over, and ends in the way and at the
-// moment that its data names. worker_endings.mjs starts it.
+// A worker that repeatedly loads a model, trains an adapter on it, evaluates and saves. It ends in the way and at the moment that
+// its workerData names; worker_endings.mjs starts it.
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { parentPort, workerData } from 'node:worker_threads';
@@ -13,7 +13,7 @@ const ways = {
   },
   reject: () => void Promise.reject(new Error('rejected on purpose')),
   exit: () => process.exit(7),
-  // The parent does it, and waits itself: a worker that computes would keep its own timer from running.
+  // The parent terminates the worker and measures the delay, since a timer of the worker would not run while it computes.
   terminate: () => parentPort.postMessage('terminate me'),
   return: () => {
     returning = true;
@@ -21,7 +21,7 @@ const ways = {
 };
 
 let begun = false;
-/** Called where a phase begins: the end comes some time after the first beginning of the chosen one. */
+/** Called at the beginning of each phase; the worker ends some time after the chosen phase has begun for the first time. */
 function begin(name) {
   if (name !== phase || begun) return;
   begun = true;
@@ -36,7 +36,7 @@ const { callAndFail, callBack } = await import('./failing_calls.mjs');
 balora.setNumThreads(1);
 
 const kRows = [{ prompt: 'Call me', response: 'Ishmael.' }, { prompt: 'There she', response: 'blows!' }];
-/** What the trainer begins with after an event of the name, here where its loop waits for the consumer. */
+/** The phase that the trainer enters after each event. */
 const kNext = { start: 'step', step: 'evaluation', evaluation: 'save', checkpoint: 'step' };
 
 async function train(round) {
@@ -56,14 +56,14 @@ async function train(round) {
   rmSync(output, { recursive: true });
 }
 
-/** In JS that the addon calls: whoever ends it there does so below frames of C++. */
+/** Called by the addon, so that the worker ends with frames of C++ on its stack. */
 function inBackward() {
   if (phase !== 'backward') return;
   begin('backward');
   for (const end = performance.now() + 2 * delayMs; performance.now() < end; );
 }
 
-/** One long kernel, and a promise that waits for it. */
+/** Enqueues long kernels, and waits for a promise of their result. */
 async function compute() {
   const x = ops.randn([1024, 1024], { seed: 1 });
   const products = Array.from({ length: 4 }, () => ops.matmul(x, x));
@@ -81,7 +81,7 @@ async function fetch() {
 }
 
 for (let round = 0; !returning; ++round) {
-  // The phases in an order that soon comes to the chosen one.
+  // The order of the phases reaches the chosen one soon.
   if (phase === 'kernel') await compute();
   else if (phase === 'fetch') await fetch();
   else if (phase === 'backward') callBack(inBackward);
@@ -89,7 +89,7 @@ for (let round = 0; !returning; ++round) {
     begin('calls');
     await callAndFail();
   } else await train(round);
-  await new Promise((resolve) => setImmediate(resolve)); // where nothing else waits, timers would starve
+  await new Promise((resolve) => setImmediate(resolve)); // lets timers run where nothing else does
 }
-// What is read is never waited for: the environment ends by itself with it pending, or just settled.
+// Nothing waits for this read: the environment ends while its promise is pending or just settled.
 void ops.matmul(...[0, 1].map((seed) => ops.randn([256, 256], { seed }))).data();

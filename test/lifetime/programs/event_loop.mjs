@@ -1,5 +1,5 @@
-// Delay of the event loop while it idles and while the trainer runs BA-LoRA on the packaged demo model, in
-// milliseconds, and how nice the busy threads are, as one JSON line.
+// Prints the delay of the event loop in milliseconds, while it is idle and while the trainer runs BA-LoRA on the packaged demo
+// model, and the niceness of the busy threads, as one line of JSON.
 import { readdirSync, readFileSync } from 'node:fs';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -23,7 +23,7 @@ async function delays(work) {
   await work();
   monitor.disable();
   const ms = (value) => Math.round(value / 1e4) / 100;
-  // The histogram counts from the timer's own period.
+  // The histogram includes the timer's period of 5 ms.
   return { p50: ms(monitor.percentile(50)) - 5, p99: ms(monitor.percentile(99)) - 5, max: ms(monitor.max) - 5 };
 }
 
@@ -36,7 +36,7 @@ function threads() {
       const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ').map(Number);
       return [{ id: Number(id), main: Number(id) === process.pid, ticks: fields[11] + fields[12], nice: fields[16] }];
     } catch {
-      return []; // ended between the two readings
+      return []; // the thread ended meanwhile
     }
   });
 }

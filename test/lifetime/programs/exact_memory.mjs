@@ -1,5 +1,5 @@
-// What three small pieces of work leave behind, to the byte and the tensor, in a process where nothing else was ever
-// made that a collector could free meanwhile. One JSON line.
+// Counts the bytes and tensors that small pieces of code leave behind, and prints them as one line of JSON. The process never
+// creates anything else that the garbage collector could free meanwhile.
 import { memoryStats, scope, synchronize, tensor } from 'balora';
 import { rmsNorm } from 'balora/ops';
 
@@ -16,7 +16,7 @@ async function leaves(name, body) {
   };
 }
 
-// Made before the counting begins, and held.
+// Created before the counting begins, and kept.
 const w = tensor(new Float32Array(1000).fill(1));
 const shape = [100, 1000];
 const x = tensor(new Float32Array(100_000).fill(1), { shape, requiresGrad: true });

@@ -1,9 +1,8 @@
-// Calls of every kind that can go wrong on the way back into JS: that take and give arrays, call back, fail at once, or
-// settle a promise with a failure.
+// Calls that can fail on their way back into JS in every kind of way: they pass arrays, call back, throw, or reject a promise.
 import { customOp, scope, tensor } from 'balora';
 import { embedding, mul, reshape } from 'balora/ops';
 
-const device = 'cpu'; // whatever the program's other work is on
+const device = 'cpu'; // also where the program's other work is on another device
 const x = tensor(Float32Array.of(1, 2, 3, 4, 5, 6), { requiresGrad: true, device });
 const table = reshape(x.detach(), [3, 2]);
 const beyond = tensor(Int32Array.of(9), { device });
@@ -18,7 +17,7 @@ const squareOp = (inBackward) => ({
   },
 });
 
-/** Forward and backward through an op whose backward pass runs in JS, called by the addon. */
+/** Runs forward and backward of an op whose backward is JS that the addon calls. */
 export function callBack(inBackward = () => {}) {
   try {
     scope(() => customOp(squareOp(inBackward), [reshape(x, [2, 3])])[0].backward(ones));
@@ -37,7 +36,7 @@ export function failAtOnce() {
   throw new Error('6 elements became 16');
 }
 
-export async function failLate() {
+async function failLate() {
   const row = embedding(table, beyond);
   try {
     await row.data();
@@ -50,7 +49,7 @@ export async function failLate() {
   throw new Error('an index beyond the table was taken');
 }
 
-/** Some milliseconds of all of them. */
+/** Makes all of these calls for some milliseconds. */
 export async function callAndFail() {
   for (let i = 0; i < 100; ++i) {
     callBack();

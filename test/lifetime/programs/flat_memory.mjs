@@ -1,10 +1,10 @@
-// Small training steps in an async loop, with what memory is in use at intervals, as one JSON line: in the heap, in the
-// engine, and of the process's own beside these two (the C library's: queues, the tape, tables). The resident memory as a
-// whole would not do: how many empty pages V8 keeps depends on how busy the machine is.
+// Runs small training steps in an async loop, and prints the memory in use at intervals as one line of JSON: of the heap, of the
+// engine, and the rest of the process's own (the C library's: queues, the tape, tables). The total resident memory would be no
+// measure, since the number of empty pages that V8 keeps depends on the load of the machine.
 //
 //   node --expose-gc flat_memory.mjs STEPS [LEAK]
 //
-// LEAK: as many bytes are lost in each step, in a tensor and once more in the addon's own memory.
+// LEAK: number of bytes that each step leaks in a tensor, and once more in the addon's own memory.
 import { readFileSync } from 'node:fs';
 import { getHeapStatistics } from 'node:v8';
 import { memoryStats, setNumThreads, synchronize } from 'balora';
@@ -20,12 +20,12 @@ const lost = [];
 
 function lose(i) {
   lost.push(zeros([leak / 4]));
-  // The addon keeps every name of an op for good.
+  // The addon never frees the name of an op.
   const name = `${i}`.padEnd(leak, '.');
   for (const handle of native.customNode(name, [one], [one], [], () => [0])) native.dispose(handle);
 }
 
-/** Anonymous pages of the process that hold neither V8's heap nor the engine's blocks; null where nobody tells. */
+/** Bytes of anonymous pages that belong neither to V8's heap nor to the engine's blocks; null without /proc. */
 function ownBytes({ liveBytes, cachedBytes }) {
   if (process.platform !== 'linux') return null;
   const kibibytes = Number(/^RssAnon:\s*(\d+)/m.exec(readFileSync('/proc/self/status', 'utf8'))[1]);

@@ -1,12 +1,12 @@
-// The run of train_run.mjs, for which files stop growing past 512 bytes after an event, as on a disk that is full. Prints how it
-// failed, as JSON.
+// Runs the training of train_run.mjs, but after an event no file can grow beyond 512 bytes, as on a full disk. Prints the error
+// as JSON.
 //
 //   node full_disk.mjs FOLDER STEPS EVENT STEP
 import { execFileSync } from 'node:child_process';
 import { smallTrainer } from './small_trainer.mjs';
 
 const [output, steps, type, step] = process.argv.slice(2);
-process.on('SIGXFSZ', () => {}); // the limit then shows as EFBIG
+process.on('SIGXFSZ', () => {}); // writes beyond the limit then fail with EFBIG
 const limit = (bytes) =>
   execFileSync('prlimit', ['--pid', String(process.pid), `--fsize=${bytes}:unlimited`]);
 

@@ -1,5 +1,5 @@
-// Trains a model whose activations outweigh all else on batches of several lengths, within a budget between the least
-// and the most that the planner foretells, and prints what was foretold and what the process held at most from there on.
+// Trains a model whose memory is mostly activations on batches of several lengths, with a budget between the smallest and the
+// largest peak that the planner predicts. Prints the predictions and the peak memory of the process during the training.
 // Argument: dtype.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { AdapterModel, AutoModelForCausalLM, Trainer } from 'balora';
@@ -46,7 +46,7 @@ const data = {
   },
 };
 
-/** The most that this process has held since it began, or since 5 was written to clear_refs (man 5 proc). */
+/** Peak memory of this process since its start, or since 5 was written to clear_refs (man 5 proc). */
 function peakBytes() {
   const status = readFileSync('/proc/self/status', 'utf8');
   return 1024 * Number(/^VmHWM:\s*(\d+) kB$/m.exec(status)[1]);
@@ -61,7 +61,7 @@ const options = {
 };
 const { optimizerBytes } = (await new Trainer(options).plan()).memory;
 
-/** The peak under a plan of the longest batch. */
+/** The predicted peak for the longest batch under a budget. */
 async function foretold(budget) {
   const planner = await MemoryPlanner.open(tuned, budget, { optimizerBytes });
   return planner.plan(kLongest).bytes;

@@ -1,5 +1,5 @@
-// Arguments with which each op of the addon could run: right shapes of odd and empty sizes, every type, strided views,
-// indices in range (and now and then beside it). any_calls.mjs spoils some of them.
+// Valid arguments for each op of the addon: matching shapes of odd and empty sizes, every dtype, strided views, indices that are
+// mostly in range. any_calls.mjs replaces some of them by wrong values.
 
 const kSizes = [0, 1, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 48, 64, 65, 100];
 const kWrongIndices = [-1, 5, 1000, 2 ** 31 - 1, -(2 ** 31)];
@@ -14,9 +14,9 @@ export const kNames = [...kUnary, ...kBinary, ...kComparisons, ...kReductions, .
 
 /**
  * @param native the addon
- * @param random pick, chance and below of one sequence
- * @param keep called with each handle that is made
- * @returns for a name of the addon's, a function that makes arguments of it
+ * @param random the functions pick, chance and below of one random sequence
+ * @param keep called with each handle that is created
+ * @returns for each name of an op a function that creates its arguments
  */
 export function plausibleArguments(native, { pick, chance, below }, keep) {
   const size = () => pick(kSizes);
@@ -31,7 +31,7 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
   const normal = (dtype, shape) => kept(native.randomNormal(shape, 0, 1, below(1e6), 0, dtype));
   const constant = (dtype, shape, value) => kept(native.full(shape, value, dtype));
 
-  /** Dense, transposed in memory, or rows of a larger tensor; wanting a gradient, frozen, or neither. */
+  /** A tensor that is dense, transposed in memory, or rows of a larger one, and that requires a gradient, is frozen, or neither. */
   function tensor(dtype, ...shape) {
     let handle;
     if (shape.length === 2 && chance(0.15)) {
@@ -56,7 +56,7 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
   const targets = (count, vocabulary) =>
     indices(list(count, () => (chance(0.2) ? -100 : below(vocabulary))));
 
-  /** The ends of `count` segments, from 0 on; or of segments no longer than those of `ends`. */
+  /** The boundaries of `count` segments, from 0 on; with `ends`, of segments no longer than those. */
   function segments(count, ends) {
     const found = [0];
     for (let b = 0; b < count; ++b) {
@@ -118,7 +118,7 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
     const heads = 1 + below(5);
     const width = pick([4, 16, 64]);
     const buckets = positive();
-    const distances = 2 * pick([100, 3]) + 1; // the first reaches every key
+    const distances = 2 * pick([100, 3]) + 1; // the larger number covers every pair of positions
     const table = () => maybe(() => tensor(dtype, buckets, heads, width));
     const tables = [table(), table()];
     const bias = maybe(() => tensor(dtype === 'f64' ? 'f64' : 'f32', distances, heads));
@@ -136,7 +136,7 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
     ];
   }
 
-  /** What the ops on the head's rows begin with, and how large it is. */
+  /** The first arguments of the ops on the rows of the head, and their sizes. */
   function head() {
     const dtype = float();
     const [rows, width, vocabulary] = [size(), size(), size()];
@@ -154,7 +154,7 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
     [1, 0.5, 0.1],
   ];
 
-  /** What an optimiser writes: neither strided nor recorded. */
+  /** A tensor that an optimiser writes: dense, and without a gradient. */
   const state = (...shape) => normal('f32', shape);
 
   return {

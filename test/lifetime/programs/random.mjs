@@ -1,6 +1,6 @@
-// Random choices that a seed repeats.
+// Random choices that a seed determines.
 
-/** A sequence of numbers in [0, 1) of a seed (mulberry32). */
+/** A sequence of numbers in [0, 1) from a seed (mulberry32). */
 function sequence(state) {
   return () => {
     state = (state + 0x6d2b79f5) | 0;
@@ -10,7 +10,7 @@ function sequence(state) {
   };
 }
 
-/** Choices that all come from one sequence: an integer below a limit, an entry of a list, whether something happens. */
+/** Random functions that share one sequence: an integer below a limit, an entry of a list, true with a probability. */
 export function choices(seed) {
   const next = sequence(seed);
   const below = (limit) => Math.floor(next() * limit);

@@ -64,7 +64,7 @@ function batch(epoch, index) {
   };
 }
 
-/** Arithmetic instead of text, the same order in every epoch. */
+/** Synthetic batches instead of text, in the same order in every epoch. */
 const arithmetic = {
   fingerprint: 'small',
   batchCount: () => 7,
@@ -73,7 +73,7 @@ const arithmetic = {
   },
 };
 
-/** Rows of text in a new order every epoch, by the library's own batches. */
+/** Rows of text as the library's batches, in a new order in every epoch. */
 async function shuffled() {
   const tokenizer = await Tokenizer.fromPretrained(demoCheckpoint);
   const rows = Array.from({ length: 14 }, (_, i) => ({

@@ -1,5 +1,5 @@
-// Trains an adapter on a small model into the folder of its first argument, resuming if there is something to resume,
-// and prints a line a step. May be killed at any moment. Prints "done" and a digest of the result at the end.
+// Trains an adapter on a small model into the folder of its first argument, from the last checkpoint where there is one, and
+// prints a line per step. It may be killed at any moment. At the end it prints "done" and a digest of the result.
 //
 //   node train_run.mjs FOLDER [STEPS [arithmetic|shuffled|seq2seq]]
 import { createHash } from 'node:crypto';

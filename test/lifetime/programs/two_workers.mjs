@@ -1,4 +1,4 @@
-// Trains the same small problem on the main thread and in two workers at once; prints whether all three agree.
+// Runs the same small training on the main thread and in two workers at once, and prints whether all three agree.
 import { isMainThread, parentPort, Worker } from 'node:worker_threads';
 import { setNumThreads } from 'balora';
 import { makeStep } from './work.mjs';
@@ -19,7 +19,7 @@ if (isMainThread) {
   const workers = [0, 1].map(() => new Worker(new URL(import.meta.url)));
   const once = (event) =>
     Promise.all(workers.map((worker) => new Promise((resolve) => worker.once(event, resolve))));
-  const exits = once('exit'); // listened for from the start: a worker may be done first
+  const exits = once('exit'); // registered at once, since a worker may end first
   const others = once('message');
   const results = [await losses(), ...(await others)];
   const codes = await exits;

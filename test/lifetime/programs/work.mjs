@@ -1,6 +1,6 @@
-// Work for the life-time programs: training of a small network with a frozen layer, its LoRA pair, a norm and a
-// cross-entropy, by AdamW; deterministic. On the device that BALORA_TEST_DEVICE names; if that is not the CPU, a tensor
-// goes over to the CPU and back in each step.
+// Work for the programs in this folder: deterministic training of a small network with a frozen layer, its LoRA pair, a norm and
+// a cross-entropy, by AdamW. It runs on the device that BALORA_TEST_DEVICE names; where that is not the CPU, each step copies a
+// tensor to the CPU and back.
 import { noGrad, scope, setDefaultDevice, tensor } from 'balora';
 import { adamwStep, crossEntropy, linear, matmul, randn, rmsNorm, swiglu, zeros } from 'balora/ops';
 
@@ -10,7 +10,7 @@ setDefaultDevice(kDevice);
 const kRank = 8;
 const kAdamw = { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0.01 };
 
-/** A training step on (rows, width) inputs; a call enqueues it and returns its loss, the caller's to dispose. */
+/** A training step on (rows, width) inputs. A call enqueues it and returns its loss, which the caller disposes of. */
 export function makeStep({ rows, width }) {
   const frozen = (shape, seed) => randn(shape, { seed }).freeze();
   const x = randn([rows, width], { seed: 1 });
@@ -43,7 +43,7 @@ export function makeStep({ rows, width }) {
     });
 }
 
-/** Enqueues a second or so of work and returns at once. */
+/** Enqueues about a second of work and returns at once. */
 export function enqueueLong() {
   const step = makeStep({ rows: 1024, width: 1024 });
   for (let i = 0; i < 40; ++i) step().dispose();

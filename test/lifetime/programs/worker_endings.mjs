@@ -1,11 +1,11 @@
-// Starts workers that end in the middle of what a user does with balora, each in a way and at a moment drawn from its seed:
-// an uncaught throw, a rejection, process.exit(), terminate(), or a return with work pending. Some are always at work at once,
-// and the main thread computes beside them. Each must end as it was told to and leave this process as it was.
+// Starts workers that end in the middle of typical work with balora, each in a way and at a moment drawn from its seed: an
+// uncaught throw, a rejection, process.exit(), terminate(), or a return with work pending. Several workers run at a time, and the
+// main thread computes beside them. Each must end in its way and leave this process unaffected.
 //
 //   node worker_endings.mjs FIRST LAST
 //
-// The line "N of N survived" with the counts comes last; a line before says what every seed does, so that the last ones are
-// known where the process dies.
+// It prints a line for each seed when its worker starts, so that the last ones are known where the process dies, and finally the
+// line "N of N survived" with counts.
 import { once } from 'node:events';
 import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, writeSync } from 'node:fs';
 import { createServer } from 'node:http';
@@ -19,12 +19,12 @@ import { makeStep } from './work.mjs';
 const [first, last] = process.argv.slice(2).map(Number);
 const kAtOnce = 3;
 const kWays = ['throw', 'reject', 'exit', 'terminate', 'terminate', 'return'];
-/** The longest delay after the beginning of each phase in milliseconds: about as long as the phase takes. */
+/** The longest delay after the beginning of each phase in milliseconds, about the duration of the phase. */
 const kPhases = {
   ...{ import: 300, load: 30, start: 60, step: 60, evaluation: 20, save: 40 },
   ...{ callback: 20, backward: 5, calls: 30, kernel: 60, fetch: 60 },
 };
-/** Status and message of the error event, by way. */
+/** The expected exit status and message of the error event for each way to end. */
 const kExpected = {
   throw: [1, 'thrown on purpose'],
   reject: [1, 'rejected on purpose'],
@@ -32,7 +32,7 @@ const kExpected = {
   terminate: [1, null],
   return: [0, null],
 };
-const kNoEnd = ['import', 'fetch']; // a worker does not return from these
+const kNoEnd = ['import', 'fetch']; // phases from which a worker does not return
 
 const folder = mkdtempSync(join(tmpdir(), 'balora-endings-'));
 const server = createServer(() => {}).listen(0, '127.0.0.1'); // never answers
@@ -66,7 +66,7 @@ async function end(seed) {
   ++counts[way];
 }
 
-/** The losses of a training of the main thread's own. */
+/** The losses of a training on the main thread. */
 async function losses() {
   const step = makeStep({ rows: 32, width: 33 });
   const values = [];
@@ -93,14 +93,14 @@ async function computeBeside(expected) {
   }
 }
 
-/** Weight files that this process still has open or mapped: it opened none itself. */
+/** The weight files that this process has open or mapped; it opens none itself. */
 function weightFilesHeld() {
   const maps = readFileSync('/proc/self/maps', 'utf8').split('\n');
   const open = readdirSync('/proc/self/fd').map((name) => {
     try {
       return readlinkSync(`/proc/self/fd/${name}`);
     } catch {
-      return ''; // the folder's own, closed by now
+      return ''; // the descriptor of the folder itself, closed by now
     }
   });
   return [...maps, ...open].filter((line) => line.includes('.safetensors'));

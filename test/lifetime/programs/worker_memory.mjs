@@ -1,5 +1,5 @@
-// Workers that hold much memory are terminated one after the other; prints what this process holds after each: address
-// space and memory of its own in MiB, and threads.
+// Terminates workers that use much memory, one after the other, and prints the address space and private memory of this process
+// in MiB, and its threads, during and after each.
 import { readFileSync } from 'node:fs';
 import { isMainThread, parentPort, Worker } from 'node:worker_threads';
 import { setNumThreads, synchronize } from 'balora';
@@ -7,7 +7,7 @@ import { matmul, randn } from 'balora/ops';
 
 const kWorkers = 8;
 
-/** 64 MiB of tensors, a product on two threads, and more of them in the queue. */
+/** Allocates 64 MiB of tensors, and enqueues matrix products on two threads. */
 async function work() {
   setNumThreads(2);
   const tensors = Array.from({ length: 8 }, (_, seed) => randn([1024, 2048], { seed }));

@@ -166,12 +166,17 @@ template <typename T>
 void check_views() {
   const std::vector<Form> forms = forms_of_one_batch_dimension();
   Products<T> products;
-  for (const int64_t batch : {1, 3}) {
+  for (const int64_t batch : {1, 2, 3}) {
     for (const int64_t m : {1, 2, 3}) {
       for (const int64_t n : {1, 2, 3}) {
         for (const int64_t k : {1, 2, 3, 33}) products.check({1, batch, m, n, k}, forms);
       }
     }
+  }
+  // More rows, or more columns, than a block of any instructions takes, and not a whole number of
+  // blocks.
+  for (const Size& size : {Size{1, 3, 1, 33, 5}, {1, 3, 33, 1, 5}, {1, 3, 33, 5, 1}}) {
+    products.check(size, forms);
   }
   for (const int64_t m : {1, 3}) {
     for (const int64_t n : {1, 3}) {

@@ -1,4 +1,4 @@
-// Every kernel of kernels.def has a row or a reason, and a row times the kernel that it names.
+// Every kernel of kernels.def has a benchmark row or a reason for none, and each row times the kernel that it names.
 import { readdirSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { disposeOperands, type MicroContext, opOf } from '../../../../bench/harness/kernels/kit.ts';
@@ -28,7 +28,7 @@ const kTiny: MicroContext = {
 };
 
 describe('kernel rows', () => {
-  it('and the reasons for none name every kernel, each that there is', () => {
+  it('together with the reasons for none name every kernel, and no kernel that does not exist', () => {
     const named = new Set([...kRows.map(({ kernel }) => kernel), ...Object.keys(kNotTimed)]);
     expect(kKernels.length).toBeGreaterThan(50);
     expect([...named].sort()).toEqual([...kKernels].sort());
@@ -37,7 +37,7 @@ describe('kernel rows', () => {
   });
 
   it.each(kRows)('$name times $kernel', async (row) => {
-    // Elementwise ops share a kernel, so that an op's name alone does not tell it.
+    // Elementwise ops share a kernel, so that the op's name alone does not determine it.
     const calls = kOpSources.filter((text) => text.includes(`kernels->${row.kernel}(`));
     expect(calls.some((text) => text.includes(`"${opOf(row)}"`))).toBe(true);
     try {

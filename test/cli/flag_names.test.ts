@@ -1,0 +1,53 @@
+import { expect, it } from 'vitest';
+import { withFlags } from '../../lib/cli/flag_names.ts';
+import { kTrainOptions } from '../../lib/cli/train_options.ts';
+import { balora } from '../support/run_cli.ts';
+
+it.each([
+  ['maxLength must be at least 2', '--max-length must be at least 2'],
+  [
+    'name the fields with promptField and responseField',
+    'name the fields with --prompt-field and --response-field',
+  ],
+  ['raise maxLength.', 'raise --max-length.'],
+  [
+    'choose another one, or pass overwrite: true or resume: true',
+    'choose another one, or pass --overwrite or --resume',
+  ],
+  ['pass shuffle: false', 'pass --no-shuffle'],
+  ['with ignoreKeys (--ignore-keys)', 'with --ignore-keys'],
+  ['with maxLength 26 (--max-length)', 'with --max-length 26'],
+  ["pass problemType: 'regression'", 'pass --problem-type regression'],
+  ["with columns: ['label', 'text'] where", 'with --columns label,text where'],
+  ['positions has no meaning for x', '--positions has no meaning for x'],
+  [
+    'method full trains every weight: r cannot be set',
+    'method full trains every weight: --r cannot be set',
+  ],
+  ['learningRate: was 1, is 2', '--learning-rate: was 1, is 2'],
+])('%s', (message, expected) => {
+  expect(withFlags(message, kTrainOptions)).toBe(expected);
+});
+
+it.each([
+  "no field 'maxLength' (fields: a)",
+  'runs/maxLength/x.json: no such file',
+  'maxLength.json: no such file',
+  '--max-length must be at least 2',
+  'data: cannot open x.jsonl: no such file',
+  'batchSize must be 1', // an option of the library only
+  'toString: true',
+  'the model and the data: true and false',
+  'output folder x is not empty',
+])('leaves alone: %s', (message) => {
+  expect(withFlags(message, kTrainOptions)).toBe(message);
+});
+
+it('is what the command line shows of an error of the library', async () => {
+  const { code, err } = await balora([
+    ...['train', '--model', 'm', '--data', 'd', '--task', 'sequence-classification'],
+    ...['--positions', 'non_padding'],
+  ]);
+  expect(code).toBe(2);
+  expect(err).toContain('--positions has no meaning for sequence-classification; leave it out');
+});

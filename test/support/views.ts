@@ -1,0 +1,110 @@
+// Views for tests (permuted, stepped through, expanded, parts of wider tensors), and calls of ops whose operands become views.
+import { native } from '../../lib/native.ts';
+import { concat, contiguous, expand, permute, reshape, slice } from '../../lib/ops/index.ts';
+import { scope, Tensor, tensor } from '../../lib/tensor.ts';
+import type { kFloatTypes } from './compare.ts';
+import { kTestDevice } from './device.ts';
+import { testRandom } from './gradcheck.ts';
+
+export type FloatType = (typeof kFloatTypes)[number];
+export type Form = (x: Tensor) => Tensor;
+
+/** Views with the values of x. */
+export const kSameValues: Record<string, Form> = {
+  whole: (x) => x,
+  turned: (x) => {
+    const order = x.shape.map((_, i) => x.shape.length - 1 - i);
+    return permute(contiguous(permute(x, order)), order);
+  },
+  'every second row': (x) => everySecond(x, 0),
+  'every second column': (x) => everySecond(x, -1),
+  'columns of a wider one': (x) => {
+    const width = x.shape.at(-1) as number;
+    return slice(concat([x, x], -1), -1, { start: 0, stop: width });
+  },
+};
+
+/** Views with the values of x, or with those of its first row or column again and again. */
+export const kForms: Record<string, Form> = {
+  ...kSameValues,
+  'its first row repeated': (x) => expand(slice(x, 0, { stop: 1 }), x.shape),
+  'its first column repeated': (x) => expand(slice(x, -1, { stop: 1 }), x.shape),
+};
+
+function everySecond(x: Tensor, axis: 0 | -1): Tensor {
+  const at = axis === 0 ? 0 : x.shape.length - 1;
+  const apart = [...x.shape.slice(0, at + 1), 1, ...x.shape.slice(at + 1)];
+  const doubled = x.shape.map((extent, i) => (i === at ? 2 * extent : extent));
+  const twice = concat([reshape(x, apart), reshape(x, apart)], at + 1);
+  return slice(reshape(twice, doubled), axis, { step: 2 });
+}
+
+/** -1, 0 or 1 at random: their sums of products are exact in every type. */
+export function signs(
+  shape: number[],
+  dtype: FloatType,
+  seed: number,
+  requiresGrad = false,
+): Tensor {
+  const random = testRandom(seed);
+  const size = shape.reduce((product, extent) => product * extent, 1);
+  const data = Float64Array.from({ length: size }, () => Math.round(random() * 1.4));
+  return tensor(data, { shape, dtype, requiresGrad });
+}
+
+/** Calls body for all pairs of forms; on a device that is not the CPU, where an emulator takes its time, for pairs of the same. */
+export function eachPair(body: (a: Form, b: Form, names: string) => void): void {
+  for (const [name, a] of Object.entries(kForms)) {
+    for (const [other, b] of Object.entries(kForms)) {
+      if (kTestDevice === 'cpu' || a === b) scope(() => body(a, b, `${name}, ${other}`));
+    }
+  }
+}
+
+/** Which arguments of a function of the addon are tensors or lists of them. */
+function tensorArguments(name: string): boolean[] {
+  const typescript = native.signatures.find((row) => row.name === name)?.typescript ?? '';
+  const parameters = typescript.slice(1, typescript.lastIndexOf('): ')).split(/, (?=\w+: )/);
+  return parameters.map((parameter) => /\bHandle\b/.test(parameter));
+}
+
+/**
+ * Runs `body`; each tensor that it gives to a function of the addon goes through `change` first.
+ * @param change gets the operand and its place among those of the call
+ * @returns what `body` returns, and how many operands were changed
+ */
+export function withOperands<T>(
+  name: string,
+  change: (x: Tensor, place: number) => Tensor,
+  body: () => T,
+): { result: T; changed: number } {
+  const functions = native as unknown as Record<string, (...args: unknown[]) => unknown>;
+  const original = functions[name] as (...args: unknown[]) => unknown;
+  const isTensor = tensorArguments(name);
+  let changed = 0;
+  functions[name] = (...args) => {
+    // The views are made by ops, too.
+    functions[name] = original;
+    let place = 0;
+    const viewed = (value: unknown): unknown => {
+      if (Array.isArray(value)) return value.map(viewed);
+      if (typeof value !== 'number') return value;
+      const axes = native.shapeOf(value).map((_, axis) => axis);
+      if (axes.length === 0) return value;
+      ++changed;
+      // A tensor of its own: the handle belongs to another one.
+      return change(new Tensor(native.permute(value, axes)), place++).handle;
+    };
+    try {
+      return original(...args.map((value, i) => (isTensor[i] ? viewed(value) : value)));
+    } finally {
+      functions[name] = replaced;
+    }
+  };
+  const replaced = functions[name];
+  try {
+    return { result: body(), changed };
+  } finally {
+    functions[name] = original;
+  }
+}
