@@ -71,9 +71,9 @@ export interface HeadMicroBatch {
   readonly window?: TermCounts;
   /** Outputs (N, C) of the layers that terms ask for, by layer. */
   readonly hiddenStates?: ReadonlyMap<number, Tensor>;
-  /** The place in the run, for terms that look at it. Default: step 0 of 1. */
+  /** The position in the run, for terms that read it. Default: step 0 of 1. */
   readonly at?: StepOfRun;
-  /** The micro-batch as the data source gave it, for terms that look at it. Default: `batch`. */
+  /** The micro-batch as the data source gave it, for terms that read it. Default: `batch`. */
   readonly source?: unknown;
 }
 
