@@ -1,4 +1,4 @@
-// The public part of the tape: backward from several roots, ops written in TypeScript, and checkpointed segments.
+// The public part of the tape (the autograd graph): backward from several roots, ops written in TypeScript, and checkpointed segments.
 import { getDefaultDevice, withDevice } from './device.ts';
 import { ArgumentError, BaloraError } from './errors.ts';
 import { type Handle, native, withSetting } from './native.ts';
@@ -27,13 +27,14 @@ export interface CustomOp<Saved> {
   /**
    * Computes the outputs (not recorded), and the values that backward needs. Runs in a scope of its own: tensors made in it are
    * freed when it returns, except the outputs and the tensors in `saved` (itself, or nested in arrays and plain objects). The tape
-   * owns those: they live as long as the graph, even if the tensors that forward was given or made are disposed.
+   * owns those: they live as long as the graph, even if the tensors that forward was given or made are disposed of.
    */
   forward: (inputs: readonly Tensor[]) => { outputs: Tensor[]; saved: Saved };
   /**
    * Computes the gradients of the inputs from those of the outputs (null where an output was not used): one for each input, null
-   * where there is none, in the input's own dtype and on its device. `saved` is the value that forward returned, its tensors off
-   * the tape. Runs unrecorded, in a scope of its own, with the default device that was in force at the call.
+   * where there is none, in the input's own shape and dtype and on its device. `saved` is the value that forward returned, with its
+   * tensors detached. Runs unrecorded (so there are no second derivatives), in a scope of its own, with the default device that was
+   * in force when the op was called.
    */
   backward: (grads: readonly (Tensor | null)[], saved: Saved) => readonly (Tensor | null)[];
 }
@@ -46,8 +47,8 @@ export interface CustomOp<Saved> {
  *   forward: ([x]) => ({ outputs: [mul(mul(x, x), x)], saved: x }),
  *   backward: ([dy], x) => [mul(dy, mul(3, mul(x, x)))],
  * }, [x])[0];
- * @throws ArgumentError naming the op for a forward that returns no outputs and a backward that returns no gradients, and in
- *   backward where a saved value was overwritten in place since; other errors of balora in its functions name the op, too
+ * @throws ArgumentError that names the op if forward returns no outputs, if backward returns no gradients, or, in backward, if a
+ *   saved value has been overwritten in place; balora's errors inside the two functions name the op, too
  */
 export function customOp<Saved>(op: CustomOp<Saved>, inputs: readonly Tensor[]): Tensor[] {
   const { name } = op;
@@ -168,8 +169,8 @@ function checkGradients(
 
 /**
  * Runs `body` with recomputation on or off. When it is on, ops recorded in `body` do not keep inputs that are cheap to compute again
- * in backward (a norm of rows that are kept, an activation of factors that are kept). The gradients are bitwise the same and take
- * less memory.
+ * in backward (the output of a norm or an activation whose own inputs are kept). The gradients are the same bit for bit, and less
+ * memory is used.
  */
 export function recomputing<T>(enabled: boolean, body: () => T): T {
   return withSetting(native.setRecompute, enabled, body);
@@ -177,8 +178,9 @@ export function recomputing<T>(enabled: boolean, body: () => T): T {
 
 /**
  * Runs `segment` without keeping its intermediate values; backward() runs it again, which takes more time and less memory. The
- * segment must compute the same both times. Tensors that it closes over get gradients, too.
- * @param inputs the tensors that it is called with, whose gradients flow through the tape
+ * segment must compute the same both times. Leaves that it closes over, such as parameters, get gradients, too. Other tensors that
+ * require a gradient must be passed as inputs: otherwise the segment's backward pass goes through their graph, and frees it.
+ * @param inputs the tensors that the segment is called with; gradients flow through them to the rest of the graph
  */
 export function checkpoint(
   segment: (...inputs: Tensor[]) => Tensor,
@@ -197,7 +199,7 @@ export function checkpoint(
           return leaf;
         });
         enableGrad(() => segment(...leaves)).backward(dy);
-        // A leaf's gradient is f32 for every dtype of the leaf, and the tape continues in the input's own type.
+        // The gradient of a bf16 or f16 leaf is f32, and the tape continues in the input's own type.
         return leaves.map((leaf) => leaf.grad?.to(leaf.dtype) ?? null);
       },
     },

@@ -1,4 +1,4 @@
-/** Gradient checks: the tape's gradient of a random projection of a function's outputs against central differences. */
+/** Gradient checks: the gradient of a random projection of a function's outputs, by backward() and by central differences. */
 import { ArgumentError, BaloraError } from './errors.ts';
 import { enableGrad, noGrad, scope, type Tensor, tensor } from './tensor.ts';
 
@@ -6,11 +6,11 @@ import { enableGrad, noGrad, scope, type Tensor, tensor } from './tensor.ts';
 export interface GradcheckOptions {
   /** Step h of the central difference. Default 1e-6. */
   step?: number;
-  /** Largest |difference| allowed, relative to the largest gradient (and at least 1). Default 1e-6. */
+  /** Largest |difference| allowed, relative to the largest |gradient| of the input, or to 1 if that is smaller. Default 1e-6. */
   tolerance?: number;
-  /** Number of coordinates tried in each input; all of them when there are fewer. Default 40. */
+  /** Number of elements tried in each input; all of them when there are fewer. Default 40. */
   samples?: number;
-  /** Seed of the projection and of the coordinates. Default 7. */
+  /** Seed of the projection and of the choice of elements. Default 7. */
   seed?: number;
 }
 
@@ -28,7 +28,7 @@ export function uniform(seed: number): () => number {
 
 /**
  * Compares d<f(inputs), p>/d(inputs), for a fixed random p, with central differences (f(x + h) - f(x - h)) / 2h. Blocks the event
- * loop. `f` is called twice for each coordinate, so give small inputs.
+ * loop. `f` is called twice for each element that is tried, so give small inputs.
  * @param f returns one tensor or several, f64, all of which are checked. It must return the same for the same inputs
  * @param inputs f64, of any shape; their `grad` is not changed
  * @example gradcheck((x) => cube(x), [tensor([0.5, -1], { dtype: 'f64' })]);

@@ -44,10 +44,10 @@ export class CapturedGraph<T> {
 
 /**
  * Records the ops that `fn` enqueues on a device, and runs them once, as if `fn` had been called. Numbers that `fn` passes to ops (a
- * learning rate, a seed) are recorded as constants. In `fn`, no value may be read or awaited, and no tensor may be made of the host's
- * values, read from a file or copied from another device: write inputs into tensors that were made before (`copy_`). Every run
- * adds to gradients that existed before the recording, and overwrites those that `fn` made. Call `fn` once before, so that kernels
- * are loaded. Recording first waits for the device.
+ * learning rate, a seed) are recorded as constants. In `fn`, no value may be read or awaited, and no tensor may be made from values
+ * in JavaScript, read from a file or copied from another device: make input tensors before, and write new values into them with
+ * `copy_`. Every run adds to gradients that existed before the recording, and overwrites those that `fn` made. Call `fn` once
+ * before, so that kernels are loaded. Recording first waits for the device.
  * @param options device: default see getDefaultDevice. sharing: a graph whose memory this one uses, too, so that several take no
  *   more than the largest; the results of each are then valid until another one runs
  * @example

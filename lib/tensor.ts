@@ -14,9 +14,9 @@ export type NestedNumbers = number | readonly NestedNumbers[];
 
 /** Shape, type and gradient of a new tensor. */
 export interface TensorOptions {
-  /** Extents. Default: the nesting of the data, or one dimension for a typed array. */
+  /** Size of each dimension. Default: that of the nested data, or one dimension for a typed array. */
   shape?: readonly number[];
-  /** Element type. Default: that of the typed array, and f32 for plain numbers. */
+  /** Element type. Default: that of the typed array, or f32 for plain numbers. */
   dtype?: DType;
   /** Whether backward() collects a gradient for this tensor. Default false. */
   requiresGrad?: boolean;
@@ -121,8 +121,9 @@ export class Tensor {
   }
 
   /**
-   * Adds d(this)/d(leaf) to the gradient of every leaf that this tensor was computed from. Frees the graph unless `retainGraph`.
-   * @param grad gradient of the result, of this tensor's shape. Default for a tensor of one element: 1
+   * Adds the gradient with respect to every leaf that this tensor was computed from to that leaf's `grad`. Frees the graph unless
+   * `retainGraph` is set.
+   * @param grad gradient of the result, in this tensor's shape (v of the vector-Jacobian product). Default for one element: 1
    * @throws ArgumentError if no leaf requires a gradient, or the graph was freed already
    */
   backward(grad?: Tensor | null, options: { retainGraph?: boolean } = {}): void {
@@ -134,7 +135,7 @@ export class Tensor {
     return new Tensor(native.detach(this.#handle));
   }
 
-  /** A number that grows whenever an op writes into the tensor's memory: equal versions are equal values. */
+  /** A number that grows whenever an op writes into the tensor's memory: while it is the same, so are the values. */
   get version(): number {
     return native.versionOf(this.#handle);
   }

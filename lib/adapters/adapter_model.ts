@@ -2,9 +2,10 @@
  * A frozen base with low-rank adapters on its linear modules. The model's code knows nothing about adapters: an adapter installs
  * itself on Linear modules, and switching it off gives the base back, which serves as the teacher.
  *
- * PiSSA starts from W's own best rank-r part B0 A0. It runs as W + s (B A - B0 A0) on the untouched base: one base for student,
- * teacher and every adapter, a teacher that is the plain base pass, a step-0 KL of exactly 0 and an exact export, at the cost of r
- * more columns in the student's pass (docs/decisions has the measurement against W_res + s B A).
+ * PiSSA starts from B0 A0, the best approximation of W of rank r. It runs as W + s (B A - B0 A0) on the unchanged base, so that
+ * student, teacher and all adapters share one base, the teacher is a plain pass of it, the KL is exactly 0 before the first step,
+ * and the export is exact. The cost is r more columns in the student's pass (docs/decisions has the measurement against a residual
+ * base, W_res + s B A).
  *
  * Several adapters may live on one base. One of them is active: it is the one that runs, is trained and is saved.
  */
@@ -59,7 +60,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   }
 
   /**
-   * Adds a fresh adapter to a model and freezes its own weights.
+   * Adds a new adapter to a model and freezes the model's own weights.
    * @example const tuned = await AdapterModel.create(model, { method: 'balora', r: 8, loraAlpha: 8 });
    * @throws ArgumentError if targets match nothing, a rank exceeds a matrix, or a module has an adapter already
    */
@@ -74,8 +75,8 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   }
 
   /**
-   * Adds the adapter of a PEFT folder to a model. Ranks come from the tensors; every tensor must find its module.
-   * @throws FormatError, UnsupportedError for a folder that cannot be understood whole
+   * Adds the adapter of a PEFT folder to a model. Ranks come from the tensors; every tensor must belong to a module of the model.
+   * @throws FormatError for files that are damaged or do not fit the model, UnsupportedError for settings that are not supported
    */
   static async fromPretrained<M extends Model>(
     model: M,
@@ -88,7 +89,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   }
 
   /**
-   * Adds another fresh adapter; the active one stays active. The model is the bare base until the promise is settled.
+   * Adds another new adapter; the active one stays active. Until the promise is settled, the model runs without adapters.
    * @throws ArgumentError as create(), or for a name that is taken
    */
   async addAdapter(
@@ -185,7 +186,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     }
   }
 
-  /** Whether the adapter is applied; switch it off to use the bare base. It never is while another adapter is being added. */
+  /** Whether the adapter is applied; switch it off to use the base alone. It is never applied while another is being added. */
   get enabled(): boolean {
     return this.#enabled;
   }
@@ -234,7 +235,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   /**
    * Writes the active adapter's adapter_config.json and adapter_model.safetensors as PEFT does.
    * @param options form: `lora`: one pair on the untouched base, PiSSA as [A;A0], [B|-B0] of rank 2r. `residual`: PiSSA's
-   *   pair of rank r, with the residual model that it belongs on in `residual/` and its first values in `initial/`.
+   *   pair of rank r, with the residual model that it is added to in `residual/` and its initial values in `initial/`.
    */
   async savePretrained(
     folder: string,

@@ -59,7 +59,7 @@ async function train(settings: TrainSettings, context: CliContext): Promise<numb
 
 interface TrainContext extends RunContext {
   readonly context: CliContext;
-  /** Called when training itself begins; from then on an interrupt leaves something to save. */
+  /** Called when training itself begins; from then on there may be steps to save when it is interrupted. */
   readonly onBegin: () => void;
 }
 

@@ -1,5 +1,5 @@
-// The fused form of the losses, on selected rows and with the head in chunks, so that no (M,V) tensor is ever made. The SVD
-// regularizer uses G = W^T W where that is allowed, otherwise tiles of the logits.
+// The fused form of the losses, on M selected rows: logits are computed a chunk at a time, so that no (M,V) tensor is ever made. The
+// SVD regularizer uses the Gram matrix G = W^T W of the head W where that is allowed, otherwise tiles of the logits.
 import { gram, gramAdd, gramSpectrum } from '../ops/linalg.ts';
 import { headRows, svdRatio, svdRatioGram } from '../ops/losses.ts';
 import { noGrad, type Tensor, unscoped } from '../tensor.ts';
@@ -8,7 +8,7 @@ import { noGrad, type Tensor, unscoped } from '../tensor.ts';
 export interface Head {
   /** (V, C). */
   weight: Tensor;
-  /** Logits are softcap * tanh(h W^T / softcap). Default 0: plain. */
+  /** Logits are softcap * tanh(h W^T / softcap). Default 0: not capped. */
   softcap?: number;
   /** (V, C) of the teacher, where it has a head of its own. */
   teacherWeight?: Tensor | null;
@@ -43,10 +43,11 @@ export class HeadGram {
 
 /** Options of {@link fusedSvdLoss}. */
 export interface SvdTermOptions {
-  /** Singular values summed. Default 10. */
+  /** Number of singular values that are summed. Default 10. */
   k?: number;
+  /** The denominator. Default `frobenius`. */
   norm?: 'frobenius' | 'nuclear';
-  /** Bound on the tiles' scratch where the Gram form is not allowed; 0: 16 MiB. */
+  /** Limit, in bytes, on the tiles of logits where the Gram form is not allowed; 0 (the default) for 16 MiB. */
   chunkBytes?: number;
 }
 

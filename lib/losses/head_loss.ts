@@ -1,8 +1,8 @@
 /**
  * The loss of a language model on one micro-batch of an accumulation window: the cross-entropy, and the terms of a list, each
  * with its weight. Every mean is weighted by the micro-batch's share of the window's rows: the task's by supervised rows, the
- * others' by the rows of the regularizers. So terms that are means over rows agree exactly between 1 x 8 and 8 x 1; the SVD term is
- * computed on the matrix of each micro-batch.
+ * others' by the rows of the regularizers. So terms that are means over rows agree exactly between 1 x 8 and 8 x 1 (micro-batches x
+ * examples); the SVD term is computed on the matrix of each micro-batch.
  *
  * Terms with a fused form never read logits. The others are computed from the logits of their rows in plain tensor ops.
  */
@@ -51,7 +51,7 @@ export type TermWeights = Readonly<Record<string, number>>;
 export interface HeadLossOptions {
   /** Rows of the regularizers. Default supervised. */
   readonly positions?: Positions;
-  /** Bound on the scratch for logits in bytes; 0: the default of the device. */
+  /** Limit, in bytes, on the logits that are computed at one time; 0 for the default of the device. */
   readonly chunkBytes?: number;
 }
 
@@ -71,9 +71,9 @@ export interface HeadMicroBatch {
   readonly window?: TermCounts;
   /** Outputs (N, C) of the layers that terms ask for, by layer. */
   readonly hiddenStates?: ReadonlyMap<number, Tensor>;
-  /** The place in the run, for terms that look at it. Default: step 0 of 1. */
+  /** The position in the run, for terms that read it. Default: step 0 of 1. */
   readonly at?: StepOfRun;
-  /** The micro-batch as the data source gave it, for terms that look at it. Default: `batch`. */
+  /** The micro-batch as the data source gave it, for terms that read it. Default: `batch`. */
   readonly source?: unknown;
 }
 
@@ -82,9 +82,9 @@ export interface LossInputs {
   readonly targets: Tensor; // (M) i32
   /** null: all rows are regularized. */
   readonly regularized: Tensor | null; // (M) u8
-  /** Places of the regularizers' rows among the selected ones, where they are not all and a term needs them apart. */
+  /** Indices of the regularizers' rows among the selected ones, where they are not all and a term needs them apart. */
   readonly regularizedRows: Tensor | null; // (S) i32
-  /** Factors of the sums of cross-entropy, divergence and entropy. */
+  /** Factors by which the sums of cross-entropy, divergence and entropy enter the loss. */
   readonly scales: Tensor; // (3) f64
   /** Factors of the other terms by key, () f64 each; terms without rows in the micro-batch are left out. */
   readonly factors: Readonly<Record<string, Tensor>>;

@@ -1,7 +1,8 @@
 /**
  * The loss of a classification or regression model on one micro-batch of an accumulation window: the task's own, and the terms
  * of a list, each with its weight. All are weighted by the micro-batch's share of the window's examples, so that the task's loss and
- * the consistency term agree exactly between 1 x 8 and 8 x 1; diversity and SVD are computed on the matrix of each micro-batch.
+ * the consistency term agree exactly between 1 x 8 and 8 x 1 (micro-batches x examples); diversity and SVD are computed on the matrix
+ * of each micro-batch.
  */
 import { ArgumentError } from '../errors.ts';
 import { add, crossEntropy, mean, mul, reshape, square, stack, sub, zeros } from '../ops/index.ts';
@@ -38,7 +39,7 @@ export interface LogitsMicroBatch {
   readonly logits: Tensor;
   /** P (N, D); needed while a term reads the teacher. */
   readonly teacherLogits?: Tensor | null;
-  /** (N) i32 class ids; (N, D), or (N) where D = 1, f32 for regression and several labels. */
+  /** (N) i32 class ids; for regression and multi-label classification f32, (N, D), or (N) where D = 1. */
   readonly labels: Tensor;
   /** Weights at this step, by the terms' keys; 0 or left out computes a term's value without its gradient. */
   readonly weights: TermWeights;

@@ -1,6 +1,6 @@
-// BA-LoRA's three regularizers for classification and regression heads (arXiv 2408.04556), on Z (N, D): the logits of the N
-// examples of a batch, D of them each. Plain tensor ops: Z is small. Every function takes any float dtype (bf16 and f16 are
-// widened to f32) and is differentiable in its first argument; teachers are not given a gradient.
+// BA-LoRA's three regularizers for classification and regression heads (for NLU tasks in arXiv 2408.04556), on Z (N, D): D logits for
+// each of the N examples of a batch. Plain tensor ops: Z is small. Every function takes any float dtype (bf16 and f16 are widened to
+// f32) and is differentiable in its first argument; no gradient flows to the teacher.
 import { ArgumentError } from '../errors.ts';
 import {
   add,
@@ -30,7 +30,7 @@ import type { ProblemType } from './problem_type.ts';
 /** A form of the consistency term: the divergence of the ICLR paper, or the 2024 code's distance of normalised rows. */
 export type NluVariant = 'iclr' | '2024';
 
-/** The squared norm up to which a row counts as zero in the 2024 variant: it is divided by 1e-12, which has no gradient. */
+/** The squared norm up to which a row counts as zero in the 2024 variant: such a row is divided by the constant 1e-12. */
 const kLeastSquaredNorm = 1e-24;
 
 /** Options of the consistency term. */

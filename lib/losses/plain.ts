@@ -1,6 +1,6 @@
 // BA-LoRA's losses on logits that exist as tensors, in plain tensor ops: for research, for a user's own loss, and as the reference
 // that the fused form is tested against. Every function takes any float dtype (f64 too; bf16 and f16 are widened to f32) and
-// is differentiable in its first argument; teachers are not given a gradient.
+// is differentiable in its first argument; no gradient flows to the teacher.
 import { ArgumentError } from '../errors.ts';
 import {
   add,

@@ -23,13 +23,13 @@ export interface RowsOfBatch {
 
 /** The rows of a micro-batch that some term uses. */
 export interface SelectedRows {
-  /** (M): rows in either set, ascending. */
+  /** (M): rows of the task loss or of the regularizers, ascending. */
   rows: Int32Array;
   /** (M): targets of those rows. */
   targets: Int32Array;
-  /** (M): 1 where the row is in the regularizers; null where all are. */
+  /** (M): 1 where the row is one of the regularizers'; null where all are. */
   regularized: Uint8Array | null;
-  /** (S): rows of the regularizers alone, as places in `rows`. */
+  /** (S): the regularizers' rows, as indices into `rows`. */
   regularizedRows: Int32Array;
   /** Rows of the task loss. */
   supervised: number;

@@ -82,7 +82,7 @@ export interface RegularizerScheduleOptions {
   warmupRatio?: number;
   /** Share r of the run in which two_phase rises. Default .05. */
   rampRatio?: number;
-  /** Steps w of the warm-ups; 0 gives 1 at once. Default 0. */
+  /** Number w of steps in which linear_warmup and quadratic_warmup rise; 0 gives 1 at once. Default 0. */
   warmupSteps?: number;
   /** Whether to round two_phase's boundaries to whole steps, as in the published code. Default false. */
   integerSteps?: boolean;

@@ -54,14 +54,15 @@ export interface Term {
   readonly rows: TermRows;
   /** Whether the term reads the teacher, which then runs for every micro-batch. */
   readonly teacher: boolean;
-  /** Whether `weightAt` needs the teacher's entropy over the window. Default false. */
+  /** Whether `weightAt` needs the teacher's entropy over the accumulation window. Default false. */
   readonly readsTeacherEntropy?: boolean;
   /** Layers whose output the term reads: 0 is the embedding's, i that of the i-th layer. Default none. */
   readonly hiddenStates?: readonly number[];
   /** The weight at a step; 0 computes the term's value without its gradient. */
   weightAt(at: WeightContext): number;
   /**
-   * The definition: the mean over the micro-batch's rows, () on the tape, or null where it is undefined for this micro-batch.
+   * The definition: the mean over the term's rows in the micro-batch, a scalar on the tape, or null where it is undefined for
+   * this micro-batch.
    */
   value(context: TermContext): Tensor | null;
   /** The fused form, used where the model allows it. Default: `value` is used everywhere. */
@@ -106,7 +107,7 @@ export interface TermInput {
   readonly teacher?: boolean;
   /** Layers whose output the term reads, see {@link Term.hiddenStates}. Default none. */
   readonly hiddenStates?: readonly number[];
-  /** The mean over the micro-batch's rows, () on the tape; null where it is undefined. */
+  /** The mean over the term's rows in the micro-batch, a scalar on the tape; null where it is undefined. */
   readonly value: (context: TermContext) => Tensor | null;
 }
 
@@ -151,8 +152,8 @@ export function defineTerm(input: TermInput): Term {
 }
 
 /**
- * The value of a term as one number of a type, () in shape; null where the term is undefined.
- * @param onTape whether it must be attached to the tape: it has a gradient, and what it was made of does
+ * The value of a term as a scalar of the given dtype; null where the term is undefined.
+ * @param onTape whether the value must be on the tape: the term's weight is not 0, and its inputs require a gradient
  * @throws ArgumentError naming the term for anything else
  */
 export function termValue(

@@ -1,4 +1,4 @@
-/** The values of a loss's terms over an accumulation window, collected from its micro-batches and read once, at the end. */
+/** The values of a loss's terms over a gradient accumulation window, collected from its micro-batches and read once, at the end. */
 import { type Tensor, unscoped } from '../tensor.ts';
 import type { Term, TermRows } from './term.ts';
 
@@ -9,7 +9,7 @@ export type TermCounts = Readonly<Record<TermRows, number>>;
 export interface TermValue {
   readonly key: string;
   readonly tensor: Tensor;
-  /** Its place in the tensor. */
+  /** Its index in the tensor. */
   readonly index: number;
   /** The factor that makes the number the sum of the term over its rows; null: the number is the mean over its rows. */
   readonly toSum: number | null;
@@ -17,7 +17,7 @@ export interface TermValue {
 
 /** The loss of one micro-batch, enqueued and not read back. */
 export interface MicroBatchLoss {
-  /** The micro-batch's share of the step's loss, () on the tape; null where it has no row of any kind. */
+  /** The micro-batch's share of the step's loss, a scalar on the tape; null where it has no row of any kind. */
   readonly loss: Tensor | null;
   readonly values: readonly TermValue[];
   readonly counts: TermCounts;
@@ -57,7 +57,7 @@ export class TermSums {
       totals.supervised += counts.supervised;
       totals.regularized += counts.regularized;
     }
-    // Sums and shares of means are kept apart: sums are divided once, at the end.
+    // Sums and weighted means are collected separately: a sum is divided by its rows once, at the end.
     const sums = new Map<string, number>();
     const means = new Map<string, number>();
     for (const { values, counts } of this.#microBatches) {

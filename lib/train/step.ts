@@ -5,7 +5,7 @@
  *     -> norm of the gradients -> throw if not finite -> clip, update -> record
  *
  * It runs on the JS thread and only enqueues ops: the engine executes them on its own thread, and the step awaits it where it
- * needs a number. The effects of a step become visible only when it is complete. Each loss is weighted by its share of the
+ * needs a value. The effects of a step become visible only when it is complete. Each loss is weighted by its share of the
  * window BEFORE its backward pass, so that the gradients of the micro-batches add up to the gradient of the window.
  */
 import type { NamedTensor, TunedModel } from '../adapters/tuned_model.ts';

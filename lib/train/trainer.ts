@@ -51,7 +51,7 @@ export class Trainer {
     this.#checked = checked(this.#given, this.task);
   }
 
-  /** Every option with its default filled in: a regularizer's weight by the method of the adapter that is active. */
+  /** Every option, with defaults filled in. The default weights of the regularizers are those of the active adapter's method. */
   get options(): ResolvedOptions {
     const { method = null } = this.#given.tuned;
     return (method === this.#checked.method ? this.#checked : this.#check()).options;
@@ -77,8 +77,8 @@ export class Trainer {
   }
 
   /**
-   * Pauses the run after the current step: the processor is free, memory stays allocated, and a checkpoint is written. Without
-   * a run in progress, the next run pauses after its first step. The numbers of the run do not change.
+   * Pauses the run after the current step: a checkpoint is written, the processor is free, and memory stays allocated. Without
+   * a run in progress, the next run pauses after its first step. A pause does not change the results of the run.
    */
   pause(): void {
     this.#pause.request();
@@ -187,8 +187,8 @@ export class Trainer {
   }
 
   /**
-   * Evaluates, and offers the result to the keeper of the best step; null without held-out data, and where the signal stopped
-   * it. In the latter case the run evaluates when it is resumed.
+   * Evaluates, and offers the result to the keeper of the best step. Returns null without held-out data, and where the signal
+   * stopped the evaluation. In the latter case the run evaluates when it is resumed.
    */
   private async *evaluation(run: Run): AsyncGenerator<TrainEvent, Evaluation | null> {
     const result = yield* this.evaluate(run);
@@ -199,7 +199,7 @@ export class Trainer {
     return result;
   }
 
-  /** Evaluates on the held-out data; null where there is none, and where the signal stopped the evaluation. */
+  /** Evaluates on the held-out data. Returns null where there is none, and where the signal stopped the evaluation. */
   private async *evaluate(run: Run): AsyncGenerator<TrainEvent, Evaluation | null> {
     const { signal, evalData, tuned } = this.input;
     if (signal?.aborted || evalData === undefined) return null;
@@ -254,7 +254,7 @@ const kStoppedBefore: TrainResult = {
   checkpoint: null,
 };
 
-/** The input and the options of a run, checked for the method that the tuned model then had. */
+/** The input and the options of a run, checked for `method`, the method of the tuned model at that time. */
 interface Checked {
   readonly method: MethodName | null;
   readonly input: AnyTrainerOptions;

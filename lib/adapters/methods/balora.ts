@@ -1,4 +1,4 @@
-/** BA-LoRA (Chang et al. 2024): PiSSA's start, and three regularizers on the model's outputs. */
+/** BA-LoRA (Chang et al. 2024): PiSSA's initialisation, and three regularizers on the model's outputs. */
 import { defineMethod } from './method.ts';
 
 /** Weights of the paper's experiments with language models. */

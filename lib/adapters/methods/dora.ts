@@ -1,6 +1,6 @@
 /**
- * DoRA (Liu et al. 2024): y = m / ||W + s B A|| (W + s B A) x, by rows; m starts as the norm, which is held constant in
- * the gradient.
+ * DoRA (Liu et al. 2024): y = m / ||W + s B A|| (W + s B A) x, with the norm of each row; m starts as these norms, and backward
+ * treats the norm as a constant.
  */
 import { div, mul, reshape, rowNorm, sqrt, sum } from '../../ops/index.ts';
 import { plain } from './lora.ts';

@@ -1,5 +1,6 @@
 /**
- * LoRA as PEFT implements it: y = W x + s B A x, with the starts of A and B that leave the base alone, and an optional bias of B.
+ * LoRA as PEFT implements it: y = W x + s B A x, with the initialisations of A and B that are not computed from W, and an optional
+ * bias of B.
  */
 import { ArgumentError } from '../../errors.ts';
 import { add, concat, mul, neg, rand, randn, zeros } from '../../ops/index.ts';
@@ -7,7 +8,7 @@ import { noGrad, scope, type Tensor } from '../../tensor.ts';
 import { deltaOf, masterDType } from '../low_rank.ts';
 import { defineMethod, defineStart, type StartModule, type Variant } from './method.ts';
 
-/** PEFT's default start, kaiming_uniform(a = sqrt 5), which is uniform within 1/sqrt(in). */
+/** PEFT's default initialisation, kaiming_uniform(a = sqrt 5), which is uniform within 1/sqrt(in). */
 const uniform = defineStart<true>({
   shown: ['true'],
   title: 'A uniform within 1/sqrt(in), B zero',
@@ -53,7 +54,7 @@ export const plain: Variant = {
   graphObstacle: null,
   mergedWeight: (module, base) => add(base, deltaOf(module)),
   mergedBias: () => null,
-  /** The pair itself or, with a frozen first pair, [A; A0] and [B | -B0] of twice the rank. */
+  /** The pair itself or, with a frozen initial pair, [A; A0] and [B | -B0] of twice the rank. */
   toLora: ({ pair, frozen }) =>
     frozen === null
       ? pair

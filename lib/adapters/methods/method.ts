@@ -3,8 +3,8 @@
  * (`--method`, the command line's flags, PEFT's keys in and out, merging, export, the table-driven tests) reads it there.
  *
  * A method is a named set of settings (`adapter`, `regularizers`). It adds what these settings need and no other method provides:
- * options of its own, starts of A and B, a variant of the adapted linear, a scaling. Its additions combine with every other method
- * that does not refuse them: DoRA runs on a PiSSA start, rank-stabilised or not.
+ * options of its own, starts (initialisations of A and B), a variant of the adapted linear, a scaling. Its additions combine with
+ * every other method that does not refuse them: DoRA works with PiSSA's initialisation, rank-stabilised or not.
  */
 import type { LinearUpdate } from '../../nn/adapter_hook.ts';
 import type { Linear } from '../../nn/linear.ts';
@@ -48,18 +48,19 @@ export interface StartModule {
 export interface Start<Value extends boolean | string = boolean | string> {
   /** The values as help and errors write them, such as `pissa_niter_N`. */
   readonly shown: readonly string[];
-  /** A line that describes the first A and B. */
+  /** A line that describes the initial A and B. */
   readonly title: string;
   /** Whether a value of `initLoraWeights` names this start. */
   accepts(value: boolean | string): value is Value;
   /**
-   * Whether the pairs are computed from the weights. Then the first pair is kept frozen and subtracted, so that the model's outputs
-   * start unchanged; a file that names the start belongs on a residual, and the plain export has twice the rank.
+   * Whether the pairs are computed from the weights. Then the initial pair is kept frozen and subtracted, so that the model's outputs
+   * are unchanged before the first step. A PEFT file that names such a start belongs on the residual weight (W minus the initial
+   * pair); the export on the original weights has twice the rank.
    */
   readonly fromWeight: boolean;
   /**
-   * Makes the first values of the pairs of many modules, in their order: f32, a (r,in) and b (out,r). Runs without recording, in a
-   * scope, on the modules' device. The values must depend on each module alone, so that adapting one more changes no other.
+   * Makes the initial pairs of many modules, in their order: f32, a (r,in) and b (out,r). Runs without recording, in a scope, on the
+   * modules' device. The values of a pair must depend on its own module alone, so that adapting one more changes no other.
    */
   pairs(modules: readonly StartModule[], value: Value): readonly LowRankPair[];
 }
@@ -90,7 +91,7 @@ export interface VariantParameter {
   readonly decays: boolean;
   /** Shape of the parameter for a linear module. */
   shape(linear: Linear): readonly number[];
-  /** First value of the parameter, in f32 (f64 for an f64 weight). The pair has its first values already. */
+  /** Initial value of the parameter, in f32 (f64 for an f64 weight). The pair has its initial values already. */
   start(module: VariantModule): Tensor;
 }
 
@@ -114,7 +115,7 @@ export interface Variant {
   readonly graphObstacle: string | null;
   /** The weight of the equivalent linear without an adapter, f64, from the base's weight in f64. */
   mergedWeight(module: VariantModule, base: Tensor): Tensor;
-  /** The bias of that linear, f64; null: that of the base. @throws ArgumentError where it cannot be merged */
+  /** The bias of the equivalent linear, f64; null: that of the base. @throws ArgumentError where it cannot be merged */
   mergedBias(module: VariantModule): Tensor | null;
   /**
    * The pair of the export `lora`: with the module's scale and the variant's parameters beside it, it computes the same on the
@@ -122,7 +123,7 @@ export interface Variant {
    */
   toLora(module: VariantModule): LowRankPair;
   /**
-   * The reason why there is no export `residual`, a pair of rank r on the base without its first pair, as `name: reason`; null:
+   * The reason why there is no export `residual` (a pair of rank r on the base minus the initial pair), as `name: reason`; null:
    * there is one where the start is computed from the weights.
    */
   readonly residualObstacle: string | null;
@@ -177,7 +178,7 @@ export function defineMethod<
   return Object.freeze(method);
 }
 
-/** A start of A and B, checked by the compiler; see {@link Start}. */
+/** An initialisation of A and B, checked by the compiler; see {@link Start}. */
 export function defineStart<Value extends boolean | string>(start: Start<Value>): Start<Value> {
   return Object.freeze(start);
 }

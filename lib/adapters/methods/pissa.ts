@@ -1,6 +1,7 @@
 /**
  * PiSSA (Meng et al. 2024): with the top-r singular triplets of W, A = sqrt(S/s) V^T and B = U sqrt(S/s), so that s B A is
- * W's best rank-r part. It is trained on the untouched base, from which the first pair is subtracted (docs/decisions).
+ * W's best rank-r part. The base is not changed: the frozen initial pair is subtracted from the adapted linear
+ * (docs/decisions/pissa-on-the-untouched-base.md).
  */
 import { div, mul, randomizedSvds, reshape, sqrt } from '../../ops/index.ts';
 import { defineMethod, defineStart, type StartModule } from './method.ts';
@@ -10,8 +11,8 @@ type Value = 'pissa' | `pissa_niter_${number}`;
 const kSpelling = /^pissa(?:_niter_([0-9]+))?$/;
 
 /**
- * The starts `pissa`, with SVDs to convergence, and `pissa_niter_N`, with N power iterations. SVDs of many modules at once
- * are quicker.
+ * The initialisations `pissa`, with SVDs to convergence, and `pissa_niter_N`, with N power iterations. SVDs of many modules at
+ * once are faster.
  */
 const start = defineStart<Value>({
   shown: ['pissa', 'pissa_niter_N'],

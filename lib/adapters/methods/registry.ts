@@ -89,7 +89,9 @@ export const STARTS_FROM_WEIGHT: readonly string[] = kStarts
   .filter(({ fromWeight }) => fromWeight)
   .flatMap(({ shown }) => shown);
 
-/** PEFT's starts beyond this list that leave the base as it is, so that an adapter trained from one is read as a plain LoRA. */
+/**
+ * PEFT's initialisations beyond this list that leave the base as it is, so that an adapter trained from one is read as a plain LoRA.
+ */
 const kPlainInPeft = new Set<unknown>(['eva', 'orthogonal']);
 
 /** The start that a value of `initLoraWeights` names; null: none is implemented here. */

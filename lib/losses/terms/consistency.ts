@@ -1,4 +1,4 @@
-/** The consistency term: stay near the pre-trained model's outputs (BA-LoRA, arXiv 2408.04556). */
+/** The consistency term: keeps the outputs near those of the pre-trained model (BA-LoRA, arXiv 2408.04556). */
 import { choice, number } from '../../options/kinds.ts';
 import type { Check, ResolvedOf } from '../../options/option.ts';
 import { nluConsistencyLoss } from '../nlu_terms.ts';
@@ -26,13 +26,13 @@ const options = {
     default: 'cosine',
     help: 'schedule of the consistency weight l1',
   }),
-  /** l1 of the `adaptive` schedule under an unsure teacher. Default, and null: a tenth of `consistencyWeight`. */
+  /** l1 of the `adaptive` schedule where the teacher is uncertain. Default, and null: a tenth of `consistencyWeight`. */
   consistencyWeightMin: number({
     least: 0,
     default: null,
     help: 'adaptive schedule: l1 where the teacher is uncertain; default: a tenth of the weight',
   }),
-  /** l1 of the `adaptive` schedule under a sure teacher. Default, and null: `consistencyWeight`. */
+  /** l1 of the `adaptive` schedule where the teacher is certain. Default, and null: `consistencyWeight`. */
   consistencyWeightMax: number({
     least: 0,
     default: null,
@@ -57,7 +57,7 @@ const firstBound = (given: Options) =>
 
 const checks: readonly Check<Options>[] = [
   {
-    // Another schedule would pass over them.
+    // The other schedules would ignore the bounds.
     when: (given) =>
       firstBound(given) !== undefined &&
       (given.consistencySchedule !== 'adaptive' || given.consistencyWeight === 0),

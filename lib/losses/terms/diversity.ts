@@ -1,4 +1,4 @@
-/** The diversity term: do not collapse onto a few outputs (BA-LoRA, arXiv 2408.04556). */
+/** The diversity term: keeps the predictions from collapsing onto a few outputs (BA-LoRA, arXiv 2408.04556). */
 import { number, whole } from '../../options/kinds.ts';
 import { nluDiversityLoss } from '../nlu_terms.ts';
 import { diversityLoss } from '../plain.ts';

@@ -1,4 +1,4 @@
-/** The SVD term: keep the informative directions of the outputs (BA-LoRA, arXiv 2408.04556). */
+/** The SVD term: concentrates the logits on their leading singular directions (BA-LoRA, arXiv 2408.04556). */
 import { choice, number, whole } from '../../options/kinds.ts';
 import { nluSvdLoss } from '../nlu_terms.ts';
 import { svdLoss } from '../plain.ts';
@@ -9,7 +9,7 @@ import { growingTerm, growthOptions } from './growth.ts';
 const own = {
   /** Weight l3 (default 0; the `balora` preset sets .005, for a classifier .03). */
   svdWeight: number({ least: 0, default: 0, help: 'l3 of the singular-value term' }),
-  /** k: the singular values that are summed. Default 10, for a classifier 5. */
+  /** k: the number of largest singular values that are summed. Default 10, for a classifier 5. */
   svdTopK: whole({
     least: 1,
     default: ({ task }) => (task === 'sequence-classification' ? 5 : 10),

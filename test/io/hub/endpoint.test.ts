@@ -97,7 +97,7 @@ describe('a token', () => {
     ]) {
       const message = await messageOf(ask({ hubUrl }), ArgumentError);
       expect(message).toMatch(
-        /^an access token is not sent to http:\S+, since anyone on the way could read it: use https .*HF_TOKEN/,
+        /^an access token is not sent to http:\S+, since anyone on the way could read it; use https .*HF_TOKEN/,
       );
     }
     expect(asked).toEqual([]);
