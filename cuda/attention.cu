@@ -163,15 +163,15 @@ int32_t attention_forward_kernel(Context* ctx, const balora_attention_forward& o
     const auto g = geometry_of<Acc<T>>(o.q, o.k, o.scale, o.softcap, o.window, o.causal);
     if constexpr (sizeof(T) == 2) {
       if (g.size <= 256) {
-        const Operands<T> o{heads_of<const T>(o.q),
-                            heads_of<const T>(o.k),
-                            heads_of<const T>(o.v),
-                            heads_of<T>(o.out),
-                            data_of<float>(o.lse),
-                            {},
-                            g,
-                            false};
-        return run_mma(ctx, o, segments);
+        const Operands<T> heads{heads_of<const T>(o.q),
+                                heads_of<const T>(o.k),
+                                heads_of<const T>(o.v),
+                                heads_of<T>(o.out),
+                                data_of<float>(o.lse),
+                                {},
+                                g,
+                                false};
+        return run_mma(ctx, heads, segments);
       }
     }
     plain_forward<T>(ctx,

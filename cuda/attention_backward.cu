@@ -174,9 +174,9 @@ int32_t attention_backward_kernel(Context* ctx, const balora_attention_backward&
     const Heads<T> gq = heads_of<T>(o.dq), gk = heads_of<T>(o.dk), gv = heads_of<T>(o.dv);
     if constexpr (sizeof(T) == 2) {
       if (g.size <= 256) {
-        const gradient::Operands<T> o{dy,    query, key, value, gq, gk, gv, data_of<float>(o.lse),
-                                      delta, {},    g,   false};
-        return gradient::run_mma(ctx, o, segments);
+        const gradient::Operands<T> heads{
+            dy, query, key, value, gq, gk, gv, data_of<float>(o.lse), delta, {}, g, false};
+        return gradient::run_mma(ctx, heads, segments);
       }
     }
     plain_backward<T>(ctx, {dy, query, key, value, gq, gk, gv, data_of<A>(o.lse), delta, {}, g},

@@ -157,7 +157,7 @@ TEST_CASE("device errors: a lack of memory keeps its code") {
     });
   }
   SUBCASE("in the check for values that are not finite") {
-    table.check_finite = [](Context* ctx, const View*, int32_t*) { return fail(ctx); };
+    table.check_finite = [](Context* ctx, const balora_check_finite*) { return fail(ctx); };
     check_codes(table, [](Engine& engine) {
       const Tensor x = full(engine, {3}, 1, DType::kF32);
       engine.state().anomaly_mode = true;
