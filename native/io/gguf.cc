@@ -262,7 +262,7 @@ GgufHeader parse_gguf(const std::string& path, std::span<const std::byte> bytes)
   if (tensor_count > in.remaining() / 24 || metadata_count > in.remaining() / 13) {
     in.fail_at(counts_at, "tensor_count, metadata_kv_count",
                concat(tensor_count, " tensors and ", metadata_count, " entries cannot fit in ",
-                      in.remaining(), " bytes; the file is truncated or damaged"));
+                      in.remaining(), " bytes; fetch the file again, since it is cut off or damaged"));
   }
   read_metadata(in, metadata_count, header);
   std::set<std::string> names;
