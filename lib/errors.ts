@@ -119,8 +119,15 @@ function withAdvice(message: string, advice: string): string {
 
 /** The message of an error without the general advice at its end, for another message that quotes it. */
 export function withoutAdvice({ code, message }: BaloraError): string {
-  const advice = code === 'ERR_FORMAT' ? kFormatAdvice : (kAdvice[code as NativeCode] ?? '');
-  return advice === '' ? message : message.replace(`; ${advice}`, '');
+  const advice = kAdvice[code as NativeCode] ?? '';
+  if (advice !== '') return message.replace(`; ${advice}`, '');
+  return code === 'ERR_FORMAT' ? splitAdvice(message)[0] : message;
+}
+
+/** A message of a FormatError and the advice at its end; the addon gives both in one text, or no advice. */
+function splitAdvice(message: string): [fact: string, advice: string | undefined] {
+  const at = message.lastIndexOf('; ');
+  return at < 0 ? [message, undefined] : [message.slice(0, at), message.slice(at + 2)];
 }
 
 /** Builds the error for a code, of the matching class; the addon calls it for the errors it throws. */
@@ -135,11 +142,14 @@ export function errorFromCode(
       return new ArgumentError(message);
     case 'ERR_UNSUPPORTED':
       return new UnsupportedError(message);
-    case 'ERR_FORMAT':
-      return new FormatError(message, {
+    case 'ERR_FORMAT': {
+      const [fact, advice] = splitAdvice(message);
+      return new FormatError(fact, {
+        ...(advice !== undefined && { advice }),
         ...(path !== undefined && { path }),
         ...(offset !== undefined && { offset }),
       });
+    }
     case 'ERR_NOT_FINITE':
       return new NativeError(message, { code, advice: kAnomalyAdvice });
     default:

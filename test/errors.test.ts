@@ -38,7 +38,7 @@ const kWays: Record<ErrorCode, [fail: () => unknown, end: RegExp]> = {
       writeFileSync(join(kFolder, 'damaged'), 'no tensors');
       return SafetensorsFile.open(join(kFolder, 'damaged'));
     },
-    /damaged at byte 0: header length: .*; fetch the file again, or write it again with what made it$/,
+    /damaged at byte 0: header length: .*; check that this is a safetensors file$/,
   ],
   ERR_OUT_OF_MEMORY: [
     async () => {

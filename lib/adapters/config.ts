@@ -24,10 +24,12 @@ import {
   type LoraInputOptions,
   loraChecks,
   loraOptions,
+  PEFT_SWITCHES,
   type PeftForm,
 } from './lora_options.ts';
 import {
   type InitLoraWeights,
+  METHOD_OPTION_NAMES,
   type MethodSwitches,
   scalingOf,
   startNamed,
@@ -159,10 +161,12 @@ export function parseAdapterConfig(text: string, options: ReadConfigOptions = {}
 
 /** The text of adapter_config.json, byte for byte as PEFT 0.21 writes it (no newline at the end). */
 export function formatAdapterConfig(config: LoraConfig): string {
-  const written = Array.from(kByKey, ([key, { name, option }]): [string, PythonJson] => {
-    const value = config[name as keyof LoraConfig];
-    return [key, option.toPeft?.(value as never) ?? plainJson(value)];
-  });
+  const written = [...kByKey]
+    .filter(([key, { name }]) => isPeftKey(key, name) || config[name as keyof LoraConfig] !== false)
+    .map(([key, { name, option }]): [string, PythonJson] => {
+      const value = config[name as keyof LoraConfig];
+      return [key, option.toPeft?.(value as never) ?? plainJson(value)];
+    });
   return pythonJson({
     ...kUnsupported,
     auto_mapping: null,
@@ -176,6 +180,16 @@ export function formatAdapterConfig(config: LoraConfig): string {
     qalora_group_size: 16,
     ...Object.fromEntries(written),
   });
+}
+
+/** Whether PEFT's files have the key; a switch that PEFT does not have is written only where it is on. */
+function isPeftKey(key: string, name: string): boolean {
+  const switches: readonly string[] = METHOD_OPTION_NAMES;
+  return (
+    !switches.includes(name) ||
+    (PEFT_SWITCHES as readonly string[]).includes(name) ||
+    Object.hasOwn(kUnsupported, key)
+  );
 }
 
 const plainJson = (value: unknown): PythonJson =>

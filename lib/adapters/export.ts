@@ -12,6 +12,7 @@ import { linearNames } from './attach.ts';
 import type { LoraConfig } from './config.ts';
 import type { LoraModule } from './lora_module.ts';
 import { type LowRankPair, productOf } from './low_rank.ts';
+import type { Variant } from './methods/method.ts';
 import { STARTS_FROM_WEIGHT, scalingOf } from './methods/registry.ts';
 import { type ExportedModule, writePeftFolder } from './peft_folder.ts';
 import type { SavedModules } from './saved_modules.ts';
@@ -82,11 +83,16 @@ export function checkResidual({ modules }: ExportableAdapter): void {
     );
   }
   for (const { variant } of modules) {
-    if (variant.residualObstacle === null) continue;
-    throw new UnsupportedError(
-      `export "residual" is not for ${variant.residualObstacle}; export it as "lora"`,
-    );
+    const obstacle = variant.residualObstacle ?? ownParameters(variant);
+    if (obstacle === null) continue;
+    throw new UnsupportedError(`export "residual" is not for ${obstacle}; export it as "lora"`);
   }
+}
+
+/** The reason why a variant with trained tensors besides A and B has no residual form, which consists of pairs; null: it has one. */
+function ownParameters({ parameters }: Variant): string | null {
+  if (parameters.length === 0) return null;
+  return `an adapter that trains ${parameters.map(({ key }) => key).join(', ')} besides A and B`;
 }
 
 /** A module with the pair to be written; alpha keeps the scale at the pair's rank. */

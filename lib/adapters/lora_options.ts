@@ -60,15 +60,20 @@ const kPatterns: PeftForm = {
 };
 
 /** Switches that every run's identity contains, on or off, in this order: those of the first version. */
-const kFirstSwitches: readonly (keyof MethodSwitches)[] = ['useRslora', 'useDora', 'loraBias'];
+/** The switches of PEFT's LoraConfig that every file of PEFT has. */
+export const PEFT_SWITCHES: readonly (keyof MethodSwitches)[] = [
+  'useRslora',
+  'useDora',
+  'loraBias',
+];
 
 type SwitchOptions = { readonly [K in keyof MethodSwitches]: Option<boolean, boolean> };
 
 const switches = Object.fromEntries(
-  [...kFirstSwitches, ...METHOD_OPTION_NAMES.filter((name) => !kFirstSwitches.includes(name))].map(
+  [...PEFT_SWITCHES, ...METHOD_OPTION_NAMES.filter((name) => !PEFT_SWITCHES.includes(name))].map(
     (name) => {
       // A switch that was added later is part of an identity only where it is on, so that checkpoints from before it still fit.
-      const later = kFirstSwitches.includes(name)
+      const later = PEFT_SWITCHES.includes(name)
         ? {}
         : { identity: (on: boolean) => on || undefined };
       return [name, onOff({ default: false, ...METHOD_OPTIONS[name], ...later })];

@@ -57,7 +57,7 @@ void refuse_non_finite(const Stored& stored, DType dtype, const void* data, int6
   if (at >= 0) {
     throw FormatError(stored.path, static_cast<int64_t>(stored.offset),
                       concat(stored.name, ": element ", first + at,
-                             " is NaN or infinite; the weights are damaged "
+                             " is NaN or infinite, so the weights are damaged "
                              "or their training diverged"));
   }
 }

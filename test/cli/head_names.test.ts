@@ -162,7 +162,9 @@ it('--ignore-keys applies wherever a classifier is loaded', async () => {
   const keys = ['--ignore-keys', 'odd_key,other_key'];
   const refused = await evaluate(odd, ids);
   expect(refused.code).toBe(1);
-  expect(refused.err).toMatch(/odd_key, other_key are not understood.* pass --ignore-keys if you know that it does not$/m);
+  expect(refused.err).toMatch(
+    /odd_key, other_key are not understood.* pass --ignore-keys if you know that it does not$/m,
+  );
   expect((await evaluate(odd, ids, ...keys)).code).toBe(0);
   expect((await train(odd, ids, 'odd-out', '--consistency-weight', '0.1', ...keys)).code).toBe(0);
   expect((await train(odd, ids, 'odd-full', '--method', 'full', ...keys)).code).toBe(0);

@@ -61,7 +61,9 @@ it('--ignore-keys applies wherever a language model is loaded', async () => {
     ...of('train', '--data', data, '--prompt-template', 'none', '--max-steps', '1'),
     ...['--method', 'full', '--consistency-weight', '0.1'],
   ];
-  expect((await balora(tuned)).err).toMatch(/odd_key is not understood.* pass --ignore-keys if you know that it does not$/m);
+  expect((await balora(tuned)).err).toMatch(
+    /odd_key is not understood.* pass --ignore-keys if you know that it does not$/m,
+  );
   expect((await balora([...tuned, ...keys])).code).toBe(0);
   const adapted = of('train', '--data', data, '--prompt-template', 'none', '--max-steps', '1');
   expect((await balora([...adapted, '--output', output as string, ...keys])).code).toBe(0);

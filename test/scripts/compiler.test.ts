@@ -65,15 +65,16 @@ describe('chooseCompiler', () => {
       chooseCompiler({ env: {}, versionOf: machine(commands) }).compiler?.command;
     expect(pick(withGcc)).toBe('g++-13');
     expect(pick(old)).toBe('clang++-20');
+    expect(pick({ 'c++': clang('14.0.6'), 'clang++-16': clang('16.0.6') })).toBe('clang++-16');
   });
 
   it('says what an old one is and what is needed', () => {
     const one = chooseCompiler({ env: {}, versionOf: machine({ 'c++': gcc('10.2.1') }) });
     expect(one.compiler).toBeNull();
     expect(one.problem).toBe(
-      'c++ is g++ 10.2.1; balora needs g++ 12 or newer, or clang 19 or newer',
+      'c++ is g++ 10.2.1; balora needs g++ 12 or newer, or clang 16 or newer',
     );
-    const clangs = machine({ 'c++': clang('14.0.6'), 'clang++-18': clang('18.1.8') });
+    const clangs = machine({ 'c++': clang('14.0.6'), 'clang++-15': clang('15.0.7') });
     expect(chooseCompiler({ env: {}, versionOf: clangs }).problem).toMatch(
       /^c\+\+ is clang 14\.0\.6; /,
     );
@@ -110,7 +111,12 @@ describe('aptCompiler', () => {
       { 'g++': '4:10.2.1-1', 'clang-19': '1:19.1.7' },
       ['clang-19', 'libomp-19-dev'],
     ],
-    ['Debian 11', { 'g++': '4:10.2.1-1', 'clang-16': '1:16.0.6' }, null],
+    [
+      'Debian 11',
+      { 'g++': '4:10.2.1-1', 'clang-13': '1:13.0.1', 'clang-16': '1:16.0.6' },
+      ['clang-16', 'libomp-16-dev'],
+    ],
+    ['Debian 11 without updates', { 'g++': '4:10.2.1-1', 'clang-13': '1:13.0.1' }, null],
     ['a system without lists', {}, null],
   ])('finds the package of %s', (_name, candidates, expected) => {
     expect(aptCompiler(candidates as Record<string, string>)).toEqual(expected);

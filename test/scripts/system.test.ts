@@ -141,7 +141,7 @@ describe('on a machine without any tools', () => {
 
   it('prints the complete command, by package manager', async () => {
     await expect(ensureNeeds(kBuildNeeds)).rejects.toThrow(
-      /a C\+\+ compiler: there is none; balora needs g\+\+ 12 or newer, or clang 19 or newer.*as root:\n.*apt-get update.* g\+\+ cmake.*dnf install -y make gcc-c\+\+ cmake.*pacman -S.*apk add/s,
+      /a C\+\+ compiler: there is none; balora needs g\+\+ 12 or newer, or clang 16 or newer.*as root:\n.*apt-get update.* g\+\+ cmake.*dnf install -y make gcc-c\+\+ cmake.*pacman -S.*apk add/s,
     );
     program('sudo', 'test "$1" = --version'); // this sudo asks for a password
     symlinkSync('/bin/true', join(folder, 'apt-get'));

@@ -12,7 +12,10 @@ import type { LowRank } from '../../ops/index.ts';
 import type { Tensor } from '../../tensor.ts';
 import type { LowRankPair, ScaledPair } from '../low_rank.ts';
 
-/** A switch of PEFT's LoraConfig; off unless it is set. Its key in PEFT's files is its name in snake case. */
+/**
+ * A switch of the adapter's configuration, PEFT's where it has one; off unless it is set. Its key in adapter_config.json is its name
+ * in snake case; a switch that PEFT does not have is written only where it is on, and PEFT refuses such a file.
+ */
 export interface MethodOption {
   /** Description of the switch in `balora train --help`. */
   readonly help: string;

@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kGrainElements = 1 << 15;
 
 template <typename From, typename To>
-BALORA_INLINE void convert_row(const From* from, To* to, int64_t cols) {
+BALORA_INLINE void convert_loop(const From* from, To* to, int64_t cols) {
 #pragma omp simd
   for (int64_t j = 0; j < cols; ++j) {
     to[j] = store<To>(static_cast<Acc<To>>(load(from[j])));
@@ -22,7 +22,7 @@ BALORA_INLINE void convert_row(const From* from, To* to, int64_t cols) {
 // target_clones cannot mark a template, so each pair gets a plain function of its own.
 #define PAIR(From, To)                                               \
   BALORA_SIMD void convert(const From* from, To* to, int64_t cols) { \
-    convert_row(from, to, cols);                                     \
+    convert_loop(from, to, cols);                                    \
   }
 #define PAIRS(From) PAIR(From, float) PAIR(From, bf16) PAIR(From, f16) PAIR(From, double)
 PAIRS(float)
@@ -33,6 +33,19 @@ PAIRS(double)
 #undef PAIR
 
 }  // namespace
+
+template <typename From, typename To>
+void convert_row(const From* from, To* to, int64_t n) {
+  convert(from, to, n);
+}
+#define PAIR(From, To) template void convert_row<From, To>(const From*, To*, int64_t);
+#define PAIRS(From) PAIR(From, float) PAIR(From, bf16) PAIR(From, f16) PAIR(From, double)
+PAIRS(float)
+PAIRS(bf16)
+PAIRS(f16)
+PAIRS(double)
+#undef PAIRS
+#undef PAIR
 
 void convert_rows(Context* ctx, const void* from, int32_t from_dtype, int64_t from_ld, void* to,
                   int32_t to_dtype, int64_t to_ld, int64_t rows, int64_t cols) {

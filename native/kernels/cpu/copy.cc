@@ -2,10 +2,12 @@
 // one read and one write. A float becomes an integer by truncation towards zero, saturating at the
 // ends (NaN gives 0); f64 and integers become bf16 or f16 through f32. Transposed sources go
 // through tiles, so that each cache line is read once.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
+#include "kernels/cpu/convert.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/strided.h"
@@ -37,39 +39,39 @@ BALORA_INLINE D convert(S value) {
   }
 }
 
+#define FILL(D)                                           \
+  BALORA_SIMD void fill_row(D* d, D value, int64_t n) {   \
+    _Pragma("omp simd") for (int64_t i = 0; i < n; ++i) { \
+      d[i] = value;                                       \
+    }                                                     \
+  }
+FILL(float)
+FILL(bf16)
+FILL(f16)
+FILL(double)
+FILL(int32_t)
+FILL(int64_t)
+FILL(uint8_t)
+#undef FILL
+
+// Contiguous floats have convert.h's loop, compiled for each level of the processor. The others are
+// compiled once: index lists, masks, and strided elements, which wait for memory.
 template <typename S, typename D>
-BALORA_INLINE void row_body(const S* s, int64_t s_step, D* d, int64_t d_step, int64_t n) {
+void copy_row(const S* s, int64_t s_step, D* d, int64_t d_step, int64_t n) {
   if (s_step == 1 && d_step == 1) {
     if constexpr (std::is_same_v<S, D>) {
       std::memcpy(d, s, static_cast<size_t>(n) * sizeof(D));
+    } else if constexpr (kIsFloat<S> && kIsFloat<D>) {
+      convert_row(s, d, n);
     } else {
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) d[i] = convert<D>(s[i]);
     }
   } else if (s_step == 0 && d_step == 1) {
-    const D value = convert<D>(*s);
-    for (int64_t i = 0; i < n; ++i) d[i] = value;
+    fill_row(d, convert<D>(*s), n);
   } else {
     for (int64_t i = 0; i < n; ++i) d[i * d_step] = convert<D>(s[i * s_step]);
   }
-}
-
-// Pairs of float types are worth vector code; the rest are index lists and masks.
-#define ROW(S, D)                                                                          \
-  BALORA_SIMD void copy_row(const S* s, int64_t s_step, D* d, int64_t d_step, int64_t n) { \
-    row_body<S, D>(s, s_step, d, d_step, n);                                               \
-  }
-#define ROWS(D) ROW(float, D) ROW(bf16, D) ROW(f16, D) ROW(double, D)
-ROWS(float)
-ROWS(bf16)
-ROWS(f16)
-ROWS(double)
-#undef ROWS
-#undef ROW
-template <typename S, typename D>
-  requires(std::is_integral_v<S> || std::is_integral_v<D>)
-void copy_row(const S* s, int64_t s_step, D* d, int64_t d_step, int64_t n) {
-  row_body<S, D>(s, s_step, d, d_step, n);
 }
 
 // The dimension (not the last) along which the source is contiguous while the destination is so
@@ -112,6 +114,7 @@ void copy_transposed(const Context* ctx, LoopPlan<2> plan, int dim, const S* sou
       const int64_t last_row = std::min(rows, first_row + kTile);
       const int64_t last_column = std::min(columns, first_column + kTile);
       for (int64_t r = first_row; r < last_row; ++r) {
+#pragma omp simd
         for (int64_t c = first_column; c < last_column; ++c) {
           d[r * destination_step + c] = convert<D>(s[r + c * source_step]);
         }

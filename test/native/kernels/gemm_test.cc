@@ -35,7 +35,8 @@ void check_case(const Case& c, bool serial, int64_t pad = kPad) {
   TestContext ctx;
   const int64_t lda = (c.ta ? c.m : c.k) + pad, ldb = (c.tb ? c.k : c.n) + pad, ldc = c.n + pad;
   const int64_t size_a = (c.ta ? c.k : c.m) * lda, size_b = (c.tb ? c.n : c.k) * ldb;
-  auto a = random_vector<A>(c.batch * size_a + 1, 1), b = random_vector<B>(c.batch * size_b + 1, 2);
+  auto a = random_vector<A>(c.batch * size_a + 1, 1);
+  auto b = random_vector<B>(c.batch * size_b + 1, 2);
   auto out = random_vector<C>(c.batch * c.m * ldc + 1, 3);
   const auto before = out;
   const GemmInput in_a = {a.data(), dtype_of<A>(), lda, c.ta, size_a};

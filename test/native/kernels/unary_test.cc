@@ -120,8 +120,9 @@ TEST_CASE_TEMPLATE("topk: descending, the lower column of equals first, NaN on t
                    double) {
   std::mt19937 random(2);
   TestContext ctx(3);
-  for (const auto& [width, k] :
+  for (const auto& size :
        std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {33, 4}, {123, 64}, {123, 65}, {500, 0}}) {
+    const int64_t width = size.first, k = size.second;
     Array<T> x({7, width}, random), values({7, k});
     Array<int32_t> columns({7, k});
     for (int64_t i = 0; i < x.size(); ++i) x.data()[i] = from_double<T>(std::round(x[i] * 5));
