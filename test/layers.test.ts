@@ -1,6 +1,7 @@
-// Rules of the architecture and of style: which folder may import which, which code may use Node, a banner per file. Import
-// cycles are found by biome's rule noImportCycles (biome.json) in the lint; a test here shows that it finds them. A new folder or
-// a new exception is added here, with its reason, in the commit that needs it.
+// Rules of the architecture and of style: which folder of native/ may include which, which code may use Node, a banner per file. The
+// lint checks TypeScript: import cycles by biome's rule noImportCycles (biome.json), layers and packages by dependency-cruiser
+// (.dependency-cruiser.mjs); tests here show that both find what they look for. A new folder or a new exception of native/ is added here,
+// with its reason, in the commit that needs it.
 import { spawnSync } from 'node:child_process';
 import {
   cpSync,
@@ -11,9 +12,8 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
-import { isBuiltin } from 'node:module';
 import { tmpdir } from 'node:os';
-import { dirname, join, normalize, relative } from 'node:path';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 
@@ -39,63 +39,7 @@ const kNativeExceptions: Record<string, string[]> = {
   'native/tape/tape.cc': ['ops'],
 };
 
-/** TypeScript: the layers (folders or files of lib/) that a layer may import beside itself. */
-const kLibLayers: Record<string, string[]> = {
-  errors: [],
-  // A constant that data, ops, losses and the benchmark share.
-  ignored_target: [],
-  native: ['errors'],
-  // Terms, adapters, the trainer and the command line declare their options with it.
-  options: ['errors'],
-  tensor: ['native', 'errors'],
-  ops: ['tensor', 'native', 'errors'],
-  io: ['tensor', 'native', 'errors'],
-  nn: ['ops', 'tensor', 'errors'],
-  text: ['io', 'errors'],
-  data: ['text', 'ignored_target', 'errors'],
-  models: ['nn', 'io', 'ops', 'tensor', 'errors'],
-  adapters: ['models', 'nn', 'io', 'ops', 'tensor', 'options', 'errors'],
-  losses: ['ops', 'tensor', 'ignored_target', 'options', 'errors'],
-  optim: ['nn', 'ops', 'tensor', 'errors'],
-  eval: ['losses', 'adapters', 'models', 'data', 'text', 'nn', 'io', 'ops', 'tensor', 'errors'],
-  // The list of tasks, with the differences between language models, encoder-decoders and classifiers.
-  tasks: [
-    ...['eval', 'losses', 'adapters', 'models', 'data', 'text'],
-    ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
-  ],
-  train: [
-    ...['tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
-    ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
-  ],
-  cli: [
-    ...['train', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
-    ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
-  ],
-};
-/** Files at the top of lib/ that belong to a layer with another name. */
-const kLibFiles: Record<string, string> = {
-  'lib/native_ops.ts': 'native',
-  'lib/autograd.ts': 'tensor',
-  'lib/device.ts': 'tensor',
-  'lib/gradcheck.ts': 'tensor',
-  'lib/graph.ts': 'tensor',
-  'lib/runtime.ts': 'tensor',
-};
-/**
- * bench/harness may import all layers of lib/, since it measures every part of a training run and is
- * called like the command line.
- */
 const kHarness = 'bench/harness';
-
-/** The layers that may use a package. */
-const kPackages: Record<string, string[]> = {
-  '@huggingface/tokenizers': ['text'],
-  '@huggingface/jinja': ['text'],
-  hyparquet: ['data'],
-  commander: ['cli', 'bench'],
-  yaml: ['cli'],
-  zod: ['models', 'text', 'options', 'adapters', 'train', 'bench'],
-};
 
 function filesBelow(folder: string, ending: RegExp): string[] {
   return readdirSync(join(kRoot, folder), { recursive: true })
@@ -108,17 +52,6 @@ const nativeFiles = filesBelow('native', /\.(h|cc|def)$/);
 const cudaFiles = filesBelow('cuda', /\.(cu|cuh|h|def)$/);
 const libFiles = filesBelow('lib', /\.ts$/);
 const harnessFiles = filesBelow(kHarness, /\.ts$/);
-
-function libLayer(path: string): string {
-  return kLibFiles[path] ?? path.split('/')[1]?.replace(/\.ts$/, '') ?? '';
-}
-
-/** The module specifiers in a TypeScript source, including those of types. */
-function importsOf(source: string): string[] {
-  const pattern = /(?:\bfrom\s*|\bimport\s*\(?\s*|\brequire\s*\(\s*)(['"])([^'"\n]+)\1/g;
-  const code = source.replace(/\/\*[\s\S]*?\*\//g, '').replace(/^\s*\/\/.*$/gm, '');
-  return [...code.matchAll(pattern)].map((match) => match[2] ?? '');
-}
 
 /** One complaint for each include of a C++ file that its layer does not allow. */
 function nativeComplaints(path: string, source: string): string[] {
@@ -138,52 +71,6 @@ function nativeComplaints(path: string, source: string): string[] {
     }
   }
   return complaints;
-}
-
-/** One complaint for each import of a file of lib/ that its layer does not allow. */
-function libComplaints(path: string, source: string): string[] {
-  const layer = libLayer(path);
-  if (layer === 'index') return [];
-  const allowed = kLibLayers[layer];
-  if (!allowed) return [`${path}: lib/${layer} is not in the table of layers`];
-  const complaints: string[] = [];
-  for (const specifier of importsOf(source)) {
-    if (specifier.startsWith('.')) {
-      const target = normalize(join(dirname(path), specifier)).replace(/\.js$/, '.ts');
-      if (target === 'package.json') continue;
-      const other = libLayer(target);
-      if (!target.startsWith('lib/')) {
-        complaints.push(`${path}: lib may not import ${target}`);
-      } else if (other !== layer && !allowed.includes(other)) {
-        complaints.push(`${path}: ${layer} may not import ${relative('lib', target)}`);
-      }
-    } else {
-      complaints.push(...packageComplaints(path, layer, specifier));
-    }
-  }
-  return complaints;
-}
-
-/** A complaint where a layer may not use a package. */
-function packageComplaints(path: string, layer: string, specifier: string): string[] {
-  if (isBuiltin(specifier)) return [];
-  const name = specifier.split('/', specifier.startsWith('@') ? 2 : 1).join('/');
-  if (kPackages[name]?.includes(layer)) return [];
-  return [`${path}: ${layer} may not use the package ${name}`];
-}
-
-/**
- * One complaint for each import in the harness from outside of itself and lib/, or of lib/index.ts, which would load the entire
- * library into the process whose start is measured.
- */
-function harnessComplaints(path: string, source: string): string[] {
-  return importsOf(source).flatMap((specifier) => {
-    if (!specifier.startsWith('.')) return packageComplaints(path, 'bench', specifier);
-    const target = normalize(join(dirname(path), specifier));
-    const known = target.startsWith(`${kHarness}/`) || target.startsWith('lib/');
-    if (known && target !== 'lib/index.ts') return [];
-    return [`${path}: the harness may not import ${target}`];
-  });
 }
 
 /** Constructs that only one file of cuda/ may contain, since the emulated device has to replace or watch them. */
@@ -226,21 +113,6 @@ describe('layers', () => {
     }
   });
 
-  it('TypeScript layers import only lower ones', () => {
-    expect(libFiles.flatMap((path) => libComplaints(path, read(path)))).toEqual([]);
-  });
-
-  it('the benchmark imports only itself and lib/', () => {
-    expect(harnessFiles.length).toBeGreaterThan(20);
-    expect(harnessFiles.flatMap((path) => harnessComplaints(path, read(path)))).toEqual([]);
-  });
-
-  it('packages that lib/ uses are dependencies', () => {
-    const manifest = JSON.parse(read('package.json')) as Record<string, Record<string, string>>;
-    const declared = Object.keys({ ...manifest.dependencies, ...manifest.optionalDependencies });
-    expect(Object.keys(kPackages).filter((name) => !declared.includes(name))).toEqual([]);
-  });
-
   it('each of these checks finds a violation', () => {
     const cpp = '#include "ops/ops.h"\n#include <napi.h>\n#include "view.h"\n';
     expect(nativeComplaints('native/kernels/cpu/x.cc', cpp)).toHaveLength(3);
@@ -255,23 +127,6 @@ describe('layers', () => {
     expect(cudaComplaints('cuda/x.cu', '// asm is not <<<allowed>>>\nsay("__shared__");')).toEqual(
       [],
     );
-    const ts =
-      "import { a } from '../adapters/lora.ts';\nexport * from 'lodash';\nimport('../cli/x.js')";
-    expect(libComplaints('lib/models/llama.ts', ts)).toHaveLength(3);
-    expect(
-      libComplaints('lib/losses/x.ts', "import type { M } from '../models/llama.ts'"),
-    ).toHaveLength(1);
-    expect(
-      libComplaints('lib/cli/x.ts', "import { runBench } from '../../bench/harness/run.ts'"),
-    ).toHaveLength(1);
-    const harness = [
-      "import '../../dist/index.js';",
-      "import '../../lib/index.ts';",
-      "import 'yaml';",
-      "import { z } from 'zod';",
-      "import './run.ts';",
-    ];
-    expect(harnessComplaints('bench/harness/x.ts', harness.join('\n'))).toHaveLength(3);
   });
 });
 
@@ -316,6 +171,72 @@ describe('the linter', () => {
     ).toEqual([
       ...['bench/d.mjs', 'bench/e.mjs', 'lib/a.ts', 'lib/b.ts', 'lib/c.ts'],
       ...['studies/f.mjs', 'studies/g.mjs'],
+    ]);
+  });
+});
+
+describe('dependency-cruiser', () => {
+  const kCruiser = join(kRoot, 'node_modules/dependency-cruiser/bin/dependency-cruise.mjs');
+
+  /** `rule: from -> to` of each violation in a folder with these sources and the repository's configuration. */
+  function violations(sources: Readonly<Record<string, string>>): string[] {
+    const folder = mkdtempSync(join(tmpdir(), 'balora-layers-'));
+    try {
+      cpSync(join(kRoot, 'tsconfig.json'), join(folder, 'tsconfig.json'));
+      const manifest = { dependencies: { zod: '4', yaml: '2' }, devDependencies: { vitest: '4' } };
+      writeFileSync(join(folder, 'package.json'), JSON.stringify(manifest));
+      for (const [name, text] of Object.entries(sources)) {
+        mkdirSync(dirname(join(folder, name)), { recursive: true });
+        writeFileSync(join(folder, name), text);
+      }
+      for (const name of ['zod', 'yaml', 'vitest']) {
+        const home = join(folder, 'node_modules', name);
+        mkdirSync(home, { recursive: true });
+        writeFileSync(join(home, 'package.json'), JSON.stringify({ name, main: 'index.js' }));
+        writeFileSync(join(home, 'index.js'), '');
+      }
+      const config = join(kRoot, '.dependency-cruiser.mjs');
+      const args = [kCruiser, '--config', config, '--output-type', 'json', 'lib', 'bench'];
+      const { stdout } = spawnSync(process.execPath, args, { cwd: folder, encoding: 'utf8' });
+      const { summary } = JSON.parse(stdout) as {
+        summary: { violations: { rule: { name: string }; from: string; to: string }[] };
+      };
+      return summary.violations
+        .map(({ rule, from, to }) => `${rule.name}: ${from} -> ${to}`)
+        .sort();
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  }
+
+  it('finds imports of higher layers, of other folders, and of packages, also of types', () => {
+    const empty = 'export type M = 1;\nexport const m = 1;\n';
+    expect(
+      violations({
+        'lib/index.ts': "export * from './cli/x.ts';\n",
+        'lib/tensor.ts': empty,
+        'lib/graph.ts': "export * from './tensor.ts';\n",
+        'lib/models/x.ts': "import { m } from '../graph.ts';\nimport 'zod';\nexport const x = m;\n",
+        'lib/losses/x.ts': "import type { M } from '../models/x.ts';\nexport type X = M;\n",
+        'lib/ops/x.ts': "export const x = () => import('../cli/x.ts');\n",
+        'lib/attic/x.ts': "import '../tensor.ts';\n",
+        'lib/cli/x.ts':
+          "import 'yaml';\nimport 'vitest';\nimport 'node:fs';\nimport '../../bench/harness/x.ts';\n",
+        'bench/harness/x.ts':
+          "import '../../lib/models/x.ts';\nimport '../../lib/index.ts';\nimport '../y.ts';\nimport 'zod';\n",
+        'bench/y.ts': empty,
+        'lib/data/x.ts': "import 'zod';\nimport '../../package.json';\n",
+      }),
+    ).toEqual([
+      'every-file-has-a-layer: lib/attic/x.ts -> lib/tensor.ts',
+      'harness-imports-lib: bench/harness/x.ts -> bench/y.ts',
+      'harness-imports-lib: bench/harness/x.ts -> lib/index.ts',
+      'lib-imports-lib: lib/cli/x.ts -> bench/harness/x.ts',
+      'losses-imports-its-layers: lib/losses/x.ts -> lib/models/x.ts',
+      'ops-imports-its-layers: lib/ops/x.ts -> lib/cli/x.ts',
+      'packages-are-dependencies: lib/cli/x.ts -> node_modules/vitest/index.js',
+      'packages-are-listed: lib/cli/x.ts -> node_modules/vitest/index.js',
+      'zod-is-used-where-it-belongs: lib/data/x.ts -> node_modules/zod/index.js',
     ]);
   });
 });

@@ -237,11 +237,23 @@ function sum(rows) {
 }
 
 const biome = bin('@biomejs/biome', 'bin/biome');
+const cruiser = bin('dependency-cruiser', 'bin/dependency-cruise.mjs');
 const tsc = bin('typescript', 'bin/tsc');
+
+/** Runs biome's rules, and the rules of who may import whom. */
+async function runLint() {
+  return sum([
+    await program(process.execPath, [biome, 'lint', '--error-on-warnings']),
+    await program(process.execPath, [cruiser, '--config', '.dependency-cruiser.mjs', ...kCruised]),
+  ]);
+}
+
+/** The folders whose imports .dependency-cruiser.mjs has rules for. */
+const kCruised = ['lib', 'bench/harness'];
 
 export const kSuites = [
   { name: 'types', run: () => program(process.execPath, [tsc, '--noEmit', '-p', 'tsconfig.json']) },
-  { name: 'lint', run: () => program(process.execPath, [biome, 'lint', '--error-on-warnings']) },
+  { name: 'lint', run: runLint },
   {
     name: 'format-ts',
     run: () => program(process.execPath, [biome, 'check', '--linter-enabled=false']),
