@@ -85,7 +85,7 @@ describe.each(kFamilies)('PEFT adapters on %s', (name) => {
       expect(error, key).toBeLessThanOrEqual(facts.tolerance.grad_abs_over_max_abs);
     }
     expect(heads).toBeGreaterThan(0);
-    // With the adapter disabled the model is the base, including its head.
+    // The model is the base, including its head, while the adapter is disabled.
     const base = await Auto.fromPretrained(join(path, 'model'));
     expect(tuned.withTeacher((teacher) => logitsOf(teacher, golden))).toEqual(
       logitsOf(base, golden),

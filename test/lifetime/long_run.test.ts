@@ -32,7 +32,7 @@ async function report(program: string, args: string[], nodeArgs: string[] = []):
  * thousands to reach its size.
  */
 async function longRun(steps: number, ...more: string[]): Promise<[settled: Sample, last: Sample]> {
-  // With these flags V8 returns freed pages at once instead of from a background thread.
+  // These flags make V8 return freed pages at once instead of from a background thread.
   const nodeArgs = ['--expose-gc', '--max-semi-space-size=1', '--single-threaded-gc'];
   const samples = (await report(
     'flat_memory.mjs',

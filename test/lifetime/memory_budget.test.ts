@@ -1,4 +1,4 @@
-// With a memory budget in bytes the entire process stays within it, by the kernel's count, on batches of several lengths.
+// The entire process stays within a memory budget in bytes, by the kernel's count, on batches of several lengths.
 import { expect, it } from 'vitest';
 import { runProgram } from '../support/child.ts';
 

@@ -92,7 +92,7 @@ const kMatmuls: Call[] = (
   }),
 );
 
-/** Of more rows than a tile has, too; two heads of q share one of k and v. */
+/** Attention, also on more rows than a tile has; two heads of q share one of k and v. */
 const kAttentions: Call[] = (
   [
     [1, 3, 1],

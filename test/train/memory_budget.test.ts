@@ -135,7 +135,7 @@ describe('MemoryPlanner', () => {
     expect((await open(2 ** 40)).plan(rows).layers).toEqual(max.layers);
     const tight = (await open(1)).plan(rows);
     expect(tight.layers).toEqual(min.layers);
-    // With a budget slightly below that of keeping everything, first cheap results are dropped, then layers.
+    // A budget slightly below that of keeping everything: first cheap results are dropped, then layers.
     // The rows are so many that the memory of the process itself, which varies a little, does not matter.
     const many = 2 ** 24;
     const roomy = await open(2 ** 50);

@@ -52,7 +52,7 @@ export async function stepRow(input: StepRowInput): Promise<StepRow> {
   const supervised = mean(measured.map(({ record }) => record.supervisedTokens));
   const shape: StepShape = {
     sizes: setup.sizes,
-    // With a cached teacher there are no teacher passes from the second epoch on.
+    // The teacher is not run from the second epoch on if its outputs are cached.
     method: workload.feature === 'cacheTeacher' ? 'lora' : workload.method,
     rank: workload.rank,
     rows: Math.round(batches.rows),

@@ -16,7 +16,7 @@ it('subtracts the best rank-r approximation from W', async () => {
     initLoraWeights: 'pissa',
   });
   const module = tuned.modules.find(({ name }) => name === 'layers.0.down_proj');
-  // With r = min(in, out) the approximation is W itself. Initially A = A0 and B = B0, so that the pair alone is W.
+  // The approximation is W itself at r = min(in, out). Initially A = A0 and B = B0, so that the pair alone is W.
   const { a, b } = (module as LoraModule).frozen as LowRankPair;
   const [rank, inner, out] = [8, 16, 8];
   const [av, bv, w] = [numbers(a), numbers(b), numbers((module as LoraModule).linear.weight)];

@@ -1,4 +1,4 @@
-// What the Hub's cache says when the disk fails it: the disk's own codes, with the path, whatever the network does.
+// Disk failures in the Hub's cache have the disk's error codes and name the path, whatever the network does.
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
