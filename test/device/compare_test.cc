@@ -34,12 +34,10 @@ TEST_CASE_TEMPLATE("compare", T, float, bf16, f16, double, int32_t, int64_t, uin
                   {.a = view(a),
                    .b = &turned,
                    .y = view(y),
-                   .op = static_cast<balora_compare_op>(static_cast) < balora_compare_op > (op)}) |
-             call(k.compare, ctx,
-                  {.a = view(a),
-                   .b = &row,
-                   .y = view(z),
-                   .op = static_cast<balora_compare_op>(static_cast) < balora_compare_op > (op)});
+                   .op = static_cast<balora_compare_op>(op)}) |
+             call(
+                 k.compare, ctx,
+                 {.a = view(a), .b = &row, .y = view(z), .op = static_cast<balora_compare_op>(op)});
     });
     t.check_equal(y);
     t.check_equal(z);

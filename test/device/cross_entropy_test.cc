@@ -55,13 +55,12 @@ void check(int64_t rows, int64_t classes, Reduction reduction) {
   const Array loss = t.empty<Wide<T>>(results), lse = t.empty<Wide<T>>({rows});
   const Array dloss = t.random<Wide<T>>(results), dz = t.empty<T>({rows, classes});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return call(
-        k.cross_entropy_forward, ctx,
-        {.logits = view(z),
-         .targets = view(targets),
-         .loss = view(loss),
-         .lse = view(lse),
-         .reduction = static_cast<balora_reduction>(static_cast) < balora_reduction > (reduction)});
+    return call(k.cross_entropy_forward, ctx,
+                {.logits = view(z),
+                 .targets = view(targets),
+                 .loss = view(loss),
+                 .lse = view(lse),
+                 .reduction = static_cast<balora_reduction>(reduction)});
   });
   const Truth truth = truth_of(*z, *targets, *dloss, rows, classes, reduction);
   // On the CPU f64 has the truth's very bits: what two orders of addition differ by.
@@ -70,14 +69,13 @@ void check(int64_t rows, int64_t classes, Reduction reduction) {
   t.check_truth(loss, truth.loss, wide, 0);
   t.check_truth(lse, truth.lse, wide, 0);
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return call(
-        k.cross_entropy_backward, ctx,
-        {.dloss = view(dloss),
-         .logits = view(z),
-         .targets = view(targets),
-         .lse = view(lse),
-         .dlogits = view(dz),
-         .reduction = static_cast<balora_reduction>(static_cast) < balora_reduction > (reduction)});
+    return call(k.cross_entropy_backward, ctx,
+                {.dloss = view(dloss),
+                 .logits = view(z),
+                 .targets = view(targets),
+                 .lse = view(lse),
+                 .dlogits = view(dz),
+                 .reduction = static_cast<balora_reduction>(reduction)});
   });
   t.check_truth(dz, truth.dlogits, (f64 ? 16 : 1) * epsilon_of<T>());
 }
@@ -129,16 +127,14 @@ TEST_CASE("cross_entropy with every row ignored gives the CPU's NaN and no gradi
                  .targets = view(targets),
                  .loss = view(loss),
                  .lse = view(lse),
-                 .reduction =
-                     static_cast<balora_reduction>(static_cast) < balora_reduction > (kMean)}) |
+                 .reduction = static_cast<balora_reduction>(kMean)}) |
            call(k.cross_entropy_backward, ctx,
                 {.dloss = view(dloss),
                  .logits = view(z),
                  .targets = view(targets),
                  .lse = view(lse),
                  .dlogits = view(dz),
-                 .reduction =
-                     static_cast<balora_reduction>(static_cast) < balora_reduction > (kMean)});
+                 .reduction = static_cast<balora_reduction>(kMean)});
   });
   t.check_equal(loss);
   t.check_equal(lse);
@@ -152,25 +148,23 @@ TEST_CASE("a target that is no class is reported") {
     const Array loss = t.empty<float>({}), lse = t.random<float>({2});
     const Array dloss = t.random<float>({}), dz = t.empty<float>({2, 5});
     REQUIRE(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return call(
-          k.cross_entropy_forward, ctx,
-          {.logits = view(z),
-           .targets = view(targets),
-           .loss = view(loss),
-           .lse = view(lse),
-           .reduction = static_cast<balora_reduction>(static_cast) < balora_reduction > (kSum)});
+      return call(k.cross_entropy_forward, ctx,
+                  {.logits = view(z),
+                   .targets = view(targets),
+                   .loss = view(loss),
+                   .lse = view(lse),
+                   .reduction = static_cast<balora_reduction>(kSum)});
     }) == 0);
     CHECK(t.synchronize() != 0);
     CHECK(t.error().find("cross_entropy_forward: target ") != std::string::npos);
     REQUIRE(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return call(
-          k.cross_entropy_backward, ctx,
-          {.dloss = view(dloss),
-           .logits = view(z),
-           .targets = view(targets),
-           .lse = view(lse),
-           .dlogits = view(dz),
-           .reduction = static_cast<balora_reduction>(static_cast) < balora_reduction > (kMean)});
+      return call(k.cross_entropy_backward, ctx,
+                  {.dloss = view(dloss),
+                   .logits = view(z),
+                   .targets = view(targets),
+                   .lse = view(lse),
+                   .dlogits = view(dz),
+                   .reduction = static_cast<balora_reduction>(kMean)});
     }) == 0);
     CHECK(t.synchronize() != 0);
     CHECK(t.error().find(" of row 1 is not a class id below 5") != std::string::npos);

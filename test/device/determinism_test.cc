@@ -118,7 +118,7 @@ TEST_CASE("sums over rows and blocks give the same bits in every order") {
       return call(k.reduce, ctx,
                   {.x = view(long_row),
                    .y = view(one),
-                   .op = static_cast<balora_reduce_op>(static_cast) < balora_reduce_op > (op),
+                   .op = static_cast<balora_reduce_op>(op),
                    .correction = 1});
     });
   }

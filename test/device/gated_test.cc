@@ -25,16 +25,14 @@ void check_gated(int64_t rows, int64_t width, int32_t activation) {
                 {.gate = &gate,
                  .up = &up,
                  .y = view(y),
-                 .activation = static_cast<balora_activation>(static_cast) < balora_activation >
-                               (activation)}) |
+                 .activation = static_cast<balora_activation>(activation)}) |
            call(k.gated_backward, ctx,
                 {.dy = view(dy),
                  .gate = &gate,
                  .up = &up,
                  .dgate = &dgate,
                  .dup = &dup,
-                 .activation = static_cast<balora_activation>(static_cast) < balora_activation >
-                               (activation)});
+                 .activation = static_cast<balora_activation>(activation)});
   });
   const double tolerance = 2 * epsilon_of<T>() + (std::is_same_v<T, double> ? 4e-15 : 1e-6);
   t.check_close(y, tolerance);

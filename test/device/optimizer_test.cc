@@ -159,13 +159,11 @@ TEST_CASE_TEMPLATE("norms add up over calls and repeat bit by bit", T, float, bf
         return call(k.norm_accumulate, ctx,
                     {.tensors = &list,
                      .total = view(total),
-                     .kind =
-                         static_cast<balora_norm_kind>(static_cast) < balora_norm_kind > (kind)}) |
+                     .kind = static_cast<balora_norm_kind>(kind)}) |
                call(k.norm_accumulate, ctx,
                     {.tensors = &list,
                      .total = view(again),
-                     .kind =
-                         static_cast<balora_norm_kind>(static_cast) < balora_norm_kind > (kind)});
+                     .kind = static_cast<balora_norm_kind>(kind)});
       });
       t.check_close(total, 1e-13);
       CHECK(total->from_device() == again->from_device());
@@ -187,20 +185,18 @@ TEST_CASE("the norm of many tensors") {
       std::vector<const View*> views;
       for (const Array& x : all) views.push_back(view(x));
       const ViewList list{views.data(), static_cast<int32_t>(views.size())}, none{nullptr, 0};
-      return call(
-                 k.norm_accumulate, ctx,
-                 {.tensors = &list,
-                  .total = view(total),
-                  .kind = static_cast<balora_norm_kind>(static_cast) < balora_norm_kind > (kind)}) |
-             call(
-                 k.norm_accumulate, ctx,
-                 {.tensors = &list,
-                  .total = view(again),
-                  .kind = static_cast<balora_norm_kind>(static_cast) < balora_norm_kind > (kind)}) |
+      return call(k.norm_accumulate, ctx,
+                  {.tensors = &list,
+                   .total = view(total),
+                   .kind = static_cast<balora_norm_kind>(kind)}) |
+             call(k.norm_accumulate, ctx,
+                  {.tensors = &list,
+                   .total = view(again),
+                   .kind = static_cast<balora_norm_kind>(kind)}) |
              call(k.norm_accumulate, ctx,
                   {.tensors = &none,
                    .total = view(still),
-                   .kind = static_cast<balora_norm_kind>(static_cast) < balora_norm_kind > (kind)});
+                   .kind = static_cast<balora_norm_kind>(kind)});
     });
     t.check_close(total, 1e-13);
     CHECK(total->from_device() == again->from_device());

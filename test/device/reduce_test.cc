@@ -50,7 +50,7 @@ void check(const Extent& e, int32_t op) {
     return call(k.reduce, ctx,
                 {.x = view(x),
                  .y = view(y),
-                 .op = static_cast<balora_reduce_op>(static_cast) < balora_reduce_op > (op),
+                 .op = static_cast<balora_reduce_op>(op),
                  .correction = kCorrection});
   });
   std::vector<double> truth;
@@ -111,7 +111,7 @@ void check_backward(const Extent& e, int32_t op) {
     return call(k.reduce, ctx,
                 {.x = view(x),
                  .y = view(y),
-                 .op = static_cast<balora_reduce_op>(static_cast) < balora_reduce_op > (op),
+                 .op = static_cast<balora_reduce_op>(op),
                  .correction = kCorrection}) |
            call(k.reduce, ctx, {.x = view(x), .y = view(mean), .op = BALORA_MEAN, .correction = 0});
   });
@@ -121,7 +121,7 @@ void check_backward(const Extent& e, int32_t op) {
                  .x = view(x),
                  .y = view(y),
                  .dx = view(dx),
-                 .op = static_cast<balora_reduce_op>(static_cast) < balora_reduce_op > (op),
+                 .op = static_cast<balora_reduce_op>(op),
                  .correction = kCorrection});
   });
   std::vector<double> truth;
@@ -194,7 +194,7 @@ TEST_CASE("reductions treat infinities and NaN as the CPU does") {
         return call(k.reduce, ctx,
                     {.x = view(x),
                      .y = view(y),
-                     .op = static_cast<balora_reduce_op>(static_cast) < balora_reduce_op > (op),
+                     .op = static_cast<balora_reduce_op>(op),
                      .correction = 1}) |
                call(k.extreme, ctx,
                     {.x = view(x),

@@ -149,7 +149,7 @@ TEST_CASE("what a broken device refuses is not the fault of who asks") {
   Context* ctx = t.device_context();
   const Array x = t.random<float>({33}), y = t.empty<float>({33});
   t.both([&](const KernelTable& table, Context* side, const auto& view) {
-    return table.fill(side, view(y), 3);
+    return call(table.fill, side, {.y = view(y), .value = 3});
   });
   const View vx = x->device_view(), vy = y->device_view();
   {

@@ -29,14 +29,14 @@ void check_function(int op, int64_t n) {
     return call(k.unary, ctx,
                 {.x = view(x),
                  .y = view(y),
-                 .op = static_cast<balora_unary_op>(static_cast) < balora_unary_op > (op),
+                 .op = static_cast<balora_unary_op>(op),
                  .a = -1.25,
                  .b = 2}) |
            call(k.unary_backward, ctx,
                 {.dy = view(dy),
                  .saved = view(x),
                  .dx = view(dx),
-                 .op = static_cast<balora_unary_op>(static_cast) < balora_unary_op > (op),
+                 .op = static_cast<balora_unary_op>(op),
                  .a = -1.25,
                  .b = 2});
   });
@@ -62,12 +62,9 @@ TEST_CASE("functions keep NaN, infinities and far tails") {
   for (int op = BALORA_NEG; op <= BALORA_AFFINE; ++op) {
     CAPTURE(op);
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return call(k.unary, ctx,
-                  {.x = view(x),
-                   .y = view(y),
-                   .op = static_cast<balora_unary_op>(static_cast) < balora_unary_op > (op),
-                   .a = -1.25,
-                   .b = 2});
+      return call(
+          k.unary, ctx,
+          {.x = view(x), .y = view(y), .op = static_cast<balora_unary_op>(op), .a = -1.25, .b = 2});
     });
     t.check_close(y, 1e-6);
   }
@@ -77,12 +74,9 @@ TEST_CASE("a function that is not known is an error") {
   DeviceTest t;
   const Array x = t.random<float>({3}), y = t.empty<float>({3});
   CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return call(k.unary, ctx,
-                {.x = view(x),
-                 .y = view(y),
-                 .op = static_cast<balora_unary_op>(static_cast) < balora_unary_op > (99),
-                 .a = 0,
-                 .b = 0});
+    return call(
+        k.unary, ctx,
+        {.x = view(x), .y = view(y), .op = static_cast<balora_unary_op>(99), .a = 0, .b = 0});
   }) != 0);
   CHECK(t.error().find("99") != std::string::npos);
 }
