@@ -33,7 +33,7 @@ function descriptions() {
 function definitions(folder, ending) {
   const found = new Map();
   if (!existsSync(inRoot(folder))) return found;
-  for (const file of readdirSync(inRoot(folder)).sort()) {
+  for (const file of readdirSync(inRoot(folder), { recursive: true }).sort()) {
     if (!file.endsWith(ending)) continue;
     const source = readFileSync(inRoot(folder, file), 'utf8');
     for (const [, name] of source.matchAll(/^int32_t (\w+)_kernel\(/gm)) found.set(name, file);

@@ -26,9 +26,8 @@ const kNativeLayers: Record<string, string[]> = {
   engine: ['kernels', 'tensor'],
   tape: ['engine', 'kernels', 'tensor'],
   ops: ['tape', 'engine', 'kernels', 'tensor'],
-  linalg: ['ops', 'tape', 'engine', 'kernels', 'tensor'],
   io: ['tensor'],
-  binding: ['linalg', 'io', 'ops', 'tape', 'engine', 'kernels', 'tensor'],
+  binding: ['io', 'ops', 'tape', 'engine', 'kernels', 'tensor'],
 };
 
 /** Implementation files (never headers) that include a higher layer, and the reason. */
@@ -75,10 +74,10 @@ function nativeComplaints(path: string, source: string): string[] {
 
 /** Constructs that only one file of cuda/ may contain, since the emulated device has to replace or watch them. */
 const kCudaOnlyIn: [what: string, pattern: RegExp, file: string][] = [
-  ['a launch', /<<</, 'cuda/common.cuh'],
-  ['the launch of a driver or run-time call', /\bcu(da)?LaunchKernel\w*/, 'cuda/common.cuh'],
-  ['PTX', /\basm\b|__asm__/, 'cuda/instructions.cuh'],
-  ['__shared__', /__shared__/, 'cuda/block.cuh'],
+  ['a launch', /<<</, 'cuda/runtime/common.cuh'],
+  ['the launch of a driver or run-time call', /\bcu(da)?LaunchKernel\w*/, 'cuda/runtime/common.cuh'],
+  ['PTX', /\basm\b|__asm__/, 'cuda/device/instructions.cuh'],
+  ['__shared__', /__shared__/, 'cuda/device/block.cuh'],
 ];
 
 /** One complaint for each of these constructs in another file. */
@@ -98,7 +97,7 @@ describe('layers', () => {
     const complaints = cudaFiles.flatMap((path) =>
       [...read(path).matchAll(/#\s*include\s*"([^"]+)"/g)]
         .map((match) => match[1] ?? '')
-        .filter((name) => /^(engine|tape|ops|linalg|io|binding|kernels\/cpu)\//.test(name))
+        .filter((name) => /^(engine|tape|ops|io|binding|kernels\/cpu)\//.test(name))
         .map((name) => `${path}: ${name}`),
     );
     expect(complaints).toEqual([]);

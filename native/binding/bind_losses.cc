@@ -1,7 +1,7 @@
 // Linear algebra and the fused head losses.
 #include "binding/bind.h"
-#include "linalg/linalg.h"
-#include "ops/losses.h"
+#include "ops/head/losses.h"
+#include "ops/linalg/linalg.h"
 
 namespace balora::binding {
 namespace {

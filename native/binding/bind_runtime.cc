@@ -1,6 +1,6 @@
 // The engines of an environment as JS sees them: devices, settings, memory, and where time goes.
 #include "binding/bind.h"
-#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/products/gemm.h"
 
 namespace balora::binding {
 namespace {

@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "engine/graph.h"
-#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/device_plugin.h"
 
 namespace balora::binding {

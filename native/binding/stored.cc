@@ -6,7 +6,7 @@
 #include "engine/graph.h"
 #include "engine/launch.h"
 #include "io/dequantize.h"
-#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/runtime/parallel.h"
 
 namespace balora::binding {
 namespace {

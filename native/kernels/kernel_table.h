@@ -12,6 +12,7 @@
 #include "kernels/operands/linear.h"
 #include "kernels/operands/norm.h"
 #include "kernels/operands/optimizer.h"
+#include "kernels/operands/products.h"
 #include "kernels/operands/random.h"
 #include "kernels/operands/reduce.h"
 #include "tensor/view.h"

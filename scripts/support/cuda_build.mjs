@@ -56,7 +56,7 @@ export async function buildCuda() {
 export function newerSource(file) {
   const { mtimeMs } = statSync(file);
   const sources = ['cuda', 'native/kernels'].flatMap((folder) =>
-    readdirSync(inRoot(folder))
+    readdirSync(inRoot(folder), { recursive: true })
       .filter((name) => /\.(cu|cuh|h|def)$/.test(name))
       .map((name) => `${folder}/${name}`),
   );

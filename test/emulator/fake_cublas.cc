@@ -1,15 +1,15 @@
-// cuBLAS for the emulated device: the functions of cuda/blas.def as plain loops on the host, in the
-// stream's order. Arguments are checked as the library's documentation asks, and that matrices lie
-// in device memory; what is wrong is printed, for a status code says little.
-// Products in TF32 round their factors to it. BALORA_EMULATOR_NO_CUBLAS in the environment takes
-// the library away; versions that BALORA_EMULATOR_BROKEN_CUBLAS names do not start.
+// cuBLAS for the emulated device: the functions of cuda/runtime/blas.def as plain loops on the
+// host, in the stream's order. Arguments are checked as the library's documentation asks, and that
+// matrices lie in device memory; what is wrong is printed, for a status code says little. Products
+// in TF32 round their factors to it. BALORA_EMULATOR_NO_CUBLAS in the environment takes the library
+// away; versions that BALORA_EMULATOR_BROKEN_CUBLAS names do not start.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
 
-#include "blas_api.h"
+#include "runtime/blas_api.h"
 #include "tensor/dtype.h"
 
 namespace balora::cuda::blas_api {
@@ -279,7 +279,7 @@ void* symbol(const char* library, const char* name) {
 #define CUBLAS_FUNCTION(result, function, arguments)                      \
   static_assert(std::is_same_v<decltype(&function), function##_pointer>); \
   if (std::strcmp(name, #function) == 0) return reinterpret_cast<void*>(&function);
-#include "blas.def"
+#include "runtime/blas.def"
 #undef CUBLAS_FUNCTION
   return nullptr;
 }
@@ -287,7 +287,7 @@ void* symbol(const char* library, const char* name) {
 }  // namespace
 }  // namespace balora::cuda::blas_api
 
-// See cuda/blas_library.cu.
+// See cuda/runtime/blas_library.cu.
 extern "C" void* balora_cublas_symbol(const char* library, const char* name) {
   return balora::cuda::blas_api::symbol(library, name);
 }

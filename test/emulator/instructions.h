@@ -1,4 +1,4 @@
-// The emulated twins of the instructions in cuda/instructions.cuh.
+// The emulated twins of the instructions in cuda/device/instructions.cuh.
 #pragma once
 #include <cstdint>
 

@@ -17,8 +17,8 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/cpu/cpu_kernels.h"
-#include "kernels/cpu/cpu_state.h"
+#include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/cpu_state.h"
 
 namespace balora {
 namespace {

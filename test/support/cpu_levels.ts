@@ -1,5 +1,5 @@
 /**
- * The instruction sets for which matrix products have kernels (CpuLevel in native/kernels/cpu/gemm.h), and those of a processor.
+ * The instruction sets for which matrix products have kernels (CpuLevel in native/kernels/cpu/products/gemm.h), and those of a processor.
  */
 import { readFileSync } from 'node:fs';
 

@@ -96,6 +96,17 @@ typedef struct balora_relative_attention_backward {
   const balora_relative_gradients* gradients;
 } balora_relative_attention_backward;
 
+// Rotary position embedding of the first Drot channels of each head; the others are copied.
+// Its own backward with `inverse`.
+typedef struct balora_rope {
+  const balora_view* x;          // (N,H,D) rows strided
+  const balora_view* cosine;     // (P,Drot/2) f32 (f64 for f64)
+  const balora_view* sine;       // (P,Drot/2), likewise
+  const balora_view* positions;  // (N) i32, below P
+  const balora_view* y;          // (N,H,D) rows strided
+  int32_t inverse;               // non-zero: rotate back
+} balora_rope;
+
 #ifdef __cplusplus
 }  // extern "C"
 

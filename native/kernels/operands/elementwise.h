@@ -30,17 +30,6 @@ typedef struct balora_gated_backward {
   balora_activation activation;
 } balora_gated_backward;
 
-// Rotary position embedding of the first Drot channels of each head; the others are copied.
-// Its own backward with `inverse`.
-typedef struct balora_rope {
-  const balora_view* x;          // (N,H,D) rows strided
-  const balora_view* cosine;     // (P,Drot/2) f32 (f64 for f64)
-  const balora_view* sine;       // (P,Drot/2), likewise
-  const balora_view* positions;  // (N) i32, below P
-  const balora_view* y;          // (N,H,D) rows strided
-  int32_t inverse;               // non-zero: rotate back
-} balora_rope;
-
 // destination = beta * destination + source, in the destination's type, which may be wider than the
 // source's
 typedef struct balora_accumulate {
@@ -92,13 +81,6 @@ typedef struct balora_binary_backward {
   balora_binary_op op;
 } balora_binary_backward;
 
-// y = x * factor
-typedef struct balora_scale_by {
-  const balora_view* x;       // any shape
-  const balora_view* factor;  // () f64
-  const balora_view* y;
-} balora_scale_by;
-
 // y = op(x; a, b)
 typedef struct balora_unary {
   const balora_view* x;  // contiguous
@@ -111,7 +93,7 @@ typedef struct balora_unary {
 // The gradient of unary.
 typedef struct balora_unary_backward {
   const balora_view* dy;     // contiguous
-  const balora_view* saved;  // x, or y where kernels/cpu/unary.cc says so
+  const balora_view* saved;  // x, or y where kernels/cpu/elementwise/unary.cc says so
   const balora_view* dx;     // contiguous
   balora_unary_op op;
   double a;
@@ -139,19 +121,6 @@ typedef struct balora_is_finite {
   const balora_view* x;
   const balora_view* y;  // u8
 } balora_is_finite;
-
-// x *= coefficient
-typedef struct balora_scale {
-  const balora_view* coefficient;  // () f64
-  const balora_view* x;
-} balora_scale;
-
-// destination += alpha * source, in the destination's type
-typedef struct balora_add_scaled {
-  const balora_view* source;
-  const balora_view* destination;
-  double alpha;
-} balora_add_scaled;
 
 // y = x * scale + bias
 typedef struct balora_column_scale_forward {

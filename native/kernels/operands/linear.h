@@ -1,4 +1,4 @@
-// Operands of linear layers and matrix products: one structure a kernel, read by
+// Operands of linear layers: one structure a kernel, read by
 // native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary: a change of a
 // structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
 #pragma once
@@ -63,15 +63,6 @@ typedef struct balora_linear_weight_backward {
   const balora_view* dweight;  // (O,I) f32 (f64 for f64), or null
   const balora_view* dbias;    // (O) f32 (f64 for f64), or null
 } balora_linear_weight_backward;
-
-// c = alpha * a b, accumulated in f32 (f64 for f64). Any strides; batch dimensions of a and b may
-// have stride 0.
-typedef struct balora_matmul {
-  const balora_view* a;  // (...,M,K)
-  const balora_view* b;  // (...,K,N)
-  const balora_view* c;  // (...,M,N) contiguous
-  double alpha;
-} balora_matmul;
 
 // norm = || weight + sum over parts of scale * b a ||, by rows (DoRA).
 typedef struct balora_row_norm {

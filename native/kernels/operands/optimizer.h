@@ -79,6 +79,26 @@ typedef struct balora_adafactor_step {
   double scale_floor;  // negative: the rate is not scaled by RMS(param)
 } balora_adafactor_step;
 
+// y = x * factor
+typedef struct balora_scale_by {
+  const balora_view* x;       // any shape
+  const balora_view* factor;  // () f64
+  const balora_view* y;
+} balora_scale_by;
+
+// x *= coefficient
+typedef struct balora_scale {
+  const balora_view* coefficient;  // () f64
+  const balora_view* x;
+} balora_scale;
+
+// destination += alpha * source, in the destination's type
+typedef struct balora_add_scaled {
+  const balora_view* source;
+  const balora_view* destination;
+  double alpha;
+} balora_add_scaled;
+
 #ifdef __cplusplus
 }  // extern "C"
 

@@ -24,7 +24,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/runtime/cpu_kernels.h"
 #include "tensor/dtype.h"
 
 namespace balora::test {

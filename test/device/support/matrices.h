@@ -6,7 +6,7 @@
 #include <cmath>
 #include <vector>
 
-#include "kernels/cpu/dense.h"
+#include "kernels/cpu/linalg/dense.h"
 
 namespace balora::test {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "common.cuh"
+#include "runtime/common.cuh"
 
 namespace planted {
 

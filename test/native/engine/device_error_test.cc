@@ -11,7 +11,7 @@
 
 #include "engine/graph.h"
 #include "engine/launch.h"
-#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/runtime/cpu_kernels.h"
 #include "ops/ops.h"
 
 using namespace balora;

@@ -11,7 +11,7 @@
 
 #include "engine/allocator.h"
 #include "engine/engine.h"
-#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/runtime/cpu_kernels.h"
 #include "ops/ops.h"
 
 using namespace balora;

@@ -6,7 +6,7 @@
 
 #include "engine/engine.h"
 #include "engine/launch.h"
-#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/runtime/cpu_kernels.h"
 #include "ops/ops.h"
 
 using namespace balora;

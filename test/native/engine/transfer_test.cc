@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "engine/launch.h"
-#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/runtime/cpu_kernels.h"
 #include "ops/ops.h"
 
 using namespace balora;

@@ -1,0 +1,188 @@
+// Attention backward: probabilities come back from q, k and the saved log-sum-exp, tile by tile.
+//   delta = rowsum(dout * out), dp = dout v^T, ds = p (dp - delta)
+//   dv = p^T dout, dk = scale ds^T q, dq = scale ds k
+// A block owns a tile of keys and walks the queries of every head of its group that see them (dk,
+// dv), or owns a tile of queries of one head and walks its keys (dq): every sum has one owner and
+// one order, so nothing is added atomically and bits repeat. The price is that scores and dp are
+// computed twice: seven products for five.
+//
+// bf16, f16 (here): both passes are one kernel. A tile of 16 rows a warp stays, tiles of 32 rows of
+// the other side (64 where D <= 64) move past it, the next on its way while one is used. Scores and
+// dp have the rows that stay as rows, so p and ds are A operands of the sums without leaving the
+// registers. With D > 128 two warps share their rows of keys and halve the columns of their sums.
+// f32, f64, D > 256: attention_backward_plain.cu.
+//
+// 14 T_seen D flops a query and head. LLaMA-7B's shape (4 x 512, H = 32, D = 128, causal): 30
+// GFLOP. A product of 16 rows reads 256 bytes of shared memory for 4096 flops, 2048 flops a clock
+// and multiprocessor: mma.sync's peak on an A100, half of wgmma's on an H100. Predicted at 60 % of
+// that: 0.1 ms on an H100, 0.16 ms on an A100.
+#include "attention/attention_gradient.cuh"
+#include "attention/attention_plain.cuh"
+
+namespace balora::cuda::attention::gradient {
+namespace {
+
+// The tiles in shared memory: of keys stay k and v, and q and dout move; of queries the converse.
+template <typename T, int kSize, bool kOfKeys>
+struct Tables {
+  using P = Plan<kSize, kOfKeys>;
+  static constexpr int kStaying = P::kRows * kPitch<kSize>, kMoved = P::kMoving * kPitch<kSize>;
+  T* staying[2];
+  T* moving[2];  // stage by stage
+
+  __device__ explicit Tables(SharedMemory& shared) {
+    for (T*& tile : staying) tile = shared.array<T>(kStaying);
+    for (T*& tile : moving) tile = shared.array<T>(P::kStages * kMoved);
+  }
+  static constexpr int64_t kBytes =
+      2 * shared_bytes<T>(kStaying) + 2 * shared_bytes<T>(P::kStages * kMoved);
+
+  __device__ void fetch_staying(const Operands<T>& o, const Place& p) const {
+    const Heads<const T>&a = kOfKeys ? o.k : o.q, &b = kOfKeys ? o.v : o.dout;
+    const int64_t row = kOfKeys ? p.tile.key(p.tile.first) : p.tile.query(p.tile.first);
+    const int32_t count = p.tile.rows - p.tile.first;
+    fetch_tile<kSize, P::kRows>(staying[0], a.at(row, p.head), a.stride, count, a.size, o.packs);
+    fetch_tile<kSize, P::kRows>(staying[1], b.at(row, p.head), b.stride, count, b.size, o.packs);
+  }
+  __device__ void fetch_moving(const Operands<T>& o, const Place& p, int32_t first, int32_t head,
+                               int stage) const {
+    const Heads<const T>&a = kOfKeys ? o.q : o.k, &b = kOfKeys ? o.dout : o.v;
+    const int64_t row = kOfKeys ? p.tile.query(first) : p.tile.key(first);
+    const int32_t count = p.tile.rows - first, at = stage * kMoved;
+    fetch_tile<kSize, P::kMoving>(moving[0] + at, a.at(row, head), a.stride, count, a.size,
+                                  o.packs);
+    fetch_tile<kSize, P::kMoving>(moving[1] + at, b.at(row, head), b.stride, count, b.size,
+                                  o.packs);
+  }
+};
+
+template <typename T, int kSize, bool kOfKeys>
+__device__ inline void write_sums(const Operands<T>& o, const Place& p,
+                                  const Sums<kSize, kOfKeys>& sums,
+                                  const Tables<T, kSize, kOfKeys>& tables) {
+  using P = Plan<kSize, kOfKeys>;
+  const int32_t at = (p.row - p.tile.first) * kPitch<kSize> + p.column;
+  const int32_t count = p.tile.extent() - p.row, size = o.g.size - p.column;
+  const Heads<T>& out = kOfKeys ? o.dk : o.dq;
+  const int64_t row = kOfKeys ? p.tile.key(p.row) : p.tile.query(p.row);
+  store_rows<kSize, P::kColumns>(tables.staying[0] + at, sums.ds, o.g.scale, o.g.scale,
+                                 out.at(row, p.head) + p.column, out.stride, count, size, o.packs);
+  if constexpr (kOfKeys) {
+    store_rows<kSize, P::kColumns>(tables.staying[1] + at, sums.p, 1, 1,
+                                   o.dv.at(row, p.head) + p.column, o.dv.stride, count, size,
+                                   o.packs);
+  }
+}
+
+template <typename T, int kSize, bool kOfKeys>
+__global__ void __launch_bounds__(kMmaThreads) backward(Operands<T> o) {
+  using P = Plan<kSize, kOfKeys>;
+  const Place p = place_of<kSize, kOfKeys>(o);
+  if (p.tile.first >= p.tile.extent()) return;
+  SharedMemory shared;
+  const Tables<T, kSize, kOfKeys> tables(shared);
+  tables.fetch_staying(o, p);
+  const auto moved = [&](int32_t step) { return p.from + step % p.steps_of_head * P::kMoving; };
+  const auto head = [&](int32_t step) {
+    return kOfKeys ? p.head * o.g.group + step / p.steps_of_head : p.head / o.g.group;
+  };
+  const auto fetch = [&](int32_t step) {
+    if (step < p.steps) {
+      tables.fetch_moving(o, p, moved(step), head(step), step % P::kStages);
+    }
+    cp_async_commit();
+  };
+  const int32_t own = (p.row - p.tile.first) * kPitch<kSize>;
+  Sums<kSize, kOfKeys> sums;
+  QueryNumbers<kSize, kOfKeys> numbers;
+  if (!kOfKeys) numbers.read(o, p.tile, p.row, p.head);
+  fetch(0);
+  for (int32_t step = 0; step < p.steps; ++step) {
+    const int32_t first = moved(step);
+    if (kOfKeys) numbers.read(o, p.tile, first, head(step));
+    cp_async_wait<0>();
+    __syncthreads();  // this step's tiles are there, those of the one before are read
+    if (P::kStages > 1) fetch(step + 1);
+    const bool met = kOfKeys
+                         ? o.g.mask.any(first, first + P::kMoving, p.row,
+                                        min(p.row + 16, p.tile.rows), p.tile.rows)
+                         : o.g.mask.any(p.row, p.row + 16, first, first + P::kMoving, p.tile.rows);
+    if (met) {
+      const int at = step % P::kStages * tables.kMoved;
+      const T *moving0 = tables.moving[0] + at, *moving1 = tables.moving[1] + at;
+      Scores<P::kMoving> s = {}, dp = {};
+      multiply_rows<kSize, P::kMoving>(s, dp, tables.staying[0] + own, tables.staying[1] + own,
+                                       moving0, moving1);
+      differentiate<kSize, kOfKeys, P::kMoving>(s, dp, p, o.g, first, numbers);
+      multiply_columns<kSize, kOfKeys, P::kMoving>(sums, s, dp, moving0 + p.column,
+                                                   moving1 + p.column);
+    }
+    if (P::kStages > 1) continue;
+    __syncthreads();
+    fetch(step + 1);
+  }
+  cp_async_wait<0>();
+  __syncthreads();  // warps that share rows have read them
+  write_sums(o, p, sums, tables);
+}
+
+template <typename T, int kSize, bool kOfKeys>
+void run(Context* ctx, Operands<T> o, const Segments& segments) {
+  constexpr const char* kRow = "attention_backward";
+  o.tiles = plan_tiles(ctx, kRow, segments, !kOfKeys, Plan<kSize, kOfKeys>::kRows);
+  const int32_t heads = kOfKeys ? o.g.heads / o.g.group : o.g.heads;
+  launch(ctx, kRow,
+         {dim3(static_cast<unsigned>(o.tiles.count * heads)), dim3(kMmaThreads),
+          Tables<T, kSize, kOfKeys>::kBytes},
+         backward<T, kSize, kOfKeys>, o);
+}
+
+template <typename T>
+void run_mma(Context* ctx, Operands<T> o, const Segments& segments) {
+  o.packs = in_packs(o.q) && in_packs(o.k) && in_packs(o.v) && in_packs(o.dout) && in_packs(o.dq) &&
+            in_packs(o.dk) && in_packs(o.dv);
+  const auto both = [&]<int kSize>() {
+    run<T, kSize, true>(ctx, o, segments);
+    run<T, kSize, false>(ctx, o, segments);
+  };
+  if (o.g.size <= 64) return both.template operator()<64>();
+  if (o.g.size <= 96) return both.template operator()<96>();
+  if (o.g.size <= 128) return both.template operator()<128>();
+  both.template operator()<256>();
+}
+
+}  // namespace
+}  // namespace balora::cuda::attention::gradient
+
+namespace balora::cuda {
+
+int32_t attention_backward_kernel(Context* ctx, const balora_attention_backward& o) {
+  using namespace attention;
+  const int64_t m = o.q->shape[0];
+  const Segments segments{o.cu_seqlens, o.cu_queries, o.lengths, o.k->shape[0], m};
+  if (segments.n == 0) return 0;
+  dispatch_float(o.q->dtype, [&]<typename T>() {
+    using A = Acc<T>;
+    const auto g = geometry_of<A>(o.q, o.k, o.scale, o.softcap, o.window, o.causal);
+    A* delta = workspace<A>(ctx, m * g.heads);
+    if (m > 0) {
+      row_dots<T>(ctx, "attention_backward", heads_of<const T>(o.dout), heads_of<const T>(o.out), m,
+                  g.heads, delta);
+    }
+    const Heads<const T> dy = heads_of<const T>(o.dout), query = heads_of<const T>(o.q),
+                         key = heads_of<const T>(o.k), value = heads_of<const T>(o.v);
+    const Heads<T> gq = heads_of<T>(o.dq), gk = heads_of<T>(o.dk), gv = heads_of<T>(o.dv);
+    if constexpr (sizeof(T) == 2) {
+      if (g.size <= 256) {
+        const gradient::Operands<T> heads{
+            dy, query, key, value, gq, gk, gv, data_of<float>(o.lse), delta, {}, g, false};
+        return gradient::run_mma(ctx, heads, segments);
+      }
+    }
+    plain_backward<T>(ctx, {dy, query, key, value, gq, gk, gv, data_of<A>(o.lse), delta, {}, g},
+                      segments);
+  });
+  return 0;
+}
+
+}  // namespace balora::cuda

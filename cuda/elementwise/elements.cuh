@@ -1,0 +1,129 @@
+// Element types: storage formats, one rounding on the way out, dispatch by a view's dtype, and
+// packs of neighbours that move in one access.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "device/instructions.cuh"
+#include "kernels/kernel_table.h"
+#include "tensor/view.h"
+
+namespace balora::cuda {
+
+// Storage formats; arithmetic happens in Acc<T>.
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+template <typename T>
+using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+__host__ __device__ inline float bits_to_float(uint32_t bits) {
+  union {
+    uint32_t u;
+    float f;
+  } both{bits};
+  return both.f;
+}
+__host__ __device__ inline uint32_t float_to_bits(float value) {
+  union {
+    float f;
+    uint32_t u;
+  } both{value};
+  return both.u;
+}
+
+__device__ inline float load(float value) {
+  return value;
+}
+__device__ inline double load(double value) {
+  return value;
+}
+__device__ inline float load(bf16 value) {
+  return bits_to_float(static_cast<uint32_t>(value.bits) << 16);
+}
+__device__ inline float load(f16 value) {
+  return half_to_float(value.bits);
+}
+__device__ inline int32_t load(int32_t value) {
+  return value;
+}
+__device__ inline int64_t load(int64_t value) {
+  return value;
+}
+__device__ inline uint8_t load(uint8_t value) {
+  return value;
+}
+
+// One rounding, to nearest even.
+template <typename T>
+__device__ inline T store(Acc<T> value) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    return {float_to_bf16(value)};
+  } else if constexpr (std::is_same_v<T, f16>) {
+    return {float_to_half(value)};
+  } else {
+    return static_cast<T>(value);
+  }
+}
+
+// Calls body.template operator()<T>() for the float type of `dtype`.
+template <typename Body>
+decltype(auto) dispatch_float(int32_t dtype, Body&& body) {
+  switch (dtype) {
+    case BALORA_F32:
+      return body.template operator()<float>();
+    case BALORA_BF16:
+      return body.template operator()<bf16>();
+    case BALORA_F16:
+      return body.template operator()<f16>();
+    case BALORA_F64:
+      return body.template operator()<double>();
+    default:
+      throw std::runtime_error("dtype number " + std::to_string(dtype) + " is not a float type");
+  }
+}
+
+// The same over every element type, for kernels that move or compare values.
+template <typename Body>
+decltype(auto) dispatch_any(int32_t dtype, Body&& body) {
+  switch (dtype) {
+    case BALORA_I32:
+      return body.template operator()<int32_t>();
+    case BALORA_I64:
+      return body.template operator()<int64_t>();
+    case BALORA_U8:
+      return body.template operator()<uint8_t>();
+    default:
+      return dispatch_float(dtype, std::forward<Body>(body));
+  }
+}
+
+template <typename T>
+T* data_of(const View* view) {
+  return view ? static_cast<T*>(view->data) : nullptr;
+}
+
+// K neighbours moved in one access of K * sizeof(T) bytes; the address must be a multiple of that.
+template <typename T, int K>
+struct alignas(sizeof(T) * K) Pack {
+  T at[K];
+};
+// Elements of T in a 16-byte access.
+template <typename T>
+constexpr int kPackOf = 16 / static_cast<int>(sizeof(T));
+
+template <typename T>
+bool aligned16(const T* data) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0;
+}
+
+}  // namespace balora::cuda

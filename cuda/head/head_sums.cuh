@@ -1,0 +1,100 @@
+// What one thread of a row's block holds of the fused head losses: the row's logits as the losses
+// see them, and sums of exponentials beside a running maximum. Sums run in f32 for 128 elements,
+// then in f64: plain f32 sums read the cross-entropy 1e-5 low at V = 49152.
+#pragma once
+#include "runtime/common.cuh"
+
+namespace balora::cuda {
+
+constexpr int kHeadPack = 4;  // neighbours that one thread takes
+
+template <typename A>
+struct HeadArgs {
+  A* z;
+  const A* y;             // null, and no offsets: no consistency term
+  const double* offsets;  // (M) T H(q) + h mu of a teacher that came as its summary, or null
+  bf16* rounded;          // where dz goes; null: over z
+  int64_t stride, vocabulary, first;
+  const int32_t* targets;  // may be null, as regularized
+  const uint8_t* regularized;
+  const double* scales;  // (3) or null, see scaled_options
+  double* terms;         // (M,3)
+  HeadOptions options;
+  bool gradient;
+  Fault* fault;
+  int32_t fault_row;
+};
+
+// The options with their scales multiplied by those that lie on the device (null: ones).
+__device__ inline HeadOptions scaled_options(HeadOptions options, const double* scales) {
+  if (!scales) return options;
+  options.task_scale *= scales[0];
+  options.consistency_scale *= scales[1];
+  options.diversity_scale *= scales[2];
+  return options;
+}
+
+__device__ inline float exp_or_zero(float x) {
+  return x < -60.0f ? 0.0f : expf(x);  // nothing subnormal reaches dz
+}
+__device__ inline double exp_or_zero(double x) {
+  return exp(x);
+}
+__device__ inline float tanh_of(float x) {
+  return tanhf(x);
+}
+__device__ inline double tanh_of(double x) {
+  return tanh(x);
+}
+
+// Logits of a row as the losses see them, after soft-capping.
+template <typename A>
+struct HeadLogits {
+  const A* data;
+  int64_t count;
+  A cap, inverse_cap;  // 0: none
+
+  __device__ A capped(A x) const { return cap > A(0) ? cap * tanh_of(x * inverse_cap) : x; }
+  __device__ A at(int64_t i) const { return capped(data[i]); }
+  // Elements 4 pack .. 4 pack + 3; returns how many there are.
+  __device__ int load_pack(int64_t pack, A (&x)[kHeadPack]) const {
+    const int64_t first = pack * kHeadPack;
+    if (first + kHeadPack <= count) {
+      const auto all = *reinterpret_cast<const Pack<A, kHeadPack>*>(data + first);
+      BALORA_UNROLL
+      for (int i = 0; i < kHeadPack; ++i) x[i] = capped(all.at[i]);
+      return kHeadPack;
+    }
+    BALORA_UNROLL
+    for (int i = 0; i < kHeadPack; ++i) x[i] = first + i < count ? at(first + i) : -INFINITY;
+    return static_cast<int>(count - first);
+  }
+};
+
+// Of w = e^((x - shift) scale) over a thread's elements: sum w, and sum w times something.
+template <typename A>
+struct Weighted {
+  A weight = 0, value = 0;  // since the last flush
+  double weights = 0, values = 0;
+
+  __device__ void flush() {
+    weights += static_cast<double>(weight), values += static_cast<double>(value);
+    weight = value = A(0);
+  }
+  // The shift grows by `step`; `centred` values are w (x - shift).
+  __device__ void rescale(A step, A scale, bool centred) {
+    flush();
+    const double factor = static_cast<double>(exp_or_zero(-step * scale));
+    if (centred) values -= static_cast<double>(step) * weights;
+    weights *= factor, values *= factor;
+  }
+};
+
+// A thread's share of a row.
+template <typename A>
+struct HeadSums {
+  A max = -INFINITY, teacher_max = -INFINITY;
+  Weighted<A> plain, student, teacher, dense;  // temperatures 1, T, T, Te
+};
+
+}  // namespace balora::cuda

@@ -1,0 +1,105 @@
+// The SVD regularizer of Z = H W^T without Z, for a linear and frozen head (the algebra is that of
+// kernels/cpu/head/svd_ratio_gram.cc): sigma(Z)^2 = eig(H G H^T), G = W^T W; with P = H G the
+// gradient is U diag(weights) U^T P + shift P. The leading pairs come from products with H and P
+// alone; all pairs (nuclear norm) or small problems from the smaller of two dense matrices: H G
+// H^T, or L^T (H^T H) L with G = L L^T, L from G's eigen-decomposition. f64 throughout: 2 N C^2
+// flops for P and 4 N C b for each of the iteration's 25 products, and 32 N C bytes of scratch.
+#include "head/svd_ratio.cuh"
+
+namespace balora::cuda {
+namespace {
+
+constexpr const char* kRow = "svd_ratio_gram";
+
+// vectors (c,c) by columns times sqrt(max(values, 0)).
+__global__ void scale_columns(double* vectors, const double* values, int64_t c) {
+  for (int64_t at = thread_index(); at < c * c; at += thread_count()) {
+    const double value = values[at % c];
+    vectors[at] *= sqrt(value > 0 ? value : 0.0);
+  }
+}
+
+struct Problem {
+  Scratch& scratch;
+  Dense h, p, norm2;  // (N,C), H G, |Z|^2
+  const double* g;
+  int64_t k;
+  bool nuclear;
+
+  int64_t wanted(int64_t order) const { return nuclear ? order : std::min(k, order); }
+};
+
+// L (c,c) with G = L L^T; negative eigenvalues are rounding and count as zero.
+Dense gram_root(const Problem& t) {
+  const int64_t c = t.h.cols;
+  const Dense values(t.scratch, c, 1);
+  Dense vectors(t.scratch, c, c);
+  symmetric_eigen(t.scratch, c, t.g, values.data(), vectors.data(), kRow);
+  launch(t.scratch.ctx(), kRow, elements(c * c), scale_columns, vectors.data(), values.data(), c);
+  return vectors;
+}
+
+// More rows than channels: dL/dH = H (A diag(weights) A^T + shift G), A = L V.
+Dense tall_form(const Problem& t, double* value, bool gradient) {
+  Scratch& scratch = t.scratch;
+  const Dense root = gram_root(t);
+  const Dense inside = product(scratch, product_tn(scratch, t.h, t.h), root);
+  const Dense gram = product_tn(scratch, root, inside);
+  symmetrise(scratch.ctx(), gram);
+  const Eigenpairs pairs = leading_pairs(scratch, gram, t.wanted(gram.rows), kRow);
+  const SvdRatio ratio = svd_ratio(scratch, pairs.values, t.norm2, t.k, t.nuclear, value);
+  if (!gradient) return {};
+  const Dense a = product(scratch, root, pairs.vectors), flipped = transposed(scratch, a);
+  const Dense weighted = copied(scratch, flipped);
+  scale_rows(scratch.ctx(), weighted, ratio.weights);
+  const Dense inner = product_tn(scratch, flipped, weighted);
+  Dense out = times_shift(scratch, t.p, ratio.shift);
+  multiply(scratch.ctx(), {t.h.rows, t.h.cols, t.h.cols}, 1, {t.h.data(), t.h.cols},
+           {inner.data(), inner.cols}, 1, out.data(), out.cols);
+  return out;
+}
+
+Eigenpairs pairs_of(const Problem& t, bool iterates) {
+  Scratch& scratch = t.scratch;
+  const int64_t n = t.h.rows, c = t.h.cols;
+  if (!iterates) {
+    const Dense gram = product_nt(scratch, t.p, t.h);
+    symmetrise(scratch.ctx(), gram);
+    return leading_pairs(scratch, gram, t.wanted(n), kRow);
+  }
+  const ApplyOperator apply = [&](const double* x, int64_t x_stride, int64_t cols, double* y,
+                                  int64_t y_stride) {
+    const Dense inner(scratch, c, cols);
+    multiply(scratch.ctx(), {c, cols, n}, 1, {t.h.data(), c, true}, {x, x_stride}, 0, inner.data(),
+             cols);
+    multiply(scratch.ctx(), {n, cols, c}, 1, {t.p.data(), c}, {inner.data(), cols}, 0, y, y_stride);
+  };
+  return krylov_pairs(scratch, n, t.k, apply, kRow);
+}
+
+// As many channels as rows, or leading pairs alone: dL/dH = U diag(weights) (U^T P) + shift P.
+Dense wide_form(const Problem& t, bool iterates, double* value, bool gradient) {
+  const Eigenpairs pairs = pairs_of(t, iterates);
+  const SvdRatio ratio = svd_ratio(t.scratch, pairs.values, t.norm2, t.k, t.nuclear, value);
+  if (!gradient) return {};
+  return ratio_gradient(t.scratch, pairs.vectors, ratio, t.p);
+}
+
+}  // namespace
+
+int32_t svd_ratio_gram_kernel(Context* ctx, const balora_svd_ratio_gram& o) {
+  Scratch scratch(ctx);
+  const int64_t n = o.h->shape[0], c = o.h->shape[1];
+  Problem problem{scratch, widened(scratch, *o.h), Dense(scratch, n, c), {}, data_of<double>(o.g),
+                  o.k,     o.nuclear != 0};
+  multiply(ctx, {n, c, c}, 1, {problem.h.data(), c}, {problem.g, c}, 0, problem.p.data(), c);
+  problem.norm2 = sum_of_products(scratch, problem.h, problem.p);
+  const bool iterates = !o.nuclear && iterates_for(std::min(n, c), o.k);
+  double* to = data_of<double>(o.value);
+  const Dense gradient = !iterates && n > c ? tall_form(problem, to, o.dh != nullptr)
+                                            : wide_form(problem, iterates, to, o.dh != nullptr);
+  if (o.dh) store_values(ctx, gradient.data(), *o.dh);
+  return 0;
+}
+
+}  // namespace balora::cuda

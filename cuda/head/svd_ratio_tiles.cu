@@ -1,0 +1,164 @@
+// The SVD regularizer where the Gram form is not allowed: the head is trained, or its logits are
+// soft-capped (the algebra is that of kernels/cpu/head/svd_ratio_tiles.cc). Tiles of Z = cap(H W^T)
+// are made twice: once to sum the smaller Gram matrix in f64, over vocabulary tiles, or over row
+// tiles when rows outnumber the vocabulary, and once to turn each tile into dZ = U diag(weights)
+// U^T Z + shift Z, then dH += dZ W, dW = dZ^T H. 2 min(N,V)^2 max(N,V) f64 flops for the Gram
+// matrix, 8 N V C flops for the products.
+#include "head/svd_ratio.cuh"
+
+namespace balora::cuda {
+namespace {
+
+constexpr const char* kRow = "svd_ratio_tiles";
+constexpr int64_t kDefaultTileBytes = int64_t{128} << 20;
+
+template <typename A>
+__global__ void cap_logits(A* z, int64_t count, A cap) {
+  for (int64_t i = thread_index(); i < count; i += thread_count()) z[i] = cap * tanh(z[i] / cap);
+}
+
+// z = dz (1 - (z / cap)^2)
+template <typename A>
+__global__ void replace_logits(A* z, const double* dz, int64_t count, double inverse_cap) {
+  for (int64_t i = thread_index(); i < count; i += thread_count()) {
+    const double capped = static_cast<double>(z[i]) * inverse_cap;
+    z[i] = static_cast<A>(dz[i] * (1 - capped * capped));
+  }
+}
+
+// A tile is all rows of some tokens of the vocabulary, or the whole vocabulary of some rows.
+struct Tile {
+  int64_t row, rows, token, tokens;
+};
+
+template <typename A>
+class Tiles {
+ public:
+  Tiles(Scratch& scratch, const View* h, const View* w, double softcap, int64_t chunk_bytes)
+      : scratch_(scratch), ctx_(scratch.ctx()), h_(h), w_(w), softcap_(softcap) {
+    rows_ = h->shape[0], tokens_ = w->shape[0], channels_ = h->shape[1];
+    by_rows_ = rows_ > tokens_;
+    const int64_t extent = by_rows_ ? rows_ : tokens_;
+    const int64_t bytes = chunk_bytes > 0 ? chunk_bytes : kDefaultTileBytes;
+    // The tile in the logits' type and its f64 image.
+    step_ = bytes / (order() * static_cast<int64_t>(sizeof(A) + sizeof(double)));
+    step_ = std::clamp<int64_t>(step_, 1, extent);
+    logits_ = workspace<A>(ctx_, order() * step_);
+  }
+
+  int64_t order() const { return by_rows_ ? tokens_ : rows_; }
+
+  Dense gram() {
+    Dense sum = zeros(scratch_, order(), order());
+    each_tile([&](const Tile& tile) {
+      const Dense z = make_logits(tile);
+      const GemmShape shape = {order(), order(), by_rows_ ? tile.rows : tile.tokens};
+      multiply(ctx_, shape, 1, {z.data(), z.cols, by_rows_}, {z.data(), z.cols, !by_rows_}, 1,
+               sum.data(), order());
+    });
+    symmetrise(ctx_, sum);
+    return sum;
+  }
+
+  void gradient(const Dense& vectors, const SvdRatio& ratio, const View* dh, const View* dw) {
+    View sum{};
+    if (dh) {
+      sum = *dh;
+      sum.dtype = kLogits;
+      sum.data = dh->dtype == kLogits ? dh->data : workspace<A>(ctx_, rows_ * channels_);
+    }
+    bool first = true;
+    each_tile([&](const Tile& tile) {
+      replace_by_gradient(tile, vectors, ratio);
+      if (dh) {
+        const bool fresh = by_rows_ || first;
+        gemm(ctx_, {tile.rows, channels_, tile.tokens}, 1, {logits_, kLogits, tile.tokens},
+             rows_of(*w_, tile.token), fresh ? 0 : 1,
+             {offset_by(sum.data, tile.row * channels_, kLogits), kLogits, channels_});
+      }
+      if (dw) {
+        gemm(ctx_, {tile.tokens, channels_, tile.rows}, 1, {logits_, kLogits, tile.tokens, true},
+             rows_of(*h_, tile.row), tile.row > 0 ? 1 : 0,
+             {offset_by(dw->data, tile.token * channels_, dw->dtype), dw->dtype, channels_});
+      }
+      first = false;
+    });
+    if (!dh || sum.data == dh->data) return;
+    convert_matrix(ctx_, rows_, channels_, sum.data, kLogits, channels_, dh->data, dh->dtype,
+                   channels_);
+  }
+
+ private:
+  static constexpr int32_t kLogits = std::is_same_v<A, double> ? BALORA_F64 : BALORA_F32;
+
+  GemmOperand rows_of(const View& view, int64_t first, bool transposed = false) const {
+    return {offset_by(view.data, first * channels_, view.dtype), view.dtype, channels_, transposed};
+  }
+
+  template <typename Body>
+  void each_tile(const Body& body) {
+    const int64_t extent = by_rows_ ? rows_ : tokens_;
+    for (int64_t first = 0; first < extent; first += step_) {
+      const int64_t count = std::min(step_, extent - first);
+      body(by_rows_ ? Tile{first, count, 0, tokens_} : Tile{0, rows_, first, count});
+    }
+  }
+
+  // Into logits_; returns their f64 image.
+  Dense make_logits(const Tile& tile) {
+    const int64_t count = tile.rows * tile.tokens;
+    gemm(ctx_, {tile.rows, tile.tokens, channels_}, 1, rows_of(*h_, tile.row),
+         rows_of(*w_, tile.token, true), 0, {logits_, kLogits, tile.tokens});
+    if (softcap_ > 0) launch(ctx_, kRow, elements(count), cap_logits<A>, logits_, count, softcap_);
+    return widened(scratch_, logits_, kLogits, tile.rows, tile.tokens);
+  }
+
+  void replace_by_gradient(const Tile& tile, const Dense& vectors, const SvdRatio& ratio) {
+    Dense z = make_logits(tile);
+    if (by_rows_) {
+      // From the right the roles of rows and columns swap: dZ^T = V diag(weights) V^T Z^T + shift
+      // Z^T.
+      z = transposed(scratch_, ratio_gradient(scratch_, vectors, ratio, transposed(scratch_, z)));
+    } else {
+      z = ratio_gradient(scratch_, vectors, ratio, z);
+    }
+    launch(ctx_, kRow, elements(z.size()), replace_logits<A>, logits_, z.data(), z.size(),
+           softcap_ > 0 ? 1 / softcap_ : 0.0);
+  }
+
+  Scratch& scratch_;
+  Context* ctx_;
+  const View *h_, *w_;
+  double softcap_;
+  int64_t rows_, tokens_, channels_, step_;
+  bool by_rows_;
+  A* logits_;
+};
+
+struct Outputs {
+  const View *value, *dh, *dw;
+};
+
+template <typename A>
+void run(Context* ctx, const View* h, const View* w, const Outputs& out, int64_t k, bool nuclear,
+         double softcap, int64_t chunk_bytes) {
+  Scratch scratch(ctx);
+  Tiles<A> tiles(scratch, h, w, softcap, chunk_bytes);
+  const Dense gram = tiles.gram();
+  const Dense norm2 = trace_of(scratch, gram);  // the sum of the squares of all logits
+  const int64_t wanted = nuclear ? gram.rows : std::min(k, gram.rows);
+  const Eigenpairs pairs = leading_pairs(scratch, gram, wanted, kRow);
+  const SvdRatio ratio =
+      svd_ratio(scratch, pairs.values, norm2, k, nuclear, data_of<double>(out.value));
+  if (out.dh || out.dw) tiles.gradient(pairs.vectors, ratio, out.dh, out.dw);
+}
+
+}  // namespace
+
+int32_t svd_ratio_tiles_kernel(Context* ctx, const balora_svd_ratio_tiles& o) {
+  const auto start = o.h->dtype == BALORA_F64 ? run<double> : run<float>;
+  start(ctx, o.h, o.w, {o.value, o.dh, o.dw}, o.k, o.nuclear != 0, o.softcap, o.chunk_bytes);
+  return 0;
+}
+
+}  // namespace balora::cuda

@@ -1,0 +1,42 @@
+// Sums of bf16 products with one f32 accumulation and one rounding: what a linear with low-rank
+// parts is, and the gradient of an input that several linears share.
+#pragma once
+#include <vector>
+
+#include "runtime/common.cuh"
+
+namespace balora::cuda {
+
+// A (M,K) row-major; B (K,N) row-major, or stored (N,K) if b_inner. Strides in elements.
+struct SumTerm {
+  const bf16* a;
+  const bf16* b;
+  int64_t a_stride, b_stride;
+  int32_t k;
+  bool b_inner;
+  bool a_aligned = false, b_aligned = false;  // rows start at 16-byte addresses; set by sum_terms
+};
+
+constexpr int kMaxTerms = 24;
+
+// What the kernel gets: C (M,N) contiguous, in bf16, or in f32 where `wide` is given (which may be
+// the addend).
+struct SumArgs {
+  int64_t m, n;
+  int32_t count;
+  int32_t steps;        // of the inner extents, all terms together
+  const float* addend;  // (M,N) or null
+  const bf16* bias;     // (N) or null
+  bf16* c;
+  float* wide;
+  bool pairs;  // two neighbours of C may be written at once
+  SumTerm terms[kMaxTerms];
+};
+
+// c (M,N) = sum of terms + bias. `base` are the products with weights, which cuBLAS may take over;
+// `low_rank` are summed before them, so that parts which cancel leave the base alone to the last
+// bit.
+void sum_terms(Context* ctx, int64_t m, int64_t n, const std::vector<SumTerm>& low_rank,
+               const std::vector<SumTerm>& base, const bf16* bias, bf16* c);
+
+}  // namespace balora::cuda

@@ -1,0 +1,220 @@
+// Reductions over the middle of a contiguous (A,R,C) -> (A,C) (kernels/cpu/reduce/reduce.cc), as
+// folds (fold.cuh). Sums run in f64 whatever the dtype: a conversion and an addition an element,
+// which keeps up with memory in bf16 on GPUs with full f64 units (3.6e12 conversions/s of an H100
+// against 1.7e12 elements/s) and costs others about a factor of two. A vocabulary-long logsumexp
+// finds maximum and sum in one read, single exponentials in f32, everything that is added or scaled
+// again in f64, so its error does not grow with R. Each forward moves size bytes an element (the
+// variance twice that: the mean first), reduce_backward 2 * size.
+#include "device/fold.cuh"
+#include "kernels/op_codes.h"
+
+namespace balora::cuda {
+namespace {
+
+struct SumState {
+  double total, shift;
+};
+// Sum of x, or of (x - shift)^2.
+template <typename Element>
+struct SumFold {
+  using T = Element;
+  using State = SumState;
+  const double* shift;  // a result each, or null: sum of x
+
+  __device__ State start(int64_t o) const {
+    const double about = shift ? shift[o] : 0;
+    return {about - about, about};  // NaN where the mean is no number
+  }
+  __device__ void add(State& s, Acc<T> x, int64_t) const {
+    const double value = static_cast<double>(x) - s.shift;
+    s.total += shift ? value * value : value;
+  }
+  __device__ void merge(State& s, const State& later) const { s.total += later.total; }
+};
+
+template <typename A>
+struct LogState {
+  double total;
+  A highest;
+};
+// Sum of exponentials about the running maximum, in which a NaN stays.
+template <typename Element>
+struct LogFold {
+  using T = Element;
+  using A = Acc<T>;
+  using State = LogState<A>;
+
+  __device__ State start(int64_t) const { return {0, static_cast<A>(-INFINITY)}; }
+  __device__ void add(State& s, A x, int64_t) const {
+    if (x == static_cast<A>(-INFINITY)) return;
+    if (x <= s.highest) {
+      s.total += static_cast<double>(std::exp(x - s.highest));
+    } else if (s.highest == s.highest) {
+      s.total = s.total * below(s.highest, x) + 1;
+      s.highest = x;
+    }
+  }
+  __device__ void merge(State& s, const State& later) const {
+    const A top = Max{}(s.highest, later.highest);
+    const double mine = s.highest == top ? s.total : s.total * below(s.highest, top);
+    const double other =
+        later.highest == top ? later.total : later.total * below(later.highest, top);
+    s = {mine + other, top};
+  }
+  __device__ static double below(A x, A top) {
+    return std::exp(static_cast<double>(x) - static_cast<double>(top));
+  }
+  __device__ static double result(const State& s) {
+    const auto top = static_cast<double>(s.highest);
+    return top - top == 0 ? top + std::log(s.total) : top;
+  }
+};
+
+template <typename A>
+struct ExtremeState {
+  A value;
+  int32_t position;  // -1: nothing taken in
+};
+// The extreme and its first position. A NaN beats every number.
+template <typename Element>
+struct ExtremeFold {
+  using T = Element;
+  using A = Acc<T>;
+  using State = ExtremeState<A>;
+  int32_t is_max;
+
+  __device__ State start(int64_t) const { return {A(0), -1}; }
+  __device__ void add(State& s, A x, int64_t r) const {
+    if (s.position < 0 || beats(x, s.value)) s = {x, static_cast<int32_t>(r)};
+  }
+  __device__ void merge(State& s, const State& other) const {
+    if (other.position < 0) return;
+    const bool first = other.position < s.position && !beats(s.value, other.value);
+    if (s.position < 0 || beats(other.value, s.value) || first) s = other;
+  }
+  __device__ bool beats(A a, A b) const { return (is_max ? a > b : a < b) || (a != a && b == b); }
+};
+
+template <typename D>
+__global__ void finish_sums(const SumState* partial, D* y, int64_t results, int64_t pieces,
+                            double divisor) {
+  const SumFold<float> fold{nullptr};
+  for (int64_t o = thread_index(); o < results; o += thread_count()) {
+    const double sum = merged(fold, partial, results, pieces, o).total;
+    y[o] = store<D>(static_cast<Acc<D>>(sum / divisor));
+  }
+}
+
+template <typename A, typename D>
+__global__ void finish_logs(const LogState<A>* partial, D* y, int64_t results, int64_t pieces) {
+  const LogFold<A> fold{};
+  for (int64_t o = thread_index(); o < results; o += thread_count()) {
+    const auto state = merged(fold, partial, results, pieces, o);
+    y[o] = store<D>(static_cast<Acc<D>>(LogFold<A>::result(state)));
+  }
+}
+
+template <typename T>
+__global__ void finish_extremes(ExtremeFold<T> fold, const ExtremeState<Acc<T>>* partial, T* values,
+                                int32_t* positions, int64_t results, int64_t pieces) {
+  for (int64_t o = thread_index(); o < results; o += thread_count()) {
+    const auto state = merged(fold, partial, results, pieces, o);
+    if (values) values[o] = store<T>(state.value);
+    if (positions) positions[o] = state.position;
+  }
+}
+
+// y (A,C) = sum of x, or of (x - shift)^2, over divisor
+template <typename T, typename D>
+void sum_middle(Context* ctx, const char* name, const T* x, const Extent& e, const double* shift,
+                double divisor, D* y) {
+  const SumState* partial = fold_middle(ctx, name, SumFold<T>{shift}, x, e);
+  launch(ctx, name, elements(e.results()), finish_sums<D>, partial, y, e.results(), e.pieces,
+         divisor);
+}
+
+template <typename T>
+double* means(Context* ctx, const char* name, const T* x, const Extent& e) {
+  auto* mean = workspace<double>(ctx, e.results());
+  sum_middle<T, double>(ctx, name, x, e, nullptr, static_cast<double>(e.rows), mean);
+  return mean;
+}
+
+template <typename T>
+struct BackwardOperands {
+  const T *dy, *x;
+  const Acc<T>* y;     // logsumexp's result, or null
+  const double* mean;  // variance's, or null
+  T* dx;
+};
+
+template <typename T>
+__global__ void reduce_gradients(BackwardOperands<T> o, Extent e, Acc<T> factor) {
+  using A = Acc<T>;
+  const int64_t slab = e.rows * e.inner;
+  for (int64_t i = thread_index(); i < e.outer * slab; i += thread_count()) {
+    const int64_t result = i / slab * e.inner + i % e.inner;
+    const A value = load(o.x[i]);
+    const A slope = o.mean ? factor * static_cast<A>(static_cast<double>(value) - o.mean[result])
+                           : std::exp(value - o.y[result]);
+    o.dx[i] = store<T>(load(o.dy[result]) * slope);
+  }
+}
+
+}  // namespace
+
+int32_t reduce_kernel(Context* ctx, const balora_reduce& o) {
+  const char* name = "reduce";
+  const Extent e = extent_of(o.x);
+  const auto rows = static_cast<double>(e.rows);
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    const T* data = data_of<T>(o.x);
+    const double* mean = o.op == BALORA_VARIANCE ? means(ctx, name, data, e) : nullptr;
+    if (o.op == BALORA_LOGSUMEXP) {
+      using A = Acc<T>;
+      const LogState<A>* partial = fold_middle(ctx, name, LogFold<T>{}, data, e);
+      dispatch_float(o.y->dtype, [&]<typename D>() {
+        launch(ctx, name, elements(e.results()), finish_logs<A, D>, partial, data_of<D>(o.y),
+               e.results(), e.pieces);
+      });
+      return;
+    }
+    const double divisor = o.op == BALORA_VARIANCE ? rows - o.correction
+                           : o.op == BALORA_MEAN   ? rows
+                                                   : 1;
+    dispatch_float(o.y->dtype, [&]<typename D>() {
+      sum_middle<T, D>(ctx, name, data, e, mean, divisor, data_of<D>(o.y));
+    });
+  });
+  return 0;
+}
+
+int32_t reduce_backward_kernel(Context* ctx, const balora_reduce_backward& o) {
+  const char* name = "reduce_backward";
+  const Extent e = extent_of(o.x);
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    using A = Acc<T>;
+    const T* data = data_of<T>(o.x);
+    const bool variance = o.op == BALORA_VARIANCE;
+    const double* mean = variance ? means(ctx, name, data, e) : nullptr;
+    const BackwardOperands<T> operands{data_of<T>(o.dy), data, variance ? nullptr : data_of<A>(o.y),
+                                       mean, data_of<T>(o.dx)};
+    const double factor = 2.0 / (static_cast<double>(e.rows) - o.correction);
+    launch(ctx, name, elements(view_numel(*o.x)), reduce_gradients<T>, operands, e, factor);
+  });
+  return 0;
+}
+
+int32_t extreme_kernel(Context* ctx, const balora_extreme& o) {
+  const char* name = "extreme";
+  const Extent e = extent_of(o.x);
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    const ExtremeFold<T> fold{o.is_max};
+    const auto* partial = fold_middle(ctx, name, fold, data_of<T>(o.x), e);
+    launch(ctx, name, elements(e.results()), finish_extremes<T>, fold, partial,
+           data_of<T>(o.values), data_of<int32_t>(o.positions), e.results(), e.pieces);
+  });
+  return 0;
+}
+
+}  // namespace balora::cuda

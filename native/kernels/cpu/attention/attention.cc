@@ -1,0 +1,174 @@
+// Attention forward over unpadded segments: per tile of queries an online softmax over the tiles of
+// keys that they see (Dao et al. 2022, FlashAttention), so scores live in one thread's tile only.
+// What the backward needs is each row's log-sum-exp. The heads of a group share the packed keys and
+// values of their kv head.
+#include <cmath>
+#include <limits>
+
+#include "kernels/cpu/attention/attention_band.h"
+#include "kernels/cpu/attention/attention_tiles.h"
+#include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/parallel.h"
+
+namespace balora::attention {
+namespace {
+
+template <typename T>
+struct Operands {
+  const T* q;
+  const T* k;
+  const T* v;
+  T* out;
+  int64_t q_stride, k_stride, v_stride;
+};
+
+// One thread's scratch. Packed tiles of keys and values fill as the queries reach them.
+template <typename E>
+struct Scratch {
+  using A = Acc<E>;
+  E *keys, *values, *q, *p;
+  A *scores, *out, *highest, *total;
+  uint8_t* packed;
+
+  Scratch(Arena& arena, const Geometry& g, int64_t longest) {
+    const int64_t tiles = tile_count(longest), tile = kTile * g.padded();
+    keys = arena.take<E>(tiles * tile);
+    values = arena.take<E>(tiles * tile);
+    q = arena.take<E>(tile);
+    p = arena.take<E>(kTile * kTile);
+    scores = arena.take<A>(kTile * kTile);
+    out = arena.take<A>(tile);
+    highest = arena.take<A>(kTile);
+    total = arena.take<A>(kTile);
+    packed = arena.take<uint8_t>(tiles);
+  }
+};
+
+template <typename T, typename E>
+class Forward {
+ public:
+  using A = Acc<E>;
+
+  Forward(const Geometry& g, const Operands<T>& operands, A* lse)
+      : g_(g), operands_(operands), lse_(lse) {}
+
+  void run(const Segment& segment, const Run& run, const Scratch<E>& scratch) const {
+    std::fill(scratch.packed, scratch.packed + tile_count(segment.rows), uint8_t{0});
+    for (int64_t tile = run.first; tile < run.last; ++tile) {
+      for (int64_t h = 0; h < g_.group(); ++h) {
+        query_tile(segment, run.kv_head, run.kv_head * g_.group() + h, tile, scratch);
+      }
+    }
+  }
+
+ private:
+  void query_tile(const Segment& segment, int64_t kv_head, int64_t head, int64_t tile,
+                  const Scratch<E>& scratch) const {
+    const Queries own(segment, tile);
+    const int64_t first = own.first, queries = own.count(), row = segment.query(first);
+    if (queries == 0) return;
+    const int64_t r = tile_padded(queries), d = g_.padded();
+    const T* q = operands_.q + row * operands_.q_stride + head * g_.size;
+    Packing<T, E>::columns_right({q, operands_.q_stride, queries, g_.size}, scratch.q, r, d);
+    std::fill(scratch.out, scratch.out + r * d, A(0));
+    std::fill(scratch.highest, scratch.highest + r, -std::numeric_limits<A>::infinity());
+    std::fill(scratch.total, scratch.total + r, A(0));
+    const TileRange met = keys_of_queries(g_, segment, tile);
+    for (int64_t key_tile = met.first; key_tile < met.last; ++key_tile) {
+      pack_keys(segment, kv_head, key_tile, scratch);
+      const int64_t first_key = key_tile * kTile;
+      const int64_t keys = std::min(kTile, segment.rows - first_key), n = tile_padded(keys);
+      const Band band = band_of(g_, first, first_key);
+      score_product(band, {n, r, d}, scratch.keys + key_tile * kTile * d, scratch.q,
+                    scratch.scores);
+      Softmax<E>::run({g_, segment.rows, first, queries, first_key, keys, r, n, d, scratch.scores,
+                       scratch.p, scratch.highest, scratch.total, scratch.out});
+      sum_over_keys(band, {d, r, n}, scratch.values + key_tile * kTile * d, scratch.p, scratch.out);
+    }
+    finish(row, queries, head, scratch);
+  }
+
+  void pack_keys(const Segment& segment, int64_t kv_head, int64_t tile,
+                 const Scratch<E>& scratch) const {
+    if (scratch.packed[tile]) return;
+    scratch.packed[tile] = 1;
+    const int64_t first = tile * kTile, keys = std::min(kTile, segment.rows - first);
+    const int64_t n = tile_padded(keys), d = g_.padded(), row = segment.begin + first;
+    const T* k = operands_.k + row * operands_.k_stride + kv_head * g_.size;
+    const T* v = operands_.v + row * operands_.v_stride + kv_head * g_.size;
+    Packing<T, E>::rows_left({k, operands_.k_stride, keys, g_.size},
+                             scratch.keys + tile * kTile * d, n, d);
+    Packing<T, E>::columns_left({v, operands_.v_stride, keys, g_.size},
+                                scratch.values + tile * kTile * d, n, d);
+  }
+
+  void finish(int64_t row, int64_t queries, int64_t head, const Scratch<E>& scratch) const {
+    for (int64_t i = 0; i < queries; ++i) {
+      lse_[(row + i) * g_.heads + head] = scratch.highest[i] + std::log(scratch.total[i]);
+      scratch.total[i] = A(1) / scratch.total[i];
+    }
+    Unpacking<T>::columns(scratch.out, tile_padded(queries), scratch.total,
+                          operands_.out + (row * g_.heads + head) * g_.size, g_.heads * g_.size,
+                          queries, g_.size);
+  }
+
+  Geometry g_;
+  Operands<T> operands_;
+  A* lse_;
+};
+
+// Padding rows give zeros.
+template <typename T, typename A>
+void clear_padding(const Segment& segment, const Geometry& g, T* out, A* lse) {
+  const int64_t from = segment.query(std::max(segment.rows, segment.skip));
+  const int64_t stop = segment.query(segment.stop - segment.begin);
+  std::fill(out + from * g.heads * g.size, out + stop * g.heads * g.size, T{});
+  std::fill(lse + from * g.heads, lse + stop * g.heads, A(0));
+}
+
+template <typename T, typename E>
+void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
+             const Operands<T>& operands, const View* lse) {
+  using A = Acc<E>;
+  const Plan plan = make_plan(g, segments, ctx->num_threads, false);
+  for (const Segment& segment : segments) {
+    clear_padding(segment, g, operands.out, data_of<A>(lse));
+  }
+  Arena count;
+  Scratch<E>(count, g, plan.longest);
+  const int64_t width = static_cast<int64_t>(plan.threads.size());
+  char* memory = workspace<char>(ctx, count.used() * width);
+  const Forward<T, E> forward(g, operands, data_of<A>(lse));
+  parallel_for(ctx, width, 1, [&](int64_t begin, int64_t end) {
+    const TileScope scope;
+    for (int64_t thread = begin; thread < end; ++thread) {
+      Arena arena(memory + thread * count.used());
+      const Scratch<E> scratch(arena, g, plan.longest);
+      for (const Run& run : plan.threads[static_cast<size_t>(thread)]) {
+        forward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace balora::attention
+
+namespace balora {
+
+int32_t attention_forward_kernel(Context* ctx, const balora_attention_forward& o) {
+  using namespace attention;
+  const Geometry g{o.q->shape[1], o.k->shape[1], o.q->shape[2],
+                   o.scale,       o.softcap,     window_of(o.window, o.k->shape[0]),
+                   o.causal != 0};
+  const std::vector<Segment> segments =
+      read_segments(o.cu_seqlens, o.cu_queries, o.lengths, o.q->shape[0], o.k->shape[0]);
+  dispatch_tiles(o.q->dtype, [&]<typename T, typename E>() {
+    const Operands<T> operands{data_of<T>(o.q), data_of<T>(o.k), data_of<T>(o.v), data_of<T>(o.out),
+                               o.q->stride[0],  o.k->stride[0],  o.v->stride[0]};
+    attention::forward<T, E>(ctx, g, segments, operands, o.lse);
+  });
+  return 0;
+}
+
+}  // namespace balora

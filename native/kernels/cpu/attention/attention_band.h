@@ -1,0 +1,80 @@
+// Which scores of a tile exist, and products that leave out the others. Tiles on the diagonal of a
+// causal mask, or on the edge of a window, are masked in part: at T = 240 two fifths of all tiles
+// lie on the diagonal. Queries go by blocks of kTileUnit columns, keys by tile_step() rows; what is
+// outside of a block's range is neither read nor written.
+#pragma once
+#include <algorithm>
+
+#include "kernels/cpu/attention/attention_plan.h"
+
+namespace balora::attention {
+
+// Key j and query i of a tile see each other where j + low <= i < j + high.
+struct Band {
+  int64_t low, high;
+
+  // Keys [first, last) of n that see any of the queries [first_query, last_query), in whole steps.
+  TileRange keys(int64_t first_query, int64_t last_query, int64_t n, int64_t step) const {
+    return whole(first_query - high + 1, last_query - low, n, step);
+  }
+  // The same for the queries that see any of the keys.
+  TileRange queries(int64_t first_key, int64_t last_key, int64_t r, int64_t step) const {
+    return whole(first_key + low, last_key - 1 + high, r, step);
+  }
+  bool covers(int64_t n, int64_t r) const { return low <= 1 - n && high >= r; }
+
+ private:
+  static TileRange whole(int64_t first, int64_t last, int64_t count, int64_t step) {
+    first = std::clamp<int64_t>(first, 0, count) / step * step;
+    last = std::clamp<int64_t>(last, first, count);
+    return {first, std::min((last + step - 1) / step * step, count)};
+  }
+};
+
+inline Band band_of(const Geometry& g, int64_t first_query, int64_t first_key) {
+  const int64_t shift = first_key - first_query, far = int64_t{1} << 40;
+  return {g.causal   ? shift
+          : g.window ? shift - g.window + 1
+                     : -far,
+          g.window ? shift + g.window : far};
+}
+
+// Elements between columns of a B operand.
+template <typename E>
+constexpr int64_t kPairWidth = std::is_same_v<E, bf16> ? 2 : 1;
+
+// scores (n,r) = a (n,d) b (d,r): keys by queries.
+template <typename E, typename A>
+void score_product(const Band& band, TileShape s, const E* a, const E* b, A* scores) {
+  if (band.covers(s.m, s.n)) return tile_gemm(s, a, s.k, b, scores, s.n, false);
+  for (int64_t i = 0; i < s.n; i += kTileUnit) {
+    const TileRange keys = band.keys(i, i + kTileUnit, s.m, tile_step<E>());
+    tile_gemm({keys.count(), kTileUnit, s.k}, a + keys.first * s.k, s.k, b + i * kPairWidth<E>, s.n,
+              scores + keys.first * s.n + i, s.n, false);
+  }
+}
+
+// out (n,d) += p (n,r) b (r,d): sums over queries, of keys. p is zero where a key is not seen.
+template <typename E, typename A>
+void sum_over_queries(const Band& band, TileShape s, const E* p, const E* b, A* out) {
+  if (band.covers(s.m, s.k)) return tile_gemm(s, p, s.k, b, out, s.n, true);
+  const int64_t step = tile_step<E>();
+  for (int64_t j = 0; j < s.m; j += step) {
+    const TileRange queries = band.queries(j, j + step, s.k, step);
+    tile_gemm({step, s.n, queries.count()}, p + j * s.k + queries.first, s.k,
+              b + queries.first * s.n, s.n, out + j * s.n, s.n, true);
+  }
+}
+
+// out (d,r) += a (d,n) p (n,r): sums over keys, of queries.
+template <typename E, typename A>
+void sum_over_keys(const Band& band, TileShape s, const E* a, const E* p, A* out) {
+  if (band.covers(s.k, s.n)) return tile_gemm(s, a, s.k, p, out, s.n, true);
+  for (int64_t i = 0; i < s.n; i += kTileUnit) {
+    const TileRange keys = band.keys(i, i + kTileUnit, s.k, tile_step<E>());
+    tile_gemm({s.m, kTileUnit, keys.count()}, a + keys.first, s.k,
+              p + keys.first * s.n + i * kPairWidth<E>, s.n, out + i, s.n, true);
+  }
+}
+
+}  // namespace balora::attention

@@ -1,0 +1,240 @@
+#include "kernels/cpu/attention/attention_bf16.h"
+
+#ifdef BALORA_TILES
+#include "kernels/cpu/products/tiles_words.h"
+#include "kernels/cpu/runtime/lanes.h"
+
+namespace balora::attention::lanes {
+namespace {
+
+using balora::lanes::all;
+using balora::lanes::exp2;
+using balora::lanes::first32;
+using balora::lanes::rounded;
+
+// 32 values of row i from column c on, zeros beyond the source.
+BF16_TARGET BALORA_INLINE __m512i load_row(const Source<bf16>& s, int64_t i, int64_t c) {
+  if (i >= s.rows) return _mm512_setzero_si512();
+  return _mm512_maskz_loadu_epi16(first32(s.size - c), s.data + i * s.stride + c);
+}
+
+// Rows of one head lie apart, which no hardware prefetcher follows across all of them.
+BALORA_INLINE void prefetch_row(const Source<bf16>& s, int64_t i) {
+  if (i >= s.rows) return;
+  for (int64_t c = 0; c < s.size; c += 32) {
+    _mm_prefetch(reinterpret_cast<const char*>(s.data + i * s.stride + c), _MM_HINT_T0);
+  }
+}
+constexpr int64_t kAhead = 16;
+
+// Where _mm512_permutex2var_epi16 takes words from: the even row, then (+32) the odd row.
+struct Interleaved {
+  __m512i low, high;
+};
+BF16_TARGET BALORA_INLINE Interleaved interleaving() {
+  alignas(64) uint16_t low[32], high[32];
+  for (uint16_t lane = 0; lane < 32; ++lane) {
+    const auto at = static_cast<uint16_t>(lane / 2 + (lane & 1) * 32);
+    low[lane] = at, high[lane] = static_cast<uint16_t>(at + 16);
+  }
+  return {_mm512_load_si512(low), _mm512_load_si512(high)};
+}
+BF16_TARGET BALORA_INLINE Interleaved interleave(const Interleaved& order, __m512i even,
+                                                 __m512i odd) {
+  return {_mm512_permutex2var_epi16(even, order.low, odd),
+          _mm512_permutex2var_epi16(even, order.high, odd)};
+}
+
+// Lanes of 16 columns from `column` on that lie in [first, last).
+BALORA_INLINE __mmask16 lanes_within(int64_t first, int64_t last, int64_t column) {
+  const int64_t low = std::clamp<int64_t>(first - column, 0, 16);
+  const int64_t high = std::clamp<int64_t>(last - column, low, 16);
+  return static_cast<__mmask16>((1u << high) - (1u << low));
+}
+
+// One key's share of a tile: the queries [first, last) that see it.
+struct KeyRow {
+  int64_t row, first, last;
+
+  bool misses(int64_t column, int64_t count) const {
+    return last <= column || first >= column + count;
+  }
+};
+
+BALORA_INLINE KeyRow key_row(const GradTile<bf16>& t, int64_t j) {
+  if (j >= t.keys) return {j, 0, 0};
+  const int64_t key = t.first_key + j;
+  return {j, std::max<int64_t>(t.geometry.first_query(key) - t.first_query, 0),
+          std::min(t.geometry.last_query(key, t.segment_rows) - t.first_query, t.queries)};
+}
+
+struct Gradients {
+  __m512i p, ds;
+};
+
+// 32 queries of one key.
+BF16_TARGET BALORA_INLINE Gradients key_gradients(const GradTile<bf16>& t, const KeyRow& key,
+                                                  int64_t column) {
+  const __m512 scale = all(static_cast<float>(t.geometry.scale));
+  const __m512 log2e = all(vec::kLog2e),
+               scale2 = all(static_cast<float>(t.geometry.scale) * vec::kLog2e);
+  __m512 p[2], ds[2];
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const int64_t at = column + 16 * half;
+    const __mmask16 seen = lanes_within(key.first, key.last, at);
+    const int64_t place = key.row * t.padded_queries + at;
+    const __m512 lse = _mm512_maskz_loadu_ps(seen, t.lse + at);
+    const __m512 delta = _mm512_maskz_loadu_ps(seen, t.delta + at);
+    const __m512 score = _mm512_load_ps(t.scores + place), dp = _mm512_load_ps(t.dp + place);
+    const __m512 exponent = _mm512_fmsub_ps(score, scale2, _mm512_mul_ps(lse, log2e));
+    p[half] = _mm512_maskz_mov_ps(seen, exp2(exponent));
+    ds[half] = _mm512_maskz_mul_ps(seen, _mm512_mul_ps(p[half], _mm512_sub_ps(dp, delta)), scale);
+  }
+  return {rounded(p[0], p[1]), rounded(ds[0], ds[1])};
+}
+
+}  // namespace
+
+BF16_TARGET void rows_left(const Source<bf16>& s, bf16* out, int64_t r, int64_t d) {
+  for (int64_t i = 0; i < r; ++i) {
+    prefetch_row(s, i + kAhead);
+    for (int64_t c = 0; c < d; c += 32) _mm512_store_si512(out + i * d + c, load_row(s, i, c));
+  }
+}
+
+BF16_TARGET void rows_right(const Source<bf16>& s, bf16* out, int64_t r, int64_t d) {
+  const Interleaved order = interleaving();
+  for (int64_t i = 0; i < r; i += 2) {
+    prefetch_row(s, i + kAhead);
+    prefetch_row(s, i + kAhead + 1);
+    for (int64_t c = 0; c < d; c += 32) {
+      const Interleaved pairs = interleave(order, load_row(s, i, c), load_row(s, i + 1, c));
+      _mm512_store_si512(out + i * d + 2 * c, pairs.low);
+      _mm512_store_si512(out + i * d + 2 * c + 32, pairs.high);
+    }
+  }
+}
+
+// Row pairs as words, 16 pairs x 16 columns at a time, turned.
+BF16_TARGET void columns_left(const Source<bf16>& s, bf16* out, int64_t r, int64_t d) {
+  const Interleaved order = interleaving();
+  for (int64_t i = 0; i < r; i += 32) {
+    for (int64_t c = 0; c < d; c += 32) {
+      Words low[16], high[16];
+#pragma GCC unroll 16
+      for (int64_t pair = 0; pair < 16; ++pair) {
+        const int64_t row = i + 2 * pair;
+        const Interleaved pairs = interleave(order, load_row(s, row, c), load_row(s, row + 1, c));
+        low[pair] = (Words)pairs.low, high[pair] = (Words)pairs.high;
+      }
+      transpose_words(low);
+      transpose_words(high);
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < 16; ++l) {
+        _mm512_store_si512(out + (c + l) * r + i, (__m512i)low[l]);
+        _mm512_store_si512(out + (c + 16 + l) * r + i, (__m512i)high[l]);
+      }
+    }
+  }
+}
+
+// Two columns of a row are one word already.
+BF16_TARGET void columns_right(const Source<bf16>& s, bf16* out, int64_t r, int64_t d) {
+  for (int64_t i = 0; i < r; i += 16) {
+    for (int64_t l = 0; l < 16; ++l) prefetch_row(s, i + kAhead + l);
+    for (int64_t c = 0; c < d; c += 32) {
+      Words words[16];
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < 16; ++l) words[l] = (Words)load_row(s, i + l, c);
+      transpose_words(words);
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < 16; ++l) {
+        _mm512_store_si512(out + (c + 2 * l) * r + 2 * i, (__m512i)words[l]);
+      }
+    }
+  }
+}
+
+BF16_TARGET void unpack_rows(const float* sums, int64_t ld, bf16* out, int64_t stride, int64_t rows,
+                             int64_t size) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t c = 0; c < size; c += 32) {
+      const float* from = sums + i * ld + c;
+      _mm512_mask_storeu_epi16(out + i * stride + c, first32(size - c),
+                               rounded(_mm512_load_ps(from), _mm512_load_ps(from + 16)));
+    }
+  }
+}
+
+BF16_TARGET void unpack_columns(const float* sums, int64_t ld, const float* factors, bf16* out,
+                                int64_t stride, int64_t rows, int64_t size) {
+  for (int64_t i = 0; i < rows; i += 16) {
+    const __m512 factor = factors ? _mm512_load_ps(factors + i) : _mm512_set1_ps(1.0f);
+    for (int64_t c = 0; c < size; c += 16) {
+      Words words[16];
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < 16; ++l) {
+        words[l] = (Words)_mm512_mul_ps(_mm512_load_ps(sums + (c + l) * ld + i), factor);
+      }
+      transpose_words(words);
+      const auto columns = static_cast<__mmask16>(first32(size - c));
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < 16; ++l) {
+        if (i + l >= rows) break;
+        _mm256_mask_storeu_epi16(out + (i + l) * stride + c, columns,
+                                 (__m256i)_mm512_cvtneps_pbh((__m512)words[l]));
+      }
+    }
+  }
+}
+
+BF16_TARGET void row_dots(const Source<bf16>& x, const Source<bf16>& y, float* out) {
+  for (int64_t i = 0; i < x.rows; ++i) {
+    prefetch_row(y, i + kAhead);
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t c = 0; c < x.size; c += 32) {
+      sum = _mm512_dpbf16_ps(sum, (__m512bh)load_row(x, i, c), (__m512bh)load_row(y, i, c));
+    }
+    out[i] = _mm512_reduce_add_ps(sum);
+  }
+}
+
+BF16_TARGET void exponentials(const float* s, int64_t ld, int64_t first, int64_t last, float scale,
+                              const float* highest, bf16* p, float* sum) {
+  const __m512 factor = all(scale * vec::kLog2e);
+  const __m512 top = _mm512_mul_ps(_mm512_loadu_ps(highest), all(vec::kLog2e));
+  __m512 total = _mm512_setzero_ps();
+#pragma GCC unroll 2
+  for (int64_t j = first; j < last; j += 2) {
+    const __m512 even = exp2(_mm512_fmsub_ps(_mm512_load_ps(s + j * ld), factor, top));
+    const __m512 odd = exp2(_mm512_fmsub_ps(_mm512_load_ps(s + (j + 1) * ld), factor, top));
+    total = _mm512_add_ps(total, _mm512_add_ps(even, odd));
+    _mm512_store_si512(p + j * ld, (__m512i)tiles::word_pairs(even, odd));
+  }
+  _mm512_storeu_ps(sum, total);
+}
+
+BF16_TARGET void score_gradient(const GradTile<bf16>& t) {
+  const Interleaved order = interleaving();
+  for (int64_t j = 0; j < t.padded_keys; j += 2) {
+    const KeyRow even = key_row(t, j), odd = key_row(t, j + 1);
+    const int64_t place = j * t.padded_queries;
+    for (int64_t column = 0; column < t.padded_queries; column += 32) {
+      Gradients a{}, b{};
+      if (!even.misses(column, 32) || !odd.misses(column, 32)) {
+        a = key_gradients(t, even, column), b = key_gradients(t, odd, column);
+      }
+      const Interleaved pairs = interleave(order, a.ds, b.ds);
+      _mm512_store_si512(t.p + place + column, a.p);
+      _mm512_store_si512(t.p + place + t.padded_queries + column, b.p);
+      _mm512_store_si512(t.ds + place + column, a.ds);
+      _mm512_store_si512(t.ds + place + t.padded_queries + column, b.ds);
+      _mm512_store_si512(t.ds_right + place + 2 * column, pairs.low);
+      _mm512_store_si512(t.ds_right + place + 2 * column + 32, pairs.high);
+    }
+  }
+}
+
+}  // namespace balora::attention::lanes
+#endif

@@ -1,0 +1,345 @@
+// The online softmax and the gradient of the scores, column by column.
+#include "kernels/cpu/attention/attention_tiles.h"
+
+#include <cmath>
+#include <limits>
+
+#include "kernels/cpu/attention/attention_band.h"
+#include "kernels/cpu/attention/attention_bf16.h"
+#include "kernels/cpu/runtime/vec_math.h"
+
+namespace balora::attention {
+namespace {
+
+// Part of a tile's extent.
+struct Columns {
+  int64_t first, last;
+};
+
+BALORA_INLINE Columns clip(int64_t first, int64_t last, int64_t origin, int64_t count) {
+  return {std::clamp<int64_t>(first - origin, 0, count),
+          std::clamp<int64_t>(last - origin, 0, count)};
+}
+
+// Row loops run over whole blocks of lanes: a constant trip count needs no remainder loop, and what
+// a block holds outside [first, last) is masked before and after.
+constexpr int64_t kLanes = 16;
+
+BALORA_INLINE int64_t block_first(Columns c) {
+  return c.first / kLanes * kLanes;
+}
+BALORA_INLINE int64_t block_last(Columns c) {
+  return (c.last + kLanes - 1) / kLanes * kLanes;
+}
+
+template <typename X>
+BALORA_INLINE void fill_outside(X* row, Columns inner, int64_t first, int64_t last, X value) {
+  for (int64_t j = first; j < inner.first; ++j) row[j] = value;
+  for (int64_t j = inner.last; j < last; ++j) row[j] = value;
+}
+
+// e^x for x at most a little above 0, as softmax needs it; 0 below -87. 2 ulp (see vexp, whose
+// polynomial this is).
+BALORA_INLINE float exp_unit(float x) {
+  const bool vanishes = x < -87.0f;
+  x = vanishes ? -87.0f : x;
+  const float shifted = x * vec::kLog2e + vec::kRound;
+  const float n = shifted - vec::kRound;
+  const float r = (x - n * vec::kLn2High) - n * vec::kLn2Low;
+  float p = 1.979029767e-4f;
+  p = p * r + 1.394470339e-3f;
+  p = p * r + 8.333497681e-3f;
+  p = p * r + 4.166629538e-2f;
+  p = p * r + 1.666666567e-1f;
+  p = p * r + 0.5f;
+  p = (p * r) * r + r + 1.0f;
+  const uint32_t scaled = std::bit_cast<uint32_t>(p) + (std::bit_cast<uint32_t>(shifted) << 23);
+  return vanishes ? 0.0f : std::bit_cast<float>(scaled);
+}
+BALORA_INLINE double exp_unit(double x) {
+  return std::exp(x);
+}
+
+template <typename A>
+BALORA_INLINE A capped(A score, A cap) {
+  return cap * vtanh(score / cap);
+}
+
+// Applies scale and soft-cap to the scores in place.
+template <typename A>
+BALORA_INLINE void cap_scores(A* s, int64_t first, int64_t last, A scale, A cap) {
+  for (int64_t j = first; j < last; j += kLanes) {
+#pragma omp simd
+    for (int64_t l = j; l < j + kLanes; ++l) {
+      const A scaled = s[l] * scale;
+      s[l] = cap == A(0) ? scaled : capped(scaled, cap);
+    }
+  }
+}
+
+// Rounding without to_bf16's care for NaN: a NaN here comes from bf16 operands or an invalid
+// operation, has zeros in its low bits, and so survives.
+BALORA_INLINE uint32_t rounded_bits(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  return bits + 0x7fffu + ((bits >> 16) & 1u);
+}
+
+template <typename E, typename A>
+BALORA_INLINE E rounded(A value) {
+  if constexpr (std::is_same_v<E, bf16>) {
+    return {static_cast<uint16_t>(rounded_bits(value) >> 16)};
+  } else {
+    return value;
+  }
+}
+
+// Two rows of lanes as one row pair of a B operand.
+template <typename E, typename A>
+BALORA_INLINE void store_pair(const A* even, const A* odd, E* out, int64_t ld) {
+  if constexpr (std::is_same_v<E, bf16>) {
+    typedef uint32_t __attribute__((may_alias)) Word;
+    Word* words = reinterpret_cast<Word*>(out);
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) {
+      words[l] = rounded_bits(even[l]) >> 16 | (rounded_bits(odd[l]) & 0xffff0000u);
+    }
+  } else {
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) out[l] = even[l];
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) out[ld + l] = odd[l];
+  }
+}
+
+// Probabilities of the keys [first, last), both even, that no query of the block sees.
+template <typename E>
+BALORA_INLINE void zero_pairs(const SoftmaxTile<E>& t, int64_t column, int64_t first,
+                              int64_t last) {
+  constexpr int64_t kStep = kPairWidth<E>;
+  for (int64_t j = first; j < last; j += kStep) {
+    E* p = t.p + j * t.padded_queries + column * kStep;
+    std::fill(p, p + kLanes * kStep, E{});
+  }
+}
+
+// The keys that a block of queries meets: [first, last) by any of them, [all_first, all_last) by
+// every one.
+struct BlockKeys {
+  int64_t first, last, all_first, all_last;
+};
+
+template <typename E>
+BALORA_INLINE BlockKeys keys_of_block(const SoftmaxTile<E>& t, int64_t column) {
+  const Geometry& g = t.geometry;
+  const int64_t low = t.first_query + column;
+  const int64_t high = t.first_query + std::min(column + kLanes, t.queries) - 1;
+  const Columns any = clip(g.first_key(low), g.last_key(high, t.segment_rows), t.first_key, t.keys);
+  const Columns all = clip(g.first_key(high), g.last_key(low, t.segment_rows), t.first_key, t.keys);
+  return {any.first & ~int64_t{1}, (any.last + 1) & ~int64_t{1}, all.first, all.last};
+}
+
+// Scores that not every query of the block sees become -infinity for those that do not.
+template <typename E>
+BALORA_INLINE void mask_block(const SoftmaxTile<E>& t, int64_t column, const BlockKeys& keys) {
+  const Geometry& g = t.geometry;
+  for (int64_t j = keys.first; j < keys.last; ++j) {
+    if (j >= keys.all_first && j < keys.all_last) continue;
+    Acc<E>* s = t.scores + j * t.padded_queries + column;
+    const int64_t key = t.first_key + j;
+    for (int64_t l = 0; l < kLanes; ++l) {
+      const int64_t query = t.first_query + column + l;
+      const bool seen =
+          j < t.keys && key >= g.first_key(query) && key < g.last_key(query, t.segment_rows);
+      s[l] = seen ? s[l] : -std::numeric_limits<Acc<E>>::infinity();
+    }
+  }
+}
+
+// Brings what out has summed so far to a new maximum.
+template <typename E>
+BALORA_INLINE void fade_columns(const SoftmaxTile<E>& t, int64_t column, const Acc<E>* fade) {
+  for (int64_t d = 0; d < t.padded_size; ++d) {
+    Acc<E>* out = t.out + d * t.padded_queries + column;
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) out[l] *= fade[l];
+  }
+}
+
+// The maxima of the block's scores, before this tile and with it. Where nothing was seen yet
+// `highest` is 0, so that differences are -infinity and not NaN.
+template <typename E>
+BALORA_INLINE void raise_maxima(const SoftmaxTile<E>& t, int64_t column, const BlockKeys& keys,
+                                Acc<E> scale, Acc<E>* before, Acc<E>* highest) {
+  using A = Acc<E>;
+  constexpr A kNone = -std::numeric_limits<A>::infinity();
+  const int64_t ld = t.padded_queries;
+  const A* s = t.scores + column;
+  A here[kLanes];  // of its own, so that it stays in registers
+  for (int64_t l = 0; l < kLanes; ++l) here[l] = kNone;
+  for (int64_t j = keys.first; j < keys.last; ++j) {
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) {
+      here[l] = s[j * ld + l] > here[l] ? s[j * ld + l] : here[l];
+    }
+  }
+#pragma omp simd
+  for (int64_t l = 0; l < kLanes; ++l) {
+    before[l] = t.highest[column + l];
+    const A scaled = here[l] * scale, both = scaled > before[l] ? scaled : before[l];
+    t.highest[column + l] = both;
+    highest[l] = both == kNone ? A(0) : both;
+  }
+}
+
+// p = e^(s * scale - highest) of the block, and its sums over the keys.
+template <typename E>
+BALORA_INLINE void sum_exponentials(const SoftmaxTile<E>& t, int64_t column, const BlockKeys& keys,
+                                    Acc<E> scale, const Acc<E>* highest, Acc<E>* sum) {
+  using A = Acc<E>;
+  const int64_t ld = t.padded_queries;
+  const A* s = t.scores + column;
+  E* p = t.p + column * kPairWidth<E>;
+#ifdef BALORA_TILES
+  if constexpr (std::is_same_v<E, bf16>) {
+    return lanes::exponentials(s, ld, keys.first, keys.last, scale, highest, p, sum);
+  }
+#endif
+  for (int64_t j = keys.first; j < keys.last; j += 2) {
+    A even[kLanes], odd[kLanes];
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) {
+      even[l] = exp_unit(s[j * ld + l] * scale - highest[l]);
+      odd[l] = exp_unit(s[(j + 1) * ld + l] * scale - highest[l]);
+      sum[l] += even[l] + odd[l];
+    }
+    store_pair(even, odd, p + j * ld, ld);
+  }
+}
+
+// One block of queries (columns) against the tile's keys. Sums run down the columns, so nothing is
+// added across lanes.
+template <typename E>
+BALORA_INLINE void softmax_block(const SoftmaxTile<E>& t, int64_t column) {
+  using A = Acc<E>;
+  const Geometry& g = t.geometry;
+  const BlockKeys keys = keys_of_block(t, column);
+  const int64_t ld = t.padded_queries;
+  A* s = t.scores + column;
+  const bool plain = g.softcap == 0 && g.scale > 0;  // the scale then goes into the exponent
+  const A scale = plain ? static_cast<A>(g.scale) : A(1);
+  if (!plain) {
+    for (int64_t j = keys.first; j < keys.last; ++j) {
+      cap_scores(s + j * ld, 0, kLanes, static_cast<A>(g.scale), static_cast<A>(g.softcap));
+    }
+  }
+  mask_block(t, column, keys);
+  A highest[kLanes], before[kLanes], sum[kLanes] = {}, fade[kLanes];
+  raise_maxima(t, column, keys, scale, before, highest);
+  sum_exponentials(t, column, keys, scale, highest, sum);
+  zero_pairs(t, column, 0, keys.first);
+  zero_pairs(t, column, keys.last, t.padded_keys);
+  int faded = 0;
+#pragma omp simd reduction(| : faded)
+  for (int64_t l = 0; l < kLanes; ++l) {
+    fade[l] = vexp(before[l] - highest[l]);  // 0 for the first tile, before which it was -infinity
+    t.total[column + l] = t.total[column + l] * fade[l] + sum[l];
+    // Before the first tile that is seen, out is 0.
+    faded |= (fade[l] != A(1)) & (before[l] != -std::numeric_limits<A>::infinity());
+  }
+  if (faded) fade_columns(t, column, fade);
+}
+
+template <typename E>
+BALORA_INLINE void softmax_columns(const SoftmaxTile<E>& t) {
+  for (int64_t column = 0; column < t.padded_queries; column += kLanes) {
+    if (column < t.queries) {
+      softmax_block(t, column);
+    } else {
+      zero_pairs(t, column, 0, t.padded_keys);
+    }
+  }
+}
+
+template <typename E>
+BALORA_INLINE void gradient_rows(const GradTile<E>& t) {
+  using A = Acc<E>;
+  const Geometry& g = t.geometry;
+  const A scale = static_cast<A>(g.scale), cap = static_cast<A>(g.softcap);
+  for (int64_t j = 0; j < t.keys; ++j) {
+    const int64_t key = t.first_key + j;
+    const Columns seen =
+        clip(g.first_query(key), g.last_query(key, t.segment_rows), t.first_query, t.queries);
+    const A *s = t.scores + j * t.padded_queries, *dp = t.dp + j * t.padded_queries;
+    E *p = t.p + j * t.padded_queries, *ds = t.ds + j * t.padded_queries;
+    const int64_t first = block_first(seen), last = std::max(first, block_last(seen));
+    for (int64_t block = first; block < last; block += kLanes) {
+      if (cap != A(0)) {
+#pragma omp simd
+        for (int64_t i = block; i < block + kLanes; ++i) {
+          const A score = capped(s[i] * scale, cap), ratio = score / cap;
+          const A probability = exp_unit(score - t.lse[i]);
+          p[i] = rounded<E>(probability);
+          ds[i] = rounded<E>(probability * (dp[i] - t.delta[i]) * (A(1) - ratio * ratio) * scale);
+        }
+      } else {
+#pragma omp simd
+        for (int64_t i = block; i < block + kLanes; ++i) {
+          const A probability = exp_unit(s[i] * scale - t.lse[i]);
+          p[i] = rounded<E>(probability);
+          ds[i] = rounded<E>(probability * (dp[i] - t.delta[i]) * scale);
+        }
+      }
+    }
+    const Columns inner = seen.first < seen.last ? seen : Columns{0, 0};
+    fill_outside(p, inner, 0, t.padded_queries, E{});
+    fill_outside(ds, inner, 0, t.padded_queries, E{});
+  }
+  const int64_t from = t.keys * t.padded_queries, to = t.padded_keys * t.padded_queries;
+  std::fill(t.p + from, t.p + to, E{});
+  std::fill(t.ds + from, t.ds + to, E{});
+  if constexpr (std::is_same_v<E, bf16>) {
+    for (int64_t j = 0; j < t.padded_keys; j += 2) {
+      const bf16* even = t.ds + j * t.padded_queries;
+      interleave(even, even + t.padded_queries, t.ds_right + j * t.padded_queries,
+                 t.padded_queries);
+    }
+  }
+}
+
+// target_clones cannot mark a template, so each pair of types gets plain functions of its own.
+#define ROWS(E)                                       \
+  BALORA_SIMD void softmax(const SoftmaxTile<E>& t) { \
+    softmax_columns<E>(t);                            \
+  }                                                   \
+  BALORA_SIMD void gradient(const GradTile<E>& t) {   \
+    gradient_rows<E>(t);                              \
+  }
+ROWS(float)
+ROWS(bf16)
+ROWS(double)
+#undef ROWS
+
+}  // namespace
+
+template <typename E>
+void Softmax<E>::run(const SoftmaxTile<E>& tile) {
+  softmax(tile);
+}
+template <typename E>
+void ScoreGradient<E>::run(const GradTile<E>& tile) {
+#ifdef BALORA_TILES
+  if constexpr (std::is_same_v<E, bf16>) {
+    if (tile.geometry.softcap == 0) return lanes::score_gradient(tile);
+  }
+#endif
+  gradient(tile);
+}
+
+template struct Softmax<float>;
+template struct Softmax<bf16>;
+template struct Softmax<double>;
+template struct ScoreGradient<float>;
+template struct ScoreGradient<bf16>;
+template struct ScoreGradient<double>;
+
+}  // namespace balora::attention

@@ -1,0 +1,113 @@
+// The row loops of attention on one tile: packing operands for tile_gemm, the online softmax of the
+// forward, and the gradient of the scores. T is the storage type of q, k and v, E the type the
+// products run in (bf16 where the CPU multiplies it, else f32; f64 for f64), A = Acc<E> the type of
+// scores and sums.
+#pragma once
+#include <cstdint>
+
+#include "kernels/cpu/attention/attention_plan.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/workspace.h"
+
+namespace balora::attention {
+
+// Rows of D values, `stride` elements apart, of which a tile has `rows`.
+template <typename T>
+struct Source {
+  const T* data;
+  int64_t stride;
+  int64_t rows, size;
+};
+
+// Each writes a whole padded tile, (r, d) = (padded rows, padded size), zeros beyond the source:
+//   rows_left        [r][d]  A operand of a product over d
+//   rows_right       B operand of a product over rows: k = r, n = d
+//   columns_left     [d][r]  A operand of a product over rows
+//   columns_right    B operand of a product over d: k = d, n = r
+template <typename T, typename E>
+struct Packing {
+  static void rows_left(const Source<T>& source, E* out, int64_t r, int64_t d);
+  static void rows_right(const Source<T>& source, E* out, int64_t r, int64_t d);
+  static void columns_left(const Source<T>& source, E* out, int64_t r, int64_t d);
+  static void columns_right(const Source<T>& source, E* out, int64_t r, int64_t d);
+};
+
+// Two rows interleaved: one 32-bit word holds a value of each.
+BALORA_INLINE void interleave(const bf16* even, const bf16* odd, bf16* pairs, int64_t n) {
+  typedef uint32_t __attribute__((may_alias)) Word;
+  Word* words = reinterpret_cast<Word*>(pairs);
+#pragma omp simd
+  for (int64_t c = 0; c < n; ++c) {
+    words[c] = even[c].bits | static_cast<uint32_t>(odd[c].bits) << 16;
+  }
+}
+
+// Sums of tiles stored as rows of T, `stride` elements apart.
+template <typename T>
+struct Unpacking {
+  // sums (rows, ld)
+  static void rows(const Acc<T>* sums, int64_t ld, T* out, int64_t stride, int64_t rows,
+                   int64_t size);
+  // sums (size, ld): row i of out is column i, times its factor (null: 1)
+  static void columns(const Acc<T>* sums, int64_t ld, const Acc<T>* factors, T* out, int64_t stride,
+                      int64_t rows, int64_t size);
+  // out[i] = <x[i], y[i]>
+  static void row_dots(const Source<T>& x, const Source<T>& y, Acc<T>* out);
+};
+
+// Forward, transposed: one key tile (rows) against one query tile (columns). scores (k,r) become
+// probabilities in p, a B operand over keys; highest, total (r) and the columns of out (d,r) are
+// brought to the new maximum.
+template <typename E>
+struct SoftmaxTile {
+  using A = Acc<E>;
+  Geometry geometry;
+  int64_t segment_rows;
+  int64_t first_query, queries, first_key, keys;  // the tile's place in its segment
+  int64_t padded_queries, padded_keys, padded_size;
+  A* scores;
+  E* p;
+  A* highest;
+  A* total;
+  A* out;
+};
+template <typename E>
+struct Softmax {
+  static void run(const SoftmaxTile<E>& tile);
+};
+
+// Backward, transposed: one key tile (rows) against one query tile (columns).
+//   p = exp(s - lse), ds = p * (dp - delta) * scale * (slope of the soft-cap)
+// written as A operands over queries (p, ds) and as a B operand over keys (ds_right; the same
+// memory as ds for f32, f64).
+template <typename E>
+struct GradTile {
+  using A = Acc<E>;
+  Geometry geometry;
+  int64_t segment_rows;
+  int64_t first_query, queries, first_key, keys;
+  int64_t padded_queries, padded_keys;
+  const A* scores;  // (k,r)
+  const A* dp;      // (k,r)
+  const A* lse;     // (r)
+  const A* delta;   // (r)
+  E* p;             // (k,r)
+  E* ds;            // (k,r)
+  E* ds_right;
+};
+template <typename E>
+struct ScoreGradient {
+  static void run(const GradTile<E>& tile);
+};
+
+// body<T, E>() for a storage type and the type its products run in.
+template <typename Body>
+void dispatch_tiles(int32_t dtype, const Body& body) {
+  if (dtype == BALORA_F64) return body.template operator()<double, double>();
+  if (dtype == BALORA_F32) return body.template operator()<float, float>();
+  if (dtype == BALORA_F16) return body.template operator()<f16, float>();
+  if (tile_gemm_has_bf16()) return body.template operator()<bf16, bf16>();
+  return body.template operator()<bf16, float>();
+}
+
+}  // namespace balora::attention

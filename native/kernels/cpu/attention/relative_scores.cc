@@ -1,0 +1,128 @@
+#include "kernels/cpu/attention/relative_scores.h"
+
+#include "tensor/errors.h"
+
+namespace balora::relative {
+
+namespace {
+
+void check_index(const Relative& r) {
+  const View* table = r.position_k ? r.position_k : r.position_q;
+  if (!table) return;
+  const auto* index = data_of<int32_t>(r.index);
+  for (int64_t i = 0; i < r.index->shape[0]; ++i) {
+    if (index[i] >= 0 && index[i] < table->shape[0]) continue;
+    throw ArgumentError(concat("index[", i, "] = ", index[i], " is not a row of the ",
+                               table->shape[0], " positions"));
+  }
+}
+
+}  // namespace
+
+std::vector<Pair> read_pairs(const Relative& r) {
+  check_index(r);
+  const auto queries = attention::read_segments(r.cu_queries, r.query_lengths, r.q->shape[0]);
+  const auto keys = attention::read_segments(r.cu_keys, r.key_lengths, r.k->shape[0]);
+  const View* table = r.bias ? r.bias : r.index;
+  std::vector<Pair> pairs;
+  for (size_t b = 0; b < queries.size(); ++b) {
+    pairs.push_back({queries[b], keys[b]});
+    const int64_t longest = std::max(queries[b].rows, keys[b].rows);
+    if (!table || 2 * longest - 1 <= table->shape[0]) continue;
+    throw ArgumentError(concat("segment ", b, " has ", longest, " rows, more than the ",
+                               table->shape[0], " relative positions reach"));
+  }
+  return pairs;
+}
+
+Extents::Extents(const Relative& r, const std::vector<Pair>& pairs) : size(r.q->shape[2]) {
+  for (const Pair& pair : pairs) {
+    queries = std::max(queries, pair.queries.rows);
+    keys = std::max(keys, pair.keys.rows);
+  }
+  if (r.position_k) positions = r.position_k->shape[0];
+  if (r.position_q) positions = r.position_q->shape[0];
+  if (r.bias) relative = r.bias->shape[0];
+}
+
+template <typename T>
+Scores<T>::Scores(Arena& arena, const Relative& r, const Extents& e)
+    : r_(r),
+      q_(r.q),
+      k_(r.k),
+      position_k_(r.position_k),
+      position_q_(r.position_q),
+      extents_(e),
+      index_(r.index ? data_of<int32_t>(r.index) : nullptr),
+      reach_(((r.bias    ? r.bias->shape[0]
+               : r.index ? r.index->shape[0]
+                         : 1) -
+              1) /
+             2),
+      causal_(r.causal != 0) {
+  const int64_t n = e.padded_keys(), d = e.padded_size(), p = e.padded_positions();
+  scores_ = arena.take<A>(kTile * n);
+  queries_ = arena.take<A>(kTile * d);
+  keys_turned_ = arena.take<A>(n * d);
+  bias_ = arena.take<A>(e.relative);
+  key_rows_ = arena.take<A>(r.position_q ? n * d : 0);
+  position_k_turned_ = arena.take<A>(r.position_k ? p * d : 0);
+  position_q_turned_ = arena.take<A>(r.position_q ? p * d : 0);
+  to_position_ = arena.take<A>(r.position_k ? kTile * p : 0);
+  from_key_ = arena.take<A>(r.position_q ? n * p : 0);
+}
+
+template <typename T>
+void Scores<T>::take_head(int64_t head) {
+  head_ = head;
+  const int64_t p = extents_.padded_positions(), d = extents_.padded_size();
+  if (r_.position_k) {
+    Packing<T, A>::columns_right(position_k_.source(0, head, extents_.positions),
+                                 position_k_turned_, p, d);
+  }
+  if (r_.position_q) {
+    Packing<T, A>::columns_right(position_q_.source(0, head, extents_.positions),
+                                 position_q_turned_, p, d);
+  }
+  if (!r_.bias) return;
+  const T* bias = data_of<T>(r_.bias) + head;
+  for (int64_t i = 0; i < extents_.relative; ++i) bias_[i] = load(bias[i * r_.bias->shape[1]]);
+}
+
+template <typename T>
+void Scores<T>::take_keys(const Pair& pair) {
+  pair_ = pair;
+  keys_ = pair.keys.rows;
+  const int64_t n = padded_keys(), d = extents_.padded_size(), p = extents_.padded_positions();
+  const Source<T> rows = k_.source(pair.keys.begin, head_, keys_);
+  Packing<T, A>::columns_right(rows, keys_turned_, n, d);
+  if (!r_.position_q) return;
+  Packing<T, A>::rows_left(rows, key_rows_, n, d);
+  tile_gemm({n, p, d}, key_rows_, d, position_q_turned_, from_key_, p, false);
+}
+
+template <typename T>
+int64_t Scores<T>::compute(int64_t first) {
+  const int64_t queries = std::min(kTile, pair_.queries.rows - first), m = tile_padded(queries);
+  const int64_t n = padded_keys(), d = extents_.padded_size(), p = extents_.padded_positions();
+  Packing<T, A>::rows_left(q_.source(pair_.queries.begin + first, head_, queries), queries_, m, d);
+  tile_gemm({m, n, d}, queries_, d, keys_turned_, scores_, n, false);
+  if (r_.position_k) {
+    tile_gemm({m, p, d}, queries_, d, position_k_turned_, to_position_, p, false);
+  }
+  if (r_.position_q) add_from_key(key_tile(first, queries), from_key_, scores_, n);
+  for (int64_t i = 0; i < queries; ++i) {
+    const int64_t t = first + i;
+    const TermRow<A> terms{r_.bias ? bias_ + (reach_ - t) : nullptr, index_of(t),
+                           r_.position_k ? to_position_ + i * p : nullptr};
+    RowLoops<A>::score(terms, static_cast<A>(r_.scale), seen(t), row(i));
+  }
+  return queries;
+}
+
+template class Scores<float>;
+template class Scores<bf16>;
+template class Scores<f16>;
+template class Scores<double>;
+
+}  // namespace balora::relative

@@ -1,0 +1,95 @@
+// Scores of attention with relative positions, which its forward and its backward share: one head
+// of one segment, a tile of queries against all keys at once. Products run in the accumulator type
+// A; T is the type of the operands.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "kernels/cpu/attention/attention_tiles.h"
+#include "kernels/cpu/attention/relative_rows.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/operands/attention.h"
+
+namespace balora::relative {
+
+using attention::Arena;
+using attention::Packing;
+using attention::Segment;
+using attention::Source;
+using attention::Unpacking;
+
+constexpr int64_t kTile = 64;  // queries of a tile; the last one of a segment is smaller
+
+// Rows of heads: (row, head) starts at data + row * stride + head * size. Undefined without a view.
+template <typename T>
+struct Heads {
+  T* data = nullptr;
+  int64_t stride = 0, size = 0;
+  explicit Heads(const View* view) {
+    if (!view) return;
+    data = data_of<T>(view), stride = view->stride[0], size = view->shape[2];
+  }
+  T* at(int64_t row, int64_t head) const { return data + row * stride + head * size; }
+  Source<T> source(int64_t row, int64_t head, int64_t rows) const {
+    return {at(row, head), stride, rows, size};
+  }
+};
+
+// The queries and the keys of one sequence.
+struct Pair {
+  Segment queries, keys;
+};
+
+// @throws ArgumentError for segments that do not fit the rows, each other or the relative positions
+std::vector<Pair> read_pairs(const Relative& r);
+
+// The longest segments of either side, and what they are padded to.
+struct Extents {
+  int64_t queries = 0, keys = 0, positions = 0, relative = 0, size = 0;
+
+  Extents(const Relative& r, const std::vector<Pair>& pairs);
+  int64_t padded_keys() const { return tile_padded(keys); }
+  int64_t padded_positions() const { return tile_padded(positions); }
+  int64_t padded_size() const { return tile_padded(size); }
+};
+
+template <typename T>
+class Scores {
+ public:
+  using A = Acc<T>;
+
+  Scores(Arena& arena, const Relative& r, const Extents& extents);
+
+  // Packs what a head needs of the tables.
+  void take_head(int64_t head);
+  // Packs the keys of a segment, for the head taken.
+  void take_keys(const Pair& pair);
+  // Scores of the queries from `first` on, in rows of padded_keys(); returns how many there are.
+  int64_t compute(int64_t first);
+
+  // Keys that query t of the segment sees.
+  int64_t seen(int64_t t) const { return causal_ ? std::min(pair_.keys.rows, t + 1) : keys_; }
+  int64_t padded_keys() const { return tile_padded(keys_); }
+  A* row(int64_t i) { return scores_ + i * padded_keys(); }
+  A* scores() { return scores_; }
+  const int32_t* index_of(int64_t t) const { return index_ ? index_ + (reach_ - t) : nullptr; }
+  int64_t reach() const { return reach_; }
+  // The tile of `queries` queries from `first` on.
+  KeyTile key_tile(int64_t first, int64_t queries) const {
+    return {index_of(first), queries, keys_, extents_.padded_positions()};
+  }
+
+ private:
+  Relative r_;
+  Heads<T> q_, k_, position_k_, position_q_;
+  Extents extents_;
+  const int32_t* index_;
+  int64_t reach_;  // (R-1)/2: place of relative position 0
+  bool causal_;
+  int64_t head_ = 0, keys_ = 0;
+  Pair pair_{};
+  A *scores_, *queries_, *keys_turned_, *bias_;
+  A *key_rows_, *position_k_turned_, *position_q_turned_, *to_position_, *from_key_;
+};
+
+}  // namespace balora::relative

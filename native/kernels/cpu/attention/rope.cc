@@ -1,0 +1,90 @@
+// Rotary position embedding in the rotate-half convention of the HF checkpoints: channels i and i +
+// Drot/2 of each head turn by the angle of (position, i); channels from Drot on pass through
+// (partial rotary). The backward is the same rotation with the angle negated. Heads may be
+// row-strided, as slices of a fused q, k, v product are.
+#include <cstring>
+
+#include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+
+namespace balora {
+namespace {
+
+template <typename T>
+struct Rotation {
+  const T* x;
+  int64_t x_stride;
+  T* y;
+  int64_t y_stride;
+  const Acc<T>* cosine;  // (P, Drot/2)
+  const Acc<T>* sine;
+  const int32_t* positions;
+  int64_t heads, size, half;  // half = Drot/2
+  Acc<T> sign;                // -1 turns back
+};
+
+template <typename T>
+BALORA_INLINE void rotate_rows(const Rotation<T>& r, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  for (int64_t n = begin; n < end; ++n) {
+    const A* c = r.cosine + r.positions[n] * r.half;
+    const A* s = r.sine + r.positions[n] * r.half;
+    for (int64_t h = 0; h < r.heads; ++h) {
+      const T* x = r.x + n * r.x_stride + h * r.size;
+      T* y = r.y + n * r.y_stride + h * r.size;
+#pragma omp simd
+      for (int64_t i = 0; i < r.half; ++i) {
+        const A first = load(x[i]), second = load(x[i + r.half]), turn = r.sign * s[i];
+        y[i] = store<T>(first * c[i] - second * turn);
+        y[i + r.half] = store<T>(second * c[i] + first * turn);
+      }
+      for (int64_t i = 2 * r.half; i < r.size; ++i) y[i] = x[i];
+    }
+  }
+}
+
+// target_clones cannot mark a template, so each dtype gets a plain function of its own.
+#define ROWS(T)                                                               \
+  BALORA_SIMD void rotate(const Rotation<T>& r, int64_t begin, int64_t end) { \
+    rotate_rows<T>(r, begin, end);                                            \
+  }
+ROWS(float)
+ROWS(bf16)
+ROWS(f16)
+ROWS(double)
+#undef ROWS
+
+constexpr int64_t kRowGrain = 8;
+
+}  // namespace
+
+int32_t rope_kernel(Context* ctx, const balora_rope& o) {
+  const int64_t rows = o.x->shape[0];
+  const int32_t* position = data_of<int32_t>(o.positions);
+  for (int64_t n = 0; n < rows; ++n) {
+    if (position[n] < 0 || position[n] >= o.cosine->shape[0]) {
+      throw ArgumentError(concat("position ", position[n], " of row ", n,
+                                 " is outside the tables, which have ", o.cosine->shape[0],
+                                 " rows"));
+    }
+  }
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    const Rotation<T> rotation{data_of<T>(o.x),
+                               o.x->stride[0],
+                               data_of<T>(o.y),
+                               o.y->stride[0],
+                               data_of<Acc<T>>(o.cosine),
+                               data_of<Acc<T>>(o.sine),
+                               position,
+                               o.x->shape[1],
+                               o.x->shape[2],
+                               o.cosine->shape[1],
+                               Acc<T>(o.inverse ? -1 : 1)};
+    parallel_for(ctx, rows, kRowGrain,
+                 [&](int64_t begin, int64_t end) { rotate(rotation, begin, end); });
+  });
+  return 0;
+}
+
+}  // namespace balora

@@ -1,0 +1,91 @@
+// Comparisons (u8 results, 1 where true), where, and the finiteness tests. Comparisons follow IEEE:
+// a NaN equals nothing.
+#include <atomic>
+#include <cmath>
+
+#include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/strided.h"
+#include "kernels/elementwise_math.h"
+
+namespace balora {
+namespace {
+
+template <typename T>
+auto value_of(const T& x) {
+  if constexpr (std::is_integral_v<T>) {
+    return x;
+  } else {
+    return load(x);
+  }
+}
+
+template <int Op, typename T>
+void compare_row(const T* a, int64_t a_step, const T* b, int64_t b_step, uint8_t* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const auto x = value_of(a[i * a_step]), z = value_of(b[i * b_step]);
+    y[i] = comparison(Op, x, z) ? 1 : 0;
+  }
+}
+
+}  // namespace
+
+int32_t compare_kernel(Context* ctx, const balora_compare& o) {
+  const LoopPlan<3> plan = plan_loops<3>({o.a, o.b, o.y});
+  dispatch_any(o.a->dtype, [&]<typename T>() {
+    for_each_row<3>(ctx, plan, [&](const std::array<int64_t, 3>& at, int64_t n) {
+      const auto& step = plan.row_stride();
+      const T* x = data_of<T>(o.a) + at[0];
+      const T* z = data_of<T>(o.b) + at[1];
+      uint8_t* out = data_of<uint8_t>(o.y) + at[2];
+      switch (o.op) {
+        case BALORA_EQUAL:
+          return compare_row<BALORA_EQUAL>(x, step[0], z, step[1], out, n);
+        case BALORA_NOT_EQUAL:
+          return compare_row<BALORA_NOT_EQUAL>(x, step[0], z, step[1], out, n);
+        case BALORA_LESS:
+          return compare_row<BALORA_LESS>(x, step[0], z, step[1], out, n);
+        case BALORA_LESS_EQUAL:
+          return compare_row<BALORA_LESS_EQUAL>(x, step[0], z, step[1], out, n);
+        case BALORA_GREATER:
+          return compare_row<BALORA_GREATER>(x, step[0], z, step[1], out, n);
+        default:
+          return compare_row<BALORA_GREATER_EQUAL>(x, step[0], z, step[1], out, n);
+      }
+    });
+  });
+  return 0;
+}
+
+int32_t where_kernel(Context* ctx, const balora_where& o) {
+  // A null operand is zero; y takes its place in the plan.
+  const LoopPlan<4> plan = plan_loops<4>({o.condition, o.a ? o.a : o.y, o.b ? o.b : o.y, o.y});
+  dispatch_any(o.y->dtype, [&]<typename T>() {
+    for_each_row<4>(ctx, plan, [&](const std::array<int64_t, 4>& at, int64_t n) {
+      const auto& step = plan.row_stride();
+      const uint8_t* choose = data_of<uint8_t>(o.condition) + at[0];
+      const T* x = o.a ? data_of<T>(o.a) + at[1] : nullptr;
+      const T* z = o.b ? data_of<T>(o.b) + at[2] : nullptr;
+      T* out = data_of<T>(o.y) + at[3];
+      for (int64_t i = 0; i < n; ++i) {
+        const T* from =
+            choose[i * step[0]] ? (x ? x + i * step[1] : nullptr) : (z ? z + i * step[2] : nullptr);
+        out[i] = from ? *from : T{};
+      }
+    });
+  });
+  return 0;
+}
+
+int32_t is_finite_kernel(Context* ctx, const balora_is_finite& o) {
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    parallel_for(ctx, view_numel(*o.x), 1 << 14, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        data_of<uint8_t>(o.y)[i] = std::isfinite(load(data_of<T>(o.x)[i])) ? 1 : 0;
+      }
+    });
+  });
+  return 0;
+}
+
+}  // namespace balora

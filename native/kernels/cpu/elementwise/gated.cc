@@ -1,0 +1,151 @@
+// Gated activations of the mlp: y = act(gate) * up, with act silu (swiglu), gelu or gelu's tanh
+// form (geglu). The backward recomputes act from gate, so only gate and up are kept. Rows may be
+// strided: gate and up are usually the two halves of one product.
+#include "kernels/cpu/elementwise/gated_bf16.h"
+#include "kernels/cpu/products/tiles.h"
+#include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/vec_math.h"
+
+namespace balora {
+namespace {
+
+// Value and slope of the activation at x.
+template <typename A>
+struct Activated {
+  A value, slope;
+};
+
+struct Silu {
+  template <typename A>
+  static BALORA_INLINE Activated<A> at(A x) {
+    const A s = vsigmoid(x);
+    return {x * s, s * (A(1) + x * (A(1) - s))};
+  }
+};
+
+struct Gelu {
+  template <typename A>
+  static BALORA_INLINE Activated<A> at(A x) {
+    constexpr A kSqrtHalf = A(0.70710678118654752), kInvSqrt2Pi = A(0.39894228040143268);
+    const A cdf = A(0.5) * (A(1) + verf(x * kSqrtHalf));
+    return {x * cdf, cdf + x * kInvSqrt2Pi * vexp(A(-0.5) * x * x)};
+  }
+};
+
+// 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), "gelu_new" and "gelu_pytorch_tanh" in
+// checkpoints.
+struct GeluTanh {
+  template <typename A>
+  static BALORA_INLINE Activated<A> at(A x) {
+    constexpr A kScale = A(0.79788456080286536), kCubic = A(0.044715);
+    const A square = x * x;
+    const A t = vtanh(kScale * x * (A(1) + kCubic * square));
+    const A half = A(0.5) * (A(1) + t);
+    const A inner_slope = kScale * (A(1) + A(3) * kCubic * square);
+    return {x * half, half + A(0.5) * x * (A(1) - t * t) * inner_slope};
+  }
+};
+
+// Row n of an operand starts at data + n * stride.
+template <typename T>
+struct Rows {
+  T* data;
+  int64_t stride;
+  explicit Rows(const View* v) : data(v ? data_of<T>(v) : nullptr), stride(v ? v->stride[0] : 0) {}
+  BALORA_INLINE T* operator[](int64_t n) const { return data + n * stride; }
+};
+
+template <typename Act, typename T>
+BALORA_INLINE void forward_rows(Rows<T> gate, Rows<T> up, Rows<T> y, int64_t begin, int64_t end,
+                                int64_t width) {
+  for (int64_t n = begin; n < end; ++n) {
+    const T *g = gate[n], *u = up[n];
+    T* out = y[n];
+#pragma omp simd
+    for (int64_t f = 0; f < width; ++f) {
+      out[f] = store<T>(Act::template at<Acc<T>>(load(g[f])).value * load(u[f]));
+    }
+  }
+}
+
+template <typename Act, typename T>
+BALORA_INLINE void backward_rows(Rows<T> dy, Rows<T> gate, Rows<T> up, Rows<T> dgate, Rows<T> dup,
+                                 int64_t begin, int64_t end, int64_t width) {
+  for (int64_t n = begin; n < end; ++n) {
+    const T *d = dy[n], *g = gate[n], *u = up[n];
+    T *dg = dgate[n], *du = dup[n];
+#pragma omp simd
+    for (int64_t f = 0; f < width; ++f) {
+      const auto act = Act::template at<Acc<T>>(load(g[f]));
+      const Acc<T> slope = load(d[f]);
+      dg[f] = store<T>(slope * load(u[f]) * act.slope);
+      du[f] = store<T>(slope * act.value);
+    }
+  }
+}
+
+// target_clones cannot mark a template, so each dtype gets plain functions of its own.
+#define ROWS(T)                                                                                    \
+  BALORA_SIMD void forward(Rows<T> g, Rows<T> u, Rows<T> y, int64_t b, int64_t e, int64_t width,   \
+                           balora_activation activation) {                                         \
+    if (activation == BALORA_GATE_SILU) return forward_rows<Silu>(g, u, y, b, e, width);           \
+    if (activation == BALORA_GATE_GELU) return forward_rows<Gelu>(g, u, y, b, e, width);           \
+    forward_rows<GeluTanh>(g, u, y, b, e, width);                                                  \
+  }                                                                                                \
+  BALORA_SIMD void backward(Rows<T> dy, Rows<T> g, Rows<T> u, Rows<T> dg, Rows<T> du, int64_t b,   \
+                            int64_t e, int64_t width, balora_activation activation) {              \
+    if (activation == BALORA_GATE_SILU) return backward_rows<Silu>(dy, g, u, dg, du, b, e, width); \
+    if (activation == BALORA_GATE_GELU) return backward_rows<Gelu>(dy, g, u, dg, du, b, e, width); \
+    backward_rows<GeluTanh>(dy, g, u, dg, du, b, e, width);                                        \
+  }
+ROWS(float)
+ROWS(bf16)
+ROWS(f16)
+ROWS(double)
+#undef ROWS
+
+constexpr int64_t kRowGrain = 4;
+
+// Whether rows of T have functions of their own.
+template <typename T>
+bool has_lanes(balora_activation activation) {
+  return std::is_same_v<T, bf16> && activation == BALORA_GATE_SILU && tiles_ready();
+}
+
+}  // namespace
+
+int32_t gated_forward_kernel(Context* ctx, const balora_gated_forward& o) {
+  dispatch_float(o.gate->dtype, [&]<typename T>() {
+    const bool lanes = has_lanes<T>(o.activation);
+    const int64_t width = o.gate->shape[1];
+    parallel_for(ctx, o.gate->shape[0], kRowGrain, [&](int64_t begin, int64_t end) {
+      const Rows<T> g(o.gate), u(o.up), to(o.y);
+      if constexpr (std::is_same_v<T, bf16>) {
+        for (int64_t n = begin; lanes && n < end; ++n) swiglu_row_bf16(g[n], u[n], to[n], width);
+      }
+      if (!lanes) forward(g, u, to, begin, end, width, o.activation);
+    });
+  });
+  return 0;
+}
+
+int32_t gated_backward_kernel(Context* ctx, const balora_gated_backward& o) {
+  dispatch_float(o.gate->dtype, [&]<typename T>() {
+    const bool lanes = has_lanes<T>(o.activation);
+    const int64_t width = o.gate->shape[1];
+    parallel_for(ctx, o.gate->shape[0], kRowGrain, [&](int64_t begin, int64_t end) {
+      const Rows<T> d(o.dy), g(o.gate), u(o.up), dg(o.dgate), du(o.dup);
+      if constexpr (std::is_same_v<T, bf16>) {
+        for (int64_t n = begin; lanes && n < end; ++n) {
+          swiglu_backward_row_bf16(d[n], g[n], u[n], dg[n], du[n], width);
+        }
+      }
+      if (!lanes) backward(d, g, u, dg, du, begin, end, width, o.activation);
+    });
+  });
+  return 0;
+}
+
+}  // namespace balora

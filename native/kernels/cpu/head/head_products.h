@@ -1,0 +1,80 @@
+// The head's products for a chunk of rows: in tiles where they fit, else by packed weights or gemm.
+// A is the type of logits: f32, or f64 beside f64.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "kernels/cpu/head/head_tiles.h"
+#include "kernels/cpu/products/product_sum.h"
+#include "kernels/cpu/products/tiles.h"
+#include "kernels/operands/head.h"
+
+namespace balora {
+
+// 256 rows of student and teacher at a vocabulary of 49,152: W is packed four times for 1,024 rows.
+constexpr int64_t kDefaultChunkBytes = int64_t{100} << 20;
+
+// Rows of a chunk whose scratch takes `row_bytes` a row: as many in each chunk as they share out
+// to.
+inline int64_t chunk_rows(const HeadOptions& options, int64_t rows, int64_t row_bytes) {
+  const int64_t budget = options.chunk_bytes > 0 ? options.chunk_bytes : kDefaultChunkBytes;
+  const int64_t fitting = std::max<int64_t>(1, budget / row_bytes);
+  if (fitting >= rows) return rows;
+  const int64_t chunks = (rows + fitting - 1) / fitting;
+  const int64_t even = round_up((rows + chunks - 1) / chunks, kPanelRows);
+  return even <= fitting         ? even
+         : fitting >= kPanelRows ? fitting / kPanelRows * kPanelRows
+                                 : fitting;
+}
+
+// Elements between rows of logits: one cache line more than they are long, an odd number of lines
+// where V is a multiple of 32, so that the rows of a block do not fall into the same cache sets.
+inline int64_t logits_ld(int64_t vocabulary) {
+  return (vocabulary + 15) / 16 * 16 + 16;
+}
+
+template <typename A>
+constexpr int32_t dtype_of_logits() {
+  return std::is_same_v<A, double> ? BALORA_F64 : BALORA_F32;
+}
+
+// A matrix from one of its rows on.
+inline const void* rows_of(const View* view, int64_t row) {
+  return static_cast<const char*>(view->data) +
+         row * view->stride[0] * dtype_size(static_cast<DType>(view->dtype));
+}
+
+template <typename A>
+struct LogitsOf {
+  const View* h;  // (M,C)
+  A* logits;      // (rows,V), rows logits_ld(V) apart
+};
+
+// Logits of the rows [first, first + rows) of several hidden states by one head w (V,C).
+template <typename A>
+void head_logits(Context* ctx, std::span<const LogitsOf<A>> products, int64_t first, int64_t rows,
+                 const View& w) {
+  if constexpr (std::is_same_v<A, float>) {
+    const bool fit = std::all_of(products.begin(), products.end(), [&](const LogitsOf<A>& product) {
+      return head_fits_tiles(*product.h, w);
+    });
+    if (fit) {
+      std::vector<HeadLogits> tiled;
+      for (const LogitsOf<A>& product : products) {
+        tiled.push_back({static_cast<const bf16*>(rows_of(product.h, first)), product.h->stride[0],
+                         product.logits, logits_ld(w.shape[0])});
+      }
+      return head_logits_tiles(ctx, tiled, rows, w);
+    }
+  }
+  for (const LogitsOf<A>& product : products) {
+    const ProductTerm term{rows_of(product.h, first), product.h->dtype, product.h->stride[0], &w,
+                           true};
+    sum_products(ctx, {rows, w.shape[0], {&term, 1}},
+                 {product.logits, dtype_of_logits<A>(), logits_ld(w.shape[0])});
+  }
+}
+
+}  // namespace balora

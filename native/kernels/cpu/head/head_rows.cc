@@ -1,0 +1,277 @@
+// Formulas (p, q softmax of z/T and y/T, pi softmax of z/Te over the K largest, H its entropy):
+//   task lse(z) - z_c;  consistency T^2 (lse(z/T) - lse(y/T) + sum q (y-z)/T), exactly 0 where y ==
+//   z;  entropy H dz = ts (softmax(z) - e_c) + cs T (p - q) + ds pi (log pi + H) / Te, times 1 -
+//   (z/cap)^2 under soft-capping
+#include "kernels/cpu/head/head_rows.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <type_traits>
+
+#include "kernels/cpu/elementwise/convert.h"
+#include "kernels/cpu/head/head_passes.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kInsertionLimit = 64;  // above, a selection over an index array is quicker
+
+}  // namespace
+
+template <typename A>
+HeadRows<A>::HeadRows(const HeadOptions& options, int64_t vocabulary)
+    : options_(options),
+      vocabulary_(vocabulary),
+      top_k_(std::max<int64_t>(options.entropy_top_k, 0)),
+      keeps_(!(options.softcap > 0) && !dense_entropy() &&
+             (options.temperature == 1 || options.temperature == 2)),
+      maxima_(static_cast<size_t>(head::blocks_of(vocabulary))) {}
+
+template <typename A>
+void HeadRows<A>::cap(A* logits) const {
+  if (options_.softcap > 0) head::cap_row(logits, vocabulary_, static_cast<A>(options_.softcap));
+}
+
+// A logit enters only if it is strictly larger than the last, so equal ones keep the lower index.
+template <typename A>
+void HeadRows<A>::offer_top_k(const A* z, int64_t index) {
+  if (top_.size() == static_cast<size_t>(top_k_)) {
+    if (!(z[index] > z[top_.back()])) return;
+    top_.pop_back();
+  }
+  auto place = top_.end();
+  while (place != top_.begin() && z[index] > z[*(place - 1)]) --place;
+  top_.insert(place, index);
+}
+
+// Keeps the K best in order. At least K logits are no smaller than the K-th largest of the blocks'
+// maxima, so only those that are not smaller are looked at, in blocks that hold such.
+template <typename A>
+void HeadRows<A>::find_top_k(const A* z) {
+  const size_t k = static_cast<size_t>(top_k_);
+  if (top_k_ > kInsertionLimit) {
+    top_.resize(static_cast<size_t>(vocabulary_));
+    std::iota(top_.begin(), top_.end(), int64_t{0});
+    // NaNs first, as in topk.cc: to compare as equal to nothing is no order.
+    const auto above = [](A a, A b) { return a > b || (a != a && b == b); };
+    const auto before = [z, above](int64_t a, int64_t b) {
+      return above(z[a], z[b]) || (!above(z[b], z[a]) && a < b);
+    };
+    std::nth_element(top_.begin(), top_.begin() + top_k_ - 1, top_.end(), before);
+    top_.resize(k);
+    std::sort(top_.begin(), top_.end(), before);
+  } else {
+    A least = -std::numeric_limits<A>::infinity();
+    if (maxima_.size() >= k) {
+      top_values_ = maxima_;
+      const auto at = top_values_.begin() + top_k_ - 1;
+      std::nth_element(top_values_.begin(), at, top_values_.end(), std::greater<A>());
+      least = *at;
+    }
+    top_.clear();
+    found_.resize(static_cast<size_t>(head::kBlock));
+    for (size_t block = 0; block < maxima_.size(); ++block) {
+      if (!(maxima_[block] >= least)) continue;
+      const int64_t first = static_cast<int64_t>(block) * head::kBlock;
+      const int64_t count = head::find_at_least(
+          z + first, std::min(vocabulary_ - first, head::kBlock), least, found_.data());
+      for (int64_t i = 0; i < count; ++i) offer_top_k(z, first + found_[static_cast<size_t>(i)]);
+    }
+    // A NaN is not at least anything: a row with many of them has too few candidates.
+    if (top_.size() < k) {
+      top_.clear();
+      for (int64_t i = 0; i < vocabulary_; ++i) offer_top_k(z, i);
+    }
+  }
+  top_values_.resize(k);
+  for (size_t i = 0; i < k; ++i) top_values_[i] = z[top_[i]];
+}
+
+template <typename A>
+void HeadRows<A>::take_entropy(const A* z, HeadRow& row) {
+  const A scale = static_cast<A>(1 / options_.entropy_temperature);
+  const A* values = z;
+  int64_t count = vocabulary_;
+  A max = static_cast<A>(row.shift);
+  if (!dense_entropy()) {
+    find_top_k(z);
+    values = top_values_.data();
+    count = top_k_;
+    max = head::row_max(values, count);
+  }
+  const head::WeightedSum sums = head::entropy_sums(values, count, max, scale);
+  const double log_sum = std::log(sums.weight);
+  row.entropy = log_sum - sums.value / sums.weight * static_cast<double>(scale);
+  row.shift_entropy = static_cast<double>(max);
+  row.log_sum_entropy = log_sum;
+}
+
+// The row's sums, with their exponentials left in z and y.
+template <typename A>
+void HeadRows<A>::keep(A* z, A* y, HeadRow& row) const {
+  row.squares = row.compared && options_.temperature == 2;
+  const A scale = row.compared ? static_cast<A>(1 / options_.temperature) : A(1);
+  const head::KeptSums sums = head::keep_exponentials(
+      z, y, vocabulary_, {static_cast<A>(row.shift), static_cast<A>(row.shift_teacher), scale});
+  row.sum_student = sums.student;
+  row.sum = row.squares ? sums.squares : sums.student;
+  row.sum_teacher = sums.teacher;
+  row.gap = sums.gap;
+}
+
+// The row's sums.
+template <typename A>
+void HeadRows<A>::take_sums(const A* z, const A* y, int64_t target, HeadRow& row) const {
+  const A scale = static_cast<A>(1 / options_.temperature);
+  const A shift = static_cast<A>(row.shift);
+  if (target >= 0) row.sum = head::exp_sum(z, vocabulary_, shift, A(1));
+  if (row.summarized) row.sum_student = head::exp_sum(z, vocabulary_, shift, scale);
+  if (!y) return;
+  // One function for both sums: equal logits give equal bits, hence a term of exactly 0.
+  row.sum_student = head::teacher_sums(z, z, vocabulary_, shift, scale).weight;
+  const head::WeightedSum teacher =
+      head::teacher_sums(y, z, vocabulary_, static_cast<A>(row.shift_teacher), scale);
+  row.sum_teacher = teacher.weight;
+  row.gap = teacher.value;
+}
+
+template <typename A>
+HeadRow HeadRows<A>::statistics(A* z, A* y, int64_t target, bool regularized,
+                                const TeacherRow* teacher) {
+  HeadRow row;
+  if (!regularized) y = nullptr, teacher = nullptr;
+  const double temperature = options_.temperature;
+  row.shift = static_cast<double>(head::block_maxima(z, vocabulary_, maxima_.data()));
+  if (y) row.shift_teacher = static_cast<double>(head::row_max(y, vocabulary_));
+  if (regularized && options_.entropy_top_k >= 0) take_entropy(z, row);
+  const double target_logit = target >= 0 ? static_cast<double>(z[target]) : 0;
+  row.summarized = teacher != nullptr;
+  row.compared = y || teacher;
+  if (keeps_) {
+    keep(z, y, row);
+  } else {
+    take_sums(z, y, target, row);
+  }
+  if (target >= 0) row.task = row.shift + std::log(row.sum) - target_logit;
+  if (teacher) {
+    const double lse = row.shift / temperature + std::log(row.sum_student);
+    row.consistency = temperature * (temperature * (lse - teacher->entropy) - teacher->mean_logit);
+  }
+  if (y) {
+    const double lse_gap = (row.shift - row.shift_teacher) / temperature +
+                           (std::log(row.sum_student) - std::log(row.sum_teacher));
+    row.consistency =
+        temperature * temperature * lse_gap + temperature * (row.gap / row.sum_teacher);
+  }
+  return row;
+}
+
+template <typename A>
+void HeadRows<A>::probabilities(const A* y, const HeadRow& row, A* q) const {
+  head::scaled_exp(y, vocabulary_, static_cast<A>(row.shift_entropy),
+                   static_cast<A>(1 / options_.entropy_temperature),
+                   static_cast<A>(std::exp(-row.log_sum_entropy)), q);
+}
+
+// The part of the gradient that all of V has, of logits or kept exponentials z and y.
+template <typename A>
+void HeadRows<A>::dense_part(A* z, const A* y, int64_t n, const Parts& parts, bool rounded) const {
+  if (!keeps_) {
+    head::dense_gradient(z, y, n, parts.dense);
+    if (rounded) convert_rows(nullptr, z, BALORA_F32, n, z, BALORA_BF16, n, 1, n);
+    return;
+  }
+  const DenseGradient& g = parts.dense;
+  const head::KeptGradient<A> kept{g.task, g.student, g.gap, parts.squares};
+  if constexpr (std::is_same_v<A, float>) {
+    if (rounded) return head::kept_gradient_rounded(z, y, n, kept);
+  }
+  head::kept_gradient(z, y, n, kept);
+}
+
+template <typename A>
+typename HeadRows<A>::Parts HeadRows<A>::parts_of(int64_t target, bool regularized,
+                                                  const HeadRow& row) const {
+  Parts parts{};
+  parts.squares = row.squares;
+  DenseGradient& g = parts.dense;
+  g.inverse_cap = options_.softcap > 0 ? static_cast<A>(1 / options_.softcap) : A(0);
+  g.shift = static_cast<A>(row.shift);
+  if (target >= 0) g.task = static_cast<A>(options_.task_scale / row.sum);
+  g.scale = static_cast<A>(1 / options_.temperature);
+  g.teacher_shift = static_cast<A>(row.shift_teacher);
+  if (row.compared) {
+    const double scale = options_.consistency_scale * options_.temperature;
+    g.student = static_cast<A>(scale / row.sum_student);
+    g.gap = static_cast<A>(scale / row.sum_student - scale / row.sum_teacher);
+  }
+  const bool has_entropy = regularized && options_.entropy_top_k >= 0;
+  if (has_entropy && dense_entropy()) {
+    g.diversity = static_cast<A>(options_.diversity_scale / options_.entropy_temperature);
+  }
+  g.entropy_scale = static_cast<A>(1 / options_.entropy_temperature);
+  g.log_sum = static_cast<A>(row.log_sum_entropy);
+  g.entropy = static_cast<A>(row.entropy);
+  return parts;
+}
+
+// Target and top K of the row, with what they add to the dense part.
+template <typename A>
+void HeadRows<A>::find_places(int64_t target, bool regularized, const HeadRow& row) {
+  places_.clear();
+  const double diversity = options_.diversity_scale / options_.entropy_temperature;
+  if (regularized && options_.entropy_top_k >= 0 && !dense_entropy() && diversity != 0) {
+    for (size_t i = 0; i < top_.size(); ++i) {
+      const double value = static_cast<double>(top_values_[i]);
+      const double log_pi =
+          (value - row.shift_entropy) / options_.entropy_temperature - row.log_sum_entropy;
+      const double added = diversity * std::exp(log_pi) * (log_pi + row.entropy);
+      places_.push_back({top_[i], static_cast<A>(added)});
+    }
+  }
+  if (target < 0) return;
+  const A task = static_cast<A>(options_.task_scale);
+  const auto same = std::find_if(places_.begin(), places_.end(),
+                                 [&](const Place& place) { return place.index == target; });
+  if (same == places_.end()) {
+    places_.push_back({target, -task});
+  } else {
+    same->added -= task;
+  }
+}
+
+template <typename A>
+void HeadRows<A>::gradient(A* z, const A* y, int64_t target, bool regularized, const HeadRow& row,
+                           bool rounded) {
+  if (!regularized) y = nullptr;
+  const Parts parts = parts_of(target, regularized, row);
+  find_places(target, regularized, row);
+  const size_t count = places_.size();
+  place_z_.resize(count), place_y_.resize(count);
+  for (size_t i = 0; i < count; ++i) {
+    place_z_[i] = z[places_[i].index];
+    if (y) place_y_[i] = y[places_[i].index];
+    const A capped =
+        place_z_[i] * parts.dense.inverse_cap;  // of a logit: none is kept beside a cap
+    places_[i].added *= A(1) - capped * capped;
+  }
+  dense_part(place_z_.data(), y ? place_y_.data() : nullptr, static_cast<int64_t>(count), parts,
+             false);
+  dense_part(z, y, vocabulary_, parts, rounded);
+  for (size_t i = 0; i < count; ++i) {
+    const A value = place_z_[i] + places_[i].added;
+    if (rounded) {
+      reinterpret_cast<bf16*>(z)[places_[i].index] = to_bf16(static_cast<float>(value));
+    } else {
+      z[places_[i].index] = value;
+    }
+  }
+}
+
+template class HeadRows<float>;
+template class HeadRows<double>;
+
+}  // namespace balora

@@ -1,0 +1,93 @@
+// One row of the fused head losses: the statistics of its student logits z (V) and teacher logits y
+// (V), and the gradient written over z. Elements in f32 (f64 for f64), sums over the vocabulary in
+// f64 from blocks of 512: plain f32 sums read the cross-entropy 1e-5 low at V = 49152. Where
+// nothing but their exponentials is asked for later, the statistics leave these in the place of the
+// logits (head_passes.h): without soft-capping and an entropy over all of V, at T = 1 or 2.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "kernels/cpu/head/head_passes.h"
+#include "kernels/operands/head.h"
+
+namespace balora {
+
+// What stays of a row between its two passes.
+struct HeadRow {
+  double task = 0, consistency = 0,
+         entropy = 0;  // the row's terms, unscaled; consistency includes T^2
+  // Largest logit and the sum of e^(logit - largest), at temperature 1, T and Te: exact
+  // differences, so that the gradient does not inherit the rounding of a log-sum-exp stored in f32.
+  double shift = 0, sum = 1, sum_student = 1;
+  bool compared = false;    // with a teacher
+  bool summarized = false;  // that came as a TeacherRow
+  bool squares = false;     // kept exponentials are at T = 2, and those at 1 their squares
+  double shift_teacher = 0, sum_teacher = 1;
+  double gap = 0;  // sum e^(teacher) (teacher - student)
+  double shift_entropy = 0, log_sum_entropy = 0;
+};
+
+// A teacher's row without its logits: the entropy of q, and h sum_j q_j w_j = sum_j q_j z_j.
+struct TeacherRow {
+  double entropy = 0, mean_logit = 0;
+};
+
+template <typename A>
+class HeadRows {
+ public:
+  HeadRows(const HeadOptions& options, int64_t vocabulary);
+
+  // y and teacher null: no consistency term. target < 0: no task term. With `regularized` false the
+  // row is in the task term alone. Keeps what a gradient() that follows reads: the row's top-K, and
+  // exponentials in z and y.
+  HeadRow statistics(A* z, A* y, int64_t target, bool regularized,
+                     const TeacherRow* teacher = nullptr);
+
+  // z becomes d(loss)/d(logits before soft-capping) for the row of the last statistics(); without
+  // the teacher's part where it came as a TeacherRow. With `rounded`, of f32 alone, as bf16 in the
+  // first half of the row's own place, formed in f32.
+  void gradient(A* z, const A* y, int64_t target, bool regularized, const HeadRow& row,
+                bool rounded);
+
+  // q = softmax(y / Te) of a row whose entropy over all of V was taken; may be y.
+  void probabilities(const A* y, const HeadRow& row, A* q) const;
+
+  // logits -> softcap * tanh(logits / softcap), when there is one.
+  void cap(A* logits) const;
+
+ private:
+  bool dense_entropy() const { return options_.entropy_top_k == 0 || top_k_ >= vocabulary_; }
+  void take_entropy(const A* z, HeadRow& row);
+  void find_top_k(const A* z);
+  void offer_top_k(const A* z, int64_t index);
+  void keep(A* z, A* y, HeadRow& row) const;
+  void take_sums(const A* z, const A* y, int64_t target, HeadRow& row) const;
+
+  using DenseGradient = head::DenseGradient<A>;
+  struct Parts {
+    DenseGradient dense;
+    bool squares;
+  };
+  Parts parts_of(int64_t target, bool regularized, const HeadRow& row) const;
+  void dense_part(A* z, const A* y, int64_t n, const Parts& parts, bool rounded) const;
+  void find_places(int64_t target, bool regularized, const HeadRow& row);
+
+  // An element of dz with a part of its own, the target or one of the top K: formed apart from the
+  // row, so that it is rounded once.
+  struct Place {
+    int64_t index;
+    A added;
+  };
+
+  HeadOptions options_;
+  int64_t vocabulary_, top_k_;
+  bool keeps_;                // exponentials
+  std::vector<A> maxima_;     // of the row's blocks
+  std::vector<int64_t> top_;  // indices of the K largest logits, largest first, ties by index
+  std::vector<A> top_values_;
+  std::vector<int32_t> found_;  // candidates for them in a block
+  std::vector<Place> places_;
+  std::vector<A> place_z_, place_y_;
+};
+
+}  // namespace balora

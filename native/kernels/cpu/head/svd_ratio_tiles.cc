@@ -1,0 +1,161 @@
+// The SVD regularizer where the Gram form is not allowed: the head is trained (G changes every step
+// and dW is wanted) or its logits are soft-capped (not linear). Tiles of Z = cap(H W^T) are made
+// twice: once to sum the smaller Gram matrix, K = sum Z_t Z_t^T over vocabulary tiles, or sum Z_t^T
+// Z_t over row tiles when rows outnumber the vocabulary, and once to turn each tile into dZ_t = U
+// diag(weights) U^T Z_t + shift Z_t, then dH += dU_t W_t, dW_t = dU_t^T H.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cpu/head/svd_ratio.h"
+#include "kernels/cpu/products/gemm.h"
+#include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/workspace.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kDefaultTileBytes = int64_t{16} << 20;
+
+// A tile is all rows of some tokens of the vocabulary, or the whole vocabulary of some rows.
+struct Tile {
+  int64_t row, rows, token, tokens;
+};
+
+template <typename A>
+class Tiles {
+ public:
+  Tiles(Context* ctx, const View* h, const View* w, double softcap, int64_t chunk_bytes)
+      : ctx_(ctx), h_(h), w_(w), softcap_(softcap) {
+    rows_ = h->shape[0];
+    tokens_ = w->shape[0];
+    channels_ = h->shape[1];
+    by_rows_ = rows_ > tokens_;
+    const int64_t extent = by_rows_ ? rows_ : tokens_;
+    const int64_t bytes = chunk_bytes > 0 ? chunk_bytes : kDefaultTileBytes;
+    // The tile in the logits' type and its f64 image.
+    step_ = bytes / (order() * static_cast<int64_t>(sizeof(A) + sizeof(double)));
+    step_ = std::clamp<int64_t>(step_, 1, extent);
+    logits_ = workspace<A>(ctx_, order() * step_);
+  }
+
+  int64_t order() const { return by_rows_ ? tokens_ : rows_; }
+
+  // Sum of the squares of all logits = trace of the Gram matrix.
+  Matrix gram() {
+    Matrix sum(order(), order());
+    each_tile([&](const Tile& tile) {
+      make_logits(tile);
+      const MatrixRef z{logits_, dtype(), tile.tokens, 1};
+      if (by_rows_) {
+        symmetric_product_f64(ctx_, tokens_, tile.rows, z.transposed(), z, sum.values.data(), true);
+      } else {
+        symmetric_product_f64(ctx_, rows_, tile.tokens, z, z.transposed(), sum.values.data(), true);
+      }
+    });
+    return sum;
+  }
+
+  void gradient(const Matrix& vectors, const SvdRatio& ratio, const View* dh, const View* dw) {
+    const int32_t sum_dtype = dtype();
+    A* sum = dh ? workspace<A>(ctx_, rows_ * channels_) : nullptr;
+    if (sum) std::fill_n(sum, rows_ * channels_, A(0));
+    each_tile([&](const Tile& tile) {
+      make_logits(tile);
+      replace_by_gradient(tile, vectors, ratio);
+      if (dh) {
+        gemm(ctx_, {tile.rows, channels_, tile.tokens}, {logits_, dtype(), tile.tokens},
+             {at(w_, tile.token), w_->dtype, channels_},
+             {sum + tile.row * channels_, sum_dtype, channels_}, {1, 1});
+      }
+      if (dw) {
+        gemm(ctx_, {tile.tokens, channels_, tile.rows}, {logits_, dtype(), tile.tokens, true},
+             {at(h_, tile.row), h_->dtype, channels_},
+             {const_cast<void*>(at(dw, tile.token)), dw->dtype, channels_},
+             {1, tile.row > 0 ? 1.0 : 0.0});
+      }
+    });
+    if (!dh) return;
+    dispatch_float(dh->dtype, [&]<typename T>() {
+      T* out = data_of<T>(dh);
+      for (int64_t i = 0; i < rows_ * channels_; ++i)
+        out[i] = store<T>(static_cast<Acc<T>>(sum[i]));
+    });
+  }
+
+ private:
+  static constexpr int32_t dtype() { return std::is_same_v<A, double> ? BALORA_F64 : BALORA_F32; }
+
+  const void* at(const View* view, int64_t row) const {
+    return static_cast<const char*>(view->data) +
+           row * channels_ * dtype_size(static_cast<DType>(view->dtype));
+  }
+
+  template <typename Body>
+  void each_tile(const Body& body) {
+    const int64_t extent = by_rows_ ? rows_ : tokens_;
+    for (int64_t first = 0; first < extent; first += step_) {
+      const int64_t count = std::min(step_, extent - first);
+      body(by_rows_ ? Tile{first, count, 0, tokens_} : Tile{0, rows_, first, count});
+    }
+  }
+
+  void make_logits(const Tile& tile) {
+    gemm(ctx_, {tile.rows, tile.tokens, channels_}, {at(h_, tile.row), h_->dtype, channels_},
+         {at(w_, tile.token), w_->dtype, channels_, true}, {logits_, dtype(), tile.tokens});
+    if (!(softcap_ > 0)) return;
+    const A cap = static_cast<A>(softcap_);
+    parallel_for(ctx_, tile.rows * tile.tokens, 1 << 14, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) logits_[i] = cap * std::tanh(logits_[i] / cap);
+    });
+  }
+
+  void replace_by_gradient(const Tile& tile, const Matrix& vectors, const SvdRatio& ratio) {
+    const MatrixRef logits{logits_, dtype(), tile.tokens, 1};
+    Matrix z = widened(logits, tile.rows, tile.tokens);
+    // From the right the roles of rows and columns swap: dZ^T = V diag(weights) V^T Z^T + shift
+    // Z^T.
+    z = by_rows_ ? transposed(ratio_gradient(ctx_, vectors, ratio, transposed(z)))
+                 : ratio_gradient(ctx_, vectors, ratio, z);
+    const double inverse = softcap_ > 0 ? 1 / softcap_ : 0;
+    parallel_for(ctx_, tile.rows * tile.tokens, 1 << 14, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const double capped = static_cast<double>(logits_[i]) * inverse;
+        logits_[i] = static_cast<A>(z.values[static_cast<size_t>(i)] * (1 - capped * capped));
+      }
+    });
+  }
+
+  Context* ctx_;
+  const View *h_, *w_;
+  double softcap_;
+  int64_t rows_ = 0, tokens_ = 0, channels_ = 0, step_ = 0;
+  bool by_rows_ = false;
+  A* logits_ = nullptr;
+};
+
+template <typename A>
+double run(Context* ctx, const View* h, const View* w, const View* dh, const View* dw, int64_t k,
+           bool nuclear, double softcap, int64_t chunk_bytes) {
+  Tiles<A> tiles(ctx, h, w, softcap, chunk_bytes);
+  const Matrix gram = tiles.gram();
+  double norm2 = 0;
+  for (int64_t i = 0; i < gram.rows; ++i) norm2 += gram(i, i);
+  const RitzPairs pairs = ratio_eigenpairs(ctx, gram, k, nuclear);
+  const SvdRatio ratio = svd_ratio(pairs.values, norm2, k, nuclear);
+  if (dh || dw) tiles.gradient(pairs.vectors, ratio, dh, dw);
+  return ratio.value;
+}
+
+}  // namespace
+
+int32_t svd_ratio_tiles_kernel(Context* ctx, const balora_svd_ratio_tiles& o) {
+  *data_of<double>(o.value) =
+      o.h->dtype == BALORA_F64
+          ? run<double>(ctx, o.h, o.w, o.dh, o.dw, o.k, o.nuclear != 0, o.softcap, o.chunk_bytes)
+          : run<float>(ctx, o.h, o.w, o.dh, o.dw, o.k, o.nuclear != 0, o.softcap, o.chunk_bytes);
+  return 0;
+}
+
+}  // namespace balora

@@ -1,0 +1,206 @@
+// See dense.h. Accuracy notes: a Gram matrix squares the condition number, so CholeskyQR2 is used
+// below 1e6 only, and singular values never come from one; the SVD of a long matrix is that of its
+// R factor.
+#include "kernels/cpu/linalg/dense.h"
+
+#include <Eigen/Dense>
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "kernels/cpu/random/philox.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+
+namespace balora {
+namespace {
+
+using EigenMatrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using EigenColumns = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::ColMajor>;
+
+Eigen::Map<EigenMatrix> map(Matrix& a) {
+  return {a.values.data(), a.rows, a.cols};
+}
+Eigen::Map<const EigenMatrix> map(const Matrix& a) {
+  return {a.values.data(), a.rows, a.cols};
+}
+
+Matrix gram(const Context* ctx, const Matrix& a) {
+  Matrix g(a.cols, a.cols);
+  symmetric_product_f64(ctx, a.cols, a.rows, a.ref().transposed(), a.ref(), g.values.data());
+  return g;
+}
+
+// One pass of A = Q R with R the Cholesky factor of A^T A; false when its diagonal spreads over
+// more than `limit`.
+bool cholesky_pass(const Context* ctx, Matrix& q, EigenMatrix& r, double limit) {
+  const Matrix g = gram(ctx, q);
+  const Eigen::LLT<EigenMatrix> factor(map(g));
+  if (factor.info() != Eigen::Success) return false;
+  r = factor.matrixU();
+  const double largest = r.diagonal().maxCoeff(), smallest = r.diagonal().minCoeff();
+  if (!(smallest > 0) || !(largest <= limit * smallest)) return false;
+  parallel_for(ctx, q.rows, 256, [&](int64_t begin, int64_t end) {
+    auto rows = map(q).middleRows(begin, end - begin);
+    r.triangularView<Eigen::Upper>().solveInPlace<Eigen::OnTheRight>(rows);
+  });
+  return true;
+}
+
+bool cholesky_qr2(const Context* ctx, const Matrix& a, QrResult& result) {
+  constexpr double kConditionLimit = 1e6;
+  EigenMatrix first, second;
+  Matrix q = a;
+  if (!cholesky_pass(ctx, q, first, kConditionLimit)) return false;
+  if (!cholesky_pass(ctx, q, second, 2.0)) return false;
+  result.q = std::move(q);
+  result.r = Matrix(a.cols, a.cols);
+  map(result.r) = second.triangularView<Eigen::Upper>() * first;
+  return true;
+}
+
+QrResult householder_qr(const Matrix& a) {
+  const int64_t k = std::min(a.rows, a.cols);
+  const EigenColumns source = map(a);
+  const Eigen::HouseholderQR<EigenColumns> factor(source);
+  QrResult result{Matrix(a.rows, k), Matrix(k, a.cols)};
+  const EigenColumns q = factor.householderQ() * EigenColumns::Identity(a.rows, k);
+  map(result.q) = q;
+  map(result.r) = factor.matrixQR().topRows(k).template triangularView<Eigen::Upper>();
+  for (int64_t i = 0; i < k; ++i) {
+    if (result.r(i, i) >= 0) continue;
+    for (int64_t j = i; j < a.cols; ++j) result.r(i, j) = -result.r(i, j);
+    for (int64_t j = 0; j < a.rows; ++j) result.q(j, i) = -result.q(j, i);
+  }
+  return result;
+}
+
+}  // namespace
+
+MatrixRef matrix_ref(const View& view) {
+  const int64_t cols = view.shape[view.ndim - 1];
+  return {view.data, view.dtype, cols, 1};
+}
+
+Matrix widened(const MatrixRef& a, int64_t rows, int64_t cols) {
+  Matrix out(rows, cols);
+  dispatch_float(a.dtype, [&]<typename T>() {
+    const T* data = static_cast<const T*>(a.data);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < cols; ++j) {
+        out(i, j) = static_cast<double>(load(data[i * a.row_stride + j * a.col_stride]));
+      }
+    }
+  });
+  return out;
+}
+
+void store_values(const double* values, int64_t count, const View& view) {
+  dispatch_float(view.dtype, [&]<typename T>() {
+    T* out = data_of<T>(&view);
+    for (int64_t i = 0; i < count; ++i) out[i] = store<T>(static_cast<Acc<T>>(values[i]));
+  });
+}
+
+void store_matrix(const Matrix& matrix, const View& view) {
+  store_values(matrix.values.data(), matrix.rows * matrix.cols, view);
+}
+
+Matrix product(const Context* ctx, const Matrix& a, const Matrix& b) {
+  Matrix c(a.rows, b.cols);
+  product_f64(ctx, a.rows, b.cols, a.cols, a.ref(), b.ref(), c.values.data(), c.cols);
+  return c;
+}
+
+Matrix product_tn(const Context* ctx, const Matrix& a, const Matrix& b) {
+  Matrix c(a.cols, b.cols);
+  product_f64(ctx, a.cols, b.cols, a.rows, a.ref().transposed(), b.ref(), c.values.data(), c.cols);
+  return c;
+}
+
+Matrix leading_columns(const Matrix& a, int64_t count) {
+  Matrix out(a.rows, count);
+  for (int64_t i = 0; i < a.rows; ++i) std::copy_n(a.row(i), count, out.row(i));
+  return out;
+}
+
+Matrix transposed(const Matrix& a) {
+  Matrix out(a.cols, a.rows);
+  map(out) = map(a).transpose();
+  return out;
+}
+
+QrResult thin_qr(const Context* ctx, const Matrix& a) {
+  QrResult result;
+  if (a.rows >= a.cols && cholesky_qr2(ctx, a, result)) return result;
+  return householder_qr(a);
+}
+
+bool orthonormal_weights(const Matrix& gram, double smallest, Matrix* weights) {
+  const Eigen::VectorXd diagonal = map(gram).diagonal();
+  if (!(diagonal.minCoeff() > 0) || !std::isfinite(diagonal.maxCoeff())) return false;
+  const Eigen::VectorXd scale = diagonal.array().rsqrt();
+  const EigenMatrix unit = scale.asDiagonal() * map(gram) * scale.asDiagonal();
+  const Eigen::LLT<EigenMatrix> factor(unit);
+  if (factor.info() != Eigen::Success) return false;
+  const double pivot = factor.matrixLLT().diagonal().minCoeff();
+  if (!(pivot * pivot >= smallest)) return false;
+  *weights = Matrix(gram.rows, gram.cols);
+  auto inverse = map(*weights);
+  inverse.setIdentity();
+  factor.matrixU().solveInPlace(inverse);
+  inverse = scale.asDiagonal() * inverse;
+  return true;
+}
+
+EighResult symmetric_eigen(const Matrix& a) {
+  for (const double value : a.values) {
+    if (!std::isfinite(value)) throw NativeError("the matrix holds NaN or infinity");
+  }
+  const EigenColumns source = map(a);
+  const Eigen::SelfAdjointEigenSolver<EigenColumns> solver(source);
+  if (solver.info() != Eigen::Success) {
+    throw NativeError("the symmetric eigenvalue iteration did not converge");
+  }
+  EighResult result{std::vector<double>(static_cast<size_t>(a.rows)), Matrix(a.rows, a.rows)};
+  std::copy_n(solver.eigenvalues().data(), a.rows, result.values.data());
+  map(result.vectors) = solver.eigenvectors();
+  return result;
+}
+
+SvdResult thin_svd(const Context* ctx, const Matrix& a) {
+  if (a.rows < a.cols) {
+    SvdResult flipped = thin_svd(ctx, transposed(a));
+    return {transposed(flipped.vt), std::move(flipped.s), transposed(flipped.u)};
+  }
+  for (const double value : a.values) {
+    if (!std::isfinite(value)) throw NativeError("the matrix holds NaN or infinity");
+  }
+  const bool tall = a.rows > 2 * a.cols;
+  QrResult qr;
+  if (tall) qr = thin_qr(ctx, a);
+  const EigenColumns core = map(tall ? std::as_const(qr.r) : a);
+  const Eigen::BDCSVD<EigenColumns> solver(core, Eigen::ComputeThinU | Eigen::ComputeThinV);
+  SvdResult result{Matrix(core.rows(), a.cols), std::vector<double>(static_cast<size_t>(a.cols)),
+                   Matrix(a.cols, a.cols)};
+  map(result.u) = solver.matrixU();
+  map(result.vt) = solver.matrixV().transpose();
+  std::copy_n(solver.singularValues().data(), a.cols, result.s.data());
+  if (tall) result.u = product(ctx, qr.q, result.u);
+  return result;
+}
+
+Matrix normal_matrix(const Context* ctx, int64_t rows, int64_t cols, uint64_t seed) {
+  Matrix out(rows, cols);
+  const int64_t count = rows * cols;
+  parallel_for(ctx, (count + 1) / 2, 4096, [&](int64_t begin, int64_t end) {
+    for (int64_t pair = begin; pair < end; ++pair) {
+      const NormalPair normals = philox_normals(seed, static_cast<uint64_t>(pair));
+      out.values[static_cast<size_t>(2 * pair)] = normals.first;
+      if (2 * pair + 1 < count) out.values[static_cast<size_t>(2 * pair + 1)] = normals.second;
+    }
+  });
+  return out;
+}
+
+}  // namespace balora

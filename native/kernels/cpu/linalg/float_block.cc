@@ -1,0 +1,116 @@
+#include "kernels/cpu/linalg/float_block.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/cpu/random/philox.h"
+#include "kernels/cpu/runtime/simd.h"
+
+namespace balora {
+namespace {
+
+typedef double Doubles __attribute__((vector_size(64), may_alias));
+
+BALORA_SIMD void fill_range(float* values, int64_t blocks, uint64_t seed) {
+  for (int64_t i = 0; i < blocks; ++i) {
+    const PhiloxBlock bits = philox(seed, static_cast<uint64_t>(i));
+    for (int j = 0; j < 4; ++j) {
+      values[4 * i + j] =
+          static_cast<float>(static_cast<int32_t>(bits[static_cast<size_t>(j)]) >> 7) * 0x1p-24f;
+    }
+  }
+}
+
+BALORA_SIMD void widen(const float* from, int64_t count, double* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<double>(from[i]);
+}
+
+BALORA_SIMD void narrow(const double* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+}
+
+// s (8,16) = columns row..row+7 of y (rows,cols) against columns col..col+15.
+BALORA_SIMD void gram_tile(const double* y, int64_t rows, int64_t cols, int64_t row, int64_t col,
+                           double* s) {
+  Doubles sum[8][2] = {};
+  for (int64_t k = 0; k < rows; ++k) {
+    const double* line = y + k * cols;
+    const Doubles first = *reinterpret_cast<const Doubles*>(line + col);
+    const Doubles second = *reinterpret_cast<const Doubles*>(line + col + 8);
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; ++r) {
+      sum[r][0] += line[row + r] * first;
+      sum[r][1] += line[row + r] * second;
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < 8; ++r) {
+    *reinterpret_cast<Doubles*>(s + r * 16) = sum[r][0];
+    *reinterpret_cast<Doubles*>(s + r * 16 + 8) = sum[r][1];
+  }
+}
+
+BALORA_SIMD void add_products(const float* q, const float* y, int64_t rows, int64_t cols,
+                              float* sums) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < cols; ++j) sums[j] += q[i * cols + j] * y[i * cols + j];
+  }
+}
+
+BALORA_SIMD void first_step(float* y, const float* x, int64_t count, float shift, float scale) {
+  for (int64_t i = 0; i < count; ++i) y[i] = scale * (y[i] - shift * x[i]);
+}
+
+BALORA_SIMD void later_step(float* y, const float* x, const float* before, int64_t count,
+                            float shift, float scale) {
+  for (int64_t i = 0; i < count; ++i) y[i] = scale * (y[i] - shift * x[i]) - before[i];
+}
+
+}  // namespace
+
+void fill_uniform(const FloatBlock& block, int64_t rows, uint64_t seed) {
+  fill_range(block.values, rows * block.cols / 4, seed);
+  std::fill(block.values + rows * block.cols, block.values + block.size(), 0.0f);
+}
+
+Matrix block_gram(const FloatBlock& y, double* wide) {
+  widen(y.values, y.size(), wide);
+  Matrix gram(y.cols, y.cols);
+  for (int64_t i = 0; i < y.cols; i += 8) {
+    for (int64_t j = 0; j <= i; j += 16) {
+      alignas(64) double tile[8 * 16];
+      gram_tile(wide, y.rows, y.cols, i, j, tile);
+      for (int64_t r = 0; r < 8; ++r) {
+        for (int64_t c = 0; c < 16 && j + c <= i + r; ++c) {
+          gram(i + r, j + c) = gram(j + c, i + r) = tile[r * 16 + c];
+        }
+      }
+    }
+  }
+  return gram;
+}
+
+void block_times(const FloatBlock& y, const Matrix& weights, float* packed_weights,
+                 const FloatBlock& out) {
+  narrow(weights.values.data(), weights.rows * weights.cols, packed_weights);
+  tile_gemm({y.rows, weights.cols, y.cols}, y.values, y.cols, packed_weights, out.values, out.cols,
+            false);
+}
+
+Quotients rayleigh_quotients(const FloatBlock& q, const FloatBlock& y) {
+  std::vector<float> sums(static_cast<size_t>(q.cols), 0.0f);
+  add_products(q.values, y.values, q.rows, q.cols, sums.data());
+  const auto [least, most] = std::minmax_element(sums.begin(), sums.end());
+  return {*least, *most};
+}
+
+void chebyshev_step(const FloatBlock& y, const FloatBlock& x, const FloatBlock* before, float shift,
+                    float scale) {
+  if (before) {
+    later_step(y.values, x.values, before->values, y.size(), shift, scale);
+  } else {
+    first_step(y.values, x.values, y.size(), shift, scale);
+  }
+}
+
+}  // namespace balora

@@ -1,0 +1,58 @@
+// Blocks of a few dozen f32 columns, the iterates of quick_svd.h: row-major, rows and columns
+// padded with zeros to multiples of 32, so that tile_gemm takes them as they are.
+#pragma once
+#include <cstdint>
+
+#include "kernels/cpu/linalg/dense.h"
+#include "kernels/cpu/products/tile_gemm.h"
+
+namespace balora {
+
+struct FloatBlock {
+  int64_t rows = 0, cols = 0;
+  float* values = nullptr;
+
+  int64_t size() const { return rows * cols; }
+};
+
+// Hands out parts of one piece of memory. Without a piece it only counts, so that the same layout
+// code first tells how much is needed.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+  template <typename T>
+  T* take(int64_t count) {
+    const int64_t at = used_;
+    used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+    return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
+  }
+  FloatBlock block(int64_t rows, int64_t cols) { return {rows, cols, take<float>(rows * cols)}; }
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+// The first `rows` rows of the block become uniform in [-1, 1), from Philox blocks of the seed.
+void fill_uniform(const FloatBlock& block, int64_t rows, uint64_t seed);
+
+// Y^T Y, summed in f64. `wide` has room for the block's elements.
+Matrix block_gram(const FloatBlock& y, double* wide);
+
+// out = y weights, out and y of the same rows.
+void block_times(const FloatBlock& y, const Matrix& weights, float* packed_weights,
+                 const FloatBlock& out);
+
+// The smallest of the columns' Rayleigh quotients q_j . y_j, and the largest.
+struct Quotients {
+  double smallest, largest;
+  bool within(double ratio) const { return smallest > 0 && largest <= ratio * smallest; }
+};
+Quotients rayleigh_quotients(const FloatBlock& q, const FloatBlock& y);
+
+// y = scale (y - shift x) - before; `before` may be null for zero.
+void chebyshev_step(const FloatBlock& y, const FloatBlock& x, const FloatBlock* before, float shift,
+                    float scale);
+
+}  // namespace balora

@@ -1,0 +1,250 @@
+#include "kernels/cpu/linalg/krylov.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "tensor/errors.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kDenseOrder = 192;       // up to here a dense eigen-solver is as quick
+constexpr double kEigenTolerance = 1e-12;  // residual over the largest eigenvalue
+
+// A matrix that grows by columns: storage for `capacity` of them, `cols` in use.
+struct Basis {
+  Basis(int64_t n, int64_t cap) : capacity(cap), storage(n, cap) {}
+  MatrixRef ref() const { return {storage.values.data(), BALORA_F64, capacity, 1}; }
+  void append(const Matrix& block) {
+    for (int64_t i = 0; i < storage.rows; ++i) {
+      std::copy_n(block.row(i), block.cols, storage.row(i) + cols);
+    }
+    cols += block.cols;
+  }
+  void assign(const Matrix& block) {
+    cols = 0;
+    append(block);
+  }
+  int64_t capacity, cols = 0;
+  Matrix storage;
+};
+
+// Q^T B for the columns in use.
+Matrix against(const Context* ctx, const Basis& q, const MatrixRef& b, int64_t cols) {
+  Matrix out(q.cols, cols);
+  product_f64(ctx, q.cols, cols, q.storage.rows, q.ref().transposed(), b, out.values.data(), cols);
+  return out;
+}
+
+Matrix combine(const Context* ctx, const Basis& q, const Matrix& weights) {
+  Matrix out(q.storage.rows, weights.cols);
+  product_f64(ctx, out.rows, out.cols, q.cols, q.ref(), weights.ref(), out.values.data(), out.cols);
+  return out;
+}
+
+// Orthonormal columns, orthogonal to the basis. Three passes: where a column lies in the basis to
+// rounding, the first normalisation blows up noise, and the later passes make it orthogonal again.
+Matrix orthonormal_to(const Context* ctx, const Basis& q, Matrix block) {
+  const int passes = q.cols ? 3 : 1;
+  for (int pass = 0; pass < passes; ++pass) {
+    if (q.cols) {
+      const Matrix inside = combine(ctx, q, against(ctx, q, block.ref(), block.cols));
+      for (size_t i = 0; i < block.values.size(); ++i) block.values[i] -= inside.values[i];
+    }
+    block = thin_qr(ctx, block).q;
+  }
+  return block;
+}
+
+// Rayleigh-Ritz: the `keep` leading pairs of the operator within the basis; *images = A times their
+// vectors.
+RitzPairs ritz(const Context* ctx, const Basis& q, const Basis& aq, int64_t keep, Matrix* images) {
+  Matrix projected = against(ctx, q, aq.ref(), aq.cols);
+  for (int64_t i = 0; i < projected.rows; ++i) {
+    for (int64_t j = 0; j < i; ++j) {
+      projected(i, j) = projected(j, i) = (projected(i, j) + projected(j, i)) / 2;
+    }
+  }
+  const EighResult eigen = symmetric_eigen(projected);
+  keep = std::min(keep, q.cols);
+  Matrix weights(q.cols, keep);
+  RitzPairs pairs;
+  for (int64_t j = 0; j < keep; ++j) {
+    pairs.values.push_back(eigen.values[static_cast<size_t>(q.cols - 1 - j)]);
+    for (int64_t i = 0; i < q.cols; ++i) weights(i, j) = eigen.vectors(i, q.cols - 1 - j);
+  }
+  pairs.vectors = combine(ctx, q, weights);
+  *images = combine(ctx, aq, weights);
+  pairs.residuals.assign(static_cast<size_t>(keep), 0.0);
+  for (int64_t i = 0; i < pairs.vectors.rows; ++i) {
+    for (int64_t j = 0; j < keep; ++j) {
+      const size_t pair = static_cast<size_t>(j);
+      const double r = (*images)(i, j) - pairs.values[pair] * pairs.vectors(i, j);
+      pairs.residuals[pair] += r * r;
+    }
+  }
+  for (double& residual : pairs.residuals) residual = std::sqrt(residual);
+  pairs.exact = q.cols == q.storage.rows;
+  return pairs;
+}
+
+Matrix residual_block(const RitzPairs& pairs, const Matrix& images) {
+  Matrix block = images;
+  for (int64_t i = 0; i < block.rows; ++i) {
+    for (int64_t j = 0; j < block.cols; ++j) {
+      block(i, j) -= pairs.values[static_cast<size_t>(j)] * pairs.vectors(i, j);
+    }
+  }
+  return block;
+}
+
+}  // namespace
+
+RitzPairs block_krylov(const Context* ctx, int64_t n, const KrylovOptions& options,
+                       const ApplyFn& apply, const ConvergedFn& test, bool* converged) {
+  const int64_t block = std::min(options.block, n);
+  const int64_t capacity = std::min(n, block * (options.blocks + 1));
+  Basis q(n, capacity), aq(n, capacity);
+  Matrix next = normal_matrix(ctx, n, block, options.seed);
+  RitzPairs pairs;
+  for (int cycle = 0; cycle < options.max_cycles; ++cycle) {
+    while (q.cols < capacity) {
+      const int64_t room = capacity - q.cols;
+      if (next.cols > room) next = leading_columns(next, room);
+      next = orthonormal_to(ctx, q, std::move(next));
+      q.append(next);
+      next = apply(next);
+      aq.append(next);
+    }
+    Matrix images;
+    pairs = ritz(ctx, q, aq, block, &images);
+    *converged = pairs.exact || test(pairs);
+    if (*converged) return pairs;
+    next = residual_block(pairs, images);
+    q.assign(pairs.vectors);
+    aq.assign(images);
+  }
+  return pairs;
+}
+
+RitzPairs leading_eigenpairs(const Context* ctx, const Matrix& a, int64_t k) {
+  const int64_t n = a.rows, block = k + 8;
+  if (n > kDenseOrder && block * 8 <= n) {
+    bool converged = false;
+    const KrylovOptions options{block};
+    RitzPairs pairs = block_krylov(
+        ctx, n, options, [&](const Matrix& x) { return product(ctx, a, x); },
+        [&](const RitzPairs& p) {
+          const auto worst = *std::max_element(p.residuals.begin(), p.residuals.begin() + k);
+          return worst <= kEigenTolerance * p.values[0];
+        },
+        &converged);
+    if (converged) {
+      pairs.values.resize(static_cast<size_t>(k));
+      pairs.vectors = leading_columns(pairs.vectors, k);
+      return pairs;
+    }
+  }
+  const EighResult eigen = symmetric_eigen(a);
+  RitzPairs pairs;
+  pairs.exact = true;
+  pairs.vectors = Matrix(n, k);
+  for (int64_t j = 0; j < k; ++j) {
+    pairs.values.push_back(eigen.values[static_cast<size_t>(n - 1 - j)]);
+    for (int64_t i = 0; i < n; ++i) pairs.vectors(i, j) = eigen.vectors(i, n - 1 - j);
+  }
+  return pairs;
+}
+
+namespace {
+
+// A X and A^T X without a copy of A.
+Matrix apply_left(const Context* ctx, const MatrixRef& a, int64_t m, const Matrix& x) {
+  Matrix y(m, x.cols);
+  product_f64(ctx, m, x.cols, x.rows, a, x.ref(), y.values.data(), x.cols);
+  return y;
+}
+
+// Given columns that span the wanted row space, orthonormal: the SVD of A Q Q^T, truncated.
+SvdResult finish(const Context* ctx, const MatrixRef& a, int64_t m, const Matrix& q, int64_t rank) {
+  SvdResult core = thin_svd(ctx, apply_left(ctx, a, m, q));
+  core.u = leading_columns(core.u, rank);
+  core.s.resize(static_cast<size_t>(rank));
+  Matrix head(rank, q.cols);
+  std::copy_n(core.vt.values.data(), rank * q.cols, head.values.data());
+  core.vt = Matrix(rank, q.rows);
+  product_f64(ctx, rank, q.rows, q.cols, head.ref(), q.ref().transposed(), core.vt.values.data(),
+              q.rows);
+  return core;
+}
+
+SvdResult flip(SvdResult r) {
+  return {transposed(r.vt), std::move(r.s), transposed(r.u)};
+}
+
+double squared_norm(const MatrixRef& a, int64_t m, int64_t n) {
+  const Matrix wide = widened(a, m, n);
+  double sum = 0;
+  for (const double value : wide.values) sum += value * value;
+  return sum;
+}
+
+}  // namespace
+
+SvdResult randomized_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n, int64_t rank,
+                         int64_t niter, int64_t oversample, uint64_t seed) {
+  if (m < n) return flip(randomized_svd(ctx, a.transposed(), n, m, rank, niter, oversample, seed));
+  const int64_t width = std::min(n, rank + oversample);
+  Matrix q = thin_qr(ctx, normal_matrix(ctx, n, width, seed)).q;
+  // Each iteration is a power of A^T A; the last product with A is finish()'s.
+  for (int64_t i = 0; i <= niter; ++i) {
+    const Matrix image = thin_qr(ctx, apply_left(ctx, a, m, q)).q;
+    q = thin_qr(ctx, apply_left(ctx, a.transposed(), n, image)).q;
+  }
+  return finish(ctx, a, m, q, std::min(rank, n));
+}
+
+SvdResult converged_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n, int64_t rank,
+                        int64_t oversample, uint64_t seed) {
+  if (m < n) return flip(converged_svd(ctx, a.transposed(), n, m, rank, oversample, seed));
+  rank = std::min(rank, n);
+  const int64_t block = std::min(n, rank + oversample);
+  if (n <= kDenseOrder / 2 || block * 5 > n) {
+    SvdResult full = thin_svd(ctx, widened(a, m, n));
+    full.u = leading_columns(full.u, rank);
+    full.s.resize(static_cast<size_t>(rank));
+    full.vt.rows = rank;
+    full.vt.values.resize(static_cast<size_t>(rank * n));
+    return full;
+  }
+  const double total = squared_norm(a, m, n);
+  double captured = -1, gain = -1;  // none yet
+  const ConvergedFn test = [&](const RitzPairs& pairs) {
+    double energy = 0;
+    for (int64_t i = 0; i < rank; ++i) energy += pairs.values[static_cast<size_t>(i)];
+    const double last = captured, last_gain = gain;
+    captured = energy;
+    if (last < 0) return false;
+    gain = energy - last;
+    if (last_gain < 0) return gain <= 0;
+    // What geometric convergence at the observed ratio leaves uncaptured, against a third of the
+    // tolerance.
+    const double ratio = std::clamp(gain / last_gain, 0.0, 0.95);
+    const double error = std::sqrt(std::max(0.0, 1 - energy / total));
+    const double allowed = 2 * error * (1e-5 * error + 1e-6) * total + 1e-12 * total;
+    return gain * ratio / (1 - ratio) <= allowed / 3;
+  };
+  bool converged = false;
+  KrylovOptions options{block};
+  options.blocks = 2;
+  options.seed = seed;
+  options.max_cycles = 200;
+  const RitzPairs pairs = block_krylov(
+      ctx, n, options,
+      [&](const Matrix& x) { return apply_left(ctx, a.transposed(), n, apply_left(ctx, a, m, x)); },
+      test, &converged);
+  if (!converged) throw NativeError("randomized_svd: the captured energy did not converge");
+  return finish(ctx, a, m, pairs.vectors, rank);
+}
+
+}  // namespace balora

@@ -1,0 +1,102 @@
+#include "kernels/cpu/linalg/low_rank_svds.h"
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <vector>
+
+#include "kernels/cpu/linalg/krylov.h"
+#include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/workspace.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kSmallScratch = 64 << 20;  // bytes, of a matrix that one thread takes
+
+SvdResult exact_svd(const Context* ctx, const QuickProblem& p) {
+  const MatrixRef a{p.w.data, p.w.dtype, p.w.cols, 1};
+  return p.niter < 0
+             ? converged_svd(ctx, a, p.w.rows, p.w.cols, p.rank, p.oversample, p.seed)
+             : randomized_svd(ctx, a, p.w.rows, p.w.cols, p.rank, p.niter, p.oversample, p.seed);
+}
+
+// What is still to be done the exact way.
+class Tasks {
+ public:
+  Tasks(Context* ctx, std::span<const QuickProblem> problems, const StoreSvd& store)
+      : ctx_(ctx), problems_(problems), store_(store), done_(problems.size(), 0) {}
+
+  // One problem after the other, with all threads.
+  void in_turn(const std::vector<size_t>& which, void* scratch) {
+    for (const size_t i : which) attempt(ctx_, i, scratch);
+  }
+
+  // Each with one thread; a thread that is done takes the next.
+  void side_by_side(const std::vector<size_t>& which, const std::vector<void*>& scratch) {
+    Context single = *ctx_;
+    single.num_threads = 1;
+    std::atomic<size_t> next = 0;
+    std::vector<std::exception_ptr> failures(scratch.size());
+    parallel_for(ctx_, static_cast<int64_t>(scratch.size()), 1, [&](int64_t begin, int64_t end) {
+      for (auto lane = static_cast<size_t>(begin); lane < static_cast<size_t>(end); ++lane) {
+        try {
+          for (size_t i = next++; i < which.size(); i = next++) {
+            attempt(&single, which[i], scratch[lane]);
+          }
+        } catch (...) {
+          failures[lane] = std::current_exception();
+        }
+      }
+    });
+    for (const std::exception_ptr& failure : failures) {
+      if (failure) std::rethrow_exception(failure);
+    }
+  }
+
+  void finish() {
+    for (size_t i = 0; i < problems_.size(); ++i) {
+      if (!done_[i]) store_(i, exact_svd(ctx_, problems_[i]));
+    }
+  }
+
+ private:
+  void attempt(const Context* ctx, size_t i, void* scratch) {
+    SvdResult result;
+    if (quick_svd(ctx, problems_[i], scratch, &result) != QuickOutcome::kDone) return;
+    store_(i, result);
+    done_[i] = 1;
+  }
+
+  Context* ctx_;
+  std::span<const QuickProblem> problems_;
+  const StoreSvd& store_;
+  std::vector<char> done_;
+};
+
+}  // namespace
+
+void low_rank_svds(Context* ctx, std::span<const QuickProblem> problems, const StoreSvd& store) {
+  std::vector<size_t> small, large;
+  int64_t small_bytes = 0, large_bytes = 0;
+  for (size_t i = 0; i < problems.size(); ++i) {
+    if (!quick_svd_fits(problems[i])) continue;
+    const int64_t bytes = quick_svd_bytes(problems[i]);
+    const bool alone = bytes > kSmallScratch || problems.size() == 1;
+    (alone ? large : small).push_back(i);
+    int64_t& most = alone ? large_bytes : small_bytes;
+    most = std::max(most, bytes);
+  }
+  Tasks tasks(ctx, problems, store);
+  if (!large.empty()) tasks.in_turn(large, workspace<char>(ctx, large_bytes));
+  const size_t lanes =
+      std::min<size_t>(small.size(), static_cast<size_t>(std::max(ctx->num_threads, 1)));
+  std::vector<void*> scratch;
+  for (size_t lane = 0; lane < lanes; ++lane) scratch.push_back(workspace<char>(ctx, small_bytes));
+  if (lanes) tasks.side_by_side(small, scratch);
+  tasks.finish();
+}
+
+}  // namespace balora

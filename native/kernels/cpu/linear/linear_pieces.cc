@@ -1,0 +1,80 @@
+// linear_pieces.h.
+#include "kernels/cpu/linear/linear_pieces.h"
+
+#include <algorithm>
+
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/simd.h"
+
+namespace balora {
+namespace {
+
+// Change over start, in norms, up to which a pair is written by its change: what is lost is then
+// below 2^-11 of the factors. Beyond it the pair no longer is what the form was made for.
+constexpr double kLargestChange = 0.25;
+
+struct Norms {
+  double change = 0, start = 0;  // squared
+};
+
+template <typename E>
+BALORA_INLINE Norms norms(const E* x, const E* start, int64_t count) {
+  E change = 0, whole = 0;
+#pragma omp simd reduction(+ : change, whole)
+  for (int64_t i = 0; i < count; ++i) {
+    const E d = x[i] - start[i];
+    change += d * d, whole += start[i] * start[i];
+  }
+  return {change, whole};
+}
+BALORA_SIMD Norms norms_of(const float* x, const float* start, int64_t count) {
+  return norms(x, start, count);
+}
+BALORA_SIMD Norms norms_of(const double* x, const double* start, int64_t count) {
+  return norms(x, start, count);
+}
+
+// In blocks that do not depend on the number of threads.
+template <typename E>
+bool is_close(Context* ctx, const View& x, const View& start) {
+  constexpr int64_t kBlock = 8192;
+  const int64_t count = view_numel(x), blocks = (count + kBlock - 1) / kBlock;
+  std::vector<Norms> parts(static_cast<size_t>(blocks));
+  parallel_for(ctx, blocks, 2, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t first = b * kBlock;
+      parts[static_cast<size_t>(b)] = norms_of(data_of<E>(&x) + first, data_of<E>(&start) + first,
+                                               std::min(kBlock, count - first));
+    }
+  });
+  Norms all;
+  for (const Norms& part : parts) all.change += part.change, all.start += part.start;
+  return all.change <= kLargestChange * kLargestChange * all.start;  // false for NaN
+}
+
+bool is_close(Context* ctx, const View& x, const View& start) {
+  return x.dtype == BALORA_F64 ? is_close<double>(ctx, x, start) : is_close<float>(ctx, x, start);
+}
+
+bool is_pair(Context* ctx, const LowRankOperands& part, const LowRankOperands& start) {
+  return part.a->shape[0] == start.a->shape[0] && part.scale == -start.scale && !start.da &&
+         !start.db && is_close(ctx, *part.a, *start.a) && is_close(ctx, *part.b, *start.b);
+}
+
+}  // namespace
+
+std::vector<Piece> pieces_of(Context* ctx, std::span<const LowRankOperands> parts, size_t linear) {
+  std::vector<Piece> pieces;
+  for (const LowRankOperands& part : parts) {
+    if (static_cast<size_t>(part.linear) != linear || part.a->shape[0] == 0) continue;
+    if (!pieces.empty() && !pieces.back().start && is_pair(ctx, *pieces.back().part, part)) {
+      pieces.back().start = &part;
+    } else {
+      pieces.push_back({&part});
+    }
+  }
+  return pieces;
+}
+
+}  // namespace balora

@@ -1,0 +1,88 @@
+// linear_stretch.h.
+#include "kernels/cpu/linear/linear_stretch.h"
+
+#include <algorithm>
+
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+
+namespace balora {
+namespace {
+
+// A factor rank by rank: element i of rank r at data[r * rank_stride + i * stride].
+struct Lines {
+  const float* data;
+  int64_t rank_stride, stride;
+
+  Lines(const LowRankOperands& part, Side side)
+      : data(data_of<float>(side == Side::kA ? part.a : part.b)),
+        rank_stride(side == Side::kA ? part.a->shape[1] : 1),
+        stride(side == Side::kA ? 1 : part.b->shape[1]) {}
+  const float* at(int64_t r) const { return data + r * rank_stride; }
+};
+
+// What a line holds of a rank: halves of a part alone; of a pair, where it began or how far it is
+// from there.
+enum class Value { kHigh, kLow, kStart, kChange };
+
+FactorLine line_of(const Piece& piece, Side side, Value value, int64_t r, float scale) {
+  const Lines now(*piece.part, side);
+  const Half half = value == Value::kLow ? Half::kLow : Half::kHigh;
+  if (value == Value::kHigh || value == Value::kLow) return {now.at(r), now.stride, scale, half};
+  const Lines start(*piece.start, side);
+  if (value == Value::kStart) return {start.at(r), start.stride, scale};
+  return {now.at(r), now.stride, scale, half, start.at(r)};
+}
+
+// The rows of B that meet FactorForm's columns of A, block by block of R.
+std::span<const Value> row_values(const Piece& piece) {
+  static constexpr Value kAlone[] = {Value::kHigh, Value::kHigh, Value::kLow};
+  static constexpr Value kPair[] = {Value::kChange, Value::kStart};
+  static constexpr Value kIsChange[] = {Value::kHigh};
+  if (piece.start) return kPair;
+  if (piece.is_change()) return kIsChange;
+  return kAlone;
+}
+
+}  // namespace
+
+void Stretch::make(Context* ctx, bf16* a, bf16* b, int64_t m, int64_t n, Side side, bool scaled) {
+  a_ = a, b_ = b;
+  std::vector<FactorLine> rows;
+  for (const Place& place : places_) {
+    const auto scale = scaled ? static_cast<float>(place.piece.part->scale) : 1.0f;
+    for (const Value value : row_values(place.piece)) {
+      for (int64_t r = 0; r < place.piece.rank(); ++r) {
+        rows.push_back(line_of(place.piece, side, value, r, scale));
+      }
+    }
+  }
+  pack_factor_rows(ctx, rows, n, b);
+  const int64_t used = used_, width = k();
+  if (used == width) return;
+  parallel_for(ctx, round_up(m, kPanelRows), 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      std::fill(a + i * width + used, a + (i + 1) * width, bf16{0});
+  });
+}
+
+TileFactor Stretch::factor(const Place& place, float scale, float* u, float* u_start) const {
+  const FactorForm form = place.piece.start         ? FactorForm::kChange
+                          : place.piece.is_change() ? FactorForm::kOnce
+                                                    : FactorForm::kHalves;
+  return {place.piece.rank(), scale, form, u, u_start, a_ ? a_ + place.first : nullptr, k()};
+}
+
+void add_columns(const Piece& piece, Side side, std::vector<FactorLine>& columns) {
+  const Value first = piece.start ? Value::kStart : Value::kHigh;
+  const Value second = piece.start ? Value::kChange : Value::kLow;
+  for (int64_t begin = 0; begin < piece.rank(); begin += kRankTile) {
+    for (const Value value : {first, second}) {
+      for (int64_t r = begin; r < begin + kRankTile; ++r) {
+        columns.push_back(r < piece.rank() ? line_of(piece, side, value, r, 1) : FactorLine{});
+      }
+    }
+  }
+}
+
+}  // namespace balora

@@ -1,0 +1,88 @@
+// Low-rank parts as one more stretch of k in the sum of their linear (linear_tiles.h).
+//
+// A part alone: with u = u_hi + u_lo and b = b_hi + b_lo (16 bits each in pairs of bf16) it is
+// u_hi b_hi + u_lo b_hi + u_hi b_lo, three times R; what is left out is below 2^-16 of it.
+//
+// A pair is two times R: here each value is one bf16, and what is lost is 2^-9 of the change, not
+// of the factors. A part that is a change as it stands is one time R, u and b rounded once; its u
+// is still made of both halves of A, which does not begin small and must not lose its steps.
+#pragma once
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/cpu/linear/linear_pieces.h"
+#include "kernels/cpu/products/onednn.h"
+#include "kernels/cpu/products/tiles.h"
+
+namespace balora {
+
+// Hands out parts of one scratch buffer, each aligned to a cache line.
+class Arena {
+ public:
+  Arena(Context* ctx, CpuState::Scratch index, int64_t bytes)
+      : at_(static_cast<char*>(CpuState::of(ctx).scratch(index, static_cast<uint64_t>(bytes)))) {}
+  template <typename T>
+  T* take(int64_t elements) {
+    char* taken = at_;
+    at_ += bytes<T>(elements);
+    return reinterpret_cast<T*>(taken);
+  }
+  template <typename T>
+  static int64_t bytes(int64_t elements) {
+    return round_up(elements * static_cast<int64_t>(sizeof(T)), 64);
+  }
+
+ private:
+  char* at_;
+};
+
+// A factor of a part: B's rows or A's columns, rank by rank.
+enum class Side { kA, kB };
+
+// The k columns that pieces take in a sum.
+class Stretch {
+ public:
+  void add(const Piece& piece) {
+    places_.push_back({piece, used_});
+    used_ += blocks(piece) * piece.rank();
+  }
+  // Elements of the A operand (rows up to a panel, k) and of the B operand, packed.
+  int64_t a_size(int64_t m) const { return round_up(m, kPanelRows) * k(); }
+  int64_t b_size(int64_t n) const { return tiles_size(k(), n); }
+  int64_t k() const { return round_up(used_, kTileK); }
+
+  // Takes the memory of both, packs B's rows of n from one side of the pieces, and clears the
+  // columns of A that no piece fills: they meet zeros, but must not be NaN.
+  void make(Context* ctx, bf16* a, bf16* b, int64_t m, int64_t n, Side rows, bool scaled);
+  TileTerm term() const { return {a_, k(), k(), b_, true, used_}; }
+
+  struct Place {
+    Piece piece;
+    int64_t first;
+  };
+  std::span<const Place> places() const { return places_; }
+  // Where the projection of a piece goes; without make(), into f32 alone.
+  TileFactor factor(const Place& place, float scale, float* u, float* u_start) const;
+
+ private:
+  // Times R that a piece takes: as many as FactorForm says.
+  static int64_t blocks(const Piece& piece) {
+    if (piece.start) return 2;
+    return piece.is_change() ? 1 : 3;
+  }
+
+  std::vector<Place> places_;
+  int64_t used_ = 0;
+  bf16* a_ = nullptr;
+  bf16* b_ = nullptr;
+};
+
+// How many columns a piece takes in a projection.
+inline int64_t projection_columns(const Piece& piece) {
+  return 2 * round_up(piece.rank(), kRankTile);
+}
+// The columns of a projection on one side of a piece (TileProjection).
+void add_columns(const Piece& piece, Side side, std::vector<FactorLine>& columns);
+
+}  // namespace balora

@@ -1,0 +1,30 @@
+// The linears' kernels (kernels/operands/linear.h) for bf16 on tiles: each direction is one walk
+// over the rows. Low-rank parts are one more stretch of k in the sum of their linear
+// (linear_stretch.h).
+#pragma once
+#include <cstdint>
+#include <span>
+
+#include "kernels/kernel_table.h"
+
+namespace balora {
+
+// Whether the two functions below can run: bf16 throughout, on a CPU with tiles (tiles.h).
+bool linear_fits_tiles(const View& input, std::span<const LinearOperands> linears);
+
+// Operands as in linear_forward_kernel and linear_backward_kernel.
+void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
+                          std::span<const LinearOperands> linears,
+                          std::span<const LowRankOperands> parts);
+
+struct LinearGradients {
+  const View* x;          // null if no da is wanted
+  const View* x_adapter;  // null: x
+  const View* dx;
+  const View* dx_adapter;
+};
+void linear_backward_tiles(Context* ctx, const LinearGradients& g,
+                           std::span<const LinearOperands> linears,
+                           std::span<const LowRankOperands> parts);
+
+}  // namespace balora

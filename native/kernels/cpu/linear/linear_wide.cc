@@ -1,0 +1,266 @@
+// linear_wide.h: matrices of factors for one product each, and the sums.
+#include "kernels/cpu/linear/linear_wide.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/cpu/linear/linear_pieces.h"
+#include "kernels/cpu/linear/low_rank.h"
+#include "kernels/cpu/products/gemm.h"
+#include "kernels/cpu/products/product_sum.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/workspace.h"
+
+namespace balora {
+namespace {
+
+// The columns of one linear: those of its pieces, then a second group for those that are pairs.
+struct Block {
+  std::vector<Piece> pieces;
+  int64_t first = 0;  // of all columns
+  int64_t ranks = 0, paired = 0;
+
+  int64_t columns() const { return ranks + paired; }
+};
+
+// What the columns hold, of a pair: of the factor that x or dY is multiplied by, where it is now,
+// then its change; of the other factor, its change, then where it began. Of a part alone, where it
+// is now.
+enum class Order { kNowThenChange, kChangeThenStart };
+
+// Calls body(now, start, column) for the factors of each piece in its group of columns: the
+// difference of two views, or one of them where the other is null.
+template <typename Body>
+void for_factors(const Block& block, Order order, const View* LowRankOperands::*factor,
+                 const Body& body) {
+  int64_t column = 0, second = block.ranks;
+  for (const Piece& piece : block.pieces) {
+    const View& now = *(piece.part->*factor);
+    const View* start = piece.start ? piece.start->*factor : nullptr;
+    const bool change_first = start && order == Order::kChangeThenStart;
+    body(piece, now, change_first ? start : nullptr, column);
+    column += piece.rank();
+    if (!start) continue;
+    if (order == Order::kNowThenChange) {
+      body(piece, now, start, second);
+    } else {
+      body(piece, *start, nullptr, second);
+    }
+    second += piece.rank();
+  }
+}
+
+template <typename E>
+void copy_scaled(const E* from, const E* minus, E scale, int64_t count, E* to) {
+  for (int64_t j = 0; j < count; ++j) to[j] = scale * (minus ? from[j] - minus[j] : from[j]);
+}
+
+// A (R,I) of the pieces as rows: to (columns,I).
+template <typename E>
+void write_rows(Context* ctx, const Block& block, Order order, E* to) {
+  const auto write = [&](const Piece& piece, const View& now, const View* start, int64_t column) {
+    const int64_t in = now.shape[1];
+    parallel_for(ctx, piece.rank(), 16, [&](int64_t begin, int64_t end) {
+      copy_scaled(data_of<E>(&now) + begin * in, start ? data_of<E>(start) + begin * in : nullptr,
+                  E(1), (end - begin) * in, to + (column + begin) * in);
+    });
+  };
+  for_factors(block, order, &LowRankOperands::a, write);
+}
+
+// s B (O,R) of the pieces as columns: to (O,columns).
+template <typename E>
+void write_columns(Context* ctx, const Block& block, Order order, E* to) {
+  const int64_t ld = block.columns();
+  const auto write = [&](const Piece& piece, const View& now, const View* start, int64_t column) {
+    const int64_t rank = piece.rank();
+    parallel_for(ctx, now.shape[0], 512, [&](int64_t begin, int64_t end) {
+      for (int64_t o = begin; o < end; ++o) {
+        copy_scaled(data_of<E>(&now) + o * rank, start ? data_of<E>(start) + o * rank : nullptr,
+                    static_cast<E>(piece.part->scale), rank, to + o * ld + column);
+      }
+    });
+  };
+  for_factors(block, order, &LowRankOperands::b, write);
+}
+
+template <typename E>
+constexpr int32_t kTypeOf = std::is_same_v<E, double> ? BALORA_F64 : BALORA_F32;
+
+template <typename E>
+View matrix(E* data, int64_t rows, int64_t cols) {
+  View view{};
+  view.data = data, view.dtype = kTypeOf<E>, view.ndim = 2;
+  view.shape[0] = rows, view.shape[1] = cols, view.stride[0] = cols, view.stride[1] = 1;
+  return view;
+}
+
+ProductTerm base_term(const View& x, const View& weight, bool transposed) {
+  return {x.data, x.dtype, x.shape[1], &weight, transposed};
+}
+
+void fill_zero(const View& view) {
+  std::fill_n(static_cast<char*>(view.data),
+              view_numel(view) * dtype_size(static_cast<DType>(view.dtype)), char{0});
+}
+
+void write_sum(Context* ctx, const View& out, std::span<const ProductTerm> terms) {
+  if (terms.empty()) return fill_zero(out);
+  sum_products(ctx, {out.shape[0], out.shape[1], terms}, dense_output(out));
+}
+
+// Numbers the columns of all linears; returns how many there are.
+int64_t lay_out(std::vector<Block>& blocks) {
+  int64_t column = 0;
+  for (Block& block : blocks) {
+    block.first = column;
+    for (const Piece& piece : block.pieces) {
+      block.ranks += piece.rank();
+      if (piece.start) block.paired += piece.rank();
+    }
+    column += block.columns();
+  }
+  return column;
+}
+
+// The U of each part from the columns of x [A | dA]: of where a pair began, u less its change's.
+template <typename E>
+void split_columns(Context* ctx, const Block& block, const E* columns, int64_t ld, int64_t m) {
+  int64_t first = block.first, second = block.first + block.ranks;
+  for (const Piece& piece : block.pieces) {
+    const int64_t rank = piece.rank();
+    E* const u = data_of<E>(piece.part->u);
+    E* const began = piece.start ? data_of<E>(piece.start->u) : nullptr;
+    parallel_for(ctx, m, 256, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const E *now = columns + i * ld + first, *change = columns + i * ld + second;
+        std::copy_n(now, rank, u + i * rank);
+        for (int64_t r = 0; began && r < rank; ++r) began[i * rank + r] = now[r] - change[r];
+      }
+    });
+    first += rank;
+    if (piece.start) second += rank;
+  }
+}
+
+template <typename E>
+void forward(Context* ctx, const View& x, const View& input,
+             std::span<const LinearOperands> linears, std::span<const LowRankOperands> parts) {
+  const int64_t m = x.shape[0], in = x.shape[1];
+  std::vector<Block> blocks(linears.size());
+  for (size_t i = 0; i < linears.size(); ++i) blocks[i].pieces = pieces_of(ctx, parts, i);
+  const int64_t count = lay_out(blocks);
+  E* u = nullptr;
+  if (count > 0) {
+    u = workspace<E>(ctx, m * count);
+    E* const a = workspace<E>(ctx, count * in);
+    for (const Block& block : blocks) {
+      write_rows(ctx, block, Order::kNowThenChange, a + block.first * in);
+    }
+    project(ctx, input, {a, kTypeOf<E>, in, true}, count, {u, kTypeOf<E>, count});
+  }
+  for (size_t i = 0; i < linears.size(); ++i) {
+    const View &y = *linears[i].y, &weight = *linears[i].weight;
+    const Block& block = blocks[i];
+    std::vector<ProductTerm> terms;
+    View b{};
+    if (block.columns() > 0) {
+      split_columns(ctx, block, u, count, m);
+      b = matrix(workspace<E>(ctx, y.shape[1] * block.columns()), y.shape[1], block.columns());
+      write_columns(ctx, block, Order::kChangeThenStart, data_of<E>(&b));
+      terms.push_back({u + block.first, kTypeOf<E>, count, &b, true});
+    }
+    terms.push_back(base_term(x, weight, true));
+    sum_products(ctx, {m, y.shape[1], terms, linears[i].bias}, dense_output(y));
+  }
+}
+
+// dU of every piece whose da or whose share of an input's gradient is wanted; `count` columns.
+template <typename E>
+E* input_gradients(Context* ctx, std::span<const LinearOperands> linears,
+                   std::span<const Block> blocks, int64_t m, int64_t count) {
+  E* const du = count > 0 ? workspace<E>(ctx, m * count) : nullptr;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const int64_t columns = blocks[i].columns();
+    if (columns == 0) continue;
+    E* const b = workspace<E>(ctx, linears[i].weight->shape[0] * columns);
+    write_columns(ctx, blocks[i], Order::kNowThenChange, b);
+    project(ctx, *linears[i].y, {b, kTypeOf<E>, columns}, columns,
+            {du + blocks[i].first, kTypeOf<E>, count});
+  }
+  return du;
+}
+
+template <typename E>
+void backward(Context* ctx, const LinearGradients& g, std::span<const LinearOperands> linears,
+              std::span<const LowRankOperands> parts) {
+  const View* const low_rank_dx = g.x_adapter ? g.dx_adapter : g.dx;
+  const int64_t in = linears[0].weight->shape[1];
+  int64_t m = 0;
+  for (const LinearOperands& linear : linears) m = linear.y ? linear.y->shape[0] : m;
+  std::vector<Block> blocks(linears.size());
+  for (size_t i = 0; i < linears.size(); ++i) {
+    if (!linears[i].y) continue;
+    for (Piece& piece : pieces_of(ctx, parts, i)) {
+      if (!low_rank_dx) piece.start = nullptr;
+      if (low_rank_dx || piece.part->da) blocks[i].pieces.push_back(piece);
+    }
+  }
+  const int64_t count = lay_out(blocks);
+  E* const du = input_gradients<E>(ctx, linears, blocks, m, count);
+  for (const LowRankOperands& part : parts) {
+    const View* dy = linears[part.linear].y;
+    if (part.da && !dy) fill_zero(*part.da);
+    if (part.db && !dy) fill_zero(*part.db);
+    if (!dy || !part.db) continue;
+    const int64_t rank = part.b->shape[1];
+    contract(ctx, *dy, {part.u->data, rank, rank}, part.scale, *part.db, true);
+  }
+  for (const Block& block : blocks) {
+    int64_t column = block.first;
+    for (const Piece& piece : block.pieces) {
+      const View* const x = g.x_adapter ? g.x_adapter : g.x;  // there if any da is wanted
+      const LeftOperand p = {du + column, count, piece.rank()};
+      if (piece.part->da) contract(ctx, *x, p, 1, *piece.part->da, false);
+      column += piece.rank();
+    }
+  }
+  std::vector<ProductTerm> base, low_rank;
+  View a{};
+  if (low_rank_dx && count > 0) {
+    a = matrix(workspace<E>(ctx, count * in), count, in);
+    for (const Block& block : blocks) {
+      write_rows(ctx, block, Order::kChangeThenStart, data_of<E>(&a) + block.first * in);
+    }
+    (g.x_adapter ? low_rank : base).push_back({du, kTypeOf<E>, count, &a});
+  }
+  for (const LinearOperands& linear : linears) {
+    if (linear.y) base.push_back(base_term(*linear.y, *linear.weight, false));
+  }
+  if (g.dx) write_sum(ctx, *g.dx, base);
+  if (g.x_adapter && g.dx_adapter) write_sum(ctx, *g.dx_adapter, low_rank);
+}
+
+bool in_f64(std::span<const LowRankOperands> parts) {
+  return !parts.empty() && parts[0].a->dtype == BALORA_F64;
+}
+
+}  // namespace
+
+void linear_forward_wide(Context* ctx, const View& x, const View* x_adapter,
+                         std::span<const LinearOperands> linears,
+                         std::span<const LowRankOperands> parts) {
+  const View& input = x_adapter ? *x_adapter : x;
+  if (in_f64(parts)) return forward<double>(ctx, x, input, linears, parts);
+  forward<float>(ctx, x, input, linears, parts);
+}
+
+void linear_backward_wide(Context* ctx, const LinearGradients& g,
+                          std::span<const LinearOperands> linears,
+                          std::span<const LowRankOperands> parts) {
+  if (in_f64(parts)) return backward<double>(ctx, g, linears, parts);
+  backward<float>(ctx, g, linears, parts);
+}
+
+}  // namespace balora

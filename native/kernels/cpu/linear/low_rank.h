@@ -1,0 +1,26 @@
+// The thin products around an adapter, by way of gemm(). Factors are f32 masters (f64 beside f64)
+// and never rounded to the activations' type: narrow activations are widened block by block.
+#pragma once
+#include <cstdint>
+
+#include "kernels/cpu/products/gemm.h"
+#include "kernels/kernel_table.h"
+
+namespace balora {
+
+// out (m,columns) = x op(w), w (k,columns), or stored (columns,k) and read transposed; x (m,k)
+// contiguous.
+void project(Context* ctx, const View& x, const GemmInput& w, int64_t columns,
+             const GemmOutput& out);
+
+// p (m,R), rows ld apart, in the type of the factors.
+struct LeftOperand {
+  const void* data;
+  int64_t ld, rank;
+};
+
+// out (R,k) = scale * p^T x, or (k,R) = scale * x^T p if `transposed`. x (m,k), out contiguous.
+void contract(Context* ctx, const View& x, const LeftOperand& p, double scale, const View& out,
+              bool transposed);
+
+}  // namespace balora

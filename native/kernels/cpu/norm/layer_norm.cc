@@ -1,0 +1,162 @@
+// LayerNorm over the last dimension, weight and bias optional; the variance is taken about the mean
+// in a second pass over the row, which stays in cache.
+//   y = (x - mean) * rstd * weight + bias,  rstd = 1 / sqrt(mean((x - mean)^2) + eps)
+//   dx = rstd * (g - mean(g) - xhat * mean(g * xhat)),  g = dy * weight
+#include <cmath>
+#include <vector>
+
+#include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kRowGrain = 16;
+
+// Rows are (N,C); the accumulator-typed vectors are (C) copies of weight and bias (1 and 0 where
+// absent).
+template <typename A>
+struct Statistics {
+  A* mean;
+  A* rstd;
+};
+
+template <typename T, typename A = Acc<T>>
+BALORA_INLINE void forward_rows(const T* x, const A* weight, const A* bias, T* y,
+                                Statistics<A> stats, int64_t begin, int64_t end, int64_t channels,
+                                A eps) {
+  for (int64_t n = begin; n < end; ++n) {
+    const T* row = x + n * channels;
+    A sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t c = 0; c < channels; ++c) sum += load(row[c]);
+    const A mean = sum / static_cast<A>(channels);
+    A squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t c = 0; c < channels; ++c) {
+      const A centred = load(row[c]) - mean;
+      squares += centred * centred;
+    }
+    const A rstd = A(1) / std::sqrt(squares / static_cast<A>(channels) + eps);
+    stats.mean[n] = mean;
+    stats.rstd[n] = rstd;
+    T* out = y + n * channels;
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      out[c] = store<T>((load(row[c]) - mean) * rstd * weight[c] + bias[c]);
+    }
+  }
+}
+
+template <typename T, typename A = Acc<T>>
+BALORA_INLINE void backward_rows(const T* dy, const T* x, const A* weight, Statistics<A> stats,
+                                 T* dx, A* dweight, A* dbias, int64_t begin, int64_t end,
+                                 int64_t channels) {
+  for (int64_t n = begin; n < end; ++n) {
+    const T* g = dy + n * channels;
+    const T* row = x + n * channels;
+    const A mean = stats.mean[n], rstd = stats.rstd[n];
+    if (dweight) {
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) {
+        dweight[c] += load(g[c]) * ((load(row[c]) - mean) * rstd);
+        dbias[c] += load(g[c]);
+      }
+    }
+    if (!dx) continue;
+    A sum = 0, dot = 0;
+#pragma omp simd reduction(+ : sum, dot)
+    for (int64_t c = 0; c < channels; ++c) {
+      const A scaled = load(g[c]) * weight[c];
+      sum += scaled;
+      dot += scaled * ((load(row[c]) - mean) * rstd);
+    }
+    sum /= static_cast<A>(channels);
+    dot /= static_cast<A>(channels);
+    T* out = dx + n * channels;
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      const A normed = (load(row[c]) - mean) * rstd;
+      out[c] = store<T>(rstd * (load(g[c]) * weight[c] - sum - normed * dot));
+    }
+  }
+}
+
+// target_clones cannot mark a template, so each dtype gets plain functions of its own.
+#define ROWS(T)                                                                                    \
+  BALORA_SIMD void forward(const T* x, const Acc<T>* w, const Acc<T>* bias, T* y,                  \
+                           Statistics<Acc<T>> s, int64_t b, int64_t e, int64_t c, Acc<T> eps) {    \
+    forward_rows<T>(x, w, bias, y, s, b, e, c, eps);                                               \
+  }                                                                                                \
+  BALORA_SIMD void backward(const T* dy, const T* x, const Acc<T>* w, Statistics<Acc<T>> s, T* dx, \
+                            Acc<T>* dw, Acc<T>* db, int64_t b, int64_t e, int64_t c) {             \
+    backward_rows<T>(dy, x, w, s, dx, dw, db, b, e, c);                                            \
+  }
+ROWS(float)
+ROWS(bf16)
+ROWS(f16)
+ROWS(double)
+#undef ROWS
+
+// The (C) operand in accumulator type, or `missing` everywhere.
+template <typename T>
+std::vector<Acc<T>> widened(const View* v, int64_t channels, Acc<T> missing) {
+  std::vector<Acc<T>> out(static_cast<size_t>(channels), missing);
+  if (v) {
+    for (int64_t c = 0; c < channels; ++c) out[static_cast<size_t>(c)] = load(data_of<T>(v)[c]);
+  }
+  return out;
+}
+
+// Adds the threads' partial sums, in thread order.
+template <typename A>
+void merge_partials(const std::vector<A>& partial, int64_t channels, const View* out) {
+  if (!out) return;
+  A* total = data_of<A>(out);
+  std::fill(total, total + channels, A(0));
+  for (size_t i = 0; i < partial.size(); ++i)
+    total[i % static_cast<size_t>(channels)] += partial[i];
+}
+
+}  // namespace
+
+int32_t layer_norm_forward_kernel(Context* ctx, const balora_layer_norm_forward& o) {
+  const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    using A = Acc<T>;
+    const std::vector<A> w = widened<T>(o.weight, channels, A(1));
+    const std::vector<A> b = widened<T>(o.bias, channels, A(0));
+    parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
+      forward(data_of<T>(o.x), w.data(), b.data(), data_of<T>(o.y),
+              Statistics<A>{data_of<A>(o.mean), data_of<A>(o.rstd)}, begin, end, channels,
+              static_cast<A>(o.eps));
+    });
+  });
+  return 0;
+}
+
+int32_t layer_norm_backward_kernel(Context* ctx, const balora_layer_norm_backward& o) {
+  const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    using A = Acc<T>;
+    const int width = parallel_width(ctx, rows, kRowGrain);
+    const bool sums = o.dweight || o.dbias;
+    const std::vector<A> w = widened<T>(o.weight, channels, A(1));
+    std::vector<A> dw(sums ? static_cast<size_t>(width * channels) : 0, A(0)), db(dw);
+    parallel_for(ctx, width, 1, [&](int64_t first, int64_t last) {
+      for (int64_t part = first; part < last; ++part) {
+        backward(data_of<T>(o.dy), data_of<T>(o.x), w.data(),
+                 Statistics<A>{data_of<A>(o.mean), data_of<A>(o.rstd)},
+                 o.dx ? data_of<T>(o.dx) : nullptr, sums ? dw.data() + part * channels : nullptr,
+                 sums ? db.data() + part * channels : nullptr, rows * part / width,
+                 rows * (part + 1) / width, channels);
+      }
+    });
+    merge_partials(dw, channels, o.dweight);
+    merge_partials(db, channels, o.dbias);
+  });
+  return 0;
+}
+
+}  // namespace balora

@@ -1,0 +1,105 @@
+// softmax and logSoftmax over the last dimension. The backward recomputes the probabilities from x
+// and the row's log-sum-exp rather than from a rounded y, so bf16 loses nothing twice.
+//   softmax:    dx = p * (dy - sum(dy * p))
+//   logSoftmax: dx = dy - p * sum(dy)
+#include "kernels/cpu/head/log_sum_exp.h"
+#include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+
+namespace balora {
+namespace {
+
+template <typename T, typename A = Acc<T>>
+BALORA_INLINE void forward_rows(const T* x, T* y, A* lse, int64_t begin, int64_t end, int64_t size,
+                                bool logarithm) {
+  for (int64_t n = begin; n < end; ++n) {
+    const T* row = x + n * size;
+    T* out = y + n * size;
+    const double exact = row_log_sum_exp(row, size);
+    const A sum = static_cast<A>(exact);
+    lse[n] = sum;
+    if (logarithm) {
+      const A rest = static_cast<A>(exact - static_cast<double>(sum));
+#pragma omp simd
+      for (int64_t i = 0; i < size; ++i) out[i] = store<T>(load(row[i]) - sum - rest);
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < size; ++i) out[i] = store<T>(vexp(load(row[i]) - sum));
+    }
+  }
+}
+
+template <typename T, typename A = Acc<T>>
+BALORA_INLINE void backward_rows(const T* dy, const T* x, const A* lse, T* dx, int64_t begin,
+                                 int64_t end, int64_t size, bool logarithm) {
+  for (int64_t n = begin; n < end; ++n) {
+    const T *g = dy + n * size, *row = x + n * size;
+    T* out = dx + n * size;
+    double total = 0;  // sum(dy), or sum(dy * p)
+    for (int64_t start = 0; start < size; start += kSumBlock) {
+      const int64_t stop = std::min(size, start + kSumBlock);
+      A sum = 0;
+      if (logarithm) {
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = start; i < stop; ++i) sum += load(g[i]);
+      } else {
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = start; i < stop; ++i) sum += load(g[i]) * vexp(load(row[i]) - lse[n]);
+      }
+      total += static_cast<double>(sum);
+    }
+    const A sum = static_cast<A>(total);
+    if (logarithm) {
+#pragma omp simd
+      for (int64_t i = 0; i < size; ++i) {
+        out[i] = store<T>(load(g[i]) - sum * vexp(load(row[i]) - lse[n]));
+      }
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < size; ++i) {
+        out[i] = store<T>((load(g[i]) - sum) * vexp(load(row[i]) - lse[n]));
+      }
+    }
+  }
+}
+
+// target_clones cannot mark a template, so each dtype gets plain functions of its own.
+#define ROWS(T)                                                                               \
+  BALORA_SIMD void forward(const T* x, T* y, Acc<T>* lse, int64_t b, int64_t e, int64_t size, \
+                           bool logarithm) {                                                  \
+    forward_rows<T>(x, y, lse, b, e, size, logarithm);                                        \
+  }                                                                                           \
+  BALORA_SIMD void backward(const T* dy, const T* x, const Acc<T>* lse, T* dx, int64_t b,     \
+                            int64_t e, int64_t size, bool logarithm) {                        \
+    backward_rows<T>(dy, x, lse, dx, b, e, size, logarithm);                                  \
+  }
+ROWS(float)
+ROWS(bf16)
+ROWS(f16)
+ROWS(double)
+#undef ROWS
+
+}  // namespace
+
+int32_t softmax_forward_kernel(Context* ctx, const balora_softmax_forward& o) {
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    parallel_for(ctx, o.x->shape[0], 1, [&](int64_t begin, int64_t end) {
+      forward(data_of<T>(o.x), data_of<T>(o.y), data_of<Acc<T>>(o.lse), begin, end, o.x->shape[1],
+              o.logarithm != 0);
+    });
+  });
+  return 0;
+}
+
+int32_t softmax_backward_kernel(Context* ctx, const balora_softmax_backward& o) {
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    parallel_for(ctx, o.x->shape[0], 1, [&](int64_t begin, int64_t end) {
+      backward(data_of<T>(o.dy), data_of<T>(o.x), data_of<Acc<T>>(o.lse), data_of<T>(o.dx), begin,
+               end, o.x->shape[1], o.logarithm != 0);
+    });
+  });
+  return 0;
+}
+
+}  // namespace balora

@@ -1,0 +1,240 @@
+// Adafactor (Shazeer and Stern, 2018), as transformers runs it: of the second moment of a matrix
+// only the row and column means are kept. In place; nothing of the parameter's size is made.
+//   g2 = g^2 + eps;  row = b2 row + (1-b2) mean_C g2;  column = b2 column + (1-b2) mean_R g2
+//   u = g / sqrt(row / mean(row)) / sqrt(column), for vectors u = g / sqrt(v)
+//   u *= lr' / max(1, RMS(u) / clip), lr' = lr * max(scale_floor, RMS(param)) if scaled
+//   m = b1 m + (1-b1) u;  param = param (1 - wd lr') - m (or u)
+// Every sum is made by one thread in a fixed order: the thread count changes no bit.
+#include <cmath>
+#include <vector>
+
+#include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kGrain = 1 << 13;
+constexpr int64_t kPiece = 1 << 15;  // elements summed by one task
+
+// One row of C elements: u = g * scale * factor * inverse[c].
+template <typename T>
+struct Row {
+  const T* grad;
+  const T* inverse;  // 1/sqrt(column), or 1/sqrt(v) of a vector
+  T scale, factor;
+  int64_t n;
+};
+
+template <typename T>
+struct Apply {
+  T rate, decay, beta1;  // of the update, 1 - wd*lr', of the first moment
+};
+
+template <typename T>
+BALORA_INLINE double squares_range(const T* x, int64_t n, T scale, double eps) {
+  double total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = 0; i < n; ++i) {
+    const double value = static_cast<double>(x[i]) * scale;
+    total += value * value + eps;
+  }
+  return total;
+}
+
+template <typename T>
+BALORA_INLINE double update_squares_range(const Row<T>& r) {
+  double total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = 0; i < r.n; ++i) {
+    const double u = static_cast<double>(r.grad[i] * r.scale * (r.factor * r.inverse[i]));
+    total += u * u;
+  }
+  return total;
+}
+
+template <typename T>
+BALORA_INLINE void apply_range(const Row<T>& r, T* param, T* m, const Apply<T>& k) {
+#pragma omp simd
+  for (int64_t i = 0; i < r.n; ++i) {
+    T u = r.grad[i] * r.scale * (r.factor * r.inverse[i]) * k.rate;
+    if (m) m[i] = u = k.beta1 * m[i] + (1 - k.beta1) * u;
+    param[i] = param[i] * k.decay - u;
+  }
+}
+
+// sums[c] += (g * scale)^2 + eps over the rows, for `width` columns of a matrix with C columns.
+template <typename T>
+BALORA_INLINE void column_sums_range(const T* grad, int64_t rows, int64_t stride, int64_t width,
+                                     double* sums, T scale, double eps) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* g = grad + r * stride;
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) {
+      const double value = static_cast<double>(g[c]) * scale;
+      sums[c] += value * value + eps;
+    }
+  }
+}
+
+#define LOOPS(T)                                                                           \
+  BALORA_SIMD double squares(const T* x, int64_t n, T scale, double eps) {                 \
+    return squares_range<T>(x, n, scale, eps);                                             \
+  }                                                                                        \
+  BALORA_SIMD double update_squares(const Row<T>& r) {                                     \
+    return update_squares_range<T>(r);                                                     \
+  }                                                                                        \
+  BALORA_SIMD void apply(const Row<T>& r, T* param, T* m, const Apply<T>& k) {             \
+    apply_range<T>(r, param, m, k);                                                        \
+  }                                                                                        \
+  BALORA_SIMD void column_sums(const T* grad, int64_t rows, int64_t stride, int64_t width, \
+                               double* sums, T scale, double eps) {                        \
+    column_sums_range<T>(grad, rows, stride, width, sums, scale, eps);                     \
+  }
+LOOPS(float)
+LOOPS(double)
+#undef LOOPS
+
+// The parameter as `matrices` of (rows, columns); a vector is one row.
+struct Extents {
+  int64_t matrices = 1, rows = 1, columns = 1;
+  int64_t all_rows() const { return matrices * rows; }
+};
+
+Extents extents_of(const View* param, bool factored) {
+  Extents e;
+  if (!factored) {
+    e.columns = view_numel(*param);
+    return e;
+  }
+  e.columns = param->shape[param->ndim - 1];
+  e.rows = param->shape[param->ndim - 2];
+  for (int32_t d = 0; d < param->ndim - 2; ++d) e.matrices *= param->shape[d];
+  return e;
+}
+
+template <typename T>
+double sum_of_squares(Context* ctx, const T* x, int64_t n) {
+  const int64_t pieces = (n + kPiece - 1) / kPiece;
+  std::vector<double> partial(static_cast<size_t>(pieces));
+  parallel_for(ctx, pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      partial[static_cast<size_t>(i)] =
+          squares(x + i * kPiece, std::min(kPiece, n - i * kPiece), T{1}, 0.0);
+    }
+  });
+  double total = 0;
+  for (const double part : partial) total += part;
+  return total;
+}
+
+template <typename T>
+struct Moments {
+  std::vector<T> factor;   // a row: sqrt(mean(row) / row)
+  std::vector<T> inverse;  // a column: 1/sqrt(column)
+};
+
+template <typename T>
+T blend(T old, double fresh, double beta2) {
+  return static_cast<T>(beta2 * old + (1 - beta2) * fresh);
+}
+
+template <typename T>
+Moments<T> factored_moments(Context* ctx, const Extents& e, const T* grad, T* row, T* column,
+                            T scale, double beta2, double eps) {
+  Moments<T> out{std::vector<T>(static_cast<size_t>(e.all_rows())),
+                 std::vector<T>(static_cast<size_t>(e.matrices * e.columns))};
+  parallel_for(ctx, e.all_rows(), kGrain / (e.columns + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const double sum = squares(grad + r * e.columns, e.columns, scale, eps);
+      row[r] = blend(row[r], sum / static_cast<double>(e.columns), beta2);
+    }
+  });
+  std::vector<double> sums(static_cast<size_t>(e.columns));
+  for (int64_t i = 0; i < e.matrices; ++i) {
+    std::fill(sums.begin(), sums.end(), 0.0);
+    parallel_for(ctx, e.columns, kGrain / (e.rows + 1), [&](int64_t begin, int64_t end) {
+      column_sums(grad + i * e.rows * e.columns + begin, e.rows, e.columns, end - begin,
+                  sums.data() + begin, scale, eps);
+    });
+    double mean = 0;
+    for (int64_t r = 0; r < e.rows; ++r) mean += row[i * e.rows + r];
+    mean /= static_cast<double>(e.rows);
+    for (int64_t r = i * e.rows; r < (i + 1) * e.rows; ++r) {
+      out.factor[static_cast<size_t>(r)] = static_cast<T>(std::sqrt(mean / row[r]));
+    }
+    for (int64_t c = 0; c < e.columns; ++c) {
+      T& value = column[i * e.columns + c];
+      value = blend(value, sums[static_cast<size_t>(c)] / static_cast<double>(e.rows), beta2);
+      out.inverse[static_cast<size_t>(i * e.columns + c)] =
+          static_cast<T>(1 / std::sqrt(static_cast<double>(value)));
+    }
+  }
+  return out;
+}
+
+template <typename T>
+Moments<T> whole_moments(const Extents& e, const T* grad, T* v, T scale, double beta2, double eps) {
+  Moments<T> out{{T{1}}, std::vector<T>(static_cast<size_t>(e.columns))};
+  for (int64_t c = 0; c < e.columns; ++c) {
+    const double g = static_cast<double>(grad[c]) * scale;
+    v[c] = blend(v[c], g * g + eps, beta2);
+    out.inverse[static_cast<size_t>(c)] = static_cast<T>(1 / std::sqrt(static_cast<double>(v[c])));
+  }
+  return out;
+}
+
+}  // namespace
+
+int32_t adafactor_step_kernel(Context* ctx, const balora_adafactor_step& o) {
+  const Extents e = extents_of(o.param, o.column != nullptr);
+  const int64_t n = view_numel(*o.param);
+  if (n == 0) return 0;
+  const auto step = [&]<typename T>() {
+    const T* g = data_of<T>(o.grad);
+    T* p = data_of<T>(o.param);
+    const T scale = static_cast<T>(o.coefficient ? *data_of<double>(o.coefficient) : 1.0);
+    double rate = o.lr;
+    if (o.scale_floor >= 0) {
+      const double rms = std::sqrt(sum_of_squares(ctx, p, n) / static_cast<double>(n));
+      rate *= std::max(o.scale_floor, rms);
+    }
+    const Moments<T> moments = o.column
+                                   ? factored_moments(ctx, e, g, data_of<T>(o.row),
+                                                      data_of<T>(o.column), scale, o.beta2, o.eps)
+                                   : whole_moments(e, g, data_of<T>(o.row), scale, o.beta2, o.eps);
+    const auto row_at = [&](int64_t r) {
+      return Row<T>{g + r * e.columns, moments.inverse.data() + r / e.rows * e.columns, scale,
+                    moments.factor[static_cast<size_t>(r)], e.columns};
+    };
+    std::vector<double> partial(static_cast<size_t>(e.all_rows()));
+    const int64_t grain = kGrain / (e.columns + 1);
+    parallel_for(ctx, e.all_rows(), grain, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        partial[static_cast<size_t>(r)] = update_squares(row_at(r));
+      }
+    });
+    double squared = 0;
+    for (const double part : partial) squared += part;
+    const double rms = std::sqrt(squared / static_cast<double>(n));
+    const Apply<T> k{static_cast<T>(rate / std::max(1.0, rms / o.clip)),
+                     static_cast<T>(1 - o.weight_decay * rate), static_cast<T>(o.beta1)};
+    parallel_for(ctx, e.all_rows(), grain, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const int64_t at = r * e.columns;
+        apply(row_at(r), p + at, o.m ? data_of<T>(o.m) + at : nullptr, k);
+      }
+    });
+  };
+  if (o.param->dtype == BALORA_F64) {
+    step.template operator()<double>();
+  } else if (o.param->dtype == BALORA_F32) {
+    step.template operator()<float>();
+  } else {
+    throw UnsupportedError("optimiser state must be f32 or f64");
+  }
+  return 0;
+}
+
+}  // namespace balora

@@ -1,0 +1,252 @@
+// What an optimiser does to flat buffers, in place and in one pass: AdamW and SGD steps, scaling by
+// a coefficient that stays on the device, adding a multiple, and the gradients' norm in f64. AdamW
+// and the norm take any number of tensors and share all of them out at once.
+//   AdamW (Loshchilov and Hutter, 2019; torch's order): p -= lr*wd*p; m += (1-b1)(g-m); v +=
+//   (1-b2)(g^2-v);
+//     p -= lr/c1 * m / (sqrt(v)/sqrt(c2) + eps), c1 = 1-b1^t, c2 = 1-b2^t
+//   SGD: g += wd*p; buffer = first ? g : mu*buffer + (1-dampening)*g; p -= lr * (nesterov ? g +
+//   mu*buffer : buffer)
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <vector>
+
+#include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+#include "kernels/op_codes.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kGrain = 1 << 13;
+constexpr int64_t kPiece = 1 << 15;  // elements summed by one task; the same for any thread count
+
+template <typename T>
+struct Adam {
+  T decay, keep1, keep2, step, root, eps,
+      scale;  // 1-lr*wd, 1-b1, 1-b2, lr/c1, 1/sqrt(c2), eps, gradient scale
+};
+
+template <typename T>
+BALORA_INLINE void adamw_range(const T* grad, T* param, T* m, T* v, int64_t n, const Adam<T>& k) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const T g = grad[i] * k.scale;
+    const T first = m[i] + k.keep1 * (g - m[i]);
+    const T second = v[i] + k.keep2 * (g * g - v[i]);
+    m[i] = first;
+    v[i] = second;
+    param[i] = param[i] * k.decay - k.step * first / (std::sqrt(second) * k.root + k.eps);
+  }
+}
+
+template <typename T>
+struct Sgd {
+  T lr, momentum, fresh, decay, scale;  // fresh: 1-dampening, or 1 in the first step
+  bool nesterov, first;
+};
+
+template <typename T>
+BALORA_INLINE void sgd_range(const T* grad, T* param, T* buffer, int64_t n, const Sgd<T>& k) {
+  if (!buffer) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      param[i] -= k.lr * (grad[i] * k.scale + k.decay * param[i]);
+    }
+    return;
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const T g = grad[i] * k.scale + k.decay * param[i];
+    const T moment = k.first ? g : k.momentum * buffer[i] + k.fresh * g;
+    buffer[i] = moment;
+    param[i] -= k.lr * (k.nesterov ? g + k.momentum * moment : moment);
+  }
+}
+
+template <typename T>
+BALORA_INLINE double norm_range(const T* x, int64_t n, int kind) {
+  double total = 0;
+  if (kind == BALORA_NORM_1) {
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < n; ++i) total += std::abs(static_cast<double>(load(x[i])));
+  } else if (kind == BALORA_NORM_2) {
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < n; ++i) {
+      const auto value = static_cast<double>(load(x[i]));
+      total += value * value;
+    }
+  } else {
+    int nan = 0;
+#pragma omp simd reduction(max : total) reduction(| : nan)
+    for (int64_t i = 0; i < n; ++i) {
+      const double value = std::abs(static_cast<double>(load(x[i])));
+      nan |= value != value;
+      total = value > total ? value : total;
+    }
+    if (nan) total = std::nan("");
+  }
+  return total;
+}
+
+#define STEPS(T)                                                                      \
+  BALORA_SIMD void adamw(const T* g, T* p, T* m, T* v, int64_t n, const Adam<T>& k) { \
+    adamw_range<T>(g, p, m, v, n, k);                                                 \
+  }                                                                                   \
+  BALORA_SIMD void sgd(const T* g, T* p, T* buffer, int64_t n, const Sgd<T>& k) {     \
+    sgd_range<T>(g, p, buffer, n, k);                                                 \
+  }
+STEPS(float)
+STEPS(double)
+#undef STEPS
+#define NORM(T)                                                 \
+  BALORA_SIMD double norm_of(const T* x, int64_t n, int kind) { \
+    return norm_range<T>(x, n, kind);                           \
+  }
+NORM(float)
+NORM(bf16)
+NORM(f16)
+NORM(double)
+#undef NORM
+
+// The dtypes that optimiser state may have.
+template <typename Body>
+void dispatch_state(const View* param, Body&& body) {
+  if (param->dtype == BALORA_F32) return body.template operator()<float>();
+  if (param->dtype == BALORA_F64) return body.template operator()<double>();
+  throw UnsupportedError("optimiser state must be f32 or f64");
+}
+
+double scale_of(const View* coefficient) {
+  return coefficient ? *data_of<double>(coefficient) : 1.0;
+}
+
+}  // namespace
+
+int32_t adamw_step_kernel(Context* ctx, const balora_adamw_step& o) {
+  const std::span tensors(o.tensors->at, static_cast<size_t>(o.tensors->count));
+  std::vector<int64_t> starts{0};  // of the tensors, laid end to end
+  for (const AdamwOperands& t : tensors) {
+    dispatch_state(t.param, []<typename T>() {});
+    starts.push_back(starts.back() + view_numel(*t.param));
+  }
+  const auto step = [&](const AdamwOperands& t, int64_t begin, int64_t end) {
+    const double* now = data_of<double>(t.rate);
+    dispatch_state(t.param, [&]<typename T>() {
+      const Adam<T> k{static_cast<T>(1 - now[0] * t.weight_decay),
+                      static_cast<T>(1 - o.beta1),
+                      static_cast<T>(1 - o.beta2),
+                      static_cast<T>(now[1]),
+                      static_cast<T>(now[2]),
+                      static_cast<T>(o.eps),
+                      static_cast<T>(scale_of(o.coefficient))};
+      adamw(data_of<T>(t.grad) + begin, data_of<T>(t.param) + begin, data_of<T>(t.m) + begin,
+            data_of<T>(t.v) + begin, end - begin, k);
+    });
+  };
+  parallel_for(ctx, starts.back(), kGrain, [&](int64_t begin, int64_t end) {
+    const auto first = std::upper_bound(starts.begin(), starts.end(), begin) - 1;
+    for (auto i = static_cast<size_t>(first - starts.begin()); starts[i] < end; ++i) {
+      step(tensors[i], std::max(begin, starts[i]) - starts[i],
+           std::min(end, starts[i + 1]) - starts[i]);
+      if (i + 1 == tensors.size()) break;
+    }
+  });
+  return 0;
+}
+
+int32_t sgd_step_kernel(Context* ctx, const balora_sgd_step& o) {
+  dispatch_state(o.param, [&]<typename T>() {
+    const Sgd<T> k{static_cast<T>(o.lr),
+                   static_cast<T>(o.momentum),
+                   static_cast<T>(1 - o.dampening),
+                   static_cast<T>(o.weight_decay),
+                   static_cast<T>(scale_of(o.coefficient)),
+                   o.nesterov != 0,
+                   o.first != 0};
+    parallel_for(ctx, view_numel(*o.param), kGrain, [&](int64_t begin, int64_t end) {
+      sgd(data_of<T>(o.grad) + begin, data_of<T>(o.param) + begin,
+          o.buffer ? data_of<T>(o.buffer) + begin : nullptr, end - begin, k);
+    });
+  });
+  return 0;
+}
+
+int32_t norm_accumulate_kernel(Context* ctx, const balora_norm_accumulate& o) {
+  struct Piece {
+    const View* x;
+    int64_t begin;
+    double norm;
+  };
+  std::vector<Piece> pieces;
+  for (int32_t t = 0; t < o.tensors->count; ++t) {
+    const View* x = o.tensors->at[t];
+    dispatch_float(x->dtype, []<typename T>() {});
+    for (int64_t begin = 0; begin < view_numel(*x); begin += kPiece)
+      pieces.push_back({x, begin, 0});
+  }
+  const auto count = static_cast<int64_t>(pieces.size());
+  parallel_for(ctx, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      Piece& piece = pieces[static_cast<size_t>(i)];
+      dispatch_float(piece.x->dtype, [&]<typename T>() {
+        const int64_t count = std::min(kPiece, view_numel(*piece.x) - piece.begin);
+        piece.norm = norm_of(data_of<T>(piece.x) + piece.begin, count, o.kind);
+      });
+    }
+  });
+  double& sum = *data_of<double>(o.total);
+  for (const Piece& piece : pieces) {
+    const double part = piece.norm;
+    if (o.kind == BALORA_NORM_INF) {
+      sum = part > sum || part != part ? part : sum;
+    } else {
+      sum += part;
+    }
+  }
+  return 0;
+}
+
+int32_t scale_kernel(Context* ctx, const balora_scale& o) {
+  const double scale = scale_of(o.coefficient);
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    parallel_for(ctx, view_numel(*o.x), kGrain, [&](int64_t begin, int64_t end) {
+      T* data = data_of<T>(o.x);
+      for (int64_t i = begin; i < end; ++i)
+        data[i] = store<T>(load(data[i]) * static_cast<Acc<T>>(scale));
+    });
+  });
+  return 0;
+}
+
+int32_t scale_by_kernel(Context* ctx, const balora_scale_by& o) {
+  const double by = *data_of<double>(o.factor);
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    const T* in = data_of<T>(o.x);
+    T* out = data_of<T>(o.y);
+    parallel_for(ctx, view_numel(*o.x), 1 << 14, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        out[i] = store<T>(load(in[i]) * static_cast<Acc<T>>(by));
+    });
+  });
+  return 0;
+}
+
+int32_t add_scaled_kernel(Context* ctx, const balora_add_scaled& o) {
+  dispatch_float(o.destination->dtype, [&]<typename D>() {
+    dispatch_float(o.source->dtype, [&]<typename S>() {
+      using A = Acc<D>;
+      parallel_for(ctx, view_numel(*o.destination), kGrain, [&](int64_t begin, int64_t end) {
+        D* d = data_of<D>(o.destination);
+        const S* s = data_of<S>(o.source);
+        for (int64_t i = begin; i < end; ++i) {
+          d[i] = store<D>(load(d[i]) + static_cast<A>(o.alpha) * static_cast<A>(load(s[i])));
+        }
+      });
+    });
+  });
+  return 0;
+}
+
+}  // namespace balora

@@ -1,0 +1,331 @@
+// gemm.h by way of oneDNN (f32, bf16) and Eigen (f64). Mixed and half types are widened into
+// scratch first; a large B is widened and multiplied in blocks of columns so that scratch stays
+// bounded.
+#include "kernels/cpu/products/gemm.h"
+
+#include <Eigen/Core>
+#include <algorithm>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "kernels/cpu/elementwise/convert.h"
+#include "kernels/cpu/products/onednn.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kWideBlockElements = int64_t{1} << 21;  // of B: 8 MiB in f32
+
+enum class Path { kEmpty, kPrimitive, kF32, kF64 };
+
+// Several elements stored one to a row, and the rows apart: a strided row or column.
+bool strided_vector(int64_t stored_rows, int64_t stored_cols, int64_t ld) {
+  return stored_cols == 1 && stored_rows > 1 && ld != 1;
+}
+bool strided_vector(const GemmInput& x, int64_t rows, int64_t cols) {
+  return x.transposed ? strided_vector(cols, rows, x.ld) : strided_vector(rows, cols, x.ld);
+}
+
+// oneDNN's primitives (3.7) find out which stride of a matrix is 1 without regard to its extents of
+// 1, and take a strided vector for a dense one. They also refuse a batch of which both sides are
+// repeated. dnnl_sgemm and Eigen, matrix by matrix, go by the leading dimension.
+bool primitive_takes(const GemmShape& s, const GemmInput& a, const GemmInput& b,
+                     const GemmOutput& c) {
+  const bool one_product = s.batch > 1 && a.batch_stride == 0 && b.batch_stride == 0;
+  return !one_product && !strided_vector(a, s.m, s.k) && !strided_vector(b, s.k, s.n) &&
+         !strided_vector(s.m, s.n, c.ld);
+}
+
+// A primitive multiplies bf16, and a batch of f32 matrices: one call shares it among the threads.
+Path choose_path(const GemmShape& s, const GemmInput& a, const GemmInput& b, const GemmOutput& c) {
+  if (s.m == 0 || s.n == 0 || s.batch == 0) return Path::kEmpty;
+  if (a.dtype == BALORA_F64 || b.dtype == BALORA_F64 || c.dtype == BALORA_F64) return Path::kF64;
+  const bool bf16 = a.dtype == BALORA_BF16 && b.dtype == BALORA_BF16 && c.dtype != BALORA_F16;
+  const bool f32 = a.dtype == BALORA_F32 && b.dtype == BALORA_F32 && c.dtype == BALORA_F32;
+  const bool wanted = (bf16 && cpu_multiplies_bf16()) || (f32 && s.batch > 1);
+  return wanted && primitive_takes(s, a, b, c) ? Path::kPrimitive : Path::kF32;
+}
+
+struct Strides {
+  int64_t row, col;
+};
+
+// The strides of op(X) (rows,cols); that of an extent of 1 is what a dense matrix has.
+Strides strides_of(const GemmInput& x, int64_t rows, int64_t cols) {
+  const Strides s = x.transposed ? Strides{1, x.ld} : Strides{x.ld, 1};
+  return {rows == 1 ? cols : s.row, cols == 1 ? 1 : s.col};
+}
+
+// For what primitive_takes() takes.
+MatmulSpec spec_of(const GemmShape& s, const GemmInput& a, const GemmInput& b, const GemmOutput& c,
+                   const GemmScale& scale, int threads) {
+  MatmulSpec spec;
+  spec.batch = s.batch, spec.m = s.m, spec.n = s.n, spec.k = s.k;
+  if (s.batch > 1) {
+    spec.a_batch = a.batch_stride, spec.b_batch = b.batch_stride, spec.c_batch = c.batch_stride;
+  }
+  const Strides sa = strides_of(a, s.m, s.k), sb = strides_of(b, s.k, s.n);
+  spec.a_row = sa.row, spec.a_col = sa.col;
+  spec.b_row = sb.row, spec.b_col = sb.col;
+  spec.c_row = s.m == 1 ? s.n : c.ld;
+  spec.a_dtype = a.dtype, spec.b_dtype = b.dtype, spec.c_dtype = c.dtype;
+  spec.alpha = static_cast<float>(scale.alpha), spec.beta = static_cast<float>(scale.beta);
+  spec.threads = threads;
+  return spec;
+}
+
+const void* at(const GemmInput& x, int64_t elements) {
+  return static_cast<const char*>(x.data) + elements * dtype_size(static_cast<DType>(x.dtype));
+}
+
+// One f32 product. dnnl_sgemm needs no primitive and, inside a parallel region, runs on the calling
+// thread.
+void f32_product(const GemmShape& s, const GemmInput& a, const GemmInput& b, float* c, int64_t ldc,
+                 const GemmScale& scale) {
+  dnnl::error::wrap_c_api(
+      dnnl_sgemm(a.transposed ? 'T' : 'N', b.transposed ? 'T' : 'N', s.m, s.n, s.k,
+                 static_cast<float>(scale.alpha), static_cast<const float*>(a.data), a.ld,
+                 static_cast<const float*>(b.data), b.ld, static_cast<float>(scale.beta), c, ldc),
+      "f32 matrix product");
+}
+
+using Matrix64 = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using Map64 = Eigen::Map<Matrix64, 0, Eigen::OuterStride<>>;
+using ConstMap64 = Eigen::Map<const Matrix64, 0, Eigen::OuterStride<>>;
+
+void f64_product(const GemmShape& s, const GemmInput& a, const GemmInput& b, double* c_data,
+                 int64_t ldc, const GemmScale& scale) {
+  const auto map = [](const GemmInput& x, int64_t rows, int64_t cols) {
+    if (x.transposed) std::swap(rows, cols);
+    return ConstMap64(static_cast<const double*>(x.data), rows, cols, Eigen::OuterStride<>(x.ld));
+  };
+  const ConstMap64 ma = map(a, s.m, s.k), mb = map(b, s.k, s.n);
+  Map64 mc(c_data, s.m, s.n, Eigen::OuterStride<>(ldc));
+  if (scale.beta == 0) {
+    mc.setZero();
+  } else if (scale.beta != 1) {
+    mc *= scale.beta;
+  }
+  if (s.k == 0) return;
+  if (a.transposed && b.transposed) {
+    mc.noalias() += scale.alpha * ma.transpose() * mb.transpose();
+  } else if (a.transposed) {
+    mc.noalias() += scale.alpha * ma.transpose() * mb;
+  } else if (b.transposed) {
+    mc.noalias() += scale.alpha * ma * mb.transpose();
+  } else {
+    mc.noalias() += scale.alpha * ma * mb;
+  }
+}
+
+// A matrix as the stored rows and columns that hold op(X).
+struct Stored {
+  int64_t rows, cols;
+};
+Stored stored(const GemmInput& x, int64_t rows, int64_t cols) {
+  return x.transposed ? Stored{cols, rows} : Stored{rows, cols};
+}
+
+// Scratch for the widened operands of one product.
+template <typename T>
+struct Wide {
+  T* a;
+  T* b;
+  T* c;
+};
+
+// Widens what is not T, multiplies, and narrows C. Conversions share the work when `ctx` is given.
+template <typename T>
+void widened_product(Context* ctx, const GemmShape& s, GemmInput a, GemmInput b,
+                     const GemmOutput& c, const GemmScale& scale, const Wide<T>& wide) {
+  constexpr int32_t kType = sizeof(T) == 8 ? BALORA_F64 : BALORA_F32;
+  const auto widen = [&](GemmInput& x, int64_t rows, int64_t cols, T* to) {
+    if (x.dtype == kType) return;
+    const Stored shape = stored(x, rows, cols);
+    convert_rows(ctx, x.data, x.dtype, x.ld, to, kType, shape.cols, shape.rows, shape.cols);
+    x.data = to, x.dtype = kType, x.ld = shape.cols;
+  };
+  widen(a, s.m, s.k, wide.a);
+  widen(b, s.k, s.n, wide.b);
+  T* out = static_cast<T*>(c.data);
+  int64_t ldc = c.ld;
+  const bool narrow = c.dtype != kType;
+  if (narrow) {
+    out = wide.c, ldc = s.n;
+    if (scale.beta != 0) convert_rows(ctx, c.data, c.dtype, c.ld, out, kType, ldc, s.m, s.n);
+  }
+  if constexpr (sizeof(T) == 8) {
+    const auto rows = [&](int64_t begin, int64_t end) {  // Eigen runs on one thread
+      GemmInput part = a;
+      part.data = at(a, a.transposed ? begin : begin * a.ld);
+      f64_product({end - begin, s.n, s.k}, part, b, out + begin * ldc, ldc, scale);
+    };
+    if (ctx) {
+      parallel_for(ctx, s.m, 16, rows);
+    } else {
+      rows(0, s.m);
+    }
+  } else {
+    f32_product(s, a, b, out, ldc, scale);
+  }
+  if (narrow) convert_rows(ctx, out, kType, ldc, c.data, c.dtype, c.ld, s.m, s.n);
+}
+
+GemmOutput columns(GemmOutput c, int64_t first) {
+  c.data = static_cast<char*>(c.data) + first * dtype_size(static_cast<DType>(c.dtype));
+  return c;
+}
+
+template <typename T>
+void wide_gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,
+               const GemmOutput& c, const GemmScale& scale) {
+  constexpr int32_t kType = sizeof(T) == 8 ? BALORA_F64 : BALORA_F32;
+  CpuState& state = CpuState::of(ctx);
+  const bool whole = b.dtype == kType && c.dtype == kType;
+  const int64_t fitting = std::max<int64_t>(kWideBlockElements / std::max<int64_t>(s.k, 1), 64);
+  const int64_t block = whole ? s.n : std::min(s.n, fitting);
+  const auto buffer = [&](CpuState::Scratch index, bool wanted, int64_t elements) {
+    return wanted ? static_cast<T*>(state.scratch(index, elements * sizeof(T))) : nullptr;
+  };
+  const Wide<T> wide = {buffer(CpuState::kWideA, a.dtype != kType, s.m * s.k),
+                        buffer(CpuState::kWideB, b.dtype != kType, s.k * block),
+                        buffer(CpuState::kWideC, c.dtype != kType, s.m * block)};
+  GemmInput left = a;
+  for (int64_t first = 0; first < s.n; first += block) {
+    GemmInput right = b;
+    right.data = at(b, b.transposed ? first * b.ld : first);
+    const GemmShape part = {s.m, std::min(block, s.n - first), s.k};
+    widened_product<T>(ctx, part, left, right, columns(c, first), scale, wide);
+    if (left.dtype != kType) {  // widened by the first block, dense from here on
+      left.data = wide.a, left.dtype = kType, left.ld = stored(a, s.m, s.k).cols;
+    }
+  }
+}
+
+// C = beta * C, for k = 0.
+void scale_only(const GemmShape& s, const GemmOutput& c, double beta) {
+  dispatch_float(c.dtype, [&]<typename T>() {
+    for (int64_t i = 0; i < s.m; ++i) {
+      T* row = static_cast<T*>(c.data) + i * c.ld;
+      for (int64_t j = 0; j < s.n; ++j) {
+        row[j] = store<T>(beta == 0 ? Acc<T>(0) : static_cast<Acc<T>>(beta) * load(row[j]));
+      }
+    }
+  });
+}
+
+// The values of oneDNN's ISA levels are sets of bits; ONEDNN_MAX_CPU_ISA lowers the effective one.
+bool cpu_has(dnnl::cpu_isa level) {
+  const auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
+  return (isa & static_cast<unsigned>(level)) == static_cast<unsigned>(level);
+}
+
+int thread_index() {
+#if defined(_OPENMP)
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+}  // namespace
+
+CpuLevel cpu_level() {
+  static const CpuLevel level = cpu_has(dnnl::cpu_isa::avx512_core_amx)    ? CpuLevel::kAmx
+                                : cpu_has(dnnl::cpu_isa::avx512_core_bf16) ? CpuLevel::kAvx512Bf16
+                                : cpu_has(dnnl::cpu_isa::avx512_core)      ? CpuLevel::kAvx512
+                                : cpu_has(dnnl::cpu_isa::avx2)             ? CpuLevel::kAvx2
+                                                                           : CpuLevel::kPlain;
+  return level;
+}
+
+const char* cpu_level_name() {
+  constexpr const char* kNames[] = {"plain", "avx2", "avx512", "avx512_bf16", "amx"};
+  return kNames[static_cast<int>(cpu_level())];
+}
+
+void gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,
+          const GemmOutput& c, const GemmScale& scale) {
+  const Path path = choose_path(s, a, b, c);
+  if (path == Path::kEmpty) return;
+  const OneDnnThreads threads(ctx->num_threads);
+  const auto one_by_one = [&](auto&& product) {
+    for (int64_t i = 0; i < s.batch; ++i) {
+      GemmInput ai = a, bi = b;
+      GemmOutput ci = c;
+      ai.data = at(a, i * a.batch_stride), bi.data = at(b, i * b.batch_stride);
+      ci = columns(c, i * c.batch_stride);
+      product(ai, bi, ci);
+    }
+  };
+  const GemmShape single = {s.m, s.n, s.k};
+  if (s.k == 0) {
+    return one_by_one([&](auto&, auto&, auto& ci) { scale_only(single, ci, scale.beta); });
+  }
+  if (path == Path::kF64) {
+    return one_by_one(
+        [&](auto& ai, auto& bi, auto& ci) { wide_gemm<double>(ctx, single, ai, bi, ci, scale); });
+  }
+  if (path == Path::kPrimitive) {
+    CpuState& state = CpuState::of(ctx);
+    if (const auto matmul = state.matmul(spec_of(s, a, b, c, scale, ctx->num_threads))) {
+      void* scratch = state.scratch(CpuState::kScratchpad, matmul->scratch_bytes());
+      return matmul->execute(state.stream(), {a.data, b.data, c.data, scratch});
+    }
+  }
+  one_by_one(
+      [&](auto& ai, auto& bi, auto& ci) { wide_gemm<float>(ctx, single, ai, bi, ci, scale); });
+}
+
+SerialGemm::SerialGemm(Context* ctx, const GemmShape& shape, const GemmInput& a, const GemmInput& b,
+                       const GemmOutput& c, const GemmScale& scale)
+    : shape_(shape), a_(a), b_(b), c_(c), scale_(scale) {
+  CpuState& state = CpuState::of(ctx);
+  const Path path = choose_path(shape, a, b, c);
+  if (path == Path::kEmpty || shape.k == 0) return;
+  int64_t bytes = 0;
+  if (path == Path::kPrimitive) {
+    matmul_ = state.matmul(spec_of(shape, a, b, c, scale, 1));
+    stream_ = &state.stream();
+  }
+  if (matmul_) {
+    bytes = static_cast<int64_t>(matmul_->scratch_bytes());
+  } else {
+    const int64_t size = path == Path::kF64 ? 8 : 4;
+    bytes = (shape.m * shape.k + shape.k * shape.n + shape.m * shape.n) * size;
+  }
+  scratch_stride_ = (bytes + 63) / 64 * 64;
+  if (scratch_stride_ == 0) return;
+  scratch_ = static_cast<char*>(
+      ctx->workspace(ctx, static_cast<uint64_t>(scratch_stride_) * std::max(ctx->num_threads, 1)));
+  if (!scratch_) throw std::bad_alloc();
+}
+
+void SerialGemm::run(const void* a, const void* b, void* c) const {
+  const Path path = choose_path(shape_, a_, b_, c_);
+  GemmInput ai = a_, bi = b_;
+  GemmOutput ci = c_;
+  ai.data = a, bi.data = b, ci.data = c;
+  if (path == Path::kEmpty) return;
+  if (shape_.k == 0) return scale_only(shape_, ci, scale_.beta);
+  char* scratch = scratch_ + thread_index() * scratch_stride_;
+  if (matmul_) {
+    return matmul_->execute(*static_cast<const dnnl::stream*>(stream_), {a, b, c, scratch});
+  }
+  const auto product = [&]<typename T>(T* wide_a) {
+    T* wide_b = wide_a + shape_.m * shape_.k;
+    T* wide_c = wide_b + shape_.k * shape_.n;
+    widened_product<T>(nullptr, shape_, ai, bi, ci, scale_, {wide_a, wide_b, wide_c});
+  };
+  if (path == Path::kF64) {
+    product(reinterpret_cast<double*>(scratch));
+  } else {
+    product(reinterpret_cast<float*>(scratch));
+  }
+}
+
+}  // namespace balora

@@ -1,0 +1,140 @@
+// packed_weight.h. oneDNN compiles a primitive for each number of rows (about half a millisecond),
+// so rows are taken as a multiple of kRowBucket and a rest: batches of all lengths then share a few
+// primitives.
+#include "kernels/cpu/products/packed_weight.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+#include <utility>
+
+#include "kernels/cpu/elementwise/convert.h"
+#include "kernels/cpu/products/gemm.h"
+#include "tensor/dtype.h"
+#include "tensor/errors.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kRowBucket = 64;
+constexpr int64_t kApartElements = int64_t{1} << 20;  // of A or C at a time in multiply_apart
+constexpr int64_t kTypicalRows = 1024;  // the layout is chosen for products of this size
+
+const char* advance(const void* data, int64_t elements, int32_t dtype) {
+  return static_cast<const char*>(data) + elements * dtype_size(static_cast<DType>(dtype));
+}
+
+}  // namespace
+
+void PackedWeight::Free::operator()(void* data) const {
+  std::free(data);
+}
+
+const PackedWeight* PackedWeight::of(Context* ctx, const View& b, bool transposed) {
+  if (!b.slots || !view_contiguous(b) || view_numel(b) == 0) return nullptr;
+  if (b.shape[transposed ? 0 : 1] == 1) return nullptr;  // see gemm.cc on strided vectors
+  if (b.dtype != BALORA_F32) return nullptr;
+  balora_slot& slot = b.slots[transposed ? 0 : 1];
+  if (!slot.data) {
+    auto packed = std::unique_ptr<PackedWeight>(new PackedWeight(ctx, b, transposed));
+    slot.bytes = packed->bytes_;
+    slot.data = packed.release();
+    slot.destroy = [](void* data) { delete static_cast<PackedWeight*>(data); };
+  }
+  const auto* packed = static_cast<const PackedWeight*>(slot.data);
+  const int64_t k = b.shape[transposed ? 1 : 0], n = b.shape[transposed ? 0 : 1];
+  // The slots belong to the storage; another view of it (a slice, a reshape) is multiplied
+  // unpacked.
+  const bool same = packed->k_ == k && packed->n_ == n && packed->dtype_ == b.dtype;
+  return same && packed->data_ ? packed : nullptr;
+}
+
+PackedWeight::PackedWeight(Context* ctx, const View& b, bool transposed)
+    : k_(b.shape[transposed ? 1 : 0]), n_(b.shape[transposed ? 0 : 1]), dtype_(b.dtype) {
+  pack_onednn(ctx, b, transposed);
+}
+
+void PackedWeight::allocate(Context* ctx, uint64_t bytes) {
+  const uint64_t rounded = (bytes + 63) / 64 * 64;
+  data_.reset(std::aligned_alloc(64, rounded));
+  if (!data_) throw std::bad_alloc();
+  bytes_ = static_cast<int64_t>(rounded);
+  if (ctx->account) ctx->account(ctx, bytes_);
+}
+
+void PackedWeight::pack_onednn(Context* ctx, const View& b, bool transposed) {
+  CpuState& state = CpuState::of(ctx);
+  MatmulSpec spec;
+  spec.m = kTypicalRows, spec.n = n_, spec.k = k_;
+  spec.a_row = k_, spec.a_col = 1, spec.c_row = n_;
+  spec.a_dtype = spec.b_dtype = spec.c_dtype = dtype_;
+  spec.packed_b = 1;
+  spec.threads = ctx->num_threads;
+  const OneDnnThreads threads(ctx->num_threads);
+  const auto matmul = state.matmul(spec);
+  if (!matmul) return;
+  layout_ = matmul->b_layout();
+  allocate(ctx, layout_.get_size());
+  const dnnl::memory::dims strides =
+      transposed ? dnnl::memory::dims{1, k_} : dnnl::memory::dims{n_, 1};
+  dnnl::memory from({{k_, n_}, onednn_dtype(dtype_), strides}, state.engine(), b.data);
+  dnnl::memory to(layout_, state.engine(), data_.get());
+  dnnl::stream stream = state.stream();
+  dnnl::reorder(from, to).execute(stream, from, to);
+}
+
+void PackedWeight::multiply(Context* ctx, int64_t m, const void* a, int64_t lda, void* c,
+                            int32_t c_dtype, int64_t ldc, float beta) const {
+  MatmulSpec spec;
+  spec.n = n_, spec.k = k_;
+  spec.a_row = lda, spec.a_col = 1, spec.c_row = ldc;
+  spec.a_dtype = spec.b_dtype = dtype_, spec.c_dtype = c_dtype;
+  spec.packed_b = 1, spec.beta = beta;
+  spec.threads = ctx->num_threads;
+  const OneDnnThreads threads(ctx->num_threads);
+  const int64_t body = m / kRowBucket * kRowBucket;
+  const MatmulArguments arguments = {a, data_.get(), c, nullptr};
+  if (body > 0) multiply_rows(ctx, spec, 0, body, arguments);
+  if (body < m) multiply_rows(ctx, spec, body, m - body, arguments);
+}
+
+void PackedWeight::multiply_rows(Context* ctx, MatmulSpec spec, int64_t first, int64_t rows,
+                                 MatmulArguments x) const {
+  spec.m = rows;
+  x.a = advance(x.a, first * spec.a_row, dtype_);
+  x.c = const_cast<char*>(advance(x.c, first * spec.c_row, spec.c_dtype));
+  CpuState& state = CpuState::of(ctx);
+  const auto matmul = state.matmul(spec, &layout_);
+  if (!matmul) throw UnsupportedError("oneDNN refuses a product with a packed weight");
+  const bool dense = spec.a_row == k_ && spec.c_row == n_;
+  if (matmul->is_reference() && !dense) return multiply_apart(ctx, spec, x);
+  x.scratch = state.scratch(CpuState::kScratchpad, matmul->scratch_bytes());
+  matmul->execute(state.stream(), x);
+}
+
+// oneDNN 3.1 (Ubuntu 24.04's) multiplies by a packed weight in its plain loops unless the rows of A
+// and of C are one after the other: blocks of rows are copied to and from where they are.
+void PackedWeight::multiply_apart(Context* ctx, MatmulSpec spec, MatmulArguments x) const {
+  CpuState& state = CpuState::of(ctx);
+  const int64_t lda = std::exchange(spec.a_row, k_), ldc = std::exchange(spec.c_row, n_);
+  const int64_t fitting = kApartElements / std::max(k_, n_) / kRowBucket * kRowBucket;
+  const int64_t block = std::min(std::max(fitting, kRowBucket), spec.m);
+  const auto dense = [&](CpuState::Scratch index, int64_t columns, int32_t dtype) {
+    const int64_t size = dtype_size(static_cast<DType>(dtype));
+    return state.scratch(index, static_cast<uint64_t>(block * columns * size));
+  };
+  void* const a = dense(CpuState::kWideA, k_, dtype_);
+  void* const c = dense(CpuState::kWideC, n_, spec.c_dtype);
+  for (int64_t first = 0; first < spec.m; first += block) {
+    const int64_t rows = std::min(block, spec.m - first);
+    void* const to = const_cast<char*>(advance(x.c, first * ldc, spec.c_dtype));
+    convert_rows(ctx, advance(x.a, first * lda, dtype_), dtype_, lda, a, dtype_, k_, rows, k_);
+    if (spec.beta != 0) convert_rows(ctx, to, spec.c_dtype, ldc, c, spec.c_dtype, n_, rows, n_);
+    MatmulArguments part = x;
+    part.a = a, part.c = c;
+    multiply_rows(ctx, spec, 0, rows, part);
+    convert_rows(ctx, c, spec.c_dtype, n_, to, spec.c_dtype, ldc, rows, n_);
+  }
+}
+
+}  // namespace balora

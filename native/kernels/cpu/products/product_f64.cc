@@ -1,0 +1,161 @@
+// Blocked f64 product after Goto and van de Geijn: panels of B (kDepth x 8) and strips of A (kDepth
+// x 6) are widened and packed, a register tile of 6 x 8 accumulates. 12 AVX2 or 6 AVX-512
+// accumulators: no spills on either. Where B has few columns a strip of f64 is read where it lies:
+// packing it would cost as much as the product.
+#include "kernels/cpu/products/product_f64.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kTileRows = 6;
+constexpr int64_t kTileCols = 8;
+constexpr int64_t kDepth = 256;       // k-extent of a block: a packed strip of A stays in L1
+constexpr int64_t kBlockCols = 1024;  // columns packed at once: 2 MiB of B
+constexpr int64_t kBlockRows = 16 * kTileRows;
+constexpr int64_t kFewPanels = 4;  // of B: up to here strips of A are not packed
+
+typedef double Lanes __attribute__((vector_size(64)));
+
+// Six rows of A: element (p, i) at data[p * depth_stride + i * row_stride].
+struct Strip {
+  const double* data;
+  int64_t depth_stride, row_stride;
+};
+
+// c (rows,cols) += a (depth,6)^T b (depth,8)
+BALORA_SIMD void multiply_tile(const Strip& a, const double* b, int64_t depth, double* c,
+                               int64_t ldc, int64_t rows, int64_t cols) {
+  const int64_t step = a.row_stride;
+  // Named accumulators: as an array GCC keeps them in memory.
+  Lanes s0{}, s1{}, s2{}, s3{}, s4{}, s5{};
+  for (int64_t p = 0; p < depth; ++p) {
+    const Lanes column = *reinterpret_cast<const Lanes*>(b + p * kTileCols);
+    const double* row = a.data + p * a.depth_stride;
+    s0 += column * row[0];
+    s1 += column * row[step];
+    s2 += column * row[2 * step];
+    s3 += column * row[3 * step];
+    s4 += column * row[4 * step];
+    s5 += column * row[5 * step];
+  }
+  const Lanes sums[kTileRows] = {s0, s1, s2, s3, s4, s5};
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < cols; ++j) c[i * ldc + j] += sums[i][j];
+  }
+}
+
+// Columns [first, first + width) of a (k x n) block become (depth, width), zero where the matrix
+// ends.
+template <typename T>
+void pack(const T* data, int64_t depth_stride, int64_t lane_stride, int64_t depth, int64_t lanes,
+          int64_t width, double* packed) {
+  for (int64_t p = 0; p < depth; ++p) {
+    const T* source = data + p * depth_stride;
+    double* out = packed + p * width;
+    for (int64_t j = 0; j < lanes; ++j) out[j] = static_cast<double>(load(source[j * lane_stride]));
+    for (int64_t j = lanes; j < width; ++j) out[j] = 0;
+  }
+}
+
+void pack_any(const MatrixRef& m, int64_t depth_stride, int64_t lane_stride, int64_t depth_begin,
+              int64_t depth, int64_t lane_begin, int64_t lanes, int64_t width, double* packed) {
+  dispatch_float(m.dtype, [&]<typename T>() {
+    pack(static_cast<const T*>(m.data) + depth_begin * depth_stride + lane_begin * lane_stride,
+         depth_stride, lane_stride, depth, lanes, width, packed);
+  });
+}
+
+struct Block {
+  int64_t depth_begin, depth, col_begin, cols;
+};
+
+double* aligned(std::vector<double>& storage, int64_t count) {
+  storage.resize(static_cast<size_t>(count + kTileCols));
+  const auto address = reinterpret_cast<uintptr_t>(storage.data());
+  return storage.data() + ((64 - address % 64) % 64) / sizeof(double);
+}
+
+// C[:, block] += A[:, block depth] * packed B. With lower_only, tiles wholly above the diagonal are
+// left out.
+void multiply_block(const Context* ctx, int64_t m, const MatrixRef& a, const double* packed_b,
+                    const Block& block, double* c, int64_t ldc, bool lower_only) {
+  const int64_t panels = (block.cols + kTileCols - 1) / kTileCols;
+  const int64_t row_blocks = (m + kBlockRows - 1) / kBlockRows;
+  const bool few = panels <= kFewPanels && a.dtype == BALORA_F64;
+  // Few rows and many columns: share the columns out instead of the rows.
+  const int64_t splits = row_blocks >= 4 ? 1 : std::min<int64_t>(panels, 4);
+  parallel_for(ctx, row_blocks * splits, 1, [&](int64_t begin, int64_t end) {
+    std::vector<double> storage;
+    double* packed_a = aligned(storage, kDepth * kTileRows);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t row_end = std::min(m, (task / splits + 1) * kBlockRows);
+      const int64_t panel_begin = panels * (task % splits) / splits;
+      const int64_t panel_end = panels * (task % splits + 1) / splits;
+      for (int64_t i = task / splits * kBlockRows; i < row_end; i += kTileRows) {
+        const int64_t rows = std::min(kTileRows, row_end - i);
+        Strip strip = {packed_a, kTileRows, 1};
+        if (few && rows == kTileRows) {
+          strip = {static_cast<const double*>(a.data) + i * a.row_stride +
+                       block.depth_begin * a.col_stride,
+                   a.col_stride, a.row_stride};
+        } else {
+          pack_any(a, a.col_stride, a.row_stride, block.depth_begin, block.depth, i, rows,
+                   kTileRows, packed_a);
+        }
+        for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+          const int64_t j = block.col_begin + panel * kTileCols;
+          if (lower_only && j >= i + rows) break;
+          multiply_tile(strip, packed_b + panel * kTileCols * block.depth, block.depth,
+                        c + i * ldc + j, ldc, rows,
+                        std::min(kTileCols, block.col_begin + block.cols - j));
+        }
+      }
+    }
+  });
+}
+
+void multiply(const Context* ctx, int64_t m, int64_t n, int64_t k, const MatrixRef& a,
+              const MatrixRef& b, double* c, int64_t ldc, bool accumulate, bool lower_only) {
+  if (!accumulate) {
+    for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * ldc, n, 0.0);
+  }
+  std::vector<double> storage;
+  double* packed_b = aligned(storage, std::min(kDepth, k) * (std::min(kBlockCols, n) + kTileCols));
+  for (int64_t col = 0; col < n; col += kBlockCols) {
+    for (int64_t depth = 0; depth < k; depth += kDepth) {
+      const Block block{depth, std::min(kDepth, k - depth), col, std::min(kBlockCols, n - col)};
+      const int64_t panels = (block.cols + kTileCols - 1) / kTileCols;
+      parallel_for(ctx, panels, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t panel = begin; panel < end; ++panel) {
+          pack_any(b, b.row_stride, b.col_stride, block.depth_begin, block.depth,
+                   col + panel * kTileCols, std::min(kTileCols, block.cols - panel * kTileCols),
+                   kTileCols, packed_b + panel * kTileCols * block.depth);
+        }
+      });
+      multiply_block(ctx, m, a, packed_b, block, c, ldc, lower_only);
+    }
+  }
+}
+
+}  // namespace
+
+void product_f64(const Context* ctx, int64_t m, int64_t n, int64_t k, const MatrixRef& a,
+                 const MatrixRef& b, double* c, int64_t ldc, bool accumulate) {
+  multiply(ctx, m, n, k, a, b, c, ldc, accumulate, false);
+}
+
+void symmetric_product_f64(const Context* ctx, int64_t m, int64_t k, const MatrixRef& a,
+                           const MatrixRef& b, double* c, bool accumulate) {
+  multiply(ctx, m, m, k, a, b, c, m, accumulate, true);
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < i; ++j) c[j * m + i] = c[i * m + j];
+  }
+}
+
+}  // namespace balora

@@ -1,0 +1,102 @@
+// product_sum.h over packed weights and gemm(). A narrow C is written once: the whole sum is kept
+// in f32 and converted.
+#include "kernels/cpu/products/product_sum.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/cpu/elementwise/convert.h"
+#include "kernels/cpu/products/packed_weight.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kSumElements = int64_t{1} << 20;  // of the f32 sum of one block of rows: 4 MiB
+
+const void* row(const void* data, int32_t dtype, int64_t elements) {
+  return static_cast<const char*>(data) + elements * dtype_size(static_cast<DType>(dtype));
+}
+
+const PackedWeight* packed_of(Context* ctx, const ProductTerm& term) {
+  if (term.alpha != 1 || term.a_dtype != term.b->dtype) return nullptr;
+  return PackedWeight::of(ctx, *term.b, term.transposed);
+}
+
+// C (m,n) = A B + beta C for the rows of `term`; C in f32 or f64.
+void multiply(Context* ctx, const ProductTerm& term, int64_t m, int64_t n, const GemmOutput& c,
+              double beta) {
+  if (const PackedWeight* packed = packed_of(ctx, term)) {
+    return packed->multiply(ctx, m, term.a, term.lda, c.data, c.dtype, c.ld,
+                            static_cast<float>(beta));
+  }
+  const GemmInput a = {term.a, term.a_dtype, term.lda};
+  const GemmInput b = {term.b->data, term.b->dtype, term.b->stride[0], term.transposed};
+  gemm(ctx, {m, n, term.k()}, a, b, c, {term.alpha, beta});
+}
+
+// C rows = bias (+ C).
+void add_bias(Context* ctx, int64_t m, int64_t n, const View& bias, const GemmOutput& c,
+              bool keep) {
+  dispatch_float(bias.dtype, [&]<typename B>() {
+    dispatch_float(c.dtype, [&]<typename C>() {
+      const B* from = data_of<B>(&bias);
+      parallel_for(ctx, m, 64, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          C* to = static_cast<C*>(c.data) + i * c.ld;
+          for (int64_t j = 0; j < n; ++j) {
+            const Acc<C> old = keep ? load(to[j]) : Acc<C>(0);
+            to[j] = store<C>(old + static_cast<Acc<C>>(load(from[j])));
+          }
+        }
+      });
+    });
+  });
+}
+
+// All terms into an f32 or f64 C.
+void sum_wide(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
+  bool written = sum.accumulate;
+  if (sum.bias) {
+    add_bias(ctx, sum.m, sum.n, *sum.bias, c, written);
+    written = true;
+  }
+  for (const ProductTerm& term : sum.terms) {
+    multiply(ctx, term, sum.m, sum.n, c, written ? 1 : 0);
+    written = true;
+  }
+}
+
+void sum_narrow(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
+  void* scratch = CpuState::of(ctx).scratch(CpuState::kSum, sum.m * sum.n * sizeof(float));
+  const GemmOutput wide = {scratch, BALORA_F32, sum.n};
+  if (sum.accumulate) {
+    convert_rows(ctx, c.data, c.dtype, c.ld, scratch, BALORA_F32, sum.n, sum.m, sum.n);
+  }
+  sum_wide(ctx, sum, wide);
+  convert_rows(ctx, scratch, BALORA_F32, sum.n, c.data, c.dtype, c.ld, sum.m, sum.n);
+}
+
+}  // namespace
+
+void sum_products(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
+  if (sum.m == 0 || sum.n == 0) return;
+  if (c.dtype == BALORA_F32 || c.dtype == BALORA_F64) {
+    sum_wide(ctx, sum, c);
+    return;
+  }
+  const int64_t fitting = std::max<int64_t>(kSumElements / sum.n / 64, 4) * 64;
+  std::vector<ProductTerm> terms(sum.terms.begin(), sum.terms.end());
+  for (int64_t first = 0; first < sum.m; first += fitting) {
+    ProductSum block = sum;
+    block.m = std::min(fitting, sum.m - first);
+    block.terms = terms;
+    GemmOutput rows = c;
+    rows.data = const_cast<void*>(row(c.data, c.dtype, first * c.ld));
+    sum_narrow(ctx, block, rows);
+    for (ProductTerm& term : terms) term.a = row(term.a, term.a_dtype, block.m * term.lda);
+  }
+}
+
+}  // namespace balora

@@ -1,0 +1,37 @@
+// C (m,n) = sum_t alpha_t A_t B_t + bias, accumulated in f32 (f64 for f64) and rounded once: a
+// frozen linear with its low-rank parts, or the gradient of an input that several linears share. A
+// frozen B is packed on first use and kept in its tensor's slots, one layout a direction, for every
+// later product.
+#pragma once
+#include <cstdint>
+#include <span>
+
+#include "kernels/cpu/products/gemm.h"
+#include "kernels/kernel_table.h"
+
+namespace balora {
+
+// A (m,k), rows lda elements apart. B (k,n), or stored (n,k) and read transposed; contiguous if it
+// is frozen.
+struct ProductTerm {
+  const void* a;
+  int32_t a_dtype;
+  int64_t lda;
+  const View* b;
+  bool transposed = false;
+  double alpha = 1;
+
+  int64_t k() const { return b->shape[transposed ? 1 : 0]; }
+};
+
+// bias (n) may be null; accumulate adds to what C holds.
+struct ProductSum {
+  int64_t m, n;
+  std::span<const ProductTerm> terms;
+  const View* bias = nullptr;
+  bool accumulate = false;
+};
+
+void sum_products(Context* ctx, const ProductSum& sum, const GemmOutput& c);
+
+}  // namespace balora

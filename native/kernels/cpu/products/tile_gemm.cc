@@ -1,0 +1,253 @@
+#include "kernels/cpu/products/tile_gemm.h"
+
+#include "kernels/cpu/products/gemm.h"
+#include "kernels/cpu/products/tiles.h"
+#include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/runtime/simd.h"
+
+#if defined(__x86_64__)
+#define BALORA_X86 1
+#endif
+
+namespace balora {
+namespace {
+
+// ---- f32 and f64: a block of kRows x 2 vectors stays in registers over the whole of k
+// -----------------------------
+template <typename T, int kBytes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kBytes), may_alias));
+};
+
+template <typename T, int kBytes, int kRows>
+BALORA_INLINE void block(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
+                         int64_t ldc, bool accumulate) {
+  using V = typename VectorOf<T, kBytes>::type;
+  constexpr int kWidth = kBytes / static_cast<int>(sizeof(T));
+  V sum[kRows][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    const V* row = reinterpret_cast<const V*>(c + r * ldc);
+    sum[r][0] = accumulate ? row[0] : V{};
+    sum[r][1] = accumulate ? row[1] : V{};
+  }
+  for (int64_t k = 0; k < s.k; ++k) {
+    const V first = *reinterpret_cast<const V*>(b + k * ldb);
+    const V second = *reinterpret_cast<const V*>(b + k * ldb + kWidth);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const T value = a[r * lda + k];
+      sum[r][0] += value * first;
+      sum[r][1] += value * second;
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    V* row = reinterpret_cast<V*>(c + r * ldc);
+    row[0] = sum[r][0];
+    row[1] = sum[r][1];
+  }
+}
+
+template <typename T, int kBytes, int kRows>
+BALORA_INLINE void product(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
+                           int64_t ldc, bool accumulate) {
+  constexpr int64_t kColumns = 2 * kBytes / static_cast<int64_t>(sizeof(T));
+  for (int64_t n = 0; n < s.n; n += kColumns) {  // a panel of B stays in the first-level cache
+    for (int64_t m = 0; m < s.m; m += kRows) {
+      block<T, kBytes, kRows>(s, a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, accumulate);
+    }
+  }
+}
+
+template <typename T>
+using Product = void (*)(TileShape, const T*, int64_t, const T*, int64_t, T*, int64_t, bool);
+
+// Each instruction level as a function of its own, chosen once.
+#define LEVEL(name, T, target, bytes, rows)                                             \
+  target void name(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, \
+                   int64_t ldc, bool accumulate) {                                      \
+    product<T, bytes, rows>(s, a, lda, b, ldb, c, ldc, accumulate);                     \
+  }
+LEVEL(f32_plain, float, , 16, 4)
+LEVEL(f64_plain, double, , 16, 4)
+#if BALORA_X86
+// Features rather than levels of x86-64: clang 16's __builtin_cpu_supports knows no level.
+#define AVX2_TARGET __attribute__((target("avx2,fma,bmi2")))
+#define AVX512_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,bmi2")))
+LEVEL(f32_avx2, float, AVX2_TARGET, 32, 4)
+LEVEL(f64_avx2, double, AVX2_TARGET, 32, 4)
+LEVEL(f32_avx512, float, AVX512_TARGET, 64, 8)
+LEVEL(f64_avx512, double, AVX512_TARGET, 64, 8)
+#endif
+#undef LEVEL
+
+#if BALORA_X86
+// What the function was compiled for, and what products are held to.
+bool has_avx2() {
+  return cpu_level() >= CpuLevel::kAvx2 && __builtin_cpu_supports("avx2") &&
+         __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+}
+bool has_avx512() {
+  return cpu_level() >= CpuLevel::kAvx512 && has_avx2() && __builtin_cpu_supports("avx512f") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq");
+}
+#endif
+
+Product<float> choose_f32() {
+#if BALORA_X86
+  if (has_avx512()) return f32_avx512;
+  if (has_avx2()) return f32_avx2;
+#endif
+  return f32_plain;
+}
+
+Product<double> choose_f64() {
+#if BALORA_X86
+  if (has_avx512()) return f64_avx512;
+  if (has_avx2()) return f64_avx2;
+#endif
+  return f64_plain;
+}
+
+// ---- bf16
+// ----------------------------------------------------------------------------------------------------------
+using Bf16Product = void (*)(TileShape, const bf16*, int64_t, const bf16*, int64_t, float*, int64_t,
+                             bool);
+
+#ifdef BALORA_TILES
+
+BF16_TARGET void bf16_avx512(TileShape s, const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
+                             float* c, int64_t ldc, bool accumulate) {
+  constexpr int kRows = 8;
+  for (int64_t n = 0; n < s.n; n += 32) {
+    for (int64_t m = 0; m < s.m; m += kRows) {
+      float* block = c + m * ldc + n;
+      const bf16* rows = a + m * lda;
+      __m512 sum[kRows][2];
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        sum[r][0] = accumulate ? _mm512_load_ps(block + r * ldc) : _mm512_setzero_ps();
+        sum[r][1] = accumulate ? _mm512_load_ps(block + r * ldc + 16) : _mm512_setzero_ps();
+      }
+      for (int64_t k = 0; k < s.k; k += 2) {
+        const bf16* pairs = b + k * ldb + 2 * n;
+        const __m512bh first = (__m512bh)_mm512_load_si512(pairs);
+        const __m512bh second = (__m512bh)_mm512_load_si512(pairs + 32);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          const __m512bh value = broadcast_pair(rows + r * lda + k);
+          sum[r][0] = _mm512_dpbf16_ps(sum[r][0], value, first);
+          sum[r][1] = _mm512_dpbf16_ps(sum[r][1], value, second);
+        }
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        _mm512_store_ps(block + r * ldc, sum[r][0]);
+        _mm512_store_ps(block + r * ldc + 16, sum[r][1]);
+      }
+    }
+  }
+}
+
+// Tiles 0-3 hold a 32 x 32 block of C, 4-5 two row panels of A, 6-7 two column panels of B; all are
+// 16 rows of 64 bytes.
+AMX_TARGET void bf16_amx(TileShape s, const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
+                         float* c, int64_t ldc, bool accumulate) {
+  const int64_t a_bytes = lda * 2, b_bytes = ldb * 4, c_bytes = ldc * 4;
+  asm volatile("" ::: "memory");  // the tile instructions do not tell the compiler what they touch
+  for (int64_t m = 0; m < s.m; m += 32) {
+    for (int64_t n = 0; n < s.n; n += 32) {
+      float* block = c + m * ldc + n;
+      if (accumulate) {
+        _tile_loadd(0, block, c_bytes);
+        _tile_loadd(1, block + 16, c_bytes);
+        _tile_loadd(2, block + 16 * ldc, c_bytes);
+        _tile_loadd(3, block + 16 * ldc + 16, c_bytes);
+      } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+      }
+      for (int64_t k = 0; k < s.k; k += 32) {
+        const bf16* panel = b + k * ldb + 2 * n;
+        _tile_loadd(4, a + m * lda + k, a_bytes);
+        _tile_loadd(6, panel, b_bytes);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, panel + 32, b_bytes);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, a + (m + 16) * lda + k, a_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      _tile_stored(0, block, c_bytes);
+      _tile_stored(1, block + 16, c_bytes);
+      _tile_stored(2, block + 16 * ldc, c_bytes);
+      _tile_stored(3, block + 16 * ldc + 16, c_bytes);
+    }
+  }
+  asm volatile("" ::: "memory");
+}
+
+AMX_TARGET void release_tiles() {
+  _tile_release();
+}
+
+Bf16Product choose_bf16() {
+  if (tiles_use_amx()) return &bf16_amx;
+  return cpu_multiplies_bf16() ? &bf16_avx512 : nullptr;
+}
+
+#else
+
+void configure_tiles() {}
+void release_tiles() {}
+Bf16Product choose_bf16() {
+  return nullptr;
+}
+
+#endif
+
+Bf16Product bf16_product() {
+  static const Bf16Product product = choose_bf16();
+  return product;
+}
+
+}  // namespace
+
+void tile_gemm(TileShape shape, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+               int64_t ldc, bool accumulate) {
+  static const Product<float> product = choose_f32();
+  product(shape, a, lda, b, ldb, c, ldc, accumulate);
+}
+
+void tile_gemm(TileShape shape, const double* a, int64_t lda, const double* b, int64_t ldb,
+               double* c, int64_t ldc, bool accumulate) {
+  static const Product<double> product = choose_f64();
+  product(shape, a, lda, b, ldb, c, ldc, accumulate);
+}
+
+void tile_gemm(TileShape shape, const bf16* a, int64_t lda, const bf16* b, int64_t ldb, float* c,
+               int64_t ldc, bool accumulate) {
+  bf16_product()(shape, a, lda, b, ldb, c, ldc, accumulate);
+}
+
+template <>
+int64_t tile_step<bf16>() {
+  return tiles_use_amx() ? kTileUnit : 8;
+}
+
+bool tile_gemm_has_bf16() {
+  return bf16_product() != nullptr;
+}
+
+TileScope::TileScope() {
+  if (tiles_use_amx()) configure_tiles();
+}
+TileScope::~TileScope() {
+  if (tiles_use_amx()) release_tiles();
+}
+
+}  // namespace balora

@@ -1,0 +1,186 @@
+// The two ways of multiplying one block of tiles (tiles_multiply.cc): on AMX, and on AVX512-BF16.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <span>
+
+#include "kernels/cpu/products/tiles.h"
+#include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/runtime/simd.h"
+
+#ifdef BALORA_TILES
+namespace balora::tiles {
+
+constexpr int64_t kRowsAStep = 2;  // of the block before, written in one step
+
+// A term whose k is a multiple of 32, and its last rows filled up to a panel. Beyond `pairs` pairs
+// of k there are only zeros.
+struct Source {
+  const bf16* a;
+  int64_t lda;
+  const bf16* tail;
+  int64_t tail_ld;
+  int64_t steps, pairs;
+  const bf16* tiles;  // of the panels from `first_panel` on
+  int64_t first_panel = 0;
+
+  const bf16* panel(int64_t index) const {
+    return tiles + (index - first_panel) * steps * kStepElements;
+  }
+};
+
+// A finished block whose rows go to C between the steps of the next one: stores that miss the cache
+// then wait side by side with products, and not in a burst that stops them.
+struct PendingRows {
+  const float* block = nullptr;
+  bf16* to = nullptr;
+  int64_t ldc = 0;
+  int64_t left = 0;
+
+  BF16_TARGET BALORA_INLINE void write(int64_t count) {
+    for (; count > 0 && left > 0; --count, --left) {
+      const __m512 low = _mm512_load_ps(block), high = _mm512_load_ps(block + 16);
+      _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+      block += kTileN, to += ldc;
+    }
+  }
+};
+
+// The next step of B, half of it at a time, on its way from L2. Past the end of B it does nothing.
+BF16_TARGET BALORA_INLINE void prefetch_half(const bf16* b) {
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < 16; ++i)
+    _mm_prefetch(reinterpret_cast<const char*>(b) + 64 * i, _MM_HINT_T0);
+}
+
+// Where a block of sums goes: 32 x 32, rows ld apart, in f32 or, from a core that rounds, in bf16.
+struct BlockPlace {
+  float* data;
+  bf16* rounded;  // null: data
+  int64_t ld;
+};
+
+struct AmxCore {
+  static constexpr bool kRounds = false;
+  static constexpr int64_t kCachedBytes = int64_t{5} << 18;  // of B, in L2 over all rows: 1.25 MiB
+
+  AMX_TARGET static void open() { configure_tiles(); }
+  AMX_TARGET static void close() { _tile_release(); }
+
+  // The block of `rows` rows from `row` on, in `panel`; what it leaves in further rows means
+  // nothing.
+  AMX_TARGET static void multiply(std::span<const Source> terms, int64_t row, int64_t rows,
+                                  int64_t panel, PendingRows& pending, BlockPlace c) {
+    const bool tail = rows < kPanelRows;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (const Source& term : terms) {
+      const int64_t lda = tail ? term.tail_ld : term.lda;
+      const bf16* a0 = tail ? term.tail : term.a + row * lda;
+      const bf16* a1 = a0 + 16 * lda;
+      const bf16* b = term.panel(panel);
+      const int64_t stride = lda * static_cast<int64_t>(sizeof(bf16));
+      for (int64_t step = 0; step < term.steps; ++step) {
+        _tile_loadd(4, a0, stride);
+        prefetch_half(b + kStepElements);
+        _tile_loadd(6, b, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, b + kStepElements / 2, 64);
+        prefetch_half(b + kStepElements * 3 / 2);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, a1, stride);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        pending.write(kRowsAStep);
+        a0 += kTileK, a1 += kTileK, b += kStepElements;
+      }
+    }
+    const int64_t stride = c.ld * static_cast<int64_t>(sizeof(float));
+    _tile_stored(0, c.data, stride);
+    _tile_stored(1, c.data + 16, stride);
+    _tile_stored(2, c.data + 16 * c.ld, stride);
+    _tile_stored(3, c.data + 16 * c.ld + 16, stride);
+  }
+};
+
+struct Avx512Core {
+  static constexpr bool kRounds = true;
+  // About an L2: what is packed then stays where it was written. Larger parts read A fewer times,
+  // and find their memory out of every cache when they pack again.
+  static constexpr int64_t kCachedBytes = int64_t{1} << 20;
+
+  static void open() {}
+  static void close() {}
+
+  BF16_TARGET static void multiply(std::span<const Source> terms, int64_t row, int64_t rows,
+                                   int64_t panel, PendingRows&, BlockPlace c) {
+    const bool tail = rows < kPanelRows;
+    for (int64_t r = 0; r < rows;) {
+      const int64_t tail_row = tail ? r : -1;
+      const BlockPlace at = {c.data ? c.data + r * c.ld : nullptr,
+                             c.rounded ? c.rounded + r * c.ld : nullptr, c.ld};
+      if (rows - r > 8) {
+        multiply_rows<12>(terms, row + r, tail_row, panel, at);
+        r += 12;
+      } else {
+        multiply_rows<8>(terms, row + r, tail_row, panel, at);
+        r += 8;
+      }
+    }
+  }
+
+ private:
+  // kRows x 2 vectors of sums. `tail_row` >= 0: rows of the tail from there on.
+  template <int kRows>
+  BF16_TARGET static void multiply_rows(std::span<const Source> terms, int64_t row,
+                                        int64_t tail_row, int64_t panel, BlockPlace c) {
+    __m512 sums[kRows][2];
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+    for (const Source& term : terms) {
+      const bool tail = tail_row >= 0;
+      const int64_t lda = tail ? term.tail_ld : term.lda, lda3 = 3 * lda;
+      const bf16* b = term.panel(panel);
+      // A row in four has a pointer and the others an offset from it: twelve offsets would not fit
+      // the registers. The empty statement keeps the compiler from making one pointer of them
+      // again.
+      const bf16* a0 = tail ? term.tail + tail_row * lda : term.a + row * lda;
+      const bf16 *a4 = a0 + 4 * lda, *a8 = a4 + 4 * lda;
+      asm("" : "+r"(a4), "+r"(a8));
+      for (int64_t left = term.pairs; left > 0; left -= kTileK / 2) {
+        const bf16* const end = b + std::min(left, kTileK / 2) * kTileN;
+        for (; b < end; b += kTileN) {
+          const auto low = (__m512bh)_mm512_load_si512(b);
+          const auto high = (__m512bh)_mm512_load_si512(b + kStepElements / 2);
+          _mm_prefetch(reinterpret_cast<const char*>(b + kStepElements), _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(b + kStepElements * 3 / 2), _MM_HINT_T0);
+#pragma GCC unroll 12
+          for (int r = 0; r < kRows; ++r) {
+            const bf16* at = r < 4 ? a0 : r < 8 ? a4 : a8;
+            const __m512bh value = broadcast_pair(at + (r % 4 == 3 ? lda3 : r % 4 * lda));
+            sums[r][0] = _mm512_dpbf16_ps(sums[r][0], value, low);
+            sums[r][1] = _mm512_dpbf16_ps(sums[r][1], value, high);
+          }
+          a0 += 2, a4 += 2, a8 += 2;
+        }
+        b += kStepElements / 2;
+      }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      if (c.rounded) {
+        const __m512bh values = _mm512_cvtne2ps_pbh(sums[r][1], sums[r][0]);
+        _mm512_storeu_si512(c.rounded + r * c.ld, reinterpret_cast<__m512i>(values));
+      } else {
+        _mm512_storeu_ps(c.data + r * c.ld, sums[r][0]);
+        _mm512_storeu_ps(c.data + r * c.ld + 16, sums[r][1]);
+      }
+    }
+  }
+};
+
+}  // namespace balora::tiles
+#endif

@@ -1,0 +1,88 @@
+// tiles_job.h.
+#include "kernels/cpu/products/tiles_job.h"
+
+#include <algorithm>
+#include <cstring>
+
+#ifdef BALORA_TILES
+namespace balora::tiles {
+namespace {
+
+// x (rows,k) into `to` (padded_rows, padded_k), zeros around.
+void copy_padded(const bf16* x, int64_t lda, int64_t rows, int64_t k, bf16* to, int64_t padded_rows,
+                 int64_t padded_k) {
+  for (int64_t i = 0; i < padded_rows; ++i) {
+    bf16* row = to + i * padded_k;
+    const int64_t width = i < rows ? k : 0;
+    if (width) std::memcpy(row, x + i * lda, static_cast<size_t>(width) * sizeof(bf16));
+    std::memset(row + width, 0, static_cast<size_t>(padded_k - width) * sizeof(bf16));
+  }
+}
+
+// A tile may read neither past its row nor past the last row, so ragged edges are copied to
+// `scratch`.
+Source make_source(const TileTerm& term, int64_t m, bf16*& scratch) {
+  const int64_t padded = round_up(term.k, kTileK), whole = m / kPanelRows * kPanelRows;
+  const int64_t used = term.used > 0 ? term.used : term.k;
+  Source source = {term.a, term.lda, nullptr, padded, padded / kTileK, (used + 1) / 2, term.tiles};
+  if (padded != term.k) {
+    copy_padded(term.a, term.lda, m, term.k, scratch, m, padded);
+    source.a = scratch, source.lda = padded;
+    scratch += m * padded;
+  }
+  if (term.padded_rows) {
+    source.tail = source.a + whole * source.lda, source.tail_ld = source.lda;
+  } else if (whole < m) {
+    copy_padded(source.a + whole * source.lda, source.lda, m - whole, padded, scratch, kPanelRows,
+                padded);
+    source.tail = scratch;
+    scratch += kPanelRows * padded;
+  }
+  return source;
+}
+
+}  // namespace
+
+int64_t padding_elements(const TileTerm& term, int64_t m) {
+  const int64_t padded = round_up(term.k, kTileK);
+  return kPanelRows * padded + (padded != term.k ? m * padded : 0);
+}
+
+Job make_job(int64_t m, std::span<const TileProjection> projections, std::span<const TileSum> sums,
+             bf16* scratch) {
+  Job job{m, {}, {}, {}};
+  for (const TileProjection& p : projections) {
+    job.projections.push_back({make_source(p.x, m, scratch), p.factors});
+  }
+  for (const TileSum& sum : sums) {
+    const bool plain = !sum.out.accumulate && !sum.out.bias;
+    Sum& made = job.sums.emplace_back(Sum{sum.n, {}, {}, sum.out, plain});
+    for (const TileTerm& term : sum.terms) {
+      if (!term.tiles) made.unpacked.push_back({made.terms.size(), term.matrix, term.k});
+      made.terms.push_back(make_source(term, m, scratch));
+    }
+  }
+  for (size_t s = 0; s < job.sums.size(); ++s) {
+    int64_t bytes = 0;
+    for (const Source& term : job.sums[s].terms) bytes += term.steps * kStepElements * int64_t{2};
+    for (int64_t p = 0; p * kTileN < job.sums[s].n; ++p) job.items.push_back({s, p, bytes});
+  }
+  return job;
+}
+
+void pack_items(const Job& job, size_t first, size_t last, std::vector<Sum>& sums, bf16* to) {
+  for (size_t begin = first, end = first; begin < last; begin = end) {
+    while (end < last && job.items[end].sum == job.items[begin].sum) ++end;
+    Sum& sum = sums[job.items[begin].sum];
+    const int64_t from = job.items[begin].panel, until = job.items[end - 1].panel + 1;
+    for (const Unpacked& operand : sum.unpacked) {
+      Source& term = sum.terms[operand.term];
+      pack_tile_panels(operand.matrix, operand.k, sum.n, from, until, to);
+      term.tiles = to, term.first_panel = from;
+      to += (until - from) * term.steps * kStepElements;
+    }
+  }
+}
+
+}  // namespace balora::tiles
+#endif

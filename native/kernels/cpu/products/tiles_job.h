@@ -1,0 +1,60 @@
+// One walk of run_tiles as its threads see it (tiles_multiply.cc): operands with their ragged edges
+// filled up, and the panels of columns that are shared out.
+#pragma once
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/cpu/products/tiles.h"
+#include "kernels/cpu/products/tiles_cores.h"
+#include "kernels/cpu/products/tiles_target.h"
+
+#ifdef BALORA_TILES
+namespace balora::tiles {
+
+struct Projection {
+  Source x;
+  std::span<const TileFactor> factors;
+};
+
+// The B of a term that is to be packed.
+struct Unpacked {
+  size_t term;
+  TileMatrix matrix;
+  int64_t k;
+};
+
+struct Sum {
+  int64_t n;
+  std::vector<Source> terms;
+  std::vector<Unpacked> unpacked;
+  TileOutput out;
+  bool plain;  // nothing is added to the sum
+};
+
+// One panel of columns of one sum.
+struct Item {
+  size_t sum;
+  int64_t panel;
+  int64_t bytes;
+};
+
+struct Job {
+  int64_t m;
+  std::vector<Projection> projections;
+  std::vector<Sum> sums;
+  std::vector<Item> items;
+};
+
+// Elements of the copies that a term's ragged edges take.
+int64_t padding_elements(const TileTerm& term, int64_t m);
+
+// `scratch` has the elements of padding that all terms ask for.
+Job make_job(int64_t m, std::span<const TileProjection> projections, std::span<const TileSum> sums,
+             bf16* scratch);
+
+// Packs what the items [first, last) multiply by and nobody has packed.
+void pack_items(const Job& job, size_t first, size_t last, std::vector<Sum>& sums, bf16* to);
+
+}  // namespace balora::tiles
+#endif

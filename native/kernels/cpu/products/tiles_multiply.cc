@@ -1,0 +1,323 @@
+// run_tiles (tiles.h). A block of C is 32 x 32 f32 that stays in registers over the whole of k and
+// over every term: 2 x 2 tiles of AMX, or 12, 12 and 8 rows one after the other of AVX512-BF16. A
+// panel of 32 rows of A stays in L1 while B's panels stream from L2 or L3; where B is larger than
+// Core::kCachedBytes, the rows are walked once for each part of B. With AMX a block is rounded and
+// written while the next one multiplies; AVX512-BF16 rounds in its registers and computes no rows
+// that are not there. (Tried without a gain: prefetching A's next rows, C's lines.)
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cpu/products/gemm.h"
+#include "kernels/cpu/products/onednn.h"
+#include "kernels/cpu/products/tiles.h"
+#include "kernels/cpu/products/tiles_cores.h"
+#include "kernels/cpu/products/tiles_job.h"
+#include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/simd.h"
+#include "tensor/errors.h"
+
+#ifdef BALORA_TILES
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace balora {
+
+#ifdef BALORA_TILES
+namespace {
+
+using namespace tiles;
+
+BF16_TARGET __m512 load_narrow(const void* from, __mmask16 mask) {
+  const __m256i bits = _mm256_maskz_loadu_epi16(mask, from);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+BF16_TARGET __m256i narrow(__m512 values) {
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values));
+}
+
+// Writes rows x cols of a block to C, at (row, col), with whatever is added on the way.
+BF16_TARGET void write_block(const float* block, const TileOutput& out, int64_t row, int64_t col,
+                             int64_t rows, int64_t cols) {
+  for (int64_t half = 0; half < cols; half += 16) {
+    const auto mask = static_cast<__mmask16>((1u << std::min<int64_t>(cols - half, 16)) - 1);
+    const int64_t j = col + half;
+    const __m512 bias = out.bias ? _mm512_maskz_loadu_ps(mask, out.bias + j) : _mm512_setzero_ps();
+    for (int64_t r = 0; r < rows; ++r) {
+      __m512 value = _mm512_load_ps(block + r * kTileN + half);
+      if (out.bias) value = _mm512_add_ps(value, bias);
+      const int64_t at = (row + r) * out.ldc + j;
+      if (out.dtype == BALORA_F32) {
+        float* to = static_cast<float*>(out.c) + at;
+        if (out.accumulate) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, to));
+        _mm512_mask_storeu_ps(to, mask, value);
+      } else {
+        bf16* to = static_cast<bf16*>(out.c) + at;
+        if (out.accumulate) value = _mm512_add_ps(value, load_narrow(to, mask));
+        _mm256_mask_storeu_epi16(to, mask, narrow(value));
+      }
+    }
+  }
+}
+
+// Ranks first .. first + 15 of a factor, from a block of their first and second columns.
+BF16_TARGET void write_factor(const float* block, const TileFactor& f, int64_t row, int64_t rows,
+                              int64_t first) {
+  const auto mask = static_cast<__mmask16>((1u << std::min(f.rank - first, kRankTile)) - 1);
+  const __m512 scale = _mm512_set1_ps(f.scale);
+  for (int64_t r = 0; r < kPanelRows; ++r) {
+    const auto valid = static_cast<__mmask16>(r < rows ? 0xffff : 0);  // past m: zeros
+    const __m512 left = _mm512_maskz_load_ps(valid, block + r * kTileN);
+    const __m512 right = _mm512_maskz_load_ps(valid, block + r * kTileN + 16);
+    const __m512 u = _mm512_mul_ps(scale, _mm512_add_ps(left, right));
+    if (r < rows) {
+      const int64_t at = (row + r) * f.rank + first;
+      if (f.u) _mm512_mask_storeu_ps(f.u + at, mask, u);
+      if (f.u_start) _mm512_mask_storeu_ps(f.u_start + at, mask, _mm512_mul_ps(scale, left));
+    }
+    if (!f.columns) continue;
+    bf16* to = f.columns + (row + r) * f.ld + first;
+    const __m256i high = narrow(u);
+    _mm256_mask_storeu_epi16(to, mask, high);
+    if (f.form == FactorForm::kChange) {
+      _mm256_mask_storeu_epi16(to + f.rank, mask, narrow(_mm512_mul_ps(scale, right)));
+    } else if (f.form == FactorForm::kHalves) {
+      const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16);
+      const __m256i low = narrow(_mm512_sub_ps(u, _mm512_castsi512_ps(wide)));
+      _mm256_mask_storeu_epi16(to + f.rank, mask, low);
+      _mm256_mask_storeu_epi16(to + 2 * f.rank, mask, high);
+    }
+  }
+}
+
+template <typename Core>
+AMX_TARGET void project_panel(const Projection& projection, int64_t row, int64_t rows,
+                              PendingRows& pending) {
+  alignas(64) float block[kPanelRows * kTileN];
+  int64_t panel = 0;
+  for (const TileFactor& factor : projection.factors) {
+    for (int64_t first = 0; first < factor.rank; first += kRankTile) {
+      Core::multiply({&projection.x, 1}, row, rows, panel++, pending, {block, nullptr, kTileN});
+      write_factor(block, factor, row, rows, first);
+    }
+  }
+}
+
+// The last finished block on its way to C.
+class BlockWriter {
+ public:
+  // `rounds`: whether the core rounds whole blocks by itself.
+  explicit BlockWriter(bool rounds) : rounds_(rounds) {}
+
+  PendingRows& pending() { return pending_; }
+
+  BF16_TARGET void flush() {
+    pending_.write(kPanelRows);
+    if (rows_ > 0) {
+      const int64_t cols = std::min(kTileN, sum_->n - col_);
+      write_block(blocks_ + current_ * kPanelRows * kTileN, sum_->out, row_, col_, rows_, cols);
+    }
+    rows_ = 0;
+  }
+
+  // Where the block at (row, col) of a sum is to be put.
+  BlockPlace place(const Sum& sum, int64_t row, int64_t col, int64_t rows) const {
+    const TileOutput& out = sum.out;
+    if (is_whole(sum, col, rows) && out.dtype == BALORA_F32) {
+      return {static_cast<float*>(out.c) + row * out.ldc + col, nullptr, out.ldc};
+    }
+    if (is_whole(sum, col, rows) && rounds_) {
+      return {nullptr, static_cast<bf16*>(out.c) + row * out.ldc + col, out.ldc};
+    }
+    return {const_cast<float*>(blocks_) + (current_ ^ 1) * kPanelRows * kTileN, nullptr, kTileN};
+  }
+
+  // Takes note that it is there. The one before must be flushed.
+  void take(const Sum& sum, int64_t row, int64_t col, int64_t rows) {
+    const TileOutput& out = sum.out;
+    const bool whole = is_whole(sum, col, rows);
+    if (whole && (rounds_ || out.dtype == BALORA_F32)) return;
+    current_ ^= 1;
+    if (whole) {
+      pending_ = {blocks_ + current_ * kPanelRows * kTileN,
+                  static_cast<bf16*>(out.c) + row * out.ldc + col, out.ldc, kPanelRows};
+    } else {
+      sum_ = &sum, row_ = row, col_ = col, rows_ = rows;
+    }
+  }
+
+ private:
+  static bool is_whole(const Sum& sum, int64_t col, int64_t rows) {
+    return sum.plain && rows == kPanelRows && sum.n - col >= kTileN;
+  }
+
+  bool rounds_;
+  const Sum* sum_ = nullptr;
+  int64_t row_ = 0, col_ = 0, rows_ = 0;
+  int current_ = 0;
+  PendingRows pending_;
+  alignas(64) float blocks_[2 * kPanelRows * kTileN];
+};
+
+// Row panels and items given as [begin, end). `own`: this thread's memory for what it has to pack.
+template <typename Core>
+AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, size_t item_begin,
+                          size_t item_end, bf16* own) {
+  if (row_begin == row_end || (item_begin == item_end && job.projections.empty())) return;
+  std::vector<Sum> sums = job.sums;
+  Core::open();
+  BlockWriter writer(Core::kRounds);
+  bool project = true;
+  size_t first = item_begin;
+  do {
+    size_t last = first;
+    for (int64_t bytes = 0; last < item_end; ++last) {
+      bytes += job.items[last].bytes;
+      if (bytes > Core::kCachedBytes && last > first) break;
+    }
+    if (own) pack_items(job, first, last, sums, own);
+    for (int64_t panel = row_begin; panel < row_end; ++panel) {
+      const int64_t row = panel * kPanelRows, rows = std::min(kPanelRows, job.m - row);
+      if (project) {
+        for (const Projection& p : job.projections)
+          project_panel<Core>(p, row, rows, writer.pending());
+      }
+      for (size_t i = first; i < last; ++i) {
+        const Item& item = job.items[i];
+        const Sum& sum = sums[item.sum];
+        const int64_t col = item.panel * kTileN;
+        Core::multiply(sum.terms, row, rows, item.panel, writer.pending(),
+                       writer.place(sum, row, col, rows));
+        writer.flush();
+        writer.take(sum, row, col, rows);
+      }
+    }
+    project = false;
+    first = last;
+  } while (first < item_end);
+  writer.flush();
+  Core::close();
+}
+
+bf16* tile_scratch(Context* ctx, CpuState::Scratch which, int64_t elements) {
+  return static_cast<bf16*>(
+      CpuState::of(ctx).scratch(which, static_cast<uint64_t>(elements) * sizeof(bf16)));
+}
+
+// Up to so many threads pack all of B each for itself where they share the rows: a packed element
+// is used by each row once, so that this costs less than a hundredth of the products of 1,000 rows,
+// and what one core packs and another reads costs 3 to 6 of them where they share no cache.
+constexpr int kMostPackers = 4;
+
+// Elements that a thread packs at a time, at most; whole pages, so that threads share no line.
+int64_t largest_packing(const Job& job) {
+  const bool any = std::any_of(job.sums.begin(), job.sums.end(),
+                               [](const Sum& sum) { return !sum.unpacked.empty(); });
+  if (!any) return 0;
+  int64_t all = 0, largest = tiles_use_amx() ? AmxCore::kCachedBytes : Avx512Core::kCachedBytes;
+  for (const Item& item : job.items) all += item.bytes, largest = std::max(largest, item.bytes);
+  return round_up(std::min(all, largest), 4096) / static_cast<int64_t>(sizeof(bf16));
+}
+
+// Packs all that is to be packed, once for all threads.
+void pack_all(Context* ctx, Job& job) {
+  int64_t elements = 0;
+  for (const Sum& sum : job.sums) {
+    for (const Unpacked& operand : sum.unpacked) elements += tiles_size(operand.k, sum.n);
+  }
+  bf16* to = tile_scratch(ctx, CpuState::kWeightTiles, elements);
+  for (Sum& sum : job.sums) {
+    for (const Unpacked& operand : sum.unpacked) {
+      pack_tiles(ctx, operand.matrix, operand.k, sum.n, to);
+      sum.terms[operand.term].tiles = to;
+      to += tiles_size(operand.k, sum.n);
+    }
+    sum.unpacked.clear();
+  }
+}
+
+}  // namespace
+
+bool tiles_use_amx() {
+#ifdef BALORA_EMULATED_AMX
+  static const bool granted = amx_emulated::wanted() && cpu_multiplies_bf16();
+#else
+  static const bool granted = [] {
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+    return cpu_has_amx() && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+#endif
+  return granted;
+}
+
+bool tiles_ready() {
+  return tiles_use_amx() || cpu_multiplies_bf16();
+}
+
+int64_t tile_padding(int64_t m, std::span<const TileSum> sums) {
+  int64_t elements = 0;
+  for (const TileSum& sum : sums) {
+    for (const TileTerm& term : sum.terms) elements += padding_elements(term, m);
+  }
+  return elements;
+}
+
+void run_tiles_alone(int64_t m, std::span<const TileSum> sums, bf16* padding) {
+  if (m == 0) return;
+  const Job job = make_job(m, {}, sums, padding);
+  const auto run = tiles_use_amx() ? &run_range<AmxCore> : &run_range<Avx512Core>;
+  run(job, 0, round_up(m, kPanelRows) / kPanelRows, 0, job.items.size(), nullptr);
+}
+
+void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projections,
+               std::span<const TileSum> sums) {
+  if (m == 0) return;
+  int64_t padding = tile_padding(m, sums);
+  for (const TileProjection& p : projections) padding += padding_elements(p.x, m);
+  Job job = make_job(m, projections, sums, tile_scratch(ctx, CpuState::kTilePadding, padding));
+  const int64_t rows = round_up(m, kPanelRows) / kPanelRows;
+  const auto items = static_cast<int64_t>(job.items.size());
+  const int threads = ctx->num_threads;
+  const bool by_rows =
+      !projections.empty() || evenness(rows, threads) + 0.02 >= evenness(items, threads);
+  if (by_rows && threads > kMostPackers) pack_all(ctx, job);
+  const int64_t size = largest_packing(job);
+  bf16* own = size > 0 ? tile_scratch(ctx, CpuState::kWeightTiles, threads * size) : nullptr;
+  const auto run = tiles_use_amx() ? &run_range<AmxCore> : &run_range<Avx512Core>;
+  parallel_for(ctx, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const auto part = [&](int64_t n, int64_t index) { return n * index / threads; };
+      bf16* memory = own ? own + t * size : nullptr;
+      if (by_rows) {
+        run(job, part(rows, t), part(rows, t + 1), 0, job.items.size(), memory);
+      } else {
+        run(job, 0, rows, static_cast<size_t>(part(items, t)),
+            static_cast<size_t>(part(items, t + 1)), memory);
+      }
+    }
+  });
+}
+
+#else
+
+bool tiles_use_amx() {
+  return false;
+}
+bool tiles_ready() {
+  return false;
+}
+void run_tiles(Context*, int64_t, std::span<const TileProjection>, std::span<const TileSum>) {
+  throw UnsupportedError("this build has no tile kernels");
+}
+int64_t tile_padding(int64_t, std::span<const TileSum>) {
+  return 0;
+}
+void run_tiles_alone(int64_t, std::span<const TileSum>, bf16*) {
+  throw UnsupportedError("this build has no tile kernels");
+}
+
+#endif
+
+}  // namespace balora

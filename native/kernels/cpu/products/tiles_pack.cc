@@ -1,0 +1,110 @@
+// The packed form of B operands (tiles.h): panels of 32 columns; in a panel, for each 32 of k, two
+// tiles of 16 columns; in a tile, 16 rows of (k, k+1) pairs. Edges are padded with zeros.
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "kernels/cpu/products/tiles.h"
+#include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/products/transpose16.h"
+#include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/simd.h"
+
+namespace balora {
+namespace {
+
+// Asks for what is packed 32 rows or columns from here: as many streams of a weight that no cache
+// holds, more than the processor foresees by itself. Into L2, which waits for more lines at a time
+// than L1 does. Past the end of B it asks for nothing of use.
+BALORA_INLINE void prefetch_lines(const bf16* from, int64_t stride) {
+  for (int64_t i = 0; i < 32; ++i) __builtin_prefetch(from + i * stride, 0, 2);
+}
+
+#ifdef BALORA_TILES
+// 32 x 32 elements whose rows of B are contiguous: each pair of rows is interleaved.
+BF16_TARGET void pack_rows_block(const TileMatrix& b, uint32_t* to) {
+  prefetch_lines(b.at(kTileK, 0).data, b.k_stride);
+  alignas(64) static constexpr auto kOrder = [] {
+    std::array<uint16_t, 64> order{};
+    for (uint16_t lane = 0; lane < 32; ++lane) {
+      order[2 * lane] = lane, order[2 * lane + 1] = static_cast<uint16_t>(lane + 32);
+    }
+    return order;
+  }();
+  const __m512i left = _mm512_load_si512(kOrder.data()), right = _mm512_load_si512(&kOrder[32]);
+  for (int64_t pair = 0; pair < kTileK / 2; ++pair) {
+    const bf16* from = b.data + 2 * pair * b.k_stride;
+    const __m512i first = _mm512_loadu_si512(from);
+    const __m512i second = _mm512_loadu_si512(from + b.k_stride);
+    _mm512_store_si512(to + pair * 16, _mm512_permutex2var_epi16(first, left, second));
+    _mm512_store_si512(to + 256 + pair * 16, _mm512_permutex2var_epi16(first, right, second));
+  }
+}
+#else
+// (k, k+1) of one column.
+constexpr uint32_t pair_of(bf16 first, bf16 second) {
+  return static_cast<uint32_t>(first.bits) | static_cast<uint32_t>(second.bits) << 16;
+}
+
+void pack_rows_block(const TileMatrix& b, uint32_t* to) {
+  for (int64_t i = 0; i < kTileK; i += 2) {
+    for (int64_t j = 0; j < kTileN; ++j) {
+      const bf16* at = b.data + i * b.k_stride + j;
+      to[j / 16 * 256 + i / 2 * 16 + j % 16] = pair_of(at[0], at[b.k_stride]);
+    }
+  }
+}
+#endif
+
+// The same where its columns are: their pairs are words already.
+void pack_columns_block(const TileMatrix& b, uint32_t* to) {
+  prefetch_lines(b.at(0, kTileN).data, b.n_stride);
+  for (int64_t tile = 0; tile < 2; ++tile) {
+    const auto* from = reinterpret_cast<const uint32_t*>(b.data + tile * 16 * b.n_stride);
+    transpose16(from, b.n_stride / 2, to + tile * 256, 16);
+  }
+}
+
+// A block at the edge, or of any strides: gathered with zeros around.
+void pack_edge_block(const TileMatrix& b, int64_t k, int64_t n, uint32_t* to) {
+  alignas(64) bf16 block[kStepElements] = {};
+  for (int64_t i = 0; i < k; ++i) {
+    for (int64_t j = 0; j < n; ++j) block[i * kTileN + j] = *b.at(i, j).data;
+  }
+  pack_rows_block({block, kTileN, 1}, to);
+}
+
+}  // namespace
+
+void pack_tile_panels(const TileMatrix& b, int64_t k, int64_t n, int64_t begin, int64_t end,
+                      bf16* tiles) {
+  const int64_t steps = round_up(k, kTileK) / kTileK, width = end - begin;
+  const bool words =
+      b.k_stride == 1 && b.n_stride % 2 == 0 && reinterpret_cast<uintptr_t>(b.data) % 4 == 0;
+  for (int64_t block = 0; block < width * steps; ++block) {
+    // In the order of memory: along a row of B, or a column.
+    const int64_t panel = b.n_stride == 1 ? block % width : block / steps;
+    const int64_t step = b.n_stride == 1 ? block / width : block % steps;
+    const int64_t column = (begin + panel) * kTileN;
+    const TileMatrix from = b.at(step * kTileK, column);
+    auto* to = reinterpret_cast<uint32_t*>(tiles + (panel * steps + step) * kStepElements);
+    const int64_t rows = std::min(kTileK, k - step * kTileK);
+    const int64_t cols = std::min(kTileN, n - column);
+    if (rows < kTileK || cols < kTileN || !(words || b.n_stride == 1)) {
+      pack_edge_block(from, rows, cols, to);
+    } else if (b.n_stride == 1) {
+      pack_rows_block(from, to);
+    } else {
+      pack_columns_block(from, to);
+    }
+  }
+}
+
+void pack_tiles(Context* ctx, const TileMatrix& b, int64_t k, int64_t n, bf16* tiles) {
+  const int64_t panel_size = round_up(k, kTileK) * kTileN;
+  parallel_for(ctx, round_up(n, kTileN) / kTileN, 1, [&](int64_t begin, int64_t end) {
+    pack_tile_panels(b, k, n, begin, end, tiles + begin * panel_size);
+  });
+}
+
+}  // namespace balora

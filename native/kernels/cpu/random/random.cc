@@ -1,0 +1,161 @@
+// Random tensors and dropout from Philox counters (philox.h): element i reads word i % 4 of block i
+// / 4 (f64: the two halves of block i / 2), whatever the threads or the device. Uniforms are exact:
+// the bits that fit the type times a power of two, and low + width * u is one rounding of an exact
+// product. The dropout mask is never stored: backward draws it again.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cpu/random/philox.h"
+#include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kTile = 256;  // elements; a multiple of the 4 words of a block
+constexpr int64_t kTilesPerThread = 16;
+
+// Words [4 * first_block, 4 * (first_block + blocks)) of the stream. The lanes of a vector are
+// blocks; the round loop is unrolled before the vectoriser sees it, so that counters stay in
+// registers.
+BALORA_SIMD void draw_words(uint64_t seed, uint64_t stream, uint64_t first_block, int blocks,
+                            uint32_t* words) {
+  uint32_t drawn[4][kTile / 4];
+#pragma omp simd
+  for (int b = 0; b < blocks; ++b) {
+    const uint64_t index = first_block + static_cast<uint64_t>(b);
+    uint32_t c0 = static_cast<uint32_t>(index), c1 = static_cast<uint32_t>(index >> 32);
+    uint32_t c2 = static_cast<uint32_t>(stream), c3 = static_cast<uint32_t>(stream >> 32);
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+#pragma GCC unroll 10
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+      philox_round(c0, c1, c2, c3, k0, k1);
+      k0 += kPhiloxKeyStep0;
+      k1 += kPhiloxKeyStep1;
+    }
+    drawn[0][b] = c0;
+    drawn[1][b] = c1;
+    drawn[2][b] = c2;
+    drawn[3][b] = c3;
+  }
+  for (int b = 0; b < blocks; ++b) {
+    for (int j = 0; j < 4; ++j) words[4 * b + j] = drawn[j][b];
+  }
+}
+
+// Calls body(begin, words, n) for tiles of the n elements of a tensor.
+template <typename Body>
+void for_each_tile(const Context* ctx, int64_t n, uint64_t seed, uint64_t stream,
+                   const Body& body) {
+  parallel_for(ctx, (n + kTile - 1) / kTile, kTilesPerThread, [&](int64_t first, int64_t last) {
+    uint32_t words[kTile];
+    for (int64_t tile = first; tile < last; ++tile) {
+      const int64_t begin = tile * kTile, count = std::min(kTile, n - begin);
+      draw_words(seed, stream, static_cast<uint64_t>(begin / 4), static_cast<int>((count + 3) / 4),
+                 words);
+      body(begin, static_cast<const uint32_t*>(words), count);
+    }
+  });
+}
+
+// Uniform in [0, 1) with as many bits as the type holds there, so that rounding cannot reach 1.
+template <typename T>
+double uniform_of(uint32_t word) {
+  if constexpr (std::is_same_v<T, bf16>) return (word >> 24) * 0x1p-8;
+  if constexpr (std::is_same_v<T, f16>) return (word >> 21) * 0x1p-11;
+  return (word >> 8) * 0x1p-24;
+}
+
+template <typename T>
+T scaled(double u, double low, double high) {
+  const double value = low + (high - low) * u;
+  return store<T>(static_cast<Acc<T>>(value < high ? value : low));
+}
+
+// The mask of dropout as a factor: 0, or 1 / (1 - p).
+template <typename T>
+BALORA_INLINE void drop_range(const T* x, const uint32_t* words, T* y, int64_t n,
+                              uint32_t threshold, Acc<T> scale) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const Acc<T> value = load(x[i]) * scale;
+    y[i] = store<T>((words[i] >> 8) >= threshold ? value : Acc<T>(0));
+  }
+}
+#define DROP(T)                                                                     \
+  BALORA_SIMD void drop(const T* x, const uint32_t* w, T* y, int64_t n, uint32_t t, \
+                        Acc<T> scale) {                                             \
+    drop_range<T>(x, w, y, n, t, scale);                                            \
+  }
+DROP(float)
+DROP(bf16)
+DROP(f16)
+DROP(double)
+#undef DROP
+
+}  // namespace
+
+int32_t random_words_kernel(Context* ctx, const balora_random_words& o) {
+  for_each_tile(ctx, view_numel(*o.y), o.seed, o.stream,
+                [&](int64_t begin, const uint32_t* words, int64_t n) {
+                  std::copy(words, words + n, data_of<int64_t>(o.y) + begin);
+                });
+  return 0;
+}
+
+int32_t random_uniform_kernel(Context* ctx, const balora_random_uniform& o) {
+  const int64_t n = view_numel(*o.y);
+  if (o.y->dtype == BALORA_F64) {
+    parallel_for(ctx, n, 1 << 12, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const PhiloxBlock block = philox(o.seed, static_cast<uint64_t>(i / 2), o.stream);
+        const auto half = static_cast<size_t>(i % 2 * 2);
+        data_of<double>(o.y)[i] =
+            scaled<double>(philox_double(block[half], block[half + 1]), o.low, o.high);
+      }
+    });
+    return 0;
+  }
+  dispatch_float(o.y->dtype, [&]<typename T>() {
+    for_each_tile(
+        ctx, n, o.seed, o.stream, [&](int64_t begin, const uint32_t* words, int64_t count) {
+          for (int64_t i = 0; i < count; ++i) {
+            data_of<T>(o.y)[begin + i] = scaled<T>(uniform_of<T>(words[i]), o.low, o.high);
+          }
+        });
+  });
+  return 0;
+}
+
+int32_t random_normal_kernel(Context* ctx, const balora_random_normal& o) {
+  const int64_t n = view_numel(*o.y);
+  dispatch_float(o.y->dtype, [&]<typename T>() {
+    T* out = data_of<T>(o.y);
+    parallel_for(ctx, (n + 1) / 2, 1 << 10, [&](int64_t begin, int64_t end) {
+      for (int64_t pair = begin; pair < end; ++pair) {
+        const NormalPair z = philox_normals(o.seed, static_cast<uint64_t>(pair), o.stream);
+        out[2 * pair] = store<T>(static_cast<Acc<T>>(o.mean + o.deviation * z.first));
+        if (2 * pair + 1 < n) {
+          out[2 * pair + 1] = store<T>(static_cast<Acc<T>>(o.mean + o.deviation * z.second));
+        }
+      }
+    });
+  });
+  return 0;
+}
+
+int32_t dropout_kernel(Context* ctx, const balora_dropout& o) {
+  const auto threshold = static_cast<uint32_t>(std::llround(o.p * 0x1p24));
+  dispatch_float(o.x->dtype, [&]<typename T>() {
+    const auto scale = o.p < 1 ? static_cast<Acc<T>>(1 / (1 - o.p)) : Acc<T>(0);
+    for_each_tile(ctx, view_numel(*o.x), o.seed, o.stream,
+                  [&](int64_t begin, const uint32_t* words, int64_t n) {
+                    drop(data_of<T>(o.x) + begin, words, data_of<T>(o.y) + begin, n, threshold,
+                         scale);
+                  });
+  });
+  return 0;
+}
+
+}  // namespace balora

@@ -1,0 +1,170 @@
+// The CPU device's per-stream state: oneDNN engine, stream, primitive cache (least recently used
+// goes first) and grow-only scratch.
+#include "kernels/cpu/runtime/cpu_state.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <string_view>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "kernels/cpu/products/onednn.h"
+#include "kernels/cpu/products/onednn_versions.h"
+#include "tensor/errors.h"
+
+namespace balora {
+namespace {
+
+// Bounds the memory of generated code: a primitive's takes some 100 KB.
+constexpr size_t kMaxPrimitives = 1024;
+
+using Dims = dnnl::memory::dims;
+using Desc = dnnl::memory::desc;
+
+Desc matrix(const MatmulSpec& spec, Dims dims, int32_t dtype, Dims strides) {
+  if (spec.batch == 1) {
+    dims.erase(dims.begin());
+    strides.erase(strides.begin());
+  }
+  return Desc(dims, onednn_dtype(dtype), strides);
+}
+
+Desc any_layout(const MatmulSpec& spec, int32_t dtype) {
+  return Desc({spec.k, spec.n}, onednn_dtype(dtype), dnnl::memory::format_tag::any);
+}
+
+}  // namespace
+
+dnnl::memory::data_type onednn_dtype(int32_t dtype) {
+  switch (dtype) {
+    case BALORA_F32:
+      return dnnl::memory::data_type::f32;
+    case BALORA_BF16:
+      return dnnl::memory::data_type::bf16;
+    default:
+      throw UnsupportedError("oneDNN products take f32 and bf16");
+  }
+}
+
+Matmul::Matmul(const dnnl::engine& engine, const MatmulSpec& s, const Desc* packed_b)
+    : engine_(engine) {
+  // A repeated matrix is a batch dimension of 1, which oneDNN broadcasts.
+  a_ = matrix(s, {s.a_batch ? s.batch : 1, s.m, s.k}, s.a_dtype, {s.a_batch, s.a_row, s.a_col});
+  if (s.packed_b) {
+    b_ = packed_b ? *packed_b : any_layout(s, s.b_dtype);
+  } else {
+    b_ = matrix(s, {s.b_batch ? s.batch : 1, s.k, s.n}, s.b_dtype, {s.b_batch, s.b_row, s.b_col});
+  }
+  c_ = matrix(s, {s.batch, s.m, s.n}, s.c_dtype, {s.c_batch, s.c_row, 1});
+  dnnl::primitive_attr attr;
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  dnnl::post_ops post;
+  if (s.alpha != 1) append_scale(post, s.alpha);
+  if (s.beta != 0) post.append_sum(s.beta);
+  attr.set_post_ops(post);
+  const dnnl::matmul::primitive_desc pd = matmul_description(engine, a_, b_, c_, attr);
+  b_ = pd.weights_desc();
+  scratch_ = pd.scratchpad_desc();
+  primitive_ = dnnl::matmul(pd);
+  reference_ = std::string_view(pd.impl_info_str()).starts_with("ref");
+}
+
+void Matmul::execute(const dnnl::stream& stream, const MatmulArguments& x) const {
+  const auto bind = [&](const Desc& desc, const void* data) {
+    return dnnl::memory(desc, engine_, const_cast<void*>(data));
+  };
+  const dnnl::memory a = bind(a_, x.a), b = bind(b_, x.b), c = bind(c_, x.c);
+  const dnnl::memory scratch = bind(scratch_, x.scratch);
+  const std::array<dnnl_exec_arg_t, 4> arguments = {{{DNNL_ARG_SRC, a.get()},
+                                                     {DNNL_ARG_WEIGHTS, b.get()},
+                                                     {DNNL_ARG_DST, c.get()},
+                                                     {DNNL_ARG_SCRATCHPAD, scratch.get()}}};
+  dnnl::error::wrap_c_api(
+      dnnl_primitive_execute(primitive_.get(), stream.get(), static_cast<int>(arguments.size()),
+                             arguments.data()),
+      "matrix product");
+}
+
+CpuState::~CpuState() {
+  for (const Buffer& buffer : buffers_) std::free(buffer.data);
+}
+
+CpuState& CpuState::of(Context* ctx) {
+  return *static_cast<CpuState*>(ctx->device_state);
+}
+
+size_t CpuState::Hash::operator()(const MatmulSpec& spec) const {
+  return std::hash<std::string_view>()(
+      std::string_view(reinterpret_cast<const char*>(&spec), sizeof spec));
+}
+
+std::shared_ptr<const Matmul> CpuState::matmul(const MatmulSpec& spec, const Desc* packed_b) {
+  const auto found = cache_.find(spec);
+  if (found != cache_.end()) {
+    ages_.splice(ages_.begin(), ages_, found->second.age);
+    return found->second.matmul;
+  }
+  std::shared_ptr<const Matmul> made;
+  try {
+    const OneDnnThreads threads(spec.threads);
+    made = std::make_shared<const Matmul>(engine_, spec, packed_b);
+  } catch (const dnnl::error& error) {
+    if (error.status != dnnl_unimplemented) throw;
+  }
+  if (cache_.size() >= kMaxPrimitives) {
+    cache_.erase(ages_.back());
+    ages_.pop_back();
+  }
+  ages_.push_front(spec);
+  cache_[spec] = {made, ages_.begin()};
+  return made;
+}
+
+void* CpuState::scratch(Scratch index, uint64_t bytes) {
+  Buffer& buffer = buffers_[index];
+  if (buffer.bytes < bytes) {
+    std::free(buffer.data);
+    buffer = {};
+    const uint64_t rounded = (bytes + 4095) / 4096 * 4096;
+    buffer.data = std::aligned_alloc(64, rounded);
+    if (!buffer.data) throw std::bad_alloc();
+    buffer.bytes = rounded;
+  }
+  if (poisoned_ && bytes > 0) std::memset(buffer.data, 0xff, bytes);
+  return buffer.data;
+}
+
+#if defined(_OPENMP)
+OneDnnThreads::OneDnnThreads(int threads) : saved_(omp_get_max_threads()) {
+  omp_set_num_threads(threads);
+}
+OneDnnThreads::~OneDnnThreads() {
+  omp_set_num_threads(saved_);
+}
+#else
+OneDnnThreads::OneDnnThreads(int) {}
+OneDnnThreads::~OneDnnThreads() = default;
+#endif
+
+void* create_cpu_state(int32_t, char* error, uint64_t error_size) {
+  try {
+    return new CpuState();
+  } catch (const std::exception& failure) {
+    std::snprintf(error, error_size, "oneDNN: %s", failure.what());
+    return nullptr;
+  }
+}
+
+void destroy_cpu_state(void* state) {
+  delete static_cast<CpuState*>(state);
+}
+
+void poison_cpu_scratch(void* state) {
+  static_cast<CpuState*>(state)->poison_scratch();
+}
+
+}  // namespace balora

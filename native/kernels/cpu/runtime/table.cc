@@ -1,0 +1,139 @@
+// The CPU device's table: every row of kernels.def behind a guard that turns an exception into a
+// status.
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <new>
+
+#include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/cpu_state.h"
+
+namespace balora {
+namespace {
+
+// The kernel's status, or 1 with the message of what it threw.
+template <typename Call>
+int32_t guarded(Context* ctx, const Call& kernel) {
+  try {
+    return kernel();
+  } catch (const std::bad_alloc&) {
+    // workspace() has said why where it was the one to refuse.
+    if (!ctx->error[0]) {
+      std::snprintf(ctx->error, sizeof ctx->error, "out of memory in scratch space");
+    }
+  } catch (const std::exception& error) {
+    std::snprintf(ctx->error, sizeof ctx->error, "%s", error.what());
+  }
+  return 1;
+}
+
+template <auto Kernel>
+struct Guard;
+
+template <typename O, int32_t (*Kernel)(Context*, const O&)>
+struct Guard<Kernel> {
+  static int32_t call(Context* ctx, const O* operands) {
+    return guarded(ctx, [&] { return Kernel(ctx, *operands); });
+  }
+};
+
+template <typename... Args, int32_t (*Kernel)(Context*, Args...)>
+  requires(!std::is_reference_v<Args> && ...)
+struct Guard<Kernel> {
+  static int32_t call(Context* ctx, Args... args) {
+    return guarded(ctx, [&] { return Kernel(ctx, args...); });
+  }
+};
+
+#if defined(__linux__)
+constexpr uint64_t kHugePageBytes = uint64_t{1} << 21;
+
+uint64_t mapped_bytes(uint64_t bytes) {
+  return (bytes + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
+}
+
+// Addresses without pages, from a huge page's start, and a request for huge pages: fewer TLB misses
+// in the GEMMs. The kernel may hand out a page for each 4 KiB where it has no huge ones.
+void* allocate(void*, uint64_t bytes) {
+  const uint64_t size = mapped_bytes(bytes), wide = size + kHugePageBytes;
+  void* mapped = mmap(nullptr, wide, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  auto* begin = static_cast<char*>(mapped);
+  const uint64_t before =
+      mapped_bytes(reinterpret_cast<uintptr_t>(begin)) - reinterpret_cast<uintptr_t>(begin);
+  if (before > 0) munmap(begin, before);
+  if (before < kHugePageBytes) munmap(begin + before + size, kHugePageBytes - before);
+  madvise(begin + before, size, MADV_HUGEPAGE);
+  return begin + before;
+}
+
+void release(void*, void* data, uint64_t bytes) {
+  munmap(data, mapped_bytes(bytes));
+}
+
+void discard_pages(void*, void* data, uint64_t bytes) {
+  madvise(data, bytes, MADV_DONTNEED);
+}
+constexpr auto kDiscard = discard_pages;
+#else
+constexpr size_t kAlignment = 64;
+
+void* allocate(void*, uint64_t bytes) {
+  return std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+}
+
+void release(void*, void* data, uint64_t) {
+  std::free(data);
+}
+constexpr decltype(KernelTable::discard) kDiscard = nullptr;
+#endif
+
+int32_t copy(Context*, void* destination, const void* source, uint64_t bytes) {
+  if (bytes) std::memcpy(destination, source, bytes);
+  return 0;
+}
+
+}  // namespace
+
+const KernelTable* cpu_kernel_table() {
+  static const KernelTable table = {
+      BALORA_ABI,
+      sizeof(KernelTable),
+      "cpu",
+      create_cpu_state,
+      destroy_cpu_state,
+      allocate,
+      release,
+      kDiscard,
+      copy,
+      copy,
+      nullptr,  // pin, and what goes with it: kernels work on the host's memory
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr,  // record and elapsed: the host's clock is the device's
+      nullptr,
+      nullptr,  // synchronize: rows return when they have run
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr,
+      nullptr,
+#define KERNEL(name) Guard<&name##_kernel>::call,
+#include "kernels/kernels.def"
+  };
+  return &table;
+}
+
+}  // namespace balora

@@ -1,0 +1,24 @@
+// Operands of matrix products: one structure a kernel, read by
+// native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary: a change of a
+// structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
+#pragma once
+#include <stdint.h>
+
+#include "tensor/view.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// c = alpha * a b, accumulated in f32 (f64 for f64). Any strides; batch dimensions of a and b may
+// have stride 0.
+typedef struct balora_matmul {
+  const balora_view* a;  // (...,M,K)
+  const balora_view* b;  // (...,K,N)
+  const balora_view* c;  // (...,M,N) contiguous
+  double alpha;
+} balora_matmul;
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif

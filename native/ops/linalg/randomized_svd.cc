@@ -1,0 +1,73 @@
+// Low-rank SVDs from products with A and A^T only (kernels/cpu/linalg/krylov.h), from one seed on
+// every device.
+#include <algorithm>
+
+#include "engine/launch.h"
+#include "ops/linalg/linalg.h"
+#include "ops/ops.h"
+#include "tape/tape.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kMaxIterations = 1000;  // a large one is a mistake that would never end
+
+void check_task(const Tensor& a, int64_t rank) {
+  check_matrix("randomized_svd", a);
+  const int64_t most = std::min(a.dim(0), a.dim(1));
+  if (rank < 1 || rank > most) {
+    throw ArgumentError(concat("randomized_svd: rank must be 1..", most, " for ",
+                               a.shape().to_string(), ", got ", rank));
+  }
+  if (grad_wanted({a})) {
+    throw ArgumentError(
+        "randomized_svd: has no gradient; call it under noGrad() or on a detached tensor");
+  }
+}
+
+}  // namespace
+
+std::vector<std::tuple<Tensor, Tensor, Tensor>> randomized_svds(const std::vector<Tensor>& matrices,
+                                                                const std::vector<int64_t>& ranks,
+                                                                int64_t niter, int64_t oversample,
+                                                                const std::vector<int64_t>& seeds) {
+  if (ranks.size() != matrices.size() || seeds.size() != matrices.size()) {
+    throw ArgumentError("randomized_svd: the lists of matrices, ranks and seeds differ in length");
+  }
+  if (oversample < 0) {
+    throw ArgumentError(concat("randomized_svd: oversample must be >= 0, got ", oversample));
+  }
+  if (niter > kMaxIterations) {
+    throw ArgumentError(
+        concat("randomized_svd: niter must be at most ", kMaxIterations, ", got ", niter));
+  }
+  for (size_t i = 0; i < matrices.size(); ++i) check_task(matrices[i], ranks[i]);
+  std::vector<std::tuple<Tensor, Tensor, Tensor>> factors;
+  if (matrices.empty()) return factors;
+  std::vector<Tensor> in, out;
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    const Tensor& a = matrices[i];
+    const DType wide = accumulator_dtype(a.dtype());
+    in.push_back(contiguous(a.detach()));
+    const Tensor u = Tensor::empty(a.engine(), {a.dim(0), ranks[i]}, wide);
+    const Tensor s = Tensor::empty(a.engine(), {ranks[i]}, wide);
+    const Tensor vt = Tensor::empty(a.engine(), {ranks[i], a.dim(1)}, wide);
+    out.insert(out.end(), {u, s, vt});
+    factors.emplace_back(u, s, vt);
+  }
+  launch("randomized_svd", in, out, [=](Launch& l) {
+    std::vector<SvdOperands> tasks;
+    for (size_t i = 0; i < seeds.size(); ++i) {
+      tasks.push_back({l.in(i), l.out(3 * i), l.out(3 * i + 1), l.out(3 * i + 2),
+                       static_cast<uint64_t>(seeds[i])});
+    }
+    return call(l.kernels->randomized_svds, l.ctx,
+                {.tasks = tasks.data(),
+                 .count = static_cast<int32_t>(tasks.size()),
+                 .niter = niter,
+                 .oversample = oversample});
+  });
+  return factors;
+}
+
+}  // namespace balora

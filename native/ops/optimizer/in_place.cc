@@ -1,0 +1,231 @@
+// What optimisers write in place, one launch each: updates of flat buffers, AdamW steps of any
+// number of parameters, SGD steps, and the norm of all gradients with its clipping coefficient,
+// which stay on the device. Formulas are in kernels/cpu/optimizer/optimizer.cc. No gradients: a
+// tensor that wants one may be written only under noGrad (prepare_in_place).
+#include <cmath>
+#include <set>
+
+#include "engine/launch.h"
+#include "kernels/op_codes.h"
+#include "ops/ops.h"
+#include "tape/tape.h"
+
+namespace balora {
+namespace {
+
+void check_target(const char* op, const char* name, const Tensor& t) {
+  check_float(op, name, t);
+  if (t.is_contiguous()) return;
+  throw ArgumentError(concat(op, ": ", name, " is written in place and must be contiguous"));
+}
+
+// An element that several places of x share would hold the last value written, whichever that is.
+void check_no_repeats(const char* op, const Tensor& x) {
+  check_defined(op, "x", x);
+  for (int i = 0; i < x.ndim() && x.numel() > 0; ++i) {
+    if (x.dim(i) == 1 || x.strides()[i] != 0) continue;
+    throw ArgumentError(concat(op, ": x ", x.shape().to_string(), " repeats its values along axis ",
+                               i, " (expand) and cannot be written in place"));
+  }
+}
+
+// Threads write x while others still read the source: one that shares memory with x is read from a
+// copy, unless each element meets itself.
+Tensor apart(const Tensor& source, const Tensor& x) {
+  const TensorImpl &from = *source.impl(), &to = *x.impl();
+  const bool same =
+      from.offset == to.offset && from.shape == to.shape && from.strides == to.strides;
+  if (from.storage != to.storage || same) return source.detach();
+  const Tensor copy = empty_like(source);
+  using O = balora_copy;
+  launch<O>("copy", &KernelTable::copy, {{&O::source, source.detach()}}, {{&O::destination, copy}});
+  return copy;
+}
+
+// Writes x anew. A part of a tensor that has no value would leave the rest without one; a whole one
+// may get a value back.
+void overwrite(const char* op, std::initializer_list<Tensor> inputs, const Tensor& x, LaunchFn fn) {
+  const bool whole = x.bytes() == x.impl()->storage->bytes();
+  if (whole) return launch(op, inputs, {x}, std::move(fn));
+  launch_in_place(op, inputs, {x}, std::move(fn));
+}
+
+// State that moves with param: its shape and dtype, contiguous.
+void check_state(const char* op, const char* name, const Tensor& t, const Tensor& param) {
+  check_shape(op, name, t, param.shape(), "the shape of param");
+  check_dtype(op, name, t, param.dtype());
+  check_same_engine(op, param, t);
+  check_target(op, name, t);
+}
+
+void check_step(const char* op, const Tensor& param, const Tensor& grad,
+                const std::optional<Tensor>& coefficient) {
+  check_target(op, "param", param);
+  if (accumulator_dtype(param.dtype()) != param.dtype()) {
+    throw ArgumentError(concat(op, ": param must be f32 or f64, got ", dtype_name(param.dtype())));
+  }
+  check_shape(op, "grad", grad, param.shape(), "the shape of param");
+  check_dtype(op, "grad", grad, param.dtype());
+  check_same_engine(op, param, grad);
+  if (!coefficient) return;
+  check_shape(op, "coefficient", *coefficient, {});
+  check_dtype(op, "coefficient", *coefficient, DType::kF64);
+  check_same_engine(op, param, *coefficient);
+}
+
+}  // namespace
+
+void copy_in_place(Tensor x, const Tensor& source) {
+  check_shape("copy_", "source", source, x.shape(), "the shape of x");
+  check_same_engine("copy_", x, source);
+  check_no_repeats("copy_", x);
+  prepare_in_place("copy_", x);
+  overwrite("copy_", {apart(source, x)}, x, [](Launch& l) {
+    return call(l.kernels->copy, l.ctx, {.source = l.in(0), .destination = l.out(0)});
+  });
+}
+
+void fill_in_place(Tensor x, double value) {
+  check_no_repeats("fill_", x);
+  prepare_in_place("fill_", x);
+  overwrite("fill_", {}, x, [value](Launch& l) {
+    return call(l.kernels->fill, l.ctx, {.y = l.out(0), .value = value});
+  });
+}
+
+void add_in_place(Tensor x, const Tensor& source, double alpha) {
+  check_target("add_", "x", x);
+  check_float("add_", "source", source);
+  check_shape("add_", "source", source, x.shape(), "the shape of x");
+  check_same_engine("add_", x, source);
+  prepare_in_place("add_", x);
+  using O = balora_add_scaled;
+  launch_in_place<O>("add_", &KernelTable::add_scaled,
+                     {{&O::source, apart(contiguous(source.detach()), x)}}, {{&O::destination, x}},
+                     {.alpha = alpha});
+}
+
+void scale_in_place(Tensor x, const Tensor& coefficient) {
+  check_target("scale_", "x", x);
+  check_shape("scale_", "coefficient", coefficient, {});
+  check_dtype("scale_", "coefficient", coefficient, DType::kF64);
+  check_same_engine("scale_", x, coefficient);
+  prepare_in_place("scale_", x);
+  using O = balora_scale;
+  launch_in_place<O>("scale_", &KernelTable::scale, {{&O::coefficient, apart(coefficient, x)}},
+                     {{&O::x, x}});
+}
+
+void adamw_steps(std::vector<Tensor> params, const std::vector<Tensor>& grads,
+                 std::vector<Tensor> m, std::vector<Tensor> v, const std::vector<Tensor>& rates,
+                 const std::vector<double>& weight_decays, const std::optional<Tensor>& coefficient,
+                 double beta1, double beta2, double eps) {
+  constexpr const char* kOp = "adamw_step";
+  const size_t count = params.size();
+  for (const size_t size : {grads.size(), m.size(), v.size(), rates.size(), weight_decays.size()}) {
+    if (size != count) throw ArgumentError("adamw_step: the lists of operands differ in length");
+  }
+  if (!(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1)) {
+    throw ArgumentError(
+        concat("adamw_step: the betas must be in [0,1), got ", beta1, " and ", beta2));
+  }
+  if (!(eps >= 0)) throw ArgumentError(concat("adamw_step: eps must be >= 0, got ", eps));
+  if (count == 0) return;
+  std::vector<Tensor> in = {coefficient.value_or(Tensor())}, out;
+  std::set<std::pair<const Storage*, int64_t>> written;
+  for (size_t i = 0; i < count; ++i) {
+    check_step(kOp, params[i], grads[i], coefficient);
+    check_same_engine(kOp, params[0], params[i]);
+    check_state(kOp, "m", m[i], params[i]);
+    check_state(kOp, "v", v[i], params[i]);
+    check_shape(kOp, "rate", rates[i], {3}, "(3)");
+    check_dtype(kOp, "rate", rates[i], DType::kF64);
+    check_same_engine(kOp, params[i], rates[i]);
+    const TensorImpl& impl = *params[i].impl();
+    if (!written.insert({impl.storage.get(), impl.offset}).second && params[i].numel() > 0) {
+      throw ArgumentError("adamw_step: a parameter is given twice");
+    }
+  }
+  for (size_t i = 0; i < count; ++i) {
+    in.push_back(contiguous(grads[i].detach()));
+    in.push_back(contiguous(rates[i].detach()));
+    for (Tensor* t : {&params[i], &m[i], &v[i]}) {
+      prepare_in_place(kOp, *t);
+      out.push_back(*t);
+    }
+  }
+  launch_in_place(kOp, in, out, [weight_decays, beta1, beta2, eps](Launch& l) {
+    std::vector<AdamwOperands> tensors;
+    for (size_t i = 0; i < weight_decays.size(); ++i) {
+      tensors.push_back({l.in(1 + 2 * i), l.in(2 + 2 * i), l.out(3 * i), l.out(3 * i + 1),
+                         l.out(3 * i + 2), weight_decays[i]});
+    }
+    const AdamwList list{tensors.data(), static_cast<int32_t>(tensors.size())};
+    return call(
+        l.kernels->adamw_step, l.ctx,
+        {.tensors = &list, .coefficient = l.in(0), .beta1 = beta1, .beta2 = beta2, .eps = eps});
+  });
+}
+
+void sgd_step(Tensor param, const Tensor& grad, std::optional<Tensor> buffer,
+              const std::optional<Tensor>& coefficient, double lr, double momentum,
+              double dampening, double weight_decay, bool nesterov, bool first) {
+  check_step("sgd_step", param, grad, coefficient);
+  if ((momentum != 0) != buffer.has_value()) {
+    throw ArgumentError("sgd_step: momentum needs a buffer, and only momentum does");
+  }
+  if (nesterov && (!(momentum > 0) || dampening != 0)) {
+    throw ArgumentError("sgd_step: nesterov needs momentum > 0 and no dampening");
+  }
+  if (buffer) {
+    check_state("sgd_step", "buffer", *buffer, param);
+    prepare_in_place("sgd_step", *buffer);
+  }
+  prepare_in_place("sgd_step", param);
+  using O = balora_sgd_step;
+  launch_in_place<O>(
+      "sgd_step", &KernelTable::sgd_step,
+      {{&O::grad, contiguous(grad.detach())}, {&O::coefficient, coefficient.value_or(Tensor())}},
+      {{&O::param, param}, {&O::buffer, buffer.value_or(Tensor())}},
+      {.lr = lr,
+       .momentum = momentum,
+       .dampening = dampening,
+       .weight_decay = weight_decay,
+       .nesterov = nesterov,
+       .first = first});
+}
+
+Tensor grad_norm(const std::vector<Tensor>& grads, const std::string& kind) {
+  const balora_norm_kind code = kind == "1"   ? BALORA_NORM_1
+                                : kind == "2" ? BALORA_NORM_2
+                                              : BALORA_NORM_INF;
+  if (code == BALORA_NORM_INF && kind != "inf") {
+    throw ArgumentError("grad_norm: the norm must be 1, 2 or inf, got " + kind);
+  }
+  if (grads.empty()) throw ArgumentError("grad_norm: no tensor given");
+  for (const Tensor& g : grads) check_float("grad_norm", "every tensor", g);
+  const Tensor total = full(grads[0].engine(), {}, 0, DType::kF64);
+  std::vector<Tensor> in;
+  for (const Tensor& g : grads) in.push_back(contiguous(g.detach()));
+  launch_in_place("grad_norm", in, std::vector<Tensor>{total}, [code](Launch& l) {
+    std::vector<const View*> views;
+    for (size_t i = 0; i < l.num_inputs; ++i) views.push_back(l.in(i));
+    const ViewList list{views.data(), static_cast<int32_t>(views.size())};
+    return call(l.kernels->norm_accumulate, l.ctx,
+                {.tensors = &list, .total = l.out(0), .kind = code});
+  });
+  return code == BALORA_NORM_2 ? unary(total, "sqrt") : total;
+}
+
+// min(1, max_norm / (norm + 1e-6)), the guard of torch's clip_grad_norm_. A NaN stays one; an
+// infinite norm gives 0.
+Tensor clip_coefficient(const Tensor& norm, double max_norm) {
+  check_shape("clip_coefficient", "norm", norm, {});
+  check_dtype("clip_coefficient", "norm", norm, DType::kF64);
+  if (!(max_norm > 0))
+    throw ArgumentError(concat("clip_coefficient: maxNorm must be > 0, got ", max_norm));
+  const Tensor limit = full(norm.engine(), {}, max_norm, DType::kF64);
+  return clamp(binary(limit, affine(norm.detach(), 1, 1e-6), "div"), 0, 1);
+}
+
+}  // namespace balora

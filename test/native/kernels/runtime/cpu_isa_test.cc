@@ -1,0 +1,90 @@
+// The product kernels' tests again, in child processes that hold products to older instruction
+// sets: SSE41, AVX2 and AVX512_CORE have no bf16 products (weights stay bf16 and are widened),
+// AVX512_CORE_BF16 has no AMX. Where the build emulates AMX (-DBALORA_EMULATED_AMX=ON), all of them
+// on it, too.
+#include <doctest/doctest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "kernels/cpu/products/gemm.h"
+#include "kernels/cpu/products/tile_gemm.h"
+#include "kernels/cpu/products/tiles.h"
+
+namespace balora::test {
+namespace {
+
+constexpr const char* kChild = "BALORA_TEST_ISA_CHILD";
+// Whatever multiplies: products, and the kernels that are made of them. A sanitizer's build takes
+// ten times as long and leaves the second kind, under older instructions, to the uncapped run.
+constexpr const char* kAllCases =
+    "gemm:*,linear:*,matmul:*,quick_svd:*,attention*,tile_gemm*,head losses*,svd ratio*,isa:*";
+constexpr const char* kCases =
+#if defined(__SANITIZE_ADDRESS__)
+    "gemm:*,linear:*,matmul:*,quick_svd:*,isa:*";
+#else
+    kAllCases;
+#endif
+
+void run_child(const std::string& setting, const std::string& cases) {
+  if (std::getenv(kChild)) return;
+  // The shell's own /proc/self is the shell, so the path is resolved here.
+  const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
+  const std::string command =
+      setting + " " + kChild + "=1 '" + self + "' --test-case='" + cases + "' >&2";
+  CHECK_MESSAGE(std::system(command.c_str()) == 0, "failed with ", setting);
+}
+
+void run_with(const std::string& isa) {
+  run_child("ONEDNN_MAX_CPU_ISA=" + isa, kCases);
+}
+
+}  // namespace
+
+TEST_CASE("products held to AVX2") {
+  run_with("AVX2");
+}
+TEST_CASE("products held to AVX512_CORE_BF16") {
+  run_with("AVX512_CORE_BF16");
+}
+
+// A sanitizer's build leaves out what runs under AVX2 in other widths.
+#if !defined(__SANITIZE_ADDRESS__)
+TEST_CASE("products held to SSE41") {
+  run_with("SSE41");
+}
+TEST_CASE("products held to AVX512_CORE") {
+  run_with("AVX512_CORE");
+}
+#endif
+
+#ifdef BALORA_EMULATED_AMX
+TEST_CASE("products on an emulated AMX") {
+  if (!cpu_multiplies_bf16()) {
+    MESSAGE("not run: the kernels for AMX take AVX512-BF16's row functions, which this CPU lacks");
+    return;
+  }
+  run_child("BALORA_EMULATE_AMX=1", kAllCases);
+}
+TEST_CASE("isa: AMX is emulated where it is asked for") {
+  const char* wanted = std::getenv("BALORA_EMULATE_AMX");
+  const bool asked = wanted && std::string(wanted) == "1";
+  CHECK(tiles_use_amx() == (asked && cpu_multiplies_bf16()));
+}
+#endif
+
+TEST_CASE("isa: the limit is in force in the child") {
+  const char* limit = std::getenv("ONEDNN_MAX_CPU_ISA");
+  if (!std::getenv(kChild) || !limit) return;
+  const std::map<std::string, CpuLevel> levels = {{"SSE41", CpuLevel::kPlain},
+                                                  {"AVX2", CpuLevel::kAvx2},
+                                                  {"AVX512_CORE", CpuLevel::kAvx512},
+                                                  {"AVX512_CORE_BF16", CpuLevel::kAvx512Bf16}};
+  // An older processor stays below the limit.
+  CHECK(cpu_level() <= levels.at(limit));
+  CHECK(cpu_multiplies_bf16() == tile_gemm_has_bf16());
+}
+
+}  // namespace balora::test
