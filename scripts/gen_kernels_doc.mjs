@@ -6,10 +6,14 @@ import { inRoot, main, SetupError } from './support/shell.mjs';
 
 const target = inRoot('docs', 'kernels.md');
 
-/** The names of the rows of kernels.def, in order. */
+/** The names of the rows, in the order of kernels.def. */
 function rowNames() {
-  const rows = readFileSync(inRoot('native', 'kernels', 'kernels.def'), 'utf8');
-  return [...rows.matchAll(/^KERNEL\((\w+)\)/gm)].map(([, name]) => name);
+  const families = readFileSync(inRoot('native', 'kernels', 'kernels.def'), 'utf8');
+  return [...families.matchAll(/^BALORA_(\w+)_KERNELS\(/gm)].flatMap(([, family]) => {
+    const file = inRoot('native', 'kernels', 'operands', `${family.toLowerCase()}.h`);
+    const rows = readFileSync(file, 'utf8').matchAll(/^ {2}KERNEL\((\w+)\)/gm);
+    return [...rows].map(([, name]) => name);
+  });
 }
 
 /** A map from each NAME to what kernels/operands/ says of balora_NAME: its comment, and its tensors with their shapes. */
@@ -22,7 +26,10 @@ function descriptions() {
     for (const [, comment, name, fields] of source.matchAll(structures)) {
       const tensors = [...fields.matchAll(/balora_view\* (\w+);(?: *\/\/ (\(.*?\)))?/g)];
       const listed = tensors.map(([, field, shape]) => (shape ? `${field} ${shape}` : field));
-      const sentence = comment.replaceAll(/^\/\/ */gm, '').trim().replaceAll('\n', ' ');
+      const sentence = comment
+        .replaceAll(/^\/\/ */gm, '')
+        .trim()
+        .replaceAll('\n', ' ');
       found.set(name, { sentence, tensors: listed.join(', ') });
     }
   }

@@ -1,19 +1,12 @@
-// Walks the binding's list of functions: every op on tensors declares whether it has a gradient, and each that has one is checked
-// here in float64 on a small case, with views as its operands, too. Options and odd sizes are tested in the op's own file.
+// The binding's list of functions: every op on tensors declares whether it has a gradient, and each that has one is checked in
+// float64 on a small case, with views as its operands, too: here, or by testGradient in the op's own file.
+import { readdirSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
-import { backward } from '../lib/autograd.ts';
 import { native } from '../lib/native.ts';
 import * as ops from '../lib/ops/index.ts';
 import { Tensor, tensor } from '../lib/tensor.ts';
-import { values } from './support/compare.ts';
-import { type GradcheckOptions, gradcheck, randomTensor } from './support/gradcheck.ts';
-import { eachPair, type Form, kSameValues, withOperands } from './support/views.ts';
-
-type Check = [
-  f: (...x: Tensor[]) => Tensor | Tensor[],
-  shapes: number[][],
-  options?: GradcheckOptions,
-];
+import { randomTensor } from './support/gradcheck.ts';
+import { type GradientCase, testGradient } from './support/gradient_check.ts';
 
 const ints = (...values: number[]) => tensor(Int32Array.from(values));
 const frozen = (shape: number[]) => randomTensor(shape, { seed: 91 });
@@ -24,12 +17,11 @@ const kHead = {
 };
 
 /** The check of each differentiable function, by its name in the binding. */
-const kChecks: Record<string, Check> = {
+const kChecks: Record<string, GradientCase> = {
   // Values and steps that f32 represents exactly.
   cast: [(x) => ops.mul(onGrid(x).to('f32').to('f64'), 2), [[2, 3]], { step: 2 ** -12 }],
   // To the CPU and back, where the tests run on another device.
   toDevice: [(x) => new Tensor(native.toDevice(x.handle, 'cpu')).to(x.device), [[2, 3]]],
-  rmsNorm: [(x, w) => ops.rmsNorm(x, w), [[2, 5], [5]]],
   rmsNormAdd: [(x, r, w) => ops.rmsNormAdd(x, r, w), [[2, 5], [2, 5], [5]]],
   layerNorm: [(x, weight, bias) => ops.layerNorm(x, { weight, bias }), [[2, 5], [5], [5]]],
   gated: [
@@ -98,7 +90,7 @@ const kChecks: Record<string, Check> = {
   expand: [(x) => ops.expand(x, [4, 3]), [[1, 3]]],
   slice: [(x) => ops.slice(x, 1, { start: 1, stop: 3 }), [[2, 4]]],
   split: [(x) => ops.split(x, [1, 3]), [[2, 4]]],
-  concat: [
+  concatTensors: [
     (a, b) => ops.concat([a, b]),
     [
       [2, 3],
@@ -159,21 +151,13 @@ function onGrid(x: Tensor): Tensor {
   return ops.add(x, tensor(offsets, { shape: x.shape }));
 }
 
-/** Runs `body` and counts the calls of one function of the binding. */
-function callsOf(name: string, body: () => void): number {
-  const functions = native as unknown as Record<string, (...args: unknown[]) => unknown>;
-  const original = functions[name] as (...args: unknown[]) => unknown;
-  let calls = 0;
-  functions[name] = (...args) => {
-    calls++;
-    return original(...args);
-  };
-  try {
-    body();
-  } finally {
-    functions[name] = original;
-  }
-  return calls;
+/** The functions whose case stands in a test of test/ops. */
+function checkedElsewhere(): string[] {
+  const folder = new URL('ops/', import.meta.url);
+  return readdirSync(folder)
+    .map((file) => readFileSync(new URL(file, folder), 'utf8'))
+    .flatMap((source) => [...source.matchAll(/^\s*testGradient\(\s*'(\w+)'/gm)])
+    .map(([, name]) => name as string);
 }
 
 const named = (grad: string) =>
@@ -191,56 +175,10 @@ describe('the list of functions', () => {
   });
 
   it('has a check for every function with a gradient, and for no other', () => {
-    expect(Object.keys(kChecks).sort()).toEqual(named('differentiable').sort());
+    expect([...Object.keys(kChecks), ...checkedElsewhere()].sort()).toEqual(
+      named('differentiable').sort(),
+    );
   });
 });
 
-describe('the gradient in f64 of', () => {
-  it.each(Object.entries(kChecks))('%s', (name, [f, shapes, options]) => {
-    const inputs = shapes.map((shape, i) => randomTensor(shape, { seed: i + 1 }));
-    const calls = callsOf(name, () => gradcheck(f, inputs, options));
-    expect(calls, `calls of ${name}`).toBeGreaterThan(1);
-  });
-});
-
-describe('operands and gradients that are views give what copies of them give, in', () => {
-  it.each(Object.entries(kChecks))('%s', { timeout: 120_000 }, (name, [f, shapes]) => {
-    let changed = 0;
-    /** Results and gradients; every operand and each result's gradient are of the two forms in turn. */
-    const run = (forms: readonly Form[], seen: Form): Float64Array[] => {
-      const leaves = shapes.map((shape, i) =>
-        randomTensor(shape, { seed: i + 1, requiresGrad: true }),
-      );
-      const view = (x: Tensor, place: number): Tensor => {
-        const form = forms[place % 2] as Form;
-        // Positions, segments and the like must stay what they are.
-        if (x.dtype !== 'f64' && !Object.values(kSameValues).includes(form)) return x;
-        return seen(form(x));
-      };
-      const call = withOperands(name, view, () => [f(...leaves)].flat());
-      changed += call.changed;
-      const roots = call.result.filter(({ requiresGrad }) => requiresGrad);
-      const grads = roots.map((root, i) => {
-        const grad = randomTensor(root.shape, { seed: 7 + i });
-        return root.ndim === 0 ? grad : view(grad, i);
-      });
-      backward(roots, grads);
-      return [...call.result, ...leaves.map((leaf) => leaf.grad)].map((t) =>
-        t === null ? new Float64Array() : values(t),
-      );
-    };
-    eachPair((a, b, names) => {
-      const [viewed, copied] = [run([a, b], (x) => x), run([a, b], ops.contiguous)];
-      for (const [i, found] of viewed.entries()) {
-        const want = copied[i] as Float64Array;
-        const largest = want.reduce((most, x) => Math.max(most, Math.abs(x)), 1);
-        const same = (x: number, at: number): boolean =>
-          // Repeated rows have no singular vectors of their own: what is not a number must be so twice.
-          Object.is(x, want[at]) || Math.abs(x - (want[at] as number)) <= 1e-12 * largest;
-        expect(found.length).toBe(want.length);
-        expect(found.every(same), `${names}: number ${i}`).toBe(true);
-      }
-    });
-    expect(changed, `operands of ${name}`).toBeGreaterThan(0);
-  });
-});
+for (const [name, check] of Object.entries(kChecks)) testGradient(name, check);

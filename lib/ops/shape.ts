@@ -88,7 +88,7 @@ export function split(x: Tensor, sizes: readonly number[], axis = -1): Tensor[] 
 /** Joins tensors of one dtype along an axis; the others must be equal. */
 export function concat(parts: readonly Tensor[], axis = 0): Tensor {
   return new Tensor(
-    native.concat(
+    native.concatTensors(
       parts.map((part) => part.handle),
       axis,
     ),

@@ -225,7 +225,6 @@ void bind_core(Module& m) {
   op(m, "gradCountOf", &grad_count_of, {"x"});
   op(m, "setGrad", &set_grad, {"x", "grad"});
   op(m, "detach", &detach, {"x"});
-  op(m, "cast", &cast, {"x", "dtype"}, Grad::kYes);
   op(m, "toDevice", &move_to, {"x", "device"}, Grad::kYes);
   op(m, "freeze", &freeze, {"x"});
   op(m, "versionOf", &version_of, {"x"});

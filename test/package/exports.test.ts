@@ -36,6 +36,8 @@ interface Export {
   readonly declared: string;
   /** Its doc comment as text, links as code. */
   readonly doc: string;
+  /** The version of its `@since` tag; names without one are as old as the first release with this page. */
+  readonly since: string | null;
 }
 
 /** Whether an export specifier, or the declaration around it, is marked `type`. */
@@ -62,7 +64,9 @@ function exportsOf(sources: readonly { name: string; source: string }[]): Export
       const declared = symbol.declarations?.[0]?.getSourceFile().fileName ?? '';
       const parts = ts.displayPartsToString(symbol.getDocumentationComment(checker));
       const doc = parts.replace(/\{@link ([\w.]+)[^}]*\}/g, '`$1`').replace(/\s+/g, ' ');
-      return { entry, name: exported.name, isValue, doc: doc.trim(), declared };
+      const tag = symbol.getJsDocTags(checker).find(({ name }) => name === 'since');
+      const since = tag ? ts.displayPartsToString(tag.text).trim() : null;
+      return { entry, name: exported.name, isValue, doc: doc.trim(), declared, since };
     });
   });
 }
@@ -131,9 +135,10 @@ describe('every entry', () => {
 });
 
 /** The first sentence of a doc comment, for a cell of a table. */
-function summary({ doc }: Export): string {
+function summary({ doc, since }: Export): string {
   const [sentence = doc] = doc.match(/^.*?[.:](?=\s+[A-Z`(]|$)/) ?? [];
-  return sentence.replaceAll('|', '\\|').replaceAll('<', '\\<');
+  const text = sentence.replaceAll('|', '\\|').replaceAll('<', '\\<');
+  return since === null ? text : `${text} Since ${since}.`;
 }
 
 function table(exports: readonly Export[]): string {

@@ -115,3 +115,11 @@ using Relative = balora_relative;
 using RelativeGradients = balora_relative_gradients;
 }  // namespace balora
 #endif
+
+// The rows of this family (kernels.def).
+#define BALORA_ATTENTION_KERNELS(KERNEL) \
+  KERNEL(rope)                           \
+  KERNEL(attention_forward)              \
+  KERNEL(attention_backward)             \
+  KERNEL(relative_attention_forward)     \
+  KERNEL(relative_attention_backward)

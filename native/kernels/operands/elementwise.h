@@ -143,3 +143,22 @@ typedef struct balora_column_scale_backward {
 #ifdef __cplusplus
 }  // extern "C"
 #endif
+
+// The rows of this family (kernels.def).
+#define BALORA_ELEMENTWISE_KERNELS(KERNEL) \
+  KERNEL(gated_forward)                    \
+  KERNEL(gated_backward)                   \
+  KERNEL(accumulate)                       \
+  KERNEL(check_finite)                     \
+  KERNEL(fill)                             \
+  KERNEL(arange)                           \
+  KERNEL(copy)                             \
+  KERNEL(binary)                           \
+  KERNEL(binary_backward)                  \
+  KERNEL(unary)                            \
+  KERNEL(unary_backward)                   \
+  KERNEL(compare)                          \
+  KERNEL(where)                            \
+  KERNEL(is_finite)                        \
+  KERNEL(column_scale_forward)             \
+  KERNEL(column_scale_backward)

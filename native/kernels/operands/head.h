@@ -124,3 +124,14 @@ namespace balora {
 using HeadOptions = balora_head_options;
 }  // namespace balora
 #endif
+
+// The rows of this family (kernels.def).
+#define BALORA_HEAD_KERNELS(KERNEL) \
+  KERNEL(cross_entropy_forward)     \
+  KERNEL(cross_entropy_backward)    \
+  KERNEL(head_losses)               \
+  KERNEL(teacher_summary)           \
+  KERNEL(head_losses_cached)        \
+  KERNEL(svd_ratio_gram)            \
+  KERNEL(svd_ratio_tiles)           \
+  KERNEL(gram_spectrum)

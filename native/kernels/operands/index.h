@@ -42,3 +42,10 @@ typedef struct balora_scatter_add {
 #ifdef __cplusplus
 }  // extern "C"
 #endif
+
+// The rows of this family (kernels.def).
+#define BALORA_INDEX_KERNELS(KERNEL) \
+  KERNEL(select_rows)                \
+  KERNEL(select_rows_backward)       \
+  KERNEL(gather)                     \
+  KERNEL(scatter_add)

@@ -95,3 +95,14 @@ namespace balora {
 using SvdOperands = balora_svd_task;
 }  // namespace balora
 #endif
+
+// The rows of this family (kernels.def).
+#define BALORA_LINALG_KERNELS(KERNEL) \
+  KERNEL(qr)                          \
+  KERNEL(eigh)                        \
+  KERNEL(svd)                         \
+  KERNEL(randomized_svds)             \
+  KERNEL(gram)                        \
+  KERNEL(qr_backward)                 \
+  KERNEL(eigh_backward)               \
+  KERNEL(svd_backward)

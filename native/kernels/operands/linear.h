@@ -80,3 +80,10 @@ using LinearOperands = balora_linear;
 using LowRankOperands = balora_low_rank;
 }  // namespace balora
 #endif
+
+// The rows of this family (kernels.def).
+#define BALORA_LINEAR_KERNELS(KERNEL) \
+  KERNEL(linear_forward)              \
+  KERNEL(linear_backward)             \
+  KERNEL(linear_weight_backward)      \
+  KERNEL(row_norm)

@@ -94,3 +94,13 @@ typedef struct balora_softmax_backward {
 #ifdef __cplusplus
 }  // extern "C"
 #endif
+
+// The rows of this family (kernels.def).
+#define BALORA_NORM_KERNELS(KERNEL) \
+  KERNEL(rms_norm_forward)          \
+  KERNEL(rms_norm_add_forward)      \
+  KERNEL(rms_norm_backward)         \
+  KERNEL(layer_norm_forward)        \
+  KERNEL(layer_norm_backward)       \
+  KERNEL(softmax_forward)           \
+  KERNEL(softmax_backward)

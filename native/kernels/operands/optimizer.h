@@ -108,3 +108,13 @@ using AdamwList = balora_adamw_list;
 using ViewList = balora_view_list;
 }  // namespace balora
 #endif
+
+// The rows of this family (kernels.def).
+#define BALORA_OPTIMIZER_KERNELS(KERNEL) \
+  KERNEL(scale)                          \
+  KERNEL(scale_by)                       \
+  KERNEL(add_scaled)                     \
+  KERNEL(adamw_step)                     \
+  KERNEL(sgd_step)                       \
+  KERNEL(norm_accumulate)                \
+  KERNEL(adafactor_step)

@@ -22,3 +22,6 @@ typedef struct balora_matmul {
 #ifdef __cplusplus
 }  // extern "C"
 #endif
+
+// The rows of this family (kernels.def).
+#define BALORA_PRODUCTS_KERNELS(KERNEL) KERNEL(matmul)

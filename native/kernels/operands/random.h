@@ -48,3 +48,10 @@ typedef struct balora_dropout {
 #ifdef __cplusplus
 }  // extern "C"
 #endif
+
+// The rows of this family (kernels.def).
+#define BALORA_RANDOM_KERNELS(KERNEL) \
+  KERNEL(random_words)                \
+  KERNEL(random_uniform)              \
+  KERNEL(random_normal)               \
+  KERNEL(dropout)

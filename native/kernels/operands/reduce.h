@@ -47,3 +47,10 @@ typedef struct balora_topk {
 #ifdef __cplusplus
 }  // extern "C"
 #endif
+
+// The rows of this family (kernels.def).
+#define BALORA_REDUCE_KERNELS(KERNEL) \
+  KERNEL(reduce)                      \
+  KERNEL(reduce_backward)             \
+  KERNEL(extreme)                     \
+  KERNEL(topk)

@@ -121,7 +121,7 @@ Tensor mean(const Tensor& x, const std::vector<int64_t>& axes, bool keep_dims) {
   return y;
 }
 
-Tensor logsumexp(const Tensor& x, const std::vector<int64_t>& axes, bool keep_dims) {
+Tensor log_sum_exp(const Tensor& x, const std::vector<int64_t>& axes, bool keep_dims) {
   check_float("logsumexp", "x", x);
   return reduce_through_x("logsumexp", x, axes, keep_dims, BALORA_LOGSUMEXP, 0);
 }

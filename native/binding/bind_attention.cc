@@ -1,4 +1,4 @@
-// Ops of transformer layers: activations, positions, attention, softmax and its loss.
+// Attention: its options come as single arguments.
 #include "binding/bind.h"
 #include "ops/ops.h"
 
@@ -23,17 +23,12 @@ Tensor relative_attention_row(const Tensor& q, const Tensor& k, const Tensor& v,
 
 }  // namespace
 
-void bind_nn(Module& m) {
-  op(m, "gated", &gated, {"gate", "up", "activation"}, Grad::kYes);
-  op(m, "rope", &rope, {"x", "cos", "sin", "positions"}, Grad::kYes);
+void bind_attention(Module& m) {
   op(m, "attention", &attention_row,
      {"q", "k", "v", "cuSeqlens", "cuQueries", "lengths", "scale", "softcap", "window", "causal"},
      Grad::kYes);
   op(m, "relativeAttention", &relative_attention_row,
      {"q", "k", "v", "cuQueries", "cuKeys", "optional", "scale", "causal"}, Grad::kYes);
-  op(m, "softmax", &softmax, {"x"}, Grad::kYes);
-  op(m, "logSoftmax", &log_softmax, {"x"}, Grad::kYes);
-  op(m, "crossEntropy", &cross_entropy, {"logits", "targets", "reduction"}, Grad::kYes);
 }
 
 }  // namespace balora::binding
