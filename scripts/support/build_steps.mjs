@@ -20,7 +20,7 @@ import { inRoot, root, runLogged, runVisible, SetupError } from './shell.mjs';
 import { checkSpace } from './space.mjs';
 
 /** Free disk space that the steps need, in megabytes. */
-const kMegabytes = { nodePackages: 450, native: 100 };
+const kMegabytes = { nodePackages: 450, native: 200 };
 
 /** Runs work unless stamp already holds the key; writes the key when it succeeded. */
 async function unlessStamped(stamp, key, work) {
