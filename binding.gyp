@@ -1,10 +1,10 @@
-# The CPU addon with node-gyp and no CMake, from the same list of sources:
+# The CPU addon with node-gyp and no CMake, from the same sources:
 #   node-gyp configure build --nodedir=<folder with include/node, e.g. /usr>
 # BALORA_ONEDNN_ROOT in the environment names a oneDNN of one's own, as for CMake.
 {
   'targets': [{
     'target_name': 'balora',
-    'sources': ['<!@(grep "^native/" native/sources.txt | sort -u)'],
+    'sources': ['<!@(find native -name "*.cc" | sort)'],
     'include_dirs': ['native', 'node_modules/node-addon-api', '/usr/include/eigen3',
                      '<!@(echo ${BALORA_ONEDNN_ROOT:+$BALORA_ONEDNN_ROOT/include})'],
     'defines': ['NAPI_VERSION=8', 'NAPI_CPP_EXCEPTIONS', 'NODE_ADDON_API_DISABLE_DEPRECATED',

@@ -266,12 +266,4 @@ describe('style', () => {
     const odd = sources.filter((path) => !/^[a-z0-9_/]+(\.d)?\.[a-z]+$/.test(path));
     expect(odd).toEqual([]);
   });
-
-  it('every C++ source is in native/sources.txt, and nothing else', () => {
-    const listed = read('native/sources.txt')
-      .split('\n')
-      .filter((line) => line.startsWith('native/'));
-    const found = nativeFiles.filter((path) => path.endsWith('.cc'));
-    expect([...new Set(listed)].sort()).toEqual(found);
-  });
 });

@@ -12,19 +12,15 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
-import { availableParallelism } from 'node:os';
-import { dirname, join } from 'node:path';
-import { removeStale } from './cmake_cache.mjs';
-import { chooseCompiler } from './compiler.mjs';
+import { dirname } from 'node:path';
+import { buildArguments, configureArguments } from './cmake_js.mjs';
 import { findOneDnn } from './onednn.mjs';
 import { kNoNetwork, readLog } from './packages.mjs';
-import { has, inRoot, root, runLogged, runVisible, SetupError, say } from './shell.mjs';
+import { inRoot, root, runLogged, runVisible, SetupError } from './shell.mjs';
 import { checkSpace } from './space.mjs';
 
-const jobs = String(Math.max(1, availableParallelism()));
-
 /** Free disk space that the steps need, in megabytes. */
-const kMegabytes = { nodePackages: 450, native: 100 };
+const kMegabytes = { nodePackages: 450, native: 200 };
 
 /** Runs work unless stamp already holds the key; writes the key when it succeeded. */
 async function unlessStamped(stamp, key, work) {
@@ -75,44 +71,31 @@ export function npmTrouble(log) {
     : `npm could not fetch the Node packages:\n  ${line.trim()}\n${kNoNetwork}`;
 }
 
-/** The arguments that configure build/OUT; a folder that cannot be used here is made anew. */
-export function configureArguments(out) {
-  const folder = inRoot('build', out);
-  const reason = removeStale(folder, root);
-  if (reason !== null) say(`      build/${out} is removed and built again: ${reason}`);
-  const place = ['-S', root, '-B', folder];
-  if (existsSync(inRoot('build', out, 'CMakeCache.txt'))) return place;
-  const { compiler, problem } = chooseCompiler();
-  if (!compiler) {
-    throw new SetupError(
-      `C++ compiler: ${problem}. Install one, or name one in CXX, and run this again.`,
-    );
-  }
-  // The variable CXX, which may hold flags, is read by CMake itself.
-  const chosen = process.env.CXX ? [] : [`-DCMAKE_CXX_COMPILER=${compiler.command}`];
-  return [...place, ...(has('ninja') ? ['-G', 'Ninja'] : []), ...chosen];
+/**
+ * Configures build/OUT with CMake. Warnings are errors where CI=true only: another version of the compiler than those that were
+ * tried may know more of them.
+ * @param out folder below build/
+ * @param defines CMake cache entries, as NAME=VALUE
+ */
+export async function configureNative({ out, defines = [] }) {
+  const strict = process.env.CI === 'true' ? ['BALORA_WERROR=ON'] : [];
+  const oneDnn = `BALORA_ONEDNN_ROOT=${findOneDnn().root}`;
+  const configure = configureArguments(out, [oneDnn, ...strict, ...defines]);
+  await runLogged(`cmake-${out}`, process.execPath, configure);
 }
 
 /**
- * Configures and builds with CMake; the build tool itself knows what is stale. Warnings are errors where CI=true only:
- * another version of the compiler than those that were tried may know more of them.
+ * Configures and builds with CMake; the build tool itself knows what is stale.
  * @param out folder below build/
  * @param targets CMake targets, all when empty
  * @param defines CMake cache entries, as NAME=VALUE
  */
 export async function buildNative({ out = 'release', targets = [], defines = [] } = {}) {
-  const folder = inRoot('build', out);
   // An existing build needs next to no space.
-  if (!existsSync(join(folder, 'CMakeCache.txt')))
+  if (!existsSync(inRoot('build', out, 'CMakeCache.txt')))
     checkSpace(root, kMegabytes.native, 'the native build');
-  const place = configureArguments(out);
-  const strict = process.env.CI === 'true' ? ['BALORA_WERROR=ON'] : [];
-  const oneDnn = `BALORA_ONEDNN_ROOT=${findOneDnn().root}`;
-  const set = ['CMAKE_BUILD_TYPE=Release', oneDnn, ...strict, ...defines];
-  await runLogged(`cmake-${out}`, 'cmake', [...place, ...set.map((define) => `-D${define}`)]);
-  const wanted = targets.length > 0 ? ['--target', ...targets] : [];
-  const built = runVisible('cmake', ['--build', folder, '--parallel', jobs, ...wanted]);
-  if (built !== 0) {
+  await configureNative({ out, defines });
+  if (runVisible(process.execPath, buildArguments(out, targets)) !== 0) {
     throw new SetupError(
       `The native build failed. If the first error above is not in your own changes, remove build/${out} and run this again.`,
     );

@@ -1,8 +1,7 @@
 // The build of the CUDA plug-in with nvcc for all architectures, and the limits on ptxas's figures for its kernels.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
-import { availableParallelism } from 'node:os';
-import { configureArguments } from './build_steps.mjs';
+import { buildArguments, configureArguments } from './cmake_js.mjs';
 import { findOneDnn } from './onednn.mjs';
 import { latestRows } from './ptxas.mjs';
 import { has, inRoot, root, runLogged, SetupError, say } from './shell.mjs';
@@ -24,17 +23,16 @@ export const kPtxasLog = inRoot('build', 'cuda', 'ptxas.log');
  */
 export async function buildCuda() {
   const folder = inRoot('build', 'cuda');
-  const flags = [
-    ...['CMAKE_BUILD_TYPE=Release', `BALORA_ONEDNN_ROOT=${findOneDnn().root}`],
-    ...['BALORA_CUDA=ON', 'BALORA_TESTS=OFF', 'BALORA_ADDON=OFF'],
-  ];
-  const place = configureArguments('cuda');
-  await runLogged('cmake-cuda', 'cmake', [...place, ...flags.map((flag) => `-D${flag}`)]);
-  const jobs = String(Math.max(1, availableParallelism()));
-  const build = ['--build', folder, '--target', 'balora_cuda', '--parallel', jobs];
-  const { status, stdout, stderr } = spawnSync('cmake', build, {
-    ...{ cwd: root, encoding: 'utf8', maxBuffer: 1 << 29, stdio: ['ignore', 'pipe', 'pipe'] },
-  });
+  const oneDnn = `BALORA_ONEDNN_ROOT=${findOneDnn().root}`;
+  const defines = [oneDnn, 'BALORA_CUDA=ON', 'BALORA_TESTS=OFF', 'BALORA_ADDON=OFF'];
+  await runLogged('cmake-cuda', process.execPath, configureArguments('cuda', defines));
+  const { status, stdout, stderr } = spawnSync(
+    process.execPath,
+    buildArguments('cuda', ['balora_cuda']),
+    {
+      ...{ cwd: root, encoding: 'utf8', maxBuffer: 1 << 29, stdio: ['ignore', 'pipe', 'pipe'] },
+    },
+  );
   const text = `${stdout ?? ''}${stderr ?? ''}`;
   if (status !== 0) {
     const errors = text.split('\n').filter((line) => !line.includes('ptxas info'));

@@ -4,7 +4,7 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { dirname, relative } from 'node:path';
-import { buildNative } from './build_steps.mjs';
+import { buildNative, configureNative } from './build_steps.mjs';
 import { chooseCompiler } from './compiler.mjs';
 import { buildCuda, forbiddenSpills, nvccMissing, overLimits } from './cuda_build.mjs';
 import { clangTidy, kClangFormat, nodeHeaders } from './needs.mjs';
@@ -148,8 +148,9 @@ const kPluginSays =
   /^(works 0$|ERR_UNSUPPORTED cuda:0: (no NVIDIA driver was found \(libcuda\.so\.1\)|cuBLAS was not found))/;
 
 /** Runs clang-tidy over the product's C++, without OpenMP, whose GCC header clang does not read. */
-function runTidy() {
-  const folder = inRoot('build', 'release');
+async function runTidy() {
+  const folder = inRoot('build', 'tidy'); // clang cannot read the precompiled headers of GCC
+  await configureNative({ out: 'tidy', defines: ['CMAKE_DISABLE_PRECOMPILE_HEADERS=ON'] });
   const extra = ['-fno-openmp', '-Wno-unknown-pragmas', '-Wno-unused-private-field'];
   const flags = ['-quiet', '-p', folder, ...extra.map((flag) => `-extra-arg=${flag}`)];
   return program(clangTidy(), [...flags, `^${inRoot('native')}/`]);
