@@ -73,6 +73,7 @@ export default defineConfig({
   test: {
     pool: 'forks',
     globalSetup: ['test/support/global_setup.mjs'],
+    setupFiles: ['test/support/count_assertions.ts'],
     testTimeout: 30_000,
     hookTimeout: 30_000,
     projects: [
