@@ -8,7 +8,7 @@ const kAlone = ['test/{examples,lifetime,package,studies}/**/*.test.ts'];
 
 // Tests that also run on the CUDA device: the plug-in that BALORA_CUDA_PLUGIN names, else the emulated one where it is built.
 const kOnDevices = [
-  'test/{ops,linalg,losses,optim}/**/*.test.ts',
+  'test/{ops,losses,optim}/**/*.test.ts',
   'test/{autograd,gradients,tensor}.test.ts',
   'test/device/{bench_cuda,graph,train_graphs,training,weights}.test.ts',
 ];
@@ -49,8 +49,7 @@ const kOnPlainCpu = [
 const kOnCpuLevels = [
   ...kOnPlainCpu,
   'test/losses/golden.test.ts',
-  'test/models/smollm2.test.ts',
-  'test/golden/{minilm,smollm2_adapters,smollm2_train}.test.ts',
+  'test/golden/{minilm,smollm2,smollm2_adapters,smollm2_train}.test.ts',
 ];
 
 function cpuProjects(): TestProjectInlineConfiguration[] {

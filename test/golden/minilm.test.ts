@@ -10,8 +10,8 @@ import {
 import { runLayers } from '../../lib/models/layers.ts';
 import { modelInputs } from '../../lib/models/model.ts';
 import { noGrad, scope, type Tensor } from '../../lib/tensor.ts';
-import { unpadded } from '../models/golden_classifiers.ts';
 import { values } from '../support/compare.ts';
+import { unpadded } from '../support/golden_classifiers.ts';
 import { describeShared, sharedPath } from '../support/shared.ts';
 
 const kModel = 'models/all-minilm-l6-v2';

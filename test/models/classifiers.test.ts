@@ -24,8 +24,12 @@ import {
   peftGradients,
   relativeError,
   rowError,
-} from './golden.ts';
-import { type ClassifierGolden, goldenLoss, readClassifierGolden } from './golden_classifiers.ts';
+} from '../support/golden_checkpoints.ts';
+import {
+  type ClassifierGolden,
+  goldenLoss,
+  readClassifierGolden,
+} from '../support/golden_classifiers.ts';
 
 const kNames = goldenNames('seq_cls');
 const folder = mkdtempSync(join(tmpdir(), 'balora-classifiers-'));

@@ -22,7 +22,7 @@ import {
   relativeError,
   rowError,
   rowNormError,
-} from './golden.ts';
+} from '../support/golden_checkpoints.ts';
 
 const kNames = goldenNames('causal_lm');
 const folder = mkdtempSync(join(tmpdir(), 'balora-llama-'));

@@ -4,7 +4,7 @@ import { AutoModelForCausalLM, type DecoderLM } from '../../lib/models/index.ts'
 import { classifierKind, kFamilies } from '../../lib/models/registry.ts';
 import { t5Config } from '../../lib/models/t5_config.ts';
 import { kDecoders } from '../support/decoder_families.ts';
-import { goldenConfig } from './golden.ts';
+import { goldenConfig } from '../support/golden_checkpoints.ts';
 
 type Json = Record<string, unknown>;
 

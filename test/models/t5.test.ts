@@ -18,7 +18,6 @@ import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
 import { writeGoldenGguf } from '../support/gguf_models.ts';
 import { goldenArray, goldenArrays } from '../support/golden.ts';
-import { kTinyT5, tinySeq2SeqData } from '../support/tiny_seq2seq.ts';
 import {
   type AdapterFacts,
   architecture,
@@ -29,8 +28,9 @@ import {
   relativeError,
   roundToBf16,
   rowError,
-} from './golden.ts';
-import { unpadded } from './golden_classifiers.ts';
+} from '../support/golden_checkpoints.ts';
+import { unpadded } from '../support/golden_classifiers.ts';
+import { kTinyT5, tinySeq2SeqData } from '../support/tiny_seq2seq.ts';
 
 interface Seq2SeqGolden extends Pick<Golden, 'folder' | 'expected' | 'facts'> {
   readonly batch: Seq2SeqBatch;

@@ -8,7 +8,7 @@ import { loadSafetensors } from '../../lib/io/safetensors.ts';
 import type { Model } from '../../lib/models/index.ts';
 import { copy_ } from '../../lib/ops/index.ts';
 import { noGrad, type Tensor } from '../../lib/tensor.ts';
-import { values } from '../support/compare.ts';
+import { values } from './compare.ts';
 
 export interface AdapterFacts {
   readonly loss: number;

@@ -5,7 +5,7 @@ import { loadSafetensors } from '../../lib/io/safetensors.ts';
 import type { ModelBatch, SequenceClassifier } from '../../lib/models/index.ts';
 import { crossEntropy, mean, reshape, square, sub } from '../../lib/ops/index.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
-import { architecture, type Golden } from './golden.ts';
+import { architecture, type Golden } from './golden_checkpoints.ts';
 
 export interface ClassifierGolden {
   readonly folder: string;
