@@ -117,8 +117,8 @@ export async function runEmulated() {
 /** Runs vitest's tests that need no order. */
 export const runUnit = () => tests('unit', ['unit']);
 
-/** Runs vitest's tests that start processes or measure, one file at a time. */
-export const runAlone = () => tests('alone', ['alone']);
+/** Runs vitest's tests that start processes, and those that measure time or memory, one file of these at a time. */
+export const runProcesses = () => tests('processes', ['processes', 'alone']);
 
 /** vitest's projects for older instructions, with the flag of the processors on which the level is below the best. */
 const kLevels = {

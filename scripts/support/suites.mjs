@@ -40,7 +40,7 @@ export const kSuites = [
     run: checks.runUnit,
   },
   {
-    // Before `alone`, which then finds the emulated device.
+    // Before `processes`, which then finds the emulated device.
     name: 'emulated',
     what: 'the CUDA kernels on an emulated device',
     since: 'all',
@@ -48,11 +48,11 @@ export const kSuites = [
     run: checks.runEmulated,
   },
   {
-    name: 'alone',
-    what: 'the TypeScript tests that start processes or measure',
+    name: 'processes',
+    what: 'the TypeScript tests that start processes or measure time or memory',
     since: 'default',
     targets: ['balora_fake_device', checks.emulatedIfBuilt],
-    run: checks.runAlone,
+    run: checks.runProcesses,
   },
   {
     name: 'levels',

@@ -34,7 +34,7 @@ describe('a run', () => {
     const [quick, normal, all] = [namesOf('quick'), namesOf('default'), namesOf('all')];
     const order = kSuites.map(({ name }) => name);
     expect(quick).toEqual(order.filter((name) => quick.includes(name)));
-    expect(normal).toEqual(order.filter((name) => [...quick, 'alone'].includes(name)));
+    expect(normal).toEqual(order.filter((name) => [...quick, 'processes'].includes(name)));
     expect(all).toEqual(order.filter((name) => name !== 'tidy'));
     expect(quick).toEqual(expect.arrayContaining(['types', 'cpp', 'unit']));
   });
