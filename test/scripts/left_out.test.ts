@@ -1,6 +1,7 @@
 // test/left_out.json and its comparison with what a run of `npm test` left out.
 import { existsSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
+import { kCpuLevels } from '../support/cpu_levels.ts';
 
 interface Group {
   when: string;
@@ -19,7 +20,13 @@ const { leftOutList, differences } = (await import(path)) as {
     ran: (name: string) => boolean,
   ): string[];
 };
+const suites = '../../scripts/support/suites.mjs';
+const { kSuites } = (await import(suites)) as { kSuites: { name: string }[] };
 const list = leftOutList();
+const kProjects = [
+  ...['unit', 'processes', 'alone', 'cuda-emulated'],
+  ...kCpuLevels.map(({ name }) => `cpu-${name.replace('_', '-')}`),
+];
 
 describe('the list', () => {
   it('gives a reason for each group, and each name once', () => {
@@ -37,6 +44,12 @@ describe('the list', () => {
     );
     expect(files.length).toBeGreaterThan(30);
     expect(files.filter((file) => !existsSync(file))).toEqual([]);
+  });
+
+  it('names suites, and projects of vitest', () => {
+    const known = [...kSuites.map(({ name }) => name), ...kProjects];
+    const first = list.flatMap(({ names }) => names.map((name) => name.split(':')[0] as string));
+    expect([...new Set(first)].filter((name) => !known.includes(name))).toEqual([]);
   });
 
   it('is refused with a condition that is unknown', () => {
