@@ -1,15 +1,22 @@
-// Runs every check, one after the other, after the set-up where needed: `npm test -- [--quick] [--only NAME,NAME]`. A failure does
-// not stop the other checks. The last line has the sums over all of them: `N passed, N failed, N skipped`.
+// Runs the checks, one after the other, after the set-up where needed: `npm test -- [--quick | --all] [--only NAME,NAME]`. --quick is
+// for the time between two changes, --all runs everything that the machine can, as CI=true does. A failure does not stop the other
+// checks. What was left out is printed with the command that runs it. The last line has the sums over all checks: `N passed,
+// N failed, N skipped`.
 import { setUp } from './support/set_up.mjs';
 import { main, SetupError, say, textOf } from './support/shell.mjs';
 import { kSuites, runSuites, targetsFor, toolsFor } from './support/suites.mjs';
 
 function parse(args) {
-  const options = { quick: false, only: null };
+  const options = { run: process.env.CI === 'true' ? 'all' : 'default', only: null };
   for (let i = 0; i < args.length; ++i) {
-    if (args[i] === '--quick') options.quick = true;
+    if (args[i] === '--quick') options.run = 'quick';
+    else if (args[i] === '--all') options.run = 'all';
     else if (args[i] === '--only' && args[i + 1]) options.only = args[++i].split(',');
-    else throw new SetupError(`usage: npm test -- [--quick] [--only NAME,...], got ${args[i]}`);
+    else {
+      throw new SetupError(
+        `usage: npm test -- [--quick | --all] [--only NAME,...], got ${args[i]}`,
+      );
+    }
   }
   const names = kSuites.map((suite) => suite.name);
   const unknown = (options.only ?? []).filter((name) => !names.includes(name));

@@ -5,6 +5,7 @@
 import { spawnSync } from 'node:child_process';
 import {
   cpSync,
+  existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -87,6 +88,38 @@ function cudaComplaints(path: string, source: string): string[] {
     .filter(([, pattern, file]) => file !== path && pattern.test(code))
     .map(([what, , file]) => `${path}: ${what} belongs to ${file}`);
 }
+
+/** The folders of test/ that mirror no folder of the sources, as the table of test/README.md lists them. */
+const kOtherTests = [
+  ...(read('test/README.md').split('\n## ')[0] ?? '').matchAll(/^\| ((?:`\w+`(?:, )?)+) \|/gm),
+].flatMap(([, names = '']) => [...names.matchAll(/`(\w+)`/g)].map(([, name = '']) => name));
+
+/** One complaint for each test whose folder below test/ is none of its source's. */
+function misplaced(tests: readonly string[]): string[] {
+  return tests.filter((path) => {
+    const folder = dirname(path).replace(/^test\/?/, '');
+    const sources = folder.startsWith('native') ? folder : `lib/${folder}`;
+    const [first = ''] = folder.split('/');
+    return !existsSync(join(kRoot, sources)) && !kOtherTests.includes(first);
+  });
+}
+
+describe('test/', () => {
+  const tests = filesBelow('test', /(\.test\.ts|_test\.cc)$/);
+
+  it('mirrors lib/ and native/, except for the folders that its README lists', () => {
+    expect(tests.length).toBeGreaterThan(200);
+    expect(misplaced(tests)).toEqual([]);
+    expect(misplaced(['test/linalg/a.test.ts', 'test/native/math/a_test.cc'])).toHaveLength(2);
+  });
+
+  it('has helpers only in test/support', () => {
+    const helpers = filesBelow('test', /\.ts$/).filter(
+      (path) => !path.endsWith('.test.ts') && !path.startsWith('test/support/'),
+    );
+    expect(helpers).toEqual([]);
+  });
+});
 
 describe('layers', () => {
   it('C++ layers include only lower ones, and only binding uses Node', () => {

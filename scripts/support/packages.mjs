@@ -32,9 +32,6 @@ function osRelease() {
   }
 }
 
-/** Whether the system is Debian 13, where every check can run. */
-export const isDebian13 = (text = osRelease()) => /^VERSION_CODENAME="?trixie"?$/m.test(text);
-
 /**
  * The command that installs packages, as a person types it.
  * @param manager one of kManagers

@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { growthSeries, kSeries } from '../../bench/harness/growth.ts';
 import type { GrowthSeries, Row } from '../../bench/harness/types.ts';
-import { stepRow } from './harness/reports.ts';
+import { stepRow } from '../support/bench_reports.ts';
 
 const load = (path: string) => import(new URL(`../../${path}`, import.meta.url).href);
 const { growthCharts } = (await load('bench/charts.mjs')) as {

@@ -32,7 +32,7 @@ import {
 import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
 import { values } from '../support/compare.ts';
-import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
+import { kFakePlugin, kNoFake, setVariable } from '../support/fake_device.ts';
 
 const kPlugin = process.env.BALORA_CUDA_PLUGIN;
 const kCuda = { device: 'cuda' };

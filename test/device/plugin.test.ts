@@ -9,7 +9,7 @@ import { deviceInfo, getDefaultDevice } from '../../lib/device.ts';
 import { UnsupportedError } from '../../lib/errors.ts';
 import { zeros } from '../../lib/ops/index.ts';
 import { tensor } from '../../lib/tensor.ts';
-import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
+import { kFakePlugin, kNoFake, setVariable } from '../support/fake_device.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'balora-plugin-'));
 const kBuilt = ['cuda', 'release'].some((place) =>

@@ -23,9 +23,9 @@ import type { TrainerOptions } from '../../lib/train/trainer_options.ts';
 import type { BatchSource, StepRecord } from '../../lib/train/types.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
 import { values } from '../support/compare.ts';
+import { kFakePlugin } from '../support/fake_device.ts';
 import { fixturePath } from '../support/fixtures.ts';
 import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
-import { kFakePlugin } from './fake.ts';
 
 const kPlugin = process.env.BALORA_CUDA_PLUGIN;
 const kRecords = kPlugin !== undefined && kPlugin !== kFakePlugin;

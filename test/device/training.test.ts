@@ -26,12 +26,12 @@ import { Trainer } from '../../lib/train/trainer.ts';
 import type { TrainerOptions } from '../../lib/train/trainer_options.ts';
 import type { LossContext, LossResult, StepRecord } from '../../lib/train/types.ts';
 import { expectClose, values } from '../support/compare.ts';
+import { kFakePlugin, kNoFake, setVariable } from '../support/fake_device.ts';
 import { fixturePath } from '../support/fixtures.ts';
 import { balora } from '../support/run_cli.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 import { tinyLabelled } from '../support/tiny_classifier.ts';
 import { tinyBatches, tinySource } from '../support/tiny_model.ts';
-import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
 
 const kPlugin = process.env.BALORA_CUDA_PLUGIN;
 const kExact = kPlugin === undefined || kPlugin === kFakePlugin;

@@ -49,7 +49,7 @@ import {
 } from '../../lib/runtime.ts';
 import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
-import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
+import { kFakePlugin, kNoFake, setVariable } from '../support/fake_device.ts';
 
 const kCuda = { device: 'cuda' };
 const bytesOf = (x: Tensor): Buffer => Buffer.from(x.dataSync().buffer);

@@ -9,7 +9,7 @@ import { deviceInfo, setDefaultDevice } from '../../lib/device.ts';
 import { loadSafetensors, saveSafetensors } from '../../lib/io/index.ts';
 import { synchronize } from '../../lib/runtime.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
-import { kFakePlugin, kNoFake, setVariable } from './fake.ts';
+import { kFakePlugin, kNoFake, setVariable } from '../support/fake_device.ts';
 
 const kPlugin = process.env.BALORA_CUDA_PLUGIN;
 const kChunkElements = 2 ** 20; // 4 MiB of f32

@@ -7,12 +7,12 @@ import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { saveMerged } from '../../lib/adapters/merge.ts';
 import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
 import { noGrad, scope } from '../../lib/tensor.ts';
-import { kBf16Band, meanNormError, normError, roundToBf16 } from '../models/golden.ts';
 import { accumulator } from '../support/accumulate.ts';
 import { values } from '../support/compare.ts';
 import { fixturePath, relativeError } from '../support/fixtures.ts';
 import { type GoldenArray, goldenArray, goldenArrays } from '../support/golden.ts';
 import { goldenBatch, type PaddedBatch, windowOf } from '../support/golden_batch.ts';
+import { kBf16Band, meanNormError, normError, roundToBf16 } from '../support/golden_checkpoints.ts';
 
 interface AdapterFacts {
   loss: number;

@@ -10,13 +10,13 @@ import {
   type SequenceClassifier,
 } from '../../lib/models/index.ts';
 import { noGrad, scope } from '../../lib/tensor.ts';
+import { fixturePath, readJson, relativeError } from '../support/fixtures.ts';
+import { goldenArray, goldenArrays } from '../support/golden.ts';
 import {
   type ClassifierGolden,
   goldenLoss,
   readClassifierGolden,
-} from '../models/golden_classifiers.ts';
-import { fixturePath, readJson, relativeError } from '../support/fixtures.ts';
-import { goldenArray, goldenArrays } from '../support/golden.ts';
+} from '../support/golden_classifiers.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'balora-heads-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));

@@ -10,8 +10,8 @@ import {
 import { runLayers } from '../../lib/models/layers.ts';
 import { modelInputs } from '../../lib/models/model.ts';
 import { noGrad, scope, type Tensor } from '../../lib/tensor.ts';
-import { hookAdapter, unpadded } from '../models/golden_classifiers.ts';
 import { values } from '../support/compare.ts';
+import { unpadded } from '../support/golden_classifiers.ts';
 import { describeShared, sharedPath } from '../support/shared.ts';
 
 const kModel = 'models/all-minilm-l6-v2';
@@ -104,13 +104,7 @@ describeShared('MiniLM', [kModel, kGolden], () => {
 
   it.each(['f32', 'bf16'] as const)('gives the adapted logits in %s', async (dtype) => {
     const model = await load(dtype);
-    const head = await hookAdapter(model, sharedPath('golden/nlu/adapter'));
-    if (dtype === 'bf16') {
-      for (const name of ['weight', 'bias'] as const) {
-        const trained = head[`base_model.model.classifier.${name}`] as Tensor;
-        model.replaceParameter(trained, trained.to('bf16'));
-      }
-    }
+    await AdapterModel.fromPretrained(model, sharedPath('golden/nlu/adapter'));
     const batch = await batchOf();
     const logits = noGrad(() => model.logits(model.forward(batch), batch));
     const want = await numbers('logits');

@@ -18,11 +18,11 @@ import { Tokenizer } from '../../lib/text/tokenizer.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import type { StepRecord } from '../../lib/train/types.ts';
 import { WindowReader } from '../../lib/train/window.ts';
-import { meanNormError } from '../models/golden.ts';
 import { accumulator } from '../support/accumulate.ts';
 import { values } from '../support/compare.ts';
 import { relativeError } from '../support/fixtures.ts';
 import { type GoldenArray, goldenArrays } from '../support/golden.ts';
+import { meanNormError } from '../support/golden_checkpoints.ts';
 import { describeShared, sharedPath } from '../support/shared.ts';
 
 const kModel = 'models/all-minilm-l6-v2';

@@ -16,8 +16,8 @@ import { ArgumentError, NativeError } from '../../lib/errors.ts';
 import { resolveModel } from '../../lib/io/hub.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
-import { architecture } from '../models/golden.ts';
 import { FakeHub, type Files, fakeCommit } from '../support/fake_hub.ts';
+import { architecture } from '../support/golden_checkpoints.ts';
 import { balora } from '../support/run_cli.ts';
 import { tinyTokenizerConfig, tinyTokenizerJson } from '../support/tiny_tokenizer.ts';
 

@@ -14,8 +14,12 @@ import { gelu } from '../../lib/ops/index.ts';
 import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
 import { goldenArrays } from '../support/golden.ts';
-import { goldenConfig, relativeError } from './golden.ts';
-import { type ClassifierGolden, goldenLoss, readClassifierGolden } from './golden_classifiers.ts';
+import { goldenConfig, relativeError } from '../support/golden_checkpoints.ts';
+import {
+  type ClassifierGolden,
+  goldenLoss,
+  readClassifierGolden,
+} from '../support/golden_classifiers.ts';
 
 type Json = Record<string, unknown>;
 /** The values of a parameter in f64, and its shape. */

@@ -5,7 +5,7 @@ import { AutoModelForSequenceClassification } from '../../lib/models/auto_classi
 import { AutoModelForSeq2SeqLM } from '../../lib/models/auto_seq2seq.ts';
 import { dropoutWarning, statedRates } from '../../lib/models/dropout_rates.ts';
 import type { Model } from '../../lib/models/model.ts';
-import { architecture, goldenConfig, goldenNames } from './golden.ts';
+import { architecture, goldenConfig, goldenNames } from '../support/golden_checkpoints.ts';
 
 /** Keys of dropout in heads of other tasks. */
 const kOtherHeads: Readonly<Record<string, readonly string[]>> = {

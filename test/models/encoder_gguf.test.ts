@@ -13,8 +13,8 @@ import {
 import { noGrad } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
 import { kEncoderConversions, writeGoldenGguf } from '../support/gguf_models.ts';
-import { architecture } from './golden.ts';
-import { type ClassifierGolden, readClassifierGolden } from './golden_classifiers.ts';
+import { architecture } from '../support/golden_checkpoints.ts';
+import { type ClassifierGolden, readClassifierGolden } from '../support/golden_classifiers.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'balora-encoder-gguf-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));

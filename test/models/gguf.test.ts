@@ -15,8 +15,8 @@ import {
 import { noGrad } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
 import { kConversions, writeGoldenGguf } from '../support/gguf_models.ts';
+import { architecture, readGolden } from '../support/golden_checkpoints.ts';
 import { writeGguf } from '../support/write_gguf.ts';
-import { architecture, readGolden } from './golden.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'balora-gguf-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));

@@ -19,7 +19,7 @@ import { AutoModelForCausalLM, type CausalLM, saveModel } from '../../lib/models
 import { memoryStats, synchronize } from '../../lib/runtime.ts';
 import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
-import { architecture, readGolden } from './golden.ts';
+import { architecture, readGolden } from '../support/golden_checkpoints.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'balora-load-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));

@@ -13,7 +13,12 @@ import {
   supportedModels,
 } from '../../lib/models/registry.ts';
 import { kConversions, kEncoderConversions, kSeq2SeqConversions } from '../support/gguf_models.ts';
-import { architecture, type GoldenTask, goldenConfig, goldenNames } from './golden.ts';
+import {
+  architecture,
+  type GoldenTask,
+  goldenConfig,
+  goldenNames,
+} from '../support/golden_checkpoints.ts';
 
 const typesOf = (task: GoldenTask): Set<unknown> =>
   new Set(

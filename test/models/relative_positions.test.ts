@@ -2,7 +2,7 @@
 import { expect, it } from 'vitest';
 import { debertaBucket, t5Bucket } from '../../lib/models/relative_positions.ts';
 import { goldenArray, goldenArrays } from '../support/golden.ts';
-import { architecture } from './golden.ts';
+import { architecture } from '../support/golden_checkpoints.ts';
 
 const arrays = goldenArrays(architecture('relative_buckets.safetensors'));
 const numbers = (name: string) => Array.from(goldenArray(arrays, name).data, Number);

@@ -14,9 +14,14 @@ import {
 import { indexSelect } from '../../lib/ops/index.ts';
 import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
+import {
+  architecture,
+  goldenNames,
+  readGolden,
+  relativeError,
+} from '../support/golden_checkpoints.ts';
+import { readClassifierGolden } from '../support/golden_classifiers.ts';
 import { weighed } from '../support/weighed.ts';
-import { architecture, goldenNames, readGolden, relativeError } from './golden.ts';
-import { readClassifierGolden } from './golden_classifiers.ts';
 
 // Other golden Llamas differ only in numbers that do not matter here.
 const kLlamas = ['llama-biases', 'llama-untied-gqa'];

@@ -14,9 +14,14 @@ import {
 import { sharedRows } from '../../lib/models/shared_rows.ts';
 import type { Tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
+import {
+  architecture,
+  goldenNames,
+  readGolden,
+  relativeError,
+} from '../support/golden_checkpoints.ts';
+import { readClassifierGolden } from '../support/golden_classifiers.ts';
 import { weighed } from '../support/weighed.ts';
-import { architecture, goldenNames, readGolden, relativeError } from './golden.ts';
-import { readClassifierGolden } from './golden_classifiers.ts';
 
 const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'checkpointed'];
 

@@ -18,18 +18,19 @@ import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
 import { writeGoldenGguf } from '../support/gguf_models.ts';
 import { goldenArray, goldenArrays } from '../support/golden.ts';
-import { kTinyT5, tinySeq2SeqData } from '../support/tiny_seq2seq.ts';
 import {
   type AdapterFacts,
   architecture,
   type Golden,
   goldenNames,
   gradientNormError,
+  peftGradients,
   relativeError,
   roundToBf16,
   rowError,
-} from './golden.ts';
-import { hookAdapter, unpadded } from './golden_classifiers.ts';
+} from '../support/golden_checkpoints.ts';
+import { unpadded } from '../support/golden_classifiers.ts';
+import { kTinyT5, tinySeq2SeqData } from '../support/tiny_seq2seq.ts';
 
 interface Seq2SeqGolden extends Pick<Golden, 'folder' | 'expected' | 'facts'> {
   readonly batch: Seq2SeqBatch;
@@ -161,14 +162,15 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
     const { tensors: expected } = await loadSafetensors(
       join(golden.folder, 'expected-adapter.safetensors'),
     );
-    const hooked = await hookAdapter(model, join(golden.folder, 'adapter'));
+    const tuned = await AdapterModel.fromPretrained(model, join(golden.folder, 'adapter'));
     const loss = lossOf(model, golden);
     loss.backward();
     expect(Math.abs((await loss.item()) - expectedLoss)).toBeLessThan(tolerance.loss_abs);
     const error = rowError(logitsOf(model, golden), expected.logits as Tensor, golden.rows);
     expect(error).toBeLessThan(tolerance.logits_abs);
+    const grads = peftGradients(tuned);
     for (const key of Object.keys(expected).filter((one) => one.startsWith('grad.'))) {
-      const grad = hooked[key.slice('grad.'.length)]?.grad as Tensor;
+      const grad = grads.get(key.slice('grad.'.length)) as Tensor;
       expect(relativeError(grad, expected[key] as Tensor), key).toBeLessThan(
         tolerance.grad_abs_over_max_abs,
       );
@@ -235,10 +237,11 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
     for (const keep of ['saved', 'lean', 'checkpointed'] as const) {
       const model = await Auto.fromPretrained(modelOf(golden));
       model.layerKeep = () => keep;
-      const hooked = await hookAdapter(model, join(golden.folder, 'adapter'));
+      const tuned = await AdapterModel.fromPretrained(model, join(golden.folder, 'adapter'));
       fusedLossOf(model, golden).backward();
+      const grads = peftGradients(tuned);
       for (const key of keys) {
-        const grad = hooked[key.slice('grad.'.length)]?.grad as Tensor;
+        const grad = grads.get(key.slice('grad.'.length)) as Tensor;
         expect(relativeError(grad, expected[key] as Tensor), `${keep} ${key}`).toBeLessThan(
           tolerance.grad_abs_over_max_abs,
         );
@@ -250,29 +253,23 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
   it('gives the pairs of all modules in both stacks the gradients that follow from their weights', async () => {
     const golden = await readGolden(name);
     const model = await Auto.fromPretrained(modelOf(golden), { trainable: true });
-    for (const parameter of model.parameters()) parameter.requiresGrad = true;
-    const hooked = await hookAdapter(model, join(golden.folder, 'adapter'));
+    const tuned = await AdapterModel.fromPretrained(model, join(golden.folder, 'adapter'));
+    for (const { linear } of tuned.modules) linear.weight.requiresGrad = true;
     lossOf(model, golden).backward();
-    const { lora_alpha: alpha } = JSON.parse(
-      readFileSync(join(golden.folder, 'adapter/adapter_config.json'), 'utf8'),
-    );
-    const weights = new Map(model.namedParameters());
-    const keys = Object.keys(hooked).filter((key) => key.includes('lora_A'));
-    const countOf = (part: RegExp): number => keys.filter((key) => part.test(key)).length;
+    const countOf = (part: RegExp): number =>
+      tuned.modules.filter((module) => part.test(module.name)).length;
     expect([countOf(/EncDecAttention/), countOf(/decoder\..*SelfAttention/)]).toEqual([8, 8]);
     expect(countOf(/encoder\.block/)).toBe(countOf(/decoder\.block/) - 8);
     const { grad_abs_over_max_abs: tolerance } = golden.facts.tolerance;
-    for (const key of keys) {
-      const [a, b] = [hooked[key], hooked[key.replace('lora_A', 'lora_B')]] as [Tensor, Tensor];
-      const path = key.replace('base_model.model.', '').replace('.lora_A.weight', '');
-      const weight = weights.get(`${path}.weight`) as Tensor;
-      const scale = alpha / (a.shape[0] as number);
+    for (const { name: at, linear, pair, scale } of tuned.modules) {
+      const { a, b } = pair;
+      const dW = linear.weight.grad as Tensor;
       const [dA, dB] = noGrad(() => [
-        mul(matmul(transpose(b, 0, 1), weight.grad as Tensor), scale),
-        mul(matmul(weight.grad as Tensor, transpose(a, 0, 1)), scale),
+        mul(matmul(transpose(b, 0, 1), dW), scale),
+        mul(matmul(dW, transpose(a, 0, 1)), scale),
       ]) as [Tensor, Tensor];
-      expect(relativeError(a.grad as Tensor, dA), key).toBeLessThan(tolerance);
-      expect(relativeError(b.grad as Tensor, dB), key).toBeLessThan(tolerance);
+      expect(relativeError(a.grad as Tensor, dA), at).toBeLessThan(tolerance);
+      expect(relativeError(b.grad as Tensor, dB), at).toBeLessThan(tolerance);
     }
   });
 

@@ -8,7 +8,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { parse } from 'yaml';
-import { kFakePlugin, kNoFake } from '../device/fake.ts';
+import { kFakePlugin, kNoFake } from '../support/fake_device.ts';
 import { writePageFolder, writePageModels } from '../support/page_folder.ts';
 import {
   addedFile,

@@ -11,19 +11,11 @@ interface Module {
   proxies(env: Record<string, string>): string[];
   networkTrouble(log: string): string | null;
   systemName(text: string): string;
-  isDebian13(text: string): boolean;
 }
 // The script has no types.
 const path = '../../scripts/support/packages.mjs';
-const {
-  installCommand,
-  commandsFor,
-  parsePolicy,
-  proxies,
-  networkTrouble,
-  systemName,
-  isDebian13,
-} = (await import(path)) as Module;
+const { installCommand, commandsFor, parsePolicy, proxies, networkTrouble, systemName } =
+  (await import(path)) as Module;
 
 describe('the command to install', () => {
   it.each([
@@ -105,6 +97,4 @@ it('reads the name of the system', () => {
   const text = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_CODENAME=bookworm\n';
   expect(systemName(text)).toBe('Debian GNU/Linux 12 (bookworm)');
   expect(systemName('')).toBe('this system');
-  expect(isDebian13(text)).toBe(false);
-  expect(isDebian13('ID=debian\nVERSION_CODENAME=trixie\n')).toBe(true);
 });

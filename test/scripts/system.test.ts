@@ -26,11 +26,6 @@ interface Needs {
   versionOf(text: string | null): number[];
   atLeast(version: number[], least: number[]): boolean;
 }
-interface Suites {
-  kSuites: { name: string }[];
-  toolsFor(options: { quick: boolean; only: string[] | null }): string[];
-  targetsFor(options: { quick: boolean; only: string[] | null }, without: string[]): string[];
-}
 // The scripts have no types.
 const script = (name: string) => import(`../../scripts/support/${name}.mjs`);
 const { checkPlatform, missingMessage, ensureNeeds, ensureTools } = (await script(
@@ -39,7 +34,6 @@ const { checkPlatform, missingMessage, ensureNeeds, ensureTools } = (await scrip
 const { kBuildNeeds, kDeveloperNeeds, unmet, versionOf, atLeast } = (await script(
   'needs',
 )) as Needs;
-const { toolsFor, targetsFor } = (await script('suites')) as Suites;
 
 afterEach(() => {
   vi.restoreAllMocks();
@@ -95,26 +89,6 @@ describe('the required packages', () => {
     expect(kDeveloperNeeds).toEqual(
       expect.arrayContaining(['doctest', 'clang-format', 'clang-tidy', 'python', 'node-headers']),
     );
-  });
-
-  it('are for a developer those of the suites that run', () => {
-    const only = (...names: string[]) => toolsFor({ quick: false, only: names });
-    expect(only('cpp', 'vitest')).toEqual(['doctest']);
-    expect(only('vitest', 'types')).toEqual([]);
-    expect(only('format-cpp')).toEqual(['clang-format']);
-    expect(only('tidy', 'gyp')).toEqual(expect.arrayContaining(['clang-tidy', 'python']));
-    vi.stubEnv('CI', 'false');
-    expect(toolsFor({ quick: true, only: null })).toEqual(['clang-format', 'doctest']);
-    vi.stubEnv('CI', 'true');
-    expect(toolsFor({ quick: false, only: null })).toContain('node-headers');
-  });
-
-  it('come with the targets of the C++ tests for the suites that run them', () => {
-    const targets = (only: string[] | null, without: string[] = []) =>
-      targetsFor({ quick: true, only }, without);
-    expect(targets(['types'])).toEqual(['balora']);
-    expect(targets(['cpp', 'vitest'])).toEqual(['balora', 'balora_tests', 'balora_fake_device']);
-    expect(targets(null, ['doctest'])).toEqual(['balora', 'balora_fake_device']);
   });
 });
 

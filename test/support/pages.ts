@@ -10,7 +10,7 @@ const kCode = /^( *)```[\s\S]*?^\1```|`[^`]*`/gm;
 /** All pages, by their paths from the repository's root. */
 export const kPages = [
   ...['README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'examples/demo/README.md'],
-  ...['test/README.md', 'test/fixtures/README.md'],
+  ...['test/README.md', 'test/fixtures/README.md', 'tools/fixtures/README.md'],
   ...['docs', 'docs/decisions'].flatMap((folder) =>
     readdirSync(join(kRoot, folder))
       .filter((name) => name.endsWith('.md'))

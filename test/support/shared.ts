@@ -11,8 +11,8 @@ export function sharedPath(path: string): string {
 }
 
 /**
- * A `describe` that is skipped with the missing paths in its name, unless every given shared
- * path exists (default: ../shared itself).
+ * A `describe` in whose place one skipped test names what is missing, unless every given shared path exists (default: ../shared
+ * itself).
  */
 export function describeShared(name: string, body: () => void): void;
 export function describeShared(name: string, paths: string[], body: () => void): void;
@@ -30,7 +30,6 @@ export function describeShared(
   } else {
     const names = missing.map((path) => `../shared/${path}`).join(', ');
     // The body is left out, since vitest runs it even to skip it, and it may read files that are missing.
-    describe.skip(`${name} (skipped: ${names} not there)`, () =>
-      it('needs shared files', () => {}));
+    describe.skip(name, () => it(`needs ${names}`, () => {}));
   }
 }

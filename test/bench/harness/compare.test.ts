@@ -6,7 +6,14 @@ import { describe, expect, it } from 'vitest';
 import { compareReports, kEnergyTolerance, readReport } from '../../../bench/harness/compare.ts';
 import { comparisonText } from '../../../bench/harness/tables.ts';
 import { FormatError } from '../../../lib/errors.ts';
-import { growthOf, kMachine, microRow, pissaRow, report, stepRow } from './reports.ts';
+import {
+  growthOf,
+  kMachine,
+  microRow,
+  pissaRow,
+  report,
+  stepRow,
+} from '../../support/bench_reports.ts';
 
 describe('compareReports', () => {
   it('reports a regression only beyond the margin, where more is worse or where less is', () => {

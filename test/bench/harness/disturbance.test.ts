@@ -9,7 +9,7 @@ import {
   watched,
 } from '../../../bench/harness/disturbance.ts';
 import { cpuFeatures } from '../../../bench/harness/machine.ts';
-import { kMachine, microRow } from './reports.ts';
+import { kMachine, microRow } from '../../support/bench_reports.ts';
 
 const kIdle: IdleFacts = {
   ...{ first: { others: 0.01, stolen: 0 }, before: kMachine, after: kMachine },

@@ -16,8 +16,8 @@ import { choosePlans, kPlans } from '../../../bench/harness/workloads.ts';
 import type { Batch } from '../../../lib/data/collate.ts';
 import type { LabelledBatch } from '../../../lib/data/labelled_batches.ts';
 import { ArgumentError } from '../../../lib/errors.ts';
+import { stepRow } from '../../support/bench_reports.ts';
 import { writeTinyCheckpoint } from '../../support/tiny_checkpoint.ts';
-import { stepRow } from './reports.ts';
 
 const namesOf = (only: string[]): string[] => choosePlans(only).map(({ name }) => name);
 

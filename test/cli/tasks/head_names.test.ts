@@ -3,8 +3,8 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { balora } from '../support/run_cli.ts';
-import { tinyRows, writeTinyClassifier } from '../support/tiny_classifier.ts';
+import { balora } from '../../support/run_cli.ts';
+import { tinyRows, writeTinyClassifier } from '../../support/tiny_classifier.ts';
 
 const kTask = ['--task', 'sequence-classification'];
 /** The labels in the order of roberta-large-mnli, which is the reverse of GLUE's. */

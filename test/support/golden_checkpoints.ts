@@ -3,11 +3,12 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'vitest';
+import type { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { loadSafetensors } from '../../lib/io/safetensors.ts';
 import type { Model } from '../../lib/models/index.ts';
 import { copy_ } from '../../lib/ops/index.ts';
 import { noGrad, type Tensor } from '../../lib/tensor.ts';
-import { values } from '../support/compare.ts';
+import { values } from './compare.ts';
 
 export interface AdapterFacts {
   readonly loss: number;
@@ -54,6 +55,16 @@ export function goldenNames(task: GoldenTask): string[] {
 /** The configuration of a golden checkpoint. */
 export const goldenConfig = (name: string): Record<string, unknown> =>
   JSON.parse(readFileSync(join(architecture(name), 'model', 'config.json'), 'utf8'));
+
+/** The gradients of an adapter and its trained head, under the keys of PEFT's file. */
+export function peftGradients<M extends Model>(tuned: AdapterModel<M>): Map<string, Tensor | null> {
+  return new Map(
+    tuned.parameters().map(({ name, tensor }) => {
+      const ending = /\.lora_[AB]$/.test(name) ? '.weight' : '';
+      return [`base_model.model.${name}${ending}`, tensor.grad];
+    }),
+  );
+}
 
 export async function readGolden(name: string): Promise<Golden> {
   const folder = architecture(name);

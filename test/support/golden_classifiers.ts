@@ -2,11 +2,10 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { loadSafetensors } from '../../lib/io/safetensors.ts';
-import type { Model, ModelBatch, SequenceClassifier } from '../../lib/models/index.ts';
-import type { Linear } from '../../lib/nn/index.ts';
-import { add, crossEntropy, mean, reshape, square, sub } from '../../lib/ops/index.ts';
-import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
-import { architecture, type Golden } from './golden.ts';
+import type { ModelBatch, SequenceClassifier } from '../../lib/models/index.ts';
+import { crossEntropy, mean, reshape, square, sub } from '../../lib/ops/index.ts';
+import { type Tensor, tensor } from '../../lib/tensor.ts';
+import { architecture, type Golden } from './golden_checkpoints.ts';
 
 export interface ClassifierGolden {
   readonly folder: string;
@@ -69,33 +68,4 @@ export function goldenLoss(model: SequenceClassifier, { batch, labels }: Classif
   }
   const wanted = tensor(Float64Array.from(labels), { dtype: logits.dtype });
   return mean(square(sub(reshape(logits, [labels.length]), wanted)));
-}
-
-/**
- * Adds the pairs and the trained head of a PEFT folder to a model by hooks (s = alpha / r); all of them require gradients.
- * @returns every tensor under its key in the file
- */
-export async function hookAdapter(model: Model, folder: string): Promise<Record<string, Tensor>> {
-  const config = JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'));
-  const { tensors } = await loadSafetensors(join(folder, 'adapter_model.safetensors'));
-  const parameters = new Map(model.namedParameters());
-  const hooked: Record<string, Tensor> = {};
-  const masterOf = (key: string) => {
-    const master = noGrad(() => add((tensors[key] as Tensor).to('f32'), 0));
-    master.requiresGrad = true;
-    hooked[key] = master;
-    return master;
-  };
-  for (const key of Object.keys(tensors)) {
-    const path = key.replace('base_model.model.', '');
-    const pair = /^(.*)\.lora_A\.weight$/.exec(path);
-    if (pair !== null) {
-      const [a, b] = [masterOf(key), masterOf(key.replace('lora_A', 'lora_B'))];
-      const scale = config.lora_alpha / (a.shape[0] as number);
-      (model.module(pair[1] as string) as Linear).adapter = { update: () => ({ a, b, scale }) };
-    } else if (!path.includes('.lora_')) {
-      model.replaceParameter(parameters.get(path) as Tensor, masterOf(key));
-    }
-  }
-  return hooked;
 }

@@ -7,7 +7,7 @@ import type {
   Report,
   Row,
   StepRow,
-} from '../../../bench/harness/types.ts';
+} from '../../bench/harness/types.ts';
 
 export const kMachine: Machine = {
   cpu: 'Some CPU',

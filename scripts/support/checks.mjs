@@ -1,0 +1,259 @@
+// The checks of `npm test`. Each runs a program and gives counts: how many of its tests passed and failed, a line for each failure,
+// and what it left out by name. A program that fails without a count is counted as one failure.
+
+import { spawnSync } from 'node:child_process';
+import { existsSync, readdirSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { buildNative, configureNative } from './build_steps.mjs';
+import { chooseCompiler } from './compiler.mjs';
+import { buildCuda, forbiddenSpills, nvccMissing, overLimits } from './cuda_build.mjs';
+import { runDoctest } from './doctest.mjs';
+import { hasGpu, processorLacks } from './left_out.mjs';
+import { clangTidy, kClangFormat, nodeHeaders } from './needs.mjs';
+import { findOneDnn } from './onednn.mjs';
+import { capture, inRoot, red, root, runVisible, say, yellow } from './shell.mjs';
+import { runVitest } from './vitest.mjs';
+
+const bin = (name, file) => inRoot('node_modules', ...name.split('/'), ...file.split('/'));
+
+/** The counts of one yes-or-no check. */
+function single(fine) {
+  return { passed: fine ? 1 : 0, failed: fine ? 0 : 1 };
+}
+
+/** A program's exit status as one check. */
+function program(command, args, options) {
+  return single(runVisible(command, args, options) === 0);
+}
+
+/** A script's exit status as one check. */
+const node = (...args) => program(process.execPath, args);
+
+/** The sum of counts. */
+function sum(rows) {
+  const total = (key) => rows.reduce((so, row) => so + (row[key] ?? 0), 0);
+  return {
+    ...{ passed: total('passed'), failed: total('failed'), assertions: total('assertions') },
+    failures: rows.flatMap((row) => row.failures ?? []),
+    leftOut: rows.flatMap((row) => row.leftOut ?? []),
+    projects: rows.flatMap((row) => row.projects ?? []),
+  };
+}
+
+/** The counts of what this machine cannot run. @param why what is missing */
+function lacking(name, why) {
+  say(yellow(`left out: ${why}`));
+  return { passed: 0, failed: 0, leftOut: [{ name, why }] };
+}
+
+/** The counts of an executable of C++ tests, whose skipped cases are named `SUITE: CASE`. */
+function cases(suite, executable, options) {
+  const { leftOut, ...counts } = runDoctest(inRoot('build', ...executable.split('/')), options);
+  return { ...counts, leftOut: leftOut.map((name) => ({ name: `${suite}: ${name}` })) };
+}
+
+/** The counts of projects of vitest. */
+function tests(suite, projects, env) {
+  const { leftOut, ...counts } = runVitest(suite, projects, env);
+  return { ...counts, leftOut: leftOut.map((name) => ({ name })) };
+}
+
+/** Checks that committed generated files are those that their scripts write. */
+export const runGenerated = () =>
+  sum(
+    [
+      ...['gen_types.mjs', 'gen_kernels_doc.mjs', 'gen_models_doc.mjs'],
+      ...['gen_options_doc.mjs', 'gen_performance.mjs', 'gen_ptxas.mjs'],
+    ].map(checkGenerated),
+  );
+
+/** Checks that every export has a doc comment, and that every link in one leads somewhere. */
+export const runApi = () => node(bin('typedoc', 'bin/typedoc'), '--emit', 'none');
+
+/** Runs the C++ tests. */
+export const runCpp = () => cases('cpp', 'release/balora_tests');
+
+/** Runs the C++ tests with AddressSanitizer and UndefinedBehaviorSanitizer, those of products also on an emulated AMX. */
+export async function runSanitized() {
+  const defines = [
+    'BALORA_SANITIZE=address,undefined',
+    'BALORA_ADDON=OFF',
+    'BALORA_EMULATED_AMX=ON',
+  ];
+  await buildNative({ out: 'sanitize', targets: ['balora_tests'], defines });
+  const env = {
+    ASAN_OPTIONS: 'detect_stack_use_after_return=1:strict_string_checks=1',
+    UBSAN_OPTIONS: 'print_stacktrace=1',
+  };
+  return cases('sanitize', 'sanitize/balora_tests', { env });
+}
+
+const kEmulated = inRoot('build', 'emulator', 'balora_cuda.so');
+
+/** The targets of the emulated device where it has been built before: the tests that find it there need it as it is now. */
+export const emulatedIfBuilt = () => (existsSync(kEmulated) ? ['balora_cuda_emulated'] : []);
+
+/**
+ * Runs the tests of the emulated device itself, those of the CUDA kernels on it against the CPU, and vitest's tests of ops, losses,
+ * optimizers and training on it.
+ */
+export async function runEmulated() {
+  if (process.platform !== 'linux' || process.arch !== 'x64') {
+    return lacking('emulated', 'the emulated device works on linux-x64 only');
+  }
+  const targets = ['balora_cuda_emulated', 'balora_device_tests', 'balora_emulator_tests'];
+  await buildNative({ targets: [...targets, 'balora'] });
+  const plugin = { BALORA_CUDA_PLUGIN: kEmulated };
+  const oneDevice = { ...plugin, BALORA_EMULATOR_DEVICES: '1' }; // like a machine with one GPU
+  return sum([
+    cases('emulated', 'release/balora_emulator_tests'),
+    cases('emulated', 'release/balora_device_tests', { env: plugin }),
+    cases('emulated', 'release/balora_device_tests', { env: oneDevice, only: 'staging*' }),
+    // The variable would put the project `cuda` in the place of this one.
+    tests('emulated', ['cuda-emulated'], { BALORA_CUDA_PLUGIN: undefined }),
+  ]);
+}
+
+/** Runs vitest's tests that need no order. */
+export const runUnit = () => tests('unit', ['unit']);
+
+/** Runs vitest's tests that start processes, and those that measure time or memory, one file of these at a time. */
+export const runProcesses = () => tests('processes', ['processes', 'alone']);
+
+/** vitest's projects for older instructions, with the flag of the processors on which the level is below the best. */
+const kLevels = {
+  'cpu-plain': 'avx2',
+  'cpu-avx2': 'avx512bw',
+  'cpu-avx512': 'avx512_bf16',
+  'cpu-avx512-bf16': 'amx_bf16',
+};
+
+const kLevelProjects = Object.keys(kLevels);
+
+/** Runs vitest's tests of products on each level of instructions below this processor's best, which `unit` runs. */
+export function runLevels() {
+  const lower = kLevelProjects.filter((name) => !processorLacks(kLevels[name]));
+  const others = kLevelProjects.filter((name) => !lower.includes(name));
+  const rows = others.map((name) =>
+    lacking(`levels: ${name}`, `this processor has no ${kLevels[name]}`),
+  );
+  return sum(lower.length > 0 ? [tests('levels', lower), ...rows] : rows);
+}
+
+/**
+ * Builds every CUDA file for every architecture with warnings as errors, and checks that no kernel spills or exceeds the limits. Then
+ * checks that the plug-in links no CUDA library, and without a GPU reports what is missing.
+ */
+export async function runNvcc() {
+  const reason = nvccMissing();
+  if (reason) return lacking('nvcc', reason);
+  const rows = await buildCuda();
+  const spilling = forbiddenSpills(rows);
+  for (const { kernel, architecture, spilled } of spilling) {
+    say(red(`${kernel} spills ${spilled} bytes on ${architecture}`));
+  }
+  const above = overLimits(rows);
+  for (const { kernel, architecture, takes } of above) {
+    say(red(`${kernel} takes ${takes} on ${architecture}`));
+  }
+  const failed = spilling.length + above.length;
+  const kernels = { passed: rows.length - failed, failed };
+  return sum([kernels, checkGenerated('gen_ptxas.mjs'), checkPlugin()]);
+}
+
+/** Checks the libraries that the plug-in links against, and its messages through the addon; a GPU is used where there is one. */
+function checkPlugin() {
+  const plugin = inRoot('build', 'cuda', 'balora_cuda.so');
+  const needed = (capture('readelf', ['-d', plugin]) ?? 'readelf failed: libcudart')
+    .split('\n')
+    .filter((line) => /NEEDED|failed/.test(line));
+  const linked = needed.filter((line) => /libcu(da|dart|blas|solver)/.test(line));
+  for (const line of linked) say(red(`${plugin}: ${line.trim()}`));
+  const source = `import { zeros } from ${JSON.stringify(inRoot('dist', 'ops', 'index.js'))};
+    try { console.log('works', await zeros([1], { device: 'cuda' }).item()); }
+    catch (error) { console.log(error.code, error.message); }`;
+  const said = spawnSync(process.execPath, ['--input-type=module', '-e', source], {
+    ...{ cwd: root, encoding: 'utf8', env: { ...process.env, BALORA_CUDA_PLUGIN: plugin } },
+  }).stdout.trim();
+  say(`${plugin}: ${said}`);
+  const fine = kPluginSays.test(said);
+  return sum([single(linked.length === 0), single(fine)]);
+}
+const kPluginSays =
+  /^(works 0$|ERR_UNSUPPORTED cuda:0: (no NVIDIA driver was found \(libcuda\.so\.1\)|cuBLAS was not found))/;
+
+/** Compares a GPU with the CPU (`npm run test:cuda`). */
+export function runGpu() {
+  if (!hasGpu()) return lacking('gpu', 'no NVIDIA GPU on this machine');
+  return node(inRoot('scripts', 'test_cuda.mjs'));
+}
+
+/** Runs clang-tidy over the product's C++, without OpenMP, whose GCC header clang does not read. */
+export async function runTidy() {
+  const folder = inRoot('build', 'tidy'); // clang cannot read the precompiled headers of GCC
+  await configureNative({ out: 'tidy', defines: ['CMAKE_DISABLE_PRECOMPILE_HEADERS=ON'] });
+  const extra = ['-fno-openmp', '-Wno-unknown-pragmas', '-Wno-unused-private-field'];
+  const flags = ['-quiet', '-p', folder, ...extra.map((flag) => `-extra-arg=${flag}`)];
+  return program(clangTidy(), [...flags, `^${inRoot('native')}/`]);
+}
+
+/** Builds the addon once more by binding.gyp, without CMake, loads it and asks for its signatures. */
+export function runGyp() {
+  const headers = nodeHeaders();
+  const gyp = bin('node-gyp', 'bin/node-gyp.js');
+  const flags = [`--nodedir=${dirname(dirname(headers))}`, '--jobs=max', '--silent'];
+  const env = {
+    BALORA_ONEDNN_ROOT: findOneDnn().root,
+    CXX: process.env.CXX || chooseCompiler().compiler.command,
+  };
+  const built = program(process.execPath, [gyp, 'configure', 'build', ...flags], { env });
+  if (built.failed > 0) return built;
+  const BALORA_BINARY = inRoot('build', 'Release', 'balora.node');
+  const check = [inRoot('scripts', 'gen_types.mjs'), '--check'];
+  return program(process.execPath, check, { env: { BALORA_BINARY } });
+}
+
+const kNativeFolders = [
+  ...['native', 'cuda', 'bench'],
+  ...['test/native', 'test/device', 'test/emulator', 'test/fake_device'],
+];
+
+/** Every C++ file of the project, which clang-format checks. */
+export function nativeFiles() {
+  return kNativeFolders.flatMap((folder) =>
+    existsSync(inRoot(folder))
+      ? readdirSync(inRoot(folder), { recursive: true })
+          .filter((name) => /\.(h|cc|cu|cuh)$/.test(name))
+          .map((name) => `${folder}/${name}`)
+      : [],
+  );
+}
+
+/** Checks that a committed generated file is the one that its script writes. */
+function checkGenerated(script) {
+  return node(inRoot('scripts', script), '--check');
+}
+
+const biome = bin('@biomejs/biome', 'bin/biome');
+
+/** Checks the types of everything that tsconfig.json includes. */
+export const runTypes = () => node(bin('typescript', 'bin/tsc'), '--noEmit', '-p', 'tsconfig.json');
+
+/** Runs biome's rules, and the rules of who may import whom. */
+export function runLint() {
+  const cruiser = bin('dependency-cruiser', 'bin/dependency-cruise.mjs');
+  return sum([
+    node(biome, 'lint', '--error-on-warnings'),
+    node(cruiser, '--config', '.dependency-cruiser.mjs', ...kCruised),
+  ]);
+}
+
+/** The folders whose imports .dependency-cruiser.mjs has rules for. */
+const kCruised = ['lib', 'bench/harness'];
+
+/** Checks the format of TypeScript, JavaScript and JSON. */
+export const runFormatTs = () => node(biome, 'check', '--linter-enabled=false');
+
+/** Checks the format of C++. */
+export const runFormatCpp = () =>
+  program(`clang-format-${kClangFormat}`, ['--dry-run', '-Werror', ...nativeFiles()]);

@@ -1,0 +1,81 @@
+// What a run of `npm test` leaves out: test/left_out.json lists all of it by name, with the condition, the reason and what runs it.
+// With CI=true a run that leaves out anything else, or runs what is listed as left out, fails.
+import { existsSync, readFileSync } from 'node:fs';
+import { nvccMissing } from './cuda_build.mjs';
+import { has, inRoot } from './shell.mjs';
+
+/** Whether the processor is without a feature, by its flag in /proc/cpuinfo. */
+export function processorLacks(flag) {
+  try {
+    return !new RegExp(`^flags\\s*:.* ${flag}( |$)`, 'm').test(
+      readFileSync('/proc/cpuinfo', 'utf8'),
+    );
+  } catch {
+    return true;
+  }
+}
+
+/** Whether this machine has an NVIDIA GPU with a driver. */
+export const hasGpu = () => has('nvidia-smi', ['-L']);
+
+const kShared = inRoot('..', 'shared');
+
+/** The conditions that test/left_out.json names: whether each holds now, or null where only the test itself finds out. */
+const kConditions = {
+  always: () => true,
+  'beside ../shared, without BALORA_SLOW=1': () =>
+    existsSync(kShared) && process.env.BALORA_SLOW !== '1',
+  'without ../shared': () => !existsSync(kShared),
+  'without nvcc': () => nvccMissing() !== null,
+  'after npm run build:cuda': () => existsSync(inRoot('build', 'cuda', 'balora_cuda.so')),
+  'without a GPU': () => !hasGpu(),
+  'without AVX2': () => processorLacks('avx2'),
+  'without AVX-512': () => processorLacks('avx512bw'),
+  'without AVX512-BF16': () => processorLacks('avx512_bf16'),
+  'without AMX': () => processorLacks('amx_bf16'),
+  'on a Node that cannot require an ES module': () => process.features.require_module !== true,
+  'on a busy machine': () => null,
+};
+
+/** The groups of test/left_out.json: [{ when, why, run, names }], each with `holds`. */
+export function leftOutList(text = readFileSync(inRoot('test', 'left_out.json'), 'utf8')) {
+  const groups = JSON.parse(text);
+  return groups.map((group) => {
+    const condition = kConditions[group.when];
+    if (!condition) {
+      throw new Error(
+        `test/left_out.json: scripts/support/left_out.mjs knows no condition "${group.when}"`,
+      );
+    }
+    return { ...group, holds: condition() };
+  });
+}
+
+/**
+ * Compares what a run left out with the list.
+ * @param names what was left out, each name once for each time
+ * @param groups from {@link leftOutList}
+ * @param ran whether the run included the suite that a name belongs to
+ * @returns a line for each difference
+ */
+export function differences(names, groups, ran) {
+  const listed = groups.filter(({ holds }) => holds !== false).flatMap((group) => group.names);
+  const wanted = groups.filter(({ holds }) => holds === true).flatMap((group) => group.names);
+  const beyond = (some, others) => {
+    const counts = new Map();
+    for (const name of others) counts.set(name, (counts.get(name) ?? 0) + 1);
+    return some.filter((name) => {
+      const left = counts.get(name) ?? 0;
+      counts.set(name, left - 1);
+      return left <= 0;
+    });
+  };
+  return [
+    ...beyond(names, listed).map(
+      (name) => `left out, but not listed for this machine in test/left_out.json: ${name}`,
+    ),
+    ...beyond(wanted.filter(ran), names).map(
+      (name) => `listed in test/left_out.json, but not left out: ${name}`,
+    ),
+  ];
+}

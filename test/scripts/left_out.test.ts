@@ -1,0 +1,85 @@
+// test/left_out.json and its comparison with what a run of `npm test` left out.
+import { existsSync } from 'node:fs';
+import { describe, expect, it } from 'vitest';
+import { kCpuLevels } from '../support/cpu_levels.ts';
+
+interface Group {
+  when: string;
+  why: string;
+  run?: string;
+  names: string[];
+  holds: boolean | null;
+}
+// The script has no types.
+const path = '../../scripts/support/left_out.mjs';
+const { leftOutList, differences } = (await import(path)) as {
+  leftOutList(text?: string): Group[];
+  differences(
+    names: string[],
+    groups: Pick<Group, 'names' | 'holds'>[],
+    ran: (name: string) => boolean,
+  ): string[];
+};
+const suites = '../../scripts/support/suites.mjs';
+const { kSuites } = (await import(suites)) as { kSuites: { name: string }[] };
+const list = leftOutList();
+const kProjects = [
+  ...['unit', 'processes', 'alone', 'cuda-emulated'],
+  ...kCpuLevels.map(({ name }) => `cpu-${name.replace('_', '-')}`),
+];
+
+describe('the list', () => {
+  it('gives a reason for each group, and each name once', () => {
+    const names = list.flatMap((group) => group.names);
+    expect(names.filter((name, i) => names.indexOf(name) !== i)).toEqual([]);
+    for (const { when, why, names: own } of list) {
+      expect(why, when).toMatch(/\w/);
+      expect(own.length, when).toBeGreaterThan(0);
+    }
+  });
+
+  it('names test files that exist', () => {
+    const files = list.flatMap(({ names }) =>
+      names.flatMap((name) => /: (test\/\S+\.ts): /.exec(name)?.[1] ?? []),
+    );
+    expect(files.length).toBeGreaterThan(30);
+    expect(files.filter((file) => !existsSync(file))).toEqual([]);
+  });
+
+  it('names suites, and projects of vitest', () => {
+    const known = [...kSuites.map(({ name }) => name), ...kProjects];
+    const first = list.flatMap(({ names }) => names.map((name) => name.split(':')[0] as string));
+    expect([...new Set(first)].filter((name) => !known.includes(name))).toEqual([]);
+  });
+
+  it('is refused with a condition that is unknown', () => {
+    const text = JSON.stringify([{ when: 'at night', why: 'dark', names: ['nvcc'] }]);
+    expect(() => leftOutList(text)).toThrow('knows no condition "at night"');
+  });
+});
+
+describe('the comparison', () => {
+  const groups = [
+    { holds: true, names: ['unit: a', 'unit: a', 'gpu'] },
+    { holds: false, names: ['nvcc'] },
+    { holds: null, names: ['alone: c'] },
+  ];
+  const of = (...names: string[]) => differences(names, groups, (name) => name !== 'gpu');
+
+  it('accepts what is listed, also what only the test itself finds out', () => {
+    expect(of('unit: a', 'unit: a')).toEqual([]);
+    expect(of('unit: a', 'alone: c', 'gpu', 'unit: a')).toEqual([]);
+  });
+
+  it('names what is left out beside the list, where its condition does not hold, or too often', () => {
+    const line = (name: string) =>
+      `left out, but not listed for this machine in test/left_out.json: ${name}`;
+    expect(of('unit: a', 'unit: a', 'unit: b')).toEqual([line('unit: b')]);
+    expect(of('unit: a', 'unit: a', 'nvcc')).toEqual([line('nvcc')]);
+    expect(of('unit: a', 'unit: a', 'unit: a')).toEqual([line('unit: a')]);
+  });
+
+  it('names what is listed and ran', () => {
+    expect(of('unit: a')).toEqual(['listed in test/left_out.json, but not left out: unit: a']);
+  });
+});
