@@ -89,7 +89,7 @@ describe('toolsOf', () => {
     });
   });
 
-  it.each([
+  it.each<Record<string, string>>([
     {},
     { CMAKE_GENERATOR: 'Unix Makefiles' },
     { ...cache, CMAKE_CXX_COMPILER: 'CMAKE_CXX_COMPILER-NOTFOUND' },

@@ -47,7 +47,8 @@ export function problemOf(words: readonly string[]): string | null | undefined {
   if (program === 'npm') return npmProblem(first, rest);
   if (program === 'node') return fileProblem(first) ?? optionProblem(rest, [first]);
   if (program === 'npx' && first === 'vitest') return vitestProblem(rest);
-  if (program === 'npx' && first === 'cmake-js') return cmakeProblem(words);
+  if (program === 'cmake' || (program === 'npx' && first === 'cmake-js'))
+    return cmakeProblem(words);
   const built = /^build\/\w+\/(balora\w*)$/.exec(program)?.[1];
   return built === undefined ? undefined : targetProblem(built);
 }
@@ -138,7 +139,7 @@ function vitestProblem(words: readonly string[]): string | null {
 function cmakeProblem(words: readonly string[]): string | null {
   const lists = read('CMakeLists.txt');
   for (const [i, word] of words.entries()) {
-    const variable = /^--CD(BALORA_\w+)=/.exec(word)?.[1];
+    const variable = /^-(?:D|-CD)(BALORA_\w+)=/.exec(word)?.[1];
     if (variable && !lists.includes(variable)) return `CMakeLists.txt has no ${variable}`;
     if (words[i - 1] === '--target') {
       const problem = targetProblem(word);
