@@ -76,7 +76,11 @@ function nativeComplaints(path: string, source: string): string[] {
 /** Constructs that only one file of cuda/ may contain, since the emulated device has to replace or watch them. */
 const kCudaOnlyIn: [what: string, pattern: RegExp, file: string][] = [
   ['a launch', /<<</, 'cuda/runtime/common.cuh'],
-  ['the launch of a driver or run-time call', /\bcu(da)?LaunchKernel\w*/, 'cuda/runtime/common.cuh'],
+  [
+    'the launch of a driver or run-time call',
+    /\bcu(da)?LaunchKernel\w*/,
+    'cuda/runtime/common.cuh',
+  ],
   ['PTX', /\basm\b|__asm__/, 'cuda/device/instructions.cuh'],
   ['__shared__', /__shared__/, 'cuda/device/block.cuh'],
 ];

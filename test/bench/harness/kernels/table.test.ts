@@ -1,4 +1,4 @@
-// Every kernel of kernels.def has a benchmark row or a reason for none, and each row times the kernel that it names.
+// Every kernel has a benchmark row or a reason for none, and each row times the kernel that it names.
 import { readdirSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { disposeOperands, type MicroContext, opOf } from '../../../../bench/harness/kernels/kit.ts';
@@ -12,9 +12,9 @@ import { timeOps } from '../../../../bench/harness/timing.ts';
 
 const native = new URL('../../../../native/', import.meta.url);
 const sourceOf = (path: string): string => readFileSync(new URL(path, native), 'utf8');
-const kKernels = [...sourceOf('kernels/kernels.def').matchAll(/^KERNEL\((\w+)/gm)].map(
-  ([, name]) => name as string,
-);
+const kKernels = readdirSync(new URL('kernels/operands/', native))
+  .flatMap((file) => [...sourceOf(`kernels/operands/${file}`).matchAll(/^ {2}KERNEL\((\w+)/gm)])
+  .map(([, name]) => name as string);
 const kOpSources = ['ops/', 'tape/'].flatMap((folder) =>
   readdirSync(new URL(folder, native), { recursive: true })
     .filter((name) => String(name).endsWith('.cc'))
@@ -38,7 +38,8 @@ describe('kernel rows', () => {
 
   it.each(kRows)('$name times $kernel', async (row) => {
     // Elementwise ops share a kernel, so that the op's name alone does not determine it.
-    const calls = kOpSources.filter((text) => text.includes(`kernels->${row.kernel}(`));
+    const call = new RegExp(`(&KernelTable::|kernels->)${row.kernel},`);
+    const calls = kOpSources.filter((text) => call.test(text));
     expect(calls.some((text) => text.includes(`"${opOf(row)}"`))).toBe(true);
     try {
       const { run, prepare, work } = row.make(kTiny);
