@@ -80,15 +80,15 @@ RitzPairs pairs_of(Scratch& scratch, const Basis& q, Ritz& found) {
 }  // namespace
 
 void Basis::append(Context* ctx, const Dense& block) {
-  convert_matrix(ctx, block.rows, block.cols, block.data(), BALORA_F64, block.cols,
-                 storage.data() + cols, BALORA_F64, storage.cols);
+  convert_matrix(ctx, block.rows, block.cols, {block.data(), BALORA_F64, block.cols},
+                 {storage.data() + cols, BALORA_F64, storage.cols});
   cols += block.cols;
 }
 
 Dense leading_columns(Scratch& scratch, const Dense& a, int64_t count) {
   Dense out(scratch, a.rows, count);
-  convert_matrix(scratch.ctx(), a.rows, count, a.data(), BALORA_F64, a.cols, out.data(), BALORA_F64,
-                 count);
+  convert_matrix(scratch.ctx(), a.rows, count, {a.data(), BALORA_F64, a.cols},
+                 {out.data(), BALORA_F64, count});
   return out;
 }
 

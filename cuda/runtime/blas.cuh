@@ -45,8 +45,20 @@ inline void* offset_by(void* data, int64_t elements, int32_t dtype) {
   return static_cast<char*>(data) + elements * element_size(dtype);
 }
 
-// to (rows,cols; `to_stride` apart) = from, converted and rounded once; both with unit columns.
-void convert_matrix(Context* ctx, int64_t rows, int64_t cols, const void* from, int32_t from_dtype,
-                    int64_t from_stride, void* to, int32_t to_dtype, int64_t to_stride);
+// Rows of any float type, `stride` elements from one to the next.
+struct SourceRows {
+  const void* data;
+  int32_t dtype;
+  int64_t stride;
+};
+struct ResultRows {
+  void* data;
+  int32_t dtype;
+  int64_t stride;
+};
+
+// to (rows,cols) = from, converted and rounded once.
+void convert_matrix(Context* ctx, int64_t rows, int64_t cols, const SourceRows& from,
+                    const ResultRows& to);
 
 }  // namespace balora::cuda

@@ -115,16 +115,16 @@ export function adamwSteps(
   { betas, eps, coefficient = null }: AdamwStepsOptions,
 ): void {
   native.adamwSteps(
-    parameters.map(({ param }) => param.handle),
-    parameters.map(({ grad }) => grad.handle),
-    parameters.map(({ m }) => m.handle),
-    parameters.map(({ v }) => v.handle),
-    parameters.map(({ rate }) => rate.handle),
-    parameters.map(({ weightDecay }) => weightDecay),
+    {
+      params: parameters.map(({ param }) => param.handle),
+      grads: parameters.map(({ grad }) => grad.handle),
+      m: parameters.map(({ m }) => m.handle),
+      v: parameters.map(({ v }) => v.handle),
+      rates: parameters.map(({ rate }) => rate.handle),
+      weightDecays: parameters.map(({ weightDecay }) => weightDecay),
+    },
     coefficient?.handle ?? null,
-    betas[0],
-    betas[1],
-    eps,
+    { beta1: betas[0], beta2: betas[1], eps },
   );
 }
 
@@ -160,12 +160,7 @@ export function sgdStep(param: Tensor, grad: Tensor, options: SgdStepOptions): v
     grad.handle,
     buffer?.handle ?? null,
     coefficient?.handle ?? null,
-    lr,
-    momentum,
-    dampening,
-    weightDecay,
-    nesterov,
-    first,
+    { lr, momentum, dampening, weightDecay, nesterov, first },
   );
 }
 
@@ -203,17 +198,9 @@ export function adafactorStep(param: Tensor, grad: Tensor, options: AdafactorSte
   native.adafactorStep(
     param.handle,
     grad.handle,
-    row.handle,
-    column?.handle ?? null,
-    m?.handle ?? null,
+    { row: row.handle, column: column?.handle ?? null, m: m?.handle ?? null },
     coefficient?.handle ?? null,
-    rest.lr,
-    rest.beta1,
-    rest.beta2,
-    rest.eps,
-    rest.clip,
-    rest.weightDecay,
-    scaleFloor ?? -1,
+    { ...rest, scaleFloor: scaleFloor ?? -1 },
   );
 }
 

@@ -57,12 +57,24 @@ struct Rows {
   BALORA_INLINE T* operator[](int64_t n) const { return data + n * stride; }
 };
 
+template <typename T>
+struct Forward {
+  Rows<T> gate, up, y;
+  int64_t width;
+};
+
+template <typename T>
+struct Backward {
+  Rows<T> dy, gate, up, dgate, dup;
+  int64_t width;
+};
+
 template <typename Act, typename T>
-BALORA_INLINE void forward_rows(Rows<T> gate, Rows<T> up, Rows<T> y, int64_t begin, int64_t end,
-                                int64_t width) {
+BALORA_INLINE void forward_rows(const Forward<T>& o, int64_t begin, int64_t end) {
+  const int64_t width = o.width;
   for (int64_t n = begin; n < end; ++n) {
-    const T *g = gate[n], *u = up[n];
-    T* out = y[n];
+    const T *g = o.gate[n], *u = o.up[n];
+    T* out = o.y[n];
 #pragma omp simd
     for (int64_t f = 0; f < width; ++f) {
       out[f] = store<T>(Act::template at<Acc<T>>(load(g[f])).value * load(u[f]));
@@ -71,11 +83,11 @@ BALORA_INLINE void forward_rows(Rows<T> gate, Rows<T> up, Rows<T> y, int64_t beg
 }
 
 template <typename Act, typename T>
-BALORA_INLINE void backward_rows(Rows<T> dy, Rows<T> gate, Rows<T> up, Rows<T> dgate, Rows<T> dup,
-                                 int64_t begin, int64_t end, int64_t width) {
+BALORA_INLINE void backward_rows(const Backward<T>& o, int64_t begin, int64_t end) {
+  const int64_t width = o.width;
   for (int64_t n = begin; n < end; ++n) {
-    const T *d = dy[n], *g = gate[n], *u = up[n];
-    T *dg = dgate[n], *du = dup[n];
+    const T *d = o.dy[n], *g = o.gate[n], *u = o.up[n];
+    T *dg = o.dgate[n], *du = o.dup[n];
 #pragma omp simd
     for (int64_t f = 0; f < width; ++f) {
       const auto act = Act::template at<Acc<T>>(load(g[f]));
@@ -87,18 +99,18 @@ BALORA_INLINE void backward_rows(Rows<T> dy, Rows<T> gate, Rows<T> up, Rows<T> d
 }
 
 // target_clones cannot mark a template, so each dtype gets plain functions of its own.
-#define ROWS(T)                                                                                    \
-  BALORA_SIMD void forward(Rows<T> g, Rows<T> u, Rows<T> y, int64_t b, int64_t e, int64_t width,   \
-                           balora_activation activation) {                                         \
-    if (activation == BALORA_GATE_SILU) return forward_rows<Silu>(g, u, y, b, e, width);           \
-    if (activation == BALORA_GATE_GELU) return forward_rows<Gelu>(g, u, y, b, e, width);           \
-    forward_rows<GeluTanh>(g, u, y, b, e, width);                                                  \
-  }                                                                                                \
-  BALORA_SIMD void backward(Rows<T> dy, Rows<T> g, Rows<T> u, Rows<T> dg, Rows<T> du, int64_t b,   \
-                            int64_t e, int64_t width, balora_activation activation) {              \
-    if (activation == BALORA_GATE_SILU) return backward_rows<Silu>(dy, g, u, dg, du, b, e, width); \
-    if (activation == BALORA_GATE_GELU) return backward_rows<Gelu>(dy, g, u, dg, du, b, e, width); \
-    backward_rows<GeluTanh>(dy, g, u, dg, du, b, e, width);                                        \
+#define ROWS(T)                                                                            \
+  BALORA_SIMD void forward(const Forward<T>& o, balora_activation activation, int64_t b,   \
+                           int64_t e) {                                                    \
+    if (activation == BALORA_GATE_SILU) return forward_rows<Silu>(o, b, e);                \
+    if (activation == BALORA_GATE_GELU) return forward_rows<Gelu>(o, b, e);                \
+    forward_rows<GeluTanh>(o, b, e);                                                       \
+  }                                                                                        \
+  BALORA_SIMD void backward(const Backward<T>& o, balora_activation activation, int64_t b, \
+                            int64_t e) {                                                   \
+    if (activation == BALORA_GATE_SILU) return backward_rows<Silu>(o, b, e);               \
+    if (activation == BALORA_GATE_GELU) return backward_rows<Gelu>(o, b, e);               \
+    backward_rows<GeluTanh>(o, b, e);                                                      \
   }
 ROWS(float)
 ROWS(bf16)
@@ -125,7 +137,7 @@ int32_t gated_forward_kernel(Context* ctx, const balora_gated_forward& o) {
       if constexpr (std::is_same_v<T, bf16>) {
         for (int64_t n = begin; lanes && n < end; ++n) swiglu_row_bf16(g[n], u[n], to[n], width);
       }
-      if (!lanes) forward(g, u, to, begin, end, width, o.activation);
+      if (!lanes) forward(Forward<T>{g, u, to, width}, o.activation, begin, end);
     });
   });
   return 0;
@@ -142,7 +154,7 @@ int32_t gated_backward_kernel(Context* ctx, const balora_gated_backward& o) {
           swiglu_backward_row_bf16(d[n], g[n], u[n], dg[n], du[n], width);
         }
       }
-      if (!lanes) backward(d, g, u, dg, du, begin, end, width, o.activation);
+      if (!lanes) backward(Backward<T>{d, g, u, dg, du, width}, o.activation, begin, end);
     });
   });
   return 0;
