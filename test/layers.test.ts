@@ -75,7 +75,11 @@ function nativeComplaints(path: string, source: string): string[] {
 /** Constructs that only one file of cuda/ may contain, since the emulated device has to replace or watch them. */
 const kCudaOnlyIn: [what: string, pattern: RegExp, file: string][] = [
   ['a launch', /<<</, 'cuda/runtime/common.cuh'],
-  ['the launch of a driver or run-time call', /\bcu(da)?LaunchKernel\w*/, 'cuda/runtime/common.cuh'],
+  [
+    'the launch of a driver or run-time call',
+    /\bcu(da)?LaunchKernel\w*/,
+    'cuda/runtime/common.cuh',
+  ],
   ['PTX', /\basm\b|__asm__/, 'cuda/device/instructions.cuh'],
   ['__shared__', /__shared__/, 'cuda/device/block.cuh'],
 ];
@@ -101,6 +105,19 @@ describe('layers', () => {
         .map((name) => `${path}: ${name}`),
     );
     expect(complaints).toEqual([]);
+  });
+
+  it('headers that every device compiles include no device', () => {
+    const allowed = /^(tensor|kernels\/shared|kernels\/operands)\/|^kernels\/kernel_table\.h$/;
+    const shared = nativeFiles.filter((path) => path.startsWith('native/kernels/shared/'));
+    const complaints = shared.flatMap((path) =>
+      [...read(path).matchAll(/#\s*include\s*"([^"]+)"/g)]
+        .map((match) => match[1] ?? '')
+        .filter((name) => !allowed.test(name))
+        .map((name) => `${path}: ${name}`),
+    );
+    expect(complaints).toEqual([]);
+    expect(shared.length).toBeGreaterThan(0);
   });
 
   it('cuda/ has launches, shared memory and PTX in one file each', () => {

@@ -161,30 +161,16 @@ Dense power_basis(Scratch& scratch, const Source& a, const Wanted& wanted) {
 // The same to convergence; nothing where the energy does not settle within max_cycles.
 std::optional<Dense> converged_basis(Scratch& scratch, const Source& a, const Wanted& wanted,
                                      double total, int max_cycles) {
-  double captured = -1, gain = -1;  // none yet
-  const ConvergedFn test = [&](const RitzPairs& pairs) {
-    double energy = 0;
-    for (int64_t i = 0; i < wanted.rank; ++i) energy += pairs.values[static_cast<size_t>(i)];
-    const double last = captured, last_gain = gain;
-    captured = energy;
-    if (last < 0) return false;
-    gain = energy - last;
-    if (last_gain < 0) return gain <= 0;
-    // What geometric convergence at the observed ratio leaves uncaptured, against a third of the
-    // tolerance.
-    const double ratio = std::clamp(gain / last_gain, 0.0, 0.95);
-    const double error = std::sqrt(std::max(0.0, 1 - energy / total));
-    const double allowed = 2 * error * (1e-5 * error + 1e-6) * total + 1e-12 * total;
-    return gain * ratio / (1 - ratio) <= allowed / 3;
-  };
+  CapturedEnergy energy(wanted.rank, total);
   KrylovOptions options{std::min(a.n(), wanted.rank + wanted.oversample)};
   options.blocks = 2;
   options.seed = wanted.seed;
   options.max_cycles = max_cycles;
   bool converged = false;
   RitzPairs pairs = block_krylov(
-      scratch, a.n(), options, [&](const Dense& x) { return a.transposed_times(a.times(x)); }, test,
-      &converged, "randomized_svd");
+      scratch, a.n(), options, [&](const Dense& x) { return a.transposed_times(a.times(x)); },
+      [&](const RitzPairs& pairs) { return energy.converged(pairs.values); }, &converged,
+      "randomized_svd");
   if (!converged) return std::nullopt;
   return std::move(pairs.vectors);
 }

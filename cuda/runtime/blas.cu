@@ -192,21 +192,6 @@ __global__ void convert_packs(const Pack<From, 8>* from, Pack<To, 8>* to, int64_
 
 }  // namespace
 
-int64_t element_size(int32_t dtype) {
-  switch (dtype) {
-    case BALORA_F64:
-    case BALORA_I64:
-      return 8;
-    case BALORA_F32:
-    case BALORA_I32:
-      return 4;
-    case BALORA_U8:
-      return 1;
-    default:
-      return 2;
-  }
-}
-
 void convert_matrix(Context* ctx, int64_t rows, int64_t cols, const SourceRows& from,
                     const ResultRows& to) {
   const int64_t count = rows * cols;

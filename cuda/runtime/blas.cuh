@@ -1,6 +1,7 @@
 // Products of matrices through cuBLAS, opened at run time: the package works on machines that have
 // none, and asking for the device there says what was looked for.
 #pragma once
+#include "kernels/shared/rows.h"
 #include "runtime/common.cuh"
 
 namespace balora::cuda {
@@ -34,7 +35,9 @@ struct GemmShape {
 void gemm(Context* ctx, const GemmShape& shape, double alpha, const GemmOperand& a,
           const GemmOperand& b, double beta, const GemmResult& c);
 
-int64_t element_size(int32_t dtype);
+inline int64_t element_size(int32_t dtype) {
+  return dtype_size(static_cast<DType>(dtype));
+}
 inline int32_t accumulator_of(int32_t dtype) {
   return dtype == BALORA_F64 ? BALORA_F64 : BALORA_F32;
 }
@@ -44,18 +47,6 @@ inline const void* offset_by(const void* data, int64_t elements, int32_t dtype) 
 inline void* offset_by(void* data, int64_t elements, int32_t dtype) {
   return static_cast<char*>(data) + elements * element_size(dtype);
 }
-
-// Rows of any float type, `stride` elements from one to the next.
-struct SourceRows {
-  const void* data;
-  int32_t dtype;
-  int64_t stride;
-};
-struct ResultRows {
-  void* data;
-  int32_t dtype;
-  int64_t stride;
-};
 
 // to (rows,cols) = from, converted and rounded once.
 void convert_matrix(Context* ctx, int64_t rows, int64_t cols, const SourceRows& from,

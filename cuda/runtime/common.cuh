@@ -21,13 +21,6 @@
 #include "kernels/kernel_table.h"
 #include "tensor/view.h"
 
-// BALORA_UNROLL before a loop: all of it, so that arrays indexed by it live in registers.
-#if BALORA_EMULATED
-#define BALORA_UNROLL
-#else
-#define BALORA_UNROLL _Pragma("unroll")
-#endif
-
 namespace balora::cuda {
 
 struct Blas;

@@ -155,13 +155,14 @@ export interface SgdStepOptions {
 export function sgdStep(param: Tensor, grad: Tensor, options: SgdStepOptions): void {
   const { lr, momentum = 0, dampening = 0, weightDecay = 0 } = options;
   const { nesterov = false, first = false, buffer = null, coefficient = null } = options;
-  native.sgdStep(
-    param.handle,
-    grad.handle,
-    buffer?.handle ?? null,
-    coefficient?.handle ?? null,
-    { lr, momentum, dampening, weightDecay, nesterov, first },
-  );
+  native.sgdStep(param.handle, grad.handle, buffer?.handle ?? null, coefficient?.handle ?? null, {
+    lr,
+    momentum,
+    dampening,
+    weightDecay,
+    nesterov,
+    first,
+  });
 }
 
 /** State and settings of {@link adafactorStep}. */

@@ -6,7 +6,7 @@
 #include <set>
 
 #include "engine/launch.h"
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "ops/ops.h"
 #include "tape/tape.h"
 
@@ -98,7 +98,7 @@ void check_adamw(const AdamwParameters& parameters, const std::optional<Tensor>&
     check_same_engine(kAdamw, params[0], params[i]);
     check_state(kAdamw, "m", m[i], params[i]);
     check_state(kAdamw, "v", v[i], params[i]);
-    check_shape(kAdamw, "rate", rates[i], {3}, "(3)");
+    check_shape(kAdamw, "rate", rates[i], {BALORA_RATE_SIZE}, "(3)");
     check_dtype(kAdamw, "rate", rates[i], DType::kF64);
     check_same_engine(kAdamw, params[i], rates[i]);
     const TensorImpl& impl = *params[i].impl();

@@ -4,7 +4,7 @@
 //   variance: dx = dy * 2 (x - mean) / (R - correction);  max, min: to the first position that
 //   holds the extreme.
 #include "engine/launch.h"
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "ops/axes.h"
 #include "ops/ops.h"
 #include "tape/tape.h"

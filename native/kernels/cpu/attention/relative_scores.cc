@@ -1,6 +1,6 @@
 #include "kernels/cpu/attention/relative_scores.h"
 
-#include "tensor/errors.h"
+#include "kernels/shared/messages.h"
 
 namespace balora::relative {
 
@@ -12,8 +12,7 @@ void check_index(const Relative& r) {
   const auto* index = data_of<int32_t>(r.index);
   for (int64_t i = 0; i < r.index->shape[0]; ++i) {
     if (index[i] >= 0 && index[i] < table->shape[0]) continue;
-    throw ArgumentError(concat("index[", i, "] = ", index[i], " is not a row of the ",
-                               table->shape[0], " positions"));
+    throw ArgumentError(messages::position_index(i, index[i], table->shape[0]));
   }
 }
 
@@ -29,8 +28,7 @@ std::vector<Pair> read_pairs(const Relative& r) {
     pairs.push_back({queries[b], keys[b]});
     const int64_t longest = std::max(queries[b].rows, keys[b].rows);
     if (!table || 2 * longest - 1 <= table->shape[0]) continue;
-    throw ArgumentError(concat("segment ", b, " has ", longest, " rows, more than the ",
-                               table->shape[0], " relative positions reach"));
+    throw ArgumentError(messages::segment_reach(static_cast<int64_t>(b), longest, table->shape[0]));
   }
   return pairs;
 }

@@ -50,8 +50,8 @@ void convert_rows(Context* ctx, const SourceRows& from, const ResultRows& to, in
     dispatch_float(to.dtype, [&]<typename To>() {
       const auto range = [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-          convert(static_cast<const From*>(from.data) + i * from.ld,
-                  static_cast<To*>(to.data) + i * to.ld, cols);
+          convert(static_cast<const From*>(from.data) + i * from.stride,
+                  static_cast<To*>(to.data) + i * to.stride, cols);
         }
       };
       if (!ctx) return range(0, rows);

@@ -3,20 +3,9 @@
 #include <cstdint>
 
 #include "kernels/kernel_table.h"
+#include "kernels/shared/rows.h"
 
 namespace balora {
-
-// Rows of any float type, `ld` elements from one to the next.
-struct SourceRows {
-  const void* data;
-  int32_t dtype;
-  int64_t ld;
-};
-struct ResultRows {
-  void* data;
-  int32_t dtype;
-  int64_t ld;
-};
 
 // to[i][j] = from[i][j] for rows x cols elements. ctx null: on the calling thread.
 void convert_rows(Context* ctx, const SourceRows& from, const ResultRows& to, int64_t rows,

@@ -7,44 +7,27 @@
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/vec_math.h"
+#include "kernels/shared/activations.h"
 
 namespace balora {
 namespace {
 
-// Value and slope of the activation at x.
-template <typename A>
-struct Activated {
-  A value, slope;
-};
-
 struct Silu {
   template <typename A>
   static BALORA_INLINE Activated<A> at(A x) {
-    const A s = vsigmoid(x);
-    return {x * s, s * (A(1) + x * (A(1) - s))};
+    return silu<VectorMath>(x);
   }
 };
-
 struct Gelu {
   template <typename A>
   static BALORA_INLINE Activated<A> at(A x) {
-    constexpr A kSqrtHalf = A(0.70710678118654752), kInvSqrt2Pi = A(0.39894228040143268);
-    const A cdf = A(0.5) * (A(1) + verf(x * kSqrtHalf));
-    return {x * cdf, cdf + x * kInvSqrt2Pi * vexp(A(-0.5) * x * x)};
+    return gelu<VectorMath>(x);
   }
 };
-
-// 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), "gelu_new" and "gelu_pytorch_tanh" in
-// checkpoints.
 struct GeluTanh {
   template <typename A>
   static BALORA_INLINE Activated<A> at(A x) {
-    constexpr A kScale = A(0.79788456080286536), kCubic = A(0.044715);
-    const A square = x * x;
-    const A t = vtanh(kScale * x * (A(1) + kCubic * square));
-    const A half = A(0.5) * (A(1) + t);
-    const A inner_slope = kScale * (A(1) + A(3) * kCubic * square);
-    return {x * half, half + A(0.5) * x * (A(1) - t * t) * inner_slope};
+    return gelu_tanh<VectorMath>(x);
   }
 };
 

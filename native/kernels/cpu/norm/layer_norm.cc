@@ -2,12 +2,12 @@
 // in a second pass over the row, which stays in cache.
 //   y = (x - mean) * rstd * weight + bias,  rstd = 1 / sqrt(mean((x - mean)^2) + eps)
 //   dx = rstd * (g - mean(g) - xhat * mean(g * xhat)),  g = dy * weight
-#include <cmath>
 #include <vector>
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/shared/norm.h"
 
 namespace balora {
 namespace {
@@ -63,13 +63,13 @@ BALORA_INLINE void forward_rows(const Forward<T>& o, int64_t begin, int64_t end)
       const A centred = load(row[c]) - mean;
       squares += centred * centred;
     }
-    const A rstd = A(1) / std::sqrt(squares / static_cast<A>(channels) + o.eps);
+    const A rstd = reciprocal_deviation(squares / static_cast<A>(channels), o.eps);
     o.mean[n] = mean;
     o.rstd[n] = rstd;
     T* out = o.y + n * channels;
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
-      out[c] = store<T>((load(row[c]) - mean) * rstd * weight[c] + bias[c]);
+      out[c] = store<T>(normalised(load(row[c]), mean, rstd) * weight[c] + bias[c]);
     }
   }
 }
@@ -87,7 +87,7 @@ BALORA_INLINE void backward_rows(const Backward<T>& o, const Sums<A>& sums, int6
     if (dweight) {
 #pragma omp simd
       for (int64_t c = 0; c < channels; ++c) {
-        dweight[c] += load(g[c]) * ((load(row[c]) - mean) * rstd);
+        dweight[c] += load(g[c]) * normalised(load(row[c]), mean, rstd);
         dbias[c] += load(g[c]);
       }
     }
@@ -97,15 +97,15 @@ BALORA_INLINE void backward_rows(const Backward<T>& o, const Sums<A>& sums, int6
     for (int64_t c = 0; c < channels; ++c) {
       const A scaled = load(g[c]) * weight[c];
       sum += scaled;
-      dot += scaled * ((load(row[c]) - mean) * rstd);
+      dot += scaled * normalised(load(row[c]), mean, rstd);
     }
     sum /= static_cast<A>(channels);
     dot /= static_cast<A>(channels);
     T* out = o.dx + n * channels;
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
-      const A normed = (load(row[c]) - mean) * rstd;
-      out[c] = store<T>(rstd * (load(g[c]) * weight[c] - sum - normed * dot));
+      const A normed = normalised(load(row[c]), mean, rstd);
+      out[c] = store<T>(layer_norm_gradient(load(g[c]) * weight[c], normed, rstd, sum, dot));
     }
   }
 }

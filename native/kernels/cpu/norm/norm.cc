@@ -5,7 +5,6 @@
 // two ops apart. Llama rounds x * rstd to the activation dtype before it multiplies
 // (cast_before_weight); Gemma, whose weights are stored minus one (weight_offset 1), multiplies in
 // f32 and rounds last. f32 and f64 make no difference.
-#include <cmath>
 #include <vector>
 
 #include "kernels/cpu/norm/norm_bf16.h"
@@ -13,6 +12,7 @@
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/shared/norm.h"
 
 namespace balora {
 namespace {
@@ -60,7 +60,7 @@ BALORA_INLINE Acc<T> normalise_row(const Forward<T>& o, int64_t n, const T* row,
   T* out = o.y + n * o.channels;
   const A offset = o.offset;
   const int64_t channels = o.channels;
-  const A scale = A(1) / std::sqrt(squares / static_cast<A>(channels) + o.eps);
+  const A scale = reciprocal_deviation(squares / static_cast<A>(channels), o.eps);
   if (o.round) {
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
@@ -141,14 +141,16 @@ BALORA_INLINE void backward_rows(const Backward<T>& o, Acc<T>* dweight, int64_t 
       const T* beside = o.dsum + n * channels;
 #pragma omp simd
       for (int64_t c = 0; c < channels; ++c) {
-        const A through = load(g[c]) * (load(weight[c]) + offset) - load(row[c]) * mean;
+        const A through =
+            rms_norm_gradient(load(g[c]), load(row[c]), load(weight[c]) + offset, mean);
         out[c] = store<T>(load(beside[c]) + scale * through);
       }
       continue;
     }
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
-      out[c] = store<T>(scale * (load(g[c]) * (load(weight[c]) + offset) - load(row[c]) * mean));
+      out[c] = store<T>(
+          scale * rms_norm_gradient(load(g[c]), load(row[c]), load(weight[c]) + offset, mean));
     }
   }
 }

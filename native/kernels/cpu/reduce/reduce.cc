@@ -11,7 +11,7 @@
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/vec_math.h"
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 
 namespace balora {
 namespace {
