@@ -80,7 +80,7 @@ __device__ inline float finish_scores(Scores<kSize>& s, const Geometry<float>& g
       float& score = s[r][e / 4][e % 4];
       if (!plain) {
         score *= g.scale;
-        if (g.softcap != 0) score = g.softcap * quick_tangent(score / g.softcap);
+        if (g.softcap != 0) score = g.softcap * tanh_approx(score / g.softcap);
         score *= kLog2e;
       }
       const int32_t query = first + 16 * r + lane / 4 + e % 4 / 2 * 8;
@@ -164,7 +164,7 @@ __device__ inline void multiply_values(Sums<kSize>& sums, const Scores<kSize>& p
     BALORA_UNROLL
     for (int n = 0; n < kSize / 16; ++n) {
       uint32_t b[2][2];
-      load_b_turned<kSize>(b, v + 16 * j * kPitch<kSize> + 16 * n);
+      load_b_transposed<kSize>(b, v + 16 * j * kPitch<kSize> + 16 * n);
       BALORA_UNROLL
       for (int r = 0; r < kRowTiles<kSize>; ++r) {
         Mma<T>::multiply(sums.out[r][2 * n], a[r], b[0]);

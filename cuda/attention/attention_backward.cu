@@ -1,6 +1,10 @@
 // Attention backward: probabilities come back from q, k and the saved log-sum-exp, tile by tile.
-//   delta = rowsum(dout * out), dp = dout v^T, ds = p (dp - delta)
-//   dv = p^T dout, dk = scale ds^T q, dq = scale ds k
+//   delta = rowsum(dout * out)
+//   dp = dout v^T
+//   ds = p (dp - delta)
+//   dv = p^T dout
+//   dk = scale ds^T q
+//   dq = scale ds k
 // A block owns a tile of keys and walks the queries of every head of its group that see them (dk,
 // dv), or owns a tile of queries of one head and walks its keys (dq): every sum has one owner and
 // one order, so nothing is added atomically and bits repeat. The price is that scores and dp are
@@ -89,7 +93,7 @@ struct Sums {
   float p[kOfKeys ? kParts : 1][4] = {};  // of dv
 };
 
-// What is known of the queries that this lane has scores of, by the pair of columns (keys stay) or
+// Statistics of the queries that this lane has scores of, by the pair of columns (keys stay) or
 // by the half of the rows: lse in units of log 2, delta.
 template <int kSize, bool kOfKeys>
 struct QueryNumbers {
@@ -155,7 +159,7 @@ __device__ inline void differentiate(Scores<kMoving>& s, Scores<kMoving>& dp, co
     if (g.softcap == 0) {
       p = exp2_approx(s[n][e] * (g.scale * kLog2e) - lse);
     } else {
-      const float ratio = quick_tangent(s[n][e] * g.scale / g.softcap);
+      const float ratio = tanh_approx(s[n][e] * g.scale / g.softcap);
       p = exp2_approx(g.softcap * ratio * kLog2e - lse);
       slope = 1 - ratio * ratio;
     }
@@ -182,11 +186,11 @@ __device__ inline void multiply_columns(Sums<kSize, kOfKeys>& sums, const Scores
     BALORA_UNROLL
     for (int n = 0; n < sums.kParts / 2; ++n) {
       uint32_t b[2][2];
-      load_b_turned<kSize>(b, moving0 + 16 * j * kPitch<kSize> + 16 * n);
+      load_b_transposed<kSize>(b, moving0 + 16 * j * kPitch<kSize> + 16 * n);
       Mma<T>::multiply(sums.ds[2 * n], a_ds, b[0]);
       Mma<T>::multiply(sums.ds[2 * n + 1], a_ds, b[1]);
       if constexpr (kOfKeys) {
-        load_b_turned<kSize>(b, moving1 + 16 * j * kPitch<kSize> + 16 * n);
+        load_b_transposed<kSize>(b, moving1 + 16 * j * kPitch<kSize> + 16 * n);
         Mma<T>::multiply(sums.p[2 * n], a_p, b[0]);
         Mma<T>::multiply(sums.p[2 * n + 1], a_p, b[1]);
       }

@@ -78,7 +78,7 @@ __device__ inline void load_b(uint32_t (&b)[2][2], const T* tile) {
   b[0][0] = all[0], b[0][1] = all[1], b[1][0] = all[2], b[1][1] = all[3];
 }
 template <int kSize, typename T>
-__device__ inline void load_b_turned(uint32_t (&b)[2][2], const T* tile) {
+__device__ inline void load_b_transposed(uint32_t (&b)[2][2], const T* tile) {
   const int lane = threadIdx.x % kWarp;
   uint32_t all[4];
   ldmatrix_x4_trans(all, tile + lane % 16 * kPitch<kSize> + lane / 16 * 8);

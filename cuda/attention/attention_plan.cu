@@ -1,8 +1,8 @@
 // The tiles of a batch of segments, and the row sums that both backward kernels read.
 //
 // plan: one block. A thread counts the tiles of a segment, a scan over the threads places them, the
-// thread writes them: 28 bytes a tile, two bounds read a segment. A few microseconds, most of it
-// the launch.
+// thread writes them: 28 bytes a tile, two bounds read a segment. It takes a few microseconds, most
+// of them for the launch.
 // row_dots: eight threads a (row, head), 16 bytes of each operand an access: bound by reading both
 // once, M H D elements each.
 #include "attention/attention.cuh"

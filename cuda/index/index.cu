@@ -1,5 +1,5 @@
 // Reads and writes through an index (kernels/cpu/index/index.cc). An index out of range is reported
-// as a fault and touches nothing. select_rows copies 2 * row bytes an id, a warp a stretch of a
+// as a fault and touches nothing. select_rows copies 2 * row bytes an id, a warp a part of a
 // row. select_rows_backward writes every row of dx once: zero, or the sum of its ids' rows in the
 // order of the ids, held in registers (buckets find the ids of a row); V=49k, C=576 in f32 is
 // 113 MB, 34 us at 3.35 TB/s, and the buckets add some 10 us. scatter_add walks k with a thread a
@@ -137,20 +137,20 @@ inline Buckets make_buckets(Context* ctx, const char* name, const View* ids, con
 }
 
 constexpr int kCopyThreads = 256;
-constexpr int kStretch = 4;  // units of a row that a thread copies
+constexpr int kCopyUnits = 4;  // units of a row that a thread copies
 
 // ---- select_rows --------------------------------------------------------------------------------
 
-struct Stretches {
+struct RowParts {
   int64_t rows;  // of the table
   int64_t ids;
   int64_t size;     // units of a row
-  int64_t length;   // units of a stretch
-  int64_t per_row;  // stretches of a row
+  int64_t length;   // units of a part
+  int64_t per_row;  // parts of a row
 };
 
 template <typename U>
-__global__ void copy_rows(const U* table, Ids ids, U* y, Stretches s, FaultPlace place) {
+__global__ void copy_rows(const U* table, Ids ids, U* y, RowParts s, FaultPlace place) {
   const int lane = threadIdx.x % kWarp;
   const int64_t warps = thread_count() / kWarp;
   for (int64_t w = thread_index() / kWarp; w < s.ids * s.per_row; w += warps) {
@@ -162,14 +162,14 @@ __global__ void copy_rows(const U* table, Ids ids, U* y, Stretches s, FaultPlace
     }
     const U* from = table + id * s.size;
     U* to = y + n * s.size;
-    U held[kStretch];
+    U held[kCopyUnits];
     BALORA_UNROLL
-    for (int u = 0; u < kStretch; ++u) {
+    for (int u = 0; u < kCopyUnits; ++u) {
       const int64_t i = first + lane + u * kWarp;
       if (i < last) held[u] = from[i];
     }
     BALORA_UNROLL
-    for (int u = 0; u < kStretch; ++u) {
+    for (int u = 0; u < kCopyUnits; ++u) {
       const int64_t i = first + lane + u * kWarp;
       if (i < last) to[i] = held[u];
     }
@@ -356,9 +356,9 @@ int32_t select_rows_kernel(Context* ctx, const balora_select_rows& o) {
   const uint64_t address =
       reinterpret_cast<uintptr_t>(o.table->data) | reinterpret_cast<uintptr_t>(o.y->data);
   dispatch_unit(address, bytes, [&]<typename U>() {
-    constexpr int64_t kLength = kStretch * kWarp;
+    constexpr int64_t kLength = kCopyUnits * kWarp;
     const int64_t size = bytes / static_cast<int64_t>(sizeof(U));
-    const Stretches s{o.table->shape[0], n, size, kLength, ceil_div(size, kLength)};
+    const RowParts s{o.table->shape[0], n, size, kLength, ceil_div(size, kLength)};
     launch(ctx, "select_rows", elements(n * s.per_row * kWarp, kCopyThreads), copy_rows<U>,
            data_of<U>(o.table), ids_of(o.ids), data_of<U>(o.y), s, fault_place(ctx, "select_rows"));
   });

@@ -63,7 +63,7 @@ Dense orthonormal_to(Scratch& scratch, const Basis& q, Dense block) {
   return block;
 }
 
-// What the host wants to know of them.
+// The pairs as the host reads them.
 RitzPairs pairs_of(Scratch& scratch, const Basis& q, Ritz& found) {
   RitzPairs pairs;
   const Dense lengths = residual_lengths(scratch, found);

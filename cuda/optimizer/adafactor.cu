@@ -29,7 +29,7 @@ struct Rates {
   double step;  // rate / max(1, RMS(u) / clip)
 };
 
-// Everything the passes share.
+// Operands and buffers of all passes.
 template <typename T>
 struct Problem {
   const T* grad;

@@ -1,4 +1,4 @@
-// What an optimiser does to flat buffers, in place and in one pass: AdamW and SGD steps, scaling by
+// Optimizers' updates of flat buffers, in place and in one pass: AdamW and SGD steps, scaling by
 // a coefficient that stays on the device, adding a multiple, and the gradients' norm in f64
 // (kernels/shared/optimizer.h has the formulas). A thread takes eight elements of every
 // buffer: AdamW moves 28 bytes of f32 an element for some 20 instructions and is bound by memory.

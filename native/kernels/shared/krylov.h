@@ -39,7 +39,7 @@ class CapturedEnergy {
     if (last < 0) return false;
     gain_ = energy - last;
     if (last_gain < 0) return gain_ <= 0;
-    // What geometric convergence at the observed ratio leaves uncaptured, against a third of the
+    // The energy that geometric convergence at this ratio leaves uncaptured, against a third of the
     // tolerance.
     const double ratio = std::clamp(gain_ / last_gain, 0.0, 0.95);
     const double error = std::sqrt(std::max(0.0, 1 - energy / total_));

@@ -12,7 +12,7 @@ BALORA_HOST_DEVICE A reciprocal_deviation(A mean, A eps) {
   return A(1) / std::sqrt(mean + eps);
 }
 
-// What RMSNorm's gradient is before rstd, with mean = sum(dy * (weight + offset) * x) * rstd^2 / C:
+// RMSNorm's gradient before rstd, with mean = sum(dy * (weight + offset) * x) * rstd^2 / C:
 //   dx = rstd * (dy * (weight + offset) - x * mean)
 template <typename A>
 BALORA_HOST_DEVICE A rms_norm_gradient(A dy, A x, A weight, A mean) {

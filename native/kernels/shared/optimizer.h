@@ -14,7 +14,7 @@ namespace balora {
 //   v += (1 - b2) * (g^2 - v)
 //   p -= lr / c1 * m / (sqrt(v) / sqrt(c2) + eps),  c1 = 1 - b1^t, c2 = 1 - b2^t
 
-// What is the same for all elements of a tensor.
+// Factors that all elements of a tensor have in common.
 template <typename T>
 struct AdamwFactors {
   T decay;         // 1 - lr * wd
@@ -25,7 +25,7 @@ struct AdamwFactors {
   T scale;  // of the gradient
 };
 
-// Of a tensor's rate, see balora_adamw.
+// The decay of a tensor with this rate (balora_adamw_rate).
 template <typename T>
 BALORA_HOST_DEVICE T adamw_decay(const double* rate, double weight_decay) {
   return static_cast<T>(1 - rate[BALORA_RATE_LR] * weight_decay);
@@ -72,7 +72,7 @@ template <typename T>
 BALORA_HOST_DEVICE T sgd_moment(const SgdFactors<T>& k, T g, T buffer) {
   return k.first ? g : k.momentum * buffer + k.fresh * g;
 }
-// What the rate is multiplied by, with a buffer.
+// The direction of the update, with a buffer.
 template <typename T>
 BALORA_HOST_DEVICE T sgd_direction(const SgdFactors<T>& k, T g, T moment) {
   return k.nesterov ? g + k.momentum * moment : moment;

@@ -4,12 +4,12 @@
 
 namespace balora {
 
-// Channels i and i + Drot/2 of a head, turned by the angle with this cosine and sine.
+// Channels i and i + Drot/2 of a head, rotated by the angle with this cosine and sine.
 template <typename A>
 BALORA_HOST_DEVICE void rotate_pair(A cosine, A sine, A& first, A& second) {
-  const A turned = first * cosine - second * sine;
+  const A rotated = first * cosine - second * sine;
   second = second * cosine + first * sine;
-  first = turned;
+  first = rotated;
 }
 
 }  // namespace balora

@@ -1,4 +1,4 @@
-// One Adafactor step in place (formulas: kernels/cpu/optimizer/adafactor.cc). No gradient.
+// One Adafactor step in place (formulas: kernels/shared/optimizer.h). No gradient.
 #include "engine/launch.h"
 #include "ops/ops.h"
 #include "tape/tape.h"

@@ -1,6 +1,6 @@
-// What optimisers write in place, one launch each: updates of flat buffers, AdamW steps of any
+// In-place ops of optimizers, one launch each: updates of flat buffers, AdamW steps of any
 // number of parameters, SGD steps, and the norm of all gradients with its clipping coefficient,
-// which stay on the device. Formulas are in kernels/cpu/optimizer/optimizer.cc. No gradients: a
+// which stay on the device. Formulas are in kernels/shared/optimizer.h. No gradients: a
 // tensor that wants one may be written only under noGrad (prepare_in_place).
 #include <cmath>
 #include <set>

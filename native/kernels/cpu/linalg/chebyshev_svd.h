@@ -1,10 +1,10 @@
-// Low-rank SVDs of weights of f32 precision or less, many times quicker than krylov.h's of f64:
-//   1. rough subspace iteration on A^T A (low_precision_gram.h), accelerated by Chebyshev polynomials of
-//      degree 3 that are small on the unwanted part of the spectrum;
-//   2. one power iteration and the Rayleigh-Ritz step with A itself in f32, its small problem in
-//      f64. The power iteration is left out where a number of them is asked for that the
-//      polynomials do with fewer products, and A^T A has no rounding of A in it.
-// Squares in f32 lose what is small: chebyshev_svd looks at what it found and refuses, and the caller
+// Low-rank SVDs of weights of f32 precision or less, many times faster than krylov.h's in f64:
+//   1. Subspace iteration on A^T A in low precision (low_precision_gram.h), accelerated by
+//      Chebyshev polynomials of degree 3 that are small on the unwanted part of the spectrum.
+//   2. One power iteration and the Rayleigh-Ritz step with A itself in f32, its small problem in
+//      f64. The power iteration is left out where the caller asks for a number of them that the
+//      polynomials do with fewer products, and where A^T A has no rounding of A in it.
+// Squares in f32 lose small values: chebyshev_svd looks at what it found and refuses, and the caller
 // takes krylov.h instead.
 #pragma once
 #include <cstdint>
@@ -34,7 +34,7 @@ const char* svd_outcome_name(SvdOutcome outcome);
 // Whether the shape and type are worth it; if not, do not call the others.
 bool chebyshev_svd_fits(const LowRankProblem& problem);
 
-// Of scratch memory, aligned to 64, that chebyshev_svd wants.
+// Bytes of scratch memory, aligned to 64, that chebyshev_svd needs.
 int64_t chebyshev_svd_bytes(const LowRankProblem& problem);
 
 // W ~ U diag(s) Vt; *result is written when the outcome is kDone. The captured energy is within

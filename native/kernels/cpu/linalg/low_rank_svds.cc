@@ -23,7 +23,7 @@ SvdResult exact_svd(const Context* ctx, const LowRankProblem& p) {
              : randomized_svd(ctx, a, p.w.rows, p.w.cols, p.rank, p.niter, p.oversample, p.seed);
 }
 
-// What is still to be done the exact way.
+// The problems, of which some are still to be solved in f64.
 class Tasks {
  public:
   Tasks(Context* ctx, std::span<const LowRankProblem> problems, const StoreSvd& store)

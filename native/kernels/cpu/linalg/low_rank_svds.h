@@ -1,4 +1,4 @@
-// Low-rank SVDs of any number of matrices: the quick way (chebyshev_svd.h) where shape and numbers
+// Low-rank SVDs of any number of matrices: the fast way (chebyshev_svd.h) where shape and numbers
 // allow it, else in f64 (krylov.h). Threads take small matrices whole, one after the other, since
 // the steps of one do not fill several; large ones and those that end in f64 have all threads. A
 // result depends on its matrix alone: neither on the thread count nor on what else is asked for.

@@ -1,6 +1,7 @@
 // LayerNorm over the last dimension, weight and bias optional; the variance is taken about the mean
 // in a second pass over the row, which stays in cache.
-//   y = (x - mean) * rstd * weight + bias,  rstd = 1 / sqrt(mean((x - mean)^2) + eps)
+//   rstd = 1 / sqrt(mean((x - mean)^2) + eps)
+//   y = (x - mean) * rstd * weight + bias
 //   dx = rstd * (g - mean(g) - xhat * mean(g * xhat)),  g = dy * weight
 #include <vector>
 

@@ -1,6 +1,7 @@
-// RMSNorm over the last dimension: statistics in f32 (f64 for f64), one read of each row per
-// direction.
-//   y = x * rstd * (weight + weight_offset),  rstd = 1 / sqrt(mean(x^2) + eps)
+// RMSNorm over the last dimension. Statistics are f32 (f64 for f64); forward and backward read each
+// row once.
+//   rstd = 1 / sqrt(mean(x^2) + eps)
+//   y = x * rstd * (weight + weight_offset)
 // rms_norm_add first forms x + residual, rounds it, and normalises what it stored, so it equals the
 // two ops apart. Llama rounds x * rstd to the activation dtype before it multiplies
 // (cast_before_weight); Gemma, whose weights are stored minus one (weight_offset 1), multiplies in

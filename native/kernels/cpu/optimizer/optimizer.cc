@@ -1,4 +1,4 @@
-// What an optimiser does to flat buffers, in place and in one pass: AdamW and SGD steps, scaling by
+// Optimizers' updates of flat buffers, in place and in one pass: AdamW and SGD steps, scaling by
 // a coefficient that stays on the device, adding a multiple, and the gradients' norm in f64. AdamW
 // and the norm take any number of tensors and share all of them out at once.
 // kernels/shared/optimizer.h has the formulas.

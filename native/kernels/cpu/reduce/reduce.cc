@@ -20,7 +20,7 @@ constexpr int64_t kPiece = 1 << 15;  // elements of a row that one task sums
 constexpr int64_t kColumns = 256;    // columns that one task sums side by side
 constexpr int64_t kGrain = 1 << 14;
 
-// What is added up: x, (x - shift)^2, or e^(x - shift).
+// The terms of a sum: x, (x - shift)^2, or e^(x - shift).
 enum class Term { kValue, kSquare, kExp };
 
 template <Term term, typename A>
